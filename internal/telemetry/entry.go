@@ -1,0 +1,145 @@
+package telemetry
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// EntryID is the ID of a stream entry: milliseconds since 1970 on the server
+// that added it, and a sequence number within that millisecond. The zero value
+// is "0-0", which precedes every entry.
+type EntryID struct {
+	Ms  uint64
+	Seq uint64
+}
+
+// MaxEntryID follows every entry.
+var MaxEntryID = EntryID{Ms: ^uint64(0), Seq: ^uint64(0)}
+
+// ParseEntryID reads the "ms-seq" form that Redis prints. A missing sequence
+// number means 0.
+func ParseEntryID(s string) (EntryID, error) {
+	ms, seq, found := strings.Cut(s, "-")
+	var id EntryID
+	var err error
+	if id.Ms, err = strconv.ParseUint(ms, 10, 64); err != nil {
+		return EntryID{}, fmt.Errorf("entry ID %q: want the form 1700000000000-0", s)
+	}
+	if found {
+		if id.Seq, err = strconv.ParseUint(seq, 10, 64); err != nil {
+			return EntryID{}, fmt.Errorf("entry ID %q: want the form 1700000000000-0", s)
+		}
+	}
+	return id, nil
+}
+
+// AppendTo appends the "ms-seq" form to dst.
+func (id EntryID) AppendTo(dst []byte) []byte {
+	dst = strconv.AppendUint(dst, id.Ms, 10)
+	dst = append(dst, '-')
+	return strconv.AppendUint(dst, id.Seq, 10)
+}
+
+// String returns the "ms-seq" form.
+func (id EntryID) String() string {
+	var buf [41]byte
+	return string(id.AppendTo(buf[:0]))
+}
+
+// Compare is -1, 0 or 1 in stream order.
+func (id EntryID) Compare(other EntryID) int {
+	if c := cmp.Compare(id.Ms, other.Ms); c != 0 {
+		return c
+	}
+	return cmp.Compare(id.Seq, other.Seq)
+}
+
+// Less tells whether id precedes other in the stream.
+func (id EntryID) Less(other EntryID) bool { return id.Compare(other) < 0 }
+
+// IsZero tells whether id is "0-0".
+func (id EntryID) IsZero() bool { return id == EntryID{} }
+
+// Next is the smallest ID that follows id.
+func (id EntryID) Next() EntryID {
+	if id.Seq == ^uint64(0) {
+		return EntryID{Ms: id.Ms + 1}
+	}
+	return EntryID{Ms: id.Ms, Seq: id.Seq + 1}
+}
+
+// Time is the stream time: when the server added the entry, to the millisecond.
+func (id EntryID) Time() time.Time {
+	const latest = 253402300799999 // the end of year 9999, beyond which time formats break
+	return time.UnixMilli(int64(min(id.Ms, latest))).UTC()
+}
+
+// The field names of the wire contract.
+const (
+	FieldTS       = "ts"
+	FieldDeviceID = "device_id"
+	FieldCodec    = "codec"
+	FieldPayload  = "payload"
+	// FieldReplayOf names the source entry of a dead letter that an operator
+	// sent again. The record then keeps the stream time of that entry.
+	FieldReplayOf = "replay_of"
+)
+
+// Entry is one stream item as delivered: names and values of its fields in
+// stream order, byte for byte. The strings share the memory of the server
+// reply they came in, so whoever keeps one of them longer than the entry
+// clones it.
+type Entry struct {
+	ID     EntryID
+	Fields []string // name, value, name, value, …
+}
+
+// Field returns the value of the first field called name.
+func (e *Entry) Field(name string) (string, bool) {
+	for i := 0; i+1 < len(e.Fields); i += 2 {
+		if e.Fields[i] == name {
+			return e.Fields[i+1], true
+		}
+	}
+	return "", false
+}
+
+// DeviceID is the entry's device_id field, or "" where there is none.
+func (e *Entry) DeviceID() string {
+	v, _ := e.Field(FieldDeviceID)
+	return v
+}
+
+// Size is the number of bytes the entry's names and values hold.
+func (e *Entry) Size() int {
+	n := 0
+	for _, s := range e.Fields {
+		n += len(s)
+	}
+	return n
+}
+
+// StreamTime is the time of the entry's ID, or of the entry it is a replay of.
+func (e *Entry) StreamTime() time.Time {
+	if v, ok := e.Field(FieldReplayOf); ok {
+		if id, err := ParseEntryID(v); err == nil {
+			return id.Time()
+		}
+	}
+	return e.ID.Time()
+}
+
+// ShardOf is the shard of a device: xxhash64 of the device ID's bytes modulo
+// the number of shards. An entry without a device ID belongs to shard 0.
+// The hash is pinned for the fleet; changing it reorders devices.
+func ShardOf(deviceID string, shards int) int {
+	if deviceID == "" {
+		return 0
+	}
+	return int(xxhash.Sum64String(deviceID) % uint64(shards))
+}

@@ -1,0 +1,39 @@
+package telemetry
+
+import "time"
+
+// Record is one decoded and validated telemetry message, in the shape and the
+// precision of the positions table. Strings and Attributes may share memory
+// with the entry or with the decoder's buffers (see Decoder.Decode).
+type Record struct {
+	ID         EntryID // of the entry it came from
+	DeviceID   string  // 1 to 64 characters, the IMEI for Teltonika
+	Codec      string
+	TimeUS     int64   // device time, microseconds since 1970, UTC
+	StreamUS   int64   // stream time, microseconds since 1970, UTC; the row's ingested_at
+	Latitude   float64 // degrees, WGS84, -90 to 90
+	Longitude  float64 // degrees, WGS84, -180 to 180
+	Altitude   float32 // metres
+	Angle      float32 // degrees clockwise from north
+	Speed      float32 // km/h
+	Satellites int16
+	Priority   int16  // 0 low, 1 high, 2 panic
+	Attributes []byte // JSON object as stored: big integers are decimal strings, bytes are base64 text
+}
+
+// Time is the device time in UTC.
+func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }
+
+// HasFix tells whether the record carries a position: exactly (0, 0) is how
+// trackers say that they have none.
+func (r *Record) HasFix() bool { return r.Latitude != 0 || r.Longitude != 0 }
+
+// Future tells whether the device clock is more than skew ahead of the stream
+// time. Such a record is stored but takes no part in state.
+func (r *Record) Future(skew time.Duration) bool {
+	return r.TimeUS > r.StreamUS+skew.Microseconds()
+}
+
+// Eligible tells whether the record takes part in state: it has a fix and its
+// clock is not too far ahead.
+func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.Future(skew) }
