@@ -1,0 +1,94 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"go.uber.org/fx"
+)
+
+// codeUnexpected is the exit code of a component that ended although nobody
+// asked it to, unless its error carries a code of its own.
+const codeUnexpected = 2
+
+// errStopping is the cause with which a component's context ends when the
+// service stops.
+var errStopping = errors.New("the service is stopping")
+
+// exitCoder is an error that knows with which code the process should exit.
+type exitCoder interface{ ExitCode() int }
+
+// runner is what every long-lived component is: Run blocks until ctx is
+// cancelled and everything it started has ended.
+type runner interface {
+	Run(ctx context.Context) error
+}
+
+// supervisor turns components into lifecycle hooks.
+type supervisor struct {
+	lc       fx.Lifecycle
+	shutdown fx.Shutdowner
+	log      *slog.Logger
+}
+
+func newSupervisor(lc fx.Lifecycle, shutdown fx.Shutdowner, log *slog.Logger) *supervisor {
+	return &supervisor{lc: lc, shutdown: shutdown, log: log}
+}
+
+// run adds the hooks of one component. Start launches Run on a context of its
+// own, because the hook's ends when the start does. A return that nobody asked
+// for, with an error or without, ends the whole service with the error's
+// ExitCode, or 2. Stop cancels the context and waits for the return, at most
+// until the hook's deadline. A panic is left to end the process.
+func (s *supervisor) run(name string, r runner) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	var stopping atomic.Bool
+	var result error // written before done is closed, read after
+	done := make(chan struct{})
+
+	s.lc.Append(fx.Hook{
+		OnStart: func(context.Context) error {
+			go func() {
+				defer close(done)
+				result = r.Run(ctx)
+				if !stopping.Load() {
+					s.ended(name, result)
+					result = nil // reported; the stop hook has nothing to add
+				}
+			}()
+			return nil
+		},
+		OnStop: func(stopCtx context.Context) error {
+			stopping.Store(true)
+			cancel(errStopping)
+			select {
+			case <-done:
+			case <-stopCtx.Done():
+				return fmt.Errorf("stop %s: still running: %w", name, context.Cause(stopCtx))
+			}
+			if result == nil || errors.Is(result, context.Canceled) || errors.Is(result, errStopping) {
+				return nil
+			}
+			return fmt.Errorf("stop %s: %w", name, result)
+		},
+	})
+}
+
+// ended reports a return that nobody asked for and shuts the service down.
+func (s *supervisor) ended(name string, err error) {
+	code := codeUnexpected
+	var own exitCoder
+	if errors.As(err, &own) {
+		code = own.ExitCode()
+	}
+	if err == nil {
+		err = errors.New("it returned although it was not asked to stop")
+	}
+	s.log.Error("a component ended, shutting down", "component", name, "exit_code", code, "err", err)
+	// The only error says that an earlier shutdown request is still waiting to
+	// be read; that one then decides.
+	_ = s.shutdown.Shutdown(fx.ExitCode(code))
+}

@@ -1,0 +1,52 @@
+package modules
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"go.uber.org/fx"
+	"go.uber.org/fx/fxevent"
+	"golang.org/x/term"
+
+	"github.com/trmtracking/processor/internal/config"
+)
+
+// timeFormat is RFC 3339 with a fixed number of digits, in UTC, so that lines
+// sort as text.
+const timeFormat = "2006-01-02T15:04:05.000Z07:00"
+
+// NewLogger returns the service's logger: JSON, or text on a terminal, with
+// the base fields service and instance_id.
+func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: isoTime}
+	var h slog.Handler
+	if cfg.Format == "text" || cfg.Format == "auto" && isTerminal(w) {
+		h = slog.NewTextHandler(w, opts)
+	} else {
+		h = slog.NewJSONHandler(w, opts)
+	}
+	return slog.New(h).With("service", "processor", "instance_id", instanceID)
+}
+
+// withLogger sends fx's own events to log: errors as errors, the rest at debug.
+func withLogger() fx.Option {
+	return fx.WithLogger(func(log *slog.Logger) fxevent.Logger {
+		l := &fxevent.SlogLogger{Logger: log.With("component", "fx")}
+		l.UseLogLevel(slog.LevelDebug)
+		l.UseErrorLevel(slog.LevelError)
+		return l
+	})
+}
+
+func isoTime(groups []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey && len(groups) == 0 && a.Value.Kind() == slog.KindTime {
+		a.Value = slog.StringValue(a.Value.Time().UTC().Format(timeFormat))
+	}
+	return a
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
