@@ -1,0 +1,67 @@
+package devenv
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+)
+
+// RequireEmptyRedis refuses a Redis target, given by URL instead of started by
+// us, that holds anything: a demo or a test must never write into a database
+// that somebody uses. The variable's name goes into the message.
+func RequireEmptyRedis(ctx context.Context, variable, url, stream string) error {
+	opts, err := redis.ParseURL(url)
+	if err != nil {
+		return fmt.Errorf("parse %s: %w", variable, err)
+	}
+	client := redis.NewClient(opts)
+	defer func() { _ = client.Close() }()
+	if stream != "" {
+		n, err := client.Exists(ctx, stream).Result()
+		if err != nil {
+			return fmt.Errorf("look into %s: %w", variable, err)
+		}
+		if n > 0 {
+			return fmt.Errorf("%s names a Redis that has the stream %s already: use an empty database", variable, stream)
+		}
+	}
+	keys, err := client.DBSize(ctx).Result()
+	if err != nil {
+		return fmt.Errorf("look into %s: %w", variable, err)
+	}
+	if keys > 0 {
+		return fmt.Errorf("%s names database %d of the Redis at %s, which holds %d keys: use an empty database",
+			variable, opts.DB, opts.Addr, keys)
+	}
+	return nil
+}
+
+// RequireEmptyPostgres refuses a Postgres target, given by URL instead of
+// started by us, that has positions or the schema of a processor.
+func RequireEmptyPostgres(ctx context.Context, variable, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", variable, err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	var schema, table bool
+	const look = `
+select exists (select from pg_namespace where nspname = 'processor'),
+       to_regclass('public.positions') is not null`
+	if err := conn.QueryRow(ctx, look).Scan(&schema, &table); err != nil {
+		return fmt.Errorf("look into %s: %w", variable, err)
+	}
+	rows := false
+	if table {
+		if err := conn.QueryRow(ctx, "select exists (select from public.positions)").Scan(&rows); err != nil {
+			return fmt.Errorf("look into %s: %w", variable, err)
+		}
+	}
+	if schema || rows {
+		return fmt.Errorf("%s names the database %s, which a processor uses already (schema processor: %t, positions stored: %t): use an empty database",
+			variable, conn.Config().Database, schema, rows)
+	}
+	return nil
+}
