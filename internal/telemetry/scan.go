@@ -1,0 +1,306 @@
+package telemetry
+
+import (
+	"strconv"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// scanner reads JSON (RFC 8259) once from left to right and keeps to the
+// letter of it; what Postgres would refuse in jsonb (NUL, lone surrogates) is
+// refused here too. A fuzz test holds it against another implementation.
+type scanner struct {
+	src string
+	pos int
+}
+
+// fault is what is wrong with the text at the scanner's position.
+type fault uint8
+
+const (
+	faultNone fault = iota
+	faultSyntax
+	faultTruncated
+	faultUTF8
+	faultNUL
+	faultSurrogate
+)
+
+// Kinds of bytes inside a string.
+const (
+	bytePlain = iota
+	byteQuote
+	byteEscape
+	byteControl
+	byteWide
+)
+
+// stringBytes sorts bytes by what they mean inside a string.
+var stringBytes = func() (kinds [256]uint8) {
+	for c := range kinds {
+		switch {
+		case c < ' ':
+			kinds[c] = byteControl
+		case c == '"':
+			kinds[c] = byteQuote
+		case c == '\\':
+			kinds[c] = byteEscape
+		case c >= utf8.RuneSelf:
+			kinds[c] = byteWide
+		}
+	}
+	return kinds
+}()
+
+// view is the string in b, without a copy; b must not be written to any more.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// bytesOf is the memory of s, which must not be written to.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// peek skips white space and returns the next byte, or 0 at the end (a NUL
+// byte is no JSON, so that nothing is confused).
+func (s *scanner) peek() byte {
+	for s.pos < len(s.src) {
+		c := s.src[s.pos]
+		if c > ' ' || c != ' ' && c != '\n' && c != '\t' && c != '\r' {
+			return c
+		}
+		s.pos++
+	}
+	return 0
+}
+
+// unexpected is the fault of a byte that cannot stand here.
+func (s *scanner) unexpected() fault {
+	if s.pos >= len(s.src) {
+		return faultTruncated
+	}
+	return faultSyntax
+}
+
+// expect skips white space and consumes c.
+func (s *scanner) expect(c byte) fault {
+	if s.pos < len(s.src) && s.src[s.pos] == c || s.peek() == c {
+		s.pos++
+		return faultNone
+	}
+	return s.unexpected()
+}
+
+// text consumes a string, at whose quote the scanner stands, and returns the
+// bounds of what is between the quotes and whether there are escapes in it.
+func (s *scanner) text() (start, end int, escapes bool, f fault) {
+	src := s.src
+	start = s.pos + 1
+	wide := false
+	for i := start; i < len(src); {
+		switch stringBytes[src[i]] {
+		case bytePlain:
+			i++
+		case byteQuote:
+			if wide && !utf8.ValidString(src[start:i]) {
+				s.pos = start
+				return 0, 0, false, faultUTF8
+			}
+			s.pos = i + 1
+			return start, i, escapes, faultNone
+		case byteWide:
+			wide = true
+			i++
+		case byteEscape:
+			escapes = true
+			n, f := escapeLength(src[i:])
+			if f != faultNone {
+				s.pos = i
+				return 0, 0, false, f
+			}
+			i += n
+		default:
+			s.pos = i
+			return 0, 0, false, faultSyntax
+		}
+	}
+	s.pos = len(src)
+	return 0, 0, false, faultTruncated
+}
+
+// escapeLength is the length of the escape that s begins with; a surrogate
+// pair is one escape.
+func escapeLength(s string) (int, fault) {
+	if len(s) < 2 {
+		return 0, faultTruncated
+	}
+	switch s[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2, faultNone
+	case 'u':
+	default:
+		return 0, faultSyntax
+	}
+	c, f := hex4(s[2:])
+	switch {
+	case f != faultNone:
+		return 0, f
+	case c == 0:
+		return 0, faultNUL
+	case c < 0xd800 || c > 0xdfff:
+		return 6, faultNone
+	case c >= 0xdc00 || len(s) < 8 || s[6] != '\\' || s[7] != 'u':
+		return 0, faultSurrogate
+	}
+	if c, f = hex4(s[8:]); f != faultNone {
+		return 0, f
+	}
+	if c < 0xdc00 || c > 0xdfff {
+		return 0, faultSurrogate
+	}
+	return 12, faultNone
+}
+
+func hex4(s string) (rune, fault) {
+	var v rune
+	for i := range 4 {
+		if i >= len(s) {
+			return 0, faultTruncated
+		}
+		c := rune(s[i])
+		switch {
+		case c >= '0' && c <= '9':
+			v = v<<4 | (c - '0')
+		case c|0x20 >= 'a' && c|0x20 <= 'f':
+			v = v<<4 | (c | 0x20 - 'a' + 10)
+		default:
+			return 0, faultSyntax
+		}
+	}
+	return v, faultNone
+}
+
+// appendUnescaped appends the text that raw, a valid inside of a JSON string,
+// stands for.
+func appendUnescaped(dst []byte, raw string) []byte {
+	for i := 0; i < len(raw); {
+		if raw[i] != '\\' {
+			dst = append(dst, raw[i])
+			i++
+			continue
+		}
+		switch c := raw[i+1]; c {
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r, _ := hex4(raw[i+2:])
+			if r >= 0xd800 && r <= 0xdfff {
+				low, _ := hex4(raw[i+8:])
+				r = (r-0xd800)<<10 | (low - 0xdc00) + 0x10000
+				i += 6
+			}
+			dst = utf8.AppendRune(dst, r)
+			i += 4
+		default:
+			dst = append(dst, c)
+		}
+		i += 2
+	}
+	return dst
+}
+
+// literal consumes word, one of true, false and null.
+func (s *scanner) literal(word string) fault {
+	rest := s.src[s.pos:]
+	for i := range len(word) {
+		if i >= len(rest) {
+			s.pos = len(s.src)
+			return faultTruncated
+		}
+		if rest[i] != word[i] {
+			s.pos += i
+			return faultSyntax
+		}
+	}
+	s.pos += len(word)
+	return faultNone
+}
+
+// number is a JSON number as scanned. Its value is ±mantissa × 10^exp10,
+// exactly, unless it has too many digits for that.
+type number struct {
+	text     string
+	mantissa uint64
+	exp10    int
+	negative bool
+	exact    bool
+}
+
+// number consumes a number, at whose first byte the scanner stands.
+func (s *scanner) number() (number, fault) {
+	src, i := s.src, s.pos
+	n := number{exact: true}
+	if src[i] == '-' {
+		n.negative = true
+		i++
+	}
+	first := i
+	for i < len(src) && src[i]-'0' <= 9 {
+		n.mantissa = n.mantissa*10 + uint64(src[i]-'0')
+		i++
+	}
+	digits := i - first
+	if digits == 0 || src[first] == '0' && digits > 1 {
+		s.pos = min(i, first+1)
+		return n, s.unexpected()
+	}
+	if i < len(src) && src[i] == '.' {
+		i++
+		fraction := i
+		for i < len(src) && src[i]-'0' <= 9 {
+			n.mantissa = n.mantissa*10 + uint64(src[i]-'0')
+			i++
+		}
+		if i == fraction {
+			s.pos = i
+			return n, s.unexpected()
+		}
+		n.exp10 = fraction - i
+		digits += i - fraction
+	}
+	if i < len(src) && src[i]|0x20 == 'e' {
+		i++
+		sign := 1
+		if i < len(src) && (src[i] == '-' || src[i] == '+') {
+			if src[i] == '-' {
+				sign = -1
+			}
+			i++
+		}
+		exponent, from := 0, i
+		for i < len(src) && src[i]-'0' <= 9 {
+			exponent = min(exponent*10+int(src[i]-'0'), maxExponent)
+			i++
+		}
+		if i == from {
+			s.pos = i
+			return n, s.unexpected()
+		}
+		n.exp10 += sign * exponent
+	}
+	n.exact = digits <= 19
+	n.text = src[s.pos:i]
+	s.pos = i
+	return n, faultNone
+}
+
+// maxExponent is where exponents stop being told apart: far beyond every range
+// that is checked, even after a mebibyte of digits.
+const maxExponent = 1 << 30
