@@ -1,0 +1,305 @@
+package fleet_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+func collect(t *testing.T, p fleet.Profile) []fleet.Item {
+	t.Helper()
+	s, err := p.Source()
+	require.NoError(t, err)
+	return fleet.Collect(s)
+}
+
+func TestSourceIsAFunctionOfItsProfile(t *testing.T) {
+	for _, p := range fleet.Profiles(7) {
+		p.Limit = 5000
+		require.Equal(t, collect(t, p), collect(t, p), p.Name)
+		q := p
+		q.Seed++
+		require.NotEqual(t, collect(t, p), collect(t, q), p.Name)
+	}
+}
+
+func TestItemsAreDueInOrderAndRecordsAreValid(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		share := rapid.Float64Range(0, 0.14)
+		p := fleet.Profile{
+			Seed:     rapid.Uint64().Draw(t, "seed"),
+			Start:    time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+			Duration: time.Duration(rapid.IntRange(1, 120).Draw(t, "seconds")) * time.Second,
+			Devices:  rapid.IntRange(1, 6).Draw(t, "devices"),
+			Interval: time.Duration(rapid.IntRange(100, 3000).Draw(t, "interval")) * time.Millisecond,
+			Slow:     rapid.Float64Range(0, 1).Draw(t, "slow"),
+			Parked:   share.Draw(t, "parked"), Gaps: share.Draw(t, "gaps"), Overtakes: share.Draw(t, "overtakes"),
+			LostAcks: share.Draw(t, "lost acks"), Twins: share.Draw(t, "twins"),
+			BadClocks: share.Draw(t, "bad clocks"), NoFixes: share.Draw(t, "no fixes"),
+			Hot: rapid.Float64Range(0, 0.9).Draw(t, "hot"),
+		}
+		s, err := p.Source()
+		require.NoError(t, err)
+		at := time.Duration(0)
+		for it, ok := s.Next(); ok; it, ok = s.Next() {
+			m := it.Message
+			require.GreaterOrEqual(t, it.At, at)
+			require.Less(t, it.At, p.Duration)
+			at = it.At
+			require.Len(t, m.DeviceID, 15)
+			require.LessOrEqual(t, math.Abs(m.Latitude), 90.0)
+			require.LessOrEqual(t, math.Abs(m.Longitude), 180.0)
+			require.GreaterOrEqual(t, m.TimeUS, int64(0))
+			require.Less(t, m.TimeUS, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
+			require.Zero(t, m.TimeUS%1000, "the wire has milliseconds")
+			require.True(t, m.Angle >= 0 && m.Angle < 360, "angle %v", m.Angle)
+			require.True(t, m.Speed >= 0 && m.Speed < 600, "speed %v", m.Speed)
+			require.True(t, m.Satellites >= 0 && m.Satellites < 20)
+		}
+	})
+}
+
+// TestRallyHasEverythingThatHappens counts what the default profile holds.
+func TestRallyHasEverythingThatHappens(t *testing.T) {
+	items := collect(t, fleet.Rally(1))
+	type key struct {
+		device string
+		us     int64
+	}
+	newest := map[string]int64{}
+	seen := map[key]string{}
+	count := map[string]int{}
+	for _, it := range items {
+		m := it.Message
+		year := time.UnixMicro(m.TimeUS).UTC().Year()
+		switch {
+		case year == 1970:
+			count["unset clock"]++
+		case year > 2050:
+			count["future clock"]++
+		case m.TimeUS < newest[m.DeviceID]:
+			count["late"]++
+		default:
+			newest[m.DeviceID] = m.TimeUS
+		}
+		if m.Latitude == 0 && m.Longitude == 0 {
+			count["no fix"]++
+		}
+		if m.Speed == 0 && m.Latitude != 0 {
+			count["stop"]++
+		}
+		if m.Priority > 0 {
+			count["urgent"]++
+		}
+		if m.Codec == "16" {
+			count["codec 16"]++
+		}
+		k := key{m.DeviceID, m.TimeUS}
+		text := fmt.Sprint(m)
+		if before, ok := seen[k]; ok && before == text {
+			count["sent again"]++
+		} else if ok {
+			count["twin"]++
+		} else {
+			seen[k] = text
+		}
+	}
+	t.Log(len(items), count)
+	require.InDelta(t, 200_000, len(items), 10_000)
+	for _, what := range []string{"unset clock", "future clock", "late", "no fix", "stop", "urgent", "codec 16", "sent again", "twin"} {
+		require.Greater(t, count[what], 40, what)
+	}
+}
+
+func TestGapsAreFollowedByBurstsNewestFirst(t *testing.T) {
+	p := fleet.Steady(3, 1, 1, 400*time.Second)
+	p.Gaps = 1
+	var burst []int64
+	longest := 0
+	last := time.Duration(-1)
+	for _, it := range collect(t, p) {
+		if it.At != last {
+			burst = burst[:0]
+		}
+		last = it.At
+		burst = append(burst, it.Message.Attributes[0].Value)
+		longest = max(longest, len(burst))
+		if len(burst) == 2 {
+			require.Less(t, burst[1], burst[0], "newest first")
+		}
+	}
+	require.Greater(t, longest, 5)
+}
+
+// TestNothingIsLostOnTheWay tells that incidents delay or repeat records but
+// that each one a moving device made is sent in the end.
+func TestNothingIsLostOnTheWay(t *testing.T) {
+	p := fleet.Rally(5)
+	p.Devices, p.Duration = 10, 1000*time.Second
+	p.BadClocks = 0
+	seen := map[string]map[int64]bool{}
+	for _, it := range collect(t, p) {
+		m := it.Message
+		if seen[m.DeviceID] == nil {
+			seen[m.DeviceID] = map[int64]bool{}
+		}
+		seen[m.DeviceID][m.TimeUS] = true
+	}
+	require.Len(t, seen, 10)
+	for device, times := range seen {
+		require.Len(t, times, 1000, device)
+	}
+}
+
+func TestHotDeviceSendsItsShare(t *testing.T) {
+	p := fleet.HotDevice(2)
+	items := collect(t, p)
+	hot := fleet.DeviceID(p.Devices)
+	n := 0
+	last := int64(0)
+	for _, it := range items {
+		if it.Message.DeviceID == hot {
+			n++
+			require.Greater(t, it.Message.TimeUS, last)
+			last = it.Message.TimeUS
+		}
+	}
+	require.InDelta(t, 0.5, float64(n)/float64(len(items)), 0.01)
+}
+
+func TestJunkHasAllKindsAndItsShare(t *testing.T) {
+	items := collect(t, fleet.Polluted(2))
+	kinds := map[string]int{}
+	n := 0
+	for _, it := range items {
+		if it.Junk != nil {
+			kinds[it.Junk.Kind]++
+			n++
+		}
+	}
+	require.InDelta(t, 0.02, float64(n)/float64(len(items)), 0.001)
+	require.Len(t, kinds, 12)
+	require.Len(t, fleet.JunkKinds(), 12)
+	for _, kind := range fleet.JunkKinds() {
+		j, err := fleet.NewJunk(kind, "356307042441013", time.UnixMilli(1_700_000_000_000))
+		require.NoError(t, err)
+		require.Equal(t, kind, j.Kind)
+	}
+}
+
+func TestSlowDevicesReportEveryTenthInterval(t *testing.T) {
+	p := fleet.Steady(1, 200, 200, 100*time.Second)
+	p.Slow = 0.8
+	n := map[string]int{}
+	for _, it := range collect(t, p) {
+		n[it.Message.DeviceID]++
+	}
+	slow := 0
+	for _, c := range n {
+		if c == 10 {
+			slow++
+		} else {
+			require.Equal(t, 100, c)
+		}
+	}
+	require.InDelta(t, 160, slow, 20)
+}
+
+func TestDeviceIDsAreDistinctIMEIs(t *testing.T) {
+	// The check digit of Teltonika's documentation example, 356307042441013.
+	require.Equal(t, "356307042441013", fleet.DeviceID(244101))
+	seen := map[string]bool{}
+	for n := 0; n < 3_000_000; n += 37 {
+		id := fleet.DeviceID(n)
+		require.Len(t, id, 15)
+		require.False(t, seen[id])
+		seen[id] = true
+	}
+}
+
+func TestBadProfilesNameEveryProblem(t *testing.T) {
+	_, err := fleet.Profile{Gaps: 0.7, Twins: 0.7, Junk: 2}.Source()
+	for _, want := range []string{"devices 0", "interval 0s", "duration 0s", "start", "share 2", "add up to 1.4"} {
+		require.ErrorContains(t, err, want)
+	}
+	_, err = fleet.ByName("regatta", 1)
+	require.ErrorContains(t, err, `want one of ["rally" "city" "hot" "junk" "steady"]`)
+}
+
+func TestMillionDevicesCostTensOfBytesEach(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	s, err := fleet.Steady(1, 1_000_000, 20_000, 10*time.Second).Source()
+	require.NoError(t, err)
+	n := 0
+	for _, ok := s.Next(); ok; _, ok = s.Next() {
+		n++
+	}
+	each := float64(heap()-before) / 1e6
+	require.Equal(t, 200_000, n)
+	require.Less(t, each, 50.0)
+	runtime.KeepAlive(s)
+}
+
+// TestPayloadFollowsTheWireContract reads an entry with a plain JSON reader.
+func TestPayloadFollowsTheWireContract(t *testing.T) {
+	m := fleet.Message{
+		DeviceID: "356307042441013", Codec: "8E",
+		TimeUS:   time.Date(2026, 5, 2, 10, 0, 0, 7_000_000, time.UTC).UnixMicro(),
+		Latitude: 41.123456, Longitude: -0.0000001, Altitude: -12, Angle: 359, Speed: 88.5, Satellites: 11, Priority: 2,
+		Attributes: []fleet.Attribute{
+			{Name: "239", Value: 1},
+			{Name: "78", Kind: fleet.BigInt, Value: -1},
+			{Name: "385", Kind: fleet.Buffer, Bytes: "\x00\xff"},
+			{Name: "386", Kind: fleet.OldNode, Bytes: "\x00\xff"},
+		},
+	}
+	fields := m.Fields()
+	require.Equal(t, []string{"ts", "2026-05-02T10:00:00.007Z", "device_id", "356307042441013", "codec", "8E", "payload"}, fields[:7])
+	var got any
+	d := json.NewDecoder(strings.NewReader(fields[7]))
+	d.UseNumber()
+	require.NoError(t, d.Decode(&got))
+	require.Equal(t, map[string]any{
+		"device_id": "356307042441013", "timestamp": "2026-05-02T10:00:00.007Z",
+		"latitude": json.Number("41.123456"), "longitude": json.Number("-0.0000001"), "altitude": json.Number("-12"),
+		"angle": json.Number("359"), "speed": json.Number("88.5"), "satellites": json.Number("11"), "priority": json.Number("2"),
+		"attributes": map[string]any{
+			"239": json.Number("1"),
+			"78":  map[string]any{"__bigint": "18446744073709551615"},
+			"385": map[string]any{"__buffer_b64": "AP8="},
+			"386": map[string]any{"type": "Buffer", "data": []any{json.Number("0"), json.Number("255")}},
+		},
+	}, got)
+}
+
+func BenchmarkRallyEncoded(b *testing.B) {
+	p := fleet.Rally(1)
+	p.Duration = 1000 * time.Hour
+	s, err := p.Source()
+	require.NoError(b, err)
+	b.ReportAllocs()
+	bytes := 0
+	for b.Loop() {
+		it, _ := s.Next()
+		for _, f := range it.Fields() {
+			bytes += len(f)
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "items/s")
+	b.ReportMetric(float64(bytes)/float64(b.N), "bytes/item")
+}
