@@ -88,7 +88,7 @@ func splitURL(s string) (address, bool) {
 	if i := strings.IndexByte(rest, '/'); i >= 0 {
 		authority, a.path = rest[:i], rest[i:]
 	}
-	if strings.Contains(a.path, "@") || strings.Contains(rawQuery, "@") {
+	if strings.HasPrefix(a.path, "//") || strings.Contains(a.path, "@") || strings.Contains(rawQuery, "@") {
 		return a, false
 	}
 	var err error

@@ -1,0 +1,214 @@
+package config
+
+import (
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	// ReleaseBudget is what remains after the drain to ack, release the shards
+	// and leave the fleet.
+	ReleaseBudget = 3 * time.Second
+	// CloseBudget is what then remains to close connections and the endpoint.
+	CloseBudget = 2 * time.Second
+
+	// spareConns are connections beside those of the workers: one to listen,
+	// one for coordination, one for look-ups.
+	spareConns = 3
+
+	maxInstanceID = 40
+	maxName       = 200
+)
+
+// complete replaces every default that is computed.
+func (c *Config) complete(r *report) {
+	if c.Instance.ID == "" {
+		c.Instance.ID = defaultInstanceID()
+	}
+	c.Redis.complete(r)
+	explicit := c.Postgres.MaxConns != 0
+	if c.Pipeline.Workers == 0 {
+		c.Pipeline.Workers = max(2, 2*runtime.GOMAXPROCS(0))
+		if explicit {
+			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, c.Postgres.MaxConns-spareConns))
+		}
+	}
+	c.Postgres.complete(r, c.Pipeline.Workers)
+	if c.Crash.Dir == "" {
+		c.Crash.Dir = filepath.Join(os.TempDir(), "processor-dumps")
+	}
+}
+
+func (c *Redis) complete(r *report) {
+	if c.URL != "" {
+		joined, ok := joinRedis(string(c.URL))
+		a, cut := splitURL(joined)
+		if !ok || !cut || !strings.Contains(" redis rediss unix ", " "+a.scheme+" ") {
+			r.add("REDIS_URL", c.URL.String(), "must be a URL such as redis://user:password@host:6379/0, rediss:// for TLS or unix:///path; "+
+				"several addresses share scheme and credentials; percent-encode @ / ? # : in the password")
+		} else {
+			c.URL = RedisURL(joined)
+		}
+	}
+	if c.DLQStream == "" {
+		c.DLQStream = c.Stream + ":dlq"
+		if c.URL.Cluster() && !strings.Contains(c.Stream, "{") {
+			c.DLQStream = "{" + c.Stream + "}:dlq"
+		}
+	}
+	for _, name := range []struct{ variable, value string }{
+		{"REDIS_TELEMETRY_STREAM", c.Stream},
+		{"REDIS_CONSUMER_GROUP", c.Group},
+		{"REDIS_DLQ_STREAM", c.DLQStream},
+		{"RECOMPUTE_STREAM", c.RecomputeStream},
+	} {
+		if len(name.value) > maxName || strings.ContainsFunc(name.value, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }) {
+			r.add(name.variable, name.value, "must be at most %d bytes without spaces and control characters", maxName)
+		}
+	}
+	if c.DLQStream == c.Stream {
+		r.add("REDIS_DLQ_STREAM", c.DLQStream, "must differ from REDIS_TELEMETRY_STREAM: dead letters would be read again")
+	}
+	if c.RecomputeStream == c.Stream || c.RecomputeStream == c.DLQStream {
+		r.add("RECOMPUTE_STREAM", c.RecomputeStream, "must differ from REDIS_TELEMETRY_STREAM and REDIS_DLQ_STREAM")
+	}
+}
+
+// complete fills in what depends on the number of workers, 0 where none run.
+func (c *Postgres) complete(r *report, workers int) {
+	if c.MigrateURL == "" {
+		c.MigrateURL = c.URL
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = max(10, workers+spareConns)
+	}
+	const rule = "must be a URL such as postgres://user:password@host:5432/database, or keywords such as " +
+		"host=db user=processor dbname=trm; percent-encode @ / ? # : in the password of a URL"
+	if !c.URL.valid() {
+		r.add("POSTGRES_URL", c.URL.String(), rule)
+	}
+	if c.MigrateURL != c.URL && !c.MigrateURL.valid() {
+		r.add("POSTGRES_MIGRATE_URL", c.MigrateURL.String(), rule)
+	}
+}
+
+// valid tells whether the value has one of the two forms. The driver judges
+// the rest.
+func (u PostgresURL) valid() bool {
+	if u == "" {
+		return true // whether it must be set is another rule
+	}
+	if strings.Contains(string(u), "://") {
+		a, ok := splitURL(string(u))
+		return ok && (a.scheme == "postgres" || a.scheme == "postgresql")
+	}
+	return strings.Contains(string(u), "=")
+}
+
+// check applies the rules about more than one variable.
+func (c *Config) check(r *report) {
+	if !validInstanceID(c.Instance.ID) {
+		r.add("INSTANCE_ID", c.Instance.ID, "must be 1 to %d letters, digits, dots, dashes or underscores", maxInstanceID)
+	}
+	in, p, co := c.Instance, c.Pipeline, c.Coordination
+	if !r.has("DRAIN_TIMEOUT", "SHUTDOWN_TIMEOUT") && in.DrainTimeout+ReleaseBudget+CloseBudget > in.ShutdownTimeout {
+		r.add("DRAIN_TIMEOUT", in.DrainTimeout.String(), "must leave room in SHUTDOWN_TIMEOUT=%v: drain %v + release %v + close %v = %v",
+			in.ShutdownTimeout, in.DrainTimeout, ReleaseBudget, CloseBudget, in.DrainTimeout+ReleaseBudget+CloseBudget)
+	}
+	c.Postgres.check(r)
+
+	durations := []struct {
+		low  string
+		a    time.Duration
+		high string
+		b    time.Duration
+		why  string
+	}{
+		{"STATEMENT_TIMEOUT", c.Postgres.StatementTimeout, "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "a slow statement would count as no progress"},
+		{"STATEMENT_TIMEOUT", c.Postgres.StatementTimeout, "STALL_TIMEOUT", in.StallTimeout, "a slow statement would count as a stall"},
+		{"LEADER_TTL", co.LeaderTTL, "MEMBER_TTL", co.MemberTTL, "when a member is seen to be gone there must be a leader again"},
+		{"CLAIM_INTERVAL_MS", co.ClaimInterval(), "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "sweeps must be more frequent than what they look for"},
+		{"HANDOFF_BUDGET", co.HandoffBudget, "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "a hand-off would count as no progress"},
+		{"BATCH_MAX_AGE", p.BatchMaxAge, "DRAIN_TIMEOUT", in.DrainTimeout, "the last batch must fit into the drain"},
+	}
+	for _, d := range durations {
+		if !r.has(d.low, d.high) && d.a >= d.b {
+			r.add(d.low, show(d.low, d.a), "must be below %s=%s: %s", d.high, show(d.high, d.b), d.why)
+		}
+	}
+	if !r.has("DEAL_BLOCK", "TURN_TTL") && 2*co.DealBlock > co.TurnTTL {
+		r.add("TURN_TTL", co.TurnTTL.String(), "must be at least twice DEAL_BLOCK=%v: the turn is renewed between two reads, 2 x %v = %v", co.DealBlock, co.DealBlock, 2*co.DealBlock)
+	}
+
+	if !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < p.Workers+spareConns {
+		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least WORKERS=%d + %d = %d", p.Workers, spareConns, p.Workers+spareConns)
+	}
+	sizes := []struct {
+		low  string
+		a    int64
+		high string
+		b    int64
+	}{
+		{"BATCH_MAX_RECORDS", int64(p.BatchMaxRecords), "MAX_IN_FLIGHT_RECORDS", int64(p.MaxInFlightRecords)},
+		{"READ_BATCH_RECORDS", int64(p.ReadBatchRecords), "MAX_IN_FLIGHT_RECORDS", int64(p.MaxInFlightRecords)},
+		{"MAX_PAYLOAD_BYTES", int64(c.Telemetry.MaxPayloadBytes), "MAX_IN_FLIGHT_BYTES", p.MaxInFlightBytes},
+	}
+	for _, s := range sizes {
+		if !r.has(s.low, s.high) && s.a > s.b {
+			r.add(s.low, strconv.FormatInt(s.a, 10), "must be at most %s=%d", s.high, s.b)
+		}
+	}
+}
+
+func (c *Postgres) check(r *report) {
+	if !r.has("LOCK_TIMEOUT", "STATEMENT_TIMEOUT") && c.LockTimeout > c.StatementTimeout {
+		r.add("LOCK_TIMEOUT", c.LockTimeout.String(), "must be at most STATEMENT_TIMEOUT=%v: it would never be reached", c.StatementTimeout)
+	}
+}
+
+// show prints a duration in the notation of its variable.
+func show(variable string, d time.Duration) string {
+	if strings.HasSuffix(variable, "_MS") {
+		return strconv.FormatInt(d.Milliseconds(), 10)
+	}
+	return d.String()
+}
+
+// validInstanceID keeps the name printable and short enough for Postgres'
+// application_name, which carries it with the incarnation in 63 bytes.
+func validInstanceID(s string) bool {
+	if s == "" || len(s) > maxInstanceID {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(c rune) bool { return !idRune(c) })
+}
+
+func idRune(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '-' || c == '_'
+}
+
+// defaultInstanceID keeps the end of a long host name: that is where replicas
+// of one deployment differ.
+func defaultInstanceID() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "processor"
+	}
+	host = strings.Map(func(c rune) rune {
+		if idRune(c) {
+			return c
+		}
+		return '-'
+	}, host)
+	suffix := "-" + strings.ToLower(rand.Text()[:6])
+	if keep := maxInstanceID - len(suffix); len(host) > keep {
+		host = host[len(host)-keep:]
+	}
+	return host + suffix
+}
