@@ -46,13 +46,10 @@ func (d *Decoder) readAttributes(c byte, r *Record) *DecodeError {
 			if key == keyBigInt || key == keyBytes {
 				return d.unknownSentinel()
 			}
-			if c := s.peek(); c-'0' <= 9 {
-				err = d.skipNumber(true)
-			} else {
-				err = d.skip(2, true)
-			}
-			if err != nil {
-				return err
+			if s.peek(); !s.plainInteger() {
+				if err = d.skip(2, true); err != nil {
+					return err
+				}
 			}
 			if more, err = d.readMore('}'); err != nil {
 				return err
@@ -131,8 +128,9 @@ func (d *Decoder) skip(depth int, stored bool) *DecodeError {
 }
 
 func (d *Decoder) skipNumber(stored bool) *DecodeError {
-	n, f := d.scan.number()
-	if f != faultNone {
+	s := &d.scan
+	var n number
+	if f := s.number(&n); f != faultNone {
 		return d.fault(f)
 	}
 	if stored && !n.fitsNumeric() {
@@ -316,7 +314,8 @@ func (d *Decoder) convertBuffer(start int, data string) *DecodeError {
 		if c := array.peek(); c != '-' && c-'0' > 9 {
 			return d.unknownSentinel()
 		}
-		n, _ := array.number()
+		var n number
+		array.number(&n)
 		v, ok := n.integer()
 		if !ok || v < 0 || v > 255 {
 			return d.invalid(RuleByte, "has a Buffer with something other than a byte")

@@ -141,8 +141,8 @@ func (d *Decoder) readField(key uint, r *Record) *DecodeError {
 	if c != '-' && c-'0' > 9 {
 		return d.notA("number")
 	}
-	n, f := d.scan.number()
-	if f != faultNone {
+	var n number
+	if f := d.scan.number(&n); f != faultNone {
 		return d.fault(f)
 	}
 	switch key {

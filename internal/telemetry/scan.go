@@ -244,61 +244,82 @@ type number struct {
 }
 
 // number consumes a number, at whose first byte the scanner stands.
-func (s *scanner) number() (number, fault) {
+func (s *scanner) number(n *number) fault {
 	src, i := s.src, s.pos
-	n := number{exact: true}
-	if src[i] == '-' {
-		n.negative = true
+	*n = number{negative: src[i] == '-'}
+	if n.negative {
 		i++
 	}
 	first := i
-	for i < len(src) && src[i]-'0' <= 9 {
-		n.mantissa = n.mantissa*10 + uint64(src[i]-'0')
-		i++
-	}
-	digits := i - first
-	if digits == 0 || src[first] == '0' && digits > 1 {
+	i, n.mantissa = digits(src, i, 0)
+	count := i - first
+	if count == 0 || src[first] == '0' && count > 1 {
 		s.pos = min(i, first+1)
-		return n, s.unexpected()
+		return s.unexpected()
 	}
 	if i < len(src) && src[i] == '.' {
-		i++
-		fraction := i
-		for i < len(src) && src[i]-'0' <= 9 {
-			n.mantissa = n.mantissa*10 + uint64(src[i]-'0')
-			i++
-		}
-		if i == fraction {
+		first = i + 1
+		i, n.mantissa = digits(src, first, n.mantissa)
+		if i == first {
 			s.pos = i
-			return n, s.unexpected()
+			return s.unexpected()
 		}
-		n.exp10 = fraction - i
-		digits += i - fraction
+		n.exp10 = first - i
+		count -= n.exp10
 	}
 	if i < len(src) && src[i]|0x20 == 'e' {
-		i++
-		sign := 1
-		if i < len(src) && (src[i] == '-' || src[i] == '+') {
-			if src[i] == '-' {
-				sign = -1
-			}
-			i++
+		power, end, ok := exponent(src, i+1)
+		if !ok {
+			s.pos = end
+			return s.unexpected()
 		}
-		exponent, from := 0, i
-		for i < len(src) && src[i]-'0' <= 9 {
-			exponent = min(exponent*10+int(src[i]-'0'), maxExponent)
-			i++
-		}
-		if i == from {
-			s.pos = i
-			return n, s.unexpected()
-		}
-		n.exp10 += sign * exponent
+		n.exp10 += power
+		i = end
 	}
-	n.exact = digits <= 19
+	n.exact = count <= 19
 	n.text = src[s.pos:i]
 	s.pos = i
-	return n, faultNone
+	return faultNone
+}
+
+// digits reads the digits at position i on top of v, which may overflow.
+func digits(src string, i int, v uint64) (int, uint64) {
+	for i < len(src) && src[i]-'0' <= 9 {
+		v = v*10 + uint64(src[i]-'0')
+		i++
+	}
+	return i, v
+}
+
+// exponent reads what follows the letter of an exponent; ok is false if that
+// is no digit.
+func exponent(src string, i int) (v, end int, ok bool) {
+	sign := 1
+	if i < len(src) && (src[i] == '-' || src[i] == '+') {
+		if src[i] == '-' {
+			sign = -1
+		}
+		i++
+	}
+	for ; i < len(src) && src[i]-'0' <= 9; i++ {
+		v = min(v*10+int(src[i]-'0'), maxExponent)
+		ok = true
+	}
+	return sign * v, i, ok
+}
+
+// plainInteger consumes a positive whole number that a comma or a brace
+// follows at once, if there is one. Nearly every attribute is.
+func (s *scanner) plainInteger() bool {
+	src, i := s.src, s.pos
+	for i < len(src) && src[i]-'0' <= 9 {
+		i++
+	}
+	if i == s.pos || i-s.pos > 19 || i == len(src) || src[s.pos] == '0' && i-s.pos > 1 || src[i] != ',' && src[i] != '}' {
+		return false
+	}
+	s.pos = i
+	return true
 }
 
 // maxExponent is where exponents stop being told apart: far beyond every range
