@@ -1,0 +1,139 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/devenv"
+)
+
+// PostgresOption changes what Postgres gives.
+type PostgresOption func(*postgresSpec)
+
+type postgresSpec struct {
+	template string
+	build    func(ctx context.Context, url string) error
+}
+
+// WithTemplate copies the test's database from a template that build fills,
+// once per test process for each name. Callers hand in the migrations, so that
+// this package needs to know none. Build must close its connections.
+func WithTemplate(name string, build func(ctx context.Context, url string) error) PostgresOption {
+	return func(s *postgresSpec) { s.template, s.build = name, build }
+}
+
+// Postgres makes a database for the test and returns its URL; it is dropped
+// when the test ends. Without WithTemplate it is empty.
+func Postgres(tb testing.TB, opts ...PostgresOption) string {
+	tb.Helper()
+	var spec postgresSpec
+	for _, opt := range opts {
+		opt(&spec)
+	}
+	server := process.postgres.use(tb, PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
+	defer cancel()
+
+	template := "template1"
+	if spec.build != nil {
+		var err error
+		if template, err = process.templates.get(ctx, server, spec); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	name := "test_" + unique()
+	made, err := createDatabase(ctx, server, name, template)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), setupTimeout)
+		defer cancel()
+		if err := dropDatabase(ctx, server, name); err != nil {
+			tb.Error(err)
+		}
+	})
+	return made
+}
+
+func checkPostgres(ctx context.Context, server string) error {
+	return devenv.RequireEmptyPostgres(ctx, PostgresVariable, server)
+}
+
+// templates are the template databases of this process.
+type templates struct {
+	mu     sync.Mutex // held while one is built: who waits for it needs it
+	server string
+	names  map[string]string // database by template name
+}
+
+func (t *templates) get(ctx context.Context, server string, spec postgresSpec) (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if database, ok := t.names[spec.template]; ok {
+		return database, nil
+	}
+	database := "template_" + unique()
+	made, err := createDatabase(ctx, server, database, "template1")
+	if err != nil {
+		return "", err
+	}
+	if err := spec.build(ctx, made); err != nil {
+		return "", errors.Join(fmt.Errorf("build template %s: %w", spec.template, err),
+			dropDatabase(context.WithoutCancel(ctx), server, database))
+	}
+	if t.names == nil {
+		t.names = make(map[string]string)
+	}
+	t.server, t.names[spec.template] = server, database
+	return database, nil
+}
+
+func (t *templates) drop() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
+	var err error
+	for _, database := range t.names {
+		err = errors.Join(err, dropDatabase(ctx, t.server, database))
+	}
+	t.names = nil
+	return err
+}
+
+func createDatabase(ctx context.Context, server, name, template string) (string, error) {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme == "" {
+		return "", fmt.Errorf("%s must be a URL, postgres://user@host:port/database", PostgresVariable)
+	}
+	err = execute(ctx, server, "create database "+name+" template "+template)
+	if err != nil {
+		return "", fmt.Errorf("create database for a test: %w", err)
+	}
+	u.Path = "/" + name
+	return u.String(), nil
+}
+
+func dropDatabase(ctx context.Context, server, name string) error {
+	if err := execute(ctx, server, "drop database if exists "+name+" with (force)"); err != nil {
+		return fmt.Errorf("drop database of a test: %w", err)
+	}
+	return nil
+}
+
+func execute(ctx context.Context, server, sql string) error {
+	conn, err := pgx.Connect(ctx, server)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
