@@ -41,7 +41,7 @@ begin
     begin
       create extension timescaledb;
     exception when others then
-      raise notice 'timescaledb is available but was not created: %', sqlerrm;
+      raise warning 'timescaledb is available but was not created: %', sqlerrm;
     end;
   end if;
 

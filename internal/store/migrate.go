@@ -1,0 +1,173 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pressly/goose/v3"
+
+	"github.com/trmtracking/processor/migrations"
+)
+
+// versionTable is where goose remembers what it applied. The platform has a
+// schema_migrations of its own in public.
+const versionTable = "processor.goose_db_version"
+
+// DefaultMigrationLockTimeout is how long Migrate waits for another migrating
+// process unless told otherwise.
+const DefaultMigrationLockTimeout = time.Minute
+
+// MigrateOption changes how Migrate works.
+type MigrateOption func(*migrateOptions)
+
+type migrateOptions struct {
+	lockTimeout time.Duration
+}
+
+// MigrationLockTimeout bounds the wait for the migration lock, and the wait for
+// locks on the tables that a migration changes.
+func MigrationLockTimeout(d time.Duration) MigrateOption {
+	return func(o *migrateOptions) { o.lockTimeout = d }
+}
+
+// Migrate applies, in order and each in a transaction of its own, the
+// migrations the database does not have yet, and returns their file names.
+//
+// It uses one connection of its own, and the lock that keeps others from
+// migrating meanwhile lives and dies with that connection. Any number of
+// processes may call it at once: one applies, the others wait and find nothing
+// to do. A database newer than this binary is left alone; Verify judges it.
+//
+// The error matches ErrMigrationLock, ErrPooler or ErrSchema where one of
+// those is the reason.
+func Migrate(ctx context.Context, url string, log *slog.Logger, options ...MigrateOption) (applied []string, err error) {
+	o := migrateOptions{lockTimeout: DefaultMigrationLockTimeout}
+	for _, option := range options {
+		option(&o)
+	}
+
+	s, err := openMigrationSession(ctx, url, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.refusePooler(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.lock(ctx, o.lockTimeout); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.unlock(context.WithoutCancel(ctx))) }()
+	if err := s.prepare(ctx, o.lockTimeout); err != nil {
+		return nil, err
+	}
+
+	provider, err := newProvider(s.db)
+	if err != nil {
+		return nil, err
+	}
+	results, err := provider.Up(ctx)
+	var partial *goose.PartialError
+	if errors.As(err, &partial) {
+		results = partial.Applied
+		err = migrationFailed(path.Base(partial.Failed.Source.Path), partial.Err)
+	} else if err != nil {
+		err = fmt.Errorf("read applied migrations: %w", err)
+	}
+	for _, r := range results {
+		name := path.Base(r.Source.Path)
+		log.Info("migration applied", "name", name, "seconds", r.Duration.Seconds())
+		applied = append(applied, name)
+	}
+	return applied, err
+}
+
+func newProvider(db *sql.DB) (*goose.Provider, error) {
+	p, err := goose.NewProvider(goose.DialectPostgres, db, migrations.FS,
+		goose.WithTableName(versionTable),
+		goose.WithDisableGlobalRegistry(true),
+		goose.WithSlog(slog.New(slog.DiscardHandler)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("read embedded migrations: %w", err)
+	}
+	return p, nil
+}
+
+// Migration is one migration as MigrateStatus sees it.
+type Migration struct {
+	Version int64  `json:"version"`
+	Name    string `json:"name"` // empty when this binary does not know it
+	// AppliedAt is when Migrate applied it; nil when it did not, which says
+	// nothing about SQL that was printed and applied by hand.
+	AppliedAt *time.Time `json:"applied_at"`
+}
+
+const (
+	versionTableExistsSQL = `
+select to_regclass('` + versionTable + `') is not null`
+
+	appliedSQL = `
+select distinct on (version_id) version_id, tstamp at time zone current_setting('TimeZone')
+from ` + versionTable + `
+where version_id > 0
+  and is_applied
+order by version_id, id desc`
+)
+
+// MigrateStatus lists the migrations this binary and the database know, in
+// order. It changes nothing.
+func MigrateStatus(ctx context.Context, url string) ([]Migration, error) {
+	conn, err := connectPlain(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // only read from
+	return migrateStatus(ctx, conn)
+}
+
+type queryer interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func migrateStatus(ctx context.Context, db queryer) ([]Migration, error) {
+	known, err := knownMigrations()
+	if err != nil {
+		return nil, err
+	}
+	var exists bool
+	if err := db.QueryRow(ctx, versionTableExistsSQL).Scan(&exists); err != nil {
+		return nil, fmt.Errorf("look for %s: %w", versionTable, err)
+	}
+	if !exists {
+		return known, nil
+	}
+	rows, err := db.Query(ctx, appliedSQL)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", versionTable, err)
+	}
+	var version int64
+	var at time.Time
+	_, err = pgx.ForEachRow(rows, []any{&version, &at}, func() error {
+		applied := at
+		for i := range known {
+			if known[i].Version == version {
+				known[i].AppliedAt = &applied
+				return nil
+			}
+		}
+		known = append(known, Migration{Version: version, AppliedAt: &applied})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", versionTable, err)
+	}
+	return known, nil
+}

@@ -1,0 +1,71 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrSchema is matched by every error that says the database does not hold
+// what this binary needs, and by a migration that cannot be applied. Waiting
+// does not help; a person has to act.
+var ErrSchema = errors.New("wrong database schema")
+
+// ErrMigrationLock is matched when another process kept the migration lock for
+// longer than the lock timeout.
+var ErrMigrationLock = errors.New("migration lock is taken")
+
+// ErrPooler is matched when migrations were asked for through a transaction
+// pooler, behind which a session lock protects nothing.
+var ErrPooler = errors.New("migrations need a direct connection or a session pooler, " +
+	"this is a transaction pooler: set POSTGRES_MIGRATE_URL to the server's own address")
+
+// SchemaError lists what differs. It matches ErrSchema.
+type SchemaError struct {
+	Report Report
+}
+
+// Error names every finding, one a line.
+func (e *SchemaError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v, %d differences:", ErrSchema, len(e.Report.Problems))
+	for _, f := range e.Report.Problems {
+		b.WriteString("\n  ")
+		b.WriteString(f.String())
+	}
+	b.WriteString("\nrun `processor migrate up`, or apply what `processor migrate print` prints")
+	return b.String()
+}
+
+// Is makes a SchemaError match ErrSchema.
+func (e *SchemaError) Is(target error) bool { return target == ErrSchema }
+
+// migrationFailed describes an error from applying the named migration, and
+// marks it as ErrSchema unless trying again later can help.
+func migrationFailed(name string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("apply migration %s: %w", name, err)
+	}
+	switch pg.Code[:2] {
+	case "55":
+		return fmt.Errorf("apply migration %s: another session holds a lock on a table it changes, "+
+			"end that session (pg_stat_activity) and try again: %w", name, err)
+	case "08", "25", "40", "53", "57", "58":
+		return fmt.Errorf("apply migration %s: %w", name, err)
+	case "42":
+		if pg.Code == "42501" {
+			return fmt.Errorf("%w: apply migration %s: the role may not change the schema, "+
+				"use one that may in POSTGRES_MIGRATE_URL, or MIGRATE=verify: %w", ErrSchema, name, err)
+		}
+	}
+	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
+}
+
+// poolerRefused recognises what PgBouncer says when it sits in front.
+func poolerRefused(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && strings.Contains(pg.Message, "unsupported startup parameter")
+}

@@ -1,0 +1,148 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// migrationNames are the files in migrations, in order.
+var migrationNames = []string{"0001_positions.sql", "0002_processor.sql", "0003_geofences.sql"}
+
+// ownPostgres is a server for tests that need databases which nobody migrated
+// yet. It ends with this process.
+var ownPostgres = sync.OnceValues(func() (string, error) {
+	env, err := devenv.Start(context.Background(), devenv.Options{Postgres: true})
+	if err != nil {
+		return "", err
+	}
+	return env.Postgres.URL(), nil
+})
+
+// emptyDatabase creates a database for one test.
+func emptyDatabase(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs Postgres, skipped in short mode")
+	}
+	server, err := ownPostgres()
+	require.NoError(t, err)
+	admin := connect(t, server)
+	var name string
+	require.NoError(t, admin.QueryRow(t.Context(),
+		`select 'migrate_' || replace(gen_random_uuid()::text, '-', '')`).Scan(&name))
+	_, err = admin.Exec(t.Context(), "create database "+name)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx := context.Background()
+		conn, err := pgx.Connect(ctx, server)
+		require.NoError(t, err)
+		defer conn.Close(ctx)
+		_, err = conn.Exec(ctx, "drop database "+name+" with (force)")
+		require.NoError(t, err)
+	})
+	u, err := url.Parse(server)
+	require.NoError(t, err)
+	u.Path = "/" + name
+	return u.String()
+}
+
+func connect(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+func run(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+	t.Helper()
+	_, err := conn.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
+
+func migrate(t *testing.T, url string, options ...store.MigrateOption) []string {
+	t.Helper()
+	applied, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler), options...)
+	require.NoError(t, err)
+	return applied
+}
+
+const childURL = "MIGRATE_TEST_URL"
+
+// TestMigrateChild is what the processes of the next test run.
+func TestMigrateChild(t *testing.T) {
+	url := os.Getenv(childURL)
+	if url == "" {
+		t.Skip("runs only as a child process")
+	}
+	for _, name := range migrate(t, url) {
+		fmt.Println("applied", name)
+	}
+	report, err := store.VerifyURL(t.Context(), url)
+	require.NoError(t, err)
+	require.NoError(t, report.Err())
+}
+
+func TestProcessesThatStartAtOnceMigrateOnce(t *testing.T) {
+	for _, processes := range []int{2, 5, 20} {
+		t.Run(fmt.Sprint(processes), func(t *testing.T) {
+			url := emptyDatabase(t)
+			outputs := make([]bytes.Buffer, processes)
+			children := make([]*os.File, 0, processes)
+			commands := make([]*exec.Cmd, processes)
+			for i := range commands {
+				// Each child blocks on its standard input until all have started.
+				r, w, err := os.Pipe()
+				require.NoError(t, err)
+				children = append(children, w)
+				cmd := command(t, url)
+				cmd.Stdin, cmd.Stdout, cmd.Stderr = r, &outputs[i], &outputs[i]
+				require.NoError(t, cmd.Start())
+				require.NoError(t, r.Close())
+				commands[i] = cmd
+			}
+			begin := time.Now()
+			for _, w := range children {
+				require.NoError(t, w.Close())
+			}
+			var all strings.Builder
+			for i, cmd := range commands {
+				require.NoError(t, cmd.Wait(), "%s", &outputs[i])
+				all.Write(outputs[i].Bytes())
+			}
+			for _, name := range migrationNames {
+				require.Equal(t, 1, strings.Count(all.String(), "applied "+name), "%s", all.String())
+			}
+			var recorded int
+			require.NoError(t, connect(t, url).QueryRow(t.Context(),
+				`select count(*) from processor.goose_db_version where version_id > 0`).Scan(&recorded))
+			require.Equal(t, len(migrationNames), recorded)
+			t.Logf("%d processes took %s", processes, time.Since(begin).Round(time.Millisecond))
+		})
+	}
+}
+
+func command(t *testing.T, url string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c",
+		`cat; exec "$0" -test.run '^TestMigrateChild$' -test.count 1`, self)
+	cmd.Env = append(os.Environ(), childURL+"="+url)
+	return cmd
+}

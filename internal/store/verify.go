@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Report is what Verify found.
+type Report struct {
+	// Problems keep this binary from running.
+	Problems []Finding `json:"problems"`
+	// Notes are differences it can live with.
+	Notes []Finding `json:"notes"`
+}
+
+// OK tells whether the database holds all that is needed.
+func (r Report) OK() bool { return len(r.Problems) == 0 }
+
+// Err is nil or a *SchemaError with this report.
+func (r Report) Err() error {
+	if r.OK() {
+		return nil
+	}
+	return &SchemaError{Report: r}
+}
+
+// Beginner is a connection or a pool.
+type Beginner interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// VerifyURL is Verify on a connection of its own.
+func VerifyURL(ctx context.Context, url string) (Report, error) {
+	conn, err := connectPlain(ctx, url)
+	if err != nil {
+		return Report{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // only read from
+	return Verify(ctx, conn)
+}
+
+// Verify compares the database with what this binary needs: tables, columns,
+// indexes by what they do, triggers, functions and what the role may do. It
+// runs no DDL and leaves nothing behind. An error means that it could not look;
+// what it found is in the report. A newer schema passes as long as all that is
+// needed is there.
+func Verify(ctx context.Context, db Beginner) (Report, error) {
+	needed, err := neededCatalog()
+	if err != nil {
+		return Report{}, err
+	}
+	tx, err := db.Begin(ctx)
+	if err != nil {
+		return Report{}, fmt.Errorf("verify the schema: %w", err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to keep
+
+	status, err := migrateStatus(ctx, tx)
+	if err != nil {
+		return Report{}, err
+	}
+	live, err := readCatalog(ctx, tx)
+	if err != nil {
+		return Report{}, err
+	}
+	r := compareCatalogs(needed, live)
+	for _, m := range status {
+		if m.Name == "" {
+			r.note("migration", fmt.Sprint(m.Version), "", "applied by a newer binary")
+		}
+	}
+	if err := r.checkPrivileges(ctx, tx, needed, live); err != nil {
+		return Report{}, err
+	}
+	for _, p := range probes {
+		if _, found := live.Functions[p.function]; !found {
+			continue
+		}
+		if err := r.probe(ctx, tx, p); err != nil {
+			return Report{}, err
+		}
+	}
+	return r, nil
+}
+
+const privilegesSQL = `
+select t.name, p.privilege
+from unnest($1::text[]) as t (name)
+cross join unnest(case t.name
+  when 'public.positions' then array['select', 'insert']
+  else array['select', 'insert', 'update', 'delete']
+end) as p (privilege)
+where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')
+  or not has_table_privilege(t.name, p.privilege)
+order by 1, 2`
+
+// checkPrivileges finds out before the first write is refused.
+func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live catalog) error {
+	var tables []string
+	for name := range live.Tables {
+		if _, known := needed.Tables[name]; known {
+			tables = append(tables, name)
+		}
+	}
+	rows, err := tx.Query(ctx, privilegesSQL, tables)
+	if err != nil {
+		return fmt.Errorf("look at privileges: %w", err)
+	}
+	var table, privilege string
+	_, err = pgx.ForEachRow(rows, []any{&table, &privilege}, func() error {
+		r.problem("privilege", "on "+table, privilege, "not granted to this role")
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look at privileges: %w", err)
+	}
+	return nil
+}
+
+// A probe calls a function that must refuse. A body that lets everything pass
+// would let a stale owner commit.
+type probe struct {
+	function string
+	sql      string
+	code     string
+}
+
+var probes = []probe{
+	{
+		function: "processor.fence(text, text, integer[], bigint[], text)",
+		sql:      `select processor.fence('', '', array[0], array[0::bigint], 'nobody')`,
+		code:     "PF001",
+	},
+	{
+		function: "processor.check_term(text, text, bigint, text)",
+		sql:      `select processor.check_term('', '', 0::bigint, 'nobody')`,
+		code:     "PF002",
+	},
+}
+
+func (r *Report) probe(ctx context.Context, tx pgx.Tx, p probe) error {
+	savepoint, err := tx.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("probe %s: %w", p.function, err)
+	}
+	_, err = savepoint.Exec(ctx, p.sql)
+	if rollbackErr := savepoint.Rollback(ctx); rollbackErr != nil {
+		return fmt.Errorf("probe %s: %w", p.function, errors.Join(err, rollbackErr))
+	}
+	var pg *pgconn.PgError
+	switch {
+	case err == nil:
+		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", "lets it pass")
+	case !errors.As(err, &pg):
+		return fmt.Errorf("probe %s: %w", p.function, err)
+	case pg.Code == p.code:
+	case strings.HasPrefix(pg.Code, "42"):
+		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", pg.Message)
+	default:
+		return fmt.Errorf("probe %s: %w", p.function, err)
+	}
+	return nil
+}

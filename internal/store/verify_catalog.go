@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// catalog is what Verify compares: the part of a database's catalogue that
+// belongs to the processor.
+type catalog struct {
+	Tables    map[string]table    `json:"tables"`
+	Functions map[string]function `json:"functions"` // by name and argument types
+}
+
+// table is a table by its qualified name.
+type table struct {
+	Logged  bool              `json:"logged"`
+	Columns map[string]column `json:"columns"`
+	// Indexes are valid indexes, described without their name: two that do the
+	// same are the same, be one of them a primary key.
+	Indexes []string `json:"indexes"`
+	// Triggers are enabled triggers, described in full.
+	Triggers []string `json:"triggers,omitempty"`
+}
+
+// column is one column of a table.
+type column struct {
+	Type    string `json:"type"`
+	NotNull bool   `json:"not_null"`
+	// Filled says where a value comes from when an insert gives none: default,
+	// identity, generated, or nowhere.
+	Filled string `json:"filled,omitempty"`
+}
+
+// String is the column as create table would have it.
+func (c column) String() string {
+	s := c.Type
+	if c.NotNull {
+		s += " not null"
+	} else {
+		s += " null"
+	}
+	switch c.Filled {
+	case "":
+		return s
+	case "default":
+		return s + " with a default"
+	}
+	return s + " " + c.Filled
+}
+
+// function is one function.
+type function struct {
+	Returns string `json:"returns"`
+	Body    string `json:"body"` // a hash, blind to white space
+}
+
+// neededJSON is the catalogue of a database that has just been migrated.
+//
+//go:embed verify_catalog.json
+var neededJSON []byte
+
+// neededCatalog is what this binary needs to find.
+func neededCatalog() (catalog, error) {
+	var c catalog
+	if err := json.Unmarshal(neededJSON, &c); err != nil {
+		return catalog{}, fmt.Errorf("read the embedded catalogue: %w", err)
+	}
+	return c, nil
+}
+
+const (
+	// With nothing else on the path, all names are printed qualified.
+	catalogPathSQL = `set local search_path = pg_catalog`
+
+	tablesSQL = `
+select c.oid, format('%s.%s', n.nspname, c.relname), c.relpersistence <> 'u'
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p')
+  and (n.nspname = 'processor' or (n.nspname = 'public' and c.relname = 'positions'))
+  and format('%s.%s', n.nspname, c.relname) <> '` + versionTable + `'`
+
+	columnsSQL = `
+select a.attrelid, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+  case
+    when a.attgenerated <> '' then 'generated'
+    when a.attidentity <> '' then 'identity'
+    when a.atthasdef then 'default'
+    else ''
+  end
+from pg_attribute a
+where a.attrelid = any ($1)
+  and a.attnum > 0
+  and not a.attisdropped`
+
+	indexesSQL = `
+select i.indrelid,
+  case when i.indisunique and i.indimmediate then 'unique ' else '' end
+  || am.amname
+  || ' (' || keys.list || ')'
+  || coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid), '')
+from pg_index i
+join pg_class ic on ic.oid = i.indexrelid
+join pg_am am on am.oid = ic.relam
+cross join lateral (
+  select string_agg(
+    pg_get_indexdef(i.indexrelid, k, true)
+    || case when opc.opcdefault then '' else ' ' || opc.opcname end
+    || case i.indoption[k - 1] & 3
+         when 1 then ' desc nulls last'
+         when 2 then ' nulls first'
+         when 3 then ' desc'
+         else ''
+       end,
+    ', ' order by k) as list
+  from generate_series(1, i.indnkeyatts) k
+  join pg_opclass opc on opc.oid = i.indclass[k - 1]
+) keys
+where i.indrelid = any ($1)
+  and i.indisvalid
+order by 1, 2`
+
+	triggersSQL = `
+select t.tgrelid, pg_get_triggerdef(t.oid)
+from pg_trigger t
+where t.tgrelid = any ($1)
+  and not t.tgisinternal
+  and t.tgenabled <> 'D'
+order by 1, 2`
+
+	functionsSQL = `
+select format('%s.%s(%s)', n.nspname, p.proname, oidvectortypes(p.proargtypes)),
+  format_type(p.prorettype, null),
+  md5(btrim(regexp_replace(p.prosrc, '\s+', ' ', 'g')))
+from pg_proc p
+join pg_namespace n on n.oid = p.pronamespace
+where n.nspname = 'processor'`
+)
+
+// readCatalog reads the live catalogue inside tx, whose search path it
+// changes.
+func readCatalog(ctx context.Context, tx pgx.Tx) (catalog, error) {
+	c := catalog{Tables: map[string]table{}, Functions: map[string]function{}}
+	if _, err := tx.Exec(ctx, catalogPathSQL); err != nil {
+		return c, fmt.Errorf("read the catalogue: %w", err)
+	}
+
+	names := map[uint32]string{}
+	oids := []uint32{}
+	var oid uint32
+	var name, text string
+	var flag bool
+	err := forEach(ctx, tx, tablesSQL, nil, []any{&oid, &name, &flag}, func() {
+		names[oid] = name
+		oids = append(oids, oid)
+		c.Tables[name] = table{Logged: flag, Columns: map[string]column{}, Indexes: []string{}}
+	})
+	if err != nil {
+		return c, err
+	}
+
+	var col column
+	err = forEach(ctx, tx, columnsSQL, oids,
+		[]any{&oid, &name, &col.Type, &col.NotNull, &col.Filled}, func() {
+			c.Tables[names[oid]].Columns[name] = col
+		})
+	if err != nil {
+		return c, err
+	}
+
+	err = forEach(ctx, tx, indexesSQL, oids, []any{&oid, &text}, func() {
+		t := c.Tables[names[oid]]
+		t.Indexes = append(t.Indexes, text)
+		c.Tables[names[oid]] = t
+	})
+	if err != nil {
+		return c, err
+	}
+
+	err = forEach(ctx, tx, triggersSQL, oids, []any{&oid, &text}, func() {
+		t := c.Tables[names[oid]]
+		t.Triggers = append(t.Triggers, text)
+		c.Tables[names[oid]] = t
+	})
+	if err != nil {
+		return c, err
+	}
+
+	var fn function
+	return c, forEach(ctx, tx, functionsSQL, nil,
+		[]any{&name, &fn.Returns, &fn.Body}, func() {
+			c.Functions[name] = fn
+		})
+}
+
+func forEach(ctx context.Context, tx pgx.Tx, sql string, oids []uint32, scan []any, row func()) error {
+	var args []any
+	if oids != nil {
+		args = []any{oids}
+	}
+	rows, err := tx.Query(ctx, sql, args...)
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, scan, func() error { row(); return nil })
+	}
+	if err != nil {
+		return fmt.Errorf("read the catalogue: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,31 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// CatalogFile is where the catalogue that this binary needs is kept.
+const CatalogFile = "verify_catalog.json"
+
+// LiveCatalogJSON is the live catalogue in the form of CatalogFile.
+func LiveCatalogJSON(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+	c, err := readCatalog(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(c, "", "  ")
+	return append(text, '\n'), err
+}
+
+// NeededTables lists the tables this binary needs.
+func NeededTables() ([]string, error) {
+	c, err := neededCatalog()
+	var names []string
+	for name := range c.Tables {
+		names = append(names, name)
+	}
+	return names, err
+}
