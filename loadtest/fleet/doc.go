@@ -8,7 +8,7 @@
 //     included, yields the same items in the same order on every machine.
 //  2. A source streams. A simulated device costs eight bytes, whatever the
 //     length of the run, so that a million devices fit beside the system
-//     under test. Recorded tracks are held in memory, about 100 bytes a fix.
+//     under test. Recorded tracks are held in memory, about 160 bytes a fix.
 //  3. The load is open-loop. What is due follows from the elapsed time alone,
 //     so that a slow system never slows the load; the sender says how far it
 //     is behind.
@@ -20,9 +20,6 @@
 // What it does not promise: that the entries are pleasant. Records come late,
 // newest first, twice, with unset clocks, without a fix and, if the profile
 // says so, not as records at all (see [JunkKinds]).
-//
-// A fleet stands in for the ingestion service, so it encodes entries with code
-// of its own, written from the wire contract; it shares none with the decoder.
 //
 // The demo, the load test and the tests of other packages use it; the oracle
 // (loadtest/oracle) judges the tables from the send log.

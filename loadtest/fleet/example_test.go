@@ -16,7 +16,7 @@ func ExampleProfile_Source() {
 		return
 	}
 	for it, ok := source.Next(); ok; it, ok = source.Next() {
-		at := time.UnixMicro(it.Message.TimeUS).UTC().Format("15:04:05.000")
+		at := it.Message.Time.Format("15:04:05.000")
 		fmt.Println(it.At.Round(time.Millisecond), it.Message.DeviceID, at)
 	}
 	// Output:

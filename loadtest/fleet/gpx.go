@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // gpxPoint is what is read of a track point; the rest of GPX is passed over.
@@ -48,8 +50,8 @@ func (t *Tracks) AddGPX(r io.Reader, device string) error {
 			line, _ := dec.InputPos()
 			return fmt.Errorf("line %d: time %q: want a time like 2026-01-02T03:04:05Z", line, p.Time)
 		}
-		m := Message{
-			DeviceID: device, Codec: "8", TimeUS: at.UnixMilli() * 1000,
+		m := telemetry.Message{
+			DeviceID: device, Codec: "8", Time: at.UTC().Truncate(time.Millisecond),
 			Latitude: p.Latitude, Longitude: p.Longitude,
 			Altitude: p.Elevation, Angle: p.Course, Satellites: p.Satellites,
 		}

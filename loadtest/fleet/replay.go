@@ -1,10 +1,11 @@
 package fleet
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Order is the order in which recorded fixes are sent.
@@ -29,10 +30,10 @@ func ParseOrder(s string) (Order, error) {
 // sent; one that goes back in time is due with the one before it. Long
 // silences, in which no device reports, are cut to MaxSilence.
 type Replay struct {
-	fixes  []Message
+	fixes  []telemetry.Message
 	next   int
 	at     time.Duration
-	newest int64
+	newest time.Time
 }
 
 // MaxSilence is the longest time in a replay in which nothing is due: data sets
@@ -44,11 +45,11 @@ func (t *Tracks) Replay(order Order) *Replay {
 	fixes := t.fixes
 	if order == OrderTime {
 		fixes = slices.Clone(fixes)
-		slices.SortStableFunc(fixes, func(a, b Message) int { return cmp.Compare(a.TimeUS, b.TimeUS) })
+		slices.SortStableFunc(fixes, func(a, b telemetry.Message) int { return a.Time.Compare(b.Time) })
 	}
 	r := &Replay{fixes: fixes}
 	if len(fixes) > 0 {
-		r.newest = fixes[0].TimeUS
+		r.newest = fixes[0].Time
 	}
 	return r
 }
@@ -60,10 +61,9 @@ func (r *Replay) Next() (Item, bool) {
 	}
 	m := r.fixes[r.next]
 	r.next++
-	if step := m.TimeUS - r.newest; step > 0 {
-		r.newest = m.TimeUS
-		// Compared in microseconds: nanoseconds overflow after 292 years.
-		r.at += time.Duration(min(step, MaxSilence.Microseconds())) * time.Microsecond
+	if step := m.Time.Sub(r.newest); step > 0 {
+		r.newest = m.Time
+		r.at += min(step, MaxSilence)
 	}
 	return Item{At: r.at, Message: m}, true
 }

@@ -1,8 +1,6 @@
 package fleet
 
-import (
-	"time"
-)
+import "time"
 
 // MaxDevices is the largest fleet.
 const MaxDevices = 10_000_000

@@ -1,12 +1,16 @@
 package fleet
 
-import "time"
+import (
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
 
 // Item is one entry to be sent.
 type Item struct {
-	At      time.Duration // when it is due, from the beginning of the run
-	Message Message       // what it says, unless it is junk
-	Junk    *Junk         // set when the entry is no valid record
+	At      time.Duration     // when it is due, from the beginning of the run
+	Message telemetry.Message // what it says, unless it is junk
+	Junk    *Junk             // set when the entry is no valid record
 }
 
 // Fields are the names and values of the entry.
@@ -14,7 +18,7 @@ func (it *Item) Fields() []string {
 	if it.Junk != nil {
 		return it.Junk.Fields
 	}
-	return it.Message.Fields()
+	return telemetry.EntryFields(&it.Message)
 }
 
 // Source yields items in the order in which they are due. It is used by one

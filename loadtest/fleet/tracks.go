@@ -13,12 +13,14 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Tracks are recorded fixes of any number of devices, in the order of their
 // files.
 type Tracks struct {
-	fixes []Message
+	fixes []telemetry.Message
 }
 
 // Len is the number of fixes.
@@ -127,18 +129,18 @@ type cells struct {
 }
 
 // message reads the row. A device's name is kept once, in devices.
-func (c *cells) message(devices map[string]string) Message {
+func (c *cells) message(devices map[string]string) telemetry.Message {
 	id, ok := devices[c.text(0)]
 	if !ok {
 		id = strings.Clone(c.text(0))
 		devices[id] = id
 	}
-	m := Message{DeviceID: id, Codec: "8"}
+	m := telemetry.Message{DeviceID: id, Codec: "8"}
 	if at, err := time.Parse(time.RFC3339Nano, c.text(1)); err != nil {
 		c.fail(1, "want a time like 2026-01-02T03:04:05.678Z")
 	} else {
 		// The wire has milliseconds.
-		m.TimeUS = at.UnixMilli() * 1000
+		m.Time = at.UTC().Truncate(time.Millisecond)
 	}
 	for i, dst := range []*float64{&m.Latitude, &m.Longitude, &m.Altitude, &m.Angle, &m.Speed} {
 		*dst = c.number(i + 2)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -40,7 +41,7 @@ func write(t *testing.T, name, text string) string {
 func times(items []fleet.Item) []string {
 	var ts []string
 	for _, it := range items {
-		ts = append(ts, it.Message.DeviceID+" "+time.UnixMicro(it.Message.TimeUS).UTC().Format("15:04:05.000"))
+		ts = append(ts, it.Message.DeviceID+" "+it.Message.Time.Format("15:04:05.000"))
 	}
 	return ts
 }
@@ -51,9 +52,9 @@ func TestEmptyCellsBecomeZero(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 4, tracks.Len())
 		items := fleet.Collect(tracks.Replay(fleet.OrderFile))
-		require.Equal(t, fleet.Message{
+		require.Equal(t, telemetry.Message{
 			DeviceID: "bus-1", Codec: "8",
-			TimeUS:   time.Date(2026, 1, 26, 15, 55, 12, 250_000_000, time.UTC).UnixMicro(),
+			Time:     time.Date(2026, 1, 26, 15, 55, 12, 250_000_000, time.UTC),
 			Latitude: 53.4067, Longitude: -2.9849, Angle: 90,
 		}, items[0].Message)
 		require.Equal(t, 30.25, items[1].Message.Speed)

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // incident is what befalls a device during a leg.
@@ -134,12 +136,12 @@ func (v *vehicle) frame(newest, oldest int) {
 	}
 }
 
-func (v *vehicle) send(m Message) {
+func (v *vehicle) send(m telemetry.Message) {
 	v.s.due = append(v.s.due, Item{At: v.at, Message: m})
 }
 
 // record is what the device recorded at a tick of this leg, now or before.
-func (v *vehicle) record(tick int) Message {
+func (v *vehicle) record(tick int) telemetry.Message {
 	pl := &v.plan
 	at := v.at - time.Duration(v.tick-tick)*v.interval
 	seq := v.leg*legTicks + tick
@@ -167,11 +169,11 @@ func (v *vehicle) record(tick int) Message {
 
 // twin is a record with the device and time of the one at this tick that says
 // something else: only the first of the two counts.
-func (v *vehicle) twin() Message {
+func (v *vehicle) twin() telemetry.Message {
 	m := v.record(v.tick)
 	m.Latitude = roundTo(m.Latitude+0.0005, 1e7)
 	m.Speed++
-	m.Attributes[0].Value += 1_000_000_000
+	m.Attributes[0].Number += 1_000_000_000 // the odometer
 	return m
 }
 
