@@ -1,0 +1,295 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Publisher adds entries to the stream, in order and in one pipeline.
+type Publisher interface {
+	// Publish returns the IDs that the entries got. With an error it returns
+	// the zero ID for each entry not known to be added, or leaves out the tail;
+	// a *telemetry.Failure of kind Unavailable says that these were not added,
+	// Misused and Refused that they never will be, and any other error that
+	// nobody knows. It must not try again by itself: a silent second try makes
+	// entries that are in no send log.
+	Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error)
+}
+
+// Reader reads the stream back.
+type Reader interface {
+	// ReadRange returns at most count entries that follow an ID, in stream
+	// order; fewer only at the end of the stream.
+	ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error)
+}
+
+// SenderConfig bounds what a sender does at once.
+type SenderConfig struct {
+	MaxBatchRecords int           // entries in one pipeline
+	MaxBatchBytes   int           // of names and values in one pipeline
+	RetryDelay      time.Duration // between two tries while the server does not answer
+}
+
+// DefaultSenderConfig suits rates from one to a hundred thousand entries a
+// second.
+func DefaultSenderConfig() SenderConfig {
+	return SenderConfig{MaxBatchRecords: 500, MaxBatchBytes: 4 << 20, RetryDelay: 100 * time.Millisecond}
+}
+
+// gather is the shortest pause between two looks at what is due: it lets a
+// pipeline fill instead of sending entries one by one.
+const gather = 5 * time.Millisecond
+
+// Sender sends what a source yields when the pacer says so, and writes the send
+// log. Run and Settle are called by one goroutine, one after the other;
+// Progress by any.
+type Sender struct {
+	cfg   SenderConfig
+	src   Source
+	pacer Pacer
+	pub   Publisher
+	log   *LogWriter
+	slog  *slog.Logger
+
+	last  telemetry.EntryID // of the newest entry known to be added
+	doubt map[string]*doubt // by content, see keyOf
+
+	sent     atomic.Int64
+	resent   atomic.Int64
+	failures atomic.Int64
+	behind   atomic.Int64
+}
+
+// doubt is an entry that may have been added without us learning its ID.
+type doubt struct {
+	sent  Sent
+	after telemetry.EntryID   // its ID, if it has one, follows this
+	known []telemetry.EntryID // entries with the same content that are in the log
+}
+
+// NewSender joins the parts of a run.
+func NewSender(cfg SenderConfig, src Source, pacer Pacer, pub Publisher, sendLog *LogWriter, log *slog.Logger) (*Sender, error) {
+	if cfg.MaxBatchRecords < 1 || cfg.MaxBatchBytes < 1 || cfg.RetryDelay <= 0 {
+		return nil, fmt.Errorf("sender config %+v: want more than 0 everywhere", cfg)
+	}
+	return &Sender{
+		cfg: cfg, src: src, pacer: pacer, pub: pub, log: sendLog,
+		slog:  log.With("component", "fleet"),
+		doubt: map[string]*doubt{},
+	}, nil
+}
+
+// Progress is how far a run is.
+type Progress struct {
+	Sent     int64         // entries known to be added
+	Resent   int64         // entries sent again because their outcome was unknown
+	Failures int64         // pipelines that failed
+	Behind   time.Duration // by how much the oldest unsent entry is overdue
+}
+
+// Progress tells how far the run is. Behind means nothing when the pace is as
+// fast as possible.
+func (s *Sender) Progress() Progress {
+	return Progress{
+		Sent: s.sent.Load(), Resent: s.resent.Load(), Failures: s.failures.Load(),
+		Behind: time.Duration(s.behind.Load()),
+	}
+}
+
+// Run sends until the source ends or the context does, which is no error. A
+// server that does not answer is waited for; only what cannot be mended by
+// waiting is returned.
+func (s *Sender) Run(ctx context.Context) error {
+	err := s.run(ctx)
+	return errors.Join(err, s.log.Flush())
+}
+
+func (s *Sender) run(ctx context.Context) error {
+	begin := time.Now()
+	it, more := s.src.Next()
+	for number := 0; more && ctx.Err() == nil; {
+		due := s.pacer.Due(it.At, number)
+		elapsed := time.Since(begin)
+		if due > elapsed {
+			s.behind.Store(0)
+			pause(ctx, max(gather, due-elapsed))
+			continue
+		}
+		s.behind.Store(int64(elapsed - due))
+		var b batch
+		for more && due <= elapsed && len(b.items) < s.cfg.MaxBatchRecords && b.bytes < s.cfg.MaxBatchBytes {
+			b.add(it)
+			number++
+			if it, more = s.src.Next(); more {
+				due = s.pacer.Due(it.At, number)
+			}
+		}
+		if err := s.publish(ctx, &b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// batch is what goes into one pipeline.
+type batch struct {
+	items  []Item
+	fields [][]string
+	bytes  int
+}
+
+func (b *batch) add(it Item) {
+	fields := it.Fields()
+	b.items = append(b.items, it)
+	b.fields = append(b.fields, fields)
+	for _, f := range fields {
+		b.bytes += len(f)
+	}
+}
+
+// publish sends a batch, and again what is not known to have arrived, as a
+// tracker does that got no ack.
+func (s *Sender) publish(ctx context.Context, b *batch) error {
+	for len(b.items) > 0 {
+		// A run that ends lets its last pipeline finish, which leaves fewer
+		// outcomes unknown.
+		ids, err := s.pub.Publish(context.WithoutCancel(ctx), b.fields)
+		rest := batch{}
+		notAdded := surelyNotAdded(err)
+		for i, it := range b.items {
+			if i < len(ids) && !ids[i].IsZero() {
+				if err := s.added(it, b.fields[i], ids[i]); err != nil {
+					return err
+				}
+				continue
+			}
+			if !notAdded {
+				s.unsure(it, b.fields[i])
+			}
+			rest.add(it)
+		}
+		if err == nil && len(rest.items) > 0 {
+			return fmt.Errorf("publish: %d of %d entries got no ID and there was no error", len(rest.items), len(b.items))
+		}
+		if err == nil {
+			return nil
+		}
+		s.failures.Add(1)
+		var failure *telemetry.Failure
+		if errors.As(err, &failure) && (failure.Kind == telemetry.Misused || failure.Kind == telemetry.Refused) {
+			return fmt.Errorf("publish %d entries: %w", len(rest.items), err)
+		}
+		s.slog.Warn("publishing failed, sending again", "count", len(rest.items), "err", err)
+		pause(ctx, s.cfg.RetryDelay)
+		if ctx.Err() != nil {
+			return nil // whoever stops a run during an outage leaves entries unsent
+		}
+		if !notAdded {
+			s.resent.Add(int64(len(rest.items)))
+		}
+		*b = rest
+	}
+	return nil
+}
+
+func surelyNotAdded(err error) bool {
+	var failure *telemetry.Failure
+	if !errors.As(err, &failure) {
+		return false
+	}
+	switch failure.Kind {
+	case telemetry.Unavailable, telemetry.Misused, telemetry.Refused:
+		return true
+	}
+	return false
+}
+
+// added logs an entry with its ID.
+func (s *Sender) added(it Item, fields []string, id telemetry.EntryID) error {
+	s.last = id
+	s.sent.Add(1)
+	if len(s.doubt) > 0 {
+		if d := s.doubt[keyOf(fields)]; d != nil {
+			d.known = append(d.known, id)
+		}
+	}
+	sent := sentOf(it, id)
+	return s.log.Append(&sent)
+}
+
+// unsure remembers an entry until Settle.
+func (s *Sender) unsure(it Item, fields []string) {
+	key := keyOf(fields)
+	if s.doubt[key] == nil {
+		s.doubt[key] = &doubt{sent: sentOf(it, telemetry.EntryID{}), after: s.last}
+	}
+}
+
+// Settle reads the stream for entries that were added although the server did
+// not say so, and logs them. It is called after Run, when the server answers
+// again and before the stream is trimmed; it may be called more than once.
+// It returns how many it found.
+func (s *Sender) Settle(ctx context.Context, r Reader) (int, error) {
+	if len(s.doubt) == 0 {
+		return 0, nil
+	}
+	after := telemetry.MaxEntryID
+	for _, d := range s.doubt {
+		if d.after.Less(after) {
+			after = d.after
+		}
+	}
+	const page = 1000
+	found := 0
+	for {
+		entries, err := r.ReadRange(ctx, after, page)
+		if err != nil {
+			return found, fmt.Errorf("settle unknown outcomes after entry %s: %w", after, err)
+		}
+		for i := range entries {
+			e := &entries[i]
+			after = e.ID
+			d := s.doubt[keyOf(e.Fields)]
+			if d == nil || !d.after.Less(e.ID) || slices.Contains(d.known, e.ID) {
+				continue
+			}
+			d.known = append(d.known, e.ID)
+			d.sent.ID = e.ID
+			if err := s.log.Append(&d.sent); err != nil {
+				return found, err
+			}
+			s.sent.Add(1)
+			found++
+		}
+		if len(entries) < page {
+			return found, s.log.Flush()
+		}
+	}
+}
+
+func keyOf(fields []string) string { return strings.Join(fields, "\x00") }
+
+func sentOf(it Item, id telemetry.EntryID) Sent {
+	if it.Junk != nil {
+		return Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: telemetry.Message{DeviceID: it.Junk.Device}}
+	}
+	return Sent{ID: id, Message: it.Message}
+}
+
+// pause waits, or until the context ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
