@@ -1,0 +1,171 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// closeTimeout is how long running requests may take when the server stops.
+const closeTimeout = time.Second
+
+// Config is what a Server needs to know.
+type Config struct {
+	Host         string        // address to listen on; empty means all interfaces
+	Port         int           // 0 takes a free one
+	Pprof        bool          // profiles for every client, not only for those on this machine
+	Checks       []string      // names of the checks without which the service is not ready
+	CheckTimeout time.Duration // longest wait for one check
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Port < 0 || c.Port > 65535 {
+		errs = append(errs, fmt.Errorf("port %d: want 0 to 65535", c.Port))
+	}
+	if c.CheckTimeout <= 0 {
+		errs = append(errs, errors.New("check timeout: want a positive duration"))
+	}
+	return errors.Join(errs...)
+}
+
+// Server is the HTTP endpoint.
+type Server struct {
+	cfg      Config
+	gatherer *prometheus.Registry
+	log      *slog.Logger
+
+	draining atomic.Bool
+	probes   sync.WaitGroup // probes of checks that are under way
+
+	mu       sync.Mutex
+	checks   map[string]*check // guarded by mu
+	listener net.Listener      // guarded by mu; nil until Listen
+	closed   bool              // guarded by mu; no probe starts any more
+}
+
+// New returns a server that serves the metrics of reg. It does not listen yet.
+func New(cfg Config, reg *prometheus.Registry, log *slog.Logger) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("configure console: %w", err)
+	}
+	s := &Server{
+		cfg:      cfg,
+		gatherer: reg,
+		log:      log.With("component", "console"),
+		checks:   map[string]*check{},
+	}
+	for _, name := range cfg.Checks {
+		s.Ready(name, func(context.Context) error { return errUnregistered })
+	}
+	return s, nil
+}
+
+// Ready registers a check of readiness, in the place of an earlier one of the
+// same name. The check is called at most once a second, never twice at a time,
+// and its context ends after CheckTimeout.
+func (s *Server) Ready(name string, run func(ctx context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checks[name] = &check{run: run, timeout: s.cfg.CheckTimeout}
+}
+
+// SetDraining makes the service not ready for good, whatever the checks say.
+func (s *Server) SetDraining() { s.draining.Store(true) }
+
+// Listen binds the port. Run does it where it has not been done; calling it
+// first makes a taken port an error of the start.
+func (s *Server) Listen(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener != nil {
+		return nil
+	}
+	address := net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port))
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("listen on %s: another process has this port; stop it or set METRICS_PORT to a free one: %w", address, err)
+	}
+	if err != nil {
+		return fmt.Errorf("listen on %s: check METRICS_HOST and METRICS_PORT: %w", address, err)
+	}
+	s.listener = l
+	return nil
+}
+
+// Addr is the address in use, or "" before Listen.
+func (s *Server) Addr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return ""
+	}
+	return s.listener.Addr().String()
+}
+
+// Run serves until ctx is cancelled, then lets running requests end for a
+// moment. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.Listen(ctx); err != nil {
+		return err
+	}
+	// Probes belong to the server, not to a request: their result is for the
+	// next request too.
+	probing, stopProbing := context.WithCancel(ctx)
+	defer s.endProbes(stopProbing)
+
+	server := &http.Server{
+		Handler:           s.routes(probing),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it is asked to
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // clients' mistakes
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(s.listener) }()
+	s.log.Info("metrics and health are served", "address", s.Addr())
+
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", s.Addr(), err)
+	case <-ctx.Done():
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := server.Shutdown(closing); err != nil {
+		_ = server.Close() // a request that outlives the moment is cut
+	}
+	<-served
+	return nil
+}
+
+// launch starts a probe that Run waits for, unless Run is at its end.
+func (s *Server) launch(probe func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.probes.Go(probe)
+	return true
+}
+
+func (s *Server) endProbes(cancel context.CancelFunc) {
+	cancel()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.probes.Wait()
+}

@@ -1,0 +1,293 @@
+package console_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/trmtracking/processor/internal/console"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func config(checks ...string) console.Config {
+	return console.Config{Host: "127.0.0.1", Checks: checks, CheckTimeout: 5 * time.Second}
+}
+
+// serve runs a server for the length of a test.
+func serve(t *testing.T, cfg console.Config, reg *prometheus.Registry) *console.Server {
+	t.Helper()
+	s, err := console.New(cfg, reg, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, s.Listen(t.Context()))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+	return s
+}
+
+func request(t *testing.T, method, url string, header ...string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	require.NoError(t, err)
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return res.StatusCode, string(body)
+}
+
+func readyz(t *testing.T, s *console.Server) (int, console.Readiness) {
+	t.Helper()
+	status, body := request(t, http.MethodGet, "http://"+s.Addr()+"/readyz")
+	var r console.Readiness
+	require.NoError(t, json.Unmarshal([]byte(body), &r), body)
+	require.Equal(t, status == http.StatusOK, r.Ready)
+	return status, r
+}
+
+func ok(context.Context) error { return nil }
+
+// Promise 2.
+func TestReadyOnlyWhenEveryExpectedCheckAnswers(t *testing.T) {
+	s := serve(t, config("redis", "postgres"), prometheus.NewRegistry())
+	status, r := readyz(t, s)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Equal(t, []string{"postgres", "redis"}, r.NotReady)
+
+	s.Ready("redis", ok)
+	status, r = readyz(t, s)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Equal(t, []string{"postgres"}, r.NotReady)
+	require.Equal(t, map[string]string{"redis": "ok", "postgres": "not started yet"}, r.Checks)
+
+	s.Ready("postgres", ok)
+	status, r = readyz(t, s)
+	require.Equal(t, http.StatusOK, status)
+	require.Empty(t, r.NotReady)
+
+	s.Ready("schema", func(context.Context) error { return errors.New("positions has no index positions_ts") })
+	status, r = readyz(t, s)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Equal(t, "positions has no index positions_ts", r.Checks["schema"])
+}
+
+func TestDrainingIsNotReadyButAlive(t *testing.T) {
+	s := serve(t, config("redis"), prometheus.NewRegistry())
+	s.Ready("redis", ok)
+	status, _ := readyz(t, s)
+	require.Equal(t, http.StatusOK, status)
+	s.SetDraining()
+	status, r := readyz(t, s)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Equal(t, []string{"shutdown"}, r.NotReady)
+	alive, _ := request(t, http.MethodGet, "http://"+s.Addr()+"/healthz")
+	require.Equal(t, http.StatusOK, alive)
+}
+
+func TestResultsAreUsedForASecondThenRenewed(t *testing.T) {
+	s := serve(t, config("redis"), prometheus.NewRegistry())
+	var asked, broken atomic.Int64
+	s.Ready("redis", func(context.Context) error {
+		asked.Add(1)
+		if broken.Load() > 0 {
+			return errors.New("gone")
+		}
+		return nil
+	})
+	begin := time.Now()
+	for range 20 {
+		readyz(t, s)
+	}
+	require.LessOrEqual(t, asked.Load(), 1+int64(time.Since(begin)/time.Second))
+	broken.Store(1)
+	require.Eventually(t, func() bool { status, _ := readyz(t, s); return status == http.StatusServiceUnavailable },
+		5*time.Second, 20*time.Millisecond)
+	broken.Store(0)
+	require.Eventually(t, func() bool { status, _ := readyz(t, s); return status == http.StatusOK },
+		5*time.Second, 20*time.Millisecond)
+}
+
+// Promise 3.
+func TestHangingCheckHoldsUpNobody(t *testing.T) {
+	cfg := config("redis", "postgres")
+	cfg.CheckTimeout = 50 * time.Millisecond
+	s := serve(t, cfg, prometheus.NewRegistry())
+	s.Ready("redis", ok)
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) }) // before the server waits for its probes
+	var running, most atomic.Int64
+	s.Ready("postgres", func(context.Context) error { // deaf to its context
+		most.Store(max(most.Load(), running.Add(1)))
+		defer running.Add(-1)
+		<-release
+		return nil
+	})
+	var clients sync.WaitGroup
+	for range 10 {
+		clients.Go(func() {
+			status, body := request(t, http.MethodGet, "http://"+s.Addr()+"/readyz")
+			if status != http.StatusServiceUnavailable {
+				t.Errorf("status %d: %s", status, body)
+			}
+		})
+	}
+	clients.Wait()
+	_, r := readyz(t, s)
+	require.Equal(t, "no answer within 50ms", r.Checks["postgres"])
+	require.Equal(t, "ok", r.Checks["redis"])
+	require.EqualValues(t, 1, most.Load())
+}
+
+func TestProbeContextEndsInTime(t *testing.T) {
+	cfg := config("postgres")
+	cfg.CheckTimeout = 20 * time.Millisecond
+	s := serve(t, cfg, prometheus.NewRegistry())
+	s.Ready("postgres", func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) })
+	status, _ := readyz(t, s)
+	require.Equal(t, http.StatusServiceUnavailable, status)
+}
+
+// Promise 1.
+func TestNothingCanBeChanged(t *testing.T) {
+	s := serve(t, config(), prometheus.NewRegistry())
+	for _, path := range []string{"/", "/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/profile", "/debug/pprof/symbol", "/debug/pprof/trace"} {
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+			status, _ := request(t, method, "http://"+s.Addr()+path)
+			require.Equal(t, http.StatusMethodNotAllowed, status, "%s %s", method, path)
+		}
+	}
+	for path, want := range map[string]int{"/": 200, "/healthz": 200, "/metrics": 200, "/nothing": 404, "/debug/pprof/cmdline": 404} {
+		status, _ := request(t, http.MethodGet, "http://"+s.Addr()+path)
+		require.Equal(t, want, status, path)
+	}
+}
+
+func TestMetricsAreThoseOfTheRegistry(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	count := prometheus.NewCounter(prometheus.CounterOpts{Name: "processor_consumer_records_total", Help: "x"})
+	reg.MustRegister(count)
+	count.Add(3)
+	s := serve(t, config(), reg)
+	status, body := request(t, http.MethodGet, "http://"+s.Addr()+"/metrics")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "\nprocessor_consumer_records_total 3\n")
+	require.NotContains(t, body, "go_goroutines", "only what was registered")
+}
+
+// Promise 4.
+func TestProfilesAreForThisMachine(t *testing.T) {
+	s := serve(t, config(), prometheus.NewRegistry())
+	url := "http://" + s.Addr() + "/debug/pprof/"
+	status, _ := request(t, http.MethodGet, url)
+	require.Equal(t, http.StatusOK, status)
+	for _, header := range []string{"X-Forwarded-For", "Forwarded"} {
+		status, body := request(t, http.MethodGet, url, header, "203.0.113.7")
+		require.Equal(t, http.StatusForbidden, status)
+		require.Contains(t, body, "PPROF=true")
+	}
+
+	open := config()
+	open.Pprof = true
+	s = serve(t, open, prometheus.NewRegistry())
+	status, _ = request(t, http.MethodGet, "http://"+s.Addr()+"/debug/pprof/", "X-Forwarded-For", "203.0.113.7")
+	require.Equal(t, http.StatusOK, status)
+}
+
+func TestProfilesAreRefusedToOtherMachines(t *testing.T) {
+	own := otherAddress(t)
+	cfg := config()
+	cfg.Host = own
+	s := serve(t, cfg, prometheus.NewRegistry())
+	status, _ := request(t, http.MethodGet, "http://"+s.Addr()+"/debug/pprof/")
+	require.Equal(t, http.StatusForbidden, status)
+	status, _ = request(t, http.MethodGet, "http://"+s.Addr()+"/metrics")
+	require.Equal(t, http.StatusOK, status)
+}
+
+// otherAddress is an address of this machine that is not loopback, so that a
+// request to it looks as if it came from elsewhere.
+func otherAddress(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	require.NoError(t, err)
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() {
+			return n.IP.String()
+		}
+	}
+	t.Skip("this machine has no address but loopback")
+	return ""
+}
+
+func TestTakenPortIsAClearError(t *testing.T) {
+	first := serve(t, config(), prometheus.NewRegistry())
+	_, port, err := net.SplitHostPort(first.Addr())
+	require.NoError(t, err)
+	cfg := config()
+	cfg.Port, err = strconv.Atoi(port)
+	require.NoError(t, err)
+	second, err := console.New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.Empty(t, second.Addr())
+	err = second.Run(t.Context())
+	require.ErrorContains(t, err, "listen on 127.0.0.1:"+port)
+	require.ErrorContains(t, err, "set METRICS_PORT to a free one")
+}
+
+func TestIncompleteConfigIsRefused(t *testing.T) {
+	_, err := console.New(console.Config{Port: 70000}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "port 70000")
+	require.ErrorContains(t, err, "check timeout")
+}
+
+func TestStopCutsARequestThatTakesTooLong(t *testing.T) {
+	s, err := console.New(config(), prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, s.Listen(t.Context()))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	conn, err := net.Dial("tcp", s.Addr())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: x\r\n\r\nGET"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // until the profile is under way no second one can start
+		status, _ := request(t, http.MethodGet, "http://"+s.Addr()+"/debug/pprof/profile?seconds=1")
+		return status == http.StatusInternalServerError
+	}, 10*time.Second, 10*time.Millisecond)
+	cancel()
+	select {
+	case err := <-ended:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "Run did not return")
+	}
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	_, err = io.Copy(io.Discard, conn)
+	require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "the connection was closed")
+}
