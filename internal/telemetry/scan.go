@@ -148,7 +148,9 @@ func escapeLength(s string) (int, fault) {
 		return 0, faultNUL
 	case c < 0xd800 || c > 0xdfff:
 		return 6, faultNone
-	case c >= 0xdc00 || len(s) < 8 || s[6] != '\\' || s[7] != 'u':
+	case c < 0xdc00 && (len(s) == 6 || s[6:] == `\`):
+		return 0, faultTruncated
+	case c >= 0xdc00 || s[6] != '\\' || s[7] != 'u':
 		return 0, faultSurrogate
 	}
 	if c, f = hex4(s[8:]); f != faultNone {
