@@ -1,0 +1,240 @@
+package geofence
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+)
+
+// CrossingKind is what happened at a crossing.
+type CrossingKind string
+
+// The kinds of crossings, as stored. Areas and circles are entered and left,
+// gates are passed forward, from the left of the line as drawn to its right,
+// or backward.
+const (
+	Enter    CrossingKind = "enter"
+	Exit     CrossingKind = "exit"
+	Forward  CrossingKind = "forward"
+	Backward CrossingKind = "backward"
+)
+
+// Crossing is one change between a device and a fence. Device, FenceID, Kind,
+// LaterUS and Ordinal identify it.
+type Crossing struct {
+	Fence     int // version in the set, at the later fix or else at the earlier
+	FenceID   string
+	Kind      CrossingKind
+	TimeUS    int64 // interpolated, EarlierUS <= TimeUS <= LaterUS
+	EarlierUS int64 // device time of the fix before; LaterUS when Initial
+	LaterUS   int64 // device time of the fix after
+	Latitude  float64
+	Longitude float64
+	Ordinal   int  // from 0 in order of time, per fence and pair of fixes
+	Initial   bool // the device's first fix was inside
+}
+
+// Initial appends an enter for every fence that contains the device's first
+// fix.
+func (s *Set) Initial(dst []Crossing, first Fix) []Crossing {
+	var buf [32]int
+	for _, i := range s.At(buf[:0], first) {
+		c := s.crossingAt(i, Enter, first, first)
+		c.Initial = true
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+// Crossings appends what happened on the way from prev to next, ordered by
+// time, then fence, then ordinal. It depends on nothing but the set and the two
+// fixes: membership before is the point test at prev. When next is not later
+// than prev, or either is out of range, nothing is appended.
+//
+// When more than maxGap lies between the fixes only the net change is
+// reported, at next; so it is for a fence of which not the same version is
+// valid at both fixes.
+func (s *Set) Crossings(dst []Crossing, prev, next Fix, maxGap time.Duration) []Crossing {
+	if s.Len() == 0 || next.TimeUS <= prev.TimeUS {
+		return dst
+	}
+	p, okP := prev.point()
+	q, okQ := next.point()
+	if !okP || !okQ {
+		return dst
+	}
+	start := len(dst)
+	// The difference of two int64 times always fits in uint64.
+	if maxUS := maxGap.Microseconds(); uint64(next.TimeUS)-uint64(prev.TimeUS) > uint64(max(maxUS, 0)) {
+		dst = s.netChange(dst, prev, next)
+	} else {
+		dst = s.along(dst, prev, next, newLeg(p, q))
+	}
+	if len(dst)-start > 1 {
+		slices.SortFunc(dst[start:], func(a, b Crossing) int {
+			return cmp.Or(
+				cmp.Compare(a.TimeUS, b.TimeUS),
+				cmp.Compare(a.FenceID, b.FenceID),
+				cmp.Compare(a.Ordinal, b.Ordinal),
+			)
+		})
+	}
+	return dst
+}
+
+// Track appends what happened along fixes that are ordered by time: the
+// crossings of each pair of neighbours, and with first what Initial says of
+// the first one. Evaluating a track in pieces that share one fix gives the same
+// rows as evaluating it at once.
+func (s *Set) Track(dst []Crossing, fixes []Fix, maxGap time.Duration, first bool) []Crossing {
+	if first && len(fixes) > 0 {
+		dst = s.Initial(dst, fixes[0])
+	}
+	for i := 1; i < len(fixes); i++ {
+		dst = s.Crossings(dst, fixes[i-1], fixes[i], maxGap)
+	}
+	return dst
+}
+
+// netChange compares membership at both fixes.
+func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
+	var bufA, bufB [32]int
+	was, is := s.At(bufA[:0], prev), s.At(bufB[:0], next)
+	for len(was) > 0 || len(is) > 0 {
+		switch {
+		case len(is) == 0 || len(was) > 0 && s.versions[was[0]].group < s.versions[is[0]].group:
+			dst = append(dst, s.crossingAt(was[0], Exit, prev, next))
+			was = was[1:]
+		case len(was) == 0 || s.versions[is[0]].group < s.versions[was[0]].group:
+			dst = append(dst, s.crossingAt(is[0], Enter, prev, next))
+			is = is[1:]
+		default:
+			was, is = was[1:], is[1:]
+		}
+	}
+	return dst
+}
+
+// along evaluates the way between two fixes.
+func (s *Set) along(dst []Crossing, prev, next Fix, l leg) []Crossing {
+	var buf [64]int32
+	near := s.near(buf[:0], l)
+	for len(near) > 0 {
+		group := s.versions[near[0]].group
+		old, fresh := int32(-1), int32(-1) // valid at prev, at next
+		for len(near) > 0 && s.versions[near[0]].group == group {
+			v := &s.versions[near[0]]
+			if v.valid(prev.TimeUS) {
+				old = near[0]
+			}
+			if v.valid(next.TimeUS) {
+				fresh = near[0]
+			}
+			near = near[1:]
+		}
+		if old >= 0 && old == fresh {
+			dst = s.crossings(dst, int(old), prev, next, l)
+			continue
+		}
+		was := old >= 0 && s.versions[old].shape.contains(l.p)
+		is := fresh >= 0 && s.versions[fresh].shape.contains(l.q)
+		switch {
+		case was && !is:
+			dst = append(dst, s.crossingAt(int(max(old, fresh)), Exit, prev, next))
+		case is && !was:
+			dst = append(dst, s.crossingAt(int(fresh), Enter, prev, next))
+		}
+	}
+	return dst
+}
+
+// crossings evaluates one version that is valid at both fixes.
+func (s *Set) crossings(dst []Crossing, i int, prev, next Fix, l leg) []Crossing {
+	shape := s.versions[i].shape
+	if shape.gate != nil {
+		var buf [8]passage
+		for ordinal, p := range shape.gate.passages(buf[:0], l) {
+			kind := Backward
+			if p.forward {
+				kind = Forward
+			}
+			dst = append(dst, s.crossingOn(i, kind, prev, next, l, p.t, ordinal))
+		}
+		return dst
+	}
+	var buf [16]span
+	spans := buf[:0]
+	if shape.circle != nil {
+		spans = shape.circle.spans(spans, l)
+	}
+	for _, g := range shape.area {
+		spans = g.spans(spans, l)
+	}
+	ordinal := 0
+	for _, sp := range united(spans) {
+		if sp.from != before {
+			dst = append(dst, s.crossingOn(i, Enter, prev, next, l, sp.from, ordinal))
+			ordinal++
+		}
+		if sp.to != after {
+			dst = append(dst, s.crossingOn(i, Exit, prev, next, l, sp.to, ordinal))
+			ordinal++
+		}
+	}
+	return dst
+}
+
+// united sorts the spans and joins those that meet.
+func united(spans []span) []span {
+	if len(spans) < 2 {
+		return spans
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	joined := spans[:1]
+	for _, sp := range spans[1:] {
+		if last := &joined[len(joined)-1]; sp.from <= last.to {
+			last.to = max(last.to, sp.to)
+		} else {
+			joined = append(joined, sp)
+		}
+	}
+	return joined
+}
+
+// crossingAt is a crossing at the later fix.
+func (s *Set) crossingAt(i int, kind CrossingKind, prev, next Fix) Crossing {
+	return Crossing{
+		Fence: i, FenceID: s.versions[i].fence.ID, Kind: kind,
+		TimeUS: next.TimeUS, EarlierUS: prev.TimeUS, LaterUS: next.TimeUS,
+		Latitude: next.Latitude, Longitude: next.Longitude,
+	}
+}
+
+// crossingOn is a crossing at fraction t of the way.
+func (s *Set) crossingOn(i int, kind CrossingKind, prev, next Fix, l leg, t float64, ordinal int) Crossing {
+	c := s.crossingAt(i, kind, prev, next)
+	c.Ordinal = ordinal
+	switch t {
+	case 1:
+	case 0:
+		c.TimeUS, c.Latitude, c.Longitude = prev.TimeUS, prev.Latitude, prev.Longitude
+	default:
+		passed := math.Round(t * float64(next.TimeUS-prev.TimeUS))
+		c.TimeUS = min(prev.TimeUS+int64(passed), next.TimeUS)
+		at := l.at(t)
+		c.Latitude, c.Longitude = at.y, wrap(at.x)
+	}
+	return c
+}
+
+// wrap brings a longitude of a leg back to -180 to 180.
+func wrap(lon float64) float64 {
+	switch {
+	case lon > 180:
+		return lon - 360
+	case lon < -180:
+		return lon + 360
+	}
+	return lon
+}

@@ -1,0 +1,134 @@
+package geofence
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// Kind is what a fence is.
+type Kind string
+
+// The kinds of fences, as stored.
+const (
+	Area   Kind = "area"   // Polygon or MultiPolygon
+	Circle Kind = "circle" // Point with a radius
+	Gate   Kind = "gate"   // LineString with a direction
+)
+
+// Limits beyond which a fence is refused.
+const (
+	// MaxVertices is the largest number of positions of one fence.
+	MaxVertices = 20_000
+	// MaxGeometryBytes is the longest text of one geometry.
+	MaxGeometryBytes = 4 << 20
+	// MaxRadiusM is a quarter of the way round the world.
+	MaxRadiusM = EarthRadiusM * math.Pi / 2
+)
+
+// EarthRadiusM is the radius of the sphere on which circles are measured.
+const EarthRadiusM = 6_371_000
+
+// Span is a span of device time in microseconds since 1970, from FromUS up to
+// but not including ToUS.
+type Span struct{ FromUS, ToUS int64 }
+
+// Always is the span that is open at both ends. Use its fields where a version
+// has no beginning or no end.
+var Always = Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
+
+// Contains tells whether the device time lies in the span.
+func (s Span) Contains(timeUS int64) bool {
+	return s.FromUS <= timeUS && (timeUS < s.ToUS || s.ToUS == math.MaxInt64)
+}
+
+// String names the span's ends in UTC.
+func (s Span) String() string {
+	from, to := "the beginning", "no end"
+	if s.FromUS != math.MinInt64 {
+		from = time.UnixMicro(s.FromUS).UTC().Format(time.RFC3339Nano)
+	}
+	if s.ToUS != math.MaxInt64 {
+		to = time.UnixMicro(s.ToUS).UTC().Format(time.RFC3339Nano)
+	}
+	return from + " to " + to
+}
+
+// Fence is one version of a fence. Versions of one fence share its ID and have
+// spans that do not overlap.
+type Fence struct {
+	ID       string
+	Name     string
+	Kind     Kind
+	Geometry string  // GeoJSON geometry or feature, WGS84, longitude before latitude
+	RadiusM  float64 // circles only, zero otherwise
+	Valid    Span
+	Enabled  bool // a version that is not enabled holds its span and contains nothing
+}
+
+// Check is the reason why NewSet would refuse the fence on its own, or nil.
+func (f Fence) Check() error {
+	_, err := f.compile()
+	return err
+}
+
+// FenceError names a fence that was left out of a set.
+type FenceError struct {
+	Index int // in the slice given to NewSet
+	ID    string
+	Err   error
+}
+
+// Error names the fence and the reason.
+func (e *FenceError) Error() string { return fmt.Sprintf("fence %q: %v", e.ID, e.Err) }
+
+// Unwrap is the reason.
+func (e *FenceError) Unwrap() error { return e.Err }
+
+// shape is the compiled geometry of a fence: one of the three.
+type shape struct {
+	area   []*polygon
+	circle *circle
+	gate   *gate
+}
+
+// contains is the point test. A gate contains nothing.
+func (s *shape) contains(p point) bool {
+	if s.circle != nil {
+		return s.circle.contains(p)
+	}
+	for _, g := range s.area {
+		if g.contains(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// boxes appends the boxes of the shape that the index searches, cut to
+// longitudes of -180 to 180.
+func (s *shape) boxes(dst [][2]point) [][2]point {
+	add := func(lo, hi point) {
+		for copies := -farthest; copies <= farthest; copies++ {
+			shift := 360 * float64(copies)
+			west, east := max(lo.x+shift, -180), min(hi.x+shift, 180)
+			if west <= east {
+				dst = append(dst, [2]point{{west, lo.y}, {east, hi.y}})
+			}
+		}
+	}
+	switch {
+	case s.circle != nil:
+		add(s.circle.box())
+	case s.gate != nil:
+		add(s.gate.min, s.gate.max)
+	}
+	for _, g := range s.area {
+		if g.pole {
+			add(point{-180, g.min.y}, point{180, g.max.y})
+		} else {
+			add(g.min, g.max)
+		}
+	}
+	return dst
+}

@@ -1,0 +1,234 @@
+package geofence
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/peterstace/simplefeatures/geom"
+)
+
+// compile checks the fence and prepares it for the tests.
+func (f Fence) compile() (*shape, error) {
+	if f.ID == "" {
+		return nil, errors.New("has no id")
+	}
+	if f.Valid.FromUS >= f.Valid.ToUS {
+		return nil, fmt.Errorf("its valid span is empty: %v", f.Valid)
+	}
+	if f.Kind != Circle && f.RadiusM != 0 {
+		return nil, fmt.Errorf("radius %v m given for kind %q: only circles have one", f.RadiusM, f.Kind)
+	}
+	g, err := parseGeometry(f.Geometry)
+	if err != nil {
+		return nil, err
+	}
+	switch f.Kind {
+	case Area:
+		return compileArea(g)
+	case Circle:
+		return compileCircle(g, f.RadiusM)
+	case Gate:
+		return compileGate(g)
+	case "":
+		return nil, errors.New("has no kind: want area, circle or gate")
+	}
+	return nil, fmt.Errorf("unknown kind %q: want area, circle or gate", f.Kind)
+}
+
+// parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
+func parseGeometry(text string) (geom.Geometry, error) {
+	var none geom.Geometry
+	if len(text) > MaxGeometryBytes {
+		return none, fmt.Errorf("geometry has %d bytes, at most %d are allowed: simplify it", len(text), MaxGeometryBytes)
+	}
+	raw := []byte(text)
+	var head struct {
+		Type        string          `json:"type"`
+		Coordinates json.RawMessage `json:"coordinates"`
+		Geometry    json.RawMessage `json:"geometry"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return none, fmt.Errorf("read GeoJSON: %w", err)
+	}
+	if head.Type == "Feature" {
+		raw = head.Geometry
+		head.Coordinates, head.Type = nil, ""
+		if err := json.Unmarshal(raw, &head); err != nil {
+			return none, fmt.Errorf("read GeoJSON feature: %w", err)
+		}
+	}
+	switch head.Type {
+	case "Polygon", "MultiPolygon", "Point", "LineString":
+	case "":
+		return none, errors.New("geometry is null or has no type")
+	default:
+		return none, fmt.Errorf("geometry type %q is not one of Polygon, MultiPolygon, Point, LineString", head.Type)
+	}
+	// The library would read a null as the number zero.
+	if len(head.Coordinates) == 0 || bytes.Contains(head.Coordinates, []byte("null")) {
+		return none, errors.New("geometry has no coordinates, or a null among them")
+	}
+	g, err := geom.UnmarshalGeoJSON(raw, geom.NoValidate{})
+	if err != nil {
+		return none, fmt.Errorf("read GeoJSON: %w", err)
+	}
+	return g.Force2D(), nil
+}
+
+func compileArea(g geom.Geometry) (*shape, error) {
+	var parts []geom.Polygon
+	switch {
+	case g.IsPolygon():
+		parts = []geom.Polygon{g.MustAsPolygon()}
+	case g.IsMultiPolygon():
+		parts = g.MustAsMultiPolygon().Dump()
+	default:
+		return nil, fmt.Errorf("kind area wants a Polygon or a MultiPolygon, not a %v", g.Type())
+	}
+	if g.IsEmpty() {
+		return nil, errors.New("geometry is empty")
+	}
+	vertices := 0
+	for _, part := range parts {
+		for _, ring := range part.Coordinates() {
+			vertices += ring.Length()
+		}
+	}
+	if err := checkVertices(vertices); err != nil {
+		return nil, err
+	}
+	s := &shape{}
+	for i, part := range parts {
+		p, err := compilePart(part)
+		if err != nil {
+			if len(parts) > 1 {
+				err = fmt.Errorf("part %d: %w", i+1, err)
+			}
+			return nil, err
+		}
+		s.area = append(s.area, p)
+	}
+	joinAtAntimeridian(s.area)
+	return s, nil
+}
+
+func compilePart(part geom.Polygon) (*polygon, error) {
+	if part.IsEmpty() {
+		return nil, errors.New("polygon is empty")
+	}
+	var rings [][]point
+	for i, seq := range part.Coordinates() {
+		ring, err := positions(seq)
+		if err == nil {
+			err = checkRing(ring)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ring %d %w", i+1, err)
+		}
+		rings = append(rings, ring)
+	}
+	return framePolygon(rings)
+}
+
+func checkRing(ring []point) error {
+	switch {
+	case len(ring) < 4:
+		return fmt.Errorf("has %d positions: a ring has at least 4, the first again at the end", len(ring))
+	case ring[0] != ring[len(ring)-1]:
+		return errors.New("is open: its last position is not its first")
+	}
+	return nil
+}
+
+func compileCircle(g geom.Geometry, radiusM float64) (*shape, error) {
+	if !g.IsPoint() {
+		return nil, fmt.Errorf("kind circle wants a Point, not a %v", g.Type())
+	}
+	if g.IsEmpty() {
+		return nil, errors.New("geometry is empty")
+	}
+	if !(radiusM > 0 && radiusM <= MaxRadiusM) {
+		return nil, fmt.Errorf("radius %v m is not above 0 and at most %.0f", radiusM, MaxRadiusM)
+	}
+	xy, _ := g.MustAsPoint().XY()
+	center, err := position(xy)
+	if err != nil {
+		return nil, fmt.Errorf("center: %w", err)
+	}
+	return &shape{circle: newCircle(center, radiusM)}, nil
+}
+
+func compileGate(g geom.Geometry) (*shape, error) {
+	if !g.IsLineString() {
+		return nil, fmt.Errorf("kind gate wants a LineString, not a %v", g.Type())
+	}
+	if g.IsEmpty() {
+		return nil, errors.New("geometry is empty")
+	}
+	seq := g.MustAsLineString().Coordinates()
+	if err := checkVertices(seq.Length()); err != nil {
+		return nil, err
+	}
+	line, err := positions(seq)
+	if err != nil {
+		return nil, fmt.Errorf("line %w", err)
+	}
+	line, _ = unwrap(line, 0)
+	gate := newGate(line)
+	if len(gate.edges) == 0 {
+		return nil, errors.New("line has no length")
+	}
+	if gate.max.x-gate.min.x > 360 {
+		return nil, errors.New("line goes round the world more than once")
+	}
+	if !geom.NewLineString(sequence(line)).IsSimple() {
+		return nil, errors.New("line crosses or touches itself, which leaves its sides undefined")
+	}
+	return &shape{gate: gate}, nil
+}
+
+func checkVertices(n int) error {
+	if n > MaxVertices {
+		return fmt.Errorf("has %d vertices, at most %d are allowed: simplify it", n, MaxVertices)
+	}
+	return nil
+}
+
+func positions(seq geom.Sequence) ([]point, error) {
+	line := make([]point, seq.Length())
+	for i := range line {
+		p, err := position(seq.GetXY(i))
+		if err != nil {
+			return nil, fmt.Errorf("position %d: %w", i+1, err)
+		}
+		line[i] = p
+	}
+	return line, nil
+}
+
+// position checks one position. Longitudes beyond 180 are in use for fences
+// across the antimeridian, so one turn more is taken.
+func position(xy geom.XY) (point, error) {
+	switch {
+	case math.IsNaN(xy.X) || math.IsNaN(xy.Y):
+		return point{}, errors.New("is not a number")
+	case math.Abs(xy.Y) > 90 && math.Abs(xy.X) <= 90:
+		return point{}, fmt.Errorf("latitude %v is out of range: latitude and longitude look swapped (longitude comes first)", xy.Y)
+	case math.Abs(xy.Y) > 90:
+		return point{}, fmt.Errorf("latitude %v is out of range", xy.Y)
+	case math.Abs(xy.X) > 360:
+		return point{}, fmt.Errorf("longitude %v is out of range", xy.X)
+	}
+	return point{settle(xy.X), settle(xy.Y)}, nil
+}
+
+func sequence(line []point) geom.Sequence {
+	floats := make([]float64, 0, 2*len(line))
+	for _, p := range line {
+		floats = append(floats, p.x, p.y)
+	}
+	return geom.NewSequence(floats, geom.DimXY)
+}

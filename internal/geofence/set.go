@@ -1,0 +1,139 @@
+package geofence
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/tidwall/rtree"
+)
+
+// Fix is a position of a device at a device time. Positions outside of the
+// ranges of latitude and longitude are in no fence and cross none.
+type Fix struct {
+	TimeUS    int64   // microseconds since 1970
+	Latitude  float64 // -90 to 90
+	Longitude float64 // -180 to 180
+}
+
+func (f Fix) point() (point, bool) {
+	ok := f.Latitude >= -90 && f.Latitude <= 90 && f.Longitude >= -180 && f.Longitude <= 180
+	return point{settle(f.Longitude), settle(f.Latitude)}, ok
+}
+
+// Set is an immutable, indexed set of fence versions. Any number of goroutines
+// may use it. The nil set has no fences.
+type Set struct {
+	versions []version // sorted by ID, then by span
+	tree     rtree.RTreeG[int32]
+}
+
+type version struct {
+	fence Fence
+	shape *shape
+	group int32 // the same for all versions of a fence
+}
+
+func (v *version) valid(timeUS int64) bool {
+	return v.fence.Enabled && v.fence.Valid.Contains(timeUS)
+}
+
+// NewSet indexes the fences. A fence that is no good is left out and named in
+// the second result; the others are not affected. Of versions of one fence
+// with spans that overlap the one that begins first is kept, of two that begin
+// together the one that comes first in fences.
+func NewSet(fences []Fence) (*Set, []*FenceError) {
+	var refused []*FenceError
+	order := make([]int, len(fences))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(
+			cmp.Compare(fences[a].ID, fences[b].ID),
+			cmp.Compare(fences[a].Valid.FromUS, fences[b].Valid.FromUS),
+		)
+	})
+	s := &Set{}
+	for _, i := range order {
+		f := fences[i]
+		shape, err := f.compile()
+		group := int32(0)
+		if n := len(s.versions); err == nil && n > 0 {
+			last := &s.versions[n-1]
+			group = last.group
+			switch {
+			case last.fence.ID != f.ID:
+				group++
+			case last.fence.Valid.ToUS > f.Valid.FromUS:
+				err = fmt.Errorf("overlaps another version of it, valid from %v", last.fence.Valid)
+			}
+		}
+		if err != nil {
+			refused = append(refused, &FenceError{Index: i, ID: f.ID, Err: err})
+			continue
+		}
+		s.versions = append(s.versions, version{fence: f, shape: shape, group: group})
+		if f.Enabled {
+			for _, box := range shape.boxes(nil) {
+				s.tree.Insert([2]float64{box[0].x, box[0].y}, [2]float64{box[1].x, box[1].y}, int32(len(s.versions)-1))
+			}
+		}
+	}
+	return s, refused
+}
+
+// Len is the number of versions in the set.
+func (s *Set) Len() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.versions)
+}
+
+// Fence is version i of the set, 0 <= i < Len. Versions are sorted by ID, then
+// by span.
+func (s *Set) Fence(i int) Fence { return s.versions[i].fence }
+
+// At appends to dst the versions that contain the fix and are valid at its
+// time, in the order of the set. It does not allocate when dst has room.
+func (s *Set) At(dst []int, f Fix) []int {
+	p, ok := f.point()
+	if s.Len() == 0 || !ok {
+		return dst
+	}
+	found := len(dst)
+	s.tree.Search([2]float64{p.x, p.y}, [2]float64{p.x, p.y}, func(_, _ [2]float64, i int32) bool {
+		if v := &s.versions[i]; v.valid(f.TimeUS) && v.shape.contains(p) {
+			dst = append(dst, int(i))
+		}
+		return true
+	})
+	slices.Sort(dst[found:])
+	return dst[:found+len(slices.Compact(dst[found:]))]
+}
+
+// near appends the versions whose boxes meet the box of the leg, in the order
+// of the set, each once.
+func (s *Set) near(dst []int32, l leg) []int32 {
+	search := func(west, east float64) {
+		s.tree.Search(
+			[2]float64{west, min(l.p.y, l.q.y)}, [2]float64{east, max(l.p.y, l.q.y)},
+			func(_, _ [2]float64, i int32) bool {
+				dst = append(dst, i)
+				return true
+			})
+	}
+	switch l.turn {
+	case 0:
+		search(min(l.p.x, l.q.x), max(l.p.x, l.q.x))
+	case 1: // eastward across the antimeridian
+		search(l.p.x, 180)
+		search(-180, l.q.x)
+	case -1:
+		search(-180, l.p.x)
+		search(l.q.x, 180)
+	}
+	slices.Sort(dst)
+	return slices.Compact(dst)
+}
