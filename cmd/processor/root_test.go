@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/console"
+)
+
+// call runs one command line.
+func call(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestEveryCommandHasTheSameHelpStyle(t *testing.T) {
+	root := newRootCommand()
+	eachCommand(root, func(cmd *cobra.Command) {
+		name := cmd.CommandPath()
+		require.True(t, unicode.IsUpper([]rune(cmd.Short)[0]), "%s: Short begins with a capital", name)
+		require.False(t, strings.HasSuffix(cmd.Short, "."), "%s: Short has no full stop", name)
+		require.NotEmpty(t, cmd.Example, "%s has no example", name)
+		for line := range strings.Lines(cmd.Example) {
+			require.True(t, strings.HasPrefix(line, "  ") && strings.Contains(line, "processor"), "%s: example %q", name, line)
+		}
+		require.NotNil(t, cmd.RunE, "%s: RunE, so that errors have one way out", name)
+		require.NotNil(t, cmd.Args, "%s: says which arguments it takes", name)
+
+		code, help, _ := call(append(strings.Fields(name)[1:], "--help")...)
+		require.Equal(t, exitClean, code)
+		for line := range strings.Lines(help) {
+			require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), maxColumns, "%s: %q", name, line)
+		}
+		require.Contains(t, help, "--json")
+	})
+}
+
+func TestExitCodes(t *testing.T) {
+	tests := []struct {
+		give error
+		want int
+	}{
+		{nil, exitClean},
+		{errors.New("any"), exitFinding},
+		{exit(exitSchema, errors.New("no index")), exitSchema},
+		{fmt.Errorf("start: %w", exit(exitDependency, nil)), exitDependency},
+		{fmt.Errorf("start: %w", &config.Error{}), exitConfig},
+	}
+	for _, tt := range tests {
+		require.Equal(t, tt.want, exitCode(tt.give), "%v", tt.give)
+	}
+	for want, c := range []int{exitClean, exitFinding, exitCrash, exitConfig, exitDependency, exitSchema, exitIdentity} {
+		require.Equal(t, want, c, "the codes are documented")
+	}
+}
+
+func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
+	for line, want := range map[string]string{
+		"confg":            `unknown command "confg"; did you mean config?`,
+		"config tble":      `unknown command "tble"; did you mean table?`,
+		"version extra":    `unknown command "extra" for "processor version"`,
+		"version --nope":   "unknown flag: --nope",
+		"health --timeout": "flag needs an argument",
+	} {
+		code, out, errs := call(strings.Fields(line)...)
+		require.Equal(t, exitConfig, code, line)
+		require.Empty(t, out, line)
+		require.Contains(t, errs, want)
+		require.Contains(t, errs, "--help", line)
+	}
+}
+
+func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
+	t.Setenv("REDIS_URL", "redis://u:s3cr3t@host:port")
+	t.Setenv("POSTGRES_URL", "postgres://u:s3cr3t@host/db")
+	t.Setenv("SHARDS", "0")
+	t.Setenv("METRIC_PORT", "9191")
+	code, out, errs := call("config", "check")
+	require.Equal(t, exitConfig, code)
+	require.Empty(t, out)
+	require.Contains(t, errs, "REDIS_URL=")
+	require.Contains(t, errs, `SHARDS="0" must be a whole number, 1 to 4096`)
+	require.Contains(t, errs, "did you mean METRICS_PORT?")
+	require.NotContains(t, errs, "s3cr3t")
+
+	t.Setenv("REDIS_URL", "redis://u:s3cr3t@host")
+	t.Setenv("SHARDS", "16")
+	code, out, _ = call("config", "check")
+	require.Equal(t, exitClean, code)
+	require.Contains(t, out, "postgres://u:***@host/db")
+	require.NotContains(t, out, "s3cr3t")
+
+	code, out, _ = call("config", "check", "--json")
+	require.Equal(t, exitClean, code)
+	var got settingsJSON
+	require.NoError(t, json.Unmarshal([]byte(out), &got))
+	require.Contains(t, got.Settings, config.Setting{Name: "SHARDS", Value: "16"})
+	require.Len(t, got.Warnings, 1)
+	require.NotContains(t, out, "s3cr3t")
+}
+
+func TestConfigTableRenewsAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "OPERATIONS.md")
+	require.NoError(t, os.WriteFile(file, []byte("# Book\n\n<!-- config:begin -->\noutdated\n<!-- config:end -->\nrest\n"), 0o644))
+	code, _, errs := call("config", "table", "--write", file)
+	require.Equal(t, exitClean, code, errs)
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "| `METRICS_PORT` | 9090 |")
+	require.NotContains(t, string(text), "outdated")
+
+	require.NoError(t, os.WriteFile(file, []byte("# Book\n"), 0o644))
+	code, _, errs = call("config", "table", "--write", file)
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "<!-- config:begin -->")
+}
+
+func TestVersionSaysWhatWasBuilt(t *testing.T) {
+	code, out, _ := call("version", "--json")
+	require.Equal(t, exitClean, code)
+	var b build
+	require.NoError(t, json.Unmarshal([]byte(out), &b))
+	require.Regexp(t, `^go1\.`, b.Go)
+	require.NotEmpty(t, b.Version)
+}
+
+func TestHealthAsksTheInstance(t *testing.T) {
+	s, err := console.New(console.Config{Host: "127.0.0.1", Checks: []string{"redis"}, CheckTimeout: 5 * time.Second},
+		prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, s.Listen(t.Context()))
+	_, port, err := net.SplitHostPort(s.Addr())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+
+	t.Setenv("METRICS_PORT", port)
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	code, out, errs := call("health")
+	require.Equal(t, exitFinding, code)
+	require.Equal(t, "not ready: redis\n  redis: not started yet\n", out)
+	require.Empty(t, errs, "said once")
+
+	s.Ready("redis", func(context.Context) error { return nil })
+	code, out, _ = call("health", "--json")
+	require.Equal(t, exitClean, code)
+	require.JSONEq(t, `{"ready":true,"not_ready":[],"checks":{"redis":"ok"}}`, out)
+
+	t.Setenv("METRICS_HOST", "0.0.0.0")
+	code, out, _ = call("health")
+	require.Equal(t, exitClean, code)
+	require.Equal(t, "ready\n", out)
+
+	cancel()
+	require.NoError(t, <-ended)
+	code, _, errs = call("health")
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "is METRICS_PORT the same")
+
+	t.Setenv("METRICS_PORT", "0")
+	code, _, _ = call("health")
+	require.Equal(t, exitConfig, code)
+}
+
+func TestTablesFitAndAlign(t *testing.T) {
+	var b bytes.Buffer
+	out := &output{w: &b}
+	tab := newTable("SHARD", "OWNER", "LAG", "NOTE")
+	tab.row("shard-00", "alpha", 12, strings.Repeat("long ", 50))
+	tab.row("shard-01", nil, nil, "two\nlines\x1b[31m")
+	tab.row("shard-02", cell{"beta", red}, 1234567)
+	require.NoError(t, out.table(tab))
+	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	require.Len(t, lines, 4)
+	for _, l := range lines {
+		require.LessOrEqual(t, utf8.RuneCountInString(l), maxColumns)
+		require.NotContains(t, l, "\x1b", "no terminal, no colours, and none from data")
+	}
+	require.Equal(t, "SHARD     OWNER        LAG  NOTE", lines[0])
+	require.True(t, strings.HasPrefix(lines[1], "shard-00  alpha         12  long long"))
+	require.True(t, strings.HasSuffix(lines[1], "…"))
+	require.Equal(t, "shard-01  unknown  unknown  two lines [31m", lines[2])
+	require.Equal(t, "shard-02  beta     1234567", strings.TrimRight(lines[3], " "))
+
+	b.Reset()
+	out.colors = true
+	require.NoError(t, out.table(tab))
+	require.Contains(t, b.String(), "\x1b[31mbeta\x1b[0m   ", "padding counts what is seen")
+}
