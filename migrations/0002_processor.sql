@@ -71,6 +71,33 @@ comment on column processor.shards.owner_since is
 comment on column processor.shards.updated_at is
   'When the row last changed.';
 
+create table if not exists processor.progress (
+  stream text not null,
+  grp text not null,
+  shard integer not null check (shard >= 0),
+  applied_id text not null,
+  updated_at timestamptz not null default now(),
+  primary key (stream, grp, shard)
+) with (
+  fillfactor = 50,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 100,
+  autovacuum_vacuum_cost_delay = 0
+);
+
+comment on table processor.progress is
+  'Progress marks of the shards, written up to once a second. Kept apart from processor.shards because every commit reads those rows, and under a long snapshot would have to read all their old versions.';
+comment on column processor.progress.stream is
+  'Name of the source stream.';
+comment on column processor.progress.grp is
+  'Name of the consumer group.';
+comment on column processor.progress.shard is
+  'Number of the shard, from 0.';
+comment on column processor.progress.applied_id is
+  'An entry ID up to which work was committed at some time. A hint, never a reason to acknowledge or skip.';
+comment on column processor.progress.updated_at is
+  'When the mark was last written.';
+
 create table if not exists processor.assignments (
   stream text not null,
   grp text not null,

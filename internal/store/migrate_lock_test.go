@@ -1,0 +1,151 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// migrationLock is the key every version of the binary locks.
+const migrationLock int64 = 0x70726f636573736f
+
+func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
+	url := emptyDatabase(t)
+	holder := connect(t, url)
+	run(t, holder, `set application_name = 'a stuck migration'`)
+	run(t, holder, `select pg_advisory_lock($1)`, migrationLock)
+
+	begin := time.Now()
+	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
+		store.MigrationLockTimeout(300*time.Millisecond))
+	require.ErrorIs(t, err, store.ErrMigrationLock)
+	require.ErrorContains(t, err, "a stuck migration")
+	require.ErrorContains(t, err, "process "+strconv.Itoa(int(holder.PgConn().PID())))
+	require.Less(t, time.Since(begin), 10*time.Second)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err = store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+
+	var made bool
+	require.NoError(t, holder.QueryRow(t.Context(),
+		`select to_regnamespace('processor') is not null or to_regclass('public.positions') is not null`).Scan(&made))
+	require.False(t, made, "something was made without the lock")
+
+	run(t, holder, `select pg_advisory_unlock($1)`, migrationLock)
+	require.Equal(t, migrationNames, migrate(t, url))
+	var held int
+	require.NoError(t, holder.QueryRow(t.Context(),
+		`select count(*) from pg_locks where locktype = 'advisory'`).Scan(&held))
+	require.Zero(t, held, "a lock was left behind")
+}
+
+func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
+	url := emptyDatabase(t)
+	other := connect(t, url)
+	run(t, other, upstreamPositions)
+	run(t, other, `begin; lock table public.positions in share mode`)
+	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
+		store.MigrationLockTimeout(200*time.Millisecond))
+	require.ErrorContains(t, err, "0001_positions.sql: another session holds a lock")
+	require.NotErrorIs(t, err, store.ErrSchema)
+	run(t, other, `rollback`)
+	require.Equal(t, migrationNames, migrate(t, url))
+}
+
+func TestMigrateRefusesATransactionPooler(t *testing.T) {
+	url := emptyDatabase(t)
+	pooled := poolerURL(t, url, "transaction")
+	// Several server sessions lie idle, so that the pooler has a choice.
+	var clients []*pgx.Conn
+	for range 3 {
+		clients = append(clients, connect(t, pooled))
+		run(t, clients[len(clients)-1], `begin`)
+	}
+	for _, client := range clients {
+		run(t, client, `rollback`)
+	}
+	_, err := store.Migrate(t.Context(), pooled, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, store.ErrPooler)
+	require.ErrorContains(t, err, "POSTGRES_MIGRATE_URL")
+
+	var left bool
+	require.NoError(t, connect(t, url).QueryRow(t.Context(),
+		`select to_regnamespace('processor') is not null
+		or exists (select from pg_locks where locktype = 'advisory')`).Scan(&left))
+	require.False(t, left, "schema or lock left behind")
+}
+
+func TestMigrateWorksThroughASessionPooler(t *testing.T) {
+	url := emptyDatabase(t)
+	require.Equal(t, migrationNames, migrate(t, poolerURL(t, url, "session")))
+}
+
+// poolerURL starts PgBouncer in front of the database.
+func poolerURL(t *testing.T, target, mode string) string {
+	t.Helper()
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		program, err = exec.LookPath("/usr/sbin/pgbouncer")
+	}
+	if err != nil {
+		t.Skip("pgbouncer is not installed: poolers are NOT tested here")
+	}
+	port, err := devenv.FreePort()
+	require.NoError(t, err)
+	config := connect(t, target).Config()
+	server := "host=" + config.Host + " port=" + strconv.Itoa(int(config.Port)) + " user=" + config.User
+	if config.Password != "" {
+		server += " password='" + config.Password + "'"
+	}
+	dir, err := os.MkdirTemp("", "pgbouncer")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	file := filepath.Join(dir, "pgbouncer.ini")
+	text := strings.Join([]string{
+		"[databases]",
+		"* = " + server,
+		"[pgbouncer]",
+		"listen_addr = 127.0.0.1",
+		"listen_port = " + strconv.Itoa(port),
+		"unix_socket_dir =",
+		"auth_type = any",
+		"pool_mode = " + mode,
+		"",
+	}, "\n")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+
+	args := []string{file}
+	if os.Geteuid() == 0 {
+		args = []string{"-u", "nobody", file}
+	}
+	var output bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Stdout, cmd.Stderr = &output, &output
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	pooled := "postgres://" + config.User + "@127.0.0.1:" + strconv.Itoa(port) + "/" + config.Database
+	require.Eventually(t, func() bool {
+		_, err := store.MigrateStatus(t.Context(), pooled)
+		return err == nil
+	}, 10*time.Second, 50*time.Millisecond, "pgbouncer does not answer")
+	return pooled
+}

@@ -1,0 +1,155 @@
+package store_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+)
+
+func TestVerifyNamesEveryDamage(t *testing.T) {
+	url := emptyDatabase(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	tests := []struct {
+		give string   // damage
+		want []string // parts of the problem
+	}{
+		{`drop table public.positions`, []string{"table public.positions", "missing"}},
+		{`drop table processor.requests`, []string{"table processor.requests", "missing"}},
+		{`drop schema processor cascade`, []string{"table processor.shards", "missing"}},
+		{`alter table public.positions set unlogged`, []string{"table public.positions", "unlogged"}},
+		{`alter table public.positions drop column faulty`, []string{"column public.positions.faulty", "missing", "boolean not null with a default"}},
+		{`alter table public.positions alter altitude type double precision`, []string{"column public.positions.altitude", "double precision not null; needed: real not null"}},
+		{`alter table public.positions alter satellites type integer`, []string{"column public.positions.satellites", "integer"}},
+		{`alter table public.positions alter codec type varchar(4)`, []string{"column public.positions.codec", "character varying(4)"}},
+		{`alter table public.positions alter attributes drop not null`, []string{"column public.positions.attributes", "jsonb null; needed: jsonb not null"}},
+		{`alter table public.positions alter faulty drop default`, []string{"column public.positions.faulty", "boolean not null; needed"}},
+		{`alter table public.positions add column owner_id uuid not null`, []string{"column public.positions.owner_id", "uuid not null"}},
+		{`alter table processor.shards alter owner set not null`, []string{"column processor.shards.owner", "text not null; needed: text null"}},
+		{`alter table processor.audit alter id drop identity`, []string{"column processor.audit.id", "identity"}},
+		{`drop index public.positions_device_ts`, []string{"index on public.positions", "unique btree (device_id, ts)"}},
+		{`drop index public.positions_ts`, []string{"index on public.positions", "btree (ts desc)"}},
+		{
+			`drop index public.positions_faulty_idx;
+			create index positions_faulty_idx on public.positions (device_id, ts desc) where faulty`,
+			[]string{"index on public.positions", "where (faulty = false)"},
+		},
+		{
+			`drop index public.positions_device_ts;
+			create index positions_device_ts on public.positions (device_id, ts)`,
+			[]string{"index on public.positions", "unique btree (device_id, ts)"},
+		},
+		{
+			`drop index public.positions_device_ts;
+			alter table public.positions add unique (device_id, ts) deferrable`,
+			[]string{"index on public.positions", "unique btree (device_id, ts)"},
+		},
+		{
+			`update pg_index set indisvalid = false where indexrelid = 'public.positions_ts'::regclass`,
+			[]string{"index on public.positions", "btree (ts desc)", "invalid"},
+		},
+		{`alter table processor.shards drop constraint shards_pkey`, []string{"index on processor.shards", "unique btree (stream, grp, shard)"}},
+		{`drop trigger geofences_changed on processor.geofences`, []string{"trigger on processor.geofences", "geofences_changed"}},
+		{`alter table processor.geofences disable trigger geofences_changed`, []string{"trigger on processor.geofences", "geofences_changed"}},
+		{`drop function processor.fence`, []string{"function processor.fence(text, text, integer[], bigint[], text)", "missing"}},
+		{
+			`create or replace function processor.fence(stream text, grp text, shards integer[], epochs bigint[], owner text)
+			returns void language sql as ''`,
+			[]string{"function processor.fence", "lets it pass"},
+		},
+		{
+			`create or replace function processor.check_term(stream text, grp text, term bigint, member text)
+			returns void language plpgsql as 'begin perform nonsense(); end'`,
+			[]string{"function processor.check_term", "nonsense"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.give, func(t *testing.T) {
+			tx, err := conn.Begin(t.Context())
+			require.NoError(t, err)
+			defer tx.Rollback(t.Context()) //nolint:errcheck // ends the damage
+			_, err = tx.Exec(t.Context(), tt.give)
+			require.NoError(t, err)
+
+			report, err := store.Verify(t.Context(), tx)
+			require.NoError(t, err)
+			err = report.Err()
+			require.ErrorIs(t, err, store.ErrSchema)
+			for _, part := range tt.want {
+				require.ErrorContains(t, err, part)
+			}
+		})
+	}
+	report, err := store.Verify(t.Context(), conn)
+	require.NoError(t, err)
+	require.NoError(t, report.Err(), "the damage was not rolled back")
+	require.Empty(t, report.Notes)
+}
+
+func TestVerifyAcceptsANewerSchema(t *testing.T) {
+	url := emptyDatabase(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	run(t, conn, `
+alter table public.positions add column hdop real;
+alter table processor.shards add column weight integer not null default 1;
+create table processor.splits (id bigint primary key);
+create index positions_codec on public.positions (codec);
+create function processor.later() returns void language sql as '';
+insert into processor.goose_db_version (version_id, is_applied) values (99, true)`)
+
+	require.Empty(t, migrate(t, url), "a newer schema is left alone")
+	report, err := store.VerifyURL(t.Context(), url)
+	require.NoError(t, err)
+	require.NoError(t, report.Err())
+	notes := make([]string, 0, len(report.Notes))
+	for _, n := range report.Notes {
+		notes = append(notes, n.String())
+	}
+	require.ElementsMatch(t, []string{
+		"column processor.shards.weight: extra, integer not null with a default",
+		"column public.positions.hdop: extra, real null",
+		"index on public.positions: extra, btree (codec)",
+		"table processor.splits: extra",
+		"function processor.later(): extra",
+		"migration 99: applied by a newer binary",
+	}, notes)
+}
+
+func TestVerifyNamesMissingPrivileges(t *testing.T) {
+	url := emptyDatabase(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	tx, err := conn.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(t.Context()) //nolint:errcheck // ends the role
+	_, err = tx.Exec(t.Context(), `
+create role verify_writer;
+grant usage on schema processor to verify_writer;
+grant select, insert, update, delete on all tables in schema processor to verify_writer;
+revoke update on processor.shards from verify_writer;
+grant select on public.positions to verify_writer;
+set local role verify_writer`)
+	require.NoError(t, err)
+	report, err := store.Verify(t.Context(), tx)
+	require.NoError(t, err)
+	want := store.Finding{
+		Kind: "privilege", Name: "on public.positions", Want: "insert", Have: "not granted to this role",
+	}
+	require.Contains(t, report.Problems, want)
+	want.Name, want.Want = "on processor.shards", "update"
+	require.Contains(t, report.Problems, want)
+}
+
+func TestVerifyChangesNothing(t *testing.T) {
+	url := emptyDatabase(t)
+	report, err := store.VerifyURL(t.Context(), url)
+	require.NoError(t, err)
+	require.False(t, report.OK())
+	var made bool
+	require.NoError(t, connect(t, url).QueryRow(t.Context(),
+		`select to_regnamespace('processor') is not null or to_regclass('public.positions') is not null`).Scan(&made))
+	require.False(t, made)
+}
