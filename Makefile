@@ -1,0 +1,124 @@
+# `make` prints what there is. Needs Go and make; `make setup` gets the rest.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# Never a production system by accident: servers are started by ourselves, or
+# named by DEMO_REDIS_URL, DEMO_POSTGRES_URL, TEST_REDIS_URL, TEST_POSTGRES_URL.
+unexport REDIS_URL POSTGRES_URL
+
+# The folder of real data that some tests and the demo read (tracks/, teltonika/).
+DATA ?= $(if $(wildcard ../shared/data),../shared/data)
+override DATA := $(abspath $(DATA))
+export DATA
+
+ARGS ?=
+PKG ?= ./...
+BENCH ?= .
+FUZZTIME ?= 30s
+
+# Tools are built from source through the module proxy, by exact version.
+GOLANGCI_LINT_VERSION := v2.15.0
+GOVULNCHECK_VERSION := v1.9.0
+BENCHSTAT_VERSION := v0.0.0-20260908200009-22c9c6c9d4da
+TOOLS := $(abspath bin)/tools
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)
+GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)
+BENCHSTAT := $(TOOLS)/benchstat-$(BENCHSTAT_VERSION)
+
+WITH_SERVERS := bin/with-servers
+
+# Every real track, for the demo: --tracks FILE for each.
+TRACKS = $(foreach f,$(sort $(wildcard $(DATA)/tracks/*.csv $(DATA)/tracks/*.csv.gz)),--tracks $(f))
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install the servers and the C compiler if they are missing (silent if not)
+	@scripts/setup.sh
+
+.PHONY: run
+run: setup build ## Show the service at work on servers of its own: make run ARGS="--once --json"
+	@bin/processor demo $(ARGS)
+
+.PHONY: build
+build: ## Build the programs into bin/
+	@go build -o bin/ ./cmd/... ./internal/devenv/cmd/...
+
+.PHONY: test
+test: setup data vet build ## Vet, build and run all tests with the race detector on real servers
+	@$(WITH_SERVERS) go test -race -timeout 5m $(PKG)
+
+.PHONY: test-full
+test-full: setup data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
+	@TEST_FULL=1 $(WITH_SERVERS) go test -race -count=1 -timeout 120m $(PKG)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: vet
+vet: ## Run go vet
+	@go vet ./...
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Check style, import rules and formatting with the pinned linters
+	@$(GOLANGCI_LINT) run ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format all Go files (gofumpt, import groups)
+	@$(GOLANGCI_LINT) fmt ./...
+
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## Look for known vulnerabilities (asks vuln.go.dev)
+	@$(GOVULNCHECK) ./...
+
+.PHONY: bench
+bench: setup data build ## Run the benchmarks: make bench BENCH=Backlog PKG=./pipeline/...
+	@$(WITH_SERVERS) go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+.PHONY: benchstat
+benchstat: $(BENCHSTAT) ## Compare two saved benchmark outputs: make benchstat ARGS="old.txt new.txt"
+	@$(BENCHSTAT) $(ARGS)
+
+.PHONY: loadtest
+loadtest: setup data build ## Run a load test scenario: make loadtest ARGS="list"
+	@bin/loadtest $(ARGS)
+
+.PHONY: ci-demo
+ci-demo: build ## Replay every real track as fast as it goes and balance the account
+	@if [ -n "$(TRACKS)" ]; then \
+		bin/processor demo --once --json --speed 0 $(TRACKS); \
+	else \
+		echo "no real tracks (DATA='$(DATA)'): the simulated fleet instead"; \
+		bin/processor demo --once --json; \
+	fi
+
+.PHONY: tables
+tables: ## Generate the tables in the documents anew
+	@go generate ./...
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin
+
+.PHONY: data
+data:
+	@if [ -d "$(DATA)" ]; then echo "real data: $(DATA)"; \
+	else echo "real data: none (set DATA to its folder); the tests that need it will say so and skip"; fi
+
+# Named by version, so that another version is another file.
+define install-tool
+	@echo "building $(notdir $@)"
+	@mkdir -p $(TOOLS)/new
+	@GOBIN=$(TOOLS)/new GOFLAGS= go install $(1)
+	@mv $(TOOLS)/new/$(2) $@
+endef
+
+$(GOLANGCI_LINT):
+	$(call install-tool,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION),golangci-lint)
+
+$(GOVULNCHECK):
+	$(call install-tool,golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION),govulncheck)
+
+$(BENCHSTAT):
+	$(call install-tool,golang.org/x/perf/cmd/benchstat@$(BENCHSTAT_VERSION),benchstat)

@@ -1,0 +1,13 @@
+// Package archtest has one test: the import rules of the house that a reader
+// must be able to rely on, checked over every Go file of the module, whatever
+// its build tags. The linter says the same file by file and more; this test
+// also follows imports through our own packages, which no linter does, and runs
+// wherever the tests run.
+//
+//  1. fx is imported in modules and cmd only, by tests too.
+//  2. Redis and Postgres are spoken to in their adapters only, in the wiring,
+//     in what starts servers, and in two named files of coordination.
+//  3. No driver reaches the domain, the pipeline or the console through another
+//     package of ours.
+//  4. testenv is imported by tests only.
+package archtest
