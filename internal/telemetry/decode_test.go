@@ -224,6 +224,8 @@ func TestPayloadsOutsideTheContractAreRefused(t *testing.T) {
 		{"angle beyond a real", with("angle", "-1e39"), "invalid/payload.angle/range"},
 		{"speed with huge exponent", with("speed", "1e99999999999999999999"), "invalid/payload.speed/range"},
 		{"64-bit satellites", with("satellites", "18446744073709551615"), "invalid/payload.satellites/integer"},
+		{"satellites that wrap to 5", with("satellites", "18446744073709551621"), "invalid/payload.satellites/integer"},
+		{"latitude that wraps to 5", with("latitude", "18446744073709551621"), "invalid/payload.latitude/range"},
 		{"too many satellites", with("satellites", "32768"), "invalid/payload.satellites/range"},
 		{"negative satellites", with("satellites", "-1"), "invalid/payload.satellites/range"},
 		{"half a satellite", with("satellites", "0.5"), "invalid/payload.satellites/integer"},
