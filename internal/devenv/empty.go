@@ -2,7 +2,9 @@ package devenv
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
@@ -11,10 +13,10 @@ import (
 // RequireEmptyRedis refuses a Redis target, given by URL instead of started by
 // us, that holds anything: a demo or a test must never write into a database
 // that somebody uses. The variable's name goes into the message.
-func RequireEmptyRedis(ctx context.Context, variable, url, stream string) error {
-	opts, err := redis.ParseURL(url)
+func RequireEmptyRedis(ctx context.Context, variable, rawURL, stream string) error {
+	opts, err := RedisOptions(variable, rawURL)
 	if err != nil {
-		return fmt.Errorf("parse %s: %w", variable, err)
+		return err
 	}
 	client := redis.NewClient(opts)
 	defer func() { _ = client.Close() }()
@@ -38,10 +40,28 @@ func RequireEmptyRedis(ctx context.Context, variable, url, stream string) error 
 	return nil
 }
 
+// RedisOptions parses a Redis URL. Its error names the variable and shows
+// nothing of the URL, which may hold a password.
+func RedisOptions(variable, rawURL string) (*redis.Options, error) {
+	opts, err := redis.ParseURL(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("parse %s: %w", variable, withoutURL(err))
+	}
+	return opts, nil
+}
+
+// withoutURL strips what net/url quotes of its input.
+func withoutURL(err error) error {
+	if quoting := (*url.Error)(nil); errors.As(err, &quoting) {
+		return quoting.Err
+	}
+	return err
+}
+
 // RequireEmptyPostgres refuses a Postgres target, given by URL instead of
 // started by us, that has positions or the schema of a processor.
-func RequireEmptyPostgres(ctx context.Context, variable, url string) error {
-	conn, err := pgx.Connect(ctx, url)
+func RequireEmptyPostgres(ctx context.Context, variable, rawURL string) error {
+	conn, err := pgx.Connect(ctx, rawURL)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", variable, err)
 	}

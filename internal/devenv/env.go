@@ -106,7 +106,7 @@ func (e *Env) Dir() string { return e.dir }
 // once.
 func (e *Env) Close() error {
 	e.closeOnce.Do(func() {
-		// No caller's context: a cancelled one must not leave servers behind.
+		//nolint:forbidigo // a caller's cancelled context must not leave servers behind
 		ctx, cancel := context.WithTimeout(context.Background(), 2*stopTimeout)
 		defer cancel()
 		var stops errgroup.Group

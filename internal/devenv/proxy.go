@@ -69,7 +69,7 @@ func (p *Proxy) Addr() string { return p.addr }
 func (p *Proxy) URL(server string) (string, error) {
 	u, err := url.Parse(server)
 	if err != nil {
-		return "", fmt.Errorf("parse server URL: %w", err)
+		return "", fmt.Errorf("parse server URL: %w", withoutURL(err))
 	}
 	u.Host = p.addr
 	return u.String(), nil

@@ -43,9 +43,9 @@ func (k redisKind) command(data string, port int) []string {
 }
 
 func (redisKind) answers(ctx context.Context, url string, pid int, _ string) error {
-	opts, err := redis.ParseURL(url)
+	opts, err := RedisOptions("the server's own URL", url)
 	if err != nil {
-		return fmt.Errorf("parse own Redis URL: %w", err)
+		return err
 	}
 	// A plain dial first: the client would log every refusal, and retry.
 	probe, err := new(net.Dialer).DialContext(ctx, "tcp", opts.Addr)

@@ -34,8 +34,8 @@ func serverUser() (*account, error) {
 		}
 		return &account{name: name, cred: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
 	}
-	return nil, errors.New("Postgres refuses to run as root and there is no user postgres or nobody: " +
-		"run as another user or add one")
+	return nil, errors.New("no user postgres or nobody to run the servers as (Postgres refuses root): " +
+		"add one or run as another user")
 }
 
 // own hands a folder to the account.

@@ -46,9 +46,9 @@ type RedisCorner struct {
 func Redis(tb testing.TB) *RedisCorner {
 	tb.Helper()
 	url := process.redis.use(tb, RedisVariable, devenv.Options{Redis: true}, claimRedis)
-	opts, err := redis.ParseURL(url)
+	opts, err := devenv.RedisOptions(RedisVariable, url)
 	if err != nil {
-		tb.Fatalf("parse Redis URL: %v", err)
+		tb.Fatal(err)
 	}
 	token := unique()
 	corner := &RedisCorner{
@@ -96,9 +96,9 @@ func (c *RedisCorner) sweep(ctx context.Context) error {
 }
 
 func claimRedis(ctx context.Context, url string) error {
-	opts, err := redis.ParseURL(url)
+	opts, err := devenv.RedisOptions(RedisVariable, url)
 	if err != nil {
-		return fmt.Errorf("parse %s: %w", RedisVariable, err)
+		return err
 	}
 	client := redis.NewClient(opts)
 	defer func() { _ = client.Close() }()
