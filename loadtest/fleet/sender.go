@@ -281,7 +281,7 @@ func sentOf(it Item, id telemetry.EntryID) Sent {
 	if it.Junk != nil {
 		return Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: telemetry.Message{DeviceID: it.Junk.Device}}
 	}
-	return Sent{ID: id, Message: it.Message}
+	return Sent{ID: id, Class: ClassOf(&it.Message), Message: it.Message}
 }
 
 // pause waits, or until the context ends.

@@ -17,9 +17,9 @@ import (
 type Sent struct {
 	ID       telemetry.EntryID
 	ReplayOf telemetry.EntryID // the dead letter's source entry, for one that was sent again
-	Junk     string            // the kind of junk, "" for a record
-	Class    telemetry.Class   // under which junk has to be dead-lettered, "" for a record
-	Message  telemetry.Message // of a record; of junk only the device it claims
+	Class    telemetry.Class   // under which it has to be dead-lettered, "" for a record
+	Junk     string            // the kind of made-up junk, "" for all else
+	Message  telemetry.Message // of a record; of others only the device they claim
 }
 
 // StreamTime is the stream time of the entry, or of the one it is a replay of.

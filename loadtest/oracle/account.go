@@ -1,0 +1,36 @@
+package oracle
+
+import "time"
+
+// Account says what became of the entries of a run. Its JSON is the last line
+// of the demo.
+type Account struct {
+	Entries      int64   `json:"entries"`
+	Stored       int64   `json:"stored"`        // its record is a row
+	Duplicates   int64   `json:"duplicates"`    // an earlier entry's record is the row
+	DeadLettered int64   `json:"dead_lettered"` // parked with a reason
+	Pending      int64   `json:"pending"`       // still to be done
+	Lost         int64   `json:"lost"`          // nowhere
+	Mismatches   int64   `json:"mismatches"`    // findings other than lost entries
+	Seconds      float64 `json:"seconds"`
+	PerSecond    float64 `json:"per_second"`
+}
+
+// Over fills in how long the run took and its rate of finished entries.
+func (a Account) Over(d time.Duration) Account {
+	a.Seconds, a.PerSecond = d.Seconds(), 0
+	if d > 0 {
+		a.PerSecond = float64(a.Entries-a.Pending-a.Lost) / d.Seconds()
+	}
+	return a
+}
+
+// Balanced tells whether each entry is counted exactly once.
+func (a Account) Balanced() bool {
+	return a.Entries == a.Stored+a.Duplicates+a.DeadLettered+a.Pending+a.Lost
+}
+
+// Good tells whether the account balances with nothing pending, lost or wrong.
+func (a Account) Good() bool {
+	return a.Balanced() && a.Pending == 0 && a.Lost == 0 && a.Mismatches == 0
+}

@@ -1,0 +1,27 @@
+// Package oracle is the judge: from the send log of a run and nothing else it
+// computes the rows that must exist, compares them with the rows that do, and
+// says what became of every entry.
+//
+// What it promises:
+//
+//  1. It owes nothing to the pipeline: no decoding (it knows what was sent), no
+//     watermark, no batches, no state. It orders what was sent by device,
+//     device time and stream order and walks over it once. Of the code it
+//     judges it uses the geometry primitives and the encoder of the publisher.
+//  2. Of two records with the same device and time the first in stream order
+//     counts. ingested_at is the stream time of that entry, or of the entry it
+//     is a replay of. Entries that are no valid record make no row.
+//  3. Crossings are what the eligible records of a device say in the order of
+//     device time: with a fix, not faulty, not further ahead of their stream
+//     time than the allowed skew.
+//  4. Every field is compared: numbers exactly after rounding to the column's
+//     type, attributes by their JSON value with exact numbers.
+//  5. Each entry is counted once: stored, duplicate, dead-lettered, pending or
+//     lost. Whatever differs is a finding; no finding, nothing pending and
+//     nothing lost is the only verdict that passes.
+//
+// It holds about 40 bytes an entry in memory, and each device's name once; the
+// contents stay in the log.
+//
+// Load tests, the demo and tests of the service use it.
+package oracle

@@ -1,0 +1,374 @@
+package oracle
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// DeadLetter is an entry that was parked.
+type DeadLetter struct {
+	Source telemetry.EntryID
+	Class  telemetry.Class // the reason, which may be one that no sender expects
+}
+
+// Observed is what a run left behind.
+type Observed struct {
+	// Positions are the rows of the table, ordered by device_id collate "C",
+	// ts. ID and Attributes of a row need not outlive the step that yields it.
+	Positions iter.Seq2[telemetry.Record, error]
+	// DeadLetters are all entries that were parked, in any order. Nil means
+	// none.
+	DeadLetters iter.Seq2[DeadLetter, error]
+	// Pending are entries dealt or deferred and not done.
+	Pending map[telemetry.EntryID]bool
+	// Dealt is the last entry that was dealt: those that follow are pending. Nil
+	// means all.
+	Dealt *telemetry.EntryID
+	// Crossings are the rows of timing_records, ordered by device_id collate
+	// "C". Nil means that they are not judged.
+	Crossings iter.Seq2[Crossing, error]
+	// Rules are what the crossings were to be derived by.
+	Rules Rules
+	// OthersToo says that the tables also hold rows of devices that are not in
+	// the send log, which are none of our business.
+	OthersToo bool
+}
+
+// Kind is what a finding is about.
+type Kind string
+
+// The kinds of findings.
+const (
+	KindLost       Kind = "lost"        // an entry is nowhere
+	KindField      Kind = "field"       // a row differs from what was sent
+	KindWinner     Kind = "winner"      // a row is that of a later entry with the same device and time
+	KindUnexpected Kind = "unexpected"  // a row that nobody sent
+	KindDouble     Kind = "double"      // a row, crossing or dead letter that is there twice
+	KindDeadLetter Kind = "dead_letter" // parked though valid, for another reason, or never sent
+	KindCrossing   Kind = "crossing"    // a crossing is missing or differs
+)
+
+// Finding is one thing that is not as it must be.
+type Finding struct {
+	Kind   Kind   `json:"kind"`
+	Device string `json:"device,omitempty"`
+	Time   string `json:"time,omitempty"` // device time
+	Entry  string `json:"entry,omitempty"`
+	Text   string `json:"text"`
+}
+
+func (f Finding) String() string {
+	s := string(f.Kind)
+	if f.Device != "" {
+		s += " device " + f.Device
+	}
+	if f.Time != "" {
+		s += " at " + f.Time
+	}
+	if f.Entry != "" {
+		s += " entry " + f.Entry
+	}
+	return s + ": " + f.Text
+}
+
+// maxExamples is how many findings of each kind a report keeps.
+const maxExamples = 10
+
+// Report is the verdict.
+type Report struct {
+	Account   Account
+	Crossings int64 // crossings that are as they must be
+	Counts    map[Kind]int64
+	Examples  []Finding // the first of each kind
+}
+
+// Good tells whether everything is as it must be.
+func (r *Report) Good() bool { return r.Account.Good() && len(r.Counts) == 0 }
+
+func (r *Report) find(f Finding) {
+	if r.Counts[f.Kind]++; r.Counts[f.Kind] <= maxExamples {
+		r.Examples = append(r.Examples, f)
+	}
+	if f.Kind != KindLost {
+		r.Account.Mismatches++
+	}
+}
+
+// Judge compares what a run left behind with what was sent.
+func (o *Oracle) Judge(seen Observed) (*Report, error) {
+	if seen.Positions == nil {
+		return nil, errors.New("judge: no rows given, want those of positions")
+	}
+	j := &judge{o: o, seen: seen, report: &Report{Counts: map[Kind]int64{}}}
+	j.report.Account.Entries = int64(o.Entries())
+	if err := j.readDeadLetters(); err != nil {
+		return nil, err
+	}
+	if err := j.positions(); err != nil {
+		return nil, err
+	}
+	j.refused()
+	j.strayDeadLetters()
+	if err := j.crossings(); err != nil {
+		return nil, err
+	}
+	return j.report, nil
+}
+
+type judge struct {
+	o      *Oracle
+	seen   Observed
+	parked map[telemetry.EntryID]*parked
+	report *Report
+}
+
+type parked struct {
+	class telemetry.Class
+	sent  bool
+}
+
+func (j *judge) readDeadLetters() error {
+	j.parked = map[telemetry.EntryID]*parked{}
+	if j.seen.DeadLetters == nil {
+		return nil
+	}
+	for d, err := range j.seen.DeadLetters {
+		if err != nil {
+			return fmt.Errorf("read dead letters: %w", err)
+		}
+		if j.parked[d.Source] != nil {
+			j.report.find(Finding{Kind: KindDouble, Entry: d.Source.String(), Text: "dead-lettered twice"})
+			continue
+		}
+		j.parked[d.Source] = &parked{class: d.Class}
+	}
+	return nil
+}
+
+// positions walks over what was sent and what is there side by side; both are
+// ordered by device and time.
+func (j *judge) positions() error {
+	rows := reader{what: "positions", others: j.others}
+	rows.next, rows.stop = iter.Pull2(j.seen.Positions)
+	defer rows.stop()
+	if err := rows.advance(j); err != nil {
+		return err
+	}
+	for group := range j.o.groups() {
+		device := j.o.devices[group[0].device]
+		for rows.more && rows.before(device, group[0].timeUS) {
+			j.unexpected(&rows.row)
+			if err := rows.advance(j); err != nil {
+				return err
+			}
+		}
+		if !rows.more || !rows.at(device, group[0].timeUS) {
+			j.absent(group)
+			continue
+		}
+		if err := j.present(group, &rows.row); err != nil {
+			return err
+		}
+		if err := rows.advance(j); err != nil {
+			return err
+		}
+	}
+	for rows.more {
+		j.unexpected(&rows.row)
+		if err := rows.advance(j); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present judges a row that is there, and the entries that could have made it.
+func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
+	account := &j.report.Account
+	winner := 0
+	for winner < len(group)-1 && j.parked[group[winner].id] != nil {
+		winner++
+	}
+	for i := range group {
+		id := group[i].id
+		switch {
+		case i == winner:
+			account.Stored++
+			if p := j.parked[id]; p != nil {
+				p.sent = true
+				j.report.find(j.finding(KindDeadLetter, group, id, "stored and dead-lettered as "+string(p.class)))
+			}
+		case j.settleParked(id, ""):
+			account.DeadLettered++
+		case j.pending(id):
+			account.Pending++
+		default:
+			account.Duplicates++
+		}
+	}
+	s, err := j.o.log.At(group[winner].place)
+	if err != nil {
+		return err
+	}
+	want := rowOf(&s)
+	diff := differences(&want, row)
+	if len(diff) == 0 {
+		return nil
+	}
+	for i := range group {
+		s, err := j.o.log.At(group[i].place)
+		if err != nil {
+			return err
+		}
+		if other := rowOf(&s); len(differences(&other, row)) == 0 {
+			j.report.find(j.finding(KindWinner, group, group[winner].id, "the row is that of entry "+group[i].id.String()))
+			return nil
+		}
+	}
+	for _, text := range diff {
+		j.report.find(j.finding(KindField, group, group[winner].id, text))
+	}
+	return nil
+}
+
+// absent judges entries whose row is not there.
+func (j *judge) absent(group []sentRecord) {
+	account := &j.report.Account
+	for i := range group {
+		switch id := group[i].id; {
+		case j.settleParked(id, ""):
+			account.DeadLettered++
+		case j.pending(id):
+			account.Pending++
+		default:
+			account.Lost++
+			j.report.find(j.finding(KindLost, group, id, "no row, no dead letter, not pending"))
+		}
+	}
+}
+
+// refused judges entries that are no valid record.
+func (j *judge) refused() {
+	account := &j.report.Account
+	for _, r := range j.o.refused {
+		switch {
+		case j.settleParked(r.id, r.class), j.o.replays[r.id]:
+			// The dead letter is gone once an operator has sent it again.
+			account.DeadLettered++
+		case j.pending(r.id):
+			account.Pending++
+		default:
+			account.Lost++
+			j.report.find(Finding{Kind: KindLost, Entry: r.id.String(), Text: "to be dead-lettered as " + string(r.class) + ", is neither that nor pending"})
+		}
+	}
+}
+
+// settleParked tells whether an entry is a dead letter, and checks the reason.
+func (j *judge) settleParked(id telemetry.EntryID, want telemetry.Class) bool {
+	p := j.parked[id]
+	if p == nil {
+		return false
+	}
+	p.sent = true
+	switch {
+	case want == "":
+		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: "a valid record was dead-lettered as " + string(p.class)})
+	case p.class != want:
+		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: fmt.Sprintf("dead-lettered as %s, want %s", p.class, want)})
+	}
+	return true
+}
+
+func (j *judge) strayDeadLetters() {
+	if j.seen.OthersToo {
+		return
+	}
+	var stray []telemetry.EntryID
+	for id, p := range j.parked {
+		if !p.sent {
+			stray = append(stray, id)
+		}
+	}
+	slices.SortFunc(stray, telemetry.EntryID.Compare)
+	for _, id := range stray {
+		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: "dead-lettered, but never sent"})
+	}
+}
+
+func (j *judge) pending(id telemetry.EntryID) bool {
+	return j.seen.Pending[id] || j.seen.Dealt != nil && j.seen.Dealt.Less(id)
+}
+
+func (j *judge) unexpected(row *telemetry.Record) {
+	j.report.find(Finding{Kind: KindUnexpected, Device: row.DeviceID, Time: clock(row.TimeUS), Text: "a row that nobody sent"})
+}
+
+// others tells whether a row is to be passed over.
+func (j *judge) others(device string) bool {
+	if !j.seen.OthersToo {
+		return false
+	}
+	_, ours := slices.BinarySearch(j.o.devices, device)
+	return !ours
+}
+
+func (j *judge) finding(kind Kind, group []sentRecord, id telemetry.EntryID, text string) Finding {
+	return Finding{Kind: kind, Device: j.o.devices[group[0].device], Time: clock(group[0].timeUS), Entry: id.String(), Text: text}
+}
+
+// reader is the rows of positions with one row of foresight.
+type reader struct {
+	what   string
+	next   func() (telemetry.Record, error, bool)
+	stop   func()
+	others func(device string) bool
+	row    telemetry.Record
+	more   bool
+	begun  bool
+}
+
+// advance goes to the next row of ours, checks the order, and reports rows that
+// are there twice.
+func (r *reader) advance(j *judge) error {
+	for {
+		device, timeUS := r.row.DeviceID, r.row.TimeUS
+		row, err, more := r.next()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", r.what, err)
+		}
+		if r.more = more; !more {
+			return nil
+		}
+		c := cmp.Or(cmp.Compare(device, row.DeviceID), cmp.Compare(timeUS, row.TimeUS))
+		if r.begun && c > 0 {
+			return fmt.Errorf("read %s: device %q at %s follows device %q at %s, want them ordered by device_id collate \"C\", ts",
+				r.what, row.DeviceID, clock(row.TimeUS), device, clock(timeUS))
+		}
+		double := r.begun && c == 0
+		r.row, r.begun = row, true
+		if r.others(row.DeviceID) {
+			continue
+		}
+		if !double {
+			return nil
+		}
+		j.report.find(Finding{Kind: KindDouble, Device: row.DeviceID, Time: clock(row.TimeUS), Text: "the row is there twice"})
+	}
+}
+
+func (r *reader) before(device string, timeUS int64) bool {
+	return cmp.Or(cmp.Compare(r.row.DeviceID, device), cmp.Compare(r.row.TimeUS, timeUS)) < 0
+}
+
+func (r *reader) at(device string, timeUS int64) bool {
+	return r.row.DeviceID == device && r.row.TimeUS == timeUS
+}
+
+func clock(us int64) string { return time.UnixMicro(us).UTC().Format("2006-01-02T15:04:05.000000Z") }

@@ -1,0 +1,179 @@
+package oracle_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// run is what was sent and what a service that makes no mistake left behind.
+// The service is written the other way round than the oracle: it decodes each
+// entry as it comes and keeps tables in maps.
+type run struct {
+	sent        []fleet.Sent
+	rows        []telemetry.Record
+	crossings   []oracle.Crossing
+	deadLetters []oracle.DeadLetter
+	pending     map[telemetry.EntryID]bool
+	dealt       *telemetry.EntryID
+	othersToo   bool
+}
+
+var rules = oracle.Rules{
+	Fences: []geofence.Fence{
+		{ID: "around", Kind: geofence.Circle, Geometry: `{"type":"Point","coordinates":[1.5,42.5]}`, RadiusM: 800, Valid: geofence.Always, Enabled: true},
+		{ID: "box", Kind: geofence.Area, Geometry: `{"type":"Polygon","coordinates":[[[1.49,42.49],[1.53,42.49],[1.53,42.51],[1.49,42.51],[1.49,42.49]]]}`, Valid: geofence.Always, Enabled: true},
+		{ID: "line", Kind: geofence.Gate, Geometry: `{"type":"LineString","coordinates":[[1.5,42.48],[1.5,42.52]]}`, Valid: geofence.Always, Enabled: true},
+	},
+	MaxFutureSkew:  5 * time.Minute,
+	MaxCrossingGap: 10 * time.Minute,
+}
+
+// send is the stream that the items make, three entries a millisecond, and what
+// becomes of it.
+func send(t require.TestingT, items []fleet.Item) *run {
+	r := &run{}
+	decoder := telemetry.NewDecoder(telemetry.DefaultLimits())
+	type key struct {
+		device string
+		us     int64
+	}
+	table := map[key]telemetry.Record{}
+	for i, it := range items {
+		id := telemetry.EntryID{Ms: 1_780_000_000_000 + uint64(i/3), Seq: uint64(i % 3)}
+		sent := fleet.Sent{ID: id, Message: it.Message, Class: fleet.ClassOf(&it.Message)}
+		if it.Junk != nil {
+			sent.Class, sent.Junk, sent.Message.DeviceID = it.Junk.Class, it.Junk.Kind, it.Junk.Device
+		}
+		r.sent = append(r.sent, sent)
+		var record telemetry.Record
+		if err := decoder.Decode(&telemetry.Entry{ID: id, Fields: it.Fields()}, &record); err != nil {
+			var refused *telemetry.DecodeError
+			require.ErrorAs(t, err, &refused)
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: id, Class: refused.Class})
+			continue
+		}
+		k := key{record.DeviceID, record.TimeUS}
+		if _, there := table[k]; !there {
+			record.Attributes = asStored(t, record.Attributes)
+			table[k] = record
+		}
+	}
+	for _, row := range table {
+		r.rows = append(r.rows, row)
+	}
+	r.sort()
+	set, refused := geofence.NewSet(rules.Fences)
+	require.Empty(t, refused)
+	for rest := r.rows; len(rest) > 0; {
+		device := rest[0].DeviceID
+		var fixes []geofence.Fix
+		for len(rest) > 0 && rest[0].DeviceID == device {
+			if rest[0].Eligible(rules.MaxFutureSkew) {
+				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude})
+			}
+			rest = rest[1:]
+		}
+		for _, c := range set.Track(nil, fixes, rules.MaxCrossingGap, true) {
+			r.crossings = append(r.crossings, oracle.Crossing{Device: device, Crossing: c})
+		}
+	}
+	return r
+}
+
+func (r *run) sort() {
+	slices.SortFunc(r.rows, func(a, b telemetry.Record) int {
+		return cmp.Or(cmp.Compare(a.DeviceID, b.DeviceID), cmp.Compare(a.TimeUS, b.TimeUS))
+	})
+}
+
+// asStored prints attributes as jsonb does: keys by length, then bytes, a space
+// after colon and comma.
+func asStored(t require.TestingT, text []byte) []byte {
+	var members map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(text, &members))
+	var keys []string
+	for key := range members {
+		keys = append(keys, key)
+	}
+	sort.Slice(keys, func(i, j int) bool {
+		return cmp.Or(cmp.Compare(len(keys[i]), len(keys[j])), strings.Compare(keys[i], keys[j])) < 0
+	})
+	var out []string
+	for _, key := range keys {
+		out = append(out, fmt.Sprintf("%q: %s", key, members[key]))
+	}
+	return []byte("{" + strings.Join(out, ", ") + "}")
+}
+
+func all[T any](values []T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, v := range values {
+			if !yield(v, nil) {
+				return
+			}
+		}
+	}
+}
+
+func logOf(t require.TestingT, sent []fleet.Sent) *fleet.Log {
+	var buf bytes.Buffer
+	w, err := fleet.NewLogWriter(&buf)
+	require.NoError(t, err)
+	for i := range sent {
+		require.NoError(t, w.Append(&sent[i]))
+	}
+	require.NoError(t, w.Flush())
+	return fleet.NewLog(bytes.NewReader(buf.Bytes()), int64(buf.Len()))
+}
+
+func (r *run) observed() oracle.Observed {
+	return oracle.Observed{
+		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
+		DeadLetters: all(r.deadLetters), Pending: r.pending, Dealt: r.dealt, OthersToo: r.othersToo,
+	}
+}
+
+func (r *run) judge(t require.TestingT) *oracle.Report {
+	o, err := oracle.New(logOf(t, r.sent))
+	require.NoError(t, err)
+	report, err := o.Judge(r.observed())
+	require.NoError(t, err)
+	require.True(t, report.Account.Balanced())
+	return report
+}
+
+// nearby is a fleet whose course lies over the fences.
+func nearby(t require.TestingT, p fleet.Profile) []fleet.Item {
+	source, err := p.Source()
+	require.NoError(t, err)
+	items := fleet.Collect(source)
+	var lat, lon float64
+	for _, it := range items {
+		if it.Junk == nil && it.Message.Latitude != 0 {
+			lat, lon = it.Message.Latitude, it.Message.Longitude
+			break
+		}
+	}
+	for i := range items {
+		m := &items[i].Message
+		if items[i].Junk == nil && m.Latitude != 0 {
+			m.Latitude += 42.5 - lat
+			m.Longitude += 1.5 - lon
+		}
+	}
+	return items
+}
