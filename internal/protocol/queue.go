@@ -1,0 +1,148 @@
+package protocol
+
+import "github.com/trmtracking/processor/internal/telemetry"
+
+// Queue is an owner's view of one shard's queue: where to read on, what is in
+// flight, and whether the queue is known to hold nothing beyond that. It is
+// not safe for concurrent use; the pipeline guards it with its own lock.
+//
+// Order rests on three rules that this type keeps. An entry is handed to the
+// worker at most once while it is in flight. Entries are handed on in the order
+// of the queue. And the holder of the turn may hand on an entry that it has
+// just dealt, without reading it back, only while a read from the cursor has
+// come back empty since that turn was acquired and nothing else was dealt to
+// the queue since that read was sent.
+type Queue struct {
+	cursor   telemetry.EntryID // all at or below it was handed on or seen in flight since the last reset
+	inFlight []telemetry.EntryID
+	head     int               // inFlight[:head] is done
+	top      telemetry.EntryID // the highest ID ever handed on
+	resets   uint64            // how often the cursor went back to the start
+	deals    uint64            // deals to this queue that were not fed
+	empty    bool              // nothing lies beyond the cursor
+	emptyIn  uint64            // the turn in which that was established
+	parked   map[telemetry.EntryID]struct{}
+}
+
+// Ticket is what a read of a queue was based on. It stands for the moment the
+// read was sent, and makes a reply that has been overtaken recognisable.
+type Ticket struct {
+	From   telemetry.EntryID // read what follows this ID
+	resets uint64
+	deals  uint64
+	turn   uint64
+	skip   map[telemetry.EntryID]struct{}
+}
+
+// NeedsRead tells whether the queue may hold something that was not handed on.
+func (q *Queue) NeedsRead(turn uint64) bool { return !q.MayFeed(turn) }
+
+// BeginRead is called before a read is sent, with the number of the turn this
+// member holds, or 0 when it holds none.
+func (q *Queue) BeginRead(turn uint64) Ticket {
+	t := Ticket{From: q.cursor, resets: q.resets, deals: q.deals, turn: turn}
+	// Behind the newest handed-on entry the queue still shows what is in flight,
+	// and what finishes while the reply is on its way.
+	if live := q.inFlight[q.head:]; len(live) > 0 && q.cursor.Less(q.top) {
+		t.skip = make(map[telemetry.EntryID]struct{}, len(live))
+		for _, id := range live {
+			t.skip[id] = struct{}{}
+		}
+	}
+	return t
+}
+
+// EndRead judges the reply to a read: the IDs found, and whether the reply was
+// cut short by the count asked for. It calls take for the index of each entry
+// that is to be handed on, in order. A reply that a reset has overtaken is
+// dropped whole, and EndRead returns false.
+func (q *Queue) EndRead(t Ticket, ids []telemetry.EntryID, full bool, turn uint64, take func(i int)) bool {
+	if t.resets != q.resets {
+		return false
+	}
+	for i, id := range ids {
+		if id.Compare(q.cursor) <= 0 {
+			continue
+		}
+		q.cursor = id
+		if _, ok := t.skip[id]; ok {
+			continue
+		}
+		if _, ok := q.parked[id]; ok {
+			continue
+		}
+		q.hand(id)
+		take(i)
+	}
+	q.empty = !full && len(ids) == 0 && t.deals == q.deals && t.turn == turn && turn != 0
+	q.emptyIn = turn
+	return true
+}
+
+// MayFeed tells whether the holder of this turn may hand on what it deals to
+// the queue next without reading it back.
+func (q *Queue) MayFeed(turn uint64) bool { return turn != 0 && q.empty && q.emptyIn == turn }
+
+// Fed notes entries that were dealt and handed on directly.
+func (q *Queue) Fed(ids ...telemetry.EntryID) {
+	q.hand(ids...)
+	q.cursor = ids[len(ids)-1]
+}
+
+func (q *Queue) hand(ids ...telemetry.EntryID) {
+	q.inFlight = append(q.inFlight, ids...)
+	if last := ids[len(ids)-1]; q.top.Less(last) {
+		q.top = last
+	}
+}
+
+// Dealt notes that something was, or may have been, put on the queue that was
+// not handed on.
+func (q *Queue) Dealt() {
+	q.deals++
+	q.empty = false
+}
+
+// Done notes that the n entries handed on first are finished: committed and
+// acknowledged, or a dead letter. Work of a shard finishes in the order it was
+// handed on.
+func (q *Queue) Done(n int) {
+	q.head += n
+	switch {
+	case q.head >= len(q.inFlight):
+		q.inFlight, q.head = q.inFlight[:0], 0
+	case q.head > 1024 && q.head > len(q.inFlight)/2:
+		q.inFlight = q.inFlight[:copy(q.inFlight, q.inFlight[q.head:])]
+		q.head = 0
+	}
+}
+
+// Park keeps an entry that stays pending on purpose from being handed on again
+// until the queue is taken anew.
+func (q *Queue) Park(id telemetry.EntryID) {
+	if q.parked == nil {
+		q.parked = make(map[telemetry.EntryID]struct{})
+	}
+	q.parked[id] = struct{}{}
+}
+
+// Parked is the number of entries left pending on purpose.
+func (q *Queue) Parked() int { return len(q.parked) }
+
+// InFlight is the number of entries handed on and not done.
+func (q *Queue) InFlight() int { return len(q.inFlight) - q.head }
+
+// Reset sends the cursor back to the start of the queue. What is in flight
+// stays in flight and is not handed on twice.
+func (q *Queue) Reset() {
+	q.resets++
+	q.cursor = telemetry.EntryID{}
+	q.empty = false
+}
+
+// Drop forgets what is in flight, since its work was given up, and starts over.
+func (q *Queue) Drop() {
+	q.inFlight, q.head = nil, 0
+	q.parked = nil
+	q.Reset()
+}

@@ -1,0 +1,88 @@
+package protocol_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+func ids(seqs ...uint64) []telemetry.EntryID {
+	out := make([]telemetry.EntryID, len(seqs))
+	for i, s := range seqs {
+		out[i] = telemetry.EntryID{Ms: 1, Seq: s}
+	}
+	return out
+}
+
+func end(q *protocol.Queue, t protocol.Ticket, full bool, turn uint64, found ...uint64) (taken []uint64) {
+	list := ids(found...)
+	q.EndRead(t, list, full, turn, func(i int) { taken = append(taken, list[i].Seq) })
+	return taken
+}
+
+func TestQueueHandsOnInOrderAndOnlyOnce(t *testing.T) {
+	var q protocol.Queue
+	require.Equal(t, []uint64{1, 2, 3}, end(&q, q.BeginRead(1), true, 1, 1, 2, 3))
+	require.Equal(t, []uint64{4}, end(&q, q.BeginRead(1), false, 1, 4))
+	q.Done(2)
+	q.Reset()
+	require.Equal(t, []uint64{5}, end(&q, q.BeginRead(1), false, 1, 3, 4, 5), "3 and 4 are in flight")
+	require.Equal(t, 3, q.InFlight())
+}
+
+func TestQueueSkipsWhatFinishesWhileTheReplyIsUnderWay(t *testing.T) {
+	var q protocol.Queue
+	end(&q, q.BeginRead(1), false, 1, 1, 2)
+	q.Reset()
+	ticket := q.BeginRead(1)
+	q.Done(2)
+	require.Empty(t, end(&q, ticket, false, 1, 1, 2))
+}
+
+func TestQueueDropsAReplyThatAResetOvertook(t *testing.T) {
+	var q protocol.Queue
+	ticket := q.BeginRead(1)
+	q.Drop()
+	require.False(t, q.EndRead(ticket, ids(1), false, 1, func(int) { t.Fatal("handed on") }))
+	require.Equal(t, []uint64{1}, end(&q, q.BeginRead(1), false, 1, 1))
+}
+
+func TestQueueMayBeFedOnlyWhileKnownEmpty(t *testing.T) {
+	var q protocol.Queue
+	require.False(t, q.MayFeed(1), "nothing is known of a new queue")
+	end(&q, q.BeginRead(1), false, 1, 1)
+	require.False(t, q.MayFeed(1), "a read that found something says nothing about what follows")
+	end(&q, q.BeginRead(1), false, 1)
+	require.True(t, q.MayFeed(1))
+	require.False(t, q.MayFeed(2), "another turn")
+	require.False(t, q.MayFeed(0), "no turn")
+
+	q.Fed(ids(2)...)
+	require.True(t, q.MayFeed(1), "what was fed leaves it empty")
+	q.Dealt()
+	require.False(t, q.MayFeed(1))
+
+	ticket := q.BeginRead(1)
+	q.Dealt()
+	end(&q, ticket, false, 1)
+	require.False(t, q.MayFeed(1), "something was dealt after the read was sent")
+
+	end(&q, q.BeginRead(1), false, 2)
+	require.False(t, q.MayFeed(2), "the read was sent before the turn was acquired")
+	end(&q, q.BeginRead(2), false, 2)
+	require.True(t, q.MayFeed(2))
+	q.Reset()
+	require.False(t, q.MayFeed(2))
+}
+
+func TestQueueLeavesParkedEntriesAlone(t *testing.T) {
+	var q protocol.Queue
+	end(&q, q.BeginRead(1), false, 1, 1, 2)
+	q.Park(ids(1)[0])
+	q.Done(2)
+	q.Reset()
+	require.Equal(t, []uint64{2}, end(&q, q.BeginRead(1), false, 1, 1, 2))
+}

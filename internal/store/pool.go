@@ -1,0 +1,77 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config says where Postgres is and how long anything may take.
+type Config struct {
+	URL string
+	// Member is carried in application_name, so that a successor can end the
+	// sessions of a member that no longer answers.
+	Member           string
+	MaxConns         int32
+	ConnectTimeout   time.Duration
+	StatementTimeout time.Duration // of the server; the client waits a little longer
+	LockTimeout      time.Duration
+}
+
+// ApplicationName is what the sessions of a member are called in
+// pg_stat_activity: at most 63 bytes, or Postgres would cut the incarnation off.
+func ApplicationName(member string) string {
+	const limit = 63
+	name := "processor/" + member
+	if len(name) > limit {
+		name = name[:len("processor/")] + name[len(name)-(limit-len("processor/")):]
+	}
+	return name
+}
+
+// Open makes the pool. It connects lazily: Postgres need not be there yet.
+func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		// The driver's own message hides the password but not a malformed URL.
+		return nil, fmt.Errorf("POSTGRES_URL: want postgres://user:password@host:5432/database")
+	}
+	pc.MaxConns = cfg.MaxConns
+	pc.MaxConnIdleTime = 5 * time.Minute
+	pc.HealthCheckPeriod = 15 * time.Second
+	prepare(pc.ConnConfig, cfg)
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, failure("open the pool", err)
+	}
+	return pool, nil
+}
+
+// prepare sets what every connection of the service has in common: bounds on
+// everything that can hang, so that a black hole is an outage and not a hang.
+func prepare(cc *pgx.ConnConfig, cfg Config) {
+	cc.ConnectTimeout = cfg.ConnectTimeout
+	cc.DialFunc = (&net.Dialer{Timeout: cfg.ConnectTimeout, KeepAlive: 5 * time.Second}).DialContext
+	cc.RuntimeParams["application_name"] = ApplicationName(cfg.Member)
+	if !strings.Contains(cfg.URL, "target_session_attrs") {
+		// After a failover the old primary may still answer, but read-only.
+		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	// Set after connecting rather than as startup parameters, which poolers refuse.
+	set := fmt.Sprintf(`set statement_timeout = %d;
+		set lock_timeout = %d;
+		set idle_in_transaction_session_timeout = %d;
+		set client_connection_check_interval = 2000;
+		set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3;
+		set timezone = 'UTC'; set datestyle = 'ISO'; set search_path = public`,
+		cfg.StatementTimeout.Milliseconds(), cfg.LockTimeout.Milliseconds(), cfg.StatementTimeout.Milliseconds())
+	cc.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		return conn.Exec(ctx, set).Close()
+	}
+}

@@ -1,0 +1,58 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Reader answers questions of the pipeline about what is stored.
+type Reader struct {
+	pool    *pgxpool.Pool
+	timeout time.Duration
+}
+
+// NewReader returns a reader whose queries take at most timeout each.
+func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
+	return &Reader{pool: pool, timeout: timeout}
+}
+
+// lastFixSQL finds the newest position that takes part in state: not flagged
+// faulty, with a fix, and not ahead of its stream time by more than the skew.
+const lastFixSQL = `
+select d.n - 1, p.ts, p.latitude, p.longitude
+from unnest($1::text[]) with ordinality as d (device_id, n)
+cross join lateral (
+  select ts, latitude, longitude
+  from public.positions
+  where device_id = d.device_id
+    and faulty = false
+    and ts <= ingested_at + $2::interval
+    and not (latitude = 0 and longitude = 0)
+  order by ts desc
+  limit 1
+) p`
+
+// LastFixes calls found for every device that has a position that takes part
+// in state, with its index in devices: device time in microseconds since 1970,
+// latitude and longitude in degrees. One round trip, whatever their number.
+func (r *Reader) LastFixes(ctx context.Context, devices []string, skew time.Duration,
+	found func(i int, us int64, lat, lon float64),
+) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	rows, err := r.pool.Query(ctx, lastFixSQL, devices, skew)
+	if err != nil {
+		return failure("load last positions", err)
+	}
+	var n int64
+	var ts time.Time
+	var lat, lon float64
+	_, err = pgx.ForEachRow(rows, []any{&n, &ts, &lat, &lon}, func() error {
+		found(int(n), ts.UnixMicro(), lat, lon)
+		return nil
+	})
+	return failure("load last positions", err)
+}

@@ -1,0 +1,161 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Shards is the authority on who owns what: epochs, owners, assignments.
+type Shards struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	timeout time.Duration
+}
+
+// NewShards returns the ownership tables of one group.
+func NewShards(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Shards {
+	return &Shards{pool: pool, scope: scope, timeout: timeout}
+}
+
+// Ensure makes the rows of shards 0 to n-1 where they are missing. Rows that
+// are there stay as they are.
+func (s *Shards) Ensure(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	_, err := s.pool.Exec(ctx, `
+with made as (
+  insert into processor.shards (stream, grp, shard)
+  select $1, $2, n
+  from generate_series(0, $3 - 1) as n
+  on conflict do nothing
+)
+insert into processor.assignments (stream, grp, shard)
+select $1, $2, n
+from generate_series(0, $3 - 1) as n
+on conflict do nothing`, s.scope.Stream, s.scope.Group, n)
+	return failure("make the rows of the shards", err)
+}
+
+// Shard is a row of processor.shards beside its assignment.
+type Shard struct {
+	Shard    int
+	Owner    string // "" when released
+	Epoch    int64
+	Applied  telemetry.EntryID
+	Deaths   int
+	RunLimit int    // 0 for no limit
+	Assigned string // "" while assigned to nobody
+	Term     int64  // that assigned it
+	Since    time.Time
+	Updated  time.Time
+}
+
+// List returns all shards in order.
+func (s *Shards) List(ctx context.Context) ([]Shard, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, `
+select s.shard, coalesce(s.owner, ''), s.epoch, coalesce(p.applied_id, '0-0'), s.deaths, coalesce(s.run_limit, 0),
+  coalesce(a.member, ''), coalesce(a.term, 0), coalesce(s.owner_since, s.updated_at), s.updated_at
+from processor.shards s
+left join processor.assignments a using (stream, grp, shard)
+left join processor.progress p using (stream, grp, shard)
+where s.stream = $1
+  and s.grp = $2
+order by s.shard`, s.scope.Stream, s.scope.Group)
+	if err != nil {
+		return nil, failure("list shards", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Shard, error) {
+		var sh Shard
+		var applied string
+		if err := row.Scan(&sh.Shard, &sh.Owner, &sh.Epoch, &applied, &sh.Deaths, &sh.RunLimit,
+			&sh.Assigned, &sh.Term, &sh.Since, &sh.Updated); err != nil {
+			return sh, err
+		}
+		// The mark is a hint; one that cannot be read is none.
+		sh.Applied, _ = telemetry.ParseEntryID(applied)
+		return sh, nil
+	})
+	return list, failure("list shards", err)
+}
+
+// ErrNotAssigned says that a shard may not be taken: it is assigned to somebody
+// else by now, or has no row.
+var ErrNotAssigned = errors.New("the shard is not assigned to this member")
+
+// Take makes member the owner of a shard that is assigned to it, and raises the
+// epoch, which fences every commit begun before. It waits for a commit of the
+// present owner that is already under way, so that its rows are seen afterwards.
+func (s *Shards) Take(ctx context.Context, shard int, member string) (Shard, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	taken := Shard{Shard: shard, Owner: member, Assigned: member}
+	var applied string
+	err := s.pool.QueryRow(ctx, `
+update processor.shards s
+set epoch = s.epoch + 1,
+  owner = $4,
+  owner_since = now(),
+  updated_at = now()
+from processor.assignments a
+where s.stream = $1
+  and s.grp = $2
+  and s.shard = $3
+  and a.stream = s.stream
+  and a.grp = s.grp
+  and a.shard = s.shard
+  and a.member = $4
+returning s.epoch,
+  coalesce((select p.applied_id from processor.progress p where (p.stream, p.grp, p.shard) = ($1, $2, $3)), '0-0'),
+  s.deaths, coalesce(s.run_limit, 0), now()`,
+		s.scope.Stream, s.scope.Group, shard, member).
+		Scan(&taken.Epoch, &applied, &taken.Deaths, &taken.RunLimit, &taken.Since)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Shard{}, fmt.Errorf("take shard %d: %w", shard, ErrNotAssigned)
+	}
+	if err != nil {
+		return Shard{}, failure(fmt.Sprintf("take shard %d", shard), err)
+	}
+	taken.Applied, _ = telemetry.ParseEntryID(applied)
+	return taken, nil
+}
+
+// Release gives a shard up after its last commit, so that the next owner need
+// not wait. The epoch must be the one it was held under.
+func (s *Shards) Release(ctx context.Context, held telemetry.Held, member string, applied telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	_, err := s.pool.Exec(ctx, `
+with released as (
+  update processor.shards
+  set owner = null,
+    deaths = 0,
+    updated_at = now()
+  where stream = $1
+    and grp = $2
+    and shard = $3
+    and epoch = $4
+    and owner = $5
+  returning shard
+),
+marked as (
+  insert into processor.progress as p (stream, grp, shard, applied_id)
+  select $1, $2, shard, $6
+  from released
+  where $6 <> '0-0'
+  on conflict (stream, grp, shard) do update
+  set applied_id = excluded.applied_id,
+    updated_at = now()
+)
+select pg_notify('processor_shards', shard::text)
+from released`, s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String())
+	return failure(fmt.Sprintf("release shard %d", held.Shard), err)
+}

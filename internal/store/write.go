@@ -1,0 +1,247 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Writer commits batches for one member of one group.
+type Writer struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	member  string
+	timeout time.Duration
+	buffers sync.Pool // of *[]byte, for COPY
+}
+
+// NewWriter returns a writer for a member. The timeout bounds one whole
+// transaction; it is longer than the server's own statement timeout, so that
+// the server is the one that speaks first.
+func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
+	return &Writer{
+		pool: pool, scope: scope, member: member, timeout: timeout,
+		buffers: sync.Pool{New: func() any { return new([]byte) }},
+	}
+}
+
+// Write commits one batch in one transaction that ends with the check of the
+// shards' epochs. After an error of kind Unknown it may or may not have been
+// committed; after any other, nothing was.
+func (w *Writer) Write(ctx context.Context, b *telemetry.Batch) (telemetry.Written, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		// No connection: nothing was sent.
+		return telemetry.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+	}
+	defer conn.Release()
+	out, err := w.write(ctx, conn.Conn(), b)
+	if err != nil {
+		w.rollBack(conn.Conn())
+		return telemetry.Written{}, failure("commit a batch", err)
+	}
+	return out, nil
+}
+
+func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *telemetry.Batch) (telemetry.Written, error) {
+	var out telemetry.Written
+	if len(b.Late) == 0 && len(b.Applied) == 0 {
+		// Begin, copy, fence and commit travel together: one round trip.
+		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.fenceCall(b.Held)+"; commit", "COMMIT")
+	}
+	rest := &pgx.Batch{}
+	if len(b.Fresh) > 0 {
+		if err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY"); err != nil {
+			return out, err
+		}
+	} else {
+		rest.Queue("begin")
+	}
+	if len(b.Late) > 0 {
+		out.Stored = make([]bool, len(b.Late))
+		queueLate(rest, b.Late, out.Stored)
+	}
+	if len(b.Applied) > 0 {
+		w.queueApplied(rest, b.Applied)
+	}
+	w.queueFence(rest, b.Held)
+	rest.Queue("commit").Exec(committed)
+	return out, conn.SendBatch(ctx, rest).Close()
+}
+
+// copy begins a transaction and copies records into positions. What is to
+// follow in the same round trip is given as SQL; want is the tag of its last command.
+func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
+	buf := w.buffers.Get().(*[]byte)
+	defer w.buffers.Put(buf)
+	*buf = appendCopy((*buf)[:0], records)
+	sql := "begin; copy public.positions (" + positionColumns + ") from stdin (format binary)" + then
+	tag, err := conn.CopyFrom(ctx, bytes.NewReader(*buf), sql)
+	if err != nil {
+		return err
+	}
+	if got, _, _ := strings.Cut(tag.String(), " "); got != want {
+		return notCommitted(tag)
+	}
+	return nil
+}
+
+// committed makes sure of what the server says it did: COMMIT in a transaction
+// that has failed answers ROLLBACK, and no error.
+func committed(tag pgconn.CommandTag) error {
+	if tag.String() != "COMMIT" {
+		return notCommitted(tag)
+	}
+	return nil
+}
+
+func notCommitted(tag pgconn.CommandTag) error {
+	return &telemetry.Failure{
+		Kind: telemetry.Unavailable, Code: tag.String(),
+		Err: fmt.Errorf("the server answered %q instead of committing", tag.String()),
+	}
+}
+
+// rollBack leaves the connection fit for the pool, or closed.
+func (w *Writer) rollBack(conn *pgx.Conn) {
+	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 2*time.Second, errors.New("roll back within 2s"))
+	defer cancel()
+	if _, err := conn.Exec(ctx, "rollback"); err != nil {
+		_ = conn.Close(ctx) // the server rolls back what a closed connection leaves
+	}
+}
+
+// lateSQL keeps the order of the arrays: the first of a device and time counts.
+const lateSQL = `
+insert into public.positions (` + positionColumns + `)
+select r.device_id, r.ts, r.ingested_at, r.latitude, r.longitude,
+  r.altitude, r.angle, r.speed, r.satellites, r.priority, r.codec, r.attributes::jsonb
+from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::float8[], $5::float8[],
+  $6::float4[], $7::float4[], $8::float4[], $9::int2[], $10::int2[], $11::text[], $12::text[])
+  with ordinality as r (device_id, ts, ingested_at, latitude, longitude,
+    altitude, angle, speed, satellites, priority, codec, attributes, n)
+order by r.n
+on conflict (device_id, ts) do nothing
+returning device_id, ts`
+
+// key identifies a position.
+type key struct {
+	device string
+	us     int64
+}
+
+func queueLate(batch *pgx.Batch, records []telemetry.Record, stored []bool) {
+	n := len(records)
+	var (
+		device, codec, attributes = make([]string, n), make([]string, n), make([]string, n)
+		ts, ingested              = make([]time.Time, n), make([]time.Time, n)
+		lat, lon                  = make([]float64, n), make([]float64, n)
+		alt, angle, speed         = make([]float32, n), make([]float32, n), make([]float32, n)
+		satellites, priority      = make([]int16, n), make([]int16, n)
+	)
+	first := make(map[key]int, n)
+	for i := range records {
+		r := &records[i]
+		device[i], codec[i], attributes[i] = r.DeviceID, r.Codec, string(r.Attributes)
+		ts[i], ingested[i] = r.Time(), time.UnixMicro(r.StreamUS).UTC()
+		lat[i], lon[i] = r.Latitude, r.Longitude
+		alt[i], angle[i], speed[i] = r.Altitude, r.Angle, r.Speed
+		satellites[i], priority[i] = r.Satellites, r.Priority
+		k := key{r.DeviceID, r.TimeUS}
+		if _, ok := first[k]; !ok {
+			first[k] = i
+		}
+	}
+	batch.Queue(lateSQL, device, ts, ingested, lat, lon, alt, angle, speed, satellites, priority, codec, attributes).
+		Query(func(rows pgx.Rows) error {
+			for rows.Next() {
+				var device string
+				var at time.Time
+				if err := rows.Scan(&device, &at); err != nil {
+					return err
+				}
+				stored[first[key{device, at.UnixMicro()}]] = true
+			}
+			return rows.Err()
+		})
+}
+
+func (w *Writer) queueApplied(batch *pgx.Batch, marks []telemetry.Applied) {
+	shards, ids := make([]int32, len(marks)), make([]string, len(marks))
+	for i, m := range marks {
+		shards[i], ids[i] = int32(m.Shard), m.ID.String()
+	}
+	batch.Queue(`
+insert into processor.progress as p (stream, grp, shard, applied_id)
+select $1, $2, m.shard, m.id
+from unnest($3::int[], $4::text[]) as m (shard, id)
+on conflict (stream, grp, shard) do update
+set applied_id = excluded.applied_id,
+  updated_at = now()`, w.scope.Stream, w.scope.Group, shards, ids)
+}
+
+func (w *Writer) queueFence(batch *pgx.Batch, held []telemetry.Held) {
+	shards, epochs := make([]int32, len(held)), make([]int64, len(held))
+	for i, h := range held {
+		shards[i], epochs[i] = int32(h.Shard), h.Epoch
+	}
+	batch.Queue("select processor.fence($1, $2, $3::int[], $4::bigint[], $5)",
+		w.scope.Stream, w.scope.Group, shards, epochs, w.member)
+}
+
+// fenceCall is the same check as literal SQL, for the single round trip.
+func (w *Writer) fenceCall(held []telemetry.Held) string {
+	b := make([]byte, 0, 128+24*len(held))
+	b = append(b, "processor.fence("...)
+	b = appendLiteral(b, w.scope.Stream)
+	b = append(b, ", "...)
+	b = appendLiteral(b, w.scope.Group)
+	b = append(b, ", '{"...)
+	for i, h := range held {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, int64(h.Shard), 10)
+	}
+	b = append(b, "}', '{"...)
+	for i, h := range held {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, h.Epoch, 10)
+	}
+	b = append(b, "}', "...)
+	b = appendLiteral(b, w.member)
+	return string(append(b, ')'))
+}
+
+// appendLiteral appends s as an SQL string literal that no setting of the
+// server reads differently.
+func appendLiteral(dst []byte, s string) []byte {
+	dst = append(dst, " e'"...)
+	for i := range len(s) {
+		switch s[i] {
+		case '\'', '\\':
+			dst = append(dst, '\\', s[i])
+		default:
+			dst = append(dst, s[i])
+		}
+	}
+	return append(dst, '\'')
+}

@@ -1,0 +1,59 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Publisher appends entries as tcp-ingestion does. Load generators and tests
+// use it; the service itself only appends dead letters and their replays.
+type Publisher struct {
+	client redis.UniversalClient
+	stream string
+	maxLen int64
+}
+
+// NewPublisher returns a publisher that trims the stream to about maxLen
+// entries with each append, or never when maxLen is 0.
+func NewPublisher(client redis.UniversalClient, stream string, maxLen int64) *Publisher {
+	return &Publisher{client: client, stream: stream, maxLen: maxLen}
+}
+
+// Publish appends one entry for each list of names and values, in one round
+// trip, and returns their IDs. After an error any part may have been added;
+// the IDs known are returned, zero where the outcome is not.
+func (p *Publisher) Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error) {
+	pipe := p.client.Pipeline()
+	cmds := make([]*redis.Cmd, len(entries))
+	for i, fields := range entries {
+		args := make([]any, 0, 6+len(fields))
+		args = append(args, "xadd", p.stream)
+		if p.maxLen > 0 {
+			args = append(args, "maxlen", "~", p.maxLen)
+		}
+		args = append(args, "*")
+		for j := range fields {
+			args = append(args, &fields[j])
+		}
+		cmds[i] = pipe.Do(ctx, args...)
+	}
+	_, err := pipe.Exec(ctx)
+	ids := make([]telemetry.EntryID, len(entries))
+	for i, cmd := range cmds {
+		text, cmdErr := cmd.Text()
+		if cmdErr != nil {
+			continue
+		}
+		if ids[i], cmdErr = telemetry.ParseEntryID(text); cmdErr != nil && err == nil {
+			err = cmdErr
+		}
+	}
+	if err != nil {
+		return ids, failure(fmt.Sprintf("append %d entries", len(entries)), err)
+	}
+	return ids, nil
+}

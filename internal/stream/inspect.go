@@ -1,0 +1,101 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Count is a number that may be unknown.
+type Count struct {
+	N     int64
+	Known bool
+}
+
+// Info is the state of the stream and of the group at one moment.
+type Info struct {
+	Exists      bool // the stream exists
+	Length      int64
+	Added       int64 // entries ever added
+	First, Last telemetry.EntryID
+	GroupExists bool
+	Delivered   telemetry.EntryID // the group's last-delivered ID
+	Pending     int64
+	Lag         Count // entries not yet dealt
+}
+
+// Info asks for the state of the stream and the group.
+func (g *Group) Info(ctx context.Context) (Info, error) {
+	pipe := g.client.TxPipeline()
+	streamCmd := pipe.XInfoStream(ctx, g.names.Stream)
+	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
+	_, err := pipe.Exec(ctx)
+	if err != nil {
+		if isNoSuchKey(err) {
+			return Info{}, nil
+		}
+		return Info{}, failure("inspect the stream", err)
+	}
+	s := streamCmd.Val()
+	info := Info{Exists: true, Length: s.Length, Added: s.EntriesAdded}
+	info.Last, _ = telemetry.ParseEntryID(s.LastGeneratedID)
+	info.First, _ = telemetry.ParseEntryID(s.FirstEntry.ID)
+	for _, row := range groupsCmd.Val() {
+		if row.Name != g.names.Group {
+			continue
+		}
+		info.GroupExists = true
+		info.Pending = row.Pending
+		if info.Delivered, err = telemetry.ParseEntryID(row.LastDeliveredID); err != nil {
+			return Info{}, failure("inspect the stream", err)
+		}
+		info.Lag = lag(info, row)
+	}
+	return info, nil
+}
+
+// lag is shown only where the server's books agree with what can be seen: it
+// stays wrong for good after a trim, and is null after a deletion.
+func lag(info Info, row redis.XInfoGroup) Count {
+	switch {
+	case info.Delivered.Compare(info.Last) >= 0:
+		return Count{N: 0, Known: true}
+	case info.Delivered.Less(info.First):
+		// Nothing that is left was dealt: all of it is to be.
+		return Count{N: info.Length, Known: true}
+	case row.Lag < 0 || row.EntriesRead < 0 || row.EntriesRead > info.Added || row.Lag > info.Length:
+		return Count{}
+	default:
+		return Count{N: row.Lag, Known: true}
+	}
+}
+
+func isNoSuchKey(err error) bool {
+	return strings.Contains(err.Error(), "no such key")
+}
+
+// Ping asks whether the server answers and would take a write.
+func (g *Group) Ping(ctx context.Context) error {
+	if err := g.client.Ping(ctx).Err(); err != nil {
+		return failure("ping Redis", err)
+	}
+	return nil
+}
+
+// RunID names the server process. Another one may hold an older state, or none.
+func (g *Group) RunID(ctx context.Context) (string, error) {
+	text, err := g.client.Info(ctx, "server").Result()
+	if err != nil {
+		return "", failure("ask for the run ID", err)
+	}
+	for line := range strings.Lines(text) {
+		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
+			return id, nil
+		}
+	}
+	return "", failure("ask for the run ID", errors.New("the server does not tell its run_id"))
+}

@@ -1,0 +1,75 @@
+package stream
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Names are the keys of one stream and one group. All of them share one hash
+// tag, so that a Redis Cluster keeps them on one node and one script may touch
+// them together.
+type Names struct {
+	Stream string
+	Group  string
+}
+
+func (n Names) prefix() string {
+	if open := strings.IndexByte(n.Stream, '{'); open >= 0 {
+		if strings.IndexByte(n.Stream[open:], '}') > 1 {
+			return n.Stream + ":" + n.Group
+		}
+	}
+	return "{" + n.Stream + "}:" + n.Group
+}
+
+// Turn is the key of the lease that lets one member deal.
+func (n Names) Turn() string { return n.prefix() + ":turn" }
+
+// Dealt is the key of the last-delivered ID as dealing left it. It tells when
+// somebody else moved it.
+func (n Names) Dealt() string { return n.prefix() + ":dealt" }
+
+// Acked is the hash of each shard's highest acknowledged entry.
+func (n Names) Acked() string { return n.prefix() + ":acked" }
+
+// Losses is the list of losses that are not in the ledger yet.
+func (n Names) Losses() string { return n.prefix() + ":losses" }
+
+// Bell is the channel on which the holder of the turn names the shards that got something.
+func (n Names) Bell() string { return n.prefix() + ":bell" }
+
+// Lock is the key of the leader's lock.
+func (n Names) Lock() string { return n.prefix() + ":leader" }
+
+// Members is the prefix of the heartbeat keys and the name of the set that lists them.
+func (n Names) Members() string { return n.prefix() + ":members" }
+
+// Parked is the hash of source entries that have a dead letter.
+func (n Names) Parked() string { return n.prefix() + ":parked" }
+
+// DeadLetters is the default name of the dead-letter stream. A cluster needs
+// the hash tag spelled out; elsewhere the name is the neighbours' own.
+func (n Names) DeadLetters(cluster bool) string {
+	if cluster && !strings.Contains(n.Stream, "{") {
+		return "{" + n.Stream + "}:dlq"
+	}
+	return n.Stream + ":dlq"
+}
+
+// Consumer is the consumer of the group whose pending list is the shard's queue.
+func Consumer(shard int) string { return fmt.Sprintf("shard-%02d", shard) }
+
+// ShardOfConsumer tells which shard a consumer is the queue of. Any other
+// consumer is foreign.
+func ShardOfConsumer(name string, shards int) (shard int, ok bool) {
+	digits, ok := strings.CutPrefix(name, "shard-")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 0 || n >= shards || Consumer(n) != name {
+		return 0, false
+	}
+	return n, true
+}

@@ -1,0 +1,67 @@
+#!lua flags=allow-oom
+-- Acquires or renews the turn, the right to deal, and makes the group if it is missing.
+--
+-- KEYS[1] stream   KEYS[2] turn   KEYS[3] last ID dealt
+-- ARGV[1] group    ARGV[2] token held before, '' for none
+-- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
+--
+-- Reply: {0, milliseconds left to the holder}
+--     or {1, last-delivered ID, what was done: 1 the group was made, 2 its
+--         last-delivered ID was set back to where dealing had left it, 0 neither,
+--         entries pending in the group}
+--
+-- The group is made here and nowhere else, always at 0: under the new token no
+-- deal that was based on the old group can come through.
+local holder = redis.call('get', KEYS[2])
+if holder and holder ~= ARGV[2] then
+  return {0, redis.call('pttl', KEYS[2])}
+end
+redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])
+
+local function group()
+  local rows = redis.pcall('xinfo', 'groups', KEYS[1])
+  if rows.err then
+    if string.find(rows.err, '^WRONGTYPE') then return rows end
+    return nil
+  end
+  for _, row in ipairs(rows) do
+    local g = {}
+    for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
+    if g['name'] == ARGV[1] then return g end
+  end
+end
+
+local function after(a, b)
+  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
+  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
+  if #ams ~= #bms then return #ams > #bms end
+  if ams ~= bms then return ams > bms end
+  if #aseq ~= #bseq then return #aseq > #bseq end
+  return aseq > bseq
+end
+
+local g = group()
+if g and g.err then return g end
+if g then
+  -- Whoever moved the last-delivered ID forward, by hand or by reading with '>',
+  -- took entries past us. Dealing them is right even if they are done already.
+  local last, dealt = g['last-delivered-id'], redis.call('get', KEYS[3])
+  if dealt and after(last, dealt) then
+    redis.call('xgroup', 'setid', KEYS[1], ARGV[1], dealt)
+    return {1, dealt, 2, g['pending']}
+  end
+  return {1, last, 0, g['pending']}
+end
+redis.call('del', KEYS[3])
+
+-- Entries that were trimmed before there was a group were never ours to read.
+local read = 0
+local info = redis.pcall('xinfo', 'stream', KEYS[1])
+if not info.err then
+  local s = {}
+  for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
+  read = s['entries-added'] - s['length']
+end
+local made = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
+if made.err then return made end
+return {1, '0-0', 1, 0}

@@ -1,0 +1,248 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// commitLoop commits one batch at a time. It tries again in place while the
+// server cannot take it; any other outcome is for the worker to settle.
+func (w *worker) commitLoop(ctx context.Context) error {
+	defer close(w.toAck)
+	for b := range w.commits {
+		c := w.commit(ctx, b)
+		if c.err == nil {
+			select {
+			case w.toAck <- b:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		w.results <- c
+	}
+	return nil
+}
+
+// commit writes a batch until it is decided.
+func (w *worker) commit(ctx context.Context, b *batch) committed {
+	c := committed{batch: b}
+	content := b.write()
+	if len(content.Fresh) == 0 && len(content.Late) == 0 {
+		return c // nothing but what stays pending: there is nothing to write
+	}
+	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, nothingHappened, func() error {
+		started := time.Now()
+		var err error
+		c.written, err = w.sink.Write(ctx, content)
+		if err == nil {
+			w.metrics.wrote(b, c.written, time.Since(started))
+		}
+		return err
+	})
+	return c
+}
+
+// ackLoop acknowledges committed batches in order, and never gives one up: a
+// failed ack would leave its entries pending for ever.
+func (w *worker) ackLoop(ctx context.Context) error {
+	for b := range w.toAck {
+		if err := w.ack(ctx, b); err != nil {
+			return err
+		}
+		w.acked <- b
+	}
+	return nil
+}
+
+func (w *worker) ack(ctx context.Context, b *batch) error {
+	acks := b.acks()
+	return retry(ctx, w.log, "ack", w.metrics.ackErrors, always, func() error {
+		err := w.acker.Ack(ctx, acks)
+		if err == nil {
+			w.metrics.acked(acks)
+		}
+		return err
+	})
+}
+
+// settle acts upon the outcome of a commit.
+func (w *worker) settle(ctx context.Context, c committed) error {
+	if c.err == nil {
+		w.unacked++
+		w.state.evict(c.batch.seq)
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	v := judge(c.err)
+	w.log.Warn("batch not committed as computed", "count", c.batch.entries, "err", c.err)
+	switch v {
+	case fatal:
+		return c.err
+	case retake:
+		w.metrics.retaken.Inc()
+		w.giveUp(c.batch, nil, OutcomeUnknown)
+		w.spare = append(w.spare, c.batch)
+		return nil
+	case yield:
+		w.metrics.fenced.Inc()
+		lost := lostShards(c.err, c.batch)
+		w.giveUp(c.batch, lost, ShardFenced)
+		return w.redo(ctx, c.batch, false)
+	default:
+		return w.redo(ctx, c.batch, v == split)
+	}
+}
+
+// lostShards is which shards of a batch a fence named; all where it did not say.
+func lostShards(err error, b *batch) map[int]bool {
+	lost := make(map[int]bool)
+	if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+		for _, shard := range f.Shards {
+			lost[shard] = true
+		}
+	}
+	if len(lost) == 0 {
+		for _, p := range b.parts {
+			lost[p.shard] = true
+		}
+	}
+	return lost
+}
+
+// giveUp drops shards of a batch, all of them where none are named, together
+// with everything computed for them since, and tells the owner's side.
+func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
+	gone := make(map[int]bool)
+	for _, p := range b.parts {
+		if (named == nil || named[p.shard]) && !gone[p.shard] {
+			gone[p.shard] = true
+			delete(w.held, p.shard)
+			w.state.void(p.shard)
+			if w.table.dropGrant(p.shard, p.grant) {
+				w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
+			}
+		}
+	}
+	in := func(shard int) bool { return gone[shard] }
+	w.current.without(in, w.cfg.Shards)
+	b.without(in, w.cfg.Shards)
+}
+
+// redo applies the entries of a batch that did not commit, and of the one
+// computed on top of it, again: on fresh state, by the idempotent path, one
+// transaction after the other. With isolate it divides until what the server
+// refuses is alone.
+func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
+	for w.unacked > 0 { // work of a shard finishes in order
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case done := <-w.acked:
+			w.unacked--
+			w.finish(done)
+			w.spare = append(w.spare, done)
+		}
+	}
+	todo := byShard(b.parts, w.current.parts)
+	w.current.reset(w.current.seq, false)
+	w.spare = append(w.spare, b)
+	for _, p := range todo {
+		w.state.void(p.shard)
+	}
+	limit := w.cfg.BatchMaxRecords
+	for _, p := range todo {
+		for len(p.entries) > 0 {
+			n := min(limit, len(p.entries))
+			piece := p
+			piece.entries, p.entries = p.entries[:n], p.entries[n:]
+			if err := w.redoPart(ctx, piece, isolate); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// redoPart commits and acknowledges entries of one shard by themselves.
+func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
+	if t, ok := w.held[p.shard]; !ok || t.grant != p.grant {
+		return nil
+	}
+	w.seq++
+	b := &batch{}
+	b.reset(w.seq, true)
+	if err := w.apply(ctx, b, p); err != nil {
+		return err
+	}
+	c := w.commit(ctx, b)
+	// What was not new did not move the device: only the table knows.
+	w.state.void(p.shard)
+	if c.err == nil {
+		if err := w.ack(ctx, b); err != nil {
+			return err
+		}
+		w.finish(b)
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch judge(c.err) {
+	case fatal:
+		return c.err
+	case retake:
+		w.metrics.retaken.Inc()
+		w.giveUp(b, nil, OutcomeUnknown)
+		return nil
+	case yield:
+		w.metrics.fenced.Inc()
+		w.giveUp(b, lostShards(c.err, b), ShardFenced)
+		return nil
+	default:
+	}
+	if len(p.entries) == 1 {
+		return w.condemn(ctx, p, c.err)
+	}
+	half := len(p.entries) / 2
+	left, right := p, p
+	left.entries, right.entries = p.entries[:half], p.entries[half:]
+	if err := w.redoPart(ctx, left, true); err != nil {
+		return err
+	}
+	return w.redoPart(ctx, right, true)
+}
+
+// condemn sets aside the one entry that Postgres refuses.
+func (w *worker) condemn(_ context.Context, p part, err error) error {
+	b := &batch{}
+	b.parts, b.entries = []part{p}, 1
+	w.refuse(b, p.shard, &p.entries[0], err)
+	w.finish(b)
+	return nil
+}
+
+// byShard joins the parts of each shard, in order. Order between shards means
+// nothing.
+func byShard(lists ...[]part) []part {
+	var joined []part
+	at := make(map[int]int)
+	for _, list := range lists {
+		for _, p := range list {
+			i, ok := at[p.shard]
+			if !ok {
+				at[p.shard] = len(joined)
+				p.entries = slices.Clip(p.entries)
+				joined = append(joined, p)
+				continue
+			}
+			joined[i].entries = append(joined[i].entries, p.entries...)
+		}
+	}
+	return joined
+}

@@ -1,0 +1,51 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Config bounds the work of one instance. Every field is needed; config.Load
+// fills them from the environment.
+type Config struct {
+	Shards             int
+	Workers            int // goroutines that process and commit, each with one commit in flight
+	MaxInFlightRecords int // most entries held in memory
+	MaxInFlightBytes   int64
+	ReadBatchRecords   int // most entries asked for in one read
+	BatchMaxRecords    int
+	BatchMaxAge        time.Duration
+	StateMaxDevices    int // devices whose state is kept in memory
+	MaxFutureSkew      time.Duration
+	DealAhead          int // dealing pauses while so many dealt entries are undone
+	DealBlock          time.Duration
+	TurnTTL            time.Duration
+	QueueRescan        time.Duration // how often every queue is read from its start again
+	Limits             telemetry.Limits
+}
+
+func (c Config) check() error {
+	var errs []error
+	positive := func(name string, v int64) {
+		if v <= 0 {
+			errs = append(errs, fmt.Errorf("pipeline: %s is %d, want more than 0", name, v))
+		}
+	}
+	positive("Shards", int64(c.Shards))
+	positive("Workers", int64(c.Workers))
+	positive("MaxInFlightRecords", int64(c.MaxInFlightRecords))
+	positive("MaxInFlightBytes", c.MaxInFlightBytes)
+	positive("ReadBatchRecords", int64(c.ReadBatchRecords))
+	positive("BatchMaxRecords", int64(c.BatchMaxRecords))
+	positive("BatchMaxAge", int64(c.BatchMaxAge))
+	positive("StateMaxDevices", int64(c.StateMaxDevices))
+	positive("MaxFutureSkew", int64(c.MaxFutureSkew))
+	positive("DealAhead", int64(c.DealAhead))
+	positive("DealBlock", int64(c.DealBlock))
+	positive("TurnTTL", int64(c.TurnTTL))
+	positive("QueueRescan", int64(c.QueueRescan))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,75 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+func at(device int, seconds int64) []string {
+	m := telemetry.Message{
+		DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+seconds, 0).UTC(),
+		Latitude: 48.1 + float64(seconds)/1e5, Longitude: 11.5, Altitude: 520, Angle: 90, Speed: 50, Satellites: 11,
+	}
+	m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 1), telemetry.BigIntAttribute("78", "9223372036854775807"))
+	return telemetry.EntryFields(&m)
+}
+
+func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var entries [][]string
+	for s := range int64(50) {
+		for d := range 40 {
+			entries = append(entries, at(d, s))
+			if s%5 == 0 {
+				entries = append(entries, at(d, s), at(d, s-3)) // twice, and once late
+			}
+		}
+	}
+	b.publish(entries[:len(entries)/2]...)
+	in := b.start("one")
+	b.takeAll(in)
+	b.publish(entries[len(entries)/2:]...)
+	b.settled(20*time.Second, 0)
+	// Seconds 0 to 49, and 3 seconds before 0.
+	require.Equal(t, 40*51, b.count("select count(*) from positions"))
+	require.Zero(t, in.InFlight())
+	in.stop()
+	require.NoError(t, in.err)
+	require.Empty(t, in.lost)
+}
+
+func TestAnEntryThatIsNoRecordStaysPendingAndHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one")
+	b.takeAll(in)
+	b.publish(at(1, 1), []string{"ts", "x"}, []string{"device_id", fleet.DeviceID(1), "payload", "{"}, at(1, 2))
+	b.settled(10*time.Second, 2)
+	require.Equal(t, 2, b.count("select count(*) from positions"))
+}
+
+func BenchmarkBacklog(b *testing.B) {
+	bb := newBench(b)
+	const n, devices = 200_000, 500
+	var entries [][]string
+	for i := range n {
+		entries = append(entries, at(i%devices, int64(i/devices)))
+	}
+	bb.publish(entries...)
+	b.ResetTimer()
+	started := time.Now()
+	in := bb.start("one")
+	bb.takeAll(in)
+	bb.settled(2*time.Minute, 0)
+	b.ReportMetric(n/time.Since(started).Seconds(), "records/s")
+	in.stop()
+	require.Equal(b, n, bb.count("select count(*) from positions"))
+	fmt.Println()
+}

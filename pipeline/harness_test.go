@@ -1,0 +1,178 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+const shards = 16
+
+// bench is one stream, one database and the means to run instances on them.
+type bench struct {
+	tb       testing.TB
+	redisURL string
+	pgURL    string
+	stream   string
+	group    string
+	client   redis.UniversalClient
+	pool     *pgxpool.Pool
+	pub      *stream.Publisher
+}
+
+func newBench(tb testing.TB) *bench {
+	r := testenv.Redis(tb)
+	b := &bench{
+		tb: tb, redisURL: r.URL, stream: r.Stream, group: r.Group, client: r.Client(),
+		pgURL: testenv.Postgres(tb, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+			_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+			return err
+		})),
+	}
+	b.pub = stream.NewPublisher(b.client, b.stream, 0)
+	b.pool = b.open("bench")
+	return b
+}
+
+func (b *bench) open(member string) *pgxpool.Pool {
+	pool, err := store.Open(context.Background(), store.Config{
+		URL: b.pgURL, Member: member, MaxConns: 12,
+		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
+	})
+	require.NoError(b.tb, err)
+	b.tb.Cleanup(pool.Close)
+	return pool
+}
+
+func (b *bench) scope() store.Scope { return store.Scope{Stream: b.stream, Group: b.group} }
+
+// instance is a pipeline that holds every shard.
+type instance struct {
+	*pipeline.Pipeline
+	member string
+	shards *store.Shards
+	reg    *prometheus.Registry
+	stop   func()
+	err    error
+	mu     sync.Mutex
+	lost   []pipeline.Lost
+}
+
+type option func(*pipeline.Config, *pipeline.Deps)
+
+func (b *bench) start(member string, opts ...option) *instance {
+	client, err := stream.Connect(stream.Config{URL: b.redisURL, Timeout: 5 * time.Second})
+	require.NoError(b.tb, err)
+	group, err := stream.NewGroup(client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
+	require.NoError(b.tb, err)
+	pool := b.open(member)
+	in := &instance{member: member, reg: prometheus.NewRegistry(), shards: store.NewShards(pool, b.scope(), 10*time.Second)}
+	cfg := pipeline.Config{
+		Shards: shards, Workers: max(2, 2*runtime.GOMAXPROCS(0)), MaxInFlightRecords: 32768, MaxInFlightBytes: 64 << 20,
+		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
+		StateMaxDevices: 200_000, MaxFutureSkew: 5 * time.Minute,
+		DealAhead: 200_000, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
+		Limits: telemetry.DefaultLimits(),
+	}
+	deps := pipeline.Deps{
+		Source: group, Acker: group,
+		Sink:    store.NewWriter(pool, b.scope(), member, 15*time.Second),
+		History: store.NewReader(pool, 10*time.Second),
+		Lost: func(l pipeline.Lost) {
+			in.mu.Lock()
+			defer in.mu.Unlock()
+			in.lost = append(in.lost, l)
+		},
+		Peers: func() int { return 0 },
+	}
+	for _, o := range opts {
+		o(&cfg, &deps)
+	}
+	in.Pipeline, err = pipeline.New(cfg, deps, slog.New(slog.NewTextHandler(testWriter{b.tb}, nil)), in.reg)
+	require.NoError(b.tb, err)
+	ctx := context.Background()
+	require.NoError(b.tb, in.shards.Ensure(ctx, shards))
+	intake, cancelIntake := context.WithCancel(ctx)
+	work, cancelWork := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() { in.err = in.Run(intake, work) })
+	var once sync.Once
+	in.stop = func() {
+		once.Do(func() {
+			cancelIntake()
+			done.Wait()
+			cancelWork()
+			_ = client.Close()
+		})
+	}
+	b.tb.Cleanup(in.stop)
+	return in
+}
+
+// takeAll assigns every shard to the instance and takes it.
+func (b *bench) takeAll(in *instance) {
+	ctx := context.Background()
+	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
+	require.NoError(b.tb, err)
+	for s := range shards {
+		taken, err := in.shards.Take(ctx, s, in.member)
+		require.NoError(b.tb, err)
+		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch}))
+	}
+}
+
+// publish appends messages and returns their IDs.
+func (b *bench) publish(entries ...[]string) []telemetry.EntryID {
+	var ids []telemetry.EntryID
+	for len(entries) > 0 {
+		n := min(1000, len(entries))
+		got, err := b.pub.Publish(context.Background(), entries[:n])
+		require.NoError(b.tb, err)
+		ids, entries = append(ids, got...), entries[n:]
+	}
+	return ids
+}
+
+func (b *bench) count(sql string, args ...any) int {
+	var n int
+	require.NoError(b.tb, b.pool.QueryRow(context.Background(), sql, args...).Scan(&n))
+	return n
+}
+
+// settled waits until nothing is pending and nothing is left to deal.
+func (b *bench) settled(within time.Duration, parked int64) {
+	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
+	require.NoError(b.tb, err)
+	testenv.Wait(b.tb, within, func() error {
+		info, err := group.Info(context.Background())
+		if err != nil {
+			return err
+		}
+		if !info.GroupExists || info.Lag.N != 0 || !info.Lag.Known || info.Pending != parked {
+			return fmt.Errorf("want nothing left but %d, have %+v", parked, info)
+		}
+		return nil
+	})
+}
+
+type testWriter struct{ tb testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.tb.Log(string(p))
+	return len(p), nil
+}

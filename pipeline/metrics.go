@@ -1,0 +1,171 @@
+package pipeline
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// The outcomes of an entry.
+const (
+	outcomeStored    = "stored"
+	outcomeDuplicate = "duplicate"
+	outcomeRefused   = "refused"
+	outcomeLost      = "lost"
+)
+
+// The results of a read.
+const (
+	readOK    = "ok"
+	readEmpty = "empty"
+	readError = "error"
+)
+
+type metrics struct {
+	records       *prometheus.CounterVec
+	latency       prometheus.Histogram
+	writes        prometheus.Histogram
+	batchRecords  prometheus.Histogram
+	readResults   *prometheus.CounterVec
+	arrivals      prometheus.Counter
+	acks          prometheus.Counter
+	positions     *prometheus.CounterVec
+	lastRecord    prometheus.Gauge
+	turn          prometheus.Gauge
+	fenced        prometheus.Counter
+	retaken       prometheus.Counter
+	dealErrors    prometheus.Counter
+	commitErrors  prometheus.Counter
+	ackErrors     prometheus.Counter
+	historyErrors prometheus.Counter
+	evictions     prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, t *table) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	errs := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "processor_pipeline_errors_total", Help: "Failed attempts of a step that is tried again, by step.",
+	}, []string{"step"})
+	m := &metrics{
+		records: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_records_total",
+			Help: "Entries finished, by outcome: stored, duplicate, refused (left pending), lost (trimmed while pending).",
+		}, []string{"outcome"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "processor_pipeline_record_latency_seconds",
+			Help:    "Time from an entry's stream ID to the commit of its record.",
+			Buckets: []float64{.005, .01, .02, .03, .045, .06, .08, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
+		}),
+		writes: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "processor_position_write_duration_seconds",
+			Help:    "Time of one transaction.",
+			Buckets: prometheus.ExponentialBuckets(.001, 2, 14),
+		}),
+		batchRecords: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "processor_pipeline_batch_records",
+			Help:    "Records of one transaction.",
+			Buckets: prometheus.ExponentialBuckets(1, 4, 8),
+		}),
+		readResults: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_consumer_reads_total", Help: "Reads of the stream and of queues, by result.",
+		}, []string{"result"}),
+		arrivals: counter("processor_consumer_records_total", "Entries read from the stream and dealt to their shards by this instance."),
+		acks:     counter("processor_acks_total", "Entries acknowledged."),
+		positions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_position_writes_total", Help: "Records written to positions, by status.",
+		}, []string{"status"}),
+		lastRecord: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_pipeline_last_record_timestamp_seconds",
+			Help: "When this instance last committed a record, in seconds since 1970.",
+		}),
+		turn: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_pipeline_turn", Help: "1 while this instance deals.",
+		}),
+		fenced:        counter("processor_pipeline_fenced_commits_total", "Commits refused because shards belong to somebody else by now."),
+		retaken:       counter("processor_pipeline_unknown_commits_total", "Commits whose outcome is unknown; their shards are taken again."),
+		dealErrors:    errs.WithLabelValues("deal"),
+		commitErrors:  errs.WithLabelValues("commit"),
+		ackErrors:     errs.WithLabelValues("ack"),
+		historyErrors: errs.WithLabelValues("rehydrate"),
+		evictions:     counter("processor_device_state_evictions_total", "Devices forgotten to keep the bound on state."),
+	}
+	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeRefused, outcomeLost} {
+		m.records.WithLabelValues(o)
+	}
+	for _, r := range []string{readOK, readEmpty, readError} {
+		m.readResults.WithLabelValues(r)
+	}
+	for _, s := range []string{"inserted", "duplicate"} {
+		m.positions.WithLabelValues(s)
+	}
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			return f()
+		})
+	}
+	reg.MustRegister(m.records, m.latency, m.writes, m.batchRecords, m.readResults, m.arrivals, m.acks, m.positions,
+		m.lastRecord, m.turn, m.fenced, m.retaken, m.evictions, errs,
+		gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.",
+			func() float64 { return float64(t.records) }),
+		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",
+			func() float64 { return float64(t.bytes) }),
+		gauge("processor_pipeline_owned_shards", "Shards this instance holds.", func() float64 {
+			n := 0
+			for i := range t.slots {
+				if t.slots[i].held {
+					n++
+				}
+			}
+			return float64(n)
+		}),
+	)
+	return m
+}
+
+func (m *metrics) read(result string) { m.readResults.WithLabelValues(result).Inc() }
+
+func (m *metrics) outcome(outcome string, n int) {
+	m.records.WithLabelValues(outcome).Add(float64(n))
+}
+
+func (m *metrics) arrived(a *protocol.Arrivals) { m.arrivals.Add(float64(len(a.Entries))) }
+
+func (m *metrics) acked(acks []protocol.Ack) {
+	n := 0
+	for _, a := range acks {
+		n += len(a.IDs) + len(a.Gone)
+	}
+	m.acks.Add(float64(n))
+}
+
+// wrote counts a committed batch.
+func (m *metrics) wrote(b *batch, w telemetry.Written, took time.Duration) {
+	stored := len(b.fresh)
+	for _, isNew := range w.Stored {
+		if isNew {
+			stored++
+		}
+	}
+	repeats := len(b.fresh) + len(b.late) - stored + b.repeats
+	m.outcome(outcomeStored, stored)
+	m.outcome(outcomeDuplicate, repeats)
+	m.positions.WithLabelValues("inserted").Add(float64(stored))
+	m.positions.WithLabelValues("duplicate").Add(float64(repeats))
+	m.writes.Observe(took.Seconds())
+	m.batchRecords.Observe(float64(len(b.fresh) + len(b.late)))
+	now := time.Now()
+	m.lastRecord.Set(float64(now.UnixMilli()) / 1000)
+	us := now.UnixMicro()
+	for _, records := range [][]telemetry.Record{b.fresh, b.late} {
+		for i := range records {
+			m.latency.Observe(float64(us-records[i].StreamUS) / 1e6)
+		}
+	}
+}

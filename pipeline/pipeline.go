@@ -1,0 +1,191 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Source is the stream as the dealer and the reader need it.
+type Source interface {
+	AcquireTurn(ctx context.Context, before, token string, ttl time.Duration) (protocol.Turn, error)
+	ReleaseTurn(ctx context.Context, token string) error
+	ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.Arrivals, error)
+	Deal(ctx context.Context, d protocol.Dealing, a *protocol.Arrivals) (protocol.Dealt, error)
+	ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error)
+}
+
+// Acker acknowledges entries whose effect is committed.
+type Acker interface {
+	Ack(ctx context.Context, acks []protocol.Ack) error
+}
+
+// Sink commits batches, each in one transaction that ends with the check of epochs.
+type Sink interface {
+	Write(ctx context.Context, b *telemetry.Batch) (telemetry.Written, error)
+}
+
+// History knows what is stored.
+type History interface {
+	LastFixes(ctx context.Context, devices []string, skew time.Duration,
+		found func(i int, us int64, lat, lon float64)) error
+}
+
+// Cause is why a shard was given up.
+type Cause uint8
+
+const (
+	// ShardFenced means that another owner has taken the shard.
+	ShardFenced Cause = iota + 1
+	// OutcomeUnknown means that a commit may or may not have happened. Taking the
+	// shard again settles it.
+	OutcomeUnknown
+)
+
+// Lost tells the owner's side that the pipeline gave a shard up by itself.
+type Lost struct {
+	Shard int
+	Epoch int64
+	Cause Cause
+}
+
+// Pipeline is the work of one instance: it deals while it holds the turn, reads
+// the queues of the shards granted to it, and runs them to the commit and the
+// acknowledgement. Who owns what is decided elsewhere.
+type Pipeline struct {
+	cfg     Config
+	table   *table
+	source  Source
+	acker   Acker
+	sink    Sink
+	history History
+	lost    func(Lost)
+	metrics *metrics
+	log     *slog.Logger
+	workers []*worker
+	bells   chan struct{}
+	peers   func() int
+}
+
+// Deps is what a pipeline works with.
+type Deps struct {
+	Source  Source
+	Acker   Acker
+	Sink    Sink
+	History History
+	// Lost is called, from a worker, for each shard that was given up.
+	Lost func(Lost)
+	// Peers is how many other members wait for entries.
+	Peers func() int
+}
+
+// New returns a pipeline that holds no shard yet.
+func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Pipeline, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Lost == nil || deps.Peers == nil {
+		return nil, fmt.Errorf("pipeline: a dependency is missing: %+v", deps)
+	}
+	t := newTable(cfg)
+	p := &Pipeline{
+		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, sink: deps.Sink, history: deps.History,
+		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
+		log: log.With("component", "pipeline"), bells: make(chan struct{}, 1),
+	}
+	for range cfg.Workers {
+		w, err := newWorker(p, newMailbox())
+		if err != nil {
+			return nil, err
+		}
+		p.workers = append(p.workers, w)
+	}
+	t.workers = p.workers
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "processor_device_state_size", Help: "Devices whose state is in memory.",
+	}, func() float64 {
+		var n int64
+		for _, w := range p.workers {
+			n += w.stateSize.Load()
+		}
+		return float64(n)
+	}))
+	return p, nil
+}
+
+// Run deals, reads and works until ctx ends. Then it takes nothing in any more,
+// finishes what is in hand and returns. Work outlives ctx until work ends too:
+// what is in hand then is given up, and stays on its queues.
+func (p *Pipeline) Run(ctx, work context.Context) error {
+	intakeEnded := make(chan struct{})
+	workers, workCtx := errgroup.WithContext(work)
+	for _, w := range p.workers {
+		workers.Go(func() error { return w.run(workCtx, intakeEnded) })
+	}
+	// Intake ends when it is told to, or when a worker has failed for good.
+	intakeCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(workCtx, stop)
+	intake, intakeCtx := errgroup.WithContext(intakeCtx)
+	intake.Go(func() error {
+		d := &dealer{
+			cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics,
+			log: p.log, bell: p.bells, peers: p.peers, wait: newBackOff(),
+		}
+		return d.run(intakeCtx)
+	})
+	intake.Go(func() error {
+		r := &reader{cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics, log: p.log, wait: newBackOff()}
+		return r.run(intakeCtx)
+	})
+	err := intake.Wait()
+	close(intakeEnded)
+	if workErr := workers.Wait(); workErr != nil {
+		return workErr
+	}
+	return err
+}
+
+// Grant starts a shard under the epoch at which it was taken. Its queue is read
+// from the start, on fresh state.
+func (p *Pipeline) Grant(h telemetry.Held) error { return p.table.grant(h) }
+
+// Stop ends intake for a shard. The channel is closed once nothing of it is in
+// flight; then Drop forgets it.
+func (p *Pipeline) Stop(shard int) <-chan struct{} { return p.table.stop(shard) }
+
+// Drop forgets a shard and whatever of it is in flight.
+func (p *Pipeline) Drop(shard int) { p.table.drop(shard) }
+
+// Held tells under which epoch a shard is held, and up to which entry it was
+// finished since it was granted.
+func (p *Pipeline) Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool) {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	s := &p.table.slots[shard]
+	return s.epoch, s.applied, s.held
+}
+
+// InFlight is how many entries are in memory and not finished.
+func (p *Pipeline) InFlight() int {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	return p.table.records
+}
+
+// Ring says that shards may have got something, or all when none is named.
+func (p *Pipeline) Ring(shards []int) { p.table.rung(shards) }
+
+// RingTurn says that the turn was given back.
+func (p *Pipeline) RingTurn() { ring(p.bells) }
+
+// Rewind reads all queues from their start again: the server may not hold what
+// it held.
+func (p *Pipeline) Rewind() { p.table.rewind() }

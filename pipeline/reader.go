@@ -1,0 +1,179 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// pollEvery is how long a queue waits at most that was rung for in vain.
+const pollEvery = 200 * time.Millisecond
+
+// readsAtOnce bounds the replies of one round trip.
+const readsAtOnce = 64
+
+// reader reads the queues of the shards held, wherever something may lie that
+// was not handed on: after a shard was taken, after a bell, after an error, and
+// from the start every so often.
+type reader struct {
+	cfg     Config
+	table   *table
+	source  Source
+	metrics *metrics
+	log     *slog.Logger
+
+	wait       *backoff.ExponentialBackOff
+	complained time.Time
+	failing    bool
+}
+
+// asked is a read and what it was based on.
+type asked struct {
+	read   protocol.QueueRead
+	grant  uint64
+	ticket protocol.Ticket
+}
+
+func (r *reader) run(ctx context.Context) error {
+	poll, rescan := time.NewTicker(pollEvery), time.NewTicker(r.cfg.QueueRescan)
+	defer poll.Stop()
+	defer rescan.Stop()
+	for {
+		more, err := r.pass(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.metrics.read(readError)
+			if time.Since(r.complained) >= complainEvery {
+				r.complained = time.Now()
+				r.log.Warn("does not succeed, trying again", "what", "read queues", "err", err)
+			}
+			r.failing = true
+			_ = sleep(ctx, r.wait.NextBackOff())
+			continue
+		}
+		if err == nil && r.failing {
+			// The server that answers may not be the one that answered before.
+			r.failing = false
+			r.wait.Reset()
+			r.table.rewind()
+		}
+		if more {
+			if ctx.Err() != nil {
+				return nil
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.table.wake:
+		case <-poll.C:
+			r.table.poll()
+		case <-rescan.C:
+			r.table.rewind()
+		}
+	}
+}
+
+// pass reads every queue that is due and for which there is room. It tells
+// whether another pass would find more at once.
+func (r *reader) pass(ctx context.Context) (bool, error) {
+	batch := r.choose()
+	if len(batch) == 0 {
+		return false, nil
+	}
+	reads := make([]protocol.QueueRead, len(batch))
+	for i := range batch {
+		reads[i] = batch[i].read
+	}
+	replies, err := r.source.ReadQueues(ctx, reads)
+	if err != nil {
+		return false, err
+	}
+	return r.take(batch, replies), nil
+}
+
+// choose picks the queues to read, and shares the room among them.
+func (r *reader) choose() []asked {
+	t := r.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var batch []asked
+	turn := t.turnNumber()
+	for shard := range t.slots {
+		s := &t.slots[shard]
+		if !s.held || s.stopping || !s.due {
+			continue
+		}
+		if turn != 0 && s.queue.MayFeed(turn) {
+			s.due = false
+			continue
+		}
+		if !t.fits(s, 1) {
+			continue // the worker rings when it has room
+		}
+		batch = append(batch, asked{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
+		if len(batch) == readsAtOnce {
+			break
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	share := t.free() / len(batch)
+	if share < 1 {
+		if t.records > 0 {
+			return nil
+		}
+		share = 1
+	}
+	for i := range batch {
+		a := &batch[i]
+		s := &t.slots[a.read.Shard]
+		a.ticket = s.queue.BeginRead(turn)
+		a.read.After = a.ticket.From
+		room := max(1, t.workerRecords-t.load[s.worker].records)
+		a.read.Count = min(share, room, r.cfg.ReadBatchRecords)
+		s.due = false
+	}
+	return batch
+}
+
+// take hands on what was found.
+func (r *reader) take(batch []asked, replies []protocol.QueueReply) bool {
+	t := r.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	more := false
+	turn := t.turnNumber()
+	for i, a := range batch {
+		s, found := &t.slots[a.read.Shard], replies[i]
+		if !s.held || s.stopping || s.grant != a.grant {
+			continue
+		}
+		t.learn(len(found.Entries), found.Bytes)
+		ids := make([]telemetry.EntryID, len(found.Entries))
+		for j := range found.Entries {
+			ids[j] = found.Entries[j].ID
+		}
+		full := len(ids) >= a.read.Count
+		// Entries to hand on stay in place, the others are squeezed out.
+		keep := found.Entries[:0]
+		ok := s.queue.EndRead(a.ticket, ids, full, turn, func(j int) { keep = append(keep, found.Entries[j]) })
+		if len(keep) > 0 {
+			r.metrics.read(readOK)
+			t.hand(a.read.Shard, keep)
+		} else {
+			r.metrics.read(readEmpty)
+		}
+		// Without the turn a queue read to its end waits for a bell or the poll.
+		if !ok || full || (turn != 0 && !s.queue.MayFeed(turn)) {
+			s.due, more = true, true
+		}
+	}
+	return more
+}

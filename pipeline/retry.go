@@ -1,0 +1,81 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// complainEvery bounds the log lines of one outage and one loop.
+const complainEvery = 10 * time.Second
+
+// always is for calls that change nothing when repeated.
+func always(error) bool { return true }
+
+// nothingHappened is for calls whose outcome matters.
+func nothingHappened(err error) bool { return judge(err) == again }
+
+// retry calls f until it succeeds, ctx ends, or it fails in a way that repeat
+// does not accept. The wait grows from some milliseconds to two seconds, with
+// jitter, so that an outage makes no hot loop and its end is soon noticed.
+func retry(ctx context.Context, log *slog.Logger, what string, failures prometheus.Counter, repeat func(error) bool, f func() error) error {
+	var wait *backoff.ExponentialBackOff
+	var complained, began time.Time
+	for {
+		err := f()
+		if err == nil {
+			if !began.IsZero() {
+				log.Info("works again", "what", what, "duration", time.Since(began))
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		failures.Inc()
+		if !repeat(err) {
+			return err
+		}
+		if wait == nil {
+			wait = newBackOff()
+			began = time.Now()
+		}
+		if time.Since(complained) >= complainEvery {
+			complained = time.Now()
+			log.Warn("does not succeed, trying again", "what", what, "err", err)
+		}
+		if err := sleep(ctx, wait.NextBackOff()); err != nil {
+			return err
+		}
+	}
+}
+
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier, b.RandomizationFactor = 20*time.Millisecond, 2*time.Second, 2, 0.3
+	return b
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// lostState tells whether an error says that the group or the turn is not what
+// it was.
+func lostState(err error) bool {
+	f, ok := errors.AsType[*telemetry.Failure](err)
+	return ok && f.Kind == telemetry.Lost
+}

@@ -1,0 +1,323 @@
+package pipeline
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// table is what the dealer, the reader, the workers and the owner's side of
+// coordination share: which shards are held, how far their queues are read, and
+// how much is in flight. Its lock is held for the length of a list operation,
+// never while anything waits.
+type table struct {
+	mu    sync.Mutex
+	slots []slot
+	load  []load // of each worker
+
+	records, maxRecords int
+	bytes, maxBytes     int64
+	workerRecords       int // most entries in flight in one worker
+	turn                uint64
+	turnHeld            bool
+	meanSize            int // of an entry, learned from reads
+
+	workers []*worker
+	wake    chan struct{} // to the reader: something is due; size one, coalesced
+	room    chan struct{} // to the dealer: something was finished; size one, coalesced
+}
+
+// load is what a worker has in hand.
+type load struct {
+	shards  int
+	records int
+}
+
+// slot is one shard as this instance sees it.
+type slot struct {
+	queue    protocol.Queue
+	held     bool
+	stopping bool // no more is taken in; what is in flight is finished
+	due      bool // the queue may hold something: it is to be read
+	epoch    int64
+	grant    uint64 // counts grants and drops, so that work of an earlier one is recognised
+	worker   int
+	records  int
+	bytes    int64
+	applied  telemetry.EntryID
+	drained  chan struct{} // closed when stopping and nothing is left in flight
+}
+
+func newTable(cfg Config) *table {
+	t := &table{
+		slots:         make([]slot, cfg.Shards),
+		load:          make([]load, cfg.Workers),
+		maxRecords:    cfg.MaxInFlightRecords,
+		maxBytes:      cfg.MaxInFlightBytes,
+		workerRecords: max(1, cfg.MaxInFlightRecords/cfg.Workers),
+		meanSize:      400,
+		wake:          make(chan struct{}, 1),
+		room:          make(chan struct{}, 1),
+	}
+	return t
+}
+
+func ring(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// grant starts a shard under an epoch, on the worker with the fewest shards.
+func (t *table) grant(h telemetry.Held) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h.Shard < 0 || h.Shard >= len(t.slots) {
+		return fmt.Errorf("grant shard %d of %d: no such shard; check SHARDS", h.Shard, len(t.slots))
+	}
+	s := &t.slots[h.Shard]
+	if s.held {
+		t.release(h.Shard)
+	}
+	s.worker = 0
+	for w := range t.load {
+		if t.load[w].shards < t.load[s.worker].shards {
+			s.worker = w
+		}
+	}
+	t.load[s.worker].shards++
+	s.grant++
+	s.held, s.stopping, s.due, s.epoch = true, false, true, h.Epoch
+	s.queue.Drop()
+	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch})
+	ring(t.wake)
+	return nil
+}
+
+// release forgets a shard and whatever of it is in flight. The caller holds the lock.
+func (t *table) release(shard int) {
+	s := &t.slots[shard]
+	if !s.held {
+		return
+	}
+	t.load[s.worker].shards--
+	t.load[s.worker].records -= s.records
+	t.records -= s.records
+	t.bytes -= s.bytes
+	s.records, s.bytes = 0, 0
+	s.held, s.stopping, s.due = false, false, false
+	s.applied = telemetry.EntryID{}
+	s.grant++
+	s.queue.Drop()
+	t.workers[s.worker].box.put(message{kind: dropped, shard: shard, grant: s.grant})
+	if s.drained != nil {
+		close(s.drained)
+		s.drained = nil
+	}
+	ring(t.room)
+}
+
+// drop gives a shard up at once: nothing of it will be committed or acknowledged
+// any more, other than a commit already on its way, which the fence judges.
+func (t *table) drop(shard int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.release(shard)
+}
+
+// dropGrant gives a shard up if it is still under the grant that failed.
+func (t *table) dropGrant(shard int, grant uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := &t.slots[shard]; !s.held || s.grant != grant {
+		return false
+	}
+	t.release(shard)
+	return true
+}
+
+// restart reads a shard's queue from the start again, on fresh state, under
+// the same epoch: its work in flight was given up for a reason of its own.
+func (t *table) restart(shard int, grant uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	if !s.held || s.grant != grant {
+		return
+	}
+	epoch, stopping, drained, applied := s.epoch, s.stopping, s.drained, s.applied
+	worker := s.worker
+	s.drained = nil
+	t.release(shard)
+	t.load[worker].shards++
+	s.grant++
+	s.held, s.epoch, s.applied = true, epoch, applied
+	if stopping {
+		// What was in flight stays on the queue, for whoever comes next.
+		s.stopping = true
+		close(drained)
+		return
+	}
+	s.due = true
+	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch})
+	ring(t.wake)
+}
+
+// stop ends intake for a shard. The channel returned is closed when nothing of
+// it is in flight any more.
+func (t *table) stop(shard int) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	done := make(chan struct{})
+	if !s.held || s.queue.InFlight() == 0 {
+		s.stopping = s.held
+		close(done)
+		return done
+	}
+	if s.drained == nil {
+		s.drained = done
+	}
+	s.stopping = true
+	return s.drained
+}
+
+// finish notes that the n entries of a shard handed on first are done.
+func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied telemetry.EntryID) {
+	s := &t.slots[shard]
+	if !s.held || s.grant != grant {
+		return
+	}
+	s.queue.Done(n)
+	s.records -= n
+	s.bytes -= bytes
+	t.records -= n
+	t.bytes -= bytes
+	t.load[s.worker].records -= n
+	if s.applied.Less(applied) {
+		s.applied = applied
+	}
+	if s.stopping && s.drained != nil && s.queue.InFlight() == 0 {
+		close(s.drained)
+		s.drained = nil
+	}
+}
+
+// hand passes entries of a shard to its worker. The caller holds the lock and
+// has told the queue.
+func (t *table) hand(shard int, entries []telemetry.Entry) {
+	s := &t.slots[shard]
+	var bytes int64
+	for i := range entries {
+		bytes += int64(entries[i].Size())
+	}
+	s.records += len(entries)
+	s.bytes += bytes
+	t.records += len(entries)
+	t.bytes += bytes
+	t.load[s.worker].records += len(entries)
+	t.workers[s.worker].box.put(message{kind: work, shard: shard, grant: s.grant, entries: entries})
+}
+
+// learn keeps a running mean of the size of entries, from which the counts
+// asked for follow.
+func (t *table) learn(entries, bytes int) {
+	if entries == 0 {
+		return
+	}
+	size := bytes / entries
+	if size > t.meanSize {
+		t.meanSize = size // grow at once, shrink slowly: a count too high costs memory
+		return
+	}
+	t.meanSize += (size - t.meanSize) / 8
+}
+
+// free is how many more entries may be taken in, by number and by size.
+func (t *table) free() int {
+	byBytes := (t.maxBytes - t.bytes) / int64(max(1, t.meanSize))
+	return int(min(int64(t.maxRecords-t.records), byBytes))
+}
+
+// fits tells whether a shard may be handed n more entries. A worker that has
+// nothing in hand takes anything: an entry may be larger than any bound.
+func (t *table) fits(s *slot, n int) bool {
+	l := t.load[s.worker].records
+	return l == 0 || l+n <= t.workerRecords
+}
+
+// rewind sends all cursors back to the start and forgets which queues are
+// empty: what the server holds may not be what it held.
+func (t *table) rewind() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.slots {
+		if s := &t.slots[i]; s.held && !s.stopping {
+			s.queue.Reset()
+			s.due = true
+		}
+	}
+	ring(t.wake)
+}
+
+// nextTurn notes that the turn was acquired, or lost. What was known of queues
+// under the turn before counts no more.
+func (t *table) nextTurn(held bool) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turn++
+	t.turnHeld = held
+	for i := range t.slots {
+		if s := &t.slots[i]; s.held && !s.stopping {
+			s.due = true
+		}
+	}
+	ring(t.wake)
+	return t.turn
+}
+
+// turnNumber is the number of the turn held, or 0. The caller holds the lock.
+func (t *table) turnNumber() uint64 {
+	if t.turnHeld {
+		return t.turn
+	}
+	return 0
+}
+
+// poll has the queues read again that nothing was heard of, while another
+// member deals.
+func (t *table) poll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	turn := t.turnNumber()
+	for i := range t.slots {
+		if s := &t.slots[i]; s.held && !s.stopping && !s.queue.MayFeed(turn) {
+			s.due = true
+		}
+	}
+}
+
+// rung notes that shards may have got something. No shards means all.
+func (t *table) rung(shards []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	mark := func(s *slot) {
+		if s.held && !s.stopping {
+			s.due = true
+		}
+	}
+	if shards == nil {
+		for i := range t.slots {
+			mark(&t.slots[i])
+		}
+	}
+	for _, shard := range shards {
+		if shard >= 0 && shard < len(t.slots) {
+			mark(&t.slots[shard])
+		}
+	}
+	ring(t.wake)
+}

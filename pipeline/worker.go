@@ -1,0 +1,356 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// worker runs several shards: it decodes their entries, applies them in order
+// and batches the result. While one batch commits the next one is computed on
+// top of it, and while one is acknowledged the next one commits.
+//
+// run owns every field. The two other goroutines, which commit and acknowledge,
+// get whole batches and give them back.
+type worker struct {
+	cfg     Config
+	table   *table
+	sink    Sink
+	acker   Acker
+	history History
+	lost    func(Lost)
+	metrics *metrics
+	log     *slog.Logger
+
+	box     *mailbox
+	inbox   []message // taken and not applied yet
+	next    int       // in inbox
+	offset  int       // entries of inbox[next] that are applied
+	held    map[int]tenure
+	state   *state
+	decoder *telemetry.Decoder
+
+	seq     uint64
+	current *batch
+	spare   []*batch
+	commits chan *batch    // to the committer; at most one under way
+	results chan committed // from the committer
+	toAck   chan *batch    // to the acknowledger; at most one waits
+	acked   chan *batch    // from the acknowledger; sized to hold all batches there are
+	busy    bool           // a commit is under way
+	unacked int            // batches committed and not acknowledged
+
+	stateSize atomic.Int64 // devices in state; written by run, read by metrics
+
+	records []decoded // scratch of apply
+	cold    []string
+}
+
+// tenure is a shard as this worker runs it.
+type tenure struct {
+	grant uint64
+	epoch int64
+}
+
+// decoded is the outcome of decoding one entry.
+type decoded struct {
+	record   telemetry.Record
+	eligible bool
+	err      error // a *telemetry.DecodeError
+}
+
+// committed is the outcome of a commit.
+type committed struct {
+	batch   *batch
+	written telemetry.Written
+	err     error
+}
+
+// batches is how many a worker has at most: one filling, one committing, one
+// waiting to be acknowledged and one being acknowledged.
+const batches = 4
+
+func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
+	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
+	st, err := newState(perWorker, p.metrics.evictions.Inc)
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{
+		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history,
+		lost: p.lost, metrics: p.metrics, log: p.log,
+		box: box, held: make(map[int]tenure), state: st,
+		decoder: telemetry.NewDecoder(p.cfg.Limits),
+		commits: make(chan *batch), results: make(chan committed, 1),
+		toAck: make(chan *batch, 1), acked: make(chan *batch, batches),
+	}
+	for range batches {
+		w.spare = append(w.spare, &batch{})
+	}
+	w.open(false)
+	return w, nil
+}
+
+// run works until intake has ended and everything in hand is finished, or until
+// ctx is cancelled, which gives up what is in hand.
+func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.commitLoop(ctx) })
+	g.Go(func() error { return w.ackLoop(ctx) })
+	g.Go(func() error {
+		defer close(w.commits)
+		return w.loop(ctx, intakeEnded)
+	})
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	ended := false
+	for {
+		if err := w.advance(ctx); err != nil {
+			return err
+		}
+		if ended && w.idle() {
+			return nil
+		}
+		var mail, ring <-chan struct{} = nil, intakeEnded
+		if w.next >= len(w.inbox) {
+			mail = w.box.signal
+		}
+		if ended {
+			ring = nil
+		}
+		var due <-chan time.Time
+		if w.current.entries > 0 && !w.busy && w.unacked < 2 {
+			timer.Reset(max(0, w.cfg.BatchMaxAge-time.Since(w.current.opened)))
+			due = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-mail:
+		case <-due:
+		case <-ring:
+			ended = true
+		case c := <-w.results:
+			w.busy = false
+			if err := w.settle(ctx, c); err != nil {
+				return err
+			}
+		case b := <-w.acked:
+			w.unacked--
+			w.finish(b)
+			w.spare = append(w.spare, b)
+		}
+		if ended {
+			w.flushNow()
+		}
+	}
+}
+
+// idle tells whether nothing at all is in hand.
+func (w *worker) idle() bool {
+	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.unacked > 0 {
+		return false
+	}
+	w.fetch()
+	return len(w.inbox) == 0
+}
+
+// advance applies what has arrived as far as there is room, and starts a commit
+// when one is due.
+func (w *worker) advance(ctx context.Context) error {
+	for {
+		if w.next >= len(w.inbox) {
+			w.fetch()
+		}
+		w.commitIfDue()
+		if w.next >= len(w.inbox) || w.full() {
+			return nil
+		}
+		m := &w.inbox[w.next]
+		switch m.kind {
+		case granted:
+			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch}
+			w.next++
+		case dropped:
+			delete(w.held, m.shard)
+			w.state.void(m.shard)
+			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
+			w.next++
+		case work:
+			t, ok := w.held[m.shard]
+			if !ok || t.grant != m.grant {
+				w.next++
+				continue
+			}
+			room := w.cfg.BatchMaxRecords - w.current.entries
+			n := min(room, len(m.entries)-w.offset)
+			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, entries: m.entries[w.offset : w.offset+n]}
+			if err := w.apply(ctx, w.current, p); err != nil {
+				return err
+			}
+			if w.offset += n; w.offset == len(m.entries) {
+				w.next, w.offset = w.next+1, 0
+			}
+		}
+	}
+}
+
+func (w *worker) fetch() {
+	w.inbox = w.box.take(w.inbox)
+	w.next, w.offset = 0, 0
+}
+
+func (w *worker) full() bool {
+	return w.current.entries >= w.cfg.BatchMaxRecords || w.current.bytes >= batchMaxBytes
+}
+
+// batchMaxBytes keeps a transaction of large records from growing out of
+// proportion to its statement timeout.
+const batchMaxBytes = 8 << 20
+
+// commitIfDue hands the batch over when it is full or old enough, and the
+// committer is free.
+func (w *worker) commitIfDue() {
+	if w.busy || w.current.entries == 0 || w.unacked >= 2 {
+		return
+	}
+	if w.full() || time.Since(w.current.opened) >= w.cfg.BatchMaxAge {
+		w.flushNow()
+	}
+}
+
+func (w *worker) flushNow() {
+	if w.busy || w.current.entries == 0 || w.unacked >= 2 {
+		return
+	}
+	w.busy = true
+	w.commits <- w.current
+	w.open(false)
+}
+
+// open starts a new batch.
+func (w *worker) open(careful bool) {
+	w.seq++
+	w.current = w.spare[len(w.spare)-1]
+	w.spare = w.spare[:len(w.spare)-1]
+	w.current.reset(w.seq, careful)
+}
+
+// apply decodes entries, looks up the devices not known yet in one go, and puts
+// the records into the batch in order.
+func (w *worker) apply(ctx context.Context, b *batch, p part) error {
+	if len(p.entries) == 0 {
+		return nil
+	}
+	if b.entries == 0 {
+		b.opened = time.Now()
+	}
+	if cap(w.records) < len(p.entries) {
+		w.records = make([]decoded, len(p.entries))
+	}
+	records := w.records[:len(p.entries)]
+	w.cold = w.cold[:0]
+	for i := range p.entries {
+		e, d := &p.entries[i], &records[i]
+		if e.Fields == nil {
+			continue
+		}
+		if d.err = w.decoder.Decode(e, &d.record); d.err != nil {
+			continue
+		}
+		d.eligible = d.record.Eligible(w.cfg.MaxFutureSkew)
+		if w.state.find(d.record.DeviceID, p.shard) == nil {
+			w.cold = append(w.cold, d.record.DeviceID)
+		}
+	}
+	if len(w.cold) > 0 {
+		if err := w.rehydrate(ctx, p.shard); err != nil {
+			return err
+		}
+	}
+	for i := range p.entries {
+		e, d := &p.entries[i], &records[i]
+		switch {
+		case e.Fields == nil:
+			w.metrics.outcome(outcomeLost, 1)
+		case d.err != nil:
+			w.refuse(b, p.shard, e, d.err)
+		default:
+			b.place(w.state.find(d.record.DeviceID, p.shard), &d.record, d.eligible)
+		}
+		d.err = nil
+	}
+	b.parts = append(b.parts, p)
+	b.entries += len(p.entries)
+	b.bytes += size(p.entries)
+	return nil
+}
+
+// rehydrate looks up the devices in w.cold. It goes on trying while Postgres
+// does not answer, since nothing can be applied without it.
+func (w *worker) rehydrate(ctx context.Context, shard int) error {
+	cold := unique(w.cold)
+	for _, id := range cold {
+		w.state.learn(id, shard, never, 0, 0)
+	}
+	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, always, func() error {
+		return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
+			d := w.state.find(cold[i], shard)
+			d.watermark, d.lat, d.lon = us, lat, lon
+		})
+	})
+}
+
+// refuse notes an entry that is no record. It stays pending, so that nothing
+// is lost, and is not looked at again while this instance holds its shard.
+func (w *worker) refuse(b *batch, shard int, e *telemetry.Entry, err error) {
+	b.park(e.ID)
+	w.metrics.outcome(outcomeRefused, 1)
+	reason := err.Error()
+	w.log.Warn("entry refused, it stays pending", "entry_id", e.ID.String(), "shard", shard, "reason", reason)
+}
+
+// finish takes an acknowledged batch off the books.
+func (w *worker) finish(b *batch) {
+	w.table.mu.Lock()
+	for _, p := range b.parts {
+		for i := range p.entries {
+			if _, ok := b.parked[p.entries[i].ID]; ok {
+				if s := &w.table.slots[p.shard]; s.held && s.grant == p.grant {
+					s.queue.Park(p.entries[i].ID)
+				}
+			}
+		}
+		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
+	}
+	w.table.mu.Unlock()
+	w.stateSize.Store(int64(w.state.devices.Len()))
+	ring(w.table.room)
+	ring(w.table.wake)
+}
+
+func unique(ids []string) []string {
+	seen := make(map[string]struct{}, len(ids))
+	out := make([]string, 0, len(ids))
+	for _, id := range ids {
+		if _, ok := seen[id]; !ok {
+			seen[id] = struct{}{}
+			out = append(out, id)
+		}
+	}
+	return out
+}
