@@ -90,7 +90,7 @@ func TestServersAndFolderGoWhenTheirOwnerDies(t *testing.T) {
 				}
 				_, err := os.Stat(report.Dir)
 				return os.IsNotExist(err)
-			}, 25*time.Second, 50*time.Millisecond, "%+v", report)
+			}, 15*time.Second, 50*time.Millisecond, "%+v", report)
 		})
 	}
 }
