@@ -46,6 +46,12 @@ func (c *circle) box() (lo, hi point) {
 // there by halving.
 func (c *circle) spans(dst []span, l leg) []span {
 	inP, inQ := c.contains(l.p), c.contains(l.q)
+	if l.p == l.q {
+		if inP {
+			dst = append(dst, span{before, after})
+		}
+		return dst
+	}
 	slope := newSlope(c, l)
 	if !inP && !inQ {
 		way := EarthRadiusM * math.Hypot(slope.lat, slope.lon)
