@@ -17,10 +17,9 @@ import (
 type Publisher interface {
 	// Publish returns the IDs that the entries got. With an error it returns
 	// the zero ID for each entry not known to be added, or leaves out the tail;
-	// a *telemetry.Failure of kind Unavailable says that these were not added,
-	// Misused and Refused that they never will be, and any other error that
-	// nobody knows. It must not try again by itself: a silent second try makes
-	// entries that are in no send log.
+	// a *telemetry.Failure of kind Misused or Refused says that these will never
+	// be. It must not try again by itself: a silent second try makes entries
+	// that are in no send log.
 	Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error)
 }
 
@@ -90,7 +89,7 @@ func NewSender(cfg SenderConfig, src Source, pacer Pacer, pub Publisher, sendLog
 // Progress is how far a run is.
 type Progress struct {
 	Sent     int64         // entries known to be added
-	Resent   int64         // entries sent again because their outcome was unknown
+	Resent   int64         // entries sent again because they got no ID
 	Failures int64         // pipelines that failed
 	Behind   time.Duration // by how much the oldest unsent entry is overdue
 }
@@ -163,7 +162,6 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 		// outcomes unknown.
 		ids, err := s.pub.Publish(context.WithoutCancel(ctx), b.fields)
 		rest := batch{}
-		notAdded := surelyNotAdded(err)
 		for i, it := range b.items {
 			if i < len(ids) && !ids[i].IsZero() {
 				if err := s.added(it, b.fields[i], ids[i]); err != nil {
@@ -171,9 +169,7 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 				}
 				continue
 			}
-			if !notAdded {
-				s.unsure(it, b.fields[i])
-			}
+			s.unsure(it, b.fields[i])
 			rest.add(it)
 		}
 		if err == nil && len(rest.items) > 0 {
@@ -192,24 +188,10 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 		if ctx.Err() != nil {
 			return nil // whoever stops a run during an outage leaves entries unsent
 		}
-		if !notAdded {
-			s.resent.Add(int64(len(rest.items)))
-		}
+		s.resent.Add(int64(len(rest.items)))
 		*b = rest
 	}
 	return nil
-}
-
-func surelyNotAdded(err error) bool {
-	var failure *telemetry.Failure
-	if !errors.As(err, &failure) {
-		return false
-	}
-	switch failure.Kind {
-	case telemetry.Unavailable, telemetry.Misused, telemetry.Refused:
-		return true
-	}
-	return false
 }
 
 // added logs an entry with its ID.

@@ -183,7 +183,9 @@ func TestSenderStopsWithItsContextAndAtWhatNoWaitingMends(t *testing.T) {
 		require.NoError(t, s.Run(ctx))
 		require.Empty(t, logged(t, buf))
 		require.Greater(t, s.Progress().Failures, int64(20))
-		require.Zero(t, s.Progress().Resent)
+		found, err := s.Settle(t.Context(), m)
+		require.NoError(t, err)
+		require.Zero(t, found)
 	})
 }
 

@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"encoding/csv"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -60,7 +63,7 @@ func (t *Tracks) readFile(file string) error {
 	case ".gpx":
 		return t.AddGPX(r, strings.TrimSuffix(name, ".gpx"))
 	case ".csv":
-		return t.AddCSV(r)
+		return t.AddCSV(r, strings.TrimSuffix(name, ".csv"))
 	default:
 		return errors.New("want a name that ends in .csv or .gpx, with or without .gz")
 	}
@@ -68,14 +71,25 @@ func (t *Tracks) readFile(file string) error {
 
 // The columns of a track file, in any order; others are passed over.
 var trackColumns = [...]string{
-	"device_id", "ts", "latitude", "longitude", "altitude", "angle", "speed_kmh", "satellites",
+	"ts", "latitude", "longitude", "altitude", "angle", "speed_kmh", "satellites", "priority", "device_id", "io",
 }
 
-// AddCSV adds the rows of a CSV file with a header line that names the columns
-// device_id, ts, latitude, longitude, altitude, angle, speed_kmh and
-// satellites. An empty cell is 0; the first four have to be there. Records get
-// codec 8, priority 0 and no attributes.
-func (t *Tracks) AddCSV(r io.Reader) error {
+// The places of columns in trackColumns that are treated by themselves.
+const (
+	columnTS      = 0
+	lastRequired  = 2
+	columnDevice  = 8
+	columnIO      = 9
+	columnNumbers = 1 // the first of those that hold numbers, up to columnDevice
+)
+
+// AddCSV adds the rows of a CSV file with a header line that names the columns.
+// ts, latitude and longitude have to be there. altitude, angle, speed_kmh,
+// satellites and priority are 0 where there is no column or the cell is empty.
+// Without a column device_id all rows are of the device given. io holds IO
+// elements as hex, like "239=01;78=0000018BCFE56800"; without it records have
+// no attributes. The codec is 8.
+func (t *Tracks) AddCSV(r io.Reader, device string) error {
 	// Excel and others put a byte order mark first.
 	br := bufio.NewReader(r)
 	if mark, _ := br.Peek(3); bytes.Equal(mark, []byte("\xef\xbb\xbf")) {
@@ -98,7 +112,7 @@ func (t *Tracks) AddCSV(r io.Reader) error {
 				column[i] = at
 			}
 		}
-		if column[i] < 0 && i < 4 {
+		if column[i] < 0 && i <= lastRequired {
 			return fmt.Errorf("no column %s, want %s", name, strings.Join(trackColumns[:], ","))
 		}
 	}
@@ -112,7 +126,7 @@ func (t *Tracks) AddCSV(r io.Reader) error {
 			return err
 		}
 		c := cells{row: row, column: column}
-		m := c.message(devices)
+		m := c.message(device, devices)
 		if c.err != nil {
 			line, _ := rows.FieldPos(0)
 			return fmt.Errorf("line %d: %w", line, c.err)
@@ -129,24 +143,61 @@ type cells struct {
 }
 
 // message reads the row. A device's name is kept once, in devices.
-func (c *cells) message(devices map[string]string) telemetry.Message {
-	id, ok := devices[c.text(0)]
-	if !ok {
-		id = strings.Clone(c.text(0))
-		devices[id] = id
+func (c *cells) message(device string, devices map[string]string) telemetry.Message {
+	m := telemetry.Message{DeviceID: device, Codec: "8"}
+	if c.column[columnDevice] >= 0 {
+		var known bool
+		if m.DeviceID, known = devices[c.text(columnDevice)]; !known {
+			m.DeviceID = strings.Clone(c.text(columnDevice))
+			devices[m.DeviceID] = m.DeviceID
+		}
 	}
-	m := telemetry.Message{DeviceID: id, Codec: "8"}
-	if at, err := time.Parse(time.RFC3339Nano, c.text(1)); err != nil {
-		c.fail(1, "want a time like 2026-01-02T03:04:05.678Z")
+	if at, err := time.Parse(time.RFC3339Nano, c.text(columnTS)); err != nil {
+		c.fail(columnTS, "want a time like 2026-01-02T03:04:05.678Z")
 	} else {
 		// The wire has milliseconds.
 		m.Time = at.UTC().Truncate(time.Millisecond)
 	}
-	for i, dst := range []*float64{&m.Latitude, &m.Longitude, &m.Altitude, &m.Angle, &m.Speed} {
-		*dst = c.number(i + 2)
+	var satellites, priority float64
+	for i, dst := range []*float64{
+		&m.Latitude, &m.Longitude, &m.Altitude, &m.Angle, &m.Speed, &satellites, &priority,
+	} {
+		*dst = c.number(columnNumbers + i)
 	}
-	m.Satellites = int(c.number(7))
+	m.Satellites, m.Priority = int(satellites), int(priority)
+	if text := c.text(columnIO); text != "" {
+		m.Attributes = c.elements(text)
+	}
 	return m
+}
+
+// elements reads IO elements. What has 1, 2 or 4 bytes is a number, what has 8
+// a big integer, all else bytes, as the ingestion service has it.
+func (c *cells) elements(text string) []telemetry.Attribute {
+	var attributes []telemetry.Attribute
+	for element := range strings.SplitSeq(text, ";") {
+		id, digits, _ := strings.Cut(element, "=")
+		value, err := hex.DecodeString(digits)
+		if err != nil || id == "" {
+			c.fail(columnIO, "want elements like 239=01;240=00")
+			return nil
+		}
+		id = strings.Clone(id)
+		var padded [8]byte
+		switch len(value) {
+		case 1, 2, 4, 8:
+			copy(padded[8-len(value):], value)
+			n := binary.BigEndian.Uint64(padded[:])
+			if len(value) == 8 {
+				attributes = append(attributes, telemetry.BigIntAttribute(id, strconv.FormatUint(n, 10)))
+			} else {
+				attributes = append(attributes, telemetry.NumberAttribute(id, float64(n)))
+			}
+		default:
+			attributes = append(attributes, telemetry.BytesAttribute(id, value))
+		}
+	}
+	return attributes
 }
 
 func (c *cells) text(i int) string {
@@ -162,7 +213,7 @@ func (c *cells) number(i int) float64 {
 		return 0
 	}
 	x, err := strconv.ParseFloat(s, 64)
-	if err != nil {
+	if err != nil || math.IsNaN(x) || math.IsInf(x, 0) {
 		c.fail(i, "want a number or nothing")
 	}
 	return x

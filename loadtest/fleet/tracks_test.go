@@ -2,6 +2,7 @@ package fleet_test
 
 import (
 	"compress/gzip"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,8 +84,10 @@ func TestBadTracksNameLineAndCell(t *testing.T) {
 	for _, tt := range []struct{ give, want string }{
 		{"", "no header line"},
 		{"device_id,ts,latitude\n", "no column longitude"},
+		{"ts,latitude,longitude,io\n2026-01-01T00:00:00Z,1,2,239=1\n", `line 2: io "239=1": want elements`},
 		{"device_id,ts,latitude,longitude\na,yesterday,1,2\n", `line 2: ts "yesterday": want a time`},
 		{"device_id,ts,latitude,longitude\na,2026-01-01T00:00:00Z,1,east\n", `line 2: longitude "east": want a number`},
+		{"device_id,ts,latitude,longitude\na,2026-01-01T00:00:00Z,1,NaN\n", `line 2: longitude "NaN": want a number`},
 		{"device_id,ts,latitude,longitude\na,2026-01-01T00:00:00Z,1\n", "wrong number of fields"},
 		{"device_id,ts,latitude,longitude\n", "no fixes"},
 	} {
@@ -112,8 +115,25 @@ func TestGPXPointsBecomeFixes(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestElementsBecomeAttributes(t *testing.T) {
+	tracks, err := fleet.ReadTracks(write(t, "fmb.csv", "seq,ts,latitude,longitude,priority,io\n"+
+		"1,2021-01-01T02:19:05.343Z,13.04,80.1,2,1=00;72=0118;199=000186A0;78=FFFFFFFFFFFFFFFF;385=010203\n"))
+	require.NoError(t, err)
+	it, _ := tracks.Replay(fleet.OrderFile).Next()
+	require.Equal(t, "fmb", it.Message.DeviceID)
+	require.Equal(t, 2, it.Message.Priority)
+	require.Equal(t, []telemetry.Attribute{
+		telemetry.NumberAttribute("1", 0),
+		telemetry.NumberAttribute("72", 280),
+		telemetry.NumberAttribute("199", 100000),
+		telemetry.BigIntAttribute("78", "18446744073709551615"),
+		telemetry.BytesAttribute("385", []byte{1, 2, 3}),
+	}, it.Message.Attributes)
+}
+
 // TestRecordedTracksAreRead reads every file of the real data, as far as the
-// folder DATA is there.
+// folder DATA is there, and holds what is expected of each fix against the
+// service's decoder.
 func TestRecordedTracksAreRead(t *testing.T) {
 	dir := os.Getenv("DATA")
 	if dir == "" {
@@ -123,25 +143,50 @@ func TestRecordedTracksAreRead(t *testing.T) {
 		"austin_buses.csv.gz": 67950, "us_ais_2022-01-03.csv.gz": 66114, "scheidegg_comp_2024-06-16.csv.gz": 41799,
 		"paragliders_2023-10-11.csv.gz": 101873, "glider_contests.csv.gz": 27948, "tianma_circuit.csv.gz": 2098,
 		"forbes_2012_day1.csv.gz": 5046, "liverpool_bus_14.csv": 1005, "fenix2_activities.csv.gz": 2809, "gpx_misc.csv.gz": 891,
+		"fmb_session_records.csv.gz": 8994,
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "tracks", "*.csv*"))
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
+	files = append(files, filepath.Join(dir, "teltonika", "fmb_session_records.csv.gz"))
+	decoder := telemetry.NewDecoder(telemetry.DefaultLimits())
+	var record telemetry.Record
 	for _, file := range files {
+		name := filepath.Base(file)
 		tracks, err := fleet.ReadTracks(file)
 		require.NoError(t, err)
-		if want, known := rows[filepath.Base(file)]; known {
-			require.Equal(t, want, tracks.Len(), file)
+		if want, known := rows[name]; known {
+			require.Equal(t, want, tracks.Len(), name)
 		}
+		invalid := 0
 		for _, order := range []fleet.Order{fleet.OrderFile, fleet.OrderTime} {
 			at, n := time.Duration(0), 0
 			replay := tracks.Replay(order)
 			for it, ok := replay.Next(); ok; it, ok = replay.Next() {
-				require.GreaterOrEqual(t, it.At, at)
+				if it.At < at {
+					t.Fatalf("%s: due at %s after %s", name, it.At, at)
+				}
 				at = it.At
 				n++
+				if order == fleet.OrderTime {
+					continue
+				}
+				var refused *telemetry.DecodeError
+				class := telemetry.Class("")
+				if err := decoder.Decode(&telemetry.Entry{Fields: it.Fields()}, &record); errors.As(err, &refused) {
+					class = refused.Class
+					invalid++
+				}
+				if class != fleet.ClassOf(&it.Message) {
+					t.Fatalf("%s: %v: want %q, got %v", name, it.Message, fleet.ClassOf(&it.Message), refused)
+				}
 			}
 			require.Equal(t, tracks.Len(), n)
+		}
+		if name == "gpx_misc.csv.gz" {
+			require.Equal(t, 184, invalid, "fixes dated 1901")
+		} else {
+			require.Zero(t, invalid, name)
 		}
 	}
 }

@@ -15,12 +15,15 @@ import (
 // what the service is held against.
 func ClassOf(m *telemetry.Message) telemetry.Class {
 	earliest, latest := time.Unix(0, 0), time.Date(2100, time.January, 1, 0, 0, 0, 0, time.UTC)
+	for _, x := range [...]float64{m.Latitude, m.Longitude, m.Altitude, m.Angle, m.Speed} {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return telemetry.ClassDecode // JSON has null for it
+		}
+	}
 	valid := textOf(m.DeviceID, 64) && textOf(m.Codec, 16) &&
 		!m.Time.Before(earliest) && m.Time.Before(latest) &&
 		math.Abs(m.Latitude) <= 90 && math.Abs(m.Longitude) <= 180 &&
-		math.Abs(m.Altitude) <= math.MaxFloat32 &&
-		math.Abs(m.Angle) <= math.MaxFloat32 &&
-		math.Abs(m.Speed) <= math.MaxFloat32 &&
+		fitsReal(m.Altitude) && fitsReal(m.Angle) && fitsReal(m.Speed) &&
 		m.Satellites >= 0 && m.Satellites <= math.MaxInt16 &&
 		m.Priority >= 0 && m.Priority <= 2
 	if !valid {
@@ -28,6 +31,10 @@ func ClassOf(m *telemetry.Message) telemetry.Class {
 	}
 	return ""
 }
+
+// fitsReal tells whether x is a finite number after rounding to a column of
+// type real.
+func fitsReal(x float64) bool { return !math.IsInf(float64(float32(x)), 0) }
 
 // textOf tells whether s is 1 to longest characters without control
 // characters.
