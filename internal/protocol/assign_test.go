@@ -1,0 +1,188 @@
+package protocol_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+func TestAssignmentIsBalancedStickyAndMovesLeast(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 128).Draw(t, "shards")
+		names := make([]string, rapid.IntRange(1, 9).Draw(t, "known"))
+		for i := range names {
+			names[i] = fmt.Sprintf("m%d", i)
+		}
+		current := make([]string, n)
+		for i := range current {
+			current[i] = rapid.SampledFrom(append([]string{"", "gone"}, names...)).Draw(t, "owner")
+		}
+		members := rapid.Permutation(names).Draw(t, "members")[:rapid.IntRange(1, len(names)).Draw(t, "live")]
+
+		next := protocol.Assign(current, members)
+		require.Equal(t, next, protocol.Assign(current, slices.Sorted(slices.Values(members))), "order of members means nothing")
+		require.Equal(t, next, protocol.Assign(next, members), "a balanced assignment stays")
+
+		count := map[string]int{}
+		for _, m := range next {
+			require.Contains(t, members, m)
+			count[m]++
+		}
+		least, most := n, 0
+		for _, m := range members {
+			least, most = min(least, count[m]), max(most, count[m])
+		}
+		require.LessOrEqual(t, most-least, 1)
+
+		// What had to move: shards of nobody, and what is above a quota. With extra
+		// members at the larger quota, nobody can keep more than that.
+		had := map[string]int{}
+		for _, m := range current {
+			had[m]++
+		}
+		var kept []int
+		for _, m := range members {
+			kept = append(kept, had[m])
+		}
+		slices.SortFunc(kept, func(a, b int) int { return b - a })
+		bound := 0
+		for i, k := range kept {
+			quota := n / len(members)
+			if i < n%len(members) {
+				quota++
+			}
+			bound += min(k, quota)
+		}
+		stayed := 0
+		for i := range next {
+			if next[i] == current[i] {
+				stayed++
+			}
+		}
+		require.Equal(t, bound, stayed)
+	})
+}
+
+func TestAJoinMovesAtMostItsShare(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n, m := rapid.IntRange(1, 128).Draw(t, "shards"), rapid.IntRange(1, 10).Draw(t, "members")
+		var members []string
+		current := make([]string, n)
+		for i := range m {
+			members = append(members, fmt.Sprintf("m%d", i))
+			current = protocol.Assign(current, members)
+		}
+		next := protocol.Assign(current, append(members, "new"))
+		moved := 0
+		for i := range next {
+			if next[i] != current[i] {
+				moved++
+				require.Equal(t, "new", next[i])
+			}
+		}
+		require.LessOrEqual(t, moved, (n+m)/(m+1))
+	})
+}
+
+func TestWithoutMembersNothingMoves(t *testing.T) {
+	require.Equal(t, []string{"a", ""}, protocol.Assign([]string{"a", ""}, nil))
+}
+
+var watchCfg = protocol.WatchConfig{TTL: 5 * time.Second, SinkGrace: 5 * time.Second, Stall: 30 * time.Second}
+
+func TestAMemberIsGoneWhenItsBeatStopsNotWhenItsKeyDoes(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := protocol.NewWatch(watchCfg)
+	w.See(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1}})
+	require.Equal(t, []string{"a", "b"}, w.Eligible(now))
+
+	// a's key is lost for a moment, b's stays but does not advance.
+	w.See(now.Add(time.Second), []protocol.Beat{{Member: "b", Number: 1}})
+	require.Equal(t, []string{"a", "b"}, w.Eligible(now.Add(time.Second)))
+	w.See(now.Add(4*time.Second), []protocol.Beat{{Member: "a", Number: 4}, {Member: "b", Number: 1}})
+	require.Equal(t, []string{"a"}, w.Eligible(now.Add(5*time.Second)))
+	require.True(t, w.Gone(now.Add(5*time.Second), "b"))
+	require.True(t, w.Gone(now, "never seen"))
+}
+
+func TestNobodyIsGoneForOneTTLAfterRedisWasAway(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := protocol.NewWatch(watchCfg)
+	w.See(now, []protocol.Beat{{Member: "a", Number: 1}})
+	w.Away(now.Add(20 * time.Second))
+	w.See(now.Add(21*time.Second), nil)
+	require.Equal(t, []string{"a"}, w.Eligible(now.Add(24*time.Second)))
+	require.False(t, w.Gone(now.Add(24*time.Second), "not heard of yet"))
+	w.See(now.Add(25*time.Second), nil)
+	require.Empty(t, w.Eligible(now.Add(25*time.Second)))
+}
+
+func TestALeavingMemberGetsNothingAndIsGoneAsSoonAsItsKeyIs(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := protocol.NewWatch(watchCfg)
+	w.See(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1, Leaving: true}})
+	require.Equal(t, []string{"a"}, w.Eligible(now))
+	require.True(t, w.Leaving("b"))
+	require.False(t, w.Gone(now, "b"))
+	w.See(now.Add(time.Second), []protocol.Beat{{Member: "a", Number: 2}})
+	require.True(t, w.Gone(now.Add(time.Second), "b"))
+}
+
+func TestShardsLeaveAMemberCutOffFromPostgresOnlyIfAnotherIsNot(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := protocol.NewWatch(watchCfg)
+	w.See(now, []protocol.Beat{{Member: "a", Number: 1, SinkDown: 6 * time.Second}, {Member: "b", Number: 1}})
+	require.Equal(t, []string{"b"}, w.Eligible(now))
+	w.See(now, []protocol.Beat{{Member: "a", Number: 2, SinkDown: 6 * time.Second}, {Member: "b", Number: 2, SinkDown: time.Second}})
+	require.Equal(t, []string{"a", "b"}, w.Eligible(now))
+}
+
+func TestAMemberWithWorkAndWithoutProgressIsStalled(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := protocol.NewWatch(watchCfg)
+	for s := range 31 {
+		w.See(now.Add(time.Duration(s)*time.Second), []protocol.Beat{
+			{Member: "idle", Number: uint64(s)},
+			{Member: "busy", Number: uint64(s), InHand: 9, Progress: uint64(s)},
+			{Member: "stuck", Number: uint64(s), InHand: 9, Progress: 7},
+		})
+	}
+	then := now.Add(30 * time.Second)
+	require.Equal(t, []string{"busy", "idle"}, w.Eligible(then))
+	require.Equal(t, []string{"stuck"}, w.Stalled(then))
+}
+
+func TestNextActionOfAnOwner(t *testing.T) {
+	b := protocol.Budgets{HandOff: 5 * time.Second, Drain: 20 * time.Second}
+	held := protocol.Hold{Held: true, Epoch: 3}
+	tests := []struct {
+		name  string
+		claim protocol.Claim
+		hold  protocol.Hold
+		owner protocol.OwnerState
+		want  protocol.Action
+	}{
+		{"ours", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.Leave},
+		{"assigned away", protocol.Claim{Assigned: "b", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.HandOver},
+		{"taken from us", protocol.Claim{Assigned: "b", Owner: "b", Epoch: 4}, held, protocol.OwnerState{}, protocol.Drop},
+		{"taken again by us elsewhere", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 4}, held, protocol.OwnerState{}, protocol.Drop},
+		{"somebody else's", protocol.Claim{Assigned: "b", Owner: "b", Epoch: 4}, protocol.Hold{}, protocol.OwnerState{}, protocol.Leave},
+		{"released", protocol.Claim{Assigned: "me"}, protocol.Hold{}, protocol.OwnerState{}, protocol.Take},
+		{"ours, given up", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 3}, protocol.Hold{}, protocol.OwnerState{}, protocol.Take},
+		{"owner at work", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: time.Second}, protocol.Await},
+		{"owner gone", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Gone: true}, protocol.Seize},
+		{"owner too slow", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: 5 * time.Second}, protocol.Seize},
+		{"owner drains", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: 5 * time.Second, Leaving: true}, protocol.Await},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			require.Equal(t, tt.want, protocol.Next("me", tt.claim, tt.hold, tt.owner, b), tt.want.String())
+		})
+	}
+}
