@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net"
 	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,6 +135,29 @@ func TestStoppedServerRefusesAndPausedServerIsSilent(t *testing.T) {
 	require.Zero(t, env.Redis.PID())
 	require.ErrorContains(t, client.Ping(t.Context()).Err(), "connection refused")
 	require.ErrorContains(t, env.Redis.Pause(), "does not run")
+}
+
+// Promise 3: a killed Postgres leaves a segment that no folder holds.
+func TestSharedMemoryOfAKilledPostgresGoes(t *testing.T) {
+	t.Parallel()
+	segments, err := os.ReadFile("/proc/sysvipc/shm")
+	if err != nil {
+		t.Skip("this system does not list its shared memory:", err)
+	}
+	env := start(t, devenv.Options{Postgres: true})
+	file, err := os.ReadFile(filepath.Join(env.Postgres.Dir(), "data", "postmaster.pid"))
+	require.NoError(t, err)
+	id := strings.Fields(strings.Split(string(file), "\n")[6])[1]
+	listed := regexp.MustCompile(`(?m)^ *-?\d+ +` + id + ` `)
+	require.NotRegexp(t, listed, string(segments))
+	require.NoError(t, env.Postgres.Kill())
+	segments, err = os.ReadFile("/proc/sysvipc/shm")
+	require.NoError(t, err)
+	require.Regexp(t, listed, string(segments))
+	require.NoError(t, env.Close())
+	segments, err = os.ReadFile("/proc/sysvipc/shm")
+	require.NoError(t, err)
+	require.NotRegexp(t, listed, string(segments))
 }
 
 // Promise 5.

@@ -112,7 +112,7 @@ func (e *Env) Close() error {
 		var stops errgroup.Group
 		for _, s := range []*Server{e.Redis, e.Postgres} {
 			if s != nil {
-				stops.Go(func() error { return s.Stop(ctx) })
+				stops.Go(func() error { return s.dispose(ctx) })
 			}
 		}
 		err := stops.Wait()

@@ -75,3 +75,5 @@ func (redisKind) answers(ctx context.Context, url string, pid int, _ string) err
 func (redisKind) stopSignal() syscall.Signal { return syscall.SIGTERM }
 
 func (redisKind) lastSignal() string { return "KILL" }
+
+func (redisKind) discard(string) error { return nil }

@@ -40,6 +40,8 @@ type kind interface {
 	// lastSignal is what the watchdog sends: a quick end that leaves no shared
 	// memory behind; the data is thrown away.
 	lastSignal() string
+	// discard gives back what a killed server left outside its data folder.
+	discard(data string) error
 }
 
 // Server is one private server. Its methods may be called from any goroutine.
@@ -120,6 +122,9 @@ func (s *Server) RestartEmpty(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.stop(ctx); err != nil {
+		return err
+	}
+	if err := s.kind.discard(s.dataPath()); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(s.dataPath()); err != nil {
@@ -256,6 +261,13 @@ func (s *Server) stop(ctx context.Context) error {
 	err = errors.Join(err, s.proc.signalAll(syscall.SIGKILL))
 	<-s.proc.done
 	return err
+}
+
+// dispose stops the server for good.
+func (s *Server) dispose(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.stop(ctx), s.kind.discard(s.dataPath()))
 }
 
 func (s *Server) running() bool    { return s.proc != nil && s.proc.alive() }

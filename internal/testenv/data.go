@@ -1,0 +1,30 @@
+package testenv
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// Data is the path of a file in the folder of real data, which DATA names
+// (`make test` sets it). The test skips, and says so, where there is none.
+func Data(tb testing.TB, name string) string {
+	tb.Helper()
+	folder := os.Getenv("DATA")
+	if folder == "" {
+		tb.Skipf("needs %s of the real data: set DATA to its folder", name)
+	}
+	path := filepath.Join(folder, filepath.FromSlash(name))
+	if _, err := os.Stat(path); err != nil {
+		tb.Fatalf("DATA is set and lacks a file: %v", err)
+	}
+	return path
+}
+
+// Full skips a long campaign unless TEST_FULL is set (`make test-full`).
+func Full(tb testing.TB) {
+	tb.Helper()
+	if os.Getenv("TEST_FULL") == "" {
+		tb.Skip("a long campaign: make test-full")
+	}
+}
