@@ -27,8 +27,10 @@ func TestExitCodeIsTheCommands(t *testing.T) {
 
 func TestNamedServersAreLeftToTheirOwner(t *testing.T) {
 	named(t)
-	code, err := run(t.Context(), []string{"sh", "-c",
-		`[ "$TEST_REDIS_URL" = redis://named ] && [ "$TEST_POSTGRES_URL" = postgres://named ]`})
+	code, err := run(t.Context(), []string{
+		"sh", "-c",
+		`[ "$TEST_REDIS_URL" = redis://named ] && [ "$TEST_POSTGRES_URL" = postgres://named ]`,
+	})
 	require.NoError(t, err)
 	require.Zero(t, code)
 }
@@ -39,8 +41,10 @@ func TestCommandGetsTheServersAddresses(t *testing.T) {
 	}
 	named(t)
 	require.NoError(t, os.Unsetenv("TEST_REDIS_URL"))
-	code, err := run(t.Context(), []string{"sh", "-c",
-		`case $TEST_REDIS_URL in redis://127.0.0.1:*) exit 0 ;; *) exit 9 ;; esac`})
+	code, err := run(t.Context(), []string{
+		"sh", "-c",
+		`case $TEST_REDIS_URL in redis://127.0.0.1:*) exit 0 ;; *) exit 9 ;; esac`,
+	})
 	if err != nil && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}
