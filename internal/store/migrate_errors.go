@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // ErrSchema is matched by every error that says the database does not hold
@@ -49,17 +51,15 @@ func migrationFailed(name string, err error) error {
 	if !errors.As(err, &pg) {
 		return fmt.Errorf("apply migration %s: %w", name, err)
 	}
-	switch pg.Code[:2] {
-	case "55":
+	switch {
+	case pg.Code == "55P03": // lock_not_available
 		return fmt.Errorf("apply migration %s: another session holds a lock on a table it changes, "+
 			"end that session (pg_stat_activity) and try again: %w", name, err)
-	case "08", "25", "40", "53", "57", "58":
+	case pg.Code == "42501": // insufficient_privilege
+		return fmt.Errorf("%w: apply migration %s: the role may not change the schema, "+
+			"use one that may in POSTGRES_MIGRATE_URL, or MIGRATE=verify: %w", ErrSchema, name, err)
+	case kindOf(pg) == telemetry.Unavailable:
 		return fmt.Errorf("apply migration %s: %w", name, err)
-	case "42":
-		if pg.Code == "42501" {
-			return fmt.Errorf("%w: apply migration %s: the role may not change the schema, "+
-				"use one that may in POSTGRES_MIGRATE_URL, or MIGRATE=verify: %w", ErrSchema, name, err)
-		}
 	}
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"slices"
 	"testing"
 	"time"
@@ -161,7 +160,9 @@ values ($1, $2, 'a fence', 'circle', '{"type": "Point", "coordinates": [1, 2]}',
 	run(t, conn, insert, "a", 2, "2026-01-01", nil)
 	run(t, conn, insert, "b", 1, nil, nil)
 	for want := 1; want <= 3; want++ {
-		n, err := listener.WaitForNotification(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		n, err := listener.WaitForNotification(ctx)
+		cancel()
 		require.NoError(t, err)
 		require.Equal(t, fmt.Sprint(want), n.Payload)
 	}
@@ -216,22 +217,11 @@ values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2
 // BenchmarkFence times the check that ends every commit, for 32 shards, on a
 // quiet database and when an open snapshot keeps all old progress marks alive.
 func BenchmarkFence(b *testing.B) {
-	server, err := ownPostgres()
-	require.NoError(b, err)
 	ctx := b.Context()
-	admin, err := pgx.Connect(ctx, server)
+	url := emptyDatabase(b)
+	_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 	require.NoError(b, err)
-	defer admin.Close(context.Background())
-	_, err = admin.Exec(ctx, `drop database if exists fence_bench with (force)`)
-	require.NoError(b, err)
-	_, err = admin.Exec(ctx, `create database fence_bench`)
-	require.NoError(b, err)
-	address, err := url.Parse(server)
-	require.NoError(b, err)
-	address.Path = "/fence_bench"
-	_, err = store.Migrate(ctx, address.String(), slog.New(slog.DiscardHandler))
-	require.NoError(b, err)
-	conn, err := pgx.Connect(ctx, address.String())
+	conn, err := pgx.Connect(ctx, url)
 	require.NoError(b, err)
 	defer conn.Close(context.Background())
 	_, err = conn.Exec(ctx, insertShards)
@@ -261,7 +251,7 @@ select stream, grp, shard, '0-0' from processor.shards`)
 	}
 	b.Run("quiet", measure)
 
-	snapshot, err := pgx.Connect(ctx, address.String())
+	snapshot, err := pgx.Connect(ctx, url)
 	require.NoError(b, err)
 	defer snapshot.Close(context.Background())
 	_, err = snapshot.Exec(ctx, `begin isolation level repeatable read; select count(*) from processor.shards`)

@@ -90,6 +90,10 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	require.False(t, left, "schema or lock left behind")
 }
 
+func TestLockThatTheSessionHoldsAlreadyIsTakenForAPooler(t *testing.T) {
+	require.ErrorIs(t, store.LockTwice(t.Context(), emptyDatabase(t)), store.ErrPooler)
+}
+
 func TestMigrateWorksThroughASessionPooler(t *testing.T) {
 	url := emptyDatabase(t)
 	require.Equal(t, migrationNames, migrate(t, poolerURL(t, url, "session")))

@@ -5,60 +5,26 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // migrationNames are the files in migrations, in order.
 var migrationNames = []string{"0001_positions.sql", "0002_processor.sql", "0003_geofences.sql"}
 
-// ownPostgres is a server for tests that need databases which nobody migrated
-// yet. It ends with this process.
-var ownPostgres = sync.OnceValues(func() (string, error) {
-	env, err := devenv.Start(context.Background(), devenv.Options{Postgres: true})
-	if err != nil {
-		return "", err
-	}
-	return env.Postgres.URL(), nil
-})
-
-// emptyDatabase creates a database for one test.
-func emptyDatabase(t *testing.T) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs Postgres, skipped in short mode")
-	}
-	server, err := ownPostgres()
-	require.NoError(t, err)
-	admin := connect(t, server)
-	var name string
-	require.NoError(t, admin.QueryRow(t.Context(),
-		`select 'migrate_' || replace(gen_random_uuid()::text, '-', '')`).Scan(&name))
-	_, err = admin.Exec(t.Context(), "create database "+name)
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx := context.Background()
-		conn, err := pgx.Connect(ctx, server)
-		require.NoError(t, err)
-		defer conn.Close(ctx)
-		_, err = conn.Exec(ctx, "drop database "+name+" with (force)")
-		require.NoError(t, err)
-	})
-	u, err := url.Parse(server)
-	require.NoError(t, err)
-	u.Path = "/" + name
-	return u.String()
+// emptyDatabase creates a database for one test that nobody has migrated.
+func emptyDatabase(tb testing.TB) string {
+	tb.Helper()
+	return testenv.Postgres(tb)
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {

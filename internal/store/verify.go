@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Report is what Verify found.
@@ -134,12 +135,12 @@ var probes = []probe{
 	{
 		function: "processor.fence(text, text, integer[], bigint[], text)",
 		sql:      `select processor.fence('', '', array[0], array[0::bigint], 'nobody')`,
-		code:     "PF001",
+		code:     codeFenced,
 	},
 	{
 		function: "processor.check_term(text, text, bigint, text)",
 		sql:      `select processor.check_term('', '', 0::bigint, 'nobody')`,
-		code:     "PF002",
+		code:     codeOldTerm,
 	},
 }
 
@@ -159,7 +160,7 @@ func (r *Report) probe(ctx context.Context, tx pgx.Tx, p probe) error {
 	case !errors.As(err, &pg):
 		return fmt.Errorf("probe %s: %w", p.function, err)
 	case pg.Code == p.code:
-	case strings.HasPrefix(pg.Code, "42"):
+	case kindOf(pg) == telemetry.Misused:
 		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", pg.Message)
 	default:
 		return fmt.Errorf("probe %s: %w", p.function, err)

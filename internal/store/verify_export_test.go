@@ -3,6 +3,9 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -28,4 +31,15 @@ func NeededTables() ([]string, error) {
 		names = append(names, name)
 	}
 	return names, err
+}
+
+// LockTwice takes the migration lock twice in one session, as two clients of a
+// pooler that lends both the same server session would.
+func LockTwice(ctx context.Context, url string) (err error) {
+	s, err := openMigrationSession(ctx, url, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	return errors.Join(s.lock(ctx, time.Second), s.lock(ctx, time.Second))
 }
