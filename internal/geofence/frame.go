@@ -146,7 +146,7 @@ func checkPolygon(rings [][]point) error {
 	lines := make([]geom.LineString, len(rings))
 	for i, ring := range rings {
 		lines[i] = geom.NewLineString(sequence(ring))
-		if area(ring) == 0 {
+		if flat(ring) {
 			return fmt.Errorf("ring %d has no area", i+1)
 		}
 	}
@@ -156,16 +156,10 @@ func checkPolygon(rings [][]point) error {
 	return nil
 }
 
-// area is twice the signed area of the ring, measured from its first position
-// so that small rings far from the origin keep their digits.
-func area(ring []point) float64 {
-	sum := 0.0
-	for i := range len(ring) - 1 {
-		a := point{ring[i].x - ring[0].x, ring[i].y - ring[0].y}
-		b := point{ring[i+1].x - ring[0].x, ring[i+1].y - ring[0].y}
-		sum += float64(a.x*b.y) - float64(a.y*b.x)
-	}
-	return sum
+// flat tells whether all positions of the ring lie on one line.
+func flat(ring []point) bool {
+	i := slices.IndexFunc(ring, func(p point) bool { return p != ring[0] })
+	return i < 0 || !slices.ContainsFunc(ring, func(p point) bool { return orient(ring[0], ring[i], p) != 0 })
 }
 
 // joinAtAntimeridian puts the parts of an area that is cut at the antimeridian

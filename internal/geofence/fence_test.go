@@ -1,0 +1,169 @@
+package geofence_test
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+)
+
+func TestBadFencesAreRefusedWithAReason(t *testing.T) {
+	ring := func(n int) []position {
+		out := make([]position, 0, n)
+		for i := range n - 1 {
+			a := float64(i) / float64(n-1) * 2 * math.Pi
+			out = append(out, position{10 * math.Cos(a), 10 * math.Sin(a)})
+		}
+		return append(out, out[0])
+	}
+	with := func(f geofence.Fence, change func(*geofence.Fence)) geofence.Fence {
+		change(&f)
+		return f
+	}
+	square := polygon(box(0, 0, 1, 1))
+	tests := []struct {
+		name string
+		give geofence.Fence
+		want string
+	}{
+		{"no id", area("", square), "has no id"},
+		{"null kind", with(area("x", square), func(f *geofence.Fence) { f.Kind = "" }), "has no kind"},
+		{"unknown kind", with(area("x", square), func(f *geofence.Fence) { f.Kind = "polygon" }), `unknown kind "polygon"`},
+		{"empty span", with(area("x", square), func(f *geofence.Fence) { f.Valid = geofence.Span{FromUS: 5, ToUS: 5} }), "valid span is empty"},
+		{"radius of an area", with(area("x", square), func(f *geofence.Fence) { f.RadiusM = 5 }), "only circles have one"},
+		{"nothing", area("x", ""), "read GeoJSON"},
+		{"null", area("x", "null"), "null or has no type"},
+		{"not JSON", area("x", "POLYGON((0 0,1 0,1 1,0 0))"), "read GeoJSON"},
+		{"wrong type", area("x", `{"type":"MultiPoint","coordinates":[[0,0]]}`), `"MultiPoint" is not one of`},
+		{"feature without geometry", area("x", `{"type":"Feature","geometry":null}`), "null or has no type"},
+		{"no coordinates", area("x", `{"type":"Polygon"}`), "no coordinates"},
+		{"null coordinate", area("x", `{"type":"Polygon","coordinates":[[[0,0],[1,null],[1,1],[0,0]]]}`), "a null among them"},
+		{"text as coordinate", area("x", `{"type":"Polygon","coordinates":[[["0",0],[1,0],[1,1],[0,0]]]}`), "read GeoJSON"},
+		{"number too large", area("x", `{"type":"Polygon","coordinates":[[[1e999,0],[1,0],[1,1],[0,0]]]}`), "read GeoJSON"},
+		{"empty polygon", area("x", `{"type":"Polygon","coordinates":[]}`), "empty"},
+		{"empty ring", area("x", `{"type":"Polygon","coordinates":[[]]}`), "ring 1 has 0 positions"},
+		{"empty multipolygon", area("x", `{"type":"MultiPolygon","coordinates":[]}`), "empty"},
+		{"three positions", area("x", polygon([]position{{0, 0}, {1, 0}, {0, 0}})), "ring 1 has 3 positions"},
+		{"open ring", area("x", polygon([]position{{0, 0}, {1, 0}, {1, 1}, {0, 1}})), "ring 1 is open"},
+		{"open hole", area("x", polygon(box(0, 0, 9, 9), []position{{1, 1}, {2, 1}, {2, 2}, {1, 2}})), "ring 2 is open"},
+		{"crossing itself", area("x", polygon([]position{{0, 0}, {1, 1}, {1, 0}, {0, 1}, {0, 0}})), "not simple"},
+		{"no area", area("x", polygon([]position{{0, 0}, {1, 0}, {2, 0}, {0, 0}})), "ring 1 has no area"},
+		{"hole outside", area("x", polygon(box(0, 0, 1, 1), box(2, 2, 3, 3))), "not a valid polygon"},
+		{"hole through the edge", area("x", polygon(box(0, 0, 2, 2), box(1, 1, 3, 1.5))), "not a valid polygon"},
+		{"bad part", area("x", geometry("MultiPolygon", [][][]position{{box(0, 0, 1, 1)}, {box(2, 2, 2, 3)}})), "part 2: ring 1 has no area"},
+		{"swapped", area("x", polygon([]position{{30.2, -97.7}, {30.3, -97.7}, {30.3, -97.6}, {30.2, -97.7}})), "look swapped"},
+		{"latitude", area("x", polygon([]position{{120, 91}, {121, 91}, {121, 92}, {120, 91}})), "latitude 91 is out of range"},
+		{"longitude", area("x", polygon(box(361, 0, 362, 1))), "out of range"},
+		{"100,000 vertices", area("x", polygon(ring(100_000))), "has 100000 vertices, at most 20000"},
+		{"a million vertices", area("x", polygon(ring(1_000_000))), "bytes, at most"},
+		{"round the equator", area("x", polygon([]position{{0, 0}, {120, 0}, {-120, 0}, {0, 0}})), "which pole"},
+		{"twice round", area("x", polygon([]position{{0, 50}, {120, 50}, {-120, 50}, {0, 51}, {120, 51}, {-120, 51}, {0, 50}})), "more than once"},
+		{"area of a line", area("x", line(position{0, 0}, position{1, 1})), "wants a Polygon"},
+		{"circle of a polygon", with(circle("x", 1, 1, 5), func(f *geofence.Fence) { f.Geometry = square }), "wants a Point"},
+		{"no radius", circle("x", 1, 1, 0), "radius 0 m"},
+		{"negative radius", circle("x", 1, 1, -1), "radius -1 m"},
+		{"radius not a number", circle("x", 1, 1, math.NaN()), "radius NaN m"},
+		{"absurd radius", circle("x", 1, 1, 2e7), "radius 2e+07 m"},
+		{"center swapped", circle("x", -97.7, 30, 5), "look swapped"},
+		{"gate of a polygon", gate("x", square), "wants a LineString"},
+		{"gate of one point", gate("x", line(position{1, 1})), "line"},
+		{"gate without length", gate("x", line(position{1, 1}, position{1, 1})), "no length"},
+		{"gate crossing itself", gate("x", line(position{0, 0}, position{2, 2}, position{2, 0}, position{0, 2})), "crosses or touches itself"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			require.ErrorContains(t, tt.give.Check(), tt.want)
+			good := area("good", square)
+			set, refused := geofence.NewSet([]geofence.Fence{tt.give, good})
+			require.Len(t, refused, 1)
+			require.Equal(t, 0, refused[0].Index)
+			require.Equal(t, tt.give.ID, refused[0].ID)
+			require.ErrorContains(t, refused[0], fmt.Sprintf("fence %q: ", tt.give.ID))
+			require.Equal(t, []string{"good"}, idsAt(set, at(0.5, 0.5)), "the others are kept")
+		})
+	}
+}
+
+func TestFencesAsDrawnAreTaken(t *testing.T) {
+	good := map[string]geofence.Fence{
+		"three dimensions": area("x", `{"type":"Polygon","coordinates":[[[0,0,5],[1,0,5],[1,1,5],[0,0,5]]]}`),
+		"feature":          area("x", `{"type":"Feature","properties":null,"geometry":`+polygon(box(0, 0, 1, 1))+`}`),
+		"clockwise":        area("x", polygon([]position{{0, 0}, {0, 1}, {1, 1}, {1, 0}, {0, 0}})),
+		"doubled position": area("x", polygon([]position{{0, 0}, {1, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 0}})),
+		"crs member":       area("x", strings.Replace(polygon(box(0, 0, 1, 1)), "{", `{"crs":null,`, 1)),
+	}
+	for name, f := range good {
+		require.NoError(t, f.Check(), name)
+		require.NotEmpty(t, setOf(t, f).At(nil, at(0.75, 0.5)), name)
+	}
+	rim := make([]position, geofence.MaxVertices)
+	for i := range rim {
+		a := float64(i) / float64(len(rim)-1) * 2 * math.Pi
+		rim[i] = position{10 * math.Cos(a), 10 * math.Sin(a)}
+	}
+	rim[len(rim)-1] = rim[0]
+	require.NoError(t, area("x", polygon(rim)).Check(), "the largest fence")
+}
+
+func TestTwoFencesWithOneIDAreVersionsOrOneIsRefused(t *testing.T) {
+	version := func(from, to int64) geofence.Fence {
+		f := area("a", polygon(box(0, 0, 1, 1)))
+		f.Valid = geofence.Span{FromUS: from, ToUS: to}
+		return f
+	}
+	set, refused := geofence.NewSet([]geofence.Fence{version(10, 20), version(0, 10), version(20, math.MaxInt64)})
+	require.Empty(t, refused)
+	require.Equal(t, 3, set.Len())
+
+	set, refused = geofence.NewSet([]geofence.Fence{version(10, 20), version(0, 11)})
+	require.Len(t, refused, 1)
+	require.Equal(t, 0, refused[0].Index, "the one that begins first is kept")
+	require.ErrorContains(t, refused[0], "overlaps another version of it, valid from 1970-01-01T00:00:00Z to")
+	require.Equal(t, 1, set.Len())
+
+	bad := version(0, math.MaxInt64)
+	bad.Geometry = "null"
+	_, refused = geofence.NewSet([]geofence.Fence{bad, version(5, 10)})
+	require.Len(t, refused, 1, "a version that was refused holds no span")
+}
+
+func TestFenceWithoutNumbersIsNoPanic(t *testing.T) {
+	set := setOf(t, area("a", polygon(box(0, 0, 1, 1))), circle("c", 0, 0, 5000))
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 181, -181, 1e300} {
+		require.Empty(t, set.At(nil, at(v, 0)))
+		require.Empty(t, set.At(nil, at(0, v)))
+		w := way(at(0.5, 0.5), at(v, 0.5))
+		require.Empty(t, set.Track(nil, w, noGap, false))
+	}
+	var none *geofence.Set
+	require.Empty(t, none.At(nil, at(0, 0)))
+	require.Empty(t, none.Track(nil, way(at(0, 0), at(1, 1)), noGap, true))
+	require.Zero(t, none.Len())
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(polygon(box(0, 0, 1, 1), box(0.2, 0.2, 0.4, 0.4)), "area", 0.0)
+	f.Add(polygon(box(170, -10, -170, 10)), "area", 0.0)
+	f.Add(polygon([]position{{0, 80}, {120, 80}, {-120, 80}, {0, 80}}, box(-5, 85, 5, 86)), "area", 0.0)
+	f.Add(polygon(box(-180, -90, 180, 90)), "area", 0.0)
+	f.Add(`{"type":"Point","coordinates":[179.9999,-17]}`, "circle", 500.0)
+	f.Add(line(position{1, 1}, position{2, 2}), "gate", 0.0)
+	f.Add(`{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[null]]]}}`, "area", 0.0)
+	f.Fuzz(func(t *testing.T, text, kind string, radius float64) {
+		fence := geofence.Fence{
+			ID: "f", Kind: geofence.Kind(kind), Geometry: text, RadiusM: radius,
+			Valid: geofence.Always, Enabled: true,
+		}
+		set, refused := geofence.NewSet([]geofence.Fence{fence})
+		require.Equal(t, 1, set.Len()+len(refused))
+		require.Equal(t, fence.Check() == nil, len(refused) == 0)
+		fixes := way(at(0.3, 0.3), at(179.5, -17), at(-179.5, 5), at(0, 90), at(1.5, 1.6), at(1.6, 1.5), at(-180, -90), at(180, 85))
+		for i := range fixes[1:] {
+			requireConsistent(t, set, fixes[i], fixes[i+1], set.Crossings(nil, fixes[i], fixes[i+1], noGap))
+		}
+	})
+}
