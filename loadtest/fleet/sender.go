@@ -65,6 +65,7 @@ type Sender struct {
 	resent   atomic.Int64
 	failures atomic.Int64
 	behind   atomic.Int64
+	worst    atomic.Int64
 }
 
 // doubt is an entry that may have been added without us learning its ID.
@@ -92,14 +93,15 @@ type Progress struct {
 	Resent   int64         // entries sent again because they got no ID
 	Failures int64         // pipelines that failed
 	Behind   time.Duration // by how much the oldest unsent entry is overdue
+	Worst    time.Duration // the largest Behind so far: how far the load was from the plan
 }
 
-// Progress tells how far the run is. Behind means nothing when the pace is as
-// fast as possible.
+// Progress tells how far the run is. Behind and Worst mean nothing when the
+// pace is as fast as possible.
 func (s *Sender) Progress() Progress {
 	return Progress{
 		Sent: s.sent.Load(), Resent: s.resent.Load(), Failures: s.failures.Load(),
-		Behind: time.Duration(s.behind.Load()),
+		Behind: time.Duration(s.behind.Load()), Worst: time.Duration(s.worst.Load()),
 	}
 }
 
@@ -123,6 +125,7 @@ func (s *Sender) run(ctx context.Context) error {
 			continue
 		}
 		s.behind.Store(int64(elapsed - due))
+		s.worst.Store(max(s.worst.Load(), int64(elapsed-due)))
 		var b batch
 		for more && due <= elapsed && len(b.items) < s.cfg.MaxBatchRecords && b.bytes < s.cfg.MaxBatchBytes {
 			b.add(it)
@@ -135,6 +138,7 @@ func (s *Sender) run(ctx context.Context) error {
 			return err
 		}
 	}
+	s.behind.Store(0)
 	return nil
 }
 

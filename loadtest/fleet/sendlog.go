@@ -36,7 +36,7 @@ const logMagic = "send log 1\n"
 // maxSentBytes bounds an entry of the log, so that a damaged length is noticed.
 const maxSentBytes = 16 << 20
 
-// LogWriter writes a send log, about 130 bytes an entry. It is used by one
+// LogWriter writes a send log, about 170 bytes an entry. It is used by one
 // goroutine.
 type LogWriter struct {
 	w   *bufio.Writer

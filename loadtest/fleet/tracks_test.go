@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -135,10 +136,7 @@ func TestElementsBecomeAttributes(t *testing.T) {
 // folder DATA is there, and holds what is expected of each fix against the
 // service's decoder.
 func TestRecordedTracksAreRead(t *testing.T) {
-	dir := os.Getenv("DATA")
-	if dir == "" {
-		t.Skip("DATA names no folder of real data")
-	}
+	dir := testenv.Data(t, "")
 	rows := map[string]int{
 		"austin_buses.csv.gz": 67950, "us_ais_2022-01-03.csv.gz": 66114, "scheidegg_comp_2024-06-16.csv.gz": 41799,
 		"paragliders_2023-10-11.csv.gz": 101873, "glider_contests.csv.gz": 27948, "tianma_circuit.csv.gz": 2098,
