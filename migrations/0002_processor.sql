@@ -35,7 +35,6 @@ create table if not exists processor.shards (
   shard integer not null check (shard >= 0),
   owner text,
   epoch bigint not null default 0,
-  applied_id text,
   deaths integer not null default 0 check (deaths >= 0),
   run_limit integer check (run_limit > 0),
   owner_since timestamptz,
@@ -60,8 +59,6 @@ comment on column processor.shards.owner is
   'Member that owns the shard, with its incarnation; null after a release.';
 comment on column processor.shards.epoch is
   'Fencing token, raised at every take-over, never lowered.';
-comment on column processor.shards.applied_id is
-  'Progress mark: an entry ID up to which work was committed at some time. A hint, never a reason to acknowledge or skip.';
 comment on column processor.shards.deaths is
   'Take-overs without a release since the shard last made progress.';
 comment on column processor.shards.run_limit is
