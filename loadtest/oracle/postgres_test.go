@@ -1,0 +1,121 @@
+package oracle_test
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// rowsOf reads the table as a run leaves it.
+func rowsOf(ctx context.Context, db *pgx.Conn) iter.Seq2[telemetry.Record, error] {
+	return func(yield func(telemetry.Record, error) bool) {
+		rows, err := db.Query(ctx, `
+			select device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed,
+				satellites, priority, codec, attributes::text
+			from public.positions
+			order by device_id collate "C", ts`)
+		if err != nil {
+			yield(telemetry.Record{}, err)
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var r telemetry.Record
+			var ts, ingested time.Time
+			var attributes string
+			err := rows.Scan(&r.DeviceID, &ts, &ingested, &r.Latitude, &r.Longitude, &r.Altitude, &r.Angle, &r.Speed,
+				&r.Satellites, &r.Priority, &r.Codec, &attributes)
+			r.TimeUS, r.StreamUS, r.Attributes = ts.UnixMicro(), ingested.UnixMicro(), []byte(attributes)
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(telemetry.Record{}, err)
+		}
+	}
+}
+
+// TestRowsOfARealTableAreEqual stores what a faultless service decodes in a real
+// table, so that the rounding of its columns and its JSON are those that count.
+func TestRowsOfARealTableAreEqual(t *testing.T) {
+	url := testenv.Postgres(t, testenv.WithTemplate("oracle", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	db, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close(context.WithoutCancel(t.Context()))) }()
+
+	items := nearby(t, profile(21, 10, 200*time.Second))
+	for i := range items { // decimals that neither real nor double holds exactly
+		m := &items[i].Message
+		m.Altitude += 0.1
+		m.Speed += 1.0 / 3
+	}
+	items = append(items, fleet.Item{Message: telemetry.Message{
+		DeviceID: "Ärger_a-Z", Codec: "8", Time: time.Date(1970, 1, 1, 0, 0, 0, 1000, time.UTC),
+		Latitude: -90, Longitude: 180, Altitude: 3.4e38, Angle: 1e-45, Speed: -1e-40, Satellites: 32767, Priority: 2,
+		Attributes: []telemetry.Attribute{
+			telemetry.NumberAttribute("1", 1e300), telemetry.NumberAttribute("2", -1.5e-7), telemetry.NumberAttribute("3", 1e21),
+			telemetry.TextAttribute("t", "a: b, \"c\" \u20ac \\"), telemetry.BigIntAttribute("78", "-9223372036854775808"),
+		},
+	}})
+	r := send(t, items)
+	_, err = db.CopyFrom(t.Context(), pgx.Identifier{"public", "positions"},
+		[]string{"device_id", "ts", "ingested_at", "latitude", "longitude", "altitude", "angle", "speed", "satellites", "priority", "codec", "attributes"},
+		pgx.CopyFromSlice(len(r.rows), func(i int) ([]any, error) {
+			x := &r.rows[i]
+			return []any{
+				x.DeviceID, x.Time(), time.UnixMicro(x.StreamUS), x.Latitude, x.Longitude, x.Altitude, x.Angle, x.Speed,
+				x.Satellites, x.Priority, x.Codec, string(x.Attributes),
+			}, nil
+		}))
+	require.NoError(t, err)
+
+	o, err := oracle.New(logOf(t, r.sent))
+	require.NoError(t, err)
+	seen := oracle.Observed{Positions: rowsOf(t.Context(), db), DeadLetters: all(r.deadLetters)}
+	report, err := o.Judge(seen)
+	require.NoError(t, err)
+	require.Empty(t, report.Examples)
+	require.True(t, report.Good())
+	require.Equal(t, int64(len(r.rows)), report.Account.Stored)
+
+	// One digit in the last place of one row of the table is found.
+	_, err = db.Exec(t.Context(), `update public.positions set attributes = jsonb_set(attributes, '{78}', '"-9223372036854775807"') where attributes ->> '78' = '-9223372036854775808'`)
+	require.NoError(t, err)
+	report, err = o.Judge(seen)
+	require.NoError(t, err)
+	require.Equal(t, map[oracle.Kind]int64{oracle.KindField: 1}, report.Counts)
+}
+
+// TestRecordedTracksAreJudgedEqual sends every recorded track, in both orders,
+// through the faultless service.
+func TestRecordedTracksAreJudgedEqual(t *testing.T) {
+	for _, name := range []string{
+		"tracks/austin_buses.csv.gz", "tracks/gpx_misc.csv.gz", "tracks/tianma_circuit.csv.gz", "teltonika/fmb_session_records.csv.gz",
+	} {
+		tracks, err := fleet.ReadTracks(testenv.Data(t, name))
+		require.NoError(t, err)
+		for _, order := range []fleet.Order{fleet.OrderFile, fleet.OrderTime} {
+			r := send(t, fleet.Collect(tracks.Replay(order)))
+			report := r.judge(t)
+			require.True(t, report.Good(), "%s: %v", name, report.Examples)
+			require.Equal(t, int64(tracks.Len()), report.Account.Entries)
+		}
+	}
+}
