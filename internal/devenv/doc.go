@@ -26,5 +26,9 @@
 // the defaults of the installed release otherwise. Options.RedisArgs and
 // Options.PostgresArgs change that.
 //
+// Proxy makes the faults of a network between a client and any server, and
+// RequireEmptyRedis and RequireEmptyPostgres keep a demo or a test away from
+// servers that are in use.
+//
 // The demo, loadtest and testenv call it. It knows nothing of the service.
 package devenv
