@@ -100,16 +100,28 @@ func (c *circle) halve(l leg, a, b float64, in bool) float64 {
 	return b
 }
 
-// slope gives the derivatives of the haversine of the distance along a leg.
+// slope gives the derivatives of the haversine of the distance along a leg,
+// which is sin²(Δlat/2) + cos(lat) cos(center's lat) sin²(Δlon/2).
 type slope struct {
-	c        *circle
-	l        leg
-	lat, lon float64 // radians the leg covers
+	c             *circle
+	l             leg
+	lat, lon      float64 // radians the leg covers
+	second, third float64 // bounds of these derivatives on the whole leg
 }
 
 func newSlope(c *circle, l leg) slope {
 	end := l.at(1)
-	return slope{c: c, l: l, lat: (end.y - l.p.y) * radian, lon: (end.x - l.p.x) * radian}
+	s := slope{c: c, l: l, lat: (end.y - l.p.y) * radian, lon: (end.x - l.p.x) * radian}
+	// The term by term bounds keep their proportion to the derivatives near
+	// the poles, where a common one would be far too large.
+	cos := 1.0
+	if (l.p.y > 0) == (l.q.y > 0) {
+		cos = math.Cos(min(math.Abs(l.p.y), math.Abs(l.q.y)) * radian)
+	}
+	lat, lon := math.Abs(s.lat), math.Abs(s.lon)
+	s.second = lat*lat/2 + c.cosLat*(cos*lon*lon/2+lat*lon+cos*lat*lat)
+	s.third = lat*lat*lat/2 + c.cosLat*(cos*lon*lon*lon/2+1.5*lat*lon*lon+1.5*cos*lat*lat*lon+lat*lat*lat)
+	return s
 }
 
 // at is the first and the second derivative at fraction t.
@@ -127,19 +139,18 @@ func (s slope) at(t float64) (first, second float64) {
 }
 
 // extremes appends, in order, where between a and b the distance stops falling
-// or rising. With (|lat|+|lon|)^n/2 as the bound of the nth derivative, an
-// interval is done when the first derivative cannot become zero, or when the
-// second cannot and so the first is zero at most once. Where both are all but
-// zero the distance is all but constant, and the depth ends the search.
+// or rising. An interval is done when the first derivative cannot become zero,
+// or when the second cannot and so the first is zero at most once. Where both
+// are all but zero the distance is all but constant, and the depth ends the
+// search.
 func (s slope) extremes(dst []float64, a, b float64, depth int) []float64 {
 	const deepest = 16
 	middle, half := (a+b)/2, (b-a)/2
 	first, second := s.at(middle)
-	reach := math.Abs(s.lat) + math.Abs(s.lon)
 	switch {
-	case math.Abs(first) > reach*reach/2*half:
+	case math.Abs(first) > s.second*half:
 		return dst
-	case math.Abs(second) > reach*reach*reach/2*half || depth == deepest:
+	case math.Abs(second) > s.third*half || depth == deepest:
 		atA, _ := s.at(a)
 		atB, _ := s.at(b)
 		if (atA < 0) == (atB < 0) {
