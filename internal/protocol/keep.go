@@ -1,6 +1,13 @@
 package protocol
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrNotAssigned says that a shard may not be taken: it is assigned to somebody
+// else by now, or has no row.
+var ErrNotAssigned = errors.New("the shard is not assigned to this member")
 
 // Claim is what Postgres says of a shard.
 type Claim struct {

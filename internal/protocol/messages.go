@@ -6,6 +6,10 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
+// Version is that of the protocol between members, pinned for the fleet. Members
+// of different versions do not work on one group at the same time.
+const Version = 1
+
 // Turn is what acquiring or renewing the turn found.
 type Turn struct {
 	Held      bool
@@ -71,4 +75,72 @@ type Ack struct {
 	// Gone are entries whose content was trimmed while they were pending. They
 	// are noted as lost and acknowledged in the same step.
 	Gone []telemetry.EntryID
+}
+
+// Shard is one row of the authority on ownership, beside its assignment.
+type Shard struct {
+	Shard    int
+	Owner    string // "" when released
+	Epoch    int64
+	Applied  telemetry.EntryID
+	Deaths   int       // take-overs without a release since the last progress
+	RunLimit int       // most entries in hand while a crash is suspected; 0 for no limit
+	Assigned string    // "" while assigned to nobody
+	Term     int64     // of the leader that assigned it
+	Since    time.Time // when the owner took it
+}
+
+// Claim is what the decision about a shard needs of its row.
+func (s Shard) Claim() Claim {
+	return Claim{Assigned: s.Assigned, Owner: s.Owner, Epoch: s.Epoch}
+}
+
+// Loss is entries that were gone before they could be read or finished.
+type Loss struct {
+	Cause   string // trimmed_unread, trimmed_pending, flush, failover, group_lost, restored
+	First   telemetry.EntryID
+	Last    telemetry.EntryID
+	Entries int64 // negative when the number cannot be known
+	Shard   int   // negative when it is not one shard's
+}
+
+// Range is a span of a shard's entries: after From, up to and including To.
+type Range struct {
+	Shard    int
+	From, To telemetry.EntryID
+}
+
+// DealAgain decides what of a shard that was just taken must be dealt again:
+// acknowledged is the highest entry that was ever acknowledged for it, applied
+// the mark that was committed with the work. Where Postgres is behind what was
+// acknowledged, it may have lost commits; that mark is written only so often, so
+// mostly it has not, and what is dealt again ends as duplicates.
+func DealAgain(shard int, acknowledged, applied telemetry.EntryID) (Range, bool) {
+	return Range{Shard: shard, From: applied, To: acknowledged}, applied.Less(acknowledged)
+}
+
+// Consumer is a consumer of the group.
+type Consumer struct {
+	Name    string
+	Shard   int // whose queue it is; negative for a foreign one
+	Pending int64
+	Idle    time.Duration // since it last read, acknowledged or claimed
+}
+
+// Claimed is what one page of a claim sweep did.
+type Claimed struct {
+	Entries int
+	Gone    int         // trimmed or deleted, noted as lost
+	Shards  map[int]int // entries put on each queue
+	Next    telemetry.EntryID
+	More    bool
+}
+
+// Backlog is where a group stands. What is unknown is said to be so.
+type Backlog struct {
+	Pending     int64
+	Lag         int64
+	LagKnown    bool
+	Oldest      telemetry.EntryID // the oldest unfinished entry; zero where there is none
+	OldestKnown bool
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -43,27 +44,13 @@ on conflict do nothing`, s.scope.Stream, s.scope.Group, n)
 	return failure("make the rows of the shards", err)
 }
 
-// Shard is a row of processor.shards beside its assignment.
-type Shard struct {
-	Shard    int
-	Owner    string // "" when released
-	Epoch    int64
-	Applied  telemetry.EntryID
-	Deaths   int
-	RunLimit int    // 0 for no limit
-	Assigned string // "" while assigned to nobody
-	Term     int64  // that assigned it
-	Since    time.Time
-	Updated  time.Time
-}
-
 // List returns all shards in order.
-func (s *Shards) List(ctx context.Context) ([]Shard, error) {
+func (s *Shards) List(ctx context.Context) ([]protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	rows, err := s.pool.Query(ctx, `
 select s.shard, coalesce(s.owner, ''), s.epoch, coalesce(p.applied_id, '0-0'), s.deaths, coalesce(s.run_limit, 0),
-  coalesce(a.member, ''), coalesce(a.term, 0), coalesce(s.owner_since, s.updated_at), s.updated_at
+  coalesce(a.member, ''), coalesce(a.term, 0), coalesce(s.owner_since, s.updated_at)
 from processor.shards s
 left join processor.assignments a using (stream, grp, shard)
 left join processor.progress p using (stream, grp, shard)
@@ -73,11 +60,11 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 	if err != nil {
 		return nil, failure("list shards", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Shard, error) {
-		var sh Shard
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Shard, error) {
+		var sh protocol.Shard
 		var applied string
 		if err := row.Scan(&sh.Shard, &sh.Owner, &sh.Epoch, &applied, &sh.Deaths, &sh.RunLimit,
-			&sh.Assigned, &sh.Term, &sh.Since, &sh.Updated); err != nil {
+			&sh.Assigned, &sh.Term, &sh.Since); err != nil {
 			return sh, err
 		}
 		// The mark is a hint; one that cannot be read is none.
@@ -87,17 +74,13 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 	return list, failure("list shards", err)
 }
 
-// ErrNotAssigned says that a shard may not be taken: it is assigned to somebody
-// else by now, or has no row.
-var ErrNotAssigned = errors.New("the shard is not assigned to this member")
-
 // Take makes member the owner of a shard that is assigned to it, and raises the
 // epoch, which fences every commit begun before. It waits for a commit of the
 // present owner that is already under way, so that its rows are seen afterwards.
-func (s *Shards) Take(ctx context.Context, shard int, member string) (Shard, error) {
+func (s *Shards) Take(ctx context.Context, shard int, member string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	taken := Shard{Shard: shard, Owner: member, Assigned: member}
+	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
 	var applied string
 	err := s.pool.QueryRow(ctx, `
 update processor.shards s
@@ -119,10 +102,10 @@ returning s.epoch,
 		s.scope.Stream, s.scope.Group, shard, member).
 		Scan(&taken.Epoch, &applied, &taken.Deaths, &taken.RunLimit, &taken.Since)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return Shard{}, fmt.Errorf("take shard %d: %w", shard, ErrNotAssigned)
+		return protocol.Shard{}, fmt.Errorf("take shard %d: %w", shard, protocol.ErrNotAssigned)
 	}
 	if err != nil {
-		return Shard{}, failure(fmt.Sprintf("take shard %d", shard), err)
+		return protocol.Shard{}, failure(fmt.Sprintf("take shard %d", shard), err)
 	}
 	taken.Applied, _ = telemetry.ParseEntryID(applied)
 	return taken, nil

@@ -7,6 +7,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -98,4 +99,43 @@ func (g *Group) RunID(ctx context.Context) (string, error) {
 		}
 	}
 	return "", failure("ask for the run ID", errors.New("the server does not tell its run_id"))
+}
+
+// Backlog is where the whole group stands, for gauges and operators.
+func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
+	info, err := g.Info(ctx)
+	if err != nil {
+		return protocol.Backlog{}, err
+	}
+	b := protocol.Backlog{Pending: info.Pending, Lag: info.Lag.N, LagKnown: info.Lag.Known}
+	if !info.GroupExists {
+		// Everything there is will be dealt once there is a group.
+		b.Lag, b.LagKnown, b.Oldest, b.OldestKnown = info.Length, true, info.First, true
+		return b, nil
+	}
+	if info.Pending > 0 {
+		sum, err := g.client.XPending(ctx, g.names.Stream, g.names.Group).Result()
+		if err != nil {
+			return b, failure("inspect the group", err)
+		}
+		if sum.Count > 0 {
+			b.Oldest, err = telemetry.ParseEntryID(sum.Lower)
+			b.OldestKnown = err == nil
+			return b, nil
+		}
+	}
+	if !info.Delivered.Less(info.Last) {
+		b.OldestKnown = true
+		return b, nil
+	}
+	next, err := g.client.XRangeN(ctx, g.names.Stream, info.Delivered.Next().String(), "+", 1).Result()
+	if err != nil {
+		return b, failure("inspect the stream", err)
+	}
+	b.OldestKnown = true
+	if len(next) > 0 {
+		b.Oldest, err = telemetry.ParseEntryID(next[0].ID)
+		b.OldestKnown = err == nil
+	}
+	return b, nil
 }

@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Says that a member is alive.
+--
+-- KEYS[1] the identity's heartbeat   KEYS[2] set of identities
+-- ARGV[1] incarnation   ARGV[2] heartbeat   ARGV[3] time to live in milliseconds   ARGV[4] identity
+-- Reply: '' or, when another incarnation has the identity, its heartbeat
+local present = redis.call('get', KEYS[1])
+if present and cjson.decode(present)['incarnation'] ~= ARGV[1] then return present end
+redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
+redis.call('sadd', KEYS[2], ARGV[4])
+return ''

@@ -1,0 +1,190 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Terms is the authority on who leads.
+type Terms interface {
+	Raise(ctx context.Context) (term int64, err error)
+	Resign(ctx context.Context, term int64) error
+}
+
+// Caller wakes those who wait for the leadership.
+type Caller interface {
+	RingLeader(ctx context.Context) error
+}
+
+// Elector campaigns for the leadership, and while it has it, lets the duties
+// be done.
+//
+// Leadership is for efficiency: every duty is harmless when two members do it.
+// It is trusted until a lease after the moment *before* the last renewal was
+// sent, less a margin; what runs as leader gets a context that ends then.
+// Duties and renewals share one loop, so a leader that is stuck loses the lock.
+type Elector struct {
+	cfg     Config
+	lock    *lock
+	terms   Terms
+	caller  Caller
+	duties  Duties
+	able    func() bool // whether this member could do a leader's work now
+	metrics *metrics
+	log     *slog.Logger
+	bell    chan struct{} // the leadership may be free; size one, coalesced
+	look    chan struct{} // something changed that a leader acts upon; size one, coalesced
+}
+
+// Duties is what a leader does.
+type Duties interface {
+	// Do is one pass of a leader's work under a term. An error ends the term.
+	Do(ctx context.Context, term int64) error
+	// GiveAway assigns this member's own shards to others, before it leaves.
+	GiveAway(ctx context.Context, term int64) error
+}
+
+// NewElector returns an elector that does not campaign yet.
+func NewElector(cfg Config, client redis.UniversalClient, keys Keys, terms Terms, caller Caller, duties Duties,
+	able func() bool, m *metrics, log *slog.Logger,
+) *Elector {
+	return &Elector{
+		cfg: cfg, lock: newLock(client, keys.Lock, cfg.LeaderTTL), terms: terms, caller: caller, duties: duties, able: able,
+		metrics: m, log: log.With("component", "elector"),
+		bell: make(chan struct{}, 1), look: make(chan struct{}, 1),
+	}
+}
+
+// Campaign says that the leadership may be free.
+func (e *Elector) Campaign() { ring(e.bell) }
+
+// Look says that something changed that a leader acts upon.
+func (e *Elector) Look() { ring(e.look) }
+
+// Run campaigns and leads until ctx ends; then it assigns its own shards away
+// and resigns.
+func (e *Elector) Run(ctx context.Context) error {
+	tick := time.NewTicker(e.cfg.renewEvery())
+	defer tick.Stop()
+	var complained time.Time
+	for ctx.Err() == nil {
+		if e.able() {
+			started := time.Now()
+			err := e.lock.obtain(ctx)
+			switch {
+			case err == nil:
+				e.lead(ctx, started)
+				continue
+			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && time.Since(complained) > 10*time.Second:
+				complained = time.Now()
+				e.log.Warn("cannot campaign, trying again", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case <-e.bell:
+		}
+	}
+	return nil
+}
+
+// margin is how much earlier than Redis we believe the lease to end.
+func (e *Elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
+
+// lead is one term, from the moment before the lock was asked for.
+func (e *Elector) lead(ctx context.Context, asked time.Time) {
+	trusted := asked.Add(e.cfg.LeaderTTL - e.margin())
+	var term int64
+	why := e.within(ctx, trusted, func(ctx context.Context) (err error) {
+		term, err = e.terms.Raise(ctx)
+		return err
+	})
+	if why == nil {
+		e.log.Info("leading", "term", term)
+		e.metrics.terms.Inc()
+		e.metrics.leader.Set(1)
+		why = e.govern(ctx, trusted, term)
+		e.metrics.leader.Set(0)
+	}
+	e.resign(ctx, term, why)
+}
+
+// govern does the duties and renews, in turn, until the term ends. It returns
+// why; ctx.Err() when the member is stopping.
+func (e *Elector) govern(ctx context.Context, trusted time.Time, term int64) error {
+	tick := time.NewTicker(e.cfg.renewEvery())
+	defer tick.Stop()
+	for {
+		if err := e.within(ctx, trusted, func(ctx context.Context) error { return e.duties.Do(ctx, term) }); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-e.look:
+		}
+		asked := time.Now()
+		err := e.within(ctx, trusted, e.lock.renew)
+		switch {
+		case err == nil:
+			e.metrics.renewals.WithLabelValues("ok").Inc()
+			trusted = asked.Add(e.cfg.LeaderTTL - e.margin())
+		case errors.Is(err, errLockHeld):
+			e.metrics.renewals.WithLabelValues("lost").Inc()
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		default:
+			e.metrics.renewals.WithLabelValues("error").Inc()
+			if !time.Now().Before(trusted) {
+				return err
+			}
+		}
+	}
+}
+
+// within runs f with a context that ends when the leadership can no longer be
+// trusted.
+func (e *Elector) within(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
+	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
+	defer cancel()
+	return f(ctx)
+}
+
+// resign ends the term at once, so that a successor need not wait for the lock
+// to expire. Each step is tried by itself, briefly.
+func (e *Elector) resign(ctx context.Context, term int64, why error) {
+	stopping := ctx.Err() != nil
+	if stopping {
+		e.log.Info("stepping down to leave", "term", term)
+	} else {
+		e.log.Warn("stepping down", "term", term, "err", why)
+	}
+	last := context.WithoutCancel(ctx)
+	step := func(what string, f func(context.Context) error) {
+		ctx, cancel := context.WithTimeoutCause(last, time.Second, errors.New(what+" took longer than a second"))
+		defer cancel()
+		if err := f(ctx); err != nil {
+			e.log.Warn("did not succeed while stepping down", "what", what, "err", err)
+		}
+	}
+	if stopping && term != 0 {
+		step("assign own shards away", func(ctx context.Context) error { return e.duties.GiveAway(ctx, term) })
+	}
+	if term != 0 && !errors.Is(why, errLockHeld) {
+		step("end the term", func(ctx context.Context) error { return e.terms.Resign(ctx, term) })
+	}
+	step("release the lock", e.lock.release)
+	if stopping {
+		step("call for a successor", e.caller.RingLeader)
+		return
+	}
+	// Somebody else may be better able.
+	_ = pause(ctx, e.cfg.renewEvery()/2)
+}

@@ -1,0 +1,81 @@
+package coordination
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// Backlog is where the group as a whole stands.
+type Backlog interface {
+	Backlog(ctx context.Context) (protocol.Backlog, error)
+}
+
+// groupGauges are exported by the leader and absent elsewhere. What is unknown
+// is absent too, never 0.
+type groupGauges struct {
+	source Backlog
+	stale  time.Duration
+
+	mu  sync.Mutex
+	now protocol.Backlog
+	at  time.Time
+
+	lag, pending, undone, age *prometheus.Desc
+}
+
+func newGroupGauges(source Backlog, stale time.Duration) *groupGauges {
+	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
+	return &groupGauges{
+		source: source, stale: stale,
+		lag:     desc("processor_consumer_lag", "Entries not yet dealt, of the whole group; absent while unknown."),
+		pending: desc("processor_group_pending_entries", "Entries dealt and not acknowledged, of the whole group."),
+		undone:  desc("processor_group_undone_entries", "Lag plus pending; absent while the lag is unknown."),
+		age:     desc("processor_group_oldest_pending_age_seconds", "Time since the oldest unfinished entry was added, by its ID."),
+	}
+}
+
+func (g *groupGauges) refresh(ctx context.Context) {
+	b, err := g.source.Backlog(ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err != nil {
+		g.at = time.Time{}
+		return
+	}
+	g.now, g.at = b, time.Now()
+}
+
+// Describe implements prometheus.Collector.
+func (g *groupGauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.undone, g.age} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
+	g.mu.Lock()
+	b, at := g.now, g.at
+	g.mu.Unlock()
+	if time.Since(at) > g.stale {
+		return
+	}
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	gauge(g.pending, float64(b.Pending))
+	if b.LagKnown {
+		gauge(g.lag, float64(b.Lag))
+		gauge(g.undone, float64(b.Lag+b.Pending))
+	}
+	if b.OldestKnown {
+		age := 0.0
+		if !b.Oldest.IsZero() {
+			age = time.Since(b.Oldest.Time()).Seconds()
+		}
+		gauge(g.age, max(0, age))
+	}
+}

@@ -1,0 +1,242 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Assignments is where the leader's decisions are written.
+type Assignments interface {
+	Assign(ctx context.Context, term int64, shards []int, members []string) error
+}
+
+// Foreign is the consumers of the group that are not our queues.
+type Foreign interface {
+	Consumers(ctx context.Context) ([]protocol.Consumer, error)
+	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
+	Forget(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
+	Ring(ctx context.Context, shards []int) error
+}
+
+// Losses is what is known to be lost and not yet recorded.
+type Losses interface {
+	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
+	Recorded(ctx context.Context, receipt []string) error
+}
+
+// Ledger is where losses and incidents are recorded.
+type Ledger interface {
+	Lose(ctx context.Context, losses []protocol.Loss) error
+	Open(ctx context.Context, kind, subject string, detail map[string]any) error
+	Close(ctx context.Context, kind, subject string) error
+}
+
+// Leader is a leader's work: it assigns shards, brings what foreign consumers
+// hold to its queues, and records losses. Nothing of it harms when done twice.
+type Leader struct {
+	cfg         Config
+	roster      *Roster
+	shards      Ownership
+	assignments Assignments
+	foreign     Foreign
+	losses      Losses
+	ledger      Ledger
+	gauges      *groupGauges
+	metrics     *metrics
+	log         *slog.Logger
+
+	term    int64 // of the last pass
+	swept   time.Time
+	cursors map[string]telemetry.EntryID // where the sweep of a consumer goes on
+	readers map[string]time.Duration     // idle times at the last sweep
+	stalled []string
+}
+
+// Do is one pass.
+func (l *Leader) Do(ctx context.Context, term int64) error {
+	if term != l.term {
+		l.term, l.swept = term, time.Time{}
+		l.cursors = make(map[string]telemetry.EntryID)
+	}
+	if err := l.assign(ctx, term, l.roster.Eligible()); err != nil {
+		return err
+	}
+	if err := l.record(ctx); err != nil {
+		l.log.Warn("losses not recorded, trying again", "err", err)
+	}
+	if time.Since(l.swept) >= l.cfg.ClaimInterval {
+		l.swept = time.Now()
+		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
+			l.log.Warn("claim sweep not finished, trying again", "err", err)
+		}
+		l.watchStalls(ctx)
+		l.gauges.refresh(ctx)
+	}
+	return ctx.Err()
+}
+
+// GiveAway assigns this member's shards to the others, if there are any.
+func (l *Leader) GiveAway(ctx context.Context, term int64) error {
+	others := slices.DeleteFunc(l.roster.Eligible(), func(m string) bool { return m == l.roster.Name() })
+	if len(others) == 0 {
+		return nil
+	}
+	return l.assign(ctx, term, others)
+}
+
+// assign writes what differs between the assignments and what they should be.
+func (l *Leader) assign(ctx context.Context, term int64, members []string) error {
+	list, err := l.shards.List(ctx)
+	if err != nil {
+		return err
+	}
+	current := make([]string, l.cfg.Shards)
+	for _, s := range list {
+		if s.Shard < len(current) {
+			current[s.Shard] = s.Assigned
+		}
+	}
+	next := protocol.Assign(current, members)
+	var shards []int
+	var names []string
+	for i := range next {
+		if next[i] != current[i] {
+			shards, names = append(shards, i), append(names, next[i])
+		}
+	}
+	if len(shards) == 0 {
+		return nil
+	}
+	if err := l.assignments.Assign(ctx, term, shards, names); err != nil {
+		return err
+	}
+	l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
+	return nil
+}
+
+// record moves losses from Redis to the ledger.
+func (l *Leader) record(ctx context.Context) error {
+	for {
+		losses, receipt, err := l.losses.Losses(ctx, 500)
+		if err != nil || len(losses) == 0 {
+			return err
+		}
+		if err := l.ledger.Lose(ctx, losses); err != nil {
+			return err
+		}
+		if err := l.losses.Recorded(ctx, receipt); err != nil {
+			return err
+		}
+		var n int64
+		for _, loss := range losses {
+			n += max(0, loss.Entries)
+		}
+		l.metrics.losses.Add(float64(n))
+		l.log.Error("entries were lost before they could be finished", "count", n,
+			"reason", losses[0].Cause, "entry_id", losses[0].First.String())
+	}
+}
+
+// sweepPages bounds one sweep, so that a leader with much to claim still renews
+// in time; the next one goes on where it stopped.
+const (
+	sweepPages = 20
+	sweepPage  = 200
+)
+
+// sweep brings what foreign consumers have held for too long to the queues of
+// its shards, and removes those consumers that hold nothing and are silent.
+func (l *Leader) sweep(ctx context.Context) error {
+	consumers, err := l.foreign.Consumers(ctx)
+	if err != nil {
+		if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
+			return nil // no group yet
+		}
+		return err
+	}
+	readers := make(map[string]time.Duration)
+	for _, c := range consumers {
+		if c.Shard >= 0 {
+			continue
+		}
+		readers[c.Name] = c.Idle
+		if before, ok := l.readers[c.Name]; ok && c.Idle < before && c.Idle < l.cfg.ClaimInterval {
+			// It was active since the last sweep: somebody else reads in our group.
+			if err := l.ledger.Open(ctx, "foreign_consumer", c.Name, map[string]any{"pending": c.Pending}); err != nil {
+				return err
+			}
+			l.log.Error("a foreign consumer reads in our group; stop it, or see the switch-over procedure", "consumer", c.Name)
+		}
+		if c.Pending == 0 {
+			if removed, err := l.foreign.Forget(ctx, c.Name, l.cfg.ClaimThreshold); err != nil {
+				return err
+			} else if removed {
+				l.log.Info("removed a foreign consumer that held nothing", "consumer", c.Name)
+				if err := l.ledger.Close(ctx, "foreign_consumer", c.Name); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		if err := l.claim(ctx, c.Name); err != nil {
+			return err
+		}
+	}
+	l.readers = readers
+	return nil
+}
+
+func (l *Leader) claim(ctx context.Context, consumer string) error {
+	for range sweepPages {
+		page, err := l.foreign.Claim(ctx, consumer, l.cfg.ClaimThreshold, l.cursors[consumer], sweepPage)
+		if err != nil {
+			return err
+		}
+		l.cursors[consumer] = page.Next
+		if page.Entries > 0 {
+			l.metrics.claimed.Add(float64(page.Entries))
+			l.log.Info("claimed entries of a foreign consumer", "consumer", consumer, "count", page.Entries)
+			shards := make([]int, 0, len(page.Shards))
+			for s := range page.Shards {
+				shards = append(shards, s)
+			}
+			if err := l.foreign.Ring(ctx, shards); err != nil {
+				return err
+			}
+		}
+		if !page.More {
+			delete(l.cursors, consumer)
+			return nil
+		}
+	}
+	return nil
+}
+
+// watchStalls keeps the incident of each member that does not advance.
+func (l *Leader) watchStalls(ctx context.Context) {
+	stalled := l.roster.Stalled()
+	note := func(err error) {
+		if err != nil {
+			l.log.Warn("incident not noted, trying again", "err", err)
+		}
+	}
+	for _, m := range stalled {
+		if !slices.Contains(l.stalled, m) {
+			l.log.Error("a member has work in hand and makes no progress; its shards move", "member", m)
+		}
+		note(l.ledger.Open(ctx, "stalled_member", m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}))
+	}
+	for _, m := range l.stalled {
+		if !slices.Contains(stalled, m) {
+			note(l.ledger.Close(ctx, "stalled_member", m))
+		}
+	}
+	l.stalled = stalled
+}

@@ -1,0 +1,378 @@
+package coordination
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+//go:embed beat.lua
+var beatSource string
+
+//go:embed leave.lua
+var leaveSource string
+
+var (
+	beatScript  = redis.NewScript(beatSource)
+	leaveScript = redis.NewScript(leaveSource)
+)
+
+// Member is a heartbeat: what a member says of itself.
+type Member struct {
+	Instance    string        `json:"instance"`
+	Incarnation string        `json:"incarnation"`
+	Number      uint64        `json:"number"`
+	Version     string        `json:"version"`
+	Protocol    int           `json:"protocol"`
+	Host        string        `json:"host"`
+	PID         int           `json:"pid"`
+	Started     time.Time     `json:"started"`
+	Leaving     bool          `json:"leaving"`
+	SinkDown    time.Duration `json:"sink_down_ns"`
+	InHand      int           `json:"in_hand"`
+	Progress    uint64        `json:"progress"`
+	Shards      []int         `json:"shards"`
+}
+
+// Name is identity and incarnation: what ownership and sessions carry. The
+// same identity come back is another member.
+func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
+
+func (m Member) beat() protocol.Beat {
+	return protocol.Beat{
+		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
+		SinkDown: m.SinkDown, InHand: m.InHand, Progress: m.Progress,
+	}
+}
+
+// IdentityError says that another live member has our identity.
+type IdentityError struct {
+	Instance string
+	Holder   Member
+}
+
+func (e *IdentityError) Error() string {
+	return fmt.Sprintf("identity %s is in use by process %d on %s, started %s; give each instance its own INSTANCE_ID",
+		e.Instance, e.Holder.PID, e.Holder.Host, e.Holder.Started.Format(time.RFC3339))
+}
+
+// ExitCode is that of an identity in use.
+func (e *IdentityError) ExitCode() int { return 6 }
+
+// Vitals is what a heartbeat reports of the work, asked for at each beat.
+type Vitals struct {
+	InHand   int
+	Progress uint64
+	Shards   []int
+}
+
+// Keys are the names of the heartbeats in Redis: that of one identity is
+// Prefix, a colon and the identity.
+type Keys struct {
+	Prefix string // also the name of the set of identities
+	Lock   string
+}
+
+// Roster keeps this member's heartbeat and watches those of the others.
+type Roster struct {
+	cfg    Config
+	client redis.UniversalClient
+	keys   Keys
+	vitals func() Vitals
+	log    *slog.Logger
+	look   chan struct{} // to beat now; size one, coalesced
+
+	mu       sync.Mutex
+	self     Member          // written by beat, read by everyone
+	watch    *protocol.Watch // written by look, read by everyone
+	members  []Member        // of the last look
+	sinkDown time.Time       // since when Postgres has not answered; zero while it does
+	changed  func()          // told when somebody came or went
+	peers    atomic.Int32
+}
+
+// NewRoster returns the roster of a member that has not joined yet.
+func NewRoster(cfg Config, client redis.UniversalClient, keys Keys, vitals func() Vitals, log *slog.Logger) (*Roster, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return &Roster{
+		cfg: cfg, client: client, keys: keys, vitals: vitals, log: log.With("component", "roster"),
+		look: make(chan struct{}, 1), changed: func() {},
+		watch: protocol.NewWatch(protocol.WatchConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
+		self: Member{
+			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
+			Host: host, PID: os.Getpid(), Started: time.Now().UTC(),
+		},
+	}, nil
+}
+
+// Name is this member's identity and incarnation.
+func (r *Roster) Name() string { return r.self.Name() } // the two parts never change
+
+// OnChange is called whenever a member came, left, or changed its standing. It
+// must be set before Run.
+func (r *Roster) OnChange(f func()) { r.changed = f }
+
+// Join takes the identity. While another incarnation has it, Join watches: if
+// that one is alive the identity is refused with an IdentityError, if it is
+// silent Join waits until it has expired.
+func (r *Roster) Join(ctx context.Context) error {
+	var first *Member
+	for {
+		holder, err := r.beat(ctx)
+		if err != nil {
+			return err
+		}
+		if holder == nil {
+			return nil
+		}
+		if first == nil || first.Incarnation != holder.Incarnation {
+			first = holder
+			r.log.Warn("identity is taken, waiting whether its holder is alive", "member", holder.Name())
+		} else if holder.Number != first.Number {
+			return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+		}
+		if err := pause(ctx, r.cfg.beatEvery()); err != nil {
+			return err
+		}
+	}
+}
+
+// Run beats and watches until ctx ends. It fails with an IdentityError when
+// another incarnation has taken the identity over.
+func (r *Roster) Run(ctx context.Context) error {
+	tick := time.NewTicker(r.cfg.beatEvery())
+	defer tick.Stop()
+	var complained time.Time
+	for {
+		err := r.turnOver(ctx)
+		if _, taken := err.(*IdentityError); taken { //nolint:errorlint // made here, never wrapped
+			return err
+		}
+		if err != nil && ctx.Err() == nil && time.Since(complained) > 10*time.Second {
+			complained = time.Now()
+			r.log.Warn("roster does not answer, trying again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-r.look:
+		}
+	}
+}
+
+// turnOver is one beat and one look at the others.
+func (r *Roster) turnOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.MemberTTL/2)
+	defer cancel()
+	holder, err := r.beat(ctx)
+	if err == nil && holder != nil {
+		return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+	}
+	var members []Member
+	if err == nil {
+		members, err = r.read(ctx)
+	}
+	r.mu.Lock()
+	before := r.standing()
+	now := time.Now()
+	if err != nil {
+		r.watch.Away(now)
+		r.mu.Unlock()
+		return fmt.Errorf("read the roster: %w", err)
+	}
+	beats := make([]protocol.Beat, len(members))
+	for i, m := range members {
+		beats[i] = m.beat()
+	}
+	r.watch.See(now, beats)
+	r.members = members
+	peers := 0
+	for _, m := range members {
+		if m.Name() != r.self.Name() && !r.watch.Gone(now, m.Name()) {
+			peers++
+		}
+	}
+	r.peers.Store(int32(peers))
+	changed := before != r.standing()
+	r.mu.Unlock()
+	if changed {
+		r.changed()
+	}
+	return nil
+}
+
+// standing is who is eligible, in a form to compare. The caller holds the lock.
+func (r *Roster) standing() string {
+	return fmt.Sprint(r.watch.Eligible(time.Now()))
+}
+
+func (r *Roster) beat(ctx context.Context) (holder *Member, err error) {
+	v := r.vitals()
+	r.mu.Lock()
+	r.self.Number++
+	r.self.InHand, r.self.Progress, r.self.Shards = v.InHand, v.Progress, v.Shards
+	r.self.SinkDown = 0
+	if !r.sinkDown.IsZero() {
+		r.self.SinkDown = time.Since(r.sinkDown)
+	}
+	text, err := json.Marshal(r.self)
+	r.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("write the heartbeat: %w", err)
+	}
+	reply, err := beatScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix},
+		r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds(), r.cfg.Instance).Text()
+	if err != nil {
+		return nil, fmt.Errorf("beat: %w", err)
+	}
+	if reply == "" {
+		return nil, nil //nolint:nilnil // no holder but us
+	}
+	holder = &Member{}
+	if err := json.Unmarshal([]byte(reply), holder); err != nil {
+		return nil, fmt.Errorf("read the heartbeat of %s: %w", r.cfg.Instance, err)
+	}
+	return holder, nil
+}
+
+func (r *Roster) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
+
+func (r *Roster) read(ctx context.Context) ([]Member, error) {
+	return ReadMembers(ctx, r.client, r.keys)
+}
+
+// ReadMembers is the heartbeats there are.
+func ReadMembers(ctx context.Context, client redis.UniversalClient, keys Keys) ([]Member, error) {
+	ids, err := client.SMembers(ctx, keys.Prefix).Result()
+	if err != nil || len(ids) == 0 {
+		return nil, err
+	}
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = keys.Prefix + ":" + id
+	}
+	values, err := client.MGet(ctx, names...).Result()
+	if err != nil {
+		return nil, err
+	}
+	var members []Member
+	for i, v := range values {
+		text, ok := v.(string)
+		if !ok {
+			// Silent for longer than the TTL. Whoever it was adds itself again.
+			client.SRem(ctx, keys.Prefix, ids[i])
+			continue
+		}
+		var m Member
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			return nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
+		}
+		members = append(members, m)
+	}
+	return members, nil
+}
+
+// Announce says that this member is leaving, so that the leader assigns its
+// shards away while it still works.
+func (r *Roster) Announce(ctx context.Context) error {
+	r.mu.Lock()
+	r.self.Leaving = true
+	r.mu.Unlock()
+	_, err := r.beat(ctx)
+	ring(r.look)
+	return err
+}
+
+// Leave takes this member off the roster.
+func (r *Roster) Leave(ctx context.Context) error {
+	if err := leaveScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix}, r.self.Incarnation, r.cfg.Instance).Err(); err != nil {
+		return fmt.Errorf("leave the roster: %w", err)
+	}
+	return nil
+}
+
+// SinkAnswers notes whether Postgres answers this member.
+func (r *Roster) SinkAnswers(ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case ok:
+		r.sinkDown = time.Time{}
+	case r.sinkDown.IsZero():
+		r.sinkDown = time.Now()
+	}
+}
+
+// SinkUp tells whether Postgres answered this member last.
+func (r *Roster) SinkUp() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sinkDown.IsZero()
+}
+
+// Peers is how many other members there are.
+func (r *Roster) Peers() int { return int(r.peers.Load()) }
+
+// Members is who was found at the last look.
+func (r *Roster) Members() []Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Member(nil), r.members...)
+}
+
+// Eligible is who may own shards.
+func (r *Roster) Eligible() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watch.Eligible(time.Now())
+}
+
+// Stalled is who has work in hand and makes no progress.
+func (r *Roster) Stalled() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watch.Stalled(time.Now())
+}
+
+// owner is what is known of a member that owns a shard.
+func (r *Roster) owner(name string) protocol.OwnerState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return protocol.OwnerState{Gone: r.watch.Gone(time.Now(), name), Leaving: r.watch.Leaving(name)}
+}
+
+func ring(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

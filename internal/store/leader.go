@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Leader keeps the term, and makes the leader's writes under it.
+type Leader struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	member  string
+	timeout time.Duration
+}
+
+// NewLeader returns the leader's writes of one member.
+func NewLeader(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Leader {
+	return &Leader{pool: pool, scope: scope, member: member, timeout: timeout}
+}
+
+// Raise begins a new term of this member, which voids the writes of all
+// earlier ones.
+func (l *Leader) Raise(ctx context.Context) (term int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	err = l.pool.QueryRow(ctx, `
+insert into processor.leader as l (stream, grp, term, member)
+values ($1, $2, 1, $3)
+on conflict (stream, grp) do update
+set term = l.term + 1,
+  member = excluded.member,
+  since = now()
+returning term`, l.scope.Stream, l.scope.Group, l.member).Scan(&term)
+	return term, failure("begin a term", err)
+}
+
+// Resign ends the term, if it is still this member's.
+func (l *Leader) Resign(ctx context.Context, term int64) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	_, err := l.pool.Exec(ctx, `
+update processor.leader
+set member = null
+where stream = $1
+  and grp = $2
+  and term = $3
+  and member = $4`, l.scope.Stream, l.scope.Group, term, l.member)
+	return failure("end the term", err)
+}
+
+// Present is the last term and who holds it, "" after a resignation.
+func (l *Leader) Present(ctx context.Context) (term int64, member string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	err = l.pool.QueryRow(ctx, `
+select coalesce(max(term), 0), coalesce(max(member), '')
+from processor.leader
+where stream = $1
+  and grp = $2`, l.scope.Stream, l.scope.Group).Scan(&term, &member)
+	return term, member, failure("read the term", err)
+}
+
+// Assign writes assignments: members[i] is to own shards[i]. The members hear
+// of it at the commit. A leader of an earlier term is refused.
+func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members []string) error {
+	n := make([]int32, len(shards))
+	for i, s := range shards {
+		n[i] = int32(s)
+	}
+	return l.write(ctx, "assign shards", term, func(b *pgx.Batch) {
+		b.Queue(`
+insert into processor.assignments as a (stream, grp, shard, member, term)
+select $1, $2, m.shard, nullif(m.member, ''), $3
+from unnest($4::int[], $5::text[]) as m (shard, member)
+on conflict (stream, grp, shard) do update
+set member = excluded.member,
+  term = excluded.term,
+  assigned_at = now()`, l.scope.Stream, l.scope.Group, term, n, members)
+		b.Queue(`select pg_notify('processor_shards', '')`)
+	})
+}
+
+// write runs statements in one transaction that checks the term first, and so
+// holds off a new one until it is committed.
+func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	b := &pgx.Batch{}
+	b.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
+	queue(b)
+	// A batch outside a transaction is one by itself.
+	return failure(op, l.pool.SendBatch(ctx, b).Close())
+}

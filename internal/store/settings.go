@@ -1,0 +1,68 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// PinnedError says that this instance is configured otherwise than the fleet.
+type PinnedError struct {
+	Name, Fleet, Ours, Remedy string
+}
+
+func (e *PinnedError) Error() string {
+	return fmt.Sprintf("%s is %s here and %s for the fleet; %s", e.Name, e.Ours, e.Fleet, e.Remedy)
+}
+
+// ExitCode is that of a bad configuration.
+func (e *PinnedError) ExitCode() int { return 3 }
+
+// Setting is a value that must be the same for all instances.
+type Setting struct {
+	Name   string
+	Value  string
+	Remedy string // what to do about a difference
+}
+
+// Pin compares settings with what the fleet has pinned, and pins those that
+// nobody has yet. All differences are reported together.
+func Pin(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration, settings []Setting) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	names, values := make([]string, len(settings)), make([]string, len(settings))
+	for i, s := range settings {
+		names[i], values[i] = scope.Stream+"/"+scope.Group+"/"+s.Name, s.Value
+	}
+	if _, err := pool.Exec(ctx, `
+insert into processor.settings (name, value, set_by)
+select s.name, s.value, $3
+from unnest($1::text[], $2::text[]) as s (name, value)
+on conflict (name) do nothing`, names, values, member); err != nil {
+		return failure("pin settings", err)
+	}
+	rows, err := pool.Query(ctx, `
+select name, value
+from processor.settings
+where name = any ($1)`, names)
+	if err != nil {
+		return failure("read pinned settings", err)
+	}
+	var errs []error
+	var name, value string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		i := slices.Index(names, name)
+		if s := settings[i]; s.Value != value {
+			errs = append(errs, &PinnedError{Name: s.Name, Fleet: value, Ours: s.Value, Remedy: s.Remedy})
+		}
+		return nil
+	}); err != nil {
+		return failure("read pinned settings", err)
+	}
+	return errors.Join(errs...)
+}

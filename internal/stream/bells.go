@@ -1,0 +1,58 @@
+package stream
+
+import (
+	"context"
+	"strconv"
+	"strings"
+)
+
+// Bell is a hint that something may have happened. One that is missed costs a
+// short wait, nothing else.
+type Bell struct {
+	Shards []int // got something
+	Turn   bool  // the turn was given back
+	Leader bool  // the leadership was given back
+}
+
+// leaderBell is what a leader rings when it has resigned.
+const leaderBell = "leader"
+
+// Bells calls heard for every bell until ctx ends. The subscription comes back
+// by itself after an outage.
+func (g *Group) Bells(ctx context.Context, heard func(Bell)) {
+	sub := g.client.Subscribe(ctx, g.names.Bell())
+	defer func() { _ = sub.Close() }()
+	messages := sub.Channel()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, ok := <-messages:
+			if !ok {
+				return
+			}
+			heard(parseBell(m.Payload))
+		}
+	}
+}
+
+// RingLeader says that the leadership is free.
+func (g *Group) RingLeader(ctx context.Context) error {
+	return failure("ring for a leader", g.client.Publish(ctx, g.names.Bell(), leaderBell).Err())
+}
+
+func parseBell(text string) Bell {
+	switch text {
+	case "turn":
+		return Bell{Turn: true}
+	case leaderBell:
+		return Bell{Leader: true}
+	}
+	var b Bell
+	for _, field := range strings.Fields(text) {
+		if n, err := strconv.Atoi(field); err == nil {
+			b.Shards = append(b.Shards, n)
+		}
+	}
+	return b
+}

@@ -1,0 +1,124 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+//go:embed claim.lua
+var claimSource string
+
+//go:embed forget.lua
+var forgetSource string
+
+var (
+	claimScript  = redis.NewScript(claimSource)
+	forgetScript = redis.NewScript(forgetSource)
+)
+
+// Consumers lists the consumers of the group: the queues of our shards, and
+// foreign ones.
+func (g *Group) Consumers(ctx context.Context) ([]protocol.Consumer, error) {
+	rows, err := g.client.XInfoConsumers(ctx, g.names.Stream, g.names.Group).Result()
+	if err != nil {
+		if isNoSuchKey(err) {
+			return nil, nil
+		}
+		return nil, failure("list consumers", err)
+	}
+	list := make([]protocol.Consumer, len(rows))
+	for i, row := range rows {
+		list[i] = protocol.Consumer{Name: row.Name, Pending: row.Pending, Idle: row.Idle, Shard: -1}
+		if shard, ok := ShardOfConsumer(row.Name, g.shards); ok {
+			list[i].Shard = shard
+		}
+	}
+	return list, nil
+}
+
+// Claim brings one page of what a foreign consumer has held for at least
+// minIdle to the queues of its shards, from an ID on. Next is where the next
+// page begins; More tells whether there is one. An empty page is not the end.
+func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error) {
+	pending, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
+		Stream: g.names.Stream, Group: g.names.Group, Consumer: consumer,
+		Start: from.String(), End: "+", Count: int64(page),
+	}).Result()
+	if err != nil {
+		return protocol.Claimed{}, failure("list what "+consumer+" holds", err)
+	}
+	out := protocol.Claimed{More: len(pending) == page, Next: from, Shards: make(map[int]int)}
+	if len(pending) == 0 {
+		return out, nil
+	}
+	last, err := telemetry.ParseEntryID(pending[len(pending)-1].ID)
+	if err != nil {
+		return out, failure("list what "+consumer+" holds", err)
+	}
+	out.Next = last.Next()
+
+	// The shard follows from the entry's own field. An entry that is gone has
+	// none; the script finds that out and notes the loss.
+	ids := make(map[int][]any)
+	pipe := g.client.Pipeline()
+	var old []string
+	var bodies []*redis.RawCmd
+	for _, p := range pending {
+		if p.Idle < minIdle {
+			continue
+		}
+		cmd := redis.NewRawCmd(ctx, "xrange", g.names.Stream, p.ID, p.ID)
+		if err := pipe.Process(ctx, cmd); err != nil {
+			return out, failure("look at what "+consumer+" holds", err)
+		}
+		old, bodies = append(old, p.ID), append(bodies, cmd)
+	}
+	if len(old) == 0 {
+		return out, nil
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return out, failure("look at what "+consumer+" holds", err)
+	}
+	for i, cmd := range bodies {
+		b, err := parseRange(cmd.Val())
+		if err != nil {
+			return out, failure("look at what "+consumer+" holds", g.redirected(ctx, err))
+		}
+		shard := 0
+		if len(b.entries) > 0 {
+			shard = telemetry.ShardOf(b.entries[0].DeviceID(), g.shards)
+		}
+		ids[shard] = append(ids[shard], old[i])
+	}
+	for shard, list := range ids {
+		args := append([]any{g.names.Group, consumer, minIdle.Milliseconds(), shard, g.consumers[shard]}, list...)
+		res, err := claimScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Losses()}, args...).Int64Slice()
+		if err != nil {
+			return out, failure("claim from "+consumer, err)
+		}
+		out.Entries += int(res[0])
+		out.Gone += int(res[1])
+		if res[0] > 0 {
+			out.Shards[shard] += int(res[0])
+		}
+	}
+	return out, nil
+}
+
+// Ring tells the owners of shards that something was put on their queues.
+func (g *Group) Ring(ctx context.Context, shards []int) error {
+	return failure("ring", g.client.Publish(ctx, g.names.Bell(), ringing(shards)).Err())
+}
+
+// Forget removes a foreign consumer that holds nothing and has been idle for at
+// least minIdle. It tells whether it did.
+func (g *Group) Forget(ctx context.Context, consumer string, minIdle time.Duration) (bool, error) {
+	n, err := forgetScript.Run(ctx, g.client, []string{g.names.Stream}, g.names.Group, consumer, minIdle.Milliseconds()).Int()
+	return n == 1, failure("remove consumer "+consumer, err)
+}

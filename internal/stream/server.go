@@ -1,0 +1,107 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Server is what Redis says of itself.
+type Server struct {
+	Version string
+	// Eviction is its maxmemory-policy, "" where it does not tell. Any other
+	// than noeviction may throw a stream away.
+	Eviction string
+}
+
+// Server asks the server about itself.
+func (g *Group) Server(ctx context.Context) (Server, error) {
+	// INFO is answered where CONFIG GET is not, for example by managed servers.
+	text, err := g.client.Info(ctx, "everything").Result()
+	if err != nil {
+		return Server{}, failure("ask Redis about itself", err)
+	}
+	var s Server
+	for line := range strings.Lines(text) {
+		if v, ok := strings.CutPrefix(line, "redis_version:"); ok {
+			s.Version = strings.TrimSpace(v)
+		}
+		if v, ok := strings.CutPrefix(line, "maxmemory_policy:"); ok {
+			s.Eviction = strings.TrimSpace(v)
+		}
+	}
+	return s, nil
+}
+
+// Sibling is another stream on the same server.
+type Sibling struct {
+	Name   string
+	Length int64
+}
+
+// The look for siblings is bounded: it happens at start, on a server that may
+// hold anything.
+const (
+	siblingPages   = 200
+	siblingPage    = 1000
+	siblingsEnough = 10
+)
+
+// Siblings names streams whose keys begin with prefix and that have entries,
+// other than this one. It looks at a bounded number of keys and names at most
+// ten.
+func (g *Group) Siblings(ctx context.Context, prefix string) ([]Sibling, error) {
+	var found []Sibling
+	var err error
+	if cluster, ok := g.client.(*redis.ClusterClient); ok {
+		var mu sync.Mutex
+		err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+			some, err := g.siblingsOn(ctx, node, prefix)
+			mu.Lock()
+			defer mu.Unlock()
+			found = append(found, some...)
+			return err
+		})
+	} else {
+		found, err = g.siblingsOn(ctx, g.client, prefix)
+	}
+	if err != nil {
+		return nil, failure("look for other streams", err)
+	}
+	return found[:min(len(found), siblingsEnough)], nil
+}
+
+func (g *Group) siblingsOn(ctx context.Context, node redis.Cmdable, prefix string) ([]Sibling, error) {
+	var found []Sibling
+	cursor := uint64(0)
+	for range siblingPages {
+		keys, next, err := node.ScanType(ctx, cursor, escapeGlob(prefix)+"*", siblingPage, "stream").Result()
+		if err != nil {
+			return nil, fmt.Errorf("scan: %w", err)
+		}
+		for _, key := range keys {
+			if key == g.names.Stream {
+				continue
+			}
+			n, err := node.XLen(ctx, key).Result()
+			if err != nil {
+				return nil, fmt.Errorf("measure stream %s: %w", key, err)
+			}
+			if n > 0 {
+				found = append(found, Sibling{Name: key, Length: n})
+			}
+		}
+		if cursor = next; cursor == 0 || len(found) >= siblingsEnough {
+			break
+		}
+	}
+	return found, nil
+}
+
+// escapeGlob takes the meaning from what SCAN's MATCH would interpret.
+func escapeGlob(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+}
