@@ -36,7 +36,7 @@ func (m *memoryStream) add(fields []string) telemetry.EntryID {
 func (m *memoryStream) Publish(_ context.Context, entries [][]string) ([]telemetry.EntryID, error) {
 	m.calls++
 	if m.latency > 0 {
-		time.Sleep(m.latency) //nolint:forbidigo // the server's own time, in a synctest bubble
+		<-time.After(m.latency)
 	}
 	for _, fields := range m.delayed {
 		m.add(fields)

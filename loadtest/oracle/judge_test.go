@@ -1,6 +1,7 @@
 package oracle_test
 
 import (
+	"encoding/json"
 	"errors"
 	"iter"
 	"math"
@@ -72,6 +73,14 @@ func TestEveryFaultIsFound(t *testing.T) {
 	require.GreaterOrEqual(t, twin, 0)
 	require.Less(t, first.Message.Latitude, second.Message.Latitude)
 
+	asSecond := func(r *run) {
+		r.rows[twin].Latitude = second.Message.Latitude
+		r.rows[twin].Speed = float32(second.Message.Speed)
+		r.rows[twin].StreamUS = second.ID.Time().UnixMicro()
+		r.rows[twin].Attributes = telemetry.AppendStoredAttributes(nil, &second.Message)
+		r.rows[twin].Codec = second.Message.Codec
+	}
+
 	type counts = map[oracle.Kind]int64
 	for _, tt := range []struct {
 		name  string
@@ -104,13 +113,7 @@ func TestEveryFaultIsFound(t *testing.T) {
 		{"ingested_at is the clock of the inserter", func(r *run) { r.rows[single].StreamUS += 1500 }, counts{"field": 1}},
 		{"ingested_at is one microsecond off", func(r *run) { r.rows[single].StreamUS-- }, counts{"field": 1}},
 		{"two fields are off", func(r *run) { r.rows[single].Speed++; r.rows[single].Angle++ }, counts{"field": 2}},
-		{"the later twin won", func(r *run) {
-			r.rows[twin].Latitude = second.Message.Latitude
-			r.rows[twin].Speed = float32(second.Message.Speed)
-			r.rows[twin].StreamUS = second.ID.Time().UnixMicro()
-			r.rows[twin].Attributes = telemetry.AppendStoredAttributes(nil, &second.Message)
-			r.rows[twin].Codec = second.Message.Codec
-		}, counts{"winner": 1}},
+		{"the later twin won", asSecond, counts{"winner": 1}},
 		{"a row of nobody", func(r *run) {
 			row := r.rows[single]
 			row.TimeUS++
@@ -140,6 +143,10 @@ func TestEveryFaultIsFound(t *testing.T) {
 		{"a valid record is a dead letter", func(r *run) {
 			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: r.rows[single].ID, Class: "invalid"})
 			r.rows = slices.Delete(r.rows, single, single+1)
+		}, counts{"dead_letter": 1}},
+		{"the first twin is a dead letter, the second the row", func(r *run) {
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: first.ID, Class: "sink"})
+			asSecond(r)
 		}, counts{"dead_letter": 1}},
 		{"a crossing is missing", func(r *run) { r.crossings = slices.Delete(r.crossings, 3, 4) }, counts{"crossing": 1}},
 		{"a crossing is there twice", func(r *run) { r.crossings = slices.Insert(r.crossings, 3, r.crossings[3]) }, counts{"double": 1}},
@@ -322,4 +329,18 @@ func collect(t require.TestingT, p fleet.Profile) []fleet.Item {
 	source, err := p.Source()
 	require.NoError(t, err)
 	return fleet.Collect(source)
+}
+
+func TestAccountIsOneLineWithAllKeys(t *testing.T) {
+	a := oracle.Account{Entries: 10, Stored: 5, Duplicates: 1, DeadLettered: 1, Pending: 2, Lost: 1}
+	require.True(t, a.Balanced())
+	require.False(t, a.Good())
+	line, err := json.Marshal(a.Over(2 * time.Second))
+	require.NoError(t, err)
+	require.Equal(t, `{"entries":10,"stored":5,"duplicates":1,"dead_lettered":1,"pending":2,"lost":1,"mismatches":0,"seconds":2,"per_second":3.5}`, string(line))
+	a.Stored++
+	require.False(t, a.Balanced())
+	require.True(t, oracle.Account{Entries: 3, Stored: 2, Duplicates: 1}.Good())
+	require.False(t, oracle.Account{Entries: 3, Stored: 2, Duplicates: 1, Mismatches: 1}.Good())
+	require.False(t, oracle.Account{Entries: 3, Stored: 3, Duplicates: 1}.Good())
 }
