@@ -22,7 +22,8 @@ type table struct {
 	workerRecords       int // most entries in flight in one worker
 	turn                uint64
 	turnHeld            bool
-	meanSize            int // of an entry, learned from reads
+	meanSize            int    // of an entry, learned from reads
+	finished            uint64 // entries, since the start
 
 	workers []*worker
 	wake    chan struct{} // to the reader: something is due; size one, coalesced
@@ -191,6 +192,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	if !s.held || s.grant != grant {
 		return
 	}
+	t.finished += uint64(n)
 	s.queue.Done(n)
 	s.records -= n
 	s.bytes -= bytes
