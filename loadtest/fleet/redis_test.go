@@ -2,7 +2,6 @@ package fleet_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -21,32 +20,6 @@ import (
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
-
-// streamReader reads the test's stream with a client of its own.
-type streamReader struct {
-	client *redis.Client
-	stream string
-}
-
-func (r streamReader) ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error) {
-	rows, err := r.client.Do(ctx, "xrange", r.stream, "("+after.String(), "+", "count", count).Slice()
-	if err != nil {
-		return nil, err
-	}
-	var entries []telemetry.Entry
-	for _, row := range rows {
-		pair := row.([]any)
-		e := telemetry.Entry{}
-		if e.ID, err = telemetry.ParseEntryID(pair[0].(string)); err != nil {
-			return nil, err
-		}
-		for _, f := range pair[1].([]any) {
-			e.Fields = append(e.Fields, f.(string))
-		}
-		entries = append(entries, e)
-	}
-	return entries, nil
-}
 
 // TestSendLogEqualsTheStreamOfRedis (promise 4) sends through a proxy that
 // refuses, cuts, stalls and drops replies, to a real server.
@@ -93,7 +66,8 @@ func TestSendLogEqualsTheStreamOfRedis(t *testing.T) {
 	}
 
 	// What was held up may still arrive; one look is too few to know.
-	reader := streamReader{corner.Client(), corner.Stream}
+	reader, err := stream.NewGroup(corner.Client(), stream.Config{Stream: corner.Stream, Group: corner.Group, Shards: 1})
+	require.NoError(t, err)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if _, err := s.Settle(t.Context(), reader); err != nil {
 			return err

@@ -161,7 +161,11 @@ func (b *batch) add(it Item) {
 // publish sends a batch, and again what is not known to have arrived, as a
 // tracker does that got no ack.
 func (s *Sender) publish(ctx context.Context, b *batch) error {
-	for len(b.items) > 0 {
+	// Whoever stops a run during an outage leaves entries unsent.
+	for try := 0; len(b.items) > 0 && ctx.Err() == nil; try++ {
+		if try > 0 {
+			s.resent.Add(int64(len(b.items)))
+		}
 		// A run that ends lets its last pipeline finish, which leaves fewer
 		// outcomes unknown.
 		ids, err := s.pub.Publish(context.WithoutCancel(ctx), b.fields)
@@ -189,10 +193,6 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 		}
 		s.slog.Warn("publishing failed, sending again", "count", len(rest.items), "err", err)
 		pause(ctx, s.cfg.RetryDelay)
-		if ctx.Err() != nil {
-			return nil // whoever stops a run during an outage leaves entries unsent
-		}
-		s.resent.Add(int64(len(rest.items)))
 		*b = rest
 	}
 	return nil

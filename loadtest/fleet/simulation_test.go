@@ -23,7 +23,8 @@ func collect(t *testing.T, p fleet.Profile) []fleet.Item {
 func TestSourceIsAFunctionOfItsProfile(t *testing.T) {
 	for _, p := range fleet.Profiles(7) {
 		p.Limit = 5000
-		require.Equal(t, collect(t, p), collect(t, p), p.Name)
+		once, again := collect(t, p), collect(t, p)
+		require.Equal(t, once, again, p.Name)
 		q := p
 		q.Seed++
 		require.NotEqual(t, collect(t, p), collect(t, q), p.Name)

@@ -50,7 +50,7 @@ func (t *Tracks) readFile(file string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	var r io.Reader = bufio.NewReaderSize(f, 1<<16)
 	name := strings.ToLower(filepath.Base(file))
 	if base, zipped := strings.CutSuffix(name, ".gz"); zipped {
