@@ -124,11 +124,11 @@ func (s *Set) along(dst []Crossing, prev, next Fix, l leg) []Crossing {
 		group := s.versions[near[0]].group
 		old, fresh := int32(-1), int32(-1) // valid at prev, at next
 		for len(near) > 0 && s.versions[near[0]].group == group {
-			v := &s.versions[near[0]]
-			if v.valid(prev.TimeUS) {
+			valid := s.versions[near[0]].fence.Valid
+			if valid.Contains(prev.TimeUS) {
 				old = near[0]
 			}
-			if v.valid(next.TimeUS) {
+			if valid.Contains(next.TimeUS) {
 				fresh = near[0]
 			}
 			near = near[1:]

@@ -90,6 +90,7 @@ func TestGatesArePassedFromLeftToRightForward(t *testing.T) {
 	require.Equal(t, []string{"forward g 0.125s", "backward g 0.375s", "forward g 0.625s"},
 		crossings(t, zigzag, at(0, 1), at(4, 1)))
 	require.Empty(t, crossings(t, zigzag, at(0, 2), at(2, 2)), "a corner is touched, not passed")
+	require.Empty(t, crossings(t, zigzag, at(2, 2), at(0, 2)), "a corner is touched, not passed")
 	require.Empty(t, set.Initial(nil, at(0, 0.5)), "nobody is inside a gate")
 }
 
@@ -99,6 +100,7 @@ func TestCirclesAreCrossedWhereTheDistanceIsTheRadius(t *testing.T) {
 	require.Equal(t, []string{"enter c 0.250s", "exit c 0.750s"}, crossings(t, set, at(0, 0), at(2, 0)))
 	require.Equal(t, []string{"exit c 0.500s"}, crossings(t, set, at(1, 0), at(1, 1)))
 	require.Empty(t, crossings(t, set, at(0, 0.6), at(2, 0.6)))
+	require.Len(t, crossings(t, set, at(0.9, 0.495), at(1.1, 0.495)), 2, "a short cut of the rim")
 	require.Empty(t, crossings(t, set, at(0.9, 0), at(1.1, 0)))
 	pole := setOf(t, circle("p", 89, 0, 3*degree))
 	require.NotEmpty(t, pole.At(nil, at(180, 88.5)), "over the pole")
@@ -123,8 +125,8 @@ func TestTheAntimeridianIsNoBorder(t *testing.T) {
 		require.Equal(t, []string{"enter f 0.250s", "exit f 0.750s"}, crossings(t, set, at(178, 0.5), at(-178, 0.5)), name)
 		require.Equal(t, []string{"enter f 0.250s", "exit f 0.750s"}, crossings(t, set, at(-178, 0.5), at(178, 0.5)), name)
 		require.Empty(t, crossings(t, set, at(179.7, 0.1), at(-179.1, 0.7), at(180, 0.5), at(-180, 0.2), at(-179.5, 1)), name)
-		require.NotEmpty(t, set.At(nil, at(180, 0.5)), name)
-		require.NotEmpty(t, set.At(nil, at(-180, 0.5)), name)
+		require.Equal(t, []int{0}, set.At(nil, at(180, 0.5)), name)
+		require.Equal(t, []int{0}, set.At(nil, at(-180, 0.5)), name)
 		require.Empty(t, set.At(nil, at(0, 0.5)), name)
 	}
 	set := setOf(t, gate("g", line(position{180, 0}, position{-180, 1})))

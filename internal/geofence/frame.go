@@ -81,9 +81,9 @@ func framePolygon(rings [][]point) (*polygon, error) {
 // holds the pole on the side where the area is the smaller one, whatever the
 // direction in which the ring is drawn.
 //
-// The edges are there five times over, side by side, and closed along the
-// pole. Every leg that starts in the middle copy stays in the three around it,
-// so no border of a copy is ever met and holes may lie across it.
+// The edges are there five times over, side by side around longitude 0, and
+// closed along the pole. A leg lies between -360 and 360, so it meets no border
+// of a copy, and every hole that it can meet is there as a whole.
 func framePole(shell []point, turns int, holes [][]point) (*polygon, error) {
 	if turns < 0 {
 		slices.Reverse(shell)
@@ -97,7 +97,7 @@ func framePole(shell []point, turns int, holes [][]point) (*polygon, error) {
 		return nil, errors.New("ring 1 goes round the world and does not say round which pole")
 	}
 	const around = 2 // copies on either side
-	home := shell[0].x - 360*math.Floor((shell[0].x+180)/360)
+	home := shell[0].x - 360*math.Floor(shell[0].x/360) - 360
 	start := home - shell[0].x
 	var wide []point
 	for copies := -around; copies <= around; copies++ {
@@ -137,7 +137,7 @@ func framePole(shell []point, turns int, holes [][]point) (*polygon, error) {
 		}
 	}
 	g := newPolygon(rings)
-	g.exact, g.pole, g.home = true, true, home
+	g.exact, g.pole = true, true
 	return g, nil
 }
 

@@ -62,10 +62,9 @@ type polygon struct {
 	// the world lose nothing. Only polygons that meet themselves on the far
 	// side need it.
 	exact bool
-	// pole says that the polygon holds a pole: its edges are there five times
-	// over, and a leg is looked at where it starts in [home, home+360).
+	// pole says that the polygon holds a pole. Its edges are there for every
+	// longitude that a leg can have, so legs are looked at where they are.
 	pole bool
-	home float64
 
 	// bands lists the edges by the latitudes they pass, nil for few edges.
 	bands   [][]int32
@@ -196,10 +195,7 @@ func (g *polygon) contains(p point) bool {
 	if g.exact {
 		p.x = onGrid(p.x)
 	}
-	if g.pole {
-		return g.locate(point{p.x + 360*g.turns(p.x), p.y}) != outside
-	}
-	for copies := -farthest; copies <= farthest; copies++ {
+	for copies := -g.turns(); copies <= g.turns(); copies++ {
 		if g.locate(point{p.x + 360*float64(copies), p.y}) != outside {
 			return true
 		}
@@ -207,8 +203,13 @@ func (g *polygon) contains(p point) bool {
 	return false
 }
 
-// turns says where a polygon with a pole is looked at from longitude x.
-func (g *polygon) turns(x float64) float64 { return -math.Floor((x - g.home) / 360) }
+// turns is how many turns round the world a point and the frame can be apart.
+func (g *polygon) turns() int {
+	if g.pole {
+		return 0
+	}
+	return farthest
+}
 
 // spans appends the intervals of the leg on which it is in the polygon.
 func (g *polygon) spans(dst []span, l leg) []span {
@@ -218,11 +219,7 @@ func (g *polygon) spans(dst []span, l leg) []span {
 	if g.exact {
 		l.p.x, l.q.x = onGrid(l.p.x), onGrid(l.q.x)
 	}
-	if g.pole {
-		p, q := l.shifted(g.turns(l.p.x))
-		return g.spansOf(dst, p, q)
-	}
-	for copies := -farthest; copies <= farthest; copies++ {
+	for copies := -g.turns(); copies <= g.turns(); copies++ {
 		p, q := l.shifted(float64(copies))
 		if max(p.x, q.x) >= g.min.x && min(p.x, q.x) <= g.max.x {
 			dst = g.spansOf(dst, p, q)
@@ -234,7 +231,7 @@ func (g *polygon) spans(dst []span, l leg) []span {
 // mark is an instant at which a leg meets the boundary.
 type mark struct {
 	t     float64
-	flip  bool // what lies left of the leg changes between in and out
+	flip  bool // what lies left of the leg changes between in and out; at q it does not matter
 	cover int8 // +1 where a side along the leg begins, -1 where it ends
 }
 
@@ -321,11 +318,11 @@ func (e *edge) marks(dst []mark, p, q, lo, hi point) []mark {
 		}
 	case oa == 0:
 		if t := fraction(p, q, a); t >= 0 && t <= 1 {
-			dst = append(dst, mark{t: t, flip: ob > 0 && a != q})
+			dst = append(dst, mark{t: t, flip: ob > 0})
 		}
 	case ob == 0:
 		if t := fraction(p, q, b); t >= 0 && t <= 1 {
-			dst = append(dst, mark{t: t, flip: oa > 0 && b != q})
+			dst = append(dst, mark{t: t, flip: oa > 0})
 		}
 	case oa != ob:
 		// Seen with the left end first, p is right of the edge before it.

@@ -24,18 +24,14 @@ func (f Fix) point() (point, bool) {
 // Set is an immutable, indexed set of fence versions. Any number of goroutines
 // may use it. The nil set has no fences.
 type Set struct {
-	versions []version // sorted by ID, then by span
-	tree     rtree.RTreeG[int32]
+	versions []version           // sorted by ID, then by span
+	tree     rtree.RTreeG[int32] // boxes of the versions that are enabled
 }
 
 type version struct {
 	fence Fence
 	shape *shape
 	group int32 // the same for all versions of a fence
-}
-
-func (v *version) valid(timeUS int64) bool {
-	return v.fence.Enabled && v.fence.Valid.Contains(timeUS)
 }
 
 // NewSet indexes the fences. A fence that is no good is left out and named in
@@ -104,7 +100,7 @@ func (s *Set) At(dst []int, f Fix) []int {
 	}
 	found := len(dst)
 	s.tree.Search([2]float64{p.x, p.y}, [2]float64{p.x, p.y}, func(_, _ [2]float64, i int32) bool {
-		if v := &s.versions[i]; v.valid(f.TimeUS) && v.shape.contains(p) {
+		if v := &s.versions[i]; v.fence.Valid.Contains(f.TimeUS) && v.shape.contains(p) {
 			dst = append(dst, int(i))
 		}
 		return true
@@ -114,7 +110,7 @@ func (s *Set) At(dst []int, f Fix) []int {
 }
 
 // near appends the versions whose boxes meet the box of the leg, in the order
-// of the set, each once.
+// of the set. A version with several boxes can be there more than once.
 func (s *Set) near(dst []int32, l leg) []int32 {
 	search := func(west, east float64) {
 		s.tree.Search(
@@ -135,5 +131,5 @@ func (s *Set) near(dst []int32, l leg) []int32 {
 		search(l.q.x, 180)
 	}
 	slices.Sort(dst)
-	return slices.Compact(dst)
+	return dst
 }

@@ -1,0 +1,74 @@
+package geofence_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/trmtracking/processor/internal/geofence"
+)
+
+// Longitudes and latitudes with all their digits, wherever they come to lie
+// once they are moved round the world.
+func drawIn(t *rapid.T, label string, west, south, east, north float64) geofence.Fix {
+	lon := rapid.Float64Range(west, east).Draw(t, label+" lon")
+	return at(turn(lon), rapid.Float64Range(south, north).Draw(t, label+" lat"))
+}
+
+func TestWaysInsideMeetNoSeam(t *testing.T) {
+	wide := geometry("MultiPolygon", [][][]position{{box(60, -60, 180, 60)}, {box(-180, -60, -60, 60)}})
+	slanted := geometry("MultiPolygon", [][][]position{
+		{{{0, 0}, {10, 0}, {7.3, 9.1}, {0, 0}}}, {{{0, 0}, {7.3, 9.1}, {-3, 8}, {0, 0}}},
+	})
+	tests := []struct {
+		name                     string
+		fence                    geofence.Fence
+		west, south, east, north float64
+	}{
+		{"cut at the antimeridian", area("f", wide), 60, -60, 300, 60},
+		{"parts with a slanted border", area("f", slanted), 3.1, 4, 6.5, 6.5},
+		{"band round the world", area("f", polygon(box(-180, 40, 180, 60))), -180, 40, 180, 60},
+		{"ring round the pole", area("f", polygon([]position{{-33.3, 50}, {86.1, 50}, {-154.2, 50}, {-33.3, 50}})), -180, 50, 180, 90},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			set := setOf(t, tt.fence)
+			rapid.Check(t, func(t *rapid.T) {
+				w := way(drawIn(t, "p", tt.west, tt.south, tt.east, tt.north), drawIn(t, "q", tt.west, tt.south, tt.east, tt.north))
+				if d := math.Abs(w[0].Longitude - w[1].Longitude); tt.name == "cut at the antimeridian" && d < 180 && w[0].Longitude*w[1].Longitude < 0 {
+					t.Skip("the short way leads outside")
+				}
+				require.NotEmpty(t, set.At(nil, w[0]))
+				require.NotEmpty(t, set.At(nil, w[1]))
+				require.Empty(t, set.Crossings(nil, w[0], w[1], noGap))
+			})
+		})
+	}
+}
+
+// Many edges are looked up by latitude; what is found must not differ.
+func TestFencesOfManyCornersAgreeWithThePointTest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+		corners := rapid.IntRange(20, 400).Draw(t, "corners")
+		lon := rapid.SampledFrom([]float64{10, 179.5}).Draw(t, "center")
+		ring := star(lon, 48, 1, corners, r)
+		set := setOf(t, area("a", polygon(ring)))
+		drawn := func(label string) geofence.Fix { return drawIn(t, label, lon-1.1, 46.9, lon+1.1, 49.1) }
+		w := way(drawn("p"), drawn("q"))
+		crossings := set.Crossings(nil, w[0], w[1], noGap)
+		requireConsistent(t, set, w[0], w[1], crossings)
+		if lon == 10 {
+			require.Equal(t, rationalInside(ring, position{w[0].Longitude, w[0].Latitude}), len(set.At(nil, w[0])) > 0)
+		}
+		// A few edges at a time say where the border is met.
+		met := 0
+		for i := 1; i < len(ring); i++ {
+			met += len(setOf(t, gate("g", line(ring[i-1], ring[i]))).Crossings(nil, w[0], w[1], noGap))
+		}
+		require.Len(t, crossings, met)
+	})
+}
