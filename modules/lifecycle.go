@@ -10,10 +10,6 @@ import (
 	"go.uber.org/fx"
 )
 
-// codeUnexpected is the exit code of a component that ended although nobody
-// asked it to, unless its error carries a code of its own.
-const codeUnexpected = 2
-
 // errStopping is the cause with which a component's context ends when the
 // service stops.
 var errStopping = errors.New("the service is stopping")

@@ -19,7 +19,7 @@ const timeFormat = "2006-01-02T15:04:05.000Z07:00"
 // NewLogger returns the service's logger: JSON, or text on a terminal, with
 // the base fields service and instance_id.
 func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: isoTime}
+	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: readable}
 	var h slog.Handler
 	if cfg.Format == "text" || cfg.Format == "auto" && isTerminal(w) {
 		h = slog.NewTextHandler(w, opts)
@@ -39,9 +39,16 @@ func withLogger() fx.Option {
 	})
 }
 
-func isoTime(groups []string, a slog.Attr) slog.Attr {
-	if a.Key == slog.TimeKey && len(groups) == 0 && a.Value.Kind() == slog.KindTime {
-		a.Value = slog.StringValue(a.Value.Time().UTC().Format(timeFormat))
+// readable writes times in one format, and durations with their unit.
+func readable(groups []string, a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindTime:
+		if a.Key == slog.TimeKey && len(groups) == 0 {
+			a.Value = slog.StringValue(a.Value.Time().UTC().Format(timeFormat))
+		}
+	case slog.KindDuration:
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	default:
 	}
 	return a
 }

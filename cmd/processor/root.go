@@ -11,8 +11,11 @@ import (
 // commands lists every command; each has a file of its own.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
-		newConfigCommand(),
+		newRunCommand(),
+		newMigrateCommand(),
+		newLagCommand(),
 		newHealthCommand(),
+		newConfigCommand(),
 		newVersionCommand(),
 	}
 }

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+// askTimeout bounds commands that only ask.
+const askTimeout = 10 * time.Second
+
+func newLagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "lag",
+		Short: "Say how much of the stream is not done yet",
+		Long: `Asks Redis how many entries are not dealt yet (lag), how many are dealt and not
+done (pending), and how old the oldest of them is. What the server's books do not
+tell is shown as unknown, never as 0.`,
+		Example: `  processor lag
+  processor lag --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadRedis(os.Environ())
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			l, err := askLag(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(l, func() error { return out.table(l.table()) })
+		},
+	}
+}
+
+// lagJSON is the answer of processor lag; null means unknown.
+type lagJSON struct {
+	Stream           string   `json:"stream"`
+	Group            string   `json:"group"`
+	StreamExists     bool     `json:"stream_exists"`
+	GroupExists      bool     `json:"group_exists"`
+	Length           int64    `json:"length"`
+	Lag              *int64   `json:"lag"`
+	Pending          int64    `json:"pending"`
+	Undone           *int64   `json:"undone"`
+	OldestKnown      bool     `json:"oldest_known"`
+	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is undone, or it is not known
+	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
+}
+
+func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
+	where := stream.Config{
+		URL: cfg.URL.Reveal(), Stream: cfg.Stream, Group: cfg.Group, Shards: 1, Timeout: askTimeout, Name: "processor/lag",
+	}
+	client, err := stream.Connect(where)
+	if err != nil {
+		return lagJSON{}, exit(exitConfig, err)
+	}
+	defer client.Close()
+	group, err := stream.NewGroup(client, where)
+	if err != nil {
+		return lagJSON{}, exit(exitConfig, err)
+	}
+	info, err := group.Info(ctx)
+	if err != nil {
+		return lagJSON{}, err
+	}
+	l := lagJSON{
+		Stream: cfg.Stream, Group: cfg.Group, StreamExists: info.Exists, GroupExists: info.GroupExists, Length: info.Length,
+	}
+	backlog, err := group.Backlog(ctx)
+	if err != nil {
+		return l, err
+	}
+	l.Pending = backlog.Pending
+	if backlog.LagKnown {
+		undone := backlog.Lag + backlog.Pending
+		l.Lag, l.Undone = &backlog.Lag, &undone
+	}
+	l.OldestKnown = backlog.OldestKnown
+	if backlog.OldestKnown && !backlog.Oldest.IsZero() {
+		text := backlog.Oldest.String()
+		age := max(0, time.Since(backlog.Oldest.Time()).Seconds())
+		l.OldestEntry, l.OldestAgeSeconds = &text, &age
+	}
+	return l, nil
+}
+
+func (l lagJSON) table() *table {
+	t := newTable("WHAT", "VALUE")
+	name := func(name string, exists bool) string {
+		if !exists {
+			return name + " (does not exist)"
+		}
+		return name
+	}
+	t.row("stream", name(l.Stream, l.StreamExists))
+	t.row("group", name(l.Group, l.GroupExists))
+	t.row("length", fmt.Sprint(l.Length))
+	t.row("lag", orUnknown(l.Lag))
+	t.row("pending", fmt.Sprint(l.Pending))
+	t.row("undone", orUnknown(l.Undone))
+	switch {
+	case l.OldestAgeSeconds != nil:
+		t.row("oldest", fmt.Sprintf("%s, %.1f s old", *l.OldestEntry, *l.OldestAgeSeconds))
+	case l.OldestKnown:
+		t.row("oldest", "none")
+	default:
+		t.row("oldest", orUnknown(nil))
+	}
+	return t
+}
+
+func orUnknown(n *int64) any {
+	if n == nil {
+		return cell{value: nil, color: yellow}
+	}
+	return fmt.Sprint(*n)
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/modules"
+)
+
+func newMigrateCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "migrate",
+		Short: "Make, check or print the database schema",
+		Long: `Makes, checks or prints the schema in Postgres. Uses POSTGRES_MIGRATE_URL where it
+is set, otherwise POSTGRES_URL. The service itself does the same at start as MIGRATE
+says: auto, verify or off.`,
+		Example: `  processor migrate up
+  processor migrate verify --json`,
+	}, newMigrateUpCommand(), newMigrateStatusCommand(), newMigrateVerifyCommand(), newMigratePrintCommand())
+}
+
+func newMigrateUpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Apply the migrations that are missing",
+		Long: `Applies, in order, the migrations that the database does not have yet. Any number
+of processes may do so at once: one applies, the others wait.`,
+		Example: `  processor migrate up
+  POSTGRES_MIGRATE_URL=postgres://owner@db/trm processor migrate up`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadPostgres(os.Environ())
+			if err != nil {
+				return err
+			}
+			log := modules.NewLogger(config.Log{Level: slog.LevelWarn, Format: "auto"}, "migrate", cmd.ErrOrStderr())
+			applied, err := store.Migrate(cmd.Context(), cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
+			if err != nil {
+				return schemaExit(err)
+			}
+			out := outputOf(cmd)
+			return out.result(map[string]any{"applied": append([]string{}, applied...)}, func() error {
+				if len(applied) == 0 {
+					return out.line("nothing to apply")
+				}
+				for _, name := range applied {
+					if err := out.line("applied %s", name); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func newMigrateStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "List the migrations and when they were applied",
+		Example: `  processor migrate status
+  processor migrate status --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadPostgres(os.Environ())
+			if err != nil {
+				return err
+			}
+			list, err := store.MigrateStatus(cmd.Context(), cfg.MigrateURL.Reveal())
+			if err != nil {
+				return schemaExit(err)
+			}
+			out := outputOf(cmd)
+			return out.result(list, func() error {
+				t := newTable("VERSION", "NAME", "APPLIED")
+				for _, m := range list {
+					name, applied := any(m.Name), any(cell{"not applied", yellow})
+					if m.Name == "" {
+						name = cell{"not known to this version", yellow}
+					}
+					if m.AppliedAt != nil {
+						applied = m.AppliedAt.UTC().Format(time.RFC3339)
+					}
+					t.row(m.Version, name, applied)
+				}
+				return out.table(t)
+			})
+		},
+	}
+}
+
+func newMigrateVerifyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify",
+		Short: "Check that the database holds all this version needs",
+		Long: `Compares tables, columns, indexes, functions and privileges with what this version
+needs, and names every difference. Changes nothing. Exits 5 when something is
+missing; what is there beyond that does no harm and is only listed.`,
+		Example: `  processor migrate verify
+  processor migrate verify --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadPostgres(os.Environ())
+			if err != nil {
+				return err
+			}
+			// As the service, whose role is the one that must be able to work.
+			report, err := store.VerifyURL(cmd.Context(), cfg.URL.Reveal())
+			if err != nil {
+				return schemaExit(err)
+			}
+			out := outputOf(cmd)
+			err = out.result(report, func() error {
+				for _, f := range report.Problems {
+					if err := out.line("%s %s", out.paint(red, "problem"), f); err != nil {
+						return err
+					}
+				}
+				for _, f := range report.Notes {
+					if err := out.line("note %s", f); err != nil {
+						return err
+					}
+				}
+				if report.OK() {
+					return out.line("%s: all that is needed is there", out.paint(green, "ok"))
+				}
+				return out.line("run processor migrate up, or apply what processor migrate print prints")
+			})
+			if err == nil && !report.OK() {
+				return exit(exitSchema, nil)
+			}
+			return err
+		},
+	}
+}
+
+func newMigratePrintCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "print",
+		Short: "Print all migrations as plain SQL",
+		Long: `Prints the SQL of all migrations, for platforms where another service owns the
+schema. It may be applied any number of times, also after processor migrate up.`,
+		Example: `  processor migrate print > processor.sql
+  processor migrate print | psql "$POSTGRES_URL"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := outputOf(cmd)
+			if out.json {
+				return exit(exitConfig, errors.New("SQL is printed as it is; leave --json away"))
+			}
+			return store.PrintSQL(out.w)
+		},
+	}
+}
+
+// schemaExit gives an error of the migration runner its exit code.
+func schemaExit(err error) error {
+	switch {
+	case errors.Is(err, store.ErrSchema):
+		return exit(exitSchema, err)
+	case errors.Is(err, store.ErrPooler):
+		return exit(exitConfig, err)
+	}
+	return fmt.Errorf("migrate: %w", err)
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/modules"
+)
+
+func newRunCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run one instance of the service",
+		Long: `Runs one instance until SIGTERM or SIGINT, then finishes what is in flight, hands
+its shards over and exits. A second signal exits at once; nothing is lost then
+either, the next owner goes on from the queues.
+
+Exit codes: 0 clean, 1 the drain took longer than DRAIN_TIMEOUT, 2 a crash or a
+part that ended unexpectedly, 3 bad configuration, 4 Redis or Postgres never came
+up, 5 wrong schema or protocol, 6 another instance has this identity.
+
+Variables (and their defaults):
+
+` + config.Help(maxColumns),
+		Example: `  REDIS_URL=redis://redis:6379 POSTGRES_URL=postgres://processor@db/trm processor run
+  processor run --help`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			defer exitOnSecondSignal()()
+			cfg, err := config.Load(os.Environ())
+			if err != nil {
+				return err
+			}
+			log := modules.NewLogger(cfg.Log, cfg.Instance.ID, cmd.OutOrStdout())
+			for _, w := range config.NearMisses(os.Environ()) {
+				log.Warn("a variable looks like a misspelling", "reason", w)
+			}
+			service, err := modules.New(cfg, log, buildOf())
+			if err == nil {
+				err = service.Run(cmd.Context())
+			}
+			if err != nil {
+				// In the log, where whoever runs it looks; the code says it again.
+				log.Error("ended", "exit_code", exitCode(err), "err", err)
+				return exit(exitCode(err), nil)
+			}
+			return nil
+		},
+	}
+}
+
+// buildOf is what the service shows of its own making.
+func buildOf() modules.Build {
+	b := readBuild()
+	return modules.Build{Version: b.Version, Revision: b.Revision}
+}
+
+// exitOnSecondSignal ends the process at the second SIGINT or SIGTERM. It does
+// not rely on the default action, since others listen to signals too, and since
+// the first process of a container has none. The function it returns ends that.
+func exitOnSecondSignal() (stop func()) {
+	signals, done := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-done:
+				return
+			}
+		}
+		os.Exit(exitFinding)
+	})
+	return func() {
+		signal.Stop(signals)
+		close(done)
+		watching.Wait()
+	}
+}

@@ -1,0 +1,62 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// positionsSQL reads the whole table in the order of bytes, whatever the
+// database's collation.
+const positionsSQL = `
+select device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed,
+  satellites, priority, codec, attributes::text
+from public.positions
+order by device_id collate "C", ts`
+
+// errEnough ends a transaction whose rows nobody wants any more.
+var errEnough = errors.New("no more rows are wanted")
+
+// Positions yields every row of positions, ordered by device ID in bytes and
+// device time, as of one moment. Attributes are the row's own until the next
+// step only; the ID is zero, since the table does not hold it.
+func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Record, error] {
+	return func(yield func(telemetry.Record, error) bool) {
+		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			// A table of any size is sorted and sent in one statement.
+			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			rows, err := tx.Query(ctx, positionsSQL)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			var r telemetry.Record
+			var ts, ingested time.Time
+			targets := []any{
+				&r.DeviceID, &ts, &ingested, &r.Latitude, &r.Longitude, &r.Altitude, &r.Angle, &r.Speed,
+				&r.Satellites, &r.Priority, &r.Codec, &r.Attributes,
+			}
+			for rows.Next() {
+				if err := rows.Scan(targets...); err != nil {
+					return err
+				}
+				r.TimeUS, r.StreamUS = ts.UnixMicro(), ingested.UnixMicro()
+				if !yield(r, nil) {
+					return errEnough
+				}
+			}
+			return rows.Err()
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(telemetry.Record{}, failure("read positions", err))
+		}
+	}
+}

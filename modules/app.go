@@ -1,0 +1,134 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/console"
+)
+
+// Build says what was built.
+type Build struct {
+	Version  string
+	Revision string
+}
+
+// invokes is the start order, and backwards the stop order; see the package
+// comment.
+func invokes() fx.Option {
+	return fx.Invoke(
+		startConsole,
+		startPostgres,
+		startRedis,
+		announce,
+		startMembership,
+		startPipeline,
+		startElection,
+		startReadiness,
+	)
+}
+
+// graph is everything the service is made of.
+func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
+	return fx.Options(
+		fx.Supply(cfg, log, b),
+		fx.Provide(newSupervisor, newStarter),
+		registryModule,
+		consoleModule,
+		postgresModule,
+		redisModule,
+		coordinationModule,
+		pipelineModule,
+		invokes(),
+		withLogger(),
+		// Backstops only: each hook has a bound of its own.
+		fx.StartTimeout(cfg.Instance.StartTimeout+cfg.Instance.ShutdownTimeout),
+		fx.StopTimeout(cfg.Instance.ShutdownTimeout),
+	)
+}
+
+// Service is one instance.
+type Service struct {
+	app     *fx.App
+	cfg     config.Config
+	log     *slog.Logger
+	starter *starter
+	console *console.Server
+	metrics *prometheus.Registry
+}
+
+// New wires an instance. Nothing is contacted yet.
+func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
+	s := &Service{cfg: cfg, log: log}
+	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.keep))
+	if err := s.app.Err(); err != nil {
+		return nil, coded(codeUnexpected, err)
+	}
+	return s, nil
+}
+
+// keep notes the parts that Service itself answers for.
+func (s *Service) keep(st *starter, server *console.Server, reg *prometheus.Registry) {
+	s.starter, s.console, s.metrics = st, server, reg
+}
+
+// Start starts the parts in order and returns when all of them run. A cancelled
+// context ends a start that waits for a server. After an error everything that
+// was started has been stopped.
+func (s *Service) Start(ctx context.Context) error {
+	unwatch := context.AfterFunc(ctx, s.starter.abort)
+	defer unwatch()
+	// fx leaves hooks behind when its context ends, hence one that does not.
+	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.app.StartTimeout())
+	defer cancel()
+	return coded(codeUnexpected, s.app.Start(starting))
+}
+
+// Stop stops the parts in reverse order, within SHUTDOWN_TIMEOUT.
+func (s *Service) Stop() error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), s.app.StopTimeout())
+	defer cancel()
+	err := coded(codeDrain, s.app.Stop(ctx))
+	s.log.Info("stopped", "component", "service", "duration", time.Since(began), "clean", err == nil)
+	return err
+}
+
+// Run is the whole life of an instance: start, work until the context ends or a
+// component does, stop. The error's ExitCode is the process's; nil is 0.
+func (s *Service) Run(ctx context.Context) error {
+	if err := s.Start(ctx); err != nil {
+		if errors.Is(err, errAborted) {
+			return nil // nothing was in hand
+		}
+		return err
+	}
+	var ended error
+	select {
+	case <-ctx.Done():
+	case signal := <-s.app.Wait():
+		if signal.ExitCode != 0 {
+			ended = exitError(signal.ExitCode, "a component ended, see the log for which and why")
+		}
+	}
+	stopped := s.Stop()
+	if ended != nil {
+		return ended
+	}
+	return stopped
+}
+
+// Wait returns a channel that receives when a component ended by itself.
+func (s *Service) Wait() <-chan fx.ShutdownSignal { return s.app.Wait() }
+
+// Addr is where the endpoint listens, once the service has started.
+func (s *Service) Addr() string { return s.console.Addr() }
+
+// Metrics are the service's own.
+func (s *Service) Metrics() prometheus.Gatherer { return s.metrics }

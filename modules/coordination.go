@@ -1,0 +1,153 @@
+package modules
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, newCoordinationConfig, newKeys, newRoster, newMember, newFleet))
+
+// sinkGrace is how long a member may be without Postgres while others have it,
+// before its shards move.
+const sinkGrace = 5 * time.Second
+
+// assignmentsChannel is where Postgres says that assignments or owners changed.
+const assignmentsChannel = "processor_shards"
+
+// Member is this instance's identity and incarnation: what heartbeat,
+// assignments, ownership and database sessions carry.
+type Member string
+
+func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
+	co := cfg.Coordination
+	return coordination.Config{
+		Instance: cfg.Instance.ID, Version: b.Version, Shards: co.Shards,
+		MemberTTL: co.MemberTTL, LeaderTTL: co.LeaderTTL, HandoffBudget: co.HandoffBudget,
+		DrainTimeout: cfg.Instance.DrainTimeout, SinkGrace: sinkGrace,
+		ClaimInterval: co.ClaimInterval(), ClaimThreshold: co.ClaimThreshold(),
+	}
+}
+
+func newKeys(group *stream.Group) coordination.Keys {
+	return coordination.Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock()}
+}
+
+func newRoster(cfg coordination.Config, client redis.UniversalClient, keys coordination.Keys, b *bridge, log *slog.Logger) (*coordination.Roster, error) {
+	roster, err := coordination.NewRoster(cfg, client, keys, b.vitals, log)
+	b.roster = roster
+	return roster, err
+}
+
+func newMember(roster *coordination.Roster) Member { return Member(roster.Name()) }
+
+// fleetDeps are the parts a fleet is made of.
+type fleetDeps struct {
+	fx.In
+
+	Config   coordination.Config
+	Service  config.Config
+	Roster   *coordination.Roster
+	Pipeline *pipeline.Pipeline
+	Client   redis.UniversalClient
+	Keys     coordination.Keys
+	Group    *stream.Group
+	Pool     *pgxpool.Pool
+	Scope    store.Scope
+	Shards   *store.Shards
+	Sessions *store.Sessions
+	Member   Member
+	Bridge   *bridge
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer
+}
+
+func newFleet(d fleetDeps) (*coordination.Fleet, error) {
+	timeout := d.Service.Postgres.StatementTimeout
+	fleet, err := coordination.NewFleet(d.Config, d.Roster, d.Pipeline, coordination.Deps{
+		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
+		Terms:  store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout),
+		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+	}, d.Log, d.Metrics)
+	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
+	return fleet, err
+}
+
+// run is a component that is a function.
+type run func(ctx context.Context) error
+
+// Run calls it.
+func (f run) Run(ctx context.Context) error { return f(ctx) }
+
+// startMembership joins the fleet; on stop, when the pipeline has drained, it
+// releases the shards and leaves. What it hears on the way wakes whom it concerns.
+func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
+	log := d.Log.With("component", "bells")
+	s.run("bells", run(func(ctx context.Context) error {
+		var listening sync.WaitGroup
+		listening.Go(func() {
+			d.Group.Bells(ctx, func(b stream.Bell) {
+				switch {
+				case b.Turn:
+					d.Pipeline.RingTurn()
+				case b.Leader:
+					fleet.LeaderResigned()
+				default:
+					d.Pipeline.Ring(b.Shards)
+				}
+			})
+		})
+		listening.Go(func() {
+			quiet := throttle{every: complainEvery}
+			store.Listen(ctx, d.Pool, assignmentsChannel, func(string) { fleet.Assigned() }, func(err error) {
+				if quiet.pass() {
+					log.Warn("Postgres is not heard, looking every second instead", "err", err)
+				}
+			})
+		})
+		listening.Wait()
+		return context.Cause(ctx)
+	}))
+	s.run("membership", run(fleet.RunMembership))
+}
+
+func startElection(s *supervisor, fleet *coordination.Fleet) {
+	s.run("election", run(fleet.RunElection))
+}
+
+// throttle lets one pass in a while. It belongs to one goroutine.
+type throttle struct {
+	every time.Duration
+	last  time.Time
+}
+
+func (t *throttle) pass() bool {
+	if time.Since(t.last) < t.every {
+		return false
+	}
+	t.last = time.Now()
+	return true
+}
+
+// settled is the check of readiness for this member's part in the fleet.
+func settled(fleet *coordination.Fleet) func(ctx context.Context) error {
+	return func(context.Context) error {
+		if err := fleet.Settled(); err != nil {
+			return fmt.Errorf("join the fleet: %w", err)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,122 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+var pipelineModule = fx.Module("pipeline", fx.Provide(newPipelineConfig, newPipeline, newDrainer))
+
+func newPipelineConfig(cfg config.Config) pipeline.Config {
+	p, co := cfg.Pipeline, cfg.Coordination
+	return pipeline.Config{
+		Shards: co.Shards, Workers: p.Workers,
+		MaxInFlightRecords: p.MaxInFlightRecords, MaxInFlightBytes: p.MaxInFlightBytes,
+		ReadBatchRecords: p.ReadBatchRecords, BatchMaxRecords: p.BatchMaxRecords, BatchMaxAge: p.BatchMaxAge,
+		StateMaxDevices: p.StateMaxDevices, MaxFutureSkew: cfg.Telemetry.MaxFutureSkew,
+		DealAhead: co.DealAhead, DealBlock: co.DealBlock, TurnTTL: co.TurnTTL, QueueRescan: co.QueueRescan,
+		Limits: telemetry.Limits{
+			MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes,
+			MaxDepth:        cfg.Telemetry.MaxDepth,
+			MaxAttributes:   cfg.Telemetry.MaxAttributes,
+		},
+	}
+}
+
+// pipelineDeps are the parts the pipeline works with.
+type pipelineDeps struct {
+	fx.In
+
+	Config  pipeline.Config
+	Group   *stream.Group
+	Writer  *store.Writer
+	Reader  *store.Reader
+	Bridge  *bridge
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
+	return pipeline.New(d.Config, pipeline.Deps{
+		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader,
+		Lost: d.Bridge.lost, Peers: d.Bridge.peers,
+	}, d.Log, d.Metrics)
+}
+
+// errDrained is the cause with which the pipeline's work ends when the drain
+// takes too long.
+var errDrained = errors.New("the time for the drain is over")
+
+// drainer runs the pipeline and gives it two ends: intake ends with the
+// context, work DRAIN_TIMEOUT after the shutdown began.
+type drainer struct {
+	pipeline *pipeline.Pipeline
+	timeout  time.Duration
+	log      *slog.Logger
+
+	begin sync.Once
+	began time.Time // of the shutdown, under begin
+}
+
+func newDrainer(p *pipeline.Pipeline, cfg config.Config, log *slog.Logger) *drainer {
+	return &drainer{pipeline: p, timeout: cfg.Instance.DrainTimeout, log: log.With("component", "drain")}
+}
+
+// deadline is when work in flight must be finished; the first call starts the clock.
+func (d *drainer) deadline() time.Time {
+	d.begin.Do(func() { d.began = time.Now() })
+	return d.began.Add(d.timeout)
+}
+
+// leaving bounds the hand-over to others while the pipeline still works, so
+// that half of the time remains for what could not be handed over.
+func (d *drainer) leaving(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, d.deadline().Add(-d.timeout/2))
+}
+
+// Run returns an error with the code for an exceeded drain when work was given
+// up. It is not lost: it is on its queues.
+func (d *drainer) Run(ctx context.Context) error {
+	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
+	var inHand int
+	drained := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(drained)
+		inHand = d.pipeline.InFlight()
+		timer := time.NewTimer(time.Until(d.deadline()))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			end(errDrained)
+		case <-work.Done():
+		}
+	})
+	err := d.pipeline.Run(ctx, work)
+	exceeded := errors.Is(context.Cause(work), errDrained)
+	end(nil)
+	if stop() {
+		return err // it ended by itself
+	}
+	<-drained
+	left := d.pipeline.InFlight()
+	d.log.Info("drained", "in_hand", inHand, "left", left, "duration", time.Since(d.began))
+	if err == nil && exceeded {
+		return exitError(codeDrain, "the drain took longer than DRAIN_TIMEOUT=%v, %d entries stay on their queues for the next owner", d.timeout, left)
+	}
+	return err
+}
+
+func startPipeline(s *supervisor, d *drainer) { s.run("pipeline", d) }

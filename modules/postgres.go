@@ -1,0 +1,143 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+var postgresModule = fx.Module("postgres", fx.Provide(newScope, newPool, newShards, newSessions, newWriter, newReader))
+
+func newScope(cfg config.Config) store.Scope {
+	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
+}
+
+func newPool(lc fx.Lifecycle, cfg config.Config, m Member) (*pgxpool.Pool, error) {
+	pool, err := store.Open(context.Background(), store.Config{
+		URL: cfg.Postgres.URL.Reveal(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
+		ConnectTimeout:   cfg.Postgres.ConnectTimeout,
+		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
+	})
+	if err != nil {
+		return nil, coded(codeConfig, err)
+	}
+	lc.Append(fx.StopHook(func(ctx context.Context) error { return closePool(ctx, pool) }))
+	return pool, nil
+}
+
+// closePool waits for connections in use, which a server that does not answer
+// could draw out.
+func closePool(ctx context.Context, pool *pgxpool.Pool) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, config.CloseBudget/2, errors.New("close the pool: a connection is still in use"))
+	defer cancel()
+	closed := make(chan struct{})
+	go func() { defer close(closed); pool.Close() }()
+	select {
+	case <-closed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope) *store.Shards {
+	return store.NewShards(pool, scope, cfg.Postgres.StatementTimeout)
+}
+
+func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
+
+func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member) *store.Writer {
+	// The server's own limits are to strike first: they leave no doubt about the outcome.
+	return store.NewWriter(pool, scope, string(m), cfg.Postgres.StatementTimeout+cfg.Postgres.ConnectTimeout)
+}
+
+func newReader(cfg config.Config, pool *pgxpool.Pool) *store.Reader {
+	return store.NewReader(pool, cfg.Postgres.StatementTimeout)
+}
+
+// postgresDeps is what has to hold of Postgres before anything else starts.
+type postgresDeps struct {
+	fx.In
+
+	Config   config.Config
+	Pool     *pgxpool.Pool
+	Scope    store.Scope
+	Sessions *store.Sessions
+	Member   Member
+	Console  *console.Server
+	Log      *slog.Logger
+}
+
+// startPostgres waits for Postgres, has the schema made or checked, and refuses
+// a server that forgets commits and a fleet that is configured otherwise.
+func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
+	log := d.Log.With("component", "postgres")
+	steps := []func(ctx context.Context) error{
+		d.Sessions.Ping,
+		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
+		func(ctx context.Context) error { return refuseForgetful(ctx, d.Pool, log) },
+		func(ctx context.Context) error { return pin(ctx, d.Config, d.Pool, d.Scope, d.Member) },
+	}
+	lc.Append(fx.StartHook(func(ctx context.Context) error {
+		for _, step := range steps {
+			if err := st.wait(ctx, "Postgres", step); err != nil {
+				return err
+			}
+		}
+		d.Console.Ready(checkPostgres, d.Sessions.Ping)
+		return nil
+	}))
+}
+
+// checkSchema does what MIGRATE asks for.
+func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, log *slog.Logger) error {
+	if cfg.Migrate == "off" {
+		return nil
+	}
+	if cfg.Migrate == "auto" {
+		_, err := store.Migrate(ctx, cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
+		switch {
+		case errors.Is(err, store.ErrSchema):
+			return permanent(exitError(codeSchema, "%w", err))
+		case errors.Is(err, store.ErrPooler):
+			return permanent(exitError(codeConfig, "%w", err))
+		case err != nil:
+			return err
+		}
+	}
+	report, err := store.Verify(ctx, pool)
+	if err != nil {
+		return err
+	}
+	for _, note := range report.Notes {
+		log.Info("the schema differs in a way that does no harm", "difference", note.String())
+	}
+	if err := report.Err(); err != nil {
+		return permanent(exitError(codeSchema, "%w", err))
+	}
+	return nil
+}
+
+// refuseForgetful refuses a server that acknowledges commits it may forget: an
+// entry is acknowledged after its commit and then is nowhere else.
+func refuseForgetful(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+	about, err := store.AskServer(ctx, pool)
+	if err != nil {
+		return err
+	}
+	if about.SynchronousCommit == "off" {
+		return permanent(exitError(codeConfig, "Postgres has synchronous_commit = off and forgets commits in a crash, "+
+			"which would lose records: set it to on for this database or role"))
+	}
+	if !about.Fsync {
+		log.Warn("Postgres has fsync = off: a crash of its machine loses what was stored, and records with it")
+	}
+	return nil
+}

@@ -1,0 +1,35 @@
+package modules
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/console"
+)
+
+// startReadiness lets the service become ready last, and makes it not ready
+// first: then it says that it leaves, and hands its shards to others while it
+// still works.
+func startReadiness(lc fx.Lifecycle, server *console.Server, fleet *coordination.Fleet, d *drainer, log *slog.Logger) {
+	lc.Append(fx.Hook{
+		OnStart: func(context.Context) error {
+			server.Ready(checkShards, settled(fleet))
+			return nil
+		},
+		OnStop: func(ctx context.Context) error {
+			server.SetDraining()
+			ctx, cancel := d.leaving(ctx)
+			defer cancel()
+			held := fleet.Held()
+			err := fleet.Leave(ctx)
+			log.Info("leaving the fleet", "component", "drain", "held", held, "handed_over", held-fleet.Held(), "in_hand", d.pipeline.InFlight())
+			if err != nil {
+				log.Warn("the others were not told, they notice by the heartbeat", "component", "drain", "err", err)
+			}
+			return nil
+		},
+	})
+}

@@ -1,0 +1,64 @@
+package modules
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+var redisModule = fx.Module("redis", fx.Provide(newStreamConfig, newRedisClient, newStreamGroup))
+
+// redisTimeout bounds the wait for one reply. The longest read blocks half a
+// second; the rest is for a server that is busy with somebody's slow command.
+const redisTimeout = 5 * time.Second
+
+func newStreamConfig(cfg config.Config) stream.Config {
+	return stream.Config{
+		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
+		Shards: cfg.Coordination.Shards, Timeout: redisTimeout, Name: "processor/" + cfg.Instance.ID,
+	}
+}
+
+func newRedisClient(lc fx.Lifecycle, cfg stream.Config) (redis.UniversalClient, error) {
+	client, err := stream.Connect(cfg)
+	if err != nil {
+		return nil, coded(codeConfig, err)
+	}
+	lc.Append(fx.StopHook(client.Close))
+	return client, nil
+}
+
+func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Group, error) {
+	group, err := stream.NewGroup(client, cfg)
+	return group, coded(codeConfig, err)
+}
+
+// startRedis waits for Redis and says aloud when it may throw the stream away.
+func startRedis(lc fx.Lifecycle, st *starter, group *stream.Group, server *console.Server, log *slog.Logger) {
+	log = log.With("component", "redis")
+	lc.Append(fx.StartHook(func(ctx context.Context) error {
+		err := st.wait(ctx, "Redis", func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			return group.Ping(ctx)
+		})
+		if err != nil {
+			return err
+		}
+		server.Ready(checkRedis, group.Ping)
+		about, err := group.Server(ctx)
+		if err != nil {
+			log.Warn("Redis does not tell its version and eviction policy", "err", err)
+		} else if about.Eviction != "" && about.Eviction != "noeviction" {
+			log.Warn("a full Redis may throw the stream away, set maxmemory-policy to noeviction", "policy", about.Eviction)
+		}
+		return nil
+	}))
+}

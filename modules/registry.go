@@ -1,0 +1,28 @@
+package modules
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/fx"
+)
+
+var registryModule = fx.Module("registry", fx.Provide(newRegistry, asRegisterer))
+
+// newRegistry returns the service's own registry: two services in one process,
+// as in tests, do not share metrics.
+func newRegistry(b Build) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "processor_build_info", Help: "Always 1; the labels say what was built.",
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision},
+	})
+	info.Set(1)
+	reg.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		info,
+	)
+	return reg
+}
+
+func asRegisterer(reg *prometheus.Registry) prometheus.Registerer { return reg }

@@ -1,0 +1,101 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/trmtracking/processor/internal/config"
+)
+
+// probeTimeout bounds one question to a server that may not be there.
+const probeTimeout = 5 * time.Second
+
+// complainEvery bounds the log lines while a server is waited for.
+const complainEvery = 10 * time.Second
+
+// errAborted ends the start because the service was told to stop meanwhile.
+var errAborted = errors.New("stopped while starting")
+
+// starter is the patience of the start: all that is waited for together gets
+// START_TIMEOUT, and a signal ends the wait.
+type starter struct {
+	timeout time.Duration
+	log     *slog.Logger
+
+	begin   sync.Once
+	end     time.Time // set by the first wait
+	once    sync.Once
+	aborted chan struct{}
+}
+
+func newStarter(cfg config.Config, log *slog.Logger) *starter {
+	return &starter{timeout: cfg.Instance.StartTimeout, log: log.With("component", "start"), aborted: make(chan struct{})}
+}
+
+// abort ends the start.
+func (s *starter) abort() { s.once.Do(func() { close(s.aborted) }) }
+
+// permanent is an error that waiting does not mend.
+func permanent(err error) error { return backoff.Permanent(err) }
+
+// wait calls probe until it succeeds. It gives up when START_TIMEOUT is over,
+// when the start is aborted, and at once after a permanent error. Hooks call it
+// one after the other.
+func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.Context) error) error {
+	s.begin.Do(func() { s.end = time.Now().Add(s.timeout) })
+	ctx, cancel := context.WithDeadlineCause(ctx, s.end, errLate)
+	defer cancel()
+	stop := make(chan struct{})
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer close(stop)
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	watching.Go(func() {
+		select {
+		case <-s.aborted:
+			abort(errAborted)
+		case <-stop:
+		}
+	})
+
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
+	var last error
+	var complained time.Time
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := probe(ctx)
+		if err != nil && context.Cause(ctx) == nil {
+			last = err
+			if time.Since(complained) >= complainEvery {
+				complained = time.Now()
+				s.log.Warn("waiting for a dependency", "dependency", name, "err", err)
+			}
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(0))
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		return nil
+	case errors.Is(cause, errAborted):
+		return errAborted
+	case errors.Is(cause, errLate):
+		return exitError(codeDependency, "%s did not come up within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
+	}
+	return coded(codeDependency, fmt.Errorf("%s: %w", name, err))
+}
+
+var errLate = errors.New("the time for the start is over")
+
+func latest(last, err error) error {
+	if last != nil {
+		return last
+	}
+	return err
+}
