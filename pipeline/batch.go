@@ -104,8 +104,8 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 }
 
 // write is the transaction's content.
-func (b *batch) write() *telemetry.Batch {
-	return &telemetry.Batch{Held: b.held(), Fresh: b.fresh, Late: b.late}
+func (b *batch) write() *protocol.Batch {
+	return &protocol.Batch{Held: b.held(), Fresh: b.fresh, Late: b.late}
 }
 
 // held is the shards of the batch, each once, ascending.

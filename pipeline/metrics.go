@@ -146,7 +146,7 @@ func (m *metrics) acked(acks []protocol.Ack) {
 }
 
 // wrote counts a committed batch.
-func (m *metrics) wrote(b *batch, w telemetry.Written, took time.Duration) {
+func (m *metrics) wrote(b *batch, w protocol.Written, took time.Duration) {
 	stored := len(b.fresh)
 	for _, isNew := range w.Stored {
 		if isNew {

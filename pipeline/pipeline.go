@@ -29,7 +29,7 @@ type Acker interface {
 
 // Sink commits batches, each in one transaction that ends with the check of epochs.
 type Sink interface {
-	Write(ctx context.Context, b *telemetry.Batch) (telemetry.Written, error)
+	Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error)
 }
 
 // History knows what is stored.

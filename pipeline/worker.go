@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -68,7 +69,7 @@ type decoded struct {
 // committed is the outcome of a commit.
 type committed struct {
 	batch   *batch
-	written telemetry.Written
+	written protocol.Written
 	err     error
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -39,25 +40,25 @@ func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 // Write commits one batch in one transaction that ends with the check of the
 // shards' epochs. After an error of kind Unknown it may or may not have been
 // committed; after any other, nothing was.
-func (w *Writer) Write(ctx context.Context, b *telemetry.Batch) (telemetry.Written, error) {
+func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		// No connection: nothing was sent.
-		return telemetry.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+		return protocol.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
 	out, err := w.write(ctx, conn.Conn(), b)
 	if err != nil {
 		w.rollBack(conn.Conn())
-		return telemetry.Written{}, failure("commit a batch", err)
+		return protocol.Written{}, failure("commit a batch", err)
 	}
 	return out, nil
 }
 
-func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *telemetry.Batch) (telemetry.Written, error) {
-	var out telemetry.Written
+func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.Written, error) {
+	var out protocol.Written
 	if len(b.Late) == 0 && len(b.Applied) == 0 {
 		// Begin, copy, fence and commit travel together: one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.fenceCall(b.Held)+"; commit", "COMMIT")
@@ -182,7 +183,7 @@ func queueLate(batch *pgx.Batch, records []telemetry.Record, stored []bool) {
 		})
 }
 
-func (w *Writer) queueApplied(batch *pgx.Batch, marks []telemetry.Applied) {
+func (w *Writer) queueApplied(batch *pgx.Batch, marks []protocol.Applied) {
 	shards, ids := make([]int32, len(marks)), make([]string, len(marks))
 	for i, m := range marks {
 		shards[i], ids[i] = int32(m.Shard), m.ID.String()

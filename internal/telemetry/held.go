@@ -1,0 +1,7 @@
+package telemetry
+
+// Held is a shard together with the epoch under which it is held.
+type Held struct {
+	Shard int
+	Epoch int64
+}
