@@ -5,7 +5,8 @@
 // What it promises:
 //
 //  1. A source is a function of its profile: the same [Profile], seed
-//     included, yields the same items in the same order on every machine.
+//     included, yields the same items in the same order. (Between processor
+//     architectures the last digit of a coordinate may differ.)
 //  2. A source streams. A simulated device costs eight bytes, whatever the
 //     length of the run, so that a million devices fit beside the system
 //     under test. Recorded tracks are held in memory, about 160 bytes a fix.

@@ -2,12 +2,12 @@ package oracle_test
 
 import (
 	"context"
-	"iter"
 	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store"
@@ -19,36 +19,6 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// rowsOf reads the table as a run leaves it.
-func rowsOf(ctx context.Context, db *pgx.Conn) iter.Seq2[telemetry.Record, error] {
-	return func(yield func(telemetry.Record, error) bool) {
-		rows, err := db.Query(ctx, `
-			select device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed,
-				satellites, priority, codec, attributes::text
-			from public.positions
-			order by device_id collate "C", ts`)
-		if err != nil {
-			yield(telemetry.Record{}, err)
-			return
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var r telemetry.Record
-			var ts, ingested time.Time
-			var attributes string
-			err := rows.Scan(&r.DeviceID, &ts, &ingested, &r.Latitude, &r.Longitude, &r.Altitude, &r.Angle, &r.Speed,
-				&r.Satellites, &r.Priority, &r.Codec, &attributes)
-			r.TimeUS, r.StreamUS, r.Attributes = ts.UnixMicro(), ingested.UnixMicro(), []byte(attributes)
-			if !yield(r, err) || err != nil {
-				return
-			}
-		}
-		if err := rows.Err(); err != nil {
-			yield(telemetry.Record{}, err)
-		}
-	}
-}
-
 // TestRowsOfARealTableAreEqual stores what a faultless service decodes in a real
 // table, so that the rounding of its columns and its JSON are those that count.
 func TestRowsOfARealTableAreEqual(t *testing.T) {
@@ -56,9 +26,9 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
-	db, err := pgx.Connect(t.Context(), url)
+	db, err := pgxpool.New(t.Context(), url)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, db.Close(context.WithoutCancel(t.Context()))) }()
+	defer db.Close()
 
 	items := nearby(t, profile(21, 10, 200*time.Second))
 	for i := range items { // decimals that neither real nor double holds exactly
@@ -88,7 +58,7 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 
 	o, err := oracle.New(logOf(t, r.sent))
 	require.NoError(t, err)
-	seen := oracle.Observed{Positions: rowsOf(t.Context(), db), DeadLetters: all(r.deadLetters)}
+	seen := oracle.Observed{Positions: store.Positions(t.Context(), db), DeadLetters: all(r.deadLetters)}
 	report, err := o.Judge(seen)
 	require.NoError(t, err)
 	require.Empty(t, report.Examples)
