@@ -100,6 +100,20 @@ func (s *Service) Stop() error {
 	return err
 }
 
+// Wait returns nil when the context ends, or the reason why a component ended
+// although nobody asked it to. Either way it is time to stop.
+func (s *Service) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case signal := <-s.app.Wait():
+		if signal.ExitCode == 0 {
+			return nil // a signal, which fx listens to as well
+		}
+		return exitError(signal.ExitCode, "a component ended, see the log for which and why")
+	}
+}
+
 // Run is the whole life of an instance: start, work until the context ends or a
 // component does, stop. The error's ExitCode is the process's; nil is 0.
 func (s *Service) Run(ctx context.Context) error {
@@ -109,23 +123,13 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	var ended error
-	select {
-	case <-ctx.Done():
-	case signal := <-s.app.Wait():
-		if signal.ExitCode != 0 {
-			ended = exitError(signal.ExitCode, "a component ended, see the log for which and why")
-		}
-	}
+	ended := s.Wait(ctx)
 	stopped := s.Stop()
 	if ended != nil {
 		return ended
 	}
 	return stopped
 }
-
-// Wait returns a channel that receives when a component ended by itself.
-func (s *Service) Wait() <-chan fx.ShutdownSignal { return s.app.Wait() }
 
 // Addr is where the endpoint listens, once the service has started.
 func (s *Service) Addr() string { return s.console.Addr() }

@@ -12,6 +12,7 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newRunCommand(),
+		newDemoCommand(),
 		newMigrateCommand(),
 		newLagCommand(),
 		newHealthCommand(),

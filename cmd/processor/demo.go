@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/loadtest/demo"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/modules"
+)
+
+// How often progress is shown: redrawn on a terminal, as a line elsewhere.
+const (
+	redrawEvery = 250 * time.Millisecond
+	lineEvery   = 2 * time.Second
+	// demoPatience is how long the service may make no progress.
+	demoPatience = time.Minute
+)
+
+// demoFlags are the flags of processor demo.
+type demoFlags struct {
+	tracks []string
+	order  string
+	speed  string
+	seed   uint64
+	once   bool
+}
+
+func newDemoCommand() *cobra.Command {
+	var f demoFlags
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show the service at work on servers of its own",
+		Long: `Starts a private Redis and a private Postgres, starts the service, feeds a fleet
+into the stream and shows what becomes of it. At the end every entry that was sent
+is accounted for, and every field of every row is compared with what was sent.
+
+REDIS_URL and POSTGRES_URL are ignored. To use servers of your own, empty ones,
+name them in DEMO_REDIS_URL and DEMO_POSTGRES_URL.
+
+Without --once the service stays up until Ctrl-C, to be looked at.`,
+		Example: `  processor demo
+  processor demo --once --json
+  processor demo --tracks buses.csv.gz --tracks boats.csv --order file --speed 0 --once`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			defer exitOnSecondSignal()()
+			return runDemo(cmd, f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.tracks, "tracks", nil, "recorded `file`, CSV or GPX, also with .gz; may be repeated (default: a simulated rally)")
+	flags.StringVar(&f.order, "order", string(fleet.OrderTime), "order of recorded tracks: time or file")
+	flags.StringVar(&f.speed, "speed", "auto", "multiple of the recorded speed; 0 as fast as possible, auto within a minute")
+	flags.Uint64Var(&f.seed, "seed", 1, "seed of the simulated fleet")
+	flags.BoolVar(&f.once, "once", false, "end after the account; exit 0 only if it balances")
+	return cmd
+}
+
+func (f demoFlags) input() (demo.Input, error) {
+	order, err := fleet.ParseOrder(f.order)
+	if err != nil {
+		return demo.Input{}, exit(exitConfig, err)
+	}
+	in := demo.Input{Tracks: f.tracks, Order: order, Speed: demo.Auto, Seed: f.seed}
+	if f.speed != "auto" {
+		if in.Speed, err = strconv.ParseFloat(f.speed, 64); err != nil || !(in.Speed >= 0) {
+			return in, exit(exitConfig, fmt.Errorf("--speed %q: want auto, 0 or a multiple such as 10", f.speed))
+		}
+	}
+	return in, nil
+}
+
+func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
+	in, err := f.input()
+	if err != nil {
+		return err
+	}
+	ctx, out, notes := cmd.Context(), outputOf(cmd), cmd.ErrOrStderr()
+	load, err := in.Open()
+	if err != nil {
+		return err
+	}
+	say(notes, "feeding %s: %s entries of %s devices", load.Name, demo.Thousands(load.Entries), demo.Thousands(int64(load.Devices)))
+	servers, err := demo.StartServers(ctx, os.Getenv(demo.RedisVariable), os.Getenv(demo.PostgresVariable))
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	defer func() { err = errors.Join(err, servers.Close()) }()
+
+	cfg, err := config.Load(demoEnviron(os.Environ(), servers))
+	if err != nil {
+		return err
+	}
+	log := modules.NewLogger(cfg.Log, cfg.Instance.ID, notes)
+	service, err := modules.New(cfg, log, buildOf())
+	if err != nil {
+		return err
+	}
+	if err := service.Start(ctx); err != nil {
+		return interrupted(ctx, err)
+	}
+	defer func() { err = errors.Join(err, service.Stop()) }()
+
+	working, fail := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { fail(service.Wait(working)) })
+	defer watching.Wait()
+	defer fail(nil)
+	result, err := demo.Run(working, demo.Config{
+		RedisURL: servers.RedisURL, PostgresURL: servers.PostgresURL, Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
+		Load: load, Metrics: service.Metrics(), Patience: demoPatience,
+		Show: shower(notes, load.Entries), Every: showEvery(notes),
+	}, log)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	if err := account(out, notes, result); err != nil {
+		return err
+	}
+	if !f.once {
+		sayURLs(notes, servers, service.Addr())
+		<-working.Done()
+		if cause := context.Cause(working); !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+	}
+	if !result.Good() {
+		return exit(exitFinding, nil)
+	}
+	return nil
+}
+
+// interrupted is what an error means once Ctrl-C was pressed.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted, there is no account")
+	}
+	return err
+}
+
+// demoEnviron is the environment of a demo's service: the caller's, so that
+// settings can be tried, without anything that names servers or ports.
+func demoEnviron(environ []string, s *demo.Servers) []string {
+	ours := []string{
+		"REDIS_URL=" + s.RedisURL,
+		"POSTGRES_URL=" + s.PostgresURL,
+		"MIGRATE=auto",
+		"METRICS_HOST=127.0.0.1",
+		"METRICS_PORT=0",
+		"INSTANCE_ID=demo",
+	}
+	dropped := []string{
+		"POSTGRES_MIGRATE_URL", "REDIS_TELEMETRY_STREAM", "REDIS_CONSUMER_GROUP", "REDIS_DLQ_STREAM", "RECOMPUTE_STREAM",
+	}
+	for _, v := range ours {
+		name, _, _ := strings.Cut(v, "=")
+		dropped = append(dropped, name)
+	}
+	var kept []string
+	level := false
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		level = level || name == "LOG_LEVEL"
+		if !slices.Contains(dropped, strings.TrimSuffix(name, "_FILE")) {
+			kept = append(kept, v)
+		}
+	}
+	if !level {
+		kept = append(kept, "LOG_LEVEL=error") // progress and account are what one came for
+	}
+	return append(kept, ours...)
+}
+
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
+
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+func shower(w io.Writer, entries int64) func(demo.Snapshot) {
+	if onTerminal(w) {
+		return demo.Bar(w, entries)
+	}
+	return demo.Lines(w)
+}
+
+func showEvery(w io.Writer) time.Duration {
+	if onTerminal(w) {
+		return redrawEvery
+	}
+	return lineEvery
+}
+
+// account prints how the demo ended; as JSON it is the last line.
+func account(out *output, notes io.Writer, r *demo.Result) error {
+	for _, finding := range r.Findings {
+		say(notes, "%s", finding)
+	}
+	a := r.Account
+	return out.result(a, func() error {
+		t := newTable("ACCOUNT", "ENTRIES", "")
+		t.row("sent", demo.Thousands(a.Entries), "")
+		t.row("stored", demo.Thousands(a.Stored), "each field compared with what was sent")
+		t.row("duplicates", demo.Thousands(a.Duplicates), "of a device and time that is stored")
+		t.row("dead-lettered", demo.Thousands(a.DeadLettered), "")
+		note := ""
+		if r.Invalid > 0 {
+			note = fmt.Sprintf("%s of those sent are no valid record", demo.Thousands(r.Invalid))
+		}
+		t.row("pending", painted(a.Pending, a.Pending > 0, yellow), note)
+		t.row("lost", painted(a.Lost, a.Lost > 0, red), "")
+		t.row("mismatches", painted(a.Mismatches, a.Mismatches > 0, red), "")
+		if err := out.table(t); err != nil {
+			return err
+		}
+		speed := fmt.Sprintf("%.1f s, %s entries/s", a.Seconds, demo.Thousands(int64(a.PerSecond)))
+		if r.Timed {
+			speed += fmt.Sprintf(", from stream to commit %s (median), %s (99 %%)", demo.Milliseconds(r.P50), demo.Milliseconds(r.P99))
+		}
+		if err := out.line("%s", speed); err != nil {
+			return err
+		}
+		if !r.Good() {
+			return out.line("%s", out.paint(red, "not balanced"))
+		}
+		return out.line("%s: sent = stored + duplicates + dead-lettered + pending + lost", out.paint(green, "balanced"))
+	})
+}
+
+func painted(n int64, on bool, c color) any {
+	if on {
+		return cell{demo.Thousands(n), c}
+	}
+	return demo.Thousands(n)
+}
+
+func sayURLs(w io.Writer, s *demo.Servers, addr string) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		port = addr
+	}
+	say(w, `
+still running, Ctrl-C ends it:
+  metrics    http://127.0.0.1:%[1]s/metrics
+  readiness  http://127.0.0.1:%[1]s/readyz
+  Redis      redis-cli -u %[2]s
+  Postgres   psql %[3]s`, port, config.RedisURL(s.RedisURL), config.PostgresURL(s.PostgresURL))
+}
