@@ -1,0 +1,202 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Observer has the database itself note which member committed which rows and
+// who owned which shard when, so that a load test can judge order and fences by
+// nothing the service says. It is for databases of load tests: it adds triggers.
+type Observer struct {
+	pool  *pgxpool.Pool
+	scope Scope
+}
+
+// NewObserver returns an observer of one group.
+func NewObserver(pool *pgxpool.Pool, scope Scope) *Observer {
+	return &Observer{pool: pool, scope: scope}
+}
+
+const observeSQL = `
+create schema if not exists loadtest;
+
+create table if not exists loadtest.commits (
+  xid xid not null,
+  session text not null
+);
+
+create table if not exists loadtest.tenures (
+  stream text not null,
+  grp text not null,
+  shard integer not null,
+  epoch bigint not null,
+  owner text
+);
+
+create or replace function loadtest.note_commit()
+returns trigger
+language plpgsql
+as $$
+begin
+  insert into loadtest.commits (xid, session)
+  values (pg_current_xact_id()::xid, current_setting('application_name'));
+  return null;
+end
+$$;
+
+create or replace function loadtest.note_tenure()
+returns trigger
+language plpgsql
+as $$
+begin
+  insert into loadtest.tenures (stream, grp, shard, epoch, owner)
+  values (new.stream, new.grp, new.shard, new.epoch, new.owner);
+  return null;
+end
+$$;
+
+create or replace trigger loadtest_note_commit
+  after insert
+  on public.positions
+  for each statement
+  execute function loadtest.note_commit();
+
+create or replace trigger loadtest_note_tenure
+  after update of owner, epoch
+  on processor.shards
+  for each row
+  execute function loadtest.note_tenure();`
+
+// Install begins to observe. The schema must be there, and no instance at work.
+func (o *Observer) Install(ctx context.Context) error {
+	_, err := o.pool.Exec(ctx, observeSQL)
+	return failure("install the observer", err)
+}
+
+// Remove ends the observation and drops what was observed.
+func (o *Observer) Remove(ctx context.Context) error {
+	_, err := o.pool.Exec(ctx, `
+drop trigger if exists loadtest_note_commit on public.positions;
+drop trigger if exists loadtest_note_tenure on processor.shards;
+drop schema if exists loadtest cascade`)
+	return failure("remove the observer", err)
+}
+
+// Dated tells whether the server keeps the time of each commit
+// (track_commit_timestamp), without which there is nothing to judge by.
+func (o *Observer) Dated(ctx context.Context) (bool, error) {
+	var on bool
+	err := o.pool.QueryRow(ctx, `select current_setting('track_commit_timestamp')::boolean`).Scan(&on)
+	return on, failure("ask for track_commit_timestamp", err)
+}
+
+// Empty tells whether no positions are stored: whether there is a table or not.
+func (o *Observer) Empty(ctx context.Context) (bool, error) {
+	var table bool
+	if err := o.pool.QueryRow(ctx, `select to_regclass('public.positions') is not null`).Scan(&table); err != nil || !table {
+		return err == nil, failure("look for positions", err)
+	}
+	var rows bool
+	err := o.pool.QueryRow(ctx, `select exists (select from public.positions)`).Scan(&rows)
+	return !rows, failure("look into positions", err)
+}
+
+// InTransaction is how many sessions of a member are inside a transaction.
+func (o *Observer) InTransaction(ctx context.Context, member string) (n int, err error) {
+	err = o.pool.QueryRow(ctx, `
+select count(*)
+from pg_stat_activity
+where application_name = $1
+  and xact_start is not null
+  and backend_type = 'client backend'`, ApplicationName(member)).Scan(&n)
+	return n, failure("look for transactions of a member", err)
+}
+
+// Commit says when and by whom one row of positions was committed.
+type Commit struct {
+	Device string
+	TimeUS int64  // device time
+	AtUS   int64  // of the commit
+	Member string // "" where nobody noted it
+}
+
+// Commits yields the commit of every row of positions, ordered by device ID in
+// bytes and device time.
+func (o *Observer) Commits(ctx context.Context) iter.Seq2[Commit, error] {
+	return func(yield func(Commit, error) bool) {
+		err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			rows, err := tx.Query(ctx, `
+select p.device_id, p.ts, pg_xact_commit_timestamp(p.xmin), coalesce(c.session, '')
+from public.positions p
+left join (select distinct xid, session from loadtest.commits) c on c.xid = p.xmin
+order by p.device_id collate "C", p.ts`)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			var c Commit
+			var ts, at time.Time
+			var session string
+			for rows.Next() {
+				if err := rows.Scan(&c.Device, &ts, &at, &session); err != nil {
+					return err
+				}
+				c.TimeUS, c.AtUS, c.Member = ts.UnixMicro(), at.UnixMicro(), memberOf(session)
+				if !yield(c, nil) {
+					return errEnough
+				}
+			}
+			return rows.Err()
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(Commit{}, failure("read commits", err))
+		}
+	}
+}
+
+// Tenure is the begin of an ownership of a shard, or of a time without an owner.
+type Tenure struct {
+	Shard  int
+	Epoch  int64
+	Owner  string // "" when released
+	FromUS int64  // commit of the change
+}
+
+// Tenures returns every change of ownership in the order of commits.
+func (o *Observer) Tenures(ctx context.Context) ([]Tenure, error) {
+	rows, err := o.pool.Query(ctx, `
+select shard, epoch, coalesce(owner, ''), pg_xact_commit_timestamp(xmin) as at
+from loadtest.tenures
+where stream = $1
+  and grp = $2
+order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, failure("read tenures", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenure, err error) {
+		var at time.Time
+		err = row.Scan(&t.Shard, &t.Epoch, &t.Owner, &at)
+		t.FromUS = at.UnixMicro()
+		return t, err
+	})
+	return list, failure("read tenures", err)
+}
+
+// memberOf is the member that a session's name carries.
+func memberOf(session string) string {
+	member, ok := strings.CutPrefix(session, ApplicationName(""))
+	if !ok {
+		return ""
+	}
+	return member
+}
