@@ -110,6 +110,7 @@ func BenchmarkNewSet(b *testing.B) {
 	}
 }
 
+// Promise 7.
 func TestRecordThatCrossesNothingAllocatesNothing(t *testing.T) {
 	set := setOf(t, benchFences(10_000)...)
 	fixes := benchWay()

@@ -19,6 +19,7 @@ func crossings(t *testing.T, set *geofence.Set, fixes ...geofence.Fix) []string 
 	return brief(set.Track(nil, w, noGap, false))
 }
 
+// Promises 3 and 4.
 func TestAWayAcrossAWholeFenceEntersAndLeaves(t *testing.T) {
 	set := setOf(t, area("a", polygon(box(1, 0, 2, 1))))
 	require.Equal(t, []string{"enter a 0.250s", "exit a 0.500s"}, crossings(t, set, at(0, 0.5), at(4, 0.5)))
@@ -29,6 +30,7 @@ func TestAWayAcrossAWholeFenceEntersAndLeaves(t *testing.T) {
 	}, c[1])
 }
 
+// Promise 3.
 func TestConcaveFencesAndHolesAreCrossedSeveralTimes(t *testing.T) {
 	comb := area("comb", polygon([]position{{1, 0}, {4, 0}, {4, 3}, {3, 3}, {3, 1}, {2, 1}, {2, 3}, {1, 3}, {1, 0}}))
 	hole := area("hole", polygon(box(1, 0, 4, 3), box(2, 1, 3, 2)))
@@ -129,6 +131,8 @@ func TestTheAntimeridianIsNoBorder(t *testing.T) {
 		require.Equal(t, []int{0}, set.At(nil, at(-180, 0.5)), name)
 		require.Empty(t, set.At(nil, at(0, 0.5)), name)
 	}
+	hole := setOf(t, area("f", polygon(box(170, 0, -170, 1), box(-178, 0.2, -176, 0.4))))
+	require.Empty(t, hole.At(nil, at(-177, 0.3)), "a hole written on the other side")
 	set := setOf(t, gate("g", line(position{180, 0}, position{-180, 1})))
 	require.Equal(t, []string{"forward g 0.500s"}, crossings(t, set, at(179, 0.5), at(-179, 0.5)))
 	require.Equal(t, []string{"backward g 0.500s"}, crossings(t, set, at(-179, 0.5), at(179, 0.5)))
@@ -177,6 +181,7 @@ func TestAcrossAGapOnlyTheNetChangeCounts(t *testing.T) {
 	require.Len(t, set.Crossings(nil, p, q, noGap), 1, "times as far apart as can be")
 }
 
+// Promise 2.
 func TestFirstFixInsideIsAnInitialEnter(t *testing.T) {
 	set := setOf(t, area("a", polygon(box(0, 0, 1, 1))), circle("c", 0, 0, 1000), area("far", polygon(box(5, 5, 6, 6))))
 	first := geofence.Fix{TimeUS: 7, Latitude: 0, Longitude: 0}
@@ -230,6 +235,7 @@ func TestVersionsAreJudgedByTheDeviceTimeOfEachFix(t *testing.T) {
 	require.Equal(t, []string{"backward f 0.000s"}, brief(turned.Crossings(nil, fix(100, 0.5), fix(101, 0), noGap)))
 }
 
+// Promises 1 and 8.
 func TestTrackInPiecesGivesTheSameRows(t *testing.T) {
 	set := setOf(t, benchFences(3000)...)
 	fixes := benchWay()[:3000]

@@ -7,7 +7,8 @@
 // record of a device the pipeline asks [Set.Crossings] with the fix before it
 // and the fix itself, and [Set.Initial] for the first fix of all. Rehydration,
 // recomputation of a window, the operator's verify command and the oracle ask
-// the same questions. [Fence.Check] tells the reason before a fence is stored.
+// the same questions. [Fence.Check] tells the reason before a fence is stored,
+// [ParseFeatures] reads fences from a file.
 //
 // # Promises
 //

@@ -11,6 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 )
 
+// Promise 6.
 func TestBadFencesAreRefusedWithAReason(t *testing.T) {
 	ring := func(n int) []position {
 		out := make([]position, 0, n)
@@ -62,6 +63,9 @@ func TestBadFencesAreRefusedWithAReason(t *testing.T) {
 		{"a million vertices", area("x", polygon(ring(1_000_000))), "bytes, at most"},
 		{"round the equator", area("x", polygon([]position{{0, 0}, {120, 0}, {-120, 0}, {0, 0}})), "which pole"},
 		{"twice round", area("x", polygon([]position{{0, 50}, {120, 50}, {-120, 50}, {0, 51}, {120, 51}, {-120, 51}, {0, 50}})), "more than once"},
+		{"one and a half times round and back", area("x", polygon([]position{
+			{0, 0}, {120, 1}, {-120, 2}, {0, 3}, {100, 4}, {100, 6}, {0, 5}, {-120, 4}, {120, 3}, {0, 2}, {0, 0},
+		})), "more than once"},
 		{"area of a line", area("x", line(position{0, 0}, position{1, 1})), "wants a Polygon"},
 		{"circle of a polygon", with(circle("x", 1, 1, 5), func(f *geofence.Fence) { f.Geometry = square }), "wants a Point"},
 		{"no radius", circle("x", 1, 1, 0), "radius 0 m"},
@@ -131,6 +135,43 @@ func TestTwoFencesWithOneIDAreVersionsOrOneIsRefused(t *testing.T) {
 	require.Len(t, refused, 1, "a version that was refused holds no span")
 }
 
+func TestFeaturesAreReadOneByOne(t *testing.T) {
+	text := `{"type":"FeatureCollection","features":[
+		{"type":"Feature","id":7,"properties":null,"geometry":` + line(position{0, 0}, position{1, 1}) + `},
+		{"type":"Feature","id":"outer","properties":{"id":"depot","name":"Depot","kind":"our yard","enabled":false,
+			"valid_from":"2026-01-01T00:00:00Z","valid_to":"2026-02-01T01:00:00+01:00"},"geometry":` + polygon(box(0, 0, 1, 1)) + `},
+		{"type":"Feature","properties":{"id":"c","kind":"circle","radius_m":50},"geometry":{"type":"Point","coordinates":[8,47]}},
+		{"type":"Feature","properties":{"id":"c2","kind":"area","radius_m":50},"geometry":{"type":"Point","coordinates":[8,47]}},
+		{"type":"Feature","properties":{},"geometry":{"type":"Point","coordinates":[8,47]}},
+		{"type":"Feature","properties":{"id":"late","valid_to":"tomorrow"},"geometry":{"type":"Point","coordinates":[8,47]}},
+		{"type":"Feature","properties":{"id":["x"]},"geometry":{"type":"Point","coordinates":[8,47]}},
+		{"type":"Feature","properties":{"id":"empty"},"geometry":null},
+		null]}`
+	fences, refused, err := geofence.ParseFeatures([]byte(text))
+	require.NoError(t, err)
+	depot := area("depot", polygon(box(0, 0, 1, 1)))
+	depot.Name, depot.Enabled = "Depot", false
+	depot.Valid = geofence.Span{FromUS: us(t, "2026-01-01T00:00:00Z"), ToUS: us(t, "2026-02-01T00:00:00Z")}
+	require.Equal(t, []geofence.Fence{gate("7", line(position{0, 0}, position{1, 1})), depot, circle("c", 47, 8, 50)}, fences)
+	reasons := map[int]string{
+		3: "only circles have one", 4: "has no id", 5: "read GeoJSON feature", 6: "neither text nor a number",
+		7: "null or has no type", 8: "want a Feature",
+	}
+	require.Len(t, refused, len(reasons))
+	for _, r := range refused {
+		require.ErrorContains(t, r, reasons[r.Index])
+	}
+
+	one, refused, err := geofence.ParseFeatures([]byte(`{"type":"Feature","id":"a","geometry":` + polygon(box(0, 0, 1, 1)) + `}`))
+	require.NoError(t, err)
+	require.Empty(t, refused)
+	require.Len(t, one, 1)
+	for _, text := range []string{"", "[]", "null", polygon(box(0, 0, 1, 1))} {
+		_, _, err := geofence.ParseFeatures([]byte(text))
+		require.Error(t, err, text)
+	}
+}
+
 func TestFenceWithoutNumbersIsNoPanic(t *testing.T) {
 	set := setOf(t, area("a", polygon(box(0, 0, 1, 1))), circle("c", 0, 0, 5000))
 	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 181, -181, 1e300} {
@@ -154,6 +195,10 @@ func FuzzParse(f *testing.F) {
 	f.Add(line(position{1, 1}, position{2, 2}), "gate", 0.0)
 	f.Add(`{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[null]]]}}`, "area", 0.0)
 	f.Fuzz(func(t *testing.T, text, kind string, radius float64) {
+		features, _, _ := geofence.ParseFeatures([]byte(text))
+		for _, feature := range features {
+			require.NoError(t, feature.Check())
+		}
 		fence := geofence.Fence{
 			ID: "f", Kind: geofence.Kind(kind), Geometry: text, RadiusM: radius,
 			Valid: geofence.Always, Enabled: true,

@@ -395,9 +395,6 @@ func meeting(p, q, a, b point) float64 {
 	case a.y == b.y:
 		t = (a.y - p.y) / (q.y - p.y)
 	default:
-		if a.x > b.x {
-			a, b = b, a
-		}
 		dp, _ := side(a, b, p)
 		dq, _ := side(a, b, q)
 		if dp == dq {

@@ -85,6 +85,7 @@ func turn(lon float64) float64 {
 	return lon
 }
 
+// Promise 2.
 func TestCrossingsAgreeWithThePointTestEverywhere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		place := drawPlace(t)
@@ -132,6 +133,7 @@ func onEdge(set *geofence.Set, fix geofence.Fix) bool {
 	return in != 0 && in != 4
 }
 
+// Promises 2 and 4.
 func TestCrossingsOfCirclesAgreeWithThePointTest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		lat := rapid.Float64Range(-90, 90)
@@ -169,6 +171,7 @@ func TestCrossingsOfCirclesAgreeWithThePointTest(t *testing.T) {
 	})
 }
 
+// Promise 5.
 func TestPointTestIsExact(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ring := drawRing(t)

@@ -19,7 +19,11 @@ func drawIn(t *rapid.T, label string, west, south, east, north float64) geofence
 }
 
 func TestWaysInsideMeetNoSeam(t *testing.T) {
-	wide := geometry("MultiPolygon", [][][]position{{box(60, -60, 180, 60)}, {box(-180, -60, -60, 60)}})
+	// The parts have different positions along the cut.
+	wide := geometry("MultiPolygon", [][][]position{
+		{box(60, -60, 180, 60)},
+		{{{-180, -61}, {-60, -60}, {-60, 60}, {-180, 63}, {-180, 7.7}, {-180, -61}}},
+	})
 	slanted := geometry("MultiPolygon", [][][]position{
 		{{{0, 0}, {10, 0}, {7.3, 9.1}, {0, 0}}}, {{{0, 0}, {7.3, 9.1}, {-3, 8}, {0, 0}}},
 	})
@@ -71,4 +75,40 @@ func TestFencesOfManyCornersAgreeWithThePointTest(t *testing.T) {
 		}
 		require.Len(t, crossings, met)
 	})
+}
+
+// Beside an edge every digit of a longitude counts, and moving it round the
+// world rounds it.
+func TestRoundThePoleTheLastDigitsAgree(t *testing.T) {
+	corners := []position{{-33.3, 50}, {86.1, 57.7}, {-154.2, 61.3}, {-33.3, 50}}
+	sets := []*geofence.Set{
+		setOf(t, area("f", polygon(corners))),
+		setOf(t, area("f", polygon([]position{{-180, -50}, {180, -50}, {180, 61.3}, {86.1, 57.7}, {-33.3, 50}, {-154.2, 61.3}, {-180, 61.3}, {-180, -50}}))),
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		set := rapid.SampledFrom(sets).Draw(t, "set")
+		drawn := func(label string) geofence.Fix {
+			i, f := rapid.IntRange(0, 1).Draw(t, label+" edge"), rapid.Float64Range(0, 1).Draw(t, label+" f")
+			a, b := corners[i], corners[i+1]
+			if i == 1 {
+				b[0] += 360
+			}
+			return at(turn(a[0]+f*(b[0]-a[0])), a[1]+f*(b[1]-a[1]))
+		}
+		for range 30 {
+			w := way(drawn("p"), drawn("q"))
+			requireConsistent(t, set, w[0], w[1], set.Crossings(nil, w[0], w[1], noGap))
+		}
+	})
+}
+
+func TestHoleWiderThanHalfTheWorldIsMetFromAnySide(t *testing.T) {
+	set := setOf(t, area("f", polygon(
+		[]position{{170, 50}, {-70, 50}, {50, 50}, {170, 50}},
+		[]position{{160, 60}, {-50, 60}, {100, 60}, {100, 70}, {-50, 70}, {160, 70}, {160, 60}})))
+	w := way(at(-179, 65), at(2, 65))
+	requireConsistent(t, set, w[0], w[1], set.Crossings(nil, w[0], w[1], noGap))
+	require.Len(t, set.Crossings(nil, w[0], w[1], noGap), 2)
+	w = way(at(2, 65), at(-179, 65))
+	require.Len(t, set.Crossings(nil, w[0], w[1], noGap), 2)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,24 +18,11 @@ import (
 // austin reads the fences laid over the buses of Austin.
 func austin(t testing.TB) *geofence.Set {
 	t.Helper()
-	var collection struct {
-		Features []struct {
-			Properties struct {
-				ID      string
-				RadiusM float64 `json:"radius_m"`
-			}
-			Geometry json.RawMessage
-		}
-	}
-	require.NoError(t, json.NewDecoder(dataFile(t, "geofence/austin_fences.geojson")).Decode(&collection))
-	var fences []geofence.Fence
-	for _, f := range collection.Features {
-		fence := area(f.Properties.ID, string(f.Geometry))
-		if fence.RadiusM = f.Properties.RadiusM; fence.RadiusM > 0 {
-			fence.Kind = geofence.Circle
-		}
-		fences = append(fences, fence)
-	}
+	text, err := io.ReadAll(dataFile(t, "geofence/austin_fences.geojson"))
+	require.NoError(t, err)
+	fences, refused, err := geofence.ParseFeatures(text)
+	require.NoError(t, err)
+	require.Empty(t, refused)
 	require.Len(t, fences, 8)
 	return setOf(t, fences...)
 }
