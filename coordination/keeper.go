@@ -28,7 +28,7 @@ type Sessions interface {
 
 // Redealer puts entries that were acknowledged back on their queues.
 type Redealer interface {
-	AckedMarks(ctx context.Context) (map[int]telemetry.EntryID, error)
+	Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
 	Redeal(ctx context.Context, ranges []protocol.Range) (entries int, err error)
 }
 
@@ -249,7 +249,7 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 }
 
 func (k *Keeper) dealAgain(ctx context.Context, taken []protocol.Shard) error {
-	marks, err := k.redealer.AckedMarks(ctx)
+	acked, delivered, err := k.redealer.Marks(ctx)
 	if err != nil {
 		return err
 	}
@@ -258,8 +258,12 @@ func (k *Keeper) dealAgain(ctx context.Context, taken []protocol.Shard) error {
 		if t.Epoch == 0 {
 			continue
 		}
-		if r, behind := protocol.DealAgain(t.Shard, marks[t.Shard], t.Applied); behind {
-			ranges = append(ranges, r)
+		mark, known := acked[t.Shard]
+		after, upTo, behind := protocol.DealAgain(protocol.Marks{
+			Applied: t.Applied, Acked: mark, AckedKnown: known, Delivered: delivered,
+		})
+		if behind {
+			ranges = append(ranges, protocol.Range{Shard: t.Shard, From: after, To: upTo})
 		}
 	}
 	entries, err := k.redealer.Redeal(ctx, ranges)

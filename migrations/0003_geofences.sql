@@ -156,6 +156,32 @@ create constraint trigger geofence_versions_apart
   for each row
   execute function processor.geofence_versions_apart();
 
+-- Part of every commit whose crossings were derived: fences that changed since
+-- then would make it wrong. Whoever changes fences asks for a recompute in the
+-- same transaction, so a commit that came before the change is put right.
+-- +goose StatementBegin
+create or replace function processor.check_fences(version bigint)
+returns void
+language plpgsql
+set search_path = pg_catalog
+as $$
+declare
+  present bigint;
+begin
+  select s.version into present from processor.geofence_set s;
+  if present is distinct from check_fences.version then
+    raise exception using
+      errcode = 'PF003',
+      message = format('the fences are at version %s', coalesce(present::text, 'unknown')),
+      detail = format('version %s was used', check_fences.version);
+  end if;
+end
+$$;
+-- +goose StatementEnd
+
+comment on function processor.check_fences(bigint) is
+  'Part of every commit: raises PF003 unless the set of fences is at this version.';
+
 create table if not exists processor.timing_records (
   id bigint generated always as identity primary key,
   device_id text not null,

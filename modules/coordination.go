@@ -110,14 +110,16 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 				}
 			})
 		})
-		listening.Go(func() {
+		hear := func(channel string, heard func(string)) {
 			quiet := throttle{every: complainEvery}
-			store.Listen(ctx, d.Pool, assignmentsChannel, func(string) { fleet.Assigned() }, func(err error) {
+			store.Listen(ctx, d.Pool, channel, heard, func(err error) {
 				if quiet.pass() {
-					log.Warn("Postgres is not heard, looking every second instead", "err", err)
+					log.Warn("Postgres is not heard, looking from time to time instead", "channel", channel, "err", err)
 				}
 			})
-		})
+		}
+		listening.Go(func() { hear(assignmentsChannel, func(string) { fleet.Assigned() }) })
+		listening.Go(func() { hear(store.FencesChannel, func(string) { d.Pipeline.FencesChanged() }) })
 		listening.Wait()
 		return context.Cause(ctx)
 	}))

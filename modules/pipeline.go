@@ -26,6 +26,7 @@ func newPipelineConfig(cfg config.Config) pipeline.Config {
 		MaxInFlightRecords: p.MaxInFlightRecords, MaxInFlightBytes: p.MaxInFlightBytes,
 		ReadBatchRecords: p.ReadBatchRecords, BatchMaxRecords: p.BatchMaxRecords, BatchMaxAge: p.BatchMaxAge,
 		StateMaxDevices: p.StateMaxDevices, MaxFutureSkew: cfg.Telemetry.MaxFutureSkew,
+		MaxCrossingGap: cfg.Geofences.MaxCrossingGap, FenceRefresh: cfg.Geofences.Refresh,
 		DealAhead: co.DealAhead, DealBlock: co.DealBlock, TurnTTL: co.TurnTTL, QueueRescan: co.QueueRescan,
 		Limits: telemetry.Limits{
 			MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes,
@@ -43,6 +44,7 @@ type pipelineDeps struct {
 	Group   *stream.Group
 	Writer  *store.Writer
 	Reader  *store.Reader
+	Fences  *store.Fences
 	Bridge  *bridge
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -50,7 +52,7 @@ type pipelineDeps struct {
 
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, pipeline.Deps{
-		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader,
+		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences,
 		Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 	}, d.Log, d.Metrics)
 }

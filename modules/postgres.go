@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newScope, newPool, newShards, newSessions, newWriter, newReader))
+var postgresModule = fx.Module("postgres", fx.Provide(newScope, newPool, newShards, newSessions, newWriter, newReader, newFences))
 
 func newScope(cfg config.Config) store.Scope {
 	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
@@ -60,6 +60,10 @@ func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Membe
 
 func newReader(cfg config.Config, pool *pgxpool.Pool) *store.Reader {
 	return store.NewReader(pool, cfg.Postgres.StatementTimeout)
+}
+
+func newFences(cfg config.Config, pool *pgxpool.Pool) *store.Fences {
+	return store.NewFences(pool, cfg.Postgres.StatementTimeout)
 }
 
 // postgresDeps is what has to hold of Postgres before anything else starts.

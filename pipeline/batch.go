@@ -1,9 +1,11 @@
 package pipeline
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -11,17 +13,22 @@ import (
 // batch is what one transaction will write, and the entries it came from, so
 // that it can be computed again if it does not commit as computed.
 type batch struct {
-	seq     uint64
-	careful bool // nothing is taken to be new: all goes the idempotent path
-	parts   []part
-	fresh   []telemetry.Record
-	late    []telemetry.Record
-	links   []link
-	entries int
-	bytes   int64
-	repeats int       // records that repeat an earlier one of the same batch
-	opened  time.Time // when the first entry was applied
-	parked  map[telemetry.EntryID]struct{}
+	seq       uint64
+	careful   bool // nothing is taken to be new: all goes the idempotent path
+	parts     []part
+	fresh     []telemetry.Record
+	late      []telemetry.Record
+	links     []link
+	rules     protocol.Rules
+	crossings []protocol.Crossing
+	tangled   []*device // with records out of order, whose crossings are derived when the batch is sealed
+	applied   []protocol.Applied
+	scratch   []geofence.Crossing
+	entries   int
+	bytes     int64
+	repeats   int       // records that repeat an earlier one of the same batch
+	opened    time.Time // when the first entry was applied
+	parked    map[telemetry.EntryID]struct{}
 }
 
 // part is consecutive entries of one shard.
@@ -43,7 +50,10 @@ func (b *batch) reset(seq uint64, careful bool) {
 	clear(b.parts)
 	clear(b.fresh)
 	clear(b.late)
+	clear(b.crossings)
+	clear(b.tangled)
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
+	b.crossings, b.tangled, b.applied = b.crossings[:0], b.tangled[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
 	b.opened = time.Time{}
 	b.parked = nil
@@ -52,7 +62,8 @@ func (b *batch) reset(seq uint64, careful bool) {
 // place puts a decoded record where it belongs, and moves the device's state.
 func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	if d.batch != b.seq {
-		d.batch, d.base, d.top, d.last = b.seq, d.watermark, never, -1
+		d.batch, d.top, d.last, d.tangled = b.seq, never, -1, false
+		d.base, d.baseLat, d.baseLon = d.watermark, d.lat, d.lon
 	}
 	if r.TimeUS <= d.top && b.repeated(d, r.TimeUS) {
 		// Of two records with the same time the first in the stream counts.
@@ -69,10 +80,68 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 		// Newer than all that took part in state when the batch began, so it is in
 		// no table yet, wherever it stands among the records of this batch.
 		b.fresh = append(b.fresh, *r)
+		if b.rules.Fences.Len() > 0 {
+			b.cross(d, r)
+		}
 	}
 	if eligible && r.TimeUS > d.watermark {
 		d.watermark, d.lat, d.lon = r.TimeUS, r.Latitude, r.Longitude
 	}
+}
+
+// cross notes what a fresh record crossed on the way from the fix before it.
+func (b *batch) cross(d *device, r *telemetry.Record) {
+	if r.TimeUS < d.watermark && !d.tangled {
+		d.tangled = true
+		b.tangled = append(b.tangled, d)
+	}
+	if d.tangled {
+		return
+	}
+	next := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
+	if d.watermark == never {
+		b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
+	} else {
+		prev := geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
+		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], prev, next, b.rules.MaxGap)
+	}
+	for _, c := range b.scratch {
+		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: d.id, Crossing: c})
+	}
+}
+
+// seal derives the crossings of devices whose records came out of order, from
+// those records in order. Real trackers send newest first, so this is no rare path.
+func (b *batch) seal() {
+	if len(b.tangled) == 0 {
+		return
+	}
+	fixes := make(map[string][]geofence.Fix, len(b.tangled))
+	for _, d := range b.tangled {
+		fixes[d.id] = nil
+		if d.base != never {
+			fixes[d.id] = []geofence.Fix{{TimeUS: d.base, Latitude: d.baseLat, Longitude: d.baseLon}}
+		}
+	}
+	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
+		_, tangled := fixes[c.DeviceID]
+		return tangled
+	})
+	for i := range b.fresh {
+		r := &b.fresh[i]
+		if list, ok := fixes[r.DeviceID]; ok {
+			fixes[r.DeviceID] = append(list, geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
+		}
+	}
+	for _, d := range b.tangled {
+		list := fixes[d.id]
+		slices.SortFunc(list, func(a, b geofence.Fix) int { return cmp.Compare(a.TimeUS, b.TimeUS) })
+		b.scratch = b.rules.Fences.Track(b.scratch[:0], list, b.rules.MaxGap, d.base == never)
+		for _, c := range b.scratch {
+			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: d.id, Crossing: c})
+		}
+	}
+	b.tangled = b.tangled[:0]
 }
 
 func (b *batch) repeated(d *device, us int64) bool {
@@ -93,6 +162,11 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 		})
 	}
 	b.fresh, b.late = other(b.fresh), other(b.late)
+	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
+		return gone(telemetry.ShardOf(c.DeviceID, shards))
+	})
+	b.tangled = slices.DeleteFunc(b.tangled, func(d *device) bool { return gone(d.shard) })
+	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
 	b.parts = slices.DeleteFunc(b.parts, func(p part) bool {
 		if !gone(p.shard) {
 			return false
@@ -105,7 +179,9 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 
 // write is the transaction's content.
 func (b *batch) write() *protocol.Batch {
-	return &protocol.Batch{Held: b.held(), Fresh: b.fresh, Late: b.late}
+	return &protocol.Batch{
+		Held: b.held(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+	}
 }
 
 // held is the shards of the batch, each once, ascending.

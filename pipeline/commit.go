@@ -89,6 +89,11 @@ func (w *worker) settle(ctx context.Context, c committed) error {
 		w.giveUp(c.batch, nil, OutcomeUnknown)
 		w.spare = append(w.spare, c.batch)
 		return nil
+	case renew:
+		if err := w.fences.refresh(ctx); err != nil {
+			return err
+		}
+		return w.redo(ctx, c.batch, false)
 	case yield:
 		w.metrics.fenced.Inc()
 		lost := lostShards(c.err, c.batch)
@@ -200,6 +205,11 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 		w.metrics.retaken.Inc()
 		w.giveUp(b, nil, OutcomeUnknown)
 		return nil
+	case renew:
+		if err := w.fences.refresh(ctx); err != nil {
+			return err
+		}
+		return w.redoPart(ctx, p, isolate)
 	case yield:
 		w.metrics.fenced.Inc()
 		w.giveUp(b, lostShards(c.err, b), ShardFenced)

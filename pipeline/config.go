@@ -20,7 +20,9 @@ type Config struct {
 	BatchMaxAge        time.Duration
 	StateMaxDevices    int // devices whose state is kept in memory
 	MaxFutureSkew      time.Duration
-	DealAhead          int // dealing pauses while so many dealt entries are undone
+	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
+	FenceRefresh       time.Duration // how often fences are looked up without being told
+	DealAhead          int           // dealing pauses while so many dealt entries are undone
 	DealBlock          time.Duration
 	TurnTTL            time.Duration
 	QueueRescan        time.Duration // how often every queue is read from its start again
@@ -43,6 +45,8 @@ func (c Config) check() error {
 	positive("BatchMaxAge", int64(c.BatchMaxAge))
 	positive("StateMaxDevices", int64(c.StateMaxDevices))
 	positive("MaxFutureSkew", int64(c.MaxFutureSkew))
+	positive("MaxCrossingGap", int64(c.MaxCrossingGap))
+	positive("FenceRefresh", int64(c.FenceRefresh))
 	positive("DealAhead", int64(c.DealAhead))
 	positive("DealBlock", int64(c.DealBlock))
 	positive("TurnTTL", int64(c.TurnTTL))

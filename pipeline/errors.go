@@ -20,6 +20,8 @@ const (
 	// redo: nothing happened, and the batch as it was computed never will; its
 	// entries are applied again on fresh state, all by the idempotent path.
 	redo
+	// renew: as redo, with the fences that are in force by now.
+	renew
 	// split: a row is at fault; the batch is divided until it is alone.
 	split
 	// fatal: a person must mend it; the process ends with a code that says so.
@@ -39,6 +41,8 @@ func judge(err error) verdict {
 		return yield
 	case telemetry.Conflict:
 		return redo
+	case telemetry.Outdated:
+		return renew
 	case telemetry.Refused:
 		return split
 	case telemetry.Misused:

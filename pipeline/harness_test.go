@@ -86,6 +86,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 		Shards: shards, Workers: max(2, 2*runtime.GOMAXPROCS(0)), MaxInFlightRecords: 32768, MaxInFlightBytes: 64 << 20,
 		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
 		StateMaxDevices: 200_000, MaxFutureSkew: 5 * time.Minute,
+		MaxCrossingGap: 10 * time.Minute, FenceRefresh: 30 * time.Second,
 		DealAhead: 200_000, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
 		Limits: telemetry.DefaultLimits(),
 	}
@@ -93,6 +94,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 		Source: group, Acker: group,
 		Sink:    store.NewWriter(pool, b.scope(), member, 15*time.Second),
 		History: store.NewReader(pool, 10*time.Second),
+		Fences:  store.NewFences(pool, 10*time.Second),
 		Lost: func(l pipeline.Lost) {
 			in.mu.Lock()
 			defer in.mu.Unlock()

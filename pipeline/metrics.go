@@ -41,6 +41,10 @@ type metrics struct {
 	commitErrors  prometheus.Counter
 	ackErrors     prometheus.Counter
 	historyErrors prometheus.Counter
+	fenceErrors   prometheus.Counter
+	crossings     *prometheus.CounterVec
+	fenceCount    prometheus.Gauge
+	badFences     prometheus.Gauge
 	evictions     prometheus.Counter
 }
 
@@ -92,7 +96,18 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		commitErrors:  errs.WithLabelValues("commit"),
 		ackErrors:     errs.WithLabelValues("ack"),
 		historyErrors: errs.WithLabelValues("rehydrate"),
-		evictions:     counter("processor_device_state_evictions_total", "Devices forgotten to keep the bound on state."),
+		fenceErrors:   errs.WithLabelValues("fences"),
+		crossings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_crossings_total",
+			Help: "Crossings written: derived from records in order, or corrected by late ones.",
+		}, []string{"kind"}),
+		fenceCount: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_pipeline_fence_versions", Help: "Versions of fences in force.",
+		}),
+		badFences: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_pipeline_bad_fences", Help: "Fences left out because they are no good; the log names them.",
+		}),
+		evictions: counter("processor_device_state_evictions_total", "Devices forgotten to keep the bound on state."),
 	}
 	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeRefused, outcomeLost} {
 		m.records.WithLabelValues(o)
@@ -103,6 +118,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)
 	}
+	for _, k := range []string{"derived", "corrected"} {
+		m.crossings.WithLabelValues(k)
+	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 			t.mu.Lock()
@@ -112,6 +130,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	reg.MustRegister(m.records, m.latency, m.writes, m.batchRecords, m.readResults, m.arrivals, m.acks, m.positions,
 		m.lastRecord, m.turn, m.fenced, m.retaken, m.evictions, errs,
+		m.crossings, m.fenceCount, m.badFences,
 		gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.",
 			func() float64 { return float64(t.records) }),
 		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",
@@ -158,6 +177,8 @@ func (m *metrics) wrote(b *batch, w protocol.Written, took time.Duration) {
 	m.outcome(outcomeDuplicate, repeats)
 	m.positions.WithLabelValues("inserted").Add(float64(stored))
 	m.positions.WithLabelValues("duplicate").Add(float64(repeats))
+	m.crossings.WithLabelValues("derived").Add(float64(len(b.crossings)))
+	m.crossings.WithLabelValues("corrected").Add(float64(w.Corrected))
 	m.writes.Observe(took.Seconds())
 	m.batchRecords.Observe(float64(len(b.fresh) + len(b.late)))
 	now := time.Now()

@@ -38,6 +38,12 @@ type History interface {
 		found func(i int, us int64, lat, lon float64)) error
 }
 
+// FenceLoader reads the fences. Those that are no good are left out and named.
+type FenceLoader interface {
+	Version(ctx context.Context) (int64, error)
+	Load(ctx context.Context) (set *protocol.Fences, bad []error, err error)
+}
+
 // Cause is why a shard was given up.
 type Cause uint8
 
@@ -66,6 +72,7 @@ type Pipeline struct {
 	acker   Acker
 	sink    Sink
 	history History
+	fences  *fences
 	lost    func(Lost)
 	metrics *metrics
 	log     *slog.Logger
@@ -80,6 +87,7 @@ type Deps struct {
 	Acker   Acker
 	Sink    Sink
 	History History
+	Fences  FenceLoader
 	// Lost is called, from a worker, for each shard that was given up.
 	Lost func(Lost)
 	// Peers is how many other members wait for entries.
@@ -91,7 +99,8 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Lost == nil || deps.Peers == nil {
+	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Fences == nil ||
+		deps.Lost == nil || deps.Peers == nil {
 		return nil, fmt.Errorf("pipeline: a dependency is missing: %+v", deps)
 	}
 	t := newTable(cfg)
@@ -100,6 +109,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), bells: make(chan struct{}, 1),
 	}
+	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
 	for range cfg.Workers {
 		w, err := newWorker(p, newMailbox())
 		if err != nil {
@@ -124,6 +134,9 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 // finishes what is in hand and returns. Work outlives ctx until work ends too:
 // what is in hand then is given up, and stays on its queues.
 func (p *Pipeline) Run(ctx, work context.Context) error {
+	if err := p.fences.refresh(ctx); err != nil {
+		return nil //nolint:nilerr // told to stop before there was anything to do
+	}
 	intakeEnded := make(chan struct{})
 	workers, workCtx := errgroup.WithContext(work)
 	for _, w := range p.workers {
@@ -145,6 +158,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		r := &reader{cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics, log: p.log, wait: newBackOff()}
 		return r.run(intakeCtx)
 	})
+	intake.Go(func() error { return p.fences.run(intakeCtx) })
 	err := intake.Wait()
 	close(intakeEnded)
 	if workErr := workers.Wait(); workErr != nil {
@@ -185,6 +199,9 @@ func (p *Pipeline) Ring(shards []int) { p.table.rung(shards) }
 
 // RingTurn says that the turn was given back.
 func (p *Pipeline) RingTurn() { ring(p.bells) }
+
+// FencesChanged says that fences may have changed.
+func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
 
 // Rewind reads all queues from their start again: the server may not hold what
 // it held.

@@ -18,10 +18,12 @@ type device struct {
 	lat, lon  float64
 
 	// What follows belongs to the batch that touched the device last.
-	batch uint64
-	base  int64 // the watermark when that batch began
-	top   int64 // newest device time in that batch, of any record
-	last  int32 // newest link of the device's records in that batch
+	batch            uint64
+	base             int64 // the watermark when that batch began
+	baseLat, baseLon float64
+	top              int64 // newest device time in that batch, of any record
+	last             int32 // newest link of the device's records in that batch
+	tangled          bool  // records came out of order in that batch
 }
 
 const never = math.MinInt64

@@ -25,6 +25,7 @@ type worker struct {
 	sink    Sink
 	acker   Acker
 	history History
+	fences  *fences
 	lost    func(Lost)
 	metrics *metrics
 	log     *slog.Logger
@@ -55,8 +56,9 @@ type worker struct {
 
 // tenure is a shard as this worker runs it.
 type tenure struct {
-	grant uint64
-	epoch int64
+	grant  uint64
+	epoch  int64
+	marked time.Time // when its progress mark was written last
 }
 
 // decoded is the outcome of decoding one entry.
@@ -84,7 +86,7 @@ func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{
-		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history,
+		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences,
 		lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, held: make(map[int]tenure), state: st,
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
@@ -239,8 +241,29 @@ func (w *worker) flushNow() {
 		return
 	}
 	w.busy = true
+	w.current.seal()
+	w.mark(w.current)
 	w.commits <- w.current
 	w.open(false)
+}
+
+// markEvery bounds how often a shard's progress mark is written: what is
+// acknowledged beyond it is dealt again after a take-over without a release.
+const markEvery = time.Second
+
+// mark has the batch write the progress marks that are due.
+func (w *worker) mark(b *batch) {
+	now := time.Now()
+	for i := len(b.parts) - 1; i >= 0; i-- {
+		p := &b.parts[i]
+		t, ok := w.held[p.shard]
+		if !ok || t.grant != p.grant || now.Sub(t.marked) < markEvery {
+			continue
+		}
+		t.marked = now
+		w.held[p.shard] = t
+		b.applied = append(b.applied, protocol.Applied{Shard: p.shard, ID: p.entries[len(p.entries)-1].ID})
+	}
 }
 
 // open starts a new batch.
@@ -259,6 +282,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	}
 	if b.entries == 0 {
 		b.opened = time.Now()
+		b.rules = protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
 	}
 	if cap(w.records) < len(p.entries) {
 		w.records = make([]decoded, len(p.entries))

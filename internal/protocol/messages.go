@@ -110,15 +110,6 @@ type Range struct {
 	From, To telemetry.EntryID
 }
 
-// DealAgain decides what of a shard that was just taken must be dealt again:
-// acknowledged is the highest entry that was ever acknowledged for it, applied
-// the mark that was committed with the work. Where Postgres is behind what was
-// acknowledged, it may have lost commits; that mark is written only so often, so
-// mostly it has not, and what is dealt again ends as duplicates.
-func DealAgain(shard int, acknowledged, applied telemetry.EntryID) (Range, bool) {
-	return Range{Shard: shard, From: applied, To: acknowledged}, applied.Less(acknowledged)
-}
-
 // Consumer is a consumer of the group.
 type Consumer struct {
 	Name    string

@@ -16,6 +16,7 @@ import (
 const (
 	codeFenced  = "PF001"
 	codeOldTerm = "PF002"
+	codeFences  = "PF003"
 )
 
 // failure translates what the driver or the server said. It is the only place
@@ -56,6 +57,8 @@ func kindOf(err *pgconn.PgError) telemetry.FailureKind {
 	switch code {
 	case codeFenced, codeOldTerm:
 		return telemetry.Fenced
+	case codeFences:
+		return telemetry.Outdated
 	case "23505": // unique_violation
 		return telemetry.Conflict
 	case "P0001", "44000": // raised by a platform's own trigger; with check option

@@ -59,9 +59,9 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.Written, error) {
 	var out protocol.Written
-	if len(b.Late) == 0 && len(b.Applied) == 0 {
-		// Begin, copy, fence and commit travel together: one round trip.
-		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.fenceCall(b.Held)+"; commit", "COMMIT")
+	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 {
+		// Begin, copy, checks and commit travel together: one round trip.
+		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
 	rest := &pgx.Batch{}
 	if len(b.Fresh) > 0 {
@@ -71,16 +71,37 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 	} else {
 		rest.Queue("begin")
 	}
+	if len(b.Crossings) > 0 {
+		queueCrossings(rest, b.Crossings, b.Rules.Fences)
+	}
 	if len(b.Late) > 0 {
 		out.Stored = make([]bool, len(b.Late))
 		queueLate(rest, b.Late, out.Stored)
+		if b.Rules.Fences.Len() > 0 {
+			// What was new is known only now, and a later statement sees it.
+			if err := conn.SendBatch(ctx, rest).Close(); err != nil {
+				return out, err
+			}
+			rest = &pgx.Batch{}
+			var err error
+			out.Corrected, err = recompute(ctx, conn, windows(b.Late, out.Stored, b.Rules), b.Rules, rest)
+			if err != nil {
+				return out, err
+			}
+		}
 	}
 	if len(b.Applied) > 0 {
 		w.queueApplied(rest, b.Applied)
 	}
+	rest.Queue("select processor.check_fences($1)", b.Rules.Fences.Version)
 	w.queueFence(rest, b.Held)
 	rest.Queue("commit").Exec(committed)
 	return out, conn.SendBatch(ctx, rest).Close()
+}
+
+// conn is what reads and writes inside a transaction.
+type conn interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
 // copy begins a transaction and copies records into positions. What is to
@@ -206,10 +227,13 @@ func (w *Writer) queueFence(batch *pgx.Batch, held []telemetry.Held) {
 		w.scope.Stream, w.scope.Group, shards, epochs, w.member)
 }
 
-// fenceCall is the same check as literal SQL, for the single round trip.
-func (w *Writer) fenceCall(held []telemetry.Held) string {
-	b := make([]byte, 0, 128+24*len(held))
-	b = append(b, "processor.fence("...)
+// checks is both checks as literal SQL, for the single round trip.
+func (w *Writer) checks(batch *protocol.Batch) string {
+	held := batch.Held
+	b := make([]byte, 0, 160+24*len(held))
+	b = append(b, "processor.check_fences("...)
+	b = strconv.AppendInt(b, batch.Rules.Fences.Version, 10)
+	b = append(b, "), processor.fence("...)
 	b = appendLiteral(b, w.scope.Stream)
 	b = append(b, ", "...)
 	b = appendLiteral(b, w.scope.Group)

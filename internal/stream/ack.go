@@ -78,23 +78,23 @@ func appendIDs(args []any, ids []telemetry.EntryID) []any {
 	return args
 }
 
-// AckedMarks returns each shard's highest acknowledged entry.
-func (g *Group) AckedMarks(ctx context.Context) (map[int]telemetry.EntryID, error) {
+// Marks returns each shard's highest acknowledged entry, where it is known, and
+// the group's last-delivered ID.
+func (g *Group) Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
 	marks, err := g.client.HGetAll(ctx, g.names.Acked()).Result()
 	if err != nil {
-		return nil, failure("read the acked marks", err)
+		return nil, delivered, failure("read the acked marks", err)
 	}
-	out := make(map[int]telemetry.EntryID, len(marks))
+	acked = make(map[int]telemetry.EntryID, len(marks))
 	for field, value := range marks {
 		shard, err := strconv.Atoi(field)
 		if err != nil {
 			continue
 		}
-		id, err := telemetry.ParseEntryID(value)
-		if err != nil {
-			return nil, failure("read the acked marks", err)
+		if acked[shard], err = telemetry.ParseEntryID(value); err != nil {
+			return nil, delivered, failure("read the acked marks", err)
 		}
-		out[shard] = id
 	}
-	return out, nil
+	info, err := g.Info(ctx)
+	return acked, info.Delivered, err
 }

@@ -19,6 +19,8 @@ const (
 	Fenced
 	// Conflict means that rows believed to be new were there already.
 	Conflict
+	// Outdated means that the fences have changed since the batch was computed.
+	Outdated
 	// Refused means that at least one row is unacceptable for a reason of its
 	// own, and would be again.
 	Refused
@@ -40,6 +42,8 @@ func (k FailureKind) String() string {
 		return "fenced"
 	case Conflict:
 		return "conflict"
+	case Outdated:
+		return "outdated"
 	case Refused:
 		return "refused"
 	case Lost:

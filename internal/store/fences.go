@@ -1,0 +1,109 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// FencesChannel is where a change of the set of fences is announced.
+const FencesChannel = "processor_geofences"
+
+// Fences reads the set of fences.
+type Fences struct {
+	pool    *pgxpool.Pool
+	timeout time.Duration
+}
+
+// NewFences returns a reader of the set.
+func NewFences(pool *pgxpool.Pool, timeout time.Duration) *Fences {
+	return &Fences{pool: pool, timeout: timeout}
+}
+
+// FenceVersion is a row of processor.geofences that holds.
+type FenceVersion struct {
+	geofence.Fence
+	Version int
+}
+
+// Version is that of the whole set.
+func (f *Fences) Version(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	var version int64
+	err := f.pool.QueryRow(ctx, "select version from processor.geofence_set").Scan(&version)
+	return version, failure("read the version of the fences", err)
+}
+
+// Load reads and indexes the set as it is at one moment. Fences that are no
+// good are left out and returned as errors, each naming its row.
+func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	version, rows, err := f.Rows(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	fences := make([]geofence.Fence, len(rows))
+	type identity struct {
+		id   string
+		from int64
+	}
+	numbers := make(map[identity]int, len(rows))
+	for i, row := range rows {
+		fences[i] = row.Fence
+		numbers[identity{row.ID, row.Valid.FromUS}] = row.Version
+	}
+	set, bad := geofence.NewSet(fences)
+	var errs []error
+	for _, b := range bad {
+		errs = append(errs, fmt.Errorf("fence %s version %d is left out: %w", b.ID, rows[b.Index].Version, b.Err))
+	}
+	out := &protocol.Fences{Set: set, Version: version}
+	for i := range set.Len() {
+		v := set.Fence(i)
+		out.Versions = append(out.Versions, numbers[identity{v.ID, v.Valid.FromUS}])
+	}
+	return out, errs, nil
+}
+
+// Rows returns the versions of fences that hold, with the version of the set.
+func (f *Fences) Rows(ctx context.Context) (version int64, list []FenceVersion, err error) {
+	tx, err := f.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return 0, nil, failure("read the fences", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if err := tx.QueryRow(ctx, "select version from processor.geofence_set").Scan(&version); err != nil {
+		return 0, nil, failure("read the fences", err)
+	}
+	rows, err := tx.Query(ctx, `
+select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
+from processor.geofences
+where replaced_at is null
+order by id, version`)
+	if err != nil {
+		return 0, nil, failure("read the fences", err)
+	}
+	list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (FenceVersion, error) {
+		var v FenceVersion
+		var from, to *time.Time
+		err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &from, &to, &v.Enabled)
+		v.Valid = geofence.Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
+		if from != nil {
+			v.Valid.FromUS = from.UnixMicro()
+		}
+		if to != nil {
+			v.Valid.ToUS = to.UnixMicro()
+		}
+		return v, err
+	})
+	return version, list, failure("read the fences", err)
+}

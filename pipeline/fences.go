@@ -1,0 +1,77 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// fences is the set of fences that all workers derive crossings by. That it is
+// the one in force is checked by every commit, so being late costs work and
+// nothing else.
+type fences struct {
+	loader  FenceLoader
+	every   time.Duration
+	metrics *metrics
+	log     *slog.Logger
+	changed chan struct{} // size one, coalesced
+
+	mu      sync.Mutex // one refresh at a time
+	present atomic.Pointer[protocol.Fences]
+}
+
+func newFences(loader FenceLoader, every time.Duration, m *metrics, log *slog.Logger) *fences {
+	return &fences{loader: loader, every: every, metrics: m, log: log, changed: make(chan struct{}, 1)}
+}
+
+// now is the set last loaded. It is there before any worker runs.
+func (f *fences) now() *protocol.Fences { return f.present.Load() }
+
+// refresh loads the set if it changed, and tries until it succeeds or ctx ends.
+func (f *fences) refresh(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, always, func() error {
+		if has := f.present.Load(); has != nil {
+			version, err := f.loader.Version(ctx)
+			if err != nil || version == has.Version {
+				return err
+			}
+		}
+		set, bad, err := f.loader.Load(ctx)
+		if err != nil {
+			return err
+		}
+		for _, err := range bad {
+			f.log.Error("a fence is no good and left out; mend it and import it again", "err", err)
+		}
+		f.metrics.fenceCount.Set(float64(set.Len()))
+		f.metrics.badFences.Set(float64(len(bad)))
+		if set.Len() > 0 || f.present.Load() != nil {
+			f.log.Info("fences loaded", "count", set.Len(), "version", set.Version)
+		}
+		f.present.Store(set)
+		return nil
+	})
+}
+
+// run keeps the set up to date until ctx ends.
+func (f *fences) run(ctx context.Context) error {
+	tick := time.NewTicker(f.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.changed:
+		case <-tick.C:
+		}
+		if err := f.refresh(ctx); err != nil {
+			return nil //nolint:nilerr // only the end of ctx ends a refresh
+		}
+	}
+}
