@@ -45,6 +45,7 @@ type Fleet struct {
 	roster  *Roster
 	keeper  *Keeper
 	elector *Elector
+	caller  Caller
 	log     *slog.Logger
 }
 
@@ -63,7 +64,7 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 	if err := reg.Register(gauges); err != nil {
 		return nil, fmt.Errorf("register the group's gauges: %w", err)
 	}
-	f := &Fleet{cfg: cfg, roster: roster, log: log.With("component", "fleet")}
+	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, log: log.With("component", "fleet")}
 	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{
 		cfg: cfg, roster: roster, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
@@ -118,6 +119,9 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	if err := f.roster.Announce(ctx); err != nil {
 		return err
 	}
+	if err := f.caller.RingMembers(ctx); err != nil {
+		f.log.Warn("the others were not called, they look every so often", "err", err)
+	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for f.roster.Peers() > 0 && f.keeper.Held() > 0 {
@@ -132,6 +136,9 @@ func (f *Fleet) Leave(ctx context.Context) error {
 
 // Assigned says that assignments may have changed, or that a shard was given up.
 func (f *Fleet) Assigned() { f.keeper.Wake() }
+
+// RosterChanged says that a member has something new to say of itself.
+func (f *Fleet) RosterChanged() { f.roster.Look() }
 
 // LeaderResigned says that the leadership may be free.
 func (f *Fleet) LeaderResigned() { f.elector.Campaign() }

@@ -15,9 +15,10 @@ type Terms interface {
 	Resign(ctx context.Context, term int64) error
 }
 
-// Caller wakes those who wait for the leadership.
+// Caller wakes the other members.
 type Caller interface {
 	RingLeader(ctx context.Context) error
+	RingMembers(ctx context.Context) error
 }
 
 // Elector campaigns for the leadership, and while it has it, lets the duties

@@ -40,6 +40,9 @@ type Engine interface {
 	Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
 }
 
+// releaseBudget is how long the release of all shards may take at the end.
+const releaseBudget = 2 * time.Second
+
 // takesAtOnce bounds the take-overs under way, and so the connections used.
 const takesAtOnce = 4
 
@@ -301,7 +304,7 @@ func (k *Keeper) handOver(ctx context.Context, shard int, epoch int64) {
 			k.mu.Unlock()
 			return
 		}
-		k.release(ctx, shard, epoch)
+		k.release(context.WithoutCancel(ctx), shard, epoch)
 		k.metrics.handSeconds.Observe(time.Since(started).Seconds())
 		k.mu.Lock()
 		delete(k.handing, shard)
@@ -319,7 +322,7 @@ func (k *Keeper) release(ctx context.Context, shard int, epoch int64) {
 	if !ok || running != epoch {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.HandoffBudget)
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
 	defer cancel()
 	if err := k.shards.Release(ctx, telemetry.Held{Shard: shard, Epoch: epoch}, k.roster.Name(), applied); err != nil {
 		k.log.Warn("shard not released, its next owner takes it by itself", "shard", shard, "err", err)
@@ -331,6 +334,9 @@ func (k *Keeper) release(ctx context.Context, shard int, epoch int64) {
 // releaseAll gives everything up at the end.
 func (k *Keeper) releaseAll(ctx context.Context) error {
 	k.tasks.Wait()
+	// What cannot be written down in time is taken over without a release.
+	ctx, cancel := context.WithTimeoutCause(ctx, releaseBudget, errors.New("release all shards within 2s"))
+	defer cancel()
 	k.mu.Lock()
 	holds := make(map[int]int64, len(k.holds))
 	for shard, epoch := range k.holds {

@@ -64,6 +64,11 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 	if term != l.term {
 		l.term, l.swept = term, time.Time{}
 		l.cursors = make(map[string]telemetry.EntryID)
+		// Whoever resigned is likely to be leaving. What was seen a second ago
+		// would give it its shards back.
+		if err := l.roster.turnOver(ctx); err != nil {
+			return err
+		}
 	}
 	if err := l.assign(ctx, term, l.roster.Eligible()); err != nil {
 		return err

@@ -92,6 +92,7 @@ type Roster struct {
 	vitals func() Vitals
 	log    *slog.Logger
 	look   chan struct{} // to beat now; size one, coalesced
+	name   string        // identity and incarnation; never changes
 
 	mu       sync.Mutex
 	self     Member          // written by beat, read by everyone
@@ -111,7 +112,7 @@ func NewRoster(cfg Config, client redis.UniversalClient, keys Keys, vitals func(
 	if err != nil {
 		host = "unknown"
 	}
-	return &Roster{
+	r := &Roster{
 		cfg: cfg, client: client, keys: keys, vitals: vitals, log: log.With("component", "roster"),
 		look: make(chan struct{}, 1), changed: func() {},
 		watch: protocol.NewWatch(protocol.WatchConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
@@ -119,11 +120,13 @@ func NewRoster(cfg Config, client redis.UniversalClient, keys Keys, vitals func(
 			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
 			Host: host, PID: os.Getpid(), Started: time.Now().UTC(),
 		},
-	}, nil
+	}
+	r.name = r.self.Name()
+	return r, nil
 }
 
 // Name is this member's identity and incarnation.
-func (r *Roster) Name() string { return r.self.Name() } // the two parts never change
+func (r *Roster) Name() string { return r.name }
 
 // OnChange is called whenever a member came, left, or changed its standing. It
 // must be set before Run.
@@ -153,6 +156,10 @@ func (r *Roster) Join(ctx context.Context) error {
 		}
 	}
 }
+
+// Look has the roster beat and look at the others at once: somebody said that
+// something changed.
+func (r *Roster) Look() { ring(r.look) }
 
 // Run beats and watches until ctx ends. It fails with an IdentityError when
 // another incarnation has taken the identity over.
@@ -206,7 +213,7 @@ func (r *Roster) turnOver(ctx context.Context) error {
 	r.members = members
 	peers := 0
 	for _, m := range members {
-		if m.Name() != r.self.Name() && !r.watch.Gone(now, m.Name()) {
+		if m.Name() != r.name && !r.watch.Gone(now, m.Name()) {
 			peers++
 		}
 	}

@@ -35,7 +35,7 @@ func (f *fences) now() *protocol.Fences { return f.present.Load() }
 func (f *fences) refresh(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, always, func() error {
+	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, mendsItself, func() error {
 		if has := f.present.Load(); has != nil {
 			version, err := f.loader.Version(ctx)
 			if err != nil || version == has.Version {

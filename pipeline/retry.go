@@ -18,6 +18,10 @@ const complainEvery = 10 * time.Second
 // always is for calls that change nothing when repeated.
 func always(error) bool { return true }
 
+// mendsItself is for questions: they are asked again unless a person has to
+// mend something first.
+func mendsItself(err error) bool { return judge(err) != fatal }
+
 // nothingHappened is for calls whose outcome matters.
 func nothingHappened(err error) bool { return judge(err) == again }
 

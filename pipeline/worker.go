@@ -332,7 +332,7 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	for _, id := range cold {
 		w.state.learn(id, shard, never, 0, 0)
 	}
-	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, always, func() error {
+	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, mendsItself, func() error {
 		return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
 			d := w.state.find(cold[i], shard)
 			d.watermark, d.lat, d.lon = us, lat, lon

@@ -9,13 +9,16 @@ import (
 // Bell is a hint that something may have happened. One that is missed costs a
 // short wait, nothing else.
 type Bell struct {
-	Shards []int // got something
-	Turn   bool  // the turn was given back
-	Leader bool  // the leadership was given back
+	Shards  []int // got something
+	Turn    bool  // the turn was given back
+	Leader  bool  // the leadership was given back
+	Members bool  // a member has something new to say of itself
 }
 
-// leaderBell is what a leader rings when it has resigned.
-const leaderBell = "leader"
+const (
+	leaderBell  = "leader"  // rung by a leader that has resigned
+	membersBell = "members" // rung by a member that is leaving
+)
 
 // Bells calls heard for every bell until ctx ends. The subscription comes back
 // by itself after an outage.
@@ -41,12 +44,19 @@ func (g *Group) RingLeader(ctx context.Context) error {
 	return failure("ring for a leader", g.client.Publish(ctx, g.names.Bell(), leaderBell).Err())
 }
 
+// RingMembers says that a member has something new to say of itself.
+func (g *Group) RingMembers(ctx context.Context) error {
+	return failure("ring for the members", g.client.Publish(ctx, g.names.Bell(), membersBell).Err())
+}
+
 func parseBell(text string) Bell {
 	switch text {
 	case "turn":
 		return Bell{Turn: true}
 	case leaderBell:
 		return Bell{Leader: true}
+	case membersBell:
+		return Bell{Members: true}
 	}
 	var b Bell
 	for _, field := range strings.Fields(text) {
