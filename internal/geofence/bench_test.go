@@ -107,6 +107,14 @@ func BenchmarkNewSet(b *testing.B) {
 				require.Empty(b, refused)
 			}
 		})
+		b.Run(fmt.Sprintf("renewed/fences=%d", n), func(b *testing.B) {
+			fences := benchFences(n)
+			set := setOf(b, fences...)
+			for b.Loop() {
+				_, refused := set.Renew(fences)
+				require.Empty(b, refused)
+			}
+		})
 	}
 }
 

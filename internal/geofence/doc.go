@@ -8,7 +8,7 @@
 // and the fix itself, and [Set.Initial] for the first fix of all. Rehydration,
 // recomputation of a window, the operator's verify command and the oracle ask
 // the same questions. [Fence.Check] tells the reason before a fence is stored,
-// [ParseFeatures] reads fences from a file.
+// [ParseFeatures] reads fences from a file. A reload is [Set.Renew].
 //
 // # Promises
 //
@@ -27,6 +27,7 @@
 //  7. A record that crosses nothing allocates nothing, and without fences it
 //     costs next to nothing.
 //  8. The order in which fences are given changes no row.
+//  9. Memory stays in proportion to the text of the fences.
 //
 // # What counts
 //

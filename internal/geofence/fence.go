@@ -68,7 +68,7 @@ type Fence struct {
 
 // Check is the reason why NewSet would refuse the fence on its own, or nil.
 func (f Fence) Check() error {
-	_, err := f.compile()
+	_, err := f.compile(nil)
 	return err
 }
 

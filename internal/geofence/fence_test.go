@@ -135,6 +135,35 @@ func TestTwoFencesWithOneIDAreVersionsOrOneIsRefused(t *testing.T) {
 	require.Len(t, refused, 1, "a version that was refused holds no span")
 }
 
+func TestRenewedSetIsWhatANewOneWouldBe(t *testing.T) {
+	fences := benchFences(400)
+	old := setOf(t, fences...)
+	moved := append([]geofence.Fence{}, fences[100:]...)
+	for i := range moved {
+		switch i % 3 {
+		case 0:
+			moved[i].Geometry = fences[i/3].Geometry // of another fence, perhaps of another kind
+		case 1:
+			moved[i].Name, moved[i].Enabled = "renamed", i%2 == 0
+		}
+		if moved[i].Kind == geofence.Circle {
+			moved[i].RadiusM += float64(i % 2)
+		}
+	}
+	moved = append(moved, area("", fences[2].Geometry), area("bad", "null"))
+	want, wantRefused := geofence.NewSet(moved)
+	got, gotRefused := old.Renew(moved)
+	require.Equal(t, wantRefused, gotRefused)
+	require.NotEmpty(t, gotRefused)
+	require.Equal(t, want.Len(), got.Len())
+	for i := range want.Len() {
+		require.Equal(t, want.Fence(i), got.Fence(i))
+	}
+	fixes := benchWay()
+	require.Equal(t, want.Track(nil, fixes, maxGap, true), got.Track(nil, fixes, maxGap, true))
+	require.Equal(t, setOf(t, fences...).Track(nil, fixes, maxGap, true), old.Track(nil, fixes, maxGap, true), "the old set is untouched")
+}
+
 func TestFeaturesAreReadOneByOne(t *testing.T) {
 	text := `{"type":"FeatureCollection","features":[
 		{"type":"Feature","id":7,"properties":null,"geometry":` + line(position{0, 0}, position{1, 1}) + `},

@@ -10,13 +10,24 @@ import (
 	"github.com/peterstace/simplefeatures/geom"
 )
 
-// compile checks the fence and prepares it for the tests.
-func (f Fence) compile() (*shape, error) {
+// drawing is what of a fence makes its shape.
+type drawing struct {
+	kind     Kind
+	geometry string
+	radiusM  float64
+}
+
+// compile checks the fence and prepares its shape for the tests, unless it is
+// already among the known ones.
+func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	if f.ID == "" {
 		return nil, errors.New("has no id")
 	}
 	if f.Valid.FromUS >= f.Valid.ToUS {
 		return nil, fmt.Errorf("its valid span is empty: %v", f.Valid)
+	}
+	if s := known[f.drawing()]; s != nil {
+		return s, nil
 	}
 	if f.Kind != Circle && f.RadiusM != 0 {
 		return nil, fmt.Errorf("radius %v m given for kind %q: only circles have one", f.RadiusM, f.Kind)
@@ -37,6 +48,8 @@ func (f Fence) compile() (*shape, error) {
 	}
 	return nil, fmt.Errorf("unknown kind %q: want area, circle or gate", f.Kind)
 }
+
+func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM} }
 
 // parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
 func parseGeometry(text string) (geom.Geometry, error) {

@@ -97,15 +97,23 @@ func newPolygon(rings [][]point) *polygon {
 	return g
 }
 
-// index sorts the edges into bands of latitude.
+// index sorts the edges into bands of latitude. Edges that span many bands are
+// listed in each, so tall ones make the bands fewer: memory stays in proportion
+// to the number of edges.
 func (g *polygon) index() {
-	const edgesWithoutBands, edgesPerBand = 32, 8
-	height := g.max.y - g.min.y
-	count := len(g.edges) / edgesPerBand
-	if len(g.edges) <= edgesWithoutBands || math.IsInf(float64(count)/height, 0) {
+	const edgesWithoutBands, edgesPerBand, bandsPerEdge = 32, 8, 32
+	if len(g.edges) <= edgesWithoutBands {
 		return
 	}
-	g.perBand = float64(count) / height
+	spanned := 0.0 // heights of the polygon
+	for _, e := range g.edges {
+		spanned += math.Abs(e.b.y-e.a.y) / (g.max.y - g.min.y)
+	}
+	count := min(len(g.edges)/edgesPerBand, int(bandsPerEdge*float64(len(g.edges))/spanned))
+	g.perBand = float64(count) / (g.max.y - g.min.y)
+	if math.IsInf(g.perBand, 0) {
+		return
+	}
 	g.bands = make([][]int32, count)
 	for i, e := range g.edges {
 		for b := g.band(min(e.a.y, e.b.y)); b <= g.band(max(e.a.y, e.b.y)); b++ {

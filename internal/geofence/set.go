@@ -39,6 +39,21 @@ type version struct {
 // with spans that overlap the one that begins first is kept, of two that begin
 // together the one that comes first in fences.
 func NewSet(fences []Fence) (*Set, []*FenceError) {
+	return (*Set)(nil).Renew(fences)
+}
+
+// Renew is NewSet for fences most of which are in s already: the geometries of
+// those are not read and checked again. s itself stays as it is.
+func (s *Set) Renew(fences []Fence) (*Set, []*FenceError) {
+	known := make(map[drawing]*shape, s.Len())
+	for i := range s.Len() {
+		v := &s.versions[i]
+		known[v.fence.drawing()] = v.shape
+	}
+	return newSet(fences, known)
+}
+
+func newSet(fences []Fence, known map[drawing]*shape) (*Set, []*FenceError) {
 	var refused []*FenceError
 	order := make([]int, len(fences))
 	for i := range order {
@@ -53,7 +68,7 @@ func NewSet(fences []Fence) (*Set, []*FenceError) {
 	s := &Set{}
 	for _, i := range order {
 		f := fences[i]
-		shape, err := f.compile()
+		shape, err := f.compile(known)
 		group := int32(0)
 		if n := len(s.versions); err == nil && n > 0 {
 			last := &s.versions[n-1]
