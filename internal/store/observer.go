@@ -200,3 +200,28 @@ func memberOf(session string) string {
 	}
 	return member
 }
+
+// CommitTime is one commit of positions by a member.
+type CommitTime struct {
+	Member string
+	AtUS   int64
+}
+
+// CommitTimes returns every commit of positions in order, whatever it stored.
+func (o *Observer) CommitTimes(ctx context.Context) ([]CommitTime, error) {
+	rows, err := o.pool.Query(ctx, `
+select session, pg_xact_commit_timestamp(xid) as at
+from loadtest.commits
+order by at`)
+	if err != nil {
+		return nil, failure("read the times of commits", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c CommitTime, err error) {
+		var session string
+		var at time.Time
+		err = row.Scan(&session, &at)
+		c.Member, c.AtUS = memberOf(session), at.UnixMicro()
+		return c, err
+	})
+	return list, failure("read the times of commits", err)
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// printResult prints the table for people, the findings, and the line for
+// programs.
+func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
+	table := out
+	if f.json {
+		table = notes
+	}
+	printTable(table, r)
+	for _, finding := range r.Findings {
+		fmt.Fprintln(notes, "finding:", finding)
+	}
+	for _, example := range r.Order {
+		fmt.Fprintln(notes, "order:", example)
+	}
+	for _, missed := range r.Missed {
+		fmt.Fprintln(notes, "MISSED:", missed)
+	}
+	if f.json {
+		enc := json.NewEncoder(out)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(r); err != nil {
+			return fmt.Errorf("print the verdict: %w", err)
+		}
+	}
+	if !r.Good() {
+		fmt.Fprintf(notes, "to repeat: loadtest run %s --seed %d\n", r.Scenario, r.Seed)
+		return errMissed
+	}
+	return nil
+}
+
+func printTable(w io.Writer, r *loadtest.Result) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "  %s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	verdict := "all bounds kept"
+	if !r.Good() {
+		verdict = fmt.Sprintf("%d bounds missed", len(r.Missed))
+	}
+	fmt.Fprintf(t, "%s\t%s\n", r.Scenario, verdict)
+	row("sent", "%s in %.1f s, %s/s", thousands(r.Sent), r.Seconds, thousands(int64(r.PerSecond)))
+	row("stored", "%s, duplicates %s, dead letters %s", thousands(r.Stored), thousands(r.Duplicates), thousands(r.DeadLettered))
+	row("lost, double, undone", "%d, %d, %d", r.Lost, r.Double, r.Undone)
+	row("reordered, stale", "%s, %s", count(r.Reordered), count(r.Stale))
+	row("rows", "%s to what the oracle says", r.Oracle)
+	var shares []string
+	for _, s := range r.Share {
+		shares = append(shares, fmt.Sprintf("%.3f", s))
+	}
+	row("shares", "%s", strings.Join(shares, ", "))
+	row("latency", "p50 %s, p99 %s", millis(r.P50MS), millis(r.P99MS))
+	row("oldest undone entry", "at most %.2f s old", r.PeakAge)
+	if len(r.TakeoverSeconds) > 0 {
+		row("takeover", "%s s", strings.Trim(fmt.Sprintf("%.2f", r.TakeoverSeconds), "[]"))
+	}
+	for _, f := range r.Facts {
+		row(f.Name, "%s", f.Value)
+	}
+	_ = t.Flush() // a terminal that is gone is nobody's loss
+}

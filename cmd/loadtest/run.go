@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// runFlags are the flags of loadtest run.
+type runFlags struct {
+	cfg     loadtest.Config
+	json    bool
+	report  string
+	sendLog string
+	keep    string
+	verbose bool
+}
+
+func newRunCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run SCENARIO",
+		Short: "Run a scenario; exit 1 when one of its bounds is missed",
+		Long: `Starts private servers and instances of the processor, runs the scenario and
+judges it. Servers of your own are used when both are named; they get a stream and
+a group of their own, their tables must be empty, and scenarios that break things
+need --allow-faults.`,
+		Example: `  loadtest run split --json
+  loadtest run failover --report failover.html
+  loadtest run soak --duration 1h --rate 2000
+  loadtest run split --redis-url redis://staging:6379/5 --postgres-url postgres://me@staging/empty`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+				return &usageError{fmt.Errorf("%w; see loadtest list", err)}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := loadtest.ByName(args[0])
+			if err != nil {
+				return &usageError{err}
+			}
+			return runScenario(cmd, s, f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.cfg.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
+	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
+	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
+	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres, which holds no positions")
+	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "break things also on servers that were named")
+	flags.IntVar(&f.cfg.Plan.Instances, "instances", 0, "instances at the start")
+	flags.IntVar(&f.cfg.Plan.Devices, "devices", 0, "devices of the fleet")
+	flags.Float64Var(&f.cfg.Plan.Rate, "rate", 0, "entries a second")
+	flags.DurationVar(&f.cfg.Plan.Duration, "duration", 0, "how long to send")
+	flags.IntVar(&f.cfg.Plan.Entries, "entries", 0, "how many entries to send in all (of each round, for backlog)")
+	flags.StringVar(&f.cfg.Plan.Profile, "fleet", "", "steady, incidents, polluted or hot")
+	flags.Uint64Var(&f.cfg.Seed, "seed", 0, "of the fleet and the faults (default: the day's, as in 20261231)")
+	flags.Float64Var(&f.cfg.Slack, "slack", 1, "allow this multiple of the slack in bounds on time, for busy machines")
+	flags.BoolVar(&f.json, "json", false, "print the verdict as one last line of JSON")
+	flags.StringVar(&f.report, "report", "", "write a report with charts to this `file`")
+	flags.StringVar(&f.keep, "keep", "", "keep the logs of the instances and the send log in this `folder`")
+	flags.BoolVar(&f.verbose, "verbose", false, "show what happens in the log")
+	return cmd
+}
+
+func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error) {
+	ctx, notes := cmd.Context(), cmd.ErrOrStderr()
+	if f.cfg.Seed == 0 {
+		f.cfg.Seed = seedOfTheDay(time.Now())
+	}
+	f.cfg.Dir = f.keep
+	if f.keep == "" {
+		if f.cfg.Dir, err = os.MkdirTemp("", "processor-loadtest-"); err != nil {
+			return fmt.Errorf("make a folder: %w", err)
+		}
+		defer func() {
+			if err == nil {
+				err = os.RemoveAll(f.cfg.Dir)
+			} else {
+				fmt.Fprintf(notes, "logs are kept in %s\n", f.cfg.Dir)
+			}
+		}()
+	} else if err := os.MkdirAll(f.keep, 0o755); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	if f.cfg.Dir, err = filepath.Abs(f.cfg.Dir); err != nil {
+		return fmt.Errorf("find the folder: %w", err)
+	}
+	if f.cfg.Processor, err = findProcessor(cmd, f.cfg.Processor, f.cfg.Dir); err != nil {
+		return err
+	}
+	level := slog.LevelWarn
+	if f.verbose {
+		level = slog.LevelInfo
+	}
+	f.cfg.Log = slog.New(slog.NewTextHandler(notes, &slog.HandlerOptions{Level: level}))
+	view := newView(notes, s.Name)
+	f.cfg.Show = view.show
+	fmt.Fprintf(notes, "%s, seed %d: %s\n", s.Name, f.cfg.Seed, s.About)
+	result, err := loadtest.Run(ctx, s, f.cfg)
+	if err != nil {
+		if ctx.Err() != nil {
+			return errors.New("interrupted, there is no verdict")
+		}
+		return fmt.Errorf("%s, seed %d: %w", s.Name, f.cfg.Seed, err)
+	}
+	return printResult(cmd.OutOrStdout(), notes, result, f)
+}
+
+// seedOfTheDay is the same for everybody for a day, so that what fails by chance
+// is seen and can be repeated.
+func seedOfTheDay(now time.Time) uint64 {
+	y, m, d := now.UTC().Date()
+	return uint64(y*10000 + int(m)*100 + d)
+}
+
+// findProcessor is the program to run: the one named, the one beside this
+// program, or one built from the source around us.
+func findProcessor(cmd *cobra.Command, named, dir string) (string, error) {
+	if named != "" {
+		path, err := exec.LookPath(named)
+		if err != nil {
+			return "", fmt.Errorf("find the processor: %w", err)
+		}
+		return filepath.Abs(path)
+	}
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "processor")
+		if info, err := os.Stat(beside); err == nil && !info.IsDir() {
+			return beside, nil
+		}
+	}
+	built := filepath.Join(dir, "processor")
+	build := exec.CommandContext(cmd.Context(), "go", "build", "-o", built, "github.com/trmtracking/processor/cmd/processor")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the processor: %w\n%sname the program with --processor", err, out)
+	}
+	return built, nil
+}
+
+// isTerminal tells whether somebody watches.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("CI") == "" && os.Getenv("TERM") != "dumb"
+}

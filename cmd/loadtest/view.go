@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// How often progress is shown: drawn again on a terminal, as a line elsewhere.
+const (
+	redrawEvery = 250 * time.Millisecond
+	lineEvery   = 2 * time.Second
+)
+
+// view shows a run as it goes on. It is used by one goroutine at a time.
+type view struct {
+	w        io.Writer
+	scenario string
+	drawn    int // lines of the block on the terminal
+	live     bool
+	shown    time.Duration
+	first    bool
+	faults   int
+}
+
+func newView(w io.Writer, scenario string) *view {
+	return &view{w: w, scenario: scenario, live: isTerminal(w), first: true}
+}
+
+func (v *view) show(s loadtest.Sample) {
+	every := lineEvery
+	if v.live {
+		every = redrawEvery
+	}
+	if !v.first && s.At-v.shown < every && s.Marks == v.faults {
+		return
+	}
+	v.first, v.shown = false, s.At
+	if v.live {
+		v.draw(s)
+	} else {
+		v.line(s)
+	}
+	v.faults = s.Marks
+}
+
+// line is a sample on one line.
+func (v *view) line(s loadtest.Sample) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%6.1fs  sent %s  %s/s  undone %s  age %s  p99 %s ",
+		s.At.Seconds(), thousands(s.Sent), thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P99))
+	for i, slot := range s.Slots {
+		fmt.Fprintf(&b, " | %d: %s", i+1, brief(slot))
+	}
+	if s.Marks != v.faults {
+		fmt.Fprintf(&b, "  << %s", s.Fault)
+	}
+	fmt.Fprintln(v.w, b.String())
+}
+
+func brief(s loadtest.SlotSample) string {
+	if s.Name == "" {
+		return "-"
+	}
+	if !s.Answered {
+		return "silent"
+	}
+	return fmt.Sprintf("%s/s %d shards%s", thousands(int64(s.Rate)), s.Shards, roles(s))
+}
+
+func roles(s loadtest.SlotSample) string {
+	text := ""
+	if s.Leader {
+		text += " leads"
+	}
+	if s.Turn {
+		text += " deals"
+	}
+	return text
+}
+
+// draw replaces the block on the terminal.
+func (v *view) draw(s loadtest.Sample) {
+	var b strings.Builder
+	if v.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", v.drawn)
+	}
+	lines := []string{
+		fmt.Sprintf("\x1b[1m%s\x1b[0m %.0f s   sent %s   stored %s/s   undone %s   oldest %s   p50 %s   p99 %s",
+			v.scenario, s.At.Seconds(), thousands(s.Sent), thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P50), millis(s.P99)),
+	}
+	most := 1.0
+	for _, slot := range s.Slots {
+		most = max(most, slot.Rate)
+	}
+	for i, slot := range s.Slots {
+		name := slot.Name
+		switch {
+		case name == "":
+			name = "-"
+		case !slot.Answered:
+			name += " \x1b[31msilent\x1b[0m"
+		}
+		bar := strings.Repeat("█", int(20*slot.Rate/most))
+		lines = append(lines, fmt.Sprintf("  %d  \x1b[3%dm%-20s\x1b[0m %9s/s  %2d shards  %4.0f MB  %s%s",
+			i+1, i%6+1, bar, thousands(int64(slot.Rate)), slot.Shards, slot.RSS/1e6, name, roles(slot)))
+	}
+	if s.Fault != "" {
+		lines = append(lines, "  \x1b[33m"+s.Fault+"\x1b[0m")
+	}
+	for _, l := range lines {
+		b.WriteString("\x1b[2K" + l + "\n")
+	}
+	for extra := len(lines); extra < v.drawn; extra++ {
+		b.WriteString("\x1b[2K\n")
+	}
+	v.drawn = max(v.drawn, len(lines))
+	_, _ = io.WriteString(v.w, b.String())
+}
+
+func count(n *int64) string {
+	if n == nil {
+		return "unknown"
+	}
+	return thousands(*n)
+}
+
+func seconds(s *float64) string {
+	if s == nil {
+		return "unknown"
+	}
+	return strconv.FormatFloat(*s, 'f', 2, 64) + " s"
+}
+
+func millis(ms *float64) string {
+	if ms == nil {
+		return "-"
+	}
+	return strconv.FormatFloat(*ms, 'f', 0, 64) + " ms"
+}
+
+// thousands shows a number with its digits in groups.
+func thousands(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}

@@ -1,0 +1,107 @@
+package loadtest
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// Config says how to run a scenario. Zero values of Plan are the scenario's own.
+type Config struct {
+	Processor   string   // the program to run
+	Env         []string // further variables of the instances, NAME=value
+	RedisURL    string   // empty means a private server
+	PostgresURL string   // empty means a private server
+	AllowFaults bool     // on named servers
+	Plan        Plan
+	Seed        uint64
+	// Slack multiplies what bounds on time allow beyond the configured timeouts.
+	// A busy machine that nobody watches needs more than a quiet one.
+	Slack float64
+	Dir   string // for logs of the instances and the send log; must exist
+	Show  func(Sample)
+	Log   *slog.Logger
+}
+
+// Plan is the size of a run.
+type Plan struct {
+	Instances int
+	Devices   int
+	Rate      float64       // entries a second
+	Duration  time.Duration // of sending
+	Entries   int           // of a backlog
+	Profile   string        // of the fleet: steady, or one with incidents
+}
+
+// over is the plan with the gaps filled from another.
+func (p Plan) over(base Plan) Plan {
+	if p.Instances == 0 {
+		p.Instances = base.Instances
+	}
+	if p.Devices == 0 {
+		p.Devices = base.Devices
+	}
+	if p.Rate == 0 {
+		p.Rate = base.Rate
+	}
+	if p.Duration == 0 {
+		p.Duration = base.Duration
+	}
+	if p.Entries == 0 {
+		p.Entries = base.Entries
+	}
+	if p.Profile == "" {
+		p.Profile = base.Profile
+	}
+	return p
+}
+
+// The profiles of a fleet.
+const (
+	profileSteady    = "steady"    // even, without incidents
+	profileIncidents = "incidents" // all that happens to trackers, and no junk
+	profilePolluted  = "polluted"  // that and junk
+	profileHot       = "hot"       // one device sends half of everything
+)
+
+// profile is the fleet of a plan. Part numbers the fleets of one run: each goes
+// on where the one before ended.
+func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Profile, error) {
+	f := fleet.Steady(seed, p.Devices, p.Rate, duration)
+	f.Start = f.Start.Add(time.Duration(part) * 24 * time.Hour)
+	switch p.Profile {
+	case profileSteady:
+	case profileHot:
+		f.Hot = .5
+	case profilePolluted, profileIncidents:
+		f.Gaps, f.Overtakes, f.LostAcks, f.Twins, f.BadClocks, f.NoFixes = .2, .2, .2, .1, .05, .05
+		if p.Profile == profilePolluted {
+			f.Junk = .02
+		}
+	default:
+		return f, fmt.Errorf("profile %q: want %s, %s, %s or %s", p.Profile, profileSteady, profileIncidents, profilePolluted, profileHot)
+	}
+	return f, f.Validate()
+}
+
+func (c Config) check() error {
+	var errs []error
+	want := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	p := c.Plan
+	want(p.Instances >= 1 && p.Instances <= 16, "instances %d: want 1 to 16", p.Instances)
+	want(p.Devices >= 1, "devices %d: want at least 1", p.Devices)
+	want(p.Rate > 0, "rate %v: want more than 0", p.Rate)
+	want(p.Duration > 0, "duration %s: want more than 0", p.Duration)
+	want(p.Entries >= 0, "entries %d: want 0 or more", p.Entries)
+	want(c.Slack >= 1, "slack %v: want at least 1", c.Slack)
+	want(c.Processor != "", "processor: want the path of the program")
+	want((c.RedisURL == "") == (c.PostgresURL == ""), "servers: name both Redis and Postgres, or neither")
+	return errors.Join(errs...)
+}

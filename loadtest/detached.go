@@ -1,0 +1,8 @@
+//go:build !linux
+
+package loadtest
+
+import "syscall"
+
+// detached keeps Ctrl-C from the instances, which we stop in order.
+func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

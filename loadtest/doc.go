@@ -1,0 +1,25 @@
+// Package loadtest runs the service as its users do, with a fleet on demand and
+// faults on demand, and judges what is left behind.
+//
+//	servers ─ instances (processes) ─ fleet (open-loop) ─ faults ─ verdict
+//
+// A scenario starts instances of the real program, drives loadtest/fleet, breaks
+// things, waits until everything is done, and has two judges look at Postgres:
+// loadtest/oracle compares every row and every entry with what was sent, and
+// the order of commits, as the database itself noted it, with the stream.
+//
+// What it promises:
+//
+//  1. Instances are processes started from the program that is deployed,
+//     configured by its variables and nothing else.
+//  2. The load does not wait for the service; how far it was behind its own plan
+//     is said.
+//  3. The verdict owes nothing to the service. Its metrics are shown, and used
+//     for rates and latencies, never for what was stored, by whom, or in which
+//     order.
+//  4. A scenario has bounds; one that is missed is named.
+//  5. Servers in use are safe: named servers are refused when their tables hold
+//     anything, get a stream and a group of their own, and nothing is broken on
+//     them unless that is allowed.
+//  6. No process outlives the run.
+package loadtest

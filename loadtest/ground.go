@@ -1,0 +1,190 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+const (
+	shards        = 64
+	serverTimeout = 10 * time.Second
+	askTimeout    = time.Second
+	connections   = 4
+	// maxLen is far above any run: what is trimmed before it is read is lost, and
+	// this is no test of that.
+	maxLen = 100_000_000
+)
+
+// ground is the servers of a run and our own way to them, past all proxies.
+type ground struct {
+	env         *devenv.Env // nil on named servers
+	redisURL    string
+	postgresURL string
+	stream      string
+	group       string
+
+	publisher *stream.Publisher
+	looker    *stream.Group // on a connection of its own
+	parked    *stream.Group // the stream of dead letters
+	observer  *store.Observer
+	shards    *store.Shards
+	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
+	dated     bool // commits have times
+	closers   []func() error
+}
+
+// openGround starts servers or makes sure that the named ones are not in use.
+func openGround(ctx context.Context, cfg Config, log *slog.Logger) (_ *ground, err error) {
+	g := &ground{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: "telemetry:teltonika", group: "processor"}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if cfg.RedisURL == "" {
+		g.env, err = devenv.Start(ctx, devenv.Options{
+			Redis: true, Postgres: true,
+			PostgresArgs: []string{"-c", "track_commit_timestamp=on"},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("start servers: %w", err)
+		}
+		g.redisURL, g.postgresURL = g.env.Redis.URL(), g.env.Postgres.URL()
+	} else {
+		token := fmt.Sprintf("%08x", rand.Uint32())
+		g.stream, g.group = "loadtest:"+token, "loadtest-"+token
+	}
+	if err := g.connect(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.prepare(ctx, log); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func (g *ground) connect(ctx context.Context) (err error) {
+	where := stream.Config{
+		URL: g.redisURL, Stream: g.stream, Group: g.group, Shards: shards, Timeout: serverTimeout, Name: "loadtest",
+	}
+	// The load and the looking do not wait for each other.
+	client, err := stream.Connect(where)
+	if err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	g.closers = append(g.closers, client.Close)
+	g.publisher = stream.NewPublisher(client, g.stream, maxLen)
+	looking, err := stream.Connect(where)
+	if err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	g.closers = append(g.closers, looking.Close)
+	if g.looker, err = stream.NewGroup(looking, where); err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	where.Stream = g.deadLetters()
+	if g.parked, err = stream.NewGroup(looking, where); err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	pool, err := store.Open(ctx, store.Config{
+		URL: g.postgresURL, Member: "loadtest", MaxConns: connections,
+		ConnectTimeout: serverTimeout, StatementTimeout: serverTimeout, LockTimeout: serverTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("connect to Postgres: %w", err)
+	}
+	g.closers = append(g.closers, func() error { pool.Close(); return nil })
+	scope := store.Scope{Stream: g.stream, Group: g.group}
+	g.observer = store.NewObserver(pool, scope)
+	g.shards = store.NewShards(pool, scope, serverTimeout)
+	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) }
+	return nil
+}
+
+// prepare makes the schema and begins to observe.
+func (g *ground) prepare(ctx context.Context, log *slog.Logger) error {
+	empty, err := g.observer.Empty(ctx)
+	if err != nil {
+		return err
+	}
+	if !empty {
+		return errors.New("the Postgres named holds positions already: use an empty database, this one may be in production")
+	}
+	if _, err := store.Migrate(ctx, g.postgresURL, log); err != nil {
+		return fmt.Errorf("make the schema: %w", err)
+	}
+	if g.dated, err = g.observer.Dated(ctx); err != nil {
+		return err
+	}
+	if !g.dated {
+		log.Warn("the order of commits is not judged: Postgres has track_commit_timestamp = off")
+		return nil
+	}
+	return g.observer.Install(ctx)
+}
+
+// deadLetters is the stream of dead letters.
+func (g *ground) deadLetters() string { return g.stream + ":dlq" }
+
+// environ is the variables that lead an instance to the servers, through
+// proxies where there are some.
+func (g *ground) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, error) {
+	redisURL, postgresURL := g.redisURL, g.postgresURL
+	var err error
+	if redisProxy != nil {
+		if redisURL, err = redisProxy.URL(redisURL); err != nil {
+			return nil, err
+		}
+	}
+	if postgresProxy != nil {
+		if postgresURL, err = postgresProxy.URL(postgresURL); err != nil {
+			return nil, err
+		}
+	}
+	return []string{
+		"REDIS_URL=" + redisURL, "POSTGRES_URL=" + postgresURL,
+		"REDIS_TELEMETRY_STREAM=" + g.stream, "REDIS_CONSUMER_GROUP=" + g.group,
+		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.stream + ":recompute",
+		fmt.Sprintf("SHARDS=%d", shards),
+	}, nil
+}
+
+// addrOf is the host and port of a server that a proxy can stand before.
+func addrOf(rawURL, port string) (string, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Host == "" || strings.Contains(u.Host, ",") {
+		return "", errors.New("this scenario puts proxies before the servers: name each by one host and port")
+	}
+	if u.Port() == "" {
+		return u.Host + ":" + port, nil
+	}
+	return u.Host, nil
+}
+
+func (g *ground) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	var errs []error
+	if g.env == nil && g.dated {
+		errs = append(errs, g.observer.Remove(ctx))
+	}
+	for _, c := range g.closers {
+		errs = append(errs, c())
+	}
+	if g.env != nil {
+		errs = append(errs, g.env.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,127 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// load is everything a run sends, fleet by fleet, into one send log.
+type load struct {
+	ground *ground
+	log    *slog.Logger
+	path   string
+	file   *os.File
+	writer *fleet.LogWriter
+
+	parts   int
+	earlier atomic.Int64                 // sent by the fleets before
+	present atomic.Pointer[fleet.Sender] // nil between fleets
+	done    chan error                   // of the present one
+	stop    context.CancelFunc
+	sending time.Duration // that all fleets took together
+	worst   time.Duration
+}
+
+func newLoad(g *ground, dir string, log *slog.Logger) (*load, error) {
+	l := &load{ground: g, log: log, path: filepath.Join(dir, "send.log")}
+	var err error
+	if l.file, err = os.Create(l.path); err != nil {
+		return nil, fmt.Errorf("make the send log: %w", err)
+	}
+	if l.writer, err = fleet.NewLogWriter(l.file); err != nil {
+		return nil, errors.Join(err, l.file.Close())
+	}
+	return l, nil
+}
+
+// begin sends a fleet in the background.
+func (l *load) begin(ctx context.Context, p fleet.Profile, pacer fleet.Pacer) error {
+	source, err := p.Source()
+	if err != nil {
+		return err
+	}
+	sender, err := fleet.NewSender(fleet.DefaultSenderConfig(), source, pacer, l.ground.publisher, l.writer, l.log)
+	if err != nil {
+		return err
+	}
+	ctx, l.stop = context.WithCancel(ctx)
+	l.done = make(chan error, 1)
+	l.parts++
+	l.present.Store(sender)
+	go func() { l.done <- sender.Run(ctx) }()
+	return nil
+}
+
+// end waits until the fleet has sent everything, or stops it early, and finds
+// out what became of entries whose reply was lost.
+func (l *load) end(ctx context.Context, early bool) error {
+	sender := l.present.Load()
+	if sender == nil {
+		return nil
+	}
+	if early {
+		l.stop()
+	}
+	select {
+	case err := <-l.done:
+		l.stop()
+		if err != nil {
+			return fmt.Errorf("send the load: %w", err)
+		}
+	case <-ctx.Done():
+		l.stop()
+		<-l.done
+		return context.Cause(ctx)
+	}
+	err := within(ctx, serverTimeout, 100*time.Millisecond, func() error {
+		_, err := sender.Settle(ctx, l.ground.looker)
+		return err
+	})
+	l.earlier.Add(sender.Progress().Sent)
+	l.worst = max(l.worst, sender.Progress().Worst)
+	l.present.Store(nil)
+	return errors.Join(err, l.writer.Flush())
+}
+
+// sent is how many entries are known to be on the stream, and by how much the
+// load is behind its plan.
+func (l *load) sent() (int64, time.Duration) {
+	n := l.earlier.Load()
+	if s := l.present.Load(); s != nil {
+		p := s.Progress()
+		return n + p.Sent, p.Behind
+	}
+	return n, 0
+}
+
+// open is the send log for reading, after the last fleet has ended.
+func (l *load) open() (*fleet.Log, error) { return fleet.OpenLog(l.path) }
+
+// refusable is the entries of the log that are no valid record.
+func refusable(log *fleet.Log) (map[telemetry.EntryID]bool, error) {
+	these := map[telemetry.EntryID]bool{}
+	err := log.Scan(func(_ int64, s *fleet.Sent) error {
+		if s.Class != "" {
+			these[s.ID] = true
+		}
+		return nil
+	})
+	return these, err
+}
+
+func (l *load) close() error {
+	if l.present.Load() != nil {
+		l.stop()
+		<-l.done
+	}
+	return l.file.Close()
+}

@@ -1,0 +1,63 @@
+package loadtest
+
+import (
+	"time"
+
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// Result is how a scenario ended. Its JSON is the last line of a run; null means
+// unknown.
+type Result struct {
+	Scenario     string    `json:"scenario"`
+	Instances    int       `json:"instances"`
+	Sent         int64     `json:"sent"`
+	Stored       int64     `json:"stored"`
+	Lost         int64     `json:"lost"`
+	Double       int64     `json:"double"`    // effects too many
+	Reordered    *int64    `json:"reordered"` // against the order of the stream, per device
+	Share        []float64 `json:"share"`     // of the records stored, by slot
+	Oracle       string    `json:"oracle"`    // equal or different
+	PerSecond    float64   `json:"per_second"`
+	P99MS        *float64  `json:"p99_ms"` // from stream time to commit
+	P50MS        *float64  `json:"p50_ms"`
+	Seed         uint64    `json:"seed"`
+	Stale        *int64    `json:"stale"` // rows committed by a member that did not own the shard
+	Duplicates   int64     `json:"duplicates"`
+	DeadLettered int64     `json:"dead_lettered"`
+	Undone       int64     `json:"undone"`
+	Seconds      float64   `json:"seconds"`
+	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest undone entry
+	// TakeoverSeconds are the times from a fault until others owned all shards.
+	TakeoverSeconds []float64 `json:"takeover_seconds,omitempty"`
+	// Rates are those of the rounds of a scenario that compares some.
+	Rates  []float64 `json:"rates,omitempty"`
+	Missed []string  `json:"missed,omitempty"` // bounds
+
+	Findings []oracle.Finding `json:"-"`
+	Order    []string         `json:"-"` // examples of rows out of order
+	Facts    []Fact           `json:"-"`
+	Samples  []Sample         `json:"-"`
+	Marks    []Mark           `json:"-"`
+	Tenures  []Tenure         `json:"-"`
+	Account  oracle.Account   `json:"-"`
+}
+
+// Good tells whether all bounds were kept.
+func (r *Result) Good() bool { return len(r.Missed) == 0 }
+
+// Fact is something a scenario measured that is worth a line.
+type Fact struct{ Name, Value string }
+
+// Mark is a fault, or another event that a chart should show.
+type Mark struct {
+	At, Until time.Duration // Until is 0 for a moment
+	What      string
+	Slot      int // -1 where it is not about one
+}
+
+// Tenure is a span of time in which a slot owned a shard.
+type Tenure struct {
+	Shard, Slot int // slot -1: nobody
+	From, To    time.Duration
+}

@@ -1,0 +1,237 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// patience is how long nothing may be finished before waiting ends, and quiet
+// how long nothing may happen to entries that are no records before they count
+// as left.
+const (
+	patience = 45 * time.Second
+	quiet    = 2 * time.Second
+)
+
+// run is one run of a scenario.
+type run struct {
+	scenario Scenario
+	cfg      Config
+	plan     Plan
+	log      *slog.Logger
+	ground   *ground
+	line     *lineup
+	load     *load
+	watch    *watch
+	began    time.Time
+	fleets   int // begun so far
+
+	mu        sync.Mutex
+	marks     []Mark
+	missed    []string
+	facts     []Fact
+	takeovers []float64
+	rates     []float64
+	after     []func(*Result) // bounds that need the verdict
+
+	sendingBegan time.Time
+	finished     time.Time
+}
+
+// Run runs a scenario and judges it. An error means that there is no verdict.
+func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
+	cfg.Plan = cfg.Plan.over(s.Plan)
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.RedisURL != "" && s.Breaks && !cfg.AllowFaults {
+		return nil, fmt.Errorf("scenario %s breaks things on purpose: allow it (--allow-faults) on servers that nobody needs, or let it start its own", s.Name)
+	}
+	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
+	if r.ground, err = openGround(ctx, cfg, r.log); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.ground.close(context.WithoutCancel(ctx))) }()
+	if r.load, err = newLoad(r.ground, cfg.Dir, r.log); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.load.close()) }()
+	r.line = &lineup{program: cfg.Processor, env: cfg.Env, dir: cfg.Dir, ground: r.ground, proxied: s.proxied}
+	defer func() { err = errors.Join(err, r.line.close()) }()
+	return r.whole(ctx)
+}
+
+func (r *run) whole(ctx context.Context) (*Result, error) {
+	r.began = time.Now()
+	r.watch = &watch{
+		ground: r.ground, line: r.line, began: r.began, show: r.cfg.Show, load: r.load.sent, fault: r.lastMark,
+	}
+	watching, stopWatch := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	looking.Go(func() { r.watch.run(watching) })
+	defer looking.Wait()
+	defer stopWatch()
+
+	if !r.scenario.idle {
+		if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
+			return nil, err
+		}
+		if err := r.line.settled(ctx, readyWithin); err != nil {
+			return nil, fmt.Errorf("wait for an even split at the start: %w", err)
+		}
+	}
+	if err := r.scenario.run(ctx, r); err != nil {
+		return nil, err
+	}
+	if err := r.load.end(ctx, false); err != nil {
+		return nil, err
+	}
+	sent, err := r.load.open()
+	if err != nil {
+		return nil, err
+	}
+	defer sent.Close()
+	left, err := r.finish(ctx, sent)
+	if err != nil {
+		return nil, err
+	}
+	r.watch.look(ctx)
+	stopWatch()
+	looking.Wait()
+	if err := r.line.stop(ctx); err != nil {
+		r.check(false, "%v", err)
+	}
+	return r.verdict(ctx, sent, left)
+}
+
+// begin sends the fleet of the plan in the background.
+func (r *run) begin(ctx context.Context) error {
+	return r.beginFor(ctx, r.plan.Duration, fleet.AtSpeed(1))
+}
+
+func (r *run) beginFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) error {
+	profile, err := r.plan.profile(r.cfg.Seed, r.fleets, d)
+	if err != nil {
+		return err
+	}
+	profile.Limit = r.plan.Entries
+	r.fleets++
+	if r.sendingBegan.IsZero() {
+		r.sendingBegan = time.Now()
+	}
+	return r.load.begin(ctx, profile, pacer)
+}
+
+// leftover is what was not finished when waiting ended.
+type leftover struct {
+	pending map[telemetry.EntryID]bool
+	dealt   telemetry.EntryID
+	stuck   int64 // records among it
+}
+
+// finish waits until everything is done but what is no record.
+func (r *run) finish(ctx context.Context, sent *fleet.Log) (leftover, error) {
+	invalid, err := refusable(sent)
+	if err != nil {
+		return leftover{}, err
+	}
+	moved, least := time.Now(), int64(math.MaxInt64)
+	for {
+		info, err := r.ground.looker.Info(ctx)
+		undone, known := undoneOf(info)
+		if err == nil && undone < least {
+			least, moved = undone, time.Now()
+		}
+		out := time.Since(moved) > patience
+		if err == nil && (out || known && undone <= int64(len(invalid))) {
+			left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered}
+			ids, err := r.ground.looker.Pending(ctx, int(info.Pending)+1)
+			if err != nil {
+				return left, fmt.Errorf("list what is left: %w", err)
+			}
+			for _, id := range ids {
+				left.pending[id] = true
+				if !invalid[id] {
+					left.stuck++
+				}
+			}
+			if undone > int64(len(ids)) {
+				left.stuck += undone - int64(len(ids))
+			}
+			if out || undone == 0 || left.stuck == 0 && time.Since(moved) > quiet {
+				r.finished = moved
+				return left, nil
+			}
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return leftover{}, err
+		}
+	}
+}
+
+// mark notes an event for the view and the charts, and returns what ends it.
+func (r *run) mark(slot int, format string, args ...any) (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := Mark{At: time.Since(r.began), What: fmt.Sprintf(format, args...), Slot: slot}
+	r.marks = append(r.marks, m)
+	n := len(r.marks) - 1
+	r.log.Info("event", "reason", m.What)
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.marks[n].Until = time.Since(r.began)
+	}
+}
+
+func (r *run) lastMark() (int, string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := len(r.marks)
+	if n == 0 {
+		return 0, ""
+	}
+	return n, r.marks[n-1].What
+}
+
+// check notes a bound that is missed.
+func (r *run) check(ok bool, format string, args ...any) {
+	if ok {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.missed = append(r.missed, fmt.Sprintf(format, args...))
+}
+
+// fact notes something measured.
+func (r *run) fact(name, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.facts = append(r.facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
+}
+
+// later checks a bound once the verdict is known.
+func (r *run) later(f func(*Result)) { r.after = append(r.after, f) }
+
+// bounds that every scenario shares.
+func (r *run) common(res *Result, report *oracle.Report) {
+	r.check(res.Lost == 0, "lost: %d entries, want 0", res.Lost)
+	r.check(res.Double == 0, "double: %d effects too many, want 0", res.Double)
+	r.check(res.Undone == 0, "undone: %d entries, want 0", res.Undone)
+	r.check(report.Account.Balanced(), "account: %+v does not add up", report.Account)
+	r.check(res.Oracle == equal, "oracle: %v", report.Counts)
+	if res.Reordered != nil {
+		r.check(*res.Reordered == 0, "reordered: %d rows, want 0", *res.Reordered)
+		r.check(*res.Stale == 0, "stale: %d rows committed by a member that did not own the shard, want 0", *res.Stale)
+	}
+}

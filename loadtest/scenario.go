@@ -1,0 +1,42 @@
+package loadtest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// Scenario is something that happens to a fleet, and what must be true then.
+type Scenario struct {
+	Name   string
+	About  string
+	Bounds string // in words, beside those of every scenario
+	Plan   Plan   // unless told otherwise
+	Breaks bool   // breaks things: not on named servers unless allowed
+
+	proxied bool // instances reach the servers through proxies
+	idle    bool // starts without instances
+	run     func(ctx context.Context, r *run) error
+}
+
+// EveryBound is the bounds that all scenarios share, in words.
+const EveryBound = "nothing lost, double, reordered, committed by a stale owner, or left undone; every row equal to the oracle's"
+
+// Scenarios are all scenarios in the order in which they are shown.
+func Scenarios() []Scenario {
+	return []Scenario{split()}
+}
+
+// ByName is the scenario of that name.
+func ByName(name string) (Scenario, error) {
+	all := Scenarios()
+	i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
+	if i < 0 {
+		var names []string
+		for _, s := range all {
+			names = append(names, s.Name)
+		}
+		return Scenario{}, fmt.Errorf("scenario %q: want one of %q", name, names)
+	}
+	return all[i], nil
+}

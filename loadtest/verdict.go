@@ -1,0 +1,147 @@
+package loadtest
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math"
+	"time"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+const (
+	equal     = "equal"
+	different = "different"
+)
+
+// verdict has both judges look at what is left behind.
+func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Result, error) {
+	o, err := oracle.New(sent)
+	if err != nil {
+		return nil, err
+	}
+	report, err := o.Judge(oracle.Observed{
+		Positions: r.ground.positions(ctx), Pending: left.pending, Dealt: &left.dealt,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("judge the rows: %w", err)
+	}
+	account := report.Account.Over(r.finished.Sub(r.sendingBegan))
+	samples, latency := r.watch.taken()
+	res := &Result{
+		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed,
+		Sent: account.Entries, Stored: account.Stored, Duplicates: account.Duplicates,
+		DeadLettered: account.DeadLettered, Lost: account.Lost, Undone: left.stuck,
+		Double:  report.Counts[oracle.KindDouble] + report.Counts[oracle.KindUnexpected],
+		Oracle:  equal,
+		Seconds: round(account.Seconds, 3), PerSecond: round(account.PerSecond, 1),
+		P50MS: latency.milliseconds(.5), P99MS: latency.milliseconds(.99),
+		PeakAge:  round(peak(samples, 0, time.Hour), 3),
+		Findings: report.Examples, Samples: samples, Account: account,
+	}
+	if account.Mismatches > 0 || account.Lost > 0 {
+		res.Oracle = different
+	}
+	if err := r.order(ctx, o, res); err != nil {
+		return nil, err
+	}
+	r.common(res, report)
+	for _, f := range r.after {
+		f(res)
+	}
+	res.Missed, res.Facts, res.Marks = r.missed, r.facts, r.marks
+	res.TakeoverSeconds, res.Rates = r.takeovers, r.rates
+	r.usage(res)
+	return res, nil
+}
+
+// order judges when and by whom rows were committed.
+func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
+	res.Share = make([]float64, r.line.size())
+	if !r.ground.dated {
+		samples := res.Samples
+		for i, s := range samples[len(samples)-1].Slots {
+			res.Share[i] = round(float64(s.Stored)/float64(max(1, res.Stored)), 3)
+		}
+		return nil
+	}
+	tenures, err := r.ground.observer.Tenures(ctx)
+	if err != nil {
+		return err
+	}
+	owned := make([]oracle.Tenure, len(tenures))
+	for i, t := range tenures {
+		owned[i] = oracle.Tenure{Shard: t.Shard, Owner: t.Owner, FromUS: t.FromUS}
+	}
+	verdict, err := o.Order(commitsOf(r.ground.observer.Commits(ctx)), owned, shards)
+	if err != nil {
+		return fmt.Errorf("judge the order: %w", err)
+	}
+	res.Reordered, res.Stale, res.Order = &verdict.Reordered, &verdict.Stale, verdict.Examples
+	rows := int64(0)
+	for member, n := range verdict.Members {
+		rows += n
+		if slot := r.line.slotOf(member); slot >= 0 {
+			res.Share[slot] += float64(n)
+		}
+	}
+	for i := range res.Share {
+		res.Share[i] = round(res.Share[i]/float64(max(1, rows)), 3)
+	}
+	res.Tenures = r.tenures(tenures)
+	return nil
+}
+
+func commitsOf(commits iter.Seq2[store.Commit, error]) iter.Seq2[oracle.Commit, error] {
+	return func(yield func(oracle.Commit, error) bool) {
+		for c, err := range commits {
+			if !yield(oracle.Commit{Device: c.Device, TimeUS: c.TimeUS, AtUS: c.AtUS, Member: c.Member}, err) {
+				return
+			}
+		}
+	}
+}
+
+// tenures is who owned what, as spans of the run.
+func (r *run) tenures(changes []store.Tenure) []Tenure {
+	var spans []Tenure
+	open := map[int]int{} // by shard: index in spans
+	since := func(us int64) time.Duration { return time.UnixMicro(us).Sub(r.began) }
+	for _, c := range changes {
+		if i, ok := open[c.Shard]; ok {
+			spans[i].To = since(c.FromUS)
+		}
+		open[c.Shard] = len(spans)
+		spans = append(spans, Tenure{Shard: c.Shard, Slot: r.line.slotOf(c.Owner), From: since(c.FromUS)})
+	}
+	end := r.finished.Sub(r.began)
+	for _, i := range open {
+		spans[i].To = max(end, spans[i].From)
+	}
+	return spans
+}
+
+// usage says what the processes took.
+func (r *run) usage(res *Result) {
+	for _, in := range r.line.all() {
+		f := in.seen()
+		if f.rss > 0 {
+			res.Facts = append(res.Facts, Fact{
+				Name:  "instance " + in.name,
+				Value: fmt.Sprintf("%.0f MB resident at the last look, %.1f s of CPU, %d commits fenced", f.rss/1e6, f.cpu, f.fenced),
+			})
+		}
+	}
+	if r.load.worst > 0 {
+		res.Facts = append(res.Facts, Fact{Name: "load", Value: fmt.Sprintf("at most %s behind its plan", r.load.worst.Round(time.Millisecond))})
+	}
+}
+
+// round keeps what means something of a measured number.
+func round(x float64, digits int) float64 {
+	scale := math.Pow10(digits)
+	return math.Round(x*scale) / scale
+}
