@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
@@ -61,6 +63,7 @@ type Service struct {
 	starter *starter
 	console *console.Server
 	metrics *prometheus.Registry
+	release func() // closes what constructors opened
 }
 
 // New wires an instance. Nothing is contacted yet.
@@ -74,8 +77,12 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 }
 
 // keep notes the parts that Service itself answers for.
-func (s *Service) keep(st *starter, server *console.Server, reg *prometheus.Registry) {
+func (s *Service) keep(st *starter, server *console.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
 	s.starter, s.console, s.metrics = st, server, reg
+	s.release = func() {
+		pool.Close()
+		_ = client.Close() // an error says that it is closed
+	}
 }
 
 // Start starts the parts in order and returns when all of them run. A cancelled
@@ -87,7 +94,11 @@ func (s *Service) Start(ctx context.Context) error {
 	// fx leaves hooks behind when its context ends, hence one that does not.
 	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.app.StartTimeout())
 	defer cancel()
-	return coded(codeUnexpected, s.app.Start(starting))
+	err := s.app.Start(starting)
+	if err != nil {
+		s.release() // fx stops only what had been started before the failure
+	}
+	return coded(codeUnexpected, err)
 }
 
 // Stop stops the parts in reverse order, within SHUTDOWN_TIMEOUT.

@@ -105,6 +105,8 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 					d.Pipeline.RingTurn()
 				case b.Leader:
 					fleet.LeaderResigned()
+				case b.Members:
+					fleet.RosterChanged()
 				default:
 					d.Pipeline.Ring(b.Shards)
 				}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/redis/go-redis/v9/logging"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxevent"
 	"golang.org/x/term"
@@ -57,3 +58,8 @@ func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
+
+// QuietDrivers keeps the Redis driver from writing to standard error: every
+// failure comes back as an error, which is logged or counted where it is
+// handled. The driver's logger is the whole process's, so the command sets it.
+func QuietDrivers() { logging.Disable() }

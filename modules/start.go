@@ -71,7 +71,8 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	var complained time.Time
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := probe(ctx)
-		if err != nil && context.Cause(ctx) == nil {
+		var final *backoff.PermanentError
+		if err != nil && context.Cause(ctx) == nil && !errors.As(err, &final) {
 			last = err
 			if time.Since(complained) >= complainEvery {
 				complained = time.Now()

@@ -54,15 +54,21 @@ name them in DEMO_REDIS_URL and DEMO_POSTGRES_URL.
 Without --once the service stays up until Ctrl-C, to be looked at.`,
 		Example: `  processor demo
   processor demo --once --json
-  processor demo --tracks buses.csv.gz --tracks boats.csv --order file --speed 0 --once`,
-		Args: cobra.NoArgs,
+  processor demo --once --speed 0 --order file --tracks buses.csv.gz boats.csv`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 && len(f.tracks) == 0 {
+				return fmt.Errorf("unknown argument %q; recorded files follow --tracks", args[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			defer exitOnSecondSignal()()
+			f.tracks = append(f.tracks, args...) // what the shell makes of --tracks *.csv
 			return runDemo(cmd, f)
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.tracks, "tracks", nil, "recorded `file`, CSV or GPX, also with .gz; may be repeated (default: a simulated rally)")
+	flags.StringArrayVar(&f.tracks, "tracks", nil, "recorded `file`s, CSV or GPX, also with .gz (default: a simulated rally)")
 	flags.StringVar(&f.order, "order", string(fleet.OrderTime), "order of recorded tracks: time or file")
 	flags.StringVar(&f.speed, "speed", "auto", "multiple of the recorded speed; 0 as fast as possible, auto within a minute")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the simulated fleet")

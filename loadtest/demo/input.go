@@ -32,26 +32,28 @@ type Load struct {
 
 // Open reads the input and measures it.
 func (in Input) Open() (*Load, error) {
-	l := &Load{Speed: in.Speed}
 	if len(in.Tracks) > 0 {
 		tracks, err := fleet.ReadTracks(in.Tracks...)
 		if err != nil {
 			return nil, err
 		}
-		l.Name = fmt.Sprintf("%d track files", len(in.Tracks))
-		l.source = func() (fleet.Source, error) { return tracks.Replay(in.Order), nil }
-	} else {
-		profile := fleet.Rally(in.Seed)
-		l.Name = profile.Name + ", " + profile.About
-		l.source = func() (fleet.Source, error) { return profile.Source() }
+		name := fmt.Sprintf("%d track files", len(in.Tracks))
+		return NewLoad(name, in.Speed, func() (fleet.Source, error) { return tracks.Replay(in.Order), nil })
 	}
-	source, err := l.source()
+	profile := fleet.Rally(in.Seed)
+	return NewLoad(profile.Name+", "+profile.About, in.Speed, func() (fleet.Source, error) { return profile.Source() })
+}
+
+// NewLoad measures what source yields; each call of source begins anew.
+func NewLoad(name string, speed float64, source func() (fleet.Source, error)) (*Load, error) {
+	l := &Load{Name: name, Speed: speed, source: source}
+	items, err := source()
 	if err != nil {
 		return nil, err
 	}
 	devices := map[string]struct{}{}
 	var span time.Duration
-	for it, ok := source.Next(); ok; it, ok = source.Next() {
+	for it, ok := items.Next(); ok; it, ok = items.Next() {
 		l.Entries++
 		span = it.At
 		if it.Junk == nil {
@@ -59,7 +61,7 @@ func (in Input) Open() (*Load, error) {
 		}
 	}
 	l.Devices = len(devices)
-	if in.Speed == Auto {
+	if speed == Auto {
 		l.Speed = max(1, span.Seconds()/pace.Seconds())
 	}
 	return l, nil

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// track writes a small recorded track: three devices, one row twice, one row of
+// 1901, which is no valid record.
+func track(t *testing.T) string {
+	t.Helper()
+	rows := []string{"device_id,ts,latitude,longitude,altitude,angle,speed_kmh,satellites"}
+	for second := range 50 {
+		for _, device := range []string{"a", "b", "c"} {
+			at := time.Date(2026, 1, 2, 3, 4, second, 0, time.UTC).Format(time.RFC3339)
+			rows = append(rows, device+","+at+",48.1,11.5,,90,,")
+		}
+	}
+	rows = append(rows, rows[1], "a,1901-12-13T20:45:52.207Z,48.1,11.5,,,,")
+	file := filepath.Join(t.TempDir(), "track.csv")
+	require.NoError(t, os.WriteFile(file, []byte(strings.Join(rows, "\n")+"\n"), 0o644))
+	return file
+}
+
+func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts servers; not in short mode")
+	}
+	// Servers in use elsewhere are none of its business.
+	p := spawn(t, []string{"REDIS_URL=redis://production:6379", "POSTGRES_URL=postgres://production/trm", "DATA="},
+		"demo", "--once", "--json", "--speed", "0", "--order", "file", "--tracks", track(t))
+	require.Zero(t, p.exit(time.Minute))
+	lines := strings.Split(strings.TrimSpace(p.output()), "\n")
+	require.Len(t, lines, 1, "the account is all that goes to standard output")
+	var account map[string]float64
+	require.NoError(t, json.Unmarshal([]byte(lines[0]), &account))
+	keys := slices.Sorted(maps.Keys(account))
+	require.Equal(t, []string{
+		"dead_lettered", "duplicates", "entries", "lost", "mismatches", "pending", "per_second", "seconds", "stored",
+	}, keys)
+	require.EqualValues(t, 152, account["entries"])
+	require.EqualValues(t, 150, account["stored"])
+	require.EqualValues(t, 1, account["duplicates"])
+	require.EqualValues(t, 1, account["dead_lettered"]+account["pending"], "the row of 1901")
+	require.Zero(t, account["lost"]+account["mismatches"])
+	require.Contains(t, p.errors(), "152 entries of 3 devices")
+}
+
+func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts servers; not in short mode")
+	}
+	p := spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
+	testenv.Wait(t, time.Minute, func() error {
+		if !strings.Contains(p.errors(), "still running") {
+			return context.DeadlineExceeded
+		}
+		return nil
+	})
+	require.Contains(t, p.output(), "balanced")
+	require.Contains(t, p.errors(), "/readyz")
+	require.Zero(t, terminated(p))
+}
+
+func TestDemoRefusesServersThatAreInUse(t *testing.T) {
+	pl := newPlace(t)
+	pl.publish(good("device-1", 1))
+	for _, variable := range []string{"DEMO_REDIS_URL=" + pl.redisURL, "DEMO_POSTGRES_URL=" + pl.pgURL} {
+		p := spawn(t, []string{variable}, "demo", "--once", "--tracks", track(t))
+		require.Equal(t, exitFinding, p.exit(20*time.Second))
+		require.Contains(t, p.errors(), "use an empty database")
+	}
+}
+
+func TestDemoFlagsThatMakeNoSenseAreRefused(t *testing.T) {
+	for line, want := range map[string]string{
+		"demo --speed fast":   `--speed "fast"`,
+		"demo --speed -1":     `--speed "-1"`,
+		"demo --order random": `order "random"`,
+		"demo file.csv":       "follow --tracks",
+		"demo --seed x":       "invalid argument",
+	} {
+		code, _, errs := call(strings.Fields(line)...)
+		require.Equal(t, exitConfig, code, line)
+		require.Contains(t, errs, want, line)
+	}
+}

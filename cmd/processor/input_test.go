@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/url"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// good is the fields of a valid entry.
+func good(device string, second int64) []string {
+	m := telemetry.Message{
+		DeviceID: device, Codec: "8", Time: time.Unix(1_700_000_000+second, 0).UTC(),
+		Latitude: 42.5, Longitude: 1.5, Altitude: 900, Angle: 10, Speed: 50, Satellites: 9,
+	}
+	return telemetry.EntryFields(&m)
+}
+
+// publish adds entries and returns their IDs.
+func (pl *place) publish(entries ...[]string) []telemetry.EntryID {
+	pl.t.Helper()
+	client, err := stream.Connect(stream.Config{URL: pl.redisURL, Timeout: 10 * time.Second})
+	require.NoError(pl.t, err)
+	defer client.Close()
+	ids, err := stream.NewPublisher(client, pl.stream, 0).Publish(context.Background(), entries)
+	require.NoError(pl.t, err)
+	return ids
+}
+
+func (pl *place) stored() (int, error) {
+	conn, err := pgx.Connect(context.Background(), pl.pgURL)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.Background())
+	var n int
+	return n, conn.QueryRow(context.Background(), "select count(*) from positions").Scan(&n)
+}
+
+func (pl *place) awaitStored(n int, within time.Duration) {
+	pl.t.Helper()
+	testenv.Wait(pl.t, within, func() error {
+		if have, err := pl.stored(); err != nil || have != n {
+			return fmt.Errorf("want %d rows, have %d, %v", n, have, err)
+		}
+		return nil
+	})
+}
+
+// spoiled is a valid entry with something in its payload replaced.
+func spoiled(device, old, with string) []string {
+	fields := good(device, 0)
+	payload := &fields[len(fields)-1]
+	*payload = strings.Replace(*payload, old, with, 1)
+	return fields
+}
+
+// badInput is everything that is known to come out of a stream besides records.
+func badInput(device string) map[string][]string {
+	raw := func(payload string) []string {
+		return []string{"ts", "2026-01-01T00:00:00.000Z", "device_id", device, "codec", "8", "payload", payload}
+	}
+	whole := good(device, 0)
+	payload := whole[len(whole)-1]
+	var many strings.Builder
+	for i := range 100_000 {
+		fmt.Fprintf(&many, `"a%d":%d,`, i, i)
+	}
+	return map[string][]string{
+		"not JSON":              raw("$GPRMC,081836,A*62"),
+		"truncated JSON":        raw(payload[:len(payload)/2]),
+		"empty payload":         raw(""),
+		"another type":          raw(`[1,2,3]`),
+		"latitude is a text":    spoiled(device, `"latitude":`, `"latitude":"north","x":`),
+		"latitude is missing":   spoiled(device, `"latitude":`, `"x":`),
+		"latitude is too large": spoiled(device, `"latitude":`, `"latitude":90.0000001,"x":`),
+		"longitude is NaN":      spoiled(device, `"longitude":`, `"longitude":NaN,"x":`),
+		"longitude is NaN text": spoiled(device, `"longitude":`, `"longitude":"NaN","x":`),
+		"speed is infinite":     spoiled(device, `"speed":`, `"speed":Infinity,"x":`),
+		"speed beyond a real":   spoiled(device, `"speed":`, `"speed":1e39,"x":`),
+		"altitude beyond all":   spoiled(device, `"altitude":`, `"altitude":1e400,"x":`),
+		"satellites beyond 16":  spoiled(device, `"satellites":`, `"satellites":9223372036854775807,"x":`),
+		"satellites below 16":   spoiled(device, `"satellites":`, `"satellites":-9223372036854775808,"x":`),
+		"priority 3":            spoiled(device, `"priority":`, `"priority":3,"x":`),
+		"year 1901":             spoiled(device, `"timestamp":"`, `"timestamp":"1901-12-13T20:45:52.207Z","x":"`),
+		"lone surrogate":        spoiled(device, `"attributes":{`, `"attributes":{"note":"\ud800",`),
+		"invalid UTF-8":         spoiled(device, `"attributes":{`, "\"attributes\":{\"note\":\"\xff\xfe\","),
+		"NUL in a value":        spoiled(device, `"attributes":{`, `"attributes":{"note":"a\u0000b",`),
+		"NUL in a key":          spoiled(device, `"attributes":{`, `"attributes":{"a\u0000b":1,`),
+		"unknown sentinel":      spoiled(device, `"attributes":{`, `"attributes":{"1":{"__decimal":"1"},`),
+		"10 MB payload":         spoiled(device, `"attributes":{`, `"attributes":{"note":"`+strings.Repeat("x", 10<<20)+`",`),
+		"100,000 attributes":    spoiled(device, `"attributes":{`, `"attributes":{`+many.String()),
+		"deep nesting":          spoiled(device, `"attributes":{`, `"attributes":{"n":`+strings.Repeat("[", 10_000)+strings.Repeat("]", 10_000)+`,`),
+		"empty device":          {"ts", "x", "device_id", "", "codec", "8", "payload", payload},
+		"another device inside": spoiled(device, `"device_id":"`, `"device_id":"9`),
+		"no payload field":      {"ts", "x", "device_id", device, "codec", "8"},
+		"no known field":        {"what", "ever"},
+		"device of 65 letters":  spoiled(strings.Repeat("d", 65), "x", "x"),
+	}
+}
+
+func TestBadInputIsNamedStaysPendingAndHoldsNobodyUp(t *testing.T) {
+	pl := newPlace(t)
+	p := pl.run("WORKERS=2", "SHARDS=4")
+	p.awaitReady()
+	const device = "device-of-both"
+	names := map[telemetry.EntryID]string{}
+	second := int64(0)
+	bad := badInput(device)
+	for name, fields := range bad {
+		second++
+		// Before and behind each bad entry a good one of the same device.
+		ids := pl.publish(good(device, 2*second), fields, good(device, 2*second+1))
+		names[ids[1]] = name
+	}
+	pl.awaitStored(2*len(bad), 30*time.Second)
+	testenv.Wait(t, 10*time.Second, func() error {
+		n, err := p.metric(`processor_pipeline_records_total{outcome="refused"}`)
+		if err != nil || int(n) != len(bad) {
+			return fmt.Errorf("want %d refused, have %v, %v", len(bad), n, err)
+		}
+		return nil
+	})
+	// Each is named in the log, once, with its reason.
+	log := p.output()
+	for id, name := range names {
+		require.Equal(t, 1, strings.Count(log, `"entry_id":"`+id.String()+`"`), name)
+	}
+	require.Less(t, len(log), 1<<20, "and the log does not carry the payloads")
+	failed, err := p.metric(`processor_pipeline_errors_total{step="commit"}`)
+	require.NoError(t, err)
+	require.Zero(t, failed, "none reached Postgres as a failure of a batch")
+	require.Zero(t, terminated(p))
+
+	again := pl.run()
+	pl.publish(good(device, 1_000_000))
+	pl.awaitStored(2*len(bad)+1, 20*time.Second)
+	require.Zero(t, terminated(again))
+}
+
+// published is one line of the publisher: what it meant.
+type published struct {
+	ID         string          `json:"id"`
+	Codec      string          `json:"codec"`
+	DeviceID   string          `json:"device_id"`
+	Timestamp  time.Time       `json:"timestamp"`
+	Latitude   float64         `json:"latitude"`
+	Longitude  float64         `json:"longitude"`
+	Altitude   float32         `json:"altitude"`
+	Angle      float32         `json:"angle"`
+	Speed      float32         `json:"speed"`
+	Satellites int16           `json:"satellites"`
+	Priority   int16           `json:"priority"`
+	Attributes json.RawMessage `json:"attributes"`
+}
+
+// The publisher shares no code and no language with the service, as the
+// neighbour does not.
+func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Skip("SKIPPED: Node.js is not installed, so nobody but ourselves has fed the service here")
+	}
+	pl := newPlace(t)
+	p := pl.run()
+	p.awaitReady()
+	u, err := url.Parse(pl.redisURL)
+	require.NoError(t, err)
+	host, port, err := net.SplitHostPort(u.Host)
+	require.NoError(t, err)
+	const count = 5000
+	cmd := exec.CommandContext(t.Context(), node, "../../internal/telemetry/testdata/publisher.mjs",
+		host, port, pl.stream, fmt.Sprint(count), "20260103")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	require.NoError(t, err, stderr.String())
+	pl.awaitStored(count, 30*time.Second)
+
+	type key struct {
+		device string
+		us     int64
+	}
+	meant := map[key]published{}
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var m published
+		require.NoError(t, json.Unmarshal(lines.Bytes(), &m))
+		meant[key{m.DeviceID, m.Timestamp.UnixMicro()}] = m
+	}
+	require.NoError(t, lines.Err())
+	require.Len(t, meant, count)
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: pl.pgURL, Member: "test", MaxConns: 2,
+		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
+	})
+	require.NoError(t, err)
+	defer pool.Close()
+	for row, err := range store.Positions(t.Context(), pool) {
+		require.NoError(t, err)
+		m, ok := meant[key{row.DeviceID, row.TimeUS}]
+		require.True(t, ok, "%+v", row)
+		id, err := telemetry.ParseEntryID(m.ID)
+		require.NoError(t, err)
+		require.JSONEq(t, string(m.Attributes), string(row.Attributes))
+		row.Attributes = nil
+		require.Equal(t, telemetry.Record{
+			DeviceID: m.DeviceID, Codec: m.Codec, TimeUS: m.Timestamp.UnixMicro(), StreamUS: id.Time().UnixMicro(),
+			Latitude: m.Latitude, Longitude: m.Longitude, Altitude: m.Altitude, Angle: m.Angle, Speed: m.Speed,
+			Satellites: m.Satellites, Priority: m.Priority,
+		}, row)
+		delete(meant, key{m.DeviceID, m.Timestamp.UnixMicro()})
+	}
+	require.Empty(t, meant)
+	require.Zero(t, terminated(p))
+}

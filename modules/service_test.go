@@ -1,0 +1,376 @@
+package modules
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// bench is one stream, one database and the services that run on them.
+type bench struct {
+	t     *testing.T
+	redis *testenv.RedisCorner
+	pgURL string
+}
+
+func newBench(t *testing.T) *bench {
+	t.Parallel()
+	return &bench{t: t, redis: testenv.Redis(t), pgURL: testenv.Postgres(t, testenv.WithTemplate("migrated",
+		func(ctx context.Context, url string) error {
+			_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+			return err
+		}))}
+}
+
+// config is the configuration of an instance, with settings like "NAME=value".
+func (b *bench) config(settings ...string) config.Config {
+	cfg, err := config.Load(append([]string{
+		"REDIS_URL=" + b.redis.URL, "POSTGRES_URL=" + b.pgURL,
+		"REDIS_TELEMETRY_STREAM=" + b.redis.Stream, "REDIS_CONSUMER_GROUP=" + b.redis.Group,
+		"METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "SHARDS=8", "WORKERS=2", "LOG_LEVEL=info", "LOG_FORMAT=json",
+	}, settings...))
+	require.NoError(b.t, err)
+	return cfg
+}
+
+// logs keeps what is logged.
+type logs struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+// instance is a service that runs.
+type instance struct {
+	*Service
+	t    *testing.T
+	logs *logs
+	stop context.CancelFunc
+	done chan error
+}
+
+func (b *bench) start(settings ...string) *instance {
+	l := &logs{}
+	cfg := b.config(settings...)
+	s, err := New(cfg, NewLogger(cfg.Log, cfg.Instance.ID, l), Build{Version: "test"})
+	require.NoError(b.t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	in := &instance{Service: s, t: b.t, logs: l, stop: stop, done: make(chan error, 1)}
+	go func() { in.done <- s.Run(ctx) }()
+	b.t.Cleanup(func() {
+		stop()
+		if b.t.Failed() {
+			b.t.Log(l.String())
+		}
+	})
+	return in
+}
+
+// end waits for the end of the instance.
+func (in *instance) end() error {
+	in.t.Helper()
+	select {
+	case err := <-in.done:
+		return err
+	case <-time.After(30 * time.Second):
+		require.FailNow(in.t, "the service does not end")
+		return nil
+	}
+}
+
+// readiness asks /readyz.
+func (in *instance) readiness() (console.Readiness, error) {
+	var r console.Readiness
+	if in.Addr() == "" {
+		return r, fmt.Errorf("the endpoint does not listen yet")
+	}
+	res, err := http.Get("http://" + in.Addr() + "/readyz")
+	if err != nil {
+		return r, err
+	}
+	defer res.Body.Close()
+	return r, json.NewDecoder(res.Body).Decode(&r)
+}
+
+func (in *instance) awaitReady() {
+	in.t.Helper()
+	testenv.Wait(in.t, 20*time.Second, func() error {
+		r, err := in.readiness()
+		if err == nil && !r.Ready {
+			err = fmt.Errorf("want ready, have %v", r.Checks)
+		}
+		return err
+	})
+}
+
+func (b *bench) publish(n int) {
+	var entries [][]string
+	for i := range n {
+		m := telemetry.Message{
+			DeviceID: fmt.Sprintf("device-%d", i%20), Codec: "8",
+			Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 42.5, Longitude: 1.5,
+		}
+		entries = append(entries, telemetry.EntryFields(&m))
+	}
+	_, err := stream.NewPublisher(b.redis.Client(), b.redis.Stream, 0).Publish(context.Background(), entries)
+	require.NoError(b.t, err)
+}
+
+func (b *bench) query(sql string, into ...any) error {
+	conn, err := pgx.Connect(context.Background(), b.pgURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.Background())
+	return conn.QueryRow(context.Background(), sql).Scan(into...)
+}
+
+func (b *bench) exec(sql string) {
+	conn, err := pgx.Connect(context.Background(), b.pgURL)
+	require.NoError(b.t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(context.Background(), sql)
+	require.NoError(b.t, err)
+}
+
+func (b *bench) awaitStored(n int) {
+	b.t.Helper()
+	testenv.Wait(b.t, 20*time.Second, func() error {
+		var have int
+		if err := b.query("select count(*) from positions", &have); err != nil || have != n {
+			return fmt.Errorf("want %d rows, have %d, %v", n, have, err)
+		}
+		return nil
+	})
+}
+
+func code(t *testing.T, err error) int {
+	t.Helper()
+	var e exitCoder
+	require.ErrorAs(t, err, &e)
+	return e.ExitCode()
+}
+
+func TestTheGraphIsComplete(t *testing.T) {
+	cfg, err := config.Load([]string{"REDIS_URL=redis://r", "POSTGRES_URL=postgres://p/d"})
+	require.NoError(t, err)
+	require.NoError(t, fx.ValidateApp(graph(cfg, slog.New(slog.DiscardHandler), Build{})))
+}
+
+func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
+	b := newBench(t)
+	b.publish(100)
+	in := b.start()
+	in.awaitReady()
+	b.awaitStored(100)
+	require.Contains(t, in.logs.String(), `"msg":"starting to process"`)
+	require.Contains(t, in.logs.String(), `"length":100,"lag":100`)
+	require.NotContains(t, in.logs.String(), `"level":"ERROR"`)
+
+	in.stop()
+	require.NoError(t, in.end())
+	var owned int
+	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
+	require.Zero(t, owned, "every shard was released")
+	ctx := t.Context()
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "it is off the roster")
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:leader").Val(), "it does not lead")
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:turn").Val(), "it does not hold the turn")
+	var sessions int
+	require.NoError(t, b.query("select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()", &sessions))
+	require.Zero(t, sessions)
+	_, err := in.readiness()
+	require.Error(t, err, "the endpoint is closed")
+
+	again := b.start()
+	again.awaitReady()
+	again.stop()
+	require.NoError(t, again.end())
+}
+
+func TestTwoInstancesShareAndTheSecondGoesOnWhenTheFirstLeaves(t *testing.T) {
+	b := newBench(t)
+	first, second := b.start("INSTANCE_ID=first"), b.start("INSTANCE_ID=second")
+	first.awaitReady()
+	second.awaitReady()
+	shared := func(want string) {
+		testenv.Wait(t, 20*time.Second, func() error {
+			var have string
+			err := b.query(`select coalesce(string_agg(owner || '=' || n, ' ' order by owner), '') from (
+				select split_part(owner, '.', 1) as owner, count(*) as n from processor.shards where owner is not null group by 1) s`, &have)
+			if err != nil || have != want {
+				return fmt.Errorf("want %q, have %q, %v", want, have, err)
+			}
+			return nil
+		})
+	}
+	shared("first=4 second=4")
+	b.publish(200)
+	b.awaitStored(200)
+	first.stop()
+	require.NoError(t, first.end())
+	shared("second=8")
+	require.Contains(t, first.logs.String(), `"handed_over":4`)
+	b.publish(400)
+	b.awaitStored(400)
+	second.stop()
+	require.NoError(t, second.end())
+}
+
+func TestAComponentThatFailsEndsTheServiceWithCode2(t *testing.T) {
+	b := newBench(t)
+	in := b.start()
+	in.awaitReady()
+	b.exec("alter table positions rename to moved_away")
+	b.publish(10)
+	require.Equal(t, 2, code(t, in.end()))
+	require.Contains(t, in.logs.String(), `"msg":"a component ended, shutting down"`)
+	require.Contains(t, in.logs.String(), `"clean":true`, "the others stopped in order")
+}
+
+func TestAnIdentityInUseIsRefusedWithCode6(t *testing.T) {
+	b := newBench(t)
+	first := b.start("INSTANCE_ID=same")
+	first.awaitReady()
+	second := b.start("INSTANCE_ID=same")
+	require.Equal(t, 6, code(t, second.end()))
+	r, err := first.readiness()
+	require.NoError(t, err)
+	require.True(t, r.Ready)
+	first.stop()
+	require.NoError(t, first.end())
+}
+
+func TestAServerThatNeverComesUpEndsTheStartWithCode4(t *testing.T) {
+	b := newBench(t)
+	for _, missing := range []string{"REDIS_URL=redis://127.0.0.1:1", "POSTGRES_URL=postgres://p@127.0.0.1:1/d"} {
+		in := b.start(missing, "START_TIMEOUT=1s")
+		testenv.Wait(t, 5*time.Second, func() error { // the endpoint is up meanwhile
+			r, err := in.readiness()
+			if err == nil && (r.Ready || len(r.NotReady) == 0) {
+				err = fmt.Errorf("ready: %v", r)
+			}
+			return err
+		})
+		err := in.end()
+		require.Equal(t, 4, code(t, err))
+		require.ErrorContains(t, err, "START_TIMEOUT=1s")
+		require.ErrorContains(t, err, "refused")
+	}
+}
+
+func TestAStartThatWaitsEndsCleanWhenStopped(t *testing.T) {
+	b := newBench(t)
+	in := b.start("POSTGRES_URL=postgres://p@127.0.0.1:1/d")
+	testenv.Wait(t, 5*time.Second, func() error {
+		if !strings.Contains(in.logs.String(), "waiting for a dependency") {
+			return fmt.Errorf("it does not wait")
+		}
+		return nil
+	})
+	in.stop()
+	require.NoError(t, in.end())
+}
+
+func TestAWrongSchemaIsNamedAndEndsTheStartWithCode5(t *testing.T) {
+	b := newBench(t)
+	b.exec("alter table positions drop column faulty")
+	in := b.start("MIGRATE=verify")
+	err := in.end()
+	require.Equal(t, 5, code(t, err))
+	require.ErrorContains(t, err, "faulty")
+}
+
+func TestAServerThatForgetsCommitsIsRefusedWithCode3(t *testing.T) {
+	b := newBench(t)
+	b.exec("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
+	err := b.start().end()
+	require.Equal(t, 3, code(t, err))
+	require.ErrorContains(t, err, "synchronous_commit = off")
+}
+
+func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
+	b := newBench(t)
+	first := b.start("SHARDS=8")
+	first.awaitReady()
+	err := b.start("SHARDS=16").end()
+	require.Equal(t, 3, code(t, err))
+	require.ErrorContains(t, err, "SHARDS is 16 here and 8 for the fleet")
+	first.stop()
+	require.NoError(t, first.end())
+
+	b.exec("update processor.settings set value = '99' where name like '%/PROTOCOL'")
+	err = b.start().end()
+	require.Equal(t, 5, code(t, err))
+	require.ErrorContains(t, err, "PROTOCOL is 1 here and 99 for the fleet")
+}
+
+func TestATakenPortEndsTheStartWithCode3(t *testing.T) {
+	b := newBench(t)
+	first := b.start()
+	first.awaitReady()
+	_, port, _ := strings.Cut(first.Addr(), ":")
+	err := b.start("METRICS_PORT=" + port).end()
+	require.Equal(t, 3, code(t, err))
+	require.ErrorContains(t, err, "another process has this port")
+	first.stop()
+	require.NoError(t, first.end())
+}
+
+func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
+	b := newBench(t)
+	in := b.start("DRAIN_TIMEOUT=500ms")
+	in.awaitReady()
+	// A lock on the table holds every commit up.
+	conn, err := pgx.Connect(t.Context(), b.pgURL)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), "begin; lock table positions in access exclusive mode")
+	require.NoError(t, err)
+	b.publish(50)
+	testenv.Wait(t, 10*time.Second, func() error {
+		var waiting int
+		if err := b.query("select count(*) from pg_locks where not granted", &waiting); err != nil || waiting == 0 {
+			return fmt.Errorf("nobody waits for the lock: %v", err)
+		}
+		return nil
+	})
+	in.stop()
+	err = in.end()
+	require.Equal(t, 1, code(t, err))
+	require.ErrorContains(t, err, "50 entries stay on their queues")
+	_, err = conn.Exec(t.Context(), "rollback")
+	require.NoError(t, err)
+	next := b.start()
+	b.awaitStored(50)
+	next.stop()
+	require.NoError(t, next.end())
+}
