@@ -47,6 +47,7 @@ func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
 		redisModule,
 		coordinationModule,
 		pipelineModule,
+		deadLettersModule,
 		invokes(),
 		withLogger(),
 		// Backstops only: each hook has a bound of its own.

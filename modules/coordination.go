@@ -121,6 +121,7 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 			})
 		}
 		listening.Go(func() { hear(assignmentsChannel, func(string) { fleet.Assigned() }) })
+		listening.Go(func() { hear(store.RequestsChannel, func(string) { d.Pipeline.Asked() }) })
 		listening.Go(func() { hear(store.FencesChannel, func(string) { d.Pipeline.FencesChanged() }) })
 		listening.Wait()
 		return context.Cause(ctx)

@@ -19,7 +19,7 @@ import (
 
 var pipelineModule = fx.Module("pipeline", fx.Provide(newPipelineConfig, newPipeline, newDrainer))
 
-func newPipelineConfig(cfg config.Config) pipeline.Config {
+func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeline.Config {
 	p, co := cfg.Pipeline, cfg.Coordination
 	return pipeline.Config{
 		Shards: co.Shards, Workers: p.Workers,
@@ -33,6 +33,7 @@ func newPipelineConfig(cfg config.Config) pipeline.Config {
 			MaxDepth:        cfg.Telemetry.MaxDepth,
 			MaxAttributes:   cfg.Telemetry.MaxAttributes,
 		},
+		DeadLetters: dead,
 	}
 }
 
@@ -45,6 +46,8 @@ type pipelineDeps struct {
 	Writer  *store.Writer
 	Reader  *store.Reader
 	Fences  *store.Fences
+	Dead    *stream.DeadLetters
+	Later   *store.Deferred
 	Bridge  *bridge
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -52,8 +55,8 @@ type pipelineDeps struct {
 
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, pipeline.Deps{
-		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences,
-		Lost: d.Bridge.lost, Peers: d.Bridge.peers,
+		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
+		Parker: d.Dead, Deferrals: d.Later, Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 	}, d.Log, d.Metrics)
 }
 

@@ -28,7 +28,13 @@ type batch struct {
 	bytes     int64
 	repeats   int       // records that repeat an earlier one of the same batch
 	opened    time.Time // when the first entry was applied
-	parked    map[telemetry.EntryID]struct{}
+
+	deferred        []telemetry.Deferred
+	settled         []telemetry.EntryID // deferred entries that have become records
+	letters         []telemetry.DeadLetter
+	lettersDeferred []telemetry.DeadLetter         // the same, of entries that were deferred
+	parked          map[telemetry.EntryID]struct{} // the IDs in letters
+	reread          map[int]bool                   // shards whose queues do not hold what they should; written by park
 }
 
 // part is consecutive entries of one shard.
@@ -37,6 +43,7 @@ type part struct {
 	grant   uint64
 	epoch   int64
 	entries []telemetry.Entry
+	again   map[telemetry.EntryID]telemetry.Deferred // entries that were deferred, until they are decided; nil for those of a queue
 }
 
 // link chains the records of a device within a batch, newest first.
@@ -56,7 +63,12 @@ func (b *batch) reset(seq uint64, careful bool) {
 	b.crossings, b.tangled, b.applied = b.crossings[:0], b.tangled[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
 	b.opened = time.Time{}
-	b.parked = nil
+	clear(b.deferred)
+	clear(b.letters)
+	clear(b.lettersDeferred)
+	b.deferred, b.settled = b.deferred[:0], b.settled[:0]
+	b.letters, b.lettersDeferred = b.letters[:0], b.lettersDeferred[:0]
+	b.parked, b.reread = nil, nil
 }
 
 // place puts a decoded record where it belongs, and moves the device's state.
@@ -102,8 +114,7 @@ func (b *batch) cross(d *device, r *telemetry.Record) {
 	if d.watermark == never {
 		b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
 	} else {
-		prev := geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
-		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], prev, next, b.rules.MaxGap)
+		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], d.fix(), next, b.rules.MaxGap)
 	}
 	for _, c := range b.scratch {
 		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: d.id, Crossing: c})
@@ -167,6 +178,11 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	})
 	b.tangled = slices.DeleteFunc(b.tangled, func(d *device) bool { return gone(d.shard) })
 	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
+	b.deferred = slices.DeleteFunc(b.deferred, func(d telemetry.Deferred) bool { return gone(d.Shard) })
+	letters := func(list []telemetry.DeadLetter) []telemetry.DeadLetter {
+		return slices.DeleteFunc(list, func(l telemetry.DeadLetter) bool { return gone(l.Shard) })
+	}
+	b.letters, b.lettersDeferred = letters(b.letters), letters(b.lettersDeferred)
 	b.parts = slices.DeleteFunc(b.parts, func(p part) bool {
 		if !gone(p.shard) {
 			return false
@@ -181,6 +197,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
 		Held: b.held(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Deferred: b.deferred, Settled: b.settled,
 	}
 }
 
@@ -198,8 +215,11 @@ func (b *batch) held() []telemetry.Held {
 
 // acks is what is to be acknowledged once the batch is committed.
 func (b *batch) acks() []protocol.Ack {
-	acks := make([]protocol.Ack, len(b.parts))
-	for i, p := range b.parts {
+	acks := make([]protocol.Ack, 0, len(b.parts))
+	for _, p := range b.parts {
+		if p.again != nil {
+			continue // acknowledged when they were deferred
+		}
 		a := protocol.Ack{Shard: p.shard, IDs: make([]telemetry.EntryID, 0, len(p.entries))}
 		for j := range p.entries {
 			e := &p.entries[j]
@@ -211,16 +231,9 @@ func (b *batch) acks() []protocol.Ack {
 				a.IDs = append(a.IDs, e.ID)
 			}
 		}
-		acks[i] = a
+		acks = append(acks, a)
 	}
 	return acks
-}
-
-func (b *batch) park(id telemetry.EntryID) {
-	if b.parked == nil {
-		b.parked = make(map[telemetry.EntryID]struct{})
-	}
-	b.parked[id] = struct{}{}
 }
 
 func size(entries []telemetry.Entry) int64 {

@@ -31,8 +31,8 @@ func (w *worker) commitLoop(ctx context.Context) error {
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b}
 	content := b.write()
-	if len(content.Fresh) == 0 && len(content.Late) == 0 {
-		return c // nothing but what stays pending: there is nothing to write
+	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 && len(content.Settled) == 0 && !b.givesUp() {
+		return c // nothing but what was lost: there is nothing to write
 	}
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, nothingHappened, func() error {
 		started := time.Now()
@@ -40,6 +40,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		c.written, err = w.sink.Write(ctx, content)
 		if err == nil {
 			w.metrics.wrote(b, c.written, time.Since(started))
+			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
 		}
 		return err
 	})
@@ -60,13 +61,17 @@ func (w *worker) ackLoop(ctx context.Context) error {
 
 func (w *worker) ack(ctx context.Context, b *batch) error {
 	acks := b.acks()
-	return retry(ctx, w.log, "ack", w.metrics.ackErrors, always, func() error {
+	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, always, func() error {
 		err := w.acker.Ack(ctx, acks)
 		if err == nil {
 			w.metrics.acked(acks)
 		}
 		return err
 	})
+	if err != nil || !b.givesUp() {
+		return err
+	}
+	return w.park(ctx, b)
 }
 
 // settle acts upon the outcome of a commit.
@@ -185,6 +190,12 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	if err := w.apply(ctx, b, p); err != nil {
 		return err
 	}
+	b.settleAgain(&p)
+	return w.decide(ctx, b, p, isolate)
+}
+
+// decide commits and acknowledges a batch made of one part, or divides it.
+func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) error {
 	c := w.commit(ctx, b)
 	// What was not new did not move the device: only the table knows.
 	w.state.void(p.shard)
@@ -193,6 +204,9 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 			return err
 		}
 		w.finish(b)
+		for i := range p.entries {
+			delete(p.again, p.entries[i].ID)
+		}
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -228,13 +242,20 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	return w.redoPart(ctx, right, true)
 }
 
-// condemn sets aside the one entry that Postgres refuses.
-func (w *worker) condemn(_ context.Context, p part, err error) error {
+// condemn gives the one entry of a part up, for a reason that another attempt
+// would not change. The batch that does so writes nothing, but it does not
+// commit for a shard that is somebody else's by now.
+func (w *worker) condemn(ctx context.Context, p part, err error) error {
+	if t, ok := w.held[p.shard]; !ok || t.grant != p.grant {
+		return nil
+	}
+	w.seq++
 	b := &batch{}
-	b.parts, b.entries = []part{p}, 1
-	w.refuse(b, p.shard, &p.entries[0], err)
-	w.finish(b)
-	return nil
+	b.reset(w.seq, true)
+	b.rules = w.rules()
+	b.parts, b.entries = append(b.parts, p), 1
+	w.refuse(b, &p, &p.entries[0], err)
+	return w.decide(ctx, b, p, false)
 }
 
 // byShard joins the parts of each shard, in order. Order between shards means

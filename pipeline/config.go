@@ -27,6 +27,7 @@ type Config struct {
 	TurnTTL            time.Duration
 	QueueRescan        time.Duration // how often every queue is read from its start again
 	Limits             telemetry.Limits
+	DeadLetters        DeadLetterConfig
 }
 
 func (c Config) check() error {
@@ -51,5 +52,6 @@ func (c Config) check() error {
 	positive("DealBlock", int64(c.DealBlock))
 	positive("TurnTTL", int64(c.TurnTTL))
 	positive("QueueRescan", int64(c.QueueRescan))
+	errs = append(errs, c.DeadLetters.check())
 	return errors.Join(errs...)
 }

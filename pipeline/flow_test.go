@@ -45,16 +45,6 @@ func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
 	require.Empty(t, in.lost)
 }
 
-func TestAnEntryThatIsNoRecordStaysPendingAndHoldsNobodyUp(t *testing.T) {
-	t.Parallel()
-	b := newBench(t)
-	in := b.start("one")
-	b.takeAll(in)
-	b.publish(at(1, 1), []string{"ts", "x"}, []string{"device_id", fleet.DeviceID(1), "payload", "{"}, at(1, 2))
-	b.settled(10*time.Second, 2)
-	require.Equal(t, 2, b.count("select count(*) from positions"))
-}
-
 func BenchmarkBacklog(b *testing.B) {
 	bb := newBench(b)
 	const n, devices = 200_000, 500

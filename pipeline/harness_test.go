@@ -89,12 +89,20 @@ func (b *bench) start(member string, opts ...option) *instance {
 		MaxCrossingGap: 10 * time.Minute, FenceRefresh: 30 * time.Second,
 		DealAhead: 200_000, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
 		Limits: telemetry.DefaultLimits(),
+		DeadLetters: pipeline.DeadLetterConfig{
+			Instance: member, Version: "test", MaxAttempts: 3,
+			RetryDelays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}, PollEvery: 50 * time.Millisecond,
+		},
 	}
+	dead, err := stream.NewDeadLetters(client, stream.Config{Stream: b.stream, Group: b.group}, b.stream+":dlq")
+	require.NoError(b.tb, err)
+	writer := store.NewWriter(pool, b.scope(), member, 15*time.Second)
 	deps := pipeline.Deps{
 		Source: group, Acker: group,
-		Sink:    store.NewWriter(pool, b.scope(), member, 15*time.Second),
+		Sink: writer, Requests: store.NewRequests(writer),
 		History: store.NewReader(pool, 10*time.Second),
 		Fences:  store.NewFences(pool, 10*time.Second),
+		Parker:  dead, Deferrals: store.NewDeferred(pool, b.scope(), member, 10*time.Second),
 		Lost: func(l pipeline.Lost) {
 			in.mu.Lock()
 			defer in.mu.Unlock()

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"sync"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -12,6 +13,8 @@ const (
 	work    messageKind = iota + 1 // entries of a shard, in order
 	granted                        // a shard begins under an epoch, on fresh state
 	dropped                        // a shard is no longer ours
+	asked                          // a request for a shard is to be run
+	retried                        // deferred entries of a shard whose time has come
 )
 
 // message is what a worker is told. Messages of one worker arrive in the order
@@ -22,6 +25,10 @@ type message struct {
 	grant   uint64
 	epoch   int64
 	entries []telemetry.Entry
+	request *protocol.Request
+
+	deferred []telemetry.Deferred
+	done     func() // to be called when they are decided
 }
 
 // mailbox is a worker's queue. Putting never blocks, since it happens under the

@@ -13,8 +13,10 @@ import (
 const (
 	outcomeStored    = "stored"
 	outcomeDuplicate = "duplicate"
-	outcomeRefused   = "refused"
+	outcomeDeferred  = "deferred"
 	outcomeLost      = "lost"
+
+	outcomeDeadLettered = "dead_lettered"
 )
 
 // The results of a read.
@@ -42,6 +44,10 @@ type metrics struct {
 	ackErrors     prometheus.Counter
 	historyErrors prometheus.Counter
 	fenceErrors   prometheus.Counter
+	requestErrors prometheus.Counter
+	parkErrors    prometheus.Counter
+	deferErrors   prometheus.Counter
+	deadLetters   *prometheus.CounterVec
 	crossings     *prometheus.CounterVec
 	fenceCount    prometheus.Gauge
 	badFences     prometheus.Gauge
@@ -58,7 +64,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	m := &metrics{
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_records_total",
-			Help: "Entries finished, by outcome: stored, duplicate, refused (left pending), lost (trimmed while pending).",
+			Help: "Entries finished, by outcome: stored, duplicate, deferred (to be tried again), dead_lettered, lost (trimmed while pending).",
 		}, []string{"outcome"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_pipeline_record_latency_seconds",
@@ -97,6 +103,12 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		ackErrors:     errs.WithLabelValues("ack"),
 		historyErrors: errs.WithLabelValues("rehydrate"),
 		fenceErrors:   errs.WithLabelValues("fences"),
+		requestErrors: errs.WithLabelValues("request"),
+		parkErrors:    errs.WithLabelValues("dead_letter"),
+		deferErrors:   errs.WithLabelValues("defer"),
+		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by reason.",
+		}, []string{"reason"}),
 		crossings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_crossings_total",
 			Help: "Crossings written: derived from records in order, or corrected by late ones.",
@@ -109,7 +121,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		}),
 		evictions: counter("processor_device_state_evictions_total", "Devices forgotten to keep the bound on state."),
 	}
-	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeRefused, outcomeLost} {
+	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
 		m.records.WithLabelValues(o)
 	}
 	for _, r := range []string{readOK, readEmpty, readError} {
@@ -117,6 +129,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)
+	}
+	for _, c := range telemetry.Classes() {
+		m.deadLetters.WithLabelValues(string(c))
 	}
 	for _, k := range []string{"derived", "corrected"} {
 		m.crossings.WithLabelValues(k)
@@ -130,7 +145,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	reg.MustRegister(m.records, m.latency, m.writes, m.batchRecords, m.readResults, m.arrivals, m.acks, m.positions,
 		m.lastRecord, m.turn, m.fenced, m.retaken, m.evictions, errs,
-		m.crossings, m.fenceCount, m.badFences,
+		m.crossings, m.deadLetters, m.fenceCount, m.badFences,
 		gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.",
 			func() float64 { return float64(t.records) }),
 		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",

@@ -73,12 +73,16 @@ type Pipeline struct {
 	sink    Sink
 	history History
 	fences  *fences
+	desk    *desk
+	parker  Parker
 	lost    func(Lost)
 	metrics *metrics
 	log     *slog.Logger
 	workers []*worker
 	bells   chan struct{}
 	peers   func() int
+
+	deferrals Deferrals
 }
 
 // Deps is what a pipeline works with.
@@ -88,6 +92,11 @@ type Deps struct {
 	Sink    Sink
 	History History
 	Fences  FenceLoader
+	Parker  Parker
+
+	Deferrals Deferrals
+	// Requests is what operators and neighbours ask for.
+	Requests Requests
 	// Lost is called, from a worker, for each shard that was given up.
 	Lost func(Lost)
 	// Peers is how many other members wait for entries.
@@ -99,16 +108,18 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Fences == nil ||
-		deps.Lost == nil || deps.Peers == nil {
+	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Fences == nil || deps.Requests == nil ||
+		deps.Parker == nil || deps.Deferrals == nil || deps.Lost == nil || deps.Peers == nil {
 		return nil, fmt.Errorf("pipeline: a dependency is missing: %+v", deps)
 	}
 	t := newTable(cfg)
 	p := &Pipeline{
 		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, sink: deps.Sink, history: deps.History,
+		parker: deps.Parker, deferrals: deps.Deferrals,
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), bells: make(chan struct{}, 1),
 	}
+	p.desk = newDesk(p, deps.Requests)
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
 	for range cfg.Workers {
 		w, err := newWorker(p, newMailbox())
@@ -159,6 +170,11 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		return r.run(intakeCtx)
 	})
 	intake.Go(func() error { return p.fences.run(intakeCtx) })
+	intake.Go(func() error {
+		r := &retrier{cfg: p.cfg, table: p.table, deferrals: p.deferrals, metrics: p.metrics, log: p.log}
+		return r.run(intakeCtx)
+	})
+	intake.Go(func() error { return p.desk.run(intakeCtx) })
 	err := intake.Wait()
 	close(intakeEnded)
 	if workErr := workers.Wait(); workErr != nil {
@@ -202,6 +218,9 @@ func (p *Pipeline) RingTurn() { ring(p.bells) }
 
 // FencesChanged says that fences may have changed.
 func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
+
+// Asked says that there may be a new request.
+func (p *Pipeline) Asked() { ring(p.desk.bell) }
 
 // Rewind reads all queues from their start again: the server may not hold what
 // it held.

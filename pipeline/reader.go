@@ -32,8 +32,8 @@ type reader struct {
 	failing    bool
 }
 
-// asked is a read and what it was based on.
-type asked struct {
+// askedRead is a read and what it was based on.
+type askedRead struct {
 	read   protocol.QueueRead
 	grant  uint64
 	ticket protocol.Ticket
@@ -98,11 +98,11 @@ func (r *reader) pass(ctx context.Context) (bool, error) {
 }
 
 // choose picks the queues to read, and shares the room among them.
-func (r *reader) choose() []asked {
+func (r *reader) choose() []askedRead {
 	t := r.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var batch []asked
+	var batch []askedRead
 	turn := t.turnNumber()
 	for shard := range t.slots {
 		s := &t.slots[shard]
@@ -116,7 +116,7 @@ func (r *reader) choose() []asked {
 		if !t.fits(s, 1) {
 			continue // the worker rings when it has room
 		}
-		batch = append(batch, asked{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
+		batch = append(batch, askedRead{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
 		if len(batch) == readsAtOnce {
 			break
 		}
@@ -144,7 +144,7 @@ func (r *reader) choose() []asked {
 }
 
 // take hands on what was found.
-func (r *reader) take(batch []asked, replies []protocol.QueueReply) bool {
+func (r *reader) take(batch []askedRead, replies []protocol.QueueReply) bool {
 	t := r.table
 	t.mu.Lock()
 	defer t.mu.Unlock()

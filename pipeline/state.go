@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/trmtracking/processor/internal/geofence"
 )
 
 // device is what is known of one device: its last position that takes part in
@@ -63,6 +65,22 @@ func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *
 	}
 	s.devices.Add(d.id, d)
 	return d
+}
+
+// known is how many devices of a shard are in memory.
+func (s *state) known(shard int) int {
+	n := 0
+	for _, d := range s.devices.Values() {
+		if d.shard == shard && d.era == s.eras[shard] {
+			n++
+		}
+	}
+	return n
+}
+
+// fix is the last position of a device that has one.
+func (d *device) fix() geofence.Fix {
+	return geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
 }
 
 // void forgets all devices of a shard.

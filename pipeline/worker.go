@@ -20,15 +20,20 @@ import (
 // run owns every field. The two other goroutines, which commit and acknowledge,
 // get whole batches and give them back.
 type worker struct {
-	cfg     Config
-	table   *table
-	sink    Sink
-	acker   Acker
-	history History
-	fences  *fences
-	lost    func(Lost)
-	metrics *metrics
-	log     *slog.Logger
+	cfg      Config
+	table    *table
+	sink     Sink
+	acker    Acker
+	history  History
+	fences   *fences
+	desk     *desk
+	requests Requests
+	lost     func(Lost)
+	metrics  *metrics
+	log      *slog.Logger
+
+	parker    Parker
+	deferrals Deferrals
 
 	box     *mailbox
 	inbox   []message // taken and not applied yet
@@ -86,8 +91,8 @@ func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{
-		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences,
-		lost: p.lost, metrics: p.metrics, log: p.log,
+		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
+		parker: p.parker, deferrals: p.deferrals, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, held: make(map[int]tenure), state: st,
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
@@ -193,6 +198,24 @@ func (w *worker) advance(ctx context.Context) error {
 			w.state.void(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
+		case asked:
+			if w.busy || w.current.entries > 0 {
+				w.flushNow()
+				return nil // until what was applied before is committed
+			}
+			if err := w.serve(ctx, m); err != nil {
+				return err
+			}
+			w.next++
+		case retried:
+			if w.busy || w.current.entries > 0 {
+				w.flushNow()
+				return nil // what is computed and not committed may concern the same devices
+			}
+			w.next++
+			if err := w.tryAgain(ctx, m); err != nil {
+				return err
+			}
 		case work:
 			t, ok := w.held[m.shard]
 			if !ok || t.grant != m.grant {
@@ -274,6 +297,11 @@ func (w *worker) open(careful bool) {
 	w.current.reset(w.seq, careful)
 }
 
+// rules are what crossings are derived by now.
+func (w *worker) rules() protocol.Rules {
+	return protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
+}
+
 // apply decodes entries, looks up the devices not known yet in one go, and puts
 // the records into the batch in order.
 func (w *worker) apply(ctx context.Context, b *batch, p part) error {
@@ -282,7 +310,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	}
 	if b.entries == 0 {
 		b.opened = time.Now()
-		b.rules = protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
+		b.rules = w.rules()
 	}
 	if cap(w.records) < len(p.entries) {
 		w.records = make([]decoded, len(p.entries))
@@ -313,7 +341,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		case e.Fields == nil:
 			w.metrics.outcome(outcomeLost, 1)
 		case d.err != nil:
-			w.refuse(b, p.shard, e, d.err)
+			w.refuse(b, &p, e, d.err)
 		default:
 			b.place(w.state.find(d.record.DeviceID, p.shard), &d.record, d.eligible)
 		}
@@ -340,29 +368,21 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	})
 }
 
-// refuse notes an entry that is no record. It stays pending, so that nothing
-// is lost, and is not looked at again while this instance holds its shard.
-func (w *worker) refuse(b *batch, shard int, e *telemetry.Entry, err error) {
-	b.park(e.ID)
-	w.metrics.outcome(outcomeRefused, 1)
-	reason := err.Error()
-	w.log.Warn("entry refused, it stays pending", "entry_id", e.ID.String(), "shard", shard, "reason", reason)
-}
-
 // finish takes an acknowledged batch off the books.
 func (w *worker) finish(b *batch) {
 	w.table.mu.Lock()
 	for _, p := range b.parts {
-		for i := range p.entries {
-			if _, ok := b.parked[p.entries[i].ID]; ok {
-				if s := &w.table.slots[p.shard]; s.held && s.grant == p.grant {
-					s.queue.Park(p.entries[i].ID)
-				}
-			}
+		if p.again != nil {
+			continue // on no queue, and so not on the books
 		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
 	w.table.mu.Unlock()
+	for _, p := range b.parts {
+		if b.reread[p.shard] {
+			w.table.restart(p.shard, p.grant)
+		}
+	}
 	w.stateSize.Store(int64(w.state.devices.Len()))
 	ring(w.table.room)
 	ring(w.table.wake)

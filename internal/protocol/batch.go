@@ -31,6 +31,11 @@ type Batch struct {
 	Rules Rules
 	// Applied marks are written along, since every write of a mark costs a row.
 	Applied []Applied
+	// Deferred are entries to be tried again later. One with a single attempt is
+	// new, unless it was delivered before; the others are there already.
+	Deferred []telemetry.Deferred
+	// Settled are deferred entries whose records are among Late.
+	Settled []telemetry.EntryID
 }
 
 // Crossing is one crossing of a device.

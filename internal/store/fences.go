@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -92,18 +91,6 @@ order by id, version`)
 	if err != nil {
 		return 0, nil, failure("read the fences", err)
 	}
-	list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (FenceVersion, error) {
-		var v FenceVersion
-		var from, to *time.Time
-		err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &from, &to, &v.Enabled)
-		v.Valid = geofence.Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
-		if from != nil {
-			v.Valid.FromUS = from.UnixMicro()
-		}
-		if to != nil {
-			v.Valid.ToUS = to.UnixMicro()
-		}
-		return v, err
-	})
+	list, err = pgx.CollectRows(rows, scanFence)
 	return version, list, failure("read the fences", err)
 }

@@ -59,7 +59,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.Written, error) {
 	var out protocol.Written
-	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 {
+	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Settled) == 0 {
 		// Begin, copy, checks and commit travel together: one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
@@ -89,6 +89,10 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 				return out, err
 			}
 		}
+	}
+	w.queueDeferred(rest, b.Deferred)
+	if len(b.Settled) > 0 {
+		queueForget(rest, w.scope, b.Settled)
 	}
 	if len(b.Applied) > 0 {
 		w.queueApplied(rest, b.Applied)

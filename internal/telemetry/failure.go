@@ -60,6 +60,8 @@ type Failure struct {
 	Kind   FailureKind
 	Code   string // the server's own code, for logs: an SQLSTATE or Redis' error prefix
 	Shards []int  // for Fenced: the shards that were lost, or none where the server did not say
+	Field  string // for Refused: the column or constraint at fault, "" where the server did not say
+	Row    int    // for Refused: the number of the fresh record at fault, from 1; 0 where it is not known
 	Err    error
 }
 

@@ -1,0 +1,41 @@
+package protocol
+
+import "github.com/trmtracking/processor/internal/telemetry"
+
+// The kinds of requests.
+const (
+	RequestRehydrate = "rehydrate" // load the state of a device again
+	RequestRecompute = "recompute" // derive crossings in a window again
+	RequestErase     = "erase"     // remove the data of a device
+)
+
+// Request is work asked for by operators and neighbours. The owner of the shard
+// does it, in the worker of the shard and under its epoch, in bounded steps.
+type Request struct {
+	ID       int64
+	Kind     string
+	Shard    int
+	Device   string // "" for all devices of the shard
+	FromUS   int64  // window of device time, both ends included; math.MinInt64 for an open beginning
+	ToUS     int64  // math.MaxInt64 for an open end
+	Progress Progress
+}
+
+// Progress is how far a request has come; a new owner goes on from there.
+type Progress struct {
+	Device  string `json:"device,omitempty"`   // at work on this one, or done up to it
+	AfterUS *int64 `json:"after_us,omitempty"` // of that device, done up to this device time
+	Devices int64  `json:"devices"`
+	Fixes   int64  `json:"fixes"`
+	Added   int64  `json:"added"`
+	Changed int64  `json:"changed"`
+	Removed int64  `json:"removed"`
+}
+
+// Order is everything a step of a request needs to know.
+type Order struct {
+	Request Request
+	Held    telemetry.Held
+	Rules   Rules
+	Shards  int
+}

@@ -1,0 +1,233 @@
+package store
+
+import (
+	"context"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Deferred keeps the entries that wait for another attempt. They are put there
+// by Writer, in the transaction that lets them be acknowledged.
+type Deferred struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	member  string
+	timeout time.Duration
+}
+
+// NewDeferred returns the deferred entries of a group as one member sees them.
+func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Deferred {
+	return &Deferred{pool: pool, scope: scope, member: member, timeout: timeout}
+}
+
+// claimDeferredSQL marks what it returns as crash before any attempt is made: a
+// decision writes the true class, and where none came the process died. Such an
+// entry is returned alone, and its attempt counts from the start, or it would
+// kill one process after the other for ever.
+const claimDeferredSQL = `
+with due as materialized (
+  select d.entry_id, d.class
+  from unnest($4::int[], $5::bigint[]) as w (shard, epoch)
+  join processor.shards s
+    on s.stream = $1
+    and s.grp = $2
+    and s.shard = w.shard
+    and s.epoch = w.epoch
+    and s.owner = $3
+  join processor.deferred d
+    on d.stream = $1
+    and d.grp = $2
+    and d.shard = w.shard
+  where d.next_attempt_at <= now()
+  order by d.next_attempt_at
+  limit $7
+  for update of d
+),
+chosen as (
+  (select entry_id, class
+  from due
+  where class = 'crash'
+  order by entry_id
+  limit 1)
+  union all
+  select entry_id, class
+  from due
+  where not exists (select from due where class = 'crash')
+)
+update processor.deferred d
+set class = 'crash',
+  attempts = d.attempts + (chosen.class = 'crash')::int,
+  next_attempt_at = now() + $6::interval
+from chosen
+where d.stream = $1
+  and d.grp = $2
+  and d.entry_id = chosen.entry_id
+returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field, ''), d.fingerprint,
+  d.attempts + (chosen.class <> 'crash')::int, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
+
+// Claim returns entries of the shards given whose time has come, at most limit,
+// and keeps them from being claimed again for the lease. Their attempts include
+// the one to be made now. Shards held under another epoch are left alone.
+func (s *Deferred) Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	shards, epochs := make([]int32, len(held)), make([]int64, len(held))
+	for i, h := range held {
+		shards[i], epochs[i] = int32(h.Shard), h.Epoch
+	}
+	rows, err := s.pool.Query(ctx, claimDeferredSQL, s.scope.Stream, s.scope.Group, s.member, shards, epochs, lease, limit)
+	if err != nil {
+		return nil, failure("claim deferred entries", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.Deferred, error) {
+		var d telemetry.Deferred
+		var id string
+		var fields [][]byte
+		if err := row.Scan(&id, &d.Shard, &fields, &d.Class, &d.Error, &d.Field, &d.Fingerprint, &d.Attempts,
+			&d.FirstFailed, &d.LastFailed, &d.NextAttempt, &d.Instance, &d.Version); err != nil {
+			return d, err
+		}
+		d.Entry.Fields = textFields(fields)
+		var err error
+		d.Entry.ID, err = telemetry.ParseEntryID(id)
+		return d, err
+	})
+	return list, failure("claim deferred entries", err)
+}
+
+// Return gives up attempts that were not made: the entries are due at once and
+// have as many attempts as before.
+func (s *Deferred) Return(ctx context.Context, claimed []telemetry.Deferred) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	b := &pgx.Batch{}
+	for _, d := range claimed {
+		b.Queue(`
+update processor.deferred
+set class = $4,
+  attempts = $5,
+  next_attempt_at = now()
+where stream = $1
+  and grp = $2
+  and entry_id = $3
+  and class = 'crash'
+  and next_attempt_at = $6`, s.scope.Stream, s.scope.Group, d.Entry.ID.String(), d.Class, d.Attempts-1, d.NextAttempt)
+	}
+	return failure("return deferred entries", s.pool.SendBatch(ctx, b).Close())
+}
+
+// Forget removes entries that are dead letters by now.
+func (s *Deferred) Forget(ctx context.Context, ids []telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	b := &pgx.Batch{}
+	queueForget(b, s.scope, ids)
+	return failure("forget deferred entries", s.pool.SendBatch(ctx, b).Close())
+}
+
+// Count is how many entries are deferred.
+func (s *Deferred) Count(ctx context.Context) (n int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	err = s.pool.QueryRow(ctx, `
+select count(*)
+from processor.deferred
+where stream = $1
+  and grp = $2`, s.scope.Stream, s.scope.Group).Scan(&n)
+	return n, failure("count deferred entries", err)
+}
+
+func queueForget(b *pgx.Batch, scope Scope, ids []telemetry.EntryID) {
+	text := make([]string, len(ids))
+	for i, id := range ids {
+		text[i] = id.String()
+	}
+	b.Queue(`
+delete from processor.deferred
+where stream = $1
+  and grp = $2
+  and entry_id = any ($3)`, scope.Stream, scope.Group, text)
+}
+
+// deferSQL leaves an entry as it is that was deferred before and is delivered
+// again: its attempts stay counted.
+const deferSQL = `
+insert into processor.deferred (stream, grp, entry_id, shard, device_id, fields, class, error, field, fingerprint,
+  attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+on conflict (stream, grp, entry_id) do nothing`
+
+const deferAgainSQL = `
+update processor.deferred
+set class = $4,
+  error = $5,
+  field = $6,
+  fingerprint = $7,
+  attempts = $8,
+  last_failed_at = $9,
+  next_attempt_at = $10,
+  instance = $11,
+  version = $12
+where stream = $1
+  and grp = $2
+  and entry_id = $3`
+
+// queueDeferred puts off entries as part of a batch's transaction.
+func (w *Writer) queueDeferred(b *pgx.Batch, list []telemetry.Deferred) {
+	for i := range list {
+		d := &list[i]
+		id := d.Entry.ID.String()
+		if d.Attempts > 1 {
+			b.Queue(deferAgainSQL, w.scope.Stream, w.scope.Group, id, d.Class, storable(d.Error), optional(d.Field),
+				storable(d.Fingerprint), d.Attempts, d.LastFailed, d.NextAttempt, d.Instance, d.Version)
+			continue
+		}
+		b.Queue(deferSQL, w.scope.Stream, w.scope.Group, id, d.Shard, deviceOf(&d.Entry), byteFields(d.Entry.Fields),
+			d.Class, storable(d.Error), optional(d.Field), storable(d.Fingerprint), d.Attempts,
+			d.FirstFailed, d.LastFailed, d.NextAttempt, d.Instance, d.Version)
+	}
+}
+
+// deviceOf is the entry's device where the column can hold it.
+func deviceOf(e *telemetry.Entry) *string {
+	device, ok := e.Field(telemetry.FieldDeviceID)
+	if !ok || !utf8.ValidString(device) || strings.ContainsRune(device, 0) {
+		return nil
+	}
+	return &device
+}
+
+// storable is s without what no text column holds.
+func storable(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	s = storable(s)
+	return &s
+}
+
+func byteFields(fields []string) [][]byte {
+	out := make([][]byte, len(fields))
+	for i, f := range fields {
+		out[i] = []byte(f)
+	}
+	return out
+}
+
+func textFields(fields [][]byte) []string {
+	out := make([]string, len(fields))
+	for i, f := range fields {
+		out[i] = string(f)
+	}
+	return out
+}

@@ -1,0 +1,146 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+//go:embed deadletter.lua
+var deadLetterSource string
+
+var deadLetterScript = redis.NewScript(deadLetterSource)
+
+// DeadLetters is the stream of dead letters of one group. It is safe for
+// concurrent use.
+type DeadLetters struct {
+	client redis.UniversalClient
+	names  Names
+	stream string
+}
+
+// NewDeadLetters returns the dead letters of cfg's group, which lie in the
+// stream called dlq. It makes no call.
+func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*DeadLetters, error) {
+	if cfg.Stream == "" || cfg.Group == "" || dlq == "" || dlq == cfg.Stream {
+		return nil, fmt.Errorf("dead letters of stream %q, group %q in stream %q: all three are needed, and two streams", cfg.Stream, cfg.Group, dlq)
+	}
+	return &DeadLetters{client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, stream: dlq}, nil
+}
+
+// Stream is the name of the stream that holds the dead letters.
+func (d *DeadLetters) Stream() string { return d.stream }
+
+// Park moves entries from the queues of their shards to the dead letters and
+// acknowledges them. Moving one again changes nothing. An entry that is not
+// pending on its shard's queue is left alone, and the error is a Failure of
+// kind Lost that names its shard: that queue must be read again. After any
+// error the same call may be repeated.
+func (d *DeadLetters) Park(ctx context.Context, letters []telemetry.DeadLetter) error {
+	return d.park(ctx, letters, true)
+}
+
+// ParkDeferred does the same for entries that were acknowledged when they were
+// deferred, and so are pending nowhere.
+func (d *DeadLetters) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter) error {
+	return d.park(ctx, letters, false)
+}
+
+// parkAtOnce bounds the bytes of one round trip.
+const parkAtOnce = 4 << 20
+
+func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, pending bool) error {
+	var absent []int
+	for len(letters) > 0 {
+		n, bytes := 0, 0
+		for n < len(letters) && (n == 0 || bytes < parkAtOnce) {
+			bytes += letters[n].Entry.Size()
+			n++
+		}
+		some, err := d.parkSome(ctx, letters[:n], pending)
+		if err != nil {
+			return failure("move to the dead letters in "+d.stream, err)
+		}
+		absent = append(absent, some...)
+		letters = letters[n:]
+	}
+	if len(absent) > 0 {
+		slices.Sort(absent)
+		return &telemetry.Failure{
+			Kind: telemetry.Lost, Code: "absent", Shards: slices.Compact(absent),
+			Err: errors.New("move to the dead letters: an entry is not pending on its queue any more; the queue is read again"),
+		}
+	}
+	return nil
+}
+
+// parkSome makes one round trip, and a second one where the server does not
+// have the script yet.
+func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLetter, pending bool) (absent []int, err error) {
+	cmds := make([]*redis.Cmd, len(letters))
+	send := func() error {
+		pipe := d.client.Pipeline()
+		for i := range letters {
+			cmds[i] = deadLetterScript.EvalSha(ctx, pipe, d.keys(), d.arguments(&letters[i], pending)...)
+		}
+		_, err := pipe.Exec(ctx)
+		return err
+	}
+	err = send()
+	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
+		if err = deadLetterScript.Load(ctx, d.client).Err(); err == nil {
+			err = send() // what was moved by the first one is known by now
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, cmd := range cmds {
+		res, err := cmd.StringSlice()
+		if err != nil {
+			return nil, err
+		}
+		if res[0] == "absent" {
+			absent = append(absent, letters[i].Shard)
+		}
+	}
+	return absent, nil
+}
+
+func (d *DeadLetters) keys() []string {
+	return []string{d.names.Stream, d.stream, d.names.Parked()}
+}
+
+func (d *DeadLetters) arguments(l *telemetry.DeadLetter, pending bool) []any {
+	consumer := ""
+	if pending {
+		consumer = Consumer(l.Shard)
+	}
+	fields := encodeLetter(l)
+	args := make([]any, 0, 4+len(fields))
+	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), digest(l.Entry.Fields))
+	for i := range fields {
+		args = append(args, &fields[i])
+	}
+	return args
+}
+
+// digest is a short text that is the same for the same fields.
+func digest(fields []string) string {
+	h := xxhash.New()
+	for _, f := range fields {
+		_, _ = h.WriteString(strconv.Itoa(len(f))) // never fails
+		_, _ = h.WriteString(":")
+		_, _ = h.WriteString(f)
+	}
+	return strconv.FormatUint(h.Sum64(), 16)
+}

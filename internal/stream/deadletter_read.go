@@ -1,0 +1,58 @@
+package stream
+
+import (
+	"context"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Letter is a dead letter as it lies in the stream.
+type Letter struct {
+	ID telemetry.EntryID // in the stream of dead letters
+	telemetry.DeadLetter
+	// Err says that the entry is no dead letter of ours. Its fields are in Entry
+	// then, and nothing else is known.
+	Err error
+}
+
+// List returns at most count dead letters that follow an ID, oldest first;
+// fewer only at the end.
+func (d *DeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]Letter, error) {
+	return d.read(ctx, after.Next().String(), "+", count)
+}
+
+// Get returns the dead letters that have these IDs, in their order. One that is
+// not there is left out.
+func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]Letter, error) {
+	var found []Letter
+	for _, id := range ids {
+		some, err := d.read(ctx, id.String(), id.String(), 1)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, some...)
+	}
+	return found, nil
+}
+
+func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]Letter, error) {
+	cmd := redis.NewRawCmd(ctx, "xrange", d.stream, from, to, "count", count)
+	if err := d.client.Process(ctx, cmd); err != nil {
+		return nil, failure("read dead letters from "+d.stream, err)
+	}
+	b, err := parseRange(cmd.Val())
+	if err != nil {
+		return nil, failure("read dead letters from "+d.stream, err)
+	}
+	letters := make([]Letter, len(b.entries))
+	for i := range b.entries {
+		l := &letters[i]
+		l.ID = b.entries[i].ID
+		if l.DeadLetter, l.Err = decodeLetter(b.entries[i].Fields); l.Err != nil {
+			l.DeadLetter = telemetry.DeadLetter{Entry: telemetry.Entry{Fields: b.entries[i].Fields}}
+		}
+	}
+	return letters, nil
+}

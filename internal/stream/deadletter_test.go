@@ -1,0 +1,201 @@
+package stream_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// morgue is a stream with a group whose entries lie on the queue of shard 3.
+type morgue struct {
+	tb     testing.TB
+	client redis.UniversalClient
+	cfg    stream.Config
+	dead   *stream.DeadLetters
+}
+
+func newMorgue(tb testing.TB) *morgue {
+	c := testenv.Redis(tb)
+	return morgueOn(tb, c.Client(), c.Stream, c.Group)
+}
+
+func morgueOn(tb testing.TB, client redis.UniversalClient, name, group string) *morgue {
+	m := &morgue{tb: tb, client: client, cfg: stream.Config{Stream: name, Group: group, Shards: 16}}
+	var err error
+	m.dead, err = stream.NewDeadLetters(m.client, m.cfg, name+":dlq")
+	require.NoError(tb, err)
+	require.NoError(tb, m.client.XGroupCreateMkStream(tb.Context(), name, group, "0").Err())
+	return m
+}
+
+// add appends an entry and puts it on the queue.
+func (m *morgue) add(fields ...string) telemetry.DeadLetter {
+	ids, err := stream.NewPublisher(m.client, m.cfg.Stream, 0).Publish(m.tb.Context(), [][]string{fields})
+	require.NoError(m.tb, err)
+	require.NoError(m.tb, m.client.Do(m.tb.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, ids[0].String(), "force", "justid").Err())
+	return letter(telemetry.Entry{ID: ids[0], Fields: fields})
+}
+
+func letter(e telemetry.Entry) telemetry.DeadLetter {
+	at := time.Date(2026, 8, 1, 10, 0, 0, 123456000, time.UTC)
+	return telemetry.DeadLetter{
+		Entry: e, Shard: 3, Class: telemetry.ClassInvalid, Error: "invalid: payload.latitude: must be from -90 to 90",
+		Field: "payload.latitude", Fingerprint: "invalid/payload.latitude/range", Attempts: 1,
+		FirstFailed: at, LastFailed: at.Add(time.Minute), Instance: "one", Version: "v1",
+	}
+}
+
+func (m *morgue) pending() int64 {
+	p, err := m.client.XPending(m.tb.Context(), m.cfg.Stream, m.cfg.Group).Result()
+	require.NoError(m.tb, err)
+	return p.Count
+}
+
+func (m *morgue) letters() []stream.Letter {
+	list, err := m.dead.List(m.tb.Context(), telemetry.EntryID{}, 1000)
+	require.NoError(m.tb, err)
+	return list
+}
+
+func TestADeadLetterHoldsTheEntryByteForByte(t *testing.T) {
+	t.Parallel()
+	wide := []string{"device_id", "1"}
+	for i := range 5000 {
+		wide = append(wide, fmt.Sprint("field ", i), strings.Repeat("x", i%7))
+	}
+	for name, fields := range map[string][]string{
+		"ordinary":         {"ts", "1", "device_id", "356307042441013", "codec", "8E", "payload", `{"a":9007199254740993}`},
+		"bytes":            {"a\x00b", "\xff\xfe\r\n$3", "", ""},
+		"names like ours":  {"dlq_class", "sink", "dlq_source_id", "1-1", "dlq_original_fields", "0"},
+		"a name twice":     {"payload", "1", "payload", "2"},
+		"a name of ours":   {"dlq_packed_fields", "3:abc"},
+		"too many to pass": wide,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMorgue(t)
+			want := m.add(fields...)
+			require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{want}))
+			got := m.letters()
+			require.Len(t, got, 1)
+			require.NoError(t, got[0].Err)
+			require.Equal(t, want, got[0].DeadLetter)
+			require.Zero(t, m.pending())
+		})
+	}
+}
+
+func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
+	t.Parallel()
+	m := newMorgue(t)
+	var letters []telemetry.DeadLetter
+	for i := range 100 {
+		letters = append(letters, m.add("payload", fmt.Sprint(i)))
+	}
+	// Two instances at once, one of which holds an entry that was deferred.
+	var both sync.WaitGroup
+	for range 4 {
+		both.Go(func() {
+			if err := m.dead.Park(t.Context(), letters); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Go(func() {
+		if err := m.dead.ParkDeferred(t.Context(), letters[:10]); err != nil {
+			t.Error(err)
+		}
+	})
+	both.Wait()
+	require.Len(t, m.letters(), 100)
+	require.Zero(t, m.pending())
+
+	// Dealt again after the group was lost: acknowledged, and not added again.
+	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, letters[0].Entry.ID.String(), "force", "justid").Err())
+	require.EqualValues(t, 1, m.pending())
+	require.NoError(t, m.dead.Park(t.Context(), letters[:1]))
+	require.Len(t, m.letters(), 100)
+	require.Zero(t, m.pending())
+}
+
+func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
+	t.Parallel()
+	m := newMorgue(t)
+	acked, elsewhere, good := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
+	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, acked.Entry.ID.String()).Err())
+	elsewhere.Shard = 7
+	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good})
+	var f *telemetry.Failure
+	require.True(t, errors.As(err, &f), "%v", err)
+	require.Equal(t, telemetry.Lost, f.Kind)
+	require.Equal(t, []int{3, 7}, f.Shards)
+	list := m.letters()
+	require.Len(t, list, 1)
+	require.Equal(t, good.Entry, list[0].Entry)
+	require.EqualValues(t, 1, m.pending())
+}
+
+func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
+	t.Parallel()
+	m := newMorgue(t)
+	l := m.add("payload", "1")
+	require.NoError(t, m.client.XGroupDestroy(t.Context(), m.cfg.Stream, m.cfg.Group).Err())
+	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
+	var f *telemetry.Failure
+	require.True(t, errors.As(err, &f), "%v", err)
+	require.Equal(t, telemetry.Lost, f.Kind)
+	require.Empty(t, m.letters())
+}
+
+func TestAnotherEntryThatCameToHaveTheIDOfADeadLetterIsMovedToo(t *testing.T) {
+	t.Parallel()
+	m := newMorgue(t)
+	l := m.add("payload", "1")
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{l}))
+	other := l
+	other.Entry.Fields = []string{"payload", "2"}
+	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, l.Entry.ID.String(), "force", "justid").Err())
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{other}))
+	require.Len(t, m.letters(), 2)
+}
+
+func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	opts, err := redis.ParseURL(env.Redis.URL())
+	require.NoError(t, err)
+	opts.MaxRetries = -1
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	m := morgueOn(t, client, "telemetry", "processor")
+	l := m.add("payload", strings.Repeat("x", 1000))
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+
+	for range 3 { // the first may have to bring the script
+		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
+		var f *telemetry.Failure
+		require.True(t, errors.As(err, &f), "%v", err)
+		require.Equal(t, telemetry.Unavailable, f.Kind)
+		require.ErrorContains(t, err, "Redis is full; raise maxmemory")
+		require.EqualValues(t, 1, m.pending())
+		require.Empty(t, m.letters())
+		require.Zero(t, client.HLen(t.Context(), stream.Names{Stream: "telemetry", Group: "processor"}.Parked()).Val())
+	}
+
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	require.NoError(t, m.dead.Park(context.WithoutCancel(t.Context()), []telemetry.DeadLetter{l}))
+	require.Len(t, m.letters(), 1)
+	require.Zero(t, m.pending())
+}

@@ -1,0 +1,144 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Parker moves entries to the dead letters. Moving one again changes nothing.
+type Parker interface {
+	// Park takes them off the queues of their shards as well. A Failure of kind
+	// Lost names the shards whose queues do not hold what they should.
+	Park(ctx context.Context, letters []telemetry.DeadLetter) error
+	// ParkDeferred is for entries that are on no queue any more.
+	ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter) error
+}
+
+// DeadLetterConfig says when an entry is given up, and under whose name.
+type DeadLetterConfig struct {
+	Instance    string
+	Version     string
+	MaxAttempts int             // how often an entry that cannot be decoded is tried
+	RetryDelays []time.Duration // before the second attempt, the third and so on; the last one repeats
+	PollEvery   time.Duration   // how often deferred entries are looked for
+}
+
+func (c DeadLetterConfig) check() error {
+	if c.Instance == "" || c.Version == "" || c.MaxAttempts < 1 || len(c.RetryDelays) == 0 || c.PollEvery <= 0 {
+		return errors.New("pipeline: DeadLetters is not complete")
+	}
+	return nil
+}
+
+// refuse notes an entry that is no record, or one that the sink does not take:
+// it becomes a dead letter once what precedes it is committed, unless another
+// attempt makes sense. A newer instance in a rolling deploy may understand what
+// this one cannot decode.
+func (w *worker) refuse(b *batch, p *part, e *telemetry.Entry, err error) {
+	now := time.Now().UTC()
+	l := telemetry.DeadLetter{
+		Entry: *e, Shard: p.shard, Error: err.Error(), Attempts: 1, FirstFailed: now, LastFailed: now,
+		Instance: w.cfg.DeadLetters.Instance, Version: w.cfg.DeadLetters.Version,
+	}
+	if before, ok := p.again[e.ID]; ok {
+		l.Attempts, l.FirstFailed = before.Attempts, before.FirstFailed
+	}
+	classify(&l, err)
+	if l.Class == telemetry.ClassDecode && l.Attempts < w.cfg.DeadLetters.MaxAttempts {
+		b.deferred = append(b.deferred, telemetry.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
+		return
+	}
+	b.giveUp(l, p.again != nil)
+}
+
+// classify says which class, field and fingerprint a failure has.
+func classify(l *telemetry.DeadLetter, err error) {
+	if d, ok := errors.AsType[*telemetry.DecodeError](err); ok {
+		l.Class, l.Field, l.Fingerprint = d.Class, d.Field, d.Fingerprint()
+		return
+	}
+	if c, ok := errors.AsType[*crashError](err); ok {
+		l.Class, l.Fingerprint, l.Attempts = telemetry.ClassCrash, string(telemetry.ClassCrash), max(l.Attempts, c.deaths)
+		return
+	}
+	l.Class, l.Fingerprint = telemetry.ClassSink, string(telemetry.ClassSink)
+	if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+		l.Field = f.Field
+		l.Fingerprint += "/" + f.Field + "/" + f.Code
+	}
+}
+
+// giveUp notes a dead letter. An entry that was deferred is on no queue.
+func (b *batch) giveUp(l telemetry.DeadLetter, deferred bool) {
+	if deferred {
+		b.lettersDeferred = append(b.lettersDeferred, l)
+		return
+	}
+	b.letters = append(b.letters, l)
+	if b.parked == nil {
+		b.parked = make(map[telemetry.EntryID]struct{})
+	}
+	b.parked[l.Entry.ID] = struct{}{}
+}
+
+// newlyDeferred is how many entries are deferred for the first time.
+func (b *batch) newlyDeferred() int {
+	n := 0
+	for i := range b.deferred {
+		if b.deferred[i].Attempts == 1 {
+			n++
+		}
+	}
+	return n
+}
+
+// givesUp tells whether entries are to be moved once the batch is committed.
+func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.lettersDeferred) > 0 }
+
+// park moves the dead letters of a committed batch. It goes on trying while
+// Redis does not answer or is full: the entries are safe where they are.
+func (w *worker) park(ctx context.Context, b *batch) error {
+	if len(b.letters) > 0 {
+		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
+			func(err error) bool { return !lostState(err) },
+			func() error { return w.parker.Park(ctx, b.letters) })
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			w.log.Warn("dead letters not moved, their queues are read again", "err", err)
+			b.reread = lostShards(err, b)
+		}
+		w.noteLetters(b.letters, b.reread)
+	}
+	if len(b.lettersDeferred) > 0 {
+		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors, always,
+			func() error { return w.parker.ParkDeferred(ctx, b.lettersDeferred) })
+		if err != nil {
+			return err
+		}
+		ids := make([]telemetry.EntryID, len(b.lettersDeferred))
+		for i := range b.lettersDeferred {
+			ids[i] = b.lettersDeferred[i].Entry.ID
+		}
+		w.noteLetters(b.lettersDeferred, nil)
+		return retry(ctx, w.log, "forget deferred entries", w.metrics.deferErrors, always,
+			func() error { return w.deferrals.Forget(ctx, ids) })
+	}
+	return nil
+}
+
+func (w *worker) noteLetters(letters []telemetry.DeadLetter, except map[int]bool) {
+	for i := range letters {
+		l := &letters[i]
+		if except[l.Shard] {
+			continue
+		}
+		w.metrics.outcome(outcomeDeadLettered, 1)
+		w.metrics.deadLetters.WithLabelValues(string(l.Class)).Inc()
+		w.log.Debug("dead letter", "entry_id", l.Entry.ID.String(), "shard", l.Shard, "reason", l.Error)
+	}
+}

@@ -1,0 +1,180 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Deferrals is where entries wait for another attempt. A batch puts them there
+// and takes them away when they have become records; see protocol.Batch.
+type Deferrals interface {
+	// Claim returns entries of these shards whose time has come, at most limit,
+	// and keeps them from being claimed again for the lease. Their Attempts
+	// include the one that is to be made now. An entry claimed before that came
+	// to no end, since the process died, has class crash and is returned alone.
+	Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error)
+	// Return gives up attempts that were not made.
+	Return(ctx context.Context, claimed []telemetry.Deferred) error
+	// Forget removes entries that are dead letters by now.
+	Forget(ctx context.Context, ids []telemetry.EntryID) error
+}
+
+// delay is the wait after so many attempts, spread out so that what failed
+// together does not come back together.
+func (c DeadLetterConfig) delay(attempts int) time.Duration {
+	d := c.RetryDelays[min(attempts, len(c.RetryDelays))-1]
+	return d + rand.N(d/4+1)
+}
+
+// claimAtOnce bounds how long the retries of a worker may keep it from its queues.
+const claimAtOnce = 500
+
+// retrier looks for deferred entries of the shards held, and hands them to
+// their workers. It claims nothing while anything claimed is not decided, so
+// that an entry under suspicion is alone.
+type retrier struct {
+	cfg       Config
+	table     *table
+	deferrals Deferrals
+	metrics   *metrics
+	log       *slog.Logger
+}
+
+func (r *retrier) run(ctx context.Context) error {
+	tick := time.NewTicker(r.cfg.DeadLetters.PollEvery)
+	defer tick.Stop()
+	for {
+		more, err := r.pass(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.metrics.deferErrors.Inc()
+			r.log.Debug("deferred entries not looked for, trying again", "err", err)
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// pass has one page of entries tried again. It tells whether there may be more.
+func (r *retrier) pass(ctx context.Context) (bool, error) {
+	held := r.table.working()
+	if len(held) == 0 {
+		return false, nil
+	}
+	rows, err := r.deferrals.Claim(ctx, held, r.cfg.DeadLetters.RetryDelays[0], claimAtOnce)
+	if err != nil || len(rows) == 0 {
+		return false, err
+	}
+	byShard := make(map[int][]telemetry.Deferred)
+	for _, row := range rows {
+		byShard[row.Shard] = append(byShard[row.Shard], row)
+	}
+	epochs := make(map[int]int64, len(held))
+	for _, h := range held {
+		epochs[h.Shard] = h.Epoch
+	}
+	decided := make(chan struct{}, len(byShard))
+	undecided := 0
+	for shard, list := range byShard {
+		if r.table.handDeferred(shard, epochs[shard], list, func() { decided <- struct{}{} }) {
+			undecided++
+			continue
+		}
+		if err := r.deferrals.Return(ctx, list); err != nil {
+			return false, err
+		}
+	}
+	for range undecided {
+		select {
+		case <-decided:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+	return len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash, nil
+}
+
+// working is the shards that are held and not being handed over.
+func (t *table) working() []telemetry.Held {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var held []telemetry.Held
+	for i := range t.slots {
+		if s := &t.slots[i]; s.held && !s.stopping {
+			held = append(held, telemetry.Held{Shard: i, Epoch: s.epoch})
+		}
+	}
+	return held
+}
+
+// handDeferred passes deferred entries to the worker of their shard, if the
+// shard is still held under the epoch under which they were claimed.
+func (t *table) handDeferred(shard int, epoch int64, rows []telemetry.Deferred, done func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	if !s.held || s.epoch != epoch || s.stopping {
+		return false
+	}
+	t.workers[s.worker].box.put(message{kind: retried, shard: shard, grant: s.grant, deferred: rows, done: done})
+	return true
+}
+
+// tryAgain decides deferred entries by themselves, beside what is in hand: what
+// has become a record is a late one. What cannot be decided, since the shard is
+// lost, is returned.
+func (w *worker) tryAgain(ctx context.Context, m *message) error {
+	defer m.done()
+	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]telemetry.Deferred, len(m.deferred))}
+	if t, ok := w.held[m.shard]; ok {
+		p.epoch = t.epoch
+	}
+	for _, d := range m.deferred {
+		p.again[d.Entry.ID] = d
+		p.entries = append(p.entries, d.Entry)
+	}
+	first := &m.deferred[0]
+	var err error
+	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
+		err = w.condemn(ctx, p, &crashError{deaths: first.Attempts})
+	} else {
+		err = w.redoPart(ctx, p, false)
+	}
+	if err != nil || len(p.again) == 0 {
+		return err
+	}
+	left := make([]telemetry.Deferred, 0, len(p.again))
+	for _, d := range p.again {
+		left = append(left, d)
+	}
+	return retry(ctx, w.log, "return deferred entries", w.metrics.deferErrors, always,
+		func() error { return w.deferrals.Return(ctx, left) })
+}
+
+// settleAgain notes which deferred entries of a part have become records.
+func (b *batch) settleAgain(p *part) {
+	if p.again == nil {
+		return
+	}
+	refused := make(map[telemetry.EntryID]struct{}, len(b.deferred)+len(b.lettersDeferred))
+	for i := range b.deferred {
+		refused[b.deferred[i].Entry.ID] = struct{}{}
+	}
+	for i := range b.lettersDeferred {
+		refused[b.lettersDeferred[i].Entry.ID] = struct{}{}
+	}
+	for i := range p.entries {
+		if _, ok := refused[p.entries[i].ID]; !ok {
+			b.settled = append(b.settled, p.entries[i].ID)
+		}
+	}
+}

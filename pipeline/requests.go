@@ -1,0 +1,211 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Requests is what operators and neighbours ask for.
+type Requests interface {
+	Waiting(ctx context.Context, shards []int) ([]protocol.Request, error)
+	Step(ctx context.Context, o protocol.Order) (p protocol.Progress, done bool, err error)
+	Finish(ctx context.Context, o protocol.Order, result map[string]any, failed string) error
+}
+
+// pollRequests is how often requests are looked for without being told.
+const pollRequests = 2 * time.Second
+
+// desk brings requests to the workers of their shards, one of a shard at a time.
+type desk struct {
+	table    *table
+	requests Requests
+	metrics  *metrics
+	log      *slog.Logger
+	bell     chan struct{} // size one, coalesced
+
+	mu     sync.Mutex
+	atWork map[int64]bool // with a worker; under mu
+}
+
+func newDesk(p *Pipeline, requests Requests) *desk {
+	return &desk{
+		table: p.table, requests: requests, metrics: p.metrics, log: p.log,
+		bell: make(chan struct{}, 1), atWork: make(map[int64]bool),
+	}
+}
+
+func (d *desk) run(ctx context.Context) error {
+	tick := time.NewTicker(pollRequests)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-d.bell:
+		}
+		if err := retry(ctx, d.log, "look for requests", d.metrics.requestErrors, always, func() error { return d.look(ctx) }); err != nil {
+			return nil //nolint:nilerr // only the end of ctx ends it
+		}
+	}
+}
+
+// look hands requests of the shards held to their workers.
+func (d *desk) look(ctx context.Context) error {
+	var shards []int
+	d.table.mu.Lock()
+	for i := range d.table.slots {
+		if s := &d.table.slots[i]; s.held && !s.stopping {
+			shards = append(shards, i)
+		}
+	}
+	d.table.mu.Unlock()
+	if len(shards) == 0 {
+		return nil
+	}
+	found, err := d.requests.Waiting(ctx, shards)
+	if err != nil {
+		return err
+	}
+	d.table.mu.Lock()
+	defer d.table.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range found {
+		s := &d.table.slots[r.Shard]
+		if !s.held || s.stopping || d.atWork[r.ID] {
+			continue
+		}
+		d.atWork[r.ID] = true
+		d.table.workers[s.worker].box.put(message{kind: asked, shard: r.Shard, grant: s.grant, request: &r})
+	}
+	return nil
+}
+
+// done takes a request off the desk; the next one of its shard may come.
+func (d *desk) done(id int64) {
+	d.mu.Lock()
+	delete(d.atWork, id)
+	d.mu.Unlock()
+	ring(d.bell)
+}
+
+// serve does one step of a request. It is called when nothing is being
+// committed, so that a step sees all that was applied before it and what is
+// applied after it sees the step.
+func (w *worker) serve(ctx context.Context, m *message) error {
+	t, ok := w.held[m.shard]
+	if !ok || t.grant != m.grant {
+		w.desk.done(m.request.ID)
+		return nil
+	}
+	order := protocol.Order{Request: *m.request, Held: telemetry.Held{Shard: m.shard, Epoch: t.epoch}, Shards: w.cfg.Shards}
+	if m.request.Kind == protocol.RequestRehydrate {
+		return w.serveRehydrate(ctx, order, m)
+	}
+	var progress protocol.Progress
+	var done bool
+	err := w.attempt(ctx, &order, func() (err error) {
+		progress, done, err = w.requests.Step(ctx, order)
+		return err
+	})
+	// Whatever it changed, state is what the tables say.
+	w.state.void(m.shard)
+	if err != nil {
+		return w.unserved(ctx, order, m, err)
+	}
+	if done {
+		w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard,
+			"devices", progress.Devices, "count", progress.Fixes+progress.Removed)
+		w.desk.done(m.request.ID)
+		return nil
+	}
+	// Go on behind what has arrived meanwhile.
+	next := *m.request
+	next.Progress = progress
+	w.box.put(message{kind: asked, shard: m.shard, grant: m.grant, request: &next})
+	return nil
+}
+
+// attempt runs f until it is decided, with the fences in force.
+func (w *worker) attempt(ctx context.Context, o *protocol.Order, f func() error) error {
+	for {
+		o.Rules = w.rules()
+		err := retry(ctx, w.log, "run a request", w.metrics.requestErrors, nothingHappened, f)
+		if err == nil || ctx.Err() != nil || judge(err) != renew {
+			return err
+		}
+		if err := w.fences.refresh(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// unserved settles a request whose step did not commit.
+func (w *worker) unserved(ctx context.Context, o protocol.Order, m *message, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	w.desk.done(m.request.ID)
+	cause := OutcomeUnknown
+	switch judge(err) {
+	case yield:
+		cause = ShardFenced
+	case retake:
+	default:
+		w.log.Error("request failed", "request", m.request.ID, "kind", m.request.Kind, "err", err)
+		return w.attempt(ctx, &o, func() error { return w.requests.Finish(ctx, o, nil, err.Error()) })
+	}
+	b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: o.Held.Epoch}}}
+	w.giveUp(b, nil, cause)
+	return nil
+}
+
+// serveRehydrate loads the state of one device, or of the whole shard, again.
+func (w *worker) serveRehydrate(ctx context.Context, o protocol.Order, m *message) error {
+	result := map[string]any{"devices": w.state.known(m.shard)}
+	if id := m.request.Device; id != "" {
+		result = map[string]any{"before": w.describe(id, m.shard)}
+	}
+	w.state.void(m.shard)
+	if id := m.request.Device; id != "" {
+		w.cold = append(w.cold[:0], id)
+		if err := w.rehydrate(ctx, m.shard); err != nil {
+			return err
+		}
+		result["after"] = w.describe(id, m.shard)
+	}
+	if err := w.attempt(ctx, &o, func() error { return w.requests.Finish(ctx, o, result, "") }); err != nil {
+		return w.unserved(ctx, o, m, err)
+	}
+	w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard)
+	w.desk.done(m.request.ID)
+	return nil
+}
+
+// describe is the state of a device for people; coordinates are personal data
+// and only go into the result of a request, never into a log.
+func (w *worker) describe(id string, shard int) map[string]any {
+	d := w.state.find(id, shard)
+	switch {
+	case d == nil:
+		return map[string]any{"known": false}
+	case d.watermark == never:
+		return map[string]any{"known": true, "positions": false}
+	}
+	fix := telemetry.Record{TimeUS: d.watermark}
+	inside := []string{}
+	if set := w.fences.now(); set.Len() > 0 {
+		for _, i := range set.At(nil, d.fix()) {
+			inside = append(inside, set.Fence(i).ID)
+		}
+	}
+	return map[string]any{
+		"known": true, "positions": true, "watermark": fix.Time(), "latitude": d.lat, "longitude": d.lon, "inside": inside,
+	}
+}
