@@ -70,7 +70,7 @@ Without --once the service stays up until Ctrl-C, to be looked at.`,
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.tracks, "tracks", nil, "recorded `file`s, CSV or GPX, also with .gz (default: a simulated rally)")
 	flags.StringVar(&f.order, "order", string(fleet.OrderTime), "order of recorded tracks: time or file")
-	flags.StringVar(&f.speed, "speed", "auto", "multiple of the recorded speed; 0 as fast as possible, auto within a minute")
+	flags.StringVar(&f.speed, "speed", "auto", "multiple of the recorded speed; 0: as fast as it goes")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the simulated fleet")
 	flags.BoolVar(&f.once, "once", false, "end after the account; exit 0 only if it balances")
 	return cmd

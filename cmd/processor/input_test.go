@@ -147,7 +147,7 @@ func TestBadInputIsNamedStaysPendingAndHoldsNobodyUp(t *testing.T) {
 	require.Zero(t, failed, "none reached Postgres as a failure of a batch")
 	require.Zero(t, terminated(p))
 
-	again := pl.run()
+	again := pl.run("SHARDS=4")
 	pl.publish(good(device, 1_000_000))
 	pl.awaitStored(2*len(bad)+1, 20*time.Second)
 	require.Zero(t, terminated(again))
