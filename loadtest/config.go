@@ -33,6 +33,7 @@ type Plan struct {
 	Rate      float64       // entries a second
 	Duration  time.Duration // of sending
 	Entries   int           // of a backlog
+	Rounds    int           // of a scenario that repeats something
 	Profile   string        // of the fleet: steady, or one with incidents
 }
 
@@ -52,6 +53,9 @@ func (p Plan) over(base Plan) Plan {
 	}
 	if p.Entries == 0 {
 		p.Entries = base.Entries
+	}
+	if p.Rounds == 0 {
+		p.Rounds = base.Rounds
 	}
 	if p.Profile == "" {
 		p.Profile = base.Profile
@@ -99,6 +103,7 @@ func (c Config) check() error {
 	want(p.Devices >= 1, "devices %d: want at least 1", p.Devices)
 	want(p.Rate > 0, "rate %v: want more than 0", p.Rate)
 	want(p.Duration > 0, "duration %s: want more than 0", p.Duration)
+	want(p.Rounds >= 0, "rounds %d: want 0 or more", p.Rounds)
 	want(p.Entries >= 0, "entries %d: want 0 or more", p.Entries)
 	want(c.Slack >= 1, "slack %v: want at least 1", c.Slack)
 	want(c.Processor != "", "processor: want the path of the program")

@@ -105,17 +105,22 @@ func (l *lineup) ready(ctx context.Context, in *instance) error {
 	return in.ready(ctx)
 }
 
-// live is the instances whose processes run, in the order of slots.
-func (l *lineup) live() []*instance {
+// present is the instances that fill slots, in the order of slots.
+func (l *lineup) present() []*instance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var live []*instance
+	var present []*instance
 	for _, s := range l.slots {
-		if s.present != nil && !s.present.gone() {
-			live = append(live, s.present)
+		if s.present != nil {
+			present = append(present, s.present)
 		}
 	}
-	return live
+	return present
+}
+
+// live is those whose processes run.
+func (l *lineup) live() []*instance {
+	return slices.DeleteFunc(l.present(), (*instance).gone)
 }
 
 // all is every instance there ever was.

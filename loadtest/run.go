@@ -41,6 +41,7 @@ type run struct {
 	facts     []Fact
 	takeovers []float64
 	rates     []float64
+	spans     []span
 	after     []func(*Result) // bounds that need the verdict
 
 	sendingBegan time.Time
@@ -92,7 +93,7 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 	if err := r.scenario.run(ctx, r); err != nil {
 		return nil, err
 	}
-	if err := r.load.end(ctx, false); err != nil {
+	if err := r.load.end(ctx, true); err != nil {
 		return nil, err
 	}
 	sent, err := r.load.open()
@@ -107,6 +108,7 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 	r.watch.look(ctx)
 	stopWatch()
 	looking.Wait()
+	r.deserters()
 	if err := r.line.stop(ctx); err != nil {
 		r.check(false, "%v", err)
 	}
@@ -218,6 +220,15 @@ func (r *run) fact(name, format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.facts = append(r.facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
+}
+
+// deserters finds instances that ended though nobody told them to.
+func (r *run) deserters() {
+	for _, in := range r.line.present() {
+		if in.gone() {
+			r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.name, in.err, in.tail(3))
+		}
+	}
 }
 
 // later checks a bound once the verdict is known.

@@ -24,7 +24,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // Scenarios are all scenarios in the order in which they are shown.
 func Scenarios() []Scenario {
-	return []Scenario{split()}
+	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage()}
 }
 
 // ByName is the scenario of that name.

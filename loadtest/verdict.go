@@ -92,6 +92,15 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 		res.Share[i] = round(res.Share[i]/float64(max(1, rows)), 3)
 	}
 	res.Tenures = r.tenures(tenures)
+	times, err := r.ground.observer.CommitTimes(ctx)
+	if err != nil {
+		return err
+	}
+	commits := make([]commitTime, len(times))
+	for i, t := range times {
+		commits[i] = commitTime{member: t.Member, at: time.UnixMicro(t.AtUS)}
+	}
+	r.gaps(commits)
 	return nil
 }
 

@@ -64,6 +64,7 @@ need --allow-faults.`,
 	flags.Float64Var(&f.cfg.Plan.Rate, "rate", 0, "entries a second")
 	flags.DurationVar(&f.cfg.Plan.Duration, "duration", 0, "how long to send")
 	flags.IntVar(&f.cfg.Plan.Entries, "entries", 0, "how many entries to send in all (of each round, for backlog)")
+	flags.IntVar(&f.cfg.Plan.Rounds, "rounds", 0, "how often to repeat what the scenario repeats")
 	flags.StringVar(&f.cfg.Plan.Profile, "fleet", "", "steady, incidents, polluted or hot")
 	flags.Uint64Var(&f.cfg.Seed, "seed", 0, "of the fleet and the faults (default: the day's, as in 20261231)")
 	flags.Float64Var(&f.cfg.Slack, "slack", 1, "allow this multiple of the slack in bounds on time, for busy machines")

@@ -1,0 +1,52 @@
+package loadtest
+
+import (
+	"context"
+	"time"
+
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// endless is the duration of a load that ends when the scenario does.
+const endless = 24 * time.Hour
+
+func failover() Scenario {
+	return Scenario{
+		Name:   "failover",
+		About:  "SIGKILL to a non-leader, to the leader and to the holder of the turn, each replaced.",
+		Bounds: "others own the shards within the member TTL plus 5 s (10 s)",
+		Plan:   Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
+		Breaks: true,
+		run: func(ctx context.Context, r *run) error {
+			return r.disturb(ctx, []role{bystands, leader, dealer}, func(in *instance, who role) error {
+				if err := r.kill(ctx, in, string(who)); err != nil {
+					return err
+				}
+				return r.fill(ctx, in.slot)
+			})
+		},
+	}
+}
+
+// disturb drives the load while something happens to one role after the other,
+// with the plan's duration between.
+func (r *run) disturb(ctx context.Context, roles []role, f func(in *instance, who role) error) error {
+	if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+		return err
+	}
+	for range max(1, r.plan.Rounds) {
+		for _, who := range roles {
+			if err := pause(ctx, r.plan.Duration); err != nil {
+				return err
+			}
+			in, err := r.pick(ctx, who)
+			if err != nil {
+				return err
+			}
+			if err := f(in, who); err != nil {
+				return err
+			}
+		}
+	}
+	return pause(ctx, r.plan.Duration)
+}

@@ -1,0 +1,175 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// The service's defaults that bounds follow from.
+const (
+	memberTTL = 5 * time.Second
+	sinkGrace = 5 * time.Second // without Postgres, until shards move
+	// takeoverSlack is what a take-over may cost beyond the time after which the
+	// old owner counts as gone.
+	takeoverSlack = 5 * time.Second
+	// settleWithin bounds waiting for an even spread, which is no bound itself.
+	settleWithin = 40 * time.Second
+)
+
+// slack is a duration that a busy machine may stretch.
+func (r *run) slack(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * r.cfg.Slack)
+}
+
+// role says which instance a fault is for.
+type role string
+
+const (
+	leader   role = "the leader"
+	dealer   role = "the turn holder"
+	bystands role = "a non-leader"
+)
+
+// pick finds the instance with a role.
+func (r *run) pick(ctx context.Context, want role) (*instance, error) {
+	var found *instance
+	err := within(ctx, readyWithin, 50*time.Millisecond, func() error {
+		live := r.line.live()
+		seen := make([]figures, len(live))
+		leads, deals := -1, -1
+		for i, in := range live {
+			var err error
+			if seen[i], err = in.look(ctx); err != nil {
+				return err
+			}
+			if seen[i].leader {
+				leads = i
+			}
+			if seen[i].turn {
+				deals = i
+			}
+		}
+		if leads < 0 || deals < 0 {
+			return errors.New("nobody leads or nobody deals")
+		}
+		i := leads
+		switch want {
+		case dealer:
+			i = deals
+		case bystands:
+			i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader && !f.turn })
+			if i < 0 {
+				i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader })
+			}
+		default:
+		}
+		if i < 0 {
+			return fmt.Errorf("no instance is %s", want)
+		}
+		found = live[i]
+		return nil
+	})
+	return found, err
+}
+
+// span is a time in which the others are expected to go on storing.
+type span struct {
+	what     string
+	member   string // whose fault it is
+	from, to time.Time
+}
+
+// takeover waits until others own what a member owned, and notes how long that
+// took since a moment. Beyond the limit it is a missed bound.
+func (r *run) takeover(ctx context.Context, what, member string, since time.Time, limit time.Duration) error {
+	if err := r.line.released(ctx, member, limit+30*time.Second); err != nil {
+		r.check(false, "%s: nobody took over: %v", what, err)
+		return ctx.Err()
+	}
+	took := max(0, time.Since(since))
+	r.mu.Lock()
+	r.takeovers = append(r.takeovers, round(took.Seconds(), 2))
+	r.spans = append(r.spans, span{what: what, member: member, from: since, to: time.Now()})
+	r.mu.Unlock()
+	r.fact("takeover", "%s: %.2f s", what, took.Seconds())
+	r.check(took <= limit, "takeover after %s: %.2f s, want at most %.2f s", what, took.Seconds(), limit.Seconds())
+	return nil
+}
+
+// kill ends an instance with SIGKILL and waits until others own its shards.
+func (r *run) kill(ctx context.Context, in *instance, what string) error {
+	member := in.member()
+	r.line.leave(in)
+	defer r.mark(in.slot, "SIGKILL %s (%s)", in.name, what)()
+	since := time.Now()
+	if err := in.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	return r.takeover(ctx, "SIGKILL of "+what, member, since, memberTTL+r.slack(takeoverSlack))
+}
+
+// terminate ends an instance with SIGTERM. Its shards are to move within a
+// second of the drain's end.
+func (r *run) terminate(ctx context.Context, in *instance) error {
+	member := in.member()
+	r.line.leave(in)
+	defer r.mark(in.slot, "SIGTERM %s", in.name)()
+	if err := in.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	code, err := in.wait(ctx)
+	if err != nil {
+		return err
+	}
+	drained := time.Now()
+	r.check(code == 0, "instance %s ended with code %d after SIGTERM, its log ends with:\n%s", in.name, code, in.tail(3))
+	return r.takeover(ctx, "SIGTERM, from the end of the drain", member, drained, r.slack(time.Second))
+}
+
+// fill puts a new instance into a slot and waits until the shards are spread
+// evenly again.
+func (r *run) fill(ctx context.Context, slot int) error {
+	in, err := r.line.start(slot)
+	if err != nil {
+		return err
+	}
+	defer r.mark(slot, "start %s", in.name)()
+	if err := r.line.ready(ctx, in); err != nil {
+		return err
+	}
+	return r.settle(ctx)
+}
+
+// settle waits for an even spread.
+func (r *run) settle(ctx context.Context) error {
+	if err := r.line.settled(ctx, settleWithin); err != nil {
+		r.check(false, "the shards are not spread evenly: %v", err)
+		return ctx.Err()
+	}
+	return nil
+}
+
+// gaps notes the longest time in which no other member committed during each
+// span.
+func (r *run) gaps(commits []commitTime) {
+	for _, s := range r.spans {
+		longest, last := time.Duration(0), s.from
+		for _, c := range commits {
+			if c.member == s.member || c.at.Before(s.from) || c.at.After(s.to) {
+				continue
+			}
+			longest, last = max(longest, c.at.Sub(last)), c.at
+		}
+		longest = max(longest, s.to.Sub(last))
+		r.fact("storing gap", "%s: the others stored nothing for at most %.2f s", s.what, longest.Seconds())
+	}
+}
+
+type commitTime struct {
+	member string
+	at     time.Time
+}

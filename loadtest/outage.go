@@ -1,0 +1,170 @@
+package loadtest
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// outageLasts is how long a server is away, and recoverWithin how long the
+// service may take afterwards until nothing undone is older than a second.
+const (
+	outageLasts   = 4 * time.Second
+	recoverWithin = 15 * time.Second
+)
+
+func outage() Scenario {
+	return Scenario{
+		Name: "outage",
+		About: "Redis and Postgres stop, crash and stay away for a while; then one instance alone is cut off from each " +
+			"(on named servers everything is done to connections).",
+		Bounds:  "15 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 15 s; no instance exits",
+		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
+		Breaks:  true,
+		proxied: true,
+		run: func(ctx context.Context, r *run) error {
+			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+				return err
+			}
+			for _, o := range r.outages() {
+				if err := pause(ctx, r.plan.Duration); err != nil {
+					return err
+				}
+				if err := r.suffer(ctx, o); err != nil {
+					return err
+				}
+			}
+			return r.alone(ctx)
+		},
+	}
+}
+
+// trouble is an outage that can be ended.
+type trouble struct {
+	name       string
+	begin, end func(ctx context.Context) error
+}
+
+// outages are those of whole servers.
+func (r *run) outages() []trouble {
+	if r.ground.env == nil {
+		return []trouble{
+			r.everywhere("Redis away", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse),
+			r.everywhere("Redis silent", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall),
+			r.everywhere("Postgres away", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse),
+			r.everywhere("Postgres silent", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall),
+		}
+	}
+	redis, postgres := r.ground.env.Redis, r.ground.env.Postgres
+	atOnce := func(f func() error) func(context.Context) error { return func(context.Context) error { return f() } }
+	return []trouble{
+		{"Redis stops", redis.Stop, redis.Start},
+		{"Redis is killed", atOnce(redis.Kill), redis.Start},
+		{"Redis is frozen", atOnce(redis.Pause), atOnce(redis.Resume)},
+		{"Postgres stops", postgres.Stop, postgres.Start},
+		{"Postgres is killed", atOnce(postgres.Kill), postgres.Start},
+		{"Postgres is frozen", atOnce(postgres.Pause), atOnce(postgres.Resume)},
+	}
+}
+
+// everywhere does the same to the proxies of all instances.
+func (r *run) everywhere(name string, of func(*instance) *devenv.Proxy, fault func(*devenv.Proxy) error) trouble {
+	each := func(do func(*devenv.Proxy) error) func(context.Context) error {
+		return func(context.Context) error {
+			for _, in := range r.line.live() {
+				if err := do(of(in)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return trouble{name, each(fault), each((*devenv.Proxy).Resume)}
+}
+
+// suffer has an outage, and waits until the service has recovered from it.
+func (r *run) suffer(ctx context.Context, o trouble) error {
+	end := r.mark(-1, "%s", o.name)
+	if err := o.begin(ctx); err != nil {
+		return fmt.Errorf("%s: %w", o.name, err)
+	}
+	if err := pause(ctx, outageLasts); err != nil {
+		return err
+	}
+	if err := o.end(ctx); err != nil {
+		return fmt.Errorf("end of %s: %w", o.name, err)
+	}
+	end()
+	back := time.Now()
+	if err := r.fresh(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
+		r.check(false, "%s: no recovery: %v", o.name, err)
+		return ctx.Err()
+	}
+	took := time.Since(back)
+	r.fact("recovery", "%s for %s: %.2f s after its end nothing was older than a second", o.name, outageLasts, took.Seconds())
+	r.check(took <= r.slack(recoverWithin), "%s: %.2f s to recover, want at most %s", o.name, took.Seconds(), recoverWithin)
+	return nil
+}
+
+// fresh waits until nothing undone is older than a second, twice in a row: the
+// entries that the load could not send meanwhile are still to come.
+func (r *run) fresh(ctx context.Context, limit time.Duration) error {
+	times := 0
+	return within(ctx, limit, 100*time.Millisecond, func() error {
+		_, age := r.watch.backlog(ctx)
+		_, behind := r.load.sent()
+		if age == nil || *age > 1 || behind > time.Second {
+			times = 0
+			if age == nil {
+				return fmt.Errorf("the age of the oldest undone entry is unknown")
+			}
+			return fmt.Errorf("the oldest undone entry is %.1f s old, the load %s behind", *age, behind.Round(time.Millisecond))
+		}
+		if times++; times < 2 {
+			return fmt.Errorf("not yet seen twice")
+		}
+		return nil
+	})
+}
+
+// alone cuts one instance off while the others are well.
+func (r *run) alone(ctx context.Context) error {
+	for _, f := range []struct {
+		name  string
+		link  func(*instance) *devenv.Proxy
+		fault func(*devenv.Proxy) error
+		limit time.Duration
+	}{
+		{"Postgres refused", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse, sinkGrace},
+		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + sinkGrace},
+		{"Redis refused", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse, memberTTL},
+		{"Redis black-holed", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall, memberTTL},
+	} {
+		if err := r.settle(ctx); err != nil {
+			return err
+		}
+		in, err := r.pick(ctx, dealer)
+		if err != nil {
+			return err
+		}
+		end := r.mark(in.slot, "%s to %s", f.name, in.name)
+		since := time.Now()
+		if err := f.fault(f.link(in)); err != nil {
+			return err
+		}
+		if err := r.takeover(ctx, f.name+" to the turn holder alone", in.member(), since, f.limit+r.slack(takeoverSlack)); err != nil {
+			return err
+		}
+		if err := f.link(in).Resume(); err != nil {
+			return err
+		}
+		end()
+		if err := r.fresh(ctx, recoverWithin+30*time.Second); err != nil {
+			r.check(false, "%s: no recovery: %v", f.name, err)
+		}
+	}
+	return r.settle(ctx)
+}
