@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -34,6 +35,9 @@ func failure(op string, err error) error {
 		if f.Kind == telemetry.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
+		}
+		if f.Kind == telemetry.Refused {
+			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
 		if pgErr.Severity == "FATAL" && f.Kind == telemetry.Unavailable {
 			// The session ended. A commit may have gone through just before.
@@ -79,6 +83,18 @@ func kindOf(err *pgconn.PgError) telemetry.FailureKind {
 	default: // 08, 40, 53, 55, 57, 58, XX and all that is yet to come
 		return telemetry.Unavailable
 	}
+}
+
+var copyLine = regexp.MustCompile(`COPY positions, line (\d+)`)
+
+// copyRow reads which row of a COPY the server was at, 0 where it does not say.
+func copyRow(where string) int {
+	m := copyLine.FindStringSubmatch(where)
+	if m == nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(m[1]) // digits, or a number beyond any batch
+	return n
 }
 
 var shardInDetail = regexp.MustCompile(`shard (\d+):`)

@@ -1,0 +1,402 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+func junk(tb testing.TB, kind string, device int, seconds int64) *fleet.Junk {
+	j, err := fleet.NewJunk(kind, fleet.DeviceID(device), time.Unix(1_700_000_000+seconds, 0).UTC())
+	require.NoError(tb, err)
+	return j
+}
+
+// letters is all dead letters by source ID.
+func (b *bench) letters() map[telemetry.EntryID]stream.Letter {
+	dead, err := stream.NewDeadLetters(b.client, stream.Config{Stream: b.stream, Group: b.group}, b.stream+":dlq")
+	require.NoError(b.tb, err)
+	all := make(map[telemetry.EntryID]stream.Letter)
+	after := telemetry.EntryID{}
+	for {
+		page, err := dead.List(b.tb.Context(), after, 500)
+		require.NoError(b.tb, err)
+		for _, l := range page {
+			require.NoError(b.tb, l.Err)
+			require.NotContains(b.tb, all, l.Entry.ID, "two dead letters of one entry")
+			all[l.Entry.ID] = l
+			after = l.ID
+		}
+		if len(page) == 0 {
+			return all
+		}
+	}
+}
+
+func (b *bench) awaitLetters(within time.Duration, n int) map[telemetry.EntryID]stream.Letter {
+	testenv.Wait(b.tb, within, func() error {
+		if have := b.client.XLen(b.tb.Context(), b.stream+":dlq").Val(); have != int64(n) {
+			return fmt.Errorf("want %d dead letters, have %d", n, have)
+		}
+		return nil
+	})
+	return b.letters()
+}
+
+func TestBadEntriesBecomeDeadLettersOfTheirClassAndHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one")
+	b.takeAll(in)
+	entries := [][]string{{"ts", "x"}}
+	want := []telemetry.Class{telemetry.ClassInvalid}
+	for i, kind := range fleet.JunkKinds() {
+		j := junk(t, kind, 1, int64(i))
+		entries, want = append(entries, at(1, int64(2*i)), j.Fields), append(want, "", j.Class)
+	}
+	ids := b.publish(entries...)
+	b.settled(20*time.Second, 0)
+	require.Equal(t, len(fleet.JunkKinds()), b.count("select count(*) from positions"))
+
+	// What cannot be decoded is given up after its third attempt.
+	letters := b.awaitLetters(20*time.Second, len(fleet.JunkKinds())+1)
+	require.Zero(t, b.count("select count(*) from processor.deferred"))
+	for i, id := range ids {
+		if want[i] == "" {
+			require.NotContains(t, letters, id)
+			continue
+		}
+		l := letters[id]
+		require.Equal(t, want[i], l.Class, "%s", l.Error)
+		require.Equal(t, entries[i], l.Entry.Fields)
+		require.Equal(t, "one", l.Instance)
+		require.NotEmpty(t, l.Field)
+		require.NotEmpty(t, l.Fingerprint)
+		attempts := 1
+		if l.Class == telemetry.ClassDecode {
+			attempts = 3
+			require.Greater(t, l.LastFailed.Sub(l.FirstFailed), 150*time.Millisecond, "attempts are spaced")
+		}
+		require.Equal(t, attempts, l.Attempts)
+	}
+}
+
+func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	slow := func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.RetryDelays = []time.Duration{time.Hour} }
+	old := b.start("old", slow)
+	b.takeAll(old)
+	bad := junk(t, "truncated", 5, 100)
+	ids := b.publish(at(5, 1), bad.Fields, at(5, 200))
+	b.settled(10*time.Second, 0)
+	require.Equal(t, 1, b.count("select count(*) from processor.deferred where attempts = 1 and class = 'decode'"))
+	require.Equal(t, 2, b.count("select count(*) from positions"))
+	old.stop()
+
+	// The newer instance understands it: here, since the entry is whole now.
+	good := at(5, 100)
+	raw := make([][]byte, len(good))
+	for i := range good {
+		raw[i] = []byte(good[i])
+	}
+	_, err := b.pool.Exec(t.Context(), "update processor.deferred set fields = $1, next_attempt_at = now()", raw)
+	require.NoError(t, err)
+	b.takeAll(b.start("new"))
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.count("select count(*) from positions"); n != 3 {
+			return fmt.Errorf("want 3 positions, have %d", n)
+		}
+		return nil
+	})
+	require.Zero(t, b.count("select count(*) from processor.deferred"), "deleted by the transaction that stores the record")
+	require.Equal(t, 1, b.count("select count(*) from positions where ts = $1 and ingested_at = $2",
+		time.Unix(1_700_000_100, 0), ids[1].Time()))
+	require.Empty(t, b.letters())
+}
+
+// sink is a Sink that a test gets in the way of.
+type sink struct {
+	pipeline.Sink
+	before func(b *protocol.Batch) error
+}
+
+func (s *sink) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+	if err := s.before(b); err != nil {
+		return protocol.Written{}, err
+	}
+	return s.Sink.Write(ctx, b)
+}
+
+func isRetry(b *protocol.Batch) bool { return len(b.Deferred) > 0 && b.Deferred[0].Attempts > 1 }
+
+func TestAnOutageUsesNoAttempt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var outages atomic.Int32
+	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond, time.Hour}
+		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
+			if isRetry(b) && outages.Add(1) <= 5 {
+				return &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("not now")}
+			}
+			return nil
+		}}
+	})
+	b.takeAll(in)
+	b.publish(junk(t, "not_json", 1, 1).Fields, at(1, 2))
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := outages.Load(); n < 6 {
+			return fmt.Errorf("%d attempts to write", n)
+		}
+		return nil
+	})
+	b.settled(10*time.Second, 0)
+	in.stop()
+	require.Equal(t, 1, b.count("select count(*) from processor.deferred where attempts = 2 and class = 'decode'"))
+	require.Empty(t, b.letters())
+}
+
+func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var fenced atomic.Int32
+	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
+		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
+			if isRetry(b) {
+				fenced.Add(1)
+				return &telemetry.Failure{Kind: telemetry.Fenced, Err: errors.New("somebody else's by now")}
+			}
+			return nil
+		}}
+	})
+	b.takeAll(in)
+	b.publish(junk(t, "not_json", 1, 1).Fields)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if fenced.Load() == 0 || b.count("select count(*) from processor.deferred where class = 'decode'") == 0 {
+			return errors.New("not tried again and returned")
+		}
+		return nil
+	})
+	require.Equal(t, 1, b.count("select attempts from processor.deferred"))
+	require.Empty(t, b.letters())
+}
+
+func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	// Attempts that nobody finishes are what is left of processes that died.
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.PollEvery = time.Hour })
+	b.takeAll(in)
+	ids := b.publish(junk(t, "not_json", 1, 1).Fields, junk(t, "not_json", 1, 2).Fields)
+	b.settled(10*time.Second, 0)
+	deferred := store.NewDeferred(b.pool, b.scope(), "one", 10*time.Second)
+	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
+	epoch, _, ok := in.Held(shard)
+	require.True(t, ok)
+	due := func() []telemetry.Deferred {
+		_, err := b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
+		require.NoError(t, err)
+		rows, err := deferred.Claim(t.Context(), []telemetry.Held{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
+		require.NoError(t, err)
+		return rows
+	}
+	require.Len(t, due(), 2, "the first time together")
+	for attempt := 2; attempt <= 3; attempt++ {
+		rows := due()
+		require.Len(t, rows, 1, "then alone")
+		require.Equal(t, ids[0], rows[0].Entry.ID)
+		require.Equal(t, attempt, rows[0].Attempts)
+	}
+	wrong, err := deferred.Claim(t.Context(), []telemetry.Held{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
+	require.NoError(t, err)
+	require.Empty(t, wrong, "nothing for who does not own the shard")
+	in.stop()
+
+	_, err = b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
+	require.NoError(t, err)
+	b.takeAll(b.start("two"))
+	letters := b.awaitLetters(10*time.Second, 2)
+	require.Equal(t, telemetry.ClassCrash, letters[ids[0]].Class)
+	require.Equal(t, telemetry.ClassDecode, letters[ids[1]].Class, "the other one is not blamed")
+}
+
+func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var refusals atomic.Int32
+	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Parker = &parker{Parker: d.Parker, before: func() error {
+			if refusals.Add(1) <= 4 {
+				return &telemetry.Failure{Kind: telemetry.Unavailable, Code: "OOM", Err: errors.New("full")}
+			}
+			return nil
+		}}
+	})
+	b.takeAll(in)
+	b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
+	b.settled(20*time.Second, 0)
+	require.Greater(t, refusals.Load(), int32(4))
+	require.Len(t, b.letters(), 1)
+	require.Equal(t, 2, b.count("select count(*) from positions"))
+}
+
+func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var once sync.Once
+	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Parker = &parker{Parker: d.Parker, before: func() error {
+			// Somebody acknowledges by hand what is about to be moved.
+			once.Do(func() {
+				for _, p := range b.client.XPendingExt(context.Background(), &redis.XPendingExtArgs{
+					Stream: b.stream, Group: b.group, Start: "-", End: "+", Count: 10,
+				}).Val() {
+					b.client.XAck(context.Background(), b.stream, b.group, p.ID)
+				}
+			})
+			return nil
+		}}
+	})
+	b.takeAll(in)
+	b.publish(junk(t, "nul", 1, 2).Fields)
+	b.settled(20*time.Second, 0)
+	b.publish(at(1, 3), junk(t, "nul", 1, 4).Fields)
+	b.awaitLetters(10*time.Second, 1)
+	b.settled(20*time.Second, 0)
+	require.Equal(t, 1, b.count("select count(*) from positions"))
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := in.InFlight(); n != 0 {
+			return fmt.Errorf("%d in flight", n)
+		}
+		return nil
+	})
+}
+
+type parker struct {
+	pipeline.Parker
+	before func() error
+}
+
+func (p *parker) Park(ctx context.Context, letters []telemetry.DeadLetter) error {
+	if err := p.before(); err != nil {
+		return err
+	}
+	return p.Parker.Park(ctx, letters)
+}
+
+func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.pool.Exec(t.Context(), "alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	require.NoError(t, err)
+	refused := func(device int, s int64) []string {
+		m := telemetry.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+		m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 7))
+		return telemetry.EntryFields(&m)
+	}
+	var entries [][]string
+	var bad []int
+	for s := range int64(200) {
+		for d := range 5 {
+			if s%50 == 17 && d == 3 {
+				bad = append(bad, len(entries))
+				entries = append(entries, refused(d, s))
+				continue
+			}
+			entries = append(entries, at(d, s))
+		}
+	}
+	ids := b.publish(entries...)
+	in := b.start("one")
+	b.takeAll(in)
+	b.settled(20*time.Second, 0)
+	letters := b.awaitLetters(10*time.Second, len(bad))
+	for _, i := range bad {
+		require.Equal(t, telemetry.ClassSink, letters[ids[i]].Class)
+		require.Equal(t, "no_seven", letters[ids[i]].Field)
+		require.Equal(t, "sink/no_seven/23514", letters[ids[i]].Fingerprint)
+	}
+	require.Equal(t, len(entries)-len(bad), b.count("select count(*) from positions"))
+}
+
+// TestEverythingIsStoredOrADeadLetter is the account of a fleet of two, one of
+// which is stopped dead on the way.
+func TestEverythingIsStoredOrADeadLetter(t *testing.T) {
+	t.Parallel()
+	account(t, 20_000, 1_000)
+}
+
+func TestEverythingIsStoredOrADeadLetterFull(t *testing.T) {
+	testenv.Full(t)
+	account(t, 100_000, 5_000)
+}
+
+func account(t *testing.T, n, bad int) {
+	const seed = 5
+	t.Logf("seed %d", seed)
+	b := newBench(t)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	kinds := fleet.JunkKinds()
+	isBad := make([]bool, n)
+	for _, i := range rng.Perm(n)[:bad] {
+		isBad[i] = true
+	}
+	entries, want := make([][]string, n), make([]telemetry.Class, n)
+	k := 0
+	for i := range entries {
+		device, s := i%200, int64(i/200)
+		if !isBad[i] {
+			entries[i] = at(device, s)
+			continue
+		}
+		kind := kinds[k%(len(kinds)-1)] // the last one, huge, is a megabyte each
+		if k < 20 {
+			kind = kinds[k%len(kinds)]
+		}
+		k++
+		j := junk(t, kind, device, s)
+		entries[i], want[i] = j.Fields, j.Class
+	}
+	ids := b.publish(entries...)
+
+	one, two := b.start("one"), b.start("two")
+	b.takeAll(one)
+	testenv.Wait(t, 30*time.Second, func() error {
+		if have := b.count("select count(*) from positions"); have < n/4 {
+			return fmt.Errorf("want a quarter of %d stored, have %d", n, have)
+		}
+		return nil
+	})
+	b.takeAll(two) // one finds itself fenced in the middle of its work
+	b.settled(60*time.Second, 0)
+	letters := b.awaitLetters(60*time.Second, bad)
+	for i, id := range ids {
+		l, dead := letters[id]
+		require.Equal(t, isBad[i], dead)
+		if dead {
+			require.Equal(t, want[i], l.Class)
+			require.True(t, slices.Equal(entries[i], l.Entry.Fields))
+		}
+	}
+	require.Equal(t, n-bad, b.count("select count(*) from positions"))
+	require.Zero(t, b.count("select count(*) from processor.deferred"))
+}
