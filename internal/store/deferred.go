@@ -131,6 +131,28 @@ func (s *Deferred) Forget(ctx context.Context, ids []telemetry.EntryID) error {
 	return failure("forget deferred entries", s.pool.SendBatch(ctx, b).Close())
 }
 
+// IDs are the entries that wait to be tried again.
+func (s *Deferred) IDs(ctx context.Context) ([]telemetry.EntryID, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, `
+select entry_id
+from processor.deferred
+where stream = $1
+  and grp = $2`, s.scope.Stream, s.scope.Group)
+	if err != nil {
+		return nil, failure("list deferred entries", err)
+	}
+	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
+		var text string
+		if err := row.Scan(&text); err != nil {
+			return telemetry.EntryID{}, err
+		}
+		return telemetry.ParseEntryID(text)
+	})
+	return ids, failure("list deferred entries", err)
+}
+
 // Count is how many entries are deferred.
 func (s *Deferred) Count(ctx context.Context) (n int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"iter"
 
 	"github.com/redis/go-redis/v9"
 
@@ -55,4 +56,31 @@ func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]L
 		}
 	}
 	return letters, nil
+}
+
+// allPage is how many dead letters All reads at once.
+const allPage = 500
+
+// All yields every dead letter, oldest first. What lies in the stream and is
+// none of ours is passed over.
+func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, error] {
+	return func(yield func(telemetry.DeadLetter, error) bool) {
+		var after telemetry.EntryID
+		for {
+			page, err := d.List(ctx, after, allPage)
+			if err != nil {
+				yield(telemetry.DeadLetter{}, err)
+				return
+			}
+			for _, l := range page {
+				after = l.ID
+				if l.Err == nil && !yield(l.DeadLetter, nil) {
+					return
+				}
+			}
+			if len(page) < allPage {
+				return
+			}
+		}
+	}
 }

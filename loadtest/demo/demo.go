@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -54,11 +55,12 @@ func (r *Result) Good() bool {
 
 // demo is one run.
 type demo struct {
-	cfg    Config
-	log    *slog.Logger
-	group  *stream.Group
-	sender *fleet.Sender
-	file   string // the send log
+	cfg     Config
+	log     *slog.Logger
+	group   *stream.Group
+	letters *stream.DeadLetters
+	sender  *fleet.Sender
+	file    string // the send log
 
 	began    time.Time
 	before   figures // at the last snapshot
@@ -86,7 +88,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (*Result, error) {
 	}
 	defer os.RemoveAll(folder)
 
-	d := &demo{cfg: cfg, log: log, group: group, file: filepath.Join(folder, "sent")}
+	letters, err := stream.NewDeadLetters(client, where, group.Names().DeadLetters(false))
+	if err != nil {
+		return nil, fmt.Errorf("connect the demo: %w", err)
+	}
+	d := &demo{cfg: cfg, log: log, group: group, letters: letters, file: filepath.Join(folder, "sent")}
 	file, err := os.Create(d.file)
 	if err != nil {
 		return nil, fmt.Errorf("make the send log: %w", err)
@@ -261,16 +267,26 @@ func (l leftover) only(these map[telemetry.EntryID]bool) bool {
 
 // judge compares what was sent with what is there.
 func (d *demo) judge(ctx context.Context, sent *fleet.Log, invalid map[telemetry.EntryID]bool, left leftover) (*Result, error) {
-	rows, err := openRows(ctx, d.cfg.PostgresURL)
+	rows, err := openRows(ctx, d.cfg.PostgresURL, store.Scope{Stream: d.cfg.Stream, Group: d.cfg.Group})
 	if err != nil {
 		return nil, err
 	}
 	defer rows.close()
+	deferred, err := rows.deferred(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range deferred {
+		left.pending[id] = true
+	}
 	o, err := oracle.New(sent)
 	if err != nil {
 		return nil, err
 	}
-	report, err := o.Judge(oracle.Observed{Positions: rows.positions(ctx), Pending: left.pending, Dealt: &left.dealt})
+	report, err := o.Judge(oracle.Observed{
+		Positions: rows.positions(ctx), DeadLetters: oracle.Letters(d.letters.All(ctx)),
+		Pending: left.pending, Dealt: &left.dealt,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -12,10 +12,11 @@ import (
 // rows are what the service left in Postgres.
 type rows struct {
 	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
+	deferred  func(ctx context.Context) ([]telemetry.EntryID, error)
 	close     func()
 }
 
-func openRows(ctx context.Context, url string) (rows, error) {
+func openRows(ctx context.Context, url string, scope store.Scope) (rows, error) {
 	pool, err := store.Open(ctx, store.Config{
 		URL: url, Member: "demo", MaxConns: connections,
 		ConnectTimeout: serverTimeout, StatementTimeout: serverTimeout, LockTimeout: serverTimeout,
@@ -25,6 +26,7 @@ func openRows(ctx context.Context, url string) (rows, error) {
 	}
 	return rows{
 		positions: func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) },
+		deferred:  store.NewDeferred(pool, scope, "demo", serverTimeout).IDs,
 		close:     pool.Close,
 	}, nil
 }
