@@ -1,0 +1,36 @@
+package protocol_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+func TestWhatPostgresMayHaveLostIsDealtAgain(t *testing.T) {
+	id := ids(1, 2, 3, 4, 5, 6)
+	tests := []struct {
+		name        string
+		marks       protocol.Marks
+		again       bool
+		after, upTo uint64
+	}{
+		{"nothing was acknowledged beyond the mark", protocol.Marks{Applied: id[3], Acked: id[3], AckedKnown: true, Delivered: id[5]}, false, 0, 0},
+		{"acknowledged beyond the mark", protocol.Marks{Applied: id[1], Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 2, 4},
+		{"no mark in Postgres", protocol.Marks{Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 0, 4},
+		{"the acked mark is lost", protocol.Marks{Applied: id[1], Delivered: id[5]}, true, 2, 6},
+		{"the group was made again and has not come so far", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true, Delivered: id[2]}, true, 2, 3},
+		{"the group was made again just now", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true}, false, 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			after, upTo, ok := protocol.DealAgain(tt.marks)
+			require.Equal(t, tt.again, ok)
+			if ok {
+				require.Equal(t, tt.after, after.Seq)
+				require.Equal(t, tt.upTo, upTo.Seq)
+			}
+		})
+	}
+}
