@@ -34,6 +34,7 @@ type batch struct {
 	letters         []telemetry.DeadLetter
 	lettersDeferred []telemetry.DeadLetter         // the same, of entries that were deferred
 	parked          map[telemetry.EntryID]struct{} // the IDs in letters
+	guilty          telemetry.EntryID              // what the server named when it refused the batch; zero where it named none
 	reread          map[int]bool                   // shards whose queues do not hold what they should; written by park
 }
 
@@ -68,7 +69,7 @@ func (b *batch) reset(seq uint64, careful bool) {
 	clear(b.lettersDeferred)
 	b.deferred, b.settled = b.deferred[:0], b.settled[:0]
 	b.letters, b.lettersDeferred = b.letters[:0], b.lettersDeferred[:0]
-	b.parked, b.reread = nil, nil
+	b.parked, b.reread, b.guilty = nil, nil, telemetry.EntryID{}
 }
 
 // place puts a decoded record where it belongs, and moves the device's state.

@@ -105,8 +105,18 @@ func (w *worker) settle(ctx context.Context, c committed) error {
 		w.giveUp(c.batch, lost, ShardFenced)
 		return w.redo(ctx, c.batch, false)
 	default:
+		c.batch.guilty = guilty(c.err, c.batch)
 		return w.redo(ctx, c.batch, v == split)
 	}
+}
+
+// guilty is the entry of the fresh record that the server named; zero where it
+// named none.
+func guilty(err error, b *batch) telemetry.EntryID {
+	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Row > 0 && f.Row <= len(b.fresh) {
+		return b.fresh[f.Row-1].ID
+	}
+	return telemetry.EntryID{}
 }
 
 // lostShards is which shards of a batch a fence named; all where it did not say.
@@ -126,22 +136,27 @@ func lostShards(err error, b *batch) map[int]bool {
 }
 
 // giveUp drops shards of a batch, all of them where none are named, together
-// with everything computed for them since, and tells the owner's side.
+// with everything computed for them since, and tells the owner's side. A shard
+// that was granted anew meanwhile rests on nothing of the batch, and goes on.
 func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
-	gone := make(map[int]bool)
+	dropped, gone := make(map[int]bool), make(map[int]bool)
 	for _, p := range b.parts {
-		if (named == nil || named[p.shard]) && !gone[p.shard] {
-			gone[p.shard] = true
-			delete(w.held, p.shard)
-			w.state.void(p.shard)
-			if w.table.dropGrant(p.shard, p.grant) {
-				w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
-			}
+		if named != nil && !named[p.shard] || dropped[p.shard] {
+			continue
+		}
+		dropped[p.shard] = true
+		if t, ok := w.held[p.shard]; ok && t.grant != p.grant {
+			continue
+		}
+		gone[p.shard] = true
+		delete(w.held, p.shard)
+		w.state.void(p.shard)
+		if w.table.dropGrant(p.shard, p.grant) {
+			w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
 		}
 	}
-	in := func(shard int) bool { return gone[shard] }
-	w.current.without(in, w.cfg.Shards)
-	b.without(in, w.cfg.Shards)
+	w.current.without(func(shard int) bool { return gone[shard] }, w.cfg.Shards)
+	b.without(func(shard int) bool { return dropped[shard] }, w.cfg.Shards)
 }
 
 // redo applies the entries of a batch that did not commit, and of the one
@@ -159,7 +174,7 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 			w.spare = append(w.spare, done)
 		}
 	}
-	todo := byShard(b.parts, w.current.parts)
+	todo, named := byShard(b.parts, w.current.parts), b.guilty
 	w.current.reset(w.current.seq, false)
 	w.spare = append(w.spare, b)
 	for _, p := range todo {
@@ -169,6 +184,10 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	for _, p := range todo {
 		for len(p.entries) > 0 {
 			n := min(limit, len(p.entries))
+			// An entry that the server named is alone from the start.
+			if at := slices.IndexFunc(p.entries[:n], func(e telemetry.Entry) bool { return e.ID == named }); at >= 0 {
+				n = max(1, at)
+			}
 			piece := p
 			piece.entries, p.entries = p.entries[:n], p.entries[n:]
 			if err := w.redoPart(ctx, piece, isolate); err != nil {
@@ -258,16 +277,21 @@ func (w *worker) condemn(ctx context.Context, p part, err error) error {
 	return w.decide(ctx, b, p, false)
 }
 
-// byShard joins the parts of each shard, in order. Order between shards means
-// nothing.
+// byShard joins the parts of each grant of a shard, in order. Order between
+// shards means nothing.
 func byShard(lists ...[]part) []part {
+	type tenancy struct {
+		shard int
+		grant uint64
+	}
 	var joined []part
-	at := make(map[int]int)
+	at := make(map[tenancy]int)
 	for _, list := range lists {
 		for _, p := range list {
-			i, ok := at[p.shard]
+			k := tenancy{p.shard, p.grant}
+			i, ok := at[k]
 			if !ok {
-				at[p.shard] = len(joined)
+				at[k] = len(joined)
 				p.entries = slices.Clip(p.entries)
 				joined = append(joined, p)
 				continue

@@ -36,7 +36,7 @@ func failure(op string, err error) error {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
 		}
-		if f.Kind == telemetry.Refused {
+		if f.Kind == telemetry.Refused || f.Kind == telemetry.Conflict {
 			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
 		if pgErr.Severity == "FATAL" && f.Kind == telemetry.Unavailable {
@@ -54,8 +54,10 @@ func failure(op string, err error) error {
 	return &telemetry.Failure{Kind: telemetry.Unknown, Err: wrapped}
 }
 
-// kindOf sorts a server's error by SQLSTATE. What is not known is taken for an
-// outage: then nothing is lost, and the error shows in log and readiness.
+// kindOf sorts a server's error by SQLSTATE. Codes of the server itself that
+// are not named here are taken for an outage: then nothing is lost, and the
+// error shows in log and readiness. A class that the server does not have was
+// made up by a trigger of the platform, which speaks about the row.
 func kindOf(err *pgconn.PgError) telemetry.FailureKind {
 	code := err.Code
 	switch code {
@@ -65,23 +67,22 @@ func kindOf(err *pgconn.PgError) telemetry.FailureKind {
 		return telemetry.Outdated
 	case "23505": // unique_violation
 		return telemetry.Conflict
-	case "P0001", "44000": // raised by a platform's own trigger; with check option
-		return telemetry.Refused
-	case "54000", "54001", "54011", "54023": // a row beyond a limit, for example of an index entry
-		return telemetry.Refused
-	case "25006": // read_only_sql_transaction: after a failover
-		return telemetry.Unavailable
 	}
 	if len(code) < 2 {
 		return telemetry.Unavailable
 	}
 	switch code[:2] {
-	case "22", "23", "21": // data exception, integrity constraint, cardinality
+	case "21", "22", "23", // cardinality, data exception, integrity constraint
+		"09", "27", "2F", "38", "39", "44", "P0", // what triggers and functions of a platform raise
+		"54": // a row beyond a limit, for example of an index entry
 		return telemetry.Refused
-	case "42", "3F", "3D", "28", "0A": // names, rights, log-in, features
+	case "0A", "28", "3D", "3F", "42": // features, log-in, names, rights
 		return telemetry.Misused
-	default: // 08, 40, 53, 55, 57, 58, XX and all that is yet to come
+	case "00", "01", "02", "03", "08", "0B", "0F", "0L", "0P", "0Z", "20", "24", "25", "26", "2B", "2D", "34", "3B",
+		"40", "53", "55", "57", "58", "72", "F0", "HV", "XX":
 		return telemetry.Unavailable
+	default:
+		return telemetry.Refused
 	}
 }
 

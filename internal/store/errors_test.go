@@ -1,0 +1,210 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// sink is a database with one shard that member one owns, and its writer.
+type sink struct {
+	url    string
+	pool   *pgxpool.Pool
+	scope  store.Scope
+	writer *store.Writer
+	epoch  int64
+}
+
+func newSink(t *testing.T) *sink {
+	s := &sink{url: emptyDatabase(t), scope: store.Scope{Stream: "s", Group: "g"}}
+	migrate(t, s.url)
+	s.pool = s.open(t, s.url)
+	s.writer = store.NewWriter(s.pool, s.scope, "one", 5*time.Second)
+	shards := store.NewShards(s.pool, s.scope, 5*time.Second)
+	require.NoError(t, shards.Ensure(t.Context(), 1))
+	s.exec(t, "update processor.assignments set member = 'one'")
+	taken, err := shards.Take(t.Context(), 0, "one")
+	require.NoError(t, err)
+	s.epoch = taken.Epoch
+	return s
+}
+
+func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: url, Member: "one", MaxConns: 4,
+		ConnectTimeout: 2 * time.Second, StatementTimeout: 700 * time.Millisecond, LockTimeout: 300 * time.Millisecond,
+	})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+func (s *sink) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	run(t, connect(t, s.url), sql, args...)
+}
+
+// record is one of device 1; what is to go wrong with it stands in its attributes.
+func record(n int, attributes string) telemetry.Record {
+	us := int64(1_700_000_000_000_000 + n*1_000_000)
+	return telemetry.Record{
+		ID: telemetry.EntryID{Ms: uint64(us / 1000), Seq: uint64(n)}, DeviceID: "1", Codec: "8", TimeUS: us, StreamUS: us,
+		Latitude: 1, Longitude: 1, Attributes: []byte(attributes),
+	}
+}
+
+func (s *sink) batch() *protocol.Batch {
+	set, _ := geofence.NewSet(nil) // no fence, none that is no good
+	return &protocol.Batch{
+		Held:  []telemetry.Held{{Shard: 0, Epoch: s.epoch}},
+		Rules: protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
+	}
+}
+
+// fresh and late write ten records, of which the seventh has the attributes.
+func (s *sink) fresh(ctx context.Context, attributes string) error {
+	b := s.batch()
+	for n := range 10 {
+		b.Fresh = append(b.Fresh, record(n, `{}`))
+	}
+	b.Fresh[6].Attributes = []byte(attributes)
+	_, err := s.writer.Write(ctx, b)
+	return err
+}
+
+func (s *sink) late(ctx context.Context, attributes string) error {
+	b := s.batch()
+	for n := range 10 {
+		b.Late = append(b.Late, record(n, `{}`))
+	}
+	b.Late[6].Attributes = []byte(attributes)
+	_, err := s.writer.Write(ctx, b)
+	return err
+}
+
+func failureOf(t *testing.T, err error) *telemetry.Failure {
+	t.Helper()
+	var f *telemetry.Failure
+	require.True(t, errors.As(err, &f), "%v", err)
+	return f
+}
+
+// raising is a trigger that runs what a record asks for.
+const raising = `
+create function raising() returns trigger language plpgsql as $$
+begin
+  if new.attributes ? 'code' then
+    raise exception using errcode = new.attributes->>'code', message = 'as asked';
+  end if;
+  if new.attributes ? 'run' then
+    execute new.attributes->>'run';
+  end if;
+  return new;
+end
+$$;
+create trigger raising before insert on positions for each row execute function raising()`
+
+func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
+	s := newSink(t)
+	s.exec(t, raising)
+	s.exec(t, "alter table positions add constraint no_bad check (attributes->>'bad' is distinct from 'yes')")
+	s.exec(t, "create unique index only_one on positions ((attributes->>'only')) where attributes ? 'only'")
+	s.exec(t, "create index fits on positions ((attributes->>'long'))")
+	s.exec(t, "create table parent (id int primary key); create table child (id int references parent)")
+	s.exec(t, `insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+		values ('2', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{"only": "1"}')`)
+	long := make([]string, 900) // beyond a third of a page, and not to be compressed below it
+	for i := range long {
+		long[i] = fmt.Sprintf("%x", (i*2654435761)%4294967291)
+	}
+
+	run := func(sql string) string { return fmt.Sprintf(`{"run": %q}`, sql) }
+	raise := func(code string) string { return fmt.Sprintf(`{"code": %q}`, code) }
+	tests := []struct {
+		give  string
+		code  string
+		want  telemetry.FailureKind
+		field string
+	}{
+		{`{"bad": "yes"}`, "23514", telemetry.Refused, "no_bad"},
+		{`{"only": "1"}`, "23505", telemetry.Conflict, "only_one"},
+		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", telemetry.Refused, "fits"},
+		{run("insert into child values (7)"), "23503", telemetry.Refused, "child_id_fkey"},
+		{run("insert into parent values (null)"), "23502", telemetry.Refused, "id"},
+		{run("select 1 / 0"), "22012", telemetry.Refused, ""},
+		{run("select 99999::smallint"), "22003", telemetry.Refused, ""},
+		{run("select 'x'::int"), "22P02", telemetry.Refused, ""},
+		{run("select repeat('x', 2)::varchar(1)::date"), "22007", telemetry.Refused, ""},
+		{raise("P0001"), "P0001", telemetry.Refused, ""},
+		{raise("P0004"), "P0004", telemetry.Refused, ""},
+		{raise("38001"), "38001", telemetry.Refused, ""},
+		{raise("44000"), "44000", telemetry.Refused, ""},
+		{raise("TR123"), "TR123", telemetry.Refused, ""},
+		{raise("40001"), "40001", telemetry.Unavailable, ""},
+		{raise("40P01"), "40P01", telemetry.Unavailable, ""},
+		{raise("53100"), "53100", telemetry.Unavailable, ""},
+		{raise("53300"), "53300", telemetry.Unavailable, ""},
+		{raise("57P01"), "57P01", telemetry.Unavailable, ""},
+		{raise("58030"), "58030", telemetry.Unavailable, ""},
+		{raise("XX001"), "XX001", telemetry.Unavailable, ""},
+		{run("select pg_sleep(5)"), "57014", telemetry.Unavailable, ""},
+		{run("select no_such_column"), "42703", telemetry.Misused, ""},
+		{run("select no_such_function()"), "42883", telemetry.Misused, ""},
+		{run("drop table processor.no_such_table"), "42P01", telemetry.Misused, ""},
+		{run("set local role no_such_role"), "22023", telemetry.Refused, ""},
+		{run("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", telemetry.Unknown, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.code+" "+tt.give[:min(40, len(tt.give))], func(t *testing.T) {
+			f := failureOf(t, s.fresh(t.Context(), tt.give))
+			require.Equal(t, tt.code, f.Code, "%v", f)
+			require.Equal(t, tt.want, f.Kind, "%v", f)
+			require.Equal(t, tt.field, f.Field)
+			if tt.want == telemetry.Refused {
+				require.Equal(t, 7, f.Row, "COPY names the row: %v", f)
+			}
+			f = failureOf(t, s.late(t.Context(), tt.give))
+			require.Equal(t, tt.code, f.Code)
+			require.Equal(t, tt.want, f.Kind)
+			require.Zero(t, f.Row)
+			var n int
+			require.NoError(t, s.pool.QueryRow(t.Context(), "select count(*) from positions where device_id = '1'").Scan(&n))
+			require.Zero(t, n, "nothing of the batch is left behind")
+		})
+	}
+	require.NoError(t, s.fresh(t.Context(), `{}`))
+}
+
+func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
+	s := newSink(t)
+	admin := connect(t, s.url)
+
+	tx, err := admin.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "lock table positions")
+	require.NoError(t, err)
+	f := failureOf(t, s.fresh(t.Context(), `{}`))
+	require.Equal(t, telemetry.Unavailable, f.Kind)
+	require.Equal(t, "55P03", f.Code, "lock timeout")
+	require.NoError(t, tx.Rollback(t.Context()))
+
+	run(t, admin, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
+	s.pool.Reset()
+	f = failureOf(t, s.fresh(t.Context(), `{}`))
+	require.Equal(t, telemetry.Unavailable, f.Kind, "%v", f)
+
+	nowhere := s.open(t, "postgres://nobody@127.0.0.1:1/none")
+	_, err = store.NewWriter(nowhere, s.scope, "one", time.Second).Write(t.Context(), s.batch())
+	require.Equal(t, telemetry.Unavailable, failureOf(t, err).Kind)
+}
