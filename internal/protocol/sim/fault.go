@@ -1,0 +1,288 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Kind is what goes wrong.
+type Kind uint8
+
+// The faults. Those of a member hit whoever has its identity at that moment.
+const (
+	Crash      Kind = iota // a member dies, and its identity starts again later
+	Freeze                 // a member stops for a while at whatever it does
+	Replace                // a member freezes for good inside a transaction, and is started anew
+	Resume                 // the same, but the frozen one wakes up again
+	LeaveFleet             // a member shuts down in order
+	Join                   // another member starts
+	CutRedis               // requests and replies are lost for a while
+	CutPostgres
+	LoseRedis // some replies are lost
+	LosePostgres
+	HoldRedis // the next request takes effect much later
+	HoldPostgres
+	HoldLeader // the next assignment takes effect much later
+	RedisDown
+	RedisSlow
+	PostgresDown
+	PostgresSlow
+	FlushKeys // turn, lock, heartbeats and marks are lost
+	ExpireTurn
+	ExpireLock
+	LoseGroup
+	GroupByHand // somebody else removes the group and makes it at 0
+	MoveBack    // the last-delivered ID is moved back by hand
+	MoveForward // and forward, past entries that were not dealt
+	ForeignRead // a foreign consumer reads some entries, and dies
+	Trim
+	RedisRestart  // same state, another run
+	RedisFailover // an older state, another run, and IDs that are used again
+	PostgresRestart
+	PostgresFailover // an older state
+	kinds
+)
+
+func (k Kind) String() string {
+	return [...]string{
+		"crash", "freeze", "replace a frozen member", "freeze inside a transaction", "leave", "join", "cut from Redis", "cut from Postgres",
+		"lose replies of Redis", "lose replies of Postgres", "hold up a request to Redis", "hold up a request to Postgres", "hold up an assignment",
+		"Redis down", "Redis slow", "Postgres down", "Postgres slow", "flush the keys of coordination", "expire the turn", "expire the lock",
+		"lose the group", "group made at 0 by hand", "last-delivered ID moved back", "last-delivered ID moved forward",
+		"a foreign consumer reads", "trim", "Redis restarts", "Redis fails over to an older state", "Postgres restarts",
+		"Postgres is restored to an older state",
+	}[k]
+}
+
+// Fault is one thing that goes wrong.
+type Fault struct {
+	At   int64 // milliseconds after the start
+	Kind Kind
+	Who  int   // identity it hits
+	Much int64 // how long, how many, or how old
+}
+
+func (f Fault) String() string {
+	return fmt.Sprintf("%6d %s, member %d, %d", f.At, f.Kind, f.Who, f.Much)
+}
+
+// faultsEnd is when faults stop, and with them the publisher.
+const faultsEnd = 11000
+
+// schedule draws the faults of a run. A run has a theme, a few kinds that come
+// up often, since faults do most harm together.
+func schedule(rng *rand.Rand, members int, theme []Kind) []Fault {
+	if theme == nil {
+		theme = make([]Kind, 3+rng.IntN(3))
+		for i := range theme {
+			theme[i] = Kind(rng.IntN(int(kinds)))
+		}
+	}
+	faults := make([]Fault, 3+rng.IntN(10))
+	for i := range faults {
+		f := &faults[i]
+		f.At = 500 + rng.Int64N(faultsEnd-1500)
+		if i > 0 && rng.IntN(3) == 0 { // shortly after another one
+			f.At = min(faultsEnd-500, faults[i-1].At+rng.Int64N(400))
+		}
+		f.Who = rng.IntN(members)
+		f.Kind = theme[rng.IntN(len(theme))]
+		switch f.Kind {
+		case Crash:
+			f.Much = rng.Int64N(4000)
+		case Freeze, Resume:
+			f.Much = 500 + rng.Int64N(6000)
+		case CutRedis, CutPostgres, RedisDown, PostgresDown, RedisSlow, PostgresSlow:
+			f.Much = 200 + rng.Int64N(4000)
+		case HoldRedis, HoldPostgres, HoldLeader:
+			f.Much = 500 + rng.Int64N(4000)
+		case RedisFailover, PostgresFailover:
+			f.Much = 50 + rng.Int64N(3000)
+		default:
+			f.Much = 1 + rng.Int64N(5)
+		}
+	}
+	slices.SortStableFunc(faults, func(a, b Fault) int { return int(a.At - b.At) })
+	return faults
+}
+
+// plan puts a fault on the clock, and the snapshot it will go back to.
+func (w *world) plan(f Fault) {
+	switch f.Kind {
+	case RedisFailover:
+		w.after(max(1, f.At-f.Much), nil, func() { w.redisPast[f] = w.redis.clone() })
+	case PostgresFailover:
+		w.after(max(1, f.At-f.Much), nil, func() {
+			w.pgPast[f] = w.pg.t.clone()
+		})
+	default:
+	}
+	w.after(f.At, nil, func() {
+		w.logf(nil, "FAULT %s", f)
+		w.happen(f)
+	})
+}
+
+func (w *world) happen(f Fault) {
+	identity := "m" + itoa(f.Who)
+	p := w.living(f.Who)
+	r := w.redis
+	if p == nil && f.Kind <= HoldPostgres && f.Kind != Join {
+		return
+	}
+	switch f.Kind {
+	case Crash:
+		p.kill()
+		w.after(f.Much, nil, func() { w.launch(f.Who, identity) })
+	case Freeze:
+		p.frozenUntil = w.now + f.Much
+	case Replace:
+		w.whenInside(p, func() {
+			p.frozenUntil = forever
+			w.after(500, nil, func() { w.launch(f.Who, identity) })
+		})
+	case Resume:
+		w.whenInside(p, func() { p.frozenUntil = w.now + f.Much })
+	case LeaveFleet:
+		if w.others(p) > 0 {
+			p.leaving, p.leftAt = true, w.now
+		}
+	case Join:
+		w.launch(f.Who, identity)
+	case CutRedis:
+		p.links[redisServer].cutTil = w.now + f.Much
+	case CutPostgres:
+		p.links[postgresServer].cutTil = w.now + f.Much
+		w.after(2000, nil, func() { w.pg.hangUp(p) })
+	case LoseRedis:
+		p.links[redisServer].lose = int(f.Much)
+	case LosePostgres:
+		p.links[postgresServer].lose = int(f.Much)
+	case HoldRedis:
+		p.links[redisServer].delay = f.Much
+	case HoldPostgres:
+		p.links[postgresServer].delay = f.Much
+	case HoldLeader:
+		w.holdAssign = f.Much
+	case RedisDown:
+		w.servers[redisServer].downTil = w.now + f.Much
+	case RedisSlow:
+		w.servers[redisServer].slowTil = w.now + f.Much
+	case PostgresDown:
+		w.servers[postgresServer].downTil = w.now + f.Much
+	case PostgresSlow:
+		w.servers[postgresServer].slowTil = w.now + f.Much
+	case FlushKeys:
+		r.turn, r.lock, r.beats, r.acked, r.grants = lease{}, lease{}, nil, nil, nil
+		// Nothing could repair a move by hand whose only trace is flushed before
+		// the next renewal of the turn.
+		r.dealtSet = r.dealtSet && r.group != nil && r.dealt.Less(r.group.delivered)
+	case ExpireTurn:
+		r.turn = lease{}
+	case ExpireLock:
+		r.lock = lease{}
+	case LoseGroup:
+		w.judgeGroupGone()
+		r.group = nil
+	case GroupByHand:
+		w.judgeGroupGone()
+		r.group = &group{pending: make(map[telemetry.EntryID]pend)}
+	case MoveBack:
+		if g := r.group; g != nil {
+			g.delivered.Seq -= min(g.delivered.Seq, uint64(f.Much))
+			g.delivered.Ms = min(g.delivered.Ms, g.delivered.Seq)
+		}
+	case MoveForward:
+		// Where dealing had left it is known only while that key is there.
+		if r.group != nil && r.dealtSet && r.dealt == r.group.delivered {
+			r.group.delivered = r.last
+		}
+	case ForeignRead:
+		w.foreignRead(int(f.Much))
+	case Trim:
+		r.trim(int(f.Much))
+	case RedisRestart:
+		w.servers[redisServer].run++
+	case RedisFailover:
+		w.redisFailover(w.redisPast[f])
+	case PostgresRestart:
+		w.pg.abort()
+		w.servers[postgresServer].run++
+	case PostgresFailover:
+		w.pg.abort()
+		w.judgeRestored(w.pgPast[f])
+		w.pg.t = w.pgPast[f].clone()
+		w.servers[postgresServer].run++
+	default:
+	}
+}
+
+// whenInside has something happen once a member has a transaction open, or
+// after a second.
+func (w *world) whenInside(p *proc, do func()) {
+	give := w.now + 1000
+	var look func()
+	look = func() {
+		inside := slices.ContainsFunc(w.pg.open, func(t *tx) bool { return t.p == p })
+		if inside || w.now >= give {
+			do()
+			return
+		}
+		w.after(1, nil, look)
+	}
+	look()
+}
+
+func (w *world) foreignRead(n int) {
+	g := w.redis.group
+	if g == nil {
+		return
+	}
+	for _, e := range w.redis.readNew(g.delivered, n) {
+		g.pending[e.id] = pend{shard: foreign, since: w.now}
+		g.delivered = e.id
+		e.foreign = true
+	}
+}
+
+// redisFailover goes on with an older state. What was added since is gone.
+func (w *world) redisFailover(past *redis) {
+	if past.history != w.redis.history {
+		// An entry that was gone for one failover and is back after the next has
+		// no place in an order. The state stays as it is.
+		past = w.redis
+	}
+	kept := make(map[*entry]bool)
+	for _, e := range past.stream {
+		kept[e] = true
+	}
+	for _, e := range w.entries {
+		there := w.redis.find(e.id) == e
+		if !kept[e] && e.lost == "" && (there || !w.pg.t.seen[e.number]) {
+			e.lost = "gone with a failover of Redis"
+		}
+	}
+	w.redis = past.clone()
+	w.redis.history++
+	w.servers[redisServer].run++
+}
+
+// abort ends everything that is open, when the server goes away.
+func (g *postgres) abort() {
+	g.waiting = nil
+	for _, t := range slices.Clone(g.open) {
+		g.end(t)
+	}
+}
+
+// hangUp ends what of a member waits for its client, whose connection is found dead.
+func (g *postgres) hangUp(p *proc) {
+	for _, t := range slices.Clone(g.open) {
+		if t.p == p && !t.fenced {
+			g.end(t)
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// leader is what a member knows of its leadership. step is 0 without the lock,
+// 1 with the lock, 2 with the term.
+type leader struct {
+	token string
+	term  int64
+	step  int
+	busy  bool
+}
+
+// lead tries for the lock, or renews it and does the leader's work.
+func (p *proc) lead() {
+	l := &p.leader
+	if l.busy {
+		return
+	}
+	if l.step == 0 {
+		if p.leaving {
+			return
+		}
+		l.token = p.w.newToken()
+	}
+	l.busy = true
+	token := l.token
+	call(p, redisServer, "lock", func(answer func(bool, error)) {
+		r := p.w.redis
+		if p.w.now < r.lock.until && r.lock.token != token {
+			answer(false, nil)
+			return
+		}
+		r.lock = lease{token, p.w.now + lockTTL}
+		answer(true, nil)
+	}, func(held bool, err error) {
+		switch {
+		case err != nil || !held:
+			l.step, l.busy = 0, false
+		case l.step == 0:
+			p.stand()
+		default:
+			p.assign()
+		}
+	})
+}
+
+// stand raises the term after the lock was won.
+func (p *proc) stand() {
+	l := &p.leader
+	call(p, postgresServer, "raise the term", func(answer func(int64, error)) {
+		answer(p.w.pg.elect(p), nil)
+	}, func(term int64, err error) {
+		p.sink(err)
+		l.busy = false
+		if err != nil {
+			l.step = 0
+			return
+		}
+		l.step, l.term = 2, term
+		p.w.logf(p, "leads, term %d", term)
+		// Everybody gets a chance to be seen by the new leader.
+		p.watch.Away(p.w.clock())
+	})
+}
+
+// assign moves shards to those who may own them, and sweeps.
+func (p *proc) assign() {
+	l := &p.leader
+	call(p, postgresServer, "list assignments", func(answer func([]string, error)) {
+		var current []string
+		for i := range p.w.pg.t.shards {
+			current = append(current, p.w.pg.t.shards[i].assigned)
+		}
+		answer(current, nil)
+	}, func(current []string, err error) {
+		p.sink(err)
+		if err != nil || l.step == 0 {
+			l.busy = false
+			return
+		}
+		p.sweep()
+		next := protocol.Assign(current, p.watch.Eligible(p.w.clock()))
+		if slices.Equal(next, current) {
+			l.busy = false
+			return
+		}
+		term := l.term
+		p.links[postgresServer].delay, p.w.holdAssign = max(p.links[postgresServer].delay, p.w.holdAssign), 0
+		call(p, postgresServer, "assign", func(answer func(bool, error)) {
+			answer(true, p.w.pg.assign(p, term, next))
+		}, func(_ bool, err error) {
+			l.busy = false
+			if err != nil {
+				p.w.logf(p, "leads no more")
+				l.step = 0
+			}
+		})
+	})
+}
+
+func (p *proc) sweep() {
+	call(p, redisServer, "sweep", func(answer func(bool, error)) {
+		p.w.redis.sweep(p, claimIdle)
+		answer(true, nil)
+	}, func(bool, error) {})
+}

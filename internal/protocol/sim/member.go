@@ -1,0 +1,202 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// The pace of the model, in milliseconds: that of production, but for what
+// waits long there.
+const (
+	turnTTL     = 2000
+	lockTTL     = 2000
+	memberTTL   = 2500
+	dealBlock   = 350
+	pollEvery   = 200
+	rescanEvery = 4000
+	beatEvery   = 700
+	tickEvery   = 400
+	claimIdle   = 1500
+	drainBudget = 4000
+)
+
+// item is an entry as a member has it. Its entry is nil when the content was
+// gone by the time it was read.
+type item struct {
+	id      telemetry.EntryID
+	e       *entry
+	skipped bool // acknowledged unseen, by a mutant
+}
+
+// slot is one shard as a member sees it.
+type slot struct {
+	queue    protocol.Queue
+	held     bool
+	stopping bool
+	due      bool
+	epoch    int64
+	grant    uint64
+	token    string            // of the grant, known to Redis
+	applied  telemetry.EntryID // finished up to here since the grant
+	found    telemetry.EntryID // the progress mark when the shard was taken
+	history  int               // of Redis, when the shard was taken
+	marked   int64             // when its mark was last written
+	granted  int64
+
+	acting   bool // something about its ownership is under way
+	waited   int64
+	awaiting string
+}
+
+// proc is one incarnation of a member: one process.
+type proc struct {
+	w           *world
+	id          string // identity and incarnation
+	rng         *rand.Rand
+	dead        bool
+	leaving     bool
+	leftAt      int64
+	frozenUntil int64
+	links       [servers]link
+	slots       []slot
+
+	// The dealer.
+	token    string
+	turn     uint64
+	turnHeld bool
+	renewed  int64
+
+	// The reader.
+	failing bool
+	reading bool
+
+	worker worker
+
+	// Coordination.
+	beats    uint64
+	progress uint64
+	sinkDown int64 // since when Postgres does not answer; 0 while it does
+	watch    *protocol.Watch
+	leader   leader
+}
+
+func (w *world) start(identity string) *proc {
+	w.incarnations++
+	id := identity
+	if w.cfg.Mutant != NoIncarnation {
+		id += "." + string(rune('a'+w.incarnations%26)) + itoa(w.incarnations)
+	}
+	p := &proc{
+		w: w, id: id, rng: rand.New(rand.NewPCG(w.cfg.Seed, uint64(w.incarnations))),
+		slots: make([]slot, w.cfg.Shards),
+		watch: protocol.NewWatch(protocol.WatchConfig{
+			TTL: millis(memberTTL), SinkGrace: millis(memberTTL), Stall: millis(8000),
+		}),
+	}
+	for s := range p.links {
+		p.links[s].knownRun = w.servers[s].run
+	}
+	p.worker.init(p)
+	p.watch.Away(w.clock()) // nobody is gone for one TTL after a start
+	w.procs = append(w.procs, p)
+	w.logf(p, "starts")
+	w.after(p.latency(), p, p.acquire)
+	w.after(p.latency(), p, p.read)
+	w.after(rescanEvery, p, p.rescan)
+	w.after(p.latency(), p, p.beat)
+	w.after(10+p.latency(), p, p.tick)
+	return p
+}
+
+func millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+func (w *world) clock() time.Time  { return time.UnixMilli(w.now) }
+func (p *proc) keepsOver(which int) bool {
+	return which == redisServer && p.w.cfg.Mutant == KeptOverRun ||
+		which == postgresServer && p.w.cfg.Mutant == PostgresRunIgnored
+}
+
+// reconnected notes that another run of a server answers. It may not hold what
+// the old one did, so the turn counts no more and all shards are to be taken
+// again, which also fences whatever is still under way.
+func (p *proc) reconnected(which, run int) {
+	l := &p.links[which]
+	if l.knownRun == run {
+		return
+	}
+	l.knownRun = run
+	p.w.logf(p, "hears of another run of %s", p.w.servers[which].name)
+	if which == postgresServer {
+		p.leader.step = 0
+	} else {
+		p.nextTurn(false)
+		if p.w.cfg.Mutant == InFlightKeptOverRun {
+			p.rewind()
+			return
+		}
+	}
+	for i := range p.slots {
+		p.release(i)
+	}
+}
+
+// release forgets a shard and whatever of it is in flight.
+func (p *proc) release(shard int) {
+	s := &p.slots[shard]
+	if !s.held {
+		return
+	}
+	s.held, s.stopping, s.due = false, false, false
+	s.applied = telemetry.EntryID{}
+	s.grant++
+	s.queue.Drop()
+	p.worker.drop(shard)
+}
+
+func (p *proc) rewind() {
+	if p.w.cfg.Mutant == CursorsNeverReset {
+		return
+	}
+	for i := range p.slots {
+		if s := &p.slots[i]; s.held && !s.stopping {
+			s.queue.Reset()
+			s.due = true
+		}
+	}
+}
+
+func (p *proc) rescan() {
+	p.rewind()
+	p.w.after(rescanEvery, p, p.rescan)
+}
+
+func (p *proc) nextTurn(held bool) uint64 {
+	p.turn++
+	p.turnHeld = held
+	for i := range p.slots {
+		if s := &p.slots[i]; s.held && !s.stopping {
+			s.due = true
+		}
+	}
+	return p.turn
+}
+
+func (p *proc) turnNumber() uint64 {
+	if p.turnHeld {
+		return p.turn
+	}
+	return 0
+}
+
+// kill ends the process. The kernel closes its sockets, and Postgres rolls back
+// what waits for it; what is being executed is executed.
+func (p *proc) kill() {
+	if p.dead {
+		return
+	}
+	p.dead = true
+	p.w.logf(p, "dies")
+	p.w.after(1+p.rng.Int64N(300), nil, func() { p.w.pg.hangUp(p) })
+}

@@ -1,0 +1,63 @@
+package sim
+
+// Mutant is a rule of the protocol that is switched off.
+type Mutant uint8
+
+// The planted faults.
+const (
+	Sound Mutant = iota
+	NoEpochCheck
+	AckBelowApplied
+	EpochAfterReading
+	TakeUnassigned
+	NoIncarnation
+	NoTermCheck
+	NoTokenCheck
+	NoDeliveredCheck
+	FeedUnknown
+	CursorsNeverReset
+	GroupNotAtZero
+	KeptOverRun
+	InFlightKeptOverRun
+	EvictUncommitted
+	PostgresRunIgnored
+	NothingDealtAgain
+	SessionsNotEnded
+	AckBeforeCommit
+	AckOutlivesGrant
+	mutants
+)
+
+func (m Mutant) String() string {
+	return [...]string{
+		"sound",
+		"no epoch check",
+		"entries at or below the applied ID acknowledged unseen",
+		"epoch raised after reading",
+		"take-over by one that is no longer assigned",
+		"identity without incarnation",
+		"term not compared",
+		"dealing without the token check",
+		"dealing without the check of the last-delivered ID",
+		"feeding a queue not known to be empty",
+		"cursors never reset",
+		"group made again anywhere but at 0",
+		"cursors and known-empty queues kept over a changed run_id",
+		"work in flight kept over a changed run_id",
+		"eviction of uncommitted state",
+		"another run of Postgres taken for the same",
+		"nothing dealt again after a take-over",
+		"sessions of a seized owner not ended",
+		"acknowledged before the commit",
+		"acknowledged under a grant that has ended",
+	}[m]
+}
+
+// Mutants lists all planted faults.
+func Mutants() []Mutant {
+	var all []Mutant
+	for m := Sound + 1; m < mutants; m++ {
+		all = append(all, m)
+	}
+	return all
+}

@@ -1,0 +1,275 @@
+package sim
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// beat says that the member is there.
+func (p *proc) beat() {
+	p.beats++
+	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InHand: p.inHand(), Progress: p.progress}
+	if p.sinkDown > 0 {
+		b.SinkDown = millis(p.w.now - p.sinkDown)
+	}
+	call(p, redisServer, "beat", func(answer func(bool, error)) {
+		if p.w.redis.beats == nil {
+			p.w.redis.beats = make(map[string]beatKey)
+		}
+		p.w.redis.beats[p.id] = beatKey{b, p.w.now + memberTTL}
+		answer(true, nil)
+	}, func(bool, error) {})
+	p.w.after(beatEvery, p, p.beat)
+}
+
+// tick looks at the members and at the shards, and acts on both.
+func (p *proc) tick() {
+	if p.leaving && p.left() {
+		return
+	}
+	p.w.after(tickEvery+p.rng.Int64N(50), p, p.tick)
+	call(p, redisServer, "look at members", func(answer func([]protocol.Beat, error)) {
+		answer(p.w.redis.present(), nil)
+	}, func(beats []protocol.Beat, err error) {
+		if err != nil {
+			p.watch.Away(p.w.clock())
+		} else {
+			p.watch.See(p.w.clock(), beats)
+		}
+		p.lead()
+		p.look()
+	})
+}
+
+// present lists the beats that have not expired, in order.
+func (r *redis) present() []protocol.Beat {
+	all := make([]protocol.Beat, 0, len(r.beats))
+	for _, k := range r.beats {
+		if r.w.now < k.until {
+			all = append(all, k.beat)
+		}
+	}
+	slices.SortFunc(all, func(a, b protocol.Beat) int { return strings.Compare(a.Member, b.Member) })
+	return all
+}
+
+// look compares what Postgres says with what is held.
+func (p *proc) look() {
+	sent := p.w.now
+	call(p, postgresServer, "list shards", func(answer func([]shardRow, error)) {
+		answer(append([]shardRow(nil), p.w.pg.t.shards...), nil)
+	}, func(rows []shardRow, err error) {
+		p.sink(err)
+		if err != nil {
+			return
+		}
+		for shard, row := range rows {
+			p.decide(shard, row, sent)
+		}
+	})
+}
+
+func (p *proc) decide(shard int, row shardRow, sent int64) {
+	s := &p.slots[shard]
+	if s.acting || s.granted >= sent {
+		return // the list may be older than what was done since
+	}
+	now := p.w.clock()
+	if s.awaiting != row.owner {
+		s.awaiting, s.waited = row.owner, p.w.now
+	}
+	assigned := row.assigned
+	if p.w.cfg.Mutant == TakeUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.held {
+		assigned = p.id // it goes by an assignment it remembers
+	}
+	action := protocol.Next(p.id,
+		protocol.Claim{Assigned: assigned, Owner: row.owner, Epoch: row.epoch},
+		protocol.Hold{Held: s.held, Epoch: s.epoch, Stopping: s.stopping},
+		protocol.OwnerState{
+			Gone:    p.watch.Gone(now, row.owner),
+			Leaving: p.watch.Leaving(row.owner),
+			Waited:  millis(p.w.now - s.waited),
+		},
+		protocol.Budgets{HandOff: millis(2000), Drain: millis(drainBudget)})
+	switch action {
+	case protocol.Take:
+		s.acting = true
+		p.take(shard)
+	case protocol.Seize:
+		s.acting = true
+		p.w.logf(p, "shard %d: seizes it from %s", shard, row.owner)
+		call(p, postgresServer, "end sessions", func(answer func(bool, error)) {
+			p.w.pg.terminate(row.owner)
+			answer(true, nil)
+		}, func(_ bool, err error) {
+			if err != nil {
+				s.acting = false
+				return
+			}
+			p.take(shard)
+		})
+	case protocol.HandOver:
+		s.acting = true
+		s.stopping = true
+		p.w.logf(p, "shard %d: hands it over", shard)
+		p.handOver(shard, s.grant)
+	case protocol.Drop:
+		p.w.logf(p, "shard %d: drops it", shard)
+		p.release(shard)
+	case protocol.Leave, protocol.Await:
+	}
+}
+
+// handOver waits until nothing is in flight, releases the shard and forgets it.
+func (p *proc) handOver(shard int, grant uint64) {
+	s := &p.slots[shard]
+	if !s.held || s.grant != grant {
+		s.acting = false
+		return
+	}
+	if s.queue.InFlight() > 0 {
+		p.w.after(30, p, func() { p.handOver(shard, grant) })
+		return
+	}
+	h, applied := hold{shard, s.epoch}, s.applied
+	call(p, postgresServer, "release", func(answer func(bool, error)) {
+		p.w.pg.release(p, h, applied)
+		answer(true, nil)
+	}, func(_ bool, err error) {
+		if err != nil && s.held && s.grant == grant {
+			p.again(func() { p.handOver(shard, grant) })
+			return
+		}
+		s.acting = false
+		s.granted = p.w.now
+		if s.held && s.grant == grant {
+			p.release(shard)
+		}
+	})
+}
+
+// early is what a mutant learns before it raises the epoch.
+type early struct {
+	marks map[int]int
+	items []item
+}
+
+// take raises the epoch, has what Postgres may have lost dealt again, and
+// only then reads the queue.
+func (p *proc) take(shard int) {
+	if p.w.cfg.Mutant != EpochAfterReading {
+		p.raise(shard, nil)
+		return
+	}
+	call(p, postgresServer, "load last positions", func(answer func(map[int]int, error)) {
+		marks := make(map[int]int)
+		for d := range p.w.pg.t.rows {
+			if p.w.shardOf(d) == shard {
+				marks[d] = p.w.pg.t.newestRow(d)
+			}
+		}
+		answer(marks, nil)
+	}, func(marks map[int]int, err error) {
+		if err != nil {
+			p.slots[shard].acting = false
+			return
+		}
+		p.raise(shard, &early{marks: marks})
+	})
+}
+
+func (p *proc) raise(shard int, before *early) {
+	s := &p.slots[shard]
+	run := p.links[redisServer].knownRun
+	fail := func() { s.acting = false }
+	call(p, postgresServer, "take", func(answer func(shardRow, error)) {
+		p.w.pg.take(p, shard, answer)
+	}, func(row shardRow, err error) {
+		p.sink(err)
+		if err != nil {
+			if errors.Is(err, errNotAssigned) {
+				s.awaiting = ""
+			}
+			fail()
+			return
+		}
+		postgresRun := p.links[postgresServer].knownRun
+		grant := func() {
+			if p.links[redisServer].knownRun != run || p.links[postgresServer].knownRun != postgresRun {
+				fail() // what was compared is no more; the shard is taken once more
+				return
+			}
+			p.grant(shard, row, before)
+		}
+		token := p.w.newToken()
+		s.token = token
+		call(p, redisServer, "enter", func(answer func(protocol.Marks, error)) {
+			s.history = p.w.redis.history
+			answer(p.w.redis.enter(shard, token, row.applied))
+		}, func(m protocol.Marks, err error) {
+			if err != nil {
+				fail()
+				return
+			}
+			after, upTo, behind := protocol.DealAgain(m)
+			if !behind || p.w.cfg.Mutant == NothingDealtAgain {
+				grant()
+				return
+			}
+			call(p, redisServer, "deal again", func(answer func(bool, error)) {
+				answer(true, p.w.redis.dealAgain(p, shard, after, upTo))
+			}, func(_ bool, err error) {
+				if err != nil {
+					fail()
+					return
+				}
+				grant()
+			})
+		})
+	})
+}
+
+func (p *proc) grant(shard int, row shardRow, before *early) {
+	s := &p.slots[shard]
+	p.release(shard)
+	s.acting = false
+	s.grant++
+	s.held, s.stopping, s.due, s.epoch = true, false, true, row.epoch
+	s.applied, s.found, s.granted, s.marked = telemetry.EntryID{}, row.applied, p.w.now, 0
+	s.queue.Drop()
+	p.worker.void(shard)
+	if before != nil {
+		for d := range p.w.pg.t.rows {
+			if ts, ok := before.marks[d]; ok {
+				p.worker.learn(d, ts)
+			}
+		}
+	}
+}
+
+// left tells whether a leaving member has gone: when it holds nothing any more,
+// or its time is up.
+func (p *proc) left() bool {
+	held := false
+	for i := range p.slots {
+		held = held || p.slots[i].held || p.slots[i].acting
+	}
+	if held && p.w.now-p.leftAt < drainBudget {
+		return false
+	}
+	token, lock := p.token, p.leader.token
+	call(p, redisServer, "leave", func(answer func(bool, error)) {
+		r := p.w.redis
+		r.releaseTurn(token)
+		if r.lock.token == lock {
+			r.lock = lease{}
+		}
+		delete(r.beats, p.id)
+		answer(true, nil)
+	}, func(bool, error) { p.kill() })
+	return true
+}

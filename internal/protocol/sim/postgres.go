@@ -1,0 +1,348 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// never precedes every device time.
+const never = -1
+
+// shardRow is a row of processor.shards beside its assignment and mark.
+type shardRow struct {
+	owner    string
+	epoch    int64
+	applied  telemetry.EntryID
+	history  int // of Redis, by whose IDs the mark goes, for the judge
+	assigned string
+	term     int64
+}
+
+// tables is what Postgres has committed.
+type tables struct {
+	shards []shardRow
+	term   int64
+	leader string
+	rows   []map[int]int // of each device: time → number of the entry that counts
+	prev   []map[int]int // of each device: time → time of the row before, as derived
+	seen   map[int]bool  // entries whose effect is committed, for the judge
+	newest []int         // of each device: highest number seen
+	procs  []*proc       // of each shard: who took it, for the judge
+}
+
+func newTables(shards, devices int) *tables {
+	t := &tables{
+		shards: make([]shardRow, shards), procs: make([]*proc, shards),
+		seen: make(map[int]bool), newest: make([]int, devices),
+	}
+	for range devices {
+		t.rows = append(t.rows, make(map[int]int))
+		t.prev = append(t.prev, make(map[int]int))
+	}
+	return t
+}
+
+func (t *tables) clone() *tables {
+	c := *t
+	c.shards, c.procs, c.newest = slices.Clone(t.shards), slices.Clone(t.procs), slices.Clone(t.newest)
+	c.seen = maps.Clone(t.seen)
+	c.rows, c.prev = slices.Clone(t.rows), slices.Clone(t.prev)
+	for d := range c.rows {
+		c.rows[d], c.prev[d] = maps.Clone(t.rows[d]), maps.Clone(t.prev[d])
+	}
+	return &c
+}
+
+// newestRow is the device time of a device's last row.
+func (t *tables) newestRow(device int) int {
+	top := never
+	for ts := range t.rows[device] {
+		top = max(top, ts)
+	}
+	return top
+}
+
+// before is the device time of the last row before a time.
+func (t *tables) before(device, ts int) int {
+	top := never
+	for at := range t.rows[device] {
+		if at < ts {
+			top = max(top, at)
+		}
+	}
+	return top
+}
+
+func (t *tables) following(device, ts int) (int, bool) {
+	next, ok := 0, false
+	for at := range t.rows[device] {
+		if at > ts && (!ok || at < next) {
+			next, ok = at, true
+		}
+	}
+	return next, ok
+}
+
+// tx is a transaction that writes a batch.
+type tx struct {
+	p         *proc
+	session   string
+	opened    int // how often its member's sessions had been ended when it was sent
+	c         content
+	keys      map[key]bool // written and not committed: others wait for them
+	fenced    bool         // it holds the rows of its shards
+	finishing bool         // its last statements are being executed
+	ended     bool
+	answer    func(bool, error)
+	lost      []int // shards that the fence named
+}
+
+type key struct{ device, ts int }
+
+// content is what one transaction writes.
+type content struct {
+	held    []hold // each shard once, ascending
+	items   []item // all of the batch in order, for the judge
+	fresh   []item
+	late    []item
+	base    map[int]int // the last row before the batch, by device, as the member believes
+	applied map[int]telemetry.EntryID
+	history map[int]int // that the marks go by
+}
+
+type hold struct {
+	shard int
+	epoch int64
+}
+
+// postgres is the server: what is committed, and who is at it.
+type postgres struct {
+	w       *world
+	t       *tables
+	open    []*tx
+	waiting []func()       // retried whenever a transaction ends
+	ended   map[string]int // how often the sessions of a member were ended
+}
+
+// pace is how long a statement takes.
+func (g *postgres) pace() int64 {
+	if g.w.now < g.w.servers[postgresServer].slowTil {
+		return g.w.rng.Int64N(500)
+	}
+	return g.w.rng.Int64N(4)
+}
+
+func (g *postgres) end(t *tx) {
+	if t.ended {
+		return
+	}
+	t.ended = true
+	g.open = slices.DeleteFunc(g.open, func(o *tx) bool { return o == t })
+	waiting := g.waiting
+	g.waiting = nil
+	for _, retry := range waiting {
+		retry()
+	}
+}
+
+// begin copies the fresh records; what is late comes with the fence. then is
+// called when the copy is through.
+func (g *postgres) begin(t *tx, then func()) {
+	if g.ended[t.session] != t.opened {
+		return // it came through a connection that was closed since
+	}
+	t.keys = make(map[key]bool)
+	g.open = append(g.open, t)
+	g.write(t, t.c.fresh, true, then)
+}
+
+// write claims the keys of records. It waits for whoever has written one of
+// them and is not through, and ends the transaction where a fresh one is stored.
+func (g *postgres) write(t *tx, records []item, fresh bool, then func()) {
+	if t.ended {
+		return
+	}
+	for _, o := range g.open {
+		if o == t {
+			continue
+		}
+		for _, it := range records {
+			if o.keys[key{it.e.device, it.e.ts}] {
+				g.waiting = append(g.waiting, func() { g.write(t, records, fresh, then) })
+				return
+			}
+		}
+	}
+	for _, it := range records {
+		if _, stored := g.t.rows[it.e.device][it.e.ts]; stored && fresh {
+			g.end(t)
+			t.answer(false, errConflict)
+			return
+		}
+		t.keys[key{it.e.device, it.e.ts}] = true
+	}
+	g.w.after(g.pace(), nil, func() {
+		if !t.ended {
+			then()
+		}
+	})
+}
+
+// finish writes what is late, checks the fence and commits. The answer is the
+// last thing that happens.
+func (g *postgres) finish(t *tx) {
+	t.finishing = true
+	g.write(t, t.c.late, false, func() {
+		if g.w.cfg.Mutant != NoEpochCheck {
+			for _, h := range t.c.held {
+				if row := g.t.shards[h.shard]; row.epoch != h.epoch || row.owner != t.session {
+					t.lost = append(t.lost, h.shard)
+				}
+			}
+		}
+		if len(t.lost) > 0 {
+			g.end(t)
+			t.answer(false, errFenced)
+			return
+		}
+		t.fenced = true
+		g.w.after(g.pace(), nil, func() {
+			if t.ended {
+				return
+			}
+			g.commit(t)
+			g.end(t)
+			t.answer(true, nil)
+		})
+	})
+}
+
+func (g *postgres) commit(t *tx) {
+	if g.w.cfg.Trace {
+		g.w.logf(t.p, "commits entries %v", numbers(t.c.items))
+	}
+	g.w.judgeOwner(t)
+	g.w.judgeOrder(t)
+	touched := make(map[int]bool)
+	last := maps.Clone(t.c.base)
+	fresh := slices.Clone(t.c.fresh)
+	slices.SortStableFunc(fresh, func(a, b item) int { return a.e.ts - b.e.ts })
+	for _, it := range fresh {
+		d := it.e.device
+		g.t.rows[d][it.e.ts], g.t.prev[d][it.e.ts] = it.e.number, last[d]
+		last[d], touched[d] = it.e.ts, true
+	}
+	for _, it := range t.c.late {
+		d, ts := it.e.device, it.e.ts
+		if _, stored := g.t.rows[d][ts]; stored {
+			continue
+		}
+		g.t.rows[d][ts], g.t.prev[d][ts] = it.e.number, g.t.before(d, ts)
+		if next, ok := g.t.following(d, ts); ok {
+			g.t.prev[d][next] = ts
+		}
+		touched[d] = true
+	}
+	for shard, id := range t.c.applied {
+		g.t.shards[shard].applied = id
+		g.t.shards[shard].history = t.c.history[shard]
+	}
+	g.w.judgeRows(t, touched)
+}
+
+func numbers(items []item) []int {
+	var all []int
+	for _, it := range items {
+		if it.e != nil {
+			all = append(all, it.e.number)
+		}
+	}
+	return all
+}
+
+// take raises a shard's epoch for a member it is assigned to. It waits for a
+// commit under way.
+func (g *postgres) take(p *proc, shard int, answer func(shardRow, error)) {
+	run := g.w.servers[postgresServer].run
+	var try func()
+	try = func() {
+		if g.w.servers[postgresServer].run != run {
+			return
+		}
+		for _, t := range g.open {
+			if t.fenced && slices.ContainsFunc(t.c.held, func(h hold) bool { return h.shard == shard }) {
+				g.waiting = append(g.waiting, try)
+				return
+			}
+		}
+		row := &g.t.shards[shard]
+		if row.assigned != p.id {
+			if g.w.cfg.Mutant != TakeUnassigned {
+				answer(shardRow{}, errNotAssigned)
+				return
+			}
+			g.w.fail("P4: %s took shard %d, which is assigned to %s", p.id, shard, row.assigned)
+		}
+		row.epoch++
+		row.owner = p.id
+		g.t.procs[shard] = p
+		g.w.logf(p, "shard %d: taken, epoch %d", shard, row.epoch)
+		answer(*row, nil)
+	}
+	try()
+}
+
+func (g *postgres) release(p *proc, h hold, applied telemetry.EntryID) {
+	row := &g.t.shards[h.shard]
+	if row.epoch != h.epoch || row.owner != p.id {
+		return
+	}
+	row.owner = ""
+	if !applied.IsZero() {
+		row.applied, row.history = applied, p.slots[h.shard].history
+	}
+	g.w.logf(p, "shard %d: released", h.shard)
+}
+
+// terminate ends the sessions of a member.
+func (g *postgres) terminate(session string) {
+	if g.w.cfg.Mutant == SessionsNotEnded {
+		return
+	}
+	g.ended[session]++
+	for _, t := range slices.Clone(g.open) {
+		if t.session == session {
+			g.w.logf(nil, "session of %s ended", session)
+			g.end(t)
+		}
+	}
+}
+
+// elect raises the term.
+func (g *postgres) elect(p *proc) int64 {
+	g.t.term++
+	g.t.leader = p.id
+	return g.t.term
+}
+
+// assign writes what a leader decided, under its term.
+func (g *postgres) assign(p *proc, term int64, next []string) error {
+	stale := g.t.term != term || g.t.leader != p.id
+	if stale && g.w.cfg.Mutant != NoTermCheck {
+		return errFenced
+	}
+	for i := range g.t.shards {
+		row := &g.t.shards[i]
+		if row.assigned == next[i] {
+			continue
+		}
+		if row.term > term {
+			g.w.fail("P4: a leader of term %d assigned shard %d after term %d had", term, i, row.term)
+		}
+		row.assigned, row.term = next[i], term
+		g.w.logf(p, "shard %d: assigned to %s in term %d", i, next[i], term)
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+package sim
+
+import (
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+type asked struct {
+	shard, count int
+	grant        uint64
+	ticket       protocol.Ticket
+}
+
+// read reads the queues that are due in one round trip, as the pipeline's reader does.
+func (p *proc) read() {
+	batch := p.choose()
+	if len(batch) == 0 {
+		p.w.after(pollEvery, p, func() {
+			turn := p.turnNumber()
+			for i := range p.slots {
+				if s := &p.slots[i]; s.held && !s.stopping && !s.queue.MayFeed(turn) {
+					s.due = true
+				}
+			}
+			p.read()
+		})
+		return
+	}
+	call(p, redisServer, "read queues", func(answer func([][]item, error)) {
+		var found [][]item
+		for _, a := range batch {
+			items, err := p.w.redis.queue(a.shard, a.ticket.From, a.count)
+			if err != nil {
+				answer(nil, err)
+				return
+			}
+			found = append(found, items)
+		}
+		answer(found, nil)
+	}, func(found [][]item, err error) {
+		if err != nil {
+			// The server that answers next may not be the one that answered before.
+			p.rewind()
+			p.again(p.read)
+			return
+		}
+		p.taken(batch, found)
+		p.w.after(p.latency(), p, p.read)
+	})
+}
+
+func (p *proc) choose() []asked {
+	var batch []asked
+	turn := p.turnNumber()
+	for shard := range p.slots {
+		s := &p.slots[shard]
+		if !s.held || s.stopping || !s.due || p.worker.full() {
+			continue
+		}
+		if turn != 0 && s.queue.MayFeed(turn) {
+			s.due = false
+			continue
+		}
+		s.due = false
+		batch = append(batch, asked{shard: shard, count: 1 + p.rng.IntN(5), grant: s.grant, ticket: s.queue.BeginRead(turn)})
+	}
+	return batch
+}
+
+// taken hands on what was found.
+func (p *proc) taken(batch []asked, replies [][]item) {
+	turn := p.turnNumber()
+	for i, a := range batch {
+		s, found := &p.slots[a.shard], replies[i]
+		if !s.held || s.stopping || s.grant != a.grant {
+			continue
+		}
+		ids := make([]telemetry.EntryID, len(found))
+		for j := range found {
+			ids[j] = found[j].id
+		}
+		full := len(ids) >= a.count
+		var keep []item
+		ok := s.queue.EndRead(a.ticket, ids, full, turn, func(j int) { keep = append(keep, found[j]) })
+		if len(keep) > 0 {
+			p.worker.hand(a.shard, keep)
+		}
+		if !ok || full || turn != 0 && !s.queue.MayFeed(turn) {
+			s.due = true
+		}
+	}
+}

@@ -1,0 +1,293 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// entry is one item of the stream. Its number tells it from another one
+// that got the same ID after a failover.
+type entry struct {
+	number int // position in the one true order of publication
+	id     telemetry.EntryID
+	device int
+	ts     int // device time
+	shard  int
+
+	// What the judge knows of it.
+	committed bool // at some time, in some history
+	foreign   bool // a foreign consumer had it
+	behind    bool // the known limit is about it
+	history   int  // of Redis, when it was added
+	lost      string
+}
+
+// foreign is the consumer that is not a shard.
+const foreign = -1
+
+// pend is who has a pending entry, and since when.
+type pend struct {
+	shard int
+	since int64
+}
+
+type group struct {
+	delivered telemetry.EntryID
+	pending   map[telemetry.EntryID]pend
+}
+
+type lease struct {
+	token string
+	until int64
+}
+
+type beatKey struct {
+	beat  protocol.Beat
+	until int64
+}
+
+// redis is what the server holds. Every method is one command or one script.
+type redis struct {
+	w        *world
+	stream   []*entry
+	last     telemetry.EntryID
+	group    *group
+	turn     lease
+	dealt    telemetry.EntryID
+	dealtSet bool
+	acked    map[int]telemetry.EntryID
+	lock     lease
+	grants   map[int]string // of each shard: who may acknowledge
+	beats    map[string]beatKey
+	history  int // how many failovers it has behind it
+}
+
+func (r *redis) clone() *redis {
+	c := *r
+	c.stream = slices.Clone(r.stream)
+	c.acked, c.grants = maps.Clone(r.acked), maps.Clone(r.grants)
+	c.beats = maps.Clone(r.beats)
+	if r.group != nil {
+		c.group = &group{delivered: r.group.delivered, pending: maps.Clone(r.group.pending)}
+	}
+	return &c
+}
+
+func (r *redis) find(id telemetry.EntryID) *entry {
+	i, ok := slices.BinarySearchFunc(r.stream, id, func(e *entry, id telemetry.EntryID) int { return e.id.Compare(id) })
+	if !ok {
+		return nil
+	}
+	return r.stream[i]
+}
+
+func (r *redis) holder() string {
+	if r.w.now >= r.turn.until {
+		return ""
+	}
+	return r.turn.token
+}
+
+func (r *redis) add(e *entry) {
+	e.id = telemetry.EntryID{Ms: 1, Seq: r.last.Seq + 1}
+	r.last, e.history = e.id, r.history
+	r.stream = append(r.stream, e)
+}
+
+// trim removes all but the newest n entries.
+func (r *redis) trim(n int) {
+	for len(r.stream) > n {
+		e := r.stream[0]
+		r.stream = r.stream[1:]
+		pending := false
+		if r.group != nil {
+			_, pending = r.group.pending[e.id]
+		}
+		if !pending && !e.committed {
+			e.lost = "trimmed before it was dealt"
+		}
+	}
+}
+
+// acquireTurn is turn.lua.
+func (r *redis) acquireTurn(p *proc, before, token string, ttl int64) protocol.Turn {
+	if h := r.holder(); h != "" && h != before {
+		return protocol.Turn{Left: millis(r.turn.until - r.w.now)}
+	}
+	r.turn = lease{token, r.w.now + ttl}
+	if g := r.group; g != nil {
+		if r.dealtSet && r.dealt.Less(g.delivered) {
+			g.delivered = r.dealt
+			return protocol.Turn{Held: true, After: g.delivered, Pending: len(g.pending), Moved: true}
+		}
+		// From here on a move is noticed, also after one back and after a flush.
+		r.dealt, r.dealtSet = g.delivered, true
+		return protocol.Turn{Held: true, After: g.delivered, Pending: len(g.pending)}
+	}
+	at := telemetry.EntryID{}
+	if r.w.cfg.Mutant == GroupNotAtZero {
+		at = r.last
+		if r.dealtSet {
+			at = r.dealt
+		}
+	}
+	r.dealtSet = false
+	r.group = &group{delivered: at, pending: make(map[telemetry.EntryID]pend)}
+	r.w.logf(p, "group made at %d", at.Seq)
+	return protocol.Turn{Held: true, After: at, GroupMade: true}
+}
+
+func (r *redis) releaseTurn(token string) {
+	if r.holder() == token {
+		r.turn = lease{}
+	}
+}
+
+// readNew is a plain XREAD.
+func (r *redis) readNew(after telemetry.EntryID, count int) []*entry {
+	i, _ := slices.BinarySearchFunc(r.stream, after.Next(), func(e *entry, id telemetry.EntryID) int { return e.id.Compare(id) })
+	return slices.Clone(r.stream[i:min(len(r.stream), i+count)])
+}
+
+// deal is deal.lua. It gets IDs and the shards they were found to belong to.
+func (r *redis) deal(p *proc, token string, after telemetry.EntryID, read []*entry, ttl int64) (map[telemetry.EntryID]bool, error) {
+	m := r.w.cfg.Mutant
+	current := r.holder() == token
+	if !current && m != NoTokenCheck {
+		return nil, errLost
+	}
+	g := r.group
+	if g == nil || g.delivered != after && m != NoDeliveredCheck {
+		return nil, errLost
+	}
+	if !current {
+		r.w.fail("P4: %s dealt without holding the turn", p.id)
+	}
+	gone := make(map[telemetry.EntryID]bool)
+	for _, e := range read {
+		there := r.find(e.id)
+		if there == nil {
+			gone[e.id] = true
+			delete(g.pending, e.id)
+			if e.lost == "" {
+				e.lost = "trimmed before it was dealt"
+			}
+			continue
+		}
+		if there.shard != e.shard {
+			r.w.fail("P3: entry %d of shard %d put on the queue of shard %d", there.number, there.shard, e.shard)
+		}
+		g.pending[e.id] = pend{shard: e.shard, since: r.w.now}
+	}
+	g.delivered = read[len(read)-1].id
+	r.dealt, r.dealtSet = g.delivered, true
+	r.turn.until = r.w.now + ttl
+	return gone, nil
+}
+
+// queue is XREADGROUP of one shard's consumer from an ID.
+func (r *redis) queue(shard int, after telemetry.EntryID, count int) ([]item, error) {
+	if r.group == nil {
+		return nil, errLost
+	}
+	var ids []telemetry.EntryID
+	for id, at := range r.group.pending {
+		if at.shard == shard && after.Less(id) {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, telemetry.EntryID.Compare)
+	items := make([]item, 0, min(len(ids), count))
+	for _, id := range ids[:min(len(ids), count)] {
+		e := r.find(id)
+		items = append(items, item{id: id, e: e})
+	}
+	return items, nil
+}
+
+// enter notes under which grant a shard is held from now on, and tells how far
+// it was acknowledged. No acknowledgement of an earlier grant can follow.
+func (r *redis) enter(shard int, grant string, applied telemetry.EntryID) (protocol.Marks, error) {
+	if r.group == nil {
+		return protocol.Marks{}, errLost
+	}
+	if r.grants == nil {
+		r.grants = make(map[int]string)
+	}
+	r.grants[shard] = grant
+	acked, known := r.acked[shard]
+	return protocol.Marks{Applied: applied, Acked: acked, AckedKnown: known, Delivered: r.group.delivered}, nil
+}
+
+// ack is ack.lua for one shard. It is refused under another grant.
+func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
+	if r.grants[shard] != grant && r.w.cfg.Mutant != AckOutlivesGrant {
+		return errLost
+	}
+	for _, it := range items {
+		pending := false
+		if r.group != nil {
+			_, pending = r.group.pending[it.id]
+		}
+		if it.e == nil { // noted as lost in the same step
+			if pending {
+				r.w.judgeGone(p, it.id)
+				delete(r.group.pending, it.id)
+			}
+			continue
+		}
+		if pending {
+			r.w.judgeAck(p, it, r.find(it.id))
+			delete(r.group.pending, it.id)
+		}
+		if r.acked == nil {
+			r.acked = make(map[int]telemetry.EntryID)
+		}
+		if mark := r.acked[shard]; mark.Less(it.id) {
+			r.acked[shard] = it.id
+		}
+	}
+	return nil
+}
+
+// dealAgain puts a range of a shard's entries back on its queue. What was
+// trimmed of it is noted as lost.
+func (r *redis) dealAgain(p *proc, shard int, after, upTo telemetry.EntryID) error {
+	if r.group == nil {
+		return errLost
+	}
+	first := r.last.Next()
+	if len(r.stream) > 0 {
+		first = r.stream[0].id
+	}
+	r.w.judgeRange(shard, after, upTo, first)
+	for _, e := range r.stream {
+		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) {
+			r.group.pending[e.id] = pend{shard: shard, since: r.w.now}
+		}
+	}
+	r.w.logf(p, "shard %d: dealt again after %d up to %d", shard, after.Seq, upTo.Seq)
+	return nil
+}
+
+// sweep puts what foreign consumers hold for too long on the shards' queues.
+func (r *redis) sweep(p *proc, idle int64) {
+	if r.group == nil {
+		return
+	}
+	for id, at := range r.group.pending {
+		if at.shard != foreign || r.w.now-at.since < idle {
+			continue
+		}
+		e := r.find(id)
+		if e == nil { // the deleted part of XAUTOCLAIM's reply goes to the ledger
+			r.w.judgeGone(p, id)
+			delete(r.group.pending, id)
+			continue
+		}
+		r.group.pending[id] = pend{shard: e.shard, since: r.w.now}
+	}
+}

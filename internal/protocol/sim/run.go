@@ -1,0 +1,215 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+)
+
+// Config says what to run. The same Config gives the same run, step by step.
+type Config struct {
+	Seed    uint64
+	Mutant  Mutant
+	Shards  int
+	Devices int
+	Members int // at the start
+	Entries int
+	Faults  []Fault // instead of those that the seed stands for
+	Trace   bool
+}
+
+// Result is what came of a run.
+type Result struct {
+	Violation string // the first broken promise; "" when all were kept
+	Config    Config // with the faults written out
+	Steps     int
+	Commits   int
+	Acks      int
+	Limit     int // entries lost as the known limit has it
+	Trace     []string
+}
+
+// world is everything there is in a run.
+type world struct {
+	cfg          Config
+	rng          *rand.Rand
+	now          int64
+	seq          uint64
+	events       events
+	steps        int
+	servers      [servers]server
+	redis        *redis
+	pg           *postgres
+	procs        []*proc
+	present      []*proc // of each identity, the newest
+	incarnations int
+	entries      []*entry
+	published    int
+	violation    string
+	trace        []string
+	commits      int
+	acks         int
+	limit        int
+	tokens       int
+	holdAssign   int64 // before the next assignment takes effect
+	redisPast    map[Fault]*redis
+	pgPast       map[Fault]*tables
+}
+
+// identities is how many members there can be.
+const identities = 4
+
+// FromSeed is the run that a seed stands for.
+func FromSeed(seed uint64, m Mutant) Config { return Themed(seed, m) }
+
+// Themed is the run that a seed stands for when only some kinds of faults happen;
+// all, when none are named.
+func Themed(seed uint64, m Mutant, theme ...Kind) Config {
+	rng := rand.New(rand.NewPCG(seed, 1<<63))
+	return Config{
+		Seed: seed, Mutant: m,
+		Shards: 2 + rng.IntN(3), Devices: 4 + rng.IntN(3), Members: 2 + rng.IntN(2), Entries: 40 + rng.IntN(50),
+		Faults: schedule(rng, identities, theme),
+	}
+}
+
+// Run runs the model: first with faults, then without, until all is quiet.
+func Run(cfg Config) Result {
+	w := &world{
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1<<62)), present: make([]*proc, identities),
+		redisPast: make(map[Fault]*redis), pgPast: make(map[Fault]*tables),
+	}
+	w.servers = [servers]server{{name: "Redis", timeout: 700}, {name: "Postgres", timeout: 1500}}
+	w.redis = &redis{w: w}
+	w.pg = &postgres{w: w, ended: make(map[string]int), t: newTables(cfg.Shards, cfg.Devices)}
+	for _, f := range cfg.Faults {
+		w.plan(f)
+	}
+	for i := range cfg.Members {
+		w.after(w.rng.Int64N(200), nil, func() { w.launch(i, "m"+itoa(i)) })
+	}
+	w.publish()
+	for w.violation == "" && w.step(faultsEnd) {
+	}
+	w.calm()
+	const budget = 60000
+	next := w.now
+	for w.violation == "" {
+		if w.now >= next {
+			next = w.now + 50
+			if w.quiet() {
+				w.judgeEnd()
+				break
+			}
+		}
+		if !w.step(faultsEnd + budget) {
+			w.overdue()
+		}
+	}
+	return Result{
+		Violation: w.violation, Config: cfg, Steps: w.steps, Commits: w.commits, Acks: w.acks, Limit: w.limit, Trace: w.trace,
+	}
+}
+
+// publish adds entries at random moments: mostly newer ones, now and then a
+// late one or one that repeats a time.
+func (w *world) publish() {
+	clock := make([]int, w.cfg.Devices)
+	w.published = w.cfg.Entries
+	at := int64(0)
+	for n := range w.cfg.Entries {
+		if w.rng.IntN(3) > 0 { // bursts
+			at += w.rng.Int64N(3 * faultsEnd / int64(w.cfg.Entries))
+		}
+		d := w.rng.IntN(w.cfg.Devices)
+		clock[d] += 10
+		ts := clock[d]
+		if w.rng.IntN(5) == 0 {
+			ts = max(0, ts-w.rng.IntN(6)*10-w.rng.IntN(2)*5)
+		}
+		e := &entry{number: n + 1, device: d, ts: ts, shard: w.shardOf(d)}
+		w.after(min(at, faultsEnd-1), nil, func() { w.add(e) })
+	}
+}
+
+func (w *world) add(e *entry) {
+	if w.now < w.servers[redisServer].downTil {
+		w.after(100, nil, func() { w.add(e) })
+		return
+	}
+	e.number = len(w.entries) + 1
+	w.entries = append(w.entries, e)
+	w.redis.add(e)
+	w.logf(nil, "entry %d added under ID %d: device %d at %d, shard %d", e.number, e.id.Seq, e.device, e.ts, e.shard)
+}
+
+func (w *world) shardOf(device int) int { return device % w.cfg.Shards }
+
+// calm ends all faults but one: who is frozen for good stays so.
+func (w *world) calm() {
+	w.logf(nil, "FAULTS END")
+	for i := range w.servers {
+		w.servers[i].downTil, w.servers[i].slowTil = 0, 0
+	}
+	alive := 0
+	for _, p := range w.procs {
+		for i := range p.links {
+			p.links[i] = link{knownRun: p.links[i].knownRun}
+		}
+		if !p.dead && !p.leaving && p.frozenUntil < forever {
+			alive++
+		}
+	}
+	if alive == 0 {
+		w.launch(0, "m0")
+	}
+	// One more entry for every device, so that whoever believes in something old acts on it.
+	for d := range w.cfg.Devices {
+		w.published++
+		w.after(int64(100+10*d), nil, func() { w.add(&entry{device: d, ts: 100000, shard: w.shardOf(d)}) })
+	}
+}
+
+// living is the process that goes by an identity, if it is alive and awake.
+func (w *world) living(who int) *proc {
+	if p := w.present[who]; p != nil && !p.dead && !p.leaving && p.frozenUntil <= w.now {
+		return p
+	}
+	return nil
+}
+
+// launch starts an identity unless a process of it is alive and well.
+func (w *world) launch(who int, identity string) {
+	if w.living(who) == nil {
+		w.present[who] = w.start(identity)
+	}
+}
+
+func (w *world) others(p *proc) int {
+	n := 0
+	for i := range w.present {
+		if o := w.living(i); o != nil && o != p {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) logf(p *proc, format string, args ...any) {
+	if !w.cfg.Trace {
+		return
+	}
+	who := "-"
+	if p != nil {
+		who = p.id
+	}
+	w.trace = append(w.trace, fmt.Sprintf("%6d %-5s %s", w.now, who, fmt.Sprintf(format, args...)))
+}
+
+// newToken is random in production, and never the same again here.
+func (w *world) newToken() string {
+	w.tokens++
+	return "t" + itoa(w.tokens)
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }

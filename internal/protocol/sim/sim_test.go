@@ -1,0 +1,146 @@
+package sim_test
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol/sim"
+)
+
+// A failing run is replayed by SIM_SEED, and looked for elsewhere by SIM_FROM.
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	v := os.Getenv(name)
+	if v == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	require.NoError(t, err, name)
+	return n
+}
+
+func full() bool { return os.Getenv("FULL") != "" }
+
+// show prints a shrunk run.
+func show(t *testing.T, r sim.Result) {
+	t.Helper()
+	t.Logf("shrunk to %d faults, %d entries, %d devices, %d shards, %d members, %d steps", len(r.Config.Faults),
+		r.Config.Entries, r.Config.Devices, r.Config.Shards, r.Config.Members, r.Steps)
+	for _, f := range r.Config.Faults {
+		t.Log(f)
+	}
+	trace := r.Trace
+	if len(trace) > 400 {
+		trace = trace[len(trace)-400:]
+	}
+	t.Log("\n" + strings.Join(trace, "\n"))
+}
+
+func TestPromisesHoldInEveryInterleaving(t *testing.T) {
+	runs := uint64(2000)
+	if full() {
+		runs = 40000
+	}
+	first := number(t, "SIM_FROM", 1)
+	if one := number(t, "SIM_SEED", 0); one != 0 {
+		first, runs = one, 1
+	}
+	var steps, commits, acks, limit atomic.Int64
+	var broken atomic.Uint64
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for n := next.Add(1) - 1; n < runs && broken.Load() == 0; n = next.Add(1) - 1 {
+				r := sim.Run(sim.FromSeed(first+n, sim.Sound))
+				steps.Add(int64(r.Steps))
+				commits.Add(int64(r.Commits))
+				acks.Add(int64(r.Acks))
+				limit.Add(int64(r.Limit))
+				if r.Violation != "" {
+					broken.Store(first + n)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("seeds %d to %d: %d steps, %d commits, %d acknowledgements, %d entries lost within the known limit",
+		first, first+runs-1, steps.Load(), commits.Load(), acks.Load(), limit.Load())
+	if seed := broken.Load(); seed != 0 {
+		c := sim.FromSeed(seed, sim.Sound)
+		show(t, sim.Shrink(c))
+		t.Fatalf("SIM_SEED=%d: %s", seed, sim.Run(c).Violation)
+	}
+}
+
+func TestARunIsReplayedExactly(t *testing.T) {
+	for seed := range uint64(20) {
+		c := sim.FromSeed(seed+1, sim.Sound)
+		c.Trace = true
+		require.Equal(t, sim.Run(c), sim.Run(c), "seed %d", seed+1)
+	}
+}
+
+// provoking is which faults bring a planted one to light that needs several
+// together, so that the short run need not wait for chance.
+func provoking(m sim.Mutant) []sim.Kind {
+	switch m {
+	case sim.NoTermCheck:
+		return []sim.Kind{sim.HoldLeader, sim.Crash, sim.LeaveFleet, sim.ExpireLock, sim.Join}
+	case sim.AckOutlivesGrant:
+		return []sim.Kind{sim.RedisDown, sim.CutRedis, sim.PostgresFailover, sim.PostgresSlow, sim.HoldRedis}
+	case sim.InFlightKeptOverRun, sim.KeptOverRun:
+		return []sim.Kind{sim.RedisFailover, sim.PostgresSlow, sim.RedisSlow}
+	default:
+		return nil
+	}
+}
+
+func TestEveryPlantedFaultIsCaught(t *testing.T) {
+	const within = 1000
+	first := number(t, "SIM_FROM", 1)
+	for _, m := range sim.Mutants() {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			theme, runs := provoking(m), uint64(within)
+			if full() {
+				theme, runs = nil, 20*within
+			}
+			for n := range runs {
+				r := sim.Run(sim.Themed(first+n, m, theme...))
+				if r.Violation == "" {
+					continue
+				}
+				t.Logf("after %d runs, SIM_SEED=%d: %s", n+1, first+n, r.Violation)
+				if os.Getenv("SIM_SHOW") != "" {
+					show(t, sim.Shrink(r.Config))
+				}
+				return
+			}
+			t.Fatalf("not caught in %d runs from seed %d", runs, first)
+		})
+	}
+}
+
+func TestShrinkingKeepsTheFaultAndDropsTheRest(t *testing.T) {
+	for seed := uint64(1); ; seed++ {
+		c := sim.FromSeed(seed, sim.GroupNotAtZero)
+		whole := sim.Run(c)
+		if whole.Violation == "" {
+			continue
+		}
+		small := sim.Shrink(c)
+		require.NotEmpty(t, small.Violation)
+		require.Less(t, len(small.Config.Faults), len(c.Faults))
+		require.LessOrEqual(t, small.Config.Entries, c.Entries)
+		require.NotEmpty(t, small.Trace)
+		return
+	}
+}

@@ -1,0 +1,520 @@
+package sim
+
+import (
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// maxInHand is when a worker takes nothing more in.
+const maxInHand = 24
+
+// stateSize is how many devices a member remembers: too few, so that it evicts.
+const stateSize = 3
+
+// known is what a member remembers of a device.
+type known struct {
+	watermark int
+	batch     uint64 // that touched it last
+	base      int    // the watermark when that batch began
+	used      uint64
+}
+
+// part is consecutive items of one shard.
+type part struct {
+	shard int
+	grant uint64
+	epoch int64
+	token string // of the grant
+	items []item
+}
+
+type batch struct {
+	seq     uint64
+	careful bool
+	parts   []part
+	fresh   []item
+	late    []item
+	base    map[int]int
+	size    int
+	run     int // of Redis, whose entries these are
+}
+
+// worker runs all shards of a member, as the pipeline's worker does: one batch
+// commits while the next is computed on top of it, and acknowledgements follow in order.
+type worker struct {
+	p       *proc
+	inbox   []part
+	state   map[int]*known
+	uses    uint64
+	seq     uint64
+	current *batch
+	busy    bool // a commit is under way
+	looking bool // devices are being looked up
+	redoing []*batch
+	still   bool // a batch is being done again: nothing else is applied meanwhile
+	acks    []*batch
+	acking  bool
+	unacked int
+	timed   bool
+}
+
+func (k *worker) init(p *proc) {
+	k.p, k.state = p, make(map[int]*known)
+	k.open(false)
+}
+
+func (k *worker) open(careful bool) {
+	k.seq++
+	k.current = &batch{seq: k.seq, careful: careful, base: make(map[int]int), run: k.p.links[redisServer].knownRun}
+}
+
+func (k *worker) full() bool {
+	n := k.current.size
+	for _, b := range k.inbox {
+		n += len(b.items)
+	}
+	return n >= maxInHand
+}
+
+// hand takes in items of a shard.
+func (k *worker) hand(shard int, items []item) {
+	s := &k.p.slots[shard]
+	k.inbox = append(k.inbox, part{shard: shard, grant: s.grant, epoch: s.epoch, token: s.token, items: items})
+	k.advance()
+}
+
+// drop forgets a shard: its state is void, and what is not committing yet goes.
+func (k *worker) drop(shard int) {
+	k.void(shard)
+	k.current.without(func(s int) bool { return s == shard })
+}
+
+func (k *worker) void(shard int) {
+	for d := range k.state {
+		if k.p.w.shardOf(d) == shard {
+			delete(k.state, d)
+		}
+	}
+}
+
+func (b *batch) without(gone func(shard int) bool) {
+	of := func(it item) bool { return it.e != nil && gone(it.e.shard) }
+	b.fresh, b.late = slices.DeleteFunc(b.fresh, of), slices.DeleteFunc(b.late, of)
+	b.parts = slices.DeleteFunc(b.parts, func(p part) bool {
+		if gone(p.shard) {
+			b.size -= len(p.items)
+			return true
+		}
+		return false
+	})
+}
+
+func (k *worker) live(p part) bool {
+	s := &k.p.slots[p.shard]
+	return s.held && s.grant == p.grant
+}
+
+// advance applies what has come in. It looks devices up that are not known.
+func (k *worker) advance() {
+	for len(k.inbox) > 0 && !k.looking && !k.still && len(k.redoing) == 0 {
+		next := k.inbox[0]
+		if !k.live(next) {
+			k.inbox = k.inbox[1:]
+			continue
+		}
+		if k.current.size >= maxInHand {
+			break
+		}
+		if cold := k.cold(next); len(cold) > 0 {
+			k.lookUp(cold, func() { k.advance() })
+			return
+		}
+		k.inbox = k.inbox[1:]
+		k.apply(k.current, next)
+		if k.p.w.cfg.Mutant == EvictUncommitted {
+			k.evict(^uint64(0))
+		}
+	}
+	k.commitLater()
+}
+
+func (k *worker) cold(p part) []int {
+	var cold []int
+	for _, it := range p.items {
+		if it.e != nil && k.state[it.e.device] == nil && !slices.Contains(cold, it.e.device) {
+			cold = append(cold, it.e.device)
+		}
+	}
+	return cold
+}
+
+// lookUp loads what is stored of devices, for as long as it takes.
+func (k *worker) lookUp(cold []int, then func()) {
+	k.looking = true
+	call(k.p, postgresServer, "load last positions", func(answer func(map[int]int, error)) {
+		found := make(map[int]int)
+		for _, d := range cold {
+			found[d] = k.p.w.pg.t.newestRow(d)
+		}
+		answer(found, nil)
+	}, func(found map[int]int, err error) {
+		k.p.sink(err)
+		if err != nil {
+			k.p.again(func() { k.lookUp(cold, then) })
+			return
+		}
+		k.looking = false
+		for _, d := range cold {
+			k.learn(d, found[d])
+		}
+		then()
+	})
+}
+
+func (k *worker) learn(device, ts int) {
+	k.uses++
+	k.state[device] = &known{watermark: ts, used: k.uses}
+}
+
+// apply moves the state and puts records where they belong.
+func (k *worker) apply(b *batch, p part) {
+	s := &k.p.slots[p.shard]
+	p.items = slices.Clone(p.items)
+	for i := range p.items {
+		it := &p.items[i]
+		if it.e == nil {
+			continue
+		}
+		if k.p.w.cfg.Mutant == AckBelowApplied && it.id.Compare(s.found) <= 0 {
+			it.skipped = true
+			continue
+		}
+		d := k.state[it.e.device]
+		if d == nil {
+			k.p.w.fail("model: device %d was not looked up", it.e.device)
+			return
+		}
+		k.uses++
+		d.used = k.uses
+		if d.batch != b.seq {
+			d.batch, d.base = b.seq, d.watermark
+		}
+		b.base[it.e.device] = d.base
+		same := func(o item) bool { return o.e.device == it.e.device && o.e.ts == it.e.ts }
+		if slices.ContainsFunc(b.fresh, same) || slices.ContainsFunc(b.late, same) {
+			continue
+		}
+		if b.careful || it.e.ts <= d.base {
+			b.late = append(b.late, *it)
+		} else {
+			b.fresh = append(b.fresh, *it)
+		}
+		d.watermark = max(d.watermark, it.e.ts)
+	}
+	b.parts = append(b.parts, p)
+	b.size += len(p.items)
+}
+
+// evict keeps the bound on devices, and spares what uncommitted batches rest on.
+func (k *worker) evict(committed uint64) {
+	for len(k.state) > stateSize {
+		oldest := -1
+		for d, s := range k.state {
+			if oldest < 0 || s.used < k.state[oldest].used {
+				oldest = d
+			}
+		}
+		if k.state[oldest].batch > committed {
+			return
+		}
+		delete(k.state, oldest)
+	}
+}
+
+func (k *worker) commitLater() {
+	if k.timed || k.current.size == 0 {
+		return
+	}
+	k.timed = true
+	k.p.w.after(1+k.p.rng.Int64N(60), k.p, func() {
+		k.timed = false
+		if k.busy || k.unacked >= 2 || k.looking || len(k.redoing) > 0 || k.current.size == 0 {
+			return // whoever ends that goes on
+		}
+		b := k.current
+		k.open(false)
+		k.commit(b)
+	})
+}
+
+// content is what a batch's transaction writes.
+func (k *worker) content(b *batch) content {
+	c := content{fresh: slices.Clone(b.fresh), late: slices.Clone(b.late), base: maps.Clone(b.base), applied: make(map[int]telemetry.EntryID), history: make(map[int]int)}
+	for _, p := range b.parts {
+		if !slices.ContainsFunc(c.held, func(h hold) bool { return h.shard == p.shard }) {
+			c.held = append(c.held, hold{p.shard, p.epoch})
+		}
+		c.items = append(c.items, p.items...)
+		// A mark is written now and then.
+		if s := &k.p.slots[p.shard]; k.live(p) && k.p.w.now-s.marked > 1000 {
+			top := s.applied
+			for _, it := range p.items {
+				if top.Less(it.id) {
+					top = it.id
+				}
+			}
+			if at := c.applied[p.shard]; at.Less(top) {
+				c.applied[p.shard], c.history[p.shard] = top, s.history
+			}
+		}
+	}
+	for shard := range c.applied {
+		k.p.slots[shard].marked = k.p.w.now
+	}
+	slices.SortFunc(c.held, func(a, b hold) int { return a.shard - b.shard })
+	return c
+}
+
+// commit writes a batch until it is decided.
+func (k *worker) commit(b *batch) {
+	k.busy = true
+	if k.p.w.cfg.Mutant == AckBeforeCommit {
+		k.toAck(b)
+	}
+	run := k.p.links[postgresServer].knownRun
+	var try func()
+	try = func() {
+		if k.p.links[postgresServer].knownRun != run {
+			k.settle(b, nil, errUnknown) // computed on top of what may be lost
+			return
+		}
+		k.send(k.content(b), func(lost []int, err error) {
+			k.p.sink(err)
+			if errors.Is(err, errUnavailable) {
+				k.p.again(try)
+				return
+			}
+			k.settle(b, lost, err)
+		})
+	}
+	try()
+}
+
+// send runs one transaction: in one round trip, or with the rest following the copy.
+func (k *worker) send(c content, done func(lost []int, err error)) {
+	pg := k.p.w.pg
+	t := &tx{p: k.p, session: k.p.id, opened: pg.ended[k.p.id], c: c}
+	finish := func(_ bool, err error) { done(t.lost, err) }
+	if len(c.late) == 0 && k.p.rng.IntN(3) > 0 {
+		call(k.p, postgresServer, "commit", func(answer func(bool, error)) {
+			t.answer = answer
+			pg.begin(t, func() { pg.finish(t) })
+		}, finish)
+		return
+	}
+	closed := false
+	call(k.p, postgresServer, "copy", func(answer func(bool, error)) {
+		t.answer = answer
+		pg.begin(t, func() {
+			if closed || k.p.dead {
+				pg.end(t)
+				return
+			}
+			answer(true, nil)
+		})
+	}, func(_ bool, err error) {
+		if err != nil {
+			closed = true
+			k.p.w.after(k.p.latency(), nil, func() { // the connection is closed
+				if t.keys != nil {
+					pg.end(t)
+				}
+			})
+			done(nil, err)
+			return
+		}
+		call(k.p, postgresServer, "fence and commit", func(answer func(bool, error)) {
+			t.answer = answer
+			if t.ended {
+				return // the session is gone: the client hears of it by a timeout
+			}
+			pg.finish(t)
+		}, func(_ bool, err error) {
+			if err != nil && !t.finishing {
+				k.p.w.after(k.p.latency(), nil, func() { pg.end(t) })
+			}
+			done(t.lost, err)
+		})
+	})
+}
+
+// settle acts upon the outcome of a commit.
+func (k *worker) settle(b *batch, lost []int, err error) {
+	k.busy, k.still = false, false
+	switch {
+	case err == nil:
+		k.p.progress++
+		if k.p.w.cfg.Mutant != AckBeforeCommit {
+			k.toAck(b)
+		}
+		k.evict(b.seq)
+		if b.careful {
+			for _, p := range b.parts {
+				k.void(p.shard)
+			}
+		}
+	case errors.Is(err, errUnknown):
+		k.giveUp(b, nil)
+	case errors.Is(err, errFenced):
+		k.giveUp(b, lost)
+		k.redoing = append(k.redoing, b)
+	default:
+		k.redoing = append(k.redoing, b)
+	}
+	k.goOn()
+}
+
+// giveUp drops shards of a batch, all where none are named.
+func (k *worker) giveUp(b *batch, named []int) {
+	gone := make(map[int]bool)
+	for _, p := range b.parts {
+		if named == nil || slices.Contains(named, p.shard) {
+			gone[p.shard] = true
+			if k.live(p) {
+				k.p.release(p.shard)
+			}
+		}
+	}
+	b.without(func(s int) bool { return gone[s] })
+}
+
+// goOn starts what comes next: work to be done again comes before new work, and
+// only once all that is committed is acknowledged.
+func (k *worker) goOn() {
+	if k.busy {
+		return
+	}
+	if len(k.redoing) == 0 {
+		k.advance()
+		return
+	}
+	if k.unacked > 0 || k.looking {
+		return
+	}
+	b := k.redoing[0]
+	parts := append(slices.Clone(b.parts), k.current.parts...)
+	k.open(true)
+	redo := k.current
+	k.open(false)
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !k.live(p) })
+	for _, p := range parts {
+		k.void(p.shard)
+	}
+	k.redo(redo, parts)
+}
+
+func (k *worker) redo(b *batch, parts []part) {
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !k.live(p) })
+	for _, p := range parts {
+		if cold := k.cold(p); len(cold) > 0 {
+			k.lookUp(cold, func() { k.redo(b, parts) })
+			return
+		}
+	}
+	k.redoing, k.still = k.redoing[:0], false
+	if len(parts) == 0 {
+		k.goOn()
+		return
+	}
+	for _, p := range parts {
+		k.apply(b, p)
+	}
+	k.still = true
+	k.commit(b)
+}
+
+// toAck acknowledges batches in order, and never gives one up, unless another run
+// of Redis answers: then these are not its entries.
+func (k *worker) toAck(b *batch) {
+	k.unacked++
+	k.acks = append(k.acks, b)
+	if !k.acking {
+		k.ack()
+	}
+}
+
+func (k *worker) ack() {
+	if len(k.acks) == 0 {
+		k.acking = false
+		return
+	}
+	k.acking = true
+	b := k.acks[0]
+	finish := func() {
+		k.acks = k.acks[1:]
+		k.unacked--
+		for _, p := range b.parts {
+			if k.live(p) {
+				s := &k.p.slots[p.shard]
+				s.queue.Done(len(p.items))
+				if last := p.items[len(p.items)-1].id; s.applied.Less(last) {
+					s.applied = last
+				}
+			}
+		}
+		k.ack()
+		k.goOn()
+	}
+	m := k.p.w.cfg.Mutant
+	if b.run != k.p.links[redisServer].knownRun && m != InFlightKeptOverRun && m != KeptOverRun {
+		finish()
+		return
+	}
+	call(k.p, redisServer, "ack", func(answer func(bool, error)) {
+		var err error
+		for _, p := range b.parts {
+			err = errors.Join(err, k.p.w.redis.ack(k.p, p.shard, p.token, p.items))
+		}
+		answer(true, err)
+	}, func(_ bool, err error) {
+		switch {
+		case err == nil:
+		case errors.Is(err, errLost):
+			// The grant is not known any more. Who still believes in it takes the
+			// shard again; what is not acknowledged is found to be stored.
+			for _, p := range b.parts {
+				if k.live(p) {
+					k.p.release(p.shard)
+				}
+			}
+		default:
+			k.p.again(k.ack)
+			return
+		}
+		finish()
+	})
+}
+
+// inHand is how many items are taken in and not finished.
+func (p *proc) inHand() int {
+	n := 0
+	for i := range p.slots {
+		n += p.slots[i].queue.InFlight()
+	}
+	return n
+}
+
+// sink notes whether Postgres answers.
+func (p *proc) sink(err error) {
+	switch {
+	case errors.Is(err, errUnavailable) || errors.Is(err, errUnknown):
+		if p.sinkDown == 0 {
+			p.sinkDown = p.w.now
+		}
+	default:
+		p.sinkDown = 0
+	}
+}
