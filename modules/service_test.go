@@ -374,3 +374,20 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 	next.stop()
 	require.NoError(t, next.end())
 }
+
+func TestMigrateOffLooksAtNothingAndAMissingSchemaEndsWithCode5(t *testing.T) {
+	t.Parallel()
+	b := &bench{t: t, redis: testenv.Redis(t), pgURL: testenv.Postgres(t)}
+	err := b.start("MIGRATE=off").end()
+	require.Equal(t, 5, code(t, err))
+	require.ErrorContains(t, err, "processor migrate up")
+
+	in := b.start("MIGRATE=auto")
+	in.awaitReady()
+	in.stop()
+	require.NoError(t, in.end())
+	off := b.start("MIGRATE=off")
+	off.awaitReady()
+	off.stop()
+	require.NoError(t, off.end())
+}

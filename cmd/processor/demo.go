@@ -223,12 +223,12 @@ func account(out *output, notes io.Writer, r *demo.Result) error {
 		t.row("sent", demo.Thousands(a.Entries), "")
 		t.row("stored", demo.Thousands(a.Stored), "each field compared with what was sent")
 		t.row("duplicates", demo.Thousands(a.Duplicates), "of a device and time that is stored")
-		t.row("dead-lettered", demo.Thousands(a.DeadLettered), "")
 		note := ""
 		if r.Invalid > 0 {
 			note = fmt.Sprintf("%s of those sent are no valid record", demo.Thousands(r.Invalid))
 		}
-		t.row("pending", painted(a.Pending, a.Pending > 0, yellow), note)
+		t.row("dead-lettered", demo.Thousands(a.DeadLettered), note)
+		t.row("pending", painted(a.Pending, a.Pending > 0, yellow), "")
 		t.row("lost", painted(a.Lost, a.Lost > 0, red), "")
 		t.row("mismatches", painted(a.Mismatches, a.Mismatches > 0, red), "")
 		if err := out.table(t); err != nil {

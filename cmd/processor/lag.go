@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 )
 
@@ -20,8 +21,9 @@ func newLagCommand() *cobra.Command {
 		Use:   "lag",
 		Short: "Say how much of the stream is not done yet",
 		Long: `Asks Redis how many entries are not dealt yet (lag), how many are dealt and not
-done (pending), and how old the oldest of them is. What the server's books do not
-tell is shown as unknown, never as 0.`,
+done (pending), and how old the oldest of them is; and Postgres, where POSTGRES_URL
+is set, how many are to be tried again later (deferred) and how many are in the
+ledger of losses. What nobody can tell is shown as unknown, never as 0.`,
 		Example: `  processor lag
   processor lag --json`,
 		Args: cobra.NoArgs,
@@ -35,6 +37,9 @@ tell is shown as unknown, never as 0.`,
 			l, err := askLag(ctx, cfg)
 			if err != nil {
 				return err
+			}
+			if err := l.askPostgres(ctx, os.Environ()); err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), "processor: deferred and lost are unknown:", err)
 			}
 			out := outputOf(cmd)
 			return out.result(l, func() error { return out.table(l.table()) })
@@ -51,7 +56,9 @@ type lagJSON struct {
 	Length           int64    `json:"length"`
 	Lag              *int64   `json:"lag"`
 	Pending          int64    `json:"pending"`
-	Undone           *int64   `json:"undone"`
+	Deferred         *int64   `json:"deferred"`
+	Undone           *int64   `json:"undone"` // the sum of the three above
+	Lost             *int64   `json:"lost"`   // entries in the ledger
 	OldestKnown      bool     `json:"oldest_known"`
 	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is undone, or it is not known
 	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
@@ -83,8 +90,7 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	}
 	l.Pending = backlog.Pending
 	if backlog.LagKnown {
-		undone := backlog.Lag + backlog.Pending
-		l.Lag, l.Undone = &backlog.Lag, &undone
+		l.Lag = &backlog.Lag
 	}
 	l.OldestKnown = backlog.OldestKnown
 	if backlog.OldestKnown && !backlog.Oldest.IsZero() {
@@ -93,6 +99,37 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 		l.OldestEntry, l.OldestAgeSeconds = &text, &age
 	}
 	return l, nil
+}
+
+// askPostgres adds what is known there. Without POSTGRES_URL that is nothing.
+func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
+	cfg, err := config.LoadPostgres(environ)
+	if err != nil {
+		return err
+	}
+	pool, err := store.Open(ctx, store.Config{
+		URL: cfg.URL.Reveal(), Member: "lag", MaxConns: 1, ConnectTimeout: cfg.ConnectTimeout,
+		StatementTimeout: cfg.StatementTimeout, LockTimeout: cfg.LockTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	scope := store.Scope{Stream: l.Stream, Group: l.Group}
+	deferred, err := store.NewDeferred(pool, scope, "", cfg.StatementTimeout).Count(ctx)
+	if err != nil {
+		return err
+	}
+	l.Deferred = &deferred
+	if l.Lag != nil {
+		undone := *l.Lag + l.Pending + deferred
+		l.Undone = &undone
+	}
+	lost, unknown, err := store.NewLedger(pool, scope, "", cfg.StatementTimeout).Lost(ctx)
+	if err == nil && !unknown {
+		l.Lost = &lost
+	}
+	return err
 }
 
 func (l lagJSON) table() *table {
@@ -108,7 +145,9 @@ func (l lagJSON) table() *table {
 	t.row("length", fmt.Sprint(l.Length))
 	t.row("lag", orUnknown(l.Lag))
 	t.row("pending", fmt.Sprint(l.Pending))
+	t.row("deferred", orUnknown(l.Deferred))
 	t.row("undone", orUnknown(l.Undone))
+	t.row("lost", orUnknown(l.Lost))
 	switch {
 	case l.OldestAgeSeconds != nil:
 		t.row("oldest", fmt.Sprintf("%s, %.1f s old", *l.OldestEntry, *l.OldestAgeSeconds))

@@ -195,10 +195,16 @@ func TestLagSaysWhatIsUndoneAndHowOldItIs(t *testing.T) {
 		return nil
 	})
 	require.True(t, l.OldestKnown)
+	require.Zero(t, *l.Deferred)
+	require.Zero(t, *l.Lost)
 	require.Nil(t, l.OldestEntry)
 
 	text := spawn(t, pl.environ(), "lag")
 	require.Zero(t, text.exit(20*time.Second))
-	require.Contains(t, text.output(), "undone   0")
+	require.Regexp(t, `undone +0\n`, text.output())
+	alone := spawn(t, append(pl.environ(), "POSTGRES_URL="), "lag")
+	require.Zero(t, alone.exit(20*time.Second))
+	require.Regexp(t, `lag +0\n`, alone.output())
+	require.Regexp(t, `undone +unknown\n`, alone.output(), "never 0 for want of knowing")
 	require.Zero(t, terminated(p))
 }
