@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,74 +35,150 @@ func NewFenceEditor(pool *pgxpool.Pool, scope Scope, shards int, by string) *Fen
 type Edited struct {
 	Added, Closed, Same int
 	From, To            *time.Time // device time to be derived again; nil is open
+	// Refused are fences whose ID is that of a fence of another source. They are
+	// left out, the others are not affected.
+	Refused []error
 }
 
-// Import makes the fences given hold for their spans. A fence that is there
-// with the same content stays; of one that differs, what it says from the new
-// version's beginning on is closed. With replace, fences of the same source
-// that are not given are closed altogether. A fence that is no good is refused
+// edit is one change under way.
+type edit struct {
+	Edited
+	span   geofence.Span
+	source string
+	writes pgx.Batch
+}
+
+// Import makes the fences given hold for their spans. What is there with the
+// same content stays; of a version that differs, what lies outside the new span
+// goes on to hold. With replace the fences given are all that holds of their
+// source: every other version is closed. A fence that is no good is refused
 // before anything is changed.
 func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, source string, replace bool) (Edited, error) {
-	for _, f := range fences {
-		if err := f.Check(); err != nil {
-			return Edited{}, fmt.Errorf("fence %s: %w", f.ID, err)
+	if _, bad := geofence.NewSet(fences); len(bad) > 0 {
+		errs := make([]error, len(bad))
+		for i, b := range bad {
+			errs[i] = b
 		}
+		return Edited{}, errors.Join(errs...)
 	}
-	var done Edited
+	ed := edit{source: source}
 	err := pgx.BeginFunc(ctx, e.pool, func(tx pgx.Tx) error {
+		ed = edit{source: source, span: geofence.Span{FromUS: math.MaxInt64, ToUS: math.MinInt64}}
 		// One editor at a time: versions are numbered by reading the last one.
 		if _, err := tx.Exec(ctx, "select version from processor.geofence_set for update"); err != nil {
 			return err
 		}
-		present, err := present(ctx, tx, source)
+		fences, err := canonical(ctx, tx, fences)
 		if err != nil {
 			return err
 		}
-		span := geofence.Span{FromUS: math.MaxInt64, ToUS: math.MinInt64}
+		present, last, err := e.present(ctx, tx, fences, &ed)
+		if err != nil {
+			return err
+		}
+		given := make(map[string][]geofence.Fence)
+		var ids []string
 		for _, f := range fences {
-			old := present[f.ID]
-			delete(present, f.ID)
-			if err := e.put(ctx, tx, f, old, source, &done, &span); err != nil {
-				return err
+			if given[f.ID] == nil {
+				ids = append(ids, f.ID)
 			}
+			given[f.ID] = append(given[f.ID], f)
+		}
+		for _, id := range ids {
+			if last[id] < 0 {
+				ed.Refused = append(ed.Refused, fmt.Errorf("fence %s: the ID is that of a fence of another source; give it another one", id))
+				continue
+			}
+			e.put(given[id], present[id], last[id], replace, &ed)
 		}
 		if replace {
-			for _, old := range present {
-				for _, v := range old {
-					if err := e.retire(ctx, tx, v, &done, &span); err != nil {
-						return err
+			for id, versions := range present {
+				if given[id] == nil {
+					for _, v := range versions {
+						ed.retire(v)
 					}
 				}
 			}
 		}
-		if done.Added+done.Closed == 0 {
+		if ed.writes.Len() == 0 {
 			return nil
 		}
-		done.From, done.To = instant(span.FromUS), instant(span.ToUS)
-		return e.recompute(ctx, tx, done)
+		if err := tx.SendBatch(ctx, &ed.writes).Close(); err != nil {
+			return err
+		}
+		if ed.Added+ed.Closed == 0 {
+			return nil
+		}
+		ed.From, ed.To = instant(ed.span.FromUS), instant(ed.span.ToUS)
+		return e.recompute(ctx, tx, ed.Edited)
 	})
-	return done, failure("import fences", err)
+	return ed.Edited, failure("import fences", err)
 }
 
-func present(ctx context.Context, tx pgx.Tx, source string) (map[string][]FenceVersion, error) {
+// canonical is the fences with their geometries in the words of the database.
+func canonical(ctx context.Context, tx pgx.Tx, fences []geofence.Fence) ([]geofence.Fence, error) {
+	geometries := make([]string, len(fences))
+	for i := range fences {
+		geometries[i] = fences[i].Geometry
+	}
+	rows, err := tx.Query(ctx, `
+select g::jsonb::text
+from unnest($1::text[]) with ordinality as t (g, n)
+order by n`, geometries)
+	if err != nil {
+		return nil, err
+	}
+	texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Clone(fences)
+	for i := range out {
+		out[i].Geometry = texts[i]
+	}
+	return out, nil
+}
+
+// present returns the versions of the source that hold, and the number of the
+// last version of each fence given; negative where another source keeps it.
+func (e *FenceEditor) present(ctx context.Context, tx pgx.Tx, fences []geofence.Fence, ed *edit) (map[string][]FenceVersion, map[string]int, error) {
 	rows, err := tx.Query(ctx, `
 select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
 from processor.geofences
 where replaced_at is null
   and source = $1
-order by id, valid_from nulls first`, source)
+order by id, valid_from nulls first`, ed.source)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	list, err := pgx.CollectRows(rows, scanFence)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	by := make(map[string][]FenceVersion)
 	for _, v := range list {
 		by[v.ID] = append(by[v.ID], v)
 	}
-	return by, nil
+	ids := make([]string, len(fences))
+	for i := range fences {
+		ids[i] = fences[i].ID
+	}
+	rows, err = tx.Query(ctx, `
+select id, case when bool_or(replaced_at is null and source <> $2) then -1 else max(version) end
+from processor.geofences
+where id = any ($1)
+group by id`, ids, ed.source)
+	if err != nil {
+		return nil, nil, err
+	}
+	last := make(map[string]int)
+	var id string
+	var version int
+	_, err = pgx.ForEachRow(rows, []any{&id, &version}, func() error {
+		last[id] = version
+		return nil
+	})
+	return by, last, err
 }
 
 func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
@@ -117,67 +195,83 @@ func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
 	return v, err
 }
 
-// put makes one fence hold over its span, and cuts back what held there.
-func (e *FenceEditor) put(ctx context.Context, tx pgx.Tx, f geofence.Fence, old []FenceVersion, source string,
-	done *Edited, span *geofence.Span,
-) error {
-	for _, v := range old {
-		if v.Valid == f.Valid && v.Enabled == f.Enabled && v.Kind == f.Kind && v.RadiusM == f.RadiusM {
-			var same bool
-			if err := tx.QueryRow(ctx, "select $1::jsonb = $2::jsonb", v.Geometry, f.Geometry).Scan(&same); err != nil {
-				return err
-			}
-			if same {
-				done.Same++
-				return nil
-			}
-		}
-	}
-	last := 0
-	if err := tx.QueryRow(ctx, "select coalesce(max(version), 0) from processor.geofences where id = $1", f.ID).Scan(&last); err != nil {
-		return err
-	}
-	for _, v := range old {
-		if v.Valid.ToUS <= f.Valid.FromUS || v.Valid.FromUS >= f.Valid.ToUS {
+// put makes the versions given of one fence hold over their spans, and cuts
+// back what held there.
+func (e *FenceEditor) put(given []geofence.Fence, old []FenceVersion, last int, replace bool, ed *edit) {
+	var fresh []geofence.Fence
+	for _, f := range given {
+		i := slices.IndexFunc(old, func(v FenceVersion) bool { return sameFence(v.Fence, f) })
+		if i < 0 {
+			fresh = append(fresh, f)
 			continue
 		}
-		if err := e.retire(ctx, tx, v, done, span); err != nil {
-			return err
+		ed.Same++
+		if old[i].Name != f.Name {
+			ed.writes.Queue("update processor.geofences set name = $3 where id = $1 and version = $2", f.ID, old[i].Version, f.Name)
 		}
-		// What of it lies outside the new span goes on to hold.
-		for _, rest := range []geofence.Span{{FromUS: v.Valid.FromUS, ToUS: f.Valid.FromUS}, {FromUS: f.Valid.ToUS, ToUS: v.Valid.ToUS}} {
-			if rest.FromUS < rest.ToUS {
-				last++
-				kept := v.Fence
-				kept.Valid = rest
-				if err := e.insert(ctx, tx, kept, last, source); err != nil {
-					return err
-				}
+		old = slices.Delete(slices.Clone(old), i, i+1)
+	}
+	var hold []geofence.Fence
+	for _, v := range old {
+		rest := []geofence.Fence{v.Fence}
+		for _, f := range fresh {
+			rest = without(rest, f.Valid)
+		}
+		switch {
+		case replace:
+			ed.retire(v)
+		case len(rest) != 1 || rest[0].Valid != v.Valid:
+			ed.retire(v)
+			hold = append(hold, rest...)
+		}
+	}
+	for _, f := range fresh {
+		ed.Added++
+		widen(&ed.span, f.Valid)
+	}
+	for _, f := range append(hold, fresh...) {
+		last++
+		e.insert(f, last, ed)
+	}
+}
+
+// without is what of some versions lies outside a span.
+func without(list []geofence.Fence, span geofence.Span) []geofence.Fence {
+	var out []geofence.Fence
+	for _, f := range list {
+		before, after := f, f
+		before.Valid.ToUS = min(f.Valid.ToUS, span.FromUS)
+		after.Valid.FromUS = max(f.Valid.FromUS, span.ToUS)
+		for _, rest := range []geofence.Fence{before, after} {
+			if rest.Valid.FromUS < rest.Valid.ToUS {
+				out = append(out, rest)
 			}
 		}
 	}
-	widen(span, f.Valid)
-	done.Added++
-	return e.insert(ctx, tx, f, last+1, source)
+	return out
 }
 
-func (e *FenceEditor) insert(ctx context.Context, tx pgx.Tx, f geofence.Fence, version int, source string) error {
+// sameFence tells whether two versions yield the same crossings.
+func sameFence(a, b geofence.Fence) bool {
+	a.Name = b.Name
+	return a == b
+}
+
+func (e *FenceEditor) insert(f geofence.Fence, version int, ed *edit) {
 	var radius *float64
 	if f.Kind == geofence.Circle {
 		radius = &f.RadiusM
 	}
-	_, err := tx.Exec(ctx, `
+	ed.writes.Queue(`
 insert into processor.geofences (id, version, name, kind, geometry, radius_m, valid_from, valid_to, enabled, source, created_by)
 values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11)`,
-		f.ID, version, f.Name, string(f.Kind), f.Geometry, radius, instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, source, e.by)
-	return err
+		f.ID, version, f.Name, string(f.Kind), f.Geometry, radius, instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, ed.source, e.by)
 }
 
-func (e *FenceEditor) retire(ctx context.Context, tx pgx.Tx, v FenceVersion, done *Edited, span *geofence.Span) error {
-	done.Closed++
-	widen(span, v.Valid)
-	_, err := tx.Exec(ctx, "update processor.geofences set replaced_at = now() where id = $1 and version = $2", v.ID, v.Version)
-	return err
+func (ed *edit) retire(v FenceVersion) {
+	ed.Closed++
+	widen(&ed.span, v.Valid)
+	ed.writes.Queue("update processor.geofences set replaced_at = now() where id = $1 and version = $2", v.ID, v.Version)
 }
 
 // recompute asks each shard's owner to derive the span again.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +20,7 @@ const FencesChannel = "processor_geofences"
 type Fences struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
+	last    atomic.Pointer[geofence.Set] // loaded last; what is in it need not be read again
 }
 
 // NewFences returns a reader of the set.
@@ -60,7 +62,8 @@ func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 		fences[i] = row.Fence
 		numbers[identity{row.ID, row.Valid.FromUS}] = row.Version
 	}
-	set, bad := geofence.NewSet(fences)
+	set, bad := f.last.Load().Renew(fences)
+	f.last.Store(set)
 	var errs []error
 	for _, b := range bad {
 		errs = append(errs, fmt.Errorf("fence %s version %d is left out: %w", b.ID, rows[b.Index].Version, b.Err))
