@@ -219,7 +219,8 @@ func (w *worker) advance(ctx context.Context) error {
 		case work:
 			t, ok := w.held[m.shard]
 			if !ok || t.grant != m.grant {
-				w.next++
+				// Given up, perhaps in the middle.
+				w.next, w.offset = w.next+1, 0
 				continue
 			}
 			room := w.cfg.BatchMaxRecords - w.current.entries
