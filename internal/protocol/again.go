@@ -21,12 +21,13 @@ type Marks struct {
 // An acknowledgement follows its commit, so Postgres is behind what was
 // acknowledged only if it lost commits, or because the progress mark is not
 // written with every commit. The range covers both; what is stored already
-// ends as duplicates. Nothing beyond the last-delivered ID is dealt again, since
-// dealing will come to it, in order. A missing acked mark might have been
-// anything up to there.
+// ends as duplicates. It may reach beyond the last-delivered ID, where that was
+// moved back or the group made again: what was dealt before may still be on the
+// queue, and must not pass what Postgres lost. A missing acked mark might have
+// been anything up to the last-delivered ID.
 func DealAgain(m Marks) (after, upTo telemetry.EntryID, ok bool) {
 	upTo = m.Delivered
-	if m.AckedKnown && m.Acked.Less(upTo) {
+	if m.AckedKnown {
 		upTo = m.Acked
 	}
 	return m.Applied, upTo, m.Applied.Less(upTo)

@@ -20,8 +20,9 @@ func TestWhatPostgresMayHaveLostIsDealtAgain(t *testing.T) {
 		{"acknowledged beyond the mark", protocol.Marks{Applied: id[1], Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 2, 4},
 		{"no mark in Postgres", protocol.Marks{Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 0, 4},
 		{"the acked mark is lost", protocol.Marks{Applied: id[1], Delivered: id[5]}, true, 2, 6},
-		{"the group was made again and has not come so far", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true, Delivered: id[2]}, true, 2, 3},
-		{"the group was made again just now", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true}, false, 0, 0},
+		{"the group was made again and has not come so far", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true, Delivered: id[2]}, true, 2, 6},
+		{"the group was made again just now", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true}, true, 2, 6},
+		{"both are lost", protocol.Marks{Applied: id[1]}, false, 0, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

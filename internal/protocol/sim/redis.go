@@ -102,11 +102,15 @@ func (r *redis) trim(n int) {
 	for len(r.stream) > n {
 		e := r.stream[0]
 		r.stream = r.stream[1:]
-		pending := false
-		if r.group != nil {
-			_, pending = r.group.pending[e.id]
+		pending, from := false, telemetry.EntryID{} // where dealing goes on
+		if g := r.group; g != nil {
+			_, pending = g.pending[e.id]
+			from = g.delivered
+			if r.dealtSet && r.dealt.Less(from) {
+				from = r.dealt
+			}
 		}
-		if !pending && !e.committed {
+		if !pending && from.Less(e.id) && !r.w.pg.t.seen[e.number] {
 			e.lost = "trimmed before it was dealt"
 		}
 	}

@@ -129,7 +129,7 @@ func (k *worker) advance() {
 			break
 		}
 		if cold := k.cold(next); len(cold) > 0 {
-			k.lookUp(cold, func() { k.advance() })
+			k.lookUp(cold, k.goOn) // what is to be done again comes first
 			return
 		}
 		k.inbox = k.inbox[1:]
