@@ -13,6 +13,13 @@ import (
 const (
 	memberTTL = 5 * time.Second
 	sinkGrace = 5 * time.Second // without Postgres, until shards move
+	// handoffBudget is how long an owner that still lives may take to release,
+	// and statementTimeout how long it takes to notice a black hole.
+	handoffBudget    = 5 * time.Second
+	statementTimeout = 10 * time.Second
+
+	maxFutureSkew  = 5 * time.Minute
+	maxCrossingGap = 10 * time.Minute
 	// takeoverSlack is what a take-over may cost beyond the time after which the
 	// old owner counts as gone.
 	takeoverSlack = 5 * time.Second

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -37,10 +38,12 @@ type ground struct {
 
 	publisher *stream.Publisher
 	looker    *stream.Group // on a connection of its own
-	parked    *stream.Group // the stream of dead letters
+	parked    *stream.DeadLetters
+	fences    *store.FenceEditor
 	observer  *store.Observer
 	shards    *store.Shards
 	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
+	crossings func(ctx context.Context) iter.Seq2[protocol.Crossing, error]
 	dated     bool // commits have times
 	closers   []func() error
 }
@@ -94,8 +97,7 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	if g.looker, err = stream.NewGroup(looking, where); err != nil {
 		return fmt.Errorf("connect to Redis: %w", err)
 	}
-	where.Stream = g.deadLetters()
-	if g.parked, err = stream.NewGroup(looking, where); err != nil {
+	if g.parked, err = stream.NewDeadLetters(looking, where, g.deadLetters()); err != nil {
 		return fmt.Errorf("connect to Redis: %w", err)
 	}
 	pool, err := store.Open(ctx, store.Config{
@@ -109,6 +111,8 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	scope := store.Scope{Stream: g.stream, Group: g.group}
 	g.observer = store.NewObserver(pool, scope)
 	g.shards = store.NewShards(pool, scope, serverTimeout)
+	g.fences = store.NewFenceEditor(pool, scope, shards, "loadtest")
+	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return store.Timings(ctx, pool) }
 	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) }
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -105,18 +104,6 @@ func (l *load) sent() (int64, time.Duration) {
 
 // open is the send log for reading, after the last fleet has ended.
 func (l *load) open() (*fleet.Log, error) { return fleet.OpenLog(l.path) }
-
-// refusable is the entries of the log that are no valid record.
-func refusable(log *fleet.Log) (map[telemetry.EntryID]bool, error) {
-	these := map[telemetry.EntryID]bool{}
-	err := log.Scan(func(_ int64, s *fleet.Sent) error {
-		if s.Class != "" {
-			these[s.ID] = true
-		}
-		return nil
-	})
-	return these, err
-}
 
 func (l *load) close() error {
 	if l.present.Load() != nil {

@@ -21,7 +21,7 @@ func outage() Scenario {
 		Name: "outage",
 		About: "Redis and Postgres stop, crash and stay away for a while; then one instance alone is cut off from each " +
 			"(on named servers everything is done to connections).",
-		Bounds:  "15 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 15 s; no instance exits",
+		Bounds:  "15 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 5 s of when it counts as gone and its time for a release is over; no instance exits",
 		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
 		proxied: true,
@@ -138,8 +138,8 @@ func (r *run) alone(ctx context.Context) error {
 		fault func(*devenv.Proxy) error
 		limit time.Duration
 	}{
-		{"Postgres refused", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse, sinkGrace},
-		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + sinkGrace},
+		{"Postgres refused", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse, sinkGrace + handoffBudget},
+		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + handoffBudget + statementTimeout},
 		{"Redis refused", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse, memberTTL},
 		{"Redis black-holed", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall, memberTTL},
 	} {

@@ -25,6 +25,7 @@ type Result struct {
 	Stale        *int64    `json:"stale"` // rows committed by a member that did not own the shard
 	Duplicates   int64     `json:"duplicates"`
 	DeadLettered int64     `json:"dead_lettered"`
+	Crossings    int64     `json:"crossings"` // that are as they must be
 	Undone       int64     `json:"undone"`
 	Seconds      float64   `json:"seconds"`
 	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest undone entry

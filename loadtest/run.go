@@ -6,21 +6,19 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
-// patience is how long nothing may be finished before waiting ends, and quiet
-// how long nothing may happen to entries that are no records before they count
-// as left.
-const (
-	patience = 45 * time.Second
-	quiet    = 2 * time.Second
-)
+// patience is how long nothing may be finished before waiting ends. Deferred
+// entries wait for half a minute.
+const patience = 45 * time.Second
 
 // run is one run of a scenario.
 type run struct {
@@ -42,6 +40,7 @@ type run struct {
 	takeovers []float64
 	rates     []float64
 	spans     []span
+	fences    []geofence.Fence
 	after     []func(*Result) // bounds that need the verdict
 
 	sendingBegan time.Time
@@ -66,7 +65,12 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.load.close()) }()
-	r.line = &lineup{program: cfg.Processor, env: cfg.Env, dir: cfg.Dir, ground: r.ground, proxied: s.proxied}
+	if !s.bare {
+		if err := r.fence(ctx); err != nil {
+			return nil, err
+		}
+	}
+	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, ground: r.ground, proxied: s.proxied}
 	defer func() { err = errors.Join(err, r.line.close()) }()
 	return r.whole(ctx)
 }
@@ -89,6 +93,9 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		if err := r.line.settled(ctx, readyWithin); err != nil {
 			return nil, fmt.Errorf("wait for an even split at the start: %w", err)
 		}
+		if err := r.unasked(ctx); err != nil {
+			return nil, fmt.Errorf("wait until the new fences are known: %w", err)
+		}
 	}
 	if err := r.scenario.run(ctx, r); err != nil {
 		return nil, err
@@ -101,7 +108,7 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	defer sent.Close()
-	left, err := r.finish(ctx, sent)
+	left, err := r.finish(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +120,18 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		r.check(false, "%v", err)
 	}
 	return r.verdict(ctx, sent, left)
+}
+
+// unasked waits until no request is open: putting up fences asks for what was
+// derived before to be derived again, though there is nothing yet.
+func (r *run) unasked(ctx context.Context) error {
+	return within(ctx, readyWithin, 50*time.Millisecond, func() error {
+		n, err := r.ground.observer.Requests(ctx)
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d requests are open", n)
+		}
+		return err
+	})
 }
 
 // begin sends the fleet of the plan in the background.
@@ -137,42 +156,36 @@ func (r *run) beginFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) 
 type leftover struct {
 	pending map[telemetry.EntryID]bool
 	dealt   telemetry.EntryID
-	stuck   int64 // records among it
+	undone  int64
 }
 
-// finish waits until everything is done but what is no record.
-func (r *run) finish(ctx context.Context, sent *fleet.Log) (leftover, error) {
-	invalid, err := refusable(sent)
-	if err != nil {
-		return leftover{}, err
-	}
+// finish waits until everything is done, or nothing has been for a while.
+func (r *run) finish(ctx context.Context) (leftover, error) {
 	moved, least := time.Now(), int64(math.MaxInt64)
 	for {
 		info, err := r.ground.looker.Info(ctx)
+		deferred, errDeferred := r.ground.observer.Deferred(ctx)
 		undone, known := undoneOf(info)
-		if err == nil && undone < least {
-			least, moved = undone, time.Now()
+		all := undone + int64(len(deferred))
+		ok := err == nil && errDeferred == nil
+		if ok && all < least {
+			least, moved = all, time.Now()
 		}
 		out := time.Since(moved) > patience
-		if err == nil && (out || known && undone <= int64(len(invalid))) {
-			left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered}
+		if ok && (out || known && all == 0) {
 			ids, err := r.ground.looker.Pending(ctx, int(info.Pending)+1)
 			if err != nil {
-				return left, fmt.Errorf("list what is left: %w", err)
+				return leftover{}, fmt.Errorf("list what is left: %w", err)
 			}
-			for _, id := range ids {
+			left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered, undone: all}
+			for _, id := range append(ids, deferred...) {
 				left.pending[id] = true
-				if !invalid[id] {
-					left.stuck++
-				}
 			}
-			if undone > int64(len(ids)) {
-				left.stuck += undone - int64(len(ids))
-			}
-			if out || undone == 0 || left.stuck == 0 && time.Since(moved) > quiet {
-				r.finished = moved
-				return left, nil
-			}
+			r.finished = moved
+			return left, nil
+		}
+		if time.Since(moved) > 2*patience {
+			return leftover{}, fmt.Errorf("wait for the end: %w", errors.Join(err, errDeferred))
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return leftover{}, err

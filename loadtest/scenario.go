@@ -14,8 +14,10 @@ type Scenario struct {
 	Plan   Plan   // unless told otherwise
 	Breaks bool   // breaks things: not on named servers unless allowed
 
-	proxied bool // instances reach the servers through proxies
-	idle    bool // starts without instances
+	proxied bool     // instances reach the servers through proxies
+	idle    bool     // starts without instances
+	bare    bool     // without fences
+	env     []string // of the instances
 	run     func(ctx context.Context, r *run) error
 }
 
@@ -24,7 +26,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // Scenarios are all scenarios in the order in which they are shown.
 func Scenarios() []Scenario {
-	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage()}
+	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos()}
 }
 
 // ByName is the scenario of that name.

@@ -39,10 +39,10 @@ func stall() Scenario {
 // wakes it up.
 func (r *run) freeze(ctx context.Context, in *instance, who string, stop, thaw func() error) error {
 	end := r.mark(in.slot, "SIGSTOP %s (%s)", in.name, who)
-	since := time.Now()
 	if err := stop(); err != nil {
 		return err
 	}
+	since := time.Now()
 	if err := r.takeover(ctx, "SIGSTOP of "+who, in.member(), since, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err
 	}

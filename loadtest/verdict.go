@@ -23,9 +23,14 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 	if err != nil {
 		return nil, err
 	}
-	report, err := o.Judge(oracle.Observed{
+	seen := oracle.Observed{
 		Positions: r.ground.positions(ctx), Pending: left.pending, Dealt: &left.dealt,
-	})
+		DeadLetters: r.ground.letters(ctx), Rules: r.rules(),
+	}
+	if len(r.fences) > 0 {
+		seen.Crossings = crossingsOf(r.ground.crossings(ctx))
+	}
+	report, err := o.Judge(seen)
 	if err != nil {
 		return nil, fmt.Errorf("judge the rows: %w", err)
 	}
@@ -34,13 +39,14 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 	res := &Result{
 		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed,
 		Sent: account.Entries, Stored: account.Stored, Duplicates: account.Duplicates,
-		DeadLettered: account.DeadLettered, Lost: account.Lost, Undone: left.stuck,
+		DeadLettered: account.DeadLettered, Lost: account.Lost, Undone: left.undone,
 		Double:  report.Counts[oracle.KindDouble] + report.Counts[oracle.KindUnexpected],
 		Oracle:  equal,
 		Seconds: round(account.Seconds, 3), PerSecond: round(account.PerSecond, 1),
 		P50MS: latency.milliseconds(.5), P99MS: latency.milliseconds(.99),
-		PeakAge:  round(peak(samples, 0, time.Hour), 3),
-		Findings: report.Examples, Samples: samples, Account: account,
+		PeakAge:   round(peak(samples, 0, time.Hour), 3),
+		Crossings: report.Crossings,
+		Findings:  report.Examples, Samples: samples, Account: account,
 	}
 	if account.Mismatches > 0 || account.Lost > 0 {
 		res.Oracle = different

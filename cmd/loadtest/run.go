@@ -102,6 +102,9 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 		return err
 	}
 	level := slog.LevelWarn
+	if s.Breaks {
+		level = slog.LevelError // what breaks on purpose is no news
+	}
 	if f.verbose {
 		level = slog.LevelInfo
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Observer has the database itself note which member committed which rows and
@@ -224,4 +226,35 @@ order by at`)
 		return c, err
 	})
 	return list, failure("read the times of commits", err)
+}
+
+// Deferred returns the entries that wait for another attempt.
+func (o *Observer) Deferred(ctx context.Context) ([]telemetry.EntryID, error) {
+	rows, err := o.pool.Query(ctx, `
+select entry_id
+from processor.deferred
+where stream = $1
+  and grp = $2`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, failure("read deferred entries", err)
+	}
+	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
+		var id string
+		if err := row.Scan(&id); err != nil {
+			return telemetry.EntryID{}, err
+		}
+		return telemetry.ParseEntryID(id)
+	})
+	return ids, failure("read deferred entries", err)
+}
+
+// Requests is how many requests are not done yet.
+func (o *Observer) Requests(ctx context.Context) (n int, err error) {
+	err = o.pool.QueryRow(ctx, `
+select count(*)
+from processor.requests
+where stream = $1
+  and grp = $2
+  and state in ('waiting', 'running')`, o.scope.Stream, o.scope.Group).Scan(&n)
+	return n, failure("count requests", err)
 }

@@ -1,0 +1,186 @@
+package loadtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/devenv"
+)
+
+func chaos() Scenario {
+	return Scenario{
+		Name: "chaos",
+		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break " +
+			"and servers go away.",
+		Bounds:  "none beside those of every scenario",
+		Plan:    Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
+		Breaks:  true,
+		proxied: true,
+		env:     []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
+		run: func(ctx context.Context, r *run) error {
+			if err := r.begin(ctx); err != nil {
+				return err
+			}
+			if err := r.havoc(ctx, time.Now().Add(r.plan.Duration)); err != nil {
+				return err
+			}
+			if err := r.load.end(ctx, false); err != nil {
+				return err
+			}
+			return r.settle(ctx)
+		},
+	}
+}
+
+// havoc breaks things until a moment: one hand processes, another connections
+// and servers, each with dice of its own. When it returns everything is whole.
+func (r *run) havoc(ctx context.Context, until time.Time) error {
+	hand := func(salt uint64, acts []act) func() error {
+		dice := rand.New(rand.NewPCG(r.cfg.Seed, salt))
+		return func() error {
+			for {
+				if err := pause(ctx, between(dice, 500*time.Millisecond, 3*time.Second)); err != nil {
+					return err
+				}
+				a := draw(dice, acts)
+				if left := time.Until(until); left < a.most {
+					return nil
+				}
+				if err := a.do(ctx, dice); err != nil {
+					return fmt.Errorf("%s: %w", a.name, err)
+				}
+			}
+		}
+	}
+	var hands errgroup.Group
+	hands.Go(hand(1, r.processActs()))
+	hands.Go(hand(2, r.serverActs()))
+	return hands.Wait()
+}
+
+// act is something to do to a fleet.
+type act struct {
+	name   string
+	weight int
+	most   time.Duration // it may take
+	do     func(ctx context.Context, dice *rand.Rand) error
+}
+
+func draw(dice *rand.Rand, acts []act) act {
+	total := 0
+	for _, a := range acts {
+		total += a.weight
+	}
+	n := dice.IntN(total)
+	for _, a := range acts {
+		if n -= a.weight; n < 0 {
+			return a
+		}
+	}
+	return acts[0]
+}
+
+func between(dice *rand.Rand, low, high time.Duration) time.Duration {
+	return low + time.Duration(dice.Int64N(int64(high-low)))
+}
+
+// victim is any instance of the fleet.
+func (r *run) victim(dice *rand.Rand) *instance {
+	all := r.line.present()
+	return all[dice.IntN(len(all))]
+}
+
+// processActs are done one after the other, so that each finds all slots filled.
+func (r *run) processActs() []act {
+	replace := func(in *instance) error {
+		_, err := r.line.start(in.slot)
+		return err
+	}
+	return []act{
+		{"SIGKILL", 3, time.Second, func(ctx context.Context, dice *rand.Rand) error {
+			in := r.victim(dice)
+			r.mark(in.slot, "SIGKILL %s", in.name)
+			r.line.leave(in)
+			if err := in.signal(syscall.SIGKILL); err != nil {
+				return err
+			}
+			return replace(in)
+		}},
+		{"SIGTERM", 2, 8 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
+			in := r.victim(dice)
+			defer r.mark(in.slot, "SIGTERM %s", in.name)()
+			r.line.leave(in)
+			if err := in.signal(syscall.SIGTERM); err != nil {
+				return err
+			}
+			// With a server away the drain may take its whole budget, and says so.
+			if _, err := in.wait(ctx); err != nil {
+				return err
+			}
+			return replace(in)
+		}},
+		{"SIGSTOP", 3, 9 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
+			in := r.victim(dice)
+			defer r.mark(in.slot, "SIGSTOP %s", in.name)()
+			if err := in.signal(syscall.SIGSTOP); err != nil {
+				return err
+			}
+			err := pause(ctx, between(dice, 300*time.Millisecond, 9*time.Second))
+			if err := in.signal(syscall.SIGCONT); err != nil {
+				return err
+			}
+			return err
+		}},
+	}
+}
+
+// serverActs break connections of one instance, or whole servers where they are
+// our own.
+func (r *run) serverActs() []act {
+	link := func(name string, fault func(*devenv.Proxy) error) act {
+		return act{name, 1, 7 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
+			in := r.victim(dice)
+			proxy, server := in.redis, "Redis"
+			if dice.IntN(2) == 0 {
+				proxy, server = in.postgres, "Postgres"
+			}
+			defer r.mark(in.slot, "%s between %s and %s", name, in.name, server)()
+			if err := fault(proxy); err != nil {
+				return err
+			}
+			err := pause(ctx, between(dice, 200*time.Millisecond, 7*time.Second))
+			if err := proxy.Resume(); err != nil {
+				return err
+			}
+			return err
+		}}
+	}
+	acts := []act{
+		link("connections cut", func(p *devenv.Proxy) error { p.Cut(); return nil }),
+		link("connections refused", (*devenv.Proxy).Refuse),
+		link("black hole", (*devenv.Proxy).Stall),
+		link("replies dropped", (*devenv.Proxy).DropReplies),
+	}
+	if r.ground.env == nil {
+		return acts
+	}
+	for _, t := range r.outages() {
+		acts = append(acts, act{t.name, 1, 5 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
+			defer r.mark(-1, "%s", t.name)()
+			if err := t.begin(ctx); err != nil {
+				return err
+			}
+			err := pause(ctx, between(dice, 100*time.Millisecond, 4*time.Second))
+			if err := t.end(ctx); err != nil {
+				return err
+			}
+			return err
+		}})
+	}
+	return acts
+}
