@@ -1,0 +1,116 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// TestTheTablesAreAFunctionOfTheInput is promise P5: whatever is sent in
+// whatever order, however often, in whatever batches, and whoever works on it,
+// dies over it or has it taken away, the tables are what one pass over the input
+// says. TEST_SEED names a seed to begin with, TEST_SEEDS how many are tried.
+func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
+	t.Parallel()
+	seeds := 60
+	if os.Getenv("TEST_FULL") != "" {
+		seeds = 3000
+	}
+	first := uint64(time.Now().UnixNano()) % 1_000_000
+	if text := os.Getenv("TEST_SEED"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err)
+		first, seeds = n, 1
+	}
+	if text := os.Getenv("TEST_SEEDS"); text != "" {
+		n, err := strconv.Atoi(text)
+		require.NoError(t, err)
+		seeds = n
+	}
+	t.Logf("seeds %d to %d", first, first+uint64(seeds)-1)
+	var next atomic.Int64
+	for lane := range 4 {
+		t.Run(fmt.Sprintf("lane%d", lane), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			for n := next.Add(1) - 1; n < int64(seeds) && !t.Failed(); n = next.Add(1) - 1 {
+				playSeed(t, b, first+uint64(n))
+			}
+		})
+	}
+}
+
+// playSeed plays one scenario; one that fails is made as small as can be.
+func playSeed(t *testing.T, b *bench, seed uint64) {
+	t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) {
+		sc := newScenario(seed)
+		plays := 0
+		play := func(sc scenario) (err error) {
+			plays++
+			t.Run("play", func(t *testing.T) {
+				err = sc.play(newWorld(t, b, fmt.Sprintf("%s-%d-%d", b.stream, seed, plays), sc.options()))
+			})
+			return err
+		}
+		err := play(sc)
+		if err == nil {
+			return
+		}
+		sc, err = shrink(sc, err, play)
+		t.Fatalf("run again with TEST_SEED=%d: %v\n%s", seed, err, sc.String())
+	})
+}
+
+// shrink takes steps and messages away as long as what is left fails.
+func shrink(sc scenario, err error, play func(scenario) error) (scenario, error) {
+	until := time.Now().Add(time.Minute)
+	attempt := func(smaller scenario) bool {
+		if time.Now().After(until) {
+			return false
+		}
+		got := play(smaller)
+		if got != nil {
+			sc, err = smaller, got
+		}
+		return got != nil
+	}
+	for size := max(1, len(sc.steps)/2); size > 0; size /= 2 {
+		for i := 0; i < len(sc.steps); {
+			smaller := sc
+			smaller.steps = append([]step{}, sc.steps[:i]...)
+			smaller.steps = append(smaller.steps, sc.steps[min(len(sc.steps), i+size):]...)
+			if !attempt(smaller) {
+				i += size
+			}
+		}
+	}
+	for i := 0; i < len(sc.steps); i++ {
+		for j := 0; j < len(sc.steps[i].send) && len(sc.steps[i].send) > 1; {
+			smaller := sc
+			smaller.steps = append([]step{}, sc.steps...)
+			s := &smaller.steps[i]
+			s.send = append(append([]telemetry.Message{}, s.send[:j]...), s.send[j+1:]...)
+			s.ahead = append(append([]time.Duration{}, s.ahead[:j]...), s.ahead[j+1:]...)
+			if !attempt(smaller) {
+				j++
+			}
+		}
+		for j := 0; j < len(sc.steps[i].fences) && len(sc.steps[i].fences) > 1; {
+			smaller := sc
+			smaller.steps = append([]step{}, sc.steps...)
+			s := &smaller.steps[i]
+			s.fences = append(append(s.fences[:0:0], s.fences[:j]...), s.fences[j+1:]...)
+			if !attempt(smaller) {
+				j++
+			}
+		}
+	}
+	return sc, err
+}
