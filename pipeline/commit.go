@@ -14,6 +14,7 @@ import (
 func (w *worker) commitLoop(ctx context.Context) error {
 	defer close(w.toAck)
 	for b := range w.commits {
+		w.mutantAcks(ctx, b)
 		c := w.commit(ctx, b)
 		if c.err == nil {
 			select {

@@ -301,6 +301,7 @@ where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), micros(c.Earli
 // queueCrossings inserts crossings. One that is there already was derived from
 // the same fixes before, and becomes what it is now.
 func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fences) {
+	list = mutantCrossings(list)
 	if len(list) == 0 {
 		return
 	}
