@@ -8,13 +8,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 )
 
 // Deps is what coordination works with.
 type Deps struct {
-	Client   redis.UniversalClient
+	Client   Client
 	Keys     Keys
 	Shards   Ownership
 	Sessions Sessions
@@ -30,6 +29,9 @@ type Stream interface {
 	Losses
 	Backlog
 	Caller
+	// OnServerChange has f called before the first command to a server that is
+	// not the one that answered before.
+	OnServerChange(f func())
 }
 
 // LeaderStore is the term and what is written under it.
@@ -64,6 +66,8 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 	if err := reg.Register(gauges); err != nil {
 		return nil, fmt.Errorf("register the group's gauges: %w", err)
 	}
+	// What is known of queues was known of another server.
+	deps.Stream.OnServerChange(engine.Rewind)
 	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, log: log.With("component", "fleet")}
 	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // Terms is the authority on who leads.
@@ -50,7 +48,7 @@ type Duties interface {
 }
 
 // NewElector returns an elector that does not campaign yet.
-func NewElector(cfg Config, client redis.UniversalClient, keys Keys, terms Terms, caller Caller, duties Duties,
+func NewElector(cfg Config, client Client, keys Keys, terms Terms, caller Caller, duties Duties,
 	able func() bool, m *metrics, log *slog.Logger,
 ) *Elector {
 	return &Elector{

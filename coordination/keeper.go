@@ -38,6 +38,8 @@ type Engine interface {
 	Stop(shard int) <-chan struct{}
 	Drop(shard int)
 	Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
+	// Rewind reads all queues from their start again.
+	Rewind()
 }
 
 // releaseBudget is how long the release of all shards may take at the end.
@@ -235,10 +237,13 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 		k.mu.Lock()
 		k.holds[t.Shard] = t.Epoch
 		k.mu.Unlock()
-		if err := k.engine.Grant(telemetry.Held{Shard: t.Shard, Epoch: t.Epoch}); err != nil {
+		if err := k.engine.Grant(telemetry.Held{Shard: t.Shard, Epoch: t.Epoch, Suspicion: t.Suspicion}); err != nil {
 			return err
 		}
 		n++
+		if s := t.Suspicion; s.Limit > 0 {
+			k.log.Warn("owners of a shard died without progress, it is run with care", "shard", t.Shard, "deaths", s.Deaths, "limit", s.Limit)
+		}
 		if shards[i].Owner != "" && shards[i].Owner != me {
 			k.metrics.seized.Inc()
 		}

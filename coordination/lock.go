@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/bsm/redislock"
-	"github.com/redis/go-redis/v9"
 )
 
 // errLockHeld says that somebody else leads.
@@ -22,7 +21,7 @@ type lock struct {
 	held   *redislock.Lock
 }
 
-func newLock(client redis.UniversalClient, key string, ttl time.Duration) *lock {
+func newLock(client Client, key string, ttl time.Duration) *lock {
 	return &lock{client: redislock.New(client), key: key, ttl: ttl}
 }
 

@@ -77,6 +77,9 @@ type Vitals struct {
 	Shards   []int
 }
 
+// Client is the connection to Redis that heartbeats and the leader's lock need.
+type Client = redis.UniversalClient
+
 // Keys are the names of the heartbeats in Redis: that of one identity is
 // Prefix, a colon and the identity.
 type Keys struct {
@@ -87,7 +90,7 @@ type Keys struct {
 // Roster keeps this member's heartbeat and watches those of the others.
 type Roster struct {
 	cfg    Config
-	client redis.UniversalClient
+	client Client
 	keys   Keys
 	vitals func() Vitals
 	log    *slog.Logger
@@ -104,7 +107,7 @@ type Roster struct {
 }
 
 // NewRoster returns the roster of a member that has not joined yet.
-func NewRoster(cfg Config, client redis.UniversalClient, keys Keys, vitals func() Vitals, log *slog.Logger) (*Roster, error) {
+func NewRoster(cfg Config, client Client, keys Keys, vitals func() Vitals, log *slog.Logger) (*Roster, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -267,7 +270,7 @@ func (r *Roster) read(ctx context.Context) ([]Member, error) {
 }
 
 // ReadMembers is the heartbeats there are.
-func ReadMembers(ctx context.Context, client redis.UniversalClient, keys Keys) ([]Member, error) {
+func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
 	ids, err := client.SMembers(ctx, keys.Prefix).Result()
 	if err != nil || len(ids) == 0 {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,6 +18,10 @@ import (
 var dealSource string
 
 var dealScript = redis.NewScript(dealSource)
+
+// dealChunk bounds the arguments of one XCLAIM: Lua's stack holds about 8,000,
+// and an error there would leave a deal half done.
+const dealChunk = 4096
 
 // ReadNew reads what was added after an ID, at most count entries, and waits
 // for it at most block. The group is not touched.
@@ -85,12 +90,13 @@ func (g *Group) Deal(ctx context.Context, d protocol.Dealing, a *protocol.Arriva
 	args = append(args, g.names.Group, d.Token, d.TTL.Milliseconds(), d.After.String(), a.Last.String(),
 		len(a.Entries), short, bell, ring)
 	for i, shard := range a.Shards {
-		ids := a.IDs[a.Starts[i]:a.Starts[i+1]]
-		args = append(args, len(ids)+6, g.consumers[shard], "0")
-		for j := range ids {
-			args = append(args, &ids[j]) // a pointer saves the copy that boxing a string makes
+		for ids := range slices.Chunk(a.IDs[a.Starts[i]:a.Starts[i+1]], dealChunk) {
+			args = append(args, len(ids)+6, g.consumers[shard], "0")
+			for j := range ids {
+				args = append(args, &ids[j]) // a pointer saves the copy that boxing a string makes
+			}
+			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
 		}
-		args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
 	}
 	res, err := dealScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Turn(), g.names.Losses(), g.names.Dealt()}, args...).Slice()
 	if err != nil {

@@ -7,7 +7,7 @@
 -- ARGV[5] last-delivered ID from now on   ARGV[6] entries read
 -- ARGV[7] '1' if the read was not cut short: it may have reached the stream's end
 -- ARGV[8] channel to ring, or ''   ARGV[9] what to ring
--- then for each shard: the number of arguments that follow for it, and these,
+-- then for each shard, once or more: the number of arguments that follow, and these,
 -- which are those of XCLAIM: consumer, 0, IDs, RETRYCOUNT 0 FORCE JUSTID
 --
 -- Reply: {'turn'}       the token is not the turn's any more; nothing was done

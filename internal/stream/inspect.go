@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -31,7 +30,9 @@ type Info struct {
 
 // Info asks for the state of the stream and the group.
 func (g *Group) Info(ctx context.Context) (Info, error) {
-	pipe := g.client.TxPipeline()
+	// No transaction, which a full server refuses: the stream is asked first, so
+	// that what is added in between is not taken for done.
+	pipe := g.client.Pipeline()
 	streamCmd := pipe.XInfoStream(ctx, g.names.Stream)
 	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
 	_, err := pipe.Exec(ctx)
@@ -85,20 +86,6 @@ func (g *Group) Ping(ctx context.Context) error {
 		return failure("ping Redis", err)
 	}
 	return nil
-}
-
-// RunID names the server process. Another one may hold an older state, or none.
-func (g *Group) RunID(ctx context.Context) (string, error) {
-	text, err := g.client.Info(ctx, "server").Result()
-	if err != nil {
-		return "", failure("ask for the run ID", err)
-	}
-	for line := range strings.Lines(text) {
-		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
-			return id, nil
-		}
-	}
-	return "", failure("ask for the run ID", errors.New("the server does not tell its run_id"))
 }
 
 // Backlog is where the whole group stands, for gauges and operators.

@@ -15,12 +15,23 @@ type Names struct {
 }
 
 func (n Names) prefix() string {
-	if open := strings.IndexByte(n.Stream, '{'); open >= 0 {
-		if strings.IndexByte(n.Stream[open:], '}') > 1 {
-			return n.Stream + ":" + n.Group
-		}
+	if hasTag(n.Stream) {
+		return n.Stream + ":" + n.Group
 	}
 	return "{" + n.Stream + "}:" + n.Group
+}
+
+// hasTag tells whether a Cluster hashes a part of the name instead of all of it.
+func hasTag(name string) bool {
+	at := strings.IndexByte(name, '{')
+	return at >= 0 && strings.IndexByte(name[at:], '}') > 1
+}
+
+// fitCluster tells whether other keys can lie where a Cluster puts the stream:
+// a name that is hashed as a whole cannot be spelled as a tag when it holds a
+// closing brace.
+func (n Names) fitCluster() bool {
+	return hasTag(n.Stream) || !strings.Contains(n.Stream, "}")
 }
 
 // Turn is the key of the lease that lets one member deal.
@@ -51,7 +62,7 @@ func (n Names) Parked() string { return n.prefix() + ":parked" }
 // DeadLetters is the default name of the dead-letter stream. A cluster needs
 // the hash tag spelled out; elsewhere the name is the neighbours' own.
 func (n Names) DeadLetters(cluster bool) string {
-	if cluster && !strings.Contains(n.Stream, "{") {
+	if cluster && !hasTag(n.Stream) {
 		return "{" + n.Stream + "}:dlq"
 	}
 	return n.Stream + ":dlq"

@@ -1,0 +1,187 @@
+package stream_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+const shards = 8
+
+// bench is one stream with its group, on a server shared with other tests.
+type bench struct {
+	*stream.Group
+	t      testing.TB
+	client redis.UniversalClient // of the test
+	cfg    stream.Config
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	corner := testenv.Redis(t)
+	return benchOn(t, corner.Client(), stream.Config{
+		URL: corner.URL, Stream: corner.Stream, Group: corner.Group, Shards: shards, Timeout: 5 * time.Second,
+	})
+}
+
+func benchOn(t testing.TB, looking redis.UniversalClient, cfg stream.Config) *bench {
+	t.Helper()
+	client, err := stream.Connect(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	group, err := stream.NewGroup(client, cfg)
+	require.NoError(t, err)
+	return &bench{Group: group, t: t, client: looking, cfg: cfg}
+}
+
+// add appends one entry for each device and returns the IDs.
+func (b *bench) add(devices ...string) []telemetry.EntryID {
+	b.t.Helper()
+	entries := make([][]string, len(devices))
+	for i, d := range devices {
+		entries[i] = []string{"device_id", d, "payload", fmt.Sprint(i)}
+	}
+	ids, err := stream.NewPublisher(b.client, b.cfg.Stream, 0).Publish(b.t.Context(), entries)
+	require.NoError(b.t, err)
+	return ids
+}
+
+// deviceOf is a device of a shard.
+func deviceOf(shard, n int) string {
+	for i := 0; ; i++ {
+		if d := fmt.Sprintf("device-%d", i); telemetry.ShardOf(d, shards) == shard {
+			if n--; n < 0 {
+				return d
+			}
+		}
+	}
+}
+
+// addTo appends n entries of one shard.
+func (b *bench) addTo(shard, n int) []telemetry.EntryID {
+	return b.add(slices.Repeat([]string{deviceOf(shard, 0)}, n)...)
+}
+
+// turn acquires the turn, which makes the group.
+func (b *bench) turn(token string) protocol.Turn {
+	b.t.Helper()
+	turn, err := b.AcquireTurn(b.t.Context(), "", token, time.Minute)
+	require.NoError(b.t, err)
+	require.True(b.t, turn.Held)
+	return turn
+}
+
+// read reads what follows an ID.
+func (b *bench) read(after telemetry.EntryID) protocol.Arrivals {
+	b.t.Helper()
+	a, err := b.ReadNew(b.t.Context(), after, 10_000, 10*time.Millisecond)
+	require.NoError(b.t, err)
+	return a
+}
+
+// dealAll deals everything under a token.
+func (b *bench) dealAll(token string) {
+	b.t.Helper()
+	after := b.info().Delivered
+	a := b.read(after)
+	if len(a.Entries) == 0 {
+		return
+	}
+	_, err := b.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: after}, &a)
+	require.NoError(b.t, err)
+}
+
+// ready is a bench whose entries are dealt.
+func (b *bench) ready() *bench {
+	b.turn("t")
+	b.dealAll("t")
+	return b
+}
+
+func (b *bench) info() stream.Info {
+	b.t.Helper()
+	info, err := b.Info(b.t.Context())
+	require.NoError(b.t, err)
+	return info
+}
+
+// queue is what lies on a shard's queue.
+func (b *bench) queue(shard int) []telemetry.EntryID {
+	b.t.Helper()
+	var ids []telemetry.EntryID
+	for _, e := range b.entries(shard) {
+		ids = append(ids, e.ID)
+	}
+	return ids
+}
+
+func (b *bench) entries(shard int) []telemetry.Entry {
+	b.t.Helper()
+	replies, err := b.ReadQueues(b.t.Context(), []protocol.QueueRead{{Shard: shard, Count: 10_000}})
+	require.NoError(b.t, err)
+	return replies[0].Entries
+}
+
+// losses is what the scripts noted as lost, by cause.
+func (b *bench) losses() map[string]int64 {
+	b.t.Helper()
+	list, _, err := b.Losses(b.t.Context(), 1000)
+	require.NoError(b.t, err)
+	n := make(map[string]int64)
+	for _, l := range list {
+		n[l.Cause] += l.Entries
+	}
+	return n
+}
+
+func (b *bench) del(ids ...telemetry.EntryID) {
+	b.t.Helper()
+	for _, id := range ids {
+		require.NoError(b.t, b.client.XDel(b.t.Context(), b.cfg.Stream, id.String()).Err())
+	}
+}
+
+// consumers is what each consumer has pending.
+func (b *bench) consumers() map[string]int64 {
+	b.t.Helper()
+	list, err := b.Consumers(b.t.Context())
+	require.NoError(b.t, err)
+	n := make(map[string]int64)
+	for _, c := range list {
+		n[c.Name] = c.Pending
+	}
+	return n
+}
+
+// kind is the kind and code of a failure.
+func kind(t testing.TB, err error) (telemetry.FailureKind, string) {
+	t.Helper()
+	var f *telemetry.Failure
+	require.ErrorAs(t, err, &f)
+	return f.Kind, f.Code
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// detached is a context for the end of a test.
+func detached(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
+
+// waitFor is how long a test waits for what should come at once.
+const waitFor = 5 * time.Second
+
+func contextWithCancel(t testing.TB) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
+}

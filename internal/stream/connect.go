@@ -1,0 +1,157 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Connect makes a client for a URL: one server, or several addresses, which
+// are those of a Cluster, or of Sentinels where there is a master_name:
+//
+//	redis://user:password@host:6379/0
+//	redis://user:password@host:6379?addr=host2:6379&addr=host3:6379
+//	redis://user:password@host:26379?addr=host2:26379&master_name=mymaster
+//
+// User and password are those of the servers that hold data; Sentinels have
+// their own in sentinel_username and sentinel_password. It makes no call.
+//
+// The client never repeats a command by itself: whether a command may be
+// repeated is for the protocol to decide.
+func Connect(cfg Config) (redis.UniversalClient, error) {
+	opts, err := optionsOf(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("REDIS_URL: want redis://user:password@host:6379/0: %w", err)
+	}
+	known := &servers{}
+	opts.OnConnect = known.connected
+	opts.ClientName = cfg.Name
+	opts.MaxRetries = -1
+	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = cfg.Timeout, cfg.Timeout, cfg.Timeout
+	opts.PoolSize = 32
+	opts.ContextTimeoutEnabled = true
+	opts.DisableIdentity = true
+	return &watched{UniversalClient: redis.NewUniversalClient(opts), servers: known}, nil
+}
+
+// optionsOf reads a URL. Errors do not show it, since it may hold a password.
+func optionsOf(text string) (*redis.UniversalOptions, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, errors.New("this cannot be read as a URL; is every special character of the password escaped?")
+	}
+	query := u.Query()
+	opts := &redis.UniversalOptions{
+		MasterName:       query.Get("master_name"),
+		SentinelUsername: query.Get("sentinel_username"),
+		SentinelPassword: query.Get("sentinel_password"),
+	}
+	more := query["addr"]
+	for _, name := range []string{"addr", "master_name", "sentinel_username", "sentinel_password"} {
+		query.Del(name)
+	}
+	u.RawQuery = query.Encode()
+	one, err := redis.ParseURL(u.String())
+	if err != nil {
+		return nil, errors.New(strings.ReplaceAll(err.Error(), u.String(), "(value not shown)"))
+	}
+	if one.Network == "unix" {
+		opts.Addrs = []string{one.Addr}
+		opts.Dialer = func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: opts.DialTimeout}).DialContext(ctx, "unix", addr)
+		}
+	} else {
+		port := "6379"
+		if opts.MasterName != "" {
+			port = "26379"
+		}
+		for _, addr := range append([]string{u.Host}, more...) {
+			opts.Addrs = append(opts.Addrs, withPort(addr, port))
+		}
+	}
+	opts.Username, opts.Password, opts.DB = one.Username, one.Password, one.DB
+	opts.TLSConfig, opts.Protocol = one.TLSConfig, one.Protocol
+	return opts, nil
+}
+
+func withPort(addr, port string) string {
+	if _, _, err := net.SplitHostPort(addr); err == nil {
+		return addr
+	}
+	return net.JoinHostPort(strings.Trim(addr, "[]"), port)
+}
+
+// watched is a client that notices when another server answers.
+type watched struct {
+	redis.UniversalClient
+	servers *servers
+}
+
+// servers notices that a new connection leads to another server process than
+// the connections before: it may hold an older state, or none. A command on
+// such a connection is sent only after the change was told.
+//
+// Several servers of a Cluster look like changes, which costs another read of
+// the queues. A replica that is promoted while a connection to it exists is
+// not noticed here.
+type servers struct {
+	mu      sync.Mutex
+	last    string // run_id of the server connected to last, "" before the first
+	changed func()
+}
+
+// onChange sets who is told. It is called from whatever goroutine connects.
+func (s *servers) onChange(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = f
+}
+
+func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
+	text, err := conn.Info(ctx, "server").Result()
+	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
+		return err
+	}
+	if strings.Contains(text, "redis_mode:sentinel") {
+		return nil
+	}
+	id := runID(text)
+	s.mu.Lock()
+	// A server that does not tell might be any.
+	another := s.last != "" && (s.last != id || id == unknownServer)
+	s.last = id
+	changed := s.changed
+	s.mu.Unlock()
+	if another && changed != nil {
+		changed()
+	}
+	return nil
+}
+
+// unknownServer stands for a server that does not tell its run_id.
+const unknownServer = "unknown"
+
+// runID finds the run_id in the answer to INFO.
+func runID(info string) string {
+	for line := range strings.Lines(info) {
+		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
+			return id
+		}
+	}
+	return unknownServer
+}
+
+// OnServerChange has f called whenever another server process answers than
+// before, ahead of the first command sent to it: what was known of the group
+// may not be so there.
+func (g *Group) OnServerChange(f func()) {
+	if g.servers != nil {
+		g.servers.onChange(f)
+	}
+}

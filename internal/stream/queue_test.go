@@ -1,0 +1,258 @@
+package stream_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+var errStill = errors.New("still the same")
+
+// with is a group on the same stream through a client of one protocol version.
+func (b *bench) with(t *testing.T, version int) *bench {
+	opts, err := redis.ParseURL(b.cfg.URL)
+	require.NoError(t, err)
+	opts.Protocol, opts.MaxRetries = version, -1
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	group, err := stream.NewGroup(client, b.cfg)
+	require.NoError(t, err)
+	return &bench{Group: group, t: t, client: b.client, cfg: b.cfg}
+}
+
+func TestQueuesAreReadInBothVersionsOfTheProtocol(t *testing.T) {
+	for _, version := range []int{2, 3} {
+		t.Run(fmt.Sprint("resp", version), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t).with(t, version)
+			one := b.addTo(1, 3)
+			two := b.addTo(2, 2)
+			b.ready()
+			b.del(one[1])
+			replies, err := b.ReadQueues(t.Context(), []protocol.QueueRead{
+				{Shard: 1, Count: 10}, {Shard: 3, Count: 10}, {Shard: 2, After: two[0], Count: 10}, {Shard: 1, Count: 1},
+			})
+			require.NoError(t, err)
+			require.Len(t, replies, 4)
+			require.Len(t, replies[0].Entries, 3)
+			require.Equal(t, []string{"device_id", deviceOf(1, 0), "payload", "0"}, replies[0].Entries[0].Fields)
+			require.Equal(t, one[1], replies[0].Entries[1].ID)
+			require.Nil(t, replies[0].Entries[1].Fields, "trimmed while it was pending")
+			require.Empty(t, replies[1].Entries)
+			require.Equal(t, []telemetry.EntryID{two[1]}, []telemetry.EntryID{replies[2].Entries[0].ID})
+			require.Len(t, replies[3].Entries, 1)
+			require.Equal(t, one, b.queue(1), "reading changes nothing")
+
+			ranged, err := b.ReadRange(t.Context(), one[0], 10)
+			require.NoError(t, err)
+			require.Len(t, ranged, 3)
+		})
+	}
+}
+
+func TestAQueueOfALostGroupIsAFailureThatSaysSo(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{2, 3} {
+		b := newBench(t).with(t, version)
+		b.addTo(1, 1)
+		_, err := b.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: 1, Count: 1}})
+		k, code := kind(t, err)
+		require.Equal(t, telemetry.Lost, k)
+		require.Equal(t, "NOGROUP", code)
+	}
+}
+
+func TestAnAckMovesTheMarkForwardOnlyAndMayBeRepeated(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 6)
+	other := b.addTo(2, 1)
+	b.ready()
+	mark := func() telemetry.EntryID {
+		acked, delivered, err := b.Marks(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, other[0], delivered)
+		return acked[1]
+	}
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[2:4]}}))
+	require.Equal(t, ids[3], mark())
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:2]}}))
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:2]}}))
+	require.Equal(t, ids[3], mark())
+	require.Equal(t, ids[4:], b.queue(1))
+	acked, _, err := b.Marks(t.Context())
+	require.NoError(t, err)
+	require.NotContains(t, acked, 2, "what is not known is not 0")
+}
+
+func TestMarksCompareAsNumbers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.turn("t")
+	add := func(id string) telemetry.EntryID {
+		args := xadd(b.cfg.Stream, "device_id", deviceOf(1, 0))
+		args.ID = id
+		require.NoError(t, b.client.XAdd(t.Context(), args).Err())
+		parsed, err := telemetry.ParseEntryID(id)
+		require.NoError(t, err)
+		return parsed
+	}
+	ids := []telemetry.EntryID{add("9-9"), add("10-2"), add("10-10"), add("18446744073709551615-3")}
+	b.dealAll("t")
+	for i := range ids {
+		require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[i : i+1]}}))
+		acked, _, err := b.Marks(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, ids[i], acked[1])
+	}
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids}}))
+	acked, _, err := b.Marks(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, ids[3], acked[1])
+}
+
+func TestAcksOfMoreThanOneScriptHoldsAreAllMade(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	one, two := b.addTo(1, 5000), b.addTo(2, 5000)
+	b.ready()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: one}, {Shard: 2, IDs: two[:4999], Gone: two[4999:]}}))
+	require.Empty(t, b.queue(1))
+	require.Empty(t, b.queue(2))
+	require.Equal(t, map[string]int64{"trimmed_pending": 1}, b.losses())
+	acked, _, err := b.Marks(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[int]telemetry.EntryID{1: one[4999], 2: two[4998]}, acked)
+}
+
+func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 3)
+	b.ready()
+	for range 2 {
+		require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, Gone: ids[:2]}}))
+	}
+	losses, receipt, err := b.Losses(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, []protocol.Loss{
+		{Cause: "trimmed_pending", First: ids[0], Last: ids[0], Entries: 1, Shard: 1},
+		{Cause: "trimmed_pending", First: ids[1], Last: ids[1], Entries: 1, Shard: 1},
+	}, losses)
+	// A receipt takes what it names and nothing that came meanwhile.
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, Gone: ids[2:]}}))
+	require.NoError(t, b.Recorded(t.Context(), receipt))
+	require.NoError(t, b.Recorded(t.Context(), receipt), "another leader does the same")
+	require.NoError(t, b.Recorded(t.Context(), nil))
+	losses, _, err = b.Losses(t.Context(), 10)
+	require.NoError(t, err)
+	require.Len(t, losses, 1)
+	require.Equal(t, ids[2], losses[0].First)
+}
+
+func TestRedealPutsARangeBackOnItsQueues(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var one, two []telemetry.EntryID
+	for range 1100 { // more than a page
+		one = append(one, b.add(deviceOf(1, 0), deviceOf(2, 0))...)
+	}
+	for i := 0; i < len(one); i++ {
+		if i%2 == 1 {
+			two = append(two, one[i])
+		}
+	}
+	b.ready()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 2, IDs: two}}))
+	b.del(two[500])
+	n, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 2, From: two[9], To: two[1089]}})
+	require.NoError(t, err)
+	require.Equal(t, 1079, n)
+	queue := b.queue(2)
+	require.Len(t, queue, 1079)
+	require.Equal(t, two[10], queue[0], "what comes after")
+	require.Equal(t, two[1089], queue[1078], "up to and including")
+	require.Len(t, b.queue(1), 1100, "other shards are left alone")
+	n, err = b.Redeal(t.Context(), nil)
+	require.NoError(t, err)
+	require.Zero(t, n)
+}
+
+func TestRedealWithoutAGroupSaysSo(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 1)
+	_, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 1, To: ids[0]}})
+	k, _ := kind(t, err)
+	require.Equal(t, telemetry.Lost, k)
+}
+
+func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	p := stream.NewPublisher(b.client, b.cfg.Stream, 100)
+	var last telemetry.EntryID
+	for range 20 {
+		entries := make([][]string, 50)
+		for i := range entries {
+			entries[i] = []string{"device_id", "d", "payload", ""}
+		}
+		ids, err := p.Publish(t.Context(), entries)
+		require.NoError(t, err)
+		require.Len(t, ids, 50)
+		for _, id := range ids {
+			require.True(t, last.Less(id))
+			last = id
+		}
+	}
+	info := b.info()
+	require.Equal(t, int64(1000), info.Added)
+	require.Less(t, info.Length, int64(300))
+	require.Equal(t, last, info.Last)
+}
+
+func TestBellsAreHeardForWhatTheyAre(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	heard := make(chan stream.Bell, 100)
+	done := make(chan struct{})
+	ctx, stop := contextWithCancel(t)
+	go func() {
+		defer close(done)
+		b.Bells(ctx, func(bell stream.Bell) { heard <- bell })
+	}()
+	await := func(want stream.Bell, ring func() error) {
+		t.Helper()
+		testenv.Wait(t, waitFor, func() error { // the first may come before the subscription
+			require.NoError(t, ring())
+			select {
+			case got := <-heard:
+				if fmt.Sprint(got) != fmt.Sprint(want) {
+					return fmt.Errorf("want %v, have %v", want, got)
+				}
+				return nil
+			default:
+				return errStill
+			}
+		})
+	}
+	await(stream.Bell{Leader: true}, func() error { return b.RingLeader(ctx) })
+	await(stream.Bell{Members: true}, func() error { return b.RingMembers(ctx) })
+	await(stream.Bell{Shards: []int{0, 7}}, func() error { return b.Ring(ctx, []int{0, 7}) })
+	await(stream.Bell{Turn: true}, func() error {
+		if _, err := b.AcquireTurn(ctx, "", "t", waitFor); err != nil {
+			return err
+		}
+		return b.ReleaseTurn(ctx, "t")
+	})
+	stop()
+	<-done
+}

@@ -1,0 +1,151 @@
+package stream_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+func xadd(name string, values ...any) *redis.XAddArgs {
+	return &redis.XAddArgs{Stream: name, Values: values}
+}
+
+func TestTheTurnIsHeldByOneTokenAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.turn("a")
+	busy, err := b.AcquireTurn(t.Context(), "", "b", time.Minute)
+	require.NoError(t, err)
+	require.False(t, busy.Held)
+	require.Greater(t, busy.Left, 50*time.Second)
+	busy, err = b.AcquireTurn(t.Context(), "never held", "b", time.Minute)
+	require.NoError(t, err)
+	require.False(t, busy.Held)
+
+	renewed, err := b.AcquireTurn(t.Context(), "a", "a2", time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, protocol.Turn{Held: true}, renewed, "the group is there by now")
+
+	// Only the holder gives it back.
+	require.NoError(t, b.ReleaseTurn(t.Context(), "a"))
+	busy, err = b.AcquireTurn(t.Context(), "", "b", time.Minute)
+	require.NoError(t, err)
+	require.False(t, busy.Held)
+	require.NoError(t, b.ReleaseTurn(t.Context(), "a2"))
+	b.turn("b")
+}
+
+func TestAnExpiredTurnIsFree(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.AcquireTurn(t.Context(), "", "a", 20*time.Millisecond)
+	require.NoError(t, err)
+	testenv.Wait(t, 5*time.Second, func() error {
+		turn, err := b.AcquireTurn(t.Context(), "", "b", time.Minute)
+		if err == nil && !turn.Held {
+			err = errStill
+		}
+		return err
+	})
+}
+
+func TestALostGroupIsMadeAtTheStartUnderANewToken(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 4)
+	b.ready()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:2]}}))
+	require.NoError(t, b.client.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group).Err())
+	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, protocol.Turn{Held: true, GroupMade: true}, turn)
+	a := b.read(turn.After)
+	_, err = b.Deal(t.Context(), protocol.Dealing{Token: "t", TTL: time.Minute}, &a)
+	_, code := kind(t, err)
+	require.Equal(t, "turn", code, "a deal based on the old group does not come through")
+	b.dealAll("u")
+	require.Equal(t, ids, b.queue(1), "all of it again, what is done ends as duplicates")
+}
+
+func TestTheGroupIsMadeWhereThereIsNoStreamYet(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	require.True(t, b.turn("t").GroupMade)
+	info := b.info()
+	require.True(t, info.Exists)
+	require.True(t, info.GroupExists)
+	require.True(t, info.Lag.Known)
+	require.Zero(t, info.Lag.N)
+}
+
+func TestALastDeliveredIDMovedForwardIsSetBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.addTo(1, 2)
+	b.ready()
+	dealt := b.info().Delivered
+	skipped := b.addTo(1, 3)
+	require.NoError(t, b.client.XGroupSetID(t.Context(), b.cfg.Stream, b.cfg.Group, skipped[2].String()).Err())
+	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, protocol.Turn{Held: true, After: dealt, Moved: true, Pending: 2}, turn)
+	require.False(t, b.info().Lag.Known && b.info().Lag.N == 0, "what is not done is not shown as done")
+	b.dealAll("u")
+	require.Len(t, b.queue(1), 5, "nothing was passed by")
+	require.Empty(t, b.losses())
+}
+
+func TestWhatAForeignConsumerReadIsDealtAllTheSame(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.turn("t")
+	ids := b.addTo(1, 2)
+	b.dealAll("t")
+	ids = append(ids, b.addTo(1, 3)...)
+	require.NoError(t, b.client.XReadGroup(t.Context(), &redis.XReadGroupArgs{
+		Group: b.cfg.Group, Consumer: "somebody", Streams: []string{b.cfg.Stream, ">"}, Count: 2,
+	}).Err())
+	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	require.NoError(t, err)
+	require.True(t, turn.Moved)
+	b.dealAll("u")
+	require.Equal(t, ids, b.queue(1))
+	require.Equal(t, int64(0), b.consumers()["somebody"])
+	require.Empty(t, b.losses())
+}
+
+func TestALastDeliveredIDMovedBackHasEntriesDealtAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 4)
+	b.ready()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids}}))
+	require.NoError(t, b.client.XGroupSetID(t.Context(), b.cfg.Stream, b.cfg.Group, ids[1].String()).Err())
+	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, protocol.Turn{Held: true, After: ids[1]}, turn)
+	b.dealAll("u")
+	require.Equal(t, ids[2:], b.queue(1))
+	require.Empty(t, b.losses())
+}
+
+func TestNothingIsSetBackOnAGroupMadeAnewOnAStreamMadeAnew(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.addTo(1, 3)
+	b.ready()
+	require.NoError(t, b.client.Del(t.Context(), b.cfg.Stream).Err())
+	fresh := b.addTo(1, 1)
+	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	require.NoError(t, err)
+	require.True(t, turn.GroupMade)
+	require.Equal(t, telemetry.EntryID{}, turn.After)
+	b.dealAll("u")
+	require.Equal(t, fresh, b.queue(1))
+}
