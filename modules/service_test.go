@@ -31,6 +31,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
+	t.Helper()
 	t.Parallel()
 	return &bench{t: t, redis: testenv.Redis(t), pgURL: testenv.Postgres(t, testenv.WithTemplate("migrated",
 		func(ctx context.Context, url string) error {
@@ -166,7 +167,7 @@ func (b *bench) awaitStored(n int) {
 	testenv.Wait(b.t, 20*time.Second, func() error {
 		var have int
 		if err := b.query("select count(*) from positions", &have); err != nil || have != n {
-			return fmt.Errorf("want %d rows, have %d, %v", n, have, err)
+			return fmt.Errorf("want %d rows, have %d: %w", n, have, err)
 		}
 		return nil
 	})
@@ -227,7 +228,7 @@ func TestTwoInstancesShareAndTheSecondGoesOnWhenTheFirstLeaves(t *testing.T) {
 			err := b.query(`select coalesce(string_agg(owner || '=' || n, ' ' order by owner), '') from (
 				select split_part(owner, '.', 1) as owner, count(*) as n from processor.shards where owner is not null group by 1) s`, &have)
 			if err != nil || have != want {
-				return fmt.Errorf("want %q, have %q, %v", want, have, err)
+				return fmt.Errorf("want %q, have %q: %w", want, have, err)
 			}
 			return nil
 		})
@@ -359,7 +360,7 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 	testenv.Wait(t, 10*time.Second, func() error {
 		var waiting int
 		if err := b.query("select count(*) from pg_locks where not granted", &waiting); err != nil || waiting == 0 {
-			return fmt.Errorf("nobody waits for the lock: %v", err)
+			return fmt.Errorf("nobody waits for the lock: %w", err)
 		}
 		return nil
 	})

@@ -39,7 +39,7 @@ ledger of losses. What nobody can tell is shown as unknown, never as 0.`,
 				return err
 			}
 			if err := l.askPostgres(ctx, os.Environ()); err != nil {
-				fmt.Fprintln(cmd.ErrOrStderr(), "processor: deferred and lost are unknown:", err)
+				say(cmd.ErrOrStderr(), "processor: deferred and lost are unknown: %v", err)
 			}
 			out := outputOf(cmd)
 			return out.result(l, func() error { return out.table(l.table()) })
@@ -72,7 +72,7 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	if err != nil {
 		return lagJSON{}, exit(exitConfig, err)
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return lagJSON{}, exit(exitConfig, err)

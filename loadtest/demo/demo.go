@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect the demo: %w", err)
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // every command has had its reply
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return nil, fmt.Errorf("connect the demo: %w", err)
@@ -86,7 +86,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for the send log: %w", err)
 	}
-	defer os.RemoveAll(folder)
+	defer os.RemoveAll(folder) //nolint:errcheck // what stays is in the folder for temporary files
 
 	letters, err := stream.NewDeadLetters(client, where, group.Names().DeadLetters(false))
 	if err != nil {
@@ -97,7 +97,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the send log: %w", err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // the sender flushes it and reports
 	sendLog, err := fleet.NewLogWriter(file)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (d *demo) run(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer sent.Close()
+	defer sent.Close() //nolint:errcheck // only read from
 	invalid := map[telemetry.EntryID]bool{}
 	err = sent.Scan(func(_ int64, s *fleet.Sent) error {
 		if s.Class != "" {
