@@ -81,33 +81,32 @@ func (s *Shards) Take(ctx context.Context, shard int, member string) (protocol.S
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
-	var applied string
-	err := s.pool.QueryRow(ctx, `
-update processor.shards s
-set epoch = s.epoch + 1,
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		was, applied, err := s.standing(ctx, tx, shard, member)
+		if err != nil {
+			return err
+		}
+		taken.Suspicion = protocol.Suspect(member, was)
+		taken.Deaths, taken.RunLimit, taken.Applied = taken.Suspicion.Deaths, taken.Suspicion.Limit, applied
+		return tx.QueryRow(ctx, `
+update processor.shards
+set epoch = epoch + 1,
   owner = $4,
   owner_since = now(),
-  updated_at = now()
-from processor.assignments a
-where s.stream = $1
-  and s.grp = $2
-  and s.shard = $3
-  and a.stream = s.stream
-  and a.grp = s.grp
-  and a.shard = s.shard
-  and a.member = $4
-returning s.epoch,
-  coalesce((select p.applied_id from processor.progress p where (p.stream, p.grp, p.shard) = ($1, $2, $3)), '0-0'),
-  s.deaths, coalesce(s.run_limit, 0), now()`,
-		s.scope.Stream, s.scope.Group, shard, member).
-		Scan(&taken.Epoch, &applied, &taken.Deaths, &taken.RunLimit, &taken.Since)
+  updated_at = now(),
+  deaths = $5,
+  run_limit = nullif($6, 0)
+where stream = $1
+  and grp = $2
+  and shard = $3
+returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Deaths, taken.RunLimit).Scan(&taken.Epoch, &taken.Since)
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.Shard{}, fmt.Errorf("take shard %d: %w", shard, protocol.ErrNotAssigned)
 	}
 	if err != nil {
 		return protocol.Shard{}, failure(fmt.Sprintf("take shard %d", shard), err)
 	}
-	taken.Applied, _ = telemetry.ParseEntryID(applied)
 	return taken, nil
 }
 

@@ -4,4 +4,6 @@ package telemetry
 type Held struct {
 	Shard int
 	Epoch int64
+	// Suspicion says how carefully a shard that is granted must be run.
+	Suspicion Suspicion
 }
