@@ -20,7 +20,8 @@ type Requests interface {
 // pollRequests is how often requests are looked for without being told.
 const pollRequests = 2 * time.Second
 
-// desk brings requests to the workers of their shards, one of a shard at a time.
+// desk brings requests to the workers of their shards: one step to a worker at
+// a time, and ordinary work in between, so that many requests hold up nothing.
 type desk struct {
 	table    *table
 	requests Requests
@@ -29,13 +30,13 @@ type desk struct {
 	bell     chan struct{} // size one, coalesced
 
 	mu     sync.Mutex
-	atWork map[int64]bool // with a worker; under mu
+	atWork map[int64]int // the worker each request is with; under mu
 }
 
 func newDesk(p *Pipeline, requests Requests) *desk {
 	return &desk{
 		table: p.table, requests: requests, metrics: p.metrics, log: p.log,
-		bell: make(chan struct{}, 1), atWork: make(map[int64]bool),
+		bell: make(chan struct{}, 1), atWork: make(map[int64]int),
 	}
 }
 
@@ -76,12 +77,17 @@ func (d *desk) look(ctx context.Context) error {
 	defer d.table.mu.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	busy := make(map[int]bool, len(d.atWork))
+	for _, worker := range d.atWork {
+		busy[worker] = true
+	}
 	for _, r := range found {
 		s := &d.table.slots[r.Shard]
-		if !s.held || s.stopping || d.atWork[r.ID] {
+		if !s.held || s.stopping || busy[s.worker] {
 			continue
 		}
-		d.atWork[r.ID] = true
+		busy[s.worker] = true
+		d.atWork[r.ID] = s.worker
 		d.table.workers[s.worker].box.put(message{kind: asked, shard: r.Shard, grant: s.grant, request: &r})
 	}
 	return nil

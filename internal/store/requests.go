@@ -164,67 +164,112 @@ var (
 	lastUS  = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 )
 
-// recompute derives windows again, device by device, until about stepFixes
-// positions were read.
+// devicesAtOnce is how many devices share one look at their positions.
+const devicesAtOnce = 64
+
+// recompute derives windows again until about stepFixes positions were read:
+// those of many devices at once, those of a device with more than that by itself
+// and piece by piece.
 func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress, then *pgx.Batch) (done bool, err error) {
-	r := o.Request
+	from, to := max(o.Request.FromUS, firstUS), min(o.Request.ToUS, lastUS)
 	for budget := int64(stepFixes); budget > 0; {
-		if p.AfterUS == nil {
-			device, err := q.nextDevice(ctx, tx, o, p)
-			if err != nil || device == "" {
-				return device == "", err
+		var list []window
+		var fixes int64
+		heavy := p.AfterUS != nil
+		if heavy {
+			w := window{device: p.Device, lo: *p.AfterUS + 1, hi: to}
+			held, err := holdings(ctx, tx, []string{p.Device}, w.lo, to)
+			if err != nil {
+				return false, err
 			}
-			p.Device = device
-			from := max(r.FromUS, firstUS) - 1
-			p.AfterUS = &from
+			fixes = held[0].fixes
+			if p.AfterUS = nil; fixes == stepFixes {
+				w.hi = held[0].last
+				p.AfterUS = &w.hi
+			} else {
+				p.Devices++
+			}
+			list = append(list, w)
+		} else {
+			devices, err := q.nextDevices(ctx, tx, o, p)
+			if err != nil || len(devices) == 0 {
+				return len(devices) == 0, err
+			}
+			held, err := holdings(ctx, tx, devices, from, to)
+			if err != nil {
+				return false, err
+			}
+			for i, h := range held {
+				if h.fixes == stepFixes || fixes+h.fixes > stepFixes {
+					break
+				}
+				fixes += h.fixes
+				list = append(list, window{device: devices[i], lo: from, hi: to})
+			}
+			if len(list) == 0 {
+				before := from - 1
+				p.Device, p.AfterUS = devices[0], &before
+				continue
+			}
+			p.Device = list[len(list)-1].device
+			p.Devices += int64(len(list))
 		}
-		lo := *p.AfterUS + 1
-		var n int64
-		var last *time.Time
-		err := tx.QueryRow(ctx, `
-select count(*), max(ts)
-from (
-  select ts
-  from public.positions
-  where device_id = $1
-    and ts between $2 and $3
-  order by ts
-  limit $4
-) f`, p.Device, micros(lo), micros(min(r.ToUS, lastUS)), stepFixes).Scan(&n, &last)
-		if err != nil {
-			return false, err
-		}
-		w := window{device: p.Device, lo: lo, hi: min(r.ToUS, lastUS)}
-		if n == stepFixes {
-			w.hi = last.UnixMicro()
-		}
-		changed, err := recompute(ctx, tx, []window{w}, o.Rules, then)
+		changed, err := recompute(ctx, tx, list, o.Rules, then)
 		if err != nil {
 			return false, err
 		}
 		p.Changed += int64(changed)
-		p.Fixes += n
-		budget -= n + 50 // a device without positions costs something too
-		if n < stepFixes {
-			p.Devices++
-			p.AfterUS = nil
-			continue
-		}
-		hi := w.hi
-		p.AfterUS = &hi
+		p.Fixes += fixes
+		budget -= fixes + int64(10*len(list)) // a device without positions costs something too
 	}
 	return false, nil
 }
 
-// nextDevice is the device of the shard that follows the one done last, or "".
-func (q *Requests) nextDevice(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress) (string, error) {
+// holding is how many positions a device has in a span, counted up to
+// stepFixes, and the device time of the last one counted.
+type holding struct {
+	fixes int64
+	last  int64
+}
+
+func holdings(ctx context.Context, tx *pgx.Conn, devices []string, from, to int64) ([]holding, error) {
+	rows, err := tx.Query(ctx, `
+select h.n, coalesce(h.last, 'epoch')
+from unnest($1::text[]) with ordinality as d (device_id, i)
+cross join lateral (
+  select count(*) as n, max(ts) as last
+  from (
+    select ts
+    from public.positions
+    where device_id = d.device_id
+      and ts between $2 and $3
+    order by ts
+    limit $4
+  ) f
+) h
+order by d.i`, devices, micros(from), micros(to), stepFixes)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (holding, error) {
+		var h holding
+		var last time.Time
+		err := row.Scan(&h.fixes, &last)
+		h.last = last.UnixMicro()
+		return h, err
+	})
+}
+
+// nextDevices is some devices of the shard that follow the one done last.
+func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress) ([]string, error) {
 	if o.Request.Device != "" {
 		if p.Devices > 0 {
-			return "", nil
+			return nil, nil
 		}
-		return o.Request.Device, nil
+		return []string{o.Request.Device}, nil
 	}
-	for after := p.Device; ; {
+	var found []string
+	for after := p.Device; len(found) < devicesAtOnce; {
 		// Skips from device to device along the index, whatever each one holds.
 		rows, err := tx.Query(ctx, `
 with recursive d as (
@@ -242,25 +287,29 @@ with recursive d as (
     limit 1), d.n + 1
   from d
   where d.device_id is not null
-    and d.n < 500
+    and d.n < 2000
 )
 select device_id
 from d
 where device_id is not null`, after)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil || len(ids) == 0 {
-			return "", err
+		if err != nil {
+			return nil, err
+		}
+		if len(ids) == 0 {
+			break
 		}
 		for _, id := range ids {
-			if telemetry.ShardOf(id, o.Shards) == o.Request.Shard {
-				return id, nil
+			if telemetry.ShardOf(id, o.Shards) == o.Request.Shard && len(found) < devicesAtOnce {
+				found = append(found, id)
 			}
 		}
 		after = ids[len(ids)-1]
 	}
+	return found, nil
 }
 
 // erase removes what is stored of a device, and what waits to be tried again.
