@@ -87,6 +87,12 @@ func (p *proc) hold(number uint64, after telemetry.EntryID) {
 
 func (p *proc) deal(number uint64, after telemetry.EntryID, started int64, read []*entry) {
 	token := p.token
+	// What is known of a queue counts only if it was known before the deal was sent:
+	// a read in between may have found another group's queue.
+	empty := make([]bool, len(p.slots))
+	for i := range p.slots {
+		empty[i] = p.slots[i].queue.MayFeed(number) || p.w.cfg.Mutant == FeedKnownLate
+	}
 	call(p, redisServer, "deal", func(answer func(map[telemetry.EntryID]bool, error)) {
 		answer(p.w.redis.deal(p, token, after, read, turnTTL))
 	}, func(gone map[telemetry.EntryID]bool, err error) {
@@ -96,13 +102,13 @@ func (p *proc) deal(number uint64, after telemetry.EntryID, started int64, read 
 		}
 		p.w.logf(p, "dealt %d to %d", read[0].id.Seq, read[len(read)-1].id.Seq)
 		p.renewed = started
-		p.feed(number, read, len(gone) > 0)
+		p.feed(number, read, empty, len(gone) > 0)
 		p.hold(number, read[len(read)-1].id)
 	})
 }
 
 // feed hands on what was dealt, as far as it may pass the queues by.
-func (p *proc) feed(number uint64, read []*entry, gone bool) {
+func (p *proc) feed(number uint64, read []*entry, empty []bool, gone bool) {
 	for shard := range p.slots {
 		s := &p.slots[shard]
 		if !s.held || s.stopping {
@@ -117,7 +123,7 @@ func (p *proc) feed(number uint64, read []*entry, gone bool) {
 		if len(mine) == 0 {
 			continue
 		}
-		may := s.queue.MayFeed(number) && p.turnNumber() == number || p.w.cfg.Mutant == FeedUnknown
+		may := empty[shard] && s.queue.MayFeed(number) && p.turnNumber() == number || p.w.cfg.Mutant == FeedUnknown
 		if gone || !may || p.worker.full() {
 			s.queue.Dealt()
 			s.due = true

@@ -34,6 +34,10 @@
 //     that reads the acked mark. An acknowledgement carries the token. Otherwise
 //     a late one, of a commit that Postgres has lost since, removes an entry
 //     after the marks were compared.
+//   - A queue may be fed only if it was known to be empty before the deal was
+//     sent. Otherwise a read that falls between the deal and its reply, and finds
+//     the empty queue of a group that somebody has just made anew, lets what was
+//     dealt pass what is lost until it is dealt again.
 //   - Where dealing left the last-delivered ID is noted at each acquisition of
 //     the turn, not only by deals. Otherwise a move by hand is not noticed
 //     that follows another one, or a group made by hand.

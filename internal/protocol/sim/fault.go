@@ -188,8 +188,11 @@ func (w *world) happen(f Fault) {
 		w.judgeGroupGone()
 		r.group = nil
 	case GroupByHand:
-		w.judgeGroupGone()
-		r.group = &group{pending: make(map[telemetry.EntryID]pend)}
+		if f.Much%2 == 0 {
+			w.groupByHand()
+		} else {
+			w.onDeal = w.groupByHand // between the next deal and its reply
+		}
 	case MoveBack:
 		if g := r.group; g != nil {
 			g.delivered.Seq -= min(g.delivered.Seq, uint64(f.Much))
@@ -218,6 +221,12 @@ func (w *world) happen(f Fault) {
 		w.servers[postgresServer].run++
 	default:
 	}
+}
+
+// groupByHand is what somebody does who removes the group and makes it at 0.
+func (w *world) groupByHand() {
+	w.judgeGroupGone()
+	w.redis.group = &group{pending: make(map[telemetry.EntryID]pend)}
 }
 
 // whenInside has something happen once a member has a transaction open, or

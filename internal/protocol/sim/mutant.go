@@ -25,6 +25,7 @@ const (
 	SessionsNotEnded
 	AckBeforeCommit
 	AckOutlivesGrant
+	FeedKnownLate
 	mutants
 )
 
@@ -50,6 +51,7 @@ func (m Mutant) String() string {
 		"sessions of a seized owner not ended",
 		"acknowledged before the commit",
 		"acknowledged under a grant that has ended",
+		"feeding a queue found to be empty after the deal was sent",
 	}[m]
 }
 

@@ -189,6 +189,10 @@ func (r *redis) deal(p *proc, token string, after telemetry.EntryID, read []*ent
 	g.delivered = read[len(read)-1].id
 	r.dealt, r.dealtSet = g.delivered, true
 	r.turn.until = r.w.now + ttl
+	if then := r.w.onDeal; then != nil {
+		r.w.onDeal = nil
+		r.w.after(0, nil, then)
+	}
 	return gone, nil
 }
 

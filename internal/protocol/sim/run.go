@@ -51,7 +51,8 @@ type world struct {
 	acks         int
 	limit        int
 	tokens       int
-	holdAssign   int64 // before the next assignment takes effect
+	holdAssign   int64  // before the next assignment takes effect
+	onDeal       func() // happens right after the next deal
 	redisPast    map[Fault]*redis
 	pgPast       map[Fault]*tables
 }
@@ -151,6 +152,7 @@ func (w *world) calm() {
 	for i := range w.servers {
 		w.servers[i].downTil, w.servers[i].slowTil = 0, 0
 	}
+	w.onDeal = nil
 	alive := 0
 	for _, p := range w.procs {
 		for i := range p.links {

@@ -98,13 +98,15 @@ func provoking(m sim.Mutant) []sim.Kind {
 		return []sim.Kind{sim.RedisDown, sim.CutRedis, sim.PostgresFailover, sim.PostgresSlow, sim.HoldRedis}
 	case sim.InFlightKeptOverRun, sim.KeptOverRun:
 		return []sim.Kind{sim.RedisFailover, sim.PostgresSlow, sim.RedisSlow}
+	case sim.FeedKnownLate:
+		return []sim.Kind{sim.GroupByHand, sim.PostgresDown}
 	default:
 		return nil
 	}
 }
 
 func TestEveryPlantedFaultIsCaught(t *testing.T) {
-	const within = 1000
+	const within = 2000
 	first := number(t, "SIM_FROM", 1)
 	for _, m := range sim.Mutants() {
 		t.Run(m.String(), func(t *testing.T) {
