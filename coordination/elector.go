@@ -19,6 +19,13 @@ type Caller interface {
 	RingMembers(ctx context.Context) error
 }
 
+// lease is the leader's lock as the elector uses it.
+type lease interface {
+	obtain(ctx context.Context) error // errLockHeld when somebody else has it
+	renew(ctx context.Context) error  // errLockHeld when it is ours no more
+	release(ctx context.Context) error
+}
+
 // Elector campaigns for the leadership, and while it has it, lets the duties
 // be done.
 //
@@ -28,7 +35,7 @@ type Caller interface {
 // Duties and renewals share one loop, so a leader that is stuck loses the lock.
 type Elector struct {
 	cfg     Config
-	lock    *lock
+	lock    lease
 	terms   Terms
 	caller  Caller
 	duties  Duties
@@ -51,8 +58,12 @@ type Duties interface {
 func NewElector(cfg Config, client Client, keys Keys, terms Terms, caller Caller, duties Duties,
 	able func() bool, m *metrics, log *slog.Logger,
 ) *Elector {
+	return newElector(cfg, newLock(client, keys.Lock, cfg.LeaderTTL), terms, caller, duties, able, m, log)
+}
+
+func newElector(cfg Config, lock lease, terms Terms, caller Caller, duties Duties, able func() bool, m *metrics, log *slog.Logger) *Elector {
 	return &Elector{
-		cfg: cfg, lock: newLock(client, keys.Lock, cfg.LeaderTTL), terms: terms, caller: caller, duties: duties, able: able,
+		cfg: cfg, lock: lock, terms: terms, caller: caller, duties: duties, able: able,
 		metrics: m, log: log.With("component", "elector"),
 		bell: make(chan struct{}, 1), look: make(chan struct{}, 1),
 	}
@@ -153,6 +164,9 @@ func (e *Elector) govern(ctx context.Context, trusted time.Time, term int64) err
 func (e *Elector) within(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
 	defer cancel()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	return f(ctx)
 }
 

@@ -101,6 +101,7 @@ type Roster struct {
 	self     Member          // written by beat, read by everyone
 	watch    *protocol.Watch // written by look, read by everyone
 	members  []Member        // of the last look
+	looked   bool            // there was a look at the others
 	sinkDown time.Time       // since when Postgres has not answered; zero while it does
 	changed  func()          // told when somebody came or went
 	peers    atomic.Int32
@@ -137,21 +138,26 @@ func (r *Roster) OnChange(f func()) { r.changed = f }
 
 // Join takes the identity. While another incarnation has it, Join watches: if
 // that one is alive the identity is refused with an IdentityError, if it is
-// silent Join waits until it has expired.
+// silent Join waits until it has expired. It waits for a Redis that is away.
 func (r *Roster) Join(ctx context.Context) error {
 	var first *Member
+	var complained time.Time
 	for {
 		holder, err := r.beat(ctx)
-		if err != nil {
-			return err
-		}
-		if holder == nil {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			if time.Since(complained) > 10*time.Second {
+				complained = time.Now()
+				r.log.Warn("cannot join, trying again", "err", err)
+			}
+		case holder == nil:
 			return nil
-		}
-		if first == nil || first.Incarnation != holder.Incarnation {
+		case first == nil || first.Incarnation != holder.Incarnation:
 			first = holder
 			r.log.Warn("identity is taken, waiting whether its holder is alive", "member", holder.Name())
-		} else if holder.Number != first.Number {
+		case holder.Number != first.Number:
 			return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
 		}
 		if err := pause(ctx, r.cfg.beatEvery()); err != nil {
@@ -213,7 +219,7 @@ func (r *Roster) turnOver(ctx context.Context) error {
 		beats[i] = m.beat()
 	}
 	r.watch.See(now, beats)
-	r.members = members
+	r.members, r.looked = members, true
 	peers := 0
 	for _, m := range members {
 		if m.Name() != r.name && !r.watch.Gone(now, m.Name()) {
@@ -366,7 +372,8 @@ func (r *Roster) Stalled() []string {
 func (r *Roster) owner(name string) protocol.OwnerState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return protocol.OwnerState{Gone: r.watch.Gone(time.Now(), name), Leaving: r.watch.Leaving(name)}
+	// Before the first look everybody is unknown, not gone.
+	return protocol.OwnerState{Gone: r.looked && r.watch.Gone(time.Now(), name), Leaving: r.watch.Leaving(name)}
 }
 
 func ring(c chan struct{}) {

@@ -1,0 +1,323 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// lockServer is the server's side of the leader's lock; TestTheLockKeepsItsRules
+// holds it and the real one to the same rules.
+type lockServer struct {
+	mu    sync.Mutex
+	owner *fakeLease
+	until time.Time
+}
+
+// fakeLease is one elector's way to the server: slow, or losing replies, as
+// delay and fail say.
+type fakeLease struct {
+	server *lockServer
+	ttl    time.Duration
+	delay  func() time.Duration // each way
+	fail   func() bool          // the reply is lost
+}
+
+func (l *fakeLease) call(ctx context.Context, f func(s *lockServer, mine, free bool) error) error {
+	for _, step := range []func() error{
+		func() error { return nil },
+		func() error {
+			l.server.mu.Lock()
+			defer l.server.mu.Unlock()
+			valid := time.Now().Before(l.server.until)
+			return f(l.server, valid && l.server.owner == l, !valid)
+		},
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+		if l.delay != nil {
+			if err := pause(ctx, l.delay()); err != nil {
+				return err // what was sent may still arrive; here it does not
+			}
+		}
+	}
+	if l.fail != nil && l.fail() {
+		return errors.New("the reply was lost")
+	}
+	return nil
+}
+
+func (l *fakeLease) obtain(ctx context.Context) error {
+	return l.call(ctx, func(s *lockServer, _, free bool) error {
+		if !free {
+			return errLockHeld
+		}
+		s.owner, s.until = l, time.Now().Add(l.ttl)
+		return nil
+	})
+}
+
+func (l *fakeLease) renew(ctx context.Context) error {
+	return l.call(ctx, func(s *lockServer, mine, _ bool) error {
+		if !mine {
+			return errLockHeld
+		}
+		s.until = time.Now().Add(l.ttl)
+		return nil
+	})
+}
+
+func (l *fakeLease) release(ctx context.Context) error {
+	return l.call(ctx, func(s *lockServer, mine, _ bool) error {
+		if mine {
+			s.until = time.Time{}
+		}
+		return nil
+	})
+}
+
+// fakeTerms counts terms.
+type fakeTerms struct {
+	term     atomic.Int64
+	resigned atomic.Int64
+	err      func() error
+}
+
+func (f *fakeTerms) Raise(context.Context) (int64, error) {
+	if f.err != nil {
+		if err := f.err(); err != nil {
+			return 0, err
+		}
+	}
+	return f.term.Add(1), nil
+}
+
+func (f *fakeTerms) Resign(_ context.Context, term int64) error {
+	f.resigned.Store(term)
+	return nil
+}
+
+// duties is what a test has leaders do.
+type duties struct {
+	do   func(ctx context.Context, term int64) error
+	gave atomic.Bool
+}
+
+func (d *duties) Do(ctx context.Context, term int64) error { return d.do(ctx, term) }
+
+func (d *duties) GiveAway(context.Context, int64) error {
+	d.gave.Store(true)
+	return nil
+}
+
+// caller has every elector hear that the leadership is free.
+type caller struct{ electors []*Elector }
+
+func (c *caller) RingLeader(context.Context) error {
+	for _, e := range c.electors {
+		e.Campaign()
+	}
+	return nil
+}
+func (*caller) RingMembers(context.Context) error { return nil }
+
+var timing = Config{
+	Instance: "a", Version: "test", Shards: 8, MemberTTL: 5 * time.Second, LeaderTTL: 4 * time.Second,
+	HandoffBudget: 5 * time.Second, DrainTimeout: 20 * time.Second, SinkGrace: 5 * time.Second,
+	ClaimInterval: 2 * time.Second, ClaimThreshold: 30 * time.Second,
+}
+
+func yes() bool { return true }
+
+func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 1))
+			var rngMu sync.Mutex
+			random := func(n time.Duration) time.Duration {
+				rngMu.Lock()
+				defer rngMu.Unlock()
+				return time.Duration(rng.Int64N(int64(n)))
+			}
+			server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+			var believing, most, passes atomic.Int32
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			for range 3 {
+				lease := &fakeLease{
+					server: server, ttl: timing.LeaderTTL,
+					delay: func() time.Duration {
+						if random(10) == 0 { // now and then longer than a lease
+							return random(6 * time.Second)
+						}
+						return random(200 * time.Millisecond)
+					},
+					fail: func() bool { return random(12) == 0 },
+				}
+				work := &duties{do: func(ctx context.Context, _ int64) error {
+					passes.Add(1)
+					if n := believing.Add(1); n > most.Load() {
+						most.Store(n)
+					}
+					defer believing.Add(-1)
+					return pause(ctx, random(2*time.Second))
+				}}
+				e := newElector(timing, lease, terms, call, work, yes, someMetrics(), discard())
+				call.electors = append(call.electors, e)
+				running.Go(func() { _ = e.Run(ctx) })
+			}
+			time.Sleep(10 * time.Minute) //nolint:forbidigo // of the bubble's clock
+			stop()
+			running.Wait()
+			require.Equal(t, int32(1), most.Load(), "seed %d", seed)
+			require.Greater(t, passes.Load(), int32(50), "seed %d: somebody leads", seed)
+			require.Greater(t, terms.term.Load(), int64(3), "seed %d: the leadership changes hands", seed)
+		})
+	}
+}
+
+func TestAnElectorThatStopsGivesAwayResignsAndCallsItsSuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+		leads := make(chan string, 100)
+		var stops []context.CancelFunc
+		var all []*duties
+		var running sync.WaitGroup
+		for _, name := range []string{"first", "second"} {
+			work := &duties{do: func(context.Context, int64) error { leads <- name; return nil }}
+			e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call, work, yes, someMetrics(), discard())
+			call.electors = append(call.electors, e)
+			ctx, stop := context.WithCancel(t.Context())
+			running.Go(func() { _ = e.Run(ctx) })
+			stops, all = append(stops, stop), append(all, work)
+			synctest.Wait()
+		}
+		require.Equal(t, "first", <-leads)
+		began := time.Now()
+		stops[0]()
+		for name := range leads {
+			if name == "second" {
+				break
+			}
+		}
+		require.Less(t, time.Since(began), 50*time.Millisecond, "at once, not when the lock expires")
+		require.True(t, all[0].gave.Load())
+		require.Equal(t, int64(1), terms.resigned.Load())
+		stops[1]()
+		running.Wait()
+	})
+}
+
+func TestADutyThatHangsLosesTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		hang := make(chan struct{})
+		stuck := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call,
+			&duties{do: func(context.Context, int64) error { <-hang; return nil }}, yes, someMetrics(), discard())
+		running.Go(func() { _ = stuck.Run(ctx) })
+		synctest.Wait()
+		began := time.Now()
+		led := make(chan struct{})
+		var once sync.Once
+		next := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call,
+			&duties{do: func(context.Context, int64) error { once.Do(func() { close(led) }); return nil }}, yes, someMetrics(), discard())
+		running.Go(func() { _ = next.Run(ctx) })
+		<-led
+		require.LessOrEqual(t, time.Since(began), timing.LeaderTTL+timing.renewEvery())
+		close(hang)
+		stop()
+		running.Wait()
+	})
+}
+
+func TestALostTermEndsTheLeadershipAndAnotherBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		terms := &fakeTerms{}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var seen []int64
+		work := &duties{do: func(_ context.Context, term int64) error {
+			seen = append(seen, term)
+			switch len(seen) {
+			case 1:
+				return errors.New("somebody else leads")
+			case 2:
+				stop()
+			}
+			return nil
+		}}
+		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &caller{}, work, yes, someMetrics(), discard())
+		require.NoError(t, e.Run(ctx))
+		require.Equal(t, []int64{1, 2}, seen)
+	})
+}
+
+func TestAnElectorWithoutPostgresLeavesTheLeadershipToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &lockServer{}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		var able atomic.Bool
+		var passes atomic.Int32
+		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, &fakeTerms{}, &caller{},
+			&duties{do: func(context.Context, int64) error { passes.Add(1); return nil }}, able.Load, someMetrics(), discard())
+		running.Go(func() { _ = e.Run(ctx) })
+		require.NoError(t, pause(ctx, time.Minute))
+		require.Zero(t, passes.Load())
+		require.Nil(t, server.owner)
+		able.Store(true)
+		require.NoError(t, pause(ctx, 2*time.Second))
+		require.NotZero(t, passes.Load())
+		stop()
+		running.Wait()
+	})
+}
+
+// lockRules are what the elector relies on, of whatever lock.
+func lockRules(t *testing.T, a, b lease, expire func()) {
+	ctx := t.Context()
+	require.NoError(t, a.obtain(ctx))
+	require.ErrorIs(t, b.obtain(ctx), errLockHeld)
+	require.NoError(t, a.renew(ctx))
+	require.NoError(t, a.release(ctx))
+	require.NoError(t, b.obtain(ctx))
+	require.ErrorIs(t, a.obtain(ctx), errLockHeld)
+	expire()
+	require.ErrorIs(t, b.renew(ctx), errLockHeld, "what has expired is not renewed")
+	require.NoError(t, a.obtain(ctx))
+	require.NoError(t, b.release(ctx), "nothing to release")
+	require.NoError(t, a.renew(ctx), "and nothing of another's was released")
+}
+
+func TestTheLockKeepsItsRules(t *testing.T) {
+	t.Run("double", func(t *testing.T) {
+		s := &lockServer{}
+		lockRules(t, &fakeLease{server: s, ttl: time.Hour}, &fakeLease{server: s, ttl: time.Hour}, func() { s.until = time.Time{} })
+	})
+	t.Run("real", func(t *testing.T) {
+		corner := realRedis(t)
+		key := corner.Key("lock")
+		lockRules(t, newLock(corner.Client(), key, time.Hour), newLock(corner.Client(), key, time.Hour),
+			func() { require.NoError(t, corner.Client().Del(t.Context(), key).Err()) })
+	})
+}
+
+func TestConfigNamesEveryProblem(t *testing.T) {
+	err := Config{MemberTTL: time.Second}.check()
+	for _, want := range []string{"identity", "shards", "LeaderTTL", "HandoffBudget", "DrainTimeout", "SinkGrace", "ClaimInterval", "ClaimThreshold"} {
+		require.ErrorContains(t, err, want)
+	}
+	require.NotContains(t, fmt.Sprint(err), "MemberTTL")
+	require.NoError(t, timing.check())
+}
