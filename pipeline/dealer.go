@@ -121,6 +121,7 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 			continue
 		}
 		d.metrics.read(readOK)
+		known := d.knownEmpty(number, a.Shards)
 		dealt, err := d.source.Deal(ctx, protocol.Dealing{
 			Token: token, TTL: d.cfg.TurnTTL, After: after, Ring: d.peers() > 0,
 		}, &a)
@@ -132,7 +133,7 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 		d.wait.Reset()
 		renewed, after, pending = started, a.Last, dealt.Pending
 		d.metrics.arrived(&a)
-		d.feed(number, &a, dealt.Gone)
+		d.feed(number, &a, known, dealt.Gone)
 	}
 }
 
@@ -170,8 +171,23 @@ func (d *dealer) count() int {
 	return max(1, min(d.cfg.ReadBatchRecords, d.table.free()))
 }
 
+// knownEmpty tells which of the shards' queues may be passed by, before a deal
+// is sent. A read that finds a queue empty while the deal is under way may have
+// found a group that was made anew, without what the old one held.
+func (d *dealer) knownEmpty(turn uint64, shards []int) map[int]bool {
+	d.table.mu.Lock()
+	defer d.table.mu.Unlock()
+	known := make(map[int]bool, len(shards))
+	for _, shard := range shards {
+		if s := &d.table.slots[shard]; s.held && s.queue.MayFeed(turn) {
+			known[shard] = true
+		}
+	}
+	return known
+}
+
 // feed hands what was dealt to the workers, as far as it may pass the queues by.
-func (d *dealer) feed(turn uint64, a *protocol.Arrivals, gone map[telemetry.EntryID]struct{}) {
+func (d *dealer) feed(turn uint64, a *protocol.Arrivals, known map[int]bool, gone map[telemetry.EntryID]struct{}) {
 	t := d.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,7 +198,7 @@ func (d *dealer) feed(turn uint64, a *protocol.Arrivals, gone map[telemetry.Entr
 		if !s.held || s.stopping {
 			return
 		}
-		if len(gone) > 0 || !s.queue.MayFeed(turn) || t.turnNumber() != turn || !t.fits(s, len(entries)) {
+		if len(gone) > 0 || !known[shard] || !s.queue.MayFeed(turn) || t.turnNumber() != turn || !t.fits(s, len(entries)) {
 			s.queue.Dealt()
 			s.due, unread = true, true
 			return
