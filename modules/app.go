@@ -65,12 +65,13 @@ type Service struct {
 	console *console.Server
 	metrics *prometheus.Registry
 	release func() // closes what constructors opened
+	exposed exposed
 }
 
 // New wires an instance. Nothing is contacted yet.
 func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 	s := &Service{cfg: cfg, log: log}
-	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.keep))
+	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.keep, s.expose))
 	if err := s.app.Err(); err != nil {
 		return nil, coded(codeUnexpected, err)
 	}

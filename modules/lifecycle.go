@@ -28,17 +28,18 @@ type supervisor struct {
 	lc       fx.Lifecycle
 	shutdown fx.Shutdowner
 	log      *slog.Logger
+	panicked func(value any) // told of a panic before it ends the process; set before the start
 }
 
 func newSupervisor(lc fx.Lifecycle, shutdown fx.Shutdowner, log *slog.Logger) *supervisor {
-	return &supervisor{lc: lc, shutdown: shutdown, log: log}
+	return &supervisor{lc: lc, shutdown: shutdown, log: log, panicked: func(any) {}}
 }
 
 // run adds the hooks of one component. Start launches Run on a context of its
 // own, because the hook's ends when the start does. A return that nobody asked
 // for, with an error or without, ends the whole service with the error's
 // ExitCode, or 2. Stop cancels the context and waits for the return, at most
-// until the hook's deadline. A panic is left to end the process.
+// until the hook's deadline. A panic is told of and ends the process.
 func (s *supervisor) run(name string, r runner) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	var stopping atomic.Bool
@@ -49,6 +50,7 @@ func (s *supervisor) run(name string, r runner) {
 		OnStart: func(context.Context) error {
 			go func() {
 				defer close(done)
+				defer s.exposed()
 				result = r.Run(ctx)
 				if !stopping.Load() {
 					s.ended(name, result)
@@ -71,6 +73,14 @@ func (s *supervisor) run(name string, r runner) {
 			return fmt.Errorf("stop %s: %w", name, result)
 		},
 	})
+}
+
+// exposed lets a panic go on once it is told of.
+func (s *supervisor) exposed() {
+	if value := recover(); value != nil {
+		s.panicked(value)
+		panic(value)
+	}
 }
 
 // ended reports a return that nobody asked for and shuts the service down.

@@ -27,6 +27,8 @@ type message struct {
 	entries []telemetry.Entry
 	request *protocol.Request
 
+	suspicion telemetry.Suspicion // of a shard that is granted
+
 	deferred []telemetry.Deferred
 	done     func() // to be called when they are decided
 }
@@ -47,6 +49,13 @@ func (m *mailbox) put(msg message) {
 	m.items = append(m.items, msg)
 	m.mu.Unlock()
 	ring(m.signal)
+}
+
+// waiting is how many messages have not been taken.
+func (m *mailbox) waiting() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.items)
 }
 
 // take returns what has arrived, and hands back a slice to reuse.

@@ -34,6 +34,8 @@ type worker struct {
 
 	parker    Parker
 	deferrals Deferrals
+	trials    Trials
+	trial     chan struct{} // of size one, held during a run under suspicion; shared by all workers
 
 	box     *mailbox
 	inbox   []message // taken and not applied yet
@@ -55,6 +57,11 @@ type worker struct {
 
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
+	applying   telemetry.EntryID          // the entry applied last
+	committing *batch                     // with the committer while busy
+	view       atomic.Pointer[WorkerView] // what run says it has in hand
+	panicked   func(value any)            // set before run
+
 	records []decoded // scratch of apply
 	cold    []string
 }
@@ -64,6 +71,8 @@ type tenure struct {
 	grant  uint64
 	epoch  int64
 	marked time.Time // when its progress mark was written last
+
+	suspicion telemetry.Suspicion
 }
 
 // decoded is the outcome of decoding one entry.
@@ -92,7 +101,7 @@ func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 	}
 	w := &worker{
 		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
-		parker: p.parker, deferrals: p.deferrals, lost: p.lost, metrics: p.metrics, log: p.log,
+		parker: p.parker, deferrals: p.deferrals, trials: p.trials, trial: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, held: make(map[int]tenure), state: st,
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
@@ -123,6 +132,8 @@ func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 }
 
 func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
+	defer w.exposed()
+	shown := time.Time{}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	ended := false
@@ -132,6 +143,10 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		}
 		if ended && w.idle() {
 			return nil
+		}
+		if time.Since(shown) >= viewEvery {
+			shown = time.Now()
+			w.show()
 		}
 		var mail, ring <-chan struct{} = nil, intakeEnded
 		if w.next >= len(w.inbox) {
@@ -191,7 +206,7 @@ func (w *worker) advance(ctx context.Context) error {
 		m := &w.inbox[w.next]
 		switch m.kind {
 		case granted:
-			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch}
+			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch, suspicion: m.suspicion}
 			w.next++
 		case dropped:
 			delete(w.held, m.shard)
@@ -221,6 +236,14 @@ func (w *worker) advance(ctx context.Context) error {
 			if !ok || t.grant != m.grant {
 				// Given up, perhaps in the middle.
 				w.next, w.offset = w.next+1, 0
+				continue
+			}
+			if t.suspicion.Limit > 0 {
+				w.next++
+				p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, entries: m.entries}
+				if err := w.try(ctx, p, t.suspicion); err != nil {
+					return err
+				}
 				continue
 			}
 			room := w.cfg.BatchMaxRecords - w.current.entries
@@ -267,6 +290,7 @@ func (w *worker) flushNow() {
 	w.busy = true
 	w.current.seal()
 	w.mark(w.current)
+	w.committing = w.current
 	w.commits <- w.current
 	w.open(false)
 }
@@ -320,9 +344,11 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	w.cold = w.cold[:0]
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
+		w.applying = e.ID
 		if e.Fields == nil {
 			continue
 		}
+		beforeDecode(e)
 		if d.err = w.decoder.Decode(e, &d.record); d.err != nil {
 			continue
 		}
@@ -338,6 +364,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	}
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
+		w.applying = e.ID
 		switch {
 		case e.Fields == nil:
 			w.metrics.outcome(outcomeLost, 1)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/crash"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -40,10 +41,14 @@ Variables (and their defaults):
 			for _, w := range config.NearMisses(os.Environ()) {
 				log.Warn("a variable looks like a misspelling", "reason", w)
 			}
-			service, err := modules.New(cfg, log, buildOf())
-			if err == nil {
-				err = service.Run(cmd.Context())
-			}
+			err = crash.Keep(cmd.Context(), modules.DumpConfig(cfg, buildOf()), log, func(dump *crash.Recorder) error {
+				service, err := modules.New(cfg, log, buildOf())
+				if err != nil {
+					return err
+				}
+				service.Expose(dump)
+				return service.Run(cmd.Context())
+			})
 			if err != nil {
 				// In the log, where whoever runs it looks; the code says it again.
 				log.Error("ended", "exit_code", exitCode(err), "err", err)

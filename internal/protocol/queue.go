@@ -1,6 +1,10 @@
 package protocol
 
-import "github.com/trmtracking/processor/internal/telemetry"
+import (
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
 
 // Queue is an owner's view of one shard's queue: where to read on, what is in
 // flight, and whether the queue is known to hold nothing beyond that. It is
@@ -128,6 +132,9 @@ func (q *Queue) Park(id telemetry.EntryID) {
 
 // Parked is the number of entries left pending on purpose.
 func (q *Queue) Parked() int { return len(q.parked) }
+
+// Hand is what was handed on and is not done, in order.
+func (q *Queue) Hand() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
 
 // InFlight is the number of entries handed on and not done.
 func (q *Queue) InFlight() int { return len(q.inFlight) - q.head }

@@ -1,0 +1,229 @@
+package crash
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// every is how old a snapshot may be when the runtime ends the process.
+	every = time.Second
+	// patience bounds what is done before a panic goes on: the lock that a
+	// snapshot needs may be held by whoever panics.
+	patience = 2 * time.Second
+	// kept is how many dumps stay.
+	kept = 10
+	// marker separates the snapshot from what the runtime writes.
+	marker = "\n--- crash\n"
+)
+
+// Config is what a dump says and where it goes. Every field is needed.
+type Config struct {
+	Dir      string
+	MaxBytes int64  // most bytes of one dump
+	Name     string // of the process, part of the file's name
+	Header   []byte // says what crashed: version, member, settings
+}
+
+// Recorder keeps a dump ready. Its methods may be called from any goroutine.
+type Recorder struct {
+	cfg      Config
+	log      *slog.Logger
+	snapshot atomic.Pointer[func(io.Writer)]
+	panicked sync.Once
+
+	mu     sync.Mutex
+	files  [2]*os.File // opened when they are first written; under mu
+	active int         // the runtime's output, -1 while it has none; under mu
+	failed bool        // the last write, so that it is logged once; under mu
+	buf    bytes.Buffer
+}
+
+// Keep keeps a dump ready while work runs, and returns what work returns. It
+// first gives dumps of earlier processes their names. A folder that cannot be
+// written is tried again every second.
+func Keep(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Recorder) error) error {
+	r := &Recorder{cfg: cfg, log: log.With("component", "crash"), active: -1}
+	debug.SetTraceback("all")
+	if err := os.MkdirAll(cfg.Dir, 0o700); err == nil {
+		r.collect()
+	}
+	r.write()
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // work may outlive the caller's
+	var running sync.WaitGroup
+	running.Go(func() { r.run(ctx) })
+	err := work(r) // nothing is deferred here: a panic must find the dump in place
+	stop()
+	running.Wait()
+	r.close()
+	return err
+}
+
+// Watch has snapshots say what is in hand from now on. Until then there is
+// nothing to say.
+func (r *Recorder) Watch(snapshot func(w io.Writer)) { r.snapshot.Store(&snapshot) }
+
+// run takes a snapshot every second until ctx ends.
+func (r *Recorder) run(ctx context.Context) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			r.write()
+		}
+	}
+}
+
+// Panicked is called with what a goroutine panicked with, before the panic goes
+// on to end the process. It returns within a moment whatever happens.
+func (r *Recorder) Panicked(value any) {
+	r.panicked.Do(func() {
+		done := make(chan string, 1)
+		go func() {
+			r.write()
+			done <- r.name()
+		}()
+		var dump string
+		select {
+		case dump = <-done:
+		case <-time.After(patience):
+		}
+		r.log.Error("a panic ends the process", "reason", fmt.Sprint(value), "dump", dump)
+	})
+}
+
+// name gives the dump its final name, and returns it.
+func (r *Recorder) name() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.active < 0 {
+		return ""
+	}
+	from, to := r.files[r.active].Name(), r.final(time.Now(), r.cfg.Name)
+	if err := os.Rename(from, to); err != nil {
+		return from
+	}
+	return to
+}
+
+// close removes the files: nothing crashed.
+func (r *Recorder) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // taking it away cannot fail
+	for i, f := range r.files {
+		if f != nil {
+			_ = os.Remove(f.Name()) // one that stays is removed by the next start
+			_ = f.Close()
+			r.files[i] = nil
+		}
+	}
+	r.active = -1
+}
+
+// write puts a snapshot into the spare file and makes it the runtime's output.
+// When that fails the one before stays.
+func (r *Recorder) write() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.renew()
+	if err != nil && !r.failed {
+		r.log.Warn("no panic dump could be written now; a crash would be seen in the standard error only", "err", err)
+	}
+	r.failed = err != nil
+}
+
+func (r *Recorder) renew() error {
+	spare := (r.active + 1) % len(r.files)
+	f, err := r.open(spare)
+	if err != nil {
+		return err
+	}
+	r.compose()
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("empty dump: %w", err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("rewind dump: %w", err)
+	}
+	if _, err := f.Write(r.buf.Bytes()); err != nil {
+		return fmt.Errorf("write dump: %w", err)
+	}
+	// The runtime's copy shares the position, which is now the end.
+	if err := debug.SetCrashOutput(f, debug.CrashOptions{}); err != nil {
+		return fmt.Errorf("hand dump to the runtime: %w", err)
+	}
+	r.active = spare
+	return nil
+}
+
+// compose fills the buffer, which the caller's lock guards.
+func (r *Recorder) compose() {
+	most := int(r.cfg.MaxBytes / 2)
+	r.buf.Reset()
+	r.buf.Write(r.cfg.Header)
+	fmt.Fprintf(&r.buf, "\n--- in hand at %s\n", time.Now().UTC().Format(time.RFC3339Nano))
+	if snapshot := r.snapshot.Load(); snapshot != nil {
+		(*snapshot)(&limited{to: &r.buf, left: most - r.buf.Len()})
+	}
+	if r.buf.Len() > most {
+		r.buf.Truncate(most)
+	}
+	if r.buf.Len() == most {
+		r.buf.WriteString("\n(cut here, see PANIC_DUMP_MAX_BYTES)")
+	}
+	r.buf.WriteString(marker)
+}
+
+// open opens one of the two files and locks it, which tells other processes
+// that this one lives.
+func (r *Recorder) open(i int) (*os.File, error) {
+	if r.files[i] != nil {
+		return r.files[i], nil
+	}
+	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make folder for dumps, check PANIC_DUMP_DIR: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(r.cfg.Dir, fmt.Sprintf("%s%s.%d", running, r.cfg.Name, i)), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open dump, check PANIC_DUMP_DIR: %w", err)
+	}
+	if err := lock(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock dump: %w", err), f.Close())
+	}
+	r.files[i] = f
+	return f, nil
+}
+
+func lock(f *os.File) error {
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// limited passes on what there is room for, and pretends about the rest.
+type limited struct {
+	to   io.Writer
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	n := min(len(p), max(0, l.left))
+	l.left -= n
+	if _, err := l.to.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,63 @@
+package modules
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/crash"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// exposed is what of a service a dump shows, and where panics are told of.
+type exposed struct {
+	pipeline   *pipeline.Pipeline
+	supervisor *supervisor
+	member     Member
+}
+
+func (s *Service) expose(p *pipeline.Pipeline, sv *supervisor, m Member) {
+	s.exposed = exposed{pipeline: p, supervisor: sv, member: m}
+}
+
+// DumpConfig says what a dump of this instance says and where it goes.
+func DumpConfig(cfg config.Config, b Build) crash.Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	var header bytes.Buffer
+	fmt.Fprintf(&header, "processor dump\nversion %s\nrevision %s\ngo %s\ninstance %s\nhost %s\npid %d\nstarted %s\n",
+		b.Version, b.Revision, runtime.Version(), cfg.Instance.ID, host, os.Getpid(), time.Now().UTC().Format(time.RFC3339Nano))
+	header.WriteString("\n--- settings\n")
+	for _, s := range cfg.Settings() {
+		fmt.Fprintf(&header, "%s=%s\n", s.Name, s.Value)
+	}
+	return crash.Config{
+		Dir: cfg.Crash.Dir, MaxBytes: cfg.Crash.MaxBytes, Header: header.Bytes(),
+		Name: fmt.Sprintf("%s-%d", cfg.Instance.ID, os.Getpid()),
+	}
+}
+
+// Expose has the dump show what this service has in hand. It is called before
+// the start.
+func (s *Service) Expose(r *crash.Recorder) {
+	r.Watch(s.writeHands)
+	s.exposed.pipeline.OnPanic(r.Panicked)
+	s.exposed.supervisor.panicked = r.Panicked
+}
+
+// writeHands writes one JSON text a line: the member, then each worker. A line
+// that is cut off leaves the others readable.
+func (s *Service) writeHands(w io.Writer) {
+	lines := json.NewEncoder(w)
+	_ = lines.Encode(map[string]Member{"member": s.exposed.member}) // the writer never fails
+	for _, hand := range s.exposed.pipeline.Hands(s.cfg.Crash.Positions) {
+		_ = lines.Encode(hand) // as above
+	}
+}

@@ -1,0 +1,168 @@
+package pipeline
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Hand is what one worker has in hand, for a dump.
+type Hand struct {
+	Worker   int          `json:"worker"`
+	Messages int          `json:"messages"` // in its mailbox
+	Entries  int          `json:"entries"`
+	Shards   []ShardHand  `json:"shards"`
+	View     *WorkerView  `json:"view,omitempty"` // what the worker said last; nil before it said anything
+	Devices  []DeviceView `json:"devices"`
+}
+
+// IDs is entry IDs, as one text in JSON: there may be many.
+type IDs []telemetry.EntryID
+
+// MarshalText writes the IDs with spaces in between.
+func (ids IDs) MarshalText() ([]byte, error) {
+	text := make([]byte, 0, 20*len(ids))
+	for i, id := range ids {
+		if i > 0 {
+			text = append(text, ' ')
+		}
+		text = id.AppendTo(text)
+	}
+	return text, nil
+}
+
+// ShardHand is the entries of one shard that are in hand, in order.
+type ShardHand struct {
+	Shard int   `json:"shard"`
+	Epoch int64 `json:"epoch"`
+	IDs   IDs   `json:"entries"`
+}
+
+// WorkerView is what a worker says of itself: every second while it goes
+// round, and when it panics.
+type WorkerView struct {
+	At         time.Time `json:"at"`
+	Applying   string    `json:"applying"` // the entry applied last
+	Batch      int       `json:"batch"`    // entries of the batch that fills
+	Committing int       `json:"committing"`
+	Unacked    int       `json:"unacked"` // batches committed and not acknowledged
+	Known      int       `json:"known"`   // devices in memory
+
+	devices []DeviceView
+}
+
+// DeviceView is the state of a device in hand. Where it is, is personal data.
+type DeviceView struct {
+	Device    string    `json:"device"`
+	Shard     int       `json:"shard"`
+	Known     bool      `json:"known"` // whether it has any position
+	Watermark time.Time `json:"watermark,omitzero"`
+	Latitude  *float64  `json:"latitude,omitempty"`
+	Longitude *float64  `json:"longitude,omitempty"`
+}
+
+// viewEvery is how often a worker says what it has in hand; viewDevices bounds
+// what that costs.
+const (
+	viewEvery   = time.Second
+	viewDevices = 500
+)
+
+// Hands is what every worker has in hand. Coordinates are left out unless
+// positions asks for them.
+func (p *Pipeline) Hands(positions bool) []Hand {
+	hands := make([]Hand, len(p.workers))
+	p.table.mu.Lock()
+	for i := range hands {
+		hands[i] = Hand{Worker: i, Entries: p.table.load[i].records, Messages: p.workers[i].box.waiting()}
+	}
+	for shard := range p.table.slots {
+		s := &p.table.slots[shard]
+		if ids := s.queue.Hand(); s.held && len(ids) > 0 {
+			h := &hands[s.worker]
+			h.Shards = append(h.Shards, ShardHand{Shard: shard, Epoch: s.epoch, IDs: ids})
+		}
+	}
+	p.table.mu.Unlock()
+	for i, w := range p.workers {
+		view := w.view.Load()
+		if view == nil {
+			continue
+		}
+		hands[i].View = view
+		for _, d := range view.devices {
+			if !positions {
+				d.Latitude, d.Longitude = nil, nil
+			}
+			hands[i].Devices = append(hands[i].Devices, d)
+		}
+	}
+	return hands
+}
+
+// OnPanic is called when a worker panics, with what; then the panic goes on. It
+// must be set before Run.
+func (p *Pipeline) OnPanic(f func(value any)) {
+	for _, w := range p.workers {
+		w.panicked = f
+	}
+}
+
+// show says what this worker has in hand. Only its own goroutine calls it.
+func (w *worker) show() {
+	v := &WorkerView{
+		At: time.Now().UTC(), Applying: w.applying.String(), Batch: w.current.entries,
+		Unacked: w.unacked, Known: w.state.devices.Len(),
+	}
+	seen := make(map[string]struct{})
+	look := func(records []telemetry.Record) {
+		for i := range records {
+			id := records[i].DeviceID
+			if _, ok := seen[id]; ok || len(seen) == viewDevices {
+				continue
+			}
+			seen[id] = struct{}{}
+			if d, ok := w.state.devices.Peek(id); ok {
+				v.devices = append(v.devices, d.view())
+			}
+		}
+	}
+	look(w.current.fresh)
+	look(w.current.late)
+	if w.busy {
+		v.Committing = w.committing.entries
+		look(w.committing.fresh) // read by the committer too, written by nobody meanwhile
+		look(w.committing.late)
+	}
+	w.view.Store(v)
+}
+
+func (d *device) view() DeviceView {
+	v := DeviceView{Device: d.id, Shard: d.shard}
+	if d.watermark != never {
+		lat, lon := d.lat, d.lon
+		v.Known, v.Watermark, v.Latitude, v.Longitude = true, time.UnixMicro(d.watermark).UTC(), &lat, &lon
+	}
+	return v
+}
+
+// exposed lets a panic go on once it is known what this worker had in hand.
+func (w *worker) exposed() {
+	value := recover()
+	if value == nil {
+		return
+	}
+	func() {
+		defer func() {
+			if again := recover(); again != nil { // the state itself is broken
+				value = fmt.Errorf("%v; and while looking at what is in hand: %v", value, again)
+			}
+		}()
+		w.show()
+	}()
+	if w.panicked != nil {
+		w.panicked(value)
+	}
+	panic(value) // it goes on, and ends the process
+}
