@@ -86,6 +86,12 @@ benchstat: $(BENCHSTAT) ## Compare two saved benchmark outputs: make benchstat A
 loadtest: setup data build ## Run a load test scenario: make loadtest ARGS="list"
 	@bin/loadtest $(ARGS)
 
+.PHONY: loadtest-ci
+loadtest-ci: build ## Two instances share the work, take over from each other and survive chaos (under 4 minutes)
+	@bin/loadtest run split --json --duration 15s
+	@bin/loadtest run failover --json --slack 3
+	@bin/loadtest run chaos --json --slack 3 --seed 7
+
 .PHONY: ci-demo
 ci-demo: build ## Replay every real track as fast as it goes and balance the account
 	@if [ -n "$(TRACKS)" ]; then \

@@ -13,21 +13,28 @@ import (
 func backlog() Scenario {
 	return Scenario{
 		Name:   "backlog",
-		About:  "The same backlog is worked off by one instance, then by all, as fast as they can.",
+		About:  "A backlog is worked off by one instance, then one as large by all, by turns, as fast as they can; the best of each counts.",
 		Bounds: "two instances on one machine at least 0.75 of the rate of one",
-		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 10_000, Entries: 300_000, Duration: 24 * time.Hour, Profile: profileSteady},
+		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 1000, Entries: 300_000, Rounds: 2, Duration: 24 * time.Hour, Profile: profileSteady},
 		Breaks: true,
 		idle:   true,
 		bare:   true,
 		run: func(ctx context.Context, r *run) error {
-			for _, n := range []int{1, r.plan.Instances} {
-				rate, err := r.workOff(ctx, n)
-				if err != nil {
-					return err
+			var one, all float64
+			for range r.plan.Rounds {
+				for _, n := range []int{1, r.plan.Instances} {
+					rate, err := r.workOff(ctx, n)
+					if err != nil {
+						return err
+					}
+					if n == 1 {
+						one = max(one, rate)
+					} else {
+						all = max(all, rate)
+					}
 				}
-				r.rates = append(r.rates, round(rate, 0))
 			}
-			one, all := r.rates[0], r.rates[len(r.rates)-1]
+			r.rates = []float64{round(one, 0), round(all, 0)}
 			r.fact("side by side", "%d instances work off %.2f of what one does", r.plan.Instances, all/one)
 			r.check(all >= .75*one/r.cfg.Slack, "%d instances: %.2f of the rate of one, want at least 0.75", r.plan.Instances, all/one)
 			return nil
@@ -35,8 +42,7 @@ func backlog() Scenario {
 	}
 }
 
-// workOff sends entries while nobody is there and has n instances do them. The
-// rate counts from the first record stored to the last.
+// workOff sends entries while nobody is there and has n instances do them.
 func (r *run) workOff(ctx context.Context, n int) (float64, error) {
 	if err := r.beginFor(ctx, r.plan.Duration, fleet.AtSpeed(0)); err != nil {
 		return 0, err
@@ -58,24 +64,10 @@ func (r *run) workOff(ctx context.Context, n int) (float64, error) {
 	if err := starts.Wait(); err != nil {
 		return 0, err
 	}
-	if err := r.empty(ctx); err != nil {
-		return 0, err
-	}
-	times, err := r.ground.observer.CommitTimes(ctx)
+	rate, err := r.empty(ctx, sent-before)
 	if err != nil {
 		return 0, err
 	}
-	mine := times[:0]
-	for _, t := range times {
-		if slot := r.line.slotOf(t.Member); slot >= 0 && r.line.isPresent(t.Member) {
-			mine = append(mine, t)
-		}
-	}
-	if len(mine) < 2 {
-		return 0, fmt.Errorf("work off a backlog with %d instances: no commits were noted", n)
-	}
-	took := time.Duration(mine[len(mine)-1].AtUS-mine[0].AtUS) * time.Microsecond
-	rate := float64(sent-before) / took.Seconds()
 	r.fact("backlog", "%d entries by %d instances: %.0f/s, %.1f us of Redis for each", sent-before, n, rate,
 		float64((r.redisCPU()-redis).Microseconds())/float64(sent-before))
 	for _, in := range r.line.live() {
@@ -84,21 +76,37 @@ func (r *run) workOff(ctx context.Context, n int) (float64, error) {
 	return rate, r.line.stop(ctx)
 }
 
-// empty waits until nothing is undone.
-func (r *run) empty(ctx context.Context) error {
-	moved, least := time.Now(), int64(-1)
-	return until(ctx, 20*time.Millisecond, func() error {
+// empty waits until nothing of a backlog is undone, and returns at which rate it
+// was worked off: between the first fifth and the last tenth.
+func (r *run) empty(ctx context.Context, backlog int64) (float64, error) {
+	moved, least := time.Now(), backlog
+	var begun, almost time.Time
+	var first, last int64
+	err := until(ctx, 10*time.Millisecond, func() error {
 		undone, _ := r.watch.backlog(ctx)
-		switch {
-		case undone == nil:
+		if undone == nil {
 			return fmt.Errorf("how much is undone is unknown")
-		case *undone == 0:
+		}
+		now := time.Now()
+		if *undone < least {
+			least, moved = *undone, now
+		}
+		if begun.IsZero() && *undone <= backlog*4/5 {
+			begun, first = now, *undone
+		}
+		if almost.IsZero() && *undone <= backlog/10 {
+			almost, last = now, *undone
+		}
+		if *undone == 0 {
 			return nil
-		case least < 0 || *undone < least:
-			least, moved = *undone, time.Now()
-		case time.Since(moved) > patience:
+		}
+		if now.Sub(moved) > patience {
 			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", *undone))
 		}
 		return fmt.Errorf("%d entries are undone", *undone)
 	})
+	if err == nil && !begun.Before(almost) {
+		err = fmt.Errorf("a backlog of %d entries is too short to measure a rate", backlog)
+	}
+	return float64(first-last) / almost.Sub(begun).Seconds(), err
 }

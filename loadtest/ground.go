@@ -35,6 +35,7 @@ type ground struct {
 	postgresURL string
 	stream      string
 	group       string
+	dlq         string // empty means the default
 
 	publisher *stream.Publisher
 	looker    *stream.Group // on a connection of its own
@@ -44,6 +45,7 @@ type ground struct {
 	shards    *store.Shards
 	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
 	crossings func(ctx context.Context) iter.Seq2[protocol.Crossing, error]
+	fenceRows func(ctx context.Context) (int64, []store.FenceVersion, error)
 	dated     bool // commits have times
 	closers   []func() error
 }
@@ -113,6 +115,7 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	g.shards = store.NewShards(pool, scope, serverTimeout)
 	g.fences = store.NewFenceEditor(pool, scope, shards, "loadtest")
 	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return store.Timings(ctx, pool) }
+	g.fenceRows = store.NewFences(pool, serverTimeout).Rows
 	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) }
 	return nil
 }
@@ -140,7 +143,12 @@ func (g *ground) prepare(ctx context.Context, log *slog.Logger) error {
 }
 
 // deadLetters is the stream of dead letters.
-func (g *ground) deadLetters() string { return g.stream + ":dlq" }
+func (g *ground) deadLetters() string {
+	if g.dlq != "" {
+		return g.dlq
+	}
+	return stream.Names{Stream: g.stream, Group: g.group}.DeadLetters(false)
+}
 
 // environ is the variables that lead an instance to the servers, through
 // proxies where there are some.

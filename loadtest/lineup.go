@@ -118,11 +118,6 @@ func (l *lineup) present() []*instance {
 	return present
 }
 
-// isPresent tells whether a member fills a slot.
-func (l *lineup) isPresent(member string) bool {
-	return slices.ContainsFunc(l.present(), func(in *instance) bool { return in.member() == member })
-}
-
 // live is those whose processes run.
 func (l *lineup) live() []*instance {
 	return slices.DeleteFunc(l.present(), (*instance).gone)

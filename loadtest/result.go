@@ -23,6 +23,7 @@ type Result struct {
 	P50MS        *float64  `json:"p50_ms"`
 	Seed         uint64    `json:"seed"`
 	Stale        *int64    `json:"stale"` // rows committed by a member that did not own the shard
+	Early        int64     `json:"early"` // records found acknowledged and not stored
 	Duplicates   int64     `json:"duplicates"`
 	DeadLettered int64     `json:"dead_lettered"`
 	Crossings    int64     `json:"crossings"` // that are as they must be

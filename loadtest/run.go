@@ -30,6 +30,7 @@ type run struct {
 	line     *lineup
 	load     *load
 	watch    *watch
+	probe    *probe
 	began    time.Time
 	fleets   int // begun so far
 
@@ -83,6 +84,10 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 	watching, stopWatch := context.WithCancel(ctx)
 	var looking sync.WaitGroup
 	looking.Go(func() { r.watch.run(watching) })
+	r.probe = newProbe(r.ground)
+	if !r.scenario.bare {
+		looking.Go(func() { r.probe.run(watching) })
+	}
 	defer looking.Wait()
 	defer stopWatch()
 
@@ -163,29 +168,16 @@ type leftover struct {
 func (r *run) finish(ctx context.Context) (leftover, error) {
 	moved, least := time.Now(), int64(math.MaxInt64)
 	for {
-		info, err := r.ground.looker.Info(ctx)
-		deferred, errDeferred := r.ground.observer.Deferred(ctx)
-		undone, known := undoneOf(info)
-		all := undone + int64(len(deferred))
-		ok := err == nil && errDeferred == nil
-		if ok && all < least {
-			least, moved = all, time.Now()
+		undone, known, err := r.ground.undone(ctx)
+		if err == nil && undone < least {
+			least, moved = undone, time.Now()
 		}
-		out := time.Since(moved) > patience
-		if ok && (out || known && all == 0) {
-			ids, err := r.ground.looker.Pending(ctx, int(info.Pending)+1)
-			if err != nil {
-				return leftover{}, fmt.Errorf("list what is left: %w", err)
-			}
-			left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered, undone: all}
-			for _, id := range append(ids, deferred...) {
-				left.pending[id] = true
-			}
+		if err == nil && (known && undone == 0 || time.Since(moved) > patience) {
 			r.finished = moved
-			return left, nil
+			return r.ground.left(ctx)
 		}
-		if time.Since(moved) > 2*patience {
-			return leftover{}, fmt.Errorf("wait for the end: %w", errors.Join(err, errDeferred))
+		if err != nil && time.Since(moved) > 2*patience {
+			return leftover{}, err
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return leftover{}, err
@@ -251,6 +243,7 @@ func (r *run) later(f func(*Result)) { r.after = append(r.after, f) }
 func (r *run) common(res *Result, report *oracle.Report) {
 	r.check(res.Lost == 0, "lost: %d entries, want 0", res.Lost)
 	r.check(res.Double == 0, "double: %d effects too many, want 0", res.Double)
+	r.check(res.Early == 0, "early: %d records were acknowledged before they were stored, want 0", res.Early)
 	r.check(res.Undone == 0, "undone: %d entries, want 0", res.Undone)
 	r.check(report.Account.Balanced(), "account: %+v does not add up", report.Account)
 	r.check(res.Oracle == equal, "oracle: %v", report.Counts)

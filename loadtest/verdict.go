@@ -45,6 +45,7 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 		Seconds: round(account.Seconds, 3), PerSecond: round(account.PerSecond, 1),
 		P50MS: latency.milliseconds(.5), P99MS: latency.milliseconds(.99),
 		PeakAge:   round(peak(samples, 0, time.Hour), 3),
+		Early:     r.probe.early,
 		Crossings: report.Crossings,
 		Findings:  report.Examples, Samples: samples, Account: account,
 	}
@@ -149,6 +150,12 @@ func (r *run) usage(res *Result) {
 				Value: fmt.Sprintf("%.0f MB resident at the last look, %.1f s of CPU, %d commits fenced", f.rss/1e6, f.cpu, f.fenced),
 			})
 		}
+	}
+	if r.probe.seen > 0 {
+		res.Facts = append(res.Facts, Fact{
+			Name:  "acknowledged",
+			Value: fmt.Sprintf("%d records were looked for in Postgres while the run went on, %d were not there", r.probe.seen, r.probe.early),
+		})
 	}
 	if r.load.worst > 0 {
 		res.Facts = append(res.Facts, Fact{Name: "load", Value: fmt.Sprintf("at most %s behind its plan", r.load.worst.Round(time.Millisecond))})

@@ -21,7 +21,6 @@ type runFlags struct {
 	cfg     loadtest.Config
 	json    bool
 	report  string
-	sendLog string
 	keep    string
 	verbose bool
 }
@@ -119,7 +118,21 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 		}
 		return fmt.Errorf("%s, seed %d: %w", s.Name, f.cfg.Seed, err)
 	}
+	if f.report != "" {
+		if err := writeReport(f.report, s, result); err != nil {
+			return err
+		}
+		fmt.Fprintf(notes, "report: %s\n", f.report)
+	}
 	return printResult(cmd.OutOrStdout(), notes, result, f)
+}
+
+func writeReport(path string, s loadtest.Scenario, r *loadtest.Result) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("make the report: %w", err)
+	}
+	return errors.Join(loadtest.Report(file, s, r), file.Close())
 }
 
 // seedOfTheDay is the same for everybody for a day, so that what fails by chance

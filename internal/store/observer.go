@@ -258,3 +258,22 @@ where stream = $1
   and state in ('waiting', 'running')`, o.scope.Stream, o.scope.Group).Scan(&n)
 	return n, failure("count requests", err)
 }
+
+// Missing is how many of the records given, by device and device time, are not
+// stored.
+func (o *Observer) Missing(ctx context.Context, devices []string, timesUS []int64) (n int, err error) {
+	at := make([]time.Time, len(timesUS))
+	for i, us := range timesUS {
+		at[i] = time.UnixMicro(us)
+	}
+	err = o.pool.QueryRow(ctx, `
+select count(*)
+from unnest($1::text[], $2::timestamptz[]) as r (device_id, ts)
+where not exists (
+  select
+  from public.positions p
+  where p.device_id = r.device_id
+    and p.ts = r.ts
+)`, devices, at).Scan(&n)
+	return n, failure("look for records", err)
+}

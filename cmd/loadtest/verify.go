@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/loadtest"
+)
+
+func newVerifyCommand() *cobra.Command {
+	var cfg loadtest.VerifyConfig
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare the tables of a running system with a recorded send log; changes nothing",
+		Long: `Judges what a system made of entries that loadtest send, or loadtest run --keep,
+has recorded: every row of positions and of timing_records, every dead letter, every
+entry. Rows of other devices are passed over. Exit 1 when something differs.`,
+		Example: `  loadtest send --redis-url redis://staging:6379 --log sent.log --rate 200 --duration 10m
+  loadtest verify --redis-url redis://staging:6379 --postgres-url postgres://me@staging/trm --log sent.log`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report, err := loadtest.Verify(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			a := report.Account
+			notes := cmd.ErrOrStderr()
+			for _, f := range report.Examples {
+				fmt.Fprintln(notes, "finding:", f)
+			}
+			if asJSON {
+				err = json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
+					Entries      int64 `json:"entries"`
+					Stored       int64 `json:"stored"`
+					Duplicates   int64 `json:"duplicates"`
+					DeadLettered int64 `json:"dead_lettered"`
+					Pending      int64 `json:"pending"`
+					Lost         int64 `json:"lost"`
+					Mismatches   int64 `json:"mismatches"`
+					Crossings    int64 `json:"crossings"`
+					Good         bool  `json:"good"`
+				}{a.Entries, a.Stored, a.Duplicates, a.DeadLettered, a.Pending, a.Lost, a.Mismatches, report.Crossings, report.Good()})
+			} else {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d entries: %d stored, %d duplicates, %d dead letters, %d pending, %d lost; %d mismatches; %d crossings as they must be\n",
+					a.Entries, a.Stored, a.Duplicates, a.DeadLettered, a.Pending, a.Lost, a.Mismatches, report.Crossings)
+			}
+			if err != nil {
+				return fmt.Errorf("print the verdict: %w", err)
+			}
+			if !report.Good() {
+				return errMissed
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.RedisURL, "redis-url", "", "Redis of the system")
+	flags.StringVar(&cfg.PostgresURL, "postgres-url", "", "Postgres of the system")
+	flags.StringVar(&cfg.Stream, "stream", "telemetry:teltonika", "stream that was sent to")
+	flags.StringVar(&cfg.Group, "group", "processor", "consumer group of the system")
+	flags.StringVar(&cfg.DLQStream, "dlq-stream", "", "stream of dead letters (default: the stream's name and :dlq)")
+	flags.StringVar(&cfg.SendLog, "log", "", "recorded send log, a `file`")
+	flags.DurationVar(&cfg.MaxFutureSkew, "max-future-skew", 5*time.Minute, "MAX_FUTURE_SKEW of the system")
+	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
+	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")
+	require(cmd, "redis-url", "postgres-url", "log")
+	return cmd
+}
+
+func newSendCommand() *cobra.Command {
+	var cfg loadtest.SendConfig
+	var path string
+	cmd := &cobra.Command{
+		Use:   "send",
+		Short: "Send a fleet to a running system and record it for verify",
+		Long: `Sends a simulated fleet with device times of now to a stream that a system reads,
+until --duration is over or Ctrl-C. What was sent is recorded in a send log.`,
+		Example: `  loadtest send --redis-url redis://staging:6379 --log sent.log --devices 1000 --rate 200 --duration 10m`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+			if err != nil {
+				return fmt.Errorf("make the send log: %w", err)
+			}
+			defer func() { err = errors.Join(err, file.Close()) }()
+			if cfg.Seed == 0 {
+				cfg.Seed = seedOfTheDay(time.Now())
+			}
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+			sent, err := loadtest.Send(cmd.Context(), cfg, file)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d entries sent, at most %s behind the plan; recorded in %s\n", sent.Sent, sent.Worst.Round(time.Millisecond), path)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.RedisURL, "redis-url", "", "Redis of the system")
+	flags.StringVar(&cfg.Stream, "stream", "telemetry:teltonika", "stream to send to")
+	flags.Int64Var(&cfg.MaxLen, "max-len", 0, "trim the stream to about this many entries, as the ingest does; 0 never")
+	flags.StringVar(&path, "log", "", "`file` for the send log, which does not exist yet")
+	flags.IntVar(&cfg.Plan.Devices, "devices", 500, "devices of the fleet")
+	flags.Float64Var(&cfg.Plan.Rate, "rate", 500, "entries a second")
+	flags.DurationVar(&cfg.Plan.Duration, "duration", time.Minute, "how long to send")
+	flags.StringVar(&cfg.Plan.Profile, "fleet", "incidents", "steady, incidents, polluted or hot")
+	flags.Uint64Var(&cfg.Seed, "seed", 0, "of the fleet (default: the day's)")
+	require(cmd, "redis-url", "log")
+	return cmd
+}
+
+// require marks flags without which there is nothing to do.
+func require(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		cobra.CheckErr(cmd.MarkFlagRequired(name))
+	}
+}

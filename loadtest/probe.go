@@ -1,0 +1,75 @@
+package loadtest
+
+import (
+	"context"
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+const (
+	probeEvery   = 300 * time.Millisecond
+	probeBack    = 400 * time.Millisecond // how old the entries are that a probe begins with
+	probeEntries = 1000
+)
+
+// probe looks again and again at entries that are acknowledged: each record
+// among them has to be stored by now. A run without a crash at the wrong moment
+// would not show that they are acknowledged too early.
+type probe struct {
+	ground  *ground
+	decoder *telemetry.Decoder
+	seen    int64 // acknowledged records looked at
+	early   int64 // those that were not stored
+}
+
+func newProbe(g *ground) *probe {
+	return &probe{ground: g, decoder: telemetry.NewDecoder(telemetry.DefaultLimits())}
+}
+
+func (p *probe) run(ctx context.Context) {
+	for pause(ctx, probeEvery) == nil {
+		p.look(ctx)
+	}
+}
+
+// look takes the last entries that were dealt, leaves out those still pending,
+// and only then asks for the rows of the others. A server that does not answer
+// ends the look.
+func (p *probe) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	info, err := p.ground.looker.Info(ctx)
+	if err != nil || !info.GroupExists {
+		return
+	}
+	after := telemetry.EntryID{Ms: uint64(info.Delivered.Time().Add(-probeBack).UnixMilli())}
+	entries, err := p.ground.looker.ReadRange(ctx, after, probeEntries)
+	if err != nil {
+		return
+	}
+	ids, err := p.ground.looker.Pending(ctx, int(info.Pending)+10*probeEntries)
+	if err != nil || len(ids) >= int(info.Pending)+10*probeEntries {
+		return
+	}
+	pending := make(map[telemetry.EntryID]bool, len(ids))
+	for _, id := range ids {
+		pending[id] = true
+	}
+	var devices []string
+	var times []int64
+	for i := range entries {
+		e := &entries[i]
+		var r telemetry.Record
+		if info.Delivered.Less(e.ID) || pending[e.ID] || p.decoder.Decode(e, &r) != nil {
+			continue
+		}
+		devices, times = append(devices, r.DeviceID), append(times, r.TimeUS)
+	}
+	missing, err := p.ground.observer.Missing(ctx, devices, times)
+	if err != nil {
+		return
+	}
+	p.seen += int64(len(devices))
+	p.early += int64(missing)
+}

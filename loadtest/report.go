@@ -1,0 +1,186 @@
+package loadtest
+
+import (
+	_ "embed"
+	"fmt"
+	"html/template"
+	"io"
+	"math"
+	"strings"
+	"time"
+)
+
+//go:embed report.html
+var reportText string
+
+// Report writes a result as one HTML page that needs nothing else.
+func Report(w io.Writer, s Scenario, r *Result) error {
+	page, err := template.New("report").Parse(reportText)
+	if err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	d := reportData{Scenario: s, Result: r, Everywhere: EveryBound, Made: time.Now().UTC().Format("2006-01-02 15:04 UTC")}
+	d.numbers()
+	d.charts()
+	for _, m := range r.Marks {
+		line := fmt.Sprintf("%.1f s", m.At.Seconds())
+		if m.Until > m.At {
+			line += fmt.Sprintf(" for %.1f s", (m.Until - m.At).Seconds())
+		}
+		d.Events = append(d.Events, Fact{Name: line, Value: m.What})
+	}
+	if err := page.Execute(w, &d); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+type reportData struct {
+	Scenario   Scenario
+	Result     *Result
+	Everywhere string
+	Made       string
+	Numbers    []Fact
+	Slots      []legend
+	Charts     []drawn
+	Events     []Fact
+}
+
+type legend struct{ Name, Color string }
+
+type drawn struct {
+	Title, About string
+	Legend       []legend
+	SVG          template.HTML
+}
+
+func (d *reportData) numbers() {
+	r := d.Result
+	add := func(name, format string, args ...any) {
+		d.Numbers = append(d.Numbers, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
+	}
+	unknown := func(n *int64) string {
+		if n == nil {
+			return "unknown"
+		}
+		return fmt.Sprint(*n)
+	}
+	add("sent", "%d", r.Sent)
+	add("stored", "%d", r.Stored)
+	add("per second", "%.0f", r.PerSecond)
+	if r.P99MS != nil {
+		add("p99", "%.0f ms", *r.P99MS)
+	}
+	add("lost", "%d", r.Lost)
+	add("double", "%d", r.Double)
+	add("reordered", "%s", unknown(r.Reordered))
+	add("by stale owners", "%s", unknown(r.Stale))
+	add("undone", "%d", r.Undone)
+	add("duplicates", "%d", r.Duplicates)
+	add("dead letters", "%d", r.DeadLettered)
+	add("crossings", "%d", r.Crossings)
+	add("rows", "%s", r.Oracle)
+	add("oldest undone", "%.1f s", r.PeakAge)
+}
+
+// charts draws what the samples tell.
+func (d *reportData) charts() {
+	r := d.Result
+	if len(r.Samples) == 0 {
+		return
+	}
+	until := r.Samples[len(r.Samples)-1].At
+	slots := len(r.Share)
+	for i := range slots {
+		d.Slots = append(d.Slots, legend{fmt.Sprintf("instance %d", i+1), palette(i)})
+	}
+	var at []time.Duration
+	for _, s := range r.Samples {
+		at = append(at, s.At)
+	}
+	pick := func(f func(Sample) float64) []float64 {
+		values := make([]float64, len(r.Samples))
+		for i, s := range r.Samples {
+			values[i] = f(s)
+		}
+		return values
+	}
+	base := chart{at: at, marks: r.Marks, until: until}
+	add := func(title, about string, legend []legend, c chart) {
+		c.title = title
+		d.Charts = append(d.Charts, drawn{Title: title, About: about, Legend: legend, SVG: c.SVG()})
+	}
+
+	rate := base
+	rate.stacked = true
+	for i := range slots {
+		rate.lines = append(rate.lines, series{color: palette(i), values: pick(func(s Sample) float64 {
+			if i >= len(s.Slots) {
+				return 0
+			}
+			return max(0, s.Slots[i].Rate)
+		})})
+	}
+	add("Records stored a second", "by instance, stacked", d.Slots, rate)
+
+	const undoneColor, ageColor = "#4e79a7", "#e15759"
+	undone := base
+	undone.lines = []series{{color: undoneColor, values: pick(func(s Sample) float64 { return known(s.Undone) })}}
+	add("Undone entries", "not dealt, pending or deferred; gaps are times at which nobody could say", nil, undone)
+
+	age := base
+	age.lines = []series{{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.Age) })}}
+	add("Age of the oldest undone entry, seconds", "how far behind the fleet is", nil, age)
+
+	latency := base
+	latency.log = true
+	latency.lines = []series{
+		{color: undoneColor, values: pick(func(s Sample) float64 { return seconds(s.P50) })},
+		{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.P99) })},
+	}
+	add("Latency from stream time to commit, milliseconds", "of the records stored since the sample before",
+		[]legend{{"p50", undoneColor}, {"p99", ageColor}}, latency)
+	if len(r.Tenures) > 0 {
+		d.Charts = append(d.Charts, drawn{
+			Title: "Who owned each shard", About: "as Postgres noted it; one line is one shard, faults are shaded",
+			Legend: append(d.Slots[:len(d.Slots):len(d.Slots)], legend{"nobody", palette(-1)}), SVG: owners(base, r.Tenures),
+		})
+	}
+}
+
+func known(n *int64) float64 {
+	if n == nil {
+		return math.NaN()
+	}
+	return float64(*n)
+}
+
+func seconds(x *float64) float64 {
+	if x == nil {
+		return math.NaN()
+	}
+	return *x
+}
+
+// owners draws a line of spans for each shard.
+func owners(c chart, tenures []Tenure) template.HTML {
+	const line = 5
+	var b strings.Builder
+	height := marginTop + shards*line
+	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="owners of shards">`, chartWidth, height+marginFoot)
+	for _, t := range tenures {
+		from, to := max(0, t.From), min(t.To, c.until)
+		if to <= from {
+			continue
+		}
+		fmt.Fprintf(&b, `<rect x="%.2f" y="%d" width="%.2f" height="%d" fill="%s"/>`,
+			c.x(from), marginTop+t.Shard*line, c.x(to)-c.x(from), line-1, palette(t.Slot))
+	}
+	for shard := 0; shard < shards; shard += 8 {
+		fmt.Fprintf(&b, `<text class="tick" x="%d" y="%d" text-anchor="end">shard %d</text>`, marginLeft-6, marginTop+shard*line+5, shard)
+	}
+	c.faults(&b, marginTop, float64(height))
+	c.clock(&b, float64(height))
+	b.WriteString(`</svg>`)
+	return template.HTML(b.String()) //nolint:gosec // built here; there is no foreign text in it
+}

@@ -1,0 +1,150 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// VerifyConfig says which system to judge, and by what.
+type VerifyConfig struct {
+	RedisURL       string
+	PostgresURL    string
+	Stream         string
+	Group          string
+	DLQStream      string // empty means the stream's name and :dlq
+	SendLog        string // file
+	MaxFutureSkew  time.Duration
+	MaxCrossingGap time.Duration
+}
+
+// Verify compares the tables of a system with a recorded send log. It reads
+// only. Rows of devices that are not in the log are none of its business.
+func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error) {
+	log, err := fleet.OpenLog(cfg.SendLog)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	o, err := oracle.New(log)
+	if err != nil {
+		return nil, err
+	}
+	g := &ground{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: cfg.Stream, group: cfg.Group, dlq: cfg.DLQStream}
+	defer func() { err = errors.Join(err, g.close(context.WithoutCancel(ctx))) }()
+	if err := g.connect(ctx); err != nil {
+		return nil, err
+	}
+	seen := oracle.Observed{OthersToo: true, Positions: g.positions(ctx), DeadLetters: g.letters(ctx)}
+	left, err := g.left(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seen.Pending, seen.Dealt = left.pending, &left.dealt
+	_, versions, err := g.fenceRows(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fences := make([]geofence.Fence, len(versions))
+	for i, v := range versions {
+		fences[i] = v.Fence
+	}
+	seen.Crossings = crossingsOf(g.crossings(ctx))
+	seen.Rules = oracle.Rules{Fences: fences, MaxFutureSkew: cfg.MaxFutureSkew, MaxCrossingGap: cfg.MaxCrossingGap}
+	return o.Judge(seen)
+}
+
+// left is what is not done yet.
+func (g *ground) left(ctx context.Context) (leftover, error) {
+	info, err := g.looker.Info(ctx)
+	if err != nil {
+		return leftover{}, fmt.Errorf("ask what is left: %w", err)
+	}
+	deferred, err := g.observer.Deferred(ctx)
+	if err != nil {
+		return leftover{}, err
+	}
+	ids, err := g.looker.Pending(ctx, int(info.Pending)+1)
+	if err != nil {
+		return leftover{}, fmt.Errorf("list what is left: %w", err)
+	}
+	left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered}
+	for _, id := range append(ids, deferred...) {
+		left.pending[id] = true
+	}
+	undone, _ := undoneOf(info)
+	left.undone = undone + int64(len(deferred))
+	return left, nil
+}
+
+// undone is how many entries are not done, deferred ones included.
+func (g *ground) undone(ctx context.Context) (n int64, known bool, err error) {
+	info, err := g.looker.Info(ctx)
+	if err != nil {
+		return 0, false, fmt.Errorf("ask what is left: %w", err)
+	}
+	deferred, err := g.observer.Deferred(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	n, known = undoneOf(info)
+	return n + int64(len(deferred)), known, nil
+}
+
+// SendConfig says what to send to a system that runs already.
+type SendConfig struct {
+	RedisURL string
+	Stream   string
+	MaxLen   int64 // of the stream, as the ingest trims it; 0 means never
+	Plan     Plan
+	Seed     uint64
+	Log      *slog.Logger
+}
+
+// Send sends a fleet to a stream that others read, and records what it sent. A
+// context that ends in the middle is no error.
+func Send(ctx context.Context, cfg SendConfig, sendLog io.Writer) (fleet.Progress, error) {
+	profile, err := cfg.Plan.profile(cfg.Seed, 0, cfg.Plan.Duration)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	// Device times of now: what a system has stored before is older.
+	profile.Start = time.Now().UTC().Truncate(time.Second)
+	source, err := profile.Source()
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	where := stream.Config{URL: cfg.RedisURL, Stream: cfg.Stream, Group: "loadtest", Shards: 1, Timeout: serverTimeout, Name: "loadtest"}
+	client, err := stream.Connect(where)
+	if err != nil {
+		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
+	}
+	defer client.Close()
+	reader, err := stream.NewGroup(client, where)
+	if err != nil {
+		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
+	}
+	writer, err := fleet.NewLogWriter(sendLog)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	sender, err := fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(1),
+		stream.NewPublisher(client, cfg.Stream, cfg.MaxLen), writer, cfg.Log)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	err = sender.Run(ctx)
+	if err == nil {
+		_, err = sender.Settle(context.WithoutCancel(ctx), reader)
+	}
+	return sender.Progress(), errors.Join(err, writer.Flush())
+}
