@@ -1,7 +1,5 @@
 package sim
 
-import "container/heap"
-
 // forever is later than any run lasts.
 const forever = int64(1) << 40
 
@@ -13,39 +11,64 @@ type event struct {
 	fn      func()
 }
 
-type events []*event
-
-func (e events) Len() int      { return len(e) }
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e events) Less(i, j int) bool {
-	a, b := e[i], e[j]
-	if a.at != b.at {
-		return a.at < b.at
+func (e *event) before(o *event) bool {
+	if e.at != o.at {
+		return e.at < o.at
 	}
-	if a.due != b.due {
-		return a.due < b.due
+	if e.due != o.due {
+		return e.due < o.due
 	}
-	return a.seq < b.seq
+	return e.seq < o.seq
 }
-func (e *events) Push(x any) { *e = append(*e, x.(*event)) }
 
-func (e *events) Pop() any {
-	old := *e
-	last := old[len(old)-1]
-	*e = old[:len(old)-1]
-	return last
+// events is a heap by value: a run goes through thousands of them.
+type events []event
+
+func (h *events) push(e event) {
+	*h = append(*h, e)
+	q := *h
+	for i := len(q) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !q[i].before(&q[up]) {
+			return
+		}
+		q[i], q[up] = q[up], q[i]
+		i = up
+	}
+}
+
+func (h *events) pop() event {
+	q := *h
+	first, last := q[0], len(q)-1
+	q[0], q[last] = q[last], event{}
+	q = q[:last]
+	*h = q
+	for i := 0; ; {
+		down := 2*i + 1
+		if down >= last {
+			return first
+		}
+		if right := down + 1; right < last && q[right].before(&q[down]) {
+			down = right
+		}
+		if !q[down].before(&q[i]) {
+			return first
+		}
+		q[i], q[down] = q[down], q[i]
+		i = down
+	}
 }
 
 // after has fn happen in p, or in no member, once some milliseconds have passed.
 func (w *world) after(ms int64, p *proc, fn func()) {
 	w.seq++
-	heap.Push(&w.events, &event{at: w.now + ms, due: w.now + ms, seq: w.seq, p: p, fn: fn})
+	w.events.push(event{at: w.now + ms, due: w.now + ms, seq: w.seq, p: p, fn: fn})
 }
 
 // step runs the next event. It tells whether there was one before the limit.
 func (w *world) step(limit int64) bool {
 	for len(w.events) > 0 && w.events[0].at <= limit {
-		e := heap.Pop(&w.events).(*event)
+		e := w.events.pop()
 		w.now = e.at
 		if e.p != nil {
 			if e.p.dead {
@@ -53,7 +76,7 @@ func (w *world) step(limit int64) bool {
 			}
 			if e.p.frozenUntil > w.now {
 				e.at = e.p.frozenUntil
-				heap.Push(&w.events, e)
+				w.events.push(e)
 				continue
 			}
 		}

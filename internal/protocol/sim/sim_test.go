@@ -120,7 +120,7 @@ func TestEveryPlantedFaultIsCaught(t *testing.T) {
 				if r.Violation == "" {
 					continue
 				}
-				t.Logf("after %d runs, SIM_SEED=%d: %s", n+1, first+n, r.Violation)
+				t.Logf("after %d runs, SIM_FROM=%d: %s", n+1, first+n, r.Violation)
 				if os.Getenv("SIM_SHOW") != "" {
 					show(t, sim.Shrink(r.Config))
 				}
