@@ -112,13 +112,15 @@ type conn interface {
 // follow in the same round trip is given as SQL; want is the tag of its last command.
 func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
 	buf := w.buffers.Get().(*[]byte)
-	defer w.buffers.Put(buf)
 	*buf = appendCopy((*buf)[:0], records)
 	sql := "begin; copy public.positions (" + positionColumns + ") from stdin (format binary)" + then
 	tag, err := conn.CopyFrom(ctx, bytes.NewReader(*buf), sql)
 	if err != nil {
+		// The driver does not wait for its reader of the buffer when the
+		// connection breaks, so this one is nobody's any more.
 		return err
 	}
+	w.buffers.Put(buf)
 	if got, _, _ := strings.Cut(tag.String(), " "); got != want {
 		return notCommitted(tag)
 	}
