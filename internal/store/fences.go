@@ -76,6 +76,12 @@ func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 	return out, errs, nil
 }
 
+const fencesInForce = `
+select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
+from processor.geofences
+where replaced_at is null
+order by id, version`
+
 // Rows returns the versions of fences that hold, with the version of the set.
 func (f *Fences) Rows(ctx context.Context) (version int64, list []FenceVersion, err error) {
 	tx, err := f.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
@@ -86,11 +92,7 @@ func (f *Fences) Rows(ctx context.Context) (version int64, list []FenceVersion, 
 	if err := tx.QueryRow(ctx, "select version from processor.geofence_set").Scan(&version); err != nil {
 		return 0, nil, failure("read the fences", err)
 	}
-	rows, err := tx.Query(ctx, `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
-from processor.geofences
-where replaced_at is null
-order by id, version`)
+	rows, err := tx.Query(ctx, fencesInForce)
 	if err != nil {
 		return 0, nil, failure("read the fences", err)
 	}

@@ -1,0 +1,287 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Pins are the values pinned for a fleet that crossings and owners depend on.
+type Pins struct {
+	Shards        int // 0 while no instance has ever started
+	MaxFutureSkew time.Duration
+	MaxGap        time.Duration
+}
+
+// ReadPins returns what the fleet has pinned.
+func ReadPins(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Pins, error) {
+	prefix := scope.Stream + "/" + scope.Group + "/"
+	rows, err := pool.Query(ctx, `
+select substr(name, length($1) + 1), value
+from processor.settings
+where starts_with(name, $1)`, prefix)
+	if err != nil {
+		return Pins{}, failure("read pinned settings", err)
+	}
+	var p Pins
+	var name, value string
+	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() (err error) {
+		switch name {
+		case "SHARDS":
+			p.Shards, err = strconv.Atoi(value)
+		case "MAX_FUTURE_SKEW":
+			p.MaxFutureSkew, err = time.ParseDuration(value)
+		case "MAX_CROSSING_GAP":
+			p.MaxGap, err = time.ParseDuration(value)
+		}
+		if err != nil {
+			return fmt.Errorf("pinned value of %s: %w", name, err)
+		}
+		return nil
+	})
+	return p, failure("read pinned settings", err)
+}
+
+// Devices answers operators' questions about one device, and takes their
+// requests.
+type Devices struct {
+	pool  *pgxpool.Pool
+	scope Scope
+	pins  Pins
+	by    string
+}
+
+// NewDevices returns the operators' view of devices. Requests are signed by by.
+func NewDevices(pool *pgxpool.Pool, scope Scope, pins Pins, by string) *Devices {
+	return &Devices{pool: pool, scope: scope, pins: pins, by: by}
+}
+
+// ErrNobodyStarted says that there is no fleet yet that could be asked.
+var ErrNobodyStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
+
+// MaxWindow is the longest window that may be derived again by request.
+const MaxWindow = 10 * 366 * 24 * time.Hour
+
+// CheckWindow is the reason why a window cannot be derived again, or nil. A
+// nil end is open.
+func CheckWindow(from, to *time.Time) error {
+	switch {
+	case from != nil && to != nil && from.After(*to):
+		return fmt.Errorf("the window begins at %s, after its end at %s", from.Format(time.RFC3339), to.Format(time.RFC3339))
+	case from != nil && to != nil && to.Sub(*from) > MaxWindow:
+		return fmt.Errorf("the window from %s to %s is longer than ten years", from.Format(time.RFC3339), to.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Ask asks the owner of a device's shard to do something. The request and its
+// audit are one transaction; the owner hears of it at the commit.
+func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.Time, reason string) (id int64, err error) {
+	if d.pins.Shards == 0 {
+		return 0, ErrNobodyStarted
+	}
+	if err := CheckWindow(from, to); err != nil {
+		return 0, err
+	}
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `
+insert into processor.requests (stream, grp, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by).
+			Scan(&id); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+insert into processor.audit (who, action, target, count, detail)
+values ($1, $2, $3, 1, jsonb_build_object('request', $4::bigint, 'from', $5::timestamptz, 'to', $6::timestamptz, 'reason', $7::text))`,
+			d.by, kind, "device "+device, id, from, to, reason); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "select pg_notify('"+RequestsChannel+"', '')")
+		return err
+	})
+	return id, failure("ask for a "+kind, err)
+}
+
+// RequestStatus is how a request stands.
+type RequestStatus struct {
+	ID         int64             `json:"id"`
+	Kind       string            `json:"kind"`
+	Device     *string           `json:"device_id"` // null for all devices of a shard
+	Shard      int               `json:"shard"`
+	From       *time.Time        `json:"from"`
+	To         *time.Time        `json:"to"`
+	Reason     string            `json:"reason"`
+	By         string            `json:"requested_by"`
+	At         time.Time         `json:"requested_at"`
+	State      string            `json:"state"` // waiting, running, done, failed or cancelled
+	Progress   protocol.Progress `json:"progress"`
+	Result     json.RawMessage   `json:"result"` // null while there is none
+	RunBy      *string           `json:"run_by"`
+	FinishedAt *time.Time        `json:"finished_at"`
+}
+
+// Over tells whether nothing more will happen to the request.
+func (r *RequestStatus) Over() bool { return r.State != "waiting" && r.State != "running" }
+
+const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, run_by, finished_at`
+
+func scanRequest(row pgx.CollectableRow) (RequestStatus, error) {
+	var r RequestStatus
+	var progress, result []byte
+	err := row.Scan(&r.ID, &r.Kind, &r.Device, &r.Shard, &r.From, &r.To, &r.Reason, &r.By, &r.At, &r.State, &progress, &result, &r.RunBy, &r.FinishedAt)
+	if err != nil {
+		return r, err
+	}
+	r.Result = result
+	return r, json.Unmarshal(progress, &r.Progress)
+}
+
+// Request is how a request stands.
+func (d *Devices) Request(ctx context.Context, id int64) (RequestStatus, error) {
+	rows, err := d.pool.Query(ctx, "select "+requestColumns+" from processor.requests where id = $1", id)
+	if err != nil {
+		return RequestStatus{}, failure("read a request", err)
+	}
+	r, err := pgx.CollectExactlyOneRow(rows, scanRequest)
+	return r, failure("read a request", err)
+}
+
+// Device is what is stored of one device.
+type Device struct {
+	Device     string          `json:"device_id"`
+	Shard      int             `json:"shard"`
+	Owner      *string         `json:"owner"` // null while the shard has none
+	Epoch      int64           `json:"epoch"`
+	OwnedSince *time.Time      `json:"owned_since"`
+	Last       *Position       `json:"last"` // the last that takes part in state; null where there is none
+	Recent     []Position      `json:"recent"`
+	Fences     []FenceState    `json:"fences"`
+	Deferred   int64           `json:"deferred"`
+	Archived   int64           `json:"dead_letters_archived"`
+	Requests   []RequestStatus `json:"requests"`
+}
+
+// Position is one row of positions.
+type Position struct {
+	Time      time.Time `json:"ts"`
+	Ingested  time.Time `json:"ingested_at"`
+	Latitude  float64   `json:"latitude"`
+	Longitude float64   `json:"longitude"`
+	Speed     float32   `json:"speed"`
+	Faulty    bool      `json:"faulty"`
+	Future    bool      `json:"future"`
+	NoFix     bool      `json:"no_fix"`
+}
+
+// FenceState is the last timing record of a device and a fence.
+type FenceState struct {
+	Fence string    `json:"fence_id"`
+	Kind  string    `json:"kind"`
+	At    time.Time `json:"at"`
+	Later time.Time `json:"later_ts"`
+}
+
+// Show reads what is stored of a device, as of one moment.
+func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
+	out := Device{Device: device, Recent: []Position{}, Fences: []FenceState{}, Requests: []RequestStatus{}}
+	if d.pins.Shards == 0 {
+		return out, ErrNobodyStarted
+	}
+	out.Shard = telemetry.ShardOf(device, d.pins.Shards)
+	err := pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+		err = tx.QueryRow(ctx, `
+select owner, epoch, owner_since
+from processor.shards
+where stream = $1
+  and grp = $2
+  and shard = $3`, d.scope.Stream, d.scope.Group, out.Shard).Scan(&out.Owner, &out.Epoch, &out.OwnedSince)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		const columns = `
+select ts, ingested_at, latitude, longitude, speed, faulty, ts > ingested_at + $1::interval, latitude = 0 and longitude = 0
+from public.positions
+where device_id = $2`
+		if out.Recent, err = collect(ctx, tx, scanPosition, columns+" order by ts desc limit 5", d.pins.MaxFutureSkew, device); err != nil {
+			return err
+		}
+		last, err := collect(ctx, tx, scanPosition, columns+" and "+eligible+" order by ts desc limit 1", d.pins.MaxFutureSkew, device)
+		if err != nil {
+			return err
+		}
+		if len(last) > 0 {
+			out.Last = &last[0]
+		}
+		if out.Fences, err = collect(ctx, tx, pgx.RowToStructByPos[FenceState], `
+select distinct on (fence_id) fence_id, kind, at, later_ts
+from processor.timing_records
+where device_id = $1
+order by fence_id, later_ts desc, ordinal desc`, device); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `
+select (select count(*) from processor.deferred where device_id = $1),
+  (select count(*) from processor.dead_letters where device_id = $1)`, device).Scan(&out.Deferred, &out.Archived); err != nil {
+			return err
+		}
+		out.Requests, err = collect(ctx, tx, scanRequest, "select "+requestColumns+`
+from processor.requests
+where device_id = $1
+order by id desc
+limit 5`, device)
+		return err
+	})
+	return out, failure("read a device", err)
+}
+
+func scanPosition(row pgx.CollectableRow) (Position, error) {
+	var p Position
+	err := row.Scan(&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Future, &p.NoFix)
+	return p, err
+}
+
+func collect[T any](ctx context.Context, tx pgx.Tx, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+	rows, err := tx.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	list, err := pgx.CollectRows(rows, scan)
+	if list == nil {
+		list = []T{}
+	}
+	return list, err
+}
+
+// Backlog is how far the recomputes of the group have come.
+type Backlog struct {
+	Open    int64 `json:"open"` // waiting and running
+	Running int64 `json:"running"`
+	Devices int64 `json:"devices"` // done by those that run
+	Fixes   int64 `json:"positions"`
+}
+
+// Recomputes tells how far the recomputes of the group have come.
+func (d *Devices) Recomputes(ctx context.Context) (Backlog, error) {
+	var b Backlog
+	err := d.pool.QueryRow(ctx, `
+select count(*),
+  count(*) filter (where state = 'running'),
+  coalesce(sum((progress ->> 'devices')::bigint), 0),
+  coalesce(sum((progress ->> 'fixes')::bigint), 0)
+from processor.requests
+where stream = $1
+  and grp = $2
+  and kind = 'recompute'
+  and state in ('waiting', 'running')`, d.scope.Stream, d.scope.Group).Scan(&b.Open, &b.Running, &b.Devices, &b.Fixes)
+	return b, failure("read requests", err)
+}
