@@ -73,9 +73,11 @@ func (g *ground) left(ctx context.Context) (leftover, error) {
 	if err != nil {
 		return leftover{}, err
 	}
-	ids, err := g.looker.Pending(ctx, int(info.Pending)+1)
-	if err != nil {
-		return leftover{}, fmt.Errorf("list what is left: %w", err)
+	var ids []telemetry.EntryID
+	if info.GroupExists {
+		if ids, err = g.looker.Pending(ctx, int(info.Pending)+1); err != nil {
+			return leftover{}, fmt.Errorf("list what is left: %w", err)
+		}
 	}
 	left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered}
 	for _, id := range append(ids, deferred...) {

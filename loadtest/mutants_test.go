@@ -1,0 +1,65 @@
+package loadtest_test
+
+import (
+	"io"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// build makes the service, with the mutants inside.
+func build(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "processor")
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-tags", "mutant", "-o", program,
+		"github.com/trmtracking/processor/cmd/processor").CombinedOutput()
+	require.NoError(t, err, string(out))
+	return program
+}
+
+func runScenario(t *testing.T, name, program, mutant string, plan loadtest.Plan) *loadtest.Result {
+	t.Helper()
+	s, err := loadtest.ByName(name)
+	require.NoError(t, err)
+	r, err := loadtest.Run(t.Context(), s, loadtest.Config{
+		Processor: program, Env: []string{"MUTANT=" + mutant}, Plan: plan, Seed: 1, Slack: 3,
+		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	require.NoError(t, err)
+	return r
+}
+
+// A judge that finds nothing wrong says nothing unless it finds what is.
+func TestMutantsOfTheServiceAreCaught(t *testing.T) {
+	testenv.Full(t)
+	program := build(t)
+	short := loadtest.Plan{Rate: 2000, Duration: 10 * time.Second, Profile: "incidents"}
+
+	r := runScenario(t, "split", program, "none", short)
+	require.Empty(t, r.Missed, "without a mutation everything is well")
+	require.Positive(t, r.Crossings)
+
+	for _, tt := range []struct {
+		mutant, scenario string
+		plan             loadtest.Plan
+		caught           func(r *loadtest.Result) bool
+	}{
+		{"drop:10000", "split", loadtest.Plan{Rate: 5000, Duration: 20 * time.Second}, func(r *loadtest.Result) bool { return r.Lost > 0 }},
+		{"early_ack", "split", short, func(r *loadtest.Result) bool { return r.Early > 0 }},
+		{"double_crossing", "split", short, func(r *loadtest.Result) bool { return r.Oracle == "different" }},
+		{"unfenced", "stall", loadtest.Plan{}, func(r *loadtest.Result) bool { return r.Stale != nil && *r.Stale > 0 }},
+	} {
+		t.Run(tt.mutant, func(t *testing.T) {
+			r := runScenario(t, tt.scenario, program, tt.mutant, tt.plan)
+			require.NotEmpty(t, r.Missed)
+			require.True(t, tt.caught(r), "missed for another reason: %q", r.Missed)
+		})
+	}
+}

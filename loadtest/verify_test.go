@@ -1,0 +1,94 @@
+package loadtest_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest"
+)
+
+func migrated(t *testing.T) string {
+	return testenv.Postgres(t, testenv.WithTemplate("loadtest", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+}
+
+// What nobody has done yet is pending, never lost and never well.
+func TestVerifyAccountsForWhatWasSent(t *testing.T) {
+	t.Parallel()
+	corner, url := testenv.Redis(t), migrated(t)
+	path := filepath.Join(t.TempDir(), "sent.log")
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { file.Close() })
+	sent, err := loadtest.Send(t.Context(), loadtest.SendConfig{
+		RedisURL: corner.URL, Stream: corner.Stream, Seed: 1, Log: slog.New(slog.DiscardHandler),
+		Plan: loadtest.Plan{Devices: 20, Rate: 1000, Duration: 300 * time.Millisecond, Profile: "polluted"},
+	}, file)
+	require.NoError(t, err)
+	require.Greater(t, sent.Sent, int64(200))
+
+	cfg := loadtest.VerifyConfig{
+		RedisURL: corner.URL, PostgresURL: url, Stream: corner.Stream, Group: corner.Group, SendLog: path,
+		MaxFutureSkew: 5 * time.Minute, MaxCrossingGap: 10 * time.Minute,
+	}
+	report, err := loadtest.Verify(t.Context(), cfg)
+	require.NoError(t, err)
+	require.False(t, report.Good())
+	require.Equal(t, sent.Sent, report.Account.Entries)
+	require.Equal(t, sent.Sent, report.Account.Pending)
+
+	// Dealt and gone from the queues without a trace.
+	require.NoError(t, corner.Client().XGroupCreate(t.Context(), corner.Stream, corner.Group, "$").Err())
+	report, err = loadtest.Verify(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Zero(t, report.Account.Pending)
+	require.Equal(t, sent.Sent, report.Account.Lost)
+}
+
+func config(t *testing.T) loadtest.Config {
+	return loadtest.Config{
+		Processor: "never started", Seed: 1, Slack: 1, Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+}
+
+func TestNamedServersThatHoldPositionsAreRefused(t *testing.T) {
+	t.Parallel()
+	cfg := config(t)
+	cfg.RedisURL, cfg.PostgresURL = testenv.Redis(t).URL, migrated(t)
+	conn, err := pgx.Connect(t.Context(), cfg.PostgresURL)
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), `
+insert into public.positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+values ('somebody', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(t.Context()))
+
+	s, err := loadtest.ByName("split")
+	require.NoError(t, err)
+	_, err = loadtest.Run(t.Context(), s, cfg)
+	require.ErrorContains(t, err, "holds positions already")
+}
+
+func TestNothingIsBrokenOnNamedServersUnlessAllowed(t *testing.T) {
+	t.Parallel()
+	cfg := config(t)
+	cfg.RedisURL, cfg.PostgresURL = "redis://127.0.0.1:1", "postgres://127.0.0.1:1"
+	for _, s := range loadtest.Scenarios() {
+		if s.Breaks {
+			_, err := loadtest.Run(t.Context(), s, cfg)
+			require.ErrorContains(t, err, "--allow-faults", s.Name)
+		}
+	}
+}
