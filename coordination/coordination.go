@@ -20,6 +20,7 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
+	Tasks    []Task // of whoever leads
 }
 
 // Stream is what of the stream concerns the fleet.
@@ -72,7 +73,7 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{
 		cfg: cfg, roster: roster, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
-		losses: deps.Stream, ledger: deps.Ledger, gauges: gauges, metrics: m, log: log.With("component", "leader"),
+		losses: deps.Stream, ledger: deps.Ledger, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, roster.SinkUp, m, log)
 	roster.OnChange(func() {

@@ -38,6 +38,15 @@ type Ledger interface {
 	Close(ctx context.Context, kind, subject string) error
 }
 
+// Task is work of the leader beside its own. It does a bounded part of it, and
+// harms nothing when two leaders do it.
+type Task interface {
+	Do(ctx context.Context, term int64) error
+}
+
+// complainEvery bounds the log lines of tasks that do not succeed.
+const complainEvery = 10 * time.Second
+
 // Leader is a leader's work: it assigns shards, brings what foreign consumers
 // hold to its queues, and records losses. Nothing of it harms when done twice.
 type Leader struct {
@@ -50,7 +59,10 @@ type Leader struct {
 	ledger      Ledger
 	gauges      *groupGauges
 	metrics     *metrics
+	tasks       []Task
 	log         *slog.Logger
+
+	complained time.Time // of a task
 
 	term    int64 // of the last pass
 	swept   time.Time
@@ -83,6 +95,12 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		}
 		l.watchStalls(ctx)
 		l.gauges.refresh(ctx)
+	}
+	for _, task := range l.tasks {
+		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && time.Since(l.complained) >= complainEvery {
+			l.complained = time.Now()
+			l.log.Warn("a task of the leader is not done, trying again", "err", err)
+		}
 	}
 	return ctx.Err()
 }

@@ -39,3 +39,19 @@ type Order struct {
 	Rules   Rules
 	Shards  int
 }
+
+// Window is a request of a neighbour to derive the crossings of a device again.
+type Window struct {
+	Source   string // names the request, so that recording it again changes nothing
+	DeviceID string
+	Shard    int
+	FromUS   int64 // device time, both ends included
+	ToUS     int64
+	Reason   string
+}
+
+// FencesRenewed is what became of fences that somebody else keeps.
+type FencesRenewed struct {
+	Added, Closed int     // versions
+	Bad           []error // rows that are no good and left out, each named
+}

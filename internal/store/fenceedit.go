@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -35,8 +37,8 @@ func NewFenceEditor(pool *pgxpool.Pool, scope Scope, shards int, by string) *Fen
 type Edited struct {
 	Added, Closed, Same int
 	From, To            *time.Time // device time to be derived again; nil is open
-	// Refused are fences whose ID is that of a fence of another source. They are
-	// left out, the others are not affected.
+	// Refused are fences that cannot be stored, or whose ID is that of a fence of
+	// another source. They are left out, the others are not affected.
 	Refused []error
 }
 
@@ -61,9 +63,15 @@ func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, sourc
 		}
 		return Edited{}, errors.Join(errs...)
 	}
-	ed := edit{source: source}
+	ed := edit{source: source, span: geofence.Span{FromUS: math.MaxInt64, ToUS: math.MinInt64}}
+	fences = slices.DeleteFunc(slices.Clone(fences), func(f geofence.Fence) bool {
+		bad := strings.ContainsRune(f.ID+f.Name, 0) || strings.Contains(f.Geometry, `\u0000`) || !utf8.ValidString(f.ID+f.Name)
+		if bad {
+			ed.Refused = append(ed.Refused, fmt.Errorf("fence %q: its texts hold what Postgres cannot store", f.ID))
+		}
+		return bad
+	})
 	err := pgx.BeginFunc(ctx, e.pool, func(tx pgx.Tx) error {
-		ed = edit{source: source, span: geofence.Span{FromUS: math.MaxInt64, ToUS: math.MinInt64}}
 		// One editor at a time: versions are numbered by reading the last one.
 		if _, err := tx.Exec(ctx, "select version from processor.geofence_set for update"); err != nil {
 			return err

@@ -1,0 +1,116 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// FenceKeeper brings the fences that a platform keeps in tables of its own into
+// ours, as versions, with the requests to derive again what they change.
+type FenceKeeper interface {
+	Renew(ctx context.Context) (protocol.FencesRenewed, error)
+}
+
+// FenceQuery is the leader's task to look every so often at fences that a
+// platform keeps. A row that is no good is named and left out, the others hold.
+type FenceQuery struct {
+	keeper FenceKeeper
+	ledger Ledger
+	every  time.Duration
+	log    *slog.Logger
+	bad    prometheus.Gauge
+	errors prometheus.Counter
+
+	term   int64
+	looked time.Time
+	noted  string // what of the rows is noted as an incident
+	failed bool   // that the query fails is noted
+}
+
+// NewFenceQuery returns the task.
+func NewFenceQuery(keeper FenceKeeper, ledger Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceQuery {
+	q := &FenceQuery{
+		keeper: keeper, ledger: ledger, every: every, log: log.With("component", "fence query"),
+		bad: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_coordination_fence_query_bad_rows", Help: "Rows of GEOFENCE_QUERY that are no good, at the leader.",
+		}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "processor_coordination_fence_query_errors_total", Help: "Runs of GEOFENCE_QUERY that failed as a whole.",
+		}),
+	}
+	reg.MustRegister(q.bad, q.errors)
+	return q
+}
+
+// The incidents of the query, by subject.
+const (
+	fenceIncident = "geofence_query"
+	fenceRows     = "rows"
+	fenceRun      = "query"
+)
+
+// Do looks at the platform's fences if it is time.
+func (q *FenceQuery) Do(ctx context.Context, term int64) error {
+	if term != q.term {
+		q.term, q.looked, q.noted, q.failed = term, time.Time{}, "unknown", true
+	}
+	if time.Since(q.looked) < q.every {
+		return nil
+	}
+	q.looked = time.Now()
+	renewed, err := q.keeper.Renew(ctx)
+	if err != nil {
+		q.errors.Inc()
+		if ctx.Err() == nil {
+			q.failed = true
+			if noteErr := q.ledger.Open(ctx, fenceIncident, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
+				q.log.Warn("incident not noted, trying again", "err", noteErr)
+			}
+		}
+		return fmt.Errorf("GEOFENCE_QUERY: %w", err)
+	}
+	if q.failed {
+		if err := q.ledger.Close(ctx, fenceIncident, fenceRun); err != nil {
+			return err
+		}
+		q.failed = false
+	}
+	if renewed.Added+renewed.Closed > 0 {
+		q.log.Info("fences of the platform changed", "added", renewed.Added, "closed", renewed.Closed)
+	}
+	return q.note(ctx, renewed.Bad)
+}
+
+// note keeps the incident of the rows that are left out.
+func (q *FenceQuery) note(ctx context.Context, bad []error) error {
+	q.bad.Set(float64(len(bad)))
+	const named = 20
+	var texts []string
+	for _, err := range bad[:min(named, len(bad))] {
+		texts = append(texts, err.Error())
+	}
+	now := strings.Join(texts, "\n")
+	if now == q.noted {
+		return nil
+	}
+	var err error
+	if len(bad) == 0 {
+		err = q.ledger.Close(ctx, fenceIncident, fenceRows)
+	} else {
+		for _, b := range bad[:len(texts)] {
+			q.log.Error("a row of GEOFENCE_QUERY is no good and left out; mend it in the platform", "err", b)
+		}
+		err = q.ledger.Open(ctx, fenceIncident, fenceRows, map[string]any{"count": len(bad), "rows": texts})
+	}
+	if err == nil {
+		q.noted = now
+	}
+	return err
+}

@@ -1,0 +1,176 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Windows is the stream in which neighbours ask for windows to be derived again.
+type Windows interface {
+	Stream() string
+	Read(ctx context.Context, count int) ([]telemetry.Entry, error)
+	Recorded(ctx context.Context, ids []telemetry.EntryID) error
+}
+
+// WindowDesk is where their requests are recorded for the owners of the shards.
+type WindowDesk interface {
+	Recompute(ctx context.Context, term int64, list []protocol.Window) error
+}
+
+// Recompute is the leader's task to bring neighbours' requests to the owners.
+// A request is acknowledged when it is recorded; one that cannot be understood
+// is noted as an incident and holds nobody up.
+type Recompute struct {
+	shards  int
+	source  Windows
+	desk    WindowDesk
+	ledger  Ledger
+	log     *slog.Logger
+	outcome *prometheus.CounterVec
+}
+
+// NewRecompute returns the task.
+func NewRecompute(shards int, source Windows, desk WindowDesk, ledger Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
+	r := &Recompute{
+		shards: shards, source: source, desk: desk, ledger: ledger, log: log.With("component", "recompute"),
+		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_coordination_recompute_requests_total", Help: "Requests read from recompute:requests, by outcome.",
+		}, []string{"outcome"}),
+	}
+	for _, o := range []string{"recorded", "rejected"} {
+		r.outcome.WithLabelValues(o)
+	}
+	reg.MustRegister(r.outcome)
+	return r
+}
+
+// One pass of the leader reads no more, so that it still renews in time.
+const (
+	recomputePages = 10
+	recomputePage  = 200
+)
+
+// Do records what has come in.
+func (r *Recompute) Do(ctx context.Context, term int64) error {
+	for range recomputePages {
+		entries, err := r.source.Read(ctx, recomputePage)
+		if err != nil || len(entries) == 0 {
+			return err
+		}
+		if err := r.record(ctx, term, entries); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.Entry) error {
+	var list []protocol.Window
+	ids := make([]telemetry.EntryID, len(entries))
+	rejected := 0
+	for i := range entries {
+		e := &entries[i]
+		ids[i] = e.ID
+		w, err := r.window(e)
+		if err == nil {
+			list = append(list, w)
+			continue
+		}
+		rejected++
+		r.log.Error("a request to derive a window again is rejected; send it again as the contract has it", "entry_id", e.ID.String(), "err", err)
+		// It is over as soon as it is noted: nothing goes on being wrong.
+		subject := r.source.Stream() + " " + e.ID.String()
+		if err := r.ledger.Open(ctx, "recompute_rejected", subject, map[string]any{"error": err.Error()}); err != nil {
+			return err
+		}
+		if err := r.ledger.Close(ctx, "recompute_rejected", subject); err != nil {
+			return err
+		}
+	}
+	if len(list) > 0 {
+		if err := r.desk.Recompute(ctx, term, list); err != nil {
+			return err
+		}
+	}
+	if err := r.source.Recorded(ctx, ids); err != nil {
+		return err
+	}
+	r.outcome.WithLabelValues("recorded").Add(float64(len(list)))
+	r.outcome.WithLabelValues("rejected").Add(float64(rejected))
+	return nil
+}
+
+// maxWindow is the longest window that may be asked for.
+const maxWindow = 10 * 366 * 24 * time.Hour
+
+// window reads a request: device_id, from, to and, where there is one, reason.
+func (r *Recompute) window(e *telemetry.Entry) (protocol.Window, error) {
+	w := protocol.Window{Source: r.source.Stream() + "|" + e.ID.String()}
+	if len(e.Fields) == 0 {
+		return w, errors.New("it was removed before it was read")
+	}
+	w.DeviceID, _ = e.Field("device_id")
+	if n := utf8.RuneCountInString(w.DeviceID); n < 1 || n > 64 || !storable(w.DeviceID) {
+		return w, fmt.Errorf("device_id %.80q: want 1 to 64 characters", w.DeviceID)
+	}
+	w.Shard = telemetry.ShardOf(w.DeviceID, r.shards)
+	var err error
+	if w.FromUS, err = instantOf(e, "from"); err != nil {
+		return w, err
+	}
+	if w.ToUS, err = instantOf(e, "to"); err != nil {
+		return w, err
+	}
+	switch {
+	case w.FromUS > w.ToUS:
+		return w, errors.New("from is after to")
+	case w.ToUS-w.FromUS > maxWindow.Microseconds():
+		return w, errors.New("the window is longer than ten years")
+	}
+	w.Reason, _ = e.Field("reason")
+	const longest = 1000
+	if len(w.Reason) > longest {
+		w.Reason = w.Reason[:longest]
+	}
+	if !storable(w.Reason) {
+		w.Reason = strconv.QuoteToASCII(w.Reason)
+	}
+	return w, nil
+}
+
+// storable tells whether Postgres takes s as text.
+func storable(s string) bool {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return false
+		}
+	}
+	return utf8.ValidString(s)
+}
+
+// instantOf reads a device time: RFC 3339, or milliseconds since 1970 as the
+// entries of the source stream have them.
+func instantOf(e *telemetry.Entry, field string) (int64, error) {
+	text, ok := e.Field(field)
+	if !ok {
+		return 0, fmt.Errorf("%s is missing", field)
+	}
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if ms, numErr := strconv.ParseInt(text, 10, 64); numErr == nil && ms > -1<<50 && ms < 1<<50 {
+		at, err = time.UnixMilli(ms), nil
+	}
+	if err != nil || at.Year() < 1 || at.Year() > 9998 {
+		return 0, fmt.Errorf("%s %.80q: want a time like 2026-05-01T00:00:00Z, or milliseconds since 1970", field, text)
+	}
+	return at.UnixMicro(), nil
+}

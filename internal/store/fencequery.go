@@ -1,0 +1,165 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// FenceQuery brings the fences that a platform keeps in tables of its own, in
+// the same database, into ours.
+type FenceQuery struct {
+	pool    *pgxpool.Pool
+	editor  *FenceEditor
+	query   string
+	timeout time.Duration
+}
+
+// NewFenceQuery returns the fences of a select statement. Its columns are id and
+// geometry (GeoJSON, as text or json, WGS84) and, where they are there, name,
+// kind, radius_m, valid_from, valid_to (timestamptz) and enabled.
+func NewFenceQuery(pool *pgxpool.Pool, editor *FenceEditor, query string, timeout time.Duration) *FenceQuery {
+	return &FenceQuery{pool: pool, editor: editor, query: strings.TrimRight(query, "; \t\r\n"), timeout: timeout}
+}
+
+// platformFence is a row of the query.
+type platformFence struct {
+	ID        *json.RawMessage `json:"id"`
+	Name      *string          `json:"name"`
+	Kind      *string          `json:"kind"`
+	Geometry  json.RawMessage  `json:"geometry"`
+	RadiusM   *json.RawMessage `json:"radius_m"`
+	ValidFrom *string          `json:"valid_from"`
+	ValidTo   *string          `json:"valid_to"`
+	Enabled   *bool            `json:"enabled"`
+}
+
+// Renew reads the platform's fences and makes them those that hold of the
+// source query. Rows that are no good are named and left out.
+func (q *FenceQuery) Renew(ctx context.Context) (protocol.FencesRenewed, error) {
+	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
+	var out protocol.FencesRenewed
+	rows, err := q.rows(ctx)
+	if err != nil {
+		return out, failure("read the platform's fences", err)
+	}
+	fences, bad := fencesOf(rows)
+	edited, err := q.editor.Import(ctx, fences, "query", true)
+	if err != nil {
+		return out, err
+	}
+	out.Added, out.Closed, out.Bad = edited.Added, edited.Closed, append(bad, edited.Refused...)
+	return out, nil
+}
+
+// rows runs the query where it can change nothing.
+func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
+	var list [][]byte
+	err := pgx.BeginTxFunc(ctx, q.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, "select row_to_json(q)::text from (\n"+q.query+"\n) as q")
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, pgx.RowTo[[]byte])
+		return err
+	})
+	return list, err
+}
+
+// fencesOf reads rows one by one.
+func fencesOf(rows [][]byte) ([]geofence.Fence, []error) {
+	var fences []geofence.Fence
+	var numbers []int // row of each fence
+	var bad []error
+	for i, row := range rows {
+		text, id, err := featureOf(row)
+		if err == nil {
+			var list []geofence.Fence
+			var refused []*geofence.FenceError
+			list, refused, err = geofence.ParseFeatures(text)
+			if err == nil && len(refused) > 0 {
+				err = refused[0].Err
+			}
+			if err == nil {
+				fences, numbers = append(fences, list...), append(numbers, i)
+			}
+		}
+		if err != nil {
+			bad = append(bad, fmt.Errorf("row %d, fence %s: %w", i+1, id, err))
+		}
+	}
+	_, clash := geofence.NewSet(fences)
+	drop := make(map[int]bool)
+	for _, c := range clash {
+		drop[c.Index] = true
+		bad = append(bad, fmt.Errorf("row %d, fence %s: %w", numbers[c.Index]+1, c.ID, c.Err))
+	}
+	good := fences[:0]
+	for i := range fences {
+		if !drop[i] {
+			good = append(good, fences[i])
+		}
+	}
+	return good, bad
+}
+
+// featureOf makes a GeoJSON Feature of a row.
+func featureOf(row []byte) (feature []byte, id string, err error) {
+	id = "without an id"
+	var p platformFence
+	if err := json.Unmarshal(row, &p); err != nil {
+		return nil, id, fmt.Errorf("a column has a type that cannot be used: %w", err)
+	}
+	if p.ID == nil {
+		return nil, id, errors.New("id is null or there is no such column")
+	}
+	id = string(*p.ID) // a number as it is written
+	if err := json.Unmarshal(*p.ID, &id); err != nil && strings.ContainsAny(id[:1], "{[tf") {
+		return nil, id, errors.New("id is neither text nor a number")
+	}
+	geometry := []byte(p.Geometry)
+	var text string
+	if json.Unmarshal(geometry, &text) == nil {
+		geometry = []byte(text)
+	}
+	if len(geometry) == 0 || string(geometry) == "null" {
+		return nil, id, errors.New("geometry is null or there is no such column")
+	}
+	if !json.Valid(geometry) {
+		return nil, id, errors.New("geometry is not GeoJSON; select it with ST_AsGeoJSON")
+	}
+	properties := map[string]any{"id": id}
+	if p.Name != nil {
+		properties["name"] = *p.Name
+	}
+	if p.Kind != nil {
+		properties["kind"] = *p.Kind
+	}
+	if p.RadiusM != nil {
+		properties["radius_m"] = *p.RadiusM
+	}
+	if p.Enabled != nil {
+		properties["enabled"] = *p.Enabled
+	}
+	for name, at := range map[string]*string{"valid_from": p.ValidFrom, "valid_to": p.ValidTo} {
+		if at == nil || strings.HasSuffix(*at, "infinity") {
+			continue // open
+		}
+		if _, err := time.Parse(time.RFC3339Nano, *at); err != nil {
+			return nil, id, fmt.Errorf("%s is %q, want a timestamptz", name, *at)
+		}
+		properties[name] = *at
+	}
+	feature, err = json.Marshal(map[string]any{"type": "Feature", "properties": properties, "geometry": json.RawMessage(geometry)})
+	return feature, id, err
+}
