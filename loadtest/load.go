@@ -21,12 +21,14 @@ type load struct {
 	file   *os.File
 	writer *fleet.LogWriter
 
-	parts   int
 	earlier atomic.Int64                 // sent by the fleets before
 	present atomic.Pointer[fleet.Sender] // nil between fleets
 	done    chan error                   // of the present one
 	stop    context.CancelFunc
+	began   time.Time     // of the present one
+	cpu     time.Duration // of this process when it began
 	sending time.Duration // that all fleets took together
+	spent   time.Duration // CPU time of this process meanwhile
 	worst   time.Duration
 }
 
@@ -48,13 +50,17 @@ func (l *load) begin(ctx context.Context, p fleet.Profile, pacer fleet.Pacer) er
 	if err != nil {
 		return err
 	}
-	sender, err := fleet.NewSender(fleet.DefaultSenderConfig(), source, pacer, l.ground.publisher, l.writer, l.log)
+	// A pipeline is sent when the one before is answered: the longer the answer
+	// takes, the more has to go into one.
+	cfg := fleet.DefaultSenderConfig()
+	cfg.MaxBatchRecords = 4 * cfg.MaxBatchRecords
+	sender, err := fleet.NewSender(cfg, source, pacer, l.ground.publisher, l.writer, l.log)
 	if err != nil {
 		return err
 	}
 	ctx, l.stop = context.WithCancel(ctx)
 	l.done = make(chan error, 1)
-	l.parts++
+	l.began, l.cpu = time.Now(), ownCPU()
 	l.present.Store(sender)
 	go func() { l.done <- sender.Run(ctx) }()
 	return nil
@@ -81,6 +87,8 @@ func (l *load) end(ctx context.Context, early bool) error {
 		<-l.done
 		return context.Cause(ctx)
 	}
+	l.sending += time.Since(l.began)
+	l.spent += ownCPU() - l.cpu
 	err := within(ctx, serverTimeout, 100*time.Millisecond, func() error {
 		_, err := sender.Settle(ctx, l.ground.looker)
 		return err

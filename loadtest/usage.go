@@ -28,6 +28,22 @@ func cpuOf(pid int) time.Duration {
 	return time.Duration(user+system) * clockTick
 }
 
+// peakMB is the most memory another process ever had, 0 where the system does
+// not tell.
+func peakMB(pid int) float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range bytes.Lines(text) {
+		if size, ok := bytes.CutPrefix(line, []byte("VmHWM:")); ok {
+			kb, _ := strconv.Atoi(string(bytes.Fields(size)[0]))
+			return float64(kb) / 1024
+		}
+	}
+	return 0
+}
+
 // redisCPU is the CPU time of our own Redis, 0 on a named one.
 func (r *run) redisCPU() time.Duration {
 	if r.ground.env == nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"os"
+	"runtime"
 	"time"
 
 	"github.com/trmtracking/processor/internal/store"
@@ -157,8 +159,18 @@ func (r *run) usage(res *Result) {
 			Value: fmt.Sprintf("%d records were looked for in Postgres while the run went on, %d were not there", r.probe.seen, r.probe.early),
 		})
 	}
-	if r.load.worst > 0 {
-		res.Facts = append(res.Facts, Fact{Name: "load", Value: fmt.Sprintf("at most %s behind its plan", r.load.worst.Round(time.Millisecond))})
+	if r.load.sending > 0 {
+		share := r.load.spent.Seconds() / r.load.sending.Seconds() / float64(runtime.NumCPU())
+		res.Facts = append(res.Facts, Fact{
+			Name: "load",
+			Value: fmt.Sprintf("at most %s behind its plan; sending and watching took %.0f %% of %d CPUs",
+				r.load.worst.Round(time.Millisecond), 100*share, runtime.NumCPU()),
+		})
+	}
+	if env := r.ground.env; env != nil {
+		res.Facts = append(res.Facts, Fact{
+			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB, this process %.0f MB at most", peakMB(env.Redis.PID()), peakMB(os.Getpid())),
+		})
 	}
 }
 
