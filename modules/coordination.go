@@ -80,6 +80,7 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	fleet, err := coordination.NewFleet(d.Config, d.Roster, d.Pipeline, coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout),
+		Tasks:  leaderTasks(d),
 		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
 	}, d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline

@@ -15,6 +15,8 @@ func commands() []*cobra.Command {
 		newDemoCommand(),
 		newMigrateCommand(),
 		newLagCommand(),
+		newDeviceCommand(),
+		newGeofenceCommand(),
 		newHealthCommand(),
 		newConfigCommand(),
 		newVersionCommand(),

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+func newDeviceCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "device",
+		Short: "Look into one device, and have its owner act upon it",
+		Long: `Shows what is stored of one device, checks it, and asks the owner of its shard to
+load it again, derive its crossings again or remove it. Requests are rows of
+processor.requests with an audit; they wait while the shard has no owner.`,
+		Example: `  processor device show 356307042441013
+  processor device verify 356307042441013
+  processor device rehydrate 356307042441013`,
+	}, newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceEraseCommand())
+}
+
+// fleetDB is the database of a fleet as operators' commands use it.
+type fleetDB struct {
+	pool  *pgxpool.Pool
+	scope store.Scope
+	pins  store.Pins
+	redis config.Redis
+	by    string
+}
+
+// openFleetDB connects to Postgres and reads what the fleet has pinned there.
+func openFleetDB(ctx context.Context) (*fleetDB, error) {
+	redis, err := config.LoadRedis(os.Environ())
+	if err != nil {
+		return nil, err
+	}
+	pg, err := config.LoadPostgres(os.Environ())
+	if err != nil {
+		return nil, err
+	}
+	pool, err := store.Open(ctx, store.Config{
+		URL: pg.URL.Reveal(), Member: "operator", MaxConns: 2,
+		ConnectTimeout: askTimeout, StatementTimeout: pg.StatementTimeout, LockTimeout: pg.LockTimeout,
+	})
+	if err != nil {
+		return nil, exit(exitConfig, err)
+	}
+	db := &fleetDB{pool: pool, scope: store.Scope{Stream: redis.Stream, Group: redis.Group}, redis: redis, by: operatorName()}
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if db.pins, err = store.ReadPins(asking, pool, db.scope); err != nil {
+		pool.Close()
+		var f *telemetry.Failure
+		if errors.As(err, &f) && f.Kind == telemetry.Misused {
+			return nil, exit(exitSchema, fmt.Errorf("%w; run processor migrate up", err))
+		}
+		return nil, err
+	}
+	return db, nil
+}
+
+func (db *fleetDB) devices() *store.Devices {
+	return store.NewDevices(db.pool, db.scope, db.pins, db.by)
+}
+
+// operatorName is who asks, for the audit.
+func operatorName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username + "@" + host
+	}
+	return fmt.Sprintf("uid %d@%s", os.Getuid(), host)
+}
+
+// deviceShown is the answer of device show.
+type deviceShown struct {
+	store.Device
+	// Pending is how many entries are on the queue of the device's shard; null
+	// while Redis does not answer.
+	Pending     *int64 `json:"shard_pending"`
+	DeadLetters *int64 `json:"dead_letters"` // in the dead-letter stream; null while Redis does not answer
+}
+
+func newDeviceShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show IMEI",
+		Short: "Show what is stored of a device and who works on it",
+		Example: `  processor device show 356307042441013
+  processor device show 356307042441013 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			db, err := openFleetDB(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer db.pool.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			var d deviceShown
+			if d.Device, err = db.devices().Show(ctx, args[0]); err != nil {
+				return err
+			}
+			if err := db.askRedis(ctx, &d); err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), "processor: warning: Redis does not say what is pending:", err)
+			}
+			out := outputOf(cmd)
+			return out.result(d, func() error { return d.print(out) })
+		},
+	}
+}
+
+// askRedis looks for what waits in Redis.
+func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
+	where := stream.Config{
+		URL: db.redis.URL.Reveal(), Stream: db.redis.Stream, Group: db.redis.Group, Shards: db.pins.Shards,
+		Timeout: askTimeout, Name: "processor/device",
+	}
+	client, err := stream.Connect(where)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	group, err := stream.NewGroup(client, where)
+	if err != nil {
+		return err
+	}
+	consumers, err := group.Consumers(ctx)
+	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
+		consumers, err = nil, nil // no group yet: nothing is pending
+	}
+	if err != nil {
+		return err
+	}
+	var pending int64
+	for _, c := range consumers {
+		if c.Shard == d.Shard {
+			pending = c.Pending
+		}
+	}
+	d.Pending = &pending
+	dead, err := stream.NewDeadLetters(client, where, db.redis.DLQStream)
+	if err != nil {
+		return err
+	}
+	var letters int64
+	for l, err := range dead.All(ctx) {
+		if err != nil {
+			return err
+		}
+		if id, _ := l.Entry.Field("device_id"); id == d.Device.Device {
+			letters++
+		}
+	}
+	d.DeadLetters = &letters
+	return nil
+}
+
+func (d *deviceShown) print(out *output) error {
+	t := newTable("WHAT", "VALUE")
+	t.row("device", d.Device.Device)
+	t.row("shard", fmt.Sprint(d.Shard))
+	owner := any(cell{"nobody", yellow})
+	if d.Owner != nil {
+		owner = *d.Owner
+	}
+	t.row("owner", owner)
+	t.row("epoch", fmt.Sprint(d.Epoch))
+	if d.Last == nil {
+		t.row("last position", "none that takes part in state")
+	} else {
+		t.row("last position", fmt.Sprintf("%s at %v, %v", clock(d.Last.Time), d.Last.Latitude, d.Last.Longitude))
+	}
+	for _, f := range d.Fences {
+		t.row("fence "+f.Fence, fmt.Sprintf("%s at %s", f.Kind, clock(f.At)))
+	}
+	t.row("pending of its shard", orUnknown(d.Pending))
+	t.row("deferred", fmt.Sprint(d.Deferred))
+	t.row("dead letters", orUnknown(d.DeadLetters))
+	t.row("dead letters archived", fmt.Sprint(d.Archived))
+	if err := out.table(t); err != nil {
+		return err
+	}
+	if len(d.Recent) > 0 {
+		t := newTable("DEVICE TIME", "STREAM TIME", "LATITUDE", "LONGITUDE", "SPEED", "REMARK")
+		for _, p := range d.Recent {
+			remark := ""
+			switch {
+			case p.Faulty:
+				remark = "faulty"
+			case p.Future:
+				remark = "future"
+			case p.NoFix:
+				remark = "no fix"
+			}
+			t.row(clock(p.Time), clock(p.Ingested), p.Latitude, p.Longitude, p.Speed, remark)
+		}
+		if err := errors.Join(out.line(""), out.table(t)); err != nil {
+			return err
+		}
+	}
+	if len(d.Requests) > 0 {
+		t := newTable("REQUEST", "KIND", "STATE", "ASKED", "BY")
+		for _, r := range d.Requests {
+			t.row(r.ID, r.Kind, r.State, clock(r.At), r.By)
+		}
+		return errors.Join(out.line(""), out.table(t))
+	}
+	return nil
+}
+
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+
+func newDeviceVerifyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify IMEI",
+		Short: "Derive a device's crossings from its positions and print what differs",
+		Long: `Follows the stored positions of a device from the first to the last through the
+fences in force, and compares what they say with what is recorded. Changes
+nothing. Exits 1 when something differs; processor device recompute mends it.`,
+		Example: `  processor device verify 356307042441013
+  processor device verify 356307042441013 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			db, err := openFleetDB(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer db.pool.Close()
+			v, err := db.devices().Verify(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			if err := out.result(v, func() error { return printVerification(out, &v) }); err != nil {
+				return err
+			}
+			if !v.Good() {
+				return exit(exitFinding, nil)
+			}
+			return nil
+		},
+	}
+}
+
+func printVerification(out *output, v *store.Verification) error {
+	for _, f := range v.BadFences {
+		if err := out.line("%s %s", out.paint(yellow, "left out"), f); err != nil {
+			return err
+		}
+	}
+	if !v.Good() {
+		t := newTable("DIFFERENCE", "FENCE", "KIND", "LATER FIX", "NUMBER", "SHOULD BE", "IS")
+		for _, kind := range []struct {
+			name string
+			list []store.Difference
+		}{{"missing", v.Missing}, {"different", v.Different}, {"too much", v.Extra}} {
+			for _, d := range kind.list {
+				t.row(cell{kind.name, red}, d.Fence, d.Kind, clock(d.Later), d.Ordinal, orNone(d.Want), orNone(d.Got))
+			}
+		}
+		if err := out.table(t); err != nil {
+			return err
+		}
+	}
+	if v.Open > 0 {
+		if err := out.line("%s: %d recompute requests that concern this device are not run yet", out.paint(yellow, "note"), v.Open); err != nil {
+			return err
+		}
+	}
+	state := out.paint(green, "ok")
+	if !v.Good() {
+		state = out.paint(red, "differs")
+	}
+	return out.line("%s: %d positions, %d crossings as they must be, %d missing, %d different, %d too much",
+		state, v.Positions, v.Crossings, len(v.Missing), len(v.Different), len(v.Extra))
+}
+
+func orNone(t *time.Time) string {
+	if t == nil {
+		return "none"
+	}
+	return clock(*t)
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// asking is what all requests have in common.
+type asking struct {
+	reason  string
+	noWait  bool
+	timeout time.Duration
+}
+
+func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&a.reason, "reason", "", "why, for the audit")
+	cmd.Flags().BoolVar(&a.noWait, "no-wait", false, "do not wait for the result")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait for the result; the request goes on by itself")
+	return cmd
+}
+
+func newDeviceRehydrateCommand() *cobra.Command {
+	var a asking
+	return a.flags(&cobra.Command{
+		Use:   "rehydrate IMEI",
+		Short: "Have the owner load a device again from the tables",
+		Long: `Makes the owner of the device's shard forget what it has in memory of the device
+and load it again. Prints both. Nothing in the tables changes.`,
+		Example: `  processor device rehydrate 356307042441013
+  processor device rehydrate 356307042441013 --reason "row marked as faulty" --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.ask(cmd, protocol.RequestRehydrate, args[0], nil, nil)
+		},
+	})
+}
+
+func newDeviceRecomputeCommand() *cobra.Command {
+	var a asking
+	var from, to string
+	cmd := a.flags(&cobra.Command{
+		Use:   "recompute IMEI",
+		Short: "Have the owner derive a device's crossings again",
+		Long: `Makes the owner of the device's shard derive the crossings in a window of device
+time again from the stored positions. What is right already stays as it is.
+Without --from or --to the window is open at that end.`,
+		Example: `  processor device recompute 356307042441013
+  processor device recompute 356307042441013 --from 2026-05-01T00:00:00Z --to 2026-05-02T00:00:00Z`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			begin, err := instantFlag("from", from)
+			if err != nil {
+				return exit(exitConfig, err)
+			}
+			end, err := instantFlag("to", to)
+			if err != nil {
+				return exit(exitConfig, err)
+			}
+			if err := store.CheckWindow(begin, end); err != nil {
+				return exit(exitConfig, err)
+			}
+			return a.ask(cmd, protocol.RequestRecompute, args[0], begin, end)
+		},
+	})
+	cmd.Flags().StringVar(&from, "from", "", "begin of the window of device time, like 2026-05-01T00:00:00Z")
+	cmd.Flags().StringVar(&to, "to", "", "end of the window")
+	return cmd
+}
+
+func instantFlag(name, text string) (*time.Time, error) {
+	if text == "" {
+		return nil, nil //nolint:nilnil // an open end
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return nil, fmt.Errorf("--%s %q: want a time like 2026-05-01T00:00:00Z", name, text)
+	}
+	t = t.UTC().Truncate(time.Microsecond)
+	return &t, nil
+}
+
+func newDeviceEraseCommand() *cobra.Command {
+	var a asking
+	var yes bool
+	cmd := a.flags(&cobra.Command{
+		Use:   "erase IMEI",
+		Short: "Have the owner remove all that is stored of a device",
+		Long: `Removes positions, timing records, deferred entries and archived dead letters of a
+device from Postgres. What is still in Redis, in the stream or as a dead letter,
+is not removed: stop the device first, or erase it again later. There is no way
+back, so it needs --yes.`,
+		Example: `  processor device erase 356307042441013 --yes --reason "request 4711 of the owner"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return exit(exitConfig, fmt.Errorf("this removes all that is stored of device %s for good; say --yes", args[0]))
+			}
+			return a.ask(cmd, protocol.RequestErase, args[0], nil, nil)
+		},
+	})
+	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
+	return cmd
+}
+
+// ask makes a request, waits until it is over and prints it.
+func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Time) error {
+	db, err := openFleetDB(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer db.pool.Close()
+	ctx, cancel := context.WithTimeoutCause(cmd.Context(), a.timeout, errWaited)
+	defer cancel()
+	devices := db.devices()
+	id, err := devices.Ask(ctx, kind, device, from, to, a.reason)
+	if err != nil {
+		return err
+	}
+	status, err := devices.Request(ctx, id)
+	if err != nil {
+		return err
+	}
+	late := false
+	if !a.noWait {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for !status.Over() && !late {
+			select {
+			case <-ctx.Done():
+				late = true
+			case <-tick.C:
+				next, err := devices.Request(ctx, id)
+				if late = errors.Is(context.Cause(ctx), errWaited); err != nil && !late {
+					return err
+				}
+				if err == nil {
+					status = next
+				}
+			}
+		}
+	}
+	out := outputOf(cmd)
+	if err := out.result(status, func() error { return printRequest(out, &status) }); err != nil {
+		return err
+	}
+	switch {
+	case late:
+		return fmt.Errorf("request %d is not done after %v and goes on by itself; see processor device show %s", id, a.timeout, device)
+	case status.State == "failed":
+		return exit(exitFinding, nil)
+	}
+	return nil
+}
+
+var errWaited = errors.New("waited long enough")
+
+func printRequest(out *output, r *store.RequestStatus) error {
+	t := newTable("WHAT", "VALUE")
+	t.row("request", fmt.Sprint(r.ID))
+	t.row("kind", r.Kind)
+	state := any(r.State)
+	switch r.State {
+	case "done":
+		state = cell{r.State, green}
+	case "failed":
+		state = cell{r.State, red}
+	}
+	t.row("state", state)
+	t.row("shard", fmt.Sprint(r.Shard))
+	if r.RunBy != nil {
+		t.row("run by", *r.RunBy)
+	}
+	var result map[string]json.RawMessage
+	if len(r.Result) > 0 && json.Unmarshal(r.Result, &result) == nil {
+		for _, name := range []string{"error", "before", "after", "devices", "fixes", "added", "changed", "removed"} {
+			if v, ok := result[name]; ok {
+				t.row(name, string(v))
+			}
+		}
+	}
+	return out.table(t)
+}

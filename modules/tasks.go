@@ -1,0 +1,23 @@
+package modules
+
+import (
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+// leaderTasks is the work that whoever leads does for the neighbours.
+func leaderTasks(d fleetDeps) []coordination.Task {
+	timeout := d.Service.Postgres.StatementTimeout
+	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
+	// A fleet is a stream and a group, and each fleet reads every request.
+	windows := stream.NewRecomputes(d.Client, stream.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
+	desk := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
+	tasks := []coordination.Task{coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics)}
+	if query := d.Service.Geofences.Query; query != "" {
+		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))
+		keeper := store.NewFenceQuery(d.Pool, editor, query, timeout)
+		tasks = append(tasks, coordination.NewFenceQuery(keeper, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
+	}
+	return tasks
+}
