@@ -1,19 +1,22 @@
 package modules
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/fx"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred))
+var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newHousekeeper))
 
 // deferredPoll is how often each instance looks for deferred entries that are due.
 const deferredPoll = time.Second
@@ -36,4 +39,28 @@ func newDeadLetters(client redis.UniversalClient, where stream.Config, cfg confi
 
 func newDeferred(pool *pgxpool.Pool, scope store.Scope, m Member, cfg config.Config) *store.Deferred {
 	return store.NewDeferred(pool, scope, string(m), cfg.Postgres.StatementTimeout)
+}
+
+// housekeepingDeps are the parts the housekeeper of the dead letters works with.
+type housekeepingDeps struct {
+	fx.In
+
+	Config  config.Config
+	Pool    *pgxpool.Pool
+	Scope   store.Scope
+	Member  Member
+	Dead    *stream.DeadLetters
+	Later   *store.Deferred
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+func newHousekeeper(d housekeepingDeps) *coordination.Housekeeper {
+	timeout := d.Config.Postgres.StatementTimeout
+	return coordination.NewHousekeeper(coordination.HousekeepingDeps{
+		DeadLetters: d.Dead, Deferred: d.Later,
+		Archive: store.NewDeadLetters(d.Pool, d.Scope, timeout),
+		Audit:   store.NewAudit(d.Pool, timeout),
+		Ledger:  store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+	}, d.Config.DeadLetters.Retention, string(d.Member), d.Log, d.Metrics)
 }

@@ -71,6 +71,7 @@ type QueueReply struct {
 // Ack is entries of one shard that are finished.
 type Ack struct {
 	Shard int
+	Token string // under which the shard was taken
 	IDs   []telemetry.EntryID
 	// Gone are entries whose content was trimmed while they were pending. They
 	// are noted as lost and acknowledged in the same step.
@@ -136,4 +137,16 @@ type Backlog struct {
 	LagKnown    bool
 	Oldest      telemetry.EntryID // the oldest unfinished entry; zero where there is none
 	OldestKnown bool
+
+	Deferred      int64 // entries that wait for another attempt
+	DeferredKnown bool
+}
+
+// Letter is a dead letter as it lies in its stream.
+type Letter struct {
+	ID telemetry.EntryID // in the stream of dead letters
+	telemetry.DeadLetter
+	// Err says that the entry is no dead letter of ours. Its fields are in Entry
+	// then, and nothing else is known.
+	Err error
 }

@@ -6,17 +6,12 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Letter is a dead letter as it lies in the stream.
-type Letter struct {
-	ID telemetry.EntryID // in the stream of dead letters
-	telemetry.DeadLetter
-	// Err says that the entry is no dead letter of ours. Its fields are in Entry
-	// then, and nothing else is known.
-	Err error
-}
+type Letter = protocol.Letter
 
 // List returns at most count dead letters that follow an ID, oldest first;
 // fewer only at the end.
@@ -83,4 +78,31 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 			}
 		}
 	}
+}
+
+// Length is how many dead letters there are, and the ID of the newest ever.
+func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.EntryID, err error) {
+	info, err := d.client.XInfoStream(ctx, d.stream).Result()
+	if err != nil {
+		if isNoSuchKey(err) {
+			return 0, last, nil
+		}
+		return 0, last, failure("look at the dead letters in "+d.stream, err)
+	}
+	last, err = telemetry.ParseEntryID(info.LastGeneratedID)
+	return info.Length, last, failure("look at the dead letters in "+d.stream, err)
+}
+
+// Remove takes exactly these dead letters out of the stream and tells how many
+// of them were there.
+func (d *DeadLetters) Remove(ctx context.Context, ids []telemetry.EntryID) (int, error) {
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	text := make([]string, len(ids))
+	for i, id := range ids {
+		text[i] = id.String()
+	}
+	n, err := d.client.XDel(ctx, d.stream, text...).Result()
+	return int(n), failure("remove dead letters from "+d.stream, err)
 }

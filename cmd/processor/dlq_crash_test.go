@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// fragile is the processor built so that entries with a field called plant kill it.
+var fragile = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "fragile")
+	if err != nil {
+		return "", err
+	}
+	program := filepath.Join(dir, "processor")
+	out, err := exec.Command("go", "build", "-tags", "crashtest", "-o", program, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return program, nil
+})
+
+// nursed runs a processor and starts it again whenever it dies, until told to
+// stop. It returns how often it died.
+func nursed(t *testing.T, pl *place) (stop func() int) {
+	program, err := fragile()
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	deaths := 0
+	var nursing sync.WaitGroup
+	nursing.Go(func() {
+		for ctx.Err() == nil {
+			cmd := exec.CommandContext(ctx, program, "run")
+			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, pl.environ("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s", "LOG_LEVEL=warn")...)
+			if err := cmd.Run(); err != nil && ctx.Err() == nil {
+				deaths++
+			}
+		}
+	})
+	return func() int {
+		cancel()
+		nursing.Wait()
+		return deaths
+	}
+}
+
+func fine(device int, seconds int64) []string {
+	m := telemetry.Message{
+		DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+seconds, 0).UTC(),
+		Latitude: 48.1, Longitude: 11.5 + float64(seconds)/1e5, Speed: 50, Satellites: 11,
+	}
+	return telemetry.EntryFields(&m)
+}
+
+func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
+	for _, how := range []string{"panic", "stack", "signal"} {
+		t.Run(how, func(t *testing.T) {
+			pl := newPlace(t)
+			opts, err := redis.ParseURL(pl.redisURL)
+			require.NoError(t, err)
+			client := redis.NewClient(opts)
+			defer func() { _ = client.Close() }()
+			var entries [][]string
+			const devices, seconds, killer = 20, 40, 333
+			for s := range int64(seconds) {
+				for d := range devices {
+					entries = append(entries, fine(d, s))
+				}
+			}
+			entries[killer] = append(entries[killer], "plant", how)
+			ids, err := stream.NewPublisher(client, pl.stream, 0).Publish(t.Context(), entries)
+			require.NoError(t, err)
+
+			stop := nursed(t, pl)
+			conn, err := pgx.Connect(t.Context(), pl.pgURL)
+			require.NoError(t, err)
+			defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+			stored := func() (n int) {
+				require.NoError(t, conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n))
+				return n
+			}
+			testenv.Wait(t, 2*time.Minute, func() error {
+				if n := stored(); n != len(entries)-1 {
+					return fmt.Errorf("%d of %d stored", n, len(entries)-1)
+				}
+				return nil
+			})
+			dead, err := stream.NewDeadLetters(client, stream.Config{Stream: pl.stream, Group: pl.group}, pl.stream+":dlq")
+			require.NoError(t, err)
+			testenv.Wait(t, time.Minute, func() error {
+				list, err := dead.List(t.Context(), telemetry.EntryID{}, 10)
+				if err == nil && len(list) == 0 {
+					return fmt.Errorf("no dead letter yet")
+				}
+				return err
+			})
+			var left int
+			testenv.Wait(t, time.Minute, func() error {
+				err := conn.QueryRow(t.Context(), "select count(*) from processor.shards where run_limit is not null or deaths > 0").Scan(&left)
+				if err == nil && left > 0 {
+					return fmt.Errorf("%d shards are still under suspicion", left)
+				}
+				return err
+			})
+			deaths := stop()
+			t.Logf("%d deaths", deaths)
+
+			list, err := dead.List(t.Context(), telemetry.EntryID{}, 10)
+			require.NoError(t, err)
+			require.Len(t, list, 1, "innocents are not blamed")
+			require.Equal(t, ids[killer], list[0].Entry.ID)
+			require.Equal(t, telemetry.ClassCrash, list[0].Class)
+			require.Equal(t, entries[killer], list[0].Entry.Fields)
+			require.GreaterOrEqual(t, list[0].Attempts, 2)
+			require.LessOrEqual(t, deaths, 14)
+		})
+	}
+}
+
+func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
+	pl := newPlace(t)
+	opts, err := redis.ParseURL(pl.redisURL)
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	defer func() { _ = client.Close() }()
+	first := pl.run("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s")
+	first.awaitReady()
+	var entries [][]string
+	for s := range int64(50) {
+		for d := range 20 {
+			entries = append(entries, fine(d, s))
+		}
+	}
+	pub := stream.NewPublisher(client, pl.stream, 0)
+	_, err = pub.Publish(t.Context(), entries[:500])
+	require.NoError(t, err)
+	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	until := func(n int) {
+		testenv.Wait(t, time.Minute, func() error {
+			var have int
+			err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&have)
+			if err == nil && have != n {
+				return fmt.Errorf("%d of %d stored", have, n)
+			}
+			return err
+		})
+	}
+	until(500)
+	_, err = pub.Publish(t.Context(), entries[500:])
+	require.NoError(t, err)
+	require.NoError(t, first.cmd.Process.Kill())
+	second := pl.run("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s")
+	second.awaitReady()
+	until(1000)
+	var deaths int
+	require.NoError(t, conn.QueryRow(t.Context(), "select coalesce(sum(deaths), 0) from processor.shards").Scan(&deaths))
+	require.Zero(t, deaths)
+	require.Zero(t, client.XLen(t.Context(), pl.stream+":dlq").Val())
+	require.Zero(t, terminated(second))
+}

@@ -1,0 +1,253 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// DeadLetters is the stream of dead letters as its housekeeper needs it.
+type DeadLetters interface {
+	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.Letter, error)
+	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
+	ForgetParked(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error)
+}
+
+// Archive keeps what retention takes out of the stream.
+type Archive interface {
+	Export(ctx context.Context, letters []protocol.Letter, by string) error
+}
+
+// Auditor keeps who changed what.
+type Auditor interface {
+	Note(ctx context.Context, who, action, target string, count int, detail map[string]any) error
+}
+
+// Deferred counts the entries that wait for another attempt.
+type Deferred interface {
+	Count(ctx context.Context) (int64, error)
+}
+
+// HousekeepingDeps is what a housekeeper works with.
+type HousekeepingDeps struct {
+	DeadLetters DeadLetters
+	Archive     Archive
+	Audit       Auditor
+	Deferred    Deferred
+	Ledger      Ledger
+}
+
+const (
+	housePage  = 200              // dead letters looked at at once
+	housePages = 5                // of one pass, so that the leader renews in time
+	houseEvery = 15 * time.Second // between two walks through all of them
+	houseKinds = 20               // fingerprints that are shown as incidents
+	houseStale = 2 * time.Minute  // after which what was counted counts no more
+	parkedScan = time.Hour        // between two walks through what is remembered of parked entries
+)
+
+// Housekeeper looks after the dead letters for the whole fleet: it counts them,
+// groups those that failed alike, and moves those that are older than the
+// retention to the archive. Two that do so at once do no harm: exporting again
+// changes nothing, and what is removed is named by its ID.
+type Housekeeper struct {
+	HousekeepingDeps
+	retention time.Duration
+	member    string
+	metrics   *houseMetrics
+	log       *slog.Logger
+
+	walk   *walk
+	walked time.Time
+	shown  map[string]bool // fingerprints with an incident
+	parked struct {
+		cursor uint64
+		began  time.Time
+	}
+}
+
+// walk is one way through all dead letters, in pages.
+type walk struct {
+	after telemetry.EntryID
+	tally tally
+	kinds map[string]*kind
+	moved int
+}
+
+// kind is the dead letters that failed alike.
+type kind struct {
+	count       int
+	first, last time.Time
+	example     telemetry.EntryID
+}
+
+// NewHousekeeper returns a housekeeper that has not looked yet.
+func NewHousekeeper(deps HousekeepingDeps, retention time.Duration, member string, log *slog.Logger, reg prometheus.Registerer) *Housekeeper {
+	return &Housekeeper{
+		HousekeepingDeps: deps, retention: retention, member: member,
+		metrics: newHouseMetrics(reg), log: log.With("component", "housekeeping"),
+	}
+}
+
+// Deferring is how many entries wait for another attempt, if that was counted lately.
+func (h *Housekeeper) Deferring() (n int64, known bool) {
+	if h == nil {
+		return 0, true // nobody defers
+	}
+	h.metrics.mu.Lock()
+	defer h.metrics.mu.Unlock()
+	return h.metrics.waiting, time.Since(h.metrics.waitingAt) < houseStale
+}
+
+// Pass does a bounded piece of the work. It is the leader's to call.
+func (h *Housekeeper) Pass(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
+	n, err := h.Deferred.Count(ctx)
+	if err != nil {
+		return err
+	}
+	h.metrics.deferred(n)
+	if err := h.forget(ctx); err != nil {
+		return err
+	}
+	if h.walk == nil {
+		if time.Since(h.walked) < houseEvery {
+			return nil
+		}
+		h.walk = &walk{tally: make(tally), kinds: make(map[string]*kind)}
+	}
+	for range housePages {
+		done, err := h.page(ctx)
+		if err != nil {
+			return err
+		}
+		if done {
+			err := h.finish(ctx)
+			h.walk, h.walked = nil, time.Now()
+			return err
+		}
+	}
+	return nil
+}
+
+// page looks at some dead letters and archives those that are too old.
+func (h *Housekeeper) page(ctx context.Context) (done bool, err error) {
+	letters, err := h.DeadLetters.List(ctx, h.walk.after, housePage)
+	if err != nil {
+		return false, err
+	}
+	expired := slices.IndexFunc(letters, func(l protocol.Letter) bool { return time.Since(l.ID.Time()) < h.retention })
+	if expired < 0 {
+		expired = len(letters)
+	}
+	if err := h.archive(ctx, letters[:expired]); err != nil {
+		return false, err
+	}
+	for _, l := range letters[expired:] {
+		h.walk.note(&l)
+	}
+	if len(letters) > 0 {
+		h.walk.after = letters[len(letters)-1].ID
+	}
+	return len(letters) < housePage, nil
+}
+
+func (h *Housekeeper) archive(ctx context.Context, letters []protocol.Letter) error {
+	if len(letters) == 0 {
+		return nil
+	}
+	if err := h.Archive.Export(ctx, letters, "retention by "+h.member); err != nil {
+		return err
+	}
+	ids := make([]telemetry.EntryID, len(letters))
+	for i := range letters {
+		ids[i] = letters[i].ID
+	}
+	removed, err := h.DeadLetters.Remove(ctx, ids)
+	if err != nil || removed == 0 {
+		return err
+	}
+	h.walk.moved += removed
+	h.metrics.archived.Add(float64(removed))
+	return h.Audit.Note(ctx, h.member, "dlq retention", fmt.Sprintf("%s to %s", ids[0], ids[len(ids)-1]), removed,
+		map[string]any{"retention": h.retention.String()})
+}
+
+func (w *walk) note(l *protocol.Letter) {
+	class := string(l.Class)
+	if l.Err != nil {
+		class = foreignClass
+	}
+	w.tally.add(class, l.ID.Time())
+	k := w.kinds[l.Fingerprint]
+	if k == nil {
+		if len(w.kinds) >= 1000 {
+			return // so many kinds are no kinds
+		}
+		k = &kind{first: l.ID.Time(), example: l.ID}
+		w.kinds[l.Fingerprint] = k
+	}
+	k.count++
+	k.last = l.ID.Time()
+}
+
+// finish publishes what the walk has found.
+func (h *Housekeeper) finish(ctx context.Context) error {
+	h.metrics.publish(h.walk.tally)
+	if h.walk.moved > 0 {
+		h.log.Info("archived dead letters older than the retention", "count", h.walk.moved)
+	}
+	names := make([]string, 0, len(h.walk.kinds))
+	for name, k := range h.walk.kinds {
+		if k.count > 1 {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return h.walk.kinds[b].count - h.walk.kinds[a].count })
+	names = names[:min(houseKinds, len(names))]
+	shown := make(map[string]bool, len(names))
+	for _, name := range names {
+		k := h.walk.kinds[name]
+		shown[name] = true
+		if err := h.Ledger.Open(ctx, "dead_letters", name, map[string]any{
+			"count": k.count, "first": k.first, "last": k.last, "example": k.example.String(),
+		}); err != nil {
+			return err
+		}
+	}
+	for name := range h.shown {
+		if !shown[name] {
+			if err := h.Ledger.Close(ctx, "dead_letters", name); err != nil {
+				return err
+			}
+		}
+	}
+	h.shown = shown
+	return nil
+}
+
+// forget walks through what is remembered of parked entries, one page a pass.
+func (h *Housekeeper) forget(ctx context.Context) error {
+	if h.parked.cursor == 0 {
+		if time.Since(h.parked.began) < parkedScan {
+			return nil
+		}
+		h.parked.began = time.Now()
+	}
+	before := telemetry.EntryID{Ms: uint64(max(0, time.Now().Add(-h.retention).UnixMilli()))}
+	_, next, err := h.DeadLetters.ForgetParked(ctx, before, h.parked.cursor)
+	if err != nil {
+		return err
+	}
+	h.parked.cursor = next
+	return nil
+}

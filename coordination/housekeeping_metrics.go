@@ -1,0 +1,100 @@
+package coordination
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// foreignClass counts entries in the stream of dead letters that are none of ours.
+const foreignClass = "foreign"
+
+// depth is the dead letters of one class.
+type depth struct {
+	count  int
+	oldest time.Time
+}
+
+type tally map[string]depth
+
+func (t tally) add(class string, at time.Time) {
+	d := t[class]
+	if d.count == 0 || at.Before(d.oldest) {
+		d.oldest = at
+	}
+	d.count++
+	t[class] = d
+}
+
+// houseMetrics are exported by the leader and absent elsewhere.
+type houseMetrics struct {
+	archived prometheus.Counter
+
+	mu         sync.Mutex
+	tally      tally
+	tallied    time.Time
+	waiting    int64
+	waitingAt  time.Time
+	letters    *prometheus.Desc
+	age        *prometheus.Desc
+	deferredOf *prometheus.Desc
+}
+
+func newHouseMetrics(reg prometheus.Registerer) *houseMetrics {
+	m := &houseMetrics{
+		archived: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "processor_coordination_archived_dead_letters_total", Help: "Dead letters moved to the archive by retention.",
+		}),
+		letters: prometheus.NewDesc("processor_group_dead_letters", "Dead letters in their stream, by class.", []string{"class"}, nil),
+		age: prometheus.NewDesc("processor_group_oldest_dead_letter_age_seconds",
+			"Age of the oldest dead letter, by class; absent where there is none.", []string{"class"}, nil),
+		deferredOf: prometheus.NewDesc("processor_group_deferred_entries", "Entries that wait for another attempt.", nil, nil),
+	}
+	reg.MustRegister(m.archived, m)
+	return m
+}
+
+func (m *houseMetrics) publish(t tally) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tally, m.tallied = t, time.Now()
+}
+
+func (m *houseMetrics) deferred(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting, m.waitingAt = n, time.Now()
+}
+
+// Describe implements prometheus.Collector.
+func (m *houseMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- m.letters
+	ch <- m.age
+	ch <- m.deferredOf
+}
+
+// Collect implements prometheus.Collector.
+func (m *houseMetrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if time.Since(m.waitingAt) < houseStale {
+		ch <- prometheus.MustNewConstMetric(m.deferredOf, prometheus.GaugeValue, float64(m.waiting))
+	}
+	if time.Since(m.tallied) >= houseStale {
+		return
+	}
+	classes := []string{foreignClass}
+	for _, c := range telemetry.Classes() {
+		classes = append(classes, string(c))
+	}
+	for _, class := range classes {
+		d := m.tally[class]
+		ch <- prometheus.MustNewConstMetric(m.letters, prometheus.GaugeValue, float64(d.count), class)
+		if d.count > 0 {
+			ch <- prometheus.MustNewConstMetric(m.age, prometheus.GaugeValue, max(0, time.Since(d.oldest).Seconds()), class)
+		}
+	}
+}

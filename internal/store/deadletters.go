@@ -1,0 +1,159 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// DeadLetters is the archive: what becomes of dead letters is written down here
+// before they leave their stream.
+type DeadLetters struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	timeout time.Duration
+}
+
+// NewDeadLetters returns the archive of a group.
+func NewDeadLetters(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *DeadLetters {
+	return &DeadLetters{pool: pool, scope: scope, timeout: timeout}
+}
+
+// Export copies dead letters. One that is there already stays as it is.
+func (d *DeadLetters) Export(ctx context.Context, letters []protocol.Letter, by string) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	b := &pgx.Batch{}
+	for i := range letters {
+		l := &letters[i]
+		class, text := string(l.Class), l.Error
+		if l.Err != nil {
+			class, text = "foreign", l.Err.Error()
+		}
+		b.Queue(`
+insert into processor.dead_letters (stream, grp, dlq_id, source_id, shard, device_id, fields, class, error, field,
+  fingerprint, attempts, first_failed_at, last_failed_at, instance, version, exported_by)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+on conflict (stream, grp, dlq_id, source_id) do nothing`,
+			d.scope.Stream, d.scope.Group, l.ID.String(), l.Entry.ID.String(), l.Shard, deviceOf(&l.Entry), byteFields(l.Entry.Fields),
+			storable(class), storable(text), optional(l.Field), storable(l.Fingerprint), l.Attempts,
+			l.FirstFailed, l.LastFailed, storable(l.Instance), storable(l.Version), by)
+	}
+	return failure("export dead letters", d.pool.SendBatch(ctx, b).Close())
+}
+
+// Edit notes what a dead letter that was exported is to be sent again as.
+func (d *DeadLetters) Edit(ctx context.Context, id telemetry.EntryID, fields []string, diff, who string) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	_, err := d.pool.Exec(ctx, `
+update processor.dead_letters
+set edited_fields = $4,
+  edit_diff = $5,
+  edited_by = $6,
+  edited_at = now()
+where stream = $1
+  and grp = $2
+  and dlq_id = $3`, d.scope.Stream, d.scope.Group, id.String(), byteFields(fields), storable(diff), who)
+	return failure("edit dead letter "+id.String(), err)
+}
+
+// Edited returns the corrected fields of those dead letters that have any.
+func (d *DeadLetters) Edited(ctx context.Context, ids []telemetry.EntryID) (map[telemetry.EntryID][]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	text := make([]string, len(ids))
+	for i, id := range ids {
+		text[i] = id.String()
+	}
+	edited := make(map[telemetry.EntryID][]string)
+	rows, err := d.pool.Query(ctx, `
+select dlq_id, edited_fields
+from processor.dead_letters
+where stream = $1
+  and grp = $2
+  and dlq_id = any ($3)
+  and edited_fields is not null`, d.scope.Stream, d.scope.Group, text)
+	if err != nil {
+		return nil, failure("look for edited dead letters", err)
+	}
+	var id string
+	var fields [][]byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &fields}, func() error {
+		parsed, err := telemetry.ParseEntryID(id)
+		edited[parsed] = textFields(fields)
+		return err
+	})
+	return edited, failure("look for edited dead letters", err)
+}
+
+// Replayed notes what dead letters were sent again as.
+func (d *DeadLetters) Replayed(ctx context.Context, as map[telemetry.EntryID]telemetry.EntryID, who string) error {
+	if len(as) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	ids, entries := make([]string, 0, len(as)), make([]string, 0, len(as))
+	for id, entry := range as {
+		ids, entries = append(ids, id.String()), append(entries, entry.String())
+	}
+	_, err := d.pool.Exec(ctx, `
+update processor.dead_letters d
+set replayed_as = r.entry,
+  replayed_by = $5,
+  replayed_at = now()
+from unnest($3::text[], $4::text[]) as r (id, entry)
+where d.stream = $1
+  and d.grp = $2
+  and d.dlq_id = r.id`, d.scope.Stream, d.scope.Group, ids, entries, who)
+	return failure("note replays", err)
+}
+
+// Try runs the whole write of records inside a transaction that is rolled back,
+// one after the other, and calls tell with what would have become of each:
+// whether it would have been new, or why it would have been refused.
+func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules protocol.Rules, tell func(i int, stored bool, err error)) error {
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		return failure("try a replay", err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timeout)
+		defer cancel()
+		_ = tx.Rollback(ctx) // a connection that cannot is closed, which rolls back as well
+	}()
+	for i := range records {
+		stored := make([]bool, 1)
+		err := pgx.BeginFunc(ctx, tx, func(sub pgx.Tx) error {
+			b := &pgx.Batch{}
+			queueLate(b, records[i:i+1], stored)
+			if err := sub.SendBatch(ctx, b).Close(); err != nil {
+				return err
+			}
+			then := &pgx.Batch{}
+			if rules.Fences.Len() > 0 {
+				if _, err := recompute(ctx, sub, windows(records[i:i+1], stored, rules), rules, then); err != nil {
+					return err
+				}
+			}
+			return sub.SendBatch(ctx, then).Close()
+		})
+		if err = failure("write", err); err != nil && !isRefused(err) {
+			return err
+		}
+		tell(i, stored[0], err)
+	}
+	return nil
+}
+
+func isRefused(err error) bool {
+	f, ok := errors.AsType[*telemetry.Failure](err)
+	return ok && (f.Kind == telemetry.Refused || f.Kind == telemetry.Conflict)
+}

@@ -1,0 +1,105 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+//go:embed deadletter_replay.lua
+var replaySource string
+
+//go:embed deadletter_forget.lua
+var forgetParkedSource string
+
+var (
+	replayScript       = redis.NewScript(replaySource)
+	forgetParkedScript = redis.NewScript(forgetParkedSource)
+)
+
+// ReplayFields is what a dead letter is sent again as: its fields, or others in
+// their place, and the source entry whose stream time the record keeps. The
+// replay of a replay names the first source.
+func ReplayFields(l *telemetry.DeadLetter, edited []string) []string {
+	e := telemetry.Entry{Fields: l.Entry.Fields}
+	if edited != nil {
+		e.Fields = edited
+	}
+	if _, ok := e.Field(telemetry.FieldReplayOf); ok {
+		return e.Fields
+	}
+	of := l.Entry.ID.String()
+	if first, ok := l.Entry.Field(telemetry.FieldReplayOf); ok {
+		of = first
+	}
+	return append(e.Fields[:len(e.Fields):len(e.Fields)], telemetry.FieldReplayOf, of)
+}
+
+// Replay adds an entry with these fields to the source stream and removes the
+// dead letter, in one step. It is false when the dead letter is not there.
+func (d *DeadLetters) Replay(ctx context.Context, id telemetry.EntryID, fields []string) (telemetry.EntryID, bool, error) {
+	if len(fields) > widest {
+		return telemetry.EntryID{}, false, fmt.Errorf("replay dead letter %s: it has %d fields, a script passes %d on; edit it", id, len(fields)/2, widest/2)
+	}
+	args := make([]any, 0, 1+len(fields))
+	args = append(args, id.String())
+	for i := range fields {
+		args = append(args, &fields[i])
+	}
+	text, err := replayScript.Run(ctx, d.client, []string{d.names.Stream, d.stream}, args...).Text()
+	if err != nil {
+		return telemetry.EntryID{}, false, failure("replay dead letter "+id.String(), err)
+	}
+	if text == "" {
+		return telemetry.EntryID{}, false, nil
+	}
+	as, err := telemetry.ParseEntryID(text)
+	return as, true, failure("replay dead letter "+id.String(), err)
+}
+
+// ForgetParked forgets which entries were parked, of one page of them: those
+// whose dead letter is older than an ID and whose own content was trimmed from
+// the source stream, so that they cannot be delivered again. The cursor it
+// returns begins the next page; 0 is the end.
+func (d *DeadLetters) ForgetParked(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error) {
+	const op = "forget parked entries"
+	first, err := d.client.XRangeN(ctx, d.names.Stream, "-", "+", 1).Result()
+	if err != nil {
+		return 0, 0, failure(op, err)
+	}
+	oldest := telemetry.MaxEntryID // an empty stream delivers nothing
+	if len(first) > 0 {
+		if oldest, err = telemetry.ParseEntryID(first[0].ID); err != nil {
+			return 0, 0, failure(op, err)
+		}
+	}
+	pairs, next, err := d.client.HScan(ctx, d.names.Parked(), cursor, "", 1000).Result()
+	if err != nil {
+		return 0, 0, failure(op, err)
+	}
+	var args []any
+	for i := 0; i+1 < len(pairs); i += 2 {
+		source, err := telemetry.ParseEntryID(pairs[i])
+		if err != nil {
+			return 0, 0, failure(op, err)
+		}
+		letter, _, _ := strings.Cut(pairs[i+1], " ")
+		id, err := telemetry.ParseEntryID(letter)
+		if err != nil {
+			return 0, 0, failure(op, err)
+		}
+		if id.Less(before) && source.Less(oldest) {
+			args = append(args, pairs[i], pairs[i+1])
+		}
+	}
+	if len(args) == 0 {
+		return 0, next, nil
+	}
+	forgotten, err = forgetParkedScript.Run(ctx, d.client, []string{d.names.Parked()}, args...).Int()
+	return forgotten, next, failure(op, err)
+}
