@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,7 +21,9 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
-	Tasks    []Task // of whoever leads
+	// House looks after the dead letters while this member leads; nil for nobody.
+	House *Housekeeper
+	Tasks []Task // of whoever leads
 }
 
 // Stream is what of the stream concerns the fleet.
@@ -50,6 +53,9 @@ type Fleet struct {
 	elector *Elector
 	caller  Caller
 	log     *slog.Logger
+
+	abandoned chan struct{}
+	abandon   sync.Once
 }
 
 // NewFleet returns the parts of a member that has a roster already; the store's
@@ -63,17 +69,17 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 		return nil, errors.New("coordination: a dependency is missing")
 	}
 	m := newMetrics(reg)
-	gauges := newGroupGauges(deps.Stream, 3*cfg.ClaimInterval+time.Second)
+	gauges := newGroupGauges(deps.Stream, deps.House, 3*cfg.ClaimInterval+time.Second)
 	if err := reg.Register(gauges); err != nil {
 		return nil, fmt.Errorf("register the group's gauges: %w", err)
 	}
 	// What is known of queues was known of another server.
-	deps.Stream.OnServerChange(engine.Rewind)
-	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, log: log.With("component", "fleet")}
+	deps.Stream.OnServerChange(engine.Abandon)
+	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{
 		cfg: cfg, roster: roster, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
-		losses: deps.Stream, ledger: deps.Ledger, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
+		losses: deps.Stream, ledger: deps.Ledger, house: deps.House, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, roster.SinkUp, m, log)
 	roster.OnChange(func() {
@@ -98,6 +104,14 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(beating)
 	keeping, stopKeeping := context.WithCancel(ctx)
 	defer stopKeeping()
+	g.Go(func() error {
+		select {
+		case <-f.abandoned:
+			stopKeeping()
+		case <-gctx.Done():
+		}
+		return nil
+	})
 	g.Go(func() error { return f.roster.Run(gctx) })
 	g.Go(func() error {
 		defer stopBeating()
@@ -118,9 +132,19 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 // RunElection campaigns and leads until ctx ends; then it resigns.
 func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ctx) }
 
+// Abandon ends the membership in the middle of the work, because this instance
+// is stuck: its shards are released and its heartbeat ends, as far as what is
+// stuck allows. What cannot be released is taken when the heartbeat has expired.
+func (f *Fleet) Abandon() { f.abandon.Do(func() { close(f.abandoned) }) }
+
 // Leave announces that this member is going, and waits until the others have
 // taken over its shards, or until ctx ends, or at once when there are no others.
 func (f *Fleet) Leave(ctx context.Context) error {
+	select {
+	case <-f.abandoned:
+		return nil // there is nothing to hand over, and no heartbeat to say it with
+	default:
+	}
 	if err := f.roster.Announce(ctx); err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ type Backlog interface {
 // is absent too, never 0.
 type groupGauges struct {
 	source Backlog
+	house  *Housekeeper
 	stale  time.Duration
 
 	mu  sync.Mutex
@@ -28,13 +29,13 @@ type groupGauges struct {
 	lag, pending, undone, age *prometheus.Desc
 }
 
-func newGroupGauges(source Backlog, stale time.Duration) *groupGauges {
+func newGroupGauges(source Backlog, house *Housekeeper, stale time.Duration) *groupGauges {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
 	return &groupGauges{
-		source: source, stale: stale,
+		source: source, house: house, stale: stale,
 		lag:     desc("processor_consumer_lag", "Entries not yet dealt, of the whole group; absent while unknown."),
 		pending: desc("processor_group_pending_entries", "Entries dealt and not acknowledged, of the whole group."),
-		undone:  desc("processor_group_undone_entries", "Lag plus pending; absent while the lag is unknown."),
+		undone:  desc("processor_group_undone_entries", "Lag plus pending plus deferred; absent while one of them is unknown."),
 		age:     desc("processor_group_oldest_pending_age_seconds", "Time since the oldest unfinished entry was added, by its ID."),
 	}
 }
@@ -47,6 +48,7 @@ func (g *groupGauges) refresh(ctx context.Context) {
 		g.at = time.Time{}
 		return
 	}
+	b.Deferred, b.DeferredKnown = g.house.Deferring()
 	g.now, g.at = b, time.Now()
 }
 
@@ -69,7 +71,9 @@ func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
 	gauge(g.pending, float64(b.Pending))
 	if b.LagKnown {
 		gauge(g.lag, float64(b.Lag))
-		gauge(g.undone, float64(b.Lag+b.Pending))
+		if b.DeferredKnown {
+			gauge(g.undone, float64(b.Lag+b.Pending+b.Deferred))
+		}
 	}
 	if b.OldestKnown {
 		age := 0.0

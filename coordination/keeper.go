@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"sync"
@@ -28,7 +29,7 @@ type Sessions interface {
 
 // Redealer puts entries that were acknowledged back on their queues.
 type Redealer interface {
-	Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
+	Enter(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
 	Redeal(ctx context.Context, ranges []protocol.Range) (entries int, err error)
 }
 
@@ -39,7 +40,7 @@ type Engine interface {
 	Drop(shard int)
 	Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
 	// Rewind reads all queues from their start again.
-	Rewind()
+	Abandon()
 }
 
 // releaseBudget is how long the release of all shards may take at the end.
@@ -226,7 +227,8 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 	if err := g.Wait(); err != nil {
 		return err // what was taken is ours in the table; the next pass takes it again
 	}
-	if err := k.dealAgain(ctx, taken); err != nil {
+	token := rand.Text()
+	if err := k.dealAgain(ctx, taken, token); err != nil {
 		return err
 	}
 	n := 0
@@ -237,7 +239,7 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 		k.mu.Lock()
 		k.holds[t.Shard] = t.Epoch
 		k.mu.Unlock()
-		if err := k.engine.Grant(telemetry.Held{Shard: t.Shard, Epoch: t.Epoch, Suspicion: t.Suspicion}); err != nil {
+		if err := k.engine.Grant(telemetry.Held{Shard: t.Shard, Epoch: t.Epoch, Token: token, Suspicion: t.Suspicion}); err != nil {
 			return err
 		}
 		n++
@@ -256,8 +258,16 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 	return nil
 }
 
-func (k *Keeper) dealAgain(ctx context.Context, taken []protocol.Shard) error {
-	acked, delivered, err := k.redealer.Marks(ctx)
+// dealAgain has Postgres and what was acknowledged compared, once nobody can
+// acknowledge any more for an earlier owner.
+func (k *Keeper) dealAgain(ctx context.Context, taken []protocol.Shard, token string) error {
+	var shards []int
+	for _, t := range taken {
+		if t.Epoch != 0 {
+			shards = append(shards, t.Shard)
+		}
+	}
+	acked, delivered, err := k.redealer.Enter(ctx, token, shards)
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,7 @@ type Leader struct {
 	foreign     Foreign
 	losses      Losses
 	ledger      Ledger
+	house       *Housekeeper
 	gauges      *groupGauges
 	metrics     *metrics
 	tasks       []Task
@@ -94,6 +95,9 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 			l.log.Warn("claim sweep not finished, trying again", "err", err)
 		}
 		l.watchStalls(ctx)
+		if err := l.house.Pass(ctx); err != nil && ctx.Err() == nil {
+			l.log.Warn("dead letters not looked after, trying again", "err", err)
+		}
 		l.gauges.refresh(ctx)
 	}
 	for _, task := range l.tasks {

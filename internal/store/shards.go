@@ -26,14 +26,19 @@ func NewShards(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Shards {
 }
 
 // Ensure makes the rows of shards 0 to n-1 where they are missing. Rows that
-// are there stay as they are.
+// are there stay as they are. The epoch of a row that somebody deleted goes on
+// beyond whatever it was: each take-over used up a transaction ID.
 func (s *Shards) Ensure(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	_, err := s.pool.Exec(ctx, `
 with made as (
-  insert into processor.shards (stream, grp, shard)
-  select $1, $2, n
+  insert into processor.shards (stream, grp, shard, epoch)
+  select $1, $2, n, case when exists (
+    select from processor.assignments
+    where stream = $1
+      and grp = $2
+  ) then pg_current_xact_id()::text::bigint else 0 end
   from generate_series(0, $3 - 1) as n
   on conflict do nothing
 )

@@ -1,0 +1,316 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+const shards = 16
+
+// engine is a pipeline that does no work: it holds what it is granted.
+type engine struct {
+	mu      sync.Mutex
+	epochs  map[int]int64
+	busy    bool // what is stopped is never finished
+	drops   int
+	rewinds int
+}
+
+func (e *engine) Grant(h telemetry.Held) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.epochs[h.Shard] = h.Epoch
+	return nil
+}
+
+func (e *engine) Stop(int) <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	done := make(chan struct{})
+	if !e.busy {
+		close(done)
+	}
+	return done
+}
+
+func (e *engine) Drop(shard int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.epochs, shard)
+	e.drops++
+}
+
+func (e *engine) Held(shard int) (int64, telemetry.EntryID, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	epoch, ok := e.epochs[shard]
+	return epoch, telemetry.EntryID{}, ok
+}
+
+func (e *engine) Abandon() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rewinds++
+}
+
+func (e *engine) holds() map[int]int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	held := make(map[int]int64, len(e.epochs))
+	for s, epoch := range e.epochs {
+		held[s] = epoch
+	}
+	return held
+}
+
+// bench is one stream and one database with the members that share them.
+type bench struct {
+	t      *testing.T
+	client *redis.Client
+	pool   *pgxpool.Pool
+	where  stream.Config
+	pgURL  string
+	shards *store.Shards
+	group  *stream.Group
+}
+
+func newBench(t *testing.T) *bench {
+	t.Parallel()
+	corner := realRedis(t)
+	return newBenchOn(t, corner.Client(), stream.Config{
+		URL: corner.URL, Stream: corner.Stream, Group: corner.Group, Shards: shards, Timeout: 5 * time.Second,
+	})
+}
+
+func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench {
+	b := &bench{t: t, client: client, where: where}
+	b.pgURL = testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, discard())
+		return err
+	}))
+	b.pool = b.open("looking")
+	b.shards = store.NewShards(b.pool, b.scope(), 10*time.Second)
+	var err error
+	b.group, err = stream.NewGroup(client, where)
+	require.NoError(t, err)
+	_, err = b.group.AcquireTurn(t.Context(), "", "bench", time.Millisecond) // makes the group
+	require.NoError(t, err)
+	return b
+}
+
+func (b *bench) scope() store.Scope { return store.Scope{Stream: b.where.Stream, Group: b.where.Group} }
+
+func (b *bench) open(member string) *pgxpool.Pool {
+	b.t.Helper()
+	pool, err := store.Open(context.WithoutCancel(b.t.Context()), store.Config{
+		URL: b.pgURL, Member: member, MaxConns: 8,
+		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
+	})
+	require.NoError(b.t, err)
+	b.t.Cleanup(pool.Close)
+	return pool
+}
+
+func (b *bench) exec(sql string, args ...any) {
+	b.t.Helper()
+	_, err := b.pool.Exec(b.t.Context(), sql, args...)
+	require.NoError(b.t, err)
+}
+
+func (b *bench) count(sql string, args ...any) (n int) {
+	b.t.Helper()
+	require.NoError(b.t, b.pool.QueryRow(b.t.Context(), sql, args...).Scan(&n))
+	return n
+}
+
+// quick is a fleet in which everything happens within a second.
+func (b *bench) quick(name string) Config {
+	return Config{
+		Instance: name, Version: "test", Shards: shards, MemberTTL: time.Second, LeaderTTL: time.Second,
+		HandoffBudget: 2 * time.Second, DrainTimeout: 2 * time.Second, SinkGrace: time.Second,
+		ClaimInterval: 100 * time.Millisecond, ClaimThreshold: 500 * time.Millisecond,
+	}
+}
+
+// member is one member of the fleet, with an engine that does no work.
+type member struct {
+	*Fleet
+	b      *bench
+	engine *engine
+	reg    *prometheus.Registry
+	vitals Vitals
+	mu     sync.Mutex
+
+	joined chan error // of RunMembership
+	stop   func()
+	once   sync.Once
+}
+
+// start runs a member as modules do. A redisURL other than "" is its own way to Redis.
+func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
+	b.t.Helper()
+	cfg := b.quick(name)
+	for _, o := range opts {
+		o(&cfg)
+	}
+	where := b.where
+	where.Timeout = time.Second
+	if redisURL != "" {
+		where.URL = redisURL
+	}
+	client, err := stream.Connect(where)
+	require.NoError(b.t, err)
+	group, err := stream.NewGroup(client, where)
+	require.NoError(b.t, err)
+	m := &member{b: b, engine: &engine{epochs: map[int]int64{}}, reg: prometheus.NewRegistry(), joined: make(chan error, 1)}
+	log := slog.New(slog.NewTextHandler(lines{b.t}, nil)).With("me", name)
+	keys := Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock()}
+	roster, err := NewRoster(cfg, client, keys, func() Vitals {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.vitals
+	}, log)
+	require.NoError(b.t, err)
+	pool := b.open(roster.Name())
+	m.Fleet, err = NewFleet(cfg, roster, m.engine, Deps{
+		Client: client, Keys: keys, Stream: group,
+		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
+		Sessions: store.NewSessions(pool, 5*time.Second),
+		Terms:    store.NewLeader(pool, b.scope(), roster.Name(), 5*time.Second),
+		Ledger:   store.NewLedger(pool, b.scope(), roster.Name(), 5*time.Second),
+	}, log, m.reg)
+	require.NoError(b.t, err)
+
+	background := context.WithoutCancel(b.t.Context())
+	hearing, stopHearing := context.WithCancel(background)
+	membership, stopMembership := context.WithCancel(background)
+	election, stopElection := context.WithCancel(background)
+	var electing, listening sync.WaitGroup
+	listening.Go(func() {
+		group.Bells(hearing, func(bell stream.Bell) {
+			switch {
+			case bell.Leader:
+				m.LeaderResigned()
+			case bell.Members:
+				m.RosterChanged()
+			}
+		})
+	})
+	listening.Go(func() {
+		store.Listen(hearing, pool, "processor_shards", func(string) { m.Assigned() }, func(error) {})
+	})
+	go func() { m.joined <- m.RunMembership(membership) }()
+	electing.Go(func() { _ = m.RunElection(election) })
+	m.stop = func() {
+		m.once.Do(func() {
+			stopElection()
+			electing.Wait()
+			stopMembership()
+			require.NoError(b.t, m.ended())
+			stopHearing()
+			listening.Wait()
+			_ = client.Close()
+		})
+	}
+	b.t.Cleanup(m.stop)
+	return m
+}
+
+// ended waits for the end of the membership.
+func (m *member) ended() error {
+	m.b.t.Helper()
+	select {
+	case err := <-m.joined:
+		m.joined <- err
+		return err
+	case <-time.After(10 * time.Second):
+		return fmt.Errorf("the membership of %s does not end", m.name())
+	}
+}
+
+// forgive takes an end with an error for the one that was expected.
+func (m *member) forgive() {
+	<-m.joined
+	m.joined <- nil
+}
+
+func (m *member) name() string { return m.roster.Name() }
+
+// value is a metric's value.
+func (m *member) value(name string) float64 {
+	m.b.t.Helper()
+	families, err := m.reg.Gather()
+	require.NoError(m.b.t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue() + f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return -1
+}
+
+// share is how many shards each member owns, in the table and in its engine alike.
+func (b *bench) share(members ...*member) (map[string]int, error) {
+	list, err := b.shards.List(b.t.Context())
+	if err != nil {
+		return nil, err
+	}
+	owned := make(map[string]int)
+	for _, s := range list {
+		owned[s.Owner]++
+		for _, m := range members {
+			if epoch, held := m.engine.holds()[s.Shard]; held != (m.name() == s.Owner) || held && epoch != s.Epoch {
+				return owned, fmt.Errorf("shard %d is held %v by %s under %d, owned by %s under %d", s.Shard, held, m.name(), epoch, s.Owner, s.Epoch)
+			}
+		}
+	}
+	return owned, nil
+}
+
+// await waits until the members own as many shards as want says, and nobody else any.
+func (b *bench) await(want []int, members ...*member) {
+	b.t.Helper()
+	testenv.Wait(b.t, 15*time.Second, func() error {
+		owned, err := b.share(members...)
+		var have []int
+		for _, m := range members {
+			have = append(have, owned[m.name()])
+		}
+		slices.SortFunc(have, func(a, b int) int { return b - a })
+		if err == nil && !slices.Equal(have, want) {
+			err = fmt.Errorf("want %v, have %v of %v", want, have, owned)
+		}
+		return err
+	})
+}
+
+func (b *bench) list() []protocol.Shard {
+	b.t.Helper()
+	list, err := b.shards.List(b.t.Context())
+	require.NoError(b.t, err)
+	return list
+}
+
+type lines struct{ t *testing.T }
+
+func (l lines) Write(p []byte) (int, error) {
+	l.t.Log(strings.TrimSuffix(string(p), "\n"))
+	return len(p), nil
+}

@@ -1,0 +1,299 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+func TestShardsFollowJoinsAndLeaves(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{16}, first)
+	second := b.start("second", "")
+	b.await([]int{8, 8}, first, second)
+	before := b.list()
+	third := b.start("third", "")
+	b.await([]int{6, 5, 5}, first, second, third)
+	moved := 0
+	for i, s := range b.list() {
+		if s.Owner != before[i].Owner {
+			moved++
+			require.Equal(t, third.name(), s.Owner, "shards move to the newcomer only")
+		}
+	}
+	require.LessOrEqual(t, moved, 6)
+
+	// Whoever leaves hands over while it still works.
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	require.NoError(t, first.Leave(ctx))
+	require.Zero(t, first.Held())
+	t.Logf("handed over in %v", time.Since(began))
+	require.Less(t, time.Since(began), 3*time.Second)
+	first.stop()
+	b.await([]int{8, 8}, second, third)
+	require.Zero(t, second.value("processor_coordination_seized_shards_total")+third.value("processor_coordination_seized_shards_total"),
+		"everything was released")
+	second.stop()
+	b.await([]int{16}, third)
+	third.stop()
+	require.Equal(t, 0, b.count("select count(owner) from processor.shards"))
+	require.Empty(t, b.client.Keys(t.Context(), "*"+b.where.Stream+"*:members*").Val())
+}
+
+func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
+	b := newBench(t)
+	opts, err := devenv.RedisOptions("", b.where.URL)
+	require.NoError(t, err)
+	proxy := testenv.Proxy(t, opts.Addr)
+	url, err := proxy.URL(b.where.URL)
+	require.NoError(t, err)
+	silent := b.start("silent", url)
+	b.await([]int{16}, silent)
+	other := b.start("other", "")
+	b.await([]int{8, 8}, silent, other)
+
+	// A client frozen inside a transaction holds the locks its successor needs.
+	frozen, err := b.open(silent.name()).Acquire(t.Context())
+	require.NoError(t, err)
+	defer frozen.Release()
+	_, err = frozen.Exec(t.Context(), "begin; set local idle_in_transaction_session_timeout = 0; select * from processor.shards for share")
+	require.NoError(t, err)
+
+	require.NoError(t, proxy.Stall())
+	began := time.Now()
+	testenv.Wait(t, 15*time.Second, func() error {
+		owned, err := b.share(other)
+		if err == nil && owned[other.name()] != shards {
+			err = fmt.Errorf("have %v", owned)
+		}
+		return err
+	})
+	t.Logf("taken over in %v with a time to live of 1s", time.Since(began))
+	require.Less(t, time.Since(began), 6*time.Second)
+	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
+	require.Positive(t, other.value("processor_coordination_seized_shards_total"))
+
+	// It drops what was taken, and has its share again once it is back.
+	testenv.Wait(t, 5*time.Second, func() error {
+		if n := len(silent.engine.holds()); n > 0 {
+			return fmt.Errorf("it still holds %d", n)
+		}
+		return nil
+	})
+	require.NoError(t, proxy.Resume())
+	b.await([]int{8, 8}, silent, other)
+	require.Positive(t, silent.engine.rewinds+1)
+}
+
+func TestAnOwnerThatDoesNotReleaseHasItsBudgetAndNoMore(t *testing.T) {
+	b := newBench(t)
+	slow := b.start("slow", "")
+	b.await([]int{16}, slow)
+	slow.engine.mu.Lock()
+	slow.engine.busy = true
+	slow.engine.mu.Unlock()
+	began := time.Now()
+	second := b.start("second", "")
+	testenv.Wait(t, 15*time.Second, func() error {
+		owned, err := b.share(second)
+		if err == nil && owned[second.name()] != 8 {
+			err = fmt.Errorf("have %v", owned)
+		}
+		return err
+	})
+	require.Greater(t, time.Since(began), 2*time.Second, "it had its budget")
+	require.Less(t, time.Since(began), 6*time.Second)
+	require.InDelta(t, 8, second.value("processor_coordination_seized_shards_total"), 0)
+	b.await([]int{8, 8}, slow, second)
+	require.InDelta(t, 8, slow.value("processor_coordination_dropped_shards_total"), 0)
+}
+
+func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
+	b := newBench(t)
+	cut := b.start("cut", "")
+	b.await([]int{16}, cut)
+	other := b.start("other", "")
+	b.await([]int{8, 8}, cut, other)
+	// As if its Postgres did not answer: what the keeper finds is overruled.
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				cut.roster.mu.Lock()
+				if cut.roster.sinkDown.IsZero() {
+					cut.roster.sinkDown = time.Now().Add(-time.Minute)
+				}
+				cut.roster.mu.Unlock()
+			}
+		}
+	}()
+	testenv.Wait(t, 15*time.Second, func() error {
+		list, err := b.shards.List(t.Context())
+		for _, s := range list {
+			if s.Assigned != other.name() {
+				return fmt.Errorf("shard %d is assigned to %s", s.Shard, s.Assigned)
+			}
+		}
+		return err
+	})
+	close(stop)
+	<-done
+	b.await([]int{8, 8}, cut, other)
+}
+
+func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
+	b := newBench(t)
+	stuck := b.start("stuck", "")
+	b.await([]int{16}, stuck)
+	other := b.start("other", "")
+	b.await([]int{8, 8}, stuck, other)
+	set := func(v Vitals) {
+		stuck.mu.Lock()
+		defer stuck.mu.Unlock()
+		stuck.vitals = v
+	}
+	set(Vitals{InHand: 7, Progress: 3})
+	b.await([]int{16, 0}, other, stuck)
+	open := func(want int) {
+		t.Helper()
+		testenv.Wait(t, 5*time.Second, func() error {
+			if n := b.count("select count(*) from processor.incidents where kind = 'stalled_member' and closed_at is null and subject = $1", stuck.name()); n != want {
+				return fmt.Errorf("want %d, have %d open incidents", want, n)
+			}
+			return nil
+		})
+	}
+	open(1)
+	set(Vitals{Progress: 10})
+	b.await([]int{8, 8}, stuck, other)
+	open(0)
+}
+
+func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{16}, first)
+	second := b.start("second", "")
+	b.await([]int{8, 8}, first, second)
+	before := b.list()
+	term := b.count("select term from processor.leader")
+	names := b.group.Names()
+	keys := []string{names.Turn(), names.Lock(), names.Members(), names.Dealt(), names.Acked()}
+	for _, m := range []string{"first", "second"} {
+		keys = append(keys, names.Members()+":"+m)
+	}
+	require.NoError(t, b.client.Del(t.Context(), keys...).Err())
+	testenv.Wait(t, 5*time.Second, func() error {
+		if b.count("select term from processor.leader") == term {
+			return errors.New("nobody was elected")
+		}
+		return nil
+	})
+	testenv.Wait(t, 5*time.Second, func() error {
+		members, err := ReadMembers(t.Context(), b.client, Keys{Prefix: names.Members()})
+		if err == nil && len(members) != 2 {
+			err = fmt.Errorf("%d members are back", len(members))
+		}
+		return err
+	})
+	for i, s := range b.list() {
+		require.Equal(t, before[i].Owner, s.Owner)
+		require.Equal(t, before[i].Epoch, s.Epoch)
+	}
+}
+
+func TestRowsSpoiledByHandHeal(t *testing.T) {
+	for name, sql := range map[string]string{
+		"owner that is no member":    "update processor.shards set owner = 'ghost.1' where shard in (0, 15)",
+		"epoch raised":               "update processor.shards set epoch = epoch + 1 where shard in (0, 15)",
+		"assigned to nobody":         "update processor.assignments set member = null where shard in (0, 15)",
+		"assigned to no member":      "update processor.assignments set member = 'ghost.1' where shard in (0, 15)",
+		"assignment missing":         "delete from processor.assignments where shard in (0, 15)",
+		"row missing":                "delete from processor.shards where shard in (0, 15)",
+		"rows missing altogether":    "delete from processor.shards",
+		"mark that cannot be read":   "insert into processor.progress (stream, grp, shard, applied_id) select stream, grp, shard, 'junk' from processor.shards",
+		"term taken by somebody":     "update processor.leader set term = term + 1, member = 'ghost.1'",
+		"row of the term missing":    "delete from processor.leader",
+		"a shard beyond the number":  "insert into processor.shards (stream, grp, shard, owner) select stream, grp, 99, 'ghost.1' from processor.shards limit 1",
+		"everything released anyhow": "update processor.shards set owner = null",
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			first := b.start("first", "")
+			b.await([]int{16}, first)
+			second := b.start("second", "")
+			b.await([]int{8, 8}, first, second)
+			highest := b.count("select max(epoch) from processor.shards")
+			b.exec(sql)
+			b.await([]int{8, 8}, first, second)
+			require.GreaterOrEqual(t, b.count("select max(epoch) from processor.shards"), highest, "epochs never go back")
+			third := b.start("third", "") // the leader still leads, or another does
+			b.await([]int{6, 5, 5}, first, second, third)
+		})
+	}
+}
+
+func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) {
+	b := newBench(t)
+	device, shard := "device-1", telemetry.ShardOf("device-1", shards)
+	var ids []telemetry.EntryID
+	for range 10 {
+		id, err := b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Result()
+		require.NoError(t, err)
+		parsed, err := telemetry.ParseEntryID(id)
+		require.NoError(t, err)
+		ids = append(ids, parsed)
+	}
+	_, err := b.group.AcquireTurn(t.Context(), "bench", "again", time.Minute)
+	require.NoError(t, err)
+	a, err := b.group.ReadNew(t.Context(), telemetry.EntryID{}, 100, time.Millisecond)
+	require.NoError(t, err)
+	_, err = b.group.Deal(t.Context(), protocol.Dealing{Token: "again", TTL: time.Minute}, &a)
+	require.NoError(t, err)
+	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, IDs: ids[:8]}}))
+	require.NoError(t, b.shards.Ensure(t.Context(), shards))
+	// Postgres knows of the first three: what was committed after is lost.
+	b.exec("insert into processor.progress (stream, grp, shard, applied_id) values ($1, $2, $3, $4)", b.where.Stream, b.where.Group, shard, ids[2].String())
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	replies, err := b.group.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: shard, Count: 100}})
+	require.NoError(t, err)
+	var have []telemetry.EntryID
+	for _, e := range replies[0].Entries {
+		have = append(have, e.ID)
+	}
+	require.Equal(t, ids[3:], have)
+	require.InDelta(t, 5, m.value("processor_coordination_redealt_entries_total"), 0)
+}
+
+func TestATermIsRefusedOnceAnotherHasBegun(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.shards.Ensure(t.Context(), shards))
+	old, next := store.NewLeader(b.pool, b.scope(), "old.1", time.Second), store.NewLeader(b.pool, b.scope(), "next.1", time.Second)
+	term, err := old.Raise(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, old.Assign(t.Context(), term, []int{1}, []string{"old.1"}))
+	_, err = next.Raise(t.Context())
+	require.NoError(t, err)
+	require.Error(t, old.Assign(t.Context(), term, []int{2}, []string{"old.1"}))
+	require.Error(t, old.Assign(t.Context(), term+1, []int{2}, []string{"old.1"}), "the number alone does not make a leader")
+	require.Equal(t, 1, b.count("select count(*) from processor.assignments where member = 'old.1'"))
+}
