@@ -31,6 +31,7 @@ func invokes() fx.Option {
 		announce,
 		startMembership,
 		startPipeline,
+		startWatchdog,
 		startElection,
 		startReadiness,
 	)

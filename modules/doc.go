@@ -10,6 +10,7 @@
 //	announce     one log line: what is read, from where, into where
 //	membership   joins the fleet; on stop it releases the shards and leaves
 //	pipeline     reads and commits; on stop it drains
+//	watchdog     ends an instance that is stuck
 //	election     may lead; on stop it resigns
 //	readiness    from here on /readyz may say ready; on stop it says draining
 //	             and announces that this member is leaving

@@ -85,6 +85,11 @@ func (d *drainer) deadline() time.Time {
 	return d.began.Add(d.timeout)
 }
 
+// hurry takes the time for the drain away: what is in hand is stuck.
+func (d *drainer) hurry() {
+	d.begin.Do(func() { d.began = time.Now().Add(-d.timeout) })
+}
+
 // leaving bounds the hand-over to others while the pipeline still works, so
 // that half of the time remains for what could not be handed over.
 func (d *drainer) leaving(ctx context.Context) (context.Context, context.CancelFunc) {

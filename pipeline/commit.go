@@ -39,6 +39,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		started := time.Now()
 		var err error
 		c.written, err = w.sink.Write(ctx, content)
+		w.tried.Add(1)
 		if err == nil {
 			w.metrics.wrote(b, c.written, time.Since(started))
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
@@ -64,6 +65,7 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 	acks := b.acks()
 	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, always, func() error {
 		err := w.acker.Ack(ctx, acks)
+		w.tried.Add(1)
 		if err == nil {
 			w.metrics.acked(acks)
 		}

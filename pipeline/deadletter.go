@@ -104,7 +104,7 @@ func (w *worker) park(ctx context.Context, b *batch) error {
 	if len(b.letters) > 0 {
 		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
 			func(err error) bool { return !lostState(err) },
-			func() error { return w.parker.Park(ctx, b.letters) })
+			func() error { defer w.tried.Add(1); return w.parker.Park(ctx, b.letters) })
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -116,7 +116,7 @@ func (w *worker) park(ctx context.Context, b *batch) error {
 	}
 	if len(b.lettersDeferred) > 0 {
 		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors, always,
-			func() error { return w.parker.ParkDeferred(ctx, b.lettersDeferred) })
+			func() error { defer w.tried.Add(1); return w.parker.ParkDeferred(ctx, b.lettersDeferred) })
 		if err != nil {
 			return err
 		}

@@ -118,6 +118,7 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 	var done bool
 	err := w.attempt(ctx, &order, func() (err error) {
 		progress, done, err = w.requests.Step(ctx, order)
+		w.tried.Add(1)
 		return err
 	})
 	// Whatever it changed, state is what the tables say.

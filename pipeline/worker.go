@@ -61,6 +61,7 @@ type worker struct {
 	committing *batch                     // with the committer while busy
 	view       atomic.Pointer[WorkerView] // what run says it has in hand
 	panicked   func(value any)            // set before run
+	tried      atomic.Uint64              // calls of servers that came back, well or not; they show that it is not stuck
 
 	records []decoded // scratch of apply
 	cold    []string
@@ -390,6 +391,7 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 		w.state.learn(id, shard, never, 0, 0)
 	}
 	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, mendsItself, func() error {
+		defer w.tried.Add(1)
 		return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
 			d := w.state.find(cold[i], shard)
 			d.watermark, d.lat, d.lon = us, lat, lon
