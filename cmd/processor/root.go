@@ -18,6 +18,9 @@ func commands() []*cobra.Command {
 		newDeviceCommand(),
 		newGeofenceCommand(),
 		newHealthCommand(),
+		newDLQCommand(),
+		newDoctorCommand(),
+		newTraceCommand(),
 		newConfigCommand(),
 		newVersionCommand(),
 	}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+)
+
+// siblingPrefix is what the platform's telemetry streams are called.
+const siblingPrefix = "telemetry:"
+
+func newDoctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for everything that commonly goes wrong",
+		Long: `Examines Redis, Postgres, the stream, the group, the schema and this machine with
+the settings of the service, changes nothing, and prints each finding with its
+remedy. Exits 1 when one of them is trouble; warnings alone exit 0.`,
+		Example: `  processor doctor
+  processor doctor --json
+  env $(cat production.env) processor doctor`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(os.Environ())
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 3*askTimeout)
+			defer cancel()
+			d := &diagnosis{}
+			for _, w := range config.NearMisses(os.Environ()) {
+				d.add(levelWarning, "settings", w, "rename the variable")
+			}
+			d.examine(ctx, cfg)
+			out := outputOf(cmd)
+			if err := out.result(d, func() error { return d.print(out) }); err != nil {
+				return err
+			}
+			if d.Trouble {
+				return exit(exitFinding, nil)
+			}
+			return nil
+		},
+	}
+}
+
+// The levels of findings, mildest first.
+const (
+	levelOK      = "ok"
+	levelWarning = "warning"
+	levelTrouble = "trouble"
+)
+
+// finding is one thing that was looked at.
+type finding struct {
+	Level  string `json:"level"`
+	About  string `json:"about"`
+	What   string `json:"what"`
+	Remedy string `json:"remedy"` // "" for ok
+}
+
+// diagnosis is the answer of processor doctor.
+type diagnosis struct {
+	Trouble  bool      `json:"trouble"`
+	Findings []finding `json:"findings"`
+}
+
+func (d *diagnosis) add(level, about, what, remedy string) {
+	d.Findings = append(d.Findings, finding{Level: level, About: about, What: what, Remedy: remedy})
+	d.Trouble = d.Trouble || level == levelTrouble
+}
+
+func (d *diagnosis) ok(about, format string, args ...any) {
+	d.add(levelOK, about, fmt.Sprintf(format, args...), "")
+}
+
+// judge adds a finding that is ok unless bad.
+func (d *diagnosis) judge(bad bool, level, about, good, what, remedy string) {
+	if bad {
+		d.add(level, about, what, remedy)
+		return
+	}
+	if good != "" {
+		d.ok(about, "%s", good)
+	}
+}
+
+// print puts what needs a person last, where the eye is.
+func (d *diagnosis) print(out *output) error {
+	order := []string{levelOK, levelWarning, levelTrouble}
+	colors := map[string]color{levelOK: green, levelWarning: yellow, levelTrouble: red}
+	list := slices.Clone(d.Findings)
+	slices.SortStableFunc(list, func(a, b finding) int {
+		return slices.Index(order, a.Level) - slices.Index(order, b.Level)
+	})
+	for _, f := range list {
+		label := out.paint(colors[f.Level], fmt.Sprintf("%-8s", f.Level))
+		for i, line := range wrapText(f.About+": "+f.What, maxColumns-9) {
+			if i > 0 {
+				label = strings.Repeat(" ", 8)
+			}
+			if err := out.line("%s %s", label, line); err != nil {
+				return err
+			}
+		}
+		if f.Remedy == "" {
+			continue
+		}
+		for i, line := range wrapText(f.Remedy, maxColumns-12) {
+			arrow := "->"
+			if i > 0 {
+				arrow = "  "
+			}
+			if err := out.line("         %s %s", arrow, line); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// wrapText breaks s at spaces into lines of at most width characters; a longer
+// word gets a line of its own.
+func wrapText(s string, width int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(text(s)) {
+		if line != "" && len(line)+1+len(word) > width {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/trmtracking/processor/internal/config"
+)
+
+// examine looks at everything. Postgres comes first, for it knows how many
+// shards there are.
+func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
+	stand := d.examinePostgres(ctx, cfg)
+	shards := cfg.Coordination.Shards
+	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
+		shards = n
+	}
+	d.examineRedis(ctx, cfg, shards)
+	d.examineDisk(cfg.Crash)
+}
+
+// examineDisk looks whether a dump could be written on this machine.
+func (d *diagnosis) examineDisk(cfg config.Crash) {
+	about := "folder " + cfg.Dir
+	dir := cfg.Dir
+	for {
+		if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir) // it is made when it is needed
+	}
+	const remedy = "set PANIC_DUMP_DIR to a folder that this user can write"
+	const canWrite = 0x2 // W_OK
+	if err := syscall.Access(dir, canWrite); err != nil {
+		d.add(levelWarning, about, "no panic dump can be written: "+err.Error(), remedy)
+		return
+	}
+	var fsys syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fsys); err != nil {
+		d.add(levelWarning, about, "its free space is unknown: "+err.Error(), remedy)
+		return
+	}
+	free := int64(fsys.Bavail) * int64(fsys.Bsize) //nolint:unconvert // the types differ between systems
+	d.judge(free < 10*cfg.MaxBytes, levelWarning, about, "panic dumps can be written, "+bytesText(free)+" free",
+		fmt.Sprintf("%s free, less than ten panic dumps", bytesText(free)), "make room, or lower PANIC_DUMP_MAX_BYTES")
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// longTransaction holds back vacuum for long enough to make commits slow.
+const longTransaction = 10 * time.Minute
+
+// examinePostgres returns how the work stands, which is zero where the schema
+// is not there.
+func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (stand store.Standing) {
+	const about = "Postgres"
+	pool, err := store.Open(ctx, store.Config{
+		URL: cfg.Postgres.URL.Reveal(), Member: "doctor", MaxConns: 2, ConnectTimeout: cfg.Postgres.ConnectTimeout,
+		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
+	})
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(), "correct POSTGRES_URL")
+		return stand
+	}
+	defer pool.Close()
+	e, err := store.Examine(ctx, pool)
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(), "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary")
+		return stand
+	}
+	d.postgresServer(cfg, &e)
+	if !d.schema(ctx, pool) {
+		return stand
+	}
+	stand, err = store.Stand(ctx, pool, store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group})
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(), "see processor migrate verify")
+		return stand
+	}
+	d.fleet(cfg, &stand)
+	return stand
+}
+
+func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
+	const about = "Postgres"
+	d.judge(e.Number < 150000, levelTrouble, about, "version "+e.Version, "version "+e.Version+" is older than 15",
+		"upgrade Postgres to 15 or newer")
+	d.judge(e.Standby || e.ReadOnly, levelTrouble, about, "takes writes", "is read-only",
+		"point POSTGRES_URL at the primary, or list all hosts in it")
+	d.judge(e.SynchronousCommit == "off", levelTrouble, about, "commits are durable",
+		"synchronous_commit is off: a crash forgets records that were acknowledged; the service refuses to start",
+		"set synchronous_commit = on for this database or role")
+	d.judge(!e.Fsync, levelTrouble, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
+	d.judge(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits get slower and slower", "set autovacuum = on")
+	d.judge(e.Pooler, levelWarning, about, "no pooler in front", "a pooler stands in front of it",
+		"it must be in session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN is not heard through it")
+	d.judge(e.Longest > longTransaction, levelWarning, about, "",
+		fmt.Sprintf("a transaction has been open for %s, which keeps vacuum from its work", e.Longest), "find it in pg_stat_activity and end it")
+	for _, b := range e.Blocked {
+		d.add(levelTrouble, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
+			fmt.Sprintf("end it: select pg_terminate_backend(%d)", b.PID))
+	}
+	free := e.MaxConnections - e.Sessions
+	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%d of %d sessions in use", e.Sessions, e.MaxConnections),
+		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
+		"raise max_connections, or lower POSTGRES_MAX_CONNS")
+	d.ok(about, "the database holds %s", bytesText(e.Bytes))
+	d.clock(about, e.Clock, e.Doubt)
+
+	members := make(map[string]int)
+	for m := range e.Members {
+		if instance, err := store.InstanceOf(m); err == nil {
+			members[instance]++
+		}
+	}
+	for _, instance := range slices.Sorted(maps.Keys(members)) {
+		d.judge(members[instance] > 1, levelTrouble, "instance "+instance, "has sessions in Postgres",
+			fmt.Sprintf("%d processes have this identity at once", members[instance]),
+			"give each its own INSTANCE_ID; right after a restart: ask again")
+	}
+}
+
+// schema tells whether the tables can be asked.
+func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
+	report, err := store.Verify(ctx, pool)
+	if err != nil {
+		d.add(levelTrouble, "schema", err.Error(), "see processor migrate verify")
+		return false
+	}
+	for _, f := range report.Problems {
+		d.add(levelTrouble, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints")
+	}
+	if report.OK() {
+		d.ok("schema", "all that this version needs is there")
+	}
+	return report.OK()
+}
+
+func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
+	const about = "fleet"
+	if pinned, ok := s.Pinned["SHARDS"]; ok {
+		have := fmt.Sprint(cfg.Coordination.Shards)
+		d.judge(pinned != have, levelTrouble, about, "SHARDS is "+pinned,
+			"SHARDS is "+have+" here and "+pinned+" for the fleet", "set SHARDS="+pinned)
+	}
+	d.judge(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
+		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
+	d.judge(s.Suspected > 0, levelTrouble, about, "",
+		fmt.Sprintf("owners of %d shards died without progress: an entry may kill processes", s.Suspected),
+		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump")
+	d.judge(s.Term > 0 && s.Leader == "", levelWarning, about, "", "nobody leads", "start an instance; while one starts or leaves: ask again")
+	if s.Lost > 0 && s.LostSince != nil {
+		level := levelWarning
+		if time.Since(*s.LostSince) < 24*time.Hour {
+			level = levelTrouble
+		}
+		d.add(level, "ledger", fmt.Sprintf("%d entries were lost, the last found %s", s.Lost, s.LostSince.UTC().Format(time.RFC3339)),
+			"raise MAXLEN of tcp-ingestion; see records were trimmed in OPERATIONS.md")
+	} else {
+		d.ok("ledger", "nothing was lost")
+	}
+	d.judge(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
+		fmt.Sprintf("%d entries could not be decoded and will be tried again", s.Deferred), "nothing; they become dead letters if they fail again")
+	d.judge(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
+		fmt.Sprintf("%d requests wait, the oldest for %s", s.Waiting, s.OldestWait), "see whether their shards have owners")
+	for _, i := range s.Incidents {
+		d.add(levelTrouble, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
+			"see OPERATIONS.md; it closes by itself when it is over")
+	}
+}
+
+func bytesText(n int64) string {
+	units := []string{"bytes", "kB", "MB", "GB", "TB"}
+	f, i := float64(n), 0
+	for f >= 1000 && i < len(units)-1 {
+		f, i = f/1000, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d %s", n, units[0])
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}

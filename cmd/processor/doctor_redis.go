@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+// skewLimit is how far clocks may differ before it is said.
+const skewLimit = time.Second
+
+// examineRedis tells the number of losses that wait to be recorded.
+func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards int) {
+	const about = "Redis"
+	where := stream.Config{
+		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Shards: shards,
+		Timeout: askTimeout, Name: "processor/doctor",
+	}
+	client, err := stream.Connect(where)
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(), "correct REDIS_URL")
+		return
+	}
+	defer client.Close()
+	group, err := stream.NewGroup(client, where)
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
+		return
+	}
+	e, err := group.Examine(ctx, siblingPrefix)
+	if err != nil {
+		d.add(levelTrouble, about, err.Error(),
+			"start Redis or mend the network; if it refuses this user, compare its ACL with deploy/security/redis.sh")
+		return
+	}
+	d.redisServer(&e)
+	d.stream(cfg.Redis, &e)
+	d.horizon(ctx, group, &e)
+}
+
+func (d *diagnosis) redisServer(e *stream.Examination) {
+	const about = "Redis"
+	d.judge(!atLeast(e.Version, 7), levelTrouble, about, "version "+e.Version,
+		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
+	d.judge(e.Role == "slave", levelTrouble, about, "", "this is a replica, which takes no writes",
+		"point REDIS_URL at the master, or name the Sentinels with ?master_name=")
+	d.judge(e.Eviction != "" && e.Eviction != "noeviction", levelTrouble, about, "noeviction",
+		"maxmemory-policy is "+e.Eviction+": a full Redis throws streams away",
+		"set maxmemory-policy noeviction")
+	d.judge(!e.AppendOnly, levelWarning, about, "append-only file is on",
+		"append-only file is off: a restart loses what came since the last snapshot", "set appendonly yes")
+	d.judge(e.WriteError != "", levelTrouble, about, "", e.WriteError+" says that the last write to disk failed",
+		"make room on its disk, or mend the rights of its folder")
+	d.judge(e.Scripts != nil, levelTrouble, about, "scripts run", fmt.Sprint(e.Scripts),
+		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
+	if e.MemoryMax > 0 {
+		used := 100 * e.MemoryUsed / e.MemoryMax
+		d.judge(used >= 80, levelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
+			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
+			"raise maxmemory, trim the stream to less, drain the dead letters")
+	}
+	d.clock(about, e.Clock, e.Doubt)
+}
+
+func (d *diagnosis) clock(about string, ahead, doubt time.Duration) {
+	d.judge(ahead.Abs() > skewLimit+doubt, levelWarning, about, "its clock agrees with this machine's",
+		fmt.Sprintf("its clock and this machine's differ by %s", ahead.Abs()),
+		"synchronise both (NTP): ages, and the guard against wrong device clocks, rest on them")
+}
+
+// stream looks for the wrong name and for others in our group.
+func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
+	about := "stream " + cfg.Stream
+	empty := !e.Info.Exists || e.Info.Added == 0
+	for _, s := range e.Siblings {
+		if s.Name == cfg.DLQStream || strings.HasSuffix(s.Name, ":dlq") {
+			continue
+		}
+		switch {
+		case empty:
+			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %d entries", s.Name, s.Length),
+				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes")
+		case s.Groups == 0:
+			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %d entries", s.Name, s.Length),
+				"if it is telemetry, run a fleet for it, or have its writer use this stream")
+		}
+	}
+	switch {
+	case !e.Info.Exists:
+		d.add(levelWarning, about, "does not exist", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
+	case empty:
+		d.add(levelWarning, about, "never had an entry", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
+	default:
+		age := "unknown"
+		if !e.Info.Last.IsZero() {
+			age = time.Since(e.Info.Last.Time()).Round(time.Second).String()
+		}
+		d.ok(about, "%d entries, the last %s ago", e.Info.Length, age)
+	}
+	about = "group " + cfg.Group
+	d.judge(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
+		"start an instance: it makes the group at the start of the stream")
+	d.judge(e.Info.GroupExists && !e.TurnTaken, levelWarning, about, "", "nobody deals",
+		"start an instance; if one runs, look at its log")
+	for _, c := range e.Foreign {
+		if c.Idle < time.Minute {
+			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and has %d pending", c.Name, c.Pending),
+				"stop that program: see the switch-over in OPERATIONS.md; what it holds is claimed by itself")
+			continue
+		}
+		d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and has %d pending", c.Name,
+			c.Idle.Round(time.Second), c.Pending), "nothing, as long as an instance runs: the leader claims it; never XGROUP DELCONSUMER")
+	}
+	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("%d losses are not in the ledger yet", e.Unnoted),
+		"start an instance, whose leader records them; see what was trimmed")
+}
+
+// horizon compares how far back the stream reaches with how far behind we are.
+func (d *diagnosis) horizon(ctx context.Context, group *stream.Group, e *stream.Examination) {
+	const about = "trim horizon"
+	if !e.Info.Exists || e.Info.Length == 0 {
+		return
+	}
+	backlog, err := group.Backlog(ctx)
+	if err != nil || !backlog.OldestKnown {
+		d.add(levelWarning, about, "the oldest undone entry is unknown", "run processor lag; ask again")
+		return
+	}
+	reach := time.Since(e.Info.First.Time()).Round(time.Second)
+	if backlog.Oldest.IsZero() {
+		d.ok(about, "the stream reaches back %s, nothing is undone", reach)
+		return
+	}
+	behind := time.Since(backlog.Oldest.Time()).Round(time.Second)
+	trimmed := e.Info.Added > e.Info.Length
+	d.judge(trimmed && behind*2 > reach, levelTrouble, about,
+		fmt.Sprintf("the stream reaches back %s, the oldest undone entry is %s old", reach, behind),
+		fmt.Sprintf("the stream reaches back %s and the oldest undone entry is %s old: trimming will lose entries", reach, behind),
+		"raise MAXLEN of tcp-ingestion at once, then see why lag grows")
+}
+
+// atLeast compares a version like 7.0.15.
+func atLeast(version string, major int) bool {
+	head, _, _ := strings.Cut(version, ".")
+	n, err := strconv.Atoi(head)
+	return err == nil && n >= major
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+func newTraceCommand() *cobra.Command {
+	var last int
+	cmd := &cobra.Command{
+		Use:   "trace IMEI",
+		Short: "Say where the last entries of a device are",
+		Long: `Finds the last entries of a device among the newest 200,000 of the stream and says
+of each where it is: in the stream and not dealt yet, pending on the queue of its
+shard, deferred, stored, a dead letter, lost; and which shard and owner the device
+has. "done, no row" is an entry that was acknowledged and left no row of its own:
+its rows were erased, or it was acknowledged by hand.`,
+		Example: `  processor trace 352093081452251
+  processor trace 352093081452251 --last 50 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := config.Load(os.Environ())
+			if err != nil {
+				return err
+			}
+			if last < 1 || last > 1000 {
+				return exit(exitConfig, fmt.Errorf("--last is %d, want 1 to 1000", last))
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 3*askTimeout)
+			defer cancel()
+			tr, err := traceDevice(ctx, cfg, args[0], last)
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(tr, func() error { return tr.print(out) })
+		},
+	}
+	cmd.Flags().IntVar(&last, "last", 10, "how many entries to look for")
+	return cmd
+}
+
+// traceJSON is the answer of processor trace.
+type traceJSON struct {
+	Device     string       `json:"device"`
+	Shard      int          `json:"shard"`
+	Shards     int          `json:"shards"`
+	Owner      *string      `json:"owner"` // null while nobody owns the shard
+	Epoch      int64        `json:"epoch"`
+	Assigned   *string      `json:"assigned"`
+	Applied    *string      `json:"applied"`     // progress mark of the shard, a hint
+	LastStored *time.Time   `json:"last_stored"` // newest device time in positions
+	Entries    []traceEntry `json:"entries"`     // newest first
+	Complete   bool         `json:"complete"`    // the search reached the stream's beginning
+}
+
+type traceEntry struct {
+	ID     string     `json:"id"`
+	Added  time.Time  `json:"added"`
+	Time   *time.Time `json:"time"` // device time; null where it does not decode
+	State  string     `json:"state"`
+	Detail string     `json:"detail"`
+}
+
+func traceDevice(ctx context.Context, cfg config.Config, device string, last int) (*traceJSON, error) {
+	pool, err := store.Open(ctx, store.Config{
+		URL: cfg.Postgres.URL.Reveal(), Member: "trace", MaxConns: 1, ConnectTimeout: cfg.Postgres.ConnectTimeout,
+		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
+	})
+	if err != nil {
+		return nil, exit(exitConfig, err)
+	}
+	defer pool.Close()
+	scope := store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
+	stand, err := store.Stand(ctx, pool, scope)
+	if err != nil {
+		return nil, err
+	}
+	shards := cfg.Coordination.Shards
+	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
+		shards = n
+	}
+	where := stream.Config{
+		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Shards: shards,
+		Timeout: askTimeout, Name: "processor/trace",
+	}
+	client, err := stream.Connect(where)
+	if err != nil {
+		return nil, exit(exitConfig, err)
+	}
+	defer client.Close()
+	group, err := stream.NewGroup(client, where)
+	if err != nil {
+		return nil, exit(exitConfig, err)
+	}
+	// The stream first: what moves on meanwhile is then found in the tables.
+	found, more, err := group.Trace(ctx, device, last)
+	if err != nil {
+		return nil, err
+	}
+	decoder := telemetry.NewDecoder(telemetry.Limits{
+		MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes, MaxDepth: cfg.Telemetry.MaxDepth, MaxAttributes: cfg.Telemetry.MaxAttributes,
+	})
+	sought, problems := make([]store.Sought, len(found)), make([]error, len(found))
+	for i, s := range found {
+		var r telemetry.Record
+		problems[i] = decoder.Decode(&s.Entry, &r)
+		sought[i] = store.Sought{ID: s.ID, TimeUS: r.TimeUS, Known: problems[i] == nil}
+	}
+	tr := &traceJSON{
+		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Entries: []traceEntry{}, Complete: !more,
+	}
+	rows, err := store.TraceDevice(ctx, pool, scope, device, tr.Shard, sought)
+	if err != nil {
+		return nil, err
+	}
+	tr.Owner, tr.Assigned, tr.Applied = unlessEmpty(rows.Owner), unlessEmpty(rows.Assigned), unlessEmpty(rows.Applied)
+	tr.Epoch, tr.LastStored = rows.Epoch, rows.Last
+	for i, s := range found {
+		e := traceEntry{ID: s.ID.String(), Added: s.ID.Time()}
+		if sought[i].Known {
+			t := time.UnixMicro(sought[i].TimeUS).UTC()
+			e.Time = &t
+		}
+		e.State, e.Detail = whereIs(&found[i], problems[i], &rows)
+		tr.Entries = append(tr.Entries, e)
+	}
+	return tr, nil
+}
+
+func unlessEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// whereIs says what became of an entry. What is certain comes first.
+func whereIs(s *stream.Sighting, problem error, rows *store.Trace) (state, detail string) {
+	later, deferred := rows.Deferred[s.ID]
+	archived, letter := rows.Letters[s.ID]
+	cause, lost := rows.Lost[s.ID]
+	switch {
+	case !s.Dealt:
+		return "in the stream", "not dealt yet"
+	case s.Pending && rows.Stored[s.ID]:
+		return "stored", "not acknowledged yet, or again on the queue of " + s.On
+	case s.Pending:
+		return "pending", "on the queue of " + s.On
+	case s.Letter != "":
+		return "dead letter", s.Letter
+	case deferred:
+		return "deferred", fmt.Sprintf("%s, attempt %d, again at %s: %s", later.Class, later.Attempts, later.Next.UTC().Format(time.RFC3339), later.Error)
+	case rows.Stored[s.ID]:
+		return "stored", ""
+	case letter:
+		return "dead letter", "archived, " + archived
+	case lost:
+		return "lost", cause
+	case problem != nil:
+		return "done, no row", problem.Error()
+	}
+	return "done, no row", ""
+}
+
+func (tr *traceJSON) print(out *output) error {
+	owner := any(nil)
+	if tr.Owner != nil {
+		owner = *tr.Owner
+	}
+	head := newTable("WHAT", "VALUE")
+	head.row("device", tr.Device)
+	head.row("shard", fmt.Sprintf("%d of %d, %s", tr.Shard, tr.Shards, stream.Consumer(tr.Shard)))
+	if owner == nil {
+		head.row("owner", cell{"nobody", yellow})
+	} else {
+		head.row("owner", owner)
+	}
+	if tr.Assigned != nil && (tr.Owner == nil || *tr.Assigned != *tr.Owner) {
+		head.row("assigned", cell{*tr.Assigned, yellow})
+	}
+	if tr.LastStored == nil {
+		head.row("last row", "none")
+	} else {
+		head.row("last row", tr.LastStored.UTC().Format(time.RFC3339))
+	}
+	if err := out.table(head); err != nil {
+		return err
+	}
+	if err := out.line(""); err != nil {
+		return err
+	}
+	if len(tr.Entries) == 0 {
+		where := "of the whole stream"
+		if !tr.Complete {
+			where = "among the newest of the stream"
+		}
+		return out.line("no entries %s", where)
+	}
+	colors := map[string]color{"stored": green, "dead letter": red, "lost": red, "done, no row": red}
+	t := newTable("ENTRY", "DEVICE TIME", "STATE", "DETAIL")
+	for _, e := range tr.Entries {
+		at := any("unreadable")
+		if e.Time != nil {
+			at = e.Time.Format("2006-01-02 15:04:05")
+		}
+		t.row(e.ID, at, cell{e.State, colors[e.State]}, e.Detail)
+	}
+	return out.table(t)
+}

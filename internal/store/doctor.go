@@ -1,0 +1,220 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Examination is what Postgres says of itself, for an operator who looks for
+// trouble.
+type Examination struct {
+	Server
+	Number         int  // version, for example 150004
+	Standby        bool // in recovery
+	ReadOnly       bool
+	Pooler         bool          // another process answers than the one that was connected to
+	Clock          time.Duration // how far the server's clock is ahead of ours, give or take Doubt
+	Doubt          time.Duration
+	Bytes          int64 // size of the database
+	MaxConnections int
+	Sessions       int           // of everybody
+	Longest        time.Duration // the oldest transaction of anybody
+	Blocked        []Blocking
+	Members        map[string]int // sessions of each member
+	Autovacuum     bool
+}
+
+// Blocking is a session that one of ours waits for.
+type Blocking struct {
+	Waiting string // application_name of ours
+	PID     int
+	By      string // application_name
+	State   string
+	For     time.Duration // how long its transaction runs
+}
+
+const examineSQL = `
+select current_setting('server_version'),
+  current_setting('server_version_num')::integer,
+  current_setting('synchronous_commit'),
+  current_setting('fsync') = 'on',
+  current_setting('autovacuum') = 'on',
+  pg_is_in_recovery(),
+  current_setting('transaction_read_only') = 'on',
+  pg_backend_pid(),
+  clock_timestamp(),
+  pg_database_size(current_database()),
+  current_setting('max_connections')::integer,
+  (select count(*) from pg_stat_activity where backend_type = 'client backend'),
+  coalesce((
+    select extract(epoch from max(clock_timestamp() - xact_start))
+    from pg_stat_activity
+    where backend_type = 'client backend'
+      and pid <> pg_backend_pid()), 0)::double precision`
+
+const blockedSQL = `
+select a.application_name, b.pid, b.application_name, coalesce(b.state, ''),
+  coalesce(extract(epoch from clock_timestamp() - b.xact_start), 0)::double precision
+from pg_stat_activity a
+cross join unnest(pg_blocking_pids(a.pid)) as blocker
+join pg_stat_activity b on b.pid = blocker
+where a.application_name like 'processor/%'
+  and b.application_name not like 'processor/%'
+  and a.datname = current_database()
+order by 2
+limit 20`
+
+const membersSQL = `
+select application_name, count(*)
+from pg_stat_activity
+where application_name like 'processor/%'
+  and datname = current_database()
+group by application_name`
+
+// Examine asks the server all of it.
+func Examine(ctx context.Context, pool *pgxpool.Pool) (Examination, error) {
+	const op = "examine Postgres"
+	e := Examination{Members: make(map[string]int)}
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return e, failure(op, err)
+	}
+	defer conn.Release()
+	var pid uint32
+	var now time.Time
+	var longest float64
+	before := time.Now()
+	err = conn.QueryRow(ctx, examineSQL).Scan(&e.Version, &e.Number, &e.SynchronousCommit, &e.Fsync, &e.Autovacuum,
+		&e.Standby, &e.ReadOnly, &pid, &now, &e.Bytes, &e.MaxConnections, &e.Sessions, &longest)
+	if err != nil {
+		return e, failure(op, err)
+	}
+	e.Doubt = time.Since(before)
+	e.Clock = now.Sub(before.Add(e.Doubt / 2)).Round(time.Millisecond)
+	e.Longest = seconds(longest)
+	e.Pooler = pid != conn.Conn().PgConn().PID()
+
+	rows, err := conn.Query(ctx, blockedSQL)
+	if err != nil {
+		return e, failure(op, err)
+	}
+	e.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocking, err error) {
+		var age float64
+		err = row.Scan(&b.Waiting, &b.PID, &b.By, &b.State, &age)
+		b.For = seconds(age)
+		return b, err
+	})
+	if err != nil {
+		return e, failure(op, err)
+	}
+	rows, err = conn.Query(ctx, membersSQL)
+	if err != nil {
+		return e, failure(op, err)
+	}
+	var name string
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
+		e.Members[memberOf(name)] = n
+		return nil
+	})
+	return e, failure(op, err)
+}
+
+func seconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second)).Round(time.Millisecond)
+}
+
+// Standing is how a group's work stands by the tables.
+type Standing struct {
+	Pinned     map[string]string // settings of the fleet, by name
+	Shards     int
+	Ownerless  int
+	Suspected  int // shards whose owners died without progress
+	Term       int64
+	Leader     string // "" after a resignation
+	Deferred   int64
+	Lost       int64
+	LostSince  *time.Time // the last loss
+	Waiting    int64      // requests not finished
+	OldestWait time.Duration
+	Incidents  []Incident // open ones
+}
+
+// Incident is something a person should know and that lasts.
+type Incident struct {
+	Kind, Subject string
+	Since         time.Time
+}
+
+const standingSQL = `
+select
+  (select count(*) from processor.shards where (stream, grp) = ($1, $2)),
+  (select count(*) from processor.shards where (stream, grp) = ($1, $2) and owner is null),
+  (select count(*) from processor.shards where (stream, grp) = ($1, $2) and deaths > 0),
+  coalesce((select term from processor.leader where (stream, grp) = ($1, $2)), 0),
+  coalesce((select member from processor.leader where (stream, grp) = ($1, $2)), ''),
+  (select count(*) from processor.deferred where (stream, grp) = ($1, $2)),
+  (select coalesce(sum(entries), 0)::bigint from processor.losses where (stream, grp) = ($1, $2)),
+  (select max(detected_at) from processor.losses where (stream, grp) = ($1, $2)),
+  (select count(*) from processor.requests where (stream, grp) = ($1, $2) and state in ('waiting', 'running')),
+  coalesce((
+    select extract(epoch from clock_timestamp() - min(requested_at))
+    from processor.requests
+    where (stream, grp) = ($1, $2)
+      and state in ('waiting', 'running')), 0)::double precision`
+
+// Stand asks how a group's work stands. The schema must be there.
+func Stand(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Standing, error) {
+	const op = "ask how the work stands"
+	s := Standing{Pinned: make(map[string]string)}
+	var wait float64
+	err := pool.QueryRow(ctx, standingSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
+		&s.Leader, &s.Deferred, &s.Lost, &s.LostSince, &s.Waiting, &wait)
+	if err != nil {
+		return s, failure(op, err)
+	}
+	s.OldestWait = seconds(wait)
+	rows, err := pool.Query(ctx, `
+select kind, subject, opened_at
+from processor.incidents
+where stream = $1
+  and grp = $2
+  and closed_at is null
+order by opened_at
+limit 20`, scope.Stream, scope.Group)
+	if err != nil {
+		return s, failure(op, err)
+	}
+	s.Incidents, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Incident])
+	if err != nil {
+		return s, failure(op, err)
+	}
+	prefix := scope.Stream + "/" + scope.Group + "/"
+	rows, err = pool.Query(ctx, `
+select name, value
+from processor.settings
+where starts_with(name, $1)`, prefix)
+	if err != nil {
+		return s, failure(op, err)
+	}
+	var name, value string
+	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		s.Pinned[strings.TrimPrefix(name, prefix)] = value
+		return nil
+	})
+	return s, failure(op, err)
+}
+
+// InstanceOf is the identity of a member, without its incarnation.
+func InstanceOf(member string) (string, error) {
+	i := strings.LastIndexByte(member, '.')
+	if i < 0 {
+		return "", fmt.Errorf("member %q has no incarnation", member)
+	}
+	return member[:i], nil
+}

@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Trace is what the tables hold of one device.
+type Trace struct {
+	Owner    string // of its shard, "" while nobody owns it
+	Epoch    int64
+	Assigned string
+	Applied  string     // progress mark of the shard
+	Last     *time.Time // newest device time stored
+	Stored   map[telemetry.EntryID]bool
+	Deferred map[telemetry.EntryID]Later
+	Letters  map[telemetry.EntryID]string // archived dead letters: class
+	Lost     map[telemetry.EntryID]string // cause, for IDs that a loss's range covers
+}
+
+// Later is a deferred entry.
+type Later struct {
+	Class    string
+	Error    string
+	Attempts int
+	Next     time.Time
+}
+
+// Sought is an entry and the row that it would be.
+type Sought struct {
+	ID     telemetry.EntryID
+	TimeUS int64 // device time; rows are found by it
+	Known  bool  // whether it decodes, so that TimeUS means something
+}
+
+// TraceDevice looks for entries of a device in the tables.
+func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device string, shard int, sought []Sought) (Trace, error) {
+	const op = "trace the device"
+	t := Trace{
+		Stored: make(map[telemetry.EntryID]bool), Deferred: make(map[telemetry.EntryID]Later),
+		Letters: make(map[telemetry.EntryID]string), Lost: make(map[telemetry.EntryID]string),
+	}
+	err := pool.QueryRow(ctx, `
+select coalesce(max(s.owner), ''), coalesce(max(s.epoch), 0), coalesce(max(a.member), ''), coalesce(max(p.applied_id), ''),
+  (select max(ts) from public.positions where device_id = $4)
+from processor.shards s
+left join processor.assignments a using (stream, grp, shard)
+left join processor.progress p using (stream, grp, shard)
+where s.stream = $1
+  and s.grp = $2
+  and s.shard = $3`, scope.Stream, scope.Group, shard, device).Scan(&t.Owner, &t.Epoch, &t.Assigned, &t.Applied, &t.Last)
+	if err != nil {
+		return t, failure(op, err)
+	}
+	ids, byText := make([]string, len(sought)), make(map[string]telemetry.EntryID, len(sought))
+	byTime := make(map[int64][]telemetry.EntryID)
+	var times []time.Time
+	for i, s := range sought {
+		ids[i] = s.ID.String()
+		byText[ids[i]] = s.ID
+		if s.Known {
+			byTime[s.TimeUS] = append(byTime[s.TimeUS], s.ID)
+			times = append(times, micros(s.TimeUS))
+		}
+	}
+	each := func(sql string, found func(pgx.CollectableRow) error, args ...any) error {
+		rows, err := pool.Query(ctx, sql, args...)
+		if err != nil {
+			return failure(op, err)
+		}
+		_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) { return struct{}{}, found(row) })
+		return failure(op, err)
+	}
+	if err := each(`select ts from public.positions where device_id = $1 and ts = any ($2)`,
+		func(row pgx.CollectableRow) error {
+			var ts time.Time
+			err := row.Scan(&ts)
+			for _, id := range byTime[ts.UnixMicro()] {
+				t.Stored[id] = true
+			}
+			return err
+		}, device, times); err != nil {
+		return t, err
+	}
+	if err := each(`
+select entry_id, class, error, attempts, next_attempt_at
+from processor.deferred
+where stream = $1
+  and grp = $2
+  and entry_id = any ($3)`, func(row pgx.CollectableRow) error {
+		var id string
+		var l Later
+		err := row.Scan(&id, &l.Class, &l.Error, &l.Attempts, &l.Next)
+		t.Deferred[byText[id]] = l
+		return err
+	}, scope.Stream, scope.Group, ids); err != nil {
+		return t, err
+	}
+	if err := each(`
+select source_id, class
+from processor.dead_letters
+where stream = $1
+  and grp = $2
+  and source_id = any ($3)`, func(row pgx.CollectableRow) error {
+		var id, class string
+		err := row.Scan(&id, &class)
+		t.Letters[byText[id]] = class
+		return err
+	}, scope.Stream, scope.Group, ids); err != nil {
+		return t, err
+	}
+	return t, t.losses(ctx, pool, scope, shard, sought)
+}
+
+// losses notes which entries a loss of the ledger names by itself. A range of
+// several may cover an entry that was not lost, so it proves nothing of one.
+func (t *Trace) losses(ctx context.Context, pool *pgxpool.Pool, scope Scope, shard int, sought []Sought) error {
+	ids, byText := make([]string, len(sought)), make(map[string]telemetry.EntryID, len(sought))
+	for i, s := range sought {
+		ids[i] = s.ID.String()
+		byText[ids[i]] = s.ID
+	}
+	rows, err := pool.Query(ctx, `
+select first_id, cause
+from processor.losses
+where stream = $1
+  and grp = $2
+  and (shard = $3 or shard is null)
+  and first_id = last_id
+  and first_id = any ($4)`, scope.Stream, scope.Group, shard, ids)
+	if err != nil {
+		return failure("look into the ledger", err)
+	}
+	var id, cause string
+	_, err = pgx.ForEachRow(rows, []any{&id, &cause}, func() error {
+		t.Lost[byText[id]] = cause
+		return nil
+	})
+	return failure("look into the ledger", err)
+}

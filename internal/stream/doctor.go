@@ -1,0 +1,209 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Examination is what Redis says of itself, and what there is on it besides our
+// stream, for an operator who looks for trouble.
+type Examination struct {
+	Version    string
+	Role       string // master or slave
+	Eviction   string // maxmemory-policy
+	AppendOnly bool
+	WriteError string // the last background save or append-only write that failed, "" for none
+	MemoryUsed int64
+	MemoryMax  int64         // 0 for no limit
+	Clock      time.Duration // how far the server's clock is ahead of ours, give or take Doubt
+	Doubt      time.Duration
+	Scripts    error // why scripts cannot be run; nil when they can
+
+	Info      Info
+	Foreign   []protocol.Consumer
+	Siblings  []Neighbour
+	Unnoted   int64 // losses that are not in the ledger yet
+	TurnTaken bool  // somebody holds the turn
+}
+
+// Neighbour is another stream of the platform.
+type Neighbour struct {
+	Name   string
+	Length int64
+	Groups int
+}
+
+// Examine asks the server all of it. What it does not tell stays empty.
+func (g *Group) Examine(ctx context.Context, siblingPrefix string) (Examination, error) {
+	var e Examination
+	before := time.Now()
+	now, err := g.client.Time(ctx).Result()
+	if err != nil {
+		return e, failure("ask Redis for the time", err)
+	}
+	e.Doubt = time.Since(before)
+	e.Clock = now.Sub(before.Add(e.Doubt / 2)).Round(time.Millisecond)
+
+	text, err := g.client.Info(ctx, "everything").Result()
+	if err != nil {
+		return e, failure("ask Redis about itself", err)
+	}
+	e.read(text)
+	if err := g.client.Eval(ctx, "return 1", []string{g.names.Turn()}).Err(); err != nil {
+		e.Scripts = failure("run a script", err)
+	}
+	if e.Info, err = g.Info(ctx); err != nil {
+		return e, err
+	}
+	if e.Info.GroupExists {
+		consumers, err := g.Consumers(ctx)
+		if err != nil {
+			return e, err
+		}
+		e.Foreign = slices.DeleteFunc(consumers, func(c protocol.Consumer) bool { return c.Shard >= 0 })
+	}
+	if e.Unnoted, err = g.client.LLen(ctx, g.names.Losses()).Result(); err != nil {
+		return e, failure("count losses", err)
+	}
+	holder, err := g.client.Get(ctx, g.names.Turn()).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return e, failure("look at the turn", err)
+	}
+	e.TurnTaken = holder != ""
+	siblings, err := g.Siblings(ctx, siblingPrefix)
+	if err != nil {
+		return e, err
+	}
+	for _, s := range siblings {
+		groups, err := g.client.XInfoGroups(ctx, s.Name).Result()
+		if err != nil && !isNoSuchKey(err) {
+			return e, failure("inspect stream "+s.Name, err)
+		}
+		e.Siblings = append(e.Siblings, Neighbour{Name: s.Name, Length: s.Length, Groups: len(groups)})
+	}
+	return e, nil
+}
+
+// read takes what matters from the answer to INFO.
+func (e *Examination) read(info string) {
+	for line := range strings.Lines(info) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if !ok {
+			continue
+		}
+		switch name {
+		case "redis_version":
+			e.Version = value
+		case "role":
+			e.Role = value
+		case "maxmemory_policy":
+			e.Eviction = value
+		case "aof_enabled":
+			e.AppendOnly = value == "1"
+		case "rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status":
+			if value != "ok" {
+				e.WriteError = name
+			}
+		case "used_memory":
+			e.MemoryUsed, _ = strconv.ParseInt(value, 10, 64) // the server writes a number
+		case "maxmemory":
+			e.MemoryMax, _ = strconv.ParseInt(value, 10, 64) // as above
+		}
+	}
+}
+
+// traceScan bounds how much of the stream one trace looks through, newest first.
+const (
+	traceScan = 200_000
+	tracePage = 2000
+)
+
+// Sighting is an entry of a device as the stream and the group's books have it.
+type Sighting struct {
+	ID      telemetry.EntryID
+	Entry   telemetry.Entry
+	Dealt   bool   // the group's last-delivered ID is at or behind it
+	Pending bool   // on a queue, not acknowledged
+	On      string // the consumer that has it pending
+	Letter  string // ID of its dead letter, "" where it has none
+}
+
+// Trace finds the last entries of a device in the stream, newest first, at most
+// limit, among the newest of the stream. More tells that it stopped before the
+// stream's beginning.
+func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Sighting, more bool, err error) {
+	info, err := g.Info(ctx)
+	if err != nil || !info.Exists {
+		return nil, false, err
+	}
+	to := "+"
+	for range traceScan / tracePage {
+		cmd := redis.NewRawCmd(ctx, "xrevrange", g.names.Stream, to, "-", "count", tracePage)
+		if err := g.client.Process(ctx, cmd); err != nil {
+			return found, true, failure("read the stream", err)
+		}
+		b, err := parseRange(cmd.Val())
+		if err != nil {
+			return found, true, failure("read the stream", g.redirected(ctx, err))
+		}
+		for _, e := range b.entries {
+			if e.DeviceID() == device {
+				found = append(found, Sighting{ID: e.ID, Entry: e, Dealt: info.GroupExists && !info.Delivered.Less(e.ID)})
+			}
+			if len(found) == limit {
+				return found, true, g.pendingOf(ctx, found)
+			}
+		}
+		if len(b.entries) < tracePage {
+			return found, false, g.pendingOf(ctx, found)
+		}
+		to = "(" + b.ids[len(b.ids)-1]
+	}
+	return found, true, g.pendingOf(ctx, found)
+}
+
+// pendingOf notes which of the entries are on a queue, and which are dead letters.
+func (g *Group) pendingOf(ctx context.Context, found []Sighting) error {
+	if len(found) == 0 {
+		return nil
+	}
+	ids := make([]string, len(found))
+	for i := range found {
+		ids[i] = found[i].ID.String()
+	}
+	parked, err := g.client.HMGet(ctx, g.names.Parked(), ids...).Result()
+	if err != nil {
+		return failure("look for dead letters", err)
+	}
+	for i, v := range parked {
+		if text, ok := v.(string); ok {
+			found[i].Letter, _, _ = strings.Cut(text, " ")
+		}
+	}
+	for i := range found {
+		s := &found[i]
+		if !s.Dealt {
+			continue
+		}
+		id := ids[i]
+		list, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
+			Stream: g.names.Stream, Group: g.names.Group, Start: id, End: id, Count: 1,
+		}).Result()
+		if err != nil {
+			return failure("look for "+id+" on the queues", err)
+		}
+		if len(list) > 0 {
+			s.Pending, s.On = true, list[0].Consumer
+		}
+	}
+	return nil
+}
