@@ -287,6 +287,11 @@ func (b *bench) share(members ...*member) (map[string]int, error) {
 // await waits until the members own as many shards as want says, and nobody else any.
 func (b *bench) await(want []int, members ...*member) {
 	b.t.Helper()
+	b.awaitNamed("", want, members...)
+}
+
+func (b *bench) awaitNamed(after string, want []int, members ...*member) {
+	b.t.Helper()
 	testenv.Wait(b.t, 15*time.Second, func() error {
 		owned, err := b.share(members...)
 		var have []int
@@ -295,7 +300,7 @@ func (b *bench) await(want []int, members ...*member) {
 		}
 		slices.SortFunc(have, func(a, b int) int { return b - a })
 		if err == nil && !slices.Equal(have, want) {
-			err = fmt.Errorf("want %v, have %v of %v", want, have, owned)
+			err = fmt.Errorf("%s: want %v, have %v of %v", after, want, have, owned)
 		}
 		return err
 	})
