@@ -29,7 +29,6 @@ func palette(slot int) string {
 
 // series is one line, or one layer of a stack; NaN is unknown.
 type series struct {
-	name   string
 	color  string
 	values []float64
 }
@@ -37,7 +36,6 @@ type series struct {
 // chart draws series over the time of a run as SVG.
 type chart struct {
 	title   string
-	unit    string
 	at      []time.Duration
 	lines   []series
 	stacked bool

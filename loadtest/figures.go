@@ -48,7 +48,7 @@ func (in *instance) look(ctx context.Context) (figures, error) {
 	if err != nil {
 		return figures{}, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(resp.Body)
 	if err != nil {

@@ -185,7 +185,7 @@ func (in *instance) tail(lines int) string {
 	if err != nil {
 		return err.Error()
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	var last [][]byte
 	for scan := bufio.NewScanner(file); scan.Scan(); {
 		if last = append(last, bytes.Clone(scan.Bytes())); len(last) > lines {

@@ -23,7 +23,8 @@ type load struct {
 
 	earlier atomic.Int64                 // sent by the fleets before
 	present atomic.Pointer[fleet.Sender] // nil between fleets
-	done    chan error                   // of the present one
+	done    chan struct{}                // closed when the present one has ended
+	err     error                        // of its Run; read after done
 	stop    context.CancelFunc
 	began   time.Time     // of the present one
 	cpu     time.Duration // of this process when it began
@@ -59,10 +60,13 @@ func (l *load) begin(ctx context.Context, p fleet.Profile, pacer fleet.Pacer) er
 		return err
 	}
 	ctx, l.stop = context.WithCancel(ctx)
-	l.done = make(chan error, 1)
+	l.done = make(chan struct{})
 	l.began, l.cpu = time.Now(), ownCPU()
 	l.present.Store(sender)
-	go func() { l.done <- sender.Run(ctx) }()
+	go func() {
+		defer close(l.done)
+		l.err = sender.Run(ctx)
+	}()
 	return nil
 }
 
@@ -77,10 +81,10 @@ func (l *load) end(ctx context.Context, early bool) error {
 		l.stop()
 	}
 	select {
-	case err := <-l.done:
+	case <-l.done:
 		l.stop()
-		if err != nil {
-			return fmt.Errorf("send the load: %w", err)
+		if l.err != nil {
+			return fmt.Errorf("send the load: %w", l.err)
 		}
 	case <-ctx.Done():
 		l.stop()

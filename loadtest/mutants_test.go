@@ -1,7 +1,6 @@
 package loadtest_test
 
 import (
-	"io"
 	"log/slog"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +29,7 @@ func runScenario(t *testing.T, name, program, mutant string, plan loadtest.Plan)
 	require.NoError(t, err)
 	r, err := loadtest.Run(t.Context(), s, loadtest.Config{
 		Processor: program, Env: []string{"MUTANT=" + mutant}, Plan: plan, Seed: 1, Slack: 3,
-		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
 	return r

@@ -112,7 +112,7 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer sent.Close()
+	defer func() { _ = sent.Close() }()
 	left, err := r.finish(ctx)
 	if err != nil {
 		return nil, err

@@ -34,7 +34,7 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	o, err := oracle.New(log)
 	if err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func Send(ctx context.Context, cfg SendConfig, sendLog io.Writer) (fleet.Progres
 	if err != nil {
 		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	reader, err := stream.NewGroup(client, where)
 	if err != nil {
 		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)

@@ -2,7 +2,6 @@ package loadtest_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 )
 
 func migrated(t *testing.T) string {
+	t.Helper()
 	return testenv.Postgres(t, testenv.WithTemplate("loadtest", func(ctx context.Context, url string) error {
 		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
@@ -58,8 +58,9 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 }
 
 func config(t *testing.T) loadtest.Config {
+	t.Helper()
 	return loadtest.Config{
-		Processor: "never started", Seed: 1, Slack: 1, Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Processor: "never started", Seed: 1, Slack: 1, Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -23,13 +23,13 @@ func newListCommand() *cobra.Command {
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			for _, s := range scenarios {
-				fmt.Fprintf(w, "%s\t%s\n", s.Name, s.About)
+				_, _ = fmt.Fprintf(w, "%s\t%s\n", s.Name, s.About)
 				if s.Bounds != "" {
-					fmt.Fprintf(w, "\tbound: %s\n", s.Bounds)
+					_, _ = fmt.Fprintf(w, "\tbound: %s\n", s.Bounds)
 				}
-				fmt.Fprintf(w, "\tplan: %s\n", planText(s.Plan))
+				_, _ = fmt.Fprintf(w, "\tplan: %s\n", planText(s.Plan))
 			}
-			fmt.Fprintf(w, "all\tbound: %s\n", loadtest.EveryBound)
+			_, _ = fmt.Fprintf(w, "all\tbound: %s\n", loadtest.EveryBound)
 			if err := w.Flush(); err != nil {
 				return fmt.Errorf("print the list: %w", err)
 			}

@@ -45,10 +45,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitClean
 	case errors.As(err, &usage):
-		fmt.Fprintln(stderr, "loadtest:", err)
+		_, _ = fmt.Fprintln(stderr, "loadtest:", err)
 		return exitConfig
 	case !errors.Is(err, errMissed):
-		fmt.Fprintln(stderr, "loadtest:", err)
+		_, _ = fmt.Fprintln(stderr, "loadtest:", err)
 	}
 	return exitFinding
 }

@@ -19,13 +19,13 @@ func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
 	}
 	printTable(table, r)
 	for _, finding := range r.Findings {
-		fmt.Fprintln(notes, "finding:", finding)
+		_, _ = fmt.Fprintln(notes, "finding:", finding)
 	}
 	for _, example := range r.Order {
-		fmt.Fprintln(notes, "order:", example)
+		_, _ = fmt.Fprintln(notes, "order:", example)
 	}
 	for _, missed := range r.Missed {
-		fmt.Fprintln(notes, "MISSED:", missed)
+		_, _ = fmt.Fprintln(notes, "MISSED:", missed)
 	}
 	if f.json {
 		enc := json.NewEncoder(out)
@@ -35,7 +35,7 @@ func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
 		}
 	}
 	if !r.Good() {
-		fmt.Fprintf(notes, "to repeat: loadtest run %s --seed %d\n", r.Scenario, r.Seed)
+		_, _ = fmt.Fprintf(notes, "to repeat: loadtest run %s --seed %d\n", r.Scenario, r.Seed)
 		return errMissed
 	}
 	return nil
@@ -44,13 +44,13 @@ func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
 func printTable(w io.Writer, r *loadtest.Result) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(t, "  %s\t%s\n", name, fmt.Sprintf(format, args...))
+		_, _ = fmt.Fprintf(t, "  %s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	verdict := "all bounds kept"
 	if !r.Good() {
 		verdict = fmt.Sprintf("%d bounds missed", len(r.Missed))
 	}
-	fmt.Fprintf(t, "%s\t%s\n", r.Scenario, verdict)
+	_, _ = fmt.Fprintf(t, "%s\t%s\n", r.Scenario, verdict)
 	row("sent", "%s in %.1f s, %s/s", thousands(r.Sent), r.Seconds, thousands(int64(r.PerSecond)))
 	row("stored", "%s, duplicates %s, dead letters %s", thousands(r.Stored), thousands(r.Duplicates), thousands(r.DeadLettered))
 	row("lost, double, undone", "%d, %d, %d", r.Lost, r.Double, r.Undone)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
 )
 
@@ -88,7 +89,7 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 			if err == nil {
 				err = os.RemoveAll(f.cfg.Dir)
 			} else {
-				fmt.Fprintf(notes, "logs are kept in %s\n", f.cfg.Dir)
+				_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", f.cfg.Dir)
 			}
 		}()
 	} else if err := os.MkdirAll(f.keep, 0o755); err != nil {
@@ -108,9 +109,10 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 		level = slog.LevelInfo
 	}
 	f.cfg.Log = slog.New(slog.NewTextHandler(notes, &slog.HandlerOptions{Level: level}))
+	stream.LogDriver(f.cfg.Log)
 	view := newView(notes, s.Name)
 	f.cfg.Show = view.show
-	fmt.Fprintf(notes, "%s, seed %d: %s\n", s.Name, f.cfg.Seed, s.About)
+	_, _ = fmt.Fprintf(notes, "%s, seed %d: %s\n", s.Name, f.cfg.Seed, s.About)
 	result, err := loadtest.Run(ctx, s, f.cfg)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -122,7 +124,7 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 		if err := writeReport(f.report, s, result); err != nil {
 			return err
 		}
-		fmt.Fprintf(notes, "report: %s\n", f.report)
+		_, _ = fmt.Fprintf(notes, "report: %s\n", f.report)
 	}
 	return printResult(cmd.OutOrStdout(), notes, result, f)
 }

@@ -33,7 +33,7 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 			a := report.Account
 			notes := cmd.ErrOrStderr()
 			for _, f := range report.Examples {
-				fmt.Fprintln(notes, "finding:", f)
+				_, _ = fmt.Fprintln(notes, "finding:", f)
 			}
 			if asJSON {
 				err = json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
@@ -95,7 +95,7 @@ until --duration is over or Ctrl-C. What was sent is recorded in a send log.`,
 			}
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 			sent, err := loadtest.Send(cmd.Context(), cfg, file)
-			fmt.Fprintf(cmd.ErrOrStderr(), "%d entries sent, at most %s behind the plan; recorded in %s\n", sent.Sent, sent.Worst.Round(time.Millisecond), path)
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%d entries sent, at most %s behind the plan; recorded in %s\n", sent.Sent, sent.Worst.Round(time.Millisecond), path)
 			return err
 		},
 	}

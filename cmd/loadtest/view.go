@@ -59,7 +59,7 @@ func (v *view) line(s loadtest.Sample) {
 	if s.Marks != v.faults {
 		fmt.Fprintf(&b, "  << %s", s.Fault)
 	}
-	fmt.Fprintln(v.w, b.String())
+	_, _ = fmt.Fprintln(v.w, b.String())
 }
 
 func brief(s loadtest.SlotSample) string {

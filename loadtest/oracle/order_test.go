@@ -15,6 +15,7 @@ import (
 // threeOf is three records of each of two devices, device time against the
 // order of sending, and the commits of a service that makes no mistake.
 func threeOf(t *testing.T) (*oracle.Oracle, []oracle.Commit) {
+	t.Helper()
 	var sent []fleet.Sent
 	var commits []oracle.Commit
 	for d := range 2 {
