@@ -66,11 +66,13 @@ type fleetDeps struct {
 	Keys     coordination.Keys
 	Group    *stream.Group
 	Pool     *pgxpool.Pool
+	Runs     *store.Runs
 	Scope    store.Scope
 	Shards   *store.Shards
 	Sessions *store.Sessions
 	Member   Member
 	Bridge   *bridge
+	House    *coordination.Housekeeper
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer
 }
@@ -81,9 +83,10 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout),
 		Tasks:  leaderTasks(d),
-		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout), House: d.House,
 	}, d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
+	d.Runs.OnChange(d.Pipeline.Abandon)
 	return fleet, err
 }
 

@@ -48,6 +48,8 @@ type pipelineDeps struct {
 	Fences  *store.Fences
 	Dead    *stream.DeadLetters
 	Later   *store.Deferred
+	Shards  *store.Shards
+	Member  Member
 	Bridge  *bridge
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -56,7 +58,7 @@ type pipelineDeps struct {
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, pipeline.Deps{
 		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
-		Parker: d.Dead, Deferrals: d.Later, Lost: d.Bridge.lost, Peers: d.Bridge.peers,
+		Parker: d.Dead, Deferrals: d.Later, Trials: store.NewTrials(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 	}, d.Log, d.Metrics)
 }
 

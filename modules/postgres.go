@@ -13,17 +13,18 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newScope, newPool, newShards, newSessions, newWriter, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewRuns, newPool, newShards, newSessions, newWriter, newReader, newFences))
 
 func newScope(cfg config.Config) store.Scope {
 	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
 }
 
-func newPool(lc fx.Lifecycle, cfg config.Config, m Member) (*pgxpool.Pool, error) {
+func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.Runs) (*pgxpool.Pool, error) {
 	pool, err := store.Open(context.Background(), store.Config{
 		URL: cfg.Postgres.URL.Reveal(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
 		ConnectTimeout:   cfg.Postgres.ConnectTimeout,
 		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
+		Runs: runs,
 	})
 	if err != nil {
 		return nil, coded(codeConfig, err)
@@ -53,9 +54,11 @@ func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope) *store.
 
 func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
 
-func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member) *store.Writer {
+func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member, runs *store.Runs) *store.Writer {
 	// The server's own limits are to strike first: they leave no doubt about the outcome.
-	return store.NewWriter(pool, scope, string(m), cfg.Postgres.StatementTimeout+cfg.Postgres.ConnectTimeout)
+	w := store.NewWriter(pool, scope, string(m), cfg.Postgres.StatementTimeout+cfg.Postgres.ConnectTimeout)
+	w.Guard(runs)
+	return w
 }
 
 func newReader(cfg config.Config, pool *pgxpool.Pool) *store.Reader {

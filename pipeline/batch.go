@@ -36,6 +36,7 @@ type batch struct {
 	parked          map[telemetry.EntryID]struct{} // the IDs in letters
 	guilty          telemetry.EntryID              // what the server named when it refused the batch; zero where it named none
 	reread          map[int]bool                   // shards whose queues do not hold what they should; written by park
+	stale           map[int]bool                   // shards whose acknowledgement was refused; written by ack
 }
 
 // part is consecutive entries of one shard.
@@ -43,6 +44,7 @@ type part struct {
 	shard   int
 	grant   uint64
 	epoch   int64
+	token   string
 	entries []telemetry.Entry
 	again   map[telemetry.EntryID]telemetry.Deferred // entries that were deferred, until they are decided; nil for those of a queue
 }
@@ -69,7 +71,7 @@ func (b *batch) reset(seq uint64, careful bool) {
 	clear(b.lettersDeferred)
 	b.deferred, b.settled = b.deferred[:0], b.settled[:0]
 	b.letters, b.lettersDeferred = b.letters[:0], b.lettersDeferred[:0]
-	b.parked, b.reread, b.guilty = nil, nil, telemetry.EntryID{}
+	b.parked, b.reread, b.stale, b.guilty = nil, nil, nil, telemetry.EntryID{}
 }
 
 // place puts a decoded record where it belongs, and moves the device's state.
@@ -221,7 +223,7 @@ func (b *batch) acks() []protocol.Ack {
 		if p.again != nil {
 			continue // acknowledged when they were deferred
 		}
-		a := protocol.Ack{Shard: p.shard, IDs: make([]telemetry.EntryID, 0, len(p.entries))}
+		a := protocol.Ack{Shard: p.shard, Token: p.token, IDs: make([]telemetry.EntryID, 0, len(p.entries))}
 		for j := range p.entries {
 			e := &p.entries[j]
 			if e.Fields == nil {

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -37,6 +38,13 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	}
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, nothingHappened, func() error {
 		started := time.Now()
+		// In this order: shards are given up before another run is numbered.
+		content.Run = w.sink.Run()
+		if gone := w.table.gone(b.parts); len(gone) > 0 {
+			return &telemetry.Failure{
+				Kind: telemetry.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up meanwhile", gone),
+			}
+		}
 		var err error
 		c.written, err = w.sink.Write(ctx, content)
 		w.tried.Add(1)
@@ -63,7 +71,7 @@ func (w *worker) ackLoop(ctx context.Context) error {
 
 func (w *worker) ack(ctx context.Context, b *batch) error {
 	acks := b.acks()
-	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, always, func() error {
+	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, func(err error) bool { return !lostState(err) }, func() error {
 		err := w.acker.Ack(ctx, acks)
 		w.tried.Add(1)
 		if err == nil {
@@ -71,8 +79,16 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 		}
 		return err
 	})
-	if err != nil || !b.givesUp() {
-		return err
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// Whoever took the shards anew compares what is committed; so must we.
+		w.log.Warn("not acknowledged, the shards are taken again", "err", err)
+		b.stale = lostShards(err, b)
+	}
+	if !b.givesUp() {
+		return nil
 	}
 	return w.park(ctx, b)
 }

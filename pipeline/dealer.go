@@ -104,6 +104,9 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 			}
 			renewed, pending = started, turn.Pending
 		}
+		if !d.table.holdsTurn(number) {
+			return
+		}
 		if !d.hasRoom(pending) {
 			d.pause(ctx)
 			continue
@@ -121,6 +124,9 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 			continue
 		}
 		d.metrics.read(readOK)
+		if !d.table.holdsTurn(number) {
+			return
+		}
 		known := d.knownEmpty(number, a.Shards)
 		dealt, err := d.source.Deal(ctx, protocol.Dealing{
 			Token: token, TTL: d.cfg.TurnTTL, After: after, Ring: d.peers() > 0,

@@ -103,6 +103,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 		History: store.NewReader(pool, 10*time.Second),
 		Fences:  store.NewFences(pool, 10*time.Second),
 		Parker:  dead, Deferrals: store.NewDeferred(pool, b.scope(), member, 10*time.Second),
+		Trials: store.NewTrials(in.shards, member),
 		Lost: func(l pipeline.Lost) {
 			in.mu.Lock()
 			defer in.mu.Unlock()
@@ -142,7 +143,7 @@ func (b *bench) takeAll(in *instance) {
 	for s := range shards {
 		taken, err := in.shards.Take(ctx, s, in.member)
 		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch}))
+		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch, Suspicion: taken.Suspicion}))
 	}
 }
 

@@ -24,6 +24,7 @@ type message struct {
 	shard   int
 	grant   uint64
 	epoch   int64
+	token   string
 	entries []telemetry.Entry
 	request *protocol.Request
 

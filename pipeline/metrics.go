@@ -47,6 +47,7 @@ type metrics struct {
 	requestErrors prometheus.Counter
 	parkErrors    prometheus.Counter
 	deferErrors   prometheus.Counter
+	trialErrors   prometheus.Counter
 	deadLetters   *prometheus.CounterVec
 	crossings     *prometheus.CounterVec
 	fenceCount    prometheus.Gauge
@@ -106,6 +107,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		requestErrors: errs.WithLabelValues("request"),
 		parkErrors:    errs.WithLabelValues("dead_letter"),
 		deferErrors:   errs.WithLabelValues("defer"),
+		trialErrors:   errs.WithLabelValues("trial"),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by reason.",
 		}, []string{"reason"}),
@@ -150,6 +152,15 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 			func() float64 { return float64(t.records) }),
 		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",
 			func() float64 { return float64(t.bytes) }),
+		gauge("processor_pipeline_suspect_shards", "Shards this instance runs with care, since owners died on them.", func() float64 {
+			n := 0
+			for i := range t.slots {
+				if s := &t.slots[i]; s.held && s.suspicion.Limit > 0 {
+					n++
+				}
+			}
+			return float64(n)
+		}),
 		gauge("processor_pipeline_owned_shards", "Shards this instance holds.", func() float64 {
 			n := 0
 			for i := range t.slots {

@@ -90,7 +90,7 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	w.pub = stream.NewPublisher(b.client, w.stream, 0)
 	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
 	for _, sql := range []string{
-		"delete from public.positions", "delete from processor.timing_records", "delete from processor.requests",
+		"truncate public.positions", "truncate processor.timing_records", "delete from processor.requests",
 		"delete from processor.geofences",
 	} {
 		_, err := b.pool.Exec(context.Background(), sql)

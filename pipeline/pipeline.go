@@ -30,6 +30,9 @@ type Acker interface {
 // Sink commits batches, each in one transaction that ends with the check of epochs.
 type Sink interface {
 	Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error)
+	// Run numbers the runs of the server, as far as they were noticed. A batch is
+	// refused on another run than the one it names.
+	Run() uint64
 }
 
 // History knows what is stored.
@@ -83,6 +86,8 @@ type Pipeline struct {
 	peers   func() int
 
 	deferrals Deferrals
+	trials    Trials
+	trial     chan struct{}
 }
 
 // Deps is what a pipeline works with.
@@ -95,6 +100,7 @@ type Deps struct {
 	Parker  Parker
 
 	Deferrals Deferrals
+	Trials    Trials
 	// Requests is what operators and neighbours ask for.
 	Requests Requests
 	// Lost is called, from a worker, for each shard that was given up.
@@ -109,13 +115,13 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		return nil, err
 	}
 	if deps.Source == nil || deps.Acker == nil || deps.Sink == nil || deps.History == nil || deps.Fences == nil || deps.Requests == nil ||
-		deps.Parker == nil || deps.Deferrals == nil || deps.Lost == nil || deps.Peers == nil {
+		deps.Parker == nil || deps.Deferrals == nil || deps.Trials == nil || deps.Lost == nil || deps.Peers == nil {
 		return nil, fmt.Errorf("pipeline: a dependency is missing: %+v", deps)
 	}
 	t := newTable(cfg)
 	p := &Pipeline{
 		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, sink: deps.Sink, history: deps.History,
-		parker: deps.Parker, deferrals: deps.Deferrals,
+		parker: deps.Parker, deferrals: deps.Deferrals, trials: deps.Trials, trial: make(chan struct{}, 1),
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), bells: make(chan struct{}, 1),
 	}
@@ -221,6 +227,15 @@ func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
 
 // Asked says that there may be a new request.
 func (p *Pipeline) Asked() { ring(p.desk.bell) }
+
+// Abandon gives all shards and the turn up at once: a server is another one than
+// before, or has another past, and nothing in hand can be trusted. The owner's
+// side takes the shards again, which compares what both servers know.
+func (p *Pipeline) Abandon() {
+	for _, l := range p.table.abandon() {
+		p.lost(l)
+	}
+}
 
 // Rewind reads all queues from their start again: the server may not hold what
 // it held.

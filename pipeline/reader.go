@@ -51,15 +51,15 @@ func (r *reader) run(ctx context.Context) error {
 				r.complained = time.Now()
 				r.log.Warn("does not succeed, trying again", "what", "read queues", "err", err)
 			}
+			// The server that answers next may not be the one that answered before.
 			r.failing = true
+			r.table.rewind()
 			_ = sleep(ctx, r.wait.NextBackOff())
 			continue
 		}
 		if err == nil && r.failing {
-			// The server that answers may not be the one that answered before.
 			r.failing = false
 			r.wait.Reset()
-			r.table.rewind()
 		}
 		if more {
 			if ctx.Err() != nil {
@@ -138,6 +138,9 @@ func (r *reader) choose() []askedRead {
 		a.read.After = a.ticket.From
 		room := max(1, t.workerRecords-t.load[s.worker].records)
 		a.read.Count = min(share, room, r.cfg.ReadBatchRecords)
+		if limit := s.suspicion.Limit; limit > 0 {
+			a.read.Count = min(a.read.Count, limit, r.cfg.BatchMaxRecords)
+		}
 		s.due = false
 	}
 	return batch

@@ -30,13 +30,14 @@ type desk struct {
 	bell     chan struct{} // size one, coalesced
 
 	mu     sync.Mutex
-	atWork map[int64]int // the worker each request is with; under mu
+	atWork map[int64]int      // the worker each request is with; under mu
+	over   map[int64]struct{} // those taken off since the last look began; under mu
 }
 
 func newDesk(p *Pipeline, requests Requests) *desk {
 	return &desk{
 		table: p.table, requests: requests, metrics: p.metrics, log: p.log,
-		bell: make(chan struct{}, 1), atWork: make(map[int64]int),
+		bell: make(chan struct{}, 1), atWork: make(map[int64]int), over: make(map[int64]struct{}),
 	}
 }
 
@@ -69,6 +70,9 @@ func (d *desk) look(ctx context.Context) error {
 	if len(shards) == 0 {
 		return nil
 	}
+	d.mu.Lock()
+	clear(d.over)
+	d.mu.Unlock()
 	found, err := d.requests.Waiting(ctx, shards)
 	if err != nil {
 		return err
@@ -83,8 +87,8 @@ func (d *desk) look(ctx context.Context) error {
 	}
 	for _, r := range found {
 		s := &d.table.slots[r.Shard]
-		if !s.held || s.stopping || busy[s.worker] {
-			continue
+		if _, over := d.over[r.ID]; over || !s.held || s.stopping || busy[s.worker] {
+			continue // one that is over may have been found before it was
 		}
 		busy[s.worker] = true
 		d.atWork[r.ID] = s.worker
@@ -97,6 +101,7 @@ func (d *desk) look(ctx context.Context) error {
 func (d *desk) done(id int64) {
 	d.mu.Lock()
 	delete(d.atWork, id)
+	d.over[id] = struct{}{}
 	d.mu.Unlock()
 	ring(d.bell)
 }

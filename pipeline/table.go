@@ -43,12 +43,15 @@ type slot struct {
 	stopping bool // no more is taken in; what is in flight is finished
 	due      bool // the queue may hold something: it is to be read
 	epoch    int64
+	token    string
 	grant    uint64 // counts grants and drops, so that work of an earlier one is recognised
 	worker   int
 	records  int
 	bytes    int64
 	applied  telemetry.EntryID
-	drained  chan struct{} // closed when stopping and nothing is left in flight
+
+	suspicion telemetry.Suspicion // how carefully it is run, until trust
+	drained   chan struct{}       // closed when stopping and nothing is left in flight
 }
 
 func newTable(cfg Config) *table {
@@ -91,9 +94,11 @@ func (t *table) grant(h telemetry.Held) error {
 	}
 	t.load[s.worker].shards++
 	s.grant++
-	s.held, s.stopping, s.due, s.epoch = true, false, true, h.Epoch
+	s.held, s.stopping, s.due, s.epoch, s.suspicion = true, false, true, h.Epoch, h.Suspicion
+	s.token = h.Token
+	s.suspicion.Limit = min(s.suspicion.Limit, t.workerRecords)
 	s.queue.Drop()
-	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch})
+	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, suspicion: s.suspicion})
 	ring(t.wake)
 	return nil
 }
@@ -150,20 +155,22 @@ func (t *table) restart(shard int, grant uint64) {
 		return
 	}
 	epoch, stopping, drained, applied := s.epoch, s.stopping, s.drained, s.applied
-	worker := s.worker
+	worker, suspicion := s.worker, s.suspicion
 	s.drained = nil
 	t.release(shard)
 	t.load[worker].shards++
 	s.grant++
-	s.held, s.epoch, s.applied = true, epoch, applied
+	s.held, s.epoch, s.applied, s.suspicion = true, epoch, applied, suspicion
 	if stopping {
 		// What was in flight stays on the queue, for whoever comes next.
 		s.stopping = true
-		close(drained)
+		if drained != nil {
+			close(drained)
+		}
 		return
 	}
 	s.due = true
-	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch})
+	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, suspicion: suspicion})
 	ring(t.wake)
 }
 
@@ -247,8 +254,48 @@ func (t *table) free() int {
 // fits tells whether a shard may be handed n more entries. A worker that has
 // nothing in hand takes anything: an entry may be larger than any bound.
 func (t *table) fits(s *slot, n int) bool {
+	if limit := s.suspicion.Limit; limit > 0 && (s.records > 0 || n > limit) {
+		return false // one run at a time, and no larger
+	}
 	l := t.load[s.worker].records
 	return l == 0 || l+n <= t.workerRecords
+}
+
+// abandon gives all shards up at once, and the turn with them, and returns what
+// was given up.
+func (t *table) abandon() []Lost {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var lost []Lost
+	for i := range t.slots {
+		if s := &t.slots[i]; s.held {
+			lost = append(lost, Lost{Shard: i, Epoch: s.epoch, Cause: OutcomeUnknown})
+			t.release(i)
+		}
+	}
+	t.turn++
+	t.turnHeld = false
+	return lost
+}
+
+// gone is which shards of parts are no longer held as they were.
+func (t *table) gone(parts []part) []int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var gone []int
+	for _, p := range parts {
+		if s := &t.slots[p.shard]; !s.held || s.grant != p.grant {
+			gone = append(gone, p.shard)
+		}
+	}
+	return gone
+}
+
+// holdsTurn tells whether a turn is still the present one.
+func (t *table) holdsTurn(number uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.turnHeld && t.turn == number
 }
 
 // rewind sends all cursors back to the start and forgets which queues are

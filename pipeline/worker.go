@@ -71,6 +71,7 @@ type worker struct {
 type tenure struct {
 	grant  uint64
 	epoch  int64
+	token  string
 	marked time.Time // when its progress mark was written last
 
 	suspicion telemetry.Suspicion
@@ -207,7 +208,7 @@ func (w *worker) advance(ctx context.Context) error {
 		m := &w.inbox[w.next]
 		switch m.kind {
 		case granted:
-			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch, suspicion: m.suspicion}
+			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch, token: m.token, suspicion: m.suspicion}
 			w.next++
 		case dropped:
 			delete(w.held, m.shard)
@@ -241,7 +242,7 @@ func (w *worker) advance(ctx context.Context) error {
 			}
 			if t.suspicion.Limit > 0 {
 				w.next++
-				p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, entries: m.entries}
+				p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries}
 				if err := w.try(ctx, p, t.suspicion); err != nil {
 					return err
 				}
@@ -249,7 +250,7 @@ func (w *worker) advance(ctx context.Context) error {
 			}
 			room := w.cfg.BatchMaxRecords - w.current.entries
 			n := min(room, len(m.entries)-w.offset)
-			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, entries: m.entries[w.offset : w.offset+n]}
+			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries[w.offset : w.offset+n]}
 			if err := w.apply(ctx, w.current, p); err != nil {
 				return err
 			}
@@ -410,7 +411,12 @@ func (w *worker) finish(b *batch) {
 	}
 	w.table.mu.Unlock()
 	for _, p := range b.parts {
-		if b.reread[p.shard] {
+		switch {
+		case b.stale[p.shard]:
+			if w.table.dropGrant(p.shard, p.grant) {
+				w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: OutcomeUnknown})
+			}
+		case b.reread[p.shard]:
 			w.table.restart(p.shard, p.grant)
 		}
 	}

@@ -17,6 +17,8 @@ type Applied struct {
 // epochs in Held, and it commits only while all of them are still in force.
 type Batch struct {
 	Held []telemetry.Held // ascending by shard
+	// Run is the run of the server it was computed for, see Sink.Run.
+	Run uint64
 	// Fresh records are newer than all that is stored for their devices, and
 	// unlike in device and time: they may be copied in unseen.
 	Fresh []telemetry.Record

@@ -211,7 +211,8 @@ where stream = $1
 		const columns = `
 select ts, ingested_at, latitude, longitude, speed, faulty, ts > ingested_at + $1::interval, latitude = 0 and longitude = 0
 from public.positions
-where device_id = $2`
+where device_id = $2
+  and device_id between $2 and $2`
 		if out.Recent, err = collect(ctx, tx, scanPosition, columns+" order by ts desc limit 5", d.pins.MaxFutureSkew, device); err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ type Config struct {
 	ConnectTimeout   time.Duration
 	StatementTimeout time.Duration // of the server; the client waits a little longer
 	LockTimeout      time.Duration
+	Runs             *Runs // told of every connection; nil where nobody minds
 }
 
 // ApplicationName is what the sessions of a member are called in
@@ -72,6 +73,9 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 		set timezone = 'UTC'; set datestyle = 'ISO'; set search_path = public`,
 		cfg.StatementTimeout.Milliseconds(), cfg.LockTimeout.Milliseconds(), cfg.StatementTimeout.Milliseconds())
 	cc.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		return conn.Exec(ctx, set).Close()
+		if err := conn.Exec(ctx, set).Close(); err != nil || cfg.Runs == nil {
+			return err
+		}
+		return cfg.Runs.connected(ctx, conn)
 	}
 }

@@ -22,12 +22,12 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 // lastFixSQL finds the newest position that takes part in state: not flagged
 // faulty, with a fix, and not ahead of its stream time by more than the skew.
 const lastFixSQL = `
-select d.n - 1, p.ts, p.latitude, p.longitude
-from unnest($1::text[]) with ordinality as d (device_id, n)
+select w.n - 1, p.ts, p.latitude, p.longitude
+from unnest($1::text[]) with ordinality as w (device_id, n)
 cross join lateral (
   select ts, latitude, longitude
   from public.positions
-  where device_id = d.device_id
+  where ` + ofDevice + `
     and faulty = false
     and ts <= ingested_at + $2::interval
     and not (latitude = 0 and longitude = 0)

@@ -24,6 +24,7 @@ type Writer struct {
 	scope   Scope
 	member  string
 	timeout time.Duration
+	runs    *Runs     // of the pool; nil where nobody minds
 	buffers sync.Pool // of *[]byte, for COPY
 }
 
@@ -35,6 +36,18 @@ func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 		pool: pool, scope: scope, member: member, timeout: timeout,
 		buffers: sync.Pool{New: func() any { return new([]byte) }},
 	}
+}
+
+// Guard has the writer refuse batches that were computed for another run of the
+// server.
+func (w *Writer) Guard(runs *Runs) { w.runs = runs }
+
+// Run numbers the runs of the server, as far as they were noticed.
+func (w *Writer) Run() uint64 {
+	if w.runs == nil {
+		return 0
+	}
+	return w.runs.Number()
 }
 
 // Write commits one batch in one transaction that ends with the check of the
@@ -49,6 +62,9 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 		return protocol.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
+	if run := w.Run(); run != b.Run {
+		return protocol.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: errAnotherRun}
+	}
 	out, err := w.write(ctx, conn.Conn(), b)
 	if err != nil {
 		w.rollBack(conn.Conn())

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	_ "embed"
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -23,23 +24,30 @@ const ackChunk = 4096
 
 // Ack acknowledges finished entries and moves their shards' acked marks, in as
 // many script calls as their number needs. After an error some of it may have
-// happened; the caller calls again, which is harmless.
+// happened; the caller calls again, which is harmless. Shards that were taken
+// under another token since are refused with a Failure of kind Lost that names
+// them; the others are done then.
 func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 	args := []any{g.names.Group}
 	n := 0
+	var stale []int
 	flush := func() error {
 		if n == 0 {
 			return nil
 		}
-		err := ackScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Acked(), g.names.Losses()}, args...).Err()
+		refused, err := ackScript.Run(ctx, g.client,
+			[]string{g.names.Stream, g.names.Acked(), g.names.Losses(), g.names.Grants()}, args...).Int64Slice()
 		args, n = args[:1], 0
+		for _, shard := range refused {
+			stale = append(stale, int(shard))
+		}
 		return failure("ack", err)
 	}
-	add := func(shard int, cause string, ids []telemetry.EntryID) error {
+	add := func(shard int, token, cause string, ids []telemetry.EntryID) error {
 		for len(ids) > 0 {
 			chunk := ids[:min(len(ids), ackChunk-n)]
 			ids = ids[len(chunk):]
-			args = append(args, strconv.Itoa(shard), cause, slices.MaxFunc(chunk, telemetry.EntryID.Compare).String(), len(chunk))
+			args = append(args, strconv.Itoa(shard), token, cause, slices.MaxFunc(chunk, telemetry.EntryID.Compare).String(), len(chunk))
 			args = appendIDs(args, chunk)
 			if n += len(chunk); n >= ackChunk {
 				if err := flush(); err != nil {
@@ -50,14 +58,21 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		return nil
 	}
 	for _, a := range acks {
-		if err := add(a.Shard, "", a.IDs); err != nil {
+		if err := add(a.Shard, a.Token, "", a.IDs); err != nil {
 			return err
 		}
-		if err := add(a.Shard, "trimmed_pending", a.Gone); err != nil {
+		if err := add(a.Shard, a.Token, "trimmed_pending", a.Gone); err != nil {
 			return err
 		}
 	}
-	return flush()
+	if err := flush(); err != nil || len(stale) == 0 {
+		return err
+	}
+	slices.Sort(stale)
+	return &telemetry.Failure{
+		Kind: telemetry.Lost, Code: "token", Shards: slices.Compact(stale),
+		Err: fmt.Errorf("ack: shards %v were taken anew, or their tokens are lost", slices.Compact(stale)),
+	}
 }
 
 // appendIDs appends IDs as arguments whose text shares one allocation.
@@ -76,25 +91,4 @@ func appendIDs(args []any, ids []telemetry.EntryID) []any {
 		start = end
 	}
 	return args
-}
-
-// Marks returns each shard's highest acknowledged entry, where it is known, and
-// the group's last-delivered ID.
-func (g *Group) Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
-	marks, err := g.client.HGetAll(ctx, g.names.Acked()).Result()
-	if err != nil {
-		return nil, delivered, failure("read the acked marks", err)
-	}
-	acked = make(map[int]telemetry.EntryID, len(marks))
-	for field, value := range marks {
-		shard, err := strconv.Atoi(field)
-		if err != nil {
-			continue
-		}
-		if acked[shard], err = telemetry.ParseEntryID(value); err != nil {
-			return nil, delivered, failure("read the acked marks", err)
-		}
-	}
-	info, err := g.Info(ctx)
-	return acked, info.Delivered, err
 }

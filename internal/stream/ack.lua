@@ -3,9 +3,10 @@
 -- that lagged behind would hide from the next owner what Postgres may have lost.
 --
 -- KEYS[1] stream   KEYS[2] hash of marks   KEYS[3] losses
--- ARGV[1] group, then for each shard: shard, cause of loss or '',
+-- KEYS[4] hash of tokens under which shards were taken
+-- ARGV[1] group, then for each shard: shard, token, cause of loss or '',
 -- highest ID, number of IDs, the IDs
--- Reply: number of entries acknowledged
+-- Reply: shards that were taken under another token since; nothing is acknowledged for them
 --
 -- Entries with a cause of loss are noted as lost if they were still pending,
 -- so that a repeated call notes them once.
@@ -18,23 +19,24 @@ local function after(a, b)
   return aseq > bseq
 end
 
-local acked = 0
+local refused = {}
 local i = 2
 while i <= #ARGV do
-  local shard, cause, top, n = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
-  if cause == '' then
-    acked = acked + redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 4, i + 3 + n))
+  local shard, token, cause, top, n = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
+  if (redis.call('hget', KEYS[4], shard) or '') ~= token then
+    refused[#refused + 1] = tonumber(shard)
+  elseif cause == '' then
+    redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 5, i + 4 + n))
     local mark = redis.call('hget', KEYS[2], shard)
     if not mark or after(top, mark) then redis.call('hset', KEYS[2], shard, top) end
   else
-    for j = i + 4, i + 3 + n do
+    for j = i + 5, i + 4 + n do
       if redis.call('xack', KEYS[1], ARGV[1], ARGV[j]) == 1 then
-        acked = acked + 1
         redis.call('rpush', KEYS[3], cjson.encode({
           cause = cause, shard = tonumber(shard), first = ARGV[j], last = ARGV[j], entries = 1}))
       end
     end
   end
-  i = i + 4 + n
+  i = i + 5 + n
 end
-return acked
+return refused

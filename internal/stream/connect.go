@@ -29,7 +29,7 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: want redis://user:password@host:6379/0: %w", err)
 	}
-	known := &servers{}
+	known := &servers{nodes: make(map[string]bool)}
 	opts.OnConnect = known.connected
 	opts.ClientName = cfg.Name
 	opts.MaxRetries = -1
@@ -97,12 +97,13 @@ type watched struct {
 // the connections before: it may hold an older state, or none. A command on
 // such a connection is sent only after the change was told.
 //
-// Several servers of a Cluster look like changes, which costs another read of
-// the queues. A replica that is promoted while a connection to it exists is
+// The first connection to each further node of a Cluster looks like a change,
+// which costs taking the shards again. A replica that is promoted while a connection to it exists is
 // not noticed here.
 type servers struct {
 	mu      sync.Mutex
-	last    string // run_id of the server connected to last, "" before the first
+	last    string          // run_id of the server connected to last, "" before the first
+	nodes   map[string]bool // run_ids of the nodes of a Cluster
 	changed func()
 }
 
@@ -123,16 +124,28 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	}
 	id := runID(text)
 	s.mu.Lock()
-	// A server that does not tell might be any.
+	// A server that does not tell might be any. A Cluster has several.
 	another := s.last != "" && (s.last != id || id == unknownServer)
+	if strings.Contains(text, "redis_mode:cluster") {
+		another = s.last != "" && !s.nodes[id]
+		s.nodes[id] = true
+	}
 	s.last = id
 	changed := s.changed
 	s.mu.Unlock()
-	if another && changed != nil {
-		changed()
+	if !another || changed == nil {
+		return nil
 	}
-	return nil
+	changed()
+	if id == unknownServer {
+		return nil
+	}
+	// What waits for this connection was decided upon for the server before.
+	return errServerChanged
 }
+
+// errServerChanged fails the connection that noticed the change.
+var errServerChanged = errors.New("another Redis server answers than before")
 
 // unknownServer stands for a server that does not tell its run_id.
 const unknownServer = "unknown"

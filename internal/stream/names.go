@@ -44,6 +44,9 @@ func (n Names) Dealt() string { return n.prefix() + ":dealt" }
 // Acked is the hash of each shard's highest acknowledged entry.
 func (n Names) Acked() string { return n.prefix() + ":acked" }
 
+// Grants is the hash of the token under which each shard was last taken.
+func (n Names) Grants() string { return n.prefix() + ":grants" }
+
 // Losses is the list of losses that are not in the ledger yet.
 func (n Names) Losses() string { return n.prefix() + ":losses" }
 

@@ -50,6 +50,7 @@ if g then
     redis.call('xgroup', 'setid', KEYS[1], ARGV[1], dealt)
     return {1, dealt, 2, g['pending']}
   end
+  redis.call('set', KEYS[3], last)
   return {1, last, 0, g['pending']}
 end
 redis.call('del', KEYS[3])

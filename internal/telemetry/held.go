@@ -4,6 +4,9 @@ package telemetry
 type Held struct {
 	Shard int
 	Epoch int64
+	// Token is what the shard's acknowledgements carry. An epoch would not do:
+	// epochs go back with a restored Postgres.
+	Token string
 	// Suspicion says how carefully a shard that is granted must be run.
 	Suspicion Suspicion
 }
