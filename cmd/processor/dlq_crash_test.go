@@ -44,10 +44,17 @@ func nursed(t *testing.T, pl *place) (stop func() int) {
 	var nursing sync.WaitGroup
 	nursing.Go(func() {
 		for ctx.Err() == nil {
+			began := time.Now()
 			cmd := exec.CommandContext(ctx, program, "run")
-			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, pl.environ("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s", "LOG_LEVEL=warn")...)
-			if err := cmd.Run(); err != nil && ctx.Err() == nil {
+			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, pl.environ("SHARDS=8", "LOG_LEVEL=warn")...)
+			out, err := cmd.CombinedOutput()
+			if err != nil && ctx.Err() == nil {
 				deaths++
+				if cmd.ProcessState.ExitCode() == exitConfig {
+					t.Errorf("not a death: %s", out)
+					return
+				}
+				t.Logf("%v after %v:\n%.3000s", err, time.Since(began).Round(time.Millisecond), out)
 			}
 		}
 	})
@@ -137,7 +144,7 @@ func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	defer func() { _ = client.Close() }()
-	first := pl.run("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s")
+	first := pl.run("SHARDS=8")
 	first.awaitReady()
 	var entries [][]string
 	for s := range int64(50) {
@@ -165,7 +172,7 @@ func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
 	_, err = pub.Publish(t.Context(), entries[500:])
 	require.NoError(t, err)
 	require.NoError(t, first.cmd.Process.Kill())
-	second := pl.run("SHARDS=8", "MEMBER_TTL=1s", "LEADER_TTL=1s")
+	second := pl.run("SHARDS=8")
 	second.awaitReady()
 	until(1000)
 	var deaths int

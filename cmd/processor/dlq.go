@@ -1,0 +1,239 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+func newDLQCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "dlq",
+		Short: "Look at dead letters, mend them and send them again",
+		Long: `Dead letters are entries that were given up: they could not be decoded, broke a
+rule, were refused by Postgres, or killed the process. They wait in a stream of
+their own. IDs may be those of the dead letters or of the entries they were.
+
+Uses the environment of the service. Every change leaves a row in processor.audit.`,
+		Example: `  processor dlq stats
+  processor dlq list --class decode --device 356307042441013
+  processor dlq retry --fingerprint decode/payload/truncated --dry-run`,
+	}, newDLQListCommand(), newDLQShowCommand(), newDLQStatsCommand(), newDLQExportCommand(),
+		newDLQEditCommand(), newDLQRetryCommand(), newDLQDropCommand())
+}
+
+// morgue is what the dlq commands work with.
+type morgue struct {
+	cfg     config.Config
+	client  redis.UniversalClient
+	group   *stream.Group
+	dead    *stream.DeadLetters
+	pool    *pgxpool.Pool
+	archive *store.DeadLetters
+	audit   *store.Audit
+	decoder *telemetry.Decoder
+}
+
+func openMorgue(ctx context.Context) (*morgue, error) {
+	cfg, err := config.Load(os.Environ())
+	if err != nil {
+		return nil, err
+	}
+	where := stream.Config{
+		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
+		Shards: cfg.Coordination.Shards, Timeout: askTimeout, Name: "processor/dlq",
+	}
+	m := &morgue{cfg: cfg, decoder: telemetry.NewDecoder(telemetry.Limits{
+		MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes, MaxDepth: cfg.Telemetry.MaxDepth, MaxAttributes: cfg.Telemetry.MaxAttributes,
+	})}
+	if m.client, err = stream.Connect(where); err != nil {
+		return nil, exit(exitConfig, err)
+	}
+	if m.group, err = stream.NewGroup(m.client, where); err == nil {
+		m.dead, err = stream.NewDeadLetters(m.client, where, cfg.Redis.DLQStream)
+	}
+	if err == nil {
+		m.pool, err = store.Open(ctx, store.Config{
+			URL: cfg.Postgres.URL.Reveal(), Member: "dlq", MaxConns: 2,
+			ConnectTimeout: cfg.Postgres.ConnectTimeout, StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
+		})
+	}
+	if err != nil {
+		_ = m.client.Close()
+		return nil, exit(exitConfig, err)
+	}
+	m.archive = store.NewDeadLetters(m.pool, store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}, cfg.Postgres.StatementTimeout)
+	m.audit = store.NewAudit(m.pool, cfg.Postgres.StatementTimeout)
+	return m, nil
+}
+
+func (m *morgue) close() {
+	m.pool.Close()
+	_ = m.client.Close() // nothing is under way
+}
+
+// withMorgue runs a command's work and closes what it used.
+func withMorgue(work func(cmd *cobra.Command, m *morgue, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		m, err := openMorgue(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer m.close()
+		return work(cmd, m, args)
+	}
+}
+
+// filter says which dead letters are meant.
+type filter struct {
+	ids                              map[string]bool
+	class, device, fingerprint, text string
+	since, until                     string
+	from, to                         time.Time
+}
+
+func (f *filter) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.class, "class", "", "reason: decode, invalid, sink, crash or too_large")
+	cmd.Flags().StringVar(&f.device, "device", "", "device ID")
+	cmd.Flags().StringVar(&f.fingerprint, "fingerprint", "", "failures of one kind, as dlq stats lists them")
+	cmd.Flags().StringVar(&f.text, "text", "", "text that the error or a field contains")
+	cmd.Flags().StringVar(&f.since, "since", "", "given up since: 2026-08-01T10:00:00Z, or 24h for the last day")
+	cmd.Flags().StringVar(&f.until, "until", "", "given up until: as --since")
+}
+
+// set takes in the arguments of the command line.
+func (f *filter) set(cmd *cobra.Command, ids []string) (err error) {
+	if f.from, err = moment(f.since); err == nil {
+		f.to, err = moment(f.until)
+	}
+	if err == nil && f.class != "" && !slices.Contains(telemetry.Classes(), telemetry.Class(f.class)) {
+		err = fmt.Errorf("class %q: want one of %v", f.class, telemetry.Classes())
+	}
+	f.ids = make(map[string]bool, len(ids))
+	for _, text := range ids {
+		id, parseErr := telemetry.ParseEntryID(text)
+		err = cmp.Or(err, parseErr)
+		f.ids[id.String()] = true
+	}
+	if err != nil {
+		return usageError(cmd, err)
+	}
+	return nil
+}
+
+// empty tells whether all dead letters are meant.
+func (f *filter) empty() bool {
+	return len(f.ids) == 0 && f.class+f.device+f.fingerprint+f.text+f.since+f.until == ""
+}
+
+// String is the filter for the audit.
+func (f *filter) String() string {
+	var parts []string
+	for _, p := range [][2]string{
+		{"class", f.class}, {"device", f.device}, {"fingerprint", f.fingerprint}, {"text", f.text}, {"since", f.since}, {"until", f.until},
+	} {
+		if p[1] != "" {
+			parts = append(parts, p[0]+"="+p[1])
+		}
+	}
+	for id := range f.ids {
+		parts = append(parts, id)
+	}
+	if parts == nil {
+		return "all"
+	}
+	slices.Sort(parts)
+	text := strings.Join(parts, " ")
+	return text[:min(len(text), 1000)]
+}
+
+func moment(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return at, fmt.Errorf("time %q: want 2026-08-01T10:00:00Z or a duration such as 24h", text)
+	}
+	return at, nil
+}
+
+func (f *filter) match(l *protocol.Letter) bool {
+	at := l.ID.Time()
+	return (len(f.ids) == 0 || f.ids[l.ID.String()] || f.ids[l.Entry.ID.String()]) &&
+		(f.class == "" || string(l.Class) == f.class) &&
+		(f.device == "" || l.Entry.DeviceID() == f.device) &&
+		(f.fingerprint == "" || l.Fingerprint == f.fingerprint) &&
+		(f.from.IsZero() || !at.Before(f.from)) && (f.to.IsZero() || at.Before(f.to)) &&
+		(f.text == "" || strings.Contains(l.Error, f.text) ||
+			slices.ContainsFunc(l.Entry.Fields, func(s string) bool { return strings.Contains(s, f.text) }))
+}
+
+// each calls see for the dead letters that are meant, oldest first, until it
+// says that it has seen enough.
+func (m *morgue) each(ctx context.Context, f *filter, see func(l *protocol.Letter) bool) error {
+	const page = 200
+	after := telemetry.EntryID{}
+	for {
+		letters, err := m.dead.List(ctx, after, page)
+		if err != nil {
+			return err
+		}
+		for i := range letters {
+			if f.match(&letters[i]) && !see(&letters[i]) {
+				return nil
+			}
+		}
+		if len(letters) < page {
+			return nil
+		}
+		after = letters[len(letters)-1].ID
+	}
+}
+
+// chosen is the dead letters that are meant, in the order of their entries.
+// Without a filter it refuses, unless all is said aloud.
+func (m *morgue) chosen(cmd *cobra.Command, f *filter, all bool) ([]protocol.Letter, error) {
+	if f.empty() && !all {
+		return nil, usageError(cmd, fmt.Errorf("which ones? give IDs, a filter or --all"))
+	}
+	var list []protocol.Letter
+	err := m.each(cmd.Context(), f, func(l *protocol.Letter) bool {
+		if l.Err == nil {
+			list = append(list, *l)
+		}
+		return true
+	})
+	slices.SortFunc(list, func(a, b protocol.Letter) int { return a.Entry.ID.Compare(b.Entry.ID) })
+	return list, err
+}
+
+// whoami is who the audit says it was.
+func whoami() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username + "@" + host
+	}
+	return "unknown@" + host
+}

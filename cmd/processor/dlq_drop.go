@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+func newDLQDropCommand() *cobra.Command {
+	var f filter
+	var all bool
+	var yes int
+	cmd := &cobra.Command{
+		Use:   "drop [ID...] --yes COUNT",
+		Short: "Remove dead letters for good; a copy stays in processor.dead_letters",
+		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --yes 17
+  processor dlq drop 1764000000000-0 --yes 1`,
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+			if err := f.set(cmd, args); err != nil {
+				return err
+			}
+			list, err := m.chosen(cmd, &f, all)
+			if err != nil {
+				return err
+			}
+			if yes != len(list) {
+				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))
+			}
+			const page = 200
+			dropped := 0
+			for begin := 0; begin < len(list); begin += page {
+				some := list[begin:min(begin+page, len(list))]
+				if err = m.archive.Export(cmd.Context(), some, whoami()); err != nil {
+					break
+				}
+				ids := make([]telemetry.EntryID, len(some))
+				for i := range some {
+					ids[i] = some[i].ID
+				}
+				var n int
+				n, err = m.dead.Remove(cmd.Context(), ids)
+				if dropped += n; err != nil {
+					break
+				}
+			}
+			if auditErr := m.note(cmd, "dlq drop", &f, dropped); err == nil {
+				err = auditErr
+			}
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(map[string]int{"dropped": dropped}, func() error { return out.line("dropped %d", dropped) })
+		}),
+	}
+	f.flags(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "mean all dead letters")
+	cmd.Flags().IntVar(&yes, "yes", -1, "how many are to be dropped, to be sure")
+	return cmd
+}

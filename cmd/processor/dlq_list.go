@@ -1,0 +1,335 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// letterJSON is one dead letter.
+type letterJSON struct {
+	ID          string      `json:"id"`
+	SourceID    string      `json:"source_id"`
+	Class       string      `json:"class"`
+	Device      string      `json:"device_id"`
+	Shard       int         `json:"shard"`
+	Error       string      `json:"error"`
+	Field       string      `json:"field"`
+	Fingerprint string      `json:"fingerprint"`
+	Attempts    int         `json:"attempts"`
+	FirstFailed time.Time   `json:"first_failed_at"`
+	LastFailed  time.Time   `json:"last_failed_at"`
+	Instance    string      `json:"instance"`
+	Version     string      `json:"version"`
+	Fields      []fieldJSON `json:"fields,omitempty"`
+	Edited      []fieldJSON `json:"edited_fields,omitempty"`
+	Record      *recordJSON `json:"record,omitempty"`
+	NowFails    string      `json:"now_fails,omitempty"`
+}
+
+// fieldJSON is a field of an entry: text, or base64 where its bytes are no text.
+type fieldJSON struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Base64 bool   `json:"base64,omitempty"`
+}
+
+// recordJSON is what an entry decodes to. Attributes keep every digit.
+type recordJSON struct {
+	DeviceID   string          `json:"device_id"`
+	Time       time.Time       `json:"ts"`
+	Latitude   float64         `json:"latitude"`
+	Longitude  float64         `json:"longitude"`
+	Attributes json.RawMessage `json:"attributes"`
+}
+
+func letterOf(l *protocol.Letter, fields bool) letterJSON {
+	j := letterJSON{
+		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: string(l.Class), Device: l.Entry.DeviceID(), Shard: l.Shard,
+		Error: l.Error, Field: l.Field, Fingerprint: l.Fingerprint, Attempts: l.Attempts,
+		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: l.Instance, Version: l.Version,
+	}
+	if l.Err != nil {
+		j.Class, j.Error = "foreign", l.Err.Error()
+	}
+	if fields {
+		j.Fields = fieldsOf(l.Entry.Fields)
+	}
+	return j
+}
+
+func fieldsOf(fields []string) []fieldJSON {
+	list := make([]fieldJSON, 0, len(fields)/2)
+	for i := 0; i+1 < len(fields); i += 2 {
+		f := fieldJSON{Name: fields[i], Value: fields[i+1]}
+		if !utf8.ValidString(f.Value) {
+			f.Value, f.Base64 = base64.StdEncoding.EncodeToString([]byte(f.Value)), true
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+func newDLQListCommand() *cobra.Command {
+	var f filter
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "list [ID...]",
+		Short: "List dead letters, oldest first",
+		Example: `  processor dlq list --class invalid --since 24h
+  processor dlq list --text latitude --json`,
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+			if err := f.set(cmd, args); err != nil {
+				return err
+			}
+			list := []letterJSON{}
+			more := false
+			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+				if more = len(list) == limit; !more {
+					list = append(list, letterOf(l, false))
+				}
+				return !more
+			})
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(list, func() error {
+				t := newTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "ERROR")
+				for _, l := range list {
+					id, err := telemetry.ParseEntryID(l.ID)
+					if err != nil {
+						return err
+					}
+					t.row(l.ID, l.Class, l.Device, time.Since(id.Time()).Round(time.Second).String(), l.Attempts, l.Error)
+				}
+				if err := out.table(t); err != nil || !more {
+					return err
+				}
+				return out.line("and more; see --limit")
+			})
+		}),
+	}
+	f.flags(cmd)
+	cmd.Flags().IntVar(&limit, "limit", 50, "most dead letters to list")
+	return cmd
+}
+
+func newDLQShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "Show one dead letter: why, what it holds, and what it decodes to now",
+		Example: `  processor dlq show 1764000000000-0
+  processor dlq show 1764000000000-0 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+			l, err := m.one(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			edited, err := m.archive.Edited(cmd.Context(), []telemetry.EntryID{l.ID})
+			if err != nil {
+				return err
+			}
+			j := letterOf(l, true)
+			if e := edited[l.ID]; e != nil {
+				j.Edited = fieldsOf(e)
+			}
+			if r, err := m.decode(l, edited[l.ID]); err != nil {
+				j.NowFails = err.Error()
+			} else {
+				j.Record = &recordJSON{r.DeviceID, r.Time(), r.Latitude, r.Longitude, json.RawMessage(r.Attributes)}
+			}
+			out := outputOf(cmd)
+			return out.result(j, func() error { return printLetter(out, j) })
+		}),
+	}
+}
+
+// one finds the dead letter with an ID.
+func (m *morgue) one(cmd *cobra.Command, id string) (*protocol.Letter, error) {
+	var f filter
+	if err := f.set(cmd, []string{id}); err != nil {
+		return nil, err
+	}
+	var found *protocol.Letter
+	err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+		found = l
+		return false
+	})
+	if err == nil && found == nil {
+		err = fmt.Errorf("no dead letter has the ID %s, nor was it the entry %s; see processor dlq list", id, id)
+	}
+	return found, err
+}
+
+// decode is what a dead letter would be now.
+func (m *morgue) decode(l *protocol.Letter, edited []string) (telemetry.Record, error) {
+	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, edited)}
+	var r telemetry.Record
+	err := m.decoder.Decode(&e, &r)
+	return r, err
+}
+
+func printLetter(out *output, j letterJSON) error {
+	t := newTable("WHAT", "VALUE")
+	t.row("id", j.ID)
+	t.row("source id", j.SourceID)
+	t.row("class", cell{j.Class, yellow})
+	t.row("field", cell{j.Field, red})
+	t.row("attempts", strconv.Itoa(j.Attempts))
+	t.row("first failed", j.FirstFailed.Format(time.RFC3339))
+	t.row("last failed", j.LastFailed.Format(time.RFC3339))
+	t.row("by", j.Instance+" "+j.Version)
+	t.row("fingerprint", j.Fingerprint)
+	if err := out.table(t); err != nil {
+		return err
+	}
+	if err := out.line("\n%s", out.paint(red, j.Error)); err != nil {
+		return err
+	}
+	show := func(title string, fields []fieldJSON) error {
+		if err := out.line("\n%s", out.paint(bold, title)); err != nil {
+			return err
+		}
+		for _, f := range fields {
+			c := plain
+			if f.Name == j.Field || f.Name == telemetry.FieldPayload && len(j.Field) > len(f.Name) && j.Field[:len(f.Name)] == f.Name {
+				c = red
+			}
+			if err := out.line("%s = %s", out.paint(c, strconv.Quote(f.Name)), f.Value); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := show("the entry", j.Fields); err != nil {
+		return err
+	}
+	if j.Edited != nil {
+		if err := show("as edited", j.Edited); err != nil {
+			return err
+		}
+	}
+	if j.Record == nil {
+		return out.line("\nnow: %s", out.paint(red, j.NowFails))
+	}
+	return out.line("\nnow: %s at %s, %v %v, %s", out.paint(green, "decodes"), j.Record.Time.Format(time.RFC3339Nano),
+		j.Record.Latitude, j.Record.Longitude, j.Record.Attributes)
+}
+
+// kindJSON is the dead letters that failed alike.
+type kindJSON struct {
+	Fingerprint string    `json:"fingerprint"`
+	Class       string    `json:"class"`
+	Count       int       `json:"count"`
+	Devices     int       `json:"devices"`
+	First       time.Time `json:"first"`
+	Last        time.Time `json:"last"`
+	Example     string    `json:"example"`
+}
+
+func newDLQStatsCommand() *cobra.Command {
+	var f filter
+	cmd := &cobra.Command{
+		Use:     "stats",
+		Short:   "Count dead letters by what went wrong",
+		Example: "  processor dlq stats\n  processor dlq stats --since 24h --json",
+		Args:    cobra.NoArgs,
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, _ []string) error {
+			if err := f.set(cmd, nil); err != nil {
+				return err
+			}
+			kinds := make(map[string]*kindJSON)
+			devices := make(map[[2]string]bool)
+			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+				j := letterOf(l, false)
+				k := kinds[j.Fingerprint]
+				if k == nil {
+					k = &kindJSON{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID}
+					kinds[j.Fingerprint] = k
+				}
+				k.Count++
+				k.Last = l.ID.Time()
+				if d := [2]string{j.Fingerprint, j.Device}; !devices[d] {
+					devices[d] = true
+					k.Devices++
+				}
+				return true
+			})
+			if err != nil {
+				return err
+			}
+			list := make([]*kindJSON, 0, len(kinds))
+			for _, k := range kinds {
+				list = append(list, k)
+			}
+			slices.SortFunc(list, func(a, b *kindJSON) int { return b.Count - a.Count })
+			out := outputOf(cmd)
+			return out.result(list, func() error {
+				t := newTable("COUNT", "DEVICES", "FINGERPRINT", "FIRST", "LAST", "EXAMPLE")
+				for _, k := range list {
+					t.row(k.Count, k.Devices, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
+				}
+				return out.table(t)
+			})
+		}),
+	}
+	f.flags(cmd)
+	return cmd
+}
+
+func newDLQExportCommand() *cobra.Command {
+	var f filter
+	var file string
+	cmd := &cobra.Command{
+		Use:   "export [ID...]",
+		Short: "Write dead letters as lines of JSON; nothing is removed",
+		Example: `  processor dlq export --class sink > sink.jsonl
+  processor dlq export --file all.jsonl`,
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) (err error) {
+			if err := f.set(cmd, args); err != nil {
+				return err
+			}
+			var w io.Writer = cmd.OutOrStdout()
+			if file != "" {
+				out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+				if err != nil {
+					return fmt.Errorf("export: %w", err)
+				}
+				defer func() {
+					if closeErr := out.Close(); err == nil {
+						err = closeErr
+					}
+				}()
+				w = out
+			}
+			enc := json.NewEncoder(w)
+			enc.SetEscapeHTML(false)
+			var failed error
+			err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+				failed = enc.Encode(letterOf(l, true))
+				return failed == nil
+			})
+			if err == nil {
+				err = failed
+			}
+			return err
+		}),
+	}
+	f.flags(cmd)
+	cmd.Flags().StringVar(&file, "file", "", "file to write, which must not exist")
+	return cmd
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// retryJSON is what became of one dead letter.
+type retryJSON struct {
+	ID       string `json:"id"`
+	SourceID string `json:"source_id"`
+	Outcome  string `json:"outcome"` // replayed, gone; in a dry run stored, duplicate, refused
+	As       string `json:"replayed_as,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+func newDLQRetryCommand() *cobra.Command {
+	var f filter
+	var all, dry bool
+	var perSecond float64
+	var pauseAt int64
+	cmd := &cobra.Command{
+		Use:   "retry [ID...]",
+		Short: "Send dead letters again, as edited, in the order of their entries",
+		Long: `Adds dead letters to the source stream again, in the order in which they were
+there, and removes them. They are processed like late records and keep the stream
+time of the entries they were. Waits while the service has too much undone. What is
+interrupted goes on where it ended when the same command is given again.
+
+With --dry-run nothing is sent: each is decoded and the whole write is run in a
+transaction that is rolled back. Exits 1 when one would fail.`,
+		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
+  processor dlq retry --class sink --rate 500`,
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+			if err := f.set(cmd, args); err != nil {
+				return err
+			}
+			if perSecond <= 0 || pauseAt < 1 {
+				return usageError(cmd, errors.New("--rate and --pause-at want more than 0"))
+			}
+			list, err := m.chosen(cmd, &f, all)
+			if err != nil {
+				return err
+			}
+			r := &replay{morgue: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
+				say(cmd.ErrOrStderr(), format, args...)
+			}}
+			if dry {
+				err = r.try(cmd.Context(), list)
+			} else {
+				err = r.send(cmd.Context(), list)
+				if auditErr := m.note(cmd, "dlq retry", &f, r.done); err == nil {
+					err = auditErr
+				}
+			}
+			if printErr := r.print(outputOf(cmd), dry); err == nil {
+				err = printErr
+			}
+			if err == nil && r.failed > 0 {
+				err = exit(exitFinding, fmt.Errorf("%d of %d would fail; see processor dlq edit", r.failed, len(list)))
+			}
+			return err
+		}),
+	}
+	f.flags(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "mean all dead letters")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would become of them")
+	cmd.Flags().Float64Var(&perSecond, "rate", 200, "most dead letters a second")
+	cmd.Flags().Int64Var(&pauseAt, "pause-at", 5000, "wait while so many entries are undone")
+	return cmd
+}
+
+// replay sends dead letters again, or finds out what would become of them.
+type replay struct {
+	*morgue
+	limiter *rate.Limiter
+	pauseAt int64
+	say     func(format string, args ...any)
+
+	report []retryJSON
+	done   int
+	failed int
+}
+
+// replayPage is how many are looked up and noted together.
+const replayPage = 100
+
+func (r *replay) send(ctx context.Context, list []protocol.Letter) error {
+	for len(list) > 0 {
+		if err := r.await(ctx); err != nil {
+			return err
+		}
+		some := list[:min(replayPage, len(list))]
+		list = list[len(some):]
+		// The archive knows of them before they leave their stream.
+		if err := r.archive.Export(ctx, some, whoami()); err != nil {
+			return err
+		}
+		edited, err := r.archive.Edited(ctx, idsOf(some))
+		if err != nil {
+			return err
+		}
+		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
+		err = r.sendSome(ctx, some, edited, as)
+		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		noteErr := r.archive.Replayed(noting, as, whoami())
+		cancel()
+		if err = errors.Join(err, noteErr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *replay) sendSome(ctx context.Context, some []protocol.Letter, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
+	for i := range some {
+		l := &some[i]
+		if err := r.limiter.Wait(ctx); err != nil {
+			return errors.New("interrupted; the same command goes on where this one ended")
+		}
+		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, edited[l.ID]))
+		if err != nil {
+			return err
+		}
+		line := retryJSON{ID: l.ID.String(), SourceID: l.Entry.ID.String(), Outcome: "gone"}
+		if ok {
+			line.Outcome, line.As = "replayed", id.String()
+			as[l.ID] = id
+			r.done++
+		}
+		r.report = append(r.report, line)
+	}
+	return nil
+}
+
+// await waits while the service has too much undone.
+func (r *replay) await(ctx context.Context) error {
+	said := false
+	for {
+		info, err := r.group.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if !info.GroupExists || info.Pending+info.Lag.N < r.pauseAt {
+			return nil
+		}
+		if !said {
+			said = true
+			r.say("waiting: %d entries are undone", info.Pending+info.Lag.N)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("interrupted; the same command goes on where this one ended")
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// try finds out what would become of dead letters, and changes nothing.
+func (r *replay) try(ctx context.Context, list []protocol.Letter) error {
+	edited, err := r.archive.Edited(ctx, idsOf(list))
+	if err != nil {
+		return err
+	}
+	fences, _, err := store.NewFences(r.pool, askTimeout).Load(ctx)
+	if err != nil {
+		return err
+	}
+	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
+	r.report = make([]retryJSON, len(list))
+	var records []telemetry.Record
+	var at []int
+	for i := range list {
+		r.report[i] = retryJSON{ID: list[i].ID.String(), SourceID: list[i].Entry.ID.String()}
+		record, err := r.decode(&list[i], edited[list[i].ID])
+		if err != nil {
+			r.refuse(i, err)
+			continue
+		}
+		records, at = append(records, record), append(at, i)
+	}
+	return r.archive.Try(ctx, records, rules, func(n int, stored bool, err error) {
+		switch i := at[n]; {
+		case err != nil:
+			r.refuse(i, err)
+		case stored:
+			r.report[i].Outcome = "stored"
+		default:
+			r.report[i].Outcome = "duplicate"
+		}
+	})
+}
+
+func (r *replay) refuse(i int, err error) {
+	r.failed++
+	r.report[i].Outcome, r.report[i].Reason = "refused", err.Error()
+}
+
+func (r *replay) print(out *output, dry bool) error {
+	if r.report == nil {
+		r.report = []retryJSON{}
+	}
+	return out.result(r.report, func() error {
+		t := newTable("ID", "ENTRY", "OUTCOME", "DETAIL")
+		for _, l := range r.report {
+			c := green
+			if l.Outcome == "refused" || l.Outcome == "gone" {
+				c = yellow
+			}
+			t.row(l.ID, l.SourceID, cell{l.Outcome, c}, l.As+l.Reason)
+		}
+		if err := out.table(t); err != nil {
+			return err
+		}
+		if dry {
+			return out.line("%d would fail; nothing was changed", r.failed)
+		}
+		return out.line("sent %d again", r.done)
+	})
+}
+
+func idsOf(list []protocol.Letter) []telemetry.EntryID {
+	ids := make([]telemetry.EntryID, len(list))
+	for i := range list {
+		ids[i] = list[i].ID
+	}
+	return ids
+}
