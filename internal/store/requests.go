@@ -235,19 +235,19 @@ type holding struct {
 func holdings(ctx context.Context, tx *pgx.Conn, devices []string, from, to int64) ([]holding, error) {
 	rows, err := tx.Query(ctx, `
 select h.n, coalesce(h.last, 'epoch')
-from unnest($1::text[]) with ordinality as d (device_id, i)
+from unnest($1::text[]) with ordinality as w (device_id, i)
 cross join lateral (
   select count(*) as n, max(ts) as last
   from (
     select ts
     from public.positions
-    where device_id = d.device_id
+    where ` + ofDevice + `
       and ts between $2 and $3
     order by ts
     limit $4
   ) f
 ) h
-order by d.i`, devices, micros(from), micros(to), stepFixes)
+order by w.i`, devices, micros(from), micros(to), stepFixes)
 	if err != nil {
 		return nil, err
 	}
