@@ -125,7 +125,7 @@ func (d *DeadLetters) arguments(l *telemetry.DeadLetter, pending bool) []any {
 	if pending {
 		consumer = Consumer(l.Shard)
 	}
-	fields := encodeLetter(l)
+	fields := EncodeLetter(l)
 	args := make([]any, 0, 4+len(fields))
 	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), digest(l.Entry.Fields))
 	for i := range fields {

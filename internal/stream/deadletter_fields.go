@@ -40,7 +40,8 @@ const widest = 6000
 // timeFormat keeps microseconds, as the tables do.
 const timeFormat = "2006-01-02T15:04:05.000000Z07:00"
 
-func encodeLetter(l *telemetry.DeadLetter) []string {
+// EncodeLetter is the fields of a dead letter in its stream.
+func EncodeLetter(l *telemetry.DeadLetter) []string {
 	fields := make([]string, 0, len(l.Entry.Fields)+26)
 	original := len(l.Entry.Fields) / 2
 	if len(l.Entry.Fields) <= widest {

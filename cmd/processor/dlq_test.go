@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// dlq is a stream with dead letters and the command line.
+type dlq struct {
+	*place
+	client *redis.Client
+	conn   *pgx.Conn
+	dead   *stream.DeadLetters
+}
+
+func newDLQ(t *testing.T) *dlq {
+	d := &dlq{place: newPlace(t)}
+	opts, err := redis.ParseURL(d.redisURL)
+	require.NoError(t, err)
+	d.client = redis.NewClient(opts)
+	t.Cleanup(func() { _ = d.client.Close() })
+	d.conn, err = pgx.Connect(t.Context(), d.pgURL)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = d.conn.Close(context.Background()) })
+	d.dead, err = stream.NewDeadLetters(d.client, stream.Config{Stream: d.stream, Group: d.group}, d.stream+":dlq")
+	require.NoError(t, err)
+	return d
+}
+
+// call runs a command line in a process of its own.
+func (d *dlq) call(args ...string) (code int, stdout, stderr string) {
+	p := spawn(d.t, d.environ("SHARDS=8", "EDITOR=/nonexistent"), append([]string{"dlq"}, args...)...)
+	code = p.exit(time.Minute)
+	return code, p.output(), p.errors()
+}
+
+func (d *dlq) json(into any, args ...string) int {
+	d.t.Helper()
+	code, out, errs := d.call(append(args, "--json")...)
+	require.NoError(d.t, json.Unmarshal([]byte(out), into), "%s\n%s", out, errs)
+	return code
+}
+
+func (d *dlq) count(sql string, args ...any) (n int) {
+	d.t.Helper()
+	require.NoError(d.t, d.conn.QueryRow(d.t.Context(), sql, args...).Scan(&n))
+	return n
+}
+
+func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
+	d := newDLQ(t)
+	service := d.run("SHARDS=8")
+	service.awaitReady()
+	// Two with a latitude out of range, one of which has a number beyond 2^53.
+	var entries [][]string
+	for s := range int64(3) {
+		j, err := fleet.NewJunk("latitude_range", fleet.DeviceID(1), time.Unix(1_700_000_000+s, 0))
+		require.NoError(t, err)
+		j.Fields[len(j.Fields)-1] = strings.Replace(j.Fields[len(j.Fields)-1], `"attributes":{`, `"attributes":{"78":{"__bigint":"9223372036854775807"},"id":9007199254740993,`, 1)
+		entries = append(entries, j.Fields)
+	}
+	entries = append(entries, fine(1, 100))
+	ids, err := stream.NewPublisher(d.client, d.stream, 0).Publish(t.Context(), entries)
+	require.NoError(t, err)
+	testenv.Wait(t, time.Minute, func() error {
+		if n := d.client.XLen(t.Context(), d.stream+":dlq").Val(); n != 3 {
+			return fmt.Errorf("%d dead letters", n)
+		}
+		return nil
+	})
+
+	var list []letterJSON
+	require.Zero(t, d.json(&list, "list", "--class", "invalid", "--device", fleet.DeviceID(1), "--since", "1h", "--text", "latitude"))
+	require.Len(t, list, 3)
+	require.Equal(t, "payload.latitude", list[0].Field)
+	require.Zero(t, d.json(&list, "list", "--class", "sink"))
+	require.Empty(t, list)
+	var kinds []kindJSON
+	require.Zero(t, d.json(&kinds, "stats"))
+	require.Equal(t, 3, kinds[0].Count)
+	require.Equal(t, "invalid/payload.latitude/range", kinds[0].Fingerprint)
+
+	var shown letterJSON
+	require.Zero(t, d.json(&shown, "show", ids[0].String()))
+	require.Contains(t, shown.Fields[len(shown.Fields)-1].Value, "9007199254740993")
+	require.Contains(t, shown.NowFails, "payload.latitude")
+
+	// A dry run tells, and changes nothing.
+	var report []retryJSON
+	require.Equal(t, exitFinding, d.json(&report, "retry", "--class", "invalid", "--dry-run"))
+	require.Len(t, report, 3)
+	require.Equal(t, "refused", report[0].Outcome)
+
+	for _, id := range ids[:2] {
+		code, out, errs := d.call("edit", id.String(), "--set", "payload.latitude=48.25")
+		require.Zero(t, code, errs)
+		require.Contains(t, out, "decodes")
+		require.Contains(t, out, `"id":9007199254740993`, "every digit is kept")
+	}
+	require.Zero(t, d.json(&report, "retry", ids[0].String(), ids[1].String(), "--dry-run"))
+	require.Equal(t, "stored", report[0].Outcome)
+	require.Equal(t, 1, d.count("select count(*) from positions"))
+	shown = letterJSON{}
+	require.Zero(t, d.json(&shown, "show", ids[0].String()))
+	require.Empty(t, shown.NowFails)
+	require.JSONEq(t, `"9223372036854775807"`, string(attribute(t, shown.Record.Attributes, "78")))
+	require.Equal(t, "9007199254740993", string(attribute(t, shown.Record.Attributes, "id")))
+
+	require.Zero(t, d.json(&report, "retry", ids[1].String(), ids[0].String()))
+	require.Equal(t, ids[0].String(), report[0].SourceID, "in the order of the entries")
+	testenv.Wait(t, time.Minute, func() error {
+		if n := d.count("select count(*) from positions"); n != 3 {
+			return fmt.Errorf("%d positions", n)
+		}
+		return nil
+	})
+	require.Equal(t, 2, d.count("select count(*) from positions where latitude = 48.25 and ingested_at = $1", ids[0].Time()), "with their own stream time")
+	require.Equal(t, 2, d.count("select count(*) from processor.dead_letters where edit_diff like '%48.25%' and replayed_as is not null and edited_fields <> fields"))
+
+	// Dropping wants the count, and leaves a copy.
+	code, _, errs := d.call("drop", "--class", "invalid", "--yes", "3")
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "say --yes 1")
+	code, _, _ = d.call("drop", "--yes", "1")
+	require.Equal(t, exitConfig, code, "without a filter nothing is meant")
+	code, _, errs = d.call("drop", "--class", "invalid", "--yes", "1")
+	require.Zero(t, code, errs)
+	require.Zero(t, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	require.Equal(t, 3, d.count("select count(*) from processor.dead_letters"))
+	require.Equal(t, 4, d.count("select count(*) from processor.audit where action in ('dlq edit', 'dlq retry', 'dlq drop') and count > 0"))
+	require.Zero(t, terminated(service))
+}
+
+func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessage {
+	members := make(map[string]json.RawMessage)
+	require.NoError(t, json.Unmarshal(object, &members), "%s", object)
+	return bytes.TrimSpace(members[name])
+}
+
+func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
+	d := newDLQ(t)
+	var letters []telemetry.DeadLetter
+	for n := range 40 {
+		letters = append(letters, telemetry.DeadLetter{
+			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(1_700_000_000_000 + n)}, Fields: fine(n%3, int64(n))},
+			Class: telemetry.ClassSink, Error: "sink", Fingerprint: "sink", FirstFailed: time.Now(), LastFailed: time.Now(),
+		})
+	}
+	for i := range letters { // in the wrong order
+		require.NoError(t, d.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}))
+	}
+	p := spawn(t, d.environ("SHARDS=8"), "dlq", "retry", "--class", "sink", "--rate", "20")
+	testenv.Wait(t, 30*time.Second, func() error {
+		if n := d.client.XLen(t.Context(), d.stream).Val(); n < 5 {
+			return fmt.Errorf("%d sent", n)
+		}
+		return nil
+	})
+	p.signal(os.Interrupt)
+	require.Equal(t, exitFinding, p.exit(20*time.Second))
+	require.Contains(t, p.errors(), "interrupted")
+	sent := d.client.XLen(t.Context(), d.stream).Val()
+	require.Less(t, sent, int64(40))
+	require.EqualValues(t, 40-sent, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	code, _, errs := d.call("retry", "--class", "sink", "--rate", "10000")
+	require.Zero(t, code, errs)
+
+	all := d.client.XRange(t.Context(), d.stream, "-", "+").Val()
+	require.Len(t, all, 40)
+	for i, m := range all {
+		require.Equal(t, letters[i].Entry.ID.String(), m.Values[telemetry.FieldReplayOf])
+	}
+	require.Equal(t, 40, d.count("select count(*) from processor.dead_letters where replayed_as is not null"))
+	require.Equal(t, 40, d.count("select sum(count)::int from processor.audit where action = 'dlq retry'"))
+}
