@@ -27,15 +27,15 @@ set -- "$@" acl setuser "$user" reset on "#$digest" \
 
 # The connection, and what the server says of itself.
 set -- "$@" +ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \
-	+command +readonly +multi +exec +discard
+	+command +readonly +multi +exec
 
 # The stream, its group and the dead letters. No DEL of streams, no XTRIM.
 set -- "$@" +xadd +xack +xclaim +xdel +xlen +xpending +xrange +xrevrange +xread +xreadgroup \
 	'+xinfo|stream' '+xinfo|groups' '+xinfo|consumers' '+xgroup|create' '+xgroup|setid' '+xgroup|delconsumer'
 
 # Lock, turn, heartbeats, marks, losses and doorbells, all under its own prefix.
-set -- "$@" +eval +evalsha '+script|load' +get +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hdel +hgetall +hscan \
-	+llen +lrange +lrem +rpush +sadd +srem +smembers +scan +type +publish +subscribe +unsubscribe
+set -- "$@" +eval +evalsha '+script|load' +get +getrange +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hdel +hgetall +hscan \
+	+llen +lrange +lrem +rpush +sadd +srem +smembers +scan +publish +subscribe +unsubscribe
 
 answer=$(redis-cli -e "$@")
 [ "$answer" = OK ] || { echo "$answer" >&2; exit 1; }

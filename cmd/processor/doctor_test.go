@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+)
+
+// examined runs processor doctor and returns its findings.
+func (pl *place) examined(settings ...string) (code int, d diagnosis) {
+	pl.t.Helper()
+	p := spawn(pl.t, pl.environ(append([]string{fourShards}, settings...)...), "doctor", "--json")
+	code = p.exit(40 * time.Second)
+	require.NoError(pl.t, json.Unmarshal([]byte(p.output()), &d), p.errors())
+	for _, f := range d.Findings {
+		require.Equal(pl.t, f.Level == levelOK, f.Remedy == "", "%+v: each finding has its remedy", f)
+	}
+	return code, d
+}
+
+// has returns the level of the first finding that contains a text.
+func (d diagnosis) has(text string) string {
+	i := slices.IndexFunc(d.Findings, func(f finding) bool { return strings.Contains(f.About+": "+f.What, text) })
+	if i < 0 {
+		return "none"
+	}
+	return d.Findings[i].Level
+}
+
+func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
+	pl := newPlace(t)
+	stageWork(pl)
+	code, d := pl.examined()
+	require.Equal(t, exitClean, code, "%+v", d.Findings)
+	for _, text := range []string{"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
+		"SHARDS is 4", "every shard has an owner", "nothing was lost", "nothing is undone", "all that this version needs is there"} {
+		require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
+	}
+
+	code, d = pl.examined("SHARDS=8")
+	require.Equal(t, exitFinding, code)
+	require.Equal(t, levelTrouble, d.has("SHARDS is 8 here and 4 for the fleet"))
+
+	ctx, client := t.Context(), pl.client()
+	_, err := client.XReadGroup(ctx, &redis.XReadGroupArgs{
+		Group: pl.group, Consumer: "somebody", Streams: []string{pl.stream, ">"}, Block: -1,
+	}).Result()
+	require.ErrorIs(t, err, redis.Nil)
+	require.NoError(t, client.XGroupCreateConsumer(ctx, pl.stream, pl.group, "somebody").Err())
+	code, d = pl.examined()
+	require.Equal(t, exitFinding, code)
+	require.Equal(t, levelTrouble, d.has(`a foreign consumer "somebody" reads in our group`))
+
+	pl.exec("insert into processor.losses (dedupe_key, stream, grp, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", pl.stream, pl.group)
+	pl.exec("insert into processor.incidents (stream, grp, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", pl.stream, pl.group)
+	pl.exec("update processor.shards set deaths = 2 where shard = 1")
+	pl.exec("drop index positions_ts")
+	_, d = pl.examined()
+	require.Equal(t, levelTrouble, d.has("schema: index on public.positions"))
+	require.Equal(t, "none", d.has("ledger"), "tables are not asked when they may not be there")
+	pl.exec("create index positions_ts on positions (ts desc)")
+	_, d = pl.examined()
+	require.Equal(t, levelTrouble, d.has("7 entries were lost"))
+	require.Equal(t, levelTrouble, d.has("incident: stalled_member m.1"))
+	require.Equal(t, levelTrouble, d.has("owners of 1 shards died without progress"))
+
+	name := pl.pgURL[strings.LastIndexByte(pl.pgURL, '/')+1:]
+	name, _, _ = strings.Cut(name, "?")
+	pl.exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
+	_, d = pl.examined()
+	require.Equal(t, levelTrouble, d.has("synchronous_commit is off"))
+}
+
+func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
+	pl := newPlace(t)
+	pl.publish(some(0, 2)...)
+	code, d := pl.examined("REDIS_URL=redis://127.0.0.1:1")
+	require.Equal(t, exitFinding, code)
+	require.Equal(t, levelTrouble, d.has("Redis: "))
+	require.Equal(t, levelOK, d.has("commits are durable"))
+	code, d = pl.examined("POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
+	require.Equal(t, exitFinding, code)
+	require.Equal(t, levelTrouble, d.has("Postgres: "))
+	require.Equal(t, levelWarning, d.has("group "+pl.group+": does not exist"))
+	require.NotContains(t, fmt.Sprint(d.Findings), "hidden-word")
+}
+
+func TestTheDoctorsTextFitsAndEndsWithTheTrouble(t *testing.T) {
+	var b strings.Builder
+	d := &diagnosis{}
+	d.add(levelTrouble, "a", strings.Repeat("long words ", 30), "do "+strings.Repeat("this and that ", 20))
+	d.ok("b", "good")
+	require.NoError(t, d.print(&output{w: &b}))
+	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	require.Equal(t, "ok       b: good", lines[0])
+	require.True(t, strings.HasPrefix(lines[1], "trouble  a: long words"))
+	require.Contains(t, b.String(), "\n         -> do this and that")
+	for _, l := range lines {
+		require.LessOrEqual(t, len(l), maxColumns)
+	}
+}
