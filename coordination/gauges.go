@@ -13,6 +13,7 @@ import (
 // Backlog is where the group as a whole stands.
 type Backlog interface {
 	Backlog(ctx context.Context) (protocol.Backlog, error)
+	Horizon(ctx context.Context) (protocol.Horizon, error)
 }
 
 // groupGauges are exported by the leader and absent elsewhere. What is unknown
@@ -25,8 +26,9 @@ type groupGauges struct {
 	mu  sync.Mutex
 	now protocol.Backlog
 	at  time.Time
+	to  forecast
 
-	lag, pending, undone, age *prometheus.Desc
+	lag, pending, undone, age, left *prometheus.Desc
 }
 
 func newGroupGauges(source Backlog, house *Housekeeper, stale time.Duration) *groupGauges {
@@ -37,11 +39,17 @@ func newGroupGauges(source Backlog, house *Housekeeper, stale time.Duration) *gr
 		pending: desc("processor_group_pending_entries", "Entries dealt and not acknowledged, of the whole group."),
 		undone:  desc("processor_group_undone_entries", "Lag plus pending plus deferred; absent while one of them is unknown."),
 		age:     desc("processor_group_oldest_pending_age_seconds", "Time since the oldest unfinished entry was added, by its ID."),
+		left: desc("processor_group_loss_forecast_seconds",
+			"Time until trimming reaches the oldest unfinished entry if that one stays; absent while unknown and while nothing is unfinished."),
 	}
 }
 
 func (g *groupGauges) refresh(ctx context.Context) {
 	b, err := g.source.Backlog(ctx)
+	var h protocol.Horizon
+	if err == nil {
+		h, err = g.source.Horizon(ctx)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err != nil {
@@ -50,11 +58,12 @@ func (g *groupGauges) refresh(ctx context.Context) {
 	}
 	b.Deferred, b.DeferredKnown = g.house.Deferring()
 	g.now, g.at = b, time.Now()
+	g.to.see(g.at, h)
 }
 
 // Describe implements prometheus.Collector.
 func (g *groupGauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.undone, g.age} {
+	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.undone, g.age, g.left} {
 		ch <- d
 	}
 }
@@ -63,6 +72,7 @@ func (g *groupGauges) Describe(ch chan<- *prometheus.Desc) {
 func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
 	g.mu.Lock()
 	b, at := g.now, g.at
+	left, leftKnown := g.to.reaches(b.Oldest)
 	g.mu.Unlock()
 	if time.Since(at) > g.stale {
 		return
@@ -81,5 +91,8 @@ func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
 			age = time.Since(b.Oldest.Time()).Seconds()
 		}
 		gauge(g.age, max(0, age))
+		if leftKnown {
+			gauge(g.left, left.Seconds())
+		}
 	}
 }

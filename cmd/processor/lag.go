@@ -62,6 +62,9 @@ type lagJSON struct {
 	OldestKnown      bool     `json:"oldest_known"`
 	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is undone, or it is not known
 	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
+	// LossForecast is how long until trimming reaches the oldest entry, if that
+	// one stays and the stream is trimmed as fast as it was filled.
+	LossForecast *float64 `json:"loss_forecast_seconds"`
 }
 
 func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
@@ -97,6 +100,10 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 		text := backlog.Oldest.String()
 		age := max(0, time.Since(backlog.Oldest.Time()).Seconds())
 		l.OldestEntry, l.OldestAgeSeconds = &text, &age
+		if margin, known := info.Horizon().Margin(backlog.Oldest); known {
+			left := margin.Seconds()
+			l.LossForecast = &left
+		}
 	}
 	return l, nil
 }
@@ -155,6 +162,14 @@ func (l lagJSON) table() *table {
 		t.row("oldest", "none")
 	default:
 		t.row("oldest", orUnknown(nil))
+	}
+	switch {
+	case l.LossForecast != nil:
+		t.row("trimmed in", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
+	case l.OldestAgeSeconds == nil && l.OldestKnown:
+		t.row("trimmed in", "nothing to trim")
+	default:
+		t.row("trimmed in", orUnknown(nil))
 	}
 	return t
 }

@@ -1,0 +1,150 @@
+package stream_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// lost sums up what is noted as lost, by cause.
+func (b *bench) lost(t *testing.T) map[string]int64 {
+	t.Helper()
+	losses, receipt, err := b.Losses(t.Context(), 10_000)
+	require.NoError(t, err)
+	require.Len(t, receipt, len(losses))
+	sum := map[string]int64{}
+	for _, l := range losses {
+		require.False(t, l.Last.Less(l.First), "%+v", l)
+		sum[l.Cause] += l.Entries
+	}
+	return sum
+}
+
+// P6, P10.
+func TestEntriesTrimmedBeforeTheyWereReadAreCountedExactlyAndTheLagStaysRight(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(3, 100)
+	turn := b.turn("t")
+	dealt, _ := b.deal(t, turn.After, 40)
+	require.Equal(t, stream.Count{N: 60, Known: true}, b.info().Lag)
+	// 25 of those dealt and 15 of those not yet read go.
+	require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[55].String()).Err())
+	require.Equal(t, stream.Count{N: 45, Known: true}, b.info().Lag, "what is left to read, not what the server says")
+	after, n := b.deal(t, dealt, 1000)
+	require.Equal(t, 45, n)
+	require.Equal(t, ids[99], after)
+	require.Equal(t, map[string]int64{"trimmed_unread": 15}, b.lost(t))
+	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
+	b.addTo(3, 7)
+	require.Equal(t, stream.Count{N: 7, Known: true}, b.info().Lag, "the books are right again")
+}
+
+// P6.
+func TestEntriesTrimmedWhilePendingAreCountedOnceHoweverOftenTheyAreAcknowledged(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(3, 100)
+	turn := b.turn("t")
+	b.deal(t, turn.After, 1000)
+	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 30).Err())
+	var a protocol.Ack
+	a.Shard = 3
+	for _, e := range b.entries(3) {
+		if e.Fields == nil {
+			a.Gone = append(a.Gone, e.ID)
+		} else {
+			a.IDs = append(a.IDs, e.ID)
+		}
+	}
+	require.Equal(t, ids[:70], a.Gone)
+	require.Equal(t, ids[70:], a.IDs)
+	for range 3 {
+		require.NoError(t, b.Ack(t.Context(), []protocol.Ack{a}))
+	}
+	require.Equal(t, map[string]int64{"trimmed_pending": 70}, b.lost(t))
+	require.Zero(t, b.info().Pending)
+}
+
+// Every entry added is acknowledged, pending, still to be dealt or noted as
+// lost, wherever the trim strikes.
+func TestTheAccountBalancesWhereverTheTrimStrikes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	turn := b.turn("t")
+	after := turn.After
+	added, acked := 0, 0
+	for round := range 30 {
+		added += len(b.addTo(round%shards, 20+round))
+		var n int
+		if round%3 != 2 {
+			after, n = b.deal(t, after, 15+round%7*10)
+			require.NotZero(t, n)
+		}
+		require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, int64(40+round%5*15)).Err())
+		for shard := range shards {
+			a := protocol.Ack{Shard: shard}
+			for i, e := range b.entries(shard) {
+				switch {
+				case e.Fields == nil:
+					a.Gone = append(a.Gone, e.ID)
+				case i%2 == 0:
+					a.IDs = append(a.IDs, e.ID)
+				}
+			}
+			acked += len(a.IDs)
+			require.NoError(t, b.Ack(t.Context(), []protocol.Ack{a}))
+		}
+	}
+	for n := 1; n > 0; {
+		after, n = b.deal(t, after, 1000)
+	}
+	var lost int64
+	for _, n := range b.lost(t) {
+		lost += n
+	}
+	require.Positive(t, lost)
+	info := b.info()
+	require.Equal(t, stream.Count{N: 0, Known: true}, info.Lag)
+	require.EqualValues(t, added, int64(acked)+info.Pending+lost, "acked %d, pending %d, lost %d", acked, info.Pending, lost)
+	t.Logf("added %d: acknowledged %d, pending %d, lost %d", added, acked, info.Pending, lost)
+}
+
+func TestTheHorizonIsWhatTrimmingLeft(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(3, 10)
+	h, err := b.Horizon(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, protocol.Horizon{First: ids[0], Length: 10}, h)
+	_, known := h.Margin(ids[5])
+	require.False(t, known, "nothing was ever trimmed")
+	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 4).Err())
+	h, err = b.Horizon(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, protocol.Horizon{First: ids[6], Length: 4, Removed: 6}, h)
+	margin, known := h.Margin(telemetry.EntryID{Ms: ids[6].Ms + 5000})
+	require.True(t, known)
+	require.Equal(t, 5*time.Second, margin)
+	margin, known = h.Margin(ids[0])
+	require.True(t, known)
+	require.Zero(t, margin, "it is gone already")
+}
+
+// deal reads at most count new entries and deals them; it returns the last.
+func (b *bench) deal(t *testing.T, after telemetry.EntryID, count int) (telemetry.EntryID, int) {
+	t.Helper()
+	a, err := b.ReadNew(t.Context(), after, count, time.Millisecond)
+	require.NoError(t, err)
+	if len(a.Entries) == 0 {
+		return after, 0
+	}
+	_, err = b.Deal(t.Context(), protocol.Dealing{Token: "t", TTL: time.Minute, After: after}, &a)
+	require.NoError(t, err)
+	return a.Last, len(a.Entries)
+}
