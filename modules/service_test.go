@@ -359,7 +359,7 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 	b.publish(50)
 	testenv.Wait(t, 10*time.Second, func() error {
 		var waiting int
-		if err := b.query("select count(*) from pg_locks where not granted", &waiting); err != nil || waiting == 0 {
+		if err := b.query("select count(*) from pg_locks where not granted and relation = 'positions'::regclass and database = (select oid from pg_database where datname = current_database())", &waiting); err != nil || waiting == 0 {
 			return fmt.Errorf("nobody waits for the lock: %w", err)
 		}
 		return nil

@@ -2,8 +2,10 @@
 -- Acquires or renews the turn, the right to deal, and makes the group if it is missing.
 --
 -- KEYS[1] stream   KEYS[2] turn   KEYS[3] last ID dealt
+-- KEYS[4] hash of acked marks
 -- ARGV[1] group    ARGV[2] token held before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
+-- ARGV[5] number of shards
 --
 -- Reply: {0, milliseconds left to the holder}
 --     or {1, last-delivered ID, what was done: 1 the group was made, 2 its
@@ -54,6 +56,9 @@ if g then
   return {1, last, 0, g['pending']}
 end
 redis.call('del', KEYS[3])
+-- Nothing was acknowledged in a group that is new: a mark that is missing later
+-- was lost, and everything that was delivered may have been acknowledged.
+for shard = 0, ARGV[5] - 1 do redis.call('hsetnx', KEYS[4], shard, '0-0') end
 
 -- Entries that were trimmed before there was a group were never ours to read.
 local read = 0
