@@ -79,7 +79,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 
 func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
 	pl := newPlace(t)
-	pl.publish(some(0, 2)...)
+	pl.publish(rides(0, 2)...)
 	code, d := pl.examined("REDIS_URL=redis://127.0.0.1:1")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("Redis: "))

@@ -74,14 +74,14 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 	environ := pl.environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", fourShards,
 		"REDIS_URL_FILE="+secret("redis-url", as(pl.redisURL)), "POSTGRES_URL_FILE="+secret("postgres-url", as(pl.pgURL)))
 	environ = append(environ, eager()...)
-	pl.publish(some(0, 4)...)
+	pl.publish(rides(0, 4)...)
 	pl.foreign("old-service-1", 2) // the claim sweep needs rights of its own
 	p := spawn(t, append(environ, "INSTANCE_ID=one"), "run")
 	p.awaitReady()
 	other := spawn(t, append(environ, "INSTANCE_ID=two"), "run")
 	other.awaitReady()
 	pl.publish(letter(imei, 10))
-	pl.publish(some(20, 4)...)
+	pl.publish(rides(20, 4)...)
 	pl.awaitStored(8, 30*time.Second)
 	pl.awaitLetters(1)
 	doctor := spawn(t, environ, "doctor")

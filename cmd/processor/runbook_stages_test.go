@@ -65,8 +65,8 @@ func (pl *place) exec(sql string, args ...any) {
 	require.NoError(pl.t, err)
 }
 
-// some is n valid entries of the device, from a second on.
-func some(from, n int64) [][]string {
+// rides is n valid entries of the device, from a second on.
+func rides(from, n int64) [][]string {
 	var list [][]string
 	for i := range n {
 		list = append(list, good(imei, from+i))
@@ -80,7 +80,7 @@ func device() []string { return []string{"DEVICE=" + imei} }
 func stageWork(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
-	pl.publish(some(0, 3)...)
+	pl.publish(rides(0, 3)...)
 	pl.awaitStored(3, 30*time.Second)
 	return staged{settings: device()}
 }
@@ -89,14 +89,14 @@ func stageLag(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
 	require.Zero(pl.t, terminated(p))
-	pl.publish(some(0, 5)...)
+	pl.publish(rides(0, 5)...)
 	return staged{}
 }
 
 func stageWrongName(pl *place) staged {
 	right := *pl
 	right.stream = "telemetry:" + pl.stream
-	right.publish(some(0, 2)...)
+	right.publish(rides(0, 2)...)
 	p := pl.run(fourShards)
 	p.await("is REDIS_TELEMETRY_STREAM the right one?")
 	return staged{}
@@ -115,7 +115,7 @@ func stageLock(pl *place) staged {
 	pl.t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	_, err = conn.Exec(pl.t.Context(), "begin; lock table positions in access exclusive mode")
 	require.NoError(pl.t, err)
-	pl.publish(some(0, 3)...)
+	pl.publish(rides(0, 3)...)
 	return staged{after: func() { pl.awaitStored(3, 5*time.Second) }}
 }
 
@@ -137,7 +137,7 @@ func eager() []string {
 }
 
 func stageForeign(pl *place) staged {
-	pl.publish(some(0, 6)...)
+	pl.publish(rides(0, 6)...)
 	pl.foreign("old-service-1", 4)
 	return staged{
 		before: map[int]func(){1: func() { pl.run(eager()...).awaitReady() }},
@@ -187,7 +187,7 @@ func pid(p *process) string { return fmt.Sprintf("PID=%d", p.cmd.Process.Pid) }
 func stageStalled(pl *place) staged {
 	asleep, _ := pl.pair("asleep", "awake")
 	asleep.signal(syscall.SIGSTOP)
-	pl.publish(some(0, 3)...)
+	pl.publish(rides(0, 3)...)
 	return staged{
 		settings: []string{pid(asleep)},
 		before:   map[int]func(){1: func() { pl.awaitStored(3, 20*time.Second) }},
@@ -243,7 +243,7 @@ func stageRedisLost(pl *place) staged {
 		require.NoError(pl.t, c.Unlink(ctx, keys.Val()).Err())
 	}
 	require.NoError(pl.t, keys.Err())
-	pl.publish(some(100, 3)...)
+	pl.publish(rides(100, 3)...)
 	st.after = func() { pl.awaitStored(6, 5*time.Second) }
 	return st
 }
@@ -259,7 +259,7 @@ func stageGroupLost(pl *place) staged {
 func stageRestored(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
-	ids := pl.publish(some(0, 10)...)
+	ids := pl.publish(rides(0, 10)...)
 	pl.awaitStored(10, 30*time.Second)
 	require.Zero(pl.t, terminated(p))
 	pl.exec("delete from positions where ts >= (select ts from positions order by ts offset 5 limit 1)")
@@ -272,10 +272,10 @@ func stageRestored(pl *place) staged {
 func stageTrimmed(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
-	pl.publish(some(0, 2)...)
+	pl.publish(rides(0, 2)...)
 	pl.awaitStored(2, 30*time.Second)
 	require.Zero(pl.t, terminated(p))
-	pl.publish(some(10, 10)...)
+	pl.publish(rides(10, 10)...)
 	require.NoError(pl.t, pl.client().XTrimMaxLen(pl.t.Context(), pl.stream, 4).Err())
 	pl.run(fourShards)
 	return staged{after: func() { pl.awaitStored(6, 10*time.Second) }}
@@ -309,7 +309,7 @@ func stageDump(pl *place) staged {
 	settings := []string{"INSTANCE_ID=crasher", "PANIC_DUMP_DIR=" + dir, fourShards}
 	p := pl.run(settings...)
 	p.awaitReady()
-	pl.publish(some(0, 3)...)
+	pl.publish(rides(0, 3)...)
 	pl.awaitStored(3, 30*time.Second)
 	p.signal(syscall.SIGQUIT)
 	require.Equal(pl.t, exitCrash, p.exit(20*time.Second))
@@ -329,7 +329,7 @@ func stageRoll(pl *place) staged {
 // stageSwitch is the service before us: it has stored two entries, holds two,
 // and is stopped.
 func stageSwitch(pl *place) staged {
-	pl.publish(some(0, 6)...)
+	pl.publish(rides(0, 6)...)
 	held := pl.foreign("old-service-1", 4)
 	for i, m := range held[:2] {
 		pl.exec(`insert into positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)

@@ -87,7 +87,7 @@ func TestBothServersAreReachedByTLSAndNotWithoutTheRightAuthority(t *testing.T) 
 	}
 	p := pl.run(append(secure, "SSL_CERT_FILE="+ca)...)
 	p.awaitReady()
-	pl.publish(some(0, 3)...)
+	pl.publish(rides(0, 3)...)
 	pl.awaitStored(3, 30*time.Second)
 	pl.exec(`do $$ begin
 		if exists (select from pg_stat_activity a left join pg_stat_ssl s using (pid) where application_name like 'processor/%' and s.ssl is not true) then
