@@ -5,6 +5,7 @@ package pipeline
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -17,6 +18,7 @@ func beforeDecode(e *telemetry.Entry) {
 	case "panic":
 		panic(fmt.Sprintf("planted in entry %s", e.ID))
 	case "stack":
+		debug.SetMaxStack(16 << 20) // to be there sooner
 		fmt.Println(descend(0))
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

@@ -14,6 +14,7 @@ const (
 	granted                        // a shard begins under an epoch, on fresh state
 	dropped                        // a shard is no longer ours
 	asked                          // a request for a shard is to be run
+	emptied                        // the queue of a shard under suspicion holds nothing
 	retried                        // deferred entries of a shard whose time has come
 )
 

@@ -172,6 +172,9 @@ func (r *reader) take(batch []askedRead, replies []protocol.QueueReply) bool {
 			t.hand(a.read.Shard, keep)
 		} else {
 			r.metrics.read(readEmpty)
+			if s.suspicion.Limit > 0 && ok && len(ids) == 0 && s.records == 0 {
+				t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
+			}
 		}
 		// Without the turn a queue read to its end waits for a bell or the poll.
 		if !ok || full || (turn != 0 && !s.queue.MayFeed(turn)) {

@@ -51,11 +51,26 @@ func (w *worker) try(ctx context.Context, p part, s telemetry.Suspicion) error {
 	if !ok || t.grant != p.grant {
 		return nil
 	}
-	over := !r.Last.Less(s.Until)
+	return w.pass(ctx, p, r, !r.Last.Less(s.Until))
+}
+
+// clear ends the suspicion of a shard whose queue holds nothing any more: an idle
+// shard must not stand accused until its next entry.
+func (w *worker) clear(ctx context.Context, m *message) error {
+	t, ok := w.held[m.shard]
+	if !ok || t.grant != m.grant || t.suspicion.Limit == 0 {
+		return nil
+	}
+	p := part{shard: m.shard, grant: m.grant, epoch: t.epoch}
+	return w.pass(ctx, p, protocol.Run{Epoch: t.epoch}, true)
+}
+
+// pass notes that a run ended well, and lifts the limit when it is over.
+func (w *worker) pass(ctx context.Context, p part, r protocol.Run, over bool) error {
 	if err := w.noteTrial(ctx, p, func() error { return w.trials.Pass(ctx, p.shard, r, over) }); err != nil || !over {
 		return err
 	}
-	if t, ok = w.held[p.shard]; ok && t.grant == p.grant {
+	if t, ok := w.held[p.shard]; ok && t.grant == p.grant {
 		t.suspicion = telemetry.Suspicion{}
 		w.held[p.shard] = t
 		w.table.trust(p.shard, p.grant)

@@ -224,6 +224,11 @@ func (w *worker) advance(ctx context.Context) error {
 				return err
 			}
 			w.next++
+		case emptied:
+			w.next++
+			if err := w.clear(ctx, m); err != nil {
+				return err
+			}
 		case retried:
 			if w.busy || w.current.entries > 0 {
 				w.flushNow()

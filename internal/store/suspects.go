@@ -108,7 +108,8 @@ on conflict (stream, grp, kind, subject) where closed_at is null do update
 set detail = excluded.detail`)
 }
 
-// Pass notes that a run ended well, which is progress. When it is over, nothing
+// Pass notes that a run ended well, which is progress, or that there is nothing
+// to run: then it is of no entries. When it is over, nothing
 // of the shard is under suspicion any more.
 func (t *Trials) Pass(ctx context.Context, shard int, r protocol.Run, over bool) error {
 	r.Under = false
@@ -158,7 +159,7 @@ func (t *Trials) note(ctx context.Context, shard int, r protocol.Run, sql string
 	b := &pgx.Batch{}
 	b.Queue("select processor.fence($1, $2, $3::int[], $4::bigint[], $5)", s.scope.Stream, s.scope.Group, []int32{int32(shard)}, []int64{r.Epoch}, t.member)
 	b.Queue(sql, s.scope.Stream, s.scope.Group, suspectKind, fmt.Sprint(shard), text)
-	if !r.Under {
+	if !r.Under && !r.Last.IsZero() {
 		b.Queue(`
 insert into processor.progress (stream, grp, shard, applied_id)
 values ($1, $2, $3, $4)
