@@ -241,7 +241,7 @@ cross join lateral (
   from (
     select ts
     from public.positions
-    where ` + ofDevice + `
+    where `+ofDevice+`
       and ts between $2 and $3
     order by ts
     limit $4

@@ -1,0 +1,162 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+var fenceScope = store.Scope{Stream: "s", Group: "g"}
+
+func fencePool(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	pool, err := pgxpool.New(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+func execute(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) {
+	t.Helper()
+	_, err := pool.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
+
+func number(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) (n int) {
+	t.Helper()
+	require.NoError(t, pool.QueryRow(t.Context(), sql, args...).Scan(&n))
+	return n
+}
+
+const openRequests = "select count(*) from processor.requests where state = 'waiting'"
+
+func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	execute(t, pool, `create table public.zones (id integer, title text, shape text, kind text, r float8, since timestamptz)`)
+	execute(t, pool, `insert into public.zones values
+		(1, 'depot', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}', 'area', null, null),
+		(2, 'tower', '{"type":"Point","coordinates":[11.5,48.5]}', null, 200, '2026-01-01'),
+		(3, 'crossed', '{"type":"Polygon","coordinates":[[[11,48],[12,49],[12,48],[11,49],[11,48]]]}', 'area', null, null),
+		(4, 'text', 'POLYGON((0 0, 1 1))', 'area', null, null),
+		(5, 'nothing', null, 'area', null, null),
+		(null, 'nobody', '{"type":"Point","coordinates":[1,2]}', 'circle', 5, null),
+		(1, 'twice', '{"type":"Point","coordinates":[1,2]}', 'circle', 5, null)`)
+	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	query := store.NewFenceQuery(pool, editor, `select id, title as name, shape as geometry, kind, r as radius_m, since as valid_from from public.zones;`, time.Minute)
+	renewed, err := query.Renew(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 2, renewed.Added)
+	require.Len(t, renewed.Bad, 5)
+	for i, text := range []string{"row 3, fence 3", "row 4, fence 4", "row 5, fence 5", "row 6", "row 7, fence 1"} {
+		require.ErrorContains(t, renewed.Bad[i], text)
+	}
+	require.Equal(t, 4, number(t, pool, openRequests), "one recompute for each shard")
+
+	// What has not changed changes nothing.
+	renewed, err = query.Renew(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, renewed.Added+renewed.Closed)
+	require.Equal(t, 4, number(t, pool, openRequests))
+	execute(t, pool, "update public.zones set r = 300 where id = 2")
+	execute(t, pool, "delete from public.zones where title = 'depot'")
+	execute(t, pool, "delete from public.zones where title = 'twice'")
+	renewed, err = query.Renew(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, renewed.Added)
+	require.Equal(t, 2, renewed.Closed)
+	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where replaced_at is null"))
+
+	// A query that cannot be run says so, cannot write, and changes nothing.
+	for _, bad := range []string{"select nonsense", "delete from public.zones returning id", "select 1; drop table public.zones"} {
+		_, err = store.NewFenceQuery(pool, editor, bad, time.Minute).Renew(t.Context())
+		require.ErrorContains(t, err, "read the platform's fences")
+	}
+	require.Equal(t, 5, number(t, pool, "select count(*) from public.zones"))
+	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where replaced_at is null"))
+}
+
+func TestFencesOfPostGISAreReadThroughAsGeoJSON(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	if number(t, pool, "select count(*) from pg_available_extensions where name = 'postgis'") == 0 {
+		t.Skip("needs PostGIS: install postgresql-15-postgis-3")
+	}
+	execute(t, pool, "create extension postgis")
+	execute(t, pool, `create table public.zones (id text, geom geometry(geometry, 4326))`)
+	execute(t, pool, `insert into public.zones values
+		('yard', st_geomfromtext('POLYGON((11 48, 12 48, 12 49, 11 49, 11 48),(11.2 48.2, 11.4 48.2, 11.4 48.4, 11.2 48.2))', 4326)),
+		('line', st_geomfromtext('LINESTRING(11 48, 11 49)', 4326)),
+		('curve', st_geomfromtext('POINT EMPTY', 4326))`)
+	query := store.NewFenceQuery(pool, store.NewFenceEditor(pool, fenceScope, 1, "test"), "select id, st_asgeojson(geom, 15) as geometry from public.zones", time.Minute)
+	renewed, err := query.Renew(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 2, renewed.Added)
+	require.Len(t, renewed.Bad, 1)
+	require.ErrorContains(t, renewed.Bad[0], "fence curve")
+}
+
+func square(id string, x float64, valid geofence.Span) geofence.Fence {
+	return geofence.Fence{
+		ID: id, Kind: geofence.Area, Valid: valid, Enabled: true,
+		Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[%v,48],[%v,48],[%v,49],[%v,49],[%v,48]]]}`, x, x+1, x+1, x, x),
+	}
+}
+
+func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	editor := store.NewFenceEditor(pool, fenceScope, 2, "test")
+	do := func(source string, replace bool, fences ...geofence.Fence) store.Edited {
+		t.Helper()
+		e, err := editor.Import(t.Context(), fences, source, replace)
+		require.NoError(t, err)
+		return e
+	}
+	span := func(from, to int64) geofence.Span { return geofence.Span{FromUS: from * 1e6, ToUS: to * 1e6} }
+	holding := func() map[geofence.Span]string {
+		_, rows, err := store.NewFences(pool, time.Minute).Rows(t.Context())
+		require.NoError(t, err)
+		out := map[geofence.Span]string{}
+		for _, r := range rows {
+			out[r.Valid] = r.Geometry
+		}
+		return out
+	}
+	require.Equal(t, 1, do("import", false, square("a", 1, span(0, 100))).Added)
+	require.Equal(t, 1, do("import", false, square("a", 1, span(0, 100))).Same)
+	e := do("import", false, square("a", 2, span(20, 30)), square("a", 3, span(40, 200)))
+	require.Equal(t, 2, e.Added)
+	require.Equal(t, 1, e.Closed)
+	require.Equal(t, time.Unix(0, 0).UTC(), *e.From)
+	require.Equal(t, time.Unix(200, 0).UTC(), *e.To)
+	have := holding()
+	require.Len(t, have, 4)
+	require.Equal(t, have[span(0, 20)], have[span(30, 40)])
+	require.Contains(t, have, span(20, 30))
+	require.Contains(t, have, span(40, 200))
+
+	// A fence of another source is not touched.
+	refused := do("query", true, square("a", 5, geofence.Always), square("b", 5, geofence.Always))
+	require.Len(t, refused.Refused, 1)
+	require.Equal(t, 1, refused.Added)
+	require.Len(t, holding(), 5)
+	// What is given is all that holds.
+	require.Equal(t, 3, do("import", true, square("a", 2, span(20, 30))).Closed)
+	require.Len(t, holding(), 2)
+	_, err := editor.Import(t.Context(), []geofence.Fence{square("c", 1, span(0, 10)), square("c", 2, span(5, 10))}, "import", false)
+	require.ErrorContains(t, err, "overlaps")
+}
