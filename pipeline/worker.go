@@ -135,7 +135,8 @@ func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 
 func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 	defer w.exposed()
-	shown := time.Time{}
+	look := time.NewTicker(viewEvery)
+	defer look.Stop()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	ended := false
@@ -145,10 +146,6 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		}
 		if ended && w.idle() {
 			return nil
-		}
-		if time.Since(shown) >= viewEvery {
-			shown = time.Now()
-			w.show()
 		}
 		var mail, ring <-chan struct{} = nil, intakeEnded
 		if w.next >= len(w.inbox) {
@@ -166,6 +163,8 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-mail:
+		case <-look.C:
+			w.show()
 		case <-due:
 		case <-ring:
 			ended = true
