@@ -41,6 +41,7 @@ var stages = map[string]func(pl *place) staged{
 	"migration":       stageMigration,
 	"recompute":       stageWork,
 	"dump":            stageDump,
+	"resize":          stageResize,
 	"roll":            stageRoll,
 	"switch":          stageSwitch,
 }
@@ -323,6 +324,26 @@ func stageRoll(pl *place) staged {
 	return staged{
 		settings: []string{pid(goes)},
 		after:    func() { require.Equal(pl.t, exitClean, goes.exit(10*time.Second)) },
+	}
+}
+
+// stageResize is an operator who stops the instance once the queues are empty.
+func stageResize(pl *place) staged {
+	p := pl.run(fourShards)
+	p.awaitReady()
+	pl.publish(rides(0, 3)...)
+	pl.awaitStored(3, 30*time.Second)
+	return staged{
+		before: map[int]func(){0: func() {
+			stop := time.AfterFunc(2*time.Second, func() { _ = p.cmd.Process.Signal(syscall.SIGTERM) })
+			pl.t.Cleanup(func() { stop.Stop() })
+		}},
+		after: func() {
+			require.Equal(pl.t, exitClean, p.exit(time.Second))
+			pl.publish(rides(10, 3)...)
+			pl.run("SHARDS=8").awaitReady()
+			pl.awaitStored(6, 30*time.Second)
+		},
 	}
 }
 
