@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -94,6 +96,15 @@ func (b blocking) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // P8: a stall inside a live process.
 func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
+	if os.Getenv(stuckChild) == "" && !testing.Short() {
+		t.Parallel()
+		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
+		child.Env = append(os.Environ(), stuckChild+"=1")
+		out, err := child.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.Contains(t, string(out), "--- PASS: "+t.Name())
+		return
+	}
 	b := newBench(t)
 	settings := []string{"STALL_TIMEOUT=5s", "STATEMENT_TIMEOUT=3s", "LOCK_TIMEOUT=3s", "DRAIN_TIMEOUT=1s", "SHUTDOWN_TIMEOUT=8s", "MEMBER_TTL=2s", "LEADER_TTL=1s"}
 	cfg := b.config(append(settings, "INSTANCE_ID=stuck")...)
