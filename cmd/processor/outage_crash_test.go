@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/modules"
+)
+
+// SIGQUIT has the runtime end the process as it does after a fatal error:
+// nothing of ours runs.
+func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
+	pl := newPlace(t)
+	dir := t.TempDir()
+	secret := strings.Replace(pl.pgURL, "postgres@", "postgres:s3cr3t@", 1)
+	require.NotEqual(t, pl.pgURL, secret)
+	p := pl.run("PANIC_DUMP_DIR="+dir, "POSTGRES_URL="+secret, "INSTANCE_ID=victim", "SHARDS=4")
+	p.awaitReady()
+	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), "begin; lock table positions in share mode")
+	require.NoError(t, err)
+	entry := pl.publish(good("device-1", 1))[0].String()
+	testenv.Wait(t, 10*time.Second, func() error {
+		files, _ := filepath.Glob(filepath.Join(dir, "running-*"))
+		for _, f := range files {
+			if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), entry) && strings.Contains(string(text), `"device":"device-1"`) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no snapshot names %s and its device in %v", entry, files)
+	})
+	p.signal(syscall.SIGQUIT)
+	require.Equal(t, exitCrash, p.exit(10*time.Second))
+	_, err = conn.Exec(t.Context(), "rollback")
+	require.NoError(t, err)
+
+	next := pl.run("PANIC_DUMP_DIR="+dir, "SHARDS=4")
+	next.await("an earlier process crashed, its dump is kept")
+	testenv.Wait(t, 30*time.Second, func() error {
+		var n int
+		if err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n); err != nil || n != 1 {
+			return fmt.Errorf("want 1 row, have %d, %w", n, err)
+		}
+		return nil
+	})
+	dumps, err := filepath.Glob(filepath.Join(dir, "panic-*-victim-*.txt"))
+	require.NoError(t, err)
+	require.Len(t, dumps, 1)
+	dump, err := os.ReadFile(dumps[0])
+	require.NoError(t, err)
+	text := string(dump)
+	for _, part := range []string{
+		"instance victim\n", "SHARDS=4\n", "postgres:***@", entry, `"member":"victim.`, `"device":"device-1"`,
+		"pipeline.(*worker).loop", // stacks of all
+	} {
+		require.Contains(t, text, part)
+	}
+	require.NotContains(t, text, "s3cr3t")
+	require.NotContains(t, text, "latitude", "where somebody is stays out unless PANIC_DUMP_POSITIONS=true")
+	require.Zero(t, terminated(next))
+	left, err := filepath.Glob(filepath.Join(dir, "running-*"))
+	require.NoError(t, err)
+	require.Empty(t, left, "a clean end leaves nothing")
+}
+
+func TestStartingAndStoppingOverAndOverLeavesNothingBehind(t *testing.T) {
+	pl := newPlace(t)
+	cycles := 5
+	if full() {
+		cycles = 200
+	}
+	opts, err := redis.ParseURL(pl.redisURL)
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	defer client.Close()
+	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	keys := func() []string {
+		found := client.Keys(t.Context(), "*"+pl.stream+"*").Val()
+		slices.Sort(found)
+		return found
+	}
+	var first []string
+	for i := range cycles {
+		cfg, err := config.Load(pl.environ("SHARDS=8", "WORKERS=2"))
+		require.NoError(t, err)
+		service, err := modules.New(cfg, modules.NewLogger(cfg.Log, cfg.Instance.ID, io.Discard), modules.Build{Version: "test"})
+		require.NoError(t, err)
+		require.NoError(t, service.Start(t.Context()))
+		pl.publish(good("device-1", int64(i)))
+		testenv.Wait(t, 20*time.Second, func() error {
+			var n int
+			if err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n); err != nil || n != i+1 {
+				return fmt.Errorf("want %d rows, have %d, %w", i+1, n, err)
+			}
+			return nil
+		})
+		require.NoError(t, service.Stop())
+		testenv.Wait(t, 10*time.Second, func() error { // the server's side ends a moment later
+			var sessions int
+			err := conn.QueryRow(t.Context(), `select count(*) from pg_stat_activity
+				where datname = current_database() and application_name like 'processor/%'`).Scan(&sessions)
+			if err != nil || sessions > 0 {
+				return fmt.Errorf("cycle %d: %d sessions stay, %w", i, sessions, err)
+			}
+			return nil
+		})
+		list, err := client.ClientList(t.Context()).Result()
+		require.NoError(t, err)
+		require.NotContains(t, list, "name=processor/"+cfg.Instance.ID, "cycle %d", i)
+		consumers, err := client.XInfoConsumers(t.Context(), pl.stream, pl.group).Result()
+		require.NoError(t, err)
+		for _, c := range consumers {
+			require.True(t, strings.HasPrefix(c.Name, "shard-"), c.Name)
+		}
+		if i == 0 {
+			first = keys()
+			continue
+		}
+		require.Equal(t, first, keys(), "no key of an instance stays")
+	}
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	require.NotContains(t, string(stacks), "modules.(*supervisor)", "other leaks are found by goleak, at the end of the package")
+}
