@@ -28,6 +28,7 @@ const shards = 16
 type engine struct {
 	mu      sync.Mutex
 	epochs  map[int]int64
+	tokens  map[int]string
 	busy    bool // what is stopped is never finished
 	drops   int
 	rewinds int
@@ -37,7 +38,18 @@ func (e *engine) Grant(h telemetry.Held) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.epochs[h.Shard] = h.Epoch
+	if e.tokens == nil {
+		e.tokens = make(map[int]string)
+	}
+	e.tokens[h.Shard] = h.Token
 	return nil
+}
+
+// token is what the acknowledgements of a shard carry.
+func (e *engine) token(shard int) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.tokens[shard]
 }
 
 func (e *engine) Stop(int) <-chan struct{} {

@@ -39,7 +39,7 @@ type Engine interface {
 	Stop(shard int) <-chan struct{}
 	Drop(shard int)
 	Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
-	// Rewind reads all queues from their start again.
+	// Abandon gives all shards up, to be taken again.
 	Abandon()
 }
 
@@ -119,9 +119,9 @@ func (k *Keeper) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(list) < k.cfg.Shards {
-		// Rows that were deleted by hand are made again; their epochs start over,
-		// which fences everyone who held them.
+	if len(list) != k.cfg.Shards {
+		// Rows that were deleted by hand are made again. Where the number was
+		// changed, this member is of the past and ends here.
 		if err := k.shards.Ensure(ctx, k.cfg.Shards); err != nil {
 			return err
 		}

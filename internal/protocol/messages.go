@@ -121,6 +121,12 @@ type Consumer struct {
 	Idle    time.Duration // since it last read, acknowledged or claimed
 }
 
+// QueueState is what lies on the queue of a shard.
+type QueueState struct {
+	Pending int64
+	Oldest  telemetry.EntryID // zero where nothing does
+}
+
 // Claimed is what one page of a claim sweep did.
 type Claimed struct {
 	Entries int

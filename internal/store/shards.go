@@ -26,11 +26,15 @@ func NewShards(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Shards {
 }
 
 // Ensure makes the rows of shards 0 to n-1 where they are missing. Rows that
-// are there stay as they are. The epoch of a row that somebody deleted goes on
+// are there stay as they are. It fails as Misused when the fleet has pinned
+// another number. The epoch of a row that somebody deleted goes on
 // beyond whatever it was: each take-over used up a transaction ID.
 func (s *Shards) Ensure(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
+	if err := s.checkShards(ctx, n); err != nil {
+		return err
+	}
 	_, err := s.pool.Exec(ctx, `
 with made as (
   insert into processor.shards (stream, grp, shard, epoch)

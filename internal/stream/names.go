@@ -50,6 +50,9 @@ func (n Names) Grants() string { return n.prefix() + ":grants" }
 // Losses is the list of losses that are not in the ledger yet.
 func (n Names) Losses() string { return n.prefix() + ":losses" }
 
+// Shards is the key of the number of shards, set when it was last changed.
+func (n Names) Shards() string { return n.prefix() + ":shards" }
+
 // Bell is the channel on which the holder of the turn names the shards that got something.
 func (n Names) Bell() string { return n.prefix() + ":bell" }
 

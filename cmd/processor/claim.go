@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// claimPage is how many entries of a foreign consumer are moved at once.
+const claimPage = 500
+
+// claimTimeout bounds a claim of a consumer that holds very much.
+const claimTimeout = 10 * time.Minute
+
+type claiming struct {
+	member, consumer string
+	shard            int
+	minIdle          time.Duration
+	dryRun           bool
+}
+
+// claimJSON is the answer of processor claim.
+type claimJSON struct {
+	DryRun   bool           `json:"dry_run"`
+	Shards   []claimedShard `json:"shards,omitempty"`
+	Consumer string         `json:"consumer,omitempty"`
+	Entries  int            `json:"entries"`
+	Lost     int            `json:"lost"` // trimmed while they were held, noted in the ledger
+	Queues   map[string]int `json:"queues,omitempty"`
+	Sessions int            `json:"sessions_ended"`
+}
+
+type claimedShard struct {
+	Shard int    `json:"shard"`
+	From  string `json:"from"`
+	To    string `json:"to"` // "" where the assignment stays
+}
+
+func newClaimCommand() *cobra.Command {
+	var c claiming
+	cmd := &cobra.Command{
+		Use:   "claim",
+		Short: "Move the shards of a member, one shard, or a foreign consumer's entries, now",
+		Long: `With --member or --shard: takes shards from their owner at once, whatever it does,
+and assigns them to others. The owner cannot commit for them any more. The fleet
+does this by itself for members that are gone or stuck; an owner that is well
+gets its share back.
+
+With --consumer: puts what a consumer that is none of ours holds on the queues of
+its shards. The owners see it within QUEUE_RESCAN.
+
+Every change is noted in processor.audit.`,
+		Example: `  processor claim --member pod-3 --dry-run
+  processor claim --shard 17
+  processor claim --consumer old-service --min-idle 5m`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), claimTimeout)
+			defer cancel()
+			v, err := openFleetView(ctx)
+			if err != nil {
+				return err
+			}
+			defer v.close()
+			if v.pins.Shards == 0 {
+				return errNeverStarted
+			}
+			var r claimJSON
+			if c.consumer != "" {
+				r, err = v.claimConsumer(ctx, c)
+			} else {
+				r, err = v.claimShards(ctx, c)
+			}
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(r, func() error { return r.print(out) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.member, "member", "", "move all shards of this instance or member")
+	f.IntVar(&c.shard, "shard", 0, "move this shard")
+	f.StringVar(&c.consumer, "consumer", "", "move the entries of this foreign consumer")
+	f.DurationVar(&c.minIdle, "min-idle", time.Minute, "with --consumer: only entries it has held for this long")
+	f.BoolVar(&c.dryRun, "dry-run", false, "only say what would move")
+	cmd.MarkFlagsOneRequired("member", "shard", "consumer")
+	cmd.MarkFlagsMutuallyExclusive("member", "shard", "consumer")
+	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
+		if !cmd.Flags().Changed("shard") {
+			c.shard = -1
+		}
+	}
+	return cmd
+}
+
+// claimShards takes shards from their owners and assigns them to others.
+func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, error) {
+	r := claimJSON{DryRun: c.dryRun}
+	list, err := v.list(ctx)
+	if err != nil {
+		return r, err
+	}
+	there, err := v.ring(ctx)
+	if err != nil {
+		return r, err
+	}
+	var chosen []protocol.Shard
+	for _, s := range list {
+		if s.Shard == c.shard || c.member != "" && isMember(s.Owner, c.member) {
+			chosen = append(chosen, s)
+		}
+	}
+	if len(chosen) == 0 {
+		if c.member != "" {
+			return r, fmt.Errorf("no shard is owned by %s; see processor members", c.member)
+		}
+		return r, fmt.Errorf("there is no shard %d of %d", c.shard, v.pins.Shards)
+	}
+	to := heirs(list, chosen, there)
+	for i, s := range chosen {
+		r.Shards = append(r.Shards, claimedShard{Shard: s.Shard, From: s.Owner, To: to[i]})
+	}
+	if c.dryRun {
+		return r, nil
+	}
+	target := "member " + c.member
+	if c.member == "" {
+		target = fmt.Sprintf("shard %d", c.shard)
+	} else {
+		// One that hangs in the middle of a transaction would be waited for.
+		sessions := store.NewSessions(v.pool, askTimeout)
+		ended := make(map[string]bool)
+		for _, s := range chosen {
+			if ended[s.Owner] {
+				continue
+			}
+			ended[s.Owner] = true
+			n, err := sessions.End(ctx, s.Owner)
+			if err != nil {
+				return r, err
+			}
+			r.Sessions += n
+		}
+	}
+	return r, v.shards.Move(ctx, chosen, to, v.by, target)
+}
+
+// isMember tells whether an owner is the one named, with or without incarnation.
+func isMember(owner, name string) bool {
+	if owner == name {
+		return true
+	}
+	dot := strings.LastIndexByte(owner, '.')
+	return dot > 0 && owner[:dot] == name
+}
+
+// heirs chooses for each shard the member with the fewest that is not its owner;
+// "" where there is none.
+func heirs(list, chosen []protocol.Shard, there []coordination.Member) []string {
+	count := make(map[string]int)
+	for _, m := range there {
+		if !m.Leaving && m.SinkDown == 0 {
+			count[m.Name()] = 0
+		}
+	}
+	for _, s := range list {
+		if _, ok := count[s.Assigned]; ok {
+			count[s.Assigned]++
+		}
+	}
+	to := make([]string, len(chosen))
+	names := slices.Sorted(maps.Keys(count))
+	for i, s := range chosen {
+		best := ""
+		for _, m := range names {
+			if m != s.Owner && (best == "" || count[m] < count[best]) {
+				best = m
+			}
+		}
+		if best != "" && best != s.Assigned {
+			count[best]++
+			to[i] = best
+		}
+	}
+	return to
+}
+
+// claimConsumer puts what a foreign consumer holds on the queues of its shards.
+func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, error) {
+	r := claimJSON{DryRun: c.dryRun, Consumer: c.consumer, Queues: map[string]int{}}
+	consumers, err := v.group.Consumers(ctx)
+	if err != nil {
+		return r, err
+	}
+	i := slices.IndexFunc(consumers, func(x protocol.Consumer) bool { return x.Name == c.consumer })
+	switch {
+	case i < 0:
+		return r, fmt.Errorf("group %s has no consumer %q", v.scope.Group, c.consumer)
+	case consumers[i].Shard >= 0:
+		return r, exit(exitConfig, fmt.Errorf("%s is the queue of a shard, not a foreign consumer; use --shard %d", c.consumer, consumers[i].Shard))
+	}
+	held, err := v.group.Idle(ctx, c.consumer, c.minIdle)
+	if err != nil || c.dryRun || held == 0 {
+		r.Entries = held
+		return r, err
+	}
+	// Noted first: what follows may be broken off.
+	err = store.NewAudit(v.pool, askTimeout).Note(ctx, v.by, "consumer.claim", c.consumer, held, map[string]any{"min_idle": c.minIdle.String()})
+	if err != nil {
+		return r, err
+	}
+	shards := make(map[int]bool)
+	for from, more := (telemetry.EntryID{}), true; more; {
+		page, err := v.group.Claim(ctx, c.consumer, c.minIdle, from, claimPage)
+		if err != nil {
+			return r, errors.Join(fmt.Errorf("%d entries were moved, call it again for the rest", r.Entries), err)
+		}
+		from, more = page.Next, page.More
+		r.Entries += page.Entries
+		r.Lost += page.Gone
+		for shard, n := range page.Shards {
+			shards[shard] = true
+			r.Queues[stream.Consumer(shard)] += n
+		}
+	}
+	return r, v.group.Ring(ctx, slices.Sorted(maps.Keys(shards)))
+}
+
+func (r claimJSON) print(out *output) error {
+	verb := "moved"
+	if r.DryRun {
+		verb = "would move"
+	}
+	if r.Consumer != "" {
+		return out.line("%s %d entries of %s to the queues of their shards; %d were trimmed and are lost", verb, r.Entries, r.Consumer, r.Lost)
+	}
+	t := newTable("SHARD", "FROM", "TO")
+	for _, s := range r.Shards {
+		from, to := s.From, s.To
+		if from == "" {
+			from = "nobody"
+		}
+		if to == "" {
+			to = "whoever it is assigned to"
+		}
+		t.row(s.Shard, from, to)
+	}
+	if err := out.table(t); err != nil {
+		return err
+	}
+	return out.line("%s %d shards, ended %d database sessions", verb, len(r.Shards), r.Sessions)
+}

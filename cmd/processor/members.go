@@ -1,0 +1,190 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+// fleetView is a fleet as operators' commands look at it: the stream with its
+// members, and the database.
+type fleetView struct {
+	*fleetDB
+	group  *stream.Group
+	shards *store.Shards
+	ring   func(ctx context.Context) ([]coordination.Member, error)
+	close  func()
+}
+
+// openFleetView connects to both servers. The number of shards is the pinned one.
+func openFleetView(ctx context.Context) (*fleetView, error) {
+	db, err := openFleetDB(ctx)
+	if err != nil {
+		return nil, err
+	}
+	where := stream.Config{
+		URL: db.redis.URL.Reveal(), Stream: db.redis.Stream, Group: db.redis.Group,
+		Shards: max(1, db.pins.Shards), Timeout: askTimeout, Name: "processor/operator",
+	}
+	client, err := stream.Connect(where)
+	if err != nil {
+		db.pool.Close()
+		return nil, exit(exitConfig, err)
+	}
+	v := &fleetView{fleetDB: db, shards: store.NewShards(db.pool, db.scope, askTimeout), close: func() {
+		_ = client.Close()
+		db.pool.Close()
+	}}
+	if v.group, err = stream.NewGroup(client, where); err != nil {
+		v.close()
+		return nil, exit(exitConfig, err)
+	}
+	keys := coordination.Keys{Prefix: v.group.Names().Members(), Lock: v.group.Names().Lock()}
+	v.ring = func(ctx context.Context) ([]coordination.Member, error) {
+		return coordination.ReadMembers(ctx, client, keys)
+	}
+	return v, nil
+}
+
+// list is the shards by the pinned number.
+func (v *fleetView) list(ctx context.Context) ([]protocol.Shard, error) {
+	all, err := v.shards.List(ctx)
+	return slices.DeleteFunc(all, func(s protocol.Shard) bool { return s.Shard >= v.pins.Shards }), err
+}
+
+// memberJSON is one member in the answer of processor members.
+type memberJSON struct {
+	Member      string     `json:"member"`
+	Instance    string     `json:"instance"`
+	State       string     `json:"state"` // working, leaving, without_postgres or gone
+	Leads       bool       `json:"leads"`
+	Shards      int        `json:"shards"`
+	InHand      *int       `json:"in_hand"` // null for one that is gone
+	Host        string     `json:"host,omitempty"`
+	PID         int        `json:"pid,omitempty"`
+	Version     string     `json:"version,omitempty"`
+	Started     *time.Time `json:"started"`
+	SinkSeconds float64    `json:"without_postgres_seconds"`
+}
+
+// The states of a member.
+const (
+	memberWorking = "working"
+	memberLeaving = "leaving"
+	memberCutOff  = "without_postgres"
+	memberGone    = "gone"
+)
+
+type membersJSON struct {
+	Stream  string       `json:"stream"`
+	Group   string       `json:"group"`
+	Term    int64        `json:"term"`
+	Members []memberJSON `json:"members"`
+}
+
+func newMembersCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "members",
+		Short: "Say who is in the fleet, who leads and who owns how many shards",
+		Long: `Lists the instances with a heartbeat in Redis, and those that own shards without
+one: they are gone, and their shards move to the others.`,
+		Example: `  processor members
+  processor members --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			v, err := openFleetView(ctx)
+			if err != nil {
+				return err
+			}
+			defer v.close()
+			m, err := v.members(ctx)
+			if err != nil {
+				return err
+			}
+			out := outputOf(cmd)
+			return out.result(m, func() error { return m.print(out) })
+		},
+	}
+}
+
+func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
+	m := membersJSON{Stream: v.scope.Stream, Group: v.scope.Group, Members: []memberJSON{}}
+	there, err := v.ring(ctx)
+	if err != nil {
+		return m, err
+	}
+	list, err := v.list(ctx)
+	if err != nil {
+		return m, err
+	}
+	term, leader, err := store.NewLeader(v.pool, v.scope, v.by, askTimeout).Present(ctx)
+	if err != nil {
+		return m, err
+	}
+	m.Term = term
+	owned := make(map[string]int)
+	for _, s := range list {
+		if s.Owner != "" {
+			owned[s.Owner]++
+		}
+	}
+	for _, t := range there {
+		state := memberWorking
+		switch {
+		case t.Leaving:
+			state = memberLeaving
+		case t.SinkDown > 0:
+			state = memberCutOff
+		}
+		m.Members = append(m.Members, memberJSON{
+			Member: t.Name(), Instance: t.Instance, State: state, Leads: t.Name() == leader, Shards: owned[t.Name()],
+			InHand: &t.InHand, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
+		})
+		delete(owned, t.Name())
+	}
+	for name, n := range owned {
+		m.Members = append(m.Members, memberJSON{Member: name, State: memberGone, Shards: n, Leads: name == leader})
+	}
+	slices.SortFunc(m.Members, func(a, b memberJSON) int { return cmp.Compare(a.Member, b.Member) })
+	return m, nil
+}
+
+func (m membersJSON) print(out *output) error {
+	t := newTable("MEMBER", "STATE", "LEADS", "SHARDS", "IN HAND", "HOST", "PID", "VERSION", "UP")
+	for _, x := range m.Members {
+		state := cell{x.State, green}
+		switch x.State {
+		case memberGone, memberCutOff:
+			state.color = red
+		case memberLeaving:
+			state.color = yellow
+		}
+		leads := ""
+		if x.Leads {
+			leads = "yes"
+		}
+		if x.Started == nil {
+			t.row(x.Member, state, leads, x.Shards, "", "", "", "", "")
+			continue
+		}
+		t.row(x.Member, state, leads, x.Shards, *x.InHand, x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
+	}
+	if len(m.Members) == 0 {
+		return out.line("nobody is in the fleet of group %s on stream %s", m.Group, m.Stream)
+	}
+	if err := out.table(t); err != nil {
+		return err
+	}
+	return out.line("%s", fmt.Sprintf("term %d", m.Term))
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// errNeverStarted says that there is no fleet yet.
+var errNeverStarted = errors.New("no instance has ever started with this stream and group: nothing is pinned yet")
+
+// maxShards is the most that SHARDS may be.
+const maxShards = 4096
+
+type resizeJSON struct {
+	From    int     `json:"from"`
+	To      int     `json:"to"`
+	Changed bool    `json:"changed"`
+	Seconds float64 `json:"seconds"`
+}
+
+func newResizeCommand() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "resize NUMBER",
+		Short: "Change the number of shards of a fleet",
+		Long: `Pauses dealing, waits until the instances have worked off the queues, says when to
+stop them, waits until the last one is gone, changes the number and lets dealing
+go on. Start the instances with the new SHARDS afterwards: others are refused.
+
+Until all instances are stopped nothing is changed, and breaking it off lets
+dealing go on within 15 s. Broken off later it is finished by calling it again.
+Entries that arrive meanwhile wait in the stream.`,
+		Example: `  processor shards resize 128
+  processor shards resize 128 --timeout 1h --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to, err := strconv.Atoi(args[0])
+			if err != nil || to < 1 || to > maxShards {
+				return usageError(cmd, fmt.Errorf("%q shards: want a whole number, 1 to %d", args[0], maxShards))
+			}
+			v, err := openFleetView(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer v.close()
+			if v.pins.Shards == 0 {
+				return errNeverStarted
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			began := time.Now()
+			resize := coordination.Resize{
+				Store: v.shards, Stream: v.group, Members: v.ring,
+				End: store.NewSessions(v.pool, askTimeout).End, Who: v.by,
+				Say: func(waiting string) { fmt.Fprintln(cmd.ErrOrStderr(), waiting) },
+			}
+			changed, err := resize.Run(ctx, to)
+			if err != nil {
+				return err
+			}
+			r := resizeJSON{From: v.pins.Shards, To: to, Changed: changed, Seconds: time.Since(began).Seconds()}
+			out := outputOf(cmd)
+			return out.result(r, func() error {
+				if !changed {
+					return out.line("the fleet has %d shards already", to)
+				}
+				return out.line("%d shards instead of %d: start the instances with SHARDS=%d", to, r.From, to)
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for the queues and the instances")
+	return cmd
+}

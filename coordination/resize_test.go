@@ -1,0 +1,182 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// pin pins the number of shards as an instance does when it starts.
+func (b *bench) pin(n int) {
+	b.t.Helper()
+	require.NoError(b.t, store.Pin(b.t.Context(), b.pool, b.scope(), "test", time.Second, []store.Setting{{Name: "SHARDS", Value: fmt.Sprint(n)}}))
+}
+
+// resize is a resize as the operator's command runs it.
+func (b *bench) resize(said chan<- string) *Resize {
+	return &Resize{
+		Store: b.shards, Stream: b.group,
+		Members: func(ctx context.Context) ([]Member, error) {
+			return ReadMembers(ctx, b.client, Keys{Prefix: b.group.Names().Members()})
+		},
+		End: store.NewSessions(b.pool, time.Second).End,
+		Say: func(waiting string) { said <- waiting },
+		Who: "test",
+	}
+}
+
+func (b *bench) deal(token string) error {
+	turn, err := b.group.AcquireTurn(b.t.Context(), "", token, time.Minute)
+	if err != nil {
+		return err
+	}
+	if !turn.Held {
+		return errors.New("somebody else deals")
+	}
+	a, err := b.group.ReadNew(b.t.Context(), turn.After, 1000, time.Millisecond)
+	if err != nil || len(a.Entries) == 0 {
+		return err
+	}
+	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
+	return err
+}
+
+func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	device := "device-1"
+	old := telemetry.ShardOf(device, shards)
+	for range 5 {
+		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
+	}
+	require.NoError(t, b.deal("dealer"))
+	// One entry waits to be tried again, in Postgres.
+	b.exec(`insert into processor.deferred (stream, grp, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
+values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v')`,
+		b.where.Stream, b.where.Group, old, []byte(device))
+
+	said := make(chan string, 100)
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.resize(said).Run(context.WithoutCancel(t.Context()), 24)
+		done <- err
+	}()
+	require.Contains(t, <-said, "dealing is paused, 5 entries are on the queues")
+	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
+	require.ErrorContains(t, b.deal("dealer"), "somebody else deals")
+	queue, err := b.group.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: old, Count: 10}})
+	require.NoError(t, err)
+	require.Len(t, queue[0].Entries, 5)
+	ids := make([]telemetry.EntryID, 5)
+	for i, e := range queue[0].Entries {
+		ids[i] = e.ID
+	}
+	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: old, Token: m.engine.token(old), IDs: ids}}))
+	require.Contains(t, <-said, "stop the instances now, 1 are there")
+	m.stop()
+	require.NoError(t, <-done)
+
+	list := b.list()
+	require.Len(t, list, 24)
+	for _, s := range list {
+		require.Empty(t, s.Owner)
+		require.Empty(t, s.Assigned)
+		require.Equal(t, ids[4], s.Applied)
+		require.Positive(t, s.Epoch, "whoever owned it cannot commit any more")
+	}
+	require.Equal(t, telemetry.ShardOf(device, 24), b.count("select shard from processor.deferred"))
+	require.Equal(t, 1, b.count("select count(*) from processor.audit where action = 'shards.resize' and count = 24"))
+
+	// A member of the past, woken late, neither deals nor keeps running.
+	_, err = b.group.AcquireTurn(t.Context(), "", "late", time.Minute)
+	var f *telemetry.Failure
+	require.ErrorAs(t, err, &f)
+	require.Equal(t, telemetry.Misused, f.Kind)
+	require.ErrorContains(t, err, "SHARDS=24")
+	late := b.start("late", "")
+	require.ErrorContains(t, late.ended(), "SHARDS=24")
+	late.forgive()
+	late.stop()
+
+	// Those of the new number go on where dealing was paused.
+	b.where.Shards = 24
+	b.group, err = stream.NewGroup(b.client, b.where)
+	require.NoError(t, err)
+	next := b.start("next", "", func(c *Config) { c.Shards = 24 })
+	b.await([]int{24}, next)
+	require.NoError(t, b.deal("next"))
+	queues, err := b.group.Queues(t.Context())
+	require.NoError(t, err)
+	require.Len(t, queues, 1)
+	require.Equal(t, int64(1), queues[telemetry.ShardOf(device, 24)].Pending, "what had waited, and nothing twice")
+
+	changed, err := b.resize(said).Run(t.Context(), 24)
+	require.NoError(t, err)
+	require.False(t, changed)
+}
+
+func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	said := make(chan string, 100)
+	_, err := b.resize(said).Run(ctx, 8)
+	require.ErrorContains(t, err, "nothing is changed")
+	require.NoError(t, b.deal("dealer"), "dealing goes on")
+	require.NoError(t, b.group.ReleaseTurn(t.Context(), "dealer"))
+	require.Len(t, b.list(), 16)
+
+	m.stop()
+	// Killed after Redis was told and before Postgres was.
+	require.NoError(t, b.group.PinShards(t.Context(), 8))
+	require.Error(t, b.deal("dealer"), "nobody deals in between")
+	changed, err := b.resize(said).Run(t.Context(), 8)
+	require.NoError(t, err)
+	require.True(t, changed)
+	require.Len(t, b.list(), 8)
+	n, err := b.group.PinnedShards(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 8, n)
+}
+
+func TestAResizeOfAFleetThatNeverWasIsRefused(t *testing.T) {
+	b := newBench(t)
+	_, err := b.resize(nil).Run(t.Context(), 8)
+	require.ErrorContains(t, err, "no instance has ever started")
+}
+
+func TestAResizeThatLosesTheTurnChangesNothing(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	said := make(chan string, 100)
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.resize(said).Run(context.WithoutCancel(t.Context()), 8)
+		done <- err
+	}()
+	<-said
+	require.NoError(t, b.group.SeizeTurn(t.Context(), "another", time.Minute))
+	select {
+	case err := <-done:
+		require.ErrorIs(t, err, errTurnLost)
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "it goes on without the turn")
+	}
+	require.Len(t, b.list(), 16)
+}

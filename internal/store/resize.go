@@ -1,0 +1,226 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// checkShards refuses a number of shards that is not the pinned one.
+func (s *Shards) checkShards(ctx context.Context, n int) error {
+	var pinned string
+	err := s.pool.QueryRow(ctx, `
+select value
+from processor.settings
+where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && pinned == strconv.Itoa(n) {
+		return nil
+	}
+	if err != nil {
+		return failure("read the number of shards", err)
+	}
+	return &telemetry.Failure{Kind: telemetry.Misused, Code: "shards", Err: fmt.Errorf(
+		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
+}
+
+// Requested is how many requests are not finished.
+func (s *Shards) Requested(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	err = s.pool.QueryRow(ctx, `
+select count(*)
+from processor.requests
+where stream = $1
+  and grp = $2
+  and state in ('waiting', 'running')`, s.scope.Stream, s.scope.Group).Scan(&n)
+	return n, failure("count requests", err)
+}
+
+// Pinned is the pinned number of shards, 0 while no instance has ever started.
+func (s *Shards) Pinned(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	pins, err := ReadPins(ctx, s.pool, s.scope)
+	return pins.Shards, err
+}
+
+// Resize changes the number of shards in one transaction, when all queues are
+// empty and nobody deals. All epochs rise, so that nobody who owned a shard can
+// commit for it any more; nobody owns any afterwards. All that was dealt, up to
+// the last-delivered ID, is done, which the new marks say.
+func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	op := fmt.Sprintf("change the number of shards from %d to %d", from, to)
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+update processor.settings
+set value = $3,
+  set_by = $4,
+  set_at = now()
+where name = $1
+  and value = $2`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS", strconv.Itoa(from), strconv.Itoa(to), who)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() != 1 {
+			return fmt.Errorf("the pinned number is not %d any more", from)
+		}
+		both, all := []any{s.scope.Stream, s.scope.Group}, []any{s.scope.Stream, s.scope.Group, to}
+		for _, step := range []struct {
+			sql  string
+			args []any
+		}{
+			{`update processor.shards
+set epoch = epoch + 1,
+  owner = null,
+  updated_at = now()
+where stream = $1
+  and grp = $2`, both},
+			{`insert into processor.shards (stream, grp, shard, epoch)
+select $1, $2, n, (
+  select coalesce(max(epoch), 0)
+  from processor.shards
+  where stream = $1
+    and grp = $2)
+from generate_series(0, $3 - 1) as n
+on conflict do nothing`, all},
+			{`delete from processor.shards
+where stream = $1
+  and grp = $2
+  and shard >= $3`, all},
+			{`delete from processor.assignments
+where stream = $1
+  and grp = $2`, both},
+			{`insert into processor.assignments (stream, grp, shard)
+select $1, $2, n
+from generate_series(0, $3 - 1) as n`, all},
+			{`delete from processor.progress
+where stream = $1
+  and grp = $2`, both},
+		} {
+			if _, err := tx.Exec(ctx, step.sql, step.args...); err != nil {
+				return err
+			}
+		}
+		if !delivered.IsZero() {
+			if _, err := tx.Exec(ctx, `
+insert into processor.progress (stream, grp, shard, applied_id)
+select $1, $2, n, $4
+from generate_series(0, $3 - 1) as n`, s.scope.Stream, s.scope.Group, to, delivered.String()); err != nil {
+				return err
+			}
+		}
+		moved, err := s.moveDeferred(ctx, tx, to)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+insert into processor.audit (who, action, target, count, detail)
+values ($1, 'shards.resize', $2, $3, jsonb_build_object('from', $4::int, 'to', $3::bigint, 'deferred_moved', $5::int, 'delivered', $6::text))`,
+			who, s.scope.Stream+"/"+s.scope.Group, to, from, moved, delivered.String())
+		return err
+	})
+	return failure(op, err)
+}
+
+// moveDeferred writes the new shards of entries that wait for another attempt.
+func (s *Shards) moveDeferred(ctx context.Context, tx pgx.Tx, shards int) (moved int, err error) {
+	rows, err := tx.Query(ctx, `
+select entry_id, fields, shard
+from processor.deferred
+where stream = $1
+  and grp = $2
+for update`, s.scope.Stream, s.scope.Group)
+	if err != nil {
+		return 0, err
+	}
+	var ids []string
+	var of []int32
+	var id string
+	var fields [][]byte
+	var shard int
+	_, err = pgx.ForEachRow(rows, []any{&id, &fields, &shard}, func() error {
+		e := telemetry.Entry{Fields: make([]string, len(fields))}
+		for i, f := range fields {
+			e.Fields[i] = string(f)
+		}
+		if next := telemetry.ShardOf(e.DeviceID(), shards); next != shard {
+			ids, of = append(ids, id), append(of, int32(next))
+		}
+		return nil
+	})
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, `
+update processor.deferred d
+set shard = m.shard
+from unnest($3::text[], $4::int[]) as m (entry_id, shard)
+where d.stream = $1
+  and d.grp = $2
+  and d.entry_id = m.entry_id`, s.scope.Stream, s.scope.Group, ids, of)
+	return len(ids), err
+}
+
+// Move takes shards from their owner, whatever it does, and assigns them to
+// members: to[i] is to own shards[i], "" leaves the assignment as it is. What
+// the owner has under way for them cannot commit any more. It waits for a
+// commit that is past its check.
+func (s *Shards) Move(ctx context.Context, shards []protocol.Shard, to []string, who, why string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+insert into processor.audit (who, action, target, count)
+values ($1, 'shards.claim', $2, $3)`, who, why, len(shards)); err != nil {
+			return err
+		}
+		for i, sh := range shards {
+			if to[i] == "" {
+				continue
+			}
+			if _, err := tx.Exec(ctx, `
+update processor.assignments
+set member = $4,
+  assigned_at = now()
+where stream = $1
+  and grp = $2
+  and shard = $3`, s.scope.Stream, s.scope.Group, sh.Shard, to[i]); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `select pg_notify('processor_shards', '')`)
+		return err
+	})
+	if err != nil {
+		return failure("assign shards", err)
+	}
+	// One shard per transaction: each waits for a commit of its owner.
+	for _, sh := range shards {
+		if _, err := s.pool.Exec(ctx, `
+with taken as (
+  update processor.shards
+  set epoch = epoch + 1,
+    owner = null,
+    updated_at = now()
+  where stream = $1
+    and grp = $2
+    and shard = $3
+    and owner = $4
+  returning shard
+)
+select pg_notify('processor_shards', shard::text)
+from taken`, s.scope.Stream, s.scope.Group, sh.Shard, sh.Owner); err != nil {
+			return failure(fmt.Sprintf("take shard %d from its owner", sh.Shard), err)
+		}
+	}
+	return nil
+}

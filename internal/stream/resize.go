@@ -1,0 +1,103 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// SeizeTurn takes the turn from whoever holds it. What its holder had under way
+// does not come through any more.
+func (g *Group) SeizeTurn(ctx context.Context, token string, ttl time.Duration) error {
+	return failure("seize the turn", g.client.Set(ctx, g.names.Turn(), token, ttl).Err())
+}
+
+// PinShards has nobody deal any more who counts another number of shards.
+func (g *Group) PinShards(ctx context.Context, shards int) error {
+	return failure("pin the number of shards", g.client.Set(ctx, g.names.Shards(), shards, 0).Err())
+}
+
+// PinnedShards is the number pinned, 0 where none is.
+func (g *Group) PinnedShards(ctx context.Context) (int, error) {
+	n, err := g.client.Get(ctx, g.names.Shards()).Int()
+	if errors.Is(err, redis.Nil) {
+		return 0, nil
+	}
+	return n, failure("read the number of shards", err)
+}
+
+func (g *Group) checkShards(ctx context.Context) error {
+	n, err := g.PinnedShards(ctx)
+	if err != nil || n == 0 || n == g.shards {
+		return err
+	}
+	return &telemetry.Failure{Kind: telemetry.Misused, Code: "shards", Err: fmt.Errorf(
+		"acquire the turn: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
+}
+
+// ForgetMarks forgets what was acknowledged per shard: under another number the
+// shards are others.
+func (g *Group) ForgetMarks(ctx context.Context) error {
+	return failure("forget the acked marks", g.client.Del(ctx, g.names.Acked()).Err())
+}
+
+// Queues returns what lies on the queues of the shards, those with nothing left out.
+func (g *Group) Queues(ctx context.Context) (map[int]protocol.QueueState, error) {
+	consumers, err := g.Consumers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	queues := make(map[int]protocol.QueueState)
+	asked := make(map[int]*redis.XPendingExtCmd)
+	pipe := g.client.Pipeline()
+	for _, c := range consumers {
+		if c.Shard < 0 || c.Pending == 0 {
+			continue
+		}
+		queues[c.Shard] = protocol.QueueState{Pending: c.Pending}
+		asked[c.Shard] = pipe.XPendingExt(ctx, &redis.XPendingExtArgs{
+			Stream: g.names.Stream, Group: g.names.Group, Start: "-", End: "+", Count: 1, Consumer: c.Name,
+		})
+	}
+	if len(asked) == 0 {
+		return queues, nil
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, failure("look at the queues", err)
+	}
+	for shard, cmd := range asked {
+		if found := cmd.Val(); len(found) > 0 {
+			q := queues[shard]
+			if q.Oldest, err = telemetry.ParseEntryID(found[0].ID); err != nil {
+				return nil, failure("look at the queues", err)
+			}
+			queues[shard] = q
+		}
+	}
+	return queues, nil
+}
+
+// Idle is how many entries a consumer has held for at least minIdle.
+func (g *Group) Idle(ctx context.Context, consumer string, minIdle time.Duration) (int, error) {
+	n, from := 0, "-"
+	for {
+		page, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
+			Stream: g.names.Stream, Group: g.names.Group, Consumer: consumer, Idle: minIdle,
+			Start: from, End: "+", Count: pendingPage,
+		}).Result()
+		if err != nil {
+			return n, failure("list what "+consumer+" holds", err)
+		}
+		n += len(page)
+		if len(page) < pendingPage {
+			return n, nil
+		}
+		from = "(" + page[len(page)-1].ID
+	}
+}
