@@ -39,7 +39,7 @@ func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
 	b.settled(20*time.Second, 0)
 	// Seconds 0 to 49, and 3 seconds before 0.
 	require.Equal(t, 40*51, b.count("select count(*) from positions"))
-	require.Zero(t, in.InFlight())
+	require.Eventually(t, func() bool { return in.InFlight() == 0 }, 5*time.Second, 5*time.Millisecond)
 	in.stop()
 	require.NoError(t, in.err)
 	require.Empty(t, in.lost)
