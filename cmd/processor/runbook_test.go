@@ -177,21 +177,24 @@ func TestTheRunbookDoesWhatItSays(t *testing.T) {
 			pl := newPlace(t)
 			st := stages[symptom](pl)
 			op := newOperator(t, pl, b.prelude)
+			var took []time.Duration
 			for i, s := range b.steps[symptom] {
 				if st.before[i] != nil {
 					st.before[i]()
 				}
-				deadline := time.Now().Add(patience)
+				began := time.Now()
+				deadline := began.Add(patience)
 				err := s.judge(op.run(st.settings, s))
 				for err != nil && s.retry && time.Now().Before(deadline) {
 					err = s.judge(op.run(st.settings, s))
 				}
 				require.NoError(t, err, "section %q", b.sections[symptom])
+				took = append(took, time.Since(began).Round(time.Millisecond))
 			}
 			if st.after != nil {
 				st.after()
 			}
-			t.Logf("executed: %s, %d blocks", b.sections[symptom], len(b.steps[symptom]))
+			t.Logf("executed: %s, blocks took %v", b.sections[symptom], took)
 		})
 	}
 }
