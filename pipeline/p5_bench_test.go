@@ -70,8 +70,11 @@ func BenchmarkFences(b *testing.B) {
 	}
 	fences := fencesOver(messages, 1000, 2)
 	for b.Loop() {
-		without := rate(b, bb, fmt.Sprint("none", b.N, time.Now().UnixNano()), nil, nil, messages)
-		with := rate(b, bb, fmt.Sprint("many", b.N, time.Now().UnixNano()), fences, nil, messages)
+		var without, with float64 // the best of three, in turns: what else runs only slows down
+		for range 3 {
+			without = max(without, rate(b, bb, fmt.Sprint("none", time.Now().UnixNano()), nil, nil, messages))
+			with = max(with, rate(b, bb, fmt.Sprint("many", time.Now().UnixNano()), fences, nil, messages))
+		}
 		b.ReportMetric(without, "none/s")
 		b.ReportMetric(with, "fences/s")
 		b.ReportMetric(with/without, "ratio")
@@ -110,9 +113,12 @@ func BenchmarkLate(b *testing.B) {
 		newest = append(newest, m)
 	}
 	for b.Loop() {
-		in := rate(b, bb, fmt.Sprint("order", time.Now().UnixNano()), fences, nil, ordered)
-		asLogged := rate(b, bb, fmt.Sprint("logged", time.Now().UnixNano()), fences, nil, log)
-		late := rate(b, bb, fmt.Sprint("late", time.Now().UnixNano()), fences, newest, log)
+		var in, asLogged, late float64
+		for range 3 {
+			in = max(in, rate(b, bb, fmt.Sprint("order", time.Now().UnixNano()), fences, nil, ordered))
+			asLogged = max(asLogged, rate(b, bb, fmt.Sprint("logged", time.Now().UnixNano()), fences, nil, log))
+			late = max(late, rate(b, bb, fmt.Sprint("late", time.Now().UnixNano()), fences, newest, log))
+		}
 		b.ReportMetric(in, "in-order/s")
 		b.ReportMetric(asLogged, "as-logged/s")
 		b.ReportMetric(late, "all-late/s")

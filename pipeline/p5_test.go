@@ -19,7 +19,7 @@ import (
 // says. TEST_SEED names a seed to begin with, TEST_SEEDS how many are tried.
 func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
 	t.Parallel()
-	seeds := 60
+	seeds := 30
 	if os.Getenv("TEST_FULL") != "" {
 		seeds = 3000
 	}

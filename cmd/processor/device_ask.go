@@ -23,7 +23,7 @@ type asking struct {
 func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&a.reason, "reason", "", "why, for the audit")
 	cmd.Flags().BoolVar(&a.noWait, "no-wait", false, "do not wait for the result")
-	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait for the result; the request goes on by itself")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait; the request goes on by itself")
 	return cmd
 }
 
