@@ -67,6 +67,15 @@ Every change is noted in processor.audit.`,
   processor claim --consumer old-service --min-idle 5m`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			named := 0
+			for _, name := range []string{"member", "shard", "consumer"} {
+				if cmd.Flags().Changed(name) {
+					named++
+				}
+			}
+			if named != 1 {
+				return usageError(cmd, errors.New("say what to move: one of --member, --shard and --consumer"))
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), claimTimeout)
 			defer cancel()
 			v, err := openFleetView(ctx)
@@ -92,17 +101,10 @@ Every change is noted in processor.audit.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.member, "member", "", "move all shards of this instance or member")
-	f.IntVar(&c.shard, "shard", 0, "move this shard")
+	f.IntVar(&c.shard, "shard", -1, "move this shard")
 	f.StringVar(&c.consumer, "consumer", "", "move the entries of this foreign consumer")
 	f.DurationVar(&c.minIdle, "min-idle", time.Minute, "with --consumer: only entries it has held for this long")
 	f.BoolVar(&c.dryRun, "dry-run", false, "only say what would move")
-	cmd.MarkFlagsOneRequired("member", "shard", "consumer")
-	cmd.MarkFlagsMutuallyExclusive("member", "shard", "consumer")
-	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
-		if !cmd.Flags().Changed("shard") {
-			c.shard = -1
-		}
-	}
 	return cmd
 }
 

@@ -1,0 +1,424 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// campaign is a fleet of processes under load, with Postgres as the witness of
+// who committed what, and when.
+type campaign struct {
+	*place
+	pool     *pgxpool.Pool
+	observer *store.Observer
+	shards   *store.Shards
+	group    *stream.Group
+	running  map[string]*process // by instance
+	sender   *fleet.Sender
+	file     string
+	stop     context.CancelFunc
+	sent     chan error
+	number   int
+}
+
+const fleetShards = 64
+
+// newCampaign starts servers that keep the times of commits, and a load of
+// about rate records a second that goes on until it is judged.
+func newCampaign(t *testing.T, devices int, rate float64) *campaign {
+	t.Helper()
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true, PostgresArgs: []string{"-c", "track_commit_timestamp=on"}})
+	c := &campaign{
+		place:   &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"},
+		running: make(map[string]*process), file: filepath.Join(t.TempDir(), "sent"), sent: make(chan error, 1),
+	}
+	_, err := store.Migrate(t.Context(), c.pgURL, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	background := context.WithoutCancel(t.Context())
+	c.pool, err = store.Open(background, store.Config{
+		URL: c.pgURL, Member: "judge", MaxConns: 3, ConnectTimeout: askTimeout, StatementTimeout: time.Minute, LockTimeout: askTimeout,
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.pool.Close)
+	scope := store.Scope{Stream: c.stream, Group: c.place.group}
+	c.observer, c.shards = store.NewObserver(c.pool, scope), store.NewShards(c.pool, scope, askTimeout)
+	require.NoError(t, c.observer.Install(t.Context()))
+
+	where := stream.Config{URL: c.redisURL, Stream: c.stream, Group: c.place.group, Shards: fleetShards, Timeout: askTimeout, Name: "load"}
+	client, err := stream.Connect(where)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	c.group, err = stream.NewGroup(client, where)
+	require.NoError(t, err)
+
+	const seed = 20260301
+	t.Logf("fleet seed %d", seed)
+	profile := fleet.Rally(seed)
+	profile.Devices, profile.Duration = devices, time.Hour
+	source, err := profile.Source()
+	require.NoError(t, err)
+	file, err := os.Create(c.file)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = file.Close() })
+	sendLog, err := fleet.NewLogWriter(file)
+	require.NoError(t, err)
+	c.sender, err = fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(rate/float64(devices)),
+		stream.NewPublisher(client, c.stream, 0), sendLog, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(background)
+	c.stop = stop
+	var once sync.Once
+	go func() { c.sent <- c.sender.Run(ctx) }()
+	t.Cleanup(func() { once.Do(stop) })
+	return c
+}
+
+// start adds an instance and waits until it works.
+func (c *campaign) start(name string, settings ...string) *process {
+	c.t.Helper()
+	p := c.run(append([]string{"INSTANCE_ID=" + name}, settings...)...)
+	p.awaitReady()
+	c.running[name] = p
+	return p
+}
+
+// owned is how many shards each instance owns.
+func (c *campaign) owned() map[string]int {
+	list, err := c.shards.List(c.t.Context())
+	require.NoError(c.t, err)
+	n := make(map[string]int)
+	for _, s := range list {
+		name, _, _ := strings.Cut(s.Owner, ".")
+		n[name]++
+	}
+	return n
+}
+
+// awaitShares waits until the instances own everything, evenly.
+func (c *campaign) awaitShares(names ...string) time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	testenv.Wait(c.t, time.Minute, func() error {
+		owned := c.owned()
+		total := 0
+		for _, n := range names {
+			total += owned[n]
+			if math.Abs(float64(owned[n])-fleetShards/float64(len(names))) >= 1 {
+				return fmt.Errorf("want %v to share evenly, have %v", names, owned)
+			}
+		}
+		if total != fleetShards {
+			return fmt.Errorf("want all owned by %v, have %v", names, owned)
+		}
+		return nil
+	})
+	return time.Since(began)
+}
+
+// awaitWithout waits until an instance owns nothing and others own everything.
+func (c *campaign) awaitWithout(name string) time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	testenv.Wait(c.t, time.Minute, func() error {
+		if owned := c.owned(); owned[name]+owned[""] > 0 {
+			return fmt.Errorf("want nothing owned by %s or nobody, have %v", name, owned)
+		}
+		return nil
+	})
+	return time.Since(began)
+}
+
+// memberOf is identity and incarnation of an instance that owns something.
+func (c *campaign) memberOf(name string) string {
+	c.t.Helper()
+	list, err := c.shards.List(c.t.Context())
+	require.NoError(c.t, err)
+	for _, s := range list {
+		if strings.HasPrefix(s.Owner, name+".") {
+			return s.Owner
+		}
+	}
+	require.Fail(c.t, "owns nothing", name)
+	return ""
+}
+
+// which is the instance for which a gauge is 1.
+func (c *campaign) which(gauge string) (name string) {
+	c.t.Helper()
+	testenv.Wait(c.t, 30*time.Second, func() error {
+		for n, p := range c.running {
+			if v, err := p.metric(gauge); err == nil && v == 1 {
+				name = n
+				return nil
+			}
+		}
+		return errors.New("nobody has " + gauge)
+	})
+	return name
+}
+
+// freeze stops a process, in the middle of a transaction if it can be caught there.
+func (c *campaign) freeze(name string) (caught bool) {
+	c.t.Helper()
+	p, member := c.running[name], c.memberOf(name)
+	for range 40 {
+		p.signal(syscall.SIGSTOP)
+		n, err := c.observer.InTransaction(c.t.Context(), member)
+		require.NoError(c.t, err)
+		if n > 0 {
+			return true
+		}
+		p.signal(syscall.SIGCONT)
+		testenv.Wait(c.t, askTimeout, func() error { // until it commits again
+			n, err := c.observer.InTransaction(c.t.Context(), member)
+			if err == nil && n == 0 {
+				err = errors.New("no transaction")
+			}
+			return err
+		})
+	}
+	p.signal(syscall.SIGSTOP)
+	return false
+}
+
+// judge ends the load, waits until all is done, and has both judges look.
+func (c *campaign) judge() (shares map[string]float64) {
+	c.t.Helper()
+	c.stop()
+	require.NoError(c.t, <-c.sent)
+	_, err := c.sender.Settle(c.t.Context(), c.group)
+	require.NoError(c.t, err)
+	testenv.Wait(c.t, time.Minute, func() error {
+		b, err := c.group.Backlog(c.t.Context())
+		if err == nil && (!b.LagKnown || b.Lag+b.Pending > 0) {
+			err = fmt.Errorf("still to do: %+v", b)
+		}
+		return err
+	})
+	sent, err := fleet.OpenLog(c.file)
+	require.NoError(c.t, err)
+	defer sent.Close()
+	o, err := oracle.New(sent)
+	require.NoError(c.t, err)
+	info, err := c.group.Info(c.t.Context())
+	require.NoError(c.t, err)
+	report, err := o.Judge(oracle.Observed{
+		Positions: store.Positions(c.t.Context(), c.pool), Pending: map[telemetry.EntryID]bool{}, Dealt: &info.Delivered,
+	})
+	require.NoError(c.t, err)
+	require.True(c.t, report.Account.Good(), "%+v\n%v", report.Account, report.Examples)
+
+	tenures, err := c.observer.Tenures(c.t.Context())
+	require.NoError(c.t, err)
+	changes := make([]oracle.Tenure, len(tenures))
+	for i, x := range tenures {
+		changes[i] = oracle.Tenure{Shard: x.Shard, Owner: x.Owner, FromUS: x.FromUS}
+	}
+	order, err := o.Order(func(yield func(oracle.Commit, error) bool) {
+		for x, err := range c.observer.Commits(c.t.Context()) {
+			if !yield(oracle.Commit{Device: x.Device, TimeUS: x.TimeUS, AtUS: x.AtUS, Member: x.Member}, err) {
+				return
+			}
+		}
+	}, changes, fleetShards)
+	require.NoError(c.t, err)
+	require.True(c.t, order.Good(), "%d out of order, %d by a stale owner\n%v", order.Reordered, order.Stale, order.Examples)
+	shares = make(map[string]float64)
+	total := 0.0
+	for member, n := range order.Members {
+		name, _, _ := strings.Cut(member, ".")
+		shares[name] += float64(n)
+		total += float64(n)
+	}
+	for name := range shares {
+		shares[name] /= total
+	}
+	c.t.Logf("%d entries, %d stored, shares %v", report.Account.Entries, report.Account.Stored, shares)
+	return shares
+}
+
+// end stops an instance in order.
+func (c *campaign) end(name string) {
+	c.t.Helper()
+	require.Zero(c.t, terminated(c.running[name]))
+	delete(c.running, name)
+}
+
+// Take-over bounds of P8, with three times the slack.
+const (
+	slack       = 3
+	killedBound = slack * (2*time.Second + 5*time.Second) // MEMBER_TTL is 2s here
+	leftBound   = slack * time.Second
+)
+
+func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
+	c := newCampaign(t, 200, 800)
+	c.start("a")
+	c.start("b")
+	c.awaitShares("a", "b")
+	before := c.owned()
+	c.start("c")
+	joined := c.awaitShares("a", "b", "c")
+	after := c.owned()
+	require.LessOrEqual(t, before["a"]-after["a"]+before["b"]-after["b"], (fleetShards+2)/3, "a join moves no more than its share")
+	t.Logf("joined: balanced in %.2f s", joined.Seconds())
+
+	c.end("c")
+	left := c.awaitWithout("c")
+	t.Logf("SIGTERM: taken over %.2f s after the end", left.Seconds())
+	require.Less(t, left, leftBound)
+
+	leader := c.which("processor_coordination_leader")
+	c.running[leader].signal(syscall.SIGKILL)
+	killed := c.awaitWithout(leader)
+	t.Logf("SIGKILL of the leader: taken over in %.2f s", killed.Seconds())
+	require.Less(t, killed, killedBound)
+	require.Equal(t, -1, c.running[leader].exit(10*time.Second))
+	delete(c.running, leader)
+
+	c.start("d")
+	var names []string
+	for n := range c.running {
+		names = append(names, n)
+	}
+	c.awaitShares(names...)
+	dealer := c.which("processor_pipeline_turn")
+	member := c.memberOf(dealer)
+	caught := c.freeze(dealer)
+	frozen := c.awaitWithout(dealer)
+	t.Logf("SIGSTOP of the turn holder (in the middle of a transaction: %v): taken over in %.2f s", caught, frozen.Seconds())
+	require.Less(t, frozen, killedBound)
+	testenv.Wait(t, 10*time.Second, func() error { // nothing of it holds its successor up
+		n, err := c.observer.InTransaction(t.Context(), member)
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d of its sessions are inside a transaction", n)
+		}
+		return err
+	})
+	c.running[dealer].signal(syscall.SIGCONT)
+	// Awake it notices that it was replaced, and has its share again.
+	c.awaitShares(names...)
+	slices.Sort(names)
+	c.judge()
+	for _, n := range names {
+		c.end(n)
+	}
+}
+
+func TestACutNetworkMovesShardsAndNothingElse(t *testing.T) {
+	c := newCampaign(t, 200, 800)
+	redisAddr, pgAddr := strings.TrimSuffix(strings.TrimPrefix(c.redisURL, "redis://"), "/0"), ""
+	if _, rest, ok := strings.Cut(c.pgURL, "@"); ok {
+		pgAddr, _, _ = strings.Cut(rest, "/")
+	}
+	toRedis, toPostgres := testenv.Proxy(t, redisAddr), testenv.Proxy(t, pgAddr)
+	redisURL, err := toRedis.URL(c.redisURL)
+	require.NoError(t, err)
+	pgURL, err := toPostgres.URL(c.pgURL)
+	require.NoError(t, err)
+	c.start("near")
+	c.start("far", "REDIS_URL="+redisURL, "POSTGRES_URL="+pgURL, "POSTGRES_MIGRATE_URL="+c.pgURL)
+	c.awaitShares("near", "far")
+
+	require.NoError(t, toRedis.Stall())
+	cut := c.awaitWithout("far")
+	t.Logf("cut off from Redis: taken over in %.2f s", cut.Seconds())
+	require.Less(t, cut, killedBound)
+	require.NoError(t, toRedis.Resume())
+	c.awaitShares("near", "far")
+
+	require.NoError(t, toPostgres.Refuse())
+	cut = c.awaitWithout("far")
+	t.Logf("cut off from Postgres: taken over in %.2f s", cut.Seconds())
+	require.Less(t, cut, slack*(5*time.Second+5*time.Second)) // after five seconds without, see design
+	require.NoError(t, toPostgres.Resume())
+	c.awaitShares("near", "far")
+	c.judge()
+	c.end("near")
+	c.end("far")
+}
+
+func (c *campaign) stored() (n int) {
+	c.t.Helper()
+	require.NoError(c.t, c.pool.QueryRow(c.t.Context(), "select count(*) from positions").Scan(&n))
+	return n
+}
+
+func TestTwoInstancesShareRecordsEvenlyAndThreeToo(t *testing.T) {
+	c := newCampaign(t, 500, 800)
+	c.start("a")
+	c.start("b")
+	c.awaitShares("a", "b")
+	more := func(n int) {
+		t.Helper()
+		base := c.stored()
+		testenv.Wait(t, time.Minute, func() error {
+			if have := c.stored() - base; have < n {
+				return fmt.Errorf("%d records", have)
+			}
+			return nil
+		})
+	}
+	since := time.Now()
+	more(6000)
+	shares := c.sharesSince(since)
+	for name, s := range shares {
+		require.InDelta(t, 0.5, s, 0.05, name)
+	}
+	c.start("c")
+	c.awaitShares("a", "b", "c")
+	since = time.Now()
+	more(6000)
+	shares = c.sharesSince(since)
+	require.Len(t, shares, 3)
+	for name, s := range shares {
+		require.Greater(t, s, 0.28, name)
+		require.Less(t, s, 0.39, name)
+	}
+	c.judge()
+	for _, n := range []string{"a", "b", "c"} {
+		c.end(n)
+	}
+}
+
+// sharesSince is who committed the rows since then.
+func (c *campaign) sharesSince(since time.Time) map[string]float64 {
+	c.t.Helper()
+	shares, total := make(map[string]float64), 0.0
+	for x, err := range c.observer.Commits(c.t.Context()) {
+		require.NoError(c.t, err)
+		if x.AtUS >= since.UnixMicro() {
+			name, _, _ := strings.Cut(x.Member, ".")
+			shares[name]++
+			total++
+		}
+	}
+	for name := range shares {
+		shares[name] /= total
+	}
+	c.t.Logf("shares of %.0f records: %v", total, shares)
+	return shares
+}
