@@ -109,6 +109,8 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 					d.Pipeline.RingTurn()
 				case b.Leader:
 					fleet.LeaderResigned()
+				case b.Group:
+					d.Pipeline.Rewind()
 				case b.Members:
 					fleet.RosterChanged()
 				default:

@@ -83,10 +83,7 @@ func (d *dealer) await(ctx context.Context, wait time.Duration) {
 func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 	number := d.table.nextTurn(true)
 	d.metrics.turn.Set(1)
-	if turn.GroupMade {
-		d.log.Warn("consumer group made at the start of the stream; what is known already ends as duplicates")
-		d.table.rewind()
-	}
+	d.noteGroup(turn)
 	if turn.Moved {
 		d.log.Warn("somebody else had moved the group's last-delivered ID forward; dealing goes on where it was")
 	}
@@ -99,6 +96,7 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 				d.complain(ctx, "renew the turn", err)
 				return
 			}
+			d.noteGroup(turn)
 			if !turn.Held || turn.GroupMade || turn.After != after {
 				return
 			}
@@ -140,6 +138,15 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 		renewed, after, pending = started, a.Last, dealt.Pending
 		d.metrics.arrived(&a)
 		d.feed(number, &a, known, dealt.Gone)
+	}
+}
+
+// noteGroup has all queues read anew when the group was made again: they hold
+// what will be dealt once more. The script tells the other members.
+func (d *dealer) noteGroup(turn protocol.Turn) {
+	if turn.GroupMade {
+		d.log.Warn("consumer group made at the start of the stream; what is known already ends as duplicates")
+		d.table.rewind()
 	}
 }
 

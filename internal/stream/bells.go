@@ -12,6 +12,7 @@ type Bell struct {
 	Shards  []int // got something
 	Turn    bool  // the turn was given back
 	Leader  bool  // the leadership was given back
+	Group   bool  // the group was made again: queues hold what they did not
 	Members bool  // a member has something new to say of itself
 }
 
@@ -53,6 +54,8 @@ func parseBell(text string) Bell {
 	switch text {
 	case "turn":
 		return Bell{Turn: true}
+	case "group":
+		return Bell{Group: true}
 	case leaderBell:
 		return Bell{Leader: true}
 	case membersBell:

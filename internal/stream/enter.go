@@ -59,8 +59,12 @@ func (g *Group) Marks(ctx context.Context) (acked map[int]telemetry.EntryID, del
 		if err != nil {
 			continue
 		}
-		if acked[shard], err = telemetry.ParseEntryID(value); err != nil {
+		id, err := telemetry.ParseEntryID(value)
+		if err != nil {
 			return nil, delivered, failure("read the acked marks", err)
+		}
+		if !id.IsZero() { // nothing was acknowledged yet
+			acked[shard] = id
 		}
 	}
 	info, err := g.Info(ctx)

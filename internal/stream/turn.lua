@@ -5,7 +5,7 @@
 -- KEYS[4] hash of acked marks
 -- ARGV[1] group    ARGV[2] token held before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
--- ARGV[5] number of shards
+-- ARGV[5] number of shards   ARGV[6] channel to ring
 --
 -- Reply: {0, milliseconds left to the holder}
 --     or {1, last-delivered ID, what was done: 1 the group was made, 2 its
@@ -70,4 +70,5 @@ if not info.err then
 end
 local made = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
 if made.err then return made end
+redis.call('publish', ARGV[6], 'group')
 return {1, '0-0', 1, 0}
