@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/config"
@@ -40,7 +40,7 @@ Uses the environment of the service. Every change leaves a row in processor.audi
 // morgue is what the dlq commands work with.
 type morgue struct {
 	cfg     config.Config
-	client  redis.UniversalClient
+	client  io.Closer
 	group   *stream.Group
 	dead    *stream.DeadLetters
 	pool    *pgxpool.Pool
@@ -61,11 +61,13 @@ func openMorgue(ctx context.Context) (*morgue, error) {
 	m := &morgue{cfg: cfg, decoder: telemetry.NewDecoder(telemetry.Limits{
 		MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes, MaxDepth: cfg.Telemetry.MaxDepth, MaxAttributes: cfg.Telemetry.MaxAttributes,
 	})}
-	if m.client, err = stream.Connect(where); err != nil {
+	client, err := stream.Connect(where)
+	if err != nil {
 		return nil, exit(exitConfig, err)
 	}
-	if m.group, err = stream.NewGroup(m.client, where); err == nil {
-		m.dead, err = stream.NewDeadLetters(m.client, where, cfg.Redis.DLQStream)
+	m.client = client
+	if m.group, err = stream.NewGroup(client, where); err == nil {
+		m.dead, err = stream.NewDeadLetters(client, where, cfg.Redis.DLQStream)
 	}
 	if err == nil {
 		m.pool, err = store.Open(ctx, store.Config{

@@ -160,7 +160,7 @@ func redisOutages() []outage {
 			func(w *ward) { w.do("config", "set", "maxmemory", "0") }, 10 * second,
 		},
 		{
-			"a replica now", false, func(w *ward) { w.do("replicaof", "127.0.0.1", "1") }, 3 * second,
+			"a replica now", true, func(w *ward) { w.do("replicaof", "127.0.0.1", "1") }, 3 * second,
 			func(w *ward) { w.do("replicaof", "no", "one") }, 10 * second,
 		},
 		{"paused", false, func(w *ward) { w.do("client", "pause", "3000", "all") }, 3 * second, nothing, 10 * second},
@@ -169,7 +169,7 @@ func redisOutages() []outage {
 			func(w *ward) { require.NoError(w, w.env.Redis.Resume()) }, 15 * second,
 		},
 		{
-			"loading", false, func(w *ward) {
+			"loading", true, func(w *ward) {
 				w.do("config", "set", "key-load-delay", "200000")
 				w.do("config", "set", "loading-process-events-interval-bytes", "1024")
 				require.NoError(w, w.redis.Do(w.Context(), "debug", "reload").Err())
@@ -200,7 +200,7 @@ func postgresOutages() []outage {
 			}, 10 * second,
 		},
 		{
-			"too many connections", false, func(w *ward) {
+			"too many connections", true, func(w *ward) {
 				for len(crowd) < 200 {
 					conn, err := pgx.Connect(w.Context(), w.env.Postgres.URL())
 					if err != nil {
@@ -291,8 +291,8 @@ func (w *ward) suffer(o outage) {
 	ended := time.Now()
 	testenv.Wait(w, o.within, func() error { return w.caughtUp(ended) })
 	seconds := time.Since(began).Seconds()
-	logged := float64(strings.Count(w.service.output(), "\n")-lines) / max(1, seconds)
-	toRedis, toPG := float64(w.toRedis.count.Load()-redisBefore)/max(1, seconds), float64(w.toPG.count.Load()-pgBefore)/max(1, seconds)
+	logged := float64(strings.Count(w.service.output(), "\n")-lines) / max(3, seconds)
+	toRedis, toPG := float64(w.toRedis.count.Load()-redisBefore)/max(3, seconds), float64(w.toPG.count.Load()-pgBefore)/max(3, seconds)
 	w.Logf("%-22s %5.1f s, caught up %5.2f s after; a second: %4.1f log lines, %4.1f connections to Redis, %4.1f to Postgres",
 		o.name, ended.Sub(began).Seconds(), time.Since(ended).Seconds(), logged, toRedis, toPG)
 	require.LessOrEqual(w, logged, maxLines, "%s: log lines a second", o.name)

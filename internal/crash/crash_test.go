@@ -70,6 +70,7 @@ func victim() {
 		await()
 		switch os.Getenv(how) {
 		case "full in the middle":
+			await() // until both files have been in use
 			fill()
 			await()
 			go func() {
