@@ -1,0 +1,148 @@
+package coordination
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// taken has a foreign consumer hold n new entries.
+func (b *bench) taken(consumer string, n int) {
+	b.t.Helper()
+	for range n {
+		require.NoError(b.t, b.client.XAdd(b.t.Context(), xadd(b.where.Stream, "device-1")).Err())
+	}
+	require.NoError(b.t, b.client.XReadGroup(b.t.Context(), &redis.XReadGroupArgs{
+		Group: b.where.Group, Consumer: consumer, Streams: []string{b.where.Stream, ">"}, Count: int64(n), Block: -1,
+	}).Err())
+}
+
+func (b *bench) awaitCount(want int, sql string, args ...any) {
+	b.t.Helper()
+	testenv.Wait(b.t, 15*time.Second, func() error {
+		if have := b.count(sql, args...); have != want {
+			return fmt.Errorf("want %d, have %d: %s", want, have, sql)
+		}
+		return nil
+	})
+}
+
+func (b *bench) foreigners() (held int64, names []string) {
+	b.t.Helper()
+	list, err := b.group.Consumers(b.t.Context())
+	require.NoError(b.t, err)
+	for _, c := range list {
+		if c.Shard < 0 {
+			held += c.Pending
+			names = append(names, c.Name)
+		}
+	}
+	return held, names
+}
+
+func TestWhatASilentForeignConsumerHoldsIsClaimedAndItIsForgotten(t *testing.T) {
+	b := newBench(t)
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	b.taken("earlier", 450) // more than two pages
+	testenv.Wait(t, 15*time.Second, func() error {
+		if held, names := b.foreigners(); held > 0 || len(names) > 0 {
+			return fmt.Errorf("%v hold %d", names, held)
+		}
+		return nil
+	})
+	queues, err := b.group.Queues(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, int64(450), queues[telemetry.ShardOf("device-1", shards)].Pending)
+	require.InDelta(t, 450, m.value("processor_coordination_claimed_entries_total"), 0)
+	require.Zero(t, b.count("select count(*) from processor.incidents where kind = 'foreign_consumer'"))
+}
+
+func TestAForeignConsumerThatReadsIsAnIncidentUntilItIsGone(t *testing.T) {
+	b := newBench(t)
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	testenv.Wait(t, 15*time.Second, func() error {
+		b.taken("alive", 1)
+		if b.count("select count(*) from processor.incidents where kind = 'foreign_consumer' and subject = 'alive' and closed_at is null") == 0 {
+			return fmt.Errorf("nobody notices")
+		}
+		return nil
+	})
+	// It keeps what it has only just got, and loses what it sits on.
+	b.awaitCount(0, "select count(*) from processor.incidents where closed_at is null")
+	held, names := b.foreigners()
+	require.Zero(t, held)
+	require.Empty(t, names)
+}
+
+func TestP6LossesAreInTheLedgerOnceAndThenOffTheList(t *testing.T) {
+	b := newBench(t)
+	b.taken("earlier", 3)
+	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
+	require.NoError(t, err)
+	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[1].ID).Err())
+	m := b.start("first", "")
+	b.await([]int{16}, m)
+	b.awaitCount(1, "select count(*) from processor.losses where cause = 'trimmed_pending' and first_id = $1", list[1].ID)
+	testenv.Wait(t, 5*time.Second, func() error {
+		left, _, err := b.group.Losses(t.Context(), 10)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%d are still on the list", len(left))
+		}
+		return err
+	})
+	require.InDelta(t, 1, m.value("processor_coordination_recorded_losses_total"), 0)
+}
+
+func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{16}, first)
+	second := b.start("second", "")
+	b.await([]int{8, 8}, first, second)
+	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
+	testenv.Wait(t, 5*time.Second, func() error {
+		if lag := first.value("processor_consumer_lag"); lag != 1 {
+			return fmt.Errorf("lag %v", lag)
+		}
+		return nil
+	})
+	require.InDelta(t, -1, second.value("processor_consumer_lag"), 0, "absent elsewhere")
+	// A deletion among what is not dealt leaves the lag unknown: absent, not 0.
+	for range 3 {
+		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
+	}
+	_, err := b.group.AcquireTurn(t.Context(), "", "deal", time.Minute)
+	require.NoError(t, err)
+	a, err := b.group.ReadNew(t.Context(), telemetry.EntryID{}, 2, time.Millisecond)
+	require.NoError(t, err)
+	_, err = b.group.Deal(t.Context(), protocol.Dealing{Token: "deal", TTL: time.Minute}, &a)
+	require.NoError(t, err)
+	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
+	require.NoError(t, err)
+	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[2].ID).Err())
+	testenv.Wait(t, 5*time.Second, func() error {
+		if lag := first.value("processor_consumer_lag"); lag != -1 {
+			return fmt.Errorf("lag %v", lag)
+		}
+		return nil
+	})
+	require.InDelta(t, 2, first.value("processor_group_pending_entries"), 0)
+	require.InDelta(t, -1, first.value("processor_group_undone_entries"), 0)
+}
+
+func TestALeaderOverTheGroupOfAClusterUsesOneSlot(t *testing.T) {
+	names := stream.Names{Stream: "telemetry:teltonika", Group: "g"}
+	for _, key := range []string{names.Lock(), names.Members(), names.Members() + ":instance-1"} {
+		require.Contains(t, key, "{telemetry:teltonika}")
+	}
+}
