@@ -15,6 +15,8 @@ export DATA
 ARGS ?=
 PKG ?= ./...
 BENCH ?= .
+# Runs of each benchmark in bench-compare.
+COUNT ?= 6
 FUZZTIME ?= 30s
 # CI takes no verdict from an earlier run.
 TESTFLAGS ?= $(if $(CI),-count=1)
@@ -35,7 +37,7 @@ TRACKS = $(foreach f,$(sort $(wildcard $(DATA)/tracks/*.csv $(DATA)/tracks/*.csv
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install the servers and the C compiler if they are missing (silent if not)
@@ -75,8 +77,23 @@ vuln: $(GOVULNCHECK) ## Look for known vulnerabilities (asks vuln.go.dev)
 	@$(GOVULNCHECK) ./...
 
 .PHONY: bench
-bench: setup data build ## Run the benchmarks: make bench BENCH=Backlog PKG=./pipeline/...
+bench: setup build ## Measure the service beside what the servers can do: make bench ARGS="--short --json"
+	@bin/loadtest bench $(ARGS)
+
+.PHONY: bench-micro
+bench-micro: setup data build ## Run the Go benchmarks: make bench-micro BENCH=Backlog PKG=./pipeline/...
 	@$(WITH_SERVERS) go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+.PHONY: bench-compare
+bench-compare: setup data build $(BENCHSTAT) ## Compare the Go benchmarks with a revision: make bench-compare BASE=main~5 PKG=./internal/telemetry
+	@test -n '$(BASE)' || { echo "which revision? make bench-compare BASE=main~5" >&2; exit 2; }
+	@dir=$$(mktemp -d) && trap 'git worktree remove --force "$$dir/base"; rm -rf "$$dir"' EXIT && \
+		git worktree add --quiet --detach "$$dir/base" '$(BASE)' && \
+		for side in base new; do \
+			echo "measuring $$side" >&2; \
+			(test $$side = new || cd "$$dir/base"; $(abspath $(WITH_SERVERS)) go test -run '^$$' -bench '$(BENCH)' \
+				-benchmem -count $(COUNT) -timeout 60m $(PKG)) > "$$dir/$$side.txt" || { cat "$$dir/$$side.txt" >&2; exit 1; }; \
+		done && $(BENCHSTAT) "base=$$dir/base.txt" "new=$$dir/new.txt"
 
 .PHONY: benchstat
 benchstat: $(BENCHSTAT) ## Compare two saved benchmark outputs: make benchstat ARGS="old.txt new.txt"

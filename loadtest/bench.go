@@ -1,0 +1,206 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// BenchConfig says how to measure.
+type BenchConfig struct {
+	Processor string   // the program to run
+	Env       []string // further variables of the instances, NAME=value
+	Postgres  BenchPostgres
+	Entries   int // of a backlog
+	Devices   int
+	Rounds    int           // of ceiling, backlog, ceiling, backlog
+	Rates     []float64     // of the steady load, records a second
+	WarmUp    time.Duration // of the steady load, not measured
+	Window    time.Duration // of the steady load, measured
+	Profile   string        // folder for profiles of the instances, empty for none
+	Seed      uint64
+	Dir       string    // for logs of the instances; must exist
+	Notes     io.Writer // what is being done
+	Log       *slog.Logger
+}
+
+// BenchPostgres speaks to Postgres past all code of the service: what it reaches
+// is the ceiling. Every call gets the URL of a database.
+type BenchPostgres interface {
+	// Exec runs one statement.
+	Exec(ctx context.Context, url, sql string) error
+	// Export reads stored positions from a device time on and before another, in
+	// the order in which they were stored, as whole binary COPY streams of at
+	// most size rows.
+	Export(ctx context.Context, url string, from, before time.Time, size int) ([][]byte, error)
+	// Copy has each stream committed by a COPY of its own over some connections,
+	// and tells how long that took once they were open.
+	Copy(ctx context.Context, url string, streams [][]byte, connections int) (time.Duration, error)
+	// Insert is Copy by INSERT of unnested arrays ON CONFLICT DO NOTHING. Reading
+	// the rows from where they were stored is not counted.
+	Insert(ctx context.Context, url, from string, since time.Time, size, connections int) (time.Duration, int, error)
+}
+
+func (c BenchConfig) check() error {
+	switch {
+	case c.Processor == "":
+		return errors.New("processor: want the path of the program")
+	case c.Entries < 20_000 || c.Entries > 5_000_000:
+		return fmt.Errorf("entries %d: want 20000 to 5000000, fewer are done before a rate can be measured", c.Entries)
+	case c.Devices < 1 || c.Devices > c.Entries:
+		return fmt.Errorf("devices %d: want 1 to the number of entries, %d", c.Devices, c.Entries)
+	case c.Rounds < 1:
+		return fmt.Errorf("rounds %d: want at least 1", c.Rounds)
+	case c.Window < time.Second:
+		return fmt.Errorf("window %s: want at least 1s", c.Window)
+	}
+	return nil
+}
+
+// Bench measures what the servers can do, and what the service does with them.
+func Bench(ctx context.Context, cfg BenchConfig) (_ *BenchResult, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	b := &bench{cfg: cfg, res: newBenchResult(cfg)}
+	if err := b.open(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.env.Close()) }()
+	if err := b.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.redisCeiling(ctx); err != nil {
+		return nil, err
+	}
+	for n := range cfg.Rounds {
+		if err := b.postgresCeilings(ctx, n); err != nil {
+			return nil, err
+		}
+		if err := b.backlogs(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	for _, rate := range cfg.Rates {
+		if err := b.steady(ctx, rate); err != nil {
+			return nil, err
+		}
+	}
+	b.res.finish(time.Since(began))
+	return b.res, nil
+}
+
+func (b *bench) note(format string, args ...any) {
+	_, _ = fmt.Fprintf(b.cfg.Notes, format+"\n", args...)
+}
+
+// connectionsTried are the numbers of connections of which the best counts.
+var connectionsTried = []int{1, 2, 4}
+
+// postgresCeilings copies and inserts the rows that the service has stored into
+// databases like the ones that it works in.
+func (b *bench) postgresCeilings(ctx context.Context, round int) error {
+	best, at := 0.0, 0
+	for _, n := range connectionsTried {
+		rate, err := b.inDatabase(ctx, func(url string) (float64, error) {
+			took, err := b.cfg.Postgres.Copy(ctx, url, b.rows, n)
+			return float64(b.cfg.Entries) / took.Seconds(), err
+		})
+		if err != nil {
+			return fmt.Errorf("copy over %d connections: %w", n, err)
+		}
+		b.note("round %d: COPY, %d connections: %.0f rows/s", round+1, n, rate)
+		if rate > best {
+			best, at = rate, n
+		}
+	}
+	b.res.Copy.add(best)
+	b.res.CopyConnections = append(b.res.CopyConnections, at)
+	rate, err := b.inDatabase(ctx, func(url string) (float64, error) {
+		took, rows, err := b.cfg.Postgres.Insert(ctx, url, b.database(dbStored), b.second, benchBatch, at)
+		return float64(rows) / took.Seconds(), err
+	})
+	if err != nil {
+		return fmt.Errorf("insert: %w", err)
+	}
+	b.note("round %d: INSERT, %d connections: %.0f rows/s", round+1, at, rate)
+	b.res.Insert.add(rate)
+	return nil
+}
+
+// backlogs has one and two instances work off the same entries in both orders.
+func (b *bench) backlogs(ctx context.Context, round int) error {
+	for _, order := range []struct {
+		name    string
+		entries [][]string
+		into    []*Series
+	}{
+		{"in order", b.inOrder, []*Series{&b.res.One, &b.res.Two}},
+		{"newest first", b.newestFirst, []*Series{&b.res.OneNewest, &b.res.TwoNewest}},
+	} {
+		for i, into := range order.into {
+			instances := i + 1
+			what := fmt.Sprintf("round %d, %s, %d", round+1, order.name, instances)
+			profile := fmt.Sprintf("round%d-%s-%d", round+1, slug(order.name), instances)
+			w, err := b.inRound(ctx, func(g *ground) (worked, error) {
+				return b.workOff(ctx, g, order.entries, instances, profile)
+			})
+			if err != nil {
+				return fmt.Errorf("backlog, %s: %w", what, err)
+			}
+			into.add(w.rate)
+			b.note("%s: %.0f records/s; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
+				what, w.rate, w.own, w.redis, w.postgres, w.mallocs, w.peak)
+			if into == &b.res.One {
+				b.res.OwnCPU.add(w.own)
+				b.res.RedisCPU.add(w.redis)
+				b.res.PostgresCPU.add(w.postgres)
+				b.res.Allocs.add(w.mallocs)
+				b.res.Peak.add(w.peak)
+				b.res.FirstCommit.add(w.first)
+			}
+		}
+	}
+	return nil
+}
+
+func slug(name string) string {
+	out := []byte(name)
+	for i := range out {
+		if out[i] == ' ' {
+			out[i] = '-'
+		}
+	}
+	return string(out)
+}
+
+// newestFirst is entries with each block of a device reversed, each block sent
+// at once: what a tracker does that has been out of coverage.
+func newestFirst(entries [][]string, devices []string, block int) [][]string {
+	blocks := make(map[string][][]string)
+	var out [][]string
+	flush := func(device string) {
+		slices.Reverse(blocks[device])
+		out = append(out, blocks[device]...)
+		blocks[device] = blocks[device][:0]
+	}
+	var order []string
+	for i, e := range entries {
+		d := devices[i]
+		if _, ok := blocks[d]; !ok {
+			order = append(order, d)
+		}
+		if blocks[d] = append(blocks[d], e); len(blocks[d]) == block {
+			flush(d)
+		}
+	}
+	for _, d := range order {
+		flush(d)
+	}
+	return out
+}

@@ -1,0 +1,191 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"golang.org/x/sync/errgroup"
+)
+
+// worked is how a backlog was worked off, between the first fifth and the last
+// tenth of it. Times are microseconds of CPU a record.
+type worked struct {
+	rate     float64
+	own      float64
+	redis    float64
+	postgres float64
+	mallocs  float64 // of the service, a record
+	peak     float64 // MB, of the largest instance
+	first    float64 // seconds from start to the first commit
+}
+
+// spent is what everything has used up at one moment.
+type spent struct {
+	at       time.Time
+	undone   int64
+	own      time.Duration
+	redis    time.Duration
+	postgres time.Duration
+	mallocs  float64
+}
+
+func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, instances int, profile string) (w worked, err error) {
+	for rest := entries; len(rest) > 0; {
+		n := min(benchPipe, len(rest))
+		if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
+			return w, fmt.Errorf("append the backlog: %w", err)
+		}
+		rest = rest[n:]
+	}
+	dir, err := b.folder()
+	if err != nil {
+		return w, err
+	}
+	line := &lineup{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
+	defer func() { err = errors.Join(err, line.close()) }()
+	began := time.Now()
+	for n := range instances {
+		if _, err := line.start(n); err != nil {
+			return w, err
+		}
+	}
+	var profiles errgroup.Group
+	if b.cfg.Profile != "" && profile != "" {
+		profiles.Go(func() error { return b.profile(ctx, line, profile) })
+	}
+	total := int64(len(entries))
+	var from, to spent
+	looking := &watch{ground: g}
+	moved, least := time.Now(), total
+	err = until(ctx, 10*time.Millisecond, func() error {
+		for _, in := range line.present() {
+			if in.gone() {
+				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
+			}
+		}
+		undone, _ := looking.backlog(ctx)
+		if undone == nil {
+			return errors.New("how much is undone is unknown")
+		}
+		now := time.Now()
+		if *undone < least {
+			least, moved = *undone, now
+		}
+		if w.first == 0 && stored(ctx, line) {
+			w.first = now.Sub(began).Seconds()
+		}
+		if from.at.IsZero() && *undone <= total*4/5 {
+			from = b.spent(ctx, line, *undone, now)
+		}
+		if to.at.IsZero() && *undone <= total/10 {
+			to = b.spent(ctx, line, *undone, now)
+		}
+		if *undone == 0 {
+			return nil
+		}
+		if now.Sub(moved) > patience {
+			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", *undone))
+		}
+		return fmt.Errorf("%d entries are undone", *undone)
+	})
+	err = errors.Join(err, profiles.Wait())
+	if err != nil {
+		return w, err
+	}
+	if !from.at.Before(to.at) || from.undone <= to.undone {
+		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", total)
+	}
+	records := float64(from.undone - to.undone)
+	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
+	w.rate = records / to.at.Sub(from.at).Seconds()
+	w.own, w.redis, w.postgres = each(from.own, to.own), each(from.redis, to.redis), each(from.postgres, to.postgres)
+	w.mallocs = (to.mallocs - from.mallocs) / records
+	for _, in := range line.present() {
+		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
+	}
+	return w, line.stop(ctx)
+}
+
+// stored tells whether any instance says that it has committed something.
+func stored(ctx context.Context, line *lineup) bool {
+	for _, in := range line.present() {
+		if f, err := in.look(ctx); err == nil && f.stored > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *bench) spent(ctx context.Context, line *lineup, undone int64, at time.Time) spent {
+	s := spent{at: at, undone: undone, redis: cpuOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
+	for _, in := range line.present() {
+		s.own += cpuOf(in.cmd.Process.Pid)
+		s.mallocs += in.mallocs(ctx)
+	}
+	return s
+}
+
+// mallocs is how many allocations the instance has made, 0 when it does not say.
+func (in *instance) mallocs(ctx context.Context) float64 {
+	address, _ := in.tap.known()
+	resp, err := get(ctx, "http://"+address+"/metrics")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return 0
+	}
+	for _, m := range families["go_memstats_mallocs_total"].GetMetric() {
+		return m.GetCounter().GetValue()
+	}
+	return 0
+}
+
+// profileSeconds is shorter than a backlog of the usual size takes.
+const profileSeconds = 3
+
+// profile keeps the CPU profile and the allocations of the first instance.
+func (b *bench) profile(ctx context.Context, line *lineup, name string) error {
+	in := line.present()[0]
+	if err := line.ready(ctx, in); err != nil {
+		return err
+	}
+	address, _ := in.tap.known()
+	for _, p := range []struct{ path, file string }{
+		{fmt.Sprintf("profile?seconds=%d", profileSeconds), name + ".cpu.pprof"},
+		{"allocs", name + ".allocs.pprof"},
+	} {
+		if err := download(ctx, "http://"+address+"/debug/pprof/"+p.path, filepath.Join(b.cfg.Profile, p.file)); err != nil {
+			return fmt.Errorf("profile instance %s: %w", in.name, err)
+		}
+	}
+	return nil
+}
+
+func download(ctx context.Context, url, path string) error {
+	resp, err := get(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", url, resp.Status)
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, resp.Body)
+	return errors.Join(err, file.Close())
+}

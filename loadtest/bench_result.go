@@ -1,0 +1,161 @@
+package loadtest
+
+import (
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Series is one figure of several rounds.
+type Series struct {
+	Median float64   `json:"median"`
+	Spread float64   `json:"spread"` // highest less lowest, as a share of the median
+	Values []float64 `json:"values"`
+}
+
+func (s *Series) add(v float64) {
+	digits := 2
+	if v >= 1000 {
+		digits = 0
+	}
+	s.Values = append(s.Values, round(v, digits))
+	sorted := slices.Sorted(slices.Values(s.Values))
+	n := len(sorted)
+	s.Median = round((sorted[(n-1)/2]+sorted[n/2])/2, digits)
+	if s.Median > 0 {
+		s.Spread = round((sorted[n-1]-sorted[0])/s.Median, 3)
+	}
+}
+
+// BenchResult is everything measured. The first keys are those that commits are
+// compared by; the others hold each round.
+type BenchResult struct {
+	CopyCeiling     float64 `json:"copy_ceiling"`   // rows a second
+	InsertCeiling   float64 `json:"insert_ceiling"` // rows a second
+	BacklogOne      float64 `json:"backlog_one"`    // records a second, one instance
+	BacklogTwo      float64 `json:"backlog_two"`
+	RatioOne        float64 `json:"ratio_one"` // to the ceiling, median of the rounds
+	RatioTwo        float64 `json:"ratio_two"`
+	P50At5000       float64 `json:"p50_ms_5000"`
+	P99At5000       float64 `json:"p99_ms_5000"`
+	CPU             float64 `json:"cpu_us_per_record"` // of the service, which is seconds a million records
+	CPURedis        float64 `json:"redis_us_per_record"`
+	CPUPostgres     float64 `json:"postgres_us_per_record"`
+	AllocsPerRecord float64 `json:"allocs_per_record"`
+	PeakRSS         float64 `json:"peak_rss_mb"`
+	StartToCommit   float64 `json:"start_to_commit_s"`
+
+	Entries         int            `json:"entries"`
+	Devices         int            `json:"devices"`
+	Seed            uint64         `json:"seed"`
+	Cores           int            `json:"cores"`
+	Load            string         `json:"load_average"` // of the machine, before and after
+	Seconds         float64        `json:"seconds"`
+	CopyConnections []int          `json:"copy_connections"` // the best number of each round
+	Copy            Series         `json:"copy"`
+	Insert          Series         `json:"insert"`
+	ReadAck         Series         `json:"read_ack"` // entries a second
+	Decode          Series         `json:"decode"`   // records a second on one core
+	One             Series         `json:"one"`
+	Two             Series         `json:"two"`
+	OneNewest       Series         `json:"one_newest_first"`
+	TwoNewest       Series         `json:"two_newest_first"`
+	OwnCPU          Series         `json:"own_cpu"`
+	RedisCPU        Series         `json:"redis_cpu"`
+	PostgresCPU     Series         `json:"postgres_cpu"`
+	Allocs          Series         `json:"allocs"`
+	Peak            Series         `json:"peak"`
+	FirstCommit     Series         `json:"first_commit"`
+	ToCopyOne       Series         `json:"one_to_copy"`
+	ToCopyTwo       Series         `json:"two_to_copy"`
+	Steady          []SteadyResult `json:"steady"`
+}
+
+func newBenchResult(cfg BenchConfig) *BenchResult {
+	return &BenchResult{
+		Entries: cfg.Entries, Devices: cfg.Devices, Seed: cfg.Seed, Cores: runtime.NumCPU(), Load: loadAverage(),
+	}
+}
+
+// finish fills in what follows from the rounds.
+func (r *BenchResult) finish(took time.Duration) {
+	for i, ceiling := range r.Copy.Values {
+		r.ToCopyOne.add(r.One.Values[i] / ceiling)
+		r.ToCopyTwo.add(r.Two.Values[i] / ceiling)
+	}
+	r.CopyCeiling, r.InsertCeiling = r.Copy.Median, r.Insert.Median
+	r.BacklogOne, r.BacklogTwo = r.One.Median, r.Two.Median
+	r.RatioOne, r.RatioTwo = r.ToCopyOne.Median, r.ToCopyTwo.Median
+	r.CPU, r.CPURedis, r.CPUPostgres = r.OwnCPU.Median, r.RedisCPU.Median, r.PostgresCPU.Median
+	r.AllocsPerRecord, r.PeakRSS, r.StartToCommit = r.Allocs.Median, r.Peak.Median, r.FirstCommit.Median
+	if s, ok := r.At(5000); ok {
+		r.P50At5000, r.P99At5000 = s.P50, s.P99
+	}
+	r.Load += ", then " + loadAverage()
+	r.Seconds = round(took.Seconds(), 0)
+}
+
+// At is the result of one rate of the steady load.
+func (r *BenchResult) At(rate float64) (SteadyResult, bool) {
+	i := slices.IndexFunc(r.Steady, func(s SteadyResult) bool { return s.Rate == rate })
+	if i < 0 {
+		return SteadyResult{}, false
+	}
+	return r.Steady[i], true
+}
+
+// loadAverage is that of the last minute, empty where the system does not tell.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return ""
+	}
+	one, _, _ := strings.Cut(string(text), " ")
+	return one
+}
+
+// Target is a figure beside what we aim at and what is the least we accept.
+type Target struct {
+	What  string
+	Value float64
+	Aim   float64
+	Bound float64
+	Least bool // more is better
+}
+
+// Verdict is "aim", "bound" or "missed".
+func (t Target) Verdict() string {
+	reached := func(limit float64) bool {
+		if t.Least {
+			return t.Value >= limit
+		}
+		return t.Value <= limit
+	}
+	switch {
+	case reached(t.Aim):
+		return "aim"
+	case reached(t.Bound):
+		return "bound"
+	}
+	return "missed"
+}
+
+// Targets are those of a machine with two cores that carries everything.
+func (r *BenchResult) Targets() []Target {
+	targets := []Target{
+		{"backlog, one instance, to the COPY ceiling", r.RatioOne, .60, .50, true},
+		{"backlog, two instances, to the COPY ceiling", r.RatioTwo, .45, .38, true},
+	}
+	if s, ok := r.At(5000); ok {
+		targets = append(targets,
+			Target{"p50 at 5,000 records/s, ms", s.P50, 20, 100, false},
+			Target{"p99 at 5,000 records/s, ms", s.P99, 60, 100, false})
+	}
+	return append(targets,
+		Target{"CPU of the service a record, us", r.CPU, 7, 9, false},
+		Target{"allocations of the service a record", r.AllocsPerRecord, 2, 4, false},
+		Target{"peak memory, MB", r.PeakRSS, 200, 300, false},
+		Target{"start to first commit, s", r.StartToCommit, 1.5, 3, false})
+}

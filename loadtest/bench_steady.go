@@ -1,0 +1,105 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// SteadyResult is one instance under an even load.
+type SteadyResult struct {
+	Rate     float64 `json:"rate"`   // records a second that were sent for
+	Stored   float64 `json:"stored"` // records a second that were stored
+	P50      float64 `json:"p50_ms"` // from append to commit
+	P99      float64 `json:"p99_ms"`
+	P999     float64 `json:"p999_ms"`
+	CPU      float64 `json:"cpu_us_per_record"` // of the service
+	Redis    float64 `json:"redis_us_per_record"`
+	Postgres float64 `json:"postgres_us_per_record"`
+	Behind   float64 `json:"load_behind_ms"` // the most that the load was behind its plan
+}
+
+// steady sends an even load to one instance and reads its histogram at both ends
+// of the window.
+func (b *bench) steady(ctx context.Context, rate float64) error {
+	_, err := b.inRound(ctx, func(g *ground) (worked, error) { return worked{}, b.steadyOn(ctx, g, rate) })
+	if err != nil {
+		return fmt.Errorf("steady load of %.0f records/s: %w", rate, err)
+	}
+	return nil
+}
+
+func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err error) {
+	dir, err := b.folder()
+	if err != nil {
+		return err
+	}
+	line := &lineup{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
+	defer func() { err = errors.Join(err, line.close()) }()
+	if err := line.startAll(ctx, 0, 1); err != nil {
+		return err
+	}
+	if err := line.settled(ctx, readyWithin); err != nil {
+		return err
+	}
+	in := line.present()[0]
+	sending, err := newLoad(g, dir, b.cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sending.close()) }()
+	// More than is needed: the load is ended early.
+	p := fleet.Steady(b.cfg.Seed, min(b.cfg.Devices, int(rate)), rate, 2*(b.cfg.WarmUp+b.cfg.Window)+10*time.Second)
+	p.Start = b.second
+	if err := sending.begin(ctx, p, fleet.AtSpeed(1)); err != nil {
+		return err
+	}
+	if err := pause(ctx, b.cfg.WarmUp); err != nil {
+		return err
+	}
+	before, err := in.look(ctx)
+	if err != nil {
+		return err
+	}
+	from := b.spent(ctx, line, 0, time.Now())
+	if err := pause(ctx, b.cfg.Window); err != nil {
+		return err
+	}
+	after, err := in.look(ctx)
+	if err != nil {
+		return err
+	}
+	to := b.spent(ctx, line, 0, time.Now())
+	behind := sending.present.Load().Progress().Worst
+	if err := sending.end(ctx, true); err != nil {
+		return err
+	}
+	var latency histogram
+	latency.add(after.latency, 1)
+	latency.add(before.latency, -1)
+	records := float64(after.stored - before.stored)
+	if records == 0 {
+		return errors.New("nothing was stored within the window")
+	}
+	ms := func(q float64) float64 {
+		if v := latency.milliseconds(q); v != nil {
+			return *v
+		}
+		return 0
+	}
+	each := func(from, to time.Duration) float64 {
+		return round(float64((to-from).Microseconds())/records, 2)
+	}
+	r := SteadyResult{
+		Rate: rate, Stored: round(records/to.at.Sub(from.at).Seconds(), 0), P50: ms(.5), P99: ms(.99), P999: ms(.999),
+		CPU: each(from.own, to.own), Redis: each(from.redis, to.redis), Postgres: each(from.postgres, to.postgres),
+		Behind: float64(behind.Milliseconds()),
+	}
+	b.note("steady %.0f/s: %.0f stored/s, p50 %.1f ms, p99 %.1f ms, p99.9 %.1f ms; us a record: service %.1f, Redis %.1f, Postgres %.1f; load at most %.0f ms behind",
+		rate, r.Stored, r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
+	b.res.Steady = append(b.res.Steady, r)
+	return line.stop(ctx)
+}
