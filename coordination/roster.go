@@ -372,8 +372,13 @@ func (r *Roster) Stalled() []string {
 func (r *Roster) owner(name string) protocol.OwnerState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// Before the first look everybody is unknown, not gone.
-	return protocol.OwnerState{Gone: r.looked && r.watch.Gone(time.Now(), name), Leaving: r.watch.Leaving(name)}
+	// Before the first look everybody is unknown, not gone. Whoever has been
+	// without Postgres for so long cannot release anything there.
+	gone := r.looked && r.watch.Gone(time.Now(), name)
+	for _, m := range r.members {
+		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
+	}
+	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name)}
 }
 
 func ring(c chan struct{}) {
