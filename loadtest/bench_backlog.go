@@ -111,7 +111,23 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	for _, in := range line.present() {
 		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
 	}
-	return w, line.stop(ctx)
+	if err := line.stop(ctx); err != nil {
+		return w, err
+	}
+	return w, b.complete(ctx, g.postgresURL)
+}
+
+// complete makes sure that the rows there were before and those of the backlog
+// are all there: speed without them would be no speed.
+func (b *bench) complete(ctx context.Context, url string) error {
+	return b.cfg.Postgres.Exec(ctx, url, fmt.Sprintf(`do $$
+declare
+  n bigint := (select count(*) from public.positions);
+begin
+  if n <> %d then
+    raise exception 'the backlog is done and %% rows are stored, not %d', n;
+  end if;
+end $$`, 2*b.cfg.Entries, 2*b.cfg.Entries))
 }
 
 // stored tells whether any instance says that it has committed something.
