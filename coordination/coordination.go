@@ -175,7 +175,7 @@ func (f *Fleet) LeaderResigned() { f.elector.Campaign() }
 // Settled tells whether this member is on the roster and keeps up with Postgres.
 func (f *Fleet) Settled() error {
 	if !f.roster.SinkUp() {
-		return errors.New("Postgres does not answer the keeper of shards")
+		return errors.New("the keeper of shards gets no answer from Postgres")
 	}
 	for _, m := range f.roster.Members() {
 		if m.Name() == f.roster.Name() {

@@ -175,7 +175,7 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 				call.electors = append(call.electors, e)
 				running.Go(func() { _ = e.Run(ctx) })
 			}
-			time.Sleep(time.Hour) //nolint:forbidigo // of the bubble's clock
+			_ = pause(ctx, time.Hour)
 			stop()
 			running.Wait()
 			require.Equal(t, int32(1), most.Load(), "seed %d", seed)
@@ -286,6 +286,7 @@ func TestAnElectorWithoutPostgresLeavesTheLeadershipToOthers(t *testing.T) {
 
 // lockRules are what the elector relies on, of whatever lock.
 func lockRules(t *testing.T, a, b lease, expire func()) {
+	t.Helper()
 	ctx := t.Context()
 	require.NoError(t, a.obtain(ctx))
 	require.ErrorIs(t, b.obtain(ctx), errLockHeld)

@@ -104,6 +104,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
+	t.Helper()
 	t.Parallel()
 	corner := realRedis(t)
 	return newBenchOn(t, corner.Client(), stream.Config{
@@ -112,6 +113,7 @@ func newBench(t *testing.T) *bench {
 }
 
 func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench {
+	t.Helper()
 	b := &bench{t: t, client: client, where: where}
 	b.pgURL = testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
 		_, err := store.Migrate(ctx, url, discard())
@@ -259,7 +261,7 @@ func (m *member) ended() error {
 
 // forgive takes an end with an error for the one that was expected.
 func (m *member) forgive() {
-	<-m.joined
+	_ = <-m.joined
 	m.joined <- nil
 }
 

@@ -40,7 +40,6 @@ type campaign struct {
 	file     string
 	stop     context.CancelFunc
 	sent     chan error
-	number   int
 }
 
 const fleetShards = 64
