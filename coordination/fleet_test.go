@@ -261,7 +261,7 @@ func (m *member) ended() error {
 
 // forgive takes an end with an error for the one that was expected.
 func (m *member) forgive() {
-	_ = <-m.joined
+	require.Error(m.b.t, <-m.joined)
 	m.joined <- nil
 }
 
