@@ -55,6 +55,7 @@ type BenchResult struct {
 	Seconds         float64        `json:"seconds"`
 	CopyConnections []int          `json:"copy_connections"` // the best number of each round
 	Copy            Series         `json:"copy"`
+	CopyCPU         Series         `json:"copy_cpu"` // of Postgres, microseconds a row
 	Insert          Series         `json:"insert"`
 	ReadAck         Series         `json:"read_ack"` // entries a second
 	Decode          Series         `json:"decode"`   // records a second on one core

@@ -131,6 +131,7 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 		{"backlog, two instances, records/s", r.Two, true},
 		{"newest first, one instance, records/s", r.OneNewest, true},
 		{"newest first, two instances, records/s", r.TwoNewest, true},
+		{"CPU of Postgres in COPY, s a million rows", r.CopyCPU, false},
 		{"CPU of the service, s a million records", r.OwnCPU, false},
 		{"CPU of Redis, s a million records", r.RedisCPU, false},
 		{"CPU of Postgres, s a million records", r.PostgresCPU, false},
