@@ -113,6 +113,8 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 					d.Pipeline.Rewind()
 				case b.Members:
 					fleet.RosterChanged()
+				case b.Again:
+					d.Pipeline.Reread(b.Shards)
 				default:
 					d.Pipeline.Ring(b.Shards)
 				}

@@ -143,7 +143,7 @@ func TestStopWaitsForTheReturn(t *testing.T) {
 	go func() { stopped <- stop(t, app) }()
 	require.ErrorIs(t, receive(t, asked), errStopping, "the cause says why")
 	select {
-	case <-stopped:
+	case <-stopped: //nolint:errcheck // its error means nothing here
 		require.FailNow(t, "stop returned before the component did")
 	case <-signal:
 		require.FailNow(t, "an asked-for end is no failure")

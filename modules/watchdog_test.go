@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -123,7 +122,7 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 			var have string
 			err := b.query(`select coalesce(string_agg(distinct split_part(owner, '.', 1), ' '), 'nobody') from processor.shards`, &have)
 			if err != nil || have != want {
-				return fmt.Errorf("want owner %q, have %q, %v", want, have, err)
+				return fmt.Errorf("want owner %q, have %q, %w", want, have, err)
 			}
 			return nil
 		})
@@ -141,7 +140,7 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 		var ended int
 		if err := b.query(`select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
 			where application_name like 'processor/stuck%' and wait_event_type = 'Lock'`, &ended); err != nil || ended == 0 {
-			return fmt.Errorf("no commit waits: %v", err)
+			return fmt.Errorf("no commit waits: %w", err)
 		}
 		return nil
 	})
@@ -167,7 +166,7 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 	t.Logf("ended %s after the stall began", time.Since(began).Round(time.Millisecond))
 	require.Contains(t, l.String(), "giving up the shards to restart")
 	require.Contains(t, l.String(), "blocking.Handle", "the stacks show where it is stuck")
-	require.False(t, strings.Contains(next.logs.String(), `"level":"ERROR"`), "nobody else is troubled")
+	require.NotContains(t, next.logs.String(), `"level":"ERROR"`, "nobody else is troubled")
 	next.stop()
 	require.NoError(t, next.end())
 }

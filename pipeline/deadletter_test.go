@@ -24,6 +24,7 @@ import (
 )
 
 func junk(tb testing.TB, kind string, device int, seconds int64) *fleet.Junk {
+	tb.Helper()
 	j, err := fleet.NewJunk(kind, fleet.DeviceID(device), time.Unix(1_700_000_000+seconds, 0).UTC())
 	require.NoError(tb, err)
 	return j
@@ -351,6 +352,7 @@ func TestEverythingIsStoredOrADeadLetterFull(t *testing.T) {
 }
 
 func account(t *testing.T, n, bad int) {
+	t.Helper()
 	const seed = 5
 	t.Logf("seed %d", seed)
 	b := newBench(t)

@@ -71,7 +71,7 @@ func (f *fences) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := f.refresh(ctx); err != nil {
-			return nil //nolint:nilerr // only the end of ctx ends a refresh
+			return nil
 		}
 	}
 }

@@ -36,6 +36,7 @@ type bench struct {
 }
 
 func newBench(tb testing.TB) *bench {
+	tb.Helper()
 	r := testenv.Redis(tb)
 	b := &bench{
 		tb: tb, redisURL: r.URL, stream: r.Stream, group: r.Group, client: r.Client(),

@@ -20,6 +20,7 @@ import (
 // rate publishes messages, lets one instance work them off, and returns records
 // a second.
 func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []telemetry.Message) float64 {
+	b.Helper()
 	w := newWorld(b, bb, bb.stream+name)
 	defer w.end()
 	_, err := w.editor.Import(context.Background(), fences, "import", true)
@@ -83,6 +84,7 @@ func BenchmarkFences(b *testing.B) {
 
 // fmbLog is the log of real trackers, ten times over as ten fleets.
 func fmbLog(b *testing.B) []telemetry.Message {
+	b.Helper()
 	tracks, err := fleet.ReadTracks(testenv.Data(b, "teltonika/fmb_session_records.csv.gz"))
 	require.NoError(b, err)
 	var out []telemetry.Message

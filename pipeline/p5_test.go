@@ -49,6 +49,7 @@ func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
 
 // playSeed plays one scenario; one that fails is made as small as can be.
 func playSeed(t *testing.T, b *bench, seed uint64) {
+	t.Helper()
 	t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) {
 		sc := newScenario(seed)
 		plays := 0

@@ -212,6 +212,7 @@ func (z raceZone) fence(prefix string) geofence.Fence {
 
 // courseOf is the geometry of the races flown or driven in a track file.
 func courseOf(t testing.TB, name string) []geofence.Fence {
+	t.Helper()
 	f := races(t)
 	var fences []geofence.Fence
 	base, _, _ := strings.Cut(name, ".")
@@ -245,6 +246,7 @@ func courseOf(t testing.TB, name string) []geofence.Fence {
 
 // lineOf is a geometry without the remarks beside it.
 func lineOf(t testing.TB, text json.RawMessage) string {
+	t.Helper()
 	var line struct {
 		Type        string       `json:"type"`
 		Coordinates [][2]float64 `json:"coordinates"`
@@ -256,6 +258,7 @@ func lineOf(t testing.TB, text json.RawMessage) string {
 }
 
 func austinFences(t testing.TB) []geofence.Fence {
+	t.Helper()
 	text, err := os.ReadFile(testenv.Data(t, "geofence/austin_fences.geojson"))
 	require.NoError(t, err)
 	fences, bad, err := geofence.ParseFeatures(text)

@@ -179,6 +179,7 @@ func TestAustinTruthHoldsRowByRow(t *testing.T) {
 }
 
 func zipped(t *testing.T, name string) io.Reader {
+	t.Helper()
 	f, err := os.Open(testenv.Data(t, name))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = f.Close() })

@@ -26,18 +26,17 @@ import (
 // instances at work on it.
 type world struct {
 	*bench
-	opts     []option
-	skew     time.Duration
-	gap      time.Duration
-	log      bytes.Buffer
-	sent     *fleet.LogWriter
-	editor   *store.FenceEditor
-	group    *stream.Group
-	faulty   map[faultyRow]bool
-	members  []*member
-	owner    [shards]*member
-	started  int
-	requests int
+	opts    []option
+	skew    time.Duration
+	gap     time.Duration
+	log     bytes.Buffer
+	sent    *fleet.LogWriter
+	editor  *store.FenceEditor
+	group   *stream.Group
+	faulty  map[faultyRow]bool
+	members []*member
+	owner   [shards]*member
+	started int
 }
 
 type faultyRow struct {
@@ -81,6 +80,7 @@ func (f *fuse) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, 
 // newWorld makes a world on the servers of b, with a stream of its own. What an
 // earlier one left in the database is removed.
 func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
+	tb.Helper()
 	w := &world{
 		opts: opts, skew: 5 * time.Minute, gap: 10 * time.Minute, faulty: make(map[faultyRow]bool),
 	}

@@ -152,7 +152,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 // what is in hand then is given up, and stays on its queues.
 func (p *Pipeline) Run(ctx, work context.Context) error {
 	if err := p.fences.refresh(ctx); err != nil {
-		return nil //nolint:nilerr // told to stop before there was anything to do
+		return nil
 	}
 	intakeEnded := make(chan struct{})
 	workers, workCtx := errgroup.WithContext(work)
@@ -227,6 +227,9 @@ func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
 
 // Asked says that there may be a new request.
 func (p *Pipeline) Asked() { ring(p.desk.bell) }
+
+// Reread says that shards got something that may lie before what was read.
+func (p *Pipeline) Reread(shards []int) { p.table.reread(shards) }
 
 // Abandon gives all shards and the turn up at once: a server is another one than
 // before, or has another past, and nothing in hand can be trusted. The owner's

@@ -52,7 +52,7 @@ func (d *desk) run(ctx context.Context) error {
 		case <-d.bell:
 		}
 		if err := retry(ctx, d.log, "look for requests", d.metrics.requestErrors, always, func() error { return d.look(ctx) }); err != nil {
-			return nil //nolint:nilerr // only the end of ctx ends it
+			return nil
 		}
 	}
 }

@@ -312,6 +312,22 @@ func (t *table) rewind() {
 	ring(t.wake)
 }
 
+// reread sends the cursors of some shards back to the start.
+func (t *table) reread(shards []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, shard := range shards {
+		if shard < 0 || shard >= len(t.slots) {
+			continue
+		}
+		if s := &t.slots[shard]; s.held && !s.stopping {
+			s.queue.Reset()
+			s.due = true
+		}
+	}
+	ring(t.wake)
+}
+
 // nextTurn notes that the turn was acquired, or lost. What was known of queues
 // under the turn before counts no more.
 func (t *table) nextTurn(held bool) uint64 {

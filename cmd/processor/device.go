@@ -133,7 +133,7 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return err

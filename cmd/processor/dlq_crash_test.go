@@ -37,6 +37,7 @@ var fragile = sync.OnceValues(func() (string, error) {
 // nursed runs a processor and starts it again whenever it dies, until told to
 // stop. It returns how often it died.
 func nursed(t *testing.T, pl *place) (stop func() int) {
+	t.Helper()
 	program, err := fragile()
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -29,6 +29,7 @@ type dlq struct {
 }
 
 func newDLQ(t *testing.T) *dlq {
+	t.Helper()
 	d := &dlq{place: newPlace(t)}
 	opts, err := redis.ParseURL(d.redisURL)
 	require.NoError(t, err)
@@ -147,6 +148,7 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 }
 
 func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessage {
+	t.Helper()
 	members := make(map[string]json.RawMessage)
 	require.NoError(t, json.Unmarshal(object, &members), "%s", object)
 	return bytes.TrimSpace(members[name])
@@ -176,7 +178,7 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 	require.Contains(t, p.errors(), "interrupted")
 	sent := d.client.XLen(t.Context(), d.stream).Val()
 	require.Less(t, sent, int64(40))
-	require.EqualValues(t, 40-sent, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	require.Equal(t, 40-sent, d.client.XLen(t.Context(), d.stream+":dlq").Val())
 	code, _, errs := d.call("retry", "--class", "sink", "--rate", "10000")
 	require.Zero(t, code, errs)
 

@@ -26,7 +26,7 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 		d.add(levelTrouble, about, err.Error(), "correct REDIS_URL")
 		return
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		d.add(levelTrouble, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")

@@ -38,8 +38,10 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	stageWork(pl)
 	code, d := pl.examined()
 	require.Equal(t, exitClean, code, "%+v", d.Findings)
-	for _, text := range []string{"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
-		"SHARDS is 4", "every shard has an owner", "nothing was lost", "nothing is undone", "all that this version needs is there"} {
+	for _, text := range []string{
+		"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
+		"SHARDS is 4", "every shard has an owner", "nothing was lost", "nothing is undone", "all that this version needs is there",
+	} {
 		require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
 	}
 

@@ -93,7 +93,7 @@ func askReadiness(ctx context.Context, url string) (console.Readiness, error) {
 	if err != nil {
 		return r, fmt.Errorf("no instance answers; is it running, and is METRICS_PORT the same as its own? %w", err)
 	}
-	defer res.Body.Close()
+	defer res.Body.Close() //nolint:errcheck // read to its end below
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {
 		return r, fmt.Errorf("ask %s: %s; is this port another program's?", url, res.Status)
 	}

@@ -56,7 +56,7 @@ func (pl *place) awaitStored(n int, within time.Duration) {
 	pl.t.Helper()
 	testenv.Wait(pl.t, within, func() error {
 		if have, err := pl.stored(); err != nil || have != n {
-			return fmt.Errorf("want %d rows, have %d, %v", n, have, err)
+			return fmt.Errorf("want %d rows, have %d, %w", n, have, err)
 		}
 		return nil
 	})
@@ -132,7 +132,7 @@ func TestBadInputIsNamedAndHoldsNobodyUp(t *testing.T) {
 	testenv.Wait(t, 10*time.Second, func() error {
 		n, err := p.metric(`processor_pipeline_records_total{outcome="dead_lettered"}`)
 		if err != nil || int(n) != bad {
-			return fmt.Errorf("want %d dead-lettered, have %v, %v", bad, n, err)
+			return fmt.Errorf("want %d dead-lettered, have %v, %w", bad, n, err)
 		}
 		return nil
 	})

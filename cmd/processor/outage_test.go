@@ -301,6 +301,7 @@ func (w *ward) suffer(o outage) {
 
 // sufferAll runs a service under load through outages, and judges its tables.
 func sufferAll(t *testing.T, outages []outage) {
+	t.Helper()
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{
 		Redis: true, Postgres: true, RedisArgs: []string{"--enable-debug-command", "yes"}, PostgresArgs: []string{"-c", "max_connections=60"},

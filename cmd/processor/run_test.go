@@ -128,7 +128,7 @@ func TestASecondSignalEndsTheProcessAtOnce(t *testing.T) {
 	pl.publish(good("device-1", 1))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n, err := p.metric("processor_pipeline_in_flight_records"); err != nil || n == 0 {
-			return fmt.Errorf("nothing in flight: %v", err)
+			return fmt.Errorf("nothing in flight: %w", err)
 		}
 		return nil
 	})

@@ -214,7 +214,7 @@ func (pl *place) awaitLetters(n int64) {
 	c := pl.client()
 	testenv.Wait(pl.t, 30*time.Second, func() error {
 		if have, err := c.XLen(context.Background(), pl.stream+":dlq").Result(); err != nil || have != n {
-			return fmt.Errorf("want %d dead letters, have %d, %v", n, have, err)
+			return fmt.Errorf("want %d dead letters, have %d, %w", n, have, err)
 		}
 		return nil
 	})

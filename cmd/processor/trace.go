@@ -98,7 +98,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	if err != nil {
 		return nil, exit(exitConfig, err)
 	}
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return nil, exit(exitConfig, err)

@@ -147,7 +147,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := server.Shutdown(closing); err != nil {
 		_ = server.Close() // a request that outlives the moment is cut
 	}
-	<-served
+	<-served //nolint:errcheck // http.ErrServerClosed, since we closed it
 	return nil
 }
 

@@ -289,5 +289,5 @@ func TestStopCutsARequestThatTakesTooLong(t *testing.T) {
 	}
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
 	_, err = io.Copy(io.Discard, conn)
-	require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "the connection was closed")
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection was closed")
 }

@@ -82,7 +82,7 @@ func victim() {
 			go func() { panic("stray") }()
 		case "stack overflow":
 			debug.SetMaxStack(1 << 20)
-			go func() { deep(0) }()
+			go func() { os.Exit(deep(0)) }()
 		case "hooked":
 			go func() {
 				defer func() { v := recover(); r.Panicked(v); panic(v) }()
@@ -114,7 +114,13 @@ func fill() {
 	}
 }
 
-func deep(n int) int { return deep(n+1) + 1 }
+// deep uses the stack up, in a way that looks finite.
+func deep(n int) int {
+	if n < 0 {
+		return 0
+	}
+	return deep(n+1) + 1
+}
 
 // crashes runs a victim and returns its exit code and what it logged.
 func crashes(t *testing.T, way, dir string) (code int, log, stderr string) {

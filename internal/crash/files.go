@@ -46,7 +46,7 @@ func (r *Recorder) settle(path string) {
 	if err != nil {
 		return // somebody else was quicker, or it is not ours to read
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only locked and read
 	if lock(f) != nil {
 		return // its process lives
 	}

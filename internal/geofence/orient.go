@@ -51,8 +51,12 @@ func orient(a, b, c point) int {
 // Arithmetic, 1997, grow-expansion).
 func exactOrient(a, b, c point) int {
 	factors := [6][2]float64{
-		{a.x, b.y}, {-a.x, c.y}, {-c.x, b.y},
-		{-a.y, b.x}, {a.y, c.x}, {c.y, b.x},
+		{a.x, b.y},
+		{-a.x, c.y},
+		{-c.x, b.y},
+		{-a.y, b.x},
+		{a.y, c.x},
+		{c.y, b.x},
 	}
 	var sum [12]float64
 	n := 0

@@ -107,15 +107,15 @@ func TestCrossingsAgreeWithThePointTestOnTheWay(t *testing.T) {
 		for i := 1; i < 40; i++ {
 			f := float64(i) / 40
 			now := int64(f * 1e12)
-			in, close := len(set.At(nil, p)) > 0, false
+			in, near := len(set.At(nil, p)) > 0, false
 			for _, c := range crossings {
-				close = close || math.Abs(float64(c.TimeUS-now)) < 1000
+				near = near || math.Abs(float64(c.TimeUS-now)) < 1000
 				if c.TimeUS <= now {
 					in = c.Kind == geofence.Enter
 				}
 			}
 			fix := at(p.Longitude+f*(q.Longitude-p.Longitude), p.Latitude+f*(q.Latitude-p.Latitude))
-			if !close && !onEdge(set, fix) {
+			if !near && !onEdge(set, fix) {
 				require.Equal(t, in, len(set.At(nil, fix)) > 0, "at %v of the way", f)
 			}
 		}

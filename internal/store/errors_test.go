@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -27,6 +26,7 @@ type sink struct {
 }
 
 func newSink(t *testing.T) *sink {
+	t.Helper()
 	s := &sink{url: emptyDatabase(t), scope: store.Scope{Stream: "s", Group: "g"}}
 	migrate(t, s.url)
 	s.pool = s.open(t, s.url)
@@ -41,6 +41,7 @@ func newSink(t *testing.T) *sink {
 }
 
 func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
+	t.Helper()
 	pool, err := store.Open(t.Context(), store.Config{
 		URL: url, Member: "one", MaxConns: 4,
 		ConnectTimeout: 2 * time.Second, StatementTimeout: 700 * time.Millisecond, LockTimeout: 300 * time.Millisecond,
@@ -96,7 +97,7 @@ func (s *sink) late(ctx context.Context, attributes string) error {
 func failureOf(t *testing.T, err error) *telemetry.Failure {
 	t.Helper()
 	var f *telemetry.Failure
-	require.True(t, errors.As(err, &f), "%v", err)
+	require.ErrorAs(t, err, &f, "%v", err)
 	return f
 }
 

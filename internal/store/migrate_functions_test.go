@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -24,7 +23,7 @@ from generate_series(0, 63) n`
 func code(t *testing.T, err error) (string, string) {
 	t.Helper()
 	var pg *pgconn.PgError
-	require.True(t, errors.As(err, &pg), "%v", err)
+	require.ErrorAs(t, err, &pg, "%v", err)
 	return pg.Code, pg.Detail
 }
 
@@ -232,6 +231,7 @@ select stream, grp, shard, '0-0' from processor.shards`)
 	require.NoError(b, err)
 
 	measure := func(b *testing.B) {
+		b.Helper()
 		shards, epochs := make([]int32, 32), make([]int64, 32)
 		for i := range shards {
 			shards[i], epochs[i] = int32(2*i), 7

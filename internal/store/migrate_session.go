@@ -94,7 +94,7 @@ func migrationConfig(url string) (*pgx.ConnConfig, error) {
 	}
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("Postgres address: %w", err)
+		return nil, fmt.Errorf("read the address of Postgres: %w", err)
 	}
 	// Prepared statements would not survive a pooler that is found only later.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec

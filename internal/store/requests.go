@@ -132,7 +132,7 @@ func (q *Requests) inTx(ctx context.Context, o protocol.Order, f func(context.Co
 		err = tx.SendBatch(ctx, then).Close()
 	}
 	if err != nil {
-		q.writer.rollBack(tx)
+		q.writer.rollBack(ctx, tx)
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func (r *Runs) Number() uint64 { return r.number.Load() }
 
 // errAnotherRun fails the connection that noticed, so that whoever waits for it
 // begins anew.
-var errAnotherRun = errors.New("Postgres was restarted or replaced since the last connection")
+var errAnotherRun = errors.New("another run of Postgres answers than before: it was restarted or replaced")
 
 const runSQL = `
 select pg_postmaster_start_time()::text || ' ' || s.system_identifier || ' ' || c.timeline_id

@@ -69,7 +69,7 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 		t.Run(tt.give, func(t *testing.T) {
 			tx, err := conn.Begin(t.Context())
 			require.NoError(t, err)
-			defer tx.Rollback(t.Context()) //nolint:errcheck // ends the damage
+			defer tx.Rollback(t.Context())
 			_, err = tx.Exec(t.Context(), tt.give)
 			require.NoError(t, err)
 
@@ -124,7 +124,7 @@ func TestVerifyNamesMissingPrivileges(t *testing.T) {
 	conn := connect(t, url)
 	tx, err := conn.Begin(t.Context())
 	require.NoError(t, err)
-	defer tx.Rollback(t.Context()) //nolint:errcheck // ends the role
+	defer tx.Rollback(t.Context())
 	_, err = tx.Exec(t.Context(), `
 create role verify_writer;
 grant usage on schema processor to verify_writer;

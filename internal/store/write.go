@@ -67,7 +67,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 	}
 	out, err := w.write(ctx, conn.Conn(), b)
 	if err != nil {
-		w.rollBack(conn.Conn())
+		w.rollBack(ctx, conn.Conn())
 		return protocol.Written{}, failure("commit a batch", err)
 	}
 	return out, nil
@@ -160,11 +160,11 @@ func notCommitted(tag pgconn.CommandTag) error {
 }
 
 // rollBack leaves the connection fit for the pool, or closed.
-func (w *Writer) rollBack(conn *pgx.Conn) {
+func (w *Writer) rollBack(ctx context.Context, conn *pgx.Conn) {
 	if conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
 		return
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 2*time.Second, errors.New("roll back within 2s"))
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("roll back within 2s"))
 	defer cancel()
 	if _, err := conn.Exec(ctx, "rollback"); err != nil {
 		_ = conn.Close(ctx) // the server rolls back what a closed connection leaves

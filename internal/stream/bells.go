@@ -13,12 +13,14 @@ type Bell struct {
 	Turn    bool  // the turn was given back
 	Leader  bool  // the leadership was given back
 	Group   bool  // the group was made again: queues hold what they did not
+	Again   bool  // what the shards got may lie before what was read
 	Members bool  // a member has something new to say of itself
 }
 
 const (
 	leaderBell  = "leader"  // rung by a leader that has resigned
 	membersBell = "members" // rung by a member that is leaving
+	againBell   = "again"   // before shards: their queues are to be read from the start
 )
 
 // Bells calls heard for every bell until ctx ends. The subscription comes back
@@ -62,6 +64,7 @@ func parseBell(text string) Bell {
 		return Bell{Members: true}
 	}
 	var b Bell
+	text, b.Again = strings.CutPrefix(text, againBell+" ")
 	for _, field := range strings.Fields(text) {
 		if n, err := strconv.Atoi(field); err == nil {
 			b.Shards = append(b.Shards, n)

@@ -3,7 +3,6 @@ package stream_test
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -172,15 +171,11 @@ func kind(t testing.TB, err error) (telemetry.FailureKind, string) {
 	return f.Kind, f.Code
 }
 
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
-
-// detached is a context for the end of a test.
-func detached(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }
-
 // waitFor is how long a test waits for what should come at once.
 const waitFor = 5 * time.Second
 
 func contextWithCancel(t testing.TB) (context.Context, context.CancelFunc) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	return ctx, cancel

@@ -111,9 +111,10 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	return out, nil
 }
 
-// Ring tells the owners of shards that something was put on their queues.
+// Ring tells the owners of shards that something was put on their queues that
+// may lie before what they have read.
 func (g *Group) Ring(ctx context.Context, shards []int) error {
-	return failure("ring", g.client.Publish(ctx, g.names.Bell(), ringing(shards)).Err())
+	return failure("ring", g.client.Publish(ctx, g.names.Bell(), againBell+" "+ringing(shards)).Err())
 }
 
 // Forget removes a foreign consumer that holds nothing and has been idle for at

@@ -2,7 +2,6 @@ package stream_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -27,11 +26,13 @@ type morgue struct {
 }
 
 func newMorgue(tb testing.TB) *morgue {
+	tb.Helper()
 	c := testenv.Redis(tb)
 	return morgueOn(tb, c.Client(), c.Stream, c.Group)
 }
 
 func morgueOn(tb testing.TB, client redis.UniversalClient, name, group string) *morgue {
+	tb.Helper()
 	m := &morgue{tb: tb, client: client, cfg: stream.Config{Stream: name, Group: group, Shards: 16}}
 	var err error
 	m.dead, err = stream.NewDeadLetters(m.client, m.cfg, name+":dlq")
@@ -138,7 +139,7 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	elsewhere.Shard = 7
 	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good})
 	var f *telemetry.Failure
-	require.True(t, errors.As(err, &f), "%v", err)
+	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, telemetry.Lost, f.Kind)
 	require.Equal(t, []int{3, 7}, f.Shards)
 	list := m.letters()
@@ -154,7 +155,7 @@ func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
 	require.NoError(t, m.client.XGroupDestroy(t.Context(), m.cfg.Stream, m.cfg.Group).Err())
 	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
 	var f *telemetry.Failure
-	require.True(t, errors.As(err, &f), "%v", err)
+	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, telemetry.Lost, f.Kind)
 	require.Empty(t, m.letters())
 }
@@ -186,7 +187,7 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 	for range 3 { // the first may have to bring the script
 		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
 		var f *telemetry.Failure
-		require.True(t, errors.As(err, &f), "%v", err)
+		require.ErrorAs(t, err, &f, "%v", err)
 		require.Equal(t, telemetry.Unavailable, f.Kind)
 		require.ErrorContains(t, err, "Redis is full; raise maxmemory")
 		require.EqualValues(t, 1, m.pending())

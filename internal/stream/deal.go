@@ -105,11 +105,15 @@ func (g *Group) Deal(ctx context.Context, d protocol.Dealing, a *protocol.Arriva
 	switch res[0] {
 	case "dealt":
 	case "moved":
-		return protocol.Dealt{}, &telemetry.Failure{Kind: telemetry.Lost, Code: "moved",
-			Err: fmt.Errorf("deal after %s: the group's last-delivered ID is %v", d.After, res[1])}
+		return protocol.Dealt{}, &telemetry.Failure{
+			Kind: telemetry.Lost, Code: "moved",
+			Err: fmt.Errorf("deal after %s: the group's last-delivered ID is %v", d.After, res[1]),
+		}
 	default:
-		return protocol.Dealt{}, &telemetry.Failure{Kind: telemetry.Lost, Code: fmt.Sprint(res[0]),
-			Err: fmt.Errorf("deal: the %v is lost", res[0])}
+		return protocol.Dealt{}, &telemetry.Failure{
+			Kind: telemetry.Lost, Code: fmt.Sprint(res[0]),
+			Err: fmt.Errorf("deal: the %v is lost", res[0]),
+		}
 	}
 	out := protocol.Dealt{Pending: int(res[1].(int64))}
 	for _, gone := range res[2:] {

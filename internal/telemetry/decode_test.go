@@ -66,7 +66,7 @@ func decode(t *testing.T, e *telemetry.Entry) (telemetry.Record, *telemetry.Deco
 // requireSound checks what every record promises.
 func requireSound(t require.TestingT, r *telemetry.Record) {
 	require.True(t, utf8.ValidString(r.DeviceID))
-	require.NotZero(t, len(r.DeviceID))
+	require.NotEmpty(t, r.DeviceID)
 	require.LessOrEqual(t, utf8.RuneCountInString(r.DeviceID), 64)
 	require.NotContains(t, r.DeviceID, "\x00")
 	require.NotEmpty(t, r.Codec)
@@ -334,8 +334,10 @@ func TestAttributesAreStoredAsAgreed(t *testing.T) {
 		{"generation type", `{"1":1,"__generation_type":3}`, ""},
 		{"integers beyond 2^53 as numbers", `{"1":9007199254740993,"2":18446744073709551615,"3":-9223372036854775808}`, ""},
 		{"the widest numeric", `{"1":1e131064,"2":1e-16383}`, ""},
-		{"64-bit extremes", `{"1":{"__bigint":"18446744073709551615"},"2":{"__bigint":"-9223372036854775808"},"3":{"__bigint":"0"}}`,
-			`{"1":"18446744073709551615","2":"-9223372036854775808","3":"0"}`},
+		{
+			"64-bit extremes", `{"1":{"__bigint":"18446744073709551615"},"2":{"__bigint":"-9223372036854775808"},"3":{"__bigint":"0"}}`,
+			`{"1":"18446744073709551615","2":"-9223372036854775808","3":"0"}`,
+		},
 		{"a longer integer", `{"1":{"__bigint":"340282366920938463463374607431768211456"},"2":2}`, `{"1":"340282366920938463463374607431768211456","2":2}`},
 		{"bytes", `{"0":0,"1":{"__buffer_b64":"AQID"},"2":{"__buffer_b64":""},"3":{"__buffer_b64":"+\/8="}}`, `{"0":0,"1":"AQID","2":"","3":"+/8="}`},
 		{"escaped sentinel", `{"1":{"__big\u0069nt":"\u0031"}}`, `{"1":"1"}`},

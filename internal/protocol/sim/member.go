@@ -70,8 +70,6 @@ type proc struct {
 	renewed  int64
 
 	// The reader.
-	failing bool
-	reading bool
 
 	worker worker
 

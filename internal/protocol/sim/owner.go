@@ -155,7 +155,6 @@ func (p *proc) handOver(shard int, grant uint64) {
 // early is what a mutant learns before it raises the epoch.
 type early struct {
 	marks map[int]int
-	items []item
 }
 
 // take raises the epoch, has what Postgres may have lost dealt again, and

@@ -84,7 +84,8 @@ func TestARunIsReplayedExactly(t *testing.T) {
 	for seed := range uint64(20) {
 		c := sim.FromSeed(seed+1, sim.Sound)
 		c.Trace = true
-		require.Equal(t, sim.Run(c), sim.Run(c), "seed %d", seed+1)
+		first, second := sim.Run(c), sim.Run(c)
+		require.Equal(t, first, second, "seed %d", seed+1)
 	}
 }
 
