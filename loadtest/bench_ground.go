@@ -207,12 +207,22 @@ func (b *bench) decode() {
 }
 
 // cpuOfTree is the CPU time of a process, of its children that live and of those
-// it has waited for: all of a Postgres server.
+// it has waited for: all of a Postgres server. A child that ends meanwhile would
+// be in neither figure, so it is looked again then.
 func cpuOfTree(pid int) time.Duration {
-	total := cpuOf(pid) + cpuOfWaitedFor(pid)
+	for {
+		waited := cpuOfWaitedFor(pid)
+		total := cpuOf(pid) + waited + cpuOfChildren(pid)
+		if cpuOfWaitedFor(pid) == waited {
+			return total
+		}
+	}
+}
+
+func cpuOfChildren(pid int) (total time.Duration) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return total
+		return 0
 	}
 	for _, path := range stats {
 		text, err := os.ReadFile(path)
