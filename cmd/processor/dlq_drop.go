@@ -17,6 +17,7 @@ func newDLQDropCommand() *cobra.Command {
 		Short: "Remove dead letters for good; a copy stays in processor.dead_letters",
 		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --yes 17
   processor dlq drop 1764000000000-0 --yes 1`,
+		Args: cobra.ArbitraryArgs,
 		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
 			if err := f.set(cmd, args); err != nil {
 				return err

@@ -90,6 +90,7 @@ func newDLQListCommand() *cobra.Command {
 		Short: "List dead letters, oldest first",
 		Example: `  processor dlq list --class invalid --since 24h
   processor dlq list --text latitude --json`,
+		Args: cobra.ArbitraryArgs,
 		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
 			if err := f.set(cmd, args); err != nil {
 				return err
@@ -299,6 +300,7 @@ func newDLQExportCommand() *cobra.Command {
 		Short: "Write dead letters as lines of JSON; nothing is removed",
 		Example: `  processor dlq export --class sink > sink.jsonl
   processor dlq export --file all.jsonl`,
+		Args: cobra.ArbitraryArgs,
 		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) (err error) {
 			if err := f.set(cmd, args); err != nil {
 				return err

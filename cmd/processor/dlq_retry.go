@@ -41,6 +41,7 @@ With --dry-run nothing is sent: each is decoded and the whole write is run in a
 transaction that is rolled back. Exits 1 when one would fail.`,
 		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
   processor dlq retry --class sink --rate 500`,
+		Args: cobra.ArbitraryArgs,
 		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
 			if err := f.set(cmd, args); err != nil {
 				return err

@@ -28,7 +28,7 @@ import (
 // made is measured from its begin until the service has caught up.
 const (
 	maxLines       = 15.0 // a second
-	maxConnections = 25.0 // a second, to either server
+	maxConnections = 40.0 // a second, to either server
 	outageRecords  = 4096
 	outageBytes    = 8 << 20
 )

@@ -89,6 +89,8 @@ func stageWork(pl *place) staged {
 func stageLag(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
+	p.await("took shards")
+	p.await("consumer group made")
 	require.Zero(pl.t, terminated(p))
 	pl.publish(rides(0, 5)...)
 	return staged{}

@@ -80,7 +80,7 @@ type Pipeline struct {
 	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"most bytes of entries held in memory"`
 	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4096" min:"1" max:"100000" help:"most entries asked for in one read; large entries lower it"`
 	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed"`
-	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"25ms" min:"1ms" max:"10s" help:"age after which a batch is committed"`
+	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"age after which a batch is committed"`
 	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; the others are looked up again"`
 }
 
