@@ -53,7 +53,7 @@ build: ## Build the programs into bin/
 
 .PHONY: test
 test: setup data vet build ## Vet, build and run all tests with the race detector on real servers
-	@$(WITH_SERVERS) go test -race -timeout 5m $(TESTFLAGS) $(PKG)
+	@$(WITH_SERVERS) go test -race -timeout 10m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-full
 test-full: setup data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
