@@ -20,6 +20,7 @@ func at(device int, seconds int64) []string {
 	return telemetry.EntryFields(&m)
 }
 
+// P1, P2.
 func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -25,6 +25,24 @@ type fleetView struct {
 	close  func()
 }
 
+// askFleet answers a question about the fleet: ask says what is, in a form to
+// print and to encode.
+func askFleet[T interface{ print(out *output) error }](cmd *cobra.Command, ask func(ctx context.Context, v *fleetView) (T, error)) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+	defer cancel()
+	v, err := openFleetView(ctx)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	answer, err := ask(ctx, v)
+	if err != nil {
+		return err
+	}
+	out := outputOf(cmd)
+	return out.result(answer, func() error { return answer.print(out) })
+}
+
 // openFleetView connects to both servers. The number of shards is the pinned one.
 func openFleetView(ctx context.Context) (*fleetView, error) {
 	db, err := openFleetDB(ctx)
@@ -101,19 +119,7 @@ one: they are gone, and their shards move to the others.`,
   processor members --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			v, err := openFleetView(ctx)
-			if err != nil {
-				return err
-			}
-			defer v.close()
-			m, err := v.members(ctx)
-			if err != nil {
-				return err
-			}
-			out := outputOf(cmd)
-			return out.result(m, func() error { return m.print(out) })
+			return askFleet(cmd, func(ctx context.Context, v *fleetView) (membersJSON, error) { return v.members(ctx) })
 		},
 	}
 }

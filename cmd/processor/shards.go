@@ -44,19 +44,7 @@ queues from Redis. The applied ID is a progress mark, written about once a secon
   processor shards resize 128`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			v, err := openFleetView(ctx)
-			if err != nil {
-				return err
-			}
-			defer v.close()
-			s, err := v.state(ctx)
-			if err != nil {
-				return err
-			}
-			out := outputOf(cmd)
-			return out.result(s, func() error { return s.print(out) })
+			return askFleet(cmd, func(ctx context.Context, v *fleetView) (shardsJSON, error) { return v.state(ctx) })
 		},
 	}
 	cmd.AddCommand(newResizeCommand())

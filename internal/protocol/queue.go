@@ -25,7 +25,6 @@ type Queue struct {
 	deals    uint64            // deals to this queue that were not fed
 	empty    bool              // nothing lies beyond the cursor
 	emptyIn  uint64            // the turn in which that was established
-	parked   map[telemetry.EntryID]struct{}
 }
 
 // Ticket is what a read of a queue was based on. It stands for the moment the
@@ -70,9 +69,6 @@ func (q *Queue) EndRead(t Ticket, ids []telemetry.EntryID, full bool, turn uint6
 		}
 		q.cursor = id
 		if _, ok := t.skip[id]; ok {
-			continue
-		}
-		if _, ok := q.parked[id]; ok {
 			continue
 		}
 		q.hand(id)
@@ -121,18 +117,6 @@ func (q *Queue) Done(n int) {
 	}
 }
 
-// Park keeps an entry that stays pending on purpose from being handed on again
-// until the queue is taken anew.
-func (q *Queue) Park(id telemetry.EntryID) {
-	if q.parked == nil {
-		q.parked = make(map[telemetry.EntryID]struct{})
-	}
-	q.parked[id] = struct{}{}
-}
-
-// Parked is the number of entries left pending on purpose.
-func (q *Queue) Parked() int { return len(q.parked) }
-
 // Hand is what was handed on and is not done, in order.
 func (q *Queue) Hand() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
 
@@ -150,6 +134,5 @@ func (q *Queue) Reset() {
 // Drop forgets what is in flight, since its work was given up, and starts over.
 func (q *Queue) Drop() {
 	q.inFlight, q.head = nil, 0
-	q.parked = nil
 	q.Reset()
 }

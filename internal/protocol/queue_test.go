@@ -77,12 +77,3 @@ func TestQueueMayBeFedOnlyWhileKnownEmpty(t *testing.T) {
 	q.Reset()
 	require.False(t, q.MayFeed(2))
 }
-
-func TestQueueLeavesParkedEntriesAlone(t *testing.T) {
-	var q protocol.Queue
-	end(&q, q.BeginRead(1), false, 1, 1, 2)
-	q.Park(ids(1)[0])
-	q.Done(2)
-	q.Reset()
-	require.Equal(t, []uint64{2}, end(&q, q.BeginRead(1), false, 1, 1, 2))
-}
