@@ -198,7 +198,8 @@ create table if not exists processor.timing_records (
   revision integer not null default 1,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
-  check (earlier_ts <= later_ts)
+  check (earlier_ts <= later_ts),
+  check (initial = (earlier_ts is null))
 );
 
 create unique index if not exists timing_records_key
@@ -225,7 +226,7 @@ comment on column processor.timing_records.kind is
 comment on column processor.timing_records.at is
   'Device time of the crossing, interpolated between the two fixes; the later fix across a long gap.';
 comment on column processor.timing_records.earlier_ts is
-  'Device time of the fix before the crossing; null when there is none.';
+  'Device time of the fix before the crossing; null exactly where initial is true, since there is none.';
 comment on column processor.timing_records.later_ts is
   'Device time of the fix after the crossing.';
 comment on column processor.timing_records.latitude is

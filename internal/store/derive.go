@@ -297,7 +297,7 @@ set fence_version = $2,
   initial = $7,
   revision = revision + 1,
   updated_at = now()
-where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), micros(c.EarlierUS), c.Latitude, c.Longitude, c.Initial)
+where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.Crossing), c.Latitude, c.Longitude, c.Initial)
 	}
 	queueCrossings(b, d.add, fences)
 	if len(d.notices) > 0 {
@@ -315,13 +315,13 @@ func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fen
 	n := len(list)
 	device, fence, kind := make([]string, n), make([]string, n), make([]string, n)
 	version, ordinal := make([]int32, n), make([]int16, n)
-	at, earlier, later := make([]time.Time, n), make([]time.Time, n), make([]time.Time, n)
+	at, earlier, later := make([]time.Time, n), make([]*time.Time, n), make([]time.Time, n)
 	lat, lon, initial := make([]float64, n), make([]float64, n), make([]bool, n)
 	for i := range list {
 		c := &list[i]
 		device[i], fence[i], kind[i] = c.DeviceID, c.FenceID, string(c.Kind)
 		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal)
-		at[i], earlier[i], later[i] = micros(c.TimeUS), micros(c.EarlierUS), micros(c.LaterUS)
+		at[i], earlier[i], later[i] = micros(c.TimeUS), earlierTS(&c.Crossing), micros(c.LaterUS)
 		lat[i], lon[i], initial[i] = c.Latitude, c.Longitude, c.Initial
 	}
 	b.Queue(`
@@ -342,6 +342,15 @@ set fence_version = excluded.fence_version,
 where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial)
   is distinct from (excluded.fence_version, excluded.at, excluded.earlier_ts, excluded.latitude, excluded.longitude, excluded.initial)`,
 		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial)
+}
+
+// earlierTS is the fix before a crossing; nil for an initial one, which has none.
+func earlierTS(c *geofence.Crossing) *time.Time {
+	if c.Initial {
+		return nil
+	}
+	at := micros(c.EarlierUS)
+	return &at
 }
 
 func micros(us int64) time.Time { return time.UnixMicro(us).UTC() }
