@@ -16,11 +16,12 @@ func chaos() Scenario {
 	return Scenario{
 		Name: "chaos",
 		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break " +
-			"and servers go away.",
+			"and servers go away or fill up.",
 		Bounds:  "none beside those of every scenario",
 		Plan:    Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
 		Breaks:  true,
 		proxied: true,
+		durable: true,
 		env:     []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
 		run: func(ctx context.Context, r *run) error {
 			if err := r.begin(ctx); err != nil {

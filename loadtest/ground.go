@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 const (
@@ -23,6 +24,7 @@ const (
 	serverTimeout = 10 * time.Second
 	askTimeout    = time.Second
 	connections   = 4
+	clearWithin   = 5 * time.Minute // of named servers, however much was stored
 	// maxLen is far above any run: what is trimmed before it is read is lost, and
 	// this is no test of that.
 	maxLen = 100_000_000
@@ -47,29 +49,37 @@ type ground struct {
 	crossings func(ctx context.Context) iter.Seq2[protocol.Crossing, error]
 	fenceRows func(ctx context.Context) (int64, []store.FenceVersion, error)
 	dated     bool // commits have times
+	fillRedis func(ctx context.Context, full bool) error
+	unlink    func(ctx context.Context, keys []string) error
+	found     store.Found // on a named Postgres
+	prepared  bool        // something of ours is on the named servers
 	closers   []func() error
 }
 
 // openGround starts servers or makes sure that the named ones are not in use.
-func openGround(ctx context.Context, cfg Config, log *slog.Logger) (_ *ground, err error) {
+// A durable Redis loses nothing that it has acknowledged when it is killed.
+func openGround(ctx context.Context, cfg Config, durable bool, log *slog.Logger) (_ *ground, err error) {
 	g := &ground{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: "telemetry:teltonika", group: "processor"}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, g.close(context.WithoutCancel(ctx)))
+			past := context.WithoutCancel(ctx)
+			err = errors.Join(err, g.clear(past, nil, 0), g.close(past))
 		}
 	}()
 	if cfg.RedisURL == "" {
-		g.env, err = devenv.Start(ctx, devenv.Options{
-			Redis: true, Postgres: true,
-			PostgresArgs: []string{"-c", "track_commit_timestamp=on"},
-		})
+		options := devenv.Options{Redis: true, Postgres: true}
+		if durable {
+			options.RedisArgs = []string{"--appendfsync", "always"}
+		}
+		g.env, err = devenv.Start(ctx, options)
 		if err != nil {
 			return nil, fmt.Errorf("start servers: %w", err)
 		}
 		g.redisURL, g.postgresURL = g.env.Redis.URL(), g.env.Postgres.URL()
 	} else {
-		token := fmt.Sprintf("%08x", rand.Uint32())
-		g.stream, g.group = "loadtest:"+token, "loadtest-"+token
+		// The braces keep all keys on one node of a cluster.
+		g.group = fmt.Sprintf("loadtest-%08x", rand.Uint32())
+		g.stream = "{" + g.group + "}"
 	}
 	if err := g.connect(ctx); err != nil {
 		return nil, err
@@ -102,6 +112,14 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	if g.parked, err = stream.NewDeadLetters(looking, where, g.deadLetters()); err != nil {
 		return fmt.Errorf("connect to Redis: %w", err)
 	}
+	g.fillRedis = func(ctx context.Context, full bool) error {
+		limit := "0"
+		if full {
+			limit = "1mb"
+		}
+		return looking.ConfigSet(ctx, "maxmemory", limit).Err()
+	}
+	g.unlink = func(ctx context.Context, keys []string) error { return looking.Unlink(ctx, keys...).Err() }
 	pool, err := store.Open(ctx, store.Config{
 		URL: g.postgresURL, Member: "loadtest", MaxConns: connections,
 		ConnectTimeout: serverTimeout, StatementTimeout: serverTimeout, LockTimeout: serverTimeout,
@@ -113,7 +131,7 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	scope := store.Scope{Stream: g.stream, Group: g.group}
 	g.observer = store.NewObserver(pool, scope)
 	g.shards = store.NewShards(pool, scope, serverTimeout)
-	g.fences = store.NewFenceEditor(pool, scope, shards, "loadtest")
+	g.fences = store.NewFenceEditor(pool, scope, shards, g.group)
 	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return store.Timings(ctx, pool) }
 	g.fenceRows = store.NewFences(pool, serverTimeout).Rows
 	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) }
@@ -122,13 +140,15 @@ func (g *ground) connect(ctx context.Context) (err error) {
 
 // prepare makes the schema and begins to observe.
 func (g *ground) prepare(ctx context.Context, log *slog.Logger) error {
-	empty, err := g.observer.Empty(ctx)
+	found, used, err := g.observer.Find(ctx)
 	if err != nil {
 		return err
 	}
-	if !empty {
-		return errors.New("the Postgres named holds positions already: use an empty database, this one may be in production")
+	if len(used) > 0 {
+		return fmt.Errorf("the Postgres named is in use: %s hold rows already; name a database without any, this one may be in production",
+			strings.Join(used, ", "))
 	}
+	g.found, g.prepared = found, g.env == nil
 	if _, err := store.Migrate(ctx, g.postgresURL, log); err != nil {
 		return fmt.Errorf("make the schema: %w", err)
 	}
@@ -150,6 +170,9 @@ func (g *ground) deadLetters() string {
 	return stream.Names{Stream: g.stream, Group: g.group}.DeadLetters(false)
 }
 
+// recomputes is the stream of requests by neighbours.
+func (g *ground) recomputes() string { return g.stream + ":recompute" }
+
 // environ is the variables that lead an instance to the servers, through
 // proxies where there are some.
 func (g *ground) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, error) {
@@ -168,7 +191,7 @@ func (g *ground) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, err
 	return []string{
 		"REDIS_URL=" + redisURL, "POSTGRES_URL=" + postgresURL,
 		"REDIS_TELEMETRY_STREAM=" + g.stream, "REDIS_CONSUMER_GROUP=" + g.group,
-		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.stream + ":recompute",
+		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.recomputes(),
 		fmt.Sprintf("SHARDS=%d", shards),
 	}, nil
 }
@@ -185,13 +208,36 @@ func addrOf(rawURL, port string) (string, error) {
 	return u.Host, nil
 }
 
-func (g *ground) close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+// clear removes everything of a run from named servers. The keys are those of
+// the group, of its members, and its streams.
+func (g *ground) clear(ctx context.Context, members []string, devices int) error {
+	if !g.prepared {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, clearWithin)
 	defer cancel()
+	names := stream.Names{Stream: g.stream, Group: g.group}
+	keys := append(names.All(), g.stream, g.deadLetters(), g.recomputes())
+	for _, m := range members {
+		keys = append(keys, names.Members()+":"+m)
+	}
 	var errs []error
-	if g.env == nil && g.dated {
+	if err := g.unlink(ctx, keys); err != nil {
+		errs = append(errs, fmt.Errorf("remove the keys of %s from Redis: %w", g.stream, err))
+	}
+	if g.dated {
 		errs = append(errs, g.observer.Remove(ctx))
 	}
+	// One more than there are: the hot device.
+	errs = append(errs, g.observer.Clear(ctx, g.found, func(yield func(string) bool) {
+		for n := 0; n <= devices && yield(fleet.DeviceID(n)); n++ {
+		}
+	}))
+	return errors.Join(errs...)
+}
+
+func (g *ground) close(ctx context.Context) error {
+	var errs []error
 	for _, c := range g.closers {
 		errs = append(errs, c())
 	}

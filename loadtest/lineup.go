@@ -134,6 +134,15 @@ func (l *lineup) all() []*instance {
 	return all
 }
 
+// identities are the names of all instances there ever were.
+func (l *lineup) identities() []string {
+	var names []string
+	for _, in := range l.all() {
+		names = append(names, in.name)
+	}
+	return names
+}
+
 // size is the number of slots there ever were.
 func (l *lineup) size() int {
 	l.mu.Lock()

@@ -19,12 +19,13 @@ const (
 func outage() Scenario {
 	return Scenario{
 		Name: "outage",
-		About: "Redis and Postgres stop, crash and stay away for a while; then one instance alone is cut off from each " +
+		About: "Redis and Postgres stop, crash, freeze and fill up for a while; then one instance alone is cut off from each " +
 			"(on named servers everything is done to connections).",
 		Bounds:  "15 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 5 s of when it counts as gone and its time for a release is over; no instance exits",
 		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
 		proxied: true,
+		durable: true,
 		run: func(ctx context.Context, r *run) error {
 			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err
@@ -59,6 +60,13 @@ func (r *run) outages() []trouble {
 		}
 	}
 	redis, postgres := r.ground.env.Redis, r.ground.env.Postgres
+	full := func(name string, fill func(context.Context, bool) error) trouble {
+		return trouble{
+			name,
+			func(ctx context.Context) error { return fill(ctx, true) },
+			func(ctx context.Context) error { return fill(ctx, false) },
+		}
+	}
 	atOnce := func(f func() error) func(context.Context) error { return func(context.Context) error { return f() } }
 	return []trouble{
 		{"Redis stops", redis.Stop, redis.Start},
@@ -67,6 +75,8 @@ func (r *run) outages() []trouble {
 		{"Postgres stops", postgres.Stop, postgres.Start},
 		{"Postgres is killed", atOnce(postgres.Kill), postgres.Start},
 		{"Postgres is frozen", atOnce(postgres.Pause), atOnce(postgres.Resume)},
+		full("Redis is full", r.ground.fillRedis),
+		full("the disk of Postgres is full", r.ground.observer.FillDisk),
 	}
 }
 

@@ -58,10 +58,15 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, fmt.Errorf("scenario %s breaks things on purpose: allow it (--allow-faults) on servers that nobody needs, or let it start its own", s.Name)
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
-	if r.ground, err = openGround(ctx, cfg, r.log); err != nil {
+	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}
+	if r.ground, err = openGround(ctx, cfg, s.durable, r.log); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.ground.close(context.WithoutCancel(ctx))) }()
+	r.line.ground = r.ground
+	defer func() {
+		past := context.WithoutCancel(ctx)
+		err = errors.Join(err, r.ground.clear(past, r.line.identities(), r.plan.Devices), r.ground.close(past))
+	}()
 	if r.load, err = newLoad(r.ground, cfg.Dir, r.log); err != nil {
 		return nil, err
 	}
@@ -71,7 +76,6 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 			return nil, err
 		}
 	}
-	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, ground: r.ground, proxied: s.proxied}
 	defer func() { err = errors.Join(err, r.line.close()) }()
 	return r.whole(ctx)
 }

@@ -17,6 +17,7 @@ type Scenario struct {
 	proxied bool     // instances reach the servers through proxies
 	idle    bool     // starts without instances
 	bare    bool     // without fences
+	durable bool     // kills Redis: it must keep what it has acknowledged
 	env     []string // of the instances
 	run     func(ctx context.Context, r *run) error
 }

@@ -42,11 +42,22 @@ create table if not exists loadtest.tenures (
   owner text
 );
 
+create table if not exists loadtest.disk (
+  is_full boolean not null
+);
+
+insert into loadtest.disk
+select false
+where not exists (select from loadtest.disk);
+
 create or replace function loadtest.note_commit()
 returns trigger
 language plpgsql
 as $$
 begin
+  if (select is_full from loadtest.disk) then
+    raise exception using errcode = 'disk_full', message = 'could not extend file: no space left on device (a load test)';
+  end if;
   insert into loadtest.commits (xid, session)
   values (pg_current_xact_id()::xid, current_setting('application_name'));
   return null;
@@ -99,15 +110,11 @@ func (o *Observer) Dated(ctx context.Context) (bool, error) {
 	return on, failure("ask for track_commit_timestamp", err)
 }
 
-// Empty tells whether no positions are stored: whether there is a table or not.
-func (o *Observer) Empty(ctx context.Context) (bool, error) {
-	var table bool
-	if err := o.pool.QueryRow(ctx, `select to_regclass('public.positions') is not null`).Scan(&table); err != nil || !table {
-		return err == nil, failure("look for positions", err)
-	}
-	var rows bool
-	err := o.pool.QueryRow(ctx, `select exists (select from public.positions)`).Scan(&rows)
-	return !rows, failure("look into positions", err)
+// FillDisk has every commit that stores positions fail as on a full disk, or no
+// longer.
+func (o *Observer) FillDisk(ctx context.Context, full bool) error {
+	_, err := o.pool.Exec(ctx, `update loadtest.disk set is_full = $1`, full)
+	return failure("fill the disk", err)
 }
 
 // InTransaction is how many sessions of a member are inside a transaction.

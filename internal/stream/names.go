@@ -50,6 +50,9 @@ func (n Names) Grants() string { return n.prefix() + ":grants" }
 // Losses is the list of losses that are not in the ledger yet.
 func (n Names) Losses() string { return n.prefix() + ":losses" }
 
+// Made is the list of the makings of the group that nobody has looked into yet.
+func (n Names) Made() string { return n.prefix() + ":made" }
+
 // Shards is the key of the number of shards, set when it was last changed.
 func (n Names) Shards() string { return n.prefix() + ":shards" }
 
@@ -64,6 +67,13 @@ func (n Names) Members() string { return n.prefix() + ":members" }
 
 // Parked is the hash of source entries that have a dead letter.
 func (n Names) Parked() string { return n.prefix() + ":parked" }
+
+// All are the keys of the group beside its streams, without the heartbeats.
+func (n Names) All() []string {
+	return []string{
+		n.Turn(), n.Dealt(), n.Acked(), n.Grants(), n.Losses(), n.Made(), n.Shards(), n.Lock(), n.Members(), n.Parked(),
+	}
+}
 
 // DeadLetters is the default name of the dead-letter stream. A cluster needs
 // the hash tag spelled out; elsewhere the name is the neighbours' own.
