@@ -82,12 +82,22 @@ func nice(x float64) float64 {
 		return 1
 	}
 	unit := math.Pow(10, math.Floor(math.Log10(x)))
-	for _, m := range []float64{1, 1.5, 2, 3, 4, 5, 6, 8, 10} {
+	for _, m := range []float64{1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10} { // their quarters are round, too
 		if x <= m*unit {
 			return m * unit
 		}
 	}
 	return 10 * unit
+}
+
+// steady is the next round time between two ticks of a clock, in seconds.
+func steady(seconds float64) float64 {
+	for _, step := range []float64{.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600} {
+		if seconds <= step {
+			return step
+		}
+	}
+	return 7200
 }
 
 // SVG draws the chart.
@@ -137,16 +147,19 @@ func (c chart) ticks(low, high float64) []float64 {
 
 // clock draws the axis of time.
 func (c chart) clock(b *strings.Builder, foot float64) {
-	step := nice(c.until.Seconds() / 10)
+	step := steady(c.until.Seconds() / 10)
 	for s := 0.0; s <= c.until.Seconds(); s += step {
 		x := c.x(time.Duration(s * float64(time.Second)))
 		fmt.Fprintf(b, `<text class="tick" x="%.1f" y="%.1f" text-anchor="middle">%gs</text>`, x, foot+17, round(s, 1))
 	}
 }
 
-// faults shades the time of each fault.
+// numberedFaults is up to how many faults have room for their numbers.
+const numberedFaults = 40
+
+// faults shades the time of each fault and numbers it as the list of events does.
 func (c chart) faults(b *strings.Builder, top, foot float64) {
-	for _, m := range c.marks {
+	for n, m := range c.marks {
 		x := c.x(m.At)
 		width := 1.5
 		if m.Until > m.At {
@@ -154,6 +167,23 @@ func (c chart) faults(b *strings.Builder, top, foot float64) {
 		}
 		fmt.Fprintf(b, `<rect class="fault" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s at %.1f s</title></rect>`,
 			x, top, width, foot-top, template.HTMLEscapeString(m.What), m.At.Seconds())
+		c.number(b, n, top)
+	}
+}
+
+// begins draws a line where each fault begins: shades would change the colours
+// of what is below.
+func (c chart) begins(b *strings.Builder, top, foot float64) {
+	for n, m := range c.marks {
+		fmt.Fprintf(b, `<line class="begin" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f"><title>%s at %.1f s</title></line>`,
+			c.x(m.At), c.x(m.At), top-3, foot, template.HTMLEscapeString(m.What), m.At.Seconds())
+		c.number(b, n, top)
+	}
+}
+
+func (c chart) number(b *strings.Builder, n int, top float64) {
+	if len(c.marks) <= numberedFaults {
+		fmt.Fprintf(b, `<text class="number" x="%.1f" y="%.1f">%d</text>`, c.x(c.marks[n].At), top-4, n+1)
 	}
 }
 

@@ -88,22 +88,26 @@ type span struct {
 	what     string
 	member   string // whose fault it is
 	from, to time.Time
+	orderly  bool // it left on request
 }
 
 // takeover waits until others own what a member owned, and notes how long that
-// took since a moment. Beyond the limit it is a missed bound.
-func (r *run) takeover(ctx context.Context, what, member string, since time.Time, limit time.Duration) error {
-	if err := r.line.released(ctx, member, limit+30*time.Second); err != nil {
-		r.check(false, "%s: nobody took over: %v", what, err)
+// took since the span began. Beyond the limit it is a missed bound.
+func (r *run) takeover(ctx context.Context, s span, limit time.Duration) error {
+	if err := r.line.released(ctx, s.member, limit+30*time.Second); err != nil {
+		r.check(false, "%s: nobody took over: %v", s.what, err)
 		return ctx.Err()
 	}
-	took := max(0, time.Since(since))
+	s.to = time.Now()
+	took := max(0, s.to.Sub(s.from))
 	r.mu.Lock()
 	r.takeovers = append(r.takeovers, round(took.Seconds(), 2))
-	r.spans = append(r.spans, span{what: what, member: member, from: since, to: time.Now()})
+	r.spans = append(r.spans, s)
 	r.mu.Unlock()
-	r.fact("takeover", "%s: %.2f s", what, took.Seconds())
-	r.check(took <= limit, "takeover after %s: %.2f s, want at most %.2f s", what, took.Seconds(), limit.Seconds())
+	if !s.orderly {
+		r.fact("takeover", "%s: %.2f s", s.what, took.Seconds())
+	}
+	r.check(took <= limit, "takeover after %s: %.2f s, want at most %.2f s", s.what, took.Seconds(), limit.Seconds())
 	return nil
 }
 
@@ -116,7 +120,7 @@ func (r *run) kill(ctx context.Context, in *instance, what string) error {
 	if err := in.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	return r.takeover(ctx, "SIGKILL of "+what, member, since, memberTTL+r.slack(takeoverSlack))
+	return r.takeover(ctx, span{what: "SIGKILL of " + what, member: member, from: since}, memberTTL+r.slack(takeoverSlack))
 }
 
 // terminate ends an instance with SIGTERM. Its shards are to move within a
@@ -134,7 +138,7 @@ func (r *run) terminate(ctx context.Context, in *instance) error {
 	}
 	drained := time.Now()
 	r.check(code == 0, "instance %s ended with code %d after SIGTERM, its log ends with:\n%s", in.name, code, in.tail(3))
-	return r.takeover(ctx, "SIGTERM, from the end of the drain", member, drained, r.slack(time.Second))
+	return r.takeover(ctx, span{what: "SIGTERM, from the end of the drain", member: member, from: drained, orderly: true}, r.slack(time.Second))
 }
 
 // fill puts a new instance into a slot and waits until the shards are spread

@@ -165,7 +165,7 @@ func (r *run) alone(ctx context.Context) error {
 		if err := f.fault(f.link(in)); err != nil {
 			return err
 		}
-		if err := r.takeover(ctx, f.name+" to the turn holder alone", in.member(), since, f.limit+r.slack(takeoverSlack)); err != nil {
+		if err := r.takeover(ctx, span{what: f.name + " to the turn holder alone", member: in.member(), from: since}, f.limit+r.slack(takeoverSlack)); err != nil {
 			return err
 		}
 		if err := f.link(in).Resume(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"html/template"
 	"io"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -15,7 +16,7 @@ var reportText string
 
 // Report writes a result as one HTML page that needs nothing else.
 func Report(w io.Writer, s Scenario, r *Result) error {
-	page, err := template.New("report").Parse(reportText)
+	page, err := template.New("report").Funcs(template.FuncMap{"inc": func(n int) int { return n + 1 }}).Parse(reportText)
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
@@ -23,7 +24,7 @@ func Report(w io.Writer, s Scenario, r *Result) error {
 	d.numbers()
 	d.charts()
 	for _, m := range r.Marks {
-		line := fmt.Sprintf("%.1f s", m.At.Seconds())
+		line := fmt.Sprintf("at %.1f s", m.At.Seconds())
 		if m.Until > m.At {
 			line += fmt.Sprintf(" for %.1f s", (m.Until - m.At).Seconds())
 		}
@@ -63,22 +64,22 @@ func (d *reportData) numbers() {
 		if n == nil {
 			return "unknown"
 		}
-		return fmt.Sprint(*n)
+		return thousands(*n)
 	}
-	add("sent", "%d", r.Sent)
-	add("stored", "%d", r.Stored)
-	add("per second", "%.0f", r.PerSecond)
+	add("sent", "%s", thousands(r.Sent))
+	add("stored", "%s", thousands(r.Stored))
+	add("per second", "%s", thousands(int64(r.PerSecond)))
 	if r.P99MS != nil {
 		add("p99", "%.0f ms", *r.P99MS)
 	}
-	add("lost", "%d", r.Lost)
-	add("double", "%d", r.Double)
+	add("lost", "%s", thousands(r.Lost))
+	add("double", "%s", thousands(r.Double))
 	add("reordered", "%s", unknown(r.Reordered))
 	add("by stale owners", "%s", unknown(r.Stale))
-	add("undone", "%d", r.Undone)
-	add("duplicates", "%d", r.Duplicates)
-	add("dead letters", "%d", r.DeadLettered)
-	add("crossings", "%d", r.Crossings)
+	add("undone", "%s", thousands(r.Undone))
+	add("duplicates", "%s", thousands(r.Duplicates))
+	add("dead letters", "%s", thousands(r.DeadLettered))
+	add("crossings", "%s", thousands(r.Crossings))
 	add("rows", "%s", r.Oracle)
 	add("oldest undone", "%.1f s", r.PeakAge)
 }
@@ -142,10 +143,19 @@ func (d *reportData) charts() {
 		[]legend{{"p50", undoneColor}, {"p99", ageColor}}, latency)
 	if len(r.Tenures) > 0 {
 		d.Charts = append(d.Charts, drawn{
-			Title: "Who owned each shard", About: "as Postgres noted it; one line is one shard, faults are shaded",
+			Title: "Who owned each shard", About: "as Postgres noted it; one line is one shard, a dashed line the begin of a fault",
 			Legend: append(d.Slots[:len(d.Slots):len(d.Slots)], legend{"nobody", palette(-1)}), SVG: owners(base, r.Tenures),
 		})
 	}
+}
+
+// thousands is a number with its digits in groups.
+func thousands(n int64) string {
+	text := strconv.FormatInt(n, 10)
+	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
 }
 
 func known(n *int64) float64 {
@@ -179,7 +189,7 @@ func owners(c chart, tenures []Tenure) template.HTML {
 	for shard := 0; shard < shards; shard += 8 {
 		fmt.Fprintf(&b, `<text class="tick" x="%d" y="%d" text-anchor="end">shard %d</text>`, marginLeft-6, marginTop+shard*line+5, shard)
 	}
-	c.faults(&b, marginTop, float64(height))
+	c.begins(&b, marginTop, float64(height))
 	c.clock(&b, float64(height))
 	b.WriteString(`</svg>`)
 	return template.HTML(b.String()) //nolint:gosec // built here; there is no foreign text in it

@@ -43,7 +43,7 @@ func (r *run) freeze(ctx context.Context, in *instance, who string, stop, thaw f
 		return err
 	}
 	since := time.Now()
-	if err := r.takeover(ctx, "SIGSTOP of "+who, in.member(), since, memberTTL+r.slack(takeoverSlack)); err != nil {
+	if err := r.takeover(ctx, span{what: "SIGSTOP of " + who, member: in.member(), from: since}, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err
 	}
 	if err := pause(ctx, 2*time.Second); err != nil {

@@ -1,12 +1,14 @@
 package loadtest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/trmtracking/processor/internal/store"
@@ -17,6 +19,8 @@ import (
 const (
 	equal     = "equal"
 	different = "different"
+	// afterwards is how long a curve goes on once others have taken over.
+	afterwards = 3 * time.Second
 )
 
 // verdict has both judges look at what is left behind.
@@ -63,6 +67,12 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 	}
 	res.Missed, res.Facts, res.Marks = r.missed, r.facts, r.marks
 	res.TakeoverSeconds, res.Rates = r.takeovers, r.rates
+	for _, s := range r.spans {
+		if s.orderly {
+			continue
+		}
+		res.Curves = append(res.Curves, curve(s.what, samples, s.from.Sub(r.began), s.to.Sub(r.began)+afterwards))
+	}
 	r.usage(res)
 	return res, nil
 }
@@ -142,17 +152,29 @@ func (r *run) tenures(changes []store.Tenure) []Tenure {
 	return spans
 }
 
-// usage says what the processes took.
-func (r *run) usage(res *Result) {
-	for _, in := range r.line.all() {
-		f := in.seen()
-		if f.rss > 0 {
-			res.Facts = append(res.Facts, Fact{
-				Name:  "instance " + in.name,
-				Value: fmt.Sprintf("%.0f MB resident at the last look, %.1f s of CPU, %d commits fenced", f.rss/1e6, f.cpu, f.fenced),
-			})
+// curve is what the samples tell about the seconds after a fault.
+func curve(after string, samples []Sample, from, to time.Duration) Curve {
+	c := Curve{After: after, Undone: make([]*int64, 1+int((to-from)/time.Second))}
+	c.AgeSeconds = make([]*float64, len(c.Undone))
+	for _, s := range samples {
+		if s.At < from || s.At > to {
+			continue
+		}
+		n := int((s.At - from) / time.Second)
+		if s.Undone != nil && (c.Undone[n] == nil || *s.Undone > *c.Undone[n]) {
+			c.Undone[n] = s.Undone
+		}
+		if s.Age != nil && (c.AgeSeconds[n] == nil || *s.Age > *c.AgeSeconds[n]) {
+			age := round(*s.Age, 2)
+			c.AgeSeconds[n] = &age
 		}
 	}
+	return c
+}
+
+// usage says what the processes took.
+func (r *run) usage(res *Result) {
+	r.instances(res)
 	if r.probe.seen > 0 {
 		res.Facts = append(res.Facts, Fact{
 			Name:  "acknowledged",
@@ -172,6 +194,36 @@ func (r *run) usage(res *Result) {
 			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB, this process %.0f MB at most", peakMB(env.Redis.PID()), peakMB(os.Getpid())),
 		})
 	}
+}
+
+// instances says what each took, or all together where they are many.
+func (r *run) instances(res *Result) {
+	const many = 6
+	add := func(name, format string, args ...any) {
+		res.Facts = append(res.Facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
+	}
+	var seen []figures
+	for _, in := range r.line.all() {
+		f := in.seen()
+		if f.rss == 0 {
+			continue
+		}
+		seen = append(seen, f)
+		if len(r.line.all()) <= many {
+			add("instance "+in.name, "%.0f MB resident at the last look, %.1f s of CPU, %d commits fenced", f.rss/1e6, f.cpu, f.fenced)
+		}
+	}
+	if len(seen) == 0 || len(r.line.all()) <= many {
+		return
+	}
+	var cpu float64
+	var fenced int64
+	for _, f := range seen {
+		cpu, fenced = cpu+f.cpu, fenced+f.fenced
+	}
+	bySize := func(a, b figures) int { return cmp.Compare(a.rss, b.rss) }
+	add("instances", "%d, %.0f to %.0f MB resident at the last look, %.1f s of CPU, %d commits fenced",
+		len(seen), slices.MinFunc(seen, bySize).rss/1e6, slices.MaxFunc(seen, bySize).rss/1e6, cpu, fenced)
 }
 
 // round keeps what means something of a measured number.

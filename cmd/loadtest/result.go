@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -65,6 +66,17 @@ func printTable(w io.Writer, r *loadtest.Result) {
 	row("oldest undone entry", "at most %.2f s old", r.PeakAge)
 	if len(r.TakeoverSeconds) > 0 {
 		row("takeover", "%s s", strings.Trim(fmt.Sprintf("%.2f", r.TakeoverSeconds), "[]"))
+	}
+	for _, c := range r.Curves {
+		var ages []string
+		for _, age := range c.AgeSeconds {
+			text := "?"
+			if age != nil {
+				text = strconv.FormatFloat(*age, 'f', 1, 64)
+			}
+			ages = append(ages, text)
+		}
+		row("oldest undone entry", "%s: %s s old in the seconds that followed", c.After, strings.Join(ages, " "))
 	}
 	for _, f := range r.Facts {
 		row(f.Name, "%s", f.Value)
