@@ -16,7 +16,6 @@ func backlog() Scenario {
 		About:  "A backlog is worked off by one instance, then one as large by all, by turns, as fast as they can; the best of each counts.",
 		Bounds: "two instances on one machine at least 0.75 of the rate of one",
 		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 1000, Entries: 300_000, Rounds: 2, Duration: 24 * time.Hour, Profile: profileSteady},
-		Breaks: true,
 		idle:   true,
 		bare:   true,
 		run: func(ctx context.Context, r *run) error {

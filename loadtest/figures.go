@@ -21,6 +21,7 @@ type figures struct {
 	turn       bool
 	shards     int
 	rss        float64 // bytes
+	most       float64 // the highest rss of all looks
 	cpu        float64 // seconds
 	latency    histogram
 }
@@ -57,6 +58,7 @@ func (in *instance) look(ctx context.Context) (figures, error) {
 	f := figuresOf(families)
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	f.most = max(f.rss, in.last.most)
 	in.last = f
 	return f, nil
 }

@@ -46,6 +46,7 @@ type run struct {
 
 	sendingBegan time.Time
 	finished     time.Time
+	postgresMB   float64 // of our own, before the instances ended
 }
 
 // Run runs a scenario and judges it. An error means that there is no verdict.
@@ -122,6 +123,9 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	r.watch.look(ctx)
+	if r.ground.env != nil {
+		r.postgresMB = serverMB(r.ground.env.Postgres.PID())
+	}
 	stopWatch()
 	looking.Wait()
 	r.deserters()

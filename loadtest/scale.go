@@ -13,8 +13,7 @@ func scale() Scenario {
 		About: "One instance, then two, then three, then one again, under load.",
 		Bounds: "a join moves at most 64/n shards, rounded up, and is done within 10 s; " +
 			"who leaves exits with 0 and its shards move within 1 s of its end",
-		Plan:   Plan{Instances: 1, Devices: 500, Rate: 3000, Duration: 4 * time.Second, Profile: profileIncidents},
-		Breaks: true,
+		Plan: Plan{Instances: 1, Devices: 500, Rate: 3000, Duration: 4 * time.Second, Profile: profileIncidents},
 		run: func(ctx context.Context, r *run) error {
 			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err

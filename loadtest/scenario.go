@@ -12,7 +12,7 @@ type Scenario struct {
 	About  string
 	Bounds string // in words, beside those of every scenario
 	Plan   Plan   // unless told otherwise
-	Breaks bool   // breaks things: not on named servers unless allowed
+	Breaks bool   // kills, freezes or cuts off: not on named servers unless allowed
 
 	proxied bool     // instances reach the servers through proxies
 	idle    bool     // starts without instances

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -35,8 +36,50 @@ func peakMB(pid int) float64 {
 	if err != nil {
 		return 0
 	}
-	for line := range bytes.Lines(text) {
-		if size, ok := bytes.CutPrefix(line, []byte("VmHWM:")); ok {
+	return statusMB(text, "VmHWM:")
+}
+
+// serverMB is what a server of many processes has in memory: what each has for
+// itself, and once what they share. 0 where the system does not tell.
+func serverMB(pid int) float64 {
+	own, shared := 0.0, 0.0
+	for _, p := range append(children(pid), pid) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
+		if err != nil {
+			continue // has ended meanwhile
+		}
+		own += statusMB(text, "RssAnon:")
+		// Of a file that all map, each has touched a part.
+		shared = max(shared, statusMB(text, "RssShmem:")+statusMB(text, "RssFile:"))
+	}
+	return own + shared
+}
+
+// children are the processes whose parent is the given one.
+func children(pid int) (found []int) {
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+		if len(fields) > 1 && string(fields[1]) == strconv.Itoa(pid) {
+			if child, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+				found = append(found, child)
+			}
+		}
+	}
+	return found
+}
+
+// statusMB is a field of /proc/PID/status that is a size.
+func statusMB(status []byte, field string) float64 {
+	for line := range bytes.Lines(status) {
+		if size, ok := bytes.CutPrefix(line, []byte(field)); ok {
 			kb, _ := strconv.Atoi(string(bytes.Fields(size)[0]))
 			return float64(kb) / 1024
 		}

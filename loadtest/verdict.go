@@ -191,7 +191,8 @@ func (r *run) usage(res *Result) {
 	}
 	if env := r.ground.env; env != nil {
 		res.Facts = append(res.Facts, Fact{
-			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB, this process %.0f MB at most", peakMB(env.Redis.PID()), peakMB(os.Getpid())),
+			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB at most, Postgres %.0f MB at the end, this process %.0f MB at most",
+				peakMB(env.Redis.PID()), r.postgresMB, peakMB(os.Getpid())),
 		})
 	}
 }
@@ -205,12 +206,12 @@ func (r *run) instances(res *Result) {
 	var seen []figures
 	for _, in := range r.line.all() {
 		f := in.seen()
-		if f.rss == 0 {
+		if f.most == 0 {
 			continue
 		}
 		seen = append(seen, f)
 		if len(r.line.all()) <= many {
-			add("instance "+in.name, "%.0f MB resident at the last look, %.1f s of CPU, %d commits fenced", f.rss/1e6, f.cpu, f.fenced)
+			add("instance "+in.name, "%.0f MB resident at most, %.1f s of CPU, %d commits fenced", f.most/1e6, f.cpu, f.fenced)
 		}
 	}
 	if len(seen) == 0 || len(r.line.all()) <= many {
@@ -221,9 +222,9 @@ func (r *run) instances(res *Result) {
 	for _, f := range seen {
 		cpu, fenced = cpu+f.cpu, fenced+f.fenced
 	}
-	bySize := func(a, b figures) int { return cmp.Compare(a.rss, b.rss) }
-	add("instances", "%d, %.0f to %.0f MB resident at the last look, %.1f s of CPU, %d commits fenced",
-		len(seen), slices.MinFunc(seen, bySize).rss/1e6, slices.MaxFunc(seen, bySize).rss/1e6, cpu, fenced)
+	bySize := func(a, b figures) int { return cmp.Compare(a.most, b.most) }
+	add("instances", "%d, %.0f to %.0f MB resident at most, %.1f s of CPU, %d commits fenced",
+		len(seen), slices.MinFunc(seen, bySize).most/1e6, slices.MaxFunc(seen, bySize).most/1e6, cpu, fenced)
 }
 
 // round keeps what means something of a measured number.

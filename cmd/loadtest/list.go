@@ -3,7 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"text/tabwriter"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,16 +21,20 @@ func newListCommand() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(scenarios)
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			var b strings.Builder
 			for _, s := range scenarios {
-				_, _ = fmt.Fprintf(w, "%s\t%s\n", s.Name, s.About)
+				b.WriteString(s.Name + "\n" + wrap(s.About, "  "))
 				if s.Bounds != "" {
-					_, _ = fmt.Fprintf(w, "\tbound: %s\n", s.Bounds)
+					b.WriteString(wrap("Bounds: "+s.Bounds+".", "  "))
 				}
-				_, _ = fmt.Fprintf(w, "\tplan: %s\n", planText(s.Plan))
+				b.WriteString(wrap("Plan: "+planText(s.Plan)+".", "  "))
+				if s.Breaks {
+					b.WriteString(wrap("On servers of your own with --allow-faults only.", "  "))
+				}
+				b.WriteString("\n")
 			}
-			_, _ = fmt.Fprintf(w, "all\tbound: %s\n", loadtest.EveryBound)
-			if err := w.Flush(); err != nil {
+			b.WriteString("Bounds of all\n" + wrap(loadtest.EveryBound+".", "  "))
+			if _, err := fmt.Fprint(cmd.OutOrStdout(), b.String()); err != nil {
 				return fmt.Errorf("print the list: %w", err)
 			}
 			return nil
@@ -42,8 +46,30 @@ func newListCommand() *cobra.Command {
 
 func planText(p loadtest.Plan) string {
 	text := fmt.Sprintf("%d instances, %d devices", p.Instances, p.Devices)
+	if p.Instances == 1 {
+		text = fmt.Sprintf("1 instance, %d devices", p.Devices)
+	}
 	if p.Entries > 0 {
 		return text + fmt.Sprintf(", %d entries", p.Entries)
 	}
 	return text + fmt.Sprintf(", %.0f entries/s for %s, fleet %s", p.Rate, p.Duration, p.Profile)
+}
+
+// wrap breaks a text into lines that fit a terminal, each behind the indent.
+func wrap(text, indent string) string {
+	const width = 80
+	var b strings.Builder
+	line := indent
+	for word := range strings.FieldsSeq(text) {
+		if len(line)+1+len(word) > width && line != indent {
+			b.WriteString(line + "\n")
+			line = indent
+		}
+		if line != indent {
+			line += " "
+		}
+		line += word
+	}
+	b.WriteString(line + "\n")
+	return b.String()
 }

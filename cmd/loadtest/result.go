@@ -76,7 +76,7 @@ func printTable(w io.Writer, r *loadtest.Result) {
 			}
 			ages = append(ages, text)
 		}
-		row("oldest undone entry", "%s: %s s old in the seconds that followed", c.After, strings.Join(ages, " "))
+		row("lag curve", "%s: oldest undone entry %s s old in the seconds that followed", c.After, strings.Join(ages, " "))
 	}
 	for _, f := range r.Facts {
 		row(f.Name, "%s", f.Value)
