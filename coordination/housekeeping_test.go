@@ -59,7 +59,7 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	for n := range 50 {
 		young = append(young, letter(time.Now().UnixMilli(), n))
 	}
-	require.NoError(t, dead.ParkDeferred(t.Context(), young))
+	require.NoError(t, dead.ParkDeferred(t.Context(), young, nil))
 	require.NoError(t, client.Do(t.Context(), "xadd", dlq, "*", "not", "ours").Err())
 
 	keepers := make([]*Housekeeper, 2)

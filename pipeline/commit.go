@@ -242,6 +242,9 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 			return err
 		}
 		w.finish(b)
+		if b.stale[p.shard] {
+			return nil // what of it is not decided is returned
+		}
 		for i := range p.entries {
 			delete(p.again, p.entries[i].ID)
 		}

@@ -3,18 +3,21 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Parker moves entries to the dead letters. Moving one again changes nothing.
+// Parker moves entries to the dead letters, of shards held under these tokens.
+// Moving one again changes nothing. A Failure of kind Fenced names shards that
+// were taken under another token since.
 type Parker interface {
 	// Park takes them off the queues of their shards as well. A Failure of kind
 	// Lost names the shards whose queues do not hold what they should.
-	Park(ctx context.Context, letters []telemetry.DeadLetter) error
+	Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
 	// ParkDeferred is for entries that are on no queue any more.
-	ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter) error
+	ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
 }
 
 // DeadLetterConfig says when an entry is given up, and under whose name.
@@ -102,33 +105,63 @@ func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.lettersDefer
 // Redis does not answer or is full: the entries are safe where they are.
 func (w *worker) park(ctx context.Context, b *batch) error {
 	if len(b.letters) > 0 {
-		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
-			func(err error) bool { return !lostState(err) },
-			func() error { defer w.tried.Add(1); return w.parker.Park(ctx, b.letters) })
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			w.log.Warn("dead letters not moved, their queues are read again", "err", err)
-			b.reread = lostShards(err, b)
-		}
-		w.noteLetters(b.letters, b.reread)
-	}
-	if len(b.lettersDeferred) > 0 {
-		err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors, always,
-			func() error { defer w.tried.Add(1); return w.parker.ParkDeferred(ctx, b.lettersDeferred) })
-		if err != nil {
+		if err := w.move(ctx, b, b.letters, w.parker.Park); err != nil {
 			return err
 		}
-		ids := make([]telemetry.EntryID, len(b.lettersDeferred))
-		for i := range b.lettersDeferred {
-			ids[i] = b.lettersDeferred[i].Entry.ID
-		}
-		w.noteLetters(b.lettersDeferred, nil)
-		return retry(ctx, w.log, "forget deferred entries", w.metrics.deferErrors, always,
-			func() error { return w.deferrals.Forget(ctx, ids) })
 	}
+	if len(b.lettersDeferred) == 0 {
+		return nil
+	}
+	if err := w.move(ctx, b, b.lettersDeferred, w.parker.ParkDeferred); err != nil {
+		return err
+	}
+	var ids []telemetry.EntryID
+	for i := range b.lettersDeferred {
+		if l := &b.lettersDeferred[i]; !b.stale[l.Shard] {
+			ids = append(ids, l.Entry.ID)
+		}
+	}
+	return retry(ctx, w.log, "forget deferred entries", w.metrics.deferErrors, always,
+		func() error { return w.deferrals.Forget(ctx, ids) })
+}
+
+// move has dead letters moved, and notes the shards for which that was refused.
+func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLetter,
+	park func(context.Context, []telemetry.DeadLetter, map[int]string) error,
+) error {
+	tokens := b.tokens()
+	err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
+		func(err error) bool { return !lostState(err) && judge(err) != yield },
+		func() error { defer w.tried.Add(1); return park(ctx, letters, tokens) })
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	left := make(map[int]bool)
+	switch {
+	case err == nil:
+	case judge(err) == yield:
+		w.log.Warn("dead letters not moved, the shards are taken again", "err", err)
+		left = lostShards(err, b)
+		if b.stale == nil {
+			b.stale = make(map[int]bool)
+		}
+		maps.Copy(b.stale, left)
+	default:
+		w.log.Warn("dead letters not moved, their queues are read again", "err", err)
+		left = lostShards(err, b)
+		b.reread = left
+	}
+	w.noteLetters(letters, left)
 	return nil
+}
+
+// tokens is what the shards of the batch are held under.
+func (b *batch) tokens() map[int]string {
+	tokens := make(map[int]string, len(b.parts))
+	for i := range b.parts {
+		tokens[b.parts[i].shard] = b.parts[i].token
+	}
+	return tokens
 }
 
 func (w *worker) noteLetters(letters []telemetry.DeadLetter, except map[int]bool) {

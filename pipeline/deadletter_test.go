@@ -297,11 +297,11 @@ type parker struct {
 	before func() error
 }
 
-func (p *parker) Park(ctx context.Context, letters []telemetry.DeadLetter) error {
+func (p *parker) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
 	if err := p.before(); err != nil {
 		return err
 	}
-	return p.Parker.Park(ctx, letters)
+	return p.Parker.Park(ctx, letters, tokens)
 }
 
 func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -84,14 +85,13 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	}
 	decided := make(chan struct{}, len(byShard))
 	undecided := 0
+	var notReturned error
 	for shard, list := range byShard {
 		if r.table.handDeferred(shard, epochs[shard], list, func() { decided <- struct{}{} }) {
 			undecided++
 			continue
 		}
-		if err := r.deferrals.Return(ctx, list); err != nil {
-			return false, err
-		}
+		notReturned = errors.Join(notReturned, giveBack(ctx, r.deferrals, list))
 	}
 	for range undecided {
 		select {
@@ -100,7 +100,19 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 			return false, ctx.Err()
 		}
 	}
-	return len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash, nil
+	more := len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash
+	return more && notReturned == nil, notReturned
+}
+
+// returnWithin bounds a last word to Postgres when the work ends.
+const returnWithin = time.Second
+
+// giveBack returns attempts that were not made, also at the end of a drain: left
+// alone they would count as deaths.
+func giveBack(ctx context.Context, deferrals Deferrals, rows []telemetry.Deferred) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), returnWithin)
+	defer cancel()
+	return deferrals.Return(ctx, rows)
 }
 
 // working is the shards that are held and not being handed over.
@@ -149,12 +161,15 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	} else {
 		err = w.redoPart(ctx, p, false)
 	}
-	if err != nil || len(p.again) == 0 {
+	if len(p.again) == 0 {
 		return err
 	}
 	left := make([]telemetry.Deferred, 0, len(p.again))
 	for _, d := range p.again {
 		left = append(left, d)
+	}
+	if err != nil {
+		return errors.Join(err, giveBack(ctx, w.deferrals, left))
 	}
 	return retry(ctx, w.log, "return deferred entries", w.metrics.deferErrors, always,
 		func() error { return w.deferrals.Return(ctx, left) })

@@ -68,6 +68,8 @@ type instance struct {
 	member string
 	shards *store.Shards
 	reg    *prometheus.Registry
+	drain  func() // intake ends, what is in hand goes on
+	cut    func() // the work ends in the middle, as when a drain takes too long
 	stop   func()
 	err    error
 	mu     sync.Mutex
@@ -124,6 +126,12 @@ func (b *bench) start(member string, opts ...option) *instance {
 	var done sync.WaitGroup
 	done.Go(func() { in.err = in.Run(intake, work) })
 	var once sync.Once
+	in.drain = cancelIntake
+	in.cut = func() {
+		cancelIntake()
+		cancelWork()
+		in.stop()
+	}
 	in.stop = func() {
 		once.Do(func() {
 			cancelIntake()

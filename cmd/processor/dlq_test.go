@@ -164,7 +164,7 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 		})
 	}
 	for i := range letters { // in the wrong order
-		require.NoError(t, d.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}))
+		require.NoError(t, d.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}, nil))
 	}
 	p := spawn(t, d.environ("SHARDS=8"), "dlq", "retry", "--class", "sink", "--rate", "20")
 	testenv.Wait(t, 30*time.Second, func() error {

@@ -206,7 +206,7 @@ func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
 		require.NoError(t, err)
 		ranged, err := b.ReadRange(t.Context(), one[0], 1)
 		require.NoError(t, err)
-		require.NoError(t, dead.Park(t.Context(), []telemetry.DeadLetter{{Entry: ranged[0], Shard: 1}}))
+		require.NoError(t, dead.Park(t.Context(), []telemetry.DeadLetter{{Entry: ranged[0], Shard: 1}}, nil))
 		require.NoError(t, b.ReleaseTurn(t.Context(), "t"))
 
 		heard := make(chan stream.Bell, 10)

@@ -40,62 +40,82 @@ func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*Dead
 // Stream is the name of the stream that holds the dead letters.
 func (d *DeadLetters) Stream() string { return d.stream }
 
-// Park moves entries from the queues of their shards to the dead letters and
-// acknowledges them. Moving one again changes nothing. An entry that is not
-// pending on its shard's queue is left alone, and the error is a Failure of
-// kind Lost that names its shard: that queue must be read again. After any
-// error the same call may be repeated.
-func (d *DeadLetters) Park(ctx context.Context, letters []telemetry.DeadLetter) error {
-	return d.park(ctx, letters, true)
+// Park moves entries from the queues of their shards, held under these tokens,
+// to the dead letters and acknowledges them. Moving one again changes nothing.
+// An entry that is not pending on its shard's queue is left alone, and the error
+// is a Failure of kind Lost that names its shard: that queue must be read again.
+// So is one of a shard that was taken under another token since; then the
+// Failure is of kind Fenced and names all shards of which something was left
+// alone. After any error the same call may be repeated.
+func (d *DeadLetters) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
+	return d.park(ctx, letters, tokens, true)
 }
 
 // ParkDeferred does the same for entries that were acknowledged when they were
 // deferred, and so are pending nowhere.
-func (d *DeadLetters) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter) error {
-	return d.park(ctx, letters, false)
+func (d *DeadLetters) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
+	return d.park(ctx, letters, tokens, false)
 }
 
 // parkAtOnce bounds the bytes of one round trip.
 const parkAtOnce = 4 << 20
 
-func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, pending bool) error {
-	var absent []int
+func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) error {
+	var absent, stale []int
 	for len(letters) > 0 {
 		n, bytes := 0, 0
 		for n < len(letters) && (n == 0 || bytes < parkAtOnce) {
 			bytes += letters[n].Entry.Size()
 			n++
 		}
-		some, err := d.parkSome(ctx, letters[:n], pending)
+		replies, err := d.parkSome(ctx, letters[:n], tokens, pending)
 		if err != nil {
 			return failure("move to the dead letters in "+d.stream, err)
 		}
-		absent = append(absent, some...)
+		for i, reply := range replies {
+			switch reply {
+			case "absent":
+				absent = append(absent, letters[i].Shard)
+			case "stale":
+				stale = append(stale, letters[i].Shard)
+			}
+		}
 		letters = letters[n:]
 	}
-	if len(absent) > 0 {
-		slices.Sort(absent)
+	switch {
+	case len(stale) > 0:
 		return &telemetry.Failure{
-			Kind: telemetry.Lost, Code: "absent", Shards: slices.Compact(absent),
+			Kind: telemetry.Fenced, Code: "token", Shards: distinct(slices.Concat(stale, absent)),
+			Err: fmt.Errorf("move to the dead letters: shards %v were taken anew, or their tokens are lost", distinct(stale)),
+		}
+	case len(absent) > 0:
+		return &telemetry.Failure{
+			Kind: telemetry.Lost, Code: "absent", Shards: distinct(absent),
 			Err: errors.New("move to the dead letters: an entry is not pending on its queue any more; the queue is read again"),
 		}
 	}
 	return nil
 }
 
+// distinct is the numbers in ascending order, each once.
+func distinct(list []int) []int {
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 // parkSome makes one round trip, and a second one where the server does not
-// have the script yet.
-func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLetter, pending bool) (absent []int, err error) {
+// have the script yet. It returns what the script says of each.
+func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) ([]string, error) {
 	cmds := make([]*redis.Cmd, len(letters))
 	send := func() error {
 		pipe := d.client.Pipeline()
 		for i := range letters {
-			cmds[i] = deadLetterScript.EvalSha(ctx, pipe, d.keys(), d.arguments(&letters[i], pending)...)
+			cmds[i] = deadLetterScript.EvalSha(ctx, pipe, d.keys(), d.arguments(&letters[i], tokens[letters[i].Shard], pending)...)
 		}
 		_, err := pipe.Exec(ctx)
 		return err
 	}
-	err = send()
+	err := send()
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		if err = deadLetterScript.Load(ctx, d.client).Err(); err == nil {
 			err = send() // what was moved by the first one is known by now
@@ -104,30 +124,29 @@ func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLett
 	if err != nil {
 		return nil, err
 	}
+	replies := make([]string, len(cmds))
 	for i, cmd := range cmds {
 		res, err := cmd.StringSlice()
 		if err != nil {
 			return nil, err
 		}
-		if res[0] == "absent" {
-			absent = append(absent, letters[i].Shard)
-		}
+		replies[i] = res[0]
 	}
-	return absent, nil
+	return replies, nil
 }
 
 func (d *DeadLetters) keys() []string {
-	return []string{d.names.Stream, d.stream, d.names.Parked()}
+	return []string{d.names.Stream, d.stream, d.names.Parked(), d.names.Grants()}
 }
 
-func (d *DeadLetters) arguments(l *telemetry.DeadLetter, pending bool) []any {
+func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending bool) []any {
 	consumer := ""
 	if pending {
 		consumer = Consumer(l.Shard)
 	}
 	fields := EncodeLetter(l)
-	args := make([]any, 0, 4+len(fields))
-	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), digest(l.Entry.Fields))
+	args := make([]any, 0, 6+len(fields))
+	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), digest(l.Entry.Fields), l.Shard, token)
 	for i := range fields {
 		args = append(args, &fields[i])
 	}

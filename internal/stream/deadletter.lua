@@ -5,19 +5,23 @@
 -- whole of it before anything is done.
 --
 -- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of parked entries
+-- KEYS[4] hash of tokens under which shards were taken
 -- ARGV[1] group
 -- ARGV[2] consumer that is the shard's queue, or '' for an entry that was
 --         acknowledged when it was deferred: nothing is pending then
 -- ARGV[3] source ID   ARGV[4] digest of the entry's content
+-- ARGV[5] shard   ARGV[6] token under which it is held
 -- then the names and values of the dead letter
 --
--- Reply: {'moved', ID of the dead letter}
+-- Reply: {'stale'}       the shard was taken under another token since; nothing was done
+--     or {'moved', ID of the dead letter}
 --     or {'known', ID}   it was moved before; acknowledged again, since it may
 --                        have been dealt again
 --     or {'absent'}      it is not pending on this queue; nothing was done
 --
 -- The digest tells an entry from another one that came to have its ID on a
 -- stream that was made anew.
+if (redis.call('hget', KEYS[4], ARGV[5]) or '') ~= ARGV[6] then return {'stale'} end
 local parked = redis.call('hget', KEYS[3], ARGV[3])
 if parked then
   local id, digest = string.match(parked, '^(%S+) (%S+)$')
@@ -29,7 +33,7 @@ end
 if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then
   return {'absent'}
 end
-local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 5))
+local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 7))
 redis.call('hset', KEYS[3], ARGV[3], id .. ' ' .. ARGV[4])
 if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
 return {'moved', id}

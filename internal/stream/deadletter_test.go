@@ -88,7 +88,7 @@ func TestADeadLetterHoldsTheEntryByteForByte(t *testing.T) {
 			t.Parallel()
 			m := newMorgue(t)
 			want := m.add(fields...)
-			require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{want}))
+			require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{want}, nil))
 			got := m.letters()
 			require.Len(t, got, 1)
 			require.NoError(t, got[0].Err)
@@ -109,13 +109,13 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	var both sync.WaitGroup
 	for range 4 {
 		both.Go(func() {
-			if err := m.dead.Park(t.Context(), letters); err != nil {
+			if err := m.dead.Park(t.Context(), letters, nil); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	both.Go(func() {
-		if err := m.dead.ParkDeferred(t.Context(), letters[:10]); err != nil {
+		if err := m.dead.ParkDeferred(t.Context(), letters[:10], nil); err != nil {
 			t.Error(err)
 		}
 	})
@@ -126,7 +126,7 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	// Dealt again after the group was lost: acknowledged, and not added again.
 	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, letters[0].Entry.ID.String(), "force", "justid").Err())
 	require.EqualValues(t, 1, m.pending())
-	require.NoError(t, m.dead.Park(t.Context(), letters[:1]))
+	require.NoError(t, m.dead.Park(t.Context(), letters[:1], nil))
 	require.Len(t, m.letters(), 100)
 	require.Zero(t, m.pending())
 }
@@ -137,7 +137,7 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	acked, elsewhere, good := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, acked.Entry.ID.String()).Err())
 	elsewhere.Shard = 7
-	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good})
+	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good}, nil)
 	var f *telemetry.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, telemetry.Lost, f.Kind)
@@ -148,12 +148,53 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	require.EqualValues(t, 1, m.pending())
 }
 
+// TestP4AStaleOwnerMovesNothing: whoever takes a shard enters a token, and from
+// then on nobody moves an entry of it under an earlier one.
+func TestP4AStaleOwnerMovesNothing(t *testing.T) {
+	t.Parallel()
+	m := newMorgue(t)
+	group, err := stream.NewGroup(m.client, m.cfg)
+	require.NoError(t, err)
+	before, now := map[int]string{3: "before", 7: "before"}, map[int]string{3: "now", 7: "before"}
+	_, _, err = group.Enter(t.Context(), "before", []int{3, 7})
+	require.NoError(t, err)
+	queued, moved, deferred := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
+	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, deferred.Entry.ID.String()).Err())
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{moved}, before))
+	absent := letter(telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"payload", "4"}})
+	absent.Shard = 7
+	_, _, err = group.Enter(t.Context(), "now", []int{3})
+	require.NoError(t, err)
+
+	for name, park := range map[string]func(context.Context, []telemetry.DeadLetter, map[int]string) error{
+		"queued": m.dead.Park, "deferred": m.dead.ParkDeferred,
+	} {
+		letters, shards := []telemetry.DeadLetter{queued, moved, absent}, []int{3, 7}
+		if name == "deferred" {
+			letters, shards = []telemetry.DeadLetter{deferred}, []int{3}
+		}
+		for _, tokens := range []map[int]string{before, nil} {
+			err := park(t.Context(), letters, tokens)
+			var f *telemetry.Failure
+			require.ErrorAs(t, err, &f, "%s: %v", name, err)
+			require.Equal(t, telemetry.Fenced, f.Kind)
+			require.Equal(t, shards, f.Shards)
+			require.Len(t, m.letters(), 1)
+			require.EqualValues(t, 1, m.pending())
+		}
+	}
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{queued}, now))
+	require.NoError(t, m.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{deferred}, now))
+	require.Len(t, m.letters(), 3)
+	require.Zero(t, m.pending())
+}
+
 func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
 	t.Parallel()
 	m := newMorgue(t)
 	l := m.add("payload", "1")
 	require.NoError(t, m.client.XGroupDestroy(t.Context(), m.cfg.Stream, m.cfg.Group).Err())
-	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
+	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
 	var f *telemetry.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, telemetry.Lost, f.Kind)
@@ -164,11 +205,11 @@ func TestAnotherEntryThatCameToHaveTheIDOfADeadLetterIsMovedToo(t *testing.T) {
 	t.Parallel()
 	m := newMorgue(t)
 	l := m.add("payload", "1")
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{l}))
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil))
 	other := l
 	other.Entry.Fields = []string{"payload", "2"}
 	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, l.Entry.ID.String(), "force", "justid").Err())
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{other}))
+	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{other}, nil))
 	require.Len(t, m.letters(), 2)
 }
 
@@ -185,7 +226,7 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 
 	for range 3 { // the first may have to bring the script
-		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l})
+		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
 		var f *telemetry.Failure
 		require.ErrorAs(t, err, &f, "%v", err)
 		require.Equal(t, telemetry.Unavailable, f.Kind)
@@ -196,7 +237,7 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 	}
 
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
-	require.NoError(t, m.dead.Park(context.WithoutCancel(t.Context()), []telemetry.DeadLetter{l}))
+	require.NoError(t, m.dead.Park(context.WithoutCancel(t.Context()), []telemetry.DeadLetter{l}, nil))
 	require.Len(t, m.letters(), 1)
 	require.Zero(t, m.pending())
 }

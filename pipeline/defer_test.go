@@ -1,0 +1,215 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+var errNotNow = &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("not now")}
+
+// TestP7ADrainUsesNoAttempt ends instances while an entry is tried again and
+// Postgres does not answer.
+func TestP7ADrainUsesNoAttempt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	trying := make(chan struct{}, 1)
+	var outage atomic.Bool
+	outage.Store(true)
+	start := func(name string) *instance {
+		in := b.start(name, func(c *pipeline.Config, d *pipeline.Deps) {
+			c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
+			d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
+				if !isRetry(w) || !outage.Load() {
+					return nil
+				}
+				select {
+				case trying <- struct{}{}:
+				default:
+				}
+				return errNotNow
+			}}
+		})
+		b.takeAll(in)
+		return in
+	}
+	await := func() {
+		select {
+		case <-trying:
+		case <-time.After(10 * time.Second):
+			t.Fatal("nothing is tried again")
+		}
+	}
+	in := start("first")
+	ids := b.publish(junk(t, "not_json", 1, 1).Fields)
+	for n := range 4 {
+		await()
+		in.cut()
+		require.Equal(t, 1, b.count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
+		select {
+		case <-trying: // of the instance that is gone
+		default:
+		}
+		in = start(fmt.Sprint("after drain ", n+1))
+	}
+
+	// What the drain leaves time for is an attempt, once.
+	await()
+	in.drain()
+	outage.Store(false)
+	in.stop()
+	require.Equal(t, 2, b.count("select attempts from processor.deferred where class = 'decode'"))
+	start("last")
+	letters := b.awaitLetters(10*time.Second, 1)
+	require.Equal(t, telemetry.ClassDecode, letters[ids[0]].Class)
+	require.Equal(t, 3, letters[ids[0]].Attempts)
+}
+
+// deferrals is a Deferrals that a test is told of.
+type deferrals struct {
+	pipeline.Deferrals
+	claimed func()
+}
+
+func (d *deferrals) Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error) {
+	rows, err := d.Deferrals.Claim(ctx, held, lease, limit)
+	if len(rows) > 0 {
+		d.claimed()
+	}
+	return rows, err
+}
+
+func TestP7AnEntryClaimedAsTheDrainBeginsKeepsItsAttempts(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
+	var in *instance
+	claimed := make(chan struct{})
+	var once sync.Once
+	in = b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
+		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() {
+			in.Drop(shard)
+			in.drain()
+			once.Do(func() { close(claimed) })
+		}}
+	})
+	b.takeAll(in)
+	b.publish(junk(t, "not_json", 1, 1).Fields)
+	select {
+	case <-claimed:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing is tried again")
+	}
+	in.stop()
+	require.Equal(t, 1, b.count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
+}
+
+// refusing is a Parker that refuses its first call of each kind.
+type refusing struct {
+	pipeline.Parker
+	first    sync.Once
+	deferred sync.Once
+	err      error
+}
+
+func (p *refusing) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
+	if p.first.Do(func() { err = p.err }); err != nil {
+		return err
+	}
+	return p.Parker.Park(ctx, letters, tokens)
+}
+
+func (p *refusing) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
+	if p.deferred.Do(func() { err = p.err }); err != nil {
+		return err
+	}
+	return p.Parker.ParkDeferred(ctx, letters, tokens)
+}
+
+// TestAnEntryLeftOnItsQueueIsReadAgain: nothing but the worker knows that there
+// is something to read, and the queue is not read from its start by itself.
+func TestAnEntryLeftOnItsQueueIsReadAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.QueueRescan = time.Hour
+		d.Parker = &refusing{Parker: d.Parker, err: &telemetry.Failure{
+			Kind: telemetry.Lost, Shards: []int{telemetry.ShardOf(fleet.DeviceID(1), shards)}, Err: errors.New("not there"),
+		}}
+	})
+	b.takeAll(in)
+	b.publish(junk(t, "nul", 1, 1).Fields)
+	b.awaitLetters(10*time.Second, 1)
+	b.settled(10*time.Second, 0)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	require.Empty(t, in.lost, "the shard is held all the time")
+}
+
+// TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp, and whoever takes it next
+// finds the entry as it was: on its queue, or deferred with the same attempts.
+func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"nul", "not_json"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
+			in := b.start("stale", func(c *pipeline.Config, d *pipeline.Deps) {
+				c.QueueRescan = time.Hour
+				c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
+				d.Parker = &refusing{Parker: d.Parker, err: &telemetry.Failure{
+					Kind: telemetry.Fenced, Shards: []int{shard}, Err: errors.New("somebody else's"),
+				}}
+			})
+			b.takeAll(in)
+			ids := b.publish(junk(t, kind, 1, 1).Fields)
+			testenv.Wait(t, 10*time.Second, func() error {
+				in.mu.Lock()
+				defer in.mu.Unlock()
+				if len(in.lost) == 0 {
+					return errors.New("the shard is not given up")
+				}
+				return nil
+			})
+			testenv.Wait(t, 10*time.Second, func() error {
+				if n := b.count("select count(*) from processor.deferred where class = 'crash'"); n > 0 {
+					return errors.New("the attempt is not given back")
+				}
+				return nil
+			})
+			_, _, held := in.Held(shard)
+			require.False(t, held)
+			require.Empty(t, b.letters())
+			if kind == "not_json" {
+				require.Equal(t, 2, b.count("select attempts from processor.deferred where class = 'decode'"))
+			}
+			in.stop()
+
+			b.takeAll(b.start("next"))
+			letters := b.awaitLetters(10*time.Second, 1)
+			require.Equal(t, []telemetry.EntryID{ids[0]}, slices.Collect(maps.Keys(letters)))
+			testenv.Wait(t, 10*time.Second, func() error {
+				if n := b.count("select count(*) from processor.deferred"); n > 0 {
+					return fmt.Errorf("%d deferred", n)
+				}
+				return nil
+			})
+		})
+	}
+}
