@@ -13,7 +13,10 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, stream.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	desk := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
-	tasks := []coordination.Task{coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics)}
+	tasks := []coordination.Task{
+		coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics),
+		coordination.NewGroupWatch(d.Group, ledger, d.Log, d.Metrics),
+	}
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))
 		keeper := store.NewFenceQuery(d.Pool, editor, query, timeout)

@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +28,9 @@ func newLagCommand() *cobra.Command {
 		Long: `Asks Redis how many entries are not dealt yet (lag), how many are dealt and not
 done (pending), and how old the oldest of them is; and Postgres, where POSTGRES_URL
 is set, how many are to be tried again later (deferred) and how many are in the
-ledger of losses. What nobody can tell is shown as unknown, never as 0.`,
+ledger of losses. Then what the ledger has of the last 24 hours: losses with their
+range and suspected cause, and incidents, those that last first. What nobody can
+tell is shown as unknown, never as 0.`,
 		Example: `  processor lag
   processor lag --json`,
 		Args: cobra.NoArgs,
@@ -42,7 +49,7 @@ ledger of losses. What nobody can tell is shown as unknown, never as 0.`,
 				say(cmd.ErrOrStderr(), "processor: deferred and lost are unknown: %v", err)
 			}
 			out := outputOf(cmd)
-			return out.result(l, func() error { return out.table(l.table()) })
+			return out.result(l, func() error { return l.print(out) })
 		},
 	}
 }
@@ -65,7 +72,33 @@ type lagJSON struct {
 	// LossForecast is how long until trimming reaches the oldest entry, if that
 	// one stays and the stream is trimmed as fast as it was filled.
 	LossForecast *float64 `json:"loss_forecast_seconds"`
+
+	Losses    []lagLoss     `json:"losses"`    // of the last 24 hours, newest first; null when unknown
+	Incidents []lagIncident `json:"incidents"` // the same, those that last first
 }
+
+type lagLoss struct {
+	Cause    string    `json:"cause"`
+	First    *string   `json:"first"`
+	Last     *string   `json:"last"`
+	Entries  *int64    `json:"entries"`
+	Detected time.Time `json:"detected"`
+}
+
+type lagIncident struct {
+	Kind    string          `json:"kind"`
+	Subject string          `json:"subject"`
+	Opened  time.Time       `json:"opened"`
+	Closed  *time.Time      `json:"closed"` // null while it lasts
+	Detail  json.RawMessage `json:"detail"`
+}
+
+// What of the ledger is shown.
+const (
+	recentTime = 24 * time.Hour
+	recentRows = 10
+	shortTime  = "01-02 15:04:05Z"
+)
 
 func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	where := stream.Config{
@@ -132,11 +165,71 @@ func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 		undone := *l.Lag + l.Pending + deferred
 		l.Undone = &undone
 	}
-	lost, unknown, err := store.NewLedger(pool, scope, "", cfg.StatementTimeout).Lost(ctx)
-	if err == nil && !unknown {
+	ledger := store.NewLedger(pool, scope, "", cfg.StatementTimeout)
+	lost, unknown, err := ledger.Lost(ctx)
+	if err != nil {
+		return err
+	}
+	if !unknown {
 		l.Lost = &lost
 	}
-	return err
+	losses, incidents, err := ledger.Recent(ctx, recentTime, recentRows)
+	if err != nil {
+		return err
+	}
+	l.Losses, l.Incidents = []lagLoss{}, []lagIncident{}
+	for _, r := range losses {
+		l.Losses = append(l.Losses, lagLoss(r))
+	}
+	for _, r := range incidents {
+		l.Incidents = append(l.Incidents, lagIncident(r))
+	}
+	return nil
+}
+
+func (l lagJSON) print(out *output) error {
+	if err := out.table(l.table()); err != nil {
+		return err
+	}
+	if len(l.Losses) > 0 {
+		t := newTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
+		for _, r := range l.Losses {
+			t.row(orUnknown(r.Entries), r.Cause, orUnknown(r.First), orUnknown(r.Last), r.Detected.UTC().Format(shortTime))
+		}
+		if err := errors.Join(out.line(""), out.table(t)); err != nil {
+			return err
+		}
+	}
+	if len(l.Incidents) == 0 {
+		return nil
+	}
+	t := newTable("INCIDENT", "FROM", "TO", "DETAIL", "OF")
+	for _, r := range l.Incidents {
+		to := any(cell{"lasts", red})
+		if r.Closed != nil {
+			to = r.Closed.UTC().Format(shortTime)
+		}
+		t.row(r.Kind, r.Opened.UTC().Format(shortTime), to, detailText(r.Detail), r.Subject)
+	}
+	return errors.Join(out.line(""), out.table(t))
+}
+
+// detailText is what belongs to an incident in one line, figures first.
+func detailText(detail json.RawMessage) string {
+	var parts map[string]json.RawMessage
+	if err := json.Unmarshal(detail, &parts); err != nil {
+		return string(detail)
+	}
+	var figures, names []string
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		text := name + " " + strings.Trim(strings.ReplaceAll(string(parts[name]), `\n`, " "), `"`)
+		if json.Unmarshal(parts[name], new(float64)) == nil {
+			figures = append(figures, text)
+		} else {
+			names = append(names, text)
+		}
+	}
+	return strings.Join(append(figures, names...), ", ")
 }
 
 func (l lagJSON) table() *table {
@@ -161,7 +254,7 @@ func (l lagJSON) table() *table {
 	case l.OldestKnown:
 		t.row("oldest", "none")
 	default:
-		t.row("oldest", orUnknown(nil))
+		t.row("oldest", orUnknown[string](nil))
 	}
 	switch {
 	case l.LossForecast != nil:
@@ -169,12 +262,12 @@ func (l lagJSON) table() *table {
 	case l.OldestAgeSeconds == nil && l.OldestKnown:
 		t.row("trimmed in", "nothing to trim")
 	default:
-		t.row("trimmed in", orUnknown(nil))
+		t.row("trimmed in", orUnknown[string](nil))
 	}
 	return t
 }
 
-func orUnknown(n *int64) any {
+func orUnknown[T any](n *T) any {
 	if n == nil {
 		return cell{value: nil, color: yellow}
 	}

@@ -35,7 +35,7 @@ set -- "$@" +xadd +xack +xclaim +xdel +xlen +xpending +xrange +xrevrange +xread 
 
 # Lock, turn, heartbeats, marks, losses and doorbells, all under its own prefix.
 set -- "$@" +eval +evalsha '+script|load' +get +getrange +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hdel +hgetall +hscan \
-	+llen +lrange +lrem +rpush +sadd +srem +smembers +scan +publish +subscribe +unsubscribe
+	+llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers +scan +publish +subscribe +unsubscribe
 
 answer=$(redis-cli -e "$@")
 [ "$answer" = OK ] || { echo "$answer" >&2; exit 1; }

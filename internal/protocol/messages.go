@@ -100,11 +100,11 @@ func (s Shard) Claim() Claim {
 
 // Loss is entries that were gone before they could be read or finished.
 type Loss struct {
-	Cause   string // trimmed_unread, trimmed_pending, flush, failover, group_lost, restored
-	First   telemetry.EntryID
-	Last    telemetry.EntryID
-	Entries int64 // negative when the number cannot be known
-	Shard   int   // negative when it is not one shard's
+	Cause   string            // trimmed_unread, trimmed_pending, flush, failover, group_lost, restored
+	First   telemetry.EntryID // zero when it cannot be known
+	Last    telemetry.EntryID // the same
+	Entries int64             // negative when the number cannot be known
+	Shard   int               // negative when it is not one shard's
 }
 
 // Range is a span of a shard's entries: after From, up to and including To.

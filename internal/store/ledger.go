@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Ledger records what was lost and what a person should know.
@@ -47,9 +48,18 @@ func (l *Ledger) Lose(ctx context.Context, losses []protocol.Loss) error {
 insert into processor.losses (dedupe_key, stream, grp, cause, first_id, last_id, entries, shard, detected_by)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (dedupe_key) do nothing`,
-			key, l.scope.Stream, l.scope.Group, loss.Cause, loss.First.String(), loss.Last.String(), entries, shard, l.member)
+			key, l.scope.Stream, l.scope.Group, loss.Cause, knownID(loss.First), knownID(loss.Last), entries, shard, l.member)
 	}
 	return failure("record losses", l.pool.SendBatch(ctx, b).Close())
+}
+
+// knownID is the text of an ID, nil for one that is not known.
+func knownID(id telemetry.EntryID) *string {
+	if id.IsZero() {
+		return nil
+	}
+	text := id.String()
+	return &text
 }
 
 // Lost is the number of entries in the ledger, and whether some losses are of
@@ -95,4 +105,125 @@ where stream = $1
   and subject = $4
   and closed_at is null`, l.scope.Stream, l.scope.Group, kind, subject)
 	return failure("close incident "+kind, err)
+}
+
+// Past is what is known from before a making of the group that was noticed some
+// time ago and is, or will be, noted as the incident of a subject.
+func (l *Ledger) Past(ctx context.Context, subject string, ago time.Duration) (protocol.Past, error) {
+	const op = "look what was known of the group"
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	var past protocol.Past
+	var known string
+	err := l.pool.QueryRow(ctx, `
+select
+  coalesce((
+    select kind
+    from processor.incidents
+    where (stream, grp, subject) = ($1, $2, $3)
+      and kind = any ($4)
+    limit 1), ''),
+  exists (
+    select
+    from processor.incidents
+    where (stream, grp) = ($1, $2)
+      and kind = any ($4)
+      and subject <> $3)
+  or exists (
+    select
+    from processor.progress
+    where (stream, grp) = ($1, $2)
+      and updated_at < now() - $5::interval),
+  coalesce((
+    select applied_id
+    from processor.progress
+    where (stream, grp) = ($1, $2)
+      and updated_at < now() - $5::interval
+    order by split_part(applied_id, '-', 1)::numeric desc, split_part(applied_id, '-', 2)::numeric desc
+    limit 1), '0-0')`, l.scope.Stream, l.scope.Group, subject,
+		[]string{protocol.GroupMade, protocol.GroupLost, protocol.RedisLost}, ago).Scan(&past.Kind, &past.Ever, &known)
+	if err == nil {
+		past.Known, err = telemetry.ParseEntryID(known)
+	}
+	return past, failure(op, err)
+}
+
+// OpenIncidents counts the incidents that last, by kind.
+func (l *Ledger) OpenIncidents(ctx context.Context) (map[string]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+select kind, count(*)
+from processor.incidents
+where stream = $1
+  and grp = $2
+  and closed_at is null
+group by kind`, l.scope.Stream, l.scope.Group)
+	if err != nil {
+		return nil, failure("count incidents", err)
+	}
+	open := make(map[string]int)
+	var kind string
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&kind, &n}, func() error {
+		open[kind] = n
+		return nil
+	})
+	return open, failure("count incidents", err)
+}
+
+// LossRow is a loss as the ledger holds it. What is nil is not known.
+type LossRow struct {
+	Cause    string
+	First    *string
+	Last     *string
+	Entries  *int64
+	Detected time.Time
+}
+
+// IncidentRow is an incident as the ledger holds it.
+type IncidentRow struct {
+	Kind    string
+	Subject string
+	Opened  time.Time
+	Closed  *time.Time // nil while it lasts
+	Detail  json.RawMessage
+}
+
+// Recent returns the newest losses and incidents, newest first, at most limit of
+// each: those of the last time since, and whatever incident lasts. That the first group was
+// made is no trouble and left out.
+func (l *Ledger) Recent(ctx context.Context, since time.Duration, limit int) ([]LossRow, []IncidentRow, error) {
+	const op = "read the ledger"
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+select cause, first_id, last_id, entries, detected_at
+from processor.losses
+where stream = $1
+  and grp = $2
+  and detected_at > now() - $3::interval
+order by detected_at desc, id desc
+limit $4`, l.scope.Stream, l.scope.Group, since, limit)
+	if err != nil {
+		return nil, nil, failure(op, err)
+	}
+	losses, err := pgx.CollectRows(rows, pgx.RowToStructByPos[LossRow])
+	if err != nil {
+		return nil, nil, failure(op, err)
+	}
+	rows, err = l.pool.Query(ctx, `
+select kind, subject, opened_at, closed_at, detail
+from processor.incidents
+where stream = $1
+  and grp = $2
+  and kind <> $5
+  and (closed_at is null or closed_at > now() - $3::interval)
+order by closed_at is not null, opened_at desc, id desc
+limit $4`, l.scope.Stream, l.scope.Group, since, limit, protocol.GroupMade)
+	if err != nil {
+		return nil, nil, failure(op, err)
+	}
+	incidents, err := pgx.CollectRows(rows, pgx.RowToStructByPos[IncidentRow])
+	return losses, incidents, failure(op, err)
 }

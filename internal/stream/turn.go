@@ -23,7 +23,7 @@ var turnScript = redis.NewScript(turnSource)
 // meanwhile it is given back: dealing by the old one would break the order of
 // devices.
 func (g *Group) AcquireTurn(ctx context.Context, before, token string, ttl time.Duration) (protocol.Turn, error) {
-	res, err := turnScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Turn(), g.names.Dealt(), g.names.Acked()},
+	res, err := turnScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Turn(), g.names.Dealt(), g.names.Acked(), g.names.Made()},
 		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.Bell()).Slice()
 	if err != nil {
 		return protocol.Turn{}, failure("acquire the turn", err)

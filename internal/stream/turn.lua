@@ -2,7 +2,7 @@
 -- Acquires or renews the turn, the right to deal, and makes the group if it is missing.
 --
 -- KEYS[1] stream   KEYS[2] turn   KEYS[3] last ID dealt
--- KEYS[4] hash of acked marks
+-- KEYS[4] hash of acked marks   KEYS[5] list of groups made
 -- ARGV[1] group    ARGV[2] token held before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
 -- ARGV[5] number of shards   ARGV[6] channel to ring
@@ -55,20 +55,28 @@ if g then
   redis.call('set', KEYS[3], last)
   return {1, last, 0, g['pending']}
 end
+local before = redis.call('get', KEYS[3])
 redis.call('del', KEYS[3])
 -- Nothing was acknowledged in a group that is new: a mark that is missing later
 -- was lost, and everything that was delivered may have been acknowledged.
 for shard = 0, ARGV[5] - 1 do redis.call('hsetnx', KEYS[4], shard, '0-0') end
 
 -- Entries that were trimmed before there was a group were never ours to read.
-local read = 0
+local read, entries, first, last = 0, 0, '0-0', '0-0'
 local info = redis.pcall('xinfo', 'stream', KEYS[1])
 if not info.err then
   local s = {}
   for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
-  read = s['entries-added'] - s['length']
+  read, entries, last = s['entries-added'] - s['length'], s['length'], s['last-generated-id']
+  if s['first-entry'] then first = s['first-entry'][1] end
 end
 local made = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
 if made.err then return made end
+-- The leader finds out from this whether a group was lost, and when it is made good.
+local now = redis.call('time')
+redis.call('rpush', KEYS[5], cjson.encode({
+  at = now[1] * 1000 + math.floor(now[2] / 1000), dealt = before or '0-0',
+  entries = entries, removed = read, first = first, last = last}))
+redis.call('ltrim', KEYS[5], -100, -1)
 redis.call('publish', ARGV[6], 'group')
 return {1, '0-0', 1, 0}

@@ -1,0 +1,64 @@
+package protocol
+
+import (
+	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Making is a making of the group, always at the start of the stream, and the
+// stream at that moment.
+type Making struct {
+	Receipt string            // names it
+	At      time.Time         // by the clock of Redis
+	Ago     time.Duration     // by the same clock
+	Dealt   telemetry.EntryID // up to where an earlier group had been dealt; zero where there is no trace of one
+	Entries int64             // that the stream held, and that are dealt anew
+	Removed int64             // entries that were removed from the stream by then
+	First   telemetry.EntryID // zero where it held none
+	Last    telemetry.EntryID // the newest ever added
+}
+
+// Past is what Postgres knows of a group from before a making of it.
+type Past struct {
+	Kind  string            // of the making's own incident; "" where none is noted yet
+	Ever  bool              // a group was there before
+	Known telemetry.EntryID // an entry that was stored before, as new as can be told; zero where none can
+}
+
+// The kinds of incidents that a making is noted as.
+const (
+	GroupMade = "group_made" // there was none before
+	GroupLost = "group_lost" // the stream is there, and is dealt again
+	RedisLost = "redis_lost" // what Redis knew of the group is gone, too
+)
+
+// Judge tells what a making is to be noted as, and what it shows to be lost of
+// what was ours to do, the number of which cannot be known; nil for nothing.
+func (m *Making) Judge(past Past) (kind string, lost *Loss) {
+	known := past.Known
+	if known.Less(m.Dealt) {
+		known = m.Dealt
+	}
+	kind = RedisLost
+	switch {
+	case !m.Dealt.IsZero():
+		kind = GroupLost
+	case !past.Ever && known.IsZero():
+		return GroupMade, nil
+	}
+	first := m.First
+	if first.IsZero() {
+		first = m.Last.Next()
+	}
+	switch loss := (Loss{Entries: -1, Shard: -1}); {
+	case known.IsZero(), m.Last.Less(known), m.Removed == 0 && known.Less(m.First):
+		// Another stream of the same name, or an older state of it.
+		loss.Cause, loss.Last = "flush", known
+		return RedisLost, &loss
+	case known.Next().Less(first):
+		loss.Cause, loss.First, loss.Last = "trimmed_unread", known.Next(), first
+		return kind, &loss
+	}
+	return kind, nil
+}
