@@ -21,14 +21,10 @@ var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig,
 // deferredPoll is how often each instance looks for deferred entries that are due.
 const deferredPoll = time.Second
 
-// retryDelays space the attempts on an entry that cannot be decoded: the first
-// for what a restart mends, the others for a rolling deploy.
-func retryDelays() []time.Duration { return []time.Duration{30 * time.Second, 2 * time.Minute} }
-
 func newDeadLetterConfig(cfg config.Config, b Build) pipeline.DeadLetterConfig {
 	return pipeline.DeadLetterConfig{
 		Instance: cfg.Instance.ID, Version: b.Version, MaxAttempts: cfg.DeadLetters.MaxAttempts,
-		RetryDelays: retryDelays(), PollEvery: deferredPoll,
+		RetryDelays: cfg.DeadLetters.RetryDelays, PollEvery: deferredPoll,
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 //	default   value when it is unset or empty
 //	auto      what an unset variable becomes, where that is computed
 //	help      what it is for
-//	min, max  bounds, in the notation of the value
+//	min, max  bounds, in the notation of the value, or of each value of a list
 //	oneof     the allowed words
 //	required  must be set
 //	secret    may also come from a file named by NAME_FILE; never printed
@@ -126,6 +126,7 @@ func (c Coordination) ClaimThreshold() time.Duration {
 // DeadLetters is when a record is given up, and for how long it is kept.
 type DeadLetters struct {
 	MaxAttempts int           `env:"DLQ_MAX_ATTEMPTS" default:"3" min:"1" max:"100" help:"how often a record that cannot be decoded is tried"`
+	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first for what a restart mends, the others for a rolling deploy"`
 	Retention   time.Duration `env:"DLQ_RETENTION" default:"720h" min:"1h" max:"87600h" help:"age after which dead letters are exported and removed"`
 }
 

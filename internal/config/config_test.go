@@ -58,6 +58,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, 2*time.Second, c.Coordination.ClaimInterval())
 	require.Equal(t, slog.LevelInfo, c.Log.Level)
 	require.Equal(t, 9090, c.Console.Port)
+	require.Equal(t, config.Delays{30 * time.Second, 2 * time.Minute}, c.DeadLetters.RetryDelays)
 	for _, s := range c.Settings() {
 		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" { // empty is a value of its own there
 			require.NotEmpty(t, s.Value, s.Name)
@@ -120,7 +121,7 @@ func TestBoundsHold(t *testing.T) {
 				}
 				fields++
 				at, beyond := text, ""
-				if f.Type == reflect.TypeFor[time.Duration]() {
+				if f.Type == reflect.TypeFor[time.Duration]() || f.Type == reflect.TypeFor[config.Delays]() {
 					d, err := time.ParseDuration(text)
 					require.NoError(t, err, name)
 					beyond = (d + time.Duration(step)).String()
@@ -137,6 +138,16 @@ func TestBoundsHold(t *testing.T) {
 		}
 	}
 	require.Greater(t, fields, 60)
+}
+
+func TestDelaysAreAList(t *testing.T) {
+	c, err := config.Load(with("DLQ_RETRY_DELAYS=1s, 1m30s,1h"))
+	require.NoError(t, err)
+	require.Equal(t, config.Delays{time.Second, 90 * time.Second, time.Hour}, c.DeadLetters.RetryDelays)
+	require.Contains(t, c.Settings(), config.Setting{Name: "DLQ_RETRY_DELAYS", Value: "1s,1m30s,1h0m0s"})
+	for _, bad := range []string{"soon", "1s,,2s", "1s;2s", ",", "1s,1ms", "25h,1s"} {
+		require.Equal(t, "must be durations such as 30s,2m, 100ms to 24h", problems(t, with("DLQ_RETRY_DELAYS="+bad))["DLQ_RETRY_DELAYS"].Rule, bad)
+	}
 }
 
 func TestRulesAboutTwoVariables(t *testing.T) {

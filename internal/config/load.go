@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -164,6 +165,9 @@ func checkField(f reflect.StructField, v reflect.Value, given string, r *report)
 		r.add(name, redacted(f, given), "must be one of %s", bounds(f))
 		return
 	}
+	if delays, ok := v.Interface().(Delays); ok && slices.ContainsFunc(delays, func(d time.Duration) bool { return outside(f, int64(d)) }) {
+		r.add(name, given, "must be %s%s", kind(f.Type), boundsClause(f))
+	}
 	if v.CanInt() && outside(f, v.Int()) {
 		r.add(name, given, "must be %s%s", kind(f.Type), boundsClause(f))
 	}
@@ -181,7 +185,7 @@ func outside(f reflect.StructField, n int64) bool {
 
 func limit(f reflect.StructField, tag string) (int64, bool) {
 	text := f.Tag.Get(tag)
-	if f.Type == reflect.TypeFor[time.Duration]() {
+	if f.Type == reflect.TypeFor[time.Duration]() || f.Type == reflect.TypeFor[Delays]() {
 		d, err := time.ParseDuration(text)
 		return int64(d), err == nil
 	}

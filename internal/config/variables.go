@@ -75,6 +75,8 @@ func kind(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Duration]():
 		return "a duration such as 500ms, 30s or 5m"
+	case t == reflect.TypeFor[Delays]():
+		return "durations such as 30s,2m"
 	case t.Kind() == reflect.Bool:
 		return "true or false"
 	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
