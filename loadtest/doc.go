@@ -19,7 +19,7 @@
 //     order.
 //  4. A scenario has bounds; one that is missed is named.
 //  5. Servers in use are safe: named servers are refused when their tables hold
-//     anything, get a stream and a group of their own, and nothing is broken on
-//     them unless that is allowed.
+//     anything, get a stream and a group of their own, nothing is broken on them
+//     unless that is allowed, and they are left as they were found.
 //  6. No process outlives the run.
 package loadtest

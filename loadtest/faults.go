@@ -13,9 +13,7 @@ import (
 const (
 	memberTTL = 5 * time.Second
 	sinkGrace = 5 * time.Second // without Postgres, until shards move
-	// handoffBudget is how long an owner that still lives may take to release,
-	// and statementTimeout how long it takes to notice a black hole.
-	handoffBudget    = 5 * time.Second
+	// statementTimeout is how long it takes to notice a black hole.
 	statementTimeout = 10 * time.Second
 
 	maxFutureSkew  = 5 * time.Minute
@@ -157,7 +155,7 @@ func (r *run) fill(ctx context.Context, slot int) error {
 
 // settle waits for an even spread.
 func (r *run) settle(ctx context.Context) error {
-	if err := r.line.settled(ctx, settleWithin); err != nil {
+	if err := r.line.settled(ctx, r.slack(settleWithin)); err != nil {
 		r.check(false, "the shards are not spread evenly: %v", err)
 		return ctx.Err()
 	}

@@ -23,6 +23,7 @@ const (
 	shards        = 64
 	serverTimeout = 10 * time.Second
 	askTimeout    = time.Second
+	judgeTimeout  = time.Minute // for a page of what is judged, on a machine that is busy
 	connections   = 4
 	clearWithin   = 5 * time.Minute // of named servers, however much was stored
 	// maxLen is far above any run: what is trimmed before it is read is lost, and
@@ -101,6 +102,7 @@ func (g *ground) connect(ctx context.Context) (err error) {
 	}
 	g.closers = append(g.closers, client.Close)
 	g.publisher = stream.NewPublisher(client, g.stream, maxLen)
+	where.Timeout = judgeTimeout
 	looking, err := stream.Connect(where)
 	if err != nil {
 		return fmt.Errorf("connect to Redis: %w", err)

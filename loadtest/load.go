@@ -26,6 +26,7 @@ type load struct {
 	done    chan struct{}                // closed when the present one has ended
 	err     error                        // of its Run; read after done
 	stop    context.CancelFunc
+	paced   bool          // the present one has a plan to be behind of
 	began   time.Time     // of the present one
 	cpu     time.Duration // of this process when it began
 	sending time.Duration // that all fleets took together
@@ -61,7 +62,7 @@ func (l *load) begin(ctx context.Context, p fleet.Profile, pacer fleet.Pacer) er
 	}
 	ctx, l.stop = context.WithCancel(ctx)
 	l.done = make(chan struct{})
-	l.began, l.cpu = time.Now(), ownCPU()
+	l.began, l.cpu, l.paced = time.Now(), ownCPU(), pacer != fleet.AtSpeed(0)
 	l.present.Store(sender)
 	go func() {
 		defer close(l.done)
@@ -98,7 +99,9 @@ func (l *load) end(ctx context.Context, early bool) error {
 		return err
 	})
 	l.earlier.Add(sender.Progress().Sent)
-	l.worst = max(l.worst, sender.Progress().Worst)
+	if l.paced {
+		l.worst = max(l.worst, sender.Progress().Worst)
+	}
 	l.present.Store(nil)
 	return errors.Join(err, l.writer.Flush())
 }

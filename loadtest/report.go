@@ -115,14 +115,9 @@ func (d *reportData) charts() {
 	rate := base
 	rate.stacked = true
 	for i := range slots {
-		rate.lines = append(rate.lines, series{color: palette(i), values: pick(func(s Sample) float64 {
-			if i >= len(s.Slots) {
-				return 0
-			}
-			return max(0, s.Slots[i].Rate)
-		})})
+		rate.lines = append(rate.lines, series{color: palette(i), values: rates(r.Samples, i)})
 	}
-	add("Records stored a second", "by instance, stacked", d.Slots, rate)
+	add("Records stored a second", "by instance, stacked, over the second before", d.Slots, rate)
 
 	const undoneColor, ageColor = "#4e79a7", "#e15759"
 	undone := base
@@ -147,6 +142,28 @@ func (d *reportData) charts() {
 			Legend: append(d.Slots[:len(d.Slots):len(d.Slots)], legend{"nobody", palette(-1)}), SVG: owners(base, r.Tenures),
 		})
 	}
+}
+
+// rates is what a slot stored a second, over the second before each sample: from
+// one sample to the next it jumps, since a worker commits thousands at once.
+func rates(samples []Sample, slot int) []float64 {
+	stored := func(n int) float64 {
+		if slot >= len(samples[n].Slots) {
+			return 0
+		}
+		return float64(samples[n].Slots[slot].Stored)
+	}
+	values := make([]float64, len(samples))
+	from := 0
+	for n := range samples {
+		for from+1 < n && samples[n].At-samples[from+1].At >= time.Second {
+			from++
+		}
+		if seconds := (samples[n].At - samples[from].At).Seconds(); seconds > 0 {
+			values[n] = max(0, stored(n)-stored(from)) / seconds
+		}
+	}
+	return values
 }
 
 // thousands is a number with its digits in groups.
