@@ -57,3 +57,36 @@ func TestTheSameSeedDrawsTheSameFences(t *testing.T) {
 		require.NoError(t, f.Check(), f.ID)
 	}
 }
+
+func TestCurveIsTheWorstOfEachSecond(t *testing.T) {
+	t.Parallel()
+	sample := func(ms int, undone int64, age float64) Sample {
+		s := Sample{At: time.Duration(ms) * time.Millisecond}
+		if age >= 0 {
+			s.Undone, s.Age = &undone, &age
+		}
+		return s
+	}
+	c := curve("a kill", []Sample{
+		sample(900, 99, 9), sample(1000, 1, .1), sample(1500, 7, .2), sample(1999, 3, .7),
+		sample(2500, 0, -1), sample(3100, 4, 1.234), sample(4100, 99, 9),
+	}, time.Second, 4*time.Second)
+	one, seven, none, worst, last := int64(4), int64(7), (*int64)(nil), .7, 1.23
+	require.Equal(t, Curve{
+		After: "a kill", Undone: []*int64{&seven, none, &one, none}, AgeSeconds: []*float64{&worst, nil, &last, nil},
+	}, c)
+}
+
+func TestRatesAreOverTheSecondBefore(t *testing.T) {
+	t.Parallel()
+	var samples []Sample
+	for i := range 9 { // two a second, and one of them with all of the next second's
+		stored := int64(i) * 500
+		if i == 4 {
+			stored += 500
+		}
+		samples = append(samples, Sample{At: time.Duration(i) * 500 * time.Millisecond, Slots: []SlotSample{{Stored: stored}}})
+	}
+	require.Equal(t, []float64{0, 1000, 1000, 1000, 1500, 1000, 500, 1000, 1000}, rates(samples, 0))
+	require.Equal(t, make([]float64, 9), rates(samples, 1))
+}
