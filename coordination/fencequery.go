@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -10,23 +11,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // FenceKeeper brings the fences that a platform keeps in tables of its own into
-// ours, as versions, with the requests to derive again what they change.
+// ours, as versions, with the requests to derive again what they change. It
+// refuses a leader of an earlier term.
 type FenceKeeper interface {
-	Renew(ctx context.Context) (protocol.FencesRenewed, error)
+	Renew(ctx context.Context, term int64) (protocol.FencesRenewed, error)
 }
 
 // FenceQuery is the leader's task to look every so often at fences that a
 // platform keeps. A row that is no good is named and left out, the others hold.
 type FenceQuery struct {
-	keeper FenceKeeper
-	ledger Ledger
-	every  time.Duration
-	log    *slog.Logger
-	bad    prometheus.Gauge
-	errors prometheus.Counter
+	keeper   FenceKeeper
+	ledger   Ledger
+	every    time.Duration
+	log      *slog.Logger
+	bad      prometheus.Gauge
+	failures prometheus.Counter
 
 	term   int64
 	looked time.Time
@@ -41,11 +44,11 @@ func NewFenceQuery(keeper FenceKeeper, ledger Ledger, every time.Duration, log *
 		bad: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_coordination_fence_query_bad_rows", Help: "Rows of GEOFENCE_QUERY that are no good, at the leader.",
 		}),
-		errors: prometheus.NewCounter(prometheus.CounterOpts{
+		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_fence_query_errors_total", Help: "Runs of GEOFENCE_QUERY that failed as a whole.",
 		}),
 	}
-	reg.MustRegister(q.bad, q.errors)
+	reg.MustRegister(q.bad, q.failures)
 	return q
 }
 
@@ -65,9 +68,12 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 		return nil
 	}
 	q.looked = time.Now()
-	renewed, err := q.keeper.Renew(ctx)
+	renewed, err := q.keeper.Renew(ctx, term)
+	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Fenced {
+		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // somebody else leads, and looks at the same fences
+	}
 	if err != nil {
-		q.errors.Inc()
+		q.failures.Inc()
 		if ctx.Err() == nil {
 			q.failed = true
 			if noteErr := q.ledger.Open(ctx, fenceIncident, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
@@ -96,7 +102,7 @@ func (q *FenceQuery) note(ctx context.Context, bad []error) error {
 	for _, err := range bad[:min(named, len(bad))] {
 		texts = append(texts, err.Error())
 	}
-	now := strings.Join(texts, "\n")
+	now := fmt.Sprintf("%d\n%s", len(bad), strings.Join(texts, "\n"))
 	if now == q.noted {
 		return nil
 	}

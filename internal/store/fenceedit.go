@@ -56,6 +56,13 @@ type edit struct {
 // source: every other version is closed. A fence that is no good is refused
 // before anything is changed.
 func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, source string, replace bool) (Edited, error) {
+	return e.change(ctx, fences, nil, source, replace, 0)
+}
+
+// change is Import, which leaves the fences named in keep as they are where
+// they hold already. With a term, the editor is the leader's, and one of an
+// earlier term is refused.
+func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep []string, source string, replace bool, term int64) (Edited, error) {
 	if _, bad := geofence.NewSet(fences); len(bad) > 0 {
 		errs := make([]error, len(bad))
 		for i, b := range bad {
@@ -68,10 +75,16 @@ func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, sourc
 		bad := strings.ContainsRune(f.ID+f.Name, 0) || strings.Contains(f.Geometry, `\u0000`) || !utf8.ValidString(f.ID+f.Name)
 		if bad {
 			ed.Refused = append(ed.Refused, fmt.Errorf("fence %q: its texts hold what Postgres cannot store", f.ID))
+			keep = append(keep, f.ID)
 		}
 		return bad
 	})
 	err := pgx.BeginFunc(ctx, e.pool, func(tx pgx.Tx) error {
+		if term != 0 {
+			if _, err := tx.Exec(ctx, "select processor.check_term($1, $2, $3, $4)", e.scope.Stream, e.scope.Group, term, e.by); err != nil {
+				return err
+			}
+		}
 		// One editor at a time: versions are numbered by reading the last one.
 		if _, err := tx.Exec(ctx, "select version from processor.geofence_set for update"); err != nil {
 			return err
@@ -86,7 +99,17 @@ func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, sourc
 		}
 		given := make(map[string][]geofence.Fence)
 		var ids []string
+		kept := make(map[string]bool)
+		for _, id := range keep {
+			if present[id] != nil {
+				kept[id] = true
+				delete(present, id)
+			}
+		}
 		for _, f := range fences {
+			if kept[f.ID] {
+				continue
+			}
 			if given[f.ID] == nil {
 				ids = append(ids, f.ID)
 			}

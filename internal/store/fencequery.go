@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,10 +18,10 @@ import (
 )
 
 // FenceQuery brings the fences that a platform keeps in tables of its own, in
-// the same database, into ours.
+// the same database, into ours, under the leader's term.
 type FenceQuery struct {
 	pool    *pgxpool.Pool
-	editor  *FenceEditor
+	editor  *FenceEditor // signs as the member that leads
 	query   string
 	timeout time.Duration
 }
@@ -44,8 +46,10 @@ type platformFence struct {
 }
 
 // Renew reads the platform's fences and makes them those that hold of the
-// source query. Rows that are no good are named and left out.
-func (q *FenceQuery) Renew(ctx context.Context) (protocol.FencesRenewed, error) {
+// source query. Rows that are no good are named and left out; a fence that one
+// of them belongs to stays as it was, since a slip in the platform must not take
+// back what was recorded of it. A leader of an earlier term is refused.
+func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FencesRenewed, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
 	var out protocol.FencesRenewed
@@ -53,8 +57,9 @@ func (q *FenceQuery) Renew(ctx context.Context) (protocol.FencesRenewed, error) 
 	if err != nil {
 		return out, failure("read the platform's fences", err)
 	}
-	fences, bad := fencesOf(rows)
-	edited, err := q.editor.Import(ctx, fences, "query", true)
+	fences, keep, bad := fencesOf(rows)
+	// While it cannot be told whose row is no good, none is taken away.
+	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term)
 	if err != nil {
 		return out, err
 	}
@@ -76,11 +81,10 @@ func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
 	return list, err
 }
 
-// fencesOf reads rows one by one.
-func fencesOf(rows [][]byte) ([]geofence.Fence, []error) {
-	var fences []geofence.Fence
+// fencesOf reads rows one by one. Keep has the IDs of those that are no good,
+// "" where there is none.
+func fencesOf(rows [][]byte) (fences []geofence.Fence, keep []string, bad []error) {
 	var numbers []int // row of each fence
-	var bad []error
 	for i, row := range rows {
 		text, id, err := featureOf(row)
 		if err == nil {
@@ -95,14 +99,14 @@ func fencesOf(rows [][]byte) ([]geofence.Fence, []error) {
 			}
 		}
 		if err != nil {
-			bad = append(bad, fmt.Errorf("row %d, fence %s: %w", i+1, id, err))
+			keep, bad = append(keep, id), append(bad, fmt.Errorf("row %d, fence %s: %w", i+1, cmp.Or(id, "without an id"), err))
 		}
 	}
 	_, clash := geofence.NewSet(fences)
 	drop := make(map[int]bool)
 	for _, c := range clash {
 		drop[c.Index] = true
-		bad = append(bad, fmt.Errorf("row %d, fence %s: %w", numbers[c.Index]+1, c.ID, c.Err))
+		keep, bad = append(keep, c.ID), append(bad, fmt.Errorf("row %d, fence %s: %w", numbers[c.Index]+1, c.ID, c.Err))
 	}
 	good := fences[:0]
 	for i := range fences {
@@ -110,22 +114,22 @@ func fencesOf(rows [][]byte) ([]geofence.Fence, []error) {
 			good = append(good, fences[i])
 		}
 	}
-	return good, bad
+	return good, keep, bad
 }
 
-// featureOf makes a GeoJSON Feature of a row.
+// featureOf makes a GeoJSON Feature of a row, and tells its ID wherever it has one.
 func featureOf(row []byte) (feature []byte, id string, err error) {
-	id = "without an id"
 	var p platformFence
-	if err := json.Unmarshal(row, &p); err != nil {
-		return nil, id, fmt.Errorf("a column has a type that cannot be used: %w", err)
-	}
+	problem := json.Unmarshal(row, &p) // sets what it can
 	if p.ID == nil {
-		return nil, id, errors.New("id is null or there is no such column")
+		return nil, "", errors.New("id is null or there is no such column")
 	}
 	id = string(*p.ID) // a number as it is written
 	if err := json.Unmarshal(*p.ID, &id); err != nil && strings.ContainsAny(id[:1], "{[tf") {
-		return nil, id, errors.New("id is neither text nor a number")
+		return nil, "", errors.New("id is neither text nor a number")
+	}
+	if problem != nil {
+		return nil, id, fmt.Errorf("a column has a type that cannot be used: %w", problem)
 	}
 	geometry := []byte(p.Geometry)
 	var text string

@@ -41,6 +41,14 @@ func number(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) (n int) {
 	return n
 }
 
+// raise begins a term of the member test.
+func raise(t *testing.T, pool *pgxpool.Pool) int64 {
+	t.Helper()
+	term, err := store.NewLeader(pool, fenceScope, "test", time.Minute).Raise(t.Context())
+	require.NoError(t, err)
+	return term
+}
+
 const openRequests = "select count(*) from processor.requests where state = 'waiting'"
 
 func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
@@ -56,8 +64,9 @@ func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
 		(null, 'nobody', '{"type":"Point","coordinates":[1,2]}', 'circle', 5, null),
 		(1, 'twice', '{"type":"Point","coordinates":[1,2]}', 'circle', 5, null)`)
 	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	term := raise(t, pool)
 	query := store.NewFenceQuery(pool, editor, `select id, title as name, shape as geometry, kind, r as radius_m, since as valid_from from public.zones;`, time.Minute)
-	renewed, err := query.Renew(t.Context())
+	renewed, err := query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Equal(t, 2, renewed.Added)
 	require.Len(t, renewed.Bad, 5)
@@ -67,14 +76,15 @@ func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
 	require.Equal(t, 4, number(t, pool, openRequests), "one recompute for each shard")
 
 	// What has not changed changes nothing.
-	renewed, err = query.Renew(t.Context())
+	renewed, err = query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Zero(t, renewed.Added+renewed.Closed)
 	require.Equal(t, 4, number(t, pool, openRequests))
 	execute(t, pool, "update public.zones set r = 300 where id = 2")
 	execute(t, pool, "delete from public.zones where title = 'depot'")
 	execute(t, pool, "delete from public.zones where title = 'twice'")
-	renewed, err = query.Renew(t.Context())
+	execute(t, pool, "delete from public.zones where id is null") // as long as it is there, none is taken away
+	renewed, err = query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Equal(t, 1, renewed.Added)
 	require.Equal(t, 2, renewed.Closed)
@@ -82,10 +92,10 @@ func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
 
 	// A query that cannot be run says so, cannot write, and changes nothing.
 	for _, bad := range []string{"select nonsense", "delete from public.zones returning id", "select 1; drop table public.zones"} {
-		_, err = store.NewFenceQuery(pool, editor, bad, time.Minute).Renew(t.Context())
+		_, err = store.NewFenceQuery(pool, editor, bad, time.Minute).Renew(t.Context(), term)
 		require.ErrorContains(t, err, "read the platform's fences")
 	}
-	require.Equal(t, 5, number(t, pool, "select count(*) from public.zones"))
+	require.Equal(t, 4, number(t, pool, "select count(*) from public.zones"))
 	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where replaced_at is null"))
 }
 
@@ -101,8 +111,9 @@ func TestFencesOfPostGISAreReadThroughAsGeoJSON(t *testing.T) {
 		('yard', st_geomfromtext('POLYGON((11 48, 12 48, 12 49, 11 49, 11 48),(11.2 48.2, 11.4 48.2, 11.4 48.4, 11.2 48.2))', 4326)),
 		('line', st_geomfromtext('LINESTRING(11 48, 11 49)', 4326)),
 		('curve', st_geomfromtext('POINT EMPTY', 4326))`)
+	term := raise(t, pool)
 	query := store.NewFenceQuery(pool, store.NewFenceEditor(pool, fenceScope, 1, "test"), "select id, st_asgeojson(geom, 15) as geometry from public.zones", time.Minute)
-	renewed, err := query.Renew(t.Context())
+	renewed, err := query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Equal(t, 2, renewed.Added)
 	require.Len(t, renewed.Bad, 1)
