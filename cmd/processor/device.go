@@ -89,10 +89,13 @@ func operatorName() string {
 // deviceShown is the answer of device show.
 type deviceShown struct {
 	store.Device
-	// Pending is how many entries are on the queue of the device's shard; null
-	// while Redis does not answer.
-	Pending     *int64 `json:"shard_pending"`
-	DeadLetters *int64 `json:"dead_letters"` // in the dead-letter stream; null while Redis does not answer
+	// What Redis holds of the device; null while it does not answer.
+	Undealt     *int64 `json:"undealt"` // in the stream, on no queue yet
+	Pending     *int64 `json:"pending"` // on a queue, in the hands of an instance or before
+	DeadLetters *int64 `json:"dead_letters"`
+	// AtLeast says that there may be more undealt and pending ones than were
+	// looked for.
+	AtLeast bool `json:"at_least"`
 }
 
 func newDeviceShowCommand() *cobra.Command {
@@ -123,6 +126,9 @@ func newDeviceShowCommand() *cobra.Command {
 	}
 }
 
+// lastEntries is how many of a device are looked for in the stream.
+const lastEntries = 500
+
 // askRedis looks for what waits in Redis.
 func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	where := stream.Config{
@@ -138,20 +144,26 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	if err != nil {
 		return err
 	}
-	consumers, err := group.Consumers(ctx)
-	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
-		consumers, err = nil, nil // no group yet: nothing is pending
-	}
+	backlog, err := group.Backlog(ctx)
 	if err != nil {
 		return err
 	}
-	var pending int64
-	for _, c := range consumers {
-		if c.Shard == d.Shard {
-			pending = c.Pending
+	found, reached, err := group.Trace(ctx, d.Device.Device, lastEntries)
+	if err != nil {
+		return err
+	}
+	var undealt, pending int64
+	for _, f := range found {
+		switch {
+		case !f.Dealt:
+			undealt++
+		case f.Pending:
+			pending++
 		}
 	}
-	d.Pending = &pending
+	// What is older than the oldest undone entry of all is done.
+	d.AtLeast = !backlog.OldestKnown || !backlog.Oldest.IsZero() && backlog.Oldest.Less(reached)
+	d.Undealt, d.Pending = &undealt, &pending
 	dead, err := stream.NewDeadLetters(client, where, db.redis.DLQStream)
 	if err != nil {
 		return err
@@ -167,6 +179,14 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	}
 	d.DeadLetters = &letters
 	return nil
+}
+
+// counted is how many there are, as far as is known.
+func (d *deviceShown) counted(n *int64) any {
+	if n != nil && d.AtLeast {
+		return fmt.Sprintf("%d or more", *n)
+	}
+	return orUnknown(n)
 }
 
 func (d *deviceShown) print(out *output) error {
@@ -187,7 +207,8 @@ func (d *deviceShown) print(out *output) error {
 	for _, f := range d.Fences {
 		t.row("fence "+f.Fence, fmt.Sprintf("%s at %s", f.Kind, clock(f.At)))
 	}
-	t.row("pending of its shard", orUnknown(d.Pending))
+	t.row("not dealt yet", d.counted(d.Undealt))
+	t.row("pending", d.counted(d.Pending))
 	t.row("deferred", fmt.Sprint(d.Deferred))
 	t.row("dead letters", orUnknown(d.DeadLetters))
 	t.row("dead letters archived", fmt.Sprint(d.Archived))

@@ -97,6 +97,8 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	})
 	require.NotNil(t, shown.Owner)
 	require.Equal(t, "exit", shown.Fences[0].Kind)
+	require.Zero(t, *shown.Undealt)
+	require.False(t, shown.AtLeast)
 	require.Zero(t, *shown.DeadLetters)
 
 	// A row that an operator marks is ignored from the recompute on.

@@ -104,7 +104,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 		return nil, exit(exitConfig, err)
 	}
 	// The stream first: what moves on meanwhile is then found in the tables.
-	found, more, err := group.Trace(ctx, device, last)
+	found, reached, err := group.Trace(ctx, device, last)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 		sought[i] = store.Sought{ID: s.ID, TimeUS: r.TimeUS, Known: problems[i] == nil}
 	}
 	tr := &traceJSON{
-		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Entries: []traceEntry{}, Complete: !more,
+		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Entries: []traceEntry{}, Complete: reached.IsZero(),
 	}
 	rows, err := store.TraceDevice(ctx, pool, scope, device, tr.Shard, sought)
 	if err != nil {

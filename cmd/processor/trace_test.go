@@ -60,7 +60,19 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	require.Contains(t, tr.Entries[0].Detail, "somebody")
 	require.Equal(t, "done, no row", tr.Entries[1].State, "it was acknowledged by hand")
 
-	text := spawn(t, pl.environ(fourShards), "trace", imei, "--last", "2")
+	pl.publish(good(imei, 7), good("another-device", 2), good(imei, 8))
+	var shown deviceShown
+	pl.ask(exitClean, &shown, "device", "show", imei)
+	require.EqualValues(t, 1, *shown.Pending, "its own, not those of its shard")
+	require.EqualValues(t, 2, *shown.Undealt)
+	require.EqualValues(t, 1, *shown.DeadLetters)
+	require.EqualValues(t, 1, shown.Deferred)
+	require.False(t, shown.AtLeast)
+	pl.ask(exitClean, &shown, "device", "show", "another-device")
+	require.Zero(t, *shown.Pending)
+	require.EqualValues(t, 1, *shown.Undealt)
+
+	text := spawn(t, pl.environ(fourShards), "trace", imei, "--last", "4")
 	require.Zero(t, text.exit(40*time.Second), text.errors())
 	require.Regexp(t, `owner +nobody\n`, text.output())
 	require.Regexp(t, `\d+-\d+ +2023-11-14 22:13:26 +pending`, text.output())

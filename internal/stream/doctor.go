@@ -138,37 +138,40 @@ type Sighting struct {
 }
 
 // Trace finds the last entries of a device in the stream, newest first, at most
-// limit, among the newest of the stream. More tells that it stopped before the
-// stream's beginning.
-func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Sighting, more bool, err error) {
+// limit, among the newest of the stream. It has looked through all from the
+// entry reached on; zero stands for the stream's beginning.
+func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Sighting, reached telemetry.EntryID, err error) {
+	var beginning telemetry.EntryID
 	info, err := g.Info(ctx)
 	if err != nil || !info.Exists {
-		return nil, false, err
+		return nil, beginning, err
 	}
+	reached = info.Last.Next()
 	to := "+"
 	for range traceScan / tracePage {
 		cmd := redis.NewRawCmd(ctx, "xrevrange", g.names.Stream, to, "-", "count", tracePage)
 		if err := g.client.Process(ctx, cmd); err != nil {
-			return found, true, failure("read the stream", err)
+			return found, reached, failure("read the stream", err)
 		}
 		b, err := parseRange(cmd.Val())
 		if err != nil {
-			return found, true, failure("read the stream", g.redirected(ctx, err))
+			return found, reached, failure("read the stream", g.redirected(ctx, err))
 		}
 		for _, e := range b.entries {
+			reached = e.ID
 			if e.DeviceID() == device {
 				found = append(found, Sighting{ID: e.ID, Entry: e, Dealt: info.GroupExists && !info.Delivered.Less(e.ID)})
 			}
 			if len(found) == limit {
-				return found, true, g.pendingOf(ctx, found)
+				return found, reached, g.pendingOf(ctx, found)
 			}
 		}
 		if len(b.entries) < tracePage {
-			return found, false, g.pendingOf(ctx, found)
+			return found, beginning, g.pendingOf(ctx, found)
 		}
 		to = "(" + b.ids[len(b.ids)-1]
 	}
-	return found, true, g.pendingOf(ctx, found)
+	return found, reached, g.pendingOf(ctx, found)
 }
 
 // pendingOf notes which of the entries are on a queue, and which are dead letters.
