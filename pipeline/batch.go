@@ -27,7 +27,7 @@ type batch struct {
 	entries   int
 	bytes     int64
 	repeats   int       // records that repeat an earlier one of the same batch
-	opened    time.Time // when the first entry was applied
+	due       time.Time // when it is committed, full or not
 
 	deferred        []telemetry.Deferred
 	settled         []telemetry.EntryID // deferred entries that have become records
@@ -65,7 +65,7 @@ func (b *batch) reset(seq uint64, careful bool) {
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
 	b.crossings, b.tangled, b.applied = b.crossings[:0], b.tangled[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
-	b.opened = time.Time{}
+	b.due = time.Time{}
 	clear(b.deferred)
 	clear(b.letters)
 	clear(b.lettersDeferred)

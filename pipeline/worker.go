@@ -21,6 +21,7 @@ import (
 // get whole batches and give them back.
 type worker struct {
 	cfg      Config
+	limit    int // most entries of a batch
 	table    *table
 	sink     Sink
 	acker    Acker
@@ -97,12 +98,14 @@ const batches = 4
 
 func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
+	// So that there is room for all batches a worker has.
+	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	st, err := newState(perWorker, p.metrics.evictions.Inc)
 	if err != nil {
 		return nil, err
 	}
 	w := &worker{
-		cfg: p.cfg, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
+		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
 		parker: p.parker, deferrals: p.deferrals, trials: p.trials, trial: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, held: make(map[int]tenure), state: st,
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
@@ -156,7 +159,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		}
 		var due <-chan time.Time
 		if w.current.entries > 0 && !w.busy && w.unacked < 2 {
-			timer.Reset(max(0, w.cfg.BatchMaxAge-time.Since(w.current.opened)))
+			timer.Reset(max(0, time.Until(w.current.due)))
 			due = timer.C
 		}
 		select {
@@ -252,7 +255,7 @@ func (w *worker) advance(ctx context.Context) error {
 				}
 				continue
 			}
-			room := w.cfg.BatchMaxRecords - w.current.entries
+			room := w.limit - w.current.entries
 			n := min(room, len(m.entries)-w.offset)
 			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries[w.offset : w.offset+n]}
 			if err := w.apply(ctx, w.current, p); err != nil {
@@ -271,12 +274,20 @@ func (w *worker) fetch() {
 }
 
 func (w *worker) full() bool {
-	return w.current.entries >= w.cfg.BatchMaxRecords || w.current.bytes >= batchMaxBytes
+	return w.current.entries >= w.limit || w.current.bytes >= batchMaxBytes
 }
 
 // batchMaxBytes keeps a transaction of large records from growing out of
 // proportion to its statement timeout.
 const batchMaxBytes = 8 << 20
+
+// patience is how long a batch may wait for more when its first entry has been
+// in the stream for a time. In a backlog that is an eighth of this time: large
+// batches cost the servers much less, so the backlog is over the sooner. A clock
+// that is wrong shifts it between the two bounds.
+func patience(age, maxAge time.Duration) time.Duration {
+	return min(max(age/8, maxAge), 10*maxAge)
+}
 
 // commitIfDue hands the batch over when it is full or old enough, and the
 // committer is free.
@@ -284,7 +295,7 @@ func (w *worker) commitIfDue() {
 	if w.busy || w.current.entries == 0 || w.unacked >= 2 {
 		return
 	}
-	if w.full() || time.Since(w.current.opened) >= w.cfg.BatchMaxAge {
+	if w.full() || !time.Now().Before(w.current.due) {
 		w.flushNow()
 	}
 }
@@ -340,7 +351,9 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		return nil
 	}
 	if b.entries == 0 {
-		b.opened = time.Now()
+		now := time.Now()
+		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
+		b.due = now.Add(patience(age, w.cfg.BatchMaxAge))
 		b.rules = w.rules()
 	}
 	if cap(w.records) < len(p.entries) {

@@ -73,11 +73,12 @@ func (s *sink) batch() *protocol.Batch {
 	}
 }
 
-// fresh and late write ten records, of which the seventh has the attributes.
+// fresh and late write ten records, newest first, of which the seventh has the
+// attributes. They are not copied in this order.
 func (s *sink) fresh(ctx context.Context, attributes string) error {
 	b := s.batch()
 	for n := range 10 {
-		b.Fresh = append(b.Fresh, record(n, `{}`))
+		b.Fresh = append(b.Fresh, record(10-n, `{}`))
 	}
 	b.Fresh[6].Attributes = []byte(attributes)
 	_, err := s.writer.Write(ctx, b)
@@ -173,7 +174,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
 			if tt.want == telemetry.Refused {
-				require.Equal(t, 7, f.Row, "COPY names the row: %v", f)
+				require.Equal(t, 7, f.Row, "COPY names the row, and the row its record: %v", f)
 			}
 			f = failureOf(t, s.late(t.Context(), tt.give))
 			require.Equal(t, tt.code, f.Code)

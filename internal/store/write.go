@@ -25,7 +25,7 @@ type Writer struct {
 	member  string
 	timeout time.Duration
 	runs    *Runs     // of the pool; nil where nobody minds
-	buffers sync.Pool // of *[]byte, for COPY
+	streams sync.Pool // of *copyStream
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
@@ -34,7 +34,7 @@ type Writer struct {
 func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
 	return &Writer{
 		pool: pool, scope: scope, member: member, timeout: timeout,
-		buffers: sync.Pool{New: func() any { return new([]byte) }},
+		streams: sync.Pool{New: func() any { return new(copyStream) }},
 	}
 }
 
@@ -127,16 +127,20 @@ type conn interface {
 // copy begins a transaction and copies records into positions. What is to
 // follow in the same round trip is given as SQL; want is the tag of its last command.
 func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
-	buf := w.buffers.Get().(*[]byte)
-	*buf = appendCopy((*buf)[:0], records)
+	rows := w.streams.Get().(*copyStream)
+	rows.encode(records)
 	sql := "begin; copy public.positions (" + positionColumns + ") from stdin (format binary)" + then
-	tag, err := conn.CopyFrom(ctx, bytes.NewReader(*buf), sql)
+	tag, err := conn.CopyFrom(ctx, bytes.NewReader(rows.bytes), sql)
 	if err != nil {
 		// The driver does not wait for its reader of the buffer when the
 		// connection breaks, so this one is nobody's any more.
+		err = failure("copy", err)
+		if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+			f.Row = rows.record(f.Row)
+		}
 		return err
 	}
-	w.buffers.Put(buf)
+	w.streams.Put(rows)
 	if got, _, _ := strings.Cut(tag.String(), " "); got != want {
 		return notCommitted(tag)
 	}
