@@ -159,12 +159,13 @@ func (b *bench) backlogs(ctx context.Context, round int) error {
 				return fmt.Errorf("backlog, %s: %w", what, err)
 			}
 			into.add(w.rate)
-			b.note("%s: %.0f records/s; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
-				what, w.rate, w.own, w.redis, w.postgres, w.mallocs, w.peak)
+			b.note("%s: %.0f records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
+				what, w.rate, w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
 			if into == &b.res.One {
 				b.res.OwnCPU.add(w.own)
 				b.res.RedisCPU.add(w.redis)
 				b.res.PostgresCPU.add(w.postgres)
+				b.res.PerCommit.add(w.perCommit)
 				b.res.Allocs.add(w.mallocs)
 				b.res.Peak.add(w.peak)
 				b.res.FirstCommit.add(w.first)

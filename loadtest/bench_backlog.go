@@ -18,14 +18,19 @@ import (
 // worked is how a backlog was worked off, between the first fifth and the last
 // tenth of it. Times are microseconds of CPU a record.
 type worked struct {
-	rate     float64
-	own      float64
-	redis    float64
-	postgres float64
-	mallocs  float64 // of the service, a record
-	peak     float64 // MB, of the largest instance
-	first    float64 // seconds from start to the first commit
+	rate      float64
+	own       float64
+	redis     float64
+	postgres  float64
+	perCommit float64 // records
+	mallocs   float64 // of the service, a record
+	peak      float64 // MB, of the largest instance
+	first     float64 // seconds from start to the first commit
 }
+
+// lookEvery is how exactly a rate is known: often enough for some seconds, seldom
+// enough not to cost what is to be measured.
+const lookEvery = 25 * time.Millisecond
 
 // spent is what everything has used up at one moment.
 type spent struct {
@@ -34,8 +39,11 @@ type spent struct {
 	own      time.Duration
 	redis    time.Duration
 	postgres time.Duration
-	mallocs  float64
+	told     told // by the instances, in all
 }
+
+// told is what an instance counts itself.
+type told struct{ mallocs, records, commits float64 }
 
 func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, instances int, profile string) (w worked, err error) {
 	for rest := entries; len(rest) > 0; {
@@ -65,7 +73,7 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	var from, to spent
 	looking := &watch{ground: g}
 	moved, least := time.Now(), total
-	err = until(ctx, 10*time.Millisecond, func() error {
+	err = until(ctx, lookEvery, func() error {
 		for _, in := range line.present() {
 			if in.gone() {
 				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
@@ -107,7 +115,10 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
 	w.rate = records / to.at.Sub(from.at).Seconds()
 	w.own, w.redis, w.postgres = each(from.own, to.own), each(from.redis, to.redis), each(from.postgres, to.postgres)
-	w.mallocs = (to.mallocs - from.mallocs) / records
+	w.mallocs = (to.told.mallocs - from.told.mallocs) / records
+	if commits := to.told.commits - from.told.commits; commits > 0 {
+		w.perCommit = (to.told.records - from.told.records) / commits
+	}
 	for _, in := range line.present() {
 		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
 	}
@@ -144,28 +155,34 @@ func (b *bench) spent(ctx context.Context, line *lineup, undone int64, at time.T
 	s := spent{at: at, undone: undone, redis: cpuOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
 	for _, in := range line.present() {
 		s.own += cpuOf(in.cmd.Process.Pid)
-		s.mallocs += in.mallocs(ctx)
+		t := in.told(ctx)
+		s.told.mallocs += t.mallocs
+		s.told.records += t.records
+		s.told.commits += t.commits
 	}
 	return s
 }
 
-// mallocs is how many allocations the instance has made, 0 when it does not say.
-func (in *instance) mallocs(ctx context.Context) float64 {
+// told is what the instance counts, nothing when it does not say.
+func (in *instance) told(ctx context.Context) (t told) {
 	address, _ := in.tap.known()
 	resp, err := get(ctx, "http://"+address+"/metrics")
 	if err != nil {
-		return 0
+		return t
 	}
 	defer func() { _ = resp.Body.Close() }()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(resp.Body)
 	if err != nil {
-		return 0
+		return t
 	}
 	for _, m := range families["go_memstats_mallocs_total"].GetMetric() {
-		return m.GetCounter().GetValue()
+		t.mallocs = m.GetCounter().GetValue()
 	}
-	return 0
+	for _, m := range families["processor_pipeline_batch_records"].GetMetric() {
+		t.records, t.commits = m.GetHistogram().GetSampleSum(), float64(m.GetHistogram().GetSampleCount())
+	}
+	return t
 }
 
 // profileSeconds is shorter than a backlog of the usual size takes.

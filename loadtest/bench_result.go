@@ -66,6 +66,7 @@ type BenchResult struct {
 	OwnCPU          Series         `json:"own_cpu"`
 	RedisCPU        Series         `json:"redis_cpu"`
 	PostgresCPU     Series         `json:"postgres_cpu"`
+	PerCommit       Series         `json:"records_per_commit"`
 	Allocs          Series         `json:"allocs"`
 	Peak            Series         `json:"peak"`
 	FirstCommit     Series         `json:"first_commit"`

@@ -135,6 +135,7 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 		{"CPU of the service, s a million records", r.OwnCPU, false},
 		{"CPU of Redis, s a million records", r.RedisCPU, false},
 		{"CPU of Postgres, s a million records", r.PostgresCPU, false},
+		{"records a commit", r.PerCommit, false},
 		{"allocations a record", r.Allocs, false},
 		{"peak memory, MB", r.Peak, false},
 		{"start to first commit, s", r.FirstCommit, false},
@@ -181,7 +182,7 @@ func (rawPostgres) Export(ctx context.Context, url string, from, before time.Tim
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 	var all bytes.Buffer
 	_, err = conn.PgConn().CopyTo(ctx, &all, fmt.Sprintf(
-		"copy (select %s from public.positions where ts >= '%s' and ts < '%s' order by ctid) to stdout (format binary)",
+		"copy (select %s from public.positions where ts >= '%s' and ts < '%s' order by ts, device_id) to stdout (format binary)",
 		columns, from.UTC().Format(time.RFC3339Nano), before.UTC().Format(time.RFC3339Nano)))
 	if err != nil {
 		return nil, fmt.Errorf("read stored rows: %w", err)
@@ -295,12 +296,12 @@ func readArrays(ctx context.Context, url string, since time.Time, size int) (bat
 		return nil, 0, fmt.Errorf("connect to Postgres: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
-	// Rows of one batch, in the order in which they were stored.
+	// Rows of one batch, in the order of the stream.
 	sql := fmt.Sprintf(`
 select array_agg(device_id order by n), array_agg(ts order by n), array_agg(ingested_at order by n), array_agg(latitude order by n),
   array_agg(longitude order by n), array_agg(altitude order by n), array_agg(angle order by n), array_agg(speed order by n),
   array_agg(satellites order by n), array_agg(priority order by n), array_agg(codec order by n), array_agg(attributes order by n), count(*)
-from (select *, row_number() over (order by ctid) as n from public.positions where ts >= '%s') as r
+from (select *, row_number() over (order by ts, device_id) as n from public.positions where ts >= '%s') as r
 group by (n - 1) / %d order by min(n)`, since.UTC().Format(time.RFC3339Nano), size)
 	res := conn.PgConn().ExecParams(ctx, sql, nil, nil, nil, []int16{1})
 	for res.NextRow() {
