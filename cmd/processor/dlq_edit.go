@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,22 +17,38 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 func newDLQEditCommand() *cobra.Command {
 	var set []string
-	var file string
+	var file, mended string
 	cmd := &cobra.Command{
-		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE]",
-		Short: "Correct one dead letter; the original and the difference are kept",
+		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --mended FILE",
+		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Corrects what a dead letter will be sent again as: fields of the entry with
 --set codec=8E, members of its payload with --set payload.latitude=48.1 (the value is
-JSON), the whole payload with --payload-file, or in $EDITOR without either.`,
+JSON), the whole payload with --payload-file, or in $EDITOR without either.
+
+Corrects many with --mended: lines as dlq export writes them, of which the fields
+were changed, by a script for example. Of the other members only the ID is read.
+What is the same as before is left alone.`,
 		Example: `  processor dlq edit 1764000000000-0 --set payload.latitude=48.137
-  processor dlq edit 1764000000000-0 --payload-file mended.json`,
-		Args: cobra.ExactArgs(1),
+  processor dlq edit 1764000000000-0 --payload-file mended.json
+  processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > mended.jsonl
+  processor dlq edit --mended mended.jsonl`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+			if mended != "" {
+				if len(args) > 0 || set != nil || file != "" {
+					return usageError(cmd, errors.New("--mended names the dead letters and says what to change: give nothing else"))
+				}
+				return m.editMany(cmd, mended)
+			}
+			if len(args) == 0 {
+				return usageError(cmd, errors.New("which one? give an ID, or --mended"))
+			}
 			l, err := m.one(cmd, args[0])
 			if err != nil {
 				return err
@@ -50,10 +69,7 @@ JSON), the whole payload with --payload-file, or in $EDITOR without either.`,
 				return exit(exitFinding, errors.New("nothing was changed"))
 			}
 			diff := difference(l.Entry.Fields, fields)
-			if err := m.archive.Export(cmd.Context(), []protocol.Letter{*l}, whoami()); err != nil {
-				return err
-			}
-			if err := m.archive.Edit(cmd.Context(), l.ID, fields, diff, whoami()); err != nil {
+			if err := m.edit(cmd.Context(), []protocol.Letter{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: diff}}); err != nil {
 				return err
 			}
 			f := filter{ids: map[string]bool{l.ID.String(): true}}
@@ -76,7 +92,163 @@ JSON), the whole payload with --payload-file, or in $EDITOR without either.`,
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a field of the entry, or payload.member=JSON")
 	cmd.Flags().StringVar(&file, "payload-file", "", "file with the new payload")
+	cmd.Flags().StringVar(&mended, "mended", "", "file of dead letters as exported, with other fields")
 	return cmd
+}
+
+// edit keeps the originals and what they are to be sent again as.
+func (m *morgue) edit(ctx context.Context, letters []protocol.Letter, edits []store.Edit) error {
+	if err := m.archive.Export(ctx, letters, whoami()); err != nil {
+		return err
+	}
+	return m.archive.Edit(ctx, edits, whoami())
+}
+
+// editJSON is what became of one line of a file of mended dead letters.
+type editJSON struct {
+	ID       string `json:"id"`
+	Outcome  string `json:"outcome"` // edited, unchanged, gone
+	NowFails string `json:"now_fails,omitempty"`
+}
+
+// editPage is how many dead letters are corrected together.
+const editPage = 100
+
+func (m *morgue) editMany(cmd *cobra.Command, path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read mended dead letters: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	report := []editJSON{}
+	count := make(map[string]int)
+	lines := json.NewDecoder(file)
+	for more := true; more && err == nil; {
+		var page []letterJSON
+		if page, more, err = nextLetters(lines); err == nil {
+			err = m.editSome(cmd.Context(), page, func(line editJSON) {
+				report = append(report, line)
+				count[line.Outcome]++
+				if line.NowFails != "" {
+					count["fails"]++
+				}
+			})
+		}
+	}
+	if count["edited"] > 0 {
+		f := filter{text: "mended in " + filepath.Base(path)}
+		if noteErr := m.note(cmd, "dlq edit", &f, count["edited"]); err == nil {
+			err = noteErr
+		}
+	}
+	out := outputOf(cmd)
+	printErr := out.result(report, func() error {
+		t := newTable("ID", "OUTCOME", "STILL")
+		for _, l := range report {
+			c := green
+			if l.Outcome != "edited" || l.NowFails != "" {
+				c = yellow
+			}
+			t.row(l.ID, cell{l.Outcome, c}, l.NowFails)
+		}
+		if err := out.table(t); err != nil {
+			return err
+		}
+		return out.line("edited %d, of which %d still fail; %d unchanged, %d gone", count["edited"], count["fails"], count["unchanged"], count["gone"])
+	})
+	if err == nil {
+		err = printErr
+	}
+	if err == nil && count["gone"] > 0 {
+		err = exit(exitFinding, fmt.Errorf("%d of %d are no dead letters any more", count["gone"], len(report)))
+	}
+	return err
+}
+
+// nextLetters reads a page of lines that dlq export wrote.
+func nextLetters(lines *json.Decoder) (page []letterJSON, more bool, err error) {
+	for len(page) < editPage {
+		var l letterJSON
+		err := lines.Decode(&l)
+		if errors.Is(err, io.EOF) {
+			return page, false, nil
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("read mended dead letters: %w", err)
+		}
+		page = append(page, l)
+	}
+	return page, true, nil
+}
+
+func (m *morgue) editSome(ctx context.Context, page []letterJSON, tell func(editJSON)) error {
+	ids := make([]telemetry.EntryID, len(page))
+	for i, l := range page {
+		var err error
+		if ids[i], err = telemetry.ParseEntryID(l.ID); err != nil {
+			return fmt.Errorf("read mended dead letters: %w", err)
+		}
+	}
+	found, err := m.dead.Get(ctx, ids)
+	if err != nil {
+		return err
+	}
+	there := make(map[telemetry.EntryID]*protocol.Letter, len(found))
+	for i := range found {
+		if found[i].Err == nil {
+			there[found[i].ID] = &found[i]
+		}
+	}
+	report := make([]editJSON, len(page))
+	var letters []protocol.Letter
+	var edits []store.Edit
+	for i := range page {
+		fields, err := plainFields(page[i].Fields)
+		if err != nil {
+			return fmt.Errorf("read mended dead letter %s: %w", page[i].ID, err)
+		}
+		l := there[ids[i]]
+		report[i] = editJSON{ID: page[i].ID, Outcome: "edited"}
+		switch {
+		case l == nil:
+			report[i].Outcome = "gone"
+		case slices.Equal(fields, l.Entry.Fields):
+			report[i].Outcome = "unchanged"
+		default:
+			if _, err := m.decode(l, fields); err != nil {
+				report[i].NowFails = err.Error()
+			}
+			letters = append(letters, *l)
+			edits = append(edits, store.Edit{ID: l.ID, Fields: fields, Diff: difference(l.Entry.Fields, fields)})
+		}
+	}
+	if err := m.edit(ctx, letters, edits); err != nil {
+		return err
+	}
+	for _, line := range report {
+		tell(line)
+	}
+	return nil
+}
+
+// plainFields is the opposite of fieldsOf.
+func plainFields(list []fieldJSON) ([]string, error) {
+	if len(list) == 0 {
+		return nil, errors.New("it has no fields")
+	}
+	fields := make([]string, 0, 2*len(list))
+	for _, f := range list {
+		value := f.Value
+		if f.Base64 {
+			b, err := base64.StdEncoding.DecodeString(value)
+			if err != nil {
+				return nil, fmt.Errorf("field %s: %w", f.Name, err)
+			}
+			value = string(b)
+		}
+		fields = append(fields, f.Name, value)
+	}
+	return fields, nil
 }
 
 // edited applies what the command line says to the fields of an entry.
@@ -171,7 +343,7 @@ func inEditor(cmd *cobra.Command, text string) (string, error) {
 	run := exec.CommandContext(cmd.Context(), argv[0], argv[1:]...)
 	run.Stdin, run.Stdout, run.Stderr = cmd.InOrStdin(), cmd.ErrOrStderr(), cmd.ErrOrStderr()
 	if err := run.Run(); err != nil {
-		return "", fmt.Errorf("run %s: %w", editor, err)
+		return "", exit(exitFinding, fmt.Errorf("run %s: %w; nothing is changed", editor, err))
 	}
 	mended, err := os.ReadFile(f.Name())
 	if err != nil {

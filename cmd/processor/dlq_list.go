@@ -165,8 +165,20 @@ func (m *morgue) one(cmd *cobra.Command, id string) (*protocol.Letter, error) {
 	if err := f.set(cmd, []string{id}); err != nil {
 		return nil, err
 	}
+	exact, err := telemetry.ParseEntryID(id)
+	if err != nil {
+		return nil, usageError(cmd, err)
+	}
+	// Looked up before all of them are looked through for the entry it was.
+	list, err := m.dead.Get(cmd.Context(), []telemetry.EntryID{exact})
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		return &list[0], nil
+	}
 	var found *protocol.Letter
-	err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+	err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
 		found = l
 		return false
 	})

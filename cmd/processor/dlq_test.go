@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,11 @@ func newDLQ(t *testing.T) *dlq {
 
 // call runs a command line in a process of its own.
 func (d *dlq) call(args ...string) (code int, stdout, stderr string) {
-	p := spawn(d.t, d.environ("SHARDS=8", "EDITOR=/nonexistent"), append([]string{"dlq"}, args...)...)
+	return d.callWith([]string{"EDITOR=/nonexistent"}, args...)
+}
+
+func (d *dlq) callWith(env []string, args ...string) (code int, stdout, stderr string) {
+	p := spawn(d.t, d.environ(append([]string{"SHARDS=8"}, env...)...), append([]string{"dlq"}, args...)...)
 	code = p.exit(time.Minute)
 	return code, p.output(), p.errors()
 }
@@ -152,6 +157,126 @@ func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessag
 	members := make(map[string]json.RawMessage)
 	require.NoError(t, json.Unmarshal(object, &members), "%s", object)
 	return bytes.TrimSpace(members[name])
+}
+
+// park makes dead letters of entries, one a second, and returns their IDs.
+func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
+	d.t.Helper()
+	for i, fields := range entries {
+		l := telemetry.DeadLetter{
+			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(1_700_000_000_000 + 1000*i)}, Fields: fields},
+			Class: telemetry.ClassInvalid, Error: "invalid: payload.latitude: must be from -90 to 90", Field: "payload.latitude",
+			Fingerprint: "invalid/payload.latitude/range", Attempts: 1, FirstFailed: time.Now(), LastFailed: time.Now(),
+		}
+		require.NoError(d.t, d.dead.ParkDeferred(d.t.Context(), []telemetry.DeadLetter{l}, nil))
+	}
+	list, err := d.dead.List(d.t.Context(), telemetry.EntryID{}, 1000)
+	require.NoError(d.t, err)
+	ids := make([]telemetry.EntryID, len(list))
+	for i := range list {
+		ids[i] = list[i].ID
+	}
+	return ids
+}
+
+func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
+	d := newDLQ(t)
+	j, err := fleet.NewJunk("latitude_range", fleet.DeviceID(1), time.Unix(1_700_000_000, 0))
+	require.NoError(t, err)
+	id := d.park(j.Fields)[0].String()
+	payload := j.Fields[len(j.Fields)-1]
+	edits := func() int { return d.count("select count(*) from processor.audit where action = 'dlq edit'") }
+	for _, tt := range []struct {
+		name, script string
+		code, edits  int
+		out, errs    string
+		payload      string // that will be sent, "" for the one before
+	}{
+		{name: "leaves it as it is", script: `test "$(cat "$1")" != ""`, code: exitFinding, errs: "nothing was changed"},
+		{name: "fails after a change", script: `echo x > "$1"; exit 3`, code: exitFinding, errs: "exit status 3; nothing is changed"},
+		{name: "removes the file", script: `rm "$1"`, code: exitFinding, errs: "edit: "},
+		{name: "writes garbage", script: `printf '\000{' > "$1"`, edits: 1, out: "still: decode: payload", payload: "\x00{"},
+		{name: "mends, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
+			payload: strings.Replace(payload, "91.5", "48.25", 1)},
+		{name: "adds a newline", script: `sed -i -e '$s/48.25/48.5/' "$1"; echo >> "$1"`, edits: 3, out: "48.5",
+			payload: strings.Replace(payload, "91.5", "48.5", 1)},
+	} {
+		script := filepath.Join(t.TempDir(), "editor")
+		require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nset -e\n"+tt.script+"\n"), 0o700))
+		editor := script
+		if strings.Contains(tt.script, "--wait") {
+			editor += " --wait"
+		}
+		good := strings.Replace(payload, "91.5", "48.25", 1)
+		code, out, errs := d.callWith([]string{"EDITOR=" + editor, "GOOD=" + good}, "edit", id)
+		require.Equal(t, tt.code, code, "%s: %s%s", tt.name, out, errs)
+		require.Contains(t, out, tt.out, tt.name)
+		require.Contains(t, errs, tt.errs, tt.name)
+		require.Equal(t, tt.edits, edits(), tt.name)
+		var shown letterJSON
+		require.Zero(t, d.json(&shown, "show", id))
+		require.Equal(t, payload, shown.Fields[len(shown.Fields)-1].Value, "the original is kept")
+		if tt.payload != "" {
+			require.Equal(t, tt.payload, shown.Edited[len(shown.Edited)-1].Value, tt.name)
+		}
+	}
+	code, _, errs := d.callWith([]string{"EDITOR="}, "edit", id)
+	require.Equal(t, exitConfig, code)
+	require.Contains(t, errs, "EDITOR is not set")
+}
+
+func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
+	d := newDLQ(t)
+	var entries [][]string
+	for s := range int64(250) {
+		j, err := fleet.NewJunk("latitude_range", fleet.DeviceID(1), time.Unix(1_700_000_000+s, 0))
+		require.NoError(t, err)
+		entries = append(entries, append(j.Fields, "raw", "\xff\x00"))
+	}
+	ids := d.park(entries...)
+	exported, mended := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "mended.jsonl")
+	code, _, errs := d.call("export", "--file", exported)
+	require.Zero(t, code, errs)
+	text, err := os.ReadFile(exported)
+	require.NoError(t, err)
+	lines := strings.SplitAfter(string(text), "\n")
+	for i := range lines[:249] { // the last one is left as it is
+		lines[i] = strings.Replace(lines[i], `\"latitude\":91.5`, `\"latitude\":9007199254740993e-15`, 1)
+	}
+	lines[0] = strings.Replace(lines[0], "9007199254740993e-15", "92", 1)
+	gone := strings.Replace(lines[1], ids[1].String(), "1-1", 1)
+	require.NoError(t, os.WriteFile(mended, []byte(strings.Join(append(lines, gone), "")), 0o600))
+
+	var report []editJSON
+	require.Equal(t, exitFinding, d.json(&report, "edit", "--mended", mended), "one is gone")
+	require.Len(t, report, 251)
+	require.Equal(t, "edited", report[0].Outcome)
+	require.Contains(t, report[0].NowFails, "payload.latitude")
+	require.Equal(t, editJSON{ID: ids[248].String(), Outcome: "edited"}, report[248])
+	require.Equal(t, "unchanged", report[249].Outcome)
+	require.Equal(t, editJSON{ID: "1-1", Outcome: "gone"}, report[250])
+	require.Equal(t, 249, d.count("select count(*) from processor.dead_letters where edited_fields is not null and fields <> edited_fields"))
+	require.Equal(t, 249, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
+	var shown letterJSON
+	require.Zero(t, d.json(&shown, "show", ids[100].String()))
+	require.Contains(t, shown.Edited[3].Value, "9007199254740993e-15", "every digit is kept")
+	require.Equal(t, fieldJSON{Name: "raw", Value: "/wA=", Base64: true}, shown.Edited[4])
+
+	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--mended", mended}, {"edit", "--mended", mended, "--set", "codec=8"}} {
+		code, _, errs = d.call(args...)
+		require.Equal(t, exitConfig, code, errs)
+	}
+	code, _, errs = d.call("edit", "--mended", fileOf(t, "no JSON"))
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "read mended dead letters")
+}
+
+// fileOf is a file that holds text.
+func fileOf(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
 }
 
 func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {

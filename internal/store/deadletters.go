@@ -48,11 +48,21 @@ on conflict (stream, grp, dlq_id, source_id) do nothing`,
 	return failure("export dead letters", d.pool.SendBatch(ctx, b).Close())
 }
 
-// Edit notes what a dead letter that was exported is to be sent again as.
-func (d *DeadLetters) Edit(ctx context.Context, id telemetry.EntryID, fields []string, diff, who string) error {
+// Edit is what a dead letter is to be sent again as.
+type Edit struct {
+	ID     telemetry.EntryID // of the dead letter
+	Fields []string
+	Diff   string // from its own fields, for people
+}
+
+// Edit notes what dead letters that were exported are to be sent again as: all
+// of them, or none.
+func (d *DeadLetters) Edit(ctx context.Context, edits []Edit, who string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	_, err := d.pool.Exec(ctx, `
+	b := &pgx.Batch{}
+	for _, e := range edits {
+		b.Queue(`
 update processor.dead_letters
 set edited_fields = $4,
   edit_diff = $5,
@@ -60,8 +70,9 @@ set edited_fields = $4,
   edited_at = now()
 where stream = $1
   and grp = $2
-  and dlq_id = $3`, d.scope.Stream, d.scope.Group, id.String(), byteFields(fields), storable(diff), who)
-	return failure("edit dead letter "+id.String(), err)
+  and dlq_id = $3`, d.scope.Stream, d.scope.Group, e.ID.String(), byteFields(e.Fields), storable(e.Diff), who)
+	}
+	return failure("edit dead letters", d.pool.SendBatch(ctx, b).Close())
 }
 
 // Edited returns the corrected fields of those dead letters that have any.
