@@ -22,7 +22,8 @@
 //   - P8: a member that leaves hands its shards over while it still works; one
 //     that falls silent for MemberTTL loses them; so does one that is cut off
 //     from Postgres while others are not, or that has work in hand and makes no
-//     progress for ClaimThreshold.
+//     progress for ClaimThreshold while others do, or while no call of a server
+//     comes back to it. While nobody advances nothing moves.
 //   - P10: the gauges of the group are absent where they are not known.
 //
 // It does not fence by itself, does not move entries between members (there is

@@ -129,6 +129,44 @@ func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench 
 	return b
 }
 
+// dealt adds an entry of each device, in this order, and puts them on the queues
+// of their shards; it returns their IDs. Nobody else may hold the turn.
+func (b *bench) dealt(devices ...string) (ids []telemetry.EntryID) {
+	b.t.Helper()
+	for _, d := range devices {
+		text, err := b.client.XAdd(b.t.Context(), xadd(b.where.Stream, d)).Result()
+		require.NoError(b.t, err)
+		id, err := telemetry.ParseEntryID(text)
+		require.NoError(b.t, err)
+		ids = append(ids, id)
+	}
+	const token = "dealt"
+	turn, err := b.group.AcquireTurn(b.t.Context(), token, token, time.Minute)
+	require.NoError(b.t, err)
+	require.True(b.t, turn.Held)
+	a, err := b.group.ReadNew(b.t.Context(), turn.After, len(devices), time.Millisecond)
+	require.NoError(b.t, err)
+	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
+	require.NoError(b.t, err)
+	return ids
+}
+
+// pair is two members that share the shards.
+func (b *bench) pair() (first, second *member) {
+	b.t.Helper()
+	first = b.start("first", "")
+	b.await([]int{shards}, first)
+	second = b.start("second", "")
+	b.await([]int{shards / 2, shards / 2}, first, second)
+	return first, second
+}
+
+// awaitOpen waits until so many incidents of a subject are open.
+func (b *bench) awaitOpen(want int, kind, subject string) {
+	b.t.Helper()
+	b.awaitCount(want, "select count(*) from processor.incidents where closed_at is null and kind = $1 and subject = $2", kind, subject)
+}
+
 func (b *bench) scope() store.Scope { return store.Scope{Stream: b.where.Stream, Group: b.where.Group} }
 
 func (b *bench) open(member string) *pgxpool.Pool {

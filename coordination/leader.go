@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -17,12 +18,15 @@ type Assignments interface {
 	Assign(ctx context.Context, term int64, shards []int, members []string) error
 }
 
-// Foreign is the consumers of the group that are not our queues.
+// Foreign is the consumers of the group: those that are not our queues, and
+// how those get on that are.
 type Foreign interface {
 	Consumers(ctx context.Context) ([]protocol.Consumer, error)
 	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
 	Forget(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
 	Ring(ctx context.Context, shards []int) error
+	// Work is how far the work of the shards got.
+	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
 // Losses is what is known to be lost and not yet recorded.
@@ -34,6 +38,7 @@ type Losses interface {
 // Ledger is where losses and incidents are recorded.
 type Ledger interface {
 	Lose(ctx context.Context, losses []protocol.Loss) error
+	Opened(ctx context.Context, kind string) (subjects []string, err error)
 	Open(ctx context.Context, kind, subject string, detail map[string]any) error
 	Close(ctx context.Context, kind, subject string) error
 }
@@ -69,19 +74,36 @@ type Leader struct {
 	swept   time.Time
 	cursors map[string]telemetry.EntryID // where the sweep of a consumer goes on
 	readers map[string]time.Duration     // idle times at the last sweep
-	stalled []string
+	headway *protocol.Headway            // of the shards
+	open    map[string][]string          // subjects of open incidents, by kind
 }
+
+// The kinds of incidents about work that does not advance.
+const (
+	stalledMember = "stalled_member"
+	stalledShard  = "stalled_shard"
+)
 
 // Do is one pass.
 func (l *Leader) Do(ctx context.Context, term int64) error {
 	if term != l.term {
-		l.term, l.swept = term, time.Time{}
+		l.swept = time.Time{}
 		l.cursors = make(map[string]telemetry.EntryID)
+		l.headway = protocol.NewHeadway(l.cfg.ClaimThreshold)
+		l.open = make(map[string][]string)
+		for _, kind := range []string{stalledMember, stalledShard} {
+			open, err := l.ledger.Opened(ctx, kind)
+			if err != nil {
+				return err
+			}
+			l.open[kind] = open
+		}
 		// Whoever resigned is likely to be leaving. What was seen a second ago
 		// would give it its shards back.
 		if err := l.roster.turnOver(ctx); err != nil {
 			return err
 		}
+		l.term = term
 	}
 	if err := l.assign(ctx, term, l.roster.Eligible()); err != nil {
 		return err
@@ -94,7 +116,8 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
 			l.log.Warn("claim sweep not finished, trying again", "err", err)
 		}
-		l.watchStalls(ctx)
+		l.watchMembers(ctx)
+		l.watchShards(ctx)
 		if err := l.house.Pass(ctx); err != nil && ctx.Err() == nil {
 			l.log.Warn("dead letters not looked after, trying again", "err", err)
 		}
@@ -246,24 +269,62 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 	return nil
 }
 
-// watchStalls keeps the incident of each member that does not advance.
-func (l *Leader) watchStalls(ctx context.Context) {
+// watchMembers keeps the incident of each member that does not advance.
+func (l *Leader) watchMembers(ctx context.Context) {
 	stalled := l.roster.Stalled()
-	note := func(err error) {
-		if err != nil {
-			l.log.Warn("incident not noted, trying again", "err", err)
-		}
-	}
 	for _, m := range stalled {
-		if !slices.Contains(l.stalled, m) {
-			l.log.Error("a member has work in hand and makes no progress; its shards move", "member", m)
-		}
-		note(l.ledger.Open(ctx, "stalled_member", m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}))
-	}
-	for _, m := range l.stalled {
-		if !slices.Contains(stalled, m) {
-			note(l.ledger.Close(ctx, "stalled_member", m))
+		if l.incident(ctx, stalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
+			l.log.Error("a member has work in hand and makes no progress", "member", m)
 		}
 	}
-	l.stalled = stalled
+	l.over(ctx, stalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
+}
+
+// watchShards keeps the incident of each shard that does not advance though
+// others do.
+func (l *Leader) watchShards(ctx context.Context) {
+	work, err := l.foreign.Work(ctx)
+	if err != nil {
+		return // the sweep says why
+	}
+	l.headway.See(time.Now(), work)
+	for _, shard := range l.headway.Still() {
+		w, since := l.headway.Since(shard)
+		if l.incident(ctx, stalledShard, strconv.Itoa(shard), map[string]any{
+			"pending": w.Pending, "oldest": w.Oldest.String(), "since": since.UTC().Format(time.RFC3339),
+		}) {
+			l.log.Error("a shard has work and does not advance though others do", "shard", shard, "count", w.Pending, "entry_id", w.Oldest.String())
+		}
+	}
+	l.over(ctx, stalledShard, func(subject string) bool {
+		shard, err := strconv.Atoi(subject)
+		return err != nil || l.headway.GetsOn(shard)
+	})
+}
+
+// incident opens an incident, or renews its detail. It tells whether it is new.
+func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[string]any) bool {
+	if err := l.ledger.Open(ctx, kind, subject, detail); err != nil {
+		l.log.Warn("incident not noted, trying again", "err", err)
+		return false
+	}
+	if slices.Contains(l.open[kind], subject) {
+		return false
+	}
+	l.open[kind] = append(l.open[kind], subject)
+	return true
+}
+
+// over closes the open incidents of a kind that are over.
+func (l *Leader) over(ctx context.Context, kind string, over func(subject string) bool) {
+	l.open[kind] = slices.DeleteFunc(l.open[kind], func(subject string) bool {
+		if !over(subject) {
+			return false
+		}
+		if err := l.ledger.Close(ctx, kind, subject); err != nil {
+			l.log.Warn("incident not closed, trying again", "err", err)
+			return false
+		}
+		return true
+	})
 }

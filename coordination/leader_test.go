@@ -105,10 +105,7 @@ func TestP6LossesAreInTheLedgerOnceAndThenOffTheList(t *testing.T) {
 
 func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
 	b := newBench(t)
-	first := b.start("first", "")
-	b.await([]int{16}, first)
-	second := b.start("second", "")
-	b.await([]int{8, 8}, first, second)
+	first, second := b.pair()
 	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
 	testenv.Wait(t, 5*time.Second, func() error {
 		if lag := first.value("processor_consumer_lag"); lag != 1 {

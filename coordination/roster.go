@@ -42,6 +42,7 @@ type Member struct {
 	SinkDown    time.Duration `json:"sink_down_ns"`
 	InHand      int           `json:"in_hand"`
 	Progress    uint64        `json:"progress"`
+	Tried       uint64        `json:"tried"`
 	Shards      []int         `json:"shards"`
 }
 
@@ -52,7 +53,7 @@ func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
 func (m Member) beat() protocol.Beat {
 	return protocol.Beat{
 		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
-		SinkDown: m.SinkDown, InHand: m.InHand, Progress: m.Progress,
+		SinkDown: m.SinkDown, InHand: m.InHand, Progress: m.Progress, Tried: m.Tried,
 	}
 }
 
@@ -72,8 +73,9 @@ func (e *IdentityError) ExitCode() int { return 6 }
 
 // Vitals is what a heartbeat reports of the work, asked for at each beat.
 type Vitals struct {
-	InHand   int
-	Progress uint64
+	InHand   int    // entries taken in and not finished
+	Progress uint64 // moves whenever something is committed or finished
+	Tried    uint64 // moves whenever a call of a server comes back to a worker, well or not
 	Shards   []int
 }
 
@@ -244,7 +246,7 @@ func (r *Roster) beat(ctx context.Context) (holder *Member, err error) {
 	v := r.vitals()
 	r.mu.Lock()
 	r.self.Number++
-	r.self.InHand, r.self.Progress, r.self.Shards = v.InHand, v.Progress, v.Shards
+	r.self.InHand, r.self.Progress, r.self.Tried, r.self.Shards = v.InHand, v.Progress, v.Tried, v.Shards
 	r.self.SinkDown = 0
 	if !r.sinkDown.IsZero() {
 		r.self.SinkDown = time.Since(r.sinkDown)
@@ -361,7 +363,7 @@ func (r *Roster) Eligible() []string {
 	return r.watch.Eligible(time.Now())
 }
 
-// Stalled is who has work in hand and makes no progress.
+// Stalled is who has work in hand and makes no progress, or lost its shards for it.
 func (r *Roster) Stalled() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

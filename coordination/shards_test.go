@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -18,10 +20,7 @@ import (
 
 func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	b := newBench(t)
-	first := b.start("first", "")
-	b.await([]int{16}, first)
-	second := b.start("second", "")
-	b.await([]int{8, 8}, first, second)
+	first, second := b.pair()
 	before := b.list()
 	third := b.start("third", "")
 	b.await([]int{6, 5, 5}, first, second, third)
@@ -161,10 +160,7 @@ func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
 
 func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	b := newBench(t)
-	stuck := b.start("stuck", "")
-	b.await([]int{16}, stuck)
-	other := b.start("other", "")
-	b.await([]int{8, 8}, stuck, other)
+	stuck, other := b.pair()
 	set := func(v Vitals) {
 		stuck.mu.Lock()
 		defer stuck.mu.Unlock()
@@ -172,27 +168,86 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	}
 	set(Vitals{InHand: 7, Progress: 3})
 	b.await([]int{16, 0}, other, stuck)
-	open := func(want int) {
-		t.Helper()
-		testenv.Wait(t, 5*time.Second, func() error {
-			if n := b.count("select count(*) from processor.incidents where kind = 'stalled_member' and closed_at is null and subject = $1", stuck.name()); n != want {
-				return fmt.Errorf("want %d, have %d open incidents", want, n)
-			}
-			return nil
-		})
-	}
-	open(1)
-	set(Vitals{Progress: 10})
+	b.awaitOpen(1, stalledMember, stuck.name())
+	// Without shards it has no work; it is stuck all the same.
+	set(Vitals{Progress: 3})
+	held := time.NewTimer(3 * b.quick("").ClaimThreshold)
+	<-held.C
+	require.Zero(t, stuck.Held())
+	b.awaitOpen(1, stalledMember, stuck.name())
+	set(Vitals{Progress: 3, Tried: 1})
 	b.await([]int{8, 8}, stuck, other)
-	open(0)
+	b.awaitOpen(0, stalledMember, stuck.name())
+}
+
+func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	before := b.list()
+	// As under a lock on the table: calls come back, and nothing is committed.
+	for tried := range uint64(30) {
+		for _, m := range []*member{first, second} {
+			m.mu.Lock()
+			m.vitals = Vitals{InHand: 7, Progress: 3, Tried: tried}
+			m.mu.Unlock()
+		}
+		tick := time.NewTimer(100 * time.Millisecond)
+		<-tick.C
+	}
+	b.awaitOpen(1, stalledMember, first.name())
+	b.awaitOpen(1, stalledMember, second.name())
+	for i, s := range b.list() {
+		require.Equal(t, before[i].Epoch, s.Epoch)
+		require.Equal(t, before[i].Assigned, s.Assigned)
+	}
+}
+
+func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	const device, elsewhere = "device-1", "device-2"
+	stuck, busy := telemetry.ShardOf(device, shards), telemetry.ShardOf(elsewhere, shards)
+	require.NotEqual(t, stuck, busy)
+	ack := func(shard int, id telemetry.EntryID) {
+		t.Helper()
+		token := first.engine.token(shard)
+		if _, held := first.engine.holds()[shard]; !held {
+			token = second.engine.token(shard)
+		}
+		require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, Token: token, IDs: []telemetry.EntryID{id}}}))
+	}
+	waits := b.dealt(device)[0]
+	subject := strconv.Itoa(stuck)
+	testenv.Wait(t, 15*time.Second, func() error {
+		ack(busy, b.dealt(elsewhere)[0])
+		if b.count("select count(*) from processor.incidents where kind = $1 and subject = $2", stalledShard, subject) == 0 {
+			return errors.New("nobody notices")
+		}
+		return nil
+	})
+	require.Equal(t, 1, b.count("select count(*) from processor.incidents where detail ->> 'oldest' = $1", waits.String()))
+	// Whoever leads next closes it, once the shard advances.
+	leaves, stays := first, second
+	if second.value("processor_coordination_leader") == 1 {
+		leaves, stays = second, first
+	}
+	leaves.stop()
+	b.await([]int{shards}, stays)
+	testenv.Wait(t, 15*time.Second, func() error {
+		if stays.value("processor_coordination_leader") != 1 {
+			return errors.New("nobody leads")
+		}
+		return nil
+	})
+	ack(busy, b.dealt(elsewhere)[0])
+	b.awaitOpen(1, stalledShard, subject)
+	ack(stuck, waits)
+	b.awaitOpen(0, stalledShard, subject)
 }
 
 func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 	b := newBench(t)
-	first := b.start("first", "")
-	b.await([]int{16}, first)
-	second := b.start("second", "")
-	b.await([]int{8, 8}, first, second)
+	b.pair()
 	before := b.list()
 	term := b.count("select term from processor.leader")
 	names := b.group.Names()
@@ -222,10 +277,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 
 func TestRowsSpoiledByHandHeal(t *testing.T) {
 	b := newBench(t)
-	first := b.start("first", "")
-	b.await([]int{16}, first)
-	second := b.start("second", "")
-	b.await([]int{8, 8}, first, second)
+	first, second := b.pair()
 	for name, sql := range map[string]string{
 		"owner that is no member":    "update processor.shards set owner = 'ghost.1' where shard in (0, 15)",
 		"epoch raised":               "update processor.shards set epoch = epoch + 1 where shard in (0, 15)",
@@ -251,21 +303,8 @@ func TestRowsSpoiledByHandHeal(t *testing.T) {
 
 func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) {
 	b := newBench(t)
-	device, shard := "device-1", telemetry.ShardOf("device-1", shards)
-	var ids []telemetry.EntryID
-	for range 10 {
-		id, err := b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Result()
-		require.NoError(t, err)
-		parsed, err := telemetry.ParseEntryID(id)
-		require.NoError(t, err)
-		ids = append(ids, parsed)
-	}
-	_, err := b.group.AcquireTurn(t.Context(), "bench", "again", time.Minute)
-	require.NoError(t, err)
-	a, err := b.group.ReadNew(t.Context(), telemetry.EntryID{}, 100, time.Millisecond)
-	require.NoError(t, err)
-	_, err = b.group.Deal(t.Context(), protocol.Dealing{Token: "again", TTL: time.Minute}, &a)
-	require.NoError(t, err)
+	shard := telemetry.ShardOf("device-1", shards)
+	ids := b.dealt(slices.Repeat([]string{"device-1"}, 10)...)
 	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, IDs: ids[:8]}}))
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))
 	// Postgres knows of the first three: what was committed after is lost.

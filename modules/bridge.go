@@ -19,7 +19,7 @@ func newBridge() *bridge { return &bridge{} }
 // vitals is what the heartbeat says of the work.
 func (b *bridge) vitals() coordination.Vitals {
 	v := b.pipeline.Vitals()
-	return coordination.Vitals{InHand: v.InHand, Progress: v.Finished, Shards: v.Shards}
+	return coordination.Vitals{InHand: v.InHand, Progress: v.Finished + v.Worked, Tried: v.Tried, Shards: v.Shards}
 }
 
 // lost has the keeper look at once after a shard that the pipeline gave up.

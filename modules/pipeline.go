@@ -27,7 +27,7 @@ func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeli
 		ReadBatchRecords: p.ReadBatchRecords, BatchMaxRecords: p.BatchMaxRecords, BatchMaxAge: p.BatchMaxAge,
 		StateMaxDevices: p.StateMaxDevices, MaxFutureSkew: cfg.Telemetry.MaxFutureSkew,
 		MaxCrossingGap: cfg.Geofences.MaxCrossingGap, FenceRefresh: cfg.Geofences.Refresh,
-		DealAhead: co.DealAhead, DealBlock: co.DealBlock, TurnTTL: co.TurnTTL, QueueRescan: co.QueueRescan,
+		DealAhead: co.DealAhead, StallAfter: co.ClaimThreshold(), DealBlock: co.DealBlock, TurnTTL: co.TurnTTL, QueueRescan: co.QueueRescan,
 		Limits: telemetry.Limits{
 			MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes,
 			MaxDepth:        cfg.Telemetry.MaxDepth,

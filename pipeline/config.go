@@ -22,7 +22,8 @@ type Config struct {
 	MaxFutureSkew      time.Duration
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
 	FenceRefresh       time.Duration // how often fences are looked up without being told
-	DealAhead          int           // dealing pauses while so many dealt entries are undone
+	DealAhead          int           // dealing pauses while so many dealt entries are undone, see protocol.Headway
+	StallAfter         time.Duration // after which a shard that does not advance is not waited for
 	DealBlock          time.Duration
 	TurnTTL            time.Duration
 	QueueRescan        time.Duration // how often every queue is read from its start again
@@ -49,6 +50,7 @@ func (c Config) check() error {
 	positive("MaxCrossingGap", int64(c.MaxCrossingGap))
 	positive("FenceRefresh", int64(c.FenceRefresh))
 	positive("DealAhead", int64(c.DealAhead))
+	positive("StallAfter", int64(c.StallAfter))
 	positive("DealBlock", int64(c.DealBlock))
 	positive("TurnTTL", int64(c.TurnTTL))
 	positive("QueueRescan", int64(c.QueueRescan))

@@ -25,6 +25,9 @@ type dealer struct {
 	bell    <-chan struct{} // the turn was given back by its holder
 	peers   func() int      // other members that wait for entries
 
+	headway *protocol.Headway
+	looked  time.Time // at how far the shards got
+
 	wait       *backoff.ExponentialBackOff
 	complained time.Time
 }
@@ -105,6 +108,10 @@ func (d *dealer) hold(ctx context.Context, token string, turn protocol.Turn) {
 		if !d.table.holdsTurn(number) {
 			return
 		}
+		if err := d.lookAhead(ctx, pending); err != nil {
+			d.complain(ctx, "look how far the shards got", err)
+			return
+		}
 		if !d.hasRoom(pending) {
 			d.pause(ctx)
 			continue
@@ -150,15 +157,31 @@ func (d *dealer) noteGroup(turn protocol.Turn) {
 	}
 }
 
+// lookAhead looks how far the shards got while much is dealt and undone, so that
+// those that stand are known by the time it is too much.
+func (d *dealer) lookAhead(ctx context.Context, pending int) error {
+	if pending < d.cfg.DealAhead/2 || time.Since(d.looked) < d.cfg.StallAfter/16 {
+		return nil
+	}
+	work, err := d.source.Work(ctx)
+	if err != nil {
+		return err
+	}
+	d.looked = time.Now()
+	d.headway.See(d.looked, work)
+	return nil
+}
+
 // hasRoom tells whether to deal on. Dealing pauses while too much is dealt and
-// undone. It also pauses while this instance has its hands full and the others
+// undone, but not for the sake of shards that stand while others advance: the
+// leader opens an incident for each. It also pauses while this instance has its hands full and the others
 // have plenty: then it is cheaper to wait than to read our own entries back.
 func (d *dealer) hasRoom(pending int) bool {
-	d.table.mu.Lock()
-	defer d.table.mu.Unlock()
-	if pending >= d.cfg.DealAhead {
+	if pending >= d.cfg.DealAhead && d.headway.Ahead(time.Now(), pending, d.cfg.DealAhead) >= d.cfg.DealAhead {
 		return false
 	}
+	d.table.mu.Lock()
+	defer d.table.mu.Unlock()
 	own := d.table.records
 	if own == 0 || d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) {
 		return true

@@ -90,7 +90,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
 		StateMaxDevices: 200_000, MaxFutureSkew: 5 * time.Minute,
 		MaxCrossingGap: 10 * time.Minute, FenceRefresh: 30 * time.Second,
-		DealAhead: 200_000, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
+		DealAhead: 200_000, StallAfter: 30 * time.Second, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
 		Limits: telemetry.DefaultLimits(),
 		DeadLetters: pipeline.DeadLetterConfig{
 			Instance: member, Version: "test", MaxAttempts: 3,

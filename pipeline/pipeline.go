@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,8 @@ type Source interface {
 	ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.Arrivals, error)
 	Deal(ctx context.Context, d protocol.Dealing, a *protocol.Arrivals) (protocol.Dealt, error)
 	ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error)
+	// Work is how far the work of the shards got.
+	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
 // Acker acknowledges entries whose effect is committed.
@@ -84,6 +87,7 @@ type Pipeline struct {
 	workers []*worker
 	bells   chan struct{}
 	peers   func() int
+	worked  atomic.Uint64
 
 	deferrals Deferrals
 	trials    Trials
@@ -120,12 +124,13 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	}
 	t := newTable(cfg)
 	p := &Pipeline{
-		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, sink: deps.Sink, history: deps.History,
+		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, history: deps.History,
 		parker: deps.Parker, deferrals: deps.Deferrals, trials: deps.Trials, trial: make(chan struct{}, 1),
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), bells: make(chan struct{}, 1),
 	}
-	p.desk = newDesk(p, deps.Requests)
+	p.sink = workedSink{deps.Sink, &p.worked}
+	p.desk = newDesk(p, workedRequests{deps.Requests, &p.worked})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
 	for range cfg.Workers {
 		w, err := newWorker(p, newMailbox())
@@ -168,6 +173,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		d := &dealer{
 			cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics,
 			log: p.log, bell: p.bells, peers: p.peers, wait: newBackOff(),
+			headway: protocol.NewHeadway(p.cfg.StallAfter),
 		}
 		return d.run(intakeCtx)
 	})

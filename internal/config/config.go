@@ -102,7 +102,7 @@ type Geofences struct {
 // Coordination is how the members of the fleet share the shards.
 type Coordination struct {
 	Shards           int           `env:"SHARDS" default:"64" min:"1" max:"4096" help:"slices of the device space; pinned for the fleet, changed by processor shards resize"`
-	DealAhead        int           `env:"DEAL_AHEAD" default:"200000" min:"1000" max:"100000000" help:"dealing pauses while this many dealt entries are undone"`
+	DealAhead        int           `env:"DEAL_AHEAD" default:"200000" min:"1000" max:"100000000" help:"dealing pauses while this many dealt entries are undone, those of shards that stand while others advance not counted"`
 	DealBlock        time.Duration `env:"DEAL_BLOCK" default:"500ms" min:"10ms" max:"500ms" help:"longest wait for new entries in one read"`
 	TurnTTL          time.Duration `env:"TURN_TTL" default:"2s" min:"500ms" max:"1m" help:"how long the right to deal outlives its holder"`
 	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"how often every queue is read from its start again"`

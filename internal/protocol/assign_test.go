@@ -158,6 +158,99 @@ func TestAMemberWithWorkAndWithoutProgressIsStalled(t *testing.T) {
 	require.Equal(t, []string{"stuck"}, w.Stalled(then))
 }
 
+// fleetUnder lets members work for some minutes on what Assign gives them, each with
+// work in hand while it has shards, and counts the shards that move. beat says what a
+// member with shards reports at a second.
+func fleetUnder(t *testing.T, members []string, beat func(member string, second uint64) protocol.Beat) (moved map[string]int) {
+	t.Helper()
+	w, now := protocol.NewWatch(watchCfg), time.Unix(0, 0)
+	assigned := protocol.Assign(make([]string, 64), members)
+	moved = make(map[string]int)
+	last := make(map[string]protocol.Beat)
+	for s := range uint64(600) {
+		now = now.Add(time.Second)
+		var beats []protocol.Beat
+		for _, m := range members {
+			b := last[m]
+			if slices.Contains(assigned, m) {
+				b = beat(m, s)
+			} else {
+				b.InHand = 0
+			}
+			b.Member, b.Number = m, s
+			last[m] = b
+			beats = append(beats, b)
+		}
+		w.See(now, beats)
+		next := protocol.Assign(assigned, w.Eligible(now))
+		for i := range next {
+			if next[i] != assigned[i] {
+				moved[assigned[i]]++
+			}
+		}
+		assigned = next
+	}
+	return moved
+}
+
+func TestNothingMovesWhileNobodyAdvances(t *testing.T) {
+	// A lock on the table: every commit comes back with an error, everywhere.
+	locked := func(_ string, s uint64) protocol.Beat { return protocol.Beat{InHand: 100, Progress: 7, Tried: s / 5} }
+	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, locked))
+	// Nor does the work of one that is stuck go to one that only happens to have none.
+	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(m string, s uint64) protocol.Beat {
+		if m == "a" {
+			return locked(m, s)
+		}
+		return protocol.Beat{}
+	}))
+	// Nothing comes back to anybody: somebody has to try.
+	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(string, uint64) protocol.Beat { return protocol.Beat{InHand: 1} }))
+}
+
+func TestAMemberThatIsStuckKeepsNoShardsWhetherOthersAreBusyOrNot(t *testing.T) {
+	for _, busy := range []uint64{0, 1} {
+		moved := fleetUnder(t, []string{"stuck", "well"}, func(m string, s uint64) protocol.Beat {
+			if m == "stuck" {
+				return protocol.Beat{InHand: 100, Progress: 7, Tried: 9}
+			}
+			return protocol.Beat{InHand: int(busy), Progress: s * busy, Tried: s * busy}
+		})
+		require.Equal(t, map[string]int{"stuck": 32}, moved, "they move once and do not come back")
+	}
+}
+
+func TestAMemberWhoseCommitsFailLosesItsShardsToOneThatAdvances(t *testing.T) {
+	moved := fleetUnder(t, []string{"fails", "works"}, func(m string, s uint64) protocol.Beat {
+		if m == "fails" {
+			return protocol.Beat{InHand: 100, Progress: 7, Tried: s / 5}
+		}
+		return protocol.Beat{InHand: 5, Progress: s, Tried: s}
+	})
+	// It is given another chance after as long again as it took to find it out.
+	require.Positive(t, moved["fails"])
+	require.LessOrEqual(t, moved["fails"], 32*600/60)
+}
+
+func TestAMemberThatWasStuckHasItsShareAgainOnceACallComesBack(t *testing.T) {
+	w, now := protocol.NewWatch(watchCfg), time.Unix(0, 0)
+	for s := range uint64(40) {
+		now = now.Add(time.Second)
+		w.See(now, []protocol.Beat{{Member: "stuck", Number: s, InHand: 9}, {Member: "well", Number: s}})
+	}
+	require.Equal(t, []string{"well"}, w.Eligible(now))
+	for s := range uint64(100) { // its shards are gone
+		now = now.Add(time.Second)
+		w.See(now, []protocol.Beat{{Member: "stuck", Number: 40 + s}, {Member: "well", Number: 40 + s}})
+		require.Equal(t, []string{"well"}, w.Eligible(now))
+		require.Equal(t, []string{"stuck"}, w.Stalled(now))
+	}
+	now = now.Add(time.Second)
+	w.See(now, []protocol.Beat{{Member: "stuck", Number: 141, Tried: 1}, {Member: "well", Number: 141}})
+	require.Equal(t, []string{"stuck", "well"}, w.Eligible(now))
+	require.Empty(t, w.Stalled(now))
+}
+
 func TestNextActionOfAnOwner(t *testing.T) {
 	b := protocol.Budgets{HandOff: 5 * time.Second, Drain: 20 * time.Second}
 	held := protocol.Hold{Held: true, Epoch: 3}

@@ -12,7 +12,8 @@ type Beat struct {
 	Leaving  bool          // it is shutting down and wants its shards taken
 	SinkDown time.Duration // for how long Postgres has not answered it; 0 while it does
 	InHand   int           // entries it has taken in and not finished
-	Progress uint64        // moves whenever something is finished
+	Progress uint64        // moves whenever something is committed or finished
+	Tried    uint64        // moves whenever a call of a server comes back to a worker, well or not
 }
 
 // WatchConfig says when a member's shards are moved.
@@ -35,7 +36,34 @@ type sighting struct {
 	beat     Beat
 	advanced time.Time // when its number last moved
 	moved    time.Time // when it last made progress, or had nothing to do
+	tried    time.Time // when a call last came back to it, or it had nothing to do
+	worked   time.Time // when it last made progress; zero before the first
 	present  bool      // it was there at the last look
+
+	out    bool      // it stalled, and others may do better
+	frozen bool      // and no call had come back to it
+	outAt  time.Time // when it was last found so
+}
+
+// note takes in what a member says, after an earlier beat.
+func (s *sighting) note(now time.Time, b Beat) {
+	if b.Number != s.beat.Number {
+		s.advanced = now
+	}
+	if b.Progress != s.beat.Progress {
+		s.moved, s.tried, s.worked, s.out = now, now, now, false
+	}
+	if b.Tried != s.beat.Tried {
+		s.tried = now
+		s.out = s.out && !s.frozen
+	}
+	if b.InHand == 0 {
+		s.moved = now
+		if !s.out {
+			s.tried = now
+		}
+	}
+	s.beat = b
 }
 
 // NewWatch returns a watch that has seen nobody.
@@ -51,23 +79,45 @@ func (w *Watch) See(now time.Time, beats []Beat) {
 	for _, b := range beats {
 		s := w.seen[b.Member]
 		if s == nil {
-			s = &sighting{advanced: now, moved: now}
+			s = &sighting{beat: b, advanced: now, moved: now, tried: now}
 			w.seen[b.Member] = s
-		} else {
-			if b.Number != s.beat.Number {
-				s.advanced = now
-			}
-			if b.Progress != s.beat.Progress || b.InHand == 0 {
-				s.moved = now
-			}
 		}
-		s.beat, s.present = b, true
+		s.note(now, b)
+		s.present = true
 	}
 	for m := range w.seen {
 		if w.Gone(now, m) && !w.seen[m].present {
 			delete(w.seen, m)
 		}
 	}
+	w.judge(now)
+}
+
+// judge finds the members whose shards others should have, since they have work
+// in hand and make no progress. One to which no call of a server comes back is
+// stuck itself. The calls of any other come back as errors; who could do better
+// is known only while somebody makes progress. When nobody does, shards stay
+// where they are: whatever is in the way would be in the way elsewhere.
+//
+// Without shards it has no work, which is no sign of health. So it stays out:
+// until a call comes back, if it was stuck, else for as long again.
+func (w *Watch) judge(now time.Time) {
+	better := false
+	for m, s := range w.seen {
+		better = better || !s.worked.IsZero() && now.Sub(s.worked) < w.cfg.Stall && !w.Gone(now, m)
+	}
+	for _, s := range w.seen {
+		switch frozen := now.Sub(s.tried) >= w.cfg.Stall; {
+		case w.stalls(now, s) && (frozen || better):
+			s.out, s.frozen, s.outAt = true, frozen, now
+		case !s.frozen && now.Sub(s.outAt) >= w.cfg.Stall:
+			s.out = false
+		}
+	}
+}
+
+func (w *Watch) stalls(now time.Time, s *sighting) bool {
+	return s.beat.InHand > 0 && s.beat.SinkDown == 0 && now.Sub(s.moved) >= w.cfg.Stall
 }
 
 // Away notes that Redis did not answer. For one TTL after it comes back nobody
@@ -75,7 +125,7 @@ func (w *Watch) See(now time.Time, beats []Beat) {
 func (w *Watch) Away(now time.Time) {
 	w.fresh = now.Add(w.cfg.TTL)
 	for _, s := range w.seen {
-		s.advanced, s.moved = now, now
+		s.advanced, s.moved, s.tried = now, now, now
 	}
 }
 
@@ -99,7 +149,7 @@ func (w *Watch) Leaving(member string) bool {
 }
 
 // Eligible is who may own shards, sorted: those that are there, are not
-// leaving, get on with their work, and reach Postgres if anybody does.
+// leaving, did not stall where others do better, and reach Postgres if anybody does.
 func (w *Watch) Eligible(now time.Time) []string {
 	var there, able []string
 	sinkUp := false
@@ -113,8 +163,7 @@ func (w *Watch) Eligible(now time.Time) []string {
 	for _, m := range there {
 		s := w.seen[m]
 		cutOff := sinkUp && s.beat.SinkDown >= w.cfg.SinkGrace
-		stalled := s.beat.InHand > 0 && s.beat.SinkDown == 0 && now.Sub(s.moved) >= w.cfg.Stall
-		if !cutOff && !stalled {
+		if !cutOff && !s.out {
 			able = append(able, m)
 		}
 	}
@@ -125,11 +174,12 @@ func (w *Watch) Eligible(now time.Time) []string {
 	return able
 }
 
-// Stalled lists the members that have work in hand and make no progress.
+// Stalled lists the members that have work in hand and make no progress, and
+// those that lost their shards for it.
 func (w *Watch) Stalled(now time.Time) []string {
 	var stalled []string
 	for m, s := range w.seen {
-		if !w.Gone(now, m) && s.beat.InHand > 0 && s.beat.SinkDown == 0 && now.Sub(s.moved) >= w.cfg.Stall {
+		if !w.Gone(now, m) && (s.out || w.stalls(now, s)) {
 			stalled = append(stalled, m)
 		}
 	}

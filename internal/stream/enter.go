@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	_ "embed"
-	"strconv"
 
 	"github.com/redis/go-redis/v9"
 
@@ -49,23 +48,8 @@ func (g *Group) Enter(ctx context.Context, token string, shards []int) (acked ma
 
 // Marks reads the same as Enter and enters nothing, for those who only look.
 func (g *Group) Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
-	marks, err := g.client.HGetAll(ctx, g.names.Acked()).Result()
-	if err != nil {
-		return nil, delivered, failure("read the acked marks", err)
-	}
-	acked = make(map[int]telemetry.EntryID, len(marks))
-	for field, value := range marks {
-		shard, err := strconv.Atoi(field)
-		if err != nil {
-			continue
-		}
-		id, err := telemetry.ParseEntryID(value)
-		if err != nil {
-			return nil, delivered, failure("read the acked marks", err)
-		}
-		if !id.IsZero() { // nothing was acknowledged yet
-			acked[shard] = id
-		}
+	if acked, err = g.marks(ctx); err != nil {
+		return nil, delivered, err
 	}
 	info, err := g.Info(ctx)
 	return acked, info.Delivered, err

@@ -76,6 +76,7 @@ type proc struct {
 	// Coordination.
 	beats    uint64
 	progress uint64
+	tried    uint64
 	sinkDown int64 // since when Postgres does not answer; 0 while it does
 	watch    *protocol.Watch
 	leader   leader

@@ -12,7 +12,7 @@ import (
 // beat says that the member is there.
 func (p *proc) beat() {
 	p.beats++
-	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InHand: p.inHand(), Progress: p.progress}
+	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InHand: p.inHand(), Progress: p.progress, Tried: p.tried}
 	if p.sinkDown > 0 {
 		b.SinkDown = millis(p.w.now - p.sinkDown)
 	}

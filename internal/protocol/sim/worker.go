@@ -161,6 +161,7 @@ func (k *worker) lookUp(cold []int, then func()) {
 		}
 		answer(found, nil)
 	}, func(found map[int]int, err error) {
+		k.p.tried++
 		k.p.sink(err)
 		if err != nil {
 			k.p.again(func() { k.lookUp(cold, then) })
@@ -292,6 +293,7 @@ func (k *worker) commit(b *batch) {
 			return
 		}
 		k.send(k.content(b), func(lost []int, err error) {
+			k.p.tried++
 			k.p.sink(err)
 			if errors.Is(err, errUnavailable) {
 				k.p.again(try)
@@ -480,6 +482,7 @@ func (k *worker) ack() {
 		}
 		answer(true, err)
 	}, func(_ bool, err error) {
+		k.p.tried++
 		switch {
 		case err == nil:
 		case errors.Is(err, errLost):

@@ -1,0 +1,53 @@
+package stream
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Work returns how far the work of the shards got, those left out of which
+// nothing is known: nothing was acknowledged and nothing lies on the queue.
+func (g *Group) Work(ctx context.Context) (map[int]protocol.ShardWork, error) {
+	queues, err := g.Queues(ctx)
+	if err != nil {
+		return nil, err
+	}
+	acked, err := g.marks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	work := make(map[int]protocol.ShardWork, len(acked))
+	for shard, mark := range acked {
+		work[shard] = protocol.ShardWork{Acked: mark}
+	}
+	for shard, q := range queues {
+		work[shard] = protocol.ShardWork{QueueState: q, Acked: acked[shard]}
+	}
+	return work, nil
+}
+
+// marks is the acked mark of each shard for which something was acknowledged.
+func (g *Group) marks(ctx context.Context) (map[int]telemetry.EntryID, error) {
+	fields, err := g.client.HGetAll(ctx, g.names.Acked()).Result()
+	if err != nil {
+		return nil, failure("read the acked marks", err)
+	}
+	acked := make(map[int]telemetry.EntryID, len(fields))
+	for field, value := range fields {
+		shard, err := strconv.Atoi(field)
+		if err != nil {
+			continue
+		}
+		id, err := telemetry.ParseEntryID(value)
+		if err != nil {
+			return nil, failure("read the acked marks", err)
+		}
+		if !id.IsZero() {
+			acked[shard] = id
+		}
+	}
+	return acked, nil
+}

@@ -1,0 +1,112 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// hold keeps the rows of shards locked, so that no transaction of theirs
+// commits, until the returned function is called.
+func (b *bench) hold(where string) (release func()) {
+	b.tb.Helper()
+	ctx := context.Background()
+	tx, err := b.pool.Begin(ctx)
+	require.NoError(b.tb, err)
+	_, err = tx.Exec(ctx, "select * from processor.shards where stream = @stream and "+where+" for update", pgx.NamedArgs{"stream": b.stream})
+	require.NoError(b.tb, err)
+	release = func() { _ = tx.Rollback(ctx) }
+	b.tb.Cleanup(release)
+	return release
+}
+
+func (b *bench) pending() int64 {
+	b.tb.Helper()
+	info, err := b.ours().Info(context.Background())
+	require.NoError(b.tb, err)
+	return info.Pending
+}
+
+const dealAhead = 1000
+
+func pausing(cfg *pipeline.Config, _ *pipeline.Deps) {
+	cfg.DealAhead, cfg.ReadBatchRecords, cfg.StallAfter, cfg.Workers = dealAhead, 100, 400*time.Millisecond, 4
+}
+
+// P9: dealing pauses by what is undone, and goes on for the others where one
+// shard stands.
+func TestP9AShardThatStandsDoesNotStopTheOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", pausing)
+	b.takeAll(in)
+	const stuck = 5
+	release := b.hold(fmt.Sprintf("shard = %d", stuck))
+	var entries [][]string
+	standing, others := 0, 0
+	for device := 0; standing < 4*dealAhead; device++ {
+		switch shard := telemetry.ShardOf(fleet.DeviceID(device), shards); {
+		case shard == stuck:
+			for s := range int64(100) {
+				entries = append(entries, at(device, s))
+				standing++
+			}
+		case shard%4 != stuck%4: // with another worker
+			entries = append(entries, at(device, 1))
+			others++
+		}
+	}
+	require.Greater(t, others, 20)
+	// Those of the others lie between and behind those of the one that stands.
+	b.publish(entries...)
+	testenv.Wait(t, 30*time.Second, func() error {
+		if n := b.count("select count(*) from positions"); n != others {
+			return fmt.Errorf("%d of %d are stored, %d pending", n, others, b.pending())
+		}
+		return nil
+	})
+	require.Greater(t, b.pending(), int64(2*dealAhead))
+	release()
+	b.settled(20*time.Second, 0)
+	require.Equal(t, standing+others, b.count("select count(*) from positions"))
+}
+
+// P7, P9: where nobody advances dealing pauses, by twice the limit at the latest.
+func TestP9DealingPausesWhileNothingAdvances(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", pausing)
+	b.takeAll(in)
+	release := b.hold("true")
+	var entries [][]string
+	for i := range 4 * dealAhead {
+		entries = append(entries, at(i%200, int64(i/200)))
+	}
+	b.publish(entries...)
+	var since time.Time
+	last := int64(-1)
+	testenv.Wait(t, 30*time.Second, func() error {
+		if n := b.pending(); n != last {
+			last, since = n, time.Now()
+		}
+		if paused := time.Since(since); last < dealAhead || paused < 1200*time.Millisecond {
+			return fmt.Errorf("%d are pending since %v", last, paused)
+		}
+		return nil
+	})
+	t.Logf("%d of %d entries are dealt", last, len(entries))
+	require.LessOrEqual(t, last, int64(2*dealAhead+100))
+	require.Zero(t, b.count("select count(*) from positions"))
+	release()
+	b.settled(20*time.Second, 0)
+	require.Equal(t, len(entries), b.count("select count(*) from positions"))
+}
