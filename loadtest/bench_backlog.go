@@ -46,12 +46,8 @@ type spent struct {
 type told struct{ mallocs, records, commits float64 }
 
 func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, instances int, profile string) (w worked, err error) {
-	for rest := entries; len(rest) > 0; {
-		n := min(benchPipe, len(rest))
-		if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
-			return w, fmt.Errorf("append the backlog: %w", err)
-		}
-		rest = rest[n:]
+	if err := b.fill(ctx, g, entries); err != nil {
+		return w, err
 	}
 	dir, err := b.folder()
 	if err != nil {

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -33,18 +35,41 @@ func (b *bench) dialRedis(ctx context.Context) (*raw, error) {
 // do sends a command and returns the IDs in the reply: the first strings of the
 // arrays at the depth at which XREADGROUP has its entries.
 func (r *raw) do(args ...string) ([]string, error) {
-	if err := r.conn.SetDeadline(time.Now().Add(serverTimeout)); err != nil {
+	if err := r.send(args...); err != nil {
 		return nil, err
+	}
+	var ids []string
+	return ids, r.reply(0, false, &ids)
+}
+
+func (r *raw) send(args ...string) error {
+	if err := r.conn.SetDeadline(time.Now().Add(serverTimeout)); err != nil {
+		return err
 	}
 	out := fmt.Appendf(nil, "*%d\r\n", len(args))
 	for _, a := range args {
 		out = fmt.Appendf(out, "$%d\r\n%s\r\n", len(a), a)
 	}
 	if _, err := r.conn.Write(out); err != nil {
-		return nil, fmt.Errorf("write to Redis: %w", err)
+		return fmt.Errorf("write to Redis: %w", err)
 	}
-	var ids []string
-	return ids, r.reply(0, false, &ids)
+	return nil
+}
+
+// persistence is what the server says about its files.
+func (r *raw) persistence() (string, error) {
+	if err := r.send("info", "persistence"); err != nil {
+		return "", err
+	}
+	var n int
+	if _, err := fmt.Fscanf(r.in, "$%d\r\n", &n); err != nil {
+		return "", fmt.Errorf("read from Redis: %w", err)
+	}
+	text := make([]byte, n+2)
+	if _, err := io.ReadFull(r.in, text); err != nil {
+		return "", fmt.Errorf("read from Redis: %w", err)
+	}
+	return string(text), nil
 }
 
 const entryDepth = 4 // streams, stream, entries, entry
@@ -102,6 +127,40 @@ func (b *bench) emptyRedis(ctx context.Context) (err error) {
 	return err
 }
 
+// fill appends entries and has the server rewrite its append-only file, so that
+// none of that work is left over for what is measured.
+func (b *bench) fill(ctx context.Context, g *ground, entries [][]string) (err error) {
+	for rest := entries; len(rest) > 0; {
+		n := min(benchPipe, len(rest))
+		if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
+			return fmt.Errorf("append the entries: %w", err)
+		}
+		rest = rest[n:]
+	}
+	r, err := b.dialRedis(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.conn.Close()) }()
+	asked := false
+	return within(ctx, judgeTimeout, lookEvery, func() error {
+		text, err := r.persistence()
+		switch {
+		case err != nil:
+			return giveUp(err)
+		case strings.Contains(text, "aof_rewrite_in_progress:1"), strings.Contains(text, "aof_rewrite_scheduled:1"):
+			return errors.New("the append-only file is being rewritten")
+		case asked:
+			return nil
+		}
+		if _, err := r.do("bgrewriteaof"); err != nil {
+			return giveUp(err)
+		}
+		asked = true
+		return errors.New("the append-only file is to be rewritten")
+	})
+}
+
 // redisCeiling reads the entries through a plain group and acknowledges them,
 // one read after the other: what a worker without any coordination could get.
 func (b *bench) redisCeiling(ctx context.Context) error {
@@ -118,12 +177,8 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 
 func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
 	_, err = b.on(ctx, dbTemplate, func(g *ground) (worked, error) {
-		for rest := b.inOrder; len(rest) > 0; {
-			n := min(benchPipe, len(rest))
-			if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
-				return worked{}, fmt.Errorf("append entries: %w", err)
-			}
-			rest = rest[n:]
+		if err := b.fill(ctx, g, b.inOrder); err != nil {
+			return worked{}, err
 		}
 		rate, err = b.readAll(ctx, g)
 		return worked{}, err
