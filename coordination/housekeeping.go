@@ -47,6 +47,7 @@ type HousekeepingDeps struct {
 const (
 	housePage  = 200              // dead letters looked at at once
 	housePages = 5                // of one pass, so that the leader renews in time
+	houseBytes = 4 << 20          // after which a pass reads no further page
 	houseEvery = 15 * time.Second // between two walks through all of them
 	houseKinds = 20               // fingerprints that are shown as incidents
 	houseStale = 2 * time.Minute  // after which what was counted counts no more
@@ -76,6 +77,7 @@ type Housekeeper struct {
 // walk is one way through all dead letters, in pages.
 type walk struct {
 	after telemetry.EntryID
+	last  []protocol.Letter // the page before, which tells how large they are
 	tally tally
 	kinds map[string]*kind
 	moved int
@@ -125,11 +127,12 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 		}
 		h.walk = &walk{tally: make(tally), kinds: make(map[string]*kind)}
 	}
-	for range housePages {
+	for pages, bytes := 0, 0; pages < housePages && bytes < houseBytes; pages++ {
 		done, err := h.page(ctx)
 		if err != nil {
 			return err
 		}
+		bytes += protocol.LetterBytes(h.walk.last)
 		if done {
 			err := h.finish(ctx)
 			h.walk, h.walked = nil, time.Now()
@@ -141,10 +144,12 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 
 // page looks at some dead letters and archives those that are too old.
 func (h *Housekeeper) page(ctx context.Context) (done bool, err error) {
-	letters, err := h.DeadLetters.List(ctx, h.walk.after, housePage)
+	count := protocol.LetterPage(housePage, h.walk.last)
+	letters, err := h.DeadLetters.List(ctx, h.walk.after, count)
 	if err != nil {
 		return false, err
 	}
+	h.walk.last = letters
 	expired := slices.IndexFunc(letters, func(l protocol.Letter) bool { return time.Since(l.ID.Time()) < h.retention })
 	if expired < 0 {
 		expired = len(letters)
@@ -158,7 +163,7 @@ func (h *Housekeeper) page(ctx context.Context) (done bool, err error) {
 	if len(letters) > 0 {
 		h.walk.after = letters[len(letters)-1].ID
 	}
-	return len(letters) < housePage, nil
+	return len(letters) < count, nil
 }
 
 func (h *Housekeeper) archive(ctx context.Context, letters []protocol.Letter) error {

@@ -53,7 +53,7 @@ func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]L
 	return letters, nil
 }
 
-// allPage is how many dead letters All reads at once.
+// allPage is how many dead letters All reads at once at most.
 const allPage = 500
 
 // All yields every dead letter, oldest first. What lies in the stream and is
@@ -61,8 +61,11 @@ const allPage = 500
 func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, error] {
 	return func(yield func(telemetry.DeadLetter, error) bool) {
 		var after telemetry.EntryID
+		var page []Letter
 		for {
-			page, err := d.List(ctx, after, allPage)
+			count := protocol.LetterPage(allPage, page)
+			var err error
+			page, err = d.List(ctx, after, count)
 			if err != nil {
 				yield(telemetry.DeadLetter{}, err)
 				return
@@ -73,7 +76,7 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 					return
 				}
 			}
-			if len(page) < allPage {
+			if len(page) < count {
 				return
 			}
 		}
