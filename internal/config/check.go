@@ -34,7 +34,7 @@ func (c *Config) complete(r *report) {
 	c.Redis.complete(r)
 	explicit := c.Postgres.MaxConns != 0
 	if c.Pipeline.Workers == 0 {
-		c.Pipeline.Workers = max(2, 2*runtime.GOMAXPROCS(0))
+		c.Pipeline.Workers = max(2, runtime.GOMAXPROCS(0))
 		if explicit {
 			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, c.Postgres.MaxConns-spareConns))
 		}

@@ -75,12 +75,12 @@ type Postgres struct {
 
 // Pipeline bounds the work inside one instance.
 type Pipeline struct {
-	Workers            int           `env:"WORKERS" auto:"2 per CPU, at least 2" min:"0" max:"512" help:"goroutines that process and commit, each with one commit in flight; 0 is the default"`
+	Workers            int           `env:"WORKERS" auto:"1 per CPU, at least 2" min:"0" max:"512" help:"goroutines that process and commit, each with one commit in flight; 0 is the default"`
 	MaxInFlightRecords int           `env:"MAX_IN_FLIGHT_RECORDS" default:"32768" min:"64" max:"10000000" help:"most records held in memory"`
 	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"most bytes of entries held in memory"`
 	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4096" min:"1" max:"100000" help:"most entries asked for in one read; large entries lower it"`
-	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed"`
-	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"age after which a batch is committed"`
+	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed, at most a quarter of a worker's share of MAX_IN_FLIGHT_RECORDS"`
+	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"age after which a batch is committed; in a backlog up to ten times that"`
 	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; the others are looked up again"`
 }
 

@@ -52,7 +52,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, "telemetry:teltonika:dlq", c.Redis.DLQStream)
 	require.Equal(t, "recompute:requests", c.Redis.RecomputeStream)
 	require.Equal(t, c.Postgres.URL, c.Postgres.MigrateURL)
-	require.Equal(t, max(2, 2*runtime.GOMAXPROCS(0)), c.Pipeline.Workers)
+	require.Equal(t, max(2, runtime.GOMAXPROCS(0)), c.Pipeline.Workers)
 	require.GreaterOrEqual(t, c.Postgres.MaxConns, c.Pipeline.Workers+3)
 	require.Equal(t, 30*time.Second, c.Coordination.ClaimThreshold())
 	require.Equal(t, 2*time.Second, c.Coordination.ClaimInterval())
