@@ -1,0 +1,193 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// throttle has every transaction take so long for each of its positions, and
+// notes how old each record is by then.
+func (b *bench) throttle(perRow time.Duration) (lift func()) {
+	exec := func(sql string) {
+		_, err := b.pool.Exec(b.tb.Context(), sql)
+		require.NoError(b.tb, err)
+	}
+	exec(`create unlogged table if not exists public.ages (device_id text not null, age double precision not null)`)
+	exec(fmt.Sprintf(`create or replace function public.throttle() returns trigger language plpgsql as $$ begin
+		perform pg_sleep((select count(*) from fresh) * %f);
+		insert into public.ages select device_id, extract(epoch from clock_timestamp() - ingested_at) from fresh;
+		return null; end $$`, perRow.Seconds()))
+	exec(`create trigger throttle after insert on positions referencing new table as fresh for each statement execute function public.throttle()`)
+	return func() { exec(`drop trigger throttle on positions`) }
+}
+
+// offer publishes so many entries a second, in lots ten times a second.
+func (b *bench) offer(perSecond int, during time.Duration, next func(i int) []string, each func(sent int)) int {
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	sent, began := 0, time.Now()
+	for elapsed := time.Duration(0); elapsed < during; elapsed = time.Since(began) {
+		var lot [][]string
+		for due := int(elapsed.Seconds() * float64(perSecond)); sent < due; sent++ {
+			lot = append(lot, next(sent))
+		}
+		b.publish(lot...)
+		each(sent)
+		<-ticker.C
+	}
+	return sent
+}
+
+func (in *instance) gauge(tb testing.TB, name string) float64 {
+	families, err := in.reg.Gather()
+	require.NoError(tb, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	require.Fail(tb, "no gauge", name)
+	return 0
+}
+
+// resident is the memory of this process, in MB.
+func resident(tb testing.TB) float64 {
+	text, err := os.ReadFile("/proc/self/status")
+	if os.IsNotExist(err) {
+		return 0 // not Linux
+	}
+	require.NoError(tb, err)
+	_, after, _ := strings.Cut(string(text), "VmRSS:")
+	kb, err := strconv.ParseFloat(strings.Fields(after)[0], 64)
+	require.NoError(tb, err)
+	return kb / 1024
+}
+
+func long(short, full time.Duration) time.Duration {
+	if os.Getenv("TEST_FULL") != "" {
+		return full
+	}
+	return short
+}
+
+// P1, P7, P9, P10: a sink that takes a tenth of what is offered.
+func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
+	t.Parallel()
+	const rate, workers, maxRecords, maxBytes, reply = 200, 2, 1000, 400 << 10, 300
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+		c.Workers, c.MaxInFlightRecords, c.MaxInFlightBytes = workers, maxRecords, maxBytes
+		c.ReadBatchRecords, c.BatchMaxRecords, c.DealAhead = reply, 100, 4000
+	})
+	b.takeAll(in)
+	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
+	require.NoError(t, err)
+	lift := b.throttle(workers * time.Second / rate)
+	during := long(3*time.Second, time.Minute)
+	var records, bytes, memory []float64
+	var undone int64
+	sent := b.offer(10*rate, during, func(i int) []string { return at(i%500, int64(i/500)) }, func(sent int) {
+		records = append(records, in.gauge(t, "processor_pipeline_in_flight_records"))
+		bytes = append(bytes, in.gauge(t, "processor_pipeline_in_flight_bytes"))
+		memory = append(memory, resident(t))
+		info, err := group.Info(t.Context())
+		require.NoError(t, err)
+		if info.GroupExists && sent > 0 {
+			require.True(t, info.Lag.Known)
+			undone = info.Lag.N + info.Pending
+		}
+	})
+	lift()
+	lifted := time.Now()
+	quarter := len(memory) / 4
+	t.Logf("offered %d in %s to a sink of %d/s: %d undone at the end; in flight at most %.0f of %d records, %.0f of %d kB; resident %.0f MB after a quarter, then at most %.0f MB",
+		sent, during, rate, undone, slices.Max(records), maxRecords, slices.Max(bytes)/1024, maxBytes>>10,
+		slices.Max(memory[:quarter]), slices.Max(memory[quarter:]))
+	require.LessOrEqual(t, slices.Max(records), float64(maxRecords))
+	require.Greater(t, slices.Max(records), float64(maxRecords)/4, "it was busy")
+	require.LessOrEqual(t, slices.Max(bytes), float64(maxBytes+reply*1024))
+	require.Greater(t, float64(undone), 0.7*float64(sent), "what is not done is shown")
+	if during > 10*time.Second {
+		require.Less(t, slices.Max(memory[quarter:]), slices.Max(memory[:quarter])+64, "MB")
+	}
+
+	b.settled(2*time.Minute, 0)
+	caughtUp := time.Since(lifted)
+	_, err = b.pool.Exec(t.Context(), "truncate public.ages")
+	require.NoError(t, err)
+	defer b.throttle(0)() // only the ages
+	extra := b.offer(rate, time.Second, func(i int) []string { return at(i%500, 1000+int64(i/500)) }, func(int) {})
+	b.settled(10*time.Second, 0)
+	p99, most := b.ages("")
+	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", undone, caughtUp.Round(time.Millisecond), rate, p99, most)
+	require.Less(t, p99, 1.0)
+	require.Equal(t, sent+extra, b.count("select count(*) from positions"), "nothing was lost")
+	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nothing was given up")
+	require.Zero(t, b.count("select count(*) from processor.deferred"))
+	in.stop()
+	require.NoError(t, in.err)
+	require.Empty(t, in.lost)
+}
+
+// ages is the 99th percentile and the maximum of the ages of records at their
+// commit, in seconds: of the devices that a condition names.
+func (b *bench) ages(where string, args ...any) (p99, most float64) {
+	require.NoError(b.tb, b.pool.QueryRow(context.Background(),
+		"select coalesce(percentile_disc(0.99) within group (order by age), 0), coalesce(max(age), 0) from public.ages "+where, args...).Scan(&p99, &most))
+	return p99, most
+}
+
+// A device that sends half of everything, and more than one worker can do,
+// holds up its own worker and nobody else.
+func TestADeviceThatSendsHalfOfAllStarvesNobodyBeyondItsWorker(t *testing.T) {
+	t.Parallel()
+	const workers, perWorker, rate, others = 4, 250, 600, 80
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+		c.Workers, c.MaxInFlightRecords, c.ReadBatchRecords, c.BatchMaxRecords = workers, 400, 200, 50
+	})
+	b.takeAll(in)
+	workerOf := func(device string) int { return telemetry.ShardOf(device, shards) % workers } // as takeAll grants them
+	hot := workerOf(fleet.DeviceID(0))
+	lift := b.throttle(time.Second / perWorker)
+	sent := b.offer(rate, long(4*time.Second, time.Minute), func(i int) []string {
+		if i%2 == 0 {
+			return at(0, int64(i))
+		}
+		return at(1+i/2%others, int64(i))
+	}, func(int) {})
+	lift()
+	var beside, elsewhere []string
+	for d := 1; d <= others; d++ {
+		if id := fleet.DeviceID(d); workerOf(id) == hot {
+			beside = append(beside, id)
+		} else {
+			elsewhere = append(elsewhere, id)
+		}
+	}
+	require.NotEmpty(t, beside)
+	_, own := b.ages("where device_id = $1", fleet.DeviceID(0))
+	_, near := b.ages("where device_id = any ($1)", beside)
+	p99, most := b.ages("where device_id = any ($1)", elsewhere)
+	t.Logf("age at commit: the device that sends half at most %.2f s, %d beside it at most %.2f s, %d of other workers p99 %.2f s, at most %.2f s",
+		own, len(beside), near, len(elsewhere), p99, most)
+	require.Greater(t, own, 3*p99, "its worker was behind")
+	require.Less(t, p99, 1.0)
+	b.settled(2*time.Minute, 0)
+	require.Equal(t, sent, b.count("select count(*) from positions"))
+	in.stop()
+	require.NoError(t, in.err)
+}
