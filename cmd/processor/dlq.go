@@ -211,21 +211,52 @@ func (m *morgue) each(ctx context.Context, f *filter, see func(l *protocol.Lette
 	}
 }
 
+// ref is a dead letter and the entry it was. Letters are large and may be many.
+type ref struct{ id, source telemetry.EntryID }
+
 // chosen is the dead letters that are meant, in the order of their entries.
 // Without a filter it refuses, unless all is said aloud.
-func (m *morgue) chosen(cmd *cobra.Command, f *filter, all bool) ([]protocol.Letter, error) {
+func (m *morgue) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, error) {
 	if f.empty() && !all {
 		return nil, usageError(cmd, fmt.Errorf("which ones? give IDs, a filter or --all"))
 	}
-	var list []protocol.Letter
+	var list []ref
 	err := m.each(cmd.Context(), f, func(l *protocol.Letter) bool {
 		if l.Err == nil {
-			list = append(list, *l)
+			list = append(list, ref{l.ID, l.Entry.ID})
 		}
 		return true
 	})
-	slices.SortFunc(list, func(a, b protocol.Letter) int { return a.Entry.ID.Compare(b.Entry.ID) })
+	slices.SortFunc(list, func(a, b ref) int { return a.source.Compare(b.source) })
 	return list, err
+}
+
+// lettersAtOnce is how many dead letters are in hand together.
+const lettersAtOnce = 100
+
+// letters calls do with the dead letters of a list, some at a time and in its
+// order. Those that are gone meanwhile are named beside them.
+func (m *morgue) letters(ctx context.Context, list []ref, do func(some []protocol.Letter, gone []ref) error) error {
+	for part := range slices.Chunk(list, lettersAtOnce) {
+		ids := make([]telemetry.EntryID, len(part))
+		for i, r := range part {
+			ids[i] = r.id
+		}
+		some, err := m.dead.Get(ctx, ids)
+		if err != nil {
+			return err
+		}
+		var gone []ref
+		for _, r := range part {
+			if !slices.ContainsFunc(some, func(l protocol.Letter) bool { return l.ID == r.id }) {
+				gone = append(gone, r)
+			}
+		}
+		if err := do(some, gone); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // whoami is who the audit says it was.

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 func newDLQDropCommand() *cobra.Command {
@@ -29,23 +29,15 @@ func newDLQDropCommand() *cobra.Command {
 			if yes != len(list) {
 				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))
 			}
-			const page = 200
 			dropped := 0
-			for begin := 0; begin < len(list); begin += page {
-				some := list[begin:min(begin+page, len(list))]
-				if err = m.archive.Export(cmd.Context(), some, whoami()); err != nil {
-					break
+			err = m.letters(cmd.Context(), list, func(some []protocol.Letter, _ []ref) error {
+				if err := m.archive.Export(cmd.Context(), some, whoami()); err != nil {
+					return err
 				}
-				ids := make([]telemetry.EntryID, len(some))
-				for i := range some {
-					ids[i] = some[i].ID
-				}
-				var n int
-				n, err = m.dead.Remove(cmd.Context(), ids)
-				if dropped += n; err != nil {
-					break
-				}
-			}
+				n, err := m.dead.Remove(cmd.Context(), idsOf(some))
+				dropped += n
+				return err
+			})
 			if auditErr := m.note(cmd, "dlq drop", &f, dropped); err == nil {
 				err = auditErr
 			}

@@ -111,9 +111,6 @@ type editJSON struct {
 	NowFails string `json:"now_fails,omitempty"`
 }
 
-// editPage is how many dead letters are corrected together.
-const editPage = 100
-
 func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -167,7 +164,7 @@ func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 
 // nextLetters reads a page of lines that dlq export wrote.
 func nextLetters(lines *json.Decoder) (page []letterJSON, more bool, err error) {
-	for len(page) < editPage {
+	for len(page) < lettersAtOnce {
 		var l letterJSON
 		err := lines.Decode(&l)
 		if errors.Is(err, io.EOF) {

@@ -93,16 +93,14 @@ type replay struct {
 	failed int
 }
 
-// replayPage is how many are looked up and noted together.
-const replayPage = 100
-
-func (r *replay) send(ctx context.Context, list []protocol.Letter) error {
-	for len(list) > 0 {
+func (r *replay) send(ctx context.Context, list []ref) error {
+	return r.letters(ctx, list, func(some []protocol.Letter, gone []ref) error {
 		if err := r.await(ctx); err != nil {
 			return err
 		}
-		some := list[:min(replayPage, len(list))]
-		list = list[len(some):]
+		for _, g := range gone {
+			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
+		}
 		// The archive knows of them before they leave their stream.
 		if err := r.archive.Export(ctx, some, whoami()); err != nil {
 			return err
@@ -114,13 +112,9 @@ func (r *replay) send(ctx context.Context, list []protocol.Letter) error {
 		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
 		err = r.sendSome(ctx, some, edited, as)
 		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
-		noteErr := r.archive.Replayed(noting, as, whoami())
-		cancel()
-		if err = errors.Join(err, noteErr); err != nil {
-			return err
-		}
-	}
-	return nil
+		defer cancel()
+		return errors.Join(err, r.archive.Replayed(noting, as, whoami()))
+	})
 }
 
 func (r *replay) sendSome(ctx context.Context, some []protocol.Letter, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
@@ -168,27 +162,35 @@ func (r *replay) await(ctx context.Context) error {
 }
 
 // try finds out what would become of dead letters, and changes nothing.
-func (r *replay) try(ctx context.Context, list []protocol.Letter) error {
-	edited, err := r.archive.Edited(ctx, idsOf(list))
-	if err != nil {
-		return err
-	}
+func (r *replay) try(ctx context.Context, list []ref) error {
 	fences, _, err := store.NewFences(r.pool, askTimeout).Load(ctx)
 	if err != nil {
 		return err
 	}
 	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
-	r.report = make([]retryJSON, len(list))
 	var records []telemetry.Record
-	var at []int
-	for i := range list {
-		r.report[i] = retryJSON{ID: list[i].ID.String(), SourceID: list[i].Entry.ID.String()}
-		record, err := r.decode(&list[i], edited[list[i].ID])
-		if err != nil {
-			r.refuse(i, err)
-			continue
+	var at []int // in the report
+	err = r.letters(ctx, list, func(some []protocol.Letter, gone []ref) error {
+		for _, g := range gone {
+			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
-		records, at = append(records, record), append(at, i)
+		edited, err := r.archive.Edited(ctx, idsOf(some))
+		if err != nil {
+			return err
+		}
+		for i := range some {
+			r.report = append(r.report, retryJSON{ID: some[i].ID.String(), SourceID: some[i].Entry.ID.String()})
+			record, err := r.decode(&some[i], edited[some[i].ID])
+			if err != nil {
+				r.refuse(len(r.report)-1, err)
+				continue
+			}
+			records, at = append(records, record), append(at, len(r.report)-1)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return r.archive.Try(ctx, records, rules, func(n int, stored bool, err error) {
 		switch i := at[n]; {

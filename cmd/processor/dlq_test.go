@@ -271,6 +271,27 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	require.Contains(t, errs, "read mended dead letters")
 }
 
+func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {
+	d := newDLQ(t)
+	d.park(fine(1, 1), fine(1, 2))
+	require.NoError(t, d.client.XGroupCreateMkStream(t.Context(), d.stream, d.group, "0").Err())
+	pub := stream.NewPublisher(d.client, d.stream, 0)
+	_, err := pub.Publish(t.Context(), [][]string{fine(2, 1), fine(2, 2), fine(2, 3)})
+	require.NoError(t, err)
+	p := spawn(t, d.environ("SHARDS=8"), "dlq", "retry", "--all", "--pause-at", "3")
+	testenv.Wait(t, 30*time.Second, func() error {
+		if !strings.Contains(p.errors(), "waiting: 3 entries are undone") {
+			return fmt.Errorf("it says %q", p.errors())
+		}
+		return nil
+	})
+	require.EqualValues(t, 3, d.client.XLen(t.Context(), d.stream).Val())
+	require.EqualValues(t, 2, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	require.NoError(t, d.client.Do(t.Context(), "xgroup", "setid", d.stream, d.group, "$", "entriesread", 3).Err())
+	require.Zero(t, p.exit(30*time.Second), p.errors())
+	require.EqualValues(t, 5, d.client.XLen(t.Context(), d.stream).Val())
+}
+
 // fileOf is a file that holds text.
 func fileOf(t *testing.T, text string) string {
 	t.Helper()
