@@ -58,7 +58,7 @@ func TestTheSameSeedDrawsTheSameFences(t *testing.T) {
 	}
 }
 
-func TestCurveIsTheWorstOfEachSecond(t *testing.T) {
+func TestLagCurveIsTheWorstOfEachSecond(t *testing.T) {
 	t.Parallel()
 	sample := func(ms int, undone int64, age float64) Sample {
 		s := Sample{At: time.Duration(ms) * time.Millisecond}
@@ -67,12 +67,12 @@ func TestCurveIsTheWorstOfEachSecond(t *testing.T) {
 		}
 		return s
 	}
-	c := curve("a kill", []Sample{
+	c := lagCurve("a kill", []Sample{
 		sample(900, 99, 9), sample(1000, 1, .1), sample(1500, 7, .2), sample(1999, 3, .7),
 		sample(2500, 0, -1), sample(3100, 4, 1.234), sample(4100, 99, 9),
 	}, time.Second, 4*time.Second)
 	one, seven, none, worst, last := int64(4), int64(7), (*int64)(nil), .7, 1.23
-	require.Equal(t, Curve{
+	require.Equal(t, LagCurve{
 		After: "a kill", Undone: []*int64{&seven, none, &one, none}, AgeSeconds: []*float64{&worst, nil, &last, nil},
 	}, c)
 }

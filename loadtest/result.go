@@ -33,7 +33,7 @@ type Result struct {
 	// TakeoverSeconds are the times from a fault until others owned all shards.
 	TakeoverSeconds []float64 `json:"takeover_seconds,omitempty"`
 	// Curves tell how far behind the fleet was, second by second, after each of them.
-	Curves []Curve `json:"lag_curves,omitempty"`
+	Curves []LagCurve `json:"lag_curves,omitempty"`
 	// Rates are those of the rounds of a scenario that compares some.
 	Rates  []float64 `json:"rates,omitempty"`
 	Missed []string  `json:"missed,omitempty"` // bounds
@@ -50,9 +50,9 @@ type Result struct {
 // Good tells whether all bounds were kept.
 func (r *Result) Good() bool { return len(r.Missed) == 0 }
 
-// Curve is how far behind the fleet was after a fault: the largest value of each
+// LagCurve is how far behind the fleet was after a fault: the largest value of each
 // second, counted from the fault. Null is unknown throughout the second.
-type Curve struct {
+type LagCurve struct {
 	After      string     `json:"after"`
 	Undone     []*int64   `json:"undone"`
 	AgeSeconds []*float64 `json:"age_seconds"` // of the oldest undone entry

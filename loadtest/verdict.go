@@ -71,7 +71,7 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 		if s.orderly {
 			continue
 		}
-		res.Curves = append(res.Curves, curve(s.what, samples, s.from.Sub(r.began), s.to.Sub(r.began)+afterwards))
+		res.Curves = append(res.Curves, lagCurve(s.what, samples, s.from.Sub(r.began), s.to.Sub(r.began)+afterwards))
 	}
 	r.usage(res)
 	return res, nil
@@ -152,9 +152,9 @@ func (r *run) tenures(changes []store.Tenure) []Tenure {
 	return spans
 }
 
-// curve is what the samples tell about the seconds after a fault.
-func curve(after string, samples []Sample, from, to time.Duration) Curve {
-	c := Curve{After: after, Undone: make([]*int64, 1+int((to-from)/time.Second))}
+// lagCurve is what the samples tell about the seconds after a fault.
+func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
+	c := LagCurve{After: after, Undone: make([]*int64, 1+int((to-from)/time.Second))}
 	c.AgeSeconds = make([]*float64, len(c.Undone))
 	for _, s := range samples {
 		if s.At < from || s.At > to {

@@ -32,9 +32,16 @@ func newRunCommand() *cobra.Command {
 		Use:   "run SCENARIO",
 		Short: "Run a scenario; exit 1 when one of its bounds is missed",
 		Long: `Starts private servers and instances of the processor, runs the scenario and
-judges it. Servers of your own are used when both are named; they get a stream and
-a group of their own, their tables must be empty, and scenarios that break things
-need --allow-faults.`,
+judges it; "loadtest list" explains the scenarios, their bounds and their plans,
+which the flags change.
+
+Servers of your own are used when both are named. They get a stream and a group of
+their own, the tables of the service must be empty or missing, and everything is
+removed afterwards. Scenarios that kill, freeze or cut off instances need
+--allow-faults.
+
+Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
+3 when the command line is wrong.`,
 		Example: `  loadtest run split --json
   loadtest run failover --report failover.html
   loadtest run soak --duration 1h --rate 2000
@@ -57,8 +64,8 @@ need --allow-faults.`,
 	flags.StringVar(&f.cfg.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
 	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
 	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
-	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres, which holds no positions")
-	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "break things also on servers that were named")
+	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres; the tables of the service hold no rows")
+	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "kill, freeze and cut off also on servers that were named")
 	flags.IntVar(&f.cfg.Plan.Instances, "instances", 0, "instances at the start")
 	flags.IntVar(&f.cfg.Plan.Devices, "devices", 0, "devices of the fleet")
 	flags.Float64Var(&f.cfg.Plan.Rate, "rate", 0, "entries a second")
