@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -401,4 +403,55 @@ func account(t *testing.T, n, bad int) {
 	}
 	require.Equal(t, n-bad, b.count("select count(*) from positions"))
 	require.Zero(t, b.count("select count(*) from processor.deferred"))
+}
+
+// chatty is a test whose log a test reads.
+type chatty struct {
+	testing.TB
+	mu  sync.Mutex
+	log strings.Builder
+}
+
+func (c *chatty) Log(args ...any) {
+	c.TB.Log(args...)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, _ = fmt.Fprintln(&c.log, args...)
+}
+
+func (c *chatty) said(text string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Contains(c.log.String(), text)
+}
+
+func TestP1AFullRedisSaysSoAndTakesTheDeadLetterOnceThereIsRoom(t *testing.T) {
+	t.Parallel()
+	heard := &chatty{TB: t}
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	b := newBench(heard)
+	opts, err := redis.ParseURL(env.Redis.URL())
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	b.redisURL, b.client, b.pub = env.Redis.URL(), client, stream.NewPublisher(client, b.stream, 0)
+	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+
+	b.takeAll(b.start("one"))
+	testenv.Wait(t, 20*time.Second, func() error {
+		if n := b.count("select count(*) from positions"); n != 2 || !heard.said("Redis is full; raise maxmemory") {
+			return fmt.Errorf("%d stored, and the log does not say what is wrong", n)
+		}
+		return nil
+	})
+	require.True(t, heard.said("move to the dead letters"))
+	require.Empty(t, b.letters())
+	b.settled(10*time.Second, 1) // the bad one lies on its queue
+
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	letters := b.awaitLetters(10*time.Second, 1)
+	require.Contains(t, letters, ids[1])
+	b.settled(10*time.Second, 0)
+	require.True(t, heard.said("works again"))
 }
