@@ -105,7 +105,7 @@ loadtest: setup data build ## Run a load test scenario: make loadtest ARGS="list
 
 .PHONY: loadtest-ci
 loadtest-ci: build ## Two instances share the work, take over from each other and survive chaos (under 4 minutes)
-	@bin/loadtest run split --json --duration 15s
+	@bin/loadtest run split --json --duration 15s --slack 3
 	@bin/loadtest run failover --json --slack 3
 	@bin/loadtest run chaos --json --slack 3 --seed 7
 
