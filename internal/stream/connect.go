@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -37,8 +38,17 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	opts.PoolSize = 32
 	opts.ContextTimeoutEnabled = true
 	opts.DisableIdentity = true
-	return &watched{UniversalClient: redis.NewUniversalClient(opts), servers: known}, nil
+	if opts.MasterName != "" || len(opts.Addrs) == 1 {
+		return &watched{UniversalClient: redis.NewUniversalClient(opts), servers: known}, nil
+	}
+	cluster := opts.Cluster()
+	cluster.ClusterStateReloadInterval = clusterReload
+	return &watched{UniversalClient: redis.NewClusterClient(cluster), servers: known}, nil
 }
+
+// clusterReload bounds for how long the place of a node that died is not known.
+// Only an answer of a living one tells the client before that.
+const clusterReload = time.Second
 
 // optionsOf reads a URL. Errors do not show it, since it may hold a password.
 func optionsOf(text string) (*redis.UniversalOptions, error) {

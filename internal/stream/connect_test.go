@@ -2,12 +2,8 @@ package stream_test
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -49,9 +45,7 @@ func TestEveryFormOfAURLReachesItsServer(t *testing.T) {
 	addr := env.Redis.Addr()
 	admin := connect(t, "redis://"+addr)
 	require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "worker", "on", ">pw", "~*", "&*", "+@all").Err())
-	_, port, err := net.SplitHostPort(addr)
-	require.NoError(t, err)
-	sentinel := startSentinel(t, port)
+	sentinel := testenv.Sentinel(t, env.Redis.Port())
 	for _, url := range []string{
 		"redis://" + addr, "redis://worker:pw@" + addr + "/0?protocol=2",
 		"unix://" + socket, "unix://worker:pw@" + socket + "?db=0",
@@ -73,34 +67,6 @@ func connect(t *testing.T, url string) redis.UniversalClient {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
-}
-
-// startSentinel watches the Redis on a port, and is gone when the test ends.
-func startSentinel(t *testing.T, port string) string {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("needs redis-server on the PATH to run a Sentinel")
-	}
-	own, err := devenv.FreePort()
-	require.NoError(t, err)
-	conf := filepath.Join(t.TempDir(), "sentinel.conf")
-	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, "bind 127.0.0.1\nport %d\nsentinel monitor mymaster 127.0.0.1 %s 1\n", own, port), 0o600))
-	cmd := exec.CommandContext(t.Context(), program, conf, "--sentinel")
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(own))
-	testenv.Wait(t, waitFor, func() error {
-		conn, err := net.Dial("tcp", addr)
-		if err == nil {
-			err = conn.Close()
-		}
-		return err
-	})
-	return addr
 }
 
 func TestAnotherServerIsNoticedBeforeTheFirstAnswerOfIt(t *testing.T) {
@@ -132,40 +98,9 @@ func TestAnotherServerIsNoticedBeforeTheFirstAnswerOfIt(t *testing.T) {
 	require.Equal(t, int64(1), changes.Load())
 }
 
-// startCluster starts a Redis Cluster of n nodes and returns their addresses.
-func startCluster(t *testing.T, n int) []string {
-	t.Helper()
-	var addrs []string
-	var clients []*redis.Client
-	for range n {
-		bus, err := devenv.FreePort()
-		require.NoError(t, err)
-		env := testenv.OwnServers(t, redisOnly("--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus)))
-		client := redis.NewClient(&redis.Options{Addr: env.Redis.Addr()})
-		t.Cleanup(func() { require.NoError(t, client.Close()) })
-		i := len(addrs)
-		require.NoError(t, client.ClusterAddSlotsRange(t.Context(), i*16384/n, (i+1)*16384/n-1).Err())
-		if i > 0 {
-			require.NoError(t, clients[0].Do(t.Context(), "cluster", "meet", "127.0.0.1", env.Redis.Port(), bus).Err())
-		}
-		addrs, clients = append(addrs, env.Redis.Addr()), append(clients, client)
-	}
-	testenv.Wait(t, 30*time.Second, func() error {
-		for _, c := range clients {
-			info, err := c.ClusterInfo(t.Context()).Result()
-			if err != nil || !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprint("cluster_known_nodes:", n)) {
-				return fmt.Errorf("the cluster is not up: %s %w", info, err)
-			}
-		}
-		return nil
-	})
-	return addrs
-}
-
 func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
 	t.Parallel()
-	addrs := startCluster(t, 3)
-	url := "redis://" + addrs[0] + "?addr=" + addrs[1] + "&addr=" + addrs[2]
+	url := testenv.NewRedisCluster(t, 3).URL
 	for _, name := range []string{"odd{}name", "other}{"} {
 		cfg := stream.Config{URL: url, Stream: name, Group: "g", Shards: shards}
 		client, err := stream.Connect(cfg)

@@ -45,15 +45,19 @@ type Neighbour struct {
 // Examine asks the server all of it. What it does not tell stays empty.
 func (g *Group) Examine(ctx context.Context, siblingPrefix string) (Examination, error) {
 	var e Examination
+	node, err := g.node(ctx)
+	if err != nil {
+		return e, failure("find the server that holds the stream", err)
+	}
 	before := time.Now()
-	now, err := g.client.Time(ctx).Result()
+	now, err := node.Time(ctx).Result()
 	if err != nil {
 		return e, failure("ask Redis for the time", err)
 	}
 	e.Doubt = time.Since(before)
 	e.Clock = now.Sub(before.Add(e.Doubt / 2)).Round(time.Millisecond)
 
-	text, err := g.client.Info(ctx, "everything").Result()
+	text, err := node.Info(ctx, "everything").Result()
 	if err != nil {
 		return e, failure("ask Redis about itself", err)
 	}

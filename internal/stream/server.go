@@ -19,8 +19,12 @@ type Server struct {
 
 // Server asks the server about itself.
 func (g *Group) Server(ctx context.Context) (Server, error) {
+	node, err := g.node(ctx)
+	if err != nil {
+		return Server{}, failure("find the server that holds the stream", err)
+	}
 	// INFO is answered where CONFIG GET is not, for example by managed servers.
-	text, err := g.client.Info(ctx, "everything").Result()
+	text, err := node.Info(ctx, "everything").Result()
 	if err != nil {
 		return Server{}, failure("ask Redis about itself", err)
 	}
@@ -34,6 +38,15 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 		}
 	}
 	return s, nil
+}
+
+// node is the server that holds the stream. On a Cluster, what names no key is
+// answered by any node, a replica of another one included.
+func (g *Group) node(ctx context.Context) (redis.Cmdable, error) {
+	if c, ok := g.client.(*redis.ClusterClient); ok {
+		return c.MasterForKey(ctx, g.names.Stream)
+	}
+	return g.client, nil
 }
 
 // Sibling is another stream on the same server.
