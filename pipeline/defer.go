@@ -148,7 +148,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	defer m.done()
 	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]telemetry.Deferred, len(m.deferred))}
 	if t, ok := w.held[m.shard]; ok {
-		p.epoch = t.epoch
+		p.epoch, p.token = t.epoch, t.token
 	}
 	for _, d := range m.deferred {
 		p.again[d.Entry.ID] = d

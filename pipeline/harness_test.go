@@ -67,6 +67,7 @@ type instance struct {
 	*pipeline.Pipeline
 	member string
 	shards *store.Shards
+	group  *stream.Group
 	reg    *prometheus.Registry
 	drain  func() // intake ends, what is in hand goes on
 	cut    func() // the work ends in the middle, as when a drain takes too long
@@ -84,7 +85,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 	group, err := stream.NewGroup(client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
 	require.NoError(b.tb, err)
 	pool := b.open(member)
-	in := &instance{member: member, reg: prometheus.NewRegistry(), shards: store.NewShards(pool, b.scope(), 10*time.Second)}
+	in := &instance{member: member, reg: prometheus.NewRegistry(), group: group, shards: store.NewShards(pool, b.scope(), 10*time.Second)}
 	cfg := pipeline.Config{
 		Shards: shards, Workers: max(2, 2*runtime.GOMAXPROCS(0)), MaxInFlightRecords: 32768, MaxInFlightBytes: 64 << 20,
 		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
@@ -152,7 +153,10 @@ func (b *bench) takeAll(in *instance) {
 	for s := range shards {
 		taken, err := in.shards.Take(ctx, s, in.member)
 		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch, Suspicion: taken.Suspicion}))
+		token := fmt.Sprint(in.member, " ", taken.Epoch)
+		_, _, err = in.group.Enter(ctx, token, []int{s})
+		require.NoError(b.tb, err)
+		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch, Token: token, Suspicion: taken.Suspicion}))
 	}
 }
 
