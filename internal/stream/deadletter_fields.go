@@ -75,7 +75,7 @@ func decodeLetter(fields []string) (telemetry.DeadLetter, error) {
 		return l, errNotOurs
 	}
 	original, err := strconv.Atoi(fields[n-1])
-	if err != nil || original < 0 || 2*original > n-2 {
+	if err != nil || original < 0 || original > (n-2)/2 {
 		return l, errNotOurs
 	}
 	l.Entry.Fields = fields[:2*original]

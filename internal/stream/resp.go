@@ -53,7 +53,7 @@ func (r *reply) array() (int, error) {
 		return 0, serverError(rest)
 	case '*', '%', '~':
 		n, err := strconv.Atoi(rest)
-		if err != nil {
+		if err != nil || n > len(r.text) {
 			return 0, errReply
 		}
 		return n, nil
@@ -72,7 +72,7 @@ func (r *reply) bulk() (string, error) {
 		return "", errReply
 	}
 	n, err := strconv.Atoi(rest)
-	if err != nil || n < 0 || r.pos+n+2 > len(r.text) {
+	if err != nil || n < 0 || n > len(r.text)-r.pos-2 {
 		return "", errReply
 	}
 	s := r.text[r.pos : r.pos+n]
