@@ -69,6 +69,6 @@ compares every row and every entry with what was sent.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand())
+	root.AddCommand(newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand(), newCurvesCommand())
 	return root
 }

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// curvesFlags are the flags of loadtest curves.
+type curvesFlags struct {
+	cfg  loadtest.CurvesConfig
+	list bool
+	json bool
+}
+
+func newCurvesCommand() *cobra.Command {
+	var f curvesFlags
+	cmd := &cobra.Command{
+		Use:   "curves [NAME...]",
+		Short: "Measure how the cost of a record grows with devices, shards, table size and more",
+		Long: `Has the service work off one backlog for each point of a curve, on private
+servers, and writes a CSV and an SVG for each curve. CPU a record is the figure
+to compare: rates say more about who else uses the machine.`,
+		Example: `  loadtest curves --list
+  loadtest curves devices table --full
+  loadtest curves memory --profile profiles`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.cfg.Names = args
+			if f.list {
+				return listCurves(cmd.OutOrStdout())
+			}
+			return runCurves(cmd, f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&f.list, "list", false, "explain the curves and measure nothing")
+	flags.BoolVar(&f.cfg.Full, "full", false, "the largest points and all curves, too: 1,000,000 devices, 10,000,000 rows")
+	flags.IntVar(&f.cfg.Rounds, "rounds", 1, "how often to go over the points of a curve; medians count")
+	flags.IntVar(&f.cfg.Bench.Entries, "entries", 100_000, "entries of a point after the first pass over its devices")
+	flags.StringVar(&f.cfg.Out, "out", "docs/performance", "`folder` for a CSV and an SVG for each curve")
+	flags.StringVar(&f.cfg.Bench.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
+	flags.StringArrayVar(&f.cfg.Bench.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
+	flags.Uint64Var(&f.cfg.Bench.Seed, "seed", 9, "of the fleet")
+	flags.StringVar(&f.cfg.Bench.Profile, "profile", "", "keep a heap profile of each point in this `folder`")
+	flags.BoolVar(&f.json, "json", false, "print everything as one last line of JSON")
+	return cmd
+}
+
+func listCurves(out io.Writer) error {
+	var b strings.Builder
+	names, abouts, usual := loadtest.CurveNames()
+	for i, name := range names {
+		b.WriteString(name + "\n" + wrap(abouts[i], "  "))
+		if !usual[i] {
+			b.WriteString("  Only when named or with --full.\n")
+		}
+	}
+	if _, err := io.WriteString(out, b.String()); err != nil {
+		return fmt.Errorf("print the list: %w", err)
+	}
+	return nil
+}
+
+func runCurves(cmd *cobra.Command, f curvesFlags) (err error) {
+	notes, bench := cmd.ErrOrStderr(), &f.cfg.Bench
+	for _, dir := range []string{f.cfg.Out, bench.Profile} {
+		if dir == "" {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make a folder: %w", err)
+		}
+	}
+	if bench.Dir, err = os.MkdirTemp("", "processor-curves-"); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	defer func() {
+		if err == nil {
+			err = os.RemoveAll(bench.Dir)
+		} else {
+			_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", bench.Dir)
+		}
+	}()
+	if bench.Dir, err = filepath.Abs(bench.Dir); err != nil {
+		return fmt.Errorf("find the folder: %w", err)
+	}
+	if bench.Processor, err = findProcessor(cmd, bench.Processor, bench.Dir); err != nil {
+		return err
+	}
+	bench.Log = slog.New(slog.NewTextHandler(notes, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	stream.LogDriver(bench.Log)
+	bench.Notes, bench.Postgres, f.cfg.Postgres = notes, rawPostgres{}, curvesPostgres{}
+	curves, err := loadtest.Curves(cmd.Context(), f.cfg)
+	out := cmd.OutOrStdout()
+	if f.json {
+		out = notes
+	}
+	printCurves(out, curves) // those that were done before an error, too
+	if err != nil {
+		return err
+	}
+	if f.json {
+		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(curves); err != nil {
+			return fmt.Errorf("print the result: %w", err)
+		}
+	}
+	return nil
+}
+
+func printCurves(out io.Writer, curves []loadtest.Growth) {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\t\n", args...) }
+	for _, c := range curves {
+		_ = t.Flush()
+		_, _ = fmt.Fprintf(out, "\n%s: %s\nload average %s\n", c.Name, c.About, c.Load)
+		line("%s\trecords/s\tus: service\tRedis\tPostgres\ttotal\tpeak MB\ta commit\tto base\tCOPY us\tCOPY to base\trelative", c.Axis)
+		for _, p := range c.Points {
+			beside := "\t\t"
+			if p.Copy > 0 {
+				beside = fmt.Sprintf("%.1f\t%.2f\t%.2f", p.Copy, p.CopyToBase, p.Relative)
+			}
+			line("%s\t%.0f\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.2f\t%s",
+				p.At, p.Rate, p.Service, p.Redis, p.Postgres, p.Total, p.PeakMB, p.PerCommit, p.ToBase, beside)
+		}
+	}
+	_ = t.Flush()
+	for _, c := range curves {
+		for _, g := range c.Targets() {
+			_, _ = fmt.Fprintf(out, "target: %s: %.2f, aim %g, bound %g: %s\n", g.What, g.Value, g.Aim, g.Bound, g.Verdict())
+		}
+	}
+}
+
+// curvesPostgres implements loadtest.CurvesPostgres.
+type curvesPostgres struct{ rawPostgres }
+
+func (curvesPostgres) Number(ctx context.Context, url, sql string) (n float64, err error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return 0, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	if err := conn.QueryRow(ctx, sql).Scan(&n); err != nil {
+		return 0, fmt.Errorf("%s: %w", sql, err)
+	}
+	return n, nil
+}
