@@ -80,6 +80,10 @@ vuln: $(GOVULNCHECK) ## Look for known vulnerabilities (asks vuln.go.dev)
 bench: setup build ## Measure the service beside what the servers can do: make bench ARGS="--short --json"
 	@bin/loadtest bench $(ARGS)
 
+.PHONY: curves
+curves: setup build ## Measure how the cost of a record grows, into docs/performance: make curves ARGS="devices --full"
+	@bin/loadtest curves $(ARGS)
+
 .PHONY: bench-micro
 bench-micro: setup data build ## Run the Go benchmarks: make bench-micro BENCH=Backlog PKG=./pipeline/...
 	@$(WITH_SERVERS) go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
