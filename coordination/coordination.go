@@ -36,6 +36,8 @@ type Stream interface {
 	// OnServerChange has f called before the first command to a server that is
 	// not the one that answered before.
 	OnServerChange(f func())
+	// CheckServer notices a change that needs no new connection.
+	CheckServer(ctx context.Context) error
 }
 
 // LeaderStore is the term and what is written under it.
@@ -75,6 +77,7 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 	}
 	// What is known of queues was known of another server.
 	deps.Stream.OnServerChange(engine.Abandon)
+	roster.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{

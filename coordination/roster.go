@@ -99,6 +99,8 @@ type Roster struct {
 	look   chan struct{} // to beat now; size one, coalesced
 	name   string        // identity and incarnation; never changes
 
+	check func(ctx context.Context) error // whether the same server answers; set before Run
+
 	mu       sync.Mutex
 	self     Member          // written by beat, read by everyone
 	watch    *protocol.Watch // written by look, read by everyone
@@ -120,7 +122,7 @@ func NewRoster(cfg Config, client Client, keys Keys, vitals func() Vitals, log *
 	}
 	r := &Roster{
 		cfg: cfg, client: client, keys: keys, vitals: vitals, log: log.With("component", "roster"),
-		look: make(chan struct{}, 1), changed: func() {},
+		look: make(chan struct{}, 1), changed: func() {}, check: func(context.Context) error { return nil },
 		watch: protocol.NewWatch(protocol.WatchConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
 			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
@@ -206,6 +208,9 @@ func (r *Roster) turnOver(ctx context.Context) error {
 	}
 	var members []Member
 	if err == nil {
+		if err := r.check(ctx); err != nil {
+			r.log.Debug("not known whether the same server answers", "err", err)
+		}
 		members, err = r.read(ctx)
 	}
 	r.mu.Lock()

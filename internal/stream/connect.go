@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"net"
@@ -109,11 +110,12 @@ type watched struct {
 //
 // The first connection to each further node of a Cluster looks like a change,
 // which costs taking the shards again. A replica that is promoted while a connection to it exists is
-// not noticed here.
+// noticed by whoever asks, see CheckServer.
 type servers struct {
 	mu      sync.Mutex
 	last    string          // run_id of the server connected to last, "" before the first
 	nodes   map[string]bool // run_ids of the nodes of a Cluster
+	serves  string          // who answered for the group when last asked, "" when that is to be asked anew
 	changed func()
 }
 
@@ -142,6 +144,9 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	}
 	s.last = id
 	changed := s.changed
+	if another {
+		s.serves = ""
+	}
 	s.mu.Unlock()
 	if !another || changed == nil {
 		return nil
@@ -152,6 +157,20 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	}
 	// What waits for this connection was decided upon for the server before.
 	return errServerChanged
+}
+
+// answered notes who answers for the group. It tells whether that is another one
+// than before, and nobody was told.
+func (s *servers) answered(who string) (changed func(), another bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	another = s.serves != "" && s.serves != who
+	s.serves = who
+	if another {
+		s.last, _, _ = strings.Cut(who, " ")
+		s.nodes[s.last] = true
+	}
+	return s.changed, another && s.changed != nil
 }
 
 // errServerChanged fails the connection that noticed the change.
@@ -177,4 +196,26 @@ func (g *Group) OnServerChange(f func()) {
 	if g.servers != nil {
 		g.servers.onChange(f)
 	}
+}
+
+//go:embed who.lua
+var whoSource string
+
+var whoScript = redis.NewScript(whoSource)
+
+// CheckServer asks which server answers for the group, and has whoever asked for
+// it (OnServerChange) told when it is another one than before, or the same with
+// another history: a new connection may not be needed to get there.
+func (g *Group) CheckServer(ctx context.Context) error {
+	if g.servers == nil {
+		return nil
+	}
+	who, err := whoScript.Run(ctx, g.client, []string{g.names.Stream}).Text()
+	if err != nil || who == "" {
+		return failure("ask which server answers", err)
+	}
+	if changed, another := g.servers.answered(who); another {
+		changed()
+	}
+	return nil
 }

@@ -1,0 +1,59 @@
+package stream_test
+
+import (
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// A replica that is promoted may lack what its master had acknowledged last. Who
+// was connected to it all the while needs no new connection to get there.
+func TestAReplicaPromotedUnderAnExistingConnectionIsNoticed(t *testing.T) {
+	t.Parallel()
+	master, replica := testenv.OwnServers(t, redisOnly("--repl-diskless-sync-delay", "0")), testenv.OwnServers(t, redisOnly())
+	cfg := stream.Config{URL: replica.Redis.URL(), Stream: "s", Group: "g", Shards: shards, Timeout: waitFor}
+	client, err := stream.Connect(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	group, err := stream.NewGroup(client, cfg)
+	require.NoError(t, err)
+	var changes atomic.Int64
+	group.OnServerChange(func() { changes.Add(1) })
+	check := func(want int64) {
+		t.Helper()
+		for range 2 {
+			require.NoError(t, group.CheckServer(t.Context()))
+			require.Equal(t, want, changes.Load())
+		}
+	}
+	check(0)
+	host, port, err := net.SplitHostPort(master.Redis.Addr())
+	require.NoError(t, err)
+	require.NoError(t, client.Do(t.Context(), "replicaof", host, port).Err())
+	testenv.Wait(t, waitFor, func() error {
+		info, err := client.Info(t.Context(), "replication").Result()
+		if err == nil && !strings.Contains(info, "master_link_status:up") {
+			err = errStill
+		}
+		return err
+	})
+	check(1) // it has the history of its master now
+	require.NoError(t, client.Do(t.Context(), "replicaof", "no", "one").Err())
+	check(2)
+
+	// A restart is noticed by the connection, and not told again.
+	require.NoError(t, replica.Redis.Restart(t.Context()))
+	testenv.Wait(t, waitFor, func() error { return group.CheckServer(t.Context()) })
+	check(3)
+
+	// Who may not ask does without.
+	require.NoError(t, client.Do(t.Context(), "acl", "setuser", "default", "-info").Err())
+	check(3)
+	require.NoError(t, client.Do(t.Context(), "acl", "setuser", "default", "+info").Err())
+}
