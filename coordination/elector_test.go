@@ -138,6 +138,7 @@ var timing = Config{
 
 func yes() bool { return true }
 
+// P4: a leader that was paused does not act on a lock that ran out.
 func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {

@@ -141,9 +141,9 @@ func (b *bench) dealt(devices ...string) (ids []telemetry.EntryID) {
 		ids = append(ids, id)
 	}
 	const token = "dealt"
+	require.NoError(b.t, b.group.SeizeTurn(b.t.Context(), token, time.Minute))
 	turn, err := b.group.AcquireTurn(b.t.Context(), token, token, time.Minute)
 	require.NoError(b.t, err)
-	require.True(b.t, turn.Held)
 	a, err := b.group.ReadNew(b.t.Context(), turn.After, len(devices), time.Millisecond)
 	require.NoError(b.t, err)
 	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)

@@ -49,6 +49,7 @@ func TestForecastSaysWhenTrimmingReachesTheOldestUnfinishedEntry(t *testing.T) {
 	}
 }
 
+// P10: a forecast that rests on another stream is none.
 func TestForecastForgetsAStreamThatWasMadeAnew(t *testing.T) {
 	t.Parallel()
 	var f forecast

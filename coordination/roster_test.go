@@ -102,6 +102,7 @@ func TestHeartbeatsGoOnInAFullRedis(t *testing.T) {
 	b.await([]int{16}, first)
 }
 
+// P10: who was not seen while Redis was away is unknown, not gone.
 func TestNobodyIsDeclaredDeadWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})

@@ -97,6 +97,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	require.Positive(t, silent.engine.rewinds+1)
 }
 
+// P4, P8: an owner that does not release holds nobody up.
 func TestAnOwnerThatDoesNotReleaseHasItsBudgetAndNoMore(t *testing.T) {
 	b := newBench(t)
 	slow := b.start("slow", "")
@@ -301,6 +302,7 @@ func TestRowsSpoiledByHandHeal(t *testing.T) {
 	b.await([]int{6, 5, 5}, first, second, third)
 }
 
+// P1, P3: before the queue is read, so that nothing passes it.
 func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) {
 	b := newBench(t)
 	shard := telemetry.ShardOf("device-1", shards)
@@ -321,6 +323,7 @@ func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) 
 	require.InDelta(t, 5, m.value("processor_coordination_redealt_entries_total"), 0)
 }
 
+// P4: a leader that was replaced assigns nothing.
 func TestATermIsRefusedOnceAnotherHasBegun(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))

@@ -96,6 +96,7 @@ func TestWithoutMembersNothingMoves(t *testing.T) {
 
 var watchCfg = protocol.WatchConfig{TTL: 5 * time.Second, SinkGrace: 5 * time.Second, Stall: 30 * time.Second}
 
+// P10: whether a member is gone is not known from its key.
 func TestAMemberIsGoneWhenItsBeatStopsNotWhenItsKeyDoes(t *testing.T) {
 	now := time.Unix(0, 0)
 	w := protocol.NewWatch(watchCfg)

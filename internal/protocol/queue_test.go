@@ -23,6 +23,7 @@ func end(q *protocol.Queue, t protocol.Ticket, full bool, turn uint64, found ...
 	return taken
 }
 
+// P3: entries of a shard are handed on in the order of its queue.
 func TestQueueHandsOnInOrderAndOnlyOnce(t *testing.T) {
 	var q protocol.Queue
 	require.Equal(t, []uint64{1, 2, 3}, end(&q, q.BeginRead(1), true, 1, 1, 2, 3))
@@ -50,6 +51,7 @@ func TestQueueDropsAReplyThatAResetOvertook(t *testing.T) {
 	require.Equal(t, []uint64{1}, end(&q, q.BeginRead(1), false, 1, 1))
 }
 
+// P3: what is dealt passes nothing that lies on the queue.
 func TestQueueMayBeFedOnlyWhileKnownEmpty(t *testing.T) {
 	var q protocol.Queue
 	require.False(t, q.MayFeed(1), "nothing is known of a new queue")

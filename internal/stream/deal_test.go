@@ -43,6 +43,7 @@ func TestP3ADealPutsEntriesOnTheQueuesOfTheirShardsInStreamOrder(t *testing.T) {
 	require.Equal(t, stream.Count{N: 0, Known: true}, info.Lag)
 }
 
+// P4: who held the turn before changes nothing, however late its deal comes in.
 func TestADealUnderAnotherTokenDoesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -65,6 +66,7 @@ func TestADealUnderAnotherTokenDoesNothing(t *testing.T) {
 	require.Empty(t, b.queue(3))
 }
 
+// P3: nothing is dealt behind what others dealt since.
 func TestADealFromAnywhereButTheLastDeliveredIDDoesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

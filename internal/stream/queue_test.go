@@ -159,6 +159,7 @@ func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
 	require.Equal(t, ids[2], losses[0].First)
 }
 
+// P3: on the queue of its shard each, before what follows it.
 func TestRedealPutsARangeBackOnItsQueues(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

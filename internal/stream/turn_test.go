@@ -55,6 +55,7 @@ func TestAnExpiredTurnIsFree(t *testing.T) {
 	})
 }
 
+// P4: no deal to the old group comes through.
 func TestALostGroupIsMadeAtTheStartUnderANewToken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -84,6 +85,7 @@ func TestTheGroupIsMadeWhereThereIsNoStreamYet(t *testing.T) {
 	require.Zero(t, info.Lag.N)
 }
 
+// P1, P3: what somebody else took past us is dealt, in its place.
 func TestALastDeliveredIDMovedForwardIsSetBack(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
