@@ -58,7 +58,16 @@ test: setup data vet build ## Vet, build and run all tests with the race detecto
 .PHONY: test-full
 test-full: setup data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
 	@TEST_FULL=1 $(WITH_SERVERS) go test -race -count=1 -timeout 120m $(PKG)
+	@$(MAKE) --no-print-directory fuzz
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (30s): make fuzz FUZZTIME=5m
 	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: nightly
+nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, then poison at full size
+	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
+	@bin/loadtest run poison --entries 100000 --json
 
 .PHONY: vet
 vet: ## Run go vet
