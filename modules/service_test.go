@@ -328,10 +328,35 @@ func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
 	first.stop()
 	require.NoError(t, first.end())
 
+	// It is refused before it takes part in anything.
 	b.exec("update processor.settings set value = '99' where name like '%/PROTOCOL'")
+	const standing = "select md5(string_agg(s::text || a::text, ',' order by shard)) from processor.shards s join processor.assignments a using (stream, grp, shard)"
+	conn, err := pgx.Connect(t.Context(), b.pgURL)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	var before, after string
+	require.NoError(t, conn.QueryRow(t.Context(), standing).Scan(&before))
 	err = b.start().end()
 	require.Equal(t, 5, code(t, err))
 	require.ErrorContains(t, err, "PROTOCOL is 1 here and 99 for the fleet")
+	require.NoError(t, conn.QueryRow(t.Context(), standing).Scan(&after))
+	require.Equal(t, before, after, "no shard was taken or assigned")
+	require.Zero(t, b.redis.Client().SCard(t.Context(), stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()).Val())
+}
+
+// During a roll-out the newer version's migrations come first.
+func TestANewerSchemaDoesNotStopAnOlderBinary(t *testing.T) {
+	b := newBench(t)
+	b.exec("alter table positions add column hdop real")
+	b.exec("alter table processor.shards add column weight integer not null default 1")
+	b.exec("create table processor.splits (id bigint primary key)")
+	b.exec("insert into processor.goose_db_version (version_id, is_applied) values (99, true)")
+	for _, migrate := range []string{"auto", "verify"} {
+		in := b.start("MIGRATE=" + migrate)
+		in.awaitReady()
+		in.stop()
+		require.NoError(t, in.end())
+	}
 }
 
 func TestATakenPortEndsTheStartWithCode3(t *testing.T) {

@@ -82,6 +82,7 @@ type lagLoss struct {
 	First    *string   `json:"first"`
 	Last     *string   `json:"last"`
 	Entries  *int64    `json:"entries"`
+	Shard    *int      `json:"shard"` // null for several
 	Detected time.Time `json:"detected"`
 }
 
@@ -191,14 +192,8 @@ func (l lagJSON) print(out *output) error {
 	if err := out.table(l.table()); err != nil {
 		return err
 	}
-	if len(l.Losses) > 0 {
-		t := newTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
-		for _, r := range l.Losses {
-			t.row(orUnknown(r.Entries), r.Cause, orUnknown(r.First), orUnknown(r.Last), r.Detected.UTC().Format(shortTime))
-		}
-		if err := errors.Join(out.line(""), out.table(t)); err != nil {
-			return err
-		}
+	if err := printLosses(out, l.Losses); err != nil {
+		return err
 	}
 	if len(l.Incidents) == 0 {
 		return nil
@@ -210,6 +205,17 @@ func (l lagJSON) print(out *output) error {
 			to = r.Closed.UTC().Format(shortTime)
 		}
 		t.row(r.Kind, r.Opened.UTC().Format(shortTime), to, detailText(r.Detail), r.Subject)
+	}
+	return errors.Join(out.line(""), out.table(t))
+}
+
+func printLosses(out *output, losses []lagLoss) error {
+	if len(losses) == 0 {
+		return nil
+	}
+	t := newTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
+	for _, r := range losses {
+		t.row(orUnknown(r.Entries), r.Cause, orUnknown(r.First), orUnknown(r.Last), r.Detected.UTC().Format(shortTime))
 	}
 	return errors.Join(out.line(""), out.table(t))
 }

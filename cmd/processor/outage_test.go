@@ -98,6 +98,7 @@ type outage struct {
 	lasting time.Duration
 	end     func(w *ward)
 	within  time.Duration // to have caught up again
+	after   func(w *ward) // what must be seen then, if anything
 }
 
 func (w *ward) do(args ...any) {
@@ -117,19 +118,41 @@ func (w *ward) sql(statements ...string) {
 	}
 }
 
-// often runs a statement every so often until the time is over.
-func (w *ward) often(every, during time.Duration, statement string) {
+// every calls f every so often until the time is over.
+func (w *ward) every(each, during time.Duration, f func()) {
 	w.Helper()
-	ticker, over := time.NewTicker(every), time.After(during)
+	ticker, over := time.NewTicker(each), time.After(during)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-over:
 			return
 		case <-ticker.C:
-			w.sql(statement)
+			f()
 		}
 	}
+}
+
+// names requires that readiness says which server is away.
+func (w *ward) names(server string) {
+	w.Helper()
+	status, r, err := w.service.readiness()
+	require.NoError(w, err)
+	require.Equal(w, http.StatusServiceUnavailable, status)
+	require.Contains(w, r.NotReady, server)
+}
+
+// incident waits until an incident of a kind is over, and returns its detail.
+func (w *ward) incident(kind string) (detail string) {
+	w.Helper()
+	conn, err := pgx.Connect(w.Context(), w.env.Postgres.URL())
+	require.NoError(w, err)
+	defer conn.Close(context.WithoutCancel(w.Context()))
+	testenv.Wait(w, 10*time.Second, func() error {
+		return conn.QueryRow(w.Context(), `select detail::text from processor.incidents
+			where kind = $1 and closed_at is not null order by id desc limit 1`, kind).Scan(&detail)
+	})
+	return detail
 }
 
 const serviceSessions = `from pg_stat_activity where application_name like 'processor/%' and pid <> pg_backend_pid()`
@@ -149,31 +172,41 @@ func redisOutages() []outage {
 	const second = time.Second
 	nothing := func(*ward) {}
 	return []outage{
-		{"restart with its data", false, func(w *ward) { require.NoError(w, w.env.Redis.Restart(w.Context())) }, 0, nothing, 10 * second},
+		{"restart with its data", false, func(w *ward) { require.NoError(w, w.env.Redis.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
 		{
 			"killed, back later", false, func(w *ward) { require.NoError(w, w.env.Redis.Kill()) }, 2 * second,
-			func(w *ward) { require.NoError(w, w.env.Redis.Start(w.Context())) }, 10 * second,
+			func(w *ward) { w.names("redis"); require.NoError(w, w.env.Redis.Start(w.Context())) }, 10 * second, nil,
 		},
-		{"group destroyed", false, func(w *ward) { w.do("xgroup", "destroy", "telemetry:teltonika", "processor") }, 0, nothing, 15 * second},
 		{
-			"full", false, func(w *ward) { w.do("config", "set", "maxmemory", "1mb") }, 3 * second,
-			func(w *ward) { w.do("config", "set", "maxmemory", "0") }, 10 * second,
+			"group destroyed", false, func(w *ward) { w.do("xgroup", "destroy", "telemetry:teltonika", "processor") }, 0, nothing, 15 * second,
+			func(w *ward) {
+				text := w.incident("group_lost")
+				w.Logf("incident: %s", text)
+				require.Regexp(w, `"entries": [1-9]`, text)
+			},
+		},
+		{
+			"full", false, func(w *ward) { w.do("config", "set", "maxmemory", "1mb") }, 2 * second,
+			func(w *ward) { w.do("config", "set", "maxmemory", "0") }, 10 * second, nil,
 		},
 		{
 			"a replica now", true, func(w *ward) { w.do("replicaof", "127.0.0.1", "1") }, 3 * second,
-			func(w *ward) { w.do("replicaof", "no", "one") }, 10 * second,
+			func(w *ward) { w.do("replicaof", "no", "one") }, 10 * second, nil,
 		},
-		{"paused", false, func(w *ward) { w.do("client", "pause", "3000", "all") }, 3 * second, nothing, 10 * second},
+		{"paused", false, func(w *ward) { w.do("client", "pause", "2000", "all") }, 2 * second, nothing, 10 * second, nil},
+		{"slow", true, func(w *ward) {
+			w.every(400*time.Millisecond, 4*second, func() { w.do("debug", "sleep", "0.2") })
+		}, 0, nothing, 10 * second, nil},
 		{
 			"frozen", true, func(w *ward) { require.NoError(w, w.env.Redis.Pause()) }, 12 * second,
-			func(w *ward) { require.NoError(w, w.env.Redis.Resume()) }, 15 * second,
+			func(w *ward) { require.NoError(w, w.env.Redis.Resume()) }, 15 * second, nil,
 		},
 		{
 			"loading", true, func(w *ward) {
 				w.do("config", "set", "key-load-delay", "200000")
 				w.do("config", "set", "loading-process-events-interval-bytes", "1024")
 				require.NoError(w, w.redis.Do(w.Context(), "debug", "reload").Err())
-			}, 0, func(w *ward) { w.do("config", "set", "key-load-delay", "0") }, 15 * second,
+			}, 0, func(w *ward) { w.do("config", "set", "key-load-delay", "0") }, 15 * second, nil,
 		},
 	}
 }
@@ -186,18 +219,18 @@ func postgresOutages() []outage {
 	deadlock, deadlockOver := raising("40P01")
 	full, fullOver := raising("53100")
 	return []outage{
-		{"restart", false, func(w *ward) { require.NoError(w, w.env.Postgres.Restart(w.Context())) }, 0, nothing, 10 * second},
+		{"restart", false, func(w *ward) { require.NoError(w, w.env.Postgres.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
 		{
 			"killed, back later", false, func(w *ward) { require.NoError(w, w.env.Postgres.Kill()) }, 2 * second,
-			func(w *ward) { require.NoError(w, w.env.Postgres.Start(w.Context())) }, 20 * second,
+			func(w *ward) { w.names("postgres"); require.NoError(w, w.env.Postgres.Start(w.Context())) }, 20 * second, nil,
 		},
 		{
 			"read-only", false, func(w *ward) {
 				w.sql("alter system set default_transaction_read_only = on", "select pg_reload_conf()")
-			}, 3 * second,
+			}, 2 * second,
 			func(w *ward) {
 				w.sql("set default_transaction_read_only = off", "alter system reset default_transaction_read_only", "select pg_reload_conf()")
-			}, 10 * second,
+			}, 10 * second, nil,
 		},
 		{
 			"too many connections", true, func(w *ward) {
@@ -215,7 +248,7 @@ func postgresOutages() []outage {
 				for _, conn := range crowd {
 					_ = conn.Close(w.Context())
 				}
-			}, 10 * second,
+			}, 10 * second, nil,
 		},
 		{
 			"positions locked", false, func(w *ward) {
@@ -224,26 +257,26 @@ func postgresOutages() []outage {
 				locker = conn
 				_, err = conn.Exec(w.Context(), "begin; lock table positions in access exclusive mode")
 				require.NoError(w, err)
-			}, 4 * second, func(w *ward) { require.NoError(w, locker.Close(w.Context())) }, 10 * second,
+			}, 3 * second, func(w *ward) { require.NoError(w, locker.Close(w.Context())) }, 10 * second, nil,
 		},
 		{"queries cancelled", false, func(w *ward) {
-			w.often(20*time.Millisecond, 2*second, "select pg_cancel_backend(pid) "+serviceSessions)
-		}, 0, nothing, 10 * second},
+			w.every(20*time.Millisecond, second, func() { w.sql("select pg_cancel_backend(pid) " + serviceSessions) })
+		}, 0, nothing, 10 * second, nil},
 		{"sessions ended", false, func(w *ward) {
-			w.often(300*time.Millisecond, 2*second, "select pg_terminate_backend(pid) "+serviceSessions)
-		}, 0, nothing, 10 * second},
+			w.every(300*time.Millisecond, second, func() { w.sql("select pg_terminate_backend(pid) " + serviceSessions) })
+		}, 0, nothing, 10 * second, nil},
 		{
-			"a black hole", false, func(w *ward) { require.NoError(w, w.black.Stall()) }, 5 * second,
-			func(w *ward) { require.NoError(w, w.black.Resume()) }, 20 * second,
+			"a black hole", false, func(w *ward) { require.NoError(w, w.black.Stall()) }, 4 * second,
+			func(w *ward) { require.NoError(w, w.black.Resume()) }, 20 * second, nil,
 		},
 		{
 			"slow commits", true, func(w *ward) {
 				w.sql(`create or replace function public.dawdle() returns trigger language plpgsql as $$ begin perform pg_sleep(0.5); return null; end $$`,
 					`create trigger slow after insert on positions for each statement execute function public.dawdle()`)
-			}, 5 * second, func(w *ward) { w.sql(`drop trigger slow on positions`) }, 15 * second,
+			}, 5 * second, func(w *ward) { w.sql(`drop trigger slow on positions`) }, 15 * second, nil,
 		},
-		{"deadlocks", false, deadlock, 2 * second, deadlockOver, 10 * second},
-		{"disk full", false, full, 3 * second, fullOver, 10 * second},
+		{"deadlocks", false, deadlock, second, deadlockOver, 10 * second, nil},
+		{"disk full", false, full, 2 * second, fullOver, 10 * second, nil},
 	}
 }
 
@@ -297,6 +330,9 @@ func (w *ward) suffer(o outage) {
 		o.name, ended.Sub(began).Seconds(), time.Since(ended).Seconds(), logged, toRedis, toPG)
 	require.LessOrEqual(w, logged, maxLines, "%s: log lines a second", o.name)
 	require.LessOrEqual(w, max(toRedis, toPG), maxConnections, "%s: connections a second", o.name)
+	if o.after != nil {
+		o.after(w)
+	}
 }
 
 // sufferAll runs a service under load through outages, and judges its tables.

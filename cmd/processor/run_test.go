@@ -38,15 +38,11 @@ func TestKilledInTheMiddleAndStartedAgainNothingIsLostDoubledOrWrong(t *testing.
 	require.Zero(t, terminated(p))
 }
 
+// The same for a moment, and for every other kind of outage, is in outage_test.go.
 func TestPostgresAwayUnderLoadCostsTimeAndNothingElse(t *testing.T) {
+	testenv.Full(t)
 	t.Parallel()
-	away := 5 * time.Second
-	if testing.Verbose() {
-		t.Logf("Postgres is away for %s; make test-full makes it longer", away)
-	}
-	if full() {
-		away = 20 * time.Second
-	}
+	const away = 20 * time.Second
 	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true})
 	pl := &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"}
 	const maxRecords, maxBytes = 4096, 4 << 20

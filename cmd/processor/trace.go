@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -23,7 +24,8 @@ func newTraceCommand() *cobra.Command {
 		Long: `Finds the last entries of a device among the newest 200,000 of the stream and says
 of each where it is: in the stream and not dealt yet, pending on the queue of its
 shard, deferred, stored, a dead letter, lost; and which shard and owner the device
-has. "done, no row" is an entry that was acknowledged and left no row of its own:
+has. What was trimmed is not in the stream: the losses of the last 24 hours that
+may have been the device's are listed below. "done, no row" is an entry that was acknowledged and left no row of its own:
 its rows were erased, or it was acknowledged by hand.`,
 		Example: `  processor trace 352093081452251
   processor trace 352093081452251 --last 50 --json`,
@@ -62,6 +64,7 @@ type traceJSON struct {
 	LastStored *time.Time   `json:"last_stored"` // newest device time in positions
 	Entries    []traceEntry `json:"entries"`     // newest first
 	Complete   bool         `json:"complete"`    // the search reached the stream's beginning
+	Losses     []lagLoss    `json:"losses"`      // of its shard, and those of which the shard is not known
 }
 
 type traceEntry struct {
@@ -123,6 +126,15 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	rows, err := store.TraceDevice(ctx, pool, scope, device, tr.Shard, sought)
 	if err != nil {
 		return nil, err
+	}
+	losses, _, err := store.NewLedger(pool, scope, "", cfg.Postgres.StatementTimeout).Recent(ctx, recentTime, recentRows)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range losses {
+		if l.Shard == nil || *l.Shard == tr.Shard {
+			tr.Losses = append(tr.Losses, lagLoss(l))
+		}
 	}
 	tr.Owner, tr.Assigned, tr.Applied = unlessEmpty(rows.Owner), unlessEmpty(rows.Assigned), unlessEmpty(rows.Applied)
 	tr.Epoch, tr.LastStored = rows.Epoch, rows.Last
@@ -205,7 +217,7 @@ func (tr *traceJSON) print(out *output) error {
 		if !tr.Complete {
 			where = "among the newest of the stream"
 		}
-		return out.line("no entries %s", where)
+		return errors.Join(out.line("no entries %s", where), printLosses(out, tr.Losses))
 	}
 	colors := map[string]color{"stored": green, "dead letter": red, "lost": red, "done, no row": red}
 	t := newTable("ENTRY", "DEVICE TIME", "STATE", "DETAIL")
@@ -216,5 +228,5 @@ func (tr *traceJSON) print(out *output) error {
 		}
 		t.row(e.ID, at, cell{e.State, colors[e.State]}, e.Detail)
 	}
-	return out.table(t)
+	return errors.Join(out.table(t), printLosses(out, tr.Losses))
 }

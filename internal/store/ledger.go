@@ -178,6 +178,7 @@ type LossRow struct {
 	First    *string
 	Last     *string
 	Entries  *int64
+	Shard    *int // nil for several
 	Detected time.Time
 }
 
@@ -198,7 +199,7 @@ func (l *Ledger) Recent(ctx context.Context, since time.Duration, limit int) ([]
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
-select cause, first_id, last_id, entries, detected_at
+select cause, first_id, last_id, entries, shard, detected_at
 from processor.losses
 where stream = $1
   and grp = $2
