@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -142,13 +143,26 @@ func (b *bench) dealt(devices ...string) (ids []telemetry.EntryID) {
 	}
 	const token = "dealt"
 	require.NoError(b.t, b.group.SeizeTurn(b.t.Context(), token, time.Minute))
-	turn, err := b.group.AcquireTurn(b.t.Context(), token, token, time.Minute)
-	require.NoError(b.t, err)
-	a, err := b.group.ReadNew(b.t.Context(), turn.After, len(devices), time.Millisecond)
-	require.NoError(b.t, err)
-	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
-	require.NoError(b.t, err)
+	require.NoError(b.t, b.deal(token, token, len(devices)))
 	return ids
+}
+
+// deal deals what is new, at most count entries, under a token; before is the
+// one under which the turn is held.
+func (b *bench) deal(before, token string, count int) error {
+	turn, err := b.group.AcquireTurn(b.t.Context(), before, token, time.Minute)
+	if err != nil {
+		return err
+	}
+	if !turn.Held {
+		return errors.New("somebody else deals")
+	}
+	a, err := b.group.ReadNew(b.t.Context(), turn.After, count, time.Millisecond)
+	if err != nil || len(a.Entries) == 0 {
+		return err
+	}
+	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
+	return err
 }
 
 // pair is two members that share the shards.

@@ -8,7 +8,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -118,12 +117,7 @@ func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
 	for range 3 {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
 	}
-	_, err := b.group.AcquireTurn(t.Context(), "", "deal", time.Minute)
-	require.NoError(t, err)
-	a, err := b.group.ReadNew(t.Context(), telemetry.EntryID{}, 2, time.Millisecond)
-	require.NoError(t, err)
-	_, err = b.group.Deal(t.Context(), protocol.Dealing{Token: "deal", TTL: time.Minute}, &a)
-	require.NoError(t, err)
+	require.NoError(t, b.deal("", "deal", 2))
 	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
 	require.NoError(t, err)
 	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[2].ID).Err())

@@ -2,7 +2,6 @@ package coordination
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -34,22 +33,6 @@ func (b *bench) resize(said chan<- string) *Resize {
 	}
 }
 
-func (b *bench) deal(token string) error {
-	turn, err := b.group.AcquireTurn(b.t.Context(), "", token, time.Minute)
-	if err != nil {
-		return err
-	}
-	if !turn.Held {
-		return errors.New("somebody else deals")
-	}
-	a, err := b.group.ReadNew(b.t.Context(), turn.After, 1000, time.Millisecond)
-	if err != nil || len(a.Entries) == 0 {
-		return err
-	}
-	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
-	return err
-}
-
 func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
 	b := newBench(t)
 	b.pin(shards)
@@ -60,7 +43,7 @@ func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
 	for range 5 {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
 	}
-	require.NoError(t, b.deal("dealer"))
+	require.NoError(t, b.deal("", "dealer", 1000))
 	// One entry waits to be tried again, in Postgres.
 	b.exec(`insert into processor.deferred (stream, grp, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
 values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v')`,
@@ -74,7 +57,7 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 	}()
 	require.Contains(t, <-said, "dealing is paused, 5 entries are on the queues")
 	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
-	require.ErrorContains(t, b.deal("dealer"), "somebody else deals")
+	require.ErrorContains(t, b.deal("", "dealer", 1000), "somebody else deals")
 	queue, err := b.group.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: old, Count: 10}})
 	require.NoError(t, err)
 	require.Len(t, queue[0].Entries, 5)
@@ -115,7 +98,7 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 	require.NoError(t, err)
 	next := b.start("next", "", func(c *Config) { c.Shards = 24 })
 	b.await([]int{24}, next)
-	require.NoError(t, b.deal("next"))
+	require.NoError(t, b.deal("", "next", 1000))
 	queues, err := b.group.Queues(t.Context())
 	require.NoError(t, err)
 	require.Len(t, queues, 1)
@@ -136,14 +119,14 @@ func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
 	said := make(chan string, 100)
 	_, err := b.resize(said).Run(ctx, 8)
 	require.ErrorContains(t, err, "nothing is changed")
-	require.NoError(t, b.deal("dealer"), "dealing goes on")
+	require.NoError(t, b.deal("", "dealer", 1000), "dealing goes on")
 	require.NoError(t, b.group.ReleaseTurn(t.Context(), "dealer"))
 	require.Len(t, b.list(), 16)
 
 	m.stop()
 	// Killed after Redis was told and before Postgres was.
 	require.NoError(t, b.group.PinShards(t.Context(), 8))
-	require.Error(t, b.deal("dealer"), "nobody deals in between")
+	require.Error(t, b.deal("", "dealer", 1000), "nobody deals in between")
 	changed, err := b.resize(said).Run(t.Context(), 8)
 	require.NoError(t, err)
 	require.True(t, changed)
