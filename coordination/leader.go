@@ -78,10 +78,11 @@ type Leader struct {
 	open    map[string][]string          // subjects of open incidents, by kind
 }
 
-// The kinds of incidents about work that does not advance.
+// The kinds of incidents that a leader keeps.
 const (
-	stalledMember = "stalled_member"
-	stalledShard  = "stalled_shard"
+	foreignConsumer = "foreign_consumer" // somebody else reads in our group
+	stalledMember   = "stalled_member"   // work that does not advance
+	stalledShard    = "stalled_shard"
 )
 
 // Do is one pass.
@@ -91,7 +92,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.cursors = make(map[string]telemetry.EntryID)
 		l.headway = protocol.NewHeadway(l.cfg.ClaimThreshold)
 		l.open = make(map[string][]string)
-		for _, kind := range []string{stalledMember, stalledShard} {
+		for _, kind := range []string{foreignConsumer, stalledMember, stalledShard} {
 			open, err := l.ledger.Opened(ctx, kind)
 			if err != nil {
 				return err
@@ -219,9 +220,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 		readers[c.Name] = c.Idle
 		if before, ok := l.readers[c.Name]; ok && c.Idle < before && c.Idle < l.cfg.ClaimInterval {
 			// It was active since the last sweep: somebody else reads in our group.
-			if err := l.ledger.Open(ctx, "foreign_consumer", c.Name, map[string]any{"pending": c.Pending}); err != nil {
-				return err
-			}
+			l.incident(ctx, foreignConsumer, c.Name, map[string]any{"pending": c.Pending})
 			l.log.Error("a foreign consumer reads in our group; stop it, or see the switch-over procedure", "consumer", c.Name)
 		}
 		if c.Pending == 0 {
@@ -229,9 +228,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 				return err
 			} else if removed {
 				l.log.Info("removed a foreign consumer that held nothing", "consumer", c.Name)
-				if err := l.ledger.Close(ctx, "foreign_consumer", c.Name); err != nil {
-					return err
-				}
+				delete(readers, c.Name)
 			}
 			continue
 		}
@@ -240,6 +237,10 @@ func (l *Leader) sweep(ctx context.Context) error {
 		}
 	}
 	l.readers = readers
+	l.over(ctx, foreignConsumer, func(name string) bool {
+		_, there := readers[name]
+		return !there
+	})
 	return nil
 }
 
