@@ -132,7 +132,7 @@ func TestForeignConsumersAreNamedClaimedAndForgotten(t *testing.T) {
 	pl := newPlace(t)
 	client := pl.client()
 	ctx := t.Context()
-	settings := []string{"SHARDS=8", "QUEUE_RESCAN=1s", "CLAIM_INTERVAL_MS=100", "CLAIM_THRESHOLD_MS=11000", "STATEMENT_TIMEOUT=5s"}
+	settings := []string{"SHARDS=8", "QUEUE_RESCAN=1s", "CLAIM_INTERVAL_MS=100", "CLAIM_THRESHOLD_MS=8000", "STATEMENT_TIMEOUT=5s"}
 	p := pl.run(settings...)
 	p.awaitReady()
 	pl.publish(riders(0, 15)...)
@@ -272,6 +272,9 @@ func TestBadInputAndHandsOnTheGroup(t *testing.T) {
 	losses, err := pl.count("select count(*) from processor.losses")
 	require.NoError(t, err)
 	require.Zero(t, losses)
+	letters, err := client.XLen(ctx, pl.stream+":dlq").Result()
+	require.NoError(t, err)
+	require.Equal(t, int64(1), letters, "dealt again it is the same dead letter")
 
 	// The key becomes something else: a clear word, and no crash loop over data.
 	require.NoError(t, client.Rename(ctx, pl.stream, pl.stream+":aside").Err())

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// older is where a server's data is kept as it was.
+func older(server *devenv.Server) string { return filepath.Join(server.Dir(), "older") }
+
+// keep copies a server's data aside. What Redis appends meanwhile may be in the
+// copy or not: it is a state that the server once had.
+func (c *campaign) keep(server *devenv.Server) {
+	c.t.Helper()
+	out, err := exec.CommandContext(c.t.Context(), "cp", "-a", filepath.Join(server.Dir(), "data"), older(server)).CombinedOutput()
+	require.NoError(c.t, err, "%s", out)
+}
+
+// goBack has a stopped server come up with the data that was kept.
+func (c *campaign) goBack(server *devenv.Server) {
+	c.t.Helper()
+	data := filepath.Join(server.Dir(), "data")
+	require.NoError(c.t, os.RemoveAll(data))
+	require.NoError(c.t, os.Rename(older(server), data))
+	require.NoError(c.t, server.Start(c.t.Context()))
+}
+
+// total is the sum of a counter over all instances.
+func (c *campaign) total(counter string) (sum float64) {
+	c.t.Helper()
+	for _, p := range c.running {
+		v, err := p.metric(counter)
+		require.NoError(c.t, err)
+		sum += v
+	}
+	return sum
+}
+
+// awaitStored waits until so many rows more are stored.
+func (c *campaign) awaitStored(n int) {
+	c.t.Helper()
+	base := c.stored()
+	testenv.Wait(c.t, time.Minute, func() error {
+		if have := c.stored() - base; have < n {
+			return fmt.Errorf("%d of %d records more are stored", have, n)
+		}
+		return nil
+	})
+}
+
+// awaitTakenAgain waits until all shards were taken anew since a count.
+func (c *campaign) awaitTakenAgain(before float64) {
+	c.t.Helper()
+	testenv.Wait(c.t, time.Minute, func() error {
+		if n := c.total("processor_coordination_taken_shards_total") - before; n < fleetShards {
+			return fmt.Errorf("%v shards were taken again", n)
+		}
+		return nil
+	})
+}
+
+// gone is the entries sent that the stream does not hold.
+func (c *campaign) gone() map[telemetry.EntryID]bool {
+	c.t.Helper()
+	there := make(map[telemetry.EntryID]bool)
+	for after := (telemetry.EntryID{}); ; {
+		page, err := c.group.ReadRange(c.t.Context(), after, 5000)
+		require.NoError(c.t, err)
+		for i := range page {
+			there[page[i].ID] = true
+		}
+		if len(page) == 0 {
+			break
+		}
+		after = page[len(page)-1].ID
+	}
+	sent, err := fleet.OpenLog(c.file)
+	require.NoError(c.t, err)
+	defer sent.Close()
+	gone := make(map[telemetry.EntryID]bool)
+	require.NoError(c.t, sent.Scan(func(_ int64, s *fleet.Sent) error {
+		if !there[s.ID] {
+			gone[s.ID] = true
+		}
+		return nil
+	}))
+	return gone
+}
+
+// P1, P2, P3, P5: Redis goes on with a state from some seconds ago, under load:
+// without the newest entries, with the queues, marks and acknowledgements of then.
+// What it still holds and what Postgres has is there, once and in order.
+func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
+	testenv.Full(t)
+	c := newCampaignOf(t, fleet.Steady(20260302, 200, 200, time.Hour), 800)
+	c.start("a")
+	c.start("b")
+	c.awaitShares("a", "b")
+	c.awaitStored(800)
+	c.keep(c.env.Redis)
+	c.awaitStored(2400)
+	taken := c.total("processor_coordination_taken_shards_total")
+	require.NoError(t, c.env.Redis.Kill())
+	c.goBack(c.env.Redis)
+	began := time.Now()
+	c.awaitTakenAgain(taken)
+	t.Logf("all shards taken again %.2f s after it came back", time.Since(began).Seconds())
+	c.awaitShares("a", "b")
+	c.awaitStored(1600)
+	c.settle()
+	gone := c.gone()
+	require.Greater(t, len(gone), 500, "some seconds of entries went with Redis")
+	account := c.judgeBut(gone)
+	t.Logf("%d entries went with Redis, %d of them were stored before", len(gone), len(gone)-int(account.Pending))
+	require.Less(t, int(account.Pending), len(gone)/2, "what was stored stays")
+	c.end("a")
+	c.end("b")
+}
+
+// P1, P2, P3, P5, P7: Postgres goes on with a state from some seconds ago, under
+// load. What was acknowledged since is dealt again from the stream.
+func TestPostgresGoesBackToAnOlderStateUnderLoad(t *testing.T) {
+	testenv.Full(t)
+	c := newCampaign(t, 200, 800)
+	c.start("a")
+	c.start("b")
+	c.awaitShares("a", "b")
+	c.awaitStored(800)
+	pg := c.env.Postgres
+	require.NoError(t, pg.Stop(t.Context()))
+	c.keep(pg)
+	require.NoError(t, pg.Start(t.Context()))
+	c.awaitShares("a", "b")
+	c.awaitStored(2400)
+	taken, before := c.total("processor_coordination_taken_shards_total"), c.stored()
+	require.NoError(t, pg.Stop(t.Context()))
+	c.goBack(pg)
+	began := time.Now()
+	require.Less(t, c.stored(), before, "commits are lost")
+	c.awaitTakenAgain(taken)
+	t.Logf("all shards taken again %.2f s after it came back", time.Since(began).Seconds())
+	c.awaitShares("a", "b")
+	c.awaitStored(1600)
+	redealt := c.total("processor_coordination_redealt_entries_total")
+	require.Positive(t, redealt)
+	c.judge()
+	t.Logf("%.0f entries were dealt again", redealt)
+	c.end("a")
+	c.end("b")
+}
