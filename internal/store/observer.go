@@ -141,7 +141,7 @@ type Commit struct {
 func (o *Observer) Commits(ctx context.Context) iter.Seq2[Commit, error] {
 	return func(yield func(Commit, error) bool) {
 		err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			if err := unhurried(ctx, tx); err != nil {
 				return err
 			}
 			rows, err := tx.Query(ctx, `

@@ -23,6 +23,13 @@ order by device_id collate "C", ts`
 // errEnough ends a transaction whose rows nobody wants any more.
 var errEnough = errors.New("no more rows are wanted")
 
+// unhurried lifts the bounds on one transaction: who reads a table of any size
+// row by row may pause between two of them.
+func unhurried(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0")
+	return err
+}
+
 // Positions yields every row of positions, ordered by device ID in bytes and
 // device time, as of one moment. Attributes are the row's own until the next
 // step only; the ID is zero, since the table does not hold it.
@@ -30,7 +37,7 @@ func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Reco
 	return func(yield func(telemetry.Record, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			// A table of any size is sorted and sent in one statement.
-			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			if err := unhurried(ctx, tx); err != nil {
 				return err
 			}
 			rows, err := tx.Query(ctx, positionsSQL)

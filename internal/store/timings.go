@@ -18,7 +18,7 @@ import (
 func Timings(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[protocol.Crossing, error] {
 	return func(yield func(protocol.Crossing, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			if err := unhurried(ctx, tx); err != nil {
 				return err
 			}
 			rows, err := tx.Query(ctx, `
