@@ -50,7 +50,7 @@ func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 		plan             loadtest.Plan
 		caught           func(r *loadtest.Result) bool
 	}{
-		{"drop:10000", "split", loadtest.Plan{Rate: 5000, Duration: 20 * time.Second}, func(r *loadtest.Result) bool { return r.Lost > 0 }},
+		{"drop:100000", "split", loadtest.Plan{Rate: 10_000, Duration: 25 * time.Second}, func(r *loadtest.Result) bool { return r.Lost > 0 }},
 		{"early_ack", "split", short, func(r *loadtest.Result) bool { return r.Early > 0 }},
 		{"double_crossing", "split", short, func(r *loadtest.Result) bool { return r.Oracle == "different" }},
 		{"unfenced", "stall", loadtest.Plan{}, func(r *loadtest.Result) bool { return r.Stale != nil && *r.Stale > 0 }},
