@@ -18,6 +18,7 @@ type CurvesConfig struct {
 	Bench    BenchConfig
 	Postgres CurvesPostgres
 	Names    []string // of curves; none means those that are measured by default
+	Points   []int    // of each curve; none means all
 	Full     bool     // the largest points, too
 	Rounds   int      // over the points of a curve; medians count
 	Out      string   // folder for a CSV and an SVG for each curve; must exist
@@ -58,6 +59,7 @@ type Measured struct {
 	PeakMB     float64 `json:"peak_mb"` // of the largest instance
 	PerCommit  float64 `json:"records_per_commit"`
 	Crossings  float64 `json:"crossings_per_record"`
+	RedisAdd   float64 `json:"redis_append_us"`       // of the publisher, many entries in one round trip
 	RedisBytes float64 `json:"redis_bytes_per_entry"` // of memory, before anything is dealt
 	RowBytes   float64 `json:"table_bytes_per_row"`   // without indexes
 	IndexBytes float64 `json:"index_bytes_per_row"`
@@ -73,14 +75,14 @@ type Measured struct {
 // measuredColumns are the names of fields, in their order.
 var measuredColumns = []string{
 	"records_per_s", "service_us", "redis_us", "postgres_us", "total_us", "peak_mb", "records_per_commit",
-	"crossings_per_record", "redis_bytes_per_entry", "table_bytes_per_row", "index_bytes_per_row", "wal_bytes_per_record",
+	"crossings_per_record", "redis_append_us", "redis_bytes_per_entry", "table_bytes_per_row", "index_bytes_per_row", "wal_bytes_per_record",
 	"copy_us", "copy_rows_per_s", "total_to_base", "copy_to_base", "relative", "load_average",
 }
 
 func (m *Measured) fields() []*float64 {
 	return []*float64{
 		&m.Rate, &m.Service, &m.Redis, &m.Postgres, &m.Total, &m.PeakMB, &m.PerCommit,
-		&m.Crossings, &m.RedisBytes, &m.RowBytes, &m.IndexBytes, &m.WALBytes,
+		&m.Crossings, &m.RedisAdd, &m.RedisBytes, &m.RowBytes, &m.IndexBytes, &m.WALBytes,
 		&m.Copy, &m.CopyRate, &m.ToBase, &m.CopyToBase, &m.Relative, &m.Load,
 	}
 }
@@ -141,6 +143,23 @@ func (c CurvesConfig) plans() ([]curvePlan, error) {
 	}), nil
 }
 
+// setups are the points asked for.
+func (c CurvesConfig) setups(p curvePlan) ([]setup, error) {
+	all := p.points(c.Bench.Entries, c.Full)
+	if len(c.Points) == 0 {
+		return all, nil
+	}
+	var some []setup
+	for _, n := range c.Points {
+		i := slices.IndexFunc(all, func(s setup) bool { return s.at == grouped(n) })
+		if i < 0 {
+			return nil, fmt.Errorf("it has no point at %s", grouped(n))
+		}
+		some = append(some, all[i])
+	}
+	return some, nil
+}
+
 // Curves measures curves one after the other, each on servers of its own, and
 // writes each as soon as it is done.
 func Curves(ctx context.Context, cfg CurvesConfig) ([]Growth, error) {
@@ -180,7 +199,10 @@ func measureCurve(ctx context.Context, cfg CurvesConfig, p curvePlan) (c Growth,
 	if err := m.bench.create(ctx, dbTemplate, ""); err != nil {
 		return c, err
 	}
-	setups := p.points(cfg.Bench.Entries, cfg.Full)
+	setups, err := cfg.setups(p)
+	if err != nil {
+		return c, err
+	}
 	rounds := make([][]Measured, len(setups))
 	for range cfg.Rounds {
 		for i, s := range setups {

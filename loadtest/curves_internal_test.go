@@ -48,6 +48,7 @@ func TestEveryCurveHasOneBaseAndPointsThatFit(t *testing.T) {
 				}
 				require.Positive(t, s.entries, "%s %s", p.name, s.at)
 				require.Positive(t, s.instances, "%s %s", p.name, s.at)
+				require.GreaterOrEqual(t, s.first, s.devices, "%s %s: every device is known", p.name, s.at)
 				require.LessOrEqual(t, s.rows%s.devices, 0, "%s %s: each device has as many rows", p.name, s.at)
 			}
 			require.Equal(t, 1, bases, p.name)
@@ -62,28 +63,34 @@ func TestEveryCurveHasOneBaseAndPointsThatFit(t *testing.T) {
 	require.Equal(t, "100,000", largest("devices", false))
 	require.Equal(t, "1,000,000", largest("devices", true))
 	require.Equal(t, "10,000,000", largest("table", true))
-	_, err := CurvesConfig{Names: []string{"nonsense"}}.plans()
+	some, err := CurvesConfig{Full: true, Points: []int{1000, 1_000_000}}.setups(curvePlans()[0])
+	require.NoError(t, err)
+	require.Len(t, some, 2)
+	require.True(t, some[0].base)
+	require.Equal(t, 1_000_000, some[1].devices)
+	_, err = CurvesConfig{Points: []int{7}}.setups(curvePlans()[0])
+	require.ErrorContains(t, err, "no point at 7")
+	_, err = CurvesConfig{Names: []string{"nonsense"}}.plans()
 	require.ErrorContains(t, err, `curve "nonsense": want one of devices,`)
 }
 
-// The first pass has one record of each device, all of them before any other.
-func TestTheFirstPassKnowsEveryDevice(t *testing.T) {
+func TestTheFirstRecordsOfAPointMakeEveryDeviceKnown(t *testing.T) {
 	t.Parallel()
 	s := usual("", 500)
-	s.devices = 300
+	s.devices, s.first = 300, 450
 	p := s.fleet(1)
 	source, err := p.Source()
 	require.NoError(t, err)
 	known, n := map[string]bool{}, 0
 	for it, ok := source.Next(); ok; it, ok = source.Next() {
-		require.Equal(t, n < s.devices, it.Message.Time.Before(p.Start.Add(p.Interval)), "record %d", n)
+		require.Equal(t, n < s.first, it.Message.Time.Before(p.Start.Add(450*time.Millisecond)), "record %d", n)
 		if n < s.devices {
 			require.False(t, known[it.Message.DeviceID])
 			known[it.Message.DeviceID] = true
 		}
 		n++
 	}
-	require.Equal(t, s.devices+s.entries, n)
+	require.Equal(t, s.first+s.entries, n)
 	require.Len(t, known, s.devices)
 }
 

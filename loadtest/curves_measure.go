@@ -29,7 +29,10 @@ const (
 type measuring struct {
 	cfg   CurvesConfig
 	bench bench
-	bytes float64 // of Redis an entry, of the last backlog
+
+	// Of the last backlog, while it was appended.
+	bytes float64 // of Redis an entry
+	added float64 // microseconds of Redis an entry
 }
 
 // point measures the service, and COPY beside it if that is asked for.
@@ -44,7 +47,7 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 		defer func() { err = errors.Join(err, b.drop(ctx, dbFilled)) }()
 	}
 	profile := s.fleet(m.cfg.Bench.Seed)
-	known := profile.Start.Add(profile.Interval) // the first pass ends
+	known := profile.Start.Add(time.Duration(s.first) * time.Second / curveRate) // device time
 	var rows, before [][]byte
 	err = m.inCopyOf(ctx, like, func(name string) error {
 		url := b.database(name)
@@ -61,7 +64,7 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 		got = Measured{
 			Rate: w.rate, Service: w.own, Redis: w.redis, Postgres: w.postgres, Total: w.own + w.redis + w.postgres,
 			PeakMB: w.peak, PerCommit: w.perCommit,
-			RedisBytes: m.bytes, WALBytes: -written / float64(s.devices+s.entries),
+			RedisAdd: m.added, RedisBytes: m.bytes, WALBytes: -written / float64(s.first+s.entries),
 		}
 		if err := m.sizes(ctx, url, s, &got); err != nil || !s.copied {
 			return err
@@ -72,9 +75,12 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 		rows, err = m.cfg.Postgres.Export(ctx, url, known, known.Add(10*365*24*time.Hour), benchBatch)
 		return err
 	})
-	if err != nil || !s.copied {
-		m.tell(curve, s, &got)
+	if err != nil {
 		return got, err
+	}
+	if !s.copied {
+		m.tell(curve, s, &got)
+		return got, nil
 	}
 	err = m.inCopyOf(ctx, like, func(name string) error {
 		url := b.database(name)
@@ -88,8 +94,11 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 		got.CopyRate = float64(s.entries) / took.Seconds()
 		return err
 	})
+	if err != nil {
+		return got, fmt.Errorf("copy the same rows: %w", err)
+	}
 	m.tell(curve, s, &got)
-	return got, err
+	return got, nil
 }
 
 func (m *measuring) tell(curve string, s setup, got *Measured) {
@@ -114,10 +123,10 @@ func (m *measuring) inCopyOf(ctx context.Context, like string, do func(name stri
 	return do(name)
 }
 
-// fleet is the first pass over the devices and what comes after it.
+// fleet sends the first records and those that are measured.
 func (s setup) fleet(seed uint64) fleet.Profile {
-	n := s.devices + s.entries
-	interval := time.Duration(float64(s.devices) / curveRate * float64(time.Second))
+	n := s.first + s.entries
+	interval := time.Duration(s.devices) * time.Second / curveRate
 	p := fleet.Steady(seed, s.devices, curveRate, time.Duration(n/s.devices+2)*interval)
 	p.Limit = n
 	return p
@@ -138,6 +147,7 @@ func (m *measuring) service(ctx context.Context, g *ground, s setup, name string
 	if err != nil {
 		return w, err
 	}
+	spent := cpuOf(m.bench.env.Redis.PID())
 	if err := m.append(ctx, g, s); err != nil {
 		return w, err
 	}
@@ -145,7 +155,9 @@ func (m *measuring) service(ctx context.Context, g *ground, s setup, name string
 	if err != nil {
 		return w, err
 	}
-	m.bytes = (after - before) / float64(s.devices+s.entries)
+	spent = cpuOf(m.bench.env.Redis.PID()) - spent
+	m.added = float64(spent.Microseconds()) / float64(s.first+s.entries)
+	m.bytes = (after - before) / float64(s.first+s.entries)
 	return m.workOff(ctx, g, s, name)
 }
 
@@ -173,8 +185,8 @@ func (m *measuring) append(ctx context.Context, g *ground, s setup) error {
 			batch = batch[:0]
 		}
 	}
-	if added != s.devices+s.entries {
-		return fmt.Errorf("the fleet yields %d entries, not %d", added, s.devices+s.entries)
+	if added != s.first+s.entries {
+		return fmt.Errorf("the fleet yields %d entries, not %d", added, s.first+s.entries)
 	}
 	return nil
 }
@@ -189,7 +201,7 @@ func numbers(n, record int) []telemetry.Attribute {
 }
 
 // workOff measures between the first fifth and the last tenth of what comes
-// after the first pass.
+// after the first records.
 func (m *measuring) workOff(ctx context.Context, g *ground, s setup, name string) (w worked, err error) {
 	b := &m.bench
 	dir, err := b.folder()
@@ -206,7 +218,7 @@ func (m *measuring) workOff(ctx context.Context, g *ground, s setup, name string
 	total := int64(s.entries)
 	var from, to spent
 	looking := &watch{ground: g}
-	moved, least := time.Now(), total+int64(s.devices)
+	moved, least := time.Now(), total+int64(s.first)
 	err = until(ctx, lookEvery, func() error {
 		for _, in := range line.present() {
 			if in.gone() {
@@ -283,7 +295,7 @@ func (m *measuring) sizes(ctx context.Context, url string, s setup, got *Measure
 	if err != nil {
 		return err
 	}
-	if want := float64(s.rows + s.devices + s.entries); stored != want {
+	if want := float64(s.rows + s.first + s.entries); stored != want {
 		return fmt.Errorf("the backlog is done and %.0f rows are stored, not %.0f", stored, want)
 	}
 	for _, f := range []struct {
@@ -293,8 +305,8 @@ func (m *measuring) sizes(ctx context.Context, url string, s setup, got *Measure
 	}{
 		{&got.RowBytes, "select pg_table_size('public.positions')::float8", stored},
 		{&got.IndexBytes, "select pg_indexes_size('public.positions')::float8", stored},
-		{&got.Crossings, "select count(*)::float8 from processor.timing_records", float64(s.devices + s.entries)},
-		{&got.WALBytes, walSQL, float64(s.devices + s.entries)},
+		{&got.Crossings, "select count(*)::float8 from processor.timing_records", float64(s.first + s.entries)},
+		{&got.WALBytes, walSQL, float64(s.first + s.entries)},
 	} {
 		n, err := ask(f.sql)
 		if err != nil {

@@ -2,6 +2,7 @@ package loadtest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -23,13 +24,14 @@ type curvePlan struct {
 	points            func(entries int, full bool) []setup
 }
 
-// setup is one point: a first pass over all devices makes them known, then come
-// the entries that are measured.
+// setup is one point: first come records that make all devices known, then the
+// entries that are measured.
 type setup struct {
 	at         string // on the axis
 	base       bool   // the point to which others are compared
 	devices    int
-	entries    int
+	first      int // records, at least one of each device
+	entries    int // measured
 	instances  int
 	rows       int // there before, of the same devices
 	fences     int
@@ -40,7 +42,7 @@ type setup struct {
 
 // usual is the service with its defaults.
 func usual(at string, entries int) setup {
-	return setup{at: at, devices: curveDevices, entries: entries, instances: 1, attributes: -1}
+	return setup{at: at, devices: curveDevices, first: curveDevices, entries: entries, instances: 1, attributes: -1}
 }
 
 // each makes a point for each value.
@@ -69,10 +71,11 @@ func curvePlans() []curvePlan {
 			name: "devices", axis: "known devices", usual: true,
 			about: "Devices whose state is in memory, beside COPY of the same rows; of 1,000,000 devices with --full.",
 			points: func(entries int, full bool) []setup {
-				return each(entries, orMore(full, []int{100, 1000, 10_000, 100_000}, 1_000_000), 1000, func(s *setup, v int) {
-					s.devices, s.copied = v, true
-					// What is measured must not be what the first pass left over.
-					s.entries = max(entries, v/2)
+				values := orMore(full, []int{100, 1000, 10_000, 100_000}, 1_000_000)
+				return each(entries, values, 1000, func(s *setup, v int) {
+					// As many rows and entries at each point, so that nothing but devices differs.
+					s.devices, s.first, s.copied = v, slices.Max(values), true
+					s.entries = max(entries, s.first/5)
 					s.env = []string{fmt.Sprintf("STATE_MAX_DEVICES=%d", max(200_000, v+v/10))}
 				})
 			},
@@ -116,7 +119,7 @@ func curvePlans() []curvePlan {
 			postgres: []string{"-c", "shared_buffers=64MB"},
 			points: func(entries int, full bool) []setup {
 				return each(entries, orMore(full, []int{0, 100_000, 1_000_000}, 10_000_000), 0, func(s *setup, v int) {
-					s.rows, s.devices, s.copied = v, tableDevices, true
+					s.rows, s.devices, s.first, s.copied = v, tableDevices, tableDevices, true
 				})
 			},
 		},
@@ -132,7 +135,7 @@ func curvePlans() []curvePlan {
 			about: "Peak memory with devices in state and a backlog of 1,000,000 entries, the first pass over the devices included.",
 			points: func(_ int, _ bool) []setup {
 				return each(0, []int{1000, 50_000, 100_000, 200_000}, 1000, func(s *setup, v int) {
-					s.devices, s.entries = v, memoryFull-v
+					s.devices, s.first, s.entries = v, v, memoryFull-v
 				})
 			},
 		},
