@@ -1,0 +1,31 @@
+package pipeline
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestTheStateOfADeviceIsSmall measures what 200,000 devices, the default bound
+// of an instance, take in memory.
+func TestTheStateOfADeviceIsSmall(t *testing.T) {
+	const devices = 200_000
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	s, err := newState(devices, func() {})
+	require.NoError(t, err)
+	for i := range devices {
+		s.learn(fmt.Sprintf("35630704%07d", i), i%64, int64(i), 48, 11)
+	}
+	each := float64(heap()-before) / devices
+	runtime.KeepAlive(s)
+	t.Logf("%.0f bytes a device", each)
+	require.Less(t, each, 500.0)
+}
