@@ -27,6 +27,8 @@
 //     up and no attempt is counted.
 //   - P9: what is in memory is bounded by MaxInFlightRecords and
 //     MaxInFlightBytes plus one reply of the server.
+//     Dealing pauses while DealAhead dealt entries are undone, but not for the
+//     sake of shards that stand while others advance.
 //
 // It does not decide who owns a shard: coordination grants shards and takes
 // them away. And it does not know Redis or Postgres: Source, Acker, Sink and
