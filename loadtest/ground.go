@@ -195,6 +195,7 @@ func (g *ground) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, err
 		"REDIS_TELEMETRY_STREAM=" + g.stream, "REDIS_CONSUMER_GROUP=" + g.group,
 		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.recomputes(),
 		fmt.Sprintf("SHARDS=%d", shards),
+		"DLQ_RETRY_DELAYS=10s", // all attempts are over before patience is
 	}, nil
 }
 

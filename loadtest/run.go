@@ -16,8 +16,7 @@ import (
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
-// patience is how long nothing may be finished before waiting ends. Deferred
-// entries wait for half a minute.
+// patience is how long nothing may be finished before waiting ends.
 const patience = 45 * time.Second
 
 // run is one run of a scenario.
