@@ -165,3 +165,47 @@ from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
 		b.ReportMetric(time.Since(started).Seconds(), "s/100000-devices")
 	}
 }
+
+// BenchmarkTakeOver has an instance that knows no device take all shards while
+// each of 100,000 devices has stored positions and an entry on its queue.
+func BenchmarkTakeOver(b *testing.B) {
+	bb := newBench(b)
+	const n, rows = 100_000, 20
+	ctx := context.Background()
+	for b.Loop() {
+		w := newWorld(b, bb, fmt.Sprint(bb.stream, "takeover", time.Now().UnixNano()))
+		conn, err := bb.pool.Acquire(ctx)
+		require.NoError(b, err)
+		_, err = conn.Exec(ctx, "set statement_timeout = 0")
+		require.NoError(b, err)
+		_, err = conn.Exec(ctx, `
+insert into public.positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select 'cold' || d, '2026-01-01'::timestamptz + n * interval '1 minute', '2026-01-02', 48, 11, 0, 0, 0, 9, 0, '8', '{}'
+from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
+		require.NoError(b, err)
+		conn.Release()
+		messages := make([]telemetry.Message, n)
+		for d := range messages {
+			messages[d] = telemetry.Message{
+				DeviceID: fmt.Sprint("cold", d+1), Codec: "8", Time: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), Latitude: 48, Longitude: 11, Satellites: 9,
+			}
+		}
+		w.publish(messages)
+		first := func() bool {
+			return w.count("select count(*) from (select from public.positions where ts = '2026-01-03' limit 1) p") > 0
+		}
+		started := time.Now()
+		w.join(0, false)
+		w.keepOwned()
+		testenv.Wait(b, time.Minute, func() error {
+			if !first() {
+				return fmt.Errorf("nothing committed")
+			}
+			return nil
+		})
+		b.ReportMetric(float64(time.Since(started).Milliseconds()), "ms/first-commit")
+		require.NoError(b, w.quiet(time.Minute))
+		b.ReportMetric(time.Since(started).Seconds(), "s/all-100000")
+		w.end()
+	}
+}
