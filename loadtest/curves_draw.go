@@ -32,14 +32,15 @@ const (
 	curveFoot   = 62
 )
 
-// curveLayers are what a bar is made of, from below.
+// curveLayers are what a bar is made of, from below: Postgres where COPY is
+// beside it.
 var curveLayers = []struct {
 	name string
 	of   func(m *Measured) float64
 }{
-	{"service", func(m *Measured) float64 { return m.Service }},
-	{"Redis", func(m *Measured) float64 { return m.Redis }},
 	{"Postgres", func(m *Measured) float64 { return m.Postgres }},
+	{"Redis", func(m *Measured) float64 { return m.Redis }},
+	{"service", func(m *Measured) float64 { return m.Service }},
 }
 
 // SVG draws a bar for each point: microseconds of CPU a record, and below it the
