@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,7 @@ func (b *bench) offer(perSecond int, during time.Duration, next func(i int) []st
 }
 
 func (in *instance) gauge(tb testing.TB, name string) float64 {
+	tb.Helper()
 	families, err := in.reg.Gather()
 	require.NoError(tb, err)
 	for _, f := range families {
@@ -63,8 +65,17 @@ func (in *instance) gauge(tb testing.TB, name string) float64 {
 	return 0
 }
 
+// live is what of the heap is in use after a collection, in MB.
+func live() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / (1 << 20)
+}
+
 // resident is the memory of this process, in MB.
 func resident(tb testing.TB) float64 {
+	tb.Helper()
 	text, err := os.ReadFile("/proc/self/status")
 	if os.IsNotExist(err) {
 		return 0 // not Linux
@@ -76,16 +87,20 @@ func resident(tb testing.TB) float64 {
 	return kb / 1024
 }
 
-func long(short, full time.Duration) time.Duration {
+// offering is how long it goes on. For a whole minute it is alone: what the
+// machine lacks would be measured otherwise.
+func offering(t *testing.T, short time.Duration) time.Duration {
+	t.Helper()
 	if os.Getenv("TEST_FULL") != "" {
-		return full
+		return time.Minute
 	}
+	t.Parallel()
 	return short
 }
 
 // P1, P7, P9, P10: a sink that takes a tenth of what is offered.
 func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
-	t.Parallel()
+	during := offering(t, 3*time.Second)
 	const rate, workers, maxRecords, maxBytes, reply = 200, 2, 1000, 400 << 10, 300
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
@@ -96,13 +111,17 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
 	require.NoError(t, err)
 	lift := b.throttle(workers * time.Second / rate)
-	during := long(3*time.Second, time.Minute)
-	var records, bytes, memory []float64
+	var records, bytes, heap []float64
+	var most float64
+	var looked time.Time
 	var undone int64
 	sent := b.offer(10*rate, during, func(i int) []string { return at(i%500, int64(i/500)) }, func(sent int) {
 		records = append(records, in.gauge(t, "processor_pipeline_in_flight_records"))
 		bytes = append(bytes, in.gauge(t, "processor_pipeline_in_flight_bytes"))
-		memory = append(memory, resident(t))
+		if time.Since(looked) > 500*time.Millisecond {
+			heap, looked = append(heap, live()), time.Now()
+		}
+		most = max(most, resident(t))
 		info, err := group.Info(t.Context())
 		require.NoError(t, err)
 		if info.GroupExists && sent > 0 {
@@ -110,19 +129,18 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 			undone = info.Lag.N + info.Pending
 		}
 	})
+	heap = append(heap, live())
 	lift()
 	lifted := time.Now()
-	quarter := len(memory) / 4
-	t.Logf("offered %d in %s to a sink of %d/s: %d undone at the end; in flight at most %.0f of %d records, %.0f of %d kB; resident %.0f MB after a quarter, then at most %.0f MB",
+	quarter := max(1, len(heap)/4)
+	t.Logf("offered %d in %s to a sink of %d/s: %d undone at the end; in flight at most %.0f of %d records, %.0f of %d kB; heap at most %.1f MB in the first quarter, %.1f MB in the others; %.0f MB resident, sender and race detector included",
 		sent, during, rate, undone, slices.Max(records), maxRecords, slices.Max(bytes)/1024, maxBytes>>10,
-		slices.Max(memory[:quarter]), slices.Max(memory[quarter:]))
+		slices.Max(heap[:quarter]), slices.Max(heap[quarter:]), most)
 	require.LessOrEqual(t, slices.Max(records), float64(maxRecords))
 	require.Greater(t, slices.Max(records), float64(maxRecords)/4, "it was busy")
 	require.LessOrEqual(t, slices.Max(bytes), float64(maxBytes+reply*1024))
 	require.Greater(t, float64(undone), 0.7*float64(sent), "what is not done is shown")
-	if during > 10*time.Second {
-		require.Less(t, slices.Max(memory[quarter:]), slices.Max(memory[:quarter])+64, "MB")
-	}
+	require.Less(t, slices.Max(heap[quarter:]), slices.Max(heap[:quarter])+16, "MB")
 
 	b.settled(2*time.Minute, 0)
 	caughtUp := time.Since(lifted)
@@ -131,8 +149,8 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	defer b.throttle(0)() // only the ages
 	extra := b.offer(rate, time.Second, func(i int) []string { return at(i%500, 1000+int64(i/500)) }, func(int) {})
 	b.settled(10*time.Second, 0)
-	p99, most := b.ages("")
-	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", undone, caughtUp.Round(time.Millisecond), rate, p99, most)
+	p99, oldest := b.ages("")
+	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", undone, caughtUp.Round(time.Millisecond), rate, p99, oldest)
 	require.Less(t, p99, 1.0)
 	require.Equal(t, sent+extra, b.count("select count(*) from positions"), "nothing was lost")
 	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nothing was given up")
@@ -153,8 +171,8 @@ func (b *bench) ages(where string, args ...any) (p99, most float64) {
 // A device that sends half of everything, and more than one worker can do,
 // holds up its own worker and nobody else.
 func TestADeviceThatSendsHalfOfAllStarvesNobodyBeyondItsWorker(t *testing.T) {
-	t.Parallel()
-	const workers, perWorker, rate, others = 4, 250, 600, 80
+	during := offering(t, 6*time.Second)
+	const workers, perWorker, rate, others = 4, 100, 240, 80
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.ReadBatchRecords, c.BatchMaxRecords = workers, 400, 200, 50
@@ -163,7 +181,7 @@ func TestADeviceThatSendsHalfOfAllStarvesNobodyBeyondItsWorker(t *testing.T) {
 	workerOf := func(device string) int { return telemetry.ShardOf(device, shards) % workers } // as takeAll grants them
 	hot := workerOf(fleet.DeviceID(0))
 	lift := b.throttle(time.Second / perWorker)
-	sent := b.offer(rate, long(4*time.Second, time.Minute), func(i int) []string {
+	sent := b.offer(rate, during, func(i int) []string {
 		if i%2 == 0 {
 			return at(0, int64(i))
 		}
@@ -184,8 +202,8 @@ func TestADeviceThatSendsHalfOfAllStarvesNobodyBeyondItsWorker(t *testing.T) {
 	p99, most := b.ages("where device_id = any ($1)", elsewhere)
 	t.Logf("age at commit: the device that sends half at most %.2f s, %d beside it at most %.2f s, %d of other workers p99 %.2f s, at most %.2f s",
 		own, len(beside), near, len(elsewhere), p99, most)
-	require.Greater(t, own, 3*p99, "its worker was behind")
-	require.Less(t, p99, 1.0)
+	require.Greater(t, own, 2.0, "its worker was behind")
+	require.Less(t, p99, own/2)
 	b.settled(2*time.Minute, 0)
 	require.Equal(t, sent, b.count("select count(*) from positions"))
 	in.stop()

@@ -165,7 +165,7 @@ func TestTheBookSaysWhatHappensInEachOutage(t *testing.T) {
 	require.True(t, found)
 	section, _, _ = strings.Cut(section, "\n## ")
 	var written []string
-	for _, row := range regexp.MustCompile("(?m)^\\| ((?:Redis|Postgres): [^|]+) \\|").FindAllStringSubmatch(section, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| ((?:Redis|Postgres): [^|]+) \|`).FindAllStringSubmatch(section, -1) {
 		written = append(written, row[1])
 	}
 	tested := []string{ // in tests of their own
