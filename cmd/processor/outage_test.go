@@ -148,7 +148,7 @@ func (w *ward) incident(kind string) (detail string) {
 	conn, err := pgx.Connect(w.Context(), w.env.Postgres.URL())
 	require.NoError(w, err)
 	defer conn.Close(context.WithoutCancel(w.Context()))
-	testenv.Wait(w, 10*time.Second, func() error {
+	testenv.Wait(w, 30*time.Second, func() error {
 		return conn.QueryRow(w.Context(), `select detail::text from processor.incidents
 			where kind = $1 and closed_at is not null order by id desc limit 1`, kind).Scan(&detail)
 	})

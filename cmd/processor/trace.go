@@ -24,9 +24,9 @@ func newTraceCommand() *cobra.Command {
 		Long: `Finds the last entries of a device among the newest 200,000 of the stream and says
 of each where it is: in the stream and not dealt yet, pending on the queue of its
 shard, deferred, stored, a dead letter, lost; and which shard and owner the device
-has. What was trimmed is not in the stream: the losses of the last 24 hours that
-may have been the device's are listed below. "done, no row" is an entry that was acknowledged and left no row of its own:
-its rows were erased, or it was acknowledged by hand.`,
+has. "done, no row" is an entry that was acknowledged and left no row of its own:
+its rows were erased, or it was acknowledged by hand. What was trimmed is not in the
+stream: losses of the last 24 hours that may have been the device's are listed below.`,
 		Example: `  processor trace 352093081452251
   processor trace 352093081452251 --last 50 --json`,
 		Args: cobra.ExactArgs(1),
