@@ -136,7 +136,8 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	t.Logf("offered %d in %s to a sink of %d/s: %d undone at the end; in flight at most %.0f of %d records, %.0f of %d kB; heap at most %.1f MB in the first quarter, %.1f MB in the others; %.0f MB resident, sender and race detector included",
 		sent, during, rate, undone, slices.Max(records), maxRecords, slices.Max(bytes)/1024, maxBytes>>10,
 		slices.Max(heap[:quarter]), slices.Max(heap[quarter:]), most)
-	require.LessOrEqual(t, slices.Max(records), float64(maxRecords))
+	// What is dealt while a reply is under way may come on top of it: one reply.
+	require.LessOrEqual(t, slices.Max(records), float64(maxRecords+reply))
 	require.Greater(t, slices.Max(records), float64(maxRecords)/4, "it was busy")
 	require.LessOrEqual(t, slices.Max(bytes), float64(maxBytes+reply*1024))
 	require.Greater(t, float64(undone), 0.7*float64(sent), "what is not done is shown")
