@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -188,7 +189,7 @@ func (h *Housekeeper) archive(ctx context.Context, letters []protocol.Letter) er
 }
 
 func (w *walk) note(l *protocol.Letter) {
-	class := string(l.Class)
+	class := strings.Clone(string(l.Class))
 	if l.Err != nil {
 		class = foreignClass
 	}
@@ -199,7 +200,7 @@ func (w *walk) note(l *protocol.Letter) {
 			return // so many kinds are no kinds
 		}
 		k = &kind{first: l.ID.Time(), example: l.ID}
-		w.kinds[l.Fingerprint] = k
+		w.kinds[strings.Clone(l.Fingerprint)] = k // what is kept must not keep its page
 	}
 	k.count++
 	k.last = l.ID.Time()

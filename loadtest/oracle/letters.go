@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"iter"
+	"strings"
 
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -10,7 +11,9 @@ import (
 func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[DeadLetter, error] {
 	return func(yield func(DeadLetter, error) bool) {
 		for l, err := range all {
-			if !yield(DeadLetter{Source: l.Entry.ID, Class: l.Class}, err) {
+			// The class is kept, the page that it was read with must not be.
+			class := telemetry.Class(strings.Clone(string(l.Class)))
+			if !yield(DeadLetter{Source: l.Entry.ID, Class: class}, err) {
 				return
 			}
 		}
