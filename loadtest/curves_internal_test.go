@@ -49,6 +49,7 @@ func TestEveryCurveHasOneBaseAndPointsThatFit(t *testing.T) {
 				require.Positive(t, s.entries, "%s %s", p.name, s.at)
 				require.Positive(t, s.instances, "%s %s", p.name, s.at)
 				require.GreaterOrEqual(t, s.first, s.devices, "%s %s: every device is known", p.name, s.at)
+				require.Equal(t, s.devices, reporting(s.devices), "%s %s: every device reports", p.name, s.at)
 				require.LessOrEqual(t, s.rows%s.devices, 0, "%s %s: each device has as many rows", p.name, s.at)
 			}
 			require.Equal(t, 1, bases, p.name)
@@ -92,6 +93,19 @@ func TestTheFirstRecordsOfAPointMakeEveryDeviceKnown(t *testing.T) {
 	}
 	require.Equal(t, s.first+s.entries, n)
 	require.Len(t, known, s.devices)
+}
+
+// reporting is how many devices send one of the first records.
+func reporting(devices int) int {
+	seen := make([]bool, devices)
+	n := 0
+	for i := range devices {
+		if d := scattered(i, devices); !seen[d] {
+			seen[d] = true
+			n++
+		}
+	}
+	return n
 }
 
 func TestFencesOfACurveAreAsManyAsAsked(t *testing.T) {

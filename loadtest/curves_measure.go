@@ -172,6 +172,7 @@ func (m *measuring) append(ctx context.Context, g *ground, s setup) error {
 	for more := true; more; {
 		var it fleet.Item
 		if it, more = source.Next(); more {
+			it.Message.DeviceID = fleet.DeviceID(scattered(added, s.devices))
 			if s.attributes >= 0 {
 				it.Message.Attributes = numbers(s.attributes, added)
 			}
@@ -189,6 +190,13 @@ func (m *measuring) append(ctx context.Context, g *ground, s setup) error {
 		return fmt.Errorf("the fleet yields %d entries, not %d", added, s.first+s.entries)
 	}
 	return nil
+}
+
+// scattered is the device of a record. The fleet reports in the order of device
+// IDs, which no real one does, and which would be the order of the index.
+func scattered(record, devices int) int {
+	const stride = 618_033 // shares no factor with the numbers of devices
+	return record % devices * stride % devices
 }
 
 // numbers are n attributes as trackers have them, of up to five digits.
