@@ -55,6 +55,19 @@ func (f *junkFields) replace(old, with string) {
 	f.payload = strings.Replace(f.payload, old, with, 1)
 }
 
+// hugeEvery is how seldom the last kind takes its turn: entries of a megabyte each
+// time would make every measurement with junk one of bandwidth.
+const hugeEvery = 20
+
+// junkKind is the kind of the n-th junk of a fleet: each in turn.
+func junkKind(n int) int {
+	turn, last := n/len(junkKinds), len(junkKinds)-1
+	if kind := n % len(junkKinds); kind < last || turn%hugeEvery == 0 {
+		return kind
+	}
+	return turn % last
+}
+
 func newJunk(kind int, device string, us int64, r uint64) *Junk {
 	k := junkKinds[kind]
 	good := telemetry.Message{

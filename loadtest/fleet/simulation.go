@@ -112,7 +112,7 @@ func (s *Simulation) others(at time.Duration) {
 	s.debt += float64(len(s.due)) * s.p.Junk / (1 - s.p.Junk)
 	for ; s.debt >= 1; s.debt-- {
 		r := hash(s.p.Seed, uint64(s.junked), 0, saltJunk)
-		j := newJunk(s.junked%len(junkKinds), DeviceID(int(r%uint64(s.p.Devices))), s.clock(at), r)
+		j := newJunk(junkKind(s.junked), DeviceID(int(r%uint64(s.p.Devices))), s.clock(at), r)
 		s.due = append(s.due, Item{At: at, Junk: j})
 		s.junked++
 	}
