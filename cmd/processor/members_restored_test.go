@@ -33,7 +33,14 @@ func (c *campaign) goBack(server *devenv.Server) {
 	data := filepath.Join(server.Dir(), "data")
 	require.NoError(c.t, os.RemoveAll(data))
 	require.NoError(c.t, os.Rename(older(server), data))
+	c.bring(server)
+}
+
+// bring starts a stopped server. The connections of the judge went with it.
+func (c *campaign) bring(server *devenv.Server) {
+	c.t.Helper()
 	require.NoError(c.t, server.Start(c.t.Context()))
+	c.pool.Reset()
 }
 
 // total is the sum of a counter over all instances.
@@ -140,7 +147,7 @@ func TestPostgresGoesBackToAnOlderStateUnderLoad(t *testing.T) {
 	pg := c.env.Postgres
 	require.NoError(t, pg.Stop(t.Context()))
 	c.keep(pg)
-	require.NoError(t, pg.Start(t.Context()))
+	c.bring(pg)
 	c.awaitShares("a", "b")
 	c.awaitStored(2400)
 	taken, before := c.total("processor_coordination_taken_shards_total"), c.stored()
