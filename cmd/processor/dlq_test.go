@@ -196,10 +196,14 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		{name: "fails after a change", script: `echo x > "$1"; exit 3`, code: exitFinding, errs: "exit status 3; nothing is changed"},
 		{name: "removes the file", script: `rm "$1"`, code: exitFinding, errs: "edit: "},
 		{name: "writes garbage", script: `printf '\000{' > "$1"`, edits: 1, out: "still: decode: payload", payload: "\x00{"},
-		{name: "mends, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
-			payload: strings.Replace(payload, "91.5", "48.25", 1)},
-		{name: "adds a newline", script: `sed -i -e '$s/48.25/48.5/' "$1"; echo >> "$1"`, edits: 3, out: "48.5",
-			payload: strings.Replace(payload, "91.5", "48.5", 1)},
+		{
+			name: "mends, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
+			payload: strings.Replace(payload, "91.5", "48.25", 1),
+		},
+		{
+			name: "adds a newline", script: `sed -i -e '$s/48.25/48.5/' "$1"; echo >> "$1"`, edits: 3, out: "48.5",
+			payload: strings.Replace(payload, "91.5", "48.5", 1),
+		},
 	} {
 		script := filepath.Join(t.TempDir(), "editor")
 		require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nset -e\n"+tt.script+"\n"), 0o700))
