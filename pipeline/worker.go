@@ -81,6 +81,7 @@ type tenure struct {
 // decoded is the outcome of decoding one entry.
 type decoded struct {
 	record   telemetry.Record
+	device   *device // nil while it is cold
 	eligible bool
 	err      error // a *telemetry.DecodeError
 }
@@ -372,7 +373,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			continue
 		}
 		d.eligible = d.record.Eligible(w.cfg.MaxFutureSkew)
-		if w.state.find(d.record.DeviceID, p.shard) == nil {
+		if d.device = w.state.find(d.record.DeviceID, p.shard); d.device == nil {
 			w.cold = append(w.cold, d.record.DeviceID)
 		}
 	}
@@ -391,9 +392,12 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			w.refuse(b, &p, e, d.err)
 		case mutantDrops():
 		default:
-			b.place(w.state.find(d.record.DeviceID, p.shard), &d.record, d.eligible)
+			if d.device == nil {
+				d.device = w.state.find(d.record.DeviceID, p.shard)
+			}
+			b.place(d.device, &d.record, d.eligible)
 		}
-		d.err = nil
+		d.err, d.device = nil, nil
 	}
 	b.parts = append(b.parts, p)
 	b.entries += len(p.entries)
