@@ -51,6 +51,7 @@ run: setup build ## Show the service at work on servers of its own: make run ARG
 
 .PHONY: build
 build: ## Build the programs into bin/
+	@test -d bin || echo 'building; the first time takes a minute'
 	@go build -o bin/ ./cmd/... ./internal/devenv/cmd/...
 
 .PHONY: test

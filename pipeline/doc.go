@@ -23,6 +23,8 @@
 //   - P4: every transaction carries the epochs under which its records were
 //     applied. When the sink says that they are void, the batch and everything
 //     computed on top of it is dropped and nothing of those shards acknowledged.
+//   - P5: records newer than the watermark are appended and move the state, all
+//     others go through the tables, so that the order of arrival leaves no trace.
 //   - P7: while a server does not answer, the same batch waits; nothing is given
 //     up and no attempt is counted.
 //   - P9: what is in memory is bounded by MaxInFlightRecords and

@@ -264,6 +264,6 @@ func sayURLs(w io.Writer, s *demo.Servers, addr string) {
 still running, Ctrl-C ends it:
   metrics    http://127.0.0.1:%[1]s/metrics
   readiness  http://127.0.0.1:%[1]s/readyz
-  Redis      redis-cli -u %[2]s
-  Postgres   psql %[3]s`, port, config.RedisURL(s.RedisURL), config.PostgresURL(s.PostgresURL))
+  Redis      redis-cli -u '%[2]s'
+  Postgres   psql '%[3]s'`, port, config.RedisURL(s.RedisURL), config.PostgresURL(s.PostgresURL))
 }

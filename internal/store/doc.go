@@ -8,6 +8,8 @@
 //     as it is and says what was new.
 //   - P4: every transaction that writes for a shard ends with processor.fence.
 //     The take-over of a shard waits for a commit under way and then sees it.
+//   - P5: what a late record changes is derived again from the rows around it, in
+//     the same transaction.
 //   - P7: every error is sorted once (see errors.go), so that an outage is never
 //     mistaken for the fault of a row, nor a row's fault for an outage.
 //

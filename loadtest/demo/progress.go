@@ -24,15 +24,18 @@ type Snapshot struct {
 
 // String is the snapshot on one line.
 func (s Snapshot) String() string {
-	undone, p99 := "unknown", "-"
+	rate, undone, p99 := "-", "unknown", "-"
+	if s.Rate > 0 || s.Timed {
+		rate = Thousands(int64(s.Rate)) + "/s"
+	}
 	if s.Known {
 		undone = Thousands(s.Undone)
 	}
 	if s.Timed {
 		p99 = Milliseconds(s.P99)
 	}
-	return fmt.Sprintf("in %s  stored %s  %s/s  undone %s  p99 %s",
-		Thousands(s.Sent), Thousands(s.Stored), Thousands(int64(s.Rate)), undone, p99)
+	return fmt.Sprintf("in %s  stored %s  %s  undone %s  p99 %s",
+		Thousands(s.Sent), Thousands(s.Stored), rate, undone, p99)
 }
 
 // Lines shows progress as plain lines, one every few seconds.

@@ -2,7 +2,7 @@
 // computes the rows that must exist, compares them with the rows that do, and
 // says what became of every entry.
 //
-// What it promises:
+// It is what P5 is judged by. What it promises:
 //
 //  1. It owes nothing to the pipeline: no decoding (it knows what was sent), no
 //     watermark, no batches, no state. It orders what was sent by device,
