@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -84,11 +85,14 @@ type cell struct {
 
 // table is a list of rows under a header, at most maxColumns wide. Columns of
 // numbers are aligned to the right; where there is not enough room the widest
-// columns are cut, which an ellipsis shows.
+// columns are cut, which an ellipsis shows, but not those in uncut.
 type table struct {
 	header []string
 	rows   [][]any
 }
+
+// uncut are the columns that are copied into the next command.
+var uncut = []string{"ID", "ENTRY", "DEVICE", "FINGERPRINT"}
 
 func newTable(header ...string) *table { return &table{header: header} }
 
@@ -108,7 +112,7 @@ func (o *output) table(t *table) error {
 			right[j] = right[j] && (c.value == nil || isNumber(c.value))
 		}
 	}
-	fit(widths)
+	fit(widths, t.header)
 
 	var b strings.Builder
 	put := func(j int, s string, c color) {
@@ -171,18 +175,18 @@ func isNumber(v any) bool {
 	return rv.CanInt() || rv.CanUint() || rv.CanFloat()
 }
 
-// fit narrows the widest columns until all of them fit.
-func fit(widths []int) {
+// fit narrows the widest columns that may be cut until all of them fit.
+func fit(widths []int, header []string) {
 	const narrowest = 6
 	for {
-		total, widest := 2*(len(widths)-1), 0
+		total, widest := 2*(len(widths)-1), -1
 		for j, w := range widths {
 			total += w
-			if w > widths[widest] {
+			if !slices.Contains(uncut, header[j]) && (widest < 0 || w > widths[widest]) {
 				widest = j
 			}
 		}
-		if total <= maxColumns || widths[widest] <= narrowest {
+		if total <= maxColumns || widest < 0 || widths[widest] <= narrowest {
 			return
 		}
 		widths[widest]--

@@ -205,4 +205,11 @@ func TestTablesFitAndAlign(t *testing.T) {
 	out.colors = true
 	require.NoError(t, out.table(tab))
 	require.Contains(t, b.String(), "\x1b[31mbeta\x1b[0m   ", "padding counts what is seen")
+
+	b.Reset()
+	fingerprint := "invalid/" + strings.Repeat("x", maxColumns)
+	tab = newTable("FINGERPRINT", "EXAMPLE")
+	tab.row(fingerprint, "a long example of it")
+	require.NoError(t, out.table(tab))
+	require.Contains(t, b.String(), fingerprint, "what is copied into the next command is whole")
 }
