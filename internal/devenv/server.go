@@ -250,13 +250,24 @@ func (s *Server) stop(ctx context.Context) error {
 	err := errors.Join(s.proc.signalAll(syscall.SIGCONT), s.proc.signal(s.kind.stopSignal()))
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
-	select {
-	case <-s.proc.done:
-		return err
-	case <-ctx.Done():
-		err = errors.Join(err, fmt.Errorf("stop %s: killed: %w", s.kind.name(), context.Cause(ctx)))
-	case <-timeout.C:
-		err = errors.Join(err, fmt.Errorf("stop %s: killed, it did not end within %s", s.kind.name(), stopTimeout))
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+waiting:
+	for {
+		select {
+		case <-s.proc.done:
+			return err
+		case <-again.C:
+			// Redis refuses, and forgets, the request while it writes its first
+			// append-only file, as it does when it has become a replica.
+			err = errors.Join(err, s.proc.signal(s.kind.stopSignal()))
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("stop %s: killed: %w", s.kind.name(), context.Cause(ctx)))
+			break waiting
+		case <-timeout.C:
+			err = errors.Join(err, fmt.Errorf("stop %s: killed, it did not end within %s", s.kind.name(), stopTimeout))
+			break waiting
+		}
 	}
 	err = errors.Join(err, s.proc.signalAll(syscall.SIGKILL))
 	<-s.proc.done
