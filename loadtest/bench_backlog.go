@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -67,9 +68,42 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	}
 	total := int64(len(entries))
 	var from, to spent
+	err = workedOff(ctx, g, line, func(undone int64, now time.Time) error {
+		if w.first == 0 && stored(ctx, line) {
+			w.first = now.Sub(began).Seconds()
+		}
+		if from.at.IsZero() && undone <= total*4/5 {
+			from = b.spent(ctx, line, undone, now)
+		}
+		if to.at.IsZero() && undone <= total/10 {
+			to = b.spent(ctx, line, undone, now)
+		}
+		return nil
+	})
+	err = errors.Join(err, profiles.Wait())
+	if err != nil {
+		return w, err
+	}
+	first := w.first
+	if w, err = workedBetween(from, to, total); err != nil {
+		return w, err
+	}
+	w.first = first
+	for _, in := range line.present() {
+		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
+	}
+	if err := line.stop(ctx); err != nil {
+		return w, err
+	}
+	return w, b.complete(ctx, g.postgresURL)
+}
+
+// workedOff waits until nothing is undone, as long as something moves. It tells
+// look how much is left each time; an error of look ends the waiting.
+func workedOff(ctx context.Context, g *ground, line *lineup, look func(undone int64, now time.Time) error) error {
 	looking := &watch{ground: g}
-	moved, least := time.Now(), total
-	err = until(ctx, lookEvery, func() error {
+	moved, least := time.Now(), int64(math.MaxInt64)
+	return until(ctx, lookEvery, func() error {
 		for _, in := range line.present() {
 			if in.gone() {
 				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
@@ -83,14 +117,8 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 		if *undone < least {
 			least, moved = *undone, now
 		}
-		if w.first == 0 && stored(ctx, line) {
-			w.first = now.Sub(began).Seconds()
-		}
-		if from.at.IsZero() && *undone <= total*4/5 {
-			from = b.spent(ctx, line, *undone, now)
-		}
-		if to.at.IsZero() && *undone <= total/10 {
-			to = b.spent(ctx, line, *undone, now)
+		if err := look(*undone, now); err != nil {
+			return giveUp(err)
 		}
 		if *undone == 0 {
 			return nil
@@ -100,12 +128,12 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 		}
 		return fmt.Errorf("%d entries are undone", *undone)
 	})
-	err = errors.Join(err, profiles.Wait())
-	if err != nil {
-		return w, err
-	}
-	if !from.at.Before(to.at) || from.undone <= to.undone {
-		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", total)
+}
+
+// workedBetween is what a record of a backlog cost from one moment to another.
+func workedBetween(from, to spent, entries int64) (w worked, err error) {
+	if from.at.IsZero() || !from.at.Before(to.at) || from.undone <= to.undone {
+		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", entries)
 	}
 	records := float64(from.undone - to.undone)
 	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
@@ -115,13 +143,7 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	if commits := to.told.commits - from.told.commits; commits > 0 {
 		w.perCommit = (to.told.records - from.told.records) / commits
 	}
-	for _, in := range line.present() {
-		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
-	}
-	if err := line.stop(ctx); err != nil {
-		return w, err
-	}
-	return w, b.complete(ctx, g.postgresURL)
+	return w, nil
 }
 
 // complete makes sure that the rows there were before and those of the backlog

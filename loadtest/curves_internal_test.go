@@ -164,10 +164,16 @@ func TestWorkOfAPointIsBetweenTwoLooks(t *testing.T) {
 		at: time.Unix(2, 0), undone: 1000, own: time.Second + 80*time.Millisecond,
 		redis: 40 * time.Millisecond, postgres: 160 * time.Millisecond, told: told{records: 8100, commits: 5},
 	}
-	w := workedBetween(from, to)
+	w, err := workedBetween(from, to, 10_000)
+	require.NoError(t, err)
 	require.InDelta(t, 4000, w.rate, 1e-9)
 	require.InDelta(t, 10, w.own, 1e-9)
 	require.InDelta(t, 5, w.redis, 1e-9)
 	require.InDelta(t, 20, w.postgres, 1e-9)
 	require.InDelta(t, 2000, w.perCommit, 1e-9)
+
+	for _, tt := range []struct{ from, to spent }{{spent{}, to}, {from, spent{}}, {from, from}} {
+		_, err = workedBetween(tt.from, tt.to, 10_000)
+		require.ErrorContains(t, err, "too short")
+	}
 }

@@ -225,66 +225,29 @@ func (m *measuring) workOff(ctx context.Context, g *ground, s setup, name string
 	}
 	total := int64(s.entries)
 	var from, to spent
-	looking := &watch{ground: g}
-	moved, least := time.Now(), total+int64(s.first)
-	err = until(ctx, lookEvery, func() error {
-		for _, in := range line.present() {
-			if in.gone() {
-				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
-			}
-		}
-		undone, _ := looking.backlog(ctx)
-		if undone == nil {
-			return errors.New("how much is undone is unknown")
-		}
-		now := time.Now()
-		if *undone < least {
-			least, moved = *undone, now
-		}
+	err = workedOff(ctx, g, line, func(undone int64, now time.Time) error {
 		switch {
-		case from.at.IsZero() && *undone <= total*4/5:
+		case from.at.IsZero() && undone <= total*4/5:
 			// Several instances share nothing until their shards have moved.
 			if s.instances == 1 || line.settled(ctx, settledWithin) == nil {
-				from = b.spent(ctx, line, *undone, now)
+				from = b.spent(ctx, line, undone, now)
 			}
-		case to.at.IsZero() && *undone <= total/10:
-			to = b.spent(ctx, line, *undone, now)
-			if err := m.heap(ctx, line, name); err != nil {
-				return giveUp(err)
-			}
+		case to.at.IsZero() && undone <= total/10:
+			to = b.spent(ctx, line, undone, now)
+			return m.heap(ctx, line, name)
 		}
-		if *undone == 0 {
-			return nil
-		}
-		if now.Sub(moved) > patience {
-			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", *undone))
-		}
-		return fmt.Errorf("%d entries are undone", *undone)
+		return nil
 	})
 	if err != nil {
 		return w, err
 	}
-	if from.at.IsZero() || !from.at.Before(to.at) || from.undone <= to.undone {
-		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", total)
+	if w, err = workedBetween(from, to, total); err != nil {
+		return w, err
 	}
-	w = workedBetween(from, to)
 	for _, in := range line.present() {
 		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
 	}
 	return w, line.stop(ctx)
-}
-
-// workedBetween is what a record cost from one moment to another.
-func workedBetween(from, to spent) (w worked) {
-	records := float64(from.undone - to.undone)
-	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
-	w.rate = records / to.at.Sub(from.at).Seconds()
-	w.own, w.redis, w.postgres = each(from.own, to.own), each(from.redis, to.redis), each(from.postgres, to.postgres)
-	w.mallocs = (to.told.mallocs - from.told.mallocs) / records
-	if commits := to.told.commits - from.told.commits; commits > 0 {
-		w.perCommit = (to.told.records - from.told.records) / commits
-	}
-	return w
 }
 
 // heap keeps what the first instance has in memory, if profiles are asked for.
