@@ -45,6 +45,10 @@ help: ## Show this list
 setup: ## Install the servers and the C compiler if they are missing (silent if not)
 	@scripts/setup.sh
 
+.PHONY: setup-tests
+setup-tests: ## The same, and prometheus, whose promtool tests the alerts
+	@scripts/setup.sh tests
+
 .PHONY: run
 run: setup build ## Show the service at work on servers of its own: make run ARGS="--once --json"
 	@bin/processor demo $(ARGS)
@@ -55,11 +59,11 @@ build: ## Build the programs into bin/
 	@go build -o bin/ ./cmd/... ./internal/devenv/cmd/...
 
 .PHONY: test
-test: setup data vet build ## Vet, build and run all tests with the race detector on real servers
+test: setup-tests data vet build ## Vet, build and run all tests with the race detector on real servers
 	@$(WITH_SERVERS) go test -race -timeout 10m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-full
-test-full: setup data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
+test-full: setup-tests data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
 	@TEST_FULL=1 $(WITH_SERVERS) go test -race -count=1 -timeout 120m $(PKG)
 	@$(MAKE) --no-print-directory fuzz
 

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what `make run` and `make test` need and the machine lacks:
 # redis-server, the Postgres programs, a C compiler and the C library's headers
-# (for the race detector). Says nothing when nothing is missing. It never starts
-# a server, and never touches one that runs.
+# (for the race detector). Called as `setup.sh tests` also prometheus with its
+# promtool, which test the alerts. Says nothing when nothing is missing. It never
+# starts a server, and never touches one that runs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -43,6 +44,7 @@ has_postgres() {
 }
 cc=${CC:-$(go env CC)}
 has_cc() { have "${cc%% *}"; }
+has_promtool() { have promtool && have prometheus; }
 has_headers() { printf '#include <stdlib.h>\n' | $cc -E -x c -o /dev/null - >/dev/null 2>&1; }
 
 missing=
@@ -50,6 +52,7 @@ has_redis || missing="$missing redis-server"
 has_postgres || missing="$missing postgresql"
 has_cc || missing="$missing gcc"
 { has_cc && has_headers; } || missing="$missing libc6-dev"
+[ "${1-}" != tests ] || has_promtool || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 
 install_with_apt() {
@@ -84,7 +87,7 @@ install_with_apt() {
 	if have systemctl; then
 		for package in $missing; do
 			case $package in
-			redis-server | postgresql) $sudo systemctl disable "$package" >/dev/null 2>&1 || true ;;
+			redis-server | postgresql | prometheus) $sudo systemctl disable "$package" >/dev/null 2>&1 || true ;;
 			esac
 		done
 	fi
@@ -96,6 +99,7 @@ install_with_brew() {
 		case $package in
 		redis-server) formulae="$formulae redis" ;;
 		postgresql) formulae="$formulae postgresql@17" ;;
+		prometheus) formulae="$formulae prometheus" ;;
 		*) die "a C compiler is missing: run: xcode-select --install" ;;
 		esac
 	done
