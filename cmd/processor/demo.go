@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/loadtest/demo"
@@ -192,11 +191,6 @@ func demoEnviron(environ []string, s *demo.Servers) []string {
 }
 
 func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
-
-func onTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
 
 func shower(w io.Writer, entries int64) func(demo.Snapshot) {
 	if onTerminal(w) {

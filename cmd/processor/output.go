@@ -29,22 +29,31 @@ const (
 )
 
 // output is where a command prints its result: JSON for programs, text for
-// people, colours only where somebody watches.
+// people. Colours, and tables cut to maxColumns, only where somebody watches: a
+// file or another program gets all of it.
 type output struct {
-	w      io.Writer
-	json   bool
-	colors bool
+	w        io.Writer
+	json     bool
+	terminal bool
+	colors   bool
 }
 
 func outputOf(cmd *cobra.Command) *output {
 	w := cmd.OutOrStdout()
 	asJSON, err := cmd.Flags().GetBool("json")
-	f, isFile := w.(*os.File)
+	terminal := onTerminal(w)
 	return &output{
-		w:      w,
-		json:   err == nil && asJSON,
-		colors: isFile && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+		w:        w,
+		json:     err == nil && asJSON,
+		terminal: terminal,
+		colors:   terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
+}
+
+// onTerminal tells whether somebody watches what is written to w.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // result prints v as one line of JSON, or calls text where people read.
@@ -83,9 +92,9 @@ type cell struct {
 	color color
 }
 
-// table is a list of rows under a header, at most maxColumns wide. Columns of
-// numbers are aligned to the right; where there is not enough room the widest
-// columns are cut, which an ellipsis shows, but not those in uncut.
+// table is a list of rows under a header, on a terminal at most maxColumns wide.
+// Columns of numbers are aligned to the right; where there is not enough room the
+// widest columns are cut, which an ellipsis shows, but not those in uncut.
 type table struct {
 	header []string
 	rows   [][]any
@@ -112,7 +121,9 @@ func (o *output) table(t *table) error {
 			right[j] = right[j] && (c.value == nil || isNumber(c.value))
 		}
 	}
-	fit(widths, t.header)
+	if o.terminal {
+		fit(widths, t.header)
+	}
 
 	var b strings.Builder
 	put := func(j int, s string, c color) {

@@ -183,7 +183,7 @@ func TestHealthAsksTheInstance(t *testing.T) {
 
 func TestTablesFitAndAlign(t *testing.T) {
 	var b bytes.Buffer
-	out := &output{w: &b}
+	out := &output{w: &b, terminal: true}
 	tab := newTable("SHARD", "OWNER", "LAG", "NOTE")
 	tab.row("shard-00", "alpha", 12, strings.Repeat("long ", 50))
 	tab.row("shard-01", nil, nil, "two\nlines\x1b[31m")
@@ -205,6 +205,11 @@ func TestTablesFitAndAlign(t *testing.T) {
 	out.colors = true
 	require.NoError(t, out.table(tab))
 	require.Contains(t, b.String(), "\x1b[31mbeta\x1b[0m   ", "padding counts what is seen")
+
+	b.Reset()
+	require.NoError(t, (&output{w: &b}).table(tab))
+	require.Contains(t, b.String(), strings.Repeat("long ", 50), "elsewhere nothing is cut")
+	require.NotContains(t, b.String(), "…")
 
 	b.Reset()
 	fingerprint := "invalid/" + strings.Repeat("x", maxColumns)
