@@ -164,6 +164,19 @@ func (f *filter) String() string {
 	return text[:min(len(text), 1000)]
 }
 
+// matched says so when no dead letter is meant. With a filter that is seldom what
+// was wanted, and an error.
+func (f *filter) matched(cmd *cobra.Command, n int) error {
+	switch {
+	case n > 0:
+		return nil
+	case f.empty():
+		say(cmd.ErrOrStderr(), "there are no dead letters")
+		return nil
+	}
+	return exit(exitFinding, fmt.Errorf("no dead letter matches %s; processor dlq stats counts those there are", f))
+}
+
 func moment(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil

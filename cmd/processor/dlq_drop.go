@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,13 @@ func newDLQDropCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			out := outputOf(cmd)
+			result := func(dropped int) error {
+				return out.result(map[string]int{"dropped": dropped}, func() error { return out.line("dropped %d", dropped) })
+			}
+			if len(list) == 0 {
+				return errors.Join(result(0), f.matched(cmd, 0))
+			}
 			if yes != len(list) {
 				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))
 			}
@@ -44,8 +52,7 @@ func newDLQDropCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := outputOf(cmd)
-			return out.result(map[string]int{"dropped": dropped}, func() error { return out.line("dropped %d", dropped) })
+			return result(dropped)
 		}),
 	}
 	f.flags(cmd)

@@ -156,6 +156,9 @@ func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 	if err == nil {
 		err = printErr
 	}
+	if err == nil && len(report) == 0 {
+		err = exit(exitFinding, fmt.Errorf("%s holds no dead letters; processor dlq export writes them", path))
+	}
 	if err == nil && count["gone"] > 0 {
 		err = exit(exitFinding, fmt.Errorf("%d of %d are no dead letters any more", count["gone"], len(report)))
 	}

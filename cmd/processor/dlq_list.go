@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -33,6 +34,7 @@ type letterJSON struct {
 	LastFailed  time.Time   `json:"last_failed_at"`
 	Instance    string      `json:"instance"`
 	Version     string      `json:"version"`
+	IsEdited    *bool       `json:"edited,omitempty"` // of dlq list; absent while Postgres does not say
 	Fields      []fieldJSON `json:"fields,omitempty"`
 	Edited      []fieldJSON `json:"edited_fields,omitempty"`
 	Record      *recordJSON `json:"record,omitempty"`
@@ -96,36 +98,70 @@ func newDLQListCommand() *cobra.Command {
 				return err
 			}
 			list := []letterJSON{}
+			var ids []telemetry.EntryID
 			more := false
 			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
 				if more = len(list) == limit; !more {
-					list = append(list, letterOf(l, false))
+					list, ids = append(list, letterOf(l, false)), append(ids, l.ID)
 				}
 				return !more
 			})
 			if err != nil {
 				return err
 			}
+			edited := m.whichEdited(cmd, ids)
+			for i, id := range ids {
+				if edited != nil {
+					list[i].IsEdited = new(edited[id])
+				}
+			}
 			out := outputOf(cmd)
-			return out.result(list, func() error {
-				t := newTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "ERROR")
-				for _, l := range list {
-					id, err := telemetry.ParseEntryID(l.ID)
-					if err != nil {
-						return err
-					}
-					t.row(l.ID, l.Class, l.Device, time.Since(id.Time()).Round(time.Second).String(), l.Attempts, l.Error)
+			return errors.Join(out.result(list, func() error {
+				if len(list) == 0 {
+					return nil
+				}
+				t := newTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "EDITED", "ERROR")
+				for i, l := range list {
+					t.row(l.ID, l.Class, l.Device, time.Since(ids[i].Time()).Round(time.Second).String(), l.Attempts, editedMark(l.IsEdited), l.Error)
 				}
 				if err := out.table(t); err != nil || !more {
 					return err
 				}
 				return out.line("and more; see --limit")
-			})
+			}), f.matched(cmd, len(list)))
 		}),
 	}
 	f.flags(cmd)
 	cmd.Flags().IntVar(&limit, "limit", 50, "most dead letters to list")
 	return cmd
+}
+
+// editedMark is a cell that says whether a dead letter was edited.
+func editedMark(edited *bool) any {
+	switch {
+	case edited == nil:
+		return cell{nil, yellow}
+	case *edited:
+		return cell{"edited", green}
+	}
+	return ""
+}
+
+// whichEdited tells which dead letters were edited; nil while Postgres does not
+// say, without which dead letters can still be looked at.
+func (m *morgue) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[telemetry.EntryID]bool {
+	edited := make(map[telemetry.EntryID]bool)
+	for part := range slices.Chunk(ids, 1000) {
+		some, err := m.archive.WhichEdited(cmd.Context(), part)
+		if err != nil {
+			say(cmd.ErrOrStderr(), "processor: which are edited is unknown: %v", err)
+			return nil
+		}
+		for _, id := range some {
+			edited[id] = true
+		}
+	}
+	return edited
 }
 
 func newDLQShowCommand() *cobra.Command {
@@ -249,6 +285,7 @@ type kindJSON struct {
 	Class       string    `json:"class"`
 	Count       int       `json:"count"`
 	Devices     int       `json:"devices"`
+	Edited      *int      `json:"edited"` // null while Postgres does not say
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
 	Example     string    `json:"example"`
@@ -266,6 +303,8 @@ func newDLQStatsCommand() *cobra.Command {
 				return err
 			}
 			kinds := make(map[string]*kindJSON)
+			kindOf := make(map[telemetry.EntryID]*kindJSON)
+			var ids []telemetry.EntryID
 			devices := make(map[[2]string]bool)
 			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
 				j := letterOf(l, false)
@@ -276,6 +315,7 @@ func newDLQStatsCommand() *cobra.Command {
 				}
 				k.Count++
 				k.Last = l.ID.Time()
+				kindOf[l.ID], ids = k, append(ids, l.ID)
 				if d := [2]string{j.Fingerprint, j.Device}; !devices[d] {
 					devices[d] = true
 					k.Devices++
@@ -285,19 +325,33 @@ func newDLQStatsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			edited := m.whichEdited(cmd, ids)
 			list := make([]*kindJSON, 0, len(kinds))
 			for _, k := range kinds {
+				if edited != nil {
+					k.Edited = new(int)
+				}
 				list = append(list, k)
+			}
+			for id := range edited {
+				*kindOf[id].Edited++
 			}
 			slices.SortFunc(list, func(a, b *kindJSON) int { return b.Count - a.Count })
 			out := outputOf(cmd)
-			return out.result(list, func() error {
-				t := newTable("COUNT", "DEVICES", "FINGERPRINT", "FIRST", "LAST", "EXAMPLE")
+			return errors.Join(out.result(list, func() error {
+				if len(list) == 0 {
+					return nil
+				}
+				t := newTable("COUNT", "DEVICES", "EDITED", "FINGERPRINT", "FIRST", "LAST", "EXAMPLE")
 				for _, k := range list {
-					t.row(k.Count, k.Devices, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
+					n := any(cell{nil, yellow})
+					if k.Edited != nil {
+						n = *k.Edited
+					}
+					t.row(k.Count, k.Devices, n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
 				}
 				return out.table(t)
-			})
+			}), f.matched(cmd, len(list)))
 		}),
 	}
 	f.flags(cmd)
@@ -333,12 +387,20 @@ func newDLQExportCommand() *cobra.Command {
 			enc := json.NewEncoder(w)
 			enc.SetEscapeHTML(false)
 			var failed error
+			written := 0
 			err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
 				failed = enc.Encode(letterOf(l, true))
+				written++
 				return failed == nil
 			})
 			if err == nil {
 				err = failed
+			}
+			if err == nil && file != "" && written == 0 {
+				err = os.Remove(file) // an empty one looks like a success
+			}
+			if err == nil {
+				err = f.matched(cmd, written)
 			}
 			return err
 		}),

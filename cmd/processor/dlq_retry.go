@@ -38,7 +38,7 @@ time of the entries they were. Waits while the service has too much undone. What
 interrupted goes on where it ended when the same command is given again.
 
 With --dry-run nothing is sent: each is decoded and the whole write is run in a
-transaction that is rolled back. Exits 1 when one would fail.`,
+transaction that is rolled back. Exits 1 when one would fail, or when none is meant.`,
 		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
   processor dlq retry --class sink --rate 500`,
 		Args: cobra.ArbitraryArgs,
@@ -52,6 +52,9 @@ transaction that is rolled back. Exits 1 when one would fail.`,
 			list, err := m.chosen(cmd, &f, all)
 			if err != nil {
 				return err
+			}
+			if len(list) == 0 {
+				return errors.Join(outputOf(cmd).result([]retryJSON{}, func() error { return nil }), f.matched(cmd, 0))
 			}
 			r := &replay{morgue: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
 				say(cmd.ErrOrStderr(), format, args...)

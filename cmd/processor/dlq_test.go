@@ -94,11 +94,11 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 	require.Zero(t, d.json(&list, "list", "--class", "invalid", "--device", fleet.DeviceID(1), "--since", "1h", "--text", "latitude"))
 	require.Len(t, list, 3)
 	require.Equal(t, "payload.latitude", list[0].Field)
-	require.Zero(t, d.json(&list, "list", "--class", "sink"))
-	require.Empty(t, list)
+	require.False(t, *list[0].IsEdited)
 	var kinds []kindJSON
 	require.Zero(t, d.json(&kinds, "stats"))
 	require.Equal(t, 3, kinds[0].Count)
+	require.Zero(t, *kinds[0].Edited)
 	require.Equal(t, "invalid/payload.latitude/range", kinds[0].Fingerprint)
 
 	var shown letterJSON
@@ -118,6 +118,12 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 		require.Contains(t, out, "decodes")
 		require.Contains(t, out, `"id":9007199254740993`, "every digit is kept")
 	}
+	require.Zero(t, d.json(&list, "list"))
+	require.Equal(t, []bool{true, true, false}, []bool{*list[0].IsEdited, *list[1].IsEdited, *list[2].IsEdited})
+	require.Zero(t, d.json(&kinds, "stats"))
+	require.Equal(t, 2, *kinds[0].Edited)
+	_, out, _ := d.call("list")
+	require.Regexp(t, `(?m)^\S+ +invalid +\d+ +\S+ +1 +edited +invalid`, out)
 	require.Zero(t, d.json(&report, "retry", ids[0].String(), ids[1].String(), "--dry-run"))
 	require.Equal(t, "stored", report[0].Outcome)
 	require.Equal(t, 1, d.count("select count(*) from positions"))
@@ -273,6 +279,41 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	code, _, errs = d.call("edit", "--mended", fileOf(t, "no JSON"))
 	require.Equal(t, exitFinding, code)
 	require.Contains(t, errs, "read mended dead letters")
+}
+
+func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
+	d := newDLQ(t)
+	code, out, errs := d.call("list")
+	require.Equal(t, []any{exitClean, "", "there are no dead letters\n"}, []any{code, out, errs}, "which is as it should be")
+	code, out, errs = d.call("retry", "--all", "--json")
+	require.Equal(t, []any{exitClean, "[]\n", "there are no dead letters\n"}, []any{code, out, errs})
+	d.park(fine(1, 1))
+	file := filepath.Join(t.TempDir(), "none.jsonl")
+	for _, tt := range []struct {
+		args []string
+		json string
+	}{
+		{[]string{"list"}, "[]\n"},
+		{[]string{"stats"}, "[]\n"},
+		{[]string{"export"}, ""},
+		{[]string{"export", "--file", file}, ""},
+		{[]string{"retry"}, "[]\n"},
+		{[]string{"retry", "--dry-run"}, "[]\n"},
+		{[]string{"drop", "--yes", "0"}, `{"dropped":0}` + "\n"},
+	} {
+		code, out, errs := d.call(append(tt.args, "--device", "nobody", "--json")...)
+		require.Equal(t, exitFinding, code, "%v", tt.args)
+		require.Equal(t, tt.json, out, "%v", tt.args)
+		require.Contains(t, errs, "no dead letter matches device=nobody; processor dlq stats", "%v", tt.args)
+	}
+	require.NoFileExists(t, file)
+	code, _, errs = d.call("edit", "1-1", "--set", "codec=8")
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "no dead letter has the ID 1-1")
+	code, out, errs = d.call("edit", "--mended", fileOf(t, ""), "--json")
+	require.Equal(t, []any{exitFinding, "[]\n"}, []any{code, out})
+	require.Contains(t, errs, "holds no dead letters")
+	require.Zero(t, d.count("select count(*) from processor.audit"))
 }
 
 func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {

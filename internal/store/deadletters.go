@@ -79,10 +79,6 @@ where stream = $1
 func (d *DeadLetters) Edited(ctx context.Context, ids []telemetry.EntryID) (map[telemetry.EntryID][]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	text := make([]string, len(ids))
-	for i, id := range ids {
-		text[i] = id.String()
-	}
 	edited := make(map[telemetry.EntryID][]string)
 	rows, err := d.pool.Query(ctx, `
 select dlq_id, edited_fields
@@ -90,7 +86,7 @@ from processor.dead_letters
 where stream = $1
   and grp = $2
   and dlq_id = any ($3)
-  and edited_fields is not null`, d.scope.Stream, d.scope.Group, text)
+  and edited_fields is not null`, d.scope.Stream, d.scope.Group, textIDs(ids))
 	if err != nil {
 		return nil, failure("look for edited dead letters", err)
 	}
@@ -102,6 +98,38 @@ where stream = $1
 		return err
 	})
 	return edited, failure("look for edited dead letters", err)
+}
+
+// WhichEdited returns those dead letters that have corrected fields.
+func (d *DeadLetters) WhichEdited(ctx context.Context, ids []telemetry.EntryID) ([]telemetry.EntryID, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	rows, err := d.pool.Query(ctx, `
+select dlq_id
+from processor.dead_letters
+where stream = $1
+  and grp = $2
+  and dlq_id = any ($3)
+  and edited_fields is not null`, d.scope.Stream, d.scope.Group, textIDs(ids))
+	if err != nil {
+		return nil, failure("look for edited dead letters", err)
+	}
+	edited, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
+		var id string
+		if err := row.Scan(&id); err != nil {
+			return telemetry.EntryID{}, err
+		}
+		return telemetry.ParseEntryID(id)
+	})
+	return edited, failure("look for edited dead letters", err)
+}
+
+func textIDs(ids []telemetry.EntryID) []string {
+	text := make([]string, len(ids))
+	for i, id := range ids {
+		text[i] = id.String()
+	}
+	return text
 }
 
 // Replayed notes what dead letters were sent again as.
