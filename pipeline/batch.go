@@ -21,7 +21,8 @@ type batch struct {
 	links     []link
 	rules     protocol.Rules
 	crossings []protocol.Crossing
-	tangled   []*device // with records out of order, whose crossings are derived when the batch is sealed
+	touched   []touch // the devices it has records of
+	tangled   []int32 // in touched: with records out of order, whose crossings are derived when the batch is sealed
 	applied   []protocol.Applied
 	scratch   []geofence.Crossing
 	entries   int
@@ -49,6 +50,17 @@ type part struct {
 	again   map[telemetry.EntryID]telemetry.Deferred // entries that were deferred, until they are decided; nil for those of a queue
 }
 
+// touch is a device as a batch has it.
+type touch struct {
+	*device
+	id               string
+	base             int64 // the watermark when the batch began
+	baseLat, baseLon float64
+	top              int64 // newest device time in the batch, of any record
+	last             int32 // newest link of the device's records
+	tangled          bool  // records came out of order
+}
+
 // link chains the records of a device within a batch, newest first.
 type link struct {
 	prev int32
@@ -61,9 +73,9 @@ func (b *batch) reset(seq uint64, careful bool) {
 	clear(b.fresh)
 	clear(b.late)
 	clear(b.crossings)
-	clear(b.tangled)
+	clear(b.touched)
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
-	b.crossings, b.tangled, b.applied = b.crossings[:0], b.tangled[:0], b.applied[:0]
+	b.crossings, b.touched, b.tangled, b.applied = b.crossings[:0], b.touched[:0], b.tangled[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
 	b.due = time.Time{}
 	clear(b.deferred)
@@ -77,26 +89,27 @@ func (b *batch) reset(seq uint64, careful bool) {
 // place puts a decoded record where it belongs, and moves the device's state.
 func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	if d.batch != b.seq {
-		d.batch, d.top, d.last, d.tangled = b.seq, never, -1, false
-		d.base, d.baseLat, d.baseLon = d.watermark, d.lat, d.lon
+		d.batch, d.touch = b.seq, int32(len(b.touched))
+		b.touched = append(b.touched, touch{device: d, id: r.DeviceID, base: d.watermark, baseLat: d.lat, baseLon: d.lon, top: never, last: -1})
 	}
-	if r.TimeUS <= d.top && b.repeated(d, r.TimeUS) {
+	t := &b.touched[d.touch]
+	if r.TimeUS <= t.top && b.repeated(t, r.TimeUS) {
 		// Of two records with the same time the first in the stream counts.
 		b.repeats++
 		return
 	}
-	b.links = append(b.links, link{prev: d.last, us: r.TimeUS})
-	d.last = int32(len(b.links) - 1)
-	d.top = max(d.top, r.TimeUS)
+	b.links = append(b.links, link{prev: t.last, us: r.TimeUS})
+	t.last = int32(len(b.links) - 1)
+	t.top = max(t.top, r.TimeUS)
 	switch {
-	case !eligible, b.careful, r.TimeUS <= d.base:
+	case !eligible, b.careful, r.TimeUS <= t.base:
 		b.late = append(b.late, *r)
 	default:
 		// Newer than all that took part in state when the batch began, so it is in
 		// no table yet, wherever it stands among the records of this batch.
 		b.fresh = append(b.fresh, *r)
 		if b.rules.Fences.Len() > 0 {
-			b.cross(d, r)
+			b.cross(t, r)
 		}
 	}
 	if eligible && r.TimeUS > d.watermark {
@@ -105,22 +118,22 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 }
 
 // cross notes what a fresh record crossed on the way from the fix before it.
-func (b *batch) cross(d *device, r *telemetry.Record) {
-	if r.TimeUS < d.watermark && !d.tangled {
-		d.tangled = true
-		b.tangled = append(b.tangled, d)
+func (b *batch) cross(t *touch, r *telemetry.Record) {
+	if r.TimeUS < t.watermark && !t.tangled {
+		t.tangled = true
+		b.tangled = append(b.tangled, t.touch)
 	}
-	if d.tangled {
+	if t.tangled {
 		return
 	}
 	next := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
-	if d.watermark == never {
+	if t.watermark == never {
 		b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
 	} else {
-		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], d.fix(), next, b.rules.MaxGap)
+		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], t.fix(), next, b.rules.MaxGap)
 	}
 	for _, c := range b.scratch {
-		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: d.id, Crossing: c})
+		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
 	}
 }
 
@@ -131,10 +144,11 @@ func (b *batch) seal() {
 		return
 	}
 	fixes := make(map[string][]geofence.Fix, len(b.tangled))
-	for _, d := range b.tangled {
-		fixes[d.id] = nil
-		if d.base != never {
-			fixes[d.id] = []geofence.Fix{{TimeUS: d.base, Latitude: d.baseLat, Longitude: d.baseLon}}
+	for _, i := range b.tangled {
+		t := &b.touched[i]
+		fixes[t.id] = nil
+		if t.base != never {
+			fixes[t.id] = []geofence.Fix{{TimeUS: t.base, Latitude: t.baseLat, Longitude: t.baseLon}}
 		}
 	}
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
@@ -147,19 +161,20 @@ func (b *batch) seal() {
 			fixes[r.DeviceID] = append(list, geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
 		}
 	}
-	for _, d := range b.tangled {
-		list := fixes[d.id]
+	for _, i := range b.tangled {
+		t := &b.touched[i]
+		list := fixes[t.id]
 		slices.SortFunc(list, func(a, b geofence.Fix) int { return cmp.Compare(a.TimeUS, b.TimeUS) })
-		b.scratch = b.rules.Fences.Track(b.scratch[:0], list, b.rules.MaxGap, d.base == never)
+		b.scratch = b.rules.Fences.Track(b.scratch[:0], list, b.rules.MaxGap, t.base == never)
 		for _, c := range b.scratch {
-			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: d.id, Crossing: c})
+			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
 		}
 	}
 	b.tangled = b.tangled[:0]
 }
 
-func (b *batch) repeated(d *device, us int64) bool {
-	for i := d.last; i >= 0; i = b.links[i].prev {
+func (b *batch) repeated(t *touch, us int64) bool {
+	for i := t.last; i >= 0; i = b.links[i].prev {
 		if b.links[i].us == us {
 			return true
 		}
@@ -179,7 +194,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
 		return gone(telemetry.ShardOf(c.DeviceID, shards))
 	})
-	b.tangled = slices.DeleteFunc(b.tangled, func(d *device) bool { return gone(d.shard) })
+	b.tangled = slices.DeleteFunc(b.tangled, func(i int32) bool { return gone(int(b.touched[i].shard)) })
 	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
 	b.deferred = slices.DeleteFunc(b.deferred, func(d telemetry.Deferred) bool { return gone(d.Shard) })
 	letters := func(list []telemetry.DeadLetter) []telemetry.DeadLetter {

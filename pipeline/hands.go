@@ -113,7 +113,7 @@ func (p *Pipeline) OnPanic(f func(value any)) {
 func (w *worker) show() {
 	v := &WorkerView{
 		At: time.Now().UTC(), Applying: w.applying.String(), Batch: w.current.entries,
-		Unacked: w.unacked, Known: w.state.devices.Len(),
+		Unacked: w.unacked, Known: w.state.len,
 	}
 	seen := make(map[string]struct{})
 	look := func(records []telemetry.Record) {
@@ -123,8 +123,8 @@ func (w *worker) show() {
 				continue
 			}
 			seen[id] = struct{}{}
-			if d, ok := w.state.devices.Peek(id); ok {
-				v.devices = append(v.devices, d.view())
+			if d := w.state.get(id); d != nil {
+				v.devices = append(v.devices, d.view(id))
 			}
 		}
 	}
@@ -138,8 +138,8 @@ func (w *worker) show() {
 	w.view.Store(v)
 }
 
-func (d *device) view() DeviceView {
-	v := DeviceView{Device: d.id, Shard: d.shard}
+func (d *device) view(id string) DeviceView {
+	v := DeviceView{Device: id, Shard: int(d.shard)}
 	if d.watermark != never {
 		lat, lon := d.lat, d.lon
 		v.Known, v.Watermark, v.Latitude, v.Longitude = true, time.UnixMicro(d.watermark).UTC(), &lat, &lon

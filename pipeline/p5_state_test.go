@@ -19,8 +19,7 @@ func TestTheStateOfADeviceIsSmall(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	s, err := newState(devices, func() {})
-	require.NoError(t, err)
+	s := newState(devices, 64, func() {})
 	for i := range devices {
 		s.learn(fmt.Sprintf("35630704%07d", i), i%64, int64(i), 48, 11)
 	}

@@ -1,99 +1,198 @@
 package pipeline
 
 import (
+	"hash/maphash"
 	"math"
 	"strings"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/trmtracking/processor/internal/geofence"
 )
 
 // device is what is known of one device: its last position that takes part in
 // state. Everything in it can be derived from the tables, so it may be
-// forgotten whenever nothing uncommitted rests on it.
+// forgotten whenever nothing uncommitted rests on it. It fills one cache line
+// and has no pointers: with a million devices each record has to fetch one, and
+// the garbage collector would have to visit all of them.
 type device struct {
-	id        string
-	shard     int
-	era       uint64 // of the shard's state; older ones are void
-	watermark int64  // device time of the last position in microseconds, or math.MinInt64
+	watermark int64 // device time of the last position in microseconds, or never
 	lat, lon  float64
-
-	// What follows belongs to the batch that touched the device last.
-	batch            uint64
-	base             int64 // the watermark when that batch began
-	baseLat, baseLon float64
-	top              int64 // newest device time in that batch, of any record
-	last             int32 // newest link of the device's records in that batch
-	tangled          bool  // records came out of order in that batch
+	batch     uint64 // that touched it last; 0 for none
+	touch     int32  // where that batch has it among what it touched
+	next      int32  // slot of the next device with the same hash, or -1
+	era       uint32 // of the shard's state; older ones are void
+	shard     uint16
+	used      bool  // again, since it was learnt or evict came by
+	length    uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
+	id        [shortID]byte
 }
+
+// shortID is the most bytes of an ID that a device holds itself, as of every
+// IMEI; longer ones are in state.long.
+const shortID = 15
 
 const never = math.MinInt64
-
-// state is the devices of one worker: bounded, least recently used first out,
-// and void per shard at a stroke. One goroutine owns it.
-type state struct {
-	devices *simplelru.LRU[string, *device]
-	max     int
-	eras    map[int]uint64
-	evicted func()
-}
-
-func newState(maxDevices int, evicted func()) (*state, error) {
-	// The bound is kept by evict, which knows what is committed.
-	lru, err := simplelru.NewLRU[string, *device](math.MaxInt, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &state{devices: lru, max: maxDevices, eras: make(map[int]uint64), evicted: evicted}, nil
-}
-
-// find returns a device that is known, or nil.
-func (s *state) find(id string, shard int) *device {
-	d, ok := s.devices.Get(id)
-	if !ok || d.era != s.eras[shard] || d.shard != shard {
-		return nil
-	}
-	return d
-}
-
-// learn notes what is stored of a device; never for a device without positions.
-func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *device {
-	d := &device{
-		id: strings.Clone(id), shard: shard, era: s.eras[shard],
-		watermark: watermark, lat: lat, lon: lon,
-	}
-	s.devices.Add(d.id, d)
-	return d
-}
-
-// known is how many devices of a shard are in memory.
-func (s *state) known(shard int) int {
-	n := 0
-	for _, d := range s.devices.Values() {
-		if d.shard == shard && d.era == s.eras[shard] {
-			n++
-		}
-	}
-	return n
-}
 
 // fix is the last position of a device that has one.
 func (d *device) fix() geofence.Fix {
 	return geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
 }
 
+// state is the devices of one worker: bounded, those not used of late first
+// out, and void per shard at a stroke. One goroutine owns it.
+//
+// Devices lie in blocks that never move, are found by the hash of their ID, and
+// are forgotten by the second-chance rule, since a list in order of use is three
+// more cache lines a record (docs/performance.md, "What worked").
+type state struct {
+	hash    func(id string) uint64
+	slots   map[uint64]int32 // hash of an ID to the first slot with it
+	blocks  []*[blockSize]device
+	long    map[int32]string // IDs that do not fit, by slot
+	free    []int32          // slots that hold nothing
+	len     int
+	max     int
+	hand    int32    // the slot that evict looks at next
+	eras    []uint32 // of the shards
+	evicted func()
+}
+
+const blockSize = 1024
+
+func newState(maxDevices, shards int, evicted func()) *state {
+	seed := maphash.MakeSeed()
+	return &state{
+		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
+		max: maxDevices, eras: make([]uint32, shards), evicted: evicted,
+	}
+}
+
+func (s *state) at(slot int32) *device { return &s.blocks[slot/blockSize][slot%blockSize] }
+
+// is tells whether a slot holds the device with an ID.
+func (s *state) is(slot int32, d *device, id string) bool {
+	if d.length > shortID {
+		return s.long[slot] == id
+	}
+	return string(d.id[:d.length]) == id
+}
+
+// get returns a device, void or not, or nil.
+func (s *state) get(id string) *device {
+	slot, ok := s.slots[s.hash(id)]
+	for ok && slot >= 0 {
+		d := s.at(slot)
+		if s.is(slot, d, id) {
+			return d
+		}
+		slot = d.next
+	}
+	return nil
+}
+
+// find returns a device that is known, or nil. The pointer holds until evict.
+func (s *state) find(id string, shard int) *device {
+	d := s.get(id)
+	if d == nil || d.era != s.eras[shard] || int(d.shard) != shard {
+		return nil
+	}
+	d.used = true
+	return d
+}
+
+// learn notes what is stored of a device; never for a device without positions.
+func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *device {
+	d := s.get(id)
+	if d == nil {
+		d = s.add(id)
+	}
+	d.shard, d.era, d.used, d.batch = uint16(shard), s.eras[shard], false, 0
+	d.watermark, d.lat, d.lon = watermark, lat, lon
+	return d
+}
+
+func (s *state) add(id string) *device {
+	if len(s.free) == 0 {
+		first := int32(len(s.blocks) * blockSize)
+		s.blocks = append(s.blocks, new([blockSize]device))
+		for slot := first + blockSize - 1; slot >= first; slot-- {
+			s.free = append(s.free, slot)
+		}
+	}
+	slot := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	d := s.at(slot)
+	d.length, d.next = uint8(min(len(id), shortID+1)), -1
+	if len(id) > shortID {
+		s.long[slot] = strings.Clone(id)
+	} else {
+		copy(d.id[:], id)
+	}
+	hash := s.hash(id)
+	if other, ok := s.slots[hash]; ok {
+		d.next = other
+	}
+	s.slots[hash] = slot
+	s.len++
+	return d
+}
+
+// drop forgets the device in a slot.
+func (s *state) drop(slot int32) {
+	d := s.at(slot)
+	id, long := s.long[slot]
+	if !long {
+		id = string(d.id[:d.length])
+	}
+	delete(s.long, slot)
+	hash := s.hash(id)
+	switch first := s.slots[hash]; {
+	case first != slot:
+		before := s.at(first)
+		for before.next != slot {
+			before = s.at(before.next)
+		}
+		before.next = d.next
+	case d.next >= 0:
+		s.slots[hash] = d.next
+	default:
+		delete(s.slots, hash)
+	}
+	*d = device{}
+	s.free = append(s.free, slot)
+	s.len--
+}
+
+// known is how many devices of a shard are in memory.
+func (s *state) known(shard int) int {
+	n := 0
+	for _, block := range s.blocks {
+		for i := range block {
+			if d := &block[i]; d.length > 0 && int(d.shard) == shard && d.era == s.eras[shard] {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // void forgets all devices of a shard.
 func (s *state) void(shard int) { s.eras[shard]++ }
 
-// evict keeps the bound, but spares what batches after the committed one rest on.
+// evict keeps the bound, but spares what batches after the committed one rest
+// on. It goes round the slots: what was used since the last time gets a second
+// chance.
 func (s *state) evict(committed uint64) {
-	for s.devices.Len() > s.max {
-		_, d, ok := s.devices.GetOldest()
-		if !ok || d.batch > committed {
-			return
+	slots := int32(len(s.blocks) * blockSize)
+	for left := 2 * slots; s.len > s.max && left > 0; left-- {
+		slot := s.hand
+		s.hand = (s.hand + 1) % slots
+		switch d := s.at(slot); {
+		case d.length == 0, d.batch > committed:
+		case d.used && d.era == s.eras[d.shard]:
+			d.used = false
+		default:
+			s.drop(slot)
+			s.evicted()
 		}
-		s.devices.RemoveOldest()
-		s.evicted()
 	}
 }

@@ -101,14 +101,10 @@ func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
 	// So that there is room for all batches a worker has.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
-	st, err := newState(perWorker, p.metrics.evictions.Inc)
-	if err != nil {
-		return nil, err
-	}
 	w := &worker{
 		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
 		parker: p.parker, deferrals: p.deferrals, trials: p.trials, trial: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
-		box: box, held: make(map[int]tenure), state: st,
+		box: box, held: make(map[int]tenure), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
 		toAck: make(chan *batch, 1), acked: make(chan *batch, batches),
@@ -441,7 +437,7 @@ func (w *worker) finish(b *batch) {
 			w.table.restart(p.shard, p.grant)
 		}
 	}
-	w.stateSize.Store(int64(w.state.devices.Len()))
+	w.stateSize.Store(int64(w.state.len))
 	ring(w.table.room)
 	ring(w.table.wake)
 }
