@@ -1,0 +1,93 @@
+package pipeline
+
+import (
+	"hash/maphash"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+// TestTheStateIsAMapThatForgets compares the state with a map, with hashes that
+// collide, IDs of all lengths, shards that are void and a small bound.
+func TestTheStateIsAMapThatForgets(t *testing.T) {
+	const shards, bound = 3, 20
+	type known struct{ era, batch, watermark int }
+	rapid.Check(t, func(t *rapid.T) {
+		forgotten := 0
+		s := newState(bound, shards, func() { forgotten++ })
+		seed := maphash.MakeSeed()
+		s.hash = func(id string) uint64 { return maphash.String(seed, id) % 7 }
+		model := make(map[string]known)
+		var eras [shards]int
+		batch, learnt := 0, 0
+		shardOf := func(n int) int { return n % shards }
+		name := func(n int) string { return strconv.Itoa(n) + strings.Repeat("x", n%40) }
+		device := rapid.IntRange(0, 60)
+		t.Repeat(map[string]func(*rapid.T){
+			"record": func(t *rapid.T) {
+				n := device.Draw(t, "device")
+				id := name(n)
+				d := s.find(id, shardOf(n))
+				m, ok := model[id]
+				if ok && m.batch == batch || d != nil {
+					// Neither void nor forgotten while its batch is not committed.
+					if ok = m.era == eras[shardOf(n)]; ok {
+						require.NotNil(t, d)
+						require.EqualValues(t, m.watermark, d.watermark)
+					} else {
+						require.Nil(t, d)
+					}
+				}
+				if d == nil {
+					learnt++
+					d = s.learn(id, shardOf(n), int64(learnt), 0, 0)
+					require.Zero(t, d.batch)
+				}
+				require.Same(t, d, s.find(id, shardOf(n)))
+				d.batch = uint64(batch)
+				d.watermark++
+				model[id] = known{eras[shardOf(n)], batch, int(d.watermark)}
+			},
+			"next batch": func(*rapid.T) { batch++ },
+			"commit":     func(*rapid.T) { s.evict(uint64(max(0, batch-1))) },
+			"commit all": func(t *rapid.T) {
+				s.evict(uint64(batch))
+				require.LessOrEqual(t, s.len, bound)
+				batch++
+			},
+			"void": func(t *rapid.T) {
+				shard := rapid.IntRange(0, shards-1).Draw(t, "shard")
+				s.void(shard)
+				eras[shard]++
+				require.Zero(t, s.known(shard))
+			},
+			"": func(t *rapid.T) {
+				held := 0
+				for n := range 61 {
+					if s.get(name(n)) != nil {
+						held++
+					}
+				}
+				require.Equal(t, s.len, held)
+				require.LessOrEqual(t, len(s.long), held)
+				require.Equal(t, len(s.blocks)*blockSize, held+len(s.free))
+			},
+		})
+	})
+}
+
+// TestDevicesInUseAreNotForgotten: a device that sends in each batch stays known
+// while a crowd of others passes by.
+func TestDevicesInUseAreNotForgotten(t *testing.T) {
+	s := newState(100, 1, func() {})
+	s.learn("busy", 0, 0, 0, 0)
+	for i := range 10_000 {
+		s.learn(strconv.Itoa(i), 0, 0, 0, 0)
+		require.NotNil(t, s.find("busy", 0), "after %d others", i)
+		s.evict(0)
+	}
+	require.Equal(t, 100, s.len)
+}
