@@ -45,6 +45,8 @@ func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 	r := runScenario(t, "split", program, "none", short)
 	require.Empty(t, r.Missed, "without a mutation everything is well")
 	require.Positive(t, r.Crossings)
+	r = runScenario(t, "wake", program, "none", loadtest.Plan{})
+	require.Empty(t, r.Missed, "nor with a batch that is held back")
 
 	for _, tt := range []struct {
 		mutant, scenario string
@@ -54,6 +56,7 @@ func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 		{"drop:100000", "split", loadtest.Plan{Rate: 10_000, Duration: 25 * time.Second}, func(r *loadtest.Result) bool { return r.Lost > 0 }},
 		{"early_ack", "split", short, func(r *loadtest.Result) bool { return r.Early > 0 }},
 		{"double_crossing", "split", short, func(r *loadtest.Result) bool { return r.Oracle == "different" }},
+		{"unfenced", "wake", loadtest.Plan{}, func(r *loadtest.Result) bool { return *r.Stale > 0 }},
 	} {
 		t.Run(tt.mutant, func(t *testing.T) {
 			r := runScenario(t, tt.scenario, program, tt.mutant, tt.plan)
@@ -63,9 +66,7 @@ func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 	}
 }
 
-// A commit without the check of epochs cannot be seen in the tables of a load
-// test: a take-over ends the sessions of the old owner, and what it commits on new
-// ones is what its successor has stored already. The tests of the store see it.
+// The tests of the store see it in every form of a commit.
 func TestACommitWithoutTheCheckOfEpochsIsCaught(t *testing.T) {
 	testenv.Full(t)
 	test := func(mutant string) (string, error) {

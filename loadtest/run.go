@@ -59,6 +59,9 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
 	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}
+	if s.held {
+		r.line.env = append(r.line.env, "MUTANT_HOLD="+cfg.Dir)
+	}
 	if r.ground, err = openGround(ctx, cfg, s.durable, r.log); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ type Scenario struct {
 	idle    bool     // starts without instances
 	bare    bool     // without fences
 	durable bool     // kills Redis: it must keep what it has acknowledged
+	held    bool     // holds batches back: the program must be one that can be asked to
 	env     []string // of the instances
 	run     func(ctx context.Context, r *run) error
 }
@@ -30,9 +31,10 @@ func Scenarios() []Scenario {
 	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos()}
 }
 
-// ByName is the scenario of that name.
+// ByName is the scenario of that name. It also knows those for which the service
+// has to be built in a way of their own.
 func ByName(name string) (Scenario, error) {
-	all := Scenarios()
+	all := append(Scenarios(), wake())
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
 	if i < 0 {
 		var names []string

@@ -46,7 +46,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 			}
 		}
 		var err error
-		c.written, err = w.sink.Write(ctx, content)
+		c.written, err = w.mutantWrites(ctx, content)
 		w.tried.Add(1)
 		if err == nil {
 			w.metrics.wrote(b, c.written, time.Since(started))

@@ -2,7 +2,11 @@
 
 package pipeline
 
-import "context"
+import (
+	"context"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
 
 // The points at which a mutant of the service (build tag mutant) goes wrong on
 // purpose, so that the load test can be shown to notice. Here they do nothing.
@@ -12,3 +16,8 @@ func mutantDrops() bool { return false }
 
 // mutantAcks acknowledges a batch that is not committed yet.
 func (w *worker) mutantAcks(context.Context, *batch) {}
+
+// mutantWrites writes a batch, after it was held where somebody asks for that.
+func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+	return w.sink.Write(ctx, b)
+}

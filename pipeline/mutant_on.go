@@ -5,10 +5,13 @@ package pipeline
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 var placed atomic.Int64
@@ -27,4 +30,30 @@ func (w *worker) mutantAcks(ctx context.Context, b *batch) {
 		_ = w.acker.Ack(ctx, b.acks())
 		_ = sleep(ctx, 50*time.Millisecond)
 	}
+}
+
+// mutantWrites writes a batch, after it was held where somebody asks for that:
+// while there is a file INSTANCE_ID.hold in the folder MUTANT_HOLD. A file
+// INSTANCE_ID.held-* is there until a batch that was held is written.
+func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+	if dir := os.Getenv("MUTANT_HOLD"); dir != "" {
+		name := filepath.Join(dir, os.Getenv("INSTANCE_ID")+".hold")
+		if _, err := os.Stat(name); err == nil {
+			held, err := os.CreateTemp(dir, os.Getenv("INSTANCE_ID")+".held-*")
+			if err != nil {
+				return protocol.Written{}, err
+			}
+			defer func() { _ = os.Remove(held.Name()) }()
+			_ = held.Close()
+		}
+		for {
+			if _, err := os.Stat(name); err != nil {
+				break
+			}
+			if err := sleep(ctx, time.Millisecond); err != nil {
+				return protocol.Written{}, err
+			}
+		}
+	}
+	return w.sink.Write(ctx, b)
 }
