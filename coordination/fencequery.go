@@ -52,11 +52,10 @@ func NewFenceQuery(keeper FenceKeeper, ledger Ledger, every time.Duration, log *
 	return q
 }
 
-// The incidents of the query, by subject.
+// The subjects of the query's incidents.
 const (
-	fenceIncident = "geofence_query"
-	fenceRows     = "rows"
-	fenceRun      = "query"
+	fenceRows = "rows"
+	fenceRun  = "query"
 )
 
 // Do looks at the platform's fences if it is time.
@@ -76,14 +75,14 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 		q.failures.Inc()
 		if ctx.Err() == nil {
 			q.failed = true
-			if noteErr := q.ledger.Open(ctx, fenceIncident, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
+			if noteErr := q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
 				q.log.Warn("incident not noted, trying again", "err", noteErr)
 			}
 		}
 		return fmt.Errorf("GEOFENCE_QUERY: %w", err)
 	}
 	if q.failed {
-		if err := q.ledger.Close(ctx, fenceIncident, fenceRun); err != nil {
+		if err := q.ledger.Close(ctx, protocol.GeofenceQuery, fenceRun); err != nil {
 			return err
 		}
 		q.failed = false
@@ -108,12 +107,12 @@ func (q *FenceQuery) note(ctx context.Context, bad []error) error {
 	}
 	var err error
 	if len(bad) == 0 {
-		err = q.ledger.Close(ctx, fenceIncident, fenceRows)
+		err = q.ledger.Close(ctx, protocol.GeofenceQuery, fenceRows)
 	} else {
 		for _, b := range bad[:len(texts)] {
 			q.log.Error("a row of GEOFENCE_QUERY is no good and left out; mend it in the platform", "err", b)
 		}
-		err = q.ledger.Open(ctx, fenceIncident, fenceRows, map[string]any{"count": len(bad), "rows": texts})
+		err = q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRows, map[string]any{"count": len(bad), "rows": texts})
 	}
 	if err == nil {
 		q.noted = now

@@ -68,7 +68,6 @@ type Housekeeper struct {
 
 	walk   *walk
 	walked time.Time
-	shown  map[string]bool // fingerprints with an incident
 	parked struct {
 		cursor uint64
 		began  time.Time
@@ -220,24 +219,25 @@ func (h *Housekeeper) finish(ctx context.Context) error {
 	}
 	slices.SortFunc(names, func(a, b string) int { return h.walk.kinds[b].count - h.walk.kinds[a].count })
 	names = names[:min(houseKinds, len(names))]
-	shown := make(map[string]bool, len(names))
 	for _, name := range names {
 		k := h.walk.kinds[name]
-		shown[name] = true
-		if err := h.Ledger.Open(ctx, "dead_letters", name, map[string]any{
+		if err := h.Ledger.Open(ctx, protocol.DeadLettersAlike, name, map[string]any{
 			"count": k.count, "first": k.first, "last": k.last, "example": k.example.String(),
 		}); err != nil {
 			return err
 		}
 	}
-	for name := range h.shown {
-		if !shown[name] {
-			if err := h.Ledger.Close(ctx, "dead_letters", name); err != nil {
+	open, err := h.Ledger.Opened(ctx, protocol.DeadLettersAlike) // by earlier leaders, too
+	if err != nil {
+		return err
+	}
+	for _, name := range open {
+		if !slices.Contains(names, name) {
+			if err := h.Ledger.Close(ctx, protocol.DeadLettersAlike, name); err != nil {
 				return err
 			}
 		}
 	}
-	h.shown = shown
 	return nil
 }
 

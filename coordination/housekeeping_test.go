@@ -71,16 +71,17 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 			Deferred: store.NewDeferred(pool, scope, name, time.Minute), Ledger: store.NewLedger(pool, scope, name, time.Minute),
 		}, 48*time.Hour, name, slog.New(slog.DiscardHandler), registries[i])
 	}
+	all := func(h *Housekeeper) {
+		for h.walked.IsZero() {
+			if err := h.Pass(t.Context()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}
 	var both sync.WaitGroup
 	for _, h := range keepers {
-		both.Go(func() {
-			for h.walked.IsZero() {
-				if err := h.Pass(t.Context()); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
+		both.Go(func() { all(h) })
 	}
 	both.Wait()
 
@@ -107,4 +108,9 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 		}
 		require.Equal(t, map[string]float64{"crash": 0, "decode": 50, "foreign": 1, "invalid": 0, "sink": 0, "too_large": 0}, depths)
 	}
+
+	// Drained while nobody looked: whoever leads next closes the incident.
+	require.NoError(t, client.XTrimMaxLen(t.Context(), dlq, 1).Err())
+	all(NewHousekeeper(keepers[0].HousekeepingDeps, 48*time.Hour, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
+	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))
 }

@@ -78,13 +78,6 @@ type Leader struct {
 	open    map[string][]string          // subjects of open incidents, by kind
 }
 
-// The kinds of incidents that a leader keeps.
-const (
-	foreignConsumer = "foreign_consumer" // somebody else reads in our group
-	stalledMember   = "stalled_member"   // work that does not advance
-	stalledShard    = "stalled_shard"
-)
-
 // Do is one pass.
 func (l *Leader) Do(ctx context.Context, term int64) error {
 	if term != l.term {
@@ -92,7 +85,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.cursors = make(map[string]telemetry.EntryID)
 		l.headway = protocol.NewHeadway(l.cfg.ClaimThreshold)
 		l.open = make(map[string][]string)
-		for _, kind := range []string{foreignConsumer, stalledMember, stalledShard} {
+		for _, kind := range []string{protocol.ForeignConsumer, protocol.StalledMember, protocol.StalledShard} {
 			open, err := l.ledger.Opened(ctx, kind)
 			if err != nil {
 				return err
@@ -220,7 +213,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 		readers[c.Name] = c.Idle
 		if before, ok := l.readers[c.Name]; ok && c.Idle < before && c.Idle < l.cfg.ClaimInterval {
 			// It was active since the last sweep: somebody else reads in our group.
-			l.incident(ctx, foreignConsumer, c.Name, map[string]any{"pending": c.Pending})
+			l.incident(ctx, protocol.ForeignConsumer, c.Name, map[string]any{"pending": c.Pending})
 			l.log.Error("a foreign consumer reads in our group; stop it, or see the switch-over procedure", "consumer", c.Name)
 		}
 		if c.Pending == 0 {
@@ -237,7 +230,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 		}
 	}
 	l.readers = readers
-	l.over(ctx, foreignConsumer, func(name string) bool {
+	l.over(ctx, protocol.ForeignConsumer, func(name string) bool {
 		_, there := readers[name]
 		return !there
 	})
@@ -274,11 +267,11 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 func (l *Leader) watchMembers(ctx context.Context) {
 	stalled := l.roster.Stalled()
 	for _, m := range stalled {
-		if l.incident(ctx, stalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
+		if l.incident(ctx, protocol.StalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
 			l.log.Error("a member has work in hand and makes no progress", "member", m)
 		}
 	}
-	l.over(ctx, stalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
+	l.over(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
 }
 
 // watchShards keeps the incident of each shard that does not advance though
@@ -291,13 +284,13 @@ func (l *Leader) watchShards(ctx context.Context) {
 	l.headway.See(time.Now(), work)
 	for _, shard := range l.headway.Still() {
 		w, since := l.headway.Since(shard)
-		if l.incident(ctx, stalledShard, strconv.Itoa(shard), map[string]any{
+		if l.incident(ctx, protocol.StalledShard, strconv.Itoa(shard), map[string]any{
 			"pending": w.Pending, "oldest": w.Oldest.String(), "since": since.UTC().Format(time.RFC3339),
 		}) {
 			l.log.Error("a shard has work and does not advance though others do", "shard", shard, "count", w.Pending, "entry_id", w.Oldest.String())
 		}
 	}
-	l.over(ctx, stalledShard, func(subject string) bool {
+	l.over(ctx, protocol.StalledShard, func(subject string) bool {
 		shard, err := strconv.Atoi(subject)
 		return err != nil || l.headway.GetsOn(shard)
 	})

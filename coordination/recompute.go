@@ -90,10 +90,10 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 		r.log.Error("a request to derive a window again is rejected; send it again as the contract has it", "entry_id", e.ID.String(), "err", err)
 		// It is over as soon as it is noted: nothing goes on being wrong.
 		subject := r.source.Stream() + " " + e.ID.String()
-		if err := r.ledger.Open(ctx, "recompute_rejected", subject, map[string]any{"error": err.Error()}); err != nil {
+		if err := r.ledger.Open(ctx, protocol.RecomputeRejected, subject, map[string]any{"error": err.Error()}); err != nil {
 			return err
 		}
-		if err := r.ledger.Close(ctx, "recompute_rejected", subject); err != nil {
+		if err := r.ledger.Close(ctx, protocol.RecomputeRejected, subject); err != nil {
 			return err
 		}
 	}

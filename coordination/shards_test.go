@@ -169,16 +169,16 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	}
 	set(Vitals{InHand: 7, Progress: 3})
 	b.await([]int{16, 0}, other, stuck)
-	b.awaitOpen(1, stalledMember, stuck.name())
+	b.awaitOpen(1, protocol.StalledMember, stuck.name())
 	// Without shards it has no work; it is stuck all the same.
 	set(Vitals{Progress: 3})
 	held := time.NewTimer(3 * b.quick("").ClaimThreshold)
 	<-held.C
 	require.Zero(t, stuck.Held())
-	b.awaitOpen(1, stalledMember, stuck.name())
+	b.awaitOpen(1, protocol.StalledMember, stuck.name())
 	set(Vitals{Progress: 3, Tried: 1})
 	b.await([]int{8, 8}, stuck, other)
-	b.awaitOpen(0, stalledMember, stuck.name())
+	b.awaitOpen(0, protocol.StalledMember, stuck.name())
 }
 
 func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
@@ -195,8 +195,8 @@ func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 		tick := time.NewTimer(100 * time.Millisecond)
 		<-tick.C
 	}
-	b.awaitOpen(1, stalledMember, first.name())
-	b.awaitOpen(1, stalledMember, second.name())
+	b.awaitOpen(1, protocol.StalledMember, first.name())
+	b.awaitOpen(1, protocol.StalledMember, second.name())
 	for i, s := range b.list() {
 		require.Equal(t, before[i].Epoch, s.Epoch)
 		require.Equal(t, before[i].Assigned, s.Assigned)
@@ -221,7 +221,7 @@ func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
 	subject := strconv.Itoa(stuck)
 	testenv.Wait(t, 15*time.Second, func() error {
 		ack(busy, b.dealt(elsewhere)[0])
-		if b.count("select count(*) from processor.incidents where kind = $1 and subject = $2", stalledShard, subject) == 0 {
+		if b.count("select count(*) from processor.incidents where kind = $1 and subject = $2", protocol.StalledShard, subject) == 0 {
 			return errors.New("nobody notices")
 		}
 		return nil
@@ -241,9 +241,9 @@ func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
 		return nil
 	})
 	ack(busy, b.dealt(elsewhere)[0])
-	b.awaitOpen(1, stalledShard, subject)
+	b.awaitOpen(1, protocol.StalledShard, subject)
 	ack(stuck, waits)
-	b.awaitOpen(0, stalledShard, subject)
+	b.awaitOpen(0, protocol.StalledShard, subject)
 }
 
 func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {

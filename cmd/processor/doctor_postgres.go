@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,7 +32,7 @@ func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (sta
 	defer pool.Close()
 	e, err := store.Examine(ctx, pool)
 	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary")
+		d.add(levelTrouble, about, err.Error(), "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary; "+see(sectionPostgres))
 		return stand
 	}
 	d.postgresServer(cfg, &e)
@@ -64,7 +65,7 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
 		fmt.Sprintf("a transaction has been open for %s, which keeps vacuum from its work", e.Longest), "find it in pg_stat_activity and end it")
 	for _, b := range e.Blocked {
 		d.add(levelTrouble, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
-			fmt.Sprintf("end it: select pg_terminate_backend(%d)", b.PID))
+			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
 	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%d of %d sessions in use", e.Sessions, e.MaxConnections),
@@ -82,7 +83,7 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
 	for _, instance := range slices.Sorted(maps.Keys(members)) {
 		d.judge(members[instance] > 1, levelTrouble, "instance "+instance, "has sessions in Postgres",
 			fmt.Sprintf("%d processes have this identity at once", members[instance]),
-			"give each its own INSTANCE_ID; right after a restart: ask again")
+			"give each its own INSTANCE_ID; right after a restart: ask again; "+see(sectionTwins))
 	}
 }
 
@@ -94,7 +95,7 @@ func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 		return false
 	}
 	for _, f := range report.Problems {
-		d.add(levelTrouble, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints")
+		d.add(levelTrouble, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints; "+see(sectionMigration))
 	}
 	if report.OK() {
 		d.ok("schema", "all that this version needs is there")
@@ -113,26 +114,43 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
 		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
 	d.judge(s.Suspected > 0, levelTrouble, about, "",
 		fmt.Sprintf("owners of %d shards died without progress: an entry may kill processes", s.Suspected),
-		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump")
+		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
 	d.judge(s.Term > 0 && s.Leader == "", levelWarning, about, "", "nobody leads", "start an instance; while one starts or leaves: ask again")
-	if s.Lost > 0 && s.LostSince != nil {
-		level := levelWarning
-		if time.Since(*s.LostSince) < 24*time.Hour {
-			level = levelTrouble
-		}
-		d.add(level, "ledger", fmt.Sprintf("%d entries were lost, the last found %s", s.Lost, s.LostSince.UTC().Format(time.RFC3339)),
-			"raise MAXLEN of tcp-ingestion; see records were trimmed in OPERATIONS.md")
-	} else {
-		d.ok("ledger", "nothing was lost")
-	}
+	d.losses(s)
 	d.judge(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
 		fmt.Sprintf("%d entries could not be decoded and will be tried again", s.Deferred), "nothing; they become dead letters if they fail again")
 	d.judge(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
 		fmt.Sprintf("%d requests wait, the oldest for %s", s.Waiting, s.OldestWait), "see whether their shards have owners")
 	for _, i := range s.Incidents {
-		d.add(levelTrouble, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
-			"see OPERATIONS.md; it closes by itself when it is over")
+		g := guideOf(i.Kind)
+		d.add(g.level, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
+			g.remedy+"; "+see(g.section)+"; it closes by itself when it is over")
 	}
+}
+
+// losses reports what the ledger holds. Those of the last day are trouble.
+func (d *diagnosis) losses(s *store.Standing) {
+	const about = "ledger"
+	if s.LostSince == nil {
+		d.ok(about, "nothing was lost")
+		return
+	}
+	level := levelWarning
+	if time.Since(*s.LostSince) < 24*time.Hour {
+		level = levelTrouble
+	}
+	many := fmt.Sprintf("%d entries were lost", s.Lost)
+	switch {
+	case s.LostSome && s.Lost == 0:
+		many = "entries were lost, nobody can tell how many"
+	case s.LostSome:
+		many = fmt.Sprintf("%d entries and more were lost", s.Lost)
+	}
+	remedy := "raise MAXLEN of tcp-ingestion; " + see(sectionTrimmed)
+	if slices.Contains(s.LostBy, "flush") {
+		remedy = "set appendonly yes; " + see(sectionRedisLost)
+	}
+	d.add(level, about, fmt.Sprintf("%s (%s), the last found %s", many, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
 }
 
 func bytesText(n int64) string {

@@ -62,7 +62,7 @@ func (d *diagnosis) redisServer(e *stream.Examination) {
 		used := 100 * e.MemoryUsed / e.MemoryMax
 		d.judge(used >= 80, levelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
-			"raise maxmemory, trim the stream to less, drain the dead letters")
+			"raise maxmemory, trim the stream to less, drain the dead letters; "+see(sectionFull))
 	}
 	d.clock(about, e.Clock, e.Doubt)
 }
@@ -84,7 +84,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		switch {
 		case empty:
 			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %d entries", s.Name, s.Length),
-				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes")
+				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes; "+see(sectionArrives))
 		case s.Groups == 0:
 			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %d entries", s.Name, s.Length),
 				"if it is telemetry, run a fleet for it, or have its writer use this stream")
@@ -108,16 +108,28 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 	d.judge(e.Info.GroupExists && !e.TurnTaken, levelWarning, about, "", "nobody deals",
 		"start an instance; if one runs, look at its log")
 	for _, c := range e.Foreign {
-		if c.Idle < time.Minute {
-			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and has %d pending", c.Name, c.Pending),
-				"stop that program: see the switch-over in OPERATIONS.md; what it holds is claimed by itself")
-			continue
+		holds := "holds nothing"
+		if c.Pending > 0 {
+			holds = fmt.Sprintf("holds %d entries that it did not finish", c.Pending)
 		}
-		d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and has %d pending", c.Name,
-			c.Idle.Round(time.Second), c.Pending), "nothing, as long as an instance runs: the leader claims it; never XGROUP DELCONSUMER")
+		silent := c.Idle.Round(time.Second)
+		switch {
+		case c.Idle < time.Minute && c.Pending > 0:
+			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+				"stop that program, what it holds is then claimed by itself; "+see(sectionClaim))
+		case c.Idle < time.Minute:
+			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+				"stop that program, else it takes entries past the order of their devices; "+see(sectionSwitch))
+		case c.Pending > 0:
+			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
+				"nothing, as long as an instance runs: the leader claims it; never XGROUP DELCONSUMER; "+see(sectionClaim))
+		default:
+			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
+				"nothing, as long as an instance runs: the leader removes it")
+		}
 	}
 	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("%d losses are not in the ledger yet", e.Unnoted),
-		"start an instance, whose leader records them; see what was trimmed")
+		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 
 // horizon compares how far back the stream reaches with how far behind we are.
@@ -141,7 +153,7 @@ func (d *diagnosis) horizon(ctx context.Context, group *stream.Group, e *stream.
 	d.judge(trimmed && behind*2 > reach, levelTrouble, about,
 		fmt.Sprintf("the stream reaches back %s, the oldest undone entry is %s old", reach, behind),
 		fmt.Sprintf("the stream reaches back %s and the oldest undone entry is %s old: trimming will lose entries", reach, behind),
-		"raise MAXLEN of tcp-ingestion at once, then see why lag grows")
+		"raise MAXLEN of tcp-ingestion at once; then "+see(sectionLag))
 }
 
 // atLeast compares a version like 7.0.15.

@@ -10,6 +10,10 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
 )
 
 // examined runs processor doctor and returns its findings.
@@ -31,6 +35,15 @@ func (d diagnosis) has(text string) string {
 		return "none"
 	}
 	return d.Findings[i].Level
+}
+
+// remedy is that of the first finding that contains a text.
+func (d diagnosis) remedy(text string) string {
+	i := slices.IndexFunc(d.Findings, func(f finding) bool { return strings.Contains(f.About+": "+f.What, text) })
+	if i < 0 {
+		return "no such finding"
+	}
+	return d.Findings[i].Remedy
 }
 
 func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
@@ -57,7 +70,8 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	require.NoError(t, client.XGroupCreateConsumer(ctx, pl.stream, pl.group, "somebody").Err())
 	code, d = pl.examined()
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelTrouble, d.has(`a foreign consumer "somebody" reads in our group`))
+	require.Equal(t, levelTrouble, d.has(`a foreign consumer "somebody" reads in our group, and holds nothing`))
+	require.Contains(t, d.remedy("holds nothing"), "Switch over")
 
 	pl.exec("insert into processor.losses (dedupe_key, stream, grp, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", pl.stream, pl.group)
 	pl.exec("insert into processor.incidents (stream, grp, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", pl.stream, pl.group)
@@ -70,6 +84,14 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	_, d = pl.examined()
 	require.Equal(t, levelTrouble, d.has("7 entries were lost"))
 	require.Equal(t, levelTrouble, d.has("incident: stalled_member m.1"))
+	require.Contains(t, d.remedy("stalled_member"), `see "An instance is stalled or gone" in OPERATIONS.md`)
+	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "Records were trimmed")
+	pl.exec("insert into processor.losses (dedupe_key, stream, grp, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", pl.stream, pl.group)
+	_, d = pl.examined()
+	require.Contains(t, d.remedy("7 entries and more were lost (flush, trimmed_unread)"), "Redis lost its data")
+	pl.exec("update processor.losses set entries = null")
+	_, d = pl.examined()
+	require.Equal(t, levelTrouble, d.has("entries were lost, nobody can tell how many"), "what is unknown is not nothing")
 	require.Equal(t, levelTrouble, d.has("owners of 1 shards died without progress"))
 
 	name := pl.pgURL[strings.LastIndexByte(pl.pgURL, '/')+1:]
@@ -77,6 +99,25 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	pl.exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
 	_, d = pl.examined()
 	require.Equal(t, levelTrouble, d.has("synchronous_commit is off"))
+}
+
+func TestTheDoctorTellsForeignConsumersApart(t *testing.T) {
+	d := &diagnosis{}
+	d.stream(config.Redis{Group: "g"}, &stream.Examination{Foreign: []protocol.Consumer{
+		{Name: "a", Pending: 3, Idle: time.Second},
+		{Name: "b", Idle: time.Second},
+		{Name: "c", Pending: 3, Idle: time.Hour},
+		{Name: "d", Idle: time.Hour},
+	}})
+	for _, tt := range []struct{ what, level, remedy string }{
+		{`"a" reads in our group, and holds 3 entries that it did not finish`, levelTrouble, sectionClaim},
+		{`"b" reads in our group, and holds nothing`, levelTrouble, sectionSwitch},
+		{`"c" is silent for 1h0m0s, and holds 3 entries`, levelWarning, sectionClaim},
+		{`"d" is silent for 1h0m0s, and holds nothing`, levelWarning, "the leader removes it"},
+	} {
+		require.Equal(t, tt.level, d.has(tt.what))
+		require.Contains(t, d.remedy(tt.what), tt.remedy)
+	}
 }
 
 func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
@@ -89,6 +130,7 @@ func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
 	code, d = pl.examined("POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("Postgres: "))
+	require.Equal(t, 1, strings.Count(fmt.Sprint(d.Findings), "127.0.0.1:1: connect: connection refused"), "said once: %v", d.Findings)
 	require.Equal(t, levelWarning, d.has("group "+pl.group+": does not exist"))
 	require.NotContains(t, fmt.Sprint(d.Findings), "hidden-word")
 }

@@ -41,7 +41,11 @@ type book struct {
 	sections map[string]string // symptom to section
 	anchors  map[string]bool
 	others   []string // blocks that name no symptom: section/first word
+	text     string
 }
+
+// mentions tells whether the document has a word as code.
+func (b *book) mentions(word string) bool { return strings.Contains(b.text, "`"+word+"`") }
 
 var fence = regexp.MustCompile("^```(\\w*)(?: +(.*))?$")
 
@@ -49,7 +53,7 @@ func readBook(t *testing.T) *book {
 	t.Helper()
 	text, err := os.ReadFile(runbook)
 	require.NoError(t, err)
-	b := &book{steps: map[string][]step{}, sections: map[string]string{}, anchors: map[string]bool{}}
+	b := &book{steps: map[string][]step{}, sections: map[string]string{}, anchors: map[string]bool{}, text: string(text)}
 	lines := strings.Split(string(text), "\n")
 	section, last := "", ""
 	for i := 0; i < len(lines); i++ {

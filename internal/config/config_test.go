@@ -91,7 +91,7 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 		`PPROF="perhaps" must be true or false`,
 		`MIGRATE="maybe" must be one of auto, verify, off`,
 		`INSTANCE_ID="a b" must be 1 to 40 letters`,
-		`POSTGRES_URL="" must be set, or POSTGRES_URL_FILE to a file that holds it`,
+		`POSTGRES_URL must be set, or POSTGRES_URL_FILE to a file that holds it`,
 		`DRAIN_TIMEOUT="40s" must leave room in SHUTDOWN_TIMEOUT=30s: drain 40s + release 3s + close 2s = 45s`,
 	}
 	for _, line := range want {

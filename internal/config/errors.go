@@ -14,6 +14,9 @@ type Problem struct {
 
 // String is the problem on one line.
 func (p Problem) String() string {
+	if p.Value == "" {
+		return p.Variable + " " + p.Rule
+	}
 	return fmt.Sprintf("%s=%q %s", p.Variable, p.Value, p.Rule)
 }
 

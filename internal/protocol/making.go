@@ -26,13 +26,6 @@ type Past struct {
 	Known telemetry.EntryID // an entry that was stored before, as new as can be told; zero where none can
 }
 
-// The kinds of incidents that a making is noted as.
-const (
-	GroupMade = "group_made" // there was none before
-	GroupLost = "group_lost" // the stream is there, and is dealt again
-	RedisLost = "redis_lost" // what Redis knew of the group is gone, too
-)
-
 // Judge tells what a making is to be noted as, and what it shows to be lost of
 // what was ours to do, the number of which cannot be known; nil for nothing.
 func (m *Making) Judge(past Past) (kind string, lost *Loss) {

@@ -139,7 +139,9 @@ type Standing struct {
 	Leader     string // "" after a resignation
 	Deferred   int64
 	Lost       int64
+	LostSome   bool       // some losses are of unknown size
 	LostSince  *time.Time // the last loss
+	LostBy     []string   // causes of losses
 	Waiting    int64      // requests not finished
 	OldestWait time.Duration
 	Incidents  []Incident // open ones
@@ -160,7 +162,9 @@ select
   coalesce((select member from processor.leader where (stream, grp) = ($1, $2)), ''),
   (select count(*) from processor.deferred where (stream, grp) = ($1, $2)),
   (select coalesce(sum(entries), 0)::bigint from processor.losses where (stream, grp) = ($1, $2)),
+  (select coalesce(bool_or(entries is null), false) from processor.losses where (stream, grp) = ($1, $2)),
   (select max(detected_at) from processor.losses where (stream, grp) = ($1, $2)),
+  (select array_agg(distinct cause order by cause) from processor.losses where (stream, grp) = ($1, $2)),
   (select count(*) from processor.requests where (stream, grp) = ($1, $2) and state in ('waiting', 'running')),
   coalesce((
     select extract(epoch from clock_timestamp() - min(requested_at))
@@ -174,7 +178,7 @@ func Stand(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Standing, erro
 	s := Standing{Pinned: make(map[string]string)}
 	var wait float64
 	err := pool.QueryRow(ctx, standingSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
-		&s.Leader, &s.Deferred, &s.Lost, &s.LostSince, &s.Waiting, &wait)
+		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait)
 	if err != nil {
 		return s, failure(op, err)
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -45,7 +47,10 @@ func failure(op string, err error) error {
 		}
 		return f
 	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || pgconn.SafeToRetry(err) {
+	if refused, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return &telemetry.Failure{Kind: telemetry.Unavailable, Err: &attempts{op: op, err: refused}}
+	}
+	if pgconn.SafeToRetry(err) {
 		return &telemetry.Failure{Kind: telemetry.Unavailable, Err: wrapped}
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -53,6 +58,25 @@ func failure(op string, err error) error {
 	}
 	return &telemetry.Failure{Kind: telemetry.Unknown, Err: wrapped}
 }
+
+// attempts is a connection that could not be made. An address is tried with TLS
+// and without, and what is said of both is the same in most cases: it is said once.
+type attempts struct {
+	op  string
+	err error
+}
+
+func (a *attempts) Error() string {
+	var lines []string
+	for line := range strings.Lines(a.err.Error()) {
+		if line = strings.TrimSpace(line); !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return a.op + ": " + strings.Join(lines, " ")
+}
+
+func (a *attempts) Unwrap() error { return a.err }
 
 // kindOf sorts a server's error by SQLSTATE. Codes of the server itself that
 // are not named here are taken for an outage: then nothing is lost, and the

@@ -12,11 +12,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// suspectKind is the incident that holds the run of a shard under suspicion, for
+// run is a protocol.Run as the incident of a suspect holds it in its detail, for
 // the next owner and for whoever looks at incidents.
-const suspectKind = "crash_suspect"
-
-// run is a protocol.Run as the incident's detail holds it.
 type run struct {
 	Member  string `json:"member"`
 	Epoch   int64  `json:"epoch"`
@@ -60,7 +57,7 @@ left join processor.incidents i
   and i.closed_at is null
 where s.stream = $1
   and s.grp = $2
-  and s.shard = $3`, s.scope.Stream, s.scope.Group, shard, suspectKind).QueryRow(func(row pgx.Row) error {
+  and s.shard = $3`, s.scope.Stream, s.scope.Group, shard, protocol.CrashSuspect).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&was.Owner, &was.Epoch, &since, &was.Deaths, &was.RunLimit, &progress, &mark, &detail)
 	})
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
@@ -79,7 +76,7 @@ where s.stream = $1
 	}
 	var r run
 	if err := json.Unmarshal(detail, &r); err != nil {
-		return was, applied, fmt.Errorf("read the incident %s of shard %d: %w", suspectKind, shard, err)
+		return was, applied, fmt.Errorf("read the incident %s of shard %d: %w", protocol.CrashSuspect, shard, err)
 	}
 	was.Run = protocol.Run{Epoch: r.Epoch, Entries: r.Entries, Under: r.Under}
 	was.Run.First, _ = telemetry.ParseEntryID(r.First)
@@ -158,7 +155,7 @@ func (t *Trials) note(ctx context.Context, shard int, r protocol.Run, sql string
 	}
 	b := &pgx.Batch{}
 	b.Queue("select processor.fence($1, $2, $3::int[], $4::bigint[], $5)", s.scope.Stream, s.scope.Group, []int32{int32(shard)}, []int64{r.Epoch}, t.member)
-	b.Queue(sql, s.scope.Stream, s.scope.Group, suspectKind, fmt.Sprint(shard), text)
+	b.Queue(sql, s.scope.Stream, s.scope.Group, protocol.CrashSuspect, fmt.Sprint(shard), text)
 	if !r.Under && !r.Last.IsZero() {
 		b.Queue(`
 insert into processor.progress (stream, grp, shard, applied_id)

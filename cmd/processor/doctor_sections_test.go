@@ -1,0 +1,94 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// constants is the text constants of a file whose names begin with a prefix.
+func constants(t *testing.T, path, prefix string) map[string]string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+	require.NoError(t, err)
+	found := map[string]string{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || !strings.HasPrefix(spec.Names[0].Name, prefix) || len(spec.Values) != 1 {
+			return true
+		}
+		if lit, ok := spec.Values[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
+			found[spec.Names[0].Name], err = strconv.Unquote(lit.Value)
+			require.NoError(t, err)
+		}
+		return true
+	})
+	require.NotEmpty(t, found)
+	return found
+}
+
+func TestEachKindOfIncidentLeadsToASection(t *testing.T) {
+	b := readBook(t)
+	for name, heading := range constants(t, "doctor_sections.go", "section") {
+		require.True(t, b.anchors[anchor(heading)], "%s: OPERATIONS.md has no section %q", name, heading)
+	}
+	kinds := constants(t, "../../internal/protocol/incident.go", "")
+	require.Equal(t, slices.Sorted(maps.Values(kinds)), slices.Sorted(maps.Keys(incidentGuides)))
+	for kind, g := range incidentGuides {
+		require.True(t, b.anchors[anchor(g.section)], "%s: OPERATIONS.md has no section %q", kind, g.section)
+		require.NotEmpty(t, g.remedy, kind)
+		require.True(t, b.mentions(kind), "OPERATIONS.md does not mention `%s`", kind)
+	}
+}
+
+// Whatever opens an incident takes its kind from the list, or was handed it.
+func TestNoIncidentIsOpenedBesideTheList(t *testing.T) {
+	kinds := constants(t, "../../internal/protocol/incident.go", "")
+	seen := map[string]bool{}
+	for _, dir := range []string{"coordination", "internal/store", "pipeline", "modules"} {
+		files, err := filepath.Glob("../../" + dir + "/*.go")
+		require.NoError(t, err)
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			set := token.NewFileSet()
+			file, err := parser.ParseFile(set, path, nil, 0)
+			require.NoError(t, err)
+			ast.Inspect(file, func(n ast.Node) bool {
+				if sel, ok := n.(*ast.SelectorExpr); ok && kinds[sel.Sel.Name] != "" {
+					seen[sel.Sel.Name] = true
+				}
+				call, ok := n.(*ast.CallExpr)
+				if !ok || len(call.Args) != 4 {
+					return true
+				}
+				if sel, ok := call.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Open" && sel.Sel.Name != "incident" {
+					return true
+				}
+				where := set.Position(call.Pos())
+				switch kind := call.Args[1].(type) {
+				case *ast.SelectorExpr:
+					require.Contains(t, kinds, kind.Sel.Name, "%s", where)
+				case *ast.Ident:
+					require.Equal(t, "kind", kind.Name, "%s: an incident of a kind that protocol/incident.go does not list", where)
+				default:
+					require.Fail(t, "an incident of a kind that protocol/incident.go does not list", "%s", where)
+				}
+				return true
+			})
+		}
+	}
+	require.NotEmpty(t, seen)
+	for name := range kinds {
+		require.True(t, seen[name] || strings.HasPrefix(name, "Group") || name == "RedisLost", "nobody opens %s", name)
+	}
+}

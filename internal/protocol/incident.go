@@ -1,0 +1,16 @@
+package protocol
+
+// The kinds of incidents: what a person should know. Each has its section in
+// OPERATIONS.md, which processor doctor names.
+const (
+	ForeignConsumer   = "foreign_consumer"   // somebody else reads in our group
+	StalledMember     = "stalled_member"     // work that does not advance
+	StalledShard      = "stalled_shard"      // the same, while other shards advance
+	DeadLettersAlike  = "dead_letters"       // several that failed alike
+	CrashSuspect      = "crash_suspect"      // an entry of a shard may kill processes
+	GeofenceQuery     = "geofence_query"     // it fails, or yields rows that are no good
+	RecomputeRejected = "recompute_rejected" // a neighbour asked for one in a way nobody understands; over at once
+	GroupMade         = "group_made"         // there was none before; over at once
+	GroupLost         = "group_lost"         // the stream is there, and is dealt again
+	RedisLost         = "redis_lost"         // what Redis knew of the group is gone, too
+)
