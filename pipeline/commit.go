@@ -111,7 +111,7 @@ func (w *worker) settle(ctx context.Context, c committed) error {
 	case retake:
 		w.metrics.retaken.Inc()
 		w.giveUp(c.batch, nil, OutcomeUnknown)
-		w.spare = append(w.spare, c.batch)
+		w.put(c.batch)
 		return nil
 	case renew:
 		if err := w.fences.refresh(ctx); err != nil {
@@ -190,12 +190,12 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		case done := <-w.acked:
 			w.unacked--
 			w.finish(done)
-			w.spare = append(w.spare, done)
+			w.put(done)
 		}
 	}
 	todo, named := byShard(b.parts, w.current.parts), b.guilty
 	w.current.reset(w.current.seq, false)
-	w.spare = append(w.spare, b)
+	w.put(b)
 	for _, p := range todo {
 		w.state.void(p.shard)
 	}

@@ -176,7 +176,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		case b := <-w.acked:
 			w.unacked--
 			w.finish(b)
-			w.spare = append(w.spare, b)
+			w.put(b)
 		}
 		if ended {
 			w.flushNow()
@@ -197,6 +197,9 @@ func (w *worker) idle() bool {
 // when one is due.
 func (w *worker) advance(ctx context.Context) error {
 	for {
+		if w.next > 0 {
+			w.inbox[w.next-1] = message{} // it would pin the reply that its entries came in
+		}
 		if w.next >= len(w.inbox) {
 			w.fetch()
 		}
@@ -336,6 +339,13 @@ func (w *worker) open(careful bool) {
 	w.current.reset(w.seq, careful)
 }
 
+// put keeps a batch for reuse. It is emptied at once: a single record in it
+// would pin the whole reply of Redis that it came in.
+func (w *worker) put(b *batch) {
+	b.reset(0, false)
+	w.spare = append(w.spare, b)
+}
+
 // rules are what crossings are derived by now.
 func (w *worker) rules() protocol.Rules {
 	return protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
@@ -393,8 +403,8 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			}
 			b.place(d.device, &d.record, d.eligible)
 		}
-		d.err, d.device = nil, nil
 	}
+	clear(records)
 	b.parts = append(b.parts, p)
 	b.entries += len(p.entries)
 	b.bytes += size(p.entries)
