@@ -162,7 +162,11 @@ func (k *Keeper) pass(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		k.log.Info("took over without a release", "member", member, "count", ended)
+		args := []any{"member", member, "count", ended}
+		if last, _ := k.roster.silent(member); last.Host != "" {
+			args = append(args, "host", last.Host, "pid", last.PID)
+		}
+		k.log.Info("took over without a release", args...)
 	}
 	return k.take(ctx, take, me)
 }

@@ -76,6 +76,7 @@ type Leader struct {
 	readers map[string]time.Duration     // idle times at the last sweep
 	headway *protocol.Headway            // of the shards
 	open    map[string][]string          // subjects of open incidents, by kind
+	silent  map[string]time.Time         // since when silent members are an incident, as far as this leader knows
 }
 
 // Do is one pass.
@@ -85,12 +86,16 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.cursors = make(map[string]telemetry.EntryID)
 		l.headway = protocol.NewHeadway(l.cfg.ClaimThreshold)
 		l.open = make(map[string][]string)
-		for _, kind := range []string{protocol.ForeignConsumer, protocol.StalledMember, protocol.StalledShard} {
+		for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard} {
 			open, err := l.ledger.Opened(ctx, kind)
 			if err != nil {
 				return err
 			}
 			l.open[kind] = open
+		}
+		l.silent = make(map[string]time.Time)
+		for _, member := range l.open[protocol.SilentMember] {
+			l.silent[member] = time.Now()
 		}
 		// Whoever resigned is likely to be leaving. What was seen a second ago
 		// would give it its shards back.
@@ -155,13 +160,13 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			shards, names = append(shards, i), append(names, next[i])
 		}
 	}
-	if len(shards) == 0 {
-		return nil
+	if len(shards) > 0 {
+		if err := l.assignments.Assign(ctx, term, shards, names); err != nil {
+			return err
+		}
+		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
 	}
-	if err := l.assignments.Assign(ctx, term, shards, names); err != nil {
-		return err
-	}
-	l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
+	l.watchSilent(ctx, list) // now that the term is known to hold
 	return nil
 }
 
@@ -272,6 +277,34 @@ func (l *Leader) watchMembers(ctx context.Context) {
 		}
 	}
 	l.over(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
+}
+
+// watchSilent notes who is silent and owns shards, which go to the others without
+// a release. It stays an incident for a while, since it is seen nowhere else.
+func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
+	owned := make(map[string][]int)
+	for _, s := range list {
+		if s.Owner != "" {
+			owned[s.Owner] = append(owned[s.Owner], s.Shard)
+		}
+	}
+	for member, shards := range owned {
+		last, silent := l.roster.silent(member)
+		if !silent || slices.Contains(l.open[protocol.SilentMember], member) {
+			continue
+		}
+		detail := map[string]any{"shards": shards}
+		if !last.at.IsZero() {
+			detail["since"], detail["host"], detail["pid"], detail["version"] = last.at.UTC().Truncate(time.Second), last.Host, last.PID, last.Version
+		}
+		if l.incident(ctx, protocol.SilentMember, member, detail) {
+			l.silent[member] = time.Now()
+			l.log.Warn("a member is silent, its shards go to the others", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
+		}
+	}
+	l.over(ctx, protocol.SilentMember, func(member string) bool {
+		return l.roster.back(member) || time.Since(l.silent[member]) > silentFor
+	})
 }
 
 // watchShards keeps the incident of each shard that does not advance though

@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,6 +85,15 @@ type Vitals struct {
 // Client is the connection to Redis that heartbeats and the leader's lock need.
 type Client = redis.UniversalClient
 
+// heard is the last that was heard of a member.
+type heard struct {
+	Member
+	at time.Time
+}
+
+// silentFor is how long a member that is gone without a release is remembered.
+const silentFor = time.Hour
+
 // Keys are the names of the heartbeats in Redis: that of one identity is
 // Prefix, a colon and the identity.
 type Keys struct {
@@ -105,9 +117,10 @@ type Roster struct {
 	self     Member          // written by beat, read by everyone
 	watch    *protocol.Watch // written by look, read by everyone
 	members  []Member        // of the last look
-	looked   bool            // there was a look at the others
-	sinkDown time.Time       // since when Postgres has not answered; zero while it does
-	changed  func()          // told when somebody came or went
+	heard    map[string]heard
+	looked   bool      // there was a look at the others
+	sinkDown time.Time // since when Postgres has not answered; zero while it does
+	changed  func()    // told when somebody came or went
 	peers    atomic.Int32
 }
 
@@ -123,6 +136,7 @@ func NewRoster(cfg Config, client Client, keys Keys, vitals func() Vitals, log *
 	r := &Roster{
 		cfg: cfg, client: client, keys: keys, vitals: vitals, log: log.With("component", "roster"),
 		look: make(chan struct{}, 1), changed: func() {}, check: func(context.Context) error { return nil },
+		heard: make(map[string]heard),
 		watch: protocol.NewWatch(protocol.WatchConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
 			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
@@ -227,6 +241,10 @@ func (r *Roster) turnOver(ctx context.Context) error {
 	}
 	r.watch.See(now, beats)
 	r.members, r.looked = members, true
+	for _, m := range members {
+		r.heard[m.Name()] = heard{m, now}
+	}
+	maps.DeleteFunc(r.heard, func(_ string, h heard) bool { return now.Sub(h.at) > silentFor })
 	peers := 0
 	for _, m := range members {
 		if m.Name() != r.name && !r.watch.Gone(now, m.Name()) {
@@ -373,6 +391,22 @@ func (r *Roster) Stalled() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.watch.Stalled(time.Now())
+}
+
+// silent tells whether a member that was there is silent, and what was last heard
+// of it: nothing where it was gone before this one came.
+func (r *Roster) silent(name string) (last heard, silent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.heard[name], r.looked && r.watch.Gone(time.Now(), name)
+}
+
+// back tells whether the identity of a member beats again, in any incarnation.
+func (r *Roster) back(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, identity := time.Now(), name[:max(0, strings.LastIndexByte(name, '.'))]
+	return slices.ContainsFunc(r.members, func(m Member) bool { return m.Instance == identity && !r.watch.Gone(now, m.Name()) })
 }
 
 // owner is what is known of a member that owns a shard.

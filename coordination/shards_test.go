@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"testing"
@@ -49,6 +50,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	b.await([]int{16}, third)
 	third.stop()
 	require.Equal(t, 0, b.count("select count(owner) from processor.shards"))
+	require.Zero(t, b.count("select count(*) from processor.incidents"), "whoever releases is not missed")
 	require.Empty(t, b.client.Keys(t.Context(), "*"+b.where.Stream+"*:members*").Val())
 }
 
@@ -84,6 +86,11 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	require.Less(t, time.Since(began), 6*time.Second)
 	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
 	require.Positive(t, other.value("processor_coordination_seized_shards_total"))
+	b.awaitOpen(1, protocol.SilentMember, silent.name())
+	require.Equal(t, 1, b.count(`
+select count(*) from processor.incidents
+where detail ->> 'pid' = $1 and detail ->> 'host' <> '' and jsonb_array_length(detail -> 'shards') = 8
+  and (detail ->> 'since')::timestamptz > now() - interval '20s'`, fmt.Sprint(os.Getpid())))
 
 	// It drops what was taken, and has its share again once it is back.
 	testenv.Wait(t, 5*time.Second, func() error {
@@ -95,6 +102,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	require.NoError(t, proxy.Resume())
 	b.await([]int{8, 8}, silent, other)
 	require.Positive(t, silent.engine.rewinds+1)
+	b.awaitOpen(0, protocol.SilentMember, silent.name())
 }
 
 // P4, P8: an owner that does not release holds nobody up.

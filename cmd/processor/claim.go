@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type claiming struct {
 // claimJSON is the answer of processor claim.
 type claimJSON struct {
 	DryRun   bool           `json:"dry_run"`
+	Note     string         `json:"note,omitempty"` // why nothing was to be moved
 	Shards   []claimedShard `json:"shards,omitempty"`
 	Consumer string         `json:"consumer,omitempty"`
 	Entries  int            `json:"entries"`
@@ -125,11 +127,13 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 			chosen = append(chosen, s)
 		}
 	}
-	if len(chosen) == 0 {
-		if c.member != "" {
-			return r, fmt.Errorf("no shard is owned by %s; see processor members", c.member)
-		}
+	switch {
+	case len(chosen) > 0:
+	case c.member == "":
 		return r, fmt.Errorf("there is no shard %d of %d", c.shard, v.pins.Shards)
+	default:
+		r.Note, err = v.whyNone(ctx, c.member, list, there)
+		return r, err
 	}
 	to := heirs(list, chosen, there)
 	for i, s := range chosen {
@@ -158,6 +162,37 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 		}
 	}
 	return r, v.shards.Move(ctx, chosen, to, v.by, target)
+}
+
+// whyNone says why a member owns no shard: the fleet was quicker, or it is there
+// and has none. It is an error where nobody of that name is known.
+func (v *fleetView) whyNone(ctx context.Context, name string, list []protocol.Shard, there []coordination.Member) (string, error) {
+	gone, err := v.absent(ctx)
+	if err != nil {
+		return "", err
+	}
+	for member, a := range gone {
+		if !isMember(member, name) {
+			continue
+		}
+		now := make(map[string]int)
+		for _, s := range list {
+			if slices.Contains(a.Shards, s.Shard) {
+				now[cmp.Or(s.Owner, "nobody yet")]++
+			}
+		}
+		var owners []string
+		for _, o := range slices.Sorted(maps.Keys(now)) {
+			owners = append(owners, fmt.Sprintf("%s has %d", o, now[o]))
+		}
+		return fmt.Sprintf("nothing is left to move: %s is %s; of these %s", member, a, strings.Join(owners, ", ")), nil
+	}
+	for _, m := range there {
+		if isMember(m.Name(), name) {
+			return fmt.Sprintf("nothing is left to move: %s is there and owns no shard", m.Name()), nil
+		}
+	}
+	return "", fmt.Errorf("nobody is called %s; see processor members", name)
 }
 
 // isMember tells whether an owner is the one named, with or without incarnation.
@@ -248,6 +283,9 @@ func (r claimJSON) print(out *output) error {
 	}
 	if r.Consumer != "" {
 		return out.line("%s %d entries of %s to the queues of their shards; %d were trimmed and are lost", verb, r.Entries, r.Consumer, r.Lost)
+	}
+	if r.Note != "" {
+		return out.line("%s", r.Note)
 	}
 	t := newTable("SHARD", "FROM", "TO")
 	for _, s := range r.Shards {

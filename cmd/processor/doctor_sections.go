@@ -30,6 +30,7 @@ type guide struct{ level, section, remedy string }
 // incidentGuides has a guide for each kind of incident.
 var incidentGuides = map[string]guide{
 	protocol.ForeignConsumer:   {levelTrouble, sectionSwitch, "stop the program that reads in our group; what it holds is claimed by itself"},
+	protocol.SilentMember:      {levelWarning, sectionStalled, "see what became of it, its work is elsewhere; it is forgotten after an hour"},
 	protocol.StalledMember:     {levelTrouble, sectionStalled, "take its stacks, then kill it; its work is elsewhere"},
 	protocol.StalledShard:      {levelTrouble, sectionLag, "end the session that is in the way"},
 	protocol.DeadLettersAlike:  {levelTrouble, sectionLetters, "mend the cause, then replay or drop them"},

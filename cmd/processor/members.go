@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -92,6 +93,51 @@ type memberJSON struct {
 	Version     string     `json:"version,omitempty"`
 	Started     *time.Time `json:"started"`
 	SinkSeconds float64    `json:"without_postgres_seconds"`
+	Silent      *absence   `json:"silent,omitempty"` // of one that is gone without a release, for an hour
+}
+
+// absence is what the fleet noted when a member fell silent.
+type absence struct {
+	Since   *time.Time `json:"since"`        // null where nobody is left who heard it
+	Shards  []int      `json:"taken_shards"` // that went to the others
+	Host    string     `json:"host,omitempty"`
+	PID     int        `json:"pid,omitempty"`
+	Version string     `json:"version,omitempty"`
+}
+
+// absent lists the members that are gone without a release, by name.
+func (v *fleetView) absent(ctx context.Context) (map[string]absence, error) {
+	_, incidents, err := store.NewLedger(v.pool, v.scope, "", askTimeout).Recent(ctx, 0, 100)
+	if err != nil {
+		return nil, err
+	}
+	gone := make(map[string]absence)
+	for _, i := range incidents {
+		if i.Kind != protocol.SilentMember || i.Closed != nil {
+			continue
+		}
+		var noted struct { // as absence is printed, but by the names of the incident's detail
+			Since   *time.Time
+			Shards  []int
+			Host    string
+			PID     int
+			Version string
+		}
+		if err := json.Unmarshal(i.Detail, &noted); err != nil {
+			return nil, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
+		}
+		gone[i.Subject] = absence(noted)
+	}
+	return gone, nil
+}
+
+// String is the absence in words.
+func (a absence) String() string {
+	text := fmt.Sprintf("fell silent, its %d shards were taken", len(a.Shards))
+	if a.Since != nil {
+		text = fmt.Sprintf("silent since %s (process %d on %s), its %d shards were taken", a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, len(a.Shards))
+	}
+	return text
 }
 
 // The states of a member.
@@ -113,8 +159,9 @@ func newMembersCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "members",
 		Short: "Say who is in the fleet, who leads and who owns how many shards",
-		Long: `Lists the instances with a heartbeat in Redis, and those that own shards without
-one: they are gone, and their shards move to the others.`,
+		Long: `Lists the instances with a heartbeat in Redis, and as gone those that own shards
+without one, or did so until the others took them: these stay for an hour, or until
+the instance is back.`,
 		Example: `  processor members
   processor members --json`,
 		Args: cobra.NoArgs,
@@ -159,8 +206,23 @@ func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
 		})
 		delete(owned, t.Name())
 	}
+	gone, err := v.absent(ctx)
+	if err != nil {
+		return m, err
+	}
+	for name := range gone {
+		if slices.ContainsFunc(m.Members, func(x memberJSON) bool { return x.Member == name }) {
+			delete(gone, name) // it is back
+			continue
+		}
+		owned[name] += 0
+	}
 	for name, n := range owned {
-		m.Members = append(m.Members, memberJSON{Member: name, State: memberGone, Shards: n, Leads: name == leader})
+		x := memberJSON{Member: name, State: memberGone, Shards: n, Leads: name == leader}
+		if a, ok := gone[name]; ok {
+			x.Silent, x.Host, x.PID, x.Version = &a, a.Host, a.PID, a.Version
+		}
+		m.Members = append(m.Members, x)
 	}
 	slices.SortFunc(m.Members, func(a, b memberJSON) int { return cmp.Compare(a.Member, b.Member) })
 	return m, nil
@@ -181,7 +243,7 @@ func (m membersJSON) print(out *output) error {
 			leads = "yes"
 		}
 		if x.Started == nil {
-			t.row(x.Member, state, leads, x.Shards, "", "", "", "", "")
+			t.row(x.Member, state, leads, x.Shards, "", x.Host, orBlank(x.PID), x.Version, "")
 			continue
 		}
 		t.row(x.Member, state, leads, x.Shards, *x.InHand, x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
@@ -192,5 +254,20 @@ func (m membersJSON) print(out *output) error {
 	if err := out.table(t); err != nil {
 		return err
 	}
-	return out.line("%s", fmt.Sprintf("term %d", m.Term))
+	for _, x := range m.Members {
+		if x.Silent == nil {
+			continue
+		}
+		if err := out.line("%s: %s", out.paint(red, x.Member), x.Silent); err != nil {
+			return err
+		}
+	}
+	return out.line("term %d", m.Term)
+}
+
+func orBlank(n int) any {
+	if n == 0 {
+		return ""
+	}
+	return n
 }

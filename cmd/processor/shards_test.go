@@ -111,7 +111,7 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	})
 	pl.publish(riders(50, 50)...)
 	pl.awaitRows(100)
-	require.Contains(t, pl.ask(exitFinding, nil, "claim", "--member", "third"), "no shard is owned by third")
+	require.Contains(t, pl.ask(exitFinding, nil, "claim", "--member", "third"), "nobody is called third")
 	require.Contains(t, pl.ask(exitConfig, nil, "claim"), "one of --member, --shard and --consumer")
 
 	// A frozen member: its shards move now, not when it counts as gone.

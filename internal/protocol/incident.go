@@ -4,6 +4,7 @@ package protocol
 // OPERATIONS.md, which processor doctor names.
 const (
 	ForeignConsumer   = "foreign_consumer"   // somebody else reads in our group
+	SilentMember      = "silent_member"      // it owned shards and is gone without a release; for an hour
 	StalledMember     = "stalled_member"     // work that does not advance
 	StalledShard      = "stalled_shard"      // the same, while other shards advance
 	DeadLettersAlike  = "dead_letters"       // several that failed alike
