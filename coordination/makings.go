@@ -10,13 +10,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Makings is what the script that makes a missing group notes of it.
+// Makings is the stream, and what the script that makes a missing group notes of it.
 type Makings interface {
 	Makings(ctx context.Context) ([]protocol.Making, error)
 	Settled(ctx context.Context, m *protocol.Making) error
 	Backlog(ctx context.Context) (protocol.Backlog, error)
+	Look(ctx context.Context, ids []telemetry.EntryID) (protocol.Sight, error)
+	Before(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error)
 }
 
 // MakingsLedger is where it is noted for good.
@@ -24,6 +27,8 @@ type MakingsLedger interface {
 	Ledger
 	Past(ctx context.Context, subject string, ago time.Duration) (protocol.Past, error)
 	OpenIncidents(ctx context.Context) (map[string]int, error)
+	Seen(ctx context.Context) (protocol.Seen, error)
+	See(ctx context.Context, term int64, newest, gone telemetry.EntryID) error
 }
 
 // progressEvery is how often a shard's progress mark is written, at most: what
@@ -33,6 +38,7 @@ const progressEvery = time.Second
 // GroupWatch is the leader's task to note when a group was lost and made again:
 // as an incident, which says how many entries were dealt again and is closed
 // when all of them are done, and as a loss where something must have been lost.
+// It notes the same when Redis goes on with an older state of stream and group.
 // It also exports the number of incidents that last.
 type GroupWatch struct {
 	stream Makings
@@ -44,6 +50,7 @@ type GroupWatch struct {
 	term    int64
 	noted   map[string]string // kinds of the makings noted in this term, by receipt
 	counted time.Time
+	looked  time.Time
 }
 
 // NewGroupWatch returns the task.
@@ -51,11 +58,11 @@ func NewGroupWatch(source Makings, ledger MakingsLedger, log *slog.Logger, reg p
 	w := &GroupWatch{
 		stream: source, ledger: ledger, log: log.With("component", "group watch"),
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "processor_coordination_lost_groups_total", Help: "Times the group was lost and made again, by kind: group_lost, redis_lost.",
+			Name: "processor_coordination_lost_groups_total", Help: "Times the group was lost and made again, or Redis went on with an older state, by kind: group_lost, redis_lost, redis_rewound.",
 		}, []string{"kind"}),
 		open: &openIncidents{desc: prometheus.NewDesc("processor_group_open_incidents", "Incidents that last, by kind; at the leader.", []string{"kind"}, nil)},
 	}
-	for _, kind := range []string{protocol.GroupLost, protocol.RedisLost} {
+	for _, kind := range []string{protocol.GroupLost, protocol.RedisLost, protocol.RedisRewound} {
 		w.lost.WithLabelValues(kind)
 	}
 	reg.MustRegister(w.lost, w.open)
@@ -65,7 +72,7 @@ func NewGroupWatch(source Makings, ledger MakingsLedger, log *slog.Logger, reg p
 // Do looks at what was made and not settled yet.
 func (w *GroupWatch) Do(ctx context.Context, term int64) error {
 	if term != w.term {
-		w.term, w.noted, w.counted = term, make(map[string]string), time.Time{}
+		w.term, w.noted, w.counted, w.looked = term, make(map[string]string), time.Time{}, time.Time{}
 	}
 	makings, err := w.stream.Makings(ctx)
 	if err != nil {
@@ -76,8 +83,13 @@ func (w *GroupWatch) Do(ctx context.Context, term int64) error {
 			return err
 		}
 	}
-	if len(makings) == 0 && time.Since(w.counted) < openEvery {
-		return nil
+	if len(makings) == 0 {
+		if err := w.lookBack(ctx, term); err != nil {
+			return err
+		}
+		if time.Since(w.counted) < openEvery {
+			return nil
+		}
 	}
 	open, err := w.ledger.OpenIncidents(ctx)
 	if err == nil {

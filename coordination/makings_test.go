@@ -22,6 +22,10 @@ func TestALostGroupIsAnIncidentUntilAllThatIsDealtAgainIsDone(t *testing.T) {
 		reg := prometheus.NewRegistry()
 		return NewGroupWatch(b.group, store.NewLedger(b.pool, b.scope(), "watch", time.Minute), discard(), reg), reg
 	}
+	for range 2 {
+		_, err := store.NewLeader(b.pool, b.scope(), "watch", time.Minute).Raise(ctx)
+		require.NoError(t, err)
+	}
 	one, reg := watch()
 	require.NoError(t, one.Do(ctx, 1))
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'group_made' and closed_at is not null"))

@@ -126,6 +126,9 @@ create table if not exists processor.leader (
   term bigint not null default 0,
   member text,
   since timestamptz not null default now(),
+  newest_id text,
+  gone_id text,
+  seen_at timestamptz not null default now(),
   primary key (stream, grp)
 );
 
@@ -141,6 +144,12 @@ comment on column processor.leader.member is
   'Member that won the term; null after it resigned.';
 comment on column processor.leader.since is
   'When the term began.';
+comment on column processor.leader.newest_id is
+  'Newest entry of the stream when the leader last looked: if it is gone later, Redis lost its newest entries.';
+comment on column processor.leader.gone_id is
+  'Entry ID up to which entries that are gone in that way are in the ledger; null where none are.';
+comment on column processor.leader.seen_at is
+  'When the newest entry was noted.';
 
 create table if not exists processor.losses (
   id bigint generated always as identity primary key,

@@ -40,6 +40,7 @@ var incidentGuides = map[string]guide{
 	protocol.GroupMade:         {levelWarning, sectionGroupLost, "nothing, this is the first group of the stream"},
 	protocol.GroupLost:         {levelTrouble, sectionGroupLost, "wait, all of the stream is dealt again"},
 	protocol.RedisLost:         {levelTrouble, sectionRedisLost, "wait, what is there is dealt again; then see how much is lost"},
+	protocol.RedisRewound:      {levelTrouble, sectionRedisLost, "nothing can be put back from here; see from the loss in the ledger what to send again"},
 }
 
 // guideOf is the guide of a kind, also of one that only another version knows.

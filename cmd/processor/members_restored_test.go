@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -105,7 +106,7 @@ func (c *campaign) gone() map[telemetry.EntryID]bool {
 	return gone
 }
 
-// P1, P2, P3, P5: Redis goes on with a state from some seconds ago, under load:
+// P1, P2, P3, P5, P6: Redis goes on with a state from some seconds ago, under load:
 // without the newest entries, with the queues, marks and acknowledgements of then.
 // What it still holds and what Postgres has is there, once and in order.
 func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
@@ -131,6 +132,28 @@ func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
 	account := c.judgeBut(gone)
 	t.Logf("%d entries went with Redis, %d of them were stored before", len(gone), len(gone)-int(account.Pending))
 	require.Less(t, int(account.Pending), len(gone)/2, "what was stored stays")
+	var l lagJSON
+	c.ask(exitClean, &l, "lag")
+	require.Nil(t, l.Lost, "nobody can tell how many")
+	require.Len(t, l.Losses, 1)
+	loss := l.Losses[0]
+	require.Equal(t, "failover", loss.Cause)
+	require.Nil(t, loss.Entries)
+	first, err := telemetry.ParseEntryID(*loss.First)
+	require.NoError(t, err)
+	last, err := telemetry.ParseEntryID(*loss.Last)
+	require.NoError(t, err)
+	covered := 0
+	for id := range gone {
+		require.LessOrEqual(t, first.Compare(id), 0, "the ledger covers the first that went")
+		if id.Compare(last) <= 0 {
+			covered++
+		}
+	}
+	t.Logf("the ledger has %s to %s: %d of them", *loss.First, *loss.Last, covered)
+	require.Greater(t, covered, len(gone)/2)
+	require.Len(t, l.Incidents, 1)
+	require.Equal(t, protocol.RedisRewound, l.Incidents[0].Kind)
 	c.end("a")
 	c.end("b")
 }

@@ -14,4 +14,5 @@ const (
 	GroupMade         = "group_made"         // there was none before; over at once
 	GroupLost         = "group_lost"         // the stream is there, and is dealt again
 	RedisLost         = "redis_lost"         // what Redis knew of the group is gone, too
+	RedisRewound      = "redis_rewound"      // it goes on with an older state of stream and group; over at once
 )

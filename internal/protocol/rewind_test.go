@@ -1,0 +1,43 @@
+package protocol_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// P6: an older state of the stream is told from one that was trimmed.
+func TestAnOlderStateIsToldFromATrimmedOne(t *testing.T) {
+	t.Parallel()
+	ids := func(ms ...uint64) (list []telemetry.EntryID) {
+		for _, n := range ms {
+			list = append(list, telemetry.EntryID{Ms: n})
+		}
+		return list
+	}
+	at := func(ms uint64) telemetry.EntryID { return ids(ms)[0] }
+	for name, c := range map[string]struct {
+		sight protocol.Sight
+		gone  []telemetry.EntryID
+	}{
+		"all there":                     {protocol.Sight{First: at(1), Newest: at(9), Last: at(9)}, nil},
+		"trimmed":                       {protocol.Sight{First: at(5), Newest: at(9), Last: at(9), Missing: ids(3, 4)}, nil},
+		"trimmed to nothing":            {protocol.Sight{Last: at(9), Missing: ids(3, 9)}, nil},
+		"deleted":                       {protocol.Sight{First: at(1), Newest: at(8), Last: at(9), Deleted: at(9), Missing: ids(9)}, nil},
+		"older":                         {protocol.Sight{First: at(1), Newest: at(6), Last: at(6), Missing: ids(7, 9)}, ids(7, 9)},
+		"older, and filled since":       {protocol.Sight{First: at(1), Newest: at(20), Last: at(20), Missing: ids(7, 9)}, ids(7, 9)},
+		"older, and trimmed before":     {protocol.Sight{First: at(5), Newest: at(20), Last: at(20), Missing: ids(3, 9)}, ids(9)},
+		"older, and empty":              {protocol.Sight{Last: at(6), Missing: ids(5, 9)}, ids(9)},
+		"older, deleted from before it": {protocol.Sight{First: at(1), Newest: at(6), Last: at(6), Deleted: at(4), Missing: ids(4, 9)}, ids(9)},
+	} {
+		require.ElementsMatch(t, c.gone, c.sight.Rewound(), name)
+	}
+
+	seen := protocol.Seen{Newest: at(7), Marks: ids(9, 2, 7, 0, 4)}
+	require.Equal(t, ids(2, 4, 7, 9), seen.Known())
+	seen.Gone = at(7)
+	require.Equal(t, ids(9), seen.Known(), "once is enough")
+}
