@@ -251,7 +251,10 @@ func newDeviceVerifyCommand() *cobra.Command {
 		Short: "Derive a device's crossings from its positions and print what differs",
 		Long: `Follows the stored positions of a device from the first to the last through the
 fences in force, and compares what they say with what is recorded. Changes
-nothing. Exits 1 when something differs; processor device recompute mends it.`,
+nothing. Exits 1 when something differs; processor device recompute mends it.
+
+The positions themselves are taken as they are: whether they are true, or any is
+missing, is not checked. Without fences there is nothing to verify.`,
 		Example: `  processor device verify 356307042441013
   processor device verify 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -306,8 +309,14 @@ func printVerification(out *output, v *store.Verification) error {
 	if !v.Good() {
 		state = out.paint(red, "differs")
 	}
-	return out.line("%s: %d positions, %d crossings as they must be, %d missing, %d different, %d too much",
-		state, v.Positions, v.Crossings, len(v.Missing), len(v.Different), len(v.Extra))
+	if v.Fences == 0 && v.Good() {
+		return out.line("no fences: nothing to verify; the %d positions themselves are not checked", v.Positions)
+	}
+	if err := out.line("%s: %d positions, %d crossings as they must be, %d missing, %d different, %d too much",
+		state, v.Positions, v.Crossings, len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
+		return err
+	}
+	return out.line("the positions themselves are not checked")
 }
 
 func orNone(t *time.Time) string {

@@ -33,7 +33,8 @@ func newDeviceRehydrateCommand() *cobra.Command {
 		Use:   "rehydrate IMEI",
 		Short: "Have the owner load a device again from the tables",
 		Long: `Makes the owner of the device's shard forget what it has in memory of the device
-and load it again. Prints both. Nothing in the tables changes.`,
+and load it again. Prints both. Nothing in the tables changes. Exits 1 when nothing
+is stored of the device.`,
 		Example: `  processor device rehydrate 356307042441013
   processor device rehydrate 356307042441013 --reason "row marked as faulty" --json`,
 		Args: cobra.ExactArgs(1),
@@ -51,7 +52,8 @@ func newDeviceRecomputeCommand() *cobra.Command {
 		Short: "Have the owner derive a device's crossings again",
 		Long: `Makes the owner of the device's shard derive the crossings in a window of device
 time again from the stored positions. What is right already stays as it is.
-Without --from or --to the window is open at that end.`,
+Without --from or --to the window is open at that end. Exits 1 when nothing is
+stored of the device.`,
 		Example: `  processor device recompute 356307042441013
   processor device recompute 356307042441013 --from 2026-05-01T00:00:00Z --to 2026-05-02T00:00:00Z`,
 		Args: cobra.ExactArgs(1),
@@ -96,7 +98,7 @@ func newDeviceEraseCommand() *cobra.Command {
 		Long: `Removes positions, timing records, deferred entries and archived dead letters of a
 device from Postgres. What is still in Redis, in the stream or as a dead letter,
 is not removed: stop the device first, or erase it again later. There is no way
-back, so it needs --yes.`,
+back, so it needs --yes. Exits 1 when nothing was stored of the device.`,
 		Example: `  processor device erase 356307042441013 --yes --reason "request 4711 of the owner"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -120,6 +122,16 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 	ctx, cancel := context.WithTimeoutCause(cmd.Context(), a.timeout, errWaited)
 	defer cancel()
 	devices := db.devices()
+	// An erasure is run and noted all the same: whoever has to prove it can.
+	if kind != protocol.RequestErase {
+		known, err := devices.Known(ctx, device)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return exit(exitFinding, fmt.Errorf("nothing is stored of device %s, so nothing was asked for; is the ID right? see processor trace %s", device, device))
+		}
+	}
 	id, err := devices.Ask(ctx, kind, device, from, to, a.reason)
 	if err != nil {
 		return err
@@ -156,6 +168,8 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 		return fmt.Errorf("request %d is not done after %v and goes on by itself; see processor device show %s", id, a.timeout, device)
 	case status.State == "failed":
 		return exit(exitFinding, nil)
+	case kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0:
+		return exit(exitFinding, fmt.Errorf("nothing was stored of device %s; is the ID right?", device))
 	}
 	return nil
 }

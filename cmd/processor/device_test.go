@@ -54,6 +54,17 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	p := pl.run()
 	p.awaitReady()
 
+	// Of a device that nobody knows nothing is asked for.
+	for _, kind := range []string{"rehydrate", "recompute"} {
+		require.Contains(t, pl.ask(exitFinding, nil, "device", kind, "nobody"), "nothing is stored of device nobody, so nothing was asked for")
+	}
+	var status store.RequestStatus
+	require.Contains(t, pl.ask(exitFinding, &status, "device", "erase", "nobody", "--yes"), "nothing was stored of device nobody")
+	require.Equal(t, "done", status.State, "it is noted all the same")
+	unfenced := spawn(t, pl.environ(), "device", "verify", "nobody")
+	require.Zero(t, unfenced.exit(20*time.Second))
+	require.Equal(t, "no fences: nothing to verify; the 0 positions themselves are not checked\n", unfenced.output())
+
 	// Fences: what is no good is named and skipped, the rest holds.
 	file := filepath.Join(t.TempDir(), "fences.geojson")
 	require.NoError(t, os.WriteFile(file, []byte(squareFence), 0o600))
@@ -105,11 +116,11 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	var verified store.Verification
 	pl.ask(exitClean, &verified, "device", "verify", device)
 	require.Equal(t, int64(2), verified.Crossings)
+	require.Equal(t, 1, verified.Fences)
 	pl.sql("update public.positions set faulty = true where device_id = $1 and ts = $2", device, begin.Add(4*time.Minute))
 	pl.sql("update public.positions set faulty = true where device_id = $1 and ts = $2", device, begin.Add(3*time.Minute))
 	pl.ask(exitFinding, &verified, "device", "verify", device)
 	require.Len(t, verified.Extra, 1)
-	var status store.RequestStatus
 	pl.ask(exitClean, &status, "device", "recompute", device, "--from", "2026-03-01T12:02:00Z", "--reason", "test")
 	require.Equal(t, "done", status.State)
 	require.Equal(t, int64(1), status.Progress.Changed)
@@ -123,6 +134,15 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	pl.ask(exitConfig, nil, "device", "recompute", device, "--from", "2006-03-02T00:00:00Z", "--to", "2026-03-01T00:00:00Z")
 	require.Contains(t, pl.ask(exitConfig, nil, "device", "recompute", device, "--from", "yesterday"), "--from")
 
+	// Without an owner a request waits, and the command does not.
+	require.Zero(t, terminated(p))
+	pl.ask(exitFinding, &status, "device", "rehydrate", device, "--timeout", "300ms")
+	require.Equal(t, "waiting", status.State)
+	pl.ask(exitClean, &status, "device", "rehydrate", device, "--no-wait")
+	require.Equal(t, "waiting", status.State)
+	p = pl.run()
+	p.awaitReady()
+
 	// Nothing is left of a device that is erased, except the audit.
 	pl.ask(exitConfig, nil, "device", "erase", device)
 	pl.ask(exitClean, &status, "device", "erase", device, "--yes")
@@ -130,15 +150,9 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	pl.ask(exitClean, &shown, "device", "show", device)
 	require.Empty(t, shown.Recent)
 	require.Empty(t, shown.Fences)
-	require.Len(t, shown.Requests, 3)
+	require.Len(t, shown.Requests, 5)
 	text := spawn(t, pl.environ(), "device", "show", device)
 	require.Zero(t, text.exit(20*time.Second))
 	require.Contains(t, text.output(), "none that takes part in state")
-
-	// Without an owner a request waits, and the command does not.
 	require.Zero(t, terminated(p))
-	pl.ask(exitFinding, &status, "device", "rehydrate", device, "--timeout", "300ms")
-	require.Equal(t, "waiting", status.State)
-	pl.ask(exitClean, &status, "device", "rehydrate", device, "--no-wait")
-	require.Equal(t, "waiting", status.State)
 }

@@ -83,6 +83,19 @@ func CheckWindow(from, to *time.Time) error {
 	return nil
 }
 
+// Known tells whether anything is stored of a device.
+func (d *Devices) Known(ctx context.Context, device string) (known bool, err error) {
+	if d.pins.Shards == 0 {
+		return false, ErrNobodyStarted
+	}
+	err = d.pool.QueryRow(ctx, `
+select exists (select from public.positions where device_id = $1)
+  or exists (select from processor.timing_records where device_id = $1)
+  or exists (select from processor.deferred where device_id = $1)
+  or exists (select from processor.dead_letters where device_id = $1)`, device).Scan(&known)
+	return known, failure("look for a device", err)
+}
+
 // Ask asks the owner of a device's shard to do something. The request and its
 // audit are one transaction; the owner hears of it at the commit.
 func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.Time, reason string) (id int64, err error) {

@@ -15,6 +15,7 @@ import (
 // its positions yields.
 type Verification struct {
 	Device    string       `json:"device_id"`
+	Fences    int          `json:"fences"`    // in force at any time; without any there is nothing to compare
 	Positions int64        `json:"positions"` // that take part in state
 	Crossings int64        `json:"crossings"` // that are as they must be
 	Missing   []Difference `json:"missing"`
@@ -94,6 +95,7 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 	for i := range rows {
 		list[i] = rows[i].Fence
 	}
+	v.Fences = len(list)
 	set, bad := geofence.NewSet(list)
 	for _, b := range bad {
 		v.BadFences = append(v.BadFences, b.Error())
