@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -280,21 +281,27 @@ func postgresOutages() []outage {
 	}
 }
 
-// caughtUp tells whether the service is ready, has committed since the outage
-// was over, and has next to nothing to do.
-func (w *ward) caughtUp(over time.Time) error {
+// look notes what the service takes. It asks the service alone: a server that is
+// frozen would hold up the test.
+func (w *ward) look() {
 	for name, most := range map[string]*float64{"process_resident_memory_bytes": &w.memory, "processor_pipeline_in_flight_records": &w.record} {
 		if v, err := w.service.metric(name); err == nil {
 			*most = max(*most, v)
 		}
 	}
+}
+
+// caughtUp tells whether the service is ready, has committed since the outage
+// was over, and has next to nothing to do.
+func (w *ward) caughtUp(over time.Time) error {
+	w.look()
 	status, r, err := w.service.readiness()
 	if err != nil || status != http.StatusOK {
-		return fmt.Errorf("not ready: %v, %w", r.NotReady, err)
+		return errors.Join(fmt.Errorf("not ready: %v", r.NotReady), err)
 	}
 	committed, err := w.service.metric("processor_pipeline_last_record_timestamp_seconds")
 	if err != nil || committed < float64(over.UnixMilli())/1000 {
-		return fmt.Errorf("nothing committed yet, %w", err)
+		return errors.Join(errors.New("nothing committed yet"), err)
 	}
 	info, err := w.group.Info(w.Context())
 	if err != nil {
@@ -317,7 +324,7 @@ func (w *ward) suffer(o outage) {
 		case <-over:
 			waiting = false
 		case <-time.After(100 * time.Millisecond):
-			_ = w.caughtUp(began) // to see what it takes meanwhile
+			w.look()
 		}
 	}
 	o.end(w)
