@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -24,6 +26,7 @@ var stages = map[string]func(pl *place) staged{
 	"lag":             stageLag,
 	"nothing-arrives": stageWrongName,
 	"lag-grows":       stageLock,
+	"stalled-shard":   stageStalledShard,
 	"claim":           stageForeign,
 	"stalled":         stageStalled,
 	"duplicate":       stageTwin,
@@ -40,6 +43,7 @@ var stages = map[string]func(pl *place) staged{
 	"postgres-down":   stagePostgresDown,
 	"migration":       stageMigration,
 	"recompute":       stageWork,
+	"fence-query":     stageFenceQuery,
 	"dump":            stageDump,
 	"resize":          stageResize,
 	"roll":            stageRoll,
@@ -108,6 +112,14 @@ func stageWrongName(pl *place) staged {
 func stageLock(pl *place) staged {
 	p := pl.run(fourShards)
 	p.awaitReady()
+	pl.somebody("lock table positions in access exclusive mode")
+	pl.publish(rides(0, 3)...)
+	return staged{after: func() { pl.awaitStored(3, 5*time.Second) }}
+}
+
+// somebody leaves a transaction open in which a statement was run.
+func (pl *place) somebody(sql string) {
+	pl.t.Helper()
 	u, err := url.Parse(pl.pgURL)
 	require.NoError(pl.t, err)
 	q := u.Query()
@@ -116,10 +128,54 @@ func stageLock(pl *place) staged {
 	conn, err := pgx.Connect(pl.t.Context(), u.String())
 	require.NoError(pl.t, err)
 	pl.t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	_, err = conn.Exec(pl.t.Context(), "begin; lock table positions in access exclusive mode")
+	_, err = conn.Exec(pl.t.Context(), "begin; "+sql)
 	require.NoError(pl.t, err)
+}
+
+// stageStalledShard is a lock on the row of one shard while others have work.
+func stageStalledShard(pl *place) staged {
+	pl.run(append(eager(), "WORKERS=4")...).awaitReady()
+	stuck := telemetry.ShardOf(imei, 4)
+	pl.awaitOwners(func(o map[string]int) bool { return o[""] == 0 && len(o) == 1 })
+	pl.somebody(fmt.Sprintf("select from processor.shards where shard = %d for update", stuck))
 	pl.publish(rides(0, 3)...)
-	return staged{after: func() { pl.awaitStored(3, 5*time.Second) }}
+	busy := ""
+	for n := 0; busy == "" || telemetry.ShardOf(busy, 4) == stuck; n++ {
+		busy = fmt.Sprint("busy-", n)
+	}
+	ctx, cancel := context.WithCancel(pl.t.Context())
+	var work sync.WaitGroup
+	sent := 0
+	work.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			pl.publish(good(busy, int64(sent)))
+			sent++
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	})
+	stop := func() {
+		cancel()
+		work.Wait()
+	}
+	pl.t.Cleanup(stop)
+	return staged{
+		before: map[int]func(){2: stop},
+		after:  func() { pl.awaitStored(3+sent, 5*time.Second) },
+	}
+}
+
+// stageFenceQuery is a platform with a fence that is no good.
+func stageFenceQuery(pl *place) staged {
+	const square = `{"type":"%s","coordinates":[[[%[2]d,48],[%[2]d.1,48],[%[2]d.1,48.1],[%[2]d,48.1],[%[2]d,48]]]}`
+	pl.exec("create table depots (name text primary key, area text not null)")
+	pl.exec("insert into depots values ('north', $1), ('south', $2)", fmt.Sprintf(square, "Polygon", 11), fmt.Sprintf(square, "Poligon", 12))
+	pl.run(fourShards, "GEOFENCE_REFRESH=1s", "GEOFENCE_QUERY=select name as id, area as geometry from depots").awaitReady()
+	return staged{}
 }
 
 // foreign has the service before us read some entries of the group.
@@ -222,9 +278,17 @@ func (pl *place) awaitLetters(n int64) {
 	})
 }
 
+// stageDevice is a device with a dead letter and a fix 1,100 km away, in a fence.
 func stageDevice(pl *place) staged {
 	st := stageWork(pl)
-	pl.publish(letter(imei, 10))
+	var imported fencesImported
+	pl.ask(exitClean, &imported, "geofence", "import", fileOf(pl.t, `{"type":"FeatureCollection","features":[{"type":"Feature","id":"far",
+		"properties":{},"geometry":{"type":"Polygon","coordinates":[[[1,52],[2,52],[2,53],[1,53],[1,52]]]}}]}`))
+	far := good(imei, 20)
+	payload := &far[len(far)-1]
+	*payload = strings.Replace(*payload, `"latitude":42.5`, `"latitude":52.5`, 1)
+	pl.publish(letter(imei, 10), far, good(imei, 30))
+	pl.awaitStored(5, 30*time.Second)
 	pl.awaitLetters(1)
 	return st
 }
@@ -233,8 +297,8 @@ func stageDeadLetters(pl *place) staged {
 	pl.run(fourShards).awaitReady()
 	pl.publish(letter("another-device", 1))
 	pl.awaitLetters(1)
-	pl.publish(letter(imei, 1))
-	pl.awaitLetters(2)
+	pl.publish(letter(imei, 1), letter(imei, 2), letter(imei, 3))
+	pl.awaitLetters(4)
 	return staged{settings: device()}
 }
 
