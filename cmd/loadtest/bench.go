@@ -46,13 +46,11 @@ about the machine than about a commit, unless both are compared.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runBench(cmd, f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.cfg.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
-	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
+	measureFlags(flags, &f.cfg)
 	flags.IntVar(&f.cfg.Entries, "entries", 300_000, "entries of a backlog, and rows that are there before")
 	flags.IntVar(&f.cfg.Devices, "devices", 1000, "devices of the fleet")
 	flags.IntVar(&f.cfg.Rounds, "rounds", 3, "how often to take ceilings and backlogs by turns")
 	flags.DurationVar(&f.cfg.Window, "window", 10*time.Second, "how long to measure each steady load")
-	flags.Uint64Var(&f.cfg.Seed, "seed", 9, "of the fleet")
 	flags.BoolVar(&f.short, "short", false, "one round with fewer entries and shorter loads, unless told otherwise")
 	flags.StringVar(&f.cfg.Profile, "profile", "", "keep CPU and allocation profiles of the backlogs in this `folder` (they cost a little)")
 	flags.BoolVar(&f.json, "json", false, "print everything as one last line of JSON")

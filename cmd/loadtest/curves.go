@@ -52,9 +52,7 @@ to compare: rates say more about who else uses the machine.`,
 	flags.IntVar(&f.cfg.Rounds, "rounds", 1, "how often to go over the points of a curve; medians count")
 	flags.IntVar(&f.cfg.Bench.Entries, "entries", 100_000, "entries of a point after those that make its devices known")
 	flags.StringVar(&f.cfg.Out, "out", "docs/performance", "`folder` for a CSV and an SVG for each curve")
-	flags.StringVar(&f.cfg.Bench.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
-	flags.StringArrayVar(&f.cfg.Bench.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
-	flags.Uint64Var(&f.cfg.Bench.Seed, "seed", 9, "of the fleet")
+	measureFlags(flags, &f.cfg.Bench)
 	flags.StringVar(&f.cfg.Bench.Profile, "profile", "", "keep a heap profile of each point in this `folder`")
 	flags.BoolVar(&f.json, "json", false, "print everything as one last line of JSON")
 	return cmd

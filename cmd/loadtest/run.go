@@ -61,7 +61,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.cfg.Processor, "processor", "", "`program` to run (default: processor beside this one, else built from source)")
+	processorFlag(flags, &f.cfg.Processor)
 	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
 	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
 	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres; the tables of the service hold no rows")

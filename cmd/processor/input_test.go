@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/url"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -162,29 +158,7 @@ func TestBadInputIsNamedAndHoldsNobodyUp(t *testing.T) {
 	require.Zero(t, terminated(again))
 }
 
-// published is one line of the publisher: what it meant.
-type published struct {
-	ID         string          `json:"id"`
-	Codec      string          `json:"codec"`
-	DeviceID   string          `json:"device_id"`
-	Timestamp  time.Time       `json:"timestamp"`
-	Latitude   float64         `json:"latitude"`
-	Longitude  float64         `json:"longitude"`
-	Altitude   float32         `json:"altitude"`
-	Angle      float32         `json:"angle"`
-	Speed      float32         `json:"speed"`
-	Satellites int16           `json:"satellites"`
-	Priority   int16           `json:"priority"`
-	Attributes json.RawMessage `json:"attributes"`
-}
-
-// The publisher shares no code and no language with the service, as the
-// neighbour does not.
 func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Skip("SKIPPED: Node.js is not installed, so nobody but ourselves has fed the service here")
-	}
 	pl := newPlace(t)
 	p := pl.run()
 	p.awaitReady()
@@ -193,27 +167,17 @@ func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
 	host, port, err := net.SplitHostPort(u.Host)
 	require.NoError(t, err)
 	const count = 5000
-	cmd := exec.CommandContext(t.Context(), node, "../../internal/telemetry/testdata/publisher.mjs",
-		host, port, pl.stream, fmt.Sprint(count), "20260103")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	require.NoError(t, err, stderr.String())
+	published := testenv.PublishWithNode(t, host, port, pl.stream, fmt.Sprint(count), "20260103")
 	pl.awaitStored(count, 30*time.Second)
 
 	type key struct {
 		device string
 		us     int64
 	}
-	meant := map[key]published{}
-	lines := bufio.NewScanner(bytes.NewReader(out))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var m published
-		require.NoError(t, json.Unmarshal(lines.Bytes(), &m))
+	meant := map[key]testenv.Published{}
+	for _, m := range published {
 		meant[key{m.DeviceID, m.Timestamp.UnixMicro()}] = m
 	}
-	require.NoError(t, lines.Err())
 	require.Len(t, meant, count)
 	pool, err := store.Open(t.Context(), store.Config{
 		URL: pl.pgURL, Member: "test", MaxConns: 2,
@@ -227,13 +191,11 @@ func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
 		require.True(t, ok, "%+v", row)
 		id, err := telemetry.ParseEntryID(m.ID)
 		require.NoError(t, err)
-		require.JSONEq(t, string(m.Attributes), string(row.Attributes))
-		row.Attributes = nil
-		require.Equal(t, telemetry.Record{
-			DeviceID: m.DeviceID, Codec: m.Codec, TimeUS: m.Timestamp.UnixMicro(), StreamUS: id.Time().UnixMicro(),
-			Latitude: m.Latitude, Longitude: m.Longitude, Altitude: m.Altitude, Angle: m.Angle, Speed: m.Speed,
-			Satellites: m.Satellites, Priority: m.Priority,
-		}, row)
+		want := m.Record()
+		want.StreamUS = id.Time().UnixMicro()
+		require.JSONEq(t, string(want.Attributes), string(row.Attributes))
+		want.Attributes, row.Attributes = nil, nil
+		require.Equal(t, want, row)
 		delete(meant, key{m.DeviceID, m.Timestamp.UnixMicro()})
 	}
 	require.Empty(t, meant)
