@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/loadtest/demo"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -206,13 +208,41 @@ func showEvery(w io.Writer) time.Duration {
 	return lineEvery
 }
 
+// accountJSON is how a demo ended.
+type accountJSON struct {
+	oracle.Account
+	Invalid  int64        `json:"invalid"` // of the entries, no valid record
+	Balanced bool         `json:"balanced"`
+	Latency  *latencyJSON `json:"latency_ms"` // from stream to commit; null where nothing was committed
+}
+
+type latencyJSON struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+}
+
+func accountOf(r *demo.Result) accountJSON {
+	a := accountJSON{Account: r.Account, Invalid: r.Invalid, Balanced: r.Good()}
+	a.Seconds, a.PerSecond = round(a.Seconds, 3), round(a.PerSecond, 1)
+	if r.Timed {
+		a.Latency = &latencyJSON{round(r.P50.Seconds()*1000, 1), round(r.P99.Seconds()*1000, 1)}
+	}
+	return a
+}
+
+// round keeps some digits behind the point.
+func round(f float64, digits int) float64 {
+	scale := math.Pow10(digits)
+	return math.Round(f*scale) / scale
+}
+
 // account prints how the demo ended; as JSON it is the last line.
 func account(out *output, notes io.Writer, r *demo.Result) error {
 	for _, finding := range r.Findings {
 		say(notes, "%s", finding)
 	}
 	a := r.Account
-	return out.result(a, func() error {
+	return out.result(accountOf(r), func() error {
 		t := newTable("ACCOUNT", "ENTRIES", "")
 		t.row("sent", demo.Thousands(a.Entries), "")
 		t.row("stored", demo.Thousands(a.Stored), "each field compared with what was sent")

@@ -44,17 +44,24 @@ func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
 	require.Zero(t, p.exit(time.Minute))
 	lines := strings.Split(strings.TrimSpace(p.output()), "\n")
 	require.Len(t, lines, 1, "the account is all that goes to standard output")
-	var account map[string]float64
-	require.NoError(t, json.Unmarshal([]byte(lines[0]), &account))
-	keys := slices.Sorted(maps.Keys(account))
+	var names map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal([]byte(lines[0]), &names))
 	require.Equal(t, []string{
-		"dead_lettered", "duplicates", "entries", "lost", "mismatches", "pending", "per_second", "seconds", "stored",
-	}, keys)
-	require.EqualValues(t, 152, account["entries"])
-	require.EqualValues(t, 150, account["stored"])
-	require.EqualValues(t, 1, account["duplicates"])
-	require.EqualValues(t, 1, account["dead_lettered"]+account["pending"], "the row of 1901")
-	require.Zero(t, account["lost"]+account["mismatches"])
+		"balanced", "dead_lettered", "duplicates", "entries", "invalid", "latency_ms", "lost", "mismatches", "pending", "per_second", "seconds", "stored",
+	}, slices.Sorted(maps.Keys(names)))
+	require.Regexp(t, `^\d+(\.\d{1,3})?$`, string(names["seconds"]))
+	var account accountJSON
+	require.NoError(t, json.Unmarshal([]byte(lines[0]), &account))
+	require.EqualValues(t, 152, account.Entries)
+	require.EqualValues(t, 150, account.Stored)
+	require.EqualValues(t, 1, account.Duplicates)
+	require.EqualValues(t, 1, account.DeadLettered+account.Pending, "the row of 1901")
+	require.EqualValues(t, 1, account.Invalid)
+	require.Zero(t, account.Lost+account.Mismatches)
+	require.True(t, account.Balanced)
+	require.Positive(t, account.Latency.P50)
+	require.GreaterOrEqual(t, account.Latency.P99, account.Latency.P50)
+	require.Regexp(t, `stored 150 .* duplicates 1 `, p.errors())
 	require.Contains(t, p.errors(), "152 entries of 3 devices")
 }
 

@@ -182,7 +182,7 @@ func (d *demo) show(ctx context.Context) {
 		d.cfg.Show(s)
 		return
 	}
-	s.Stored = f.stored
+	s.Stored, s.Again = f.stored, f.again
 	if seconds := now.Sub(d.beforeAt).Seconds(); !d.beforeAt.IsZero() && seconds > 0 {
 		s.Rate = float64(f.stored-d.before.stored) / seconds
 	}

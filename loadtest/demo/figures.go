@@ -18,6 +18,7 @@ const (
 // figures is what the service's metrics said at one moment.
 type figures struct {
 	stored  int64
+	again   int64 // duplicates
 	latency histogram
 }
 
@@ -32,8 +33,12 @@ func gather(g prometheus.Gatherer) (figures, error) {
 		case recordsMetric:
 			for _, m := range family.GetMetric() {
 				for _, label := range m.GetLabel() {
-					if label.GetName() == "outcome" && label.GetValue() == "stored" {
-						f.stored += int64(m.GetCounter().GetValue())
+					switch n := int64(m.GetCounter().GetValue()); {
+					case label.GetName() != "outcome":
+					case label.GetValue() == "stored":
+						f.stored += n
+					case label.GetValue() == "duplicate":
+						f.again += n
 					}
 				}
 			}

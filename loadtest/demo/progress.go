@@ -15,6 +15,7 @@ type Snapshot struct {
 	Entries int64 // to be sent in all
 	Sent    int64
 	Stored  int64
+	Again   int64         // finished as duplicates
 	Rate    float64       // records stored a second, since the last snapshot
 	Undone  int64         // entries not finished
 	Known   bool          // whether undone is
@@ -34,8 +35,8 @@ func (s Snapshot) String() string {
 	if s.Timed {
 		p99 = Milliseconds(s.P99)
 	}
-	return fmt.Sprintf("in %s  stored %s  %s  undone %s  p99 %s",
-		Thousands(s.Sent), Thousands(s.Stored), rate, undone, p99)
+	return fmt.Sprintf("in %s  stored %s  %s  duplicates %s  undone %s  p99 %s",
+		Thousands(s.Sent), Thousands(s.Stored), rate, Thousands(s.Again), undone, p99)
 }
 
 // Lines shows progress as plain lines, one every few seconds.
