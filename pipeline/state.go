@@ -42,7 +42,7 @@ func (d *device) fix() geofence.Fix {
 //
 // Devices lie in blocks that never move, are found by the hash of their ID, and
 // are forgotten by the second-chance rule, since a list in order of use is three
-// more cache lines a record (docs/performance.md, "What worked").
+// more cache lines a record (docs/performance.md, "What was tried").
 type state struct {
 	hash    func(id string) uint64
 	slots   map[uint64]int32 // hash of an ID to the first slot with it
@@ -99,7 +99,8 @@ func (s *state) find(id string, shard int) *device {
 	return d
 }
 
-// learn notes what is stored of a device; never for a device without positions.
+// learn notes what is stored of a device; its watermark is never where that is
+// nothing.
 func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *device {
 	d := s.get(id)
 	if d == nil {
