@@ -147,7 +147,7 @@ func (d *diagnosis) losses(s *store.Standing) {
 		many = fmt.Sprintf("%d entries and more were lost", s.Lost)
 	}
 	remedy := "raise MAXLEN of tcp-ingestion; " + see(sectionTrimmed)
-	if slices.Contains(s.LostBy, "flush") {
+	if slices.Contains(s.LostBy, "flush") || slices.Contains(s.LostBy, "failover") {
 		remedy = "set appendonly yes; " + see(sectionRedisLost)
 	}
 	d.add(level, about, fmt.Sprintf("%s (%s), the last found %s", many, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
