@@ -31,7 +31,7 @@ func (w *worker) commitLoop(ctx context.Context) error {
 
 // commit writes a batch until it is decided.
 func (w *worker) commit(ctx context.Context, b *batch) committed {
-	c := committed{batch: b}
+	c := committed{batch: b, seq: b.seq}
 	content := b.write()
 	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 && len(content.Settled) == 0 && !b.givesUp() {
 		return c // nothing but what was lost: there is nothing to write
@@ -97,7 +97,7 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 func (w *worker) settle(ctx context.Context, c committed) error {
 	if c.err == nil {
 		w.unacked++
-		w.state.evict(c.batch.seq)
+		w.state.evict(c.seq)
 		return nil
 	}
 	if ctx.Err() != nil {

@@ -91,3 +91,17 @@ func TestDevicesInUseAreNotForgotten(t *testing.T) {
 	}
 	require.Equal(t, 100, s.len)
 }
+
+// P9: the bound is kept also where a batch comes back from its acknowledgement,
+// and is emptied, before the outcome of its commit is looked at.
+func TestP9DevicesAreForgottenThoughTheirBatchIsAcknowledgedFirst(t *testing.T) {
+	w := &worker{state: newState(1, 1, func() {})}
+	b := &batch{seq: 1}
+	for _, id := range []string{"a", "b", "c"} {
+		w.state.learn(id, 0, 0, 0, 0).batch = b.seq
+	}
+	c := w.commit(t.Context(), b)
+	w.put(b)
+	require.NoError(t, w.settle(t.Context(), c))
+	require.Equal(t, 1, w.state.len)
+}

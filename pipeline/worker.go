@@ -89,6 +89,7 @@ type decoded struct {
 // committed is the outcome of a commit.
 type committed struct {
 	batch   *batch
+	seq     uint64 // of the batch, which may be acknowledged, and emptied, before this is looked at
 	written protocol.Written
 	err     error
 }
