@@ -44,12 +44,14 @@ func (w *GroupWatch) lookBack(ctx context.Context, term int64) error {
 	if err != nil {
 		return err
 	}
-	loss := protocol.Loss{Cause: "failover", Last: gone[len(gone)-1], Entries: -1, Shard: -1}
-	if !before.IsZero() {
+	kind, loss := protocol.RedisRewound, protocol.Loss{Cause: "failover", Last: gone[len(gone)-1], Entries: -1, Shard: -1}
+	if before.IsZero() {
+		kind, loss.Cause = protocol.RedisLost, "flush" // and the note of the group's making with it
+	} else {
 		loss.First = before.Next()
 	}
 	if !seen.Flushed {
-		if err := w.rewound(ctx, loss); err != nil {
+		if err := w.rewound(ctx, kind, loss); err != nil {
 			return err
 		}
 	}
@@ -57,21 +59,21 @@ func (w *GroupWatch) lookBack(ctx context.Context, term int64) error {
 }
 
 // rewound notes that entries are gone. Doing it again adds no loss.
-func (w *GroupWatch) rewound(ctx context.Context, loss protocol.Loss) error {
+func (w *GroupWatch) rewound(ctx context.Context, kind string, loss protocol.Loss) error {
 	if err := w.ledger.Lose(ctx, []protocol.Loss{loss}); err != nil {
 		return err
 	}
 	subject := loss.Last.String()
-	if err := w.ledger.Open(ctx, protocol.RedisRewound, subject, map[string]any{
+	if err := w.ledger.Open(ctx, kind, subject, map[string]any{
 		"first": loss.First.String(), "last": loss.Last.String(),
 	}); err != nil {
 		return err
 	}
-	if err := w.ledger.Close(ctx, protocol.RedisRewound, subject); err != nil {
+	if err := w.ledger.Close(ctx, kind, subject); err != nil {
 		return err
 	}
-	w.lost.WithLabelValues(protocol.RedisRewound).Inc()
-	w.log.Error("Redis goes on with an older state; entries were lost, nobody can tell how many",
+	w.lost.WithLabelValues(kind).Inc()
+	w.log.Error("Redis goes on with an older state of the stream; entries were lost, nobody can tell how many",
 		"reason", loss.Cause, "entry_id", subject)
 	return nil
 }

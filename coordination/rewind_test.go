@@ -105,4 +105,18 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	next()
 	require.Equal(t, 1, losses("flush"))
 	require.Equal(t, 2, losses("failover"))
+
+	// All keys are deleted, in several steps: the note of the making goes, too.
+	add()
+	next()
+	require.NoError(t, b.client.Del(ctx, key).Err())
+	require.NoError(t, b.client.Del(ctx, b.group.Names().Turn()).Err())
+	_, err = b.group.AcquireTurn(ctx, "", "once more", time.Minute)
+	require.NoError(t, err)
+	require.NoError(t, b.client.Del(ctx, b.group.Names().All()...).Err())
+	add()
+	next()
+	require.Equal(t, 2, losses("flush"))
+	require.Equal(t, 2, losses("failover"))
+	require.Equal(t, 2, b.count("select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null"))
 }

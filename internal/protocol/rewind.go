@@ -29,18 +29,20 @@ type Sight struct {
 	Newest  telemetry.EntryID   // the newest entry; the same
 	Last    telemetry.EntryID   // the newest ever added
 	Deleted telemetry.EntryID   // the newest ever deleted by its ID
+	Whole   bool                // nothing was ever removed from it
 	Missing []telemetry.EntryID // of the entries looked for, in order
 }
 
 // Rewound is which of the entries missing, in order, were neither trimmed nor
 // deleted. They are gone because Redis goes on with an older state of the stream,
-// which no clock and no restart without a loss brings about.
+// or with another of the same name, which no clock and no restart without a loss
+// brings about.
 func (s *Sight) Rewound() []telemetry.EntryID {
 	return slices.DeleteFunc(slices.Clone(s.Missing), func(id telemetry.EntryID) bool {
 		trimmed := id.Less(s.First)
 		if s.First.IsZero() {
 			trimmed = id.Compare(s.Last) <= 0
 		}
-		return trimmed || id.Compare(s.Deleted) <= 0
+		return trimmed && !s.Whole || id.Compare(s.Deleted) <= 0
 	})
 }

@@ -31,6 +31,8 @@ func TestAnOlderStateIsToldFromATrimmedOne(t *testing.T) {
 		"older, and filled since":       {protocol.Sight{First: at(1), Newest: at(20), Last: at(20), Missing: ids(7, 9)}, ids(7, 9)},
 		"older, and trimmed before":     {protocol.Sight{First: at(5), Newest: at(20), Last: at(20), Missing: ids(3, 9)}, ids(9)},
 		"older, and empty":              {protocol.Sight{Last: at(6), Missing: ids(5, 9)}, ids(9)},
+		"another of the same name":      {protocol.Sight{First: at(10), Newest: at(11), Last: at(11), Whole: true, Missing: ids(7, 9)}, ids(7, 9)},
+		"another, and empty":            {protocol.Sight{Whole: true, Missing: ids(7, 9)}, ids(7, 9)},
 		"older, deleted from before it": {protocol.Sight{First: at(1), Newest: at(6), Last: at(6), Deleted: at(4), Missing: ids(4, 9)}, ids(9)},
 	} {
 		require.ElementsMatch(t, c.gone, c.sight.Rewound(), name)

@@ -31,19 +31,23 @@ func (g *Group) Look(ctx context.Context, ids []telemetry.EntryID) (protocol.Sig
 	if len(texts) == 0 {
 		return protocol.Sight{}, nil
 	}
-	found := make([]telemetry.EntryID, len(texts))
+	if len(texts) < 5 {
+		return protocol.Sight{}, fmt.Errorf("%s: %d values", op, len(texts))
+	}
+	sight := protocol.Sight{Exists: true, Whole: texts[4] == "0", Missing: make([]telemetry.EntryID, len(texts)-5)}
+	where := []*telemetry.EntryID{&sight.First, &sight.Newest, &sight.Last, &sight.Deleted, nil}
+	for i := range sight.Missing {
+		where = append(where, &sight.Missing[i])
+	}
 	for i, text := range texts {
-		if text == "" {
+		if where[i] == nil || text == "" {
 			continue
 		}
-		if found[i], err = telemetry.ParseEntryID(text); err != nil {
+		if *where[i], err = telemetry.ParseEntryID(text); err != nil {
 			return protocol.Sight{}, failure(op, err)
 		}
 	}
-	if len(found) < 4 {
-		return protocol.Sight{}, fmt.Errorf("%s: %d values", op, len(found))
-	}
-	return protocol.Sight{Exists: true, First: found[0], Newest: found[1], Last: found[2], Deleted: found[3], Missing: found[4:]}, nil
+	return sight, nil
 }
 
 // Before is the newest entry that precedes an ID, zero where there is none.

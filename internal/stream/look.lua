@@ -5,7 +5,8 @@
 --
 -- KEYS[1] stream   ARGV[1] group   then IDs
 -- Reply: {} without the stream or the group, or {first entry, newest entry, both
--- '' in an empty stream, last ID generated, highest ID deleted, the IDs that are missing …}
+-- '' in an empty stream, last ID generated, highest ID deleted, entries ever
+-- removed, the IDs that are missing …}
 local rows = redis.pcall('xinfo', 'groups', KEYS[1])
 if rows.err then return {} end
 local there = false
@@ -21,7 +22,8 @@ local info = redis.call('xinfo', 'stream', KEYS[1])
 for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
 local answer = {
   s['first-entry'] and s['first-entry'][1] or '', s['last-entry'] and s['last-entry'][1] or '',
-  s['last-generated-id'], s['max-deleted-entry-id']}
+  s['last-generated-id'], s['max-deleted-entry-id'],
+  tostring(s['entries-added'] - s['length'])}
 for i = 2, #ARGV do
   if #redis.call('xrange', KEYS[1], ARGV[i], ARGV[i], 'COUNT', 1) == 0 then answer[#answer + 1] = ARGV[i] end
 end
