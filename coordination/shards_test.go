@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -191,18 +192,29 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 
 func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 	b := newBench(t)
-	first, second := b.pair()
+	patient := func(c *Config) { c.ClaimThreshold = 1500 * time.Millisecond } // on a busy machine heartbeats are late
+	first := b.start("first", "", patient)
+	b.await([]int{shards}, first)
+	second := b.start("second", "", patient)
+	b.await([]int{shards / 2, shards / 2}, first, second)
 	before := b.list()
 	// As under a lock on the table: calls come back, and nothing is committed.
-	for tried := range uint64(30) {
-		for _, m := range []*member{first, second} {
-			m.mu.Lock()
-			m.vitals = Vitals{InHand: 7, Progress: 3, Tried: tried}
-			m.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for tried := uint64(1); ctx.Err() == nil; tried++ {
+			for _, m := range []*member{first, second} {
+				m.mu.Lock()
+				m.vitals = Vitals{InHand: 7, Progress: 3, Tried: tried}
+				m.mu.Unlock()
+			}
+			<-tick.C
 		}
-		tick := time.NewTimer(100 * time.Millisecond)
-		<-tick.C
-	}
+	})
+	defer calls.Wait()
+	defer cancel()
 	b.awaitOpen(1, protocol.StalledMember, first.name())
 	b.awaitOpen(1, protocol.StalledMember, second.name())
 	for i, s := range b.list() {

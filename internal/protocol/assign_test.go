@@ -198,6 +198,10 @@ func TestNothingMovesWhileNobodyAdvances(t *testing.T) {
 	// A lock on the table: every commit comes back with an error, everywhere.
 	locked := func(_ string, s uint64) protocol.Beat { return protocol.Beat{InHand: 100, Progress: 7, Tried: s / 5} }
 	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, locked))
+	// The lock came while they were at work, and not all had committed just then.
+	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, func(m string, s uint64) protocol.Beat {
+		return protocol.Beat{InHand: 100, Progress: min(s, 100+3*uint64(m[0]-'a')), Tried: s / 5}
+	}))
 	// Nor does the work of one that is stuck go to one that only happens to have none.
 	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(m string, s uint64) protocol.Beat {
 		if m == "a" {

@@ -96,17 +96,21 @@ func (w *Watch) See(now time.Time, beats []Beat) {
 // judge finds the members whose shards others should have, since they have work
 // in hand and make no progress. One to which no call of a server comes back is
 // stuck itself. The calls of any other come back as errors; who could do better
-// is known only while somebody makes progress. When nobody does, shards stay
-// where they are: whatever is in the way would be in the way elsewhere.
+// is known only while somebody makes progress, and well after it did: what stops
+// everybody does not find all of them at the same moment. When nobody does, shards
+// stay where they are: whatever is in the way would be in the way elsewhere.
 //
 // Without shards it has no work, which is no sign of health. So it stays out:
 // until a call comes back, if it was stuck, else for as long again.
 func (w *Watch) judge(now time.Time) {
-	better := false
+	var worked time.Time // the last progress of anybody who is there, if it was lately
 	for m, s := range w.seen {
-		better = better || !s.worked.IsZero() && now.Sub(s.worked) < w.cfg.Stall && !w.Gone(now, m)
+		if now.Sub(s.worked) < w.cfg.Stall && s.worked.After(worked) && !w.Gone(now, m) {
+			worked = s.worked
+		}
 	}
 	for _, s := range w.seen {
+		better := worked.Sub(s.moved) >= w.cfg.Stall/2
 		switch frozen := now.Sub(s.tried) >= w.cfg.Stall; {
 		case w.stalls(now, s) && (frozen || better):
 			s.out, s.frozen, s.outAt = true, frozen, now
