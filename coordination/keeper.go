@@ -115,7 +115,10 @@ func (k *Keeper) pass(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	list, err := k.shards.List(ctx)
+	// A black hole is noticed well within the grace, not when a statement times out.
+	asking, cancel := context.WithTimeout(ctx, k.cfg.SinkGrace/2)
+	list, err := k.shards.List(asking)
+	cancel()
 	if err != nil {
 		return err
 	}

@@ -13,8 +13,8 @@ import (
 const (
 	memberTTL = 5 * time.Second
 	sinkGrace = 5 * time.Second // without Postgres, until shards move
-	// statementTimeout is how long it takes to notice a black hole.
-	statementTimeout = 10 * time.Second
+	// sinkSilence is how long it takes to notice a black hole before Postgres, at most.
+	sinkSilence = 3 * time.Second
 
 	maxFutureSkew  = 5 * time.Minute
 	maxCrossingGap = 10 * time.Minute

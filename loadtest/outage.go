@@ -22,7 +22,7 @@ func outage() Scenario {
 		About: "Redis and Postgres stop, crash, freeze and fill up for a while; then one instance alone is cut off from each " +
 			"(on named servers everything is done to connections).",
 		Bounds: "10 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 10 s, " +
-			"20 s where Postgres is a black hole (10 s until a statement times out); no instance exits",
+			"13 s where Postgres is a black hole; no instance exits",
 		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
 		proxied: true,
@@ -150,7 +150,7 @@ func (r *run) alone(ctx context.Context) error {
 		limit time.Duration
 	}{
 		{"Postgres refused", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse, sinkGrace},
-		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + statementTimeout},
+		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + sinkSilence},
 		{"Redis refused", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse, memberTTL},
 		{"Redis black-holed", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall, memberTTL},
 	} {
