@@ -244,13 +244,16 @@ func (pl *place) pair(one, other string) (a, b *process) {
 func pid(p *process) string { return fmt.Sprintf("PID=%d", p.cmd.Process.Pid) }
 
 func stageStalled(pl *place) staged {
-	asleep, _ := pl.pair("asleep", "awake")
+	asleep, awake := pl.pair("asleep", "awake")
 	asleep.signal(syscall.SIGSTOP)
 	pl.publish(rides(0, 3)...)
 	return staged{
 		settings: []string{pid(asleep)},
 		before:   map[int]func(){1: func() { pl.awaitStored(3, 20*time.Second) }},
-		after:    func() { require.Equal(pl.t, -1, asleep.exit(10*time.Second)) },
+		after: func() {
+			require.Equal(pl.t, -1, asleep.exit(10*time.Second))
+			require.Regexp(pl.t, `"took over without a release".*"member":"asleep\..*"host":"[^"]+","pid":\d+`, awake.output())
+		},
 	}
 }
 
