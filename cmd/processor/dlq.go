@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/user"
 	"slices"
@@ -103,7 +104,7 @@ func withMorgue(work func(cmd *cobra.Command, m *morgue, args []string) error) f
 
 // filter says which dead letters are meant.
 type filter struct {
-	ids                              map[string]bool
+	ids                              map[string]bool // whether one was met
 	class, device, fingerprint, text string
 	since, until                     string
 	from, to                         time.Time
@@ -130,7 +131,7 @@ func (f *filter) set(cmd *cobra.Command, ids []string) (err error) {
 	for _, text := range ids {
 		id, parseErr := telemetry.ParseEntryID(text)
 		err = cmp.Or(err, parseErr)
-		f.ids[id.String()] = true
+		f.ids[id.String()] = false
 	}
 	if err != nil {
 		return usageError(cmd, err)
@@ -165,10 +166,15 @@ func (f *filter) String() string {
 }
 
 // matched says so when no dead letter is meant. With a filter that is seldom what
-// was wanted, and an error.
+// was wanted, and an error. IDs that nothing has are named beside those that are.
 func (f *filter) matched(cmd *cobra.Command, n int) error {
 	switch {
 	case n > 0:
+		for _, id := range slices.Sorted(maps.Keys(f.ids)) {
+			if !f.ids[id] {
+				say(cmd.ErrOrStderr(), "no dead letter has the ID %s, nor was it the entry %s", id, id)
+			}
+		}
 		return nil
 	case f.empty():
 		say(cmd.ErrOrStderr(), "there are no dead letters")
@@ -191,9 +197,23 @@ func moment(text string) (time.Time, error) {
 	return at, nil
 }
 
+// named tells whether a dead letter has one of the IDs, if any are given.
+func (f *filter) named(l *protocol.Letter) bool {
+	if len(f.ids) == 0 {
+		return true
+	}
+	named := false
+	for _, id := range []string{l.ID.String(), l.Entry.ID.String()} {
+		if _, ok := f.ids[id]; ok {
+			f.ids[id], named = true, true
+		}
+	}
+	return named
+}
+
 func (f *filter) match(l *protocol.Letter) bool {
 	at := l.ID.Time()
-	return (len(f.ids) == 0 || f.ids[l.ID.String()] || f.ids[l.Entry.ID.String()]) &&
+	return f.named(l) &&
 		(f.class == "" || string(l.Class) == f.class) &&
 		(f.device == "" || l.Entry.DeviceID() == f.device) &&
 		(f.fingerprint == "" || l.Fingerprint == f.fingerprint) &&

@@ -31,8 +31,8 @@ func newDLQDropCommand() *cobra.Command {
 			result := func(dropped int) error {
 				return out.result(map[string]int{"dropped": dropped}, func() error { return out.line("dropped %d", dropped) })
 			}
-			if len(list) == 0 {
-				return errors.Join(result(0), f.matched(cmd, 0))
+			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 && yes <= 0 {
+				return errors.Join(result(0), err)
 			}
 			if yes != len(list) {
 				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))

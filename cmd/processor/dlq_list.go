@@ -93,14 +93,14 @@ func newDLQListCommand() *cobra.Command {
 		Example: `  processor dlq list --class invalid --since 24h
   processor dlq list --text latitude --json`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) (err error) {
 			if err := f.set(cmd, args); err != nil {
 				return err
 			}
 			list := []letterJSON{}
 			var ids []telemetry.EntryID
 			more := false
-			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+			err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
 				if more = len(list) == limit; !more {
 					list, ids = append(list, letterOf(l, false)), append(ids, l.ID)
 				}
@@ -116,7 +116,10 @@ func newDLQListCommand() *cobra.Command {
 				}
 			}
 			out := outputOf(cmd)
-			return errors.Join(out.result(list, func() error {
+			if !more { // else not all were looked at
+				defer func() { err = errors.Join(err, f.matched(cmd, len(list))) }()
+			}
+			return out.result(list, func() error {
 				if len(list) == 0 {
 					return nil
 				}
@@ -128,7 +131,7 @@ func newDLQListCommand() *cobra.Command {
 					return err
 				}
 				return out.line("and more; see --limit")
-			}), f.matched(cmd, len(list)))
+			})
 		}),
 	}
 	f.flags(cmd)

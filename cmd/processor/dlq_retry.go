@@ -53,8 +53,8 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 			if err != nil {
 				return err
 			}
-			if len(list) == 0 {
-				return errors.Join(outputOf(cmd).result([]retryJSON{}, func() error { return nil }), f.matched(cmd, 0))
+			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 {
+				return errors.Join(outputOf(cmd).result([]retryJSON{}, func() error { return nil }), err)
 			}
 			r := &replay{morgue: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
 				say(cmd.ErrOrStderr(), format, args...)

@@ -307,6 +307,12 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 		require.Contains(t, errs, "no dead letter matches device=nobody; processor dlq stats", "%v", tt.args)
 	}
 	require.NoFileExists(t, file)
+	var list []letterJSON
+	require.Zero(t, d.json(&list, "list"))
+	code, _, errs = d.call("retry", "--dry-run", list[0].ID, "5-5")
+	require.Zero(t, code)
+	require.Contains(t, errs, "no dead letter has the ID 5-5, nor was it the entry 5-5")
+	require.NotContains(t, errs, list[0].ID, "one that is there is not named, by whichever ID")
 	code, _, errs = d.call("edit", "1-1", "--set", "codec=8")
 	require.Equal(t, exitFinding, code)
 	require.Contains(t, errs, "no dead letter has the ID 1-1")
