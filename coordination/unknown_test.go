@@ -1,0 +1,119 @@
+package coordination
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// backlogs is a Backlog that answers what a test says.
+type backlogs struct {
+	now protocol.Backlog
+	err error
+}
+
+func (b *backlogs) Backlog(context.Context) (protocol.Backlog, error) { return b.now, b.err }
+
+func (b *backlogs) Horizon(context.Context) (protocol.Horizon, error) {
+	return protocol.Horizon{}, b.err
+}
+
+// TestP10AGaugeIsAbsentWhereItsValueIsNotKnown asks for the gauges of the group while
+// parts of what they show are unknown, or were known a while ago.
+func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
+	const lag, pending, undone, age = "processor_consumer_lag", "processor_group_pending_entries",
+		"processor_group_undone_entries", "processor_group_oldest_pending_age_seconds"
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		house := NewHousekeeper(HousekeepingDeps{}, time.Hour, "one", discard(), reg)
+		source := &backlogs{}
+		g := newGroupGauges(source, house, 5*time.Second)
+		reg.MustRegister(g)
+		shown := func() map[string]float64 {
+			values := make(map[string]float64)
+			families, err := reg.Gather()
+			require.NoError(t, err)
+			for _, f := range families {
+				for _, name := range []string{lag, pending, undone, age} {
+					if f.GetName() == name {
+						values[name] = f.GetMetric()[0].GetGauge().GetValue()
+					}
+				}
+			}
+			return values
+		}
+		require.Empty(t, shown(), "nobody has looked")
+
+		source.now = protocol.Backlog{Pending: 3, Lag: 4, LagKnown: true}
+		g.refresh(t.Context())
+		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "nobody has counted what is deferred, nor is the oldest known")
+		house.metrics.deferred(2)
+		g.refresh(t.Context())
+		require.Equal(t, map[string]float64{pending: 3, lag: 4, undone: 9}, shown())
+		source.now = protocol.Backlog{Pending: 3, Oldest: telemetry.EntryID{Ms: uint64(time.Now().UnixMilli()) - 7000}, OldestKnown: true}
+		g.refresh(t.Context())
+		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
+
+		<-time.After(houseStale) // of the bubble's clock
+		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
+		g.refresh(t.Context())
+		require.Equal(t, map[string]float64{pending: 0, lag: 0, age: 0}, shown(), "what was deferred is known no more")
+		<-time.After(5*time.Second + 1)
+		require.Empty(t, shown(), "nobody looks any more")
+
+		g.refresh(t.Context())
+		require.Len(t, shown(), 3)
+		source.err = errors.New("no answer")
+		g.refresh(t.Context())
+		require.Empty(t, shown(), "Redis does not answer")
+	})
+}
+
+// TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore: a shard is seized at once from whom
+// will not release it, also where it had announced its leaving and may use its
+// whole drain; and from nobody of whom nothing is known yet.
+func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := (&bench{}).quick("me")
+		r, err := NewRoster(cfg, nil, Keys{}, func() Vitals { return Vitals{} }, discard())
+		require.NoError(t, err)
+		const owner = "owner.1"
+		require.False(t, r.owner(owner).Gone, "nobody has looked")
+		_, silent := r.silent(owner)
+		require.False(t, silent)
+
+		look := func(members ...Member) {
+			beats := make([]protocol.Beat, len(members))
+			for i, m := range members {
+				beats[i] = m.beat()
+			}
+			r.watch.See(time.Now(), beats)
+			r.members, r.looked = members, true
+		}
+		m := Member{Instance: "owner", Incarnation: "1", Number: 1, Leaving: true}
+		look(m)
+		require.Equal(t, protocol.OwnerState{Leaving: true}, r.owner(owner))
+		require.True(t, r.owner("another.1").Gone)
+		<-time.After(cfg.MemberTTL) // of the bubble's clock
+		look(m)                     // its key is there, and does not advance
+		require.True(t, r.owner(owner).Gone)
+
+		m.Number++
+		look(m)
+		require.False(t, r.owner(owner).Gone, "it is back")
+		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace
+		look(m)
+		require.True(t, r.owner(owner).Gone, "without Postgres it cannot release")
+		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace-1
+		look(m)
+		require.False(t, r.owner(owner).Gone)
+	})
+}
