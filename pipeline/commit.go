@@ -33,10 +33,14 @@ func (w *worker) commitLoop(ctx context.Context) error {
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq}
 	content := b.write()
-	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 && len(content.Settled) == 0 && !b.givesUp() {
-		return c // nothing but what was lost: there is nothing to write
+	repeat := nothingHappened
+	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 && len(content.Settled) == 0 {
+		if !b.givesUp() {
+			return c // nothing but what was lost: there is nothing to write
+		}
+		repeat = nobodysFault
 	}
-	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, nothingHappened, func() error {
+	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, repeat, func() error {
 		started := time.Now()
 		// In this order: shards are given up before another run is numbered.
 		content.Run = w.sink.Run()

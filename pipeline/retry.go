@@ -25,6 +25,12 @@ func mendsItself(err error) bool { return judge(err) != fatal }
 // nothingHappened is for calls whose outcome matters.
 func nothingHappened(err error) bool { return judge(err) == again }
 
+// nobodysFault is for transactions that write no row: none can be at fault.
+func nobodysFault(err error) bool {
+	v := judge(err)
+	return v == again || v == redo || v == split
+}
+
 // retry calls f until it succeeds, ctx ends, or it fails in a way that repeat
 // does not accept. The wait grows from some milliseconds to two seconds, with
 // jitter, so that an outage makes no hot loop and its end is soon noticed.
