@@ -2,12 +2,16 @@ package pipeline
 
 import (
 	"hash/maphash"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // TestTheStateIsAMapThatForgets compares the state with a map, with hashes that
@@ -104,4 +108,35 @@ func TestP9DevicesAreForgottenThoughTheirBatchIsAcknowledgedFirst(t *testing.T) 
 	w.put(b)
 	require.NoError(t, w.settle(t.Context(), c))
 	require.Equal(t, 1, w.state.len)
+}
+
+// P9: what is kept for reuse pins no entry, nor the reply that it came in.
+func TestP9ABatchThatIsDoneHoldsNothing(t *testing.T) {
+	w := &worker{}
+	b := &batch{}
+	b.reset(1, true)
+	d := &device{watermark: never}
+	for i := range 3 {
+		r := telemetry.Record{DeviceID: "a", TimeUS: int64(i), Attributes: []byte("{}")}
+		b.place(d, &r, true)
+		b.fresh = append(b.fresh, r)
+		e := telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"device_id", "a"}}
+		b.parts = append(b.parts, part{shard: 1, entries: []telemetry.Entry{e}})
+		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: "a"})
+		b.deferred = append(b.deferred, telemetry.Deferred{DeadLetter: telemetry.DeadLetter{Entry: e}})
+		b.giveUp(telemetry.DeadLetter{Entry: e}, true)
+		b.giveUp(telemetry.DeadLetter{Entry: e}, false)
+	}
+	w.put(b)
+	require.Len(t, w.spare, 1)
+	for name, kept := range map[string]any{
+		"parts": b.parts[:3], "fresh": b.fresh[:3], "late": b.late[:3], "crossings": b.crossings[:3], "touched": b.touched[:1],
+		"deferred": b.deferred[:3], "letters": b.letters[:3], "letters of deferred": b.lettersDeferred[:3],
+	} {
+		list := reflect.ValueOf(kept)
+		for i := range list.Len() {
+			require.True(t, list.Index(i).IsZero(), "%s: %+v", name, kept)
+		}
+	}
+	require.Empty(t, b.parked)
 }

@@ -1,0 +1,38 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// TestP2ACrossingWrittenAgainKeepsItsRevision: a revision tells readers that later
+// knowledge changed the row, so one that says the same as before has none.
+func TestP2ACrossingWrittenAgainKeepsItsRevision(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one.1", 3)
+	w := store.NewWriter(b.pool, scope, "one.1", 10*time.Second)
+	c := geofence.Crossing{
+		FenceID: "f", Kind: geofence.Enter, TimeUS: 2_000_000, EarlierUS: 1_000_000, LaterUS: 3_000_000, Latitude: 48, Longitude: 11,
+	}
+	write := func() (row string) {
+		batch := b.batch(held, nil)
+		batch.Rules.Fences = &protocol.Fences{Set: b.fences.Set, Version: b.fences.Version, Versions: []int{1}}
+		batch.Crossings = []protocol.Crossing{{DeviceID: "d", Crossing: c}}
+		_, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+		require.NoError(t, b.pool.QueryRow(t.Context(), "select t::text from processor.timing_records t").Scan(&row))
+		return row
+	}
+	first := write()
+	require.Equal(t, first, write(), "written again, nothing is changed, not even the time of it")
+	c.TimeUS++
+	require.NotEqual(t, first, write())
+	require.Equal(t, 2, b.count("select revision from processor.timing_records"))
+}
