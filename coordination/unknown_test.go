@@ -117,3 +117,53 @@ func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 		require.False(t, r.owner(owner).Gone)
 	})
 }
+
+// makings is Makings under a name that leaves room for the method.
+type makings interface{ Makings }
+
+// lostGroup is a stream whose group was lost, and a ledger of what is noted of it.
+type lostGroup struct {
+	makings
+	MakingsLedger
+	backlog protocol.Backlog
+	closed  int
+}
+
+func (l *lostGroup) Makings(context.Context) ([]protocol.Making, error) {
+	return []protocol.Making{{
+		Receipt: "1", Dealt: telemetry.EntryID{Ms: 4}, Entries: 4, First: telemetry.EntryID{Ms: 1}, Last: telemetry.EntryID{Ms: 4},
+	}}, nil
+}
+
+func (l *lostGroup) Backlog(context.Context) (protocol.Backlog, error) { return l.backlog, nil }
+
+func (l *lostGroup) Settled(context.Context, *protocol.Making) error { return nil }
+
+func (l *lostGroup) Past(context.Context, string, time.Duration) (protocol.Past, error) {
+	return protocol.Past{}, nil
+}
+
+func (l *lostGroup) OpenIncidents(context.Context) (map[string]int, error) { return nil, nil }
+
+func (l *lostGroup) Open(context.Context, string, string, map[string]any) error { return nil }
+
+func (l *lostGroup) Close(context.Context, string, string) error {
+	l.closed++
+	return nil
+}
+
+// TestP10ALostGroupIsNotMadeGoodWhileWhatIsUndoneIsNotKnown: an oldest entry that is not
+// known is not the same as none.
+func TestP10ALostGroupIsNotMadeGoodWhileWhatIsUndoneIsNotKnown(t *testing.T) {
+	t.Parallel()
+	lost := &lostGroup{}
+	w := NewGroupWatch(lost, lost, discard(), prometheus.NewRegistry())
+	require.NoError(t, w.Do(t.Context(), 1))
+	require.Zero(t, lost.closed)
+	lost.backlog = protocol.Backlog{Pending: 1, Oldest: telemetry.EntryID{Ms: 4}, OldestKnown: true}
+	require.NoError(t, w.Do(t.Context(), 1))
+	require.Zero(t, lost.closed)
+	lost.backlog = protocol.Backlog{OldestKnown: true}
+	require.NoError(t, w.Do(t.Context(), 1))
+	require.Equal(t, 1, lost.closed)
+}
