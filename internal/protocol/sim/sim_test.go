@@ -26,7 +26,7 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-func full() bool { return os.Getenv("FULL") != "" }
+func full() bool { return os.Getenv("TEST_FULL") != "" }
 
 // show prints a shrunk run.
 func show(t *testing.T, r sim.Result) {
