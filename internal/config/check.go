@@ -18,8 +18,12 @@ const (
 	// CloseBudget is what then remains to close connections and the endpoint.
 	CloseBudget = 2 * time.Second
 
+	// workerConns are the connections that a worker may hold at a time: it commits
+	// one batch, and looks up the devices of the next.
+	workerConns = 2
 	// spareConns are connections beside those of the workers: one to listen,
-	// one for coordination, one for look-ups.
+	// one for coordination, one for look-ups. Without one for coordination a lock
+	// that all workers wait for would look like a Postgres that does not answer.
 	spareConns = 3
 
 	maxInstanceID = 40
@@ -36,7 +40,7 @@ func (c *Config) complete(r *report) {
 	if c.Pipeline.Workers == 0 {
 		c.Pipeline.Workers = max(2, runtime.GOMAXPROCS(0))
 		if explicit {
-			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, c.Postgres.MaxConns-spareConns))
+			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, (c.Postgres.MaxConns-spareConns)/workerConns))
 		}
 	}
 	c.Postgres.complete(r, c.Pipeline.Workers)
@@ -86,7 +90,7 @@ func (c *Postgres) complete(r *report, workers int) {
 		c.MigrateURL = c.URL
 	}
 	if c.MaxConns == 0 {
-		c.MaxConns = max(10, workers+spareConns)
+		c.MaxConns = max(10, workerConns*workers+spareConns)
 	}
 	const rule = "must be a URL such as postgres://user:password@host:5432/database, or keywords such as " +
 		"host=db user=processor dbname=trm; percent-encode @ / ? # : in the password of a URL"
@@ -146,8 +150,8 @@ func (c *Config) check(r *report) {
 		r.add("TURN_TTL", co.TurnTTL.String(), "must be at least twice DEAL_BLOCK=%v: the turn is renewed between two reads, 2 x %v = %v", co.DealBlock, co.DealBlock, 2*co.DealBlock)
 	}
 
-	if !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < p.Workers+spareConns {
-		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least WORKERS=%d + %d = %d", p.Workers, spareConns, p.Workers+spareConns)
+	if least := workerConns*p.Workers + spareConns; !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < least {
+		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least %d x WORKERS=%d + %d = %d", workerConns, p.Workers, spareConns, least)
 	}
 	sizes := []struct {
 		low  string
