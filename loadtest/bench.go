@@ -45,10 +45,9 @@ type BenchPostgres interface {
 	Insert(ctx context.Context, url, from string, since time.Time, size, connections int) (time.Duration, int, error)
 }
 
-func (c BenchConfig) check() error {
+// Check tells what no attempt can mend. The program to run may still be missing.
+func (c BenchConfig) Check() error {
 	switch {
-	case c.Processor == "":
-		return errors.New("processor: want the path of the program")
 	case c.Entries < 20_000 || c.Entries > 5_000_000:
 		return fmt.Errorf("entries %d: want 20000 to 5000000, fewer are done before a rate can be measured", c.Entries)
 	case c.Devices < 1 || c.Devices > c.Entries:
@@ -63,7 +62,7 @@ func (c BenchConfig) check() error {
 
 // Bench measures what the servers can do, and what the service does with them.
 func Bench(ctx context.Context, cfg BenchConfig) (_ *BenchResult, err error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	began := time.Now()

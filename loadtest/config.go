@@ -86,27 +86,46 @@ func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Prof
 			f.Junk = .02
 		}
 	default:
-		return f, fmt.Errorf("profile %q: want %s, %s, %s or %s", p.Profile, profileSteady, profileIncidents, profilePolluted, profileHot)
+		return f, fmt.Errorf("fleet %q: want %s, %s, %s or %s", p.Profile, profileSteady, profileIncidents, profilePolluted, profileHot)
 	}
 	return f, f.Validate()
 }
 
-func (c Config) check() error {
+// Check tells what no attempt to run the scenario can mend. The program to run
+// may still be missing.
+func (c Config) Check(s Scenario) error {
+	c.Plan = c.Plan.over(s.Plan)
+	errs := []error{c.Plan.check()}
+	if _, err := c.Plan.profile(c.Seed, 0, c.Plan.Duration); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Slack < 1 {
+		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
+	}
+	switch {
+	case (c.RedisURL == "") != (c.PostgresURL == ""):
+		errs = append(errs, errors.New("servers: name both Redis and Postgres, or neither"))
+	case c.RedisURL != "" && s.Breaks && !c.AllowFaults:
+		errs = append(errs, fmt.Errorf(
+			"scenario %s breaks things on purpose: allow it (--allow-faults) on servers that nobody needs, or let it start its own", s.Name))
+	case c.RedisURL != "":
+		errs = append(errs, checkRedis(c.RedisURL))
+	}
+	return errors.Join(errs...)
+}
+
+func (p Plan) check() error {
 	var errs []error
 	want := func(ok bool, format string, args ...any) {
 		if !ok {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	p := c.Plan
 	want(p.Instances >= 1 && p.Instances <= 16, "instances %d: want 1 to 16", p.Instances)
 	want(p.Devices >= 1, "devices %d: want at least 1", p.Devices)
 	want(p.Rate > 0, "rate %v: want more than 0", p.Rate)
 	want(p.Duration > 0, "duration %s: want more than 0", p.Duration)
 	want(p.Rounds >= 0, "rounds %d: want 0 or more", p.Rounds)
 	want(p.Entries >= 0, "entries %d: want 0 or more", p.Entries)
-	want(c.Slack >= 1, "slack %v: want at least 1", c.Slack)
-	want(c.Processor != "", "processor: want the path of the program")
-	want((c.RedisURL == "") == (c.PostgresURL == ""), "servers: name both Redis and Postgres, or neither")
 	return errors.Join(errs...)
 }

@@ -114,13 +114,23 @@ func relate(points []CurvePoint, base int) {
 	}
 }
 
-func (c CurvesConfig) check() error {
+// Check tells what no attempt can mend. The program to run may still be missing.
+func (c CurvesConfig) Check() error {
 	if c.Rounds < 1 {
 		return fmt.Errorf("rounds %d: want at least 1", c.Rounds)
 	}
 	check := c.Bench
 	check.Rounds, check.Window, check.Devices = 1, benchWindow, 1
-	return check.check()
+	if err := check.Check(); err != nil {
+		return err
+	}
+	plans, err := c.plans()
+	for _, p := range plans {
+		if _, wrong := c.setups(p); wrong != nil {
+			err = errors.Join(err, fmt.Errorf("curve %s: %w", p.name, wrong))
+		}
+	}
+	return err
 }
 
 // plans are the curves asked for, in the order of the list.
@@ -163,7 +173,7 @@ func (c CurvesConfig) setups(p curvePlan) ([]setup, error) {
 // Curves measures curves one after the other, each on servers of its own, and
 // writes each as soon as it is done.
 func Curves(ctx context.Context, cfg CurvesConfig) ([]Growth, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	plans, err := cfg.plans()

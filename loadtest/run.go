@@ -51,11 +51,8 @@ type run struct {
 // Run runs a scenario and judges it. An error means that there is no verdict.
 func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 	cfg.Plan = cfg.Plan.over(s.Plan)
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(s); err != nil {
 		return nil, err
-	}
-	if cfg.RedisURL != "" && s.Breaks && !cfg.AllowFaults {
-		return nil, fmt.Errorf("scenario %s breaks things on purpose: allow it (--allow-faults) on servers that nobody needs, or let it start its own", s.Name)
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
 	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}

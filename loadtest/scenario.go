@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Scenario is something that happens to a fleet, and what must be true then.
@@ -31,17 +32,22 @@ func Scenarios() []Scenario {
 	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos()}
 }
 
-// ByName is the scenario of that name. It also knows those for which the service
-// has to be built in a way of their own.
+// ByName is the scenario of that name. It also knows those, not among Scenarios,
+// for which the service has to be built in a way of their own.
 func ByName(name string) (Scenario, error) {
 	all := append(Scenarios(), wake())
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
 	if i < 0 {
-		var names []string
-		for _, s := range all {
-			names = append(names, s.Name)
-		}
-		return Scenario{}, fmt.Errorf("scenario %q: want one of %q", name, names)
+		return Scenario{}, fmt.Errorf("scenario %q: want %s", name, strings.Join(Names(), ", "))
 	}
 	return all[i], nil
+}
+
+// Names are those of Scenarios.
+func Names() []string {
+	var names []string
+	for _, s := range Scenarios() {
+		names = append(names, s.Name)
+	}
+	return names
 }

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"time"
 
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -26,6 +23,9 @@ type VerifyConfig struct {
 	MaxFutureSkew  time.Duration
 	MaxCrossingGap time.Duration
 }
+
+// Check tells what no attempt can mend.
+func (c VerifyConfig) Check() error { return checkRedis(c.RedisURL) }
 
 // Verify compares the tables of a system with a recorded send log. It reads
 // only. Rows of devices that are not in the log are none of its business.
@@ -100,53 +100,4 @@ func (g *ground) undone(ctx context.Context) (n int64, known bool, err error) {
 	}
 	n, known = undoneOf(info)
 	return n + int64(len(deferred)), known, nil
-}
-
-// SendConfig says what to send to a system that runs already.
-type SendConfig struct {
-	RedisURL string
-	Stream   string
-	MaxLen   int64 // of the stream, as the ingest trims it; 0 means never
-	Plan     Plan
-	Seed     uint64
-	Log      *slog.Logger
-}
-
-// Send sends a fleet to a stream that others read, and records what it sent. A
-// context that ends in the middle is no error.
-func Send(ctx context.Context, cfg SendConfig, sendLog io.Writer) (fleet.Progress, error) {
-	profile, err := cfg.Plan.profile(cfg.Seed, 0, cfg.Plan.Duration)
-	if err != nil {
-		return fleet.Progress{}, err
-	}
-	// Device times of now: what a system has stored before is older.
-	profile.Start = time.Now().UTC().Truncate(time.Second)
-	source, err := profile.Source()
-	if err != nil {
-		return fleet.Progress{}, err
-	}
-	where := stream.Config{URL: cfg.RedisURL, Stream: cfg.Stream, Group: "loadtest", Shards: 1, Timeout: serverTimeout, Name: "loadtest"}
-	client, err := stream.Connect(where)
-	if err != nil {
-		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
-	}
-	defer func() { _ = client.Close() }()
-	reader, err := stream.NewGroup(client, where)
-	if err != nil {
-		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
-	}
-	writer, err := fleet.NewLogWriter(sendLog)
-	if err != nil {
-		return fleet.Progress{}, err
-	}
-	sender, err := fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(1),
-		stream.NewPublisher(client, cfg.Stream, cfg.MaxLen), writer, cfg.Log)
-	if err != nil {
-		return fleet.Progress{}, err
-	}
-	err = sender.Run(ctx)
-	if err == nil {
-		_, err = sender.Settle(context.WithoutCancel(ctx), reader)
-	}
-	return sender.Progress(), errors.Join(err, writer.Flush())
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -32,13 +31,10 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 	t.Parallel()
 	corner, url := testenv.Redis(t), migrated(t)
 	path := filepath.Join(t.TempDir(), "sent.log")
-	file, err := os.Create(path)
-	require.NoError(t, err)
-	t.Cleanup(func() { file.Close() })
 	sent, err := loadtest.Send(t.Context(), loadtest.SendConfig{
 		RedisURL: corner.URL, Stream: corner.Stream, Seed: 1, Log: slog.New(slog.DiscardHandler),
-		Plan: loadtest.Plan{Devices: 20, Rate: 1000, Duration: 300 * time.Millisecond, Profile: "polluted"},
-	}, file)
+		SendLog: path, Plan: loadtest.Plan{Devices: 20, Rate: 1000, Duration: 300 * time.Millisecond, Profile: "polluted"},
+	})
 	require.NoError(t, err)
 	require.Greater(t, sent.Sent, int64(200))
 

@@ -140,6 +140,9 @@ func (s *Service) Run(ctx context.Context) error {
 	ended := s.Wait(ctx)
 	stopped := s.Stop()
 	if ended != nil {
+		if stopped != nil {
+			s.log.Error("not all stopped in order", "component", "service", "err", stopped)
+		}
 		return ended
 	}
 	return stopped

@@ -30,12 +30,13 @@ func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
 	return slog.New(h).With("service", "processor", "instance_id", instanceID)
 }
 
-// withLogger sends fx's own events to log: errors as errors, the rest at debug.
+// withLogger sends fx's own events to log at debug, errors as well: each comes back
+// to Service, which returns or logs it once.
 func withLogger() fx.Option {
 	return fx.WithLogger(func(log *slog.Logger) fxevent.Logger {
 		l := &fxevent.SlogLogger{Logger: log.With("component", "fx")}
 		l.UseLogLevel(slog.LevelDebug)
-		l.UseErrorLevel(slog.LevelError)
+		l.UseErrorLevel(slog.LevelDebug)
 		return l
 	})
 }

@@ -43,7 +43,11 @@ func pin(ctx context.Context, cfg config.Config, pool *pgxpool.Pool, scope store
 		return nil
 	case errors.As(err, &pinned):
 		return permanent(exitError(codeConfig, "%w", err))
-	case errors.As(err, &failure) && failure.Kind == telemetry.Misused:
+	}
+	// A role or database that is refused is no matter of the schema.
+	err = PostgresError("POSTGRES_URL", cfg.Postgres.URL, err)
+	var said *ServerError
+	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == telemetry.Misused {
 		// With MIGRATE=off nobody has looked at the schema before.
 		return permanent(exitError(codeSchema, "%w; run `processor migrate up`", err))
 	}

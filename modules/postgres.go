@@ -94,7 +94,10 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	}
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {
-			if err := st.wait(ctx, "Postgres", step); err != nil {
+			err := st.wait(ctx, "Postgres", func(ctx context.Context) error {
+				return PostgresError("POSTGRES_URL", d.Config.Postgres.URL, step(ctx))
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -110,6 +113,7 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 	}
 	if cfg.Migrate == "auto" {
 		_, err := store.Migrate(ctx, cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
+		err = PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
 		switch {
 		case errors.Is(err, store.ErrSchema):
 			return permanent(exitError(codeSchema, "%w", err))

@@ -41,13 +41,13 @@ func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Gr
 }
 
 // startRedis waits for Redis and says aloud when it may throw the stream away.
-func startRedis(lc fx.Lifecycle, st *starter, group *stream.Group, server *console.Server, log *slog.Logger) {
+func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *console.Server, log *slog.Logger) {
 	log = log.With("component", "redis")
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		err := st.wait(ctx, "Redis", func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			return group.Ping(ctx)
+			return RedisError(cfg.Redis, group.Ping(ctx))
 		})
 		if err != nil {
 			return err

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"text/tabwriter"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
 )
@@ -72,24 +72,19 @@ func runBench(cmd *cobra.Command, f benchFlags) (err error) {
 		f.cfg.Rounds, _ = cmd.Flags().GetInt("rounds")
 		f.cfg.Window, _ = cmd.Flags().GetDuration("window")
 	}
+	if err := f.cfg.Check(); err != nil {
+		return cli.Usage(cmd, err)
+	}
 	if f.cfg.Profile != "" {
 		if err := os.MkdirAll(f.cfg.Profile, 0o755); err != nil {
 			return fmt.Errorf("make a folder: %w", err)
 		}
 	}
-	if f.cfg.Dir, err = os.MkdirTemp("", "processor-bench-"); err != nil {
-		return fmt.Errorf("make a folder: %w", err)
+	var done func(error) error
+	if f.cfg.Dir, done, err = logFolder(notes); err != nil {
+		return err
 	}
-	defer func() {
-		if err == nil {
-			err = os.RemoveAll(f.cfg.Dir)
-		} else {
-			_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", f.cfg.Dir)
-		}
-	}()
-	if f.cfg.Dir, err = filepath.Abs(f.cfg.Dir); err != nil {
-		return fmt.Errorf("find the folder: %w", err)
-	}
+	defer func() { err = done(err) }()
 	if f.cfg.Processor, err = findProcessor(cmd, f.cfg.Processor, f.cfg.Dir); err != nil {
 		return err
 	}

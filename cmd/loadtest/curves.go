@@ -8,13 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
 )
@@ -37,6 +37,7 @@ to compare: rates say more about who else uses the machine.`,
 		Example: `  loadtest curves --list
   loadtest curves devices table --full
   loadtest curves memory --profile profiles`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.cfg.Names = args
 			if f.list {
@@ -75,6 +76,9 @@ func listCurves(out io.Writer) error {
 
 func runCurves(cmd *cobra.Command, f curvesFlags) (err error) {
 	notes, bench := cmd.ErrOrStderr(), &f.cfg.Bench
+	if err := f.cfg.Check(); err != nil {
+		return cli.Usage(cmd, err)
+	}
 	for _, dir := range []string{f.cfg.Out, bench.Profile} {
 		if dir == "" {
 			continue
@@ -83,19 +87,11 @@ func runCurves(cmd *cobra.Command, f curvesFlags) (err error) {
 			return fmt.Errorf("make a folder: %w", err)
 		}
 	}
-	if bench.Dir, err = os.MkdirTemp("", "processor-curves-"); err != nil {
-		return fmt.Errorf("make a folder: %w", err)
+	var done func(error) error
+	if bench.Dir, done, err = logFolder(notes); err != nil {
+		return err
 	}
-	defer func() {
-		if err == nil {
-			err = os.RemoveAll(bench.Dir)
-		} else {
-			_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", bench.Dir)
-		}
-	}()
-	if bench.Dir, err = filepath.Abs(bench.Dir); err != nil {
-		return fmt.Errorf("find the folder: %w", err)
-	}
+	defer func() { err = done(err) }()
 	if bench.Processor, err = findProcessor(cmd, bench.Processor, bench.Dir); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,7 @@ func newListCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			scenarios := loadtest.Scenarios()
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(scenarios)
+				return listJSON(cmd.OutOrStdout(), scenarios)
 			}
 			var b strings.Builder
 			for _, s := range scenarios {
@@ -44,15 +45,54 @@ func newListCommand() *cobra.Command {
 	return cmd
 }
 
+// scenarioJSON is a scenario as programs read it.
+type scenarioJSON struct {
+	Name   string   `json:"name"`
+	About  string   `json:"about"`
+	Bounds string   `json:"bounds"` // beside those of every scenario
+	Breaks bool     `json:"breaks"` // needs --allow-faults on servers of one's own
+	Plan   planJSON `json:"plan"`   // what the flags change; 0 means that it has no use for it
+}
+
+type planJSON struct {
+	Instances int     `json:"instances"`
+	Devices   int     `json:"devices"`
+	Rate      float64 `json:"entries_per_second"`
+	Seconds   float64 `json:"duration_seconds"`
+	Entries   int     `json:"entries"`
+	Rounds    int     `json:"rounds"`
+	Fleet     string  `json:"fleet"`
+}
+
+func listJSON(out io.Writer, scenarios []loadtest.Scenario) error {
+	list := make([]scenarioJSON, len(scenarios))
+	for i, s := range scenarios {
+		p := s.Plan
+		list[i] = scenarioJSON{
+			Name: s.Name, About: s.About, Bounds: s.Bounds, Breaks: s.Breaks,
+			Plan: planJSON{
+				Instances: p.Instances, Devices: p.Devices, Rate: p.Rate, Seconds: p.Duration.Seconds(),
+				Entries: p.Entries, Rounds: p.Rounds, Fleet: p.Profile,
+			},
+		}
+	}
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(list); err != nil {
+		return fmt.Errorf("print the list: %w", err)
+	}
+	return nil
+}
+
 func planText(p loadtest.Plan) string {
 	text := fmt.Sprintf("%d instances, %d devices", p.Instances, p.Devices)
 	if p.Instances == 1 {
 		text = fmt.Sprintf("1 instance, %d devices", p.Devices)
 	}
 	if p.Entries > 0 {
-		return text + fmt.Sprintf(", %d entries", p.Entries)
+		return text + fmt.Sprintf(", %s entries", thousands(int64(p.Entries)))
 	}
-	return text + fmt.Sprintf(", %.0f entries/s for %s, fleet %s", p.Rate, p.Duration, p.Profile)
+	return text + fmt.Sprintf(", %s entries/s for %s, fleet %s", thousands(int64(p.Rate)), p.Duration, p.Profile)
 }
 
 // wrap breaks a text into lines that fit a terminal, each behind the indent.

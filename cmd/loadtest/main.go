@@ -12,13 +12,15 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // The exit codes.
 const (
 	exitClean   = 0
 	exitFinding = 1 // a bound was missed, or there is no verdict
-	exitConfig  = 3 // bad command line
+	// cli.ExitUsage: the command line cannot be understood
 )
 
 // errMissed ends a command whose verdict has been printed already.
@@ -40,35 +42,33 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	var usage *usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitClean
-	case errors.As(err, &usage):
+	}
+	if !errors.Is(err, errMissed) {
 		_, _ = fmt.Fprintln(stderr, "loadtest:", err)
-		return exitConfig
-	case !errors.Is(err, errMissed):
-		_, _ = fmt.Fprintln(stderr, "loadtest:", err)
+	}
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode()
 	}
 	return exitFinding
 }
-
-// usageError is a command line that cannot be understood.
-type usageError struct{ error }
 
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "loadtest",
 		Short: "Run the service with a fleet and faults on demand, and judge what is left behind",
 		Long: `Starts instances of the processor, drives a simulated fleet, breaks things, and
-compares every row and every entry with what was sent.`,
+compares every row and every entry with what was sent.
+
+Exits 0 when all is well, 1 when a bound was missed or there is no verdict, 3 when
+the command line is wrong.`,
 		Example: `  loadtest list
   loadtest run split --json
   loadtest run chaos --seed 7 --report chaos.html`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand(), newCurvesCommand())
+	cli.Strict(root)
 	return root
 }

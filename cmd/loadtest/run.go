@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
 )
@@ -48,14 +49,17 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
   loadtest run split --redis-url redis://staging:6379/5 --postgres-url postgres://me@staging/empty`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
-				return &usageError{fmt.Errorf("%w; see loadtest list", err)}
+				return fmt.Errorf("%w; loadtest list explains the scenarios", err)
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := loadtest.ByName(args[0])
 			if err != nil {
-				return &usageError{err}
+				return cli.Usage(cmd, fmt.Errorf("%w%s", err, cli.DidYouMean(args[0], "", loadtest.Names())))
+			}
+			if err := f.cfg.Check(s); err != nil {
+				return cli.Usage(cmd, err)
 			}
 			return runScenario(cmd, s, f)
 		},
@@ -87,23 +91,19 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 	if f.cfg.Seed == 0 {
 		f.cfg.Seed = seedOfTheDay(time.Now())
 	}
-	f.cfg.Dir = f.keep
 	if f.keep == "" {
-		if f.cfg.Dir, err = os.MkdirTemp("", "processor-loadtest-"); err != nil {
+		var done func(error) error
+		if f.cfg.Dir, done, err = logFolder(notes); err != nil {
+			return err
+		}
+		defer func() { err = done(err) }()
+	} else {
+		if f.cfg.Dir, err = filepath.Abs(f.keep); err != nil {
+			return fmt.Errorf("find the folder: %w", err)
+		}
+		if err := os.MkdirAll(f.cfg.Dir, 0o755); err != nil {
 			return fmt.Errorf("make a folder: %w", err)
 		}
-		defer func() {
-			if err == nil {
-				err = os.RemoveAll(f.cfg.Dir)
-			} else {
-				_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", f.cfg.Dir)
-			}
-		}()
-	} else if err := os.MkdirAll(f.keep, 0o755); err != nil {
-		return fmt.Errorf("make a folder: %w", err)
-	}
-	if f.cfg.Dir, err = filepath.Abs(f.cfg.Dir); err != nil {
-		return fmt.Errorf("find the folder: %w", err)
 	}
 	if f.cfg.Processor, err = findProcessor(cmd, f.cfg.Processor, f.cfg.Dir); err != nil {
 		return err
@@ -134,6 +134,27 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 		_, _ = fmt.Fprintf(notes, "report: %s\n", f.report)
 	}
 	return printResult(cmd.OutOrStdout(), notes, result, f)
+}
+
+// logFolder makes a folder for logs. What it returns removes it at the end,
+// unless there is an error and something in it.
+func logFolder(notes io.Writer) (dir string, done func(error) error, err error) {
+	dir, err = os.MkdirTemp("", "processor-loadtest-")
+	if err != nil {
+		return "", nil, fmt.Errorf("make a folder: %w", err)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", nil, fmt.Errorf("find the folder: %w", err)
+	}
+	return dir, func(err error) error {
+		if err == nil {
+			return os.RemoveAll(dir)
+		}
+		if os.Remove(dir) != nil {
+			_, _ = fmt.Fprintf(notes, "logs are kept in %s\n", dir)
+		}
+		return err
+	}, nil
 }
 
 func writeReport(path string, s loadtest.Scenario, r *loadtest.Result) error {

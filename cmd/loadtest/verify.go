@@ -2,15 +2,16 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/demo"
 )
 
 func newVerifyCommand() *cobra.Command {
@@ -26,6 +27,9 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
   loadtest verify --redis-url redis://staging:6379 --postgres-url postgres://me@staging/trm --log sent.log`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Check(); err != nil {
+				return cli.Usage(cmd, err)
+			}
 			report, err := loadtest.Verify(cmd.Context(), cfg)
 			if err != nil {
 				return err
@@ -70,32 +74,37 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 	flags.DurationVar(&cfg.MaxFutureSkew, "max-future-skew", 5*time.Minute, "MAX_FUTURE_SKEW of the system")
 	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
 	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")
-	require(cmd, "redis-url", "postgres-url", "log")
+	required(cmd, "redis-url", "postgres-url", "log")
 	return cmd
 }
 
 func newSendCommand() *cobra.Command {
 	var cfg loadtest.SendConfig
-	var path string
 	cmd := &cobra.Command{
 		Use:   "send",
 		Short: "Send a fleet to a running system and record it for verify",
 		Long: `Sends a simulated fleet with device times of now to a stream that a system reads,
-until --duration is over or Ctrl-C. What was sent is recorded in a send log.`,
+until --duration is over or Ctrl-C. What was sent is recorded in a send log.
+
+When Redis does not answer at the start, nothing is sent. Later outages are waited
+for and made up for, until 10 s after --duration: exit 1 when something is not sent
+by then.`,
 		Example: `  loadtest send --redis-url redis://staging:6379 --log sent.log --devices 1000 --rate 200 --duration 10m`,
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-			if err != nil {
-				return fmt.Errorf("make the send log: %w", err)
-			}
-			defer func() { err = errors.Join(err, file.Close()) }()
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cfg.Seed == 0 {
 				cfg.Seed = seedOfTheDay(time.Now())
 			}
+			if err := cfg.Check(); err != nil {
+				return cli.Usage(cmd, err)
+			}
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			sent, err := loadtest.Send(cmd.Context(), cfg, file)
-			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%d entries sent, at most %s behind the plan; recorded in %s\n", sent.Sent, sent.Worst.Round(time.Millisecond), path)
+			stream.LogDriver(cfg.Log)
+			sent, err := loadtest.Send(cmd.Context(), cfg)
+			if err == nil || sent.Sent > 0 {
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s entries sent, at most %s behind the plan; recorded in %s\n",
+					demo.Thousands(sent.Sent), demo.Milliseconds(sent.Worst), cfg.SendLog)
+			}
 			return err
 		},
 	}
@@ -103,18 +112,18 @@ until --duration is over or Ctrl-C. What was sent is recorded in a send log.`,
 	flags.StringVar(&cfg.RedisURL, "redis-url", "", "Redis of the system")
 	flags.StringVar(&cfg.Stream, "stream", "telemetry:teltonika", "stream to send to")
 	flags.Int64Var(&cfg.MaxLen, "max-len", 0, "trim the stream to about this many entries, as the ingest does; 0 never")
-	flags.StringVar(&path, "log", "", "`file` for the send log, which does not exist yet")
+	flags.StringVar(&cfg.SendLog, "log", "", "`file` for the send log, which does not exist yet")
 	flags.IntVar(&cfg.Plan.Devices, "devices", 500, "devices of the fleet")
 	flags.Float64Var(&cfg.Plan.Rate, "rate", 500, "entries a second")
 	flags.DurationVar(&cfg.Plan.Duration, "duration", time.Minute, "how long to send")
 	flags.StringVar(&cfg.Plan.Profile, "fleet", "incidents", "steady, incidents, polluted or hot")
 	flags.Uint64Var(&cfg.Seed, "seed", 0, "of the fleet (default: the day's)")
-	require(cmd, "redis-url", "log")
+	required(cmd, "redis-url", "log")
 	return cmd
 }
 
-// require marks flags without which there is nothing to do.
-func require(cmd *cobra.Command, names ...string) {
+// required marks flags without which there is nothing to do.
+func required(cmd *cobra.Command, names ...string) {
 	for _, name := range names {
 		cobra.CheckErr(cmd.MarkFlagRequired(name))
 	}

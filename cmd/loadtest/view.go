@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/demo"
 )
 
 // How often progress is shown: drawn again on a terminal, as a line elsewhere.
@@ -144,10 +145,4 @@ func millis(ms *float64) string {
 }
 
 // thousands shows a number with its digits in groups.
-func thousands(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
+func thousands(n int64) string { return demo.Thousands(n) }

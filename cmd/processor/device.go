@@ -15,6 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/modules"
 )
 
 func newDeviceCommand() *cobra.Command {
@@ -51,7 +52,7 @@ func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	}
 	pool, err := store.Open(ctx, store.Config{
 		URL: pg.URL.Reveal(), Member: "operator", MaxConns: 2,
-		ConnectTimeout: askTimeout, StatementTimeout: pg.StatementTimeout, LockTimeout: pg.LockTimeout,
+		ConnectTimeout: pg.ConnectTimeout, StatementTimeout: pg.StatementTimeout, LockTimeout: pg.LockTimeout,
 	})
 	if err != nil {
 		return nil, exit(exitConfig, err)
@@ -61,13 +62,28 @@ func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	defer cancel()
 	if db.pins, err = store.ReadPins(asking, pool, db.scope); err != nil {
 		pool.Close()
-		var f *telemetry.Failure
-		if errors.As(err, &f) && f.Kind == telemetry.Misused {
-			return nil, exit(exitSchema, fmt.Errorf("%w; run processor migrate up", err))
-		}
-		return nil, err
+		return nil, postgresError(pg, err)
 	}
 	return db, nil
+}
+
+// postgresError says what to do about the first answer of Postgres: correct the
+// URL, look closer, or make the schema.
+func postgresError(cfg config.Postgres, err error) error {
+	err = modules.PostgresError("POSTGRES_URL", cfg.URL, err)
+	var said *modules.ServerError
+	var f *telemetry.Failure
+	if !errors.As(err, &said) && errors.As(err, &f) && f.Kind == telemetry.Misused {
+		return exit(exitSchema, fmt.Errorf("%w; run processor migrate up", err))
+	}
+	return err
+}
+
+// redisAnswers says in words when it does not.
+func redisAnswers(ctx context.Context, cfg config.Redis, group *stream.Group) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return modules.RedisError(cfg, group.Ping(ctx))
 }
 
 func (db *fleetDB) devices() *store.Devices {
@@ -102,6 +118,8 @@ func newDeviceShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show IMEI",
 		Short: "Show what is stored of a device and who works on it",
+		Long: `Shows what is stored of a device, what of it waits in Redis, and who works on it.
+Exits 1 when nothing is known of it.`,
 		Example: `  processor device show 356307042441013
   processor device show 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -121,9 +139,24 @@ func newDeviceShowCommand() *cobra.Command {
 				fmt.Fprintln(cmd.ErrOrStderr(), "processor: warning: Redis does not say what is pending:", err)
 			}
 			out := outputOf(cmd)
+			if d.nothing() {
+				return errors.Join(out.result(d, func() error { return nil }), errUnknownDevice(args[0], "nothing is known"))
+			}
 			return out.result(d, func() error { return d.print(out) })
 		},
 	}
+}
+
+// nothing tells whether nothing is known of the device anywhere.
+func (d *deviceShown) nothing() bool {
+	waits := func(n *int64) bool { return n != nil && *n > 0 }
+	return d.Last == nil && len(d.Recent)+len(d.Fences)+len(d.Requests) == 0 && d.Deferred+d.Archived == 0 &&
+		!waits(d.Undealt) && !waits(d.Pending) && !waits(d.DeadLetters)
+}
+
+// errUnknownDevice is that a device ID may be mistyped: what says how it is known.
+func errUnknownDevice(device, what string) error {
+	return exit(exitFinding, fmt.Errorf("%s of device %s; is the ID right? see processor trace %s", what, device, device))
 }
 
 // lastEntries is how many of a device are looked for in the stream.
@@ -142,6 +175,9 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
+		return err
+	}
+	if err := redisAnswers(ctx, db.redis, group); err != nil {
 		return err
 	}
 	backlog, err := group.Backlog(ctx)
@@ -245,6 +281,15 @@ func (d *deviceShown) print(out *output) error {
 
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
+// mustKnow refuses a device of which nothing is stored.
+func (db *fleetDB) mustKnow(ctx context.Context, device string) error {
+	known, err := db.devices().Known(ctx, device)
+	if err == nil && !known {
+		err = errUnknownDevice(device, "nothing is stored")
+	}
+	return err
+}
+
 func newDeviceVerifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify IMEI",
@@ -254,7 +299,8 @@ fences in force, and compares what they say with what is recorded. Changes
 nothing. Exits 1 when something differs; processor device recompute mends it.
 
 The positions themselves are taken as they are: whether they are true, or any is
-missing, is not checked. Without fences there is nothing to verify.`,
+missing, is not checked. Without fences there is nothing to verify. Exits 1 as well
+when nothing is stored of the device.`,
 		Example: `  processor device verify 356307042441013
   processor device verify 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -264,6 +310,9 @@ missing, is not checked. Without fences there is nothing to verify.`,
 				return err
 			}
 			defer db.pool.Close()
+			if err := db.mustKnow(cmd.Context(), args[0]); err != nil {
+				return err
+			}
 			v, err := db.devices().Verify(cmd.Context(), args[0])
 			if err != nil {
 				return err

@@ -124,12 +124,8 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 	devices := db.devices()
 	// An erasure is run and noted all the same: whoever has to prove it can.
 	if kind != protocol.RequestErase {
-		known, err := devices.Known(ctx, device)
-		if err != nil {
+		if err := db.mustKnow(ctx, device); err != nil {
 			return err
-		}
-		if !known {
-			return exit(exitFinding, fmt.Errorf("nothing is stored of device %s, so nothing was asked for; is the ID right? see processor trace %s", device, device))
 		}
 	}
 	id, err := devices.Ask(ctx, kind, device, from, to, a.reason)

@@ -56,14 +56,16 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 
 	// Of a device that nobody knows nothing is asked for.
 	for _, kind := range []string{"rehydrate", "recompute"} {
-		require.Contains(t, pl.ask(exitFinding, nil, "device", kind, "nobody"), "nothing is stored of device nobody, so nothing was asked for")
+		require.Contains(t, pl.ask(exitFinding, nil, "device", kind, "nobody"), "nothing is stored of device nobody; is the ID right?")
 	}
 	var status store.RequestStatus
 	require.Contains(t, pl.ask(exitFinding, &status, "device", "erase", "nobody", "--yes"), "nothing was stored of device nobody")
 	require.Equal(t, "done", status.State, "it is noted all the same")
-	unfenced := spawn(t, pl.environ(), "device", "verify", "nobody")
-	require.Zero(t, unfenced.exit(20*time.Second))
-	require.Equal(t, "no fences: nothing to verify; the 0 positions themselves are not checked\n", unfenced.output())
+	require.Contains(t, pl.ask(exitFinding, nil, "device", "verify", "nobody"), "nothing is stored of device nobody; is the ID right?")
+	require.Contains(t, pl.ask(exitFinding, nil, "device", "show", "nosuch"), "nothing is known of device nosuch; is the ID right?")
+	nosuch := spawn(t, pl.environ(), "device", "show", "nosuch")
+	require.Equal(t, exitFinding, nosuch.exit(20*time.Second))
+	require.Empty(t, nosuch.output(), "no table of zeros")
 
 	// Fences: what is no good is named and skipped, the rest holds.
 	file := filepath.Join(t.TempDir(), "fences.geojson")

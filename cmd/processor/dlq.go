@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -20,6 +21,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/modules"
 )
 
 func newDLQCommand() *cobra.Command {
@@ -98,7 +100,14 @@ func withMorgue(work func(cmd *cobra.Command, m *morgue, args []string) error) f
 			return err
 		}
 		defer m.close()
-		return work(cmd, m, args)
+		if err := redisAnswers(cmd.Context(), m.cfg.Redis, m.group); err != nil {
+			return err
+		}
+		err = work(cmd, m, args)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return err // of either server
+		}
+		return modules.PostgresError("POSTGRES_URL", m.cfg.Postgres.URL, err)
 	}
 }
 

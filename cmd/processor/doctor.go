@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/modules"
 )
 
 // siblingPrefix is what the platform's telemetry streams are called.
@@ -79,6 +81,20 @@ func (d *diagnosis) add(level, about, what, remedy string) {
 
 func (d *diagnosis) ok(about, format string, args ...any) {
 	d.add(levelOK, about, fmt.Sprintf(format, args...), "")
+}
+
+// away adds that a server does not answer, or that it answers with an error. One
+// that refuses the log-in is running, and only its URL is to be corrected.
+func (d *diagnosis) away(about string, err error, silent, answered string) {
+	var said *modules.ServerError
+	switch {
+	case !errors.As(err, &said):
+		d.add(levelTrouble, about, err.Error(), answered)
+	case exitCode(err) == exitConfig:
+		d.add(levelTrouble, about, strings.TrimPrefix(said.What, about+" "), said.Remedy)
+	default:
+		d.add(levelTrouble, about, strings.TrimPrefix(said.What, about+" "), silent)
+	}
 }
 
 // judge adds a finding that is ok unless bad.

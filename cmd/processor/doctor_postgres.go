@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/modules"
 )
 
 // longTransaction holds back vacuum for long enough to make commits slow.
@@ -31,8 +32,9 @@ func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (sta
 	}
 	defer pool.Close()
 	e, err := store.Examine(ctx, pool)
-	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary; "+see(sectionPostgres))
+	if err = modules.PostgresError("POSTGRES_URL", cfg.Postgres.URL, err); err != nil {
+		const remedy = "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary; "
+		d.away(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
 		return stand
 	}
 	d.postgresServer(cfg, &e)

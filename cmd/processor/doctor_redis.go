@@ -9,6 +9,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/modules"
 )
 
 // skewLimit is how far clocks may differ before it is said.
@@ -33,9 +34,9 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 		return
 	}
 	e, err := group.Examine(ctx, siblingPrefix)
-	if err != nil {
-		d.add(levelTrouble, about, err.Error(),
-			"start Redis or mend the network; if it refuses this user, compare its ACL with deploy/security/redis.sh")
+	if err = modules.RedisError(cfg.Redis, err); err != nil {
+		d.away(about, err, "start Redis or mend the network, or correct REDIS_URL; "+see(sectionOutages),
+			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
 		return
 	}
 	d.redisServer(&e)

@@ -16,6 +16,7 @@ const (
 	sectionTrimmed   = "Records were trimmed"
 	sectionFences    = "Recompute after a fence change"
 	sectionDump      = "Read a panic dump"
+	sectionOutages   = "Outages"
 	sectionSwitch    = "Switch over from the earlier service, and back"
 	sectionArrives   = "Nothing arrives"
 	sectionFull      = "Redis is full or evicts"

@@ -130,7 +130,7 @@ func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
 	code, d = pl.examined("POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("Postgres: "))
-	require.Equal(t, 1, strings.Count(fmt.Sprint(d.Findings), "127.0.0.1:1: connect: connection refused"), "said once: %v", d.Findings)
+	require.Equal(t, 1, strings.Count(fmt.Sprint(d.Findings), "connection refused"), "said once: %v", d.Findings)
 	require.Equal(t, levelWarning, d.has("group "+pl.group+": does not exist"))
 	require.NotContains(t, fmt.Sprint(d.Findings), "hidden-word")
 }

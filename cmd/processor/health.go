@@ -16,6 +16,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/modules"
 )
 
 func newHealthCommand() *cobra.Command {
@@ -91,7 +92,7 @@ func askReadiness(ctx context.Context, url string) (console.Readiness, error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: it is this machine
 	res, err := client.Do(req)
 	if err != nil {
-		return r, fmt.Errorf("no instance answers; is it running, and is METRICS_PORT the same as its own? %w", err)
+		return r, fmt.Errorf("no answer at %s: %s; does it run, is METRICS_PORT the same?", req.URL.Host, modules.Causes(err))
 	}
 	defer res.Body.Close() //nolint:errcheck // read to its end below
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {

@@ -46,7 +46,7 @@ tell is shown as unknown, never as 0.`,
 				return err
 			}
 			if err := l.askPostgres(ctx, os.Environ()); err != nil {
-				say(cmd.ErrOrStderr(), "processor: deferred and lost are unknown: %v", err)
+				say(cmd.ErrOrStderr(), "processor: warning: deferred and lost are unknown\n  %v", err)
 			}
 			out := outputOf(cmd)
 			return out.result(l, func() error { return l.print(out) })
@@ -114,6 +114,9 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	if err != nil {
 		return lagJSON{}, exit(exitConfig, err)
 	}
+	if err := redisAnswers(ctx, cfg, group); err != nil {
+		return lagJSON{}, err
+	}
 	info, err := group.Info(ctx)
 	if err != nil {
 		return lagJSON{}, err
@@ -159,7 +162,7 @@ func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 	scope := store.Scope{Stream: l.Stream, Group: l.Group}
 	deferred, err := store.NewDeferred(pool, scope, "", cfg.StatementTimeout).Count(ctx)
 	if err != nil {
-		return err
+		return postgresError(cfg, err)
 	}
 	l.Deferred = &deferred
 	if l.Lag != nil {

@@ -67,6 +67,10 @@ func openFleetView(ctx context.Context) (*fleetView, error) {
 		v.close()
 		return nil, exit(exitConfig, err)
 	}
+	if err := redisAnswers(ctx, db.redis, v.group); err != nil {
+		v.close()
+		return nil, err
+	}
 	keys := coordination.Keys{Prefix: v.group.Names().Members(), Lock: v.group.Names().Lock()}
 	v.ring = func(ctx context.Context) ([]coordination.Member, error) {
 		return coordination.ReadMembers(ctx, client, keys)

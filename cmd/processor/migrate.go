@@ -43,7 +43,7 @@ of processes may do so at once: one applies, the others wait.`,
 			log := modules.NewLogger(config.Log{Level: slog.LevelWarn, Format: "auto"}, "migrate", cmd.ErrOrStderr())
 			applied, err := store.Migrate(cmd.Context(), cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
 			if err != nil {
-				return schemaExit(err)
+				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
 			out := outputOf(cmd)
 			return out.result(map[string]any{"applied": append([]string{}, applied...)}, func() error {
@@ -75,7 +75,7 @@ func newMigrateStatusCommand() *cobra.Command {
 			}
 			list, err := store.MigrateStatus(cmd.Context(), cfg.MigrateURL.Reveal())
 			if err != nil {
-				return schemaExit(err)
+				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
 			out := outputOf(cmd)
 			return out.result(list, func() error {
@@ -114,7 +114,7 @@ missing; what is there beyond that does no harm and is only listed.`,
 			// As the service, whose role is the one that must be able to work.
 			report, err := store.VerifyURL(cmd.Context(), cfg.URL.Reveal())
 			if err != nil {
-				return schemaExit(err)
+				return schemaExit("POSTGRES_URL", cfg.URL, err)
 			}
 			out := outputOf(cmd)
 			err = out.result(report, func() error {
@@ -160,9 +160,13 @@ schema. It may be applied any number of times, also after processor migrate up.`
 	}
 }
 
-// schemaExit gives an error of the migration runner its exit code.
-func schemaExit(err error) error {
-	switch {
+// schemaExit gives an error of the migration runner its words and exit code. The
+// variable is the one that the URL came from.
+func schemaExit(variable string, url config.PostgresURL, err error) error {
+	var said *modules.ServerError
+	switch err = modules.PostgresError(variable, url, err); {
+	case errors.As(err, &said):
+		return err
 	case errors.Is(err, store.ErrSchema):
 		return exit(exitSchema, err)
 	case errors.Is(err, store.ErrPooler):

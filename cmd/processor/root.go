@@ -1,11 +1,9 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"strings"
-
 	"github.com/spf13/cobra"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // commands lists every command; each has a file of its own.
@@ -40,60 +38,21 @@ instances share the work.
 Settings come from the environment: see processor config table.`,
 		Example: `  processor config check
   processor health --json`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return unknownCommand(cmd, args[0])
-		},
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON with stable field names")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, err) })
 	root.AddCommand(commands()...)
-	eachCommand(root, func(cmd *cobra.Command) {
-		if check := cmd.Args; check != nil {
-			cmd.Args = func(cmd *cobra.Command, args []string) error {
-				if err := check(cmd, args); err != nil {
-					return usageError(cmd, err)
-				}
-				return nil
-			}
-		}
-	})
+	cli.Strict(root)
 	return root
 }
 
 // group is a command that only holds others.
 func group(cmd *cobra.Command, members ...*cobra.Command) *cobra.Command {
-	cmd.Args = cobra.ArbitraryArgs
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return cmd.Help()
-		}
-		return unknownCommand(cmd, args[0])
-	}
 	cmd.AddCommand(members...)
 	return cmd
 }
 
-func unknownCommand(parent *cobra.Command, name string) error {
-	text := fmt.Sprintf("unknown command %q", name)
-	if parent.SuggestionsMinimumDistance <= 0 {
-		parent.SuggestionsMinimumDistance = 2
-	}
-	if similar := parent.SuggestionsFor(name); len(similar) > 0 {
-		text += "; did you mean " + strings.Join(similar, " or ") + "?"
-	}
-	return usageError(parent, errors.New(text))
-}
-
 // usageError is a command line that cannot be understood.
-func usageError(cmd *cobra.Command, err error) error {
-	return exit(exitConfig, fmt.Errorf("%w\nsee %s --help", err, cmd.CommandPath()))
-}
+func usageError(cmd *cobra.Command, err error) error { return cli.Usage(cmd, err) }
 
 func eachCommand(cmd *cobra.Command, visit func(*cobra.Command)) {
 	visit(cmd)

@@ -60,6 +60,8 @@ type traceJSON struct {
 	Owner      *string      `json:"owner"` // null while nobody owns the shard
 	Epoch      int64        `json:"epoch"`
 	Assigned   *string      `json:"assigned"`
+	Stream     string       `json:"stream"`
+	Exists     bool         `json:"stream_exists"`
 	Applied    *string      `json:"applied"`     // progress mark of the shard, a hint
 	LastStored *time.Time   `json:"last_stored"` // newest device time in positions
 	Entries    []traceEntry `json:"entries"`     // newest first
@@ -87,7 +89,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	scope := store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
 	stand, err := store.Stand(ctx, pool, scope)
 	if err != nil {
-		return nil, err
+		return nil, postgresError(cfg.Postgres, err)
 	}
 	shards := cfg.Coordination.Shards
 	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
@@ -106,6 +108,13 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	if err != nil {
 		return nil, exit(exitConfig, err)
 	}
+	if err := redisAnswers(ctx, cfg.Redis, group); err != nil {
+		return nil, err
+	}
+	info, err := group.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
 	// The stream first: what moves on meanwhile is then found in the tables.
 	found, reached, err := group.Trace(ctx, device, last)
 	if err != nil {
@@ -121,7 +130,8 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 		sought[i] = store.Sought{ID: s.ID, TimeUS: r.TimeUS, Known: problems[i] == nil}
 	}
 	tr := &traceJSON{
-		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Entries: []traceEntry{}, Complete: reached.IsZero(),
+		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Stream: cfg.Redis.Stream, Exists: info.Exists,
+		Entries: []traceEntry{}, Complete: reached.IsZero(),
 	}
 	rows, err := store.TraceDevice(ctx, pool, scope, device, tr.Shard, sought)
 	if err != nil {
@@ -211,6 +221,10 @@ func (tr *traceJSON) print(out *output) error {
 	}
 	if err := out.line(""); err != nil {
 		return err
+	}
+	if !tr.Exists {
+		text := fmt.Sprintf("stream %s does not exist: set REDIS_TELEMETRY_STREAM to the one that tcp-ingestion writes", tr.Stream)
+		return errors.Join(out.line("%s", text), printLosses(out, tr.Losses))
 	}
 	if len(tr.Entries) == 0 {
 		where := "of the whole stream"

@@ -384,3 +384,20 @@ func TestRenewReplacesOnlyWhatIsBetweenTheMarkers(t *testing.T) {
 		require.ErrorIs(t, err, config.ErrNoMarkers)
 	}
 }
+
+func TestAddressesNameHostsAndPortsOnly(t *testing.T) {
+	t.Parallel()
+	for give, want := range map[string]string{
+		"redis://u:s3cr3t@host/0": "host:6379",
+		"redis://[::1]":           "[::1]:6379",
+		"redis://":                "localhost:6379",
+		"redis://a:1,b":           "a:1, b:6379",
+		"redis://a:1,redis://b:2": "a:1, b:2",
+		"rediss://u:s3cr3t@a:1/0?addr=b:2&master_name=trackers": "a:1, b:2",
+		"redis://a/0?master_name=trackers":                      "a:26379",
+		"unix:///run/redis.sock":                                "/run/redis.sock",
+	} {
+		require.Equal(t, want, config.RedisURL(give).Addresses(), give)
+	}
+	require.NotContains(t, config.RedisURL("redis://u:s3/cr3t@host").Addresses(), "s3")
+}

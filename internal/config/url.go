@@ -1,10 +1,13 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -264,4 +267,35 @@ func splitRedisURLs(s string) []string {
 func (u RedisURL) Cluster() bool {
 	a, ok := splitURL(string(u))
 	return ok && len(a.query["addr"]) > 0 && a.query.Get("master_name") == ""
+}
+
+// Addresses lists the hosts with their ports, or the path of the socket.
+func (u RedisURL) Addresses() string {
+	joined, ok := joinRedis(string(u))
+	a, cut := splitURL(joined)
+	switch {
+	case !ok || !cut:
+		return u.String()
+	case a.scheme == "unix":
+		return a.path
+	}
+	port := "6379"
+	if a.query.Get("master_name") != "" {
+		port = "26379"
+	}
+	list := append(slices.Clone(a.hosts), a.query["addr"]...)
+	for i, host := range list {
+		if _, _, err := net.SplitHostPort(host); err != nil {
+			list[i] = net.JoinHostPort(cmp.Or(strings.Trim(host, "[]"), "localhost"), port)
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// MigrateVariable is the variable that the address for migrations comes from.
+func (c *Postgres) MigrateVariable() string {
+	if c.MigrateURL != c.URL {
+		return "POSTGRES_MIGRATE_URL"
+	}
+	return "POSTGRES_URL"
 }

@@ -51,6 +51,12 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 // Only an answer of a living one tells the client before that.
 const clusterReload = time.Second
 
+// CheckURL tells what Connect refuses in a URL, without showing it.
+func CheckURL(text string) error {
+	_, err := optionsOf(text)
+	return err
+}
+
 // optionsOf reads a URL. Errors do not show it, since it may hold a password.
 func optionsOf(text string) (*redis.UniversalOptions, error) {
 	u, err := url.Parse(text)

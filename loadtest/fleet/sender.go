@@ -47,6 +47,9 @@ func DefaultSenderConfig() SenderConfig {
 // pipeline fill instead of sending entries one by one.
 const gather = 5 * time.Millisecond
 
+// warnEvery is the pause between two warnings of an outage.
+const warnEvery = 10 * time.Second
+
 // Sender sends what a source yields when the pacer says so, and writes the send
 // log. Run and Settle are called by one goroutine, one after the other;
 // Progress by any.
@@ -60,6 +63,10 @@ type Sender struct {
 
 	last  telemetry.EntryID // of the newest entry known to be added
 	doubt map[string]*doubt // by content, see keyOf
+	left  int               // items taken from the source that got no ID when Run ended
+
+	warned time.Time // of the last warning
+	since  int64     // failures when it was written
 
 	sent     atomic.Int64
 	resent   atomic.Int64
@@ -134,12 +141,27 @@ func (s *Sender) run(ctx context.Context) error {
 				due = s.pacer.Due(it.At, number)
 			}
 		}
-		if err := s.publish(ctx, &b); err != nil {
+		err := s.publish(ctx, &b)
+		s.left = len(b.items)
+		if err != nil {
 			return err
 		}
 	}
+	if more {
+		s.left++
+	}
 	s.behind.Store(0)
 	return nil
+}
+
+// Unsent is how many entries of the source got no ID: Run was stopped before
+// their turn, or while the server did not answer. It is called after Run, which
+// is not called again, and uses up the source.
+func (s *Sender) Unsent() int {
+	for _, more := s.src.Next(); more; _, more = s.src.Next() {
+		s.left++
+	}
+	return s.left
 }
 
 // batch is what goes into one pipeline.
@@ -184,6 +206,7 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 			return fmt.Errorf("publish: %d of %d entries got no ID and there was no error", len(rest.items), len(b.items))
 		}
 		if err == nil {
+			b.items = nil
 			return nil
 		}
 		s.failures.Add(1)
@@ -191,11 +214,21 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 		if errors.As(err, &failure) && (failure.Kind == telemetry.Misused || failure.Kind == telemetry.Refused) {
 			return fmt.Errorf("publish %d entries: %w", len(rest.items), err)
 		}
-		s.slog.Warn("publishing failed, sending again", "count", len(rest.items), "err", err)
+		s.warn(len(rest.items), err)
 		pause(ctx, s.cfg.RetryDelay)
 		*b = rest
 	}
 	return nil
+}
+
+// warn tells of a failure, and of those that follow every ten seconds.
+func (s *Sender) warn(count int, err error) {
+	if !s.warned.IsZero() && time.Since(s.warned) < warnEvery {
+		return
+	}
+	failures := s.failures.Load()
+	s.slog.Warn("publishing failed, sending again until it works", "count", count, "failures", failures-s.since, "err", err)
+	s.warned, s.since = time.Now(), failures
 }
 
 // added logs an entry with its ID.

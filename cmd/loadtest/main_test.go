@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest"
+)
+
+// call runs one command line.
+func call(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// A wrong command line is found before anything is made or started.
+func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	sent := filepath.Join(temp, "sent.log")
+	for line, want := range map[string]string{
+		"lst":                             `unknown command "lst"; did you mean list?`,
+		"run":                             "loadtest list explains the scenarios",
+		"run splt":                        `scenario "splt": want split, scale, rolling, failover, stall, outage, poison, backlog, soak, chaos; did you mean split?`,
+		"run split --duraton 3s":          "unknown flag: --duraton; did you mean --duration?",
+		"run split --seed x":              `--seed "x": want a whole number, 0 or more`,
+		"run split --duration -3s":        "duration -3s: want more than 0",
+		"run split --fleet foo":           `fleet "foo": want steady, incidents, polluted or hot`,
+		"run split --slack 0":             "slack 0: want at least 1",
+		"run split --redis-url redis://h": "name both Redis and Postgres",
+		"run chaos --redis-url redis://h --postgres-url postgres://h": "--allow-faults",
+		"bench --rounds 0":          "rounds 0: want at least 1",
+		"bench --short --entries 5": "entries 5: want 20000",
+		"curves foo":                `curve "foo": want one of devices`,
+		"curves devices --points 7": "curve devices: it has no point at 7",
+		"send":                      `required flag(s) "log", "redis-url" not set`,
+		"send --redis-url http://u:s3cr3t@h --log " + sent:                    "--redis-url: want redis://user:password@host:6379/0",
+		"send --redis-url redis://h --duration 0s --log " + sent:              "duration 0s: want more than 0",
+		"verify --redis-url http://u:s3cr3t@h --postgres-url x --log " + sent: "--redis-url: want redis://",
+	} {
+		code, out, errs := call(strings.Fields(line)...)
+		require.Equal(t, cli.ExitUsage, code, "%s: %s", line, errs)
+		require.Empty(t, out, line)
+		require.Contains(t, errs, want, line)
+		require.Contains(t, errs, "\nsee loadtest", line)
+		for _, leak := range []string{"wake", "strconv", "REDIS_URL", "s3cr3t", "logs are kept"} {
+			require.NotContains(t, errs, leak, line)
+		}
+	}
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+func TestSendEndsAtOnceWithoutRedis(t *testing.T) {
+	path, began := filepath.Join(t.TempDir(), "sent.log"), time.Now()
+	code, out, errs := call("send", "--redis-url", "redis://127.0.0.1:1", "--log", path, "--duration", "10m")
+	require.Equal(t, exitFinding, code)
+	require.Empty(t, out)
+	require.Regexp(t, `^loadtest: nothing was sent, Redis \(--redis-url\) does not answer: .*refused\n$`, errs)
+	require.Less(t, time.Since(began), 10*time.Second)
+	require.NoFileExists(t, path)
+}
+
+func TestListForPrograms(t *testing.T) {
+	code, out, errs := call("list", "--json")
+	require.Equal(t, exitClean, code)
+	require.Empty(t, errs)
+	var list []map[string]any
+	require.NoError(t, json.Unmarshal([]byte(out), &list))
+	require.Equal(t, "split", list[0]["name"])
+	require.Equal(t, false, list[0]["breaks"])
+	plan, ok := list[0]["plan"].(map[string]any)
+	require.True(t, ok)
+	require.Equal(t, loadtest.Scenarios()[0].Plan.Duration.Seconds(), plan["duration_seconds"])
+	for name := range plan {
+		require.Regexp(t, "^[a-z_]+$", name)
+	}
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Each line is: settings, command, exit code, what it says.
+func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.T) {
+	pl := newPlace(t)
+	elsewhere := func(change func(u *url.URL)) string {
+		u, err := url.Parse(pl.pgURL)
+		require.NoError(t, err)
+		change(u)
+		return "POSTGRES_URL=" + u.String()
+	}
+	u, err := url.Parse(pl.pgURL)
+	require.NoError(t, err)
+	address := u.Host
+	if address == "" { // a socket
+		address = u.Query().Get("host")
+	}
+	const (
+		noRedis     = "REDIS_URL=redis://u:hidden-word@127.0.0.1:1"
+		noPostgres  = "POSTGRES_URL=postgres://u:hidden-word@127.0.0.1:1/d"
+		redisAway   = "Redis at 127.0.0.1:1 (REDIS_URL) does not answer: connection refused; see processor doctor"
+		pgAway      = "Postgres at 127.0.0.1:1 (POSTGRES_URL) does not answer: connection refused; see processor doctor"
+		migrateAway = "Postgres at 127.0.0.1:1 (POSTGRES_MIGRATE_URL) does not answer: connection refused; see processor doctor"
+	)
+	nobody := elsewhere(func(u *url.URL) { u.User = url.UserPassword("nosuch", "hidden-word") })
+	nowhere := elsewhere(func(u *url.URL) { u.Path = "/nodb" })
+	wrongRole := `Postgres at ` + address + ` (POSTGRES_URL) refuses: role "nosuch" does not exist; correct POSTGRES_URL`
+	wrongDatabase := `Postgres at ` + address + ` (POSTGRES_URL) refuses: database "nodb" does not exist; correct POSTGRES_URL`
+	var all []func()
+	for _, tt := range []struct {
+		setting, line string
+		code          int
+		want          string
+	}{
+		{noRedis, "lag", exitFinding, redisAway},
+		{noRedis, "shards", exitFinding, redisAway},
+		{noRedis, "trace 1", exitFinding, redisAway},
+		{noRedis, "dlq list", exitFinding, redisAway},
+		{noPostgres, "members", exitFinding, pgAway},
+		{noPostgres, "claim --shard 1", exitFinding, pgAway},
+		{noPostgres, "trace 1", exitFinding, pgAway},
+		{noPostgres, "device show 1", exitFinding, pgAway},
+		{noPostgres, "migrate verify", exitFinding, pgAway},
+		{noPostgres, "migrate up", exitFinding, pgAway},
+		{strings.Replace(noPostgres, "POSTGRES_URL", "POSTGRES_MIGRATE_URL", 1), "migrate up", exitFinding, migrateAway},
+		{"REDIS_URL=redis://nosuch.invalid", "lag", exitFinding, "Redis at nosuch.invalid:6379 (REDIS_URL) does not answer: "},
+		{nobody, "shards", exitConfig, wrongRole},
+		{nobody, "trace 1", exitConfig, wrongRole},
+		{nobody, "migrate up", exitConfig, wrongRole},
+		{nowhere, "shards", exitConfig, wrongDatabase},
+		{nowhere, "migrate status", exitConfig, wrongDatabase},
+	} {
+		p := spawn(t, pl.environ(tt.setting), strings.Fields(tt.line)...)
+		all = append(all, func() {
+			require.Equal(t, tt.code, p.exit(time.Minute), tt.line)
+			require.Contains(t, p.errors(), "processor: "+tt.want, tt.line)
+			require.Equal(t, 1, strings.Count(p.errors(), "\n"), "%s: one line: %s", tt.line, p.errors())
+			require.NotContains(t, p.errors(), "migrate up")
+			require.NotContains(t, p.errors(), "hidden-word")
+		})
+	}
+	for _, check := range all {
+		check()
+	}
+
+	_, d := pl.examined(nobody)
+	require.Equal(t, "correct POSTGRES_URL", d.remedy(`role "nosuch" does not exist`), "it answered")
+	_, d = pl.examined(noRedis)
+	require.Contains(t, d.remedy("Redis: "), "correct REDIS_URL; see ")
+
+	// A password may be mended while it waits; until then the log says what to correct.
+	run := pl.run(nobody, "START_TIMEOUT=1s")
+	require.Equal(t, exitDependency, run.exit(30*time.Second))
+	require.Equal(t, 2, strings.Count(run.output(), "correct POSTGRES_URL"), "while it waits, and at the end: %s", run.output())
+	require.Equal(t, 1, strings.Count(run.output(), `"level":"ERROR"`), "said once: %s", run.output())
+}

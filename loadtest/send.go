@@ -1,0 +1,111 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// SendConfig says what to send to a system that runs already.
+type SendConfig struct {
+	RedisURL string
+	Stream   string
+	MaxLen   int64  // of the stream, as the ingest trims it; 0 means never
+	SendLog  string // file, which does not exist yet
+	Plan     Plan
+	Seed     uint64
+	Log      *slog.Logger
+}
+
+// Check tells what no attempt can mend.
+func (c SendConfig) Check() error {
+	p := c.Plan
+	p.Instances = 1 // ours are none
+	_, err := p.profile(c.Seed, 0, p.Duration)
+	return errors.Join(p.check(), err, checkRedis(c.RedisURL))
+}
+
+func checkRedis(url string) error {
+	if err := stream.CheckURL(url); err != nil {
+		return fmt.Errorf("--redis-url: want redis://user:password@host:6379/0: %w", err)
+	}
+	return nil
+}
+
+// sendGrace is how long sending may go on after its duration, to make up for an
+// outage.
+const sendGrace = 10 * time.Second
+
+// Send sends a fleet to a stream that others read, and records what it sent. A
+// Redis that does not answer at the start is an error, and there is no send log
+// then; later outages are waited for until the duration and sendGrace are over.
+// A context that ends in the middle is no error.
+func Send(ctx context.Context, cfg SendConfig) (_ fleet.Progress, err error) {
+	if err := cfg.Check(); err != nil {
+		return fleet.Progress{}, err
+	}
+	where := stream.Config{URL: cfg.RedisURL, Stream: cfg.Stream, Group: "loadtest", Shards: 1, Timeout: serverTimeout, Name: "loadtest"}
+	client, err := stream.Connect(where)
+	if err != nil {
+		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
+	}
+	defer func() { _ = client.Close() }()
+	reader, err := stream.NewGroup(client, where)
+	if err != nil {
+		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)
+	}
+	if err := client.Ping(ctx).Err(); err != nil {
+		return fleet.Progress{}, fmt.Errorf("nothing was sent, Redis (--redis-url) does not answer: %w", err)
+	}
+	file, err := os.OpenFile(cfg.SendLog, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fleet.Progress{}, fmt.Errorf("make the send log: %w", err)
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	sent, err := send(ctx, cfg, stream.NewPublisher(client, cfg.Stream, cfg.MaxLen), reader, file)
+	if err != nil && sent.Sent == 0 {
+		err = errors.Join(err, os.Remove(cfg.SendLog)) // it would be in the way of the next attempt
+	}
+	return sent, err
+}
+
+func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.Reader, sendLog io.Writer) (fleet.Progress, error) {
+	profile, err := cfg.Plan.profile(cfg.Seed, 0, cfg.Plan.Duration)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	// Device times of now: what a system has stored before is older.
+	profile.Start = time.Now().UTC().Truncate(time.Second)
+	source, err := profile.Source()
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	writer, err := fleet.NewLogWriter(sendLog)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	sender, err := fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(1), to, writer, cfg.Log)
+	if err != nil {
+		return fleet.Progress{}, err
+	}
+	sending, stop := context.WithTimeout(ctx, cfg.Plan.Duration+sendGrace)
+	defer stop()
+	err = sender.Run(sending)
+	if err == nil {
+		settling, stop := context.WithTimeout(context.WithoutCancel(ctx), serverTimeout)
+		defer stop()
+		_, err = sender.Settle(settling, reader)
+		if n := sender.Unsent(); n > 0 && ctx.Err() == nil {
+			err = errors.Join(fmt.Errorf("%s entries of the plan were not sent, or Redis did not answer for them, within %s and %s more",
+				thousands(int64(n)), cfg.Plan.Duration, sendGrace), err)
+		}
+	}
+	return sender.Progress(), errors.Join(err, writer.Flush())
+}
