@@ -115,8 +115,7 @@ bench-micro: setup data build ## Run the Go benchmarks: make bench-micro BENCH=B
 	@$(WITH_SERVERS) go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
 
 .PHONY: bench-compare
-bench-compare: setup data build $(BENCHSTAT) ## Compare the Go benchmarks with a revision: make bench-compare BASE=main~5 PKG=./internal/telemetry
-	@test -n '$(BASE)' || { echo "which revision? make bench-compare BASE=main~5" >&2; exit 2; }
+bench-compare: base-named setup data build $(BENCHSTAT) ## Compare the Go benchmarks with a revision: make bench-compare BASE=main~5 PKG=./internal/telemetry
 	@dir=$$(mktemp -d) && trap 'git worktree remove --force "$$dir/base"; rm -rf "$$dir"' EXIT && \
 		git worktree add --quiet --detach "$$dir/base" '$(BASE)' && \
 		for side in base new; do \
@@ -124,6 +123,10 @@ bench-compare: setup data build $(BENCHSTAT) ## Compare the Go benchmarks with a
 			(test $$side = new || cd "$$dir/base"; $(abspath $(WITH_SERVERS)) go test -run '^$$' -bench '$(BENCH)' \
 				-benchmem -count $(COUNT) -timeout 60m $(PKG)) > "$$dir/$$side.txt" || { cat "$$dir/$$side.txt" >&2; exit 1; }; \
 		done && $(BENCHSTAT) "base=$$dir/base.txt" "new=$$dir/new.txt"
+
+.PHONY: base-named
+base-named:
+	@test -n '$(BASE)' || { echo "which revision? make bench-compare BASE=main~5" >&2; exit 2; }
 
 .PHONY: benchstat
 benchstat: $(BENCHSTAT) ## Compare two saved benchmark outputs: make benchstat ARGS="old.txt new.txt"
@@ -159,7 +162,7 @@ clean: ## Remove what was built
 .PHONY: data
 data:
 	@if [ -d "$(DATA)" ]; then echo "real data: $(DATA)"; \
-	else echo "real data: none (set DATA to its folder); the tests that need it will say so and skip"; fi
+	else echo "real data: none (set DATA to its folder); tests that need it are skipped, with -v they say so"; fi >&2
 
 # Named by version, so that another version is another file.
 define install-tool

@@ -12,6 +12,9 @@
 //
 // # Promises
 //
+// The tests of this package carry these numbers; the promises P1 to P10 of the
+// whole service are others.
+//
 //  1. The state of a device is its last fix. Membership at a fix is [Set.At] of
 //     that fix, so it is derived and never carried along, and evaluating a
 //     window again gives the rows that evaluating record by record gave.

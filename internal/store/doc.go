@@ -1,5 +1,5 @@
-// Package store is the Postgres adapter: the only place that writes SQL. It
-// commits batches under the check of epochs, keeps ownership, assignments and
+// Package store is the Postgres adapter: the only place of the service that
+// writes SQL. It commits batches under the check of epochs, keeps ownership, assignments and
 // terms, answers what is stored, and migrates and verifies the schema.
 //
 // Promises kept here:
@@ -14,4 +14,7 @@
 //     mistaken for the fault of a row, nor a row's fault for an outage.
 //
 // Everything has a time limit: connecting, a statement, a lock, a transaction.
+//
+// Refused: to write for a shard under an epoch that is not the newest, and to
+// try a batch that failed again, which is for the caller to decide.
 package store
