@@ -184,7 +184,8 @@ func (d *demo) show(ctx context.Context) {
 	}
 	s.Stored, s.Again = f.stored, f.again
 	if seconds := now.Sub(d.beforeAt).Seconds(); !d.beforeAt.IsZero() && seconds > 0 {
-		s.Rate = float64(f.stored-d.before.stored) / seconds
+		rate := float64(f.stored-d.before.stored) / seconds
+		s.Rate = &rate
 	}
 	s.P99, s.Timed = f.latency.since(d.before.latency).quantile(.99)
 	d.before, d.beforeAt = f, now

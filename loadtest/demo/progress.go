@@ -16,7 +16,7 @@ type Snapshot struct {
 	Sent    int64
 	Stored  int64
 	Again   int64         // finished as duplicates
-	Rate    float64       // records stored a second, since the last snapshot
+	Rate    *float64      // records stored a second, since the last snapshot; nil for the first
 	Undone  int64         // entries not finished
 	Known   bool          // whether undone is
 	P99     time.Duration // latency from stream time to commit, since the last snapshot
@@ -26,8 +26,8 @@ type Snapshot struct {
 // String is the snapshot on one line.
 func (s Snapshot) String() string {
 	rate, undone, p99 := "-", "unknown", "-"
-	if s.Rate > 0 || s.Timed {
-		rate = Thousands(int64(s.Rate)) + "/s"
+	if s.Rate != nil {
+		rate = Thousands(int64(*s.Rate)) + "/s"
 	}
 	if s.Known {
 		undone = Thousands(s.Undone)
