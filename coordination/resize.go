@@ -144,7 +144,7 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 	case undone > 0 || requests > 0:
 		return fmt.Sprintf("dealing is paused, %d entries are on the queues and %d requests are not finished", undone, requests), nil
 	case len(members) > 0:
-		return fmt.Sprintf("all queues are empty: stop the instances now, %d are there", len(members)), nil
+		return fmt.Sprintf("all queues are empty: stop the instances now; still there: %d", len(members)), nil
 	}
 	return "", nil
 }

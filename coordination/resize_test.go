@@ -66,7 +66,7 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 		ids[i] = e.ID
 	}
 	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: old, Token: m.engine.token(old), IDs: ids}}))
-	require.Contains(t, <-said, "stop the instances now, 1 are there")
+	require.Contains(t, <-said, "stop the instances now; still there: 1")
 	m.stop()
 	require.NoError(t, <-done)
 

@@ -71,7 +71,7 @@ func (d *dealer) run(ctx context.Context) error {
 	return nil
 }
 
-// await waits for the turn to become free, or for d.
+// await waits for the turn to become free, or for wait.
 func (d *dealer) await(ctx context.Context, wait time.Duration) {
 	t := time.NewTimer(max(wait, 10*time.Millisecond))
 	defer t.Stop()

@@ -245,7 +245,7 @@ func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, e
 	i := slices.IndexFunc(consumers, func(x protocol.Consumer) bool { return x.Name == c.consumer })
 	switch {
 	case i < 0:
-		return r, fmt.Errorf("group %s has no consumer %q", v.scope.Group, c.consumer)
+		return r, fmt.Errorf("group %s has no consumer %q; processor doctor names the foreign ones", v.scope.Group, c.consumer)
 	case consumers[i].Shard >= 0:
 		return r, exit(exitConfig, fmt.Errorf("%s is the queue of a shard, not a foreign consumer; use --shard %d", c.consumer, consumers[i].Shard))
 	}
@@ -282,7 +282,7 @@ func (r claimJSON) print(out *output) error {
 		verb = "would move"
 	}
 	if r.Consumer != "" {
-		return out.line("%s %d entries of %s to the queues of their shards; %d were trimmed and are lost", verb, r.Entries, r.Consumer, r.Lost)
+		return out.line("%s %s of %s to the queues of their shards; trimmed and lost: %s", verb, many(r.Entries, "entry"), r.Consumer, count(r.Lost))
 	}
 	if r.Note != "" {
 		return out.line("%s", r.Note)
@@ -301,5 +301,5 @@ func (r claimJSON) print(out *output) error {
 	if err := out.table(t); err != nil {
 		return err
 	}
-	return out.line("%s %d shards, ended %d database sessions", verb, len(r.Shards), r.Sessions)
+	return out.line("%s %s, ended %s", verb, many(len(r.Shards), "shard"), many(r.Sessions, "database session"))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 
@@ -86,7 +87,7 @@ like a misspelling are named.`,
 			return out.result(settingsJSON{Settings: cfg.Settings(), Warnings: append([]string{}, warnings...)}, func() error {
 				t := newTable("VARIABLE", "VALUE")
 				for _, s := range cfg.Settings() {
-					t.row(s.Name, s.Value)
+					t.row(s.Name, cmp.Or(s.Value, "(not set)"))
 				}
 				return out.table(t)
 			})

@@ -101,7 +101,7 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	say(notes, "feeding %s: %s entries of %s devices", load.Name, demo.Thousands(load.Entries), demo.Thousands(int64(load.Devices)))
+	say(notes, "feeding %s:\n  %s entries of %s devices", load.Name, demo.Thousands(load.Entries), demo.Thousands(int64(load.Devices)))
 	servers, err := demo.StartServers(ctx, os.Getenv(demo.RedisVariable), os.Getenv(demo.PostgresVariable))
 	if err != nil {
 		return interrupted(ctx, err)

@@ -220,7 +220,7 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 // counted is how many there are, as far as is known.
 func (d *deviceShown) counted(n *int64) any {
 	if n != nil && d.AtLeast {
-		return fmt.Sprintf("%d or more", *n)
+		return count(*n).String() + " or more"
 	}
 	return orUnknown(n)
 }
@@ -245,9 +245,9 @@ func (d *deviceShown) print(out *output) error {
 	}
 	t.row("not dealt yet", d.counted(d.Undealt))
 	t.row("pending", d.counted(d.Pending))
-	t.row("deferred", fmt.Sprint(d.Deferred))
+	t.row("deferred", count(d.Deferred))
 	t.row("dead letters", orUnknown(d.DeadLetters))
-	t.row("dead letters archived", fmt.Sprint(d.Archived))
+	t.row("dead letters archived", count(d.Archived))
 	if err := out.table(t); err != nil {
 		return err
 	}
@@ -350,7 +350,7 @@ func printVerification(out *output, v *store.Verification) error {
 		}
 	}
 	if v.Open > 0 {
-		if err := out.line("%s: %d recompute requests that concern this device are not run yet", out.paint(yellow, "note"), v.Open); err != nil {
+		if err := out.line("%s: %s that concern this device, not run yet", out.paint(yellow, "note"), many(v.Open, "recompute request")); err != nil {
 			return err
 		}
 	}
@@ -359,10 +359,10 @@ func printVerification(out *output, v *store.Verification) error {
 		state = out.paint(red, "differs")
 	}
 	if v.Fences == 0 && v.Good() {
-		return out.line("no fences: nothing to verify; the %d positions themselves are not checked", v.Positions)
+		return out.line("no fences: nothing to verify; the stored positions (%s) are not checked", count(v.Positions))
 	}
-	if err := out.line("%s: %d positions, %d crossings as they must be, %d missing, %d different, %d too much",
-		state, v.Positions, v.Crossings, len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
+	if err := out.line("%s: %s, %s as they must be, %d missing, %d different, %d too much",
+		state, many(v.Positions, "position"), many(v.Crossings, "crossing"), len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
 		return err
 	}
 	return out.line("the positions themselves are not checked")

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -192,9 +194,22 @@ func printRequest(out *output, r *store.RequestStatus) error {
 	if len(r.Result) > 0 && json.Unmarshal(r.Result, &result) == nil {
 		for _, name := range []string{"error", "before", "after", "devices", "fixes", "added", "changed", "removed"} {
 			if v, ok := result[name]; ok {
-				t.row(name, string(v))
+				rowsOf(t, name, v)
 			}
 		}
 	}
 	return out.table(t)
+}
+
+// rowsOf adds a row, or one for each part of a device's state, which is too much
+// for one.
+func rowsOf(t *table, name string, v json.RawMessage) {
+	var parts map[string]json.RawMessage
+	if json.Unmarshal(v, &parts) != nil || len(parts) == 0 {
+		t.row(name, string(v))
+		return
+	}
+	for _, part := range slices.Sorted(maps.Keys(parts)) {
+		t.row(name+" "+part, string(parts[part]))
+	}
 }

@@ -70,7 +70,7 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
 			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
-	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%d of %d sessions in use", e.Sessions, e.MaxConnections),
+	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", count(e.Sessions), count(e.MaxConnections)),
 		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
 		"raise max_connections, or lower POSTGRES_MAX_CONNS")
 	d.ok(about, "the database holds %s", bytesText(e.Bytes))
@@ -115,14 +115,14 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
 	d.judge(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
 		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
 	d.judge(s.Suspected > 0, levelTrouble, about, "",
-		fmt.Sprintf("owners of %d shards died without progress: an entry may kill processes", s.Suspected),
+		fmt.Sprintf("owners of %s died without progress: an entry may kill processes", many(s.Suspected, "shard")),
 		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
 	d.judge(s.Term > 0 && s.Leader == "", levelWarning, about, "", "nobody leads", "start an instance; while one starts or leaves: ask again")
 	d.losses(s)
 	d.judge(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
-		fmt.Sprintf("%d entries could not be decoded and will be tried again", s.Deferred), "nothing; they become dead letters if they fail again")
+		fmt.Sprintf("%s could not be decoded and will be tried again", many(s.Deferred, "entry")), "nothing; what fails again becomes a dead letter")
 	d.judge(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
-		fmt.Sprintf("%d requests wait, the oldest for %s", s.Waiting, s.OldestWait), "see whether their shards have owners")
+		fmt.Sprintf("waiting: %s, the oldest for %s", many(s.Waiting, "request"), s.OldestWait), "see whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
 		d.add(g.level, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
@@ -141,18 +141,18 @@ func (d *diagnosis) losses(s *store.Standing) {
 	if time.Since(*s.LostSince) < 24*time.Hour {
 		level = levelTrouble
 	}
-	many := fmt.Sprintf("%d entries were lost", s.Lost)
+	lost := were(s.Lost, "entry") + " lost"
 	switch {
 	case s.LostSome && s.Lost == 0:
-		many = "entries were lost, nobody can tell how many"
+		lost = "entries were lost, nobody can tell how many"
 	case s.LostSome:
-		many = fmt.Sprintf("%d entries and more were lost", s.Lost)
+		lost = many(s.Lost, "entry") + " and more were lost"
 	}
 	remedy := "raise MAXLEN of tcp-ingestion; " + see(sectionTrimmed)
 	if slices.Contains(s.LostBy, "flush") || slices.Contains(s.LostBy, "failover") {
 		remedy = "set appendonly yes; " + see(sectionRedisLost)
 	}
-	d.add(level, about, fmt.Sprintf("%s (%s), the last found %s", many, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
+	d.add(level, about, fmt.Sprintf("%s (%s), the last found %s", lost, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
 }
 
 func bytesText(n int64) string {

@@ -84,10 +84,10 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		}
 		switch {
 		case empty:
-			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %d entries", s.Name, s.Length),
+			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, many(s.Length, "entry")),
 				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes; "+see(sectionArrives))
 		case s.Groups == 0:
-			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %d entries", s.Name, s.Length),
+			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, many(s.Length, "entry")),
 				"if it is telemetry, run a fleet for it, or have its writer use this stream")
 		}
 	}
@@ -101,7 +101,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		if !e.Info.Last.IsZero() {
 			age = time.Since(e.Info.Last.Time()).Round(time.Second).String()
 		}
-		d.ok(about, "%d entries, the last %s ago", e.Info.Length, age)
+		d.ok(about, "%s, the last %s ago", many(e.Info.Length, "entry"), age)
 	}
 	about = "group " + cfg.Group
 	d.judge(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
@@ -111,7 +111,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
 		if c.Pending > 0 {
-			holds = fmt.Sprintf("holds %d entries that it did not finish", c.Pending)
+			holds = fmt.Sprintf("holds %s that it did not finish", many(c.Pending, "entry"))
 		}
 		silent := c.Idle.Round(time.Second)
 		switch {
@@ -129,7 +129,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 				"nothing, as long as an instance runs: the leader removes it")
 		}
 	}
-	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("%d losses are not in the ledger yet", e.Unnoted),
+	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", count(e.Unnoted)),
 		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 

@@ -92,7 +92,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	pl.exec("update processor.losses set entries = null")
 	_, d = pl.examined()
 	require.Equal(t, levelTrouble, d.has("entries were lost, nobody can tell how many"), "what is unknown is not nothing")
-	require.Equal(t, levelTrouble, d.has("owners of 1 shards died without progress"))
+	require.Equal(t, levelTrouble, d.has("owners of 1 shard died without progress"))
 
 	name := pl.pgURL[strings.LastIndexByte(pl.pgURL, '/')+1:]
 	name, _, _ = strings.Cut(name, "?")

@@ -298,12 +298,16 @@ func (l *fencesListed) print(out *output) error {
 		}
 		t.row(f.ID, f.Version, f.Kind, f.Name, from, to, state)
 	}
-	if err := out.table(t); err != nil {
+	show := func() error { return out.table(t) }
+	if len(l.Fences) == 0 {
+		show = func() error { return out.line("no fence holds; see processor geofence import --help") }
+	}
+	if err := show(); err != nil {
 		return err
 	}
 	if l.Recomputes.Open == 0 {
 		return nil
 	}
-	return out.line("\n%d recomputes are not done yet (%d running), %d devices and %d positions so far",
-		l.Recomputes.Open, l.Recomputes.Running, l.Recomputes.Devices, l.Recomputes.Fixes)
+	return out.line("\nrecomputes that are not done yet: %s (%s running), %s and %s so far",
+		count(l.Recomputes.Open), count(l.Recomputes.Running), many(l.Recomputes.Devices, "device"), many(l.Recomputes.Fixes, "position"))
 }

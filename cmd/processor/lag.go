@@ -251,9 +251,9 @@ func (l lagJSON) table() *table {
 	}
 	t.row("stream", name(l.Stream, l.StreamExists))
 	t.row("group", name(l.Group, l.GroupExists))
-	t.row("length", fmt.Sprint(l.Length))
+	t.row("length", count(l.Length))
 	t.row("lag", orUnknown(l.Lag))
-	t.row("pending", fmt.Sprint(l.Pending))
+	t.row("pending", count(l.Pending))
 	t.row("deferred", orUnknown(l.Deferred))
 	t.row("undone", orUnknown(l.Undone))
 	t.row("lost", orUnknown(l.Lost))
@@ -279,6 +279,9 @@ func (l lagJSON) table() *table {
 func orUnknown[T any](n *T) any {
 	if n == nil {
 		return cell{value: nil, color: yellow}
+	}
+	if number, ok := any(*n).(int64); ok {
+		return count(number)
 	}
 	return fmt.Sprint(*n)
 }

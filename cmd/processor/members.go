@@ -137,9 +137,10 @@ func (v *fleetView) absent(ctx context.Context) (map[string]absence, error) {
 
 // String is the absence in words.
 func (a absence) String() string {
-	text := fmt.Sprintf("fell silent, its %d shards were taken", len(a.Shards))
+	text := fmt.Sprintf("fell silent, its %s taken", were(len(a.Shards), "shard"))
 	if a.Since != nil {
-		text = fmt.Sprintf("silent since %s (process %d on %s), its %d shards were taken", a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, len(a.Shards))
+		text = fmt.Sprintf("silent since %s (process %d on %s), its %s taken",
+			a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, were(len(a.Shards), "shard"))
 	}
 	return text
 }
@@ -250,7 +251,7 @@ func (m membersJSON) print(out *output) error {
 			t.row(x.Member, state, leads, x.Shards, "", x.Host, orBlank(x.PID), x.Version, "")
 			continue
 		}
-		t.row(x.Member, state, leads, x.Shards, *x.InHand, x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
+		t.row(x.Member, state, leads, x.Shards, count(*x.InHand), x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
 	}
 	if len(m.Members) == 0 {
 		return out.line("nobody is in the fleet of group %s on stream %s", m.Group, m.Stream)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/trmtracking/processor/loadtest/demo"
 )
 
 // maxColumns is how wide help and tables may be.
@@ -179,6 +181,30 @@ func text(v any) string {
 		}
 		return r
 	}, fmt.Sprint(v))
+}
+
+// count is a number of things, in groups of three digits for people.
+type count int64
+
+func (n count) String() string { return demo.Thousands(int64(n)) }
+
+// many is a number of things with their name, in the plural for several.
+func many[T ~int | ~int64](n T, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	if stem, ok := strings.CutSuffix(thing, "y"); ok {
+		thing = stem + "ie"
+	}
+	return count(n).String() + " " + thing + "s"
+}
+
+// were is so many things with their verb.
+func were[T ~int | ~int64](n T, thing string) string {
+	if n == 1 {
+		return many(n, thing) + " was"
+	}
+	return many(n, thing) + " were"
 }
 
 func isNumber(v any) bool {

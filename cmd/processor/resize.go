@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,7 +61,9 @@ Entries that arrive meanwhile wait in the stream.`,
 			resize := coordination.Resize{
 				Store: v.shards, Stream: v.group, Members: v.ring,
 				End: store.NewSessions(v.pool, askTimeout).End, Who: v.by,
-				Say: func(waiting string) { fmt.Fprintln(cmd.ErrOrStderr(), waiting) },
+				Say: func(waiting string) {
+					say(cmd.ErrOrStderr(), "%s", strings.Join(wrapText(waiting, maxColumns), "\n  "))
+				},
 			}
 			changed, err := resize.Run(ctx, to)
 			if err != nil {
@@ -70,9 +73,9 @@ Entries that arrive meanwhile wait in the stream.`,
 			out := outputOf(cmd)
 			return out.result(r, func() error {
 				if !changed {
-					return out.line("the fleet has %d shards already", to)
+					return out.line("the fleet has %s already", many(to, "shard"))
 				}
-				return out.line("%d shards instead of %d: start the instances with SHARDS=%d", to, r.From, to)
+				return out.line("%s instead of %s: start the instances with SHARDS=%d", many(to, "shard"), count(r.From), to)
 			})
 		},
 	}

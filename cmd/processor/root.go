@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
@@ -41,8 +45,45 @@ Settings come from the environment: see processor config table.`,
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON with stable field names")
 	root.AddCommand(commands()...)
+	eachCommand(root, func(cmd *cobra.Command) {
+		check := cmd.Args
+		if _, names, _ := strings.Cut(cmd.Use, " "); check != nil && names != "" {
+			cmd.Args = func(cmd *cobra.Command, args []string) error {
+				if check(cmd, args) == nil {
+					return nil
+				}
+				// Cobra counts arguments and does not name them.
+				return fmt.Errorf("want %s, have %s", names, many(len(args), "argument"))
+			}
+		}
+	})
 	cli.Strict(root)
 	return root
+}
+
+// unknownTopic refuses help about a command that is not there, for which cobra
+// prints that of the one above it and ends well.
+func unknownTopic(root *cobra.Command, args []string) error {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	if len(args) > 0 && args[0] == "help" {
+		args = args[1:]
+	} else if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
+		return nil // of a shell, while somebody types
+	}
+	cmd, rest, err := root.Find(args)
+	if err != nil || !cmd.HasSubCommands() {
+		return nil //nolint:nilerr // it is found again, and said, when it is executed
+	}
+	i := slices.IndexFunc(rest, func(arg string) bool { return !strings.HasPrefix(arg, "-") })
+	if i < 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	return usageError(cmd, fmt.Errorf("unknown command %q%s", rest[i], cli.DidYouMean(rest[i], "", names)))
 }
 
 // group is a command that only holds others.

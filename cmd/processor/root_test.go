@@ -79,6 +79,14 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"version extra":    `unknown command "extra" for "processor version"`,
 		"version --nope":   "unknown flag: --nope",
 		"health --timeout": "flag needs an argument",
+
+		"trace":               "want IMEI, have 0 arguments",
+		"device show 1 2":     "want IMEI, have 2 arguments",
+		"shards resize":       "want NUMBER, have 0 arguments",
+		"shards resiz --help": `unknown command "resiz"; did you mean resize?`,
+		"help nosuch":         `unknown command "nosuch"`,
+		"help shards resiz":   `unknown command "resiz"; did you mean resize?`,
+		"completion fsh":      `unknown command "fsh"; did you mean bash or fish or zsh?`,
 	} {
 		code, out, errs := call(strings.Fields(line)...)
 		require.Equal(t, exitConfig, code, line)
@@ -107,6 +115,9 @@ func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
 	require.Equal(t, exitClean, code)
 	require.Contains(t, out, "postgres://u:***@host/db")
 	require.NotContains(t, out, "s3cr3t")
+
+	require.Regexp(t, `LOG_LEVEL +info\n`, out, "as it is set")
+	require.Regexp(t, `METRICS_HOST +\(not set\)\n`, out)
 
 	code, out, _ = call("config", "check", "--json")
 	require.Equal(t, exitClean, code)
@@ -217,4 +228,25 @@ func TestTablesFitAndAlign(t *testing.T) {
 	tab.row(fingerprint, "a long example of it")
 	require.NoError(t, out.table(tab))
 	require.Contains(t, b.String(), fingerprint, "what is copied into the next command is whole")
+}
+
+func TestNumbersForPeopleAreGroupedAndThingsInThePlural(t *testing.T) {
+	require.Equal(t, "1 shard", many(1, "shard"))
+	require.Equal(t, "0 shards", many(0, "shard"))
+	require.Equal(t, "205,360 entries", many(int64(205360), "entry"))
+	require.Equal(t, "1 entry was", were(1, "entry"))
+	require.Equal(t, "2 shards were", were(2, "shard"))
+
+	var b bytes.Buffer
+	n := int64(205360)
+	l := lagJSON{Length: n, Pending: 7, Lag: &n}
+	require.NoError(t, l.print(&output{w: &b}))
+	require.Regexp(t, `length +205,360\nlag +205,360\npending +7\n`, b.String())
+	b.Reset()
+	require.NoError(t, (&output{w: &b, json: true}).result(l, nil))
+	require.Contains(t, b.String(), `"length":205360,"lag":205360`, "programs get plain numbers")
+	b.Reset()
+	fences := &fencesListed{}
+	require.NoError(t, fences.print(&output{w: &b}))
+	require.Equal(t, "no fence holds; see processor geofence import --help\n", b.String())
 }

@@ -21,9 +21,10 @@ func newRunCommand() *cobra.Command {
 its shards over and exits. A second signal exits at once; nothing is lost then
 either, the next owner goes on from the queues.
 
-Exit codes: 0 clean, 1 the drain took longer than DRAIN_TIMEOUT, 2 a crash or a
-part that ended unexpectedly, 3 bad configuration, 4 Redis or Postgres never came
-up, 5 wrong schema or protocol, 6 another instance has this identity.
+Exit codes: 0 clean, 1 the drain took longer than DRAIN_TIMEOUT, or a second signal
+came, 2 a crash or a part that ended unexpectedly, 3 bad configuration, 4 Redis or
+Postgres never came up, 5 wrong schema or protocol, 6 another instance has this
+identity.
 
 Variables (and their defaults):
 

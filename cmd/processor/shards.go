@@ -128,7 +128,7 @@ func (s shardsJSON) print(out *output) error {
 		if x.OldestAgeSeconds != nil {
 			oldest = fmt.Sprintf("%.1f s", *x.OldestAgeSeconds)
 		}
-		t.row(x.Shard, owner, x.Epoch, applied, x.Pending, oldest, cell{x.WaitingFor, yellow})
+		t.row(x.Shard, owner, x.Epoch, applied, count(x.Pending), oldest, cell{x.WaitingFor, yellow})
 	}
 	return out.table(t)
 }

@@ -22,6 +22,14 @@ func (pl *place) traced() traceJSON {
 	return tr
 }
 
+func TestTraceSaysThatThereIsNoStream(t *testing.T) {
+	pl := newPlace(t)
+	p := spawn(t, pl.environ(), "trace", "nosuch")
+	require.Zero(t, p.exit(40*time.Second), p.errors())
+	require.Contains(t, p.output(), "stream "+pl.stream+" does not exist: set REDIS_TELEMETRY_STREAM")
+	require.NotContains(t, p.output(), "no entries")
+}
+
 func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	pl := newPlace(t)
 	p := pl.run(fourShards)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -126,6 +127,9 @@ func (c *Config) check(r *report) {
 			in.ShutdownTimeout, in.DrainTimeout, ReleaseBudget, CloseBudget, in.DrainTimeout+ReleaseBudget+CloseBudget)
 	}
 	c.Postgres.check(r)
+	if !selects(c.Geofences.Query) {
+		r.add("GEOFENCE_QUERY", c.Geofences.Query, "must be one select statement; Postgres judges the rest when it is run")
+	}
 
 	durations := []struct {
 		low  string
@@ -167,6 +171,30 @@ func (c *Config) check(r *report) {
 		if !r.has(s.low, s.high) && s.a > s.b {
 			r.add(s.low, strconv.FormatInt(s.a, 10), "must be at most %s=%d", s.high, s.b)
 		}
+	}
+}
+
+// selects tells whether a query, if there is one, begins as one that only reads.
+func selects(query string) bool {
+	rest := strings.TrimSpace(query)
+	for {
+		var found bool
+		switch {
+		case rest == "":
+			return strings.TrimSpace(query) == "" // nothing but remarks is no query
+		case strings.HasPrefix(rest, "--"):
+			_, rest, _ = strings.Cut(rest, "\n")
+		case strings.HasPrefix(rest, "/*"):
+			if _, rest, found = strings.Cut(rest, "*/"); !found {
+				return false
+			}
+		case strings.HasPrefix(rest, "("):
+			rest = rest[1:]
+		default:
+			word := strings.ToLower(rest[:len(rest)-len(strings.TrimLeftFunc(rest, unicode.IsLetter))])
+			return slices.Contains([]string{"select", "with", "values", "table"}, word)
+		}
+		rest = strings.TrimSpace(rest)
 	}
 }
 

@@ -401,3 +401,26 @@ func TestAddressesNameHostsAndPortsOnly(t *testing.T) {
 	}
 	require.NotContains(t, config.RedisURL("redis://u:s3/cr3t@host").Addresses(), "s3")
 }
+
+func TestAFenceQueryThatDoesNotReadIsRefused(t *testing.T) {
+	t.Parallel()
+	for query, good := range map[string]bool{
+		"":                                     true,
+		"select 1":                             true,
+		" SELECT(1)":                           true,
+		"-- the yards\n/* all */ (select 1)":   true,
+		"with a as (select 1) select * from a": true,
+		"table fences":                         true,
+		"delete from x":                        false,
+		"selection":                            false,
+		"-- nothing":                           false,
+		"/* open select 1":                     false,
+	} {
+		_, err := config.Load([]string{"REDIS_URL=redis://h", "POSTGRES_URL=postgres://h/d", "GEOFENCE_QUERY=" + query})
+		if good {
+			require.NoError(t, err, query)
+		} else {
+			require.ErrorContains(t, err, "GEOFENCE_QUERY", query)
+		}
+	}
+}

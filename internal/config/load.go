@@ -233,7 +233,11 @@ func (c Config) Settings() []Setting {
 		group := groups.Field(i)
 		for j := range group.NumField() {
 			name := group.Type().Field(j).Tag.Get("env")
-			list = append(list, Setting{Name: name, Value: fmt.Sprint(group.Field(j).Interface())})
+			value := fmt.Sprint(group.Field(j).Interface())
+			if _, ok := group.Field(j).Interface().(slog.Level); ok {
+				value = strings.ToLower(value) // as it is set
+			}
+			list = append(list, Setting{Name: name, Value: value})
 		}
 	}
 	return list
