@@ -49,7 +49,7 @@ type BenchPostgres interface {
 func (c BenchConfig) Check() error {
 	switch {
 	case c.Entries < 20_000 || c.Entries > 5_000_000:
-		return fmt.Errorf("entries %d: want 20000 to 5000000, fewer are done before a rate can be measured", c.Entries)
+		return fmt.Errorf("entries %d: want 20,000 to 5,000,000, fewer are done before a rate can be measured", c.Entries)
 	case c.Devices < 1 || c.Devices > c.Entries:
 		return fmt.Errorf("devices %d: want 1 to the number of entries, %d", c.Devices, c.Entries)
 	case c.Rounds < 1:
@@ -117,7 +117,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 			return fmt.Errorf("copy over %d connections: %w", n, err)
 		}
 		each := float64(spent.Microseconds()) / float64(b.cfg.Entries)
-		b.note("round %d: COPY, %d connections: %.0f rows/s, %.1f us of Postgres a row", round+1, n, rate, each)
+		b.note("round %d: COPY, %d connections: %s rows/s, %.1f us of Postgres a row", round+1, n, thousands(int64(rate)), each)
 		if rate > best {
 			best, at, cost = rate, n, each
 		}
@@ -132,7 +132,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 	if err != nil {
 		return fmt.Errorf("insert: %w", err)
 	}
-	b.note("round %d: INSERT, %d connections: %.0f rows/s", round+1, at, rate)
+	b.note("round %d: INSERT, %d connections: %s rows/s", round+1, at, thousands(int64(rate)))
 	b.res.Insert.add(rate)
 	return nil
 }
@@ -158,8 +158,8 @@ func (b *bench) backlogs(ctx context.Context, round int) error {
 				return fmt.Errorf("backlog, %s: %w", what, err)
 			}
 			into.add(w.rate)
-			b.note("%s: %.0f records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
-				what, w.rate, w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
+			b.note("%s: %s records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
+				what, thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
 			if into == &b.res.One {
 				b.res.OwnCPU.add(w.own)
 				b.res.RedisCPU.add(w.redis)

@@ -81,7 +81,8 @@ func (b *bench) prepare(ctx context.Context) error {
 	b.newestFirst = newestFirst(b.inOrder, devices, benchBlock)
 	b.decode()
 
-	b.note("preparing: %d rows of %d devices that are there before, and %d entries", len(before), b.cfg.Devices, len(b.inOrder))
+	b.note("preparing: %s rows of %s devices that are there before, and %s entries",
+		grouped(len(before)), grouped(b.cfg.Devices), grouped(len(b.inOrder)))
 	if err := b.create(ctx, dbStored, ""); err != nil {
 		return err
 	}

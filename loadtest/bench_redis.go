@@ -169,7 +169,7 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read and acknowledge: %w", err)
 		}
-		b.note("round %d: group read and ack: %.0f entries/s", n+1, rate)
+		b.note("round %d: group read and ack: %s entries/s", n+1, thousands(int64(rate)))
 		b.res.ReadAck.add(rate)
 	}
 	return nil

@@ -98,8 +98,8 @@ func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err erro
 		CPU: each(from.own, to.own), Redis: each(from.redis, to.redis), Postgres: each(from.postgres, to.postgres),
 		Behind: float64(behind.Milliseconds()),
 	}
-	b.note("steady %.0f/s: %.0f stored/s, p50 %.1f ms, p99 %.1f ms, p99.9 %.1f ms; us a record: service %.1f, Redis %.1f, Postgres %.1f; load at most %.0f ms behind",
-		rate, r.Stored, r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
+	b.note("steady %s/s: %s stored/s, p50 %.1f ms, p99 %.1f ms, p99.9 %.1f ms; us a record: service %.1f, Redis %.1f, Postgres %.1f; load at most %.0f ms behind",
+		thousands(int64(rate)), thousands(int64(r.Stored)), r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
 	b.res.Steady = append(b.res.Steady, r)
 	return line.stop(ctx)
 }

@@ -103,10 +103,10 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 
 func (m *measuring) tell(curve string, s setup, got *Measured) {
 	got.Load, _ = strconv.ParseFloat(loadAverage(), 64)
-	text := fmt.Sprintf("%s %s: %.0f records/s; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.0f a commit, peak %.0f MB",
-		curve, s.at, got.Rate, got.Service, got.Redis, got.Postgres, got.PerCommit, got.PeakMB)
+	text := fmt.Sprintf("%s %s: %s records/s; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.0f a commit, peak %.0f MB",
+		curve, s.at, thousands(int64(got.Rate)), got.Service, got.Redis, got.Postgres, got.PerCommit, got.PeakMB)
 	if s.copied {
-		text += fmt.Sprintf("; COPY %.0f rows/s, %.1f us", got.CopyRate, got.Copy)
+		text += fmt.Sprintf("; COPY %s rows/s, %.1f us", thousands(int64(got.CopyRate)), got.Copy)
 	}
 	m.bench.note("%s (load %.1f)", text, got.Load)
 }

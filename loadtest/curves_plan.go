@@ -3,7 +3,6 @@ package loadtest
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 )
 
@@ -152,10 +151,4 @@ func CurveNames() (names, abouts []string, usual []bool) {
 }
 
 // grouped is a number as people write it.
-func grouped(n int) string {
-	text := strconv.Itoa(n)
-	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
-}
+func grouped(n int) string { return thousands(int64(n)) }

@@ -132,7 +132,7 @@ func (r *run) fresh(ctx context.Context, limit time.Duration) error {
 			if age == nil {
 				return fmt.Errorf("the age of the oldest undone entry is unknown")
 			}
-			return fmt.Errorf("the oldest undone entry is %.1f s old, the load %s behind", *age, behind.Round(time.Millisecond))
+			return fmt.Errorf("the oldest undone entry is %.1f s old, the load %d ms behind", *age, behind.Milliseconds())
 		}
 		if times++; times < 2 {
 			return fmt.Errorf("not yet seen twice")

@@ -77,7 +77,8 @@ func (r *run) compare(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("work off a %s backlog: %w", side.name, err)
 			}
-			r.fact("backlog", "%s, one of %d killed: %.0f/s in all, %.0f/s before the kill", side.name, r.plan.Instances, p.whole, p.before)
+			r.fact("backlog", "%s, one of %d killed: %s/s in all, %s/s before the kill", side.name, r.plan.Instances,
+				thousands(int64(p.whole)), thousands(int64(p.before)))
 			side.best.whole, side.best.before = max(side.best.whole, p.whole), max(side.best.before, p.before)
 		}
 	}
@@ -289,7 +290,8 @@ func (r *run) diagnose(ctx context.Context) error {
 		return err
 	}
 	account := report.Account
-	r.fact("account", "%d entries: %d stored, %d duplicates, %d dead letters", account.Entries, account.Stored, account.Duplicates, account.DeadLettered)
+	r.fact("account", "%s entries: %s stored, %s duplicates, %s dead letters", thousands(account.Entries),
+		thousands(account.Stored), thousands(account.Duplicates), thousands(account.DeadLettered))
 	r.check(report.Good() && int(account.DeadLettered) == all, "before the mending: %+v, %v", account, report.Counts)
 	return nil
 }

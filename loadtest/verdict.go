@@ -177,16 +177,17 @@ func (r *run) usage(res *Result) {
 	r.instances(res)
 	if r.probe.seen > 0 {
 		res.Facts = append(res.Facts, Fact{
-			Name:  "acknowledged",
-			Value: fmt.Sprintf("%d records were looked for in Postgres while the run went on, %d were not there", r.probe.seen, r.probe.early),
+			Name: "acknowledged",
+			Value: fmt.Sprintf("%s records were looked for in Postgres while the run went on, %s were not there",
+				thousands(r.probe.seen), thousands(r.probe.early)),
 		})
 	}
 	if r.load.sending > 0 {
 		share := r.load.spent.Seconds() / r.load.sending.Seconds() / float64(runtime.NumCPU())
 		res.Facts = append(res.Facts, Fact{
 			Name: "load",
-			Value: fmt.Sprintf("at most %s behind its plan; sending and watching took %.0f %% of %d CPUs",
-				r.load.worst.Round(time.Millisecond), 100*share, runtime.NumCPU()),
+			Value: fmt.Sprintf("at most %d ms behind its plan; sending and watching took %.0f %% of %d CPUs",
+				r.load.worst.Milliseconds(), 100*share, runtime.NumCPU()),
 		})
 	}
 	if env := r.ground.env; env != nil {

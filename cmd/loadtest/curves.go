@@ -127,8 +127,8 @@ func printCurves(out io.Writer, curves []loadtest.Growth) {
 			if p.Copy > 0 {
 				beside = fmt.Sprintf("%.1f\t%.2f\t%.2f", p.Copy, p.CopyToBase, p.Relative)
 			}
-			line("%s\t%.0f\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.2f\t%s",
-				p.At, p.Rate, p.Service, p.Redis, p.Postgres, p.Total, p.PeakMB, p.PerCommit, p.ToBase, beside)
+			line("%s\t%s\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.2f\t%s",
+				p.At, thousands(int64(p.Rate)), p.Service, p.Redis, p.Postgres, p.Total, p.PeakMB, p.PerCommit, p.ToBase, beside)
 		}
 	}
 	_ = t.Flush()

@@ -39,7 +39,7 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"run split --redis-url redis://h": "name both Redis and Postgres",
 		"run chaos --redis-url redis://h --postgres-url postgres://h": "--allow-faults",
 		"bench --rounds 0":          "rounds 0: want at least 1",
-		"bench --short --entries 5": "entries 5: want 20000",
+		"bench --short --entries 5": "entries 5: want 20,000 to 5,000,000",
 		"curves foo":                `curve "foo": want one of devices`,
 		"curves devices --points 7": "curve devices: it has no point at 7",
 		"send":                      `required flag(s) "log", "redis-url" not set`,
