@@ -101,7 +101,8 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	say(notes, "feeding %s:\n  %s entries of %s devices", load.Name, demo.Thousands(load.Entries), demo.Thousands(int64(load.Devices)))
+	feeding := fmt.Sprintf("feeding %s: %s of %s", load.Name, many(load.Entries, "entry"), many(load.Devices, "device"))
+	say(notes, "%s", strings.Join(wrapText(feeding, maxColumns-2), "\n  "))
 	servers, err := demo.StartServers(ctx, os.Getenv(demo.RedisVariable), os.Getenv(demo.PostgresVariable))
 	if err != nil {
 		return interrupted(ctx, err)

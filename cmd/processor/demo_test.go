@@ -98,7 +98,7 @@ func TestDemoFlagsThatMakeNoSenseAreRefused(t *testing.T) {
 		"demo --speed -1":     `--speed "-1"`,
 		"demo --order random": `order "random"`,
 		"demo file.csv":       "follow --tracks",
-		"demo --seed x":       "invalid argument",
+		"demo --seed x":       `--seed "x": want a whole number, 0 or more`,
 	} {
 		code, _, errs := call(strings.Fields(line)...)
 		require.Equal(t, exitConfig, code, line)

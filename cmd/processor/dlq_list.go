@@ -349,9 +349,9 @@ func newDLQStatsCommand() *cobra.Command {
 				for _, k := range list {
 					n := any(cell{nil, yellow})
 					if k.Edited != nil {
-						n = *k.Edited
+						n = count(*k.Edited)
 					}
-					t.row(k.Count, k.Devices, n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
+					t.row(count(k.Count), count(k.Devices), n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
 				}
 				return out.table(t)
 			}), f.matched(cmd, len(list)))

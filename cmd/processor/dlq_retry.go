@@ -154,7 +154,7 @@ func (r *replay) await(ctx context.Context) error {
 		}
 		if !said {
 			said = true
-			r.say("waiting: %d entries are undone", info.Pending+info.Lag.N)
+			r.say("waiting: %s entries are undone", count(info.Pending+info.Lag.N))
 		}
 		select {
 		case <-ctx.Done():

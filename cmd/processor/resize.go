@@ -62,7 +62,7 @@ Entries that arrive meanwhile wait in the stream.`,
 				Store: v.shards, Stream: v.group, Members: v.ring,
 				End: store.NewSessions(v.pool, askTimeout).End, Who: v.by,
 				Say: func(waiting string) {
-					say(cmd.ErrOrStderr(), "%s", strings.Join(wrapText(waiting, maxColumns), "\n  "))
+					say(cmd.ErrOrStderr(), "%s", strings.Join(wrapText(waiting, maxColumns-2), "\n  "))
 				},
 			}
 			changed, err := resize.Run(ctx, to)
