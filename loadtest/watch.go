@@ -119,7 +119,8 @@ func (w *watch) look(ctx context.Context) {
 // keep derives what follows from the sample before, and adds the sample.
 func (w *watch) keep(s Sample, latency histogram) {
 	w.mu.Lock()
-	if n := len(w.samples); n > 0 {
+	n := len(w.samples)
+	if n > 0 {
 		before := w.samples[n-1]
 		seconds := (s.At - before.At).Seconds()
 		for i := range s.Slots {
@@ -138,7 +139,7 @@ func (w *watch) keep(s Sample, latency histogram) {
 	w.samples = append(w.samples, s)
 	w.latency = latency
 	w.mu.Unlock()
-	if w.show != nil {
+	if w.show != nil && n > 0 { // rates are unknown in the first
 		w.show(s)
 	}
 }
