@@ -79,5 +79,5 @@ func TestScenariosExplainThemselves(t *testing.T) {
 		require.Equal(t, s.Bounds, found.Bounds)
 	}
 	_, err := loadtest.ByName("flood")
-	require.ErrorContains(t, err, `"chaos"`)
+	require.ErrorContains(t, err, "soak, chaos")
 }
