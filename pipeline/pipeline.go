@@ -133,11 +133,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	p.desk = newDesk(p, workedRequests{deps.Requests, &p.worked})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
 	for range cfg.Workers {
-		w, err := newWorker(p, newMailbox())
-		if err != nil {
-			return nil, err
-		}
-		p.workers = append(p.workers, w)
+		p.workers = append(p.workers, newWorker(p, newMailbox()))
 	}
 	t.workers = p.workers
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -98,7 +98,7 @@ type committed struct {
 // waiting to be acknowledged and one being acknowledged.
 const batches = 4
 
-func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
+func newWorker(p *Pipeline, box *mailbox) *worker {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
 	// So that there is room for all batches a worker has.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
@@ -114,7 +114,7 @@ func newWorker(p *Pipeline, box *mailbox) (*worker, error) {
 		w.spare = append(w.spare, &batch{})
 	}
 	w.open(false)
-	return w, nil
+	return w
 }
 
 // run works until intake has ended and everything in hand is finished, or until

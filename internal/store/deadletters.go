@@ -114,13 +114,7 @@ where stream = $1
 	if err != nil {
 		return nil, failure("look for edited dead letters", err)
 	}
-	edited, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
-		var id string
-		if err := row.Scan(&id); err != nil {
-			return telemetry.EntryID{}, err
-		}
-		return telemetry.ParseEntryID(id)
-	})
+	edited, err := pgx.CollectRows(rows, rowToEntryID)
 	return edited, failure("look for edited dead letters", err)
 }
 

@@ -143,14 +143,17 @@ where stream = $1
 	if err != nil {
 		return nil, failure("list deferred entries", err)
 	}
-	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
-		var text string
-		if err := row.Scan(&text); err != nil {
-			return telemetry.EntryID{}, err
-		}
-		return telemetry.ParseEntryID(text)
-	})
+	ids, err := pgx.CollectRows(rows, rowToEntryID)
 	return ids, failure("list deferred entries", err)
+}
+
+// rowToEntryID reads a row that is the text of an ID.
+func rowToEntryID(row pgx.CollectableRow) (telemetry.EntryID, error) {
+	text, err := pgx.RowTo[string](row)
+	if err != nil {
+		return telemetry.EntryID{}, err
+	}
+	return telemetry.ParseEntryID(text)
 }
 
 // Count is how many entries are deferred.

@@ -245,13 +245,7 @@ where stream = $1
 	if err != nil {
 		return nil, failure("read deferred entries", err)
 	}
-	ids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.EntryID, error) {
-		var id string
-		if err := row.Scan(&id); err != nil {
-			return telemetry.EntryID{}, err
-		}
-		return telemetry.ParseEntryID(id)
-	})
+	ids, err := pgx.CollectRows(rows, rowToEntryID)
 	return ids, failure("read deferred entries", err)
 }
 
