@@ -10,7 +10,6 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // shardHash names the hash of devices; see telemetry.ShardOf.
@@ -37,19 +36,13 @@ func pin(ctx context.Context, cfg config.Config, pool *pgxpool.Pool, scope store
 			{Name: "MAX_CROSSING_GAP", Value: cfg.Geofences.MaxCrossingGap.String(), Remedy: release},
 		})
 	}
-	var failure *telemetry.Failure
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &pinned):
+	if errors.As(err, &pinned) {
 		return permanent(exitError(codeConfig, "%w", err))
 	}
-	// A role or database that is refused is no matter of the schema.
-	err = PostgresError("POSTGRES_URL", cfg.Postgres.URL, err)
-	var said *ServerError
-	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == telemetry.Misused {
-		// With MIGRATE=off nobody has looked at the schema before.
-		return permanent(exitError(codeSchema, "%w; run `processor migrate up`", err))
+	// With MIGRATE=off nobody has looked at the schema before.
+	err = FirstPostgresError(cfg.Postgres.URL, err)
+	if own, ok := errors.AsType[*ExitError](err); ok && own.Code == codeSchema {
+		return permanent(err)
 	}
 	return err
 }

@@ -71,6 +71,19 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 	return err
 }
 
+// FirstPostgresError is PostgresError for the first question that is asked of
+// Postgres. What is no matter of role or database, and refused all the same, is one
+// of the schema: exit code 5.
+func FirstPostgresError(url config.PostgresURL, err error) error {
+	err = PostgresError("POSTGRES_URL", url, err)
+	var said *ServerError
+	var failure *telemetry.Failure
+	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == telemetry.Misused {
+		return exitError(codeSchema, "%w; run processor migrate up", err)
+	}
+	return err
+}
+
 // refusesLogin tells by SQLSTATE whether the URL names a role, password or
 // database that the server does not take.
 func refusesLogin(code string, connecting bool) bool {

@@ -14,7 +14,6 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -62,21 +61,9 @@ func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	defer cancel()
 	if db.pins, err = store.ReadPins(asking, pool, db.scope); err != nil {
 		pool.Close()
-		return nil, postgresError(pg, err)
+		return nil, modules.FirstPostgresError(pg.URL, err)
 	}
 	return db, nil
-}
-
-// postgresError says what to do about the first answer of Postgres: correct the
-// URL, look closer, or make the schema.
-func postgresError(cfg config.Postgres, err error) error {
-	err = modules.PostgresError("POSTGRES_URL", cfg.URL, err)
-	var said *modules.ServerError
-	var f *telemetry.Failure
-	if !errors.As(err, &said) && errors.As(err, &f) && f.Kind == telemetry.Misused {
-		return exit(exitSchema, fmt.Errorf("%w; run processor migrate up", err))
-	}
-	return err
 }
 
 // redisAnswers says in words when it does not.

@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/modules"
 )
 
 // askTimeout bounds commands that only ask.
@@ -162,7 +163,7 @@ func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 	scope := store.Scope{Stream: l.Stream, Group: l.Group}
 	deferred, err := store.NewDeferred(pool, scope, "", cfg.StatementTimeout).Count(ctx)
 	if err != nil {
-		return postgresError(cfg, err)
+		return modules.FirstPostgresError(cfg.URL, err)
 	}
 	l.Deferred = &deferred
 	if l.Lag != nil {

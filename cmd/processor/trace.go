@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/modules"
 )
 
 func newTraceCommand() *cobra.Command {
@@ -89,7 +90,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	scope := store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
 	stand, err := store.Stand(ctx, pool, scope)
 	if err != nil {
-		return nil, postgresError(cfg.Postgres, err)
+		return nil, modules.FirstPostgresError(cfg.Postgres.URL, err)
 	}
 	shards := cfg.Coordination.Shards
 	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
