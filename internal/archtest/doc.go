@@ -1,8 +1,7 @@
-// Package archtest has one test: the import rules of the house that a reader
-// must be able to rely on, checked over every Go file of the module, whatever
-// its build tags. The linter says the same file by file and more; this test
-// also follows imports through our own packages, which no linter does, and runs
-// wherever the tests run.
+// Package archtest checks the rules of the house that a reader must be able to
+// rely on, over every file of the module, whatever its build tags. The linter
+// checks imports file by file and more; these tests also follow imports through
+// our own packages, which no linter does, and run wherever the tests run.
 //
 //  1. fx is imported in modules and cmd only, by tests too.
 //  2. Redis and Postgres are spoken to in their adapters only, in the wiring,
@@ -10,4 +9,5 @@
 //  3. No driver reaches the domain, the pipeline or the console through another
 //     package of ours.
 //  4. testenv is imported by tests only.
+//  5. Words that were retired (retired_words.txt) do not come back as names.
 package archtest
