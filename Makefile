@@ -76,12 +76,26 @@ nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz
 	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
 	@bin/loadtest run poison --entries 100000 --json
 
+.PHONY: check
+check: format-check vet lint ## Before every commit, under a minute: format, vet, lint, short tests
+	@go test -short $(TESTFLAGS) $(PKG)
+
+.PHONY: cover
+cover: ## Coverage of the short tests, package by package, into coverage.out: make cover PKG=./internal/...
+	@go test -short -coverprofile=coverage.out -coverpkg=$(PKG) $(PKG) >/dev/null
+	@scripts/coverage.sh coverage.out
+
+.PHONY: format-check
+format-check: $(GOLANGCI_LINT)
+	@out=$$($(GOLANGCI_LINT) fmt --diff ./...) && test -z "$$out" || { printf '%s\n' "$$out"; echo "run: make fmt" >&2; exit 1; }
+
 .PHONY: vet
 vet: ## Run go vet
 	@go vet ./...
 
 .PHONY: lint
-lint: $(GOLANGCI_LINT) ## Check style, import rules and formatting with the pinned linters
+lint: $(GOLANGCI_LINT) ## Check style, import rules, formatting and retired words with the pinned linters
+	@go test -run 'Retired' ./internal/archtest >/dev/null || { go test -run 'Retired' ./internal/archtest; exit 1; }
 	@$(GOLANGCI_LINT) run ./...
 
 .PHONY: fmt
@@ -95,6 +109,10 @@ vuln: $(GOVULNCHECK) ## Look for known vulnerabilities (asks vuln.go.dev)
 	*'fetching vulnerabilities:'*) echo "vuln: SKIPPED, the database of vulnerabilities cannot be reached" >&2 ;; \
 	*) exit $$code ;; \
 	esac
+
+.PHONY: release
+release: ## Tag a version whose section is in CHANGELOG.md: make release VERSION=1.2.0 (docs/releasing.md)
+	@scripts/release.sh . '$(VERSION)'
 
 .PHONY: sbom
 sbom: ## List what the service is made of, with licences (CycloneDX), in bin/sbom.json
