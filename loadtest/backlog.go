@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -67,7 +68,7 @@ func (r *run) workOff(ctx context.Context, n int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	r.fact("backlog", "%s entries, instances %d: %s/s, %.1f us of Redis for each", thousands(sent-before), n, thousands(int64(rate)),
+	r.fact("backlog", "%s entries, instances %d: %s/s, %.1f us of Redis for each", cli.Thousands(sent-before), n, cli.Thousands(int64(rate)),
 		float64((r.redisCPU()-redis).Microseconds())/float64(sent-before))
 	for _, in := range r.line.live() {
 		r.fact("memory", "instance %s: %.0f MB resident", in.name, in.seen().rss/1e6)

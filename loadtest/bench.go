@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // BenchConfig says how to measure.
@@ -117,7 +119,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 			return fmt.Errorf("copy over %d connections: %w", n, err)
 		}
 		each := float64(spent.Microseconds()) / float64(b.cfg.Entries)
-		b.note("round %d: COPY, %d connections: %s rows/s, %.1f us of Postgres a row", round+1, n, thousands(int64(rate)), each)
+		b.note("round %d: COPY, %d connections: %s rows/s, %.1f us of Postgres a row", round+1, n, cli.Thousands(int64(rate)), each)
 		if rate > best {
 			best, at, cost = rate, n, each
 		}
@@ -132,7 +134,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 	if err != nil {
 		return fmt.Errorf("insert: %w", err)
 	}
-	b.note("round %d: INSERT, %d connections: %s rows/s", round+1, at, thousands(int64(rate)))
+	b.note("round %d: INSERT, %d connections: %s rows/s", round+1, at, cli.Thousands(int64(rate)))
 	b.res.Insert.add(rate)
 	return nil
 }
@@ -159,7 +161,7 @@ func (b *bench) backlogs(ctx context.Context, round int) error {
 			}
 			into.add(w.rate)
 			b.note("%s: %s records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
-				what, thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
+				what, cli.Thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
 			if into == &b.res.One {
 				b.res.OwnCPU.add(w.own)
 				b.res.RedisCPU.add(w.redis)

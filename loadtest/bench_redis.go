@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // raw is a connection to Redis without a client library: what it costs to parse
@@ -169,7 +171,7 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read and acknowledge: %w", err)
 		}
-		b.note("round %d: group read and ack: %s entries/s", n+1, thousands(int64(rate)))
+		b.note("round %d: group read and ack: %s entries/s", n+1, cli.Thousands(int64(rate)))
 		b.res.ReadAck.add(rate)
 	}
 	return nil

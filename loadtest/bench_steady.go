@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -99,7 +100,7 @@ func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err erro
 		Behind: float64(behind.Milliseconds()),
 	}
 	b.note("steady %s/s: %s stored/s, p50 %.1f ms, p99 %.1f ms, p99.9 %.1f ms; us a record: service %.1f, Redis %.1f, Postgres %.1f; load at most %.0f ms behind",
-		thousands(int64(rate)), thousands(int64(r.Stored)), r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
+		cli.Thousands(int64(rate)), cli.Thousands(int64(r.Stored)), r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
 	b.res.Steady = append(b.res.Steady, r)
 	return line.stop(ctx)
 }

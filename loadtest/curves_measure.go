@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -104,9 +105,9 @@ func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measu
 func (m *measuring) tell(curve string, s setup, got *Measured) {
 	got.Load, _ = strconv.ParseFloat(loadAverage(), 64)
 	text := fmt.Sprintf("%s %s: %s records/s; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.0f a commit, peak %.0f MB",
-		curve, s.at, thousands(int64(got.Rate)), got.Service, got.Redis, got.Postgres, got.PerCommit, got.PeakMB)
+		curve, s.at, cli.Thousands(int64(got.Rate)), got.Service, got.Redis, got.Postgres, got.PerCommit, got.PeakMB)
 	if s.copied {
-		text += fmt.Sprintf("; COPY %s rows/s, %.1f us", thousands(int64(got.CopyRate)), got.Copy)
+		text += fmt.Sprintf("; COPY %s rows/s, %.1f us", cli.Thousands(int64(got.CopyRate)), got.Copy)
 	}
 	m.bench.note("%s (load %.1f)", text, got.Load)
 }

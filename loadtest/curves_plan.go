@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // benchWindow satisfies a check of what curves do not use.
@@ -151,4 +153,4 @@ func CurveNames() (names, abouts []string, usual []bool) {
 }
 
 // grouped is a number as people write it.
-func grouped(n int) string { return thousands(int64(n)) }
+func grouped(n int) string { return cli.Thousands(int64(n)) }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -78,7 +79,7 @@ func (r *run) compare(ctx context.Context) error {
 				return fmt.Errorf("work off a %s backlog: %w", side.name, err)
 			}
 			r.fact("backlog", "%s, one of %d killed: %s/s in all, %s/s before the kill", side.name, r.plan.Instances,
-				thousands(int64(p.whole)), thousands(int64(p.before)))
+				cli.Thousands(int64(p.whole)), cli.Thousands(int64(p.before)))
 			side.best.whole, side.best.before = max(side.best.whole, p.whole), max(side.best.before, p.before)
 		}
 	}
@@ -290,8 +291,8 @@ func (r *run) diagnose(ctx context.Context) error {
 		return err
 	}
 	account := report.Account
-	r.fact("account", "%s entries: %s stored, %s duplicates, %s dead letters", thousands(account.Entries),
-		thousands(account.Stored), thousands(account.Duplicates), thousands(account.DeadLettered))
+	r.fact("account", "%s entries: %s stored, %s duplicates, %s dead letters", cli.Thousands(account.Entries),
+		cli.Thousands(account.Stored), cli.Thousands(account.Duplicates), cli.Thousands(account.DeadLettered))
 	r.check(report.Good() && int(account.DeadLettered) == all, "before the mending: %+v, %v", account, report.Counts)
 	return nil
 }

@@ -6,9 +6,10 @@ import (
 	"html/template"
 	"io"
 	"math"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 //go:embed report.html
@@ -64,22 +65,22 @@ func (d *reportData) numbers() {
 		if n == nil {
 			return "unknown"
 		}
-		return thousands(*n)
+		return cli.Thousands(*n)
 	}
-	add("sent", "%s", thousands(r.Sent))
-	add("stored", "%s", thousands(r.Stored))
-	add("per second", "%s", thousands(int64(r.PerSecond)))
+	add("sent", "%s", cli.Thousands(r.Sent))
+	add("stored", "%s", cli.Thousands(r.Stored))
+	add("per second", "%s", cli.Thousands(int64(r.PerSecond)))
 	if r.P99MS != nil {
 		add("p99", "%.0f ms", *r.P99MS)
 	}
-	add("lost", "%s", thousands(r.Lost))
-	add("double", "%s", thousands(r.Double))
+	add("lost", "%s", cli.Thousands(r.Lost))
+	add("double", "%s", cli.Thousands(r.Double))
 	add("reordered", "%s", unknown(r.Reordered))
 	add("by stale owners", "%s", unknown(r.Stale))
-	add("undone", "%s", thousands(r.Undone))
-	add("duplicates", "%s", thousands(r.Duplicates))
-	add("dead letters", "%s", thousands(r.DeadLettered))
-	add("crossings", "%s", thousands(r.Crossings))
+	add("undone", "%s", cli.Thousands(r.Undone))
+	add("duplicates", "%s", cli.Thousands(r.Duplicates))
+	add("dead letters", "%s", cli.Thousands(r.DeadLettered))
+	add("crossings", "%s", cli.Thousands(r.Crossings))
 	add("rows", "%s", r.Oracle)
 	add("oldest undone", "%.1f s", r.PeakAge)
 }
@@ -164,15 +165,6 @@ func rates(samples []Sample, slot int) []float64 {
 		}
 	}
 	return values
-}
-
-// thousands is a number with its digits in groups.
-func thousands(n int64) string {
-	text := strconv.FormatInt(n, 10)
-	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
 }
 
 func known(n *int64) float64 {

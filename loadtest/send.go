@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
@@ -104,7 +105,7 @@ func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.
 		_, err = sender.Settle(settling, reader)
 		if n := sender.Unsent(); n > 0 && ctx.Err() == nil {
 			err = errors.Join(fmt.Errorf("%s entries of the plan were not sent, or Redis did not answer for them, within %s and %s more",
-				thousands(int64(n)), cfg.Plan.Duration, sendGrace), err)
+				cli.Thousands(int64(n)), cfg.Plan.Duration, sendGrace), err)
 		}
 	}
 	return sender.Progress(), errors.Join(err, writer.Flush())

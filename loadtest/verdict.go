@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -179,7 +180,7 @@ func (r *run) usage(res *Result) {
 		res.Facts = append(res.Facts, Fact{
 			Name: "acknowledged",
 			Value: fmt.Sprintf("%s records were looked for in Postgres while the run went on, %s were not there",
-				thousands(r.probe.seen), thousands(r.probe.early)),
+				cli.Thousands(r.probe.seen), cli.Thousands(r.probe.early)),
 		})
 	}
 	if r.load.sending > 0 {

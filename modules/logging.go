@@ -3,13 +3,12 @@ package modules
 import (
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/redis/go-redis/v9/logging"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxevent"
-	"golang.org/x/term"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 )
 
@@ -22,7 +21,7 @@ const timeFormat = "2006-01-02T15:04:05.000Z07:00"
 func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: readable}
 	var h slog.Handler
-	if cfg.Format == "text" || cfg.Format == "auto" && isTerminal(w) {
+	if cfg.Format == "text" || cfg.Format == "auto" && cli.IsTerminal(w) {
 		h = slog.NewTextHandler(w, opts)
 	} else {
 		h = slog.NewJSONHandler(w, opts)
@@ -53,11 +52,6 @@ func readable(groups []string, a slog.Attr) slog.Attr {
 	default:
 	}
 	return a
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // QuietDrivers keeps the Redis driver from writing to standard error: every

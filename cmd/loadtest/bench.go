@@ -111,7 +111,7 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) }
 	line("%s entries, %s devices, seed %d, %d cores, load average %s, %.0f s\n",
-		thousands(int64(r.Entries)), thousands(int64(r.Devices)), r.Seed, r.Cores, r.Load, r.Seconds)
+		cli.Thousands(int64(r.Entries)), cli.Thousands(int64(r.Devices)), r.Seed, r.Cores, r.Load, r.Seconds)
 	line("what\tmedian\tspread\tto COPY\trounds")
 	for _, s := range []struct {
 		what   string
@@ -136,14 +136,14 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 		{"start to first commit, s", r.FirstCommit, false},
 	} {
 		if s.rate {
-			line("%s\t%s\t%.0f%%\t%.2f\t%s", s.what, thousands(int64(s.series.Median)), 100*s.series.Spread, s.series.Median/r.CopyCeiling, rates(s.series.Values))
+			line("%s\t%s\t%.0f%%\t%.2f\t%s", s.what, cli.Thousands(int64(s.series.Median)), 100*s.series.Spread, s.series.Median/r.CopyCeiling, rates(s.series.Values))
 		} else {
 			line("%s\t%.2f\t%.0f%%\t\t%.2f", s.what, s.series.Median, 100*s.series.Spread, s.series.Values)
 		}
 	}
 	line("\nsteady load, records/s\tp50 ms\tp99 ms\tp99.9 ms\tservice, Redis, Postgres us a record")
 	for _, s := range r.Steady {
-		line("%s\t%.1f\t%.1f\t%.1f\t%.1f, %.1f, %.1f", thousands(int64(s.Rate)), s.P50, s.P99, s.P999, s.CPU, s.Redis, s.Postgres)
+		line("%s\t%.1f\t%.1f\t%.1f\t%.1f, %.1f, %.1f", cli.Thousands(int64(s.Rate)), s.P50, s.P99, s.P999, s.CPU, s.Redis, s.Postgres)
 	}
 	line("\ntarget\tmeasured\taim\tbound\treached")
 	for _, g := range r.Targets() {
@@ -156,7 +156,7 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 func rates(values []float64) string {
 	var all []string
 	for _, v := range values {
-		all = append(all, thousands(int64(v)))
+		all = append(all, cli.Thousands(int64(v)))
 	}
 	return strings.Join(all, " ")
 }

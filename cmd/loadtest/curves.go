@@ -128,7 +128,7 @@ func printCurves(out io.Writer, curves []loadtest.Growth) {
 				beside = fmt.Sprintf("%.1f\t%.2f\t%.2f", p.Copy, p.CopyToBase, p.Relative)
 			}
 			line("%s\t%s\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%.2f\t%s",
-				p.At, thousands(int64(p.Rate)), p.Service, p.Redis, p.Postgres, p.Total, p.PeakMB, p.PerCommit, p.ToBase, beside)
+				p.At, cli.Thousands(int64(p.Rate)), p.Service, p.Redis, p.Postgres, p.Total, p.PeakMB, p.PerCommit, p.ToBase, beside)
 		}
 	}
 	_ = t.Flush()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest"
 )
 
@@ -90,26 +91,13 @@ func planText(p loadtest.Plan) string {
 		text = fmt.Sprintf("1 instance, %d devices", p.Devices)
 	}
 	if p.Entries > 0 {
-		return text + fmt.Sprintf(", %s entries", thousands(int64(p.Entries)))
+		return text + fmt.Sprintf(", %s entries", cli.Thousands(int64(p.Entries)))
 	}
-	return text + fmt.Sprintf(", %s entries/s for %s, fleet %s", thousands(int64(p.Rate)), p.Duration, p.Profile)
+	return text + fmt.Sprintf(", %s entries/s for %s, fleet %s", cli.Thousands(int64(p.Rate)), p.Duration, p.Profile)
 }
 
 // wrap breaks a text into lines that fit a terminal, each behind the indent.
 func wrap(text, indent string) string {
 	const width = 80
-	var b strings.Builder
-	line := indent
-	for word := range strings.FieldsSeq(text) {
-		if len(line)+1+len(word) > width && line != indent {
-			b.WriteString(line + "\n")
-			line = indent
-		}
-		if line != indent {
-			line += " "
-		}
-		line += word
-	}
-	b.WriteString(line + "\n")
-	return b.String()
+	return indent + strings.Join(cli.Wrap(text, width-len(indent)), "\n"+indent) + "\n"
 }

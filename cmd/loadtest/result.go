@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest"
 )
 
@@ -52,8 +53,8 @@ func printTable(w io.Writer, r *loadtest.Result) {
 		verdict = fmt.Sprintf("%d bounds missed", len(r.Missed))
 	}
 	_, _ = fmt.Fprintf(t, "%s\t%s\n", r.Scenario, verdict)
-	row("sent", "%s in %.1f s, %s/s", thousands(r.Sent), r.Seconds, thousands(int64(r.PerSecond)))
-	row("stored", "%s, duplicates %s, dead letters %s", thousands(r.Stored), thousands(r.Duplicates), thousands(r.DeadLettered))
+	row("sent", "%s in %.1f s, %s/s", cli.Thousands(r.Sent), r.Seconds, cli.Thousands(int64(r.PerSecond)))
+	row("stored", "%s, duplicates %s, dead letters %s", cli.Thousands(r.Stored), cli.Thousands(r.Duplicates), cli.Thousands(r.DeadLettered))
 	row("lost, double, undone", "%d, %d, %d", r.Lost, r.Double, r.Undone)
 	row("reordered, stale", "%s, %s", count(r.Reordered), count(r.Stale))
 	row("rows", "%s to what the oracle says", r.Oracle)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
@@ -196,8 +195,7 @@ func findProcessor(cmd *cobra.Command, named, dir string) (string, error) {
 	return built, nil
 }
 
-// isTerminal tells whether somebody watches.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("CI") == "" && os.Getenv("TERM") != "dumb"
+// onTerminal reports whether a person watches what is written to w.
+func onTerminal(w io.Writer) bool {
+	return cli.IsTerminal(w) && os.Getenv("CI") == "" && os.Getenv("TERM") != "dumb"
 }

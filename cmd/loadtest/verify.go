@@ -53,8 +53,8 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 				}{a.Entries, a.Stored, a.Duplicates, a.DeadLettered, a.Pending, a.Lost, a.Mismatches, report.Crossings, report.Good()})
 			} else {
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s entries: %s stored, %s duplicates, %s dead letters, %s pending, %s lost; %s mismatches; %s crossings as they must be\n",
-					thousands(a.Entries), thousands(a.Stored), thousands(a.Duplicates), thousands(a.DeadLettered),
-					thousands(a.Pending), thousands(a.Lost), thousands(a.Mismatches), thousands(report.Crossings))
+					cli.Thousands(a.Entries), cli.Thousands(a.Stored), cli.Thousands(a.Duplicates), cli.Thousands(a.DeadLettered),
+					cli.Thousands(a.Pending), cli.Thousands(a.Lost), cli.Thousands(a.Mismatches), cli.Thousands(report.Crossings))
 			}
 			if err != nil {
 				return fmt.Errorf("print the verdict: %w", err)
@@ -104,7 +104,7 @@ by then.`,
 			sent, err := loadtest.Send(cmd.Context(), cfg)
 			if err == nil || sent.Sent > 0 {
 				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s entries sent, at most %s behind the plan; recorded in %s\n",
-					thousands(sent.Sent), demo.Milliseconds(sent.Worst), cfg.SendLog)
+					cli.Thousands(sent.Sent), demo.Milliseconds(sent.Worst), cfg.SendLog)
 			}
 			return err
 		},

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest"
-	"github.com/trmtracking/processor/loadtest/demo"
 )
 
 // How often progress is shown: drawn again on a terminal, as a line elsewhere.
@@ -29,7 +29,7 @@ type view struct {
 }
 
 func newView(w io.Writer, scenario string) *view {
-	return &view{w: w, scenario: scenario, live: isTerminal(w), first: true}
+	return &view{w: w, scenario: scenario, live: onTerminal(w), first: true}
 }
 
 func (v *view) show(s loadtest.Sample) {
@@ -53,7 +53,7 @@ func (v *view) show(s loadtest.Sample) {
 func (v *view) line(s loadtest.Sample) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%6.1fs  sent %s  %s/s  undone %s  age %s  p99 %s ",
-		s.At.Seconds(), thousands(s.Sent), thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P99))
+		s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P99))
 	for i, slot := range s.Slots {
 		fmt.Fprintf(&b, " | %d: %s", i+1, brief(slot))
 	}
@@ -70,7 +70,7 @@ func brief(s loadtest.SlotSample) string {
 	if !s.Answered {
 		return "silent"
 	}
-	return fmt.Sprintf("%s/s %d shards%s", thousands(int64(s.Rate)), s.Shards, roles(s))
+	return fmt.Sprintf("%s/s %d shards%s", cli.Thousands(int64(s.Rate)), s.Shards, roles(s))
 }
 
 func roles(s loadtest.SlotSample) string {
@@ -92,7 +92,7 @@ func (v *view) draw(s loadtest.Sample) {
 	}
 	lines := []string{
 		fmt.Sprintf("\x1b[1m%s\x1b[0m %.0f s   sent %s   stored %s/s   undone %s   oldest %s   p50 %s   p99 %s",
-			v.scenario, s.At.Seconds(), thousands(s.Sent), thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P50), millis(s.P99)),
+			v.scenario, s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P50), millis(s.P99)),
 	}
 	most := 1.0
 	for _, slot := range s.Slots {
@@ -108,7 +108,7 @@ func (v *view) draw(s loadtest.Sample) {
 		}
 		bar := strings.Repeat("█", int(20*slot.Rate/most))
 		lines = append(lines, fmt.Sprintf("  %d  \x1b[3%dm%-20s\x1b[0m %9s/s  %2d shards  %4.0f MB  %s%s",
-			i+1, i%6+1, bar, thousands(int64(slot.Rate)), slot.Shards, slot.RSS/1e6, name, roles(slot)))
+			i+1, i%6+1, bar, cli.Thousands(int64(slot.Rate)), slot.Shards, slot.RSS/1e6, name, roles(slot)))
 	}
 	if s.Fault != "" {
 		lines = append(lines, "  \x1b[33m"+s.Fault+"\x1b[0m")
@@ -127,7 +127,7 @@ func count(n *int64) string {
 	if n == nil {
 		return "unknown"
 	}
-	return thousands(*n)
+	return cli.Thousands(*n)
 }
 
 func seconds(s *float64) string {
@@ -143,6 +143,3 @@ func millis(ms *float64) string {
 	}
 	return strconv.FormatFloat(*ms, 'f', 0, 64) + " ms"
 }
-
-// thousands shows a number with its digits in groups.
-func thousands(n int64) string { return demo.Thousands(n) }

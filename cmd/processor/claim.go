@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -98,7 +99,7 @@ Every change is noted in processor.audit.`,
 				return err
 			}
 			out := outputOf(cmd)
-			return out.result(r, func() error { return r.print(out) })
+			return out.Result(r, func() error { return r.print(out) })
 		},
 	}
 	f := cmd.Flags()
@@ -276,18 +277,18 @@ func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, e
 	return r, v.group.Ring(ctx, slices.Sorted(maps.Keys(shards)))
 }
 
-func (r claimJSON) print(out *output) error {
+func (r claimJSON) print(out *cli.Output) error {
 	verb := "moved"
 	if r.DryRun {
 		verb = "would move"
 	}
 	if r.Consumer != "" {
-		return out.line("%s %s of %s to the queues of their shards; trimmed and lost: %s", verb, many(r.Entries, "entry"), r.Consumer, count(r.Lost))
+		return out.Line("%s %s of %s to the queues of their shards; trimmed and lost: %s", verb, cli.Count(r.Entries, "entry"), r.Consumer, cli.Number(r.Lost))
 	}
 	if r.Note != "" {
-		return out.line("%s", r.Note)
+		return out.Line("%s", r.Note)
 	}
-	t := newTable("SHARD", "FROM", "TO")
+	t := cli.NewTable("SHARD", "FROM", "TO")
 	for _, s := range r.Shards {
 		from, to := s.From, s.To
 		if from == "" {
@@ -296,10 +297,10 @@ func (r claimJSON) print(out *output) error {
 		if to == "" {
 			to = "whoever it is assigned to"
 		}
-		t.row(s.Shard, from, to)
+		t.Row(s.Shard, from, to)
 	}
-	if err := out.table(t); err != nil {
+	if err := out.Table(t); err != nil {
 		return err
 	}
-	return out.line("%s %s, ended %s", verb, many(len(r.Shards), "shard"), many(r.Sessions, "database session"))
+	return out.Line("%s %s, ended %s", verb, cli.Count(len(r.Shards), "shard"), cli.Count(r.Sessions, "database session"))
 }

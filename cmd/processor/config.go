@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 )
 
@@ -36,8 +37,8 @@ the table in a file, between the markers <!-- config:begin --> and
 				return renewTable(write)
 			}
 			out := outputOf(cmd)
-			return out.result(config.Variables(), func() error {
-				_, err := fmt.Fprint(out.w, config.Markdown())
+			return out.Result(config.Variables(), func() error {
+				_, err := fmt.Fprint(out.W, config.Markdown())
 				return err
 			})
 		},
@@ -84,12 +85,12 @@ like a misspelling are named.`,
 				return err
 			}
 			out := outputOf(cmd)
-			return out.result(settingsJSON{Settings: cfg.Settings(), Warnings: append([]string{}, warnings...)}, func() error {
-				t := newTable("VARIABLE", "VALUE")
+			return out.Result(settingsJSON{Settings: cfg.Settings(), Warnings: append([]string{}, warnings...)}, func() error {
+				t := cli.NewTable("VARIABLE", "VALUE")
 				for _, s := range cfg.Settings() {
-					t.row(s.Name, cmp.Or(s.Value, "(not set)"))
+					t.Row(s.Name, cmp.Or(s.Value, "(not set)"))
 				}
-				return out.table(t)
+				return out.Table(t)
 			})
 		},
 	}

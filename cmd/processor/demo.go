@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/loadtest/demo"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -101,8 +102,8 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	feeding := fmt.Sprintf("feeding %s: %s of %s", load.Name, many(load.Entries, "entry"), many(load.Devices, "device"))
-	say(notes, "%s", strings.Join(wrapText(feeding, maxColumns-2), "\n  "))
+	feeding := fmt.Sprintf("feeding %s: %s of %s", load.Name, cli.Count(load.Entries, "entry"), cli.Count(load.Devices, "device"))
+	say(notes, "%s", strings.Join(cli.Wrap(feeding, cli.Columns-2), "\n  "))
 	servers, err := demo.StartServers(ctx, os.Getenv(demo.RedisVariable), os.Getenv(demo.PostgresVariable))
 	if err != nil {
 		return interrupted(ctx, err)
@@ -193,17 +194,15 @@ func demoEnviron(environ []string, s *demo.Servers) []string {
 	return append(kept, ours...)
 }
 
-func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
-
 func shower(w io.Writer, entries int64) func(demo.Snapshot) {
-	if onTerminal(w) {
+	if cli.IsTerminal(w) {
 		return demo.Bar(w, entries)
 	}
 	return demo.Lines(w)
 }
 
 func showEvery(w io.Writer) time.Duration {
-	if onTerminal(w) {
+	if cli.IsTerminal(w) {
 		return redrawEvery
 	}
 	return lineEvery
@@ -238,46 +237,46 @@ func round(f float64, digits int) float64 {
 }
 
 // account prints how the demo ended; as JSON it is the last line.
-func account(out *output, notes io.Writer, r *demo.Result) error {
+func account(out *cli.Output, notes io.Writer, r *demo.Result) error {
 	for _, finding := range r.Findings {
 		say(notes, "%s", finding)
 	}
 	a := r.Account
-	return out.result(accountOf(r), func() error {
-		t := newTable("ACCOUNT", "ENTRIES", "")
-		t.row("sent", demo.Thousands(a.Entries), "")
-		t.row("stored", demo.Thousands(a.Stored), "each field compared with what was sent")
-		t.row("duplicates", demo.Thousands(a.Duplicates), "of a device and time that is stored")
+	return out.Result(accountOf(r), func() error {
+		t := cli.NewTable("ACCOUNT", "ENTRIES", "")
+		t.Row("sent", cli.Thousands(a.Entries), "")
+		t.Row("stored", cli.Thousands(a.Stored), "each field compared with what was sent")
+		t.Row("duplicates", cli.Thousands(a.Duplicates), "of a device and time that is stored")
 		note := ""
 		if r.Invalid > 0 {
-			note = fmt.Sprintf("%s of those sent are no valid record", demo.Thousands(r.Invalid))
+			note = fmt.Sprintf("%s of those sent are no valid record", cli.Thousands(r.Invalid))
 		}
-		t.row("dead-lettered", demo.Thousands(a.DeadLettered), note)
-		t.row("pending", painted(a.Pending, a.Pending > 0, yellow), "")
-		t.row("lost", painted(a.Lost, a.Lost > 0, red), "")
-		t.row("mismatches", painted(a.Mismatches, a.Mismatches > 0, red), "")
-		if err := out.table(t); err != nil {
+		t.Row("dead-lettered", cli.Thousands(a.DeadLettered), note)
+		t.Row("pending", painted(a.Pending, a.Pending > 0, cli.Yellow), "")
+		t.Row("lost", painted(a.Lost, a.Lost > 0, cli.Red), "")
+		t.Row("mismatches", painted(a.Mismatches, a.Mismatches > 0, cli.Red), "")
+		if err := out.Table(t); err != nil {
 			return err
 		}
-		speed := fmt.Sprintf("%.1f s, %s entries/s", a.Seconds, demo.Thousands(int64(a.PerSecond)))
+		speed := fmt.Sprintf("%.1f s, %s entries/s", a.Seconds, cli.Thousands(int64(a.PerSecond)))
 		if r.Timed {
 			speed += fmt.Sprintf(", from stream to commit %s (median), %s (99 %%)", demo.Milliseconds(r.P50), demo.Milliseconds(r.P99))
 		}
-		if err := out.line("%s", speed); err != nil {
+		if err := out.Line("%s", speed); err != nil {
 			return err
 		}
 		if !r.Good() {
-			return out.line("%s", out.paint(red, "not balanced"))
+			return out.Line("%s", out.Paint(cli.Red, "not balanced"))
 		}
-		return out.line("%s: sent = stored + duplicates + dead-lettered + pending + lost", out.paint(green, "balanced"))
+		return out.Line("%s: sent = stored + duplicates + dead-lettered + pending + lost", out.Paint(cli.Green, "balanced"))
 	})
 }
 
-func painted(n int64, on bool, c color) any {
+func painted(n int64, on bool, c cli.Color) any {
 	if on {
-		return cell{demo.Thousands(n), c}
+		return cli.Colored(cli.Thousands(n), c)
 	}
-	return demo.Thousands(n)
+	return cli.Thousands(n)
 }
 
 func sayURLs(w io.Writer, s *demo.Servers, addr string) {

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -127,9 +128,9 @@ Exits 1 when nothing is known of it.`,
 			}
 			out := outputOf(cmd)
 			if d.nothing() {
-				return errors.Join(out.result(d, func() error { return nil }), errUnknownDevice(args[0], "nothing is known"))
+				return errors.Join(out.Result(d, func() error { return nil }), errUnknownDevice(args[0], "nothing is known"))
 			}
-			return out.result(d, func() error { return d.print(out) })
+			return out.Result(d, func() error { return d.print(out) })
 		},
 	}
 }
@@ -207,39 +208,39 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 // counted is how many there are, as far as is known.
 func (d *deviceShown) counted(n *int64) any {
 	if n != nil && d.AtLeast {
-		return count(*n).String() + " or more"
+		return cli.Number(*n).String() + " or more"
 	}
-	return orUnknown(n)
+	return cli.OrUnknown(n)
 }
 
-func (d *deviceShown) print(out *output) error {
-	t := newTable("WHAT", "VALUE")
-	t.row("device", d.Device.Device)
-	t.row("shard", fmt.Sprint(d.Shard))
-	owner := any(cell{"nobody", yellow})
+func (d *deviceShown) print(out *cli.Output) error {
+	t := cli.NewTable("WHAT", "VALUE")
+	t.Row("device", d.Device.Device)
+	t.Row("shard", fmt.Sprint(d.Shard))
+	owner := any(cli.Colored("nobody", cli.Yellow))
 	if d.Owner != nil {
 		owner = *d.Owner
 	}
-	t.row("owner", owner)
-	t.row("epoch", fmt.Sprint(d.Epoch))
+	t.Row("owner", owner)
+	t.Row("epoch", fmt.Sprint(d.Epoch))
 	if d.Last == nil {
-		t.row("last position", "none that takes part in state")
+		t.Row("last position", "none that takes part in state")
 	} else {
-		t.row("last position", fmt.Sprintf("%s at %v, %v", clock(d.Last.Time), d.Last.Latitude, d.Last.Longitude))
+		t.Row("last position", fmt.Sprintf("%s at %v, %v", clock(d.Last.Time), d.Last.Latitude, d.Last.Longitude))
 	}
 	for _, f := range d.Fences {
-		t.row("fence "+f.Fence, fmt.Sprintf("%s at %s", f.Kind, clock(f.At)))
+		t.Row("fence "+f.Fence, fmt.Sprintf("%s at %s", f.Kind, clock(f.At)))
 	}
-	t.row("not dealt yet", d.counted(d.Undealt))
-	t.row("pending", d.counted(d.Pending))
-	t.row("deferred", count(d.Deferred))
-	t.row("dead letters", orUnknown(d.DeadLetters))
-	t.row("dead letters archived", count(d.Archived))
-	if err := out.table(t); err != nil {
+	t.Row("not dealt yet", d.counted(d.Undealt))
+	t.Row("pending", d.counted(d.Pending))
+	t.Row("deferred", cli.Number(d.Deferred))
+	t.Row("dead letters", cli.OrUnknown(d.DeadLetters))
+	t.Row("dead letters archived", cli.Number(d.Archived))
+	if err := out.Table(t); err != nil {
 		return err
 	}
 	if len(d.Recent) > 0 {
-		t := newTable("DEVICE TIME", "STREAM TIME", "LATITUDE", "LONGITUDE", "SPEED", "REMARK")
+		t := cli.NewTable("DEVICE TIME", "STREAM TIME", "LATITUDE", "LONGITUDE", "SPEED", "REMARK")
 		for _, p := range d.Recent {
 			remark := ""
 			switch {
@@ -250,18 +251,18 @@ func (d *deviceShown) print(out *output) error {
 			case p.NoFix:
 				remark = "no fix"
 			}
-			t.row(clock(p.Time), clock(p.Ingested), p.Latitude, p.Longitude, p.Speed, remark)
+			t.Row(clock(p.Time), clock(p.Ingested), p.Latitude, p.Longitude, p.Speed, remark)
 		}
-		if err := errors.Join(out.line(""), out.table(t)); err != nil {
+		if err := errors.Join(out.Line(""), out.Table(t)); err != nil {
 			return err
 		}
 	}
 	if len(d.Requests) > 0 {
-		t := newTable("REQUEST", "KIND", "STATE", "ASKED", "BY")
+		t := cli.NewTable("REQUEST", "KIND", "STATE", "ASKED", "BY")
 		for _, r := range d.Requests {
-			t.row(r.ID, r.Kind, r.State, clock(r.At), r.By)
+			t.Row(r.ID, r.Kind, r.State, clock(r.At), r.By)
 		}
-		return errors.Join(out.line(""), out.table(t))
+		return errors.Join(out.Line(""), out.Table(t))
 	}
 	return nil
 }
@@ -305,7 +306,7 @@ when nothing is stored of the device.`,
 				return err
 			}
 			out := outputOf(cmd)
-			if err := out.result(v, func() error { return printVerification(out, &v) }); err != nil {
+			if err := out.Result(v, func() error { return printVerification(out, &v) }); err != nil {
 				return err
 			}
 			if !v.Good() {
@@ -316,43 +317,43 @@ when nothing is stored of the device.`,
 	}
 }
 
-func printVerification(out *output, v *store.Verification) error {
+func printVerification(out *cli.Output, v *store.Verification) error {
 	for _, f := range v.BadFences {
-		if err := out.line("%s %s", out.paint(yellow, "left out"), f); err != nil {
+		if err := out.Line("%s %s", out.Paint(cli.Yellow, "left out"), f); err != nil {
 			return err
 		}
 	}
 	if !v.Good() {
-		t := newTable("DIFFERENCE", "FENCE", "KIND", "LATER FIX", "NUMBER", "SHOULD BE", "IS")
+		t := cli.NewTable("DIFFERENCE", "FENCE", "KIND", "LATER FIX", "NUMBER", "SHOULD BE", "IS")
 		for _, kind := range []struct {
 			name string
 			list []store.Difference
 		}{{"missing", v.Missing}, {"different", v.Different}, {"too much", v.Extra}} {
 			for _, d := range kind.list {
-				t.row(cell{kind.name, red}, d.Fence, d.Kind, clock(d.Later), d.Ordinal, orNone(d.Want), orNone(d.Got))
+				t.Row(cli.Colored(kind.name, cli.Red), d.Fence, d.Kind, clock(d.Later), d.Ordinal, orNone(d.Want), orNone(d.Got))
 			}
 		}
-		if err := out.table(t); err != nil {
+		if err := out.Table(t); err != nil {
 			return err
 		}
 	}
 	if v.Open > 0 {
-		if err := out.line("%s: %s that concern this device, not run yet", out.paint(yellow, "note"), many(v.Open, "recompute request")); err != nil {
+		if err := out.Line("%s: %s that concern this device, not run yet", out.Paint(cli.Yellow, "note"), cli.Count(v.Open, "recompute request")); err != nil {
 			return err
 		}
 	}
-	state := out.paint(green, "ok")
+	state := out.Paint(cli.Green, "ok")
 	if !v.Good() {
-		state = out.paint(red, "differs")
+		state = out.Paint(cli.Red, "differs")
 	}
 	if v.Fences == 0 && v.Good() {
-		return out.line("no fences: nothing to verify; the stored positions (%s) are not checked", count(v.Positions))
+		return out.Line("no fences: nothing to verify; the stored positions (%s) are not checked", cli.Number(v.Positions))
 	}
-	if err := out.line("%s: %s, %s as they must be, %d missing, %d different, %d too much",
-		state, many(v.Positions, "position"), many(v.Crossings, "crossing"), len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
+	if err := out.Line("%s: %s, %s as they must be, %d missing, %d different, %d too much",
+		state, cli.Count(v.Positions, "position"), cli.Count(v.Crossings, "crossing"), len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
 		return err
 	}
-	return out.line("the positions themselves are not checked")
+	return out.Line("the positions themselves are not checked")
 }
 
 func orNone(t *time.Time) string {

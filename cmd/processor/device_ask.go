@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -158,7 +159,7 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 		}
 	}
 	out := outputOf(cmd)
-	if err := out.result(status, func() error { return printRequest(out, &status) }); err != nil {
+	if err := out.Result(status, func() error { return printRequest(out, &status) }); err != nil {
 		return err
 	}
 	switch {
@@ -174,21 +175,21 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 
 var errWaited = errors.New("waited long enough")
 
-func printRequest(out *output, r *store.RequestStatus) error {
-	t := newTable("WHAT", "VALUE")
-	t.row("request", fmt.Sprint(r.ID))
-	t.row("kind", r.Kind)
+func printRequest(out *cli.Output, r *store.RequestStatus) error {
+	t := cli.NewTable("WHAT", "VALUE")
+	t.Row("request", fmt.Sprint(r.ID))
+	t.Row("kind", r.Kind)
 	state := any(r.State)
 	switch r.State {
 	case "done":
-		state = cell{r.State, green}
+		state = cli.Colored(r.State, cli.Green)
 	case "failed":
-		state = cell{r.State, red}
+		state = cli.Colored(r.State, cli.Red)
 	}
-	t.row("state", state)
-	t.row("shard", fmt.Sprint(r.Shard))
+	t.Row("state", state)
+	t.Row("shard", fmt.Sprint(r.Shard))
 	if r.RunBy != nil {
-		t.row("run by", *r.RunBy)
+		t.Row("run by", *r.RunBy)
 	}
 	var result map[string]json.RawMessage
 	if len(r.Result) > 0 && json.Unmarshal(r.Result, &result) == nil {
@@ -198,18 +199,18 @@ func printRequest(out *output, r *store.RequestStatus) error {
 			}
 		}
 	}
-	return out.table(t)
+	return out.Table(t)
 }
 
 // rowsOf adds a row, or one for each part of a device's state, which is too much
 // for one.
-func rowsOf(t *table, name string, v json.RawMessage) {
+func rowsOf(t *cli.Table, name string, v json.RawMessage) {
 	var parts map[string]json.RawMessage
 	if json.Unmarshal(v, &parts) != nil || len(parts) == 0 {
-		t.row(name, string(v))
+		t.Row(name, string(v))
 		return
 	}
 	for _, part := range slices.Sorted(maps.Keys(parts)) {
-		t.row(name+" "+part, string(parts[part]))
+		t.Row(name+" "+part, string(parts[part]))
 	}
 }

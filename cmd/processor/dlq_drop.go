@@ -29,7 +29,7 @@ func newDLQDropCommand() *cobra.Command {
 			}
 			out := outputOf(cmd)
 			result := func(dropped int) error {
-				return out.result(map[string]int{"dropped": dropped}, func() error { return out.line("dropped %d", dropped) })
+				return out.Result(map[string]int{"dropped": dropped}, func() error { return out.Line("dropped %d", dropped) })
 			}
 			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 && yes <= 0 {
 				return errors.Join(result(0), err)

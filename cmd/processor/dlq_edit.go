@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -82,11 +83,11 @@ What is the same as before is left alone.`,
 				result["now_fails"] = fails.Error()
 			}
 			out := outputOf(cmd)
-			return out.result(result, func() error {
+			return out.Result(result, func() error {
 				if fails != nil {
-					return out.line("%s\nstill: %s", diff, out.paint(red, fails.Error()))
+					return out.Line("%s\nstill: %s", diff, out.Paint(cli.Red, fails.Error()))
 				}
-				return out.line("%s\nnow it %s; send it again with processor dlq retry %s", diff, out.paint(green, "decodes"), l.ID)
+				return out.Line("%s\nnow it %s; send it again with processor dlq retry %s", diff, out.Paint(cli.Green, "decodes"), l.ID)
 			})
 		}),
 	}
@@ -139,19 +140,19 @@ func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 		}
 	}
 	out := outputOf(cmd)
-	printErr := out.result(report, func() error {
-		t := newTable("ID", "OUTCOME", "STILL")
+	printErr := out.Result(report, func() error {
+		t := cli.NewTable("ID", "OUTCOME", "STILL")
 		for _, l := range report {
-			c := green
+			c := cli.Green
 			if l.Outcome != "edited" || l.NowFails != "" {
-				c = yellow
+				c = cli.Yellow
 			}
-			t.row(l.ID, cell{l.Outcome, c}, l.NowFails)
+			t.Row(l.ID, cli.Colored(l.Outcome, c), l.NowFails)
 		}
-		if err := out.table(t); err != nil {
+		if err := out.Table(t); err != nil {
 			return err
 		}
-		return out.line("edited %d, of which %d still fail; %d unchanged, %d gone", count["edited"], count["fails"], count["unchanged"], count["gone"])
+		return out.Line("edited %d, of which %d still fail; %d unchanged, %d gone", count["edited"], count["fails"], count["unchanged"], count["gone"])
 	})
 	if err == nil {
 		err = printErr

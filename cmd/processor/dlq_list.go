@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -119,18 +120,18 @@ func newDLQListCommand() *cobra.Command {
 			if !more { // else not all were looked at
 				defer func() { err = errors.Join(err, f.matched(cmd, len(list))) }()
 			}
-			return out.result(list, func() error {
+			return out.Result(list, func() error {
 				if len(list) == 0 {
 					return nil
 				}
-				t := newTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "EDITED", "ERROR")
+				t := cli.NewTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "EDITED", "ERROR")
 				for i, l := range list {
-					t.row(l.ID, l.Class, l.Device, time.Since(ids[i].Time()).Round(time.Second).String(), l.Attempts, editedMark(l.IsEdited), l.Error)
+					t.Row(l.ID, l.Class, l.Device, time.Since(ids[i].Time()).Round(time.Second).String(), l.Attempts, editedMark(l.IsEdited), l.Error)
 				}
-				if err := out.table(t); err != nil || !more {
+				if err := out.Table(t); err != nil || !more {
 					return err
 				}
-				return out.line("and more; see --limit")
+				return out.Line("and more; see --limit")
 			})
 		}),
 	}
@@ -143,9 +144,9 @@ func newDLQListCommand() *cobra.Command {
 func editedMark(edited *bool) any {
 	switch {
 	case edited == nil:
-		return cell{nil, yellow}
+		return cli.Colored(nil, cli.Yellow)
 	case *edited:
-		return cell{"edited", green}
+		return cli.Colored("edited", cli.Green)
 	}
 	return ""
 }
@@ -193,7 +194,7 @@ func newDLQShowCommand() *cobra.Command {
 				j.Record = &recordJSON{r.DeviceID, r.Time(), r.Latitude, r.Longitude, json.RawMessage(r.Attributes)}
 			}
 			out := outputOf(cmd)
-			return out.result(j, func() error { return printLetter(out, j) })
+			return out.Result(j, func() error { return printLetter(out, j) })
 		}),
 	}
 }
@@ -235,33 +236,33 @@ func (m *morgue) decode(l *protocol.Letter, edited []string) (telemetry.Record, 
 	return r, err
 }
 
-func printLetter(out *output, j letterJSON) error {
-	t := newTable("WHAT", "VALUE")
-	t.row("id", j.ID)
-	t.row("source id", j.SourceID)
-	t.row("class", cell{j.Class, yellow})
-	t.row("field", cell{j.Field, red})
-	t.row("attempts", strconv.Itoa(j.Attempts))
-	t.row("first failed", j.FirstFailed.Format(time.RFC3339))
-	t.row("last failed", j.LastFailed.Format(time.RFC3339))
-	t.row("by", j.Instance+" "+j.Version)
-	t.row("fingerprint", j.Fingerprint)
-	if err := out.table(t); err != nil {
+func printLetter(out *cli.Output, j letterJSON) error {
+	t := cli.NewTable("WHAT", "VALUE")
+	t.Row("id", j.ID)
+	t.Row("source id", j.SourceID)
+	t.Row("class", cli.Colored(j.Class, cli.Yellow))
+	t.Row("field", cli.Colored(j.Field, cli.Red))
+	t.Row("attempts", strconv.Itoa(j.Attempts))
+	t.Row("first failed", j.FirstFailed.Format(time.RFC3339))
+	t.Row("last failed", j.LastFailed.Format(time.RFC3339))
+	t.Row("by", j.Instance+" "+j.Version)
+	t.Row("fingerprint", j.Fingerprint)
+	if err := out.Table(t); err != nil {
 		return err
 	}
-	if err := out.line("\n%s", out.paint(red, j.Error)); err != nil {
+	if err := out.Line("\n%s", out.Paint(cli.Red, j.Error)); err != nil {
 		return err
 	}
 	show := func(title string, fields []fieldJSON) error {
-		if err := out.line("\n%s", out.paint(bold, title)); err != nil {
+		if err := out.Line("\n%s", out.Paint(cli.Bold, title)); err != nil {
 			return err
 		}
 		for _, f := range fields {
-			c := plain
+			c := cli.Plain
 			if f.Name == j.Field || f.Name == telemetry.FieldPayload && len(j.Field) > len(f.Name) && j.Field[:len(f.Name)] == f.Name {
-				c = red
+				c = cli.Red
 			}
-			if err := out.line("%s = %s", out.paint(c, strconv.Quote(f.Name)), f.Value); err != nil {
+			if err := out.Line("%s = %s", out.Paint(c, strconv.Quote(f.Name)), f.Value); err != nil {
 				return err
 			}
 		}
@@ -276,9 +277,9 @@ func printLetter(out *output, j letterJSON) error {
 		}
 	}
 	if j.Record == nil {
-		return out.line("\nnow: %s", out.paint(red, j.NowFails))
+		return out.Line("\nnow: %s", out.Paint(cli.Red, j.NowFails))
 	}
-	return out.line("\nnow: %s at %s, %v %v, %s", out.paint(green, "decodes"), j.Record.Time.Format(time.RFC3339Nano),
+	return out.Line("\nnow: %s at %s, %v %v, %s", out.Paint(cli.Green, "decodes"), j.Record.Time.Format(time.RFC3339Nano),
 		j.Record.Latitude, j.Record.Longitude, j.Record.Attributes)
 }
 
@@ -341,19 +342,19 @@ func newDLQStatsCommand() *cobra.Command {
 			}
 			slices.SortFunc(list, func(a, b *kindJSON) int { return b.Count - a.Count })
 			out := outputOf(cmd)
-			return errors.Join(out.result(list, func() error {
+			return errors.Join(out.Result(list, func() error {
 				if len(list) == 0 {
 					return nil
 				}
-				t := newTable("COUNT", "DEVICES", "EDITED", "FINGERPRINT", "FIRST", "LAST", "EXAMPLE")
+				t := cli.NewTable("COUNT", "DEVICES", "EDITED", "FINGERPRINT", "FIRST", "LAST", "EXAMPLE")
 				for _, k := range list {
-					n := any(cell{nil, yellow})
+					n := any(cli.Colored(nil, cli.Yellow))
 					if k.Edited != nil {
-						n = count(*k.Edited)
+						n = cli.Number(*k.Edited)
 					}
-					t.row(count(k.Count), count(k.Devices), n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
+					t.Row(cli.Number(k.Count), cli.Number(k.Devices), n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
 				}
-				return out.table(t)
+				return out.Table(t)
 			}), f.matched(cmd, len(list)))
 		}),
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/time/rate"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -54,7 +55,7 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 				return err
 			}
 			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 {
-				return errors.Join(outputOf(cmd).result([]retryJSON{}, func() error { return nil }), err)
+				return errors.Join(outputOf(cmd).Result([]retryJSON{}, func() error { return nil }), err)
 			}
 			r := &replay{morgue: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
 				say(cmd.ErrOrStderr(), format, args...)
@@ -154,7 +155,7 @@ func (r *replay) await(ctx context.Context) error {
 		}
 		if !said {
 			said = true
-			r.say("waiting: %s entries are undone", count(info.Pending+info.Lag.N))
+			r.say("waiting: %s entries are undone", cli.Number(info.Pending+info.Lag.N))
 		}
 		select {
 		case <-ctx.Done():
@@ -212,26 +213,26 @@ func (r *replay) refuse(i int, err error) {
 	r.report[i].Outcome, r.report[i].Reason = "refused", err.Error()
 }
 
-func (r *replay) print(out *output, dry bool) error {
+func (r *replay) print(out *cli.Output, dry bool) error {
 	if r.report == nil {
 		r.report = []retryJSON{}
 	}
-	return out.result(r.report, func() error {
-		t := newTable("ID", "ENTRY", "OUTCOME", "DETAIL")
+	return out.Result(r.report, func() error {
+		t := cli.NewTable("ID", "ENTRY", "OUTCOME", "DETAIL")
 		for _, l := range r.report {
-			c := green
+			c := cli.Green
 			if l.Outcome == "refused" || l.Outcome == "gone" {
-				c = yellow
+				c = cli.Yellow
 			}
-			t.row(l.ID, l.SourceID, cell{l.Outcome, c}, l.As+l.Reason)
+			t.Row(l.ID, l.SourceID, cli.Colored(l.Outcome, c), l.As+l.Reason)
 		}
-		if err := out.table(t); err != nil {
+		if err := out.Table(t); err != nil {
 			return err
 		}
 		if dry {
-			return out.line("%d would fail; nothing was changed", r.failed)
+			return out.Line("%d would fail; nothing was changed", r.failed)
 		}
-		return out.line("sent %d again", r.done)
+		return out.Line("sent %d again", r.done)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/modules"
 )
@@ -42,7 +43,7 @@ trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
 			}
 			d.examine(ctx, cfg)
 			out := outputOf(cmd)
-			if err := out.result(d, func() error { return d.print(out) }); err != nil {
+			if err := out.Result(d, func() error { return d.print(out) }); err != nil {
 				return err
 			}
 			if d.Trouble {
@@ -109,53 +110,35 @@ func (d *diagnosis) judge(bad bool, level, about, good, what, remedy string) {
 }
 
 // print puts what needs a person last, where the eye is.
-func (d *diagnosis) print(out *output) error {
+func (d *diagnosis) print(out *cli.Output) error {
 	order := []string{levelOK, levelWarning, levelTrouble}
-	colors := map[string]color{levelOK: green, levelWarning: yellow, levelTrouble: red}
+	colors := map[string]cli.Color{levelOK: cli.Green, levelWarning: cli.Yellow, levelTrouble: cli.Red}
 	list := slices.Clone(d.Findings)
 	slices.SortStableFunc(list, func(a, b finding) int {
 		return slices.Index(order, a.Level) - slices.Index(order, b.Level)
 	})
 	for _, f := range list {
-		label := out.paint(colors[f.Level], fmt.Sprintf("%-8s", f.Level))
-		for i, line := range wrapText(f.About+": "+f.What, maxColumns-9) {
+		label := out.Paint(colors[f.Level], fmt.Sprintf("%-8s", f.Level))
+		for i, line := range cli.Wrap(f.About+": "+f.What, cli.Columns-9) {
 			if i > 0 {
 				label = strings.Repeat(" ", 8)
 			}
-			if err := out.line("%s %s", label, line); err != nil {
+			if err := out.Line("%s %s", label, line); err != nil {
 				return err
 			}
 		}
 		if f.Remedy == "" {
 			continue
 		}
-		for i, line := range wrapText(f.Remedy, maxColumns-12) {
+		for i, line := range cli.Wrap(f.Remedy, cli.Columns-12) {
 			arrow := "->"
 			if i > 0 {
 				arrow = "  "
 			}
-			if err := out.line("         %s %s", arrow, line); err != nil {
+			if err := out.Line("         %s %s", arrow, line); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// wrapText breaks s at spaces into lines of at most width characters; a longer
-// word gets a line of its own.
-func wrapText(s string, width int) []string {
-	var lines []string
-	line := ""
-	for _, word := range strings.Fields(text(s)) {
-		if line != "" && len(line)+1+len(word) > width {
-			lines = append(lines, line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-	}
-	return append(lines, line)
 }

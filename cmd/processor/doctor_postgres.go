@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/modules"
@@ -70,7 +71,7 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
 			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
-	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", count(e.Sessions), count(e.MaxConnections)),
+	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
 		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
 		"raise max_connections, or lower POSTGRES_MAX_CONNS")
 	d.ok(about, "the database holds %s", bytesText(e.Bytes))
@@ -115,14 +116,14 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
 	d.judge(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
 		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
 	d.judge(s.Suspected > 0, levelTrouble, about, "",
-		fmt.Sprintf("owners of %s died without progress: an entry may kill processes", many(s.Suspected, "shard")),
+		fmt.Sprintf("owners of %s died without progress: an entry may kill processes", cli.Count(s.Suspected, "shard")),
 		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
 	d.judge(s.Term > 0 && s.Leader == "", levelWarning, about, "", "nobody leads", "start an instance; while one starts or leaves: ask again")
 	d.losses(s)
 	d.judge(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
-		fmt.Sprintf("%s could not be decoded and will be tried again", many(s.Deferred, "entry")), "nothing; what fails again becomes a dead letter")
+		fmt.Sprintf("%s could not be decoded and will be tried again", cli.Count(s.Deferred, "entry")), "nothing; what fails again becomes a dead letter")
 	d.judge(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
-		fmt.Sprintf("waiting: %s, the oldest for %s", many(s.Waiting, "request"), s.OldestWait), "see whether their shards have owners")
+		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "see whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
 		d.add(g.level, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
@@ -141,12 +142,12 @@ func (d *diagnosis) losses(s *store.Standing) {
 	if time.Since(*s.LostSince) < 24*time.Hour {
 		level = levelTrouble
 	}
-	lost := were(s.Lost, "entry") + " lost"
+	lost := cli.CountWere(s.Lost, "entry") + " lost"
 	switch {
 	case s.LostSome && s.Lost == 0:
 		lost = "entries were lost, nobody can tell how many"
 	case s.LostSome:
-		lost = many(s.Lost, "entry") + " and more were lost"
+		lost = cli.Count(s.Lost, "entry") + " and more were lost"
 	}
 	remedy := "raise MAXLEN of tcp-ingestion; " + see(sectionTrimmed)
 	if slices.Contains(s.LostBy, "flush") || slices.Contains(s.LostBy, "failover") {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/modules"
@@ -84,10 +85,10 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		}
 		switch {
 		case empty:
-			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, many(s.Length, "entry")),
+			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, cli.Count(s.Length, "entry")),
 				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes; "+see(sectionArrives))
 		case s.Groups == 0:
-			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, many(s.Length, "entry")),
+			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, cli.Count(s.Length, "entry")),
 				"if it is telemetry, run a fleet for it, or have its writer use this stream")
 		}
 	}
@@ -101,7 +102,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		if !e.Info.Last.IsZero() {
 			age = time.Since(e.Info.Last.Time()).Round(time.Second).String()
 		}
-		d.ok(about, "%s, the last %s ago", many(e.Info.Length, "entry"), age)
+		d.ok(about, "%s, the last %s ago", cli.Count(e.Info.Length, "entry"), age)
 	}
 	about = "group " + cfg.Group
 	d.judge(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
@@ -111,7 +112,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
 		if c.Pending > 0 {
-			holds = fmt.Sprintf("holds %s that it did not finish", many(c.Pending, "entry"))
+			holds = fmt.Sprintf("holds %s that it did not finish", cli.Count(c.Pending, "entry"))
 		}
 		silent := c.Idle.Round(time.Second)
 		switch {
@@ -129,7 +130,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 				"nothing, as long as an instance runs: the leader removes it")
 		}
 	}
-	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", count(e.Unnoted)),
+	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.Unnoted)),
 		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
@@ -140,12 +141,12 @@ func TestTheDoctorsTextFitsAndEndsWithTheTrouble(t *testing.T) {
 	d := &diagnosis{}
 	d.add(levelTrouble, "a", strings.Repeat("long words ", 30), "do "+strings.Repeat("this and that ", 20))
 	d.ok("b", "good")
-	require.NoError(t, d.print(&output{w: &b}))
+	require.NoError(t, d.print(&cli.Output{W: &b}))
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 	require.Equal(t, "ok       b: good", lines[0])
 	require.True(t, strings.HasPrefix(lines[1], "trouble  a: long words"))
 	require.Contains(t, b.String(), "\n         -> do this and that")
 	for _, l := range lines {
-		require.LessOrEqual(t, len(l), maxColumns)
+		require.LessOrEqual(t, len(l), cli.Columns)
 	}
 }

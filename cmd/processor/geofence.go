@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -76,16 +77,16 @@ type fencesImported struct {
 	Skipped []string   `json:"skipped"`
 }
 
-func (r *fencesImported) print(out *output, imported bool) error {
+func (r *fencesImported) print(out *cli.Output, imported bool) error {
 	for _, text := range r.Skipped {
-		if err := out.line("%s %s", out.paint(red, "skipped"), text); err != nil {
+		if err := out.Line("%s %s", out.Paint(cli.Red, "skipped"), text); err != nil {
 			return err
 		}
 	}
 	if !imported {
-		return out.line("%d fences are good, %d are not", r.Good, len(r.Skipped))
+		return out.Line("%d fences are good, %d are not", r.Good, len(r.Skipped))
 	}
-	if err := out.line("%d fences: %d versions added, %d closed, %d as before, %d skipped", r.Good, r.Added, r.Closed, r.Same, len(r.Skipped)); err != nil {
+	if err := out.Line("%d fences: %d versions added, %d closed, %d as before, %d skipped", r.Good, r.Added, r.Closed, r.Same, len(r.Skipped)); err != nil {
 		return err
 	}
 	if r.Added+r.Closed == 0 {
@@ -97,7 +98,7 @@ func (r *fencesImported) print(out *output, imported bool) error {
 		}
 		return clock(*t)
 	}
-	return out.line("crossings from %s to %s are derived again; see processor geofence list for the progress", end(r.From, "the beginning"), end(r.To, "the end"))
+	return out.Line("crossings from %s to %s are derived again; see processor geofence list for the progress", end(r.From, "the beginning"), end(r.To, "the end"))
 }
 
 func newGeofenceImportCommand() *cobra.Command {
@@ -147,7 +148,7 @@ the command then exits 1. The file - is standard input.`,
 			}
 			r.Added, r.Closed, r.Same, r.From, r.To = edited.Added, edited.Closed, edited.Same, edited.From, edited.To
 			out := outputOf(cmd)
-			if err := out.result(r, func() error { return r.print(out, true) }); err != nil {
+			if err := out.Result(r, func() error { return r.print(out, true) }); err != nil {
 				return err
 			}
 			if len(r.Skipped) > 0 {
@@ -197,7 +198,7 @@ when there is one that is no good.`,
 				}
 			}
 			out := outputOf(cmd)
-			if err := out.result(r, func() error { return r.print(out, false) }); err != nil {
+			if err := out.Result(r, func() error { return r.print(out, false) }); err != nil {
 				return err
 			}
 			if len(r.Skipped) > 0 {
@@ -254,7 +255,7 @@ func newGeofenceListCommand() *cobra.Command {
 				l.Fences = append(l.Fences, listed(&rows[i]))
 			}
 			out := outputOf(cmd)
-			return out.result(l, func() error { return l.print(out) })
+			return out.Result(l, func() error { return l.print(out) })
 		},
 	}
 }
@@ -279,13 +280,13 @@ func listed(v *store.FenceVersion) fenceListed {
 	return f
 }
 
-func (l *fencesListed) print(out *output) error {
-	t := newTable("ID", "VERSION", "KIND", "NAME", "FROM", "TO", "STATE")
+func (l *fencesListed) print(out *cli.Output) error {
+	t := cli.NewTable("ID", "VERSION", "KIND", "NAME", "FROM", "TO", "STATE")
 	for _, f := range l.Fences {
 		state := any("in force")
 		switch {
 		case f.Problem != nil:
-			state = cell{"left out: " + *f.Problem, red}
+			state = cli.Colored("left out: "+*f.Problem, cli.Red)
 		case !f.Enabled:
 			state = "off"
 		}
@@ -296,11 +297,11 @@ func (l *fencesListed) print(out *output) error {
 		if f.ValidTo != nil {
 			to = clock(*f.ValidTo)
 		}
-		t.row(f.ID, f.Version, f.Kind, f.Name, from, to, state)
+		t.Row(f.ID, f.Version, f.Kind, f.Name, from, to, state)
 	}
-	show := func() error { return out.table(t) }
+	show := func() error { return out.Table(t) }
 	if len(l.Fences) == 0 {
-		show = func() error { return out.line("no fence holds; see processor geofence import --help") }
+		show = func() error { return out.Line("no fence holds; see processor geofence import --help") }
 	}
 	if err := show(); err != nil {
 		return err
@@ -308,6 +309,6 @@ func (l *fencesListed) print(out *output) error {
 	if l.Recomputes.Open == 0 {
 		return nil
 	}
-	return out.line("\nrecomputes that are not done yet: %s (%s running), %s and %s so far",
-		count(l.Recomputes.Open), count(l.Recomputes.Running), many(l.Recomputes.Devices, "device"), many(l.Recomputes.Fixes, "position"))
+	return out.Line("\nrecomputes that are not done yet: %s (%s running), %s and %s so far",
+		cli.Number(l.Recomputes.Open), cli.Number(l.Recomputes.Running), cli.Count(l.Recomputes.Devices, "device"), cli.Count(l.Recomputes.Fixes, "position"))
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/console"
 	"github.com/trmtracking/processor/modules"
@@ -46,15 +47,15 @@ has no shell and no other HTTP client.`,
 				return err
 			}
 			out := outputOf(cmd)
-			err = out.result(r, func() error {
+			err = out.Result(r, func() error {
 				if r.Ready {
-					return out.line("%s", out.paint(green, "ready"))
+					return out.Line("%s", out.Paint(cli.Green, "ready"))
 				}
-				if err := out.line("%s: %s", out.paint(red, "not ready"), strings.Join(r.NotReady, ", ")); err != nil {
+				if err := out.Line("%s: %s", out.Paint(cli.Red, "not ready"), strings.Join(r.NotReady, ", ")); err != nil {
 					return err
 				}
 				for _, name := range r.NotReady {
-					if err := out.line("  %s: %s", name, r.Checks[name]); err != nil {
+					if err := out.Line("  %s: %s", name, r.Checks[name]); err != nil {
 						return err
 					}
 				}

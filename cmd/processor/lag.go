@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -50,7 +51,7 @@ tell is shown as unknown, never as 0.`,
 				say(cmd.ErrOrStderr(), "processor: warning: deferred and lost are unknown\n  %v", err)
 			}
 			out := outputOf(cmd)
-			return out.result(l, func() error { return l.print(out) })
+			return out.Result(l, func() error { return l.print(out) })
 		},
 	}
 }
@@ -192,8 +193,8 @@ func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 	return nil
 }
 
-func (l lagJSON) print(out *output) error {
-	if err := out.table(l.table()); err != nil {
+func (l lagJSON) print(out *cli.Output) error {
+	if err := out.Table(l.table()); err != nil {
 		return err
 	}
 	if err := printLosses(out, l.Losses); err != nil {
@@ -202,26 +203,26 @@ func (l lagJSON) print(out *output) error {
 	if len(l.Incidents) == 0 {
 		return nil
 	}
-	t := newTable("INCIDENT", "FROM", "TO", "DETAIL", "OF")
+	t := cli.NewTable("INCIDENT", "FROM", "TO", "DETAIL", "OF")
 	for _, r := range l.Incidents {
-		to := any(cell{"lasts", red})
+		to := any(cli.Colored("lasts", cli.Red))
 		if r.Closed != nil {
 			to = r.Closed.UTC().Format(shortTime)
 		}
-		t.row(r.Kind, r.Opened.UTC().Format(shortTime), to, detailText(r.Detail), r.Subject)
+		t.Row(r.Kind, r.Opened.UTC().Format(shortTime), to, detailText(r.Detail), r.Subject)
 	}
-	return errors.Join(out.line(""), out.table(t))
+	return errors.Join(out.Line(""), out.Table(t))
 }
 
-func printLosses(out *output, losses []lagLoss) error {
+func printLosses(out *cli.Output, losses []lagLoss) error {
 	if len(losses) == 0 {
 		return nil
 	}
-	t := newTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
+	t := cli.NewTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
 	for _, r := range losses {
-		t.row(orUnknown(r.Entries), r.Cause, orUnknown(r.First), orUnknown(r.Last), r.Detected.UTC().Format(shortTime))
+		t.Row(cli.OrUnknown(r.Entries), r.Cause, cli.OrUnknown(r.First), cli.OrUnknown(r.Last), r.Detected.UTC().Format(shortTime))
 	}
-	return errors.Join(out.line(""), out.table(t))
+	return errors.Join(out.Line(""), out.Table(t))
 }
 
 // detailText is what belongs to an incident in one line, figures first.
@@ -242,47 +243,37 @@ func detailText(detail json.RawMessage) string {
 	return strings.Join(append(figures, names...), ", ")
 }
 
-func (l lagJSON) table() *table {
-	t := newTable("WHAT", "VALUE")
+func (l lagJSON) table() *cli.Table {
+	t := cli.NewTable("WHAT", "VALUE")
 	name := func(name string, exists bool) string {
 		if !exists {
 			return name + " (does not exist)"
 		}
 		return name
 	}
-	t.row("stream", name(l.Stream, l.StreamExists))
-	t.row("group", name(l.Group, l.GroupExists))
-	t.row("length", count(l.Length))
-	t.row("lag", orUnknown(l.Lag))
-	t.row("pending", count(l.Pending))
-	t.row("deferred", orUnknown(l.Deferred))
-	t.row("undone", orUnknown(l.Undone))
-	t.row("lost", orUnknown(l.Lost))
+	t.Row("stream", name(l.Stream, l.StreamExists))
+	t.Row("group", name(l.Group, l.GroupExists))
+	t.Row("length", cli.Number(l.Length))
+	t.Row("lag", cli.OrUnknown(l.Lag))
+	t.Row("pending", cli.Number(l.Pending))
+	t.Row("deferred", cli.OrUnknown(l.Deferred))
+	t.Row("undone", cli.OrUnknown(l.Undone))
+	t.Row("lost", cli.OrUnknown(l.Lost))
 	switch {
 	case l.OldestAgeSeconds != nil:
-		t.row("oldest", fmt.Sprintf("%s, %.1f s old", *l.OldestEntry, *l.OldestAgeSeconds))
+		t.Row("oldest", fmt.Sprintf("%s, %.1f s old", *l.OldestEntry, *l.OldestAgeSeconds))
 	case l.OldestKnown:
-		t.row("oldest", "none")
+		t.Row("oldest", "none")
 	default:
-		t.row("oldest", orUnknown[string](nil))
+		t.Row("oldest", cli.OrUnknown[string](nil))
 	}
 	switch {
 	case l.LossForecast != nil:
-		t.row("trimmed in", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
+		t.Row("trimmed in", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
 	case l.OldestAgeSeconds == nil && l.OldestKnown:
-		t.row("trimmed in", "nothing to trim")
+		t.Row("trimmed in", "nothing to trim")
 	default:
-		t.row("trimmed in", orUnknown[string](nil))
+		t.Row("trimmed in", cli.OrUnknown[string](nil))
 	}
 	return t
-}
-
-func orUnknown[T any](n *T) any {
-	if n == nil {
-		return cell{value: nil, color: yellow}
-	}
-	if number, ok := any(*n).(int64); ok {
-		return count(number)
-	}
-	return fmt.Sprint(*n)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -28,7 +29,7 @@ type fleetView struct {
 
 // askFleet answers a question about the fleet: ask says what is, in a form to
 // print and to encode.
-func askFleet[T interface{ print(out *output) error }](cmd *cobra.Command, ask func(ctx context.Context, v *fleetView) (T, error)) error {
+func askFleet[T interface{ print(out *cli.Output) error }](cmd *cobra.Command, ask func(ctx context.Context, v *fleetView) (T, error)) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 	defer cancel()
 	v, err := openFleetView(ctx)
@@ -41,7 +42,7 @@ func askFleet[T interface{ print(out *output) error }](cmd *cobra.Command, ask f
 		return err
 	}
 	out := outputOf(cmd)
-	return out.result(answer, func() error { return answer.print(out) })
+	return out.Result(answer, func() error { return answer.print(out) })
 }
 
 // openFleetView connects to both servers. The number of shards is the pinned one.
@@ -137,10 +138,10 @@ func (v *fleetView) absent(ctx context.Context) (map[string]absence, error) {
 
 // String is the absence in words.
 func (a absence) String() string {
-	text := fmt.Sprintf("fell silent, its %s taken", were(len(a.Shards), "shard"))
+	text := fmt.Sprintf("fell silent, its %s taken", cli.CountWere(len(a.Shards), "shard"))
 	if a.Since != nil {
 		text = fmt.Sprintf("silent since %s (process %d on %s), its %s taken",
-			a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, were(len(a.Shards), "shard"))
+			a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, cli.CountWere(len(a.Shards), "shard"))
 	}
 	return text
 }
@@ -233,41 +234,41 @@ func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
 	return m, nil
 }
 
-func (m membersJSON) print(out *output) error {
-	t := newTable("MEMBER", "STATE", "LEADS", "SHARDS", "IN HAND", "HOST", "PID", "VERSION", "UP")
+func (m membersJSON) print(out *cli.Output) error {
+	t := cli.NewTable("MEMBER", "STATE", "LEADS", "SHARDS", "IN HAND", "HOST", "PID", "VERSION", "UP")
 	for _, x := range m.Members {
-		state := cell{x.State, green}
+		state := cli.Colored(x.State, cli.Green)
 		switch x.State {
 		case memberGone, memberCutOff:
-			state.color = red
+			state.Color = cli.Red
 		case memberLeaving:
-			state.color = yellow
+			state.Color = cli.Yellow
 		}
 		leads := ""
 		if x.Leads {
 			leads = "yes"
 		}
 		if x.Started == nil {
-			t.row(x.Member, state, leads, x.Shards, "", x.Host, orBlank(x.PID), x.Version, "")
+			t.Row(x.Member, state, leads, x.Shards, "", x.Host, orBlank(x.PID), x.Version, "")
 			continue
 		}
-		t.row(x.Member, state, leads, x.Shards, count(*x.InHand), x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
+		t.Row(x.Member, state, leads, x.Shards, cli.Number(*x.InHand), x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
 	}
 	if len(m.Members) == 0 {
-		return out.line("nobody is in the fleet of group %s on stream %s", m.Group, m.Stream)
+		return out.Line("nobody is in the fleet of group %s on stream %s", m.Group, m.Stream)
 	}
-	if err := out.table(t); err != nil {
+	if err := out.Table(t); err != nil {
 		return err
 	}
 	for _, x := range m.Members {
 		if x.Silent == nil {
 			continue
 		}
-		if err := out.line("%s: %s", out.paint(red, x.Member), x.Silent); err != nil {
+		if err := out.Line("%s: %s", out.Paint(cli.Red, x.Member), x.Silent); err != nil {
 			return err
 		}
 	}
-	return out.line("term %d", m.Term)
+	return out.Line("term %d", m.Term)
 }
 
 func orBlank(n int) any {

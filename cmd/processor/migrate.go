@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/modules"
@@ -46,12 +47,12 @@ of processes may do so at once: one applies, the others wait.`,
 				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
 			out := outputOf(cmd)
-			return out.result(map[string]any{"applied": append([]string{}, applied...)}, func() error {
+			return out.Result(map[string]any{"applied": append([]string{}, applied...)}, func() error {
 				if len(applied) == 0 {
-					return out.line("nothing to apply")
+					return out.Line("nothing to apply")
 				}
 				for _, name := range applied {
-					if err := out.line("applied %s", name); err != nil {
+					if err := out.Line("applied %s", name); err != nil {
 						return err
 					}
 				}
@@ -78,19 +79,19 @@ func newMigrateStatusCommand() *cobra.Command {
 				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
 			out := outputOf(cmd)
-			return out.result(list, func() error {
-				t := newTable("VERSION", "NAME", "APPLIED")
+			return out.Result(list, func() error {
+				t := cli.NewTable("VERSION", "NAME", "APPLIED")
 				for _, m := range list {
-					name, applied := any(m.Name), any(cell{"not applied", yellow})
+					name, applied := any(m.Name), any(cli.Colored("not applied", cli.Yellow))
 					if m.Name == "" {
-						name = cell{"not known to this version", yellow}
+						name = cli.Colored("not known to this version", cli.Yellow)
 					}
 					if m.AppliedAt != nil {
 						applied = m.AppliedAt.UTC().Format(time.RFC3339)
 					}
-					t.row(m.Version, name, applied)
+					t.Row(m.Version, name, applied)
 				}
-				return out.table(t)
+				return out.Table(t)
 			})
 		},
 	}
@@ -117,21 +118,21 @@ missing; what is there beyond that does no harm and is only listed.`,
 				return schemaExit("POSTGRES_URL", cfg.URL, err)
 			}
 			out := outputOf(cmd)
-			err = out.result(report, func() error {
+			err = out.Result(report, func() error {
 				for _, f := range report.Problems {
-					if err := out.line("%s %s", out.paint(red, "problem"), f); err != nil {
+					if err := out.Line("%s %s", out.Paint(cli.Red, "problem"), f); err != nil {
 						return err
 					}
 				}
 				for _, f := range report.Notes {
-					if err := out.line("note %s", f); err != nil {
+					if err := out.Line("note %s", f); err != nil {
 						return err
 					}
 				}
 				if report.OK() {
-					return out.line("%s: all that is needed is there", out.paint(green, "ok"))
+					return out.Line("%s: all that is needed is there", out.Paint(cli.Green, "ok"))
 				}
-				return out.line("run processor migrate up, or apply what processor migrate print prints")
+				return out.Line("run processor migrate up, or apply what processor migrate print prints")
 			})
 			if err == nil && !report.OK() {
 				return exit(exitSchema, nil)
@@ -152,10 +153,10 @@ schema. It may be applied any number of times, also after processor migrate up.`
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := outputOf(cmd)
-			if out.json {
+			if out.JSON {
 				return exit(exitConfig, errors.New("SQL is printed as it is; leave --json away"))
 			}
-			return store.PrintSQL(out.w)
+			return store.PrintSQL(out.W)
 		},
 	}
 }

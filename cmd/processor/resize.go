@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/store"
 )
 
@@ -62,7 +63,7 @@ Entries that arrive meanwhile wait in the stream.`,
 				Store: v.shards, Stream: v.group, Members: v.ring,
 				End: store.NewSessions(v.pool, askTimeout).End, Who: v.by,
 				Say: func(waiting string) {
-					say(cmd.ErrOrStderr(), "%s", strings.Join(wrapText(waiting, maxColumns-2), "\n  "))
+					say(cmd.ErrOrStderr(), "%s", strings.Join(cli.Wrap(waiting, cli.Columns-2), "\n  "))
 				},
 			}
 			changed, err := resize.Run(ctx, to)
@@ -71,11 +72,11 @@ Entries that arrive meanwhile wait in the stream.`,
 			}
 			r := resizeJSON{From: v.pins.Shards, To: to, Changed: changed, Seconds: time.Since(began).Seconds()}
 			out := outputOf(cmd)
-			return out.result(r, func() error {
+			return out.Result(r, func() error {
 				if !changed {
-					return out.line("the fleet has %s already", many(to, "shard"))
+					return out.Line("the fleet has %s already", cli.Count(to, "shard"))
 				}
-				return out.line("%s instead of %s: start the instances with SHARDS=%d", many(to, "shard"), count(r.From), to)
+				return out.Line("%s instead of %s: start the instances with SHARDS=%d", cli.Count(to, "shard"), cli.Number(r.From), to)
 			})
 		},
 	}

@@ -53,7 +53,7 @@ Settings come from the environment: see processor config table.`,
 					return nil
 				}
 				// Cobra counts arguments and does not name them.
-				return fmt.Errorf("want %s, have %s", names, many(len(args), "argument"))
+				return fmt.Errorf("want %s, have %s", names, cli.Count(len(args), "argument"))
 			}
 		}
 	})

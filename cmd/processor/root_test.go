@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/console"
 )
@@ -47,7 +48,7 @@ func TestEveryCommandHasTheSameHelpStyle(t *testing.T) {
 		code, help, _ := call(append(strings.Fields(name)[1:], "--help")...)
 		require.Equal(t, exitClean, code)
 		for line := range strings.Lines(help) {
-			require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), maxColumns, "%s: %q", name, line)
+			require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), cli.Columns, "%s: %q", name, line)
 		}
 		require.Contains(t, help, "--json")
 	})
@@ -194,16 +195,16 @@ func TestHealthAsksTheInstance(t *testing.T) {
 
 func TestTablesFitAndAlign(t *testing.T) {
 	var b bytes.Buffer
-	out := &output{w: &b, terminal: true}
-	tab := newTable("SHARD", "OWNER", "LAG", "NOTE")
-	tab.row("shard-00", "alpha", 12, strings.Repeat("long ", 50))
-	tab.row("shard-01", nil, nil, "two\nlines\x1b[31m")
-	tab.row("shard-02", cell{"beta", red}, 1234567)
-	require.NoError(t, out.table(tab))
+	out := &cli.Output{W: &b, Terminal: true}
+	tab := cli.NewTable("SHARD", "OWNER", "LAG", "NOTE")
+	tab.Row("shard-00", "alpha", 12, strings.Repeat("long ", 50))
+	tab.Row("shard-01", nil, nil, "two\nlines\x1b[31m")
+	tab.Row("shard-02", cli.Colored("beta", cli.Red), 1234567)
+	require.NoError(t, out.Table(tab))
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 	require.Len(t, lines, 4)
 	for _, l := range lines {
-		require.LessOrEqual(t, utf8.RuneCountInString(l), maxColumns)
+		require.LessOrEqual(t, utf8.RuneCountInString(l), cli.Columns)
 		require.NotContains(t, l, "\x1b", "no terminal, no colours, and none from data")
 	}
 	require.Equal(t, "SHARD     OWNER        LAG  NOTE", lines[0])
@@ -213,40 +214,40 @@ func TestTablesFitAndAlign(t *testing.T) {
 	require.Equal(t, "shard-02  beta     1234567", strings.TrimRight(lines[3], " "))
 
 	b.Reset()
-	out.colors = true
-	require.NoError(t, out.table(tab))
+	out.Colors = true
+	require.NoError(t, out.Table(tab))
 	require.Contains(t, b.String(), "\x1b[31mbeta\x1b[0m   ", "padding counts what is seen")
 
 	b.Reset()
-	require.NoError(t, (&output{w: &b}).table(tab))
+	require.NoError(t, (&cli.Output{W: &b}).Table(tab))
 	require.Contains(t, b.String(), strings.Repeat("long ", 50), "elsewhere nothing is cut")
 	require.NotContains(t, b.String(), "…")
 
 	b.Reset()
-	fingerprint := "invalid/" + strings.Repeat("x", maxColumns)
-	tab = newTable("FINGERPRINT", "EXAMPLE")
-	tab.row(fingerprint, "a long example of it")
-	require.NoError(t, out.table(tab))
+	fingerprint := "invalid/" + strings.Repeat("x", cli.Columns)
+	tab = cli.NewTable("FINGERPRINT", "EXAMPLE")
+	tab.Row(fingerprint, "a long example of it")
+	require.NoError(t, out.Table(tab))
 	require.Contains(t, b.String(), fingerprint, "what is copied into the next command is whole")
 }
 
 func TestNumbersForPeopleAreGroupedAndThingsInThePlural(t *testing.T) {
-	require.Equal(t, "1 shard", many(1, "shard"))
-	require.Equal(t, "0 shards", many(0, "shard"))
-	require.Equal(t, "205,360 entries", many(int64(205360), "entry"))
-	require.Equal(t, "1 entry was", were(1, "entry"))
-	require.Equal(t, "2 shards were", were(2, "shard"))
+	require.Equal(t, "1 shard", cli.Count(1, "shard"))
+	require.Equal(t, "0 shards", cli.Count(0, "shard"))
+	require.Equal(t, "205,360 entries", cli.Count(int64(205360), "entry"))
+	require.Equal(t, "1 entry was", cli.CountWere(1, "entry"))
+	require.Equal(t, "2 shards were", cli.CountWere(2, "shard"))
 
 	var b bytes.Buffer
 	n := int64(205360)
 	l := lagJSON{Length: n, Pending: 7, Lag: &n}
-	require.NoError(t, l.print(&output{w: &b}))
+	require.NoError(t, l.print(&cli.Output{W: &b}))
 	require.Regexp(t, `length +205,360\nlag +205,360\npending +7\n`, b.String())
 	b.Reset()
-	require.NoError(t, (&output{w: &b, json: true}).result(l, nil))
+	require.NoError(t, (&cli.Output{W: &b, JSON: true}).Result(l, nil))
 	require.Contains(t, b.String(), `"length":205360,"lag":205360`, "programs get plain numbers")
 	b.Reset()
 	fences := &fencesListed{}
-	require.NoError(t, fences.print(&output{w: &b}))
+	require.NoError(t, fences.print(&cli.Output{W: &b}))
 	require.Equal(t, "no fence holds; see processor geofence import --help\n", b.String())
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/crash"
 	"github.com/trmtracking/processor/modules"
@@ -28,7 +29,7 @@ identity.
 
 Variables (and their defaults):
 
-` + config.Help(maxColumns),
+` + config.Help(cli.Columns),
 		Example: `  REDIS_URL=redis://redis:6379 POSTGRES_URL=postgres://processor@db/trm processor run
   processor run --help`,
 		Args: cobra.NoArgs,

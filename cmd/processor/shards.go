@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
@@ -114,12 +115,12 @@ func orNull(s string) *string {
 	return &s
 }
 
-func (s shardsJSON) print(out *output) error {
-	t := newTable("SHARD", "OWNER", "EPOCH", "APPLIED", "PENDING", "OLDEST", "WAITS FOR")
+func (s shardsJSON) print(out *cli.Output) error {
+	t := cli.NewTable("SHARD", "OWNER", "EPOCH", "APPLIED", "PENDING", "OLDEST", "WAITS FOR")
 	for _, x := range s.Shards {
-		owner := cell{value: "nobody", color: yellow}
+		owner := cli.Cell{Value: "nobody", Color: cli.Yellow}
 		if x.Owner != nil {
-			owner = cell{value: *x.Owner}
+			owner = cli.Cell{Value: *x.Owner}
 		}
 		applied, oldest := "none", ""
 		if x.AppliedID != nil {
@@ -128,7 +129,7 @@ func (s shardsJSON) print(out *output) error {
 		if x.OldestAgeSeconds != nil {
 			oldest = fmt.Sprintf("%.1f s", *x.OldestAgeSeconds)
 		}
-		t.row(x.Shard, owner, x.Epoch, applied, count(x.Pending), oldest, cell{x.WaitingFor, yellow})
+		t.Row(x.Shard, owner, x.Epoch, applied, cli.Number(x.Pending), oldest, cli.Colored(x.WaitingFor, cli.Yellow))
 	}
-	return out.table(t)
+	return out.Table(t)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -46,7 +47,7 @@ stream: losses of the last 24 hours that may have been the device's are listed b
 				return err
 			}
 			out := outputOf(cmd)
-			return out.result(tr, func() error { return tr.print(out) })
+			return out.Result(tr, func() error { return tr.print(out) })
 		},
 	}
 	cmd.Flags().IntVar(&last, "last", 10, "how many entries to look for")
@@ -196,52 +197,52 @@ func whereIs(s *stream.Sighting, problem error, rows *store.Trace) (state, detai
 	return "done, no row", ""
 }
 
-func (tr *traceJSON) print(out *output) error {
+func (tr *traceJSON) print(out *cli.Output) error {
 	owner := any(nil)
 	if tr.Owner != nil {
 		owner = *tr.Owner
 	}
-	head := newTable("WHAT", "VALUE")
-	head.row("device", tr.Device)
-	head.row("shard", fmt.Sprintf("%d of %d, %s", tr.Shard, tr.Shards, stream.Consumer(tr.Shard)))
+	head := cli.NewTable("WHAT", "VALUE")
+	head.Row("device", tr.Device)
+	head.Row("shard", fmt.Sprintf("%d of %d, %s", tr.Shard, tr.Shards, stream.Consumer(tr.Shard)))
 	if owner == nil {
-		head.row("owner", cell{"nobody", yellow})
+		head.Row("owner", cli.Colored("nobody", cli.Yellow))
 	} else {
-		head.row("owner", owner)
+		head.Row("owner", owner)
 	}
 	if tr.Assigned != nil && (tr.Owner == nil || *tr.Assigned != *tr.Owner) {
-		head.row("assigned", cell{*tr.Assigned, yellow})
+		head.Row("assigned", cli.Colored(*tr.Assigned, cli.Yellow))
 	}
 	if tr.LastStored == nil {
-		head.row("last row", "none")
+		head.Row("last row", "none")
 	} else {
-		head.row("last row", tr.LastStored.UTC().Format(time.RFC3339))
+		head.Row("last row", tr.LastStored.UTC().Format(time.RFC3339))
 	}
-	if err := out.table(head); err != nil {
+	if err := out.Table(head); err != nil {
 		return err
 	}
-	if err := out.line(""); err != nil {
+	if err := out.Line(""); err != nil {
 		return err
 	}
 	if !tr.Exists {
 		text := fmt.Sprintf("stream %s does not exist: set REDIS_TELEMETRY_STREAM to the one that tcp-ingestion writes", tr.Stream)
-		return errors.Join(out.line("%s", text), printLosses(out, tr.Losses))
+		return errors.Join(out.Line("%s", text), printLosses(out, tr.Losses))
 	}
 	if len(tr.Entries) == 0 {
 		where := "of the whole stream"
 		if !tr.Complete {
 			where = "among the newest of the stream"
 		}
-		return errors.Join(out.line("no entries %s", where), printLosses(out, tr.Losses))
+		return errors.Join(out.Line("no entries %s", where), printLosses(out, tr.Losses))
 	}
-	colors := map[string]color{"stored": green, "dead letter": red, "lost": red, "done, no row": red}
-	t := newTable("ENTRY", "DEVICE TIME", "STATE", "DETAIL")
+	colors := map[string]cli.Color{"stored": cli.Green, "dead letter": cli.Red, "lost": cli.Red, "done, no row": cli.Red}
+	t := cli.NewTable("ENTRY", "DEVICE TIME", "STATE", "DETAIL")
 	for _, e := range tr.Entries {
 		at := any("unreadable")
 		if e.Time != nil {
 			at = e.Time.Format("2006-01-02 15:04:05")
 		}
-		t.row(e.ID, at, cell{e.State, colors[e.State]}, e.Detail)
+		t.Row(e.ID, at, cli.Colored(e.State, colors[e.State]), e.Detail)
 	}
-	return errors.Join(out.table(t), printLosses(out, tr.Losses))
+	return errors.Join(out.Table(t), printLosses(out, tr.Losses))
 }

@@ -48,7 +48,7 @@ func newVersionCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, b := outputOf(cmd), readBuild()
-			return out.result(b, func() error {
+			return out.Result(b, func() error {
 				s := "processor " + b.Version
 				if b.Revision != "" {
 					s += " commit " + b.Revision
@@ -56,7 +56,7 @@ func newVersionCommand() *cobra.Command {
 				if b.Modified {
 					s += " (modified)"
 				}
-				return out.line("%s %s", s, b.Go)
+				return out.Line("%s %s", s, b.Go)
 			})
 		},
 	}

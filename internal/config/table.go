@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 const (
@@ -74,27 +76,9 @@ func Help(width int) string {
 		if v.Bounds != "" {
 			text += " [" + v.Bounds + "]"
 		}
-		for _, line := range wrap(text, width-6) {
+		for _, line := range cli.Wrap(text, width-6) {
 			b.WriteString("      " + line + "\n")
 		}
 	}
 	return b.String()
-}
-
-// wrap breaks s at spaces into lines of at most width bytes; a longer word
-// gets a line of its own.
-func wrap(s string, width int) []string {
-	var lines []string
-	line := ""
-	for _, word := range strings.Fields(s) {
-		if line != "" && len(line)+1+len(word) > width {
-			lines = append(lines, line)
-			line = ""
-		}
-		if line != "" {
-			line += " "
-		}
-		line += word
-	}
-	return append(lines, line)
 }

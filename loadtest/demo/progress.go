@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // Snapshot is how far a demo is.
@@ -27,16 +29,16 @@ type Snapshot struct {
 func (s Snapshot) String() string {
 	rate, undone, p99 := "-", "unknown", "-"
 	if s.Rate != nil {
-		rate = Thousands(int64(*s.Rate)) + "/s"
+		rate = cli.Thousands(int64(*s.Rate)) + "/s"
 	}
 	if s.Known {
-		undone = Thousands(s.Undone)
+		undone = cli.Thousands(s.Undone)
 	}
 	if s.Timed {
 		p99 = Milliseconds(s.P99)
 	}
 	return fmt.Sprintf("in %s  stored %s  %s  duplicates %s  undone %s  p99 %s",
-		Thousands(s.Sent), Thousands(s.Stored), rate, Thousands(s.Again), undone, p99)
+		cli.Thousands(s.Sent), cli.Thousands(s.Stored), rate, cli.Thousands(s.Again), undone, p99)
 }
 
 // Lines shows progress as plain lines, one every few seconds.
@@ -70,13 +72,4 @@ func Milliseconds(d time.Duration) string {
 		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
 	}
 	return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"
-}
-
-// Thousands shows a number with its digits in groups.
-func Thousands(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// Columns is how wide help and tables may be.
+const Columns = 100
+
+// Color is what a terminal paints a text with.
+type Color string
+
+const (
+	Green  Color = "32"
+	Yellow Color = "33"
+	Red    Color = "31"
+	Bold   Color = "1"
+	Plain  Color = ""
+)
+
+// Output is where a command prints its result: JSON for programs, text for
+// people. Colours, and tables cut to maxColumns, only where somebody watches: a
+// file or another program gets all of it.
+type Output struct {
+	W        io.Writer
+	JSON     bool
+	Terminal bool
+	Colors   bool
+}
+
+// New returns an output on w, JSON if asJSON.
+func New(w io.Writer, asJSON bool) *Output {
+	terminal := IsTerminal(w)
+	return &Output{
+		W:        w,
+		JSON:     asJSON,
+		Terminal: terminal,
+		Colors:   terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+	}
+}
+
+// IsTerminal reports whether somebody watches what is written to w.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// Result prints v as one line of JSON, or calls text where people read.
+func (o *Output) Result(v any, text func() error) error {
+	if !o.JSON {
+		return text()
+	}
+	enc := json.NewEncoder(o.W)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("print result: %w", err)
+	}
+	return nil
+}
+
+// Line prints one line of text.
+func (o *Output) Line(format string, args ...any) error {
+	if _, err := fmt.Fprintf(o.W, format+"\n", args...); err != nil {
+		return fmt.Errorf("print result: %w", err)
+	}
+	return nil
+}
+
+// Paint colours s where colours are on.
+func (o *Output) Paint(c Color, s string) string {
+	if !o.Colors || c == Plain {
+		return s
+	}
+	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+}
+
+// Cell is a table cell with a colour; any other value is printed as it is, and
+// nil as "unknown".
+type Cell struct {
+	Value any
+	Color Color
+}
+
+// Colored returns a cell that shows value in the colour c.
+func Colored(value any, c Color) Cell { return Cell{Value: value, Color: c} }
+
+// Table is a list of rows under a header, on a terminal at most maxColumns wide.
+// Columns of numbers are aligned to the right; where there is not enough room the
+// widest columns are cut, which an ellipsis shows, but not those in uncut.
+type Table struct {
+	header []string
+	rows   [][]any
+}
+
+// uncut are the columns that are copied into the next command.
+var uncut = []string{"ID", "ENTRY", "DEVICE", "FINGERPRINT"}
+
+func NewTable(header ...string) *Table { return &Table{header: header} }
+
+// Row adds one row; missing cells are empty.
+func (t *Table) Row(cells ...any) { t.rows = append(t.rows, cells) }
+
+// Table prints t.
+func (o *Output) Table(t *Table) error {
+	widths := make([]int, len(t.header))
+	right := make([]bool, len(t.header))
+	for j, name := range t.header {
+		widths[j] = utf8.RuneCountInString(name)
+		right[j] = len(t.rows) > 0
+		for _, row := range t.rows {
+			c := at(row, j)
+			widths[j] = max(widths[j], utf8.RuneCountInString(text(c.Value)))
+			right[j] = right[j] && (c.Value == nil || isNumber(c.Value))
+		}
+	}
+	if o.Terminal {
+		fit(widths, t.header)
+	}
+
+	var b strings.Builder
+	put := func(j int, s string, c Color) {
+		s = cut(s, widths[j])
+		pad := strings.Repeat(" ", widths[j]-utf8.RuneCountInString(s))
+		last := j == len(widths)-1
+		if right[j] {
+			b.WriteString(pad)
+		}
+		b.WriteString(o.Paint(c, s))
+		if !last && !right[j] {
+			b.WriteString(pad)
+		}
+		if !last {
+			b.WriteString("  ")
+		}
+	}
+	for j, name := range t.header {
+		put(j, name, Bold)
+	}
+	b.WriteByte('\n')
+	for _, row := range t.rows {
+		for j := range t.header {
+			c := at(row, j)
+			put(j, text(c.Value), c.Color)
+		}
+		b.WriteByte('\n')
+	}
+	if _, err := io.WriteString(o.W, b.String()); err != nil {
+		return fmt.Errorf("print table: %w", err)
+	}
+	return nil
+}
+
+func at(row []any, j int) Cell {
+	if j >= len(row) {
+		return Cell{Value: ""}
+	}
+	if c, ok := row[j].(Cell); ok {
+		return c
+	}
+	return Cell{Value: row[j]}
+}
+
+func isNumber(v any) bool {
+	rv := reflect.ValueOf(v)
+	return rv.CanInt() || rv.CanUint() || rv.CanFloat()
+}
+
+// fit narrows the widest columns that may be cut until all of them fit.
+func fit(widths []int, header []string) {
+	const narrowest = 6
+	for {
+		total, widest := 2*(len(widths)-1), -1
+		for j, w := range widths {
+			total += w
+			if !slices.Contains(uncut, header[j]) && (widest < 0 || w > widths[widest]) {
+				widest = j
+			}
+		}
+		if total <= Columns || widest < 0 || widths[widest] <= narrowest {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+func cut(s string, width int) string {
+	if utf8.RuneCountInString(s) <= width {
+		return s
+	}
+	return string([]rune(s)[:width-1]) + "…"
+}
