@@ -61,42 +61,6 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	return c
 }
 
-// ackLoop acknowledges committed batches in order, and never gives one up: a
-// failed ack would leave its entries pending for ever.
-func (w *worker) ackLoop(ctx context.Context) error {
-	for b := range w.toAck {
-		if err := w.ack(ctx, b); err != nil {
-			return err
-		}
-		w.acked <- b
-	}
-	return nil
-}
-
-func (w *worker) ack(ctx context.Context, b *batch) error {
-	acks := b.acks()
-	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, func(err error) bool { return !lostState(err) }, func() error {
-		err := w.acker.Ack(ctx, acks)
-		w.tried.Add(1)
-		if err == nil {
-			w.metrics.acked(acks)
-		}
-		return err
-	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		// Whoever took the shards anew compares what is committed; so must we.
-		w.log.Warn("not acknowledged, the shards are taken again", "err", err)
-		b.stale = lostShards(err, b)
-	}
-	if !b.givesUp() {
-		return nil
-	}
-	return w.park(ctx, b)
-}
-
 // settle acts upon the outcome of a commit.
 func (w *worker) settle(ctx context.Context, c committed) error {
 	if c.err == nil {
