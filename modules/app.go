@@ -12,7 +12,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 )
 
 // Build says what was built.
@@ -25,7 +25,7 @@ type Build struct {
 // comment.
 func invokes() fx.Option {
 	return fx.Invoke(
-		startConsole,
+		startHTTPServer,
 		startPostgres,
 		startRedis,
 		announce,
@@ -43,7 +43,7 @@ func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
 		fx.Supply(cfg, log, b),
 		fx.Provide(newSupervisor, newStarter),
 		registryModule,
-		consoleModule,
+		httpServerModule,
 		postgresModule,
 		redisModule,
 		coordinationModule,
@@ -63,7 +63,7 @@ type Service struct {
 	cfg     config.Config
 	log     *slog.Logger
 	starter *starter
-	console *console.Server
+	http    *httpserver.Server
 	metrics *prometheus.Registry
 	release func() // closes what constructors opened
 	exposed exposed
@@ -80,8 +80,8 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 }
 
 // keep notes the parts that Service itself answers for.
-func (s *Service) keep(st *starter, server *console.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
-	s.starter, s.console, s.metrics = st, server, reg
+func (s *Service) keep(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
+	s.starter, s.http, s.metrics = st, server, reg
 	s.release = func() {
 		pool.Close()
 		_ = client.Close() // an error says that it is closed
@@ -149,7 +149,7 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // Addr is where the endpoint listens, once the service has started.
-func (s *Service) Addr() string { return s.console.Addr() }
+func (s *Service) Addr() string { return s.http.Addr() }
 
 // Metrics are the service's own.
 func (s *Service) Metrics() prometheus.Gatherer { return s.metrics }

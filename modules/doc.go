@@ -4,7 +4,7 @@
 //
 // That list is the start order, and its reverse is the stop order:
 //
-//	console      answers /healthz and /metrics while the rest comes up, and until the end
+//	httpserver   answers /healthz and /metrics while the rest comes up, and until the end
 //	postgres     waits until it answers, migrates or verifies the schema
 //	redis        waits until it answers
 //	announce     one log line: what is read, from where, into where

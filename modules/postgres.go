@@ -9,7 +9,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 )
 
@@ -78,7 +78,7 @@ type postgresDeps struct {
 	Scope    store.Scope
 	Sessions *store.Sessions
 	Member   Member
-	Console  *console.Server
+	HTTP     *httpserver.Server
 	Log      *slog.Logger
 }
 
@@ -101,7 +101,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 				return err
 			}
 		}
-		d.Console.Ready(checkPostgres, d.Sessions.Ping)
+		d.HTTP.Ready(checkPostgres, d.Sessions.Ping)
 		return nil
 	}))
 }

@@ -7,13 +7,13 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/coordination"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 )
 
 // startReadiness lets the service become ready last, and makes it not ready
 // first: then it says that it leaves, and hands its shards to others while it
 // still works.
-func startReadiness(lc fx.Lifecycle, server *console.Server, fleet *coordination.Fleet, d *drainer, log *slog.Logger) {
+func startReadiness(lc fx.Lifecycle, server *httpserver.Server, fleet *coordination.Fleet, d *drainer, log *slog.Logger) {
 	lc.Append(fx.Hook{
 		OnStart: func(context.Context) error {
 			server.Ready(checkShards, settled(fleet))

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/stream"
 )
 
@@ -41,7 +41,7 @@ func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Gr
 }
 
 // startRedis waits for Redis and says aloud when it may throw the stream away.
-func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *console.Server, log *slog.Logger) {
+func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *httpserver.Server, log *slog.Logger) {
 	log = log.With("component", "redis")
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		err := st.wait(ctx, "Redis", func(ctx context.Context) error {

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -108,8 +108,8 @@ func (in *instance) end() error {
 }
 
 // readiness asks /readyz.
-func (in *instance) readiness() (console.Readiness, error) {
-	var r console.Readiness
+func (in *instance) readiness() (httpserver.Readiness, error) {
+	var r httpserver.Readiness
 	if in.Addr() == "" {
 		return r, fmt.Errorf("the endpoint does not listen yet")
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -84,8 +84,8 @@ func localAddress(cfg config.Console) string {
 	return net.JoinHostPort(host, strconv.Itoa(cfg.Port))
 }
 
-func askReadiness(ctx context.Context, url string) (console.Readiness, error) {
-	var r console.Readiness
+func askReadiness(ctx context.Context, url string) (httpserver.Readiness, error) {
+	var r httpserver.Readiness
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return r, fmt.Errorf("ask %s: %w", url, err)

@@ -23,7 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/demo"
@@ -140,8 +140,8 @@ func (p *process) get(path string) (*http.Response, error) {
 }
 
 // readiness is the status and the answer of /readyz.
-func (p *process) readiness() (int, console.Readiness, error) {
-	var r console.Readiness
+func (p *process) readiness() (int, httpserver.Readiness, error) {
+	var r httpserver.Readiness
 	res, err := p.get("/readyz")
 	if err != nil {
 		return 0, r, err

@@ -22,7 +22,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 )
 
 // call runs one command line.
@@ -155,7 +155,7 @@ func TestVersionSaysWhatWasBuilt(t *testing.T) {
 }
 
 func TestHealthAsksTheInstance(t *testing.T) {
-	s, err := console.New(console.Config{Host: "127.0.0.1", Checks: []string{"redis"}, CheckTimeout: 5 * time.Second},
+	s, err := httpserver.New(httpserver.Config{Host: "127.0.0.1", Checks: []string{"redis"}, CheckTimeout: 5 * time.Second},
 		prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, s.Listen(t.Context()))

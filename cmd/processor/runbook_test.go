@@ -22,7 +22,7 @@ const runbook = "../../OPERATIONS.md"
 
 // notExecuted are sections with commands that are not run here, and why.
 var notExecuted = map[string]string{
-	"An instance is stalled or gone/curl":     "curl is not everywhere; that the profile is served is tested in internal/console",
+	"An instance is stalled or gone/curl":     "curl is not everywhere; that the profile is served is tested in internal/httpserver",
 	"Load tests on your own servers/loadtest": "it takes minutes; that it leaves named servers as they were is tested in loadtest",
 }
 

@@ -6,7 +6,7 @@
 //  1. fx is imported in modules and cmd only, by tests too.
 //  2. Redis and Postgres are spoken to in their adapters only, in the wiring,
 //     in what starts servers, and in two named files of coordination.
-//  3. No driver reaches the domain, the pipeline or the console through another
+//  3. No driver reaches the domain, the pipeline or the HTTP server through another
 //     package of ours.
 //  4. testenv is imported by tests only.
 //  5. Words that were retired (retired_words.txt) do not come back as names.

@@ -70,7 +70,7 @@ func closed() map[string][]string {
 	return map[string][]string{
 		"internal/telemetry": {redis, postgres, "github.com/prometheus/client_golang"},
 		"internal/geofence":  {redis, postgres},
-		"internal/console":   {redis, postgres},
+		"internal/httpserver":   {redis, postgres},
 		"internal/stream":    {postgres},
 		"internal/store":     {redis},
 		"pipeline":           {redis, postgres},

@@ -1,7 +1,7 @@
-// Package cli is what the programs do with a command line that cannot be
-// understood: they say what is wrong in words for people, what may have been
-// meant and where to read on, and end with code 3. It promises nothing about
-// what a command then does.
+// Package cli is how the programs speak to people: results as text or JSON,
+// tables, colours, numbers, and lines that fit a terminal. A command line that
+// cannot be understood is answered with what is wrong, what may have been meant
+// and where to read on, and ends with code 3.
 package cli
 
 import (

@@ -9,10 +9,10 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 )
 
-var consoleModule = fx.Module("console", fx.Provide(newConsole))
+var httpServerModule = fx.Module("httpserver", fx.Provide(newHTTPServer))
 
 // checkTimeout is how long one check of readiness may take: less than the
 // probes of the usual orchestrators wait.
@@ -25,18 +25,18 @@ const (
 	checkShards   = "shards"
 )
 
-func newConsole(cfg config.Config, reg *prometheus.Registry, log *slog.Logger) (*console.Server, error) {
-	server, err := console.New(console.Config{
+func newHTTPServer(cfg config.Config, reg *prometheus.Registry, log *slog.Logger) (*httpserver.Server, error) {
+	server, err := httpserver.New(httpserver.Config{
 		Host: cfg.Console.Host, Port: cfg.Console.Port, Pprof: cfg.Console.Pprof,
 		Checks: []string{checkRedis, checkPostgres, checkShards}, CheckTimeout: checkTimeout,
 	}, reg, log)
 	return server, coded(codeConfig, err)
 }
 
-// startConsole makes a taken port an error of the start.
-func startConsole(s *supervisor, lc fx.Lifecycle, server *console.Server) {
+// startHTTPServer makes a taken port an error of the start.
+func startHTTPServer(s *supervisor, lc fx.Lifecycle, server *httpserver.Server) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		return coded(codeConfig, server.Listen(ctx))
 	}))
-	s.run("console", server)
+	s.run("httpserver", server)
 }

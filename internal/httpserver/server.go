@@ -1,4 +1,4 @@
-package console
+package httpserver
 
 import (
 	"context"
@@ -57,12 +57,12 @@ type Server struct {
 // New returns a server that serves the metrics of reg. It does not listen yet.
 func New(cfg Config, reg *prometheus.Registry, log *slog.Logger) (*Server, error) {
 	if err := cfg.validate(); err != nil {
-		return nil, fmt.Errorf("configure console: %w", err)
+		return nil, fmt.Errorf("configure HTTP server: %w", err)
 	}
 	s := &Server{
 		cfg:      cfg,
 		gatherer: reg,
-		log:      log.With("component", "console"),
+		log:      log.With("component", "httpserver"),
 		checks:   map[string]*check{},
 	}
 	for _, name := range cfg.Checks {

@@ -1,4 +1,4 @@
-// Package console is the HTTP endpoint of an instance: liveness, readiness,
+// Package httpserver is the HTTP endpoint of an instance: liveness, readiness,
 // metrics and profiles.
 //
 // What it promises:
@@ -18,4 +18,4 @@
 //
 // The service listens before its dependencies are up and closes last, so that
 // a start that hangs and a drain that takes its time can both be watched.
-package console
+package httpserver

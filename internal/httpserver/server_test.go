@@ -1,4 +1,4 @@
-package console_test
+package httpserver_test
 
 import (
 	"context"
@@ -19,19 +19,19 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/trmtracking/processor/internal/console"
+	"github.com/trmtracking/processor/internal/httpserver"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func config(checks ...string) console.Config {
-	return console.Config{Host: "127.0.0.1", Checks: checks, CheckTimeout: 5 * time.Second}
+func config(checks ...string) httpserver.Config {
+	return httpserver.Config{Host: "127.0.0.1", Checks: checks, CheckTimeout: 5 * time.Second}
 }
 
 // serve runs a server for the length of a test.
-func serve(t *testing.T, cfg console.Config, reg *prometheus.Registry) *console.Server {
+func serve(t *testing.T, cfg httpserver.Config, reg *prometheus.Registry) *httpserver.Server {
 	t.Helper()
-	s, err := console.New(cfg, reg, slog.New(slog.DiscardHandler))
+	s, err := httpserver.New(cfg, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, s.Listen(t.Context()))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -60,10 +60,10 @@ func request(t *testing.T, method, url string, header ...string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-func readyz(t *testing.T, s *console.Server) (int, console.Readiness) {
+func readyz(t *testing.T, s *httpserver.Server) (int, httpserver.Readiness) {
 	t.Helper()
 	status, body := request(t, http.MethodGet, "http://"+s.Addr()+"/readyz")
-	var r console.Readiness
+	var r httpserver.Readiness
 	require.NoError(t, json.Unmarshal([]byte(body), &r), body)
 	require.Equal(t, status == http.StatusOK, r.Ready)
 	return status, r
@@ -250,7 +250,7 @@ func TestTakenPortIsAClearError(t *testing.T) {
 	cfg := config()
 	cfg.Port, err = strconv.Atoi(port)
 	require.NoError(t, err)
-	second, err := console.New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	second, err := httpserver.New(cfg, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.Empty(t, second.Addr())
 	err = second.Run(t.Context())
@@ -259,13 +259,13 @@ func TestTakenPortIsAClearError(t *testing.T) {
 }
 
 func TestIncompleteConfigIsRefused(t *testing.T) {
-	_, err := console.New(console.Config{Port: 70000}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	_, err := httpserver.New(httpserver.Config{Port: 70000}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "port 70000")
 	require.ErrorContains(t, err, "check timeout")
 }
 
 func TestStopCutsARequestThatTakesTooLong(t *testing.T) {
-	s, err := console.New(config(), prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	s, err := httpserver.New(config(), prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, s.Listen(t.Context()))
 	ctx, cancel := context.WithCancel(t.Context())
