@@ -18,12 +18,25 @@ import (
 type DeadLetters interface {
 	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.Letter, error)
 	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
+	Known(ctx context.Context, refs []telemetry.Ref) ([]telemetry.EntryID, error)
+	Durable(ctx context.Context) (telemetry.EntryID, error)
+	Restore(ctx context.Context, l *protocol.Unconfirmed) (protocol.Restored, error)
 	ForgetParked(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error)
 }
 
 // Archive keeps what retention takes out of the stream.
 type Archive interface {
 	Export(ctx context.Context, letters []protocol.Letter, by string) error
+	Dropped(ctx context.Context, letters []protocol.Letter) error
+}
+
+// Unconfirmed is the dead letters that Redis could still lose.
+type Unconfirmed interface {
+	Page(ctx context.Context, after protocol.UnconfirmedMark, ago time.Duration, limit int) ([]protocol.UnconfirmedMark, error)
+	Get(ctx context.Context, refs []telemetry.Ref) ([]protocol.Unconfirmed, error)
+	Added(ctx context.Context, refs []telemetry.Ref) error
+	Queued(ctx context.Context, refs []telemetry.Ref) error
+	Confirmed(ctx context.Context, refs []telemetry.Ref) error
 }
 
 // Auditor keeps who changed what.
@@ -40,6 +53,7 @@ type Deferred interface {
 type HousekeepingDeps struct {
 	DeadLetters DeadLetters
 	Archive     Archive
+	Unconfirmed Unconfirmed
 	Audit       Auditor
 	Deferred    Deferred
 	Ledger      Ledger
@@ -68,6 +82,7 @@ type Housekeeper struct {
 
 	walk   *walk
 	walked time.Time
+	mark   protocol.UnconfirmedMark // where the next pass goes on
 	parked struct {
 		cursor uint64
 		began  time.Time
@@ -118,6 +133,9 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 		return err
 	}
 	h.metrics.deferred(n)
+	if err := h.confirm(ctx); err != nil {
+		return err
+	}
 	if err := h.forget(ctx); err != nil {
 		return err
 	}
@@ -171,6 +189,9 @@ func (h *Housekeeper) archive(ctx context.Context, letters []protocol.Letter) er
 		return nil
 	}
 	if err := h.Archive.Export(ctx, letters, "retention by "+h.member); err != nil {
+		return err
+	}
+	if err := h.Archive.Dropped(ctx, letters); err != nil {
 		return err
 	}
 	ids := make([]telemetry.EntryID, len(letters))

@@ -32,6 +32,7 @@ func (t tally) add(class string, at time.Time) {
 // houseMetrics are exported by the leader and absent elsewhere.
 type houseMetrics struct {
 	archived prometheus.Counter
+	restored prometheus.Counter
 
 	mu         sync.Mutex
 	tally      tally
@@ -48,12 +49,15 @@ func newHouseMetrics(reg prometheus.Registerer) *houseMetrics {
 		archived: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_archived_dead_letters_total", Help: "Dead letters moved to the archive by retention.",
 		}),
+		restored: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "processor_coordination_restored_dead_letters_total", Help: "Dead letters that Redis had lost, or had not got, and that were added again.",
+		}),
 		letters: prometheus.NewDesc("processor_group_dead_letters", "Dead letters in their stream, by class.", []string{"class"}, nil),
 		age: prometheus.NewDesc("processor_group_oldest_dead_letter_age_seconds",
 			"Age of the oldest dead letter, by class; absent where there is none.", []string{"class"}, nil),
 		deferredOf: prometheus.NewDesc("processor_group_deferred_entries", "Entries that wait for another attempt.", nil, nil),
 	}
-	reg.MustRegister(m.archived, m)
+	reg.MustRegister(m.archived, m.restored, m)
 	return m
 }
 

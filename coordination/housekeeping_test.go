@@ -51,7 +51,7 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 			args = append(args, f)
 		}
 		pipe.Do(t.Context(), args...)
-		pipe.HSet(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.Parked(), l.Entry.ID.String(), l.Entry.ID.String()+" 1")
+		pipe.HSet(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.Parked(), l.Entry.ID.String()+" "+l.Entry.Digest(), l.Entry.ID.String())
 	}
 	_, err = pipe.Exec(t.Context())
 	require.NoError(t, err)
@@ -67,7 +67,8 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	for i, name := range []string{"one", "two"} {
 		registries[i] = prometheus.NewRegistry()
 		keepers[i] = NewHousekeeper(HousekeepingDeps{
-			DeadLetters: dead, Archive: store.NewDeadLetters(pool, scope, time.Minute), Audit: store.NewAudit(pool, time.Minute),
+			DeadLetters: dead, Archive: store.NewDeadLetters(pool, scope, time.Minute),
+			Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute), Audit: store.NewAudit(pool, time.Minute),
 			Deferred: store.NewDeferred(pool, scope, name, time.Minute), Ledger: store.NewLedger(pool, scope, name, time.Minute),
 		}, 48*time.Hour, name, slog.New(slog.DiscardHandler), registries[i])
 	}

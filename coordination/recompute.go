@@ -145,6 +145,8 @@ func (r *Recompute) window(e *telemetry.Entry) (protocol.Window, error) {
 	if !storable(w.Reason) {
 		w.Reason = strconv.QuoteToASCII(w.Reason)
 	}
+	// A stream that was recreated gives IDs again, so what was asked for counts too.
+	w.Source += fmt.Sprintf("|%s|%d|%d", w.DeviceID, w.FromUS, w.ToUS)
 	return w, nil
 }
 

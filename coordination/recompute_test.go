@@ -77,4 +77,14 @@ func TestNeighboursRequestsAreRecordedOnceAndBadOnesHoldNobodyUp(t *testing.T) {
 	successor := coordination.NewRecompute(16, windows, next, ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, successor.Do(ctx, newer))
 	require.Equal(t, 3, count("select count(*) from processor.requests"))
+
+	// A stream that was recreated gives an ID again: the other request counts too.
+	first, err := client.XRangeN(ctx, key, "-", "+", 1).Result()
+	require.NoError(t, err)
+	require.NoError(t, client.Del(ctx, key).Err())
+	for _, id := range []string{first[0].ID, "*"} {
+		require.NoError(t, client.XAdd(ctx, &redis.XAddArgs{Stream: key, ID: id, Values: []string{"device_id", "4", "from", "1", "to", "2"}}).Err())
+		require.NoError(t, successor.Do(ctx, newer))
+	}
+	require.Equal(t, 5, count("select count(*) from processor.requests"))
 }

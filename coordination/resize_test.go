@@ -45,9 +45,9 @@ func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
 	}
 	require.NoError(t, b.deal("", "dealer", 1000))
 	// One entry waits to be tried again, in Postgres.
-	b.exec(`insert into processor.deferred (stream, grp, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
-values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v')`,
-		b.where.Stream, b.where.Group, old, []byte(device))
+	b.exec(`insert into processor.deferred (stream, grp, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
+values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v', $5)`,
+		b.where.Stream, b.where.Group, old, []byte(device), (&telemetry.Entry{Fields: []string{"device_id", device}}).Digest())
 
 	said := make(chan string, 100)
 	done := make(chan error, 1)

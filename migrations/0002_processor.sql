@@ -304,6 +304,7 @@ create table if not exists processor.deferred (
   stream text not null,
   grp text not null,
   entry_id text not null,
+  digest text not null,
   shard integer not null check (shard >= 0),
   device_id text,
   fields bytea[] not null check (cardinality(fields) % 2 = 0),
@@ -317,7 +318,7 @@ create table if not exists processor.deferred (
   next_attempt_at timestamptz not null,
   instance text not null,
   version text not null,
-  primary key (stream, grp, entry_id)
+  primary key (stream, grp, entry_id, digest)
 );
 
 create index if not exists deferred_next
@@ -334,6 +335,8 @@ comment on column processor.deferred.grp is
   'Name of the consumer group.';
 comment on column processor.deferred.entry_id is
   'ID of the entry in the source stream.';
+comment on column processor.deferred.digest is
+  'Tells the entry from another one that came to have its ID on a stream that was recreated or restored.';
 comment on column processor.deferred.shard is
   'Shard the entry belongs to.';
 comment on column processor.deferred.device_id is
@@ -361,12 +364,87 @@ comment on column processor.deferred.instance is
 comment on column processor.deferred.version is
   'Version of that instance.';
 
+create table if not exists processor.unconfirmed_letters (
+  stream text not null,
+  grp text not null,
+  source_id text not null,
+  digest text not null,
+  queued boolean not null,
+  shard integer not null check (shard >= 0),
+  device_id text,
+  fields bytea[] not null check (cardinality(fields) % 2 = 0),
+  class text not null,
+  error text not null,
+  field text,
+  fingerprint text not null,
+  attempts integer not null,
+  first_failed_at timestamptz not null,
+  last_failed_at timestamptz not null,
+  instance text not null,
+  version text not null,
+  written_at timestamptz not null default now(),
+  added_at timestamptz,
+  primary key (stream, grp, source_id, digest)
+) with (
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0
+);
+
+create index if not exists unconfirmed_letters_written
+  on processor.unconfirmed_letters (stream, grp, written_at, source_id, digest);
+
+create index if not exists unconfirmed_letters_device
+  on processor.unconfirmed_letters (device_id);
+
+comment on table processor.unconfirmed_letters is
+  'Dead letters that a failover of Redis could still lose. Written under the fence before they are added to their stream, removed once they are known to be durable there; the leader adds again those that Redis lost.';
+comment on column processor.unconfirmed_letters.stream is
+  'Name of the source stream.';
+comment on column processor.unconfirmed_letters.grp is
+  'Name of the consumer group.';
+comment on column processor.unconfirmed_letters.source_id is
+  'ID of the entry in the source stream.';
+comment on column processor.unconfirmed_letters.digest is
+  'Tells the entry from another one that came to have its ID on a stream that was recreated or restored.';
+comment on column processor.unconfirmed_letters.queued is
+  'Whether the entry was pending on its queue when the row was written; if not, it was acknowledged when it was deferred.';
+comment on column processor.unconfirmed_letters.shard is
+  'Shard of the entry.';
+comment on column processor.unconfirmed_letters.device_id is
+  'Device of the entry, where it has one that is text.';
+comment on column processor.unconfirmed_letters.fields is
+  'The original entry byte for byte: name, value, name, value and so on.';
+comment on column processor.unconfirmed_letters.class is
+  'Why it failed: decode, invalid, sink, crash or too_large.';
+comment on column processor.unconfirmed_letters.error is
+  'The error of the last attempt.';
+comment on column processor.unconfirmed_letters.field is
+  'The field at fault, where one is.';
+comment on column processor.unconfirmed_letters.fingerprint is
+  'The same for failures of the same kind.';
+comment on column processor.unconfirmed_letters.attempts is
+  'Attempts made before it was given up.';
+comment on column processor.unconfirmed_letters.first_failed_at is
+  'When the first attempt failed.';
+comment on column processor.unconfirmed_letters.last_failed_at is
+  'When the last attempt failed.';
+comment on column processor.unconfirmed_letters.instance is
+  'Instance that made the last attempt.';
+comment on column processor.unconfirmed_letters.version is
+  'Version of that instance.';
+comment on column processor.unconfirmed_letters.written_at is
+  'When the row was written.';
+comment on column processor.unconfirmed_letters.added_at is
+  'When the letter was in its stream; null until that is known.';
+
 create table if not exists processor.dead_letters (
   id bigint generated always as identity primary key,
   stream text not null,
   grp text not null,
   dlq_id text not null,
   source_id text not null,
+  digest text not null,
   shard integer,
   device_id text,
   fields bytea[] not null check (cardinality(fields) % 2 = 0),
@@ -388,7 +466,7 @@ create table if not exists processor.dead_letters (
   replayed_as text,
   replayed_by text,
   replayed_at timestamptz,
-  unique (stream, grp, dlq_id, source_id)
+  unique (stream, grp, dlq_id, source_id, digest)
 );
 
 create index if not exists dead_letters_device
@@ -409,6 +487,8 @@ comment on column processor.dead_letters.dlq_id is
   'ID of the dead letter in its own stream.';
 comment on column processor.dead_letters.source_id is
   'ID of the entry in the source stream.';
+comment on column processor.dead_letters.digest is
+  'Tells the entry from another one that came to have its ID on a stream that was recreated or restored.';
 comment on column processor.dead_letters.shard is
   'Shard the entry belonged to.';
 comment on column processor.dead_letters.device_id is

@@ -55,8 +55,9 @@ func newHousekeeper(d housekeepingDeps) *coordination.Housekeeper {
 	timeout := d.Config.Postgres.StatementTimeout
 	return coordination.NewHousekeeper(coordination.HousekeepingDeps{
 		DeadLetters: d.Dead, Deferred: d.Later,
-		Archive: store.NewDeadLetters(d.Pool, d.Scope, timeout),
-		Audit:   store.NewAudit(d.Pool, timeout),
-		Ledger:  store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+		Archive:     store.NewDeadLetters(d.Pool, d.Scope, timeout),
+		Unconfirmed: store.NewUnconfirmed(d.Pool, d.Scope, timeout),
+		Audit:       store.NewAudit(d.Pool, timeout),
+		Ledger:      store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
 	}, d.Config.DeadLetters.Retention, string(d.Member), d.Log, d.Metrics)
 }

@@ -31,7 +31,7 @@ type batch struct {
 	due       time.Time // when it is committed, full or not
 
 	deferred        []telemetry.Deferred
-	settled         []telemetry.EntryID // deferred entries that have become records
+	settled         []telemetry.Ref // deferred entries that are decided
 	letters         []telemetry.DeadLetter
 	lettersDeferred []telemetry.DeadLetter         // the same, of entries that were deferred
 	parked          map[telemetry.EntryID]struct{} // the IDs in letters
@@ -215,7 +215,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
 		Held: b.held(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
-		Deferred: b.deferred, Settled: b.settled,
+		Deferred: b.deferred, Settled: b.settled, Letters: b.unconfirmed(),
 	}
 }
 

@@ -34,8 +34,8 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq}
 	content := b.write()
 	repeat := nothingHappened
-	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 && len(content.Settled) == 0 {
-		if !b.givesUp() {
+	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 {
+		if len(content.Letters) == 0 && len(content.Settled) == 0 {
 			return c // nothing but what was lost: there is nothing to write
 		}
 		repeat = nobodysFault
@@ -264,6 +264,7 @@ func (w *worker) condemn(ctx context.Context, p part, err error) error {
 	b.rules = w.rules()
 	b.parts, b.entries = append(b.parts, p), 1
 	w.refuse(b, &p, &p.entries[0], err)
+	b.settleAgain(&p)
 	return w.decide(ctx, b, p, false)
 }
 

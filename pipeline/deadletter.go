@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -101,40 +102,58 @@ func (b *batch) newlyDeferred() int {
 // givesUp tells whether entries are to be moved once the batch is committed.
 func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.lettersDeferred) > 0 }
 
-// park moves the dead letters of a committed batch. It goes on trying while
-// Redis does not answer or is full: the entries are safe where they are.
-func (w *worker) park(ctx context.Context, b *batch) error {
-	if len(b.letters) > 0 {
-		if err := w.move(ctx, b, b.letters, w.parker.Park); err != nil {
-			return err
-		}
+// unconfirmed is the dead letters as the transaction keeps them.
+func (b *batch) unconfirmed() []protocol.Unconfirmed {
+	var list []protocol.Unconfirmed
+	for _, l := range b.letters {
+		list = append(list, protocol.Unconfirmed{DeadLetter: l, Queued: true})
 	}
-	if len(b.lettersDeferred) == 0 {
-		return nil
+	for _, l := range b.lettersDeferred {
+		list = append(list, protocol.Unconfirmed{DeadLetter: l})
 	}
-	if err := w.move(ctx, b, b.lettersDeferred, w.parker.ParkDeferred); err != nil {
-		return err
-	}
-	var ids []telemetry.EntryID
-	for i := range b.lettersDeferred {
-		if l := &b.lettersDeferred[i]; !b.stale[l.Shard] {
-			ids = append(ids, l.Entry.ID)
-		}
-	}
-	return retry(ctx, w.log, "forget deferred entries", w.metrics.deferErrors, always,
-		func() error { return w.deferrals.Forget(ctx, ids) })
+	return list
 }
 
-// move has dead letters moved, and notes the shards for which that was refused.
+// park moves the dead letters of a committed batch. It goes on trying while
+// Redis does not answer or is full: the entries are safe where they are. What
+// was added is noted, since the leader adds again what Redis then loses.
+func (w *worker) park(ctx context.Context, b *batch) error {
+	var added []telemetry.Ref
+	for _, step := range []struct {
+		letters []telemetry.DeadLetter
+		park    func(context.Context, []telemetry.DeadLetter, map[int]string) error
+	}{{b.letters, w.parker.Park}, {b.lettersDeferred, w.parker.ParkDeferred}} {
+		if len(step.letters) == 0 {
+			continue
+		}
+		left, err := w.move(ctx, b, step.letters, step.park)
+		if err != nil {
+			return err
+		}
+		for i := range step.letters {
+			if l := &step.letters[i]; !left[l.Shard] {
+				added = append(added, l.Entry.Ref())
+			}
+		}
+	}
+	if len(added) == 0 {
+		return nil
+	}
+	return retry(ctx, w.log, "note dead letters as added", w.metrics.deferErrors, always,
+		func() error { return w.deferrals.Added(ctx, added) })
+}
+
+// move has dead letters moved. It notes and returns the shards for which that
+// was refused.
 func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLetter,
 	park func(context.Context, []telemetry.DeadLetter, map[int]string) error,
-) error {
+) (map[int]bool, error) {
 	tokens := b.tokens()
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
 		func(err error) bool { return !lostState(err) && judge(err) != yield },
 		func() error { defer w.tried.Add(1); return park(ctx, letters, tokens) })
 	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 	left := make(map[int]bool)
 	switch {
@@ -152,7 +171,7 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 		b.reread = left
 	}
 	w.noteLetters(letters, left)
-	return nil
+	return left, nil
 }
 
 // tokens is what the shards of the batch are held under.

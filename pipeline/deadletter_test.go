@@ -120,7 +120,7 @@ func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
 	for i := range good {
 		raw[i] = []byte(good[i])
 	}
-	_, err := b.pool.Exec(t.Context(), "update processor.deferred set fields = $1, next_attempt_at = now()", raw)
+	_, err := b.pool.Exec(t.Context(), "update processor.deferred set fields = $1, digest = $2, next_attempt_at = now()", raw, (&telemetry.Entry{Fields: good}).Digest())
 	require.NoError(t, err)
 	b.takeAll(b.start("new"))
 	testenv.Wait(t, 10*time.Second, func() error {

@@ -20,8 +20,8 @@ type Deferrals interface {
 	Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error)
 	// Return gives up attempts that were not made.
 	Return(ctx context.Context, claimed []telemetry.Deferred) error
-	// Forget removes entries that are dead letters by now.
-	Forget(ctx context.Context, ids []telemetry.EntryID) error
+	// Added notes which entries are dead letters in their stream now.
+	Added(ctx context.Context, refs []telemetry.Ref) error
 }
 
 // delay is the wait after so many attempts, spread out so that what failed
@@ -175,21 +175,18 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		func() error { return w.deferrals.Return(ctx, left) })
 }
 
-// settleAgain notes which deferred entries of a part have become records.
+// settleAgain notes which deferred entries of a part are decided.
 func (b *batch) settleAgain(p *part) {
 	if p.again == nil {
 		return
 	}
-	refused := make(map[telemetry.EntryID]struct{}, len(b.deferred)+len(b.lettersDeferred))
+	again := make(map[telemetry.EntryID]struct{}, len(b.deferred))
 	for i := range b.deferred {
-		refused[b.deferred[i].Entry.ID] = struct{}{}
-	}
-	for i := range b.lettersDeferred {
-		refused[b.lettersDeferred[i].Entry.ID] = struct{}{}
+		again[b.deferred[i].Entry.ID] = struct{}{}
 	}
 	for i := range p.entries {
-		if _, ok := refused[p.entries[i].ID]; !ok {
-			b.settled = append(b.settled, p.entries[i].ID)
+		if _, ok := again[p.entries[i].ID]; !ok {
+			b.settled = append(b.settled, p.entries[i].Ref())
 		}
 	}
 }

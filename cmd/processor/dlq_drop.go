@@ -42,6 +42,9 @@ func newDLQDropCommand() *cobra.Command {
 				if err := m.archive.Export(cmd.Context(), some, whoami()); err != nil {
 					return err
 				}
+				if err := m.archive.Dropped(cmd.Context(), some); err != nil {
+					return err
+				}
 				n, err := m.dead.Remove(cmd.Context(), idsOf(some))
 				dropped += n
 				return err

@@ -33,7 +33,8 @@ grant select, insert, update, delete on
   processor.requests,
   processor.settings,
   processor.shards,
-  processor.timing_records
+  processor.timing_records,
+  processor.unconfirmed_letters
 to :"role";
 
 -- Which migrations are applied.

@@ -36,8 +36,12 @@ type Batch struct {
 	// Deferred are entries to be tried again later. One with a single attempt is
 	// new, unless it was delivered before; the others are there already.
 	Deferred []telemetry.Deferred
-	// Settled are deferred entries whose records are among Late.
-	Settled []telemetry.EntryID
+	// Settled are deferred entries that are decided: their records are among
+	// Late, or they are given up.
+	Settled []telemetry.Ref
+	// Letters are entries to be given up. They are kept until they are known to
+	// be durable in the stream of dead letters, to which they are added later.
+	Letters []Unconfirmed
 }
 
 // Crossing is one crossing of a device.

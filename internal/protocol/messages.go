@@ -156,3 +156,31 @@ type Letter struct {
 	// then, and nothing else is known.
 	Err error
 }
+
+// Unconfirmed is a dead letter that Redis could still lose, or has not got yet.
+type Unconfirmed struct {
+	telemetry.DeadLetter
+	Queued bool // whether its entry was pending when it was given up; otherwise it was acknowledged before
+	Added  bool // whether it was added to the stream of dead letters
+}
+
+// UnconfirmedMark is a place in the list of unconfirmed dead letters.
+type UnconfirmedMark struct {
+	Written time.Time
+	telemetry.Ref
+}
+
+// Restored is what became of an unconfirmed dead letter that Redis did not know.
+type Restored string
+
+// The outcomes of adding a dead letter again.
+const (
+	// LetterAdded was missing, and is in the stream of dead letters now.
+	LetterAdded Restored = "added"
+	// LetterKnown is in the stream of dead letters, or was there.
+	LetterKnown Restored = "known"
+	// LetterQueued is left to its owner: its entry is on the queue or will be.
+	LetterQueued Restored = "queued"
+	// LetterDecided was never added, and its entry has been decided otherwise.
+	LetterDecided Restored = "decided"
+)

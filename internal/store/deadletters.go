@@ -38,12 +38,12 @@ func (d *DeadLetters) Export(ctx context.Context, letters []protocol.Letter, by 
 		}
 		b.Queue(`
 insert into processor.dead_letters (stream, grp, dlq_id, source_id, shard, device_id, fields, class, error, field,
-  fingerprint, attempts, first_failed_at, last_failed_at, instance, version, exported_by)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-on conflict (stream, grp, dlq_id, source_id) do nothing`,
+  fingerprint, attempts, first_failed_at, last_failed_at, instance, version, exported_by, digest)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+on conflict (stream, grp, dlq_id, source_id, digest) do nothing`,
 			d.scope.Stream, d.scope.Group, l.ID.String(), l.Entry.ID.String(), l.Shard, deviceOf(&l.Entry), byteFields(l.Entry.Fields),
 			storable(class), storable(text), optional(l.Field), storable(l.Fingerprint), l.Attempts,
-			l.FirstFailed, l.LastFailed, storable(l.Instance), storable(l.Version), by)
+			l.FirstFailed, l.LastFailed, storable(l.Instance), storable(l.Version), by, l.Entry.Digest())
 	}
 	return failure("export dead letters", d.pool.SendBatch(ctx, b).Close())
 }

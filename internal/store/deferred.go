@@ -29,10 +29,10 @@ func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Du
 // claimDeferredSQL marks what it returns as crash before any attempt is made: a
 // decision writes the true class, and where none came the process died. Such an
 // entry is returned alone, and its attempt counts from the start, or it would
-// kill one process after the other for ever.
+// kill one process after the other for ever. Of entries with one ID one is returned.
 const claimDeferredSQL = `
 with due as materialized (
-  select d.entry_id, d.class
+  select d.entry_id, d.digest, d.class
   from unnest($4::int[], $5::bigint[]) as w (shard, epoch)
   join processor.shards s
     on s.stream = $1
@@ -50,13 +50,13 @@ with due as materialized (
   for update of d
 ),
 chosen as (
-  (select entry_id, class
+  (select entry_id, digest, class
   from due
   where class = 'crash'
-  order by entry_id
+  order by entry_id, digest
   limit 1)
   union all
-  select entry_id, class
+  select distinct on (entry_id) entry_id, digest, class
   from due
   where not exists (select from due where class = 'crash')
 )
@@ -68,6 +68,7 @@ from chosen
 where d.stream = $1
   and d.grp = $2
   and d.entry_id = chosen.entry_id
+  and d.digest = chosen.digest
 returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field, ''), d.fingerprint,
   d.attempts + (chosen.class <> 'crash')::int, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
 
@@ -116,30 +117,33 @@ set class = $4,
 where stream = $1
   and grp = $2
   and entry_id = $3
+  and digest = $7
   and class = 'crash'
-  and next_attempt_at = $6`, s.scope.Stream, s.scope.Group, d.Entry.ID.String(), d.Class, d.Attempts-1, d.NextAttempt)
+  and next_attempt_at = $6`, s.scope.Stream, s.scope.Group, d.Entry.ID.String(), d.Class, d.Attempts-1, d.NextAttempt, d.Entry.Digest())
 	}
 	return failure("return deferred entries", s.pool.SendBatch(ctx, b).Close())
 }
 
-// Forget removes entries that are dead letters by now.
-func (s *Deferred) Forget(ctx context.Context, ids []telemetry.EntryID) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	b := &pgx.Batch{}
-	queueForget(b, s.scope, ids)
-	return failure("forget deferred entries", s.pool.SendBatch(ctx, b).Close())
-}
+// waitingSQL lists the entries that are acknowledged and neither stored nor a
+// dead letter yet.
+const waitingSQL = `
+select entry_id
+from processor.deferred
+where stream = $1
+  and grp = $2
+union all
+select source_id
+from processor.unconfirmed_letters
+where stream = $1
+  and grp = $2
+  and added_at is null
+  and not queued`
 
 // IDs are the entries that wait to be tried again.
 func (s *Deferred) IDs(ctx context.Context) ([]telemetry.EntryID, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, `
-select entry_id
-from processor.deferred
-where stream = $1
-  and grp = $2`, s.scope.Stream, s.scope.Group)
+	rows, err := s.pool.Query(ctx, waitingSQL, s.scope.Stream, s.scope.Group)
 	if err != nil {
 		return nil, failure("list deferred entries", err)
 	}
@@ -160,33 +164,38 @@ func rowToEntryID(row pgx.CollectableRow) (telemetry.EntryID, error) {
 func (s *Deferred) Count(ctx context.Context) (n int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.pool.QueryRow(ctx, `
-select count(*)
-from processor.deferred
-where stream = $1
-  and grp = $2`, s.scope.Stream, s.scope.Group).Scan(&n)
+	err = s.pool.QueryRow(ctx, "select count(*) from ("+waitingSQL+") w", s.scope.Stream, s.scope.Group).Scan(&n)
 	return n, failure("count deferred entries", err)
 }
 
-func queueForget(b *pgx.Batch, scope Scope, ids []telemetry.EntryID) {
-	text := make([]string, len(ids))
-	for i, id := range ids {
-		text[i] = id.String()
-	}
+// queueForget removes deferred entries that are decided.
+func queueForget(b *pgx.Batch, scope Scope, refs []telemetry.Ref) {
+	ids, digests := columns(refs)
 	b.Queue(`
-delete from processor.deferred
-where stream = $1
-  and grp = $2
-  and entry_id = any ($3)`, scope.Stream, scope.Group, text)
+delete from processor.deferred d
+using unnest($3::text[], $4::text[]) as r (id, digest)
+where d.stream = $1
+  and d.grp = $2
+  and d.entry_id = r.id
+  and d.digest = r.digest`, scope.Stream, scope.Group, ids, digests)
+}
+
+// columns is the IDs and the digests of entries.
+func columns(refs []telemetry.Ref) (ids, digests []string) {
+	ids, digests = make([]string, len(refs)), make([]string, len(refs))
+	for i, r := range refs {
+		ids[i], digests[i] = r.ID.String(), r.Digest
+	}
+	return ids, digests
 }
 
 // deferSQL leaves an entry as it is that was deferred before and is delivered
 // again: its attempts stay counted.
 const deferSQL = `
 insert into processor.deferred (stream, grp, entry_id, shard, device_id, fields, class, error, field, fingerprint,
-  attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-on conflict (stream, grp, entry_id) do nothing`
+  attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+on conflict (stream, grp, entry_id, digest) do nothing`
 
 const deferAgainSQL = `
 update processor.deferred
@@ -201,7 +210,8 @@ set class = $4,
   version = $12
 where stream = $1
   and grp = $2
-  and entry_id = $3`
+  and entry_id = $3
+  and digest = $13`
 
 // queueDeferred puts off entries as part of a batch's transaction.
 func (w *Writer) queueDeferred(b *pgx.Batch, list []telemetry.Deferred) {
@@ -210,19 +220,22 @@ func (w *Writer) queueDeferred(b *pgx.Batch, list []telemetry.Deferred) {
 		id := d.Entry.ID.String()
 		if d.Attempts > 1 {
 			b.Queue(deferAgainSQL, w.scope.Stream, w.scope.Group, id, d.Class, storable(d.Error), optional(d.Field),
-				storable(d.Fingerprint), d.Attempts, d.LastFailed, d.NextAttempt, d.Instance, d.Version)
+				storable(d.Fingerprint), d.Attempts, d.LastFailed, d.NextAttempt, d.Instance, d.Version, d.Entry.Digest())
 			continue
 		}
 		b.Queue(deferSQL, w.scope.Stream, w.scope.Group, id, d.Shard, deviceOf(&d.Entry), byteFields(d.Entry.Fields),
 			d.Class, storable(d.Error), optional(d.Field), storable(d.Fingerprint), d.Attempts,
-			d.FirstFailed, d.LastFailed, d.NextAttempt, d.Instance, d.Version)
+			d.FirstFailed, d.LastFailed, d.NextAttempt, d.Instance, d.Version, d.Entry.Digest())
 	}
 }
+
+// longestDevice is the longest device ID that the indexes surely hold, in bytes.
+const longestDevice = 1000
 
 // deviceOf is the entry's device where the column can hold it.
 func deviceOf(e *telemetry.Entry) *string {
 	device, ok := e.Field(telemetry.FieldDeviceID)
-	if !ok || !utf8.ValidString(device) || strings.ContainsRune(device, 0) {
+	if !ok || len(device) > longestDevice || !utf8.ValidString(device) || strings.ContainsRune(device, 0) {
 		return nil
 	}
 	return &device

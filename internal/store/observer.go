@@ -237,11 +237,7 @@ order by at`)
 
 // Deferred returns the entries that wait for another attempt.
 func (o *Observer) Deferred(ctx context.Context) ([]telemetry.EntryID, error) {
-	rows, err := o.pool.Query(ctx, `
-select entry_id
-from processor.deferred
-where stream = $1
-  and grp = $2`, o.scope.Stream, o.scope.Group)
+	rows, err := o.pool.Query(ctx, waitingSQL, o.scope.Stream, o.scope.Group)
 	if err != nil {
 		return nil, failure("read deferred entries", err)
 	}

@@ -17,12 +17,12 @@ type Found struct {
 // stream nor its group, or whose rows say that a service has worked here.
 var shared = []string{
 	"public.positions", "processor.timing_records", "processor.geofences",
-	"processor.shards", "processor.deferred", "processor.dead_letters",
+	"processor.shards", "processor.deferred", "processor.dead_letters", "processor.unconfirmed_letters",
 }
 
 // scoped are the tables whose rows carry stream and group.
 var scoped = []string{
-	"shards", "progress", "assignments", "leader", "losses", "incidents", "requests", "deferred", "dead_letters",
+	"shards", "progress", "assignments", "leader", "losses", "incidents", "requests", "deferred", "dead_letters", "unconfirmed_letters",
 }
 
 // Find tells what there is of our schema, and names the tables in use: those of

@@ -326,6 +326,7 @@ where ctid = any (array(
   limit ` + fmt.Sprint(stepFixes) + `))`,
 		`delete from processor.timing_records where device_id = $1`,
 		`delete from processor.deferred where device_id = $1`,
+		`delete from processor.unconfirmed_letters where device_id = $1`,
 		`delete from processor.dead_letters where device_id = $1`,
 	} {
 		tag, err := tx.Exec(ctx, sql, o.Request.Device)

@@ -142,7 +142,7 @@ for update`, s.scope.Stream, s.scope.Group)
 	if err != nil {
 		return 0, err
 	}
-	var ids []string
+	var ids, digests []string
 	var of []int32
 	var id string
 	var fields [][]byte
@@ -153,7 +153,7 @@ for update`, s.scope.Stream, s.scope.Group)
 			e.Fields[i] = string(f)
 		}
 		if next := telemetry.ShardOf(e.DeviceID(), shards); next != shard {
-			ids, of = append(ids, id), append(of, int32(next))
+			ids, digests, of = append(ids, id), append(digests, e.Digest()), append(of, int32(next))
 		}
 		return nil
 	})
@@ -163,10 +163,11 @@ for update`, s.scope.Stream, s.scope.Group)
 	_, err = tx.Exec(ctx, `
 update processor.deferred d
 set shard = m.shard
-from unnest($3::text[], $4::int[]) as m (entry_id, shard)
+from unnest($3::text[], $4::text[], $5::int[]) as m (entry_id, digest, shard)
 where d.stream = $1
   and d.grp = $2
-  and d.entry_id = m.entry_id`, s.scope.Stream, s.scope.Group, ids, of)
+  and d.entry_id = m.entry_id
+  and d.digest = m.digest`, s.scope.Stream, s.scope.Group, ids, digests, of)
 	return len(ids), err
 }
 

@@ -75,7 +75,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.Written, error) {
 	var out protocol.Written
-	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Settled) == 0 {
+	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Settled) == 0 && len(b.Letters) == 0 {
 		// Begin, copy, checks and commit travel together: one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
@@ -107,6 +107,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 		}
 	}
 	w.queueDeferred(rest, b.Deferred)
+	w.queueLetters(rest, b.Letters)
 	if len(b.Settled) > 0 {
 		queueForget(rest, w.scope, b.Settled)
 	}

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -26,6 +25,10 @@ type DeadLetters struct {
 	client redis.UniversalClient
 	names  Names
 	stream string
+
+	mu     sync.Mutex
+	server string       // run ID of the server the marks are of
+	marks  []replicated // oldest first
 }
 
 // NewDeadLetters returns the dead letters of cfg's group, which lie in the
@@ -146,20 +149,9 @@ func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending b
 	}
 	fields := EncodeLetter(l)
 	args := make([]any, 0, 6+len(fields))
-	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), digest(l.Entry.Fields), l.Shard, token)
+	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), l.Entry.Digest(), l.Shard, token)
 	for i := range fields {
 		args = append(args, &fields[i])
 	}
 	return args
-}
-
-// digest is a short text that is the same for the same fields.
-func digest(fields []string) string {
-	h := xxhash.New()
-	for _, f := range fields {
-		_, _ = h.WriteString(strconv.Itoa(len(f))) // never fails
-		_, _ = h.WriteString(":")
-		_, _ = h.WriteString(f)
-	}
-	return strconv.FormatUint(h.Sum64(), 16)
 }

@@ -22,18 +22,16 @@
 -- The digest tells an entry from another one that came to have its ID on a
 -- stream that was made anew.
 if (redis.call('hget', KEYS[4], ARGV[5]) or '') ~= ARGV[6] then return {'stale'} end
-local parked = redis.call('hget', KEYS[3], ARGV[3])
-if parked then
-  local id, digest = string.match(parked, '^(%S+) (%S+)$')
-  if digest == ARGV[4] then
-    if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
-    return {'known', id}
-  end
+local name = ARGV[3] .. ' ' .. ARGV[4]
+local known = redis.call('hget', KEYS[3], name)
+if known then
+  if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
+  return {'known', known}
 end
 if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then
   return {'absent'}
 end
 local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 7))
-redis.call('hset', KEYS[3], ARGV[3], id .. ' ' .. ARGV[4])
+redis.call('hset', KEYS[3], name, id)
 if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
 return {'moved', id}

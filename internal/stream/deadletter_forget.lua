@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Forgets entries that were parked, where what is remembered is still the same.
 --
--- KEYS[1] hash of parked entries   ARGV pairs of source ID and what is remembered
+-- KEYS[1] hash of parked entries   ARGV pairs of entry and ID of its dead letter
 -- Reply: number of entries forgotten
 local n = 0
 for i = 1, #ARGV, 2 do

@@ -84,12 +84,12 @@ func (d *DeadLetters) ForgetParked(ctx context.Context, before telemetry.EntryID
 	}
 	var args []any
 	for i := 0; i+1 < len(pairs); i += 2 {
-		source, err := telemetry.ParseEntryID(pairs[i])
+		text, _, _ := strings.Cut(pairs[i], " ") // source ID, digest
+		source, err := telemetry.ParseEntryID(text)
 		if err != nil {
 			return 0, 0, failure(op, err)
 		}
-		letter, _, _ := strings.Cut(pairs[i+1], " ")
-		id, err := telemetry.ParseEntryID(letter)
+		id, err := telemetry.ParseEntryID(pairs[i+1])
 		if err != nil {
 			return 0, 0, failure(op, err)
 		}

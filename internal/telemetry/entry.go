@@ -124,6 +124,27 @@ func (e *Entry) Size() int {
 	return n
 }
 
+// Ref names an entry by its ID and its content. The ID alone does not: a stream
+// that was made anew, restored, or lost its newest entries gives IDs again.
+type Ref struct {
+	ID     EntryID
+	Digest string
+}
+
+// Ref returns the name of the entry.
+func (e *Entry) Ref() Ref { return Ref{ID: e.ID, Digest: e.Digest()} }
+
+// Digest is a short text without spaces that is the same for the same fields.
+func (e *Entry) Digest() string {
+	h := xxhash.New()
+	for _, f := range e.Fields {
+		_, _ = h.WriteString(strconv.Itoa(len(f))) // never fails
+		_, _ = h.WriteString(":")
+		_, _ = h.WriteString(f)
+	}
+	return strconv.FormatUint(h.Sum64(), 16)
+}
+
 // StreamTime is the time of the entry's ID, or of the entry it is a replay of.
 func (e *Entry) StreamTime() time.Time {
 	if v, ok := e.Field(FieldReplayOf); ok {

@@ -1,0 +1,243 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// graveyard is a Redis that loses its newest writes, and a database.
+type graveyard struct {
+	*testing.T
+	redis  *devenv.Server
+	client *redis.Client
+	dead   *stream.DeadLetters
+	later  *store.Deferred
+	writer *store.Writer
+	held   telemetry.Held
+	keeper *Housekeeper
+	exec   func(sql string, args ...any)
+	count  func(sql string) int
+}
+
+func newGraveyard(t *testing.T) *graveyard {
+	t.Helper()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	opts, err := redis.ParseURL(env.Redis.URL())
+	require.NoError(t, err)
+	g := &graveyard{T: t, redis: env.Redis, client: redis.NewClient(opts)}
+	t.Cleanup(func() { _ = g.client.Close() })
+	scope := store.Scope{Stream: "telemetry", Group: "processor"}
+	g.dead, err = stream.NewDeadLetters(g.client, stream.Config{Stream: scope.Stream, Group: scope.Group}, "dlq")
+	require.NoError(t, err)
+	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: url, Member: "one", MaxConns: 4, ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
+	})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	g.exec = func(sql string, args ...any) {
+		t.Helper()
+		_, err := pool.Exec(t.Context(), sql, args...)
+		require.NoError(t, err)
+	}
+	g.count = func(sql string) (n int) {
+		t.Helper()
+		require.NoError(t, pool.QueryRow(t.Context(), sql).Scan(&n))
+		return n
+	}
+	g.exec("insert into processor.shards (stream, grp, shard, owner, epoch) values ($1, $2, 0, 'one', 1)", scope.Stream, scope.Group)
+	g.held = telemetry.Held{Shard: 0, Epoch: 1}
+	g.writer = store.NewWriter(pool, scope, "one", time.Minute)
+	g.later = store.NewDeferred(pool, scope, "one", time.Minute)
+	g.keeper = NewHousekeeper(HousekeepingDeps{
+		DeadLetters: g.dead, Archive: store.NewDeadLetters(pool, scope, time.Minute), Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute),
+		Audit: store.NewAudit(pool, time.Minute), Deferred: g.later, Ledger: store.NewLedger(pool, scope, "one", time.Minute),
+	}, 48*time.Hour, "one", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(t, g.client.XGroupCreateMkStream(t.Context(), "telemetry", "processor", "0").Err())
+	return g
+}
+
+// entry adds an entry that is pending on the queue of shard 0.
+func (g *graveyard) entry(text string) telemetry.DeadLetter {
+	g.Helper()
+	e := telemetry.Entry{Fields: []string{"payload", text}}
+	id, err := g.client.XAdd(g.Context(), &redis.XAddArgs{Stream: "telemetry", Values: e.Fields}).Result()
+	require.NoError(g, err)
+	e.ID, err = telemetry.ParseEntryID(id)
+	require.NoError(g, err)
+	require.NoError(g, g.client.Do(g.Context(), "xclaim", "telemetry", "processor", stream.Consumer(0), 0, id, "force", "justid").Err())
+	require.NoError(g, g.client.Do(g.Context(), "xgroup", "setid", "telemetry", "processor", id).Err())
+	at := time.Now().UTC().Truncate(time.Microsecond)
+	return telemetry.DeadLetter{
+		Entry: e, Class: telemetry.ClassDecode, Error: "decode: payload", Fingerprint: "decode/payload/syntax",
+		Attempts: 3, FirstFailed: at, LastFailed: at, Instance: "one", Version: "test",
+	}
+}
+
+// giveUp commits what the owner of the shard gives up.
+func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
+	g.Helper()
+	_, err := g.writer.Write(g.Context(), &protocol.Batch{
+		Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+		Letters: []protocol.Unconfirmed{{DeadLetter: l, Queued: queued}},
+	})
+	require.NoError(g, err)
+}
+
+// failover kills Redis and cuts off what was written since its append-only file
+// had a size.
+func (g *graveyard) failover(size int64) {
+	g.Helper()
+	require.NoError(g, g.redis.Kill())
+	require.NoError(g, os.Truncate(g.file(), size))
+	require.NoError(g, g.redis.Start(g.Context()))
+	testenv.Wait(g, 10*time.Second, func() error { return g.client.Ping(g.Context()).Err() })
+}
+
+func (g *graveyard) file() string {
+	g.Helper()
+	files, err := filepath.Glob(filepath.Join(g.redis.Dir(), "data", "appendonlydir", "*.incr.aof"))
+	require.NoError(g, err)
+	require.Len(g, files, 1)
+	return files[0]
+}
+
+func (g *graveyard) size() int64 {
+	g.Helper()
+	info, err := os.Stat(g.file())
+	require.NoError(g, err)
+	return info.Size()
+}
+
+// pass runs the leader's housekeeping when all rows are old enough for it.
+func (g *graveyard) pass() {
+	g.Helper()
+	g.exec("update processor.unconfirmed_letters set written_at = written_at - interval '1 minute'")
+	require.NoError(g, g.keeper.Pass(g.Context()))
+}
+
+// letters is the payloads of the dead letters in Redis.
+func (g *graveyard) letters() (texts []string) {
+	g.Helper()
+	for l, err := range g.dead.All(g.Context()) {
+		require.NoError(g, err)
+		text, _ := l.Entry.Field("payload")
+		texts = append(texts, text)
+	}
+	return texts
+}
+
+// P1, P6: what was acknowledged is in Postgres until Redis cannot lose it.
+func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
+	t.Parallel()
+	g := newGraveyard(t)
+	deferred, queued, trimmed, dropped, stored := g.entry("deferred"), g.entry("queued"), g.entry("trimmed"), g.entry("dropped"), g.entry("stored")
+	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", deferred.Entry.ID.String(), dropped.Entry.ID.String()).Err())
+	size := g.size()
+
+	var added []telemetry.Ref
+	for _, l := range []telemetry.DeadLetter{queued, trimmed} {
+		g.giveUp(l, true)
+		require.NoError(t, g.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil))
+		added = append(added, l.Entry.Ref())
+	}
+	for _, l := range []telemetry.DeadLetter{deferred, dropped} {
+		g.giveUp(l, false)
+		require.NoError(t, g.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{l}, nil))
+		added = append(added, l.Entry.Ref())
+	}
+	require.NoError(t, g.later.Added(t.Context(), added))
+	// Its owner died before it was added, and the next one could decode it.
+	g.giveUp(stored, true)
+	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", stored.Entry.ID.String()).Err())
+	// An operator drops one.
+	list, err := g.dead.List(t.Context(), telemetry.EntryID{}, 100)
+	require.NoError(t, err)
+	require.Len(t, list, 4)
+	require.NoError(t, g.keeper.Archive.Dropped(t.Context(), list[3:]))
+	_, err = g.dead.Remove(t.Context(), []telemetry.EntryID{list[3].ID})
+	require.NoError(t, err)
+	g.pass()
+	require.Equal(t, []string{"queued", "trimmed", "deferred"}, g.letters())
+	require.Equal(t, 3, g.count("select count(*) from processor.unconfirmed_letters"), "too young to be durable")
+
+	g.failover(size)
+	require.Empty(t, g.letters())
+	require.NoError(t, g.client.XDel(t.Context(), "telemetry", trimmed.Entry.ID.String()).Err())
+	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", stored.Entry.ID.String()).Err())
+	for range 2 {
+		g.pass()
+		require.ElementsMatch(t, []string{"trimmed", "deferred"}, g.letters(), "what is on its queue again is left to the owner")
+		pending, err := g.client.XPending(t.Context(), "telemetry", "processor").Result()
+		require.NoError(t, err)
+		require.EqualValues(t, 1, pending.Count)
+	}
+
+	// The owner decides again, and this time nothing gets lost.
+	g.giveUp(queued, true)
+	require.NoError(t, g.dead.Park(t.Context(), []telemetry.DeadLetter{queued}, nil))
+	require.NoError(t, g.later.Added(t.Context(), []telemetry.Ref{queued.Entry.Ref()}))
+	g.pass()
+	require.ElementsMatch(t, []string{"trimmed", "deferred", "queued"}, g.letters())
+	require.Equal(t, 3, g.count("select count(*) from processor.unconfirmed_letters where added_at is not null"))
+
+	// Long after they were added they are durable.
+	parked := stream.Names{Stream: "telemetry", Group: "processor"}.Parked()
+	for _, l := range []telemetry.DeadLetter{deferred, queued, trimmed} {
+		old := fmt.Sprint(time.Now().Add(-time.Hour).UnixMilli(), "-0")
+		require.NoError(t, g.client.HSet(t.Context(), parked, l.Entry.ID.String()+" "+l.Entry.Digest(), old).Err())
+	}
+	g.pass()
+	require.Zero(t, g.count("select count(*) from processor.unconfirmed_letters"))
+	require.Len(t, g.letters(), 3)
+}
+
+// P6: a stream that was recreated gives IDs again.
+func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
+	t.Parallel()
+	g := newGraveyard(t)
+	one := g.entry("one")
+	other := one
+	other.Entry.Fields = []string{"payload", "other"}
+	for _, l := range []telemetry.DeadLetter{one, other, one} {
+		l.Attempts = 1
+		_, err := g.writer.Write(t.Context(), &protocol.Batch{
+			Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Deferred: []telemetry.Deferred{{DeadLetter: l, NextAttempt: time.Now()}},
+		})
+		require.NoError(t, err)
+	}
+	require.Equal(t, 2, g.count("select count(*) from processor.deferred"))
+	for _, want := range []int{1, 0} {
+		rows, err := g.later.Claim(t.Context(), []telemetry.Held{g.held}, time.Hour, 100)
+		require.NoError(t, err)
+		require.Len(t, rows, 1, "one of an ID at a time")
+		_, err = g.writer.Write(t.Context(), &protocol.Batch{
+			Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Settled: []telemetry.Ref{rows[0].Entry.Ref()}, Letters: []protocol.Unconfirmed{{DeadLetter: rows[0].DeadLetter}},
+		})
+		require.NoError(t, err)
+		require.Equal(t, want, g.count("select count(*) from processor.deferred"))
+		require.NoError(t, g.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{rows[0].DeadLetter}, nil))
+	}
+	require.ElementsMatch(t, []string{"one", "other"}, g.letters())
+}
