@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -16,8 +17,10 @@ type Config struct {
 	RedisURL    string   // empty means a private server
 	PostgresURL string   // empty means a private server
 	AllowFaults bool     // on named servers
-	Plan        Plan
-	Seed        uint64
+	// World is what the private Postgres has before the service comes; empty means Plain.
+	World devenv.World
+	Plan  Plan
+	Seed  uint64
 	// Slack multiplies what bounds on time allow beyond the configured timeouts.
 	// A busy machine that nobody watches needs more than a quiet one.
 	Slack float64
@@ -103,6 +106,8 @@ func (c Config) Check(s Scenario) error {
 		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
 	}
 	switch {
+	case c.PostgresURL != "" && c.World != devenv.Plain && c.World != "":
+		errs = append(errs, fmt.Errorf("world %s: only a private Postgres can be one; name no server", c.World))
 	case (c.RedisURL == "") != (c.PostgresURL == ""):
 		errs = append(errs, errors.New("servers: name both Redis and Postgres, or neither"))
 	case c.RedisURL != "" && s.Breaks && !c.AllowFaults:

@@ -68,7 +68,7 @@ func openGround(ctx context.Context, cfg Config, durable bool, log *slog.Logger)
 		}
 	}()
 	if cfg.RedisURL == "" {
-		options := devenv.Options{Redis: true, Postgres: true}
+		options := devenv.Options{Redis: true, Postgres: true, PostgresArgs: cfg.World.PostgresArgs()}
 		if durable {
 			options.RedisArgs = []string{"--appendfsync", "always"}
 		}
@@ -77,6 +77,9 @@ func openGround(ctx context.Context, cfg Config, durable bool, log *slog.Logger)
 			return nil, fmt.Errorf("start servers: %w", err)
 		}
 		g.redisURL, g.postgresURL = g.env.Redis.URL(), g.env.Postgres.URL()
+		if err := cfg.World.Prepare(ctx, g.postgresURL); err != nil {
+			return nil, err
+		}
 	} else {
 		// The braces keep all keys on one node of a cluster.
 		g.group = fmt.Sprintf("loadtest-%08x", rand.Uint32())

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
 )
@@ -27,7 +28,7 @@ type runFlags struct {
 }
 
 func newRunCommand() *cobra.Command {
-	var f runFlags
+	f := runFlags{cfg: loadtest.Config{World: devenv.Plain}}
 	cmd := &cobra.Command{
 		Use:   "run SCENARIO",
 		Short: "Run a scenario; exit 1 when one of its bounds is missed",
@@ -68,6 +69,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
 	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
 	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres; the tables of the service hold no rows")
+	flags.Var(&f.cfg.World, "world", "what the private Postgres has already: plain, partitioned or hypertable")
 	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "kill, freeze and cut off also on servers that were named")
 	flags.IntVar(&f.cfg.Plan.Instances, "instances", 0, "instances at the start")
 	flags.IntVar(&f.cfg.Plan.Devices, "devices", 0, "devices of the fleet")

@@ -6,4 +6,4 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) { testenv.MainInEveryWorld(m) }

@@ -21,10 +21,18 @@ import (
 // migrationNames are the files in migrations, in order.
 var migrationNames = []string{"0001_positions.sql", "0002_processor.sql", "0003_geofences.sql"}
 
-// emptyDatabase creates a database for one test that nobody has migrated.
+// emptyDatabase creates a database for one test that nobody has migrated and
+// that holds nothing, whatever the world.
 func emptyDatabase(tb testing.TB) string {
 	tb.Helper()
+	testenv.SameInEveryWorld(tb)
 	return testenv.Postgres(tb)
+}
+
+// unmigrated creates a database of the world that nobody has migrated.
+func unmigrated(tb testing.TB) string {
+	tb.Helper()
+	return testenv.Postgres(tb, testenv.WithTemplate("unmigrated", func(context.Context, string) error { return nil }))
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {

@@ -13,7 +13,7 @@ import (
 var updateCatalog = flag.Bool("update-catalog", false, "write the needed catalogue from a freshly migrated database")
 
 func TestNeededCatalogIsThatOfAFreshlyMigratedDatabase(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	migrate(t, url)
 	tx, err := connect(t, url).Begin(t.Context())
 	require.NoError(t, err)

@@ -9,9 +9,13 @@ import (
 )
 
 func TestVerifyNamesEveryDamage(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
+	run(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
+	var heap string // one of those that positions has in this world
+	require.NoError(t, conn.QueryRow(t.Context(), `select tableoid::regclass from positions`).Scan(&heap))
+	run(t, conn, `delete from positions`)
 	tests := []struct {
 		give string   // damage
 		want []string // parts of the problem
@@ -19,7 +23,7 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 		{`drop table public.positions`, []string{"table public.positions", "missing"}},
 		{`drop table processor.requests`, []string{"table processor.requests", "missing"}},
 		{`drop schema processor cascade`, []string{"table processor.shards", "missing"}},
-		{`alter table public.positions set unlogged`, []string{"table public.positions", "unlogged"}},
+		{`update pg_class set relpersistence = 'u' where oid = '` + heap + `'::regclass`, []string{"table public.positions", "unlogged"}},
 		{`alter table public.positions drop column faulty`, []string{"column public.positions.faulty", "missing", "boolean not null with a default"}},
 		{`alter table public.positions alter altitude type double precision`, []string{"column public.positions.altitude", "double precision not null; needed: real not null"}},
 		{`alter table public.positions alter satellites type integer`, []string{"column public.positions.satellites", "integer"}},
@@ -89,7 +93,7 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 }
 
 func TestVerifyAcceptsANewerSchema(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
 	run(t, conn, `
@@ -119,7 +123,7 @@ insert into processor.goose_db_version (version_id, is_applied) values (99, true
 }
 
 func TestVerifyNamesMissingPrivileges(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
 	tx, err := conn.Begin(t.Context())

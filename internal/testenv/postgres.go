@@ -36,14 +36,20 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 	for _, opt := range opts {
 		opt(&spec)
 	}
-	server := process.postgres.use(tb, PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+	w := World(tb)
+	var server string
+	if w == devenv.Hypertable {
+		server = process.timescale.use(tb, "", devenv.Options{Postgres: true, PostgresArgs: w.PostgresArgs()}, nil)
+	} else {
+		server = process.postgres.use(tb, PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+	}
 	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
 	defer cancel()
 
 	template := "template1"
 	if spec.build != nil {
 		var err error
-		if template, err = process.templates.get(ctx, server, spec); err != nil {
+		if template, err = process.templates.get(ctx, server, w, spec); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -68,30 +74,40 @@ func checkPostgres(ctx context.Context, server string) error {
 
 // templates are the template databases of this process.
 type templates struct {
-	mu     sync.Mutex // held while one is built: who waits for it needs it
-	server string
-	names  map[string]string // database by template name
+	mu    sync.Mutex // held while one is built: who waits for it needs it
+	names map[templateKey]template
 }
 
-func (t *templates) get(ctx context.Context, server string, spec postgresSpec) (string, error) {
+type templateKey struct {
+	world devenv.World
+	name  string
+}
+
+type template struct{ server, database string }
+
+func (t *templates) get(ctx context.Context, server string, w devenv.World, spec postgresSpec) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if database, ok := t.names[spec.template]; ok {
-		return database, nil
+	key := templateKey{w, spec.template}
+	if made, ok := t.names[key]; ok {
+		return made.database, nil
 	}
 	database := "template_" + unique()
 	made, err := createDatabase(ctx, server, database, "template1")
 	if err != nil {
 		return "", err
 	}
-	if err := spec.build(ctx, made); err != nil {
+	if err = w.Prepare(ctx, made); err == nil {
+		err = spec.build(ctx, made)
+	}
+	if err != nil {
 		return "", errors.Join(fmt.Errorf("build template %s: %w", spec.template, err),
 			dropDatabase(context.WithoutCancel(ctx), server, database))
 	}
 	if t.names == nil {
-		t.names = make(map[string]string)
+		t.names = make(map[templateKey]template)
 	}
-	t.server, t.names[spec.template] = server, database
+	t.names[key] = template{server, database}
 	return database, nil
 }
 
@@ -101,8 +117,8 @@ func (t *templates) drop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()
 	var err error
-	for _, database := range t.names {
-		err = errors.Join(err, dropDatabase(ctx, t.server, database))
+	for _, made := range t.names {
+		err = errors.Join(err, dropDatabase(ctx, made.server, made.database))
 	}
 	t.names = nil
 	return err

@@ -27,7 +27,9 @@ const setupTimeout = 2 * time.Minute
 // process is what the tests of one process share: a process has one main.
 var process struct {
 	redis, postgres shared
+	timescale       shared // Postgres with TimescaleDB
 	templates       templates
+	world           devenv.World // set while the tests run in one after the other
 }
 
 // shared is a server that is found or started by the first test that asks.
@@ -44,6 +46,13 @@ func (s *shared) use(tb testing.TB, variable string, opts devenv.Options, check 
 	if testing.Short() {
 		tb.Skip("needs a server; not in short mode")
 	}
+	s.find(variable, opts, check)
+	requireStarted(tb, s.err)
+	return s.url
+}
+
+// find names or starts the server, once.
+func (s *shared) find(variable string, opts devenv.Options, check func(ctx context.Context, url string) error) {
 	s.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 		defer cancel()
@@ -60,8 +69,6 @@ func (s *shared) use(tb testing.TB, variable string, opts devenv.Options, check 
 			s.url = s.env.Postgres.URL()
 		}
 	})
-	requireStarted(tb, s.err)
-	return s.url
 }
 
 func (s *shared) close() error {
@@ -107,16 +114,19 @@ func requireStarted(tb testing.TB, err error) {
 // Main runs the tests of a package, stops the servers they started and fails
 // when goroutines are left. It ends the process.
 func Main(m *testing.M, ignore ...goleak.Option) {
-	goleak.VerifyTestMain(runner{m}, ignore...)
+	goleak.VerifyTestMain(runner{tests: m}, ignore...)
 }
 
 // runner stops the servers after the tests and before goroutines are counted.
-type runner struct{ tests *testing.M }
+type runner struct {
+	tests  *testing.M
+	worlds []devenv.World // one after the other; none means the one of WorldVariable
+}
 
 // Run is called by goleak.
 func (r runner) Run() int {
-	code := r.tests.Run()
-	if err := errors.Join(process.templates.drop(), process.redis.close(), process.postgres.close()); err != nil {
+	code := r.run()
+	if err := errors.Join(process.templates.drop(), process.redis.close(), process.postgres.close(), process.timescale.close()); err != nil {
 		fmt.Fprintln(os.Stderr, "testenv: clean up:", err)
 		return max(code, 1)
 	}
