@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -317,13 +318,36 @@ func (q *Requests) erase(ctx context.Context, tx *pgx.Conn, o protocol.Order, p 
 	if o.Request.Device == "" {
 		return false, errors.New("an erasure names a device")
 	}
-	for _, sql := range []string{
-		`delete from public.positions
-where ctid = any (array(
-  select ctid
+	// By key: a row's place is unique in its heap only, and positions may have many.
+	var fixes int64
+	var last pgtype.Timestamptz
+	if err := tx.QueryRow(ctx, `
+select count(*), max(ts)
+from (
+  select ts
   from public.positions
   where device_id = $1
-  limit ` + fmt.Sprint(stepFixes) + `))`,
+    and device_id between $1 and $1
+  order by ts
+  limit $2
+) f`, o.Request.Device, stepFixes).Scan(&fixes, &last); err != nil {
+		return false, err
+	}
+	if fixes > 0 {
+		tag, err := tx.Exec(ctx, `
+delete from public.positions
+where device_id = $1
+  and device_id between $1 and $1
+  and ts <= $2`, o.Request.Device, last)
+		if err != nil {
+			return false, err
+		}
+		p.Removed += tag.RowsAffected()
+		if fixes == stepFixes {
+			return false, nil
+		}
+	}
+	for _, sql := range []string{
 		`delete from processor.timing_records where device_id = $1`,
 		`delete from processor.deferred where device_id = $1`,
 		`delete from processor.unconfirmed_letters where device_id = $1`,
@@ -334,9 +358,6 @@ where ctid = any (array(
 			return false, err
 		}
 		p.Removed += tag.RowsAffected()
-		if tag.RowsAffected() == stepFixes {
-			return false, nil
-		}
 	}
 	p.Devices = 1
 	return true, nil

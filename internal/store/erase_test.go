@@ -1,0 +1,109 @@
+package store_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// partitionByDay makes positions a table of one heap for each of the given days.
+func (b *bench) partitionByDay(days int) {
+	b.tb.Helper()
+	b.exec(`drop table public.positions`)
+	b.exec(`create table public.positions (
+  device_id text not null,
+  ts timestamptz not null,
+  ingested_at timestamptz not null default now(),
+  latitude double precision not null,
+  longitude double precision not null,
+  altitude real not null,
+  angle real not null,
+  speed real not null,
+  satellites smallint not null,
+  priority smallint not null,
+  codec text not null,
+  attributes jsonb not null,
+  faulty boolean not null default false,
+  primary key (device_id, ts)
+) partition by range (ts)`)
+	for i := range days {
+		day := dayOf(i)
+		b.exec(fmt.Sprintf("create table public.positions_%d partition of public.positions for values from ('%s') to ('%s')",
+			i, day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339)))
+	}
+}
+
+// dayOf is the beginning of one of those days.
+func dayOf(i int) time.Time { return time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).AddDate(0, 0, i) }
+
+// fill stores n positions, a second apart, of each device on each day.
+func (b *bench) fill(devices, days, n int) {
+	b.tb.Helper()
+	b.exec(`
+insert into public.positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select 'device-' || d, t, t, 42, 1, 0, 0, 0, 5, 0, '8', '{}'
+from generate_series(0, $1::int - 1) d
+cross join generate_series(0, $2::int - 1) day
+cross join generate_series(0, $3::int - 1) n
+cross join lateral (select $4::timestamptz + day * interval '1 day' + n * interval '1 second' as t) t
+order by md5(d::text || t::text)`, // rows of a device lie anywhere in their heap
+		devices, days, n, dayOf(0))
+}
+
+func (b *bench) request(kind, device string, shard int) int64 {
+	b.tb.Helper()
+	var id int64
+	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), `
+insert into processor.requests (stream, grp, kind, shard, device_id, requested_by)
+values ($1, $2, $3, $4, nullif($5, ''), 'test')
+returning id`, scope.Stream, scope.Group, kind, shard, device).Scan(&id))
+	return id
+}
+
+// runRequest runs the steps of a request to its end and returns its progress.
+func (b *bench) runRequest(r protocol.Request, held telemetry.Held, member string) (p protocol.Progress, steps int) {
+	b.tb.Helper()
+	requests := store.NewRequests(store.NewWriter(b.pool, scope, member, 10*time.Second))
+	for done := false; !done; steps++ {
+		var err error
+		require.Less(b.tb, steps, 1000)
+		p, done, err = requests.Step(b.tb.Context(), protocol.Order{Request: r, Held: held, Shards: shards, Rules: b.batch(nil, nil).Rules})
+		require.NoError(b.tb, err)
+		r.Progress = p
+	}
+	return p, steps
+}
+
+// A position's place inside its heap is no identity of it: other heaps have the
+// same places.
+func TestAnErasureLeavesOtherDevicesAloneWherePositionsHasManyHeaps(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.partitionByDay(3)
+	b.fill(3, 3, 50)
+	held := b.take("a.1", 5)[0]
+	p, _ := b.runRequest(protocol.Request{ID: b.request("erase", "device-1", 5), Kind: protocol.RequestErase, Shard: 5, Device: "device-1"}, held, "a.1")
+	require.EqualValues(t, 150, p.Removed)
+	require.Zero(t, b.count("select count(*) from positions where device_id = 'device-1'"))
+	require.Equal(t, 300, b.count("select count(*) from positions"), "of two other devices")
+}
+
+func TestAnErasureOfMoreThanOneStepRemovesAll(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.fill(2, 4, 1300)
+	b.exec(`update positions set ts = 'infinity' where device_id = 'device-0' and ts = (select max(ts) from positions)`)
+	b.exec(`update positions set ts = '-infinity' where device_id = 'device-0' and ts = (select min(ts) from positions)`)
+	held := b.take("a.1", 5)[0]
+	p, steps := b.runRequest(protocol.Request{ID: b.request("erase", "device-0", 5), Kind: protocol.RequestErase, Shard: 5, Device: "device-0"}, held, "a.1")
+	require.EqualValues(t, 5200, p.Removed)
+	require.Equal(t, 2, steps)
+	require.Equal(t, 5200, b.count("select count(*) from positions where device_id = 'device-1'"))
+	require.Equal(t, 5200, b.count("select count(*) from positions"))
+}
