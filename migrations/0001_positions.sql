@@ -27,13 +27,18 @@ alter table public.positions
   add column if not exists faulty boolean not null default false;
 
 -- A hypertable with one chunk a day where TimescaleDB can be had, a plain
--- table otherwise. TimescaleDB ends the session when it is created without
--- having been preloaded, hence the look at its settings first.
+-- table otherwise; one that is partitioned already stays as it is. TimescaleDB
+-- ends the session when it is created without having been preloaded, hence the
+-- look at its settings first.
 -- +goose StatementBegin
 do $$
 declare
   extension_schema text;
 begin
+  if exists (select from pg_catalog.pg_partitioned_table where partrelid = 'public.positions'::regclass) then
+    return;
+  end if;
+
   if not exists (select from pg_catalog.pg_extension where extname = 'timescaledb')
     and exists (select from pg_catalog.pg_available_extensions where name = 'timescaledb')
     and exists (select from pg_catalog.pg_settings where name like 'timescaledb.%')

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -64,8 +65,33 @@ from public.positions`
 	}, report.Notes)
 }
 
-func TestMigrateAgainAppliesNothing(t *testing.T) {
+// A platform may have partitioned its table; ours is then that one.
+func TestMigrateTakesOverAPartitionedTableInPlace(t *testing.T) {
 	url := emptyDatabase(t)
+	conn := connect(t, url)
+	run(t, conn, strings.NewReplacer(
+		"primary key (device_id, ts)\n)", `primary key (device_id, ts)
+) partition by range (ts);
+create table public.positions_early partition of public.positions for values from (minvalue) to ('2026-01-01 00:00:20Z');
+create table public.positions_late partition of public.positions for values from ('2026-01-01 00:00:20Z') to (maxvalue)`,
+	).Replace(upstreamPositions))
+
+	require.Equal(t, migrationNames, migrate(t, url))
+
+	var partitions, rows int
+	require.NoError(t, conn.QueryRow(t.Context(), `
+select count(distinct tableoid), count(*)
+from public.positions
+where not faulty`).Scan(&partitions, &rows))
+	require.Equal(t, 2, partitions)
+	require.Equal(t, 50, rows)
+	report, err := store.VerifyURL(t.Context(), url)
+	require.NoError(t, err)
+	require.NoError(t, report.Err())
+}
+
+func TestMigrateAgainAppliesNothing(t *testing.T) {
+	url := unmigrated(t)
 	status, err := store.MigrateStatus(t.Context(), url)
 	require.NoError(t, err)
 	require.Len(t, status, len(migrationNames))
@@ -85,7 +111,7 @@ func TestMigrateAgainAppliesNothing(t *testing.T) {
 }
 
 func TestPrintedSQLMakesTheSameSchemaAndMayBeAppliedAgain(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	var printed bytes.Buffer
 	require.NoError(t, store.PrintSQL(&printed))
 	require.NotContains(t, printed.String(), "+goose")
@@ -103,7 +129,7 @@ func TestPrintedSQLMakesTheSameSchemaAndMayBeAppliedAgain(t *testing.T) {
 }
 
 func TestEveryTableAndColumnIsCommented(t *testing.T) {
-	url := emptyDatabase(t)
+	url := unmigrated(t)
 	migrate(t, url)
 	tables, err := store.NeededTables()
 	require.NoError(t, err)

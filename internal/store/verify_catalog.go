@@ -18,7 +18,7 @@ type catalog struct {
 
 // table is a table by its qualified name.
 type table struct {
-	Logged  bool              `json:"logged"`
+	Logged  bool              `json:"logged"` // with all its partitions or chunks
 	Columns map[string]column `json:"columns"`
 	// Indexes are valid indexes, described without their name: two that do the
 	// same are the same, be one of them a primary key.
@@ -78,7 +78,17 @@ const (
 	catalogPathSQL = `set local search_path = pg_catalog`
 
 	tablesSQL = `
-select c.oid, format('%s.%s', n.nspname, c.relname), c.relpersistence <> 'u'
+with recursive unlogged as (
+  select c.oid
+  from pg_class c
+  where c.relpersistence = 'u'
+    and c.relkind in ('r', 'p')
+  union
+  select i.inhparent
+  from unlogged u
+  join pg_inherits i on i.inhrelid = u.oid
+)
+select c.oid, format('%s.%s', n.nspname, c.relname), not exists (select from unlogged u where u.oid = c.oid)
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p')
