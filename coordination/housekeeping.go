@@ -16,6 +16,8 @@ import (
 
 // DeadLetters is the stream of dead letters as its housekeeper needs it.
 type DeadLetters interface {
+	// Now is the time of the server that gave the letters their IDs.
+	Now(ctx context.Context) (time.Time, error)
 	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.Letter, error)
 	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
 	Known(ctx context.Context, refs []telemetry.Ref) ([]telemetry.EntryID, error)
@@ -26,6 +28,7 @@ type DeadLetters interface {
 
 // Archive keeps what retention takes out of the stream.
 type Archive interface {
+	Now(ctx context.Context) (time.Time, error)
 	Export(ctx context.Context, letters []protocol.Letter, by string) error
 	Dropped(ctx context.Context, letters []protocol.Letter) error
 }
@@ -61,8 +64,8 @@ type HousekeepingDeps struct {
 
 const (
 	housePage  = 200              // dead letters looked at at once
-	housePages = 5                // of one pass, so that the leader renews in time
-	houseBytes = 4 << 20          // after which a pass reads no further page
+	houseFor   = time.Second      // of one pass, so that the leader renews in time
+	houseBytes = 4 << 20          // of letters that stay, after which a pass reads no further page
 	houseEvery = 15 * time.Second // between two walks through all of them
 	houseKinds = 20               // fingerprints that are shown as incidents
 	houseStale = 2 * time.Minute  // after which what was counted counts no more
@@ -136,7 +139,11 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 	if err := h.confirm(ctx); err != nil {
 		return err
 	}
-	if err := h.forget(ctx); err != nil {
+	now, err := h.now(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.forget(ctx, now); err != nil {
 		return err
 	}
 	if h.walk == nil {
@@ -145,12 +152,13 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 		}
 		h.walk = &walk{tally: make(tally), kinds: make(map[string]*kind)}
 	}
-	for pages, bytes := 0, 0; pages < housePages && bytes < houseBytes; pages++ {
-		done, err := h.page(ctx)
+	began := time.Now()
+	for bytes := 0; time.Since(began) < houseFor && bytes < houseBytes; {
+		done, kept, err := h.page(ctx, now)
 		if err != nil {
 			return err
 		}
-		bytes += protocol.LetterBytes(h.walk.last)
+		bytes += kept
 		if done {
 			err := h.finish(ctx)
 			h.walk, h.walked = nil, time.Now()
@@ -160,20 +168,35 @@ func (h *Housekeeper) Pass(ctx context.Context) error {
 	return nil
 }
 
-// page looks at some dead letters and archives those that are too old.
-func (h *Housekeeper) page(ctx context.Context) (done bool, err error) {
+// now is the time by which retention goes: the earlier one of both servers. The
+// clock of a leader, or of one server, that runs ahead removes nothing early.
+func (h *Housekeeper) now(ctx context.Context) (time.Time, error) {
+	redis, err := h.DeadLetters.Now(ctx)
+	if err != nil {
+		return redis, err
+	}
+	postgres, err := h.Archive.Now(ctx)
+	if postgres.Before(redis) {
+		return postgres, err
+	}
+	return redis, err
+}
+
+// page looks at some dead letters and archives those that are too old. It
+// returns the size of those that stay.
+func (h *Housekeeper) page(ctx context.Context, now time.Time) (done bool, kept int, err error) {
 	count := protocol.LetterPage(housePage, h.walk.last)
 	letters, err := h.DeadLetters.List(ctx, h.walk.after, count)
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
 	h.walk.last = letters
-	expired := slices.IndexFunc(letters, func(l protocol.Letter) bool { return time.Since(l.ID.Time()) < h.retention })
+	expired := slices.IndexFunc(letters, func(l protocol.Letter) bool { return now.Sub(l.ID.Time()) < h.retention })
 	if expired < 0 {
 		expired = len(letters)
 	}
 	if err := h.archive(ctx, letters[:expired]); err != nil {
-		return false, err
+		return false, 0, err
 	}
 	for _, l := range letters[expired:] {
 		h.walk.note(&l)
@@ -181,7 +204,7 @@ func (h *Housekeeper) page(ctx context.Context) (done bool, err error) {
 	if len(letters) > 0 {
 		h.walk.after = letters[len(letters)-1].ID
 	}
-	return len(letters) < count, nil
+	return len(letters) < count, protocol.LetterBytes(letters[expired:]), nil
 }
 
 func (h *Housekeeper) archive(ctx context.Context, letters []protocol.Letter) error {
@@ -263,14 +286,14 @@ func (h *Housekeeper) finish(ctx context.Context) error {
 }
 
 // forget walks through what is remembered of parked entries, one page a pass.
-func (h *Housekeeper) forget(ctx context.Context) error {
+func (h *Housekeeper) forget(ctx context.Context, now time.Time) error {
 	if h.parked.cursor == 0 {
 		if time.Since(h.parked.began) < parkedScan {
 			return nil
 		}
 		h.parked.began = time.Now()
 	}
-	before := telemetry.EntryID{Ms: uint64(max(0, time.Now().Add(-h.retention).UnixMilli()))}
+	before := telemetry.EntryID{Ms: uint64(max(0, now.Add(-h.retention).UnixMilli()))}
 	_, next, err := h.DeadLetters.ForgetParked(ctx, before, h.parked.cursor)
 	if err != nil {
 		return err

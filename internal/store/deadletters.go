@@ -48,6 +48,14 @@ on conflict (stream, grp, dlq_id, source_id, digest) do nothing`,
 	return failure("export dead letters", d.pool.SendBatch(ctx, b).Close())
 }
 
+// Now is the time of the server.
+func (d *DeadLetters) Now(ctx context.Context) (now time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	err = d.pool.QueryRow(ctx, "select clock_timestamp()").Scan(&now)
+	return now, failure("ask Postgres for its time", err)
+}
+
 // Edit is what a dead letter is to be sent again as.
 type Edit struct {
 	ID     telemetry.EntryID // of the dead letter

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -94,6 +95,24 @@ func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.Entry
 	}
 	last, err = telemetry.ParseEntryID(info.LastGeneratedID)
 	return info.Length, last, failure("look at the dead letters in "+d.stream, err)
+}
+
+// Now is the time of the server, whose clock gives dead letters their IDs.
+func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
+	node, err := d.node(ctx)
+	if err != nil {
+		return time.Time{}, failure("ask Redis for its time", err)
+	}
+	now, err := node.Time(ctx).Result()
+	return now, failure("ask Redis for its time", err)
+}
+
+// node is the server that holds the dead letters.
+func (d *DeadLetters) node(ctx context.Context) (redis.Cmdable, error) {
+	if c, ok := d.client.(*redis.ClusterClient); ok {
+		return c.MasterForKey(ctx, d.stream)
+	}
+	return d.client, nil
 }
 
 // Remove takes exactly these dead letters out of the stream and tells how many

@@ -87,12 +87,9 @@ type replicated struct {
 // gave them their IDs, decides.
 func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 	const op = "ask Redis what is durable"
-	var node redis.Cmdable = d.client
-	if c, ok := d.client.(*redis.ClusterClient); ok {
-		var err error
-		if node, err = c.MasterForKey(ctx, d.stream); err != nil {
-			return telemetry.EntryID{}, failure(op, err)
-		}
+	node, err := d.node(ctx)
+	if err != nil {
+		return telemetry.EntryID{}, failure(op, err)
 	}
 	pipe := node.Pipeline()
 	now, about := pipe.Time(ctx), pipe.Info(ctx)
