@@ -388,7 +388,7 @@ func newDLQExportCommand() *cobra.Command {
 				}()
 				w = out
 			}
-			enc := json.NewEncoder(w)
+			enc := json.NewEncoder(cli.JSON(w))
 			enc.SetEscapeHTML(false)
 			var failed error
 			written := 0

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
@@ -183,6 +184,25 @@ func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
 		ids[i] = list[i].ID
 	}
 	return ids
+}
+
+func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {
+	d := newDLQ(t)
+	const hostile = "a\x1b]0;owned\x07\x1b[2J\r\u009b31m\u202e\u2066\u200b\u2028\x7f"
+	id := d.park([]string{"device_id", hostile, "payload", hostile, hostile, "x"})[0]
+	for _, args := range [][]string{
+		{"list"}, {"list", "--json"}, {"show", id.String()}, {"show", id.String(), "--json"}, {"stats"}, {"export"}, {"retry", "--all", "--dry-run"},
+		{"list", "--device", hostile + "x"},
+	} {
+		_, out, errs := d.call(args...)
+		require.NotEmpty(t, out+errs)
+		for _, r := range out + errs {
+			require.False(t, r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl), "%v: %U in %q", args, r, out+errs)
+		}
+	}
+	var list []letterJSON
+	require.Zero(t, d.json(&list, "list"))
+	require.Equal(t, hostile, list[0].Device, "a program reads what is there")
 }
 
 func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {

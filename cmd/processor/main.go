@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -34,7 +33,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		err = root.ExecuteContext(ctx)
 	}
 	if err != nil && err.Error() != "" {
-		fmt.Fprintln(stderr, "processor:", err)
+		say(stderr, "processor: %v", err)
 	}
 	return exitCode(err)
 }

@@ -16,4 +16,6 @@ func outputOf(cmd *cobra.Command) *cli.Output {
 }
 
 // say prints a line for people next to the result.
-func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
+func say(w io.Writer, format string, args ...any) {
+	_, _ = io.WriteString(w, cli.VisiblePainted(fmt.Sprintf(format, args...))+"\n")
+}

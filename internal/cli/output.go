@@ -59,7 +59,7 @@ func (o *Output) Result(v any, text func() error) error {
 	if !o.JSON {
 		return text()
 	}
-	enc := json.NewEncoder(o.W)
+	enc := json.NewEncoder(JSON(o.W))
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("print result: %w", err)
@@ -69,7 +69,7 @@ func (o *Output) Result(v any, text func() error) error {
 
 // Line prints one line of text.
 func (o *Output) Line(format string, args ...any) error {
-	if _, err := fmt.Fprintf(o.W, format+"\n", args...); err != nil {
+	if _, err := io.WriteString(o.W, VisiblePainted(fmt.Sprintf(format, args...))+"\n"); err != nil {
 		return fmt.Errorf("print result: %w", err)
 	}
 	return nil

@@ -12,12 +12,7 @@ func text(v any) string {
 	if v == nil {
 		return "unknown"
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, fmt.Sprint(v))
+	return VisibleLine(strings.NewReplacer("\n", " ", "\t", " ").Replace(fmt.Sprint(v)))
 }
 
 // Number is a number of things, in groups of three digits for people.
