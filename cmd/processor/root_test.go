@@ -210,7 +210,7 @@ func TestTablesFitAndAlign(t *testing.T) {
 	require.Equal(t, "SHARD     OWNER        LAG  NOTE", lines[0])
 	require.True(t, strings.HasPrefix(lines[1], "shard-00  alpha         12  long long"))
 	require.True(t, strings.HasSuffix(lines[1], "…"))
-	require.Equal(t, "shard-01  unknown  unknown  two lines [31m", lines[2])
+	require.Equal(t, "shard-01  unknown  unknown  two lines\\x1b[31m", lines[2])
 	require.Equal(t, "shard-02  beta     1234567", strings.TrimRight(lines[3], " "))
 
 	b.Reset()
