@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // track writes a small recorded track: three devices, one row twice, one row of
@@ -39,10 +40,10 @@ func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
 		t.Skip("starts servers; not in short mode")
 	}
 	// Servers in use elsewhere are none of its business.
-	p := spawn(t, []string{"REDIS_URL=redis://production:6379", "POSTGRES_URL=postgres://production/trm", "DATA="},
+	p := servicetest.Spawn(t, []string{"REDIS_URL=redis://production:6379", "POSTGRES_URL=postgres://production/trm", "DATA="},
 		"demo", "--once", "--json", "--speed", "0", "--order", "file", "--tracks", track(t))
-	require.Zero(t, p.exit(time.Minute))
-	lines := strings.Split(strings.TrimSpace(p.output()), "\n")
+	require.Zero(t, p.Exit(time.Minute))
+	lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
 	require.Len(t, lines, 1, "the account is all that goes to standard output")
 	var names map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(lines[0]), &names))
@@ -61,8 +62,8 @@ func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
 	require.True(t, account.Balanced)
 	require.Positive(t, account.Latency.P50)
 	require.GreaterOrEqual(t, account.Latency.P99, account.Latency.P50)
-	require.Regexp(t, `stored 150 .* duplicates 1 `, p.errors())
-	require.Contains(t, p.errors(), "152 entries of 3 devices")
+	require.Regexp(t, `stored 150 .* duplicates 1 `, p.Errors())
+	require.Contains(t, p.Errors(), "152 entries of 3 devices")
 }
 
 func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
@@ -70,25 +71,25 @@ func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts servers; not in short mode")
 	}
-	p := spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
+	p := servicetest.Spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
 	testenv.Wait(t, time.Minute, func() error {
-		if !strings.Contains(p.errors(), "still running") {
+		if !strings.Contains(p.Errors(), "still running") {
 			return context.DeadlineExceeded
 		}
 		return nil
 	})
-	require.Contains(t, p.output(), "balanced")
-	require.Contains(t, p.errors(), "/readyz")
-	require.Zero(t, terminated(p))
+	require.Contains(t, p.Output(), "balanced")
+	require.Contains(t, p.Errors(), "/readyz")
+	require.Zero(t, p.Terminate())
 }
 
 func TestDemoRefusesServersThatAreInUse(t *testing.T) {
-	pl := newPlace(t)
-	pl.publish(good("device-1", 1))
-	for _, variable := range []string{"DEMO_REDIS_URL=" + pl.redisURL, "DEMO_POSTGRES_URL=" + pl.pgURL} {
-		p := spawn(t, []string{variable}, "demo", "--once", "--tracks", track(t))
-		require.Equal(t, exitFinding, p.exit(20*time.Second))
-		require.Contains(t, p.errors(), "use an empty database")
+	dep := servicetest.New(t)
+	dep.Publish(servicetest.Record("device-1", 1))
+	for _, variable := range []string{"DEMO_REDIS_URL=" + dep.RedisURL, "DEMO_POSTGRES_URL=" + dep.PostgresURL} {
+		p := servicetest.Spawn(t, []string{variable}, "demo", "--once", "--tracks", track(t))
+		require.Equal(t, exitFinding, p.Exit(20*time.Second))
+		require.Contains(t, p.Errors(), "use an empty database")
 	}
 }
 

@@ -19,12 +19,13 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // dlq is a stream with dead letters and the command line.
 type dlq struct {
-	*place
+	*servicetest.Deployment
 	client *redis.Client
 	conn   *pgx.Conn
 	dead   *stream.DeadLetters
@@ -32,15 +33,15 @@ type dlq struct {
 
 func newDLQ(t *testing.T) *dlq {
 	t.Helper()
-	d := &dlq{place: newPlace(t)}
-	opts, err := redis.ParseURL(d.redisURL)
+	d := &dlq{Deployment: servicetest.New(t)}
+	opts, err := redis.ParseURL(d.RedisURL)
 	require.NoError(t, err)
 	d.client = redis.NewClient(opts)
 	t.Cleanup(func() { _ = d.client.Close() })
-	d.conn, err = pgx.Connect(t.Context(), d.pgURL)
+	d.conn, err = pgx.Connect(t.Context(), d.PostgresURL)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = d.conn.Close(context.Background()) })
-	d.dead, err = stream.NewDeadLetters(d.client, stream.Config{Stream: d.stream, Group: d.group}, d.stream+":dlq")
+	d.dead, err = stream.NewDeadLetters(d.client, stream.Config{Stream: d.Stream, Group: d.Group}, d.Stream+":dlq")
 	require.NoError(t, err)
 	return d
 }
@@ -51,28 +52,28 @@ func (d *dlq) call(args ...string) (code int, stdout, stderr string) {
 }
 
 func (d *dlq) callWith(env []string, args ...string) (code int, stdout, stderr string) {
-	p := spawn(d.t, d.environ(append([]string{"SHARDS=8"}, env...)...), append([]string{"dlq"}, args...)...)
-	code = p.exit(time.Minute)
-	return code, p.output(), p.errors()
+	p := servicetest.Spawn(d.T, d.Environ(append([]string{"SHARDS=8"}, env...)...), append([]string{"dlq"}, args...)...)
+	code = p.Exit(time.Minute)
+	return code, p.Output(), p.Errors()
 }
 
 func (d *dlq) json(into any, args ...string) int {
-	d.t.Helper()
+	d.T.Helper()
 	code, out, errs := d.call(append(args, "--json")...)
-	require.NoError(d.t, json.Unmarshal([]byte(out), into), "%s\n%s", out, errs)
+	require.NoError(d.T, json.Unmarshal([]byte(out), into), "%s\n%s", out, errs)
 	return code
 }
 
 func (d *dlq) count(sql string, args ...any) (n int) {
-	d.t.Helper()
-	require.NoError(d.t, d.conn.QueryRow(d.t.Context(), sql, args...).Scan(&n))
+	d.T.Helper()
+	require.NoError(d.T, d.conn.QueryRow(d.T.Context(), sql, args...).Scan(&n))
 	return n
 }
 
 func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 	d := newDLQ(t)
-	service := d.run("SHARDS=8")
-	service.awaitReady()
+	service := d.Run("SHARDS=8")
+	service.AwaitReady()
 	// Two with a latitude out of range, one of which has a number beyond 2^53.
 	var entries [][]string
 	for s := range int64(3) {
@@ -81,11 +82,11 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 		j.Fields[len(j.Fields)-1] = strings.Replace(j.Fields[len(j.Fields)-1], `"attributes":{`, `"attributes":{"78":{"__bigint":"9223372036854775807"},"id":9007199254740993,`, 1)
 		entries = append(entries, j.Fields)
 	}
-	entries = append(entries, fine(1, 100))
-	ids, err := stream.NewPublisher(d.client, d.stream, 0).Publish(t.Context(), entries)
+	entries = append(entries, servicetest.MovingRecord(fleet.DeviceID(1), 100))
+	ids, err := stream.NewPublisher(d.client, d.Stream, 0).Publish(t.Context(), entries)
 	require.NoError(t, err)
 	testenv.Wait(t, time.Minute, func() error {
-		if n := d.client.XLen(t.Context(), d.stream+":dlq").Val(); n != 3 {
+		if n := d.client.XLen(t.Context(), d.Stream+":dlq").Val(); n != 3 {
 			return fmt.Errorf("%d dead letters", n)
 		}
 		return nil
@@ -153,10 +154,10 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 	require.Equal(t, exitConfig, code, "without a filter nothing is meant")
 	code, _, errs = d.call("drop", "--class", "invalid", "--yes", "1")
 	require.Zero(t, code, errs)
-	require.Zero(t, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	require.Zero(t, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
 	require.Equal(t, 3, d.count("select count(*) from processor.dead_letters"))
 	require.Equal(t, 4, d.count("select count(*) from processor.audit where action in ('dlq edit', 'dlq retry', 'dlq drop') and count > 0"))
-	require.Zero(t, terminated(service))
+	require.Zero(t, service.Terminate())
 }
 
 func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessage {
@@ -168,17 +169,17 @@ func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessag
 
 // park makes dead letters of entries, one a second, and returns their IDs.
 func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
-	d.t.Helper()
+	d.T.Helper()
 	for i, fields := range entries {
 		l := telemetry.DeadLetter{
 			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(1_700_000_000_000 + 1000*i)}, Fields: fields},
 			Class: telemetry.ClassInvalid, Error: "invalid: payload.latitude: must be from -90 to 90", Field: "payload.latitude",
 			Fingerprint: "invalid/payload.latitude/range", Attempts: 1, FirstFailed: time.Now(), LastFailed: time.Now(),
 		}
-		require.NoError(d.t, d.dead.ParkDeferred(d.t.Context(), []telemetry.DeadLetter{l}, nil))
+		require.NoError(d.T, d.dead.ParkDeferred(d.T.Context(), []telemetry.DeadLetter{l}, nil))
 	}
-	list, err := d.dead.List(d.t.Context(), telemetry.EntryID{}, 1000)
-	require.NoError(d.t, err)
+	list, err := d.dead.List(d.T.Context(), telemetry.EntryID{}, 1000)
+	require.NoError(d.T, err)
 	ids := make([]telemetry.EntryID, len(list))
 	for i := range list {
 		ids[i] = list[i].ID
@@ -296,7 +297,7 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 		code, _, errs = d.call(args...)
 		require.Equal(t, exitConfig, code, errs)
 	}
-	code, _, errs = d.call("edit", "--mended", fileOf(t, "no JSON"))
+	code, _, errs = d.call("edit", "--mended", servicetest.File(t, "no JSON"))
 	require.Equal(t, exitFinding, code)
 	require.Contains(t, errs, "read mended dead letters")
 }
@@ -307,7 +308,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	require.Equal(t, []any{exitClean, "", "there are no dead letters\n"}, []any{code, out, errs}, "which is as it should be")
 	code, out, errs = d.call("retry", "--all", "--json")
 	require.Equal(t, []any{exitClean, "[]\n", "there are no dead letters\n"}, []any{code, out, errs})
-	d.park(fine(1, 1))
+	d.park(servicetest.MovingRecord(fleet.DeviceID(1), 1))
 	file := filepath.Join(t.TempDir(), "none.jsonl")
 	for _, tt := range []struct {
 		args []string
@@ -336,7 +337,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	code, _, errs = d.call("edit", "1-1", "--set", "codec=8")
 	require.Equal(t, exitFinding, code)
 	require.Contains(t, errs, "no dead letter has the ID 1-1")
-	code, out, errs = d.call("edit", "--mended", fileOf(t, ""), "--json")
+	code, out, errs = d.call("edit", "--mended", servicetest.File(t, ""), "--json")
 	require.Equal(t, []any{exitFinding, "[]\n"}, []any{code, out})
 	require.Contains(t, errs, "holds no dead letters")
 	require.Zero(t, d.count("select count(*) from processor.audit"))
@@ -344,31 +345,23 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 
 func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {
 	d := newDLQ(t)
-	d.park(fine(1, 1), fine(1, 2))
-	require.NoError(t, d.client.XGroupCreateMkStream(t.Context(), d.stream, d.group, "0").Err())
-	pub := stream.NewPublisher(d.client, d.stream, 0)
-	_, err := pub.Publish(t.Context(), [][]string{fine(2, 1), fine(2, 2), fine(2, 3)})
+	d.park(servicetest.MovingRecord(fleet.DeviceID(1), 1), servicetest.MovingRecord(fleet.DeviceID(1), 2))
+	require.NoError(t, d.client.XGroupCreateMkStream(t.Context(), d.Stream, d.Group, "0").Err())
+	pub := stream.NewPublisher(d.client, d.Stream, 0)
+	_, err := pub.Publish(t.Context(), [][]string{servicetest.MovingRecord(fleet.DeviceID(2), 1), servicetest.MovingRecord(fleet.DeviceID(2), 2), servicetest.MovingRecord(fleet.DeviceID(2), 3)})
 	require.NoError(t, err)
-	p := spawn(t, d.environ("SHARDS=8"), "dlq", "retry", "--all", "--pause-at", "3")
+	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--all", "--pause-at", "3")
 	testenv.Wait(t, 30*time.Second, func() error {
-		if !strings.Contains(p.errors(), "waiting: 3 entries are undone") {
-			return fmt.Errorf("it says %q", p.errors())
+		if !strings.Contains(p.Errors(), "waiting: 3 entries are undone") {
+			return fmt.Errorf("it says %q", p.Errors())
 		}
 		return nil
 	})
-	require.EqualValues(t, 3, d.client.XLen(t.Context(), d.stream).Val())
-	require.EqualValues(t, 2, d.client.XLen(t.Context(), d.stream+":dlq").Val())
-	require.NoError(t, d.client.Do(t.Context(), "xgroup", "setid", d.stream, d.group, "$", "entriesread", 3).Err())
-	require.Zero(t, p.exit(30*time.Second), p.errors())
-	require.EqualValues(t, 5, d.client.XLen(t.Context(), d.stream).Val())
-}
-
-// fileOf is a file that holds text.
-func fileOf(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
-	return path
+	require.EqualValues(t, 3, d.client.XLen(t.Context(), d.Stream).Val())
+	require.EqualValues(t, 2, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
+	require.NoError(t, d.client.Do(t.Context(), "xgroup", "setid", d.Stream, d.Group, "$", "entriesread", 3).Err())
+	require.Zero(t, p.Exit(30*time.Second), p.Errors())
+	require.EqualValues(t, 5, d.client.XLen(t.Context(), d.Stream).Val())
 }
 
 func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
@@ -376,30 +369,30 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 	var letters []telemetry.DeadLetter
 	for n := range 40 {
 		letters = append(letters, telemetry.DeadLetter{
-			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(1_700_000_000_000 + n)}, Fields: fine(n%3, int64(n))},
+			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(1_700_000_000_000 + n)}, Fields: servicetest.MovingRecord(fleet.DeviceID(n%3), int64(n))},
 			Class: telemetry.ClassSink, Error: "sink", Fingerprint: "sink", FirstFailed: time.Now(), LastFailed: time.Now(),
 		})
 	}
 	for i := range letters { // in the wrong order
 		require.NoError(t, d.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}, nil))
 	}
-	p := spawn(t, d.environ("SHARDS=8"), "dlq", "retry", "--class", "sink", "--rate", "20")
+	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--class", "sink", "--rate", "20")
 	testenv.Wait(t, 30*time.Second, func() error {
-		if n := d.client.XLen(t.Context(), d.stream).Val(); n < 5 {
+		if n := d.client.XLen(t.Context(), d.Stream).Val(); n < 5 {
 			return fmt.Errorf("%d sent", n)
 		}
 		return nil
 	})
-	p.signal(os.Interrupt)
-	require.Equal(t, exitFinding, p.exit(20*time.Second))
-	require.Contains(t, p.errors(), "interrupted")
-	sent := d.client.XLen(t.Context(), d.stream).Val()
+	p.Signal(os.Interrupt)
+	require.Equal(t, exitFinding, p.Exit(20*time.Second))
+	require.Contains(t, p.Errors(), "interrupted")
+	sent := d.client.XLen(t.Context(), d.Stream).Val()
 	require.Less(t, sent, int64(40))
-	require.Equal(t, 40-sent, d.client.XLen(t.Context(), d.stream+":dlq").Val())
+	require.Equal(t, 40-sent, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
 	code, _, errs := d.call("retry", "--class", "sink", "--rate", "10000")
 	require.Zero(t, code, errs)
 
-	all := d.client.XRange(t.Context(), d.stream, "-", "+").Val()
+	all := d.client.XRange(t.Context(), d.Stream, "-", "+").Val()
 	require.Len(t, all, 40)
 	for i, m := range all {
 		require.Equal(t, letters[i].Entry.ID.String(), m.Values[telemetry.FieldReplayOf])

@@ -3,6 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -15,16 +18,17 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // examined runs processor doctor and returns its findings.
-func (pl *place) examined(settings ...string) (code int, d diagnosis) {
-	pl.t.Helper()
-	p := spawn(pl.t, pl.environ(append([]string{fourShards}, settings...)...), "doctor", "--json")
-	code = p.exit(40 * time.Second)
-	require.NoError(pl.t, json.Unmarshal([]byte(p.output()), &d), p.errors())
+func examined(dep *servicetest.Deployment, settings ...string) (code int, d diagnosis) {
+	dep.T.Helper()
+	p := servicetest.Spawn(dep.T, dep.Environ(append([]string{servicetest.FourShards}, settings...)...), "doctor", "--json")
+	code = p.Exit(40 * time.Second)
+	require.NoError(dep.T, json.Unmarshal([]byte(p.Output()), &d), p.Errors())
 	for _, f := range d.Findings {
-		require.Equal(pl.t, f.Level == levelOK, f.Remedy == "", "%+v: each finding has its remedy", f)
+		require.Equal(dep.T, f.Level == levelOK, f.Remedy == "", "%+v: each finding has its remedy", f)
 	}
 	return code, d
 }
@@ -48,9 +52,11 @@ func (d diagnosis) remedy(text string) string {
 }
 
 func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
-	pl := newPlace(t)
-	stageWork(pl)
-	code, d := pl.examined()
+	dep := servicetest.New(t)
+	dep.Run(servicetest.FourShards).AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 30*time.Second)
+	code, d := examined(dep)
 	require.Equal(t, exitClean, code, "%+v", d.Findings)
 	for _, text := range []string{
 		"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
@@ -59,46 +65,46 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 		require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
 	}
 
-	code, d = pl.examined("SHARDS=8")
+	code, d = examined(dep, "SHARDS=8")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("SHARDS is 8 here and 4 for the fleet"))
 
-	ctx, client := t.Context(), pl.client()
+	ctx, client := t.Context(), dep.Client()
 	_, err := client.XReadGroup(ctx, &redis.XReadGroupArgs{
-		Group: pl.group, Consumer: "somebody", Streams: []string{pl.stream, ">"}, Block: -1,
+		Group: dep.Group, Consumer: "somebody", Streams: []string{dep.Stream, ">"}, Block: -1,
 	}).Result()
 	require.ErrorIs(t, err, redis.Nil)
-	require.NoError(t, client.XGroupCreateConsumer(ctx, pl.stream, pl.group, "somebody").Err())
-	code, d = pl.examined()
+	require.NoError(t, client.XGroupCreateConsumer(ctx, dep.Stream, dep.Group, "somebody").Err())
+	code, d = examined(dep)
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has(`a foreign consumer "somebody" reads in our group, and holds nothing`))
 	require.Contains(t, d.remedy("holds nothing"), "Switch over")
 
-	pl.exec("insert into processor.losses (dedupe_key, stream, grp, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", pl.stream, pl.group)
-	pl.exec("insert into processor.incidents (stream, grp, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", pl.stream, pl.group)
-	pl.exec("update processor.shards set deaths = 2 where shard = 1")
-	pl.exec("drop index positions_ts")
-	_, d = pl.examined()
+	dep.Exec("insert into processor.losses (dedupe_key, stream, grp, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", dep.Stream, dep.Group)
+	dep.Exec("insert into processor.incidents (stream, grp, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", dep.Stream, dep.Group)
+	dep.Exec("update processor.shards set deaths = 2 where shard = 1")
+	dep.Exec("drop index positions_ts")
+	_, d = examined(dep)
 	require.Equal(t, levelTrouble, d.has("schema: index on public.positions"))
 	require.Equal(t, "none", d.has("ledger"), "tables are not asked when they may not be there")
-	pl.exec("create index positions_ts on positions (ts desc)")
-	_, d = pl.examined()
+	dep.Exec("create index positions_ts on positions (ts desc)")
+	_, d = examined(dep)
 	require.Equal(t, levelTrouble, d.has("7 entries were lost"))
 	require.Equal(t, levelTrouble, d.has("incident: stalled_member m.1"))
 	require.Contains(t, d.remedy("stalled_member"), `see "An instance is stalled or gone" in OPERATIONS.md`)
 	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "Records were trimmed")
-	pl.exec("insert into processor.losses (dedupe_key, stream, grp, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", pl.stream, pl.group)
-	_, d = pl.examined()
+	dep.Exec("insert into processor.losses (dedupe_key, stream, grp, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", dep.Stream, dep.Group)
+	_, d = examined(dep)
 	require.Contains(t, d.remedy("7 entries and more were lost (flush, trimmed_unread)"), "Redis lost its data")
-	pl.exec("update processor.losses set entries = null")
-	_, d = pl.examined()
+	dep.Exec("update processor.losses set entries = null")
+	_, d = examined(dep)
 	require.Equal(t, levelTrouble, d.has("entries were lost, nobody can tell how many"), "what is unknown is not nothing")
 	require.Equal(t, levelTrouble, d.has("owners of 1 shard died without progress"))
 
-	name := pl.pgURL[strings.LastIndexByte(pl.pgURL, '/')+1:]
+	name := dep.PostgresURL[strings.LastIndexByte(dep.PostgresURL, '/')+1:]
 	name, _, _ = strings.Cut(name, "?")
-	pl.exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
-	_, d = pl.examined()
+	dep.Exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
+	_, d = examined(dep)
 	require.Equal(t, levelTrouble, d.has("synchronous_commit is off"))
 }
 
@@ -122,17 +128,17 @@ func TestTheDoctorTellsForeignConsumersApart(t *testing.T) {
 }
 
 func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
-	pl := newPlace(t)
-	pl.publish(rides(0, 2)...)
-	code, d := pl.examined("REDIS_URL=redis://127.0.0.1:1")
+	dep := servicetest.New(t)
+	dep.Publish(servicetest.Records(0, 2)...)
+	code, d := examined(dep, "REDIS_URL=redis://127.0.0.1:1")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("Redis: "))
 	require.Equal(t, levelOK, d.has("commits are durable"))
-	code, d = pl.examined("POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
+	code, d = examined(dep, "POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
 	require.Equal(t, exitFinding, code)
 	require.Equal(t, levelTrouble, d.has("Postgres: "))
 	require.Equal(t, 1, strings.Count(fmt.Sprint(d.Findings), "connection refused"), "said once: %v", d.Findings)
-	require.Equal(t, levelWarning, d.has("group "+pl.group+": does not exist"))
+	require.Equal(t, levelWarning, d.has("group "+dep.Group+": does not exist"))
 	require.NotContains(t, fmt.Sprint(d.Findings), "hidden-word")
 }
 
@@ -148,5 +154,19 @@ func TestTheDoctorsTextFitsAndEndsWithTheTrouble(t *testing.T) {
 	require.Contains(t, b.String(), "\n         -> do this and that")
 	for _, l := range lines {
 		require.LessOrEqual(t, len(l), cli.Columns)
+	}
+}
+
+func TestEachIncidentHasAGuide(t *testing.T) {
+	file, err := os.ReadFile("../../internal/protocol/incident.go")
+	require.NoError(t, err)
+	var kinds []string
+	for _, m := range regexp.MustCompile(`(?m)^\t\w+ += "(\w+)"`).FindAllStringSubmatch(string(file), -1) {
+		kinds = append(kinds, m[1])
+	}
+	require.ElementsMatch(t, kinds, slices.Collect(maps.Keys(incidentGuides)))
+	for kind, g := range incidentGuides {
+		require.NotEmpty(t, g.section, kind)
+		require.NotEmpty(t, g.remedy, kind)
 	}
 }

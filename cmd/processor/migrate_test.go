@@ -9,6 +9,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
@@ -16,9 +17,9 @@ func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
 	environ := []string{"POSTGRES_URL=" + testenv.Postgres(t)}
 	migrate := func(want int, args ...string) string {
 		t.Helper()
-		p := spawn(t, environ, append([]string{"migrate"}, args...)...)
-		require.Equal(t, want, p.exit(30*time.Second), p.errors())
-		return p.output()
+		p := servicetest.Spawn(t, environ, append([]string{"migrate"}, args...)...)
+		require.Equal(t, want, p.Exit(30*time.Second), p.Errors())
+		return p.Output()
 	}
 	require.Contains(t, migrate(exitSchema, "verify"), "public.positions")
 	var status []store.Migration
@@ -45,15 +46,15 @@ func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
 func TestManyProcessesMigrateAnEmptyDatabaseAtOnce(t *testing.T) {
 	t.Parallel()
 	environ := []string{"POSTGRES_URL=" + testenv.Postgres(t)}
-	var all []*process
+	var all []*servicetest.Process
 	for range 20 {
-		all = append(all, spawn(t, environ, "migrate", "up", "--json"))
+		all = append(all, servicetest.Spawn(t, environ, "migrate", "up", "--json"))
 	}
 	applied := map[string]int{}
 	for _, p := range all {
-		require.Zero(t, p.exit(time.Minute), p.errors())
+		require.Zero(t, p.Exit(time.Minute), p.Errors())
 		var up struct{ Applied []string }
-		require.NoError(t, json.Unmarshal([]byte(p.output()), &up))
+		require.NoError(t, json.Unmarshal([]byte(p.Output()), &up))
 		for _, name := range up.Applied {
 			applied[name]++
 		}

@@ -7,18 +7,20 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // Each line is: settings, command, exit code, what it says.
 func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.T) {
-	pl := newPlace(t)
+	dep := servicetest.New(t)
 	elsewhere := func(change func(u *url.URL)) string {
-		u, err := url.Parse(pl.pgURL)
+		u, err := url.Parse(dep.PostgresURL)
 		require.NoError(t, err)
 		change(u)
 		return "POSTGRES_URL=" + u.String()
 	}
-	u, err := url.Parse(pl.pgURL)
+	u, err := url.Parse(dep.PostgresURL)
 	require.NoError(t, err)
 	address := u.Host
 	if address == "" { // a socket
@@ -59,27 +61,27 @@ func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.
 		{nowhere, "shards", exitConfig, wrongDatabase},
 		{nowhere, "migrate status", exitConfig, wrongDatabase},
 	} {
-		p := spawn(t, pl.environ(tt.setting), strings.Fields(tt.line)...)
+		p := servicetest.Spawn(t, dep.Environ(tt.setting), strings.Fields(tt.line)...)
 		all = append(all, func() {
-			require.Equal(t, tt.code, p.exit(time.Minute), tt.line)
-			require.Contains(t, p.errors(), "processor: "+tt.want, tt.line)
-			require.Equal(t, 1, strings.Count(p.errors(), "\n"), "%s: one line: %s", tt.line, p.errors())
-			require.NotContains(t, p.errors(), "migrate up")
-			require.NotContains(t, p.errors(), "hidden-word")
+			require.Equal(t, tt.code, p.Exit(time.Minute), tt.line)
+			require.Contains(t, p.Errors(), "processor: "+tt.want, tt.line)
+			require.Equal(t, 1, strings.Count(p.Errors(), "\n"), "%s: one line: %s", tt.line, p.Errors())
+			require.NotContains(t, p.Errors(), "migrate up")
+			require.NotContains(t, p.Errors(), "hidden-word")
 		})
 	}
 	for _, check := range all {
 		check()
 	}
 
-	_, d := pl.examined(nobody)
+	_, d := examined(dep, nobody)
 	require.Equal(t, "correct POSTGRES_URL", d.remedy(`role "nosuch" does not exist`), "it answered")
-	_, d = pl.examined(noRedis)
+	_, d = examined(dep, noRedis)
 	require.Contains(t, d.remedy("Redis: "), "correct REDIS_URL; see ")
 
 	// A password may be mended while it waits; until then the log says what to correct.
-	run := pl.run(nobody, "START_TIMEOUT=1s")
-	require.Equal(t, exitDependency, run.exit(30*time.Second))
-	require.Equal(t, 2, strings.Count(run.output(), "correct POSTGRES_URL"), "while it waits, and at the end: %s", run.output())
-	require.Equal(t, 1, strings.Count(run.output(), `"level":"ERROR"`), "said once: %s", run.output())
+	run := dep.Run(nobody, "START_TIMEOUT=1s")
+	require.Equal(t, exitDependency, run.Exit(30*time.Second))
+	require.Equal(t, 2, strings.Count(run.Output(), "correct POSTGRES_URL"), "while it waits, and at the end: %s", run.Output())
+	require.Equal(t, 1, strings.Count(run.Output(), `"level":"ERROR"`), "said once: %s", run.Output())
 }

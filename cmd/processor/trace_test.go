@@ -11,77 +11,78 @@ import (
 
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
-func (pl *place) traced() traceJSON {
-	pl.t.Helper()
-	p := spawn(pl.t, pl.environ(fourShards), "trace", imei, "--json")
-	require.Zero(pl.t, p.exit(40*time.Second), p.errors())
+func traced(dep *servicetest.Deployment) traceJSON {
+	dep.T.Helper()
+	p := servicetest.Spawn(dep.T, dep.Environ(servicetest.FourShards), "trace", servicetest.IMEI, "--json")
+	require.Zero(dep.T, p.Exit(40*time.Second), p.Errors())
 	var tr traceJSON
-	require.NoError(pl.t, json.Unmarshal([]byte(p.output()), &tr))
+	require.NoError(dep.T, json.Unmarshal([]byte(p.Output()), &tr))
 	return tr
 }
 
 func TestTraceSaysThatThereIsNoStream(t *testing.T) {
-	pl := newPlace(t)
-	p := spawn(t, pl.environ(), "trace", "nosuch")
-	require.Zero(t, p.exit(40*time.Second), p.errors())
-	require.Contains(t, p.output(), "stream "+pl.stream+" does not exist: set REDIS_TELEMETRY_STREAM")
-	require.NotContains(t, p.output(), "no entries")
+	dep := servicetest.New(t)
+	p := servicetest.Spawn(t, dep.Environ(), "trace", "nosuch")
+	require.Zero(t, p.Exit(40*time.Second), p.Errors())
+	require.Contains(t, p.Output(), "stream "+dep.Stream+" does not exist: set REDIS_TELEMETRY_STREAM")
+	require.NotContains(t, p.Output(), "no entries")
 }
 
 func TestTraceSaysWhereEachEntryIs(t *testing.T) {
-	pl := newPlace(t)
-	p := pl.run(fourShards)
-	p.awaitReady()
-	garbled := []string{"ts", "2026-01-01T00:00:00.000Z", "device_id", imei, "codec", "8", "payload", "$GPRMC,081836,A*62"}
-	ids := pl.publish(good(imei, 1), letter(imei, 2), garbled, good("another-device", 1))
-	pl.awaitStored(2, 30*time.Second)
-	pl.awaitLetters(1)
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	garbled := []string{"ts", "2026-01-01T00:00:00.000Z", "device_id", servicetest.IMEI, "codec", "8", "payload", "$GPRMC,081836,A*62"}
+	ids := dep.Publish(servicetest.Record(servicetest.IMEI, 1), servicetest.InvalidRecord(servicetest.IMEI, 2), garbled, servicetest.Record("another-device", 1))
+	dep.AwaitStored(2, 30*time.Second)
+	dep.AwaitDeadLetters(1)
 	var tr traceJSON
 	testenv.Wait(t, 30*time.Second, func() error {
-		if tr = pl.traced(); len(tr.Entries) != 3 || tr.Entries[0].State != "deferred" {
+		if tr = traced(dep); len(tr.Entries) != 3 || tr.Entries[0].State != "deferred" {
 			return fmt.Errorf("have %+v", tr.Entries)
 		}
 		return nil
 	})
-	require.Equal(t, telemetry.ShardOf(imei, 4), tr.Shard)
+	require.Equal(t, telemetry.ShardOf(servicetest.IMEI, 4), tr.Shard)
 	require.Contains(t, *tr.Owner, ".")
 	require.True(t, tr.Complete)
 	require.Equal(t, "dead letter", tr.Entries[1].State)
 	require.Equal(t, "stored", tr.Entries[2].State)
 	require.Equal(t, ids[0].String(), tr.Entries[2].ID)
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 
-	pl.publish(good(imei, 5), good(imei, 6))
-	tr = pl.traced()
+	dep.Publish(servicetest.Record(servicetest.IMEI, 5), servicetest.Record(servicetest.IMEI, 6))
+	tr = traced(dep)
 	require.Nil(t, tr.Owner, "never a name that is not true any more")
 	require.Equal(t, []string{"in the stream", "in the stream"}, []string{tr.Entries[0].State, tr.Entries[1].State})
-	c := pl.client()
+	c := dep.Client()
 	got, err := c.XReadGroup(t.Context(), &redis.XReadGroupArgs{
-		Group: pl.group, Consumer: "somebody", Streams: []string{pl.stream, ">"}, Count: 2,
+		Group: dep.Group, Consumer: "somebody", Streams: []string{dep.Stream, ">"}, Count: 2,
 	}).Result()
 	require.NoError(t, err)
-	require.NoError(t, c.XAck(t.Context(), pl.stream, pl.group, got[0].Messages[0].ID).Err())
-	tr = pl.traced()
+	require.NoError(t, c.XAck(t.Context(), dep.Stream, dep.Group, got[0].Messages[0].ID).Err())
+	tr = traced(dep)
 	require.Equal(t, "pending", tr.Entries[0].State)
 	require.Contains(t, tr.Entries[0].Detail, "somebody")
 	require.Equal(t, "done, no row", tr.Entries[1].State, "it was acknowledged by hand")
 
-	pl.publish(good(imei, 7), good("another-device", 2), good(imei, 8))
+	dep.Publish(servicetest.Record(servicetest.IMEI, 7), servicetest.Record("another-device", 2), servicetest.Record(servicetest.IMEI, 8))
 	var shown deviceShown
-	pl.ask(exitClean, &shown, "device", "show", imei)
+	dep.Ask(exitClean, &shown, "device", "show", servicetest.IMEI)
 	require.EqualValues(t, 1, *shown.Pending, "its own, not those of its shard")
 	require.EqualValues(t, 2, *shown.Undealt)
 	require.EqualValues(t, 1, *shown.DeadLetters)
 	require.EqualValues(t, 1, shown.Deferred)
 	require.False(t, shown.AtLeast)
-	pl.ask(exitClean, &shown, "device", "show", "another-device")
+	dep.Ask(exitClean, &shown, "device", "show", "another-device")
 	require.Zero(t, *shown.Pending)
 	require.EqualValues(t, 1, *shown.Undealt)
 
-	text := spawn(t, pl.environ(fourShards), "trace", imei, "--last", "4")
-	require.Zero(t, text.exit(40*time.Second), text.errors())
-	require.Regexp(t, `owner +nobody\n`, text.output())
-	require.Regexp(t, `\d+-\d+ +2023-11-14 22:13:26 +pending`, text.output())
+	text := servicetest.Spawn(t, dep.Environ(servicetest.FourShards), "trace", servicetest.IMEI, "--last", "4")
+	require.Zero(t, text.Exit(40*time.Second), text.Errors())
+	require.Regexp(t, `owner +nobody\n`, text.Output())
+	require.Regexp(t, `\d+-\d+ +2023-11-14 22:13:26 +pending`, text.Output())
 }

@@ -24,7 +24,10 @@ func Data(tb testing.TB, name string) string {
 // Full skips a long campaign unless TEST_FULL is set (`make test-full`).
 func Full(tb testing.TB) {
 	tb.Helper()
-	if os.Getenv("TEST_FULL") == "" {
+	if !IsFull() {
 		tb.Skip("a long campaign: make test-full")
 	}
 }
+
+// IsFull reports whether long campaigns run.
+func IsFull() bool { return os.Getenv("TEST_FULL") != "" }

@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 func TestTheServiceRunsOnARedisClusterAndThroughAFailOver(t *testing.T) {
@@ -38,48 +39,47 @@ func TestTheServiceRunsThroughSentinelAndAFailOver(t *testing.T) {
 func serveThroughAFailOver(t *testing.T, url, name string, master *devenv.Server) {
 	t.Helper()
 	ctx := t.Context()
-	pl := &place{t: t, redisURL: url, stream: name, group: "processor", pgURL: testenv.Postgres(t, migrated())}
+	dep := &servicetest.Deployment{T: t, RedisURL: url, Stream: name, Group: "processor", PostgresURL: testenv.Postgres(t, servicetest.Migrated())}
 	client, err := stream.Connect(stream.Config{URL: url, Timeout: 10 * time.Second})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
 
-	p := pl.run(fourShards)
-	p.awaitReady()
-	ids := pl.publish(append(rides(0, 7), letter(imei, 10))...)
-	pl.awaitStored(7, 20*time.Second)
-	pl.awaitDevice(0, 1)
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	ids := dep.Publish(append(servicetest.Records(0, 7), servicetest.InvalidRecord(servicetest.IMEI, 10))...)
+	dep.AwaitStored(7, 20*time.Second)
+	awaitDevice(dep, 0, 1)
 
 	// What another program took from the queues, an operator claims.
-	take := []any{"xclaim", name, pl.group, "old", 0}
+	take := []any{"xclaim", name, dep.Group, "old", 0}
 	for _, id := range ids[:3] {
 		take = append(take, id.String())
 	}
 	require.NoError(t, client.Do(ctx, append(take, "force", "justid")...).Err())
-	pl.awaitDevice(3, 1)
-	claim := spawn(t, pl.environ(fourShards), "claim", "--consumer", "old", "--min-idle", "0s")
-	require.Zero(t, claim.exit(20*time.Second), claim.errors())
-	require.Contains(t, claim.output(), "moved 3 entries")
-	pl.awaitDevice(0, 1)
-	require.Zero(t, client.XGroupDelConsumer(ctx, name, pl.group, "old").Val(), "it held nothing any more")
+	awaitDevice(dep, 3, 1)
+	claim := servicetest.Spawn(t, dep.Environ(servicetest.FourShards), "claim", "--consumer", "old", "--min-idle", "0s")
+	require.Zero(t, claim.Exit(20*time.Second), claim.Errors())
+	require.Contains(t, claim.Output(), "moved 3 entries")
+	awaitDevice(dep, 0, 1)
+	require.Zero(t, client.XGroupDelConsumer(ctx, name, dep.Group, "old").Val(), "it held nothing any more")
 
 	// The dead letter is mended and sent again.
-	var letters []letterJSON
-	pl.ask(exitClean, &letters, "dlq", "list")
+	var letters []struct{ ID string }
+	dep.Ask(0, &letters, "dlq", "list")
 	require.Len(t, letters, 1)
 	for _, args := range [][]string{{"edit", letters[0].ID, "--set", "payload.latitude=41"}, {"retry", letters[0].ID}} {
-		done := spawn(t, pl.environ(fourShards), append([]string{"dlq"}, args...)...)
-		require.Zero(t, done.exit(20*time.Second), "%v: %s", args, done.errors())
+		done := servicetest.Spawn(t, dep.Environ(servicetest.FourShards), append([]string{"dlq"}, args...)...)
+		require.Zero(t, done.Exit(20*time.Second), "%v: %s", args, done.Errors())
 	}
-	pl.awaitStored(8, 20*time.Second)
+	dep.AwaitStored(8, 20*time.Second)
 
 	healthy := func() {
 		t.Helper()
-		code, d := pl.examined()
-		require.Equal(t, exitClean, code, "%+v", d.Findings)
+		d := diagnose(dep)
 		for _, text := range []string{"Redis: version 7", "noeviction", "scripts run", "nothing is undone", "every shard has an owner"} {
-			require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
+			require.Equal(t, "ok", d.level(text), "%s: %+v", text, d.Findings)
 		}
-		require.Equal(t, "none", d.has("replica"))
+		require.Equal(t, "none", d.level("replica"))
 	}
 	healthy()
 
@@ -87,24 +87,24 @@ func serveThroughAFailOver(t *testing.T, url, name string, master *devenv.Server
 	require.NoError(t, master.Kill())
 	killed := time.Now()
 	testenv.Wait(t, 40*time.Second, func() error {
-		_, err := stream.NewPublisher(client, name, 0).Publish(context.Background(), rides(20, 3))
+		_, err := stream.NewPublisher(client, name, 0).Publish(context.Background(), servicetest.Records(20, 3))
 		return err
 	})
 	taken := time.Since(killed)
-	pl.awaitStored(11, 40*time.Second)
+	dep.AwaitStored(11, 40*time.Second)
 	t.Logf("the next master took entries after %s, and they were stored after %s", taken.Round(time.Millisecond), time.Since(killed).Round(time.Millisecond))
-	pl.awaitDevice(0, 0)
+	awaitDevice(dep, 0, 0)
 	healthy()
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 }
 
 // awaitDevice waits until of the device so many entries are on a queue and so
 // many are dead letters.
-func (pl *place) awaitDevice(pending, letters int64) {
-	pl.t.Helper()
-	var d deviceShown
-	testenv.Wait(pl.t, 20*time.Second, func() error {
-		pl.ask(exitClean, &d, "device", "show", imei)
+func awaitDevice(dep *servicetest.Deployment, pending, letters int64) {
+	dep.T.Helper()
+	var d deviceReport
+	testenv.Wait(dep.T, 20*time.Second, func() error {
+		dep.Ask(0, &d, "device", "show", servicetest.IMEI)
 		if d.Pending == nil || *d.Pending != pending || *d.Undealt != 0 || *d.DeadLetters != letters {
 			return fmt.Errorf("want %d pending and %d dead letters, have %+v", pending, letters, d)
 		}

@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // P6, P7, P10: what was in Redis alone is gone, nobody can tell how much that
@@ -22,34 +23,34 @@ import (
 func TestRedisBackWithoutItsDataIsNotedAndWorkGoesOn(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
-	pl := &place{t: t, redisURL: env.Redis.URL(), pgURL: testenv.Postgres(t, migrated()), stream: "telemetry:teltonika", group: "processor"}
-	p := pl.run(fourShards)
-	p.awaitReady()
-	pl.publish(riders(0, 200)...)
-	pl.awaitRows(200)
-	pl.awaitCount(4, "select count(*) from processor.progress where applied_id <> '0-0'")
+	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: testenv.Postgres(t, servicetest.Migrated()), Stream: "telemetry:teltonika", Group: "processor"}
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	dep.Publish(servicetest.RecordsOfMany(0, 200)...)
+	dep.AwaitStored(200, 40*time.Second)
+	dep.AwaitCount(4, "select count(*) from processor.progress where applied_id <> '0-0'")
 
-	before := strings.Count(p.output(), "\n")
+	before := strings.Count(p.Output(), "\n")
 	require.NoError(t, env.Redis.RestartEmpty(t.Context()))
 	back := time.Now()
-	pl.publish(riders(200, 200)...)
-	pl.awaitRows(400)
+	dep.Publish(servicetest.RecordsOfMany(200, 200)...)
+	dep.AwaitStored(400, 40*time.Second)
 	t.Logf("Redis restarted without its data: 200 new records stored %.2f s after", time.Since(back).Seconds())
-	pl.awaitCount(1, "select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null")
+	dep.AwaitCount(1, "select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null")
 	seconds := max(3, time.Since(back).Seconds())
-	require.LessOrEqual(t, float64(strings.Count(p.output(), "\n")-before)/seconds, maxLines)
-	pl.awaitCount(1, "select count(*) from processor.losses where cause = 'flush' and entries is null")
-	var l lagJSON
-	pl.ask(exitClean, &l, "lag")
+	require.LessOrEqual(t, float64(strings.Count(p.Output(), "\n")-before)/seconds, maxLines)
+	dep.AwaitCount(1, "select count(*) from processor.losses where cause = 'flush' and entries is null")
+	var l lagReport
+	dep.Ask(0, &l, "lag")
 	require.Nil(t, l.Lost, "unknown, not 0")
 	require.EqualValues(t, 0, *l.Undone)
 	require.Equal(t, "flush", l.Losses[0].Cause)
 	require.Equal(t, "redis_lost", l.Incidents[0].Kind)
-	v, err := p.metric(`processor_coordination_lost_groups_total{kind="redis_lost"}`)
+	v, err := p.Metric(`processor_coordination_lost_groups_total{kind="redis_lost"}`)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, v)
-	require.Equal(t, 1, strings.Count(p.output(), `"msg":"starting to process"`), "it never restarted")
-	require.Zero(t, terminated(p))
+	require.Equal(t, 1, strings.Count(p.Output(), `"msg":"starting to process"`), "it never restarted")
+	require.Zero(t, p.Terminate())
 }
 
 // What it costs to lose the group of a full stream.
@@ -57,30 +58,30 @@ func TestTheGroupOfAMillionEntriesIsLost(t *testing.T) {
 	testenv.Full(t)
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true})
-	pl := &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"}
+	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"}
 	const entries, devices = 1_000_000, 2000
-	p := pl.run()
-	p.awaitReady()
+	p := dep.Run()
+	p.AwaitReady()
 	began := time.Now()
 	for second := range int64(entries / devices) {
 		lot := make([][]string, devices)
 		for d := range lot {
-			lot[d] = good(fmt.Sprintf("device-%d", d), second)
+			lot[d] = servicetest.Record(fmt.Sprintf("device-%d", d), second)
 		}
-		pl.publish(lot...)
+		dep.Publish(lot...)
 	}
-	pl.awaitStored(entries, 10*time.Minute)
+	dep.AwaitStored(entries, 10*time.Minute)
 	t.Logf("%d entries stored for the first time, %.0f s after the first was sent", entries, time.Since(began).Seconds())
 	duplicates := func() float64 {
-		n, err := p.metric(`processor_pipeline_records_total{outcome="duplicate"}`)
+		n, err := p.Metric(`processor_pipeline_records_total{outcome="duplicate"}`)
 		require.NoError(t, err)
 		return n
 	}
 	before := duplicates()
-	require.NoError(t, pl.client().XGroupDestroy(t.Context(), pl.stream, pl.group).Err())
+	require.NoError(t, dep.Client().XGroupDestroy(t.Context(), dep.Stream, dep.Group).Err())
 	destroyed := time.Now()
 	var detail string
-	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
 	testenv.Wait(t, 10*time.Minute, func() error {
@@ -89,49 +90,49 @@ func TestTheGroupOfAMillionEntriesIsLost(t *testing.T) {
 	t.Logf("group lost: %.1f s from XGROUP DESTROY until all was done again, %.0f duplicates; incident %s", time.Since(destroyed).Seconds(), duplicates()-before, detail)
 	require.Contains(t, detail, fmt.Sprintf(`"entries": %d`, entries))
 	require.InDelta(t, entries, duplicates()-before, 1)
-	have, err := pl.stored()
+	have, err := dep.Stored()
 	require.NoError(t, err)
 	require.Equal(t, entries, have)
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 }
 
 // P6: entries that are trimmed before they were read, and while they lay on
 // their queue, through the whole service.
 func TestTrimmedEntriesAreAccountedForAndShown(t *testing.T) {
-	pl := newPlace(t)
-	c, ctx := pl.client(), t.Context()
-	p := pl.run(fourShards)
-	p.awaitReady()
-	pl.publish(rides(0, 3)...)
-	pl.awaitRows(3)
-	conn, err := pgx.Connect(ctx, pl.pgURL)
+	dep := servicetest.New(t)
+	c, ctx := dep.Client(), t.Context()
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 40*time.Second)
+	conn, err := pgx.Connect(ctx, dep.PostgresURL)
 	require.NoError(t, err)
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, "begin; lock table positions in access exclusive mode")
 	require.NoError(t, err)
-	pending := pl.publish(rides(10, 7)...)
+	pending := dep.Publish(servicetest.Records(10, 7)...)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n, err := p.metric("processor_pipeline_in_flight_records"); err != nil || n != 7 {
+		if n, err := p.Metric("processor_pipeline_in_flight_records"); err != nil || n != 7 {
 			return fmt.Errorf("%v in flight, %w", n, err)
 		}
 		return nil
 	})
-	p.signal(syscall.SIGKILL)
-	require.Equal(t, -1, p.exit(10*time.Second))
+	p.Signal(syscall.SIGKILL)
+	require.Equal(t, -1, p.Exit(10*time.Second))
 	// What the server was sent already would be stored all the same.
 	_, err = conn.Exec(ctx, "select pg_terminate_backend(pid) "+serviceSessions+" and datname = current_database()")
 	require.NoError(t, err)
 	_, err = conn.Exec(ctx, "rollback")
 	require.NoError(t, err)
-	unread := pl.publish(rides(20, 12)...)
-	require.NoError(t, c.XTrimMinID(ctx, pl.stream, unread[5].String()).Err())
+	unread := dep.Publish(servicetest.Records(20, 12)...)
+	require.NoError(t, c.XTrimMinID(ctx, dep.Stream, unread[5].String()).Err())
 
-	p = pl.run(fourShards)
-	p.awaitReady()
-	pl.awaitRows(3 + 7)
-	pl.awaitCount(12, "select coalesce(sum(entries), 0) from processor.losses")
-	var l lagJSON
-	pl.ask(exitClean, &l, "lag")
+	p = dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	dep.AwaitStored(3+7, 40*time.Second)
+	dep.AwaitCount(12, "select coalesce(sum(entries), 0) from processor.losses")
+	var l lagReport
+	dep.Ask(0, &l, "lag")
 	require.EqualValues(t, 12, *l.Lost)
 	require.EqualValues(t, 0, *l.Undone)
 	sum := map[string]int64{}
@@ -146,20 +147,20 @@ func TestTrimmedEntriesAreAccountedForAndShown(t *testing.T) {
 	for _, id := range pending {
 		require.Contains(t, gone, id.String())
 	}
-	tr := pl.traced()
+	tr := traceDevice(dep)
 	require.Len(t, tr.Entries, 7, "what is left of the stream")
 	require.Len(t, tr.Losses, len(l.Losses))
-	v, err := p.metric("processor_coordination_recorded_losses_total")
+	v, err := p.Metric("processor_coordination_recorded_losses_total")
 	require.NoError(t, err)
 	require.EqualValues(t, 12, v)
-	p.await("entries were lost before they could be finished")
-	require.Zero(t, terminated(p))
+	p.Await("entries were lost before they could be finished")
+	require.Zero(t, p.Terminate())
 }
 
 // What the service does in each outage is in the book, and each that is in the
 // book is tested.
 func TestTheBookSaysWhatHappensInEachOutage(t *testing.T) {
-	text, err := os.ReadFile(runbook)
+	text, err := os.ReadFile("../../OPERATIONS.md")
 	require.NoError(t, err)
 	_, section, found := strings.Cut(string(text), "\n## Outages\n")
 	require.True(t, found)

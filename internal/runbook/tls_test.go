@@ -1,4 +1,4 @@
-package main
+package runbook_test
 
 import (
 	"crypto/ecdsa"
@@ -21,6 +21,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // certificates makes an authority and a server's certificate for loopback, in a
@@ -64,16 +65,16 @@ func certificates(t *testing.T, dir, like string) (authority, cert, key string) 
 func TestBothServersAreReachedByTLSAndNotWithoutTheRightAuthority(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true})
-	pl := &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"}
+	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"}
 	ca, cert, key := certificates(t, filepath.Join(env.Dir(), "certificates"), filepath.Join(env.Postgres.Dir(), "data"))
 
 	for _, set := range []string{"ssl_cert_file = '" + cert + "'", "ssl_key_file = '" + key + "'", "ssl = on"} {
-		pl.exec("alter system set " + set)
+		dep.Exec("alter system set " + set)
 	}
-	pl.exec("select pg_reload_conf()")
+	dep.Exec("select pg_reload_conf()")
 	port, err := devenv.FreePort()
 	require.NoError(t, err)
-	admin := pl.client()
+	admin := dep.Client()
 	err = admin.Do(t.Context(), "config", "set", "tls-ca-cert-file", ca, "tls-cert-file", cert, "tls-key-file", key,
 		"tls-auth-clients", "no", "tls-port", port).Err()
 	if err != nil && strings.Contains(err.Error(), "Unknown") {
@@ -83,20 +84,20 @@ func TestBothServersAreReachedByTLSAndNotWithoutTheRightAuthority(t *testing.T) 
 
 	secure := []string{
 		fmt.Sprintf("REDIS_URL=rediss://127.0.0.1:%d/0", port),
-		"POSTGRES_URL=" + strings.Replace(pl.pgURL, "sslmode=disable", "sslmode=verify-full&sslrootcert="+ca, 1), fourShards,
+		"POSTGRES_URL=" + strings.Replace(dep.PostgresURL, "sslmode=disable", "sslmode=verify-full&sslrootcert="+ca, 1), servicetest.FourShards,
 	}
-	p := pl.run(append(secure, "SSL_CERT_FILE="+ca)...)
-	p.awaitReady()
-	pl.publish(rides(0, 3)...)
-	pl.awaitStored(3, 30*time.Second)
-	pl.exec(`do $$ begin
+	p := dep.Run(append(secure, "SSL_CERT_FILE="+ca)...)
+	p.AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 30*time.Second)
+	dep.Exec(`do $$ begin
 		if exists (select from pg_stat_activity a left join pg_stat_ssl s using (pid) where application_name like 'processor/%' and s.ssl is not true) then
 			raise exception 'a session is not encrypted';
 		end if;
 	end $$`)
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 
-	stranger := pl.run(append(secure, "START_TIMEOUT=2s")...)
-	require.Equal(t, exitDependency, stranger.exit(30*time.Second))
-	require.Contains(t, stranger.output(), "certificate signed by unknown authority")
+	stranger := dep.Run(append(secure, "START_TIMEOUT=2s")...)
+	require.Equal(t, 4, stranger.Exit(30*time.Second))
+	require.Contains(t, stranger.Output(), "certificate signed by unknown authority")
 }

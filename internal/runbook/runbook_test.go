@@ -1,4 +1,4 @@
-package main
+package runbook_test
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // runbook is OPERATIONS.md as this test reads it.
@@ -123,12 +125,12 @@ type staged struct {
 
 // operator runs blocks as somebody does who has a shell and the document.
 type operator struct {
-	pl      *place
+	dep     *servicetest.Deployment
 	prelude string
 	path    string
 }
 
-func newOperator(t *testing.T, pl *place, prelude string) *operator {
+func newOperator(t *testing.T, dep *servicetest.Deployment, prelude string) *operator {
 	t.Helper()
 	for _, name := range []string{"bash", "redis-cli", "psql"} {
 		if _, err := exec.LookPath(name); err != nil {
@@ -136,17 +138,15 @@ func newOperator(t *testing.T, pl *place, prelude string) *operator {
 		}
 	}
 	dir := t.TempDir()
-	self, err := os.Executable()
-	require.NoError(t, err)
-	require.NoError(t, os.Symlink(self, filepath.Join(dir, "processor")))
-	return &operator{pl: pl, prelude: prelude, path: dir + string(os.PathListSeparator) + os.Getenv("PATH")}
+	require.NoError(t, os.Symlink(servicetest.Program(t), filepath.Join(dir, "processor")))
+	return &operator{dep: dep, prelude: prelude, path: dir + string(os.PathListSeparator) + os.Getenv("PATH")}
 }
 
 func (o *operator) run(settings []string, s step) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-e", "-c", o.prelude+"\n"+s.script)
-	cmd.Env = append(o.pl.environ("SHARDS=4"), append([]string{asProcessor + "=1", "PATH=" + o.path, "TMPDIR=" + os.TempDir(), "HOME=" + os.TempDir()}, settings...)...)
+	cmd.Env = append(o.dep.Environ("SHARDS=4"), append(append(servicetest.Environ(), "PATH="+o.path, "HOME="+os.TempDir()), settings...)...)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -179,9 +179,9 @@ func TestTheRunbookDoesWhatItSays(t *testing.T) {
 	require.Equal(t, slices.Sorted(maps.Keys(stages)), slices.Sorted(maps.Keys(b.steps)), "each symptom of the document is staged, and the other way round")
 	for _, symptom := range slices.Sorted(maps.Keys(b.steps)) {
 		t.Run(symptom, func(t *testing.T) {
-			pl := newPlace(t)
-			st := stages[symptom](pl)
-			op := newOperator(t, pl, b.prelude)
+			dep := servicetest.New(t)
+			st := stages[symptom](dep)
+			op := newOperator(t, dep, b.prelude)
 			var took []time.Duration
 			for i, s := range b.steps[symptom] {
 				if st.before[i] != nil {
@@ -216,11 +216,9 @@ func TestTheRunbooksLinksLead(t *testing.T) {
 	}
 }
 
-func portOf(p *process) string {
-	p.t.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, port, err := net.SplitHostPort(p.addr)
-	require.NoError(p.t, err)
+func portOf(t *testing.T, p *servicetest.Process) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(p.Addr())
+	require.NoError(t, err)
 	return "METRICS_PORT=" + port
 }

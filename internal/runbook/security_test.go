@@ -1,4 +1,4 @@
-package main
+package runbook_test
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // tool runs a program of the operator's, as an administrator.
@@ -35,7 +37,7 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 			t.Skipf("SKIPPED: %s is not installed, so the files of deploy/security were not tried", name)
 		}
 	}
-	pl := newPlace(t)
+	dep := servicetest.New(t)
 	who := "least_" + strings.ToLower(rand.Text()[:10])
 	password := rand.Text()
 	secrets := t.TempDir()
@@ -45,25 +47,25 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		return file
 	}
 
-	admin := pl.client()
+	admin := dep.Client()
 	tool(t, []string{
 		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password),
-		"REDIS_TELEMETRY_STREAM=" + pl.stream, "REDIS_CONSUMER_GROUP=" + pl.group,
-	}, "../../deploy/security/redis.sh", "-u", pl.redisURL)
+		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group,
+	}, "../../deploy/security/redis.sh", "-u", dep.RedisURL)
 	t.Cleanup(func() { admin.Do(context.Background(), "acl", "deluser", who) })
 	shown, err := admin.Do(t.Context(), "acl", "getuser", who).Result()
 	require.NoError(t, err)
 	require.Contains(t, fmt.Sprint(shown), fmt.Sprintf("%x", sha256.Sum256([]byte(password))))
 
-	pl.exec(fmt.Sprintf("create role %s login password '%s'", who, password))
+	dep.Exec(fmt.Sprintf("create role %s login password '%s'", who, password))
 	t.Cleanup(func() {
 		c := context.Background()
-		cmd := exec.CommandContext(c, "psql", pl.pgURL, "-Xqc", fmt.Sprintf("drop owned by %s; drop role %s", who, who))
+		cmd := exec.CommandContext(c, "psql", dep.PostgresURL, "-Xqc", fmt.Sprintf("drop owned by %s; drop role %s", who, who))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("drop the role: %v: %s", err, out)
 		}
 	})
-	tool(t, nil, "psql", pl.pgURL, "-Xq", "-v", "role="+who, "-f", "../../deploy/security/postgres.sql")
+	tool(t, nil, "psql", dep.PostgresURL, "-Xq", "-v", "role="+who, "-f", "../../deploy/security/postgres.sql")
 
 	as := func(server string) string {
 		u, err := url.Parse(server)
@@ -71,51 +73,51 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		u.User = url.UserPassword(who, password)
 		return u.String()
 	}
-	environ := pl.environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", fourShards,
-		"REDIS_URL_FILE="+secret("redis-url", as(pl.redisURL)), "POSTGRES_URL_FILE="+secret("postgres-url", as(pl.pgURL)))
+	environ := dep.Environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", servicetest.FourShards,
+		"REDIS_URL_FILE="+secret("redis-url", as(dep.RedisURL)), "POSTGRES_URL_FILE="+secret("postgres-url", as(dep.PostgresURL)))
 	environ = append(environ, eager()...)
-	pl.publish(rides(0, 4)...)
-	pl.foreign("old-service-1", 2) // the claim sweep needs rights of its own
-	p := spawn(t, append(environ, "INSTANCE_ID=one"), "run")
-	p.awaitReady()
-	other := spawn(t, append(environ, "INSTANCE_ID=two"), "run")
-	other.awaitReady()
-	pl.publish(letter(imei, 10))
-	pl.publish(rides(20, 4)...)
-	pl.awaitStored(8, 30*time.Second)
-	pl.awaitLetters(1)
-	doctor := spawn(t, environ, "doctor")
-	doctor.exit(30 * time.Second)
-	require.NotContains(t, doctor.output()+doctor.errors(), "NOPERM")
-	require.Contains(t, doctor.output(), "all that this version needs is there")
-	require.Zero(t, terminated(p))
-	require.Zero(t, terminated(other))
-	require.Empty(t, logEntriesOf(t, pl, who), "Redis refused nothing")
-	for _, text := range []string{p.output(), p.errors(), other.output(), doctor.output(), doctor.errors()} {
+	dep.Publish(servicetest.Records(0, 4)...)
+	foreign(dep, "old-service-1", 2) // the claim sweep needs rights of its own
+	p := servicetest.Spawn(t, append(environ, "INSTANCE_ID=one"), "run")
+	p.AwaitReady()
+	other := servicetest.Spawn(t, append(environ, "INSTANCE_ID=two"), "run")
+	other.AwaitReady()
+	dep.Publish(servicetest.InvalidRecord(servicetest.IMEI, 10))
+	dep.Publish(servicetest.Records(20, 4)...)
+	dep.AwaitStored(8, 30*time.Second)
+	dep.AwaitDeadLetters(1)
+	doctor := servicetest.Spawn(t, environ, "doctor")
+	doctor.Exit(30 * time.Second)
+	require.NotContains(t, doctor.Output()+doctor.Errors(), "NOPERM")
+	require.Contains(t, doctor.Output(), "all that this version needs is there")
+	require.Zero(t, p.Terminate())
+	require.Zero(t, other.Terminate())
+	require.Empty(t, logEntriesOf(t, dep, who), "Redis refused nothing")
+	for _, text := range []string{p.Output(), p.Errors(), other.Output(), doctor.Output(), doctor.Errors()} {
 		require.NotContains(t, text, password)
 		require.NotContains(t, text, "permission denied")
 	}
 
 	// The user can do no more: neither another key nor another's table, nor harm.
 	user := url.UserPassword(who, password)
-	u, err := url.Parse(pl.redisURL)
+	u, err := url.Parse(dep.RedisURL)
 	require.NoError(t, err)
 	u.User = user
-	for _, line := range []string{"del " + pl.stream + "x", "set other 1", "flushall", "config get *", "xtrim " + pl.stream + " maxlen 0", "xgroup destroy " + pl.stream + " " + pl.group} {
+	for _, line := range []string{"del " + dep.Stream + "x", "set other 1", "flushall", "config get *", "xtrim " + dep.Stream + " maxlen 0", "xgroup destroy " + dep.Stream + " " + dep.Group} {
 		out, _ := exec.CommandContext(t.Context(), "redis-cli", append([]string{"--no-auth-warning", "-u", u.String()}, strings.Fields(line)...)...).CombinedOutput()
 		require.Contains(t, string(out), "NOPERM", line)
 	}
 	for _, sql := range []string{"update positions set faulty = true", "drop table positions", "create table public.mine ()", "truncate processor.shards"} {
-		out, err := exec.CommandContext(t.Context(), "psql", as(pl.pgURL), "-Xqc", sql).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "psql", as(dep.PostgresURL), "-Xqc", sql).CombinedOutput()
 		require.Error(t, err, sql)
 		require.Regexp(t, "permission denied|must be owner", string(out), sql)
 	}
 }
 
 // logEntriesOf is what Redis refused a user.
-func logEntriesOf(t *testing.T, pl *place, who string) []string {
+func logEntriesOf(t *testing.T, dep *servicetest.Deployment, who string) []string {
 	t.Helper()
-	list, err := pl.client().ACLLog(t.Context(), 128).Result()
+	list, err := dep.Client().ACLLog(t.Context(), 128).Result()
 	require.NoError(t, err)
 	var refused []string
 	for _, e := range list {

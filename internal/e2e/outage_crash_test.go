@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -19,24 +19,25 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/modules"
 )
 
 // SIGQUIT has the runtime end the process as it does after a fatal error:
 // nothing of ours runs.
 func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
-	pl := newPlace(t)
+	dep := servicetest.New(t)
 	dir := t.TempDir()
-	secret := strings.Replace(pl.pgURL, "postgres@", "postgres:s3cr3t@", 1)
-	require.NotEqual(t, pl.pgURL, secret)
-	p := pl.run("PANIC_DUMP_DIR="+dir, "POSTGRES_URL="+secret, "INSTANCE_ID=victim", "SHARDS=4")
-	p.awaitReady()
-	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	secret := strings.Replace(dep.PostgresURL, "postgres@", "postgres:s3cr3t@", 1)
+	require.NotEqual(t, dep.PostgresURL, secret)
+	p := dep.Run("PANIC_DUMP_DIR="+dir, "POSTGRES_URL="+secret, "INSTANCE_ID=victim", "SHARDS=4")
+	p.AwaitReady()
+	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
 	_, err = conn.Exec(t.Context(), "begin; lock table positions in share mode")
 	require.NoError(t, err)
-	entry := pl.publish(good("device-1", 1))[0].String()
+	entry := dep.Publish(servicetest.Record("device-1", 1))[0].String()
 	testenv.Wait(t, 10*time.Second, func() error {
 		files, _ := filepath.Glob(filepath.Join(dir, "running-*"))
 		for _, f := range files {
@@ -46,13 +47,13 @@ func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
 		}
 		return fmt.Errorf("no snapshot names %s and its device in %v", entry, files)
 	})
-	p.signal(syscall.SIGQUIT)
-	require.Equal(t, exitCrash, p.exit(10*time.Second))
+	p.Signal(syscall.SIGQUIT)
+	require.Equal(t, 2, p.Exit(10*time.Second))
 	_, err = conn.Exec(t.Context(), "rollback")
 	require.NoError(t, err)
 
-	next := pl.run("PANIC_DUMP_DIR="+dir, "SHARDS=4")
-	next.await("an earlier process crashed, its dump is kept")
+	next := dep.Run("PANIC_DUMP_DIR="+dir, "SHARDS=4")
+	next.Await("an earlier process crashed, its dump is kept")
 	testenv.Wait(t, 30*time.Second, func() error {
 		var n int
 		if err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n); err != nil || n != 1 {
@@ -74,39 +75,39 @@ func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
 	}
 	require.NotContains(t, text, "s3cr3t")
 	require.NotContains(t, text, "latitude", "where somebody is stays out unless PANIC_DUMP_POSITIONS=true")
-	require.Zero(t, terminated(next))
+	require.Zero(t, next.Terminate())
 	left, err := filepath.Glob(filepath.Join(dir, "running-*"))
 	require.NoError(t, err)
 	require.Empty(t, left, "a clean end leaves nothing")
 }
 
 func TestStartingAndStoppingOverAndOverLeavesNothingBehind(t *testing.T) {
-	pl := newPlace(t)
+	dep := servicetest.New(t)
 	cycles := 5
-	if full() {
+	if testenv.IsFull() {
 		cycles = 200
 	}
-	opts, err := redis.ParseURL(pl.redisURL)
+	opts, err := redis.ParseURL(dep.RedisURL)
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	defer client.Close()
-	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
 	keys := func() []string {
-		found := client.Keys(t.Context(), "*"+pl.stream+"*").Val()
+		found := client.Keys(t.Context(), "*"+dep.Stream+"*").Val()
 		slices.Sort(found)
 		return found
 	}
 	var first []string
 	var goroutines [2]int // after the first cycle, after the last
 	for i := range cycles {
-		cfg, err := config.Load(pl.environ("SHARDS=8", "WORKERS=2"))
+		cfg, err := config.Load(dep.Environ("SHARDS=8", "WORKERS=2"))
 		require.NoError(t, err)
 		service, err := modules.New(cfg, modules.NewLogger(cfg.Log, cfg.Instance.ID, io.Discard), modules.Build{Version: "test"})
 		require.NoError(t, err)
 		require.NoError(t, service.Start(t.Context()))
-		pl.publish(good("device-1", int64(i)))
+		dep.Publish(servicetest.Record("device-1", int64(i)))
 		testenv.Wait(t, 20*time.Second, func() error {
 			var n int
 			if err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n); err != nil || n != i+1 {
@@ -127,7 +128,7 @@ func TestStartingAndStoppingOverAndOverLeavesNothingBehind(t *testing.T) {
 		list, err := client.ClientList(t.Context()).Result()
 		require.NoError(t, err)
 		require.NotContains(t, list, "name=processor/"+cfg.Instance.ID, "cycle %d", i)
-		consumers, err := client.XInfoConsumers(t.Context(), pl.stream, pl.group).Result()
+		consumers, err := client.XInfoConsumers(t.Context(), dep.Stream, dep.Group).Result()
 		require.NoError(t, err)
 		for _, c := range consumers {
 			require.True(t, strings.HasPrefix(c.Name, "shard-"), c.Name)

@@ -1,4 +1,4 @@
-package main
+package runbook_test
 
 import (
 	"context"

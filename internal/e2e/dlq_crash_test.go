@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -27,7 +28,7 @@ var fragile = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	program := filepath.Join(dir, "processor")
-	out, err := exec.Command("go", "build", "-tags", "crashtest", "-o", program, ".").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", "crashtest", "-o", program, "github.com/trmtracking/processor/cmd/processor").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
@@ -36,7 +37,7 @@ var fragile = sync.OnceValues(func() (string, error) {
 
 // nursed runs a processor and starts it again whenever it dies, until told to
 // stop. It returns how often it died.
-func nursed(t *testing.T, pl *place) (stop func() int) {
+func nursed(t *testing.T, dep *servicetest.Deployment) (stop func() int) {
 	t.Helper()
 	program, err := fragile()
 	require.NoError(t, err)
@@ -47,11 +48,11 @@ func nursed(t *testing.T, pl *place) (stop func() int) {
 		for ctx.Err() == nil {
 			began := time.Now()
 			cmd := exec.CommandContext(ctx, program, "run")
-			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, pl.environ("SHARDS=8", "LOG_LEVEL=warn")...)
+			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, dep.Environ("SHARDS=8", "LOG_LEVEL=warn")...)
 			out, err := cmd.CombinedOutput()
 			if err != nil && ctx.Err() == nil {
 				deaths++
-				if cmd.ProcessState.ExitCode() == exitConfig {
+				if cmd.ProcessState.ExitCode() == 3 {
 					t.Errorf("not a death: %s", out)
 					return
 				}
@@ -66,22 +67,14 @@ func nursed(t *testing.T, pl *place) (stop func() int) {
 	}
 }
 
-func fine(device int, seconds int64) []string {
-	m := telemetry.Message{
-		DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+seconds, 0).UTC(),
-		Latitude: 48.1, Longitude: 11.5 + float64(seconds)/1e5, Speed: 50, Satellites: 11,
-	}
-	return telemetry.EntryFields(&m)
-}
-
 func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 	for _, how := range []string{"panic", "stack", "signal"} {
 		t.Run(how, func(t *testing.T) {
-			if how != "stack" && !full() {
+			if how != "stack" && !testenv.IsFull() {
 				t.Skip("one way to die is enough here; TEST_FULL runs all three")
 			}
-			pl := newPlace(t)
-			opts, err := redis.ParseURL(pl.redisURL)
+			dep := servicetest.New(t)
+			opts, err := redis.ParseURL(dep.RedisURL)
 			require.NoError(t, err)
 			client := redis.NewClient(opts)
 			defer func() { _ = client.Close() }()
@@ -89,15 +82,15 @@ func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 			const devices, seconds, killer = 20, 40, 333
 			for s := range int64(seconds) {
 				for d := range devices {
-					entries = append(entries, fine(d, s))
+					entries = append(entries, servicetest.MovingRecord(fleet.DeviceID(d), s))
 				}
 			}
 			entries[killer] = append(entries[killer], "plant", how)
-			ids, err := stream.NewPublisher(client, pl.stream, 0).Publish(t.Context(), entries)
+			ids, err := stream.NewPublisher(client, dep.Stream, 0).Publish(t.Context(), entries)
 			require.NoError(t, err)
 
-			stop := nursed(t, pl)
-			conn, err := pgx.Connect(t.Context(), pl.pgURL)
+			stop := nursed(t, dep)
+			conn, err := pgx.Connect(t.Context(), dep.PostgresURL)
 			require.NoError(t, err)
 			defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
 			stored := func() (n int) {
@@ -110,7 +103,7 @@ func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 				}
 				return nil
 			})
-			dead, err := stream.NewDeadLetters(client, stream.Config{Stream: pl.stream, Group: pl.group}, pl.stream+":dlq")
+			dead, err := stream.NewDeadLetters(client, stream.Config{Stream: dep.Stream, Group: dep.Group}, dep.Stream+":dlq")
 			require.NoError(t, err)
 			testenv.Wait(t, time.Minute, func() error {
 				list, err := dead.List(t.Context(), telemetry.EntryID{}, 10)
@@ -143,23 +136,23 @@ func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 }
 
 func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
-	pl := newPlace(t)
-	opts, err := redis.ParseURL(pl.redisURL)
+	dep := servicetest.New(t)
+	opts, err := redis.ParseURL(dep.RedisURL)
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	defer func() { _ = client.Close() }()
-	first := pl.run("SHARDS=8")
-	first.awaitReady()
+	first := dep.Run("SHARDS=8")
+	first.AwaitReady()
 	var entries [][]string
 	for s := range int64(50) {
 		for d := range 20 {
-			entries = append(entries, fine(d, s))
+			entries = append(entries, servicetest.MovingRecord(fleet.DeviceID(d), s))
 		}
 	}
-	pub := stream.NewPublisher(client, pl.stream, 0)
+	pub := stream.NewPublisher(client, dep.Stream, 0)
 	_, err = pub.Publish(t.Context(), entries[:500])
 	require.NoError(t, err)
-	conn, err := pgx.Connect(t.Context(), pl.pgURL)
+	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)
 	require.NoError(t, err)
 	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
 	until := func(n int) {
@@ -175,13 +168,13 @@ func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
 	until(500)
 	_, err = pub.Publish(t.Context(), entries[500:])
 	require.NoError(t, err)
-	require.NoError(t, first.cmd.Process.Kill())
-	second := pl.run("SHARDS=8")
-	second.awaitReady()
+	require.NoError(t, first.Kill())
+	second := dep.Run("SHARDS=8")
+	second.AwaitReady()
 	until(1000)
 	var deaths int
 	require.NoError(t, conn.QueryRow(t.Context(), "select coalesce(sum(deaths), 0) from processor.shards").Scan(&deaths))
 	require.Zero(t, deaths)
-	require.Zero(t, client.XLen(t.Context(), pl.stream+":dlq").Val())
-	require.Zero(t, terminated(second))
+	require.Zero(t, client.XLen(t.Context(), dep.Stream+":dlq").Val())
+	require.Zero(t, second.Terminate())
 }

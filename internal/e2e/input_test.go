@@ -1,7 +1,6 @@
-package main
+package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/url"
@@ -9,58 +8,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
-
-// good is the fields of a valid entry.
-func good(device string, second int64) []string {
-	m := telemetry.Message{
-		DeviceID: device, Codec: "8", Time: time.Unix(1_700_000_000+second, 0).UTC(),
-		Latitude: 42.5, Longitude: 1.5, Altitude: 900, Angle: 10, Speed: 50, Satellites: 9,
-	}
-	return telemetry.EntryFields(&m)
-}
-
-// publish adds entries and returns their IDs.
-func (pl *place) publish(entries ...[]string) []telemetry.EntryID {
-	pl.t.Helper()
-	client, err := stream.Connect(stream.Config{URL: pl.redisURL, Timeout: 10 * time.Second})
-	require.NoError(pl.t, err)
-	defer client.Close()
-	ids, err := stream.NewPublisher(client, pl.stream, 0).Publish(context.Background(), entries)
-	require.NoError(pl.t, err)
-	return ids
-}
-
-func (pl *place) stored() (int, error) {
-	conn, err := pgx.Connect(context.Background(), pl.pgURL)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.Background())
-	var n int
-	return n, conn.QueryRow(context.Background(), "select count(*) from positions").Scan(&n)
-}
-
-func (pl *place) awaitStored(n int, within time.Duration) {
-	pl.t.Helper()
-	testenv.Wait(pl.t, within, func() error {
-		if have, err := pl.stored(); err != nil || have != n {
-			return fmt.Errorf("want %d rows, have %d, %w", n, have, err)
-		}
-		return nil
-	})
-}
 
 // spoiled is a valid entry with something in its payload replaced.
 func spoiled(device, old, with string) []string {
-	fields := good(device, 0)
+	fields := servicetest.Record(device, 0)
 	payload := &fields[len(fields)-1]
 	*payload = strings.Replace(*payload, old, with, 1)
 	return fields
@@ -71,7 +30,7 @@ func badInput(device string) map[string][]string {
 	raw := func(payload string) []string {
 		return []string{"ts", "2026-01-01T00:00:00.000Z", "device_id", device, "codec", "8", "payload", payload}
 	}
-	whole := good(device, 0)
+	whole := servicetest.Record(device, 0)
 	payload := whole[len(whole)-1]
 	var many strings.Builder
 	for i := range 100_000 {
@@ -111,32 +70,32 @@ func badInput(device string) map[string][]string {
 }
 
 func TestBadInputIsNamedAndHoldsNobodyUp(t *testing.T) {
-	pl := newPlace(t)
-	p := pl.run("WORKERS=2", "SHARDS=4", "DLQ_MAX_ATTEMPTS=1")
-	p.awaitReady()
+	dep := servicetest.New(t)
+	p := dep.Run("WORKERS=2", "SHARDS=4", "DLQ_MAX_ATTEMPTS=1")
+	p.AwaitReady()
 	const device = "device-of-both"
 	names := map[telemetry.EntryID]string{}
 	second := int64(0)
 	for name, fields := range badInput(device) {
 		second++
 		// Before and behind each bad entry a good one of the same device.
-		ids := pl.publish(good(device, 2*second), fields, good(device, 2*second+1))
+		ids := dep.Publish(servicetest.Record(device, 2*second), fields, servicetest.Record(device, 2*second+1))
 		names[ids[1]] = name
 	}
 	bad := len(names)
-	pl.awaitStored(2*bad, 30*time.Second)
+	dep.AwaitStored(2*bad, 30*time.Second)
 	testenv.Wait(t, 10*time.Second, func() error {
-		n, err := p.metric(`processor_pipeline_records_total{outcome="dead_lettered"}`)
+		n, err := p.Metric(`processor_pipeline_records_total{outcome="dead_lettered"}`)
 		if err != nil || int(n) != bad {
 			return fmt.Errorf("want %d dead-lettered, have %v, %w", bad, n, err)
 		}
 		return nil
 	})
-	where := stream.Config{URL: pl.redisURL, Stream: pl.stream, Group: pl.group, Timeout: 10 * time.Second}
+	where := stream.Config{URL: dep.RedisURL, Stream: dep.Stream, Group: dep.Group, Timeout: 10 * time.Second}
 	client, err := stream.Connect(where)
 	require.NoError(t, err)
 	defer client.Close()
-	letters, err := stream.NewDeadLetters(client, where, pl.stream+":dlq")
+	letters, err := stream.NewDeadLetters(client, where, dep.Stream+":dlq")
 	require.NoError(t, err)
 	for l, err := range letters.All(t.Context()) {
 		require.NoError(t, err)
@@ -146,29 +105,29 @@ func TestBadInputIsNamedAndHoldsNobodyUp(t *testing.T) {
 		delete(names, l.Entry.ID)
 	}
 	require.Empty(t, names, "each is a dead letter, once")
-	require.Less(t, len(p.output()), 1<<20, "the log does not carry the payloads")
-	failed, err := p.metric(`processor_pipeline_errors_total{step="commit"}`)
+	require.Less(t, len(p.Output()), 1<<20, "the log does not carry the payloads")
+	failed, err := p.Metric(`processor_pipeline_errors_total{step="commit"}`)
 	require.NoError(t, err)
 	require.Zero(t, failed, "none reached Postgres as a failure of a batch")
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 
-	again := pl.run("SHARDS=4")
-	pl.publish(good(device, 1_000_000))
-	pl.awaitStored(2*bad+1, 20*time.Second)
-	require.Zero(t, terminated(again))
+	again := dep.Run("SHARDS=4")
+	dep.Publish(servicetest.Record(device, 1_000_000))
+	dep.AwaitStored(2*bad+1, 20*time.Second)
+	require.Zero(t, again.Terminate())
 }
 
 func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
-	pl := newPlace(t)
-	p := pl.run()
-	p.awaitReady()
-	u, err := url.Parse(pl.redisURL)
+	dep := servicetest.New(t)
+	p := dep.Run()
+	p.AwaitReady()
+	u, err := url.Parse(dep.RedisURL)
 	require.NoError(t, err)
 	host, port, err := net.SplitHostPort(u.Host)
 	require.NoError(t, err)
 	const count = 5000
-	published := testenv.PublishWithNode(t, host, port, pl.stream, fmt.Sprint(count), "20260103")
-	pl.awaitStored(count, 30*time.Second)
+	published := testenv.PublishWithNode(t, host, port, dep.Stream, fmt.Sprint(count), "20260103")
+	dep.AwaitStored(count, 30*time.Second)
 
 	type key struct {
 		device string
@@ -180,7 +139,7 @@ func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
 	}
 	require.Len(t, meant, count)
 	pool, err := store.Open(t.Context(), store.Config{
-		URL: pl.pgURL, Member: "test", MaxConns: 2,
+		URL: dep.PostgresURL, Member: "test", MaxConns: 2,
 		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
 	})
 	require.NoError(t, err)
@@ -199,5 +158,5 @@ func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
 		delete(meant, key{m.DeviceID, m.Timestamp.UnixMicro()})
 	}
 	require.Empty(t, meant)
-	require.Zero(t, terminated(p))
+	require.Zero(t, p.Terminate())
 }

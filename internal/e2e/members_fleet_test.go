@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
@@ -30,13 +31,13 @@ import (
 // campaign is a fleet of processes under load, with Postgres as the witness of
 // who committed what, and when.
 type campaign struct {
-	*place
+	*servicetest.Deployment
 	env      *devenv.Env
 	pool     *pgxpool.Pool
 	observer *store.Observer
 	shards   *store.Shards
 	group    *stream.Group
-	running  map[string]*process // by instance
+	running  map[string]*servicetest.Process // by instance
 	sender   *fleet.Sender
 	file     string
 	stop     context.CancelFunc
@@ -59,22 +60,22 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true, PostgresArgs: []string{"-c", "track_commit_timestamp=on"}})
 	c := &campaign{
-		env: env, place: &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"},
-		running: make(map[string]*process), file: filepath.Join(t.TempDir(), "sent"), sent: make(chan error, 1),
+		env: env, Deployment: &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"},
+		running: make(map[string]*servicetest.Process), file: filepath.Join(t.TempDir(), "sent"), sent: make(chan error, 1),
 	}
-	_, err := store.Migrate(t.Context(), c.pgURL, slog.New(slog.DiscardHandler))
+	_, err := store.Migrate(t.Context(), c.PostgresURL, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	background := context.WithoutCancel(t.Context())
 	c.pool, err = store.Open(background, store.Config{
-		URL: c.pgURL, Member: "judge", MaxConns: 3, ConnectTimeout: askTimeout, StatementTimeout: time.Minute, LockTimeout: askTimeout,
+		URL: c.PostgresURL, Member: "judge", MaxConns: 3, ConnectTimeout: 10 * time.Second, StatementTimeout: time.Minute, LockTimeout: 10 * time.Second,
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.pool.Close)
-	scope := store.Scope{Stream: c.stream, Group: c.place.group}
-	c.observer, c.shards = store.NewObserver(c.pool, scope), store.NewShards(c.pool, scope, askTimeout)
+	scope := store.Scope{Stream: c.Stream, Group: c.Group}
+	c.observer, c.shards = store.NewObserver(c.pool, scope), store.NewShards(c.pool, scope, 10*time.Second)
 	require.NoError(t, c.observer.Install(t.Context()))
 
-	where := stream.Config{URL: c.redisURL, Stream: c.stream, Group: c.place.group, Shards: fleetShards, Timeout: askTimeout, Name: "load"}
+	where := stream.Config{URL: c.RedisURL, Stream: c.Stream, Group: c.Group, Shards: fleetShards, Timeout: 10 * time.Second, Name: "load"}
 	client, err := stream.Connect(where)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
@@ -90,7 +91,7 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 	sendLog, err := fleet.NewLogWriter(file)
 	require.NoError(t, err)
 	c.sender, err = fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(rate/float64(profile.Devices)),
-		stream.NewPublisher(client, c.stream, 0), sendLog, slog.New(slog.DiscardHandler))
+		stream.NewPublisher(client, c.Stream, 0), sendLog, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(background)
 	c.stop = stop
@@ -101,18 +102,18 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 }
 
 // start adds an instance and waits until it works.
-func (c *campaign) start(name string, settings ...string) *process {
-	c.t.Helper()
-	p := c.run(append([]string{"INSTANCE_ID=" + name}, settings...)...)
-	p.awaitReady()
+func (c *campaign) start(name string, settings ...string) *servicetest.Process {
+	c.T.Helper()
+	p := c.Run(append([]string{"INSTANCE_ID=" + name}, settings...)...)
+	p.AwaitReady()
 	c.running[name] = p
 	return p
 }
 
 // owned is how many shards each instance owns.
 func (c *campaign) owned() map[string]int {
-	list, err := c.shards.List(c.t.Context())
-	require.NoError(c.t, err)
+	list, err := c.shards.List(c.T.Context())
+	require.NoError(c.T, err)
 	n := make(map[string]int)
 	for _, s := range list {
 		name, _, _ := strings.Cut(s.Owner, ".")
@@ -123,9 +124,9 @@ func (c *campaign) owned() map[string]int {
 
 // awaitShares waits until the instances own everything, evenly.
 func (c *campaign) awaitShares(names ...string) time.Duration {
-	c.t.Helper()
+	c.T.Helper()
 	began := time.Now()
-	testenv.Wait(c.t, time.Minute, func() error {
+	testenv.Wait(c.T, time.Minute, func() error {
 		owned := c.owned()
 		total := 0
 		for _, n := range names {
@@ -144,9 +145,9 @@ func (c *campaign) awaitShares(names ...string) time.Duration {
 
 // awaitWithout waits until an instance owns nothing and others own everything.
 func (c *campaign) awaitWithout(name string) time.Duration {
-	c.t.Helper()
+	c.T.Helper()
 	began := time.Now()
-	testenv.Wait(c.t, time.Minute, func() error {
+	testenv.Wait(c.T, time.Minute, func() error {
 		if owned := c.owned(); owned[name]+owned[""] > 0 {
 			return fmt.Errorf("want nothing owned by %s or nobody, have %v", name, owned)
 		}
@@ -157,24 +158,24 @@ func (c *campaign) awaitWithout(name string) time.Duration {
 
 // memberOf is identity and incarnation of an instance that owns something.
 func (c *campaign) memberOf(name string) string {
-	c.t.Helper()
-	list, err := c.shards.List(c.t.Context())
-	require.NoError(c.t, err)
+	c.T.Helper()
+	list, err := c.shards.List(c.T.Context())
+	require.NoError(c.T, err)
 	for _, s := range list {
 		if strings.HasPrefix(s.Owner, name+".") {
 			return s.Owner
 		}
 	}
-	require.Fail(c.t, "owns nothing", name)
+	require.Fail(c.T, "owns nothing", name)
 	return ""
 }
 
 // which is the instance for which a gauge is 1.
 func (c *campaign) which(gauge string) (name string) {
-	c.t.Helper()
-	testenv.Wait(c.t, 30*time.Second, func() error {
+	c.T.Helper()
+	testenv.Wait(c.T, 30*time.Second, func() error {
 		for n, p := range c.running {
-			if v, err := p.metric(gauge); err == nil && v == 1 {
+			if v, err := p.Metric(gauge); err == nil && v == 1 {
 				name = n
 				return nil
 			}
@@ -186,37 +187,37 @@ func (c *campaign) which(gauge string) (name string) {
 
 // freeze stops a process, in the middle of a transaction if it can be caught there.
 func (c *campaign) freeze(name string) (caught bool) {
-	c.t.Helper()
+	c.T.Helper()
 	p, member := c.running[name], c.memberOf(name)
 	for range 40 {
-		p.signal(syscall.SIGSTOP)
-		n, err := c.observer.InTransaction(c.t.Context(), member)
-		require.NoError(c.t, err)
+		p.Signal(syscall.SIGSTOP)
+		n, err := c.observer.InTransaction(c.T.Context(), member)
+		require.NoError(c.T, err)
 		if n > 0 {
 			return true
 		}
-		p.signal(syscall.SIGCONT)
-		testenv.Wait(c.t, askTimeout, func() error { // until it commits again
-			n, err := c.observer.InTransaction(c.t.Context(), member)
+		p.Signal(syscall.SIGCONT)
+		testenv.Wait(c.T, 10*time.Second, func() error { // until it commits again
+			n, err := c.observer.InTransaction(c.T.Context(), member)
 			if err == nil && n == 0 {
 				err = errors.New("no transaction")
 			}
 			return err
 		})
 	}
-	p.signal(syscall.SIGSTOP)
+	p.Signal(syscall.SIGSTOP)
 	return false
 }
 
 // settle ends the load and waits until all is done.
 func (c *campaign) settle() {
-	c.t.Helper()
+	c.T.Helper()
 	c.stop()
-	require.NoError(c.t, <-c.sent)
-	_, err := c.sender.Settle(c.t.Context(), c.group)
-	require.NoError(c.t, err)
-	testenv.Wait(c.t, time.Minute, func() error {
-		b, err := c.group.Backlog(c.t.Context())
+	require.NoError(c.T, <-c.sent)
+	_, err := c.sender.Settle(c.T.Context(), c.group)
+	require.NoError(c.T, err)
+	testenv.Wait(c.T, time.Minute, func() error {
+		b, err := c.group.Backlog(c.T.Context())
 		if err == nil && (!b.LagKnown || b.Lag+b.Pending > 0) {
 			err = fmt.Errorf("still to do: %+v", b)
 		}
@@ -226,7 +227,7 @@ func (c *campaign) settle() {
 
 // judge ends the load, waits until all is done, and has both judges look.
 func (c *campaign) judge() (shares map[string]float64) {
-	c.t.Helper()
+	c.T.Helper()
 	c.settle()
 	_, shares = c.verdict(map[telemetry.EntryID]bool{})
 	return shares
@@ -235,46 +236,46 @@ func (c *campaign) judge() (shares map[string]float64) {
 // judgeBut has both judges look, who excuse entries that are gone. Those without
 // a row are counted as pending.
 func (c *campaign) judgeBut(gone map[telemetry.EntryID]bool) oracle.Account {
-	c.t.Helper()
+	c.T.Helper()
 	account, _ := c.verdict(gone)
 	return account
 }
 
 func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map[string]float64) {
-	c.t.Helper()
+	c.T.Helper()
 	sent, err := fleet.OpenLog(c.file)
-	require.NoError(c.t, err)
+	require.NoError(c.T, err)
 	defer sent.Close()
 	o, err := oracle.New(sent)
-	require.NoError(c.t, err)
-	info, err := c.group.Info(c.t.Context())
-	require.NoError(c.t, err)
+	require.NoError(c.T, err)
+	info, err := c.group.Info(c.T.Context())
+	require.NoError(c.T, err)
 	report, err := o.Judge(oracle.Observed{
-		Positions: store.Positions(c.t.Context(), c.pool), Pending: gone, Dealt: &info.Delivered,
+		Positions: store.Positions(c.T.Context(), c.pool), Pending: gone, Dealt: &info.Delivered,
 	})
-	require.NoError(c.t, err)
+	require.NoError(c.T, err)
 	account := report.Account
 	excused := account
 	if len(gone) > 0 {
 		excused.Entries, excused.Pending = account.Entries-account.Pending, 0
 	}
-	require.True(c.t, excused.Good(), "%+v\n%v", report.Account, report.Examples)
+	require.True(c.T, excused.Good(), "%+v\n%v", report.Account, report.Examples)
 
-	tenures, err := c.observer.Tenures(c.t.Context())
-	require.NoError(c.t, err)
+	tenures, err := c.observer.Tenures(c.T.Context())
+	require.NoError(c.T, err)
 	changes := make([]oracle.Tenure, len(tenures))
 	for i, x := range tenures {
 		changes[i] = oracle.Tenure{Shard: x.Shard, Owner: x.Owner, FromUS: x.FromUS}
 	}
 	order, err := o.Order(func(yield func(oracle.Commit, error) bool) {
-		for x, err := range c.observer.Commits(c.t.Context()) {
+		for x, err := range c.observer.Commits(c.T.Context()) {
 			if !yield(oracle.Commit{Device: x.Device, TimeUS: x.TimeUS, AtUS: x.AtUS, Member: x.Member}, err) {
 				return
 			}
 		}
 	}, changes, fleetShards)
-	require.NoError(c.t, err)
-	require.True(c.t, order.Good(), "%d out of order, %d by a stale owner\n%v", order.Reordered, order.Stale, order.Examples)
+	require.NoError(c.T, err)
+	require.True(c.T, order.Good(), "%d out of order, %d by a stale owner\n%v", order.Reordered, order.Stale, order.Examples)
 	shares := make(map[string]float64)
 	total := 0.0
 	for member, n := range order.Members {
@@ -285,14 +286,14 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 	for name := range shares {
 		shares[name] /= total
 	}
-	c.t.Logf("%d entries, %d stored, shares %v", account.Entries, account.Stored, shares)
+	c.T.Logf("%d entries, %d stored, shares %v", account.Entries, account.Stored, shares)
 	return account, shares
 }
 
 // end stops an instance in order.
 func (c *campaign) end(name string) {
-	c.t.Helper()
-	require.Zero(c.t, terminated(c.running[name]))
+	c.T.Helper()
+	require.Zero(c.T, c.running[name].Terminate())
 	delete(c.running, name)
 }
 
@@ -321,11 +322,11 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 	require.Less(t, left, leftBound)
 
 	leader := c.which("processor_coordination_leader")
-	c.running[leader].signal(syscall.SIGKILL)
+	c.running[leader].Signal(syscall.SIGKILL)
 	killed := c.awaitWithout(leader)
 	t.Logf("SIGKILL of the leader: taken over in %.2f s", killed.Seconds())
 	require.Less(t, killed, killedBound)
-	require.Equal(t, -1, c.running[leader].exit(10*time.Second))
+	require.Equal(t, -1, c.running[leader].Exit(10*time.Second))
 	delete(c.running, leader)
 
 	c.start("d")
@@ -347,7 +348,7 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 		}
 		return err
 	})
-	c.running[dealer].signal(syscall.SIGCONT)
+	c.running[dealer].Signal(syscall.SIGCONT)
 	// Awake it notices that it was replaced, and has its share again.
 	c.awaitShares(names...)
 	slices.Sort(names)
@@ -360,18 +361,18 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 // P3, P4, P8: whom the network cuts off changes nothing any more.
 func TestACutNetworkMovesShardsAndNothingElse(t *testing.T) {
 	c := newCampaign(t, 200, 800)
-	redisAddr, pgAddr := strings.TrimSuffix(strings.TrimPrefix(c.redisURL, "redis://"), "/0"), ""
-	if _, rest, ok := strings.Cut(c.pgURL, "@"); ok {
+	redisAddr, pgAddr := strings.TrimSuffix(strings.TrimPrefix(c.RedisURL, "redis://"), "/0"), ""
+	if _, rest, ok := strings.Cut(c.PostgresURL, "@"); ok {
 		pgAddr, _, _ = strings.Cut(rest, "/")
 	}
 	toRedis, toPostgres := testenv.Proxy(t, redisAddr), testenv.Proxy(t, pgAddr)
-	redisURL, err := toRedis.URL(c.redisURL)
+	redisURL, err := toRedis.URL(c.RedisURL)
 	require.NoError(t, err)
-	pgURL, err := toPostgres.URL(c.pgURL)
+	pgURL, err := toPostgres.URL(c.PostgresURL)
 	require.NoError(t, err)
 	c.start("near")
 	// A black hole is noticed by its silence, before any statement times out.
-	c.start("far", "REDIS_URL="+redisURL, "POSTGRES_URL="+pgURL, "POSTGRES_MIGRATE_URL="+c.pgURL, "STATEMENT_TIMEOUT=40s", "CLAIM_THRESHOLD_MS=50000")
+	c.start("far", "REDIS_URL="+redisURL, "POSTGRES_URL="+pgURL, "POSTGRES_MIGRATE_URL="+c.PostgresURL, "STATEMENT_TIMEOUT=40s", "CLAIM_THRESHOLD_MS=50000")
 	c.awaitShares("near", "far")
 
 	require.NoError(t, toRedis.Stall())
@@ -402,8 +403,8 @@ func TestACutNetworkMovesShardsAndNothingElse(t *testing.T) {
 }
 
 func (c *campaign) stored() (n int) {
-	c.t.Helper()
-	require.NoError(c.t, c.pool.QueryRow(c.t.Context(), "select count(*) from positions").Scan(&n))
+	c.T.Helper()
+	require.NoError(c.T, c.pool.QueryRow(c.T.Context(), "select count(*) from positions").Scan(&n))
 	return n
 }
 
@@ -451,10 +452,10 @@ func TestTwoInstancesShareRecordsEvenlyAndThreeToo(t *testing.T) {
 
 // sharesSince is who committed the rows since then.
 func (c *campaign) sharesSince(since time.Time) map[string]float64 {
-	c.t.Helper()
+	c.T.Helper()
 	shares, total := make(map[string]float64), 0.0
-	for x, err := range c.observer.Commits(c.t.Context()) {
-		require.NoError(c.t, err)
+	for x, err := range c.observer.Commits(c.T.Context()) {
+		require.NoError(c.T, err)
 		if x.AtUS >= since.UnixMicro() {
 			name, _, _ := strings.Cut(x.Member, ".")
 			shares[name]++
@@ -464,6 +465,6 @@ func (c *campaign) sharesSince(since time.Time) map[string]float64 {
 	for name := range shares {
 		shares[name] /= total
 	}
-	c.t.Logf("shares of %.0f records: %v", total, shares)
+	c.T.Logf("shares of %.0f records: %v", total, shares)
 	return shares
 }

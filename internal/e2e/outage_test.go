@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/demo"
 )
 
@@ -85,7 +86,7 @@ type ward struct {
 	redis          *redis.Client
 	black          *devenv.Proxy // before Postgres
 	toRedis, toPG  *turnstile
-	service        *process
+	service        *servicetest.Process
 	group          *stream.Group
 	memory, record float64
 }
@@ -137,7 +138,7 @@ func (w *ward) every(each, during time.Duration, f func()) {
 // names requires that readiness says which server is away.
 func (w *ward) names(server string) {
 	w.Helper()
-	status, r, err := w.service.readiness()
+	status, r, err := w.service.Readiness()
 	require.NoError(w, err)
 	require.Equal(w, http.StatusServiceUnavailable, status)
 	require.Contains(w, r.NotReady, server)
@@ -285,7 +286,7 @@ func postgresOutages() []outage {
 // frozen would hold up the test.
 func (w *ward) look() {
 	for name, most := range map[string]*float64{"process_resident_memory_bytes": &w.memory, "processor_pipeline_in_flight_records": &w.record} {
-		if v, err := w.service.metric(name); err == nil {
+		if v, err := w.service.Metric(name); err == nil {
 			*most = max(*most, v)
 		}
 	}
@@ -295,11 +296,11 @@ func (w *ward) look() {
 // was over, and has next to nothing to do.
 func (w *ward) caughtUp(over time.Time) error {
 	w.look()
-	status, r, err := w.service.readiness()
+	status, r, err := w.service.Readiness()
 	if err != nil || status != http.StatusOK {
 		return errors.Join(fmt.Errorf("not ready: %v", r.NotReady), err)
 	}
-	committed, err := w.service.metric("processor_pipeline_last_record_timestamp_seconds")
+	committed, err := w.service.Metric("processor_pipeline_last_record_timestamp_seconds")
 	if err != nil || committed < float64(over.UnixMilli())/1000 {
 		return errors.Join(errors.New("nothing committed yet"), err)
 	}
@@ -316,7 +317,7 @@ func (w *ward) caughtUp(over time.Time) error {
 // suffer goes through one outage.
 func (w *ward) suffer(o outage) {
 	w.Helper()
-	lines, redisBefore, pgBefore, began := strings.Count(w.service.output(), "\n"), w.toRedis.count.Load(), w.toPG.count.Load(), time.Now()
+	lines, redisBefore, pgBefore, began := strings.Count(w.service.Output(), "\n"), w.toRedis.count.Load(), w.toPG.count.Load(), time.Now()
 	o.begin(w)
 	over := time.After(o.lasting)
 	for waiting := true; waiting; {
@@ -331,7 +332,7 @@ func (w *ward) suffer(o outage) {
 	ended := time.Now()
 	testenv.Wait(w, o.within, func() error { return w.caughtUp(ended) })
 	seconds := time.Since(began).Seconds()
-	logged := float64(strings.Count(w.service.output(), "\n")-lines) / max(3, seconds)
+	logged := float64(strings.Count(w.service.Output(), "\n")-lines) / max(3, seconds)
 	toRedis, toPG := float64(w.toRedis.count.Load()-redisBefore)/max(3, seconds), float64(w.toPG.count.Load()-pgBefore)/max(3, seconds)
 	w.Logf("%-22s %5.1f s, caught up %5.2f s after; a second: %4.1f log lines, %4.1f connections to Redis, %4.1f to Postgres",
 		o.name, ended.Sub(began).Seconds(), time.Since(ended).Seconds(), logged, toRedis, toPG)
@@ -358,15 +359,15 @@ func sufferAll(t *testing.T, outages []outage) {
 	t.Cleanup(func() { _ = w.redis.Close() })
 	w.group, err = stream.NewGroup(w.redis, stream.Config{Stream: "telemetry:teltonika", Group: "processor", Shards: 1})
 	require.NoError(t, err)
-	pl := &place{t: t, redisURL: env.Redis.URL(), pgURL: env.Postgres.URL(), stream: "telemetry:teltonika", group: "processor"}
-	w.service = pl.run("REDIS_URL=redis://"+w.toRedis.Addr().String(), "POSTGRES_URL=postgres://postgres@"+w.toPG.Addr().String()+"/postgres?sslmode=disable",
+	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"}
+	w.service = dep.Run("REDIS_URL=redis://"+w.toRedis.Addr().String(), "POSTGRES_URL=postgres://postgres@"+w.toPG.Addr().String()+"/postgres?sslmode=disable",
 		"STATEMENT_TIMEOUT=3s", "LOCK_TIMEOUT=2s", "CONNECT_TIMEOUT=2s", "SHARDS=16",
 		fmt.Sprintf("MAX_IN_FLIGHT_RECORDS=%d", outageRecords), fmt.Sprintf("MAX_IN_FLIGHT_BYTES=%d", outageBytes))
-	w.service.awaitReady()
+	w.service.AwaitReady()
 
 	long := time.Duration(0)
 	for _, o := range outages {
-		if !o.full || full() {
+		if !o.full || testenv.IsFull() {
 			long += o.lasting + 3*time.Second
 		}
 	}
@@ -378,29 +379,29 @@ func sufferAll(t *testing.T, outages []outage) {
 	load := rally(t, 20, 10*long, 10) // 200 records/s
 	go func() {
 		r, err := demo.Run(t.Context(), demo.Config{
-			RedisURL: pl.redisURL, PostgresURL: pl.pgURL, Stream: pl.stream, Group: pl.group, Load: load,
+			RedisURL: dep.RedisURL, PostgresURL: dep.PostgresURL, Stream: dep.Stream, Group: dep.Group, Load: load,
 			Metrics: prometheus.NewRegistry(), Show: func(demo.Snapshot) {}, Every: time.Second, Patience: 60 * time.Second,
 		}, slog.New(slog.DiscardHandler))
 		judged <- outcome{r, err}
 	}()
 	for _, o := range outages {
-		if !o.full || full() {
+		if !o.full || testenv.IsFull() {
 			w.suffer(o)
 		}
 	}
 	end := <-judged
 	require.NoError(t, end.err)
-	pl.requireGood(end.result)
+	requireGood(dep, end.result)
 	t.Logf("account %+v; at most %.0f MB resident, %.0f records in flight", end.result.Account, w.memory/1e6, w.record)
 	require.Less(t, w.memory, 512e6)
 	require.LessOrEqual(t, w.record, float64(outageRecords))
 	for _, reason := range []string{"sink", "crash"} {
-		n, err := w.service.metric(`processor_pipeline_dead_letters_total{reason="` + reason + `"}`)
+		n, err := w.service.Metric(`processor_pipeline_dead_letters_total{reason="` + reason + `"}`)
 		require.NoError(t, err)
 		require.Zero(t, n, "no attempt was used")
 	}
-	require.Equal(t, 1, strings.Count(w.service.output(), `"msg":"starting to process"`), "it never restarted")
-	require.Zero(t, terminated(w.service))
+	require.Equal(t, 1, strings.Count(w.service.Output(), `"msg":"starting to process"`), "it never restarted")
+	require.Zero(t, w.service.Terminate())
 }
 
 // P7, P9.

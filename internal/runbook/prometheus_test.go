@@ -1,4 +1,4 @@
-package main
+package runbook_test
 
 import (
 	"encoding/json"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // prom is a Prometheus that scrapes instances, with our rules loaded.
@@ -25,7 +26,7 @@ type prom struct {
 	addr string
 }
 
-func startPrometheus(t *testing.T, instances ...*process) *prom {
+func startPrometheus(t *testing.T, instances ...*servicetest.Process) *prom {
 	t.Helper()
 	program, err := exec.LookPath("prometheus")
 	if err != nil {
@@ -36,7 +37,7 @@ func startPrometheus(t *testing.T, instances ...*process) *prom {
 	require.NoError(t, err)
 	var targets []string
 	for _, p := range instances {
-		targets = append(targets, "'"+p.addr+"'")
+		targets = append(targets, "'"+p.Addr()+"'")
 	}
 	file := filepath.Join(dir, "prometheus.yml")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}
@@ -85,8 +86,8 @@ func (pr *prom) ask(query string) (int, error) {
 
 func TestEveryQueryOfTheDashboardAnswersForARunningFleet(t *testing.T) {
 	testenv.Full(t)
-	pl := newPlace(t)
-	a, b := pl.pair("one", "two")
+	dep := servicetest.New(t)
+	a, b := pair(dep, "one", "two")
 	pr := startPrometheus(t, a, b)
 	text, err := os.ReadFile(monitoring + "dashboard.json")
 	require.NoError(t, err)
@@ -106,7 +107,7 @@ func TestEveryQueryOfTheDashboardAnswersForARunningFleet(t *testing.T) {
 	second := int64(0)
 	for _, query := range queries {
 		testenv.Wait(t, 60*time.Second, func() error {
-			pl.publish(rides(second, 3)...)
+			dep.Publish(servicetest.Records(second, 3)...)
 			second += 3
 			n, err := pr.ask(query)
 			if err == nil && n == 0 {

@@ -1,4 +1,4 @@
-package main
+package e2e_test
 
 import (
 	"fmt"
@@ -23,33 +23,33 @@ func older(server *devenv.Server) string { return filepath.Join(server.Dir(), "o
 // keep copies a server's data aside. What Redis appends meanwhile may be in the
 // copy or not: it is a state that the server once had.
 func (c *campaign) keep(server *devenv.Server) {
-	c.t.Helper()
-	out, err := exec.CommandContext(c.t.Context(), "cp", "-a", filepath.Join(server.Dir(), "data"), older(server)).CombinedOutput()
-	require.NoError(c.t, err, "%s", out)
+	c.T.Helper()
+	out, err := exec.CommandContext(c.T.Context(), "cp", "-a", filepath.Join(server.Dir(), "data"), older(server)).CombinedOutput()
+	require.NoError(c.T, err, "%s", out)
 }
 
 // goBack has a stopped server come up with the data that was kept.
 func (c *campaign) goBack(server *devenv.Server) {
-	c.t.Helper()
+	c.T.Helper()
 	data := filepath.Join(server.Dir(), "data")
-	require.NoError(c.t, os.RemoveAll(data))
-	require.NoError(c.t, os.Rename(older(server), data))
+	require.NoError(c.T, os.RemoveAll(data))
+	require.NoError(c.T, os.Rename(older(server), data))
 	c.bring(server)
 }
 
 // bring starts a stopped server. The connections of the judge went with it.
 func (c *campaign) bring(server *devenv.Server) {
-	c.t.Helper()
-	require.NoError(c.t, server.Start(c.t.Context()))
+	c.T.Helper()
+	require.NoError(c.T, server.Start(c.T.Context()))
 	c.pool.Reset()
 }
 
 // total is the sum of a counter over all instances.
 func (c *campaign) total(counter string) (sum float64) {
-	c.t.Helper()
+	c.T.Helper()
 	for _, p := range c.running {
-		v, err := p.metric(counter)
-		require.NoError(c.t, err)
+		v, err := p.Metric(counter)
+		require.NoError(c.T, err)
 		sum += v
 	}
 	return sum
@@ -57,9 +57,9 @@ func (c *campaign) total(counter string) (sum float64) {
 
 // awaitStored waits until so many rows more are stored.
 func (c *campaign) awaitStored(n int) {
-	c.t.Helper()
+	c.T.Helper()
 	base := c.stored()
-	testenv.Wait(c.t, time.Minute, func() error {
+	testenv.Wait(c.T, time.Minute, func() error {
 		if have := c.stored() - base; have < n {
 			return fmt.Errorf("%d of %d records more are stored", have, n)
 		}
@@ -69,8 +69,8 @@ func (c *campaign) awaitStored(n int) {
 
 // awaitTakenAgain waits until all shards were taken anew since a count.
 func (c *campaign) awaitTakenAgain(before float64) {
-	c.t.Helper()
-	testenv.Wait(c.t, time.Minute, func() error {
+	c.T.Helper()
+	testenv.Wait(c.T, time.Minute, func() error {
 		if n := c.total("processor_coordination_taken_shards_total") - before; n < fleetShards {
 			return fmt.Errorf("%v shards were taken again", n)
 		}
@@ -80,11 +80,11 @@ func (c *campaign) awaitTakenAgain(before float64) {
 
 // gone is the entries sent that the stream does not hold.
 func (c *campaign) gone() map[telemetry.EntryID]bool {
-	c.t.Helper()
+	c.T.Helper()
 	there := make(map[telemetry.EntryID]bool)
 	for after := (telemetry.EntryID{}); ; {
-		page, err := c.group.ReadRange(c.t.Context(), after, 5000)
-		require.NoError(c.t, err)
+		page, err := c.group.ReadRange(c.T.Context(), after, 5000)
+		require.NoError(c.T, err)
 		for i := range page {
 			there[page[i].ID] = true
 		}
@@ -94,10 +94,10 @@ func (c *campaign) gone() map[telemetry.EntryID]bool {
 		after = page[len(page)-1].ID
 	}
 	sent, err := fleet.OpenLog(c.file)
-	require.NoError(c.t, err)
+	require.NoError(c.T, err)
 	defer sent.Close()
 	gone := make(map[telemetry.EntryID]bool)
-	require.NoError(c.t, sent.Scan(func(_ int64, s *fleet.Sent) error {
+	require.NoError(c.T, sent.Scan(func(_ int64, s *fleet.Sent) error {
 		if !there[s.ID] {
 			gone[s.ID] = true
 		}
@@ -132,8 +132,8 @@ func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
 	account := c.judgeBut(gone)
 	t.Logf("%d entries went with Redis, %d of them were stored before", len(gone), len(gone)-int(account.Pending))
 	require.Less(t, int(account.Pending), len(gone)/2, "what was stored stays")
-	var l lagJSON
-	c.ask(exitClean, &l, "lag")
+	var l lagReport
+	c.Ask(0, &l, "lag")
 	require.Nil(t, l.Lost, "nobody can tell how many")
 	require.Len(t, l.Losses, 1)
 	loss := l.Losses[0]

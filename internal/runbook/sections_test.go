@@ -1,12 +1,10 @@
-package main
+package runbook_test
 
 import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"maps"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,17 +33,13 @@ func constants(t *testing.T, path, prefix string) map[string]string {
 	return found
 }
 
-func TestEachKindOfIncidentLeadsToASection(t *testing.T) {
+func TestEachFindingAndIncidentLeadsToASection(t *testing.T) {
 	b := readBook(t)
-	for name, heading := range constants(t, "doctor_sections.go", "section") {
+	for name, heading := range constants(t, "../../cmd/processor/doctor_sections.go", "section") {
 		require.True(t, b.anchors[anchor(heading)], "%s: OPERATIONS.md has no section %q", name, heading)
 	}
-	kinds := constants(t, "../../internal/protocol/incident.go", "")
-	require.Equal(t, slices.Sorted(maps.Values(kinds)), slices.Sorted(maps.Keys(incidentGuides)))
-	for kind, g := range incidentGuides {
-		require.True(t, b.anchors[anchor(g.section)], "%s: OPERATIONS.md has no section %q", kind, g.section)
-		require.NotEmpty(t, g.remedy, kind)
-		require.True(t, b.mentions(kind), "OPERATIONS.md does not mention `%s`", kind)
+	for name, kind := range constants(t, "../../internal/protocol/incident.go", "") {
+		require.True(t, b.mentions(kind), "%s: OPERATIONS.md does not mention `%s`", name, kind)
 	}
 }
 
