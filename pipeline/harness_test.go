@@ -35,15 +35,15 @@ type bench struct {
 	pub      *stream.Publisher
 }
 
-func newBench(tb testing.TB) *bench {
+func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
 	tb.Helper()
 	r := testenv.Redis(tb)
 	b := &bench{
 		tb: tb, redisURL: r.URL, stream: r.Stream, group: r.Group, client: r.Client(),
-		pgURL: testenv.Postgres(tb, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		pgURL: testenv.Postgres(tb, append(opts, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
 			_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 			return err
-		})),
+		}))...),
 	}
 	b.pub = stream.NewPublisher(b.client, b.stream, 0)
 	b.pool = b.open("bench")

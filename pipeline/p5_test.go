@@ -10,7 +10,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // TestTheTablesAreAFunctionOfTheInput is promise P5: whatever is sent in
@@ -39,7 +41,11 @@ func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
 	for lane := range 4 {
 		t.Run(fmt.Sprintf("lane%d", lane), func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			world := devenv.Plain
+			if lane%2 == 1 {
+				world = devenv.Partitioned
+			}
+			b := newBench(t, testenv.InWorld(world))
 			for n := next.Add(1) - 1; n < int64(seeds) && !t.Failed(); n = next.Add(1) - 1 {
 				playSeed(t, b, first+uint64(n))
 			}

@@ -14,6 +14,9 @@
 //  3. OwnServers gives a test servers that it may stop, kill, pause or flush.
 //  4. In short mode tests that ask for a server skip. A missing server program
 //     skips too, except in CI (CI=true), where it fails.
+//  5. A database with a template is of the world that TEST_WORLD names, of the
+//     one that the test chose with InWorld, or plain: a world is what a platform
+//     may have put there before us, such as a partitioned positions.
 //
 // A package whose tests use it should have
 //

@@ -17,6 +17,7 @@ import (
 type PostgresOption func(*postgresSpec)
 
 type postgresSpec struct {
+	world    devenv.World
 	template string
 	build    func(ctx context.Context, url string) error
 }
@@ -28,6 +29,12 @@ func WithTemplate(name string, build func(ctx context.Context, url string) error
 	return func(s *postgresSpec) { s.template, s.build = name, build }
 }
 
+// InWorld makes the test's database in a world of the test's choice, unless
+// WorldVariable names one. A test skips when this machine cannot offer it.
+func InWorld(w devenv.World) PostgresOption {
+	return func(s *postgresSpec) { s.world = w }
+}
+
 // Postgres makes a database for the test and returns its URL; it is dropped
 // when the test ends. Without WithTemplate it is empty.
 func Postgres(tb testing.TB, opts ...PostgresOption) string {
@@ -37,8 +44,14 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 		opt(&spec)
 	}
 	w := World(tb)
+	if spec.world != "" && !worldNamed() {
+		w = spec.world
+	}
 	var server string
 	if w == devenv.Hypertable {
+		if why := noHypertables(); why != "" {
+			tb.Skip(why)
+		}
 		server = process.timescale.use(tb, "", devenv.Options{Postgres: true, PostgresArgs: w.PostgresArgs()}, nil)
 	} else {
 		server = process.postgres.use(tb, PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)

@@ -28,6 +28,9 @@ func World(tb testing.TB) devenv.World {
 	return w
 }
 
+// worldNamed reports whether somebody chose the world for all tests.
+func worldNamed() bool { return process.world != "" || os.Getenv(WorldVariable) != "" }
+
 // SameInEveryWorld skips a test that does not depend on the world, in all but
 // the plain one.
 func SameInEveryWorld(tb testing.TB) {
@@ -73,6 +76,10 @@ func (r runner) run() (code int) {
 func noHypertables() string {
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()
+	process.postgres.find(PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+	if process.postgres.err != nil {
+		return process.postgres.err.Error()
+	}
 	conn, err := pgx.Connect(ctx, process.postgres.url)
 	if err != nil {
 		return err.Error()
