@@ -30,7 +30,7 @@ the table in a file, between the markers <!-- config:begin --> and
 <!-- config:end -->.`,
 		Example: `  processor config table
   processor config table --json
-  processor config table --write OPERATIONS.md`,
+  processor config table --write docs/reference/configuration.md`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if write != "" {

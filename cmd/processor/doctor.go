@@ -24,7 +24,7 @@ func newDoctorCommand() *cobra.Command {
 		Short: "Look for everything that commonly goes wrong",
 		Long: `Examines Redis, Postgres, the stream, the group, the schema and this machine with
 the settings of the service, changes nothing, and prints each finding with its
-remedy and the section of OPERATIONS.md it leads to. Exits 1 when one of them is
+remedy and the page of the runbook it leads to. Exits 1 when one of them is
 trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
 		Example: `  processor doctor
   processor doctor --json

@@ -36,7 +36,7 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 	}
 	e, err := group.Examine(ctx, siblingPrefix)
 	if err = modules.RedisError(cfg.Redis, err); err != nil {
-		d.away(about, err, "start Redis or mend the network, or correct REDIS_URL; "+see(sectionOutages),
+		d.away(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
 			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
 		return
 	}
@@ -121,7 +121,7 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 				"stop that program, what it holds is then claimed by itself; "+see(sectionClaim))
 		case c.Idle < time.Minute:
 			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
-				"stop that program, else it takes entries past the order of their devices; "+see(sectionSwitch))
+				"stop that program, else it takes entries past the order of their devices; "+see(sectionClaim))
 		case c.Pending > 0:
 			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
 				"nothing, as long as an instance runs: the leader claims it; never XGROUP DELCONSUMER; "+see(sectionClaim))
@@ -155,7 +155,7 @@ func (d *diagnosis) horizon(ctx context.Context, group *stream.Group, e *stream.
 	d.judge(trimmed && behind*2 > reach, levelTrouble, about,
 		fmt.Sprintf("the stream reaches back %s, the oldest undone entry is %s old", reach, behind),
 		fmt.Sprintf("the stream reaches back %s and the oldest undone entry is %s old: trimming will lose entries", reach, behind),
-		"raise MAXLEN of tcp-ingestion at once; then "+see(sectionLag))
+		"raise MAXLEN of tcp-ingestion now; "+see(sectionWillLose))
 }
 
 // atLeast compares a version like 7.0.15.

@@ -91,7 +91,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	_, d = examined(dep)
 	require.Equal(t, levelTrouble, d.has("7 entries were lost"))
 	require.Equal(t, levelTrouble, d.has("incident: stalled_member m.1"))
-	require.Contains(t, d.remedy("stalled_member"), `see "An instance is stalled or gone" in OPERATIONS.md`)
+	require.Contains(t, d.remedy("stalled_member"), "see docs/runbook/ProcessorDown.md")
 	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "Records were trimmed")
 	dep.Exec("insert into processor.losses (dedupe_key, stream, grp, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", dep.Stream, dep.Group)
 	_, d = examined(dep)
@@ -118,7 +118,7 @@ func TestTheDoctorTellsForeignConsumersApart(t *testing.T) {
 	}})
 	for _, tt := range []struct{ what, level, remedy string }{
 		{`"a" reads in our group, and holds 3 entries that it did not finish`, levelTrouble, sectionClaim},
-		{`"b" reads in our group, and holds nothing`, levelTrouble, sectionSwitch},
+		{`"b" reads in our group, and holds nothing`, levelTrouble, sectionClaim},
 		{`"c" is silent for 1h0m0s, and holds 3 entries`, levelWarning, sectionClaim},
 		{`"d" is silent for 1h0m0s, and holds nothing`, levelWarning, "the leader removes it"},
 	} {

@@ -130,7 +130,7 @@ func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
 }
 
 func TestConfigTableRenewsAFile(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "OPERATIONS.md")
+	file := filepath.Join(t.TempDir(), "configuration.md")
 	require.NoError(t, os.WriteFile(file, []byte("# Book\n\n<!-- config:begin -->\noutdated\n<!-- config:end -->\nrest\n"), 0o644))
 	code, _, errs := call("config", "table", "--write", file)
 	require.Equal(t, exitClean, code, errs)

@@ -355,14 +355,14 @@ func TestEveryVariableIsInTheTableAndTheHelp(t *testing.T) {
 	}
 }
 
-// Between the markers of OPERATIONS.md is the table of
-// this version; `processor config table --write OPERATIONS.md` renews it.
+// Between the markers of docs/reference/configuration.md is the table of
+// this version; `processor config table --write docs/reference/configuration.md` renews it.
 func TestOperationsTableIsUpToDate(t *testing.T) {
-	text, err := os.ReadFile("../../OPERATIONS.md")
+	text, err := os.ReadFile("../../docs/reference/configuration.md")
 	require.NoError(t, err)
 	renewed, err := config.Renew(string(text))
 	require.NoError(t, err)
-	require.True(t, renewed == string(text), "the table is stale; run: processor config table --write OPERATIONS.md") //nolint:testifylint // not both whole texts
+	require.True(t, renewed == string(text), "the table is stale; run: processor config table --write docs/reference/configuration.md") //nolint:testifylint // not both whole texts
 }
 
 func TestRenewReplacesOnlyWhatIsBetweenTheMarkers(t *testing.T) {

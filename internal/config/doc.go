@@ -10,7 +10,7 @@
 //  3. Values are complete: a default that depends on the machine or on another
 //     variable is resolved before anybody sees the Config.
 //  4. One list, the tags of the structs, gives name, default, bounds and help
-//     of every variable to the reader, to the help text and to OPERATIONS.md.
+//     of every variable to the reader, to the help text and to docs/reference/configuration.md.
 //
 // An unknown variable is no error, since the environment belongs to others
 // too; one that looks like a misspelling of ours is named by NearMisses.

@@ -16,7 +16,7 @@ const (
 // ErrNoMarkers says that a text has no place for the table of variables.
 var ErrNoMarkers = errors.New("no table of variables: put " + tableBegin + " and " + tableEnd + " on lines of their own where it belongs")
 
-// Markdown is the table of all variables for OPERATIONS.md.
+// Markdown is the table of all variables for docs/reference/configuration.md.
 func Markdown() string {
 	var b strings.Builder
 	b.WriteString("| Variable | Default | Values | What it is |\n")

@@ -1,7 +1,7 @@
 package protocol
 
 // The kinds of incidents: what a person should know. Each has its section in
-// OPERATIONS.md, which processor doctor names.
+// docs/reference/incidents.md, which processor doctor names.
 const (
 	ForeignConsumer   = "foreign_consumer"   // somebody else reads in our group
 	SilentMember      = "silent_member"      // it owned shards and is gone without a release; for an hour

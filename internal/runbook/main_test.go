@@ -1,4 +1,4 @@
-// Package runbook_test executes OPERATIONS.md and checks it, and what is in
+// Package runbook_test executes OPERATIONS.md and docs/runbook and checks it, and what is in
 // deploy/, against the service.
 package runbook_test
 

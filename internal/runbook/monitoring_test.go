@@ -3,10 +3,13 @@ package runbook_test
 import (
 	"context"
 	"encoding/json"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
+	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,12 +17,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/modules"
 )
 
-const monitoring = "../../deploy/monitoring/"
+const monitoring = root + "deploy/monitoring/"
 
 var fqName = regexp.MustCompile(`fqName: "([^"]*)"`)
 
@@ -52,25 +56,64 @@ func registered(t *testing.T) map[string]bool {
 
 var metricNames = regexp.MustCompile(`\bprocessor_[a-z_]+|\bprocess_[a-z_]+`)
 
-func TestTheRunbookExplainsExactlyTheMetricsThereAre(t *testing.T) {
-	text, err := os.ReadFile(runbook)
-	require.NoError(t, err)
-	_, metrics, found := strings.Cut(string(text), "\n## Metrics\n")
-	require.True(t, found)
-	metrics, _, _ = strings.Cut(metrics, "\n## ")
+// inCode is the names of all metrics in the sources of the service: some are
+// registered only under certain settings.
+func inCode(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	for _, folder := range []string{"cmd/processor", "coordination", "internal", "modules", "pipeline"} {
+		require.NoError(t, filepath.WalkDir(root+folder, func(file string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || filepath.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(file)
+			for _, m := range metricLiteral.FindAllSubmatch(text, -1) {
+				names[string(m[1])] = true
+			}
+			return err
+		}))
+	}
+	return names
+}
+
+var metricLiteral = regexp.MustCompile(`(?:Name: *|NewDesc\(|[a-z]\()"(processor_[a-z0-9_]+)"`)
+
+func TestTheReferenceExplainsExactlyTheMetricsThereAre(t *testing.T) {
+	b := readBook(t)
 	explained := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(metrics, -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(b.text["docs/reference/metrics.md"], -1) {
 		explained[row[1]] = true
 	}
 	have := registered(t)
 	maps.DeleteFunc(have, func(name string, _ bool) bool { return !strings.HasPrefix(name, "processor_") })
+	for name := range inCode(t) {
+		have[name] = true
+	}
 	require.Equal(t, slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(explained)))
-	for _, m := range metricNames.FindAllString(string(text), -1) {
-		require.True(t, isMetric(have, m) || strings.HasPrefix(m, "process_") || m == "processor_requests", "%s is named in the text and does not exist", m)
+	for page, text := range b.text {
+		for _, m := range metricNames.FindAllString(text, -1) {
+			require.True(t, isMetric(have, m) || strings.HasPrefix(m, "process_") || m == "processor_requests", "%s: %s is named and does not exist", page, m)
+		}
 	}
 }
 
-// isMetric tells whether a name in a query is one that an instance serves.
+// Each step whose failures are counted is in the reference and in an alert.
+func TestEachStepThatFailsAlerts(t *testing.T) {
+	b := readBook(t)
+	code, err := os.ReadFile(root + "pipeline/metrics.go")
+	require.NoError(t, err)
+	rules, err := os.ReadFile(monitoring + "rules.yml")
+	require.NoError(t, err)
+	steps := regexp.MustCompile(`errs\.WithLabelValues\("([a-z_]+)"\)`).FindAllStringSubmatch(string(code), -1)
+	require.Greater(t, len(steps), 5)
+	row := regexp.MustCompile("(?m)^\\| `processor_pipeline_errors_total` .*$").FindString(b.text["docs/reference/metrics.md"])
+	for _, m := range steps {
+		require.Regexp(t, `\b`+m[1]+`\b`, row)
+		require.Regexp(t, `step=~"([a-z_]+\|)*`+m[1]+`(\||")`, string(rules))
+	}
+}
+
+// isMetric reports whether a name in a query is one that an instance serves.
 func isMetric(have map[string]bool, name string) bool {
 	for _, suffix := range []string{"", "_bucket", "_sum", "_count"} {
 		if base, ok := strings.CutSuffix(name, suffix); ok && have[base] {
@@ -82,6 +125,7 @@ func isMetric(have map[string]bool, name string) bool {
 
 func TestAlertsAndDashboardAskForMetricsThatExist(t *testing.T) {
 	have := registered(t)
+	maps.Copy(have, inCode(t))
 	rules, err := os.ReadFile(monitoring + "rules.yml")
 	require.NoError(t, err)
 	dashboard, err := os.ReadFile(monitoring + "dashboard.json")
@@ -107,19 +151,40 @@ func TestAlertsAndDashboardAskForMetricsThatExist(t *testing.T) {
 	}
 }
 
-func TestEveryAlertLeadsToItsSection(t *testing.T) {
+// repository is where runbook_url leads; deploy/monitoring says how to change it.
+const repository = "https://github.com/trmtracking/processor/blob/main/"
+
+func TestEachAlertLeadsToItsOwnPage(t *testing.T) {
 	b := readBook(t)
-	rules, err := os.ReadFile(monitoring + "rules.yml")
+	text, err := os.ReadFile(monitoring + "rules.yml")
 	require.NoError(t, err)
-	text, err := os.ReadFile(runbook)
-	require.NoError(t, err)
-	alerts := regexp.MustCompile(`(?m)^ +- alert: (\S+)$`).FindAllStringSubmatch(string(rules), -1)
-	links := regexp.MustCompile(`(?m)^ +runbook_url: OPERATIONS\.md#(\S+)$`).FindAllStringSubmatch(string(rules), -1)
-	require.Len(t, links, len(alerts))
-	for i, a := range alerts {
-		anchor := links[i][1]
-		require.True(t, b.anchors[anchor], "%s: #%s leads nowhere", a[1], anchor)
-		require.Regexp(t, "(?m)^\\| `"+a[1]+"` \\|.*\\(#"+anchor+"\\) \\|$", string(text), "the table of alerts says the same")
+	var rules struct {
+		Groups []struct {
+			Rules []struct {
+				Alert               string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(text, &rules))
+	alerts := map[string]bool{}
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			if r.Alert == "" {
+				continue
+			}
+			alerts[r.Alert] = true
+			page := pagePath(r.Alert)
+			require.Equal(t, repository+page, r.Annotations["runbook_url"], r.Alert)
+			require.True(t, strings.HasPrefix(b.text[page], "# "+r.Alert+"\n"), "%s: its heading is the alert's name", page)
+			require.Regexp(t, `(?m)^\| \[`+r.Alert+`\]\(`+page+`\) \| .* \| `+r.Labels["severity"]+` \|$`, b.text[frontPage])
+		}
+	}
+	require.Greater(t, len(alerts), 15)
+	for page := range b.text {
+		if name := strings.TrimSuffix(path.Base(page), ".md"); strings.HasPrefix(name, "Processor") {
+			require.True(t, alerts[name], "%s belongs to no alert", page)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,13 +20,18 @@ import (
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
-// runbook is OPERATIONS.md as this test reads it.
-const runbook = "../../OPERATIONS.md"
+// root is the repository; pages are named relative to it.
+const root = "../../"
 
-// notExecuted are sections with commands that are not run here, and why.
+// frontPage is where an operator starts.
+const frontPage = "OPERATIONS.md"
+
+// notExecuted are commands in blocks that are not run here, and why.
 var notExecuted = map[string]string{
-	"An instance is stalled or gone/curl":     "curl is not everywhere; that the profile is served is tested in internal/httpserver",
-	"Load tests on your own servers/loadtest": "it takes minutes; that it leaves named servers as they were is tested in loadtest",
+	"kubectl":  "needs a cluster; the manifests are checked in deploy",
+	"docker":   "needs an engine; the files are checked in deploy",
+	"curl":     "curl is not everywhere; that the profile is served is tested with the HTTP endpoint",
+	"loadtest": "it takes minutes; that it leaves named servers as they were is tested in loadtest",
 }
 
 // step is one block of commands and what its output must show.
@@ -33,46 +39,84 @@ type step struct {
 	script  string
 	retry   bool // to be run again until it shows what it should
 	outcome []*regexp.Regexp
-	line    int
+	at      string // page and line
 }
 
-// book is the blocks of the document by the symptom they belong to.
+// book is the front page with the pages of the runbook and the reference, and
+// their blocks by the symptom that is staged for them.
 type book struct {
-	prelude  string
-	steps    map[string][]step
-	sections map[string]string // symptom to section
-	anchors  map[string]bool
-	others   []string // blocks that name no symptom: section/first word
-	text     string
+	prelude string
+	steps   map[string][]step
+	pages   map[string]string          // symptom to page
+	text    map[string]string          // of each page
+	anchors map[string]map[string]bool // of each page
+	others  map[string]string          // commands of blocks that name no symptom, with their place
 }
 
-// mentions tells whether the document has a word as code.
-func (b *book) mentions(word string) bool { return strings.Contains(b.text, "`"+word+"`") }
+// pagePath is the file of a page of the runbook.
+func pagePath(name string) string { return "docs/runbook/" + name + ".md" }
 
 var fence = regexp.MustCompile("^```(\\w*)(?: +(.*))?$")
 
 func readBook(t *testing.T) *book {
 	t.Helper()
-	text, err := os.ReadFile(runbook)
-	require.NoError(t, err)
-	b := &book{steps: map[string][]step{}, sections: map[string]string{}, anchors: map[string]bool{}, text: string(text)}
-	lines := strings.Split(string(text), "\n")
-	section, last := "", ""
+	b := &book{
+		steps: map[string][]step{}, pages: map[string]string{}, text: map[string]string{},
+		anchors: map[string]map[string]bool{}, others: map[string]string{},
+	}
+	files := []string{frontPage}
+	for _, folder := range []string{"docs/runbook/", "docs/reference/"} {
+		found, err := filepath.Glob(root + folder + "*.md")
+		require.NoError(t, err)
+		for _, file := range found {
+			files = append(files, folder+filepath.Base(file))
+		}
+	}
+	require.Greater(t, len(files), 30)
+	for _, page := range files {
+		text, err := os.ReadFile(root + page)
+		require.NoError(t, err)
+		b.text[page], b.anchors[page] = string(text), map[string]bool{}
+		b.read(t, page, strings.Split(string(text), "\n"))
+	}
+	return b
+}
+
+// read takes the blocks of a page: commands with runbook=SYMPTOM, and the
+// patterns of their output in a comment below, <!-- outcome to -->.
+func (b *book) read(t *testing.T, page string, lines []string) {
+	t.Helper()
+	until := func(i int, end string) (body []string, next int) {
+		for i++; i < len(lines) && lines[i] != end; i++ {
+			body = append(body, lines[i])
+		}
+		require.Less(t, i, len(lines), "%s: a block does not end with %s", page, end)
+		return body, i
+	}
+	last := ""
 	for i := 0; i < len(lines); i++ {
-		if title, ok := strings.CutPrefix(lines[i], "## "); ok {
-			section, last = title, ""
-			b.anchors[anchor(title)] = true
+		if title, ok := strings.CutPrefix(strings.TrimLeft(lines[i], "#"), " "); ok && strings.HasPrefix(lines[i], "#") {
+			b.anchors[page][anchor(title)] = true
+		}
+		at := fmt.Sprintf("%s:%d", page, i+1)
+		var body []string
+		if lines[i] == "<!-- outcome" {
+			require.NotEmpty(t, last, "%s: an outcome that follows no block", at)
+			body, i = until(i, "-->")
+			s := &b.steps[last][len(b.steps[last])-1]
+			for _, expression := range body {
+				s.outcome = append(s.outcome, regexp.MustCompile(expression))
+			}
+			continue
 		}
 		m := fence.FindStringSubmatch(lines[i])
 		if m == nil {
 			continue
 		}
-		var body []string
-		begin := i + 1
-		for i++; i < len(lines) && lines[i] != "```"; i++ {
-			body = append(body, lines[i])
+		body, i = until(i, "```")
+		if m[1] != "sh" {
+			continue
 		}
-		require.Less(t, i, len(lines), "the block at line %d does not end", begin)
 		symptom, retry := "", false
 		for _, word := range strings.Fields(m[2]) {
 			if name, ok := strings.CutPrefix(word, "runbook="); ok {
@@ -80,26 +124,21 @@ func readBook(t *testing.T) *book {
 			}
 			retry = retry || word == "retry"
 		}
-		switch {
-		case m[1] == "sh" && symptom == "prelude":
+		switch symptom {
+		case "prelude":
 			b.prelude = strings.Join(body, "\n")
-		case m[1] == "sh" && symptom == "":
-			b.others = append(b.others, section+"/"+strings.Fields(body[0])[0])
-		case m[1] == "sh":
-			if known, ok := b.sections[symptom]; ok {
-				require.Equal(t, known, section, "runbook=%s is used in two sections", symptom)
+		case "":
+			for _, line := range body {
+				b.others[strings.Fields(line)[0]] = at
 			}
-			b.sections[symptom], last = section, symptom
-			b.steps[symptom] = append(b.steps[symptom], step{script: strings.Join(body, "\n"), retry: retry, line: begin})
-		case m[2] == "outcome":
-			require.NotEmpty(t, last, "the outcome at line %d follows no block", begin)
-			s := &b.steps[last][len(b.steps[last])-1]
-			for _, expression := range body {
-				s.outcome = append(s.outcome, regexp.MustCompile(expression))
+		default:
+			if known, ok := b.pages[symptom]; ok {
+				require.Equal(t, known, page, "runbook=%s is used in two pages", symptom)
 			}
+			b.pages[symptom], last = page, symptom
+			b.steps[symptom] = append(b.steps[symptom], step{script: strings.Join(body, "\n"), retry: retry, at: at})
 		}
 	}
-	return b
 }
 
 // anchor is what GitHub makes of a heading.
@@ -123,7 +162,7 @@ type staged struct {
 	after    func()         // checks what the blocks led to
 }
 
-// operator runs blocks as somebody does who has a shell and the document.
+// operator runs blocks as a person does who has a shell and the pages.
 type operator struct {
 	dep     *servicetest.Deployment
 	prelude string
@@ -134,7 +173,7 @@ func newOperator(t *testing.T, dep *servicetest.Deployment, prelude string) *ope
 	t.Helper()
 	for _, name := range []string{"bash", "redis-cli", "psql"} {
 		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("SKIPPED: %s is not installed, so the commands of OPERATIONS.md were not run", name)
+			t.Skipf("SKIPPED: %s is not installed, so the commands of the runbook were not run", name)
 		}
 	}
 	dir := t.TempDir()
@@ -156,12 +195,12 @@ var spaces = regexp.MustCompile(`\s+`)
 
 func (s step) judge(out string, err error) error {
 	if err != nil {
-		return fmt.Errorf("the block at line %d: %w, and says\n%s", s.line, err, out)
+		return fmt.Errorf("the block at %s: %w, and says\n%s", s.at, err, out)
 	}
 	flat := spaces.ReplaceAllString(out, " ")
 	for _, want := range s.outcome {
 		if !want.MatchString(out) && !want.MatchString(flat) {
-			return fmt.Errorf("the block at line %d does not show %q but\n%s", s.line, want, out)
+			return fmt.Errorf("the block at %s does not show %q but\n%s", s.at, want, out)
 		}
 	}
 	return nil
@@ -173,8 +212,8 @@ const patience = 40 * time.Second
 func TestTheRunbookDoesWhatItSays(t *testing.T) {
 	b := readBook(t)
 	require.NotEmpty(t, b.prelude)
-	for _, other := range b.others {
-		require.Contains(t, notExecuted, other, "a block of commands that is not executed needs a reason here, or runbook=NAME")
+	for command, at := range b.others {
+		require.Contains(t, notExecuted, command, "%s: a block of commands that is not executed needs a reason here, or runbook=NAME", at)
 	}
 	require.Equal(t, slices.Sorted(maps.Keys(stages)), slices.Sorted(maps.Keys(b.steps)), "each symptom of the document is staged, and the other way round")
 	for _, symptom := range slices.Sorted(maps.Keys(b.steps)) {
@@ -193,26 +232,61 @@ func TestTheRunbookDoesWhatItSays(t *testing.T) {
 				for err != nil && s.retry && time.Now().Before(deadline) {
 					err = s.judge(op.run(st.settings, s))
 				}
-				require.NoError(t, err, "section %q", b.sections[symptom])
+				require.NoError(t, err)
 				took = append(took, time.Since(began).Round(time.Millisecond))
 			}
 			if st.after != nil {
 				st.after()
 			}
-			t.Logf("executed: %s, blocks took %v", b.sections[symptom], took)
+			t.Logf("executed: %s, blocks took %v", b.pages[symptom], took)
 		})
 	}
 }
 
-// Links inside the document lead somewhere.
-func TestTheRunbooksLinksLead(t *testing.T) {
+var link = regexp.MustCompile(`\]\(([^)\s]*)\)`)
+
+func TestEachLinkLeadsSomewhere(t *testing.T) {
 	b := readBook(t)
-	text, err := os.ReadFile(runbook)
-	require.NoError(t, err)
-	found := regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(string(text), -1)
-	require.Greater(t, len(found), 20)
-	for _, m := range found {
-		require.True(t, b.anchors[m[1]], "#%s leads nowhere", m[1])
+	found := 0
+	for page, text := range b.text {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			found++
+			target, fragment, _ := strings.Cut(m[1], "#")
+			if target = path.Join(path.Dir(page), target); strings.HasPrefix(m[1], "#") {
+				target = page
+			}
+			_, err := os.Stat(root + target)
+			require.NoError(t, err, "%s: %s leads nowhere", page, m[1])
+			if fragment != "" {
+				require.True(t, b.anchors[target][fragment], "%s: %s leads to no heading", page, m[1])
+			}
+		}
+	}
+	require.Greater(t, found, 100)
+}
+
+// otherShape are pages that are no answer to an alert or symptom.
+var otherShape = map[string]string{pagePath("load-tests"): "a procedure for servers that nobody uses yet"}
+
+func TestEachPageHasTheSameShape(t *testing.T) {
+	b := readBook(t)
+	require.LessOrEqual(t, strings.Count(b.text[frontPage], "\n"), 150, "the front page is read in an emergency")
+	for page, text := range b.text {
+		if path.Dir(page) != "docs/runbook" || otherShape[page] != "" {
+			continue
+		}
+		require.Contains(t, b.text[frontPage], "]("+page+")", "the front page leads to each page")
+		paragraphs := strings.SplitN(text, "\n\n", 3)
+		require.True(t, strings.HasPrefix(paragraphs[1], "Users "), "%s: begin with what it means for users", page)
+		require.Contains(t, paragraphs[1], "`processor doctor`", page)
+		var headings []string
+		for _, m := range regexp.MustCompile(`(?m)^## (.*)$`).FindAllStringSubmatch(text, -1) {
+			headings = append(headings, m[1])
+		}
+		require.Equal(t, []string{"Fix", "Diagnosis", "Do not"}, headings, page)
 	}
 }
 

@@ -18,10 +18,11 @@ import (
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
-// stages bring about what each part of OPERATIONS.md is for.
+// stages bring about what each page of the runbook is for.
 var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"doctor":          stageWork,
 	"lag":             stageLag,
+	"lag-raw":         stageLag,
 	"nothing-arrives": stageWrongName,
 	"lag-grows":       stageLock,
 	"stalled-shard":   stageStalledShard,
@@ -29,6 +30,10 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"stalled":         stageStalled,
 	"duplicate":       stageTwin,
 	"leaders":         stageWork,
+	"no-leader":       stageWork,
+	"forecast":        stageWork,
+	"redis-errors":    stageRedisDown,
+	"redis-slow":      stageWork,
 	"rehydrate":       stageWork,
 	"device":          stageDevice,
 	"dlq":             stageDeadLetters,
@@ -307,6 +312,24 @@ func stagePostgresDown(dep *servicetest.Deployment) staged {
 	through, err := proxy.URL(dep.PostgresURL)
 	require.NoError(dep.T, err)
 	p := dep.Run(servicetest.FourShards, "POSTGRES_URL="+through)
+	p.AwaitReady()
+	require.NoError(dep.T, proxy.Refuse())
+	return staged{
+		settings: []string{portOf(dep.T, p)},
+		after: func() {
+			require.NoError(dep.T, proxy.Resume())
+			p.AwaitReady()
+		},
+	}
+}
+
+func stageRedisDown(dep *servicetest.Deployment) staged {
+	u, err := url.Parse(dep.RedisURL)
+	require.NoError(dep.T, err)
+	proxy := testenv.Proxy(dep.T, u.Host)
+	through, err := proxy.URL(dep.RedisURL)
+	require.NoError(dep.T, err)
+	p := dep.Run(servicetest.FourShards, "REDIS_URL="+through)
 	p.AwaitReady()
 	require.NoError(dep.T, proxy.Refuse())
 	return staged{
