@@ -29,7 +29,7 @@ type graveyard struct {
 	dead   *stream.DeadLetters
 	later  *store.Deferred
 	writer *store.Writer
-	held   telemetry.Held
+	held   protocol.Held
 	keeper *Housekeeper
 	exec   func(sql string, args ...any)
 	count  func(sql string) int
@@ -65,7 +65,7 @@ func newGraveyard(t *testing.T) *graveyard {
 		return n
 	}
 	g.exec("insert into processor.shards (stream, grp, shard, owner, epoch) values ($1, $2, 0, 'one', 1)", scope.Stream, scope.Group)
-	g.held = telemetry.Held{Shard: 0, Epoch: 1}
+	g.held = protocol.Held{Shard: 0, Epoch: 1}
 	g.writer = store.NewWriter(pool, scope, "one", time.Minute)
 	g.later = store.NewDeferred(pool, scope, "one", time.Minute)
 	g.keeper = NewHousekeeper(HousekeepingDeps{
@@ -99,7 +99,7 @@ func (g *graveyard) entry(text string) telemetry.DeadLetter {
 func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
 	g.Helper()
 	_, err := g.writer.Write(g.Context(), &protocol.Batch{
-		Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+		Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
 		Letters: []protocol.Unconfirmed{{DeadLetter: l, Queued: queued}},
 	})
 	require.NoError(g, err)
@@ -223,18 +223,18 @@ func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
 	for _, l := range []telemetry.DeadLetter{one, other, one} {
 		l.Attempts = 1
 		_, err := g.writer.Write(t.Context(), &protocol.Batch{
-			Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
-			Deferred: []telemetry.Deferred{{DeadLetter: l, NextAttempt: time.Now()}},
+			Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Deferred: []protocol.Deferred{{DeadLetter: l, NextAttempt: time.Now()}},
 		})
 		require.NoError(t, err)
 	}
 	require.Equal(t, 2, g.count("select count(*) from processor.deferred"))
 	for _, want := range []int{1, 0} {
-		rows, err := g.later.Claim(t.Context(), []telemetry.Held{g.held}, time.Hour, 100)
+		rows, err := g.later.Claim(t.Context(), []protocol.Held{g.held}, time.Hour, 100)
 		require.NoError(t, err)
 		require.Len(t, rows, 1, "one of an ID at a time")
 		_, err = g.writer.Write(t.Context(), &protocol.Batch{
-			Held: []telemetry.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
 			Settled: []telemetry.Ref{rows[0].Entry.Ref()}, Letters: []protocol.Unconfirmed{{DeadLetter: rows[0].DeadLetter}},
 		})
 		require.NoError(t, err)

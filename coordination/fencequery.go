@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // FenceKeeper brings the fences that a platform keeps in tables of its own into
@@ -68,7 +67,7 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 	}
 	q.looked = time.Now()
 	renewed, err := q.keeper.Renew(ctx, term)
-	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Fenced {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Fenced {
 		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // somebody else leads, and looks at the same fences
 	}
 	if err != nil {

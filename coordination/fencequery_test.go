@@ -13,8 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -213,9 +213,9 @@ func TestTwoLeadersOfThePlatformsFencesAreHarmless(t *testing.T) {
 	p := newPlatform(t)
 	one, two := p.leads("one", zonesQuery, time.Minute), p.leads("two", zonesQuery, time.Minute)
 	err := one.do()
-	failed, ok := errors.AsType[*telemetry.Failure](err)
+	failed, ok := errors.AsType[*protocol.Failure](err)
 	require.True(t, ok, "an earlier term is refused, have %v", err)
-	require.Equal(t, telemetry.Fenced, failed.Kind)
+	require.Equal(t, protocol.Fenced, failed.Kind)
 	require.Zero(t, p.count(incidents))
 	require.Zero(t, p.count(ever))
 

@@ -35,7 +35,7 @@ type engine struct {
 	rewinds int
 }
 
-func (e *engine) Grant(h telemetry.Held) error {
+func (e *engine) Grant(h protocol.Held) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.epochs[h.Shard] = h.Epoch

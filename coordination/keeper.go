@@ -19,7 +19,7 @@ type Ownership interface {
 	Ensure(ctx context.Context, shards int) error
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Take(ctx context.Context, shard int, member string) (protocol.Shard, error)
-	Release(ctx context.Context, held telemetry.Held, member string, applied telemetry.EntryID) error
+	Release(ctx context.Context, held protocol.Held, member string, applied telemetry.EntryID) error
 }
 
 // Sessions ends the database sessions of a member that does not release.
@@ -35,7 +35,7 @@ type Redealer interface {
 
 // Engine runs the shards granted to it.
 type Engine interface {
-	Grant(h telemetry.Held) error
+	Grant(h protocol.Held) error
 	Stop(shard int) <-chan struct{}
 	Drop(shard int)
 	Held(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
@@ -92,7 +92,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	for {
 		err := k.pass(ctx)
 		k.roster.SinkAnswers(err == nil || ctx.Err() != nil)
-		if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Misused {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Misused {
 			return err
 		}
 		if err != nil && ctx.Err() == nil && time.Since(complained) > 10*time.Second {
@@ -246,7 +246,7 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 		k.mu.Lock()
 		k.holds[t.Shard] = t.Epoch
 		k.mu.Unlock()
-		if err := k.engine.Grant(telemetry.Held{Shard: t.Shard, Epoch: t.Epoch, Token: token, Suspicion: t.Suspicion}); err != nil {
+		if err := k.engine.Grant(protocol.Held{Shard: t.Shard, Epoch: t.Epoch, Token: token, Suspicion: t.Suspicion}); err != nil {
 			return err
 		}
 		n++
@@ -293,7 +293,7 @@ func (k *Keeper) dealAgain(ctx context.Context, taken []protocol.Shard, token st
 	}
 	entries, err := k.redealer.Redeal(ctx, ranges)
 	if err != nil {
-		if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
 			// Without the group there is nothing to put back: it is made again at 0,
 			// and then everything is dealt again anyway.
 			return nil
@@ -346,7 +346,7 @@ func (k *Keeper) release(ctx context.Context, shard int, epoch int64) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
 	defer cancel()
-	if err := k.shards.Release(ctx, telemetry.Held{Shard: shard, Epoch: epoch}, k.roster.Name(), applied); err != nil {
+	if err := k.shards.Release(ctx, protocol.Held{Shard: shard, Epoch: epoch}, k.roster.Name(), applied); err != nil {
 		k.log.Warn("shard not released, its next owner takes it by itself", "shard", shard, "err", err)
 		return
 	}

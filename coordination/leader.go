@@ -205,7 +205,7 @@ const (
 func (l *Leader) sweep(ctx context.Context) error {
 	consumers, err := l.foreign.Consumers(ctx)
 	if err != nil {
-		if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
 			return nil // no group yet
 		}
 		return err

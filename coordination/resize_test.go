@@ -83,9 +83,9 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 
 	// A member of the past, woken late, neither deals nor keeps running.
 	_, err = b.group.AcquireTurn(t.Context(), "", "late", time.Minute)
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
-	require.Equal(t, telemetry.Misused, f.Kind)
+	require.Equal(t, protocol.Misused, f.Kind)
 	require.ErrorContains(t, err, "SHARDS=24")
 	late := b.start("late", "")
 	require.ErrorContains(t, late.ended(), "SHARDS=24")

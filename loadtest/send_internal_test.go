@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -23,7 +24,7 @@ type outageAfter struct {
 
 func (o *outageAfter) Publish(_ context.Context, entries [][]string) ([]telemetry.EntryID, error) {
 	if now := time.Now(); now.After(o.from) && now.Before(o.to) {
-		return nil, &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("connection refused")}
+		return nil, &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("connection refused")}
 	}
 	ids := make([]telemetry.EntryID, len(entries))
 	for i := range ids {

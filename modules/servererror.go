@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // ServerError says in words what is wrong between this program and a server, in
@@ -35,8 +35,8 @@ const lookCloser = "see processor doctor"
 // RedisError puts into words that Redis does not answer. Any other error, and
 // what Redis does answer, stays as it is. It is for calls that ask Redis only.
 func RedisError(cfg config.Redis, err error) error {
-	var failure *telemetry.Failure
-	if !errors.As(err, &failure) || failure.Kind != telemetry.Unknown || failure.Code != "" || errors.Is(err, context.Canceled) {
+	var failure *protocol.Failure
+	if !errors.As(err, &failure) || failure.Kind != protocol.Unknown || failure.Code != "" || errors.Is(err, context.Canceled) {
 		return err
 	}
 	return &ServerError{What: "Redis at " + cfg.URL.Addresses() + " (REDIS_URL) " + silence(failure), Remedy: lookCloser, err: err}
@@ -77,8 +77,8 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 func FirstPostgresError(url config.PostgresURL, err error) error {
 	err = PostgresError("POSTGRES_URL", url, err)
 	var said *ServerError
-	var failure *telemetry.Failure
-	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == telemetry.Misused {
+	var failure *protocol.Failure
+	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == protocol.Misused {
 		return exitError(codeSchema, "%w; run processor migrate up", err)
 	}
 	return err

@@ -30,7 +30,7 @@ type batch struct {
 	repeats   int       // records that repeat an earlier one of the same batch
 	due       time.Time // when it is committed, full or not
 
-	deferred        []telemetry.Deferred
+	deferred        []protocol.Deferred
 	settled         []telemetry.Ref // deferred entries that are decided
 	letters         []telemetry.DeadLetter
 	lettersDeferred []telemetry.DeadLetter         // the same, of entries that were deferred
@@ -47,7 +47,7 @@ type part struct {
 	epoch   int64
 	token   string
 	entries []telemetry.Entry
-	again   map[telemetry.EntryID]telemetry.Deferred // entries that were deferred, until they are decided; nil for those of a queue
+	again   map[telemetry.EntryID]protocol.Deferred // entries that were deferred, until they are decided; nil for those of a queue
 }
 
 // touch is a device as a batch has it.
@@ -196,7 +196,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	})
 	b.tangled = slices.DeleteFunc(b.tangled, func(i int32) bool { return gone(int(b.touched[i].shard)) })
 	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
-	b.deferred = slices.DeleteFunc(b.deferred, func(d telemetry.Deferred) bool { return gone(d.Shard) })
+	b.deferred = slices.DeleteFunc(b.deferred, func(d protocol.Deferred) bool { return gone(d.Shard) })
 	letters := func(list []telemetry.DeadLetter) []telemetry.DeadLetter {
 		return slices.DeleteFunc(list, func(l telemetry.DeadLetter) bool { return gone(l.Shard) })
 	}
@@ -220,12 +220,12 @@ func (b *batch) write() *protocol.Batch {
 }
 
 // held is the shards of the batch, each once, ascending.
-func (b *batch) held() []telemetry.Held {
-	held := make([]telemetry.Held, 0, 16)
+func (b *batch) held() []protocol.Held {
+	held := make([]protocol.Held, 0, 16)
 	for _, p := range b.parts {
-		at, found := slices.BinarySearchFunc(held, p.shard, func(h telemetry.Held, shard int) int { return h.Shard - shard })
+		at, found := slices.BinarySearchFunc(held, p.shard, func(h protocol.Held, shard int) int { return h.Shard - shard })
 		if !found {
-			held = slices.Insert(held, at, telemetry.Held{Shard: p.shard, Epoch: p.epoch})
+			held = slices.Insert(held, at, protocol.Held{Shard: p.shard, Epoch: p.epoch})
 		}
 	}
 	return held

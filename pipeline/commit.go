@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -45,8 +46,8 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		// In this order: shards are given up before another run is numbered.
 		content.Run = w.sink.Run()
 		if gone := w.table.gone(b.parts); len(gone) > 0 {
-			return &telemetry.Failure{
-				Kind: telemetry.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up meanwhile", gone),
+			return &protocol.Failure{
+				Kind: protocol.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up meanwhile", gone),
 			}
 		}
 		var err error
@@ -100,7 +101,7 @@ func (w *worker) settle(ctx context.Context, c committed) error {
 // guilty is the entry of the fresh record that the server named; zero where it
 // named none.
 func guilty(err error, b *batch) telemetry.EntryID {
-	if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Row > 0 && f.Row <= len(b.fresh) {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Row > 0 && f.Row <= len(b.fresh) {
 		return b.fresh[f.Row-1].ID
 	}
 	return telemetry.EntryID{}
@@ -109,7 +110,7 @@ func guilty(err error, b *batch) telemetry.EntryID {
 // lostShards is which shards of a batch a fence named; all where it did not say.
 func lostShards(err error, b *batch) map[int]bool {
 	lost := make(map[int]bool)
-	if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok {
 		for _, shard := range f.Shards {
 			lost[shard] = true
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Trials is where runs of shards under suspicion are written down, so that a
@@ -25,7 +24,7 @@ func (e *crashError) Error() string {
 // try runs entries of a shard under suspicion: written down first, by
 // themselves, and one such run at a time in the whole process, so that a death
 // is held against no other.
-func (w *worker) try(ctx context.Context, p part, s telemetry.Suspicion) error {
+func (w *worker) try(ctx context.Context, p part, s protocol.Suspicion) error {
 	select {
 	case w.trial <- struct{}{}:
 		defer func() { <-w.trial }()
@@ -71,7 +70,7 @@ func (w *worker) pass(ctx context.Context, p part, r protocol.Run, over bool) er
 		return err
 	}
 	if t, ok := w.held[p.shard]; ok && t.grant == p.grant {
-		t.suspicion = telemetry.Suspicion{}
+		t.suspicion = protocol.Suspicion{}
 		w.held[p.shard] = t
 		w.table.trust(p.shard, p.grant)
 		w.log.Info("shard is under suspicion no more", "shard", p.shard)
@@ -102,7 +101,7 @@ func (t *table) trust(shard int, grant uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := &t.slots[shard]; s.held && s.grant == grant {
-		s.suspicion = telemetry.Suspicion{}
+		s.suspicion = protocol.Suspicion{}
 		s.due = true
 		ring(t.wake)
 	}

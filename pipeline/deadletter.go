@@ -52,7 +52,7 @@ func (w *worker) refuse(b *batch, p *part, e *telemetry.Entry, err error) {
 	}
 	classify(&l, err)
 	if l.Class == telemetry.ClassDecode && l.Attempts < w.cfg.DeadLetters.MaxAttempts {
-		b.deferred = append(b.deferred, telemetry.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
+		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
 		return
 	}
 	b.giveUp(l, p.again != nil)
@@ -69,7 +69,7 @@ func classify(l *telemetry.DeadLetter, err error) {
 		return
 	}
 	l.Class, l.Fingerprint = telemetry.ClassSink, string(telemetry.ClassSink)
-	if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok {
 		l.Field = f.Field
 		l.Fingerprint += "/" + f.Field + "/" + f.Code
 	}

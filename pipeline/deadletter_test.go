@@ -158,7 +158,7 @@ func TestAnOutageUsesNoAttempt(t *testing.T) {
 		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond, time.Hour}
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) && outages.Add(1) <= 5 {
-				return &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("not now")}
+				return &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("not now")}
 			}
 			return nil
 		}}
@@ -186,7 +186,7 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) {
 				fenced.Add(1)
-				return &telemetry.Failure{Kind: telemetry.Fenced, Err: errors.New("somebody else's by now")}
+				return &protocol.Failure{Kind: protocol.Fenced, Err: errors.New("somebody else's by now")}
 			}
 			return nil
 		}}
@@ -215,10 +215,10 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	epoch, _, ok := in.Held(shard)
 	require.True(t, ok)
-	due := func() []telemetry.Deferred {
+	due := func() []protocol.Deferred {
 		_, err := b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 		require.NoError(t, err)
-		rows, err := deferred.Claim(t.Context(), []telemetry.Held{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
+		rows, err := deferred.Claim(t.Context(), []protocol.Held{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
 		require.NoError(t, err)
 		return rows
 	}
@@ -229,7 +229,7 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 		require.Equal(t, ids[0], rows[0].Entry.ID)
 		require.Equal(t, attempt, rows[0].Attempts)
 	}
-	wrong, err := deferred.Claim(t.Context(), []telemetry.Held{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
+	wrong, err := deferred.Claim(t.Context(), []protocol.Held{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
 	require.NoError(t, err)
 	require.Empty(t, wrong, "nothing for who does not own the shard")
 	in.stop()
@@ -249,7 +249,7 @@ func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
 	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Parker = &parker{Parker: d.Parker, before: func() error {
 			if refusals.Add(1) <= 4 {
-				return &telemetry.Failure{Kind: telemetry.Unavailable, Code: "OOM", Err: errors.New("full")}
+				return &protocol.Failure{Kind: protocol.Unavailable, Code: "OOM", Err: errors.New("full")}
 			}
 			return nil
 		}}

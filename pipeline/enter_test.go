@@ -12,7 +12,6 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/pipeline"
 )
@@ -41,17 +40,17 @@ func (h *heldAcks) Ack(ctx context.Context, acks []protocol.Ack) error {
 
 // take has an instance take every shard as coordination does, and returns how it
 // holds them. Granting them is left to the caller.
-func (b *bench) take(in *instance, token string) []telemetry.Held {
+func (b *bench) take(in *instance, token string) []protocol.Held {
 	b.tb.Helper()
 	ctx := context.Background()
 	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
 	require.NoError(b.tb, err)
-	var held []telemetry.Held
+	var held []protocol.Held
 	var all []int
 	for s := range shards {
 		taken, err := in.shards.Take(ctx, s, in.member)
 		require.NoError(b.tb, err)
-		held, all = append(held, telemetry.Held{Shard: s, Epoch: taken.Epoch, Token: token}), append(all, s)
+		held, all = append(held, protocol.Held{Shard: s, Epoch: taken.Epoch, Token: token}), append(all, s)
 	}
 	_, _, err = b.ours().Enter(ctx, token, all)
 	require.NoError(b.tb, err)
@@ -74,7 +73,7 @@ func (b *bench) rows(want int) error {
 	return nil
 }
 
-func grant(t *testing.T, in *instance, held []telemetry.Held) {
+func grant(t *testing.T, in *instance, held []protocol.Held) {
 	t.Helper()
 	for _, h := range held {
 		require.NoError(t, in.Grant(h))
@@ -114,9 +113,9 @@ func TestP1P4AnAcknowledgementHeldBackChangesNothingOnceTheShardIsTaken(t *testi
 		if len(held.errs) == 0 {
 			return errors.New("nothing came through")
 		}
-		var lost *telemetry.Failure
+		var lost *protocol.Failure
 		require.ErrorAs(t, held.errs[0], &lost)
-		require.Equal(t, telemetry.Lost, lost.Kind)
+		require.Equal(t, protocol.Lost, lost.Kind)
 		return nil
 	})
 	pending, err = b.ours().Pending(t.Context(), 100)

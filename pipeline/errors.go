@@ -3,7 +3,7 @@ package pipeline
 import (
 	"errors"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // verdict is what is to be done about a failed commit.
@@ -30,22 +30,22 @@ const (
 
 // judge sorts the failures of the sink. It is the only place that decides.
 func judge(err error) verdict {
-	f, ok := errors.AsType[*telemetry.Failure](err)
+	f, ok := errors.AsType[*protocol.Failure](err)
 	if !ok {
 		return retake
 	}
 	switch f.Kind {
-	case telemetry.Unavailable:
+	case protocol.Unavailable:
 		return again
-	case telemetry.Fenced:
+	case protocol.Fenced:
 		return yield
-	case telemetry.Conflict:
+	case protocol.Conflict:
 		return redo
-	case telemetry.Outdated:
+	case protocol.Outdated:
 		return renew
-	case telemetry.Refused:
+	case protocol.Refused:
 		return split
-	case telemetry.Misused:
+	case protocol.Misused:
 		return fatal
 	default:
 		return retake

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -156,7 +157,7 @@ func (b *bench) takeAll(in *instance) {
 		token := fmt.Sprint(in.member, " ", taken.Epoch)
 		_, _, err = in.group.Enter(ctx, token, []int{s})
 		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(telemetry.Held{Shard: s, Epoch: taken.Epoch, Token: token, Suspicion: taken.Suspicion}))
+		require.NoError(b.tb, in.Grant(protocol.Held{Shard: s, Epoch: taken.Epoch, Token: token, Suspicion: taken.Suspicion}))
 	}
 }
 

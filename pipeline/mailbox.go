@@ -29,9 +29,9 @@ type message struct {
 	entries []telemetry.Entry
 	request *protocol.Request
 
-	suspicion telemetry.Suspicion // of a shard that is granted
+	suspicion protocol.Suspicion // of a shard that is granted
 
-	deferred []telemetry.Deferred
+	deferred []protocol.Deferred
 	done     func() // to be called when they are decided
 }
 

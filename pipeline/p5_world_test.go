@@ -61,7 +61,7 @@ type fuse struct {
 	burnt  atomic.Bool
 }
 
-var errKilled = &telemetry.Failure{Kind: telemetry.Misused, Err: errors.New("killed by the test")}
+var errKilled = &protocol.Failure{Kind: protocol.Misused, Err: errors.New("killed by the test")}
 
 func (f *fuse) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
 	if f.burnt.Load() {
@@ -130,7 +130,7 @@ func (w *world) take(shard int, m *member) {
 	require.NoError(w.tb, err)
 	taken, err := m.shards.Take(ctx, shard, m.instance.member)
 	require.NoError(w.tb, err)
-	require.NoError(w.tb, m.Grant(telemetry.Held{Shard: shard, Epoch: taken.Epoch}))
+	require.NoError(w.tb, m.Grant(protocol.Held{Shard: shard, Epoch: taken.Epoch}))
 	w.owner[shard] = m
 }
 
@@ -148,7 +148,7 @@ func (w *world) release(shard int) {
 	case <-m.Stop(shard):
 	case <-time.After(5 * time.Second):
 	}
-	_ = m.shards.Release(context.Background(), telemetry.Held{Shard: shard, Epoch: epoch}, m.instance.member, applied)
+	_ = m.shards.Release(context.Background(), protocol.Held{Shard: shard, Epoch: epoch}, m.instance.member, applied)
 	m.Drop(shard)
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/pipeline"
 )
@@ -21,7 +20,7 @@ import (
 func TestP7AConnectionLostInACommitIsNobodysFault(t *testing.T) {
 	t.Parallel()
 	for name, lost := range map[string]error{
-		"unknown outcome": &telemetry.Failure{Kind: telemetry.Unknown, Err: errors.New("connection reset")},
+		"unknown outcome": &protocol.Failure{Kind: protocol.Unknown, Err: errors.New("connection reset")},
 		"not sorted":      errors.New("connection reset"),
 	} {
 		t.Run(name, func(t *testing.T) {

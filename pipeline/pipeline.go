@@ -193,7 +193,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 
 // Grant starts a shard under the epoch at which it was taken. Its queue is read
 // from the start, on fresh state.
-func (p *Pipeline) Grant(h telemetry.Held) error { return p.table.grant(h) }
+func (p *Pipeline) Grant(h protocol.Held) error { return p.table.grant(h) }
 
 // Stop ends intake for a shard. The channel is closed once nothing of it is in
 // flight; then Drop forgets it.

@@ -115,7 +115,7 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 		w.desk.done(m.request.ID)
 		return nil
 	}
-	order := protocol.Order{Request: *m.request, Held: telemetry.Held{Shard: m.shard, Epoch: t.epoch}, Shards: w.cfg.Shards}
+	order := protocol.Order{Request: *m.request, Held: protocol.Held{Shard: m.shard, Epoch: t.epoch}, Shards: w.cfg.Shards}
 	if m.request.Kind == protocol.RequestRehydrate {
 		return w.serveRehydrate(ctx, order, m)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // complainEvery bounds the log lines of one outage and one loop.
@@ -86,6 +86,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 // lostState tells whether an error says that the group or the turn is not what
 // it was.
 func lostState(err error) bool {
-	f, ok := errors.AsType[*telemetry.Failure](err)
-	return ok && f.Kind == telemetry.Lost
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && f.Kind == protocol.Lost
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -17,9 +18,9 @@ type Deferrals interface {
 	// and keeps them from being claimed again for the lease. Their Attempts
 	// include the one that is to be made now. An entry claimed before that came
 	// to no end, since the process died, has class crash and is returned alone.
-	Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error)
+	Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error)
 	// Return gives up attempts that were not made.
-	Return(ctx context.Context, claimed []telemetry.Deferred) error
+	Return(ctx context.Context, claimed []protocol.Deferred) error
 	// Added notes which entries are dead letters in their stream now.
 	Added(ctx context.Context, refs []telemetry.Ref) error
 }
@@ -75,7 +76,7 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
-	byShard := make(map[int][]telemetry.Deferred)
+	byShard := make(map[int][]protocol.Deferred)
 	for _, row := range rows {
 		byShard[row.Shard] = append(byShard[row.Shard], row)
 	}
@@ -109,20 +110,20 @@ const returnWithin = time.Second
 
 // giveBack returns attempts that were not made, also at the end of a drain: left
 // alone they would count as deaths.
-func giveBack(ctx context.Context, deferrals Deferrals, rows []telemetry.Deferred) error {
+func giveBack(ctx context.Context, deferrals Deferrals, rows []protocol.Deferred) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), returnWithin)
 	defer cancel()
 	return deferrals.Return(ctx, rows)
 }
 
 // working is the shards that are held and not being handed over.
-func (t *table) working() []telemetry.Held {
+func (t *table) working() []protocol.Held {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var held []telemetry.Held
+	var held []protocol.Held
 	for i := range t.slots {
 		if s := &t.slots[i]; s.held && !s.stopping {
-			held = append(held, telemetry.Held{Shard: i, Epoch: s.epoch})
+			held = append(held, protocol.Held{Shard: i, Epoch: s.epoch})
 		}
 	}
 	return held
@@ -130,7 +131,7 @@ func (t *table) working() []telemetry.Held {
 
 // handDeferred passes deferred entries to the worker of their shard, if the
 // shard is still held under the epoch under which they were claimed.
-func (t *table) handDeferred(shard int, epoch int64, rows []telemetry.Deferred, done func()) bool {
+func (t *table) handDeferred(shard int, epoch int64, rows []protocol.Deferred, done func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[shard]
@@ -146,7 +147,7 @@ func (t *table) handDeferred(shard int, epoch int64, rows []telemetry.Deferred, 
 // lost, is returned.
 func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	defer m.done()
-	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]telemetry.Deferred, len(m.deferred))}
+	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]protocol.Deferred, len(m.deferred))}
 	if t, ok := w.held[m.shard]; ok {
 		p.epoch, p.token = t.epoch, t.token
 	}
@@ -164,7 +165,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	if len(p.again) == 0 {
 		return err
 	}
-	left := make([]telemetry.Deferred, 0, len(p.again))
+	left := make([]protocol.Deferred, 0, len(p.again))
 	for _, d := range p.again {
 		left = append(left, d)
 	}

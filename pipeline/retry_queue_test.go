@@ -20,7 +20,7 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var errNotNow = &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("not now")}
+var errNotNow = &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("not now")}
 
 // TestP7ADrainUsesNoAttempt ends instances while an entry is tried again and
 // Postgres does not answer.
@@ -85,7 +85,7 @@ type deferrals struct {
 	claimed func()
 }
 
-func (d *deferrals) Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error) {
+func (d *deferrals) Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	rows, err := d.Deferrals.Claim(ctx, held, lease, limit)
 	if len(rows) > 0 {
 		d.claimed()
@@ -148,8 +148,8 @@ func TestAnEntryLeftOnItsQueueIsReadAgain(t *testing.T) {
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.QueueRescan = time.Hour
-		d.Parker = &refusing{Parker: d.Parker, err: &telemetry.Failure{
-			Kind: telemetry.Lost, Shards: []int{telemetry.ShardOf(fleet.DeviceID(1), shards)}, Err: errors.New("not there"),
+		d.Parker = &refusing{Parker: d.Parker, err: &protocol.Failure{
+			Kind: protocol.Lost, Shards: []int{telemetry.ShardOf(fleet.DeviceID(1), shards)}, Err: errors.New("not there"),
 		}}
 	})
 	b.takeAll(in)
@@ -173,8 +173,8 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			in := b.start("stale", func(c *pipeline.Config, d *pipeline.Deps) {
 				c.QueueRescan = time.Hour
 				c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
-				d.Parker = &refusing{Parker: d.Parker, err: &telemetry.Failure{
-					Kind: telemetry.Fenced, Shards: []int{shard}, Err: errors.New("somebody else's"),
+				d.Parker = &refusing{Parker: d.Parker, err: &protocol.Failure{
+					Kind: protocol.Fenced, Shards: []int{shard}, Err: errors.New("somebody else's"),
 				}}
 			})
 			b.takeAll(in)

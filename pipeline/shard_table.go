@@ -50,8 +50,8 @@ type slot struct {
 	bytes    int64
 	applied  telemetry.EntryID
 
-	suspicion telemetry.Suspicion // how carefully it is run, until trust
-	drained   chan struct{}       // closed when stopping and nothing is left in flight
+	suspicion protocol.Suspicion // how carefully it is run, until trust
+	drained   chan struct{}      // closed when stopping and nothing is left in flight
 }
 
 func newTable(cfg Config) *table {
@@ -76,7 +76,7 @@ func ring(c chan struct{}) {
 }
 
 // grant starts a shard under an epoch, on the worker with the fewest shards.
-func (t *table) grant(h telemetry.Held) error {
+func (t *table) grant(h protocol.Held) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if h.Shard < 0 || h.Shard >= len(t.slots) {

@@ -123,7 +123,7 @@ func TestP9ABatchThatIsDoneHoldsNothing(t *testing.T) {
 		e := telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"device_id", "a"}}
 		b.parts = append(b.parts, part{shard: 1, entries: []telemetry.Entry{e}})
 		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: "a"})
-		b.deferred = append(b.deferred, telemetry.Deferred{DeadLetter: telemetry.DeadLetter{Entry: e}})
+		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: telemetry.DeadLetter{Entry: e}})
 		b.giveUp(telemetry.DeadLetter{Entry: e}, true)
 		b.giveUp(telemetry.DeadLetter{Entry: e}, false)
 	}

@@ -75,7 +75,7 @@ type tenure struct {
 	token  string
 	marked time.Time // when its progress mark was written last
 
-	suspicion telemetry.Suspicion
+	suspicion protocol.Suspicion
 }
 
 // decoded is the outcome of decoding one entry.

@@ -68,13 +68,13 @@ func rules() []rule {
 func closed() map[string][]string {
 	redis, postgres := "github.com/redis/go-redis", "github.com/jackc/pgx"
 	return map[string][]string{
-		"internal/telemetry": {redis, postgres, "github.com/prometheus/client_golang"},
-		"internal/geofence":  {redis, postgres},
-		"internal/httpserver":   {redis, postgres},
-		"internal/stream":    {postgres},
-		"internal/store":     {redis},
-		"pipeline":           {redis, postgres},
-		"coordination":       {postgres},
+		"internal/telemetry":  {redis, postgres, "github.com/prometheus/client_golang"},
+		"internal/geofence":   {redis, postgres},
+		"internal/httpserver": {redis, postgres},
+		"internal/stream":     {postgres},
+		"internal/store":      {redis},
+		"pipeline":            {redis, postgres},
+		"coordination":        {postgres},
 	}
 }
 

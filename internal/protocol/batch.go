@@ -16,7 +16,7 @@ type Applied struct {
 // Batch is what one transaction writes. Its records were applied under the
 // epochs in Held, and it commits only while all of them are still in force.
 type Batch struct {
-	Held []telemetry.Held // ascending by shard
+	Held []Held // ascending by shard
 	// Run is the run of the server it was computed for, see Sink.Run.
 	Run uint64
 	// Fresh records are newer than all that is stored for their devices, and
@@ -35,7 +35,7 @@ type Batch struct {
 	Applied []Applied
 	// Deferred are entries to be tried again later. One with a single attempt is
 	// new, unless it was delivered before; the others are there already.
-	Deferred []telemetry.Deferred
+	Deferred []Deferred
 	// Settled are deferred entries that are decided: their records are among
 	// Late, or they are given up.
 	Settled []telemetry.Ref

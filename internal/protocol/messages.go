@@ -87,10 +87,10 @@ type Shard struct {
 	Deaths   int // take-overs without a release since the last progress
 	RunLimit int // most entries in hand while a crash is suspected; 0 for no limit
 
-	Suspicion telemetry.Suspicion // of a shard just taken
-	Assigned  string              // "" while assigned to nobody
-	Term      int64               // of the leader that assigned it
-	Since     time.Time           // when the owner took it
+	Suspicion Suspicion // of a shard just taken
+	Assigned  string    // "" while assigned to nobody
+	Term      int64     // of the leader that assigned it
+	Since     time.Time // when the owner took it
 }
 
 // Claim is what the decision about a shard needs of its row.

@@ -1,7 +1,5 @@
 package protocol
 
-import "github.com/trmtracking/processor/internal/telemetry"
-
 // The kinds of requests.
 const (
 	RequestRehydrate = "rehydrate" // load the state of a device again
@@ -35,7 +33,7 @@ type Progress struct {
 // Order is everything a step of a request needs to know.
 type Order struct {
 	Request Request
-	Held    telemetry.Held
+	Held    Held
 	Rules   Rules
 	Shards  int
 }

@@ -41,8 +41,8 @@ const FirstRunLimit = 2048
 // its entries: then the limit is half of that run, so that two runs which end
 // well clear all of it. An entry that was alone under the smallest limit is
 // condemned: it is given up without another attempt.
-func Suspect(me string, s Standing) telemetry.Suspicion {
-	sus := telemetry.Suspicion{Deaths: s.Deaths, Limit: s.RunLimit, Until: s.Run.Until}
+func Suspect(me string, s Standing) Suspicion {
+	sus := Suspicion{Deaths: s.Deaths, Limit: s.RunLimit, Until: s.Run.Until}
 	if s.Owner == "" || s.Owner == me {
 		return sus
 	}
@@ -56,7 +56,7 @@ func Suspect(me string, s Standing) telemetry.Suspicion {
 	case s.RunLimit > 0:
 		// Nothing of the shard was in hand: no evidence, and no acquittal.
 	case s.Progress.After(s.Since):
-		sus = telemetry.Suspicion{}
+		sus = Suspicion{}
 	default:
 		sus.Deaths++
 		sus.Limit, sus.Until = FirstRunLimit, telemetry.EntryID{}

@@ -24,51 +24,51 @@ func TestASuspicionNeedsADeathWithoutProgress(t *testing.T) {
 	tests := []struct {
 		name string
 		give protocol.Standing
-		want telemetry.Suspicion
+		want protocol.Suspicion
 	}{
-		{"never owned", protocol.Standing{}, telemetry.Suspicion{}},
-		{"released", protocol.Standing{Since: now, Epoch: 7}, telemetry.Suspicion{}},
-		{"ours already", protocol.Standing{Owner: "me", Since: now, Epoch: 7}, telemetry.Suspicion{}},
-		{"an ordinary death after progress", protocol.Standing{Owner: "it", Since: now, Progress: now.Add(1), Epoch: 7, Deaths: 1}, telemetry.Suspicion{}},
+		{"never owned", protocol.Standing{}, protocol.Suspicion{}},
+		{"released", protocol.Standing{Since: now, Epoch: 7}, protocol.Suspicion{}},
+		{"ours already", protocol.Standing{Owner: "me", Since: now, Epoch: 7}, protocol.Suspicion{}},
+		{"an ordinary death after progress", protocol.Standing{Owner: "it", Since: now, Progress: now.Add(1), Epoch: 7, Deaths: 1}, protocol.Suspicion{}},
 		{
 			"a death without progress",
 			protocol.Standing{Owner: "it", Since: now, Progress: now.Add(-1), Epoch: 7},
-			telemetry.Suspicion{Deaths: 1, Limit: protocol.FirstRunLimit},
+			protocol.Suspicion{Deaths: 1, Limit: protocol.FirstRunLimit},
 		},
 		{
 			"in the middle of a run",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 2, RunLimit: 20, Run: run},
-			telemetry.Suspicion{Deaths: 3, Limit: 5, Until: id(9)},
+			protocol.Suspicion{Deaths: 3, Limit: 5, Until: id(9)},
 		},
 		{
 			"in the middle of a run, after another one ended well",
 			protocol.Standing{Owner: "it", Since: now, Progress: now.Add(1), Epoch: 7, RunLimit: 20, Run: run},
-			telemetry.Suspicion{Deaths: 1, Limit: 5, Until: id(9)},
+			protocol.Suspicion{Deaths: 1, Limit: 5, Until: id(9)},
 		},
 		{
 			"between two runs",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 2, RunLimit: 20, Run: idle},
-			telemetry.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
+			protocol.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
 		},
 		{
 			"before its first run",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 2, RunLimit: 20, Run: old},
-			telemetry.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
+			protocol.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
 		},
 		{
 			"released under suspicion",
 			protocol.Standing{Since: now, Epoch: 7, Deaths: 2, RunLimit: 20, Run: idle},
-			telemetry.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
+			protocol.Suspicion{Deaths: 2, Limit: 20, Until: id(40)},
 		},
 		{
 			"with one entry in hand for the first time",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 4, RunLimit: 2, Run: alone},
-			telemetry.Suspicion{Deaths: 5, Limit: 1, Until: id(5)},
+			protocol.Suspicion{Deaths: 5, Limit: 1, Until: id(5)},
 		},
 		{
 			"with one entry in hand again",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 5, RunLimit: 1, Run: alone},
-			telemetry.Suspicion{Deaths: 6, Limit: 1, Until: id(5), Condemned: id(5)},
+			protocol.Suspicion{Deaths: 6, Limit: 1, Until: id(5), Condemned: id(5)},
 		},
 	}
 	for _, tt := range tests {
@@ -112,7 +112,7 @@ func TestOneKillerAmongManyIsFoundAndNobodyElseIsCondemned(t *testing.T) {
 					s.Run.Under = false
 					s.Progress = time.Unix(2, 0)
 					if !s.Run.Last.Less(s.Run.Until) {
-						sus, s.RunLimit, s.Deaths, s.Run = telemetry.Suspicion{}, 0, 0, protocol.Run{}
+						sus, s.RunLimit, s.Deaths, s.Run = protocol.Suspicion{}, 0, 0, protocol.Run{}
 					}
 				}
 			}

@@ -195,6 +195,6 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 }
 
 func isRefused(err error) bool {
-	f, ok := errors.AsType[*telemetry.Failure](err)
-	return ok && (f.Kind == telemetry.Refused || f.Kind == telemetry.Conflict)
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && (f.Kind == protocol.Refused || f.Kind == protocol.Conflict)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -75,7 +76,7 @@ returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field
 // Claim returns entries of the shards given whose time has come, at most limit,
 // and keeps them from being claimed again for the lease. Their attempts include
 // the one to be made now. Shards held under another epoch are left alone.
-func (s *Deferred) Claim(ctx context.Context, held []telemetry.Held, lease time.Duration, limit int) ([]telemetry.Deferred, error) {
+func (s *Deferred) Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	shards, epochs := make([]int32, len(held)), make([]int64, len(held))
@@ -86,8 +87,8 @@ func (s *Deferred) Claim(ctx context.Context, held []telemetry.Held, lease time.
 	if err != nil {
 		return nil, failure("claim deferred entries", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (telemetry.Deferred, error) {
-		var d telemetry.Deferred
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Deferred, error) {
+		var d protocol.Deferred
 		var id string
 		var fields [][]byte
 		if err := row.Scan(&id, &d.Shard, &fields, &d.Class, &d.Error, &d.Field, &d.Fingerprint, &d.Attempts,
@@ -104,7 +105,7 @@ func (s *Deferred) Claim(ctx context.Context, held []telemetry.Held, lease time.
 
 // Return gives up attempts that were not made: the entries are due at once and
 // have as many attempts as before.
-func (s *Deferred) Return(ctx context.Context, claimed []telemetry.Deferred) error {
+func (s *Deferred) Return(ctx context.Context, claimed []protocol.Deferred) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	b := &pgx.Batch{}
@@ -214,7 +215,7 @@ where stream = $1
   and digest = $13`
 
 // queueDeferred puts off entries as part of a batch's transaction.
-func (w *Writer) queueDeferred(b *pgx.Batch, list []telemetry.Deferred) {
+func (w *Writer) queueDeferred(b *pgx.Batch, list []protocol.Deferred) {
 	for i := range list {
 		d := &list[i]
 		id := d.Entry.ID.String()

@@ -9,7 +9,6 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // partitionByDay makes positions a table of one heap for each of the given days.
@@ -67,7 +66,7 @@ returning id`, scope.Stream, scope.Group, kind, shard, device).Scan(&id))
 }
 
 // runRequest runs the steps of a request to its end and returns its progress.
-func (b *bench) runRequest(r protocol.Request, held telemetry.Held, member string) (p protocol.Progress, steps int) {
+func (b *bench) runRequest(r protocol.Request, held protocol.Held, member string) (p protocol.Progress, steps int) {
 	b.tb.Helper()
 	requests := store.NewRequests(store.NewWriter(b.pool, scope, member, 10*time.Second))
 	for done := false; !done; steps++ {

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // The SQLSTATEs that the functions of this schema raise.
@@ -28,35 +28,35 @@ func failure(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := errors.AsType[*telemetry.Failure](err); ok {
+	if _, ok := errors.AsType[*protocol.Failure](err); ok {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f := &telemetry.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, Err: wrapped}
-		if f.Kind == telemetry.Fenced {
+		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, Err: wrapped}
+		if f.Kind == protocol.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
 		}
-		if f.Kind == telemetry.Refused || f.Kind == telemetry.Conflict {
+		if f.Kind == protocol.Refused || f.Kind == protocol.Conflict {
 			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
-		if pgErr.Severity == "FATAL" && f.Kind == telemetry.Unavailable {
+		if pgErr.Severity == "FATAL" && f.Kind == protocol.Unavailable {
 			// The session ended. A commit may have gone through just before.
-			f.Kind = telemetry.Unknown
+			f.Kind = protocol.Unknown
 		}
 		return f
 	}
 	if refused, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return &telemetry.Failure{Kind: telemetry.Unavailable, Err: &attempts{op: op, err: refused}}
+		return &protocol.Failure{Kind: protocol.Unavailable, Err: &attempts{op: op, err: refused}}
 	}
 	if pgconn.SafeToRetry(err) {
-		return &telemetry.Failure{Kind: telemetry.Unavailable, Err: wrapped}
+		return &protocol.Failure{Kind: protocol.Unavailable, Err: wrapped}
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return wrapped
 	}
-	return &telemetry.Failure{Kind: telemetry.Unknown, Err: wrapped}
+	return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
 }
 
 // attempts is a connection that could not be made. An address is tried with TLS
@@ -82,31 +82,31 @@ func (a *attempts) Unwrap() error { return a.err }
 // are not named here are taken for an outage: then nothing is lost, and the
 // error shows in log and readiness. A class that the server does not have was
 // made up by a trigger of the platform, which speaks about the row.
-func kindOf(err *pgconn.PgError) telemetry.FailureKind {
+func kindOf(err *pgconn.PgError) protocol.FailureKind {
 	code := err.Code
 	switch code {
 	case codeFenced, codeOldTerm:
-		return telemetry.Fenced
+		return protocol.Fenced
 	case codeFences:
-		return telemetry.Outdated
+		return protocol.Outdated
 	case "23505": // unique_violation
-		return telemetry.Conflict
+		return protocol.Conflict
 	}
 	if len(code) < 2 {
-		return telemetry.Unavailable
+		return protocol.Unavailable
 	}
 	switch code[:2] {
 	case "21", "22", "23", // cardinality, data exception, integrity constraint
 		"09", "27", "2F", "38", "39", "44", "P0", // what triggers and functions of a platform raise
 		"54": // a row beyond a limit, for example of an index entry
-		return telemetry.Refused
+		return protocol.Refused
 	case "0A", "28", "3D", "3F", "42": // features, log-in, names, rights
-		return telemetry.Misused
+		return protocol.Misused
 	case "00", "01", "02", "03", "08", "0B", "0F", "0L", "0P", "0Z", "20", "24", "25", "26", "2B", "2D", "34", "3B",
 		"40", "53", "55", "57", "58", "72", "F0", "HV", "XX":
-		return telemetry.Unavailable
+		return protocol.Unavailable
 	default:
-		return telemetry.Refused
+		return protocol.Refused
 	}
 }
 

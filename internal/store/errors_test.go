@@ -68,7 +68,7 @@ func record(n int, attributes string) telemetry.Record {
 func (s *sink) batch() *protocol.Batch {
 	set, _ := geofence.NewSet(nil) // no fence, none that is no good
 	return &protocol.Batch{
-		Held:  []telemetry.Held{{Shard: 0, Epoch: s.epoch}},
+		Held:  []protocol.Held{{Shard: 0, Epoch: s.epoch}},
 		Rules: protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
 	}
 }
@@ -95,9 +95,9 @@ func (s *sink) late(ctx context.Context, attributes string) error {
 	return err
 }
 
-func failureOf(t *testing.T, err error) *telemetry.Failure {
+func failureOf(t *testing.T, err error) *protocol.Failure {
 	t.Helper()
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	return f
 }
@@ -138,36 +138,36 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 	tests := []struct {
 		give  string
 		code  string
-		want  telemetry.FailureKind
+		want  protocol.FailureKind
 		field string
 	}{
-		{`{"bad": "yes"}`, "23514", telemetry.Refused, "no_bad"},
-		{`{"only": "1"}`, "23505", telemetry.Conflict, "only_one"},
-		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", telemetry.Refused, "fits"},
-		{run("insert into child values (7)"), "23503", telemetry.Refused, "child_id_fkey"},
-		{run("insert into parent values (null)"), "23502", telemetry.Refused, "id"},
-		{run("select 1 / 0"), "22012", telemetry.Refused, ""},
-		{run("select 99999::smallint"), "22003", telemetry.Refused, ""},
-		{run("select 'x'::int"), "22P02", telemetry.Refused, ""},
-		{run("select repeat('x', 2)::varchar(1)::date"), "22007", telemetry.Refused, ""},
-		{raise("P0001"), "P0001", telemetry.Refused, ""},
-		{raise("P0004"), "P0004", telemetry.Refused, ""},
-		{raise("38001"), "38001", telemetry.Refused, ""},
-		{raise("44000"), "44000", telemetry.Refused, ""},
-		{raise("TR123"), "TR123", telemetry.Refused, ""},
-		{raise("40001"), "40001", telemetry.Unavailable, ""},
-		{raise("40P01"), "40P01", telemetry.Unavailable, ""},
-		{raise("53100"), "53100", telemetry.Unavailable, ""},
-		{raise("53300"), "53300", telemetry.Unavailable, ""},
-		{raise("57P01"), "57P01", telemetry.Unavailable, ""},
-		{raise("58030"), "58030", telemetry.Unavailable, ""},
-		{raise("XX001"), "XX001", telemetry.Unavailable, ""},
-		{run("select pg_sleep(5)"), "57014", telemetry.Unavailable, ""},
-		{run("select no_such_column"), "42703", telemetry.Misused, ""},
-		{run("select no_such_function()"), "42883", telemetry.Misused, ""},
-		{run("drop table processor.no_such_table"), "42P01", telemetry.Misused, ""},
-		{run("set local role no_such_role"), "22023", telemetry.Refused, ""},
-		{run("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", telemetry.Unknown, ""},
+		{`{"bad": "yes"}`, "23514", protocol.Refused, "no_bad"},
+		{`{"only": "1"}`, "23505", protocol.Conflict, "only_one"},
+		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", protocol.Refused, "fits"},
+		{run("insert into child values (7)"), "23503", protocol.Refused, "child_id_fkey"},
+		{run("insert into parent values (null)"), "23502", protocol.Refused, "id"},
+		{run("select 1 / 0"), "22012", protocol.Refused, ""},
+		{run("select 99999::smallint"), "22003", protocol.Refused, ""},
+		{run("select 'x'::int"), "22P02", protocol.Refused, ""},
+		{run("select repeat('x', 2)::varchar(1)::date"), "22007", protocol.Refused, ""},
+		{raise("P0001"), "P0001", protocol.Refused, ""},
+		{raise("P0004"), "P0004", protocol.Refused, ""},
+		{raise("38001"), "38001", protocol.Refused, ""},
+		{raise("44000"), "44000", protocol.Refused, ""},
+		{raise("TR123"), "TR123", protocol.Refused, ""},
+		{raise("40001"), "40001", protocol.Unavailable, ""},
+		{raise("40P01"), "40P01", protocol.Unavailable, ""},
+		{raise("53100"), "53100", protocol.Unavailable, ""},
+		{raise("53300"), "53300", protocol.Unavailable, ""},
+		{raise("57P01"), "57P01", protocol.Unavailable, ""},
+		{raise("58030"), "58030", protocol.Unavailable, ""},
+		{raise("XX001"), "XX001", protocol.Unavailable, ""},
+		{run("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
+		{run("select no_such_column"), "42703", protocol.Misused, ""},
+		{run("select no_such_function()"), "42883", protocol.Misused, ""},
+		{run("drop table processor.no_such_table"), "42P01", protocol.Misused, ""},
+		{run("set local role no_such_role"), "22023", protocol.Refused, ""},
+		{run("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", protocol.Unknown, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.code+" "+tt.give[:min(40, len(tt.give))], func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 			require.Equal(t, tt.code, f.Code, "%v", f)
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
-			if tt.want == telemetry.Refused {
+			if tt.want == protocol.Refused {
 				require.Equal(t, 7, f.Row, "COPY names the row, and the row its record: %v", f)
 			}
 			f = failureOf(t, s.late(t.Context(), tt.give))
@@ -199,16 +199,16 @@ func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
 	_, err = tx.Exec(t.Context(), "lock table positions")
 	require.NoError(t, err)
 	f := failureOf(t, s.fresh(t.Context(), `{}`))
-	require.Equal(t, telemetry.Unavailable, f.Kind)
+	require.Equal(t, protocol.Unavailable, f.Kind)
 	require.Equal(t, "55P03", f.Code, "lock timeout")
 	require.NoError(t, tx.Rollback(t.Context()))
 
 	run(t, admin, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
 	s.pool.Reset()
 	f = failureOf(t, s.fresh(t.Context(), `{}`))
-	require.Equal(t, telemetry.Unavailable, f.Kind, "%v", f)
+	require.Equal(t, protocol.Unavailable, f.Kind, "%v", f)
 
 	nowhere := s.open(t, "postgres://nobody@127.0.0.1:1/none")
 	_, err = store.NewWriter(nowhere, s.scope, "one", time.Second).Write(t.Context(), s.batch())
-	require.Equal(t, telemetry.Unavailable, failureOf(t, err).Kind)
+	require.Equal(t, protocol.Unavailable, failureOf(t, err).Kind)
 }

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // ErrSchema is matched by every error that says the database does not hold
@@ -58,7 +58,7 @@ func migrationFailed(name string, err error) error {
 	case pg.Code == "42501": // insufficient_privilege
 		return fmt.Errorf("%w: apply migration %s: the role may not change the schema, "+
 			"use one that may in POSTGRES_MIGRATE_URL, or MIGRATE=verify: %w", ErrSchema, name, err)
-	case kindOf(pg) == telemetry.Unavailable:
+	case kindOf(pg) == protocol.Unavailable:
 		return fmt.Errorf("apply migration %s: %w", name, err)
 	}
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)

@@ -118,7 +118,7 @@ where id = $1`, o.Request.ID, state, text, q.writer.member)
 func (q *Requests) inTx(ctx context.Context, o protocol.Order, f func(context.Context, *pgx.Conn, *pgx.Batch) error) error {
 	pooled, err := q.writer.pool.Acquire(ctx)
 	if err != nil {
-		return &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+		return &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer pooled.Release()
 	tx := pooled.Conn()
@@ -128,7 +128,7 @@ func (q *Requests) inTx(ctx context.Context, o protocol.Order, f func(context.Co
 	}
 	if err == nil {
 		then.Queue("select processor.check_fences($1)", o.Rules.Fences.Version)
-		q.writer.queueFence(then, []telemetry.Held{o.Held})
+		q.writer.queueFence(then, []protocol.Held{o.Held})
 		then.Queue("commit").Exec(committed)
 		err = tx.SendBatch(ctx, then).Close()
 	}

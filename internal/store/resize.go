@@ -26,7 +26,7 @@ where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
 	if err != nil {
 		return failure("read the number of shards", err)
 	}
-	return &telemetry.Failure{Kind: telemetry.Misused, Code: "shards", Err: fmt.Errorf(
+	return &protocol.Failure{Kind: protocol.Misused, Code: "shards", Err: fmt.Errorf(
 		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
 }
 

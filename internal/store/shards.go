@@ -121,7 +121,7 @@ returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Dea
 
 // Release gives a shard up after its last commit, so that the next owner need
 // not wait. The epoch must be the one it was held under.
-func (s *Shards) Release(ctx context.Context, held telemetry.Held, member string, applied telemetry.EntryID) error {
+func (s *Shards) Release(ctx context.Context, held protocol.Held, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	_, err := s.pool.Exec(ctx, `

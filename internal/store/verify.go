@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // Report is what Verify found.
@@ -160,7 +160,7 @@ func (r *Report) probe(ctx context.Context, tx pgx.Tx, p probe) error {
 	case !errors.As(err, &pg):
 		return fmt.Errorf("probe %s: %w", p.function, err)
 	case pg.Code == p.code:
-	case kindOf(pg) == telemetry.Misused:
+	case kindOf(pg) == protocol.Misused:
 		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", pg.Message)
 	default:
 		return fmt.Errorf("probe %s: %w", p.function, err)

@@ -59,11 +59,11 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		// No connection: nothing was sent.
-		return protocol.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+		return protocol.Written{}, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
 	if run := w.Run(); run != b.Run {
-		return protocol.Written{}, &telemetry.Failure{Kind: telemetry.Unavailable, Err: errAnotherRun}
+		return protocol.Written{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errAnotherRun}
 	}
 	out, err := w.write(ctx, conn.Conn(), b)
 	if err != nil {
@@ -136,7 +136,7 @@ func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []teleme
 		// The driver does not wait for its reader of the buffer when the
 		// connection breaks, so this one is nobody's any more.
 		err = failure("copy", err)
-		if f, ok := errors.AsType[*telemetry.Failure](err); ok {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok {
 			f.Row = rows.record(f.Row)
 		}
 		return err
@@ -158,8 +158,8 @@ func committed(tag pgconn.CommandTag) error {
 }
 
 func notCommitted(tag pgconn.CommandTag) error {
-	return &telemetry.Failure{
-		Kind: telemetry.Unavailable, Code: tag.String(),
+	return &protocol.Failure{
+		Kind: protocol.Unavailable, Code: tag.String(),
 		Err: fmt.Errorf("the server answered %q instead of committing", tag.String()),
 	}
 }
@@ -245,7 +245,7 @@ set applied_id = excluded.applied_id,
   updated_at = now()`, w.scope.Stream, w.scope.Group, shards, ids)
 }
 
-func (w *Writer) queueFence(batch *pgx.Batch, held []telemetry.Held) {
+func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.Held) {
 	if mutantUnfenced() {
 		return
 	}

@@ -75,14 +75,14 @@ func (b *bench) count(sql string, args ...any) (n int) {
 }
 
 // take assigns shards to a member and has it take them.
-func (b *bench) take(member string, which ...int) []telemetry.Held {
+func (b *bench) take(member string, which ...int) []protocol.Held {
 	b.tb.Helper()
-	var held []telemetry.Held
+	var held []protocol.Held
 	for _, n := range which {
 		b.exec("update processor.assignments set member = $1 where shard = $2", member, n)
 		s, err := b.shards.Take(b.tb.Context(), n, member)
 		require.NoError(b.tb, err)
-		held = append(held, telemetry.Held{Shard: n, Epoch: s.Epoch})
+		held = append(held, protocol.Held{Shard: n, Epoch: s.Epoch})
 	}
 	return held
 }
@@ -99,7 +99,7 @@ func records(device string, from, n int) []telemetry.Record {
 	return list
 }
 
-func (b *bench) batch(held []telemetry.Held, fresh []telemetry.Record) *protocol.Batch {
+func (b *bench) batch(held []protocol.Held, fresh []telemetry.Record) *protocol.Batch {
 	return &protocol.Batch{
 		Held: held, Fresh: fresh, Rules: protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
 	}
@@ -107,9 +107,9 @@ func (b *bench) batch(held []telemetry.Held, fresh []telemetry.Record) *protocol
 
 func requireFenced(tb testing.TB, err error, shards ...int) {
 	tb.Helper()
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(tb, err, &f)
-	require.Equal(tb, telemetry.Fenced, f.Kind, "%v", err)
+	require.Equal(tb, protocol.Fenced, f.Kind, "%v", err)
 	require.Equal(tb, shards, f.Shards)
 }
 
@@ -205,7 +205,7 @@ func TestAReleaseIsThatOfTheEpochAndOwnerItIsFor(t *testing.T) {
 	b := newBench(t)
 	held := b.take("a.1", 4)[0]
 	mark := telemetry.EntryID{Ms: 7, Seq: 1}
-	require.NoError(t, b.shards.Release(t.Context(), telemetry.Held{Shard: 4, Epoch: held.Epoch - 1}, "a.1", mark))
+	require.NoError(t, b.shards.Release(t.Context(), protocol.Held{Shard: 4, Epoch: held.Epoch - 1}, "a.1", mark))
 	require.NoError(t, b.shards.Release(t.Context(), held, "b.1", mark))
 	require.Equal(t, 1, b.count("select count(*) from processor.shards where owner = 'a.1'"))
 	require.Zero(t, b.count("select count(*) from processor.progress"))
@@ -214,7 +214,7 @@ func TestAReleaseIsThatOfTheEpochAndOwnerItIsFor(t *testing.T) {
 	list, err := b.shards.List(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, mark, list[4].Applied)
-	_, err = store.NewWriter(b.pool, scope, "a.1", time.Second).Write(t.Context(), b.batch([]telemetry.Held{held}, records("d", 0, 1)))
+	_, err = store.NewWriter(b.pool, scope, "a.1", time.Second).Write(t.Context(), b.batch([]protocol.Held{held}, records("d", 0, 1)))
 	requireFenced(t, err, 4)
 }
 
@@ -234,9 +234,9 @@ func TestALostReplyToACommitIsAnUnknownOutcome(t *testing.T) {
 
 	require.NoError(t, proxy.DropReplies())
 	_, err = w.Write(t.Context(), b.batch(held, records("d", 1, 1)))
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
-	require.Equal(t, telemetry.Unknown, f.Kind, "%v", err)
+	require.Equal(t, protocol.Unknown, f.Kind, "%v", err)
 	require.NoError(t, proxy.Refuse())
 	testenv.Wait(t, 5*time.Second, func() error {
 		_, err = w.Write(t.Context(), b.batch(held, records("d", 2, 1)))
@@ -244,7 +244,7 @@ func TestALostReplyToACommitIsAnUnknownOutcome(t *testing.T) {
 			return fmt.Errorf("committed through a refusing proxy")
 		}
 		require.ErrorAs(t, err, &f)
-		if f.Kind != telemetry.Unavailable {
+		if f.Kind != protocol.Unavailable {
 			return fmt.Errorf("without a connection nothing happened, and it says %v: %w", f.Kind, err)
 		}
 		return nil
@@ -300,9 +300,9 @@ func TestAPinnedValueIsKeptAndADifferenceNamesTheWayOut(t *testing.T) {
 	require.ErrorAs(t, err, &pinned)
 	require.Equal(t, 3, pinned.ExitCode())
 	require.EqualError(t, err, "SHARDS is 64 here and 32 for the fleet; change it with processor shards resize")
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, b.shards.Ensure(t.Context(), 64), &f)
-	require.Equal(t, telemetry.Misused, f.Kind)
+	require.Equal(t, protocol.Misused, f.Kind)
 	require.Equal(t, shards, b.count("select count(*) from processor.shards"))
 }
 

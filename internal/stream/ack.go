@@ -69,8 +69,8 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		return err
 	}
 	slices.Sort(stale)
-	return &telemetry.Failure{
-		Kind: telemetry.Lost, Code: "token", Shards: slices.Compact(stale),
+	return &protocol.Failure{
+		Kind: protocol.Lost, Code: "token", Shards: slices.Compact(stale),
 		Err: fmt.Errorf("ack: shards %v were taken anew, or their tokens are lost", slices.Compact(stale)),
 	}
 }

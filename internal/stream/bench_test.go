@@ -164,9 +164,9 @@ func (b *bench) consumers() map[string]int64 {
 }
 
 // kind is the kind and code of a failure.
-func kind(t testing.TB, err error) (telemetry.FailureKind, string) {
+func kind(t testing.TB, err error) (protocol.FailureKind, string) {
 	t.Helper()
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
 	return f.Kind, f.Code
 }

@@ -162,7 +162,7 @@ func TestWithoutAStreamThereAreNoConsumers(t *testing.T) {
 	b.addTo(1, 1)
 	_, err = b.Consumers(t.Context())
 	k, _ := kind(t, err)
-	require.Equal(t, telemetry.Lost, k)
+	require.Equal(t, protocol.Lost, k)
 }
 
 func TestP10LagIsShownOnlyWhereItIsKnown(t *testing.T) {
@@ -213,7 +213,7 @@ func TestAFullServerIsWorkedOff(t *testing.T) {
 	require.NoError(t, b.client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 	_, err = stream.NewPublisher(b.client, cfg.Stream, 0).Publish(t.Context(), [][]string{{"device_id", "d"}})
 	k, code := kind(t, err)
-	require.Equal(t, telemetry.Unavailable, k)
+	require.Equal(t, protocol.Unavailable, k)
 	require.Equal(t, "OOM", code)
 
 	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)

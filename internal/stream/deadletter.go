@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -87,13 +88,13 @@ func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, 
 	}
 	switch {
 	case len(stale) > 0:
-		return &telemetry.Failure{
-			Kind: telemetry.Fenced, Code: "token", Shards: distinct(slices.Concat(stale, absent)),
+		return &protocol.Failure{
+			Kind: protocol.Fenced, Code: "token", Shards: distinct(slices.Concat(stale, absent)),
 			Err: fmt.Errorf("move to the dead letters: shards %v were taken anew, or their tokens are lost", distinct(stale)),
 		}
 	case len(absent) > 0:
-		return &telemetry.Failure{
-			Kind: telemetry.Lost, Code: "absent", Shards: distinct(absent),
+		return &protocol.Failure{
+			Kind: protocol.Lost, Code: "absent", Shards: distinct(absent),
 			Err: errors.New("move to the dead letters: an entry is not pending on its queue any more; the queue is read again"),
 		}
 	}

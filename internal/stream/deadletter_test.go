@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -138,9 +139,9 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, acked.Entry.ID.String()).Err())
 	elsewhere.Shard = 7
 	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good}, nil)
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
-	require.Equal(t, telemetry.Lost, f.Kind)
+	require.Equal(t, protocol.Lost, f.Kind)
 	require.Equal(t, []int{3, 7}, f.Shards)
 	list := m.letters()
 	require.Len(t, list, 1)
@@ -175,9 +176,9 @@ func TestP4AStaleOwnerMovesNothing(t *testing.T) {
 		}
 		for _, tokens := range []map[int]string{before, nil} {
 			err := park(t.Context(), letters, tokens)
-			var f *telemetry.Failure
+			var f *protocol.Failure
 			require.ErrorAs(t, err, &f, "%s: %v", name, err)
-			require.Equal(t, telemetry.Fenced, f.Kind)
+			require.Equal(t, protocol.Fenced, f.Kind)
 			require.Equal(t, shards, f.Shards)
 			require.Len(t, m.letters(), 1)
 			require.EqualValues(t, 1, m.pending())
@@ -195,9 +196,9 @@ func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
 	l := m.add("payload", "1")
 	require.NoError(t, m.client.XGroupDestroy(t.Context(), m.cfg.Stream, m.cfg.Group).Err())
 	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
-	var f *telemetry.Failure
+	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
-	require.Equal(t, telemetry.Lost, f.Kind)
+	require.Equal(t, protocol.Lost, f.Kind)
 	require.Empty(t, m.letters())
 }
 
@@ -227,9 +228,9 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 
 	for range 3 { // the first may have to bring the script
 		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
-		var f *telemetry.Failure
+		var f *protocol.Failure
 		require.ErrorAs(t, err, &f, "%v", err)
-		require.Equal(t, telemetry.Unavailable, f.Kind)
+		require.Equal(t, protocol.Unavailable, f.Kind)
 		require.ErrorContains(t, err, "Redis is full; raise maxmemory")
 		require.EqualValues(t, 1, m.pending())
 		require.Empty(t, m.letters())

@@ -105,13 +105,13 @@ func (g *Group) Deal(ctx context.Context, d protocol.Dealing, a *protocol.Arriva
 	switch res[0] {
 	case "dealt":
 	case "moved":
-		return protocol.Dealt{}, &telemetry.Failure{
-			Kind: telemetry.Lost, Code: "moved",
+		return protocol.Dealt{}, &protocol.Failure{
+			Kind: protocol.Lost, Code: "moved",
 			Err: fmt.Errorf("deal after %s: the group's last-delivered ID is %v", d.After, res[1]),
 		}
 	default:
-		return protocol.Dealt{}, &telemetry.Failure{
-			Kind: telemetry.Lost, Code: fmt.Sprint(res[0]),
+		return protocol.Dealt{}, &protocol.Failure{
+			Kind: protocol.Lost, Code: fmt.Sprint(res[0]),
 			Err: fmt.Errorf("deal: the %v is lost", res[0]),
 		}
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // failure translates an error of the client or of the server. The server's
@@ -20,28 +20,28 @@ func failure(op string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return &telemetry.Failure{Kind: telemetry.Unknown, Err: wrapped}
+		return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
 	}
-	var known *telemetry.Failure
+	var known *protocol.Failure
 	if errors.As(err, &known) {
 		return err
 	}
 	if _, ok := errors.AsType[redis.Error](err); !ok {
 		// The connection broke or never was: whether the command ran is open.
-		return &telemetry.Failure{Kind: telemetry.Unknown, Err: wrapped}
+		return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
 	}
 	code, _, _ := strings.Cut(err.Error(), " ")
-	f := &telemetry.Failure{Kind: telemetry.Unavailable, Code: code, Err: wrapped}
+	f := &protocol.Failure{Kind: protocol.Unavailable, Code: code, Err: wrapped}
 	switch code {
 	case "NOGROUP":
-		f.Kind = telemetry.Lost
+		f.Kind = protocol.Lost
 	case "UNBLOCKED":
-		f.Kind = telemetry.Lost
+		f.Kind = protocol.Lost
 	case "WRONGTYPE":
-		f.Kind = telemetry.Misused
+		f.Kind = protocol.Misused
 		f.Err = fmt.Errorf("%s: the key holds something else than a stream; check REDIS_TELEMETRY_STREAM: %w", op, err)
 	case "NOPERM", "NOAUTH", "WRONGPASS":
-		f.Kind = telemetry.Misused
+		f.Kind = protocol.Misused
 		f.Err = fmt.Errorf("%s: Redis refuses this user; check REDIS_URL and the ACL: %w", op, err)
 	case "OOM":
 		f.Err = fmt.Errorf("%s: Redis is full; raise maxmemory or trim the stream: %w", op, err)

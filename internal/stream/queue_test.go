@@ -66,7 +66,7 @@ func TestAQueueOfALostGroupIsAFailureThatSaysSo(t *testing.T) {
 		b.addTo(1, 1)
 		_, err := b.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: 1, Count: 1}})
 		k, code := kind(t, err)
-		require.Equal(t, telemetry.Lost, k)
+		require.Equal(t, protocol.Lost, k)
 		require.Equal(t, "NOGROUP", code)
 	}
 }
@@ -194,7 +194,7 @@ func TestRedealWithoutAGroupSaysSo(t *testing.T) {
 	ids := b.addTo(1, 1)
 	_, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 1, To: ids[0]}})
 	k, _ := kind(t, err)
-	require.Equal(t, telemetry.Lost, k)
+	require.Equal(t, protocol.Lost, k)
 }
 
 func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -38,7 +39,7 @@ func (r *Recomputes) Stream() string { return r.stream }
 func (r *Recomputes) Read(ctx context.Context, count int) ([]telemetry.Entry, error) {
 	for _, from := range []string{"0", ">"} {
 		entries, err := r.read(ctx, from, count)
-		if f, ok := errors.AsType[*telemetry.Failure](err); ok && f.Kind == telemetry.Lost {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
 			if made, err := r.begin(ctx); err != nil || !made {
 				return nil, err
 			}

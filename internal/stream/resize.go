@@ -37,7 +37,7 @@ func (g *Group) checkShards(ctx context.Context) error {
 	if err != nil || n == 0 || n == g.shards {
 		return err
 	}
-	return &telemetry.Failure{Kind: telemetry.Misused, Code: "shards", Err: fmt.Errorf(
+	return &protocol.Failure{Kind: protocol.Misused, Code: "shards", Err: fmt.Errorf(
 		"acquire the turn: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
 }
 

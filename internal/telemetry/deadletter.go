@@ -29,19 +29,3 @@ type DeadLetter struct {
 	Instance    string // that made the last attempt
 	Version     string // of that instance
 }
-
-// Deferred is an entry that is to be tried again later. It is acknowledged, so
-// the row it is kept in is all there is of it.
-type Deferred struct {
-	DeadLetter
-	NextAttempt time.Time
-}
-
-// Suspicion is how carefully a shard must be run, since an entry of it may kill
-// the process.
-type Suspicion struct {
-	Deaths    int     // of owners, since the shard last made progress
-	Limit     int     // most entries in hand; 0 means that nothing is suspected
-	Until     EntryID // the last entry under suspicion; zero: all until a run ends well
-	Condemned EntryID // is given up without another attempt; zero for none
-}

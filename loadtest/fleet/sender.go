@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -17,7 +18,7 @@ import (
 type Publisher interface {
 	// Publish returns the IDs that the entries got. With an error it returns
 	// the zero ID for each entry not known to be added, or leaves out the tail;
-	// a *telemetry.Failure of kind Misused or Refused says that these will never
+	// a *protocol.Failure of kind Misused or Refused says that these will never
 	// be. It must not try again by itself: a silent second try makes entries
 	// that are in no send log.
 	Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error)
@@ -210,8 +211,8 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 			return nil
 		}
 		s.failures.Add(1)
-		var failure *telemetry.Failure
-		if errors.As(err, &failure) && (failure.Kind == telemetry.Misused || failure.Kind == telemetry.Refused) {
+		var failure *protocol.Failure
+		if errors.As(err, &failure) && (failure.Kind == protocol.Misused || failure.Kind == protocol.Refused) {
 			return fmt.Errorf("publish %d entries: %w", len(rest.items), err)
 		}
 		s.warn(len(rest.items), err)

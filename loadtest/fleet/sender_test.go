@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
@@ -46,17 +47,17 @@ func (m *memoryStream) Publish(_ context.Context, entries [][]string) ([]telemet
 	for i, fields := range entries {
 		switch m.fault() {
 		case "refused":
-			return ids, &telemetry.Failure{Kind: telemetry.Unavailable, Err: errors.New("connection refused")}
+			return ids, &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("connection refused")}
 		case "reply lost":
 			for _, f := range entries[i:] {
 				m.add(f)
 			}
-			return ids, &telemetry.Failure{Kind: telemetry.Unknown, Err: errors.New("connection reset")}
+			return ids, &protocol.Failure{Kind: protocol.Unknown, Err: errors.New("connection reset")}
 		case "delayed":
 			m.delayed = append(m.delayed, fields)
 			return ids, errors.New("i/o timeout")
 		case "broken":
-			return ids, &telemetry.Failure{Kind: telemetry.Misused, Err: errors.New("WRONGTYPE")}
+			return ids, &protocol.Failure{Kind: protocol.Misused, Err: errors.New("WRONGTYPE")}
 		}
 		ids = append(ids, m.add(fields))
 	}
