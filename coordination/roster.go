@@ -297,14 +297,25 @@ func (r *Roster) beat(ctx context.Context) (holder *Member, err error) {
 func (r *Roster) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
 
 func (r *Roster) read(ctx context.Context) ([]Member, error) {
-	return ReadMembers(ctx, r.client, r.keys)
+	members, silent, err := readMembers(ctx, r.client, r.keys)
+	if err == nil && len(silent) > 0 {
+		r.client.SRem(ctx, r.keys.Prefix, silent...) // a member that is alive adds itself again
+	}
+	return members, err
 }
 
-// ReadMembers is the heartbeats there are.
+// ReadMembers returns the heartbeats that have not expired. It writes nothing.
 func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
+	members, _, err := readMembers(ctx, client, keys)
+	return members, err
+}
+
+// readMembers returns the heartbeats that have not expired, and the IDs of those
+// that have.
+func readMembers(ctx context.Context, client Client, keys Keys) (members []Member, silent []any, err error) {
 	ids, err := client.SMembers(ctx, keys.Prefix).Result()
 	if err != nil || len(ids) == 0 {
-		return nil, err
+		return nil, nil, err
 	}
 	names := make([]string, len(ids))
 	for i, id := range ids {
@@ -312,23 +323,21 @@ func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error
 	}
 	values, err := client.MGet(ctx, names...).Result()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var members []Member
 	for i, v := range values {
 		text, ok := v.(string)
 		if !ok {
-			// Silent for longer than the TTL. Whoever it was adds itself again.
-			client.SRem(ctx, keys.Prefix, ids[i])
+			silent = append(silent, ids[i])
 			continue
 		}
 		var m Member
 		if err := json.Unmarshal([]byte(text), &m); err != nil {
-			return nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
+			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
 		}
 		members = append(members, m)
 	}
-	return members, nil
+	return members, silent, nil
 }
 
 // Announce says that this member is leaving, so that the leader assigns its

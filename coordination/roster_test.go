@@ -133,3 +133,22 @@ func TestNobodyIsDeclaredDeadWhileRedisIsAway(t *testing.T) {
 		return nil
 	})
 }
+
+func TestReadingMembersWritesNothing(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "silent").Err())
+	members, err := ReadMembers(t.Context(), b.client, Keys{Prefix: names.Members()})
+	require.NoError(t, err)
+	require.Empty(t, members)
+	require.Equal(t, []string{"silent"}, b.client.SMembers(t.Context(), names.Members()).Val())
+
+	m := b.start("alive", "")
+	b.await([]int{16}, m)
+	testenv.Wait(t, 5*time.Second, func() error {
+		if ids := b.client.SMembers(t.Context(), names.Members()).Val(); len(ids) != 1 {
+			return fmt.Errorf("%q are on the list", ids)
+		}
+		return nil
+	})
+}
