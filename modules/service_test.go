@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
 
@@ -215,6 +216,21 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	again.awaitReady()
 	again.stop()
 	require.NoError(t, again.end())
+}
+
+func TestRequestsOfNeighboursAreReadFromTheConfiguredStream(t *testing.T) {
+	b := newBench(t)
+	requests := b.redis.Stream + ":recompute"
+	ctx := t.Context()
+	require.NoError(t, b.redis.Client().XAdd(ctx, &redis.XAddArgs{Stream: requests, Values: []any{"device_id", "d"}}).Err())
+	b.start("RECOMPUTE_STREAM=" + requests).awaitReady()
+	testenv.Wait(t, 10*time.Second, func() error {
+		groups, err := b.redis.Client().XInfoGroups(ctx, requests).Result()
+		if err == nil && len(groups) != 1 {
+			err = fmt.Errorf("%d groups read %s", len(groups), requests)
+		}
+		return err
+	})
 }
 
 func TestTwoInstancesShareAndTheSecondGoesOnWhenTheFirstLeaves(t *testing.T) {

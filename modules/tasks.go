@@ -11,7 +11,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
 	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
 	// A fleet is a stream and a group, and each fleet reads every request.
-	windows := stream.NewRecomputes(d.Client, stream.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
+	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	desk := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	tasks := []coordination.Task{
 		coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics),

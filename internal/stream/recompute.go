@@ -10,9 +10,6 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// RecomputeStream is where neighbours ask for a window to be derived again.
-const RecomputeStream = "recompute:requests"
-
 // Recomputes reads the stream of neighbours' requests in a group of our own, so
 // that what was read and not recorded is read again by whoever leads next.
 type Recomputes struct {
