@@ -11,8 +11,22 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/testenv"
 )
+
+// ownRedis is a server of the test's own, to be filled or broken.
+func ownRedis(t *testing.T) *redis.Client {
+	t.Helper()
+	opts, err := devenv.RedisOptions("", testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL())
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
 
 // lockServer is the server's side of the leader's lock; TestTheLockKeepsItsRules
 // holds it and the real one to the same rules.
@@ -313,6 +327,26 @@ func TestTheLockKeepsItsRules(t *testing.T) {
 		lockRules(t, newLock(corner.Client(), key, time.Hour), newLock(corner.Client(), key, time.Hour),
 			func() { require.NoError(t, corner.Client().Del(t.Context(), key).Err()) })
 	})
+	t.Run("full", func(t *testing.T) {
+		client := ownRedis(t)
+		require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
+		require.ErrorContains(t, client.Set(t.Context(), "any", "x", 0).Err(), "OOM")
+		lockRules(t, newLock(client, "lock", time.Hour), newLock(client, "lock", time.Hour),
+			func() { require.NoError(t, client.Del(t.Context(), "lock").Err()) })
+	})
+}
+
+// P8: a server whose clock steps back by a quarter of an hour keeps what is to
+// expire for that much longer.
+func TestTheLockOfADeadLeaderIsFreeWithinItsLeaseWhenTheClockStepsBack(t *testing.T) {
+	t.Parallel()
+	corner := realRedis(t)
+	key, ttl := corner.Key("lock"), 300*time.Millisecond
+	dead, next := newLock(corner.Client(), key, ttl), newLock(corner.Client(), key, ttl)
+	require.NoError(t, dead.obtain(t.Context()))
+	require.NoError(t, corner.Client().PExpire(t.Context(), key, 15*time.Minute).Err())
+	require.ErrorIs(t, next.obtain(t.Context()), errLockHeld)
+	testenv.Wait(t, 5*time.Second, func() error { return next.obtain(t.Context()) })
 }
 
 func TestConfigNamesEveryProblem(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bsm/redislock"
+	"github.com/redis/go-redis/v9"
 )
 
 // errLockHeld says that somebody else leads.
@@ -15,6 +16,7 @@ var errLockHeld = errors.New("the leader's lock is held by another member")
 // lock is the leader's lock in Redis. Its random token keeps two holders apart
 // in Redis; what keeps them apart where it counts is the term in Postgres.
 type lock struct {
+	redis  Client
 	client *redislock.Client
 	key    string
 	ttl    time.Duration
@@ -22,12 +24,17 @@ type lock struct {
 }
 
 func newLock(client Client, key string, ttl time.Duration) *lock {
-	return &lock{client: redislock.New(client), key: key, ttl: ttl}
+	return &lock{redis: client, client: redislock.New(oomScripter{client}), key: key, ttl: ttl}
 }
 
 func (l *lock) obtain(ctx context.Context) error {
 	held, err := l.client.Obtain(ctx, l.key, l.ttl, nil)
 	if errors.Is(err, redislock.ErrNotObtained) {
+		// A server whose clock stepped back keeps a dead holder's lock for that much
+		// longer. A valid lock never expires later than this, so LT changes nothing.
+		if err := l.redis.Do(ctx, "pexpire", l.key, l.ttl.Milliseconds(), "lt").Err(); err != nil {
+			return fmt.Errorf("bound the leader's lock: %w", err)
+		}
 		return errLockHeld
 	}
 	if err != nil {
@@ -59,3 +66,30 @@ func (l *lock) release(ctx context.Context) error {
 	}
 	return nil
 }
+
+// oomScripter runs scripts with the allow-oom flag: without a leader nobody
+// makes room in a full Redis. A script has another digest with the flag, so
+// digests that the caller computed are answered as unknown.
+type oomScripter struct{ redis.Scripter }
+
+// Eval runs a script, by its digest where the server knows it.
+func (s oomScripter) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
+	return redis.NewScript("#!lua flags=allow-oom\n"+script).Run(ctx, s.Scripter, keys, args...)
+}
+
+// EvalSha reports the digest as unknown, which makes redis.Script call Eval.
+func (s oomScripter) EvalSha(ctx context.Context, sha string, keys []string, _ ...any) *redis.Cmd {
+	cmd := redis.NewCmd(ctx, "evalsha", sha, len(keys))
+	cmd.SetErr(errNoScript)
+	return cmd
+}
+
+var errNoScript = noScript("NOSCRIPT scripts run with allow-oom have another digest")
+
+// noScript is an error reply of a server.
+type noScript string
+
+func (e noScript) Error() string { return string(e) }
+
+// RedisError marks it as such.
+func (noScript) RedisError() {}
