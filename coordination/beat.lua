@@ -5,7 +5,11 @@
 -- ARGV[1] incarnation   ARGV[2] heartbeat   ARGV[3] time to live in milliseconds   ARGV[4] identity
 -- Reply: '' or, when another incarnation has the identity, its heartbeat
 local present = redis.call('get', KEYS[1])
-if present and cjson.decode(present)['incarnation'] ~= ARGV[1] then return present end
+if present and cjson.decode(present)['incarnation'] ~= ARGV[1] then
+  -- What a clock that stepped back has made last longer must not be waited for.
+  redis.call('pexpire', KEYS[1], ARGV[3], 'LT')
+  return present
+end
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
 return ''

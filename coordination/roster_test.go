@@ -48,6 +48,17 @@ func TestAnIdentityWhoseHolderIsSilentIsWaitedFor(t *testing.T) {
 	require.NotContains(t, m.name(), "old")
 }
 
+// P8: a server whose clock steps back keeps a dead member's heartbeat for longer.
+func TestAnIdentityIsFreeWithinATTLWhenTheClockStepsBack(t *testing.T) {
+	b := newBench(t)
+	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
+	require.NoError(t, err)
+	names := b.group.Names()
+	require.NoError(t, b.client.Set(t.Context(), names.Members()+":same", text, 15*time.Minute).Err())
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "same").Err())
+	b.await([]int{16}, b.start("same", ""))
+}
+
 func TestAnIdentityTakenOverEndsTheMembership(t *testing.T) {
 	b := newBench(t)
 	m := b.start("same", "")

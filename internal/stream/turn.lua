@@ -16,6 +16,9 @@
 -- deal that was based on the old group can come through.
 local holder = redis.call('get', KEYS[2])
 if holder and holder ~= ARGV[2] then
+  -- A server whose clock stepped back keeps a dead holder's lease for that much
+  -- longer. A valid lease never ends later than this, so LT changes nothing.
+  redis.call('pexpire', KEYS[2], ARGV[4], 'LT')
   return {0, redis.call('pttl', KEYS[2])}
 end
 redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])

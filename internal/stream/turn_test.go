@@ -55,6 +55,28 @@ func TestAnExpiredTurnIsFree(t *testing.T) {
 	})
 }
 
+// P8: a server whose clock steps back by a quarter of an hour keeps what is to
+// expire for that much longer.
+func TestTheLeaseOfADeadDispatcherIsFreeInTimeWhenTheClockStepsBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const lease = 100 * time.Millisecond
+	_, err := b.AcquireTurn(t.Context(), "", "dead", lease)
+	require.NoError(t, err)
+	require.NoError(t, b.client.PExpire(t.Context(), b.Names().Turn(), 15*time.Minute).Err())
+	turn, err := b.AcquireTurn(t.Context(), "", "next", lease)
+	require.NoError(t, err)
+	require.False(t, turn.Held)
+	require.LessOrEqual(t, turn.Left, lease)
+	testenv.Wait(t, 5*time.Second, func() error {
+		turn, err := b.AcquireTurn(t.Context(), "", "next", lease)
+		if err == nil && !turn.Held {
+			err = errStill
+		}
+		return err
+	})
+}
+
 // P4: no deal to the old group comes through.
 func TestALostGroupIsMadeAtTheStartUnderANewToken(t *testing.T) {
 	t.Parallel()
