@@ -18,7 +18,7 @@ import (
 type Ownership interface {
 	Ensure(ctx context.Context, shards int) error
 	List(ctx context.Context) ([]protocol.Shard, error)
-	Take(ctx context.Context, shard int, member string) (protocol.Shard, error)
+	Take(ctx context.Context, shard int, member, alive string) (protocol.Shard, error)
 	Release(ctx context.Context, held protocol.Held, member string, applied telemetry.EntryID) error
 }
 
@@ -223,7 +223,11 @@ func (k *Keeper) take(ctx context.Context, shards []protocol.Shard, me string) e
 	g.SetLimit(takesAtOnce)
 	for i, s := range shards {
 		g.Go(func() error {
-			t, err := k.shards.Take(gctx, s.Shard, me)
+			alive := s.Owner
+			if k.roster.owner(s.Owner).Ended {
+				alive = ""
+			}
+			t, err := k.shards.Take(gctx, s.Shard, me, alive)
 			if errors.Is(err, protocol.ErrNotAssigned) {
 				return nil // it was assigned to somebody else meanwhile
 			}

@@ -425,10 +425,11 @@ func (r *Roster) owner(name string) protocol.OwnerState {
 	// Before the first look everybody is unknown, not gone. Whoever has been
 	// without Postgres for so long cannot release anything there.
 	gone := r.looked && r.watch.Gone(time.Now(), name)
+	ended := gone && !r.heard[name].Leaving
 	for _, m := range r.members {
 		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
 	}
-	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name)}
+	return protocol.OwnerState{Gone: gone, Ended: ended, Leaving: r.watch.Leaving(name)}
 }
 
 func ring(c chan struct{}) {

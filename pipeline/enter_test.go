@@ -48,7 +48,7 @@ func (b *bench) take(in *instance, token string) []protocol.Held {
 	var held []protocol.Held
 	var all []int
 	for s := range shards {
-		taken, err := in.shards.Take(ctx, s, in.member)
+		taken, err := in.shards.Take(ctx, s, in.member, "")
 		require.NoError(b.tb, err)
 		held, all = append(held, protocol.Held{Shard: s, Epoch: taken.Epoch, Token: token}), append(all, s)
 	}

@@ -152,7 +152,7 @@ func (b *bench) takeAll(in *instance) {
 	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
 	require.NoError(b.tb, err)
 	for s := range shards {
-		taken, err := in.shards.Take(ctx, s, in.member)
+		taken, err := in.shards.Take(ctx, s, in.member, "")
 		require.NoError(b.tb, err)
 		token := fmt.Sprint(in.member, " ", taken.Epoch)
 		_, _, err = in.group.Enter(ctx, token, []int{s})

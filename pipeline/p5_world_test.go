@@ -128,7 +128,7 @@ func (w *world) take(shard int, m *member) {
 	ctx := context.Background()
 	_, err := w.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", m.instance.member, w.stream, shard)
 	require.NoError(w.tb, err)
-	taken, err := m.shards.Take(ctx, shard, m.instance.member)
+	taken, err := m.shards.Take(ctx, shard, m.instance.member, "")
 	require.NoError(w.tb, err)
 	require.NoError(w.tb, m.Grant(protocol.Held{Shard: shard, Epoch: taken.Epoch}))
 	w.owner[shard] = m

@@ -49,6 +49,7 @@ func (a Action) String() string {
 // OwnerState is what is known of the owner a shard is to be taken from.
 type OwnerState struct {
 	Gone    bool // it will not release anything any more
+	Ended   bool // its process was seen to end, and not because it was told to
 	Leaving bool // it is shutting down, and may use its whole drain for it
 	Waited  time.Duration
 }

@@ -20,6 +20,7 @@ type Run struct {
 // Standing is what is known of a shard at the moment it is taken.
 type Standing struct {
 	Owner    string // "" after a release
+	Alive    bool   // the owner's process was not seen to end: it lost the shard otherwise
 	Epoch    int64
 	Since    time.Time // when the owner took it
 	Progress time.Time // when its progress mark was last written
@@ -33,7 +34,8 @@ type Standing struct {
 const FirstRunLimit = 2048
 
 // Suspect decides how carefully a shard must be run that is taken from an owner
-// that did not release it, since it may have died of one of its entries.
+// that did not release it, since it may have died of one of its entries. Only a
+// process that was seen to end may have.
 //
 // An owner that made progress is not suspicious: whatever it died of, the next
 // one gets further. Without progress the next owner takes on a limited run at a
@@ -47,6 +49,8 @@ func Suspect(me string, s Standing) Suspicion {
 		return sus
 	}
 	switch {
+	case s.Alive:
+		// It lost Postgres or its time: no evidence, and no acquittal.
 	case s.Run.Under && s.Run.Epoch == s.Epoch:
 		sus.Deaths++
 		sus.Limit, sus.Until = (s.Run.Entries+1)/2, s.Run.Last

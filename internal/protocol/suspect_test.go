@@ -36,6 +36,16 @@ func TestASuspicionNeedsADeathWithoutProgress(t *testing.T) {
 			protocol.Suspicion{Deaths: 1, Limit: protocol.FirstRunLimit},
 		},
 		{
+			"lost by a process that lives on",
+			protocol.Standing{Owner: "it", Alive: true, Since: now, Progress: now.Add(-1), Epoch: 7},
+			protocol.Suspicion{},
+		},
+		{
+			"lost in the middle of a run by a process that lives on",
+			protocol.Standing{Owner: "it", Alive: true, Since: now, Epoch: 7, Deaths: 5, RunLimit: 1, Run: alone},
+			protocol.Suspicion{Deaths: 5, Limit: 1, Until: id(6)},
+		},
+		{
 			"in the middle of a run",
 			protocol.Standing{Owner: "it", Since: now, Epoch: 7, Deaths: 2, RunLimit: 20, Run: run},
 			protocol.Suspicion{Deaths: 3, Limit: 5, Until: id(9)},

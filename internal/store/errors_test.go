@@ -34,7 +34,7 @@ func newSink(t *testing.T) *sink {
 	shards := store.NewShards(s.pool, s.scope, 5*time.Second)
 	require.NoError(t, shards.Ensure(t.Context(), 1))
 	s.exec(t, "update processor.assignments set member = 'one'")
-	taken, err := shards.Take(t.Context(), 0, "one")
+	taken, err := shards.Take(t.Context(), 0, "one", "")
 	require.NoError(t, err)
 	s.epoch = taken.Epoch
 	return s

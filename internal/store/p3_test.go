@@ -40,7 +40,7 @@ func TestP3ATakeKnowsTheProgressOfTheCommitItWaitedFor(t *testing.T) {
 	}
 	taken := make(chan result, 1)
 	go func() {
-		shard, err := b.shards.Take(ctx, 5, "new.1")
+		shard, err := b.shards.Take(ctx, 5, "new.1", "")
 		taken <- result{shard, err}
 	}()
 	testenv.Wait(t, 5*time.Second, func() error {

@@ -86,7 +86,9 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 // Take makes member the owner of a shard that is assigned to it, and raises the
 // epoch, which fences every commit begun before. It waits for a commit of the
 // present owner that is already under way, so that its rows are seen afterwards.
-func (s *Shards) Take(ctx context.Context, shard int, member string) (protocol.Shard, error) {
+// Alive is an owner whose process was not seen to end, "" for none: its loss of
+// the shard raises no suspicion.
+func (s *Shards) Take(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
@@ -95,6 +97,7 @@ func (s *Shards) Take(ctx context.Context, shard int, member string) (protocol.S
 		if err != nil {
 			return err
 		}
+		was.Alive = was.Owner == alive
 		taken.Suspicion = protocol.Suspect(member, was)
 		taken.Deaths, taken.RunLimit, taken.Applied = taken.Suspicion.Deaths, taken.Suspicion.Limit, applied
 		return tx.QueryRow(ctx, `

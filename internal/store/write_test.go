@@ -80,7 +80,7 @@ func (b *bench) take(member string, which ...int) []protocol.Held {
 	var held []protocol.Held
 	for _, n := range which {
 		b.exec("update processor.assignments set member = $1 where shard = $2", member, n)
-		s, err := b.shards.Take(b.tb.Context(), n, member)
+		s, err := b.shards.Take(b.tb.Context(), n, member, "")
 		require.NoError(b.tb, err)
 		held = append(held, protocol.Held{Shard: n, Epoch: s.Epoch})
 	}
@@ -168,7 +168,7 @@ func TestP3ATakeWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
 	b.exec("update processor.assignments set member = 'new.1' where shard = 5")
 	taken := make(chan error, 1)
 	go func() {
-		_, err := b.shards.Take(ctx, 5, "new.1")
+		_, err := b.shards.Take(ctx, 5, "new.1", "")
 		taken <- err
 	}()
 	testenv.Wait(t, 5*time.Second, func() error {
@@ -193,9 +193,9 @@ func TestATakeIsForWhomAShardIsAssignedTo(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.take("a.1", 4)
-	_, err := b.shards.Take(t.Context(), 4, "b.1")
+	_, err := b.shards.Take(t.Context(), 4, "b.1", "")
 	require.ErrorIs(t, err, protocol.ErrNotAssigned)
-	_, err = b.shards.Take(t.Context(), 999, "b.1")
+	_, err = b.shards.Take(t.Context(), 999, "b.1", "")
 	require.ErrorIs(t, err, protocol.ErrNotAssigned)
 	require.Equal(t, 1, b.count("select epoch from processor.shards where shard = 4"))
 }
