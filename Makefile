@@ -63,7 +63,7 @@ test: setup-tests data vet build ## Vet, build and run all tests with the race d
 	@$(WITH_SERVERS) go test -race -timeout 10m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-full
-test-full: setup-tests data vet build ## The long campaigns too: every test anew, then each fuzz target for FUZZTIME (30s)
+test-full: setup-tests data vet build ## The long campaigns too: every test again, then each fuzz target for FUZZTIME (30s)
 	@TEST_FULL=1 $(WITH_SERVERS) go test -race -count=1 -timeout 120m $(PKG)
 	@$(MAKE) --no-print-directory fuzz
 
@@ -170,7 +170,7 @@ ci-demo: build ## Replay every real track as fast as it goes and balance the acc
 	fi
 
 .PHONY: tables
-tables: ## Generate the tables in the documents anew
+tables: ## Generate the tables in the documents again
 	@go generate ./...
 
 .PHONY: clean

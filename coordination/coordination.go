@@ -22,17 +22,17 @@ type Deps struct {
 	Terms    LeaderStore
 	Ledger   Ledger
 	// House looks after the dead letters while this member leads; nil for nobody.
-	House *Housekeeper
+	House *DLQJanitor
 	Tasks []Task // of whoever leads
 }
 
 // Stream is what of the stream concerns the fleet.
 type Stream interface {
-	Redealer
-	Foreign
-	Losses
+	Redeliverer
+	ConsumerAdmin
+	LossQueue
 	Backlog
-	Caller
+	Notifier
 	// OnServerChange has f called before the first command to a server that is
 	// not the one that answered before.
 	OnServerChange(f func())
@@ -42,27 +42,27 @@ type Stream interface {
 
 // LeaderStore is the term and what is written under it.
 type LeaderStore interface {
-	Terms
+	TermStore
 	Assignments
 }
 
-// Fleet is one member's part in the fleet: its place on the roster, the
+// Fleet is one member's part in the fleet: its place on the membership, the
 // shards it keeps, and its candidacy for the leadership.
 type Fleet struct {
-	cfg     Config
-	roster  *Roster
-	keeper  *Keeper
-	elector *Elector
-	caller  Caller
-	log     *slog.Logger
+	cfg        Config
+	membership *Membership
+	reconciler *Reconciler
+	elector    *Elector
+	caller     Notifier
+	log        *slog.Logger
 
 	abandoned chan struct{}
 	abandon   sync.Once
 }
 
-// NewFleet returns the parts of a member that has a roster already; the store's
+// NewFleet returns the parts of a member that has a membership already; the store's
 // writers carry its name, so it comes first.
-func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Fleet, error) {
+func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Fleet, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -77,17 +77,17 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 	}
 	// What is known of queues was known of another server.
 	deps.Stream.OnServerChange(engine.Abandon)
-	roster.check = deps.Stream.CheckServer
-	f := &Fleet{cfg: cfg, roster: roster, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
-	f.keeper = NewKeeper(cfg, roster, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
+	membership.check = deps.Stream.CheckServer
+	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
+	f.reconciler = NewReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
 	leader := &Leader{
-		cfg: cfg, roster: roster, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
-		losses: deps.Stream, ledger: deps.Ledger, house: deps.House, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
+		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
+		losses: deps.Stream, ledger: deps.Ledger, janitor: deps.House, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
 	}
-	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, roster.SinkUp, m, log)
-	roster.OnChange(func() {
-		f.keeper.Wake()
-		f.elector.Look()
+	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, membership.PostgresUp, m, log)
+	membership.OnChange(func() {
+		f.reconciler.Wake()
+		f.elector.Wake()
 	})
 	return f, nil
 }
@@ -95,7 +95,7 @@ func NewFleet(cfg Config, roster *Roster, engine Engine, deps Deps, log *slog.Lo
 // RunMembership joins, keeps the heartbeat and the shards until ctx ends, then
 // releases what is held and leaves. The pipeline must have drained by then.
 func (f *Fleet) RunMembership(ctx context.Context) error {
-	if err := f.roster.Join(ctx); err != nil {
+	if err := f.membership.Join(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -115,18 +115,18 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return f.roster.Run(gctx) })
+	g.Go(func() error { return f.membership.Run(gctx) })
 	g.Go(func() error {
 		defer stopBeating()
 		context.AfterFunc(gctx, stopKeeping)
-		return f.keeper.Run(keeping)
+		return f.reconciler.Run(keeping)
 	})
 	err := g.Wait()
-	leaving, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("leave the roster within 2s"))
+	leaving, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("deregister within 2s"))
 	defer cancel()
 	if _, taken := errors.AsType[*IdentityError](err); !taken {
-		if leaveErr := f.roster.Leave(leaving); leaveErr != nil {
-			f.log.Warn("not taken off the roster, the heartbeat expires by itself", "err", leaveErr)
+		if leaveErr := f.membership.Leave(leaving); leaveErr != nil {
+			f.log.Warn("could not deregister; heartbeat will expire", "err", leaveErr)
 		}
 	}
 	return err
@@ -148,15 +148,15 @@ func (f *Fleet) Leave(ctx context.Context) error {
 		return nil // there is nothing to hand over, and no heartbeat to say it with
 	default:
 	}
-	if err := f.roster.Announce(ctx); err != nil {
+	if err := f.membership.Announce(ctx); err != nil {
 		return err
 	}
-	if err := f.caller.RingMembers(ctx); err != nil {
-		f.log.Warn("the others were not called, they look every so often", "err", err)
+	if err := f.caller.NotifyMembers(ctx); err != nil {
+		f.log.Warn("could not notify peers; they will notice by polling", "err", err)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for f.roster.Peers() > 0 && f.keeper.Held() > 0 {
+	for f.membership.Peers() > 0 && f.reconciler.Owned() > 0 {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -167,26 +167,26 @@ func (f *Fleet) Leave(ctx context.Context) error {
 }
 
 // Assigned says that assignments may have changed, or that a shard was given up.
-func (f *Fleet) Assigned() { f.keeper.Wake() }
+func (f *Fleet) Assigned() { f.reconciler.Wake() }
 
-// RosterChanged says that a member has something new to say of itself.
-func (f *Fleet) RosterChanged() { f.roster.Look() }
+// MembershipChanged says that a member has something new to say of itself.
+func (f *Fleet) MembershipChanged() { f.membership.Wake() }
 
 // LeaderResigned says that the leadership may be free.
 func (f *Fleet) LeaderResigned() { f.elector.Campaign() }
 
-// Settled tells whether this member is on the roster and keeps up with Postgres.
-func (f *Fleet) Settled() error {
-	if !f.roster.SinkUp() {
-		return errors.New("the keeper of shards gets no answer from Postgres")
+// Ready reports whether this member is on the membership and keeps up with Postgres.
+func (f *Fleet) Ready() error {
+	if !f.membership.PostgresUp() {
+		return errors.New("the shard reconciler gets no answer from Postgres")
 	}
-	for _, m := range f.roster.Members() {
-		if m.Name() == f.roster.Name() {
+	for _, m := range f.membership.Members() {
+		if m.Name() == f.membership.Name() {
 			return nil
 		}
 	}
-	return errors.New("not on the roster yet")
+	return errors.New("not registered yet")
 }
 
-// Held is how many shards this member holds.
-func (f *Fleet) Held() int { return f.keeper.Held() }
+// Owned is how many shards this member holds.
+func (f *Fleet) Owned() int { return f.reconciler.Owned() }

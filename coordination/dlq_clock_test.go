@@ -18,7 +18,7 @@ type clocks struct {
 	DeadLetters
 	Archive
 	redis, postgres time.Time
-	letters         []protocol.Letter
+	letters         []protocol.DLQEntry
 	archived        int
 	took            time.Duration // for a page
 }
@@ -27,8 +27,8 @@ type redisClock struct{ *clocks }
 
 func (c redisClock) Now(context.Context) (time.Time, error) { return c.redis, nil }
 
-func (c redisClock) List(_ context.Context, after telemetry.EntryID, count int) ([]protocol.Letter, error) {
-	var page []protocol.Letter
+func (c redisClock) List(_ context.Context, after telemetry.EntryID, count int) ([]protocol.DLQEntry, error) {
+	var page []protocol.DLQEntry
 	for _, l := range c.letters {
 		if after.Less(l.ID) && len(page) < count {
 			page = append(page, l)
@@ -47,12 +47,12 @@ type postgresClock struct{ *clocks }
 
 func (c postgresClock) Now(context.Context) (time.Time, error) { return c.postgres, nil }
 
-func (c postgresClock) Export(_ context.Context, letters []protocol.Letter, _ string) error {
+func (c postgresClock) Export(_ context.Context, letters []protocol.DLQEntry, _ string) error {
 	c.archived += len(letters)
 	return nil
 }
 
-func (postgresClock) Dropped(context.Context, []protocol.Letter) error { return nil }
+func (postgresClock) Dropped(context.Context, []protocol.DLQEntry) error { return nil }
 
 type noAudit struct{}
 
@@ -69,11 +69,11 @@ func TestRetentionGoesByTheEarlierClockOfBothServers(t *testing.T) {
 		}{{time.Hour, time.Hour, 0}, {31 * day, time.Hour, 0}, {time.Hour, 31 * day, 0}, {31 * day, 31 * day, 100}} {
 			c := &clocks{redis: now.Add(-40 * day).Add(tt.redis), postgres: now.Add(-40 * day).Add(tt.postgres)}
 			for i := range 100 {
-				c.letters = append(c.letters, protocol.Letter{ID: telemetry.EntryID{Ms: uint64(now.Add(-40 * day).UnixMilli()), Seq: uint64(i)}})
+				c.letters = append(c.letters, protocol.DLQEntry{ID: telemetry.EntryID{Ms: uint64(now.Add(-40 * day).UnixMilli()), Seq: uint64(i)}})
 			}
-			h := &Housekeeper{
-				HousekeepingDeps: HousekeepingDeps{DeadLetters: redisClock{c}, Archive: postgresClock{c}, Audit: noAudit{}},
-				retention:        30 * day, metrics: newHouseMetrics(prometheus.NewRegistry()), walk: &walk{tally: make(tally), kinds: make(map[string]*kind)},
+			h := &DLQJanitor{
+				DLQJanitorDeps: DLQJanitorDeps{DeadLetters: redisClock{c}, Archive: postgresClock{c}, Audit: noAudit{}},
+				retention:      30 * day, metrics: newJanitorMetrics(prometheus.NewRegistry()), scan: &scan{tally: make(countsByClass), kinds: make(map[string]*kind)},
 			}
 			at, err := h.now(t.Context())
 			require.NoError(t, err)

@@ -20,7 +20,7 @@ const (
 
 // confirm removes the copies of dead letters that are durable in Redis by now,
 // and adds those again that Redis has lost.
-func (h *Housekeeper) confirm(ctx context.Context) error {
+func (h *DLQJanitor) confirm(ctx context.Context) error {
 	var durable telemetry.EntryID
 	restores, bytes := 0, 0
 	for range confirmPages {
@@ -82,7 +82,7 @@ func (h *Housekeeper) confirm(ctx context.Context) error {
 
 // restore adds letters again that Redis does not know, where their entries are
 // not with their owners. It returns the size of what it read.
-func (h *Housekeeper) restore(ctx context.Context, refs []telemetry.Ref) (bytes int, err error) {
+func (h *DLQJanitor) restore(ctx context.Context, refs []telemetry.Ref) (bytes int, err error) {
 	if len(refs) == 0 {
 		return 0, nil
 	}

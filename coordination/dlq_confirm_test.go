@@ -24,15 +24,15 @@ import (
 // graveyard is a Redis that loses its newest writes, and a database.
 type graveyard struct {
 	*testing.T
-	redis  *devenv.Server
-	client *redis.Client
-	dead   *stream.DeadLetters
-	later  *store.Deferred
-	writer *store.Writer
-	held   protocol.Held
-	keeper *Housekeeper
-	exec   func(sql string, args ...any)
-	count  func(sql string) int
+	redis      *devenv.Server
+	client     *redis.Client
+	dead       *stream.DeadLetters
+	later      *store.Deferred
+	writer     *store.Writer
+	held       protocol.ShardLease
+	reconciler *DLQJanitor
+	exec       func(sql string, args ...any)
+	count      func(sql string) int
 }
 
 func newGraveyard(t *testing.T) *graveyard {
@@ -64,11 +64,11 @@ func newGraveyard(t *testing.T) *graveyard {
 		require.NoError(t, pool.QueryRow(t.Context(), sql).Scan(&n))
 		return n
 	}
-	g.exec("insert into processor.shards (stream, grp, shard, owner, epoch) values ($1, $2, 0, 'one', 1)", scope.Stream, scope.Group)
-	g.held = protocol.Held{Shard: 0, Epoch: 1}
+	g.exec("insert into processor.shards (stream, group_name, shard, owner, epoch) values ($1, $2, 0, 'one', 1)", scope.Stream, scope.Group)
+	g.held = protocol.ShardLease{Shard: 0, Epoch: 1}
 	g.writer = store.NewWriter(pool, scope, "one", time.Minute)
 	g.later = store.NewDeferred(pool, scope, "one", time.Minute)
-	g.keeper = NewHousekeeper(HousekeepingDeps{
+	g.reconciler = NewDLQJanitor(DLQJanitorDeps{
 		DeadLetters: g.dead, Archive: store.NewDeadLetters(pool, scope, time.Minute), Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute),
 		Audit: store.NewAudit(pool, time.Minute), Deferred: g.later, Ledger: store.NewLedger(pool, scope, "one", time.Minute),
 	}, 48*time.Hour, "one", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
@@ -99,7 +99,7 @@ func (g *graveyard) entry(text string) telemetry.DeadLetter {
 func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
 	g.Helper()
 	_, err := g.writer.Write(g.Context(), &protocol.Batch{
-		Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+		Leases: []protocol.ShardLease{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
 		Letters: []protocol.Unconfirmed{{DeadLetter: l, Queued: queued}},
 	})
 	require.NoError(g, err)
@@ -134,7 +134,7 @@ func (g *graveyard) size() int64 {
 func (g *graveyard) pass() {
 	g.Helper()
 	g.exec("update processor.unconfirmed_letters set written_at = written_at - interval '1 minute'")
-	require.NoError(g, g.keeper.Pass(g.Context()))
+	require.NoError(g, g.reconciler.Pass(g.Context()))
 }
 
 // letters is the payloads of the dead letters in Redis.
@@ -159,12 +159,12 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	var added []telemetry.Ref
 	for _, l := range []telemetry.DeadLetter{queued, trimmed} {
 		g.giveUp(l, true)
-		require.NoError(t, g.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil))
+		require.NoError(t, g.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{l}, nil))
 		added = append(added, l.Entry.Ref())
 	}
 	for _, l := range []telemetry.DeadLetter{deferred, dropped} {
 		g.giveUp(l, false)
-		require.NoError(t, g.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{l}, nil))
+		require.NoError(t, g.dead.DeadLetterDeferred(t.Context(), []telemetry.DeadLetter{l}, nil))
 		added = append(added, l.Entry.Ref())
 	}
 	require.NoError(t, g.later.Added(t.Context(), added))
@@ -175,7 +175,7 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	list, err := g.dead.List(t.Context(), telemetry.EntryID{}, 100)
 	require.NoError(t, err)
 	require.Len(t, list, 4)
-	require.NoError(t, g.keeper.Archive.Dropped(t.Context(), list[3:]))
+	require.NoError(t, g.reconciler.Archive.Dropped(t.Context(), list[3:]))
 	_, err = g.dead.Remove(t.Context(), []telemetry.EntryID{list[3].ID})
 	require.NoError(t, err)
 	g.pass()
@@ -196,14 +196,14 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 
 	// The owner decides again, and this time nothing gets lost.
 	g.giveUp(queued, true)
-	require.NoError(t, g.dead.Park(t.Context(), []telemetry.DeadLetter{queued}, nil))
+	require.NoError(t, g.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{queued}, nil))
 	require.NoError(t, g.later.Added(t.Context(), []telemetry.Ref{queued.Entry.Ref()}))
 	g.pass()
 	require.ElementsMatch(t, []string{"trimmed", "deferred", "queued"}, g.letters())
 	require.Equal(t, 3, g.count("select count(*) from processor.unconfirmed_letters where added_at is not null"))
 
 	// Long after they were added they are durable.
-	parked := stream.Names{Stream: "telemetry", Group: "processor"}.Parked()
+	parked := stream.Names{Stream: "telemetry", Group: "processor"}.DeadLettered()
 	for _, l := range []telemetry.DeadLetter{deferred, queued, trimmed} {
 		old := fmt.Sprint(time.Now().Add(-time.Hour).UnixMilli(), "-0")
 		require.NoError(t, g.client.HSet(t.Context(), parked, l.Entry.ID.String()+" "+l.Entry.Digest(), old).Err())
@@ -223,23 +223,23 @@ func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
 	for _, l := range []telemetry.DeadLetter{one, other, one} {
 		l.Attempts = 1
 		_, err := g.writer.Write(t.Context(), &protocol.Batch{
-			Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Leases: []protocol.ShardLease{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
 			Deferred: []protocol.Deferred{{DeadLetter: l, NextAttempt: time.Now()}},
 		})
 		require.NoError(t, err)
 	}
 	require.Equal(t, 2, g.count("select count(*) from processor.deferred"))
 	for _, want := range []int{1, 0} {
-		rows, err := g.later.Claim(t.Context(), []protocol.Held{g.held}, time.Hour, 100)
+		rows, err := g.later.Claim(t.Context(), []protocol.ShardLease{g.held}, time.Hour, 100)
 		require.NoError(t, err)
 		require.Len(t, rows, 1, "one of an ID at a time")
 		_, err = g.writer.Write(t.Context(), &protocol.Batch{
-			Held: []protocol.Held{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
-			Settled: []telemetry.Ref{rows[0].Entry.Ref()}, Letters: []protocol.Unconfirmed{{DeadLetter: rows[0].DeadLetter}},
+			Leases: []protocol.ShardLease{g.held}, Rules: protocol.Rules{Fences: &protocol.Fences{}},
+			Resolved: []telemetry.Ref{rows[0].Entry.Ref()}, Letters: []protocol.Unconfirmed{{DeadLetter: rows[0].DeadLetter}},
 		})
 		require.NoError(t, err)
 		require.Equal(t, want, g.count("select count(*) from processor.deferred"))
-		require.NoError(t, g.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{rows[0].DeadLetter}, nil))
+		require.NoError(t, g.dead.DeadLetterDeferred(t.Context(), []telemetry.DeadLetter{rows[0].DeadLetter}, nil))
 	}
 	require.ElementsMatch(t, []string{"one", "other"}, g.letters())
 }

@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// Terms is the authority on who leads.
-type Terms interface {
-	Raise(ctx context.Context) (term int64, err error)
+// TermStore is the authority on who leads.
+type TermStore interface {
+	BeginTerm(ctx context.Context) (term int64, err error)
 	Resign(ctx context.Context, term int64) error
 }
 
-// Caller wakes the other members.
-type Caller interface {
-	RingLeader(ctx context.Context) error
-	RingMembers(ctx context.Context) error
+// Notifier wakes the other members.
+type Notifier interface {
+	NotifyLeadership(ctx context.Context) error
+	NotifyMembers(ctx context.Context) error
 }
 
 // lease is the leader's lock as the elector uses it.
 type lease interface {
-	obtain(ctx context.Context) error // errLockHeld when somebody else has it
+	obtain(ctx context.Context) error // errLockHeld when another member has it
 	renew(ctx context.Context) error  // errLockHeld when it is ours no more
 	release(ctx context.Context) error
 }
@@ -34,70 +34,70 @@ type lease interface {
 // sent, less a margin; what runs as leader gets a context that ends then.
 // Duties and renewals share one loop, so a leader that is stuck loses the lock.
 type Elector struct {
-	cfg     Config
-	lock    lease
-	terms   Terms
-	caller  Caller
-	duties  Duties
-	able    func() bool // whether this member could do a leader's work now
-	metrics *metrics
-	log     *slog.Logger
-	bell    chan struct{} // the leadership may be free; size one, coalesced
-	look    chan struct{} // something changed that a leader acts upon; size one, coalesced
+	cfg      Config
+	lock     lease
+	terms    TermStore
+	notifier Notifier
+	work     LeaderWork
+	canLead  func() bool // whether this member could do a leader's work now
+	metrics  *metrics
+	log      *slog.Logger
+	vacancy  chan struct{} // the leadership may be free; size one, coalesced
+	wake     chan struct{} // something changed that a leader acts upon; size one, coalesced
 }
 
-// Duties is what a leader does.
-type Duties interface {
+// LeaderWork is what a leader does.
+type LeaderWork interface {
 	// Do is one pass of a leader's work under a term. An error ends the term.
 	Do(ctx context.Context, term int64) error
-	// GiveAway assigns this member's own shards to others, before it leaves.
-	GiveAway(ctx context.Context, term int64) error
+	// ReassignOwnShards assigns this member's own shards to others, before it leaves.
+	ReassignOwnShards(ctx context.Context, term int64) error
 }
 
 // NewElector returns an elector that does not campaign yet.
-func NewElector(cfg Config, client Client, keys Keys, terms Terms, caller Caller, duties Duties,
-	able func() bool, m *metrics, log *slog.Logger,
+func NewElector(cfg Config, client Client, keys Keys, terms TermStore, notifier Notifier, leaderWork LeaderWork,
+	canLead func() bool, m *metrics, log *slog.Logger,
 ) *Elector {
-	return newElector(cfg, newLock(client, keys.Lock, cfg.LeaderTTL), terms, caller, duties, able, m, log)
+	return newElector(cfg, newLock(client, keys.Lock, cfg.LeaderTTL), terms, notifier, leaderWork, canLead, m, log)
 }
 
-func newElector(cfg Config, lock lease, terms Terms, caller Caller, duties Duties, able func() bool, m *metrics, log *slog.Logger) *Elector {
+func newElector(cfg Config, lock lease, terms TermStore, notifier Notifier, leaderWork LeaderWork, canLead func() bool, m *metrics, log *slog.Logger) *Elector {
 	return &Elector{
-		cfg: cfg, lock: lock, terms: terms, caller: caller, duties: duties, able: able,
+		cfg: cfg, lock: lock, terms: terms, notifier: notifier, work: leaderWork, canLead: canLead,
 		metrics: m, log: log.With("component", "elector"),
-		bell: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		vacancy: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 }
 
 // Campaign says that the leadership may be free.
-func (e *Elector) Campaign() { ring(e.bell) }
+func (e *Elector) Campaign() { wakeUp(e.vacancy) }
 
-// Look says that something changed that a leader acts upon.
-func (e *Elector) Look() { ring(e.look) }
+// Wake says that something changed that a leader acts upon.
+func (e *Elector) Wake() { wakeUp(e.wake) }
 
 // Run campaigns and leads until ctx ends; then it assigns its own shards away
 // and resigns.
 func (e *Elector) Run(ctx context.Context) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
-	var complained time.Time
+	var lastLogged time.Time
 	for ctx.Err() == nil {
-		if e.able() {
+		if e.canLead() {
 			started := time.Now()
 			err := e.lock.obtain(ctx)
 			switch {
 			case err == nil:
 				e.lead(ctx, started)
 				continue
-			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && time.Since(complained) > 10*time.Second:
-				complained = time.Now()
-				e.log.Warn("cannot campaign, trying again", "err", err)
+			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second:
+				lastLogged = time.Now()
+				e.log.Warn("campaigning failed, will retry", "err", err)
 			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
-		case <-e.bell:
+		case <-e.vacancy:
 		}
 	}
 	return nil
@@ -110,37 +110,37 @@ func (e *Elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
 func (e *Elector) lead(ctx context.Context, asked time.Time) {
 	trusted := asked.Add(e.cfg.LeaderTTL - e.margin())
 	var term int64
-	why := e.within(ctx, trusted, func(ctx context.Context) (err error) {
-		term, err = e.terms.Raise(ctx)
+	why := e.withTrust(ctx, trusted, func(ctx context.Context) (err error) {
+		term, err = e.terms.BeginTerm(ctx)
 		return err
 	})
 	if why == nil {
 		e.log.Info("leading", "term", term)
 		e.metrics.terms.Inc()
 		e.metrics.leader.Set(1)
-		why = e.govern(ctx, trusted, term)
+		why = e.runTerm(ctx, trusted, term)
 		e.metrics.leader.Set(0)
 	}
 	e.resign(ctx, term, why)
 }
 
-// govern does the duties and renews, in turn, until the term ends. It returns
+// runTerm does the duties and renews, in turn, until the term ends. It returns
 // why; ctx.Err() when the member is stopping.
-func (e *Elector) govern(ctx context.Context, trusted time.Time, term int64) error {
+func (e *Elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
 	for {
-		if err := e.within(ctx, trusted, func(ctx context.Context) error { return e.duties.Do(ctx, term) }); err != nil {
+		if err := e.withTrust(ctx, trusted, func(ctx context.Context) error { return e.work.Do(ctx, term) }); err != nil {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-		case <-e.look:
+		case <-e.wake:
 		}
 		asked := time.Now()
-		err := e.within(ctx, trusted, e.lock.renew)
+		err := e.withTrust(ctx, trusted, e.lock.renew)
 		switch {
 		case err == nil:
 			e.metrics.renewals.WithLabelValues("ok").Inc()
@@ -159,9 +159,9 @@ func (e *Elector) govern(ctx context.Context, trusted time.Time, term int64) err
 	}
 }
 
-// within runs f with a context that ends when the leadership can no longer be
+// withTrust runs f with a context that ends when the leadership can no longer be
 // trusted.
-func (e *Elector) within(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
+func (e *Elector) withTrust(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
 	defer cancel()
 	if ctx.Err() != nil {
@@ -175,7 +175,7 @@ func (e *Elector) within(ctx context.Context, trusted time.Time, f func(context.
 func (e *Elector) resign(ctx context.Context, term int64, why error) {
 	stopping := ctx.Err() != nil
 	if stopping {
-		e.log.Info("stepping down to leave", "term", term)
+		e.log.Info("stepping down: shutting down", "term", term)
 	} else {
 		e.log.Warn("stepping down", "term", term, "err", why)
 	}
@@ -184,20 +184,20 @@ func (e *Elector) resign(ctx context.Context, term int64, why error) {
 		ctx, cancel := context.WithTimeoutCause(last, time.Second, errors.New(what+" took longer than a second"))
 		defer cancel()
 		if err := f(ctx); err != nil {
-			e.log.Warn("did not succeed while stepping down", "what", what, "err", err)
+			e.log.Warn("stepping down: operation failed", "what", what, "err", err)
 		}
 	}
 	if stopping && term != 0 {
-		step("assign own shards away", func(ctx context.Context) error { return e.duties.GiveAway(ctx, term) })
+		step("assign own shards away", func(ctx context.Context) error { return e.work.ReassignOwnShards(ctx, term) })
 	}
 	if term != 0 && !errors.Is(why, errLockHeld) {
 		step("end the term", func(ctx context.Context) error { return e.terms.Resign(ctx, term) })
 	}
 	step("release the lock", e.lock.release)
 	if stopping {
-		step("call for a successor", e.caller.RingLeader)
+		step("call for a successor", e.notifier.NotifyLeadership)
 		return
 	}
-	// Somebody else may be better able.
+	// Another member may be better able.
 	_ = pause(ctx, e.cfg.renewEvery()/2)
 }

@@ -106,7 +106,7 @@ type fakeTerms struct {
 	err      func() error
 }
 
-func (f *fakeTerms) Raise(context.Context) (int64, error) {
+func (f *fakeTerms) BeginTerm(context.Context) (int64, error) {
 	if f.err != nil {
 		if err := f.err(); err != nil {
 			return 0, err
@@ -120,29 +120,29 @@ func (f *fakeTerms) Resign(_ context.Context, term int64) error {
 	return nil
 }
 
-// duties is what a test has leaders do.
-type duties struct {
+// leaderWork is what a test has leaders do.
+type leaderWork struct {
 	do   func(ctx context.Context, term int64) error
 	gave atomic.Bool
 }
 
-func (d *duties) Do(ctx context.Context, term int64) error { return d.do(ctx, term) }
+func (d *leaderWork) Do(ctx context.Context, term int64) error { return d.do(ctx, term) }
 
-func (d *duties) GiveAway(context.Context, int64) error {
+func (d *leaderWork) ReassignOwnShards(context.Context, int64) error {
 	d.gave.Store(true)
 	return nil
 }
 
-// caller has every elector hear that the leadership is free.
-type caller struct{ electors []*Elector }
+// notifier has every elector hear that the leadership is free.
+type notifier struct{ electors []*Elector }
 
-func (c *caller) RingLeader(context.Context) error {
+func (c *notifier) NotifyLeadership(context.Context) error {
 	for _, e := range c.electors {
 		e.Campaign()
 	}
 	return nil
 }
-func (*caller) RingMembers(context.Context) error { return nil }
+func (*notifier) NotifyMembers(context.Context) error { return nil }
 
 var timing = Config{
 	Instance: "a", Version: "test", Shards: 8, MemberTTL: 5 * time.Second, LeaderTTL: 4 * time.Second,
@@ -163,7 +163,7 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 				defer rngMu.Unlock()
 				return time.Duration(rng.Int64N(int64(n)))
 			}
-			server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+			server, terms, call := &lockServer{}, &fakeTerms{}, &notifier{}
 			var believing, most, passes atomic.Int32
 			ctx, stop := context.WithCancel(t.Context())
 			var running sync.WaitGroup
@@ -178,7 +178,7 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 					},
 					fail: func() bool { return random(6) == 0 },
 				}
-				work := &duties{do: func(ctx context.Context, _ int64) error {
+				work := &leaderWork{do: func(ctx context.Context, _ int64) error {
 					passes.Add(1)
 					if n := believing.Add(1); n > most.Load() {
 						most.Store(n)
@@ -200,15 +200,15 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 	}
 }
 
-func TestAnElectorThatStopsGivesAwayResignsAndCallsItsSuccessor(t *testing.T) {
+func TestAnElectorThatStopsReassignsResignsAndNotifies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+		server, terms, call := &lockServer{}, &fakeTerms{}, &notifier{}
 		leads := make(chan string, 100)
 		var stops []context.CancelFunc
-		var all []*duties
+		var all []*leaderWork
 		var running sync.WaitGroup
 		for _, name := range []string{"first", "second"} {
-			work := &duties{do: func(context.Context, int64) error { leads <- name; return nil }}
+			work := &leaderWork{do: func(context.Context, int64) error { leads <- name; return nil }}
 			e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call, work, yes, someMetrics(), discard())
 			call.electors = append(call.electors, e)
 			ctx, stop := context.WithCancel(t.Context())
@@ -234,19 +234,19 @@ func TestAnElectorThatStopsGivesAwayResignsAndCallsItsSuccessor(t *testing.T) {
 
 func TestADutyThatHangsLosesTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server, terms, call := &lockServer{}, &fakeTerms{}, &caller{}
+		server, terms, call := &lockServer{}, &fakeTerms{}, &notifier{}
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		hang := make(chan struct{})
 		stuck := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call,
-			&duties{do: func(context.Context, int64) error { <-hang; return nil }}, yes, someMetrics(), discard())
+			&leaderWork{do: func(context.Context, int64) error { <-hang; return nil }}, yes, someMetrics(), discard())
 		running.Go(func() { _ = stuck.Run(ctx) })
 		synctest.Wait()
 		began := time.Now()
 		led := make(chan struct{})
 		var once sync.Once
 		next := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call,
-			&duties{do: func(context.Context, int64) error { once.Do(func() { close(led) }); return nil }}, yes, someMetrics(), discard())
+			&leaderWork{do: func(context.Context, int64) error { once.Do(func() { close(led) }); return nil }}, yes, someMetrics(), discard())
 		running.Go(func() { _ = next.Run(ctx) })
 		<-led
 		require.LessOrEqual(t, time.Since(began), timing.LeaderTTL+timing.renewEvery())
@@ -262,36 +262,36 @@ func TestALostTermEndsTheLeadershipAndAnotherBegins(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		var seen []int64
-		work := &duties{do: func(_ context.Context, term int64) error {
+		work := &leaderWork{do: func(_ context.Context, term int64) error {
 			seen = append(seen, term)
 			switch len(seen) {
 			case 1:
-				return errors.New("somebody else leads")
+				return errors.New("another member leads")
 			case 2:
 				stop()
 			}
 			return nil
 		}}
-		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &caller{}, work, yes, someMetrics(), discard())
+		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
 		require.NoError(t, e.Run(ctx))
 		require.Equal(t, []int64{1, 2}, seen)
 	})
 }
 
-func TestAnElectorWithoutPostgresLeavesTheLeadershipToOthers(t *testing.T) {
+func TestAnElectorWithoutPostgresDoesNotCampaign(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := &lockServer{}
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		var able atomic.Bool
+		var canLead atomic.Bool
 		var passes atomic.Int32
-		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, &fakeTerms{}, &caller{},
-			&duties{do: func(context.Context, int64) error { passes.Add(1); return nil }}, able.Load, someMetrics(), discard())
+		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, &fakeTerms{}, &notifier{},
+			&leaderWork{do: func(context.Context, int64) error { passes.Add(1); return nil }}, canLead.Load, someMetrics(), discard())
 		running.Go(func() { _ = e.Run(ctx) })
 		require.NoError(t, pause(ctx, time.Minute))
 		require.Zero(t, passes.Load())
 		require.Nil(t, server.owner)
-		able.Store(true)
+		canLead.Store(true)
 		require.NoError(t, pause(ctx, 2*time.Second))
 		require.NotZero(t, passes.Load())
 		stop()

@@ -13,17 +13,17 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// FenceKeeper brings the fences that a platform keeps in tables of its own into
+// FenceSyncer brings the fences that a platform keeps in tables of its own into
 // ours, as versions, with the requests to derive again what they change. It
 // refuses a leader of an earlier term.
-type FenceKeeper interface {
-	Renew(ctx context.Context, term int64) (protocol.FencesRenewed, error)
+type FenceSyncer interface {
+	Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error)
 }
 
 // FenceQuery is the leader's task to look every so often at fences that a
-// platform keeps. A row that is no good is named and left out, the others hold.
+// platform keeps. A row that is invalid is named and left out, the others hold.
 type FenceQuery struct {
-	keeper   FenceKeeper
+	syncer   FenceSyncer
 	ledger   Ledger
 	every    time.Duration
 	log      *slog.Logger
@@ -31,17 +31,17 @@ type FenceQuery struct {
 	failures prometheus.Counter
 
 	term   int64
-	looked time.Time
+	polled time.Time
 	noted  string // what of the rows is noted as an incident
 	failed bool   // that the query fails is noted
 }
 
 // NewFenceQuery returns the task.
-func NewFenceQuery(keeper FenceKeeper, ledger Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceQuery {
+func NewFenceQuery(reconciler FenceSyncer, ledger Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceQuery {
 	q := &FenceQuery{
-		keeper: keeper, ledger: ledger, every: every, log: log.With("component", "fence query"),
+		syncer: reconciler, ledger: ledger, every: every, log: log.With("component", "fence query"),
 		bad: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "processor_coordination_fence_query_bad_rows", Help: "Rows of GEOFENCE_QUERY that are no good, at the leader.",
+			Name: "processor_coordination_fence_query_invalid_rows", Help: "Invalid rows of GEOFENCE_QUERY, at the leader.",
 		}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_fence_query_errors_total", Help: "Runs of GEOFENCE_QUERY that failed as a whole.",
@@ -60,22 +60,22 @@ const (
 // Do looks at the platform's fences if it is time.
 func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 	if term != q.term {
-		q.term, q.looked, q.noted, q.failed = term, time.Time{}, "unknown", true
+		q.term, q.polled, q.noted, q.failed = term, time.Time{}, "unknown", true
 	}
-	if time.Since(q.looked) < q.every {
+	if time.Since(q.polled) < q.every {
 		return nil
 	}
-	q.looked = time.Now()
-	renewed, err := q.keeper.Renew(ctx, term)
+	q.polled = time.Now()
+	renewed, err := q.syncer.Renew(ctx, term)
 	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Fenced {
-		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // somebody else leads, and looks at the same fences
+		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // another member leads, and looks at the same fences
 	}
 	if err != nil {
 		q.failures.Inc()
 		if ctx.Err() == nil {
 			q.failed = true
 			if noteErr := q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
-				q.log.Warn("incident not noted, trying again", "err", noteErr)
+				q.log.Warn("recording incident failed, will retry", "err", noteErr)
 			}
 		}
 		return fmt.Errorf("GEOFENCE_QUERY: %w", err)
@@ -87,7 +87,7 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 		q.failed = false
 	}
 	if renewed.Added+renewed.Closed > 0 {
-		q.log.Info("fences of the platform changed", "added", renewed.Added, "closed", renewed.Closed)
+		q.log.Info("platform fences synchronised", "added", renewed.Added, "closed", renewed.Closed)
 	}
 	return q.note(ctx, renewed.Bad)
 }
@@ -109,7 +109,7 @@ func (q *FenceQuery) note(ctx context.Context, bad []error) error {
 		err = q.ledger.Close(ctx, protocol.GeofenceQuery, fenceRows)
 	} else {
 		for _, b := range bad[:len(texts)] {
-			q.log.Error("a row of GEOFENCE_QUERY is no good and left out; mend it in the platform", "err", b)
+			q.log.Error("invalid row of GEOFENCE_QUERY skipped; fix it in the platform", "err", b)
 		}
 		err = q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRows, map[string]any{"count": len(bad), "rows": texts})
 	}

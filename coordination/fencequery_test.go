@@ -95,20 +95,22 @@ func (p *platform) leads(member, query string, timeout time.Duration) *leads {
 	pool := openPool(p.t, p.url, member)
 	leader := store.NewLeader(pool, p.scope, member, time.Minute)
 	l := &leads{t: p.t, reg: prometheus.NewRegistry(), raise: func() int64 {
-		term, err := leader.Raise(p.t.Context())
+		term, err := leader.BeginTerm(p.t.Context())
 		require.NoError(p.t, err)
 		return term
 	}}
 	l.term = l.raise()
-	keeper := store.NewFenceQuery(pool, store.NewFenceEditor(pool, p.scope, shards, member), query, timeout)
-	l.FenceQuery = NewFenceQuery(keeper, store.NewLedger(pool, p.scope, member, time.Minute), 0, discard(), l.reg)
+	reconciler := store.NewFenceQuery(pool, store.NewFenceEditor(pool, p.scope, shards, member), query, timeout)
+	l.FenceQuery = NewFenceQuery(reconciler, store.NewLedger(pool, p.scope, member, time.Minute), 0, discard(), l.reg)
 	return l
 }
 
 func (l *leads) do() error { return l.Do(l.t.Context(), l.term) }
 
-// badRows is the number of rows that are no good, as exported.
-func (l *leads) badRows() int { return int(l.metric("processor_coordination_fence_query_bad_rows")) }
+// badRows is the number of rows that are invalid, as exported.
+func (l *leads) badRows() int {
+	return int(l.metric("processor_coordination_fence_query_invalid_rows"))
+}
 
 func (l *leads) metric(name string) float64 {
 	l.t.Helper()
@@ -162,7 +164,7 @@ func TestARowThatIsNoGoodIsNamedCountedAndLeftOut(t *testing.T) {
 	require.Equal(t, 1, p.count(incidents))
 	require.Equal(t, 1, p.count(`select count(*) from processor.incidents where (detail->>'count')::int = 1 and detail->'rows'->>0 like 'row 1, fence bow tie: %'`))
 
-	// A slip in a fence that holds: it stays as it was until it is mended.
+	// A slip in a fence that holds: it stays as it was until it is fixed.
 	p.sql("update public.zones set shape = 'POLYGON((0 0,1 1))' where id = 'yard'")
 	p.sql("update public.zones set shape = null where id = 'bow tie'")
 	p.zone("depot", 12)
@@ -173,14 +175,14 @@ func TestARowThatIsNoGoodIsNamedCountedAndLeftOut(t *testing.T) {
 	require.Equal(t, 2, l.badRows())
 	require.Equal(t, 1, p.count(`select count(*) from processor.incidents where (detail->>'count')::int = 2 and closed_at is null`))
 
-	// While it cannot be told whose row is no good, none is taken away.
+	// While it cannot be told whose row is invalid, none is taken away.
 	p.sql("update public.zones set id = null where id = 'yard'")
 	require.NoError(t, l.do())
 	require.Equal(t, 1, p.count("select version from processor.geofences where id = 'yard' and replaced_at is null"))
 
 	p.sql("delete from public.zones where id is null or id = 'bow tie'")
 	require.NoError(t, l.do())
-	require.Equal(t, 1, p.count(holding), "mended: a fence that is gone there is gone here")
+	require.Equal(t, 1, p.count(holding), "fixed: a fence that is gone there is gone here")
 	require.Zero(t, p.count(incidents))
 	require.Equal(t, 0, l.badRows())
 }

@@ -35,7 +35,7 @@ type engine struct {
 	rewinds int
 }
 
-func (e *engine) Grant(h protocol.Held) error {
+func (e *engine) Grant(h protocol.ShardLease) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.epochs[h.Shard] = h.Epoch
@@ -70,7 +70,7 @@ func (e *engine) Drop(shard int) {
 	e.drops++
 }
 
-func (e *engine) Held(shard int) (int64, telemetry.EntryID, bool) {
+func (e *engine) Owned(shard int) (int64, telemetry.EntryID, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	epoch, ok := e.epochs[shard]
@@ -125,14 +125,14 @@ func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench 
 	var err error
 	b.group, err = stream.NewGroup(client, where)
 	require.NoError(t, err)
-	_, err = b.group.AcquireTurn(t.Context(), "", "bench", time.Millisecond) // makes the group
+	_, err = b.group.AcquireDispatchLease(t.Context(), "", "bench", time.Millisecond) // makes the group
 	require.NoError(t, err)
 	return b
 }
 
-// dealt adds an entry of each device, in this order, and puts them on the queues
-// of their shards; it returns their IDs. Nobody else may hold the turn.
-func (b *bench) dealt(devices ...string) (ids []telemetry.EntryID) {
+// dispatched adds an entry of each device, in this order, and puts them on the queues
+// of their shards; it returns their IDs. Nobody else may hold the dispatch lease.
+func (b *bench) dispatched(devices ...string) (ids []telemetry.EntryID) {
 	b.t.Helper()
 	for _, d := range devices {
 		text, err := b.client.XAdd(b.t.Context(), xadd(b.where.Stream, d)).Result()
@@ -141,27 +141,27 @@ func (b *bench) dealt(devices ...string) (ids []telemetry.EntryID) {
 		require.NoError(b.t, err)
 		ids = append(ids, id)
 	}
-	const token = "dealt"
-	require.NoError(b.t, b.group.SeizeTurn(b.t.Context(), token, time.Minute))
-	require.NoError(b.t, b.deal(token, token, len(devices)))
+	const token = "dispatched"
+	require.NoError(b.t, b.group.ForceAcquireDispatchLease(b.t.Context(), token, time.Minute))
+	require.NoError(b.t, b.dispatch(token, token, len(devices)))
 	return ids
 }
 
-// deal deals what is new, at most count entries, under a token; before is the
-// one under which the turn is held.
-func (b *bench) deal(before, token string, count int) error {
-	turn, err := b.group.AcquireTurn(b.t.Context(), before, token, time.Minute)
+// dispatch dispatches what is new, at most count entries, under a token; before is the
+// one under which the dispatch lease is held.
+func (b *bench) dispatch(before, token string, count int) error {
+	lease, err := b.group.AcquireDispatchLease(b.t.Context(), before, token, time.Minute)
 	if err != nil {
 		return err
 	}
-	if !turn.Held {
-		return errors.New("somebody else deals")
+	if !lease.Acquired {
+		return errors.New("another member dispatches")
 	}
-	a, err := b.group.ReadNew(b.t.Context(), turn.After, count, time.Millisecond)
+	a, err := b.group.ReadNew(b.t.Context(), lease.After, count, time.Millisecond)
 	if err != nil || len(a.Entries) == 0 {
 		return err
 	}
-	_, err = b.group.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: turn.After}, &a)
+	_, err = b.group.Dispatch(b.t.Context(), protocol.DispatchRequest{Token: token, TTL: time.Minute, After: lease.After}, &a)
 	return err
 }
 
@@ -218,11 +218,11 @@ func (b *bench) quick(name string) Config {
 // member is one member of the fleet, with an engine that does no work.
 type member struct {
 	*Fleet
-	b      *bench
-	engine *engine
-	reg    *prometheus.Registry
-	vitals Vitals
-	mu     sync.Mutex
+	b          *bench
+	engine     *engine
+	reg        *prometheus.Registry
+	workStatus WorkStatus
+	mu         sync.Mutex
 
 	joined chan error // of RunMembership
 	stop   func()
@@ -248,41 +248,41 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	m := &member{b: b, engine: &engine{epochs: map[int]int64{}}, reg: prometheus.NewRegistry(), joined: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(lines{b.t}, nil)).With("me", name)
 	keys := Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock()}
-	roster, err := NewRoster(cfg, client, keys, func() Vitals {
+	membership, err := NewMembership(cfg, client, keys, func() WorkStatus {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return m.vitals
+		return m.workStatus
 	}, log)
 	require.NoError(b.t, err)
-	pool := b.open(roster.Name())
-	m.Fleet, err = NewFleet(cfg, roster, m.engine, Deps{
+	pool := b.open(membership.Name())
+	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
 		Client: client, Keys: keys, Stream: group,
 		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
 		Sessions: store.NewSessions(pool, 5*time.Second),
-		Terms:    store.NewLeader(pool, b.scope(), roster.Name(), 5*time.Second),
-		Ledger:   store.NewLedger(pool, b.scope(), roster.Name(), 5*time.Second),
+		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),
+		Ledger:   store.NewLedger(pool, b.scope(), membership.Name(), 5*time.Second),
 	}, log, m.reg)
 	require.NoError(b.t, err)
 
 	background := context.WithoutCancel(b.t.Context())
 	hearing, stopHearing := context.WithCancel(background)
-	membership, stopMembership := context.WithCancel(background)
+	membershipCtx, stopMembership := context.WithCancel(background)
 	election, stopElection := context.WithCancel(background)
 	var electing, listening sync.WaitGroup
 	listening.Go(func() {
-		group.Bells(hearing, func(bell stream.Bell) {
+		group.Notifications(hearing, func(bell stream.Notification) {
 			switch {
 			case bell.Leader:
 				m.LeaderResigned()
 			case bell.Members:
-				m.RosterChanged()
+				m.MembershipChanged()
 			}
 		})
 	})
 	listening.Go(func() {
 		store.Listen(hearing, pool, "processor_shards", func(string) { m.Assigned() }, func(error) {})
 	})
-	go func() { m.joined <- m.RunMembership(membership) }()
+	go func() { m.joined <- m.RunMembership(membershipCtx) }()
 	electing.Go(func() { _ = m.RunElection(election) })
 	m.stop = func() {
 		m.once.Do(func() {
@@ -317,7 +317,7 @@ func (m *member) forgive() {
 	m.joined <- nil
 }
 
-func (m *member) name() string { return m.roster.Name() }
+func (m *member) name() string { return m.membership.Name() }
 
 // value is a metric's value.
 func (m *member) value(name string) float64 {

@@ -18,26 +18,26 @@ type Assignments interface {
 	Assign(ctx context.Context, term int64, shards []int, members []string) error
 }
 
-// Foreign is the consumers of the group: those that are not our queues, and
+// ConsumerAdmin is the consumers of the group: those that are not our queues, and
 // how those get on that are.
-type Foreign interface {
+type ConsumerAdmin interface {
 	Consumers(ctx context.Context) ([]protocol.Consumer, error)
 	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
-	Forget(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
-	Ring(ctx context.Context, shards []int) error
+	Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
+	Notify(ctx context.Context, shards []int) error
 	// Work is how far the work of the shards got.
 	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
-// Losses is what is known to be lost and not yet recorded.
-type Losses interface {
+// LossQueue is what is known to be lost and not yet recorded.
+type LossQueue interface {
 	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
 	Recorded(ctx context.Context, receipt []string) error
 }
 
 // Ledger is where losses and incidents are recorded.
 type Ledger interface {
-	Lose(ctx context.Context, losses []protocol.Loss) error
+	RecordLosses(ctx context.Context, losses []protocol.Loss) error
 	Opened(ctx context.Context, kind string) (subjects []string, err error)
 	Open(ctx context.Context, kind, subject string, detail map[string]any) error
 	Close(ctx context.Context, kind, subject string) error
@@ -49,34 +49,34 @@ type Task interface {
 	Do(ctx context.Context, term int64) error
 }
 
-// complainEvery bounds the log lines of tasks that do not succeed.
-const complainEvery = 10 * time.Second
+// logInterval bounds the log lines of tasks that do not succeed.
+const logInterval = 10 * time.Second
 
 // Leader is a leader's work: it assigns shards, brings what foreign consumers
 // hold to its queues, and records losses. Nothing of it harms when done twice.
 type Leader struct {
 	cfg         Config
-	roster      *Roster
+	membership  *Membership
 	shards      Ownership
 	assignments Assignments
-	foreign     Foreign
-	losses      Losses
+	foreign     ConsumerAdmin
+	losses      LossQueue
 	ledger      Ledger
-	house       *Housekeeper
+	janitor     *DLQJanitor
 	gauges      *groupGauges
 	metrics     *metrics
 	tasks       []Task
 	log         *slog.Logger
 
-	complained time.Time // of a task
+	lastLogged time.Time // of a task
 
-	term    int64 // of the last pass
-	swept   time.Time
-	cursors map[string]telemetry.EntryID // where the sweep of a consumer goes on
-	readers map[string]time.Duration     // idle times at the last sweep
-	headway *protocol.Headway            // of the shards
-	open    map[string][]string          // subjects of open incidents, by kind
-	silent  map[string]time.Time         // since when silent members are an incident, as far as this leader knows
+	term     int64 // of the last pass
+	swept    time.Time
+	cursors  map[string]telemetry.EntryID // where the sweep of a consumer goes on
+	readers  map[string]time.Duration     // idle times at the last sweep
+	progress *protocol.ProgressTracker    // of the shards
+	open     map[string][]string          // subjects of open incidents, by kind
+	silent   map[string]time.Time         // since when silent members are an incident, as far as this leader knows
 }
 
 // Do is one pass.
@@ -84,7 +84,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 	if term != l.term {
 		l.swept = time.Time{}
 		l.cursors = make(map[string]telemetry.EntryID)
-		l.headway = protocol.NewHeadway(l.cfg.ClaimThreshold)
+		l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 		l.open = make(map[string][]string)
 		for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard} {
 			open, err := l.ledger.Opened(ctx, kind)
@@ -99,41 +99,41 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		}
 		// Whoever resigned is likely to be leaving. What was seen a second ago
 		// would give it its shards back.
-		if err := l.roster.turnOver(ctx); err != nil {
+		if err := l.membership.heartbeatRound(ctx); err != nil {
 			return err
 		}
 		l.term = term
 	}
-	if err := l.assign(ctx, term, l.roster.Eligible()); err != nil {
+	if err := l.assign(ctx, term, l.membership.Eligible()); err != nil {
 		return err
 	}
 	if err := l.record(ctx); err != nil {
-		l.log.Warn("losses not recorded, trying again", "err", err)
+		l.log.Warn("recording losses failed, will retry", "err", err)
 	}
 	if time.Since(l.swept) >= l.cfg.ClaimInterval {
 		l.swept = time.Now()
 		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("claim sweep not finished, trying again", "err", err)
+			l.log.Warn("claim sweep incomplete, will retry", "err", err)
 		}
 		l.watchMembers(ctx)
 		l.watchShards(ctx)
-		if err := l.house.Pass(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("dead letters not looked after, trying again", "err", err)
+		if err := l.janitor.Pass(ctx); err != nil && ctx.Err() == nil {
+			l.log.Warn("dead-letter housekeeping failed, will retry", "err", err)
 		}
 		l.gauges.refresh(ctx)
 	}
 	for _, task := range l.tasks {
-		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && time.Since(l.complained) >= complainEvery {
-			l.complained = time.Now()
-			l.log.Warn("a task of the leader is not done, trying again", "err", err)
+		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && time.Since(l.lastLogged) >= logInterval {
+			l.lastLogged = time.Now()
+			l.log.Warn("leader task failed, will retry", "err", err)
 		}
 	}
 	return ctx.Err()
 }
 
-// GiveAway assigns this member's shards to the others, if there are any.
-func (l *Leader) GiveAway(ctx context.Context, term int64) error {
-	others := slices.DeleteFunc(l.roster.Eligible(), func(m string) bool { return m == l.roster.Name() })
+// ReassignOwnShards assigns this member's shards to the others, if there are any.
+func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
+	others := slices.DeleteFunc(l.membership.Eligible(), func(m string) bool { return m == l.membership.Name() })
 	if len(others) == 0 {
 		return nil
 	}
@@ -177,7 +177,7 @@ func (l *Leader) record(ctx context.Context) error {
 		if err != nil || len(losses) == 0 {
 			return err
 		}
-		if err := l.ledger.Lose(ctx, losses); err != nil {
+		if err := l.ledger.RecordLosses(ctx, losses); err != nil {
 			return err
 		}
 		if err := l.losses.Recorded(ctx, receipt); err != nil {
@@ -188,7 +188,7 @@ func (l *Leader) record(ctx context.Context) error {
 			n += max(0, loss.Entries)
 		}
 		l.metrics.losses.Add(float64(n))
-		l.log.Error("entries were lost before they could be finished", "count", n,
+		l.log.Error("entries lost before completion", "count", n,
 			"reason", losses[0].Cause, "entry_id", losses[0].First.String())
 	}
 }
@@ -217,15 +217,15 @@ func (l *Leader) sweep(ctx context.Context) error {
 		}
 		readers[c.Name] = c.Idle
 		if before, ok := l.readers[c.Name]; ok && c.Idle < before && c.Idle < l.cfg.ClaimInterval {
-			// It was active since the last sweep: somebody else reads in our group.
+			// It was active since the last sweep: another member reads in our group.
 			l.incident(ctx, protocol.ForeignConsumer, c.Name, map[string]any{"pending": c.Pending})
-			l.log.Error("a foreign consumer reads in our group; stop it, or see the switch-over procedure", "consumer", c.Name)
+			l.log.Error("foreign consumer reads in our group; stop it, or follow the switch-over procedure", "consumer", c.Name)
 		}
 		if c.Pending == 0 {
-			if removed, err := l.foreign.Forget(ctx, c.Name, l.cfg.ClaimThreshold); err != nil {
+			if removed, err := l.foreign.Remove(ctx, c.Name, l.cfg.ClaimThreshold); err != nil {
 				return err
 			} else if removed {
-				l.log.Info("removed a foreign consumer that held nothing", "consumer", c.Name)
+				l.log.Info("removed empty foreign consumer", "consumer", c.Name)
 				delete(readers, c.Name)
 			}
 			continue
@@ -235,7 +235,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 		}
 	}
 	l.readers = readers
-	l.over(ctx, protocol.ForeignConsumer, func(name string) bool {
+	l.closeResolved(ctx, protocol.ForeignConsumer, func(name string) bool {
 		_, there := readers[name]
 		return !there
 	})
@@ -256,7 +256,7 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 			for s := range page.Shards {
 				shards = append(shards, s)
 			}
-			if err := l.foreign.Ring(ctx, shards); err != nil {
+			if err := l.foreign.Notify(ctx, shards); err != nil {
 				return err
 			}
 		}
@@ -270,13 +270,13 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 
 // watchMembers keeps the incident of each member that does not advance.
 func (l *Leader) watchMembers(ctx context.Context) {
-	stalled := l.roster.Stalled()
+	stalled := l.membership.Stalled()
 	for _, m := range stalled {
 		if l.incident(ctx, protocol.StalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
-			l.log.Error("a member has work in hand and makes no progress", "member", m)
+			l.log.Error("member stalled", "member", m)
 		}
 	}
-	l.over(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
+	l.closeResolved(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
 }
 
 // watchSilent notes who is silent and owns shards, which go to the others without
@@ -289,7 +289,7 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 		}
 	}
 	for member, shards := range owned {
-		last, silent := l.roster.silent(member)
+		last, silent := l.membership.silent(member)
 		if !silent || slices.Contains(l.open[protocol.SilentMember], member) {
 			continue
 		}
@@ -299,11 +299,11 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 		}
 		if l.incident(ctx, protocol.SilentMember, member, detail) {
 			l.silent[member] = time.Now()
-			l.log.Warn("a member is silent, its shards go to the others", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
+			l.log.Warn("member heartbeat expired; reassigning its shards", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
 		}
 	}
-	l.over(ctx, protocol.SilentMember, func(member string) bool {
-		return l.roster.back(member) || time.Since(l.silent[member]) > silentFor
+	l.closeResolved(ctx, protocol.SilentMember, func(member string) bool {
+		return l.membership.rejoined(member) || time.Since(l.silent[member]) > silentFor
 	})
 }
 
@@ -314,25 +314,25 @@ func (l *Leader) watchShards(ctx context.Context) {
 	if err != nil {
 		return // the sweep says why
 	}
-	l.headway.See(time.Now(), work)
-	for _, shard := range l.headway.Still() {
-		w, since := l.headway.Since(shard)
+	l.progress.Observe(time.Now(), work)
+	for _, shard := range l.progress.Stalled() {
+		w, since := l.progress.Since(shard)
 		if l.incident(ctx, protocol.StalledShard, strconv.Itoa(shard), map[string]any{
 			"pending": w.Pending, "oldest": w.Oldest.String(), "since": since.UTC().Format(time.RFC3339),
 		}) {
-			l.log.Error("a shard has work and does not advance though others do", "shard", shard, "count", w.Pending, "entry_id", w.Oldest.String())
+			l.log.Error("shard stalled", "shard", shard, "count", w.Pending, "entry_id", w.Oldest.String())
 		}
 	}
-	l.over(ctx, protocol.StalledShard, func(subject string) bool {
+	l.closeResolved(ctx, protocol.StalledShard, func(subject string) bool {
 		shard, err := strconv.Atoi(subject)
-		return err != nil || l.headway.GetsOn(shard)
+		return err != nil || l.progress.Progressing(shard)
 	})
 }
 
-// incident opens an incident, or renews its detail. It tells whether it is new.
+// incident opens an incident, or renews its detail. It reports whether it is new.
 func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[string]any) bool {
 	if err := l.ledger.Open(ctx, kind, subject, detail); err != nil {
-		l.log.Warn("incident not noted, trying again", "err", err)
+		l.log.Warn("recording incident failed, will retry", "err", err)
 		return false
 	}
 	if slices.Contains(l.open[kind], subject) {
@@ -342,14 +342,14 @@ func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[
 	return true
 }
 
-// over closes the open incidents of a kind that are over.
-func (l *Leader) over(ctx context.Context, kind string, over func(subject string) bool) {
+// closeResolved closes the open incidents of a kind that are over.
+func (l *Leader) closeResolved(ctx context.Context, kind string, over func(subject string) bool) {
 	l.open[kind] = slices.DeleteFunc(l.open[kind], func(subject string) bool {
 		if !over(subject) {
 			return false
 		}
 		if err := l.ledger.Close(ctx, kind, subject); err != nil {
-			l.log.Warn("incident not closed, trying again", "err", err)
+			l.log.Warn("closing incident failed, will retry", "err", err)
 			return false
 		}
 		return true

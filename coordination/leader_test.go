@@ -47,7 +47,7 @@ func (b *bench) foreigners() (held int64, names []string) {
 	return held, names
 }
 
-func TestWhatASilentForeignConsumerHoldsIsClaimedAndItIsForgotten(t *testing.T) {
+func TestASilentForeignConsumersEntriesAreClaimedAndItIsRemoved(t *testing.T) {
 	b := newBench(t)
 	m := b.start("first", "")
 	b.await([]int{16}, m)
@@ -99,7 +99,7 @@ func TestP6LossesAreInTheLedgerOnceAndThenOffTheList(t *testing.T) {
 		}
 		return err
 	})
-	require.InDelta(t, 1, m.value("processor_coordination_recorded_losses_total"), 0)
+	require.InDelta(t, 1, m.value("processor_coordination_lost_entries_total"), 0)
 }
 
 func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
@@ -113,11 +113,11 @@ func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
 		return nil
 	})
 	require.InDelta(t, -1, second.value("processor_consumer_lag"), 0, "absent elsewhere")
-	// A deletion among what is not dealt leaves the lag unknown: absent, not 0.
+	// A deletion among what is not dispatched leaves the lag unknown: absent, not 0.
 	for range 3 {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
 	}
-	require.NoError(t, b.deal("", "deal", 2))
+	require.NoError(t, b.dispatch("", "dispatch", 2))
 	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
 	require.NoError(t, err)
 	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[2].ID).Err())
@@ -128,7 +128,7 @@ func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
 		return nil
 	})
 	require.InDelta(t, 2, first.value("processor_group_pending_entries"), 0)
-	require.InDelta(t, -1, first.value("processor_group_undone_entries"), 0)
+	require.InDelta(t, -1, first.value("processor_group_backlog_entries"), 0)
 }
 
 func TestALeaderOverTheGroupOfAClusterUsesOneSlot(t *testing.T) {

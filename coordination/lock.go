@@ -10,7 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// errLockHeld says that somebody else leads.
+// errLockHeld says that another member leads.
 var errLockHeld = errors.New("the leader's lock is held by another member")
 
 // lock is the leader's lock in Redis. Its random token keeps two holders apart

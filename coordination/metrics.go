@@ -3,18 +3,18 @@ package coordination
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	leader      prometheus.Gauge
-	terms       prometheus.Counter
-	renewals    *prometheus.CounterVec
-	taken       prometheus.Counter
-	seized      prometheus.Counter
-	released    prometheus.Counter
-	dropped     prometheus.Counter
-	redealt     prometheus.Counter
-	claimed     prometheus.Counter
-	losses      prometheus.Counter
-	takeSeconds prometheus.Histogram
-	handSeconds prometheus.Histogram
+	leader         prometheus.Gauge
+	terms          prometheus.Counter
+	renewals       *prometheus.CounterVec
+	acquired       prometheus.Counter
+	forceAcquired  prometheus.Counter
+	released       prometheus.Counter
+	lost           prometheus.Counter
+	redelivered    prometheus.Counter
+	claimed        prometheus.Counter
+	losses         prometheus.Counter
+	acquireSeconds prometheus.Histogram
+	handoffSeconds prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -30,24 +30,24 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_lease_renewals_total", Help: "Renewals of the leader's lock, by result.",
 		}, []string{"result"}),
-		taken:    counter("processor_coordination_taken_shards_total", "Shards taken."),
-		seized:   counter("processor_coordination_seized_shards_total", "Shards taken without a release."),
-		released: counter("processor_coordination_released_shards_total", "Shards released."),
-		dropped:  counter("processor_coordination_dropped_shards_total", "Shards found to be somebody else's."),
-		redealt:  counter("processor_coordination_redealt_entries_total", "Entries dealt again because their commit may be lost."),
-		claimed:  counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
-		losses:   counter("processor_coordination_recorded_losses_total", "Entries recorded as lost."),
-		takeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "processor_coordination_take_duration_seconds", Help: "Time to take the shards of one pass.", Buckets: seconds,
+		acquired:      counter("processor_coordination_shards_acquired_total", "Shards acquired."),
+		forceAcquired: counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),
+		released:      counter("processor_coordination_shards_released_total", "Shards released."),
+		lost:          counter("processor_coordination_shards_lost_total", "Shards lost to another member."),
+		redelivered:   counter("processor_coordination_redelivered_entries_total", "Entries redelivered because their commit is unconfirmed."),
+		claimed:       counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
+		losses:        counter("processor_coordination_lost_entries_total", "Entries recorded as lost in the ledger."),
+		acquireSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "processor_coordination_shard_acquire_duration_seconds", Help: "Time to acquire the shards of one pass.", Buckets: seconds,
 		}),
-		handSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+		handoffSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_handoff_duration_seconds", Help: "Time from the decision to hand a shard over to its release.", Buckets: seconds,
 		}),
 	}
 	for _, r := range []string{"ok", "error", "lost"} {
 		m.renewals.WithLabelValues(r)
 	}
-	reg.MustRegister(m.leader, m.terms, m.renewals, m.taken, m.seized, m.released, m.dropped, m.redealt, m.claimed,
-		m.losses, m.takeSeconds, m.handSeconds)
+	reg.MustRegister(m.leader, m.terms, m.renewals, m.acquired, m.forceAcquired, m.released, m.lost, m.redelivered, m.claimed,
+		m.losses, m.acquireSeconds, m.handoffSeconds)
 	return m
 }

@@ -15,15 +15,15 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Windows is the stream in which neighbours ask for windows to be derived again.
-type Windows interface {
+// RecomputeSource is the stream in which neighbours ask for windows to be derived again.
+type RecomputeSource interface {
 	Stream() string
 	Read(ctx context.Context, count int) ([]telemetry.Entry, error)
 	Recorded(ctx context.Context, ids []telemetry.EntryID) error
 }
 
-// WindowDesk is where their requests are recorded for the owners of the shards.
-type WindowDesk interface {
+// RecomputeSink is where their requests are recorded for the owners of the shards.
+type RecomputeSink interface {
 	Recompute(ctx context.Context, term int64, list []protocol.Window) error
 }
 
@@ -32,17 +32,17 @@ type WindowDesk interface {
 // is noted as an incident and holds nobody up.
 type Recompute struct {
 	shards  int
-	source  Windows
-	desk    WindowDesk
+	source  RecomputeSource
+	sink    RecomputeSink
 	ledger  Ledger
 	log     *slog.Logger
 	outcome *prometheus.CounterVec
 }
 
 // NewRecompute returns the task.
-func NewRecompute(shards int, source Windows, desk WindowDesk, ledger Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
+func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
 	r := &Recompute{
-		shards: shards, source: source, desk: desk, ledger: ledger, log: log.With("component", "recompute"),
+		shards: shards, source: source, sink: sink, ledger: ledger, log: log.With("component", "recompute"),
 		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_recompute_requests_total", Help: "Requests read from recompute:requests, by outcome.",
 		}, []string{"outcome"}),
@@ -87,7 +87,7 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 			continue
 		}
 		rejected++
-		r.log.Error("a request to derive a window again is rejected; send it again as the contract has it", "entry_id", e.ID.String(), "err", err)
+		r.log.Error("recompute request rejected; resend it as specified", "entry_id", e.ID.String(), "err", err)
 		// It is over as soon as it is noted: nothing goes on being wrong.
 		subject := r.source.Stream() + " " + e.ID.String()
 		if err := r.ledger.Open(ctx, protocol.RecomputeRejected, subject, map[string]any{"error": err.Error()}); err != nil {
@@ -98,7 +98,7 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 		}
 	}
 	if len(list) > 0 {
-		if err := r.desk.Recompute(ctx, term, list); err != nil {
+		if err := r.sink.Recompute(ctx, term, list); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func (r *Recompute) window(e *telemetry.Entry) (protocol.Window, error) {
 	return w, nil
 }
 
-// storable tells whether Postgres takes s as text.
+// storable reports whether Postgres takes s as text.
 func storable(s string) bool {
 	for i := range len(s) {
 		if s[i] == 0 {

@@ -17,7 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-func TestNeighboursRequestsAreRecordedOnceAndBadOnesHoldNobodyUp(t *testing.T) {
+func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	corner := testenv.Redis(t)
@@ -31,7 +31,7 @@ func TestNeighboursRequestsAreRecordedOnceAndBadOnesHoldNobodyUp(t *testing.T) {
 	t.Cleanup(pool.Close)
 	scope := store.Scope{Stream: corner.Stream, Group: corner.Group}
 	leader := store.NewLeader(pool, scope, "one", time.Minute)
-	term, err := leader.Raise(ctx)
+	term, err := leader.BeginTerm(ctx)
 	require.NoError(t, err)
 	key := corner.Key("recompute:requests")
 	windows := stream.NewRecomputes(client, key, corner.Group)
@@ -70,7 +70,7 @@ func TestNeighboursRequestsAreRecordedOnceAndBadOnesHoldNobodyUp(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 1)
 	next := store.NewLeader(pool, scope, "two", time.Minute)
-	newer, err := next.Raise(ctx)
+	newer, err := next.BeginTerm(ctx)
 	require.NoError(t, err)
 	require.Error(t, task.Do(ctx, term), "an earlier term is refused")
 	require.Equal(t, 2, count("select count(*) from processor.requests"))

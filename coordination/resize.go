@@ -21,22 +21,22 @@ type ResizeStore interface {
 
 // ResizeStream is what Redis keeps of it.
 type ResizeStream interface {
-	SeizeTurn(ctx context.Context, token string, ttl time.Duration) error
-	AcquireTurn(ctx context.Context, before, token string, ttl time.Duration) (protocol.Turn, error)
-	ReleaseTurn(ctx context.Context, token string) error
+	ForceAcquireDispatchLease(ctx context.Context, token string, ttl time.Duration) error
+	AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error)
+	ReleaseDispatchLease(ctx context.Context, token string) error
 	Queues(ctx context.Context) (map[int]protocol.QueueState, error)
 	PinnedShards(ctx context.Context) (int, error)
 	PinShards(ctx context.Context, shards int) error
 	ForgetMarks(ctx context.Context) error
 }
 
-// resizeTTL is how long dealing stays paused after whoever resizes has died.
+// resizeTTL is how long dispatching stays paused after whoever resizes has died.
 const resizeTTL = 15 * time.Second
 
-// Resize changes the number of shards. It holds the turn, so that nobody deals,
-// lets the members work off what is on the queues, waits until the last of them
+// Resize changes the number of shards. It holds the dispatch lease, so that nobody dispatches,
+// lets the members drain what is on the queues, waits until the last of them
 // has left, and then changes the number in Redis and in Postgres. Until then
-// nothing is changed, and dealing goes on by itself if it is broken off; after
+// nothing is changed, and dispatching goes on by itself if it is broken off; after
 // that calling it again finishes it.
 type Resize struct {
 	Store  ResizeStore
@@ -45,13 +45,13 @@ type Resize struct {
 	Members func(ctx context.Context) ([]Member, error)
 	// End ends the database sessions of an owner that did not release.
 	End func(ctx context.Context, member string) (int, error)
-	// Say is called with what is waited for, whenever that changes.
-	Say func(waiting string)
-	Who string
+	// OnProgress is called with what is waited for, whenever that changes.
+	OnProgress func(waiting string)
+	Operator   string
 }
 
-// errTurnLost says that somebody else deals again.
-var errTurnLost = errors.New("the turn was lost, nothing is changed; call it again")
+// errDispatchLeaseLost says that another member dispatches.
+var errDispatchLeaseLost = errors.New("the dispatch lease was lost, nothing was changed; run it again")
 
 // Run resizes to a number of shards. It returns false when that is the number already.
 func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
@@ -71,51 +71,51 @@ func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
 	}
 	if counted != 0 && counted != from {
 		// An earlier call was broken off between Redis and Postgres. All was done by
-		// then, and nobody has dealt since.
+		// then, and nobody has dispatched since.
 		return true, r.undo(ctx, from, to)
 	}
 	token := rand.Text()
-	if err := r.Stream.SeizeTurn(ctx, token, resizeTTL); err != nil {
+	if err := r.Stream.ForceAcquireDispatchLease(ctx, token, resizeTTL); err != nil {
 		return false, err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
-		if releaseErr := r.Stream.ReleaseTurn(ctx, token); releaseErr != nil {
+		if releaseErr := r.Stream.ReleaseDispatchLease(ctx, token); releaseErr != nil {
 			err = errors.Join(err, releaseErr)
 		}
 	}()
-	turn, err := r.awaitQuiet(ctx, token)
+	lease, err := r.awaitDrained(ctx, token)
 	if err != nil {
 		return false, err
 	}
-	return true, r.change(ctx, from, to, turn.After)
+	return true, r.change(ctx, from, to, lease.After)
 }
 
-// awaitQuiet waits until everything dealt is done and nobody is there any more.
-func (r *Resize) awaitQuiet(ctx context.Context, token string) (protocol.Turn, error) {
+// awaitDrained waits until everything dispatched is done and nobody is there any more.
+func (r *Resize) awaitDrained(ctx context.Context, token string) (protocol.DispatchLease, error) {
 	said := ""
 	for {
-		turn, err := r.Stream.AcquireTurn(ctx, token, token, resizeTTL)
+		lease, err := r.Stream.AcquireDispatchLease(ctx, token, token, resizeTTL)
 		if err != nil {
-			return turn, err
+			return lease, err
 		}
-		if !turn.Held {
-			return turn, errTurnLost
+		if !lease.Acquired {
+			return lease, errDispatchLeaseLost
 		}
 		waiting, err := r.waiting(ctx)
 		if err != nil {
-			return turn, err
+			return lease, err
 		}
 		if waiting == "" {
-			return turn, nil
+			return lease, nil
 		}
-		if waiting != said && r.Say != nil {
+		if waiting != said && r.OnProgress != nil {
 			said = waiting
-			r.Say(waiting)
+			r.OnProgress(waiting)
 		}
 		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return turn, fmt.Errorf("nothing is changed, dealing goes on: %s", waiting)
+			return lease, fmt.Errorf("nothing is changed, dispatching goes on: %s", waiting)
 		}
 	}
 }
@@ -126,9 +126,9 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	undone := int64(0)
+	outstanding := int64(0)
 	for _, q := range queues {
-		undone += q.Pending
+		outstanding += q.Pending
 	}
 	requests, err := r.Store.Requested(ctx)
 	if err != nil {
@@ -139,10 +139,10 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 		return "", err
 	}
 	switch {
-	case (undone > 0 || requests > 0) && len(members) == 0:
-		return fmt.Sprintf("%d entries are on the queues and %d requests are not finished, and no instance works on them: start one with the old number", undone, requests), nil
-	case undone > 0 || requests > 0:
-		return fmt.Sprintf("dealing is paused, %d entries are on the queues and %d requests are not finished", undone, requests), nil
+	case (outstanding > 0 || requests > 0) && len(members) == 0:
+		return fmt.Sprintf("%d entries are on the queues and %d requests are not finished, and no instance works on them: start one with the old number", outstanding, requests), nil
+	case outstanding > 0 || requests > 0:
+		return fmt.Sprintf("dispatching is paused, %d entries are on the queues and %d requests are not finished", outstanding, requests), nil
 	case len(members) > 0:
 		return fmt.Sprintf("all queues are empty: stop the instances now; still there: %d", len(members)), nil
 	}
@@ -150,7 +150,7 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 }
 
 // change ends whoever did not release, and changes the number: first in Redis,
-// so that nobody deals by the old one, whatever happens next.
+// so that nobody dispatches by the old one, whatever happens next.
 func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.EntryID) error {
 	list, err := r.Store.List(ctx)
 	if err != nil {
@@ -174,12 +174,12 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 	if from == to {
 		return nil
 	}
-	return r.Store.Resize(ctx, from, to, delivered, r.Who)
+	return r.Store.Resize(ctx, from, to, delivered, r.Operator)
 }
 
 // undo brings Redis and Postgres together again after a change that was broken
 // off in between: Redis takes the number that Postgres has, and a call with
-// another number begins anew.
+// another number begins again.
 func (r *Resize) undo(ctx context.Context, from, to int) error {
 	if err := r.Stream.PinShards(ctx, from); err != nil {
 		return err

@@ -27,13 +27,13 @@ func (b *bench) resize(said chan<- string) *Resize {
 		Members: func(ctx context.Context) ([]Member, error) {
 			return ReadMembers(ctx, b.client, Keys{Prefix: b.group.Names().Members()})
 		},
-		End: store.NewSessions(b.pool, time.Second).End,
-		Say: func(waiting string) { said <- waiting },
-		Who: "test",
+		End:        store.NewSessions(b.pool, time.Second).End,
+		OnProgress: func(waiting string) { said <- waiting },
+		Operator:   "test",
 	}
 }
 
-func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
+func TestTheNumberOfShardsChangesOnceDrainedAndNoMemberIsLeft(t *testing.T) {
 	b := newBench(t)
 	b.pin(shards)
 	m := b.start("first", "")
@@ -43,9 +43,9 @@ func TestTheNumberOfShardsChangesWhenAllIsDoneAndEverybodyIsGone(t *testing.T) {
 	for range 5 {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
 	}
-	require.NoError(t, b.deal("", "dealer", 1000))
+	require.NoError(t, b.dispatch("", "dispatcher", 1000))
 	// One entry waits to be tried again, in Postgres.
-	b.exec(`insert into processor.deferred (stream, grp, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
+	b.exec(`insert into processor.deferred (stream, group_name, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
 values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v', $5)`,
 		b.where.Stream, b.where.Group, old, []byte(device), (&telemetry.Entry{Fields: []string{"device_id", device}}).Digest())
 
@@ -55,9 +55,9 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 		_, err := b.resize(said).Run(context.WithoutCancel(t.Context()), 24)
 		done <- err
 	}()
-	require.Contains(t, <-said, "dealing is paused, 5 entries are on the queues")
+	require.Contains(t, <-said, "dispatching is paused, 5 entries are on the queues")
 	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
-	require.ErrorContains(t, b.deal("", "dealer", 1000), "somebody else deals")
+	require.ErrorContains(t, b.dispatch("", "dispatcher", 1000), "another member dispatches")
 	queue, err := b.group.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: old, Count: 10}})
 	require.NoError(t, err)
 	require.Len(t, queue[0].Entries, 5)
@@ -81,24 +81,24 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 	require.Equal(t, telemetry.ShardOf(device, 24), b.count("select shard from processor.deferred"))
 	require.Equal(t, 1, b.count("select count(*) from processor.audit where action = 'shards.resize' and count = 24"))
 
-	// A member of the past, woken late, neither deals nor keeps running.
-	_, err = b.group.AcquireTurn(t.Context(), "", "late", time.Minute)
+	// A member of the past, woken late, neither dispatches nor keeps running.
+	_, err = b.group.AcquireDispatchLease(t.Context(), "", "late", time.Minute)
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
-	require.Equal(t, protocol.Misused, f.Kind)
+	require.Equal(t, protocol.Misconfigured, f.Kind)
 	require.ErrorContains(t, err, "SHARDS=24")
 	late := b.start("late", "")
 	require.ErrorContains(t, late.ended(), "SHARDS=24")
 	late.forgive()
 	late.stop()
 
-	// Those of the new number go on where dealing was paused.
+	// Those of the new number go on where dispatching was paused.
 	b.where.Shards = 24
 	b.group, err = stream.NewGroup(b.client, b.where)
 	require.NoError(t, err)
 	next := b.start("next", "", func(c *Config) { c.Shards = 24 })
 	b.await([]int{24}, next)
-	require.NoError(t, b.deal("", "next", 1000))
+	require.NoError(t, b.dispatch("", "next", 1000))
 	queues, err := b.group.Queues(t.Context())
 	require.NoError(t, err)
 	require.Len(t, queues, 1)
@@ -119,14 +119,14 @@ func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
 	said := make(chan string, 100)
 	_, err := b.resize(said).Run(ctx, 8)
 	require.ErrorContains(t, err, "nothing is changed")
-	require.NoError(t, b.deal("", "dealer", 1000), "dealing goes on")
-	require.NoError(t, b.group.ReleaseTurn(t.Context(), "dealer"))
+	require.NoError(t, b.dispatch("", "dispatcher", 1000), "dispatching goes on")
+	require.NoError(t, b.group.ReleaseDispatchLease(t.Context(), "dispatcher"))
 	require.Len(t, b.list(), 16)
 
 	m.stop()
 	// Killed after Redis was told and before Postgres was.
 	require.NoError(t, b.group.PinShards(t.Context(), 8))
-	require.Error(t, b.deal("", "dealer", 1000), "nobody deals in between")
+	require.Error(t, b.dispatch("", "dispatcher", 1000), "no dispatcher in between")
 	changed, err := b.resize(said).Run(t.Context(), 8)
 	require.NoError(t, err)
 	require.True(t, changed)
@@ -142,7 +142,7 @@ func TestAResizeOfAFleetThatNeverWasIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "no instance has ever started")
 }
 
-func TestAResizeThatLosesTheTurnChangesNothing(t *testing.T) {
+func TestAResizeThatLosesTheDispatchLeaseChangesNothing(t *testing.T) {
 	b := newBench(t)
 	b.pin(shards)
 	m := b.start("first", "")
@@ -154,12 +154,12 @@ func TestAResizeThatLosesTheTurnChangesNothing(t *testing.T) {
 		done <- err
 	}()
 	<-said
-	require.NoError(t, b.group.SeizeTurn(t.Context(), "another", time.Minute))
+	require.NoError(t, b.group.ForceAcquireDispatchLease(t.Context(), "another", time.Minute))
 	select {
 	case err := <-done:
-		require.ErrorIs(t, err, errTurnLost)
+		require.ErrorIs(t, err, errDispatchLeaseLost)
 	case <-time.After(10 * time.Second):
-		require.Fail(t, "it goes on without the turn")
+		require.Fail(t, "it goes on without the dispatch lease")
 	}
 	require.Len(t, b.list(), 16)
 }

@@ -40,12 +40,12 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	require.NoError(t, first.Leave(ctx))
-	require.Zero(t, first.Held())
+	require.Zero(t, first.Owned())
 	t.Logf("handed over in %v", time.Since(began))
 	require.Less(t, time.Since(began), 3*time.Second)
 	first.stop()
 	b.await([]int{8, 8}, second, third)
-	require.Zero(t, second.value("processor_coordination_seized_shards_total")+third.value("processor_coordination_seized_shards_total"),
+	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total")+third.value("processor_coordination_shards_force_acquired_total"),
 		"everything was released")
 	second.stop()
 	b.await([]int{16}, third)
@@ -86,7 +86,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	t.Logf("taken over in %v with a time to live of 1s", time.Since(began))
 	require.Less(t, time.Since(began), 6*time.Second)
 	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
-	require.Positive(t, other.value("processor_coordination_seized_shards_total"))
+	require.Positive(t, other.value("processor_coordination_shards_force_acquired_total"))
 	b.awaitOpen(1, protocol.SilentMember, silent.name())
 	require.Equal(t, 1, b.count(`
 select count(*) from processor.incidents
@@ -125,9 +125,9 @@ func TestAnOwnerThatDoesNotReleaseHasItsBudgetAndNoMore(t *testing.T) {
 	})
 	require.Greater(t, time.Since(began), 2*time.Second, "it had its budget")
 	require.Less(t, time.Since(began), 6*time.Second)
-	require.InDelta(t, 8, second.value("processor_coordination_seized_shards_total"), 0)
+	require.InDelta(t, 8, second.value("processor_coordination_shards_force_acquired_total"), 0)
 	b.await([]int{8, 8}, slow, second)
-	require.InDelta(t, 8, slow.value("processor_coordination_dropped_shards_total"), 0)
+	require.InDelta(t, 8, slow.value("processor_coordination_shards_lost_total"), 0)
 }
 
 func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
@@ -136,7 +136,7 @@ func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
 	b.await([]int{16}, cut)
 	other := b.start("other", "")
 	b.await([]int{8, 8}, cut, other)
-	// As if its Postgres did not answer: what the keeper finds is overruled.
+	// As if its Postgres did not answer: what the reconciler finds is overruled.
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -146,11 +146,11 @@ func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
 			case <-stop:
 				return
 			case <-time.After(time.Millisecond):
-				cut.roster.mu.Lock()
-				if cut.roster.sinkDown.IsZero() {
-					cut.roster.sinkDown = time.Now().Add(-time.Minute)
+				cut.membership.mu.Lock()
+				if cut.membership.sinkDown.IsZero() {
+					cut.membership.sinkDown = time.Now().Add(-time.Minute)
 				}
-				cut.roster.mu.Unlock()
+				cut.membership.mu.Unlock()
 			}
 		}
 	}()
@@ -171,21 +171,21 @@ func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
 func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	b := newBench(t)
 	stuck, other := b.pair()
-	set := func(v Vitals) {
+	set := func(v WorkStatus) {
 		stuck.mu.Lock()
 		defer stuck.mu.Unlock()
-		stuck.vitals = v
+		stuck.workStatus = v
 	}
-	set(Vitals{InHand: 7, Progress: 3})
+	set(WorkStatus{InFlight: 7, Progress: 3})
 	b.await([]int{16, 0}, other, stuck)
 	b.awaitOpen(1, protocol.StalledMember, stuck.name())
 	// Without shards it has no work; it is stuck all the same.
-	set(Vitals{Progress: 3})
+	set(WorkStatus{Progress: 3})
 	held := time.NewTimer(3 * b.quick("").ClaimThreshold)
 	<-held.C
-	require.Zero(t, stuck.Held())
+	require.Zero(t, stuck.Owned())
 	b.awaitOpen(1, protocol.StalledMember, stuck.name())
-	set(Vitals{Progress: 3, Tried: 1})
+	set(WorkStatus{Progress: 3, CallsReturned: 1})
 	b.await([]int{8, 8}, stuck, other)
 	b.awaitOpen(0, protocol.StalledMember, stuck.name())
 }
@@ -204,10 +204,10 @@ func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 	calls.Go(func() {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
-		for tried := uint64(1); ctx.Err() == nil; tried++ {
+		for callsReturned := uint64(1); ctx.Err() == nil; callsReturned++ {
 			for _, m := range []*member{first, second} {
 				m.mu.Lock()
-				m.vitals = Vitals{InHand: 7, Progress: 3, Tried: tried}
+				m.workStatus = WorkStatus{InFlight: 7, Progress: 3, CallsReturned: callsReturned}
 				m.mu.Unlock()
 			}
 			<-tick.C
@@ -237,10 +237,10 @@ func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
 		}
 		require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, Token: token, IDs: []telemetry.EntryID{id}}}))
 	}
-	waits := b.dealt(device)[0]
+	waits := b.dispatched(device)[0]
 	subject := strconv.Itoa(stuck)
 	testenv.Wait(t, 15*time.Second, func() error {
-		ack(busy, b.dealt(elsewhere)[0])
+		ack(busy, b.dispatched(elsewhere)[0])
 		if b.count("select count(*) from processor.incidents where kind = $1 and subject = $2", protocol.StalledShard, subject) == 0 {
 			return errors.New("nobody notices")
 		}
@@ -256,11 +256,11 @@ func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
 	b.await([]int{shards}, stays)
 	testenv.Wait(t, 15*time.Second, func() error {
 		if stays.value("processor_coordination_leader") != 1 {
-			return errors.New("nobody leads")
+			return errors.New("no leader")
 		}
 		return nil
 	})
-	ack(busy, b.dealt(elsewhere)[0])
+	ack(busy, b.dispatched(elsewhere)[0])
 	b.awaitOpen(1, protocol.StalledShard, subject)
 	ack(stuck, waits)
 	b.awaitOpen(0, protocol.StalledShard, subject)
@@ -272,7 +272,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 	before := b.list()
 	term := b.count("select term from processor.leader")
 	names := b.group.Names()
-	keys := []string{names.Turn(), names.Lock(), names.Members(), names.Dealt(), names.Acked()}
+	keys := []string{names.DispatchLease(), names.Lock(), names.Members(), names.Dispatched(), names.Acked()}
 	for _, m := range []string{"first", "second"} {
 		keys = append(keys, names.Members()+":"+m)
 	}
@@ -296,7 +296,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 	}
 }
 
-func TestRowsSpoiledByHandHeal(t *testing.T) {
+func TestManuallyDamagedRowsAreRepaired(t *testing.T) {
 	b := newBench(t)
 	first, second := b.pair()
 	for name, sql := range map[string]string{
@@ -307,10 +307,10 @@ func TestRowsSpoiledByHandHeal(t *testing.T) {
 		"assignment missing":         "delete from processor.assignments where shard in (0, 15)",
 		"row missing":                "delete from processor.shards where shard in (0, 15)",
 		"rows missing altogether":    "delete from processor.shards",
-		"mark that cannot be read":   "insert into processor.progress (stream, grp, shard, applied_id) select stream, grp, shard, 'junk' from processor.shards",
+		"mark that cannot be read":   "insert into processor.progress (stream, group_name, shard, applied_id) select stream, group_name, shard, 'junk' from processor.shards",
 		"term taken by somebody":     "update processor.leader set term = term + 1, member = 'ghost.1'",
 		"row of the term missing":    "delete from processor.leader",
-		"a shard beyond the number":  "insert into processor.shards (stream, grp, shard, owner) select stream, grp, 99, 'ghost.1' from processor.shards limit 1",
+		"a shard beyond the number":  "insert into processor.shards (stream, group_name, shard, owner) select stream, group_name, 99, 'ghost.1' from processor.shards limit 1",
 		"everything released anyhow": "update processor.shards set owner = null",
 	} {
 		highest := b.count("select max(epoch) from processor.shards")
@@ -323,14 +323,14 @@ func TestRowsSpoiledByHandHeal(t *testing.T) {
 }
 
 // P1, P3: before the queue is read, so that nothing passes it.
-func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) {
+func TestWhatPostgresMayHaveLostIsRedeliveredBeforeAShardIsGranted(t *testing.T) {
 	b := newBench(t)
 	shard := telemetry.ShardOf("device-1", shards)
-	ids := b.dealt(slices.Repeat([]string{"device-1"}, 10)...)
+	ids := b.dispatched(slices.Repeat([]string{"device-1"}, 10)...)
 	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, IDs: ids[:8]}}))
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))
 	// Postgres knows of the first three: what was committed after is lost.
-	b.exec("insert into processor.progress (stream, grp, shard, applied_id) values ($1, $2, $3, $4)", b.where.Stream, b.where.Group, shard, ids[2].String())
+	b.exec("insert into processor.progress (stream, group_name, shard, applied_id) values ($1, $2, $3, $4)", b.where.Stream, b.where.Group, shard, ids[2].String())
 	m := b.start("first", "")
 	b.await([]int{16}, m)
 	replies, err := b.group.ReadQueues(t.Context(), []protocol.QueueRead{{Shard: shard, Count: 100}})
@@ -340,7 +340,7 @@ func TestWhatPostgresMayHaveLostIsDealtAgainBeforeAShardIsGranted(t *testing.T) 
 		have = append(have, e.ID)
 	}
 	require.Equal(t, ids[3:], have)
-	require.InDelta(t, 5, m.value("processor_coordination_redealt_entries_total"), 0)
+	require.InDelta(t, 5, m.value("processor_coordination_redelivered_entries_total"), 0)
 }
 
 // P4: a leader that was replaced assigns nothing.
@@ -348,10 +348,10 @@ func TestATermIsRefusedOnceAnotherHasBegun(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))
 	old, next := store.NewLeader(b.pool, b.scope(), "old.1", time.Second), store.NewLeader(b.pool, b.scope(), "next.1", time.Second)
-	term, err := old.Raise(t.Context())
+	term, err := old.BeginTerm(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, old.Assign(t.Context(), term, []int{1}, []string{"old.1"}))
-	_, err = next.Raise(t.Context())
+	_, err = next.BeginTerm(t.Context())
 	require.NoError(t, err)
 	require.Error(t, old.Assign(t.Context(), term, []int{2}, []string{"old.1"}))
 	require.Error(t, old.Assign(t.Context(), term+1, []int{2}, []string{"old.1"}), "the number alone does not make a leader")

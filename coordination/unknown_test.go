@@ -22,27 +22,27 @@ type backlogs struct {
 
 func (b *backlogs) Backlog(context.Context) (protocol.Backlog, error) { return b.now, b.err }
 
-func (b *backlogs) Horizon(context.Context) (protocol.Horizon, error) {
-	return protocol.Horizon{}, b.err
+func (b *backlogs) TrimPoint(context.Context) (protocol.TrimPoint, error) {
+	return protocol.TrimPoint{}, b.err
 }
 
 // TestP10AGaugeIsAbsentWhereItsValueIsNotKnown asks for the gauges of the group while
 // parts of what they show are unknown, or were known a while ago.
 func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
-	const lag, pending, undone, age = "processor_consumer_lag", "processor_group_pending_entries",
-		"processor_group_undone_entries", "processor_group_oldest_pending_age_seconds"
+	const lag, pending, outstanding, age = "processor_consumer_lag", "processor_group_pending_entries",
+		"processor_group_backlog_entries", "processor_group_backlog_age_seconds"
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
-		house := NewHousekeeper(HousekeepingDeps{}, time.Hour, "one", discard(), reg)
+		janitor := NewDLQJanitor(DLQJanitorDeps{}, time.Hour, "one", discard(), reg)
 		source := &backlogs{}
-		g := newGroupGauges(source, house, 5*time.Second)
+		g := newGroupGauges(source, janitor, 5*time.Second)
 		reg.MustRegister(g)
 		shown := func() map[string]float64 {
 			values := make(map[string]float64)
 			families, err := reg.Gather()
 			require.NoError(t, err)
 			for _, f := range families {
-				for _, name := range []string{lag, pending, undone, age} {
+				for _, name := range []string{lag, pending, outstanding, age} {
 					if f.GetName() == name {
 						values[name] = f.GetMetric()[0].GetGauge().GetValue()
 					}
@@ -55,14 +55,14 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 		source.now = protocol.Backlog{Pending: 3, Lag: 4, LagKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "nobody has counted what is deferred, nor is the oldest known")
-		house.metrics.deferred(2)
+		janitor.metrics.deferred(2)
 		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 3, lag: 4, undone: 9}, shown())
+		require.Equal(t, map[string]float64{pending: 3, lag: 4, outstanding: 9}, shown())
 		source.now = protocol.Backlog{Pending: 3, Oldest: telemetry.EntryID{Ms: uint64(time.Now().UnixMilli()) - 7000}, OldestKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
 
-		<-time.After(houseStale) // of the bubble's clock
+		<-time.After(dlqStale) // of the bubble's clock
 		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 0, lag: 0, age: 0}, shown(), "what was deferred is known no more")
@@ -77,13 +77,13 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 	})
 }
 
-// TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore: a shard is seized at once from whom
+// TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore: a shard is force-acquired at once from whom
 // will not release it, also where it had announced its leaving and may use its
 // whole drain; and from nobody of whom nothing is known yet.
 func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := (&bench{}).quick("me")
-		r, err := NewRoster(cfg, nil, Keys{}, func() Vitals { return Vitals{} }, discard())
+		r, err := NewMembership(cfg, nil, Keys{}, func() WorkStatus { return WorkStatus{} }, discard())
 		require.NoError(t, err)
 		const owner = "owner.1"
 		require.False(t, r.owner(owner).Gone, "nobody has looked")
@@ -95,8 +95,8 @@ func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 			for i, m := range members {
 				beats[i] = m.beat()
 			}
-			r.watch.See(time.Now(), beats)
-			r.members, r.looked = members, true
+			r.watch.Observe(time.Now(), beats)
+			r.members, r.polled = members, true
 		}
 		m := Member{Instance: "owner", Incarnation: "1", Number: 1, Leaving: true}
 		look(m)
@@ -118,29 +118,29 @@ func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 	})
 }
 
-// makings is Makings under a name that leaves room for the method.
-type makings interface{ Makings }
+// recreations is Makings under a name that leaves room for the method.
+type recreations interface{ GroupRecreations }
 
 // lostGroup is a stream whose group was lost, and a ledger of what is noted of it.
 type lostGroup struct {
-	makings
-	MakingsLedger
+	recreations
+	RecreationLedger
 	backlog protocol.Backlog
 	closed  int
 }
 
-func (l *lostGroup) Makings(context.Context) ([]protocol.Making, error) {
-	return []protocol.Making{{
-		Receipt: "1", Dealt: telemetry.EntryID{Ms: 4}, Entries: 4, First: telemetry.EntryID{Ms: 1}, Last: telemetry.EntryID{Ms: 4},
+func (l *lostGroup) GroupRecreations(context.Context) ([]protocol.GroupRecreation, error) {
+	return []protocol.GroupRecreation{{
+		Receipt: "1", Dispatched: telemetry.EntryID{Ms: 4}, Entries: 4, First: telemetry.EntryID{Ms: 1}, Last: telemetry.EntryID{Ms: 4},
 	}}, nil
 }
 
 func (l *lostGroup) Backlog(context.Context) (protocol.Backlog, error) { return l.backlog, nil }
 
-func (l *lostGroup) Settled(context.Context, *protocol.Making) error { return nil }
+func (l *lostGroup) ResolveRecreation(context.Context, *protocol.GroupRecreation) error { return nil }
 
-func (l *lostGroup) Past(context.Context, string, time.Duration) (protocol.Past, error) {
-	return protocol.Past{}, nil
+func (l *lostGroup) GroupHistory(context.Context, string, time.Duration) (protocol.GroupHistory, error) {
+	return protocol.GroupHistory{}, nil
 }
 
 func (l *lostGroup) OpenIncidents(context.Context) (map[string]int, error) { return nil, nil }
@@ -152,12 +152,12 @@ func (l *lostGroup) Close(context.Context, string, string) error {
 	return nil
 }
 
-// TestP10ALostGroupIsNotMadeGoodWhileWhatIsUndoneIsNotKnown: an oldest entry that is not
+// TestP10ALostGroupStaysOpenWhileTheBacklogIsUnknown: an oldest entry that is not
 // known is not the same as none.
-func TestP10ALostGroupIsNotMadeGoodWhileWhatIsUndoneIsNotKnown(t *testing.T) {
+func TestP10ALostGroupStaysOpenWhileTheBacklogIsUnknown(t *testing.T) {
 	t.Parallel()
 	lost := &lostGroup{}
-	w := NewGroupWatch(lost, lost, discard(), prometheus.NewRegistry())
+	w := NewDataLossDetector(lost, lost, discard(), prometheus.NewRegistry())
 	require.NoError(t, w.Do(t.Context(), 1))
 	require.Zero(t, lost.closed)
 	lost.backlog = protocol.Backlog{Pending: 1, Oldest: telemetry.EntryID{Ms: 4}, OldestKnown: true}

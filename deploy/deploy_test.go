@@ -29,7 +29,7 @@ func load(t *testing.T, environ map[string]string) config.Config {
 			list = append(list, name+"="+value)
 		}
 	}
-	require.Empty(t, config.NearMisses(list), "a variable that does not exist")
+	require.Empty(t, config.LikelyTypos(list), "a variable that does not exist")
 	cfg, err := config.Load(list)
 	require.NoError(t, err)
 	return cfg
@@ -209,7 +209,7 @@ func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
 	require.GreaterOrEqual(t, cfg.Instance.ShutdownTimeout, cfg.Instance.DrainTimeout+config.ReleaseBudget+config.CloseBudget)
 
 	require.Equal(t, cfg.Console.Port, c.Ports[0].Port)
-	require.Equal(t, "/healthz", c.Liveness.HTTPGet.Path, "no dependency is asked: a restart mends no outage")
+	require.Equal(t, "/healthz", c.Liveness.HTTPGet.Path, "no dependency is asked: a restart fixes no outage")
 	require.Equal(t, "/readyz", c.Readiness.HTTPGet.Path)
 	for _, p := range []probe{c.Liveness, c.Readiness} {
 		require.Equal(t, c.Ports[0].Name, p.HTTPGet.Port)
@@ -235,13 +235,13 @@ func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
 	require.Equal(t, d.Metadata.Name, h.Target.Name)
 	require.Equal(t, d.Spec.Replicas, h.MinReplicas)
 	require.LessOrEqual(t, h.MaxReplicas, cfg.Coordination.Shards, "more members than shards have nothing to do")
-	require.Equal(t, "processor_group_undone_entries", h.Metrics[0].External.Metric.Name)
+	require.Equal(t, "processor_group_backlog_entries", h.Metrics[0].External.Metric.Name)
 	target, err := strconv.Atoi(h.Metrics[0].External.Target.Average)
 	require.NoError(t, err)
-	require.Less(t, target, cfg.Coordination.DealAhead, "scaled up before dealing pauses")
+	require.Less(t, target, cfg.Coordination.DispatchAhead, "scaled up before dispatching pauses")
 	source, err := os.ReadFile("../coordination/gauges.go")
 	require.NoError(t, err)
-	require.Contains(t, string(source), `"processor_group_undone_entries"`, "a metric that there is")
+	require.Contains(t, string(source), `"processor_group_backlog_entries"`, "a metric that there is")
 }
 
 func TestImageIsStaticUnprivilegedAndChecksItself(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 func backlog() Scenario {
 	return Scenario{
 		Name:   "backlog",
-		About:  "A backlog is worked off by one instance, then one as large by all, by turns, as fast as they can; the best of each counts.",
+		About:  "A backlog is drained by one instance, then one as large by all, alternately, as fast as they can; the best of each counts.",
 		Bounds: "two instances on one machine at least 0.75 of the rate of one",
 		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 1000, Entries: 300_000, Rounds: 2, Duration: 24 * time.Hour, Profile: profileSteady},
 		idle:   true,
@@ -23,7 +23,7 @@ func backlog() Scenario {
 			var one, all float64
 			for range r.plan.Rounds {
 				for _, n := range []int{1, r.plan.Instances} {
-					rate, err := r.workOff(ctx, n)
+					rate, err := r.drain(ctx, n)
 					if err != nil {
 						return err
 					}
@@ -35,16 +35,16 @@ func backlog() Scenario {
 				}
 			}
 			r.rates = []float64{round(one, 0), round(all, 0)}
-			r.fact("side by side", "%d instances work off %.2f of what one does", r.plan.Instances, all/one)
+			r.fact("side by side", "%d instances drain %.2f of what one does", r.plan.Instances, all/one)
 			r.check(all >= .75*one/r.cfg.Slack, "%d instances: %.2f of the rate of one, want at least 0.75", r.plan.Instances, all/one)
 			return nil
 		},
 	}
 }
 
-// workOff sends entries while nobody is there and has n instances do them.
-func (r *run) workOff(ctx context.Context, n int) (float64, error) {
-	if err := r.beginFor(ctx, r.plan.Duration, fleet.AtSpeed(0)); err != nil {
+// drain sends entries while nobody is there and has n instances do them.
+func (r *run) drain(ctx context.Context, n int) (float64, error) {
+	if err := r.startLoadFor(ctx, r.plan.Duration, fleet.AtSpeed(0)); err != nil {
 		return 0, err
 	}
 	before, _ := r.load.sent()
@@ -71,39 +71,39 @@ func (r *run) workOff(ctx context.Context, n int) (float64, error) {
 	r.fact("backlog", "%s entries, instances %d: %s/s, %.1f us of Redis for each", cli.Thousands(sent-before), n, cli.Thousands(int64(rate)),
 		float64((r.redisCPU()-redis).Microseconds())/float64(sent-before))
 	for _, in := range r.line.live() {
-		r.fact("memory", "instance %s: %.0f MB resident", in.name, in.seen().rss/1e6)
+		r.fact("memory", "instance %s: %.0f MB resident", in.name, in.lastScrape().rss/1e6)
 	}
 	return rate, r.line.stop(ctx)
 }
 
-// empty waits until nothing of a backlog is undone, and returns at which rate it
-// was worked off: between the first fifth and the last tenth.
+// empty waits until nothing of a backlog is unfinished, and returns at which rate it
+// was drained: between the first fifth and the last tenth.
 func (r *run) empty(ctx context.Context, backlog int64) (float64, error) {
 	moved, least := time.Now(), backlog
 	var begun, almost time.Time
 	var first, last int64
 	err := until(ctx, 10*time.Millisecond, func() error {
-		undone, _ := r.watch.backlog(ctx)
-		if undone == nil {
-			return fmt.Errorf("how much is undone is unknown")
+		outstanding, _ := r.watch.backlog(ctx)
+		if outstanding == nil {
+			return fmt.Errorf("the backlog is unknown")
 		}
 		now := time.Now()
-		if *undone < least {
-			least, moved = *undone, now
+		if *outstanding < least {
+			least, moved = *outstanding, now
 		}
-		if begun.IsZero() && *undone <= backlog*4/5 {
-			begun, first = now, *undone
+		if begun.IsZero() && *outstanding <= backlog*4/5 {
+			begun, first = now, *outstanding
 		}
-		if almost.IsZero() && *undone <= backlog/10 {
-			almost, last = now, *undone
+		if almost.IsZero() && *outstanding <= backlog/10 {
+			almost, last = now, *outstanding
 		}
-		if *undone == 0 {
+		if *outstanding == 0 {
 			return nil
 		}
-		if now.Sub(moved) > patience {
-			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", *undone))
+		if now.Sub(moved) > noProgressLimit {
+			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
 		}
-		return fmt.Errorf("%d entries are undone", *undone)
+		return fmt.Errorf("%d entries in the backlog", *outstanding)
 	})
 	if err == nil && !begun.Before(almost) {
 		err = fmt.Errorf("a backlog of %d entries is too short to measure a rate", backlog)

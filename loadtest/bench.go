@@ -47,7 +47,7 @@ type BenchPostgres interface {
 	Insert(ctx context.Context, url, from string, since time.Time, size, connections int) (time.Duration, int, error)
 }
 
-// Check tells what no attempt can mend. The program to run may still be missing.
+// Check tells what no attempt can fix. The program to run may still be missing.
 func (c BenchConfig) Check() error {
 	switch {
 	case c.Entries < 20_000 || c.Entries > 5_000_000:
@@ -139,7 +139,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 	return nil
 }
 
-// backlogs has one and two instances work off the same entries in both orders.
+// backlogs has one and two instances drain the same entries in both orders.
 func (b *bench) backlogs(ctx context.Context, round int) error {
 	for _, order := range []struct {
 		name    string
@@ -153,8 +153,8 @@ func (b *bench) backlogs(ctx context.Context, round int) error {
 			instances := i + 1
 			what := fmt.Sprintf("round %d, %s, %d", round+1, order.name, instances)
 			profile := fmt.Sprintf("round%d-%s-%d", round+1, slug(order.name), instances)
-			w, err := b.inRound(ctx, func(g *ground) (worked, error) {
-				return b.workOff(ctx, g, order.entries, instances, profile)
+			w, err := b.inRound(ctx, func(g *testbed) (drainResult, error) {
+				return b.drain(ctx, g, order.entries, instances, profile)
 			})
 			if err != nil {
 				return fmt.Errorf("backlog, %s: %w", what, err)

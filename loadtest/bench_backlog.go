@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// worked is how a backlog was worked off, between the first fifth and the last
+// drainResult is how a backlog was drained, between the first fifth and the last
 // tenth of it. Times are microseconds of CPU a record.
-type worked struct {
+type drainResult struct {
 	rate      float64
 	own       float64
 	redis     float64
@@ -29,24 +29,24 @@ type worked struct {
 	first     float64 // seconds from start to the first commit
 }
 
-// lookEvery is how exactly a rate is known: often enough for some seconds, seldom
+// pollInterval is how exactly a rate is known: often enough for some seconds, seldom
 // enough not to cost what is to be measured.
-const lookEvery = 25 * time.Millisecond
+const pollInterval = 25 * time.Millisecond
 
 // spent is what everything has used up at one moment.
 type spent struct {
-	at       time.Time
-	undone   int64
-	own      time.Duration
-	redis    time.Duration
-	postgres time.Duration
-	told     told // by the instances, in all
+	at          time.Time
+	outstanding int64
+	own         time.Duration
+	redis       time.Duration
+	postgres    time.Duration
+	told        told // by the instances, in all
 }
 
 // told is what an instance counts itself.
 type told struct{ mallocs, records, commits float64 }
 
-func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, instances int, profile string) (w worked, err error) {
+func (b *bench) drain(ctx context.Context, g *testbed, entries [][]string, instances int, profile string) (w drainResult, err error) {
 	if err := b.fill(ctx, g, entries); err != nil {
 		return w, err
 	}
@@ -54,7 +54,7 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	if err != nil {
 		return w, err
 	}
-	line := &lineup{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
+	line := &cluster{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
 	defer func() { err = errors.Join(err, line.close()) }()
 	began := time.Now()
 	for n := range instances {
@@ -68,15 +68,15 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	}
 	total := int64(len(entries))
 	var from, to spent
-	err = workedOff(ctx, g, line, func(undone int64, now time.Time) error {
+	err = awaitDrained(ctx, g, line, func(outstanding int64, now time.Time) error {
 		if w.first == 0 && stored(ctx, line) {
 			w.first = now.Sub(began).Seconds()
 		}
-		if from.at.IsZero() && undone <= total*4/5 {
-			from = b.spent(ctx, line, undone, now)
+		if from.at.IsZero() && outstanding <= total*4/5 {
+			from = b.spent(ctx, line, outstanding, now)
 		}
-		if to.at.IsZero() && undone <= total/10 {
-			to = b.spent(ctx, line, undone, now)
+		if to.at.IsZero() && outstanding <= total/10 {
+			to = b.spent(ctx, line, outstanding, now)
 		}
 		return nil
 	})
@@ -85,11 +85,11 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 		return w, err
 	}
 	first := w.first
-	if w, err = workedBetween(from, to, total); err != nil {
+	if w, err = resultBetween(from, to, total); err != nil {
 		return w, err
 	}
 	w.first = first
-	for _, in := range line.present() {
+	for _, in := range line.current() {
 		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
 	}
 	if err := line.stop(ctx); err != nil {
@@ -98,44 +98,44 @@ func (b *bench) workOff(ctx context.Context, g *ground, entries [][]string, inst
 	return w, b.complete(ctx, g.postgresURL)
 }
 
-// workedOff waits until nothing is undone, as long as something moves. It tells
+// awaitDrained waits until nothing is unfinished, as long as something moves. It tells
 // look how much is left each time; an error of look ends the waiting.
-func workedOff(ctx context.Context, g *ground, line *lineup, look func(undone int64, now time.Time) error) error {
+func awaitDrained(ctx context.Context, g *testbed, line *cluster, look func(outstanding int64, now time.Time) error) error {
 	looking := &watch{ground: g}
 	moved, least := time.Now(), int64(math.MaxInt64)
-	return until(ctx, lookEvery, func() error {
-		for _, in := range line.present() {
+	return until(ctx, pollInterval, func() error {
+		for _, in := range line.current() {
 			if in.gone() {
 				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
 			}
 		}
-		undone, _ := looking.backlog(ctx)
-		if undone == nil {
-			return errors.New("how much is undone is unknown")
+		outstanding, _ := looking.backlog(ctx)
+		if outstanding == nil {
+			return errors.New("the backlog is unknown")
 		}
 		now := time.Now()
-		if *undone < least {
-			least, moved = *undone, now
+		if *outstanding < least {
+			least, moved = *outstanding, now
 		}
-		if err := look(*undone, now); err != nil {
+		if err := look(*outstanding, now); err != nil {
 			return giveUp(err)
 		}
-		if *undone == 0 {
+		if *outstanding == 0 {
 			return nil
 		}
-		if now.Sub(moved) > patience {
-			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", *undone))
+		if now.Sub(moved) > noProgressLimit {
+			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
 		}
-		return fmt.Errorf("%d entries are undone", *undone)
+		return fmt.Errorf("%d entries in the backlog", *outstanding)
 	})
 }
 
-// workedBetween is what a record of a backlog cost from one moment to another.
-func workedBetween(from, to spent, entries int64) (w worked, err error) {
-	if from.at.IsZero() || !from.at.Before(to.at) || from.undone <= to.undone {
+// resultBetween is what a record of a backlog cost from one moment to another.
+func resultBetween(from, to spent, entries int64) (w drainResult, err error) {
+	if from.at.IsZero() || !from.at.Before(to.at) || from.outstanding <= to.outstanding {
 		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", entries)
 	}
-	records := float64(from.undone - to.undone)
+	records := float64(from.outstanding - to.outstanding)
 	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
 	w.rate = records / to.at.Sub(from.at).Seconds()
 	w.own, w.redis, w.postgres = each(from.own, to.own), each(from.redis, to.redis), each(from.postgres, to.postgres)
@@ -159,21 +159,21 @@ begin
 end $$`, 2*b.cfg.Entries, 2*b.cfg.Entries))
 }
 
-// stored tells whether any instance says that it has committed something.
-func stored(ctx context.Context, line *lineup) bool {
-	for _, in := range line.present() {
-		if f, err := in.look(ctx); err == nil && f.stored > 0 {
+// stored reports whether any instance says that it has committed something.
+func stored(ctx context.Context, line *cluster) bool {
+	for _, in := range line.current() {
+		if f, err := in.scrape(ctx); err == nil && f.stored > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (b *bench) spent(ctx context.Context, line *lineup, undone int64, at time.Time) spent {
-	s := spent{at: at, undone: undone, redis: cpuOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
-	for _, in := range line.present() {
+func (b *bench) spent(ctx context.Context, line *cluster, outstanding int64, at time.Time) spent {
+	s := spent{at: at, outstanding: outstanding, redis: cpuOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
+	for _, in := range line.current() {
 		s.own += cpuOf(in.cmd.Process.Pid)
-		t := in.told(ctx)
+		t := in.selfReport(ctx)
 		s.told.mallocs += t.mallocs
 		s.told.records += t.records
 		s.told.commits += t.commits
@@ -181,8 +181,8 @@ func (b *bench) spent(ctx context.Context, line *lineup, undone int64, at time.T
 	return s
 }
 
-// told is what the instance counts, nothing when it does not say.
-func (in *instance) told(ctx context.Context) (t told) {
+// selfReport is what the instance counts, nothing when it does not say.
+func (in *instance) selfReport(ctx context.Context) (t told) {
 	address, _ := in.tap.known()
 	resp, err := get(ctx, "http://"+address+"/metrics")
 	if err != nil {
@@ -207,8 +207,8 @@ func (in *instance) told(ctx context.Context) (t told) {
 const profileSeconds = 3
 
 // profile keeps the CPU profile and the allocations of the first instance.
-func (b *bench) profile(ctx context.Context, line *lineup, name string) error {
-	in := line.present()[0]
+func (b *bench) profile(ctx context.Context, line *cluster, name string) error {
+	in := line.current()[0]
 	if err := line.ready(ctx, in); err != nil {
 		return err
 	}

@@ -131,7 +131,7 @@ func (b *bench) emptyRedis(ctx context.Context) (err error) {
 
 // fill appends entries and has the server rewrite its append-only file, so that
 // none of that work is left over for what is measured.
-func (b *bench) fill(ctx context.Context, g *ground, entries [][]string) (err error) {
+func (b *bench) fill(ctx context.Context, g *testbed, entries [][]string) (err error) {
 	for rest := entries; len(rest) > 0; {
 		n := min(benchPipe, len(rest))
 		if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
@@ -145,7 +145,7 @@ func (b *bench) fill(ctx context.Context, g *ground, entries [][]string) (err er
 	}
 	defer func() { err = errors.Join(err, r.conn.Close()) }()
 	asked := false
-	return within(ctx, judgeTimeout, lookEvery, func() error {
+	return within(ctx, judgeTimeout, pollInterval, func() error {
 		text, err := r.persistence()
 		switch {
 		case err != nil:
@@ -178,17 +178,17 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 }
 
 func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
-	_, err = b.on(ctx, dbTemplate, func(g *ground) (worked, error) {
+	_, err = b.on(ctx, dbTemplate, func(g *testbed) (drainResult, error) {
 		if err := b.fill(ctx, g, b.inOrder); err != nil {
-			return worked{}, err
+			return drainResult{}, err
 		}
 		rate, err = b.readAll(ctx, g)
-		return worked{}, err
+		return drainResult{}, err
 	})
 	return rate, err
 }
 
-func (b *bench) readAll(ctx context.Context, g *ground) (rate float64, err error) {
+func (b *bench) readAll(ctx context.Context, g *testbed) (rate float64, err error) {
 	r, err := b.dialRedis(ctx)
 	if err != nil {
 		return 0, err

@@ -26,27 +26,27 @@ type SteadyResult struct {
 // steady sends an even load to one instance and reads its histogram at both ends
 // of the window.
 func (b *bench) steady(ctx context.Context, rate float64) error {
-	_, err := b.inRound(ctx, func(g *ground) (worked, error) { return worked{}, b.steadyOn(ctx, g, rate) })
+	_, err := b.inRound(ctx, func(g *testbed) (drainResult, error) { return drainResult{}, b.steadyOn(ctx, g, rate) })
 	if err != nil {
 		return fmt.Errorf("steady load of %.0f records/s: %w", rate, err)
 	}
 	return nil
 }
 
-func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err error) {
+func (b *bench) steadyOn(ctx context.Context, g *testbed, rate float64) (err error) {
 	dir, err := b.folder()
 	if err != nil {
 		return err
 	}
-	line := &lineup{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
+	line := &cluster{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
 	defer func() { err = errors.Join(err, line.close()) }()
 	if err := line.startAll(ctx, 0, 1); err != nil {
 		return err
 	}
-	if err := line.settled(ctx, readyWithin); err != nil {
+	if err := line.awaitSettled(ctx, readyWithin); err != nil {
 		return err
 	}
-	in := line.present()[0]
+	in := line.current()[0]
 	sending, err := newLoad(g, dir, b.cfg.Log)
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err erro
 	if err := pause(ctx, b.cfg.WarmUp); err != nil {
 		return err
 	}
-	before, err := in.look(ctx)
+	before, err := in.scrape(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (b *bench) steadyOn(ctx context.Context, g *ground, rate float64) (err erro
 	if err := pause(ctx, b.cfg.Window); err != nil {
 		return err
 	}
-	after, err := in.look(ctx)
+	after, err := in.scrape(ctx)
 	if err != nil {
 		return err
 	}

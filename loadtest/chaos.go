@@ -27,20 +27,20 @@ func chaos() Scenario {
 			if err := r.begin(ctx); err != nil {
 				return err
 			}
-			if err := r.havoc(ctx, time.Now().Add(r.plan.Duration)); err != nil {
+			if err := r.injectFaults(ctx, time.Now().Add(r.plan.Duration)); err != nil {
 				return err
 			}
 			if err := r.load.end(ctx, false); err != nil {
 				return err
 			}
-			return r.settle(ctx)
+			return r.awaitSettled(ctx)
 		},
 	}
 }
 
-// havoc breaks things until a moment: one hand processes, another connections
+// injectFaults breaks things until a moment: one hand processes, another connections
 // and servers, each with dice of its own. When it returns everything is whole.
-func (r *run) havoc(ctx context.Context, until time.Time) error {
+func (r *run) injectFaults(ctx context.Context, until time.Time) error {
 	hand := func(salt uint64, acts []act) func() error {
 		dice := rand.New(rand.NewPCG(r.cfg.Seed, salt))
 		return func() error {
@@ -92,7 +92,7 @@ func between(dice *rand.Rand, low, high time.Duration) time.Duration {
 
 // victim is any instance of the fleet.
 func (r *run) victim(dice *rand.Rand) *instance {
-	all := r.line.present()
+	all := r.line.current()
 	return all[dice.IntN(len(all))]
 }
 
@@ -167,7 +167,7 @@ func (r *run) serverActs() []act {
 		link("black hole", (*devenv.Proxy).Stall),
 		link("replies dropped", (*devenv.Proxy).DropReplies),
 	}
-	if r.ground.env == nil {
+	if r.environment.env == nil {
 		return acts
 	}
 	for _, t := range r.outages() {

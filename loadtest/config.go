@@ -94,7 +94,7 @@ func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Prof
 	return f, f.Validate()
 }
 
-// Check tells what no attempt to run the scenario can mend. The program to run
+// Check tells what no attempt to run the scenario can fix. The program to run
 // may still be missing.
 func (c Config) Check(s Scenario) error {
 	c.Plan = c.Plan.over(s.Plan)

@@ -13,12 +13,12 @@ const endless = 24 * time.Hour
 func failover() Scenario {
 	return Scenario{
 		Name:   "failover",
-		About:  "SIGKILL to a non-leader, to the leader and to the holder of the turn, each replaced.",
+		About:  "SIGKILL to a non-leader, to the leader and to the dispatcher, each replaced.",
 		Bounds: "others own the shards within the member TTL plus 5 s (10 s)",
 		Plan:   Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks: true,
 		run: func(ctx context.Context, r *run) error {
-			return r.disturb(ctx, []role{bystands, leader, dealer}, func(in *instance, who role) error {
+			return r.disturb(ctx, []role{bystands, leader, dispatcher}, func(in *instance, who role) error {
 				if err := r.kill(ctx, in, string(who)); err != nil {
 					return err
 				}
@@ -31,7 +31,7 @@ func failover() Scenario {
 // disturb drives the load while something happens to one role after the other,
 // with the plan's duration between.
 func (r *run) disturb(ctx context.Context, roles []role, f func(in *instance, who role) error) error {
-	if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 		return err
 	}
 	for range max(1, r.plan.Rounds) {

@@ -34,9 +34,9 @@ func (r *run) slack(d time.Duration) time.Duration {
 type role string
 
 const (
-	leader   role = "the leader"
-	dealer   role = "the turn holder"
-	bystands role = "a non-leader"
+	leader     role = "the leader"
+	dispatcher role = "the dispatcher"
+	bystands   role = "a non-leader"
 )
 
 // pick finds the instance with a role.
@@ -45,26 +45,26 @@ func (r *run) pick(ctx context.Context, want role) (*instance, error) {
 	err := within(ctx, readyWithin, 50*time.Millisecond, func() error {
 		live := r.line.live()
 		seen := make([]figures, len(live))
-		leads, deals := -1, -1
+		leads, dispatches := -1, -1
 		for i, in := range live {
 			var err error
-			if seen[i], err = in.look(ctx); err != nil {
+			if seen[i], err = in.scrape(ctx); err != nil {
 				return err
 			}
 			if seen[i].leader {
 				leads = i
 			}
 			if seen[i].turn {
-				deals = i
+				dispatches = i
 			}
 		}
-		if leads < 0 || deals < 0 {
-			return errors.New("nobody leads or nobody deals")
+		if leads < 0 || dispatches < 0 {
+			return errors.New("no leader or no dispatcher")
 		}
 		i := leads
 		switch want {
-		case dealer:
-			i = deals
+		case dispatcher:
+			i = dispatches
 		case bystands:
 			i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader && !f.turn })
 			if i < 0 {
@@ -150,12 +150,12 @@ func (r *run) fill(ctx context.Context, slot int) error {
 	if err := r.line.ready(ctx, in); err != nil {
 		return err
 	}
-	return r.settle(ctx)
+	return r.awaitSettled(ctx)
 }
 
-// settle waits for an even spread.
-func (r *run) settle(ctx context.Context) error {
-	if err := r.line.settled(ctx, r.slack(settleWithin)); err != nil {
+// awaitSettled waits for an even spread.
+func (r *run) awaitSettled(ctx context.Context) error {
+	if err := r.line.awaitSettled(ctx, r.slack(settleWithin)); err != nil {
 		r.check(false, "the shards are not spread evenly: %v", err)
 		return ctx.Err()
 	}

@@ -120,7 +120,7 @@ func (in *instance) member() string {
 	return member
 }
 
-// gone tells whether the process has ended.
+// gone reports whether the process has ended.
 func (in *instance) gone() bool {
 	select {
 	case <-in.exited:

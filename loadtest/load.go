@@ -15,7 +15,7 @@ import (
 
 // load is everything a run sends, fleet by fleet, into one send log.
 type load struct {
-	ground *ground
+	ground *testbed
 	log    *slog.Logger
 	path   string
 	file   *os.File
@@ -34,7 +34,7 @@ type load struct {
 	worst   time.Duration
 }
 
-func newLoad(g *ground, dir string, log *slog.Logger) (*load, error) {
+func newLoad(g *testbed, dir string, log *slog.Logger) (*load, error) {
 	l := &load{ground: g, log: log, path: filepath.Join(dir, "send.log")}
 	var err error
 	if l.file, err = os.Create(l.path); err != nil {
@@ -95,7 +95,7 @@ func (l *load) end(ctx context.Context, early bool) error {
 	l.sending += time.Since(l.began)
 	l.spent += ownCPU() - l.cpu
 	err := within(ctx, serverTimeout, 100*time.Millisecond, func() error {
-		_, err := sender.Settle(ctx, l.ground.looker)
+		_, err := sender.Settle(ctx, l.ground.inspector)
 		return err
 	})
 	l.earlier.Add(sender.Progress().Sent)

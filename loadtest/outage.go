@@ -10,7 +10,7 @@ import (
 )
 
 // outageLasts is how long a server is away, and recoverWithin how long the
-// service may take afterwards until nothing undone is older than a second.
+// service may take afterwards until nothing unfinished is older than a second.
 const (
 	outageLasts   = 4 * time.Second
 	recoverWithin = 10 * time.Second
@@ -21,25 +21,25 @@ func outage() Scenario {
 		Name: "outage",
 		About: "Redis and Postgres stop, crash, freeze and fill up for a while; then one instance alone is cut off from each " +
 			"(on named servers everything is done to connections).",
-		Bounds: "10 s after the end of each nothing undone is older than a second; one that is cut off alone loses its shards within 10 s, " +
+		Bounds: "10 s after the end of each nothing unfinished is older than a second; one that is cut off alone loses its shards within 10 s, " +
 			"13 s where Postgres is a black hole; no instance exits",
 		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
 		proxied: true,
 		durable: true,
 		run: func(ctx context.Context, r *run) error {
-			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err
 			}
 			for _, o := range r.outages() {
 				if err := pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
-				if err := r.suffer(ctx, o); err != nil {
+				if err := r.inject(ctx, o); err != nil {
 					return err
 				}
 			}
-			return r.alone(ctx)
+			return r.isolateOne(ctx)
 		},
 	}
 }
@@ -52,7 +52,7 @@ type trouble struct {
 
 // outages are those of whole servers.
 func (r *run) outages() []trouble {
-	if r.ground.env == nil {
+	if r.environment.env == nil {
 		return []trouble{
 			r.everywhere("Redis away", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse),
 			r.everywhere("Redis silent", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall),
@@ -60,7 +60,7 @@ func (r *run) outages() []trouble {
 			r.everywhere("Postgres silent", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall),
 		}
 	}
-	redis, postgres := r.ground.env.Redis, r.ground.env.Postgres
+	redis, postgres := r.environment.env.Redis, r.environment.env.Postgres
 	full := func(name string, fill func(context.Context, bool) error) trouble {
 		return trouble{
 			name,
@@ -76,8 +76,8 @@ func (r *run) outages() []trouble {
 		{"Postgres stops", postgres.Stop, postgres.Start},
 		{"Postgres is killed", atOnce(postgres.Kill), postgres.Start},
 		{"Postgres is frozen", atOnce(postgres.Pause), atOnce(postgres.Resume)},
-		full("Redis is full", r.ground.fillRedis),
-		full("the disk of Postgres is full", r.ground.observer.FillDisk),
+		full("Redis is full", r.environment.fillRedis),
+		full("the disk of Postgres is full", r.environment.observer.FillDisk),
 	}
 }
 
@@ -96,8 +96,8 @@ func (r *run) everywhere(name string, of func(*instance) *devenv.Proxy, fault fu
 	return trouble{name, each(fault), each((*devenv.Proxy).Resume)}
 }
 
-// suffer has an outage, and waits until the service has recovered from it.
-func (r *run) suffer(ctx context.Context, o trouble) error {
+// inject has an outage, and waits until the service has recovered from it.
+func (r *run) inject(ctx context.Context, o trouble) error {
 	end := r.mark(-1, "%s", o.name)
 	if err := o.begin(ctx); err != nil {
 		return fmt.Errorf("%s: %w", o.name, err)
@@ -110,7 +110,7 @@ func (r *run) suffer(ctx context.Context, o trouble) error {
 	}
 	end()
 	back := time.Now()
-	if err := r.fresh(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
+	if err := r.awaitCaughtUp(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
 		r.check(false, "%s: no recovery: %v", o.name, err)
 		return ctx.Err()
 	}
@@ -120,9 +120,9 @@ func (r *run) suffer(ctx context.Context, o trouble) error {
 	return nil
 }
 
-// fresh waits until nothing undone is older than a second, twice in a row: the
+// awaitCaughtUp waits until nothing unfinished is older than a second, twice in a row: the
 // entries that the load could not send meanwhile are still to come.
-func (r *run) fresh(ctx context.Context, limit time.Duration) error {
+func (r *run) awaitCaughtUp(ctx context.Context, limit time.Duration) error {
 	times := 0
 	return within(ctx, limit, 100*time.Millisecond, func() error {
 		_, age := r.watch.backlog(ctx)
@@ -130,9 +130,9 @@ func (r *run) fresh(ctx context.Context, limit time.Duration) error {
 		if age == nil || *age > 1 || behind > time.Second {
 			times = 0
 			if age == nil {
-				return fmt.Errorf("the age of the oldest undone entry is unknown")
+				return fmt.Errorf("the age of the oldest unfinished entry is unknown")
 			}
-			return fmt.Errorf("the oldest undone entry is %.1f s old, the load %d ms behind", *age, behind.Milliseconds())
+			return fmt.Errorf("the oldest unfinished entry is %.1f s old, the load %d ms behind", *age, behind.Milliseconds())
 		}
 		if times++; times < 2 {
 			return fmt.Errorf("not yet seen twice")
@@ -141,8 +141,8 @@ func (r *run) fresh(ctx context.Context, limit time.Duration) error {
 	})
 }
 
-// alone cuts one instance off while the others are well.
-func (r *run) alone(ctx context.Context) error {
+// isolateOne cuts one instance off while the others are well.
+func (r *run) isolateOne(ctx context.Context) error {
 	for _, f := range []struct {
 		name  string
 		link  func(*instance) *devenv.Proxy
@@ -154,10 +154,10 @@ func (r *run) alone(ctx context.Context) error {
 		{"Redis refused", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse, memberTTL},
 		{"Redis black-holed", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall, memberTTL},
 	} {
-		if err := r.settle(ctx); err != nil {
+		if err := r.awaitSettled(ctx); err != nil {
 			return err
 		}
-		in, err := r.pick(ctx, dealer)
+		in, err := r.pick(ctx, dispatcher)
 		if err != nil {
 			return err
 		}
@@ -166,16 +166,16 @@ func (r *run) alone(ctx context.Context) error {
 		if err := f.fault(f.link(in)); err != nil {
 			return err
 		}
-		if err := r.takeover(ctx, span{what: f.name + " to the turn holder alone", member: in.member(), from: since}, f.limit+r.slack(takeoverSlack)); err != nil {
+		if err := r.takeover(ctx, span{what: f.name + " to the dispatcher alone", member: in.member(), from: since}, f.limit+r.slack(takeoverSlack)); err != nil {
 			return err
 		}
 		if err := f.link(in).Resume(); err != nil {
 			return err
 		}
 		end()
-		if err := r.fresh(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
+		if err := r.awaitCaughtUp(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
 			r.check(false, "%s: no recovery: %v", f.name, err)
 		}
 	}
-	return r.settle(ctx)
+	return r.awaitSettled(ctx)
 }

@@ -34,10 +34,10 @@ const (
 func poison() Scenario {
 	return Scenario{
 		Name: "poison",
-		About: "A backlog of which one entry in twenty is no record, in twelve ways, by turns with a clean one as large; one instance is killed " +
-			"on the way. Then what can be mended is mended and everything sent again.",
+		About: "A backlog of which one entry in twenty is no record, in twelve ways, alternately with a clean one as large; one instance is killed " +
+			"on the way. Then what can be fixed is fixed and everything sent again.",
 		Bounds: "every bad entry is a dead letter of its class and nothing else is; at least 0.6 of the clean rate (the best of each counts); " +
-			"what was mended is stored, what was not a dead letter again",
+			"what was fixed is stored, what was not a dead letter again",
 		Plan:   Plan{Instances: 2, Devices: 500, Rate: 1000, Entries: 40_000, Rounds: 2, Duration: endless, Profile: profileIncidents},
 		Breaks: true,
 		env:    []string{"DLQ_RETRY_DELAYS=2s,4s"},
@@ -48,24 +48,24 @@ func poison() Scenario {
 			if err := r.compare(ctx); err != nil {
 				return err
 			}
-			if err := r.diagnose(ctx); err != nil {
+			if err := r.checkDLQ(ctx); err != nil {
 				return err
 			}
 			if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
 				return err
 			}
-			return r.cure(ctx)
+			return r.repair(ctx)
 		},
 	}
 }
 
-// pace is at which rates a backlog was worked off.
+// pace is at which rates a backlog was drained.
 type pace struct {
 	whole  float64 // from the first entry to the last, the take-over included
 	before float64 // until one instance was killed
 }
 
-// compare works off clean and bad backlogs by turns.
+// compare drains clean and bad backlogs alternately.
 func (r *run) compare(ctx context.Context) error {
 	var clean, bad pace
 	for range max(1, r.plan.Rounds) {
@@ -74,9 +74,9 @@ func (r *run) compare(ctx context.Context) error {
 			share float64
 			best  *pace
 		}{{"clean", 0, &clean}, {"poisoned", dose, &bad}} {
-			p, err := r.workOffKilled(ctx, side.share)
+			p, err := r.drainKilled(ctx, side.share)
 			if err != nil {
-				return fmt.Errorf("work off a %s backlog: %w", side.name, err)
+				return fmt.Errorf("drain a %s backlog: %w", side.name, err)
 			}
 			r.fact("backlog", "%s, one of %d killed: %s/s in all, %s/s before the kill", side.name, r.plan.Instances,
 				cli.Thousands(int64(p.whole)), cli.Thousands(int64(p.before)))
@@ -90,22 +90,22 @@ func (r *run) compare(ctx context.Context) error {
 	return nil
 }
 
-// workOffKilled sends a backlog while nobody is there, lets all instances begin
+// drainKilled sends a backlog while nobody is there, lets all instances begin
 // with it at once, and kills one of them when half of it is done.
-func (r *run) workOffKilled(ctx context.Context, share float64) (pace, error) {
-	backlog, err := r.pileUp(ctx, share)
+func (r *run) drainKilled(ctx context.Context, share float64) (pace, error) {
+	backlog, err := r.fillBacklog(ctx, share)
 	if err != nil {
 		return pace{}, err
 	}
-	// Nothing is dealt while we hold the turn.
-	release, err := r.holdTurn(ctx)
+	// Nothing is dispatched while we hold the dispatch lease.
+	release, err := r.holdDispatchLease(ctx)
 	if err != nil {
 		return pace{}, err
 	}
 	if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
 		return pace{}, err
 	}
-	if err := r.line.settled(ctx, settleWithin); err != nil {
+	if err := r.line.awaitSettled(ctx, settleWithin); err != nil {
 		return pace{}, err
 	}
 	if err := release(); err != nil {
@@ -119,7 +119,7 @@ func (r *run) workOffKilled(ctx context.Context, share float64) (pace, error) {
 	if left == 0 {
 		return pace{}, fmt.Errorf("a backlog of %d entries was done before an instance could be killed: take more (--entries)", backlog)
 	}
-	if err := r.kill(ctx, r.line.present()[0], "one of all"); err != nil {
+	if err := r.kill(ctx, r.line.current()[0], "one of all"); err != nil {
 		return pace{}, err
 	}
 	done, _, err := r.shrunk(ctx, 0)
@@ -137,21 +137,21 @@ func (r *run) workOffKilled(ctx context.Context, share float64) (pace, error) {
 	return p, r.line.stop(ctx)
 }
 
-// holdTurn waits for the turn and keeps it.
-func (r *run) holdTurn(ctx context.Context) (release func() error, err error) {
+// holdDispatchLease waits for the dispatch lease and keeps it.
+func (r *run) holdDispatchLease(ctx context.Context) (release func() error, err error) {
 	token := "loadtest " + rand.Text()
 	err = within(ctx, readyWithin, 50*time.Millisecond, func() error {
-		turn, err := r.ground.looker.AcquireTurn(ctx, "", token, time.Hour)
-		if err == nil && !turn.Held {
-			err = errors.New("somebody deals")
+		turn, err := r.environment.inspector.AcquireDispatchLease(ctx, "", token, time.Hour)
+		if err == nil && !turn.Acquired {
+			err = errors.New("somebody dispatches")
 		}
 		return err
 	})
-	return func() error { return r.ground.looker.ReleaseTurn(ctx, token) }, err
+	return func() error { return r.environment.inspector.ReleaseDispatchLease(ctx, token) }, err
 }
 
-// pileUp sends a backlog of which a share is no records.
-func (r *run) pileUp(ctx context.Context, share float64) (int64, error) {
+// fillBacklog sends a backlog of which a share is no records.
+func (r *run) fillBacklog(ctx context.Context, share float64) (int64, error) {
 	profile, err := r.plan.profile(r.cfg.Seed, r.fleets, r.plan.Duration)
 	if err != nil {
 		return 0, err
@@ -177,44 +177,44 @@ func (r *run) pileUp(ctx context.Context, share float64) (int64, error) {
 func (r *run) shrunk(ctx context.Context, most int64) (at time.Time, left int64, err error) {
 	moved, least := time.Now(), int64(-1)
 	err = until(ctx, 5*time.Millisecond, func() error {
-		undone, _ := r.watch.backlog(ctx)
-		if undone == nil {
-			return errors.New("how much is undone is unknown")
+		outstanding, _ := r.watch.backlog(ctx)
+		if outstanding == nil {
+			return errors.New("the backlog is unknown")
 		}
-		at, left = time.Now(), *undone
+		at, left = time.Now(), *outstanding
 		if left <= most {
 			return nil
 		}
 		if least < 0 || left < least {
 			moved, least = at, left
 		}
-		if at.Sub(moved) > patience {
-			return giveUp(fmt.Errorf("%d entries are undone and nothing moves", left))
+		if at.Sub(moved) > noProgressLimit {
+			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", left))
 		}
-		return fmt.Errorf("%d entries are undone", left)
+		return fmt.Errorf("%d entries in the backlog", left)
 	})
 	return at, left, err
 }
 
-// ailment is what became of the bad entries of one kind.
-type ailment struct {
+// failureClass is what became of the bad entries of one kind.
+type failureClass struct {
 	class     telemetry.Class
 	sent      int
 	dead      int // dead letters of this class, after the attempts due to it
-	wrong     int // dead letters of another class, after other attempts, or though mended
+	wrong     int // dead letters of another class, after other attempts, or though fixed
 	mended    int // sent again, as records
 	again     int // sent again as they were
 	deadAgain int // of those
 }
 
-// census counts the bad entries by kind, and the dead letters that none of them is.
-func (r *run) census(ctx context.Context) (kinds map[string]*ailment, stray int, err error) {
+// countByClass counts the bad entries by kind, and the dead letters that none of them is.
+func (r *run) countByClass(ctx context.Context) (kinds map[string]*failureClass, stray int, err error) {
 	type patient struct {
-		*ailment
+		*failureClass
 		class  telemetry.Class // "" for a record
 		replay bool
 	}
-	kinds = make(map[string]*ailment)
+	kinds = make(map[string]*failureClass)
 	patients := make(map[telemetry.EntryID]patient)
 	sent, err := r.load.open()
 	if err != nil {
@@ -227,7 +227,7 @@ func (r *run) census(ctx context.Context) (kinds map[string]*ailment, stray int,
 		}
 		a := kinds[s.Junk]
 		if a == nil {
-			a = &ailment{class: s.Class}
+			a = &failureClass{class: s.Class}
 			kinds[s.Junk] = a
 		}
 		patients[s.ID] = patient{a, s.Class, !s.ReplayOf.IsZero()}
@@ -244,7 +244,7 @@ func (r *run) census(ctx context.Context) (kinds map[string]*ailment, stray int,
 	if err != nil {
 		return nil, 0, err
 	}
-	for l, err := range r.ground.parked.All(ctx) {
+	for l, err := range r.environment.dlqReader.All(ctx) {
 		if err != nil {
 			return nil, 0, err
 		}
@@ -267,10 +267,10 @@ func (r *run) census(ctx context.Context) (kinds map[string]*ailment, stray int,
 	return kinds, stray, nil
 }
 
-// diagnose has the judge look at what the backlogs left behind, and shows the
+// checkDLQ has the judge look at what the backlogs left behind, and shows the
 // dead letters by kind.
-func (r *run) diagnose(ctx context.Context) error {
-	kinds, stray, err := r.census(ctx)
+func (r *run) checkDLQ(ctx context.Context) error {
+	kinds, stray, err := r.countByClass(ctx)
 	if err != nil {
 		return err
 	}
@@ -286,19 +286,19 @@ func (r *run) diagnose(ctx context.Context) error {
 		r.check(a.dead == a.sent && a.wrong == 0, "%s: %d of %d are dead letters of class %s, %d others", name, a.dead, a.sent, a.class, a.wrong)
 	}
 	r.check(stray == 0, "%d dead letters are none of the bad entries", stray)
-	report, err := r.judge(ctx)
+	report, err := r.verifyTables(ctx)
 	if err != nil {
 		return err
 	}
 	account := report.Account
 	r.fact("account", "%s entries: %s stored, %s duplicates, %s dead letters", cli.Thousands(account.Entries),
 		cli.Thousands(account.Stored), cli.Thousands(account.Duplicates), cli.Thousands(account.DeadLettered))
-	r.check(report.Good() && int(account.DeadLettered) == all, "before the mending: %+v, %v", account, report.Counts)
+	r.check(report.Good() && int(account.DeadLettered) == all, "before the fixing: %+v, %v", account, report.Counts)
 	return nil
 }
 
-// judge has the oracle look at what there is by now.
-func (r *run) judge(ctx context.Context) (_ *oracle.Report, err error) {
+// verifyTables has the oracle look at what there is by now.
+func (r *run) verifyTables(ctx context.Context) (_ *oracle.Report, err error) {
 	sent, err := r.load.open()
 	if err != nil {
 		return nil, err
@@ -308,19 +308,19 @@ func (r *run) judge(ctx context.Context) (_ *oracle.Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	left, err := r.ground.left(ctx)
+	left, err := r.environment.left(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return o.Judge(oracle.Observed{
-		Positions: r.ground.positions(ctx), Pending: left.pending, Dealt: &left.dealt, DeadLetters: r.ground.letters(ctx),
-		Crossings: crossingsOf(r.ground.crossings(ctx)), Rules: r.rules(),
+		Positions: r.environment.positions(ctx), Pending: left.pending, Dispatched: &left.dispatched, DeadLetters: r.environment.letters(ctx),
+		Crossings: crossingsOf(r.environment.crossings(ctx)), Rules: r.rules(),
 	})
 }
 
-// remedies turn bad payloads back into what the device said, as an operator
-// would with sed. Of the kinds that are missing nothing is left to mend.
-func remedies() map[string][2]string {
+// repairs turn bad payloads back into what the device said, as an operator
+// would with sed. Of the kinds that are missing nothing is left to fix.
+func repairs() map[string][2]string {
 	const attributes = `"attributes":{`
 	return map[string][2]string{
 		"wrong_type":       {`"latitude":"north","was":`, `"latitude":`},
@@ -335,8 +335,8 @@ func remedies() map[string][2]string {
 	}
 }
 
-// letter is a line of processor dlq export, as far as it is mended.
-type letter struct {
+// deadLetter is a line of processor dlq export, as far as it is fixed.
+type deadLetter struct {
 	ID       string `json:"id"`
 	SourceID string `json:"source_id"`
 	Fields   []struct {
@@ -346,7 +346,7 @@ type letter struct {
 }
 
 // payload is where the line holds the payload; nil where it has none.
-func (l *letter) payload() *string {
+func (l *deadLetter) payload() *string {
 	for i := range l.Fields {
 		if l.Fields[i].Name == telemetry.FieldPayload {
 			return &l.Fields[i].Value
@@ -355,18 +355,18 @@ func (l *letter) payload() *string {
 	return nil
 }
 
-// cure mends what can be mended and sends all dead letters again, by the
+// repair fixes what can be fixed and sends all dead letters again, by the
 // commands that operators have, and notes what has to become of them.
-func (r *run) cure(ctx context.Context) error {
-	exported, mended := filepath.Join(r.cfg.Dir, "letters.jsonl"), filepath.Join(r.cfg.Dir, "mended.jsonl")
+func (r *run) repair(ctx context.Context) error {
+	exported, mended := filepath.Join(r.cfg.Dir, "letters.jsonl"), filepath.Join(r.cfg.Dir, "edited.jsonl")
 	if _, err := r.dlq(ctx, "export", "--file", exported); err != nil {
 		return err
 	}
-	again, err := r.mend(exported, mended)
+	again, err := r.editExported(exported, mended)
 	if err != nil {
-		return fmt.Errorf("mend dead letters: %w", err)
+		return fmt.Errorf("fix dead letters: %w", err)
 	}
-	if _, err := r.dlq(ctx, "edit", "--mended", mended, "--json"); err != nil {
+	if _, err := r.dlq(ctx, "edit", "--from-file", mended, "--json"); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -404,7 +404,7 @@ func (r *run) cure(ctx context.Context) error {
 		return err
 	}
 	r.fact("retry", "%d dead letters in %.1f s, until the last was done", len(report), time.Since(began).Seconds())
-	kinds, stray, err := r.census(ctx)
+	kinds, stray, err := r.countByClass(ctx)
 	if err != nil {
 		return err
 	}
@@ -413,17 +413,17 @@ func (r *run) cure(ctx context.Context) error {
 		if a == nil {
 			continue
 		}
-		r.fact(name, "%d mended and sent again; %d sent again as they were, %d dead letters again", a.mended, a.again, a.deadAgain)
+		r.fact(name, "%d fixed and sent again; %d sent again as they were, %d dead letters again", a.mended, a.again, a.deadAgain)
 		r.check(a.dead == 0 && a.wrong == 0 && a.mended+a.again == a.sent && a.deadAgain == a.again,
-			"%s after the mending: %+v", name, *a)
+			"%s after the fixing: %+v", name, *a)
 	}
-	r.check(stray == 0, "%d dead letters after the mending are none of the bad entries", stray)
+	r.check(stray == 0, "%d dead letters after the fixing are none of the bad entries", stray)
 	return nil
 }
 
-// mend writes mended dead letters, and returns what each dead letter is to be
+// editExported writes fixed dead letters, and returns what each dead letter is to be
 // sent again as, by source ID.
-func (r *run) mend(exported, mended string) (again map[string]*fleet.Sent, err error) {
+func (r *run) editExported(exported, mended string) (again map[string]*fleet.Sent, err error) {
 	kinds, err := r.junk()
 	if err != nil {
 		return nil, err
@@ -440,9 +440,9 @@ func (r *run) mend(exported, mended string) (again map[string]*fleet.Sent, err e
 	defer func() { err = errors.Join(err, out.Close()) }()
 	again = make(map[string]*fleet.Sent)
 	lines, write := json.NewDecoder(in), json.NewEncoder(out)
-	cures := remedies()
+	cures := repairs()
 	for {
-		var l letter
+		var l deadLetter
 		if err := lines.Decode(&l); errors.Is(err, io.EOF) {
 			return again, nil
 		} else if err != nil {
@@ -468,12 +468,12 @@ func (r *run) mend(exported, mended string) (again map[string]*fleet.Sent, err e
 		}
 		s.Class = ""
 		if err := write.Encode(&l); err != nil {
-			return nil, fmt.Errorf("write a mended dead letter: %w", err)
+			return nil, fmt.Errorf("write an edited dead letter: %w", err)
 		}
 	}
 }
 
-// said is the message in a payload of the fleet's junk that was mended.
+// said is the message in a payload of the fleet's junk that was fixed.
 func said(device, payload string) (telemetry.Message, error) {
 	var p struct {
 		Time       time.Time `json:"timestamp"`
@@ -516,7 +516,7 @@ func (r *run) junk() (_ map[string]fleet.Sent, err error) {
 
 // dlq runs a command of the processor on dead letters and returns what it printed.
 func (r *run) dlq(ctx context.Context, args ...string) ([]byte, error) {
-	environ, err := r.ground.environ(nil, nil)
+	environ, err := r.environment.environ(nil, nil)
 	if err != nil {
 		return nil, err
 	}

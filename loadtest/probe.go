@@ -17,38 +17,38 @@ const (
 // among them has to be stored by now. A run without a crash at the wrong moment
 // would not show that they are acknowledged too early.
 type probe struct {
-	ground  *ground
+	ground  *testbed
 	decoder *telemetry.Decoder
 	seen    int64 // acknowledged records looked at
 	early   int64 // those that were not stored
 }
 
-func newProbe(g *ground) *probe {
+func newProbe(g *testbed) *probe {
 	return &probe{ground: g, decoder: telemetry.NewDecoder(telemetry.DefaultLimits())}
 }
 
 func (p *probe) run(ctx context.Context) {
 	for pause(ctx, probeEvery) == nil {
-		p.look(ctx)
+		p.poll(ctx)
 	}
 }
 
-// look takes the last entries that were dealt, leaves out those still pending,
+// poll takes the last entries that were dispatched, leaves out those still pending,
 // and only then asks for the rows of the others. A server that does not answer
 // ends the look.
-func (p *probe) look(ctx context.Context) {
+func (p *probe) poll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	info, err := p.ground.looker.Info(ctx)
+	info, err := p.ground.inspector.Info(ctx)
 	if err != nil || !info.GroupExists {
 		return
 	}
 	after := telemetry.EntryID{Ms: uint64(info.Delivered.Time().Add(-probeBack).UnixMilli())}
-	entries, err := p.ground.looker.ReadRange(ctx, after, probeEntries)
+	entries, err := p.ground.inspector.ReadRange(ctx, after, probeEntries)
 	if err != nil {
 		return
 	}
-	ids, err := p.ground.looker.Pending(ctx, int(info.Pending)+10*probeEntries)
+	ids, err := p.ground.inspector.Pending(ctx, int(info.Pending)+10*probeEntries)
 	if err != nil || len(ids) >= int(info.Pending)+10*probeEntries {
 		return
 	}

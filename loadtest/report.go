@@ -77,12 +77,12 @@ func (d *reportData) numbers() {
 	add("double", "%s", cli.Thousands(r.Double))
 	add("reordered", "%s", unknown(r.Reordered))
 	add("by stale owners", "%s", unknown(r.Stale))
-	add("undone", "%s", cli.Thousands(r.Undone))
+	add("backlog", "%s", cli.Thousands(r.Backlog))
 	add("duplicates", "%s", cli.Thousands(r.Duplicates))
 	add("dead letters", "%s", cli.Thousands(r.DeadLettered))
 	add("crossings", "%s", cli.Thousands(r.Crossings))
 	add("rows", "%s", r.Oracle)
-	add("oldest undone", "%.1f s", r.PeakAge)
+	add("oldest backlog", "%.1f s", r.PeakAge)
 }
 
 // charts draws what the samples tell.
@@ -120,27 +120,27 @@ func (d *reportData) charts() {
 	}
 	add("Records stored a second", "by instance, stacked, over the second before", d.Slots, rate)
 
-	const undoneColor, ageColor = "#4e79a7", "#e15759"
-	undone := base
-	undone.lines = []series{{color: undoneColor, values: pick(func(s Sample) float64 { return known(s.Undone) })}}
-	add("Undone entries", "not dealt, pending or deferred; gaps are times at which nobody could say", nil, undone)
+	const backlogColor, ageColor = "#4e79a7", "#e15759"
+	outstanding := base
+	outstanding.lines = []series{{color: backlogColor, values: pick(func(s Sample) float64 { return known(s.Backlog) })}}
+	add("Backlog entries", "not dispatched, pending or deferred; gaps are times at which nobody could say", nil, outstanding)
 
 	age := base
 	age.lines = []series{{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.Age) })}}
-	add("Age of the oldest undone entry, seconds", "how far behind the fleet is", nil, age)
+	add("Age of the oldest unfinished entry, seconds", "how far behind the fleet is", nil, age)
 
 	latency := base
 	latency.log = true
 	latency.lines = []series{
-		{color: undoneColor, values: pick(func(s Sample) float64 { return seconds(s.P50) })},
+		{color: backlogColor, values: pick(func(s Sample) float64 { return seconds(s.P50) })},
 		{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.P99) })},
 	}
 	add("Latency from stream time to commit, milliseconds", "of the records stored since the sample before",
-		[]legend{{"p50", undoneColor}, {"p99", ageColor}}, latency)
-	if len(r.Tenures) > 0 {
+		[]legend{{"p50", backlogColor}, {"p99", ageColor}}, latency)
+	if len(r.OwnershipSpans) > 0 {
 		d.Charts = append(d.Charts, drawn{
 			Title: "Who owned each shard", About: "as Postgres noted it; one line is one shard, a dashed line the begin of a fault",
-			Legend: append(d.Slots[:len(d.Slots):len(d.Slots)], legend{"nobody", palette(-1)}), SVG: owners(base, r.Tenures),
+			Legend: append(d.Slots[:len(d.Slots):len(d.Slots)], legend{"nobody", palette(-1)}), SVG: owners(base, r.OwnershipSpans),
 		})
 	}
 }
@@ -182,12 +182,12 @@ func seconds(x *float64) float64 {
 }
 
 // owners draws a line of spans for each shard.
-func owners(c chart, tenures []Tenure) template.HTML {
+func owners(c chart, ownershipSpans []OwnershipSpan) template.HTML {
 	const line = 5
 	var b strings.Builder
 	height := marginTop + shards*line
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="owners of shards">`, chartWidth, height+marginFoot)
-	for _, t := range tenures {
+	for _, t := range ownershipSpans {
 		from, to := max(0, t.From), min(t.To, c.until)
 		if to <= from {
 			continue

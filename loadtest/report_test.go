@@ -16,14 +16,14 @@ import (
 func result() *loadtest.Result {
 	r := &loadtest.Result{
 		Scenario: "failover", Instances: 2, Share: []float64{.5, .5}, Oracle: "equal",
-		Marks:   []loadtest.Mark{{At: time.Second, Until: 2 * time.Second, What: "SIGKILL <i1-1>", Slot: 0}, {At: 3 * time.Second, What: "start", Slot: 0}},
-		Tenures: []loadtest.Tenure{{Shard: 0, Slot: 0, To: time.Second}, {Shard: 0, Slot: -1, From: time.Second, To: 4 * time.Second}},
+		Marks:          []loadtest.Mark{{At: time.Second, Until: 2 * time.Second, What: "SIGKILL <i1-1>", Slot: 0}, {At: 3 * time.Second, What: "start", Slot: 0}},
+		OwnershipSpans: []loadtest.OwnershipSpan{{Shard: 0, Slot: 0, To: time.Second}, {Shard: 0, Slot: -1, From: time.Second, To: 4 * time.Second}},
 	}
 	for i := range 20 {
 		s := loadtest.Sample{At: time.Duration(i) * 250 * time.Millisecond, Slots: make([]loadtest.SlotSample, i%2+1)}
 		if i%3 > 0 { // what is unknown leaves a gap
 			n, x := int64(i), float64(i)
-			s.Undone, s.Age, s.P50, s.P99 = &n, &x, &x, &x
+			s.Backlog, s.Age, s.P50, s.P99 = &n, &x, &x, &x
 		}
 		r.Samples = append(r.Samples, s)
 	}

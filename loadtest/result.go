@@ -27,9 +27,9 @@ type Result struct {
 	Duplicates   int64     `json:"duplicates"`
 	DeadLettered int64     `json:"dead_lettered"`
 	Crossings    int64     `json:"crossings"` // that are as they must be
-	Undone       int64     `json:"undone"`
+	Backlog      int64     `json:"backlog"`
 	Seconds      float64   `json:"seconds"`
-	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest undone entry
+	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest unfinished entry
 	// TakeoverSeconds are the times from a fault until others owned all shards.
 	TakeoverSeconds []float64 `json:"takeover_seconds,omitempty"`
 	// Curves tell how far behind the fleet was, second by second, after each of them.
@@ -38,24 +38,24 @@ type Result struct {
 	Rates  []float64 `json:"rates,omitempty"`
 	Missed []string  `json:"missed,omitempty"` // bounds
 
-	Findings []oracle.Finding `json:"-"`
-	Order    []string         `json:"-"` // examples of rows out of order
-	Facts    []Fact           `json:"-"`
-	Samples  []Sample         `json:"-"`
-	Marks    []Mark           `json:"-"`
-	Tenures  []Tenure         `json:"-"`
-	Account  oracle.Account   `json:"-"`
+	Findings       []oracle.Finding `json:"-"`
+	Order          []string         `json:"-"` // examples of rows out of order
+	Facts          []Fact           `json:"-"`
+	Samples        []Sample         `json:"-"`
+	Marks          []Mark           `json:"-"`
+	OwnershipSpans []OwnershipSpan  `json:"-"`
+	Account        oracle.Account   `json:"-"`
 }
 
-// Good tells whether all bounds were kept.
+// Good reports whether all bounds were kept.
 func (r *Result) Good() bool { return len(r.Missed) == 0 }
 
 // LagCurve is how far behind the fleet was after a fault: the largest value of each
 // second, counted from the fault. Null is unknown throughout the second.
 type LagCurve struct {
 	After      string     `json:"after"`
-	Undone     []*int64   `json:"undone"`
-	AgeSeconds []*float64 `json:"age_seconds"` // of the oldest undone entry
+	Backlog    []*int64   `json:"backlog"`
+	AgeSeconds []*float64 `json:"age_seconds"` // of the oldest unfinished entry
 }
 
 // Fact is something a scenario measured that is worth a line.
@@ -68,8 +68,8 @@ type Mark struct {
 	Slot      int // -1 where it is not about one
 }
 
-// Tenure is a span of time in which a slot owned a shard.
-type Tenure struct {
+// OwnershipSpan is a span of time in which a slot owned a shard.
+type OwnershipSpan struct {
 	Shard, Slot int // slot -1: nobody
 	From, To    time.Duration
 }

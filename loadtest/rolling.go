@@ -13,11 +13,11 @@ func rolling() Scenario {
 	return Scenario{
 		Name:  "rolling",
 		About: "Each instance in turn is stopped with SIGTERM and replaced, again and again, under load.",
-		Bounds: "age of the oldest undone entry: median of the restarts' peaks at most 1.5 s, worst at most 5 s; " +
+		Bounds: "age of the oldest unfinished entry: median of the restarts' peaks at most 1.5 s, worst at most 5 s; " +
 			"every stop exits with 0",
 		Plan: Plan{Instances: 2, Devices: 1000, Rate: 5000, Rounds: 20, Duration: time.Second, Profile: profileSteady},
 		run: func(ctx context.Context, r *run) error {
-			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err
 			}
 			var peaks []float64
@@ -42,15 +42,15 @@ func rolling() Scenario {
 			}
 			slices.Sort(peaks)
 			median, worst := peaks[len(peaks)/2], peaks[len(peaks)-1]
-			r.fact("age of the oldest undone entry", "median of the peaks of %d restarts %.2f s, worst %.2f s", len(peaks), median, worst)
-			r.check(median <= 1.5*r.cfg.Slack, "age of the oldest undone entry: median of the peaks %.2f s, want at most 1.5 s", median)
-			r.check(worst <= 5*r.cfg.Slack, "age of the oldest undone entry: worst peak %.2f s, want at most 5 s", worst)
+			r.fact("age of the oldest unfinished entry", "median of the peaks of %d restarts %.2f s, worst %.2f s", len(peaks), median, worst)
+			r.check(median <= 1.5*r.cfg.Slack, "age of the oldest unfinished entry: median of the peaks %.2f s, want at most 1.5 s", median)
+			r.check(worst <= 5*r.cfg.Slack, "age of the oldest unfinished entry: worst peak %.2f s, want at most 5 s", worst)
 			return nil
 		},
 	}
 }
 
-// oldest is the highest age of the oldest undone entry while something happens,
+// oldest is the highest age of the oldest unfinished entry while something happens,
 // looked at twenty times a second.
 func (r *run) oldest(ctx context.Context, while func() error) (float64, error) {
 	looking, stop := context.WithCancel(ctx)

@@ -16,22 +16,22 @@ import (
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
-// patience is how long nothing may be finished before waiting ends.
-const patience = 45 * time.Second
+// noProgressLimit is how long nothing may be finished before waiting ends.
+const noProgressLimit = 45 * time.Second
 
 // run is one run of a scenario.
 type run struct {
-	scenario Scenario
-	cfg      Config
-	plan     Plan
-	log      *slog.Logger
-	ground   *ground
-	line     *lineup
-	load     *load
-	watch    *watch
-	probe    *probe
-	began    time.Time
-	fleets   int // begun so far
+	scenario    Scenario
+	cfg         Config
+	plan        Plan
+	log         *slog.Logger
+	environment *testbed
+	line        *cluster
+	load        *load
+	watch       *watch
+	probe       *probe
+	began       time.Time
+	fleets      int // begun so far
 
 	mu        sync.Mutex
 	marks     []Mark
@@ -55,19 +55,19 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, err
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
-	r.line = &lineup{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}
+	r.line = &cluster{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}
 	if s.held {
 		r.line.env = append(r.line.env, "MUTANT_HOLD="+cfg.Dir)
 	}
-	if r.ground, err = openGround(ctx, cfg, s.durable, r.log); err != nil {
+	if r.environment, err = openEnvironment(ctx, cfg, s.durable, r.log); err != nil {
 		return nil, err
 	}
-	r.line.ground = r.ground
+	r.line.ground = r.environment
 	defer func() {
 		past := context.WithoutCancel(ctx)
-		err = errors.Join(err, r.ground.clear(past, r.line.identities(), r.plan.Devices), r.ground.close(past))
+		err = errors.Join(err, r.environment.clear(past, r.line.identities(), r.plan.Devices), r.environment.close(past))
 	}()
-	if r.load, err = newLoad(r.ground, cfg.Dir, r.log); err != nil {
+	if r.load, err = newLoad(r.environment, cfg.Dir, r.log); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.load.close()) }()
@@ -77,18 +77,18 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		}
 	}
 	defer func() { err = errors.Join(err, r.line.close()) }()
-	return r.whole(ctx)
+	return r.execute(ctx)
 }
 
-func (r *run) whole(ctx context.Context) (*Result, error) {
+func (r *run) execute(ctx context.Context) (*Result, error) {
 	r.began = time.Now()
 	r.watch = &watch{
-		ground: r.ground, line: r.line, began: r.began, show: r.cfg.Show, load: r.load.sent, fault: r.lastMark,
+		ground: r.environment, line: r.line, began: r.began, show: r.cfg.Show, load: r.load.sent, fault: r.lastMark,
 	}
 	watching, stopWatch := context.WithCancel(ctx)
 	var looking sync.WaitGroup
 	looking.Go(func() { r.watch.run(watching) })
-	r.probe = newProbe(r.ground)
+	r.probe = newProbe(r.environment)
 	if !r.scenario.bare {
 		looking.Go(func() { r.probe.run(watching) })
 	}
@@ -99,10 +99,10 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
 			return nil, err
 		}
-		if err := r.line.settled(ctx, readyWithin); err != nil {
+		if err := r.line.awaitSettled(ctx, readyWithin); err != nil {
 			return nil, fmt.Errorf("wait for an even split at the start: %w", err)
 		}
-		if err := r.unasked(ctx); err != nil {
+		if err := r.awaitNoRequests(ctx); err != nil {
 			return nil, fmt.Errorf("wait until the new fences are known: %w", err)
 		}
 	}
@@ -122,23 +122,23 @@ func (r *run) whole(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	r.watch.look(ctx)
-	if r.ground.env != nil {
-		r.postgresMB = serverMB(r.ground.env.Postgres.PID())
+	if r.environment.env != nil {
+		r.postgresMB = serverMB(r.environment.env.Postgres.PID())
 	}
 	stopWatch()
 	looking.Wait()
-	r.deserters()
+	r.unexpectedExits()
 	if err := r.line.stop(ctx); err != nil {
 		r.check(false, "%v", err)
 	}
 	return r.verdict(ctx, sent, left)
 }
 
-// unasked waits until no request is open: putting up fences asks for what was
+// awaitNoRequests waits until no request is open: putting up fences asks for what was
 // derived before to be derived again, though there is nothing yet.
-func (r *run) unasked(ctx context.Context) error {
+func (r *run) awaitNoRequests(ctx context.Context) error {
 	return within(ctx, readyWithin, 50*time.Millisecond, func() error {
-		n, err := r.ground.observer.Requests(ctx)
+		n, err := r.environment.observer.Requests(ctx)
 		if err == nil && n > 0 {
 			err = fmt.Errorf("%d requests are open", n)
 		}
@@ -148,10 +148,10 @@ func (r *run) unasked(ctx context.Context) error {
 
 // begin sends the fleet of the plan in the background.
 func (r *run) begin(ctx context.Context) error {
-	return r.beginFor(ctx, r.plan.Duration, fleet.AtSpeed(1))
+	return r.startLoadFor(ctx, r.plan.Duration, fleet.AtSpeed(1))
 }
 
-func (r *run) beginFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) error {
+func (r *run) startLoadFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) error {
 	profile, err := r.plan.profile(r.cfg.Seed, r.fleets, d)
 	if err != nil {
 		return err
@@ -166,24 +166,24 @@ func (r *run) beginFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) 
 
 // leftover is what was not finished when waiting ended.
 type leftover struct {
-	pending map[telemetry.EntryID]bool
-	dealt   telemetry.EntryID
-	undone  int64
+	pending     map[telemetry.EntryID]bool
+	dispatched  telemetry.EntryID
+	outstanding int64
 }
 
 // finish waits until everything is done, or nothing has been for a while.
 func (r *run) finish(ctx context.Context) (leftover, error) {
 	moved, least := time.Now(), int64(math.MaxInt64)
 	for {
-		undone, known, err := r.ground.undone(ctx)
-		if err == nil && undone < least {
-			least, moved = undone, time.Now()
+		outstanding, known, err := r.environment.outstanding(ctx)
+		if err == nil && outstanding < least {
+			least, moved = outstanding, time.Now()
 		}
-		if err == nil && (known && undone == 0 || time.Since(moved) > patience) {
+		if err == nil && (known && outstanding == 0 || time.Since(moved) > noProgressLimit) {
 			r.finished = moved
-			return r.ground.left(ctx)
+			return r.environment.left(ctx)
 		}
-		if err != nil && time.Since(moved) > 2*patience {
+		if err != nil && time.Since(moved) > 2*noProgressLimit {
 			return leftover{}, err
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
@@ -234,24 +234,24 @@ func (r *run) fact(name, format string, args ...any) {
 	r.facts = append(r.facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
 }
 
-// deserters finds instances that ended though nobody told them to.
-func (r *run) deserters() {
-	for _, in := range r.line.present() {
+// unexpectedExits finds instances that ended though nobody told them to.
+func (r *run) unexpectedExits() {
+	for _, in := range r.line.current() {
 		if in.gone() {
 			r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.name, in.err, in.tail(3))
 		}
 	}
 }
 
-// later checks a bound once the verdict is known.
-func (r *run) later(f func(*Result)) { r.after = append(r.after, f) }
+// afterVerdict checks a bound once the verdict is known.
+func (r *run) afterVerdict(f func(*Result)) { r.after = append(r.after, f) }
 
 // bounds that every scenario shares.
-func (r *run) common(res *Result, report *oracle.Report) {
+func (r *run) checkCommonBounds(res *Result, report *oracle.Report) {
 	r.check(res.Lost == 0, "lost: %d entries, want 0", res.Lost)
 	r.check(res.Double == 0, "double: %d effects too many, want 0", res.Double)
 	r.check(res.Early == 0, "early: %d records were acknowledged before they were stored, want 0", res.Early)
-	r.check(res.Undone == 0, "undone: %d entries, want 0", res.Undone)
+	r.check(res.Backlog == 0, "backlog: %d entries, want 0", res.Backlog)
 	r.check(report.Account.Balanced(), "account: %+v does not add up", report.Account)
 	r.check(res.Oracle == equal, "oracle: %v", report.Counts)
 	if res.Reordered != nil {

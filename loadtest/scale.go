@@ -15,7 +15,7 @@ func scale() Scenario {
 			"who leaves exits with 0 and its shards move within 1 s of its end",
 		Plan: Plan{Instances: 1, Devices: 500, Rate: 3000, Duration: 4 * time.Second, Profile: profileIncidents},
 		run: func(ctx context.Context, r *run) error {
-			if err := r.beginFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err
 			}
 			for n := r.plan.Instances; n < 3; n++ {
@@ -33,7 +33,7 @@ func scale() Scenario {
 				if err := r.terminate(ctx, r.line.live()[n]); err != nil {
 					return err
 				}
-				if err := r.settle(ctx); err != nil {
+				if err := r.awaitSettled(ctx); err != nil {
 					return err
 				}
 			}
@@ -53,9 +53,9 @@ func (r *run) join(ctx context.Context, n int) error {
 	r.fact("join", "of instance %d: %.2f s from the start of its process to an even spread", n+1, took.Seconds())
 	r.check(took <= r.slack(10*time.Second), "join of instance %d: %.2f s, want at most 10 s", n+1, took.Seconds())
 	from, to := before.Sub(r.began), time.Since(r.began)
-	r.later(func(res *Result) {
+	r.afterVerdict(func(res *Result) {
 		moved := 0
-		for _, t := range res.Tenures {
+		for _, t := range res.OwnershipSpans {
 			if t.Slot >= 0 && t.From >= from && t.From <= to {
 				moved++
 			}

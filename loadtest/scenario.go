@@ -25,7 +25,7 @@ type Scenario struct {
 }
 
 // EveryBound is the bounds that all scenarios share, in words.
-const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, or left undone; every row equal to the oracle's"
+const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, or left unfinished; every row equal to the oracle's"
 
 // Scenarios are all scenarios in the order in which they are shown.
 func Scenarios() []Scenario {

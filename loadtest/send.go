@@ -25,7 +25,7 @@ type SendConfig struct {
 	Log      *slog.Logger
 }
 
-// Check tells what no attempt can mend.
+// Check tells what no attempt can fix.
 func (c SendConfig) Check() error {
 	p := c.Plan
 	p.Instances = 1 // ours are none

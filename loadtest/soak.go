@@ -22,7 +22,7 @@ func soak() Scenario {
 				return err
 			}
 			to := time.Since(r.began)
-			r.later(func(res *Result) {
+			r.afterVerdict(func(res *Result) {
 				r.check(res.P99MS != nil && *res.P99MS <= 1000*r.cfg.Slack, "p99: want at most 1 s")
 				quarter := (to - from) / 4
 				for slot := range r.plan.Instances {

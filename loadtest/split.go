@@ -23,7 +23,7 @@ func split() Scenario {
 			if r.plan.Instances == 3 {
 				low, high = .28, .39
 			}
-			r.later(func(res *Result) {
+			r.afterVerdict(func(res *Result) {
 				for i, share := range res.Share {
 					r.check(share >= low && share <= high, "share of instance %d: %.3f, want %.2f to %.2f", i+1, share, low, high)
 				}

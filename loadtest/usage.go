@@ -89,10 +89,10 @@ func statusMB(status []byte, field string) float64 {
 
 // redisCPU is the CPU time of our own Redis, 0 on a named one.
 func (r *run) redisCPU() time.Duration {
-	if r.ground.env == nil {
+	if r.environment.env == nil {
 		return 0
 	}
-	return cpuOf(r.ground.env.Redis.PID())
+	return cpuOf(r.environment.env.Redis.PID())
 }
 
 // ownCPU is the CPU time of this process.

@@ -31,11 +31,11 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 		return nil, err
 	}
 	seen := oracle.Observed{
-		Positions: r.ground.positions(ctx), Pending: left.pending, Dealt: &left.dealt,
-		DeadLetters: r.ground.letters(ctx), Rules: r.rules(),
+		Positions: r.environment.positions(ctx), Pending: left.pending, Dispatched: &left.dispatched,
+		DeadLetters: r.environment.letters(ctx), Rules: r.rules(),
 	}
 	if len(r.fences) > 0 {
-		seen.Crossings = crossingsOf(r.ground.crossings(ctx))
+		seen.Crossings = crossingsOf(r.environment.crossings(ctx))
 	}
 	report, err := o.Judge(seen)
 	if err != nil {
@@ -46,7 +46,7 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 	res := &Result{
 		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed,
 		Sent: account.Entries, Stored: account.Stored, Duplicates: account.Duplicates,
-		DeadLettered: account.DeadLettered, Lost: account.Lost, Undone: left.undone,
+		DeadLettered: account.DeadLettered, Lost: account.Lost, Backlog: left.outstanding,
 		Double:  report.Counts[oracle.KindDouble] + report.Counts[oracle.KindUnexpected],
 		Oracle:  equal,
 		Seconds: round(account.Seconds, 3), PerSecond: round(account.PerSecond, 1),
@@ -62,7 +62,7 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 	if err := r.order(ctx, o, res); err != nil {
 		return nil, err
 	}
-	r.common(res, report)
+	r.checkCommonBounds(res, report)
 	for _, f := range r.after {
 		f(res)
 	}
@@ -81,22 +81,22 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 // order judges when and by whom rows were committed.
 func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	res.Share = make([]float64, r.line.size())
-	if !r.ground.dated {
+	if !r.environment.dated {
 		samples := res.Samples
 		for i, s := range samples[len(samples)-1].Slots {
 			res.Share[i] = round(float64(s.Stored)/float64(max(1, res.Stored)), 3)
 		}
 		return nil
 	}
-	tenures, err := r.ground.observer.Tenures(ctx)
+	ownershipSpans, err := r.environment.observer.OwnershipSpans(ctx)
 	if err != nil {
 		return err
 	}
-	owned := make([]oracle.Tenure, len(tenures))
-	for i, t := range tenures {
-		owned[i] = oracle.Tenure{Shard: t.Shard, Owner: t.Owner, FromUS: t.FromUS}
+	owned := make([]oracle.OwnershipSpan, len(ownershipSpans))
+	for i, t := range ownershipSpans {
+		owned[i] = oracle.OwnershipSpan{Shard: t.Shard, Owner: t.Owner, FromUS: t.FromUS}
 	}
-	verdict, err := o.Order(commitsOf(r.ground.observer.Commits(ctx)), owned, shards)
+	verdict, err := o.Order(commitsOf(r.environment.observer.Commits(ctx)), owned, shards)
 	if err != nil {
 		return fmt.Errorf("judge the order: %w", err)
 	}
@@ -111,8 +111,8 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	for i := range res.Share {
 		res.Share[i] = round(res.Share[i]/float64(max(1, rows)), 3)
 	}
-	res.Tenures = r.tenures(tenures)
-	times, err := r.ground.observer.CommitTimes(ctx)
+	res.OwnershipSpans = r.ownershipSpans(ownershipSpans)
+	times, err := r.environment.observer.CommitTimes(ctx)
 	if err != nil {
 		return err
 	}
@@ -134,9 +134,9 @@ func commitsOf(commits iter.Seq2[store.Commit, error]) iter.Seq2[oracle.Commit, 
 	}
 }
 
-// tenures is who owned what, as spans of the run.
-func (r *run) tenures(changes []store.Tenure) []Tenure {
-	var spans []Tenure
+// ownershipSpans is who owned what, as spans of the run.
+func (r *run) ownershipSpans(changes []store.OwnershipSpan) []OwnershipSpan {
+	var spans []OwnershipSpan
 	open := map[int]int{} // by shard: index in spans
 	since := func(us int64) time.Duration { return time.UnixMicro(us).Sub(r.began) }
 	for _, c := range changes {
@@ -144,7 +144,7 @@ func (r *run) tenures(changes []store.Tenure) []Tenure {
 			spans[i].To = since(c.FromUS)
 		}
 		open[c.Shard] = len(spans)
-		spans = append(spans, Tenure{Shard: c.Shard, Slot: r.line.slotOf(c.Owner), From: since(c.FromUS)})
+		spans = append(spans, OwnershipSpan{Shard: c.Shard, Slot: r.line.slotOf(c.Owner), From: since(c.FromUS)})
 	}
 	end := r.finished.Sub(r.began)
 	for _, i := range open {
@@ -155,15 +155,15 @@ func (r *run) tenures(changes []store.Tenure) []Tenure {
 
 // lagCurve is what the samples tell about the seconds after a fault.
 func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
-	c := LagCurve{After: after, Undone: make([]*int64, 1+int((to-from)/time.Second))}
-	c.AgeSeconds = make([]*float64, len(c.Undone))
+	c := LagCurve{After: after, Backlog: make([]*int64, 1+int((to-from)/time.Second))}
+	c.AgeSeconds = make([]*float64, len(c.Backlog))
 	for _, s := range samples {
 		if s.At < from || s.At > to {
 			continue
 		}
 		n := int((s.At - from) / time.Second)
-		if s.Undone != nil && (c.Undone[n] == nil || *s.Undone > *c.Undone[n]) {
-			c.Undone[n] = s.Undone
+		if s.Backlog != nil && (c.Backlog[n] == nil || *s.Backlog > *c.Backlog[n]) {
+			c.Backlog[n] = s.Backlog
 		}
 		if s.Age != nil && (c.AgeSeconds[n] == nil || *s.Age > *c.AgeSeconds[n]) {
 			age := round(*s.Age, 2)
@@ -191,7 +191,7 @@ func (r *run) usage(res *Result) {
 				r.load.worst.Milliseconds(), 100*share, runtime.NumCPU()),
 		})
 	}
-	if env := r.ground.env; env != nil {
+	if env := r.environment.env; env != nil {
 		res.Facts = append(res.Facts, Fact{
 			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB at most, Postgres %.0f MB at the end, this process %.0f MB at most",
 				peakMB(env.Redis.PID()), r.postgresMB, peakMB(os.Getpid())),
@@ -207,7 +207,7 @@ func (r *run) instances(res *Result) {
 	}
 	var seen []figures
 	for _, in := range r.line.all() {
-		f := in.seen()
+		f := in.lastScrape()
 		if f.most == 0 {
 			continue
 		}

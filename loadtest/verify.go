@@ -24,7 +24,7 @@ type VerifyConfig struct {
 	MaxCrossingGap time.Duration
 }
 
-// Check tells what no attempt can mend.
+// Check tells what no attempt can fix.
 func (c VerifyConfig) Check() error { return checkRedis(c.RedisURL) }
 
 // Verify compares the tables of a system with a recorded send log. It reads
@@ -39,7 +39,7 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
-	g := &ground{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: cfg.Stream, group: cfg.Group, dlq: cfg.DLQStream}
+	g := &testbed{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: cfg.Stream, group: cfg.Group, dlq: cfg.DLQStream}
 	defer func() { err = errors.Join(err, g.close(context.WithoutCancel(ctx))) }()
 	if err := g.connect(ctx); err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
-	seen.Pending, seen.Dealt = left.pending, &left.dealt
+	seen.Pending, seen.Dispatched = left.pending, &left.dispatched
 	_, versions, err := g.fenceRows(ctx)
 	if err != nil {
 		return nil, err
@@ -64,8 +64,8 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 }
 
 // left is what is not done yet.
-func (g *ground) left(ctx context.Context) (leftover, error) {
-	info, err := g.looker.Info(ctx)
+func (g *testbed) left(ctx context.Context) (leftover, error) {
+	info, err := g.inspector.Info(ctx)
 	if err != nil {
 		return leftover{}, fmt.Errorf("ask what is left: %w", err)
 	}
@@ -75,22 +75,22 @@ func (g *ground) left(ctx context.Context) (leftover, error) {
 	}
 	var ids []telemetry.EntryID
 	if info.GroupExists {
-		if ids, err = g.looker.Pending(ctx, int(info.Pending)+1); err != nil {
+		if ids, err = g.inspector.Pending(ctx, int(info.Pending)+1); err != nil {
 			return leftover{}, fmt.Errorf("list what is left: %w", err)
 		}
 	}
-	left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered}
+	left := leftover{pending: map[telemetry.EntryID]bool{}, dispatched: info.Delivered}
 	for _, id := range append(ids, deferred...) {
 		left.pending[id] = true
 	}
-	undone, _ := undoneOf(info)
-	left.undone = undone + int64(len(deferred))
+	outstanding, _ := backlogOf(info)
+	left.outstanding = outstanding + int64(len(deferred))
 	return left, nil
 }
 
-// undone is how many entries are not done, deferred ones included.
-func (g *ground) undone(ctx context.Context) (n int64, known bool, err error) {
-	info, err := g.looker.Info(ctx)
+// outstanding is how many entries are not done, deferred ones included.
+func (g *testbed) outstanding(ctx context.Context) (n int64, known bool, err error) {
+	info, err := g.inspector.Info(ctx)
 	if err != nil {
 		return 0, false, fmt.Errorf("ask what is left: %w", err)
 	}
@@ -98,6 +98,6 @@ func (g *ground) undone(ctx context.Context) (n int64, known bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
-	n, known = undoneOf(info)
+	n, known = backlogOf(info)
 	return n + int64(len(deferred)), known, nil
 }

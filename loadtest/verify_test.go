@@ -48,7 +48,7 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 	require.Equal(t, sent.Sent, report.Account.Entries)
 	require.Equal(t, sent.Sent, report.Account.Pending)
 
-	// Dealt and gone from the queues without a trace.
+	// Dispatched and gone from the queues without a trace.
 	require.NoError(t, corner.Client().XGroupCreate(t.Context(), corner.Stream, corner.Group, "$").Err())
 	report, err = loadtest.Verify(t.Context(), cfg)
 	require.NoError(t, err)

@@ -10,45 +10,45 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// watchEvery is how often a run is looked at, and lookTimeout how long one look
+// watchEvery is how often a run is looked at, and pollTimeout how long one look
 // may take: a frozen process and a stopped server do not answer.
 const (
 	watchEvery  = 250 * time.Millisecond
-	lookTimeout = 400 * time.Millisecond
+	pollTimeout = 400 * time.Millisecond
 )
 
 // Sample is a run at one moment. What could not be learned is unknown.
 type Sample struct {
-	At     time.Duration // since the begin of the run
-	Sent   int64
-	Behind time.Duration // of the load behind its own plan
-	Slots  []SlotSample
-	Rate   float64 // records stored a second, since the last sample
-	Undone *int64
-	Age    *float64 // seconds, of the oldest entry that is not done
-	P50    *float64 // milliseconds from stream time to commit, since the last sample
-	P99    *float64
-	Marks  int // faults begun so far
-	Fault  string
+	At      time.Duration // since the begin of the run
+	Sent    int64
+	Behind  time.Duration // of the load behind its own plan
+	Slots   []SlotSample
+	Rate    float64 // records stored a second, since the last sample
+	Backlog *int64
+	Age     *float64 // seconds, of the oldest entry that is not done
+	P50     *float64 // milliseconds from stream time to commit, since the last sample
+	P99     *float64
+	Marks   int // faults begun so far
+	Fault   string
 }
 
 // SlotSample is one slot of the fleet at one moment.
 type SlotSample struct {
-	Name     string // of the instance, "" while the slot is empty
-	Answered bool
-	Stored   int64 // by all instances of the slot so far
-	Rate     float64
-	Shards   int
-	Leader   bool
-	Turn     bool
-	RSS      float64
-	CPU      float64
+	Name          string // of the instance, "" while the slot is empty
+	Answered      bool
+	Stored        int64 // by all instances of the slot so far
+	Rate          float64
+	Shards        int
+	Leader        bool
+	DispatchLease bool
+	RSS           float64
+	CPU           float64
 }
 
 // watch looks at a run until its context ends.
 type watch struct {
-	ground *ground
-	line   *lineup
+	ground *testbed
+	line   *cluster
 	began  time.Time
 	show   func(Sample)
 	load   func() (sent int64, behind time.Duration)
@@ -74,43 +74,43 @@ func (w *watch) run(ctx context.Context) {
 
 // look takes one sample.
 func (w *watch) look(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	live := w.line.live()
 	answered := make([]bool, len(live))
 	var looks errgroup.Group
 	for i, in := range live {
 		looks.Go(func() error {
-			_, err := in.look(ctx)
+			_, err := in.scrape(ctx)
 			answered[i] = err == nil
 			return nil
 		})
 	}
-	var undone *int64
+	var outstanding *int64
 	var age *float64
 	looks.Go(func() error {
-		undone, age = w.backlog(ctx)
+		outstanding, age = w.backlog(ctx)
 		return nil
 	})
 	_ = looks.Wait() // each look keeps what it failed to learn as unknown
 
-	s := Sample{At: time.Since(w.began), Undone: undone, Age: age, Slots: make([]SlotSample, w.line.size())}
+	s := Sample{At: time.Since(w.began), Backlog: outstanding, Age: age, Slots: make([]SlotSample, w.line.size())}
 	s.Sent, s.Behind = w.load()
 	s.Marks, s.Fault = w.fault()
 	var latency histogram
 	for _, in := range w.line.all() {
-		f := in.seen()
+		f := in.lastScrape()
 		slot := &s.Slots[in.slot]
 		slot.Stored += f.stored
 		slot.CPU += f.cpu
 		latency.add(f.latency, 1)
 	}
 	for i, in := range live {
-		f := in.seen()
+		f := in.lastScrape()
 		slot := &s.Slots[in.slot]
 		slot.Name, slot.Answered = in.name, answered[i]
 		if answered[i] {
-			slot.Shards, slot.Leader, slot.Turn, slot.RSS = f.shards, f.leader, f.turn, f.rss
+			slot.Shards, slot.Leader, slot.DispatchLease, slot.RSS = f.shards, f.leader, f.turn, f.rss
 		}
 	}
 	w.keep(s, latency)
@@ -145,14 +145,14 @@ func (w *watch) keep(s Sample, latency histogram) {
 }
 
 // backlog is what is not done and how old the oldest of it is.
-func (w *watch) backlog(ctx context.Context) (undone *int64, age *float64) {
-	b, err := w.ground.looker.Backlog(ctx)
+func (w *watch) backlog(ctx context.Context) (outstanding *int64, age *float64) {
+	b, err := w.ground.inspector.Backlog(ctx)
 	if err != nil {
 		return nil, nil
 	}
 	if b.LagKnown {
 		n := b.Lag + b.Pending
-		undone = &n
+		outstanding = &n
 	}
 	if b.OldestKnown {
 		seconds := 0.0
@@ -161,11 +161,11 @@ func (w *watch) backlog(ctx context.Context) (undone *int64, age *float64) {
 		}
 		age = &seconds
 	}
-	return undone, age
+	return outstanding, age
 }
 
-// undoneOf is how many entries are not done, false where that is not known.
-func undoneOf(info stream.Info) (int64, bool) {
+// backlogOf is how many entries are not done, false where that is not known.
+func backlogOf(info stream.Info) (int64, bool) {
 	switch {
 	case !info.Exists:
 		return 0, true
@@ -192,7 +192,7 @@ func (w *watch) taken() ([]Sample, histogram) {
 	return w.samples[:len(w.samples):len(w.samples)], w.latency
 }
 
-// peak is the highest age of the oldest undone entry in a span of the run.
+// peak is the highest age of the oldest unfinished entry in a span of the run.
 func peak(samples []Sample, from, to time.Duration) float64 {
 	highest := 0.0
 	for _, s := range samples {

@@ -31,15 +31,15 @@ comment on column processor.settings.set_at is
 
 create table if not exists processor.shards (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   shard integer not null check (shard >= 0),
   owner text,
   epoch bigint not null default 0,
-  deaths integer not null default 0 check (deaths >= 0),
-  run_limit integer check (run_limit > 0),
+  crash_count integer not null default 0 check (crash_count >= 0),
+  max_in_flight integer check (max_in_flight > 0),
   owner_since timestamptz,
   updated_at timestamptz not null default now(),
-  primary key (stream, grp, shard)
+  primary key (stream, group_name, shard)
 ) with (
   fillfactor = 50,
   autovacuum_vacuum_scale_factor = 0,
@@ -51,30 +51,30 @@ comment on table processor.shards is
   'The authority on who may commit for a shard: every transaction that writes for it ends with processor.fence.';
 comment on column processor.shards.stream is
   'Name of the source stream.';
-comment on column processor.shards.grp is
+comment on column processor.shards.group_name is
   'Name of the consumer group.';
 comment on column processor.shards.shard is
   'Number of the shard, from 0.';
 comment on column processor.shards.owner is
   'Member that owns the shard, with its incarnation; null after a release.';
 comment on column processor.shards.epoch is
-  'Fencing token, raised at every take-over, never lowered.';
-comment on column processor.shards.deaths is
-  'Take-overs without a release since the shard last made progress.';
-comment on column processor.shards.run_limit is
-  'How many entries an owner may have in hand while a crash is suspected; null means no limit.';
+  'Fencing token, incremented at every acquisition, never lowered.';
+comment on column processor.shards.crash_count is
+  'Owners that crashed since the shard last made progress.';
+comment on column processor.shards.max_in_flight is
+  'Maximum entries in flight while the shard is quarantined; null means no limit.';
 comment on column processor.shards.owner_since is
-  'When the present owner took the shard.';
+  'When the current owner acquired the shard.';
 comment on column processor.shards.updated_at is
   'When the row last changed.';
 
 create table if not exists processor.progress (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   shard integer not null check (shard >= 0),
   applied_id text not null,
   updated_at timestamptz not null default now(),
-  primary key (stream, grp, shard)
+  primary key (stream, group_name, shard)
 ) with (
   fillfactor = 50,
   autovacuum_vacuum_scale_factor = 0,
@@ -86,7 +86,7 @@ comment on table processor.progress is
   'Progress marks of the shards, written up to once a second. Kept apart from processor.shards because every commit reads those rows, and under a long snapshot would have to read all their old versions.';
 comment on column processor.progress.stream is
   'Name of the source stream.';
-comment on column processor.progress.grp is
+comment on column processor.progress.group_name is
   'Name of the consumer group.';
 comment on column processor.progress.shard is
   'Number of the shard, from 0.';
@@ -97,19 +97,19 @@ comment on column processor.progress.updated_at is
 
 create table if not exists processor.assignments (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   shard integer not null check (shard >= 0),
   member text,
   term bigint not null default 0,
   assigned_at timestamptz not null default now(),
-  primary key (stream, grp, shard)
+  primary key (stream, group_name, shard)
 );
 
 comment on table processor.assignments is
-  'Who should own which shard, as the leader decided. Commits never lock these rows.';
+  'Desired owner of each shard, as the leader decided. Commits never lock these rows.';
 comment on column processor.assignments.stream is
   'Name of the source stream.';
-comment on column processor.assignments.grp is
+comment on column processor.assignments.group_name is
   'Name of the consumer group.';
 comment on column processor.assignments.shard is
   'Number of the shard, from 0.';
@@ -122,21 +122,21 @@ comment on column processor.assignments.assigned_at is
 
 create table if not exists processor.leader (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   term bigint not null default 0,
   member text,
   since timestamptz not null default now(),
-  newest_id text,
-  gone_id text,
-  seen_at timestamptz not null default now(),
-  primary key (stream, grp)
+  high_watermark_id text,
+  accounted_loss_id text,
+  observed_at timestamptz not null default now(),
+  primary key (stream, group_name)
 );
 
 comment on table processor.leader is
-  'The term of the present leader. Each of its writes checks it with processor.check_term.';
+  'The term of the current leader. Each of its writes checks it with processor.check_term.';
 comment on column processor.leader.stream is
   'Name of the source stream.';
-comment on column processor.leader.grp is
+comment on column processor.leader.group_name is
   'Name of the consumer group.';
 comment on column processor.leader.term is
   'Fencing token of the leadership, raised at every election, never lowered.';
@@ -144,18 +144,18 @@ comment on column processor.leader.member is
   'Member that won the term; null after it resigned.';
 comment on column processor.leader.since is
   'When the term began.';
-comment on column processor.leader.newest_id is
-  'Newest entry of the stream when the leader last looked: if it is gone later, Redis lost its newest entries.';
-comment on column processor.leader.gone_id is
-  'Entry ID up to which entries that are gone in that way are in the ledger; null where none are.';
-comment on column processor.leader.seen_at is
-  'When the newest entry was noted.';
+comment on column processor.leader.high_watermark_id is
+  'High-water mark: newest entry of the stream that the leader observed. If it is missing later, Redis lost its newest entries.';
+comment on column processor.leader.accounted_loss_id is
+  'Entry ID up to which entries lost in that way are accounted for in the ledger; null if none are.';
+comment on column processor.leader.observed_at is
+  'When the high-water mark was written.';
 
 create table if not exists processor.losses (
   id bigint generated always as identity primary key,
   dedupe_key text not null unique,
   stream text not null,
-  grp text not null,
+  group_name text not null,
   cause text not null check (cause in (
     'trimmed_unread', 'trimmed_pending', 'deleted', 'flush', 'failover',
     'group_lost', 'restored', 'dropped_by_operator')),
@@ -169,17 +169,17 @@ create table if not exists processor.losses (
 );
 
 create index if not exists losses_stream_detected
-  on processor.losses (stream, grp, detected_at desc);
+  on processor.losses (stream, group_name, detected_at desc);
 
 comment on table processor.losses is
-  'The loss ledger: entries that were gone before they could be read or finished.';
+  'The loss ledger: entries lost before they could be read or finished.';
 comment on column processor.losses.id is
   'Surrogate key.';
 comment on column processor.losses.dedupe_key is
   'Names the loss by what was lost, so that recording it again changes nothing.';
 comment on column processor.losses.stream is
   'Name of the source stream.';
-comment on column processor.losses.grp is
+comment on column processor.losses.group_name is
   'Name of the consumer group.';
 comment on column processor.losses.cause is
   'Suspected cause: trimmed before it was read or while it was pending, deleted, flush, failover, group_lost, restored, dropped_by_operator.';
@@ -192,16 +192,16 @@ comment on column processor.losses.entries is
 comment on column processor.losses.shard is
   'Shard whose queue they were on, where that is known.';
 comment on column processor.losses.detected_at is
-  'When the loss was found.';
+  'When the loss was detected.';
 comment on column processor.losses.detected_by is
-  'Member or operator that found it.';
+  'Member or operator that detected it.';
 comment on column processor.losses.detail is
-  'What the finding rests on.';
+  'Evidence of the loss.';
 
 create table if not exists processor.incidents (
   id bigint generated always as identity primary key,
   stream text not null,
-  grp text not null,
+  group_name text not null,
   kind text not null,
   subject text not null default '',
   opened_at timestamptz not null default now(),
@@ -210,7 +210,7 @@ create table if not exists processor.incidents (
 );
 
 create unique index if not exists incidents_open
-  on processor.incidents (stream, grp, kind, subject)
+  on processor.incidents (stream, group_name, kind, subject)
   where closed_at is null;
 
 comment on table processor.incidents is
@@ -219,23 +219,23 @@ comment on column processor.incidents.id is
   'Surrogate key.';
 comment on column processor.incidents.stream is
   'Name of the source stream.';
-comment on column processor.incidents.grp is
+comment on column processor.incidents.group_name is
   'Name of the consumer group.';
 comment on column processor.incidents.kind is
   'What happened, one word.';
 comment on column processor.incidents.subject is
-  'What it happened to, for example a shard or a consumer. One incident of a kind and subject is open at a time.';
+  'Affected object, for example a shard or a consumer. At most one incident of a kind and subject is open.';
 comment on column processor.incidents.opened_at is
-  'When it was noticed.';
+  'When it was opened.';
 comment on column processor.incidents.closed_at is
-  'When it was over; null while it lasts.';
+  'When it was resolved; null while it is open.';
 comment on column processor.incidents.detail is
-  'Figures and names that belong to it.';
+  'Details.';
 
 create table if not exists processor.requests (
   id bigint generated always as identity primary key,
   stream text not null,
-  grp text not null,
+  group_name text not null,
   kind text not null check (kind in ('rehydrate', 'recompute', 'erase')),
   shard integer not null check (shard >= 0),
   device_id text,
@@ -250,24 +250,24 @@ create table if not exists processor.requests (
   result jsonb,
   started_at timestamptz,
   finished_at timestamptz,
-  run_by text,
+  executed_by text,
   check (from_ts <= to_ts)
 );
 
 create index if not exists requests_todo
-  on processor.requests (stream, grp, shard, id)
+  on processor.requests (stream, group_name, shard, id)
   where state in ('waiting', 'running');
 
 create index if not exists requests_device
   on processor.requests (device_id, id desc);
 
 comment on table processor.requests is
-  'Work asked for by operators and neighbours, run by the owner of the shard in bounded steps.';
+  'Work requested by operators and other services, executed by the owner of the shard in bounded steps.';
 comment on column processor.requests.id is
   'Surrogate key; requests of a shard run in its order.';
 comment on column processor.requests.stream is
   'Name of the source stream.';
-comment on column processor.requests.grp is
+comment on column processor.requests.group_name is
   'Name of the consumer group.';
 comment on column processor.requests.kind is
   'rehydrate reloads state, recompute derives the window again, erase removes the data of a device.';
@@ -286,23 +286,23 @@ comment on column processor.requests.requested_by is
 comment on column processor.requests.requested_at is
   'When it was asked for.';
 comment on column processor.requests.source_key is
-  'Names what caused it, for example an entry of recompute:requests, so that it is taken up only once.';
+  'Idempotency key, for example an entry of recompute:requests, so that it is recorded only once.';
 comment on column processor.requests.state is
   'waiting, running, done, failed or cancelled.';
 comment on column processor.requests.progress is
-  'How far it has come; a new owner goes on from there.';
+  'Progress; a new owner resumes from here.';
 comment on column processor.requests.result is
   'What it changed, or why it failed.';
 comment on column processor.requests.started_at is
-  'When it was first taken up.';
+  'When it was first started.';
 comment on column processor.requests.finished_at is
   'When it was done, failed or cancelled.';
-comment on column processor.requests.run_by is
-  'Member that ran it last.';
+comment on column processor.requests.executed_by is
+  'Member that executed it last.';
 
 create table if not exists processor.deferred (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   entry_id text not null,
   digest text not null,
   shard integer not null check (shard >= 0),
@@ -318,20 +318,20 @@ create table if not exists processor.deferred (
   next_attempt_at timestamptz not null,
   instance text not null,
   version text not null,
-  primary key (stream, grp, entry_id, digest)
+  primary key (stream, group_name, entry_id, digest)
 );
 
 create index if not exists deferred_next
-  on processor.deferred (stream, grp, shard, next_attempt_at);
+  on processor.deferred (stream, group_name, shard, next_attempt_at);
 
 create index if not exists deferred_device
   on processor.deferred (device_id);
 
 comment on table processor.deferred is
-  'Entries to be tried again later. They are acknowledged, so this is where they live.';
+  'Entries to be retried later. They are acknowledged, so this row is the only copy.';
 comment on column processor.deferred.stream is
   'Name of the source stream.';
-comment on column processor.deferred.grp is
+comment on column processor.deferred.group_name is
   'Name of the consumer group.';
 comment on column processor.deferred.entry_id is
   'ID of the entry in the source stream.';
@@ -366,7 +366,7 @@ comment on column processor.deferred.version is
 
 create table if not exists processor.unconfirmed_letters (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   source_id text not null,
   digest text not null,
   queued boolean not null,
@@ -384,7 +384,7 @@ create table if not exists processor.unconfirmed_letters (
   version text not null,
   written_at timestamptz not null default now(),
   added_at timestamptz,
-  primary key (stream, grp, source_id, digest)
+  primary key (stream, group_name, source_id, digest)
 ) with (
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 1000,
@@ -392,7 +392,7 @@ create table if not exists processor.unconfirmed_letters (
 );
 
 create index if not exists unconfirmed_letters_written
-  on processor.unconfirmed_letters (stream, grp, written_at, source_id, digest);
+  on processor.unconfirmed_letters (stream, group_name, written_at, source_id, digest);
 
 create index if not exists unconfirmed_letters_device
   on processor.unconfirmed_letters (device_id);
@@ -401,7 +401,7 @@ comment on table processor.unconfirmed_letters is
   'Dead letters that a failover of Redis could still lose. Written under the fence before they are added to their stream, removed once they are known to be durable there; the leader adds again those that Redis lost.';
 comment on column processor.unconfirmed_letters.stream is
   'Name of the source stream.';
-comment on column processor.unconfirmed_letters.grp is
+comment on column processor.unconfirmed_letters.group_name is
   'Name of the consumer group.';
 comment on column processor.unconfirmed_letters.source_id is
   'ID of the entry in the source stream.';
@@ -424,7 +424,7 @@ comment on column processor.unconfirmed_letters.field is
 comment on column processor.unconfirmed_letters.fingerprint is
   'The same for failures of the same kind.';
 comment on column processor.unconfirmed_letters.attempts is
-  'Attempts made before it was given up.';
+  'Attempts made before it was dead-lettered.';
 comment on column processor.unconfirmed_letters.first_failed_at is
   'When the first attempt failed.';
 comment on column processor.unconfirmed_letters.last_failed_at is
@@ -441,7 +441,7 @@ comment on column processor.unconfirmed_letters.added_at is
 create table if not exists processor.dead_letters (
   id bigint generated always as identity primary key,
   stream text not null,
-  grp text not null,
+  group_name text not null,
   dlq_id text not null,
   source_id text not null,
   digest text not null,
@@ -466,14 +466,14 @@ create table if not exists processor.dead_letters (
   replayed_as text,
   replayed_by text,
   replayed_at timestamptz,
-  unique (stream, grp, dlq_id, source_id, digest)
+  unique (stream, group_name, dlq_id, source_id, digest)
 );
 
 create index if not exists dead_letters_device
   on processor.dead_letters (device_id, exported_at desc);
 
 create index if not exists dead_letters_source
-  on processor.dead_letters (stream, grp, source_id);
+  on processor.dead_letters (stream, group_name, source_id);
 
 comment on table processor.dead_letters is
   'Archive of dead letters: written before one is edited, replayed, dropped or trimmed by retention, so that none is gone without a trace.';
@@ -481,7 +481,7 @@ comment on column processor.dead_letters.id is
   'Surrogate key.';
 comment on column processor.dead_letters.stream is
   'Name of the source stream.';
-comment on column processor.dead_letters.grp is
+comment on column processor.dead_letters.group_name is
   'Name of the consumer group.';
 comment on column processor.dead_letters.dlq_id is
   'ID of the dead letter in its own stream.';
@@ -504,7 +504,7 @@ comment on column processor.dead_letters.field is
 comment on column processor.dead_letters.fingerprint is
   'The same for failures of the same kind.';
 comment on column processor.dead_letters.attempts is
-  'Attempts made before it was given up.';
+  'Attempts made before it was dead-lettered.';
 comment on column processor.dead_letters.first_failed_at is
   'When the first attempt failed.';
 comment on column processor.dead_letters.last_failed_at is
@@ -546,7 +546,7 @@ create index if not exists audit_at
   on processor.audit (at desc);
 
 comment on table processor.audit is
-  'Who changed what by hand.';
+  'Changes made by operators.';
 comment on column processor.audit.id is
   'Surrogate key.';
 comment on column processor.audit.at is
@@ -567,7 +567,7 @@ comment on column processor.audit.detail is
 -- +goose StatementBegin
 create or replace function processor.fence(
   stream text,
-  grp text,
+  group_name text,
   shards integer[],
   epochs bigint[],
   owner text
@@ -585,11 +585,11 @@ begin
       message = 'fence called without shards or epochs';
   end if;
 
-  with held as materialized (
+  with owned as materialized (
     select s.shard, s.epoch, s.owner
     from processor.shards s
     where s.stream = fence.stream
-      and s.grp = fence.grp
+      and s.group_name = fence.group_name
       and s.shard = any (fence.shards)
     order by s.shard
     for share
@@ -598,13 +598,13 @@ begin
     format('shard %s: epoch %s was expected, it is %s, owner %s',
       want.shard,
       coalesce(want.epoch::text, 'unknown'),
-      coalesce(held.epoch::text, 'missing'),
-      coalesce(held.owner, 'nobody')),
+      coalesce(owned.epoch::text, 'missing'),
+      coalesce(owned.owner, 'none')),
     '; ' order by want.shard)
   into lost
   from unnest(fence.shards, fence.epochs) as want (shard, epoch)
-  left join held on held.shard = want.shard
-  where (held.epoch = want.epoch and held.owner = fence.owner) is not true;
+  left join owned on owned.shard = want.shard
+  where (owned.epoch = want.epoch and owned.owner = fence.owner) is not true;
 
   if lost is not null then
     raise exception using
@@ -622,7 +622,7 @@ comment on function processor.fence(text, text, integer[], bigint[], text) is
 -- +goose StatementBegin
 create or replace function processor.check_term(
   stream text,
-  grp text,
+  group_name text,
   term bigint,
   member text
 ) returns void
@@ -630,23 +630,23 @@ language plpgsql
 set search_path = pg_catalog
 as $$
 declare
-  present record;
+  current_leader record;
 begin
   select l.term, l.member
-  into present
+  into current_leader
   from processor.leader l
   where l.stream = check_term.stream
-    and l.grp = check_term.grp
+    and l.group_name = check_term.group_name
   for share;
 
-  if (present.term = check_term.term and present.member = check_term.member) is not true then
+  if (current_leader.term = check_term.term and current_leader.member = check_term.member) is not true then
     raise exception using
       errcode = 'PF002',
       message = format('%s no longer leads %s', check_term.member, check_term.stream),
       detail = format('term %s was expected, it is %s, member %s',
         check_term.term,
-        coalesce(present.term::text, 'missing'),
-        coalesce(present.member, 'nobody'));
+        coalesce(current_leader.term::text, 'missing'),
+        coalesce(current_leader.member, 'none'));
   end if;
 end
 $$;

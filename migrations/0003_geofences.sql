@@ -4,7 +4,7 @@
 --
 -- Way back, once no instance of a version that reads them runs:
 -- drop table processor.timing_records, processor.geofences, processor.geofence_set;
--- drop function processor.geofences_changed(), processor.geofence_versions_apart();
+-- drop function processor.geofences_changed(), processor.geofence_versions_disjoint();
 -- Timing records can be derived again from positions and the fence versions.
 
 create table if not exists processor.geofences (
@@ -31,7 +31,7 @@ create index if not exists geofences_in_force
   where replaced_at is null;
 
 comment on table processor.geofences is
-  'Versions of geofences. A version holds for a span of device time; spans of one id do not overlap.';
+  'Versions of geofences. A version is valid for a span of device time; spans of one id do not overlap.';
 comment on column processor.geofences.id is
   'Identity of the fence.';
 comment on column processor.geofences.version is
@@ -49,7 +49,7 @@ comment on column processor.geofences.valid_from is
 comment on column processor.geofences.valid_to is
   'End of that span, exclusive; null means for ever.';
 comment on column processor.geofences.enabled is
-  'False means that in this span the fence yields nothing.';
+  'False means that the fence is disabled in this span.';
 comment on column processor.geofences.source is
   'Who keeps it: import is an operator, query the platform''s own tables.';
 comment on column processor.geofences.created_at is
@@ -57,7 +57,7 @@ comment on column processor.geofences.created_at is
 comment on column processor.geofences.created_by is
   'Who wrote it.';
 comment on column processor.geofences.replaced_at is
-  'When a later version took over all of its span; such a version is kept for reference and holds no longer.';
+  'When a later version took over all of its span; such a version is kept for reference only.';
 
 create table if not exists processor.geofence_set (
   id smallint primary key default 1 check (id = 1),
@@ -110,7 +110,7 @@ create or replace trigger geofences_changed
 -- The row of geofence_set, which every change locks until it commits, keeps
 -- two transactions from adding overlapping versions unseen by each other.
 -- +goose StatementBegin
-create or replace function processor.geofence_versions_apart()
+create or replace function processor.geofence_versions_disjoint()
 returns trigger
 language plpgsql
 set search_path = pg_catalog
@@ -137,24 +137,24 @@ begin
       hint = 'close the earlier version with valid_to or mark it with replaced_at in the same transaction',
       schema = 'processor',
       table = 'geofences',
-      constraint = 'geofence_versions_apart';
+      constraint = 'geofence_versions_disjoint';
   end if;
   return null;
 end
 $$;
 -- +goose StatementEnd
 
-comment on function processor.geofence_versions_apart() is
+comment on function processor.geofence_versions_disjoint() is
   'Refuses, at the end of the transaction, versions of one fence that hold at the same device time.';
 
-drop trigger if exists geofence_versions_apart on processor.geofences;
+drop trigger if exists geofence_versions_disjoint on processor.geofences;
 
-create constraint trigger geofence_versions_apart
+create constraint trigger geofence_versions_disjoint
   after insert or update
   on processor.geofences
   deferrable initially deferred
   for each row
-  execute function processor.geofence_versions_apart();
+  execute function processor.geofence_versions_disjoint();
 
 -- Part of every commit whose crossings were derived: fences that changed since
 -- then would make it wrong. Whoever changes fences asks for a recompute in the
@@ -166,13 +166,13 @@ language plpgsql
 set search_path = pg_catalog
 as $$
 declare
-  present bigint;
+  current_version bigint;
 begin
-  select s.version into present from processor.geofence_set s;
-  if present is distinct from check_fences.version then
+  select s.version into current_version from processor.geofence_set s;
+  if current_version is distinct from check_fences.version then
     raise exception using
       errcode = 'PF003',
-      message = format('the fences are at version %s', coalesce(present::text, 'unknown')),
+      message = format('the fences are at version %s', coalesce(current_version::text, 'unknown')),
       detail = format('version %s was used', check_fences.version);
   end if;
 end
@@ -220,7 +220,7 @@ comment on column processor.timing_records.device_id is
 comment on column processor.timing_records.fence_id is
   'The fence.';
 comment on column processor.timing_records.fence_version is
-  'Version of the fence that held at the later fix.';
+  'Version of the fence that was valid at the later fix.';
 comment on column processor.timing_records.kind is
   'enter or exit of an area or circle, forward or backward through a gate.';
 comment on column processor.timing_records.at is

@@ -15,8 +15,8 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// siblingPrefix is what the platform's telemetry streams are called.
-const siblingPrefix = "telemetry:"
+// otherStreamPrefix is what the platform's telemetry streams are called.
+const otherStreamPrefix = "telemetry:"
 
 // announceDeps is what the announcement looks at.
 type announceDeps struct {
@@ -64,21 +64,21 @@ func announce(lc fx.Lifecycle, d announceDeps) {
 		}
 		d.Log.Info("starting to process", attrs...)
 		if err == nil && info.Length == 0 {
-			warnOfSiblings(ctx, d, info)
+			warnOfOtherStreams(ctx, d, info)
 		}
 		return nil
 	}))
 }
 
-// warnOfSiblings says aloud that the stream is empty while others are not.
-func warnOfSiblings(ctx context.Context, d announceDeps, info stream.Info) {
-	siblings, err := d.Group.Siblings(ctx, siblingPrefix)
+// warnOfOtherStreams says aloud that the stream is empty while others are not.
+func warnOfOtherStreams(ctx context.Context, d announceDeps, info stream.Info) {
+	otherStreams, err := d.Group.OtherStreams(ctx, otherStreamPrefix)
 	if err != nil {
-		d.Log.Warn("the stream has no entries, and other streams could not be looked for", "stream", d.Config.Redis.Stream, "err", err)
+		d.Log.Warn("stream is empty; listing other streams failed", "stream", d.Config.Redis.Stream, "err", err)
 		return
 	}
 	var names []string
-	for _, s := range siblings {
+	for _, s := range otherStreams {
 		if s.Name != d.Config.Redis.DLQStream && !strings.HasSuffix(s.Name, ":dlq") {
 			names = append(names, s.Name+" ("+strconv.FormatInt(s.Length, 10)+")")
 		}

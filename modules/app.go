@@ -72,15 +72,15 @@ type Service struct {
 // New wires an instance. Nothing is contacted yet.
 func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 	s := &Service{cfg: cfg, log: log}
-	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.keep, s.expose))
+	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.capture, s.exportForDump))
 	if err := s.app.Err(); err != nil {
 		return nil, coded(codeUnexpected, err)
 	}
 	return s, nil
 }
 
-// keep notes the parts that Service itself answers for.
-func (s *Service) keep(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
+// capture notes the parts that Service itself answers for.
+func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
 	s.starter, s.http, s.metrics = st, server, reg
 	s.release = func() {
 		pool.Close()
@@ -133,7 +133,7 @@ func (s *Service) Wait(ctx context.Context) error {
 func (s *Service) Run(ctx context.Context) error {
 	if err := s.Start(ctx); err != nil {
 		if errors.Is(err, errAborted) {
-			return nil // nothing was in hand
+			return nil // nothing was in flight
 		}
 		return err
 	}
@@ -141,7 +141,7 @@ func (s *Service) Run(ctx context.Context) error {
 	stopped := s.Stop()
 	if ended != nil {
 		if stopped != nil {
-			s.log.Error("not all stopped in order", "component", "service", "err", stopped)
+			s.log.Error("shutdown incomplete", "component", "service", "err", stopped)
 		}
 		return ended
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, newCoordinationConfig, newKeys, newRoster, newMember, newFleet))
+var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, newCoordinationConfig, newKeys, newMembership, newMember, newFleet))
 
 // sinkGrace is how long a member may be without Postgres while others have it,
 // before its shards move.
@@ -46,40 +46,40 @@ func newKeys(group *stream.Group) coordination.Keys {
 	return coordination.Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock()}
 }
 
-func newRoster(cfg coordination.Config, client redis.UniversalClient, keys coordination.Keys, b *bridge, log *slog.Logger) (*coordination.Roster, error) {
-	roster, err := coordination.NewRoster(cfg, client, keys, b.vitals, log)
-	b.roster = roster
-	return roster, err
+func newMembership(cfg coordination.Config, client redis.UniversalClient, keys coordination.Keys, b *bridge, log *slog.Logger) (*coordination.Membership, error) {
+	membership, err := coordination.NewMembership(cfg, client, keys, b.workStatus, log)
+	b.membership = membership
+	return membership, err
 }
 
-func newMember(roster *coordination.Roster) Member { return Member(roster.Name()) }
+func newMember(membership *coordination.Membership) Member { return Member(membership.Name()) }
 
 // fleetDeps are the parts a fleet is made of.
 type fleetDeps struct {
 	fx.In
 
-	Config   coordination.Config
-	Service  config.Config
-	Roster   *coordination.Roster
-	Pipeline *pipeline.Pipeline
-	Client   redis.UniversalClient
-	Keys     coordination.Keys
-	Group    *stream.Group
-	Pool     *pgxpool.Pool
-	Runs     *store.Runs
-	Scope    store.Scope
-	Shards   *store.Shards
-	Sessions *store.Sessions
-	Member   Member
-	Bridge   *bridge
-	House    *coordination.Housekeeper
-	Log      *slog.Logger
-	Metrics  prometheus.Registerer
+	Config     coordination.Config
+	Service    config.Config
+	Membership *coordination.Membership
+	Pipeline   *pipeline.Pipeline
+	Client     redis.UniversalClient
+	Keys       coordination.Keys
+	Group      *stream.Group
+	Pool       *pgxpool.Pool
+	Runs       *store.ServerGeneration
+	Scope      store.Scope
+	Shards     *store.Shards
+	Sessions   *store.Sessions
+	Member     Member
+	Bridge     *bridge
+	House      *coordination.DLQJanitor
+	Log        *slog.Logger
+	Metrics    prometheus.Registerer
 }
 
 func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	timeout := d.Service.Postgres.StatementTimeout
-	fleet, err := coordination.NewFleet(d.Config, d.Roster, d.Pipeline, coordination.Deps{
+	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout),
 		Tasks:  leaderTasks(d),
@@ -99,37 +99,37 @@ func (f run) Run(ctx context.Context) error { return f(ctx) }
 // startMembership joins the fleet; on stop, when the pipeline has drained, it
 // releases the shards and leaves. What it hears on the way wakes whom it concerns.
 func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
-	log := d.Log.With("component", "bells")
-	s.run("bells", run(func(ctx context.Context) error {
+	log := d.Log.With("component", "notifications")
+	s.run("notifications", run(func(ctx context.Context) error {
 		var listening sync.WaitGroup
 		listening.Go(func() {
-			d.Group.Bells(ctx, func(b stream.Bell) {
+			d.Group.Notifications(ctx, func(b stream.Notification) {
 				switch {
-				case b.Turn:
-					d.Pipeline.RingTurn()
+				case b.DispatchLease:
+					d.Pipeline.NotifyDispatchLease()
 				case b.Leader:
 					fleet.LeaderResigned()
 				case b.Group:
 					d.Pipeline.Rewind()
 				case b.Members:
-					fleet.RosterChanged()
+					fleet.MembershipChanged()
 				case b.Again:
 					d.Pipeline.Reread(b.Shards)
 				default:
-					d.Pipeline.Ring(b.Shards)
+					d.Pipeline.Notify(b.Shards)
 				}
 			})
 		})
 		hear := func(channel string, heard func(string)) {
-			quiet := throttle{every: complainEvery}
+			quiet := throttle{every: logInterval}
 			store.Listen(ctx, d.Pool, channel, heard, func(err error) {
 				if quiet.pass() {
-					log.Warn("Postgres is not heard, looking from time to time instead", "channel", channel, "err", err)
+					log.Warn("LISTEN unavailable; falling back to polling", "channel", channel, "err", err)
 				}
 			})
 		}
 		listening.Go(func() { hear(assignmentsChannel, func(string) { fleet.Assigned() }) })
-		listening.Go(func() { hear(store.RequestsChannel, func(string) { d.Pipeline.Asked() }) })
+		listening.Go(func() { hear(store.RequestsChannel, func(string) { d.Pipeline.RequestsChanged() }) })
 		listening.Go(func() { hear(store.FencesChannel, func(string) { d.Pipeline.FencesChanged() }) })
 		listening.Wait()
 		return context.Cause(ctx)
@@ -155,10 +155,10 @@ func (t *throttle) pass() bool {
 	return true
 }
 
-// settled is the check of readiness for this member's part in the fleet.
-func settled(fleet *coordination.Fleet) func(ctx context.Context) error {
+// fleetReady is the check of readiness for this member's part in the fleet.
+func fleetReady(fleet *coordination.Fleet) func(ctx context.Context) error {
 	return func(context.Context) error {
-		if err := fleet.Settled(); err != nil {
+		if err := fleet.Ready(); err != nil {
 			return fmt.Errorf("join the fleet: %w", err)
 		}
 		return nil

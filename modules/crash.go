@@ -21,7 +21,7 @@ type exposed struct {
 	member     Member
 }
 
-func (s *Service) expose(p *pipeline.Pipeline, sv *supervisor, m Member) {
+func (s *Service) exportForDump(p *pipeline.Pipeline, sv *supervisor, m Member) {
 	s.exposed = exposed{pipeline: p, supervisor: sv, member: m}
 }
 
@@ -44,20 +44,20 @@ func DumpConfig(cfg config.Config, b Build) crash.Config {
 	}
 }
 
-// Expose has the dump show what this service has in hand. It is called before
+// Expose has the dump show what this service has in flight. It is called before
 // the start.
 func (s *Service) Expose(r *crash.Recorder) {
-	r.Watch(s.writeHands)
+	r.Watch(s.writeDump)
 	s.exposed.pipeline.OnPanic(r.Panicked)
 	s.exposed.supervisor.panicked = r.Panicked
 }
 
-// writeHands writes one JSON text a line: the member, then each worker. A line
+// writeDump writes one JSON text a line: the member, then each worker. A line
 // that is cut off leaves the others readable.
-func (s *Service) writeHands(w io.Writer) {
+func (s *Service) writeDump(w io.Writer) {
 	lines := json.NewEncoder(w)
 	_ = lines.Encode(map[string]Member{"member": s.exposed.member}) // the writer never fails
-	for _, hand := range s.exposed.pipeline.Hands(s.cfg.Crash.Positions) {
-		_ = lines.Encode(hand) // as above
+	for _, dump := range s.exposed.pipeline.Dump(s.cfg.Crash.Positions) {
+		_ = lines.Encode(dump) // as above
 	}
 }

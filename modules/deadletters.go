@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newHousekeeper))
+var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newDLQJanitor))
 
 // deferredPoll is how often each instance looks for deferred entries that are due.
 const deferredPoll = time.Second
@@ -37,8 +37,8 @@ func newDeferred(pool *pgxpool.Pool, scope store.Scope, m Member, cfg config.Con
 	return store.NewDeferred(pool, scope, string(m), cfg.Postgres.StatementTimeout)
 }
 
-// housekeepingDeps are the parts the housekeeper of the dead letters works with.
-type housekeepingDeps struct {
+// dlqJanitorDeps are the parts the housekeeper of the dead letters works with.
+type dlqJanitorDeps struct {
 	fx.In
 
 	Config  config.Config
@@ -51,9 +51,9 @@ type housekeepingDeps struct {
 	Metrics prometheus.Registerer
 }
 
-func newHousekeeper(d housekeepingDeps) *coordination.Housekeeper {
+func newDLQJanitor(d dlqJanitorDeps) *coordination.DLQJanitor {
 	timeout := d.Config.Postgres.StatementTimeout
-	return coordination.NewHousekeeper(coordination.HousekeepingDeps{
+	return coordination.NewDLQJanitor(coordination.DLQJanitorDeps{
 		DeadLetters: d.Dead, Deferred: d.Later,
 		Archive:     store.NewDeadLetters(d.Pool, d.Scope, timeout),
 		Unconfirmed: store.NewUnconfirmed(d.Pool, d.Scope, timeout),

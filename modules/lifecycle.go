@@ -50,10 +50,10 @@ func (s *supervisor) run(name string, r runner) {
 		OnStart: func(context.Context) error {
 			go func() {
 				defer close(done)
-				defer s.exposed()
+				defer s.reportPanic()
 				result = r.Run(ctx)
 				if !stopping.Load() {
-					s.ended(name, result)
+					s.onUnexpectedReturn(name, result)
 					result = nil // reported; the stop hook has nothing to add
 				}
 			}()
@@ -75,16 +75,16 @@ func (s *supervisor) run(name string, r runner) {
 	})
 }
 
-// exposed lets a panic go on once it is told of.
-func (s *supervisor) exposed() {
+// reportPanic lets a panic go on once it is told of.
+func (s *supervisor) reportPanic() {
 	if value := recover(); value != nil {
 		s.panicked(value)
 		panic(value)
 	}
 }
 
-// ended reports a return that nobody asked for and shuts the service down.
-func (s *supervisor) ended(name string, err error) {
+// onUnexpectedReturn reports a return that nobody asked for and shuts the service down.
+func (s *supervisor) onUnexpectedReturn(name string, err error) {
 	code := codeUnexpected
 	var own exitCoder
 	if errors.As(err, &own) {
@@ -93,7 +93,7 @@ func (s *supervisor) ended(name string, err error) {
 	if err == nil {
 		err = errors.New("it returned although it was not asked to stop")
 	}
-	s.log.Error("a component ended, shutting down", "component", name, "exit_code", code, "err", err)
+	s.log.Error("component ended; shutting down", "component", name, "exit_code", code, "err", err)
 	// The only error says that an earlier shutdown request is still waiting to
 	// be read; that one then decides.
 	_ = s.shutdown.Shutdown(fx.ExitCode(code))

@@ -17,8 +17,8 @@ import (
 	"go.uber.org/fx/fxevent"
 )
 
-// patience bounds every wait of these tests; none is expected to use it.
-const patience = 10 * time.Second
+// stallLimit bounds every wait of these tests; none is expected to use it.
+const stallLimit = 10 * time.Second
 
 type runFunc func(ctx context.Context) error
 
@@ -42,7 +42,7 @@ func service(t *testing.T, log io.Writer, components ...component) *fx.App {
 		fx.WithLogger(func() fxevent.Logger { return fxevent.NopLogger }),
 		fx.Supply(slog.New(slog.NewTextHandler(log, nil))),
 		fx.Provide(newSupervisor),
-		fx.StartTimeout(patience), fx.StopTimeout(patience),
+		fx.StartTimeout(stallLimit), fx.StopTimeout(stallLimit),
 		fx.Invoke(func(s *supervisor) {
 			for _, c := range components {
 				s.run(c.name, c.run)
@@ -55,7 +55,7 @@ func service(t *testing.T, log io.Writer, components ...component) *fx.App {
 
 func start(t *testing.T, app *fx.App) <-chan fx.ShutdownSignal {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stallLimit)
 	defer cancel()
 	require.NoError(t, app.Start(ctx))
 	return app.Wait()
@@ -63,7 +63,7 @@ func start(t *testing.T, app *fx.App) <-chan fx.ShutdownSignal {
 
 func stop(t *testing.T, app *fx.App) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stallLimit)
 	defer cancel()
 	return app.Stop(ctx)
 }
@@ -73,7 +73,7 @@ func receive[T any](t *testing.T, c <-chan T) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(patience):
+	case <-time.After(stallLimit):
 		require.FailNow(t, "nothing came")
 		panic("unreachable")
 	}
@@ -188,7 +188,7 @@ func TestStartContextEndingLeavesTheComponentRunning(t *testing.T) {
 		close(probe)
 		return nil
 	}})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stallLimit)
 	require.NoError(t, app.Start(ctx))
 	own := receive(t, running)
 	cancel()

@@ -27,7 +27,7 @@ func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeli
 		ReadBatchRecords: p.ReadBatchRecords, BatchMaxRecords: p.BatchMaxRecords, BatchMaxAge: p.BatchMaxAge,
 		StateMaxDevices: p.StateMaxDevices, MaxFutureSkew: cfg.Telemetry.MaxFutureSkew,
 		MaxCrossingGap: cfg.Geofences.MaxCrossingGap, FenceRefresh: cfg.Geofences.Refresh,
-		DealAhead: co.DealAhead, StallAfter: co.ClaimThreshold(), DealBlock: co.DealBlock, TurnTTL: co.TurnTTL, QueueRescan: co.QueueRescan,
+		DispatchAhead: co.DispatchAhead, StallAfter: co.ClaimThreshold(), DispatchBlock: co.DispatchBlock, DispatchLeaseTTL: co.DispatchLeaseTTL, QueueRescan: co.QueueRescan,
 		Limits: telemetry.Limits{
 			MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes,
 			MaxDepth:        cfg.Telemetry.MaxDepth,
@@ -58,7 +58,7 @@ type pipelineDeps struct {
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, pipeline.Deps{
 		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
-		Parker: d.Dead, Deferrals: d.Later, Trials: store.NewTrials(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
+		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 	}, d.Log, d.Metrics)
 }
 
@@ -87,8 +87,8 @@ func (d *drainer) deadline() time.Time {
 	return d.began.Add(d.timeout)
 }
 
-// hurry takes the time for the drain away: what is in hand is stuck.
-func (d *drainer) hurry() {
+// expireDrain takes the time for the drain away: what is in flight is stuck.
+func (d *drainer) expireDrain() {
 	d.begin.Do(func() { d.began = time.Now().Add(-d.timeout) })
 }
 
@@ -103,11 +103,11 @@ func (d *drainer) leaving(ctx context.Context) (context.Context, context.CancelF
 func (d *drainer) Run(ctx context.Context) error {
 	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
-	var inHand int
+	var inFlight int
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)
-		inHand = d.pipeline.InFlight()
+		inFlight = d.pipeline.InFlight()
 		timer := time.NewTimer(time.Until(d.deadline()))
 		defer timer.Stop()
 		select {
@@ -124,7 +124,7 @@ func (d *drainer) Run(ctx context.Context) error {
 	}
 	<-drained
 	left := d.pipeline.InFlight()
-	d.log.Info("drained", "in_hand", inHand, "left", left, "duration", time.Since(d.began))
+	d.log.Info("drained", "in_flight", inFlight, "left", left, "duration", time.Since(d.began))
 	if err == nil && exceeded {
 		return exitError(codeDrain, "the drain took longer than DRAIN_TIMEOUT=%v, %d entries stay on their queues for the next owner", d.timeout, left)
 	}

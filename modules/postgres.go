@@ -13,13 +13,13 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewRuns, newPool, newShards, newSessions, newWriter, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewServerGeneration, newPool, newShards, newSessions, newWriter, newReader, newFences))
 
 func newScope(cfg config.Config) store.Scope {
 	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
 }
 
-func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.Runs) (*pgxpool.Pool, error) {
+func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGeneration) (*pgxpool.Pool, error) {
 	pool, err := store.Open(context.Background(), store.Config{
 		URL: cfg.Postgres.URL.Reveal(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
 		ConnectTimeout:   cfg.Postgres.ConnectTimeout,
@@ -54,7 +54,7 @@ func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope) *store.
 
 func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
 
-func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member, runs *store.Runs) *store.Writer {
+func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member, runs *store.ServerGeneration) *store.Writer {
 	// The server's own limits are to strike first: they leave no doubt about the outcome.
 	w := store.NewWriter(pool, scope, string(m), cfg.Postgres.StatementTimeout+cfg.Postgres.ConnectTimeout)
 	w.Guard(runs)
@@ -89,8 +89,8 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	steps := []func(ctx context.Context) error{
 		d.Sessions.Ping,
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
-		func(ctx context.Context) error { return refuseForgetful(ctx, d.Pool, log) },
-		func(ctx context.Context) error { return pin(ctx, d.Config, d.Pool, d.Scope, d.Member) },
+		func(ctx context.Context) error { return requireDurableCommits(ctx, d.Pool, log) },
+		func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, d.Scope, d.Member) },
 	}
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {
@@ -128,7 +128,7 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 		return err
 	}
 	for _, note := range report.Notes {
-		log.Info("the schema differs in a way that does no harm", "difference", note.String())
+		log.Info("schema differs, harmless", "difference", note.String())
 	}
 	if err := report.Err(); err != nil {
 		return permanent(exitError(codeSchema, "%w", err))
@@ -136,9 +136,9 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 	return nil
 }
 
-// refuseForgetful refuses a server that acknowledges commits it may forget: an
+// requireDurableCommits refuses a server that acknowledges commits it may forget: an
 // entry is acknowledged after its commit and then is nowhere else.
-func refuseForgetful(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+func requireDurableCommits(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	about, err := store.AskServer(ctx, pool)
 	if err != nil {
 		return err
@@ -148,7 +148,7 @@ func refuseForgetful(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) 
 			"which would lose records: set it to on for this database or role"))
 	}
 	if !about.Fsync {
-		log.Warn("Postgres has fsync = off: a crash of its machine loses what was stored, and records with it")
+		log.Warn("Postgres has fsync = off: a crash of its machine loses stored records")
 	}
 	return nil
 }

@@ -16,18 +16,18 @@ import (
 func startReadiness(lc fx.Lifecycle, server *httpserver.Server, fleet *coordination.Fleet, d *drainer, log *slog.Logger) {
 	lc.Append(fx.Hook{
 		OnStart: func(context.Context) error {
-			server.Ready(checkShards, settled(fleet))
+			server.Ready(checkShards, fleetReady(fleet))
 			return nil
 		},
 		OnStop: func(ctx context.Context) error {
 			server.SetDraining()
 			ctx, cancel := d.leaving(ctx)
 			defer cancel()
-			held := fleet.Held()
+			held := fleet.Owned()
 			err := fleet.Leave(ctx)
-			log.Info("leaving the fleet", "component", "drain", "held", held, "handed_over", held-fleet.Held(), "in_hand", d.pipeline.InFlight())
+			log.Info("leaving fleet", "component", "drain", "held", held, "handed_over", held-fleet.Owned(), "in_flight", d.pipeline.InFlight())
 			if err != nil {
-				log.Warn("the others were not told, they notice by the heartbeat", "component", "drain", "err", err)
+				log.Warn("could not announce departure; peers will notice by heartbeat", "component", "drain", "err", err)
 			}
 			return nil
 		},

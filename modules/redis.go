@@ -55,9 +55,9 @@ func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.G
 		server.Ready(checkRedis, group.Ping)
 		about, err := group.Server(ctx)
 		if err != nil {
-			log.Warn("Redis does not tell its version and eviction policy", "err", err)
+			log.Warn("could not read the Redis version and eviction policy", "err", err)
 		} else if about.Eviction != "" && about.Eviction != "noeviction" {
-			log.Warn("a full Redis may throw the stream away, set maxmemory-policy to noeviction", "policy", about.Eviction)
+			log.Warn("maxmemory-policy allows eviction; set noeviction", "policy", about.Eviction)
 		}
 		return nil
 	}))

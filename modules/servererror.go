@@ -30,7 +30,7 @@ func (e *ServerError) Error() string { return e.What + "; " + e.Remedy }
 // Unwrap is what the driver said.
 func (e *ServerError) Unwrap() error { return e.err }
 
-const lookCloser = "see processor doctor"
+const seeDoctor = "see processor doctor"
 
 // RedisError puts into words that Redis does not answer. Any other error, and
 // what Redis does answer, stays as it is. It is for calls that ask Redis only.
@@ -39,7 +39,7 @@ func RedisError(cfg config.Redis, err error) error {
 	if !errors.As(err, &failure) || failure.Kind != protocol.Unknown || failure.Code != "" || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return &ServerError{What: "Redis at " + cfg.URL.Addresses() + " (REDIS_URL) " + silence(failure), Remedy: lookCloser, err: err}
+	return &ServerError{What: "Redis at " + cfg.URL.Addresses() + " (REDIS_URL) " + silence(failure), Remedy: seeDoctor, err: err}
 }
 
 // PostgresError puts into words that Postgres does not answer, or refuses role,
@@ -62,11 +62,11 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 			What: where + "refuses: " + answer.Message, Remedy: "correct " + variable, err: err,
 		}}
 	case answered && connecting:
-		return &ServerError{What: where + "takes no session: " + answer.Message, Remedy: lookCloser, err: err}
+		return &ServerError{What: where + "takes no session: " + answer.Message, Remedy: seeDoctor, err: err}
 	case connecting:
-		return &ServerError{What: where + silence(failed), Remedy: lookCloser, err: err}
+		return &ServerError{What: where + silence(failed), Remedy: seeDoctor, err: err}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &ServerError{What: where + silence(context.DeadlineExceeded), Remedy: lookCloser, err: err}
+		return &ServerError{What: where + silence(context.DeadlineExceeded), Remedy: seeDoctor, err: err}
 	}
 	return err
 }
@@ -78,7 +78,7 @@ func FirstPostgresError(url config.PostgresURL, err error) error {
 	err = PostgresError("POSTGRES_URL", url, err)
 	var said *ServerError
 	var failure *protocol.Failure
-	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == protocol.Misused {
+	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == protocol.Misconfigured {
 		return exitError(codeSchema, "%w; run processor migrate up", err)
 	}
 	return err

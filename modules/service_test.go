@@ -203,9 +203,9 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
 	require.Zero(t, owned, "every shard was released")
 	ctx := t.Context()
-	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "it is off the roster")
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "it is off the membership")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:leader").Val(), "it does not lead")
-	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:turn").Val(), "it does not hold the turn")
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:dispatch-lease").Val(), "it does not hold the dispatch lease")
 	var sessions int
 	require.NoError(t, b.query("select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()", &sessions))
 	require.Zero(t, sessions)
@@ -269,7 +269,7 @@ func TestAComponentThatFailsEndsTheServiceWithCode2(t *testing.T) {
 	b.exec("alter table positions rename to moved_away")
 	b.publish(10)
 	require.Equal(t, 2, code(t, in.end()))
-	require.Contains(t, in.logs.String(), `"msg":"a component ended, shutting down"`)
+	require.Contains(t, in.logs.String(), `"msg":"component ended; shutting down"`)
 	require.Contains(t, in.logs.String(), `"clean":true`, "the others stopped in order")
 }
 
@@ -346,7 +346,7 @@ func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
 
 	// It is refused before it takes part in anything.
 	b.exec("update processor.settings set value = '99' where name like '%/PROTOCOL'")
-	const standing = "select md5(string_agg(s::text || a::text, ',' order by shard)) from processor.shards s join processor.assignments a using (stream, grp, shard)"
+	const standing = "select md5(string_agg(s::text || a::text, ',' order by shard)) from processor.shards s join processor.assignments a using (stream, group_name, shard)"
 	conn, err := pgx.Connect(t.Context(), b.pgURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())

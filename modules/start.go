@@ -16,8 +16,8 @@ import (
 // probeTimeout bounds one question to a server that may not be there.
 const probeTimeout = 5 * time.Second
 
-// complainEvery bounds the log lines while a server is waited for.
-const complainEvery = 10 * time.Second
+// logInterval bounds the log lines while a server is waited for.
+const logInterval = 10 * time.Second
 
 // errAborted ends the start because the service was told to stop meanwhile.
 var errAborted = errors.New("stopped while starting")
@@ -41,7 +41,7 @@ func newStarter(cfg config.Config, log *slog.Logger) *starter {
 // abort ends the start.
 func (s *starter) abort() { s.once.Do(func() { close(s.aborted) }) }
 
-// permanent is an error that waiting does not mend.
+// permanent is an error that waiting does not fix.
 func permanent(err error) error { return backoff.Permanent(err) }
 
 // wait calls probe until it succeeds. It gives up when START_TIMEOUT is over,
@@ -68,14 +68,14 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
 	var last error
-	var complained time.Time
+	var lastLogged time.Time
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := probe(ctx)
 		var final *backoff.PermanentError
 		if err != nil && context.Cause(ctx) == nil && !errors.As(err, &final) {
 			last = err
-			if time.Since(complained) >= complainEvery {
-				complained = time.Now()
+			if time.Since(lastLogged) >= logInterval {
+				lastLogged = time.Now()
 				s.log.Warn("waiting for a dependency", "dependency", name, "err", err)
 			}
 		}

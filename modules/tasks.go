@@ -15,12 +15,12 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	desk := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	tasks := []coordination.Task{
 		coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics),
-		coordination.NewGroupWatch(d.Group, ledger, d.Log, d.Metrics),
+		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 	}
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))
-		keeper := store.NewFenceQuery(d.Pool, editor, query, timeout)
-		tasks = append(tasks, coordination.NewFenceQuery(keeper, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
+		reconciler := store.NewFenceQuery(d.Pool, editor, query, timeout)
+		tasks = append(tasks, coordination.NewFenceQuery(reconciler, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
 	}
 	return tasks
 }

@@ -20,11 +20,11 @@ import (
 // answer when asked. While a server fails, calls come back with errors, so an
 // outage is no stall, however long it lasts.
 type watchdog struct {
-	vitals  func() pipeline.Vitals
-	answers func(ctx context.Context) error // whether the servers do
-	giveUp  func()                          // of the shards and the heartbeat
-	timeout time.Duration
-	log     *slog.Logger
+	workStatus func() pipeline.WorkStatus
+	answers    func(ctx context.Context) error // whether the servers do
+	giveUp     func()                          // of the shards and the heartbeat
+	timeout    time.Duration
+	log        *slog.Logger
 }
 
 // watchTicks is how many looks in a row must show no progress. Looks are
@@ -39,19 +39,19 @@ const maxStacks = 256 << 10
 func (w *watchdog) Run(ctx context.Context) error {
 	// What is stuck may hold the lock that a look needs, so the looks are taken
 	// by a goroutine that may never come back; then the process is about to end.
-	var latest atomic.Pointer[pipeline.Vitals]
+	var latest atomic.Pointer[pipeline.WorkStatus]
 	every := w.timeout / watchTicks
 	go func() {
 		for pause(ctx, every/2) {
-			v := w.vitals()
+			v := w.workStatus()
 			latest.Store(&v)
 		}
 	}()
-	var before pipeline.Vitals
+	var before pipeline.WorkStatus
 	quiet := 0
 	for pause(ctx, every) {
 		if v := latest.Swap(nil); v != nil {
-			moved := v.InHand == 0 || v.Finished != before.Finished || v.Tried != before.Tried
+			moved := v.InFlight == 0 || v.Finished != before.Finished || v.CallsReturned != before.CallsReturned
 			before = *v
 			if moved {
 				quiet = 0
@@ -68,14 +68,14 @@ func (w *watchdog) Run(ctx context.Context) error {
 		w.giveUp() // first, since logging may be what is stuck
 		stacks := make([]byte, maxStacks)
 		stacks = stacks[:runtime.Stack(stacks, true)]
-		w.log.Error("stuck: work in hand, servers that answer and no progress; giving up the shards to restart",
-			"count", before.InHand, "duration", w.timeout, "stacks", string(stacks))
-		return exitError(codeUnexpected, "stuck for STALL_TIMEOUT=%v with %d entries in hand, see the stacks in the log", w.timeout, before.InHand)
+		w.log.Error("stuck: entries in flight, servers responding, no progress; releasing shards to restart",
+			"count", before.InFlight, "duration", w.timeout, "stacks", string(stacks))
+		return exitError(codeUnexpected, "stuck for STALL_TIMEOUT=%v with %d entries in flight, see the stacks in the log", w.timeout, before.InFlight)
 	}
 	return nil
 }
 
-// pause tells whether the time passed before ctx ended.
+// pause reports whether the time passed before ctx ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -91,13 +91,13 @@ func startWatchdog(s *supervisor, cfg config.Config, p *pipeline.Pipeline, group
 	fleet *coordination.Fleet, d *drainer, log *slog.Logger,
 ) {
 	s.run("watchdog", &watchdog{
-		vitals: p.Vitals,
+		workStatus: p.WorkStatus,
 		answers: func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 			defer cancel()
 			return errors.Join(group.Ping(ctx), sessions.Ping(ctx))
 		},
-		giveUp:  func() { d.hurry(); fleet.Abandon() },
+		giveUp:  func() { d.expireDrain(); fleet.Abandon() },
 		timeout: cfg.Instance.StallTimeout,
 		log:     log.With("component", "watchdog"),
 	})

@@ -22,23 +22,25 @@ import (
 func TestOnlyAnInstanceThatIsStuckIsEnded(t *testing.T) {
 	const timeout = time.Minute
 	answering := func(context.Context) error { return nil }
-	inHand := func(context.Context) pipeline.Vitals { return pipeline.Vitals{InHand: 7, Finished: 3, Tried: 5} }
+	inFlight := func(context.Context) pipeline.WorkStatus {
+		return pipeline.WorkStatus{InFlight: 7, Finished: 3, CallsReturned: 5}
+	}
 	since := time.Now
 	tests := []struct {
-		name    string
-		vitals  func(ctx context.Context) pipeline.Vitals
-		answers func(context.Context) error
-		stuck   bool
+		name       string
+		workStatus func(ctx context.Context) pipeline.WorkStatus
+		answers    func(context.Context) error
+		stuck      bool
 	}{
-		{"nothing moves", inHand, answering, true},
-		{"the look itself is stuck", func(ctx context.Context) pipeline.Vitals { <-ctx.Done(); return pipeline.Vitals{} }, answering, true},
-		{"nothing in hand", func(context.Context) pipeline.Vitals { return pipeline.Vitals{} }, answering, false},
-		{"the servers do not answer", inHand, func(context.Context) error { return errors.New("refused") }, false},
-		{"entries are finished", func(context.Context) pipeline.Vitals {
-			return pipeline.Vitals{InHand: 7, Finished: uint64(since().Unix() / 50)}
+		{"nothing moves", inFlight, answering, true},
+		{"the look itself is stuck", func(ctx context.Context) pipeline.WorkStatus { <-ctx.Done(); return pipeline.WorkStatus{} }, answering, true},
+		{"nothing in flight", func(context.Context) pipeline.WorkStatus { return pipeline.WorkStatus{} }, answering, false},
+		{"the servers do not answer", inFlight, func(context.Context) error { return errors.New("refused") }, false},
+		{"entries are finished", func(context.Context) pipeline.WorkStatus {
+			return pipeline.WorkStatus{InFlight: 7, Finished: uint64(since().Unix() / 50)}
 		}, answering, false},
-		{"calls come back, all with errors", func(context.Context) pipeline.Vitals {
-			return pipeline.Vitals{InHand: 7, Tried: uint64(since().Unix() / 50)}
+		{"calls come back, all with errors", func(context.Context) pipeline.WorkStatus {
+			return pipeline.WorkStatus{InFlight: 7, CallsReturned: uint64(since().Unix() / 50)}
 		}, answering, false},
 	}
 	for _, tt := range tests {
@@ -49,7 +51,7 @@ func TestOnlyAnInstanceThatIsStuckIsEnded(t *testing.T) {
 				gaveUp := 0
 				l := &logs{}
 				w := &watchdog{
-					vitals: func() pipeline.Vitals { return tt.vitals(ctx) }, answers: tt.answers,
+					workStatus: func() pipeline.WorkStatus { return tt.workStatus(ctx) }, answers: tt.answers,
 					giveUp: func() { gaveUp++ }, timeout: timeout, log: slog.New(slog.NewTextHandler(l, nil)),
 				}
 				began := time.Now()
@@ -109,7 +111,7 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 	cfg := b.config(append(settings, "INSTANCE_ID=stuck")...)
 	l := &logs{}
 	trap := blocking{
-		Handler: NewLogger(cfg.Log, cfg.Instance.ID, l).Handler(), on: "does not succeed, trying again",
+		Handler: NewLogger(cfg.Log, cfg.Instance.ID, l).Handler(), on: "operation failed, will retry",
 		once: &sync.Once{}, said: make(chan struct{}), resume: make(chan struct{}),
 	}
 	stuck, err := New(cfg, slog.New(trap), Build{Version: "test"})

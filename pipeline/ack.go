@@ -7,11 +7,11 @@ import (
 // ackLoop acknowledges committed batches in order, and never gives one up: a
 // failed ack would leave its entries pending for ever.
 func (w *worker) ackLoop(ctx context.Context) error {
-	for b := range w.toAck {
+	for b := range w.ackQueue {
 		if err := w.ack(ctx, b); err != nil {
 			return err
 		}
-		w.acked <- b
+		w.ackDone <- b
 	}
 	return nil
 }
@@ -20,7 +20,7 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 	acks := b.acks()
 	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, func(err error) bool { return !lostState(err) }, func() error {
 		err := w.acker.Ack(ctx, acks)
-		w.tried.Add(1)
+		w.callsReturned.Add(1)
 		if err == nil {
 			w.metrics.acked(acks)
 		}
@@ -30,12 +30,12 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		// Whoever took the shards anew compares what is committed; so must we.
-		w.log.Warn("not acknowledged, the shards are taken again", "err", err)
+		// Whoever took the shards again compares what is committed; so must we.
+		w.log.Warn("acknowledgement failed; reacquiring shards", "err", err)
 		b.stale = lostShards(err, b)
 	}
 	if !b.givesUp() {
 		return nil
 	}
-	return w.park(ctx, b)
+	return w.moveToDLQ(ctx, b)
 }

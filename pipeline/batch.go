@@ -13,31 +13,31 @@ import (
 // batch is what one transaction will write, and the entries it came from, so
 // that it can be computed again if it does not commit as computed.
 type batch struct {
-	seq       uint64
-	careful   bool // nothing is taken to be new: all goes the idempotent path
-	parts     []part
-	fresh     []telemetry.Record
-	late      []telemetry.Record
-	links     []link
-	rules     protocol.Rules
-	crossings []protocol.Crossing
-	touched   []touch // the devices it has records of
-	tangled   []int32 // in touched: with records out of order, whose crossings are derived when the batch is sealed
-	applied   []protocol.Applied
-	scratch   []geofence.Crossing
-	entries   int
-	bytes     int64
-	repeats   int       // records that repeat an earlier one of the same batch
-	due       time.Time // when it is committed, full or not
+	seq        uint64
+	idempotent bool // nothing is taken to be new: all goes the idempotent path
+	parts      []part
+	fresh      []telemetry.Record
+	late       []telemetry.Record
+	links      []link
+	rules      protocol.Rules
+	crossings  []protocol.Crossing
+	deltas     []deviceDelta // the devices it has records of
+	outOfOrder []int32       // in touched: with records out of order, whose crossings are derived when the batch is sealed
+	applied    []protocol.Applied
+	scratch    []geofence.Crossing
+	entries    int
+	bytes      int64
+	repeats    int       // records that repeat an earlier one of the same batch
+	due        time.Time // when it is committed, full or not
 
-	deferred        []protocol.Deferred
-	settled         []telemetry.Ref // deferred entries that are decided
-	letters         []telemetry.DeadLetter
-	lettersDeferred []telemetry.DeadLetter         // the same, of entries that were deferred
-	parked          map[telemetry.EntryID]struct{} // the IDs in letters
-	guilty          telemetry.EntryID              // what the server named when it refused the batch; zero where it named none
-	reread          map[int]bool                   // shards whose queues do not hold what they should; written by park
-	stale           map[int]bool                   // shards whose acknowledgement was refused; written by ack
+	deferred            []protocol.Deferred
+	resolved            []telemetry.Ref // deferred entries that are decided
+	letters             []telemetry.DeadLetter
+	deferredDeadLetters []telemetry.DeadLetter         // the same, of entries that were deferred
+	deadLettered        map[telemetry.EntryID]struct{} // the IDs in letters
+	culprit             telemetry.EntryID              // what the server named when it refused the batch; zero where it named none
+	reread              map[int]bool                   // shards whose queues do not hold what they should; written by park
+	stale               map[int]bool                   // shards whose acknowledgement was refused; written by ack
 }
 
 // part is consecutive entries of one shard.
@@ -50,15 +50,15 @@ type part struct {
 	again   map[telemetry.EntryID]protocol.Deferred // entries that were deferred, until they are decided; nil for those of a queue
 }
 
-// touch is a device as a batch has it.
-type touch struct {
+// deviceDelta is a device as a batch has it.
+type deviceDelta struct {
 	*device
 	id               string
 	base             int64 // the watermark when the batch began
 	baseLat, baseLon float64
 	top              int64 // newest device time in the batch, of any record
 	last             int32 // newest link of the device's records
-	tangled          bool  // records came out of order
+	outOfOrder       bool  // records came out of order
 }
 
 // link chains the records of a device within a batch, newest first.
@@ -67,32 +67,32 @@ type link struct {
 	us   int64
 }
 
-func (b *batch) reset(seq uint64, careful bool) {
-	b.seq, b.careful = seq, careful
+func (b *batch) reset(seq uint64, idempotent bool) {
+	b.seq, b.idempotent = seq, idempotent
 	clear(b.parts)
 	clear(b.fresh)
 	clear(b.late)
 	clear(b.crossings)
-	clear(b.touched)
+	clear(b.deltas)
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
-	b.crossings, b.touched, b.tangled, b.applied = b.crossings[:0], b.touched[:0], b.tangled[:0], b.applied[:0]
+	b.crossings, b.deltas, b.outOfOrder, b.applied = b.crossings[:0], b.deltas[:0], b.outOfOrder[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
 	b.due = time.Time{}
 	clear(b.deferred)
 	clear(b.letters)
-	clear(b.lettersDeferred)
-	b.deferred, b.settled = b.deferred[:0], b.settled[:0]
-	b.letters, b.lettersDeferred = b.letters[:0], b.lettersDeferred[:0]
-	b.parked, b.reread, b.stale, b.guilty = nil, nil, nil, telemetry.EntryID{}
+	clear(b.deferredDeadLetters)
+	b.deferred, b.resolved = b.deferred[:0], b.resolved[:0]
+	b.letters, b.deferredDeadLetters = b.letters[:0], b.deferredDeadLetters[:0]
+	b.deadLettered, b.reread, b.stale, b.culprit = nil, nil, nil, telemetry.EntryID{}
 }
 
 // place puts a decoded record where it belongs, and moves the device's state.
 func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	if d.batch != b.seq {
-		d.batch, d.touch = b.seq, int32(len(b.touched))
-		b.touched = append(b.touched, touch{device: d, id: r.DeviceID, base: d.watermark, baseLat: d.lat, baseLon: d.lon, top: never, last: -1})
+		d.batch, d.touch = b.seq, int32(len(b.deltas))
+		b.deltas = append(b.deltas, deviceDelta{device: d, id: r.DeviceID, base: d.watermark, baseLat: d.lat, baseLon: d.lon, top: never, last: -1})
 	}
-	t := &b.touched[d.touch]
+	t := &b.deltas[d.touch]
 	if r.TimeUS <= t.top && b.repeated(t, r.TimeUS) {
 		// Of two records with the same time the first in the stream counts.
 		b.repeats++
@@ -102,7 +102,7 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	t.last = int32(len(b.links) - 1)
 	t.top = max(t.top, r.TimeUS)
 	switch {
-	case !eligible, b.careful, r.TimeUS <= t.base:
+	case !eligible, b.idempotent, r.TimeUS <= t.base:
 		b.late = append(b.late, *r)
 	default:
 		// Newer than all that took part in state when the batch began, so it is in
@@ -118,12 +118,12 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 }
 
 // cross notes what a fresh record crossed on the way from the fix before it.
-func (b *batch) cross(t *touch, r *telemetry.Record) {
-	if r.TimeUS < t.watermark && !t.tangled {
-		t.tangled = true
-		b.tangled = append(b.tangled, t.touch)
+func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
+	if r.TimeUS < t.watermark && !t.outOfOrder {
+		t.outOfOrder = true
+		b.outOfOrder = append(b.outOfOrder, t.touch)
 	}
-	if t.tangled {
+	if t.outOfOrder {
 		return
 	}
 	next := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
@@ -140,12 +140,12 @@ func (b *batch) cross(t *touch, r *telemetry.Record) {
 // seal derives the crossings of devices whose records came out of order, from
 // those records in order. Real trackers send newest first, so this is no rare path.
 func (b *batch) seal() {
-	if len(b.tangled) == 0 {
+	if len(b.outOfOrder) == 0 {
 		return
 	}
-	fixes := make(map[string][]geofence.Fix, len(b.tangled))
-	for _, i := range b.tangled {
-		t := &b.touched[i]
+	fixes := make(map[string][]geofence.Fix, len(b.outOfOrder))
+	for _, i := range b.outOfOrder {
+		t := &b.deltas[i]
 		fixes[t.id] = nil
 		if t.base != never {
 			fixes[t.id] = []geofence.Fix{{TimeUS: t.base, Latitude: t.baseLat, Longitude: t.baseLon}}
@@ -161,8 +161,8 @@ func (b *batch) seal() {
 			fixes[r.DeviceID] = append(list, geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
 		}
 	}
-	for _, i := range b.tangled {
-		t := &b.touched[i]
+	for _, i := range b.outOfOrder {
+		t := &b.deltas[i]
 		list := fixes[t.id]
 		slices.SortFunc(list, func(a, b geofence.Fix) int { return cmp.Compare(a.TimeUS, b.TimeUS) })
 		b.scratch = b.rules.Fences.Track(b.scratch[:0], list, b.rules.MaxGap, t.base == never)
@@ -170,10 +170,10 @@ func (b *batch) seal() {
 			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
 		}
 	}
-	b.tangled = b.tangled[:0]
+	b.outOfOrder = b.outOfOrder[:0]
 }
 
-func (b *batch) repeated(t *touch, us int64) bool {
+func (b *batch) repeated(t *deviceDelta, us int64) bool {
 	for i := t.last; i >= 0; i = b.links[i].prev {
 		if b.links[i].us == us {
 			return true
@@ -194,13 +194,13 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
 		return gone(telemetry.ShardOf(c.DeviceID, shards))
 	})
-	b.tangled = slices.DeleteFunc(b.tangled, func(i int32) bool { return gone(int(b.touched[i].shard)) })
+	b.outOfOrder = slices.DeleteFunc(b.outOfOrder, func(i int32) bool { return gone(int(b.deltas[i].shard)) })
 	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
 	b.deferred = slices.DeleteFunc(b.deferred, func(d protocol.Deferred) bool { return gone(d.Shard) })
 	letters := func(list []telemetry.DeadLetter) []telemetry.DeadLetter {
 		return slices.DeleteFunc(list, func(l telemetry.DeadLetter) bool { return gone(l.Shard) })
 	}
-	b.letters, b.lettersDeferred = letters(b.letters), letters(b.lettersDeferred)
+	b.letters, b.deferredDeadLetters = letters(b.letters), letters(b.deferredDeadLetters)
 	b.parts = slices.DeleteFunc(b.parts, func(p part) bool {
 		if !gone(p.shard) {
 			return false
@@ -214,18 +214,18 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 // write is the transaction's content.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
-		Held: b.held(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
-		Deferred: b.deferred, Settled: b.settled, Letters: b.unconfirmed(),
+		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Deferred: b.deferred, Resolved: b.resolved, Letters: b.unconfirmed(),
 	}
 }
 
-// held is the shards of the batch, each once, ascending.
-func (b *batch) held() []protocol.Held {
-	held := make([]protocol.Held, 0, 16)
+// leases is the shards of the batch, each once, ascending.
+func (b *batch) leases() []protocol.ShardLease {
+	held := make([]protocol.ShardLease, 0, 16)
 	for _, p := range b.parts {
-		at, found := slices.BinarySearchFunc(held, p.shard, func(h protocol.Held, shard int) int { return h.Shard - shard })
+		at, found := slices.BinarySearchFunc(held, p.shard, func(h protocol.ShardLease, shard int) int { return h.Shard - shard })
 		if !found {
-			held = slices.Insert(held, at, protocol.Held{Shard: p.shard, Epoch: p.epoch})
+			held = slices.Insert(held, at, protocol.ShardLease{Shard: p.shard, Epoch: p.epoch})
 		}
 	}
 	return held
@@ -245,7 +245,7 @@ func (b *batch) acks() []protocol.Ack {
 				a.Gone = append(a.Gone, e.ID)
 				continue
 			}
-			if _, ok := b.parked[e.ID]; !ok {
+			if _, ok := b.deadLettered[e.ID]; !ok {
 				a.IDs = append(a.IDs, e.ID)
 			}
 		}

@@ -14,13 +14,13 @@ import (
 // commitLoop commits one batch at a time. It tries again in place while the
 // server cannot take it; any other outcome is for the worker to settle.
 func (w *worker) commitLoop(ctx context.Context) error {
-	defer close(w.toAck)
+	defer close(w.ackQueue)
 	for b := range w.commits {
 		w.mutantAcks(ctx, b)
 		c := w.commit(ctx, b)
 		if c.err == nil {
 			select {
-			case w.toAck <- b:
+			case w.ackQueue <- b:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -34,17 +34,17 @@ func (w *worker) commitLoop(ctx context.Context) error {
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq}
 	content := b.write()
-	repeat := nothingHappened
+	repeat := notApplied
 	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 {
-		if len(content.Letters) == 0 && len(content.Settled) == 0 {
+		if len(content.Letters) == 0 && len(content.Resolved) == 0 {
 			return c // nothing but what was lost: there is nothing to write
 		}
-		repeat = nobodysFault
+		repeat = isRowIndependent
 	}
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, repeat, func() error {
 		started := time.Now()
 		// In this order: shards are given up before another run is numbered.
-		content.Run = w.sink.Run()
+		content.ServerGeneration = w.sink.Generation()
 		if gone := w.table.gone(b.parts); len(gone) > 0 {
 			return &protocol.Failure{
 				Kind: protocol.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up meanwhile", gone),
@@ -52,7 +52,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		}
 		var err error
 		c.written, err = w.mutantWrites(ctx, content)
-		w.tried.Add(1)
+		w.callsReturned.Add(1)
 		if err == nil {
 			w.metrics.wrote(b, c.written, time.Since(started))
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
@@ -62,45 +62,45 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	return c
 }
 
-// settle acts upon the outcome of a commit.
-func (w *worker) settle(ctx context.Context, c committed) error {
+// handleResult acts upon the outcome of a commit.
+func (w *worker) handleResult(ctx context.Context, c committed) error {
 	if c.err == nil {
-		w.unacked++
+		w.ackPending++
 		w.state.evict(c.seq)
 		return nil
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	v := judge(c.err)
-	w.log.Warn("batch not committed as computed", "count", c.batch.entries, "err", c.err)
+	v := dispositionOf(c.err)
+	w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
 	switch v {
 	case fatal:
 		return c.err
-	case retake:
-		w.metrics.retaken.Inc()
+	case reacquire:
+		w.metrics.indeterminate.Inc()
 		w.giveUp(c.batch, nil, OutcomeUnknown)
 		w.put(c.batch)
 		return nil
-	case renew:
+	case reloadFences:
 		if err := w.fences.refresh(ctx); err != nil {
 			return err
 		}
 		return w.redo(ctx, c.batch, false)
-	case yield:
+	case dropFenced:
 		w.metrics.fenced.Inc()
 		lost := lostShards(c.err, c.batch)
 		w.giveUp(c.batch, lost, ShardFenced)
 		return w.redo(ctx, c.batch, false)
 	default:
-		c.batch.guilty = guilty(c.err, c.batch)
-		return w.redo(ctx, c.batch, v == split)
+		c.batch.culprit = culprit(c.err, c.batch)
+		return w.redo(ctx, c.batch, v == bisect)
 	}
 }
 
-// guilty is the entry of the fresh record that the server named; zero where it
+// culprit is the entry of the fresh record that the server named; zero where it
 // named none.
-func guilty(err error, b *batch) telemetry.EntryID {
+func culprit(err error, b *batch) telemetry.EntryID {
 	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Row > 0 && f.Row <= len(b.fresh) {
 		return b.fresh[f.Row-1].ID
 	}
@@ -125,7 +125,7 @@ func lostShards(err error, b *batch) map[int]bool {
 
 // giveUp drops shards of a batch, all of them where none are named, together
 // with everything computed for them since, and tells the owner's side. A shard
-// that was granted anew meanwhile rests on nothing of the batch, and goes on.
+// that was granted again meanwhile rests on nothing of the batch, and goes on.
 func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 	dropped, gone := make(map[int]bool), make(map[int]bool)
 	for _, p := range b.parts {
@@ -133,14 +133,14 @@ func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 			continue
 		}
 		dropped[p.shard] = true
-		if t, ok := w.held[p.shard]; ok && t.grant != p.grant {
+		if t, ok := w.owned[p.shard]; ok && t.grant != p.grant {
 			continue
 		}
 		gone[p.shard] = true
-		delete(w.held, p.shard)
-		w.state.void(p.shard)
+		delete(w.owned, p.shard)
+		w.state.invalidate(p.shard)
 		if w.table.dropGrant(p.shard, p.grant) {
-			w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
+			w.lost(ShardLost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
 		}
 	}
 	w.current.without(func(shard int) bool { return gone[shard] }, w.cfg.Shards)
@@ -152,21 +152,21 @@ func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 // transaction after the other. With isolate it divides until what the server
 // refuses is alone.
 func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
-	for w.unacked > 0 { // work of a shard finishes in order
+	for w.ackPending > 0 { // work of a shard finishes in order
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case done := <-w.acked:
-			w.unacked--
+		case done := <-w.ackDone:
+			w.ackPending--
 			w.finish(done)
 			w.put(done)
 		}
 	}
-	todo, named := byShard(b.parts, w.current.parts), b.guilty
+	todo, named := byShard(b.parts, w.current.parts), b.culprit
 	w.current.reset(w.current.seq, false)
 	w.put(b)
 	for _, p := range todo {
-		w.state.void(p.shard)
+		w.state.invalidate(p.shard)
 	}
 	limit := w.cfg.BatchMaxRecords
 	for _, p := range todo {
@@ -188,7 +188,7 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 
 // redoPart commits and acknowledges entries of one shard by themselves.
 func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
-	if t, ok := w.held[p.shard]; !ok || t.grant != p.grant {
+	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}
 	w.seq++
@@ -197,7 +197,7 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	if err := w.apply(ctx, b, p); err != nil {
 		return err
 	}
-	b.settleAgain(&p)
+	b.resolveDeferred(&p)
 	return w.decide(ctx, b, p, isolate)
 }
 
@@ -205,7 +205,7 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) error {
 	c := w.commit(ctx, b)
 	// What was not new did not move the device: only the table knows.
-	w.state.void(p.shard)
+	w.state.invalidate(p.shard)
 	if c.err == nil {
 		if err := w.ack(ctx, b); err != nil {
 			return err
@@ -222,26 +222,26 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	switch judge(c.err) {
+	switch dispositionOf(c.err) {
 	case fatal:
 		return c.err
-	case retake:
-		w.metrics.retaken.Inc()
+	case reacquire:
+		w.metrics.indeterminate.Inc()
 		w.giveUp(b, nil, OutcomeUnknown)
 		return nil
-	case renew:
+	case reloadFences:
 		if err := w.fences.refresh(ctx); err != nil {
 			return err
 		}
 		return w.redoPart(ctx, p, isolate)
-	case yield:
+	case dropFenced:
 		w.metrics.fenced.Inc()
 		w.giveUp(b, lostShards(c.err, b), ShardFenced)
 		return nil
 	default:
 	}
 	if len(p.entries) == 1 {
-		return w.condemn(ctx, p, c.err)
+		return w.deadLetterEntry(ctx, p, c.err)
 	}
 	half := len(p.entries) / 2
 	left, right := p, p
@@ -252,11 +252,11 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 	return w.redoPart(ctx, right, true)
 }
 
-// condemn gives the one entry of a part up, for a reason that another attempt
+// deadLetterEntry gives the one entry of a part up, for a reason that another attempt
 // would not change. The batch that does so writes nothing, but it does not
-// commit for a shard that is somebody else's by now.
-func (w *worker) condemn(ctx context.Context, p part, err error) error {
-	if t, ok := w.held[p.shard]; !ok || t.grant != p.grant {
+// commit for a shard that is another member's by now.
+func (w *worker) deadLetterEntry(ctx context.Context, p part, err error) error {
+	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}
 	w.seq++
@@ -264,23 +264,23 @@ func (w *worker) condemn(ctx context.Context, p part, err error) error {
 	b.reset(w.seq, true)
 	b.rules = w.rules()
 	b.parts, b.entries = append(b.parts, p), 1
-	w.refuse(b, &p, &p.entries[0], err)
-	b.settleAgain(&p)
+	w.reject(b, &p, &p.entries[0], err)
+	b.resolveDeferred(&p)
 	return w.decide(ctx, b, p, false)
 }
 
 // byShard joins the parts of each grant of a shard, in order. Order between
 // shards means nothing.
 func byShard(lists ...[]part) []part {
-	type tenancy struct {
+	type shardGrant struct {
 		shard int
 		grant uint64
 	}
 	var joined []part
-	at := make(map[tenancy]int)
+	at := make(map[shardGrant]int)
 	for _, list := range lists {
 		for _, p := range list {
-			k := tenancy{p.shard, p.grant}
+			k := shardGrant{p.shard, p.grant}
 			i, ok := at[k]
 			if !ok {
 				at[k] = len(joined)

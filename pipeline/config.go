@@ -22,10 +22,10 @@ type Config struct {
 	MaxFutureSkew      time.Duration
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
 	FenceRefresh       time.Duration // how often fences are looked up without being told
-	DealAhead          int           // dealing pauses while so many dealt entries are undone, see protocol.Headway
+	DispatchAhead      int           // dispatching pauses while so many dispatched entries are unfinished, see protocol.ProgressTracker
 	StallAfter         time.Duration // after which a shard that does not advance is not waited for
-	DealBlock          time.Duration
-	TurnTTL            time.Duration
+	DispatchBlock      time.Duration
+	DispatchLeaseTTL   time.Duration
 	QueueRescan        time.Duration // how often every queue is read from its start again
 	Limits             telemetry.Limits
 	DeadLetters        DeadLetterConfig
@@ -49,10 +49,10 @@ func (c Config) check() error {
 	positive("MaxFutureSkew", int64(c.MaxFutureSkew))
 	positive("MaxCrossingGap", int64(c.MaxCrossingGap))
 	positive("FenceRefresh", int64(c.FenceRefresh))
-	positive("DealAhead", int64(c.DealAhead))
+	positive("DealAhead", int64(c.DispatchAhead))
 	positive("StallAfter", int64(c.StallAfter))
-	positive("DealBlock", int64(c.DealBlock))
-	positive("TurnTTL", int64(c.TurnTTL))
+	positive("DealBlock", int64(c.DispatchBlock))
+	positive("TurnTTL", int64(c.DispatchLeaseTTL))
 	positive("QueueRescan", int64(c.QueueRescan))
 	errs = append(errs, c.DeadLetters.check())
 	return errors.Join(errs...)

@@ -10,15 +10,15 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Parker moves entries to the dead letters, of shards held under these tokens.
+// DeadLetterSink moves entries to the dead letters, of shards held under these tokens.
 // Moving one again changes nothing. A Failure of kind Fenced names shards that
 // were taken under another token since.
-type Parker interface {
-	// Park takes them off the queues of their shards as well. A Failure of kind
+type DeadLetterSink interface {
+	// DeadLetter takes them off the queues of their shards as well. A Failure of kind
 	// Lost names the shards whose queues do not hold what they should.
-	Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
-	// ParkDeferred is for entries that are on no queue any more.
-	ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
+	DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
+	// DeadLetterDeferred is for entries that are on no queue any more.
+	DeadLetterDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
 }
 
 // DeadLetterConfig says when an entry is given up, and under whose name.
@@ -37,11 +37,11 @@ func (c DeadLetterConfig) check() error {
 	return nil
 }
 
-// refuse notes an entry that is no record, or one that the sink does not take:
+// reject notes an entry that is no record, or one that the sink does not take:
 // it becomes a dead letter once what precedes it is committed, unless another
 // attempt makes sense. A newer instance in a rolling deploy may understand what
 // this one cannot decode.
-func (w *worker) refuse(b *batch, p *part, e *telemetry.Entry, err error) {
+func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 	now := time.Now().UTC()
 	l := telemetry.DeadLetter{
 		Entry: *e, Shard: p.shard, Error: err.Error(), Attempts: 1, FirstFailed: now, LastFailed: now,
@@ -65,7 +65,7 @@ func classify(l *telemetry.DeadLetter, err error) {
 		return
 	}
 	if c, ok := errors.AsType[*crashError](err); ok {
-		l.Class, l.Fingerprint, l.Attempts = telemetry.ClassCrash, string(telemetry.ClassCrash), max(l.Attempts, c.deaths)
+		l.Class, l.Fingerprint, l.Attempts = telemetry.ClassCrash, string(telemetry.ClassCrash), max(l.Attempts, c.crashCount)
 		return
 	}
 	l.Class, l.Fingerprint = telemetry.ClassSink, string(telemetry.ClassSink)
@@ -78,14 +78,14 @@ func classify(l *telemetry.DeadLetter, err error) {
 // giveUp notes a dead letter. An entry that was deferred is on no queue.
 func (b *batch) giveUp(l telemetry.DeadLetter, deferred bool) {
 	if deferred {
-		b.lettersDeferred = append(b.lettersDeferred, l)
+		b.deferredDeadLetters = append(b.deferredDeadLetters, l)
 		return
 	}
 	b.letters = append(b.letters, l)
-	if b.parked == nil {
-		b.parked = make(map[telemetry.EntryID]struct{})
+	if b.deadLettered == nil {
+		b.deadLettered = make(map[telemetry.EntryID]struct{})
 	}
-	b.parked[l.Entry.ID] = struct{}{}
+	b.deadLettered[l.Entry.ID] = struct{}{}
 }
 
 // newlyDeferred is how many entries are deferred for the first time.
@@ -99,8 +99,8 @@ func (b *batch) newlyDeferred() int {
 	return n
 }
 
-// givesUp tells whether entries are to be moved once the batch is committed.
-func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.lettersDeferred) > 0 }
+// givesUp reports whether entries are to be moved once the batch is committed.
+func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.deferredDeadLetters) > 0 }
 
 // unconfirmed is the dead letters as the transaction keeps them.
 func (b *batch) unconfirmed() []protocol.Unconfirmed {
@@ -108,21 +108,21 @@ func (b *batch) unconfirmed() []protocol.Unconfirmed {
 	for _, l := range b.letters {
 		list = append(list, protocol.Unconfirmed{DeadLetter: l, Queued: true})
 	}
-	for _, l := range b.lettersDeferred {
+	for _, l := range b.deferredDeadLetters {
 		list = append(list, protocol.Unconfirmed{DeadLetter: l})
 	}
 	return list
 }
 
-// park moves the dead letters of a committed batch. It goes on trying while
+// moveToDLQ moves the dead letters of a committed batch. It goes on trying while
 // Redis does not answer or is full: the entries are safe where they are. What
 // was added is noted, since the leader adds again what Redis then loses.
-func (w *worker) park(ctx context.Context, b *batch) error {
+func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 	var added []telemetry.Ref
 	for _, step := range []struct {
 		letters []telemetry.DeadLetter
 		park    func(context.Context, []telemetry.DeadLetter, map[int]string) error
-	}{{b.letters, w.parker.Park}, {b.lettersDeferred, w.parker.ParkDeferred}} {
+	}{{b.letters, w.deadLetterSink.DeadLetter}, {b.deferredDeadLetters, w.deadLetterSink.DeadLetterDeferred}} {
 		if len(step.letters) == 0 {
 			continue
 		}
@@ -149,28 +149,28 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	park func(context.Context, []telemetry.DeadLetter, map[int]string) error,
 ) (map[int]bool, error) {
 	tokens := b.tokens()
-	err := retry(ctx, w.log, "move to the dead letters", w.metrics.parkErrors,
-		func(err error) bool { return !lostState(err) && judge(err) != yield },
-		func() error { defer w.tried.Add(1); return park(ctx, letters, tokens) })
+	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
+		func(err error) bool { return !lostState(err) && dispositionOf(err) != dropFenced },
+		func() error { defer w.callsReturned.Add(1); return park(ctx, letters, tokens) })
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	left := make(map[int]bool)
 	switch {
 	case err == nil:
-	case judge(err) == yield:
-		w.log.Warn("dead letters not moved, the shards are taken again", "err", err)
+	case dispositionOf(err) == dropFenced:
+		w.log.Warn("dead-lettering failed; reacquiring shards", "err", err)
 		left = lostShards(err, b)
 		if b.stale == nil {
 			b.stale = make(map[int]bool)
 		}
 		maps.Copy(b.stale, left)
 	default:
-		w.log.Warn("dead letters not moved, their queues are read again", "err", err)
+		w.log.Warn("dead-lettering failed; rereading queues", "err", err)
 		left = lostShards(err, b)
 		b.reread = left
 	}
-	w.noteLetters(letters, left)
+	w.noteDeadLetters(letters, left)
 	return left, nil
 }
 
@@ -183,7 +183,7 @@ func (b *batch) tokens() map[int]string {
 	return tokens
 }
 
-func (w *worker) noteLetters(letters []telemetry.DeadLetter, except map[int]bool) {
+func (w *worker) noteDeadLetters(letters []telemetry.DeadLetter, except map[int]bool) {
 	for i := range letters {
 		l := &letters[i]
 		if except[l.Shard] {

@@ -33,10 +33,10 @@ func junk(tb testing.TB, kind string, device int, seconds int64) *fleet.Junk {
 }
 
 // letters is all dead letters by source ID.
-func (b *bench) letters() map[telemetry.EntryID]stream.Letter {
+func (b *bench) letters() map[telemetry.EntryID]stream.DLQEntry {
 	dead, err := stream.NewDeadLetters(b.client, stream.Config{Stream: b.stream, Group: b.group}, b.stream+":dlq")
 	require.NoError(b.tb, err)
-	all := make(map[telemetry.EntryID]stream.Letter)
+	all := make(map[telemetry.EntryID]stream.DLQEntry)
 	after := telemetry.EntryID{}
 	for {
 		page, err := dead.List(b.tb.Context(), after, 500)
@@ -53,7 +53,7 @@ func (b *bench) letters() map[telemetry.EntryID]stream.Letter {
 	}
 }
 
-func (b *bench) awaitLetters(within time.Duration, n int) map[telemetry.EntryID]stream.Letter {
+func (b *bench) awaitDeadLetters(within time.Duration, n int) map[telemetry.EntryID]stream.DLQEntry {
 	testenv.Wait(b.tb, within, func() error {
 		if have := b.client.XLen(b.tb.Context(), b.stream+":dlq").Val(); have != int64(n) {
 			return fmt.Errorf("want %d dead letters, have %d", n, have)
@@ -63,11 +63,11 @@ func (b *bench) awaitLetters(within time.Duration, n int) map[telemetry.EntryID]
 	return b.letters()
 }
 
-func TestBadEntriesBecomeDeadLettersOfTheirClassAndHoldNobodyUp(t *testing.T) {
+func TestBadEntriesBecomeDeadLettersOfTheirClassAndBlockNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	in := b.start("one")
-	b.takeAll(in)
+	b.acquireAll(in)
 	entries := [][]string{{"ts", "x"}}
 	want := []telemetry.Class{telemetry.ClassInvalid}
 	for i, kind := range fleet.JunkKinds() {
@@ -79,7 +79,7 @@ func TestBadEntriesBecomeDeadLettersOfTheirClassAndHoldNobodyUp(t *testing.T) {
 	require.Equal(t, len(fleet.JunkKinds()), b.count("select count(*) from positions"))
 
 	// What cannot be decoded is given up after its third attempt.
-	letters := b.awaitLetters(20*time.Second, len(fleet.JunkKinds())+1)
+	letters := b.awaitDeadLetters(20*time.Second, len(fleet.JunkKinds())+1)
 	require.Zero(t, b.count("select count(*) from processor.deferred"))
 	for i, id := range ids {
 		if want[i] == "" {
@@ -106,7 +106,7 @@ func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
 	b := newBench(t)
 	slow := func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.RetryDelays = []time.Duration{time.Hour} }
 	old := b.start("old", slow)
-	b.takeAll(old)
+	b.acquireAll(old)
 	bad := junk(t, "truncated", 5, 100)
 	ids := b.publish(at(5, 1), bad.Fields, at(5, 200))
 	b.settled(10*time.Second, 0)
@@ -122,7 +122,7 @@ func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
 	}
 	_, err := b.pool.Exec(t.Context(), "update processor.deferred set fields = $1, digest = $2, next_attempt_at = now()", raw, (&telemetry.Entry{Fields: good}).Digest())
 	require.NoError(t, err)
-	b.takeAll(b.start("new"))
+	b.acquireAll(b.start("new"))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := b.count("select count(*) from positions"); n != 3 {
 			return fmt.Errorf("want 3 positions, have %d", n)
@@ -141,9 +141,9 @@ type sink struct {
 	before func(b *protocol.Batch) error
 }
 
-func (s *sink) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+func (s *sink) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	if err := s.before(b); err != nil {
-		return protocol.Written{}, err
+		return protocol.CommitResult{}, err
 	}
 	return s.Sink.Write(ctx, b)
 }
@@ -163,7 +163,7 @@ func TestAnOutageUsesNoAttempt(t *testing.T) {
 			return nil
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(junk(t, "not_json", 1, 1).Fields, at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := outages.Load(); n < 6 {
@@ -186,12 +186,12 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) {
 				fenced.Add(1)
-				return &protocol.Failure{Kind: protocol.Fenced, Err: errors.New("somebody else's by now")}
+				return &protocol.Failure{Kind: protocol.Fenced, Err: errors.New("another member's by now")}
 			}
 			return nil
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(junk(t, "not_json", 1, 1).Fields)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if fenced.Load() == 0 || b.count("select count(*) from processor.deferred where class = 'decode'") == 0 {
@@ -208,17 +208,17 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	b := newBench(t)
 	// Attempts that nobody finishes are what is left of processes that died.
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.PollEvery = time.Hour })
-	b.takeAll(in)
+	b.acquireAll(in)
 	ids := b.publish(junk(t, "not_json", 1, 1).Fields, junk(t, "not_json", 1, 2).Fields)
 	b.settled(10*time.Second, 0)
 	deferred := store.NewDeferred(b.pool, b.scope(), "one", 10*time.Second)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
-	epoch, _, ok := in.Held(shard)
+	epoch, _, ok := in.Owned(shard)
 	require.True(t, ok)
 	due := func() []protocol.Deferred {
 		_, err := b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 		require.NoError(t, err)
-		rows, err := deferred.Claim(t.Context(), []protocol.Held{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
+		rows, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
 		require.NoError(t, err)
 		return rows
 	}
@@ -229,15 +229,15 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 		require.Equal(t, ids[0], rows[0].Entry.ID)
 		require.Equal(t, attempt, rows[0].Attempts)
 	}
-	wrong, err := deferred.Claim(t.Context(), []protocol.Held{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
+	wrong, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
 	require.NoError(t, err)
 	require.Empty(t, wrong, "nothing for who does not own the shard")
 	in.stop()
 
 	_, err = b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 	require.NoError(t, err)
-	b.takeAll(b.start("two"))
-	letters := b.awaitLetters(10*time.Second, 2)
+	b.acquireAll(b.start("two"))
+	letters := b.awaitDeadLetters(10*time.Second, 2)
 	require.Equal(t, telemetry.ClassCrash, letters[ids[0]].Class)
 	require.Equal(t, telemetry.ClassDecode, letters[ids[1]].Class, "the other one is not blamed")
 }
@@ -247,14 +247,14 @@ func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
 	b := newBench(t)
 	var refusals atomic.Int32
 	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
-		d.Parker = &parker{Parker: d.Parker, before: func() error {
+		d.DeadLetterSink = &deadLetterSink{DeadLetterSink: d.DeadLetterSink, before: func() error {
 			if refusals.Add(1) <= 4 {
 				return &protocol.Failure{Kind: protocol.Unavailable, Code: "OOM", Err: errors.New("full")}
 			}
 			return nil
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	b.settled(20*time.Second, 0)
 	require.Greater(t, refusals.Load(), int32(4))
@@ -267,7 +267,7 @@ func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
 	b := newBench(t)
 	var once sync.Once
 	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
-		d.Parker = &parker{Parker: d.Parker, before: func() error {
+		d.DeadLetterSink = &deadLetterSink{DeadLetterSink: d.DeadLetterSink, before: func() error {
 			// Somebody acknowledges by hand what is about to be moved.
 			once.Do(func() {
 				for _, p := range b.client.XPendingExt(context.Background(), &redis.XPendingExtArgs{
@@ -279,11 +279,11 @@ func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
 			return nil
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(junk(t, "nul", 1, 2).Fields)
 	b.settled(20*time.Second, 0)
 	b.publish(at(1, 3), junk(t, "nul", 1, 4).Fields)
-	b.awaitLetters(10*time.Second, 1)
+	b.awaitDeadLetters(10*time.Second, 1)
 	b.settled(20*time.Second, 0)
 	require.Equal(t, 1, b.count("select count(*) from positions"))
 	testenv.Wait(t, 10*time.Second, func() error {
@@ -294,16 +294,16 @@ func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
 	})
 }
 
-type parker struct {
-	pipeline.Parker
+type deadLetterSink struct {
+	pipeline.DeadLetterSink
 	before func() error
 }
 
-func (p *parker) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
+func (p *deadLetterSink) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
 	if err := p.before(); err != nil {
 		return err
 	}
-	return p.Parker.Park(ctx, letters, tokens)
+	return p.DeadLetterSink.DeadLetter(ctx, letters, tokens)
 }
 
 func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
@@ -330,9 +330,9 @@ func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
 	}
 	ids := b.publish(entries...)
 	in := b.start("one")
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.settled(20*time.Second, 0)
-	letters := b.awaitLetters(10*time.Second, len(bad))
+	letters := b.awaitDeadLetters(10*time.Second, len(bad))
 	for _, i := range bad {
 		require.Equal(t, telemetry.ClassSink, letters[ids[i]].Class)
 		require.Equal(t, "no_seven", letters[ids[i]].Field)
@@ -383,16 +383,16 @@ func account(t *testing.T, n, bad int) {
 	ids := b.publish(entries...)
 
 	one, two := b.start("one"), b.start("two")
-	b.takeAll(one)
+	b.acquireAll(one)
 	testenv.Wait(t, 30*time.Second, func() error {
 		if have := b.count("select count(*) from positions"); have < n/4 {
 			return fmt.Errorf("want a quarter of %d stored, have %d", n, have)
 		}
 		return nil
 	})
-	b.takeAll(two) // one finds itself fenced in the middle of its work
+	b.acquireAll(two) // one finds itself fenced in the middle of its work
 	b.settled(60*time.Second, 0)
-	letters := b.awaitLetters(60*time.Second, bad)
+	letters := b.awaitDeadLetters(60*time.Second, bad)
 	for i, id := range ids {
 		l, dead := letters[id]
 		require.Equal(t, isBad[i], dead)
@@ -425,7 +425,7 @@ func (c *chatty) said(text string) bool {
 	return strings.Contains(c.log.String(), text)
 }
 
-func TestP1AFullRedisSaysSoAndTakesTheDeadLetterOnceThereIsRoom(t *testing.T) {
+func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.T) {
 	t.Parallel()
 	heard := &chatty{TB: t}
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
@@ -438,7 +438,7 @@ func TestP1AFullRedisSaysSoAndTakesTheDeadLetterOnceThereIsRoom(t *testing.T) {
 	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 
-	b.takeAll(b.start("one"))
+	b.acquireAll(b.start("one"))
 	testenv.Wait(t, 20*time.Second, func() error {
 		if n := b.count("select count(*) from positions"); n != 2 || !heard.said("Redis is full; raise maxmemory") {
 			return fmt.Errorf("%d stored, and the log does not say what is wrong", n)
@@ -450,8 +450,8 @@ func TestP1AFullRedisSaysSoAndTakesTheDeadLetterOnceThereIsRoom(t *testing.T) {
 	b.settled(10*time.Second, 1) // the bad one lies on its queue
 
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
-	letters := b.awaitLetters(10*time.Second, 1)
+	letters := b.awaitDeadLetters(10*time.Second, 1)
 	require.Contains(t, letters, ids[1])
 	b.settled(10*time.Second, 0)
-	require.True(t, heard.said("works again"))
+	require.True(t, heard.said("operation recovered"))
 }

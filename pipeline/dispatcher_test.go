@@ -36,24 +36,24 @@ func (b *bench) pending() int64 {
 	return info.Pending
 }
 
-const dealAhead = 1000
+const dispatchAhead = 1000
 
 func pausing(cfg *pipeline.Config, _ *pipeline.Deps) {
-	cfg.DealAhead, cfg.ReadBatchRecords, cfg.StallAfter, cfg.Workers = dealAhead, 100, 400*time.Millisecond, 4
+	cfg.DispatchAhead, cfg.ReadBatchRecords, cfg.StallAfter, cfg.Workers = dispatchAhead, 100, 400*time.Millisecond, 4
 }
 
-// P9: dealing pauses by what is undone, and goes on for the others where one
+// P9: dispatching pauses by what is unfinished, and goes on for the others where one
 // shard stands.
-func TestP9AShardThatStandsDoesNotStopTheOthers(t *testing.T) {
+func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	in := b.start("one", pausing)
-	b.takeAll(in)
+	b.acquireAll(in)
 	const stuck = 5
 	release := b.hold(fmt.Sprintf("shard = %d", stuck))
 	var entries [][]string
 	standing, others := 0, 0
-	for device := 0; standing < 4*dealAhead; device++ {
+	for device := 0; standing < 4*dispatchAhead; device++ {
 		switch shard := telemetry.ShardOf(fleet.DeviceID(device), shards); {
 		case shard == stuck:
 			for s := range int64(100) {
@@ -74,21 +74,21 @@ func TestP9AShardThatStandsDoesNotStopTheOthers(t *testing.T) {
 		}
 		return nil
 	})
-	require.Greater(t, b.pending(), int64(2*dealAhead))
+	require.Greater(t, b.pending(), int64(2*dispatchAhead))
 	release()
 	b.settled(20*time.Second, 0)
 	require.Equal(t, standing+others, b.count("select count(*) from positions"))
 }
 
-// P7, P9: where nobody advances dealing pauses, by twice the limit at the latest.
-func TestP9DealingPausesWhileNothingAdvances(t *testing.T) {
+// P7, P9: where nobody advances dispatching pauses, by twice the limit at the latest.
+func TestP9DispatchingPausesWhileNothingAdvances(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	in := b.start("one", pausing)
-	b.takeAll(in)
+	b.acquireAll(in)
 	release := b.hold("true")
 	var entries [][]string
-	for i := range 4 * dealAhead {
+	for i := range 4 * dispatchAhead {
 		entries = append(entries, at(i%200, int64(i/200)))
 	}
 	b.publish(entries...)
@@ -98,13 +98,13 @@ func TestP9DealingPausesWhileNothingAdvances(t *testing.T) {
 		if n := b.pending(); n != last {
 			last, since = n, time.Now()
 		}
-		if paused := time.Since(since); last < dealAhead || paused < 1200*time.Millisecond {
+		if paused := time.Since(since); last < dispatchAhead || paused < 1200*time.Millisecond {
 			return fmt.Errorf("%d are pending since %v", last, paused)
 		}
 		return nil
 	})
-	t.Logf("%d of %d entries are dealt", last, len(entries))
-	require.LessOrEqual(t, last, int64(2*dealAhead+100))
+	t.Logf("%d of %d entries are dispatched", last, len(entries))
+	require.LessOrEqual(t, last, int64(2*dispatchAhead+100))
 	require.Zero(t, b.count("select count(*) from positions"))
 	release()
 	b.settled(20*time.Second, 0)

@@ -1,9 +1,9 @@
 // Package pipeline is the way of a record inside one instance:
 //
-//	deal / read → apply (decode, state) → batch → one transaction → ack
+//	dispatch / read → apply (decode, state) → batch → one transaction → ack
 //
-// A dealer puts new entries on the queues of their shards while this instance
-// holds the turn. A reader reads the queues of the shards granted to it. Both
+// A dispatcher puts new entries on the queues of their shards while this instance
+// holds the dispatch lease. A reader reads the queues of the shards granted to it. Both
 // hand entries to the workers, each of which runs several shards: it decodes,
 // moves the state of devices, collects a batch, commits it while the next one
 // fills, and acknowledges it while the next one commits.
@@ -29,7 +29,7 @@
 //     up and no attempt is counted.
 //   - P9: what is in memory is bounded by MaxInFlightRecords and
 //     MaxInFlightBytes plus one reply of the server.
-//     Dealing pauses while DealAhead dealt entries are undone, but not for the
+//     Dispatching pauses while DispatchAhead dispatched entries are unfinished, but not for the
 //     sake of shards that stand while others advance.
 //
 // It does not decide who owns a shard: coordination grants shards and takes
@@ -41,8 +41,8 @@
 //
 //	unavailable   nothing happened: the same batch again, in place
 //	unknown       it may have happened: shards given up, taken again, read again
-//	fenced        shards named are somebody else's: dropped; the others redone
+//	fenced        shards named are another member's: dropped; the others redone
 //	conflict      something was stored already: redone by the idempotent path
 //	refused       a row is at fault: divided until it is alone
-//	misused       a person must mend it: Run returns the error
+//	misused       a person must fix it: Run returns the error
 package pipeline

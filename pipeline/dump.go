@@ -7,12 +7,12 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Hand is what one worker has in hand, for a dump.
-type Hand struct {
+// WorkerDump is what one worker has in flight, for a dump.
+type WorkerDump struct {
 	Worker   int          `json:"worker"`
 	Messages int          `json:"messages"` // in its mailbox
 	Entries  int          `json:"entries"`
-	Shards   []ShardHand  `json:"shards"`
+	Shards   []ShardDump  `json:"shards"`
 	View     *WorkerView  `json:"view,omitempty"` // what the worker said last; nil before it said anything
 	Devices  []DeviceView `json:"devices"`
 }
@@ -32,8 +32,8 @@ func (ids IDs) MarshalText() ([]byte, error) {
 	return text, nil
 }
 
-// ShardHand is the entries of one shard that are in hand, in order.
-type ShardHand struct {
+// ShardDump is the entries of one shard that are in flight, in order.
+type ShardDump struct {
 	Shard int   `json:"shard"`
 	Epoch int64 `json:"epoch"`
 	IDs   IDs   `json:"entries"`
@@ -52,7 +52,7 @@ type WorkerView struct {
 	devices []DeviceView
 }
 
-// DeviceView is the state of a device in hand. Where it is, is personal data.
+// DeviceView is the state of a device in flight. Where it is, is personal data.
 type DeviceView struct {
 	Device    string    `json:"device"`
 	Shard     int       `json:"shard"`
@@ -62,26 +62,26 @@ type DeviceView struct {
 	Longitude *float64  `json:"longitude,omitempty"`
 }
 
-// viewEvery is how often a worker says what it has in hand; viewDevices bounds
+// viewEvery is how often a worker says what it has in flight; viewDevices bounds
 // what that costs.
 const (
 	viewEvery   = time.Second
 	viewDevices = 500
 )
 
-// Hands is what every worker has in hand. Coordinates are left out unless
+// Dump is what every worker has in flight. Coordinates are left out unless
 // positions asks for them.
-func (p *Pipeline) Hands(positions bool) []Hand {
-	hands := make([]Hand, len(p.workers))
+func (p *Pipeline) Dump(positions bool) []WorkerDump {
+	hands := make([]WorkerDump, len(p.workers))
 	p.table.mu.Lock()
 	for i := range hands {
-		hands[i] = Hand{Worker: i, Entries: p.table.load[i].records, Messages: p.workers[i].box.waiting()}
+		hands[i] = WorkerDump{Worker: i, Entries: p.table.load[i].records, Messages: p.workers[i].box.waiting()}
 	}
 	for shard := range p.table.slots {
 		s := &p.table.slots[shard]
-		if ids := s.queue.Hand(); s.held && len(ids) > 0 {
+		if ids := s.queue.InFlightIDs(); s.owned && len(ids) > 0 {
 			h := &hands[s.worker]
-			h.Shards = append(h.Shards, ShardHand{Shard: shard, Epoch: s.epoch, IDs: ids})
+			h.Shards = append(h.Shards, ShardDump{Shard: shard, Epoch: s.epoch, IDs: ids})
 		}
 	}
 	p.table.mu.Unlock()
@@ -109,11 +109,11 @@ func (p *Pipeline) OnPanic(f func(value any)) {
 	}
 }
 
-// show says what this worker has in hand. Only its own goroutine calls it.
-func (w *worker) show() {
+// publishView says what this worker has in flight. Only its own goroutine calls it.
+func (w *worker) publishView() {
 	v := &WorkerView{
 		At: time.Now().UTC(), Applying: w.applying.String(), Batch: w.current.entries,
-		Unacked: w.unacked, Known: w.state.len,
+		Unacked: w.ackPending, Known: w.state.len,
 	}
 	seen := make(map[string]struct{})
 	look := func(records []telemetry.Record) {
@@ -147,19 +147,19 @@ func (d *device) view(id string) DeviceView {
 	return v
 }
 
-// exposed lets a panic go on once it is known what this worker had in hand.
-func (w *worker) exposed() {
+// reportPanic lets a panic go on once it is known what this worker had in flight.
+func (w *worker) reportPanic() {
 	value := recover()
 	if value == nil {
 		return
 	}
 	func() {
 		defer func() {
-			if again := recover(); again != nil { // the state itself is broken
-				value = fmt.Errorf("%v; and while looking at what is in hand: %v", value, again)
+			if retrySame := recover(); retrySame != nil { // the state itself is broken
+				value = fmt.Errorf("%v; and while looking at what is in flight: %v", value, retrySame)
 			}
 		}()
-		w.show()
+		w.publishView()
 	}()
 	if w.panicked != nil {
 		w.panicked(value)

@@ -35,7 +35,7 @@ func (f *fences) now() *protocol.Fences { return f.present.Load() }
 func (f *fences) refresh(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, mendsItself, func() error {
+	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, isTransient, func() error {
 		if has := f.present.Load(); has != nil {
 			version, err := f.loader.Version(ctx)
 			if err != nil || version == has.Version {
@@ -47,7 +47,7 @@ func (f *fences) refresh(ctx context.Context) error {
 			return err
 		}
 		for _, err := range bad {
-			f.log.Error("a fence is no good and left out; mend it and import it again", "err", err)
+			f.log.Error("invalid fence skipped; fix it and re-import", "err", err)
 		}
 		f.metrics.fenceCount.Set(float64(set.Len()))
 		f.metrics.badFences.Set(float64(len(bad)))

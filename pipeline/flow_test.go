@@ -35,7 +35,7 @@ func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
 	}
 	b.publish(entries[:len(entries)/2]...)
 	in := b.start("one")
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(entries[len(entries)/2:]...)
 	b.settled(20*time.Second, 0)
 	// Seconds 0 to 49, and 3 seconds before 0.
@@ -57,7 +57,7 @@ func BenchmarkBacklog(b *testing.B) {
 	b.ResetTimer()
 	started := time.Now()
 	in := bb.start("one")
-	bb.takeAll(in)
+	bb.acquireAll(in)
 	bb.settled(2*time.Minute, 0)
 	b.ReportMetric(n/time.Since(started).Seconds(), "records/s")
 	in.stop()

@@ -70,12 +70,12 @@ type instance struct {
 	shards *store.Shards
 	group  *stream.Group
 	reg    *prometheus.Registry
-	drain  func() // intake ends, what is in hand goes on
+	drain  func() // intake ends, what is in flight goes on
 	cut    func() // the work ends in the middle, as when a drain takes too long
 	stop   func()
 	err    error
 	mu     sync.Mutex
-	lost   []pipeline.Lost
+	lost   []pipeline.ShardLost
 }
 
 type option func(*pipeline.Config, *pipeline.Deps)
@@ -92,7 +92,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
 		StateMaxDevices: 200_000, MaxFutureSkew: 5 * time.Minute,
 		MaxCrossingGap: 10 * time.Minute, FenceRefresh: 30 * time.Second,
-		DealAhead: 200_000, StallAfter: 30 * time.Second, DealBlock: 200 * time.Millisecond, TurnTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
+		DispatchAhead: 200_000, StallAfter: 30 * time.Second, DispatchBlock: 200 * time.Millisecond, DispatchLeaseTTL: 2 * time.Second, QueueRescan: 30 * time.Second,
 		Limits: telemetry.DefaultLimits(),
 		DeadLetters: pipeline.DeadLetterConfig{
 			Instance: member, Version: "test", MaxAttempts: 3,
@@ -105,11 +105,11 @@ func (b *bench) start(member string, opts ...option) *instance {
 	deps := pipeline.Deps{
 		Source: group, Acker: group,
 		Sink: writer, Requests: store.NewRequests(writer),
-		History: store.NewReader(pool, 10*time.Second),
-		Fences:  store.NewFences(pool, 10*time.Second),
-		Parker:  dead, Deferrals: store.NewDeferred(pool, b.scope(), member, 10*time.Second),
-		Trials: store.NewTrials(in.shards, member),
-		Lost: func(l pipeline.Lost) {
+		History:        store.NewReader(pool, 10*time.Second),
+		Fences:         store.NewFences(pool, 10*time.Second),
+		DeadLetterSink: dead, Deferrals: store.NewDeferred(pool, b.scope(), member, 10*time.Second),
+		ProbeLog: store.NewProbeLog(in.shards, member),
+		Lost: func(l pipeline.ShardLost) {
 			in.mu.Lock()
 			defer in.mu.Unlock()
 			in.lost = append(in.lost, l)
@@ -146,18 +146,18 @@ func (b *bench) start(member string, opts ...option) *instance {
 	return in
 }
 
-// takeAll assigns every shard to the instance and takes it.
-func (b *bench) takeAll(in *instance) {
+// acquireAll assigns every shard to the instance and takes it.
+func (b *bench) acquireAll(in *instance) {
 	ctx := context.Background()
 	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
 	require.NoError(b.tb, err)
 	for s := range shards {
-		taken, err := in.shards.Take(ctx, s, in.member, "")
+		taken, err := in.shards.Acquire(ctx, s, in.member, "")
 		require.NoError(b.tb, err)
 		token := fmt.Sprint(in.member, " ", taken.Epoch)
-		_, _, err = in.group.Enter(ctx, token, []int{s})
+		_, _, err = in.group.RegisterOwner(ctx, token, []int{s})
 		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(protocol.Held{Shard: s, Epoch: taken.Epoch, Token: token, Suspicion: taken.Suspicion}))
+		require.NoError(b.tb, in.Grant(protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token, Quarantine: taken.Quarantine}))
 	}
 }
 
@@ -179,7 +179,7 @@ func (b *bench) count(sql string, args ...any) int {
 	return n
 }
 
-// settled waits until nothing is pending and nothing is left to deal.
+// settled waits until nothing is pending and nothing is left to dispatch.
 func (b *bench) settled(within time.Duration, parked int64) {
 	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
 	require.NoError(b.tb, err)

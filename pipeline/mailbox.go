@@ -14,7 +14,7 @@ const (
 	granted                        // a shard begins under an epoch, on fresh state
 	dropped                        // a shard is no longer ours
 	asked                          // a request for a shard is to be run
-	emptied                        // the queue of a shard under suspicion holds nothing
+	emptied                        // the queue of a shard in quarantine holds nothing
 	retried                        // deferred entries of a shard whose time has come
 )
 
@@ -29,7 +29,7 @@ type message struct {
 	entries []telemetry.Entry
 	request *protocol.Request
 
-	suspicion protocol.Suspicion // of a shard that is granted
+	quarantine protocol.Quarantine // of a shard that is granted
 
 	deferred []protocol.Deferred
 	done     func() // to be called when they are decided
@@ -37,7 +37,7 @@ type message struct {
 
 // mailbox is a worker's queue. Putting never blocks, since it happens under the
 // table's lock: what bounds it is the limit on what is in flight, which the
-// dealer and the reader keep before they ask the server for more.
+// dispatcher and the reader keep before they ask the server for more.
 type mailbox struct {
 	mu     sync.Mutex
 	items  []message

@@ -27,32 +27,32 @@ const (
 )
 
 type metrics struct {
-	records       *prometheus.CounterVec
-	latency       prometheus.Histogram
-	writes        prometheus.Histogram
-	batchRecords  prometheus.Histogram
-	readResults   *prometheus.CounterVec
-	arrivals      prometheus.Counter
-	acks          prometheus.Counter
-	positions     *prometheus.CounterVec
-	lastRecord    prometheus.Gauge
-	turn          prometheus.Gauge
-	fenced        prometheus.Counter
-	retaken       prometheus.Counter
-	dealErrors    prometheus.Counter
-	commitErrors  prometheus.Counter
-	ackErrors     prometheus.Counter
-	historyErrors prometheus.Counter
-	fenceErrors   prometheus.Counter
-	requestErrors prometheus.Counter
-	parkErrors    prometheus.Counter
-	deferErrors   prometheus.Counter
-	trialErrors   prometheus.Counter
-	deadLetters   *prometheus.CounterVec
-	crossings     *prometheus.CounterVec
-	fenceCount    prometheus.Gauge
-	badFences     prometheus.Gauge
-	evictions     prometheus.Counter
+	records          *prometheus.CounterVec
+	latency          prometheus.Histogram
+	writes           prometheus.Histogram
+	batchRecords     prometheus.Histogram
+	readResults      *prometheus.CounterVec
+	arrivals         prometheus.Counter
+	acks             prometheus.Counter
+	positions        *prometheus.CounterVec
+	lastRecord       prometheus.Gauge
+	dispatcher       prometheus.Gauge
+	fenced           prometheus.Counter
+	indeterminate    prometheus.Counter
+	dispatchErrors   prometheus.Counter
+	commitErrors     prometheus.Counter
+	ackErrors        prometheus.Counter
+	historyErrors    prometheus.Counter
+	fenceErrors      prometheus.Counter
+	requestErrors    prometheus.Counter
+	deadLetterErrors prometheus.Counter
+	deferErrors      prometheus.Counter
+	isolationErrors  prometheus.Counter
+	deadLetters      *prometheus.CounterVec
+	crossings        *prometheus.CounterVec
+	fenceCount       prometheus.Gauge
+	badFences        prometheus.Gauge
+	evictions        prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, t *table) *metrics {
@@ -60,7 +60,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	errs := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "processor_pipeline_errors_total", Help: "Failed attempts of a step that is tried again, by step.",
+		Name: "processor_pipeline_errors_total", Help: "Failed attempts of a retried step, by step.",
 	}, []string{"step"})
 	m := &metrics{
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -85,7 +85,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		readResults: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_consumer_reads_total", Help: "Reads of the stream and of queues, by result.",
 		}, []string{"result"}),
-		arrivals: counter("processor_consumer_records_total", "Entries read from the stream and dealt to their shards by this instance."),
+		arrivals: counter("processor_consumer_records_total", "Entries read from the stream and dispatched to their shards by this instance."),
 		acks:     counter("processor_acks_total", "Entries acknowledged."),
 		positions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_position_writes_total", Help: "Records written to positions, by status.",
@@ -94,34 +94,34 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 			Name: "processor_pipeline_last_record_timestamp_seconds",
 			Help: "When this instance last committed a record, in seconds since 1970.",
 		}),
-		turn: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "processor_pipeline_turn", Help: "1 while this instance deals.",
+		dispatcher: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "processor_pipeline_dispatcher", Help: "1 while this instance is the dispatcher.",
 		}),
-		fenced:        counter("processor_pipeline_fenced_commits_total", "Commits refused because shards belong to somebody else by now."),
-		retaken:       counter("processor_pipeline_unknown_commits_total", "Commits whose outcome is unknown; their shards are taken again."),
-		dealErrors:    errs.WithLabelValues("deal"),
-		commitErrors:  errs.WithLabelValues("commit"),
-		ackErrors:     errs.WithLabelValues("ack"),
-		historyErrors: errs.WithLabelValues("rehydrate"),
-		fenceErrors:   errs.WithLabelValues("fences"),
-		requestErrors: errs.WithLabelValues("request"),
-		parkErrors:    errs.WithLabelValues("dead_letter"),
-		deferErrors:   errs.WithLabelValues("defer"),
-		trialErrors:   errs.WithLabelValues("trial"),
+		fenced:           counter("processor_pipeline_fenced_commits_total", "Commits refused because another member owns the shards."),
+		indeterminate:    counter("processor_pipeline_indeterminate_commits_total", "Commits whose outcome is unknown; their shards are reacquired."),
+		dispatchErrors:   errs.WithLabelValues("dispatch"),
+		commitErrors:     errs.WithLabelValues("commit"),
+		ackErrors:        errs.WithLabelValues("ack"),
+		historyErrors:    errs.WithLabelValues("rehydrate"),
+		fenceErrors:      errs.WithLabelValues("fences"),
+		requestErrors:    errs.WithLabelValues("request"),
+		deadLetterErrors: errs.WithLabelValues("dead_letter"),
+		deferErrors:      errs.WithLabelValues("defer"),
+		isolationErrors:  errs.WithLabelValues("isolation"),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by reason.",
-		}, []string{"reason"}),
+			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by class.",
+		}, []string{"class"}),
 		crossings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_crossings_total",
 			Help: "Crossings written: derived from records in order, or corrected by late ones.",
 		}, []string{"kind"}),
 		fenceCount: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "processor_pipeline_fence_versions", Help: "Versions of fences in force.",
+			Name: "processor_pipeline_fences_loaded", Help: "Fence versions loaded.",
 		}),
 		badFences: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "processor_pipeline_bad_fences", Help: "Fences left out because they are no good; the log names them.",
+			Name: "processor_pipeline_invalid_fences", Help: "Invalid fences that were skipped; the log names them.",
 		}),
-		evictions: counter("processor_device_state_evictions_total", "Devices forgotten to keep the bound on state."),
+		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
 	}
 	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
 		m.records.WithLabelValues(o)
@@ -146,25 +146,25 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		})
 	}
 	reg.MustRegister(m.records, m.latency, m.writes, m.batchRecords, m.readResults, m.arrivals, m.acks, m.positions,
-		m.lastRecord, m.turn, m.fenced, m.retaken, m.evictions, errs,
+		m.lastRecord, m.dispatcher, m.fenced, m.indeterminate, m.evictions, errs,
 		m.crossings, m.deadLetters, m.fenceCount, m.badFences,
 		gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.",
 			func() float64 { return float64(t.records) }),
 		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",
 			func() float64 { return float64(t.bytes) }),
-		gauge("processor_pipeline_suspect_shards", "Shards this instance runs with care, since owners died on them.", func() float64 {
+		gauge("processor_pipeline_quarantined_shards", "Quarantined shards of this instance.", func() float64 {
 			n := 0
 			for i := range t.slots {
-				if s := &t.slots[i]; s.held && s.suspicion.Limit > 0 {
+				if s := &t.slots[i]; s.owned && s.quarantine.Limit > 0 {
 					n++
 				}
 			}
 			return float64(n)
 		}),
-		gauge("processor_pipeline_owned_shards", "Shards this instance holds.", func() float64 {
+		gauge("processor_pipeline_owned_shards", "Shards this instance owns.", func() float64 {
 			n := 0
 			for i := range t.slots {
-				if t.slots[i].held {
+				if t.slots[i].owned {
 					n++
 				}
 			}
@@ -180,7 +180,7 @@ func (m *metrics) outcome(outcome string, n int) {
 	m.records.WithLabelValues(outcome).Add(float64(n))
 }
 
-func (m *metrics) arrived(a *protocol.Arrivals) { m.arrivals.Add(float64(len(a.Entries))) }
+func (m *metrics) arrived(a *protocol.NewEntries) { m.arrivals.Add(float64(len(a.Entries))) }
 
 func (m *metrics) acked(acks []protocol.Ack) {
 	n := 0
@@ -191,7 +191,7 @@ func (m *metrics) acked(acks []protocol.Ack) {
 }
 
 // wrote counts a committed batch.
-func (m *metrics) wrote(b *batch, w protocol.Written, took time.Duration) {
+func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	stored := len(b.fresh)
 	for _, isNew := range w.Stored {
 		if isNew {

@@ -11,13 +11,13 @@ import (
 // The points at which a mutant of the service (build tag mutant) goes wrong on
 // purpose, so that the load test can be shown to notice. Here they do nothing.
 
-// mutantDrops tells whether a record is to be forgotten.
+// mutantDrops reports whether a record is to be forgotten.
 func mutantDrops() bool { return false }
 
 // mutantAcks acknowledges a batch that is not committed yet.
 func (w *worker) mutantAcks(context.Context, *batch) {}
 
 // mutantWrites writes a batch, after it was held where somebody asks for that.
-func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	return w.sink.Write(ctx, b)
 }

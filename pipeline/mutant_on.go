@@ -35,13 +35,13 @@ func (w *worker) mutantAcks(ctx context.Context, b *batch) {
 // mutantWrites writes a batch, after it was held where somebody asks for that:
 // while there is a file INSTANCE_ID.hold in the folder MUTANT_HOLD. A file
 // INSTANCE_ID.held-* is there until a batch that was held is written.
-func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	if dir := os.Getenv("MUTANT_HOLD"); dir != "" {
 		name := filepath.Join(dir, os.Getenv("INSTANCE_ID")+".hold")
 		if _, err := os.Stat(name); err == nil {
 			held, err := os.CreateTemp(dir, os.Getenv("INSTANCE_ID")+".held-*")
 			if err != nil {
-				return protocol.Written{}, err
+				return protocol.CommitResult{}, err
 			}
 			defer func() { _ = os.Remove(held.Name()) }()
 			_ = held.Close()
@@ -51,7 +51,7 @@ func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.
 				break
 			}
 			if err := sleep(ctx, time.Millisecond); err != nil {
-				return protocol.Written{}, err
+				return protocol.CommitResult{}, err
 			}
 		}
 	}

@@ -105,42 +105,42 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.MaxInFlightBytes = workers, maxRecords, maxBytes
-		c.ReadBatchRecords, c.BatchMaxRecords, c.DealAhead = reply, 100, 4000
+		c.ReadBatchRecords, c.BatchMaxRecords, c.DispatchAhead = reply, 100, 4000
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
 	require.NoError(t, err)
 	lift := b.throttle(workers * time.Second / rate)
 	var records, bytes, heap []float64
 	var most float64
-	var looked time.Time
-	var undone int64
+	var polled time.Time
+	var outstanding int64
 	sent := b.offer(10*rate, during, func(i int) []string { return at(i%500, int64(i/500)) }, func(sent int) {
 		records = append(records, in.gauge(t, "processor_pipeline_in_flight_records"))
 		bytes = append(bytes, in.gauge(t, "processor_pipeline_in_flight_bytes"))
-		if time.Since(looked) > 500*time.Millisecond {
-			heap, looked = append(heap, live()), time.Now()
+		if time.Since(polled) > 500*time.Millisecond {
+			heap, polled = append(heap, live()), time.Now()
 		}
 		most = max(most, resident(t))
 		info, err := group.Info(t.Context())
 		require.NoError(t, err)
 		if info.GroupExists && sent > 0 {
 			require.True(t, info.Lag.Known)
-			undone = info.Lag.N + info.Pending
+			outstanding = info.Lag.N + info.Pending
 		}
 	})
 	heap = append(heap, live())
 	lift()
 	lifted := time.Now()
 	quarter := max(1, len(heap)/4)
-	t.Logf("offered %d in %s to a sink of %d/s: %d undone at the end; in flight at most %.0f of %d records, %.0f of %d kB; heap at most %.1f MB in the first quarter, %.1f MB in the others; %.0f MB resident, sender and race detector included",
-		sent, during, rate, undone, slices.Max(records), maxRecords, slices.Max(bytes)/1024, maxBytes>>10,
+	t.Logf("offered %d in %s to a sink of %d/s: %d backlog at the end; in flight at most %.0f of %d records, %.0f of %d kB; heap at most %.1f MB in the first quarter, %.1f MB in the others; %.0f MB resident, sender and race detector included",
+		sent, during, rate, outstanding, slices.Max(records), maxRecords, slices.Max(bytes)/1024, maxBytes>>10,
 		slices.Max(heap[:quarter]), slices.Max(heap[quarter:]), most)
-	// What is dealt while a reply is under way may come on top of it: one reply.
+	// What is dispatched while a reply is under way may come on top of it: one reply.
 	require.LessOrEqual(t, slices.Max(records), float64(maxRecords+reply))
 	require.Greater(t, slices.Max(records), float64(maxRecords)/4, "it was busy")
 	require.LessOrEqual(t, slices.Max(bytes), float64(maxBytes+reply*1024))
-	require.Greater(t, float64(undone), 0.7*float64(sent), "what is not done is shown")
+	require.Greater(t, float64(outstanding), 0.7*float64(sent), "what is not done is shown")
 	require.Less(t, slices.Max(heap[quarter:]), slices.Max(heap[:quarter])+16, "MB")
 
 	b.settled(2*time.Minute, 0)
@@ -151,7 +151,7 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	extra := b.offer(rate, time.Second, func(i int) []string { return at(i%500, 1000+int64(i/500)) }, func(int) {})
 	b.settled(10*time.Second, 0)
 	p99, oldest := b.ages("")
-	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", undone, caughtUp.Round(time.Millisecond), rate, p99, oldest)
+	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", outstanding, caughtUp.Round(time.Millisecond), rate, p99, oldest)
 	require.Less(t, p99, 1.0)
 	require.Equal(t, sent+extra, b.count("select count(*) from positions"), "nothing was lost")
 	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nothing was given up")
@@ -171,15 +171,15 @@ func (b *bench) ages(where string, args ...any) (p99, most float64) {
 
 // A device that sends half of everything, and more than one worker can do,
 // holds up its own worker and nobody else.
-func TestADeviceThatSendsHalfOfAllStarvesNobodyBeyondItsWorker(t *testing.T) {
+func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
 	during := offering(t, 6*time.Second)
 	const workers, perWorker, rate, others = 4, 100, 240, 80
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.ReadBatchRecords, c.BatchMaxRecords = workers, 400, 200, 50
 	})
-	b.takeAll(in)
-	workerOf := func(device string) int { return telemetry.ShardOf(device, shards) % workers } // as takeAll grants them
+	b.acquireAll(in)
+	workerOf := func(device string) int { return telemetry.ShardOf(device, shards) % workers } // as acquireAll grants them
 	hot := workerOf(fleet.DeviceID(0))
 	lift := b.throttle(time.Second / perWorker)
 	sent := b.offer(rate, during, func(i int) []string {

@@ -28,15 +28,15 @@ type reader struct {
 	log     *slog.Logger
 
 	wait       *backoff.ExponentialBackOff
-	complained time.Time
+	lastLogged time.Time
 	failing    bool
 }
 
-// askedRead is a read and what it was based on.
-type askedRead struct {
-	read   protocol.QueueRead
-	grant  uint64
-	ticket protocol.Ticket
+// pendingRead is a read and what it was based on.
+type pendingRead struct {
+	read         protocol.QueueRead
+	grant        uint64
+	readSnapshot protocol.ReadSnapshot
 }
 
 func (r *reader) run(ctx context.Context) error {
@@ -47,9 +47,9 @@ func (r *reader) run(ctx context.Context) error {
 		more, err := r.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.metrics.read(readError)
-			if time.Since(r.complained) >= complainEvery {
-				r.complained = time.Now()
-				r.log.Warn("does not succeed, trying again", "what", "read queues", "err", err)
+			if time.Since(r.lastLogged) >= logInterval {
+				r.lastLogged = time.Now()
+				r.log.Warn("operation failed, will retry", "what", "read queues", "err", err)
 			}
 			// The server that answers next may not be the one that answered before.
 			r.failing = true
@@ -98,25 +98,25 @@ func (r *reader) pass(ctx context.Context) (bool, error) {
 }
 
 // choose picks the queues to read, and shares the room among them.
-func (r *reader) choose() []askedRead {
+func (r *reader) choose() []pendingRead {
 	t := r.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var batch []askedRead
-	turn := t.turnNumber()
+	var batch []pendingRead
+	lease := t.heldLease()
 	for shard := range t.slots {
 		s := &t.slots[shard]
-		if !s.held || s.stopping || !s.due {
+		if !s.owned || s.stopping || !s.due {
 			continue
 		}
-		if turn != 0 && s.queue.MayFeed(turn) {
+		if lease != 0 && s.queue.CanBypass(lease) {
 			s.due = false
 			continue
 		}
 		if !t.fits(s, 1) {
 			continue // the worker rings when it has room
 		}
-		batch = append(batch, askedRead{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
+		batch = append(batch, pendingRead{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
 		if len(batch) == readsAtOnce {
 			break
 		}
@@ -134,11 +134,11 @@ func (r *reader) choose() []askedRead {
 	for i := range batch {
 		a := &batch[i]
 		s := &t.slots[a.read.Shard]
-		a.ticket = s.queue.BeginRead(turn)
-		a.read.After = a.ticket.From
+		a.readSnapshot = s.queue.BeginRead(lease)
+		a.read.After = a.readSnapshot.From
 		room := max(1, t.workerRecords-t.load[s.worker].records)
 		a.read.Count = min(share, room, r.cfg.ReadBatchRecords)
-		if limit := s.suspicion.Limit; limit > 0 {
+		if limit := s.quarantine.Limit; limit > 0 {
 			a.read.Count = min(a.read.Count, limit, r.cfg.BatchMaxRecords)
 		}
 		s.due = false
@@ -147,15 +147,15 @@ func (r *reader) choose() []askedRead {
 }
 
 // take hands on what was found.
-func (r *reader) take(batch []askedRead, replies []protocol.QueueReply) bool {
+func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 	t := r.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	more := false
-	turn := t.turnNumber()
+	lease := t.heldLease()
 	for i, a := range batch {
 		s, found := &t.slots[a.read.Shard], replies[i]
-		if !s.held || s.stopping || s.grant != a.grant {
+		if !s.owned || s.stopping || s.grant != a.grant {
 			continue
 		}
 		t.learn(len(found.Entries), found.Bytes)
@@ -166,18 +166,18 @@ func (r *reader) take(batch []askedRead, replies []protocol.QueueReply) bool {
 		full := len(ids) >= a.read.Count
 		// Entries to hand on stay in place, the others are squeezed out.
 		keep := found.Entries[:0]
-		ok := s.queue.EndRead(a.ticket, ids, full, turn, func(j int) { keep = append(keep, found.Entries[j]) })
+		ok := s.queue.EndRead(a.readSnapshot, ids, full, lease, func(j int) { keep = append(keep, found.Entries[j]) })
 		if len(keep) > 0 {
 			r.metrics.read(readOK)
-			t.hand(a.read.Shard, keep)
+			t.deliver(a.read.Shard, keep)
 		} else {
 			r.metrics.read(readEmpty)
-			if s.suspicion.Limit > 0 && ok && len(ids) == 0 && s.records == 0 {
+			if s.quarantine.Limit > 0 && ok && len(ids) == 0 && s.records == 0 {
 				t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
 			}
 		}
-		// Without the turn a queue read to its end waits for a bell or the poll.
-		if !ok || full || (turn != 0 && !s.queue.MayFeed(turn)) {
+		// Without the dispatch lease a queue read to its end waits for a bell or the poll.
+		if !ok || full || (lease != 0 && !s.queue.CanBypass(lease)) {
 			s.due, more = true, true
 		}
 	}

@@ -13,35 +13,35 @@ import (
 // Requests is what operators and neighbours ask for.
 type Requests interface {
 	Waiting(ctx context.Context, shards []int) ([]protocol.Request, error)
-	Step(ctx context.Context, o protocol.Order) (p protocol.Progress, done bool, err error)
-	Finish(ctx context.Context, o protocol.Order, result map[string]any, failed string) error
+	Step(ctx context.Context, o protocol.RequestStep) (p protocol.Progress, done bool, err error)
+	Finish(ctx context.Context, o protocol.RequestStep, result map[string]any, failed string) error
 }
 
 // pollRequests is how often requests are looked for without being told.
 const pollRequests = 2 * time.Second
 
-// desk brings requests to the workers of their shards: one step to a worker at
+// requestScheduler brings requests to the workers of their shards: one step to a worker at
 // a time, and ordinary work in between, so that many requests hold up nothing.
-type desk struct {
+type requestScheduler struct {
 	table    *table
 	requests Requests
 	metrics  *metrics
 	log      *slog.Logger
-	bell     chan struct{} // size one, coalesced
+	wake     chan struct{} // size one, coalesced
 
 	mu     sync.Mutex
 	atWork map[int64]int      // the worker each request is with; under mu
 	over   map[int64]struct{} // those taken off since the last look began; under mu
 }
 
-func newDesk(p *Pipeline, requests Requests) *desk {
-	return &desk{
+func newRequestScheduler(p *Pipeline, requests Requests) *requestScheduler {
+	return &requestScheduler{
 		table: p.table, requests: requests, metrics: p.metrics, log: p.log,
-		bell: make(chan struct{}, 1), atWork: make(map[int64]int), over: make(map[int64]struct{}),
+		wake: make(chan struct{}, 1), atWork: make(map[int64]int), over: make(map[int64]struct{}),
 	}
 }
 
-func (d *desk) run(ctx context.Context) error {
+func (d *requestScheduler) run(ctx context.Context) error {
 	tick := time.NewTicker(pollRequests)
 	defer tick.Stop()
 	for {
@@ -49,20 +49,20 @@ func (d *desk) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-d.bell:
+		case <-d.wake:
 		}
-		if err := retry(ctx, d.log, "look for requests", d.metrics.requestErrors, always, func() error { return d.look(ctx) }); err != nil {
+		if err := retry(ctx, d.log, "look for requests", d.metrics.requestErrors, always, func() error { return d.poll(ctx) }); err != nil {
 			return nil
 		}
 	}
 }
 
-// look hands requests of the shards held to their workers.
-func (d *desk) look(ctx context.Context) error {
+// poll hands requests of the shards held to their workers.
+func (d *requestScheduler) poll(ctx context.Context) error {
 	var shards []int
 	d.table.mu.Lock()
 	for i := range d.table.slots {
-		if s := &d.table.slots[i]; s.held && !s.stopping {
+		if s := &d.table.slots[i]; s.owned && !s.stopping {
 			shards = append(shards, i)
 		}
 	}
@@ -87,7 +87,7 @@ func (d *desk) look(ctx context.Context) error {
 	}
 	for _, r := range found {
 		s := &d.table.slots[r.Shard]
-		if _, over := d.over[r.ID]; over || !s.held || s.stopping || busy[s.worker] {
+		if _, over := d.over[r.ID]; over || !s.owned || s.stopping || busy[s.worker] {
 			continue // one that is over may have been found before it was
 		}
 		busy[s.worker] = true
@@ -98,24 +98,24 @@ func (d *desk) look(ctx context.Context) error {
 }
 
 // done takes a request off the desk; the next one of its shard may come.
-func (d *desk) done(id int64) {
+func (d *requestScheduler) done(id int64) {
 	d.mu.Lock()
 	delete(d.atWork, id)
 	d.over[id] = struct{}{}
 	d.mu.Unlock()
-	ring(d.bell)
+	ring(d.wake)
 }
 
 // serve does one step of a request. It is called when nothing is being
 // committed, so that a step sees all that was applied before it and what is
 // applied after it sees the step.
 func (w *worker) serve(ctx context.Context, m *message) error {
-	t, ok := w.held[m.shard]
+	t, ok := w.owned[m.shard]
 	if !ok || t.grant != m.grant {
-		w.desk.done(m.request.ID)
+		w.scheduler.done(m.request.ID)
 		return nil
 	}
-	order := protocol.Order{Request: *m.request, Held: protocol.Held{Shard: m.shard, Epoch: t.epoch}, Shards: w.cfg.Shards}
+	order := protocol.RequestStep{Request: *m.request, Lease: protocol.ShardLease{Shard: m.shard, Epoch: t.epoch}, Shards: w.cfg.Shards}
 	if m.request.Kind == protocol.RequestRehydrate {
 		return w.serveRehydrate(ctx, order, m)
 	}
@@ -123,18 +123,18 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 	var done bool
 	err := w.attempt(ctx, &order, func() (err error) {
 		progress, done, err = w.requests.Step(ctx, order)
-		w.tried.Add(1)
+		w.callsReturned.Add(1)
 		return err
 	})
 	// Whatever it changed, state is what the tables say.
-	w.state.void(m.shard)
+	w.state.invalidate(m.shard)
 	if err != nil {
 		return w.unserved(ctx, order, m, err)
 	}
 	if done {
 		w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard,
 			"devices", progress.Devices, "count", progress.Fixes+progress.Removed)
-		w.desk.done(m.request.ID)
+		w.scheduler.done(m.request.ID)
 		return nil
 	}
 	// Go on behind what has arrived meanwhile.
@@ -145,11 +145,11 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 }
 
 // attempt runs f until it is decided, with the fences in force.
-func (w *worker) attempt(ctx context.Context, o *protocol.Order, f func() error) error {
+func (w *worker) attempt(ctx context.Context, o *protocol.RequestStep, f func() error) error {
 	for {
 		o.Rules = w.rules()
-		err := retry(ctx, w.log, "run a request", w.metrics.requestErrors, nothingHappened, f)
-		if err == nil || ctx.Err() != nil || judge(err) != renew {
+		err := retry(ctx, w.log, "run a request", w.metrics.requestErrors, notApplied, f)
+		if err == nil || ctx.Err() != nil || dispositionOf(err) != reloadFences {
 			return err
 		}
 		if err := w.fences.refresh(ctx); err != nil {
@@ -159,32 +159,32 @@ func (w *worker) attempt(ctx context.Context, o *protocol.Order, f func() error)
 }
 
 // unserved settles a request whose step did not commit.
-func (w *worker) unserved(ctx context.Context, o protocol.Order, m *message, err error) error {
+func (w *worker) unserved(ctx context.Context, o protocol.RequestStep, m *message, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	w.desk.done(m.request.ID)
+	w.scheduler.done(m.request.ID)
 	cause := OutcomeUnknown
-	switch judge(err) {
-	case yield:
+	switch dispositionOf(err) {
+	case dropFenced:
 		cause = ShardFenced
-	case retake:
+	case reacquire:
 	default:
 		w.log.Error("request failed", "request", m.request.ID, "kind", m.request.Kind, "err", err)
 		return w.attempt(ctx, &o, func() error { return w.requests.Finish(ctx, o, nil, err.Error()) })
 	}
-	b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: o.Held.Epoch}}}
+	b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: o.Lease.Epoch}}}
 	w.giveUp(b, nil, cause)
 	return nil
 }
 
 // serveRehydrate loads the state of one device, or of the whole shard, again.
-func (w *worker) serveRehydrate(ctx context.Context, o protocol.Order, m *message) error {
+func (w *worker) serveRehydrate(ctx context.Context, o protocol.RequestStep, m *message) error {
 	result := map[string]any{"devices": w.state.known(m.shard)}
 	if id := m.request.Device; id != "" {
 		result = map[string]any{"before": w.describe(id, m.shard)}
 	}
-	w.state.void(m.shard)
+	w.state.invalidate(m.shard)
 	if id := m.request.Device; id != "" {
 		w.cold = append(w.cold[:0], id)
 		if err := w.rehydrate(ctx, m.shard); err != nil {
@@ -196,7 +196,7 @@ func (w *worker) serveRehydrate(ctx context.Context, o protocol.Order, m *messag
 		return w.unserved(ctx, o, m, err)
 	}
 	w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard)
-	w.desk.done(m.request.ID)
+	w.scheduler.done(m.request.ID)
 	return nil
 }
 

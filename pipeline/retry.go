@@ -12,23 +12,23 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// complainEvery bounds the log lines of one outage and one loop.
-const complainEvery = 10 * time.Second
+// logInterval bounds the log lines of one outage and one loop.
+const logInterval = 10 * time.Second
 
 // always is for calls that change nothing when repeated.
 func always(error) bool { return true }
 
-// mendsItself is for questions: they are asked again unless a person has to
-// mend something first.
-func mendsItself(err error) bool { return judge(err) != fatal }
+// isTransient is for questions: they are asked again unless a person has to
+// fix something first.
+func isTransient(err error) bool { return dispositionOf(err) != fatal }
 
-// nothingHappened is for calls whose outcome matters.
-func nothingHappened(err error) bool { return judge(err) == again }
+// notApplied is for calls whose outcome matters.
+func notApplied(err error) bool { return dispositionOf(err) == retrySame }
 
-// nobodysFault is for transactions that write no row: none can be at fault.
-func nobodysFault(err error) bool {
-	v := judge(err)
-	return v == again || v == redo || v == split
+// isRowIndependent is for transactions that write no row: none can be at fault.
+func isRowIndependent(err error) bool {
+	v := dispositionOf(err)
+	return v == retrySame || v == recompute || v == bisect
 }
 
 // retry calls f until it succeeds, ctx ends, or it fails in a way that repeat
@@ -36,12 +36,12 @@ func nobodysFault(err error) bool {
 // jitter, so that an outage makes no hot loop and its end is soon noticed.
 func retry(ctx context.Context, log *slog.Logger, what string, failures prometheus.Counter, repeat func(error) bool, f func() error) error {
 	var wait *backoff.ExponentialBackOff
-	var complained, began time.Time
+	var lastLogged, began time.Time
 	for {
 		err := f()
 		if err == nil {
 			if !began.IsZero() {
-				log.Info("works again", "what", what, "duration", time.Since(began))
+				log.Info("operation recovered", "what", what, "duration", time.Since(began))
 			}
 			return nil
 		}
@@ -56,9 +56,9 @@ func retry(ctx context.Context, log *slog.Logger, what string, failures promethe
 			wait = newBackOff()
 			began = time.Now()
 		}
-		if time.Since(complained) >= complainEvery {
-			complained = time.Now()
-			log.Warn("does not succeed, trying again", "what", what, "err", err)
+		if time.Since(lastLogged) >= logInterval {
+			lastLogged = time.Now()
+			log.Warn("operation failed, will retry", "what", what, "err", err)
 		}
 		if err := sleep(ctx, wait.NextBackOff()); err != nil {
 			return err
@@ -83,7 +83,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// lostState tells whether an error says that the group or the turn is not what
+// lostState reports whether an error says that the group or the dispatch lease is not what
 // it was.
 func lostState(err error) bool {
 	f, ok := errors.AsType[*protocol.Failure](err)

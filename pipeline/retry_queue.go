@@ -18,7 +18,7 @@ type Deferrals interface {
 	// and keeps them from being claimed again for the lease. Their Attempts
 	// include the one that is to be made now. An entry claimed before that came
 	// to no end, since the process died, has class crash and is returned alone.
-	Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error)
+	Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error)
 	// Return gives up attempts that were not made.
 	Return(ctx context.Context, claimed []protocol.Deferred) error
 	// Added notes which entries are dead letters in their stream now.
@@ -37,7 +37,7 @@ const claimAtOnce = 500
 
 // retrier looks for deferred entries of the shards held, and hands them to
 // their workers. It claims nothing while anything claimed is not decided, so
-// that an entry under suspicion is alone.
+// that an entry in quarantine is alone.
 type retrier struct {
 	cfg       Config
 	table     *table
@@ -53,7 +53,7 @@ func (r *retrier) run(ctx context.Context) error {
 		more, err := r.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.metrics.deferErrors.Inc()
-			r.log.Debug("deferred entries not looked for, trying again", "err", err)
+			r.log.Debug("poll of deferred entries failed, will retry", "err", err)
 		}
 		if more {
 			continue
@@ -66,7 +66,7 @@ func (r *retrier) run(ctx context.Context) error {
 	}
 }
 
-// pass has one page of entries tried again. It tells whether there may be more.
+// pass has one page of entries tried again. It reports whether there may be more.
 func (r *retrier) pass(ctx context.Context) (bool, error) {
 	held := r.table.working()
 	if len(held) == 0 {
@@ -88,7 +88,7 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	undecided := 0
 	var notReturned error
 	for shard, list := range byShard {
-		if r.table.handDeferred(shard, epochs[shard], list, func() { decided <- struct{}{} }) {
+		if r.table.deliverDeferred(shard, epochs[shard], list, func() { decided <- struct{}{} }) {
 			undecided++
 			continue
 		}
@@ -117,38 +117,38 @@ func giveBack(ctx context.Context, deferrals Deferrals, rows []protocol.Deferred
 }
 
 // working is the shards that are held and not being handed over.
-func (t *table) working() []protocol.Held {
+func (t *table) working() []protocol.ShardLease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var held []protocol.Held
+	var held []protocol.ShardLease
 	for i := range t.slots {
-		if s := &t.slots[i]; s.held && !s.stopping {
-			held = append(held, protocol.Held{Shard: i, Epoch: s.epoch})
+		if s := &t.slots[i]; s.owned && !s.stopping {
+			held = append(held, protocol.ShardLease{Shard: i, Epoch: s.epoch})
 		}
 	}
 	return held
 }
 
-// handDeferred passes deferred entries to the worker of their shard, if the
+// deliverDeferred passes deferred entries to the worker of their shard, if the
 // shard is still held under the epoch under which they were claimed.
-func (t *table) handDeferred(shard int, epoch int64, rows []protocol.Deferred, done func()) bool {
+func (t *table) deliverDeferred(shard int, epoch int64, rows []protocol.Deferred, done func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[shard]
-	if !s.held || s.epoch != epoch || s.stopping {
+	if !s.owned || s.epoch != epoch || s.stopping {
 		return false
 	}
 	t.workers[s.worker].box.put(message{kind: retried, shard: shard, grant: s.grant, deferred: rows, done: done})
 	return true
 }
 
-// tryAgain decides deferred entries by themselves, beside what is in hand: what
+// tryAgain decides deferred entries by themselves, beside what is in flight: what
 // has become a record is a late one. What cannot be decided, since the shard is
 // lost, is returned.
 func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	defer m.done()
 	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]protocol.Deferred, len(m.deferred))}
-	if t, ok := w.held[m.shard]; ok {
+	if t, ok := w.owned[m.shard]; ok {
 		p.epoch, p.token = t.epoch, t.token
 	}
 	for _, d := range m.deferred {
@@ -158,7 +158,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	first := &m.deferred[0]
 	var err error
 	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
-		err = w.condemn(ctx, p, &crashError{deaths: first.Attempts})
+		err = w.deadLetterEntry(ctx, p, &crashError{crashCount: first.Attempts})
 	} else {
 		err = w.redoPart(ctx, p, false)
 	}
@@ -176,18 +176,18 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		func() error { return w.deferrals.Return(ctx, left) })
 }
 
-// settleAgain notes which deferred entries of a part are decided.
-func (b *batch) settleAgain(p *part) {
+// resolveDeferred notes which deferred entries of a part are decided.
+func (b *batch) resolveDeferred(p *part) {
 	if p.again == nil {
 		return
 	}
-	again := make(map[telemetry.EntryID]struct{}, len(b.deferred))
+	retrySame := make(map[telemetry.EntryID]struct{}, len(b.deferred))
 	for i := range b.deferred {
-		again[b.deferred[i].Entry.ID] = struct{}{}
+		retrySame[b.deferred[i].Entry.ID] = struct{}{}
 	}
 	for i := range p.entries {
-		if _, ok := again[p.entries[i].ID]; !ok {
-			b.settled = append(b.settled, p.entries[i].Ref())
+		if _, ok := retrySame[p.entries[i].ID]; !ok {
+			b.resolved = append(b.resolved, p.entries[i].Ref())
 		}
 	}
 }

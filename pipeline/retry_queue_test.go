@@ -44,7 +44,7 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 				return errNotNow
 			}}
 		})
-		b.takeAll(in)
+		b.acquireAll(in)
 		return in
 	}
 	await := func() {
@@ -74,7 +74,7 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 	in.stop()
 	require.Equal(t, 2, b.count("select attempts from processor.deferred where class = 'decode'"))
 	start("last")
-	letters := b.awaitLetters(10*time.Second, 1)
+	letters := b.awaitDeadLetters(10*time.Second, 1)
 	require.Equal(t, telemetry.ClassDecode, letters[ids[0]].Class)
 	require.Equal(t, 3, letters[ids[0]].Attempts)
 }
@@ -85,7 +85,7 @@ type deferrals struct {
 	claimed func()
 }
 
-func (d *deferrals) Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error) {
+func (d *deferrals) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	rows, err := d.Deferrals.Claim(ctx, held, lease, limit)
 	if len(rows) > 0 {
 		d.claimed()
@@ -108,7 +108,7 @@ func TestP7AnEntryClaimedAsTheDrainBeginsKeepsItsAttempts(t *testing.T) {
 			once.Do(func() { close(claimed) })
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(junk(t, "not_json", 1, 1).Fields)
 	select {
 	case <-claimed:
@@ -121,24 +121,24 @@ func TestP7AnEntryClaimedAsTheDrainBeginsKeepsItsAttempts(t *testing.T) {
 
 // refusing is a Parker that refuses its first call of each kind.
 type refusing struct {
-	pipeline.Parker
+	pipeline.DeadLetterSink
 	first    sync.Once
 	deferred sync.Once
 	err      error
 }
 
-func (p *refusing) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
+func (p *refusing) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
 	if p.first.Do(func() { err = p.err }); err != nil {
 		return err
 	}
-	return p.Parker.Park(ctx, letters, tokens)
+	return p.DeadLetterSink.DeadLetter(ctx, letters, tokens)
 }
 
-func (p *refusing) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
+func (p *refusing) DeadLetterDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
 	if p.deferred.Do(func() { err = p.err }); err != nil {
 		return err
 	}
-	return p.Parker.ParkDeferred(ctx, letters, tokens)
+	return p.DeadLetterSink.DeadLetterDeferred(ctx, letters, tokens)
 }
 
 // TestAnEntryLeftOnItsQueueIsReadAgain: nothing but the worker knows that there
@@ -148,13 +148,13 @@ func TestAnEntryLeftOnItsQueueIsReadAgain(t *testing.T) {
 	b := newBench(t)
 	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.QueueRescan = time.Hour
-		d.Parker = &refusing{Parker: d.Parker, err: &protocol.Failure{
+		d.DeadLetterSink = &refusing{DeadLetterSink: d.DeadLetterSink, err: &protocol.Failure{
 			Kind: protocol.Lost, Shards: []int{telemetry.ShardOf(fleet.DeviceID(1), shards)}, Err: errors.New("not there"),
 		}}
 	})
-	b.takeAll(in)
+	b.acquireAll(in)
 	b.publish(junk(t, "nul", 1, 1).Fields)
-	b.awaitLetters(10*time.Second, 1)
+	b.awaitDeadLetters(10*time.Second, 1)
 	b.settled(10*time.Second, 0)
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -173,11 +173,11 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			in := b.start("stale", func(c *pipeline.Config, d *pipeline.Deps) {
 				c.QueueRescan = time.Hour
 				c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
-				d.Parker = &refusing{Parker: d.Parker, err: &protocol.Failure{
-					Kind: protocol.Fenced, Shards: []int{shard}, Err: errors.New("somebody else's"),
+				d.DeadLetterSink = &refusing{DeadLetterSink: d.DeadLetterSink, err: &protocol.Failure{
+					Kind: protocol.Fenced, Shards: []int{shard}, Err: errors.New("another member's"),
 				}}
 			})
-			b.takeAll(in)
+			b.acquireAll(in)
 			ids := b.publish(junk(t, kind, 1, 1).Fields)
 			testenv.Wait(t, 10*time.Second, func() error {
 				in.mu.Lock()
@@ -193,7 +193,7 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 				}
 				return nil
 			})
-			_, _, held := in.Held(shard)
+			_, _, held := in.Owned(shard)
 			require.False(t, held)
 			require.Empty(t, b.letters())
 			if kind == "not_json" {
@@ -201,8 +201,8 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			}
 			in.stop()
 
-			b.takeAll(b.start("next"))
-			letters := b.awaitLetters(10*time.Second, 1)
+			b.acquireAll(b.start("next"))
+			letters := b.awaitDeadLetters(10*time.Second, 1)
 			require.Equal(t, []telemetry.EntryID{ids[0]}, slices.Collect(maps.Keys(letters)))
 			testenv.Wait(t, 10*time.Second, func() error {
 				if n := b.count("select count(*) from processor.deferred"); n > 0 {

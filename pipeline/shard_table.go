@@ -8,7 +8,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// table is what the dealer, the reader, the workers and the owner's side of
+// table is what the dispatcher, the reader, the workers and the owner's side of
 // coordination share: which shards are held, how far their queues are read, and
 // how much is in flight. Its lock is held for the length of a list operation,
 // never while anything waits.
@@ -20,17 +20,17 @@ type table struct {
 	records, maxRecords int
 	bytes, maxBytes     int64
 	workerRecords       int // most entries in flight in one worker
-	turn                uint64
-	turnHeld            bool
+	leaseNumber         uint64
+	leaseHeld           bool
 	meanSize            int    // of an entry, learned from reads
 	finished            uint64 // entries, since the start
 
 	workers []*worker
 	wake    chan struct{} // to the reader: something is due; size one, coalesced
-	room    chan struct{} // to the dealer: something was finished; size one, coalesced
+	room    chan struct{} // to the dispatcher: something was finished; size one, coalesced
 }
 
-// load is what a worker has in hand.
+// load is what a worker has in flight.
 type load struct {
 	shards  int
 	records int
@@ -39,7 +39,7 @@ type load struct {
 // slot is one shard as this instance sees it.
 type slot struct {
 	queue    protocol.Queue
-	held     bool
+	owned    bool
 	stopping bool // no more is taken in; what is in flight is finished
 	due      bool // the queue may hold something: it is to be read
 	epoch    int64
@@ -50,8 +50,8 @@ type slot struct {
 	bytes    int64
 	applied  telemetry.EntryID
 
-	suspicion protocol.Suspicion // how carefully it is run, until trust
-	drained   chan struct{}      // closed when stopping and nothing is left in flight
+	quarantine protocol.Quarantine // how carefully it is run, until trust
+	drained    chan struct{}       // closed when stopping and nothing is left in flight
 }
 
 func newTable(cfg Config) *table {
@@ -76,14 +76,14 @@ func ring(c chan struct{}) {
 }
 
 // grant starts a shard under an epoch, on the worker with the fewest shards.
-func (t *table) grant(h protocol.Held) error {
+func (t *table) grant(h protocol.ShardLease) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if h.Shard < 0 || h.Shard >= len(t.slots) {
 		return fmt.Errorf("grant shard %d of %d: no such shard; check SHARDS", h.Shard, len(t.slots))
 	}
 	s := &t.slots[h.Shard]
-	if s.held {
+	if s.owned {
 		t.release(h.Shard)
 	}
 	s.worker = 0
@@ -94,11 +94,11 @@ func (t *table) grant(h protocol.Held) error {
 	}
 	t.load[s.worker].shards++
 	s.grant++
-	s.held, s.stopping, s.due, s.epoch, s.suspicion = true, false, true, h.Epoch, h.Suspicion
+	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
 	s.token = h.Token
-	s.suspicion.Limit = min(s.suspicion.Limit, t.workerRecords)
-	s.queue.Drop()
-	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, suspicion: s.suspicion})
+	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
+	s.queue.Discard()
+	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine})
 	ring(t.wake)
 	return nil
 }
@@ -106,7 +106,7 @@ func (t *table) grant(h protocol.Held) error {
 // release forgets a shard and whatever of it is in flight. The caller holds the lock.
 func (t *table) release(shard int) {
 	s := &t.slots[shard]
-	if !s.held {
+	if !s.owned {
 		return
 	}
 	t.load[s.worker].shards--
@@ -114,10 +114,10 @@ func (t *table) release(shard int) {
 	t.records -= s.records
 	t.bytes -= s.bytes
 	s.records, s.bytes = 0, 0
-	s.held, s.stopping, s.due = false, false, false
+	s.owned, s.stopping, s.due = false, false, false
 	s.applied = telemetry.EntryID{}
 	s.grant++
-	s.queue.Drop()
+	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: dropped, shard: shard, grant: s.grant})
 	if s.drained != nil {
 		close(s.drained)
@@ -138,7 +138,7 @@ func (t *table) drop(shard int) {
 func (t *table) dropGrant(shard int, grant uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := &t.slots[shard]; !s.held || s.grant != grant {
+	if s := &t.slots[shard]; !s.owned || s.grant != grant {
 		return false
 	}
 	t.release(shard)
@@ -151,16 +151,16 @@ func (t *table) restart(shard int, grant uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[shard]
-	if !s.held || s.grant != grant {
+	if !s.owned || s.grant != grant {
 		return
 	}
 	epoch, stopping, drained, applied := s.epoch, s.stopping, s.drained, s.applied
-	worker, suspicion := s.worker, s.suspicion
+	worker, quarantine := s.worker, s.quarantine
 	s.drained = nil
 	t.release(shard)
 	t.load[worker].shards++
 	s.grant++
-	s.held, s.epoch, s.applied, s.suspicion = true, epoch, applied, suspicion
+	s.owned, s.epoch, s.applied, s.quarantine = true, epoch, applied, quarantine
 	if stopping {
 		// What was in flight stays on the queue, for whoever comes next.
 		s.stopping = true
@@ -170,7 +170,7 @@ func (t *table) restart(shard int, grant uint64) {
 		return
 	}
 	s.due = true
-	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, suspicion: suspicion})
+	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, quarantine: quarantine})
 	ring(t.wake)
 }
 
@@ -181,8 +181,8 @@ func (t *table) stop(shard int) <-chan struct{} {
 	defer t.mu.Unlock()
 	s := &t.slots[shard]
 	done := make(chan struct{})
-	if !s.held || s.queue.InFlight() == 0 {
-		s.stopping = s.held
+	if !s.owned || s.queue.InFlight() == 0 {
+		s.stopping = s.owned
 		close(done)
 		return done
 	}
@@ -196,7 +196,7 @@ func (t *table) stop(shard int) <-chan struct{} {
 // finish notes that the n entries of a shard handed on first are done.
 func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied telemetry.EntryID) {
 	s := &t.slots[shard]
-	if !s.held || s.grant != grant {
+	if !s.owned || s.grant != grant {
 		return
 	}
 	t.finished += uint64(n)
@@ -215,9 +215,9 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	}
 }
 
-// hand passes entries of a shard to its worker. The caller holds the lock and
+// deliver passes entries of a shard to its worker. The caller holds the lock and
 // has told the queue.
-func (t *table) hand(shard int, entries []telemetry.Entry) {
+func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	s := &t.slots[shard]
 	var bytes int64
 	for i := range entries {
@@ -251,30 +251,30 @@ func (t *table) free() int {
 	return int(min(int64(t.maxRecords-t.records), byBytes))
 }
 
-// fits tells whether a shard may be handed n more entries. A worker that has
-// nothing in hand takes anything: an entry may be larger than any bound.
+// fits reports whether a shard may be handed n more entries. A worker that has
+// nothing in flight takes anything: an entry may be larger than any bound.
 func (t *table) fits(s *slot, n int) bool {
-	if limit := s.suspicion.Limit; limit > 0 && (s.records > 0 || n > limit) {
+	if limit := s.quarantine.Limit; limit > 0 && (s.records > 0 || n > limit) {
 		return false // one run at a time, and no larger
 	}
 	l := t.load[s.worker].records
 	return l == 0 || l+n <= t.workerRecords
 }
 
-// abandon gives all shards up at once, and the turn with them, and returns what
+// abandon gives all shards up at once, and the dispatch lease with them, and returns what
 // was given up.
-func (t *table) abandon() []Lost {
+func (t *table) abandon() []ShardLost {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var lost []Lost
+	var lost []ShardLost
 	for i := range t.slots {
-		if s := &t.slots[i]; s.held {
-			lost = append(lost, Lost{Shard: i, Epoch: s.epoch, Cause: OutcomeUnknown})
+		if s := &t.slots[i]; s.owned {
+			lost = append(lost, ShardLost{Shard: i, Epoch: s.epoch, Cause: OutcomeUnknown})
 			t.release(i)
 		}
 	}
-	t.turn++
-	t.turnHeld = false
+	t.leaseNumber++
+	t.leaseHeld = false
 	return lost
 }
 
@@ -284,18 +284,18 @@ func (t *table) gone(parts []part) []int {
 	defer t.mu.Unlock()
 	var gone []int
 	for _, p := range parts {
-		if s := &t.slots[p.shard]; !s.held || s.grant != p.grant {
+		if s := &t.slots[p.shard]; !s.owned || s.grant != p.grant {
 			gone = append(gone, p.shard)
 		}
 	}
 	return gone
 }
 
-// holdsTurn tells whether a turn is still the present one.
-func (t *table) holdsTurn(number uint64) bool {
+// holdsLease reports whether a turn is still the present one.
+func (t *table) holdsLease(number uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.turnHeld && t.turn == number
+	return t.leaseHeld && t.leaseNumber == number
 }
 
 // rewind sends all cursors back to the start and forgets which queues are
@@ -304,7 +304,7 @@ func (t *table) rewind() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
-		if s := &t.slots[i]; s.held && !s.stopping {
+		if s := &t.slots[i]; s.owned && !s.stopping {
 			s.queue.Reset()
 			s.due = true
 		}
@@ -320,7 +320,7 @@ func (t *table) reread(shards []int) {
 		if shard < 0 || shard >= len(t.slots) {
 			continue
 		}
-		if s := &t.slots[shard]; s.held && !s.stopping {
+		if s := &t.slots[shard]; s.owned && !s.stopping {
 			s.queue.Reset()
 			s.due = true
 		}
@@ -328,49 +328,49 @@ func (t *table) reread(shards []int) {
 	ring(t.wake)
 }
 
-// nextTurn notes that the turn was acquired, or lost. What was known of queues
-// under the turn before counts no more.
-func (t *table) nextTurn(held bool) uint64 {
+// nextLease notes that the dispatch lease was acquired, or lost. What was known of queues
+// under the dispatch lease before counts no more.
+func (t *table) nextLease(held bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.turn++
-	t.turnHeld = held
+	t.leaseNumber++
+	t.leaseHeld = held
 	for i := range t.slots {
-		if s := &t.slots[i]; s.held && !s.stopping {
+		if s := &t.slots[i]; s.owned && !s.stopping {
 			s.due = true
 		}
 	}
 	ring(t.wake)
-	return t.turn
+	return t.leaseNumber
 }
 
-// turnNumber is the number of the turn held, or 0. The caller holds the lock.
-func (t *table) turnNumber() uint64 {
-	if t.turnHeld {
-		return t.turn
+// heldLease is the number of the dispatch lease held, or 0. The caller holds the lock.
+func (t *table) heldLease() uint64 {
+	if t.leaseHeld {
+		return t.leaseNumber
 	}
 	return 0
 }
 
 // poll has the queues read again that nothing was heard of, while another
-// member deals.
+// member dispatches.
 func (t *table) poll() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	turn := t.turnNumber()
+	lease := t.heldLease()
 	for i := range t.slots {
-		if s := &t.slots[i]; s.held && !s.stopping && !s.queue.MayFeed(turn) {
+		if s := &t.slots[i]; s.owned && !s.stopping && !s.queue.CanBypass(lease) {
 			s.due = true
 		}
 	}
 }
 
-// rung notes that shards may have got something. No shards means all.
-func (t *table) rung(shards []int) {
+// markDue notes that shards may have got something. No shards means all.
+func (t *table) markDue(shards []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	mark := func(s *slot) {
-		if s.held && !s.stopping {
+		if s.owned && !s.stopping {
 			s.due = true
 		}
 	}

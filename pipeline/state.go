@@ -14,16 +14,16 @@ import (
 // and has no pointers: with a million devices each record has to fetch one, and
 // the garbage collector would have to visit all of them.
 type device struct {
-	watermark int64 // device time of the last position in microseconds, or never
-	lat, lon  float64
-	batch     uint64 // that touched it last; 0 for none
-	touch     int32  // where that batch has it among what it touched
-	next      int32  // slot of the next device with the same hash, or -1
-	era       uint32 // of the shard's state; older ones are void
-	shard     uint16
-	used      bool  // again, since it was learnt or evict came by
-	length    uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
-	id        [shortID]byte
+	watermark  int64 // device time of the last position in microseconds, or never
+	lat, lon   float64
+	batch      uint64 // that touched it last; 0 for none
+	touch      int32  // where that batch has it among what it touched
+	next       int32  // slot of the next device with the same hash, or -1
+	generation uint32 // of the shard's state; older ones are void
+	shard      uint16
+	used       bool  // again, since it was learnt or evict came by
+	length     uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
+	id         [shortID]byte
 }
 
 // shortID is the most bytes of an ID that a device holds itself, as of every
@@ -44,16 +44,16 @@ func (d *device) fix() geofence.Fix {
 // are forgotten by the second-chance rule, since a list in order of use is three
 // more cache lines a record (docs/performance.md, "What was tried").
 type state struct {
-	hash    func(id string) uint64
-	slots   map[uint64]int32 // hash of an ID to the first slot with it
-	blocks  []*[blockSize]device
-	long    map[int32]string // IDs that do not fit, by slot
-	free    []int32          // slots that hold nothing
-	len     int
-	max     int
-	hand    int32    // the slot that evict looks at next
-	eras    []uint32 // of the shards
-	evicted func()
+	hash        func(id string) uint64
+	slots       map[uint64]int32 // hash of an ID to the first slot with it
+	blocks      []*[blockSize]device
+	long        map[int32]string // IDs that do not fit, by slot
+	free        []int32          // slots that hold nothing
+	len         int
+	max         int
+	clockHand   int32    // the slot that evict looks at next
+	generations []uint32 // of the shards
+	evicted     func()
 }
 
 const blockSize = 1024
@@ -62,13 +62,13 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, eras: make([]uint32, shards), evicted: evicted,
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted,
 	}
 }
 
 func (s *state) at(slot int32) *device { return &s.blocks[slot/blockSize][slot%blockSize] }
 
-// is tells whether a slot holds the device with an ID.
+// is reports whether a slot holds the device with an ID.
 func (s *state) is(slot int32, d *device, id string) bool {
 	if d.length > shortID {
 		return s.long[slot] == id
@@ -92,7 +92,7 @@ func (s *state) get(id string) *device {
 // find returns a device that is known, or nil. The pointer holds until evict.
 func (s *state) find(id string, shard int) *device {
 	d := s.get(id)
-	if d == nil || d.era != s.eras[shard] || int(d.shard) != shard {
+	if d == nil || d.generation != s.generations[shard] || int(d.shard) != shard {
 		return nil
 	}
 	d.used = true
@@ -106,7 +106,7 @@ func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *
 	if d == nil {
 		d = s.add(id)
 	}
-	d.shard, d.era, d.used, d.batch = uint16(shard), s.eras[shard], false, 0
+	d.shard, d.generation, d.used, d.batch = uint16(shard), s.generations[shard], false, 0
 	d.watermark, d.lat, d.lon = watermark, lat, lon
 	return d
 }
@@ -168,7 +168,7 @@ func (s *state) known(shard int) int {
 	n := 0
 	for _, block := range s.blocks {
 		for i := range block {
-			if d := &block[i]; d.length > 0 && int(d.shard) == shard && d.era == s.eras[shard] {
+			if d := &block[i]; d.length > 0 && int(d.shard) == shard && d.generation == s.generations[shard] {
 				n++
 			}
 		}
@@ -176,8 +176,8 @@ func (s *state) known(shard int) int {
 	return n
 }
 
-// void forgets all devices of a shard.
-func (s *state) void(shard int) { s.eras[shard]++ }
+// invalidate forgets all devices of a shard.
+func (s *state) invalidate(shard int) { s.generations[shard]++ }
 
 // evict keeps the bound, but spares what batches after the committed one rest
 // on. It goes round the slots: what was used since the last time gets a second
@@ -185,11 +185,11 @@ func (s *state) void(shard int) { s.eras[shard]++ }
 func (s *state) evict(committed uint64) {
 	slots := int32(len(s.blocks) * blockSize)
 	for left := 2 * slots; s.len > s.max && left > 0; left-- {
-		slot := s.hand
-		s.hand = (s.hand + 1) % slots
+		slot := s.clockHand
+		s.clockHand = (s.clockHand + 1) % slots
 		switch d := s.at(slot); {
 		case d.length == 0, d.batch > committed:
-		case d.used && d.era == s.eras[d.shard]:
+		case d.used && d.generation == s.generations[d.shard]:
 			d.used = false
 		default:
 			s.drop(slot)

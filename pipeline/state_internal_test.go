@@ -18,14 +18,14 @@ import (
 // collide, IDs of all lengths, shards that are void and a small bound.
 func TestTheStateIsAMapThatForgets(t *testing.T) {
 	const shards, bound = 3, 20
-	type known struct{ era, batch, watermark int }
+	type known struct{ generation, batch, watermark int }
 	rapid.Check(t, func(t *rapid.T) {
 		forgotten := 0
 		s := newState(bound, shards, func() { forgotten++ })
 		seed := maphash.MakeSeed()
 		s.hash = func(id string) uint64 { return maphash.String(seed, id) % 7 }
 		model := make(map[string]known)
-		var eras [shards]int
+		var generations [shards]int
 		batch, learnt := 0, 0
 		shardOf := func(n int) int { return n % shards }
 		name := func(n int) string { return strconv.Itoa(n) + strings.Repeat("x", n%40) }
@@ -38,7 +38,7 @@ func TestTheStateIsAMapThatForgets(t *testing.T) {
 				m, ok := model[id]
 				if ok && m.batch == batch || d != nil {
 					// Neither void nor forgotten while its batch is not committed.
-					if ok = m.era == eras[shardOf(n)]; ok {
+					if ok = m.generation == generations[shardOf(n)]; ok {
 						require.NotNil(t, d)
 						require.EqualValues(t, m.watermark, d.watermark)
 					} else {
@@ -53,7 +53,7 @@ func TestTheStateIsAMapThatForgets(t *testing.T) {
 				require.Same(t, d, s.find(id, shardOf(n)))
 				d.batch = uint64(batch)
 				d.watermark++
-				model[id] = known{eras[shardOf(n)], batch, int(d.watermark)}
+				model[id] = known{generations[shardOf(n)], batch, int(d.watermark)}
 			},
 			"next batch": func(*rapid.T) { batch++ },
 			"commit":     func(*rapid.T) { s.evict(uint64(max(0, batch-1))) },
@@ -64,8 +64,8 @@ func TestTheStateIsAMapThatForgets(t *testing.T) {
 			},
 			"void": func(t *rapid.T) {
 				shard := rapid.IntRange(0, shards-1).Draw(t, "shard")
-				s.void(shard)
-				eras[shard]++
+				s.invalidate(shard)
+				generations[shard]++
 				require.Zero(t, s.known(shard))
 			},
 			"": func(t *rapid.T) {
@@ -106,7 +106,7 @@ func TestP9DevicesAreForgottenThoughTheirBatchIsAcknowledgedFirst(t *testing.T) 
 	}
 	c := w.commit(t.Context(), b)
 	w.put(b)
-	require.NoError(t, w.settle(t.Context(), c))
+	require.NoError(t, w.handleResult(t.Context(), c))
 	require.Equal(t, 1, w.state.len)
 }
 
@@ -130,13 +130,13 @@ func TestP9ABatchThatIsDoneHoldsNothing(t *testing.T) {
 	w.put(b)
 	require.Len(t, w.spare, 1)
 	for name, kept := range map[string]any{
-		"parts": b.parts[:3], "fresh": b.fresh[:3], "late": b.late[:3], "crossings": b.crossings[:3], "touched": b.touched[:1],
-		"deferred": b.deferred[:3], "letters": b.letters[:3], "letters of deferred": b.lettersDeferred[:3],
+		"parts": b.parts[:3], "fresh": b.fresh[:3], "late": b.late[:3], "crossings": b.crossings[:3], "touched": b.deltas[:1],
+		"deferred": b.deferred[:3], "letters": b.letters[:3], "letters of deferred": b.deferredDeadLetters[:3],
 	} {
 		list := reflect.ValueOf(kept)
 		for i := range list.Len() {
 			require.True(t, list.Index(i).IsZero(), "%s: %+v", name, kept)
 		}
 	}
-	require.Empty(t, b.parked)
+	require.Empty(t, b.deadLettered)
 }

@@ -20,62 +20,62 @@ import (
 // run owns every field. The two other goroutines, which commit and acknowledge,
 // get whole batches and give them back.
 type worker struct {
-	cfg      Config
-	limit    int // most entries of a batch
-	table    *table
-	sink     Sink
-	acker    Acker
-	history  History
-	fences   *fences
-	desk     *desk
-	requests Requests
-	lost     func(Lost)
-	metrics  *metrics
-	log      *slog.Logger
+	cfg       Config
+	limit     int // most entries of a batch
+	table     *table
+	sink      Sink
+	acker     Acker
+	history   History
+	fences    *fences
+	scheduler *requestScheduler
+	requests  Requests
+	lost      func(ShardLost)
+	metrics   *metrics
+	log       *slog.Logger
 
-	parker    Parker
-	deferrals Deferrals
-	trials    Trials
-	trial     chan struct{} // of size one, held during a run under suspicion; shared by all workers
+	deadLetterSink DeadLetterSink
+	deferrals      Deferrals
+	probeLog       ProbeLog
+	probe          chan struct{} // of size one, held during a run in quarantine; shared by all workers
 
 	box     *mailbox
 	inbox   []message // taken and not applied yet
 	next    int       // in inbox
 	offset  int       // entries of inbox[next] that are applied
-	held    map[int]tenure
+	owned   map[int]ownedShard
 	state   *state
 	decoder *telemetry.Decoder
 
-	seq     uint64
-	current *batch
-	spare   []*batch
-	commits chan *batch    // to the committer; at most one under way
-	results chan committed // from the committer
-	toAck   chan *batch    // to the acknowledger; at most one waits
-	acked   chan *batch    // from the acknowledger; sized to hold all batches there are
-	busy    bool           // a commit is under way
-	unacked int            // batches committed and not acknowledged
+	seq        uint64
+	current    *batch
+	spare      []*batch
+	commits    chan *batch    // to the committer; at most one under way
+	results    chan committed // from the committer
+	ackQueue   chan *batch    // to the acknowledger; at most one waits
+	ackDone    chan *batch    // from the acknowledger; sized to hold all batches there are
+	busy       bool           // a commit is under way
+	ackPending int            // batches committed and not acknowledged
 
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
-	applying   telemetry.EntryID          // the entry applied last
-	committing *batch                     // with the committer while busy
-	view       atomic.Pointer[WorkerView] // what run says it has in hand
-	panicked   func(value any)            // set before run
-	tried      atomic.Uint64              // calls of servers that came back, well or not; they show that it is not stuck
+	applying      telemetry.EntryID          // the entry applied last
+	committing    *batch                     // with the committer while busy
+	view          atomic.Pointer[WorkerView] // what run says it has in flight
+	panicked      func(value any)            // set before run
+	callsReturned atomic.Uint64              // calls of servers that came back, well or not; they show that it is not stuck
 
 	records []decoded // scratch of apply
 	cold    []string
 }
 
-// tenure is a shard as this worker runs it.
-type tenure struct {
-	grant  uint64
-	epoch  int64
-	token  string
-	marked time.Time // when its progress mark was written last
+// ownedShard is a shard as this worker runs it.
+type ownedShard struct {
+	grant          uint64
+	epoch          int64
+	token          string
+	checkpointedAt time.Time // when its progress mark was written last
 
-	suspicion protocol.Suspicion
+	quarantine protocol.Quarantine
 }
 
 // decoded is the outcome of decoding one entry.
@@ -90,7 +90,7 @@ type decoded struct {
 type committed struct {
 	batch   *batch
 	seq     uint64 // of the batch, which may be acknowledged, and emptied, before this is looked at
-	written protocol.Written
+	written protocol.CommitResult
 	err     error
 }
 
@@ -103,12 +103,12 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	// So that there is room for all batches a worker has.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
-		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, desk: p.desk, requests: p.desk.requests,
-		parker: p.parker, deferrals: p.deferrals, trials: p.trials, trial: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
-		box: box, held: make(map[int]tenure), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
+		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
+		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
+		box: box, owned: make(map[int]ownedShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
-		toAck: make(chan *batch, 1), acked: make(chan *batch, batches),
+		ackQueue: make(chan *batch, 1), ackDone: make(chan *batch, batches),
 	}
 	for range batches {
 		w.spare = append(w.spare, &batch{})
@@ -117,8 +117,8 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	return w
 }
 
-// run works until intake has ended and everything in hand is finished, or until
-// ctx is cancelled, which gives up what is in hand.
+// run works until intake has ended and everything in flight is finished, or until
+// ctx is cancelled, which gives up what is in flight.
 func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.commitLoop(ctx) })
@@ -135,7 +135,7 @@ func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 }
 
 func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
-	defer w.exposed()
+	defer w.reportPanic()
 	look := time.NewTicker(viewEvery)
 	defer look.Stop()
 	timer := time.NewTimer(time.Hour)
@@ -156,7 +156,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 			ring = nil
 		}
 		var due <-chan time.Time
-		if w.current.entries > 0 && !w.busy && w.unacked < 2 {
+		if w.current.entries > 0 && !w.busy && w.ackPending < 2 {
 			timer.Reset(max(0, time.Until(w.current.due)))
 			due = timer.C
 		}
@@ -165,17 +165,17 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 			return ctx.Err()
 		case <-mail:
 		case <-look.C:
-			w.show()
+			w.publishView()
 		case <-due:
 		case <-ring:
 			ended = true
 		case c := <-w.results:
 			w.busy = false
-			if err := w.settle(ctx, c); err != nil {
+			if err := w.handleResult(ctx, c); err != nil {
 				return err
 			}
-		case b := <-w.acked:
-			w.unacked--
+		case b := <-w.ackDone:
+			w.ackPending--
 			w.finish(b)
 			w.put(b)
 		}
@@ -185,9 +185,9 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 	}
 }
 
-// idle tells whether nothing at all is in hand.
+// idle reports whether nothing at all is in flight.
 func (w *worker) idle() bool {
-	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.unacked > 0 {
+	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.ackPending > 0 {
 		return false
 	}
 	w.fetch()
@@ -211,11 +211,11 @@ func (w *worker) advance(ctx context.Context) error {
 		m := &w.inbox[w.next]
 		switch m.kind {
 		case granted:
-			w.held[m.shard] = tenure{grant: m.grant, epoch: m.epoch, token: m.token, suspicion: m.suspicion}
+			w.owned[m.shard] = ownedShard{grant: m.grant, epoch: m.epoch, token: m.token, quarantine: m.quarantine}
 			w.next++
 		case dropped:
-			delete(w.held, m.shard)
-			w.state.void(m.shard)
+			delete(w.owned, m.shard)
+			w.state.invalidate(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
 		case asked:
@@ -242,16 +242,16 @@ func (w *worker) advance(ctx context.Context) error {
 				return err
 			}
 		case work:
-			t, ok := w.held[m.shard]
+			t, ok := w.owned[m.shard]
 			if !ok || t.grant != m.grant {
 				// Given up, perhaps in the middle.
 				w.next, w.offset = w.next+1, 0
 				continue
 			}
-			if t.suspicion.Limit > 0 {
+			if t.quarantine.Limit > 0 {
 				w.next++
 				p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries}
-				if err := w.try(ctx, p, t.suspicion); err != nil {
+				if err := w.try(ctx, p, t.quarantine); err != nil {
 					return err
 				}
 				continue
@@ -282,18 +282,18 @@ func (w *worker) full() bool {
 // proportion to its statement timeout.
 const batchMaxBytes = 8 << 20
 
-// patience is how long a batch may wait for more when its first entry has been
+// maxBatchWait is how long a batch may wait for more when its first entry has been
 // in the stream for a time. In a backlog that is an eighth of this time: large
 // batches cost the servers much less, so the backlog is over the sooner. A clock
 // that is wrong shifts it between the two bounds.
-func patience(age, maxAge time.Duration) time.Duration {
+func maxBatchWait(age, maxAge time.Duration) time.Duration {
 	return min(max(age/8, maxAge), 10*maxAge)
 }
 
 // commitIfDue hands the batch over when it is full or old enough, and the
 // committer is free.
 func (w *worker) commitIfDue() {
-	if w.busy || w.current.entries == 0 || w.unacked >= 2 {
+	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
 	if w.full() || !time.Now().Before(w.current.due) {
@@ -302,42 +302,42 @@ func (w *worker) commitIfDue() {
 }
 
 func (w *worker) flushNow() {
-	if w.busy || w.current.entries == 0 || w.unacked >= 2 {
+	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
 	w.busy = true
 	w.current.seal()
-	w.mark(w.current)
+	w.checkpoint(w.current)
 	w.committing = w.current
 	w.commits <- w.current
 	w.open(false)
 }
 
-// markEvery bounds how often a shard's progress mark is written: what is
-// acknowledged beyond it is dealt again after a take-over without a release.
-const markEvery = time.Second
+// checkpointInterval bounds how often a shard's progress mark is written: what is
+// acknowledged beyond it is redelivered after a take-over without a release.
+const checkpointInterval = time.Second
 
-// mark has the batch write the progress marks that are due.
-func (w *worker) mark(b *batch) {
+// checkpoint has the batch write the progress marks that are due.
+func (w *worker) checkpoint(b *batch) {
 	now := time.Now()
 	for i := len(b.parts) - 1; i >= 0; i-- {
 		p := &b.parts[i]
-		t, ok := w.held[p.shard]
-		if !ok || t.grant != p.grant || now.Sub(t.marked) < markEvery {
+		t, ok := w.owned[p.shard]
+		if !ok || t.grant != p.grant || now.Sub(t.checkpointedAt) < checkpointInterval {
 			continue
 		}
-		t.marked = now
-		w.held[p.shard] = t
+		t.checkpointedAt = now
+		w.owned[p.shard] = t
 		b.applied = append(b.applied, protocol.Applied{Shard: p.shard, ID: p.entries[len(p.entries)-1].ID})
 	}
 }
 
 // open starts a new batch.
-func (w *worker) open(careful bool) {
+func (w *worker) open(idempotent bool) {
 	w.seq++
 	w.current = w.spare[len(w.spare)-1]
 	w.spare = w.spare[:len(w.spare)-1]
-	w.current.reset(w.seq, careful)
+	w.current.reset(w.seq, idempotent)
 }
 
 // put keeps a batch for reuse. It is emptied at once: a single record in it
@@ -361,7 +361,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	if b.entries == 0 {
 		now := time.Now()
 		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
-		b.due = now.Add(patience(age, w.cfg.BatchMaxAge))
+		b.due = now.Add(maxBatchWait(age, w.cfg.BatchMaxAge))
 		b.rules = w.rules()
 	}
 	if cap(w.records) < len(p.entries) {
@@ -396,7 +396,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		case e.Fields == nil:
 			w.metrics.outcome(outcomeLost, 1)
 		case d.err != nil:
-			w.refuse(b, &p, e, d.err)
+			w.reject(b, &p, e, d.err)
 		case mutantDrops():
 		default:
 			if d.device == nil {
@@ -419,8 +419,8 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	for _, id := range cold {
 		w.state.learn(id, shard, never, 0, 0)
 	}
-	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, mendsItself, func() error {
-		defer w.tried.Add(1)
+	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, isTransient, func() error {
+		defer w.callsReturned.Add(1)
 		return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
 			d := w.state.find(cold[i], shard)
 			d.watermark, d.lat, d.lon = us, lat, lon
@@ -442,7 +442,7 @@ func (w *worker) finish(b *batch) {
 		switch {
 		case b.stale[p.shard]:
 			if w.table.dropGrant(p.shard, p.grant) {
-				w.lost(Lost{Shard: p.shard, Epoch: p.epoch, Cause: OutcomeUnknown})
+				w.lost(ShardLost{Shard: p.shard, Epoch: p.epoch, Cause: OutcomeUnknown})
 			}
 		case b.reread[p.shard]:
 			w.table.restart(p.shard, p.grant)

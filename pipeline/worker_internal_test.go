@@ -17,6 +17,6 @@ func TestABatchOfABacklogMayWaitLonger(t *testing.T) {
 		{time.Hour, 200 * ms},
 		{-time.Hour, 20 * ms}, // the clock of Redis is ahead of ours
 	} {
-		require.Equal(t, tt.want, patience(tt.age, 20*ms), "of entries that are %s old", tt.age)
+		require.Equal(t, tt.want, maxBatchWait(tt.age, 20*ms), "of entries that are %s old", tt.age)
 	}
 }

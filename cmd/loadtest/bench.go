@@ -35,9 +35,9 @@ func newBenchCommand() *cobra.Command {
 	var f benchFlags
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure rate, latency, CPU and memory beside what the servers can do by themselves",
+		Short: "Measure rate, latency, CPU and memory against what the servers can do alone",
 		Long: `Starts private servers, measures what they can do with the same rows (COPY,
-INSERT, group read and ack), then what the service does, by turns, and prints the
+INSERT, group read and ack), then what the service does, alternately, and prints the
 medians beside the targets. A target that is missed is no error: it says more
 about the machine than about a commit, unless both are compared.`,
 		Example: `  loadtest bench --json
@@ -50,7 +50,7 @@ about the machine than about a commit, unless both are compared.`,
 	measureFlags(flags, &f.cfg)
 	flags.IntVar(&f.cfg.Entries, "entries", 300_000, "entries of a backlog, and rows that are there before")
 	flags.IntVar(&f.cfg.Devices, "devices", 1000, "devices of the fleet")
-	flags.IntVar(&f.cfg.Rounds, "rounds", 3, "how often to take ceilings and backlogs by turns")
+	flags.IntVar(&f.cfg.Rounds, "rounds", 3, "how often to take ceilings and backlogs alternately")
 	flags.DurationVar(&f.cfg.Window, "window", 10*time.Second, "how long to measure each steady load")
 	flags.BoolVar(&f.short, "short", false, "one round with fewer entries and shorter loads, unless told otherwise")
 	flags.StringVar(&f.cfg.Profile, "profile", "", "keep CPU and allocation profiles of the backlogs in this `folder` (they cost a little)")

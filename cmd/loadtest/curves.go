@@ -31,7 +31,7 @@ func newCurvesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "curves [NAME...]",
 		Short: "Measure how the cost of a record grows with devices, shards, table size and more",
-		Long: `Has the service work off one backlog for each point of a curve, on private
+		Long: `Has the service drain one backlog for each point of a curve, on private
 servers, and writes a CSV and an SVG for each curve. CPU a record is the figure
 to compare: rates say more about who else uses the machine.`,
 		Example: `  loadtest curves --list
@@ -115,7 +115,7 @@ func runCurves(cmd *cobra.Command, f curvesFlags) (err error) {
 	return nil
 }
 
-func printCurves(out io.Writer, curves []loadtest.Growth) {
+func printCurves(out io.Writer, curves []loadtest.ScalingCurve) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\t\n", args...) }
 	for _, c := range curves {

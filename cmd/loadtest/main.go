@@ -58,7 +58,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "loadtest",
-		Short: "Run the service with a fleet and faults on demand, and judge what is left behind",
+		Short: "Run the service with a simulated fleet and faults, and verify the result",
 		Long: `Starts instances of the processor, drives a simulated fleet, breaks things, and
 compares every row and every entry with what was sent.
 

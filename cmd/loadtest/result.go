@@ -55,7 +55,7 @@ func printTable(w io.Writer, r *loadtest.Result) {
 	_, _ = fmt.Fprintf(t, "%s\t%s\n", r.Scenario, verdict)
 	row("sent", "%s in %.1f s, %s/s", cli.Thousands(r.Sent), r.Seconds, cli.Thousands(int64(r.PerSecond)))
 	row("stored", "%s, duplicates %s, dead letters %s", cli.Thousands(r.Stored), cli.Thousands(r.Duplicates), cli.Thousands(r.DeadLettered))
-	row("lost, double, undone", "%d, %d, %d", r.Lost, r.Double, r.Undone)
+	row("lost, double, backlog", "%d, %d, %d", r.Lost, r.Double, r.Backlog)
 	row("reordered, stale", "%s, %s", count(r.Reordered), count(r.Stale))
 	row("rows", "%s to what the oracle says", r.Oracle)
 	var shares []string
@@ -64,7 +64,7 @@ func printTable(w io.Writer, r *loadtest.Result) {
 	}
 	row("shares", "%s", strings.Join(shares, ", "))
 	row("latency", "p50 %s, p99 %s", millis(r.P50MS), millis(r.P99MS))
-	row("oldest undone entry", "at most %.2f s old", r.PeakAge)
+	row("oldest unfinished entry", "at most %.2f s old", r.PeakAge)
 	if len(r.TakeoverSeconds) > 0 {
 		row("takeover", "%s s", strings.Trim(fmt.Sprintf("%.2f", r.TakeoverSeconds), "[]"))
 	}
@@ -77,7 +77,7 @@ func printTable(w io.Writer, r *loadtest.Result) {
 			}
 			ages = append(ages, text)
 		}
-		row("lag curve", "%s: oldest undone entry %s s old in the seconds that followed", c.After, strings.Join(ages, " "))
+		row("lag curve", "%s: oldest unfinished entry %s s old in the seconds that followed", c.After, strings.Join(ages, " "))
 	}
 	for _, f := range r.Facts {
 		row(f.Name, "%s", f.Value)

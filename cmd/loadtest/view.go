@@ -52,8 +52,8 @@ func (v *view) show(s loadtest.Sample) {
 // line is a sample on one line.
 func (v *view) line(s loadtest.Sample) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%6.1fs  sent %s  %s/s  undone %s  age %s  p99 %s ",
-		s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P99))
+	fmt.Fprintf(&b, "%6.1fs  sent %s  %s/s  backlog %s  age %s  p99 %s ",
+		s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Backlog), seconds(s.Age), millis(s.P99))
 	for i, slot := range s.Slots {
 		fmt.Fprintf(&b, " | %d: %s", i+1, brief(slot))
 	}
@@ -78,8 +78,8 @@ func roles(s loadtest.SlotSample) string {
 	if s.Leader {
 		text += " leads"
 	}
-	if s.Turn {
-		text += " deals"
+	if s.DispatchLease {
+		text += " dispatches"
 	}
 	return text
 }
@@ -91,8 +91,8 @@ func (v *view) draw(s loadtest.Sample) {
 		fmt.Fprintf(&b, "\x1b[%dA", v.drawn)
 	}
 	lines := []string{
-		fmt.Sprintf("\x1b[1m%s\x1b[0m %.0f s   sent %s   stored %s/s   undone %s   oldest %s   p50 %s   p99 %s",
-			v.scenario, s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Undone), seconds(s.Age), millis(s.P50), millis(s.P99)),
+		fmt.Sprintf("\x1b[1m%s\x1b[0m %.0f s   sent %s   stored %s/s   backlog %s   oldest %s   p50 %s   p99 %s",
+			v.scenario, s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Backlog), seconds(s.Age), millis(s.P50), millis(s.P99)),
 	}
 	most := 1.0
 	for _, slot := range s.Slots {

@@ -133,10 +133,10 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 	case c.member == "":
 		return r, fmt.Errorf("there is no shard %d of %d", c.shard, v.pins.Shards)
 	default:
-		r.Note, err = v.whyNone(ctx, c.member, list, there)
+		r.Note, err = v.explainNothingToMove(ctx, c.member, list, there)
 		return r, err
 	}
-	to := heirs(list, chosen, there)
+	to := successors(list, chosen, there)
 	for i, s := range chosen {
 		r.Shards = append(r.Shards, claimedShard{Shard: s.Shard, From: s.Owner, To: to[i]})
 	}
@@ -165,10 +165,10 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 	return r, v.shards.Move(ctx, chosen, to, v.by, target)
 }
 
-// whyNone says why a member owns no shard: the fleet was quicker, or it is there
+// explainNothingToMove says why a member owns no shard: the fleet was quicker, or it is there
 // and has none. It is an error where nobody of that name is known.
-func (v *fleetView) whyNone(ctx context.Context, name string, list []protocol.Shard, there []coordination.Member) (string, error) {
-	gone, err := v.absent(ctx)
+func (v *fleetView) explainNothingToMove(ctx context.Context, name string, list []protocol.Shard, there []coordination.Member) (string, error) {
+	gone, err := v.lostMembers(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -179,7 +179,7 @@ func (v *fleetView) whyNone(ctx context.Context, name string, list []protocol.Sh
 		now := make(map[string]int)
 		for _, s := range list {
 			if slices.Contains(a.Shards, s.Shard) {
-				now[cmp.Or(s.Owner, "nobody yet")]++
+				now[cmp.Or(s.Owner, "unassigned")]++
 			}
 		}
 		var owners []string
@@ -193,10 +193,10 @@ func (v *fleetView) whyNone(ctx context.Context, name string, list []protocol.Sh
 			return fmt.Sprintf("nothing is left to move: %s is there and owns no shard", m.Name()), nil
 		}
 	}
-	return "", fmt.Errorf("nobody is called %s; see processor members", name)
+	return "", fmt.Errorf("no member is called %s; see processor members", name)
 }
 
-// isMember tells whether an owner is the one named, with or without incarnation.
+// isMember reports whether an owner is the one named, with or without incarnation.
 func isMember(owner, name string) bool {
 	if owner == name {
 		return true
@@ -205,9 +205,9 @@ func isMember(owner, name string) bool {
 	return dot > 0 && owner[:dot] == name
 }
 
-// heirs chooses for each shard the member with the fewest that is not its owner;
+// successors chooses for each shard the member with the fewest that is not its owner;
 // "" where there is none.
-func heirs(list, chosen []protocol.Shard, there []coordination.Member) []string {
+func successors(list, chosen []protocol.Shard, there []coordination.Member) []string {
 	count := make(map[string]int)
 	for _, m := range there {
 		if !m.Leaving && m.SinkDown == 0 {
@@ -274,7 +274,7 @@ func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, e
 			r.Queues[stream.Consumer(shard)] += n
 		}
 	}
-	return r, v.group.Ring(ctx, slices.Sorted(maps.Keys(shards)))
+	return r, v.group.Notify(ctx, slices.Sorted(maps.Keys(shards)))
 }
 
 func (r claimJSON) print(out *cli.Output) error {

@@ -43,7 +43,7 @@ the table in a file, between the markers <!-- config:begin --> and
 			})
 		},
 	}
-	cmd.Flags().StringVar(&write, "write", "", "file whose table is renewed")
+	cmd.Flags().StringVar(&write, "write", "", "file whose table is regenerated")
 	return cmd
 }
 
@@ -76,7 +76,7 @@ like a misspelling are named.`,
   env $(cat production.env) processor config check --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			warnings := config.NearMisses(os.Environ())
+			warnings := config.LikelyTypos(os.Environ())
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "processor: warning:", w)
 			}

@@ -28,8 +28,8 @@ import (
 const (
 	redrawEvery = 250 * time.Millisecond
 	lineEvery   = 2 * time.Second
-	// demoPatience is how long the service may make no progress.
-	demoPatience = time.Minute
+	// demoStallLimit is how long the service may make no progress.
+	demoStallLimit = time.Minute
 )
 
 // demoFlags are the flags of processor demo.
@@ -131,7 +131,7 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 	defer fail(nil)
 	result, err := demo.Run(working, demo.Config{
 		RedisURL: servers.RedisURL, PostgresURL: servers.PostgresURL, Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
-		Load: load, Metrics: service.Metrics(), Patience: demoPatience,
+		Load: load, Metrics: service.Metrics(), StallLimit: demoStallLimit,
 		Show: shower(notes, load.Entries), Every: showEvery(notes),
 	}, log)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 func newDeviceCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "device",
-		Short: "Look into one device, and have its owner act upon it",
+		Short: "Inspect and repair one device",
 		Long: `Shows what is stored of one device, checks it, and asks the owner of its shard to
 load it again, derive its crossings again or remove it. Requests are rows of
 processor.requests with an audit; they wait while the shard has no owner.`,
@@ -35,7 +35,7 @@ processor.requests with an audit; they wait while the shard has no owner.`,
 type fleetDB struct {
 	pool  *pgxpool.Pool
 	scope store.Scope
-	pins  store.Pins
+	pins  store.FleetSettings
 	redis config.Redis
 	by    string
 }
@@ -60,7 +60,7 @@ func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	db := &fleetDB{pool: pool, scope: store.Scope{Stream: redis.Stream, Group: redis.Group}, redis: redis, by: operatorName()}
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if db.pins, err = store.ReadPins(asking, pool, db.scope); err != nil {
+	if db.pins, err = store.ReadFleetSettings(asking, pool, db.scope); err != nil {
 		pool.Close()
 		return nil, modules.FirstPostgresError(pg.URL, err)
 	}
@@ -94,10 +94,10 @@ func operatorName() string {
 type deviceShown struct {
 	store.Device
 	// What Redis holds of the device; null while it does not answer.
-	Undealt     *int64 `json:"undealt"` // in the stream, on no queue yet
-	Pending     *int64 `json:"pending"` // on a queue, in the hands of an instance or before
-	DeadLetters *int64 `json:"dead_letters"`
-	// AtLeast says that there may be more undealt and pending ones than were
+	Undispatched *int64 `json:"undispatched"` // in the stream, on no queue yet
+	Pending      *int64 `json:"pending"`      // on a queue, in the hands of an instance or before
+	DeadLetters  *int64 `json:"dead_letters"`
+	// AtLeast says that there may be more undispatched and pending ones than were
 	// looked for.
 	AtLeast bool `json:"at_least"`
 }
@@ -105,7 +105,7 @@ type deviceShown struct {
 func newDeviceShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show IMEI",
-		Short: "Show what is stored of a device and who works on it",
+		Short: "Show the stored data and the owner of a device",
 		Long: `Shows what is stored of a device, what of it waits in Redis, and who works on it.
 Exits 1 when nothing is known of it.`,
 		Example: `  processor device show 356307042441013
@@ -135,11 +135,11 @@ Exits 1 when nothing is known of it.`,
 	}
 }
 
-// nothing tells whether nothing is known of the device anywhere.
+// nothing reports whether nothing is known of the device anywhere.
 func (d *deviceShown) nothing() bool {
 	waits := func(n *int64) bool { return n != nil && *n > 0 }
 	return d.Last == nil && len(d.Recent)+len(d.Fences)+len(d.Requests) == 0 && d.Deferred+d.Archived == 0 &&
-		!waits(d.Undealt) && !waits(d.Pending) && !waits(d.DeadLetters)
+		!waits(d.Undispatched) && !waits(d.Pending) && !waits(d.DeadLetters)
 }
 
 // errUnknownDevice is that a device ID may be mistyped: what says how it is known.
@@ -176,18 +176,18 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	if err != nil {
 		return err
 	}
-	var undealt, pending int64
+	var undispatched, pending int64
 	for _, f := range found {
 		switch {
-		case !f.Dealt:
-			undealt++
+		case !f.Dispatched:
+			undispatched++
 		case f.Pending:
 			pending++
 		}
 	}
-	// What is older than the oldest undone entry of all is done.
+	// What is older than the oldest unfinished entry of all is done.
 	d.AtLeast = !backlog.OldestKnown || !backlog.Oldest.IsZero() && backlog.Oldest.Less(reached)
-	d.Undealt, d.Pending = &undealt, &pending
+	d.Undispatched, d.Pending = &undispatched, &pending
 	dead, err := stream.NewDeadLetters(client, where, db.redis.DLQStream)
 	if err != nil {
 		return err
@@ -231,7 +231,7 @@ func (d *deviceShown) print(out *cli.Output) error {
 	for _, f := range d.Fences {
 		t.Row("fence "+f.Fence, fmt.Sprintf("%s at %s", f.Kind, clock(f.At)))
 	}
-	t.Row("not dealt yet", d.counted(d.Undealt))
+	t.Row("not dispatched yet", d.counted(d.Undispatched))
 	t.Row("pending", d.counted(d.Pending))
 	t.Row("deferred", cli.Number(d.Deferred))
 	t.Row("dead letters", cli.OrUnknown(d.DeadLetters))
@@ -281,10 +281,10 @@ func (db *fleetDB) mustKnow(ctx context.Context, device string) error {
 func newDeviceVerifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify IMEI",
-		Short: "Derive a device's crossings from its positions and print what differs",
+		Short: "Recompute a device's crossings and print differences",
 		Long: `Follows the stored positions of a device from the first to the last through the
 fences in force, and compares what they say with what is recorded. Changes
-nothing. Exits 1 when something differs; processor device recompute mends it.
+nothing. Exits 1 when something differs; processor device recompute fixes it.
 
 The positions themselves are taken as they are: whether they are true, or any is
 missing, is not checked. Without fences there is nothing to verify. Exits 1 as well
@@ -324,7 +324,7 @@ func printVerification(out *cli.Output, v *store.Verification) error {
 		}
 	}
 	if !v.Good() {
-		t := cli.NewTable("DIFFERENCE", "FENCE", "KIND", "LATER FIX", "NUMBER", "SHOULD BE", "IS")
+		t := cli.NewTable("DIFFERENCE", "FENCE", "KIND", "LATER FIX", "ORDINAL", "EXPECTED", "ACTUAL")
 		for _, kind := range []struct {
 			name string
 			list []store.Difference

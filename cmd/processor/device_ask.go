@@ -34,7 +34,7 @@ func newDeviceRehydrateCommand() *cobra.Command {
 	var a asking
 	return a.flags(&cobra.Command{
 		Use:   "rehydrate IMEI",
-		Short: "Have the owner load a device again from the tables",
+		Short: "Reload the state of a device from the tables",
 		Long: `Makes the owner of the device's shard forget what it has in memory of the device
 and load it again. Prints both. Nothing in the tables changes. Exits 1 when nothing
 is stored of the device.`,
@@ -52,7 +52,7 @@ func newDeviceRecomputeCommand() *cobra.Command {
 	var from, to string
 	cmd := a.flags(&cobra.Command{
 		Use:   "recompute IMEI",
-		Short: "Have the owner derive a device's crossings again",
+		Short: "Recompute the crossings of a device",
 		Long: `Makes the owner of the device's shard derive the crossings in a window of device
 time again from the stored positions. What is right already stays as it is.
 Without --from or --to the window is open at that end. Exits 1 when nothing is
@@ -97,7 +97,7 @@ func newDeviceEraseCommand() *cobra.Command {
 	var yes bool
 	cmd := a.flags(&cobra.Command{
 		Use:   "erase IMEI",
-		Short: "Have the owner remove all that is stored of a device",
+		Short: "Erase all stored data of a device",
 		Long: `Removes positions, timing records, deferred entries and archived dead letters of a
 device from Postgres. What is still in Redis, in the stream or as a dead letter,
 is not removed: stop the device first, or erase it again later. There is no way
@@ -111,7 +111,7 @@ back, so it needs --yes. Exits 1 when nothing was stored of the device.`,
 			return a.ask(cmd, protocol.RequestErase, args[0], nil, nil)
 		},
 	})
-	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
+	cmd.Flags().BoolVar(&yes, "yes", false, "confirm the removal")
 	return cmd
 }
 

@@ -26,7 +26,7 @@ const squareFence = `{"type":"FeatureCollection","features":[
 	{"type":"Feature","id":"yard","geometry":{"type":"Point","coordinates":[11,48]},"properties":{"radius_m":10}}
 ]}`
 
-func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
+func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	dep := servicetest.New(t)
 	device := fleet.DeviceID(1)
 	require.Contains(t, dep.Ask(exitFinding, nil, "device", "show", device), "no instance has ever started")
@@ -46,7 +46,7 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	require.Equal(t, exitFinding, nosuch.Exit(20*time.Second))
 	require.Empty(t, nosuch.Output(), "no table of zeros")
 
-	// Fences: what is no good is named and skipped, the rest holds.
+	// Fences: what is invalid is named and skipped, the rest holds.
 	file := filepath.Join(t.TempDir(), "fences.geojson")
 	require.NoError(t, os.WriteFile(file, []byte(squareFence), 0o600))
 	var imported fencesImported
@@ -89,7 +89,7 @@ func TestOperatorsLookAfterFencesAndDevices(t *testing.T) {
 	})
 	require.NotNil(t, shown.Owner)
 	require.Equal(t, "exit", shown.Fences[0].Kind)
-	require.Zero(t, *shown.Undealt)
+	require.Zero(t, *shown.Undispatched)
 	require.False(t, shown.AtLeast)
 	require.Zero(t, *shown.DeadLetters)
 

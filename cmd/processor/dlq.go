@@ -27,7 +27,7 @@ import (
 func newDLQCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "dlq",
-		Short: "Look at dead letters, mend them and send them again",
+		Short: "Inspect, edit and replay dead letters",
 		Long: `Dead letters are entries that were given up: they could not be decoded, broke a
 rule, were refused by Postgres, or killed the process. They wait in a stream of
 their own. IDs may be those of the dead letters or of the entries they were.
@@ -40,8 +40,8 @@ Uses the environment of the service. Every change leaves a row in processor.audi
 		newDLQEditCommand(), newDLQRetryCommand(), newDLQDropCommand())
 }
 
-// morgue is what the dlq commands work with.
-type morgue struct {
+// dlqClient is what the dlq commands work with.
+type dlqClient struct {
 	cfg     config.Config
 	client  io.Closer
 	group   *stream.Group
@@ -52,7 +52,7 @@ type morgue struct {
 	decoder *telemetry.Decoder
 }
 
-func openMorgue(ctx context.Context) (*morgue, error) {
+func openDLQ(ctx context.Context) (*dlqClient, error) {
 	cfg, err := config.Load(os.Environ())
 	if err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func openMorgue(ctx context.Context) (*morgue, error) {
 		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
 		Shards: cfg.Coordination.Shards, Timeout: askTimeout, Name: "processor/dlq",
 	}
-	m := &morgue{cfg: cfg, decoder: telemetry.NewDecoder(telemetry.Limits{
+	m := &dlqClient{cfg: cfg, decoder: telemetry.NewDecoder(telemetry.Limits{
 		MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes, MaxDepth: cfg.Telemetry.MaxDepth, MaxAttributes: cfg.Telemetry.MaxAttributes,
 	})}
 	client, err := stream.Connect(where)
@@ -87,15 +87,15 @@ func openMorgue(ctx context.Context) (*morgue, error) {
 	return m, nil
 }
 
-func (m *morgue) close() {
+func (m *dlqClient) close() {
 	m.pool.Close()
 	_ = m.client.Close() // nothing is under way
 }
 
-// withMorgue runs a command's work and closes what it used.
-func withMorgue(work func(cmd *cobra.Command, m *morgue, args []string) error) func(*cobra.Command, []string) error {
+// withDLQ runs a command's work and closes what it used.
+func withDLQ(work func(cmd *cobra.Command, m *dlqClient, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		m, err := openMorgue(cmd.Context())
+		m, err := openDLQ(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (f *filter) set(cmd *cobra.Command, ids []string) (err error) {
 	return nil
 }
 
-// empty tells whether all dead letters are meant.
+// empty reports whether all dead letters are meant.
 func (f *filter) empty() bool {
 	return len(f.ids) == 0 && f.class+f.device+f.fingerprint+f.text+f.since+f.until == ""
 }
@@ -206,8 +206,8 @@ func moment(text string) (time.Time, error) {
 	return at, nil
 }
 
-// named tells whether a dead letter has one of the IDs, if any are given.
-func (f *filter) named(l *protocol.Letter) bool {
+// named reports whether a dead letter has one of the IDs, if any are given.
+func (f *filter) named(l *protocol.DLQEntry) bool {
 	if len(f.ids) == 0 {
 		return true
 	}
@@ -220,7 +220,7 @@ func (f *filter) named(l *protocol.Letter) bool {
 	return named
 }
 
-func (f *filter) match(l *protocol.Letter) bool {
+func (f *filter) match(l *protocol.DLQEntry) bool {
 	at := l.ID.Time()
 	return f.named(l) &&
 		(f.class == "" || string(l.Class) == f.class) &&
@@ -233,7 +233,7 @@ func (f *filter) match(l *protocol.Letter) bool {
 
 // each calls see for the dead letters that are meant, oldest first, until it
 // says that it has seen enough.
-func (m *morgue) each(ctx context.Context, f *filter, see func(l *protocol.Letter) bool) error {
+func (m *dlqClient) each(ctx context.Context, f *filter, see func(l *protocol.DLQEntry) bool) error {
 	const page = 200
 	after := telemetry.EntryID{}
 	for {
@@ -258,12 +258,12 @@ type ref struct{ id, source telemetry.EntryID }
 
 // chosen is the dead letters that are meant, in the order of their entries.
 // Without a filter it refuses, unless all is said aloud.
-func (m *morgue) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, error) {
+func (m *dlqClient) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, error) {
 	if f.empty() && !all {
-		return nil, usageError(cmd, fmt.Errorf("which ones? give IDs, a filter or --all"))
+		return nil, usageError(cmd, fmt.Errorf("specify IDs, a filter or --all"))
 	}
 	var list []ref
-	err := m.each(cmd.Context(), f, func(l *protocol.Letter) bool {
+	err := m.each(cmd.Context(), f, func(l *protocol.DLQEntry) bool {
 		if l.Err == nil {
 			list = append(list, ref{l.ID, l.Entry.ID})
 		}
@@ -273,13 +273,13 @@ func (m *morgue) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, error) 
 	return list, err
 }
 
-// lettersAtOnce is how many dead letters are in hand together.
-const lettersAtOnce = 100
+// deadLetterBatch is how many dead letters are in flight together.
+const deadLetterBatch = 100
 
 // letters calls do with the dead letters of a list, some at a time and in its
 // order. Those that are gone meanwhile are named beside them.
-func (m *morgue) letters(ctx context.Context, list []ref, do func(some []protocol.Letter, gone []ref) error) error {
-	for part := range slices.Chunk(list, lettersAtOnce) {
+func (m *dlqClient) letters(ctx context.Context, list []ref, do func(some []protocol.DLQEntry, gone []ref) error) error {
+	for part := range slices.Chunk(list, deadLetterBatch) {
 		ids := make([]telemetry.EntryID, len(part))
 		for i, r := range part {
 			ids[i] = r.id
@@ -290,7 +290,7 @@ func (m *morgue) letters(ctx context.Context, list []ref, do func(some []protoco
 		}
 		var gone []ref
 		for _, r := range part {
-			if !slices.ContainsFunc(some, func(l protocol.Letter) bool { return l.ID == r.id }) {
+			if !slices.ContainsFunc(some, func(l protocol.DLQEntry) bool { return l.ID == r.id }) {
 				gone = append(gone, r)
 			}
 		}

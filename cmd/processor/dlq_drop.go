@@ -15,11 +15,11 @@ func newDLQDropCommand() *cobra.Command {
 	var yes int
 	cmd := &cobra.Command{
 		Use:   "drop [ID...] --yes COUNT",
-		Short: "Remove dead letters for good; a copy stays in processor.dead_letters",
+		Short: "Delete dead letters; a copy stays in processor.dead_letters",
 		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --yes 17
   processor dlq drop 1764000000000-0 --yes 1`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
 			if err := f.set(cmd, args); err != nil {
 				return err
 			}
@@ -38,7 +38,7 @@ func newDLQDropCommand() *cobra.Command {
 				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))
 			}
 			dropped := 0
-			err = m.letters(cmd.Context(), list, func(some []protocol.Letter, _ []ref) error {
+			err = m.letters(cmd.Context(), list, func(some []protocol.DLQEntry, _ []ref) error {
 				if err := m.archive.Export(cmd.Context(), some, whoami()); err != nil {
 					return err
 				}
@@ -59,7 +59,7 @@ func newDLQDropCommand() *cobra.Command {
 		}),
 	}
 	f.flags(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "mean all dead letters")
-	cmd.Flags().IntVar(&yes, "yes", -1, "how many are to be dropped, to be sure")
+	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
+	cmd.Flags().IntVar(&yes, "yes", -1, "confirm the number of dead letters to drop")
 	return cmd
 }

@@ -26,29 +26,29 @@ func newDLQEditCommand() *cobra.Command {
 	var set []string
 	var file, mended string
 	cmd := &cobra.Command{
-		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --mended FILE",
+		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE",
 		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Corrects what a dead letter will be sent again as: fields of the entry with
 --set codec=8E, members of its payload with --set payload.latitude=48.1 (the value is
 JSON), the whole payload with --payload-file, or in $EDITOR without either.
 
-Corrects many with --mended: lines as dlq export writes them, of which the fields
+Corrects many with --from-file: lines as dlq export writes them, of which the fields
 were changed, by a script for example. Of the other members only the ID is read.
 What is the same as before is left alone.`,
 		Example: `  processor dlq edit 1764000000000-0 --set payload.latitude=48.137
-  processor dlq edit 1764000000000-0 --payload-file mended.json
-  processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > mended.jsonl
-  processor dlq edit --mended mended.jsonl`,
+  processor dlq edit 1764000000000-0 --payload-file edited.json
+  processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > edited.jsonl
+  processor dlq edit --from-file edited.jsonl`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
 			if mended != "" {
 				if len(args) > 0 || set != nil || file != "" {
-					return usageError(cmd, errors.New("--mended names the dead letters and says what to change: give nothing else"))
+					return usageError(cmd, errors.New("--from-file names the dead letters and says what to change: give nothing else"))
 				}
 				return m.editMany(cmd, mended)
 			}
 			if len(args) == 0 {
-				return usageError(cmd, errors.New("which one? give an ID, or --mended"))
+				return usageError(cmd, errors.New("specify an ID or --from-file"))
 			}
 			l, err := m.one(cmd, args[0])
 			if err != nil {
@@ -70,7 +70,7 @@ What is the same as before is left alone.`,
 				return exit(exitFinding, errors.New("nothing was changed"))
 			}
 			diff := difference(l.Entry.Fields, fields)
-			if err := m.edit(cmd.Context(), []protocol.Letter{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: diff}}); err != nil {
+			if err := m.edit(cmd.Context(), []protocol.DLQEntry{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: diff}}); err != nil {
 				return err
 			}
 			f := filter{ids: map[string]bool{l.ID.String(): true}}
@@ -93,37 +93,37 @@ What is the same as before is left alone.`,
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a field of the entry, or payload.member=JSON")
 	cmd.Flags().StringVar(&file, "payload-file", "", "file with the new payload")
-	cmd.Flags().StringVar(&mended, "mended", "", "file of dead letters as exported, with other fields")
+	cmd.Flags().StringVar(&mended, "from-file", "", "file of dead letters as exported, with other fields")
 	return cmd
 }
 
 // edit keeps the originals and what they are to be sent again as.
-func (m *morgue) edit(ctx context.Context, letters []protocol.Letter, edits []store.Edit) error {
+func (m *dlqClient) edit(ctx context.Context, letters []protocol.DLQEntry, edits []store.Edit) error {
 	if err := m.archive.Export(ctx, letters, whoami()); err != nil {
 		return err
 	}
 	return m.archive.Edit(ctx, edits, whoami())
 }
 
-// editJSON is what became of one line of a file of mended dead letters.
+// editJSON is what became of one line of a file of fixed dead letters.
 type editJSON struct {
 	ID       string `json:"id"`
 	Outcome  string `json:"outcome"` // edited, unchanged, gone
 	NowFails string `json:"now_fails,omitempty"`
 }
 
-func (m *morgue) editMany(cmd *cobra.Command, path string) error {
+func (m *dlqClient) editMany(cmd *cobra.Command, path string) error {
 	file, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("read mended dead letters: %w", err)
+		return fmt.Errorf("read edited dead letters: %w", err)
 	}
 	defer func() { _ = file.Close() }()
 	report := []editJSON{}
 	count := make(map[string]int)
 	lines := json.NewDecoder(file)
 	for more := true; more && err == nil; {
-		var page []letterJSON
-		if page, more, err = nextLetters(lines); err == nil {
+		var page []deadLetterJSON
+		if page, more, err = nextDeadLetters(lines); err == nil {
 			err = m.editSome(cmd.Context(), page, func(line editJSON) {
 				report = append(report, line)
 				count[line.Outcome]++
@@ -134,14 +134,14 @@ func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 		}
 	}
 	if count["edited"] > 0 {
-		f := filter{text: "mended in " + filepath.Base(path)}
+		f := filter{text: "fixed in " + filepath.Base(path)}
 		if noteErr := m.note(cmd, "dlq edit", &f, count["edited"]); err == nil {
 			err = noteErr
 		}
 	}
 	out := outputOf(cmd)
 	printErr := out.Result(report, func() error {
-		t := cli.NewTable("ID", "OUTCOME", "STILL")
+		t := cli.NewTable("ID", "OUTCOME", "REMAINING ERROR")
 		for _, l := range report {
 			c := cli.Green
 			if l.Outcome != "edited" || l.NowFails != "" {
@@ -166,47 +166,47 @@ func (m *morgue) editMany(cmd *cobra.Command, path string) error {
 	return err
 }
 
-// nextLetters reads a page of lines that dlq export wrote.
-func nextLetters(lines *json.Decoder) (page []letterJSON, more bool, err error) {
-	for len(page) < lettersAtOnce {
-		var l letterJSON
+// nextDeadLetters reads a page of lines that dlq export wrote.
+func nextDeadLetters(lines *json.Decoder) (page []deadLetterJSON, more bool, err error) {
+	for len(page) < deadLetterBatch {
+		var l deadLetterJSON
 		err := lines.Decode(&l)
 		if errors.Is(err, io.EOF) {
 			return page, false, nil
 		}
 		if err != nil {
-			return nil, false, fmt.Errorf("read mended dead letters: %w", err)
+			return nil, false, fmt.Errorf("read edited dead letters: %w", err)
 		}
 		page = append(page, l)
 	}
 	return page, true, nil
 }
 
-func (m *morgue) editSome(ctx context.Context, page []letterJSON, tell func(editJSON)) error {
+func (m *dlqClient) editSome(ctx context.Context, page []deadLetterJSON, tell func(editJSON)) error {
 	ids := make([]telemetry.EntryID, len(page))
 	for i, l := range page {
 		var err error
 		if ids[i], err = telemetry.ParseEntryID(l.ID); err != nil {
-			return fmt.Errorf("read mended dead letters: %w", err)
+			return fmt.Errorf("read edited dead letters: %w", err)
 		}
 	}
 	found, err := m.dead.Get(ctx, ids)
 	if err != nil {
 		return err
 	}
-	there := make(map[telemetry.EntryID]*protocol.Letter, len(found))
+	there := make(map[telemetry.EntryID]*protocol.DLQEntry, len(found))
 	for i := range found {
 		if found[i].Err == nil {
 			there[found[i].ID] = &found[i]
 		}
 	}
 	report := make([]editJSON, len(page))
-	var letters []protocol.Letter
+	var letters []protocol.DLQEntry
 	var edits []store.Edit
 	for i := range page {
 		fields, err := plainFields(page[i].Fields)
 		if err != nil {
-			return fmt.Errorf("read mended dead letter %s: %w", page[i].ID, err)
+			return fmt.Errorf("read edited dead letter %s: %w", page[i].ID, err)
 		}
 		l := there[ids[i]]
 		report[i] = editJSON{ID: page[i].ID, Outcome: "edited"}
@@ -375,7 +375,7 @@ func difference(old, changed []string) string {
 }
 
 // note writes the audit, even when the command is being interrupted.
-func (m *morgue) note(cmd *cobra.Command, action string, f *filter, count int) error {
+func (m *dlqClient) note(cmd *cobra.Command, action string, f *filter, count int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), 10*time.Second)
 	defer cancel()
 	return m.audit.Note(ctx, whoami(), action, m.dead.Stream(), count, map[string]any{"filter": f.String(), "group": m.cfg.Redis.Group})

@@ -20,8 +20,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// letterJSON is one dead letter.
-type letterJSON struct {
+// deadLetterJSON is one dead letter.
+type deadLetterJSON struct {
 	ID          string      `json:"id"`
 	SourceID    string      `json:"source_id"`
 	Class       string      `json:"class"`
@@ -58,8 +58,8 @@ type recordJSON struct {
 	Attributes json.RawMessage `json:"attributes"`
 }
 
-func letterOf(l *protocol.Letter, fields bool) letterJSON {
-	j := letterJSON{
+func deadLetterOf(l *protocol.DLQEntry, fields bool) deadLetterJSON {
+	j := deadLetterJSON{
 		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: string(l.Class), Device: l.Entry.DeviceID(), Shard: l.Shard,
 		Error: l.Error, Field: l.Field, Fingerprint: l.Fingerprint, Attempts: l.Attempts,
 		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: l.Instance, Version: l.Version,
@@ -94,16 +94,16 @@ func newDLQListCommand() *cobra.Command {
 		Example: `  processor dlq list --class invalid --since 24h
   processor dlq list --text latitude --json`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) (err error) {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) (err error) {
 			if err := f.set(cmd, args); err != nil {
 				return err
 			}
-			list := []letterJSON{}
+			list := []deadLetterJSON{}
 			var ids []telemetry.EntryID
 			more := false
-			err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+			err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
 				if more = len(list) == limit; !more {
-					list, ids = append(list, letterOf(l, false)), append(ids, l.ID)
+					list, ids = append(list, deadLetterOf(l, false)), append(ids, l.ID)
 				}
 				return !more
 			})
@@ -136,7 +136,7 @@ func newDLQListCommand() *cobra.Command {
 		}),
 	}
 	f.flags(cmd)
-	cmd.Flags().IntVar(&limit, "limit", 50, "most dead letters to list")
+	cmd.Flags().IntVar(&limit, "limit", 50, "maximum number to list")
 	return cmd
 }
 
@@ -151,9 +151,9 @@ func editedMark(edited *bool) any {
 	return ""
 }
 
-// whichEdited tells which dead letters were edited; nil while Postgres does not
+// whichEdited reports which dead letters were edited; nil while Postgres does not
 // say, without which dead letters can still be looked at.
-func (m *morgue) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[telemetry.EntryID]bool {
+func (m *dlqClient) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[telemetry.EntryID]bool {
 	edited := make(map[telemetry.EntryID]bool)
 	for part := range slices.Chunk(ids, 1000) {
 		some, err := m.archive.WhichEdited(cmd.Context(), part)
@@ -171,11 +171,11 @@ func (m *morgue) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[te
 func newDLQShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ID",
-		Short: "Show one dead letter: why, what it holds, and what it decodes to now",
+		Short: "Show one dead letter: reason, fields and decoded record",
 		Example: `  processor dlq show 1764000000000-0
   processor dlq show 1764000000000-0 --json`,
 		Args: cobra.ExactArgs(1),
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
 			l, err := m.one(cmd, args[0])
 			if err != nil {
 				return err
@@ -184,7 +184,7 @@ func newDLQShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			j := letterOf(l, true)
+			j := deadLetterOf(l, true)
 			if e := edited[l.ID]; e != nil {
 				j.Edited = fieldsOf(e)
 			}
@@ -194,13 +194,13 @@ func newDLQShowCommand() *cobra.Command {
 				j.Record = &recordJSON{r.DeviceID, r.Time(), r.Latitude, r.Longitude, json.RawMessage(r.Attributes)}
 			}
 			out := outputOf(cmd)
-			return out.Result(j, func() error { return printLetter(out, j) })
+			return out.Result(j, func() error { return printDeadLetter(out, j) })
 		}),
 	}
 }
 
 // one finds the dead letter with an ID.
-func (m *morgue) one(cmd *cobra.Command, id string) (*protocol.Letter, error) {
+func (m *dlqClient) one(cmd *cobra.Command, id string) (*protocol.DLQEntry, error) {
 	var f filter
 	if err := f.set(cmd, []string{id}); err != nil {
 		return nil, err
@@ -217,8 +217,8 @@ func (m *morgue) one(cmd *cobra.Command, id string) (*protocol.Letter, error) {
 	if len(list) > 0 {
 		return &list[0], nil
 	}
-	var found *protocol.Letter
-	err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
+	var found *protocol.DLQEntry
+	err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
 		found = l
 		return false
 	})
@@ -229,14 +229,14 @@ func (m *morgue) one(cmd *cobra.Command, id string) (*protocol.Letter, error) {
 }
 
 // decode is what a dead letter would be now.
-func (m *morgue) decode(l *protocol.Letter, edited []string) (telemetry.Record, error) {
+func (m *dlqClient) decode(l *protocol.DLQEntry, edited []string) (telemetry.Record, error) {
 	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, edited)}
 	var r telemetry.Record
 	err := m.decoder.Decode(&e, &r)
 	return r, err
 }
 
-func printLetter(out *cli.Output, j letterJSON) error {
+func printDeadLetter(out *cli.Output, j deadLetterJSON) error {
 	t := cli.NewTable("WHAT", "VALUE")
 	t.Row("id", j.ID)
 	t.Row("source id", j.SourceID)
@@ -299,10 +299,10 @@ func newDLQStatsCommand() *cobra.Command {
 	var f filter
 	cmd := &cobra.Command{
 		Use:     "stats",
-		Short:   "Count dead letters by what went wrong",
+		Short:   "Count dead letters by failure",
 		Example: "  processor dlq stats\n  processor dlq stats --since 24h --json",
 		Args:    cobra.NoArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, _ []string) error {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, _ []string) error {
 			if err := f.set(cmd, nil); err != nil {
 				return err
 			}
@@ -310,8 +310,8 @@ func newDLQStatsCommand() *cobra.Command {
 			kindOf := make(map[telemetry.EntryID]*kindJSON)
 			var ids []telemetry.EntryID
 			devices := make(map[[2]string]bool)
-			err := m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
-				j := letterOf(l, false)
+			err := m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
+				j := deadLetterOf(l, false)
 				k := kinds[j.Fingerprint]
 				if k == nil {
 					k = &kindJSON{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID}
@@ -371,7 +371,7 @@ func newDLQExportCommand() *cobra.Command {
 		Example: `  processor dlq export --class sink > sink.jsonl
   processor dlq export --file all.jsonl`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) (err error) {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) (err error) {
 			if err := f.set(cmd, args); err != nil {
 				return err
 			}
@@ -392,8 +392,8 @@ func newDLQExportCommand() *cobra.Command {
 			enc.SetEscapeHTML(false)
 			var failed error
 			written := 0
-			err = m.each(cmd.Context(), &f, func(l *protocol.Letter) bool {
-				failed = enc.Encode(letterOf(l, true))
+			err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
+				failed = enc.Encode(deadLetterOf(l, true))
 				written++
 				return failed == nil
 			})

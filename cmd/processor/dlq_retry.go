@@ -32,10 +32,10 @@ func newDLQRetryCommand() *cobra.Command {
 	var pauseAt int64
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
-		Short: "Send dead letters again, as edited, in the order of their entries",
+		Short: "Replay dead letters, as edited, in the order of their entries",
 		Long: `Adds dead letters to the source stream again, in the order in which they were
 there, and removes them. They are processed like late records and keep the stream
-time of the entries they were. Waits while the service has too much undone. What is
+time of the entries they were. Waits while the service has too large a backlog. What is
 interrupted goes on where it ended when the same command is given again.
 
 With --dry-run nothing is sent: each is decoded and the whole write is run in a
@@ -43,7 +43,7 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
   processor dlq retry --class sink --rate 500`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withMorgue(func(cmd *cobra.Command, m *morgue, args []string) error {
+		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
 			if err := f.set(cmd, args); err != nil {
 				return err
 			}
@@ -57,7 +57,7 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 {
 				return errors.Join(outputOf(cmd).Result([]retryJSON{}, func() error { return nil }), err)
 			}
-			r := &replay{morgue: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
+			r := &replay{dlqClient: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
 				say(cmd.ErrOrStderr(), format, args...)
 			}}
 			if dry {
@@ -78,16 +78,16 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 		}),
 	}
 	f.flags(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "mean all dead letters")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would become of them")
-	cmd.Flags().Float64Var(&perSecond, "rate", 200, "most dead letters a second")
-	cmd.Flags().Int64Var(&pauseAt, "pause-at", 5000, "wait while so many entries are undone")
+	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only report what would happen")
+	cmd.Flags().Float64Var(&perSecond, "rate", 200, "maximum dead letters a second")
+	cmd.Flags().Int64Var(&pauseAt, "pause-at", 5000, "pause while the backlog exceeds this")
 	return cmd
 }
 
 // replay sends dead letters again, or finds out what would become of them.
 type replay struct {
-	*morgue
+	*dlqClient
 	limiter *rate.Limiter
 	pauseAt int64
 	say     func(format string, args ...any)
@@ -98,7 +98,7 @@ type replay struct {
 }
 
 func (r *replay) send(ctx context.Context, list []ref) error {
-	return r.letters(ctx, list, func(some []protocol.Letter, gone []ref) error {
+	return r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
 		if err := r.await(ctx); err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 	})
 }
 
-func (r *replay) sendSome(ctx context.Context, some []protocol.Letter, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
+func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
 	for i := range some {
 		l := &some[i]
 		if err := r.limiter.Wait(ctx); err != nil {
@@ -142,7 +142,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.Letter, edited ma
 	return nil
 }
 
-// await waits while the service has too much undone.
+// await waits while the service has too large a backlog.
 func (r *replay) await(ctx context.Context) error {
 	said := false
 	for {
@@ -155,7 +155,7 @@ func (r *replay) await(ctx context.Context) error {
 		}
 		if !said {
 			said = true
-			r.say("waiting: %s entries are undone", cli.Number(info.Pending+info.Lag.N))
+			r.say("waiting: %s entries in the backlog", cli.Number(info.Pending+info.Lag.N))
 		}
 		select {
 		case <-ctx.Done():
@@ -174,7 +174,7 @@ func (r *replay) try(ctx context.Context, list []ref) error {
 	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
 	var records []telemetry.Record
 	var at []int // in the report
-	err = r.letters(ctx, list, func(some []protocol.Letter, gone []ref) error {
+	err = r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
 		for _, g := range gone {
 			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
@@ -236,7 +236,7 @@ func (r *replay) print(out *cli.Output, dry bool) error {
 	})
 }
 
-func idsOf(list []protocol.Letter) []telemetry.EntryID {
+func idsOf(list []protocol.DLQEntry) []telemetry.EntryID {
 	ids := make([]telemetry.EntryID, len(list))
 	for i := range list {
 		ids[i] = list[i].ID

@@ -70,7 +70,7 @@ func (d *dlq) count(sql string, args ...any) (n int) {
 	return n
 }
 
-func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
+func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	d := newDLQ(t)
 	service := d.Run("SHARDS=8")
 	service.AwaitReady()
@@ -92,7 +92,7 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 		return nil
 	})
 
-	var list []letterJSON
+	var list []deadLetterJSON
 	require.Zero(t, d.json(&list, "list", "--class", "invalid", "--device", fleet.DeviceID(1), "--since", "1h", "--text", "latitude"))
 	require.Len(t, list, 3)
 	require.Equal(t, "payload.latitude", list[0].Field)
@@ -103,7 +103,7 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 	require.Zero(t, *kinds[0].Edited)
 	require.Equal(t, "invalid/payload.latitude/range", kinds[0].Fingerprint)
 
-	var shown letterJSON
+	var shown deadLetterJSON
 	require.Zero(t, d.json(&shown, "show", ids[0].String()))
 	require.Contains(t, shown.Fields[len(shown.Fields)-1].Value, "9007199254740993")
 	require.Contains(t, shown.NowFails, "payload.latitude")
@@ -129,7 +129,7 @@ func TestAnOperatorFindsMendsAndReplaysDeadLetters(t *testing.T) {
 	require.Zero(t, d.json(&report, "retry", ids[0].String(), ids[1].String(), "--dry-run"))
 	require.Equal(t, "stored", report[0].Outcome)
 	require.Equal(t, 1, d.count("select count(*) from positions"))
-	shown = letterJSON{}
+	shown = deadLetterJSON{}
 	require.Zero(t, d.json(&shown, "show", ids[0].String()))
 	require.Empty(t, shown.NowFails)
 	require.JSONEq(t, `"9223372036854775807"`, string(attribute(t, shown.Record.Attributes, "78")))
@@ -176,7 +176,7 @@ func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
 			Class: telemetry.ClassInvalid, Error: "invalid: payload.latitude: must be from -90 to 90", Field: "payload.latitude",
 			Fingerprint: "invalid/payload.latitude/range", Attempts: 1, FirstFailed: time.Now(), LastFailed: time.Now(),
 		}
-		require.NoError(d.T, d.dead.ParkDeferred(d.T.Context(), []telemetry.DeadLetter{l}, nil))
+		require.NoError(d.T, d.dead.DeadLetterDeferred(d.T.Context(), []telemetry.DeadLetter{l}, nil))
 	}
 	list, err := d.dead.List(d.T.Context(), telemetry.EntryID{}, 1000)
 	require.NoError(d.T, err)
@@ -201,7 +201,7 @@ func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {
 			require.False(t, r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl), "%v: %U in %q", args, r, out+errs)
 		}
 	}
-	var list []letterJSON
+	var list []deadLetterJSON
 	require.Zero(t, d.json(&list, "list"))
 	require.Equal(t, hostile, list[0].Device, "a program reads what is there")
 }
@@ -224,7 +224,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		{name: "removes the file", script: `rm "$1"`, code: exitFinding, errs: "edit: "},
 		{name: "writes garbage", script: `printf '\000{' > "$1"`, edits: 1, out: "still: decode: payload", payload: "\x00{"},
 		{
-			name: "mends, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
+			name: "fixes, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
 			payload: strings.Replace(payload, "91.5", "48.25", 1),
 		},
 		{
@@ -244,7 +244,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		require.Contains(t, out, tt.out, tt.name)
 		require.Contains(t, errs, tt.errs, tt.name)
 		require.Equal(t, tt.edits, edits(), tt.name)
-		var shown letterJSON
+		var shown deadLetterJSON
 		require.Zero(t, d.json(&shown, "show", id))
 		require.Equal(t, payload, shown.Fields[len(shown.Fields)-1].Value, "the original is kept")
 		if tt.payload != "" {
@@ -265,7 +265,7 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 		entries = append(entries, append(j.Fields, "raw", "\xff\x00"))
 	}
 	ids := d.park(entries...)
-	exported, mended := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "mended.jsonl")
+	exported, mended := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "edited.jsonl")
 	code, _, errs := d.call("export", "--file", exported)
 	require.Zero(t, code, errs)
 	text, err := os.ReadFile(exported)
@@ -279,7 +279,7 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	require.NoError(t, os.WriteFile(mended, []byte(strings.Join(append(lines, gone), "")), 0o600))
 
 	var report []editJSON
-	require.Equal(t, exitFinding, d.json(&report, "edit", "--mended", mended), "one is gone")
+	require.Equal(t, exitFinding, d.json(&report, "edit", "--from-file", mended), "one is gone")
 	require.Len(t, report, 251)
 	require.Equal(t, "edited", report[0].Outcome)
 	require.Contains(t, report[0].NowFails, "payload.latitude")
@@ -288,18 +288,18 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	require.Equal(t, editJSON{ID: "1-1", Outcome: "gone"}, report[250])
 	require.Equal(t, 249, d.count("select count(*) from processor.dead_letters where edited_fields is not null and fields <> edited_fields"))
 	require.Equal(t, 249, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
-	var shown letterJSON
+	var shown deadLetterJSON
 	require.Zero(t, d.json(&shown, "show", ids[100].String()))
 	require.Contains(t, shown.Edited[3].Value, "9007199254740993e-15", "every digit is kept")
 	require.Equal(t, fieldJSON{Name: "raw", Value: "/wA=", Base64: true}, shown.Edited[4])
 
-	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--mended", mended}, {"edit", "--mended", mended, "--set", "codec=8"}} {
+	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--from-file", mended}, {"edit", "--from-file", mended, "--set", "codec=8"}} {
 		code, _, errs = d.call(args...)
 		require.Equal(t, exitConfig, code, errs)
 	}
-	code, _, errs = d.call("edit", "--mended", servicetest.File(t, "no JSON"))
+	code, _, errs = d.call("edit", "--from-file", servicetest.File(t, "no JSON"))
 	require.Equal(t, exitFinding, code)
-	require.Contains(t, errs, "read mended dead letters")
+	require.Contains(t, errs, "read edited dead letters")
 }
 
 func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
@@ -328,7 +328,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 		require.Contains(t, errs, "no dead letter matches device=nobody; processor dlq stats", "%v", tt.args)
 	}
 	require.NoFileExists(t, file)
-	var list []letterJSON
+	var list []deadLetterJSON
 	require.Zero(t, d.json(&list, "list"))
 	code, _, errs = d.call("retry", "--dry-run", list[0].ID, "5-5")
 	require.Zero(t, code)
@@ -337,7 +337,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	code, _, errs = d.call("edit", "1-1", "--set", "codec=8")
 	require.Equal(t, exitFinding, code)
 	require.Contains(t, errs, "no dead letter has the ID 1-1")
-	code, out, errs = d.call("edit", "--mended", servicetest.File(t, ""), "--json")
+	code, out, errs = d.call("edit", "--from-file", servicetest.File(t, ""), "--json")
 	require.Equal(t, []any{exitFinding, "[]\n"}, []any{code, out})
 	require.Contains(t, errs, "holds no dead letters")
 	require.Zero(t, d.count("select count(*) from processor.audit"))
@@ -352,7 +352,7 @@ func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {
 	require.NoError(t, err)
 	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--all", "--pause-at", "3")
 	testenv.Wait(t, 30*time.Second, func() error {
-		if !strings.Contains(p.Errors(), "waiting: 3 entries are undone") {
+		if !strings.Contains(p.Errors(), "waiting: 3 entries in the backlog") {
 			return fmt.Errorf("it says %q", p.Errors())
 		}
 		return nil
@@ -374,7 +374,7 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 		})
 	}
 	for i := range letters { // in the wrong order
-		require.NoError(t, d.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}, nil))
+		require.NoError(t, d.dead.DeadLetterDeferred(t.Context(), []telemetry.DeadLetter{letters[(i*7)%40]}, nil))
 	}
 	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--class", "sink", "--rate", "20")
 	testenv.Wait(t, 30*time.Second, func() error {

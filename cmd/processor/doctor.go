@@ -15,13 +15,13 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// siblingPrefix is what the platform's telemetry streams are called.
-const siblingPrefix = "telemetry:"
+// otherStreamPrefix is what the platform's telemetry streams are called.
+const otherStreamPrefix = "telemetry:"
 
 func newDoctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Look for everything that commonly goes wrong",
+		Short: "Check for common problems",
 		Long: `Examines Redis, Postgres, the stream, the group, the schema and this machine with
 the settings of the service, changes nothing, and prints each finding with its
 remedy and the page of the runbook it leads to. Exits 1 when one of them is
@@ -38,7 +38,7 @@ trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), 3*askTimeout)
 			defer cancel()
 			d := &diagnosis{}
-			for _, w := range config.NearMisses(os.Environ()) {
+			for _, w := range config.LikelyTypos(os.Environ()) {
 				d.add(levelWarning, "settings", w, "rename the variable")
 			}
 			d.examine(ctx, cfg)
@@ -58,7 +58,7 @@ trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
 const (
 	levelOK      = "ok"
 	levelWarning = "warning"
-	levelTrouble = "trouble"
+	levelError   = "trouble"
 )
 
 // finding is one thing that was looked at.
@@ -77,29 +77,29 @@ type diagnosis struct {
 
 func (d *diagnosis) add(level, about, what, remedy string) {
 	d.Findings = append(d.Findings, finding{Level: level, About: about, What: what, Remedy: remedy})
-	d.Trouble = d.Trouble || level == levelTrouble
+	d.Trouble = d.Trouble || level == levelError
 }
 
 func (d *diagnosis) ok(about, format string, args ...any) {
 	d.add(levelOK, about, fmt.Sprintf(format, args...), "")
 }
 
-// away adds that a server does not answer, or that it answers with an error. One
+// unreachable adds that a server does not answer, or that it answers with an error. One
 // that refuses the log-in is running, and only its URL is to be corrected.
-func (d *diagnosis) away(about string, err error, silent, answered string) {
+func (d *diagnosis) unreachable(about string, err error, silent, answered string) {
 	var said *modules.ServerError
 	switch {
 	case !errors.As(err, &said):
-		d.add(levelTrouble, about, err.Error(), answered)
+		d.add(levelError, about, err.Error(), answered)
 	case exitCode(err) == exitConfig:
-		d.add(levelTrouble, about, strings.TrimPrefix(said.What, about+" "), said.Remedy)
+		d.add(levelError, about, strings.TrimPrefix(said.What, about+" "), said.Remedy)
 	default:
-		d.add(levelTrouble, about, strings.TrimPrefix(said.What, about+" "), silent)
+		d.add(levelError, about, strings.TrimPrefix(said.What, about+" "), silent)
 	}
 }
 
-// judge adds a finding that is ok unless bad.
-func (d *diagnosis) judge(bad bool, level, about, good, what, remedy string) {
+// check adds a finding that is ok unless bad.
+func (d *diagnosis) check(bad bool, level, about, good, what, remedy string) {
 	if bad {
 		d.add(level, about, what, remedy)
 		return
@@ -111,8 +111,8 @@ func (d *diagnosis) judge(bad bool, level, about, good, what, remedy string) {
 
 // print puts what needs a person last, where the eye is.
 func (d *diagnosis) print(out *cli.Output) error {
-	order := []string{levelOK, levelWarning, levelTrouble}
-	colors := map[string]cli.Color{levelOK: cli.Green, levelWarning: cli.Yellow, levelTrouble: cli.Red}
+	order := []string{levelOK, levelWarning, levelError}
+	colors := map[string]cli.Color{levelOK: cli.Green, levelWarning: cli.Yellow, levelError: cli.Red}
 	list := slices.Clone(d.Findings)
 	slices.SortStableFunc(list, func(a, b finding) int {
 		return slices.Index(order, a.Level) - slices.Index(order, b.Level)

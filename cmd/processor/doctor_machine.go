@@ -47,6 +47,6 @@ func (d *diagnosis) examineDisk(cfg config.Crash) {
 		return
 	}
 	free := int64(fsys.Bavail) * int64(fsys.Bsize) //nolint:unconvert // the types differ between systems
-	d.judge(free < 10*cfg.MaxBytes, levelWarning, about, "panic dumps can be written, "+bytesText(free)+" free",
+	d.check(free < 10*cfg.MaxBytes, levelWarning, about, "panic dumps can be written, "+bytesText(free)+" free",
 		fmt.Sprintf("%s free, less than ten panic dumps", bytesText(free)), "make room, or lower PANIC_DUMP_MAX_BYTES")
 }

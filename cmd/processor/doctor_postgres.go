@@ -21,61 +21,61 @@ const longTransaction = 10 * time.Minute
 
 // examinePostgres returns how the work stands, which is zero where the schema
 // is not there.
-func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (stand store.Standing) {
+func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (stand store.FleetStatus) {
 	const about = "Postgres"
 	pool, err := store.Open(ctx, store.Config{
 		URL: cfg.Postgres.URL.Reveal(), Member: "doctor", MaxConns: 2, ConnectTimeout: cfg.Postgres.ConnectTimeout,
 		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
 	})
 	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "correct POSTGRES_URL")
+		d.add(levelError, about, err.Error(), "correct POSTGRES_URL")
 		return stand
 	}
 	defer pool.Close()
-	e, err := store.Examine(ctx, pool)
+	e, err := store.Diagnose(ctx, pool)
 	if err = modules.PostgresError("POSTGRES_URL", cfg.Postgres.URL, err); err != nil {
 		const remedy = "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary; "
-		d.away(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
+		d.unreachable(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
 		return stand
 	}
 	d.postgresServer(cfg, &e)
 	if !d.schema(ctx, pool) {
 		return stand
 	}
-	stand, err = store.Stand(ctx, pool, store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group})
+	stand, err = store.ReadFleetStatus(ctx, pool, store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group})
 	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "see processor migrate verify")
+		d.add(levelError, about, err.Error(), "see processor migrate verify")
 		return stand
 	}
 	d.fleet(cfg, &stand)
 	return stand
 }
 
-func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
+func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 	const about = "Postgres"
-	d.judge(e.Number < 150000, levelTrouble, about, "version "+e.Version, "version "+e.Version+" is older than 15",
+	d.check(e.Number < 150000, levelError, about, "version "+e.Version, "version "+e.Version+" is older than 15",
 		"upgrade Postgres to 15 or newer")
-	d.judge(e.Standby || e.ReadOnly, levelTrouble, about, "takes writes", "is read-only",
+	d.check(e.Standby || e.ReadOnly, levelError, about, "takes writes", "is read-only",
 		"point POSTGRES_URL at the primary, or list all hosts in it")
-	d.judge(e.SynchronousCommit == "off", levelTrouble, about, "commits are durable",
+	d.check(e.SynchronousCommit == "off", levelError, about, "commits are durable",
 		"synchronous_commit is off: a crash forgets records that were acknowledged; the service refuses to start",
 		"set synchronous_commit = on for this database or role")
-	d.judge(!e.Fsync, levelTrouble, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
-	d.judge(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits get slower and slower", "set autovacuum = on")
-	d.judge(e.Pooler, levelWarning, about, "no pooler in front", "a pooler stands in front of it",
+	d.check(!e.Fsync, levelError, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
+	d.check(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits get slower and slower", "set autovacuum = on")
+	d.check(e.Pooler, levelWarning, about, "no pooler in front", "a pooler stands in front of it",
 		"it must be in session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN is not heard through it")
-	d.judge(e.Longest > longTransaction, levelWarning, about, "",
+	d.check(e.Longest > longTransaction, levelWarning, about, "",
 		fmt.Sprintf("a transaction has been open for %s, which keeps vacuum from its work", e.Longest), "find it in pg_stat_activity and end it")
 	for _, b := range e.Blocked {
-		d.add(levelTrouble, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
+		d.add(levelError, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
 			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
-	d.judge(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
+	d.check(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
 		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
 		"raise max_connections, or lower POSTGRES_MAX_CONNS")
 	d.ok(about, "the database holds %s", bytesText(e.Bytes))
-	d.clock(about, e.Clock, e.Doubt)
+	d.clock(about, e.Clock, e.ClockUncertainty)
 
 	members := make(map[string]int)
 	for m := range e.Members {
@@ -84,21 +84,21 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.Examination) {
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(members)) {
-		d.judge(members[instance] > 1, levelTrouble, "instance "+instance, "has sessions in Postgres",
+		d.check(members[instance] > 1, levelError, "instance "+instance, "has sessions in Postgres",
 			fmt.Sprintf("%d processes have this identity at once", members[instance]),
 			"give each its own INSTANCE_ID; right after a restart: ask again; "+see(sectionTwins))
 	}
 }
 
-// schema tells whether the tables can be asked.
+// schema reports whether the tables can be asked.
 func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	report, err := store.Verify(ctx, pool)
 	if err != nil {
-		d.add(levelTrouble, "schema", err.Error(), "see processor migrate verify")
+		d.add(levelError, "schema", err.Error(), "see processor migrate verify")
 		return false
 	}
 	for _, f := range report.Problems {
-		d.add(levelTrouble, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints; "+see(sectionMigration))
+		d.add(levelError, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints; "+see(sectionMigration))
 	}
 	if report.OK() {
 		d.ok("schema", "all that this version needs is there")
@@ -106,23 +106,23 @@ func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	return report.OK()
 }
 
-func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
+func (d *diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 	const about = "fleet"
 	if pinned, ok := s.Pinned["SHARDS"]; ok {
 		have := fmt.Sprint(cfg.Coordination.Shards)
-		d.judge(pinned != have, levelTrouble, about, "SHARDS is "+pinned,
+		d.check(pinned != have, levelError, about, "SHARDS is "+pinned,
 			"SHARDS is "+have+" here and "+pinned+" for the fleet", "set SHARDS="+pinned)
 	}
-	d.judge(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
+	d.check(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
 		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
-	d.judge(s.Suspected > 0, levelTrouble, about, "",
+	d.check(s.Suspected > 0, levelError, about, "",
 		fmt.Sprintf("owners of %s died without progress: an entry may kill processes", cli.Count(s.Suspected, "shard")),
 		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
-	d.judge(s.Term > 0 && s.Leader == "", levelWarning, about, "", "nobody leads", "start an instance; while one starts or leaves: ask again")
+	d.check(s.Term > 0 && s.Leader == "", levelWarning, about, "", "no leader", "start an instance; while one starts or leaves: ask again")
 	d.losses(s)
-	d.judge(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
+	d.check(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
 		fmt.Sprintf("%s could not be decoded and will be tried again", cli.Count(s.Deferred, "entry")), "nothing; what fails again becomes a dead letter")
-	d.judge(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
+	d.check(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
 		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "see whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
@@ -132,7 +132,7 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.Standing) {
 }
 
 // losses reports what the ledger holds. Those of the last day are trouble.
-func (d *diagnosis) losses(s *store.Standing) {
+func (d *diagnosis) losses(s *store.FleetStatus) {
 	const about = "ledger"
 	if s.LostSince == nil {
 		d.ok(about, "nothing was lost")
@@ -140,12 +140,12 @@ func (d *diagnosis) losses(s *store.Standing) {
 	}
 	level := levelWarning
 	if time.Since(*s.LostSince) < 24*time.Hour {
-		level = levelTrouble
+		level = levelError
 	}
 	lost := cli.CountWere(s.Lost, "entry") + " lost"
 	switch {
 	case s.LostSome && s.Lost == 0:
-		lost = "entries were lost, nobody can tell how many"
+		lost = "entries lost, count unknown"
 	case s.LostSome:
 		lost = cli.Count(s.Lost, "entry") + " and more were lost"
 	}

@@ -25,67 +25,67 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 	}
 	client, err := stream.Connect(where)
 	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "correct REDIS_URL")
+		d.add(levelError, about, err.Error(), "correct REDIS_URL")
 		return
 	}
 	defer client.Close() //nolint:errcheck // only read from
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
-		d.add(levelTrouble, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
+		d.add(levelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
 		return
 	}
-	e, err := group.Examine(ctx, siblingPrefix)
+	e, err := group.Diagnose(ctx, otherStreamPrefix)
 	if err = modules.RedisError(cfg.Redis, err); err != nil {
-		d.away(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
+		d.unreachable(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
 			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
 		return
 	}
 	d.redisServer(&e)
 	d.stream(cfg.Redis, &e)
-	d.horizon(ctx, group, &e)
+	d.trimPoint(ctx, group, &e)
 }
 
-func (d *diagnosis) redisServer(e *stream.Examination) {
+func (d *diagnosis) redisServer(e *stream.ServerStatus) {
 	const about = "Redis"
-	d.judge(!atLeast(e.Version, 7), levelTrouble, about, "version "+e.Version,
+	d.check(!versionAtLeast(e.Version, 7), levelError, about, "version "+e.Version,
 		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
-	d.judge(e.Role == "slave", levelTrouble, about, "", "this is a replica, which takes no writes",
+	d.check(e.Role == "slave", levelError, about, "", "this is a replica, which takes no writes",
 		"point REDIS_URL at the master, or name the Sentinels with ?master_name=")
-	d.judge(e.Eviction != "" && e.Eviction != "noeviction", levelTrouble, about, "noeviction",
+	d.check(e.Eviction != "" && e.Eviction != "noeviction", levelError, about, "noeviction",
 		"maxmemory-policy is "+e.Eviction+": a full Redis throws streams away",
 		"set maxmemory-policy noeviction")
-	d.judge(!e.AppendOnly, levelWarning, about, "append-only file is on",
+	d.check(!e.AppendOnly, levelWarning, about, "append-only file is on",
 		"append-only file is off: a restart loses what came since the last snapshot", "set appendonly yes")
-	d.judge(e.WriteError != "", levelTrouble, about, "", e.WriteError+" says that the last write to disk failed",
-		"make room on its disk, or mend the rights of its folder")
-	d.judge(e.Scripts != nil, levelTrouble, about, "scripts run", fmt.Sprint(e.Scripts),
+	d.check(e.WriteError != "", levelError, about, "", e.WriteError+" says that the last write to disk failed",
+		"make room on its disk, or fix the permissions of its folder")
+	d.check(e.Scripts != nil, levelError, about, "scripts run", fmt.Sprint(e.Scripts),
 		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
 	if e.MemoryMax > 0 {
 		used := 100 * e.MemoryUsed / e.MemoryMax
-		d.judge(used >= 80, levelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
+		d.check(used >= 80, levelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
 			"raise maxmemory, trim the stream to less, drain the dead letters; "+see(sectionFull))
 	}
-	d.clock(about, e.Clock, e.Doubt)
+	d.clock(about, e.Clock, e.ClockUncertainty)
 }
 
 func (d *diagnosis) clock(about string, ahead, doubt time.Duration) {
-	d.judge(ahead.Abs() > skewLimit+doubt, levelWarning, about, "its clock agrees with this machine's",
+	d.check(ahead.Abs() > skewLimit+doubt, levelWarning, about, "its clock agrees with this machine's",
 		fmt.Sprintf("its clock and this machine's differ by %s", ahead.Abs()),
 		"synchronise both (NTP): ages, and the guard against wrong device clocks, rest on them")
 }
 
 // stream looks for the wrong name and for others in our group.
-func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
+func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 	about := "stream " + cfg.Stream
 	empty := !e.Info.Exists || e.Info.Added == 0
-	for _, s := range e.Siblings {
+	for _, s := range e.OtherStreams {
 		if s.Name == cfg.DLQStream || strings.HasSuffix(s.Name, ":dlq") {
 			continue
 		}
 		switch {
 		case empty:
-			d.add(levelTrouble, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, cli.Count(s.Length, "entry")),
+			d.add(levelError, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, cli.Count(s.Length, "entry")),
 				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes; "+see(sectionArrives))
 		case s.Groups == 0:
 			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, cli.Count(s.Length, "entry")),
@@ -105,9 +105,9 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		d.ok(about, "%s, the last %s ago", cli.Count(e.Info.Length, "entry"), age)
 	}
 	about = "group " + cfg.Group
-	d.judge(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
+	d.check(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
 		"start an instance: it makes the group at the start of the stream")
-	d.judge(e.Info.GroupExists && !e.TurnTaken, levelWarning, about, "", "nobody deals",
+	d.check(e.Info.GroupExists && !e.DispatcherPresent, levelWarning, about, "", "no dispatcher",
 		"start an instance; if one runs, look at its log")
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
@@ -117,10 +117,10 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 		silent := c.Idle.Round(time.Second)
 		switch {
 		case c.Idle < time.Minute && c.Pending > 0:
-			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
 				"stop that program, what it holds is then claimed by itself; "+see(sectionClaim))
 		case c.Idle < time.Minute:
-			d.add(levelTrouble, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
 				"stop that program, else it takes entries past the order of their devices; "+see(sectionClaim))
 		case c.Pending > 0:
 			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
@@ -130,36 +130,36 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.Examination) {
 				"nothing, as long as an instance runs: the leader removes it")
 		}
 	}
-	d.judge(e.Unnoted > 0, levelTrouble, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.Unnoted)),
+	d.check(e.UnrecordedLosses > 0, levelError, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.UnrecordedLosses)),
 		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 
-// horizon compares how far back the stream reaches with how far behind we are.
-func (d *diagnosis) horizon(ctx context.Context, group *stream.Group, e *stream.Examination) {
-	const about = "trim horizon"
+// trimPoint compares how far back the stream reaches with how far behind we are.
+func (d *diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *stream.ServerStatus) {
+	const about = "trim point"
 	if !e.Info.Exists || e.Info.Length == 0 {
 		return
 	}
 	backlog, err := group.Backlog(ctx)
 	if err != nil || !backlog.OldestKnown {
-		d.add(levelWarning, about, "the oldest undone entry is unknown", "run processor lag; ask again")
+		d.add(levelWarning, about, "the oldest unfinished entry is unknown", "run processor lag; ask again")
 		return
 	}
 	reach := time.Since(e.Info.First.Time()).Round(time.Second)
 	if backlog.Oldest.IsZero() {
-		d.ok(about, "the stream reaches back %s, nothing is undone", reach)
+		d.ok(about, "the stream reaches back %s, the backlog is empty", reach)
 		return
 	}
 	behind := time.Since(backlog.Oldest.Time()).Round(time.Second)
 	trimmed := e.Info.Added > e.Info.Length
-	d.judge(trimmed && behind*2 > reach, levelTrouble, about,
-		fmt.Sprintf("the stream reaches back %s, the oldest undone entry is %s old", reach, behind),
-		fmt.Sprintf("the stream reaches back %s and the oldest undone entry is %s old: trimming will lose entries", reach, behind),
+	d.check(trimmed && behind*2 > reach, levelError, about,
+		fmt.Sprintf("the stream reaches back %s, the oldest unfinished entry is %s old", reach, behind),
+		fmt.Sprintf("the stream reaches back %s and the oldest unfinished entry is %s old: trimming will lose entries", reach, behind),
 		"raise MAXLEN of tcp-ingestion now; "+see(sectionWillLose))
 }
 
-// atLeast compares a version like 7.0.15.
-func atLeast(version string, major int) bool {
+// versionAtLeast compares a version like 7.0.15.
+func versionAtLeast(version string, major int) bool {
 	head, _, _ := strings.Cut(version, ".")
 	n, err := strconv.Atoi(head)
 	return err == nil && n >= major

@@ -60,14 +60,14 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	require.Equal(t, exitClean, code, "%+v", d.Findings)
 	for _, text := range []string{
 		"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
-		"SHARDS is 4", "every shard has an owner", "nothing was lost", "nothing is undone", "all that this version needs is there",
+		"SHARDS is 4", "every shard has an owner", "nothing was lost", "the backlog is empty", "all that this version needs is there",
 	} {
 		require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
 	}
 
 	code, d = examined(dep, "SHARDS=8")
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelTrouble, d.has("SHARDS is 8 here and 4 for the fleet"))
+	require.Equal(t, levelError, d.has("SHARDS is 8 here and 4 for the fleet"))
 
 	ctx, client := t.Context(), dep.Client()
 	_, err := client.XReadGroup(ctx, &redis.XReadGroupArgs{
@@ -77,48 +77,48 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	require.NoError(t, client.XGroupCreateConsumer(ctx, dep.Stream, dep.Group, "somebody").Err())
 	code, d = examined(dep)
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelTrouble, d.has(`a foreign consumer "somebody" reads in our group, and holds nothing`))
+	require.Equal(t, levelError, d.has(`a foreign consumer "somebody" reads in our group, and holds nothing`))
 	require.Contains(t, d.remedy("holds nothing"), "Switch over")
 
-	dep.Exec("insert into processor.losses (dedupe_key, stream, grp, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", dep.Stream, dep.Group)
-	dep.Exec("insert into processor.incidents (stream, grp, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", dep.Stream, dep.Group)
-	dep.Exec("update processor.shards set deaths = 2 where shard = 1")
+	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", dep.Stream, dep.Group)
+	dep.Exec("insert into processor.incidents (stream, group_name, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", dep.Stream, dep.Group)
+	dep.Exec("update processor.shards set crash_count = 2 where shard = 1")
 	dep.Exec("drop index positions_ts")
 	_, d = examined(dep)
-	require.Equal(t, levelTrouble, d.has("schema: index on public.positions"))
+	require.Equal(t, levelError, d.has("schema: index on public.positions"))
 	require.Equal(t, "none", d.has("ledger"), "tables are not asked when they may not be there")
 	dep.Exec("create index positions_ts on positions (ts desc)")
 	_, d = examined(dep)
-	require.Equal(t, levelTrouble, d.has("7 entries were lost"))
-	require.Equal(t, levelTrouble, d.has("incident: stalled_member m.1"))
+	require.Equal(t, levelError, d.has("7 entries were lost"))
+	require.Equal(t, levelError, d.has("incident: stalled_member m.1"))
 	require.Contains(t, d.remedy("stalled_member"), "see docs/runbook/ProcessorDown.md")
 	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "Records were trimmed")
-	dep.Exec("insert into processor.losses (dedupe_key, stream, grp, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", dep.Stream, dep.Group)
+	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", dep.Stream, dep.Group)
 	_, d = examined(dep)
 	require.Contains(t, d.remedy("7 entries and more were lost (flush, trimmed_unread)"), "Redis lost its data")
 	dep.Exec("update processor.losses set entries = null")
 	_, d = examined(dep)
-	require.Equal(t, levelTrouble, d.has("entries were lost, nobody can tell how many"), "what is unknown is not nothing")
-	require.Equal(t, levelTrouble, d.has("owners of 1 shard died without progress"))
+	require.Equal(t, levelError, d.has("entries lost, count unknown"), "what is unknown is not nothing")
+	require.Equal(t, levelError, d.has("owners of 1 shard died without progress"))
 
 	name := dep.PostgresURL[strings.LastIndexByte(dep.PostgresURL, '/')+1:]
 	name, _, _ = strings.Cut(name, "?")
 	dep.Exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
 	_, d = examined(dep)
-	require.Equal(t, levelTrouble, d.has("synchronous_commit is off"))
+	require.Equal(t, levelError, d.has("synchronous_commit is off"))
 }
 
-func TestTheDoctorTellsForeignConsumersApart(t *testing.T) {
+func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {
 	d := &diagnosis{}
-	d.stream(config.Redis{Group: "g"}, &stream.Examination{Foreign: []protocol.Consumer{
+	d.stream(config.Redis{Group: "g"}, &stream.ServerStatus{Foreign: []protocol.Consumer{
 		{Name: "a", Pending: 3, Idle: time.Second},
 		{Name: "b", Idle: time.Second},
 		{Name: "c", Pending: 3, Idle: time.Hour},
 		{Name: "d", Idle: time.Hour},
 	}})
 	for _, tt := range []struct{ what, level, remedy string }{
-		{`"a" reads in our group, and holds 3 entries that it did not finish`, levelTrouble, sectionClaim},
-		{`"b" reads in our group, and holds nothing`, levelTrouble, sectionClaim},
+		{`"a" reads in our group, and holds 3 entries that it did not finish`, levelError, sectionClaim},
+		{`"b" reads in our group, and holds nothing`, levelError, sectionClaim},
 		{`"c" is silent for 1h0m0s, and holds 3 entries`, levelWarning, sectionClaim},
 		{`"d" is silent for 1h0m0s, and holds nothing`, levelWarning, "the leader removes it"},
 	} {
@@ -132,11 +132,11 @@ func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
 	dep.Publish(servicetest.Records(0, 2)...)
 	code, d := examined(dep, "REDIS_URL=redis://127.0.0.1:1")
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelTrouble, d.has("Redis: "))
+	require.Equal(t, levelError, d.has("Redis: "))
 	require.Equal(t, levelOK, d.has("commits are durable"))
 	code, d = examined(dep, "POSTGRES_URL=postgres://nobody:hidden-word@127.0.0.1:1/none")
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelTrouble, d.has("Postgres: "))
+	require.Equal(t, levelError, d.has("Postgres: "))
 	require.Equal(t, 1, strings.Count(fmt.Sprint(d.Findings), "connection refused"), "said once: %v", d.Findings)
 	require.Equal(t, levelWarning, d.has("group "+dep.Group+": does not exist"))
 	require.NotContains(t, fmt.Sprint(d.Findings), "hidden-word")
@@ -145,7 +145,7 @@ func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
 func TestTheDoctorsTextFitsAndEndsWithTheTrouble(t *testing.T) {
 	var b strings.Builder
 	d := &diagnosis{}
-	d.add(levelTrouble, "a", strings.Repeat("long words ", 30), "do "+strings.Repeat("this and that ", 20))
+	d.add(levelError, "a", strings.Repeat("long words ", 30), "do "+strings.Repeat("this and that ", 20))
 	d.ok("b", "good")
 	require.NoError(t, d.print(&cli.Output{W: &b}))
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")

@@ -30,7 +30,7 @@ func newGeofenceCommand() *cobra.Command {
 const maxFenceFile = 1 << 30
 
 // readFences reads a GeoJSON file, or standard input for "-". Features that are
-// no good are named in the second result.
+// invalid are named in the second result.
 func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.FenceError, error) {
 	in := cmd.InOrStdin()
 	if name != "-" {
@@ -105,7 +105,7 @@ func newGeofenceImportCommand() *cobra.Command {
 	var replace bool
 	cmd := &cobra.Command{
 		Use:   "import FILE.geojson",
-		Short: "Make the fences of a GeoJSON file hold",
+		Short: "Import fences from a GeoJSON file",
 		Long: `Reads a FeatureCollection, or a single Feature, and makes its fences hold for their
 spans of device time. Polygon and MultiPolygon are areas, a Point with radius_m is a
 circle, a LineString a gate that is passed forward from its left to its right.
@@ -113,7 +113,7 @@ Properties: id, name, radius_m, valid_from, valid_to (RFC 3339), enabled, kind.
 
 A fence that differs from the one that holds is a new version: what lies outside its
 span goes on as it was. With --replace the file is all that holds. Crossings in the
-spans that change are derived again. A feature that is no good is named and skipped;
+spans that change are derived again. A feature that is invalid is named and skipped;
 the command then exits 1. The file - is standard input.`,
 		Example: `  processor geofence import fences.geojson
   processor geofence import fences.geojson --replace --json`,
@@ -165,9 +165,9 @@ func newGeofenceCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE.geojson]",
 		Short: "Check the fences of a file, or those in the database",
-		Long: `Reads fences as import does and names every one that is no good, with the reason.
+		Long: `Reads fences as import does and names every one that is invalid, with the reason.
 Without a file it checks those that hold in the database. Changes nothing. Exits 1
-when there is one that is no good.`,
+when there is one that is invalid.`,
 		Example: `  processor geofence check fences.geojson
   processor geofence check --json`,
 		Args: cobra.MaximumNArgs(1),
@@ -231,7 +231,7 @@ type fenceListed struct {
 func newGeofenceListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List the fences that hold, and how far recomputing has come",
+		Short: "List active fences and recompute progress",
 		Example: `  processor geofence list
   processor geofence list --json`,
 		Args: cobra.NoArgs,

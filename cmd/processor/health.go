@@ -24,7 +24,7 @@ func newHealthCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "health",
-		Short: "Ask the instance on this machine whether it is ready",
+		Short: "Report whether the instance on this machine is ready",
 		Long: `Asks /readyz on METRICS_PORT and exits 0 when the instance is ready, 1 when it is
 not or does not answer. This is the health check of the container image, which
 has no shell and no other HTTP client.`,
@@ -67,7 +67,7 @@ has no shell and no other HTTP client.`,
 			return err
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 4*time.Second, "longest wait for the answer")
+	cmd.Flags().DurationVar(&timeout, "timeout", 4*time.Second, "maximum wait for the answer")
 	return cmd
 }
 

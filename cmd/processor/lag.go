@@ -26,8 +26,8 @@ const askTimeout = 10 * time.Second
 func newLagCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lag",
-		Short: "Say how much of the stream is not done yet",
-		Long: `Asks Redis how many entries are not dealt yet (lag), how many are dealt and not
+		Short: "Show consumer lag and backlog",
+		Long: `Asks Redis how many entries are not dispatched yet (lag), how many are dispatched and not
 done (pending), and how old the oldest of them is; and Postgres, where POSTGRES_URL
 is set, how many are to be tried again later (deferred) and how many are in the
 ledger of losses. Then what the ledger has of the last 24 hours: losses with their
@@ -66,10 +66,10 @@ type lagJSON struct {
 	Lag              *int64   `json:"lag"`
 	Pending          int64    `json:"pending"`
 	Deferred         *int64   `json:"deferred"`
-	Undone           *int64   `json:"undone"` // the sum of the three above
-	Lost             *int64   `json:"lost"`   // entries in the ledger
+	Backlog          *int64   `json:"backlog"` // the sum of the three above
+	Lost             *int64   `json:"lost"`    // entries in the ledger
 	OldestKnown      bool     `json:"oldest_known"`
-	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is undone, or it is not known
+	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is unfinished, or it is not known
 	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
 	// LossForecast is how long until trimming reaches the oldest entry, if that
 	// one stays and the stream is trimmed as fast as it was filled.
@@ -139,7 +139,7 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 		text := backlog.Oldest.String()
 		age := max(0, time.Since(backlog.Oldest.Time()).Seconds())
 		l.OldestEntry, l.OldestAgeSeconds = &text, &age
-		if margin, known := info.Horizon().Margin(backlog.Oldest); known {
+		if margin, known := info.TrimPoint().Margin(backlog.Oldest); known {
 			left := margin.Seconds()
 			l.LossForecast = &left
 		}
@@ -168,11 +168,11 @@ func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 	}
 	l.Deferred = &deferred
 	if l.Lag != nil {
-		undone := *l.Lag + l.Pending + deferred
-		l.Undone = &undone
+		outstanding := *l.Lag + l.Pending + deferred
+		l.Backlog = &outstanding
 	}
 	ledger := store.NewLedger(pool, scope, "", cfg.StatementTimeout)
-	lost, unknown, err := ledger.Lost(ctx)
+	lost, unknown, err := ledger.TotalLost(ctx)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (l lagJSON) print(out *cli.Output) error {
 	if len(l.Incidents) == 0 {
 		return nil
 	}
-	t := cli.NewTable("INCIDENT", "FROM", "TO", "DETAIL", "OF")
+	t := cli.NewTable("INCIDENT", "OPENED", "CLOSED", "DETAIL", "SUBJECT")
 	for _, r := range l.Incidents {
 		to := any(cli.Colored("lasts", cli.Red))
 		if r.Closed != nil {
@@ -218,7 +218,7 @@ func printLosses(out *cli.Output, losses []lagLoss) error {
 	if len(losses) == 0 {
 		return nil
 	}
-	t := cli.NewTable("LOST", "CAUSE", "FIRST", "LAST", "FOUND")
+	t := cli.NewTable("ENTRIES", "CAUSE", "FIRST", "LAST", "DETECTED")
 	for _, r := range losses {
 		t.Row(cli.OrUnknown(r.Entries), r.Cause, cli.OrUnknown(r.First), cli.OrUnknown(r.Last), r.Detected.UTC().Format(shortTime))
 	}
@@ -257,7 +257,7 @@ func (l lagJSON) table() *cli.Table {
 	t.Row("lag", cli.OrUnknown(l.Lag))
 	t.Row("pending", cli.Number(l.Pending))
 	t.Row("deferred", cli.OrUnknown(l.Deferred))
-	t.Row("undone", cli.OrUnknown(l.Undone))
+	t.Row("backlog", cli.OrUnknown(l.Backlog))
 	t.Row("lost", cli.OrUnknown(l.Lost))
 	switch {
 	case l.OldestAgeSeconds != nil:
@@ -269,11 +269,11 @@ func (l lagJSON) table() *cli.Table {
 	}
 	switch {
 	case l.LossForecast != nil:
-		t.Row("trimmed in", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
+		t.Row("time to trim", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
 	case l.OldestAgeSeconds == nil && l.OldestKnown:
-		t.Row("trimmed in", "nothing to trim")
+		t.Row("time to trim", "nothing to trim")
 	default:
-		t.Row("trimmed in", cli.OrUnknown[string](nil))
+		t.Row("time to trim", cli.OrUnknown[string](nil))
 	}
 	return t
 }

@@ -20,7 +20,7 @@ func TestRunHelpListsEveryVariable(t *testing.T) {
 	}
 }
 
-func TestLagSaysWhatIsUndoneAndHowOldItIs(t *testing.T) {
+func TestLagShowsTheBacklogAndItsAge(t *testing.T) {
 	dep := servicetest.New(t)
 	lag := func() lagJSON {
 		p := servicetest.Spawn(t, dep.Environ(), "lag", "--json")
@@ -42,8 +42,8 @@ func TestLagSaysWhatIsUndoneAndHowOldItIs(t *testing.T) {
 
 	p := dep.Run()
 	testenv.Wait(t, 20*time.Second, func() error {
-		if l = lag(); l.Undone == nil || *l.Undone != 0 {
-			return fmt.Errorf("want nothing undone, have %+v", l)
+		if l = lag(); l.Backlog == nil || *l.Backlog != 0 {
+			return fmt.Errorf("want nothing unfinished, have %+v", l)
 		}
 		return nil
 	})
@@ -54,10 +54,10 @@ func TestLagSaysWhatIsUndoneAndHowOldItIs(t *testing.T) {
 
 	text := servicetest.Spawn(t, dep.Environ(), "lag")
 	require.Zero(t, text.Exit(20*time.Second))
-	require.Regexp(t, `undone +0\n`, text.Output())
+	require.Regexp(t, `backlog +0\n`, text.Output())
 	alone := servicetest.Spawn(t, append(dep.Environ(), "POSTGRES_URL="), "lag")
 	require.Zero(t, alone.Exit(20*time.Second))
 	require.Regexp(t, `lag +0\n`, alone.Output())
-	require.Regexp(t, `undone +unknown\n`, alone.Output(), "never 0 for want of knowing")
+	require.Regexp(t, `backlog +unknown\n`, alone.Output(), "never 0 for want of knowing")
 	require.Zero(t, p.Terminate())
 }

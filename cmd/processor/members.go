@@ -87,36 +87,36 @@ func (v *fleetView) list(ctx context.Context) ([]protocol.Shard, error) {
 
 // memberJSON is one member in the answer of processor members.
 type memberJSON struct {
-	Member      string     `json:"member"`
-	Instance    string     `json:"instance"`
-	State       string     `json:"state"` // working, leaving, without_postgres or gone
-	Leads       bool       `json:"leads"`
-	Shards      int        `json:"shards"`
-	InHand      *int       `json:"in_hand"` // null for one that is gone
-	Host        string     `json:"host,omitempty"`
-	PID         int        `json:"pid,omitempty"`
-	Version     string     `json:"version,omitempty"`
-	Started     *time.Time `json:"started"`
-	SinkSeconds float64    `json:"without_postgres_seconds"`
-	Silent      *absence   `json:"silent,omitempty"` // of one that is gone without a release, for an hour
+	Member      string      `json:"member"`
+	Instance    string      `json:"instance"`
+	State       string      `json:"state"` // working, leaving, without_postgres or gone
+	Leads       bool        `json:"leads"`
+	Shards      int         `json:"shards"`
+	InFlight    *int        `json:"in_flight"` // null for one that is gone
+	Host        string      `json:"host,omitempty"`
+	PID         int         `json:"pid,omitempty"`
+	Version     string      `json:"version,omitempty"`
+	Started     *time.Time  `json:"started"`
+	SinkSeconds float64     `json:"without_postgres_seconds"`
+	Silent      *lostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
 }
 
-// absence is what the fleet noted when a member fell silent.
-type absence struct {
-	Since   *time.Time `json:"since"`        // null where nobody is left who heard it
-	Shards  []int      `json:"taken_shards"` // that went to the others
+// lostMember is what the fleet noted when a member fell silent.
+type lostMember struct {
+	Since   *time.Time `json:"since"`             // null where nobody is left who heard it
+	Shards  []int      `json:"reassigned_shards"` // that went to the others
 	Host    string     `json:"host,omitempty"`
 	PID     int        `json:"pid,omitempty"`
 	Version string     `json:"version,omitempty"`
 }
 
-// absent lists the members that are gone without a release, by name.
-func (v *fleetView) absent(ctx context.Context) (map[string]absence, error) {
+// lostMembers lists the members that are gone without a release, by name.
+func (v *fleetView) lostMembers(ctx context.Context) (map[string]lostMember, error) {
 	_, incidents, err := store.NewLedger(v.pool, v.scope, "", askTimeout).Recent(ctx, 0, 100)
 	if err != nil {
 		return nil, err
 	}
-	gone := make(map[string]absence)
+	gone := make(map[string]lostMember)
 	for _, i := range incidents {
 		if i.Kind != protocol.SilentMember || i.Closed != nil {
 			continue
@@ -131,13 +131,13 @@ func (v *fleetView) absent(ctx context.Context) (map[string]absence, error) {
 		if err := json.Unmarshal(i.Detail, &noted); err != nil {
 			return nil, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
 		}
-		gone[i.Subject] = absence(noted)
+		gone[i.Subject] = lostMember(noted)
 	}
 	return gone, nil
 }
 
 // String is the absence in words.
-func (a absence) String() string {
+func (a lostMember) String() string {
 	text := fmt.Sprintf("fell silent, its %s taken", cli.CountWere(len(a.Shards), "shard"))
 	if a.Since != nil {
 		text = fmt.Sprintf("silent since %s (process %d on %s), its %s taken",
@@ -164,7 +164,7 @@ type membersJSON struct {
 func newMembersCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "members",
-		Short: "Say who is in the fleet, who leads and who owns how many shards",
+		Short: "List members, leader and shard ownership",
 		Long: `Lists the instances with a heartbeat in Redis, and as gone those that own shards
 without one, or did so until the others took them: these stay for an hour, or until
 the instance is back.`,
@@ -187,7 +187,7 @@ func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
 	if err != nil {
 		return m, err
 	}
-	term, leader, err := store.NewLeader(v.pool, v.scope, v.by, askTimeout).Present(ctx)
+	term, leader, err := store.NewLeader(v.pool, v.scope, v.by, askTimeout).CurrentTerm(ctx)
 	if err != nil {
 		return m, err
 	}
@@ -208,11 +208,11 @@ func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
 		}
 		m.Members = append(m.Members, memberJSON{
 			Member: t.Name(), Instance: t.Instance, State: state, Leads: t.Name() == leader, Shards: owned[t.Name()],
-			InHand: &t.InHand, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
+			InFlight: &t.InFlight, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
 		})
 		delete(owned, t.Name())
 	}
-	gone, err := v.absent(ctx)
+	gone, err := v.lostMembers(ctx)
 	if err != nil {
 		return m, err
 	}
@@ -235,7 +235,7 @@ func (v *fleetView) members(ctx context.Context) (membersJSON, error) {
 }
 
 func (m membersJSON) print(out *cli.Output) error {
-	t := cli.NewTable("MEMBER", "STATE", "LEADS", "SHARDS", "IN HAND", "HOST", "PID", "VERSION", "UP")
+	t := cli.NewTable("MEMBER", "STATE", "LEADS", "SHARDS", "IN FLIGHT", "HOST", "PID", "VERSION", "UP")
 	for _, x := range m.Members {
 		state := cli.Colored(x.State, cli.Green)
 		switch x.State {
@@ -252,10 +252,10 @@ func (m membersJSON) print(out *cli.Output) error {
 			t.Row(x.Member, state, leads, x.Shards, "", x.Host, orBlank(x.PID), x.Version, "")
 			continue
 		}
-		t.Row(x.Member, state, leads, x.Shards, cli.Number(*x.InHand), x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
+		t.Row(x.Member, state, leads, x.Shards, cli.Number(*x.InFlight), x.Host, x.PID, x.Version, time.Since(*x.Started).Round(time.Second))
 	}
 	if len(m.Members) == 0 {
-		return out.Line("nobody is in the fleet of group %s on stream %s", m.Group, m.Stream)
+		return out.Line("no members in group %s on stream %s", m.Group, m.Stream)
 	}
 	if err := out.Table(t); err != nil {
 		return err

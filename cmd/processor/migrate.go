@@ -18,7 +18,7 @@ import (
 func newMigrateCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "migrate",
-		Short: "Make, check or print the database schema",
+		Short: "Create, check or print the database schema",
 		Long: `Makes, checks or prints the schema in Postgres. Uses POSTGRES_MIGRATE_URL where it
 is set, otherwise POSTGRES_URL. The service itself does the same at start as MIGRATE
 says: auto, verify or off.`,
@@ -30,7 +30,7 @@ says: auto, verify or off.`,
 func newMigrateUpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "up",
-		Short: "Apply the migrations that are missing",
+		Short: "Apply pending migrations",
 		Long: `Applies, in order, the migrations that the database does not have yet. Any number
 of processes may do so at once: one applies, the others wait.`,
 		Example: `  processor migrate up
@@ -100,7 +100,7 @@ func newMigrateStatusCommand() *cobra.Command {
 func newMigrateVerifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify",
-		Short: "Check that the database holds all this version needs",
+		Short: "Check that the database has everything this version needs",
 		Long: `Compares tables, columns, indexes, functions and privileges with what this version
 needs, and names every difference. Changes nothing. Exits 5 when something is
 missing; what is there beyond that does no harm and is only listed.`,

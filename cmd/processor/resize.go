@@ -33,12 +33,12 @@ func newResizeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resize NUMBER",
 		Short: "Change the number of shards of a fleet",
-		Long: `Pauses dealing, waits until the instances have worked off the queues, says when to
-stop them, waits until the last one is gone, changes the number and lets dealing
+		Long: `Pauses dispatching, waits until the instances have drained the queues, says when to
+stop them, waits until the last one is gone, changes the number and lets dispatching
 go on. Start the instances with the new SHARDS afterwards: others are refused.
 
 Until all instances are stopped nothing is changed, and breaking it off lets
-dealing go on within 15 s. Broken off later it is finished by calling it again.
+dispatching go on within 15 s. Broken off later it is finished by calling it again.
 Entries that arrive meanwhile wait in the stream.`,
 		Example: `  processor shards resize 128
   processor shards resize 128 --timeout 1h --json`,
@@ -61,8 +61,8 @@ Entries that arrive meanwhile wait in the stream.`,
 			began := time.Now()
 			resize := coordination.Resize{
 				Store: v.shards, Stream: v.group, Members: v.ring,
-				End: store.NewSessions(v.pool, askTimeout).End, Who: v.by,
-				Say: func(waiting string) {
+				End: store.NewSessions(v.pool, askTimeout).End, Operator: v.by,
+				OnProgress: func(waiting string) {
 					say(cmd.ErrOrStderr(), "%s", strings.Join(cli.Wrap(waiting, cli.Columns-2), "\n  "))
 				},
 			}

@@ -34,7 +34,7 @@ func commands() []*cobra.Command {
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "processor",
-		Short: "Turn a Redis Stream of vehicle positions into durable facts in Postgres",
+		Short: "Process a Redis Stream of vehicle positions into Postgres",
 		Long: `The Processor reads positions from a Redis Stream, keeps each vehicle's order,
 and writes positions and geofence crossings to Postgres. Any number of
 instances share the work.

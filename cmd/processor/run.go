@@ -40,10 +40,10 @@ Variables (and their defaults):
 				return err
 			}
 			log := modules.NewLogger(cfg.Log, cfg.Instance.ID, cmd.OutOrStdout())
-			for _, w := range config.NearMisses(os.Environ()) {
-				log.Warn("a variable looks like a misspelling", "reason", w)
+			for _, w := range config.LikelyTypos(os.Environ()) {
+				log.Warn("likely misspelled variable", "reason", w)
 			}
-			err = crash.Keep(cmd.Context(), modules.DumpConfig(cfg, buildOf()), log, func(dump *crash.Recorder) error {
+			err = crash.Record(cmd.Context(), modules.DumpConfig(cfg, buildOf()), log, func(dump *crash.Recorder) error {
 				service, err := modules.New(cfg, log, buildOf())
 				if err != nil {
 					return err

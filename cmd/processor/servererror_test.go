@@ -79,7 +79,7 @@ func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.
 	_, d = examined(dep, noRedis)
 	require.Contains(t, d.remedy("Redis: "), "correct REDIS_URL; see ")
 
-	// A password may be mended while it waits; until then the log says what to correct.
+	// A password may be fixed while it waits; until then the log says what to correct.
 	run := dep.Run(nobody, "START_TIMEOUT=1s")
 	require.Equal(t, exitDependency, run.Exit(30*time.Second))
 	require.Equal(t, 2, strings.Count(run.Output(), "correct POSTGRES_URL"), "while it waits, and at the end: %s", run.Output())

@@ -37,7 +37,7 @@ type shardsJSON struct {
 func newShardsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shards",
-		Short: "Say who owns each shard, and what it waits for",
+		Short: "List shards and their owners",
 		Long: `Lists the shards with owner and epoch from Postgres, and with what lies on their
 queues from Redis. The applied ID is a progress mark, written about once a second.`,
 		Example: `  processor shards

@@ -77,7 +77,7 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	})
 	dep.Publish(servicetest.RecordsOfMany(50, 50)...)
 	dep.AwaitStored(100, 40*time.Second)
-	require.Contains(t, dep.Ask(exitFinding, nil, "claim", "--member", "third"), "nobody is called third")
+	require.Contains(t, dep.Ask(exitFinding, nil, "claim", "--member", "third"), "no member is called third")
 	require.Contains(t, dep.Ask(exitConfig, nil, "claim"), "one of --member, --shard and --consumer")
 
 	// A frozen member: its shards move now, not when it counts as gone.
@@ -94,7 +94,7 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	require.Zero(t, second.Terminate())
 }
 
-func TestForeignConsumersAreNamedClaimedAndForgotten(t *testing.T) {
+func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 	dep := servicetest.New(t)
 	client := dep.Client()
 	ctx := t.Context()
@@ -105,7 +105,7 @@ func TestForeignConsumersAreNamedClaimedAndForgotten(t *testing.T) {
 	dep.AwaitStored(15, 40*time.Second)
 	require.Zero(t, p.Terminate())
 
-	// Somebody else reads while we are away, and the trace of where dealing stopped is lost.
+	// Another member reads while we are away, and the trace of where dispatching stopped is lost.
 	dep.Publish(servicetest.RecordsOfMany(15, 25)...)
 	read := func(consumer string, n int64) {
 		t.Helper()
@@ -114,7 +114,7 @@ func TestForeignConsumersAreNamedClaimedAndForgotten(t *testing.T) {
 	}
 	read("earlier", 20)
 	read("by-hand", 5)
-	require.NoError(t, client.Del(ctx, stream.Names{Stream: dep.Stream, Group: dep.Group}.Dealt()).Err())
+	require.NoError(t, client.Del(ctx, stream.Names{Stream: dep.Stream, Group: dep.Group}.Dispatched()).Err())
 	p = dep.Run(settings...)
 	p.AwaitReady()
 	var c claimJSON
@@ -143,7 +143,7 @@ func TestForeignConsumersAreNamedClaimedAndForgotten(t *testing.T) {
 		}
 		require.Less(t, n, 4000, "nobody notices")
 	}
-	p.Await("a foreign consumer reads in our group")
+	p.Await("foreign consumer reads in our group")
 	dep.AwaitCount(0, "select count(*) from processor.incidents where closed_at is null")
 	group, err := stream.NewGroup(client, stream.Config{Stream: dep.Stream, Group: dep.Group, Shards: 8})
 	require.NoError(t, err)
@@ -198,7 +198,7 @@ func TestTheNumberOfShardsIsChangedByResizeOnly(t *testing.T) {
 	dep.Ask(exitConfig, nil, "shards", "resize", "0")
 }
 
-func TestBadInputAndHandsOnTheGroup(t *testing.T) {
+func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
 	dep := servicetest.New(t)
 	client := dep.Client()
 	ctx := t.Context()
@@ -216,7 +216,7 @@ func TestBadInputAndHandsOnTheGroup(t *testing.T) {
 	require.NoError(t, client.XGroupDestroy(ctx, dep.Stream, dep.Group).Err())
 	dep.Publish(servicetest.RecordsOfMany(60, 40)...)
 	dep.AwaitStored(100, 40*time.Second)
-	p.Await("consumer group made at the start of the stream")
+	p.Await("consumer group created at the start of the stream")
 
 	// The last-delivered ID is moved forward past entries, and back.
 	ids := dep.Publish(servicetest.RecordsOfMany(100, 50)...)
@@ -240,7 +240,7 @@ func TestBadInputAndHandsOnTheGroup(t *testing.T) {
 	require.Zero(t, losses)
 	letters, err := client.XLen(ctx, dep.Stream+":dlq").Result()
 	require.NoError(t, err)
-	require.Equal(t, int64(1), letters, "dealt again it is the same dead letter")
+	require.Equal(t, int64(1), letters, "redelivered it is the same dead letter")
 
 	// The key becomes something else: a clear word, and no crash loop over data.
 	require.NoError(t, client.Rename(ctx, dep.Stream, dep.Stream+":aside").Err())

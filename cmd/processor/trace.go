@@ -22,9 +22,9 @@ func newTraceCommand() *cobra.Command {
 	var last int
 	cmd := &cobra.Command{
 		Use:   "trace IMEI",
-		Short: "Say where the last entries of a device are",
+		Short: "Trace the last entries of a device",
 		Long: `Finds the last entries of a device among the newest 200,000 of the stream and says
-of each where it is: in the stream and not dealt yet, pending on the queue of its
+of each where it is: in the stream and not dispatched yet, pending on the queue of its
 shard, deferred, stored, a dead letter, lost; and which shard and owner the device
 has. "done, no row" is an entry that was acknowledged and left no row of its own:
 its rows were erased, or it was acknowledged by hand. What was trimmed is not in the
@@ -89,7 +89,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	}
 	defer pool.Close()
 	scope := store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
-	stand, err := store.Stand(ctx, pool, scope)
+	stand, err := store.ReadFleetStatus(ctx, pool, scope)
 	if err != nil {
 		return nil, modules.FirstPostgresError(cfg.Postgres.URL, err)
 	}
@@ -125,11 +125,11 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	decoder := telemetry.NewDecoder(telemetry.Limits{
 		MaxPayloadBytes: cfg.Telemetry.MaxPayloadBytes, MaxDepth: cfg.Telemetry.MaxDepth, MaxAttributes: cfg.Telemetry.MaxAttributes,
 	})
-	sought, problems := make([]store.Sought, len(found)), make([]error, len(found))
+	sought, problems := make([]store.TraceQuery, len(found)), make([]error, len(found))
 	for i, s := range found {
 		var r telemetry.Record
 		problems[i] = decoder.Decode(&s.Entry, &r)
-		sought[i] = store.Sought{ID: s.ID, TimeUS: r.TimeUS, Known: problems[i] == nil}
+		sought[i] = store.TraceQuery{ID: s.ID, TimeUS: r.TimeUS, Known: problems[i] == nil}
 	}
 	tr := &traceJSON{
 		Device: device, Shard: telemetry.ShardOf(device, shards), Shards: shards, Stream: cfg.Redis.Stream, Exists: info.Exists,
@@ -170,24 +170,24 @@ func unlessEmpty(s string) *string {
 }
 
 // whereIs says what became of an entry. What is certain comes first.
-func whereIs(s *stream.Sighting, problem error, rows *store.Trace) (state, detail string) {
+func whereIs(s *stream.TracedEntry, problem error, rows *store.Trace) (state, detail string) {
 	later, deferred := rows.Deferred[s.ID]
-	archived, letter := rows.Letters[s.ID]
+	archived, deadLetter := rows.Letters[s.ID]
 	cause, lost := rows.Lost[s.ID]
 	switch {
-	case !s.Dealt:
-		return "in the stream", "not dealt yet"
+	case !s.Dispatched:
+		return "in the stream", "not dispatched yet"
 	case s.Pending && rows.Stored[s.ID]:
 		return "stored", "not acknowledged yet, or again on the queue of " + s.On
 	case s.Pending:
 		return "pending", "on the queue of " + s.On
-	case s.Letter != "":
-		return "dead letter", s.Letter
+	case s.DLQEntry != "":
+		return "dead letter", s.DLQEntry
 	case deferred:
 		return "deferred", fmt.Sprintf("%s, attempt %d, again at %s: %s", later.Class, later.Attempts, later.Next.UTC().Format(time.RFC3339), later.Error)
 	case rows.Stored[s.ID]:
 		return "stored", ""
-	case letter:
+	case deadLetter:
 		return "dead letter", "archived, " + archived
 	case lost:
 		return "lost", cause

@@ -73,13 +73,13 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	var shown deviceShown
 	dep.Ask(exitClean, &shown, "device", "show", servicetest.IMEI)
 	require.EqualValues(t, 1, *shown.Pending, "its own, not those of its shard")
-	require.EqualValues(t, 2, *shown.Undealt)
+	require.EqualValues(t, 2, *shown.Undispatched)
 	require.EqualValues(t, 1, *shown.DeadLetters)
 	require.EqualValues(t, 1, shown.Deferred)
 	require.False(t, shown.AtLeast)
 	dep.Ask(exitClean, &shown, "device", "show", "another-device")
 	require.Zero(t, *shown.Pending)
-	require.EqualValues(t, 1, *shown.Undealt)
+	require.EqualValues(t, 1, *shown.Undispatched)
 
 	text := servicetest.Spawn(t, dep.Environ(servicetest.FourShards), "trace", servicetest.IMEI, "--last", "4")
 	require.Zero(t, text.Exit(40*time.Second), text.Errors())

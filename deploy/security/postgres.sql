@@ -1,5 +1,5 @@
 -- Gives the service's role in Postgres the least rights that work, where the
--- migrations are applied by somebody else (processor migrate up as the owner of
+-- migrations are applied by another program (processor migrate up as the owner of
 -- the schema, then MIGRATE=verify for the service). Run it as that owner, after
 -- each upgrade that brings migrations:
 --

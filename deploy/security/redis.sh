@@ -23,7 +23,7 @@ digest=$(tr -d '\r\n' <"${REDIS_PASSWORD_FILE:?names the file with the password}
 # Names of keys. Everything that begins with the platform's prefix may be looked
 # at, so that a wrong stream name can be told from a quiet one.
 set -- "$@" acl setuser "$user" reset on "#$digest" \
-	"~$stream" "~$dlq" "~$recompute" "~$own:*" '%R~telemetry:*' "&$own:bell"
+	"~$stream" "~$dlq" "~$recompute" "~$own:*" '%R~telemetry:*' "&$own:notify"
 
 # The connection, and what the server says of itself.
 set -- "$@" +ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \

@@ -103,7 +103,7 @@ func (c *Postgres) complete(r *report, workers int) {
 	}
 }
 
-// valid tells whether the value has one of the two forms. The driver judges
+// valid reports whether the value has one of the two forms. The driver judges
 // the rest.
 func (u PostgresURL) valid() bool {
 	if u == "" {
@@ -150,8 +150,8 @@ func (c *Config) check(r *report) {
 			r.add(d.low, show(d.low, d.a), "must be below %s=%s: %s", d.high, show(d.high, d.b), d.why)
 		}
 	}
-	if !r.has("DEAL_BLOCK", "TURN_TTL") && 2*co.DealBlock > co.TurnTTL {
-		r.add("TURN_TTL", co.TurnTTL.String(), "must be at least twice DEAL_BLOCK=%v: the turn is renewed between two reads, 2 x %v = %v", co.DealBlock, co.DealBlock, 2*co.DealBlock)
+	if !r.has("DISPATCH_BLOCK", "DISPATCH_LEASE_TTL") && 2*co.DispatchBlock > co.DispatchLeaseTTL {
+		r.add("DISPATCH_LEASE_TTL", co.DispatchLeaseTTL.String(), "must be at least twice DISPATCH_BLOCK=%v: the dispatch lease is renewed between two reads, 2 x %v = %v", co.DispatchBlock, co.DispatchBlock, 2*co.DispatchBlock)
 	}
 
 	if least := workerConns*p.Workers + spareConns; !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < least {
@@ -174,7 +174,7 @@ func (c *Config) check(r *report) {
 	}
 }
 
-// selects tells whether a query, if there is one, begins as one that only reads.
+// selects reports whether a query, if there is one, begins as one that only reads.
 func selects(query string) bool {
 	rest := strings.TrimSpace(query)
 	for {

@@ -36,12 +36,12 @@ type Instance struct {
 	StartTimeout    time.Duration `env:"START_TIMEOUT" default:"5m" min:"1s" max:"1h" help:"how long to wait for Redis and Postgres at start, then exit 4"`
 	DrainTimeout    time.Duration `env:"DRAIN_TIMEOUT" default:"20s" min:"100ms" max:"10m" help:"how long work in flight may take to finish at shutdown, then exit 1"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" max:"15m" help:"how long the whole shutdown may take; keep the orchestrator's grace period above it"`
-	StallTimeout    time.Duration `env:"STALL_TIMEOUT" default:"60s" min:"5s" max:"1h" help:"work in hand, servers answering and no progress for this long ends the process"`
+	StallTimeout    time.Duration `env:"STALL_TIMEOUT" default:"60s" min:"5s" max:"1h" help:"entries in flight, responding servers and no progress for this long end the process"`
 }
 
 // Log is how the log looks.
 type Log struct {
-	Level  slog.Level `env:"LOG_LEVEL" default:"info" oneof:"debug|info|warn|error" help:"least severe level that is logged"`
+	Level  slog.Level `env:"LOG_LEVEL" default:"info" oneof:"debug|info|warn|error" help:"minimum level that is logged"`
 	Format string     `env:"LOG_FORMAT" default:"auto" oneof:"auto|json|text" help:"auto is text on a terminal and JSON otherwise"`
 }
 
@@ -58,43 +58,43 @@ type Redis struct {
 	Stream          string   `env:"REDIS_TELEMETRY_STREAM" default:"telemetry:teltonika" help:"stream to read"`
 	Group           string   `env:"REDIS_CONSUMER_GROUP" default:"processor" help:"consumer group of the fleet"`
 	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters"`
-	RecomputeStream string   `env:"RECOMPUTE_STREAM" default:"recompute:requests" help:"stream on which neighbours ask for recomputes"`
+	RecomputeStream string   `env:"RECOMPUTE_STREAM" default:"recompute:requests" help:"stream on which other services request recomputes"`
 }
 
 // Postgres is the database, its limits and its schema.
 type Postgres struct {
 	URL                PostgresURL   `env:"POSTGRES_URL" required:"true" secret:"true" help:"postgres://user:password@host:5432/database, or the keyword form"`
 	MigrateURL         PostgresURL   `env:"POSTGRES_MIGRATE_URL" auto:"POSTGRES_URL" secret:"true" help:"connection for migrations, past a transaction pooler or as the owner of the schema"`
-	MaxConns           int           `env:"POSTGRES_MAX_CONNS" auto:"10, or 2 x WORKERS + 3 where that is more" min:"5" max:"2000" help:"most connections of one instance"`
-	ConnectTimeout     time.Duration `env:"CONNECT_TIMEOUT" default:"5s" min:"100ms" max:"1m" help:"longest wait for one connection"`
-	StatementTimeout   time.Duration `env:"STATEMENT_TIMEOUT" default:"10s" min:"100ms" max:"5m" help:"longest run of one statement"`
-	LockTimeout        time.Duration `env:"LOCK_TIMEOUT" default:"5s" min:"100ms" max:"5m" help:"longest wait of one statement for a lock"`
+	MaxConns           int           `env:"POSTGRES_MAX_CONNS" auto:"10, or 2 x WORKERS + 3 where that is more" min:"5" max:"2000" help:"maximum connections of one instance"`
+	ConnectTimeout     time.Duration `env:"CONNECT_TIMEOUT" default:"5s" min:"100ms" max:"1m" help:"maximum wait for one connection"`
+	StatementTimeout   time.Duration `env:"STATEMENT_TIMEOUT" default:"10s" min:"100ms" max:"5m" help:"maximum duration of one statement"`
+	LockTimeout        time.Duration `env:"LOCK_TIMEOUT" default:"5s" min:"100ms" max:"5m" help:"maximum wait of one statement for a lock"`
 	Migrate            string        `env:"MIGRATE" default:"auto" oneof:"auto|verify|off" help:"at start: apply migrations, only check the schema, or neither"`
-	MigrateLockTimeout time.Duration `env:"MIGRATE_LOCK_TIMEOUT" default:"60s" min:"1s" max:"1h" help:"longest wait for another instance's migration"`
+	MigrateLockTimeout time.Duration `env:"MIGRATE_LOCK_TIMEOUT" default:"60s" min:"1s" max:"1h" help:"maximum wait for another instance's migration"`
 }
 
 // Pipeline bounds the work inside one instance.
 type Pipeline struct {
 	Workers            int           `env:"WORKERS" auto:"1 per CPU, at least 2" min:"0" max:"512" help:"goroutines that process and commit, each with one commit in flight; 0 is the default"`
-	MaxInFlightRecords int           `env:"MAX_IN_FLIGHT_RECORDS" default:"32768" min:"64" max:"10000000" help:"most records held in memory"`
-	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"most bytes of entries held in memory"`
-	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4096" min:"1" max:"100000" help:"most entries asked for in one read; large entries lower it"`
+	MaxInFlightRecords int           `env:"MAX_IN_FLIGHT_RECORDS" default:"32768" min:"64" max:"10000000" help:"maximum records in flight"`
+	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"maximum bytes of entries in flight"`
+	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4096" min:"1" max:"100000" help:"maximum entries of one read; large entries lower it"`
 	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed, at most a quarter of a worker's share of MAX_IN_FLIGHT_RECORDS"`
 	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"age after which a batch is committed; in a backlog up to ten times that"`
-	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; the others are looked up again"`
+	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; others are reloaded when needed"`
 }
 
 // Telemetry bounds what a record may look like.
 type Telemetry struct {
-	MaxPayloadBytes int           `env:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1024" max:"67108864" help:"largest payload; a larger one is dead-lettered as too_large"`
-	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"most attributes of a record, nested ones included"`
-	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"deepest nesting inside attributes"`
+	MaxPayloadBytes int           `env:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1024" max:"67108864" help:"maximum payload size; a larger payload is dead-lettered as too_large"`
+	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones included"`
+	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"maximum nesting inside attributes"`
 	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is kept out of state; pinned for the fleet"`
 }
 
 // Geofences is where fences come from and how crossings are judged.
 type Geofences struct {
-	Refresh        time.Duration `env:"GEOFENCE_REFRESH" default:"30s" min:"1s" max:"1h" help:"how often fences are looked up again without a notification"`
+	Refresh        time.Duration `env:"GEOFENCE_REFRESH" default:"30s" min:"1s" max:"1h" help:"how often fences are polled"`
 	Query          string        `env:"GEOFENCE_QUERY" auto:"the table processor.geofences" help:"select statement that yields the fences, where another service owns them"`
 	MaxCrossingGap time.Duration `env:"MAX_CROSSING_GAP" default:"10m" min:"1s" max:"24h" help:"gap between two fixes above which only the net change counts; pinned for the fleet"`
 }
@@ -102,12 +102,12 @@ type Geofences struct {
 // Coordination is how the members of the fleet share the shards.
 type Coordination struct {
 	Shards           int           `env:"SHARDS" default:"64" min:"1" max:"4096" help:"slices of the device space; pinned for the fleet, changed by processor shards resize"`
-	DealAhead        int           `env:"DEAL_AHEAD" default:"200000" min:"1000" max:"100000000" help:"dealing pauses while this many dealt entries are undone, those of shards that stand while others advance not counted"`
-	DealBlock        time.Duration `env:"DEAL_BLOCK" default:"500ms" min:"10ms" max:"500ms" help:"longest wait for new entries in one read"`
-	TurnTTL          time.Duration `env:"TURN_TTL" default:"2s" min:"500ms" max:"1m" help:"how long the right to deal outlives its holder"`
-	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"how often every queue is read from its start again"`
+	DispatchAhead    int           `env:"DISPATCH_AHEAD" default:"200000" min:"1000" max:"100000000" help:"dispatching pauses while this many dispatched entries are unfinished; those of stalled shards are not counted"`
+	DispatchBlock    time.Duration `env:"DISPATCH_BLOCK" default:"500ms" min:"10ms" max:"500ms" help:"maximum wait for new entries in one read"`
+	DispatchLeaseTTL time.Duration `env:"DISPATCH_LEASE_TTL" default:"2s" min:"500ms" max:"1m" help:"lifetime of the dispatch lease"`
+	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"how often every queue is reread from its start"`
 	MemberTTL        time.Duration `env:"MEMBER_TTL" default:"5s" min:"1s" max:"5m" help:"silence after which a member counts as gone"`
-	LeaderTTL        time.Duration `env:"LEADER_TTL" default:"4s" min:"1s" max:"5m" help:"how long the leader's lock outlives its holder"`
+	LeaderTTL        time.Duration `env:"LEADER_TTL" default:"4s" min:"1s" max:"5m" help:"lifetime of the leader's lock"`
 	HandoffBudget    time.Duration `env:"HANDOFF_BUDGET" default:"5s" min:"100ms" max:"5m" help:"how long an owner may take to release a shard that was assigned away"`
 	ClaimIntervalMS  int           `env:"CLAIM_INTERVAL_MS" default:"2000" min:"100" max:"600000" help:"milliseconds between two claim sweeps"`
 	ClaimThresholdMS int           `env:"CLAIM_THRESHOLD_MS" default:"30000" min:"1000" max:"3600000" help:"milliseconds without progress after which shards move, and idle time after which entries of foreign consumers are claimed"`
@@ -125,14 +125,14 @@ func (c Coordination) ClaimThreshold() time.Duration {
 
 // DeadLetters is when a record is given up, and for how long it is kept.
 type DeadLetters struct {
-	MaxAttempts int           `env:"DLQ_MAX_ATTEMPTS" default:"3" min:"1" max:"100" help:"how often a record that cannot be decoded is tried"`
-	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first for what a restart mends, the others for a rolling deploy"`
+	MaxAttempts int           `env:"DLQ_MAX_ATTEMPTS" default:"3" min:"1" max:"100" help:"maximum attempts to decode a record"`
+	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first covers a restart, the others a rolling deploy"`
 	Retention   time.Duration `env:"DLQ_RETENTION" default:"720h" min:"1h" max:"87600h" help:"age after which dead letters are exported and removed"`
 }
 
 // Crash is what is kept of a crash.
 type Crash struct {
 	Dir       string `env:"PANIC_DUMP_DIR" auto:"processor-dumps in the folder for temporary files" help:"folder for panic dumps"`
-	MaxBytes  int64  `env:"PANIC_DUMP_MAX_BYTES" default:"16777216" min:"65536" max:"1073741824" help:"most bytes of one dump"`
+	MaxBytes  int64  `env:"PANIC_DUMP_MAX_BYTES" default:"16777216" min:"65536" max:"1073741824" help:"maximum bytes of one dump"`
 	Positions bool   `env:"PANIC_DUMP_POSITIONS" default:"false" help:"include coordinates in dumps; they are personal data"`
 }

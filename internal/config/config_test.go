@@ -162,7 +162,7 @@ func TestRulesAboutTwoVariables(t *testing.T) {
 		{[]string{"CLAIM_INTERVAL_MS=30000"}, "CLAIM_INTERVAL_MS", "below CLAIM_THRESHOLD_MS=30000"},
 		{[]string{"HANDOFF_BUDGET=30s"}, "HANDOFF_BUDGET", "below CLAIM_THRESHOLD_MS"},
 		{[]string{"BATCH_MAX_AGE=200ms", "DRAIN_TIMEOUT=200ms"}, "BATCH_MAX_AGE", "below DRAIN_TIMEOUT=200ms"},
-		{[]string{"TURN_TTL=900ms"}, "TURN_TTL", "2 x 500ms = 1s"},
+		{[]string{"DISPATCH_LEASE_TTL=900ms"}, "DISPATCH_LEASE_TTL", "2 x 500ms = 1s"},
 		{[]string{"LOCK_TIMEOUT=11s"}, "LOCK_TIMEOUT", "at most STATEMENT_TIMEOUT=10s"},
 		{[]string{"WORKERS=8", "POSTGRES_MAX_CONNS=10"}, "POSTGRES_MAX_CONNS", "at least 2 x WORKERS=8 + 3 = 19"},
 		{[]string{"BATCH_MAX_RECORDS=40000"}, "BATCH_MAX_RECORDS", "at most MAX_IN_FLIGHT_RECORDS=32768"},
@@ -325,7 +325,7 @@ func TestPartsLoadWithoutTheRest(t *testing.T) {
 }
 
 func TestMisspeltVariablesAreNamed(t *testing.T) {
-	found := config.NearMisses([]string{"METRIC_PORT=1", "REDIS_URI=redis://u:s3cr3t@h", "SHARD=3", "log_level=debug", "PATH=/bin", "HOSTNAME=x", "REDIS_URL=y", "POSTGRES_URL_FILE=z", "POSTGRES_USER=u", "POSTGRES_DB=d", "METRICS_HOST=h", "PORT=1"})
+	found := config.LikelyTypos([]string{"METRIC_PORT=1", "REDIS_URI=redis://u:s3cr3t@h", "SHARD=3", "log_level=debug", "PATH=/bin", "HOSTNAME=x", "REDIS_URL=y", "POSTGRES_URL_FILE=z", "POSTGRES_USER=u", "POSTGRES_DB=d", "METRICS_HOST=h", "PORT=1"})
 	require.Equal(t, []string{
 		"METRIC_PORT is set, which is no variable of ours; did you mean METRICS_PORT?",
 		"REDIS_URI is set, which is no variable of ours; did you mean REDIS_URL?",
@@ -333,7 +333,7 @@ func TestMisspeltVariablesAreNamed(t *testing.T) {
 		"log_level is set, which is no variable of ours; did you mean LOG_LEVEL?",
 	}, found)
 	for _, v := range config.Variables() {
-		require.Empty(t, config.NearMisses([]string{v.Name + "=x"}), "our own name")
+		require.Empty(t, config.LikelyTypos([]string{v.Name + "=x"}), "our own name")
 	}
 }
 

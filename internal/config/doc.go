@@ -13,5 +13,5 @@
 //     of every variable to the reader, to the help text and to docs/reference/configuration.md.
 //
 // An unknown variable is no error, since the environment belongs to others
-// too; one that looks like a misspelling of ours is named by NearMisses.
+// too; one that looks like a misspelling of ours is named by LikelyTypos.
 package config

@@ -51,7 +51,7 @@ func (r *report) add(variable, value, rule string, args ...any) {
 	r.problems = append(r.problems, Problem{Variable: variable, Value: value, Rule: fmt.Sprintf(rule, args...)})
 }
 
-// has tells whether the variable was refused already, so that a rule about two
+// has reports whether the variable was refused already, so that a rule about two
 // variables does not judge a value nobody gave.
 func (r *report) has(variables ...string) bool {
 	for _, p := range r.problems {

@@ -173,7 +173,7 @@ func checkField(f reflect.StructField, v reflect.Value, given string, r *report)
 	}
 }
 
-// outside tells whether n breaks the min or max of its field. The tags are
+// outside reports whether n breaks the min or max of its field. The tags are
 // checked by a test, so that a malformed one cannot get this far.
 func outside(f reflect.StructField, n int64) bool {
 	if low, ok := limit(f, "min"); ok && n < low {

@@ -262,7 +262,7 @@ func splitRedisURLs(s string) []string {
 	}
 }
 
-// Cluster tells whether the URL names several addresses and no Sentinel
+// Cluster reports whether the URL names several addresses and no Sentinel
 // master, which means a Redis Cluster.
 func (u RedisURL) Cluster() bool {
 	a, ok := splitURL(string(u))

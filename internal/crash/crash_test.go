@@ -51,7 +51,7 @@ func victim() {
 	if os.Getenv(how) == "full from the start" {
 		fill()
 	}
-	err := crash.Keep(context.Background(), cfg, log, func(r *crash.Recorder) error {
+	err := crash.Record(context.Background(), cfg, log, func(r *crash.Recorder) error {
 		taken := make(chan struct{}, 16)
 		var stuck sync.Mutex
 		r.Watch(func(w io.Writer) {
@@ -159,22 +159,22 @@ func TestAnyCrashLeavesOneDumpWithSnapshotAndStacks(t *testing.T) {
 			require.Equal(t, 2, code)
 			require.Contains(t, stderr, reason)
 			if way == "hooked" {
-				require.Contains(t, log, `"msg":"a panic ends the process","component":"crash","reason":"hooked"`)
+				require.Contains(t, log, `"msg":"fatal panic","component":"crash","reason":"hooked"`)
 				require.Len(t, files(t, dir, "panic-*-victim-1.txt"), 1, "it has its name at once")
 			}
 
 			code, log, _ = crashes(t, "clean", dir)
 			require.Zero(t, code)
 			if way != "hooked" {
-				require.Contains(t, log, "an earlier process crashed, its dump is kept")
+				require.Contains(t, log, "earlier process crashed; dump kept")
 			}
 			dumps := files(t, dir, "*")
 			require.Len(t, dumps, 1, "one dump and nothing else")
 			text, err := os.ReadFile(dumps[0])
 			require.NoError(t, err)
 			for _, part := range []string{
-				"version 1.2.3\nmember victim.abc\n", "--- in hand at 20", `"entries":"1700000000000-7"`,
-				"\n--- crash\n", trace[way], "crash_test.bystander", // all goroutines, not only the guilty one
+				"version 1.2.3\nmember victim.abc\n", "--- in flight at 20", `"entries":"1700000000000-7"`,
+				"\n--- crash\n", trace[way], "crash_test.bystander", // all goroutines, not only the rejected one
 			} {
 				require.Contains(t, string(text), part)
 			}
@@ -217,7 +217,7 @@ func TestAPanicThatHoldsTheSnapshotsLockStillEndsTheProcess(t *testing.T) {
 	code, log, stderr := crashes(t, "hooked, holding the lock", dir)
 	require.Equal(t, 2, code)
 	require.Contains(t, stderr, "panic: hooked")
-	require.Contains(t, log, "a panic ends the process")
+	require.Contains(t, log, "fatal panic")
 	crashes(t, "clean", dir)
 	dumps := files(t, dir, "panic-*")
 	require.Len(t, dumps, 1)
@@ -236,7 +236,7 @@ func TestDumpsAreCutAndOnlyTheNewestAreKept(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), make([]byte, 2<<20), 0o600))
 	}
 	cfg := configOf(dir)
-	err := crash.Keep(t.Context(), cfg, slog.New(slog.DiscardHandler), func(r *crash.Recorder) error {
+	err := crash.Record(t.Context(), cfg, slog.New(slog.DiscardHandler), func(r *crash.Recorder) error {
 		r.Watch(func(w io.Writer) {
 			for range 20 {
 				n, err := w.Write(make([]byte, 1<<20))

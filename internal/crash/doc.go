@@ -3,7 +3,7 @@
 //
 // A panic cannot be hooked in goroutines that are not ours, and a fatal error
 // of the runtime cannot be recovered in any. So nothing is done at the moment of
-// a crash that could fail then: every second the header and what is in hand are
+// a crash that could fail then: every second the header and what is in flight are
 // written to the spare one of two files, and the runtime is told to write there
 // as well when it ends the process (debug.SetCrashOutput). A crash appends the
 // panic and the stacks of all goroutines to the newest complete snapshot.
@@ -14,7 +14,7 @@
 // Promises:
 //
 //  1. A panic in any goroutine, and any fatal error of the runtime, leaves one
-//     dump: version, member, settings, what is in hand, panic, all stacks.
+//     dump: version, member, settings, what is in flight, panic, all stacks.
 //  2. It never stops the exit: a folder that is missing, read-only or full costs
 //     the dump and one log line, not the end of the process, whose code stays
 //     Go's own 2.

@@ -25,7 +25,7 @@ func (r *Recorder) final(at time.Time, name string) string {
 func (r *Recorder) collect() {
 	files, _ := filepath.Glob(filepath.Join(r.cfg.Dir, running+"*")) // the pattern is right
 	for _, path := range files {
-		r.settle(path)
+		r.keepDump(path)
 	}
 	dumps, _ := filepath.Glob(filepath.Join(r.cfg.Dir, crashed+"*"+suffix))
 	slices.Sort(dumps)
@@ -40,11 +40,11 @@ func (r *Recorder) collect() {
 	}
 }
 
-// settle looks at a file that may have been left behind.
-func (r *Recorder) settle(path string) {
+// keepDump looks at a file that may have been left behind.
+func (r *Recorder) keepDump(path string) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return // somebody else was quicker, or it is not ours to read
+		return // another member was quicker, or it is not ours to read
 	}
 	defer f.Close() //nolint:errcheck // only locked and read
 	if lock(f) != nil {
@@ -67,9 +67,9 @@ func (r *Recorder) settle(path string) {
 	name = strings.TrimSuffix(name, filepath.Ext(name))
 	dump := r.final(info.ModTime(), name)
 	if err := os.Rename(path, dump); err != nil {
-		r.log.Error("an earlier process crashed, its dump could not be renamed", "dump", path, "err", err)
+		r.log.Error("earlier process crashed; renaming its dump failed", "dump", path, "err", err)
 		return
 	}
 	reason, _, _ := bytes.Cut(bytes.TrimLeft(crash, "\n"), []byte("\n"))
-	r.log.Error("an earlier process crashed, its dump is kept", "dump", dump, "reason", string(reason))
+	r.log.Error("earlier process crashed; dump kept", "dump", dump, "reason", string(reason))
 }

@@ -19,9 +19,9 @@ import (
 const (
 	// every is how old a snapshot may be when the runtime ends the process.
 	every = time.Second
-	// patience bounds what is done before a panic goes on: the lock that a
+	// stallLimit bounds what is done before a panic goes on: the lock that a
 	// snapshot needs may be held by whoever panics.
-	patience = 2 * time.Second
+	stallLimit = 2 * time.Second
 	// kept is how many dumps stay.
 	kept = 10
 	// marker separates the snapshot from what the runtime writes.
@@ -50,10 +50,10 @@ type Recorder struct {
 	buf    bytes.Buffer
 }
 
-// Keep keeps a dump ready while work runs, and returns what work returns. It
+// Record keeps a dump ready while work runs, and returns what work returns. It
 // first gives dumps of earlier processes their names. A folder that cannot be
 // written is tried again every second.
-func Keep(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Recorder) error) error {
+func Record(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Recorder) error) error {
 	r := &Recorder{cfg: cfg, log: log.With("component", "crash"), active: -1}
 	debug.SetTraceback("all")
 	if err := os.MkdirAll(cfg.Dir, 0o700); err == nil {
@@ -70,7 +70,7 @@ func Keep(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Record
 	return err
 }
 
-// Watch has snapshots say what is in hand from now on. Until then there is
+// Watch has snapshots say what is in flight from now on. Until then there is
 // nothing to say.
 func (r *Recorder) Watch(snapshot func(w io.Writer)) { r.snapshot.Store(&snapshot) }
 
@@ -100,9 +100,9 @@ func (r *Recorder) Panicked(value any) {
 		var dump string
 		select {
 		case dump = <-done:
-		case <-time.After(patience):
+		case <-time.After(stallLimit):
 		}
-		r.log.Error("a panic ends the process", "reason", fmt.Sprint(value), "dump", dump)
+		r.log.Error("fatal panic", "reason", fmt.Sprint(value), "dump", dump)
 	})
 }
 
@@ -142,7 +142,7 @@ func (r *Recorder) write() {
 	defer r.mu.Unlock()
 	err := r.renew()
 	if err != nil && !r.failed {
-		r.log.Warn("no panic dump could be written now; a crash would be seen in the standard error only", "err", err)
+		r.log.Warn("panic dumps unavailable; a crash will be reported on standard error only", "err", err)
 	}
 	r.failed = err != nil
 }
@@ -176,7 +176,7 @@ func (r *Recorder) compose() {
 	most := int(r.cfg.MaxBytes / 2)
 	r.buf.Reset()
 	r.buf.Write(r.cfg.Header)
-	fmt.Fprintf(&r.buf, "\n--- in hand at %s\n", time.Now().UTC().Format(time.RFC3339Nano))
+	fmt.Fprintf(&r.buf, "\n--- in flight at %s\n", time.Now().UTC().Format(time.RFC3339Nano))
 	if snapshot := r.snapshot.Load(); snapshot != nil {
 		(*snapshot)(&limited{to: &r.buf, left: most - r.buf.Len()})
 	}

@@ -221,7 +221,7 @@ func (p *Proxy) pump(l *link, to, from *net.TCPConn, replies bool) {
 	}
 }
 
-// gate waits out a stall and tells whether bytes may pass.
+// gate waits out a stall and reports whether bytes may pass.
 func (p *Proxy) gate(l *link, reply bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

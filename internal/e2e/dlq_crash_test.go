@@ -67,7 +67,7 @@ func nursed(t *testing.T, dep *servicetest.Deployment) (stop func() int) {
 	}
 }
 
-func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
+func TestAnEntryThatKillsProcessesIsFoundAndNoOtherIsBlamed(t *testing.T) {
 	for _, how := range []string{"panic", "stack", "signal"} {
 		t.Run(how, func(t *testing.T) {
 			if how != "stack" && !testenv.IsFull() {
@@ -114,9 +114,9 @@ func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 			})
 			var left int
 			testenv.Wait(t, time.Minute, func() error {
-				err := conn.QueryRow(t.Context(), "select count(*) from processor.shards where run_limit is not null or deaths > 0").Scan(&left)
+				err := conn.QueryRow(t.Context(), "select count(*) from processor.shards where max_in_flight is not null or crash_count > 0").Scan(&left)
 				if err == nil && left > 0 {
-					return fmt.Errorf("%d shards are still under suspicion", left)
+					return fmt.Errorf("%d shards are still in quarantine", left)
 				}
 				return err
 			})
@@ -135,7 +135,7 @@ func TestAnEntryThatKillsProcessesIsFoundAndNobodyElseIsBlamed(t *testing.T) {
 	}
 }
 
-func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
+func TestOneOrdinaryKillBlamesNoEntry(t *testing.T) {
 	dep := servicetest.New(t)
 	opts, err := redis.ParseURL(dep.RedisURL)
 	require.NoError(t, err)
@@ -173,7 +173,7 @@ func TestOneOrdinaryKillBlamesNobody(t *testing.T) {
 	second.AwaitReady()
 	until(1000)
 	var deaths int
-	require.NoError(t, conn.QueryRow(t.Context(), "select coalesce(sum(deaths), 0) from processor.shards").Scan(&deaths))
+	require.NoError(t, conn.QueryRow(t.Context(), "select coalesce(sum(crash_count), 0) from processor.shards").Scan(&deaths))
 	require.Zero(t, deaths)
 	require.Zero(t, client.XLen(t.Context(), dep.Stream+":dlq").Val())
 	require.Zero(t, second.Terminate())

@@ -69,7 +69,7 @@ func badInput(device string) map[string][]string {
 	}
 }
 
-func TestBadInputIsNamedAndHoldsNobodyUp(t *testing.T) {
+func TestBadInputIsNamedAndBlocksNothing(t *testing.T) {
 	dep := servicetest.New(t)
 	p := dep.Run("WORKERS=2", "SHARDS=4", "DLQ_MAX_ATTEMPTS=1")
 	p.AwaitReady()

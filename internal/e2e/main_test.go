@@ -36,7 +36,7 @@ func feed(dep *servicetest.Deployment, load *demo.Load, show func(demo.Snapshot)
 	dep.T.Helper()
 	result, err := demo.Run(dep.T.Context(), demo.Config{
 		RedisURL: dep.RedisURL, PostgresURL: dep.PostgresURL, Stream: dep.Stream, Group: dep.Group,
-		Load: load, Metrics: prometheus.NewRegistry(), Show: show, Every: 50 * time.Millisecond, Patience: 40 * time.Second,
+		Load: load, Metrics: prometheus.NewRegistry(), Show: show, Every: 50 * time.Millisecond, StallLimit: 40 * time.Second,
 	}, slog.New(slog.NewTextHandler(dep.T.Output(), nil)))
 	require.NoError(dep.T, err)
 	return result
@@ -50,9 +50,9 @@ func requireGood(dep *servicetest.Deployment, r *demo.Result) {
 
 // lagReport is the part of `lag --json` that these tests look at.
 type lagReport struct {
-	Lost   *int64 // null when unknown
-	Undone *int64
-	Losses []struct {
+	Lost    *int64 // null when unknown
+	Backlog *int64
+	Losses  []struct {
 		Cause   string
 		First   *string
 		Last    *string
@@ -96,6 +96,6 @@ func (d diagnosis) level(text string) string {
 
 // deviceReport is the part of `device show --json` that these tests look at.
 type deviceReport struct {
-	Undealt, Pending *int64
-	DeadLetters      *int64 `json:"dead_letters"`
+	Undispatched, Pending *int64
+	DeadLetters           *int64 `json:"dead_letters"`
 }

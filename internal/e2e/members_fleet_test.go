@@ -251,7 +251,7 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 	info, err := c.group.Info(c.T.Context())
 	require.NoError(c.T, err)
 	report, err := o.Judge(oracle.Observed{
-		Positions: store.Positions(c.T.Context(), c.pool), Pending: gone, Dealt: &info.Delivered,
+		Positions: store.Positions(c.T.Context(), c.pool), Pending: gone, Dispatched: &info.Delivered,
 	})
 	require.NoError(c.T, err)
 	account := report.Account
@@ -261,11 +261,11 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 	}
 	require.True(c.T, excused.Good(), "%+v\n%v", report.Account, report.Examples)
 
-	tenures, err := c.observer.Tenures(c.T.Context())
+	ownershipSpans, err := c.observer.OwnershipSpans(c.T.Context())
 	require.NoError(c.T, err)
-	changes := make([]oracle.Tenure, len(tenures))
-	for i, x := range tenures {
-		changes[i] = oracle.Tenure{Shard: x.Shard, Owner: x.Owner, FromUS: x.FromUS}
+	changes := make([]oracle.OwnershipSpan, len(ownershipSpans))
+	for i, x := range ownershipSpans {
+		changes[i] = oracle.OwnershipSpan{Shard: x.Shard, Owner: x.Owner, FromUS: x.FromUS}
 	}
 	order, err := o.Order(func(yield func(oracle.Commit, error) bool) {
 		for x, err := range c.observer.Commits(c.T.Context()) {
@@ -335,11 +335,11 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 		names = append(names, n)
 	}
 	c.awaitShares(names...)
-	dealer := c.which("processor_pipeline_turn")
-	member := c.memberOf(dealer)
-	caught := c.freeze(dealer)
-	frozen := c.awaitWithout(dealer)
-	t.Logf("SIGSTOP of the turn holder (in the middle of a transaction: %v): taken over in %.2f s", caught, frozen.Seconds())
+	dispatcher := c.which("processor_pipeline_dispatcher")
+	member := c.memberOf(dispatcher)
+	caught := c.freeze(dispatcher)
+	frozen := c.awaitWithout(dispatcher)
+	t.Logf("SIGSTOP of the dispatcher (in the middle of a transaction: %v): taken over in %.2f s", caught, frozen.Seconds())
 	require.Less(t, frozen, killedBound)
 	testenv.Wait(t, 10*time.Second, func() error { // nothing of it holds its successor up
 		n, err := c.observer.InTransaction(t.Context(), member)
@@ -348,7 +348,7 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 		}
 		return err
 	})
-	c.running[dealer].Signal(syscall.SIGCONT)
+	c.running[dispatcher].Signal(syscall.SIGCONT)
 	// Awake it notices that it was replaced, and has its share again.
 	c.awaitShares(names...)
 	slices.Sort(names)

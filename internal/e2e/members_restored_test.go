@@ -67,12 +67,12 @@ func (c *campaign) awaitStored(n int) {
 	})
 }
 
-// awaitTakenAgain waits until all shards were taken anew since a count.
-func (c *campaign) awaitTakenAgain(before float64) {
+// awaitReacquired waits until all shards were reacquired since a count.
+func (c *campaign) awaitReacquired(before float64) {
 	c.T.Helper()
 	testenv.Wait(c.T, time.Minute, func() error {
-		if n := c.total("processor_coordination_taken_shards_total") - before; n < fleetShards {
-			return fmt.Errorf("%v shards were taken again", n)
+		if n := c.total("processor_coordination_shards_acquired_total") - before; n < fleetShards {
+			return fmt.Errorf("%v shards were reacquired", n)
 		}
 		return nil
 	})
@@ -118,11 +118,11 @@ func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
 	c.awaitStored(800)
 	c.keep(c.env.Redis)
 	c.awaitStored(2400)
-	taken := c.total("processor_coordination_taken_shards_total")
+	taken := c.total("processor_coordination_shards_acquired_total")
 	require.NoError(t, c.env.Redis.Kill())
 	c.goBack(c.env.Redis)
 	began := time.Now()
-	c.awaitTakenAgain(taken)
+	c.awaitReacquired(taken)
 	t.Logf("all shards taken again %.2f s after it came back", time.Since(began).Seconds())
 	c.awaitShares("a", "b")
 	c.awaitStored(1600)
@@ -153,13 +153,13 @@ func TestRedisFailsOverToAnOlderStateUnderLoad(t *testing.T) {
 	t.Logf("the ledger has %s to %s: %d of them", *loss.First, *loss.Last, covered)
 	require.Greater(t, covered, len(gone)/2)
 	require.Len(t, l.Incidents, 1)
-	require.Equal(t, protocol.RedisRewound, l.Incidents[0].Kind)
+	require.Equal(t, protocol.RedisFailedOver, l.Incidents[0].Kind)
 	c.end("a")
 	c.end("b")
 }
 
 // P1, P2, P3, P5, P7: Postgres goes on with a state from some seconds ago, under
-// load. What was acknowledged since is dealt again from the stream.
+// load. What was acknowledged since is redelivered from the stream.
 func TestPostgresGoesBackToAnOlderStateUnderLoad(t *testing.T) {
 	testenv.Full(t)
 	c := newCampaign(t, 200, 800)
@@ -173,19 +173,19 @@ func TestPostgresGoesBackToAnOlderStateUnderLoad(t *testing.T) {
 	c.bring(pg)
 	c.awaitShares("a", "b")
 	c.awaitStored(2400)
-	taken, before := c.total("processor_coordination_taken_shards_total"), c.stored()
+	taken, before := c.total("processor_coordination_shards_acquired_total"), c.stored()
 	require.NoError(t, pg.Stop(t.Context()))
 	c.goBack(pg)
 	began := time.Now()
 	require.Less(t, c.stored(), before, "commits are lost")
-	c.awaitTakenAgain(taken)
+	c.awaitReacquired(taken)
 	t.Logf("all shards taken again %.2f s after it came back", time.Since(began).Seconds())
 	c.awaitShares("a", "b")
 	c.awaitStored(1600)
 	c.judge()
-	redealt := c.total("processor_coordination_redealt_entries_total")
-	t.Logf("%.0f entries were dealt again", redealt)
-	require.Positive(t, redealt)
+	redelivered := c.total("processor_coordination_redelivered_entries_total")
+	t.Logf("%.0f entries were redelivered", redelivered)
+	require.Positive(t, redelivered)
 	c.end("a")
 	c.end("b")
 }

@@ -25,7 +25,7 @@ import (
 
 // SIGQUIT has the runtime end the process as it does after a fatal error:
 // nothing of ours runs.
-func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
+func TestACrashLeavesADumpThatNamesWhatWasInFlightAndNoSecrets(t *testing.T) {
 	dep := servicetest.New(t)
 	dir := t.TempDir()
 	secret := strings.Replace(dep.PostgresURL, "postgres@", "postgres:s3cr3t@", 1)
@@ -53,7 +53,7 @@ func TestACrashLeavesADumpThatNamesWhatWasInHandAndNoSecrets(t *testing.T) {
 	require.NoError(t, err)
 
 	next := dep.Run("PANIC_DUMP_DIR="+dir, "SHARDS=4")
-	next.Await("an earlier process crashed, its dump is kept")
+	next.Await("earlier process crashed; dump kept")
 	testenv.Wait(t, 30*time.Second, func() error {
 		var n int
 		if err := conn.QueryRow(t.Context(), "select count(*) from positions").Scan(&n); err != nil || n != 1 {

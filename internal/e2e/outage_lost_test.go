@@ -43,10 +43,10 @@ func TestRedisBackWithoutItsDataIsNotedAndWorkGoesOn(t *testing.T) {
 	var l lagReport
 	dep.Ask(0, &l, "lag")
 	require.Nil(t, l.Lost, "unknown, not 0")
-	require.EqualValues(t, 0, *l.Undone)
+	require.EqualValues(t, 0, *l.Backlog)
 	require.Equal(t, "flush", l.Losses[0].Cause)
 	require.Equal(t, "redis_lost", l.Incidents[0].Kind)
-	v, err := p.Metric(`processor_coordination_lost_groups_total{kind="redis_lost"}`)
+	v, err := p.Metric(`processor_coordination_data_loss_events_total{kind="redis_lost"}`)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, v)
 	require.Equal(t, 1, strings.Count(p.Output(), `"msg":"starting to process"`), "it never restarted")
@@ -134,7 +134,7 @@ func TestTrimmedEntriesAreAccountedForAndShown(t *testing.T) {
 	var l lagReport
 	dep.Ask(0, &l, "lag")
 	require.EqualValues(t, 12, *l.Lost)
-	require.EqualValues(t, 0, *l.Undone)
+	require.EqualValues(t, 0, *l.Backlog)
 	sum := map[string]int64{}
 	var gone []string
 	for _, x := range l.Losses {
@@ -150,10 +150,10 @@ func TestTrimmedEntriesAreAccountedForAndShown(t *testing.T) {
 	tr := traceDevice(dep)
 	require.Len(t, tr.Entries, 7, "what is left of the stream")
 	require.Len(t, tr.Losses, len(l.Losses))
-	v, err := p.Metric("processor_coordination_recorded_losses_total")
+	v, err := p.Metric("processor_coordination_lost_entries_total")
 	require.NoError(t, err)
 	require.EqualValues(t, 12, v)
-	p.Await("entries were lost before they could be finished")
+	p.Await("entries lost before completion")
 	require.Zero(t, p.Terminate())
 }
 

@@ -292,7 +292,7 @@ func (w *ward) look() {
 	}
 }
 
-// caughtUp tells whether the service is ready, has committed since the outage
+// caughtUp reports whether the service is ready, has committed since the outage
 // was over, and has next to nothing to do.
 func (w *ward) caughtUp(over time.Time) error {
 	w.look()
@@ -380,7 +380,7 @@ func sufferAll(t *testing.T, outages []outage) {
 	go func() {
 		r, err := demo.Run(t.Context(), demo.Config{
 			RedisURL: dep.RedisURL, PostgresURL: dep.PostgresURL, Stream: dep.Stream, Group: dep.Group, Load: load,
-			Metrics: prometheus.NewRegistry(), Show: func(demo.Snapshot) {}, Every: time.Second, Patience: 60 * time.Second,
+			Metrics: prometheus.NewRegistry(), Show: func(demo.Snapshot) {}, Every: time.Second, StallLimit: 60 * time.Second,
 		}, slog.New(slog.DiscardHandler))
 		judged <- outcome{r, err}
 	}()
@@ -396,7 +396,7 @@ func sufferAll(t *testing.T, outages []outage) {
 	require.Less(t, w.memory, 512e6)
 	require.LessOrEqual(t, w.record, float64(outageRecords))
 	for _, reason := range []string{"sink", "crash"} {
-		n, err := w.service.Metric(`processor_pipeline_dead_letters_total{reason="` + reason + `"}`)
+		n, err := w.service.Metric(`processor_pipeline_dead_letters_total{class="` + reason + `"}`)
 		require.NoError(t, err)
 		require.Zero(t, n, "no attempt was used")
 	}

@@ -63,7 +63,7 @@ func serveThroughAFailOver(t *testing.T, url, name string, master *devenv.Server
 	awaitDevice(dep, 0, 1)
 	require.Zero(t, client.XGroupDelConsumer(ctx, name, dep.Group, "old").Val(), "it held nothing any more")
 
-	// The dead letter is mended and sent again.
+	// The dead letter is fixed and sent again.
 	var letters []struct{ ID string }
 	dep.Ask(0, &letters, "dlq", "list")
 	require.Len(t, letters, 1)
@@ -76,7 +76,7 @@ func serveThroughAFailOver(t *testing.T, url, name string, master *devenv.Server
 	healthy := func() {
 		t.Helper()
 		d := diagnose(dep)
-		for _, text := range []string{"Redis: version 7", "noeviction", "scripts run", "nothing is undone", "every shard has an owner"} {
+		for _, text := range []string{"Redis: version 7", "noeviction", "scripts run", "the backlog is empty", "every shard has an owner"} {
 			require.Equal(t, "ok", d.level(text), "%s: %+v", text, d.Findings)
 		}
 		require.Equal(t, "none", d.level("replica"))
@@ -105,7 +105,7 @@ func awaitDevice(dep *servicetest.Deployment, pending, letters int64) {
 	var d deviceReport
 	testenv.Wait(dep.T, 20*time.Second, func() error {
 		dep.Ask(0, &d, "device", "show", servicetest.IMEI)
-		if d.Pending == nil || *d.Pending != pending || *d.Undealt != 0 || *d.DeadLetters != letters {
+		if d.Pending == nil || *d.Pending != pending || *d.Undispatched != 0 || *d.DeadLetters != letters {
 			return fmt.Errorf("want %d pending and %d dead letters, have %+v", pending, letters, d)
 		}
 		return nil

@@ -129,7 +129,7 @@ func TestASecondSignalEndsTheProcessAtOnce(t *testing.T) {
 		return nil
 	})
 	p.Signal(syscall.SIGTERM)
-	p.Await(`"msg":"leaving the fleet"`)
+	p.Await(`"msg":"leaving fleet"`)
 	status, r, err := p.Readiness()
 	require.NoError(t, err)
 	require.Equal(t, http.StatusServiceUnavailable, status)

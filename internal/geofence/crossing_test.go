@@ -192,7 +192,7 @@ func TestFirstFixInsideIsAnInitialEnter(t *testing.T) {
 }
 
 // Membership is judged by the version valid at each fix.
-func TestVersionsAreJudgedByTheDeviceTimeOfEachFix(t *testing.T) {
+func TestVersionsApplyByTheDeviceTimeOfEachFix(t *testing.T) {
 	version := func(from, to int64, f geofence.Fence) geofence.Fence {
 		f.Valid = geofence.Span{FromUS: from, ToUS: to}
 		return f

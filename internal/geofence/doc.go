@@ -1,4 +1,4 @@
-// Package geofence tells which fences a device is in and what it crossed on the
+// Package geofence reports which fences a device is in and what it crossed on the
 // way from one fix to the next. It is pure: the answer depends on the set of
 // fences and the fixes given and on nothing else, there is no clock, no
 // goroutine and no state.
@@ -26,7 +26,7 @@
 //     a hole several, with ordinals from 0 in order of time.
 //  4. Time and place are interpolated along the way and lie between the fixes.
 //  5. The point test in areas is exact for the given doubles, edges included.
-//  6. A fence that is no good is left out and named, and no other is affected.
+//  6. A fence that is invalid is skipped and reported, and no other is affected.
 //  7. A record that crosses nothing allocates nothing, and without fences it
 //     costs next to nothing.
 //  8. The order in which fences are given changes no row.

@@ -24,7 +24,7 @@ type feature struct {
 }
 
 // ParseFeatures reads the fences of a GeoJSON FeatureCollection, or of a single
-// Feature, and checks each. A feature that is no good is left out and named in
+// Feature, and checks each. A feature that is invalid is skipped and reported in
 // the second result; the error says that the text as a whole cannot be read.
 //
 // The properties of a feature are id (or the feature's own), name, radius_m,

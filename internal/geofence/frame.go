@@ -156,7 +156,7 @@ func checkPolygon(rings [][]point) error {
 	return nil
 }
 
-// flat tells whether all positions of the ring lie on one line.
+// flat reports whether all positions of the ring lie on one line.
 func flat(ring []point) bool {
 	i := slices.IndexFunc(ring, func(p point) bool { return p != ring[0] })
 	return i < 0 || !slices.ContainsFunc(ring, func(p point) bool { return orient(ring[0], ring[i], p) != 0 })

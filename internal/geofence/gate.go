@@ -72,7 +72,7 @@ func (g *gate) passages(dst []passage, l leg) []passage {
 	return kept
 }
 
-// between tells whether the line through p and q passes between the ends of
+// between reports whether the line through p and q passes between the ends of
 // the edge. Of two edges that meet on it one counts; the ends of the whole
 // line belong to the gate.
 func (e *edge) between(p, q point, first, last bool) bool {

@@ -195,7 +195,7 @@ func (e *edge) ray(p point) place {
 	return outside
 }
 
-// contains tells whether the point lies in the polygon or on an edge.
+// contains reports whether the point lies in the polygon or on an edge.
 func (g *polygon) contains(p point) bool {
 	if p.y < g.min.y || p.y > g.max.y {
 		return false
@@ -347,7 +347,7 @@ func (e *edge) marks(dst []mark, p, q, lo, hi point) []mark {
 	return dst
 }
 
-// oddBefore tells whether the way to q, moved to the left by less than any
+// oddBefore reports whether the way to q, moved to the left by less than any
 // distance, is inside just before p, a point on the boundary.
 func (g *polygon) oddBefore(p, q point) bool {
 	odd := false

@@ -122,7 +122,7 @@ func TestCrossingsAgreeWithThePointTestOnTheWay(t *testing.T) {
 	})
 }
 
-// onEdge tells whether the point test changes within rounding of the fix: then
+// onEdge reports whether the point test changes within rounding of the fix: then
 // the way runs along an edge and the rounded fix beside it.
 func onEdge(set *geofence.Set, fix geofence.Fix) bool {
 	const d = 1e-12
@@ -300,7 +300,7 @@ func lasting(all []geofence.Crossing, id string) []geofence.Crossing {
 	return kept
 }
 
-// runsAlong tells whether the way has an edge within rounding for a while.
+// runsAlong reports whether the way has an edge within rounding for a while.
 func runsAlong(set *geofence.Set, p, q geofence.Fix) bool {
 	for i := range 21 {
 		f := float64(i) / 20

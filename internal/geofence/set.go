@@ -34,7 +34,7 @@ type version struct {
 	group int32 // the same for all versions of a fence
 }
 
-// NewSet indexes the fences. A fence that is no good is left out and named in
+// NewSet indexes the fences. A fence that is invalid is skipped and reported in
 // the second result; the others are not affected. Of versions of one fence
 // with spans that overlap the one that begins first is kept, of two that begin
 // together the one that comes first in fences.

@@ -14,7 +14,7 @@
 //     configuration opens them.
 //
 // /healthz says only that the process answers. It does not look at
-// dependencies on purpose: restarting does not mend somebody else's outage.
+// dependencies on purpose: restarting does not fix another member's outage.
 //
 // The service listens before its dependencies are up and closes last, so that
 // a start that hangs and a drain that takes its time can both be watched.

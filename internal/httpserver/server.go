@@ -135,7 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(s.listener) }()
-	s.log.Info("metrics and health are served", "address", s.Addr())
+	s.log.Info("serving metrics and health", "address", s.Addr())
 
 	select {
 	case err := <-served:

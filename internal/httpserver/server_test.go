@@ -132,7 +132,7 @@ func TestResultsAreUsedForASecondThenRenewed(t *testing.T) {
 }
 
 // Promise 3.
-func TestHangingCheckHoldsUpNobody(t *testing.T) {
+func TestAHangingCheckBlocksNoOther(t *testing.T) {
 	cfg := config("redis", "postgres")
 	cfg.CheckTimeout = 50 * time.Millisecond
 	s := serve(t, cfg, prometheus.NewRegistry())

@@ -94,64 +94,64 @@ func TestWithoutMembersNothingMoves(t *testing.T) {
 	require.Equal(t, []string{"a", ""}, protocol.Assign([]string{"a", ""}, nil))
 }
 
-var watchCfg = protocol.WatchConfig{TTL: 5 * time.Second, SinkGrace: 5 * time.Second, Stall: 30 * time.Second}
+var detectorCfg = protocol.FailureDetectorConfig{TTL: 5 * time.Second, SinkGrace: 5 * time.Second, Stall: 30 * time.Second}
 
 // P10: whether a member is gone is not known from its key.
 func TestAMemberIsGoneWhenItsBeatStopsNotWhenItsKeyDoes(t *testing.T) {
 	now := time.Unix(0, 0)
-	w := protocol.NewWatch(watchCfg)
-	w.See(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1}})
+	w := protocol.NewFailureDetector(detectorCfg)
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1}})
 	require.Equal(t, []string{"a", "b"}, w.Eligible(now))
 
 	// a's key is lost for a moment, b's stays but does not advance.
-	w.See(now.Add(time.Second), []protocol.Beat{{Member: "b", Number: 1}})
+	w.Observe(now.Add(time.Second), []protocol.Beat{{Member: "b", Number: 1}})
 	require.Equal(t, []string{"a", "b"}, w.Eligible(now.Add(time.Second)))
-	w.See(now.Add(4*time.Second), []protocol.Beat{{Member: "a", Number: 4}, {Member: "b", Number: 1}})
+	w.Observe(now.Add(4*time.Second), []protocol.Beat{{Member: "a", Number: 4}, {Member: "b", Number: 1}})
 	require.Equal(t, []string{"a"}, w.Eligible(now.Add(5*time.Second)))
 	require.True(t, w.Gone(now.Add(5*time.Second), "b"))
 	require.True(t, w.Gone(now, "never seen"))
 }
 
-func TestNobodyIsGoneForOneTTLAfterRedisWasAway(t *testing.T) {
+func TestNoMemberIsGoneForOneTTLAfterRedisWasUnavailable(t *testing.T) {
 	now := time.Unix(0, 0)
-	w := protocol.NewWatch(watchCfg)
-	w.See(now, []protocol.Beat{{Member: "a", Number: 1}})
-	w.Away(now.Add(20 * time.Second))
-	w.See(now.Add(21*time.Second), nil)
+	w := protocol.NewFailureDetector(detectorCfg)
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1}})
+	w.RedisUnavailable(now.Add(20 * time.Second))
+	w.Observe(now.Add(21*time.Second), nil)
 	require.Equal(t, []string{"a"}, w.Eligible(now.Add(24*time.Second)))
 	require.False(t, w.Gone(now.Add(24*time.Second), "not heard of yet"))
-	w.See(now.Add(25*time.Second), nil)
+	w.Observe(now.Add(25*time.Second), nil)
 	require.Empty(t, w.Eligible(now.Add(25*time.Second)))
 }
 
 func TestALeavingMemberGetsNothingAndIsGoneAsSoonAsItsKeyIs(t *testing.T) {
 	now := time.Unix(0, 0)
-	w := protocol.NewWatch(watchCfg)
-	w.See(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1, Leaving: true}})
+	w := protocol.NewFailureDetector(detectorCfg)
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1}, {Member: "b", Number: 1, Leaving: true}})
 	require.Equal(t, []string{"a"}, w.Eligible(now))
 	require.True(t, w.Leaving("b"))
 	require.False(t, w.Gone(now, "b"))
-	w.See(now.Add(time.Second), []protocol.Beat{{Member: "a", Number: 2}})
+	w.Observe(now.Add(time.Second), []protocol.Beat{{Member: "a", Number: 2}})
 	require.True(t, w.Gone(now.Add(time.Second), "b"))
 }
 
 func TestShardsLeaveAMemberCutOffFromPostgresOnlyIfAnotherIsNot(t *testing.T) {
 	now := time.Unix(0, 0)
-	w := protocol.NewWatch(watchCfg)
-	w.See(now, []protocol.Beat{{Member: "a", Number: 1, SinkDown: 6 * time.Second}, {Member: "b", Number: 1}})
+	w := protocol.NewFailureDetector(detectorCfg)
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1, SinkDown: 6 * time.Second}, {Member: "b", Number: 1}})
 	require.Equal(t, []string{"b"}, w.Eligible(now))
-	w.See(now, []protocol.Beat{{Member: "a", Number: 2, SinkDown: 6 * time.Second}, {Member: "b", Number: 2, SinkDown: time.Second}})
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 2, SinkDown: 6 * time.Second}, {Member: "b", Number: 2, SinkDown: time.Second}})
 	require.Equal(t, []string{"a", "b"}, w.Eligible(now))
 }
 
 func TestAMemberWithWorkAndWithoutProgressIsStalled(t *testing.T) {
 	now := time.Unix(0, 0)
-	w := protocol.NewWatch(watchCfg)
+	w := protocol.NewFailureDetector(detectorCfg)
 	for s := range 31 {
-		w.See(now.Add(time.Duration(s)*time.Second), []protocol.Beat{
+		w.Observe(now.Add(time.Duration(s)*time.Second), []protocol.Beat{
 			{Member: "idle", Number: uint64(s)},
-			{Member: "busy", Number: uint64(s), InHand: 9, Progress: uint64(s)},
-			{Member: "stuck", Number: uint64(s), InHand: 9, Progress: 7},
+			{Member: "busy", Number: uint64(s), InFlight: 9, Progress: uint64(s)},
+			{Member: "stuck", Number: uint64(s), InFlight: 9, Progress: 7},
 		})
 	}
 	then := now.Add(30 * time.Second)
@@ -160,11 +160,11 @@ func TestAMemberWithWorkAndWithoutProgressIsStalled(t *testing.T) {
 }
 
 // fleetUnder lets members work for some minutes on what Assign gives them, each with
-// work in hand while it has shards, and counts the shards that move. beat says what a
+// work in flight while it has shards, and counts the shards that move. beat says what a
 // member with shards reports at a second.
 func fleetUnder(t *testing.T, members []string, beat func(member string, second uint64) protocol.Beat) (moved map[string]int) {
 	t.Helper()
-	w, now := protocol.NewWatch(watchCfg), time.Unix(0, 0)
+	w, now := protocol.NewFailureDetector(detectorCfg), time.Unix(0, 0)
 	assigned := protocol.Assign(make([]string, 64), members)
 	moved = make(map[string]int)
 	last := make(map[string]protocol.Beat)
@@ -176,13 +176,13 @@ func fleetUnder(t *testing.T, members []string, beat func(member string, second 
 			if slices.Contains(assigned, m) {
 				b = beat(m, s)
 			} else {
-				b.InHand = 0
+				b.InFlight = 0
 			}
 			b.Member, b.Number = m, s
 			last[m] = b
 			beats = append(beats, b)
 		}
-		w.See(now, beats)
+		w.Observe(now, beats)
 		next := protocol.Assign(assigned, w.Eligible(now))
 		for i := range next {
 			if next[i] != assigned[i] {
@@ -194,13 +194,15 @@ func fleetUnder(t *testing.T, members []string, beat func(member string, second 
 	return moved
 }
 
-func TestNothingMovesWhileNobodyAdvances(t *testing.T) {
+func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 	// A lock on the table: every commit comes back with an error, everywhere.
-	locked := func(_ string, s uint64) protocol.Beat { return protocol.Beat{InHand: 100, Progress: 7, Tried: s / 5} }
+	locked := func(_ string, s uint64) protocol.Beat {
+		return protocol.Beat{InFlight: 100, Progress: 7, CallsReturned: s / 5}
+	}
 	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, locked))
 	// The lock came while they were at work, and not all had committed just then.
 	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, func(m string, s uint64) protocol.Beat {
-		return protocol.Beat{InHand: 100, Progress: min(s, 100+3*uint64(m[0]-'a')), Tried: s / 5}
+		return protocol.Beat{InFlight: 100, Progress: min(s, 100+3*uint64(m[0]-'a')), CallsReturned: s / 5}
 	}))
 	// Nor does the work of one that is stuck go to one that only happens to have none.
 	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(m string, s uint64) protocol.Beat {
@@ -210,16 +212,16 @@ func TestNothingMovesWhileNobodyAdvances(t *testing.T) {
 		return protocol.Beat{}
 	}))
 	// Nothing comes back to anybody: somebody has to try.
-	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(string, uint64) protocol.Beat { return protocol.Beat{InHand: 1} }))
+	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(string, uint64) protocol.Beat { return protocol.Beat{InFlight: 1} }))
 }
 
 func TestAMemberThatIsStuckKeepsNoShardsWhetherOthersAreBusyOrNot(t *testing.T) {
 	for _, busy := range []uint64{0, 1} {
 		moved := fleetUnder(t, []string{"stuck", "well"}, func(m string, s uint64) protocol.Beat {
 			if m == "stuck" {
-				return protocol.Beat{InHand: 100, Progress: 7, Tried: 9}
+				return protocol.Beat{InFlight: 100, Progress: 7, CallsReturned: 9}
 			}
-			return protocol.Beat{InHand: int(busy), Progress: s * busy, Tried: s * busy}
+			return protocol.Beat{InFlight: int(busy), Progress: s * busy, CallsReturned: s * busy}
 		})
 		require.Equal(t, map[string]int{"stuck": 32}, moved, "they move once and do not come back")
 	}
@@ -228,9 +230,9 @@ func TestAMemberThatIsStuckKeepsNoShardsWhetherOthersAreBusyOrNot(t *testing.T) 
 func TestAMemberWhoseCommitsFailLosesItsShardsToOneThatAdvances(t *testing.T) {
 	moved := fleetUnder(t, []string{"fails", "works"}, func(m string, s uint64) protocol.Beat {
 		if m == "fails" {
-			return protocol.Beat{InHand: 100, Progress: 7, Tried: s / 5}
+			return protocol.Beat{InFlight: 100, Progress: 7, CallsReturned: s / 5}
 		}
-		return protocol.Beat{InHand: 5, Progress: s, Tried: s}
+		return protocol.Beat{InFlight: 5, Progress: s, CallsReturned: s}
 	})
 	// It is given another chance after as long again as it took to find it out.
 	require.Positive(t, moved["fails"])
@@ -238,45 +240,45 @@ func TestAMemberWhoseCommitsFailLosesItsShardsToOneThatAdvances(t *testing.T) {
 }
 
 func TestAMemberThatWasStuckHasItsShareAgainOnceACallComesBack(t *testing.T) {
-	w, now := protocol.NewWatch(watchCfg), time.Unix(0, 0)
+	w, now := protocol.NewFailureDetector(detectorCfg), time.Unix(0, 0)
 	for s := range uint64(40) {
 		now = now.Add(time.Second)
-		w.See(now, []protocol.Beat{{Member: "stuck", Number: s, InHand: 9}, {Member: "well", Number: s}})
+		w.Observe(now, []protocol.Beat{{Member: "stuck", Number: s, InFlight: 9}, {Member: "well", Number: s}})
 	}
 	require.Equal(t, []string{"well"}, w.Eligible(now))
 	for s := range uint64(100) { // its shards are gone
 		now = now.Add(time.Second)
-		w.See(now, []protocol.Beat{{Member: "stuck", Number: 40 + s}, {Member: "well", Number: 40 + s}})
+		w.Observe(now, []protocol.Beat{{Member: "stuck", Number: 40 + s}, {Member: "well", Number: 40 + s}})
 		require.Equal(t, []string{"well"}, w.Eligible(now))
 		require.Equal(t, []string{"stuck"}, w.Stalled(now))
 	}
 	now = now.Add(time.Second)
-	w.See(now, []protocol.Beat{{Member: "stuck", Number: 141, Tried: 1}, {Member: "well", Number: 141}})
+	w.Observe(now, []protocol.Beat{{Member: "stuck", Number: 141, CallsReturned: 1}, {Member: "well", Number: 141}})
 	require.Equal(t, []string{"stuck", "well"}, w.Eligible(now))
 	require.Empty(t, w.Stalled(now))
 }
 
 func TestNextActionOfAnOwner(t *testing.T) {
 	b := protocol.Budgets{HandOff: 5 * time.Second, Drain: 20 * time.Second}
-	held := protocol.Hold{Held: true, Epoch: 3}
+	held := protocol.LocalShard{Owned: true, Epoch: 3}
 	tests := []struct {
 		name  string
-		claim protocol.Claim
-		hold  protocol.Hold
+		claim protocol.ShardRecord
+		hold  protocol.LocalShard
 		owner protocol.OwnerState
 		want  protocol.Action
 	}{
-		{"ours", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.Leave},
-		{"assigned away", protocol.Claim{Assigned: "b", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.HandOver},
-		{"taken from us", protocol.Claim{Assigned: "b", Owner: "b", Epoch: 4}, held, protocol.OwnerState{}, protocol.Drop},
-		{"taken again by us elsewhere", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 4}, held, protocol.OwnerState{}, protocol.Drop},
-		{"somebody else's", protocol.Claim{Assigned: "b", Owner: "b", Epoch: 4}, protocol.Hold{}, protocol.OwnerState{}, protocol.Leave},
-		{"released", protocol.Claim{Assigned: "me"}, protocol.Hold{}, protocol.OwnerState{}, protocol.Take},
-		{"ours, given up", protocol.Claim{Assigned: "me", Owner: "me", Epoch: 3}, protocol.Hold{}, protocol.OwnerState{}, protocol.Take},
-		{"owner at work", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: time.Second}, protocol.Await},
-		{"owner gone", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Gone: true}, protocol.Seize},
-		{"owner too slow", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: 5 * time.Second}, protocol.Seize},
-		{"owner drains", protocol.Claim{Assigned: "me", Owner: "b"}, protocol.Hold{}, protocol.OwnerState{Waited: 5 * time.Second, Leaving: true}, protocol.Await},
+		{"ours", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.Leave},
+		{"assigned away", protocol.ShardRecord{Assigned: "b", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.HandOver},
+		{"taken from us", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
+		{"taken again by us elsewhere", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
+		{"another member's", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Leave},
+		{"released", protocol.ShardRecord{Assigned: "me"}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},
+		{"ours, given up", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},
+		{"owner at work", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: time.Second}, protocol.Await},
+		{"owner gone", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Gone: true}, protocol.ForceAcquire},
+		{"owner too slow", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 5 * time.Second}, protocol.ForceAcquire},
+		{"owner drains", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 5 * time.Second, Leaving: true}, protocol.Await},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,9 +16,9 @@ type Applied struct {
 // Batch is what one transaction writes. Its records were applied under the
 // epochs in Held, and it commits only while all of them are still in force.
 type Batch struct {
-	Held []Held // ascending by shard
-	// Run is the run of the server it was computed for, see Sink.Run.
-	Run uint64
+	Leases []ShardLease // ascending by shard
+	// ServerGeneration is the run of the server it was computed for, see Sink.Generation.
+	ServerGeneration uint64
 	// Fresh records are newer than all that is stored for their devices, and
 	// unlike in device and time: they may be copied in unseen.
 	Fresh []telemetry.Record
@@ -36,9 +36,9 @@ type Batch struct {
 	// Deferred are entries to be tried again later. One with a single attempt is
 	// new, unless it was delivered before; the others are there already.
 	Deferred []Deferred
-	// Settled are deferred entries that are decided: their records are among
+	// Resolved are deferred entries that are decided: their records are among
 	// Late, or they are given up.
-	Settled []telemetry.Ref
+	Resolved []telemetry.Ref
 	// Letters are entries to be given up. They are kept until they are known to
 	// be durable in the stream of dead letters, to which they are added later.
 	Letters []Unconfirmed
@@ -64,8 +64,8 @@ type Fences struct {
 	Versions []int // of each fence in the set, as it is numbered in the table
 }
 
-// Written is what a committed transaction did.
-type Written struct {
+// CommitResult is what a committed transaction did.
+type CommitResult struct {
 	// Stored tells for each late record whether it was new. Every fresh record
 	// of a committed batch was.
 	Stored []bool

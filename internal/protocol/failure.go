@@ -21,15 +21,15 @@ const (
 	Conflict
 	// Outdated means that the fences have changed since the batch was computed.
 	Outdated
-	// Refused means that at least one row is unacceptable for a reason of its
+	// Rejected means that at least one row is unacceptable for a reason of its
 	// own, and would be again.
-	Refused
-	// Lost means that the group, or the turn, is no longer as the caller knew it.
+	Rejected
+	// Lost means that the group, or the dispatch lease, is no longer as the caller knew it.
 	Lost
-	// Misused means that the server holds something else than was agreed, for
+	// Misconfigured means that the server holds something else than was agreed, for
 	// example a key of another type or a table that lacks a column. It takes a
-	// person to mend it.
-	Misused
+	// person to fix it.
+	Misconfigured
 )
 
 func (k FailureKind) String() string {
@@ -44,11 +44,11 @@ func (k FailureKind) String() string {
 		return "conflict"
 	case Outdated:
 		return "outdated"
-	case Refused:
+	case Rejected:
 		return "refused"
 	case Lost:
 		return "lost"
-	case Misused:
+	case Misconfigured:
 		return "misused"
 	default:
 		return fmt.Sprintf("failure %d", uint8(k))

@@ -12,38 +12,38 @@ import (
 //
 // Order rests on three rules that this type keeps. An entry is handed to the
 // worker at most once while it is in flight. Entries are handed on in the order
-// of the queue. And the holder of the turn may hand on an entry that it has
-// just dealt, without reading it back, only while a read from the cursor has
-// come back empty since that turn was acquired and nothing else was dealt to
+// of the queue. And the dispatcher may hand on an entry that it has
+// just dispatched, without reading it back, only while a read from the cursor has
+// come back empty since that lease was acquired and nothing else was dispatched to
 // the queue since that read was sent.
 type Queue struct {
-	cursor   telemetry.EntryID // all at or below it was handed on or seen in flight since the last reset
-	inFlight []telemetry.EntryID
-	head     int               // inFlight[:head] is done
-	top      telemetry.EntryID // the highest ID ever handed on
-	resets   uint64            // how often the cursor went back to the start
-	deals    uint64            // deals to this queue that were not fed
-	empty    bool              // nothing lies beyond the cursor
-	emptyIn  uint64            // the turn in which that was established
+	cursor     telemetry.EntryID // all at or below it was handed on or seen in flight since the last reset
+	inFlight   []telemetry.EntryID
+	head       int               // inFlight[:head] is done
+	top        telemetry.EntryID // the highest ID ever handed on
+	resets     uint64            // how often the cursor went back to the start
+	dispatches uint64            // dispatches to this queue that were not fed
+	empty      bool              // nothing lies beyond the cursor
+	emptyIn    uint64            // the dispatch lease in which that was established
 }
 
-// Ticket is what a read of a queue was based on. It stands for the moment the
+// ReadSnapshot is what a read of a queue was based on. It stands for the moment the
 // read was sent, and makes a reply that has been overtaken recognisable.
-type Ticket struct {
-	From   telemetry.EntryID // read what follows this ID
-	resets uint64
-	deals  uint64
-	turn   uint64
-	skip   map[telemetry.EntryID]struct{}
+type ReadSnapshot struct {
+	From        telemetry.EntryID // read what follows this ID
+	resets      uint64
+	dispatches  uint64
+	leaseNumber uint64
+	skip        map[telemetry.EntryID]struct{}
 }
 
-// NeedsRead tells whether the queue may hold something that was not handed on.
-func (q *Queue) NeedsRead(turn uint64) bool { return !q.MayFeed(turn) }
+// NeedsRead reports whether the queue may hold something that was not handed on.
+func (q *Queue) NeedsRead(leaseNumber uint64) bool { return !q.CanBypass(leaseNumber) }
 
-// BeginRead is called before a read is sent, with the number of the turn this
+// BeginRead is called before a read is sent, with the number of the dispatch lease this
 // member holds, or 0 when it holds none.
-func (q *Queue) BeginRead(turn uint64) Ticket {
-	t := Ticket{From: q.cursor, resets: q.resets, deals: q.deals, turn: turn}
+func (q *Queue) BeginRead(leaseNumber uint64) ReadSnapshot {
+	t := ReadSnapshot{From: q.cursor, resets: q.resets, dispatches: q.dispatches, leaseNumber: leaseNumber}
 	// Behind the newest handed-on entry the queue still shows what is in flight,
 	// and what finishes while the reply is on its way.
 	if live := q.inFlight[q.head:]; len(live) > 0 && q.cursor.Less(q.top) {
@@ -59,7 +59,7 @@ func (q *Queue) BeginRead(turn uint64) Ticket {
 // cut short by the count asked for. It calls take for the index of each entry
 // that is to be handed on, in order. A reply that a reset has overtaken is
 // dropped whole, and EndRead returns false.
-func (q *Queue) EndRead(t Ticket, ids []telemetry.EntryID, full bool, turn uint64, take func(i int)) bool {
+func (q *Queue) EndRead(t ReadSnapshot, ids []telemetry.EntryID, full bool, leaseNumber uint64, take func(i int)) bool {
 	if t.resets != q.resets {
 		return false
 	}
@@ -71,35 +71,37 @@ func (q *Queue) EndRead(t Ticket, ids []telemetry.EntryID, full bool, turn uint6
 		if _, ok := t.skip[id]; ok {
 			continue
 		}
-		q.hand(id)
+		q.deliver(id)
 		take(i)
 	}
-	q.empty = !full && len(ids) == 0 && t.deals == q.deals && t.turn == turn && turn != 0
-	q.emptyIn = turn
+	q.empty = !full && len(ids) == 0 && t.dispatches == q.dispatches && t.leaseNumber == leaseNumber && leaseNumber != 0
+	q.emptyIn = leaseNumber
 	return true
 }
 
-// MayFeed tells whether the holder of this turn may hand on what it deals to
+// CanBypass reports whether the holder of this turn may hand on what it dispatches to
 // the queue next without reading it back.
-func (q *Queue) MayFeed(turn uint64) bool { return turn != 0 && q.empty && q.emptyIn == turn }
+func (q *Queue) CanBypass(leaseNumber uint64) bool {
+	return leaseNumber != 0 && q.empty && q.emptyIn == leaseNumber
+}
 
-// Fed notes entries that were dealt and handed on directly.
-func (q *Queue) Fed(ids ...telemetry.EntryID) {
-	q.hand(ids...)
+// Bypassed notes entries that were dispatched and handed on directly.
+func (q *Queue) Bypassed(ids ...telemetry.EntryID) {
+	q.deliver(ids...)
 	q.cursor = ids[len(ids)-1]
 }
 
-func (q *Queue) hand(ids ...telemetry.EntryID) {
+func (q *Queue) deliver(ids ...telemetry.EntryID) {
 	q.inFlight = append(q.inFlight, ids...)
 	if last := ids[len(ids)-1]; q.top.Less(last) {
 		q.top = last
 	}
 }
 
-// Dealt notes that something was, or may have been, put on the queue that was
+// Dispatched notes that something was, or may have been, put on the queue that was
 // not handed on.
-func (q *Queue) Dealt() {
-	q.deals++
+func (q *Queue) Dispatched() {
+	q.dispatches++
 	q.empty = false
 }
 
@@ -117,8 +119,8 @@ func (q *Queue) Done(n int) {
 	}
 }
 
-// Hand is what was handed on and is not done, in order.
-func (q *Queue) Hand() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
+// InFlightIDs is what was handed on and is not done, in order.
+func (q *Queue) InFlightIDs() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
 
 // InFlight is the number of entries handed on and not done.
 func (q *Queue) InFlight() int { return len(q.inFlight) - q.head }
@@ -131,8 +133,8 @@ func (q *Queue) Reset() {
 	q.empty = false
 }
 
-// Drop forgets what is in flight, since its work was given up, and starts over.
-func (q *Queue) Drop() {
+// Discard forgets what is in flight, since its work was given up, and starts over.
+func (q *Queue) Discard() {
 	q.inFlight, q.head = nil, 0
 	q.Reset()
 }

@@ -17,14 +17,14 @@ func ids(seqs ...uint64) []telemetry.EntryID {
 	return out
 }
 
-func end(q *protocol.Queue, t protocol.Ticket, full bool, turn uint64, found ...uint64) (taken []uint64) {
+func end(q *protocol.Queue, t protocol.ReadSnapshot, full bool, leaseNumber uint64, found ...uint64) (taken []uint64) {
 	list := ids(found...)
-	q.EndRead(t, list, full, turn, func(i int) { taken = append(taken, list[i].Seq) })
+	q.EndRead(t, list, full, leaseNumber, func(i int) { taken = append(taken, list[i].Seq) })
 	return taken
 }
 
 // P3: entries of a shard are handed on in the order of its queue.
-func TestQueueHandsOnInOrderAndOnlyOnce(t *testing.T) {
+func TestQueueDeliversInOrderAndOnlyOnce(t *testing.T) {
 	var q protocol.Queue
 	require.Equal(t, []uint64{1, 2, 3}, end(&q, q.BeginRead(1), true, 1, 1, 2, 3))
 	require.Equal(t, []uint64{4}, end(&q, q.BeginRead(1), false, 1, 4))
@@ -38,44 +38,44 @@ func TestQueueSkipsWhatFinishesWhileTheReplyIsUnderWay(t *testing.T) {
 	var q protocol.Queue
 	end(&q, q.BeginRead(1), false, 1, 1, 2)
 	q.Reset()
-	ticket := q.BeginRead(1)
+	readSnapshot := q.BeginRead(1)
 	q.Done(2)
-	require.Empty(t, end(&q, ticket, false, 1, 1, 2))
+	require.Empty(t, end(&q, readSnapshot, false, 1, 1, 2))
 }
 
 func TestQueueDropsAReplyThatAResetOvertook(t *testing.T) {
 	var q protocol.Queue
-	ticket := q.BeginRead(1)
-	q.Drop()
-	require.False(t, q.EndRead(ticket, ids(1), false, 1, func(int) { t.Fatal("handed on") }))
+	readSnapshot := q.BeginRead(1)
+	q.Discard()
+	require.False(t, q.EndRead(readSnapshot, ids(1), false, 1, func(int) { t.Fatal("handed on") }))
 	require.Equal(t, []uint64{1}, end(&q, q.BeginRead(1), false, 1, 1))
 }
 
-// P3: what is dealt passes nothing that lies on the queue.
+// P3: what is dispatched passes nothing that lies on the queue.
 func TestQueueMayBeFedOnlyWhileKnownEmpty(t *testing.T) {
 	var q protocol.Queue
-	require.False(t, q.MayFeed(1), "nothing is known of a new queue")
+	require.False(t, q.CanBypass(1), "nothing is known of a new queue")
 	end(&q, q.BeginRead(1), false, 1, 1)
-	require.False(t, q.MayFeed(1), "a read that found something says nothing about what follows")
+	require.False(t, q.CanBypass(1), "a read that found something says nothing about what follows")
 	end(&q, q.BeginRead(1), false, 1)
-	require.True(t, q.MayFeed(1))
-	require.False(t, q.MayFeed(2), "another turn")
-	require.False(t, q.MayFeed(0), "no turn")
+	require.True(t, q.CanBypass(1))
+	require.False(t, q.CanBypass(2), "another dispatch lease")
+	require.False(t, q.CanBypass(0), "no dispatch lease")
 
-	q.Fed(ids(2)...)
-	require.True(t, q.MayFeed(1), "what was fed leaves it empty")
-	q.Dealt()
-	require.False(t, q.MayFeed(1))
+	q.Bypassed(ids(2)...)
+	require.True(t, q.CanBypass(1), "what was fed leaves it empty")
+	q.Dispatched()
+	require.False(t, q.CanBypass(1))
 
-	ticket := q.BeginRead(1)
-	q.Dealt()
-	end(&q, ticket, false, 1)
-	require.False(t, q.MayFeed(1), "something was dealt after the read was sent")
+	readSnapshot := q.BeginRead(1)
+	q.Dispatched()
+	end(&q, readSnapshot, false, 1)
+	require.False(t, q.CanBypass(1), "something was dispatched after the read was sent")
 
 	end(&q, q.BeginRead(1), false, 2)
-	require.False(t, q.MayFeed(2), "the read was sent before the turn was acquired")
+	require.False(t, q.CanBypass(2), "the read was sent before the dispatch lease was acquired")
 	end(&q, q.BeginRead(2), false, 2)
-	require.True(t, q.MayFeed(2))
+	require.True(t, q.CanBypass(2))
 	q.Reset()
-	require.False(t, q.MayFeed(2))
+	require.False(t, q.CanBypass(2))
 }

@@ -30,10 +30,10 @@ type Progress struct {
 	Removed int64  `json:"removed"`
 }
 
-// Order is everything a step of a request needs to know.
-type Order struct {
+// RequestStep is everything a step of a request needs to know.
+type RequestStep struct {
 	Request Request
-	Held    Held
+	Lease   ShardLease
 	Rules   Rules
 	Shards  int
 }
@@ -48,8 +48,8 @@ type Window struct {
 	Reason   string
 }
 
-// FencesRenewed is what became of fences that somebody else keeps.
-type FencesRenewed struct {
+// FenceSyncResult is what became of fences that another member keeps.
+type FenceSyncResult struct {
 	Added, Closed int     // versions
-	Bad           []error // rows that are no good and left out, each named
+	Bad           []error // rows that are invalid and skipped, each named
 }

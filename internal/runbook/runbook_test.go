@@ -206,8 +206,8 @@ func (s step) judge(out string, err error) error {
 	return nil
 }
 
-// patience is how long a block that says retry may take to show its outcome.
-const patience = 40 * time.Second
+// stallLimit is how long a block that says retry may take to show its outcome.
+const stallLimit = 40 * time.Second
 
 func TestTheRunbookDoesWhatItSays(t *testing.T) {
 	b := readBook(t)
@@ -227,7 +227,7 @@ func TestTheRunbookDoesWhatItSays(t *testing.T) {
 					st.before[i]()
 				}
 				began := time.Now()
-				deadline := began.Add(patience)
+				deadline := began.Add(stallLimit)
 				err := s.judge(op.run(st.settings, s))
 				for err != nil && s.retry && time.Now().Before(deadline) {
 					err = s.judge(op.run(st.settings, s))

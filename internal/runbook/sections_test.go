@@ -44,7 +44,7 @@ func TestEachFindingAndIncidentLeadsToAPage(t *testing.T) {
 }
 
 // Whatever opens an incident takes its kind from the list, or was handed it.
-func TestNoIncidentIsOpenedBesideTheList(t *testing.T) {
+func TestNoIncidentIsOpenedOutsideTheList(t *testing.T) {
 	kinds := constants(t, "../../internal/protocol/incident.go", "")
 	seen := map[string]bool{}
 	for _, dir := range []string{"coordination", "internal/store", "pipeline", "modules"} {

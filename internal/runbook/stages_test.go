@@ -67,7 +67,7 @@ func stageWork(dep *servicetest.Deployment) staged {
 func stageLag(dep *servicetest.Deployment) staged {
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
-	p.Await("took shards")
+	p.Await("acquired shards")
 	p.Await("consumer group made")
 	require.Zero(dep.T, p.Terminate())
 	dep.Publish(servicetest.Records(0, 5)...)
@@ -143,7 +143,7 @@ func stageStalledShard(dep *servicetest.Deployment) staged {
 	}
 }
 
-// stageFenceQuery is a platform with a fence that is no good.
+// stageFenceQuery is a platform with a fence that is invalid.
 func stageFenceQuery(dep *servicetest.Deployment) staged {
 	const square = `{"type":"%s","coordinates":[[[%[2]d,48],[%[2]d.1,48],[%[2]d.1,48.1],[%[2]d,48.1],[%[2]d,48]]]}`
 	dep.Exec("create table depots (name text primary key, area text not null)")
@@ -226,7 +226,7 @@ func stageStalled(dep *servicetest.Deployment) staged {
 		before:   map[int]func(){1: func() { dep.AwaitStored(3, 20*time.Second) }},
 		after: func() {
 			require.Equal(dep.T, -1, asleep.Exit(10*time.Second))
-			require.Regexp(dep.T, `"took over without a release".*"member":"asleep\..*"host":"[^"]+","pid":\d+`, awake.Output())
+			require.Regexp(dep.T, `"force-acquired shards from a dead member".*"member":"asleep\..*"host":"[^"]+","pid":\d+`, awake.Output())
 		},
 	}
 }
@@ -356,7 +356,7 @@ func stageDump(dep *servicetest.Deployment) staged {
 	p.Signal(syscall.SIGQUIT)
 	require.Equal(dep.T, 2, p.Exit(20*time.Second))
 	again := dep.Run(settings...)
-	again.Await("an earlier process crashed, its dump is kept")
+	again.Await("earlier process crashed; dump kept")
 	return staged{settings: []string{"PANIC_DUMP_DIR=" + dir}}
 }
 

@@ -26,7 +26,7 @@ func NewDeadLetters(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Dea
 }
 
 // Export copies dead letters. One that is there already stays as it is.
-func (d *DeadLetters) Export(ctx context.Context, letters []protocol.Letter, by string) error {
+func (d *DeadLetters) Export(ctx context.Context, letters []protocol.DLQEntry, by string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	b := &pgx.Batch{}
@@ -37,10 +37,10 @@ func (d *DeadLetters) Export(ctx context.Context, letters []protocol.Letter, by 
 			class, text = "foreign", l.Err.Error()
 		}
 		b.Queue(`
-insert into processor.dead_letters (stream, grp, dlq_id, source_id, shard, device_id, fields, class, error, field,
+insert into processor.dead_letters (stream, group_name, dlq_id, source_id, shard, device_id, fields, class, error, field,
   fingerprint, attempts, first_failed_at, last_failed_at, instance, version, exported_by, digest)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
-on conflict (stream, grp, dlq_id, source_id, digest) do nothing`,
+on conflict (stream, group_name, dlq_id, source_id, digest) do nothing`,
 			d.scope.Stream, d.scope.Group, l.ID.String(), l.Entry.ID.String(), l.Shard, deviceOf(&l.Entry), byteFields(l.Entry.Fields),
 			storable(class), storable(text), optional(l.Field), storable(l.Fingerprint), l.Attempts,
 			l.FirstFailed, l.LastFailed, storable(l.Instance), storable(l.Version), by, l.Entry.Digest())
@@ -77,7 +77,7 @@ set edited_fields = $4,
   edited_by = $6,
   edited_at = now()
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and dlq_id = $3`, d.scope.Stream, d.scope.Group, e.ID.String(), byteFields(e.Fields), storable(e.Diff), who)
 	}
 	return failure("edit dead letters", d.pool.SendBatch(ctx, b).Close())
@@ -92,7 +92,7 @@ func (d *DeadLetters) Edited(ctx context.Context, ids []telemetry.EntryID) (map[
 select dlq_id, edited_fields
 from processor.dead_letters
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and dlq_id = any ($3)
   and edited_fields is not null`, d.scope.Stream, d.scope.Group, textIDs(ids))
 	if err != nil {
@@ -116,7 +116,7 @@ func (d *DeadLetters) WhichEdited(ctx context.Context, ids []telemetry.EntryID) 
 select dlq_id
 from processor.dead_letters
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and dlq_id = any ($3)
   and edited_fields is not null`, d.scope.Stream, d.scope.Group, textIDs(ids))
 	if err != nil {
@@ -152,7 +152,7 @@ set replayed_as = r.entry,
   replayed_at = now()
 from unnest($3::text[], $4::text[]) as r (id, entry)
 where d.stream = $1
-  and d.grp = $2
+  and d.group_name = $2
   and d.dlq_id = r.id`, d.scope.Stream, d.scope.Group, ids, entries, who)
 	return failure("note replays", err)
 }
@@ -196,5 +196,5 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 
 func isRefused(err error) bool {
 	f, ok := errors.AsType[*protocol.Failure](err)
-	return ok && (f.Kind == protocol.Refused || f.Kind == protocol.Conflict)
+	return ok && (f.Kind == protocol.Rejected || f.Kind == protocol.Conflict)
 }

@@ -37,13 +37,13 @@ with due as materialized (
   from unnest($4::int[], $5::bigint[]) as w (shard, epoch)
   join processor.shards s
     on s.stream = $1
-    and s.grp = $2
+    and s.group_name = $2
     and s.shard = w.shard
     and s.epoch = w.epoch
     and s.owner = $3
   join processor.deferred d
     on d.stream = $1
-    and d.grp = $2
+    and d.group_name = $2
     and d.shard = w.shard
   where d.next_attempt_at <= now()
   order by d.next_attempt_at
@@ -67,7 +67,7 @@ set class = 'crash',
   next_attempt_at = now() + $6::interval
 from chosen
 where d.stream = $1
-  and d.grp = $2
+  and d.group_name = $2
   and d.entry_id = chosen.entry_id
   and d.digest = chosen.digest
 returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field, ''), d.fingerprint,
@@ -76,7 +76,7 @@ returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field
 // Claim returns entries of the shards given whose time has come, at most limit,
 // and keeps them from being claimed again for the lease. Their attempts include
 // the one to be made now. Shards held under another epoch are left alone.
-func (s *Deferred) Claim(ctx context.Context, held []protocol.Held, lease time.Duration, limit int) ([]protocol.Deferred, error) {
+func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	shards, epochs := make([]int32, len(held)), make([]int64, len(held))
@@ -116,7 +116,7 @@ set class = $4,
   attempts = $5,
   next_attempt_at = now()
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and entry_id = $3
   and digest = $7
   and class = 'crash'
@@ -131,12 +131,12 @@ const waitingSQL = `
 select entry_id
 from processor.deferred
 where stream = $1
-  and grp = $2
+  and group_name = $2
 union all
 select source_id
 from processor.unconfirmed_letters
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and added_at is null
   and not queued`
 
@@ -176,7 +176,7 @@ func queueForget(b *pgx.Batch, scope Scope, refs []telemetry.Ref) {
 delete from processor.deferred d
 using unnest($3::text[], $4::text[]) as r (id, digest)
 where d.stream = $1
-  and d.grp = $2
+  and d.group_name = $2
   and d.entry_id = r.id
   and d.digest = r.digest`, scope.Stream, scope.Group, ids, digests)
 }
@@ -193,10 +193,10 @@ func columns(refs []telemetry.Ref) (ids, digests []string) {
 // deferSQL leaves an entry as it is that was deferred before and is delivered
 // again: its attempts stay counted.
 const deferSQL = `
-insert into processor.deferred (stream, grp, entry_id, shard, device_id, fields, class, error, field, fingerprint,
+insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error, field, fingerprint,
   attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-on conflict (stream, grp, entry_id, digest) do nothing`
+on conflict (stream, group_name, entry_id, digest) do nothing`
 
 const deferAgainSQL = `
 update processor.deferred
@@ -210,7 +210,7 @@ set class = $4,
   instance = $11,
   version = $12
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and entry_id = $3
   and digest = $13`
 

@@ -15,24 +15,24 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Pins are the values pinned for a fleet that crossings and owners depend on.
-type Pins struct {
+// FleetSettings are the values pinned for a fleet that crossings and owners depend on.
+type FleetSettings struct {
 	Shards        int // 0 while no instance has ever started
 	MaxFutureSkew time.Duration
 	MaxGap        time.Duration
 }
 
-// ReadPins returns what the fleet has pinned.
-func ReadPins(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Pins, error) {
+// ReadFleetSettings returns what the fleet has pinned.
+func ReadFleetSettings(ctx context.Context, pool *pgxpool.Pool, scope Scope) (FleetSettings, error) {
 	prefix := scope.Stream + "/" + scope.Group + "/"
 	rows, err := pool.Query(ctx, `
 select substr(name, length($1) + 1), value
 from processor.settings
 where starts_with(name, $1)`, prefix)
 	if err != nil {
-		return Pins{}, failure("read pinned settings", err)
+		return FleetSettings{}, failure("read pinned settings", err)
 	}
-	var p Pins
+	var p FleetSettings
 	var name, value string
 	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() (err error) {
 		switch name {
@@ -56,17 +56,17 @@ where starts_with(name, $1)`, prefix)
 type Devices struct {
 	pool  *pgxpool.Pool
 	scope Scope
-	pins  Pins
+	pins  FleetSettings
 	by    string
 }
 
 // NewDevices returns the operators' view of devices. Requests are signed by by.
-func NewDevices(pool *pgxpool.Pool, scope Scope, pins Pins, by string) *Devices {
+func NewDevices(pool *pgxpool.Pool, scope Scope, pins FleetSettings, by string) *Devices {
 	return &Devices{pool: pool, scope: scope, pins: pins, by: by}
 }
 
-// ErrNobodyStarted says that there is no fleet yet that could be asked.
-var ErrNobodyStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
+// ErrNeverStarted says that there is no fleet yet that could be asked.
+var ErrNeverStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
 
 // MaxWindow is the longest window that may be derived again by request.
 const MaxWindow = 10 * 366 * 24 * time.Hour
@@ -83,10 +83,10 @@ func CheckWindow(from, to *time.Time) error {
 	return nil
 }
 
-// Known tells whether anything is stored of a device.
+// Known reports whether anything is stored of a device.
 func (d *Devices) Known(ctx context.Context, device string) (known bool, err error) {
 	if d.pins.Shards == 0 {
-		return false, ErrNobodyStarted
+		return false, ErrNeverStarted
 	}
 	err = d.pool.QueryRow(ctx, `
 select exists (select from public.positions where device_id = $1)
@@ -100,14 +100,14 @@ select exists (select from public.positions where device_id = $1)
 // audit are one transaction; the owner hears of it at the commit.
 func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.Time, reason string) (id int64, err error) {
 	if d.pins.Shards == 0 {
-		return 0, ErrNobodyStarted
+		return 0, ErrNeverStarted
 	}
 	if err := CheckWindow(from, to); err != nil {
 		return 0, err
 	}
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `
-insert into processor.requests (stream, grp, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
+insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by).
 			Scan(&id); err != nil {
@@ -139,14 +139,14 @@ type RequestStatus struct {
 	State      string            `json:"state"` // waiting, running, done, failed or cancelled
 	Progress   protocol.Progress `json:"progress"`
 	Result     json.RawMessage   `json:"result"` // null while there is none
-	RunBy      *string           `json:"run_by"`
+	RunBy      *string           `json:"executed_by"`
 	FinishedAt *time.Time        `json:"finished_at"`
 }
 
-// Over tells whether nothing more will happen to the request.
+// Over reports whether nothing more will happen to the request.
 func (r *RequestStatus) Over() bool { return r.State != "waiting" && r.State != "running" }
 
-const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, run_by, finished_at`
+const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, executed_by, finished_at`
 
 func scanRequest(row pgx.CollectableRow) (RequestStatus, error) {
 	var r RequestStatus
@@ -208,7 +208,7 @@ type FenceState struct {
 func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
 	out := Device{Device: device, Recent: []Position{}, Fences: []FenceState{}, Requests: []RequestStatus{}}
 	if d.pins.Shards == 0 {
-		return out, ErrNobodyStarted
+		return out, ErrNeverStarted
 	}
 	out.Shard = telemetry.ShardOf(device, d.pins.Shards)
 	err := pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
@@ -216,7 +216,7 @@ func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
 select owner, epoch, owner_since
 from processor.shards
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and shard = $3`, d.scope.Stream, d.scope.Group, out.Shard).Scan(&out.Owner, &out.Epoch, &out.OwnedSince)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
@@ -294,7 +294,7 @@ select count(*),
   coalesce(sum((progress ->> 'fixes')::bigint), 0)
 from processor.requests
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and kind = 'recompute'
   and state in ('waiting', 'running')`, d.scope.Stream, d.scope.Group).Scan(&b.Open, &b.Running, &b.Devices, &b.Fixes)
 	return b, failure("read requests", err)

@@ -10,23 +10,23 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Examination is what Postgres says of itself, for an operator who looks for
+// ServerStatus is what Postgres says of itself, for an operator who looks for
 // trouble.
-type Examination struct {
+type ServerStatus struct {
 	Server
-	Number         int  // version, for example 150004
-	Standby        bool // in recovery
-	ReadOnly       bool
-	Pooler         bool          // another process answers than the one that was connected to
-	Clock          time.Duration // how far the server's clock is ahead of ours, give or take Doubt
-	Doubt          time.Duration
-	Bytes          int64 // size of the database
-	MaxConnections int
-	Sessions       int           // of everybody
-	Longest        time.Duration // the oldest transaction of anybody
-	Blocked        []Blocking
-	Members        map[string]int // sessions of each member
-	Autovacuum     bool
+	Number           int  // version, for example 150004
+	Standby          bool // in recovery
+	ReadOnly         bool
+	Pooler           bool          // another process answers than the one that was connected to
+	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
+	ClockUncertainty time.Duration
+	Bytes            int64 // size of the database
+	MaxConnections   int
+	Sessions         int           // of everybody
+	Longest          time.Duration // the oldest transaction of anybody
+	Blocked          []Blocking
+	Members          map[string]int // sessions of each member
+	Autovacuum       bool
 }
 
 // Blocking is a session that one of ours waits for.
@@ -38,7 +38,7 @@ type Blocking struct {
 	For     time.Duration // how long its transaction runs
 }
 
-const examineSQL = `
+const serverStatusSQL = `
 select current_setting('server_version'),
   current_setting('server_version_num')::integer,
   current_setting('synchronous_commit'),
@@ -76,10 +76,10 @@ where application_name like 'processor/%'
   and datname = current_database()
 group by application_name`
 
-// Examine asks the server all of it.
-func Examine(ctx context.Context, pool *pgxpool.Pool) (Examination, error) {
+// Diagnose asks the server all of it.
+func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	const op = "examine Postgres"
-	e := Examination{Members: make(map[string]int)}
+	e := ServerStatus{Members: make(map[string]int)}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return e, failure(op, err)
@@ -89,13 +89,13 @@ func Examine(ctx context.Context, pool *pgxpool.Pool) (Examination, error) {
 	var now time.Time
 	var longest float64
 	before := time.Now()
-	err = conn.QueryRow(ctx, examineSQL).Scan(&e.Version, &e.Number, &e.SynchronousCommit, &e.Fsync, &e.Autovacuum,
+	err = conn.QueryRow(ctx, serverStatusSQL).Scan(&e.Version, &e.Number, &e.SynchronousCommit, &e.Fsync, &e.Autovacuum,
 		&e.Standby, &e.ReadOnly, &pid, &now, &e.Bytes, &e.MaxConnections, &e.Sessions, &longest)
 	if err != nil {
 		return e, failure(op, err)
 	}
-	e.Doubt = time.Since(before)
-	e.Clock = now.Sub(before.Add(e.Doubt / 2)).Round(time.Millisecond)
+	e.ClockUncertainty = time.Since(before)
+	e.Clock = now.Sub(before.Add(e.ClockUncertainty / 2)).Round(time.Millisecond)
 	e.Longest = seconds(longest)
 	e.Pooler = pid != conn.Conn().PgConn().PID()
 
@@ -129,8 +129,8 @@ func seconds(s float64) time.Duration {
 	return time.Duration(s * float64(time.Second)).Round(time.Millisecond)
 }
 
-// Standing is how a group's work stands by the tables.
-type Standing struct {
+// FleetStatus is how a group's work stands by the tables.
+type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
 	Shards     int
 	Ownerless  int
@@ -153,31 +153,31 @@ type Incident struct {
 	Since         time.Time
 }
 
-const standingSQL = `
+const fleetStatusSQL = `
 select
-  (select count(*) from processor.shards where (stream, grp) = ($1, $2)),
-  (select count(*) from processor.shards where (stream, grp) = ($1, $2) and owner is null),
-  (select count(*) from processor.shards where (stream, grp) = ($1, $2) and deaths > 0),
-  coalesce((select term from processor.leader where (stream, grp) = ($1, $2)), 0),
-  coalesce((select member from processor.leader where (stream, grp) = ($1, $2)), ''),
-  (select count(*) from processor.deferred where (stream, grp) = ($1, $2)),
-  (select coalesce(sum(entries), 0)::bigint from processor.losses where (stream, grp) = ($1, $2)),
-  (select coalesce(bool_or(entries is null), false) from processor.losses where (stream, grp) = ($1, $2)),
-  (select max(detected_at) from processor.losses where (stream, grp) = ($1, $2)),
-  (select array_agg(distinct cause order by cause) from processor.losses where (stream, grp) = ($1, $2)),
-  (select count(*) from processor.requests where (stream, grp) = ($1, $2) and state in ('waiting', 'running')),
+  (select count(*) from processor.shards where (stream, group_name) = ($1, $2)),
+  (select count(*) from processor.shards where (stream, group_name) = ($1, $2) and owner is null),
+  (select count(*) from processor.shards where (stream, group_name) = ($1, $2) and crash_count > 0),
+  coalesce((select term from processor.leader where (stream, group_name) = ($1, $2)), 0),
+  coalesce((select member from processor.leader where (stream, group_name) = ($1, $2)), ''),
+  (select count(*) from processor.deferred where (stream, group_name) = ($1, $2)),
+  (select coalesce(sum(entries), 0)::bigint from processor.losses where (stream, group_name) = ($1, $2)),
+  (select coalesce(bool_or(entries is null), false) from processor.losses where (stream, group_name) = ($1, $2)),
+  (select max(detected_at) from processor.losses where (stream, group_name) = ($1, $2)),
+  (select array_agg(distinct cause order by cause) from processor.losses where (stream, group_name) = ($1, $2)),
+  (select count(*) from processor.requests where (stream, group_name) = ($1, $2) and state in ('waiting', 'running')),
   coalesce((
     select extract(epoch from clock_timestamp() - min(requested_at))
     from processor.requests
-    where (stream, grp) = ($1, $2)
+    where (stream, group_name) = ($1, $2)
       and state in ('waiting', 'running')), 0)::double precision`
 
-// Stand asks how a group's work stands. The schema must be there.
-func Stand(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Standing, error) {
+// ReadFleetStatus asks how a group's work stands. The schema must be there.
+func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope Scope) (FleetStatus, error) {
 	const op = "ask how the work stands"
-	s := Standing{Pinned: make(map[string]string)}
+	s := FleetStatus{Pinned: make(map[string]string)}
 	var wait float64
-	err := pool.QueryRow(ctx, standingSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
+	err := pool.QueryRow(ctx, fleetStatusSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
 		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait)
 	if err != nil {
 		return s, failure(op, err)
@@ -187,7 +187,7 @@ func Stand(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Standing, erro
 select kind, subject, opened_at
 from processor.incidents
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and closed_at is null
 order by opened_at
 limit 20`, scope.Stream, scope.Group)

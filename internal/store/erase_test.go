@@ -59,20 +59,20 @@ func (b *bench) request(kind, device string, shard int) int64 {
 	b.tb.Helper()
 	var id int64
 	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), `
-insert into processor.requests (stream, grp, kind, shard, device_id, requested_by)
+insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by)
 values ($1, $2, $3, $4, nullif($5, ''), 'test')
 returning id`, scope.Stream, scope.Group, kind, shard, device).Scan(&id))
 	return id
 }
 
 // runRequest runs the steps of a request to its end and returns its progress.
-func (b *bench) runRequest(r protocol.Request, held protocol.Held, member string) (p protocol.Progress, steps int) {
+func (b *bench) runRequest(r protocol.Request, held protocol.ShardLease, member string) (p protocol.Progress, steps int) {
 	b.tb.Helper()
 	requests := store.NewRequests(store.NewWriter(b.pool, scope, member, 10*time.Second))
 	for done := false; !done; steps++ {
 		var err error
 		require.Less(b.tb, steps, 1000)
-		p, done, err = requests.Step(b.tb.Context(), protocol.Order{Request: r, Held: held, Shards: shards, Rules: b.batch(nil, nil).Rules})
+		p, done, err = requests.Step(b.tb.Context(), protocol.RequestStep{Request: r, Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules})
 		require.NoError(b.tb, err)
 		r.Progress = p
 	}

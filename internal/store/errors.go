@@ -38,7 +38,7 @@ func failure(op string, err error) error {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
 		}
-		if f.Kind == protocol.Refused || f.Kind == protocol.Conflict {
+		if f.Kind == protocol.Rejected || f.Kind == protocol.Conflict {
 			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
 		if pgErr.Severity == "FATAL" && f.Kind == protocol.Unavailable {
@@ -99,14 +99,14 @@ func kindOf(err *pgconn.PgError) protocol.FailureKind {
 	case "21", "22", "23", // cardinality, data exception, integrity constraint
 		"09", "27", "2F", "38", "39", "44", "P0", // what triggers and functions of a platform raise
 		"54": // a row beyond a limit, for example of an index entry
-		return protocol.Refused
+		return protocol.Rejected
 	case "0A", "28", "3D", "3F", "42": // features, log-in, names, rights
-		return protocol.Misused
+		return protocol.Misconfigured
 	case "00", "01", "02", "03", "08", "0B", "0F", "0L", "0P", "0Z", "20", "24", "25", "26", "2B", "2D", "34", "3B",
 		"40", "53", "55", "57", "58", "72", "F0", "HV", "XX":
 		return protocol.Unavailable
 	default:
-		return protocol.Refused
+		return protocol.Rejected
 	}
 }
 

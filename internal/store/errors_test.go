@@ -34,7 +34,7 @@ func newSink(t *testing.T) *sink {
 	shards := store.NewShards(s.pool, s.scope, 5*time.Second)
 	require.NoError(t, shards.Ensure(t.Context(), 1))
 	s.exec(t, "update processor.assignments set member = 'one'")
-	taken, err := shards.Take(t.Context(), 0, "one", "")
+	taken, err := shards.Acquire(t.Context(), 0, "one", "")
 	require.NoError(t, err)
 	s.epoch = taken.Epoch
 	return s
@@ -53,7 +53,7 @@ func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
 
 func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	run(t, connect(t, s.url), sql, args...)
+	probeRow(t, connect(t, s.url), sql, args...)
 }
 
 // record is one of device 1; what is to go wrong with it stands in its attributes.
@@ -66,10 +66,10 @@ func record(n int, attributes string) telemetry.Record {
 }
 
 func (s *sink) batch() *protocol.Batch {
-	set, _ := geofence.NewSet(nil) // no fence, none that is no good
+	set, _ := geofence.NewSet(nil) // no fence, none that is invalid
 	return &protocol.Batch{
-		Held:  []protocol.Held{{Shard: 0, Epoch: s.epoch}},
-		Rules: protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
+		Leases: []protocol.ShardLease{{Shard: 0, Epoch: s.epoch}},
+		Rules:  protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
 	}
 }
 
@@ -133,7 +133,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 		long[i] = fmt.Sprintf("%x", (i*2654435761)%4294967291)
 	}
 
-	run := func(sql string) string { return fmt.Sprintf(`{"run": %q}`, sql) }
+	probeRow := func(sql string) string { return fmt.Sprintf(`{"run": %q}`, sql) }
 	raise := func(code string) string { return fmt.Sprintf(`{"code": %q}`, code) }
 	tests := []struct {
 		give  string
@@ -141,20 +141,20 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 		want  protocol.FailureKind
 		field string
 	}{
-		{`{"bad": "yes"}`, "23514", protocol.Refused, "no_bad"},
+		{`{"bad": "yes"}`, "23514", protocol.Rejected, "no_bad"},
 		{`{"only": "1"}`, "23505", protocol.Conflict, "only_one"},
-		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", protocol.Refused, "fits"},
-		{run("insert into child values (7)"), "23503", protocol.Refused, "child_id_fkey"},
-		{run("insert into parent values (null)"), "23502", protocol.Refused, "id"},
-		{run("select 1 / 0"), "22012", protocol.Refused, ""},
-		{run("select 99999::smallint"), "22003", protocol.Refused, ""},
-		{run("select 'x'::int"), "22P02", protocol.Refused, ""},
-		{run("select repeat('x', 2)::varchar(1)::date"), "22007", protocol.Refused, ""},
-		{raise("P0001"), "P0001", protocol.Refused, ""},
-		{raise("P0004"), "P0004", protocol.Refused, ""},
-		{raise("38001"), "38001", protocol.Refused, ""},
-		{raise("44000"), "44000", protocol.Refused, ""},
-		{raise("TR123"), "TR123", protocol.Refused, ""},
+		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", protocol.Rejected, "fits"},
+		{probeRow("insert into child values (7)"), "23503", protocol.Rejected, "child_id_fkey"},
+		{probeRow("insert into parent values (null)"), "23502", protocol.Rejected, "id"},
+		{probeRow("select 1 / 0"), "22012", protocol.Rejected, ""},
+		{probeRow("select 99999::smallint"), "22003", protocol.Rejected, ""},
+		{probeRow("select 'x'::int"), "22P02", protocol.Rejected, ""},
+		{probeRow("select repeat('x', 2)::varchar(1)::date"), "22007", protocol.Rejected, ""},
+		{raise("P0001"), "P0001", protocol.Rejected, ""},
+		{raise("P0004"), "P0004", protocol.Rejected, ""},
+		{raise("38001"), "38001", protocol.Rejected, ""},
+		{raise("44000"), "44000", protocol.Rejected, ""},
+		{raise("TR123"), "TR123", protocol.Rejected, ""},
 		{raise("40001"), "40001", protocol.Unavailable, ""},
 		{raise("40P01"), "40P01", protocol.Unavailable, ""},
 		{raise("53100"), "53100", protocol.Unavailable, ""},
@@ -162,12 +162,12 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 		{raise("57P01"), "57P01", protocol.Unavailable, ""},
 		{raise("58030"), "58030", protocol.Unavailable, ""},
 		{raise("XX001"), "XX001", protocol.Unavailable, ""},
-		{run("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
-		{run("select no_such_column"), "42703", protocol.Misused, ""},
-		{run("select no_such_function()"), "42883", protocol.Misused, ""},
-		{run("drop table processor.no_such_table"), "42P01", protocol.Misused, ""},
-		{run("set local role no_such_role"), "22023", protocol.Refused, ""},
-		{run("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", protocol.Unknown, ""},
+		{probeRow("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
+		{probeRow("select no_such_column"), "42703", protocol.Misconfigured, ""},
+		{probeRow("select no_such_function()"), "42883", protocol.Misconfigured, ""},
+		{probeRow("drop table processor.no_such_table"), "42P01", protocol.Misconfigured, ""},
+		{probeRow("set local role no_such_role"), "22023", protocol.Rejected, ""},
+		{probeRow("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", protocol.Unknown, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.code+" "+tt.give[:min(40, len(tt.give))], func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 			require.Equal(t, tt.code, f.Code, "%v", f)
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
-			if tt.want == protocol.Refused {
+			if tt.want == protocol.Rejected {
 				require.Equal(t, 7, f.Row, "COPY names the row, and the row its record: %v", f)
 			}
 			f = failureOf(t, s.late(t.Context(), tt.give))
@@ -203,7 +203,7 @@ func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
 	require.Equal(t, "55P03", f.Code, "lock timeout")
 	require.NoError(t, tx.Rollback(t.Context()))
 
-	run(t, admin, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
+	probeRow(t, admin, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
 	s.pool.Reset()
 	f = failureOf(t, s.fresh(t.Context(), `{}`))
 	require.Equal(t, protocol.Unavailable, f.Kind, "%v", f)

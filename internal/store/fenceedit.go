@@ -53,7 +53,7 @@ type edit struct {
 // Import makes the fences given hold for their spans. What is there with the
 // same content stays; of a version that differs, what lies outside the new span
 // goes on to hold. With replace the fences given are all that holds of their
-// source: every other version is closed. A fence that is no good is refused
+// source: every other version is closed. A fence that is invalid is refused
 // before anything is changed.
 func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, source string, replace bool) (Edited, error) {
 	return e.change(ctx, fences, nil, source, replace, 0)
@@ -282,7 +282,7 @@ func without(list []geofence.Fence, span geofence.Span) []geofence.Fence {
 	return out
 }
 
-// sameFence tells whether two versions yield the same crossings.
+// sameFence reports whether two versions yield the same crossings.
 func sameFence(a, b geofence.Fence) bool {
 	a.Name = b.Name
 	return a == b
@@ -308,7 +308,7 @@ func (ed *edit) retire(v FenceVersion) {
 // recompute asks each shard's owner to derive the span again.
 func (e *FenceEditor) recompute(ctx context.Context, tx pgx.Tx, done Edited) error {
 	_, err := tx.Exec(ctx, `
-insert into processor.requests (stream, grp, kind, shard, from_ts, to_ts, reason, requested_by)
+insert into processor.requests (stream, group_name, kind, shard, from_ts, to_ts, reason, requested_by)
 select $1, $2, 'recompute', n, $4, $5, 'fences changed', $6
 from generate_series(0, $3 - 1) as n`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
 	if err != nil {

@@ -46,19 +46,19 @@ type platformFence struct {
 }
 
 // Renew reads the platform's fences and makes them those that hold of the
-// source query. Rows that are no good are named and left out; a fence that one
+// source query. Rows that are invalid are named and left out; a fence that one
 // of them belongs to stays as it was, since a slip in the platform must not take
 // back what was recorded of it. A leader of an earlier term is refused.
-func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FencesRenewed, error) {
+func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	var out protocol.FencesRenewed
+	var out protocol.FenceSyncResult
 	rows, err := q.rows(ctx)
 	if err != nil {
 		return out, failure("read the platform's fences", err)
 	}
 	fences, keep, bad := fencesOf(rows)
-	// While it cannot be told whose row is no good, none is taken away.
+	// While it cannot be told whose row is invalid, none is taken away.
 	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term)
 	if err != nil {
 		return out, err
@@ -81,7 +81,7 @@ func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
 	return list, err
 }
 
-// fencesOf reads rows one by one. Keep has the IDs of those that are no good,
+// fencesOf reads rows one by one. Keep has the IDs of those that are invalid,
 // "" where there is none.
 func fencesOf(rows [][]byte) (fences []geofence.Fence, keep []string, bad []error) {
 	var numbers []int // row of each fence

@@ -44,7 +44,7 @@ func number(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) (n int) {
 // raise begins a term of the member test.
 func raise(t *testing.T, pool *pgxpool.Pool) int64 {
 	t.Helper()
-	term, err := store.NewLeader(pool, fenceScope, "test", time.Minute).Raise(t.Context())
+	term, err := store.NewLeader(pool, fenceScope, "test", time.Minute).BeginTerm(t.Context())
 	require.NoError(t, err)
 	return term
 }
@@ -138,7 +138,7 @@ func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
 		return e
 	}
 	span := func(from, to int64) geofence.Span { return geofence.Span{FromUS: from * 1e6, ToUS: to * 1e6} }
-	holding := func() map[geofence.Span]string {
+	positionCount := func() map[geofence.Span]string {
 		_, rows, err := store.NewFences(pool, time.Minute).Rows(t.Context())
 		require.NoError(t, err)
 		out := map[geofence.Span]string{}
@@ -154,7 +154,7 @@ func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
 	require.Equal(t, 1, e.Closed)
 	require.Equal(t, time.Unix(0, 0).UTC(), *e.From)
 	require.Equal(t, time.Unix(200, 0).UTC(), *e.To)
-	have := holding()
+	have := positionCount()
 	require.Len(t, have, 4)
 	require.Equal(t, have[span(0, 20)], have[span(30, 40)])
 	require.Contains(t, have, span(20, 30))
@@ -164,10 +164,10 @@ func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
 	refused := do("query", true, square("a", 5, geofence.Always), square("b", 5, geofence.Always))
 	require.Len(t, refused.Refused, 1)
 	require.Equal(t, 1, refused.Added)
-	require.Len(t, holding(), 5)
+	require.Len(t, positionCount(), 5)
 	// What is given is all that holds.
 	require.Equal(t, 3, do("import", true, square("a", 2, span(20, 30))).Closed)
-	require.Len(t, holding(), 2)
+	require.Len(t, positionCount(), 2)
 	_, err := editor.Import(t.Context(), []geofence.Fence{square("c", 1, span(0, 10)), square("c", 2, span(5, 10))}, "import", false)
 	require.ErrorContains(t, err, "overlaps")
 }

@@ -14,7 +14,7 @@ func (l *Ledger) Opened(ctx context.Context, kind string) ([]string, error) {
 select subject
 from processor.incidents
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and kind = $3
   and closed_at is null
 order by subject`, l.scope.Stream, l.scope.Group, kind)

@@ -21,15 +21,15 @@ func NewLeader(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 	return &Leader{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// Raise begins a new term of this member, which voids the writes of all
+// BeginTerm begins a new term of this member, which voids the writes of all
 // earlier ones.
-func (l *Leader) Raise(ctx context.Context) (term int64, err error) {
+func (l *Leader) BeginTerm(ctx context.Context) (term int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	err = l.pool.QueryRow(ctx, `
-insert into processor.leader as l (stream, grp, term, member)
+insert into processor.leader as l (stream, group_name, term, member)
 values ($1, $2, 1, $3)
-on conflict (stream, grp) do update
+on conflict (stream, group_name) do update
 set term = l.term + 1,
   member = excluded.member,
   since = now()
@@ -45,21 +45,21 @@ func (l *Leader) Resign(ctx context.Context, term int64) error {
 update processor.leader
 set member = null
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and term = $3
   and member = $4`, l.scope.Stream, l.scope.Group, term, l.member)
 	return failure("end the term", err)
 }
 
-// Present is the last term and who holds it, "" after a resignation.
-func (l *Leader) Present(ctx context.Context) (term int64, member string, err error) {
+// CurrentTerm is the last term and who holds it, "" after a resignation.
+func (l *Leader) CurrentTerm(ctx context.Context) (term int64, member string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	err = l.pool.QueryRow(ctx, `
 select coalesce(max(term), 0), coalesce(max(member), '')
 from processor.leader
 where stream = $1
-  and grp = $2`, l.scope.Stream, l.scope.Group).Scan(&term, &member)
+  and group_name = $2`, l.scope.Stream, l.scope.Group).Scan(&term, &member)
 	return term, member, failure("read the term", err)
 }
 
@@ -72,10 +72,10 @@ func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members [
 	}
 	return l.write(ctx, "assign shards", term, func(b *pgx.Batch) {
 		b.Queue(`
-insert into processor.assignments as a (stream, grp, shard, member, term)
+insert into processor.assignments as a (stream, group_name, shard, member, term)
 select $1, $2, m.shard, nullif(m.member, ''), $3
 from unnest($4::int[], $5::text[]) as m (shard, member)
-on conflict (stream, grp, shard) do update
+on conflict (stream, group_name, shard) do update
 set member = excluded.member,
   term = excluded.term,
   assigned_at = now()`, l.scope.Stream, l.scope.Group, term, n, members)

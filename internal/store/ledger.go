@@ -26,8 +26,8 @@ func NewLedger(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 	return &Ledger{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// Lose records losses. Recording the same loss again changes nothing.
-func (l *Ledger) Lose(ctx context.Context, losses []protocol.Loss) error {
+// RecordLosses records losses. Recording the same loss again changes nothing.
+func (l *Ledger) RecordLosses(ctx context.Context, losses []protocol.Loss) error {
 	if len(losses) == 0 {
 		return nil
 	}
@@ -45,7 +45,7 @@ func (l *Ledger) Lose(ctx context.Context, losses []protocol.Loss) error {
 		}
 		key := fmt.Sprintf("%s|%s|%s|%s|%s|%d", l.scope.Stream, l.scope.Group, loss.Cause, loss.First, loss.Last, loss.Entries)
 		b.Queue(`
-insert into processor.losses (dedupe_key, stream, grp, cause, first_id, last_id, entries, shard, detected_by)
+insert into processor.losses (dedupe_key, stream, group_name, cause, first_id, last_id, entries, shard, detected_by)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (dedupe_key) do nothing`,
 			key, l.scope.Stream, l.scope.Group, loss.Cause, knownID(loss.First), knownID(loss.Last), entries, shard, l.member)
@@ -62,16 +62,16 @@ func knownID(id telemetry.EntryID) *string {
 	return &text
 }
 
-// Lost is the number of entries in the ledger, and whether some losses are of
+// TotalLost is the number of entries in the ledger, and whether some losses are of
 // unknown size.
-func (l *Ledger) Lost(ctx context.Context) (entries int64, unknown bool, err error) {
+func (l *Ledger) TotalLost(ctx context.Context) (entries int64, unknown bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	err = l.pool.QueryRow(ctx, `
 select coalesce(sum(entries), 0), coalesce(bool_or(entries is null), false)
 from processor.losses
 where stream = $1
-  and grp = $2`, l.scope.Stream, l.scope.Group).Scan(&entries, &unknown)
+  and group_name = $2`, l.scope.Stream, l.scope.Group).Scan(&entries, &unknown)
 	return entries, unknown, failure("read the ledger", err)
 }
 
@@ -85,9 +85,9 @@ func (l *Ledger) Open(ctx context.Context, kind, subject string, detail map[stri
 		return fmt.Errorf("note incident %s: %w", kind, err)
 	}
 	_, err = l.pool.Exec(ctx, `
-insert into processor.incidents (stream, grp, kind, subject, detail)
+insert into processor.incidents (stream, group_name, kind, subject, detail)
 values ($1, $2, $3, $4, $5)
-on conflict (stream, grp, kind, subject) where closed_at is null do update
+on conflict (stream, group_name, kind, subject) where closed_at is null do update
 set detail = excluded.detail`, l.scope.Stream, l.scope.Group, kind, subject, text)
 	return failure("note incident "+kind, err)
 }
@@ -100,48 +100,48 @@ func (l *Ledger) Close(ctx context.Context, kind, subject string) error {
 update processor.incidents
 set closed_at = now()
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and kind = $3
   and subject = $4
   and closed_at is null`, l.scope.Stream, l.scope.Group, kind, subject)
 	return failure("close incident "+kind, err)
 }
 
-// Past is what is known from before a making of the group that was noticed some
+// GroupHistory is what is known from before a recreation of the group that was noticed some
 // time ago and is, or will be, noted as the incident of a subject.
-func (l *Ledger) Past(ctx context.Context, subject string, ago time.Duration) (protocol.Past, error) {
-	const op = "look what was known of the group"
+func (l *Ledger) GroupHistory(ctx context.Context, subject string, ago time.Duration) (protocol.GroupHistory, error) {
+	const op = "read the history of the group"
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	var past protocol.Past
+	var past protocol.GroupHistory
 	var known string
 	err := l.pool.QueryRow(ctx, `
 select
   coalesce((
     select kind
     from processor.incidents
-    where (stream, grp, subject) = ($1, $2, $3)
+    where (stream, group_name, subject) = ($1, $2, $3)
       and kind = any ($4)
     limit 1), ''),
   exists (
     select
     from processor.incidents
-    where (stream, grp) = ($1, $2)
+    where (stream, group_name) = ($1, $2)
       and kind = any ($4)
       and subject <> $3)
   or exists (
     select
     from processor.progress
-    where (stream, grp) = ($1, $2)
+    where (stream, group_name) = ($1, $2)
       and updated_at < now() - $5::interval),
   coalesce((
     select applied_id
     from processor.progress
-    where (stream, grp) = ($1, $2)
+    where (stream, group_name) = ($1, $2)
       and updated_at < now() - $5::interval
     order by split_part(applied_id, '-', 1)::numeric desc, split_part(applied_id, '-', 2)::numeric desc
     limit 1), '0-0')`, l.scope.Stream, l.scope.Group, subject,
-		[]string{protocol.GroupMade, protocol.GroupLost, protocol.RedisLost}, ago).Scan(&past.Kind, &past.Ever, &known)
+		[]string{protocol.GroupCreated, protocol.GroupLost, protocol.RedisLost}, ago).Scan(&past.Kind, &past.Ever, &known)
 	if err == nil {
 		past.Known, err = telemetry.ParseEntryID(known)
 	}
@@ -156,7 +156,7 @@ func (l *Ledger) OpenIncidents(ctx context.Context) (map[string]int, error) {
 select kind, count(*)
 from processor.incidents
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and closed_at is null
 group by kind`, l.scope.Stream, l.scope.Group)
 	if err != nil {
@@ -202,7 +202,7 @@ func (l *Ledger) Recent(ctx context.Context, since time.Duration, limit int) ([]
 select cause, first_id, last_id, entries, shard, detected_at
 from processor.losses
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and detected_at > now() - $3::interval
 order by detected_at desc, id desc
 limit $4`, l.scope.Stream, l.scope.Group, since, limit)
@@ -217,11 +217,11 @@ limit $4`, l.scope.Stream, l.scope.Group, since, limit)
 select kind, subject, opened_at, closed_at, detail
 from processor.incidents
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and kind <> $5
   and (closed_at is null or closed_at > now() - $3::interval)
 order by closed_at is not null, opened_at desc, id desc
-limit $4`, l.scope.Stream, l.scope.Group, since, limit, protocol.GroupMade)
+limit $4`, l.scope.Stream, l.scope.Group, since, limit, protocol.GroupCreated)
 	if err != nil {
 		return nil, nil, failure(op, err)
 	}

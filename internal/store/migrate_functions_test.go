@@ -16,7 +16,7 @@ import (
 )
 
 const insertShards = `
-insert into processor.shards (stream, grp, shard, owner, epoch)
+insert into processor.shards (stream, group_name, shard, owner, epoch)
 select 's', 'g', n, 'm-1', 7
 from generate_series(0, 63) n`
 
@@ -31,9 +31,9 @@ func TestFenceRefusesWhatIsNotHeldAndNamesIt(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	run(t, conn, insertShards)
-	run(t, conn, `update processor.shards set owner = 'm-2', epoch = 8 where shard = 5`)
-	run(t, conn, `update processor.shards set owner = null where shard = 6`)
+	probeRow(t, conn, insertShards)
+	probeRow(t, conn, `update processor.shards set owner = 'm-2', epoch = 8 where shard = 5`)
+	probeRow(t, conn, `update processor.shards set owner = null where shard = 6`)
 
 	const fence = `select processor.fence($1, $2, $3, $4, $5)`
 	tests := []struct {
@@ -96,25 +96,25 @@ func TestFenceRefusesWhatIsNotHeldAndNamesIt(t *testing.T) {
 	require.Equal(t, "PF001", got)
 }
 
-func TestFenceHoldsBackATakeoverAndSeesOneThatWasFirst(t *testing.T) {
+func TestFenceBlocksATakeoverAndSeesOneThatWasFirst(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	old, other, next := connect(t, url), connect(t, url), connect(t, url)
-	run(t, old, insertShards)
+	probeRow(t, old, insertShards)
 	const (
 		fence    = `select processor.fence('s', 'g', array[3, 1], array[7, 7]::bigint[], 'm-1')`
 		takeover = `update processor.shards set epoch = epoch + 1, owner = 'm-2' where shard = 3`
 	)
 
-	run(t, old, `begin; `+fence)
-	run(t, other, `set lock_timeout = '200ms'; begin; `+fence+`; rollback`)
-	run(t, next, `set lock_timeout = '200ms'`)
+	probeRow(t, old, `begin; `+fence)
+	probeRow(t, other, `set lock_timeout = '200ms'; begin; `+fence+`; rollback`)
+	probeRow(t, next, `set lock_timeout = '200ms'`)
 	_, err := next.Exec(t.Context(), takeover)
 	got, _ := code(t, err)
 	require.Equal(t, "55P03", got, "a takeover passed a fenced commit")
-	run(t, old, `commit`)
+	probeRow(t, old, `commit`)
 
-	run(t, next, `begin; `+takeover)
+	probeRow(t, next, `begin; `+takeover)
 	refused := make(chan error, 1)
 	go func() {
 		_, err := old.Exec(context.WithoutCancel(t.Context()), `begin; `+fence)
@@ -126,7 +126,7 @@ func TestFenceHoldsBackATakeoverAndSeesOneThatWasFirst(t *testing.T) {
 			`select wait_event_type = 'Lock' from pg_stat_activity where pid = $1`, old.PgConn().PID()).Scan(&waiting)
 		return err == nil && waiting
 	}, 10*time.Second, 10*time.Millisecond, "the commit did not wait for the takeover")
-	run(t, next, `commit`)
+	probeRow(t, next, `commit`)
 	got, detail := code(t, <-refused)
 	require.Equal(t, "PF001", got)
 	require.Equal(t, "shard 3: epoch 7 was expected, it is 8, owner m-2", detail)
@@ -136,9 +136,9 @@ func TestOldTermIsRefused(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	run(t, conn, `insert into processor.leader (stream, grp, term, member) values ('s', 'g', 4, 'm-1')`)
+	probeRow(t, conn, `insert into processor.leader (stream, group_name, term, member) values ('s', 'g', 4, 'm-1')`)
 	const check = `select processor.check_term($1, 'g', $2, $3)`
-	run(t, conn, check, "s", 4, "m-1")
+	probeRow(t, conn, check, "s", 4, "m-1")
 	for _, args := range [][]any{{"s", 3, "m-1"}, {"s", 4, "m-2"}, {"other", 4, "m-1"}, {"s", nil, nil}} {
 		_, err := conn.Exec(t.Context(), check, args...)
 		got, _ := code(t, err)
@@ -150,14 +150,14 @@ func TestGeofenceVersionsDoNotOverlapAndAreAnnounced(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn, listener := connect(t, url), connect(t, url)
-	run(t, listener, `listen processor_geofences`)
+	probeRow(t, listener, `listen processor_geofences`)
 	const insert = `
 insert into processor.geofences (id, version, name, kind, geometry, radius_m, valid_from, valid_to)
 values ($1, $2, 'a fence', 'circle', '{"type": "Point", "coordinates": [1, 2]}', 50, $3::timestamptz, $4::timestamptz)`
 
-	run(t, conn, insert, "a", 1, nil, "2026-01-01")
-	run(t, conn, insert, "a", 2, "2026-01-01", nil)
-	run(t, conn, insert, "b", 1, nil, nil)
+	probeRow(t, conn, insert, "a", 1, nil, "2026-01-01")
+	probeRow(t, conn, insert, "a", 2, "2026-01-01", nil)
+	probeRow(t, conn, insert, "b", 1, nil, nil)
 	for want := 1; want <= 3; want++ {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		n, err := listener.WaitForNotification(ctx)
@@ -195,7 +195,7 @@ func TestTwoTransactionsCannotAddOverlappingGeofenceVersions(t *testing.T) {
 	const insert = `
 insert into processor.geofences (id, version, name, kind, geometry)
 values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2], [1, 3]]}')`
-	run(t, first, `begin; `+fmt.Sprintf(insert, 1))
+	probeRow(t, first, `begin; `+fmt.Sprintf(insert, 1))
 	refused := make(chan error, 1)
 	go func() {
 		_, err := second.Exec(context.WithoutCancel(t.Context()), `begin; `+fmt.Sprintf(insert, 2)+`; commit`)
@@ -208,7 +208,7 @@ values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2
 			`select wait_event_type = 'Lock' from pg_stat_activity where pid = $1`, second.PgConn().PID()).Scan(&waiting)
 		return err == nil && waiting
 	}, 10*time.Second, 10*time.Millisecond, "the second transaction did not wait for the first")
-	run(t, first, `commit`)
+	probeRow(t, first, `commit`)
 	got, _ := code(t, <-refused)
 	require.Equal(t, "23P01", got)
 }
@@ -226,8 +226,8 @@ func BenchmarkFence(b *testing.B) {
 	_, err = conn.Exec(ctx, insertShards)
 	require.NoError(b, err)
 	_, err = conn.Exec(ctx, `
-insert into processor.progress (stream, grp, shard, applied_id)
-select stream, grp, shard, '0-0' from processor.shards`)
+insert into processor.progress (stream, group_name, shard, applied_id)
+select stream, group_name, shard, '0-0' from processor.shards`)
 	require.NoError(b, err)
 
 	measure := func(b *testing.B) {

@@ -25,8 +25,8 @@ const migrationLock int64 = 0x70726f636573736f
 func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 	url := emptyDatabase(t)
 	holder := connect(t, url)
-	run(t, holder, `set application_name = 'a stuck migration'`)
-	run(t, holder, `select pg_advisory_lock($1)`, migrationLock)
+	probeRow(t, holder, `set application_name = 'a stuck migration'`)
+	probeRow(t, holder, `select pg_advisory_lock($1)`, migrationLock)
 
 	begin := time.Now()
 	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
@@ -46,7 +46,7 @@ func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 		`select to_regnamespace('processor') is not null or to_regclass('public.positions') is not null`).Scan(&made))
 	require.False(t, made, "something was made without the lock")
 
-	run(t, holder, `select pg_advisory_unlock($1)`, migrationLock)
+	probeRow(t, holder, `select pg_advisory_unlock($1)`, migrationLock)
 	require.Equal(t, migrationNames, migrate(t, url))
 	var held int
 	require.NoError(t, holder.QueryRow(t.Context(),
@@ -57,13 +57,13 @@ func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
 	url := emptyDatabase(t)
 	other := connect(t, url)
-	run(t, other, upstreamPositions)
-	run(t, other, `begin; lock table public.positions in share mode`)
+	probeRow(t, other, upstreamPositions)
+	probeRow(t, other, `begin; lock table public.positions in share mode`)
 	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
 		store.MigrationLockTimeout(200*time.Millisecond))
 	require.ErrorContains(t, err, "0001_positions.sql: another session holds a lock")
 	require.NotErrorIs(t, err, store.ErrSchema)
-	run(t, other, `rollback`)
+	probeRow(t, other, `rollback`)
 	require.Equal(t, migrationNames, migrate(t, url))
 }
 
@@ -74,10 +74,10 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	var clients []*pgx.Conn
 	for range 3 {
 		clients = append(clients, connect(t, pooled))
-		run(t, clients[len(clients)-1], `begin`)
+		probeRow(t, clients[len(clients)-1], `begin`)
 	}
 	for _, client := range clients {
-		run(t, client, `rollback`)
+		probeRow(t, client, `rollback`)
 	}
 	_, err := store.Migrate(t.Context(), pooled, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, store.ErrPooler)
@@ -90,7 +90,7 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	require.False(t, left, "schema or lock left behind")
 }
 
-func TestLockThatTheSessionHoldsAlreadyIsTakenForAPooler(t *testing.T) {
+func TestLockThatTheSessionHoldsAlreadyIsReportedAsAPooler(t *testing.T) {
 	require.ErrorIs(t, store.LockTwice(t.Context(), emptyDatabase(t)), store.ErrPooler)
 }
 

@@ -129,7 +129,7 @@ func openMigrationSession(ctx context.Context, url string, log *slog.Logger) (*m
 		if n.SeverityUnlocalized == "WARNING" {
 			level = slog.LevelWarn
 		}
-		log.Log(ctx, level, "postgres says", "message", n.Message)
+		log.Log(ctx, level, "Postgres notice", "message", n.Message)
 	}
 	db := sql.OpenDB(&oneConnector{Connector: stdlib.GetConnector(*config)})
 	db.SetMaxOpenConns(1)
@@ -165,7 +165,7 @@ func (s *migrationSession) refusePooler(ctx context.Context) error {
 		conn, err := pgx.ConnectConfig(ctx, s.config)
 		if err != nil {
 			// A session pooler with few connections left: nothing proven.
-			s.log.Warn("pooler in front of Postgres, could not find out its mode", "error", err)
+			s.log.Warn("pooler detected; its mode is unknown", "error", err)
 			break
 		}
 		defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // only read from

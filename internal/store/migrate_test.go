@@ -43,7 +43,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-func run(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+func probeRow(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), sql, args...)
 	require.NoError(t, err)

@@ -34,9 +34,9 @@ create table if not exists loadtest.commits (
   session text not null
 );
 
-create table if not exists loadtest.tenures (
+create table if not exists loadtest.ownership_spans (
   stream text not null,
-  grp text not null,
+  group_name text not null,
   shard integer not null,
   epoch bigint not null,
   owner text
@@ -69,8 +69,8 @@ returns trigger
 language plpgsql
 as $$
 begin
-  insert into loadtest.tenures (stream, grp, shard, epoch, owner)
-  values (new.stream, new.grp, new.shard, new.epoch, new.owner);
+  insert into loadtest.ownership_spans (stream, group_name, shard, epoch, owner)
+  values (new.stream, new.group_name, new.shard, new.epoch, new.owner);
   return null;
 end
 $$;
@@ -102,7 +102,7 @@ drop schema if exists loadtest cascade`)
 	return failure("remove the observer", err)
 }
 
-// Dated tells whether the server keeps the time of each commit
+// Dated reports whether the server keeps the time of each commit
 // (track_commit_timestamp), without which there is nothing to judge by.
 func (o *Observer) Dated(ctx context.Context) (bool, error) {
 	var on bool
@@ -141,7 +141,7 @@ type Commit struct {
 func (o *Observer) Commits(ctx context.Context) iter.Seq2[Commit, error] {
 	return func(yield func(Commit, error) bool) {
 		err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			if err := unhurried(ctx, tx); err != nil {
+			if err := withoutStatementTimeout(ctx, tx); err != nil {
 				return err
 			}
 			rows, err := tx.Query(ctx, `
@@ -173,26 +173,26 @@ order by p.device_id collate "C", p.ts`)
 	}
 }
 
-// Tenure is the begin of an ownership of a shard, or of a time without an owner.
-type Tenure struct {
+// OwnershipSpan is the begin of an ownership of a shard, or of a time without an owner.
+type OwnershipSpan struct {
 	Shard  int
 	Epoch  int64
 	Owner  string // "" when released
 	FromUS int64  // commit of the change
 }
 
-// Tenures returns every change of ownership in the order of commits.
-func (o *Observer) Tenures(ctx context.Context) ([]Tenure, error) {
+// OwnershipSpans returns every change of ownership in the order of commits.
+func (o *Observer) OwnershipSpans(ctx context.Context) ([]OwnershipSpan, error) {
 	rows, err := o.pool.Query(ctx, `
 select shard, epoch, coalesce(owner, ''), pg_xact_commit_timestamp(xmin) as at
-from loadtest.tenures
+from loadtest.ownership_spans
 where stream = $1
-  and grp = $2
+  and group_name = $2
 order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 	if err != nil {
 		return nil, failure("read tenures", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t Tenure, err error) {
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t OwnershipSpan, err error) {
 		var at time.Time
 		err = row.Scan(&t.Shard, &t.Epoch, &t.Owner, &at)
 		t.FromUS = at.UnixMicro()
@@ -251,7 +251,7 @@ func (o *Observer) Requests(ctx context.Context) (n int, err error) {
 select count(*)
 from processor.requests
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and state in ('waiting', 'running')`, o.scope.Stream, o.scope.Group).Scan(&n)
 	return n, failure("count requests", err)
 }

@@ -22,7 +22,7 @@ type Config struct {
 	ConnectTimeout   time.Duration
 	StatementTimeout time.Duration // of the server; the client waits a little longer
 	LockTimeout      time.Duration
-	Runs             *Runs // told of every connection; nil where nobody minds
+	Runs             *ServerGeneration // told of every connection; nil where nobody minds
 }
 
 // ApplicationName is what the sessions of a member are called in

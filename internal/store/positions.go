@@ -23,9 +23,9 @@ order by device_id collate "C", ts`
 // errEnough ends a transaction whose rows nobody wants any more.
 var errEnough = errors.New("no more rows are wanted")
 
-// unhurried lifts the bounds on one transaction: who reads a table of any size
+// withoutStatementTimeout lifts the bounds on one transaction: who reads a table of any size
 // row by row may pause between two of them.
-func unhurried(ctx context.Context, tx pgx.Tx) error {
+func withoutStatementTimeout(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0")
 	return err
 }
@@ -37,7 +37,7 @@ func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Reco
 	return func(yield func(telemetry.Record, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			// A table of any size is sorted and sent in one statement.
-			if err := unhurried(ctx, tx); err != nil {
+			if err := withoutStatementTimeout(ctx, tx); err != nil {
 				return err
 			}
 			rows, err := tx.Query(ctx, positionsSQL)

@@ -23,7 +23,7 @@ func (l *Leader) Recompute(ctx context.Context, term int64, list []protocol.Wind
 	return l.write(ctx, "record requests", term, func(b *pgx.Batch) {
 		b.Queue(`
 with made as (
-  insert into processor.requests (stream, grp, kind, shard, device_id, from_ts, to_ts, reason, requested_by, source_key)
+  insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by, source_key)
   select $1, $2, 'recompute', r.shard, r.device_id, r.from_ts, r.to_ts, r.reason, 'recompute:requests', r.source_key
   from unnest($3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[], $8::text[])
     as r (shard, device_id, from_ts, to_ts, reason, source_key)

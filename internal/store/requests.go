@@ -38,7 +38,7 @@ func (q *Requests) Waiting(ctx context.Context, shards []int) ([]protocol.Reques
 select distinct on (shard) id, kind, shard, coalesce(device_id, ''), from_ts, to_ts, progress
 from processor.requests
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and shard = any ($3)
   and state in ('waiting', 'running')
 order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
@@ -66,7 +66,7 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 
 // Step does a bounded part of a recompute or an erasure, in one transaction
 // that ends with the check of the shard's epoch, and notes how far it came.
-func (q *Requests) Step(ctx context.Context, o protocol.Order) (protocol.Progress, bool, error) {
+func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.Progress, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 4*q.writer.timeout)
 	defer cancel()
 	p := o.Request.Progress
@@ -89,7 +89,7 @@ func (q *Requests) Step(ctx context.Context, o protocol.Order) (protocol.Progres
 }
 
 // Finish ends a request with a result, or as failed with a reason.
-func (q *Requests) Finish(ctx context.Context, o protocol.Order, result map[string]any, failed string) error {
+func (q *Requests) Finish(ctx context.Context, o protocol.RequestStep, result map[string]any, failed string) error {
 	ctx, cancel := context.WithTimeout(ctx, q.writer.timeout)
 	defer cancel()
 	err := q.inTx(ctx, o, func(_ context.Context, _ *pgx.Conn, then *pgx.Batch) error {
@@ -107,7 +107,7 @@ set state = $2,
   result = $3,
   started_at = coalesce(started_at, now()),
   finished_at = now(),
-  run_by = $4
+  executed_by = $4
 where id = $1`, o.Request.ID, state, text, q.writer.member)
 		return nil
 	})
@@ -115,7 +115,7 @@ where id = $1`, o.Request.ID, state, text, q.writer.member)
 }
 
 // inTx runs f in a transaction that commits under the epoch of the shard.
-func (q *Requests) inTx(ctx context.Context, o protocol.Order, f func(context.Context, *pgx.Conn, *pgx.Batch) error) error {
+func (q *Requests) inTx(ctx context.Context, o protocol.RequestStep, f func(context.Context, *pgx.Conn, *pgx.Batch) error) error {
 	pooled, err := q.writer.pool.Acquire(ctx)
 	if err != nil {
 		return &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
@@ -128,7 +128,7 @@ func (q *Requests) inTx(ctx context.Context, o protocol.Order, f func(context.Co
 	}
 	if err == nil {
 		then.Queue("select processor.check_fences($1)", o.Rules.Fences.Version)
-		q.writer.queueFence(then, []protocol.Held{o.Held})
+		q.writer.queueFence(then, []protocol.ShardLease{o.Lease})
 		then.Queue("commit").Exec(committed)
 		err = tx.SendBatch(ctx, then).Close()
 	}
@@ -154,7 +154,7 @@ set state = $2,
   result = case when $2 = 'done' then $3::jsonb else result end,
   started_at = coalesce(started_at, now()),
   finished_at = case when $2 = 'done' then now() else finished_at end,
-  run_by = $4
+  executed_by = $4
 where id = $1`, id, state, text, q.writer.member)
 	return nil
 }
@@ -171,7 +171,7 @@ const devicesAtOnce = 64
 // recompute derives windows again until about stepFixes positions were read:
 // those of many devices at once, those of a device with more than that by itself
 // and piece by piece.
-func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress, then *pgx.Batch) (done bool, err error) {
+func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress, then *pgx.Batch) (done bool, err error) {
 	from, to := max(o.Request.FromUS, firstUS), min(o.Request.ToUS, lastUS)
 	for budget := int64(stepFixes); budget > 0; {
 		var list []window
@@ -179,7 +179,7 @@ func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Order
 		heavy := p.AfterUS != nil
 		if heavy {
 			w := window{device: p.Device, lo: *p.AfterUS + 1, hi: to}
-			held, err := holdings(ctx, tx, []string{p.Device}, w.lo, to)
+			held, err := countPositions(ctx, tx, []string{p.Device}, w.lo, to)
 			if err != nil {
 				return false, err
 			}
@@ -196,7 +196,7 @@ func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Order
 			if err != nil || len(devices) == 0 {
 				return len(devices) == 0, err
 			}
-			held, err := holdings(ctx, tx, devices, from, to)
+			held, err := countPositions(ctx, tx, devices, from, to)
 			if err != nil {
 				return false, err
 			}
@@ -226,14 +226,14 @@ func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Order
 	return false, nil
 }
 
-// holding is how many positions a device has in a span, counted up to
+// positionCount is how many positions a device has in a span, counted up to
 // stepFixes, and the device time of the last one counted.
-type holding struct {
+type positionCount struct {
 	fixes int64
 	last  int64
 }
 
-func holdings(ctx context.Context, tx *pgx.Conn, devices []string, from, to int64) ([]holding, error) {
+func countPositions(ctx context.Context, tx *pgx.Conn, devices []string, from, to int64) ([]positionCount, error) {
 	rows, err := tx.Query(ctx, `
 select h.n, coalesce(h.last, 'epoch')
 from unnest($1::text[]) with ordinality as w (device_id, i)
@@ -252,8 +252,8 @@ order by w.i`, devices, micros(from), micros(to), stepFixes)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (holding, error) {
-		var h holding
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (positionCount, error) {
+		var h positionCount
 		var last time.Time
 		err := row.Scan(&h.fixes, &last)
 		h.last = last.UnixMicro()
@@ -262,7 +262,7 @@ order by w.i`, devices, micros(from), micros(to), stepFixes)
 }
 
 // nextDevices is some devices of the shard that follow the one done last.
-func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress) ([]string, error) {
+func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) ([]string, error) {
 	if o.Request.Device != "" {
 		if p.Devices > 0 {
 			return nil, nil
@@ -314,7 +314,7 @@ where device_id is not null`, after)
 }
 
 // erase removes what is stored of a device, and what waits to be tried again.
-func (q *Requests) erase(ctx context.Context, tx *pgx.Conn, o protocol.Order, p *protocol.Progress) (done bool, err error) {
+func (q *Requests) erase(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) (done bool, err error) {
 	if o.Request.Device == "" {
 		return false, errors.New("an erasure names a device")
 	}

@@ -26,7 +26,7 @@ where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
 	if err != nil {
 		return failure("read the number of shards", err)
 	}
-	return &protocol.Failure{Kind: protocol.Misused, Code: "shards", Err: fmt.Errorf(
+	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
 		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
 }
 
@@ -38,7 +38,7 @@ func (s *Shards) Requested(ctx context.Context) (n int, err error) {
 select count(*)
 from processor.requests
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and state in ('waiting', 'running')`, s.scope.Stream, s.scope.Group).Scan(&n)
 	return n, failure("count requests", err)
 }
@@ -47,13 +47,13 @@ where stream = $1
 func (s *Shards) Pinned(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	pins, err := ReadPins(ctx, s.pool, s.scope)
+	pins, err := ReadFleetSettings(ctx, s.pool, s.scope)
 	return pins.Shards, err
 }
 
 // Resize changes the number of shards in one transaction, when all queues are
-// empty and nobody deals. All epochs rise, so that nobody who owned a shard can
-// commit for it any more; nobody owns any afterwards. All that was dealt, up to
+// empty and nobody dispatches. All epochs rise, so that nobody who owned a shard can
+// commit for it any more; nobody owns any afterwards. All that was dispatched, up to
 // the last-delivered ID, is done, which the new marks say.
 func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -83,28 +83,28 @@ set epoch = epoch + 1,
   owner = null,
   updated_at = now()
 where stream = $1
-  and grp = $2`, both},
-			{`insert into processor.shards (stream, grp, shard, epoch)
+  and group_name = $2`, both},
+			{`insert into processor.shards (stream, group_name, shard, epoch)
 select $1, $2, n, (
   select coalesce(max(epoch), 0)
   from processor.shards
   where stream = $1
-    and grp = $2)
+    and group_name = $2)
 from generate_series(0, $3 - 1) as n
 on conflict do nothing`, all},
 			{`delete from processor.shards
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and shard >= $3`, all},
 			{`delete from processor.assignments
 where stream = $1
-  and grp = $2`, both},
-			{`insert into processor.assignments (stream, grp, shard)
+  and group_name = $2`, both},
+			{`insert into processor.assignments (stream, group_name, shard)
 select $1, $2, n
 from generate_series(0, $3 - 1) as n`, all},
 			{`delete from processor.progress
 where stream = $1
-  and grp = $2`, both},
+  and group_name = $2`, both},
 		} {
 			if _, err := tx.Exec(ctx, step.sql, step.args...); err != nil {
 				return err
@@ -112,7 +112,7 @@ where stream = $1
 		}
 		if !delivered.IsZero() {
 			if _, err := tx.Exec(ctx, `
-insert into processor.progress (stream, grp, shard, applied_id)
+insert into processor.progress (stream, group_name, shard, applied_id)
 select $1, $2, n, $4
 from generate_series(0, $3 - 1) as n`, s.scope.Stream, s.scope.Group, to, delivered.String()); err != nil {
 				return err
@@ -137,7 +137,7 @@ func (s *Shards) moveDeferred(ctx context.Context, tx pgx.Tx, shards int) (moved
 select entry_id, fields, shard
 from processor.deferred
 where stream = $1
-  and grp = $2
+  and group_name = $2
 for update`, s.scope.Stream, s.scope.Group)
 	if err != nil {
 		return 0, err
@@ -165,7 +165,7 @@ update processor.deferred d
 set shard = m.shard
 from unnest($3::text[], $4::text[], $5::int[]) as m (entry_id, digest, shard)
 where d.stream = $1
-  and d.grp = $2
+  and d.group_name = $2
   and d.entry_id = m.entry_id
   and d.digest = m.digest`, s.scope.Stream, s.scope.Group, ids, digests, of)
 	return len(ids), err
@@ -193,7 +193,7 @@ update processor.assignments
 set member = $4,
   assigned_at = now()
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and shard = $3`, s.scope.Stream, s.scope.Group, sh.Shard, to[i]); err != nil {
 				return err
 			}
@@ -213,7 +213,7 @@ with taken as (
     owner = null,
     updated_at = now()
   where stream = $1
-    and grp = $2
+    and group_name = $2
     and shard = $3
     and owner = $4
   returning shard

@@ -11,17 +11,17 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// PinnedError says that this instance is configured otherwise than the fleet.
-type PinnedError struct {
+// SettingMismatchError says that this instance is configured otherwise than the fleet.
+type SettingMismatchError struct {
 	Name, Fleet, Ours, Remedy string
 }
 
-func (e *PinnedError) Error() string {
+func (e *SettingMismatchError) Error() string {
 	return fmt.Sprintf("%s is %s here and %s for the fleet; %s", e.Name, e.Ours, e.Fleet, e.Remedy)
 }
 
 // ExitCode is that of a bad configuration.
-func (e *PinnedError) ExitCode() int { return 3 }
+func (e *SettingMismatchError) ExitCode() int { return 3 }
 
 // Setting is a value that must be the same for all instances.
 type Setting struct {
@@ -58,7 +58,7 @@ where name = any ($1)`, names)
 	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
 		i := slices.Index(names, name)
 		if s := settings[i]; s.Value != value {
-			errs = append(errs, &PinnedError{Name: s.Name, Fleet: value, Ours: s.Value, Remedy: s.Remedy})
+			errs = append(errs, &SettingMismatchError{Name: s.Name, Fleet: value, Ours: s.Value, Remedy: s.Remedy})
 		}
 		return nil
 	}); err != nil {

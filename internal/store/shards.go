@@ -37,16 +37,16 @@ func (s *Shards) Ensure(ctx context.Context, n int) error {
 	}
 	_, err := s.pool.Exec(ctx, `
 with made as (
-  insert into processor.shards (stream, grp, shard, epoch)
+  insert into processor.shards (stream, group_name, shard, epoch)
   select $1, $2, n, case when exists (
     select from processor.assignments
     where stream = $1
-      and grp = $2
+      and group_name = $2
   ) then pg_current_xact_id()::text::bigint else 0 end
   from generate_series(0, $3 - 1) as n
   on conflict do nothing
 )
-insert into processor.assignments (stream, grp, shard)
+insert into processor.assignments (stream, group_name, shard)
 select $1, $2, n
 from generate_series(0, $3 - 1) as n
 on conflict do nothing`, s.scope.Stream, s.scope.Group, n)
@@ -58,13 +58,13 @@ func (s *Shards) List(ctx context.Context) ([]protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	rows, err := s.pool.Query(ctx, `
-select s.shard, coalesce(s.owner, ''), s.epoch, coalesce(p.applied_id, '0-0'), s.deaths, coalesce(s.run_limit, 0),
+select s.shard, coalesce(s.owner, ''), s.epoch, coalesce(p.applied_id, '0-0'), s.crash_count, coalesce(s.max_in_flight, 0),
   coalesce(a.member, ''), coalesce(a.term, 0), coalesce(s.owner_since, s.updated_at)
 from processor.shards s
-left join processor.assignments a using (stream, grp, shard)
-left join processor.progress p using (stream, grp, shard)
+left join processor.assignments a using (stream, group_name, shard)
+left join processor.progress p using (stream, group_name, shard)
 where s.stream = $1
-  and s.grp = $2
+  and s.group_name = $2
 order by s.shard`, s.scope.Stream, s.scope.Group)
 	if err != nil {
 		return nil, failure("list shards", err)
@@ -72,7 +72,7 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Shard, error) {
 		var sh protocol.Shard
 		var applied string
-		if err := row.Scan(&sh.Shard, &sh.Owner, &sh.Epoch, &applied, &sh.Deaths, &sh.RunLimit,
+		if err := row.Scan(&sh.Shard, &sh.Owner, &sh.Epoch, &applied, &sh.CrashCount, &sh.MaxInFlight,
 			&sh.Assigned, &sh.Term, &sh.Since); err != nil {
 			return sh, err
 		}
@@ -83,35 +83,35 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 	return list, failure("list shards", err)
 }
 
-// Take makes member the owner of a shard that is assigned to it, and raises the
+// Acquire makes member the owner of a shard that is assigned to it, and raises the
 // epoch, which fences every commit begun before. It waits for a commit of the
 // present owner that is already under way, so that its rows are seen afterwards.
 // Alive is an owner whose process was not seen to end, "" for none: its loss of
-// the shard raises no suspicion.
-func (s *Shards) Take(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
+// the shard raises no quarantine.
+func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		was, applied, err := s.standing(ctx, tx, shard, member)
+		was, applied, err := s.shardHistory(ctx, tx, shard, member)
 		if err != nil {
 			return err
 		}
 		was.Alive = was.Owner == alive
-		taken.Suspicion = protocol.Suspect(member, was)
-		taken.Deaths, taken.RunLimit, taken.Applied = taken.Suspicion.Deaths, taken.Suspicion.Limit, applied
+		taken.Quarantine = protocol.AssessCrash(member, was)
+		taken.CrashCount, taken.MaxInFlight, taken.Applied = taken.Quarantine.CrashCount, taken.Quarantine.Limit, applied
 		return tx.QueryRow(ctx, `
 update processor.shards
 set epoch = epoch + 1,
   owner = $4,
   owner_since = now(),
   updated_at = now(),
-  deaths = $5,
-  run_limit = nullif($6, 0)
+  crash_count = $5,
+  max_in_flight = nullif($6, 0)
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and shard = $3
-returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Deaths, taken.RunLimit).Scan(&taken.Epoch, &taken.Since)
+returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.Shard{}, fmt.Errorf("take shard %d: %w", shard, protocol.ErrNotAssigned)
@@ -124,28 +124,28 @@ returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Dea
 
 // Release gives a shard up after its last commit, so that the next owner need
 // not wait. The epoch must be the one it was held under.
-func (s *Shards) Release(ctx context.Context, held protocol.Held, member string, applied telemetry.EntryID) error {
+func (s *Shards) Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	_, err := s.pool.Exec(ctx, `
 with released as (
   update processor.shards
   set owner = null,
-    deaths = 0,
+    crash_count = 0,
     updated_at = now()
   where stream = $1
-    and grp = $2
+    and group_name = $2
     and shard = $3
     and epoch = $4
     and owner = $5
   returning shard
 ),
 marked as (
-  insert into processor.progress as p (stream, grp, shard, applied_id)
+  insert into processor.progress as p (stream, group_name, shard, applied_id)
   select $1, $2, shard, $6
   from released
   where $6 <> '0-0'
-  on conflict (stream, grp, shard) do update
+  on conflict (stream, group_name, shard) do update
   set applied_id = excluded.applied_id,
     updated_at = now()
 )

@@ -18,41 +18,41 @@ type Trace struct {
 	Applied  string     // progress mark of the shard
 	Last     *time.Time // newest device time stored
 	Stored   map[telemetry.EntryID]bool
-	Deferred map[telemetry.EntryID]Later
+	Deferred map[telemetry.EntryID]DeferredEntry
 	Letters  map[telemetry.EntryID]string // archived dead letters: class
 	Lost     map[telemetry.EntryID]string // cause, for IDs that a loss's range covers
 }
 
-// Later is a deferred entry.
-type Later struct {
+// DeferredEntry is a deferred entry.
+type DeferredEntry struct {
 	Class    string
 	Error    string
 	Attempts int
 	Next     time.Time
 }
 
-// Sought is an entry and the row that it would be.
-type Sought struct {
+// TraceQuery is an entry and the row that it would be.
+type TraceQuery struct {
 	ID     telemetry.EntryID
 	TimeUS int64 // device time; rows are found by it
 	Known  bool  // whether it decodes, so that TimeUS means something
 }
 
 // TraceDevice looks for entries of a device in the tables.
-func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device string, shard int, sought []Sought) (Trace, error) {
+func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device string, shard int, sought []TraceQuery) (Trace, error) {
 	const op = "trace the device"
 	t := Trace{
-		Stored: make(map[telemetry.EntryID]bool), Deferred: make(map[telemetry.EntryID]Later),
+		Stored: make(map[telemetry.EntryID]bool), Deferred: make(map[telemetry.EntryID]DeferredEntry),
 		Letters: make(map[telemetry.EntryID]string), Lost: make(map[telemetry.EntryID]string),
 	}
 	err := pool.QueryRow(ctx, `
 select coalesce(max(s.owner), ''), coalesce(max(s.epoch), 0), coalesce(max(a.member), ''), coalesce(max(p.applied_id), ''),
   (select max(ts) from public.positions where device_id = $4)
 from processor.shards s
-left join processor.assignments a using (stream, grp, shard)
-left join processor.progress p using (stream, grp, shard)
+left join processor.assignments a using (stream, group_name, shard)
+left join processor.progress p using (stream, group_name, shard)
 where s.stream = $1
-  and s.grp = $2
+  and s.group_name = $2
   and s.shard = $3`, scope.Stream, scope.Group, shard, device).Scan(&t.Owner, &t.Epoch, &t.Assigned, &t.Applied, &t.Last)
 	if err != nil {
 		return t, failure(op, err)
@@ -91,10 +91,10 @@ where s.stream = $1
 select entry_id, class, error, attempts, next_attempt_at
 from processor.deferred
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and entry_id = any ($3)`, func(row pgx.CollectableRow) error {
 		var id string
-		var l Later
+		var l DeferredEntry
 		err := row.Scan(&id, &l.Class, &l.Error, &l.Attempts, &l.Next)
 		t.Deferred[byText[id]] = l
 		return err
@@ -105,7 +105,7 @@ where stream = $1
 select source_id, class
 from processor.dead_letters
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and source_id = any ($3)`, func(row pgx.CollectableRow) error {
 		var id, class string
 		err := row.Scan(&id, &class)
@@ -119,7 +119,7 @@ where stream = $1
 
 // losses notes which entries a loss of the ledger names by itself. A range of
 // several may cover an entry that was not lost, so it proves nothing of one.
-func (t *Trace) losses(ctx context.Context, pool *pgxpool.Pool, scope Scope, shard int, sought []Sought) error {
+func (t *Trace) losses(ctx context.Context, pool *pgxpool.Pool, scope Scope, shard int, sought []TraceQuery) error {
 	ids, byText := make([]string, len(sought)), make(map[string]telemetry.EntryID, len(sought))
 	for i, s := range sought {
 		ids[i] = s.ID.String()
@@ -129,7 +129,7 @@ func (t *Trace) losses(ctx context.Context, pool *pgxpool.Pool, scope Scope, sha
 select first_id, cause
 from processor.losses
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and (shard = $3 or shard is null)
   and first_id = last_id
   and first_id = any ($4)`, scope.Stream, scope.Group, shard, ids)

@@ -27,10 +27,10 @@ func NewUnconfirmed(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Unc
 // unconfirmedSQL: of a letter that was given up before, the row says again that
 // it is to be added.
 const unconfirmedSQL = `
-insert into processor.unconfirmed_letters (stream, grp, source_id, digest, queued, shard, device_id, fields, class, error, field,
+insert into processor.unconfirmed_letters (stream, group_name, source_id, digest, queued, shard, device_id, fields, class, error, field,
   fingerprint, attempts, first_failed_at, last_failed_at, instance, version)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-on conflict (stream, grp, source_id, digest) do update
+on conflict (stream, group_name, source_id, digest) do update
 set added_at = null,
   written_at = now(),
   queued = excluded.queued and unconfirmed_letters.queued`
@@ -73,7 +73,7 @@ update processor.unconfirmed_letters u
 set added_at = case when $5 then now() end
 from unnest($3::text[], $4::text[]) as r (id, digest)
 where u.stream = $1
-  and u.grp = $2
+  and u.group_name = $2
   and u.source_id = r.id
   and u.digest = r.digest`, scope.Stream, scope.Group, ids, digests, added)
 	return failure("note dead letters as added", err)
@@ -89,17 +89,17 @@ func (u *Unconfirmed) Page(ctx context.Context, after protocol.UnconfirmedMark, 
 select written_at, source_id, digest
 from processor.unconfirmed_letters
 where stream = $1
-  and grp = $2
+  and group_name = $2
   and written_at < now() - $3::interval
   and (written_at, source_id, digest) > ($4, $5, $6)
 order by written_at, source_id, digest
-limit $7`, u.scope.Stream, u.scope.Group, ago, after.Written, after.ID.String(), after.Digest, limit)
+limit $7`, u.scope.Stream, u.scope.Group, ago, after.CommitResult, after.ID.String(), after.Digest, limit)
 	if err != nil {
 		return nil, failure(op, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m protocol.UnconfirmedMark, err error) {
 		var id string
-		if err := row.Scan(&m.Written, &id, &m.Digest); err != nil {
+		if err := row.Scan(&m.CommitResult, &id, &m.Digest); err != nil {
 			return m, err
 		}
 		m.ID, err = telemetry.ParseEntryID(id)
@@ -122,7 +122,7 @@ join unnest($3::text[], $4::text[]) as r (id, digest)
   on u.source_id = r.id
   and u.digest = r.digest
 where u.stream = $1
-  and u.grp = $2
+  and u.group_name = $2
 order by u.written_at, u.source_id, u.digest`, u.scope.Stream, u.scope.Group, ids, digests)
 	if err != nil {
 		return nil, failure(op, err)
@@ -148,7 +148,7 @@ func (u *Unconfirmed) Confirmed(ctx context.Context, refs []telemetry.Ref) error
 
 // Dropped says that letters, which are archived, leave their stream for good:
 // they are not added again whatever Redis loses.
-func (d *DeadLetters) Dropped(ctx context.Context, letters []protocol.Letter) error {
+func (d *DeadLetters) Dropped(ctx context.Context, letters []protocol.DLQEntry) error {
 	refs := make([]telemetry.Ref, len(letters))
 	for i := range letters {
 		refs[i] = letters[i].Entry.Ref()
@@ -167,7 +167,7 @@ func confirmed(ctx context.Context, pool *pgxpool.Pool, scope Scope, timeout tim
 delete from processor.unconfirmed_letters u
 using unnest($3::text[], $4::text[]) as r (id, digest)
 where u.stream = $1
-  and u.grp = $2
+  and u.group_name = $2
   and u.source_id = r.id
   and u.digest = r.digest`, scope.Stream, scope.Group, ids, digests)
 	return failure("confirm dead letters", err)

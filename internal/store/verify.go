@@ -19,7 +19,7 @@ type Report struct {
 	Notes []Finding `json:"notes"`
 }
 
-// OK tells whether the database holds all that is needed.
+// OK reports whether the database holds all that is needed.
 func (r Report) OK() bool { return len(r.Problems) == 0 }
 
 // Err is nil or a *SchemaError with this report.
@@ -160,7 +160,7 @@ func (r *Report) probe(ctx context.Context, tx pgx.Tx, p probe) error {
 	case !errors.As(err, &pg):
 		return fmt.Errorf("probe %s: %w", p.function, err)
 	case pg.Code == p.code:
-	case kindOf(pg) == protocol.Misused:
+	case kindOf(pg) == protocol.Misconfigured:
 		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", pg.Message)
 	default:
 		return fmt.Errorf("probe %s: %w", p.function, err)

@@ -73,7 +73,7 @@ func (r *Report) compareTable(name string, needed, live table) {
 	r.compareLists("trigger", name, needed.Triggers, live.Triggers)
 }
 
-// columnServes tells whether statements written for want work with have.
+// columnServes reports whether statements written for want work with have.
 func columnServes(want, have column) bool {
 	if want.Type != have.Type || want.NotNull != have.NotNull {
 		return false

@@ -12,10 +12,10 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	run(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
+	probeRow(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
 	var heap string // one of those that positions has in this world
 	require.NoError(t, conn.QueryRow(t.Context(), `select tableoid::regclass from positions`).Scan(&heap))
-	run(t, conn, `delete from positions`)
+	probeRow(t, conn, `delete from positions`)
 	tests := []struct {
 		give string   // damage
 		want []string // parts of the problem
@@ -54,17 +54,17 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 			`update pg_index set indisvalid = false where indexrelid = 'public.positions_ts'::regclass`,
 			[]string{"index on public.positions", "btree (ts desc)", "invalid"},
 		},
-		{`alter table processor.shards drop constraint shards_pkey`, []string{"index on processor.shards", "unique btree (stream, grp, shard)"}},
+		{`alter table processor.shards drop constraint shards_pkey`, []string{"index on processor.shards", "unique btree (stream, group_name, shard)"}},
 		{`drop trigger geofences_changed on processor.geofences`, []string{"trigger on processor.geofences", "geofences_changed"}},
 		{`alter table processor.geofences disable trigger geofences_changed`, []string{"trigger on processor.geofences", "geofences_changed"}},
 		{`drop function processor.fence`, []string{"function processor.fence(text, text, integer[], bigint[], text)", "missing"}},
 		{
-			`create or replace function processor.fence(stream text, grp text, shards integer[], epochs bigint[], owner text)
+			`create or replace function processor.fence(stream text, group_name text, shards integer[], epochs bigint[], owner text)
 			returns void language sql as ''`,
 			[]string{"function processor.fence", "lets it pass"},
 		},
 		{
-			`create or replace function processor.check_term(stream text, grp text, term bigint, member text)
+			`create or replace function processor.check_term(stream text, group_name text, term bigint, member text)
 			returns void language plpgsql as 'begin perform nonsense(); end'`,
 			[]string{"function processor.check_term", "nonsense"},
 		},
@@ -96,7 +96,7 @@ func TestVerifyAcceptsANewerSchema(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	run(t, conn, `
+	probeRow(t, conn, `
 alter table public.positions add column hdop real;
 alter table processor.shards add column weight integer not null default 1;
 create table processor.splits (id bigint primary key);

@@ -20,12 +20,12 @@ import (
 
 // Writer commits batches for one member of one group.
 type Writer struct {
-	pool    *pgxpool.Pool
-	scope   Scope
-	member  string
-	timeout time.Duration
-	runs    *Runs     // of the pool; nil where nobody minds
-	streams sync.Pool // of *copyStream
+	pool       *pgxpool.Pool
+	scope      Scope
+	member     string
+	timeout    time.Duration
+	generation *ServerGeneration // of the pool; nil where nobody minds
+	streams    sync.Pool         // of *copyStream
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
@@ -40,42 +40,42 @@ func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 
 // Guard has the writer refuse batches that were computed for another run of the
 // server.
-func (w *Writer) Guard(runs *Runs) { w.runs = runs }
+func (w *Writer) Guard(runs *ServerGeneration) { w.generation = runs }
 
-// Run numbers the runs of the server, as far as they were noticed.
-func (w *Writer) Run() uint64 {
-	if w.runs == nil {
+// Generation numbers the runs of the server, as far as they were noticed.
+func (w *Writer) Generation() uint64 {
+	if w.generation == nil {
 		return 0
 	}
-	return w.runs.Number()
+	return w.generation.Number()
 }
 
 // Write commits one batch in one transaction that ends with the check of the
 // shards' epochs. After an error of kind Unknown it may or may not have been
 // committed; after any other, nothing was.
-func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.Written, error) {
+func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		// No connection: nothing was sent.
-		return protocol.Written{}, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
-	if run := w.Run(); run != b.Run {
-		return protocol.Written{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errAnotherRun}
+	if probeRow := w.Generation(); probeRow != b.ServerGeneration {
+		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errServerGenerationChanged}
 	}
 	out, err := w.write(ctx, conn.Conn(), b)
 	if err != nil {
 		w.rollBack(ctx, conn.Conn())
-		return protocol.Written{}, failure("commit a batch", err)
+		return protocol.CommitResult{}, failure("commit a batch", err)
 	}
 	return out, nil
 }
 
-func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.Written, error) {
-	var out protocol.Written
-	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Settled) == 0 && len(b.Letters) == 0 {
+func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.CommitResult, error) {
+	var out protocol.CommitResult
+	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 {
 		// Begin, copy, checks and commit travel together: one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
@@ -108,14 +108,14 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 	}
 	w.queueDeferred(rest, b.Deferred)
 	w.queueLetters(rest, b.Letters)
-	if len(b.Settled) > 0 {
-		queueForget(rest, w.scope, b.Settled)
+	if len(b.Resolved) > 0 {
+		queueForget(rest, w.scope, b.Resolved)
 	}
 	if len(b.Applied) > 0 {
 		w.queueApplied(rest, b.Applied)
 	}
 	rest.Queue("select processor.check_fences($1)", b.Rules.Fences.Version)
-	w.queueFence(rest, b.Held)
+	w.queueFence(rest, b.Leases)
 	rest.Queue("commit").Exec(committed)
 	return out, conn.SendBatch(ctx, rest).Close()
 }
@@ -237,15 +237,15 @@ func (w *Writer) queueApplied(batch *pgx.Batch, marks []protocol.Applied) {
 		shards[i], ids[i] = int32(m.Shard), m.ID.String()
 	}
 	batch.Queue(`
-insert into processor.progress as p (stream, grp, shard, applied_id)
+insert into processor.progress as p (stream, group_name, shard, applied_id)
 select $1, $2, m.shard, m.id
 from unnest($3::int[], $4::text[]) as m (shard, id)
-on conflict (stream, grp, shard) do update
+on conflict (stream, group_name, shard) do update
 set applied_id = excluded.applied_id,
   updated_at = now()`, w.scope.Stream, w.scope.Group, shards, ids)
 }
 
-func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.Held) {
+func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.ShardLease) {
 	if mutantUnfenced() {
 		return
 	}
@@ -259,7 +259,7 @@ func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.Held) {
 
 // checks is both checks as literal SQL, for the single round trip.
 func (w *Writer) checks(batch *protocol.Batch) string {
-	held := batch.Held
+	held := batch.Leases
 	b := make([]byte, 0, 160+24*len(held))
 	b = append(b, "processor.check_fences("...)
 	b = strconv.AppendInt(b, batch.Rules.Fences.Version, 10)

@@ -75,14 +75,14 @@ func (b *bench) count(sql string, args ...any) (n int) {
 }
 
 // take assigns shards to a member and has it take them.
-func (b *bench) take(member string, which ...int) []protocol.Held {
+func (b *bench) take(member string, which ...int) []protocol.ShardLease {
 	b.tb.Helper()
-	var held []protocol.Held
+	var held []protocol.ShardLease
 	for _, n := range which {
 		b.exec("update processor.assignments set member = $1 where shard = $2", member, n)
-		s, err := b.shards.Take(b.tb.Context(), n, member, "")
+		s, err := b.shards.Acquire(b.tb.Context(), n, member, "")
 		require.NoError(b.tb, err)
-		held = append(held, protocol.Held{Shard: n, Epoch: s.Epoch})
+		held = append(held, protocol.ShardLease{Shard: n, Epoch: s.Epoch})
 	}
 	return held
 }
@@ -99,9 +99,9 @@ func records(device string, from, n int) []telemetry.Record {
 	return list
 }
 
-func (b *bench) batch(held []protocol.Held, fresh []telemetry.Record) *protocol.Batch {
+func (b *bench) batch(held []protocol.ShardLease, fresh []telemetry.Record) *protocol.Batch {
 	return &protocol.Batch{
-		Held: held, Fresh: fresh, Rules: protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
+		Leases: held, Fresh: fresh, Rules: protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
 	}
 }
 
@@ -123,8 +123,8 @@ func TestP4ACommitUnderARaisedEpochIsRefusedAndNamesTheShards(t *testing.T) {
 	b.take("new.1", 3, 9)
 	for name, batch := range map[string]*protocol.Batch{
 		"in one round trip": b.batch(held, records("d", 10, 5)),
-		"with late records": {Held: held, Late: records("d", 20, 5), Fresh: records("d", 30, 5), Rules: b.batch(nil, nil).Rules},
-		"with marks":        {Held: held, Applied: []protocol.Applied{{Shard: 3, ID: telemetry.EntryID{Ms: 1}}}, Rules: b.batch(nil, nil).Rules},
+		"with late records": {Leases: held, Late: records("d", 20, 5), Fresh: records("d", 30, 5), Rules: b.batch(nil, nil).Rules},
+		"with marks":        {Leases: held, Applied: []protocol.Applied{{Shard: 3, ID: telemetry.EntryID{Ms: 1}}}, Rules: b.batch(nil, nil).Rules},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := w.Write(t.Context(), batch)
@@ -151,7 +151,7 @@ func TestACommitOfAnotherMemberUnderTheSameEpochIsRefused(t *testing.T) {
 	require.Zero(t, b.count("select count(*) from positions"))
 }
 
-func TestP3ATakeWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
+func TestP3AnAcquireWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	held := b.take("old.1", 5)
@@ -168,7 +168,7 @@ func TestP3ATakeWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
 	b.exec("update processor.assignments set member = 'new.1' where shard = 5")
 	taken := make(chan error, 1)
 	go func() {
-		_, err := b.shards.Take(ctx, 5, "new.1", "")
+		_, err := b.shards.Acquire(ctx, 5, "new.1", "")
 		taken <- err
 	}()
 	testenv.Wait(t, 5*time.Second, func() error {
@@ -189,13 +189,13 @@ func TestP3ATakeWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from positions"))
 }
 
-func TestATakeIsForWhomAShardIsAssignedTo(t *testing.T) {
+func TestOnlyTheAssignedMemberAcquiresAShard(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.take("a.1", 4)
-	_, err := b.shards.Take(t.Context(), 4, "b.1", "")
+	_, err := b.shards.Acquire(t.Context(), 4, "b.1", "")
 	require.ErrorIs(t, err, protocol.ErrNotAssigned)
-	_, err = b.shards.Take(t.Context(), 999, "b.1", "")
+	_, err = b.shards.Acquire(t.Context(), 999, "b.1", "")
 	require.ErrorIs(t, err, protocol.ErrNotAssigned)
 	require.Equal(t, 1, b.count("select epoch from processor.shards where shard = 4"))
 }
@@ -205,7 +205,7 @@ func TestAReleaseIsThatOfTheEpochAndOwnerItIsFor(t *testing.T) {
 	b := newBench(t)
 	held := b.take("a.1", 4)[0]
 	mark := telemetry.EntryID{Ms: 7, Seq: 1}
-	require.NoError(t, b.shards.Release(t.Context(), protocol.Held{Shard: 4, Epoch: held.Epoch - 1}, "a.1", mark))
+	require.NoError(t, b.shards.Release(t.Context(), protocol.ShardLease{Shard: 4, Epoch: held.Epoch - 1}, "a.1", mark))
 	require.NoError(t, b.shards.Release(t.Context(), held, "b.1", mark))
 	require.Equal(t, 1, b.count("select count(*) from processor.shards where owner = 'a.1'"))
 	require.Zero(t, b.count("select count(*) from processor.progress"))
@@ -214,7 +214,7 @@ func TestAReleaseIsThatOfTheEpochAndOwnerItIsFor(t *testing.T) {
 	list, err := b.shards.List(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, mark, list[4].Applied)
-	_, err = store.NewWriter(b.pool, scope, "a.1", time.Second).Write(t.Context(), b.batch([]protocol.Held{held}, records("d", 0, 1)))
+	_, err = store.NewWriter(b.pool, scope, "a.1", time.Second).Write(t.Context(), b.batch([]protocol.ShardLease{held}, records("d", 0, 1)))
 	requireFenced(t, err, 4)
 }
 
@@ -256,7 +256,7 @@ func TestALostReplyToACommitIsAnUnknownOutcome(t *testing.T) {
 	})
 }
 
-func TestP8TheSessionsOfAMemberEndAndNobodyElses(t *testing.T) {
+func TestP8OnlyTheSessionsOfTheMemberEnd(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	other, frozen := b.open("other.1", b.url), b.open("frozen.1", b.url)
@@ -296,13 +296,13 @@ func TestAPinnedValueIsKeptAndADifferenceNamesTheWayOut(t *testing.T) {
 	require.NoError(t, pin("32"))
 	require.NoError(t, pin("32"))
 	err := pin("64")
-	var pinned *store.PinnedError
+	var pinned *store.SettingMismatchError
 	require.ErrorAs(t, err, &pinned)
 	require.Equal(t, 3, pinned.ExitCode())
 	require.EqualError(t, err, "SHARDS is 64 here and 32 for the fleet; change it with processor shards resize")
 	var f *protocol.Failure
 	require.ErrorAs(t, b.shards.Ensure(t.Context(), 64), &f)
-	require.Equal(t, protocol.Misused, f.Kind)
+	require.Equal(t, protocol.Misconfigured, f.Kind)
 	require.Equal(t, shards, b.count("select count(*) from processor.shards"))
 }
 
@@ -315,14 +315,14 @@ func TestP6ALossIsRecordedOnce(t *testing.T) {
 		{Cause: "trimmed_pending", First: telemetry.EntryID{Ms: 5}, Last: telemetry.EntryID{Ms: 5}, Entries: 1, Shard: 2},
 	}
 	for range 2 {
-		require.NoError(t, ledger.Lose(t.Context(), losses))
+		require.NoError(t, ledger.RecordLosses(t.Context(), losses))
 	}
-	n, unknown, err := ledger.Lost(t.Context())
+	n, unknown, err := ledger.TotalLost(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, int64(5), n)
 	require.False(t, unknown)
-	require.NoError(t, ledger.Lose(t.Context(), []protocol.Loss{{Cause: "group_lost", Entries: -1, Shard: -1}}))
-	_, unknown, err = ledger.Lost(t.Context())
+	require.NoError(t, ledger.RecordLosses(t.Context(), []protocol.Loss{{Cause: "group_lost", Entries: -1, Shard: -1}}))
+	_, unknown, err = ledger.TotalLost(t.Context())
 	require.NoError(t, err)
 	require.True(t, unknown)
 

@@ -36,7 +36,7 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 			return nil
 		}
 		refused, err := ackScript.Run(ctx, g.client,
-			[]string{g.names.Stream, g.names.Acked(), g.names.Losses(), g.names.Grants()}, args...).Int64Slice()
+			[]string{g.names.Stream, g.names.Acked(), g.names.Losses(), g.names.OwnerTokens()}, args...).Int64Slice()
 		args, n = args[:1], 0
 		for _, shard := range refused {
 			stale = append(stale, int(shard))
@@ -71,7 +71,7 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 	slices.Sort(stale)
 	return &protocol.Failure{
 		Kind: protocol.Lost, Code: "token", Shards: slices.Compact(stale),
-		Err: fmt.Errorf("ack: shards %v were taken anew, or their tokens are lost", slices.Compact(stale)),
+		Err: fmt.Errorf("ack: shards %v were reacquired, or their tokens are lost", slices.Compact(stale)),
 	}
 }
 

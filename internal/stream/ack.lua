@@ -2,11 +2,11 @@
 -- Acknowledges entries and moves their shards' acked marks, in one step: a mark
 -- that lagged behind would hide from the next owner what Postgres may have lost.
 --
--- KEYS[1] stream   KEYS[2] hash of marks   KEYS[3] losses
--- KEYS[4] hash of tokens under which shards were taken
+-- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] losses
+-- KEYS[4] hash of the owner tokens of shards
 -- ARGV[1] group, then for each shard: shard, token, cause of loss or '',
 -- highest ID, number of IDs, the IDs
--- Reply: shards that were taken under another token since; nothing is acknowledged for them
+-- Reply: shards that were acquired under another token since; nothing is acknowledged for them
 --
 -- Entries with a cause of loss are noted as lost if they were still pending,
 -- so that a repeated call notes them once.
@@ -27,8 +27,8 @@ while i <= #ARGV do
     refused[#refused + 1] = tonumber(shard)
   elseif cause == '' then
     redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 5, i + 4 + n))
-    local mark = redis.call('hget', KEYS[2], shard)
-    if not mark or after(top, mark) then redis.call('hset', KEYS[2], shard, top) end
+    local acked = redis.call('hget', KEYS[2], shard)
+    if not acked or after(top, acked) then redis.call('hset', KEYS[2], shard, top) end
   else
     for j = i + 5, i + 4 + n do
       if redis.call('xack', KEYS[1], ARGV[1], ARGV[j]) == 1 then

@@ -72,39 +72,39 @@ func (b *bench) addTo(shard, n int) []telemetry.EntryID {
 	return b.add(slices.Repeat([]string{deviceOf(shard, 0)}, n)...)
 }
 
-// turn acquires the turn, which makes the group.
-func (b *bench) turn(token string) protocol.Turn {
+// turn acquires the dispatch lease, which makes the group.
+func (b *bench) turn(token string) protocol.DispatchLease {
 	b.t.Helper()
-	turn, err := b.AcquireTurn(b.t.Context(), "", token, time.Minute)
+	turn, err := b.AcquireDispatchLease(b.t.Context(), "", token, time.Minute)
 	require.NoError(b.t, err)
-	require.True(b.t, turn.Held)
+	require.True(b.t, turn.Acquired)
 	return turn
 }
 
 // read reads what follows an ID.
-func (b *bench) read(after telemetry.EntryID) protocol.Arrivals {
+func (b *bench) read(after telemetry.EntryID) protocol.NewEntries {
 	b.t.Helper()
 	a, err := b.ReadNew(b.t.Context(), after, 10_000, 10*time.Millisecond)
 	require.NoError(b.t, err)
 	return a
 }
 
-// dealAll deals everything under a token.
-func (b *bench) dealAll(token string) {
+// dispatchAll dispatches everything under a token.
+func (b *bench) dispatchAll(token string) {
 	b.t.Helper()
 	after := b.info().Delivered
 	a := b.read(after)
 	if len(a.Entries) == 0 {
 		return
 	}
-	_, err := b.Deal(b.t.Context(), protocol.Dealing{Token: token, TTL: time.Minute, After: after}, &a)
+	_, err := b.Dispatch(b.t.Context(), protocol.DispatchRequest{Token: token, TTL: time.Minute, After: after}, &a)
 	require.NoError(b.t, err)
 }
 
-// ready is a bench whose entries are dealt.
+// ready is a bench whose entries are dispatched.
 func (b *bench) ready() *bench {
 	b.turn("t")
-	b.dealAll("t")
+	b.dispatchAll("t")
 	return b
 }
 

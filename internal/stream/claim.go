@@ -14,12 +14,12 @@ import (
 //go:embed claim.lua
 var claimSource string
 
-//go:embed forget.lua
-var forgetSource string
+//go:embed remove_consumer.lua
+var removeConsumerSource string
 
 var (
-	claimScript  = redis.NewScript(claimSource)
-	forgetScript = redis.NewScript(forgetSource)
+	claimScript          = redis.NewScript(claimSource)
+	removeConsumerScript = redis.NewScript(removeConsumerSource)
 )
 
 // Consumers lists the consumers of the group: the queues of our shards, and
@@ -44,7 +44,7 @@ func (g *Group) Consumers(ctx context.Context) ([]protocol.Consumer, error) {
 
 // Claim brings one page of what a foreign consumer has held for at least
 // minIdle to the queues of its shards, from an ID on. Next is where the next
-// page begins; More tells whether there is one. An empty page is not the end.
+// page begins; More reports whether there is one. An empty page is not the end.
 func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error) {
 	pending, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
 		Stream: g.names.Stream, Group: g.names.Group, Consumer: consumer,
@@ -111,15 +111,15 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	return out, nil
 }
 
-// Ring tells the owners of shards that something was put on their queues that
+// Notify tells the owners of shards that something was put on their queues that
 // may lie before what they have read.
-func (g *Group) Ring(ctx context.Context, shards []int) error {
-	return failure("ring", g.client.Publish(ctx, g.names.Bell(), againBell+" "+ringing(shards)).Err())
+func (g *Group) Notify(ctx context.Context, shards []int) error {
+	return failure("ring", g.client.Publish(ctx, g.names.NotifyChannel(), againPayload+" "+notifyPayload(shards)).Err())
 }
 
-// Forget removes a foreign consumer that holds nothing and has been idle for at
-// least minIdle. It tells whether it did.
-func (g *Group) Forget(ctx context.Context, consumer string, minIdle time.Duration) (bool, error) {
-	n, err := forgetScript.Run(ctx, g.client, []string{g.names.Stream}, g.names.Group, consumer, minIdle.Milliseconds()).Int()
+// Remove removes a foreign consumer that holds nothing and has been idle for at
+// least minIdle. It reports whether it did.
+func (g *Group) Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error) {
+	n, err := removeConsumerScript.Run(ctx, g.client, []string{g.names.Stream}, g.names.Group, consumer, minIdle.Milliseconds()).Int()
 	return n == 1, failure("remove consumer "+consumer, err)
 }

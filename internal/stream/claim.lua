@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- Puts what a foreign consumer holds on the queue of a shard, if that consumer
--- still holds it and has for long enough.
+-- Puts entries that are pending for a foreign consumer on the queue of a shard, if
+-- they are still pending there and have been for long enough.
 --
 -- KEYS[1] stream   KEYS[2] losses
--- ARGV[1] group   ARGV[2] foreign consumer   ARGV[3] least idle time in milliseconds
+-- ARGV[1] group   ARGV[2] foreign consumer   ARGV[3] minimum idle time in milliseconds
 -- ARGV[4] shard   ARGV[5] consumer that is the shard's queue   then the IDs
 -- Reply: {entries claimed, entries that were trimmed or deleted and are noted as lost}
 local claimed, gone = 0, 0
 for i = 6, #ARGV do
-  local held = redis.call('xpending', KEYS[1], ARGV[1], 'idle', ARGV[3], ARGV[i], ARGV[i], 1, ARGV[2])
-  if #held > 0 then
+  local pending = redis.call('xpending', KEYS[1], ARGV[1], 'idle', ARGV[3], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #pending > 0 then
     local got = redis.call('xclaim', KEYS[1], ARGV[1], ARGV[5], ARGV[3], ARGV[i], 'retrycount', '0', 'justid')
     if #got > 0 then
       claimed = claimed + 1

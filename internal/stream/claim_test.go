@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// foreign has a consumer of somebody else read n entries with '>'.
+// foreign has a consumer of another member read n entries with '>'.
 func (b *bench) foreign(name string, n int) {
 	b.t.Helper()
 	err := b.client.XReadGroup(b.t.Context(), &redis.XReadGroupArgs{
@@ -40,7 +40,7 @@ func (b *bench) sweep(consumer string, minIdle time.Duration, page int) (total p
 	}
 }
 
-func TestWhatAForeignConsumerHoldsGoesToTheQueuesOfItsShards(t *testing.T) {
+func TestEntriesOfAForeignConsumerGoToTheQueuesOfTheirShards(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
@@ -99,7 +99,7 @@ func TestAPageInWhichNothingIsIdleIsNotTheEnd(t *testing.T) {
 	require.Equal(t, ids[6:], b.queue(1))
 }
 
-func TestWhatWasTakenBackMeanwhileIsNotClaimed(t *testing.T) {
+func TestWhatWasReclaimedMeanwhileIsNotClaimed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
@@ -115,14 +115,14 @@ func TestWhatWasTakenBackMeanwhileIsNotClaimed(t *testing.T) {
 	require.Equal(t, []telemetry.EntryID{ids[1]}, b.queue(1))
 }
 
-func TestAForeignConsumerIsForgottenOnlyWhenItHoldsNothingAndIsSilent(t *testing.T) {
+func TestAForeignConsumerIsRemovedOnlyWhenItHoldsNothingAndIsSilent(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
 	b.addTo(1, 3)
 	b.foreign("earlier", 3)
 	forget := func(minIdle time.Duration) bool {
-		ok, err := b.Forget(t.Context(), "earlier", minIdle)
+		ok, err := b.Remove(t.Context(), "earlier", minIdle)
 		require.NoError(t, err)
 		return ok
 	}
@@ -179,7 +179,7 @@ func TestP10LagIsShownOnlyWhereItIsKnown(t *testing.T) {
 	require.Equal(t, protocol.Backlog{Lag: 10, LagKnown: true, Oldest: ids[0], OldestKnown: true}, backlog(), "no group yet")
 	b.turn("t")
 	require.Equal(t, protocol.Backlog{Lag: 10, LagKnown: true, Oldest: ids[0], OldestKnown: true}, backlog())
-	b.dealAll("t")
+	b.dispatchAll("t")
 	require.Equal(t, protocol.Backlog{Pending: 10, LagKnown: true, Oldest: ids[0], OldestKnown: true}, backlog())
 	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:4]}}))
 	require.Equal(t, protocol.Backlog{Pending: 6, LagKnown: true, Oldest: ids[4], OldestKnown: true}, backlog())
@@ -188,16 +188,16 @@ func TestP10LagIsShownOnlyWhereItIsKnown(t *testing.T) {
 
 	more := b.addTo(1, 6)
 	require.Equal(t, protocol.Backlog{Lag: 6, LagKnown: true, Oldest: more[0], OldestKnown: true}, backlog())
-	// A deletion among what is not dealt leaves the server's books without a lag.
+	// A deletion among what is not dispatched leaves the server's books without a lag.
 	b.del(more[3])
 	got := backlog()
 	require.False(t, got.LagKnown, "unknown is not 0: %+v", got)
 	require.Equal(t, more[0], got.Oldest)
-	b.dealAll("t")
+	b.dispatchAll("t")
 	require.Equal(t, protocol.Backlog{Pending: 5, LagKnown: true, Oldest: more[0], OldestKnown: true}, backlog())
 }
 
-func TestAFullServerIsWorkedOff(t *testing.T) {
+func TestAFullServerIsDrained(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, redisOnly())
 	cfg := stream.Config{URL: env.Redis.URL(), Stream: "telemetry:test", Group: "g", Shards: shards, Timeout: 5 * time.Second}
@@ -216,10 +216,10 @@ func TestAFullServerIsWorkedOff(t *testing.T) {
 	require.Equal(t, protocol.Unavailable, k)
 	require.Equal(t, "OOM", code)
 
-	turn, err := b.AcquireTurn(t.Context(), "t", "u", time.Minute)
+	turn, err := b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
 	require.NoError(t, err)
 	require.True(t, turn.Moved)
-	b.dealAll("u")
+	b.dispatchAll("u")
 	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: b.queue(1)}, {Shard: 2, IDs: b.queue(2)[:10], Gone: b.queue(2)[10:12]}}))
 	require.Equal(t, map[string]int64{"trimmed_pending": 2}, b.losses())
 	_, receipt, err := b.Losses(t.Context(), 10)
@@ -227,20 +227,20 @@ func TestAFullServerIsWorkedOff(t *testing.T) {
 	require.NoError(t, b.Recorded(t.Context(), receipt))
 	acked, delivered, err := b.Marks(t.Context())
 	require.NoError(t, err)
-	n, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 1, To: acked[1]}})
+	n, err := b.Redeliver(t.Context(), []protocol.Range{{Shard: 1, To: acked[1]}})
 	require.NoError(t, err)
 	require.Equal(t, 50, n)
 	require.False(t, delivered.IsZero())
 	b.sweep("earlier", 0, 100)
-	forgotten, err := b.Forget(t.Context(), "earlier", 0)
+	forgotten, err := b.Remove(t.Context(), "earlier", 0)
 	require.NoError(t, err)
 	require.True(t, forgotten)
 	require.NoError(t, b.client.XGroupDestroy(t.Context(), cfg.Stream, cfg.Group).Err())
-	turn, err = b.AcquireTurn(t.Context(), "u", "v", time.Minute)
+	turn, err = b.AcquireDispatchLease(t.Context(), "u", "v", time.Minute)
 	require.NoError(t, err)
-	require.True(t, turn.GroupMade)
-	require.NoError(t, b.ReleaseTurn(t.Context(), "v"))
-	require.NoError(t, b.Ring(t.Context(), []int{1}))
+	require.True(t, turn.GroupCreated)
+	require.NoError(t, b.ReleaseDispatchLease(t.Context(), "v"))
+	require.NoError(t, b.Notify(t.Context(), []int{1}))
 }
 
 func TestOtherStreamsOfTheSameKindAreNamed(t *testing.T) {
@@ -254,7 +254,7 @@ func TestOtherStreamsOfTheSameKindAreNamed(t *testing.T) {
 		}
 	}
 	require.NoError(t, b.client.Set(t.Context(), prefix+"text", "x", 0).Err())
-	found, err := b.Siblings(t.Context(), prefix)
+	found, err := b.OtherStreams(t.Context(), prefix)
 	require.NoError(t, err)
-	require.ElementsMatch(t, []stream.Sibling{{Name: prefix + "0", Length: 3}, {Name: prefix + "2", Length: 1}}, found)
+	require.ElementsMatch(t, []stream.OtherStream{{Name: prefix + "0", Length: 3}, {Name: prefix + "2", Length: 1}}, found)
 }

@@ -121,7 +121,7 @@ type servers struct {
 	mu      sync.Mutex
 	last    string          // run_id of the server connected to last, "" before the first
 	nodes   map[string]bool // run_ids of the nodes of a Cluster
-	serves  string          // who answered for the group when last asked, "" when that is to be asked anew
+	serves  string          // who answered for the group when last asked, "" when that is to be asked again
 	changed func()
 }
 
@@ -140,7 +140,7 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	if strings.Contains(text, "redis_mode:sentinel") {
 		return nil
 	}
-	id := runID(text)
+	id := serverRunID(text)
 	s.mu.Lock()
 	// A server that does not tell might be any. A Cluster has several.
 	another := s.last != "" && (s.last != id || id == unknownServer)
@@ -165,7 +165,7 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	return errServerChanged
 }
 
-// answered notes who answers for the group. It tells whether that is another one
+// answered notes who answers for the group. It reports whether that is another one
 // than before, and nobody was told.
 func (s *servers) answered(who string) (changed func(), another bool) {
 	s.mu.Lock()
@@ -185,8 +185,8 @@ var errServerChanged = errors.New("another Redis server answers than before")
 // unknownServer stands for a server that does not tell its run_id.
 const unknownServer = "unknown"
 
-// runID finds the run_id in the answer to INFO.
-func runID(info string) string {
+// serverRunID finds the run_id in the answer to INFO.
+func serverRunID(info string) string {
 	for line := range strings.Lines(info) {
 		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
 			return id
@@ -204,10 +204,10 @@ func (g *Group) OnServerChange(f func()) {
 	}
 }
 
-//go:embed who.lua
-var whoSource string
+//go:embed server_identity.lua
+var serverIdentitySource string
 
-var whoScript = redis.NewScript(whoSource)
+var serverIdentityScript = redis.NewScript(serverIdentitySource)
 
 // CheckServer asks which server answers for the group, and has whoever asked for
 // it (OnServerChange) told when it is another one than before, or the same with
@@ -216,7 +216,7 @@ func (g *Group) CheckServer(ctx context.Context) error {
 	if g.servers == nil {
 		return nil
 	}
-	who, err := whoScript.Run(ctx, g.client, []string{g.names.Stream}).Text()
+	who, err := serverIdentityScript.Run(ctx, g.client, []string{g.names.Stream}).Text()
 	if err != nil || who == "" {
 		return failure("ask which server answers", err)
 	}

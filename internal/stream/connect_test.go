@@ -124,14 +124,14 @@ func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, map[int]telemetry.EntryID{1: one[19]}, acked)
 		require.Equal(t, two[19], delivered)
-		n, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 1, To: one[4]}})
+		n, err := b.Redeliver(t.Context(), []protocol.Range{{Shard: 1, To: one[4]}})
 		require.NoError(t, err)
 		require.Equal(t, 5, n)
 		b.addTo(3, 5)
 		b.foreign("earlier", 5)
 		total, _ := b.sweep("earlier", 0, 100)
 		require.Equal(t, 5, total.Entries)
-		_, err = b.Forget(t.Context(), "earlier", 0)
+		_, err = b.Remove(t.Context(), "earlier", 0)
 		require.NoError(t, err)
 		_, err = b.Backlog(t.Context())
 		require.NoError(t, err)
@@ -141,15 +141,18 @@ func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
 		require.NoError(t, err)
 		ranged, err := b.ReadRange(t.Context(), one[0], 1)
 		require.NoError(t, err)
-		require.NoError(t, dead.Park(t.Context(), []telemetry.DeadLetter{{Entry: ranged[0], Shard: 1}}, nil))
-		require.NoError(t, b.ReleaseTurn(t.Context(), "t"))
+		require.NoError(t, dead.DeadLetter(t.Context(), []telemetry.DeadLetter{{Entry: ranged[0], Shard: 1}}, nil))
+		require.NoError(t, b.ReleaseDispatchLease(t.Context(), "t"))
 
-		heard := make(chan stream.Bell, 10)
+		heard := make(chan stream.Notification, 10)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { defer close(done); b.Bells(ctx, func(bell stream.Bell) { heard <- bell }) }()
+		go func() {
+			defer close(done)
+			b.Notifications(ctx, func(channel stream.Notification) { heard <- channel })
+		}()
 		testenv.Wait(t, waitFor, func() error {
-			require.NoError(t, b.Ring(ctx, []int{4}))
+			require.NoError(t, b.Notify(ctx, []int{4}))
 			select {
 			case <-heard:
 				return nil

@@ -44,35 +44,35 @@ func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*Dead
 // Stream is the name of the stream that holds the dead letters.
 func (d *DeadLetters) Stream() string { return d.stream }
 
-// Park moves entries from the queues of their shards, held under these tokens,
+// DeadLetter moves entries from the queues of their shards, held under these tokens,
 // to the dead letters and acknowledges them. Moving one again changes nothing.
 // An entry that is not pending on its shard's queue is left alone, and the error
 // is a Failure of kind Lost that names its shard: that queue must be read again.
 // So is one of a shard that was taken under another token since; then the
 // Failure is of kind Fenced and names all shards of which something was left
 // alone. After any error the same call may be repeated.
-func (d *DeadLetters) Park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
-	return d.park(ctx, letters, tokens, true)
+func (d *DeadLetters) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
+	return d.moveToDLQ(ctx, letters, tokens, true)
 }
 
-// ParkDeferred does the same for entries that were acknowledged when they were
+// DeadLetterDeferred does the same for entries that were acknowledged when they were
 // deferred, and so are pending nowhere.
-func (d *DeadLetters) ParkDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
-	return d.park(ctx, letters, tokens, false)
+func (d *DeadLetters) DeadLetterDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
+	return d.moveToDLQ(ctx, letters, tokens, false)
 }
 
-// parkAtOnce bounds the bytes of one round trip.
-const parkAtOnce = 4 << 20
+// dlqBatchBytes bounds the bytes of one round trip.
+const dlqBatchBytes = 4 << 20
 
-func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) error {
+func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) error {
 	var absent, stale []int
 	for len(letters) > 0 {
 		n, bytes := 0, 0
-		for n < len(letters) && (n == 0 || bytes < parkAtOnce) {
+		for n < len(letters) && (n == 0 || bytes < dlqBatchBytes) {
 			bytes += letters[n].Entry.Size()
 			n++
 		}
-		replies, err := d.parkSome(ctx, letters[:n], tokens, pending)
+		replies, err := d.moveSomeToDLQ(ctx, letters[:n], tokens, pending)
 		if err != nil {
 			return failure("move to the dead letters in "+d.stream, err)
 		}
@@ -89,27 +89,27 @@ func (d *DeadLetters) park(ctx context.Context, letters []telemetry.DeadLetter, 
 	switch {
 	case len(stale) > 0:
 		return &protocol.Failure{
-			Kind: protocol.Fenced, Code: "token", Shards: distinct(slices.Concat(stale, absent)),
-			Err: fmt.Errorf("move to the dead letters: shards %v were taken anew, or their tokens are lost", distinct(stale)),
+			Kind: protocol.Fenced, Code: "token", Shards: sortedUnique(slices.Concat(stale, absent)),
+			Err: fmt.Errorf("move to the dead letters: shards %v were reacquired, or their tokens are lost", sortedUnique(stale)),
 		}
 	case len(absent) > 0:
 		return &protocol.Failure{
-			Kind: protocol.Lost, Code: "absent", Shards: distinct(absent),
+			Kind: protocol.Lost, Code: "absent", Shards: sortedUnique(absent),
 			Err: errors.New("move to the dead letters: an entry is not pending on its queue any more; the queue is read again"),
 		}
 	}
 	return nil
 }
 
-// distinct is the numbers in ascending order, each once.
-func distinct(list []int) []int {
+// sortedUnique is the numbers in ascending order, each once.
+func sortedUnique(list []int) []int {
 	slices.Sort(list)
 	return slices.Compact(list)
 }
 
-// parkSome makes one round trip, and a second one where the server does not
+// moveSomeToDLQ makes one round trip, and a second one where the server does not
 // have the script yet. It returns what the script says of each.
-func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) ([]string, error) {
+func (d *DeadLetters) moveSomeToDLQ(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) ([]string, error) {
 	cmds := make([]*redis.Cmd, len(letters))
 	send := func() error {
 		pipe := d.client.Pipeline()
@@ -140,7 +140,7 @@ func (d *DeadLetters) parkSome(ctx context.Context, letters []telemetry.DeadLett
 }
 
 func (d *DeadLetters) keys() []string {
-	return []string{d.names.Stream, d.stream, d.names.Parked(), d.names.Grants()}
+	return []string{d.names.Stream, d.stream, d.names.DeadLettered(), d.names.OwnerTokens()}
 }
 
 func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending bool) []any {
@@ -148,7 +148,7 @@ func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending b
 	if pending {
 		consumer = Consumer(l.Shard)
 	}
-	fields := EncodeLetter(l)
+	fields := EncodeDeadLetter(l)
 	args := make([]any, 0, 6+len(fields))
 	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), l.Entry.Digest(), l.Shard, token)
 	for i := range fields {

@@ -4,23 +4,23 @@
 -- the entry pending; and not with allow-oom, so that a full server refuses the
 -- whole of it before anything is done.
 --
--- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of parked entries
--- KEYS[4] hash of tokens under which shards were taken
+-- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of dead-lettered entries
+-- KEYS[4] hash of the owner tokens of shards
 -- ARGV[1] group
 -- ARGV[2] consumer that is the shard's queue, or '' for an entry that was
 --         acknowledged when it was deferred: nothing is pending then
 -- ARGV[3] source ID   ARGV[4] digest of the entry's content
--- ARGV[5] shard   ARGV[6] token under which it is held
+-- ARGV[5] shard   ARGV[6] token under which it is owned
 -- then the names and values of the dead letter
 --
--- Reply: {'stale'}       the shard was taken under another token since; nothing was done
+-- Reply: {'stale'}       the shard was acquired under another token since; nothing was done
 --     or {'moved', ID of the dead letter}
 --     or {'known', ID}   it was moved before; acknowledged again, since it may
---                        have been dealt again
+--                        have been redelivered
 --     or {'absent'}      it is not pending on this queue; nothing was done
 --
 -- The digest tells an entry from another one that came to have its ID on a
--- stream that was made anew.
+-- stream that was recreated.
 if (redis.call('hget', KEYS[4], ARGV[5]) or '') ~= ARGV[6] then return {'stale'} end
 local name = ARGV[3] .. ' ' .. ARGV[4]
 local known = redis.call('hget', KEYS[3], name)

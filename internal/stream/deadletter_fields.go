@@ -40,8 +40,8 @@ const widest = 6000
 // timeFormat keeps microseconds, as the tables do.
 const timeFormat = "2006-01-02T15:04:05.000000Z07:00"
 
-// EncodeLetter is the fields of a dead letter in its stream.
-func EncodeLetter(l *telemetry.DeadLetter) []string {
+// EncodeDeadLetter is the fields of a dead letter in its stream.
+func EncodeDeadLetter(l *telemetry.DeadLetter) []string {
 	fields := make([]string, 0, len(l.Entry.Fields)+26)
 	original := len(l.Entry.Fields) / 2
 	if len(l.Entry.Fields) <= widest {
@@ -65,10 +65,10 @@ func EncodeLetter(l *telemetry.DeadLetter) []string {
 		fieldOriginal, strconv.Itoa(original))
 }
 
-// errNotOurs is an entry of the dead-letter stream that somebody else wrote.
+// errNotOurs is an entry of the dead-letter stream that another member wrote.
 var errNotOurs = errors.New("it has not the fields of a dead letter")
 
-func decodeLetter(fields []string) (telemetry.DeadLetter, error) {
+func decodeDeadLetter(fields []string) (telemetry.DeadLetter, error) {
 	var l telemetry.DeadLetter
 	n := len(fields)
 	if n < 2 || fields[n-2] != fieldOriginal {

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Forgets entries that were parked, where what is remembered is still the same.
+-- Forgets dead-lettered entries whose record is unchanged.
 --
--- KEYS[1] hash of parked entries   ARGV pairs of entry and ID of its dead letter
--- Reply: number of entries forgotten
+-- KEYS[1] hash of dead-lettered entries   ARGV pairs of entry and ID of its dead letter
+-- Reply: number of records removed
 local n = 0
 for i = 1, #ARGV, 2 do
   if redis.call('hget', KEYS[1], ARGV[i]) == ARGV[i + 1] then

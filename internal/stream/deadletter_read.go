@@ -11,19 +11,19 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Letter is a dead letter as it lies in the stream.
-type Letter = protocol.Letter
+// DLQEntry is a dead letter as it lies in the stream.
+type DLQEntry = protocol.DLQEntry
 
 // List returns at most count dead letters that follow an ID, oldest first;
 // fewer only at the end.
-func (d *DeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]Letter, error) {
+func (d *DeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]DLQEntry, error) {
 	return d.read(ctx, after.Next().String(), "+", count)
 }
 
 // Get returns the dead letters that have these IDs, in their order. One that is
 // not there is left out.
-func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]Letter, error) {
-	var found []Letter
+func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]DLQEntry, error) {
+	var found []DLQEntry
 	for _, id := range ids {
 		some, err := d.read(ctx, id.String(), id.String(), 1)
 		if err != nil {
@@ -34,7 +34,7 @@ func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]Lette
 	return found, nil
 }
 
-func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]Letter, error) {
+func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]DLQEntry, error) {
 	cmd := redis.NewRawCmd(ctx, "xrange", d.stream, from, to, "count", count)
 	if err := d.client.Process(ctx, cmd); err != nil {
 		return nil, failure("read dead letters from "+d.stream, err)
@@ -43,11 +43,11 @@ func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]L
 	if err != nil {
 		return nil, failure("read dead letters from "+d.stream, err)
 	}
-	letters := make([]Letter, len(b.entries))
+	letters := make([]DLQEntry, len(b.entries))
 	for i := range b.entries {
 		l := &letters[i]
 		l.ID = b.entries[i].ID
-		if l.DeadLetter, l.Err = decodeLetter(b.entries[i].Fields); l.Err != nil {
+		if l.DeadLetter, l.Err = decodeDeadLetter(b.entries[i].Fields); l.Err != nil {
 			l.DeadLetter = telemetry.DeadLetter{Entry: telemetry.Entry{Fields: b.entries[i].Fields}}
 		}
 	}
@@ -62,9 +62,9 @@ const allPage = 500
 func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, error] {
 	return func(yield func(telemetry.DeadLetter, error) bool) {
 		var after telemetry.EntryID
-		var page []Letter
+		var page []DLQEntry
 		for {
-			count := protocol.LetterPage(allPage, page)
+			count := protocol.DLQPageSize(allPage, page)
 			var err error
 			page, err = d.List(ctx, after, count)
 			if err != nil {

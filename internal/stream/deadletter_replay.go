@@ -15,11 +15,11 @@ import (
 var replaySource string
 
 //go:embed deadletter_forget.lua
-var forgetParkedSource string
+var forgetDeadLetteredSource string
 
 var (
-	replayScript       = redis.NewScript(replaySource)
-	forgetParkedScript = redis.NewScript(forgetParkedSource)
+	replayScript             = redis.NewScript(replaySource)
+	forgetDeadLetteredScript = redis.NewScript(forgetDeadLetteredSource)
 )
 
 // ReplayFields is what a dead letter is sent again as: its fields, or others in
@@ -62,12 +62,12 @@ func (d *DeadLetters) Replay(ctx context.Context, id telemetry.EntryID, fields [
 	return as, true, failure("replay dead letter "+id.String(), err)
 }
 
-// ForgetParked forgets which entries were parked, of one page of them: those
+// ForgetDeadLettered forgets which entries were dead-lettered, of one page of them: those
 // whose dead letter is older than an ID and whose own content was trimmed from
 // the source stream, so that they cannot be delivered again. The cursor it
 // returns begins the next page; 0 is the end.
-func (d *DeadLetters) ForgetParked(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error) {
-	const op = "forget parked entries"
+func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error) {
+	const op = "forget dead-lettered entries"
 	first, err := d.client.XRangeN(ctx, d.names.Stream, "-", "+", 1).Result()
 	if err != nil {
 		return 0, 0, failure(op, err)
@@ -78,7 +78,7 @@ func (d *DeadLetters) ForgetParked(ctx context.Context, before telemetry.EntryID
 			return 0, 0, failure(op, err)
 		}
 	}
-	pairs, next, err := d.client.HScan(ctx, d.names.Parked(), cursor, "", 1000).Result()
+	pairs, next, err := d.client.HScan(ctx, d.names.DeadLettered(), cursor, "", 1000).Result()
 	if err != nil {
 		return 0, 0, failure(op, err)
 	}
@@ -100,6 +100,6 @@ func (d *DeadLetters) ForgetParked(ctx context.Context, before telemetry.EntryID
 	if len(args) == 0 {
 		return 0, next, nil
 	}
-	forgotten, err = forgetParkedScript.Run(ctx, d.client, []string{d.names.Parked()}, args...).Int()
+	forgotten, err = forgetDeadLetteredScript.Run(ctx, d.client, []string{d.names.DeadLettered()}, args...).Int()
 	return forgotten, next, failure(op, err)
 }

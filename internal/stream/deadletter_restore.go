@@ -30,7 +30,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 	for i, r := range refs {
 		names[i] = r.ID.String() + " " + r.Digest
 	}
-	values, err := d.client.HMGet(ctx, d.names.Parked(), names...).Result()
+	values, err := d.client.HMGet(ctx, d.names.DeadLettered(), names...).Result()
 	if err != nil {
 		return nil, failure(op, err)
 	}
@@ -50,13 +50,13 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 // Restore adds a dead letter again that the server does not know. Doing it
 // again, or at the same time as the owner of its shard, adds it once.
 func (d *DeadLetters) Restore(ctx context.Context, l *protocol.Unconfirmed) (protocol.Restored, error) {
-	fields := EncodeLetter(&l.DeadLetter)
+	fields := EncodeDeadLetter(&l.DeadLetter)
 	args := make([]any, 0, 5+len(fields))
 	args = append(args, d.names.Group, l.Entry.ID.String(), l.Entry.Digest(), flag(l.Queued), flag(l.Added))
 	for i := range fields {
 		args = append(args, &fields[i])
 	}
-	text, err := restoreScript.Run(ctx, d.client, []string{d.names.Stream, d.stream, d.names.Parked()}, args...).Text()
+	text, err := restoreScript.Run(ctx, d.client, []string{d.names.Stream, d.stream, d.names.DeadLettered()}, args...).Text()
 	return protocol.Restored(text), failure("add dead letter of "+l.Entry.ID.String()+" again", err)
 }
 

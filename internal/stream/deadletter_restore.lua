@@ -2,7 +2,7 @@
 -- Adds a dead letter again that the server lost, unless its entry is still to be
 -- decided by the owner of its shard.
 --
--- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of parked entries
+-- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of dead-lettered entries
 -- ARGV[1] group   ARGV[2] source ID   ARGV[3] digest of the entry's content
 -- ARGV[4] 1 if the entry was pending when it was given up
 -- ARGV[5] 1 if the letter is known to have been added once

@@ -18,23 +18,23 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// morgue is a stream with a group whose entries lie on the queue of shard 3.
-type morgue struct {
+// dlqClient is a stream with a group whose entries lie on the queue of shard 3.
+type dlqClient struct {
 	tb     testing.TB
 	client redis.UniversalClient
 	cfg    stream.Config
 	dead   *stream.DeadLetters
 }
 
-func newMorgue(tb testing.TB) *morgue {
+func newDLQClient(tb testing.TB) *dlqClient {
 	tb.Helper()
 	c := testenv.Redis(tb)
-	return morgueOn(tb, c.Client(), c.Stream, c.Group)
+	return dlqClientOn(tb, c.Client(), c.Stream, c.Group)
 }
 
-func morgueOn(tb testing.TB, client redis.UniversalClient, name, group string) *morgue {
+func dlqClientOn(tb testing.TB, client redis.UniversalClient, name, group string) *dlqClient {
 	tb.Helper()
-	m := &morgue{tb: tb, client: client, cfg: stream.Config{Stream: name, Group: group, Shards: 16}}
+	m := &dlqClient{tb: tb, client: client, cfg: stream.Config{Stream: name, Group: group, Shards: 16}}
 	var err error
 	m.dead, err = stream.NewDeadLetters(m.client, m.cfg, name+":dlq")
 	require.NoError(tb, err)
@@ -43,14 +43,14 @@ func morgueOn(tb testing.TB, client redis.UniversalClient, name, group string) *
 }
 
 // add appends an entry and puts it on the queue.
-func (m *morgue) add(fields ...string) telemetry.DeadLetter {
+func (m *dlqClient) add(fields ...string) telemetry.DeadLetter {
 	ids, err := stream.NewPublisher(m.client, m.cfg.Stream, 0).Publish(m.tb.Context(), [][]string{fields})
 	require.NoError(m.tb, err)
 	require.NoError(m.tb, m.client.Do(m.tb.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, ids[0].String(), "force", "justid").Err())
-	return letter(telemetry.Entry{ID: ids[0], Fields: fields})
+	return deadLetter(telemetry.Entry{ID: ids[0], Fields: fields})
 }
 
-func letter(e telemetry.Entry) telemetry.DeadLetter {
+func deadLetter(e telemetry.Entry) telemetry.DeadLetter {
 	at := time.Date(2026, 8, 1, 10, 0, 0, 123456000, time.UTC)
 	return telemetry.DeadLetter{
 		Entry: e, Shard: 3, Class: telemetry.ClassInvalid, Error: "invalid: payload.latitude: must be from -90 to 90",
@@ -59,13 +59,13 @@ func letter(e telemetry.Entry) telemetry.DeadLetter {
 	}
 }
 
-func (m *morgue) pending() int64 {
+func (m *dlqClient) pending() int64 {
 	p, err := m.client.XPending(m.tb.Context(), m.cfg.Stream, m.cfg.Group).Result()
 	require.NoError(m.tb, err)
 	return p.Count
 }
 
-func (m *morgue) letters() []stream.Letter {
+func (m *dlqClient) letters() []stream.DLQEntry {
 	list, err := m.dead.List(m.tb.Context(), telemetry.EntryID{}, 1000)
 	require.NoError(m.tb, err)
 	return list
@@ -87,9 +87,9 @@ func TestADeadLetterHoldsTheEntryByteForByte(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMorgue(t)
+			m := newDLQClient(t)
 			want := m.add(fields...)
-			require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{want}, nil))
+			require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{want}, nil))
 			got := m.letters()
 			require.Len(t, got, 1)
 			require.NoError(t, got[0].Err)
@@ -101,7 +101,7 @@ func TestADeadLetterHoldsTheEntryByteForByte(t *testing.T) {
 
 func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	t.Parallel()
-	m := newMorgue(t)
+	m := newDLQClient(t)
 	var letters []telemetry.DeadLetter
 	for i := range 100 {
 		letters = append(letters, m.add("payload", fmt.Sprint(i)))
@@ -110,13 +110,13 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	var both sync.WaitGroup
 	for range 4 {
 		both.Go(func() {
-			if err := m.dead.Park(t.Context(), letters, nil); err != nil {
+			if err := m.dead.DeadLetter(t.Context(), letters, nil); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	both.Go(func() {
-		if err := m.dead.ParkDeferred(t.Context(), letters[:10], nil); err != nil {
+		if err := m.dead.DeadLetterDeferred(t.Context(), letters[:10], nil); err != nil {
 			t.Error(err)
 		}
 	})
@@ -124,21 +124,21 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	require.Len(t, m.letters(), 100)
 	require.Zero(t, m.pending())
 
-	// Dealt again after the group was lost: acknowledged, and not added again.
+	// Dispatched again after the group was lost: acknowledged, and not added again.
 	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, letters[0].Entry.ID.String(), "force", "justid").Err())
 	require.EqualValues(t, 1, m.pending())
-	require.NoError(t, m.dead.Park(t.Context(), letters[:1], nil))
+	require.NoError(t, m.dead.DeadLetter(t.Context(), letters[:1], nil))
 	require.Len(t, m.letters(), 100)
 	require.Zero(t, m.pending())
 }
 
 func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	t.Parallel()
-	m := newMorgue(t)
+	m := newDLQClient(t)
 	acked, elsewhere, good := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, acked.Entry.ID.String()).Err())
 	elsewhere.Shard = 7
-	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good}, nil)
+	err := m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good}, nil)
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, protocol.Lost, f.Kind)
@@ -153,29 +153,29 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 // then on nobody moves an entry of it under an earlier one.
 func TestP4AStaleOwnerMovesNothing(t *testing.T) {
 	t.Parallel()
-	m := newMorgue(t)
+	m := newDLQClient(t)
 	group, err := stream.NewGroup(m.client, m.cfg)
 	require.NoError(t, err)
 	before, now := map[int]string{3: "before", 7: "before"}, map[int]string{3: "now", 7: "before"}
-	_, _, err = group.Enter(t.Context(), "before", []int{3, 7})
+	_, _, err = group.RegisterOwner(t.Context(), "before", []int{3, 7})
 	require.NoError(t, err)
 	queued, moved, deferred := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, deferred.Entry.ID.String()).Err())
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{moved}, before))
-	absent := letter(telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"payload", "4"}})
+	require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{moved}, before))
+	absent := deadLetter(telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"payload", "4"}})
 	absent.Shard = 7
-	_, _, err = group.Enter(t.Context(), "now", []int{3})
+	_, _, err = group.RegisterOwner(t.Context(), "now", []int{3})
 	require.NoError(t, err)
 
-	for name, park := range map[string]func(context.Context, []telemetry.DeadLetter, map[int]string) error{
-		"queued": m.dead.Park, "deferred": m.dead.ParkDeferred,
+	for name, moveToDLQ := range map[string]func(context.Context, []telemetry.DeadLetter, map[int]string) error{
+		"queued": m.dead.DeadLetter, "deferred": m.dead.DeadLetterDeferred,
 	} {
 		letters, shards := []telemetry.DeadLetter{queued, moved, absent}, []int{3, 7}
 		if name == "deferred" {
 			letters, shards = []telemetry.DeadLetter{deferred}, []int{3}
 		}
 		for _, tokens := range []map[int]string{before, nil} {
-			err := park(t.Context(), letters, tokens)
+			err := moveToDLQ(t.Context(), letters, tokens)
 			var f *protocol.Failure
 			require.ErrorAs(t, err, &f, "%s: %v", name, err)
 			require.Equal(t, protocol.Fenced, f.Kind)
@@ -184,18 +184,18 @@ func TestP4AStaleOwnerMovesNothing(t *testing.T) {
 			require.EqualValues(t, 1, m.pending())
 		}
 	}
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{queued}, now))
-	require.NoError(t, m.dead.ParkDeferred(t.Context(), []telemetry.DeadLetter{deferred}, now))
+	require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{queued}, now))
+	require.NoError(t, m.dead.DeadLetterDeferred(t.Context(), []telemetry.DeadLetter{deferred}, now))
 	require.Len(t, m.letters(), 3)
 	require.Zero(t, m.pending())
 }
 
 func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
 	t.Parallel()
-	m := newMorgue(t)
+	m := newDLQClient(t)
 	l := m.add("payload", "1")
 	require.NoError(t, m.client.XGroupDestroy(t.Context(), m.cfg.Stream, m.cfg.Group).Err())
-	err := m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
+	err := m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{l}, nil)
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, protocol.Lost, f.Kind)
@@ -204,13 +204,13 @@ func TestWithoutTheGroupNothingIsMoved(t *testing.T) {
 
 func TestAnotherEntryThatCameToHaveTheIDOfADeadLetterIsMovedToo(t *testing.T) {
 	t.Parallel()
-	m := newMorgue(t)
+	m := newDLQClient(t)
 	l := m.add("payload", "1")
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil))
+	require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{l}, nil))
 	other := l
 	other.Entry.Fields = []string{"payload", "2"}
 	require.NoError(t, m.client.Do(t.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, l.Entry.ID.String(), "force", "justid").Err())
-	require.NoError(t, m.dead.Park(t.Context(), []telemetry.DeadLetter{other}, nil))
+	require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{other}, nil))
 	require.Len(t, m.letters(), 2)
 }
 
@@ -222,23 +222,23 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 	opts.MaxRetries = -1
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	m := morgueOn(t, client, "telemetry", "processor")
+	m := dlqClientOn(t, client, "telemetry", "processor")
 	l := m.add("payload", strings.Repeat("x", 1000))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 
 	for range 3 { // the first may have to bring the script
-		err = m.dead.Park(t.Context(), []telemetry.DeadLetter{l}, nil)
+		err = m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{l}, nil)
 		var f *protocol.Failure
 		require.ErrorAs(t, err, &f, "%v", err)
 		require.Equal(t, protocol.Unavailable, f.Kind)
 		require.ErrorContains(t, err, "Redis is full; raise maxmemory")
 		require.EqualValues(t, 1, m.pending())
 		require.Empty(t, m.letters())
-		require.Zero(t, client.HLen(t.Context(), stream.Names{Stream: "telemetry", Group: "processor"}.Parked()).Val())
+		require.Zero(t, client.HLen(t.Context(), stream.Names{Stream: "telemetry", Group: "processor"}.DeadLettered()).Val())
 	}
 
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
-	require.NoError(t, m.dead.Park(context.WithoutCancel(t.Context()), []telemetry.DeadLetter{l}, nil))
+	require.NoError(t, m.dead.DeadLetter(context.WithoutCancel(t.Context()), []telemetry.DeadLetter{l}, nil))
 	require.Len(t, m.letters(), 1)
 	require.Zero(t, m.pending())
 }

@@ -14,37 +14,37 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Examination is what Redis says of itself, and what there is on it besides our
+// ServerStatus is what Redis says of itself, and what there is on it besides our
 // stream, for an operator who looks for trouble.
-type Examination struct {
-	Version    string
-	Role       string // master or slave
-	Eviction   string // maxmemory-policy
-	AppendOnly bool
-	WriteError string // the last background save or append-only write that failed, "" for none
-	MemoryUsed int64
-	MemoryMax  int64         // 0 for no limit
-	Clock      time.Duration // how far the server's clock is ahead of ours, give or take Doubt
-	Doubt      time.Duration
-	Scripts    error // why scripts cannot be run; nil when they can
+type ServerStatus struct {
+	Version          string
+	Role             string // master or slave
+	Eviction         string // maxmemory-policy
+	AppendOnly       bool
+	WriteError       string // the last background save or append-only write that failed, "" for none
+	MemoryUsed       int64
+	MemoryMax        int64         // 0 for no limit
+	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
+	ClockUncertainty time.Duration
+	Scripts          error // why scripts cannot be run; nil when they can
 
-	Info      Info
-	Foreign   []protocol.Consumer
-	Siblings  []Neighbour
-	Unnoted   int64 // losses that are not in the ledger yet
-	TurnTaken bool  // somebody holds the turn
+	Info              Info
+	Foreign           []protocol.Consumer
+	OtherStreams      []OtherStreamStatus
+	UnrecordedLosses  int64 // losses that are not in the ledger yet
+	DispatcherPresent bool  // somebody holds the dispatch lease
 }
 
-// Neighbour is another stream of the platform.
-type Neighbour struct {
+// OtherStreamStatus is another stream of the platform.
+type OtherStreamStatus struct {
 	Name   string
 	Length int64
 	Groups int
 }
 
-// Examine asks the server all of it. What it does not tell stays empty.
-func (g *Group) Examine(ctx context.Context, siblingPrefix string) (Examination, error) {
-	var e Examination
+// Diagnose asks the server all of it. What it does not tell stays empty.
+func (g *Group) Diagnose(ctx context.Context, otherStreamPrefix string) (ServerStatus, error) {
+	var e ServerStatus
 	node, err := g.node(ctx)
 	if err != nil {
 		return e, failure("find the server that holds the stream", err)
@@ -54,15 +54,15 @@ func (g *Group) Examine(ctx context.Context, siblingPrefix string) (Examination,
 	if err != nil {
 		return e, failure("ask Redis for the time", err)
 	}
-	e.Doubt = time.Since(before)
-	e.Clock = now.Sub(before.Add(e.Doubt / 2)).Round(time.Millisecond)
+	e.ClockUncertainty = time.Since(before)
+	e.Clock = now.Sub(before.Add(e.ClockUncertainty / 2)).Round(time.Millisecond)
 
 	text, err := node.Info(ctx, "everything").Result()
 	if err != nil {
 		return e, failure("ask Redis about itself", err)
 	}
 	e.read(text)
-	if err := g.client.Eval(ctx, "return 1", []string{g.names.Turn()}).Err(); err != nil {
+	if err := g.client.Eval(ctx, "return 1", []string{g.names.DispatchLease()}).Err(); err != nil {
 		e.Scripts = failure("run a script", err)
 	}
 	if e.Info, err = g.Info(ctx); err != nil {
@@ -75,30 +75,30 @@ func (g *Group) Examine(ctx context.Context, siblingPrefix string) (Examination,
 		}
 		e.Foreign = slices.DeleteFunc(consumers, func(c protocol.Consumer) bool { return c.Shard >= 0 })
 	}
-	if e.Unnoted, err = g.client.LLen(ctx, g.names.Losses()).Result(); err != nil {
+	if e.UnrecordedLosses, err = g.client.LLen(ctx, g.names.Losses()).Result(); err != nil {
 		return e, failure("count losses", err)
 	}
-	holder, err := g.client.Get(ctx, g.names.Turn()).Result()
+	holder, err := g.client.Get(ctx, g.names.DispatchLease()).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return e, failure("look at the turn", err)
+		return e, failure("read the dispatch lease", err)
 	}
-	e.TurnTaken = holder != ""
-	siblings, err := g.Siblings(ctx, siblingPrefix)
+	e.DispatcherPresent = holder != ""
+	otherStreams, err := g.OtherStreams(ctx, otherStreamPrefix)
 	if err != nil {
 		return e, err
 	}
-	for _, s := range siblings {
+	for _, s := range otherStreams {
 		groups, err := g.client.XInfoGroups(ctx, s.Name).Result()
 		if err != nil && !isNoSuchKey(err) {
 			return e, failure("inspect stream "+s.Name, err)
 		}
-		e.Siblings = append(e.Siblings, Neighbour{Name: s.Name, Length: s.Length, Groups: len(groups)})
+		e.OtherStreams = append(e.OtherStreams, OtherStreamStatus{Name: s.Name, Length: s.Length, Groups: len(groups)})
 	}
 	return e, nil
 }
 
 // read takes what matters from the answer to INFO.
-func (e *Examination) read(info string) {
+func (e *ServerStatus) read(info string) {
 	for line := range strings.Lines(info) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), ":")
 		if !ok {
@@ -131,20 +131,20 @@ const (
 	tracePage = 2000
 )
 
-// Sighting is an entry of a device as the stream and the group's books have it.
-type Sighting struct {
-	ID      telemetry.EntryID
-	Entry   telemetry.Entry
-	Dealt   bool   // the group's last-delivered ID is at or behind it
-	Pending bool   // on a queue, not acknowledged
-	On      string // the consumer that has it pending
-	Letter  string // ID of its dead letter, "" where it has none
+// TracedEntry is an entry of a device as the stream and the group's books have it.
+type TracedEntry struct {
+	ID         telemetry.EntryID
+	Entry      telemetry.Entry
+	Dispatched bool   // the group's last-delivered ID is at or behind it
+	Pending    bool   // on a queue, not acknowledged
+	On         string // the consumer that has it pending
+	DLQEntry   string // ID of its dead letter, "" where it has none
 }
 
 // Trace finds the last entries of a device in the stream, newest first, at most
 // limit, among the newest of the stream. It has looked through all from the
 // entry reached on; zero stands for the stream's beginning.
-func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Sighting, reached telemetry.EntryID, err error) {
+func (g *Group) Trace(ctx context.Context, device string, limit int) (found []TracedEntry, reached telemetry.EntryID, err error) {
 	var beginning telemetry.EntryID
 	info, err := g.Info(ctx)
 	if err != nil || !info.Exists {
@@ -164,7 +164,7 @@ func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Si
 		for _, e := range b.entries {
 			reached = e.ID
 			if e.DeviceID() == device {
-				found = append(found, Sighting{ID: e.ID, Entry: e, Dealt: info.GroupExists && !info.Delivered.Less(e.ID)})
+				found = append(found, TracedEntry{ID: e.ID, Entry: e, Dispatched: info.GroupExists && !info.Delivered.Less(e.ID)})
 			}
 			if len(found) == limit {
 				return found, reached, g.pendingOf(ctx, found)
@@ -179,7 +179,7 @@ func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Si
 }
 
 // pendingOf notes which of the entries are on a queue, and which are dead letters.
-func (g *Group) pendingOf(ctx context.Context, found []Sighting) error {
+func (g *Group) pendingOf(ctx context.Context, found []TracedEntry) error {
 	if len(found) == 0 {
 		return nil
 	}
@@ -187,18 +187,18 @@ func (g *Group) pendingOf(ctx context.Context, found []Sighting) error {
 	for i := range found {
 		ids[i] = found[i].ID.String()
 	}
-	parked, err := g.client.HMGet(ctx, g.names.Parked(), ids...).Result()
+	parked, err := g.client.HMGet(ctx, g.names.DeadLettered(), ids...).Result()
 	if err != nil {
 		return failure("look for dead letters", err)
 	}
 	for i, v := range parked {
 		if text, ok := v.(string); ok {
-			found[i].Letter, _, _ = strings.Cut(text, " ")
+			found[i].DLQEntry, _, _ = strings.Cut(text, " ")
 		}
 	}
 	for i := range found {
 		s := &found[i]
-		if !s.Dealt {
+		if !s.Dispatched {
 			continue
 		}
 		id := ids[i]

@@ -17,5 +17,5 @@ type driverLog struct{ log *slog.Logger }
 
 // Printf implements the client's logger.
 func (d driverLog) Printf(ctx context.Context, format string, v ...any) {
-	d.log.DebugContext(ctx, "the Redis client says", "text", fmt.Sprintf(format, v...))
+	d.log.DebugContext(ctx, "Redis client message", "text", fmt.Sprintf(format, v...))
 }

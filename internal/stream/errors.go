@@ -38,10 +38,10 @@ func failure(op string, err error) error {
 	case "UNBLOCKED":
 		f.Kind = protocol.Lost
 	case "WRONGTYPE":
-		f.Kind = protocol.Misused
+		f.Kind = protocol.Misconfigured
 		f.Err = fmt.Errorf("%s: the key holds something else than a stream; check REDIS_TELEMETRY_STREAM: %w", op, err)
 	case "NOPERM", "NOAUTH", "WRONGPASS":
-		f.Kind = protocol.Misused
+		f.Kind = protocol.Misconfigured
 		f.Err = fmt.Errorf("%s: Redis refuses this user; check REDIS_URL and the ACL: %w", op, err)
 	case "OOM":
 		f.Err = fmt.Errorf("%s: Redis is full; raise maxmemory or trim the stream: %w", op, err)

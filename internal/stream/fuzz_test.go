@@ -9,19 +9,19 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// FuzzLetter holds that reading a dead letter never panics, whoever wrote it,
+// FuzzDeadLetter holds that reading a dead letter never panics, whoever wrote it,
 // and that what we write is read back byte for byte, whatever an entry holds.
-func FuzzLetter(f *testing.F) {
+func FuzzDeadLetter(f *testing.F) {
 	l := telemetry.DeadLetter{
 		Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: 1_700_000_000_000, Seq: 1}, Fields: []string{"ts", "1", "payload", "{}"}},
 		Shard: 3, Class: telemetry.ClassDecode, Error: "decode: payload", Attempts: 3,
 	}
-	f.Add(strings.Join(EncodeLetter(&l), "\n"), "decode", "decode: payload", 3)
+	f.Add(strings.Join(EncodeDeadLetter(&l), "\n"), "decode", "decode: payload", 3)
 	f.Add("dlq_packed_fields\n3:abc1:d\ndlq_class\nsink\ndlq_source_id\n1-1\ndlq_original_fields\n0", "sink", "", 1)
 	f.Add("dlq_packed_fields\n99999999999999999999:a\ndlq_original_fields\n9223372036854775807", "crash", "\x00", -1)
 	f.Fuzz(func(t *testing.T, text, class, reason string, attempts int) {
 		fields := strings.Split(text, "\n")
-		_, _ = decodeLetter(fields) // an error or not, and no panic
+		_, _ = decodeDeadLetter(fields) // an error or not, and no panic
 		if len(fields)%2 == 1 || class == "" {
 			return
 		}
@@ -29,7 +29,7 @@ func FuzzLetter(f *testing.F) {
 			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: fields},
 			Class: telemetry.Class(class), Error: reason, Attempts: attempts,
 		}
-		got, err := decodeLetter(EncodeLetter(&want))
+		got, err := decodeDeadLetter(EncodeDeadLetter(&want))
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 		unpacked, err := unpack(pack(fields))

@@ -22,7 +22,7 @@ type Config struct {
 	Name string
 }
 
-// Group speaks to one consumer group of one stream: it deals, reads queues,
+// Group speaks to one consumer group of one stream: it dispatches, reads queues,
 // acknowledges, claims. It holds no state of the protocol and is safe for
 // concurrent use.
 type Group struct {

@@ -25,7 +25,7 @@ type Info struct {
 	GroupExists bool
 	Delivered   telemetry.EntryID // the group's last-delivered ID
 	Pending     int64
-	Lag         Count // entries not yet dealt
+	Lag         Count // entries not yet dispatched
 }
 
 // Info asks for the state of the stream and the group.
@@ -67,7 +67,7 @@ func lag(info Info, row redis.XInfoGroup) Count {
 	case info.Delivered.Compare(info.Last) >= 0:
 		return Count{N: 0, Known: true}
 	case info.Delivered.Less(info.First):
-		// Nothing that is left was dealt: all of it is to be.
+		// Nothing that is left was dispatched: all of it is to be.
 		return Count{N: info.Length, Known: true}
 	case row.Lag < 0 || row.EntriesRead < 0 || row.EntriesRead > info.Added || row.Lag > info.Length:
 		return Count{}
@@ -96,7 +96,7 @@ func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
 	}
 	b := protocol.Backlog{Pending: info.Pending, Lag: info.Lag.N, LagKnown: info.Lag.Known}
 	if !info.GroupExists {
-		// Everything there is will be dealt once there is a group.
+		// Everything there is will be dispatched once there is a group.
 		b.Lag, b.LagKnown, b.Oldest, b.OldestKnown = info.Length, true, info.First, true
 		return b, nil
 	}

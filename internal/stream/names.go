@@ -21,43 +21,43 @@ func (n Names) prefix() string {
 	return "{" + n.Stream + "}:" + n.Group
 }
 
-// hasTag tells whether a Cluster hashes a part of the name instead of all of it.
+// hasTag reports whether a Cluster hashes a part of the name instead of all of it.
 func hasTag(name string) bool {
 	at := strings.IndexByte(name, '{')
 	return at >= 0 && strings.IndexByte(name[at:], '}') > 1
 }
 
-// fitCluster tells whether other keys can lie where a Cluster puts the stream:
+// fitCluster reports whether other keys can lie where a Cluster puts the stream:
 // a name that is hashed as a whole cannot be spelled as a tag when it holds a
 // closing brace.
 func (n Names) fitCluster() bool {
 	return hasTag(n.Stream) || !strings.Contains(n.Stream, "}")
 }
 
-// Turn is the key of the lease that lets one member deal.
-func (n Names) Turn() string { return n.prefix() + ":turn" }
+// DispatchLease is the key of the lease that lets one member dispatch.
+func (n Names) DispatchLease() string { return n.prefix() + ":dispatch-lease" }
 
-// Dealt is the key of the last-delivered ID as dealing left it. It tells when
-// somebody else moved it.
-func (n Names) Dealt() string { return n.prefix() + ":dealt" }
+// Dispatched is the key of the last-delivered ID as dispatching left it. It tells when
+// another member moved it.
+func (n Names) Dispatched() string { return n.prefix() + ":dispatched" }
 
 // Acked is the hash of each shard's highest acknowledged entry.
 func (n Names) Acked() string { return n.prefix() + ":acked" }
 
-// Grants is the hash of the token under which each shard was last taken.
-func (n Names) Grants() string { return n.prefix() + ":grants" }
+// OwnerTokens is the hash of the token under which each shard was last taken.
+func (n Names) OwnerTokens() string { return n.prefix() + ":owner-tokens" }
 
 // Losses is the list of losses that are not in the ledger yet.
 func (n Names) Losses() string { return n.prefix() + ":losses" }
 
-// Made is the list of the makings of the group that nobody has looked into yet.
-func (n Names) Made() string { return n.prefix() + ":made" }
+// Recreations is the list of the recreations of the group that nobody has looked into yet.
+func (n Names) Recreations() string { return n.prefix() + ":recreations" }
 
 // Shards is the key of the number of shards, set when it was last changed.
 func (n Names) Shards() string { return n.prefix() + ":shards" }
 
-// Bell is the channel on which the holder of the turn names the shards that got something.
-func (n Names) Bell() string { return n.prefix() + ":bell" }
+// NotifyChannel is the channel on which the dispatcher names the shards that got something.
+func (n Names) NotifyChannel() string { return n.prefix() + ":notify" }
 
 // Lock is the key of the leader's lock.
 func (n Names) Lock() string { return n.prefix() + ":leader" }
@@ -65,13 +65,13 @@ func (n Names) Lock() string { return n.prefix() + ":leader" }
 // Members is the prefix of the heartbeat keys and the name of the set that lists them.
 func (n Names) Members() string { return n.prefix() + ":members" }
 
-// Parked is the hash of source entries that have a dead letter.
-func (n Names) Parked() string { return n.prefix() + ":parked" }
+// DeadLettered is the hash of source entries that have a dead letter.
+func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 
 // All are the keys of the group beside its streams, without the heartbeats.
 func (n Names) All() []string {
 	return []string{
-		n.Turn(), n.Dealt(), n.Acked(), n.Grants(), n.Losses(), n.Made(), n.Shards(), n.Lock(), n.Members(), n.Parked(),
+		n.DispatchLease(), n.Dispatched(), n.Acked(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(),
 	}
 }
 
@@ -87,7 +87,7 @@ func (n Names) DeadLetters(cluster bool) string {
 // Consumer is the consumer of the group whose pending list is the shard's queue.
 func Consumer(shard int) string { return fmt.Sprintf("shard-%02d", shard) }
 
-// ShardOfConsumer tells which shard a consumer is the queue of. Any other
+// ShardOfConsumer reports which shard a consumer is the queue of. Any other
 // consumer is foreign.
 func ShardOfConsumer(name string, shards int) (shard int, ok bool) {
 	digits, ok := strings.CutPrefix(name, "shard-")

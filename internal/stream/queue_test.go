@@ -71,7 +71,7 @@ func TestAQueueOfALostGroupIsAFailureThatSaysSo(t *testing.T) {
 	}
 }
 
-func TestAnAckMovesTheMarkForwardOnlyAndMayBeRepeated(t *testing.T) {
+func TestAnAckMovesTheAckedIDForwardOnlyAndMayBeRepeated(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(1, 6)
@@ -107,7 +107,7 @@ func TestMarksCompareAsNumbers(t *testing.T) {
 		return parsed
 	}
 	ids := []telemetry.EntryID{add("9-9"), add("10-2"), add("10-10"), add("18446744073709551615-3")}
-	b.dealAll("t")
+	b.dispatchAll("t")
 	for i := range ids {
 		require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[i : i+1]}}))
 		acked, _, err := b.Marks(t.Context())
@@ -120,7 +120,7 @@ func TestMarksCompareAsNumbers(t *testing.T) {
 	require.Equal(t, ids[3], acked[1])
 }
 
-func TestAcksOfMoreThanOneScriptHoldsAreAllMade(t *testing.T) {
+func TestAcksLargerThanOneScriptAreAllSent(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	one, two := b.addTo(1, 5000), b.addTo(2, 5000)
@@ -160,7 +160,7 @@ func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
 }
 
 // P3: on the queue of its shard each, before what follows it.
-func TestRedealPutsARangeBackOnItsQueues(t *testing.T) {
+func TestRedeliverPutsARangeBackOnItsQueues(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var one, two []telemetry.EntryID
@@ -175,7 +175,7 @@ func TestRedealPutsARangeBackOnItsQueues(t *testing.T) {
 	b.ready()
 	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 2, IDs: two}}))
 	b.del(two[500])
-	n, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 2, From: two[9], To: two[1089]}})
+	n, err := b.Redeliver(t.Context(), []protocol.Range{{Shard: 2, From: two[9], To: two[1089]}})
 	require.NoError(t, err)
 	require.Equal(t, 1079, n)
 	queue := b.queue(2)
@@ -183,16 +183,16 @@ func TestRedealPutsARangeBackOnItsQueues(t *testing.T) {
 	require.Equal(t, two[10], queue[0], "what comes after")
 	require.Equal(t, two[1089], queue[1078], "up to and including")
 	require.Len(t, b.queue(1), 1100, "other shards are left alone")
-	n, err = b.Redeal(t.Context(), nil)
+	n, err = b.Redeliver(t.Context(), nil)
 	require.NoError(t, err)
 	require.Zero(t, n)
 }
 
-func TestRedealWithoutAGroupSaysSo(t *testing.T) {
+func TestRedeliverWithoutAGroupReportsIt(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(1, 1)
-	_, err := b.Redeal(t.Context(), []protocol.Range{{Shard: 1, To: ids[0]}})
+	_, err := b.Redeliver(t.Context(), []protocol.Range{{Shard: 1, To: ids[0]}})
 	k, _ := kind(t, err)
 	require.Equal(t, protocol.Lost, k)
 }
@@ -221,20 +221,20 @@ func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {
 	require.Equal(t, last, info.Last)
 }
 
-func TestBellsAreHeardForWhatTheyAre(t *testing.T) {
+func TestNotificationsAreParsed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	heard := make(chan stream.Bell, 100)
+	heard := make(chan stream.Notification, 100)
 	done := make(chan struct{})
 	ctx, stop := contextWithCancel(t)
 	go func() {
 		defer close(done)
-		b.Bells(ctx, func(bell stream.Bell) { heard <- bell })
+		b.Notifications(ctx, func(channel stream.Notification) { heard <- channel })
 	}()
-	await := func(want stream.Bell, ring func() error) {
+	await := func(want stream.Notification, payload func() error) {
 		t.Helper()
 		testenv.Wait(t, waitFor, func() error { // the first may come before the subscription
-			require.NoError(t, ring())
+			require.NoError(t, payload())
 			select {
 			case got := <-heard:
 				if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -246,14 +246,14 @@ func TestBellsAreHeardForWhatTheyAre(t *testing.T) {
 			}
 		})
 	}
-	await(stream.Bell{Leader: true}, func() error { return b.RingLeader(ctx) })
-	await(stream.Bell{Members: true}, func() error { return b.RingMembers(ctx) })
-	await(stream.Bell{Shards: []int{0, 7}, Again: true}, func() error { return b.Ring(ctx, []int{0, 7}) })
-	await(stream.Bell{Turn: true}, func() error {
-		if _, err := b.AcquireTurn(ctx, "", "t", waitFor); err != nil {
+	await(stream.Notification{Leader: true}, func() error { return b.NotifyLeadership(ctx) })
+	await(stream.Notification{Members: true}, func() error { return b.NotifyMembers(ctx) })
+	await(stream.Notification{Shards: []int{0, 7}, Again: true}, func() error { return b.Notify(ctx, []int{0, 7}) })
+	await(stream.Notification{DispatchLease: true}, func() error {
+		if _, err := b.AcquireDispatchLease(ctx, "", "t", waitFor); err != nil {
 			return err
 		}
-		return b.ReleaseTurn(ctx, "t")
+		return b.ReleaseDispatchLease(ctx, "t")
 	})
 	stop()
 	<-done

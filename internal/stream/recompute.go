@@ -37,7 +37,7 @@ func (r *Recomputes) Read(ctx context.Context, count int) ([]telemetry.Entry, er
 	for _, from := range []string{"0", ">"} {
 		entries, err := r.read(ctx, from, count)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
-			if made, err := r.begin(ctx); err != nil || !made {
+			if recreationNote, err := r.begin(ctx); err != nil || !recreationNote {
 				return nil, err
 			}
 			entries, err = r.read(ctx, from, count)

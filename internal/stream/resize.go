@@ -12,13 +12,13 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// SeizeTurn takes the turn from whoever holds it. What its holder had under way
+// ForceAcquireDispatchLease takes the dispatch lease from whoever holds it. What its holder had under way
 // does not come through any more.
-func (g *Group) SeizeTurn(ctx context.Context, token string, ttl time.Duration) error {
-	return failure("seize the turn", g.client.Set(ctx, g.names.Turn(), token, ttl).Err())
+func (g *Group) ForceAcquireDispatchLease(ctx context.Context, token string, ttl time.Duration) error {
+	return failure("force-acquire the dispatch lease", g.client.Set(ctx, g.names.DispatchLease(), token, ttl).Err())
 }
 
-// PinShards has nobody deal any more who counts another number of shards.
+// PinShards has nobody dispatch any more who counts another number of shards.
 func (g *Group) PinShards(ctx context.Context, shards int) error {
 	return failure("pin the number of shards", g.client.Set(ctx, g.names.Shards(), shards, 0).Err())
 }
@@ -37,8 +37,8 @@ func (g *Group) checkShards(ctx context.Context) error {
 	if err != nil || n == 0 || n == g.shards {
 		return err
 	}
-	return &protocol.Failure{Kind: protocol.Misused, Code: "shards", Err: fmt.Errorf(
-		"acquire the turn: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
+	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
+		"acquire the dispatch lease: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
 }
 
 // ForgetMarks forgets what was acknowledged per shard: under another number the

@@ -49,8 +49,8 @@ func (g *Group) node(ctx context.Context) (redis.Cmdable, error) {
 	return g.client, nil
 }
 
-// Sibling is another stream on the same server.
-type Sibling struct {
+// OtherStream is another stream on the same server.
+type OtherStream struct {
 	Name   string
 	Length int64
 }
@@ -58,40 +58,40 @@ type Sibling struct {
 // The look for siblings is bounded: it happens at start, on a server that may
 // hold anything.
 const (
-	siblingPages   = 200
-	siblingPage    = 1000
-	siblingsEnough = 10
+	otherStreamPages   = 200
+	otherStreamPage    = 1000
+	otherStreamsEnough = 10
 )
 
-// Siblings names streams whose keys begin with prefix and that have entries,
+// OtherStreams names streams whose keys begin with prefix and that have entries,
 // other than this one. It looks at a bounded number of keys and names at most
 // ten.
-func (g *Group) Siblings(ctx context.Context, prefix string) ([]Sibling, error) {
-	var found []Sibling
+func (g *Group) OtherStreams(ctx context.Context, prefix string) ([]OtherStream, error) {
+	var found []OtherStream
 	var err error
 	if cluster, ok := g.client.(*redis.ClusterClient); ok {
 		var mu sync.Mutex
 		err = cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-			some, err := g.siblingsOn(ctx, node, prefix)
+			some, err := g.otherStreamsOn(ctx, node, prefix)
 			mu.Lock()
 			defer mu.Unlock()
 			found = append(found, some...)
 			return err
 		})
 	} else {
-		found, err = g.siblingsOn(ctx, g.client, prefix)
+		found, err = g.otherStreamsOn(ctx, g.client, prefix)
 	}
 	if err != nil {
 		return nil, failure("look for other streams", err)
 	}
-	return found[:min(len(found), siblingsEnough)], nil
+	return found[:min(len(found), otherStreamsEnough)], nil
 }
 
-func (g *Group) siblingsOn(ctx context.Context, node redis.Cmdable, prefix string) ([]Sibling, error) {
-	var found []Sibling
+func (g *Group) otherStreamsOn(ctx context.Context, node redis.Cmdable, prefix string) ([]OtherStream, error) {
+	var found []OtherStream
 	cursor := uint64(0)
-	for range siblingPages {
-		keys, next, err := node.ScanType(ctx, cursor, escapeGlob(prefix)+"*", siblingPage, "stream").Result()
+	for range otherStreamPages {
+		keys, next, err := node.ScanType(ctx, cursor, escapeGlob(prefix)+"*", otherStreamPage, "stream").Result()
 		if err != nil {
 			return nil, fmt.Errorf("scan: %w", err)
 		}
@@ -104,10 +104,10 @@ func (g *Group) siblingsOn(ctx context.Context, node redis.Cmdable, prefix strin
 				return nil, fmt.Errorf("measure stream %s: %w", key, err)
 			}
 			if n > 0 {
-				found = append(found, Sibling{Name: key, Length: n})
+				found = append(found, OtherStream{Name: key, Length: n})
 			}
 		}
-		if cursor = next; cursor == 0 || len(found) >= siblingsEnough {
+		if cursor = next; cursor == 0 || len(found) >= otherStreamsEnough {
 			break
 		}
 	}

@@ -6,16 +6,16 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Horizon asks how far the stream is trimmed.
-func (g *Group) Horizon(ctx context.Context) (protocol.Horizon, error) {
+// TrimPoint asks how far the stream is trimmed.
+func (g *Group) TrimPoint(ctx context.Context) (protocol.TrimPoint, error) {
 	info, err := g.Info(ctx)
 	if err != nil {
-		return protocol.Horizon{}, err
+		return protocol.TrimPoint{}, err
 	}
-	return info.Horizon(), nil
+	return info.TrimPoint(), nil
 }
 
-// Horizon is how far the stream was trimmed at that moment.
-func (i Info) Horizon() protocol.Horizon {
-	return protocol.Horizon{First: i.First, Length: i.Length, Removed: i.Added - i.Length}
+// TrimPoint is how far the stream was trimmed at that moment.
+func (i Info) TrimPoint() protocol.TrimPoint {
+	return protocol.TrimPoint{First: i.First, Length: i.Length, Removed: i.Added - i.Length}
 }

@@ -31,12 +31,12 @@ func TestEntriesTrimmedBeforeTheyWereReadAreCountedExactlyAndTheLagStaysRight(t 
 	b := newBench(t)
 	ids := b.addTo(3, 100)
 	turn := b.turn("t")
-	dealt, _ := b.deal(t, turn.After, 40)
+	dispatched, _ := b.dispatch(t, turn.After, 40)
 	require.Equal(t, stream.Count{N: 60, Known: true}, b.info().Lag)
-	// 25 of those dealt and 15 of those not yet read go.
+	// 25 of those dispatched and 15 of those not yet read go.
 	require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[55].String()).Err())
 	require.Equal(t, stream.Count{N: 45, Known: true}, b.info().Lag, "what is left to read, not what the server says")
-	after, n := b.deal(t, dealt, 1000)
+	after, n := b.dispatch(t, dispatched, 1000)
 	require.Equal(t, 45, n)
 	require.Equal(t, ids[99], after)
 	require.Equal(t, map[string]int64{"trimmed_unread": 15}, b.lost(t))
@@ -51,7 +51,7 @@ func TestEntriesTrimmedWhilePendingAreCountedOnceHoweverOftenTheyAreAcknowledged
 	b := newBench(t)
 	ids := b.addTo(3, 100)
 	turn := b.turn("t")
-	b.deal(t, turn.After, 1000)
+	b.dispatch(t, turn.After, 1000)
 	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 30).Err())
 	var a protocol.Ack
 	a.Shard = 3
@@ -71,7 +71,7 @@ func TestEntriesTrimmedWhilePendingAreCountedOnceHoweverOftenTheyAreAcknowledged
 	require.Zero(t, b.info().Pending)
 }
 
-// Every entry added is acknowledged, pending, still to be dealt or noted as
+// Every entry added is acknowledged, pending, still to be dispatched or noted as
 // lost, wherever the trim strikes.
 func TestTheAccountBalancesWhereverTheTrimStrikes(t *testing.T) {
 	t.Parallel()
@@ -83,7 +83,7 @@ func TestTheAccountBalancesWhereverTheTrimStrikes(t *testing.T) {
 		added += len(b.addTo(round%shards, 20+round))
 		var n int
 		if round%3 != 2 {
-			after, n = b.deal(t, after, 15+round%7*10)
+			after, n = b.dispatch(t, after, 15+round%7*10)
 			require.NotZero(t, n)
 		}
 		require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, int64(40+round%5*15)).Err())
@@ -102,7 +102,7 @@ func TestTheAccountBalancesWhereverTheTrimStrikes(t *testing.T) {
 		}
 	}
 	for n := 1; n > 0; {
-		after, n = b.deal(t, after, 1000)
+		after, n = b.dispatch(t, after, 1000)
 	}
 	var lost int64
 	for _, n := range b.lost(t) {
@@ -115,19 +115,19 @@ func TestTheAccountBalancesWhereverTheTrimStrikes(t *testing.T) {
 	t.Logf("added %d: acknowledged %d, pending %d, lost %d", added, acked, info.Pending, lost)
 }
 
-func TestTheHorizonIsWhatTrimmingLeft(t *testing.T) {
+func TestTheTrimPointIsWhatTrimmingLeft(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(3, 10)
-	h, err := b.Horizon(t.Context())
+	h, err := b.TrimPoint(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, protocol.Horizon{First: ids[0], Length: 10}, h)
+	require.Equal(t, protocol.TrimPoint{First: ids[0], Length: 10}, h)
 	_, known := h.Margin(ids[5])
 	require.False(t, known, "nothing was ever trimmed")
 	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 4).Err())
-	h, err = b.Horizon(t.Context())
+	h, err = b.TrimPoint(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, protocol.Horizon{First: ids[6], Length: 4, Removed: 6}, h)
+	require.Equal(t, protocol.TrimPoint{First: ids[6], Length: 4, Removed: 6}, h)
 	margin, known := h.Margin(telemetry.EntryID{Ms: ids[6].Ms + 5000})
 	require.True(t, known)
 	require.Equal(t, 5*time.Second, margin)
@@ -136,15 +136,15 @@ func TestTheHorizonIsWhatTrimmingLeft(t *testing.T) {
 	require.Zero(t, margin, "it is gone already")
 }
 
-// deal reads at most count new entries and deals them; it returns the last.
-func (b *bench) deal(t *testing.T, after telemetry.EntryID, count int) (telemetry.EntryID, int) {
+// dispatch reads at most count new entries and dispatches them; it returns the last.
+func (b *bench) dispatch(t *testing.T, after telemetry.EntryID, count int) (telemetry.EntryID, int) {
 	t.Helper()
 	a, err := b.ReadNew(t.Context(), after, count, time.Millisecond)
 	require.NoError(t, err)
 	if len(a.Entries) == 0 {
 		return after, 0
 	}
-	_, err = b.Deal(t.Context(), protocol.Dealing{Token: "t", TTL: time.Minute, After: after}, &a)
+	_, err = b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute, After: after}, &a)
 	require.NoError(t, err)
 	return a.Last, len(a.Entries)
 }

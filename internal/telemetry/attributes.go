@@ -237,7 +237,7 @@ func (d *Decoder) readSentinel(start int, key string) *DecodeError {
 	return nil
 }
 
-// isDecimal tells whether s is an integer as BigInt prints it.
+// isDecimal reports whether s is an integer as BigInt prints it.
 func isDecimal(s string) bool {
 	if len(s) > 0 && s[0] == '-' {
 		if s = s[1:]; s == "0" {
@@ -262,7 +262,7 @@ var base64Digits = func() (digits [256]bool) {
 	return digits
 }()
 
-// isBase64 tells whether s is the one padded standard encoding of some bytes.
+// isBase64 reports whether s is the one padded standard encoding of some bytes.
 func isBase64(s string) bool {
 	if len(s)%4 != 0 {
 		return false

@@ -59,10 +59,10 @@ func (id EntryID) Compare(other EntryID) int {
 	return cmp.Compare(id.Seq, other.Seq)
 }
 
-// Less tells whether id precedes other in the stream.
+// Less reports whether id precedes other in the stream.
 func (id EntryID) Less(other EntryID) bool { return id.Compare(other) < 0 }
 
-// IsZero tells whether id is "0-0".
+// IsZero reports whether id is "0-0".
 func (id EntryID) IsZero() bool { return id == EntryID{} }
 
 // Next is the smallest ID that follows id.
@@ -125,7 +125,7 @@ func (e *Entry) Size() int {
 }
 
 // Ref names an entry by its ID and its content. The ID alone does not: a stream
-// that was made anew, restored, or lost its newest entries gives IDs again.
+// that was recreated, restored, or lost its newest entries gives IDs again.
 type Ref struct {
 	ID     EntryID
 	Digest string

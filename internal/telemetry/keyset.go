@@ -73,7 +73,7 @@ func (s *keySet) hash(key string) uint64 {
 	return (h ^ h>>29) * s.odd
 }
 
-// add tells whether key is new in object; at is where it begins. src and
+// add reports whether key is new in object; at is where it begins. src and
 // escaped are the texts that positions refer to.
 func (s *keySet) add(object uint32, key string, at int, src string, escaped []byte) bool {
 	if s.used*2 >= len(s.slots) {

@@ -74,7 +74,7 @@ const (
 	numericDigitsAfter  = 16383
 )
 
-// fitsNumeric tells whether Postgres takes the number into jsonb. It counts
+// fitsNumeric reports whether Postgres takes the number into jsonb. It counts
 // digits as written, so that it refuses a few zeros that Postgres would take.
 func (n *number) fitsNumeric() bool {
 	if -n.exp10 > numericDigitsAfter {

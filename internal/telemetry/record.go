@@ -24,16 +24,16 @@ type Record struct {
 // Time is the device time in UTC.
 func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }
 
-// HasFix tells whether the record carries a position: exactly (0, 0) is how
+// HasFix reports whether the record carries a position: exactly (0, 0) is how
 // trackers say that they have none.
 func (r *Record) HasFix() bool { return r.Latitude != 0 || r.Longitude != 0 }
 
-// Future tells whether the device clock is more than skew ahead of the stream
+// Future reports whether the device clock is more than skew ahead of the stream
 // time. Such a record is stored but takes no part in state.
 func (r *Record) Future(skew time.Duration) bool {
 	return r.TimeUS > r.StreamUS+skew.Microseconds()
 }
 
-// Eligible tells whether the record takes part in state: it has a fix and its
+// Eligible reports whether the record takes part in state: it has a fix and its
 // clock is not too far ahead.
 func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.Future(skew) }

@@ -61,7 +61,7 @@ func TestDatabaseIsDroppedAfterItsTest(t *testing.T) {
 }
 
 // Promise 1.
-func TestRedisKeysOfATestGoWithItAndOthersStay(t *testing.T) {
+func TestRedisKeysOfATestGoWithItAndOtherKeysStay(t *testing.T) {
 	t.Parallel()
 	mine := testenv.Redis(t)
 	require.NoError(t, mine.Client().Set(t.Context(), mine.Key("kept"), 1, 0).Err())

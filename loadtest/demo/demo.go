@@ -33,7 +33,7 @@ type Config struct {
 	Metrics     prometheus.Gatherer // of the service
 	Show        func(Snapshot)
 	Every       time.Duration // between two snapshots
-	Patience    time.Duration // without progress after which waiting ends
+	StallLimit  time.Duration // without progress after which waiting ends
 }
 
 // Result is how a demo ended.
@@ -46,7 +46,7 @@ type Result struct {
 	Timed    bool             // whether there was any
 }
 
-// Good tells whether the account balances with nothing lost, wrong or
+// Good reports whether the account balances with nothing lost, wrong or
 // unfinished, but for entries that are no valid record and stay pending.
 func (r *Result) Good() bool {
 	a := r.Account
@@ -174,11 +174,11 @@ func (d *demo) show(ctx context.Context) {
 	now := time.Now()
 	s := Snapshot{Elapsed: now.Sub(d.began), Entries: d.cfg.Load.Entries, Sent: d.sender.Progress().Sent}
 	if info, err := d.group.Info(ctx); err == nil && info.Lag.Known {
-		s.Undone, s.Known = info.Lag.N+info.Pending, true
+		s.Backlog, s.Known = info.Lag.N+info.Pending, true
 	}
 	f, err := gather(d.cfg.Metrics)
 	if err != nil {
-		d.log.Warn("no figures from the service", "err", err)
+		d.log.Warn("service metrics unavailable", "err", err)
 		d.cfg.Show(s)
 		return
 	}
@@ -194,9 +194,9 @@ func (d *demo) show(ctx context.Context) {
 
 // leftover is what was not finished when waiting ended.
 type leftover struct {
-	pending map[telemetry.EntryID]bool
-	dealt   telemetry.EntryID // what follows was not even dealt
-	at      time.Time
+	pending    map[telemetry.EntryID]bool
+	dispatched telemetry.EntryID // what follows was not even dispatched
+	at         time.Time
 }
 
 // finish waits until nothing is left but entries that are no valid record. An
@@ -208,15 +208,15 @@ func (d *demo) finish(ctx context.Context, invalid map[telemetry.EntryID]bool) (
 	for {
 		info, err := d.group.Info(ctx)
 		if err != nil {
-			d.log.Warn("the stream does not answer", "err", err)
+			d.log.Warn("stream unavailable", "err", err)
 		} else {
-			undone := info.Lag.N + info.Pending
-			if least < 0 || undone < least {
-				least, moved = undone, time.Now()
+			outstanding := info.Lag.N + info.Pending
+			if least < 0 || outstanding < least {
+				least, moved = outstanding, time.Now()
 			}
-			out := time.Since(moved) > d.cfg.Patience
+			out := time.Since(moved) > d.cfg.StallLimit
 			if out || info.Lag.Known && info.Lag.N == 0 && info.Pending <= int64(len(invalid)) {
-				left, err := d.leftover(ctx, info, undone)
+				left, err := d.leftover(ctx, info, outstanding)
 				if err != nil {
 					return left, err
 				}
@@ -244,9 +244,9 @@ func (d *demo) finish(ctx context.Context, invalid map[telemetry.EntryID]bool) (
 // left over.
 const quiet = 2 * time.Second
 
-func (d *demo) leftover(ctx context.Context, info stream.Info, undone int64) (leftover, error) {
-	left := leftover{pending: map[telemetry.EntryID]bool{}, dealt: info.Delivered, at: time.Now()}
-	ids, err := d.group.Pending(ctx, int(undone)+1)
+func (d *demo) leftover(ctx context.Context, info stream.Info, outstanding int64) (leftover, error) {
+	left := leftover{pending: map[telemetry.EntryID]bool{}, dispatched: info.Delivered, at: time.Now()}
+	ids, err := d.group.Pending(ctx, int(outstanding)+1)
 	if err != nil {
 		return left, err
 	}
@@ -256,7 +256,7 @@ func (d *demo) leftover(ctx context.Context, info stream.Info, undone int64) (le
 	return left, nil
 }
 
-// only tells whether nothing but the entries given is left.
+// only reports whether nothing but the entries given is left.
 func (l leftover) only(these map[telemetry.EntryID]bool) bool {
 	for id := range l.pending {
 		if !these[id] {
@@ -285,8 +285,8 @@ func (d *demo) judge(ctx context.Context, sent *fleet.Log, invalid map[telemetry
 		return nil, err
 	}
 	report, err := o.Judge(oracle.Observed{
-		Positions: rows.positions(ctx), DeadLetters: oracle.Letters(d.letters.All(ctx)),
-		Pending: left.pending, Dealt: &left.dealt,
+		Positions: rows.positions(ctx), DeadLetters: oracle.DeadLetters(d.letters.All(ctx)),
+		Pending: left.pending, Dispatched: &left.dispatched,
 	})
 	if err != nil {
 		return nil, err

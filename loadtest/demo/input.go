@@ -44,7 +44,7 @@ func (in Input) Open() (*Load, error) {
 	return NewLoad(profile.Name+", "+profile.About, in.Speed, func() (fleet.Source, error) { return profile.Source() })
 }
 
-// NewLoad measures what source yields; each call of source begins anew.
+// NewLoad measures what source yields; each call of source begins again.
 func NewLoad(name string, speed float64, source func() (fleet.Source, error)) (*Load, error) {
 	l := &Load{Name: name, Speed: speed, source: source}
 	items, err := source()

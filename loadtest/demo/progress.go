@@ -19,26 +19,26 @@ type Snapshot struct {
 	Stored  int64
 	Again   int64         // finished as duplicates
 	Rate    *float64      // records stored a second, since the last snapshot; nil for the first
-	Undone  int64         // entries not finished
-	Known   bool          // whether undone is
+	Backlog int64         // entries not finished
+	Known   bool          // whether backlog is
 	P99     time.Duration // latency from stream time to commit, since the last snapshot
 	Timed   bool          // whether there was any
 }
 
 // String is the snapshot on one line.
 func (s Snapshot) String() string {
-	rate, undone, p99 := "-", "unknown", "-"
+	rate, outstanding, p99 := "-", "unknown", "-"
 	if s.Rate != nil {
 		rate = cli.Thousands(int64(*s.Rate)) + "/s"
 	}
 	if s.Known {
-		undone = cli.Thousands(s.Undone)
+		outstanding = cli.Thousands(s.Backlog)
 	}
 	if s.Timed {
 		p99 = Milliseconds(s.P99)
 	}
-	return fmt.Sprintf("in %s  stored %s  %s  duplicates %s  undone %s  p99 %s",
-		cli.Thousands(s.Sent), cli.Thousands(s.Stored), rate, cli.Thousands(s.Again), undone, p99)
+	return fmt.Sprintf("in %s  stored %s  %s  duplicates %s  backlog %s  p99 %s",
+		cli.Thousands(s.Sent), cli.Thousands(s.Stored), rate, cli.Thousands(s.Again), outstanding, p99)
 }
 
 // Lines shows progress as plain lines, one every few seconds.
@@ -60,7 +60,7 @@ func Bar(w io.Writer, entries int64) func(Snapshot) {
 	)
 	return func(s Snapshot) {
 		bar.Describe(s.String())
-		if done := s.Sent - s.Undone; s.Known {
+		if done := s.Sent - s.Backlog; s.Known {
 			_ = bar.Set64(max(0, min(done, entries)))
 		}
 	}

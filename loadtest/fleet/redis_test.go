@@ -111,7 +111,7 @@ func wait(done <-chan error, running *bool, d time.Duration) error {
 }
 
 // BenchmarkSenderAt20000 sends 20,000 entries a second for a few seconds and
-// tells which share of one core the generator takes, publisher and send log
+// reports which share of one core the generator takes, publisher and send log
 // included.
 func BenchmarkSenderAt20000(b *testing.B) {
 	corner := testenv.Redis(b)

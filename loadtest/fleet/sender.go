@@ -114,7 +114,7 @@ func (s *Sender) Progress() Progress {
 }
 
 // Run sends until the source ends or the context does, which is no error. A
-// server that does not answer is waited for; only what cannot be mended by
+// server that does not answer is waited for; only what cannot be fixed by
 // waiting is returned.
 func (s *Sender) Run(ctx context.Context) error {
 	err := s.run(ctx)
@@ -212,7 +212,7 @@ func (s *Sender) publish(ctx context.Context, b *batch) error {
 		}
 		s.failures.Add(1)
 		var failure *protocol.Failure
-		if errors.As(err, &failure) && (failure.Kind == protocol.Misused || failure.Kind == protocol.Refused) {
+		if errors.As(err, &failure) && (failure.Kind == protocol.Misconfigured || failure.Kind == protocol.Rejected) {
 			return fmt.Errorf("publish %d entries: %w", len(rest.items), err)
 		}
 		s.warn(len(rest.items), err)
@@ -228,7 +228,7 @@ func (s *Sender) warn(count int, err error) {
 		return
 	}
 	failures := s.failures.Load()
-	s.slog.Warn("publishing failed, sending again until it works", "count", count, "failures", failures-s.since, "err", err)
+	s.slog.Warn("publish failed, will retry", "count", count, "failures", failures-s.since, "err", err)
 	s.warned, s.since = time.Now(), failures
 }
 

@@ -57,7 +57,7 @@ func (m *memoryStream) Publish(_ context.Context, entries [][]string) ([]telemet
 			m.delayed = append(m.delayed, fields)
 			return ids, errors.New("i/o timeout")
 		case "broken":
-			return ids, &protocol.Failure{Kind: protocol.Misused, Err: errors.New("WRONGTYPE")}
+			return ids, &protocol.Failure{Kind: protocol.Misconfigured, Err: errors.New("WRONGTYPE")}
 		}
 		ids = append(ids, m.add(fields))
 	}
@@ -169,7 +169,7 @@ func TestSlowServerDoesNotSlowTheLoad(t *testing.T) {
 	})
 }
 
-func TestSenderStopsWithItsContextAndAtWhatNoWaitingMends(t *testing.T) {
+func TestSenderStopsWithItsContextAndOnPermanentErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source, err := fleet.Rally(1).Source()
 		require.NoError(t, err)

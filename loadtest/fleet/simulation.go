@@ -118,7 +118,7 @@ func (s *Simulation) others(at time.Duration) {
 	}
 }
 
-// slow tells whether device d reports every tenth interval only.
+// slow reports whether device d reports every tenth interval only.
 func (s *Simulation) slow(d int) bool {
 	return s.p.Slow > 0 && uniform(hash(s.p.Seed, uint64(d), 0, saltSlow)) < s.p.Slow
 }

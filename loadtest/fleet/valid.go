@@ -32,11 +32,11 @@ func ClassOf(m *telemetry.Message) telemetry.Class {
 	return ""
 }
 
-// fitsReal tells whether x is a finite number after rounding to a column of
+// fitsReal reports whether x is a finite number after rounding to a column of
 // type real.
 func fitsReal(x float64) bool { return !math.IsInf(float64(float32(x)), 0) }
 
-// textOf tells whether s is 1 to longest characters without control
+// textOf reports whether s is 1 to longest characters without control
 // characters.
 func textOf(s string, longest int) bool {
 	if !utf8.ValidString(s) {

@@ -8,7 +8,7 @@ type Account struct {
 	Entries      int64   `json:"entries"`
 	Stored       int64   `json:"stored"`        // its record is a row
 	Duplicates   int64   `json:"duplicates"`    // an earlier entry's record is the row
-	DeadLettered int64   `json:"dead_lettered"` // parked with a reason
+	DeadLettered int64   `json:"dead_lettered"` // dead-lettered with a reason
 	Pending      int64   `json:"pending"`       // still to be done
 	Lost         int64   `json:"lost"`          // nowhere
 	Mismatches   int64   `json:"mismatches"`    // findings other than lost entries
@@ -25,12 +25,12 @@ func (a Account) Over(d time.Duration) Account {
 	return a
 }
 
-// Balanced tells whether each entry is counted exactly once.
+// Balanced reports whether each entry is counted exactly once.
 func (a Account) Balanced() bool {
 	return a.Entries == a.Stored+a.Duplicates+a.DeadLettered+a.Pending+a.Lost
 }
 
-// Good tells whether the account balances with nothing pending, lost or wrong.
+// Good reports whether the account balances with nothing pending, lost or wrong.
 func (a Account) Good() bool {
 	return a.Balanced() && a.Pending == 0 && a.Lost == 0 && a.Mismatches == 0
 }

@@ -36,7 +36,7 @@ func differences(want, got *telemetry.Record) []string {
 	return d
 }
 
-// sameJSON tells whether two JSON texts have the same value, numbers compared
+// sameJSON reports whether two JSON texts have the same value, numbers compared
 // by all their digits.
 func sameJSON(a, b []byte) bool {
 	var compact bytes.Buffer

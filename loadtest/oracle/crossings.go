@@ -12,10 +12,10 @@ import (
 
 // Rules are what crossings depend on beside the records.
 type Rules struct {
-	Fences         []geofence.Fence // all versions; those that are no good are passed over
+	Fences         []geofence.Fence // all versions; those that are invalid are passed over
 	MaxFutureSkew  time.Duration
 	MaxCrossingGap time.Duration
-	// Faulty tells which rows of positions an operator has marked. Nil means
+	// Faulty reports which rows of positions an operator has marked. Nil means
 	// none.
 	Faulty func(device string, timeUS int64) bool
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DeadLetter is an entry that was parked.
+// DeadLetter is an entry that was dead-lettered.
 type DeadLetter struct {
 	Source telemetry.EntryID
 	Class  telemetry.Class // the reason, which may be one that no sender expects
@@ -22,14 +22,14 @@ type Observed struct {
 	// Positions are the rows of the table, ordered by device_id collate "C",
 	// ts. ID and Attributes of a row need not outlive the step that yields it.
 	Positions iter.Seq2[telemetry.Record, error]
-	// DeadLetters are all entries that were parked, in any order. Nil means
+	// DeadLetters are all entries that were dead-lettered, in any order. Nil means
 	// none.
 	DeadLetters iter.Seq2[DeadLetter, error]
-	// Pending are entries dealt or deferred and not done.
+	// Pending are entries dispatched or deferred and not done.
 	Pending map[telemetry.EntryID]bool
-	// Dealt is the last entry that was dealt: those that follow are pending. Nil
+	// Dispatched is the last entry that was dispatched: those that follow are pending. Nil
 	// means all.
-	Dealt *telemetry.EntryID
+	Dispatched *telemetry.EntryID
 	// Crossings are the rows of timing_records, ordered by device_id collate
 	// "C". Nil means that they are not judged.
 	Crossings iter.Seq2[Crossing, error]
@@ -50,7 +50,7 @@ const (
 	KindWinner     Kind = "winner"      // a row is that of a later entry with the same device and time
 	KindUnexpected Kind = "unexpected"  // a row that nobody sent
 	KindDouble     Kind = "double"      // a row, crossing or dead letter that is there twice
-	KindDeadLetter Kind = "dead_letter" // parked though valid, for another reason, or never sent
+	KindDeadLetter Kind = "dead_letter" // dead-lettered though valid, for another reason, or never sent
 	KindCrossing   Kind = "crossing"    // a crossing is missing or differs
 )
 
@@ -88,7 +88,7 @@ type Report struct {
 	Examples  []Finding // the first of each kind
 }
 
-// Good tells whether everything is as it must be.
+// Good reports whether everything is as it must be.
 func (r *Report) Good() bool { return r.Account.Good() && len(r.Counts) == 0 }
 
 func (r *Report) find(f Finding) {
@@ -122,19 +122,19 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 }
 
 type judge struct {
-	o      *Oracle
-	seen   Observed
-	parked map[telemetry.EntryID]*parked
-	report *Report
+	o            *Oracle
+	seen         Observed
+	deadLettered map[telemetry.EntryID]*deadLettered
+	report       *Report
 }
 
-type parked struct {
+type deadLettered struct {
 	class telemetry.Class
 	sent  bool
 }
 
 func (j *judge) readDeadLetters() error {
-	j.parked = map[telemetry.EntryID]*parked{}
+	j.deadLettered = map[telemetry.EntryID]*deadLettered{}
 	if j.seen.DeadLetters == nil {
 		return nil
 	}
@@ -142,11 +142,11 @@ func (j *judge) readDeadLetters() error {
 		if err != nil {
 			return fmt.Errorf("read dead letters: %w", err)
 		}
-		if j.parked[d.Source] != nil {
+		if j.deadLettered[d.Source] != nil {
 			j.report.find(Finding{Kind: KindDouble, Entry: d.Source.String(), Text: "dead-lettered twice"})
 			continue
 		}
-		j.parked[d.Source] = &parked{class: d.Class}
+		j.deadLettered[d.Source] = &deadLettered{class: d.Class}
 	}
 	return nil
 }
@@ -192,7 +192,7 @@ func (j *judge) positions() error {
 func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
 	account := &j.report.Account
 	winner := 0
-	for winner < len(group)-1 && j.parked[group[winner].id] != nil {
+	for winner < len(group)-1 && j.deadLettered[group[winner].id] != nil {
 		winner++
 	}
 	for i := range group {
@@ -200,11 +200,11 @@ func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
 		switch {
 		case i == winner:
 			account.Stored++
-			if p := j.parked[id]; p != nil {
+			if p := j.deadLettered[id]; p != nil {
 				p.sent = true
 				j.report.find(j.finding(KindDeadLetter, group, id, "stored and dead-lettered as "+string(p.class)))
 			}
-		case j.settleParked(id, ""):
+		case j.matchDeadLettered(id, ""):
 			account.DeadLettered++
 		case j.pending(id):
 			account.Pending++
@@ -242,7 +242,7 @@ func (j *judge) absent(group []sentRecord) {
 	account := &j.report.Account
 	for i := range group {
 		switch id := group[i].id; {
-		case j.settleParked(id, ""):
+		case j.matchDeadLettered(id, ""):
 			account.DeadLettered++
 		case j.pending(id):
 			account.Pending++
@@ -258,7 +258,7 @@ func (j *judge) refused() {
 	account := &j.report.Account
 	for _, r := range j.o.refused {
 		switch {
-		case j.settleParked(r.id, r.class), j.o.replays[r.id]:
+		case j.matchDeadLettered(r.id, r.class), j.o.replays[r.id]:
 			// The dead letter is gone once an operator has sent it again.
 			account.DeadLettered++
 		case j.pending(r.id):
@@ -270,9 +270,9 @@ func (j *judge) refused() {
 	}
 }
 
-// settleParked tells whether an entry is a dead letter, and checks the reason.
-func (j *judge) settleParked(id telemetry.EntryID, want telemetry.Class) bool {
-	p := j.parked[id]
+// matchDeadLettered reports whether an entry is a dead letter, and checks the reason.
+func (j *judge) matchDeadLettered(id telemetry.EntryID, want telemetry.Class) bool {
+	p := j.deadLettered[id]
 	if p == nil {
 		return false
 	}
@@ -291,7 +291,7 @@ func (j *judge) strayDeadLetters() {
 		return
 	}
 	var stray []telemetry.EntryID
-	for id, p := range j.parked {
+	for id, p := range j.deadLettered {
 		if !p.sent {
 			stray = append(stray, id)
 		}
@@ -303,14 +303,14 @@ func (j *judge) strayDeadLetters() {
 }
 
 func (j *judge) pending(id telemetry.EntryID) bool {
-	return j.seen.Pending[id] || j.seen.Dealt != nil && j.seen.Dealt.Less(id)
+	return j.seen.Pending[id] || j.seen.Dispatched != nil && j.seen.Dispatched.Less(id)
 }
 
 func (j *judge) unexpected(row *telemetry.Record) {
 	j.report.find(Finding{Kind: KindUnexpected, Device: row.DeviceID, Time: clock(row.TimeUS), Text: "a row that nobody sent"})
 }
 
-// others tells whether a row is to be passed over.
+// others reports whether a row is to be passed over.
 func (j *judge) others(device string) bool {
 	if !j.seen.OthersToo {
 		return false

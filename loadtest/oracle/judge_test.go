@@ -199,14 +199,14 @@ func TestWhatIsStillToDoIsPending(t *testing.T) {
 	r := send(t, nearby(t, profile(3, 3, 100*time.Second)))
 	whole := r.judge(t).Account
 
-	// Nothing after the 100th entry was dealt; the 50th is with a worker.
-	dealt := r.sent[99].ID
-	r.dealt = &dealt
+	// Nothing after the 100th entry was dispatched; the 50th is with a worker.
+	dispatched := r.sent[99].ID
+	r.dispatched = &dispatched
 	r.pending = map[telemetry.EntryID]bool{r.sent[49].ID: true}
 	r.rows = slices.DeleteFunc(r.rows, func(row telemetry.Record) bool {
-		return dealt.Less(row.ID) || row.ID == r.sent[49].ID
+		return dispatched.Less(row.ID) || row.ID == r.sent[49].ID
 	})
-	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return dealt.Less(d.Source) })
+	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return dispatched.Less(d.Source) })
 	r.crossings = nil
 	seen := r.observed()
 	seen.Crossings = nil
@@ -227,7 +227,7 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 	r := send(t, items)
 	source := r.sent[junk].ID
 
-	// An operator mends the entry and sends it again; the dead letter is gone.
+	// An operator fixes the entry and sends it again; the dead letter is gone.
 	mended := r.sent[0]
 	mended.Message.Time = mended.Message.Time.Add(-time.Hour)
 	mended.ID = telemetry.EntryID{Ms: 1_790_000_000_000}

@@ -7,8 +7,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Letters is dead letters as the judge needs them.
-func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[DeadLetter, error] {
+// DeadLetters is dead letters as the judge needs them.
+func DeadLetters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[DeadLetter, error] {
 	return func(yield func(DeadLetter, error) bool) {
 		for l, err := range all {
 			// The class is kept, the page that it was read with must not be.

@@ -12,13 +12,13 @@ import (
 
 // The judge keeps a class for each dead letter. A part of the page it was read
 // with would keep the whole page.
-func TestLettersKeepNoPage(t *testing.T) {
+func TestDeadLettersKeepNoPage(t *testing.T) {
 	t.Parallel()
 	page := []byte("a page that ends with decode")
 	class := telemetry.Class(unsafe.String(&page[len(page)-6], 6))
 	all := func(yield func(telemetry.DeadLetter, error) bool) { yield(telemetry.DeadLetter{Class: class}, nil) }
 	seen := 0
-	for l, err := range oracle.Letters(all) {
+	for l, err := range oracle.DeadLetters(all) {
 		require.NoError(t, err)
 		require.Equal(t, telemetry.ClassDecode, l.Class)
 		require.NotSame(t, unsafe.StringData(string(class)), unsafe.StringData(string(l.Class)))

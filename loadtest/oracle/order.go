@@ -17,8 +17,8 @@ type Commit struct {
 	Member string // "" where it is not known
 }
 
-// Tenure is the begin of an ownership of a shard, or of a time without one.
-type Tenure struct {
+// OwnershipSpan is the begin of an ownership of a shard, or of a time without one.
+type OwnershipSpan struct {
 	Shard  int
 	Owner  string // "" for nobody
 	FromUS int64  // commit of the change, by the database
@@ -36,15 +36,15 @@ type Order struct {
 	Examples []string
 }
 
-// Good tells whether nothing was committed out of order or by a stale owner.
+// Good reports whether nothing was committed out of order or by a stale owner.
 func (o *Order) Good() bool { return o.Reordered == 0 && o.Stale == 0 }
 
 // Order judges commits, which are ordered by device in bytes and device time,
-// by the order of the stream and by tenures, which are in the order of their
+// by the order of the stream and by ownership spans, which are in the order of their
 // commits. Rows that nobody sent are Judge's to find.
-func (o *Oracle) Order(commits iter.Seq2[Commit, error], tenures []Tenure, shards int) (*Order, error) {
-	j := &orderJudge{verdict: &Order{Members: map[string]int64{}}, shards: make([][]Tenure, shards)}
-	for _, t := range tenures {
+func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []OwnershipSpan, shards int) (*Order, error) {
+	j := &orderChecker{verdict: &Order{Members: map[string]int64{}}, shards: make([][]OwnershipSpan, shards)}
+	for _, t := range ownershipSpans {
 		if t.Shard < shards {
 			j.shards[t.Shard] = append(j.shards[t.Shard], t)
 		}
@@ -69,14 +69,14 @@ func (o *Oracle) Order(commits iter.Seq2[Commit, error], tenures []Tenure, shard
 	return j.verdict, nil
 }
 
-// before tells whether a record comes before a row in the order of both.
+// before reports whether a record comes before a row in the order of both.
 func (o *Oracle) before(r sentRecord, c Commit) bool {
 	return cmp.Or(cmp.Compare(o.devices[r.device], c.Device), cmp.Compare(r.timeUS, c.TimeUS)) < 0
 }
 
-type orderJudge struct {
+type orderChecker struct {
 	verdict *Order
-	shards  [][]Tenure
+	shards  [][]OwnershipSpan
 	name    string // the device whose rows these are
 	rows    []committed
 }
@@ -87,7 +87,7 @@ type committed struct {
 	member string
 }
 
-func (j *orderJudge) row(c Commit, id telemetry.EntryID) {
+func (j *orderChecker) row(c Commit, id telemetry.EntryID) {
 	if c.Device != j.name {
 		j.device()
 		j.name = c.Device
@@ -96,7 +96,7 @@ func (j *orderJudge) row(c Commit, id telemetry.EntryID) {
 }
 
 // device judges the rows of one device: in stream order, commits never go back.
-func (j *orderJudge) device() {
+func (j *orderChecker) device() {
 	slices.SortFunc(j.rows, func(a, b committed) int { return a.id.Compare(b.id) })
 	var latest committed
 	for _, r := range j.rows {
@@ -113,13 +113,13 @@ func (j *orderJudge) device() {
 
 // owner judges whether the member owned the shard at the moment of the commit.
 // Two changes at the same microsecond are both taken to be in force.
-func (j *orderJudge) owner(c Commit) {
+func (j *orderChecker) owner(c Commit) {
 	if len(j.shards) == 0 || c.Member == "" {
 		return
 	}
 	shard := telemetry.ShardOf(c.Device, len(j.shards))
-	tenures := j.shards[shard]
-	after, _ := slices.BinarySearchFunc(tenures, c.AtUS, func(t Tenure, at int64) int {
+	ownershipSpans := j.shards[shard]
+	after, _ := slices.BinarySearchFunc(ownershipSpans, c.AtUS, func(t OwnershipSpan, at int64) int {
 		if t.FromUS > at {
 			return 1
 		}
@@ -127,10 +127,10 @@ func (j *orderJudge) owner(c Commit) {
 	})
 	owner := ""
 	for i := after - 1; i >= 0; i-- {
-		if owner = tenures[i].Owner; owner == c.Member {
+		if owner = ownershipSpans[i].Owner; owner == c.Member {
 			return
 		}
-		if tenures[i].FromUS < c.AtUS {
+		if ownershipSpans[i].FromUS < c.AtUS {
 			break
 		}
 	}
@@ -138,7 +138,7 @@ func (j *orderJudge) owner(c Commit) {
 	j.example("device %s: a row was committed by %q while shard %d was owned by %q", c.Device, c.Member, shard, owner)
 }
 
-func (j *orderJudge) example(format string, args ...any) {
+func (j *orderChecker) example(format string, args ...any) {
 	if len(j.verdict.Examples) < maxExamples {
 		j.verdict.Examples = append(j.verdict.Examples, fmt.Sprintf(format, args...))
 	}

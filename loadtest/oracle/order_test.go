@@ -65,14 +65,14 @@ func TestRowsOfOneTransactionMayBeInAnyOrder(t *testing.T) {
 func TestOrderFindsACommitOfAStaleOwner(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)
-	tenures := []oracle.Tenure{{Owner: "a", FromUS: 100}, {Owner: "", FromUS: 102}, {Owner: "b", FromUS: 103}}
-	verdict, err := o.Order(all(commits), tenures, 1)
+	ownershipSpans := []oracle.OwnershipSpan{{Owner: "a", FromUS: 100}, {Owner: "", FromUS: 102}, {Owner: "b", FromUS: 103}}
+	verdict, err := o.Order(all(commits), ownershipSpans, 1)
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), "a commit at the moment of the release is one before it: %v", verdict.Examples)
 
 	for name, at := range map[string]int64{"before it took the shard": 99, "after its release": 104} {
 		commits[1].AtUS = at
-		verdict, err = o.Order(all(commits), tenures, 1)
+		verdict, err = o.Order(all(commits), ownershipSpans, 1)
 		require.NoError(t, err)
 		require.EqualValues(t, 1, verdict.Stale, name)
 	}

@@ -73,9 +73,9 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 	require.Equal(t, map[oracle.Kind]int64{oracle.KindField: 1}, report.Counts)
 }
 
-// TestRecordedTracksAreJudgedEqual sends every recorded track, in both orders,
+// TestRecordedTracksCompareEqual sends every recorded track, in both orders,
 // through the faultless service.
-func TestRecordedTracksAreJudgedEqual(t *testing.T) {
+func TestRecordedTracksCompareEqual(t *testing.T) {
 	for _, name := range []string{
 		"tracks/austin_buses.csv.gz", "tracks/gpx_misc.csv.gz", "tracks/tianma_circuit.csv.gz", "teltonika/fmb_session_records.csv.gz",
 	} {

@@ -28,7 +28,7 @@ type run struct {
 	crossings   []oracle.Crossing
 	deadLetters []oracle.DeadLetter
 	pending     map[telemetry.EntryID]bool
-	dealt       *telemetry.EntryID
+	dispatched  *telemetry.EntryID
 	othersToo   bool
 }
 
@@ -143,7 +143,7 @@ func logOf(t require.TestingT, sent []fleet.Sent) *fleet.Log {
 func (r *run) observed() oracle.Observed {
 	return oracle.Observed{
 		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
-		DeadLetters: all(r.deadLetters), Pending: r.pending, Dealt: r.dealt, OthersToo: r.othersToo,
+		DeadLetters: all(r.deadLetters), Pending: r.pending, Dispatched: r.dispatched, OthersToo: r.othersToo,
 	}
 }
 

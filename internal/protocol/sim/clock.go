@@ -65,7 +65,7 @@ func (w *world) after(ms int64, p *proc, fn func()) {
 	w.events.push(event{at: w.now + ms, due: w.now + ms, seq: w.seq, p: p, fn: fn})
 }
 
-// step runs the next event. It tells whether there was one before the limit.
+// step runs the next event. It reports whether there was one before the limit.
 func (w *world) step(limit int64) bool {
 	for len(w.events) > 0 && w.events[0].at <= limit {
 		e := w.events.pop()

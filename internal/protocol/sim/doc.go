@@ -2,7 +2,7 @@
 // random interleavings of faults, and checks the promises after every step.
 //
 // What decides is the production code itself: protocol.Queue, Next, Assign,
-// Watch and DealAgain. What is modelled is what they stand on: members as state
+// Watch and RangeToRedeliver. What is modelled is what they stand on: members as state
 // machines, Redis as far as its scripts see it, Postgres as far as the fence,
 // the taking of shards and the tables see it. Sending a request, its taking
 // effect and the arrival of its reply are separate events on one virtual clock,
@@ -34,26 +34,26 @@
 //     that reads the acked mark. An acknowledgement carries the token. Otherwise
 //     a late one, of a commit that Postgres has lost since, removes an entry
 //     after the marks were compared.
-//   - A queue may be fed only if it was known to be empty before the deal was
-//     sent. Otherwise a read that falls between the deal and its reply, and finds
-//     the empty queue of a group that somebody has just made anew, lets what was
-//     dealt pass what is lost until it is dealt again.
-//   - Where dealing left the last-delivered ID is noted at each acquisition of
-//     the turn, not only by deals. Otherwise a move by hand is not noticed
+//   - A queue may be fed only if it was known to be empty before the dispatch was
+//     sent. Otherwise a read that falls between the dispatch and its reply, and finds
+//     the empty queue of a group that somebody has just recreated, lets what was
+//     dispatched pass what is lost until it is redelivered.
+//   - Where dispatching left the last-delivered ID is noted at each acquisition of
+//     the dispatch lease, not only by dispatches. Otherwise a move by hand is not noticed
 //     that follows another one, or a group made by hand.
 //
 // IDs of the stream are a plain counter, so that after a failover to an older
 // state every lost ID is soon used again. That is harsher than any clock.
 //
 // Not modelled: decoding and dead letters, memory bounds, the count by which
-// entries trimmed before they were dealt are detected (the model takes them
+// entries trimmed before they were dispatched are detected (the model takes them
 // for accounted), and clocks that run at different speeds.
 //
-// A known limit is built in as an exception: DealAgain does not find an entry whose commit
+// A known limit is built in as an exception: RangeToRedeliver does not find an entry whose commit
 // Postgres lost, if it lies behind the progress mark that Postgres went back to. Only
 // an entry put back by the sweep, or under an ID used again, can lie there. Nor can
 // anything tell that the last-delivered ID was moved forward by hand when the
-// note of where it was is flushed before the next renewal of the turn.
+// note of where it was is flushed before the next renewal of the dispatch lease.
 //
 // Each rule of the protocol can be switched off (Mutant). A test demands that
 // every such fault is caught.

@@ -15,7 +15,7 @@ type Kind uint8
 const (
 	Crash      Kind = iota // a member dies, and its identity starts again later
 	Freeze                 // a member stops for a while at whatever it does
-	Replace                // a member freezes for good inside a transaction, and is started anew
+	Replace                // a member freezes for good inside a transaction, and is started again
 	Resume                 // the same, but the frozen one wakes up again
 	LeaveFleet             // a member shuts down in order
 	Join                   // another member starts
@@ -31,13 +31,13 @@ const (
 	PostgresDown
 	PostgresSlow
 	FlushKeys // turn, lock, heartbeats and marks are lost
-	ExpireTurn
+	ExpireDispatchLease
 	ExpireLock
 	LoseGroup
-	GroupByHand // somebody else removes the group and makes it at 0
-	MoveBack    // the last-delivered ID is moved back by hand
-	MoveForward // and forward, past entries that were not dealt
-	ForeignRead // a foreign consumer reads some entries, and dies
+	GroupMovedManually // another member removes the group and makes it at 0
+	MoveBack           // the last-delivered ID is moved back by hand
+	MoveForward        // and forward, past entries that were not dispatched
+	ForeignRead        // a foreign consumer reads some entries, and dies
 	Trim
 	RedisRestart  // same state, another run
 	RedisFailover // an older state, another run, and IDs that are used again
@@ -50,7 +50,7 @@ func (k Kind) String() string {
 	return [...]string{
 		"crash", "freeze", "replace a frozen member", "freeze inside a transaction", "leave", "join", "cut from Redis", "cut from Postgres",
 		"lose replies of Redis", "lose replies of Postgres", "hold up a request to Redis", "hold up a request to Postgres", "hold up an assignment",
-		"Redis down", "Redis slow", "Postgres down", "Postgres slow", "flush the keys of coordination", "expire the turn", "expire the lock",
+		"Redis down", "Redis slow", "Postgres down", "Postgres slow", "flush the keys of coordination", "expire the dispatch lease", "expire the lock",
 		"lose the group", "group made at 0 by hand", "last-delivered ID moved back", "last-delivered ID moved forward",
 		"a foreign consumer reads", "trim", "Redis restarts", "Redis fails over to an older state", "Postgres restarts",
 		"Postgres is restored to an older state",
@@ -122,13 +122,13 @@ func (w *world) plan(f Fault) {
 	}
 	w.after(f.At, nil, func() {
 		w.logf(nil, "FAULT %s", f)
-		w.happen(f)
+		w.inject(f)
 	})
 }
 
-func (w *world) happen(f Fault) {
+func (w *world) inject(f Fault) {
 	identity := "m" + itoa(f.Who)
-	p := w.living(f.Who)
+	p := w.alive(f.Who)
 	r := w.redis
 	if p == nil && f.Kind <= HoldPostgres && f.Kind != Join {
 		return
@@ -156,7 +156,7 @@ func (w *world) happen(f Fault) {
 		p.links[redisServer].cutTil = w.now + f.Much
 	case CutPostgres:
 		p.links[postgresServer].cutTil = w.now + f.Much
-		w.after(2000, nil, func() { w.pg.hangUp(p) })
+		w.after(2000, nil, func() { w.pg.closeConn(p) })
 	case LoseRedis:
 		p.links[redisServer].lose = int(f.Much)
 	case LosePostgres:
@@ -176,22 +176,22 @@ func (w *world) happen(f Fault) {
 	case PostgresSlow:
 		w.servers[postgresServer].slowTil = w.now + f.Much
 	case FlushKeys:
-		r.turn, r.lock, r.beats, r.acked, r.grants = lease{}, lease{}, nil, nil, nil
+		r.dispatchLease, r.lock, r.beats, r.acked, r.grants = lease{}, lease{}, nil, nil, nil
 		// Nothing could repair a move by hand whose only trace is flushed before
-		// the next renewal of the turn.
-		r.dealtSet = r.dealtSet && r.group != nil && r.dealt.Less(r.group.delivered)
-	case ExpireTurn:
-		r.turn = lease{}
+		// the next renewal of the dispatch lease.
+		r.dispatchedSet = r.dispatchedSet && r.group != nil && r.dispatched.Less(r.group.delivered)
+	case ExpireDispatchLease:
+		r.dispatchLease = lease{}
 	case ExpireLock:
 		r.lock = lease{}
 	case LoseGroup:
-		w.judgeGroupGone()
+		w.checkGroupGone()
 		r.group = nil
-	case GroupByHand:
+	case GroupMovedManually:
 		if f.Much%2 == 0 {
-			w.groupByHand()
+			w.moveGroupManually()
 		} else {
-			w.onDeal = w.groupByHand // between the next deal and its reply
+			w.onDispatch = w.moveGroupManually // between the next dispatch and its reply
 		}
 	case MoveBack:
 		if g := r.group; g != nil {
@@ -199,8 +199,8 @@ func (w *world) happen(f Fault) {
 			g.delivered.Ms = min(g.delivered.Ms, g.delivered.Seq)
 		}
 	case MoveForward:
-		// Where dealing had left it is known only while that key is there.
-		if r.group != nil && r.dealtSet && r.dealt == r.group.delivered {
+		// Where dispatching had left it is known only while that key is there.
+		if r.group != nil && r.dispatchedSet && r.dispatched == r.group.delivered {
 			r.group.delivered = r.last
 		}
 	case ForeignRead:
@@ -216,17 +216,17 @@ func (w *world) happen(f Fault) {
 		w.servers[postgresServer].run++
 	case PostgresFailover:
 		w.pg.abort()
-		w.judgeRestored(w.pgPast[f])
+		w.checkRestored(w.pgPast[f])
 		w.pg.t = w.pgPast[f].clone()
 		w.servers[postgresServer].run++
 	default:
 	}
 }
 
-// groupByHand is what somebody does who removes the group and makes it at 0.
-func (w *world) groupByHand() {
-	w.judgeGroupGone()
-	w.redis.group = &group{pending: make(map[telemetry.EntryID]pend)}
+// moveGroupManually is what somebody does who removes the group and makes it at 0.
+func (w *world) moveGroupManually() {
+	w.checkGroupGone()
+	w.redis.group = &group{pending: make(map[telemetry.EntryID]pendingEntry)}
 }
 
 // whenInside has something happen once a member has a transaction open, or
@@ -251,7 +251,7 @@ func (w *world) foreignRead(n int) {
 		return
 	}
 	for _, e := range w.redis.readNew(g.delivered, n) {
-		g.pending[e.id] = pend{shard: foreign, since: w.now}
+		g.pending[e.id] = pendingEntry{shard: foreign, since: w.now}
 		g.delivered = e.id
 		e.foreign = true
 	}
@@ -287,8 +287,8 @@ func (g *postgres) abort() {
 	}
 }
 
-// hangUp ends what of a member waits for its client, whose connection is found dead.
-func (g *postgres) hangUp(p *proc) {
+// closeConn ends what of a member waits for its client, whose connection is found dead.
+func (g *postgres) closeConn(p *proc) {
 	for _, t := range slices.Clone(g.open) {
 		if t.p == p && !t.fenced {
 			g.end(t)

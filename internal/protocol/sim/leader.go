@@ -42,15 +42,15 @@ func (p *proc) lead() {
 		case err != nil || !held:
 			l.step, l.busy = 0, false
 		case l.step == 0:
-			p.stand()
+			p.campaign()
 		default:
 			p.assign()
 		}
 	})
 }
 
-// stand raises the term after the lock was won.
-func (p *proc) stand() {
+// campaign raises the term after the lock was won.
+func (p *proc) campaign() {
 	l := &p.leader
 	call(p, postgresServer, "raise the term", func(answer func(int64, error)) {
 		answer(p.w.pg.elect(p), nil)
@@ -64,7 +64,7 @@ func (p *proc) stand() {
 		l.step, l.term = 2, term
 		p.w.logf(p, "leads, term %d", term)
 		// Everybody gets a chance to be seen by the new leader.
-		p.watch.Away(p.w.clock())
+		p.watch.RedisUnavailable(p.w.clock())
 	})
 }
 

@@ -11,16 +11,16 @@ import (
 // The pace of the model, in milliseconds: that of production, but for what
 // waits long there.
 const (
-	turnTTL     = 2000
-	lockTTL     = 2000
-	memberTTL   = 2500
-	dealBlock   = 350
-	pollEvery   = 200
-	rescanEvery = 4000
-	beatEvery   = 700
-	tickEvery   = 400
-	claimIdle   = 1500
-	drainBudget = 4000
+	dispatchLeaseTTL = 2000
+	lockTTL          = 2000
+	memberTTL        = 2500
+	dispatchBlock    = 350
+	pollEvery        = 200
+	rescanEvery      = 4000
+	beatEvery        = 700
+	tickEvery        = 400
+	claimIdle        = 1500
+	drainBudget      = 4000
 )
 
 // item is an entry as a member has it. Its entry is nil when the content was
@@ -63,23 +63,23 @@ type proc struct {
 	links       [servers]link
 	slots       []slot
 
-	// The dealer.
-	token    string
-	turn     uint64
-	turnHeld bool
-	renewed  int64
+	// The dispatcher.
+	token       string
+	leaseNumber uint64
+	leaseHeld   bool
+	renewed     int64
 
 	// The reader.
 
 	worker worker
 
 	// Coordination.
-	beats    uint64
-	progress uint64
-	tried    uint64
-	sinkDown int64 // since when Postgres does not answer; 0 while it does
-	watch    *protocol.Watch
-	leader   leader
+	beats         uint64
+	progress      uint64
+	callsReturned uint64
+	sinkDown      int64 // since when Postgres does not answer; 0 while it does
+	watch         *protocol.FailureDetector
+	leader        leader
 }
 
 func (w *world) start(identity string) *proc {
@@ -91,7 +91,7 @@ func (w *world) start(identity string) *proc {
 	p := &proc{
 		w: w, id: id, rng: rand.New(rand.NewPCG(w.cfg.Seed, uint64(w.incarnations))),
 		slots: make([]slot, w.cfg.Shards),
-		watch: protocol.NewWatch(protocol.WatchConfig{
+		watch: protocol.NewFailureDetector(protocol.FailureDetectorConfig{
 			TTL: millis(memberTTL), SinkGrace: millis(memberTTL), Stall: millis(8000),
 		}),
 	}
@@ -99,10 +99,10 @@ func (w *world) start(identity string) *proc {
 		p.links[s].knownRun = w.servers[s].run
 	}
 	p.worker.init(p)
-	p.watch.Away(w.clock()) // nobody is gone for one TTL after a start
+	p.watch.RedisUnavailable(w.clock()) // nobody is gone for one TTL after a start
 	w.procs = append(w.procs, p)
 	w.logf(p, "starts")
-	w.after(p.latency(), p, p.acquire)
+	w.after(p.latency(), p, p.acquireLease)
 	w.after(p.latency(), p, p.read)
 	w.after(rescanEvery, p, p.rescan)
 	w.after(p.latency(), p, p.beat)
@@ -118,7 +118,7 @@ func (p *proc) keepsOver(which int) bool {
 }
 
 // reconnected notes that another run of a server answers. It may not hold what
-// the old one did, so the turn counts no more and all shards are to be taken
+// the old one did, so the dispatch lease counts no more and all shards are to be taken
 // again, which also fences whatever is still under way.
 func (p *proc) reconnected(which, run int) {
 	l := &p.links[which]
@@ -130,7 +130,7 @@ func (p *proc) reconnected(which, run int) {
 	if which == postgresServer {
 		p.leader.step = 0
 	} else {
-		p.nextTurn(false)
+		p.nextLease(false)
 		if p.w.cfg.Mutant == InFlightKeptOverRun {
 			p.rewind()
 			return
@@ -150,7 +150,7 @@ func (p *proc) release(shard int) {
 	s.held, s.stopping, s.due = false, false, false
 	s.applied = telemetry.EntryID{}
 	s.grant++
-	s.queue.Drop()
+	s.queue.Discard()
 	p.worker.drop(shard)
 }
 
@@ -171,20 +171,20 @@ func (p *proc) rescan() {
 	p.w.after(rescanEvery, p, p.rescan)
 }
 
-func (p *proc) nextTurn(held bool) uint64 {
-	p.turn++
-	p.turnHeld = held
+func (p *proc) nextLease(held bool) uint64 {
+	p.leaseNumber++
+	p.leaseHeld = held
 	for i := range p.slots {
 		if s := &p.slots[i]; s.held && !s.stopping {
 			s.due = true
 		}
 	}
-	return p.turn
+	return p.leaseNumber
 }
 
-func (p *proc) turnNumber() uint64 {
-	if p.turnHeld {
-		return p.turn
+func (p *proc) heldLease() uint64 {
+	if p.leaseHeld {
+		return p.leaseNumber
 	}
 	return 0
 }
@@ -197,5 +197,5 @@ func (p *proc) kill() {
 	}
 	p.dead = true
 	p.w.logf(p, "dies")
-	p.w.after(1+p.rng.Int64N(300), nil, func() { p.w.pg.hangUp(p) })
+	p.w.after(1+p.rng.Int64N(300), nil, func() { p.w.pg.closeConn(p) })
 }

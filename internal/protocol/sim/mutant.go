@@ -9,7 +9,7 @@ const (
 	NoEpochCheck
 	AckBelowApplied
 	EpochAfterReading
-	TakeUnassigned
+	AcquireUnassigned
 	NoIncarnation
 	NoTermCheck
 	NoTokenCheck
@@ -21,7 +21,7 @@ const (
 	InFlightKeptOverRun
 	EvictUncommitted
 	PostgresRunIgnored
-	NothingDealtAgain
+	NothingRedelivered
 	SessionsNotEnded
 	AckBeforeCommit
 	AckOutlivesGrant
@@ -38,20 +38,20 @@ func (m Mutant) String() string {
 		"take-over by one that is no longer assigned",
 		"identity without incarnation",
 		"term not compared",
-		"dealing without the token check",
-		"dealing without the check of the last-delivered ID",
+		"dispatching without the token check",
+		"dispatching without the check of the last-delivered ID",
 		"feeding a queue not known to be empty",
 		"cursors never reset",
-		"group made again anywhere but at 0",
+		"group recreated anywhere but at 0",
 		"cursors and known-empty queues kept over a changed run_id",
 		"work in flight kept over a changed run_id",
 		"eviction of uncommitted state",
 		"another run of Postgres taken for the same",
-		"nothing dealt again after a take-over",
-		"sessions of a seized owner not ended",
+		"nothing redelivered after a take-over",
+		"sessions of a force-acquired owner not ended",
 		"acknowledged before the commit",
 		"acknowledged under a grant that has ended",
-		"feeding a queue found to be empty after the deal was sent",
+		"feeding a queue found to be empty after the dispatch was sent",
 	}[m]
 }
 

@@ -12,7 +12,7 @@ import (
 // beat says that the member is there.
 func (p *proc) beat() {
 	p.beats++
-	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InHand: p.inHand(), Progress: p.progress, Tried: p.tried}
+	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InFlight: p.inFlight(), Progress: p.progress, CallsReturned: p.callsReturned}
 	if p.sinkDown > 0 {
 		b.SinkDown = millis(p.w.now - p.sinkDown)
 	}
@@ -36,12 +36,12 @@ func (p *proc) tick() {
 		answer(p.w.redis.present(), nil)
 	}, func(beats []protocol.Beat, err error) {
 		if err != nil {
-			p.watch.Away(p.w.clock())
+			p.watch.RedisUnavailable(p.w.clock())
 		} else {
-			p.watch.See(p.w.clock(), beats)
+			p.watch.Observe(p.w.clock(), beats)
 		}
 		p.lead()
-		p.look()
+		p.poll()
 	})
 }
 
@@ -57,8 +57,8 @@ func (r *redis) present() []protocol.Beat {
 	return all
 }
 
-// look compares what Postgres says with what is held.
-func (p *proc) look() {
+// poll compares what Postgres says with what is held.
+func (p *proc) poll() {
 	sent := p.w.now
 	call(p, postgresServer, "list shards", func(answer func([]shardRow, error)) {
 		answer(append([]shardRow(nil), p.w.pg.t.shards...), nil)
@@ -83,12 +83,12 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		s.awaiting, s.waited = row.owner, p.w.now
 	}
 	assigned := row.assigned
-	if p.w.cfg.Mutant == TakeUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.held {
+	if p.w.cfg.Mutant == AcquireUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.held {
 		assigned = p.id // it goes by an assignment it remembers
 	}
 	action := protocol.Next(p.id,
-		protocol.Claim{Assigned: assigned, Owner: row.owner, Epoch: row.epoch},
-		protocol.Hold{Held: s.held, Epoch: s.epoch, Stopping: s.stopping},
+		protocol.ShardRecord{Assigned: assigned, Owner: row.owner, Epoch: row.epoch},
+		protocol.LocalShard{Owned: s.held, Epoch: s.epoch, Stopping: s.stopping},
 		protocol.OwnerState{
 			Gone:    p.watch.Gone(now, row.owner),
 			Leaving: p.watch.Leaving(row.owner),
@@ -96,12 +96,12 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		},
 		protocol.Budgets{HandOff: millis(2000), Drain: millis(drainBudget)})
 	switch action {
-	case protocol.Take:
+	case protocol.Acquire:
 		s.acting = true
-		p.take(shard)
-	case protocol.Seize:
+		p.acquireShard(shard)
+	case protocol.ForceAcquire:
 		s.acting = true
-		p.w.logf(p, "shard %d: seizes it from %s", shard, row.owner)
+		p.w.logf(p, "shard %d: force-acquires it from %s", shard, row.owner)
 		call(p, postgresServer, "end sessions", func(answer func(bool, error)) {
 			p.w.pg.terminate(row.owner)
 			answer(true, nil)
@@ -110,14 +110,14 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 				s.acting = false
 				return
 			}
-			p.take(shard)
+			p.acquireShard(shard)
 		})
 	case protocol.HandOver:
 		s.acting = true
 		s.stopping = true
 		p.w.logf(p, "shard %d: hands it over", shard)
 		p.handOver(shard, s.grant)
-	case protocol.Drop:
+	case protocol.Lose:
 		p.w.logf(p, "shard %d: drops it", shard)
 		p.release(shard)
 	case protocol.Leave, protocol.Await:
@@ -135,7 +135,7 @@ func (p *proc) handOver(shard int, grant uint64) {
 		p.w.after(30, p, func() { p.handOver(shard, grant) })
 		return
 	}
-	h, applied := hold{shard, s.epoch}, s.applied
+	h, applied := heldShard{shard, s.epoch}, s.applied
 	call(p, postgresServer, "release", func(answer func(bool, error)) {
 		p.w.pg.release(p, h, applied)
 		answer(true, nil)
@@ -157,9 +157,9 @@ type early struct {
 	marks map[int]int
 }
 
-// take raises the epoch, has what Postgres may have lost dealt again, and
+// acquireShard raises the epoch, has what Postgres may have lost redelivered, and
 // only then reads the queue.
-func (p *proc) take(shard int) {
+func (p *proc) acquireShard(shard int) {
 	if p.w.cfg.Mutant != EpochAfterReading {
 		p.raise(shard, nil)
 		return
@@ -186,7 +186,7 @@ func (p *proc) raise(shard int, before *early) {
 	run := p.links[redisServer].knownRun
 	fail := func() { s.acting = false }
 	call(p, postgresServer, "take", func(answer func(shardRow, error)) {
-		p.w.pg.take(p, shard, answer)
+		p.w.pg.acquire(p, shard, answer)
 	}, func(row shardRow, err error) {
 		p.sink(err)
 		if err != nil {
@@ -208,19 +208,19 @@ func (p *proc) raise(shard int, before *early) {
 		s.token = token
 		call(p, redisServer, "enter", func(answer func(protocol.Marks, error)) {
 			s.history = p.w.redis.history
-			answer(p.w.redis.enter(shard, token, row.applied))
+			answer(p.w.redis.registerOwner(shard, token, row.applied))
 		}, func(m protocol.Marks, err error) {
 			if err != nil {
 				fail()
 				return
 			}
-			after, upTo, behind := protocol.DealAgain(m)
-			if !behind || p.w.cfg.Mutant == NothingDealtAgain {
+			after, upTo, behind := protocol.RangeToRedeliver(m)
+			if !behind || p.w.cfg.Mutant == NothingRedelivered {
 				grant()
 				return
 			}
-			call(p, redisServer, "deal again", func(answer func(bool, error)) {
-				answer(true, p.w.redis.dealAgain(p, shard, after, upTo))
+			call(p, redisServer, "redeliver", func(answer func(bool, error)) {
+				answer(true, p.w.redis.redeliver(p, shard, after, upTo))
 			}, func(_ bool, err error) {
 				if err != nil {
 					fail()
@@ -239,8 +239,8 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	s.grant++
 	s.held, s.stopping, s.due, s.epoch = true, false, true, row.epoch
 	s.applied, s.found, s.granted, s.marked = telemetry.EntryID{}, row.applied, p.w.now, 0
-	s.queue.Drop()
-	p.worker.void(shard)
+	s.queue.Discard()
+	p.worker.invalidate(shard)
 	if before != nil {
 		for d := range p.w.pg.t.rows {
 			if ts, ok := before.marks[d]; ok {
@@ -250,7 +250,7 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	}
 }
 
-// left tells whether a leaving member has gone: when it holds nothing any more,
+// left reports whether a leaving member has gone: when it holds nothing any more,
 // or its time is up.
 func (p *proc) left() bool {
 	held := false
@@ -263,7 +263,7 @@ func (p *proc) left() bool {
 	token, lock := p.token, p.leader.token
 	call(p, redisServer, "leave", func(answer func(bool, error)) {
 		r := p.w.redis
-		r.releaseTurn(token)
+		r.releaseDispatchLease(token)
 		if r.lock.token == lock {
 			r.lock = lease{}
 		}

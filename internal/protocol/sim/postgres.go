@@ -103,8 +103,8 @@ type key struct{ device, ts int }
 
 // content is what one transaction writes.
 type content struct {
-	held    []hold // each shard once, ascending
-	items   []item // all of the batch in order, for the judge
+	held    []heldShard // each shard once, ascending
+	items   []item      // all of the batch in order, for the judge
 	fresh   []item
 	late    []item
 	base    map[int]int // the last row before the batch, by device, as the member believes
@@ -112,7 +112,7 @@ type content struct {
 	history map[int]int // that the marks go by
 }
 
-type hold struct {
+type heldShard struct {
 	shard int
 	epoch int64
 }
@@ -223,8 +223,8 @@ func (g *postgres) commit(t *tx) {
 	if g.w.cfg.Trace {
 		g.w.logf(t.p, "commits entries %v", numbers(t.c.items))
 	}
-	g.w.judgeOwner(t)
-	g.w.judgeOrder(t)
+	g.w.checkOwner(t)
+	g.w.checkOrder(t)
 	touched := make(map[int]bool)
 	last := maps.Clone(t.c.base)
 	fresh := slices.Clone(t.c.fresh)
@@ -249,7 +249,7 @@ func (g *postgres) commit(t *tx) {
 		g.t.shards[shard].applied = id
 		g.t.shards[shard].history = t.c.history[shard]
 	}
-	g.w.judgeRows(t, touched)
+	g.w.checkRows(t, touched)
 }
 
 func numbers(items []item) []int {
@@ -262,9 +262,9 @@ func numbers(items []item) []int {
 	return all
 }
 
-// take raises a shard's epoch for a member it is assigned to. It waits for a
+// acquire raises a shard's epoch for a member it is assigned to. It waits for a
 // commit under way.
-func (g *postgres) take(p *proc, shard int, answer func(shardRow, error)) {
+func (g *postgres) acquire(p *proc, shard int, answer func(shardRow, error)) {
 	run := g.w.servers[postgresServer].run
 	var try func()
 	try = func() {
@@ -272,14 +272,14 @@ func (g *postgres) take(p *proc, shard int, answer func(shardRow, error)) {
 			return
 		}
 		for _, t := range g.open {
-			if t.fenced && slices.ContainsFunc(t.c.held, func(h hold) bool { return h.shard == shard }) {
+			if t.fenced && slices.ContainsFunc(t.c.held, func(h heldShard) bool { return h.shard == shard }) {
 				g.waiting = append(g.waiting, try)
 				return
 			}
 		}
 		row := &g.t.shards[shard]
 		if row.assigned != p.id {
-			if g.w.cfg.Mutant != TakeUnassigned {
+			if g.w.cfg.Mutant != AcquireUnassigned {
 				answer(shardRow{}, errNotAssigned)
 				return
 			}
@@ -294,7 +294,7 @@ func (g *postgres) take(p *proc, shard int, answer func(shardRow, error)) {
 	try()
 }
 
-func (g *postgres) release(p *proc, h hold, applied telemetry.EntryID) {
+func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) {
 	row := &g.t.shards[h.shard]
 	if row.epoch != h.epoch || row.owner != p.id {
 		return

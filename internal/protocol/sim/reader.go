@@ -8,7 +8,7 @@ import (
 type asked struct {
 	shard, count int
 	grant        uint64
-	ticket       protocol.Ticket
+	readSnapshot protocol.ReadSnapshot
 }
 
 // read reads the queues that are due in one round trip, as the pipeline's reader does.
@@ -16,9 +16,9 @@ func (p *proc) read() {
 	batch := p.choose()
 	if len(batch) == 0 {
 		p.w.after(pollEvery, p, func() {
-			turn := p.turnNumber()
+			leaseNumber := p.heldLease()
 			for i := range p.slots {
-				if s := &p.slots[i]; s.held && !s.stopping && !s.queue.MayFeed(turn) {
+				if s := &p.slots[i]; s.held && !s.stopping && !s.queue.CanBypass(leaseNumber) {
 					s.due = true
 				}
 			}
@@ -29,7 +29,7 @@ func (p *proc) read() {
 	call(p, redisServer, "read queues", func(answer func([][]item, error)) {
 		var found [][]item
 		for _, a := range batch {
-			items, err := p.w.redis.queue(a.shard, a.ticket.From, a.count)
+			items, err := p.w.redis.queue(a.shard, a.readSnapshot.From, a.count)
 			if err != nil {
 				answer(nil, err)
 				return
@@ -51,25 +51,25 @@ func (p *proc) read() {
 
 func (p *proc) choose() []asked {
 	var batch []asked
-	turn := p.turnNumber()
+	leaseNumber := p.heldLease()
 	for shard := range p.slots {
 		s := &p.slots[shard]
 		if !s.held || s.stopping || !s.due || p.worker.full() {
 			continue
 		}
-		if turn != 0 && s.queue.MayFeed(turn) {
+		if leaseNumber != 0 && s.queue.CanBypass(leaseNumber) {
 			s.due = false
 			continue
 		}
 		s.due = false
-		batch = append(batch, asked{shard: shard, count: 1 + p.rng.IntN(5), grant: s.grant, ticket: s.queue.BeginRead(turn)})
+		batch = append(batch, asked{shard: shard, count: 1 + p.rng.IntN(5), grant: s.grant, readSnapshot: s.queue.BeginRead(leaseNumber)})
 	}
 	return batch
 }
 
 // taken hands on what was found.
 func (p *proc) taken(batch []asked, replies [][]item) {
-	turn := p.turnNumber()
+	leaseNumber := p.heldLease()
 	for i, a := range batch {
 		s, found := &p.slots[a.shard], replies[i]
 		if !s.held || s.stopping || s.grant != a.grant {
@@ -81,11 +81,11 @@ func (p *proc) taken(batch []asked, replies [][]item) {
 		}
 		full := len(ids) >= a.count
 		var keep []item
-		ok := s.queue.EndRead(a.ticket, ids, full, turn, func(j int) { keep = append(keep, found[j]) })
+		ok := s.queue.EndRead(a.readSnapshot, ids, full, leaseNumber, func(j int) { keep = append(keep, found[j]) })
 		if len(keep) > 0 {
-			p.worker.hand(a.shard, keep)
+			p.worker.deliver(a.shard, keep)
 		}
-		if !ok || full || turn != 0 && !s.queue.MayFeed(turn) {
+		if !ok || full || leaseNumber != 0 && !s.queue.CanBypass(leaseNumber) {
 			s.due = true
 		}
 	}

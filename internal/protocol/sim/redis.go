@@ -28,15 +28,15 @@ type entry struct {
 // foreign is the consumer that is not a shard.
 const foreign = -1
 
-// pend is who has a pending entry, and since when.
-type pend struct {
+// pendingEntry is who has a pending entry, and since when.
+type pendingEntry struct {
 	shard int
 	since int64
 }
 
 type group struct {
 	delivered telemetry.EntryID
-	pending   map[telemetry.EntryID]pend
+	pending   map[telemetry.EntryID]pendingEntry
 }
 
 type lease struct {
@@ -51,18 +51,18 @@ type beatKey struct {
 
 // redis is what the server holds. Every method is one command or one script.
 type redis struct {
-	w        *world
-	stream   []*entry
-	last     telemetry.EntryID
-	group    *group
-	turn     lease
-	dealt    telemetry.EntryID
-	dealtSet bool
-	acked    map[int]telemetry.EntryID
-	lock     lease
-	grants   map[int]string // of each shard: who may acknowledge
-	beats    map[string]beatKey
-	history  int // how many failovers it has behind it
+	w             *world
+	stream        []*entry
+	last          telemetry.EntryID
+	group         *group
+	dispatchLease lease
+	dispatched    telemetry.EntryID
+	dispatchedSet bool
+	acked         map[int]telemetry.EntryID
+	lock          lease
+	grants        map[int]string // of each shard: who may acknowledge
+	beats         map[string]beatKey
+	history       int // how many failovers it has behind it
 }
 
 func (r *redis) clone() *redis {
@@ -85,10 +85,10 @@ func (r *redis) find(id telemetry.EntryID) *entry {
 }
 
 func (r *redis) holder() string {
-	if r.w.now >= r.turn.until {
+	if r.w.now >= r.dispatchLease.until {
 		return ""
 	}
-	return r.turn.token
+	return r.dispatchLease.token
 }
 
 func (r *redis) add(e *entry) {
@@ -102,51 +102,51 @@ func (r *redis) trim(n int) {
 	for len(r.stream) > n {
 		e := r.stream[0]
 		r.stream = r.stream[1:]
-		pending, from := false, telemetry.EntryID{} // where dealing goes on
+		pending, from := false, telemetry.EntryID{} // where dispatching goes on
 		if g := r.group; g != nil {
 			_, pending = g.pending[e.id]
 			from = g.delivered
-			if r.dealtSet && r.dealt.Less(from) {
-				from = r.dealt
+			if r.dispatchedSet && r.dispatched.Less(from) {
+				from = r.dispatched
 			}
 		}
 		if !pending && from.Less(e.id) && !r.w.pg.t.seen[e.number] {
-			e.lost = "trimmed before it was dealt"
+			e.lost = "trimmed before it was dispatched"
 		}
 	}
 }
 
-// acquireTurn is turn.lua.
-func (r *redis) acquireTurn(p *proc, before, token string, ttl int64) protocol.Turn {
+// acquireDispatchLease is dispatch_lease.lua.
+func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) protocol.DispatchLease {
 	if h := r.holder(); h != "" && h != before {
-		return protocol.Turn{Left: millis(r.turn.until - r.w.now)}
+		return protocol.DispatchLease{Left: millis(r.dispatchLease.until - r.w.now)}
 	}
-	r.turn = lease{token, r.w.now + ttl}
+	r.dispatchLease = lease{token, r.w.now + ttl}
 	if g := r.group; g != nil {
-		if r.dealtSet && r.dealt.Less(g.delivered) {
-			g.delivered = r.dealt
-			return protocol.Turn{Held: true, After: g.delivered, Pending: len(g.pending), Moved: true}
+		if r.dispatchedSet && r.dispatched.Less(g.delivered) {
+			g.delivered = r.dispatched
+			return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending), Moved: true}
 		}
 		// From here on a move is noticed, also after one back and after a flush.
-		r.dealt, r.dealtSet = g.delivered, true
-		return protocol.Turn{Held: true, After: g.delivered, Pending: len(g.pending)}
+		r.dispatched, r.dispatchedSet = g.delivered, true
+		return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending)}
 	}
 	at := telemetry.EntryID{}
 	if r.w.cfg.Mutant == GroupNotAtZero {
 		at = r.last
-		if r.dealtSet {
-			at = r.dealt
+		if r.dispatchedSet {
+			at = r.dispatched
 		}
 	}
-	r.dealtSet = false
-	r.group = &group{delivered: at, pending: make(map[telemetry.EntryID]pend)}
+	r.dispatchedSet = false
+	r.group = &group{delivered: at, pending: make(map[telemetry.EntryID]pendingEntry)}
 	r.w.logf(p, "group made at %d", at.Seq)
-	return protocol.Turn{Held: true, After: at, GroupMade: true}
+	return protocol.DispatchLease{Acquired: true, After: at, GroupCreated: true}
 }
 
-func (r *redis) releaseTurn(token string) {
+func (r *redis) releaseDispatchLease(token string) {
 	if r.holder() == token {
-		r.turn = lease{}
+		r.dispatchLease = lease{}
 	}
 }
 
@@ -156,8 +156,8 @@ func (r *redis) readNew(after telemetry.EntryID, count int) []*entry {
 	return slices.Clone(r.stream[i:min(len(r.stream), i+count)])
 }
 
-// deal is deal.lua. It gets IDs and the shards they were found to belong to.
-func (r *redis) deal(p *proc, token string, after telemetry.EntryID, read []*entry, ttl int64) (map[telemetry.EntryID]bool, error) {
+// dispatch is dispatch.lua. It gets IDs and the shards they were found to belong to.
+func (r *redis) dispatch(p *proc, token string, after telemetry.EntryID, read []*entry, ttl int64) (map[telemetry.EntryID]bool, error) {
 	m := r.w.cfg.Mutant
 	current := r.holder() == token
 	if !current && m != NoTokenCheck {
@@ -168,7 +168,7 @@ func (r *redis) deal(p *proc, token string, after telemetry.EntryID, read []*ent
 		return nil, errLost
 	}
 	if !current {
-		r.w.fail("P4: %s dealt without holding the turn", p.id)
+		r.w.fail("P4: %s dispatched without holding the dispatch lease", p.id)
 	}
 	gone := make(map[telemetry.EntryID]bool)
 	for _, e := range read {
@@ -177,20 +177,20 @@ func (r *redis) deal(p *proc, token string, after telemetry.EntryID, read []*ent
 			gone[e.id] = true
 			delete(g.pending, e.id)
 			if e.lost == "" {
-				e.lost = "trimmed before it was dealt"
+				e.lost = "trimmed before it was dispatched"
 			}
 			continue
 		}
 		if there.shard != e.shard {
 			r.w.fail("P3: entry %d of shard %d put on the queue of shard %d", there.number, there.shard, e.shard)
 		}
-		g.pending[e.id] = pend{shard: e.shard, since: r.w.now}
+		g.pending[e.id] = pendingEntry{shard: e.shard, since: r.w.now}
 	}
 	g.delivered = read[len(read)-1].id
-	r.dealt, r.dealtSet = g.delivered, true
-	r.turn.until = r.w.now + ttl
-	if then := r.w.onDeal; then != nil {
-		r.w.onDeal = nil
+	r.dispatched, r.dispatchedSet = g.delivered, true
+	r.dispatchLease.until = r.w.now + ttl
+	if then := r.w.onDispatch; then != nil {
+		r.w.onDispatch = nil
 		r.w.after(0, nil, then)
 	}
 	return gone, nil
@@ -216,9 +216,9 @@ func (r *redis) queue(shard int, after telemetry.EntryID, count int) ([]item, er
 	return items, nil
 }
 
-// enter notes under which grant a shard is held from now on, and tells how far
+// registerOwner notes under which grant a shard is held from now on, and tells how far
 // it was acknowledged. No acknowledgement of an earlier grant can follow.
-func (r *redis) enter(shard int, grant string, applied telemetry.EntryID) (protocol.Marks, error) {
+func (r *redis) registerOwner(shard int, grant string, applied telemetry.EntryID) (protocol.Marks, error) {
 	if r.group == nil {
 		return protocol.Marks{}, errLost
 	}
@@ -242,13 +242,13 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 		}
 		if it.e == nil { // noted as lost in the same step
 			if pending {
-				r.w.judgeGone(p, it.id)
+				r.w.checkGone(p, it.id)
 				delete(r.group.pending, it.id)
 			}
 			continue
 		}
 		if pending {
-			r.w.judgeAck(p, it, r.find(it.id))
+			r.w.checkAck(p, it, r.find(it.id))
 			delete(r.group.pending, it.id)
 		}
 		if r.acked == nil {
@@ -261,9 +261,9 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 	return nil
 }
 
-// dealAgain puts a range of a shard's entries back on its queue. What was
+// redeliver puts a range of a shard's entries back on its queue. What was
 // trimmed of it is noted as lost.
-func (r *redis) dealAgain(p *proc, shard int, after, upTo telemetry.EntryID) error {
+func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) error {
 	if r.group == nil {
 		return errLost
 	}
@@ -271,13 +271,13 @@ func (r *redis) dealAgain(p *proc, shard int, after, upTo telemetry.EntryID) err
 	if len(r.stream) > 0 {
 		first = r.stream[0].id
 	}
-	r.w.judgeRange(shard, after, upTo, first)
+	r.w.checkRange(shard, after, upTo, first)
 	for _, e := range r.stream {
 		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) {
-			r.group.pending[e.id] = pend{shard: shard, since: r.w.now}
+			r.group.pending[e.id] = pendingEntry{shard: shard, since: r.w.now}
 		}
 	}
-	r.w.logf(p, "shard %d: dealt again after %d up to %d", shard, after.Seq, upTo.Seq)
+	r.w.logf(p, "shard %d: redelivered after %d up to %d", shard, after.Seq, upTo.Seq)
 	return nil
 }
 
@@ -292,10 +292,10 @@ func (r *redis) sweep(p *proc, idle int64) {
 		}
 		e := r.find(id)
 		if e == nil { // the deleted part of XAUTOCLAIM's reply goes to the ledger
-			r.w.judgeGone(p, id)
+			r.w.checkGone(p, id)
 			delete(r.group.pending, id)
 			continue
 		}
-		r.group.pending[id] = pend{shard: e.shard, since: r.w.now}
+		r.group.pending[id] = pendingEntry{shard: e.shard, since: r.w.now}
 	}
 }

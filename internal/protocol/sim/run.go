@@ -52,7 +52,7 @@ type world struct {
 	limit        int
 	tokens       int
 	holdAssign   int64  // before the next assignment takes effect
-	onDeal       func() // happens right after the next deal
+	onDispatch   func() // happens right after the next dispatch
 	redisPast    map[Fault]*redis
 	pgPast       map[Fault]*tables
 }
@@ -92,14 +92,14 @@ func Run(cfg Config) Result {
 	w.publish()
 	for w.violation == "" && w.step(faultsEnd) {
 	}
-	w.calm()
+	w.heal()
 	const budget = 60000
 	next := w.now
 	for w.violation == "" {
 		if w.now >= next {
 			next = w.now + 50
 			if w.quiet() {
-				w.judgeEnd()
+				w.checkEnd()
 				break
 			}
 		}
@@ -146,13 +146,13 @@ func (w *world) add(e *entry) {
 
 func (w *world) shardOf(device int) int { return device % w.cfg.Shards }
 
-// calm ends all faults but one: who is frozen for good stays so.
-func (w *world) calm() {
+// heal ends all faults but one: who is frozen for good stays so.
+func (w *world) heal() {
 	w.logf(nil, "FAULTS END")
 	for i := range w.servers {
 		w.servers[i].downTil, w.servers[i].slowTil = 0, 0
 	}
-	w.onDeal = nil
+	w.onDispatch = nil
 	alive := 0
 	for _, p := range w.procs {
 		for i := range p.links {
@@ -172,8 +172,8 @@ func (w *world) calm() {
 	}
 }
 
-// living is the process that goes by an identity, if it is alive and awake.
-func (w *world) living(who int) *proc {
+// alive is the process that goes by an identity, if it is alive and awake.
+func (w *world) alive(who int) *proc {
 	if p := w.present[who]; p != nil && !p.dead && !p.leaving && p.frozenUntil <= w.now {
 		return p
 	}
@@ -182,7 +182,7 @@ func (w *world) living(who int) *proc {
 
 // launch starts an identity unless a process of it is alive and well.
 func (w *world) launch(who int, identity string) {
-	if w.living(who) == nil {
+	if w.alive(who) == nil {
 		w.present[who] = w.start(identity)
 	}
 }
@@ -190,7 +190,7 @@ func (w *world) launch(who int, identity string) {
 func (w *world) others(p *proc) int {
 	n := 0
 	for i := range w.present {
-		if o := w.living(i); o != nil && o != p {
+		if o := w.alive(i); o != nil && o != p {
 			n++
 		}
 	}

@@ -100,7 +100,7 @@ func provoking(m sim.Mutant) []sim.Kind {
 	case sim.InFlightKeptOverRun, sim.KeptOverRun:
 		return []sim.Kind{sim.RedisFailover, sim.PostgresSlow, sim.RedisSlow}
 	case sim.FeedKnownLate:
-		return []sim.Kind{sim.GroupByHand, sim.PostgresDown}
+		return []sim.Kind{sim.GroupMovedManually, sim.PostgresDown}
 	default:
 		return nil
 	}

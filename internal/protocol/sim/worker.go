@@ -8,8 +8,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// maxInHand is when a worker takes nothing more in.
-const maxInHand = 24
+// maxInFlight is when a worker takes nothing more in.
+const maxInFlight = 24
 
 // stateSize is how many devices a member remembers: too few, so that it evicts.
 const stateSize = 3
@@ -54,7 +54,7 @@ type worker struct {
 	busy    bool // a commit is under way
 	looking bool // devices are being looked up
 	redoing []*batch
-	still   bool // a batch is being done again: nothing else is applied meanwhile
+	paused  bool // a batch is being done again: nothing else is applied meanwhile
 	acks    []*batch
 	acking  bool
 	unacked int
@@ -76,11 +76,11 @@ func (k *worker) full() bool {
 	for _, b := range k.inbox {
 		n += len(b.items)
 	}
-	return n >= maxInHand
+	return n >= maxInFlight
 }
 
-// hand takes in items of a shard.
-func (k *worker) hand(shard int, items []item) {
+// deliver takes in items of a shard.
+func (k *worker) deliver(shard int, items []item) {
 	s := &k.p.slots[shard]
 	k.inbox = append(k.inbox, part{shard: shard, grant: s.grant, epoch: s.epoch, token: s.token, items: items})
 	k.advance()
@@ -88,11 +88,11 @@ func (k *worker) hand(shard int, items []item) {
 
 // drop forgets a shard: its state is void, and what is not committing yet goes.
 func (k *worker) drop(shard int) {
-	k.void(shard)
+	k.invalidate(shard)
 	k.current.without(func(s int) bool { return s == shard })
 }
 
-func (k *worker) void(shard int) {
+func (k *worker) invalidate(shard int) {
 	for d := range k.state {
 		if k.p.w.shardOf(d) == shard {
 			delete(k.state, d)
@@ -119,17 +119,17 @@ func (k *worker) live(p part) bool {
 
 // advance applies what has come in. It looks devices up that are not known.
 func (k *worker) advance() {
-	for len(k.inbox) > 0 && !k.looking && !k.still && len(k.redoing) == 0 {
+	for len(k.inbox) > 0 && !k.looking && !k.paused && len(k.redoing) == 0 {
 		next := k.inbox[0]
 		if !k.live(next) {
 			k.inbox = k.inbox[1:]
 			continue
 		}
-		if k.current.size >= maxInHand {
+		if k.current.size >= maxInFlight {
 			break
 		}
 		if cold := k.cold(next); len(cold) > 0 {
-			k.lookUp(cold, k.goOn) // what is to be done again comes first
+			k.lookUp(cold, k.resume) // what is to be done again comes first
 			return
 		}
 		k.inbox = k.inbox[1:]
@@ -161,7 +161,7 @@ func (k *worker) lookUp(cold []int, then func()) {
 		}
 		answer(found, nil)
 	}, func(found map[int]int, err error) {
-		k.p.tried++
+		k.p.callsReturned++
 		k.p.sink(err)
 		if err != nil {
 			k.p.again(func() { k.lookUp(cold, then) })
@@ -255,8 +255,8 @@ func (k *worker) commitLater() {
 func (k *worker) content(b *batch) content {
 	c := content{fresh: slices.Clone(b.fresh), late: slices.Clone(b.late), base: maps.Clone(b.base), applied: make(map[int]telemetry.EntryID), history: make(map[int]int)}
 	for _, p := range b.parts {
-		if !slices.ContainsFunc(c.held, func(h hold) bool { return h.shard == p.shard }) {
-			c.held = append(c.held, hold{p.shard, p.epoch})
+		if !slices.ContainsFunc(c.held, func(h heldShard) bool { return h.shard == p.shard }) {
+			c.held = append(c.held, heldShard{p.shard, p.epoch})
 		}
 		c.items = append(c.items, p.items...)
 		// A mark is written now and then.
@@ -275,7 +275,7 @@ func (k *worker) content(b *batch) content {
 	for shard := range c.applied {
 		k.p.slots[shard].marked = k.p.w.now
 	}
-	slices.SortFunc(c.held, func(a, b hold) int { return a.shard - b.shard })
+	slices.SortFunc(c.held, func(a, b heldShard) int { return a.shard - b.shard })
 	return c
 }
 
@@ -283,23 +283,23 @@ func (k *worker) content(b *batch) content {
 func (k *worker) commit(b *batch) {
 	k.busy = true
 	if k.p.w.cfg.Mutant == AckBeforeCommit {
-		k.toAck(b)
+		k.queueAck(b)
 	}
 	run := k.p.links[postgresServer].knownRun
 	var try func()
 	try = func() {
 		if k.p.links[postgresServer].knownRun != run {
-			k.settle(b, nil, errUnknown) // computed on top of what may be lost
+			k.handleResult(b, nil, errUnknown) // computed on top of what may be lost
 			return
 		}
 		k.send(k.content(b), func(lost []int, err error) {
-			k.p.tried++
+			k.p.callsReturned++
 			k.p.sink(err)
 			if errors.Is(err, errUnavailable) {
 				k.p.again(try)
 				return
 			}
-			k.settle(b, lost, err)
+			k.handleResult(b, lost, err)
 		})
 	}
 	try()
@@ -353,19 +353,19 @@ func (k *worker) send(c content, done func(lost []int, err error)) {
 	})
 }
 
-// settle acts upon the outcome of a commit.
-func (k *worker) settle(b *batch, lost []int, err error) {
-	k.busy, k.still = false, false
+// handleResult acts upon the outcome of a commit.
+func (k *worker) handleResult(b *batch, lost []int, err error) {
+	k.busy, k.paused = false, false
 	switch {
 	case err == nil:
 		k.p.progress++
 		if k.p.w.cfg.Mutant != AckBeforeCommit {
-			k.toAck(b)
+			k.queueAck(b)
 		}
 		k.evict(b.seq)
 		if b.careful {
 			for _, p := range b.parts {
-				k.void(p.shard)
+				k.invalidate(p.shard)
 			}
 		}
 	case errors.Is(err, errUnknown):
@@ -376,7 +376,7 @@ func (k *worker) settle(b *batch, lost []int, err error) {
 	default:
 		k.redoing = append(k.redoing, b)
 	}
-	k.goOn()
+	k.resume()
 }
 
 // giveUp drops shards of a batch, all where none are named.
@@ -393,9 +393,9 @@ func (k *worker) giveUp(b *batch, named []int) {
 	b.without(func(s int) bool { return gone[s] })
 }
 
-// goOn starts what comes next: work to be done again comes before new work, and
+// resume starts what comes next: work to be done again comes before new work, and
 // only once all that is committed is acknowledged.
-func (k *worker) goOn() {
+func (k *worker) resume() {
 	if k.busy {
 		return
 	}
@@ -413,7 +413,7 @@ func (k *worker) goOn() {
 	k.open(false)
 	parts = slices.DeleteFunc(parts, func(p part) bool { return !k.live(p) })
 	for _, p := range parts {
-		k.void(p.shard)
+		k.invalidate(p.shard)
 	}
 	k.redo(redo, parts)
 }
@@ -426,21 +426,21 @@ func (k *worker) redo(b *batch, parts []part) {
 			return
 		}
 	}
-	k.redoing, k.still = k.redoing[:0], false
+	k.redoing, k.paused = k.redoing[:0], false
 	if len(parts) == 0 {
-		k.goOn()
+		k.resume()
 		return
 	}
 	for _, p := range parts {
 		k.apply(b, p)
 	}
-	k.still = true
+	k.paused = true
 	k.commit(b)
 }
 
-// toAck acknowledges batches in order, and never gives one up, unless another run
+// queueAck acknowledges batches in order, and never gives one up, unless another run
 // of Redis answers: then these are not its entries.
-func (k *worker) toAck(b *batch) {
+func (k *worker) queueAck(b *batch) {
 	k.unacked++
 	k.acks = append(k.acks, b)
 	if !k.acking {
@@ -468,7 +468,7 @@ func (k *worker) ack() {
 			}
 		}
 		k.ack()
-		k.goOn()
+		k.resume()
 	}
 	m := k.p.w.cfg.Mutant
 	if b.run != k.p.links[redisServer].knownRun && m != InFlightKeptOverRun && m != KeptOverRun {
@@ -482,7 +482,7 @@ func (k *worker) ack() {
 		}
 		answer(true, err)
 	}, func(_ bool, err error) {
-		k.p.tried++
+		k.p.callsReturned++
 		switch {
 		case err == nil:
 		case errors.Is(err, errLost):
@@ -501,8 +501,8 @@ func (k *worker) ack() {
 	})
 }
 
-// inHand is how many items are taken in and not finished.
-func (p *proc) inHand() int {
+// inFlight is how many items are taken in and not finished.
+func (p *proc) inFlight() int {
 	n := 0
 	for i := range p.slots {
 		n += p.slots[i].queue.InFlight()

@@ -69,7 +69,7 @@ func (p *Process) read(r io.Reader, into *strings.Builder) {
 		p.mu.Lock()
 		into.WriteString(lines.Text() + "\n")
 		var line struct{ Msg, Address string }
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "metrics and health are served" {
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving metrics and health" {
 			p.addr = line.Address
 		}
 		p.mu.Unlock()

@@ -1,0 +1,303 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// DeadLetters is the stream of dead letters as its housekeeper needs it.
+type DeadLetters interface {
+	// Now is the time of the server that gave the letters their IDs.
+	Now(ctx context.Context) (time.Time, error)
+	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.DLQEntry, error)
+	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
+	Known(ctx context.Context, refs []telemetry.Ref) ([]telemetry.EntryID, error)
+	Durable(ctx context.Context) (telemetry.EntryID, error)
+	Restore(ctx context.Context, l *protocol.Unconfirmed) (protocol.Restored, error)
+	ForgetDeadLettered(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error)
+}
+
+// Archive keeps what retention takes out of the stream.
+type Archive interface {
+	Now(ctx context.Context) (time.Time, error)
+	Export(ctx context.Context, letters []protocol.DLQEntry, by string) error
+	Dropped(ctx context.Context, letters []protocol.DLQEntry) error
+}
+
+// Unconfirmed is the dead letters that Redis could still lose.
+type Unconfirmed interface {
+	Page(ctx context.Context, after protocol.UnconfirmedMark, ago time.Duration, limit int) ([]protocol.UnconfirmedMark, error)
+	Get(ctx context.Context, refs []telemetry.Ref) ([]protocol.Unconfirmed, error)
+	Added(ctx context.Context, refs []telemetry.Ref) error
+	Queued(ctx context.Context, refs []telemetry.Ref) error
+	Confirmed(ctx context.Context, refs []telemetry.Ref) error
+}
+
+// Auditor keeps who changed what.
+type Auditor interface {
+	Note(ctx context.Context, who, action, target string, count int, detail map[string]any) error
+}
+
+// Deferred counts the entries that wait for another attempt.
+type Deferred interface {
+	Count(ctx context.Context) (int64, error)
+}
+
+// DLQJanitorDeps is what a housekeeper works with.
+type DLQJanitorDeps struct {
+	DeadLetters DeadLetters
+	Archive     Archive
+	Unconfirmed Unconfirmed
+	Audit       Auditor
+	Deferred    Deferred
+	Ledger      Ledger
+}
+
+const (
+	dlqScanPage       = 200              // dead letters looked at at once
+	houseFor          = time.Second      // of one pass, so that the leader renews in time
+	dlqScanBytes      = 4 << 20          // of letters that stay, after which a pass reads no further page
+	dlqScanInterval   = 15 * time.Second // between two walks through all of them
+	dlqIncidentGroups = 20               // fingerprints that are shown as incidents
+	dlqStale          = 2 * time.Minute  // after which what was counted counts no more
+	deadLetteredScan  = time.Hour        // between two walks through what is remembered of dead-lettered entries
+)
+
+// DLQJanitor looks after the dead letters for the whole fleet: it counts them,
+// groups those that failed alike, and moves those that are older than the
+// retention to the archive. Two that do so at once do no harm: exporting again
+// changes nothing, and what is removed is named by its ID.
+type DLQJanitor struct {
+	DLQJanitorDeps
+	retention time.Duration
+	member    string
+	metrics   *janitorMetrics
+	log       *slog.Logger
+
+	scan         *scan
+	scannedAt    time.Time
+	mark         protocol.UnconfirmedMark // where the next pass goes on
+	deadLettered struct {
+		cursor uint64
+		began  time.Time
+	}
+}
+
+// scan is one way through all dead letters, in pages.
+type scan struct {
+	after telemetry.EntryID
+	last  []protocol.DLQEntry // the page before, which tells how large they are
+	tally countsByClass
+	kinds map[string]*kind
+	moved int
+}
+
+// kind is the dead letters that failed alike.
+type kind struct {
+	count       int
+	first, last time.Time
+	example     telemetry.EntryID
+}
+
+// NewDLQJanitor returns a housekeeper that has not looked yet.
+func NewDLQJanitor(deps DLQJanitorDeps, retention time.Duration, member string, log *slog.Logger, reg prometheus.Registerer) *DLQJanitor {
+	return &DLQJanitor{
+		DLQJanitorDeps: deps, retention: retention, member: member,
+		metrics: newJanitorMetrics(reg), log: log.With("component", "housekeeping"),
+	}
+}
+
+// Deferring is how many entries wait for another attempt, if that was counted lately.
+func (h *DLQJanitor) Deferring() (n int64, known bool) {
+	if h == nil {
+		return 0, true // nobody defers
+	}
+	h.metrics.mu.Lock()
+	defer h.metrics.mu.Unlock()
+	return h.metrics.waiting, time.Since(h.metrics.waitingAt) < dlqStale
+}
+
+// Pass does a bounded piece of the work. It is the leader's to call.
+func (h *DLQJanitor) Pass(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
+	n, err := h.Deferred.Count(ctx)
+	if err != nil {
+		return err
+	}
+	h.metrics.deferred(n)
+	if err := h.confirm(ctx); err != nil {
+		return err
+	}
+	now, err := h.now(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.forget(ctx, now); err != nil {
+		return err
+	}
+	if h.scan == nil {
+		if time.Since(h.scannedAt) < dlqScanInterval {
+			return nil
+		}
+		h.scan = &scan{tally: make(countsByClass), kinds: make(map[string]*kind)}
+	}
+	began := time.Now()
+	for bytes := 0; time.Since(began) < houseFor && bytes < dlqScanBytes; {
+		done, kept, err := h.page(ctx, now)
+		if err != nil {
+			return err
+		}
+		bytes += kept
+		if done {
+			err := h.finish(ctx)
+			h.scan, h.scannedAt = nil, time.Now()
+			return err
+		}
+	}
+	return nil
+}
+
+// now is the time by which retention goes: the earlier one of both servers. The
+// clock of a leader, or of one server, that runs ahead removes nothing early.
+func (h *DLQJanitor) now(ctx context.Context) (time.Time, error) {
+	redis, err := h.DeadLetters.Now(ctx)
+	if err != nil {
+		return redis, err
+	}
+	postgres, err := h.Archive.Now(ctx)
+	if postgres.Before(redis) {
+		return postgres, err
+	}
+	return redis, err
+}
+
+// page looks at some dead letters and archives those that are too old. It
+// returns the size of those that stay.
+func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept int, err error) {
+	count := protocol.DLQPageSize(dlqScanPage, h.scan.last)
+	letters, err := h.DeadLetters.List(ctx, h.scan.after, count)
+	if err != nil {
+		return false, 0, err
+	}
+	h.scan.last = letters
+	expired := slices.IndexFunc(letters, func(l protocol.DLQEntry) bool { return now.Sub(l.ID.Time()) < h.retention })
+	if expired < 0 {
+		expired = len(letters)
+	}
+	if err := h.archive(ctx, letters[:expired]); err != nil {
+		return false, 0, err
+	}
+	for _, l := range letters[expired:] {
+		h.scan.note(&l)
+	}
+	if len(letters) > 0 {
+		h.scan.after = letters[len(letters)-1].ID
+	}
+	return len(letters) < count, protocol.DLQBytes(letters[expired:]), nil
+}
+
+func (h *DLQJanitor) archive(ctx context.Context, letters []protocol.DLQEntry) error {
+	if len(letters) == 0 {
+		return nil
+	}
+	if err := h.Archive.Export(ctx, letters, "retention by "+h.member); err != nil {
+		return err
+	}
+	if err := h.Archive.Dropped(ctx, letters); err != nil {
+		return err
+	}
+	ids := make([]telemetry.EntryID, len(letters))
+	for i := range letters {
+		ids[i] = letters[i].ID
+	}
+	removed, err := h.DeadLetters.Remove(ctx, ids)
+	if err != nil || removed == 0 {
+		return err
+	}
+	h.scan.moved += removed
+	h.metrics.archived.Add(float64(removed))
+	return h.Audit.Note(ctx, h.member, "dlq retention", fmt.Sprintf("%s to %s", ids[0], ids[len(ids)-1]), removed,
+		map[string]any{"retention": h.retention.String()})
+}
+
+func (w *scan) note(l *protocol.DLQEntry) {
+	class := strings.Clone(string(l.Class))
+	if l.Err != nil {
+		class = foreignClass
+	}
+	w.tally.add(class, l.ID.Time())
+	k := w.kinds[l.Fingerprint]
+	if k == nil {
+		if len(w.kinds) >= 1000 {
+			return // so many kinds are no kinds
+		}
+		k = &kind{first: l.ID.Time(), example: l.ID}
+		w.kinds[strings.Clone(l.Fingerprint)] = k // what is kept must not keep its page
+	}
+	k.count++
+	k.last = l.ID.Time()
+}
+
+// finish publishes what the walk has found.
+func (h *DLQJanitor) finish(ctx context.Context) error {
+	h.metrics.publish(h.scan.tally)
+	if h.scan.moved > 0 {
+		h.log.Info("archived expired dead letters", "count", h.scan.moved)
+	}
+	names := make([]string, 0, len(h.scan.kinds))
+	for name, k := range h.scan.kinds {
+		if k.count > 1 {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return h.scan.kinds[b].count - h.scan.kinds[a].count })
+	names = names[:min(dlqIncidentGroups, len(names))]
+	for _, name := range names {
+		k := h.scan.kinds[name]
+		if err := h.Ledger.Open(ctx, protocol.DeadLettersAlike, name, map[string]any{
+			"count": k.count, "first": k.first, "last": k.last, "example": k.example.String(),
+		}); err != nil {
+			return err
+		}
+	}
+	open, err := h.Ledger.Opened(ctx, protocol.DeadLettersAlike) // by earlier leaders, too
+	if err != nil {
+		return err
+	}
+	for _, name := range open {
+		if !slices.Contains(names, name) {
+			if err := h.Ledger.Close(ctx, protocol.DeadLettersAlike, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forget walks through what is remembered of dead-lettered entries, one page a pass.
+func (h *DLQJanitor) forget(ctx context.Context, now time.Time) error {
+	if h.deadLettered.cursor == 0 {
+		if time.Since(h.deadLettered.began) < deadLetteredScan {
+			return nil
+		}
+		h.deadLettered.began = time.Now()
+	}
+	before := telemetry.EntryID{Ms: uint64(max(0, now.Add(-h.retention).UnixMilli()))}
+	_, next, err := h.DeadLetters.ForgetDeadLettered(ctx, before, h.deadLettered.cursor)
+	if err != nil {
+		return err
+	}
+	h.deadLettered.cursor = next
+	return nil
+}

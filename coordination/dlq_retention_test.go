@@ -1,0 +1,117 @@
+package coordination
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
+	t.Parallel()
+	r := testenv.Redis(t)
+	client := r.Client()
+	dlq := r.Stream + ":dlq"
+	dead, err := stream.NewDeadLetters(client, stream.Config{Stream: r.Stream, Group: r.Group}, dlq)
+	require.NoError(t, err)
+	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: url, Member: "house", MaxConns: 4, ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
+	})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	scope := store.Scope{Stream: r.Stream, Group: r.Group}
+
+	// 700 that are old, 50 that are not, and one that another member put there.
+	old := time.Now().Add(-50 * time.Hour)
+	pipe := client.Pipeline()
+	deadLetter := func(ms int64, n int) telemetry.DeadLetter {
+		return telemetry.DeadLetter{
+			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(ms), Seq: uint64(n)}, Fields: []string{"payload", "x"}},
+			Class: telemetry.ClassDecode, Error: "decode: payload", Fingerprint: "decode/payload/syntax",
+			FirstFailed: time.UnixMilli(ms), LastFailed: time.UnixMilli(ms),
+		}
+	}
+	for n := range 700 {
+		l := deadLetter(old.UnixMilli(), n)
+		args := []any{"xadd", dlq, l.Entry.ID.String()}
+		for _, f := range stream.EncodeDeadLetter(&l) {
+			args = append(args, f)
+		}
+		pipe.Do(t.Context(), args...)
+		pipe.HSet(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.DeadLettered(), l.Entry.ID.String()+" "+l.Entry.Digest(), l.Entry.ID.String())
+	}
+	_, err = pipe.Exec(t.Context())
+	require.NoError(t, err)
+	var young []telemetry.DeadLetter
+	for n := range 50 {
+		young = append(young, deadLetter(time.Now().UnixMilli(), n))
+	}
+	require.NoError(t, dead.DeadLetterDeferred(t.Context(), young, nil))
+	require.NoError(t, client.Do(t.Context(), "xadd", dlq, "*", "not", "ours").Err())
+
+	reconcilers := make([]*DLQJanitor, 2)
+	registries := make([]*prometheus.Registry, 2)
+	for i, name := range []string{"one", "two"} {
+		registries[i] = prometheus.NewRegistry()
+		reconcilers[i] = NewDLQJanitor(DLQJanitorDeps{
+			DeadLetters: dead, Archive: store.NewDeadLetters(pool, scope, time.Minute),
+			Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute), Audit: store.NewAudit(pool, time.Minute),
+			Deferred: store.NewDeferred(pool, scope, name, time.Minute), Ledger: store.NewLedger(pool, scope, name, time.Minute),
+		}, 48*time.Hour, name, slog.New(slog.DiscardHandler), registries[i])
+	}
+	all := func(h *DLQJanitor) {
+		for h.scannedAt.IsZero() {
+			if err := h.Pass(t.Context()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}
+	var both sync.WaitGroup
+	for _, h := range reconcilers {
+		both.Go(func() { all(h) })
+	}
+	both.Wait()
+
+	require.EqualValues(t, 51, client.XLen(t.Context(), dlq).Val())
+	count := func(sql string) (n int) {
+		require.NoError(t, pool.QueryRow(t.Context(), sql).Scan(&n))
+		return n
+	}
+	require.Equal(t, 700, count("select count(*) from processor.dead_letters"))
+	require.Equal(t, 700, count("select sum(count)::int from processor.audit where action = 'dlq retention'"))
+	require.Equal(t, 1, count("select count(*) from processor.incidents where kind = 'dead_letters' and subject = 'decode/payload/syntax' and (detail->>'count')::int = 50 and closed_at is null"))
+	require.EqualValues(t, 50, client.HLen(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.DeadLettered()).Val(), "what can come no more is forgotten")
+	for _, reg := range registries {
+		families, err := reg.Gather()
+		require.NoError(t, err)
+		depths := make(map[string]float64)
+		for _, f := range families {
+			if f.GetName() != "processor_group_dead_letters" {
+				continue
+			}
+			for _, m := range f.GetMetric() {
+				depths[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+		require.Equal(t, map[string]float64{"crash": 0, "decode": 50, "foreign": 1, "invalid": 0, "sink": 0, "too_large": 0}, depths)
+	}
+
+	// Drained while nobody looked: whoever leads next closes the incident.
+	require.NoError(t, client.XTrimMaxLen(t.Context(), dlq, 1).Err())
+	all(NewDLQJanitor(reconcilers[0].DLQJanitorDeps, 48*time.Hour, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
+	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))
+}

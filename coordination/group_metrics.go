@@ -1,0 +1,98 @@
+package coordination
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// Backlog is where the group as a whole stands.
+type Backlog interface {
+	Backlog(ctx context.Context) (protocol.Backlog, error)
+	TrimPoint(ctx context.Context) (protocol.TrimPoint, error)
+}
+
+// groupGauges are exported by the leader and absent elsewhere. What is unknown
+// is absent too, never 0.
+type groupGauges struct {
+	source  Backlog
+	janitor *DLQJanitor
+	stale   time.Duration
+
+	mu  sync.Mutex
+	now protocol.Backlog
+	at  time.Time
+	to  forecast
+
+	lag, pending, outstanding, age, left *prometheus.Desc
+}
+
+func newGroupGauges(source Backlog, janitor *DLQJanitor, stale time.Duration) *groupGauges {
+	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
+	return &groupGauges{
+		source: source, janitor: janitor, stale: stale,
+		lag:         desc("processor_consumer_lag", "Entries not yet dispatched, of the whole group; absent while unknown."),
+		pending:     desc("processor_group_pending_entries", "Entries dispatched and not acknowledged, of the whole group."),
+		outstanding: desc("processor_group_backlog_entries", "Lag plus pending plus deferred; absent while one of them is unknown."),
+		age:         desc("processor_group_backlog_age_seconds", "Age of the oldest entry in the backlog, by its ID."),
+		left: desc("processor_group_time_to_trim_seconds",
+			"Time until trimming reaches the oldest entry in the backlog; absent while unknown and while the backlog is empty."),
+	}
+}
+
+func (g *groupGauges) refresh(ctx context.Context) {
+	b, err := g.source.Backlog(ctx)
+	var h protocol.TrimPoint
+	if err == nil {
+		h, err = g.source.TrimPoint(ctx)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err != nil {
+		g.at = time.Time{}
+		return
+	}
+	b.Deferred, b.DeferredKnown = g.janitor.Deferring()
+	g.now, g.at = b, time.Now()
+	g.to.see(g.at, h)
+}
+
+// Describe implements prometheus.Collector.
+func (g *groupGauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.outstanding, g.age, g.left} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
+	g.mu.Lock()
+	b, at := g.now, g.at
+	left, leftKnown := g.to.reaches(b.Oldest)
+	g.mu.Unlock()
+	if time.Since(at) > g.stale {
+		return
+	}
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	gauge(g.pending, float64(b.Pending))
+	if b.LagKnown {
+		gauge(g.lag, float64(b.Lag))
+		if b.DeferredKnown {
+			gauge(g.outstanding, float64(b.Lag+b.Pending+b.Deferred))
+		}
+	}
+	if b.OldestKnown {
+		age := 0.0
+		if !b.Oldest.IsZero() {
+			age = time.Since(b.Oldest.Time()).Seconds()
+		}
+		gauge(g.age, max(0, age))
+		if leftKnown {
+			gauge(g.left, left.Seconds())
+		}
+	}
+}

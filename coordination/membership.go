@@ -1,0 +1,451 @@
+package coordination
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+//go:embed heartbeat.lua
+var beatSource string
+
+//go:embed leave.lua
+var leaveSource string
+
+var (
+	beatScript  = redis.NewScript(beatSource)
+	leaveScript = redis.NewScript(leaveSource)
+)
+
+// Member is a heartbeat: what a member says of itself.
+type Member struct {
+	Instance      string        `json:"instance"`
+	Incarnation   string        `json:"incarnation"`
+	Number        uint64        `json:"number"`
+	Version       string        `json:"version"`
+	Protocol      int           `json:"protocol"`
+	Host          string        `json:"host"`
+	PID           int           `json:"pid"`
+	Started       time.Time     `json:"started"`
+	Leaving       bool          `json:"leaving"`
+	SinkDown      time.Duration `json:"sink_down_ns"`
+	InFlight      int           `json:"in_flight"`
+	Progress      uint64        `json:"progress"`
+	CallsReturned uint64        `json:"calls_returned"`
+	Shards        []int         `json:"shards"`
+}
+
+// Name is identity and incarnation: what ownership and sessions carry. The
+// same identity come back is another member.
+func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
+
+func (m Member) beat() protocol.Beat {
+	return protocol.Beat{
+		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
+		SinkDown: m.SinkDown, InFlight: m.InFlight, Progress: m.Progress, CallsReturned: m.CallsReturned,
+	}
+}
+
+// IdentityError says that another live member has our identity.
+type IdentityError struct {
+	Instance string
+	Holder   Member
+}
+
+func (e *IdentityError) Error() string {
+	return fmt.Sprintf("identity %s is in use by process %d on %s, started %s; give each instance its own INSTANCE_ID",
+		e.Instance, e.Holder.PID, e.Holder.Host, e.Holder.Started.Format(time.RFC3339))
+}
+
+// ExitCode is that of an identity in use.
+func (e *IdentityError) ExitCode() int { return 6 }
+
+// WorkStatus is what a heartbeat reports of the work, asked for at each beat.
+type WorkStatus struct {
+	InFlight      int    // entries taken in and not finished
+	Progress      uint64 // moves whenever something is committed or finished
+	CallsReturned uint64 // moves whenever a call of a server comes back to a worker, well or not
+	Shards        []int
+}
+
+// Client is the connection to Redis that heartbeats and the leader's lock need.
+type Client = redis.UniversalClient
+
+// lastHeartbeat is the last that was heard of a member.
+type lastHeartbeat struct {
+	Member
+	at time.Time
+}
+
+// silentFor is how long a member that is gone without a release is remembered.
+const silentFor = time.Hour
+
+// Keys are the names of the heartbeats in Redis: that of one identity is
+// Prefix, a colon and the identity.
+type Keys struct {
+	Prefix string // also the name of the set of identities
+	Lock   string
+}
+
+// Membership keeps this member's heartbeat and watches those of the others.
+type Membership struct {
+	cfg        Config
+	client     Client
+	keys       Keys
+	workStatus func() WorkStatus
+	log        *slog.Logger
+	wake       chan struct{} // to beat now; size one, coalesced
+	name       string        // identity and incarnation; never changes
+
+	check func(ctx context.Context) error // whether the same server answers; set before Run
+
+	mu             sync.Mutex
+	self           Member                    // written by beat, read by everyone
+	watch          *protocol.FailureDetector // written by look, read by everyone
+	members        []Member                  // of the last look
+	lastHeartbeats map[string]lastHeartbeat
+	polled         bool      // there was a look at the others
+	sinkDown       time.Time // since when Postgres has not answered; zero while it does
+	changed        func()    // told when somebody came or went
+	peers          atomic.Int32
+}
+
+// NewMembership returns the membership of a member that has not joined yet.
+func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkStatus, log *slog.Logger) (*Membership, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	r := &Membership{
+		cfg: cfg, client: client, keys: keys, workStatus: workStatus, log: log.With("component", "membership"),
+		wake: make(chan struct{}, 1), changed: func() {}, check: func(context.Context) error { return nil },
+		lastHeartbeats: make(map[string]lastHeartbeat),
+		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
+		self: Member{
+			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
+			Host: host, PID: os.Getpid(), Started: time.Now().UTC(),
+		},
+	}
+	r.name = r.self.Name()
+	return r, nil
+}
+
+// Name is this member's identity and incarnation.
+func (r *Membership) Name() string { return r.name }
+
+// OnChange is called whenever a member came, left, or changed its standing. It
+// must be set before Run.
+func (r *Membership) OnChange(f func()) { r.changed = f }
+
+// Join takes the identity. While another incarnation has it, Join watches: if
+// that one is alive the identity is refused with an IdentityError, if it is
+// silent Join waits until it has expired. It waits for a Redis that is away.
+func (r *Membership) Join(ctx context.Context) error {
+	var first *Member
+	var lastLogged time.Time
+	for {
+		holder, err := r.beat(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			if time.Since(lastLogged) > 10*time.Second {
+				lastLogged = time.Now()
+				r.log.Warn("joining failed, will retry", "err", err)
+			}
+		case holder == nil:
+			return nil
+		case first == nil || first.Incarnation != holder.Incarnation:
+			first = holder
+			r.log.Warn("instance ID in use; waiting for its heartbeat to expire", "member", holder.Name())
+		case holder.Number != first.Number:
+			return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+		}
+		if err := pause(ctx, r.cfg.beatEvery()); err != nil {
+			return err
+		}
+	}
+}
+
+// Wake has the membership beat and look at the others at once: somebody said that
+// something changed.
+func (r *Membership) Wake() { wakeUp(r.wake) }
+
+// Run beats and watches until ctx ends. It fails with an IdentityError when
+// another incarnation has taken the identity over.
+func (r *Membership) Run(ctx context.Context) error {
+	tick := time.NewTicker(r.cfg.beatEvery())
+	defer tick.Stop()
+	var lastLogged time.Time
+	for {
+		err := r.heartbeatRound(ctx)
+		if _, taken := err.(*IdentityError); taken { //nolint:errorlint // made here, never wrapped
+			return err
+		}
+		if err != nil && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second {
+			lastLogged = time.Now()
+			r.log.Warn("membership refresh failed, will retry", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-r.wake:
+		}
+	}
+}
+
+// heartbeatRound is one beat and one look at the others.
+func (r *Membership) heartbeatRound(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.MemberTTL/2)
+	defer cancel()
+	holder, err := r.beat(ctx)
+	if err == nil && holder != nil {
+		return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+	}
+	var members []Member
+	if err == nil {
+		if err := r.check(ctx); err != nil {
+			r.log.Debug("could not verify server identity", "err", err)
+		}
+		members, err = r.read(ctx)
+	}
+	r.mu.Lock()
+	before := r.eligibleKey()
+	now := time.Now()
+	if err != nil {
+		r.watch.RedisUnavailable(now)
+		r.mu.Unlock()
+		return fmt.Errorf("read the members: %w", err)
+	}
+	beats := make([]protocol.Beat, len(members))
+	for i, m := range members {
+		beats[i] = m.beat()
+	}
+	r.watch.Observe(now, beats)
+	r.members, r.polled = members, true
+	for _, m := range members {
+		r.lastHeartbeats[m.Name()] = lastHeartbeat{m, now}
+	}
+	maps.DeleteFunc(r.lastHeartbeats, func(_ string, h lastHeartbeat) bool { return now.Sub(h.at) > silentFor })
+	peers := 0
+	for _, m := range members {
+		if m.Name() != r.name && !r.watch.Gone(now, m.Name()) {
+			peers++
+		}
+	}
+	r.peers.Store(int32(peers))
+	changed := before != r.eligibleKey()
+	r.mu.Unlock()
+	if changed {
+		r.changed()
+	}
+	return nil
+}
+
+// eligibleKey is who is eligible, in a form to compare. The caller holds the lock.
+func (r *Membership) eligibleKey() string {
+	return fmt.Sprint(r.watch.Eligible(time.Now()))
+}
+
+func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
+	v := r.workStatus()
+	r.mu.Lock()
+	r.self.Number++
+	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
+	r.self.SinkDown = 0
+	if !r.sinkDown.IsZero() {
+		r.self.SinkDown = time.Since(r.sinkDown)
+	}
+	text, err := json.Marshal(r.self)
+	r.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("write the heartbeat: %w", err)
+	}
+	reply, err := beatScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix},
+		r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds(), r.cfg.Instance).Text()
+	if err != nil {
+		return nil, fmt.Errorf("beat: %w", err)
+	}
+	if reply == "" {
+		return nil, nil //nolint:nilnil // no holder but us
+	}
+	holder = &Member{}
+	if err := json.Unmarshal([]byte(reply), holder); err != nil {
+		return nil, fmt.Errorf("read the heartbeat of %s: %w", r.cfg.Instance, err)
+	}
+	return holder, nil
+}
+
+func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
+
+func (r *Membership) read(ctx context.Context) ([]Member, error) {
+	members, silent, err := readMembers(ctx, r.client, r.keys)
+	if err == nil && len(silent) > 0 {
+		r.client.SRem(ctx, r.keys.Prefix, silent...) // a member that is alive adds itself again
+	}
+	return members, err
+}
+
+// ReadMembers returns the heartbeats that have not expired. It writes nothing.
+func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
+	members, _, err := readMembers(ctx, client, keys)
+	return members, err
+}
+
+// readMembers returns the heartbeats that have not expired, and the IDs of those
+// that have.
+func readMembers(ctx context.Context, client Client, keys Keys) (members []Member, silent []any, err error) {
+	ids, err := client.SMembers(ctx, keys.Prefix).Result()
+	if err != nil || len(ids) == 0 {
+		return nil, nil, err
+	}
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = keys.Prefix + ":" + id
+	}
+	values, err := client.MGet(ctx, names...).Result()
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, v := range values {
+		text, ok := v.(string)
+		if !ok {
+			silent = append(silent, ids[i])
+			continue
+		}
+		var m Member
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
+		}
+		members = append(members, m)
+	}
+	return members, silent, nil
+}
+
+// Announce says that this member is leaving, so that the leader assigns its
+// shards away while it still works.
+func (r *Membership) Announce(ctx context.Context) error {
+	r.mu.Lock()
+	r.self.Leaving = true
+	r.mu.Unlock()
+	_, err := r.beat(ctx)
+	wakeUp(r.wake)
+	return err
+}
+
+// Leave takes this member off the membership.
+func (r *Membership) Leave(ctx context.Context) error {
+	if err := leaveScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix}, r.self.Incarnation, r.cfg.Instance).Err(); err != nil {
+		return fmt.Errorf("deregister: %w", err)
+	}
+	return nil
+}
+
+// SetPostgresUp notes whether Postgres answers this member.
+func (r *Membership) SetPostgresUp(ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case ok:
+		r.sinkDown = time.Time{}
+	case r.sinkDown.IsZero():
+		r.sinkDown = time.Now()
+	}
+}
+
+// PostgresUp reports whether Postgres answered this member last.
+func (r *Membership) PostgresUp() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sinkDown.IsZero()
+}
+
+// Peers is how many other members there are.
+func (r *Membership) Peers() int { return int(r.peers.Load()) }
+
+// Members is who was found at the last look.
+func (r *Membership) Members() []Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Member(nil), r.members...)
+}
+
+// Eligible is who may own shards.
+func (r *Membership) Eligible() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watch.Eligible(time.Now())
+}
+
+// Stalled is who has work in flight and makes no progress, or lost its shards for it.
+func (r *Membership) Stalled() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watch.Stalled(time.Now())
+}
+
+// silent reports whether a member that was there is silent, and what was last heard
+// of it: nothing where it was gone before this one came.
+func (r *Membership) silent(name string) (last lastHeartbeat, silent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lastHeartbeats[name], r.polled && r.watch.Gone(time.Now(), name)
+}
+
+// rejoined reports whether the identity of a member beats again, in any incarnation.
+func (r *Membership) rejoined(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, identity := time.Now(), name[:max(0, strings.LastIndexByte(name, '.'))]
+	return slices.ContainsFunc(r.members, func(m Member) bool { return m.Instance == identity && !r.watch.Gone(now, m.Name()) })
+}
+
+// owner is what is known of a member that owns a shard.
+func (r *Membership) owner(name string) protocol.OwnerState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Before the first look everybody is unknown, not gone. Whoever has been
+	// without Postgres for so long cannot release anything there.
+	gone := r.polled && r.watch.Gone(time.Now(), name)
+	ended := gone && !r.lastHeartbeats[name].Leaving
+	for _, m := range r.members {
+		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
+	}
+	return protocol.OwnerState{Gone: gone, Ended: ended, Leaving: r.watch.Leaving(name)}
+}
+
+func wakeUp(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,165 @@
+package coordination
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+func xadd(name, device string) *redis.XAddArgs {
+	return &redis.XAddArgs{Stream: name, Values: []any{"device_id", device}}
+}
+
+func TestAnIdentityWhoseHolderIsAliveIsRefusedWithCode6(t *testing.T) {
+	b := newBench(t)
+	first := b.start("same", "")
+	b.await([]int{16}, first)
+	second := b.start("same", "")
+	err := second.ended()
+	var refused *IdentityError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, 6, refused.ExitCode())
+	require.Equal(t, first.name(), refused.Holder.Name())
+	require.ErrorContains(t, err, "give each instance its own INSTANCE_ID")
+	second.forgive()
+	b.await([]int{16}, first)
+}
+
+func TestAnIdentityWhoseHolderIsSilentIsWaitedFor(t *testing.T) {
+	b := newBench(t)
+	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
+	require.NoError(t, err)
+	names := b.group.Names()
+	require.NoError(t, b.client.Set(t.Context(), names.Members()+":same", text, time.Second).Err())
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "same").Err())
+	began := time.Now()
+	m := b.start("same", "")
+	b.await([]int{16}, m)
+	require.Greater(t, time.Since(began), 900*time.Millisecond)
+	require.NotContains(t, m.name(), "old")
+}
+
+// P8: a server whose clock steps back keeps a dead member's heartbeat for longer.
+func TestAnIdentityIsFreeWithinATTLWhenTheClockStepsBack(t *testing.T) {
+	b := newBench(t)
+	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
+	require.NoError(t, err)
+	names := b.group.Names()
+	require.NoError(t, b.client.Set(t.Context(), names.Members()+":same", text, 15*time.Minute).Err())
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "same").Err())
+	b.await([]int{16}, b.start("same", ""))
+}
+
+func TestAnIdentityTakenOverEndsTheMembership(t *testing.T) {
+	b := newBench(t)
+	m := b.start("same", "")
+	b.await([]int{16}, m)
+	text, err := json.Marshal(Member{Instance: "same", Incarnation: "new", Number: 7})
+	require.NoError(t, err)
+	key := b.group.Names().Members() + ":same"
+	require.NoError(t, b.client.Set(t.Context(), key, text, time.Hour).Err())
+	var refused *IdentityError
+	require.ErrorAs(t, m.ended(), &refused)
+	m.forgive()
+	kept, err := b.client.Get(t.Context(), key).Result()
+	require.NoError(t, err)
+	require.Equal(t, string(text), kept, "what it leaves is not the other's heartbeat")
+}
+
+func TestHeartbeatsGoOnInAFullRedis(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	opts, err := devenv.RedisOptions("", env.Redis.URL())
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	b := newBenchOn(t, client, stream.Config{URL: env.Redis.URL(), Stream: "s", Group: "g", Shards: shards, Timeout: 5 * time.Second})
+	first, second := b.pair()
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
+	require.ErrorContains(t, client.Set(t.Context(), "any", "x", 0).Err(), "OOM")
+	beatOf := func() uint64 {
+		for _, m := range first.membership.Members() {
+			if m.Name() == second.name() {
+				return m.Number
+			}
+		}
+		return 0
+	}
+	before := b.list()
+	seen := beatOf()
+	testenv.Wait(t, 10*time.Second, func() error { // three times the time to live
+		if n := beatOf(); n < seen+15 {
+			return fmt.Errorf("beat %d after %d", n, seen)
+		}
+		return nil
+	})
+	for i, s := range b.list() {
+		require.Equal(t, before[i].Owner, s.Owner, "nobody is declared dead")
+	}
+	// Shards can be handed over all the same.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	require.NoError(t, second.Leave(ctx))
+	second.stop()
+	b.await([]int{16}, first)
+}
+
+// P10: who was not seen while Redis was away is unknown, not gone.
+func TestNoMemberIsDeclaredDeadWhileRedisIsUnavailable(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	opts, err := devenv.RedisOptions("", env.Redis.URL())
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	b := newBenchOn(t, client, stream.Config{URL: env.Redis.URL(), Stream: "s", Group: "g", Shards: shards, Timeout: time.Second})
+	first, _ := b.pair()
+	before := b.list()
+	require.NoError(t, env.Redis.Pause())
+	stalled := time.NewTimer(3 * time.Second)
+	<-stalled.C
+	require.NoError(t, env.Redis.Resume())
+	stalled.Reset(2 * time.Second)
+	<-stalled.C
+	for i, s := range b.list() {
+		require.Equal(t, before[i].Owner, s.Owner)
+		require.Equal(t, before[i].Epoch, s.Epoch)
+	}
+	require.NoError(t, env.Redis.Restart(t.Context()))
+	testenv.Wait(t, 5*time.Second, func() error {
+		first.engine.mu.Lock()
+		defer first.engine.mu.Unlock()
+		if first.engine.rewinds == 0 {
+			return fmt.Errorf("the change of servers went unnoticed")
+		}
+		return nil
+	})
+}
+
+func TestReadingMembersWritesNothing(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "silent").Err())
+	members, err := ReadMembers(t.Context(), b.client, Keys{Prefix: names.Members()})
+	require.NoError(t, err)
+	require.Empty(t, members)
+	require.Equal(t, []string{"silent"}, b.client.SMembers(t.Context(), names.Members()).Val())
+
+	m := b.start("alive", "")
+	b.await([]int{16}, m)
+	testenv.Wait(t, 5*time.Second, func() error {
+		if ids := b.client.SMembers(t.Context(), names.Members()).Val(); len(ids) != 1 {
+			return fmt.Errorf("%q are on the list", ids)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,388 @@
+package coordination
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Ownership is the authority on who owns what.
+type Ownership interface {
+	Ensure(ctx context.Context, shards int) error
+	List(ctx context.Context) ([]protocol.Shard, error)
+	Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error)
+	Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error
+}
+
+// Sessions ends the database sessions of a member that does not release.
+type Sessions interface {
+	End(ctx context.Context, member string) (ended int, err error)
+}
+
+// Redeliverer puts entries that were acknowledged back on their queues.
+type Redeliverer interface {
+	RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
+	Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error)
+}
+
+// Engine runs the shards granted to it.
+type Engine interface {
+	Grant(h protocol.ShardLease) error
+	Stop(shard int) <-chan struct{}
+	Drop(shard int)
+	Owned(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
+	// Abandon gives all shards up, to be taken again.
+	Abandon()
+}
+
+// releaseBudget is how long the release of all shards may take at the end.
+const releaseBudget = 2 * time.Second
+
+// acquireConcurrency bounds the take-overs under way, and so the connections used.
+const acquireConcurrency = 4
+
+// Reconciler makes what this member owns match what it is assigned: it takes
+// shards, hands them over, and drops those that another member has taken.
+type Reconciler struct {
+	cfg         Config
+	membership  *Membership
+	shards      Ownership
+	sessions    Sessions
+	redeliverer Redeliverer
+	engine      Engine
+	metrics     *metrics
+	log         *slog.Logger
+	wake        chan struct{} // size one, coalesced
+
+	mu              sync.Mutex
+	awaitingRelease map[int]time.Time // since when a shard waits for its owner; under mu
+	releasing       map[int]bool      // shards being handed over; under mu
+	owned           map[int]int64     // epochs of shards taken, granted or about to be; under mu
+	tasks           sync.WaitGroup    // hand-overs under way; Run waits for them
+}
+
+// NewReconciler returns a reconciler that owns nothing yet.
+func NewReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, redeliverer Redeliverer, engine Engine,
+	m *metrics, log *slog.Logger,
+) *Reconciler {
+	return &Reconciler{
+		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine,
+		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
+		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64),
+	}
+}
+
+// Wake has the reconciler look again: assignments changed, or a shard was given up.
+func (k *Reconciler) Wake() { wakeUp(k.wake) }
+
+// Run keeps until ctx ends, and then releases what is held. The engine must
+// have finished its work by then; what it has not finished stays on the queues.
+func (k *Reconciler) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var lastLogged time.Time
+	for {
+		err := k.pass(ctx)
+		k.membership.SetPostgresUp(err == nil || ctx.Err() != nil)
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Misconfigured {
+			return err
+		}
+		if err != nil && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second {
+			lastLogged = time.Now()
+			k.log.Warn("shard reconciliation failed, will retry", "err", err)
+		}
+		if ctx.Err() != nil {
+			return k.releaseAll(context.WithoutCancel(ctx))
+		}
+		select {
+		case <-ctx.Done():
+		case <-k.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// pass compares what is assigned with what is held, once.
+func (k *Reconciler) pass(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	// A black hole is noticed well within the grace, not when a statement times out.
+	asking, cancel := context.WithTimeout(ctx, k.cfg.SinkGrace/2)
+	list, err := k.shards.List(asking)
+	cancel()
+	if err != nil {
+		return err
+	}
+	if len(list) != k.cfg.Shards {
+		// Rows that were deleted by hand are made again. Where the number was
+		// changed, this member is of the past and ends here.
+		if err := k.shards.Ensure(ctx, k.cfg.Shards); err != nil {
+			return err
+		}
+	}
+	me, budgets := k.membership.Name(), protocol.Budgets{HandOff: k.cfg.HandoffBudget, Drain: k.cfg.DrainTimeout}
+	var take []protocol.Shard
+	seize := make(map[string]bool)
+	for _, s := range list {
+		if s.Shard >= k.cfg.Shards {
+			continue
+		}
+		hold := k.localShard(s.Shard)
+		var owner protocol.OwnerState
+		if !hold.Owned && s.Assigned == me && s.Owner != "" && s.Owner != me {
+			owner = k.membership.owner(s.Owner)
+			owner.Waited = k.waited(s.Shard)
+		} else {
+			k.forgetWait(s.Shard)
+		}
+		switch protocol.Next(me, s.Record(), hold, owner, budgets) {
+		case protocol.Acquire:
+			take = append(take, s)
+		case protocol.ForceAcquire:
+			seize[s.Owner] = true
+			take = append(take, s)
+		case protocol.HandOver:
+			k.handOver(ctx, s.Shard, hold.Epoch)
+		case protocol.Lose:
+			k.log.Warn("shard lost to another member", "shard", s.Shard, "epoch", hold.Epoch, "member", s.Owner)
+			k.metrics.lost.Inc()
+			k.forget(s.Shard)
+			k.engine.Drop(s.Shard)
+		case protocol.Await, protocol.Leave:
+		}
+	}
+	for member := range seize {
+		ended, err := k.sessions.End(ctx, member)
+		if err != nil {
+			return err
+		}
+		args := []any{"member", member, "count", ended}
+		if last, _ := k.membership.silent(member); last.Host != "" {
+			args = append(args, "host", last.Host, "pid", last.PID)
+		}
+		k.log.Info("force-acquired shards from a dead member", args...)
+	}
+	return k.acquire(ctx, take, me)
+}
+
+// localShard is how this member holds a shard. A shard that the engine has given up
+// by itself is not held, whatever we thought.
+func (k *Reconciler) localShard(shard int) protocol.LocalShard {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	epoch, mine := k.owned[shard]
+	running, _, ok := k.engine.Owned(shard)
+	if mine && (!ok || running != epoch) {
+		delete(k.owned, shard)
+		mine = false
+	}
+	return protocol.LocalShard{Owned: mine, Epoch: epoch, Stopping: k.releasing[shard]}
+}
+
+func (k *Reconciler) forget(shard int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.owned, shard)
+}
+
+func (k *Reconciler) waited(shard int) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	since, ok := k.awaitingRelease[shard]
+	if !ok {
+		k.awaitingRelease[shard] = time.Now()
+		return 0
+	}
+	return time.Since(since)
+}
+
+func (k *Reconciler) forgetWait(shard int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.awaitingRelease, shard)
+}
+
+// acquire raises the epochs of shards, has redelivered what Postgres may have
+// lost, and grants them to the engine.
+func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string) error {
+	if len(shards) == 0 {
+		return nil
+	}
+	started := time.Now()
+	taken := make([]protocol.Shard, len(shards))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(acquireConcurrency)
+	for i, s := range shards {
+		g.Go(func() error {
+			alive := s.Owner
+			if k.membership.owner(s.Owner).Ended {
+				alive = ""
+			}
+			t, err := k.shards.Acquire(gctx, s.Shard, me, alive)
+			if errors.Is(err, protocol.ErrNotAssigned) {
+				return nil // it was assigned to another member meanwhile
+			}
+			taken[i] = t
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err // what was taken is ours in the table; the next pass takes it again
+	}
+	token := rand.Text()
+	if err := k.redeliver(ctx, taken, token); err != nil {
+		return err
+	}
+	n := 0
+	for i, t := range taken {
+		if t.Epoch == 0 {
+			continue
+		}
+		k.mu.Lock()
+		k.owned[t.Shard] = t.Epoch
+		k.mu.Unlock()
+		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine}); err != nil {
+			return err
+		}
+		n++
+		if s := t.Quarantine; s.Limit > 0 {
+			k.log.Warn("shard quarantined: owners crashed without progress", "shard", t.Shard, "crash_count", s.CrashCount, "limit", s.Limit)
+		}
+		if shards[i].Owner != "" && shards[i].Owner != me {
+			k.metrics.forceAcquired.Inc()
+		}
+	}
+	if n > 0 {
+		k.metrics.acquired.Add(float64(n))
+		k.metrics.acquireSeconds.Observe(time.Since(started).Seconds())
+		k.log.Info("acquired shards", "count", n, "duration", time.Since(started))
+	}
+	return nil
+}
+
+// redeliver has Postgres and what was acknowledged compared, once nobody can
+// acknowledge any more for an earlier owner.
+func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string) error {
+	var shards []int
+	for _, t := range taken {
+		if t.Epoch != 0 {
+			shards = append(shards, t.Shard)
+		}
+	}
+	acked, delivered, err := k.redeliverer.RegisterOwner(ctx, token, shards)
+	if err != nil {
+		return err
+	}
+	var ranges []protocol.Range
+	for _, t := range taken {
+		if t.Epoch == 0 {
+			continue
+		}
+		mark, known := acked[t.Shard]
+		after, upTo, behind := protocol.RangeToRedeliver(protocol.Marks{
+			Applied: t.Applied, Acked: mark, AckedKnown: known, Delivered: delivered,
+		})
+		if behind {
+			ranges = append(ranges, protocol.Range{Shard: t.Shard, From: after, To: upTo})
+		}
+	}
+	entries, err := k.redeliverer.Redeliver(ctx, ranges)
+	if err != nil {
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
+			// Without the group there is nothing to put back: it is made again at 0,
+			// and then everything is redelivered anyway.
+			return nil
+		}
+		return err
+	}
+	if entries > 0 {
+		k.metrics.redelivered.Add(float64(entries))
+		k.log.Info("redelivered entries whose commit is unconfirmed", "count", entries)
+	}
+	return nil
+}
+
+// handOver finishes a shard and releases it, in the background.
+func (k *Reconciler) handOver(ctx context.Context, shard int, epoch int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.releasing[shard] {
+		return
+	}
+	k.releasing[shard] = true
+	started := time.Now()
+	done := k.engine.Stop(shard)
+	k.tasks.Go(func() {
+		select {
+		case <-done:
+		case <-ctx.Done(): // releaseAll does it
+			k.mu.Lock()
+			delete(k.releasing, shard)
+			k.mu.Unlock()
+			return
+		}
+		k.release(context.WithoutCancel(ctx), shard, epoch)
+		k.metrics.handoffSeconds.Observe(time.Since(started).Seconds())
+		k.mu.Lock()
+		delete(k.releasing, shard)
+		k.mu.Unlock()
+		wakeUp(k.wake)
+	})
+}
+
+// release gives one shard up. If it cannot be written down, the successor takes
+// the shard without it.
+func (k *Reconciler) release(ctx context.Context, shard int, epoch int64) {
+	running, applied, ok := k.engine.Owned(shard)
+	k.forget(shard)
+	k.engine.Drop(shard)
+	if !ok || running != epoch {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
+	defer cancel()
+	if err := k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch}, k.membership.Name(), applied); err != nil {
+		k.log.Warn("releasing shard failed; its next owner will force-acquire it", "shard", shard, "err", err)
+		return
+	}
+	k.metrics.released.Inc()
+}
+
+// releaseAll gives everything up at the end.
+func (k *Reconciler) releaseAll(ctx context.Context) error {
+	k.tasks.Wait()
+	// What cannot be written down in time is taken over without a release.
+	ctx, cancel := context.WithTimeoutCause(ctx, releaseBudget, errors.New("release all shards within 2s"))
+	defer cancel()
+	k.mu.Lock()
+	holds := make(map[int]int64, len(k.owned))
+	for shard, epoch := range k.owned {
+		holds[shard] = epoch
+	}
+	k.mu.Unlock()
+	var g errgroup.Group
+	g.SetLimit(acquireConcurrency)
+	for shard, epoch := range holds {
+		g.Go(func() error {
+			k.release(ctx, shard, epoch)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// Owned is how many shards this member holds.
+func (k *Reconciler) Owned() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.owned)
+}

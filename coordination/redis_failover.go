@@ -1,0 +1,79 @@
+package coordination
+
+import (
+	"context"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// pollInterval is how often the stream is looked at.
+const pollInterval = time.Second
+
+// detectFailover finds out whether Redis goes on with an older state of stream and
+// group: after a fail-over that lost what was not replicated, or with a copy put
+// back. Then the newest entry seen before, or one that shards were done with, is
+// not there. Entries that followed may have been lost with it, and nobody can
+// tell how many; what Postgres has of them is not.
+func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error {
+	if time.Since(w.polled) < pollInterval {
+		return nil
+	}
+	seen, err := w.ledger.HighWatermark(ctx)
+	if err != nil {
+		return err
+	}
+	snapshot, err := w.stream.Snapshot(ctx, seen.Known())
+	if err != nil || !snapshot.Exists {
+		return err // without a group, its recreation will tell
+	}
+	gone := snapshot.LostInFailover()
+	if len(gone) == 0 {
+		if snapshot.Newest != seen.Newest {
+			err = w.ledger.Observe(ctx, term, snapshot.Newest, seen.Gone)
+		}
+		if err == nil {
+			w.polled = time.Now()
+		}
+		return err
+	}
+	if recreations, err := w.stream.GroupRecreations(ctx); err != nil || len(recreations) > 0 {
+		return err // the group was made meanwhile
+	}
+	before, err := w.stream.Before(ctx, gone[0])
+	if err != nil {
+		return err
+	}
+	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: "failover", Last: gone[len(gone)-1], Entries: -1, Shard: -1}
+	if before.IsZero() {
+		kind, loss.Cause = protocol.RedisLost, "flush" // and the note of the group's making with it
+	} else {
+		loss.First = before.Next()
+	}
+	if !seen.Flushed {
+		if err := w.recordFailover(ctx, kind, loss); err != nil {
+			return err
+		}
+	}
+	return w.ledger.Observe(ctx, term, snapshot.Newest, loss.Last)
+}
+
+// recordFailover notes that entries are gone. Doing it again adds no loss.
+func (w *DataLossDetector) recordFailover(ctx context.Context, kind string, loss protocol.Loss) error {
+	if err := w.ledger.RecordLosses(ctx, []protocol.Loss{loss}); err != nil {
+		return err
+	}
+	subject := loss.Last.String()
+	if err := w.ledger.Open(ctx, kind, subject, map[string]any{
+		"first": loss.First.String(), "last": loss.Last.String(),
+	}); err != nil {
+		return err
+	}
+	if err := w.ledger.Close(ctx, kind, subject); err != nil {
+		return err
+	}
+	w.lost.WithLabelValues(kind).Inc()
+	w.log.Error("Redis failed over to an older state; entries lost, count unknown",
+		"reason", loss.Cause, "entry_id", subject)
+	return nil
+}

@@ -1,0 +1,122 @@
+package coordination
+
+import (
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// P6: what went with the newest entries of a stream is in the ledger, once, and
+// nothing is while nothing went.
+func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
+	b := newBench(t)
+	ctx, key := t.Context(), b.where.Stream
+	lead := func() (look func(), reg *prometheus.Registry) {
+		term, err := store.NewLeader(b.pool, b.scope(), "watch", time.Minute).BeginTerm(ctx)
+		require.NoError(t, err)
+		reg = prometheus.NewRegistry()
+		w := NewDataLossDetector(b.group, store.NewLedger(b.pool, b.scope(), "watch", time.Minute), discard(), reg)
+		return func() {
+			for range 2 {
+				w.polled = time.Time{}
+				require.NoError(t, w.Do(ctx, term))
+			}
+		}, reg
+	}
+	add := func() telemetry.EntryID {
+		text, err := b.client.XAdd(ctx, xadd(key, "a")).Result()
+		require.NoError(t, err)
+		id, err := telemetry.ParseEntryID(text)
+		require.NoError(t, err)
+		return id
+	}
+	state := func() string { return b.client.Dump(ctx, key).Val() }
+	goOn := func(state string) { require.NoError(t, b.client.RestoreReplace(ctx, key, 0, state).Err()) }
+	mark := func(id telemetry.EntryID, ago string) {
+		b.exec(`insert into processor.progress (stream, group_name, shard, applied_id, updated_at) values ($1, $2, 0, $3, now() - $4::interval)
+			on conflict (stream, group_name, shard) do update set applied_id = excluded.applied_id, updated_at = excluded.updated_at`,
+			key, b.where.Group, id.String(), ago)
+	}
+	losses := func(cause string) int {
+		return b.count("select count(*) from processor.losses where entries is null and cause = $1", cause)
+	}
+	look, reg := lead()
+	look()
+
+	kept := b.dispatched("a", "b", "c")
+	look()
+	older := state()
+	newest := b.dispatched("d", "e")[1]
+	look()
+	goOn(state()) // a restart without a loss
+	look()
+	require.Zero(t, losses("failover"))
+
+	goOn(older)
+	add()
+	look()
+	next, _ := lead()
+	next()
+	require.Equal(t, 1, losses("failover"))
+	require.Equal(t, 1, b.count("select count(*) from processor.losses where first_id = $1 and last_id = $2", kept[2].Next().String(), newest.String()))
+	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'redis_failover' and closed_at is not null"))
+	require.Equal(t, 1.0, labelled(t, reg, "processor_coordination_data_loss_events_total", "redis_failover"))
+
+	// Only a shard got as far as what is gone, and the leader did not look.
+	before := add()
+	next()
+	older = state()
+	done := add()
+	mark(done, "0")
+	goOn(older)
+	add()
+	next()
+	require.Equal(t, 2, losses("failover"))
+	require.Equal(t, 1, b.count("select count(*) from processor.losses where first_id = $1 and last_id = $2", before.Next().String(), done.String()))
+
+	// What is trimmed and what is deleted is another member's to find.
+	last := add()
+	mark(last, "0")
+	next()
+	require.NoError(t, b.client.XDel(ctx, key, last.String()).Err())
+	next()
+	require.NoError(t, b.client.XTrimMinID(ctx, key, add().String()).Err())
+	next()
+	require.NoError(t, b.client.XTrimMaxLen(ctx, key, 0).Err())
+	next()
+	require.Equal(t, 2, losses("failover"))
+
+	// Without a group in it, its recreation tells already.
+	older = state()
+	done = add()
+	next()
+	mark(done, "1 hour")
+	goOn(older)
+	require.NoError(t, b.client.Del(ctx, b.group.Names().All()...).Err())
+	require.NoError(t, b.client.XGroupDestroy(ctx, key, b.where.Group).Err())
+	next()
+	_, err := b.group.AcquireDispatchLease(ctx, "", "again", time.Minute)
+	require.NoError(t, err)
+	next()
+	require.Equal(t, 1, losses("flush"))
+	require.Equal(t, 2, losses("failover"))
+
+	// All keys are deleted, in several steps: the note of the recreation goes, too.
+	add()
+	next()
+	require.NoError(t, b.client.Del(ctx, key).Err())
+	require.NoError(t, b.client.Del(ctx, b.group.Names().DispatchLease()).Err())
+	_, err = b.group.AcquireDispatchLease(ctx, "", "once more", time.Minute)
+	require.NoError(t, err)
+	require.NoError(t, b.client.Del(ctx, b.group.Names().All()...).Err())
+	add()
+	next()
+	require.Equal(t, 2, losses("flush"))
+	require.Equal(t, 2, losses("failover"))
+	require.Equal(t, 2, b.count("select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null"))
+}

@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// fail notes the first broken promise; the run ends with it.
+func (w *world) fail(format string, args ...any) {
+	if w.violation == "" {
+		w.violation = fmt.Sprintf(format, args...)
+		w.logf(nil, "VIOLATION %s", w.violation)
+	}
+}
+
+// checkOwner sees a transaction about to commit: it must come from the owner
+// of all its shards, and hold only what belongs to them.
+func (w *world) checkOwner(t *tx) {
+	for _, h := range t.c.held {
+		if w.pg.t.procs[h.shard] != t.p || w.pg.t.shards[h.shard].epoch != h.epoch {
+			w.fail("P4: %s, which was replaced, commits for shard %d under epoch %d; it is %d",
+				t.p.id, h.shard, h.epoch, w.pg.t.shards[h.shard].epoch)
+		}
+	}
+	for _, it := range t.c.items {
+		if it.e != nil && !slices.ContainsFunc(t.c.held, func(h heldShard) bool { return h.shard == it.e.shard }) {
+			w.fail("P3: entry %d is committed without holding its shard %d", it.e.number, it.e.shard)
+		}
+	}
+}
+
+// checkOrder sees the entries of a transaction about to commit, in order.
+func (w *world) checkOrder(t *tx) {
+	for _, it := range t.c.items {
+		e := it.e
+		if e == nil || it.skipped || w.pg.t.seen[e.number] {
+			continue
+		}
+		if newest := w.pg.t.newest[e.device]; e.number < newest && !e.foreign && !e.behind && e.lost == "" {
+			w.fail("P3: entry %d of device %d is committed for the first time after entry %d", e.number, e.device, newest)
+		}
+	}
+	for _, it := range t.c.items {
+		if e := it.e; e != nil && !it.skipped {
+			w.pg.t.seen[e.number] = true
+			w.pg.t.newest[e.device] = max(w.pg.t.newest[e.device], e.number)
+			e.committed = true
+		}
+	}
+	w.commits++
+}
+
+// checkRows sees the rows of the devices a commit has touched.
+func (w *world) checkRows(t *tx, touched map[int]bool) {
+	for d := range w.pg.t.rows {
+		if !touched[d] {
+			continue
+		}
+		for ts, was := range w.pg.t.prev[d] {
+			if want := w.pg.t.before(d, ts); was != want {
+				w.fail("P2: device %d: %s derived the row of %d from the one of %d instead of %d", d, t.p.id, ts, was, want)
+			}
+		}
+	}
+}
+
+// checkAck sees an entry being acknowledged as finished. now is what the
+// stream holds under its ID.
+func (w *world) checkAck(p *proc, it item, now *entry) {
+	w.acks++
+	if now != nil && !now.committed {
+		w.fail("P1: %s acknowledges entry %d, which was never committed", p.id, now.number)
+	}
+	if now == nil {
+		w.checkGone(p, it.id)
+	}
+}
+
+// checkGone sees a pending ID whose content is gone noted as lost.
+func (w *world) checkGone(p *proc, id telemetry.EntryID) {
+	if w.redis.find(id) != nil {
+		w.fail("P1: %s notes entry %d as lost, which is there", p.id, id.Seq)
+	}
+	for _, e := range w.entries {
+		if e.id == id && e.lost == "" && w.redis.find(id) != e {
+			e.lost = "trimmed while pending"
+		}
+	}
+}
+
+// checkGroupGone sees the group about to be removed: of what was trimmed while
+// it was pending no trace is left.
+func (w *world) checkGroupGone() {
+	if w.redis.group == nil {
+		return
+	}
+	for id := range w.redis.group.pending {
+		for _, e := range w.entries {
+			if e.id == id && !e.committed && w.redis.find(id) != e {
+				e.lost = "trimmed while pending, and its queue lost"
+			}
+		}
+	}
+}
+
+// checkRestored sees Postgres about to go back to an older state, and finds the
+// entries that the known limit is about.
+func (w *world) checkRestored(past *tables) {
+	for _, e := range w.entries {
+		row := past.shards[e.shard]
+		put := e.foreign || e.history > row.history
+		if put && e.committed && !past.seen[e.number] && !row.applied.Less(e.id) {
+			e.behind = true
+		}
+	}
+}
+
+// checkRange sees a range redelivered: what is trimmed of it goes to the ledger.
+func (w *world) checkRange(shard int, after, upTo, first telemetry.EntryID) {
+	for _, e := range w.entries {
+		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) && e.id.Less(first) && e.lost == "" {
+			e.lost = "trimmed, and its commit lost by Postgres"
+		}
+	}
+}
+
+// quiet reports whether nothing is left to do: all is dispatched, no queue holds anything.
+func (w *world) quiet() bool {
+	g := w.redis.group
+	if g == nil || len(g.pending) > 0 || len(w.entries) < w.published {
+		return false
+	}
+	if n := len(w.redis.stream); n > 0 && g.delivered.Less(w.redis.stream[n-1].id) {
+		return false
+	}
+	// What Postgres lost is redelivered as soon as its owner notices.
+	for i := range w.pg.t.shards {
+		p := w.pg.t.procs[i]
+		if p == nil || p.dead || p.frozenUntil > w.now || !p.slots[i].held || p.links[postgresServer].knownRun != w.servers[postgresServer].run {
+			return false
+		}
+		if w.pg.t.shards[i].epoch != p.slots[i].epoch {
+			return false
+		}
+	}
+	// Who is frozen for good may leave a transaction open that nobody waits for.
+	return !slices.ContainsFunc(w.pg.open, func(t *tx) bool { return t.p.frozenUntil < forever })
+}
+
+// checkEnd sees the world once all is quiet.
+func (w *world) checkEnd() {
+	for _, e := range w.entries {
+		if w.pg.t.seen[e.number] || e.lost != "" {
+			continue
+		}
+		if e.committed && e.behind {
+			w.limit++
+			continue
+		}
+		w.fail("P1: entry %d (ID %d, device %d, shard %d) is neither committed nor accounted for", e.number, e.id.Seq, e.device, e.shard)
+	}
+	for d, rows := range w.pg.t.rows {
+		for ts, number := range rows {
+			for _, e := range w.entries[:number-1] {
+				if e.device == d && e.ts == ts && w.pg.t.seen[e.number] && !e.foreign && !e.behind {
+					w.fail("P2: device %d at %d: entry %d counts instead of %d", d, ts, number, e.number)
+				}
+			}
+		}
+	}
+}
+
+// overdue names what is not finished although faults have stopped long ago.
+func (w *world) overdue() {
+	g := w.redis.group
+	if g == nil {
+		w.fail("P4: no group")
+		return
+	}
+	var left []uint64
+	for id := range g.pending {
+		left = append(left, id.Seq)
+	}
+	slices.Sort(left)
+	w.fail("P4: work is held up: IDs %v pending, dispatched up to %d of %d, %d transactions open", left, g.delivered.Seq, w.redis.last.Seq, len(w.pg.open))
+}

@@ -1,0 +1,170 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// probeRow is a protocol.Run as the incident of a suspect holds it in its detail, for
+// the next owner and for whoever looks at incidents.
+type probeRow struct {
+	Member  string `json:"member"`
+	Epoch   int64  `json:"epoch"`
+	First   string `json:"first"`
+	Last    string `json:"last"`
+	Entries int    `json:"entries"`
+	Until   string `json:"until"`
+	Under   bool   `json:"under_way"`
+}
+
+// shardHistory locks the row of a shard that is assigned to member, which waits for
+// the commits under way, and then reads what is known of it.
+func (s *Shards) shardHistory(ctx context.Context, tx pgx.Tx, shard int, member string) (was protocol.ShardHistory, applied telemetry.EntryID, err error) {
+	var since, progress *time.Time
+	var mark string
+	var detail []byte
+	// What was committed while the first statement waited only the second one sees.
+	b := &pgx.Batch{}
+	b.Queue(`
+select s.shard
+from processor.shards s
+join processor.assignments a using (stream, group_name, shard)
+where s.stream = $1
+  and s.group_name = $2
+  and s.shard = $3
+  and a.member = $4
+for update of s`, s.scope.Stream, s.scope.Group, shard, member).QueryRow(func(row pgx.Row) error {
+		var n int
+		return row.Scan(&n)
+	})
+	b.Queue(`
+select coalesce(s.owner, ''), s.epoch, s.owner_since, s.crash_count, coalesce(s.max_in_flight, 0),
+  p.updated_at, coalesce(p.applied_id, '0-0'), i.detail
+from processor.shards s
+left join processor.progress p using (stream, group_name, shard)
+left join processor.incidents i
+  on i.stream = s.stream
+  and i.group_name = s.group_name
+  and i.kind = $4
+  and i.subject = s.shard::text
+  and i.closed_at is null
+where s.stream = $1
+  and s.group_name = $2
+  and s.shard = $3`, s.scope.Stream, s.scope.Group, shard, protocol.QuarantinedShard).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&was.Owner, &was.Epoch, &since, &was.CrashCount, &was.MaxInFlight, &progress, &mark, &detail)
+	})
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return was, applied, err
+	}
+	if since != nil {
+		was.Since = *since
+	}
+	if progress != nil {
+		was.Progress = *progress
+	}
+	// The mark is a hint; one that cannot be read is none.
+	applied, _ = telemetry.ParseEntryID(mark)
+	if was.MaxInFlight == 0 || detail == nil {
+		return was, applied, nil
+	}
+	var r probeRow
+	if err := json.Unmarshal(detail, &r); err != nil {
+		return was, applied, fmt.Errorf("read the incident %s of shard %d: %w", protocol.QuarantinedShard, shard, err)
+	}
+	was.Probe = protocol.ProbeBatch{Epoch: r.Epoch, Entries: r.Entries, InProgress: r.Under}
+	was.Probe.First, _ = telemetry.ParseEntryID(r.First)
+	was.Probe.Last, _ = telemetry.ParseEntryID(r.Last)
+	was.Probe.Until, _ = telemetry.ParseEntryID(r.Until)
+	return was, applied, nil
+}
+
+// ProbeLog writes down the runs of shards in quarantine, as their owner.
+type ProbeLog struct {
+	shards *Shards
+	member string
+}
+
+// NewProbeLog returns the trials of one member.
+func NewProbeLog(shards *Shards, member string) *ProbeLog {
+	return &ProbeLog{shards: shards, member: member}
+}
+
+// Begin writes a run down before it is attempted. It is refused as Fenced when
+// the shard is not held any more.
+func (t *ProbeLog) Begin(ctx context.Context, shard int, r protocol.ProbeBatch) error {
+	r.InProgress = true
+	return t.note(ctx, shard, r, `
+insert into processor.incidents (stream, group_name, kind, subject, detail)
+values ($1, $2, $3, $4, $5)
+on conflict (stream, group_name, kind, subject) where closed_at is null do update
+set detail = excluded.detail`)
+}
+
+// Pass notes that a run ended well, which is progress, or that there is nothing
+// to run: then it is of no entries. When it is over, nothing
+// of the shard is in quarantine any more.
+func (t *ProbeLog) Pass(ctx context.Context, shard int, r protocol.ProbeBatch, over bool) error {
+	r.InProgress = false
+	if !over {
+		return t.note(ctx, shard, r, `
+update processor.incidents
+set detail = $5
+where stream = $1
+  and group_name = $2
+  and kind = $3
+  and subject = $4
+  and closed_at is null`)
+	}
+	return t.note(ctx, shard, r, `
+with cleared as (
+  update processor.shards
+  set crash_count = 0,
+    max_in_flight = null,
+    updated_at = now()
+  where stream = $1
+    and group_name = $2
+    and shard = $4::text::int
+)
+update processor.incidents
+set detail = $5,
+  closed_at = now()
+where stream = $1
+  and group_name = $2
+  and kind = $3
+  and subject = $4
+  and closed_at is null`)
+}
+
+// note runs one statement under the check of the epoch, together with the
+// progress mark where the run is over.
+func (t *ProbeLog) note(ctx context.Context, shard int, r protocol.ProbeBatch, sql string) error {
+	s := t.shards
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	text, err := json.Marshal(probeRow{
+		Member: t.member, Epoch: r.Epoch, First: r.First.String(), Last: r.Last.String(), Entries: r.Entries,
+		Until: r.Until.String(), Under: r.InProgress,
+	})
+	if err != nil {
+		return fmt.Errorf("note a run of shard %d: %w", shard, err)
+	}
+	b := &pgx.Batch{}
+	b.Queue("select processor.fence($1, $2, $3::int[], $4::bigint[], $5)", s.scope.Stream, s.scope.Group, []int32{int32(shard)}, []int64{r.Epoch}, t.member)
+	b.Queue(sql, s.scope.Stream, s.scope.Group, protocol.QuarantinedShard, fmt.Sprint(shard), text)
+	if !r.InProgress && !r.Last.IsZero() {
+		b.Queue(`
+insert into processor.progress (stream, group_name, shard, applied_id)
+values ($1, $2, $3, $4)
+on conflict (stream, group_name, shard) do update
+set applied_id = excluded.applied_id,
+  updated_at = now()`, s.scope.Stream, s.scope.Group, shard, r.Last.String())
+	}
+	return failure(fmt.Sprintf("note a run of shard %d", shard), s.pool.SendBatch(ctx, b).Close())
+}

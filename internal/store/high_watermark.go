@@ -1,0 +1,71 @@
+package store
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// HighWatermark is what is known to have been in the stream.
+func (l *Ledger) HighWatermark(ctx context.Context) (protocol.HighWatermark, error) {
+	const op = "read what was seen of the stream"
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	var seen protocol.HighWatermark
+	var newest, gone string
+	var marks []string
+	err := l.pool.QueryRow(ctx, `
+select coalesce(l.high_watermark_id, '0-0'), coalesce(l.accounted_loss_id, '0-0'),
+  array(
+    select p.applied_id
+    from processor.progress p
+    where p.stream = l.stream
+      and p.group_name = l.group_name),
+  exists (
+    select
+    from processor.losses x
+    where x.stream = l.stream
+      and x.group_name = l.group_name
+      and x.cause = 'flush'
+      and x.detected_at >= l.observed_at)
+from processor.leader l
+where l.stream = $1
+  and l.group_name = $2`, l.scope.Stream, l.scope.Group).Scan(&newest, &gone, &marks, &seen.Flushed)
+	if err != nil {
+		return seen, failure(op, err)
+	}
+	if seen.Newest, err = telemetry.ParseEntryID(newest); err != nil {
+		return seen, failure(op, err)
+	}
+	if seen.Gone, err = telemetry.ParseEntryID(gone); err != nil {
+		return seen, failure(op, err)
+	}
+	for _, text := range marks {
+		// The mark is a hint; one that cannot be read is none.
+		if id, err := telemetry.ParseEntryID(text); err == nil {
+			seen.Marks = append(seen.Marks, id)
+		}
+	}
+	return seen, nil
+}
+
+// Observe notes the newest entry of the stream, and up to where what is gone from it
+// is accounted for. A leader of an earlier term changes nothing.
+func (l *Ledger) Observe(ctx context.Context, term int64, newest, gone telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	_, err := l.pool.Exec(ctx, `
+update processor.leader
+set high_watermark_id = @newest,
+  accounted_loss_id = @gone,
+  observed_at = now()
+where stream = @stream
+  and group_name = @group_name
+  and term = @term`, pgx.NamedArgs{
+		"newest": knownID(newest), "gone": knownID(gone), "stream": l.scope.Stream, "group_name": l.scope.Group, "term": term,
+	})
+	return failure("note what was seen of the stream", err)
+}

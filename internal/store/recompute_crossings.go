@@ -1,0 +1,356 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// TimingChannel is where changed and withdrawn crossings are announced, for
+// whoever read them before.
+const TimingChannel = "processor_timing"
+
+// eligible is the condition under which a position takes part in state and
+// crossings; $1 is the allowed skew.
+const eligible = `faulty = false
+    and ts <= ingested_at + $1::interval
+    and not (latitude = 0 and longitude = 0)`
+
+// ofDevice picks the rows of the device of w. The range says nothing new: it
+// tells the planner that few rows are meant, whatever it believes about the
+// number of devices. Where it believes in few, as after the first analyze of a
+// table or a chunk, it would walk along the index on ts instead.
+const ofDevice = `device_id = w.device_id
+    and device_id between w.device_id and w.device_id`
+
+// window is a span of device time of one device in which crossings are to be
+// derived again: those whose later fix lies in it, and those of the fix that
+// follows it.
+type window struct {
+	device string
+	lo, hi int64
+}
+
+// windows joins new positions of a device that lie close together.
+func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []window {
+	var list []window
+	for i := range records {
+		if r := &records[i]; stored[i] && r.Eligible(rules.MaxFutureSkew) {
+			list = append(list, window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS})
+		}
+	}
+	slices.SortFunc(list, func(a, b window) int {
+		return cmp.Or(cmp.Compare(a.device, b.device), cmp.Compare(a.lo, b.lo))
+	})
+	joined := list[:0]
+	for _, w := range list {
+		if n := len(joined); n > 0 && joined[n-1].device == w.device && w.lo-joined[n-1].hi <= joinWithin.Microseconds() {
+			joined[n-1].hi = w.hi
+			continue
+		}
+		joined = append(joined, w)
+	}
+	return joined
+}
+
+// joinWithin bounds what is read between two late positions for nothing.
+const joinWithin = 10 * time.Minute
+
+const windowFixesSQL = `
+select w.n - 1, p.ts, p.latitude, p.longitude, p.pos
+from unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
+cross join lateral (
+  (select ts, latitude, longitude, 0 as pos
+  from public.positions
+  where ` + ofDevice + `
+    and ts < w.lo
+    and ` + eligible + `
+  order by ts desc
+  limit 1)
+  union all
+  (select ts, latitude, longitude, 1
+  from public.positions
+  where ` + ofDevice + `
+    and ts between w.lo and w.hi
+    and ` + eligible + `)
+  union all
+  (select ts, latitude, longitude, 2
+  from public.positions
+  where ` + ofDevice + `
+    and ts > w.hi
+    and ` + eligible + `
+  order by ts
+  limit 1)
+) p
+order by w.n, p.ts`
+
+// windowCrossingsSQL finds what is recorded for the windows now. The end of
+// each window is the fix that follows it; where none follows, all that is
+// recorded later hangs on fixes that are gone.
+const windowCrossingsSQL = `
+select w.n - 1, t.id, t.fence_id, t.fence_version, t.kind, t.at, t.earlier_ts, t.later_ts,
+  t.latitude, t.longitude, t.ordinal, t.initial
+from unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
+cross join lateral (
+  select min(ts) as ts
+  from (
+    select ts
+    from public.positions
+    where ` + ofDevice + `
+      and ts > w.hi
+      and ` + eligible + `
+    order by ts
+    limit 1
+  ) f
+) after
+join processor.timing_records t
+  on t.device_id = w.device_id
+  and t.later_ts >= w.lo
+  and t.later_ts <= coalesce(after.ts, 'infinity')`
+
+// recorded is a row of timing_records.
+type recorded struct {
+	id      int64
+	version int
+	geofence.Crossing
+}
+
+// crossingKey is what makes a crossing the same one.
+type crossingKey struct {
+	fence   string
+	kind    geofence.CrossingKind
+	later   int64
+	ordinal int
+}
+
+func keyOf(c *geofence.Crossing) crossingKey {
+	return crossingKey{fence: c.FenceID, kind: c.Kind, later: c.LaterUS, ordinal: c.Ordinal}
+}
+
+// change is what recomputing windows came to.
+type change struct {
+	add     []protocol.Crossing
+	update  []crossingUpdate
+	drop    []int64
+	notices []string
+}
+
+type crossingUpdate struct {
+	id int64
+	c  protocol.Crossing
+}
+
+// maxNotice keeps an announcement below the server's limit of 8,000 bytes.
+const maxNotice = 7900
+
+// notice is what is announced of a crossing that was changed or withdrawn.
+type notice struct {
+	Device string     `json:"device_id"`
+	Fence  string     `json:"fence_id"`
+	Kind   string     `json:"kind"`
+	Later  time.Time  `json:"later_ts"`
+	Old    time.Time  `json:"old_at"`
+	New    *time.Time `json:"new_at"` // null when it was withdrawn
+}
+
+// recompute derives the crossings of windows again from what the transaction
+// sees, and queues what has to change.
+func recompute(ctx context.Context, tx conn, list []window, rules protocol.Rules, then *pgx.Batch) (changed int, err error) {
+	if len(list) == 0 {
+		return 0, nil
+	}
+	devices := make([]string, len(list))
+	lo, hi := make([]time.Time, len(list)), make([]time.Time, len(list))
+	for i, w := range list {
+		devices[i], lo[i], hi[i] = w.device, time.UnixMicro(w.lo).UTC(), time.UnixMicro(w.hi).UTC()
+	}
+	fixes := make([][]geofence.Fix, len(list))
+	first := make([]bool, len(list))
+	for i := range first {
+		first[i] = true
+	}
+	old := make([]map[crossingKey]recorded, len(list))
+	read := &pgx.Batch{}
+	read.Queue(windowFixesSQL, rules.MaxFutureSkew, devices, lo, hi).Query(func(rows pgx.Rows) error {
+		var n int64
+		var ts time.Time
+		var f geofence.Fix
+		var pos int
+		_, err := pgx.ForEachRow(rows, []any{&n, &ts, &f.Latitude, &f.Longitude, &pos}, func() error {
+			f.TimeUS = ts.UnixMicro()
+			fixes[n] = append(fixes[n], f)
+			if pos == 0 {
+				first[n] = false
+			}
+			return nil
+		})
+		return err
+	})
+	read.Queue(windowCrossingsSQL, rules.MaxFutureSkew, devices, lo, hi).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var n int64
+			var r recorded
+			var at, later time.Time
+			var earlier *time.Time
+			if err := rows.Scan(&n, &r.id, &r.FenceID, &r.version, &r.Kind, &at, &earlier, &later,
+				&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial); err != nil {
+				return err
+			}
+			r.TimeUS, r.LaterUS, r.EarlierUS = at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
+			if earlier != nil {
+				r.EarlierUS = earlier.UnixMicro()
+			}
+			if old[n] == nil {
+				old[n] = make(map[crossingKey]recorded)
+			}
+			old[n][keyOf(&r.Crossing)] = r
+		}
+		return rows.Err()
+	})
+	if err := tx.SendBatch(ctx, read).Close(); err != nil {
+		return 0, err
+	}
+	var diff change
+	var buf []geofence.Crossing
+	seen := make(map[int64]bool) // rows that windows share
+	done := make(map[string]map[crossingKey]bool)
+	for i, w := range list {
+		buf = rules.Fences.Track(buf[:0], fixes[i], rules.MaxGap, first[i])
+		if len(buf) == 0 && len(old[i]) == 0 {
+			continue
+		}
+		if done[w.device] == nil {
+			done[w.device] = make(map[crossingKey]bool)
+		}
+		diff.compare(w.device, buf, old[i], rules.Fences, seen, done[w.device])
+	}
+	diff.queue(then, rules.Fences)
+	return len(diff.update) + len(diff.drop), nil
+}
+
+// compare notes how what should be differs from what is.
+func (d *change) compare(device string, should []geofence.Crossing, is map[crossingKey]recorded, fences *protocol.Fences,
+	seen map[int64]bool, done map[crossingKey]bool,
+) {
+	for i := range should {
+		c := should[i]
+		k := keyOf(&c)
+		r, there := is[k]
+		delete(is, k)
+		if done[k] {
+			continue
+		}
+		done[k] = true
+		if !there {
+			d.add = append(d.add, protocol.Crossing{DeviceID: device, Crossing: c})
+			continue
+		}
+		seen[r.id] = true
+		version := r.version
+		r.Fence = c.Fence
+		if r.Crossing != c || version != fences.Versions[c.Fence] {
+			d.update = append(d.update, crossingUpdate{id: r.id, c: protocol.Crossing{DeviceID: device, Crossing: c}})
+			at := time.UnixMicro(c.TimeUS).UTC()
+			d.announce(device, r, &at)
+		}
+	}
+	for k, r := range is {
+		if !seen[r.id] && !done[k] {
+			seen[r.id] = true
+			d.drop = append(d.drop, r.id)
+			d.announce(device, r, nil)
+		}
+	}
+}
+
+func (d *change) announce(device string, r recorded, at *time.Time) {
+	text, err := json.Marshal(notice{
+		Device: device, Fence: r.FenceID, Kind: string(r.Kind),
+		Later: time.UnixMicro(r.LaterUS).UTC(), Old: time.UnixMicro(r.TimeUS).UTC(), New: at,
+	})
+	if err == nil && len(text) <= maxNotice {
+		d.notices = append(d.notices, string(text))
+	}
+}
+
+func (d *change) queue(b *pgx.Batch, fences *protocol.Fences) {
+	if len(d.drop) > 0 {
+		b.Queue("delete from processor.timing_records where id = any ($1)", d.drop)
+	}
+	for _, r := range d.update {
+		c := r.c
+		b.Queue(`
+update processor.timing_records
+set fence_version = $2,
+  at = $3,
+  earlier_ts = $4,
+  latitude = $5,
+  longitude = $6,
+  initial = $7,
+  revision = revision + 1,
+  updated_at = now()
+where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.Crossing), c.Latitude, c.Longitude, c.Initial)
+	}
+	queueCrossings(b, d.add, fences)
+	if len(d.notices) > 0 {
+		b.Queue("select pg_notify('"+TimingChannel+"', n) from unnest($1::text[]) as n", d.notices)
+	}
+}
+
+// queueCrossings inserts crossings. One that is there already was derived from
+// the same fixes before, and becomes what it is now.
+func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fences) {
+	list = mutantCrossings(list)
+	if len(list) == 0 {
+		return
+	}
+	n := len(list)
+	device, fence, kind := make([]string, n), make([]string, n), make([]string, n)
+	version, ordinal := make([]int32, n), make([]int16, n)
+	at, earlier, later := make([]time.Time, n), make([]*time.Time, n), make([]time.Time, n)
+	lat, lon, initial := make([]float64, n), make([]float64, n), make([]bool, n)
+	for i := range list {
+		c := &list[i]
+		device[i], fence[i], kind[i] = c.DeviceID, c.FenceID, string(c.Kind)
+		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal)
+		at[i], earlier[i], later[i] = micros(c.TimeUS), earlierTS(&c.Crossing), micros(c.LaterUS)
+		lat[i], lon[i], initial[i] = c.Latitude, c.Longitude, c.Initial
+	}
+	b.Queue(`
+insert into processor.timing_records as t (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts,
+  latitude, longitude, ordinal, initial)
+select *
+from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
+  $8::float8[], $9::float8[], $10::int2[], $11::bool[])
+on conflict (device_id, fence_id, kind, later_ts, ordinal) do update
+set fence_version = excluded.fence_version,
+  at = excluded.at,
+  earlier_ts = excluded.earlier_ts,
+  latitude = excluded.latitude,
+  longitude = excluded.longitude,
+  initial = excluded.initial,
+  revision = t.revision + 1,
+  updated_at = now()
+where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial)
+  is distinct from (excluded.fence_version, excluded.at, excluded.earlier_ts, excluded.latitude, excluded.longitude, excluded.initial)`,
+		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial)
+}
+
+// earlierTS is the fix before a crossing; nil for an initial one, which has none.
+func earlierTS(c *geofence.Crossing) *time.Time {
+	if c.Initial {
+		return nil
+	}
+	at := micros(c.EarlierUS)
+	return &at
+}
+
+func micros(us int64) time.Time { return time.UnixMicro(us).UTC() }

@@ -1,0 +1,166 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/geofence"
+)
+
+// Verification compares the timing records of a device with what one pass over
+// its positions yields.
+type Verification struct {
+	Device    string       `json:"device_id"`
+	Fences    int          `json:"fences"`    // in force at any time; without any there is nothing to compare
+	Positions int64        `json:"positions"` // that take part in state
+	Crossings int64        `json:"crossings"` // that are as they must be
+	Missing   []Difference `json:"missing"`
+	Different []Difference `json:"different"`
+	Extra     []Difference `json:"extra"`
+	// Open is how many requests that concern the device are not run yet: with
+	// some, a difference may be about to go by itself.
+	Open int64 `json:"open_requests"`
+	// BadFences are fences that are left out of everything.
+	BadFences []string `json:"bad_fences"`
+}
+
+// Good reports whether nothing differs.
+func (v *Verification) Good() bool { return len(v.Missing)+len(v.Different)+len(v.Extra) == 0 }
+
+// Difference is one crossing that is not as it must be. Want is null for one
+// that must not be there, Got for one that is missing.
+type Difference struct {
+	Fence   string     `json:"fence_id"`
+	Kind    string     `json:"kind"`
+	Later   time.Time  `json:"later_ts"`
+	Ordinal int        `json:"ordinal"`
+	Want    *time.Time `json:"want_at"`
+	Got     *time.Time `json:"got_at"`
+}
+
+// Verify derives the crossings of a device from its positions and the fences in
+// one pass, as of one moment, and compares them with those recorded.
+func (d *Devices) Verify(ctx context.Context, device string) (Verification, error) {
+	v := Verification{Device: device, Missing: []Difference{}, Different: []Difference{}, Extra: []Difference{}, BadFences: []string{}}
+	if d.pins.Shards == 0 {
+		return v, ErrNeverStarted
+	}
+	err := pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			return err
+		}
+		set, err := d.fences(ctx, tx, &v)
+		if err != nil {
+			return err
+		}
+		should, err := d.pass(ctx, tx, device, set, &v)
+		if err != nil {
+			return err
+		}
+		is, err := collect(ctx, tx, scanCrossing, `
+select device_id, fence_id, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial
+from processor.timing_records
+where device_id = $1
+order by later_ts, at, fence_id, ordinal`, device)
+		if err != nil {
+			return err
+		}
+		recorded := make(map[crossingKey]geofence.Crossing, len(is))
+		for i := range is {
+			recorded[keyOf(&is[i].Crossing)] = is[i].Crossing
+		}
+		v.compare(should, recorded)
+		return tx.QueryRow(ctx, `
+select count(*)
+from processor.requests
+where stream = $1
+  and group_name = $2
+  and state in ('waiting', 'running')
+  and kind = 'recompute'
+  and (device_id = $3 or device_id is null)`, d.scope.Stream, d.scope.Group, device).Scan(&v.Open)
+	})
+	return v, failure("verify a device", err)
+}
+
+func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geofence.Set, error) {
+	rows, err := collect(ctx, tx, scanFence, fencesInForce)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]geofence.Fence, len(rows))
+	for i := range rows {
+		list[i] = rows[i].Fence
+	}
+	v.Fences = len(list)
+	set, bad := geofence.NewSet(list)
+	for _, b := range bad {
+		v.BadFences = append(v.BadFences, b.Error())
+	}
+	return set, nil
+}
+
+// pass follows the device from its first position to its last.
+func (d *Devices) pass(ctx context.Context, tx pgx.Tx, device string, set *geofence.Set, v *Verification) ([]geofence.Crossing, error) {
+	rows, err := tx.Query(ctx, `
+select ts, latitude, longitude
+from public.positions
+where device_id = $2
+  and `+eligible+`
+order by ts`, d.pins.MaxFutureSkew, device)
+	if err != nil {
+		return nil, err
+	}
+	var crossings []geofence.Crossing
+	var last, next geofence.Fix
+	var ts time.Time
+	_, err = pgx.ForEachRow(rows, []any{&ts, &next.Latitude, &next.Longitude}, func() error {
+		next.TimeUS = ts.UnixMicro()
+		if v.Positions++; v.Positions == 1 {
+			crossings = set.Initial(crossings, next)
+		} else {
+			crossings = set.Crossings(crossings, last, next, d.pins.MaxGap)
+		}
+		last = next
+		return nil
+	})
+	return crossings, err
+}
+
+func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {
+	at := func(us int64) *time.Time {
+		t := micros(us)
+		return &t
+	}
+	difference := func(c *geofence.Crossing) Difference {
+		return Difference{Fence: c.FenceID, Kind: string(c.Kind), Later: micros(c.LaterUS), Ordinal: c.Ordinal}
+	}
+	for i := range should {
+		c := should[i]
+		got, there := recorded[keyOf(&c)]
+		delete(recorded, keyOf(&c))
+		got.Fence = c.Fence
+		diff := difference(&c)
+		diff.Want = at(c.TimeUS)
+		switch {
+		case !there:
+			v.Missing = append(v.Missing, diff)
+		case got != c:
+			diff.Got = at(got.TimeUS)
+			v.Different = append(v.Different, diff)
+		default:
+			v.Crossings++
+		}
+	}
+	for _, c := range recorded {
+		diff := difference(&c)
+		diff.Got = at(c.TimeUS)
+		v.Extra = append(v.Extra, diff)
+	}
+	slices.SortFunc(v.Extra, func(a, b Difference) int {
+		return cmp.Or(a.Later.Compare(b.Later), cmp.Compare(a.Fence, b.Fence), cmp.Compare(a.Ordinal, b.Ordinal))
+	})
+}

@@ -1,0 +1,142 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+//go:embed dispatch.lua
+var dispatchSource string
+
+var dispatchScript = redis.NewScript(dispatchSource)
+
+// dispatchChunk bounds the arguments of one XCLAIM: Lua's stack holds about 8,000,
+// and an error there would leave a dispatch half done.
+const dispatchChunk = 4096
+
+// ReadNew reads what was added after an ID, at most count entries, and waits
+// for it at most block. The group is not touched.
+func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
+	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "block", max(1, block.Milliseconds()),
+		"streams", g.names.Stream, after.String())
+	cmd.SetFirstKeyPos(6)
+	if err := g.client.Process(ctx, cmd); err != nil {
+		return protocol.NewEntries{}, failure("read new entries", err)
+	}
+	b, err := parseRead(cmd.Val())
+	if err != nil {
+		return protocol.NewEntries{}, failure("read new entries", g.redirected(ctx, err))
+	}
+	if len(b.entries) == 0 {
+		return protocol.NewEntries{}, nil
+	}
+	a := byShard(b, g.shards)
+	a.Last = b.entries[len(b.entries)-1].ID
+	a.Full = len(b.entries) >= count
+	a.Bytes = len(cmd.Val())
+	return a, nil
+}
+
+// byShard sorts a batch by shard, keeping stream order within each, by counting.
+func byShard(b batch, shards int) protocol.NewEntries {
+	of := make([]uint16, len(b.entries))
+	starts := make([]int, shards+1)
+	for i := range b.entries {
+		s := telemetry.ShardOf(b.entries[i].DeviceID(), shards)
+		of[i] = uint16(s)
+		starts[s+1]++
+	}
+	var a protocol.NewEntries
+	for s := range shards {
+		if starts[s+1] > 0 {
+			a.Shards = append(a.Shards, s)
+			a.Starts = append(a.Starts, starts[s])
+		}
+		starts[s+1] += starts[s]
+	}
+	a.Starts = append(a.Starts, len(b.entries))
+	a.Entries = make([]telemetry.Entry, len(b.entries))
+	a.IDs = make([]string, len(b.entries))
+	for i := range b.entries {
+		at := starts[of[i]]
+		starts[of[i]]++
+		a.Entries[at], a.IDs[at] = b.entries[i], b.ids[i]
+	}
+	return a
+}
+
+// Dispatch puts arrivals on their shards' queues in one step. It is refused with a
+// Failure of kind Lost when the dispatch lease, the group or the last-delivered ID is not
+// what the read was based on; then nothing has happened.
+func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *protocol.NewEntries) (protocol.DispatchResult, error) {
+	args := make([]any, 0, 9+len(a.Entries)+7*len(a.Shards))
+	short := "1"
+	if a.Full {
+		short = "0"
+	}
+	channel, payload := "", ""
+	if d.Notify {
+		channel, payload = g.names.NotifyChannel(), notifyPayload(a.Shards)
+	}
+	args = append(args, g.names.Group, d.Token, d.TTL.Milliseconds(), d.After.String(), a.Last.String(),
+		len(a.Entries), short, channel, payload)
+	for i, shard := range a.Shards {
+		for ids := range slices.Chunk(a.IDs[a.Starts[i]:a.Starts[i+1]], dispatchChunk) {
+			args = append(args, len(ids)+6, g.consumers[shard], "0")
+			for j := range ids {
+				args = append(args, &ids[j]) // a pointer saves the copy that boxing a string makes
+			}
+			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
+		}
+	}
+	res, err := dispatchScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Losses(), g.names.Dispatched()}, args...).Slice()
+	if err != nil {
+		return protocol.DispatchResult{}, failure("dispatch", err)
+	}
+	switch res[0] {
+	case "dispatched":
+	case "moved":
+		return protocol.DispatchResult{}, &protocol.Failure{
+			Kind: protocol.Lost, Code: "moved",
+			Err: fmt.Errorf("dispatch after %s: the group's last-delivered ID is %v", d.After, res[1]),
+		}
+	default:
+		return protocol.DispatchResult{}, &protocol.Failure{
+			Kind: protocol.Lost, Code: fmt.Sprint(res[0]),
+			Err: fmt.Errorf("dispatch: the %v is lost", res[0]),
+		}
+	}
+	out := protocol.DispatchResult{Pending: int(res[1].(int64))}
+	for _, gone := range res[2:] {
+		id, err := telemetry.ParseEntryID(fmt.Sprint(gone))
+		if err != nil {
+			return protocol.DispatchResult{}, failure("dispatch", err)
+		}
+		if out.Gone == nil {
+			out.Gone = make(map[telemetry.EntryID]struct{})
+		}
+		out.Gone[id] = struct{}{}
+	}
+	return out, nil
+}
+
+// notifyPayload names shards in the form that Bells understands.
+func notifyPayload(shards []int) string {
+	b := make([]byte, 0, 4*len(shards))
+	for i, s := range shards {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = strconv.AppendInt(b, int64(s), 10)
+	}
+	return string(b)
+}

@@ -1,0 +1,55 @@
+package stream
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+//go:embed dispatch_lease.lua
+var dispatchLeaseSource string
+
+var dispatchLeaseScript = redis.NewScript(dispatchLeaseSource)
+
+// AcquireDispatchLease takes the dispatch lease when it is free or held under the token before,
+// and makes the group at 0 where it is missing. The token must be new for each
+// acquisition and after each error. Where another number of shards was pinned
+// meanwhile it is given back: dispatching by the old one would break the order of
+// devices.
+func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
+	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations()},
+		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel()).Slice()
+	if err != nil {
+		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
+	}
+	if res[0].(int64) == 0 {
+		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond}, nil
+	}
+	after, err := telemetry.ParseEntryID(res[1].(string))
+	if err != nil {
+		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
+	}
+	// Asked after the dispatch lease was acquired, so that a number pinned under an earlier
+	// turn is seen.
+	if err := g.checkShards(ctx); err != nil {
+		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
+	}
+	return protocol.DispatchLease{Acquired: true, After: after, Pending: int(res[3].(int64)), GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2}, nil
+}
+
+//go:embed release.lua
+var releaseSource string
+
+var releaseScript = redis.NewScript(releaseSource)
+
+// ReleaseDispatchLease gives the dispatch lease back if it is still held under the token, so that
+// another member need not wait for the lease to end.
+func (g *Group) ReleaseDispatchLease(ctx context.Context, token string) error {
+	return failure("release the dispatch lease", releaseScript.Run(ctx, g.client, []string{g.names.DispatchLease()}, token, g.names.NotifyChannel()).Err())
+}

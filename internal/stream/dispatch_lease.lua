@@ -1,0 +1,85 @@
+#!lua flags=allow-oom
+-- Acquires or renews the dispatch lease, and creates the group if it is missing.
+--
+-- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] last ID dispatched
+-- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations
+-- ARGV[1] group    ARGV[2] token of the lease before, '' for none
+-- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
+-- ARGV[5] number of shards   ARGV[6] notification channel
+--
+-- Reply: {0, milliseconds left to the holder}
+--     or {1, last-delivered ID, what was done: 1 the group was created, 2 its
+--         last-delivered ID was set back to where dispatching had left it, 0 neither,
+--         entries pending in the group}
+--
+-- The group is created here and nowhere else, always at 0: no dispatch that was
+-- based on the old group succeeds under the new token.
+local holder = redis.call('get', KEYS[2])
+if holder and holder ~= ARGV[2] then
+  -- A server whose clock stepped back keeps a dead holder's lease for that much
+  -- longer. A valid lease never ends later than this, so LT changes nothing.
+  redis.call('pexpire', KEYS[2], ARGV[4], 'LT')
+  return {0, redis.call('pttl', KEYS[2])}
+end
+redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])
+
+local function group()
+  local rows = redis.pcall('xinfo', 'groups', KEYS[1])
+  if rows.err then
+    if string.find(rows.err, '^WRONGTYPE') then return rows end
+    return nil
+  end
+  for _, row in ipairs(rows) do
+    local g = {}
+    for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
+    if g['name'] == ARGV[1] then return g end
+  end
+end
+
+local function after(a, b)
+  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
+  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
+  if #ams ~= #bms then return #ams > #bms end
+  if ams ~= bms then return ams > bms end
+  if #aseq ~= #bseq then return #aseq > #bseq end
+  return aseq > bseq
+end
+
+local g = group()
+if g and g.err then return g end
+if g then
+  -- A client that moved the last-delivered ID forward, with XGROUP SETID or by
+  -- reading with '>', bypassed us. Dispatching its entries is right even if they are done.
+  local last, dispatched = g['last-delivered-id'], redis.call('get', KEYS[3])
+  if dispatched and after(last, dispatched) then
+    redis.call('xgroup', 'setid', KEYS[1], ARGV[1], dispatched)
+    return {1, dispatched, 2, g['pending']}
+  end
+  redis.call('set', KEYS[3], last)
+  return {1, last, 0, g['pending']}
+end
+local before = redis.call('get', KEYS[3])
+redis.call('del', KEYS[3])
+-- Nothing was acknowledged in a group that is new: a mark that is missing later
+-- was lost, and everything that was delivered may have been acknowledged.
+for shard = 0, ARGV[5] - 1 do redis.call('hsetnx', KEYS[4], shard, '0-0') end
+
+-- Entries that were trimmed before there was a group were never ours to read.
+local read, entries, first, last = 0, 0, '0-0', '0-0'
+local info = redis.pcall('xinfo', 'stream', KEYS[1])
+if not info.err then
+  local s = {}
+  for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
+  read, entries, last = s['entries-added'] - s['length'], s['length'], s['last-generated-id']
+  if s['first-entry'] then first = s['first-entry'][1] end
+end
+local created = redis.pcall('xgroup', 'create', KEYS[1], ARGV[1], '0', 'mkstream', 'entriesread', read)
+if created.err then return created end
+-- The leader learns from this whether a group was lost, and when redelivery is complete.
+local now = redis.call('time')
+redis.call('rpush', KEYS[5], cjson.encode({
+  at = now[1] * 1000 + math.floor(now[2] / 1000), dispatched = before or '0-0',
+  entries = entries, removed = read, first = first, last = last}))
+redis.call('ltrim', KEYS[5], -100, -1)
+redis.call('publish', ARGV[6], 'group')
+return {1, '0-0', 1, 0}

@@ -1,0 +1,53 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// recreationNote is a recreation of the group as the script notes it.
+type recreationNote struct {
+	At         int64  `json:"at"` // milliseconds since 1970
+	Dispatched string `json:"dispatched"`
+	Entries    int64  `json:"entries"`
+	Removed    int64  `json:"removed"`
+	First      string `json:"first"`
+	Last       string `json:"last"`
+}
+
+// GroupRecreations returns the recreations of the group that nobody has settled yet, oldest first.
+func (g *Group) GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error) {
+	const op = "read the recreations of the group"
+	pipe := g.client.Pipeline()
+	listed, clock := pipe.LRange(ctx, g.names.Recreations(), 0, -1), pipe.Time(ctx)
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, failure(op, err)
+	}
+	var recreations []protocol.GroupRecreation
+	for _, text := range listed.Val() {
+		var n recreationNote
+		if err := json.Unmarshal([]byte(text), &n); err != nil {
+			return nil, fmt.Errorf("%s: %q is none of ours: %w", op, text, err)
+		}
+		m := protocol.GroupRecreation{Receipt: text, At: time.UnixMilli(n.At), Entries: n.Entries, Removed: n.Removed}
+		m.Ago = clock.Val().Sub(m.At)
+		for id, text := range map[*telemetry.EntryID]string{&m.Dispatched: n.Dispatched, &m.First: n.First, &m.Last: n.Last} {
+			var err error
+			if *id, err = telemetry.ParseEntryID(text); err != nil {
+				return nil, failure(op, err)
+			}
+		}
+		recreations = append(recreations, m)
+	}
+	return recreations, nil
+}
+
+// ResolveRecreation takes a recreation off the list. Doing it again does nothing.
+func (g *Group) ResolveRecreation(ctx context.Context, m *protocol.GroupRecreation) error {
+	return failure("resolve a recreation of the group", g.client.LRem(ctx, g.names.Recreations(), 1, m.Receipt).Err())
+}

@@ -1,0 +1,81 @@
+package stream
+
+import (
+	"context"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// rangePage is how many entries one page of a range holds.
+const rangePage = 1000
+
+// Redeliver puts entries that were acknowledged back on the queues of their
+// shards: for each shard those after From and up to To. It is for what
+// Postgres may have lost; what it has not lost ends as duplicates. It must be
+// done before the queues are read.
+func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error) {
+	if len(ranges) == 0 {
+		return 0, nil
+	}
+	of := make(map[int]protocol.Range, len(ranges))
+	from, to := telemetry.MaxEntryID, telemetry.EntryID{}
+	for _, r := range ranges {
+		of[r.Shard] = r
+		if r.From.Less(from) {
+			from = r.From
+		}
+		if to.Less(r.To) {
+			to = r.To
+		}
+	}
+	for {
+		cmd := redis.NewRawCmd(ctx, "xrange", g.names.Stream, from.Next().String(), to.String(), "count", rangePage)
+		if err := g.client.Process(ctx, cmd); err != nil {
+			return entries, failure("redeliver", err)
+		}
+		b, err := parseRange(cmd.Val())
+		if err != nil {
+			return entries, failure("redeliver", g.redirected(ctx, err))
+		}
+		if len(b.entries) == 0 {
+			return entries, nil
+		}
+		from = b.entries[len(b.entries)-1].ID
+		a := byShard(b, g.shards)
+		pipe := g.client.Pipeline()
+		for i, shard := range a.Shards {
+			r, wanted := of[shard]
+			if !wanted {
+				continue
+			}
+			var ids []string
+			for j := a.Starts[i]; j < a.Starts[i+1]; j++ {
+				if id := a.Entries[j].ID; r.From.Less(id) && id.Compare(r.To) <= 0 {
+					ids = append(ids, a.IDs[j])
+				}
+			}
+			if len(ids) > 0 {
+				pipe.Do(ctx, claimArgs(g.names, g.consumers[shard], ids)...)
+				entries += len(ids)
+			}
+		}
+		if pipe.Len() > 0 {
+			if _, err := pipe.Exec(ctx); err != nil {
+				return entries, failure("redeliver", err)
+			}
+		}
+	}
+}
+
+// claimArgs is XCLAIM without conditions: from whomever, pending or not.
+func claimArgs(n Names, consumer string, ids []string) []any {
+	args := make([]any, 0, len(ids)+9)
+	args = append(args, "xclaim", n.Stream, n.Group, consumer, "0")
+	for i := range ids {
+		args = append(args, &ids[i])
+	}
+	return append(args, "retrycount", "0", "force", "justid")
+}

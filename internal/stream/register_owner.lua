@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Registers the owner token of acquired shards, and reads what was
+-- acknowledged for them, in one step: from here on no acknowledgement under an
+-- earlier token succeeds, so what is read here is what there will ever be.
+--
+-- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] hash of tokens
+-- ARGV[1] group   ARGV[2] token   then the shards
+-- Reply: {the group's last-delivered ID or '', each shard's mark or ''}
+local answer = {''}
+local rows = redis.pcall('xinfo', 'groups', KEYS[1])
+if not rows.err then
+  for _, row in ipairs(rows) do
+    local g = {}
+    for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
+    if g['name'] == ARGV[1] then answer[1] = g['last-delivered-id'] end
+  end
+end
+for i = 3, #ARGV do
+  redis.call('hset', KEYS[3], ARGV[i], ARGV[2])
+  answer[#answer + 1] = redis.call('hget', KEYS[2], ARGV[i]) or ''
+end
+return answer

@@ -1,0 +1,255 @@
+package loadtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+const (
+	benchBatch = 4000 // rows a commit, as the service's own default
+	benchBlock = 100  // records of a device that come newest first
+	benchPipe  = 2000 // entries appended in one round trip
+
+	dbStored   = "stored"    // what the service stored in the first place
+	dbTemplate = "prefilled" // the schema with half of that
+)
+
+// bench is one run of the measurements.
+type bench struct {
+	cfg  BenchConfig
+	res  *BenchResult
+	env  *devenv.Env
+	made int // databases and streams so far
+
+	inOrder     [][]string
+	newestFirst [][]string
+	rows        [][]byte  // the entries above as the service stored them
+	second      time.Time // device time that parts them from the rows there before
+}
+
+func (b *bench) open(ctx context.Context) (err error) {
+	b.env, err = devenv.Start(ctx, devenv.Options{Redis: true, Postgres: true})
+	if err != nil {
+		return fmt.Errorf("start servers: %w", err)
+	}
+	return nil
+}
+
+// part is one backlog of the fleet, later than the part before.
+func (b *bench) part(n int) (entries [][]string, devices []string, start time.Time, err error) {
+	const rate = 1000
+	p := fleet.Steady(b.cfg.Seed, b.cfg.Devices, rate, time.Duration(2*b.cfg.Entries/rate+2)*time.Second)
+	p.Start = p.Start.Add(time.Duration(n) * 24 * time.Hour)
+	p.Limit = b.cfg.Entries
+	src, err := p.Source()
+	if err != nil {
+		return nil, nil, p.Start, err
+	}
+	for it, ok := src.Next(); ok; it, ok = src.Next() {
+		entries, devices = append(entries, it.Fields()), append(devices, it.Message.DeviceID)
+	}
+	if len(entries) < b.cfg.Entries {
+		return nil, nil, p.Start, fmt.Errorf("the fleet yields %d entries, not %d", len(entries), b.cfg.Entries)
+	}
+	return entries, devices, p.Start, nil
+}
+
+// prepare has the service store two parts, and makes the database with the first
+// of them that every measurement begins with.
+func (b *bench) prepare(ctx context.Context) error {
+	before, _, _, err := b.part(0)
+	if err != nil {
+		return err
+	}
+	var devices []string
+	if b.inOrder, devices, b.second, err = b.part(1); err != nil {
+		return err
+	}
+	b.newestFirst = newestFirst(b.inOrder, devices, benchBlock)
+	b.decode()
+
+	b.note("preparing: %s rows of %s devices that are there before, and %s entries",
+		grouped(len(before)), grouped(b.cfg.Devices), grouped(len(b.inOrder)))
+	if err := b.create(ctx, dbStored, ""); err != nil {
+		return err
+	}
+	_, err = b.on(ctx, dbStored, func(g *testbed) (drainResult, error) {
+		return b.drain(ctx, g, append(before, b.inOrder...), 1, "")
+	})
+	if err != nil {
+		return fmt.Errorf("store rows: %w", err)
+	}
+	from := b.database(dbStored)
+	there, err := b.cfg.Postgres.Export(ctx, from, b.second.Add(-48*time.Hour), b.second, benchBatch)
+	if err != nil {
+		return err
+	}
+	if b.rows, err = b.cfg.Postgres.Export(ctx, from, b.second, b.second.Add(48*time.Hour), benchBatch); err != nil {
+		return err
+	}
+	if err := b.create(ctx, dbTemplate, ""); err != nil {
+		return err
+	}
+	if _, err := b.cfg.Postgres.Copy(ctx, b.database(dbTemplate), there, 1); err != nil {
+		return fmt.Errorf("copy the rows that are there before: %w", err)
+	}
+	return b.cfg.Postgres.Exec(ctx, b.database(dbTemplate), "vacuum analyze public.positions")
+}
+
+// database is the URL of a database.
+func (b *bench) database(name string) string {
+	u, err := url.Parse(b.env.Postgres.URL())
+	if err != nil {
+		return ""
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+// create makes a database, with the schema or as a copy of another one.
+func (b *bench) create(ctx context.Context, name, like string) error {
+	sql := "create database " + name
+	if like != "" {
+		// Copying files ends with a checkpoint: none is left over for what is measured.
+		sql += " template " + like + " strategy file_copy"
+	}
+	if err := b.cfg.Postgres.Exec(ctx, b.env.Postgres.URL(), sql); err != nil {
+		return err
+	}
+	if like != "" {
+		return nil
+	}
+	if _, err := store.Migrate(ctx, b.database(name), b.cfg.Log); err != nil {
+		return fmt.Errorf("make the schema: %w", err)
+	}
+	return nil
+}
+
+// inDatabase measures in a database of its own.
+func (b *bench) inDatabase(ctx context.Context, measure func(url string) (float64, error)) (rate float64, err error) {
+	b.made++
+	name := fmt.Sprintf("bench%d", b.made)
+	if err := b.create(ctx, name, dbTemplate); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, b.drop(ctx, name)) }()
+	return measure(b.database(name))
+}
+
+func (b *bench) drop(ctx context.Context, name string) error {
+	return b.cfg.Postgres.Exec(ctx, b.env.Postgres.URL(), "drop database "+name+" with (force)")
+}
+
+// inRound measures the service in a database of its own, with Redis empty.
+func (b *bench) inRound(ctx context.Context, measure func(*testbed) (drainResult, error)) (w drainResult, err error) {
+	_, err = b.inDatabase(ctx, func(string) (float64, error) {
+		w, err = b.on(ctx, fmt.Sprintf("bench%d", b.made), measure)
+		return w.rate, err
+	})
+	return w, err
+}
+
+// on measures the service on a database that exists, with Redis empty.
+func (b *bench) on(ctx context.Context, database string, measure func(*testbed) (drainResult, error)) (w drainResult, err error) {
+	if err := b.emptyRedis(ctx); err != nil {
+		return w, err
+	}
+	g := &testbed{
+		redisURL: b.env.Redis.URL(), postgresURL: b.database(database),
+		stream: "telemetry:bench", group: "processor",
+	}
+	defer func() { err = errors.Join(err, g.close(context.WithoutCancel(ctx))) }()
+	if err := g.connect(ctx); err != nil {
+		return w, err
+	}
+	return measure(g)
+}
+
+// folder is a new one for the logs of the next instances.
+func (b *bench) folder() (string, error) {
+	dir, err := os.MkdirTemp(b.cfg.Dir, "round-")
+	if err != nil {
+		return "", fmt.Errorf("make a folder: %w", err)
+	}
+	return dir, nil
+}
+
+// decode measures one core, without anything else.
+func (b *bench) decode() {
+	decoder := telemetry.NewDecoder(telemetry.DefaultLimits())
+	entries := make([]telemetry.Entry, min(len(b.inOrder), 100_000))
+	for i := range entries {
+		entries[i] = telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(b.second.UnixMilli()) + uint64(i)}, Fields: b.inOrder[i]}
+	}
+	runtime.GC()
+	var r telemetry.Record
+	for range 3 {
+		began, wrong := time.Now(), 0
+		for i := range entries {
+			if decoder.Decode(&entries[i], &r) != nil {
+				wrong++
+			}
+		}
+		b.res.Decode.add(float64(len(entries)-wrong) / time.Since(began).Seconds())
+	}
+}
+
+// cpuOfTree is the CPU time of a process, of its children that live and of those
+// it has waited for: all of a Postgres server. A child that ends meanwhile would
+// be in neither figure, so it is looked again then.
+func cpuOfTree(pid int) time.Duration {
+	for {
+		waited := cpuOfWaitedFor(pid)
+		total := cpuOf(pid) + waited + cpuOfChildren(pid)
+		if cpuOfWaitedFor(pid) == waited {
+			return total
+		}
+	}
+}
+
+func cpuOfChildren(pid int) (total time.Duration) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0
+	}
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // has ended meanwhile
+		}
+		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+		if len(fields) > 1 && string(fields[1]) == strconv.Itoa(pid) {
+			if child, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+				total += cpuOf(child)
+			}
+		}
+	}
+	return total
+}
+
+func cpuOfWaitedFor(pid int) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) < 15 {
+		return 0
+	}
+	user, _ := strconv.Atoi(string(fields[13]))
+	system, _ := strconv.Atoi(string(fields[14]))
+	return time.Duration(user+system) * clockTick
+}

@@ -1,0 +1,48 @@
+package modules
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// shardHash names the hash of devices; see telemetry.ShardOf.
+const shardHash = "xxhash64"
+
+// pinFleetSettings compares what must be the same for the whole fleet with what the fleet
+// has pinned. The protocol comes first: a member of another version must not
+// pin anything else.
+func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member) error {
+	const release = "it is changed only by a release's migration"
+	timeout := cfg.Postgres.StatementTimeout
+	err := store.Pin(ctx, pool, scope, string(m), timeout, []store.Setting{
+		{Name: "PROTOCOL", Value: strconv.Itoa(protocol.Version), Remedy: "run the version of the others, or stop them first"},
+	})
+	var pinned *store.SettingMismatchError
+	if errors.As(err, &pinned) {
+		return permanent(exitError(codeSchema, "%w", err))
+	}
+	if err == nil {
+		err = store.Pin(ctx, pool, scope, string(m), timeout, []store.Setting{
+			{Name: "SHARDS", Value: strconv.Itoa(cfg.Coordination.Shards), Remedy: "change it with processor shards resize"},
+			{Name: "HASH", Value: shardHash, Remedy: release},
+			{Name: "MAX_FUTURE_SKEW", Value: cfg.Telemetry.MaxFutureSkew.String(), Remedy: release},
+			{Name: "MAX_CROSSING_GAP", Value: cfg.Geofences.MaxCrossingGap.String(), Remedy: release},
+		})
+	}
+	if errors.As(err, &pinned) {
+		return permanent(exitError(codeConfig, "%w", err))
+	}
+	// With MIGRATE=off nobody has looked at the schema before.
+	err = FirstPostgresError(cfg.Postgres.URL, err)
+	if own, ok := errors.AsType[*ExitError](err); ok && own.Code == codeSchema {
+		return permanent(err)
+	}
+	return err
+}

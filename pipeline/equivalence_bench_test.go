@@ -1,0 +1,211 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// rate publishes messages, lets one instance work them off, and returns records
+// a second.
+func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []telemetry.Message) float64 {
+	b.Helper()
+	w := newWorld(b, bb, bb.stream+name)
+	defer w.end()
+	_, err := w.editor.Import(context.Background(), fences, "import", true)
+	require.NoError(b, err)
+	work := func(messages []telemetry.Message) time.Duration {
+		for rest := messages; len(rest) > 0; {
+			n := min(len(rest), 5000)
+			w.publish(rest[:n])
+			rest = rest[n:]
+		}
+		started := time.Now()
+		w.join(0, false)
+		w.keepOwned()
+		require.NoError(b, w.quiet(5*time.Minute))
+		took := time.Since(started)
+		w.end()
+		return took
+	}
+	if len(first) > 0 {
+		work(first)
+	}
+	r := float64(len(then)) / work(then).Seconds()
+	report, err := w.verdict()
+	require.NoError(b, err)
+	require.True(b, report.Good(), "%v", report.Examples)
+	b.Logf("%s: %.0f records/s, %.3f crossings a record", name, r, float64(report.Crossings)/float64(len(then)+len(first)))
+	return r
+}
+
+// BenchmarkFences compares the rate under 1,000 fences with that under none.
+func BenchmarkFences(b *testing.B) {
+	bb := newBench(b)
+	r := rand.New(rand.NewPCG(1, 1))
+	var messages []telemetry.Message
+	at := make([][2]float64, 500)
+	for i := range 100_000 {
+		d := i % len(at)
+		if i < len(at) {
+			at[d] = [2]float64{48 + r.Float64(), 11 + r.Float64()}
+		}
+		at[d][0] += (r.Float64() - 0.4) * 2e-3 // about 100 m
+		at[d][1] += (r.Float64() - 0.4) * 2e-3
+		messages = append(messages, telemetry.Message{
+			DeviceID: fleet.DeviceID(d), Codec: "8", Time: time.Unix(1_700_000_000+int64(i/len(at))*10, 0),
+			Latitude: at[d][0], Longitude: at[d][1], Satellites: 9,
+			Attributes: []telemetry.Attribute{telemetry.NumberAttribute("239", 1), telemetry.NumberAttribute("240", 1), telemetry.NumberAttribute("16", 123456)},
+		})
+	}
+	fences := fencesOver(messages, 1000, 2)
+	for b.Loop() {
+		var without, with float64 // the best of three, in turns: what else runs only slows down
+		for range 3 {
+			without = max(without, rate(b, bb, fmt.Sprint("none", time.Now().UnixNano()), nil, nil, messages))
+			with = max(with, rate(b, bb, fmt.Sprint("many", time.Now().UnixNano()), fences, nil, messages))
+		}
+		b.ReportMetric(without, "none/s")
+		b.ReportMetric(with, "fences/s")
+		b.ReportMetric(with/without, "ratio")
+	}
+}
+
+// fmbLog is the log of real trackers, ten times over as ten fleets.
+func fmbLog(b *testing.B) []telemetry.Message {
+	b.Helper()
+	tracks, err := fleet.ReadTracks(testenv.Data(b, "teltonika/fmb_session_records.csv.gz"))
+	require.NoError(b, err)
+	var out []telemetry.Message
+	for n := range 10 {
+		for _, it := range fleet.Collect(tracks.Replay(fleet.OrderFile)) {
+			if fleet.ClassOf(&it.Message) == "" {
+				it.Message.DeviceID = fleet.DeviceID(n)
+				out = append(out, it.Message)
+			}
+		}
+	}
+	return out
+}
+
+// BenchmarkLate compares the rate of the log of real trackers, in its own order
+// and with every record late, with that of the same log in order.
+func BenchmarkLate(b *testing.B) {
+	bb := newBench(b)
+	log := fmbLog(b)
+	fences := fencesOver(log, 10, 3)
+	ordered := slices.Clone(log)
+	slices.SortStableFunc(ordered, func(a, b telemetry.Message) int { return a.Time.Compare(b.Time) })
+	// One record of each device that is newer than all others makes them late.
+	var newest []telemetry.Message
+	for n := range 10 {
+		m := ordered[len(ordered)-1]
+		m.DeviceID, m.Time, m.Latitude, m.Longitude = fleet.DeviceID(n), m.Time.Add(time.Hour), 13, 80
+		newest = append(newest, m)
+	}
+	for b.Loop() {
+		var in, asLogged, late float64
+		for range 3 {
+			in = max(in, rate(b, bb, fmt.Sprint("order", time.Now().UnixNano()), fences, nil, ordered))
+			asLogged = max(asLogged, rate(b, bb, fmt.Sprint("logged", time.Now().UnixNano()), fences, nil, log))
+			late = max(late, rate(b, bb, fmt.Sprint("late", time.Now().UnixNano()), fences, newest, log))
+		}
+		b.ReportMetric(in, "in-order/s")
+		b.ReportMetric(asLogged, "as-logged/s")
+		b.ReportMetric(late, "all-late/s")
+		b.ReportMetric(late/in, "ratio")
+	}
+}
+
+// BenchmarkColdDevices loads what is stored of devices that are not in memory.
+func BenchmarkColdDevices(b *testing.B) {
+	bb := newBench(b)
+	const n, rows = 100_000, 20
+	ctx := context.Background()
+	conn, err := bb.pool.Acquire(ctx)
+	require.NoError(b, err)
+	defer conn.Release()
+	_, err = conn.Exec(ctx, "set statement_timeout = 0")
+	require.NoError(b, err)
+	_, err = conn.Exec(ctx, `
+insert into public.positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select 'cold' || d, '2026-01-01'::timestamptz + n * interval '1 minute', '2026-01-02', 48, 11, 0, 0, 0, 9, 0, '8', '{}'
+from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
+	require.NoError(b, err)
+	reader := store.NewReader(bb.pool, time.Minute)
+	load := func(from, count int) time.Duration {
+		devices := make([]string, count)
+		for i := range devices {
+			devices[i] = fmt.Sprint("cold", from+i+1)
+		}
+		found := 0
+		started := time.Now()
+		require.NoError(b, reader.LastFixes(ctx, devices, 5*time.Minute, func(int, int64, float64, float64) { found++ }))
+		require.Equal(b, count, found)
+		return time.Since(started)
+	}
+	load(0, 10)
+	for b.Loop() {
+		b.ReportMetric(float64(load(0, 1000).Microseconds())/1000, "ms/1000-devices")
+		started := time.Now()
+		for from := 0; from < n; from += 1000 {
+			load(from, 1000)
+		}
+		b.ReportMetric(time.Since(started).Seconds(), "s/100000-devices")
+	}
+}
+
+// BenchmarkTakeover has an instance that knows no device take all shards while
+// each of 100,000 devices has stored positions and an entry on its queue.
+func BenchmarkTakeover(b *testing.B) {
+	bb := newBench(b)
+	const n, rows = 100_000, 20
+	ctx := context.Background()
+	for b.Loop() {
+		w := newWorld(b, bb, fmt.Sprint(bb.stream, "takeover", time.Now().UnixNano()))
+		conn, err := bb.pool.Acquire(ctx)
+		require.NoError(b, err)
+		_, err = conn.Exec(ctx, "set statement_timeout = 0")
+		require.NoError(b, err)
+		_, err = conn.Exec(ctx, `
+insert into public.positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select 'cold' || d, '2026-01-01'::timestamptz + n * interval '1 minute', '2026-01-02', 48, 11, 0, 0, 0, 9, 0, '8', '{}'
+from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
+		require.NoError(b, err)
+		conn.Release()
+		messages := make([]telemetry.Message, n)
+		for d := range messages {
+			messages[d] = telemetry.Message{
+				DeviceID: fmt.Sprint("cold", d+1), Codec: "8", Time: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), Latitude: 48, Longitude: 11, Satellites: 9,
+			}
+		}
+		w.publish(messages)
+		first := func() bool {
+			return w.count("select count(*) from (select from public.positions where ts = '2026-01-03' limit 1) p") > 0
+		}
+		started := time.Now()
+		w.join(0, false)
+		w.keepOwned()
+		testenv.Wait(b, time.Minute, func() error {
+			if !first() {
+				return fmt.Errorf("nothing committed")
+			}
+			return nil
+		})
+		b.ReportMetric(float64(time.Since(started).Milliseconds()), "ms/first-commit")
+		require.NoError(b, w.quiet(time.Minute))
+		b.ReportMetric(time.Since(started).Seconds(), "s/all-100000")
+		w.end()
+	}
+}

@@ -1,0 +1,323 @@
+package pipeline_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// world is one stream with everything that was ever sent to it, and the
+// instances at work on it.
+type world struct {
+	*bench
+	opts    []option
+	skew    time.Duration
+	gap     time.Duration
+	log     bytes.Buffer
+	sent    *fleet.LogWriter
+	editor  *store.FenceEditor
+	group   *stream.Group
+	faulty  map[faultyRow]bool
+	members []*member
+	owner   [shards]*member
+	started int
+}
+
+type faultyRow struct {
+	device string
+	us     int64
+}
+
+// member is an instance that can be made to crash.
+type member struct {
+	*instance
+	fuse *fuse
+	dead bool
+}
+
+// fuse ends an instance at one of its commits: nothing that follows is
+// committed or acknowledged, as if it had been killed there. Only the server
+// knows whether that commit was made.
+type fuse struct {
+	pipeline.Sink
+	left   atomic.Int64 // commits until it burns; negative is never
+	before bool         // of that commit, it dies before it was sent
+	burnt  atomic.Bool
+}
+
+var errKilled = &protocol.Failure{Kind: protocol.Misconfigured, Err: errors.New("killed by the test")}
+
+func (f *fuse) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
+	if f.burnt.Load() {
+		return protocol.CommitResult{}, errKilled
+	}
+	if f.left.Load() < 0 || f.left.Add(-1) > 0 {
+		return f.Sink.Write(ctx, b)
+	}
+	f.burnt.Store(true)
+	if !f.before {
+		_, _ = f.Sink.Write(ctx, b)
+	}
+	return protocol.CommitResult{}, errKilled
+}
+
+// newWorld makes a world on the servers of b, with a stream of its own. What an
+// earlier one left in the database is removed.
+func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
+	tb.Helper()
+	w := &world{
+		opts: opts, skew: 5 * time.Minute, gap: 10 * time.Minute, faulty: make(map[faultyRow]bool),
+	}
+	copied := *b
+	w.bench = &copied
+	w.tb, w.stream = tb, stream0
+	w.pub = stream.NewPublisher(b.client, w.stream, 0)
+	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
+	for _, sql := range []string{
+		"truncate public.positions", "truncate processor.timing_records", "delete from processor.requests",
+		"delete from processor.geofences",
+	} {
+		_, err := b.pool.Exec(context.Background(), sql)
+		require.NoError(tb, err)
+	}
+	var err error
+	w.sent, err = fleet.NewLogWriter(&w.log)
+	require.NoError(tb, err)
+	w.group, err = stream.NewGroup(b.client, stream.Config{Stream: w.stream, Group: w.bench.group, Shards: shards})
+	require.NoError(tb, err)
+	return w
+}
+
+// join starts an instance. It crashes at the given commit; 0 means never.
+func (w *world) join(crashAt int64, before bool) *member {
+	w.started++
+	m := &member{fuse: &fuse{before: before}}
+	m.fuse.left.Store(-1)
+	if crashAt > 0 {
+		m.fuse.left.Store(crashAt)
+	}
+	opts := append([]option{func(c *pipeline.Config, d *pipeline.Deps) {
+		c.MaxFutureSkew, c.MaxCrossingGap = w.skew, w.gap
+		c.DispatchLeaseTTL, c.DispatchBlock = 200*time.Millisecond, 20*time.Millisecond
+		m.fuse.Sink = d.Sink
+		d.Sink = m.fuse
+	}}, w.opts...)
+	m.instance = w.start(fmt.Sprintf("m%d", w.started), opts...)
+	w.members = append(w.members, m)
+	return m
+}
+
+// take gives a shard to an instance, whoever has it.
+func (w *world) take(shard int, m *member) {
+	ctx := context.Background()
+	_, err := w.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", m.instance.member, w.stream, shard)
+	require.NoError(w.tb, err)
+	taken, err := m.shards.Acquire(ctx, shard, m.instance.member, "")
+	require.NoError(w.tb, err)
+	require.NoError(w.tb, m.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch}))
+	w.owner[shard] = m
+}
+
+// release has the owner of a shard finish and give it up.
+func (w *world) release(shard int) {
+	m := w.owner[shard]
+	if m == nil || m.gone() {
+		return
+	}
+	epoch, applied, held := m.Owned(shard)
+	if !held {
+		return
+	}
+	select {
+	case <-m.Stop(shard):
+	case <-time.After(5 * time.Second):
+	}
+	_ = m.shards.Release(context.Background(), protocol.ShardLease{Shard: shard, Epoch: epoch}, m.instance.member, applied)
+	m.Drop(shard)
+}
+
+// gone reports whether an instance has crashed or was stopped, and settles it.
+func (m *member) gone() bool {
+	if !m.dead && m.fuse.burnt.Load() {
+		m.end()
+	}
+	return m.dead
+}
+
+func (m *member) end() {
+	m.stop()
+	m.dead = true
+}
+
+// kill ends an instance without a release; what it has in flight is given up.
+func (m *member) kill() {
+	m.fuse.burnt.Store(true)
+	m.end()
+}
+
+// publish appends messages and notes them in the send log.
+func (w *world) publish(messages []telemetry.Message) {
+	entries := make([][]string, len(messages))
+	for i := range messages {
+		entries[i] = telemetry.EntryFields(&messages[i])
+	}
+	for i, id := range w.bench.publish(entries...) {
+		require.NoError(w.tb, w.sent.Append(&fleet.Sent{ID: id, Message: messages[i], Class: fleet.ClassOf(&messages[i])}))
+	}
+}
+
+// keepOwned makes up for what the owner's side of coordination does: shards
+// whose owner has crashed or gave them up are taken by a living one.
+func (w *world) keepOwned() {
+	var alive []*member
+	for _, m := range w.members {
+		if !m.gone() {
+			alive = append(alive, m)
+		}
+	}
+	if len(alive) == 0 {
+		alive = append(alive, w.join(0, false))
+	}
+	for s := range shards {
+		m := w.owner[s]
+		if m != nil && !m.dead {
+			if _, _, held := m.Owned(s); held {
+				continue
+			}
+		}
+		if m == nil || m.dead {
+			m = alive[s%len(alive)]
+		}
+		w.take(s, m)
+	}
+}
+
+// quiet waits until nothing is left to do, as long as some of it is done
+// within the given time: how fast the machine is says nothing.
+func (w *world) quiet(within time.Duration) error {
+	ctx := context.Background()
+	deadline := time.Now().Add(within)
+	var last string
+	tick := time.NewTicker(3 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		w.keepOwned()
+		for _, m := range w.members {
+			if !m.dead {
+				m.RequestsChanged()
+				m.NotifyDispatchLease()
+				m.Notify(nil)
+			}
+		}
+		info, err := w.group.Info(ctx)
+		require.NoError(w.tb, err)
+		done := info.GroupExists && info.Lag.Known && info.Lag.N == 0 && info.Pending == 0 || w.sent.Len() == 0
+		open := -1
+		if done {
+			open = w.count("select count(*) from processor.requests where state in ('waiting', 'running')")
+			if open == 0 {
+				return nil
+			}
+		}
+		var steps int
+		if done { // requests are what is left
+			steps = w.count("select coalesce(sum((progress->>'fixes')::bigint), 0) from processor.requests where state = 'running'")
+		}
+		if now := fmt.Sprintf("%+v, %d requests open, %d positions of them done", info, open, steps); now != last {
+			deadline, last = time.Now().Add(within), now
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("nothing done for %s: %s", within, last)
+		}
+		<-tick.C
+	}
+}
+
+// verdict compares the tables with what the oracle says must be there.
+func (w *world) verdict() (*oracle.Report, error) {
+	ctx := context.Background()
+	if err := w.sent.Flush(); err != nil {
+		return nil, err
+	}
+	o, err := oracle.New(fleet.NewLog(bytes.NewReader(w.log.Bytes()), int64(w.log.Len())))
+	if err != nil {
+		return nil, err
+	}
+	_, rows, err := store.NewFences(w.pool, 10*time.Second).Rows(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fences := make([]geofence.Fence, len(rows))
+	for i := range rows {
+		fences[i] = rows[i].Fence
+	}
+	report, err := o.Judge(oracle.Observed{
+		Positions: store.Positions(ctx, w.pool),
+		Crossings: crossingsOf(store.Timings(ctx, w.pool)),
+		Rules: oracle.Rules{
+			Fences: fences, MaxFutureSkew: w.skew, MaxCrossingGap: w.gap,
+			Faulty: func(device string, us int64) bool { return w.faulty[faultyRow{device, us}] },
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if n := w.count(`
+select count(*)
+from processor.timing_records t
+where not exists (
+  select from processor.geofences g
+  where g.id = t.fence_id and g.version = t.fence_version and g.replaced_at is null)`); n > 0 {
+		return report, fmt.Errorf("%d crossings name a version of a fence that holds no longer", n)
+	}
+	if n := w.count("select count(*) from processor.requests where state <> 'done'"); n > 0 {
+		return report, fmt.Errorf("%d requests did not succeed", n)
+	}
+	return report, nil
+}
+
+// judge is nil when the tables are as they must be.
+func (w *world) judge() error {
+	report, err := w.verdict()
+	if err != nil {
+		return err
+	}
+	if !report.Good() {
+		return fmt.Errorf("tables differ from what was sent: %+v %v", report.Account, report.Examples)
+	}
+	return nil
+}
+
+func (w *world) end() {
+	for _, m := range w.members {
+		if !m.dead {
+			m.end()
+		}
+	}
+}
+
+func crossingsOf(rows iter.Seq2[protocol.Crossing, error]) iter.Seq2[oracle.Crossing, error] {
+	return func(dropFenced func(oracle.Crossing, error) bool) {
+		for c, err := range rows {
+			if !dropFenced(oracle.Crossing{Device: c.DeviceID, Crossing: c.Crossing}, err) {
+				return
+			}
+		}
+	}
+}
