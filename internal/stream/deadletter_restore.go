@@ -19,6 +19,10 @@ var restoreSource string
 
 var restoreScript = redis.NewScript(restoreSource)
 
+// deadLetterName is the field of the hash of dead-lettered entries under which
+// deadletter.lua keeps the ID of an entry's dead letter.
+func deadLetterName(entry, digest string) string { return entry + " " + digest }
+
 // Known returns the ID of each entry's dead letter, zero where the server
 // remembers none. It stays known after the letter was replayed, dropped or archived.
 func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]telemetry.EntryID, error) {
@@ -28,7 +32,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 	}
 	names := make([]string, len(refs))
 	for i, r := range refs {
-		names[i] = r.ID.String() + " " + r.Digest
+		names[i] = deadLetterName(r.ID.String(), r.Digest)
 	}
 	values, err := d.client.HMGet(ctx, d.names.DeadLettered(), names...).Result()
 	if err != nil {

@@ -183,17 +183,18 @@ func (g *Group) pendingOf(ctx context.Context, found []TracedEntry) error {
 	if len(found) == 0 {
 		return nil
 	}
-	ids := make([]string, len(found))
+	ids, names := make([]string, len(found)), make([]string, len(found))
 	for i := range found {
 		ids[i] = found[i].ID.String()
+		names[i] = deadLetterName(ids[i], found[i].Entry.Digest())
 	}
-	parked, err := g.client.HMGet(ctx, g.names.DeadLettered(), ids...).Result()
+	deadLettered, err := g.client.HMGet(ctx, g.names.DeadLettered(), names...).Result()
 	if err != nil {
 		return failure("look for dead letters", err)
 	}
-	for i, v := range parked {
+	for i, v := range deadLettered {
 		if text, ok := v.(string); ok {
-			found[i].DLQEntry, _, _ = strings.Cut(text, " ")
+			found[i].DLQEntry = text
 		}
 	}
 	for i := range found {
