@@ -4,8 +4,8 @@ import (
 	"context"
 )
 
-// ackLoop acknowledges committed batches in order, and never gives one up: a
-// failed ack would leave its entries pending for ever.
+// ackLoop acknowledges committed batches in order and retries until it
+// succeeds: a skipped ack would leave its entries pending for ever.
 func (w *worker) ackLoop(ctx context.Context) error {
 	for b := range w.ackQueue {
 		if err := w.ack(ctx, b); err != nil {
@@ -30,7 +30,7 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		// Whoever took the shards again compares what is committed; so must we.
+		// The next owner compares queue and tables; so must we.
 		w.log.Warn("acknowledgement failed; reacquiring shards", "err", err)
 		b.stale = lostShards(err, b)
 	}

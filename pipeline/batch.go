@@ -10,19 +10,19 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// batch is what one transaction will write, and the entries it came from, so
-// that it can be computed again if it does not commit as computed.
+// batch is the content of one transaction and the entries it came from, so
+// that it can be recomputed if it does not commit as computed.
 type batch struct {
 	seq        uint64
-	idempotent bool // nothing is taken to be new: all goes the idempotent path
+	idempotent bool // no record is assumed new: all rows take the ON CONFLICT path
 	parts      []part
 	fresh      []telemetry.Record
 	late       []telemetry.Record
 	links      []link
 	rules      protocol.Rules
 	crossings  []protocol.Crossing
-	deltas     []deviceDelta // the devices it has records of
-	outOfOrder []int32       // in touched: with records out of order, whose crossings are derived when the batch is sealed
+	deltas     []deviceDelta // its devices
+	outOfOrder []int32       // indexes of deltas with records out of order; seal derives their crossings
 	applied    []protocol.Applied
 	scratch    []geofence.Crossing
 	entries    int
@@ -31,12 +31,12 @@ type batch struct {
 	due        time.Time // when it is committed, full or not
 
 	deferred            []protocol.Deferred
-	resolved            []telemetry.Ref // deferred entries that are decided
+	resolved            []telemetry.Ref // deferred entries with an outcome
 	letters             []telemetry.DeadLetter
-	deferredDeadLetters []telemetry.DeadLetter         // the same, of entries that were deferred
+	deferredDeadLetters []telemetry.DeadLetter         // those of deferred entries
 	deadLettered        map[telemetry.EntryID]struct{} // the IDs in letters
-	culprit             telemetry.EntryID              // what the server named when it refused the batch; zero where it named none
-	reread              map[int]bool                   // shards whose queues do not hold what they should; written by park
+	culprit             telemetry.EntryID              // the entry the server named when it rejected the batch; zero if none
+	reread              map[int]bool                   // shards whose queues lack entries they should hold; written by move
 	stale               map[int]bool                   // shards whose acknowledgement was refused; written by ack
 }
 
@@ -47,16 +47,16 @@ type part struct {
 	epoch   int64
 	token   string
 	entries []telemetry.Entry
-	again   map[telemetry.EntryID]protocol.Deferred // entries that were deferred, until they are decided; nil for those of a queue
+	again   map[telemetry.EntryID]protocol.Deferred // deferred entries without an outcome yet; nil for entries of a queue
 }
 
-// deviceDelta is a device as a batch has it.
+// deviceDelta is what a batch knows of one of its devices.
 type deviceDelta struct {
 	*device
 	id               string
 	base             int64 // the watermark when the batch began
 	baseLat, baseLon float64
-	top              int64 // newest device time in the batch, of any record
+	top              int64 // newest device time of any record in the batch
 	last             int32 // newest link of the device's records
 	outOfOrder       bool  // records came out of order
 }
@@ -86,7 +86,7 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	b.deadLettered, b.reread, b.stale, b.culprit = nil, nil, nil, telemetry.EntryID{}
 }
 
-// place puts a decoded record where it belongs, and moves the device's state.
+// place adds a decoded record to the batch and advances the device's state.
 func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	if d.batch != b.seq {
 		d.batch, d.touch = b.seq, int32(len(b.deltas))
@@ -105,8 +105,8 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	case !eligible, b.idempotent, r.TimeUS <= t.base:
 		b.late = append(b.late, *r)
 	default:
-		// Newer than all that took part in state when the batch began, so it is in
-		// no table yet, wherever it stands among the records of this batch.
+		// Newer than the watermark at the start of the batch, so it is in no table
+		// yet, whatever its position among the records of this batch.
 		b.fresh = append(b.fresh, *r)
 		if b.rules.Fences.Len() > 0 {
 			b.cross(t, r)
@@ -117,7 +117,7 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	}
 }
 
-// cross notes what a fresh record crossed on the way from the fix before it.
+// cross records the crossings between a fresh record and the fix before it.
 func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 	if r.TimeUS < t.watermark && !t.outOfOrder {
 		t.outOfOrder = true
@@ -182,8 +182,8 @@ func (b *batch) repeated(t *deviceDelta, us int64) bool {
 	return false
 }
 
-// without takes the work of some shards out of the batch. The links stay, since
-// devices of other shards refer to them.
+// without removes the records of some shards from the batch. The links stay:
+// devices of other shards refer to them by index.
 func (b *batch) without(gone func(shard int) bool, shards int) {
 	other := func(records []telemetry.Record) []telemetry.Record {
 		return slices.DeleteFunc(records, func(r telemetry.Record) bool {
@@ -211,7 +211,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	})
 }
 
-// write is the transaction's content.
+// write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
 		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
@@ -219,7 +219,7 @@ func (b *batch) write() *protocol.Batch {
 	}
 }
 
-// leases is the shards of the batch, each once, ascending.
+// leases returns the shards of the batch, each once, ascending.
 func (b *batch) leases() []protocol.ShardLease {
 	held := make([]protocol.ShardLease, 0, 16)
 	for _, p := range b.parts {
@@ -231,7 +231,7 @@ func (b *batch) leases() []protocol.ShardLease {
 	return held
 }
 
-// acks is what is to be acknowledged once the batch is committed.
+// acks returns what to acknowledge once the batch is committed.
 func (b *batch) acks() []protocol.Ack {
 	acks := make([]protocol.Ack, 0, len(b.parts))
 	for _, p := range b.parts {

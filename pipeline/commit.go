@@ -11,8 +11,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// commitLoop commits one batch at a time. It tries again in place while the
-// server cannot take it; any other outcome is for the worker to settle.
+// commitLoop commits one batch at a time. It retries in place while the server
+// is unavailable; any other outcome goes to the worker.
 func (w *worker) commitLoop(ctx context.Context) error {
 	defer close(w.ackQueue)
 	for b := range w.commits {
@@ -30,24 +30,24 @@ func (w *worker) commitLoop(ctx context.Context) error {
 	return nil
 }
 
-// commit writes a batch until it is decided.
+// commit writes a batch until it has an outcome other than unavailable.
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq}
 	content := b.write()
 	repeat := notApplied
 	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 {
 		if len(content.Letters) == 0 && len(content.Resolved) == 0 {
-			return c // nothing but what was lost: there is nothing to write
+			return c // all its entries were lost: nothing to write
 		}
 		repeat = isRowIndependent
 	}
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, repeat, func() error {
 		started := time.Now()
-		// In this order: shards are given up before another run is numbered.
+		// In this order: shards are given up before the server's next generation is numbered.
 		content.ServerGeneration = w.sink.Generation()
 		if gone := w.table.gone(b.parts); len(gone) > 0 {
 			return &protocol.Failure{
-				Kind: protocol.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up meanwhile", gone),
+				Kind: protocol.Fenced, Shards: gone, Err: fmt.Errorf("shards %v were given up before the commit", gone),
 			}
 		}
 		var err error
@@ -62,7 +62,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	return c
 }
 
-// handleResult acts upon the outcome of a commit.
+// handleResult processes the outcome of a commit.
 func (w *worker) handleResult(ctx context.Context, c committed) error {
 	if c.err == nil {
 		w.ackPending++
@@ -98,8 +98,8 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 	}
 }
 
-// culprit is the entry of the fresh record that the server named; zero where it
-// named none.
+// culprit returns the entry of the fresh record that the server named; zero if
+// it named none.
 func culprit(err error, b *batch) telemetry.EntryID {
 	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Row > 0 && f.Row <= len(b.fresh) {
 		return b.fresh[f.Row-1].ID
@@ -107,7 +107,7 @@ func culprit(err error, b *batch) telemetry.EntryID {
 	return telemetry.EntryID{}
 }
 
-// lostShards is which shards of a batch a fence named; all where it did not say.
+// lostShards returns the shards of a batch that a fence named; all if it named none.
 func lostShards(err error, b *batch) map[int]bool {
 	lost := make(map[int]bool)
 	if f, ok := errors.AsType[*protocol.Failure](err); ok {
@@ -123,9 +123,9 @@ func lostShards(err error, b *batch) map[int]bool {
 	return lost
 }
 
-// giveUp drops shards of a batch, all of them where none are named, together
-// with everything computed for them since, and tells the owner's side. A shard
-// that was granted again meanwhile rests on nothing of the batch, and goes on.
+// giveUp drops shards of a batch (all if none are named) together with
+// everything computed on top of it, and notifies coordination. A shard granted
+// again since then depends on nothing of the batch and continues.
 func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 	dropped, gone := make(map[int]bool), make(map[int]bool)
 	for _, p := range b.parts {
@@ -147,10 +147,10 @@ func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 	b.without(func(shard int) bool { return dropped[shard] }, w.cfg.Shards)
 }
 
-// redo applies the entries of a batch that did not commit, and of the one
-// computed on top of it, again: on fresh state, by the idempotent path, one
-// transaction after the other. With isolate it divides until what the server
-// refuses is alone.
+// redo recomputes the entries of a batch that did not commit, and of the batch
+// computed on top of it: on fresh state, by the idempotent path, one
+// transaction after the other. With isolate it bisects until the rejected entry
+// is alone.
 func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	for w.ackPending > 0 { // work of a shard finishes in order
 		select {
@@ -186,7 +186,7 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	return nil
 }
 
-// redoPart commits and acknowledges entries of one shard by themselves.
+// redoPart commits and acknowledges entries of one shard separately.
 func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
@@ -201,10 +201,10 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 	return w.decide(ctx, b, p, isolate)
 }
 
-// decide commits and acknowledges a batch made of one part, or divides it.
+// decide commits and acknowledges a batch made of one part, or bisects it.
 func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) error {
 	c := w.commit(ctx, b)
-	// What was not new did not move the device: only the table knows.
+	// A record that was not new did not move the device: only the table knows.
 	w.state.invalidate(p.shard)
 	if c.err == nil {
 		if err := w.ack(ctx, b); err != nil {
@@ -212,7 +212,7 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 		}
 		w.finish(b)
 		if b.stale[p.shard] {
-			return nil // what of it is not decided is returned
+			return nil // entries without an outcome are returned
 		}
 		for i := range p.entries {
 			delete(p.again, p.entries[i].ID)
@@ -252,9 +252,9 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 	return w.redoPart(ctx, right, true)
 }
 
-// deadLetterEntry gives the one entry of a part up, for a reason that another attempt
-// would not change. The batch that does so writes nothing, but it does not
-// commit for a shard that is another member's by now.
+// deadLetterEntry dead-letters the one entry of a part, for a reason that
+// retrying would not change. The batch that does so writes no record, but it
+// checks the epoch: another member may own the shard.
 func (w *worker) deadLetterEntry(ctx context.Context, p part, err error) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
@@ -270,7 +270,7 @@ func (w *worker) deadLetterEntry(ctx context.Context, p part, err error) error {
 }
 
 // byShard joins the parts of each grant of a shard, in order. Order between
-// shards means nothing.
+// shards has no meaning.
 func byShard(lists ...[]part) []part {
 	type shardGrant struct {
 		shard int

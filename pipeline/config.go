@@ -8,25 +8,25 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Config bounds the work of one instance. Every field is needed; config.Load
+// Config bounds the work of one instance. Every field is required; config.Load
 // fills them from the environment.
 type Config struct {
 	Shards             int
 	Workers            int // goroutines that process and commit, each with one commit in flight
-	MaxInFlightRecords int // most entries held in memory
+	MaxInFlightRecords int // maximum entries held in memory
 	MaxInFlightBytes   int64
-	ReadBatchRecords   int // most entries asked for in one read
+	ReadBatchRecords   int // maximum entries of one read
 	BatchMaxRecords    int
 	BatchMaxAge        time.Duration
 	StateMaxDevices    int // devices whose state is kept in memory
 	MaxFutureSkew      time.Duration
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
-	FenceRefresh       time.Duration // how often fences are looked up without being told
-	DispatchAhead      int           // dispatching pauses while so many dispatched entries are unfinished, see protocol.ProgressTracker
-	StallAfter         time.Duration // after which a shard that does not advance is not waited for
+	FenceRefresh       time.Duration // interval of polls for changed fences
+	DispatchAhead      int           // maximum dispatched and unfinished entries before dispatch pauses, see protocol.ProgressTracker
+	StallAfter         time.Duration // time without progress after which dispatch no longer waits for a shard
 	DispatchBlock      time.Duration
 	DispatchLeaseTTL   time.Duration
-	QueueRescan        time.Duration // how often every queue is read from its start again
+	QueueRescan        time.Duration // interval of re-reads of every queue from its start
 	Limits             telemetry.Limits
 	DeadLetters        DeadLetterConfig
 }
@@ -35,7 +35,7 @@ func (c Config) check() error {
 	var errs []error
 	positive := func(name string, v int64) {
 		if v <= 0 {
-			errs = append(errs, fmt.Errorf("pipeline: %s is %d, want more than 0", name, v))
+			errs = append(errs, fmt.Errorf("pipeline: %s is %d; set it to more than 0", name, v))
 		}
 	}
 	positive("Shards", int64(c.Shards))

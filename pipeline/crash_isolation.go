@@ -7,23 +7,23 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// ProbeLog is where runs of shards in quarantine are written down, so that a
-// run that is never finished is known to whoever takes the shard next.
+// ProbeLog records probe batches of quarantined shards, so that the next owner
+// of the shard knows of one that did not finish.
 type ProbeLog interface {
 	Begin(ctx context.Context, shard int, r protocol.ProbeBatch) error
 	Pass(ctx context.Context, shard int, r protocol.ProbeBatch, over bool) error
 }
 
-// crashError is why an entry is given up that was alone in flight when processes died.
+// crashError is the reason to dead-letter an entry that was alone in flight when processes crashed.
 type crashError struct{ crashCount int }
 
 func (e *crashError) Error() string {
 	return fmt.Sprintf("crash: processes died %d times, the last time with only this entry in flight", e.crashCount)
 }
 
-// try runs entries of a shard in quarantine: written down first, by
-// themselves, and one such run at a time in the whole process, so that a death
-// is held against no other.
+// try runs a probe batch of a quarantined shard: recorded first, committed
+// separately, and one at a time in the whole process, so that a crash is
+// attributed to no other entry.
 func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 	select {
 	case w.probe <- struct{}{}:
@@ -53,8 +53,8 @@ func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 	return w.pass(ctx, p, r, !r.Last.Less(s.Until))
 }
 
-// clear ends the quarantine of a shard whose queue holds nothing any more: an idle
-// shard must not stand accused until its next entry.
+// clear ends the quarantine of a shard whose queue is empty: an idle shard must
+// not stay quarantined until its next entry.
 func (w *worker) clear(ctx context.Context, m *message) error {
 	t, ok := w.owned[m.shard]
 	if !ok || t.grant != m.grant || t.quarantine.Limit == 0 {
@@ -64,7 +64,7 @@ func (w *worker) clear(ctx context.Context, m *message) error {
 	return w.pass(ctx, p, protocol.ProbeBatch{Epoch: t.epoch}, true)
 }
 
-// pass notes that a run ended well, and lifts the limit when it is over.
+// pass records that a probe batch succeeded; over lifts the limit.
 func (w *worker) pass(ctx context.Context, p part, r protocol.ProbeBatch, over bool) error {
 	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Pass(ctx, p.shard, r, over) }); err != nil || !over {
 		return err
@@ -78,12 +78,12 @@ func (w *worker) pass(ctx context.Context, p part, r protocol.ProbeBatch, over b
 	return nil
 }
 
-// recordProbe writes down, and gives the shard up when it is not ours any more.
+// recordProbe runs note, and gives the shard up if it is no longer ours.
 func (w *worker) recordProbe(ctx context.Context, p part, note func() error) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}
-	// Writing the same again changes nothing, so an unknown outcome is no matter.
+	// note is idempotent, so an unknown outcome is simply retried.
 	repeat := func(err error) bool { v := dispositionOf(err); return v == retrySame || v == reacquire }
 	err := retry(ctx, w.log, "record a probe batch", w.metrics.isolationErrors, repeat, note)
 	if err == nil || ctx.Err() != nil {

@@ -11,14 +11,14 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// beforeDecode dies on entries with a field called plant, in the way it says. It
-// is built only into programs that test what becomes of such entries.
+// beforeDecode crashes on entries with a field called plant, in the way its
+// value names. It is only in programs that test how such entries are handled.
 func beforeDecode(e *telemetry.Entry) {
 	switch how, _ := e.Field("plant"); how {
 	case "panic":
 		panic(fmt.Sprintf("planted in entry %s", e.ID))
 	case "stack":
-		debug.SetMaxStack(16 << 20) // to be there sooner
+		debug.SetMaxStack(16 << 20) // to overflow sooner
 		fmt.Println(descend(0))
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -26,7 +26,7 @@ func beforeDecode(e *telemetry.Entry) {
 	}
 }
 
-// descend needs more stack than there is.
+// descend overflows the stack.
 func descend(n int) int {
 	var room [1 << 10]int
 	room[n%len(room)] = descend(n+1) + 1

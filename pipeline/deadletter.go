@@ -10,37 +10,36 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DeadLetterSink moves entries to the dead letters, of shards held under these tokens.
-// Moving one again changes nothing. A Failure of kind Fenced names shards that
-// were taken under another token since.
+// DeadLetterSink moves entries of shards owned under these tokens to the dead
+// letters. It is idempotent. A Failure of kind Fenced names shards that were
+// acquired under another token since.
 type DeadLetterSink interface {
-	// DeadLetter takes them off the queues of their shards as well. A Failure of kind
-	// Lost names the shards whose queues do not hold what they should.
+	// DeadLetter also takes them off the queues of their shards. A Failure of kind
+	// Lost names the shards whose queues lack entries they should hold.
 	DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
-	// DeadLetterDeferred is for entries that are on no queue any more.
+	// DeadLetterDeferred is for entries that are no longer on a queue.
 	DeadLetterDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error
 }
 
-// DeadLetterConfig says when an entry is given up, and under whose name.
+// DeadLetterConfig says when an entry is dead-lettered, and by which instance.
 type DeadLetterConfig struct {
 	Instance    string
 	Version     string
-	MaxAttempts int             // how often an entry that cannot be decoded is tried
+	MaxAttempts int             // maximum attempts to decode an entry
 	RetryDelays []time.Duration // before the second attempt, the third and so on; the last one repeats
-	PollEvery   time.Duration   // how often deferred entries are looked for
+	PollEvery   time.Duration   // interval of polls for deferred entries
 }
 
 func (c DeadLetterConfig) check() error {
 	if c.Instance == "" || c.Version == "" || c.MaxAttempts < 1 || len(c.RetryDelays) == 0 || c.PollEvery <= 0 {
-		return errors.New("pipeline: DeadLetters is not complete")
+		return errors.New("pipeline: DeadLetters is incomplete: Instance, Version, MaxAttempts, RetryDelays and PollEvery are required")
 	}
 	return nil
 }
 
-// reject notes an entry that is no record, or one that the sink does not take:
-// it becomes a dead letter once what precedes it is committed, unless another
-// attempt makes sense. A newer instance in a rolling deploy may understand what
-// this one cannot decode.
+// reject defers an entry that cannot be decoded or stored if a retry can help
+// (a newer instance of a rolling deploy may decode it), otherwise marks it to
+// be dead-lettered once what precedes it is committed.
 func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 	now := time.Now().UTC()
 	l := telemetry.DeadLetter{
@@ -58,7 +57,7 @@ func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 	b.giveUp(l, p.again != nil)
 }
 
-// classify says which class, field and fingerprint a failure has.
+// classify sets the class, field and fingerprint of a failure.
 func classify(l *telemetry.DeadLetter, err error) {
 	if d, ok := errors.AsType[*telemetry.DecodeError](err); ok {
 		l.Class, l.Field, l.Fingerprint = d.Class, d.Field, d.Fingerprint()
@@ -75,7 +74,7 @@ func classify(l *telemetry.DeadLetter, err error) {
 	}
 }
 
-// giveUp notes a dead letter. An entry that was deferred is on no queue.
+// giveUp adds a dead letter. A deferred entry is on no queue.
 func (b *batch) giveUp(l telemetry.DeadLetter, deferred bool) {
 	if deferred {
 		b.deferredDeadLetters = append(b.deferredDeadLetters, l)
@@ -88,7 +87,7 @@ func (b *batch) giveUp(l telemetry.DeadLetter, deferred bool) {
 	b.deadLettered[l.Entry.ID] = struct{}{}
 }
 
-// newlyDeferred is how many entries are deferred for the first time.
+// newlyDeferred returns the number of entries deferred for the first time.
 func (b *batch) newlyDeferred() int {
 	n := 0
 	for i := range b.deferred {
@@ -99,10 +98,10 @@ func (b *batch) newlyDeferred() int {
 	return n
 }
 
-// givesUp reports whether entries are to be moved once the batch is committed.
+// givesUp reports whether the batch has dead letters to move after its commit.
 func (b *batch) givesUp() bool { return len(b.letters) > 0 || len(b.deferredDeadLetters) > 0 }
 
-// unconfirmed is the dead letters as the transaction keeps them.
+// unconfirmed returns the dead letters as the transaction keeps them.
 func (b *batch) unconfirmed() []protocol.Unconfirmed {
 	var list []protocol.Unconfirmed
 	for _, l := range b.letters {
@@ -114,19 +113,19 @@ func (b *batch) unconfirmed() []protocol.Unconfirmed {
 	return list
 }
 
-// moveToDLQ moves the dead letters of a committed batch. It goes on trying while
-// Redis does not answer or is full: the entries are safe where they are. What
-// was added is noted, since the leader adds again what Redis then loses.
+// moveToDLQ moves the dead letters of a committed batch. It retries while Redis
+// is unavailable or full: the entries are safe in their queues. It records which
+// were added, since the leader adds those again that Redis loses later.
 func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 	var added []telemetry.Ref
 	for _, step := range []struct {
 		letters []telemetry.DeadLetter
-		park    func(context.Context, []telemetry.DeadLetter, map[int]string) error
+		add     func(context.Context, []telemetry.DeadLetter, map[int]string) error
 	}{{b.letters, w.deadLetterSink.DeadLetter}, {b.deferredDeadLetters, w.deadLetterSink.DeadLetterDeferred}} {
 		if len(step.letters) == 0 {
 			continue
 		}
-		left, err := w.move(ctx, b, step.letters, step.park)
+		left, err := w.move(ctx, b, step.letters, step.add)
 		if err != nil {
 			return err
 		}
@@ -143,15 +142,15 @@ func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 		func() error { return w.deferrals.Added(ctx, added) })
 }
 
-// move has dead letters moved. It notes and returns the shards for which that
-// was refused.
+// move moves dead letters. It records and returns the shards for which Redis
+// refused.
 func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLetter,
-	park func(context.Context, []telemetry.DeadLetter, map[int]string) error,
+	add func(context.Context, []telemetry.DeadLetter, map[int]string) error,
 ) (map[int]bool, error) {
 	tokens := b.tokens()
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
 		func(err error) bool { return !lostState(err) && dispositionOf(err) != dropFenced },
-		func() error { defer w.callsReturned.Add(1); return park(ctx, letters, tokens) })
+		func() error { defer w.callsReturned.Add(1); return add(ctx, letters, tokens) })
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -174,7 +173,7 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	return left, nil
 }
 
-// tokens is what the shards of the batch are held under.
+// tokens returns the owner tokens of the batch's shards.
 func (b *batch) tokens() map[int]string {
 	tokens := make(map[int]string, len(b.parts))
 	for i := range b.parts {

@@ -186,7 +186,7 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) {
 				fenced.Add(1)
-				return &protocol.Failure{Kind: protocol.Fenced, Err: errors.New("another member's by now")}
+				return &protocol.Failure{Kind: protocol.Fenced, Err: errors.New("owned by another member")}
 			}
 			return nil
 		}}
@@ -206,7 +206,7 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	// Attempts that nobody finishes are what is left of processes that died.
+	// Unfinished attempts are what crashed processes leave behind.
 	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.PollEvery = time.Hour })
 	b.acquireAll(in)
 	ids := b.publish(junk(t, "not_json", 1, 1).Fields, junk(t, "not_json", 1, 2).Fields)
@@ -268,7 +268,7 @@ func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
 	var once sync.Once
 	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.DeadLetterSink = &deadLetterSink{DeadLetterSink: d.DeadLetterSink, before: func() error {
-			// Somebody acknowledges by hand what is about to be moved.
+			// Another client acknowledges the entry that is about to be moved.
 			once.Do(func() {
 				for _, p := range b.client.XPendingExt(context.Background(), &redis.XPendingExtArgs{
 					Stream: b.stream, Group: b.group, Start: "-", End: "+", Count: 10,

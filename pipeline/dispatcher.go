@@ -12,10 +12,10 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// dispatcher holds the dispatch lease when it can get it, and dispatches what is new to the
-// queues of its shards. What belongs to a shard of this instance is handed to
-// its worker at once, as far as protocol.Queue allows; the rest is read from
-// the queues by the owner of them.
+// dispatcher competes for the dispatch lease, and while it holds it dispatches
+// new entries to the queues of their shards. It bypasses the queue for shards of
+// this instance as far as protocol.Queue allows; every other entry is read from
+// its queue by the owner.
 type dispatcher struct {
 	cfg       Config
 	table     *table
@@ -23,16 +23,16 @@ type dispatcher struct {
 	metrics   *metrics
 	log       *slog.Logger
 	leaseFree <-chan struct{} // the dispatch lease was given back by its holder
-	peers     func() int      // other members that wait for entries
+	peers     func() int      // number of other members that can accept entries
 
 	progress *protocol.ProgressTracker
-	polled   time.Time // at how far the shards got
+	polled   time.Time // when the progress of the shards was read last
 
 	wait       *backoff.ExponentialBackOff
 	lastLogged time.Time
 }
 
-// run dispatches until ctx ends, and then gives the dispatch lease back.
+// run dispatches until ctx ends, and then releases the dispatch lease.
 func (d *dispatcher) run(ctx context.Context) error {
 	token := ""
 	defer func() {
@@ -51,8 +51,8 @@ func (d *dispatcher) run(ctx context.Context) error {
 		lease, err := d.source.AcquireDispatchLease(ctx, before, token, d.cfg.DispatchLeaseTTL)
 		switch {
 		case err != nil:
-			// The dispatch lease may be held under the new token, the old one, or not at all.
-			// Both names are given up; the lease ends by itself.
+			// The lease may be held under the new token, the old one, or not at all:
+			// forget both, it expires by itself.
 			if before != "" {
 				token = before
 			}
@@ -137,7 +137,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			Token: token, TTL: d.cfg.DispatchLeaseTTL, After: after, Notify: d.peers() > 0,
 		}, &a)
 		if err != nil {
-			// It may have happened. The next turn knows nothing of any queue.
+			// It may have happened. The next lease starts without knowledge of the queues.
 			d.logRateLimited(ctx, "dispatch", err)
 			return
 		}
@@ -148,8 +148,8 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	}
 }
 
-// noteGroup has all queues reread when the group was recreated: they hold
-// what will be redelivered. The script tells the other members.
+// noteGroup re-reads all queues if the group was recreated: they hold what will
+// be redelivered. The script notifies the other members.
 func (d *dispatcher) noteGroup(lease protocol.DispatchLease) {
 	if lease.GroupCreated {
 		d.log.Warn("consumer group created at the start of the stream; known entries end as duplicates")
@@ -157,8 +157,8 @@ func (d *dispatcher) noteGroup(lease protocol.DispatchLease) {
 	}
 }
 
-// pollProgress looks how far the shards got while much is dispatched and unfinished, so that
-// those that stand are known by the time it is too much.
+// pollProgress refreshes the progress of the shards while many dispatched entries
+// are unfinished, so that stalled shards are known before dispatch has to pause.
 func (d *dispatcher) pollProgress(ctx context.Context, pending int) error {
 	if pending < d.cfg.DispatchAhead/2 || time.Since(d.polled) < d.cfg.StallAfter/16 {
 		return nil
@@ -172,10 +172,11 @@ func (d *dispatcher) pollProgress(ctx context.Context, pending int) error {
 	return nil
 }
 
-// hasRoom reports whether to dispatch on. Dispatching pauses while the backlog is too
-// large, but not for the sake of shards that stand while others advance: the
-// leader opens an incident for each. It also pauses while this instance is at capacity and the others
-// have plenty: then it is cheaper to wait than to read our own entries back.
+// hasRoom reports whether to dispatch more. Dispatch pauses when
+// dispatched and unfinished >= DispatchAhead, not counting stalled shards (the
+// leader opens an incident for each). It also pauses while our own workers are
+// full, unless peers have fewer than two reads queued between them: reading our
+// entries back later costs more than waiting.
 func (d *dispatcher) hasRoom(pending int) bool {
 	if pending >= d.cfg.DispatchAhead && d.progress.EffectiveBacklog(time.Now(), pending, d.cfg.DispatchAhead) >= d.cfg.DispatchAhead {
 		return false
@@ -189,7 +190,7 @@ func (d *dispatcher) hasRoom(pending int) bool {
 	return d.peers() > 0 && pending-own < 2*d.cfg.ReadBatchRecords
 }
 
-// pause waits until something is finished here, or a moment.
+// pause waits until an entry is finished here, at most for a short poll.
 func (d *dispatcher) pause(ctx context.Context) {
 	t := time.NewTimer(d.cfg.DispatchLeaseTTL / 8)
 	defer t.Stop()
@@ -200,16 +201,16 @@ func (d *dispatcher) pause(ctx context.Context) {
 	}
 }
 
-// count is how many entries to ask for.
+// count returns the number of entries to read.
 func (d *dispatcher) count() int {
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
 	return max(1, min(d.cfg.ReadBatchRecords, d.table.free()))
 }
 
-// knownEmpty reports which of the shards' queues may be passed by, before a dispatch
-// is sent. A read that finds a queue empty while the dispatch is under way may have
-// found a group that was recreated, without what the old one held.
+// knownEmpty returns the shards whose queues may be bypassed; it is called
+// before a dispatch is sent. A read that finds a queue empty during the dispatch
+// may have found a recreated group, without the entries of the old one.
 func (d *dispatcher) knownEmpty(lease uint64, shards []int) map[int]bool {
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
@@ -222,7 +223,7 @@ func (d *dispatcher) knownEmpty(lease uint64, shards []int) map[int]bool {
 	return known
 }
 
-// bypass hands what was dispatched to the workers, as far as it may pass the queues by.
+// bypass delivers dispatched entries to our workers, where their queues may be bypassed.
 func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]bool, gone map[telemetry.EntryID]struct{}) {
 	t := d.table
 	t.mu.Lock()
@@ -249,7 +250,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]
 	}
 }
 
-// logRateLimited logs a failure, and waits before the next try.
+// logRateLimited logs a failure and waits before the next attempt.
 func (d *dispatcher) logRateLimited(ctx context.Context, what string, err error) {
 	if ctx.Err() != nil {
 		return

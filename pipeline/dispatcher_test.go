@@ -42,8 +42,8 @@ func pausing(cfg *pipeline.Config, _ *pipeline.Deps) {
 	cfg.DispatchAhead, cfg.ReadBatchRecords, cfg.StallAfter, cfg.Workers = dispatchAhead, 100, 400*time.Millisecond, 4
 }
 
-// P9: dispatching pauses by what is unfinished, and goes on for the others where one
-// shard stands.
+// P9: dispatch pauses by the number of unfinished entries, and continues for other
+// shards while one is stalled.
 func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -66,7 +66,7 @@ func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 		}
 	}
 	require.Greater(t, others, 20)
-	// Those of the others lie between and behind those of the one that stands.
+	// Entries of other shards lie between and behind those of the stalled one.
 	b.publish(entries...)
 	testenv.Wait(t, 30*time.Second, func() error {
 		if n := b.count("select count(*) from positions"); n != others {
@@ -80,7 +80,7 @@ func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 	require.Equal(t, standing+others, b.count("select count(*) from positions"))
 }
 
-// P7, P9: where nobody advances dispatching pauses, by twice the limit at the latest.
+// P7, P9: if no shard advances, dispatch pauses at 2*DispatchAhead at the latest.
 func TestP9DispatchingPausesWhileNothingAdvances(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

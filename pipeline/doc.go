@@ -1,48 +1,79 @@
-// Package pipeline is the way of a record inside one instance:
+// Package pipeline takes records through one instance, from the stream to the
+// acknowledgement:
 //
 //	dispatch / read → apply (decode, state) → batch → one transaction → ack
 //
-// A dispatcher puts new entries on the queues of their shards while this instance
-// holds the dispatch lease. A reader reads the queues of the shards granted to it. Both
-// hand entries to the workers, each of which runs several shards: it decodes,
-// moves the state of devices, collects a batch, commits it while the next one
-// fills, and acknowledges it while the next one commits.
+// The dispatcher puts new entries on the queues of their shards while this
+// instance holds the dispatch lease. The reader reads the queues of the shards
+// granted to this instance. Both deliver entries to workers, each of which runs
+// several shards: it decodes entries, advances the state of devices and collects
+// a batch. While one batch commits the worker fills the next one; while one is
+// acknowledged the next one commits.
 //
-// Entries are decoded by the worker of their shard, after dispatch: the shard
-// follows from the entry's own device_id, and so decoding runs on all workers
-// and keeps the order by itself.
+// Entries are decoded after dispatch, by the worker of their shard: the shard
+// follows from the entry's own device_id, so decoding runs on all workers and
+// keeps the order of a device.
 //
-// Promises kept here:
+// # States of an entry
 //
-//   - P1: an entry is acknowledged only after the commit of its effect. A failed
-//     acknowledgement is repeated until it succeeds or the instance ends.
-//   - P2: a batch that did not commit exactly as computed is computed again on
-//     fresh state, by a path on which what is stored already changes nothing.
-//   - P3: records of a device are applied and committed in the order of its
-//     queue: one worker a shard, one commit in flight a worker.
+//		            dispatch          deliver            commit            ack
+//		in stream ──────────► queued ─────────► in flight ─────► committed ─────► acknowledged
+//		    ▲                  ▲  ▲             │ │    ▲ │                             │
+//		    │                  │  └── give up ──┘ │    │ └─ defer ──► deferred         │
+//		    │                  │                  │    └──── due ──────────┘           │
+//		    │                  └── redeliver ─────┼────────────────────────────────────┘
+//		    └──────────── replay ── dead letter ◄─┘ reject
+//
+//	  - dispatch: dispatch.lua appends the entry to the pending list of its shard.
+//	  - deliver: the owner's reader, or the dispatcher itself where protocol.Queue
+//	    allows to bypass the queue.
+//	  - commit: one transaction writes the record and checks the epoch. A duplicate
+//	    commits too; it changes nothing.
+//	  - give up: the shard was lost, or the outcome of the commit is unknown. The
+//	    entry stays on its queue, and the next grant of the shard reads it again.
+//	  - defer: the entry cannot be decoded and has attempts left (a newer release may
+//	    decode it). The batch writes it to Postgres and acknowledges it there and
+//	    then; it is in flight again when it is due, and ends as committed, deferred
+//	    or dead letter.
+//	  - reject: the attempts are exhausted, Postgres rejects the row, or processes
+//	    crashed on this entry alone. deadletter.lua moves it to the dead letter
+//	    stream and acknowledges it in one step.
+//	  - redeliver: on a force-acquire, what was acknowledged beyond the applied ID
+//	    is queued again, because Postgres may have lost it.
+//	  - replay: an operator adds a dead letter to the stream again.
+//
+// # Promises kept here
+//
+//   - P1: committed before acknowledged. A failed acknowledgement is retried until
+//     it succeeds or the instance ends.
+//   - P2: a batch that did not commit as computed is recomputed on fresh state, by
+//     a path on which rows that are stored already change nothing.
+//   - P3: records of a device are applied and committed in the order of its queue:
+//     one worker per shard, one commit in flight per worker.
 //   - P4: every transaction carries the epochs under which its records were
-//     applied. When the sink says that they are void, the batch and everything
-//     computed on top of it is dropped and nothing of those shards acknowledged.
-//   - P5: records newer than the watermark are appended and move the state, all
-//     others go through the tables, so that the order of arrival leaves no trace.
-//   - P7: while a server does not answer, the same batch waits; nothing is given
-//     up and no attempt is counted.
-//   - P9: what is in memory is bounded by MaxInFlightRecords and
-//     MaxInFlightBytes plus one reply of the server.
-//     Dispatching pauses while DispatchAhead dispatched entries are unfinished, but not for the
-//     sake of shards that stand while others advance.
+//     applied. If the sink reports them void, the batch and everything computed on
+//     top of it is dropped and no entry of those shards is acknowledged.
+//   - P5: records newer than the watermark are appended and advance the state; all
+//     others go through the tables, so the result does not depend on the order of
+//     arrival.
+//   - P7: while a server is unavailable the same batch waits; no entry is given up
+//     and no attempt is counted.
+//   - P9: memory <= MaxInFlightRecords, MaxInFlightBytes, plus one reply of the
+//     server. Dispatch pauses while dispatched and unfinished >= DispatchAhead,
+//     not counting stalled shards.
 //
-// It does not decide who owns a shard: coordination grants shards and takes
-// them away. And it does not know Redis or Postgres: Source, Acker, Sink and
-// History are what it needs of them.
+// Coordination decides who owns a shard; it grants and withdraws shards. The
+// package knows neither Redis nor Postgres, only Source, Acker, Sink and History.
 //
-// How a failed commit is settled (judge in errors.go is the only place that
-// sorts them):
+// # Failed commits
 //
-//	unavailable   nothing happened: the same batch again, in place
-//	unknown       it may have happened: shards given up, taken again, read again
-//	fenced        shards named are another member's: dropped; the others redone
-//	conflict      something was stored already: redone by the idempotent path
-//	refused       a row is at fault: divided until it is alone
-//	misused       a person must fix it: Run returns the error
+// dispositionOf in errors.go is the only place that decides:
+//
+//	unavailable     not applied: retry the same batch in place
+//	unknown         may be applied: give the shards up, reacquire and re-read them
+//	fenced          drop the shards that another member owns; recompute the rest
+//	conflict        a row exists already: recompute by the idempotent path
+//	outdated        the fences changed: reload them and recompute
+//	rejected        a row is invalid: bisect until it is alone, then dead-letter it
+//	misconfigured   an operator must fix it: Run returns the error
 package pipeline

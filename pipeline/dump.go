@@ -7,17 +7,17 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// WorkerDump is what one worker has in flight, for a dump.
+// WorkerDump lists what one worker has in flight.
 type WorkerDump struct {
 	Worker   int          `json:"worker"`
 	Messages int          `json:"messages"` // in its mailbox
 	Entries  int          `json:"entries"`
 	Shards   []ShardDump  `json:"shards"`
-	View     *WorkerView  `json:"view,omitempty"` // what the worker said last; nil before it said anything
+	View     *WorkerView  `json:"view,omitempty"` // published last; nil before the first
 	Devices  []DeviceView `json:"devices"`
 }
 
-// IDs is entry IDs, as one text in JSON: there may be many.
+// IDs are entry IDs, one text in JSON since there may be many.
 type IDs []telemetry.EntryID
 
 // MarshalText writes the IDs with spaces in between.
@@ -39,8 +39,8 @@ type ShardDump struct {
 	IDs   IDs   `json:"entries"`
 }
 
-// WorkerView is what a worker says of itself: every second while it goes
-// round, and when it panics.
+// WorkerView is what a worker publishes of itself: every viewEvery while it
+// works, and when it panics.
 type WorkerView struct {
 	At         time.Time `json:"at"`
 	Applying   string    `json:"applying"` // the entry applied last
@@ -52,7 +52,7 @@ type WorkerView struct {
 	devices []DeviceView
 }
 
-// DeviceView is the state of a device in flight. Where it is, is personal data.
+// DeviceView is the state of a device in flight. Its location is personal data.
 type DeviceView struct {
 	Device    string    `json:"device"`
 	Shard     int       `json:"shard"`
@@ -62,15 +62,15 @@ type DeviceView struct {
 	Longitude *float64  `json:"longitude,omitempty"`
 }
 
-// viewEvery is how often a worker says what it has in flight; viewDevices bounds
-// what that costs.
+// viewEvery is the interval at which a worker publishes its view; viewDevices
+// bounds its cost.
 const (
 	viewEvery   = time.Second
 	viewDevices = 500
 )
 
-// Dump is what every worker has in flight. Coordinates are left out unless
-// positions asks for them.
+// Dump returns what every worker has in flight. Coordinates are omitted unless
+// positions is set.
 func (p *Pipeline) Dump(positions bool) []WorkerDump {
 	hands := make([]WorkerDump, len(p.workers))
 	p.table.mu.Lock()
@@ -101,15 +101,15 @@ func (p *Pipeline) Dump(positions bool) []WorkerDump {
 	return hands
 }
 
-// OnPanic is called when a worker panics, with what; then the panic goes on. It
-// must be set before Run.
+// OnPanic registers f to be called with the value when a worker panics, before
+// the panic propagates. Call it before Run.
 func (p *Pipeline) OnPanic(f func(value any)) {
 	for _, w := range p.workers {
 		w.panicked = f
 	}
 }
 
-// publishView says what this worker has in flight. Only its own goroutine calls it.
+// publishView publishes what this worker has in flight. Only its own goroutine calls it.
 func (w *worker) publishView() {
 	v := &WorkerView{
 		At: time.Now().UTC(), Applying: w.applying.String(), Batch: w.current.entries,
@@ -132,7 +132,7 @@ func (w *worker) publishView() {
 	look(w.current.late)
 	if w.busy {
 		v.Committing = w.committing.entries
-		look(w.committing.fresh) // read by the committer too, written by nobody meanwhile
+		look(w.committing.fresh) // the committer only reads it
 		look(w.committing.late)
 	}
 	w.view.Store(v)
@@ -147,7 +147,7 @@ func (d *device) view(id string) DeviceView {
 	return v
 }
 
-// reportPanic lets a panic go on once it is known what this worker had in flight.
+// reportPanic publishes what this worker had in flight, then lets the panic propagate.
 func (w *worker) reportPanic() {
 	value := recover()
 	if value == nil {
@@ -156,7 +156,7 @@ func (w *worker) reportPanic() {
 	func() {
 		defer func() {
 			if retrySame := recover(); retrySame != nil { // the state itself is broken
-				value = fmt.Errorf("%v; and while looking at what is in flight: %v", value, retrySame)
+				value = fmt.Errorf("%v; and while reading what is in flight: %v", value, retrySame)
 			}
 		}()
 		w.publishView()
@@ -164,5 +164,5 @@ func (w *worker) reportPanic() {
 	if w.panicked != nil {
 		w.panicked(value)
 	}
-	panic(value) // it goes on, and ends the process
+	panic(value) // propagates and ends the process
 }

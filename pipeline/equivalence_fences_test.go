@@ -13,7 +13,7 @@ import (
 )
 
 // TestP5ABatchComputedUnderOlderFencesIsComputedAgain changes the fences while
-// no instance hears of it and nobody asks for a recompute: the check in the
+// no instance is notified and no recompute is requested: the check in the
 // commit alone makes the crossings right, whatever the batch is made of.
 func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 	t.Parallel()

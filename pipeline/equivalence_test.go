@@ -15,10 +15,10 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// TestTheTablesAreAFunctionOfTheInput is promise P5: whatever is sent in
-// whatever order, however often, in whatever batches, and whoever works on it,
-// dies over it or has it taken away, the tables are what one pass over the input
-// says. TEST_SEED names a seed to begin with, TEST_SEEDS how many are tried.
+// TestTheTablesAreAFunctionOfTheInput is promise P5: the tables depend
+// only on the input, not on order, repetition, batches, or which instance works
+// on it, crashes or loses its shards. They equal those of one pass over the input.
+// TEST_SEED is the first seed, TEST_SEEDS the number of seeds.
 func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
 	t.Parallel()
 	seeds := 30

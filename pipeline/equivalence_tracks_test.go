@@ -244,7 +244,7 @@ func courseOf(t testing.TB, name string) []geofence.Fence {
 	return fences
 }
 
-// lineOf is a geometry without the remarks beside it.
+// lineOf is a geometry without its remarks.
 func lineOf(t testing.TB, text json.RawMessage) string {
 	t.Helper()
 	var line struct {

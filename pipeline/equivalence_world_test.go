@@ -123,7 +123,7 @@ func (w *world) join(crashAt int64, before bool) *member {
 	return m
 }
 
-// take gives a shard to an instance, whoever has it.
+// take moves a shard to an instance from its current owner, if any.
 func (w *world) take(shard int, m *member) {
 	ctx := context.Background()
 	_, err := w.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", m.instance.member, w.stream, shard)

@@ -6,29 +6,29 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// disposition is what is to be done about a failed commit.
+// disposition is how a failed commit is handled.
 type disposition uint8
 
 const (
-	// retrySame: nothing happened; the same batch is tried again in place.
+	// retrySame: not applied; retry the same batch in place.
 	retrySame disposition = iota + 1
-	// reacquire: it may have happened; the shards are reacquired, which fences
-	// what may still be under way, and their queues are read from the start.
+	// reacquire: it may have been applied; reacquire the shards, which fences
+	// what is still under way, and read their queues from the start.
 	reacquire
-	// dropFenced: the shards named are another member's by now.
+	// dropFenced: another member owns the shards named.
 	dropFenced
-	// recompute: nothing happened, and the batch as it was computed never will; its
-	// entries are applied again on fresh state, all by the idempotent path.
+	// recompute: not applied, and this batch never will be; apply its entries
+	// again on fresh state, all by the idempotent path.
 	recompute
-	// reloadFences: as redo, with the fences that are in force by now.
+	// reloadFences: recompute with the current fences.
 	reloadFences
-	// bisect: a row is at fault; the batch is divided until it is alone.
+	// bisect: a row is rejected; divide the batch until that row is alone.
 	bisect
-	// fatal: a person must fix it; the process ends with a code that says so.
+	// fatal: an operator must fix the cause; Run returns the error.
 	fatal
 )
 
-// dispositionOf sorts the failures of the sink. It is the only place that decides.
+// dispositionOf maps failures of the sink to dispositions. No other code decides that.
 func dispositionOf(err error) disposition {
 	f, ok := errors.AsType[*protocol.Failure](err)
 	if !ok {

@@ -10,9 +10,9 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// fences is the set of fences that all workers derive crossings by. That it is
-// the one in force is checked by every commit, so being late costs work and
-// nothing else.
+// fences is the set of fences from which all workers derive crossings. Every
+// commit checks that it is the current one, so a stale set costs recomputation,
+// never correctness.
 type fences struct {
 	loader  FenceLoader
 	every   time.Duration
@@ -28,10 +28,10 @@ func newFences(loader FenceLoader, every time.Duration, m *metrics, log *slog.Lo
 	return &fences{loader: loader, every: every, metrics: m, log: log, changed: make(chan struct{}, 1)}
 }
 
-// now is the set last loaded. It is there before any worker runs.
+// now returns the set loaded last. It is loaded before any worker runs.
 func (f *fences) now() *protocol.Fences { return f.present.Load() }
 
-// refresh loads the set if it changed, and tries until it succeeds or ctx ends.
+// refresh loads the set if it changed, and retries until it succeeds or ctx ends.
 func (f *fences) refresh(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -7,16 +7,16 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// WorkStatus is how the work stands, as a heartbeat reports it.
+// WorkStatus is the progress of the work, as a heartbeat reports it.
 type WorkStatus struct {
 	InFlight      int    // entries in memory and not finished
-	Finished      uint64 // entries finished since the start: it moves while there is progress
-	Committed     uint64 // transactions committed: of batches, and of steps of requests, which may be long
-	CallsReturned uint64 // calls of servers that came back, well or not: it moves while workers are not stuck
-	Shards        []int  // held, ascending
+	Finished      uint64 // entries finished since the start: grows while there is progress
+	Committed     uint64 // transactions committed, of batches and of the steps of requests
+	CallsReturned uint64 // server calls that returned, successfully or not: grows while no worker is stuck
+	Shards        []int  // owned, ascending
 }
 
-// WorkStatus tells how the work stands.
+// WorkStatus returns the progress of the work.
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
@@ -32,7 +32,7 @@ func (p *Pipeline) WorkStatus() WorkStatus {
 	return v
 }
 
-// commitCountingSink counts what is committed.
+// commitCountingSink counts commits.
 type commitCountingSink struct {
 	Sink
 	commitCount *atomic.Uint64
@@ -47,7 +47,7 @@ func (s commitCountingSink) Write(ctx context.Context, b *protocol.Batch) (proto
 	return w, err
 }
 
-// stepCountingRequests counts the steps that are done.
+// stepCountingRequests counts completed steps of requests.
 type stepCountingRequests struct {
 	Requests
 	commitCount *atomic.Uint64

@@ -8,7 +8,7 @@ import (
 )
 
 // TestP2AnEntryIsStoredOnceThoughItsRowTakesNoPartInState delivers entries again whose
-// rows the watermark does not show, since they were flagged faulty meanwhile: they
+// rows the watermark does not show, since they were flagged faulty since: they
 // look new, and are not.
 func TestP2AnEntryIsStoredOnceThoughItsRowTakesNoPartInState(t *testing.T) {
 	t.Parallel()
@@ -27,5 +27,5 @@ func TestP2AnEntryIsStoredOnceThoughItsRowTakesNoPartInState(t *testing.T) {
 	b.settled(10*time.Second, 0)
 	require.NoError(t, b.pool.QueryRow(t.Context(), rows).Scan(&after))
 	require.Equal(t, before, after)
-	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nobody is to blame")
+	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "no entry is at fault")
 }

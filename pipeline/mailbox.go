@@ -11,15 +11,15 @@ type messageKind uint8
 
 const (
 	work    messageKind = iota + 1 // entries of a shard, in order
-	granted                        // a shard begins under an epoch, on fresh state
+	granted                        // a shard starts under an epoch, on fresh state
 	dropped                        // a shard is no longer ours
 	asked                          // a request for a shard is to be run
-	emptied                        // the queue of a shard in quarantine holds nothing
-	retried                        // deferred entries of a shard whose time has come
+	emptied                        // the queue of a quarantined shard is empty
+	retried                        // deferred entries of a shard that are due
 )
 
-// message is what a worker is told. Messages of one worker arrive in the order
-// in which they were put.
+// message is an instruction to a worker. One worker gets its messages in the
+// order in which they were put.
 type message struct {
 	kind    messageKind
 	shard   int
@@ -32,12 +32,12 @@ type message struct {
 	quarantine protocol.Quarantine // of a shard that is granted
 
 	deferred []protocol.Deferred
-	done     func() // to be called when they are decided
+	done     func() // to be called when they have an outcome
 }
 
-// mailbox is a worker's queue. Putting never blocks, since it happens under the
-// table's lock: what bounds it is the limit on what is in flight, which the
-// dispatcher and the reader keep before they ask the server for more.
+// mailbox is a worker's queue. put never blocks, since it runs under the table's
+// lock: the limit on what is in flight bounds it, which dispatcher and reader
+// check before they read more.
 type mailbox struct {
 	mu     sync.Mutex
 	items  []message
@@ -53,14 +53,14 @@ func (m *mailbox) put(msg message) {
 	ring(m.signal)
 }
 
-// waiting is how many messages have not been taken.
+// waiting returns the number of messages not taken yet.
 func (m *mailbox) waiting() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.items)
 }
 
-// take returns what has arrived, and hands back a slice to reuse.
+// take returns the messages that have arrived and keeps reuse as its next buffer.
 func (m *mailbox) take(reuse []message) []message {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -8,16 +8,16 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// The points at which a mutant of the service (build tag mutant) goes wrong on
+// The points at which a mutant of the service (build tag mutant) fails on
 // purpose, so that the load test can be shown to notice. Here they do nothing.
 
-// mutantDrops reports whether a record is to be forgotten.
+// mutantDrops reports whether to drop a record.
 func mutantDrops() bool { return false }
 
 // mutantAcks acknowledges a batch that is not committed yet.
 func (w *worker) mutantAcks(context.Context, *batch) {}
 
-// mutantWrites writes a batch, after it was held where somebody asks for that.
+// mutantWrites writes a batch, delayed where a test asks for that.
 func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	return w.sink.Write(ctx, b)
 }

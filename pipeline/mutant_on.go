@@ -16,15 +16,15 @@ import (
 
 var placed atomic.Int64
 
-// mutantDrops forgets every Nth record where MUTANT is drop:N.
+// mutantDrops drops every Nth record if MUTANT is drop:N.
 func mutantDrops() bool {
 	every, ok := strings.CutPrefix(os.Getenv("MUTANT"), "drop:")
 	n, err := strconv.ParseInt(every, 10, 64)
 	return ok && err == nil && placed.Add(1)%n == 0
 }
 
-// mutantAcks acknowledges before the commit where MUTANT is early_ack, and then
-// takes its time.
+// mutantAcks acknowledges before the commit if MUTANT is early_ack, and then
+// waits.
 func (w *worker) mutantAcks(ctx context.Context, b *batch) {
 	if os.Getenv("MUTANT") == "early_ack" {
 		_ = w.acker.Ack(ctx, b.acks())
@@ -32,9 +32,9 @@ func (w *worker) mutantAcks(ctx context.Context, b *batch) {
 	}
 }
 
-// mutantWrites writes a batch, after it was held where somebody asks for that:
-// while there is a file INSTANCE_ID.hold in the folder MUTANT_HOLD. A file
-// INSTANCE_ID.held-* is there until a batch that was held is written.
+// mutantWrites writes a batch, after holding it while the file INSTANCE_ID.hold
+// exists in the folder MUTANT_HOLD. A file INSTANCE_ID.held-* exists until the
+// batch that was held is written.
 func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	if dir := os.Getenv("MUTANT_HOLD"); dir != "" {
 		name := filepath.Join(dir, os.Getenv("INSTANCE_ID")+".hold")

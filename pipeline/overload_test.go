@@ -170,7 +170,7 @@ func (b *bench) ages(where string, args ...any) (p99, most float64) {
 }
 
 // A device that sends half of everything, and more than one worker can do,
-// holds up its own worker and nobody else.
+// delays only its own worker.
 func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
 	during := offering(t, 6*time.Second)
 	const workers, perWorker, rate, others = 4, 100, 240, 80
@@ -189,20 +189,20 @@ func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
 		return at(1+i/2%others, int64(i))
 	}, func(int) {})
 	lift()
-	var beside, elsewhere []string
+	var sameWorker, elsewhere []string
 	for d := 1; d <= others; d++ {
 		if id := fleet.DeviceID(d); workerOf(id) == hot {
-			beside = append(beside, id)
+			sameWorker = append(sameWorker, id)
 		} else {
 			elsewhere = append(elsewhere, id)
 		}
 	}
-	require.NotEmpty(t, beside)
+	require.NotEmpty(t, sameWorker)
 	_, own := b.ages("where device_id = $1", fleet.DeviceID(0))
-	_, near := b.ages("where device_id = any ($1)", beside)
+	_, near := b.ages("where device_id = any ($1)", sameWorker)
 	p99, most := b.ages("where device_id = any ($1)", elsewhere)
-	t.Logf("age at commit: the device that sends half at most %.2f s, %d beside it at most %.2f s, %d of other workers p99 %.2f s, at most %.2f s",
-		own, len(beside), near, len(elsewhere), p99, most)
+	t.Logf("age at commit: the device that sends half at most %.2f s, %d of the same worker at most %.2f s, %d of other workers p99 %.2f s, at most %.2f s",
+		own, len(sameWorker), near, len(elsewhere), p99, most)
 	require.Greater(t, own, 2.0, "its worker was behind")
 	require.Less(t, p99, own/2)
 	b.settled(2*time.Minute, 0)

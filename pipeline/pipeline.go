@@ -21,7 +21,7 @@ type Source interface {
 	ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error)
 	Dispatch(ctx context.Context, d protocol.DispatchRequest, a *protocol.NewEntries) (protocol.DispatchResult, error)
 	ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error)
-	// Work is how far the work of the shards got.
+	// Work returns the progress of every shard.
 	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
@@ -33,44 +33,44 @@ type Acker interface {
 // Sink commits batches, each in one transaction that ends with the check of epochs.
 type Sink interface {
 	Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error)
-	// Generation numbers the runs of the server, as far as they were noticed. A batch is
-	// refused on another run than the one it names.
+	// Generation numbers the lives of the server that were noticed. A batch is
+	// rejected by another generation than the one it names.
 	Generation() uint64
 }
 
-// History knows what is stored.
+// History reads what is stored.
 type History interface {
 	LastFixes(ctx context.Context, devices []string, skew time.Duration,
 		found func(i int, us int64, lat, lon float64)) error
 }
 
-// FenceLoader reads the fences. Those that are invalid are skipped and reported.
+// FenceLoader reads the fences. Invalid ones are skipped and reported.
 type FenceLoader interface {
 	Version(ctx context.Context) (int64, error)
 	Load(ctx context.Context) (set *protocol.Fences, bad []error, err error)
 }
 
-// Cause is why a shard was given up.
+// Cause is the reason why a shard was given up.
 type Cause uint8
 
 const (
-	// ShardFenced means that another owner has taken the shard.
+	// ShardFenced: another owner has acquired the shard.
 	ShardFenced Cause = iota + 1
-	// OutcomeUnknown means that a commit may or may not have happened. Taking the
-	// shard again settles it.
+	// OutcomeUnknown: a commit may or may not have happened. Reacquiring the
+	// shard settles it.
 	OutcomeUnknown
 )
 
-// ShardLost tells the owner's side that the pipeline gave a shard up by itself.
+// ShardLost tells coordination that the pipeline gave a shard up.
 type ShardLost struct {
 	Shard int
 	Epoch int64
 	Cause Cause
 }
 
-// Pipeline is the work of one instance: it dispatches while it holds the dispatch lease, reads
-// the queues of the shards granted to it, and runs them to the commit and the
-// acknowledgement. Who owns what is decided elsewhere.
+// Pipeline is the work of one instance: it dispatches while it holds the
+// dispatch lease, reads the queues of the shards granted to it, and processes
+// them up to commit and acknowledgement. Coordination decides who owns a shard.
 type Pipeline struct {
 	cfg            Config
 	table          *table
@@ -94,7 +94,7 @@ type Pipeline struct {
 	trial     chan struct{}
 }
 
-// Deps is what a pipeline works with.
+// Deps are what a pipeline works with.
 type Deps struct {
 	Source         Source
 	Acker          Acker
@@ -105,15 +105,15 @@ type Deps struct {
 
 	Deferrals Deferrals
 	ProbeLog  ProbeLog
-	// Requests is what operators and neighbours ask for.
+	// Requests returns what operators and the leader request.
 	Requests Requests
-	// Lost is called, from a worker, for each shard that was given up.
+	// Lost is called from a worker for each shard that was given up.
 	Lost func(ShardLost)
-	// Peers is how many other members wait for entries.
+	// Peers returns how many other members can accept entries.
 	Peers func() int
 }
 
-// New returns a pipeline that holds no shard yet.
+// New returns a pipeline that owns no shard yet.
 func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Pipeline, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -148,9 +148,9 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	return p, nil
 }
 
-// Run dispatches, reads and works until ctx ends. Then it takes nothing in any more,
-// finishes what is in flight and returns. Work outlives ctx until work ends too:
-// what is in flight then is given up, and stays on its queues.
+// Run dispatches, reads and works until ctx ends. Then it stops intake, finishes
+// what is in flight and returns. work bounds the drain: when it ends, what is
+// still in flight is given up and stays on its queues.
 func (p *Pipeline) Run(ctx, work context.Context) error {
 	if err := p.fences.refresh(ctx); err != nil {
 		return nil
@@ -160,7 +160,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 	for _, w := range p.workers {
 		workers.Go(func() error { return w.run(workCtx, intakeEnded) })
 	}
-	// Intake ends when it is told to, or when a worker has failed for good.
+	// Intake ends with ctx, or when a worker fails.
 	intakeCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	context.AfterFunc(workCtx, stop)
@@ -191,19 +191,19 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 	return err
 }
 
-// Grant starts a shard under the epoch at which it was taken. Its queue is read
-// from the start, on fresh state.
+// Grant starts a shard under the epoch at which it was acquired. Its queue is
+// read from the start, on fresh state.
 func (p *Pipeline) Grant(h protocol.ShardLease) error { return p.table.grant(h) }
 
-// Stop ends intake for a shard. The channel is closed once nothing of it is in
-// flight; then Drop forgets it.
+// Stop ends intake for a shard. The channel is closed when none of it is in
+// flight; then Drop forgets the shard.
 func (p *Pipeline) Stop(shard int) <-chan struct{} { return p.table.stop(shard) }
 
-// Drop forgets a shard and whatever of it is in flight.
+// Drop forgets a shard and all of it that is in flight.
 func (p *Pipeline) Drop(shard int) { p.table.drop(shard) }
 
-// Owned tells under which epoch a shard is held, and up to which entry it was
-// finished since it was granted.
+// Owned returns the epoch under which a shard is owned, and the last entry
+// finished since it was granted; ok is false if the shard is not owned.
 func (p *Pipeline) Owned(shard int) (epoch int64, applied telemetry.EntryID, ok bool) {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
@@ -211,37 +211,37 @@ func (p *Pipeline) Owned(shard int) (epoch int64, applied telemetry.EntryID, ok 
 	return s.epoch, s.applied, s.owned
 }
 
-// InFlight is how many entries are in memory and not finished.
+// InFlight returns the number of entries in memory that are not finished.
 func (p *Pipeline) InFlight() int {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
 	return p.table.records
 }
 
-// Notify says that shards may have got something, or all when none is named.
+// Notify marks the queues of shards as due to be read, all of them if none is named.
 func (p *Pipeline) Notify(shards []int) { p.table.markDue(shards) }
 
-// NotifyDispatchLease says that the dispatch lease was given back.
+// NotifyDispatchLease wakes the dispatcher: the lease was released.
 func (p *Pipeline) NotifyDispatchLease() { ring(p.leaseFree) }
 
-// FencesChanged says that fences may have changed.
+// FencesChanged wakes the refresh of fences.
 func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
 
-// RequestsChanged says that there may be a new request.
+// RequestsChanged wakes the poll for requests.
 func (p *Pipeline) RequestsChanged() { ring(p.scheduler.wake) }
 
-// Reread says that shards got something that may lie before what was read.
+// Reread reads queues of shards from their start: entries may precede the cursor.
 func (p *Pipeline) Reread(shards []int) { p.table.reread(shards) }
 
-// Abandon gives all shards and the dispatch lease up at once: a server is another one than
-// before, or has another past, and nothing in flight can be trusted. The owner's
-// side takes the shards again, which compares what both servers know.
+// Abandon gives up all shards and the dispatch lease: a server was replaced, or
+// lost data, and nothing in flight can be trusted. Coordination reacquires the
+// shards, which compares what both servers know.
 func (p *Pipeline) Abandon() {
 	for _, l := range p.table.abandon() {
 		p.lost(l)
 	}
 }
 
-// Rewind reads all queues from their start again: the server may not hold what
-// it held.
+// Rewind reads all queues from their start again: the server may have lost
+// entries that it held.
 func (p *Pipeline) Rewind() { p.table.rewind() }

@@ -11,15 +11,15 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// pollEvery is how long a queue waits at most that was rung for in vain.
+// pollEvery is the maximum wait of a queue whose notification was missed.
 const pollEvery = 200 * time.Millisecond
 
-// readsAtOnce bounds the replies of one round trip.
+// readsAtOnce is the maximum number of queues read in one round trip.
 const readsAtOnce = 64
 
-// reader reads the queues of the shards held, wherever something may lie that
-// was not handed on: after a shard was taken, after a bell, after an error, and
-// from the start every so often.
+// reader reads the queues of owned shards that may hold entries not delivered
+// yet: after a shard was acquired, after a notification, after an error, and
+// from the start every QueueRescan.
 type reader struct {
 	cfg     Config
 	table   *table
@@ -32,7 +32,7 @@ type reader struct {
 	failing    bool
 }
 
-// pendingRead is a read and what it was based on.
+// pendingRead is a read and the snapshot it was based on.
 type pendingRead struct {
 	read         protocol.QueueRead
 	grant        uint64
@@ -51,7 +51,7 @@ func (r *reader) run(ctx context.Context) error {
 				r.lastLogged = time.Now()
 				r.log.Warn("operation failed, will retry", "what", "read queues", "err", err)
 			}
-			// The server that answers next may not be the one that answered before.
+			// The next reply may come from another server.
 			r.failing = true
 			r.table.rewind()
 			_ = sleep(ctx, r.wait.NextBackOff())
@@ -79,8 +79,8 @@ func (r *reader) run(ctx context.Context) error {
 	}
 }
 
-// pass reads every queue that is due and for which there is room. It tells
-// whether another pass would find more at once.
+// pass reads every queue that is due and has room. It reports whether another
+// pass would find more immediately.
 func (r *reader) pass(ctx context.Context) (bool, error) {
 	batch := r.choose()
 	if len(batch) == 0 {
@@ -97,7 +97,7 @@ func (r *reader) pass(ctx context.Context) (bool, error) {
 	return r.take(batch, replies), nil
 }
 
-// choose picks the queues to read, and shares the room among them.
+// choose selects the queues to read and divides the room among them.
 func (r *reader) choose() []pendingRead {
 	t := r.table
 	t.mu.Lock()
@@ -114,7 +114,7 @@ func (r *reader) choose() []pendingRead {
 			continue
 		}
 		if !t.fits(s, 1) {
-			continue // the worker rings when it has room
+			continue // the worker wakes us when it has room
 		}
 		batch = append(batch, pendingRead{read: protocol.QueueRead{Shard: shard}, grant: s.grant})
 		if len(batch) == readsAtOnce {
@@ -146,7 +146,7 @@ func (r *reader) choose() []pendingRead {
 	return batch
 }
 
-// take hands on what was found.
+// take delivers the entries found.
 func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 	t := r.table
 	t.mu.Lock()
@@ -164,7 +164,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 			ids[j] = found.Entries[j].ID
 		}
 		full := len(ids) >= a.read.Count
-		// Entries to hand on stay in place, the others are squeezed out.
+		// Entries to deliver stay in place, the rest is squeezed out.
 		keep := found.Entries[:0]
 		ok := s.queue.EndRead(a.readSnapshot, ids, full, lease, func(j int) { keep = append(keep, found.Entries[j]) })
 		if len(keep) > 0 {
@@ -176,7 +176,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 				t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
 			}
 		}
-		// Without the dispatch lease a queue read to its end waits for a bell or the poll.
+		// Without the dispatch lease a queue read to its end waits for a notification or the poll.
 		if !ok || full || (lease != 0 && !s.queue.CanBypass(lease)) {
 			s.due, more = true, true
 		}

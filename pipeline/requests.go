@@ -10,18 +10,19 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Requests is what operators and neighbours ask for.
+// Requests reads and runs what operators and the leader request.
 type Requests interface {
 	Waiting(ctx context.Context, shards []int) ([]protocol.Request, error)
 	Step(ctx context.Context, o protocol.RequestStep) (p protocol.Progress, done bool, err error)
 	Finish(ctx context.Context, o protocol.RequestStep, result map[string]any, failed string) error
 }
 
-// pollRequests is how often requests are looked for without being told.
+// pollRequests is the interval of polls for requests.
 const pollRequests = 2 * time.Second
 
-// requestScheduler brings requests to the workers of their shards: one step to a worker at
-// a time, and ordinary work in between, so that many requests hold up nothing.
+// requestScheduler brings requests to the workers of their shards: one step per
+// worker at a time, with ordinary work in between, so that many requests do not
+// delay entries.
 type requestScheduler struct {
 	table    *table
 	requests Requests
@@ -31,7 +32,7 @@ type requestScheduler struct {
 
 	mu     sync.Mutex
 	atWork map[int64]int      // the worker each request is with; under mu
-	over   map[int64]struct{} // those taken off since the last look began; under mu
+	over   map[int64]struct{} // those finished since the last poll began; under mu
 }
 
 func newRequestScheduler(p *Pipeline, requests Requests) *requestScheduler {
@@ -51,13 +52,13 @@ func (d *requestScheduler) run(ctx context.Context) error {
 		case <-tick.C:
 		case <-d.wake:
 		}
-		if err := retry(ctx, d.log, "look for requests", d.metrics.requestErrors, always, func() error { return d.poll(ctx) }); err != nil {
+		if err := retry(ctx, d.log, "poll for requests", d.metrics.requestErrors, always, func() error { return d.poll(ctx) }); err != nil {
 			return nil
 		}
 	}
 }
 
-// poll hands requests of the shards held to their workers.
+// poll passes requests of owned shards to their workers.
 func (d *requestScheduler) poll(ctx context.Context) error {
 	var shards []int
 	d.table.mu.Lock()
@@ -88,7 +89,7 @@ func (d *requestScheduler) poll(ctx context.Context) error {
 	for _, r := range found {
 		s := &d.table.slots[r.Shard]
 		if _, over := d.over[r.ID]; over || !s.owned || s.stopping || busy[s.worker] {
-			continue // one that is over may have been found before it was
+			continue // finished after the poll had read it
 		}
 		busy[s.worker] = true
 		d.atWork[r.ID] = s.worker
@@ -97,7 +98,7 @@ func (d *requestScheduler) poll(ctx context.Context) error {
 	return nil
 }
 
-// done takes a request off the desk; the next one of its shard may come.
+// done removes a finished request; the next one of its shard may follow.
 func (d *requestScheduler) done(id int64) {
 	d.mu.Lock()
 	delete(d.atWork, id)
@@ -106,9 +107,8 @@ func (d *requestScheduler) done(id int64) {
 	ring(d.wake)
 }
 
-// serve does one step of a request. It is called when nothing is being
-// committed, so that a step sees all that was applied before it and what is
-// applied after it sees the step.
+// serve runs one step of a request. No commit is in flight then: the step sees
+// everything applied before it, and what is applied later sees the step.
 func (w *worker) serve(ctx context.Context, m *message) error {
 	t, ok := w.owned[m.shard]
 	if !ok || t.grant != m.grant {
@@ -126,7 +126,7 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 		w.callsReturned.Add(1)
 		return err
 	})
-	// Whatever it changed, state is what the tables say.
+	// The step may have changed the tables: reload state from them.
 	w.state.invalidate(m.shard)
 	if err != nil {
 		return w.unserved(ctx, order, m, err)
@@ -137,14 +137,14 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 		w.scheduler.done(m.request.ID)
 		return nil
 	}
-	// Go on behind what has arrived meanwhile.
+	// Continue after the messages that arrived during the step.
 	next := *m.request
 	next.Progress = progress
 	w.box.put(message{kind: asked, shard: m.shard, grant: m.grant, request: &next})
 	return nil
 }
 
-// attempt runs f until it is decided, with the fences in force.
+// attempt runs f with the current fences until it has an outcome.
 func (w *worker) attempt(ctx context.Context, o *protocol.RequestStep, f func() error) error {
 	for {
 		o.Rules = w.rules()
@@ -158,7 +158,7 @@ func (w *worker) attempt(ctx context.Context, o *protocol.RequestStep, f func() 
 	}
 }
 
-// unserved settles a request whose step did not commit.
+// unserved handles a request whose step did not commit.
 func (w *worker) unserved(ctx context.Context, o protocol.RequestStep, m *message, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -178,7 +178,7 @@ func (w *worker) unserved(ctx context.Context, o protocol.RequestStep, m *messag
 	return nil
 }
 
-// serveRehydrate loads the state of one device, or of the whole shard, again.
+// serveRehydrate reloads the state of one device or of the whole shard.
 func (w *worker) serveRehydrate(ctx context.Context, o protocol.RequestStep, m *message) error {
 	result := map[string]any{"devices": w.state.known(m.shard)}
 	if id := m.request.Device; id != "" {
@@ -200,8 +200,8 @@ func (w *worker) serveRehydrate(ctx context.Context, o protocol.RequestStep, m *
 	return nil
 }
 
-// describe is the state of a device for people; coordinates are personal data
-// and only go into the result of a request, never into a log.
+// describe returns the state of a device for operators. Coordinates are
+// personal data: they go only into the result of a request, never into a log.
 func (w *worker) describe(id string, shard int) map[string]any {
 	d := w.state.find(id, shard)
 	switch {

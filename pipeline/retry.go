@@ -15,25 +15,24 @@ import (
 // logInterval bounds the log lines of one outage and one loop.
 const logInterval = 10 * time.Second
 
-// always is for calls that change nothing when repeated.
+// always retries every failure, of calls that are idempotent.
 func always(error) bool { return true }
 
-// isTransient is for questions: they are asked again unless a person has to
-// fix something first.
+// isTransient retries queries unless an operator has to fix the cause first.
 func isTransient(err error) bool { return dispositionOf(err) != fatal }
 
-// notApplied is for calls whose outcome matters.
+// notApplied retries calls that certainly had no effect.
 func notApplied(err error) bool { return dispositionOf(err) == retrySame }
 
-// isRowIndependent is for transactions that write no row: none can be at fault.
+// isRowIndependent is for transactions that write no row: no row can be rejected.
 func isRowIndependent(err error) bool {
 	v := dispositionOf(err)
 	return v == retrySame || v == recompute || v == bisect
 }
 
 // retry calls f until it succeeds, ctx ends, or it fails in a way that repeat
-// does not accept. The wait grows from some milliseconds to two seconds, with
-// jitter, so that an outage makes no hot loop and its end is soon noticed.
+// does not accept. The wait grows from milliseconds to two seconds, with jitter:
+// no hot loop in an outage, and a prompt resumption after it.
 func retry(ctx context.Context, log *slog.Logger, what string, failures prometheus.Counter, repeat func(error) bool, f func() error) error {
 	var wait *backoff.ExponentialBackOff
 	var lastLogged, began time.Time
@@ -83,8 +82,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// lostState reports whether an error says that the group or the dispatch lease is not what
-// it was.
+// lostState reports whether an error says that the group or the dispatch lease
+// has changed.
 func lostState(err error) bool {
 	f, ok := errors.AsType[*protocol.Failure](err)
 	return ok && f.Kind == protocol.Lost

@@ -11,33 +11,34 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Deferrals is where entries wait for another attempt. A batch puts them there
-// and takes them away when they have become records; see protocol.Batch.
+// Deferrals keeps entries until their next attempt. Batches add and remove them;
+// see protocol.Batch.
 type Deferrals interface {
-	// Claim returns entries of these shards whose time has come, at most limit,
-	// and keeps them from being claimed again for the lease. Their Attempts
-	// include the one that is to be made now. An entry claimed before that came
-	// to no end, since the process died, has class crash and is returned alone.
+	// Claim returns due entries of these shards, at most limit, and leases them so
+	// that they are not claimed again. Attempts includes the one to be made now. An
+	// entry whose previous claim had no outcome, since the process crashed, has
+	// class crash and is returned alone.
 	Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error)
 	// Return gives up attempts that were not made.
 	Return(ctx context.Context, claimed []protocol.Deferred) error
-	// Added notes which entries are dead letters in their stream now.
+	// Added records which entries are dead letters in their stream.
 	Added(ctx context.Context, refs []telemetry.Ref) error
 }
 
-// delay is the wait after so many attempts, spread out so that what failed
-// together does not come back together.
+// delay returns the wait after this many attempts, with jitter so that entries
+// which failed together are not retried together.
 func (c DeadLetterConfig) delay(attempts int) time.Duration {
 	d := c.RetryDelays[min(attempts, len(c.RetryDelays))-1]
 	return d + rand.N(d/4+1)
 }
 
-// claimAtOnce bounds how long the retries of a worker may keep it from its queues.
+// claimAtOnce bounds the deferred entries of one claim, and so how long they keep
+// a worker from its queues.
 const claimAtOnce = 500
 
-// retrier looks for deferred entries of the shards held, and hands them to
-// their workers. It claims nothing while anything claimed is not decided, so
-// that an entry in quarantine is alone.
+// retrier polls for deferred entries of owned shards and passes them to their
+// workers. It claims nothing while a claimed entry has no outcome, so that a
+// quarantined entry is alone.
 type retrier struct {
 	cfg       Config
 	table     *table
@@ -66,7 +67,7 @@ func (r *retrier) run(ctx context.Context) error {
 	}
 }
 
-// pass has one page of entries tried again. It reports whether there may be more.
+// pass retries one page of entries. It reports whether there may be more.
 func (r *retrier) pass(ctx context.Context) (bool, error) {
 	held := r.table.working()
 	if len(held) == 0 {
@@ -105,18 +106,18 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	return more && notReturned == nil, notReturned
 }
 
-// returnWithin bounds a last word to Postgres when the work ends.
+// returnWithin bounds the last call to Postgres when the work ends.
 const returnWithin = time.Second
 
-// giveBack returns attempts that were not made, also at the end of a drain: left
-// alone they would count as deaths.
+// giveBack returns attempts that were not made, also at the end of a drain:
+// otherwise they would count as crashes.
 func giveBack(ctx context.Context, deferrals Deferrals, rows []protocol.Deferred) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), returnWithin)
 	defer cancel()
 	return deferrals.Return(ctx, rows)
 }
 
-// working is the shards that are held and not being handed over.
+// working returns the owned shards that are not being handed over.
 func (t *table) working() []protocol.ShardLease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -130,7 +131,7 @@ func (t *table) working() []protocol.ShardLease {
 }
 
 // deliverDeferred passes deferred entries to the worker of their shard, if the
-// shard is still held under the epoch under which they were claimed.
+// shard is still owned under the epoch under which they were claimed.
 func (t *table) deliverDeferred(shard int, epoch int64, rows []protocol.Deferred, done func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -142,9 +143,9 @@ func (t *table) deliverDeferred(shard int, epoch int64, rows []protocol.Deferred
 	return true
 }
 
-// tryAgain decides deferred entries by themselves, beside what is in flight: what
-// has become a record is a late one. What cannot be decided, since the shard is
-// lost, is returned.
+// tryAgain decides deferred entries, apart from what is in flight: one that
+// becomes a record is a late record. Entries that cannot be decided, since the
+// shard is lost, are returned.
 func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	defer m.done()
 	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]protocol.Deferred, len(m.deferred))}
@@ -176,7 +177,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		func() error { return w.deferrals.Return(ctx, left) })
 }
 
-// resolveDeferred notes which deferred entries of a part are decided.
+// resolveDeferred records which deferred entries of a part have an outcome.
 func (b *batch) resolveDeferred(p *part) {
 	if p.again == nil {
 		return

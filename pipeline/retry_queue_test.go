@@ -161,7 +161,7 @@ func TestAnEntryLeftOnItsQueueIsReadAgain(t *testing.T) {
 	require.Empty(t, in.lost, "the shard is held all the time")
 }
 
-// TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp, and whoever takes it next
+// TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp: the next owner
 // finds the entry as it was: on its queue, or deferred with the same attempts.
 func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 	t.Parallel()

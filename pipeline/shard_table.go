@@ -8,10 +8,10 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// table is what the dispatcher, the reader, the workers and the owner's side of
-// coordination share: which shards are held, how far their queues are read, and
-// how much is in flight. Its lock is held for the length of a list operation,
-// never while anything waits.
+// table is shared by the dispatcher, the reader, the workers and coordination:
+// which shards are owned, how far their queues are read, and how much is in
+// flight. Its lock is held for the length of a list operation, never during a
+// wait.
 type table struct {
 	mu    sync.Mutex
 	slots []slot
@@ -19,7 +19,7 @@ type table struct {
 
 	records, maxRecords int
 	bytes, maxBytes     int64
-	workerRecords       int // most entries in flight in one worker
+	workerRecords       int // maximum entries in flight in one worker
 	leaseNumber         uint64
 	leaseHeld           bool
 	meanSize            int    // of an entry, learned from reads
@@ -40,18 +40,18 @@ type load struct {
 type slot struct {
 	queue    protocol.Queue
 	owned    bool
-	stopping bool // no more is taken in; what is in flight is finished
-	due      bool // the queue may hold something: it is to be read
+	stopping bool // intake has ended; what is in flight is finished
+	due      bool // the queue may hold entries: read it
 	epoch    int64
 	token    string
-	grant    uint64 // counts grants and drops, so that work of an earlier one is recognised
+	grant    uint64 // counts grants and drops, so that work of an earlier grant is recognised
 	worker   int
 	records  int
 	bytes    int64
 	applied  telemetry.EntryID
 
-	quarantine protocol.Quarantine // how carefully it is run, until trust
-	drained    chan struct{}       // closed when stopping and nothing is left in flight
+	quarantine protocol.Quarantine // limits of its probe batches, until endQuarantine
+	drained    chan struct{}       // closed when stopping and nothing is in flight
 }
 
 func newTable(cfg Config) *table {
@@ -103,7 +103,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	return nil
 }
 
-// release forgets a shard and whatever of it is in flight. The caller holds the lock.
+// release forgets a shard and all of it that is in flight. The caller holds the lock.
 func (t *table) release(shard int) {
 	s := &t.slots[shard]
 	if !s.owned {
@@ -126,15 +126,15 @@ func (t *table) release(shard int) {
 	ring(t.room)
 }
 
-// drop gives a shard up at once: nothing of it will be committed or acknowledged
-// any more, other than a commit already on its way, which the fence judges.
+// drop gives a shard up: nothing of it will be committed or acknowledged any
+// more, except a commit already sent, which the epoch check decides.
 func (t *table) drop(shard int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.release(shard)
 }
 
-// dropGrant gives a shard up if it is still under the grant that failed.
+// dropGrant gives a shard up if the grant that failed is still the current one.
 func (t *table) dropGrant(shard int, grant uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,8 +145,8 @@ func (t *table) dropGrant(shard int, grant uint64) bool {
 	return true
 }
 
-// restart reads a shard's queue from the start again, on fresh state, under
-// the same epoch: its work in flight was given up for a reason of its own.
+// restart reads a shard's queue from the start again, on fresh state, under the
+// same epoch: its work in flight was given up for a reason other than ownership.
 func (t *table) restart(shard int, grant uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -162,7 +162,7 @@ func (t *table) restart(shard int, grant uint64) {
 	s.grant++
 	s.owned, s.epoch, s.applied, s.quarantine = true, epoch, applied, quarantine
 	if stopping {
-		// What was in flight stays on the queue, for whoever comes next.
+		// What was in flight stays on the queue for the next owner.
 		s.stopping = true
 		if drained != nil {
 			close(drained)
@@ -174,8 +174,8 @@ func (t *table) restart(shard int, grant uint64) {
 	ring(t.wake)
 }
 
-// stop ends intake for a shard. The channel returned is closed when nothing of
-// it is in flight any more.
+// stop ends intake for a shard. The channel returned is closed when none of it
+// is in flight.
 func (t *table) stop(shard int) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -193,7 +193,7 @@ func (t *table) stop(shard int) <-chan struct{} {
 	return s.drained
 }
 
-// finish notes that the n entries of a shard handed on first are done.
+// finish removes the n oldest entries of a shard in flight.
 func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied telemetry.EntryID) {
 	s := &t.slots[shard]
 	if !s.owned || s.grant != grant {
@@ -216,7 +216,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 }
 
 // deliver passes entries of a shard to its worker. The caller holds the lock and
-// has told the queue.
+// has updated the queue.
 func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	s := &t.slots[shard]
 	var bytes int64
@@ -231,8 +231,8 @@ func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	t.workers[s.worker].box.put(message{kind: work, shard: shard, grant: s.grant, entries: entries})
 }
 
-// learn keeps a running mean of the size of entries, from which the counts
-// asked for follow.
+// learn keeps a running mean of entry sizes, from which the counts of reads are
+// computed.
 func (t *table) learn(entries, bytes int) {
 	if entries == 0 {
 		return
@@ -245,24 +245,23 @@ func (t *table) learn(entries, bytes int) {
 	t.meanSize += (size - t.meanSize) / 8
 }
 
-// free is how many more entries may be taken in, by number and by size.
+// free returns how many more entries may be taken in, by number and by size.
 func (t *table) free() int {
 	byBytes := (t.maxBytes - t.bytes) / int64(max(1, t.meanSize))
 	return int(min(int64(t.maxRecords-t.records), byBytes))
 }
 
-// fits reports whether a shard may be handed n more entries. A worker that has
+// fits reports whether n more entries may be delivered to a shard. A worker that has
 // nothing in flight takes anything: an entry may be larger than any bound.
 func (t *table) fits(s *slot, n int) bool {
 	if limit := s.quarantine.Limit; limit > 0 && (s.records > 0 || n > limit) {
-		return false // one run at a time, and no larger
+		return false // one probe batch at a time, within its limit
 	}
 	l := t.load[s.worker].records
 	return l == 0 || l+n <= t.workerRecords
 }
 
-// abandon gives all shards up at once, and the dispatch lease with them, and returns what
-// was given up.
+// abandon gives up all shards and the dispatch lease, and returns the shards.
 func (t *table) abandon() []ShardLost {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -278,7 +277,7 @@ func (t *table) abandon() []ShardLost {
 	return lost
 }
 
-// gone is which shards of parts are no longer held as they were.
+// gone returns the shards of parts that are no longer owned under the same grant.
 func (t *table) gone(parts []part) []int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -291,15 +290,15 @@ func (t *table) gone(parts []part) []int {
 	return gone
 }
 
-// holdsLease reports whether a turn is still the present one.
+// holdsLease reports whether a dispatch lease is still the current one.
 func (t *table) holdsLease(number uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.leaseHeld && t.leaseNumber == number
 }
 
-// rewind sends all cursors back to the start and forgets which queues are
-// empty: what the server holds may not be what it held.
+// rewind resets all cursors and forgets which queues are empty: the server may
+// have lost what it held.
 func (t *table) rewind() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -312,7 +311,7 @@ func (t *table) rewind() {
 	ring(t.wake)
 }
 
-// reread sends the cursors of some shards back to the start.
+// reread resets the cursors of some shards.
 func (t *table) reread(shards []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -328,8 +327,8 @@ func (t *table) reread(shards []int) {
 	ring(t.wake)
 }
 
-// nextLease notes that the dispatch lease was acquired, or lost. What was known of queues
-// under the dispatch lease before counts no more.
+// nextLease records that the dispatch lease was acquired or lost. Knowledge of
+// queues under an earlier lease is void.
 func (t *table) nextLease(held bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -344,7 +343,7 @@ func (t *table) nextLease(held bool) uint64 {
 	return t.leaseNumber
 }
 
-// heldLease is the number of the dispatch lease held, or 0. The caller holds the lock.
+// heldLease returns the number of the dispatch lease, or 0 if it is not held. The caller holds the lock.
 func (t *table) heldLease() uint64 {
 	if t.leaseHeld {
 		return t.leaseNumber
@@ -352,8 +351,8 @@ func (t *table) heldLease() uint64 {
 	return 0
 }
 
-// poll has the queues read again that nothing was heard of, while another
-// member dispatches.
+// poll marks queues without a recent notification as due, while another member
+// dispatches.
 func (t *table) poll() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -365,7 +364,7 @@ func (t *table) poll() {
 	}
 }
 
-// markDue notes that shards may have got something. No shards means all.
+// markDue marks queues to be read; no shards means all.
 func (t *table) markDue(shards []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -8,26 +8,26 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 )
 
-// device is what is known of one device: its last position that takes part in
-// state. Everything in it can be derived from the tables, so it may be
-// forgotten whenever nothing uncommitted rests on it. It fills one cache line
-// and has no pointers: with a million devices each record has to fetch one, and
-// the garbage collector would have to visit all of them.
+// device is the state of one device: its last position that takes part in state.
+// The tables can restore it, so it may be evicted whenever nothing uncommitted
+// depends on it. It fills one cache line and has no pointers: with a million
+// devices every record fetches one, and the garbage collector would visit all of
+// them.
 type device struct {
 	watermark  int64 // device time of the last position in microseconds, or never
 	lat, lon   float64
-	batch      uint64 // that touched it last; 0 for none
-	touch      int32  // where that batch has it among what it touched
+	batch      uint64 // the last batch with records of it; 0 for none
+	touch      int32  // its index in that batch's deltas
 	next       int32  // slot of the next device with the same hash, or -1
-	generation uint32 // of the shard's state; older ones are void
+	generation uint32 // of the shard's state; older generations are invalid
 	shard      uint16
-	used       bool  // again, since it was learnt or evict came by
+	used       bool  // since it was learnt or evict last passed it
 	length     uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
 	id         [shortID]byte
 }
 
-// shortID is the most bytes of an ID that a device holds itself, as of every
-// IMEI; longer ones are in state.long.
+// shortID is the maximum length of an ID that a device holds itself, enough for
+// every IMEI; longer ones are in state.long.
 const shortID = 15
 
 const never = math.MinInt64
@@ -37,12 +37,12 @@ func (d *device) fix() geofence.Fix {
 	return geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
 }
 
-// state is the devices of one worker: bounded, those not used of late first
-// out, and void per shard at a stroke. One goroutine owns it.
+// state caches one worker's devices: bounded (CLOCK eviction), and invalidated
+// per shard in O(1) by advancing the shard's generation. One goroutine owns it.
 //
-// Devices lie in blocks that never move, are found by the hash of their ID, and
-// are forgotten by the second-chance rule, since a list in order of use is three
-// more cache lines a record (docs/performance.md, "What was tried").
+// Devices lie in blocks that never move and are found by the hash of their ID. A
+// list in order of use would touch three more cache lines per record
+// (docs/performance.md, "What was tried").
 type state struct {
 	hash        func(id string) uint64
 	slots       map[uint64]int32 // hash of an ID to the first slot with it
@@ -51,7 +51,7 @@ type state struct {
 	free        []int32          // slots that hold nothing
 	len         int
 	max         int
-	clockHand   int32    // the slot that evict looks at next
+	clockHand   int32    // the slot that evict visits next
 	generations []uint32 // of the shards
 	evicted     func()
 }
@@ -76,7 +76,7 @@ func (s *state) is(slot int32, d *device, id string) bool {
 	return string(d.id[:d.length]) == id
 }
 
-// get returns a device, void or not, or nil.
+// get returns a device, valid or not, or nil.
 func (s *state) get(id string) *device {
 	slot, ok := s.slots[s.hash(id)]
 	for ok && slot >= 0 {
@@ -89,7 +89,7 @@ func (s *state) get(id string) *device {
 	return nil
 }
 
-// find returns a device that is known, or nil. The pointer holds until evict.
+// find returns a device with valid state, or nil. The pointer is valid until evict.
 func (s *state) find(id string, shard int) *device {
 	d := s.get(id)
 	if d == nil || d.generation != s.generations[shard] || int(d.shard) != shard {
@@ -99,8 +99,8 @@ func (s *state) find(id string, shard int) *device {
 	return d
 }
 
-// learn notes what is stored of a device; its watermark is never where that is
-// nothing.
+// learn stores what the tables hold of a device; its watermark is never if they
+// hold nothing.
 func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *device {
 	d := s.get(id)
 	if d == nil {
@@ -137,7 +137,7 @@ func (s *state) add(id string) *device {
 	return d
 }
 
-// drop forgets the device in a slot.
+// drop frees a slot.
 func (s *state) drop(slot int32) {
 	d := s.at(slot)
 	id, long := s.long[slot]
@@ -163,7 +163,7 @@ func (s *state) drop(slot int32) {
 	s.len--
 }
 
-// known is how many devices of a shard are in memory.
+// known returns the number of devices of a shard in memory.
 func (s *state) known(shard int) int {
 	n := 0
 	for _, block := range s.blocks {
@@ -176,12 +176,12 @@ func (s *state) known(shard int) int {
 	return n
 }
 
-// invalidate forgets all devices of a shard.
+// invalidate invalidates all devices of a shard.
 func (s *state) invalidate(shard int) { s.generations[shard]++ }
 
-// evict keeps the bound, but spares what batches after the committed one rest
-// on. It goes round the slots: what was used since the last time gets a second
-// chance.
+// evict keeps the bound, but spares devices that batches after the committed one
+// depend on. It visits the slots in turn: one used since the last visit gets a
+// second chance.
 func (s *state) evict(committed uint64) {
 	slots := int32(len(s.blocks) * blockSize)
 	for left := 2 * slots; s.len > s.max && left > 0; left-- {

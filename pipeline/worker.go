@@ -18,10 +18,10 @@ import (
 // top of it, and while one is acknowledged the next one commits.
 //
 // run owns every field. The two other goroutines, which commit and acknowledge,
-// get whole batches and give them back.
+// receive whole batches and return them.
 type worker struct {
 	cfg       Config
-	limit     int // most entries of a batch
+	limit     int // maximum entries of a batch
 	table     *table
 	sink      Sink
 	acker     Acker
@@ -36,7 +36,7 @@ type worker struct {
 	deadLetterSink DeadLetterSink
 	deferrals      Deferrals
 	probeLog       ProbeLog
-	probe          chan struct{} // of size one, held during a run in quarantine; shared by all workers
+	probe          chan struct{} // of size one, held during a probe batch; shared by all workers
 
 	box     *mailbox
 	inbox   []message // taken and not applied yet
@@ -52,7 +52,7 @@ type worker struct {
 	commits    chan *batch    // to the committer; at most one under way
 	results    chan committed // from the committer
 	ackQueue   chan *batch    // to the acknowledger; at most one waits
-	ackDone    chan *batch    // from the acknowledger; sized to hold all batches there are
+	ackDone    chan *batch    // from the acknowledger; has room for all batches
 	busy       bool           // a commit is under way
 	ackPending int            // batches committed and not acknowledged
 
@@ -60,9 +60,9 @@ type worker struct {
 
 	applying      telemetry.EntryID          // the entry applied last
 	committing    *batch                     // with the committer while busy
-	view          atomic.Pointer[WorkerView] // what run says it has in flight
+	view          atomic.Pointer[WorkerView] // what run has in flight
 	panicked      func(value any)            // set before run
-	callsReturned atomic.Uint64              // calls of servers that came back, well or not; they show that it is not stuck
+	callsReturned atomic.Uint64              // server calls that returned, successfully or not: grows while the worker is not stuck
 
 	records []decoded // scratch of apply
 	cold    []string
@@ -89,18 +89,18 @@ type decoded struct {
 // committed is the outcome of a commit.
 type committed struct {
 	batch   *batch
-	seq     uint64 // of the batch, which may be acknowledged, and emptied, before this is looked at
+	seq     uint64 // of the batch, which may be acknowledged, and emptied, before this is read
 	written protocol.CommitResult
 	err     error
 }
 
-// batches is how many a worker has at most: one filling, one committing, one
-// waiting to be acknowledged and one being acknowledged.
+// batches is the maximum per worker: one filling, one committing, one waiting to
+// be acknowledged and one being acknowledged.
 const batches = 4
 
 func newWorker(p *Pipeline, box *mailbox) *worker {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
-	// So that there is room for all batches a worker has.
+	// Leaves room for all batches of a worker.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
@@ -194,7 +194,7 @@ func (w *worker) idle() bool {
 	return len(w.inbox) == 0
 }
 
-// advance applies what has arrived as far as there is room, and starts a commit
+// advance applies arrived messages while there is room, and starts a commit
 // when one is due.
 func (w *worker) advance(ctx context.Context) error {
 	for {
@@ -244,7 +244,7 @@ func (w *worker) advance(ctx context.Context) error {
 		case work:
 			t, ok := w.owned[m.shard]
 			if !ok || t.grant != m.grant {
-				// Given up, perhaps in the middle.
+				// The shard was given up, perhaps halfway through the message.
 				w.next, w.offset = w.next+1, 0
 				continue
 			}
@@ -282,16 +282,16 @@ func (w *worker) full() bool {
 // proportion to its statement timeout.
 const batchMaxBytes = 8 << 20
 
-// maxBatchWait is how long a batch may wait for more when its first entry has been
-// in the stream for a time. In a backlog that is an eighth of this time: large
-// batches cost the servers much less, so the backlog is over the sooner. A clock
-// that is wrong shifts it between the two bounds.
+// maxBatchWait returns how long a batch may wait for more entries:
+// age/8, clamped to [maxAge, 10*maxAge], with age that of its first entry in the
+// stream. Old entries mean a backlog, where larger batches cost less. A skewed
+// clock moves the wait only within the clamp.
 func maxBatchWait(age, maxAge time.Duration) time.Duration {
 	return min(max(age/8, maxAge), 10*maxAge)
 }
 
-// commitIfDue hands the batch over when it is full or old enough, and the
-// committer is free.
+// commitIfDue passes the batch to the committer when it is full or old enough and
+// the committer is free.
 func (w *worker) commitIfDue() {
 	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
@@ -313,11 +313,11 @@ func (w *worker) flushNow() {
 	w.open(false)
 }
 
-// checkpointInterval bounds how often a shard's progress mark is written: what is
-// acknowledged beyond it is redelivered after a take-over without a release.
+// checkpointInterval bounds how often a shard's applied ID is written: entries
+// acknowledged beyond it are redelivered after a force-acquire.
 const checkpointInterval = time.Second
 
-// checkpoint has the batch write the progress marks that are due.
+// checkpoint adds the applied IDs that are due to the batch.
 func (w *worker) checkpoint(b *batch) {
 	now := time.Now()
 	for i := len(b.parts) - 1; i >= 0; i-- {
@@ -340,20 +340,20 @@ func (w *worker) open(idempotent bool) {
 	w.current.reset(w.seq, idempotent)
 }
 
-// put keeps a batch for reuse. It is emptied at once: a single record in it
+// put keeps a batch for reuse. It is emptied immediately: a single record in it
 // would pin the whole reply of Redis that it came in.
 func (w *worker) put(b *batch) {
 	b.reset(0, false)
 	w.spare = append(w.spare, b)
 }
 
-// rules are what crossings are derived by now.
+// rules returns the current rules for deriving crossings.
 func (w *worker) rules() protocol.Rules {
 	return protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
 }
 
-// apply decodes entries, looks up the devices not known yet in one go, and puts
-// the records into the batch in order.
+// apply decodes entries, looks up unknown devices in one query, and places the
+// records in order.
 func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	if len(p.entries) == 0 {
 		return nil
@@ -412,8 +412,8 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	return nil
 }
 
-// rehydrate looks up the devices in w.cold. It goes on trying while Postgres
-// does not answer, since nothing can be applied without it.
+// rehydrate loads the devices in w.cold. It retries while Postgres is
+// unavailable, since nothing can be applied without them.
 func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	cold := unique(w.cold)
 	for _, id := range cold {
@@ -428,12 +428,12 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	})
 }
 
-// finish takes an acknowledged batch off the books.
+// finish releases the entries of an acknowledged batch.
 func (w *worker) finish(b *batch) {
 	w.table.mu.Lock()
 	for _, p := range b.parts {
 		if p.again != nil {
-			continue // on no queue, and so not on the books
+			continue // on no queue, so not counted in flight
 		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
