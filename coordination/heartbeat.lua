@@ -8,7 +8,7 @@ local current = redis.call('get', KEYS[1])
 if current and cjson.decode(current)['incarnation'] ~= ARGV[1] then
   -- What a clock that stepped back has made last longer must not be waited for.
   redis.call('pexpire', KEYS[1], ARGV[3], 'LT')
-  return present
+  return current
 end
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
