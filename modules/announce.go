@@ -15,10 +15,10 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// otherStreamPrefix is what the platform's telemetry streams are called.
+// otherStreamPrefix is the prefix of the platform's telemetry streams.
 const otherStreamPrefix = "telemetry:"
 
-// announceDeps is what the announcement looks at.
+// announceDeps is what the announcement reads.
 type announceDeps struct {
 	fx.In
 
@@ -30,8 +30,8 @@ type announceDeps struct {
 	Log    *slog.Logger
 }
 
-// announce says in one line what this instance reads and where it writes. A
-// wrong name of the stream is no error that any server would report.
+// announce logs in one line what this instance reads and where it writes: no
+// server would report a wrong stream name as an error.
 func announce(lc fx.Lifecycle, d announceDeps) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -46,7 +46,7 @@ func announce(lc fx.Lifecycle, d announceDeps) {
 			"postgres", net.JoinHostPort(pg.Host, strconv.Itoa(int(pg.Port))) + "/" + pg.Database,
 		}
 		info, err := d.Group.Info(ctx)
-		length, lag, pending := any("unknown"), any("unknown"), any("unknown") // never 0 for want of knowing
+		length, lag, pending := any("unknown"), any("unknown"), any("unknown") // unknown is not 0
 		if err == nil {
 			length = info.Length
 		}
@@ -70,7 +70,7 @@ func announce(lc fx.Lifecycle, d announceDeps) {
 	}))
 }
 
-// warnOfOtherStreams says aloud that the stream is empty while others are not.
+// warnOfOtherStreams warns if the stream is empty while others are not.
 func warnOfOtherStreams(ctx context.Context, d announceDeps, info stream.Info) {
 	otherStreams, err := d.Group.OtherStreams(ctx, otherStreamPrefix)
 	if err != nil {
@@ -86,6 +86,6 @@ func warnOfOtherStreams(ctx context.Context, d announceDeps, info stream.Info) {
 	if len(names) == 0 {
 		return
 	}
-	d.Log.Warn("the stream has no entries but others have: is REDIS_TELEMETRY_STREAM the right one?",
+	d.Log.Warn("stream is empty but other streams are not; check REDIS_TELEMETRY_STREAM",
 		"stream", d.Config.Redis.Stream, "exists", info.Exists, "others", strings.Join(names, ", "))
 }

@@ -15,13 +15,13 @@ import (
 	"github.com/trmtracking/processor/internal/httpserver"
 )
 
-// Build says what was built.
+// Build describes this build of the program.
 type Build struct {
 	Version  string
 	Revision string
 }
 
-// invokes is the start order, and backwards the stop order; see the package
+// invokes is the start order; its reverse is the stop order. See the package
 // comment.
 func invokes() fx.Option {
 	return fx.Invoke(
@@ -37,7 +37,7 @@ func invokes() fx.Option {
 	)
 }
 
-// graph is everything the service is made of.
+// graph returns everything the service consists of.
 func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
 	return fx.Options(
 		fx.Supply(cfg, log, b),
@@ -79,27 +79,27 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 	return s, nil
 }
 
-// capture notes the parts that Service itself answers for.
+// capture stores the parts that Service itself needs.
 func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
 	s.starter, s.http, s.metrics = st, server, reg
 	s.release = func() {
 		pool.Close()
-		_ = client.Close() // an error says that it is closed
+		_ = client.Close() // the only error is that it is closed already
 	}
 }
 
-// Start starts the parts in order and returns when all of them run. A cancelled
-// context ends a start that waits for a server. After an error everything that
-// was started has been stopped.
+// Start starts the parts in order and returns when all of them run. Cancelling
+// the context ends a start that waits for a server. After an error, everything
+// that was started has been stopped.
 func (s *Service) Start(ctx context.Context) error {
 	unwatch := context.AfterFunc(ctx, s.starter.abort)
 	defer unwatch()
-	// fx leaves hooks behind when its context ends, hence one that does not.
+	// fx skips stop hooks if its context is cancelled, so this one is not.
 	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.app.StartTimeout())
 	defer cancel()
 	err := s.app.Start(starting)
 	if err != nil {
-		s.release() // fx stops only what had been started before the failure
+		s.release() // fx stops only what was started before the failure
 	}
 	return coded(codeUnexpected, err)
 }
@@ -114,22 +114,22 @@ func (s *Service) Stop() error {
 	return err
 }
 
-// Wait returns nil when the context ends, or the reason why a component ended
-// although nobody asked it to. Either way it is time to stop.
+// Wait returns nil when the context ends, or an error when a component ended
+// unexpectedly. Call Stop then.
 func (s *Service) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case signal := <-s.app.Wait():
 		if signal.ExitCode == 0 {
-			return nil // a signal, which fx listens to as well
+			return nil // a signal: fx listens to it too
 		}
-		return exitError(signal.ExitCode, "a component ended, see the log for which and why")
+		return exitError(signal.ExitCode, "a component ended unexpectedly; the log names it and the cause")
 	}
 }
 
-// Run is the whole life of an instance: start, work until the context ends or a
-// component does, stop. The error's ExitCode is the process's; nil is 0.
+// Run is the whole life of an instance: start, work until the context or a
+// component ends, stop. The exit code of the process is the error's ExitCode, or 0.
 func (s *Service) Run(ctx context.Context) error {
 	if err := s.Start(ctx); err != nil {
 		if errors.Is(err, errAborted) {
@@ -148,8 +148,8 @@ func (s *Service) Run(ctx context.Context) error {
 	return stopped
 }
 
-// Addr is where the endpoint listens, once the service has started.
+// Addr returns the address of the endpoint, once the service has started.
 func (s *Service) Addr() string { return s.http.Addr() }
 
-// Metrics are the service's own.
+// Metrics returns the service's metrics.
 func (s *Service) Metrics() prometheus.Gatherer { return s.metrics }

@@ -21,15 +21,15 @@ import (
 
 var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, newCoordinationConfig, newKeys, newMembership, newMember, newFleet))
 
-// sinkGrace is how long a member may be without Postgres while others have it,
-// before its shards move.
+// sinkGrace is how long a member may be cut off from Postgres, while others are
+// not, before its shards move.
 const sinkGrace = 5 * time.Second
 
-// assignmentsChannel is where Postgres says that assignments or owners changed.
+// assignmentsChannel is the Postgres channel that announces changed assignments and owners.
 const assignmentsChannel = "processor_shards"
 
-// Member is this instance's identity and incarnation: what heartbeat,
-// assignments, ownership and database sessions carry.
+// Member is the identity and incarnation of this instance, as heartbeats,
+// assignments, ownership and database sessions carry it.
 type Member string
 
 func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
@@ -54,7 +54,7 @@ func newMembership(cfg coordination.Config, client redis.UniversalClient, keys c
 
 func newMember(membership *coordination.Membership) Member { return Member(membership.Name()) }
 
-// fleetDeps are the parts a fleet is made of.
+// fleetDeps are the parts of a fleet.
 type fleetDeps struct {
 	fx.In
 
@@ -90,14 +90,14 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	return fleet, err
 }
 
-// run is a component that is a function.
+// run is a function that is a component.
 type run func(ctx context.Context) error
 
 // Run calls it.
 func (f run) Run(ctx context.Context) error { return f(ctx) }
 
-// startMembership joins the fleet; on stop, when the pipeline has drained, it
-// releases the shards and leaves. What it hears on the way wakes whom it concerns.
+// startMembership joins the fleet; on stop, after the pipeline has drained, it
+// releases the shards and leaves. Notifications wake the parts they concern.
 func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 	log := d.Log.With("component", "notifications")
 	s.run("notifications", run(func(ctx context.Context) error {
@@ -141,7 +141,7 @@ func startElection(s *supervisor, fleet *coordination.Fleet) {
 	s.run("election", run(fleet.RunElection))
 }
 
-// throttle lets one pass in a while. It belongs to one goroutine.
+// throttle passes one event per interval. It belongs to one goroutine.
 type throttle struct {
 	every time.Duration
 	last  time.Time
@@ -155,7 +155,7 @@ func (t *throttle) pass() bool {
 	return true
 }
 
-// fleetReady is the check of readiness for this member's part in the fleet.
+// fleetReady returns the readiness check of this member's part in the fleet.
 func fleetReady(fleet *coordination.Fleet) func(ctx context.Context) error {
 	return func(context.Context) error {
 		if err := fleet.Ready(); err != nil {

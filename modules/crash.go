@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-// exposed is what of a service a dump shows, and where panics are told of.
+// exposed is what a dump reads of a service, and where panics are reported.
 type exposed struct {
 	pipeline   *pipeline.Pipeline
 	supervisor *supervisor
@@ -25,7 +25,7 @@ func (s *Service) exportForDump(p *pipeline.Pipeline, sv *supervisor, m Member) 
 	s.exposed = exposed{pipeline: p, supervisor: sv, member: m}
 }
 
-// DumpConfig says what a dump of this instance says and where it goes.
+// DumpConfig returns what a dump of this instance contains and where it goes.
 func DumpConfig(cfg config.Config, b Build) crash.Config {
 	host, err := os.Hostname()
 	if err != nil {
@@ -44,16 +44,16 @@ func DumpConfig(cfg config.Config, b Build) crash.Config {
 	}
 }
 
-// Expose has the dump show what this service has in flight. It is called before
-// the start.
+// Expose makes the dump include what this service has in flight. Call it before
+// Start.
 func (s *Service) Expose(r *crash.Recorder) {
 	r.Watch(s.writeDump)
 	s.exposed.pipeline.OnPanic(r.Panicked)
 	s.exposed.supervisor.panicked = r.Panicked
 }
 
-// writeDump writes one JSON text a line: the member, then each worker. A line
-// that is cut off leaves the others readable.
+// writeDump writes one JSON text per line: the member, then each worker. A
+// truncated line leaves the others readable.
 func (s *Service) writeDump(w io.Writer) {
 	lines := json.NewEncoder(w)
 	_ = lines.Encode(map[string]Member{"member": s.exposed.member}) // the writer never fails

@@ -18,7 +18,7 @@ import (
 
 var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newDLQJanitor))
 
-// deferredPoll is how often each instance looks for deferred entries that are due.
+// deferredPoll is the interval at which each instance polls for deferred entries that are due.
 const deferredPoll = time.Second
 
 func newDeadLetterConfig(cfg config.Config, b Build) pipeline.DeadLetterConfig {
@@ -37,7 +37,7 @@ func newDeferred(pool *pgxpool.Pool, scope store.Scope, m Member, cfg config.Con
 	return store.NewDeferred(pool, scope, string(m), cfg.Postgres.StatementTimeout)
 }
 
-// dlqJanitorDeps are the parts the housekeeper of the dead letters works with.
+// dlqJanitorDeps are what the retention of dead letters works with.
 type dlqJanitorDeps struct {
 	fx.In
 

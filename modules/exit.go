@@ -7,35 +7,35 @@ import (
 
 // The exit codes of the service.
 const (
-	codeDrain      = 1 // the drain's budget ran out
-	codeUnexpected = 2 // a component ended although nobody asked it to
+	codeDrain      = 1 // the drain exceeded its budget
+	codeUnexpected = 2 // a component ended unexpectedly
 	codeConfig     = 3
-	codeDependency = 4 // Redis or Postgres never came up
+	codeDependency = 4 // Redis or Postgres did not become available
 	codeSchema     = 5
 )
 
-// ExitError is an error that says with which code the process should exit.
+// ExitError is an error with the exit code of the process.
 type ExitError struct {
 	Code int
 	Err  error
 }
 
-// Error is the message of the cause.
+// Error returns the message of the cause.
 func (e *ExitError) Error() string { return e.Err.Error() }
 
-// Unwrap is the cause.
+// Unwrap returns the cause.
 func (e *ExitError) Unwrap() error { return e.Err }
 
-// ExitCode is the code for the process.
+// ExitCode returns the exit code of the process.
 func (e *ExitError) ExitCode() int { return e.Code }
 
-// exitError gives an error a code.
+// exitError returns an error with an exit code.
 func exitError(code int, format string, args ...any) error {
 	return &ExitError{Code: code, Err: fmt.Errorf(format, args...)}
 }
 
-// coded is err itself when it, or what it wraps, knows its code, without what
-// fx and dig wrapped around; otherwise err with the given code.
+// coded returns err itself if it or an error it wraps has an exit code, without
+// the layers of fx and dig around it; otherwise err with the given code.
 func coded(code int, err error) error {
 	if err == nil {
 		return nil

@@ -15,14 +15,14 @@ import (
 // shardHash names the hash of devices; see telemetry.ShardOf.
 const shardHash = "xxhash64"
 
-// pinFleetSettings compares what must be the same for the whole fleet with what the fleet
-// has pinned. The protocol comes first: a member of another version must not
-// pin anything else.
+// pinFleetSettings compares the settings that must be the same in the whole fleet
+// with those that the fleet has pinned. The protocol comes first: a member of
+// another version must not pin any other setting.
 func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member) error {
-	const release = "it is changed only by a release's migration"
+	const release = "only the migration of a release changes it"
 	timeout := cfg.Postgres.StatementTimeout
 	err := store.Pin(ctx, pool, scope, string(m), timeout, []store.Setting{
-		{Name: "PROTOCOL", Value: strconv.Itoa(protocol.Version), Remedy: "run the version of the others, or stop them first"},
+		{Name: "PROTOCOL", Value: strconv.Itoa(protocol.Version), Remedy: "run the version of the other members, or stop them first"},
 	})
 	var pinned *store.SettingMismatchError
 	if errors.As(err, &pinned) {
@@ -39,7 +39,7 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 	if errors.As(err, &pinned) {
 		return permanent(exitError(codeConfig, "%w", err))
 	}
-	// With MIGRATE=off nobody has looked at the schema before.
+	// With MIGRATE=off this is the first query of the schema.
 	err = FirstPostgresError(cfg.Postgres.URL, err)
 	if own, ok := errors.AsType[*ExitError](err); ok && own.Code == codeSchema {
 		return permanent(err)

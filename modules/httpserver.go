@@ -14,8 +14,8 @@ import (
 
 var httpServerModule = fx.Module("httpserver", fx.Provide(newHTTPServer))
 
-// checkTimeout is how long one check of readiness may take: less than the
-// probes of the usual orchestrators wait.
+// checkTimeout bounds one readiness check; the probes of common orchestrators
+// wait longer.
 const checkTimeout = 2 * time.Second
 
 // The checks of readiness.
@@ -33,7 +33,7 @@ func newHTTPServer(cfg config.Config, reg *prometheus.Registry, log *slog.Logger
 	return server, coded(codeConfig, err)
 }
 
-// startHTTPServer makes a taken port an error of the start.
+// startHTTPServer listens on the port; a port in use fails the start.
 func startHTTPServer(s *supervisor, lc fx.Lifecycle, server *httpserver.Server) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		return coded(codeConfig, server.Listen(ctx))

@@ -10,15 +10,15 @@ import (
 	"go.uber.org/fx"
 )
 
-// errStopping is the cause with which a component's context ends when the
-// service stops.
+// errStopping is the cause of a component's ended context when the service
+// stops.
 var errStopping = errors.New("the service is stopping")
 
-// exitCoder is an error that knows with which code the process should exit.
+// exitCoder is an error with the exit code of the process.
 type exitCoder interface{ ExitCode() int }
 
-// runner is what every long-lived component is: Run blocks until ctx is
-// cancelled and everything it started has ended.
+// runner is a long-lived component: Run blocks until ctx is cancelled and
+// everything it started has ended.
 type runner interface {
 	Run(ctx context.Context) error
 }
@@ -28,7 +28,7 @@ type supervisor struct {
 	lc       fx.Lifecycle
 	shutdown fx.Shutdowner
 	log      *slog.Logger
-	panicked func(value any) // told of a panic before it ends the process; set before the start
+	panicked func(value any) // called with a panic's value before it ends the process; set before the start
 }
 
 func newSupervisor(lc fx.Lifecycle, shutdown fx.Shutdowner, log *slog.Logger) *supervisor {
@@ -36,10 +36,10 @@ func newSupervisor(lc fx.Lifecycle, shutdown fx.Shutdowner, log *slog.Logger) *s
 }
 
 // run adds the hooks of one component. Start launches Run on a context of its
-// own, because the hook's ends when the start does. A return that nobody asked
-// for, with an error or without, ends the whole service with the error's
+// own, because the hook's context ends with the start. If Run returns before
+// Stop, with an error or without, the whole service ends with the error's
 // ExitCode, or 2. Stop cancels the context and waits for the return, at most
-// until the hook's deadline. A panic is told of and ends the process.
+// until the hook's deadline. A panic is reported and ends the process.
 func (s *supervisor) run(name string, r runner) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	var stopping atomic.Bool
@@ -75,7 +75,7 @@ func (s *supervisor) run(name string, r runner) {
 	})
 }
 
-// reportPanic lets a panic go on once it is told of.
+// reportPanic reports a panic and lets it propagate.
 func (s *supervisor) reportPanic() {
 	if value := recover(); value != nil {
 		s.panicked(value)
@@ -83,7 +83,7 @@ func (s *supervisor) reportPanic() {
 	}
 }
 
-// onUnexpectedReturn reports a return that nobody asked for and shuts the service down.
+// onUnexpectedReturn logs a return before the stop and shuts the service down.
 func (s *supervisor) onUnexpectedReturn(name string, err error) {
 	code := codeUnexpected
 	var own exitCoder
@@ -91,10 +91,10 @@ func (s *supervisor) onUnexpectedReturn(name string, err error) {
 		code = own.ExitCode()
 	}
 	if err == nil {
-		err = errors.New("it returned although it was not asked to stop")
+		err = errors.New("it returned before it was stopped")
 	}
 	s.log.Error("component ended; shutting down", "component", name, "exit_code", code, "err", err)
-	// The only error says that an earlier shutdown request is still waiting to
-	// be read; that one then decides.
+	// The only error is that an earlier shutdown request has not been read yet;
+	// that one then decides the exit code.
 	_ = s.shutdown.Shutdown(fx.ExitCode(code))
 }

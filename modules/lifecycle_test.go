@@ -79,7 +79,7 @@ func receive[T any](t *testing.T, c <-chan T) T {
 	}
 }
 
-// untilStopped is a component that does as it is told and notes its end.
+// untilStopped is a component that runs until it is stopped and records its end.
 func untilStopped(ended *[]string, name string) component {
 	return component{name, func(ctx context.Context) error {
 		<-ctx.Done()
@@ -95,7 +95,7 @@ func TestUnexpectedReturnEndsTheServiceWithItsCode(t *testing.T) {
 	}{
 		{errors.New("broken"), 2},
 		{nil, 2},
-		{context.Canceled, 2}, // not ours: nobody asked it to stop
+		{context.Canceled, 2}, // no stop was requested
 		{codedError{6}, 6},
 		{fmt.Errorf("take shard 3: %w", codedError{5}), 5},
 	}
@@ -199,7 +199,7 @@ func TestStartContextEndingLeavesTheComponentRunning(t *testing.T) {
 }
 
 // A panic must reach the runtime: the test runs itself as a process that
-// panics, because nothing in this one may catch it either.
+// panics, because nothing in this process may catch it either.
 func TestPanicEndsTheProcess(t *testing.T) {
 	if os.Getenv("LIFECYCLE_TEST_PANIC") == "1" {
 		app := service(t, io.Discard, component{"panicking", func(context.Context) error { panic("out of order") }})

@@ -29,8 +29,8 @@ func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
 	return slog.New(h).With("service", "processor", "instance_id", instanceID)
 }
 
-// withLogger sends fx's own events to log at debug, errors as well: each comes back
-// to Service, which returns or logs it once.
+// withLogger sends fx's own events, errors included, to log at debug level:
+// Service returns or logs each error once.
 func withLogger() fx.Option {
 	return fx.WithLogger(func(log *slog.Logger) fxevent.Logger {
 		l := &fxevent.SlogLogger{Logger: log.With("component", "fx")}
@@ -54,7 +54,7 @@ func readable(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// QuietDrivers keeps the Redis driver from writing to standard error: every
-// failure comes back as an error, which is logged or counted where it is
-// handled. The driver's logger is the whole process's, so the command sets it.
+// QuietDrivers stops the Redis driver from writing to standard error: every
+// failure is also returned as an error, which is logged or counted where it is
+// handled. The driver's logger is global, so the command sets it.
 func QuietDrivers() { logging.Disable() }

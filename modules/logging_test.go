@@ -57,12 +57,12 @@ func TestFxEventsAndErrorsAreDebug(t *testing.T) {
 	var out bytes.Buffer
 	log := NewLogger(config.Log{Format: "text", Level: slog.LevelInfo}, "alpha", &out)
 	app := fx.New(fx.Supply(log), withLogger(), fx.Invoke(func(lc fx.Lifecycle) {
-		lc.Append(fx.Hook{OnStart: func(context.Context) error { return errors.New("no luck") }})
+		lc.Append(fx.Hook{OnStart: func(context.Context) error { return errors.New("start failed") }})
 	}))
 	require.NoError(t, app.Err())
 	require.NotContains(t, out.String(), "component=fx", "quiet at info")
 	require.Error(t, app.Start(t.Context()))
-	require.Empty(t, out.String(), "whoever starts it says what failed")
+	require.Empty(t, out.String(), "the caller of Start reports the failure")
 
 	debug := NewLogger(config.Log{Format: "text", Level: slog.LevelDebug}, "alpha", &out)
 	require.NoError(t, fx.New(fx.Supply(debug), withLogger()).Err())

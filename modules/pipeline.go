@@ -37,7 +37,7 @@ func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeli
 	}
 }
 
-// pipelineDeps are the parts the pipeline works with.
+// pipelineDeps are what the pipeline works with.
 type pipelineDeps struct {
 	fx.In
 
@@ -62,12 +62,12 @@ func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	}, d.Log, d.Metrics)
 }
 
-// errDrained is the cause with which the pipeline's work ends when the drain
-// takes too long.
-var errDrained = errors.New("the time for the drain is over")
+// errDrained is the cause of the cancelled work context when the drain exceeds
+// its budget.
+var errDrained = errors.New("the drain exceeded DRAIN_TIMEOUT")
 
-// drainer runs the pipeline and gives it two ends: intake ends with the
-// context, work DRAIN_TIMEOUT after the shutdown began.
+// drainer runs the pipeline with two ends: intake ends with the context, work
+// DRAIN_TIMEOUT after the shutdown began.
 type drainer struct {
 	pipeline *pipeline.Pipeline
 	timeout  time.Duration
@@ -81,25 +81,25 @@ func newDrainer(p *pipeline.Pipeline, cfg config.Config, log *slog.Logger) *drai
 	return &drainer{pipeline: p, timeout: cfg.Instance.DrainTimeout, log: log.With("component", "drain")}
 }
 
-// deadline is when work in flight must be finished; the first call starts the clock.
+// deadline returns the time at which work in flight must be finished; the first call starts the clock.
 func (d *drainer) deadline() time.Time {
 	d.begin.Do(func() { d.began = time.Now() })
 	return d.began.Add(d.timeout)
 }
 
-// expireDrain takes the time for the drain away: what is in flight is stuck.
+// expireDrain ends the drain: what is in flight is stuck.
 func (d *drainer) expireDrain() {
 	d.begin.Do(func() { d.began = time.Now().Add(-d.timeout) })
 }
 
-// leaving bounds the hand-over to others while the pipeline still works, so
-// that half of the time remains for what could not be handed over.
+// leaving bounds the hand-over while the pipeline still works to half of the
+// drain, and leaves the other half for shards that could not be handed over.
 func (d *drainer) leaving(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, d.deadline().Add(-d.timeout/2))
 }
 
-// Run returns an error with the code for an exceeded drain when work was given
-// up. It is not lost: it is on its queues.
+// Run returns an error with the exit code of an exceeded drain if entries in
+// flight were given up. They are not lost: they stay on their queues.
 func (d *drainer) Run(ctx context.Context) error {
 	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
@@ -120,13 +120,13 @@ func (d *drainer) Run(ctx context.Context) error {
 	exceeded := errors.Is(context.Cause(work), errDrained)
 	end(nil)
 	if stop() {
-		return err // it ended by itself
+		return err // it ended before the shutdown
 	}
 	<-drained
 	left := d.pipeline.InFlight()
 	d.log.Info("drained", "in_flight", inFlight, "left", left, "duration", time.Since(d.began))
 	if err == nil && exceeded {
-		return exitError(codeDrain, "the drain took longer than DRAIN_TIMEOUT=%v, %d entries stay on their queues for the next owner", d.timeout, left)
+		return exitError(codeDrain, "drain exceeded DRAIN_TIMEOUT=%v; %d entries stay on their queues for the next owner", d.timeout, left)
 	}
 	return err
 }

@@ -33,8 +33,8 @@ func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGen
 	return pool, nil
 }
 
-// closePool waits for connections in use, which a server that does not answer
-// could draw out.
+// closePool closes the pool within a budget: Close waits for connections in use,
+// which an unresponsive server could delay for ever.
 func closePool(ctx context.Context, pool *pgxpool.Pool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, config.CloseBudget/2, errors.New("close the pool: a connection is still in use"))
 	defer cancel()
@@ -55,7 +55,7 @@ func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope) *store.
 func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
 
 func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member, runs *store.ServerGeneration) *store.Writer {
-	// The server's own limits are to strike first: they leave no doubt about the outcome.
+	// Longer than the server's own limits: those leave no doubt about the outcome.
 	w := store.NewWriter(pool, scope, string(m), cfg.Postgres.StatementTimeout+cfg.Postgres.ConnectTimeout)
 	w.Guard(runs)
 	return w
@@ -69,7 +69,7 @@ func newFences(cfg config.Config, pool *pgxpool.Pool) *store.Fences {
 	return store.NewFences(pool, cfg.Postgres.StatementTimeout)
 }
 
-// postgresDeps is what has to hold of Postgres before anything else starts.
+// postgresDeps are what startPostgres checks.
 type postgresDeps struct {
 	fx.In
 
@@ -82,8 +82,8 @@ type postgresDeps struct {
 	Log      *slog.Logger
 }
 
-// startPostgres waits for Postgres, has the schema made or checked, and refuses
-// a server that forgets commits and a fleet that is configured otherwise.
+// startPostgres waits for Postgres, migrates or checks the schema, and rejects a
+// server that may forget commits and a fleet with other pinned settings.
 func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	log := d.Log.With("component", "postgres")
 	steps := []func(ctx context.Context) error{
@@ -106,7 +106,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	}))
 }
 
-// checkSchema does what MIGRATE asks for.
+// checkSchema does what MIGRATE says.
 func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, log *slog.Logger) error {
 	if cfg.Migrate == "off" {
 		return nil
@@ -128,7 +128,7 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 		return err
 	}
 	for _, note := range report.Notes {
-		log.Info("schema differs, harmless", "difference", note.String())
+		log.Info("schema has a harmless difference", "difference", note.String())
 	}
 	if err := report.Err(); err != nil {
 		return permanent(exitError(codeSchema, "%w", err))
@@ -136,15 +136,15 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 	return nil
 }
 
-// requireDurableCommits refuses a server that acknowledges commits it may forget: an
-// entry is acknowledged after its commit and then is nowhere else.
+// requireDurableCommits rejects a server that acknowledges commits it may forget:
+// after its commit an entry is acknowledged and exists nowhere else.
 func requireDurableCommits(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	about, err := store.AskServer(ctx, pool)
 	if err != nil {
 		return err
 	}
 	if about.SynchronousCommit == "off" {
-		return permanent(exitError(codeConfig, "Postgres has synchronous_commit = off and forgets commits in a crash, "+
+		return permanent(exitError(codeConfig, "Postgres has synchronous_commit = off and may forget commits in a crash, "+
 			"which would lose records: set it to on for this database or role"))
 	}
 	if !about.Fsync {

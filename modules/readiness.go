@@ -10,9 +10,8 @@ import (
 	"github.com/trmtracking/processor/internal/httpserver"
 )
 
-// startReadiness lets the service become ready last, and makes it not ready
-// first: then it says that it leaves, and hands its shards to others while it
-// still works.
+// startReadiness makes the service ready last and not ready first: on stop it
+// announces the departure and hands shards over while the pipeline still works.
 func startReadiness(lc fx.Lifecycle, server *httpserver.Server, fleet *coordination.Fleet, d *drainer, log *slog.Logger) {
 	lc.Append(fx.Hook{
 		OnStart: func(context.Context) error {

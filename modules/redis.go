@@ -15,8 +15,8 @@ import (
 
 var redisModule = fx.Module("redis", fx.Provide(newStreamConfig, newRedisClient, newStreamGroup))
 
-// redisTimeout bounds the wait for one reply. The longest read blocks half a
-// second; the rest is for a server that is busy with somebody's slow command.
+// redisTimeout bounds the wait for one reply. The longest read blocks for half a
+// second; the rest allows for a server busy with another client's slow command.
 const redisTimeout = 5 * time.Second
 
 func newStreamConfig(cfg config.Config) stream.Config {
@@ -40,7 +40,7 @@ func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Gr
 	return group, coded(codeConfig, err)
 }
 
-// startRedis waits for Redis and says aloud when it may throw the stream away.
+// startRedis waits for Redis and warns if it may evict the stream.
 func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *httpserver.Server, log *slog.Logger) {
 	log = log.With("component", "redis")
 	lc.Append(fx.StartHook(func(ctx context.Context) error {

@@ -13,7 +13,7 @@ var registryModule = fx.Module("registry", fx.Provide(newRegistry, asRegisterer)
 func newRegistry(b Build) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "processor_build_info", Help: "Always 1; the labels say what was built.",
+		Name: "processor_build_info", Help: "Always 1; the labels name the build.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision},
 	})
 	info.Set(1)

@@ -16,24 +16,24 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// ServerError says in words what is wrong between this program and a server, in
-// the place of what a driver says. It never shows a secret.
+// ServerError describes a failure between this program and a server, instead of
+// the driver's message. It never shows a secret.
 type ServerError struct {
 	What   string // with the server's name, address and variable
 	Remedy string
 	err    error
 }
 
-// Error is both on one line.
+// Error returns both on one line.
 func (e *ServerError) Error() string { return e.What + "; " + e.Remedy }
 
-// Unwrap is what the driver said.
+// Unwrap returns the driver's error.
 func (e *ServerError) Unwrap() error { return e.err }
 
 const seeDoctor = "see processor doctor"
 
-// RedisError puts into words that Redis does not answer. Any other error, and
-// what Redis does answer, stays as it is. It is for calls that ask Redis only.
+// RedisError describes that Redis is unreachable. Any other error, and any reply
+// of Redis, is returned unchanged. It is for calls that use Redis only.
 func RedisError(cfg config.Redis, err error) error {
 	var failure *protocol.Failure
 	if !errors.As(err, &failure) || failure.Kind != protocol.Unknown || failure.Code != "" || errors.Is(err, context.Canceled) {
@@ -42,10 +42,10 @@ func RedisError(cfg config.Redis, err error) error {
 	return &ServerError{What: "Redis at " + cfg.URL.Addresses() + " (REDIS_URL) " + silence(failure), Remedy: seeDoctor, err: err}
 }
 
-// PostgresError puts into words that Postgres does not answer, or refuses role,
-// password or database; that is a configuration to be corrected, and exit code 3.
-// Any other error stays as it is. It is for calls that ask Postgres only. The
-// variable is the one the URL was read from.
+// PostgresError describes that Postgres is unreachable, or rejects role, password
+// or database, which is a configuration error with exit code 3. Any other error is
+// returned unchanged. It is for calls that use Postgres only. variable is the one
+// the URL was read from.
 func PostgresError(variable string, url config.PostgresURL, err error) error {
 	var said *ServerError
 	if err == nil || errors.As(err, &said) || errors.Is(err, context.Canceled) {
@@ -59,10 +59,10 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 	switch {
 	case answered && refusesLogin(answer.Code, connecting):
 		return &ExitError{Code: codeConfig, Err: &ServerError{
-			What: where + "refuses: " + answer.Message, Remedy: "correct " + variable, err: err,
+			What: where + "refused the connection: " + answer.Message, Remedy: "correct " + variable, err: err,
 		}}
 	case answered && connecting:
-		return &ServerError{What: where + "takes no session: " + answer.Message, Remedy: seeDoctor, err: err}
+		return &ServerError{What: where + "accepts no session: " + answer.Message, Remedy: seeDoctor, err: err}
 	case connecting:
 		return &ServerError{What: where + silence(failed), Remedy: seeDoctor, err: err}
 	case errors.Is(err, context.DeadlineExceeded):
@@ -71,9 +71,8 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 	return err
 }
 
-// FirstPostgresError is PostgresError for the first question that is asked of
-// Postgres. What is no matter of role or database, and refused all the same, is one
-// of the schema: exit code 5.
+// FirstPostgresError is PostgresError for the first query of the schema. A
+// failure that does not concern role or database concerns the schema: exit code 5.
 func FirstPostgresError(url config.PostgresURL, err error) error {
 	err = PostgresError("POSTGRES_URL", url, err)
 	var said *ServerError
@@ -84,8 +83,8 @@ func FirstPostgresError(url config.PostgresURL, err error) error {
 	return err
 }
 
-// refusesLogin tells by SQLSTATE whether the URL names a role, password or
-// database that the server does not take.
+// refusesLogin reports whether an SQLSTATE means that the server rejects the
+// role, password or database of the URL.
 func refusesLogin(code string, connecting bool) bool {
 	return strings.HasPrefix(code, "28") || strings.HasPrefix(code, "3D") ||
 		connecting && code == "42501" // no right to connect to the database
@@ -112,7 +111,7 @@ func postgresAddress(host string, port uint16) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// silence says what keeps a connection from coming about.
+// silence describes why there is no connection.
 func silence(err error) string {
 	causes := Causes(err)
 	verb := "does not answer: "
@@ -122,15 +121,15 @@ func silence(err error) string {
 	return verb + causes
 }
 
-// Causes is the innermost of an error that a network call came back with, and of
-// several, each once: without the addresses that drivers put around them.
+// Causes returns the innermost errors of a failed network call, each once,
+// without the addresses that drivers add.
 func Causes(err error) string {
 	var list []string
 	var walk func(err error)
 	walk = func(err error) {
 		var text string
 		var own net.Error
-		switch e := err.(type) { //nolint:errorlint // each layer is looked at by itself
+		switch e := err.(type) { //nolint:errorlint // each layer is inspected separately
 		case *net.DNSError:
 			text = e.Err
 		case syscall.Errno:

@@ -203,7 +203,7 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
 	require.Zero(t, owned, "every shard was released")
 	ctx := t.Context()
-	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "it is off the membership")
+	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "its heartbeat is gone")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:leader").Val(), "it does not lead")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:dispatch-lease").Val(), "it does not hold the dispatch lease")
 	var sessions int
@@ -290,7 +290,7 @@ func TestAServerThatNeverComesUpEndsTheStartWithCode4(t *testing.T) {
 	b := newBench(t)
 	for _, missing := range []string{"REDIS_URL=redis://127.0.0.1:1", "POSTGRES_URL=postgres://p@127.0.0.1:1/d"} {
 		in := b.start(missing, "START_TIMEOUT=1s")
-		testenv.Wait(t, 5*time.Second, func() error { // the endpoint is up meanwhile
+		testenv.Wait(t, 5*time.Second, func() error { // the endpoint is up before the servers
 			r, err := in.readiness()
 			if err == nil && (r.Ready || len(r.NotReady) == 0) {
 				err = fmt.Errorf("ready: %v", r)
@@ -391,7 +391,7 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 	b := newBench(t)
 	in := b.start("DRAIN_TIMEOUT=500ms")
 	in.awaitReady()
-	// A lock on the table holds every commit up.
+	// A lock on the table blocks every commit.
 	conn, err := pgx.Connect(t.Context(), b.pgURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
@@ -401,7 +401,7 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 	testenv.Wait(t, 10*time.Second, func() error {
 		var waiting int
 		if err := b.query("select count(*) from pg_locks where not granted and relation = 'positions'::regclass and database = (select oid from pg_database where datname = current_database())", &waiting); err != nil || waiting == 0 {
-			return fmt.Errorf("nobody waits for the lock: %w", err)
+			return fmt.Errorf("no session waits for the lock: %w", err)
 		}
 		return nil
 	})

@@ -13,17 +13,17 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 )
 
-// probeTimeout bounds one question to a server that may not be there.
+// probeTimeout bounds one query to a server that may be down.
 const probeTimeout = 5 * time.Second
 
-// logInterval bounds the log lines while a server is waited for.
+// logInterval bounds the log lines during the wait for a server.
 const logInterval = 10 * time.Second
 
-// errAborted ends the start because the service was told to stop meanwhile.
+// errAborted ends the start because the service was stopped during it.
 var errAborted = errors.New("stopped while starting")
 
-// starter is the patience of the start: all that is waited for together gets
-// START_TIMEOUT, and a signal ends the wait.
+// starter bounds the start: all waits together get START_TIMEOUT, and a signal
+// ends the wait.
 type starter struct {
 	timeout time.Duration
 	log     *slog.Logger
@@ -41,12 +41,12 @@ func newStarter(cfg config.Config, log *slog.Logger) *starter {
 // abort ends the start.
 func (s *starter) abort() { s.once.Do(func() { close(s.aborted) }) }
 
-// permanent is an error that waiting does not fix.
+// permanent marks an error that waiting does not fix.
 func permanent(err error) error { return backoff.Permanent(err) }
 
-// wait calls probe until it succeeds. It gives up when START_TIMEOUT is over,
-// when the start is aborted, and at once after a permanent error. Hooks call it
-// one after the other.
+// wait calls probe until it succeeds. It gives up after START_TIMEOUT, when the
+// start is aborted, and immediately after a permanent error. Hooks call it one
+// after the other.
 func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.Context) error) error {
 	s.begin.Do(func() { s.end = time.Now().Add(s.timeout) })
 	ctx, cancel := context.WithDeadlineCause(ctx, s.end, errLate)
@@ -87,12 +87,12 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	case errors.Is(cause, errAborted):
 		return errAborted
 	case errors.Is(cause, errLate):
-		return exitError(codeDependency, "%s did not come up within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
+		return exitError(codeDependency, "%s was not available within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
 	}
 	return coded(codeDependency, fmt.Errorf("%s: %w", name, err))
 }
 
-var errLate = errors.New("the time for the start is over")
+var errLate = errors.New("the start exceeded START_TIMEOUT")
 
 func latest(last, err error) error {
 	if last != nil {

@@ -6,7 +6,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// leaderTasks is the work that whoever leads does for the neighbours.
+// leaderTasks returns what the leader does for neighbouring services.
 func leaderTasks(d fleetDeps) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
 	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)

@@ -15,30 +15,30 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-// watchdog ends an instance that is stuck: for STALL_TIMEOUT there was work in
-// hand, nothing was finished, no call of a server came back, and the servers
-// answer when asked. While a server fails, calls come back with errors, so an
-// outage is no stall, however long it lasts.
+// watchdog ends a stuck instance: for STALL_TIMEOUT entries were in flight, none
+// was finished, no server call returned, and the servers answer a probe. While a
+// server fails, calls return with errors, so an outage never counts as a stall.
 type watchdog struct {
 	workStatus func() pipeline.WorkStatus
-	answers    func(ctx context.Context) error // whether the servers do
-	giveUp     func()                          // of the shards and the heartbeat
+	answers    func(ctx context.Context) error // probes the servers
+	giveUp     func()                          // releases the shards and the heartbeat
 	timeout    time.Duration
 	log        *slog.Logger
 }
 
-// watchTicks is how many looks in a row must show no progress. Looks are
-// counted rather than time, so that a process that was frozen is not taken for
-// one that is stuck.
+// watchTicks is the number of consecutive polls without progress. Polls are
+// counted rather than time, so that a frozen process does not count as stuck
+// when it resumes.
 const watchTicks = 20
 
 // maxStacks bounds the stacks in the log.
 const maxStacks = 256 << 10
 
-// Run looks until ctx ends, or until the instance is stuck.
+// Run polls until ctx ends or the instance is stuck.
 func (w *watchdog) Run(ctx context.Context) error {
-	// What is stuck may hold the lock that a look needs, so the looks are taken
-	// by a goroutine that may never come back; then the process is about to end.
+	// A poll may need the lock that a stuck goroutine holds, so another goroutine
+	// polls; it may never return, but then the process is about to end.
+
 	var latest atomic.Pointer[pipeline.WorkStatus]
 	every := w.timeout / watchTicks
 	go func() {

@@ -33,13 +33,13 @@ func TestOnlyAnInstanceThatIsStuckIsEnded(t *testing.T) {
 		stuck      bool
 	}{
 		{"nothing moves", inFlight, answering, true},
-		{"the look itself is stuck", func(ctx context.Context) pipeline.WorkStatus { <-ctx.Done(); return pipeline.WorkStatus{} }, answering, true},
+		{"the poll itself is stuck", func(ctx context.Context) pipeline.WorkStatus { <-ctx.Done(); return pipeline.WorkStatus{} }, answering, true},
 		{"nothing in flight", func(context.Context) pipeline.WorkStatus { return pipeline.WorkStatus{} }, answering, false},
-		{"the servers do not answer", inFlight, func(context.Context) error { return errors.New("refused") }, false},
+		{"the servers are unavailable", inFlight, func(context.Context) error { return errors.New("refused") }, false},
 		{"entries are finished", func(context.Context) pipeline.WorkStatus {
 			return pipeline.WorkStatus{InFlight: 7, Finished: uint64(since().Unix() / 50)}
 		}, answering, false},
-		{"calls come back, all with errors", func(context.Context) pipeline.WorkStatus {
+		{"calls return, all with errors", func(context.Context) pipeline.WorkStatus {
 			return pipeline.WorkStatus{InFlight: 7, CallsReturned: uint64(since().Unix() / 50)}
 		}, answering, false},
 	}
@@ -72,8 +72,8 @@ func TestOnlyAnInstanceThatIsStuckIsEnded(t *testing.T) {
 	}
 }
 
-// blocking is a log that never comes back from one message: whoever says it is
-// stuck there.
+// blocking is a log handler that never returns from one message: the goroutine that
+// logs it is stuck.
 type blocking struct {
 	slog.Handler
 	on     string
@@ -131,7 +131,7 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 	}
 	owned("stuck")
 
-	// A session that ends in the middle of a commit has the committer say the word.
+	// A session that ends in the middle of a commit makes the committer log it.
 	conn, err := pgx.Connect(t.Context(), b.pgURL)
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
@@ -166,9 +166,9 @@ func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
 	}
 	require.Equal(t, 2, code(t, err))
 	t.Logf("ended %s after the stall began", time.Since(began).Round(time.Millisecond))
-	require.Contains(t, l.String(), "giving up the shards to restart")
+	require.Contains(t, l.String(), "releasing shards to restart")
 	require.Contains(t, l.String(), "blocking.Handle", "the stacks show where it is stuck")
-	require.NotContains(t, next.logs.String(), `"level":"ERROR"`, "nobody else is troubled")
+	require.NotContains(t, next.logs.String(), `"level":"ERROR"`, "the other instance logs no error")
 	next.stop()
 	require.NoError(t, next.end())
 }

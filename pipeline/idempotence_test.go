@@ -8,8 +8,8 @@ import (
 )
 
 // TestP2AnEntryIsStoredOnceThoughItsRowTakesNoPartInState delivers entries again whose
-// rows the watermark does not show, since they were flagged faulty since: they
-// look new, and are not.
+// rows the watermark does not show, having been flagged faulty: they look
+// new, and are not.
 func TestP2AnEntryIsStoredOnceThoughItsRowTakesNoPartInState(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

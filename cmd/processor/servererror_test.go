@@ -35,8 +35,8 @@ func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.
 	)
 	nobody := elsewhere(func(u *url.URL) { u.User = url.UserPassword("nosuch", "hidden-word") })
 	nowhere := elsewhere(func(u *url.URL) { u.Path = "/nodb" })
-	wrongRole := `Postgres at ` + address + ` (POSTGRES_URL) refuses: role "nosuch" does not exist; correct POSTGRES_URL`
-	wrongDatabase := `Postgres at ` + address + ` (POSTGRES_URL) refuses: database "nodb" does not exist; correct POSTGRES_URL`
+	wrongRole := `Postgres at ` + address + ` (POSTGRES_URL) refused the connection: role "nosuch" does not exist; correct POSTGRES_URL`
+	wrongDatabase := `Postgres at ` + address + ` (POSTGRES_URL) refused the connection: database "nodb" does not exist; correct POSTGRES_URL`
 	var all []func()
 	for _, tt := range []struct {
 		setting, line string

@@ -22,9 +22,9 @@ const (
 	// workerConns are the connections that a worker may hold at a time: it commits
 	// one batch, and looks up the devices of the next.
 	workerConns = 2
-	// spareConns are connections beside those of the workers: one to listen,
-	// one for coordination, one for look-ups. Without one for coordination a lock
-	// that all workers wait for would look like a Postgres that does not answer.
+	// spareConns are connections besides those of the workers: one to listen, one
+	// for coordination, one for queries. Without one for coordination, a lock for
+	// which all workers wait would look like an unavailable Postgres.
 	spareConns = 3
 
 	maxInstanceID = 40
@@ -85,7 +85,7 @@ func (c *Redis) complete(r *report) {
 	}
 }
 
-// complete fills in what depends on the number of workers, 0 where none run.
+// complete computes defaults that depend on the number of workers, 0 if there are none.
 func (c *Postgres) complete(r *report, workers int) {
 	if c.MigrateURL == "" {
 		c.MigrateURL = c.URL
@@ -103,11 +103,11 @@ func (c *Postgres) complete(r *report, workers int) {
 	}
 }
 
-// valid reports whether the value has one of the two forms. The driver judges
+// valid reports whether the value has one of the two forms. The driver checks
 // the rest.
 func (u PostgresURL) valid() bool {
 	if u == "" {
-		return true // whether it must be set is another rule
+		return true // another rule checks whether it must be set
 	}
 	if strings.Contains(string(u), "://") {
 		a, ok := splitURL(string(u))
@@ -128,7 +128,7 @@ func (c *Config) check(r *report) {
 	}
 	c.Postgres.check(r)
 	if !selects(c.Geofences.Query) {
-		r.add("GEOFENCE_QUERY", c.Geofences.Query, "must be one select statement; Postgres judges the rest when it is run")
+		r.add("GEOFENCE_QUERY", c.Geofences.Query, "must be one select statement; Postgres checks the rest when it runs")
 	}
 
 	durations := []struct {
@@ -140,9 +140,9 @@ func (c *Config) check(r *report) {
 	}{
 		{"STATEMENT_TIMEOUT", c.Postgres.StatementTimeout, "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "a slow statement would count as no progress"},
 		{"STATEMENT_TIMEOUT", c.Postgres.StatementTimeout, "STALL_TIMEOUT", in.StallTimeout, "a slow statement would count as a stall"},
-		{"LEADER_TTL", co.LeaderTTL, "MEMBER_TTL", co.MemberTTL, "when a member is seen to be gone there must be a leader again"},
-		{"CLAIM_INTERVAL_MS", co.ClaimInterval(), "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "sweeps must be more frequent than what they look for"},
-		{"HANDOFF_BUDGET", co.HandoffBudget, "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "a hand-off would count as no progress"},
+		{"LEADER_TTL", co.LeaderTTL, "MEMBER_TTL", co.MemberTTL, "a new leader must exist when a member is found to be gone"},
+		{"CLAIM_INTERVAL_MS", co.ClaimInterval(), "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "sweeps must be more frequent than the idle time they look for"},
+		{"HANDOFF_BUDGET", co.HandoffBudget, "CLAIM_THRESHOLD_MS", co.ClaimThreshold(), "a hand-over would count as no progress"},
 		{"BATCH_MAX_AGE", p.BatchMaxAge, "DRAIN_TIMEOUT", in.DrainTimeout, "the last batch must fit into the drain"},
 	}
 	for _, d := range durations {
@@ -174,14 +174,14 @@ func (c *Config) check(r *report) {
 	}
 }
 
-// selects reports whether a query, if there is one, begins as one that only reads.
+// selects reports whether a query is empty or starts as one that only reads.
 func selects(query string) bool {
 	rest := strings.TrimSpace(query)
 	for {
 		var found bool
 		switch {
 		case rest == "":
-			return strings.TrimSpace(query) == "" // nothing but remarks is no query
+			return strings.TrimSpace(query) == "" // only comments: no query
 		case strings.HasPrefix(rest, "--"):
 			_, rest, _ = strings.Cut(rest, "\n")
 		case strings.HasPrefix(rest, "/*"):

@@ -30,22 +30,22 @@ type Config struct {
 	Crash        Crash
 }
 
-// Instance is who this process is, and how long it may take to come and go.
+// Instance is the identity of this process and the time it may take to start and stop.
 type Instance struct {
 	ID              string        `env:"INSTANCE_ID" auto:"host name and a random suffix" help:"name of this instance, unique in the fleet; up to 40 letters, digits, dots, dashes, underscores"`
 	StartTimeout    time.Duration `env:"START_TIMEOUT" default:"5m" min:"1s" max:"1h" help:"how long to wait for Redis and Postgres at start, then exit 4"`
 	DrainTimeout    time.Duration `env:"DRAIN_TIMEOUT" default:"20s" min:"100ms" max:"10m" help:"how long work in flight may take to finish at shutdown, then exit 1"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" max:"15m" help:"how long the whole shutdown may take; keep the orchestrator's grace period above it"`
-	StallTimeout    time.Duration `env:"STALL_TIMEOUT" default:"60s" min:"5s" max:"1h" help:"entries in flight, responding servers and no progress for this long end the process"`
+	StallTimeout    time.Duration `env:"STALL_TIMEOUT" default:"60s" min:"5s" max:"1h" help:"the process exits after this long with entries in flight, responding servers and no progress"`
 }
 
-// Log is how the log looks.
+// Log is the format of the log.
 type Log struct {
 	Level  slog.Level `env:"LOG_LEVEL" default:"info" oneof:"debug|info|warn|error" help:"minimum level that is logged"`
 	Format string     `env:"LOG_FORMAT" default:"auto" oneof:"auto|json|text" help:"auto is text on a terminal and JSON otherwise"`
 }
 
-// Console is the HTTP endpoint for health, readiness and metrics.
+// Console configures the HTTP endpoint for health, readiness and metrics.
 type Console struct {
 	Host  string `env:"METRICS_HOST" auto:"all interfaces" help:"address the HTTP endpoint listens on"`
 	Port  int    `env:"METRICS_PORT" default:"9090" min:"0" max:"65535" help:"port of /metrics, /healthz and /readyz; 0 takes a free one"`
@@ -89,23 +89,23 @@ type Telemetry struct {
 	MaxPayloadBytes int           `env:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1024" max:"67108864" help:"maximum payload size; a larger payload is dead-lettered as too_large"`
 	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones included"`
 	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"maximum nesting inside attributes"`
-	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is kept out of state; pinned for the fleet"`
+	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is excluded from state; pinned for the fleet"`
 }
 
-// Geofences is where fences come from and how crossings are judged.
+// Geofences says where fences come from and how crossings are derived.
 type Geofences struct {
-	Refresh        time.Duration `env:"GEOFENCE_REFRESH" default:"30s" min:"1s" max:"1h" help:"how often fences are polled"`
-	Query          string        `env:"GEOFENCE_QUERY" auto:"the table processor.geofences" help:"select statement that yields the fences, where another service owns them"`
+	Refresh        time.Duration `env:"GEOFENCE_REFRESH" default:"30s" min:"1s" max:"1h" help:"interval of polls for changed fences"`
+	Query          string        `env:"GEOFENCE_QUERY" auto:"the table processor.geofences" help:"select statement that returns the fences, if another service owns them"`
 	MaxCrossingGap time.Duration `env:"MAX_CROSSING_GAP" default:"10m" min:"1s" max:"24h" help:"gap between two fixes above which only the net change counts; pinned for the fleet"`
 }
 
 // Coordination is how the members of the fleet share the shards.
 type Coordination struct {
 	Shards           int           `env:"SHARDS" default:"64" min:"1" max:"4096" help:"slices of the device space; pinned for the fleet, changed by processor shards resize"`
-	DispatchAhead    int           `env:"DISPATCH_AHEAD" default:"200000" min:"1000" max:"100000000" help:"dispatching pauses while this many dispatched entries are unfinished; those of stalled shards are not counted"`
+	DispatchAhead    int           `env:"DISPATCH_AHEAD" default:"200000" min:"1000" max:"100000000" help:"maximum unfinished dispatched entries before dispatch pauses; those of stalled shards are not counted"`
 	DispatchBlock    time.Duration `env:"DISPATCH_BLOCK" default:"500ms" min:"10ms" max:"500ms" help:"maximum wait for new entries in one read"`
 	DispatchLeaseTTL time.Duration `env:"DISPATCH_LEASE_TTL" default:"2s" min:"500ms" max:"1m" help:"lifetime of the dispatch lease"`
-	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"how often every queue is reread from its start"`
+	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"interval of re-reads of every queue from its start"`
 	MemberTTL        time.Duration `env:"MEMBER_TTL" default:"5s" min:"1s" max:"5m" help:"silence after which a member counts as gone"`
 	LeaderTTL        time.Duration `env:"LEADER_TTL" default:"4s" min:"1s" max:"5m" help:"lifetime of the leader's lock"`
 	HandoffBudget    time.Duration `env:"HANDOFF_BUDGET" default:"5s" min:"100ms" max:"5m" help:"how long an owner may take to release a shard that was assigned away"`
@@ -123,14 +123,14 @@ func (c Coordination) ClaimThreshold() time.Duration {
 	return time.Duration(c.ClaimThresholdMS) * time.Millisecond
 }
 
-// DeadLetters is when a record is given up, and for how long it is kept.
+// DeadLetters says when a record is dead-lettered, and how long dead letters are kept.
 type DeadLetters struct {
 	MaxAttempts int           `env:"DLQ_MAX_ATTEMPTS" default:"3" min:"1" max:"100" help:"maximum attempts to decode a record"`
 	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first covers a restart, the others a rolling deploy"`
 	Retention   time.Duration `env:"DLQ_RETENTION" default:"720h" min:"1h" max:"87600h" help:"age after which dead letters are exported and removed"`
 }
 
-// Crash is what is kept of a crash.
+// Crash says where panic dumps go and what they contain.
 type Crash struct {
 	Dir       string `env:"PANIC_DUMP_DIR" auto:"processor-dumps in the folder for temporary files" help:"folder for panic dumps"`
 	MaxBytes  int64  `env:"PANIC_DUMP_MAX_BYTES" default:"16777216" min:"65536" max:"1073741824" help:"maximum bytes of one dump"`

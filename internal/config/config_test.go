@@ -327,10 +327,10 @@ func TestPartsLoadWithoutTheRest(t *testing.T) {
 func TestMisspeltVariablesAreNamed(t *testing.T) {
 	found := config.LikelyTypos([]string{"METRIC_PORT=1", "REDIS_URI=redis://u:s3cr3t@h", "SHARD=3", "log_level=debug", "PATH=/bin", "HOSTNAME=x", "REDIS_URL=y", "POSTGRES_URL_FILE=z", "POSTGRES_USER=u", "POSTGRES_DB=d", "METRICS_HOST=h", "PORT=1"})
 	require.Equal(t, []string{
-		"METRIC_PORT is set, which is no variable of ours; did you mean METRICS_PORT?",
-		"REDIS_URI is set, which is no variable of ours; did you mean REDIS_URL?",
-		"SHARD is set, which is no variable of ours; did you mean SHARDS?",
-		"log_level is set, which is no variable of ours; did you mean LOG_LEVEL?",
+		"METRIC_PORT is set but is not a known variable; did you mean METRICS_PORT?",
+		"REDIS_URI is set but is not a known variable; did you mean REDIS_URL?",
+		"SHARD is set but is not a known variable; did you mean SHARDS?",
+		"log_level is set but is not a known variable; did you mean LOG_LEVEL?",
 	}, found)
 	for _, v := range config.Variables() {
 		require.Empty(t, config.LikelyTypos([]string{v.Name + "=x"}), "our own name")

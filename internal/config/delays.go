@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Delays is a list of waits, separated by commas; it has at least one.
+// Delays is a list of at least one wait, separated by commas.
 type Delays []time.Duration
 
 // UnmarshalText reads the list.
@@ -24,7 +24,7 @@ func (d *Delays) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// String is the list as it is written.
+// String returns the list in the notation of UnmarshalText.
 func (d Delays) String() string {
 	words := make([]string, len(d))
 	for i, wait := range d {

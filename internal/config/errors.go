@@ -12,7 +12,7 @@ type Problem struct {
 	Rule     string `json:"rule"`
 }
 
-// String is the problem on one line.
+// String returns the problem on one line.
 func (p Problem) String() string {
 	if p.Value == "" {
 		return p.Variable + " " + p.Rule
@@ -20,12 +20,12 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s=%q %s", p.Variable, p.Value, p.Rule)
 }
 
-// Error is everything that is wrong with a configuration.
+// Error is every problem of a configuration.
 type Error struct {
 	Problems []Problem
 }
 
-// Error lists the problems, one a line.
+// Error returns the problems, one per line.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if len(e.Problems) == 1 {
@@ -39,7 +39,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// ExitCode is the code of a bad configuration.
+// ExitCode returns the exit code of an invalid configuration.
 func (e *Error) ExitCode() int { return 3 }
 
 // report collects problems.
@@ -51,8 +51,8 @@ func (r *report) add(variable, value, rule string, args ...any) {
 	r.problems = append(r.problems, Problem{Variable: variable, Value: value, Rule: fmt.Sprintf(rule, args...)})
 }
 
-// has reports whether the variable was refused already, so that a rule about two
-// variables does not judge a value nobody gave.
+// has reports whether the variable is invalid already, so that a rule about two
+// variables does not check a value that was never set.
 func (r *report) has(variables ...string) bool {
 	for _, p := range r.problems {
 		for _, v := range variables {

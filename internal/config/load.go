@@ -15,8 +15,8 @@ import (
 )
 
 // Load reads the configuration from an environment in the form of os.Environ.
-// The error is an *Error that lists every problem. The Config is complete only
-// without one.
+// The error is an *Error that lists every problem; the Config is complete only
+// if it is nil.
 func Load(environ []string) (Config, error) {
 	var c Config
 	var r report
@@ -26,8 +26,8 @@ func Load(environ []string) (Config, error) {
 	return c, r.err()
 }
 
-// LoadConsole reads only what the HTTP endpoint needs, for commands that talk
-// to a running instance.
+// LoadConsole reads only the settings of the HTTP endpoint, for commands that
+// talk to a running instance.
 func LoadConsole(environ []string) (Console, error) {
 	var c struct{ Console Console }
 	var r report
@@ -35,8 +35,8 @@ func LoadConsole(environ []string) (Console, error) {
 	return c.Console, r.err()
 }
 
-// LoadRedis reads only what it takes to reach the stream, for commands that
-// need nothing else.
+// LoadRedis reads only the settings of Redis, for commands that need nothing
+// else.
 func LoadRedis(environ []string) (Redis, error) {
 	var c struct{ Redis Redis }
 	var r report
@@ -45,9 +45,9 @@ func LoadRedis(environ []string) (Redis, error) {
 	return c.Redis, r.err()
 }
 
-// LoadPostgres reads only what it takes to reach the database, for commands
-// that need nothing else. An unset POSTGRES_URL is filled from
-// POSTGRES_MIGRATE_URL here, since a migration job may have only that one.
+// LoadPostgres reads only the settings of Postgres, for commands that need
+// nothing else. An unset POSTGRES_URL defaults to POSTGRES_MIGRATE_URL here,
+// since a migration job may have only that one.
 func LoadPostgres(environ []string) (Postgres, error) {
 	env := toMap(environ)
 	for _, suffix := range []string{"", fileSuffix} {
@@ -63,7 +63,7 @@ func LoadPostgres(environ []string) (Postgres, error) {
 	return c.Postgres, r.err()
 }
 
-// parse fills a struct of flat groups and checks every value by itself.
+// parse fills a struct of flat groups and checks each value on its own.
 func parse(environ []string, into any, r *report) {
 	values := toMap(environ)
 	groups := reflect.ValueOf(into).Elem()
@@ -91,7 +91,7 @@ func toMap(environ []string) map[string]string {
 	return env.ToMap(environ)
 }
 
-// fieldErrors names the fields of one group that could not be read. A group is
+// fieldErrors returns the fields of one group that could not be read. A group is
 // flat, so a field's name is unique in it.
 func fieldErrors(err error) map[string]bool {
 	refused := map[string]bool{}
@@ -107,8 +107,8 @@ func fieldErrors(err error) map[string]bool {
 	return refused
 }
 
-// readSecretFiles puts the content of the files that NAME_FILE variables name
-// in the place of NAME.
+// readSecretFiles replaces the value of NAME by the content of the file that
+// NAME_FILE names.
 func readSecretFiles(values map[string]string, groups reflect.Type, r *report) {
 	eachField(groups, func(_ string, f reflect.StructField) {
 		if f.Tag.Get("secret") != "true" {
@@ -207,7 +207,7 @@ func orFile(f reflect.StructField) string {
 	return ", or " + f.Tag.Get("env") + fileSuffix + " to a file that holds it"
 }
 
-// redacted is a given value as it may be shown.
+// redacted returns a given value as it may be shown.
 func redacted(f reflect.StructField, given string) string {
 	switch f.Type {
 	case reflect.TypeFor[RedisURL]():
@@ -243,7 +243,7 @@ func (c Config) Settings() []Setting {
 	return list
 }
 
-// LogValue is the configuration as attributes, without secrets.
+// LogValue returns the configuration as attributes, without secrets.
 func (c Config) LogValue() slog.Value {
 	var attrs []slog.Attr
 	for _, s := range c.Settings() {

@@ -13,10 +13,10 @@ const (
 	tableEnd   = "<!-- config:end -->"
 )
 
-// ErrNoMarkers says that a text has no place for the table of variables.
+// ErrNoMarkers reports that a text has no place for the table of variables.
 var ErrNoMarkers = errors.New("no table of variables: put " + tableBegin + " and " + tableEnd + " on lines of their own where it belongs")
 
-// Markdown is the table of all variables for docs/reference/configuration.md.
+// Markdown returns the table of all variables for docs/reference/configuration.md.
 func Markdown() string {
 	var b strings.Builder
 	b.WriteString("| Variable | Default | Values | What it is |\n")
@@ -62,7 +62,7 @@ func helpText(v Variable) string {
 	return v.Help
 }
 
-// Help is the list of all variables as text, at most width columns wide.
+// Help returns the list of all variables as text, at most width columns wide.
 func Help(width int) string {
 	var b strings.Builder
 	group := ""

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// LikelyTypos names the variables of an environment that look like a
-// misspelling of ours, one sentence each. A misspelt variable is silently a
-// default, which nobody notices until it matters.
+// LikelyTypos reports the variables of an environment that look like a
+// misspelling of ours, one sentence each. A misspelt variable silently leaves the
+// default in force.
 func LikelyTypos(environ []string) []string {
 	var ours []string
 	for _, v := range Variables() {
@@ -25,7 +25,7 @@ func LikelyTypos(environ []string) []string {
 		}
 		for _, own := range ours {
 			if distance(strings.ToUpper(name), own) <= tolerance(own) {
-				found = append(found, fmt.Sprintf("%s is set, which is no variable of ours; did you mean %s?", name, own))
+				found = append(found, fmt.Sprintf("%s is set but is not a known variable; did you mean %s?", name, own))
 				break
 			}
 		}
@@ -34,7 +34,7 @@ func LikelyTypos(environ []string) []string {
 	return found
 }
 
-// tolerance is how many edits still look like the name: of a short one, few.
+// tolerance returns the maximum distance of a misspelling, smaller for short names.
 func tolerance(name string) int {
 	if len(name) < 8 {
 		return 1
@@ -42,7 +42,7 @@ func tolerance(name string) int {
 	return 2
 }
 
-// distance counts the insertions, deletions and replacements that turn a into b.
+// distance returns the number of insertions, deletions and replacements that turn a into b.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

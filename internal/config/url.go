@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// hidden stands for a secret of which nothing can be shown.
+// hidden is printed for a secret of which nothing can be shown.
 const hidden = "(hidden)"
 
 // RedisURL is the address of Redis, credentials included. Every way of
@@ -27,22 +27,22 @@ type PostgresURL string
 // Reveal returns the value with its credentials, for the driver.
 func (u RedisURL) Reveal() string { return string(u) }
 
-// String is the value without secrets.
+// String returns the value without secrets.
 func (u RedisURL) String() string { return redactURL(string(u)) }
 
 // Format prints the value without secrets, whatever the verb.
 func (u RedisURL) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, u.String()) }
 
-// LogValue is the value without secrets.
+// LogValue returns the value without secrets.
 func (u RedisURL) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
-// MarshalText is the value without secrets.
+// MarshalText returns the value without secrets.
 func (u RedisURL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
 // Reveal returns the value with its credentials, for the driver.
 func (u PostgresURL) Reveal() string { return string(u) }
 
-// String is the value without secrets.
+// String returns the value without secrets.
 func (u PostgresURL) String() string {
 	if strings.Contains(string(u), "://") {
 		return redactURL(string(u))
@@ -53,21 +53,20 @@ func (u PostgresURL) String() string {
 // Format prints the value without secrets, whatever the verb.
 func (u PostgresURL) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, u.String()) }
 
-// LogValue is the value without secrets.
+// LogValue returns the value without secrets.
 func (u PostgresURL) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
-// MarshalText is the value without secrets.
+// MarshalText returns the value without secrets.
 func (u PostgresURL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
-// shown are the parameters that may be printed. Whatever is not known to be
-// harmless is left out.
+// shown are the parameters that may be printed; any other may hold a secret.
 var shown = map[string]bool{
 	"addr": true, "master_name": true, "db": true, "skip_verify": true,
 	"host": true, "port": true, "user": true, "dbname": true, "database": true,
 	"sslmode": true, "target_session_attrs": true,
 }
 
-// address is a URL in its parts, as the drivers cut it: unlike net/url it
+// address is a URL in its parts, as the drivers split it: unlike net/url it
 // allows several hosts in one authority.
 type address struct {
 	scheme string
@@ -77,8 +76,8 @@ type address struct {
 	query  url.Values
 }
 
-// splitURL cuts s. It fails where an unescaped character leaves open what is
-// password and what is not.
+// splitURL splits s. It fails if an unescaped character makes the end of the
+// password ambiguous.
 func splitURL(s string) (address, bool) {
 	var a address
 	scheme, rest, found := strings.Cut(s, "://")
@@ -115,8 +114,8 @@ func splitURL(s string) (address, bool) {
 	return a, true
 }
 
-// plainHost accepts nothing, a name or an address, each with or without a
-// port. A password cut in the wrong place seldom looks like that.
+// plainHost accepts an empty host, a name or an address, each with or without a
+// port. A password split in the wrong place seldom looks like that.
 func plainHost(s string) bool {
 	name, port := s, ""
 	if strings.HasPrefix(s, "[") {
@@ -181,8 +180,8 @@ func redactURL(s string) string {
 	return b.String()
 }
 
-// redactKeywords does the same for the keyword form. A quoted value or an
-// escape makes the cut uncertain, so then nothing is shown.
+// redactKeywords does the same for the keyword form. A quoted value or an escape
+// makes the split ambiguous; then nothing is shown.
 func redactKeywords(s string) string {
 	if s == "" {
 		return ""
@@ -243,7 +242,7 @@ func joinRedis(s string) (string, bool) {
 	return u.String(), true
 }
 
-// splitRedisURLs cuts only where another URL begins: a comma may be part of a
+// splitRedisURLs splits only where another URL begins: a comma may be part of a
 // password.
 func splitRedisURLs(s string) []string {
 	var parts []string
@@ -269,7 +268,7 @@ func (u RedisURL) Cluster() bool {
 	return ok && len(a.query["addr"]) > 0 && a.query.Get("master_name") == ""
 }
 
-// Addresses lists the hosts with their ports, or the path of the socket.
+// Addresses returns the hosts with their ports, or the path of the socket.
 func (u RedisURL) Addresses() string {
 	joined, ok := joinRedis(string(u))
 	a, cut := splitURL(joined)
@@ -292,7 +291,7 @@ func (u RedisURL) Addresses() string {
 	return strings.Join(list, ", ")
 }
 
-// MigrateVariable is the variable that the address for migrations comes from.
+// MigrateVariable returns the name of the variable that the address for migrations comes from.
 func (c *Postgres) MigrateVariable() string {
 	if c.MigrateURL != c.URL {
 		return "POSTGRES_MIGRATE_URL"

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Variable describes one variable, as the tags of the structs say.
+// Variable describes one variable, as the tags of the structs declare it.
 type Variable struct {
 	Name     string `json:"name"`
 	Group    string `json:"group"`
@@ -17,7 +17,7 @@ type Variable struct {
 	Secret   bool   `json:"secret"`
 }
 
-// fileSuffix makes the name of the variable that names a secret's file.
+// fileSuffix is appended to a secret's variable to name a file that holds it.
 const fileSuffix = "_FILE"
 
 // Variables lists every variable in the order of Config.
@@ -51,7 +51,7 @@ func eachField(groups reflect.Type, visit func(group string, f reflect.StructFie
 	}
 }
 
-// bounds says in words what values a field takes.
+// bounds returns the allowed values of a field in words.
 func bounds(f reflect.StructField) string {
 	if words := f.Tag.Get("oneof"); words != "" {
 		return strings.ReplaceAll(words, "|", ", ")
@@ -70,7 +70,7 @@ func bounds(f reflect.StructField) string {
 	return ""
 }
 
-// kind says in words what a field's value must look like.
+// kind returns the form of a field's values in words.
 func kind(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Duration]():
