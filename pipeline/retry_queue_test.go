@@ -196,10 +196,13 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			_, _, held := in.Owned(shard)
 			require.False(t, held)
 			require.Empty(t, b.letters())
-			if kind == "not_json" {
-				require.Equal(t, 2, b.count("select attempts from processor.deferred where class = 'decode'"))
-			}
 			in.stop()
+			if kind == "not_json" {
+				// Deferred: its letter is committed, so it is the leader that adds it to Redis.
+				require.Zero(t, b.count("select count(*) from processor.deferred"))
+				require.Equal(t, 1, b.count("select count(*) from processor.unconfirmed_letters where class = 'decode' and attempts = 3"))
+				return
+			}
 
 			b.acquireAll(b.start("next"))
 			letters := b.awaitDeadLetters(10*time.Second, 1)
