@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// Config is how a member takes part in the fleet. Every field is needed.
+// Config holds the settings of a member. Every field is required.
 type Config struct {
 	Instance       string // identity, unique among live members
 	Version        string // of the program, shown to operators
 	Shards         int
 	MemberTTL      time.Duration // silence after which a member is gone
-	LeaderTTL      time.Duration // how long the leader's lock outlives its holder
+	LeaderTTL      time.Duration // how long the leader's lock outlives the leader
 	HandoffBudget  time.Duration // how long an owner may take to release a shard
-	DrainTimeout   time.Duration // how long one that is shutting down may take
-	SinkGrace      time.Duration // how long a member may be without Postgres while others have it
+	DrainTimeout   time.Duration // how long an owner that is shutting down may take
+	SinkGrace      time.Duration // how long a member may be without Postgres while another member reaches it
 	ClaimInterval  time.Duration
 	ClaimThreshold time.Duration
 }
@@ -40,8 +40,8 @@ func (c Config) check() error {
 	return errors.Join(errs...)
 }
 
-// beatEvery leaves room for several beats to be lost within one TTL.
+// beatEvery allows several heartbeats to be lost within one TTL.
 func (c Config) beatEvery() time.Duration { return c.MemberTTL / 5 }
 
-// renewEvery leaves room for two renewals to fail.
+// renewEvery allows two renewals to fail.
 func (c Config) renewEvery() time.Duration { return c.LeaderTTL / 4 }

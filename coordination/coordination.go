@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Deps is what coordination works with.
+// Deps are the collaborators of a Fleet.
 type Deps struct {
 	Client   Client
 	Keys     Keys
@@ -21,33 +21,33 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
-	// House looks after the dead letters while this member leads; nil for nobody.
+	// House processes dead letters while this member leads; nil disables it.
 	House *DLQJanitor
-	Tasks []Task // of whoever leads
+	Tasks []Task // run while this member leads
 }
 
-// Stream is what of the stream concerns the fleet.
+// Stream is the part of the stream that coordination uses.
 type Stream interface {
 	Redeliverer
 	ConsumerAdmin
 	LossQueue
 	Backlog
 	Notifier
-	// OnServerChange has f called before the first command to a server that is
-	// not the one that answered before.
+	// OnServerChange registers f to be called before the first command to a
+	// server other than the one that answered last.
 	OnServerChange(f func())
-	// CheckServer notices a change that needs no new connection.
+	// CheckServer detects a change of server that opened no new connection.
 	CheckServer(ctx context.Context) error
 }
 
-// LeaderStore is the term and what is written under it.
+// LeaderStore keeps the term and what is written under it.
 type LeaderStore interface {
 	TermStore
 	Assignments
 }
 
-// Fleet is one member's part in the fleet: its place on the membership, the
-// shards it keeps, and its candidacy for the leadership.
+// Fleet is one member's part in coordination: its membership, the shards it
+// owns, and its candidacy for the leadership.
 type Fleet struct {
 	cfg        Config
 	membership *Membership
@@ -60,8 +60,8 @@ type Fleet struct {
 	abandon   sync.Once
 }
 
-// NewFleet returns the parts of a member that has a membership already; the store's
-// writers carry its name, so it comes first.
+// NewFleet returns the parts of a member whose membership exists already:
+// writers in the store carry the member's name, so the name must come first.
 func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Fleet, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	if err := reg.Register(gauges); err != nil {
 		return nil, fmt.Errorf("register the group's gauges: %w", err)
 	}
-	// What is known of queues was known of another server.
+	// Queue state learned from one server does not hold on another.
 	deps.Stream.OnServerChange(engine.Abandon)
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
@@ -92,8 +92,9 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	return f, nil
 }
 
-// RunMembership joins, keeps the heartbeat and the shards until ctx ends, then
-// releases what is held and leaves. The pipeline must have drained by then.
+// RunMembership joins, then keeps the heartbeat and the shards until ctx ends;
+// then it releases the shards and leaves. The pipeline must have drained before
+// that.
 func (f *Fleet) RunMembership(ctx context.Context) error {
 	if err := f.membership.Join(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -101,7 +102,7 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 		}
 		return err
 	}
-	// The heartbeat goes on until the shards are released.
+	// The heartbeat continues until the shards are released.
 	beating, stopBeating := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBeating()
 	g, gctx := errgroup.WithContext(beating)
@@ -135,17 +136,18 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 // RunElection campaigns and leads until ctx ends; then it resigns.
 func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ctx) }
 
-// Abandon ends the membership in the middle of the work, because this instance
-// is stuck: its shards are released and its heartbeat ends, as far as what is
-// stuck allows. What cannot be released is taken when the heartbeat has expired.
+// Abandon ends the membership without a drain, because this instance is stuck.
+// It releases the shards and stops the heartbeat as far as it can; other
+// members force-acquire the rest when the heartbeat expires.
 func (f *Fleet) Abandon() { f.abandon.Do(func() { close(f.abandoned) }) }
 
-// Leave announces that this member is going, and waits until the others have
-// taken over its shards, or until ctx ends, or at once when there are no others.
+// Leave announces that this member is shutting down. It returns when other
+// members have acquired its shards, when there is no other member, or when ctx
+// ends.
 func (f *Fleet) Leave(ctx context.Context) error {
 	select {
 	case <-f.abandoned:
-		return nil // there is nothing to hand over, and no heartbeat to say it with
+		return nil // no shards to hand over, and no heartbeat to announce it with
 	default:
 	}
 	if err := f.membership.Announce(ctx); err != nil {
@@ -166,19 +168,20 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	return nil
 }
 
-// Assigned says that assignments may have changed, or that a shard was given up.
+// Assigned wakes the reconciler: assignments changed, or a shard was released.
 func (f *Fleet) Assigned() { f.reconciler.Wake() }
 
-// MembershipChanged says that a member has something new to say of itself.
+// MembershipChanged wakes the membership: a member's state changed.
 func (f *Fleet) MembershipChanged() { f.membership.Wake() }
 
-// LeaderResigned says that the leadership may be free.
+// LeaderResigned wakes the elector: the leadership may be free.
 func (f *Fleet) LeaderResigned() { f.elector.Campaign() }
 
-// Ready reports whether this member is on the membership and keeps up with Postgres.
+// Ready returns nil if this member is registered and reaches Postgres,
+// otherwise the reason.
 func (f *Fleet) Ready() error {
 	if !f.membership.PostgresUp() {
-		return errors.New("the shard reconciler gets no answer from Postgres")
+		return errors.New("shard reconciliation is failing: Postgres does not answer")
 	}
 	for _, m := range f.membership.Members() {
 		if m.Name() == f.membership.Name() {
@@ -188,5 +191,5 @@ func (f *Fleet) Ready() error {
 	return errors.New("not registered yet")
 }
 
-// Owned is how many shards this member holds.
+// Owned returns the number of shards this member owns.
 func (f *Fleet) Owned() int { return f.reconciler.Owned() }

@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// clocks are servers whose clocks say what they are told to.
+// clocks are servers whose clocks a test sets.
 type clocks struct {
 	DeadLetters
 	Archive
@@ -60,11 +60,11 @@ func (noAudit) Note(context.Context, string, string, string, int, map[string]any
 
 func TestRetentionGoesByTheEarlierClockOfBothServers(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) { // whose own clock is that of the leader
+	synctest.Test(t, func(t *testing.T) { // its clock is the leader's
 		now := time.Now()
 		const day = 24 * time.Hour
 		for _, tt := range []struct {
-			redis, postgres time.Duration // ahead of the letters
+			redis, postgres time.Duration // ahead of the dead letters
 			archived        int
 		}{{time.Hour, time.Hour, 0}, {31 * day, time.Hour, 0}, {time.Hour, 31 * day, 0}, {31 * day, 31 * day, 100}} {
 			c := &clocks{redis: now.Add(-40 * day).Add(tt.redis), postgres: now.Add(-40 * day).Add(tt.postgres)}

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	confirmAfter = 3 * time.Second // owners add what they have just written themselves
-	confirmPage  = 5000            // names at once
-	confirmPages = 4               // of one pass
-	restorePage  = 100             // letters at once
-	restoreMost  = 2000            // of one pass
-	restoreBytes = 4 << 20         // of one pass
+	confirmAfter = 3 * time.Second // owners add their recent dead letters themselves
+	confirmPage  = 5000            // names per call
+	confirmPages = 4               // per pass
+	restorePage  = 100             // dead letters per call
+	restoreMost  = 2000            // per pass
+	restoreBytes = 4 << 20         // per pass
 )
 
-// confirm removes the copies of dead letters that are durable in Redis by now,
-// and adds those again that Redis has lost.
+// confirm deletes the Postgres copies of dead letters that are durable in
+// Redis, and adds those to Redis again that it has lost.
 func (h *DLQJanitor) confirm(ctx context.Context) error {
 	var durable telemetry.EntryID
 	restores, bytes := 0, 0
@@ -53,7 +53,7 @@ func (h *DLQJanitor) confirm(ctx context.Context) error {
 			case restores < restoreMost && bytes < restoreBytes:
 				missing = append(missing, r)
 				restores++
-			default: // the next pass goes on here
+			default: // the next pass continues here
 				_, err := h.restore(ctx, missing)
 				return errors.Join(err, h.Unconfirmed.Confirmed(ctx, safe))
 			}
@@ -80,8 +80,8 @@ func (h *DLQJanitor) confirm(ctx context.Context) error {
 	return nil
 }
 
-// restore adds letters again that Redis does not know, where their entries are
-// not with their owners. It returns the size of what it read.
+// restore adds dead letters again that Redis does not have, unless their
+// entries are still pending with an owner. It returns the bytes it read.
 func (h *DLQJanitor) restore(ctx context.Context, refs []telemetry.Ref) (bytes int, err error) {
 	if len(refs) == 0 {
 		return 0, nil
@@ -99,7 +99,7 @@ func (h *DLQJanitor) restore(ctx context.Context, refs []telemetry.Ref) (bytes i
 			return bytes, err
 		}
 		if outcome == protocol.LetterQueued && !l.Added {
-			continue // as it should be
+			continue // as expected
 		}
 		outcomes[outcome] = append(outcomes[outcome], l.Entry.Ref())
 	}

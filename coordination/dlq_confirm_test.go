@@ -72,7 +72,7 @@ func newGraveyard(t *testing.T) *graveyard {
 		DeadLetters: g.dead, Archive: store.NewDeadLetters(pool, scope, time.Minute), Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute),
 		Audit: store.NewAudit(pool, time.Minute), Deferred: g.later, Ledger: store.NewLedger(pool, scope, "one", time.Minute),
 	}, 48*time.Hour, "one", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	// So that the file holds what is acknowledged, however busy the disk is.
+	// The file must hold what is acknowledged, however busy the disk is.
 	require.NoError(t, g.client.ConfigSet(t.Context(), "appendfsync", "always").Err())
 	require.NoError(t, g.client.XGroupCreateMkStream(t.Context(), "telemetry", "processor", "0").Err())
 	return g
@@ -95,7 +95,7 @@ func (g *graveyard) entry(text string) telemetry.DeadLetter {
 	}
 }
 
-// giveUp commits what the owner of the shard gives up.
+// giveUp commits an entry that the owner of the shard dead-letters.
 func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
 	g.Helper()
 	_, err := g.writer.Write(g.Context(), &protocol.Batch{
@@ -105,8 +105,8 @@ func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
 	require.NoError(g, err)
 }
 
-// failover kills Redis and cuts off what was written since its append-only file
-// had a size.
+// failover kills Redis and truncates its append-only file to a size, which loses
+// what was written since.
 func (g *graveyard) failover(size int64) {
 	g.Helper()
 	require.NoError(g, g.redis.Kill())
@@ -130,14 +130,14 @@ func (g *graveyard) size() int64 {
 	return info.Size()
 }
 
-// pass runs the leader's housekeeping when all rows are old enough for it.
+// pass makes all rows old enough, and runs a pass of the janitor.
 func (g *graveyard) pass() {
 	g.Helper()
 	g.exec("update processor.unconfirmed_letters set written_at = written_at - interval '1 minute'")
 	require.NoError(g, g.reconciler.Pass(g.Context()))
 }
 
-// letters is the payloads of the dead letters in Redis.
+// letters returns the payloads of the dead letters in Redis.
 func (g *graveyard) letters() (texts []string) {
 	g.Helper()
 	for l, err := range g.dead.All(g.Context()) {
@@ -148,7 +148,7 @@ func (g *graveyard) letters() (texts []string) {
 	return texts
 }
 
-// P1, P6: what was acknowledged is in Postgres until Redis cannot lose it.
+// P1, P6: a dead letter stays in Postgres until it is durable in Redis.
 func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	t.Parallel()
 	g := newGraveyard(t)
@@ -168,7 +168,7 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 		added = append(added, l.Entry.Ref())
 	}
 	require.NoError(t, g.later.Added(t.Context(), added))
-	// Its owner died before it was added, and the next one could decode it.
+	// The owner died before it was added, and the next owner decoded the entry.
 	g.giveUp(stored, true)
 	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", stored.Entry.ID.String()).Err())
 	// An operator drops one.
@@ -188,13 +188,13 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", stored.Entry.ID.String()).Err())
 	for range 2 {
 		g.pass()
-		require.ElementsMatch(t, []string{"trimmed", "deferred"}, g.letters(), "what is on its queue again is left to the owner")
+		require.ElementsMatch(t, []string{"trimmed", "deferred"}, g.letters(), "a pending entry is its owner's to decide")
 		pending, err := g.client.XPending(t.Context(), "telemetry", "processor").Result()
 		require.NoError(t, err)
 		require.EqualValues(t, 1, pending.Count)
 	}
 
-	// The owner decides again, and this time nothing gets lost.
+	// The owner dead-letters it again, and nothing is lost this time.
 	g.giveUp(queued, true)
 	require.NoError(t, g.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{queued}, nil))
 	require.NoError(t, g.later.Added(t.Context(), []telemetry.Ref{queued.Entry.Ref()}))
@@ -202,18 +202,18 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	require.ElementsMatch(t, []string{"trimmed", "deferred", "queued"}, g.letters())
 	require.Equal(t, 3, g.count("select count(*) from processor.unconfirmed_letters where added_at is not null"))
 
-	// Long after they were added they are durable.
-	parked := stream.Names{Stream: "telemetry", Group: "processor"}.DeadLettered()
+	// Dead letters added long ago are durable.
+	deadLettered := stream.Names{Stream: "telemetry", Group: "processor"}.DeadLettered()
 	for _, l := range []telemetry.DeadLetter{deferred, queued, trimmed} {
 		old := fmt.Sprint(time.Now().Add(-time.Hour).UnixMilli(), "-0")
-		require.NoError(t, g.client.HSet(t.Context(), parked, l.Entry.ID.String()+" "+l.Entry.Digest(), old).Err())
+		require.NoError(t, g.client.HSet(t.Context(), deadLettered, l.Entry.ID.String()+" "+l.Entry.Digest(), old).Err())
 	}
 	g.pass()
 	require.Zero(t, g.count("select count(*) from processor.unconfirmed_letters"))
 	require.Len(t, g.letters(), 3)
 }
 
-// P6: a stream that was recreated gives IDs again.
+// P6: a recreated stream assigns the same IDs again.
 func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
 	t.Parallel()
 	g := newGraveyard(t)

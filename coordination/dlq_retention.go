@@ -14,9 +14,9 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DeadLetters is the stream of dead letters as its housekeeper needs it.
+// DeadLetters is the stream of dead letters.
 type DeadLetters interface {
-	// Now is the time of the server that gave the letters their IDs.
+	// Now returns the time of the server that assigned the dead letters' IDs.
 	Now(ctx context.Context) (time.Time, error)
 	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.DLQEntry, error)
 	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
@@ -26,14 +26,14 @@ type DeadLetters interface {
 	ForgetDeadLettered(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error)
 }
 
-// Archive keeps what retention takes out of the stream.
+// Archive stores what retention removes from the stream.
 type Archive interface {
 	Now(ctx context.Context) (time.Time, error)
 	Export(ctx context.Context, letters []protocol.DLQEntry, by string) error
 	Dropped(ctx context.Context, letters []protocol.DLQEntry) error
 }
 
-// Unconfirmed is the dead letters that Redis could still lose.
+// Unconfirmed stores the dead letters that Redis could still lose.
 type Unconfirmed interface {
 	Page(ctx context.Context, after protocol.UnconfirmedMark, ago time.Duration, limit int) ([]protocol.UnconfirmedMark, error)
 	Get(ctx context.Context, refs []telemetry.Ref) ([]protocol.Unconfirmed, error)
@@ -42,7 +42,7 @@ type Unconfirmed interface {
 	Confirmed(ctx context.Context, refs []telemetry.Ref) error
 }
 
-// Auditor keeps who changed what.
+// Auditor records who changed what.
 type Auditor interface {
 	Note(ctx context.Context, who, action, target string, count int, detail map[string]any) error
 }
@@ -52,7 +52,7 @@ type Deferred interface {
 	Count(ctx context.Context) (int64, error)
 }
 
-// DLQJanitorDeps is what a housekeeper works with.
+// DLQJanitorDeps are the collaborators of a DLQJanitor.
 type DLQJanitorDeps struct {
 	DeadLetters DeadLetters
 	Archive     Archive
@@ -63,19 +63,18 @@ type DLQJanitorDeps struct {
 }
 
 const (
-	dlqScanPage       = 200              // dead letters looked at at once
-	houseFor          = time.Second      // of one pass, so that the leader renews in time
-	dlqScanBytes      = 4 << 20          // of letters that stay, after which a pass reads no further page
-	dlqScanInterval   = 15 * time.Second // between two walks through all of them
-	dlqIncidentGroups = 20               // fingerprints that are shown as incidents
-	dlqStale          = 2 * time.Minute  // after which what was counted counts no more
-	deadLetteredScan  = time.Hour        // between two walks through what is remembered of dead-lettered entries
+	dlqScanPage       = 200              // dead letters per page
+	houseFor          = time.Second      // per pass, so that the leader renews in time
+	dlqScanBytes      = 4 << 20          // bytes of retained dead letters after which a pass reads no further page
+	dlqScanInterval   = 15 * time.Second // between two scans
+	dlqIncidentGroups = 20               // fingerprints that are opened as incidents
+	dlqStale          = 2 * time.Minute  // age at which counts are no longer reported
+	deadLetteredScan  = time.Hour        // between two scans of the record of dead-lettered entries
 )
 
-// DLQJanitor looks after the dead letters for the whole fleet: it counts them,
-// groups those that failed alike, and moves those that are older than the
-// retention to the archive. Two that do so at once do no harm: exporting again
-// changes nothing, and what is removed is named by its ID.
+// DLQJanitor maintains the dead letters of the whole fleet: it counts them,
+// groups equal failures, and archives those older than the retention. Two at
+// the same time are harmless: exporting is idempotent, and removal names IDs.
 type DLQJanitor struct {
 	DLQJanitorDeps
 	retention time.Duration
@@ -85,30 +84,30 @@ type DLQJanitor struct {
 
 	scan         *scan
 	scannedAt    time.Time
-	mark         protocol.UnconfirmedMark // where the next pass goes on
+	mark         protocol.UnconfirmedMark // where the next pass continues
 	deadLettered struct {
 		cursor uint64
 		began  time.Time
 	}
 }
 
-// scan is one way through all dead letters, in pages.
+// scan is one pass over all dead letters, in pages.
 type scan struct {
 	after telemetry.EntryID
-	last  []protocol.DLQEntry // the page before, which tells how large they are
+	last  []protocol.DLQEntry // the previous page, from which the size of the next is estimated
 	tally countsByClass
 	kinds map[string]*kind
 	moved int
 }
 
-// kind is the dead letters that failed alike.
+// kind is a group of dead letters with the same failure.
 type kind struct {
 	count       int
 	first, last time.Time
 	example     telemetry.EntryID
 }
 
-// NewDLQJanitor returns a housekeeper that has not looked yet.
+// NewDLQJanitor returns a janitor that has not scanned yet.
 func NewDLQJanitor(deps DLQJanitorDeps, retention time.Duration, member string, log *slog.Logger, reg prometheus.Registerer) *DLQJanitor {
 	return &DLQJanitor{
 		DLQJanitorDeps: deps, retention: retention, member: member,
@@ -116,17 +115,18 @@ func NewDLQJanitor(deps DLQJanitorDeps, retention time.Duration, member string, 
 	}
 }
 
-// Deferring is how many entries wait for another attempt, if that was counted lately.
+// Deferring returns the number of entries that wait for another attempt, if it
+// was counted recently.
 func (h *DLQJanitor) Deferring() (n int64, known bool) {
 	if h == nil {
-		return 0, true // nobody defers
+		return 0, true // no janitor: nothing is deferred
 	}
 	h.metrics.mu.Lock()
 	defer h.metrics.mu.Unlock()
 	return h.metrics.waiting, time.Since(h.metrics.waitingAt) < dlqStale
 }
 
-// Pass does a bounded piece of the work. It is the leader's to call.
+// Pass does a bounded part of the work. Only the leader calls it.
 func (h *DLQJanitor) Pass(ctx context.Context) error {
 	if h == nil {
 		return nil
@@ -168,8 +168,8 @@ func (h *DLQJanitor) Pass(ctx context.Context) error {
 	return nil
 }
 
-// now is the time by which retention goes: the earlier one of both servers. The
-// clock of a leader, or of one server, that runs ahead removes nothing early.
+// now returns the time that retention compares with: the earlier of both
+// servers' clocks, so that one clock that runs ahead removes nothing early.
 func (h *DLQJanitor) now(ctx context.Context) (time.Time, error) {
 	redis, err := h.DeadLetters.Now(ctx)
 	if err != nil {
@@ -182,8 +182,8 @@ func (h *DLQJanitor) now(ctx context.Context) (time.Time, error) {
 	return redis, err
 }
 
-// page looks at some dead letters and archives those that are too old. It
-// returns the size of those that stay.
+// page archives the expired dead letters of one page. It returns the bytes of
+// those that stay.
 func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept int, err error) {
 	count := protocol.DLQPageSize(dlqScanPage, h.scan.last)
 	letters, err := h.DeadLetters.List(ctx, h.scan.after, count)
@@ -240,16 +240,16 @@ func (w *scan) note(l *protocol.DLQEntry) {
 	k := w.kinds[l.Fingerprint]
 	if k == nil {
 		if len(w.kinds) >= 1000 {
-			return // so many kinds are no kinds
+			return // too many groups to be useful
 		}
 		k = &kind{first: l.ID.Time(), example: l.ID}
-		w.kinds[strings.Clone(l.Fingerprint)] = k // what is kept must not keep its page
+		w.kinds[strings.Clone(l.Fingerprint)] = k // a copy, so that the page can be collected
 	}
 	k.count++
 	k.last = l.ID.Time()
 }
 
-// finish publishes what the walk has found.
+// finish publishes the result of a scan.
 func (h *DLQJanitor) finish(ctx context.Context) error {
 	h.metrics.publish(h.scan.tally)
 	if h.scan.moved > 0 {
@@ -271,7 +271,7 @@ func (h *DLQJanitor) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	open, err := h.Ledger.Opened(ctx, protocol.DeadLettersAlike) // by earlier leaders, too
+	open, err := h.Ledger.Opened(ctx, protocol.DeadLettersAlike) // including those of earlier leaders
 	if err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (h *DLQJanitor) finish(ctx context.Context) error {
 	return nil
 }
 
-// forget walks through what is remembered of dead-lettered entries, one page a pass.
+// forget scans the record of dead-lettered entries, one page a pass.
 func (h *DLQJanitor) forget(ctx context.Context, now time.Time) error {
 	if h.deadLettered.cursor == 0 {
 		if time.Since(h.deadLettered.began) < deadLetteredScan {

@@ -9,10 +9,11 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// foreignClass counts entries in the stream of dead letters that are none of ours.
+// foreignClass counts entries of the dead-letter stream that this service did
+// not write.
 const foreignClass = "foreign"
 
-// depth is the dead letters of one class.
+// depth counts the dead letters of one class.
 type depth struct {
 	count  int
 	oldest time.Time
@@ -29,7 +30,7 @@ func (t countsByClass) add(class string, at time.Time) {
 	t[class] = d
 }
 
-// janitorMetrics are exported by the leader and absent elsewhere.
+// janitorMetrics are exported by the leader only.
 type janitorMetrics struct {
 	archived prometheus.Counter
 	restored prometheus.Counter
@@ -50,7 +51,7 @@ func newJanitorMetrics(reg prometheus.Registerer) *janitorMetrics {
 			Name: "processor_coordination_archived_dead_letters_total", Help: "Dead letters moved to the archive by retention.",
 		}),
 		restored: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "processor_coordination_restored_dead_letters_total", Help: "Dead letters that Redis had lost, or had not got, and that were added again.",
+			Name: "processor_coordination_restored_dead_letters_total", Help: "Dead letters that were missing from Redis and were added again.",
 		}),
 		letters: prometheus.NewDesc("processor_group_dead_letters", "Dead letters in their stream, by class.", []string{"class"}, nil),
 		age: prometheus.NewDesc("processor_group_oldest_dead_letter_age_seconds",

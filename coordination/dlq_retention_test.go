@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
+func TestTwoJanitorsCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	t.Parallel()
 	r := testenv.Redis(t)
 	client := r.Client()
@@ -34,7 +34,7 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	t.Cleanup(pool.Close)
 	scope := store.Scope{Stream: r.Stream, Group: r.Group}
 
-	// 700 that are old, 50 that are not, and one that another member put there.
+	// 700 expired, 50 not, and one foreign entry.
 	old := time.Now().Add(-50 * time.Hour)
 	pipe := client.Pipeline()
 	deadLetter := func(ms int64, n int) telemetry.DeadLetter {
@@ -94,7 +94,7 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	require.Equal(t, 700, count("select count(*) from processor.dead_letters"))
 	require.Equal(t, 700, count("select sum(count)::int from processor.audit where action = 'dlq retention'"))
 	require.Equal(t, 1, count("select count(*) from processor.incidents where kind = 'dead_letters' and subject = 'decode/payload/syntax' and (detail->>'count')::int = 50 and closed_at is null"))
-	require.EqualValues(t, 50, client.HLen(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.DeadLettered()).Val(), "what can come no more is forgotten")
+	require.EqualValues(t, 50, client.HLen(t.Context(), stream.Names{Stream: r.Stream, Group: r.Group}.DeadLettered()).Val(), "entries that cannot return are forgotten")
 	for _, reg := range registries {
 		families, err := reg.Gather()
 		require.NoError(t, err)
@@ -110,7 +110,7 @@ func TestTwoHousekeepersCountGroupAndArchiveWithoutLoss(t *testing.T) {
 		require.Equal(t, map[string]float64{"crash": 0, "decode": 50, "foreign": 1, "invalid": 0, "sink": 0, "too_large": 0}, depths)
 	}
 
-	// Drained while nobody looked: whoever leads next closes the incident.
+	// Drained between two leaders: the next one closes the incident.
 	require.NoError(t, client.XTrimMaxLen(t.Context(), dlq, 1).Err())
 	all(NewDLQJanitor(reconcilers[0].DLQJanitorDeps, 48*time.Hour, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
 	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))

@@ -1,32 +1,63 @@
-// Package coordination is how instances share one stream: who is there, who
-// leads, who owns which shard, and what the leader does for all.
+// Package coordination lets instances share one stream: it tracks the members,
+// elects a leader, decides who owns which shard, and runs the leader's tasks.
 //
-// A member has a heartbeat in Redis (Roster). One member leads (Elector): it
+// A member has a heartbeat in Redis (Membership). One member leads (Elector): it
 // holds a lock in Redis and a term in Postgres, and assigns the shards (Leader).
-// Every member makes what it owns match what it is assigned (Keeper):
+// Every member makes its owned shards match its assigned shards (Reconciler). The
+// decisions are functions of internal/protocol, where the simulation checks them.
 //
-//	assigned to us, released     take: raise the epoch, redeliver what Postgres
-//	                             may have lost, grant it to the pipeline
-//	assigned to us, owner there  wait for its release, at most a budget
-//	assigned to us, owner gone   end its sessions, then take
-//	assigned away                stop, finish what is in flight, release
-//	taken by another member       drop
+// States of a member:
 //
-// The decisions themselves are in internal/protocol, where the simulation
-// checks them.
+//	      Join            first poll           Announce           Leave
+//	(new) ----> joining ------------> active ----------> leaving -------> gone
+//	                                    |                   |               ^
+//	                                    +-------------------+---------------+
+//	                                      heartbeat silent for MemberTTL
+//
+// An active member is not eligible for shards while it is cut off from Postgres or
+// stalled. Gone is final: an identity that restarts is a new member, with a new
+// incarnation.
+//
+// States of a shard, each edge with its protocol.Action:
+//
+//	                Acquire: epoch+1, redeliver, grant
+//	+--> assigned ------------------------------------> owned
+//	|       |  ^                                        |   |
+//	|       |  | owner set, budget not used up: Await   |   | other owner or
+//	|       +--+                                        |   | epoch: Lose
+//	|       |                          assigned to      |   v
+//	|       | owner gone, or           another member:  | (owned elsewhere)
+//	|       | waited for the budget:   HandOver         v
+//	|       | ForceAcquire                           draining
+//	|       v                                           |
+//	| force-acquired: the old owner's sessions          | in flight committed
+//	| ended, epoch+1; then as owned                     | and acknowledged
+//	|                                                   v
+//	+----------- owner is null ---------------------- released
 //
 // Promises kept here:
 //
-//   - P3, P4: nothing here is needed for safety. Whatever this package believes,
-//     an epoch in Postgres decides who may commit, and a term who may assign.
-//   - P8: a member that leaves hands its shards over while it still works; one
-//     that falls silent for MemberTTL loses them; so does one that is cut off
-//     from Postgres while others are not, or that has work in flight and makes no
-//     progress for ClaimThreshold while others do, or while no call of a server
-//     comes back to it. While nobody advances nothing moves.
-//   - P10: the gauges of the group are absent where they are not known.
+//   - P3, P4: safety does not depend on this package. Whatever it believes, an epoch
+//     in Postgres decides who may commit, and a term who may assign.
+//   - P10: the gauges of the group are absent while their value is unknown.
+//   - P8: shards move on the triggers below.
 //
-// It does not fence by itself, does not move entries between members (there is
-// nothing to move: queues belong to shards), and declares nobody dead for one
-// MemberTTL after Redis was away.
+// Triggers that move the shards of a member, each with its timeout and the function
+// that decides; nothing else moves a shard of a live member:
+//
+//   - The member announces that it leaves (SIGTERM): immediately, and it hands over
+//     while it still works. protocol.FailureDetector.Eligible.
+//   - Its heartbeat does not advance for MemberTTL. protocol.FailureDetector.Gone.
+//   - It does not reach Postgres for SinkGrace while another member does.
+//     protocol.FailureDetector.Eligible.
+//   - It has entries in flight, and no server call of its workers returns for
+//     ClaimThreshold. protocol.FailureDetector.Stalled.
+//   - Its calls return, but it commits nothing for ClaimThreshold while another member
+//     committed at least ClaimThreshold/2 later. protocol.FailureDetector.Stalled. If no
+//     member commits, no shard moves: the cause would move along.
+//   - It does not release a shard that was reassigned: after HandoffBudget, or
+//     DrainTimeout if it is leaving. protocol.Next returns ForceAcquire.
+//
+// It moves no entries between members (queues belong to shards), and declares no
+// member gone within one MemberTTL after Redis was unavailable.
 package coordination

@@ -22,35 +22,35 @@ type Notifier interface {
 // lease is the leader's lock as the elector uses it.
 type lease interface {
 	obtain(ctx context.Context) error // errLockHeld when another member has it
-	renew(ctx context.Context) error  // errLockHeld when it is ours no more
+	renew(ctx context.Context) error  // errLockHeld when the lock is no longer ours
 	release(ctx context.Context) error
 }
 
-// Elector campaigns for the leadership, and while it has it, lets the duties
-// be done.
+// Elector campaigns for the leadership and runs LeaderWork while it leads.
 //
-// Leadership is for efficiency: every duty is harmless when two members do it.
-// It is trusted until a lease after the moment *before* the last renewal was
-// sent, less a margin; what runs as leader gets a context that ends then.
-// Duties and renewals share one loop, so a leader that is stuck loses the lock.
+// Leadership serves efficiency only: every task is harmless when two members do
+// it. It is trusted for LeaderTTL minus a margin, counted from *before* the
+// last renewal was sent; work runs under a context that ends then. Work and
+// renewals share one loop, so a leader that is stuck loses the lock.
 type Elector struct {
 	cfg      Config
 	lock     lease
 	terms    TermStore
 	notifier Notifier
 	work     LeaderWork
-	canLead  func() bool // whether this member could do a leader's work now
+	canLead  func() bool // reports whether this member can do a leader's work now
 	metrics  *metrics
 	log      *slog.Logger
 	vacancy  chan struct{} // the leadership may be free; size one, coalesced
-	wake     chan struct{} // something changed that a leader acts upon; size one, coalesced
+	wake     chan struct{} // something changed that the leader acts upon; size one, coalesced
 }
 
 // LeaderWork is what a leader does.
 type LeaderWork interface {
-	// Do is one pass of a leader's work under a term. An error ends the term.
+	// Do runs one pass of a leader's work under a term. An error ends the term.
 	Do(ctx context.Context, term int64) error
-	// ReassignOwnShards assigns this member's own shards to others, before it leaves.
+	// ReassignOwnShards assigns this member's shards to other members, before
+	// it leaves.
 	ReassignOwnShards(ctx context.Context, term int64) error
 }
 
@@ -69,14 +69,14 @@ func newElector(cfg Config, lock lease, terms TermStore, notifier Notifier, lead
 	}
 }
 
-// Campaign says that the leadership may be free.
+// Campaign wakes the elector: the leadership may be free.
 func (e *Elector) Campaign() { wakeUp(e.vacancy) }
 
-// Wake says that something changed that a leader acts upon.
+// Wake wakes a leader: something changed that it acts upon.
 func (e *Elector) Wake() { wakeUp(e.wake) }
 
-// Run campaigns and leads until ctx ends; then it assigns its own shards away
-// and resigns.
+// Run campaigns and leads until ctx ends; then it reassigns its own shards and
+// resigns.
 func (e *Elector) Run(ctx context.Context) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
@@ -103,10 +103,10 @@ func (e *Elector) Run(ctx context.Context) error {
 	return nil
 }
 
-// margin is how much earlier than Redis we believe the lease to end.
+// margin is subtracted from the lease, for clocks that run at different rates.
 func (e *Elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
 
-// lead is one term, from the moment before the lock was asked for.
+// lead runs one term; asked is the time just before the lock was requested.
 func (e *Elector) lead(ctx context.Context, asked time.Time) {
 	trusted := asked.Add(e.cfg.LeaderTTL - e.margin())
 	var term int64
@@ -124,8 +124,8 @@ func (e *Elector) lead(ctx context.Context, asked time.Time) {
 	e.resign(ctx, term, why)
 }
 
-// runTerm does the duties and renews, in turn, until the term ends. It returns
-// why; ctx.Err() when the member is stopping.
+// runTerm alternates work and renewals until the term ends. It returns the
+// reason: ctx.Err() when the member is stopping.
 func (e *Elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
@@ -159,8 +159,8 @@ func (e *Elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 	}
 }
 
-// withTrust runs f with a context that ends when the leadership can no longer be
-// trusted.
+// withTrust runs f with a context that ends when the leadership can no longer
+// be trusted.
 func (e *Elector) withTrust(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
 	defer cancel()
@@ -170,8 +170,8 @@ func (e *Elector) withTrust(ctx context.Context, trusted time.Time, f func(conte
 	return f(ctx)
 }
 
-// resign ends the term at once, so that a successor need not wait for the lock
-// to expire. Each step is tried by itself, briefly.
+// resign ends the term immediately, so that a successor need not wait for the
+// lock to expire. Each step is attempted independently, within a second.
 func (e *Elector) resign(ctx context.Context, term int64, why error) {
 	stopping := ctx.Err() != nil
 	if stopping {
@@ -198,6 +198,6 @@ func (e *Elector) resign(ctx context.Context, term int64, why error) {
 		step("call for a successor", e.notifier.NotifyLeadership)
 		return
 	}
-	// Another member may be better able.
+	// Let another member campaign first.
 	_ = pause(ctx, e.cfg.renewEvery()/2)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// ownRedis is a server of the test's own, to be filled or broken.
+// ownRedis is a private server that a test may fill or break.
 func ownRedis(t *testing.T) *redis.Client {
 	t.Helper()
 	opts, err := devenv.RedisOptions("", testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL())
@@ -36,8 +36,8 @@ type lockServer struct {
 	until time.Time
 }
 
-// fakeLease is one elector's way to the server: slow, or losing replies, as
-// delay and fail say.
+// fakeLease is one elector's connection to the server: delay slows it down, fail
+// loses replies.
 type fakeLease struct {
 	server *lockServer
 	ttl    time.Duration
@@ -60,7 +60,7 @@ func (l *fakeLease) call(ctx context.Context, f func(s *lockServer, mine, free b
 		}
 		if l.delay != nil {
 			if err := pause(ctx, l.delay()); err != nil {
-				return err // what was sent may still arrive; here it does not
+				return err // a request that arrives later is not simulated
 			}
 		}
 	}
@@ -120,7 +120,7 @@ func (f *fakeTerms) Resign(_ context.Context, term int64) error {
 	return nil
 }
 
-// leaderWork is what a test has leaders do.
+// leaderWork is the work of leaders in a test.
 type leaderWork struct {
 	do   func(ctx context.Context, term int64) error
 	gave atomic.Bool
@@ -133,7 +133,7 @@ func (d *leaderWork) ReassignOwnShards(context.Context, int64) error {
 	return nil
 }
 
-// notifier has every elector hear that the leadership is free.
+// notifier tells every elector that the leadership is free.
 type notifier struct{ electors []*Elector }
 
 func (c *notifier) NotifyLeadership(context.Context) error {
@@ -152,7 +152,7 @@ var timing = Config{
 
 func yes() bool { return true }
 
-// P4: a leader that was paused does not act on a lock that ran out.
+// P4: a leader that was paused does not act on an expired lock.
 func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -171,7 +171,7 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 				lease := &fakeLease{
 					server: server, ttl: timing.LeaderTTL,
 					delay: func() time.Duration {
-						if random(4) == 0 { // often longer than the margin, now and then longer than a lease
+						if random(4) == 0 { // often longer than the margin, sometimes longer than a lease
 							return random(5 * time.Second)
 						}
 						return random(200 * time.Millisecond)
@@ -194,7 +194,7 @@ func TestNoTwoElectorsTrustThemselvesAtTheSameTime(t *testing.T) {
 			stop()
 			running.Wait()
 			require.Equal(t, int32(1), most.Load(), "seed %d", seed)
-			require.Greater(t, passes.Load(), int32(50), "seed %d: somebody leads", seed)
+			require.Greater(t, passes.Load(), int32(50), "seed %d: leaders make progress", seed)
 			require.Greater(t, terms.term.Load(), int64(3), "seed %d: the leadership changes hands", seed)
 		})
 	}
@@ -224,7 +224,7 @@ func TestAnElectorThatStopsReassignsResignsAndNotifies(t *testing.T) {
 				break
 			}
 		}
-		require.Less(t, time.Since(began), 50*time.Millisecond, "at once, not when the lock expires")
+		require.Less(t, time.Since(began), 50*time.Millisecond, "immediately, not when the lock expires")
 		require.True(t, all[0].gave.Load())
 		require.Equal(t, int64(1), terms.resigned.Load())
 		stops[1]()
@@ -232,7 +232,7 @@ func TestAnElectorThatStopsReassignsResignsAndNotifies(t *testing.T) {
 	})
 }
 
-func TestADutyThatHangsLosesTheLock(t *testing.T) {
+func TestHangingWorkLosesTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, terms, call := &lockServer{}, &fakeTerms{}, &notifier{}
 		ctx, stop := context.WithCancel(t.Context())
@@ -299,7 +299,7 @@ func TestAnElectorWithoutPostgresDoesNotCampaign(t *testing.T) {
 	})
 }
 
-// lockRules are what the elector relies on, of whatever lock.
+// lockRules are the properties of a lock that the elector relies on.
 func lockRules(t *testing.T, a, b lease, expire func()) {
 	t.Helper()
 	ctx := t.Context()
@@ -310,7 +310,7 @@ func lockRules(t *testing.T, a, b lease, expire func()) {
 	require.NoError(t, b.obtain(ctx))
 	require.ErrorIs(t, a.obtain(ctx), errLockHeld)
 	expire()
-	require.ErrorIs(t, b.renew(ctx), errLockHeld, "what has expired is not renewed")
+	require.ErrorIs(t, b.renew(ctx), errLockHeld, "an expired lock is not renewed")
 	require.NoError(t, a.obtain(ctx))
 	require.NoError(t, b.release(ctx), "nothing to release")
 	require.NoError(t, a.renew(ctx), "and nothing of another's was released")
@@ -336,8 +336,7 @@ func TestTheLockKeepsItsRules(t *testing.T) {
 	})
 }
 
-// P8: a server whose clock steps back by a quarter of an hour keeps what is to
-// expire for that much longer.
+// P8: when a server's clock steps back by 15 minutes, keys expire that much later.
 func TestTheLockOfADeadLeaderIsFreeWithinItsLeaseWhenTheClockStepsBack(t *testing.T) {
 	t.Parallel()
 	corner := realRedis(t)

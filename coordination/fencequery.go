@@ -13,15 +13,15 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// FenceSyncer brings the fences that a platform keeps in tables of its own into
-// ours, as versions, with the requests to derive again what they change. It
-// refuses a leader of an earlier term.
+// FenceSyncer copies fences from a platform's own tables as fence versions, and
+// requests recomputation of what they change. It rejects a leader of an earlier
+// term.
 type FenceSyncer interface {
 	Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error)
 }
 
-// FenceQuery is the leader's task to look every so often at fences that a
-// platform keeps. A row that is invalid is named and left out, the others hold.
+// FenceQuery is the leader's task that polls the fences a platform keeps. An
+// invalid row is skipped and reported; the other rows apply.
 type FenceQuery struct {
 	syncer   FenceSyncer
 	ledger   Ledger
@@ -32,8 +32,8 @@ type FenceQuery struct {
 
 	term   int64
 	polled time.Time
-	noted  string // what of the rows is noted as an incident
-	failed bool   // that the query fails is noted
+	noted  string // invalid rows that have an incident
+	failed bool   // an incident for the failing query is open
 }
 
 // NewFenceQuery returns the task.
@@ -51,13 +51,13 @@ func NewFenceQuery(reconciler FenceSyncer, ledger Ledger, every time.Duration, l
 	return q
 }
 
-// The subjects of the query's incidents.
+// Subjects of the query's incidents.
 const (
 	fenceRows = "rows"
 	fenceRun  = "query"
 )
 
-// Do looks at the platform's fences if it is time.
+// Do polls the platform's fences when the interval has passed.
 func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 	if term != q.term {
 		q.term, q.polled, q.noted, q.failed = term, time.Time{}, "unknown", true
@@ -68,7 +68,7 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 	q.polled = time.Now()
 	renewed, err := q.syncer.Renew(ctx, term)
 	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Fenced {
-		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // another member leads, and looks at the same fences
+		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // another member leads, and polls the same fences
 	}
 	if err != nil {
 		q.failures.Inc()
@@ -92,7 +92,7 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 	return q.note(ctx, renewed.Bad)
 }
 
-// note keeps the incident of the rows that are left out.
+// note keeps the incident of the rows that are skipped.
 func (q *FenceQuery) note(ctx context.Context, bad []error) error {
 	q.bad.Set(float64(len(bad)))
 	const named = 20

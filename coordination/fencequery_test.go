@@ -18,8 +18,8 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// platform is a database in which a platform keeps fences in a table zones of
-// its own, and what leaders do about them.
+// platform is a database with a platform's own table of fences, zones, and the
+// leader's task that reads it.
 type platform struct {
 	t     *testing.T
 	url   string
@@ -81,7 +81,7 @@ const (
 	incidents = "select count(*) from processor.incidents where kind = 'geofence_query' and closed_at is null"
 )
 
-// leads is the task of a member that leads.
+// leads returns the task of a leading member.
 type leads struct {
 	*FenceQuery
 	t     *testing.T
@@ -107,7 +107,7 @@ func (p *platform) leads(member, query string, timeout time.Duration) *leads {
 
 func (l *leads) do() error { return l.Do(l.t.Context(), l.term) }
 
-// badRows is the number of rows that are invalid, as exported.
+// badRows returns the exported number of invalid rows.
 func (l *leads) badRows() int {
 	return int(l.metric("processor_coordination_fence_query_invalid_rows"))
 }
@@ -134,12 +134,12 @@ func TestTheLeaderBringsThePlatformsFencesIntoOurs(t *testing.T) {
 	require.Equal(t, shards, p.count(waiting), "what was derived without them is derived again, in every shard")
 	require.Zero(t, p.count(incidents))
 
-	// What has not changed changes nothing.
+	// Unchanged rows change nothing.
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(ever))
 	require.Equal(t, shards, p.count(waiting))
 
-	// A change is a new version, again with its recompute.
+	// A changed row is a new version with its own recompute request.
 	p.zone("yard", 22)
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(holding))
@@ -147,24 +147,24 @@ func TestTheLeaderBringsThePlatformsFencesIntoOurs(t *testing.T) {
 	require.Equal(t, 2*shards, p.count(waiting))
 	require.Equal(t, 2, p.count("select version from processor.geofences where id = 'yard' and replaced_at is null and source = 'query'"))
 
-	// What is gone there is gone here.
+	// A deleted row closes its fence.
 	p.sql("delete from public.zones where id = 'depot'")
 	require.NoError(t, l.do())
 	require.Equal(t, 1, p.count(holding))
 }
 
-func TestARowThatIsNoGoodIsNamedCountedAndLeftOut(t *testing.T) {
+func TestAnInvalidRowIsReportedCountedAndSkipped(t *testing.T) {
 	t.Parallel()
 	p := newPlatform(t)
 	l := p.leads("one", zonesQuery, time.Minute)
 	p.sql(`insert into public.zones values ('bow tie', '', '{"type":"Polygon","coordinates":[[[11,48],[12,49],[12,48],[11,49],[11,48]]]}')`)
 	require.NoError(t, l.do())
-	require.Equal(t, 2, p.count(holding), "the others hold")
+	require.Equal(t, 2, p.count(holding), "the valid rows apply")
 	require.Equal(t, 1, l.badRows())
 	require.Equal(t, 1, p.count(incidents))
 	require.Equal(t, 1, p.count(`select count(*) from processor.incidents where (detail->>'count')::int = 1 and detail->'rows'->>0 like 'row 1, fence bow tie: %'`))
 
-	// A slip in a fence that holds: it stays as it was until it is fixed.
+	// An existing fence becomes invalid: it keeps its last version until fixed.
 	p.sql("update public.zones set shape = 'POLYGON((0 0,1 1))' where id = 'yard'")
 	p.sql("update public.zones set shape = null where id = 'bow tie'")
 	p.zone("depot", 12)
@@ -175,7 +175,7 @@ func TestARowThatIsNoGoodIsNamedCountedAndLeftOut(t *testing.T) {
 	require.Equal(t, 2, l.badRows())
 	require.Equal(t, 1, p.count(`select count(*) from processor.incidents where (detail->>'count')::int = 2 and closed_at is null`))
 
-	// While it cannot be told whose row is invalid, none is taken away.
+	// While an invalid row cannot be attributed to a fence, no fence is closed.
 	p.sql("update public.zones set id = null where id = 'yard'")
 	require.NoError(t, l.do())
 	require.Equal(t, 1, p.count("select version from processor.geofences where id = 'yard' and replaced_at is null"))
@@ -204,7 +204,7 @@ func TestAQueryThatFailsOrTakesTooLongKeepsTheSet(t *testing.T) {
 		require.Equal(t, 2, p.count("select count(*) from public.zones"), name)
 	}
 	require.Equal(t, shards, p.count(waiting))
-	// The next leader, of whom the query answers, closes the incident.
+	// The next leader, whose query succeeds, closes the incident.
 	require.NoError(t, p.leads("three", zonesQuery, time.Minute).do())
 	require.Zero(t, p.count(incidents))
 	require.Equal(t, 2, p.count(ever))
@@ -221,13 +221,13 @@ func TestTwoLeadersOfThePlatformsFencesAreHarmless(t *testing.T) {
 	require.Zero(t, p.count(incidents))
 	require.Zero(t, p.count(ever))
 
-	// Both at once, each of them taking the term from the other over and over.
+	// Both run concurrently and keep taking the term from each other.
 	var both sync.WaitGroup
 	for _, l := range []*leads{one, two} {
 		both.Go(func() {
 			for range 10 {
 				l.term = l.raise()
-				_ = l.do() // refused or not
+				_ = l.do() // rejected or not
 			}
 		})
 	}

@@ -25,12 +25,12 @@ import (
 
 const shards = 16
 
-// engine is a pipeline that does no work: it holds what it is granted.
+// engine is a pipeline that does no work: it records what it is granted.
 type engine struct {
 	mu      sync.Mutex
 	epochs  map[int]int64
 	tokens  map[int]string
-	busy    bool // what is stopped is never finished
+	busy    bool // a stopped shard never drains
 	drops   int
 	rewinds int
 }
@@ -46,7 +46,7 @@ func (e *engine) Grant(h protocol.ShardLease) error {
 	return nil
 }
 
-// token is what the acknowledgements of a shard carry.
+// token returns the owner token of a shard.
 func (e *engine) token(shard int) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -93,7 +93,7 @@ func (e *engine) holds() map[int]int64 {
 	return held
 }
 
-// bench is one stream and one database with the members that share them.
+// bench is a stream and a database with the members that share them.
 type bench struct {
 	t      *testing.T
 	client *redis.Client
@@ -125,13 +125,13 @@ func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench 
 	var err error
 	b.group, err = stream.NewGroup(client, where)
 	require.NoError(t, err)
-	_, err = b.group.AcquireDispatchLease(t.Context(), "", "bench", time.Millisecond) // makes the group
+	_, err = b.group.AcquireDispatchLease(t.Context(), "", "bench", time.Millisecond) // creates the group
 	require.NoError(t, err)
 	return b
 }
 
-// dispatched adds an entry of each device, in this order, and puts them on the queues
-// of their shards; it returns their IDs. Nobody else may hold the dispatch lease.
+// dispatched adds an entry of each device, in this order, dispatches them, and
+// returns their IDs. No member may hold the dispatch lease.
 func (b *bench) dispatched(devices ...string) (ids []telemetry.EntryID) {
 	b.t.Helper()
 	for _, d := range devices {
@@ -147,8 +147,8 @@ func (b *bench) dispatched(devices ...string) (ids []telemetry.EntryID) {
 	return ids
 }
 
-// dispatch dispatches what is new, at most count entries, under a token; before is the
-// one under which the dispatch lease is held.
+// dispatch dispatches at most count new entries under a token; before is the
+// current token of the dispatch lease.
 func (b *bench) dispatch(before, token string, count int) error {
 	lease, err := b.group.AcquireDispatchLease(b.t.Context(), before, token, time.Minute)
 	if err != nil {
@@ -165,7 +165,7 @@ func (b *bench) dispatch(before, token string, count int) error {
 	return err
 }
 
-// pair is two members that share the shards.
+// pair starts two members that share the shards.
 func (b *bench) pair() (first, second *member) {
 	b.t.Helper()
 	first = b.start("first", "")
@@ -175,7 +175,7 @@ func (b *bench) pair() (first, second *member) {
 	return first, second
 }
 
-// awaitOpen waits until so many incidents of a subject are open.
+// awaitOpen waits until want incidents of a subject are open.
 func (b *bench) awaitOpen(want int, kind, subject string) {
 	b.t.Helper()
 	b.awaitCount(want, "select count(*) from processor.incidents where closed_at is null and kind = $1 and subject = $2", kind, subject)
@@ -206,7 +206,7 @@ func (b *bench) count(sql string, args ...any) (n int) {
 	return n
 }
 
-// quick is a fleet in which everything happens within a second.
+// quick returns settings under which everything happens within a second.
 func (b *bench) quick(name string) Config {
 	return Config{
 		Instance: name, Version: "test", Shards: shards, MemberTTL: time.Second, LeaderTTL: time.Second,
@@ -229,7 +229,7 @@ type member struct {
 	once   sync.Once
 }
 
-// start runs a member as modules do. A redisURL other than "" is its own way to Redis.
+// start runs a member as modules does. A redisURL other than "" replaces its Redis.
 func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	b.t.Helper()
 	cfg := b.quick(name)
@@ -299,7 +299,7 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	return m
 }
 
-// ended waits for the end of the membership.
+// ended waits until the membership ends.
 func (m *member) ended() error {
 	m.b.t.Helper()
 	select {
@@ -311,7 +311,7 @@ func (m *member) ended() error {
 	}
 }
 
-// forgive takes an end with an error for the one that was expected.
+// forgive accepts an error as the expected end of the membership.
 func (m *member) forgive() {
 	require.Error(m.b.t, <-m.joined)
 	m.joined <- nil
@@ -319,7 +319,7 @@ func (m *member) forgive() {
 
 func (m *member) name() string { return m.membership.Name() }
 
-// value is a metric's value.
+// value returns the value of a metric.
 func (m *member) value(name string) float64 {
 	m.b.t.Helper()
 	families, err := m.reg.Gather()
@@ -332,7 +332,7 @@ func (m *member) value(name string) float64 {
 	return -1
 }
 
-// share is how many shards each member owns, in the table and in its engine alike.
+// share returns the number of shards each member owns, in table and engine alike.
 func (b *bench) share(members ...*member) (map[string]int, error) {
 	list, err := b.shards.List(b.t.Context())
 	if err != nil {
@@ -350,7 +350,7 @@ func (b *bench) share(members ...*member) (map[string]int, error) {
 	return owned, nil
 }
 
-// await waits until the members own as many shards as want says, and nobody else any.
+// await waits until the members own the wanted numbers of shards, and no other member owns any.
 func (b *bench) await(want []int, members ...*member) {
 	b.t.Helper()
 	b.awaitNamed("", want, members...)

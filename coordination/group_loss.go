@@ -13,7 +13,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// GroupRecreations is the stream, and what the script that makes a missing group notes of it.
+// GroupRecreations reads the records that dispatch_lease.lua writes whenever it
+// has to create the consumer group.
 type GroupRecreations interface {
 	GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error)
 	ResolveRecreation(ctx context.Context, m *protocol.GroupRecreation) error
@@ -22,7 +23,7 @@ type GroupRecreations interface {
 	Before(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error)
 }
 
-// RecreationLedger is where it is noted for good.
+// RecreationLedger stores them durably.
 type RecreationLedger interface {
 	Ledger
 	GroupHistory(ctx context.Context, subject string, ago time.Duration) (protocol.GroupHistory, error)
@@ -31,15 +32,15 @@ type RecreationLedger interface {
 	Observe(ctx context.Context, term int64, newest, gone telemetry.EntryID) error
 }
 
-// progressEvery is how often a shard's progress mark is written, at most: what
-// was written shortly before a recreation may have been written after it.
+// progressEvery is the minimum interval between writes of a shard's applied ID:
+// one written shortly before a recreation may have been written after it.
 const progressEvery = time.Second
 
-// DataLossDetector is the leader's task to note when a group was lost and made again:
-// as an incident, which says how many entries were redelivered and is closed
-// when all of them are done, and as a loss where something must have been lost.
-// It notes the same when Redis goes on with an older state of stream and group.
-// It also exports the number of incidents that last.
+// DataLossDetector is the leader's task that records a lost and recreated
+// group: an incident that says how many entries were redelivered and closes
+// when all of them are finished, and a loss where entries must be lost. It
+// records the same when Redis failed over to an older state. It also exports
+// the number of open incidents.
 type DataLossDetector struct {
 	stream GroupRecreations
 	ledger RecreationLedger
@@ -48,7 +49,7 @@ type DataLossDetector struct {
 	open   *openIncidents
 
 	term    int64
-	noted   map[string]string // kinds of the recreations noted in this term, by receipt
+	noted   map[string]string // kind of each recreation recorded in this term, by receipt
 	counted time.Time
 	polled  time.Time
 }
@@ -58,7 +59,7 @@ func NewDataLossDetector(source GroupRecreations, ledger RecreationLedger, log *
 	w := &DataLossDetector{
 		stream: source, ledger: ledger, log: log.With("component", "data loss detector"),
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "processor_coordination_data_loss_events_total", Help: "Times the group was lost and made again, or Redis went on with an older state, by kind: group_lost, redis_lost, redis_failover.",
+			Name: "processor_coordination_data_loss_events_total", Help: "Times the group was lost and recreated, or Redis failed over to an older state, by kind: group_lost, redis_lost, redis_failover.",
 		}, []string{"kind"}),
 		open: &openIncidents{desc: prometheus.NewDesc("processor_group_open_incidents", "Incidents that last, by kind; at the leader.", []string{"kind"}, nil)},
 	}
@@ -69,7 +70,7 @@ func NewDataLossDetector(source GroupRecreations, ledger RecreationLedger, log *
 	return w
 }
 
-// Do looks at what was made and not settled yet.
+// Do processes the recreations that are not resolved yet.
 func (w *DataLossDetector) Do(ctx context.Context, term int64) error {
 	if term != w.term {
 		w.term, w.noted, w.counted, w.polled = term, make(map[string]string), time.Time{}, time.Time{}
@@ -103,8 +104,8 @@ func subjectOf(m *protocol.GroupRecreation) string {
 	return m.At.UTC().Format("2006-01-02T15:04:05.000Z07:00")
 }
 
-// resolve notes a recreation, and closes its incident when all is done that it had
-// redelivered, or when the group was lost once more.
+// resolve records a recreation. It closes the incident when every redelivered
+// entry is finished, or when the group was lost again.
 func (w *DataLossDetector) resolve(ctx context.Context, m *protocol.GroupRecreation, last bool) error {
 	kind, ok := w.noted[m.Receipt]
 	if !ok {
@@ -130,7 +131,7 @@ func (w *DataLossDetector) resolve(ctx context.Context, m *protocol.GroupRecreat
 		detail["seconds"] = m.Ago.Round(time.Millisecond).Seconds()
 		w.log.Info("redelivery complete", "count", m.Entries, "duration", m.Ago)
 	}
-	// Its detail, then its end, then nothing more to do: each may be repeated.
+	// Detail, close, forget: in this order, each step can be repeated.
 	if err := w.ledger.Open(ctx, kind, subjectOf(m), detail); err != nil {
 		return err
 	}
@@ -142,11 +143,11 @@ func (w *DataLossDetector) resolve(ctx context.Context, m *protocol.GroupRecreat
 
 func detailOf(m *protocol.GroupRecreation) map[string]any {
 	return map[string]any{
-		"entries": m.Entries, "first": m.First.String(), "last": m.Last.String(), "dealt_before": m.Dispatched.String(), "made_at": m.At.UTC(),
+		"entries": m.Entries, "first": m.First.String(), "last": m.Last.String(), "dispatched_before": m.Dispatched.String(), "recreated_at": m.At.UTC(),
 	}
 }
 
-// note opens the incident of a recreation, unless an earlier leader has.
+// note opens the incident of a recreation, unless an earlier leader did.
 func (w *DataLossDetector) note(ctx context.Context, m *protocol.GroupRecreation) (string, error) {
 	history, err := w.ledger.GroupHistory(ctx, subjectOf(m), m.Ago+progressEvery)
 	if err != nil || history.Kind != "" {
@@ -172,16 +173,16 @@ func (w *DataLossDetector) note(ctx context.Context, m *protocol.GroupRecreation
 }
 
 const (
-	openEvery = 5 * time.Second  // between two looks at the open incidents
-	openStale = 30 * time.Second // after which what was seen counts no more
+	openEvery = 5 * time.Second  // between two reads of the open incidents
+	openStale = 30 * time.Second // age at which they are no longer reported
 )
 
-// openIncidents is exported by the leader and absent elsewhere.
+// openIncidents is exported by the leader only.
 type openIncidents struct {
 	desc *prometheus.Desc
 
 	mu   sync.Mutex
-	kept map[string]int // kinds that were ever seen stay, with 0
+	kept map[string]int // a kind stays, with 0, once it has occurred
 	at   time.Time
 }
 

@@ -17,7 +17,7 @@ import (
 func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()
-	// What the bench did to make the group, and nobody looked into.
+	// The bench's creation of the group, which no leader has processed.
 	watch := func() (*DataLossDetector, *prometheus.Registry) {
 		reg := prometheus.NewRegistry()
 		return NewDataLossDetector(b.group, store.NewLedger(b.pool, b.scope(), "watch", time.Minute), discard(), reg), reg
@@ -74,7 +74,7 @@ func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	require.Zero(t, b.count("select count(*) from processor.losses"), "nothing was lost")
 	require.Zero(t, labelled(t, second, "processor_group_open_incidents", "group_lost"))
 
-	// Redis comes back empty: what was stored tells that there was more.
+	// Redis comes back empty: applied IDs prove that there were entries.
 	b.exec("insert into processor.progress (stream, group_name, shard, applied_id, updated_at) values ($1, $2, 0, $3, now() - interval '1 hour')",
 		b.where.Stream, b.where.Group, ids[3].String())
 	require.NoError(t, b.client.Del(ctx, append(b.group.Names().All(), b.where.Stream)...).Err())
@@ -86,7 +86,7 @@ func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	require.Zero(t, b.client.LLen(ctx, b.group.Names().Recreations()).Val())
 }
 
-// labelled is the value of a metric with one label.
+// labelled returns the value of a metric with one label.
 func labelled(t *testing.T, reg *prometheus.Registry, name, label string) float64 {
 	t.Helper()
 	families, err := reg.Gather()

@@ -10,14 +10,14 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Backlog is where the group as a whole stands.
+// Backlog reads the state of the group as a whole.
 type Backlog interface {
 	Backlog(ctx context.Context) (protocol.Backlog, error)
 	TrimPoint(ctx context.Context) (protocol.TrimPoint, error)
 }
 
-// groupGauges are exported by the leader and absent elsewhere. What is unknown
-// is absent too, never 0.
+// groupGauges are exported by the leader only. An unknown value is absent,
+// never 0.
 type groupGauges struct {
 	source  Backlog
 	janitor *DLQJanitor

@@ -6,7 +6,7 @@
 -- Reply: '' or, when another incarnation has the identity, its heartbeat
 local current = redis.call('get', KEYS[1])
 if current and cjson.decode(current)['incarnation'] ~= ARGV[1] then
-  -- What a clock that stepped back has made last longer must not be waited for.
+  -- After a clock that stepped back the key would expire late; LT bounds the wait.
   redis.call('pexpire', KEYS[1], ARGV[3], 'LT')
   return current
 end

@@ -13,29 +13,29 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Assignments is where the leader's decisions are written.
+// Assignments stores the leader's decisions.
 type Assignments interface {
 	Assign(ctx context.Context, term int64, shards []int, members []string) error
 }
 
-// ConsumerAdmin is the consumers of the group: those that are not our queues, and
-// how those get on that are.
+// ConsumerAdmin lists and repairs the group's consumers: entries of foreign
+// ones (not shard-NN) are claimed; for our own it reports progress.
 type ConsumerAdmin interface {
 	Consumers(ctx context.Context) ([]protocol.Consumer, error)
 	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
 	Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
 	Notify(ctx context.Context, shards []int) error
-	// Work is how far the work of the shards got.
+	// Work returns the progress of each shard.
 	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
-// LossQueue is what is known to be lost and not yet recorded.
+// LossQueue holds losses that are detected but not yet recorded.
 type LossQueue interface {
 	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
 	Recorded(ctx context.Context, receipt []string) error
 }
 
-// Ledger is where losses and incidents are recorded.
+// Ledger records losses and incidents.
 type Ledger interface {
 	RecordLosses(ctx context.Context, losses []protocol.Loss) error
 	Opened(ctx context.Context, kind string) (subjects []string, err error)
@@ -43,17 +43,17 @@ type Ledger interface {
 	Close(ctx context.Context, kind, subject string) error
 }
 
-// Task is work of the leader beside its own. It does a bounded part of it, and
-// harms nothing when two leaders do it.
+// Task is additional work of the leader. Do performs a bounded part of it, and
+// is harmless when two leaders do it.
 type Task interface {
 	Do(ctx context.Context, term int64) error
 }
 
-// logInterval bounds the log lines of tasks that do not succeed.
+// logInterval limits the log lines of tasks that fail.
 const logInterval = 10 * time.Second
 
-// Leader is a leader's work: it assigns shards, brings what foreign consumers
-// hold to its queues, and records losses. Nothing of it harms when done twice.
+// Leader does a leader's work: it assigns shards, claims entries of foreign
+// consumers, and records losses. All of it is harmless when done twice.
 type Leader struct {
 	cfg         Config
 	membership  *Membership
@@ -68,15 +68,15 @@ type Leader struct {
 	tasks       []Task
 	log         *slog.Logger
 
-	lastLogged time.Time // of a task
+	lastLogged time.Time // when a failing task was last logged
 
 	term     int64 // of the last pass
 	swept    time.Time
-	cursors  map[string]telemetry.EntryID // where the sweep of a consumer goes on
+	cursors  map[string]telemetry.EntryID // where the sweep of a consumer continues
 	readers  map[string]time.Duration     // idle times at the last sweep
 	progress *protocol.ProgressTracker    // of the shards
 	open     map[string][]string          // subjects of open incidents, by kind
-	silent   map[string]time.Time         // since when silent members are an incident, as far as this leader knows
+	silent   map[string]time.Time         // when this leader opened the incident of a silent member
 }
 
 // Do is one pass.
@@ -97,8 +97,8 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		for _, member := range l.open[protocol.SilentMember] {
 			l.silent[member] = time.Now()
 		}
-		// Whoever resigned is likely to be leaving. What was seen a second ago
-		// would give it its shards back.
+		// A leader that resigned is probably leaving. Membership as of a second
+		// ago would assign its shards back to it.
 		if err := l.membership.heartbeatRound(ctx); err != nil {
 			return err
 		}
@@ -131,7 +131,8 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 	return ctx.Err()
 }
 
-// ReassignOwnShards assigns this member's shards to the others, if there are any.
+// ReassignOwnShards assigns this member's shards to other members, if there are
+// any.
 func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
 	others := slices.DeleteFunc(l.membership.Eligible(), func(m string) bool { return m == l.membership.Name() })
 	if len(others) == 0 {
@@ -140,7 +141,7 @@ func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
 	return l.assign(ctx, term, others)
 }
 
-// assign writes what differs between the assignments and what they should be.
+// assign writes the difference between the current and the desired assignments.
 func (l *Leader) assign(ctx context.Context, term int64, members []string) error {
 	list, err := l.shards.List(ctx)
 	if err != nil {
@@ -166,7 +167,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		}
 		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
 	}
-	l.watchSilent(ctx, list) // now that the term is known to hold
+	l.watchSilent(ctx, list) // the term was valid just now
 	return nil
 }
 
@@ -194,14 +195,14 @@ func (l *Leader) record(ctx context.Context) error {
 }
 
 // sweepPages bounds one sweep, so that a leader with much to claim still renews
-// in time; the next one goes on where it stopped.
+// in time; the next sweep continues.
 const (
 	sweepPages = 20
 	sweepPage  = 200
 )
 
-// sweep brings what foreign consumers have held for too long to the queues of
-// its shards, and removes those consumers that hold nothing and are silent.
+// sweep puts entries that foreign consumers have held for ClaimThreshold on the
+// queues of their shards, and removes consumers that are empty and idle.
 func (l *Leader) sweep(ctx context.Context) error {
 	consumers, err := l.foreign.Consumers(ctx)
 	if err != nil {
@@ -217,7 +218,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 		}
 		readers[c.Name] = c.Idle
 		if before, ok := l.readers[c.Name]; ok && c.Idle < before && c.Idle < l.cfg.ClaimInterval {
-			// It was active since the last sweep: another member reads in our group.
+			// It was active since the last sweep: it reads in our group.
 			l.incident(ctx, protocol.ForeignConsumer, c.Name, map[string]any{"pending": c.Pending})
 			l.log.Error("foreign consumer reads in our group; stop it, or follow the switch-over procedure", "consumer", c.Name)
 		}
@@ -268,7 +269,7 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 	return nil
 }
 
-// watchMembers keeps the incident of each member that does not advance.
+// watchMembers keeps the incident of each stalled member.
 func (l *Leader) watchMembers(ctx context.Context) {
 	stalled := l.membership.Stalled()
 	for _, m := range stalled {
@@ -279,8 +280,9 @@ func (l *Leader) watchMembers(ctx context.Context) {
 	l.closeResolved(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
 }
 
-// watchSilent notes who is silent and owns shards, which go to the others without
-// a release. It stays an incident for a while, since it is seen nowhere else.
+// watchSilent opens an incident for each owner whose heartbeat expired; its
+// shards are reassigned without a release. The incident stays open for
+// silentFor, since nothing else shows the event.
 func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 	owned := make(map[string][]int)
 	for _, s := range list {
@@ -307,12 +309,12 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 	})
 }
 
-// watchShards keeps the incident of each shard that does not advance though
-// others do.
+// watchShards keeps the incident of each shard that is stalled while other
+// shards advance.
 func (l *Leader) watchShards(ctx context.Context) {
 	work, err := l.foreign.Work(ctx)
 	if err != nil {
-		return // the sweep says why
+		return // the sweep reports the error
 	}
 	l.progress.Observe(time.Now(), work)
 	for _, shard := range l.progress.Stalled() {
@@ -329,7 +331,8 @@ func (l *Leader) watchShards(ctx context.Context) {
 	})
 }
 
-// incident opens an incident, or renews its detail. It reports whether it is new.
+// incident opens an incident, or updates its detail. It reports whether it is
+// new.
 func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[string]any) bool {
 	if err := l.ledger.Open(ctx, kind, subject, detail); err != nil {
 		l.log.Warn("recording incident failed, will retry", "err", err)
@@ -342,7 +345,7 @@ func (l *Leader) incident(ctx context.Context, kind, subject string, detail map[
 	return true
 }
 
-// closeResolved closes the open incidents of a kind that are over.
+// closeResolved closes the open incidents of a kind that are resolved.
 func (l *Leader) closeResolved(ctx context.Context, kind string, over func(subject string) bool) {
 	l.open[kind] = slices.DeleteFunc(l.open[kind], func(subject string) bool {
 		if !over(subject) {

@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// taken has a foreign consumer hold n new entries.
+// taken makes n new entries pending for a foreign consumer.
 func (b *bench) taken(consumer string, n int) {
 	b.t.Helper()
 	for range n {
@@ -72,18 +72,18 @@ func TestAForeignConsumerThatReadsIsAnIncidentUntilItIsGone(t *testing.T) {
 	testenv.Wait(t, 15*time.Second, func() error {
 		b.taken("alive", 1)
 		if b.count("select count(*) from processor.incidents where kind = 'foreign_consumer' and subject = 'alive' and closed_at is null") == 0 {
-			return fmt.Errorf("nobody notices")
+			return fmt.Errorf("no incident yet")
 		}
 		return nil
 	})
-	// It keeps what it has only just got, and loses what it sits on.
+	// It keeps fresh entries, and loses those it has held too long.
 	b.awaitCount(0, "select count(*) from processor.incidents where closed_at is null")
 	held, names := b.foreigners()
 	require.Zero(t, held)
 	require.Empty(t, names)
 }
 
-func TestP6LossesAreInTheLedgerOnceAndThenOffTheList(t *testing.T) {
+func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 	b := newBench(t)
 	b.taken("earlier", 3)
 	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
@@ -113,7 +113,7 @@ func TestP10TheGaugesOfTheGroupAreThoseOfTheLeaderAlone(t *testing.T) {
 		return nil
 	})
 	require.InDelta(t, -1, second.value("processor_consumer_lag"), 0, "absent elsewhere")
-	// A deletion among what is not dispatched leaves the lag unknown: absent, not 0.
+	// A deletion among undispatched entries makes the lag unknown: absent, not 0.
 	for range 3 {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
 	}

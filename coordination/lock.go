@@ -10,11 +10,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// errLockHeld says that another member leads.
+// errLockHeld is returned while another member leads.
 var errLockHeld = errors.New("the leader's lock is held by another member")
 
-// lock is the leader's lock in Redis. Its random token keeps two holders apart
-// in Redis; what keeps them apart where it counts is the term in Postgres.
+// lock is the leader's lock in Redis. Its random token tells two leaders apart
+// in Redis; the term in Postgres is what fences them.
 type lock struct {
 	redis  Client
 	client *redislock.Client
@@ -30,8 +30,9 @@ func newLock(client Client, key string, ttl time.Duration) *lock {
 func (l *lock) obtain(ctx context.Context) error {
 	held, err := l.client.Obtain(ctx, l.key, l.ttl, nil)
 	if errors.Is(err, redislock.ErrNotObtained) {
-		// A server whose clock stepped back keeps a dead holder's lock for that much
-		// longer. A valid lock never expires later than this, so LT changes nothing.
+		// When the server's clock stepped back, the lock of a dead leader would
+		// last longer by that much. A valid lock never expires after this TTL,
+		// so LT changes nothing.
 		if err := l.redis.Do(ctx, "pexpire", l.key, l.ttl.Milliseconds(), "lt").Err(); err != nil {
 			return fmt.Errorf("bound the leader's lock: %w", err)
 		}
@@ -67,12 +68,12 @@ func (l *lock) release(ctx context.Context) error {
 	return nil
 }
 
-// oomScripter runs scripts with the allow-oom flag: without a leader nobody
-// makes room in a full Redis. A script has another digest with the flag, so
-// digests that the caller computed are answered as unknown.
+// oomScripter runs scripts with the allow-oom flag: without a leader nothing
+// frees memory in a full Redis. The flag changes a script's digest, so a digest
+// computed by the caller is answered as unknown.
 type oomScripter struct{ redis.Scripter }
 
-// Eval runs a script, by its digest where the server knows it.
+// Eval runs a script, by digest if the server knows it.
 func (s oomScripter) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
 	return redis.NewScript("#!lua flags=allow-oom\n"+script).Run(ctx, s.Scripter, keys, args...)
 }
@@ -86,10 +87,10 @@ func (s oomScripter) EvalSha(ctx context.Context, sha string, keys []string, _ .
 
 var errNoScript = noScript("NOSCRIPT scripts run with allow-oom have another digest")
 
-// noScript is an error reply of a server.
+// noScript is the NOSCRIPT reply of a server.
 type noScript string
 
 func (e noScript) Error() string { return string(e) }
 
-// RedisError marks it as such.
+// RedisError implements redis.Error.
 func (noScript) RedisError() {}

@@ -31,7 +31,7 @@ var (
 	leaveScript = redis.NewScript(leaveSource)
 )
 
-// Member is a heartbeat: what a member says of itself.
+// Member is a heartbeat: what a member reports of itself.
 type Member struct {
 	Instance      string        `json:"instance"`
 	Incarnation   string        `json:"incarnation"`
@@ -49,8 +49,8 @@ type Member struct {
 	Shards        []int         `json:"shards"`
 }
 
-// Name is identity and incarnation: what ownership and sessions carry. The
-// same identity come back is another member.
+// Name returns identity and incarnation, as ownership and sessions carry it. An
+// identity that restarts is a new member.
 func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
 
 func (m Member) beat() protocol.Beat {
@@ -60,7 +60,7 @@ func (m Member) beat() protocol.Beat {
 	}
 }
 
-// IdentityError says that another live member has our identity.
+// IdentityError reports that another live member uses our identity.
 type IdentityError struct {
 	Instance string
 	Holder   Member
@@ -71,56 +71,57 @@ func (e *IdentityError) Error() string {
 		e.Instance, e.Holder.PID, e.Holder.Host, e.Holder.Started.Format(time.RFC3339))
 }
 
-// ExitCode is that of an identity in use.
+// ExitCode returns the exit status for an identity in use.
 func (e *IdentityError) ExitCode() int { return 6 }
 
-// WorkStatus is what a heartbeat reports of the work, asked for at each beat.
+// WorkStatus is the progress that a heartbeat reports, sampled at each beat.
 type WorkStatus struct {
-	InFlight      int    // entries taken in and not finished
-	Progress      uint64 // moves whenever something is committed or finished
-	CallsReturned uint64 // moves whenever a call of a server comes back to a worker, well or not
+	InFlight      int    // entries received and not finished
+	Progress      uint64 // advances whenever something is committed or finished
+	CallsReturned uint64 // advances whenever a server call of a worker returns, successfully or not
 	Shards        []int
 }
 
-// Client is the connection to Redis that heartbeats and the leader's lock need.
+// Client is the Redis connection of heartbeats and the leader's lock.
 type Client = redis.UniversalClient
 
-// lastHeartbeat is the last that was heard of a member.
+// lastHeartbeat is the most recent heartbeat of a member.
 type lastHeartbeat struct {
 	Member
 	at time.Time
 }
 
-// silentFor is how long a member that is gone without a release is remembered.
+// silentFor is how long a member that disappeared without a release is
+// remembered.
 const silentFor = time.Hour
 
-// Keys are the names of the heartbeats in Redis: that of one identity is
-// Prefix, a colon and the identity.
+// Keys are the names of the heartbeats in Redis: an identity's key is Prefix, a
+// colon and the identity.
 type Keys struct {
-	Prefix string // also the name of the set of identities
+	Prefix string // also the key of the set of identities
 	Lock   string
 }
 
-// Membership keeps this member's heartbeat and watches those of the others.
+// Membership keeps this member's heartbeat and watches those of other members.
 type Membership struct {
 	cfg        Config
 	client     Client
 	keys       Keys
 	workStatus func() WorkStatus
 	log        *slog.Logger
-	wake       chan struct{} // to beat now; size one, coalesced
+	wake       chan struct{} // beat now; size one, coalesced
 	name       string        // identity and incarnation; never changes
 
-	check func(ctx context.Context) error // whether the same server answers; set before Run
+	check func(ctx context.Context) error // verifies that the same server answers; set before Run
 
 	mu             sync.Mutex
-	self           Member                    // written by beat, read by everyone
-	watch          *protocol.FailureDetector // written by look, read by everyone
-	members        []Member                  // of the last look
+	self           Member                    // written by beat, read everywhere
+	watch          *protocol.FailureDetector // written by poll, read everywhere
+	members        []Member                  // of the last poll
 	lastHeartbeats map[string]lastHeartbeat
-	polled         bool      // there was a look at the others
+	polled         bool      // at least one poll succeeded
 	sinkDown       time.Time // since when Postgres has not answered; zero while it does
-	changed        func()    // told when somebody came or went
+	changed        func()    // called when a member came or went
 	peers          atomic.Int32
 }
 
@@ -147,16 +148,16 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 	return r, nil
 }
 
-// Name is this member's identity and incarnation.
+// Name returns this member's identity and incarnation.
 func (r *Membership) Name() string { return r.name }
 
-// OnChange is called whenever a member came, left, or changed its standing. It
-// must be set before Run.
+// OnChange registers f to be called whenever a member joined, left, or changed
+// its eligibility. Call it before Run.
 func (r *Membership) OnChange(f func()) { r.changed = f }
 
-// Join takes the identity. While another incarnation has it, Join watches: if
-// that one is alive the identity is refused with an IdentityError, if it is
-// silent Join waits until it has expired. It waits for a Redis that is away.
+// Join claims the identity. While another incarnation has it, Join watches its
+// heartbeat: if that advances, Join fails with an IdentityError; if not, Join
+// waits until it expires. Join retries while Redis is unavailable.
 func (r *Membership) Join(ctx context.Context) error {
 	var first *Member
 	var lastLogged time.Time
@@ -184,12 +185,12 @@ func (r *Membership) Join(ctx context.Context) error {
 	}
 }
 
-// Wake has the membership beat and look at the others at once: somebody said that
-// something changed.
+// Wake triggers a heartbeat and a poll of the other members immediately: a
+// notification said that something changed.
 func (r *Membership) Wake() { wakeUp(r.wake) }
 
-// Run beats and watches until ctx ends. It fails with an IdentityError when
-// another incarnation has taken the identity over.
+// Run beats and polls until ctx ends. It fails with an IdentityError when
+// another incarnation has taken over the identity.
 func (r *Membership) Run(ctx context.Context) error {
 	tick := time.NewTicker(r.cfg.beatEvery())
 	defer tick.Stop()
@@ -212,7 +213,7 @@ func (r *Membership) Run(ctx context.Context) error {
 	}
 }
 
-// heartbeatRound is one beat and one look at the others.
+// heartbeatRound is one heartbeat and one poll of the other members.
 func (r *Membership) heartbeatRound(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.MemberTTL/2)
 	defer cancel()
@@ -260,7 +261,8 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 	return nil
 }
 
-// eligibleKey is who is eligible, in a form to compare. The caller holds the lock.
+// eligibleKey returns the eligible members in comparable form. The caller holds
+// mu.
 func (r *Membership) eligibleKey() string {
 	return fmt.Sprint(r.watch.Eligible(time.Now()))
 }
@@ -285,7 +287,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 		return nil, fmt.Errorf("beat: %w", err)
 	}
 	if reply == "" {
-		return nil, nil //nolint:nilnil // no holder but us
+		return nil, nil //nolint:nilnil // no other holder
 	}
 	holder = &Member{}
 	if err := json.Unmarshal([]byte(reply), holder); err != nil {
@@ -299,7 +301,7 @@ func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance 
 func (r *Membership) read(ctx context.Context) ([]Member, error) {
 	members, silent, err := readMembers(ctx, r.client, r.keys)
 	if err == nil && len(silent) > 0 {
-		r.client.SRem(ctx, r.keys.Prefix, silent...) // a member that is alive adds itself again
+		r.client.SRem(ctx, r.keys.Prefix, silent...) // a live member adds itself again
 	}
 	return members, err
 }
@@ -310,8 +312,8 @@ func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error
 	return members, err
 }
 
-// readMembers returns the heartbeats that have not expired, and the IDs of those
-// that have.
+// readMembers returns the heartbeats that have not expired, and the identities
+// of those that have.
 func readMembers(ctx context.Context, client Client, keys Keys) (members []Member, silent []any, err error) {
 	ids, err := client.SMembers(ctx, keys.Prefix).Result()
 	if err != nil || len(ids) == 0 {
@@ -340,8 +342,8 @@ func readMembers(ctx context.Context, client Client, keys Keys) (members []Membe
 	return members, silent, nil
 }
 
-// Announce says that this member is leaving, so that the leader assigns its
-// shards away while it still works.
+// Announce marks this member as leaving, so that the leader reassigns its
+// shards while it still works.
 func (r *Membership) Announce(ctx context.Context) error {
 	r.mu.Lock()
 	r.self.Leaving = true
@@ -351,7 +353,7 @@ func (r *Membership) Announce(ctx context.Context) error {
 	return err
 }
 
-// Leave takes this member off the membership.
+// Leave removes this member's heartbeat.
 func (r *Membership) Leave(ctx context.Context) error {
 	if err := leaveScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix}, r.self.Incarnation, r.cfg.Instance).Err(); err != nil {
 		return fmt.Errorf("deregister: %w", err)
@@ -359,7 +361,7 @@ func (r *Membership) Leave(ctx context.Context) error {
 	return nil
 }
 
-// SetPostgresUp notes whether Postgres answers this member.
+// SetPostgresUp records whether Postgres answers this member.
 func (r *Membership) SetPostgresUp(ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -371,46 +373,46 @@ func (r *Membership) SetPostgresUp(ok bool) {
 	}
 }
 
-// PostgresUp reports whether Postgres answered this member last.
+// PostgresUp reports whether the last call of Postgres succeeded.
 func (r *Membership) PostgresUp() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sinkDown.IsZero()
 }
 
-// Peers is how many other members there are.
+// Peers returns the number of other members.
 func (r *Membership) Peers() int { return int(r.peers.Load()) }
 
-// Members is who was found at the last look.
+// Members returns the members found by the last poll.
 func (r *Membership) Members() []Member {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Member(nil), r.members...)
 }
 
-// Eligible is who may own shards.
+// Eligible returns the members that may own shards.
 func (r *Membership) Eligible() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.watch.Eligible(time.Now())
 }
 
-// Stalled is who has work in flight and makes no progress, or lost its shards for it.
+// Stalled returns the members that are stalled, or lost their shards for it.
 func (r *Membership) Stalled() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.watch.Stalled(time.Now())
 }
 
-// silent reports whether a member that was there is silent, and what was last heard
-// of it: nothing where it was gone before this one came.
+// silent reports whether a member's heartbeat expired, and returns the last
+// one: zero if it expired before this member joined.
 func (r *Membership) silent(name string) (last lastHeartbeat, silent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.lastHeartbeats[name], r.polled && r.watch.Gone(time.Now(), name)
 }
 
-// rejoined reports whether the identity of a member beats again, in any incarnation.
+// rejoined reports whether a member's identity beats again, in any incarnation.
 func (r *Membership) rejoined(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -418,12 +420,12 @@ func (r *Membership) rejoined(name string) bool {
 	return slices.ContainsFunc(r.members, func(m Member) bool { return m.Instance == identity && !r.watch.Gone(now, m.Name()) })
 }
 
-// owner is what is known of a member that owns a shard.
+// owner returns what is known of the owner of a shard.
 func (r *Membership) owner(name string) protocol.OwnerState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// Before the first look everybody is unknown, not gone. Whoever has been
-	// without Postgres for so long cannot release anything there.
+	// Before the first poll every member is unknown, not gone. One that has
+	// been without Postgres for SinkGrace cannot release anything there.
 	gone := r.polled && r.watch.Gone(time.Now(), name)
 	ended := gone && !r.lastHeartbeats[name].Leaving
 	for _, m := range r.members {

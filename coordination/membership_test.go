@@ -48,7 +48,7 @@ func TestAnIdentityWhoseHolderIsSilentIsWaitedFor(t *testing.T) {
 	require.NotContains(t, m.name(), "old")
 }
 
-// P8: a server whose clock steps back keeps a dead member's heartbeat for longer.
+// P8: when the server's clock steps back, a dead member's heartbeat expires later.
 func TestAnIdentityIsFreeWithinATTLWhenTheClockStepsBack(t *testing.T) {
 	b := newBench(t)
 	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
@@ -75,7 +75,7 @@ func TestAnIdentityTakenOverEndsTheMembership(t *testing.T) {
 	require.Equal(t, string(text), kept, "what it leaves is not the other's heartbeat")
 }
 
-func TestHeartbeatsGoOnInAFullRedis(t *testing.T) {
+func TestHeartbeatsContinueInAFullRedis(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
 	opts, err := devenv.RedisOptions("", env.Redis.URL())
@@ -103,9 +103,9 @@ func TestHeartbeatsGoOnInAFullRedis(t *testing.T) {
 		return nil
 	})
 	for i, s := range b.list() {
-		require.Equal(t, before[i].Owner, s.Owner, "nobody is declared dead")
+		require.Equal(t, before[i].Owner, s.Owner, "no member is declared gone")
 	}
-	// Shards can be handed over all the same.
+	// Shards can still be handed over.
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	require.NoError(t, second.Leave(ctx))
@@ -113,7 +113,7 @@ func TestHeartbeatsGoOnInAFullRedis(t *testing.T) {
 	b.await([]int{16}, first)
 }
 
-// P10: who was not seen while Redis was away is unknown, not gone.
+// P10: a member that could not be polled while Redis was unavailable is unknown, not gone.
 func TestNoMemberIsDeclaredDeadWhileRedisIsUnavailable(t *testing.T) {
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})

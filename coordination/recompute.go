@@ -15,21 +15,21 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// RecomputeSource is the stream in which neighbours ask for windows to be derived again.
+// RecomputeSource is the stream of recompute requests from other services.
 type RecomputeSource interface {
 	Stream() string
 	Read(ctx context.Context, count int) ([]telemetry.Entry, error)
 	Recorded(ctx context.Context, ids []telemetry.EntryID) error
 }
 
-// RecomputeSink is where their requests are recorded for the owners of the shards.
+// RecomputeSink records the requests for the owners of the shards.
 type RecomputeSink interface {
 	Recompute(ctx context.Context, term int64, list []protocol.Window) error
 }
 
-// Recompute is the leader's task to bring neighbours' requests to the owners.
-// A request is acknowledged when it is recorded; one that cannot be understood
-// is noted as an incident and holds nobody up.
+// Recompute is the leader's task that passes requests of other services to the
+// owners. A request is acknowledged when it is recorded; an invalid one becomes
+// an incident and blocks no other.
 type Recompute struct {
 	shards  int
 	source  RecomputeSource
@@ -54,13 +54,13 @@ func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger
 	return r
 }
 
-// One pass of the leader reads no more, so that it still renews in time.
+// Bounds of one pass, so that the leader renews in time.
 const (
 	recomputePages = 10
 	recomputePage  = 200
 )
 
-// Do records what has come in.
+// Do records the requests that have arrived.
 func (r *Recompute) Do(ctx context.Context, term int64) error {
 	for range recomputePages {
 		entries, err := r.source.Read(ctx, recomputePage)
@@ -88,7 +88,7 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 		}
 		rejected++
 		r.log.Error("recompute request rejected; resend it as specified", "entry_id", e.ID.String(), "err", err)
-		// It is over as soon as it is noted: nothing goes on being wrong.
+		// Opened and closed: nothing remains wrong after the rejection.
 		subject := r.source.Stream() + " " + e.ID.String()
 		if err := r.ledger.Open(ctx, protocol.RecomputeRejected, subject, map[string]any{"error": err.Error()}); err != nil {
 			return err
@@ -110,10 +110,10 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 	return nil
 }
 
-// maxWindow is the longest window that may be asked for.
+// maxWindow is the longest window that a request may cover.
 const maxWindow = 10 * 366 * 24 * time.Hour
 
-// window reads a request: device_id, from, to and, where there is one, reason.
+// window parses a request: device_id, from, to and optionally reason.
 func (r *Recompute) window(e *telemetry.Entry) (protocol.Window, error) {
 	w := protocol.Window{Source: r.source.Stream() + "|" + e.ID.String()}
 	if len(e.Fields) == 0 {
@@ -145,12 +145,13 @@ func (r *Recompute) window(e *telemetry.Entry) (protocol.Window, error) {
 	if !storable(w.Reason) {
 		w.Reason = strconv.QuoteToASCII(w.Reason)
 	}
-	// A stream that was recreated gives IDs again, so what was asked for counts too.
+	// A recreated stream assigns the same IDs again, so the content belongs to
+	// the key.
 	w.Source += fmt.Sprintf("|%s|%d|%d", w.DeviceID, w.FromUS, w.ToUS)
 	return w, nil
 }
 
-// storable reports whether Postgres takes s as text.
+// storable reports whether Postgres accepts s as text.
 func storable(s string) bool {
 	for i := range len(s) {
 		if s[i] == 0 {
@@ -160,8 +161,8 @@ func storable(s string) bool {
 	return utf8.ValidString(s)
 }
 
-// instantOf reads a device time: RFC 3339, or milliseconds since 1970 as the
-// entries of the source stream have them.
+// instantOf parses a device time: RFC 3339, or milliseconds since 1970 as in
+// the source stream's entries.
 func instantOf(e *telemetry.Entry, field string) (int64, error) {
 	text, ok := e.Field(field)
 	if !ok {

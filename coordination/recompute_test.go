@@ -59,12 +59,12 @@ func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))
 	require.Equal(t, 2, count("select count(*) from processor.audit"))
 
-	// Read again from the start, as after the loss of the group, nothing doubles.
+	// Reading again from the start, as after a lost group, records nothing twice.
 	require.NoError(t, client.XGroupDestroy(ctx, key, corner.Group).Err())
 	require.NoError(t, task.Do(ctx, term))
 	require.Equal(t, 2, count("select count(*) from processor.requests"))
 
-	// What a leader read and did not record is read by the next one.
+	// Requests that a leader read but did not record are read by the next leader.
 	add("device_id", "3", "from", "1", "to", "2")
 	entries, err := windows.Read(ctx, 10)
 	require.NoError(t, err)
@@ -78,7 +78,7 @@ func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	require.NoError(t, successor.Do(ctx, newer))
 	require.Equal(t, 3, count("select count(*) from processor.requests"))
 
-	// A stream that was recreated gives an ID again: the other request counts too.
+	// A recreated stream assigns an ID again: both requests are recorded.
 	first, err := client.XRangeN(ctx, key, "-", "+", 1).Result()
 	require.NoError(t, err)
 	require.NoError(t, client.Del(ctx, key).Err())

@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Ownership is the authority on who owns what.
+// Ownership is the authority on who owns which shard.
 type Ownership interface {
 	Ensure(ctx context.Context, shards int) error
 	List(ctx context.Context) ([]protocol.Shard, error)
@@ -27,7 +27,7 @@ type Sessions interface {
 	End(ctx context.Context, member string) (ended int, err error)
 }
 
-// Redeliverer puts entries that were acknowledged back on their queues.
+// Redeliverer puts acknowledged entries back on their queues.
 type Redeliverer interface {
 	RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
 	Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error)
@@ -39,18 +39,18 @@ type Engine interface {
 	Stop(shard int) <-chan struct{}
 	Drop(shard int)
 	Owned(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
-	// Abandon gives all shards up, to be taken again.
+	// Abandon gives up all shards; the reconciler acquires them again.
 	Abandon()
 }
 
-// releaseBudget is how long the release of all shards may take at the end.
+// releaseBudget bounds the release of all shards at the end.
 const releaseBudget = 2 * time.Second
 
-// acquireConcurrency bounds the take-overs under way, and so the connections used.
+// acquireConcurrency bounds concurrent acquisitions, and so their connections.
 const acquireConcurrency = 4
 
-// Reconciler makes what this member owns match what it is assigned: it takes
-// shards, hands them over, and drops those that another member has taken.
+// Reconciler makes owned shards match assigned shards: it acquires shards,
+// hands them over, and gives up those that another member has acquired.
 type Reconciler struct {
 	cfg         Config
 	membership  *Membership
@@ -63,10 +63,10 @@ type Reconciler struct {
 	wake        chan struct{} // size one, coalesced
 
 	mu              sync.Mutex
-	awaitingRelease map[int]time.Time // since when a shard waits for its owner; under mu
+	awaitingRelease map[int]time.Time // since when a shard waits for its owner's release; under mu
 	releasing       map[int]bool      // shards being handed over; under mu
-	owned           map[int]int64     // epochs of shards taken, granted or about to be; under mu
-	tasks           sync.WaitGroup    // hand-overs under way; Run waits for them
+	owned           map[int]int64     // epochs of shards acquired, granted or about to be; under mu
+	tasks           sync.WaitGroup    // hand-overs in progress; Run waits for them
 }
 
 // NewReconciler returns a reconciler that owns nothing yet.
@@ -80,11 +80,11 @@ func NewReconciler(cfg Config, membership *Membership, shards Ownership, session
 	}
 }
 
-// Wake has the reconciler look again: assignments changed, or a shard was given up.
+// Wake triggers a pass: assignments changed, or a shard was released.
 func (k *Reconciler) Wake() { wakeUp(k.wake) }
 
-// Run keeps until ctx ends, and then releases what is held. The engine must
-// have finished its work by then; what it has not finished stays on the queues.
+// Run reconciles until ctx ends, and then releases all shards. The engine must
+// have drained by then; unfinished entries stay on the queues.
 func (k *Reconciler) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -110,12 +110,13 @@ func (k *Reconciler) Run(ctx context.Context) error {
 	}
 }
 
-// pass compares what is assigned with what is held, once.
+// pass compares assigned with owned shards, once.
 func (k *Reconciler) pass(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	// A black hole is noticed well within the grace, not when a statement times out.
+	// Half the grace, so that a black hole is noticed before the statement
+	// times out.
 	asking, cancel := context.WithTimeout(ctx, k.cfg.SinkGrace/2)
 	list, err := k.shards.List(asking)
 	cancel()
@@ -123,8 +124,8 @@ func (k *Reconciler) pass(ctx context.Context) error {
 		return err
 	}
 	if len(list) != k.cfg.Shards {
-		// Rows that were deleted by hand are made again. Where the number was
-		// changed, this member is of the past and ends here.
+		// Rows that were deleted by hand are created again. If the number of
+		// shards was changed, this member is outdated and ends here.
 		if err := k.shards.Ensure(ctx, k.cfg.Shards); err != nil {
 			return err
 		}
@@ -174,8 +175,8 @@ func (k *Reconciler) pass(ctx context.Context) error {
 	return k.acquire(ctx, take, me)
 }
 
-// localShard is how this member holds a shard. A shard that the engine has given up
-// by itself is not held, whatever we thought.
+// localShard returns how this member owns a shard. A shard that the engine has
+// given up is not owned, whatever was recorded here.
 func (k *Reconciler) localShard(shard int) protocol.LocalShard {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -211,8 +212,8 @@ func (k *Reconciler) forgetWait(shard int) {
 	delete(k.awaitingRelease, shard)
 }
 
-// acquire raises the epochs of shards, has redelivered what Postgres may have
-// lost, and grants them to the engine.
+// acquire raises the epochs of shards, redelivers what Postgres may have lost,
+// and grants them to the engine.
 func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string) error {
 	if len(shards) == 0 {
 		return nil
@@ -229,14 +230,14 @@ func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 			}
 			t, err := k.shards.Acquire(gctx, s.Shard, me, alive)
 			if errors.Is(err, protocol.ErrNotAssigned) {
-				return nil // it was assigned to another member meanwhile
+				return nil // it was reassigned in between
 			}
 			taken[i] = t
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return err // what was taken is ours in the table; the next pass takes it again
+		return err // the table says that it is ours; the next pass acquires it again
 	}
 	token := rand.Text()
 	if err := k.redeliver(ctx, taken, token); err != nil {
@@ -269,8 +270,8 @@ func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 	return nil
 }
 
-// redeliver has Postgres and what was acknowledged compared, once nobody can
-// acknowledge any more for an earlier owner.
+// redeliver compares Postgres with what was acknowledged, once no
+// acknowledgement of an earlier owner can succeed any more.
 func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string) error {
 	var shards []int
 	for _, t := range taken {
@@ -298,8 +299,8 @@ func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 	entries, err := k.redeliverer.Redeliver(ctx, ranges)
 	if err != nil {
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
-			// Without the group there is nothing to put back: it is made again at 0,
-			// and then everything is redelivered anyway.
+			// Without the group there is nothing to put back: it is recreated
+			// at 0, and everything is redelivered anyway.
 			return nil
 		}
 		return err
@@ -324,7 +325,7 @@ func (k *Reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 	k.tasks.Go(func() {
 		select {
 		case <-done:
-		case <-ctx.Done(): // releaseAll does it
+		case <-ctx.Done(): // releaseAll releases it
 			k.mu.Lock()
 			delete(k.releasing, shard)
 			k.mu.Unlock()
@@ -339,8 +340,8 @@ func (k *Reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 	})
 }
 
-// release gives one shard up. If it cannot be written down, the successor takes
-// the shard without it.
+// release gives up one shard. If that cannot be written, the successor
+// force-acquires the shard.
 func (k *Reconciler) release(ctx context.Context, shard int, epoch int64) {
 	running, applied, ok := k.engine.Owned(shard)
 	k.forget(shard)
@@ -357,10 +358,10 @@ func (k *Reconciler) release(ctx context.Context, shard int, epoch int64) {
 	k.metrics.released.Inc()
 }
 
-// releaseAll gives everything up at the end.
+// releaseAll gives up all shards at the end.
 func (k *Reconciler) releaseAll(ctx context.Context) error {
 	k.tasks.Wait()
-	// What cannot be written down in time is taken over without a release.
+	// What cannot be released in time is force-acquired by its next owner.
 	ctx, cancel := context.WithTimeoutCause(ctx, releaseBudget, errors.New("release all shards within 2s"))
 	defer cancel()
 	k.mu.Lock()
@@ -380,7 +381,7 @@ func (k *Reconciler) releaseAll(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Owned is how many shards this member holds.
+// Owned returns the number of shards this member owns.
 func (k *Reconciler) Owned() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()

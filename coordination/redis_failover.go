@@ -7,14 +7,14 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// pollInterval is how often the stream is looked at.
+// pollInterval is how often the stream is checked.
 const pollInterval = time.Second
 
-// detectFailover finds out whether Redis goes on with an older state of stream and
-// group: after a fail-over that lost what was not replicated, or with a copy put
-// back. Then the newest entry seen before, or one that shards were done with, is
-// not there. Entries that followed may have been lost with it, and nobody can
-// tell how many; what Postgres has of them is not.
+// detectFailover reports that Redis lost its tail, by a failover to a replica
+// that lagged or by a restored copy: an ID that Postgres has recorded (the
+// high-water mark, or a shard's applied ID) is neither in the stream, nor below
+// its first ID, nor deleted. Entries added after it may be lost too, count
+// unknown, except for what Postgres has stored.
 func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error {
 	if time.Since(w.polled) < pollInterval {
 		return nil
@@ -25,7 +25,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	}
 	snapshot, err := w.stream.Snapshot(ctx, seen.Known())
 	if err != nil || !snapshot.Exists {
-		return err // without a group, its recreation will tell
+		return err // without a group its recreation will show the loss
 	}
 	gone := snapshot.LostInFailover()
 	if len(gone) == 0 {
@@ -38,7 +38,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 		return err
 	}
 	if recreations, err := w.stream.GroupRecreations(ctx); err != nil || len(recreations) > 0 {
-		return err // the group was made meanwhile
+		return err // the group was created in between
 	}
 	before, err := w.stream.Before(ctx, gone[0])
 	if err != nil {
@@ -46,7 +46,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	}
 	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: "failover", Last: gone[len(gone)-1], Entries: -1, Shard: -1}
 	if before.IsZero() {
-		kind, loss.Cause = protocol.RedisLost, "flush" // and the note of the group's making with it
+		kind, loss.Cause = protocol.RedisLost, "flush" // and the record of the group's recreation was flushed with it
 	} else {
 		loss.First = before.Next()
 	}
@@ -58,7 +58,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	return w.ledger.Observe(ctx, term, snapshot.Newest, loss.Last)
 }
 
-// recordFailover notes that entries are gone. Doing it again adds no loss.
+// recordFailover records the loss of entries. It is idempotent.
 func (w *DataLossDetector) recordFailover(ctx context.Context, kind string, loss protocol.Loss) error {
 	if err := w.ledger.RecordLosses(ctx, []protocol.Loss{loss}); err != nil {
 		return err

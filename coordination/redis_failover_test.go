@@ -11,8 +11,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// P6: what went with the newest entries of a stream is in the ledger, once, and
-// nothing is while nothing went.
+// P6: the loss of a stream's newest entries is in the ledger once; without a loss
+// the ledger is empty.
 func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	b := newBench(t)
 	ctx, key := t.Context(), b.where.Stream
@@ -36,7 +36,7 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 		return id
 	}
 	state := func() string { return b.client.Dump(ctx, key).Val() }
-	goOn := func(state string) { require.NoError(t, b.client.RestoreReplace(ctx, key, 0, state).Err()) }
+	resume := func(state string) { require.NoError(t, b.client.RestoreReplace(ctx, key, 0, state).Err()) }
 	mark := func(id telemetry.EntryID, ago string) {
 		b.exec(`insert into processor.progress (stream, group_name, shard, applied_id, updated_at) values ($1, $2, 0, $3, now() - $4::interval)
 			on conflict (stream, group_name, shard) do update set applied_id = excluded.applied_id, updated_at = excluded.updated_at`,
@@ -53,11 +53,11 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	older := state()
 	newest := b.dispatched("d", "e")[1]
 	look()
-	goOn(state()) // a restart without a loss
+	resume(state()) // a restart without a loss
 	look()
 	require.Zero(t, losses("failover"))
 
-	goOn(older)
+	resume(older)
 	add()
 	look()
 	next, _ := lead()
@@ -67,19 +67,19 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'redis_failover' and closed_at is not null"))
 	require.Equal(t, 1.0, labelled(t, reg, "processor_coordination_data_loss_events_total", "redis_failover"))
 
-	// Only a shard got as far as what is gone, and the leader did not look.
+	// Only a shard's applied ID reaches the lost range; the leader had not polled.
 	before := add()
 	next()
 	older = state()
 	done := add()
 	mark(done, "0")
-	goOn(older)
+	resume(older)
 	add()
 	next()
 	require.Equal(t, 2, losses("failover"))
 	require.Equal(t, 1, b.count("select count(*) from processor.losses where first_id = $1 and last_id = $2", before.Next().String(), done.String()))
 
-	// What is trimmed and what is deleted is another member's to find.
+	// Trimmed and deleted entries are detected elsewhere.
 	last := add()
 	mark(last, "0")
 	next()
@@ -91,12 +91,12 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	next()
 	require.Equal(t, 2, losses("failover"))
 
-	// Without a group in it, its recreation tells already.
+	// Without a group, its recreation already shows the loss.
 	older = state()
 	done = add()
 	next()
 	mark(done, "1 hour")
-	goOn(older)
+	resume(older)
 	require.NoError(t, b.client.Del(ctx, b.group.Names().All()...).Err())
 	require.NoError(t, b.client.XGroupDestroy(ctx, key, b.where.Group).Err())
 	next()
@@ -106,7 +106,7 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	require.Equal(t, 1, losses("flush"))
 	require.Equal(t, 2, losses("failover"))
 
-	// All keys are deleted, in several steps: the note of the recreation goes, too.
+	// All keys are deleted, in several steps, the record of the recreation included.
 	add()
 	next()
 	require.NoError(t, b.client.Del(ctx, key).Err())

@@ -11,7 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ResizeStore is what Postgres keeps of the number of shards.
+// ResizeStore is the Postgres side of the number of shards.
 type ResizeStore interface {
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Pinned(ctx context.Context) (int, error)
@@ -19,7 +19,7 @@ type ResizeStore interface {
 	Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error
 }
 
-// ResizeStream is what Redis keeps of it.
+// ResizeStream is the Redis side of it.
 type ResizeStream interface {
 	ForceAcquireDispatchLease(ctx context.Context, token string, ttl time.Duration) error
 	AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error)
@@ -30,22 +30,22 @@ type ResizeStream interface {
 	ForgetMarks(ctx context.Context) error
 }
 
-// resizeTTL is how long dispatching stays paused after whoever resizes has died.
+// resizeTTL is how long dispatching stays paused after a resize that died.
 const resizeTTL = 15 * time.Second
 
-// Resize changes the number of shards. It holds the dispatch lease, so that nobody dispatches,
-// lets the members drain what is on the queues, waits until the last of them
-// has left, and then changes the number in Redis and in Postgres. Until then
-// nothing is changed, and dispatching goes on by itself if it is broken off; after
-// that calling it again finishes it.
+// Resize changes the number of shards. It holds the dispatch lease, which stops
+// dispatching, waits until the members have drained the queues and the last of
+// them has left, and then changes the number in Redis and in Postgres. If
+// interrupted before that, nothing is changed and dispatching resumes when the
+// lease expires; after that, calling it again completes it.
 type Resize struct {
 	Store  ResizeStore
 	Stream ResizeStream
-	// Members is who is there.
+	// Members returns the live members.
 	Members func(ctx context.Context) ([]Member, error)
 	// End ends the database sessions of an owner that did not release.
 	End func(ctx context.Context, member string) (int, error)
-	// OnProgress is called with what is waited for, whenever that changes.
+	// OnProgress is called with what Resize waits for, whenever that changes.
 	OnProgress func(waiting string)
 	Operator   string
 }
@@ -53,7 +53,8 @@ type Resize struct {
 // errDispatchLeaseLost says that another member dispatches.
 var errDispatchLeaseLost = errors.New("the dispatch lease was lost, nothing was changed; run it again")
 
-// Run resizes to a number of shards. It returns false when that is the number already.
+// Run resizes to the number of shards given. It reports whether that was a
+// change.
 func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
 	from, err := r.Store.Pinned(ctx)
 	if err != nil {
@@ -70,8 +71,8 @@ func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
 		return false, nil
 	}
 	if counted != 0 && counted != from {
-		// An earlier call was broken off between Redis and Postgres. All was done by
-		// then, and nobody has dispatched since.
+		// An earlier call was interrupted between Redis and Postgres: the
+		// queues were drained, and nothing has been dispatched since.
 		return true, r.undo(ctx, from, to)
 	}
 	token := rand.Text()
@@ -92,7 +93,8 @@ func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
 	return true, r.change(ctx, from, to, lease.After)
 }
 
-// awaitDrained waits until everything dispatched is done and nobody is there any more.
+// awaitDrained waits until everything dispatched is finished and no member is
+// left.
 func (r *Resize) awaitDrained(ctx context.Context, token string) (protocol.DispatchLease, error) {
 	said := ""
 	for {
@@ -115,12 +117,12 @@ func (r *Resize) awaitDrained(ctx context.Context, token string) (protocol.Dispa
 			r.OnProgress(waiting)
 		}
 		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return lease, fmt.Errorf("nothing is changed, dispatching goes on: %s", waiting)
+			return lease, fmt.Errorf("nothing was changed, dispatching continues: %s", waiting)
 		}
 	}
 }
 
-// waiting is what is waited for, "" for nothing.
+// waiting returns what the resize waits for, "" for nothing.
 func (r *Resize) waiting(ctx context.Context) (string, error) {
 	queues, err := r.Stream.Queues(ctx)
 	if err != nil {
@@ -149,8 +151,8 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// change ends whoever did not release, and changes the number: first in Redis,
-// so that nobody dispatches by the old one, whatever happens next.
+// change ends owners that did not release, and changes the number: first in
+// Redis, so that no member dispatches by the old one whatever happens next.
 func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.EntryID) error {
 	list, err := r.Store.List(ctx)
 	if err != nil {
@@ -177,9 +179,9 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 	return r.Store.Resize(ctx, from, to, delivered, r.Operator)
 }
 
-// undo brings Redis and Postgres together again after a change that was broken
-// off in between: Redis takes the number that Postgres has, and a call with
-// another number begins again.
+// undo reconciles Redis and Postgres after a change that was interrupted in
+// between: Redis takes Postgres' number; a call with another number then starts
+// over.
 func (r *Resize) undo(ctx context.Context, from, to int) error {
 	if err := r.Stream.PinShards(ctx, from); err != nil {
 		return err

@@ -20,7 +20,7 @@ func (b *bench) pin(n int) {
 	require.NoError(b.t, store.Pin(b.t.Context(), b.pool, b.scope(), "test", time.Second, []store.Setting{{Name: "SHARDS", Value: fmt.Sprint(n)}}))
 }
 
-// resize is a resize as the operator's command runs it.
+// resize returns a Resize as the operator's command runs it.
 func (b *bench) resize(said chan<- string) *Resize {
 	return &Resize{
 		Store: b.shards, Stream: b.group,
@@ -44,7 +44,7 @@ func TestTheNumberOfShardsChangesOnceDrainedAndNoMemberIsLeft(t *testing.T) {
 		require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, device)).Err())
 	}
 	require.NoError(t, b.dispatch("", "dispatcher", 1000))
-	// One entry waits to be tried again, in Postgres.
+	// One entry is deferred.
 	b.exec(`insert into processor.deferred (stream, group_name, entry_id, shard, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
 values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 1, now(), now(), now() + interval '1 hour', 'i', 'v', $5)`,
 		b.where.Stream, b.where.Group, old, []byte(device), (&telemetry.Entry{Fields: []string{"device_id", device}}).Digest())
@@ -76,12 +76,12 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 		require.Empty(t, s.Owner)
 		require.Empty(t, s.Assigned)
 		require.Equal(t, ids[4], s.Applied)
-		require.Positive(t, s.Epoch, "whoever owned it cannot commit any more")
+		require.Positive(t, s.Epoch, "earlier owners are fenced")
 	}
 	require.Equal(t, telemetry.ShardOf(device, 24), b.count("select shard from processor.deferred"))
 	require.Equal(t, 1, b.count("select count(*) from processor.audit where action = 'shards.resize' and count = 24"))
 
-	// A member of the past, woken late, neither dispatches nor keeps running.
+	// An outdated member that resumes late neither dispatches nor keeps running.
 	_, err = b.group.AcquireDispatchLease(t.Context(), "", "late", time.Minute)
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
@@ -92,7 +92,7 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 	late.forgive()
 	late.stop()
 
-	// Those of the new number go on where dispatching was paused.
+	// Members with the new number continue where dispatching was paused.
 	b.where.Shards = 24
 	b.group, err = stream.NewGroup(b.client, b.where)
 	require.NoError(t, err)
@@ -109,7 +109,7 @@ values ($1, $2, '1-1', $3, array['device_id', $4]::bytea[], 'decode', 'x', 'x', 
 	require.False(t, changed)
 }
 
-func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
+func TestAnInterruptedResizeChangesNothingOrIsCompletedByTheNext(t *testing.T) {
 	b := newBench(t)
 	b.pin(shards)
 	m := b.start("first", "")
@@ -119,12 +119,12 @@ func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
 	said := make(chan string, 100)
 	_, err := b.resize(said).Run(ctx, 8)
 	require.ErrorContains(t, err, "nothing is changed")
-	require.NoError(t, b.dispatch("", "dispatcher", 1000), "dispatching goes on")
+	require.NoError(t, b.dispatch("", "dispatcher", 1000), "dispatching continues")
 	require.NoError(t, b.group.ReleaseDispatchLease(t.Context(), "dispatcher"))
 	require.Len(t, b.list(), 16)
 
 	m.stop()
-	// Killed after Redis was told and before Postgres was.
+	// Killed after the change in Redis and before the one in Postgres.
 	require.NoError(t, b.group.PinShards(t.Context(), 8))
 	require.Error(t, b.dispatch("", "dispatcher", 1000), "no dispatcher in between")
 	changed, err := b.resize(said).Run(t.Context(), 8)
@@ -136,7 +136,7 @@ func TestAResizeBrokenOffChangesNothingOrIsFinishedByAnother(t *testing.T) {
 	require.Equal(t, 8, n)
 }
 
-func TestAResizeOfAFleetThatNeverWasIsRefused(t *testing.T) {
+func TestAResizeBeforeTheFirstStartIsRejected(t *testing.T) {
 	b := newBench(t)
 	_, err := b.resize(nil).Run(t.Context(), 8)
 	require.ErrorContains(t, err, "no instance has ever started")
@@ -159,7 +159,7 @@ func TestAResizeThatLosesTheDispatchLeaseChangesNothing(t *testing.T) {
 	case err := <-done:
 		require.ErrorIs(t, err, errDispatchLeaseLost)
 	case <-time.After(10 * time.Second):
-		require.Fail(t, "it goes on without the dispatch lease")
+		require.Fail(t, "it continues without the dispatch lease")
 	}
 	require.Len(t, b.list(), 16)
 }

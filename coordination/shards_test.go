@@ -35,7 +35,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	}
 	require.LessOrEqual(t, moved, 6)
 
-	// Whoever leaves hands over while it still works.
+	// A leaving member hands over while it still works.
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -51,7 +51,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	b.await([]int{16}, third)
 	third.stop()
 	require.Equal(t, 0, b.count("select count(owner) from processor.shards"))
-	require.Zero(t, b.count("select count(*) from processor.incidents"), "whoever releases is not missed")
+	require.Zero(t, b.count("select count(*) from processor.incidents"), "a release is no incident")
 	require.Empty(t, b.client.Keys(t.Context(), "*"+b.where.Stream+"*:members*").Val())
 }
 
@@ -83,7 +83,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 		}
 		return err
 	})
-	t.Logf("taken over in %v with a time to live of 1s", time.Since(began))
+	t.Logf("acquired in %v with a time to live of 1s", time.Since(began))
 	require.Less(t, time.Since(began), 6*time.Second)
 	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
 	require.Positive(t, other.value("processor_coordination_shards_force_acquired_total"))
@@ -93,7 +93,7 @@ select count(*) from processor.incidents
 where detail ->> 'pid' = $1 and detail ->> 'host' <> '' and jsonb_array_length(detail -> 'shards') = 8
   and (detail ->> 'since')::timestamptz > now() - interval '20s'`, fmt.Sprint(os.Getpid())))
 
-	// It drops what was taken, and has its share again once it is back.
+	// It gives up the lost shards, and gets its share again once it is back.
 	testenv.Wait(t, 5*time.Second, func() error {
 		if n := len(silent.engine.holds()); n > 0 {
 			return fmt.Errorf("it still holds %d", n)
@@ -106,7 +106,7 @@ where detail ->> 'pid' = $1 and detail ->> 'host' <> '' and jsonb_array_length(d
 	b.awaitOpen(0, protocol.SilentMember, silent.name())
 }
 
-// P4, P8: an owner that does not release holds nobody up.
+// P4, P8: an owner that does not release blocks its successor for the budget only.
 func TestAnOwnerThatDoesNotReleaseHasItsBudgetAndNoMore(t *testing.T) {
 	b := newBench(t)
 	slow := b.start("slow", "")
@@ -136,7 +136,7 @@ func TestAMemberWithoutPostgresLosesItsShardsToOneThatHasIt(t *testing.T) {
 	b.await([]int{16}, cut)
 	other := b.start("other", "")
 	b.await([]int{8, 8}, cut, other)
-	// As if its Postgres did not answer: what the reconciler finds is overruled.
+	// As if its Postgres did not answer: the reconciler's own finding is overruled.
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -179,7 +179,7 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	set(WorkStatus{InFlight: 7, Progress: 3})
 	b.await([]int{16, 0}, other, stuck)
 	b.awaitOpen(1, protocol.StalledMember, stuck.name())
-	// Without shards it has no work; it is stuck all the same.
+	// Without shards it has no work, but it is still stuck.
 	set(WorkStatus{Progress: 3})
 	held := time.NewTimer(3 * b.quick("").ClaimThreshold)
 	<-held.C
@@ -192,13 +192,13 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 
 func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 	b := newBench(t)
-	patient := func(c *Config) { c.ClaimThreshold = 1500 * time.Millisecond } // on a busy machine heartbeats are late
+	patient := func(c *Config) { c.ClaimThreshold = 1500 * time.Millisecond } // heartbeats are late on a busy machine
 	first := b.start("first", "", patient)
 	b.await([]int{shards}, first)
 	second := b.start("second", "", patient)
 	b.await([]int{shards / 2, shards / 2}, first, second)
 	before := b.list()
-	// As under a lock on the table: calls come back, and nothing is committed.
+	// As under a table lock: calls return, and nothing is committed.
 	ctx, cancel := context.WithCancel(t.Context())
 	var calls sync.WaitGroup
 	calls.Go(func() {
@@ -242,12 +242,12 @@ func TestAShardThatDoesNotAdvanceThoughOthersDoIsAnIncident(t *testing.T) {
 	testenv.Wait(t, 15*time.Second, func() error {
 		ack(busy, b.dispatched(elsewhere)[0])
 		if b.count("select count(*) from processor.incidents where kind = $1 and subject = $2", protocol.StalledShard, subject) == 0 {
-			return errors.New("nobody notices")
+			return errors.New("no incident yet")
 		}
 		return nil
 	})
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where detail ->> 'oldest' = $1", waits.String()))
-	// Whoever leads next closes it, once the shard advances.
+	// The next leader closes it once the shard advances.
 	leaves, stays := first, second
 	if second.value("processor_coordination_leader") == 1 {
 		leaves, stays = second, first
@@ -279,7 +279,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 	require.NoError(t, b.client.Del(t.Context(), keys...).Err())
 	testenv.Wait(t, 5*time.Second, func() error {
 		if b.count("select term from processor.leader") == term {
-			return errors.New("nobody was elected")
+			return errors.New("no leader was elected")
 		}
 		return nil
 	})
@@ -302,13 +302,13 @@ func TestManuallyDamagedRowsAreRepaired(t *testing.T) {
 	for name, sql := range map[string]string{
 		"owner that is no member":    "update processor.shards set owner = 'ghost.1' where shard in (0, 15)",
 		"epoch raised":               "update processor.shards set epoch = epoch + 1 where shard in (0, 15)",
-		"assigned to nobody":         "update processor.assignments set member = null where shard in (0, 15)",
+		"not assigned":               "update processor.assignments set member = null where shard in (0, 15)",
 		"assigned to no member":      "update processor.assignments set member = 'ghost.1' where shard in (0, 15)",
 		"assignment missing":         "delete from processor.assignments where shard in (0, 15)",
 		"row missing":                "delete from processor.shards where shard in (0, 15)",
 		"rows missing altogether":    "delete from processor.shards",
 		"mark that cannot be read":   "insert into processor.progress (stream, group_name, shard, applied_id) select stream, group_name, shard, 'junk' from processor.shards",
-		"term taken by somebody":     "update processor.leader set term = term + 1, member = 'ghost.1'",
+		"term raised elsewhere":      "update processor.leader set term = term + 1, member = 'ghost.1'",
 		"row of the term missing":    "delete from processor.leader",
 		"a shard beyond the number":  "insert into processor.shards (stream, group_name, shard, owner) select stream, group_name, 99, 'ghost.1' from processor.shards limit 1",
 		"everything released anyhow": "update processor.shards set owner = null",
@@ -322,14 +322,14 @@ func TestManuallyDamagedRowsAreRepaired(t *testing.T) {
 	b.await([]int{6, 5, 5}, first, second, third)
 }
 
-// P1, P3: before the queue is read, so that nothing passes it.
+// P1, P3: before the queue is read, so that no later entry overtakes.
 func TestWhatPostgresMayHaveLostIsRedeliveredBeforeAShardIsGranted(t *testing.T) {
 	b := newBench(t)
 	shard := telemetry.ShardOf("device-1", shards)
 	ids := b.dispatched(slices.Repeat([]string{"device-1"}, 10)...)
 	require.NoError(t, b.group.Ack(t.Context(), []protocol.Ack{{Shard: shard, IDs: ids[:8]}}))
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))
-	// Postgres knows of the first three: what was committed after is lost.
+	// Postgres has the first three: later commits are lost.
 	b.exec("insert into processor.progress (stream, group_name, shard, applied_id) values ($1, $2, $3, $4)", b.where.Stream, b.where.Group, shard, ids[2].String())
 	m := b.start("first", "")
 	b.await([]int{16}, m)

@@ -8,17 +8,19 @@ import (
 )
 
 const (
-	// forecastOver is the time over which the pace of trimming is measured:
-	// trimming with ~ goes in jumps.
+	// forecastOver is the window over which the trim rate is measured:
+	// approximate trimming (~) advances in jumps.
 	forecastOver = 2 * time.Minute
-	// forecastMinimum is how long must have been watched to tell a pace.
+	// forecastMinimum is the shortest observation that yields a rate.
 	forecastMinimum = 10 * time.Second
 )
 
-// forecast tells how long it takes until trimming reaches the oldest unfinished
-// entry, if that one stays. Both are compared in the time of the stream, which
-// needs no count of what lies between them: the trim point moves through that time
-// at a pace, and a margin is left.
+// forecast estimates the time until trimming reaches the oldest unfinished
+// entry, if that one stays:
+//
+//	left = (oldest - trim point) / trim rate, less a margin
+//
+// All of it in stream time, so the number of entries in between is not needed.
 type forecast struct {
 	seen []snapshot
 }
@@ -28,10 +30,10 @@ type snapshot struct {
 	trimPoint protocol.TrimPoint
 }
 
-// see takes in where the trim point is now.
+// see records the current trim point.
 func (f *forecast) see(now time.Time, h protocol.TrimPoint) {
 	if n := len(f.seen); n > 0 && (h.Removed < f.seen[n-1].trimPoint.Removed || h.First.Less(f.seen[n-1].trimPoint.First)) {
-		f.seen = f.seen[:0] // another stream of the same name
+		f.seen = f.seen[:0] // the stream was recreated
 	}
 	f.seen = append(f.seen, snapshot{at: now, trimPoint: h})
 	for len(f.seen) > 2 && now.Sub(f.seen[1].at) >= forecastOver {
@@ -39,9 +41,9 @@ func (f *forecast) see(now time.Time, h protocol.TrimPoint) {
 	}
 }
 
-// reaches is the time left, and whether it can be told: not before the trim point
-// was watched for a while, not while it stands still, and not when nothing is
-// unfinished.
+// reaches returns the time left. It is unknown until the trim point was
+// observed for forecastMinimum, while the trim point does not move, and when
+// nothing is unfinished.
 func (f *forecast) reaches(oldest telemetry.EntryID) (left time.Duration, known bool) {
 	if len(f.seen) < 2 {
 		return 0, false

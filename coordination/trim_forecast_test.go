@@ -18,7 +18,7 @@ func TestForecastSaysWhenTrimmingReachesTheOldestUnfinishedEntry(t *testing.T) {
 	}
 	tests := []struct {
 		name   string
-		pace   float64 // seconds of the stream that are trimmed in a second
+		pace   float64 // seconds of stream time trimmed per second
 		jump   time.Duration
 		watch  time.Duration
 		oldest telemetry.EntryID
@@ -49,7 +49,7 @@ func TestForecastSaysWhenTrimmingReachesTheOldestUnfinishedEntry(t *testing.T) {
 	}
 }
 
-// P10: a forecast that rests on another stream is none.
+// P10: a recreated stream invalidates the forecast.
 func TestForecastForgetsAStreamThatWasRecreated(t *testing.T) {
 	t.Parallel()
 	var f forecast

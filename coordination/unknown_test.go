@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// backlogs is a Backlog that answers what a test says.
+// backlogs is a Backlog with answers set by the test.
 type backlogs struct {
 	now protocol.Backlog
 	err error
@@ -26,8 +26,7 @@ func (b *backlogs) TrimPoint(context.Context) (protocol.TrimPoint, error) {
 	return protocol.TrimPoint{}, b.err
 }
 
-// TestP10AGaugeIsAbsentWhereItsValueIsNotKnown asks for the gauges of the group while
-// parts of what they show are unknown, or were known a while ago.
+// The gauges are read while parts of their values are unknown or stale.
 func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 	const lag, pending, outstanding, age = "processor_consumer_lag", "processor_group_pending_entries",
 		"processor_group_backlog_entries", "processor_group_backlog_age_seconds"
@@ -50,11 +49,11 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 			}
 			return values
 		}
-		require.Empty(t, shown(), "nobody has looked")
+		require.Empty(t, shown(), "not polled yet")
 
 		source.now = protocol.Backlog{Pending: 3, Lag: 4, LagKnown: true}
 		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "nobody has counted what is deferred, nor is the oldest known")
+		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "neither the deferred entries nor the oldest entry are known")
 		janitor.metrics.deferred(2)
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, lag: 4, outstanding: 9}, shown())
@@ -62,12 +61,12 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
 
-		<-time.After(dlqStale) // of the bubble's clock
+		<-time.After(dlqStale) // bubble time
 		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 0, lag: 0, age: 0}, shown(), "what was deferred is known no more")
 		<-time.After(5*time.Second + 1)
-		require.Empty(t, shown(), "nobody looks any more")
+		require.Empty(t, shown(), "counts are stale")
 
 		g.refresh(t.Context())
 		require.Len(t, shown(), 3)
@@ -77,16 +76,15 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 	})
 }
 
-// TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore: a shard is force-acquired at once from whom
-// will not release it, also where it had announced its leaving and may use its
-// whole drain; and from nobody of whom nothing is known yet.
-func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
+// A shard is force-acquired immediately from an owner that is known to be gone, even
+// within the drain it announced, and never from an owner that is unknown.
+func TestP8P10AnOwnerIsGoneOnlyWhenKnownToBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := (&bench{}).quick("me")
 		r, err := NewMembership(cfg, nil, Keys{}, func() WorkStatus { return WorkStatus{} }, discard())
 		require.NoError(t, err)
 		const owner = "owner.1"
-		require.False(t, r.owner(owner).Gone, "nobody has looked")
+		require.False(t, r.owner(owner).Gone, "not polled yet")
 		_, silent := r.silent(owner)
 		require.False(t, silent)
 
@@ -102,7 +100,7 @@ func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 		look(m)
 		require.Equal(t, protocol.OwnerState{Leaving: true}, r.owner(owner))
 		require.True(t, r.owner("another.1").Gone)
-		<-time.After(cfg.MemberTTL) // of the bubble's clock
+		<-time.After(cfg.MemberTTL) // bubble time
 		look(m)                     // its key is there, and does not advance
 		require.True(t, r.owner(owner).Gone)
 
@@ -118,10 +116,10 @@ func TestP8P10AnOwnerIsGoneWhereThatIsKnownAndNotBefore(t *testing.T) {
 	})
 }
 
-// recreations is Makings under a name that leaves room for the method.
+// recreations renames GroupRecreations, so that the method name is free.
 type recreations interface{ GroupRecreations }
 
-// lostGroup is a stream whose group was lost, and a ledger of what is noted of it.
+// lostGroup is a stream whose group was lost, and a ledger.
 type lostGroup struct {
 	recreations
 	RecreationLedger
@@ -152,8 +150,7 @@ func (l *lostGroup) Close(context.Context, string, string) error {
 	return nil
 }
 
-// TestP10ALostGroupStaysOpenWhileTheBacklogIsUnknown: an oldest entry that is not
-// known is not the same as none.
+// An unknown oldest entry does not mean that there is none.
 func TestP10ALostGroupStaysOpenWhileTheBacklogIsUnknown(t *testing.T) {
 	t.Parallel()
 	lost := &lostGroup{}
