@@ -20,10 +20,10 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// claimPage is how many entries of a foreign consumer are moved at once.
+// claimPage is the number of entries of a foreign consumer moved in one step.
 const claimPage = 500
 
-// claimTimeout bounds a claim of a consumer that holds very much.
+// claimTimeout bounds a claim of a consumer with very many entries.
 const claimTimeout = 10 * time.Minute
 
 type claiming struct {
@@ -33,14 +33,14 @@ type claiming struct {
 	dryRun           bool
 }
 
-// claimJSON is the answer of processor claim.
+// claimJSON is the output of processor claim.
 type claimJSON struct {
 	DryRun   bool           `json:"dry_run"`
-	Note     string         `json:"note,omitempty"` // why nothing was to be moved
+	Note     string         `json:"note,omitempty"` // why there was nothing to move
 	Shards   []claimedShard `json:"shards,omitempty"`
 	Consumer string         `json:"consumer,omitempty"`
 	Entries  int            `json:"entries"`
-	Lost     int            `json:"lost"` // trimmed while they were held, noted in the ledger
+	Lost     int            `json:"lost"` // trimmed while pending, recorded in the ledger
 	Queues   map[string]int `json:"queues,omitempty"`
 	Sessions int            `json:"sessions_ended"`
 }
@@ -48,23 +48,23 @@ type claimJSON struct {
 type claimedShard struct {
 	Shard int    `json:"shard"`
 	From  string `json:"from"`
-	To    string `json:"to"` // "" where the assignment stays
+	To    string `json:"to"` // "" if the assignment is unchanged
 }
 
 func newClaimCommand() *cobra.Command {
 	var c claiming
 	cmd := &cobra.Command{
 		Use:   "claim",
-		Short: "Move the shards of a member, one shard, or a foreign consumer's entries, now",
-		Long: `With --member or --shard: takes shards from their owner at once, whatever it does,
-and assigns them to others. The owner cannot commit for them any more. The fleet
-does this by itself for members that are gone or stuck; an owner that is well
-gets its share back.
+		Short: "Move the shards of a member, one shard, or a foreign consumer's entries",
+		Long: `With --member or --shard: force-acquires shards from their owner immediately and
+assigns them to other members. The owner can no longer commit for them. The fleet
+does this automatically for members that are gone or stuck; a healthy owner gets
+its share back.
 
-With --consumer: puts what a consumer that is none of ours holds on the queues of
-its shards. The owners see it within QUEUE_RESCAN.
+With --consumer: moves the pending entries of a foreign consumer to the queues of
+their shards. The owners read them within QUEUE_RESCAN.
 
-Every change is noted in processor.audit.`,
+Every change is recorded in processor.audit.`,
 		Example: `  processor claim --member pod-3 --dry-run
   processor claim --shard 17
   processor claim --consumer old-service --min-idle 5m`,
@@ -77,7 +77,7 @@ Every change is noted in processor.audit.`,
 				}
 			}
 			if named != 1 {
-				return usageError(cmd, errors.New("say what to move: one of --member, --shard and --consumer"))
+				return usageError(cmd, errors.New("specify one of --member, --shard and --consumer"))
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), claimTimeout)
 			defer cancel()
@@ -103,15 +103,15 @@ Every change is noted in processor.audit.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.member, "member", "", "move all shards of this instance or member")
-	f.IntVar(&c.shard, "shard", -1, "move this shard")
-	f.StringVar(&c.consumer, "consumer", "", "move the entries of this foreign consumer")
-	f.DurationVar(&c.minIdle, "min-idle", time.Minute, "with --consumer: only entries it has held for this long")
-	f.BoolVar(&c.dryRun, "dry-run", false, "only say what would move")
+	f.StringVar(&c.member, "member", "", "instance or member whose shards are moved")
+	f.IntVar(&c.shard, "shard", -1, "shard to move")
+	f.StringVar(&c.consumer, "consumer", "", "foreign consumer whose entries are moved")
+	f.DurationVar(&c.minIdle, "min-idle", time.Minute, "with --consumer: minimum pending time of an entry")
+	f.BoolVar(&c.dryRun, "dry-run", false, "only report what would move")
 	return cmd
 }
 
-// claimShards takes shards from their owners and assigns them to others.
+// claimShards force-acquires shards from their owners and assigns them to other members.
 func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, error) {
 	r := claimJSON{DryRun: c.dryRun}
 	list, err := v.list(ctx)
@@ -131,7 +131,7 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 	switch {
 	case len(chosen) > 0:
 	case c.member == "":
-		return r, fmt.Errorf("there is no shard %d of %d", c.shard, v.pins.Shards)
+		return r, fmt.Errorf("no shard %d of %d; shards count from 0", c.shard, v.pins.Shards)
 	default:
 		r.Note, err = v.explainNothingToMove(ctx, c.member, list, there)
 		return r, err
@@ -147,7 +147,7 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 	if c.member == "" {
 		target = fmt.Sprintf("shard %d", c.shard)
 	} else {
-		// One that hangs in the middle of a transaction would be waited for.
+		// A session stuck in a transaction would delay the move.
 		sessions := store.NewSessions(v.pool, askTimeout)
 		ended := make(map[string]bool)
 		for _, s := range chosen {
@@ -165,8 +165,8 @@ func (v *fleetView) claimShards(ctx context.Context, c claiming) (claimJSON, err
 	return r, v.shards.Move(ctx, chosen, to, v.by, target)
 }
 
-// explainNothingToMove says why a member owns no shard: the fleet was quicker, or it is there
-// and has none. It is an error where nobody of that name is known.
+// explainNothingToMove returns why a member owns no shard: its shards were
+// reassigned already, or it never had one. An unknown name is an error.
 func (v *fleetView) explainNothingToMove(ctx context.Context, name string, list []protocol.Shard, there []coordination.Member) (string, error) {
 	gone, err := v.lostMembers(ctx)
 	if err != nil {
@@ -186,11 +186,11 @@ func (v *fleetView) explainNothingToMove(ctx context.Context, name string, list 
 		for _, o := range slices.Sorted(maps.Keys(now)) {
 			owners = append(owners, fmt.Sprintf("%s has %d", o, now[o]))
 		}
-		return fmt.Sprintf("nothing is left to move: %s is %s; of these %s", member, a, strings.Join(owners, ", ")), nil
+		return fmt.Sprintf("nothing to move: %s is %s; now %s", member, a, strings.Join(owners, ", ")), nil
 	}
 	for _, m := range there {
 		if isMember(m.Name(), name) {
-			return fmt.Sprintf("nothing is left to move: %s is there and owns no shard", m.Name()), nil
+			return fmt.Sprintf("nothing to move: %s is present and owns no shard", m.Name()), nil
 		}
 	}
 	return "", fmt.Errorf("no member is called %s; see processor members", name)
@@ -205,8 +205,8 @@ func isMember(owner, name string) bool {
 	return dot > 0 && owner[:dot] == name
 }
 
-// successors chooses for each shard the member with the fewest that is not its owner;
-// "" where there is none.
+// successors chooses for each shard the member with the fewest shards that is not
+// its owner; "" if there is none.
 func successors(list, chosen []protocol.Shard, there []coordination.Member) []string {
 	count := make(map[string]int)
 	for _, m := range there {
@@ -236,7 +236,7 @@ func successors(list, chosen []protocol.Shard, there []coordination.Member) []st
 	return to
 }
 
-// claimConsumer puts what a foreign consumer holds on the queues of its shards.
+// claimConsumer moves the pending entries of a foreign consumer to the queues of their shards.
 func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, error) {
 	r := claimJSON{DryRun: c.dryRun, Consumer: c.consumer, Queues: map[string]int{}}
 	consumers, err := v.group.Consumers(ctx)
@@ -255,7 +255,7 @@ func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, e
 		r.Entries = held
 		return r, err
 	}
-	// Noted first: what follows may be broken off.
+	// Recorded first: what follows may be interrupted.
 	err = store.NewAudit(v.pool, askTimeout).Note(ctx, v.by, "consumer.claim", c.consumer, held, map[string]any{"min_idle": c.minIdle.String()})
 	if err != nil {
 		return r, err
@@ -264,7 +264,7 @@ func (v *fleetView) claimConsumer(ctx context.Context, c claiming) (claimJSON, e
 	for from, more := (telemetry.EntryID{}), true; more; {
 		page, err := v.group.Claim(ctx, c.consumer, c.minIdle, from, claimPage)
 		if err != nil {
-			return r, errors.Join(fmt.Errorf("%d entries were moved, call it again for the rest", r.Entries), err)
+			return r, errors.Join(fmt.Errorf("%d entries were moved; run it again for the rest", r.Entries), err)
 		}
 		from, more = page.Next, page.More
 		r.Entries += page.Entries
@@ -295,7 +295,7 @@ func (r claimJSON) print(out *cli.Output) error {
 			from = "nobody"
 		}
 		if to == "" {
-			to = "whoever it is assigned to"
+			to = "its assigned member"
 		}
 		t.Row(s.Shard, from, to)
 	}

@@ -25,8 +25,8 @@ func newConfigTableCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "table",
 		Short: "Print every variable with default, bounds and meaning",
-		Long: `Prints the table of all variables as Markdown, or as JSON. With --write it renews
-the table in a file, between the markers <!-- config:begin --> and
+		Long: `Prints the table of all variables as Markdown, or as JSON. With --write it
+regenerates the table in a file, between the markers <!-- config:begin --> and
 <!-- config:end -->.`,
 		Example: `  processor config table
   processor config table --json
@@ -54,7 +54,7 @@ func renewTable(file string) error {
 	}
 	renewed, err := config.Renew(string(text))
 	if err != nil {
-		return fmt.Errorf("renew table in %s: %w", file, err)
+		return fmt.Errorf("regenerate table in %s: %w", file, err)
 	}
 	if renewed == string(text) {
 		return nil
@@ -69,9 +69,9 @@ func newConfigCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Check the environment and print the settings in use",
-		Long: `Reads the environment as the service does and prints every setting in use, without
-secrets. Exits 3 and lists every problem if there is one. Variables that look
-like a misspelling are named.`,
+		Long: `Reads the environment as the service does and prints every setting, without
+secrets. Exits 3 and lists every problem if there is one. Warns of variables that
+look like a misspelling.`,
 		Example: `  processor config check
   env $(cat production.env) processor config check --json`,
 		Args: cobra.NoArgs,
@@ -96,7 +96,7 @@ like a misspelling are named.`,
 	}
 }
 
-// settingsJSON is the answer of config check.
+// settingsJSON is the output of config check.
 type settingsJSON struct {
 	Settings []config.Setting `json:"settings"`
 	Warnings []string         `json:"warnings"`

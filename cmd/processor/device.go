@@ -22,16 +22,16 @@ func newDeviceCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "device",
 		Short: "Inspect and repair one device",
-		Long: `Shows what is stored of one device, checks it, and asks the owner of its shard to
-load it again, derive its crossings again or remove it. Requests are rows of
-processor.requests with an audit; they wait while the shard has no owner.`,
+		Long: `Shows and checks what is stored of one device, and asks the owner of its shard to
+reload its state, recompute its crossings or erase it. Requests are audited rows of
+processor.requests; they wait while the shard has no owner.`,
 		Example: `  processor device show 356307042441013
   processor device verify 356307042441013
   processor device rehydrate 356307042441013`,
 	}, newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceEraseCommand())
 }
 
-// fleetDB is the database of a fleet as operators' commands use it.
+// fleetDB is the database of a fleet.
 type fleetDB struct {
 	pool  *pgxpool.Pool
 	scope store.Scope
@@ -40,7 +40,7 @@ type fleetDB struct {
 	by    string
 }
 
-// openFleetDB connects to Postgres and reads what the fleet has pinned there.
+// openFleetDB connects to Postgres and reads the fleet's pinned settings.
 func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	redis, err := config.LoadRedis(os.Environ())
 	if err != nil {
@@ -67,7 +67,7 @@ func openFleetDB(ctx context.Context) (*fleetDB, error) {
 	return db, nil
 }
 
-// redisAnswers says in words when it does not.
+// redisAnswers returns a readable error if Redis is unavailable.
 func redisAnswers(ctx context.Context, cfg config.Redis, group *stream.Group) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -78,7 +78,7 @@ func (db *fleetDB) devices() *store.Devices {
 	return store.NewDevices(db.pool, db.scope, db.pins, db.by)
 }
 
-// operatorName is who asks, for the audit.
+// operatorName returns the user and host for the audit.
 func operatorName() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -90,15 +90,15 @@ func operatorName() string {
 	return fmt.Sprintf("uid %d@%s", os.Getuid(), host)
 }
 
-// deviceShown is the answer of device show.
+// deviceShown is the output of device show.
 type deviceShown struct {
 	store.Device
-	// What Redis holds of the device; null while it does not answer.
+	// Counts in Redis; null while it is unavailable.
 	Undispatched *int64 `json:"undispatched"` // in the stream, on no queue yet
-	Pending      *int64 `json:"pending"`      // on a queue, in the hands of an instance or before
+	Pending      *int64 `json:"pending"`      // on a queue, in flight or not
 	DeadLetters  *int64 `json:"dead_letters"`
-	// AtLeast says that there may be more undispatched and pending ones than were
-	// looked for.
+	// AtLeast: the search ended early, so there may be more undispatched and
+	// pending entries.
 	AtLeast bool `json:"at_least"`
 }
 
@@ -106,8 +106,8 @@ func newDeviceShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show IMEI",
 		Short: "Show the stored data and the owner of a device",
-		Long: `Shows what is stored of a device, what of it waits in Redis, and who works on it.
-Exits 1 when nothing is known of it.`,
+		Long: `Shows what is stored of a device, what of it waits in Redis, and the owner of its
+shard. Exits 1 for an unknown device.`,
 		Example: `  processor device show 356307042441013
   processor device show 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -124,11 +124,11 @@ Exits 1 when nothing is known of it.`,
 				return err
 			}
 			if err := db.askRedis(ctx, &d); err != nil {
-				fmt.Fprintln(cmd.ErrOrStderr(), "processor: warning: Redis does not say what is pending:", err)
+				fmt.Fprintln(cmd.ErrOrStderr(), "processor: warning: pending entries are unknown:", err)
 			}
 			out := outputOf(cmd)
 			if d.nothing() {
-				return errors.Join(out.Result(d, func() error { return nil }), errUnknownDevice(args[0], "nothing is known"))
+				return errors.Join(out.Result(d, func() error { return nil }), errUnknownDevice(args[0], "nothing is known of it"))
 			}
 			return out.Result(d, func() error { return d.print(out) })
 		},
@@ -142,15 +142,15 @@ func (d *deviceShown) nothing() bool {
 		!waits(d.Undispatched) && !waits(d.Pending) && !waits(d.DeadLetters)
 }
 
-// errUnknownDevice is that a device ID may be mistyped: what says how it is known.
+// errUnknownDevice reports a device ID without data, probably mistyped; what says which data is missing.
 func errUnknownDevice(device, what string) error {
-	return exit(exitFinding, fmt.Errorf("%s of device %s; is the ID right? see processor trace %s", what, device, device))
+	return exit(exitFinding, fmt.Errorf("unknown device %s: %s; check the ID, see processor trace %s", device, what, device))
 }
 
-// lastEntries is how many of a device are looked for in the stream.
+// lastEntries is the number of entries of a device to search for in the stream.
 const lastEntries = 500
 
-// askRedis looks for what waits in Redis.
+// askRedis counts what waits in Redis.
 func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	where := stream.Config{
 		URL: db.redis.URL.Reveal(), Stream: db.redis.Stream, Group: db.redis.Group, Shards: db.pins.Shards,
@@ -160,7 +160,7 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close() //nolint:errcheck // only read from
+	defer client.Close() //nolint:errcheck // only reads
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return err
@@ -185,7 +185,7 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 			pending++
 		}
 	}
-	// What is older than the oldest unfinished entry of all is done.
+	// Entries older than the oldest unfinished one are finished.
 	d.AtLeast = !backlog.OldestKnown || !backlog.Oldest.IsZero() && backlog.Oldest.Less(reached)
 	d.Undispatched, d.Pending = &undispatched, &pending
 	dead, err := stream.NewDeadLetters(client, where, db.redis.DLQStream)
@@ -205,7 +205,7 @@ func (db *fleetDB) askRedis(ctx context.Context, d *deviceShown) error {
 	return nil
 }
 
-// counted is how many there are, as far as is known.
+// counted returns a count as far as it is known.
 func (d *deviceShown) counted(n *int64) any {
 	if n != nil && d.AtLeast {
 		return cli.Number(*n).String() + " or more"
@@ -224,7 +224,7 @@ func (d *deviceShown) print(out *cli.Output) error {
 	t.Row("owner", owner)
 	t.Row("epoch", fmt.Sprint(d.Epoch))
 	if d.Last == nil {
-		t.Row("last position", "none that takes part in state")
+		t.Row("last position", "none eligible")
 	} else {
 		t.Row("last position", fmt.Sprintf("%s at %v, %v", clock(d.Last.Time), d.Last.Latitude, d.Last.Longitude))
 	}
@@ -269,11 +269,11 @@ func (d *deviceShown) print(out *cli.Output) error {
 
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
-// mustKnow refuses a device of which nothing is stored.
+// mustKnow returns an error if nothing is stored of the device.
 func (db *fleetDB) mustKnow(ctx context.Context, device string) error {
 	known, err := db.devices().Known(ctx, device)
 	if err == nil && !known {
-		err = errUnknownDevice(device, "nothing is stored")
+		err = errUnknownDevice(device, "nothing is stored of it")
 	}
 	return err
 }
@@ -282,13 +282,12 @@ func newDeviceVerifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify IMEI",
 		Short: "Recompute a device's crossings and print differences",
-		Long: `Follows the stored positions of a device from the first to the last through the
-fences in force, and compares what they say with what is recorded. Changes
-nothing. Exits 1 when something differs; processor device recompute fixes it.
+		Long: `Recomputes the crossings of a device from its stored positions and the current
+fences, and compares them with the recorded ones. Changes nothing. Exits 1 if they
+differ; processor device recompute fixes that.
 
-The positions themselves are taken as they are: whether they are true, or any is
-missing, is not checked. Without fences there is nothing to verify. Exits 1 as well
-when nothing is stored of the device.`,
+The positions are not checked: they may be wrong or incomplete. Without fences there
+is nothing to verify. Also exits 1 for an unknown device.`,
 		Example: `  processor device verify 356307042441013
   processor device verify 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -319,7 +318,7 @@ when nothing is stored of the device.`,
 
 func printVerification(out *cli.Output, v *store.Verification) error {
 	for _, f := range v.BadFences {
-		if err := out.Line("%s %s", out.Paint(cli.Yellow, "left out"), f); err != nil {
+		if err := out.Line("%s %s", out.Paint(cli.Yellow, "skipped"), f); err != nil {
 			return err
 		}
 	}
@@ -328,7 +327,7 @@ func printVerification(out *cli.Output, v *store.Verification) error {
 		for _, kind := range []struct {
 			name string
 			list []store.Difference
-		}{{"missing", v.Missing}, {"different", v.Different}, {"too much", v.Extra}} {
+		}{{"missing", v.Missing}, {"different", v.Different}, {"unexpected", v.Extra}} {
 			for _, d := range kind.list {
 				t.Row(cli.Colored(kind.name, cli.Red), d.Fence, d.Kind, clock(d.Later), d.Ordinal, orNone(d.Want), orNone(d.Got))
 			}
@@ -349,11 +348,11 @@ func printVerification(out *cli.Output, v *store.Verification) error {
 	if v.Fences == 0 && v.Good() {
 		return out.Line("no fences: nothing to verify; the stored positions (%s) are not checked", cli.Number(v.Positions))
 	}
-	if err := out.Line("%s: %s, %s as they must be, %d missing, %d different, %d too much",
+	if err := out.Line("%s: %s, %s correct, %d missing, %d different, %d unexpected",
 		state, cli.Count(v.Positions, "position"), cli.Count(v.Crossings, "crossing"), len(v.Missing), len(v.Different), len(v.Extra)); err != nil {
 		return err
 	}
-	return out.Line("the positions themselves are not checked")
+	return out.Line("positions are not checked")
 }
 
 func orNone(t *time.Time) string {

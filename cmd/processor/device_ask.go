@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// asking is what all requests have in common.
+// asking holds the flags of all requests.
 type asking struct {
 	reason  string
 	noWait  bool
@@ -24,9 +24,9 @@ type asking struct {
 }
 
 func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVar(&a.reason, "reason", "", "why, for the audit")
+	cmd.Flags().StringVar(&a.reason, "reason", "", "reason, for the audit")
 	cmd.Flags().BoolVar(&a.noWait, "no-wait", false, "do not wait for the result")
-	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait; the request goes on by itself")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "maximum wait for the result; the request continues after it")
 	return cmd
 }
 
@@ -35,9 +35,8 @@ func newDeviceRehydrateCommand() *cobra.Command {
 	return a.flags(&cobra.Command{
 		Use:   "rehydrate IMEI",
 		Short: "Reload the state of a device from the tables",
-		Long: `Makes the owner of the device's shard forget what it has in memory of the device
-and load it again. Prints both. Nothing in the tables changes. Exits 1 when nothing
-is stored of the device.`,
+		Long: `Makes the owner of the device's shard reload the device's state from the tables.
+Prints the state before and after. No table changes. Exits 1 for an unknown device.`,
 		Example: `  processor device rehydrate 356307042441013
   processor device rehydrate 356307042441013 --reason "row marked as faulty" --json`,
 		Args: cobra.ExactArgs(1),
@@ -53,10 +52,9 @@ func newDeviceRecomputeCommand() *cobra.Command {
 	cmd := a.flags(&cobra.Command{
 		Use:   "recompute IMEI",
 		Short: "Recompute the crossings of a device",
-		Long: `Makes the owner of the device's shard derive the crossings in a window of device
-time again from the stored positions. What is right already stays as it is.
-Without --from or --to the window is open at that end. Exits 1 when nothing is
-stored of the device.`,
+		Long: `Makes the owner of the device's shard recompute the crossings in a window of device
+time from the stored positions. Correct crossings stay as they are. Without --from
+or --to the window is open at that end. Exits 1 for an unknown device.`,
 		Example: `  processor device recompute 356307042441013
   processor device recompute 356307042441013 --from 2026-05-01T00:00:00Z --to 2026-05-02T00:00:00Z`,
 		Args: cobra.ExactArgs(1),
@@ -75,7 +73,7 @@ stored of the device.`,
 			return a.ask(cmd, protocol.RequestRecompute, args[0], begin, end)
 		},
 	})
-	cmd.Flags().StringVar(&from, "from", "", "begin of the window of device time, like 2026-05-01T00:00:00Z")
+	cmd.Flags().StringVar(&from, "from", "", "start of the window of device time, like 2026-05-01T00:00:00Z")
 	cmd.Flags().StringVar(&to, "to", "", "end of the window")
 	return cmd
 }
@@ -99,14 +97,14 @@ func newDeviceEraseCommand() *cobra.Command {
 		Use:   "erase IMEI",
 		Short: "Erase all stored data of a device",
 		Long: `Removes positions, timing records, deferred entries and archived dead letters of a
-device from Postgres. What is still in Redis, in the stream or as a dead letter,
-is not removed: stop the device first, or erase it again later. There is no way
-back, so it needs --yes. Exits 1 when nothing was stored of the device.`,
+device from Postgres. Entries still in Redis, in the stream or as dead letters, are
+not removed: stop the device first, or erase it again later. This cannot be undone,
+so it needs --yes. Exits 1 for an unknown device.`,
 		Example: `  processor device erase 356307042441013 --yes --reason "request 4711 of the owner"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				return exit(exitConfig, fmt.Errorf("this removes all that is stored of device %s for good; say --yes", args[0]))
+				return exit(exitConfig, fmt.Errorf("this removes everything stored of device %s and cannot be reversed; confirm with --yes", args[0]))
 			}
 			return a.ask(cmd, protocol.RequestErase, args[0], nil, nil)
 		},
@@ -115,7 +113,7 @@ back, so it needs --yes. Exits 1 when nothing was stored of the device.`,
 	return cmd
 }
 
-// ask makes a request, waits until it is over and prints it.
+// ask makes a request, waits for its end and prints the result.
 func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Time) error {
 	db, err := openFleetDB(cmd.Context())
 	if err != nil {
@@ -125,7 +123,7 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 	ctx, cancel := context.WithTimeoutCause(cmd.Context(), a.timeout, errWaited)
 	defer cancel()
 	devices := db.devices()
-	// An erasure is run and noted all the same: whoever has to prove it can.
+	// An erasure without data is still run and recorded, as proof.
 	if kind != protocol.RequestErase {
 		if err := db.mustKnow(ctx, device); err != nil {
 			return err
@@ -164,16 +162,16 @@ func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Tim
 	}
 	switch {
 	case late:
-		return fmt.Errorf("request %d is not done after %v and goes on by itself; see processor device show %s", id, a.timeout, device)
+		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", id, a.timeout, device)
 	case status.State == "failed":
 		return exit(exitFinding, nil)
 	case kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0:
-		return exit(exitFinding, fmt.Errorf("nothing was stored of device %s; is the ID right?", device))
+		return exit(exitFinding, fmt.Errorf("unknown device %s: nothing was stored of it; check the ID", device))
 	}
 	return nil
 }
 
-var errWaited = errors.New("waited long enough")
+var errWaited = errors.New("timed out")
 
 func printRequest(out *cli.Output, r *store.RequestStatus) error {
 	t := cli.NewTable("WHAT", "VALUE")
@@ -202,8 +200,7 @@ func printRequest(out *cli.Output, r *store.RequestStatus) error {
 	return out.Table(t)
 }
 
-// rowsOf adds a row, or one for each part of a device's state, which is too much
-// for one.
+// rowsOf adds a row; for the state of a device, one row per member.
 func rowsOf(t *cli.Table, name string, v json.RawMessage) {
 	var parts map[string]json.RawMessage
 	if json.Unmarshal(v, &parts) != nil || len(parts) == 0 {

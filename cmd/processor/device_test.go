@@ -35,13 +35,13 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 
 	// Of a device that nobody knows nothing is asked for.
 	for _, kind := range []string{"rehydrate", "recompute"} {
-		require.Contains(t, dep.Ask(exitFinding, nil, "device", kind, "nobody"), "nothing is stored of device nobody; is the ID right?")
+		require.Contains(t, dep.Ask(exitFinding, nil, "device", kind, "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
 	}
 	var status store.RequestStatus
-	require.Contains(t, dep.Ask(exitFinding, &status, "device", "erase", "nobody", "--yes"), "nothing was stored of device nobody")
+	require.Contains(t, dep.Ask(exitFinding, &status, "device", "erase", "nobody", "--yes"), "unknown device nobody: nothing was stored of it")
 	require.Equal(t, "done", status.State, "it is noted all the same")
-	require.Contains(t, dep.Ask(exitFinding, nil, "device", "verify", "nobody"), "nothing is stored of device nobody; is the ID right?")
-	require.Contains(t, dep.Ask(exitFinding, nil, "device", "show", "nosuch"), "nothing is known of device nosuch; is the ID right?")
+	require.Contains(t, dep.Ask(exitFinding, nil, "device", "verify", "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
+	require.Contains(t, dep.Ask(exitFinding, nil, "device", "show", "nosuch"), "unknown device nosuch: nothing is known of it; check the ID")
 	nosuch := servicetest.Spawn(t, dep.Environ(), "device", "show", "nosuch")
 	require.Equal(t, exitFinding, nosuch.Exit(20*time.Second))
 	require.Empty(t, nosuch.Output(), "no table of zeros")
@@ -134,6 +134,6 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Len(t, shown.Requests, 5)
 	text := servicetest.Spawn(t, dep.Environ(), "device", "show", device)
 	require.Zero(t, text.Exit(20*time.Second))
-	require.Contains(t, text.Output(), "none that takes part in state")
+	require.Contains(t, text.Output(), "none eligible")
 	require.Zero(t, p.Terminate())
 }

@@ -28,11 +28,11 @@ func newDLQCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "dlq",
 		Short: "Inspect, edit and replay dead letters",
-		Long: `Dead letters are entries that were given up: they could not be decoded, broke a
-rule, were refused by Postgres, or killed the process. They wait in a stream of
-their own. IDs may be those of the dead letters or of the entries they were.
+		Long: `Dead letters are entries that could not be decoded, broke a rule, were rejected by
+Postgres, or crashed the process. They are kept in a stream of their own. IDs are
+those of the dead letters or of the original entries.
 
-Uses the environment of the service. Every change leaves a row in processor.audit.`,
+Uses the environment of the service. Every change is recorded in processor.audit.`,
 		Example: `  processor dlq stats
   processor dlq list --class decode --device 356307042441013
   processor dlq retry --fingerprint decode/payload/truncated --dry-run`,
@@ -92,7 +92,7 @@ func (m *dlqClient) close() {
 	_ = m.client.Close() // nothing is under way
 }
 
-// withDLQ runs a command's work and closes what it used.
+// withDLQ runs a command with a client and closes it.
 func withDLQ(work func(cmd *cobra.Command, m *dlqClient, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		m, err := openDLQ(cmd.Context())
@@ -111,9 +111,9 @@ func withDLQ(work func(cmd *cobra.Command, m *dlqClient, args []string) error) f
 	}
 }
 
-// filter says which dead letters are meant.
+// filter selects dead letters.
 type filter struct {
-	ids                              map[string]bool // whether one was met
+	ids                              map[string]bool // whether a dead letter matched
 	class, device, fingerprint, text string
 	since, until                     string
 	from, to                         time.Time
@@ -122,13 +122,13 @@ type filter struct {
 func (f *filter) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.class, "class", "", "reason: decode, invalid, sink, crash or too_large")
 	cmd.Flags().StringVar(&f.device, "device", "", "device ID")
-	cmd.Flags().StringVar(&f.fingerprint, "fingerprint", "", "failures of one kind, as dlq stats lists them")
+	cmd.Flags().StringVar(&f.fingerprint, "fingerprint", "", "failure group, as dlq stats lists them")
 	cmd.Flags().StringVar(&f.text, "text", "", "text that the error or a field contains")
-	cmd.Flags().StringVar(&f.since, "since", "", "given up since: 2026-08-01T10:00:00Z, or 24h for the last day")
-	cmd.Flags().StringVar(&f.until, "until", "", "given up until: as --since")
+	cmd.Flags().StringVar(&f.since, "since", "", "dead-lettered since: 2026-08-01T10:00:00Z, or 24h for the last day")
+	cmd.Flags().StringVar(&f.until, "until", "", "dead-lettered until: as --since")
 }
 
-// set takes in the arguments of the command line.
+// set reads the arguments of the command line.
 func (f *filter) set(cmd *cobra.Command, ids []string) (err error) {
 	if f.from, err = moment(f.since); err == nil {
 		f.to, err = moment(f.until)
@@ -148,12 +148,12 @@ func (f *filter) set(cmd *cobra.Command, ids []string) (err error) {
 	return nil
 }
 
-// empty reports whether all dead letters are meant.
+// empty reports whether the filter selects all dead letters.
 func (f *filter) empty() bool {
 	return len(f.ids) == 0 && f.class+f.device+f.fingerprint+f.text+f.since+f.until == ""
 }
 
-// String is the filter for the audit.
+// String returns the filter for the audit.
 func (f *filter) String() string {
 	var parts []string
 	for _, p := range [][2]string{
@@ -174,8 +174,8 @@ func (f *filter) String() string {
 	return text[:min(len(text), 1000)]
 }
 
-// matched says so when no dead letter is meant. With a filter that is seldom what
-// was wanted, and an error. IDs that nothing has are named beside those that are.
+// matched reports an empty selection: with a filter it is an error, since that is
+// seldom intended. IDs without a dead letter are reported.
 func (f *filter) matched(cmd *cobra.Command, n int) error {
 	switch {
 	case n > 0:
@@ -189,7 +189,7 @@ func (f *filter) matched(cmd *cobra.Command, n int) error {
 		say(cmd.ErrOrStderr(), "there are no dead letters")
 		return nil
 	}
-	return exit(exitFinding, fmt.Errorf("no dead letter matches %s; processor dlq stats counts those there are", f))
+	return exit(exitFinding, fmt.Errorf("no dead letter matches %s; processor dlq stats lists the existing ones", f))
 }
 
 func moment(text string) (time.Time, error) {
@@ -231,8 +231,8 @@ func (f *filter) match(l *protocol.DLQEntry) bool {
 			slices.ContainsFunc(l.Entry.Fields, func(s string) bool { return strings.Contains(s, f.text) }))
 }
 
-// each calls see for the dead letters that are meant, oldest first, until it
-// says that it has seen enough.
+// each calls see for the selected dead letters, oldest first, until it returns
+// false.
 func (m *dlqClient) each(ctx context.Context, f *filter, see func(l *protocol.DLQEntry) bool) error {
 	const page = 200
 	after := telemetry.EntryID{}
@@ -253,11 +253,11 @@ func (m *dlqClient) each(ctx context.Context, f *filter, see func(l *protocol.DL
 	}
 }
 
-// ref is a dead letter and the entry it was. Letters are large and may be many.
+// ref identifies a dead letter and its original entry, without its content.
 type ref struct{ id, source telemetry.EntryID }
 
-// chosen is the dead letters that are meant, in the order of their entries.
-// Without a filter it refuses, unless all is said aloud.
+// chosen returns the selected dead letters, in the order of their entries. An
+// empty filter is an error without all.
 func (m *dlqClient) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, error) {
 	if f.empty() && !all {
 		return nil, usageError(cmd, fmt.Errorf("specify IDs, a filter or --all"))
@@ -273,11 +273,11 @@ func (m *dlqClient) chosen(cmd *cobra.Command, f *filter, all bool) ([]ref, erro
 	return list, err
 }
 
-// deadLetterBatch is how many dead letters are in flight together.
+// deadLetterBatch is the number of dead letters in memory at a time.
 const deadLetterBatch = 100
 
-// letters calls do with the dead letters of a list, some at a time and in its
-// order. Those that are gone meanwhile are named beside them.
+// letters calls do with batches of a list's dead letters, in order, and with the
+// ones that were removed since the list was made.
 func (m *dlqClient) letters(ctx context.Context, list []ref, do func(some []protocol.DLQEntry, gone []ref) error) error {
 	for part := range slices.Chunk(list, deadLetterBatch) {
 		ids := make([]telemetry.EntryID, len(part))

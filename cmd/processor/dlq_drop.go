@@ -35,7 +35,7 @@ func newDLQDropCommand() *cobra.Command {
 				return errors.Join(result(0), err)
 			}
 			if yes != len(list) {
-				return exit(exitFinding, fmt.Errorf("%d dead letters are meant; to drop them, say --yes %d", len(list), len(list)))
+				return exit(exitFinding, fmt.Errorf("%d dead letters match; confirm with --yes %d", len(list), len(list)))
 			}
 			dropped := 0
 			err = m.letters(cmd.Context(), list, func(some []protocol.DLQEntry, _ []ref) error {
@@ -60,6 +60,6 @@ func newDLQDropCommand() *cobra.Command {
 	}
 	f.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
-	cmd.Flags().IntVar(&yes, "yes", -1, "confirm the number of dead letters to drop")
+	cmd.Flags().IntVar(&yes, "yes", -1, "number of dead letters to drop, as confirmation")
 	return cmd
 }

@@ -28,13 +28,12 @@ func newDLQEditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE",
 		Short: "Correct dead letters; the original and the difference are kept",
-		Long: `Corrects what a dead letter will be sent again as: fields of the entry with
---set codec=8E, members of its payload with --set payload.latitude=48.1 (the value is
-JSON), the whole payload with --payload-file, or in $EDITOR without either.
+		Long: `Edits what a dead letter is replayed as: fields of the entry with --set codec=8E,
+members of its payload with --set payload.latitude=48.1 (the value is JSON), the
+whole payload with --payload-file, or in $EDITOR without either.
 
-Corrects many with --from-file: lines as dlq export writes them, of which the fields
-were changed, by a script for example. Of the other members only the ID is read.
-What is the same as before is left alone.`,
+Edits many with --from-file: lines as dlq export writes them, with changed fields.
+Of the other members only the ID is read. Unchanged dead letters are skipped.`,
 		Example: `  processor dlq edit 1764000000000-0 --set payload.latitude=48.137
   processor dlq edit 1764000000000-0 --payload-file edited.json
   processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > edited.jsonl
@@ -43,7 +42,7 @@ What is the same as before is left alone.`,
 		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
 			if mended != "" {
 				if len(args) > 0 || set != nil || file != "" {
-					return usageError(cmd, errors.New("--from-file names the dead letters and says what to change: give nothing else"))
+					return usageError(cmd, errors.New("--from-file excludes IDs and other flags"))
 				}
 				return m.editMany(cmd, mended)
 			}
@@ -87,17 +86,17 @@ What is the same as before is left alone.`,
 				if fails != nil {
 					return out.Line("%s\nstill: %s", diff, out.Paint(cli.Red, fails.Error()))
 				}
-				return out.Line("%s\nnow it %s; send it again with processor dlq retry %s", diff, out.Paint(cli.Green, "decodes"), l.ID)
+				return out.Line("%s\nnow it %s; replay it with processor dlq retry %s", diff, out.Paint(cli.Green, "decodes"), l.ID)
 			})
 		}),
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a field of the entry, or payload.member=JSON")
 	cmd.Flags().StringVar(&file, "payload-file", "", "file with the new payload")
-	cmd.Flags().StringVar(&mended, "from-file", "", "file of dead letters as exported, with other fields")
+	cmd.Flags().StringVar(&mended, "from-file", "", "file written by dlq export, with edited fields")
 	return cmd
 }
 
-// edit keeps the originals and what they are to be sent again as.
+// edit stores the originals and the edited fields.
 func (m *dlqClient) edit(ctx context.Context, letters []protocol.DLQEntry, edits []store.Edit) error {
 	if err := m.archive.Export(ctx, letters, whoami()); err != nil {
 		return err
@@ -105,7 +104,7 @@ func (m *dlqClient) edit(ctx context.Context, letters []protocol.DLQEntry, edits
 	return m.archive.Edit(ctx, edits, whoami())
 }
 
-// editJSON is what became of one line of a file of fixed dead letters.
+// editJSON is the outcome of one line of a file of edited dead letters.
 type editJSON struct {
 	ID       string `json:"id"`
 	Outcome  string `json:"outcome"` // edited, unchanged, gone
@@ -158,10 +157,10 @@ func (m *dlqClient) editMany(cmd *cobra.Command, path string) error {
 		err = printErr
 	}
 	if err == nil && len(report) == 0 {
-		err = exit(exitFinding, fmt.Errorf("%s holds no dead letters; processor dlq export writes them", path))
+		err = exit(exitFinding, fmt.Errorf("%s has no dead letters; processor dlq export writes them", path))
 	}
 	if err == nil && count["gone"] > 0 {
-		err = exit(exitFinding, fmt.Errorf("%d of %d are no dead letters any more", count["gone"], len(report)))
+		err = exit(exitFinding, fmt.Errorf("%d of %d are no longer dead letters", count["gone"], len(report)))
 	}
 	return err
 }
@@ -232,7 +231,7 @@ func (m *dlqClient) editSome(ctx context.Context, page []deadLetterJSON, tell fu
 	return nil
 }
 
-// plainFields is the opposite of fieldsOf.
+// plainFields is the inverse of fieldsOf.
 func plainFields(list []fieldJSON) ([]string, error) {
 	if len(list) == 0 {
 		return nil, errors.New("it has no fields")
@@ -252,7 +251,7 @@ func plainFields(list []fieldJSON) ([]string, error) {
 	return fields, nil
 }
 
-// edited applies what the command line says to the fields of an entry.
+// edited applies the flags to the fields of an entry.
 func edited(cmd *cobra.Command, fields, set []string, file string) ([]string, error) {
 	payload, _ := (&telemetry.Entry{Fields: fields}).Field(telemetry.FieldPayload)
 	switch {
@@ -289,7 +288,7 @@ func edited(cmd *cobra.Command, fields, set []string, file string) ([]string, er
 	return fields, nil
 }
 
-// with sets the first field of a name, or adds it.
+// with sets the first field of that name, or appends it.
 func with(fields []string, name, value string) []string {
 	for i := 0; i+1 < len(fields); i += 2 {
 		if fields[i] == name {
@@ -301,8 +300,8 @@ func with(fields []string, name, value string) []string {
 	return append(slices.Clip(fields), name, value)
 }
 
-// setMember changes one member of an object and leaves the text of all others
-// as it is, every digit of it.
+// setMember changes one member of a JSON object and leaves the text of all other
+// members unchanged, every digit of it.
 func setMember(object json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
 	if len(path) == 0 {
 		if !json.Valid(value) {
@@ -313,7 +312,7 @@ func setMember(object json.RawMessage, path []string, value json.RawMessage) (js
 	members := make(map[string]json.RawMessage)
 	if object != nil {
 		if err := json.Unmarshal(object, &members); err != nil {
-			return nil, errors.New("what is there is no JSON object; use --payload-file")
+			return nil, errors.New("the payload is not a JSON object; use --payload-file")
 		}
 	}
 	changed, err := setMember(members[path[0]], path[1:], value)
@@ -357,7 +356,7 @@ func inEditor(cmd *cobra.Command, text string) (string, error) {
 	return string(mended), nil
 }
 
-// difference is what an edit changed, field by field.
+// difference returns what an edit changed, field by field.
 func difference(old, changed []string) string {
 	var b strings.Builder
 	was := telemetry.Entry{Fields: old}
@@ -374,7 +373,7 @@ func difference(old, changed []string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// note writes the audit, even when the command is being interrupted.
+// note records the audit, even if the command is being interrupted.
 func (m *dlqClient) note(cmd *cobra.Command, action string, f *filter, count int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), 10*time.Second)
 	defer cancel()

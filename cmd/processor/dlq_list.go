@@ -35,14 +35,14 @@ type deadLetterJSON struct {
 	LastFailed  time.Time   `json:"last_failed_at"`
 	Instance    string      `json:"instance"`
 	Version     string      `json:"version"`
-	IsEdited    *bool       `json:"edited,omitempty"` // of dlq list; absent while Postgres does not say
+	IsEdited    *bool       `json:"edited,omitempty"` // of dlq list; absent while Postgres is unavailable
 	Fields      []fieldJSON `json:"fields,omitempty"`
 	Edited      []fieldJSON `json:"edited_fields,omitempty"`
 	Record      *recordJSON `json:"record,omitempty"`
 	NowFails    string      `json:"now_fails,omitempty"`
 }
 
-// fieldJSON is a field of an entry: text, or base64 where its bytes are no text.
+// fieldJSON is a field of an entry: text, or base64 if its bytes are not text.
 type fieldJSON struct {
 	Name   string `json:"name"`
 	Value  string `json:"value"`
@@ -117,7 +117,7 @@ func newDLQListCommand() *cobra.Command {
 				}
 			}
 			out := outputOf(cmd)
-			if !more { // else not all were looked at
+			if !more { // otherwise not all were read
 				defer func() { err = errors.Join(err, f.matched(cmd, len(list))) }()
 			}
 			return out.Result(list, func() error {
@@ -131,7 +131,7 @@ func newDLQListCommand() *cobra.Command {
 				if err := out.Table(t); err != nil || !more {
 					return err
 				}
-				return out.Line("and more; see --limit")
+				return out.Line("more exist; see --limit")
 			})
 		}),
 	}
@@ -140,7 +140,7 @@ func newDLQListCommand() *cobra.Command {
 	return cmd
 }
 
-// editedMark is a cell that says whether a dead letter was edited.
+// editedMark returns a cell that shows whether a dead letter was edited.
 func editedMark(edited *bool) any {
 	switch {
 	case edited == nil:
@@ -151,14 +151,14 @@ func editedMark(edited *bool) any {
 	return ""
 }
 
-// whichEdited reports which dead letters were edited; nil while Postgres does not
-// say, without which dead letters can still be looked at.
+// whichEdited returns which dead letters were edited; nil while Postgres is
+// unavailable, since dead letters can be listed without it.
 func (m *dlqClient) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[telemetry.EntryID]bool {
 	edited := make(map[telemetry.EntryID]bool)
 	for part := range slices.Chunk(ids, 1000) {
 		some, err := m.archive.WhichEdited(cmd.Context(), part)
 		if err != nil {
-			say(cmd.ErrOrStderr(), "processor: which are edited is unknown: %v", err)
+			say(cmd.ErrOrStderr(), "processor: warning: edits are unknown: %v", err)
 			return nil
 		}
 		for _, id := range some {
@@ -199,7 +199,7 @@ func newDLQShowCommand() *cobra.Command {
 	}
 }
 
-// one finds the dead letter with an ID.
+// one returns the dead letter with an ID.
 func (m *dlqClient) one(cmd *cobra.Command, id string) (*protocol.DLQEntry, error) {
 	var f filter
 	if err := f.set(cmd, []string{id}); err != nil {
@@ -209,7 +209,7 @@ func (m *dlqClient) one(cmd *cobra.Command, id string) (*protocol.DLQEntry, erro
 	if err != nil {
 		return nil, usageError(cmd, err)
 	}
-	// Looked up before all of them are looked through for the entry it was.
+	// Looked up directly before all are searched for the original entry.
 	list, err := m.dead.Get(cmd.Context(), []telemetry.EntryID{exact})
 	if err != nil {
 		return nil, err
@@ -228,7 +228,7 @@ func (m *dlqClient) one(cmd *cobra.Command, id string) (*protocol.DLQEntry, erro
 	return found, err
 }
 
-// decode is what a dead letter would be now.
+// decode returns the record that a dead letter decodes to.
 func (m *dlqClient) decode(l *protocol.DLQEntry, edited []string) (telemetry.Record, error) {
 	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, edited)}
 	var r telemetry.Record
@@ -283,13 +283,13 @@ func printDeadLetter(out *cli.Output, j deadLetterJSON) error {
 		j.Record.Latitude, j.Record.Longitude, j.Record.Attributes)
 }
 
-// kindJSON is the dead letters that failed alike.
+// kindJSON is a group of dead letters with the same failure.
 type kindJSON struct {
 	Fingerprint string    `json:"fingerprint"`
 	Class       string    `json:"class"`
 	Count       int       `json:"count"`
 	Devices     int       `json:"devices"`
-	Edited      *int      `json:"edited"` // null while Postgres does not say
+	Edited      *int      `json:"edited"` // null while Postgres is unavailable
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
 	Example     string    `json:"example"`
@@ -367,7 +367,7 @@ func newDLQExportCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "export [ID...]",
-		Short: "Write dead letters as lines of JSON; nothing is removed",
+		Short: "Write dead letters as lines of JSON, without removing them",
 		Example: `  processor dlq export --class sink > sink.jsonl
   processor dlq export --file all.jsonl`,
 		Args: cobra.ArbitraryArgs,
@@ -401,7 +401,7 @@ func newDLQExportCommand() *cobra.Command {
 				err = failed
 			}
 			if err == nil && file != "" && written == 0 {
-				err = os.Remove(file) // an empty one looks like a success
+				err = os.Remove(file) // an empty file looks like a success
 			}
 			if err == nil {
 				err = f.matched(cmd, written)
@@ -410,6 +410,6 @@ func newDLQExportCommand() *cobra.Command {
 		}),
 	}
 	f.flags(cmd)
-	cmd.Flags().StringVar(&file, "file", "", "file to write, which must not exist")
+	cmd.Flags().StringVar(&file, "file", "", "file to create")
 	return cmd
 }

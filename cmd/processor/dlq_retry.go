@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// retryJSON is what became of one dead letter.
+// retryJSON is the outcome of one dead letter.
 type retryJSON struct {
 	ID       string `json:"id"`
 	SourceID string `json:"source_id"`
@@ -33,13 +33,13 @@ func newDLQRetryCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
 		Short: "Replay dead letters, as edited, in the order of their entries",
-		Long: `Adds dead letters to the source stream again, in the order in which they were
-there, and removes them. They are processed like late records and keep the stream
-time of the entries they were. Waits while the service has too large a backlog. What is
-interrupted goes on where it ended when the same command is given again.
+		Long: `Adds dead letters to the source stream again, in the order of their entries, and
+removes them. They are processed like late records and keep the stream time of the
+original entries. Pauses while the service has too large a backlog. After an
+interruption, the same command continues where it ended.
 
-With --dry-run nothing is sent: each is decoded and the whole write is run in a
-transaction that is rolled back. Exits 1 when one would fail, or when none is meant.`,
+With --dry-run nothing is sent: each is decoded, and the write is run in a
+transaction that is rolled back. Exits 1 if one would fail, or if none matches.`,
 		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
   processor dlq retry --class sink --rate 500`,
 		Args: cobra.ArbitraryArgs,
@@ -48,7 +48,7 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 				return err
 			}
 			if perSecond <= 0 || pauseAt < 1 {
-				return usageError(cmd, errors.New("--rate and --pause-at want more than 0"))
+				return usageError(cmd, errors.New("--rate and --pause-at must be more than 0"))
 			}
 			list, err := m.chosen(cmd, &f, all)
 			if err != nil {
@@ -80,12 +80,12 @@ transaction that is rolled back. Exits 1 when one would fail, or when none is me
 	f.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only report what would happen")
-	cmd.Flags().Float64Var(&perSecond, "rate", 200, "maximum dead letters a second")
+	cmd.Flags().Float64Var(&perSecond, "rate", 200, "maximum dead letters per second")
 	cmd.Flags().Int64Var(&pauseAt, "pause-at", 5000, "pause while the backlog exceeds this")
 	return cmd
 }
 
-// replay sends dead letters again, or finds out what would become of them.
+// replay replays dead letters, or predicts the outcome.
 type replay struct {
 	*dlqClient
 	limiter *rate.Limiter
@@ -105,7 +105,7 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 		for _, g := range gone {
 			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
-		// The archive knows of them before they leave their stream.
+		// Archived before they leave their stream.
 		if err := r.archive.Export(ctx, some, whoami()); err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited 
 	for i := range some {
 		l := &some[i]
 		if err := r.limiter.Wait(ctx); err != nil {
-			return errors.New("interrupted; the same command goes on where this one ended")
+			return errors.New("interrupted; run the same command to continue")
 		}
 		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, edited[l.ID]))
 		if err != nil {
@@ -142,7 +142,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited 
 	return nil
 }
 
-// await waits while the service has too large a backlog.
+// await waits while the backlog is too large.
 func (r *replay) await(ctx context.Context) error {
 	said := false
 	for {
@@ -159,13 +159,13 @@ func (r *replay) await(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.New("interrupted; the same command goes on where this one ended")
+			return errors.New("interrupted; run the same command to continue")
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
 
-// try finds out what would become of dead letters, and changes nothing.
+// try predicts the outcome of dead letters without changing anything.
 func (r *replay) try(ctx context.Context, list []ref) error {
 	fences, _, err := store.NewFences(r.pool, askTimeout).Load(ctx)
 	if err != nil {
@@ -232,7 +232,7 @@ func (r *replay) print(out *cli.Output, dry bool) error {
 		if dry {
 			return out.Line("%d would fail; nothing was changed", r.failed)
 		}
-		return out.Line("sent %d again", r.done)
+		return out.Line("replayed %d", r.done)
 	})
 }
 

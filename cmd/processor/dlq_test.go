@@ -149,7 +149,7 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	// Dropping wants the count, and leaves a copy.
 	code, _, errs := d.call("drop", "--class", "invalid", "--yes", "3")
 	require.Equal(t, exitFinding, code)
-	require.Contains(t, errs, "say --yes 1")
+	require.Contains(t, errs, "confirm with --yes 1")
 	code, _, _ = d.call("drop", "--yes", "1")
 	require.Equal(t, exitConfig, code, "without a filter nothing is meant")
 	code, _, errs = d.call("drop", "--class", "invalid", "--yes", "1")
@@ -339,7 +339,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	require.Contains(t, errs, "no dead letter has the ID 1-1")
 	code, out, errs = d.call("edit", "--from-file", servicetest.File(t, ""), "--json")
 	require.Equal(t, []any{exitFinding, "[]\n"}, []any{code, out})
-	require.Contains(t, errs, "holds no dead letters")
+	require.Contains(t, errs, "has no dead letters")
 	require.Zero(t, d.count("select count(*) from processor.audit"))
 }
 

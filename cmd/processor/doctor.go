@@ -15,7 +15,7 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// otherStreamPrefix is what the platform's telemetry streams are called.
+// otherStreamPrefix is the prefix of the platform's telemetry streams.
 const otherStreamPrefix = "telemetry:"
 
 func newDoctorCommand() *cobra.Command {
@@ -24,8 +24,8 @@ func newDoctorCommand() *cobra.Command {
 		Short: "Check for common problems",
 		Long: `Examines Redis, Postgres, the stream, the group, the schema and this machine with
 the settings of the service, changes nothing, and prints each finding with its
-remedy and the page of the runbook it leads to. Exits 1 when one of them is
-trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
+remedy and its page of the runbook. Exits 1 if a finding is an error, 3 if a
+setting is invalid; warnings alone exit 0.`,
 		Example: `  processor doctor
   processor doctor --json
   env $(cat production.env) processor doctor`,
@@ -54,14 +54,14 @@ trouble, 3 when a setting cannot be understood; warnings alone exit 0.`,
 	}
 }
 
-// The levels of findings, mildest first.
+// The levels of findings, least severe first.
 const (
 	levelOK      = "ok"
 	levelWarning = "warning"
 	levelError   = "trouble"
 )
 
-// finding is one thing that was looked at.
+// finding is the result of one check.
 type finding struct {
 	Level  string `json:"level"`
 	About  string `json:"about"`
@@ -69,7 +69,7 @@ type finding struct {
 	Remedy string `json:"remedy"` // "" for ok
 }
 
-// diagnosis is the answer of processor doctor.
+// diagnosis is the output of processor doctor.
 type diagnosis struct {
 	Trouble  bool      `json:"trouble"`
 	Findings []finding `json:"findings"`
@@ -84,8 +84,8 @@ func (d *diagnosis) ok(about, format string, args ...any) {
 	d.add(levelOK, about, fmt.Sprintf(format, args...), "")
 }
 
-// unreachable adds that a server does not answer, or that it answers with an error. One
-// that refuses the log-in is running, and only its URL is to be corrected.
+// unreachable adds that a server is unreachable, or that it returns an error. One
+// that rejects the login is running; only its URL is wrong.
 func (d *diagnosis) unreachable(about string, err error, silent, answered string) {
 	var said *modules.ServerError
 	switch {
@@ -109,7 +109,7 @@ func (d *diagnosis) check(bad bool, level, about, good, what, remedy string) {
 	}
 }
 
-// print puts what needs a person last, where the eye is.
+// print prints the findings that need action last, next to the prompt.
 func (d *diagnosis) print(out *cli.Output) error {
 	order := []string{levelOK, levelWarning, levelError}
 	colors := map[string]cli.Color{levelOK: cli.Green, levelWarning: cli.Yellow, levelError: cli.Red}

@@ -13,8 +13,8 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 )
 
-// examine looks at everything. Postgres comes first, for it knows how many
-// shards there are.
+// examine runs all checks. Postgres comes first, since it holds the number of
+// shards.
 func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
 	stand := d.examinePostgres(ctx, cfg)
 	shards := cfg.Coordination.Shards
@@ -25,7 +25,7 @@ func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
 	d.examineDisk(cfg.Crash)
 }
 
-// examineDisk looks whether a dump could be written on this machine.
+// examineDisk checks whether a dump could be written on this machine.
 func (d *diagnosis) examineDisk(cfg config.Crash) {
 	about := "folder " + cfg.Dir
 	dir := cfg.Dir
@@ -33,7 +33,7 @@ func (d *diagnosis) examineDisk(cfg config.Crash) {
 		if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
 			break
 		}
-		dir = filepath.Dir(dir) // it is made when it is needed
+		dir = filepath.Dir(dir) // created when it is needed
 	}
 	const remedy = "set PANIC_DUMP_DIR to a folder that this user can write"
 	const canWrite = 0x2 // W_OK

@@ -16,11 +16,10 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// longTransaction holds back vacuum for long enough to make commits slow.
+// longTransaction is the age at which an open transaction delays vacuum enough to slow commits.
 const longTransaction = 10 * time.Minute
 
-// examinePostgres returns how the work stands, which is zero where the schema
-// is not there.
+// examinePostgres returns the status of the fleet, zero without a schema.
 func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (stand store.FleetStatus) {
 	const about = "Postgres"
 	pool, err := store.Open(ctx, store.Config{
@@ -34,7 +33,7 @@ func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (sta
 	defer pool.Close()
 	e, err := store.Diagnose(ctx, pool)
 	if err = modules.PostgresError("POSTGRES_URL", cfg.Postgres.URL, err); err != nil {
-		const remedy = "start Postgres, or correct POSTGRES_URL; a standby is of no use: name the primary; "
+		const remedy = "start Postgres, or correct POSTGRES_URL; a standby does not suffice: name the primary; "
 		d.unreachable(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
 		return stand
 	}
@@ -55,17 +54,17 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 	const about = "Postgres"
 	d.check(e.Number < 150000, levelError, about, "version "+e.Version, "version "+e.Version+" is older than 15",
 		"upgrade Postgres to 15 or newer")
-	d.check(e.Standby || e.ReadOnly, levelError, about, "takes writes", "is read-only",
+	d.check(e.Standby || e.ReadOnly, levelError, about, "accepts writes", "is read-only",
 		"point POSTGRES_URL at the primary, or list all hosts in it")
 	d.check(e.SynchronousCommit == "off", levelError, about, "commits are durable",
 		"synchronous_commit is off: a crash forgets records that were acknowledged; the service refuses to start",
 		"set synchronous_commit = on for this database or role")
 	d.check(!e.Fsync, levelError, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
-	d.check(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits get slower and slower", "set autovacuum = on")
+	d.check(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits become slower", "set autovacuum = on")
 	d.check(e.Pooler, levelWarning, about, "no pooler in front", "a pooler stands in front of it",
-		"it must be in session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN is not heard through it")
+		"use session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN does not work through it")
 	d.check(e.Longest > longTransaction, levelWarning, about, "",
-		fmt.Sprintf("a transaction has been open for %s, which keeps vacuum from its work", e.Longest), "find it in pg_stat_activity and end it")
+		fmt.Sprintf("a transaction has been open for %s, which blocks vacuum", e.Longest), "find it in pg_stat_activity and end it")
 	for _, b := range e.Blocked {
 		d.add(levelError, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
 			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
@@ -86,11 +85,11 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 	for _, instance := range slices.Sorted(maps.Keys(members)) {
 		d.check(members[instance] > 1, levelError, "instance "+instance, "has sessions in Postgres",
 			fmt.Sprintf("%d processes have this identity at once", members[instance]),
-			"give each its own INSTANCE_ID; right after a restart: ask again; "+see(sectionTwins))
+			"give each its own INSTANCE_ID; right after a restart: run this again; "+see(sectionTwins))
 	}
 }
 
-// schema reports whether the tables can be asked.
+// schema reports whether the tables can be queried.
 func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	report, err := store.Verify(ctx, pool)
 	if err != nil {
@@ -98,10 +97,10 @@ func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 		return false
 	}
 	for _, f := range report.Problems {
-		d.add(levelError, "schema", f.String(), "run processor migrate up; if nothing is to be applied, apply what processor migrate print prints; "+see(sectionMigration))
+		d.add(levelError, "schema", f.String(), "run processor migrate up; if none is pending, apply the output of processor migrate print; "+see(sectionMigration))
 	}
 	if report.OK() {
-		d.ok("schema", "all that this version needs is there")
+		d.ok("schema", "has everything this version needs")
 	}
 	return report.OK()
 }
@@ -114,24 +113,24 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 			"SHARDS is "+have+" here and "+pinned+" for the fleet", "set SHARDS="+pinned)
 	}
 	d.check(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
-		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: ask again")
+		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: run this again")
 	d.check(s.Suspected > 0, levelError, about, "",
-		fmt.Sprintf("owners of %s died without progress: an entry may kill processes", cli.Count(s.Suspected, "shard")),
-		"nothing at once, it is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
-	d.check(s.Term > 0 && s.Leader == "", levelWarning, about, "", "no leader", "start an instance; while one starts or leaves: ask again")
+		fmt.Sprintf("owners of %s crashed without progress: an entry may crash processes", cli.Count(s.Suspected, "shard")),
+		"none: the entry is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
+	d.check(s.Term > 0 && s.Leader == "", levelWarning, about, "", "no leader", "start an instance; while one starts or leaves: run this again")
 	d.losses(s)
-	d.check(s.Deferred > 0, levelWarning, "deferred", "nothing waits to be tried again",
-		fmt.Sprintf("%s could not be decoded and will be tried again", cli.Count(s.Deferred, "entry")), "nothing; what fails again becomes a dead letter")
+	d.check(s.Deferred > 0, levelWarning, "deferred", "no entry waits for a retry",
+		fmt.Sprintf("%s could not be decoded and will be retried", cli.Count(s.Deferred, "entry")), "none: an entry that keeps failing becomes a dead letter")
 	d.check(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
-		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "see whether their shards have owners")
+		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "check whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
 		d.add(g.level, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
-			g.remedy+"; "+see(g.section)+"; it closes by itself when it is over")
+			g.remedy+"; "+see(g.section)+"; it closes automatically when resolved")
 	}
 }
 
-// losses reports what the ledger holds. Those of the last day are trouble.
+// losses reports the ledger of losses. One in the last day is an error.
 func (d *diagnosis) losses(s *store.FleetStatus) {
 	const about = "ledger"
 	if s.LostSince == nil {
@@ -153,7 +152,7 @@ func (d *diagnosis) losses(s *store.FleetStatus) {
 	if slices.Contains(s.LostBy, "flush") || slices.Contains(s.LostBy, "failover") {
 		remedy = "set appendonly yes; " + see(sectionRedisLost)
 	}
-	d.add(level, about, fmt.Sprintf("%s (%s), the last found %s", lost, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
+	d.add(level, about, fmt.Sprintf("%s (%s), the last detected %s", lost, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
 }
 
 func bytesText(n int64) string {

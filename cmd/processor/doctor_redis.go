@@ -13,10 +13,10 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// skewLimit is how far clocks may differ before it is said.
+// skewLimit is the difference between clocks above which it is reported.
 const skewLimit = time.Second
 
-// examineRedis tells the number of losses that wait to be recorded.
+// examineRedis checks Redis, the stream, the group and the clocks.
 func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards int) {
 	const about = "Redis"
 	where := stream.Config{
@@ -28,7 +28,7 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 		d.add(levelError, about, err.Error(), "correct REDIS_URL")
 		return
 	}
-	defer client.Close() //nolint:errcheck // only read from
+	defer client.Close() //nolint:errcheck // only reads
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		d.add(levelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
@@ -49,13 +49,13 @@ func (d *diagnosis) redisServer(e *stream.ServerStatus) {
 	const about = "Redis"
 	d.check(!versionAtLeast(e.Version, 7), levelError, about, "version "+e.Version,
 		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
-	d.check(e.Role == "slave", levelError, about, "", "this is a replica, which takes no writes",
+	d.check(e.Role == "slave", levelError, about, "", "is a replica, which accepts no writes",
 		"point REDIS_URL at the master, or name the Sentinels with ?master_name=")
 	d.check(e.Eviction != "" && e.Eviction != "noeviction", levelError, about, "noeviction",
-		"maxmemory-policy is "+e.Eviction+": a full Redis throws streams away",
+		"maxmemory-policy is "+e.Eviction+": a full Redis evicts streams",
 		"set maxmemory-policy noeviction")
 	d.check(!e.AppendOnly, levelWarning, about, "append-only file is on",
-		"append-only file is off: a restart loses what came since the last snapshot", "set appendonly yes")
+		"append-only file is off: a restart loses what was added since the last snapshot", "set appendonly yes")
 	d.check(e.WriteError != "", levelError, about, "", e.WriteError+" says that the last write to disk failed",
 		"make room on its disk, or fix the permissions of its folder")
 	d.check(e.Scripts != nil, levelError, about, "scripts run", fmt.Sprint(e.Scripts),
@@ -72,10 +72,10 @@ func (d *diagnosis) redisServer(e *stream.ServerStatus) {
 func (d *diagnosis) clock(about string, ahead, doubt time.Duration) {
 	d.check(ahead.Abs() > skewLimit+doubt, levelWarning, about, "its clock agrees with this machine's",
 		fmt.Sprintf("its clock and this machine's differ by %s", ahead.Abs()),
-		"synchronise both (NTP): ages, and the guard against wrong device clocks, rest on them")
+		"synchronise both (NTP): ages, and the check of device clocks, depend on them")
 }
 
-// stream looks for the wrong name and for others in our group.
+// stream checks for a wrong name and for foreign consumers in our group.
 func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 	about := "stream " + cfg.Stream
 	empty := !e.Info.Exists || e.Info.Added == 0
@@ -106,9 +106,9 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 	}
 	about = "group " + cfg.Group
 	d.check(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
-		"start an instance: it makes the group at the start of the stream")
+		"start an instance: it creates the group at the start of the stream")
 	d.check(e.Info.GroupExists && !e.DispatcherPresent, levelWarning, about, "", "no dispatcher",
-		"start an instance; if one runs, look at its log")
+		"start an instance; if one runs, check its log")
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
 		if c.Pending > 0 {
@@ -118,23 +118,23 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 		switch {
 		case c.Idle < time.Minute && c.Pending > 0:
 			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
-				"stop that program, what it holds is then claimed by itself; "+see(sectionClaim))
+				"stop that program, its entries are then claimed automatically; "+see(sectionClaim))
 		case c.Idle < time.Minute:
 			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
-				"stop that program, else it takes entries past the order of their devices; "+see(sectionClaim))
+				"stop that program, otherwise it processes entries out of the order of their devices; "+see(sectionClaim))
 		case c.Pending > 0:
 			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
-				"nothing, as long as an instance runs: the leader claims it; never XGROUP DELCONSUMER; "+see(sectionClaim))
+				"none while an instance runs: the leader claims its entries; never XGROUP DELCONSUMER; "+see(sectionClaim))
 		default:
 			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
-				"nothing, as long as an instance runs: the leader removes it")
+				"none while an instance runs: the leader removes it")
 		}
 	}
 	d.check(e.UnrecordedLosses > 0, levelError, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.UnrecordedLosses)),
 		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 
-// trimPoint compares how far back the stream reaches with how far behind we are.
+// trimPoint compares the age of the oldest retained entry with that of the oldest unfinished one.
 func (d *diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *stream.ServerStatus) {
 	const about = "trim point"
 	if !e.Info.Exists || e.Info.Length == 0 {
@@ -142,7 +142,7 @@ func (d *diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *strea
 	}
 	backlog, err := group.Backlog(ctx)
 	if err != nil || !backlog.OldestKnown {
-		d.add(levelWarning, about, "the oldest unfinished entry is unknown", "run processor lag; ask again")
+		d.add(levelWarning, about, "the oldest unfinished entry is unknown", "run processor lag, then this again")
 		return
 	}
 	reach := time.Since(e.Info.First.Time()).Round(time.Second)

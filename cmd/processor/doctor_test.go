@@ -59,8 +59,8 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	code, d := examined(dep)
 	require.Equal(t, exitClean, code, "%+v", d.Findings)
 	for _, text := range []string{
-		"Redis: version 7", "noeviction", "append-only file is on", "takes writes", "commits are durable",
-		"SHARDS is 4", "every shard has an owner", "nothing was lost", "the backlog is empty", "all that this version needs is there",
+		"Redis: version 7", "noeviction", "append-only file is on", "accepts writes", "commits are durable",
+		"SHARDS is 4", "every shard has an owner", "nothing was lost", "the backlog is empty", "has everything this version needs",
 	} {
 		require.Equal(t, levelOK, d.has(text), "%s: %+v", text, d.Findings)
 	}

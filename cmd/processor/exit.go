@@ -8,19 +8,19 @@ const (
 	exitFinding    = 1 // drain budget exceeded; of other commands a finding or any other error
 	exitCrash      = 2 // Go's own code for a panic, or a component that ended unexpectedly
 	exitConfig     = 3 // bad configuration or command line
-	exitDependency = 4 // Redis or Postgres never came up
+	exitDependency = 4 // Redis or Postgres was not available in time
 	exitSchema     = 5 // wrong schema or protocol
 	exitIdentity   = 6 // another instance has this identity
 )
 
-// exitError is an error that ends the process with a code of its own.
+// exitError is an error with the exit code of the process.
 type exitError struct {
 	code int
-	err  error // nil where everything has been said already
+	err  error // nil if everything has been printed already
 }
 
-// exit gives err a code. A nil err ends the command with the code and without
-// another word.
+// exit gives err an exit code. A nil err ends the command with the code, without
+// a message.
 func exit(code int, err error) error { return &exitError{code: code, err: err} }
 
 func (e *exitError) Error() string {
@@ -33,7 +33,7 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 func (e *exitError) ExitCode() int { return e.code }
 
-// exitCode is the code of a command that returned err.
+// exitCode returns the exit code of a command that returned err.
 func exitCode(err error) int {
 	if err == nil {
 		return exitClean

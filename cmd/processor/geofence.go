@@ -26,11 +26,11 @@ func newGeofenceCommand() *cobra.Command {
 	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand())
 }
 
-// maxFenceFile bounds what is read of a file.
+// maxFenceFile bounds the size of a file.
 const maxFenceFile = 1 << 30
 
-// readFences reads a GeoJSON file, or standard input for "-". Features that are
-// invalid are named in the second result.
+// readFences reads a GeoJSON file, or standard input for "-". The second result
+// reports invalid features.
 func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.FenceError, error) {
 	in := cmd.InOrStdin()
 	if name != "-" {
@@ -38,7 +38,7 @@ func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.
 		if err != nil {
 			return nil, nil, fmt.Errorf("read fences: %w", err)
 		}
-		defer func() { _ = f.Close() }() // only read
+		defer func() { _ = f.Close() }() // only reads
 		in = f
 	}
 	text, err := io.ReadAll(io.LimitReader(in, maxFenceFile))
@@ -49,7 +49,7 @@ func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.
 	if err != nil {
 		return nil, nil, fmt.Errorf("read fences from %s: %w", name, err)
 	}
-	// What is good by itself may still be at odds with another.
+	// Fences that are valid alone may still conflict with each other.
 	_, clash := geofence.NewSet(fences)
 	drop := make(map[int]bool)
 	for _, c := range clash {
@@ -65,7 +65,7 @@ func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.
 	return good, bad, nil
 }
 
-// fencesImported is the answer of geofence import and check.
+// fencesImported is the output of geofence import and check.
 type fencesImported struct {
 	File    string     `json:"file"`
 	Good    int        `json:"good"`
@@ -84,9 +84,9 @@ func (r *fencesImported) print(out *cli.Output, imported bool) error {
 		}
 	}
 	if !imported {
-		return out.Line("%d fences are good, %d are not", r.Good, len(r.Skipped))
+		return out.Line("%d fences are valid, %d are not", r.Good, len(r.Skipped))
 	}
-	if err := out.Line("%d fences: %d versions added, %d closed, %d as before, %d skipped", r.Good, r.Added, r.Closed, r.Same, len(r.Skipped)); err != nil {
+	if err := out.Line("%d fences: %d versions added, %d closed, %d unchanged, %d skipped", r.Good, r.Added, r.Closed, r.Same, len(r.Skipped)); err != nil {
 		return err
 	}
 	if r.Added+r.Closed == 0 {
@@ -98,7 +98,7 @@ func (r *fencesImported) print(out *cli.Output, imported bool) error {
 		}
 		return clock(*t)
 	}
-	return out.Line("crossings from %s to %s are derived again; see processor geofence list for the progress", end(r.From, "the beginning"), end(r.To, "the end"))
+	return out.Line("crossings from %s to %s are recomputed; processor geofence list shows the progress", end(r.From, "the beginning"), end(r.To, "the end"))
 }
 
 func newGeofenceImportCommand() *cobra.Command {
@@ -106,15 +106,15 @@ func newGeofenceImportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE.geojson",
 		Short: "Import fences from a GeoJSON file",
-		Long: `Reads a FeatureCollection, or a single Feature, and makes its fences hold for their
+		Long: `Reads a FeatureCollection, or a single Feature, and activates its fences for their
 spans of device time. Polygon and MultiPolygon are areas, a Point with radius_m is a
 circle, a LineString a gate that is passed forward from its left to its right.
 Properties: id, name, radius_m, valid_from, valid_to (RFC 3339), enabled, kind.
 
-A fence that differs from the one that holds is a new version: what lies outside its
-span goes on as it was. With --replace the file is all that holds. Crossings in the
-spans that change are derived again. A feature that is invalid is named and skipped;
-the command then exits 1. The file - is standard input.`,
+A fence that differs from the active one becomes a new version; outside its span the
+old version stays. With --replace, fences that are not in the file are closed.
+Crossings in the changed spans are recomputed. Invalid features are reported and
+skipped; the command then exits 1. The file - is standard input.`,
 		Example: `  processor geofence import fences.geojson
   processor geofence import fences.geojson --replace --json`,
 		Args: cobra.ExactArgs(1),
@@ -136,7 +136,7 @@ the command then exits 1. The file - is standard input.`,
 				for _, text := range r.Skipped {
 					fmt.Fprintln(cmd.ErrOrStderr(), "processor: error:", text)
 				}
-				return errors.New("with --replace every feature has to be good, or fences would vanish; nothing was changed")
+				return errors.New("with --replace every feature must be valid, or fences would be closed; nothing was changed")
 			}
 			edited, err := store.NewFenceEditor(db.pool, db.scope, db.pins.Shards, db.by).Import(cmd.Context(), fences, "import", replace)
 			if err != nil {
@@ -157,7 +157,7 @@ the command then exits 1. The file - is standard input.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&replace, "replace", false, "close all imported fences that the file does not have")
+	cmd.Flags().BoolVar(&replace, "replace", false, "close imported fences that are not in the file")
 	return cmd
 }
 
@@ -165,9 +165,9 @@ func newGeofenceCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE.geojson]",
 		Short: "Check the fences of a file, or those in the database",
-		Long: `Reads fences as import does and names every one that is invalid, with the reason.
-Without a file it checks those that hold in the database. Changes nothing. Exits 1
-when there is one that is invalid.`,
+		Long: `Reads fences as import does and reports every invalid one, with the reason. Without
+a file it checks the active fences in the database. Changes nothing. Exits 1 if one
+is invalid.`,
 		Example: `  processor geofence check fences.geojson
   processor geofence check --json`,
 		Args: cobra.MaximumNArgs(1),
@@ -209,7 +209,7 @@ when there is one that is invalid.`,
 	}
 }
 
-// fencesListed is the answer of geofence list.
+// fencesListed is the output of geofence list.
 type fencesListed struct {
 	Version    int64         `json:"version"` // of the set
 	Fences     []fenceListed `json:"fences"`
@@ -225,7 +225,7 @@ type fenceListed struct {
 	ValidFrom *time.Time `json:"valid_from"` // null is open
 	ValidTo   *time.Time `json:"valid_to"`
 	Enabled   bool       `json:"enabled"`
-	Problem   *string    `json:"problem"` // why it is left out; null where it is not
+	Problem   *string    `json:"problem"` // why it is skipped; null if it is active
 }
 
 func newGeofenceListCommand() *cobra.Command {
@@ -283,10 +283,10 @@ func listed(v *store.FenceVersion) fenceListed {
 func (l *fencesListed) print(out *cli.Output) error {
 	t := cli.NewTable("ID", "VERSION", "KIND", "NAME", "FROM", "TO", "STATE")
 	for _, f := range l.Fences {
-		state := any("in force")
+		state := any("active")
 		switch {
 		case f.Problem != nil:
-			state = cli.Colored("left out: "+*f.Problem, cli.Red)
+			state = cli.Colored("skipped: "+*f.Problem, cli.Red)
 		case !f.Enabled:
 			state = "off"
 		}
@@ -301,7 +301,7 @@ func (l *fencesListed) print(out *cli.Output) error {
 	}
 	show := func() error { return out.Table(t) }
 	if len(l.Fences) == 0 {
-		show = func() error { return out.Line("no fence holds; see processor geofence import --help") }
+		show = func() error { return out.Line("no fences; see processor geofence import --help") }
 	}
 	if err := show(); err != nil {
 		return err
@@ -309,6 +309,6 @@ func (l *fencesListed) print(out *cli.Output) error {
 	if l.Recomputes.Open == 0 {
 		return nil
 	}
-	return out.Line("\nrecomputes that are not done yet: %s (%s running), %s and %s so far",
+	return out.Line("\nopen recomputes: %s (%s running), %s and %s so far",
 		cli.Number(l.Recomputes.Open), cli.Number(l.Recomputes.Running), cli.Count(l.Recomputes.Devices, "device"), cli.Count(l.Recomputes.Fixes, "position"))
 }

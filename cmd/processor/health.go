@@ -25,9 +25,9 @@ func newHealthCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "health",
 		Short: "Report whether the instance on this machine is ready",
-		Long: `Asks /readyz on METRICS_PORT and exits 0 when the instance is ready, 1 when it is
-not or does not answer. This is the health check of the container image, which
-has no shell and no other HTTP client.`,
+		Long: `Requests /readyz on METRICS_PORT. Exits 0 if the instance is ready, 1 if it is not
+or does not respond. This is the health check of the container image, which has no
+shell and no other HTTP client.`,
 		Example: `  processor health
   processor health --json
   METRICS_PORT=9191 processor health --timeout 1s`,
@@ -38,7 +38,7 @@ has no shell and no other HTTP client.`,
 				return err
 			}
 			if cfg.Port == 0 {
-				return exit(exitConfig, fmt.Errorf("METRICS_PORT=0 takes any free port; set the one the instance took"))
+				return exit(exitConfig, fmt.Errorf("METRICS_PORT=0 selects any free port; set the one the instance uses"))
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
@@ -71,8 +71,8 @@ has no shell and no other HTTP client.`,
 	return cmd
 }
 
-// localAddress is how this machine reaches the endpoint: one that listens on
-// all interfaces is asked on loopback.
+// localAddress returns how this machine reaches the endpoint: one that listens on
+// all interfaces is reached on loopback.
 func localAddress(cfg config.Console) string {
 	host := cfg.Host
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
@@ -90,17 +90,17 @@ func askReadiness(ctx context.Context, url string) (httpserver.Readiness, error)
 	if err != nil {
 		return r, fmt.Errorf("ask %s: %w", url, err)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: it is this machine
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: same machine
 	res, err := client.Do(req)
 	if err != nil {
-		return r, fmt.Errorf("no answer at %s: %s; does it run, is METRICS_PORT the same?", req.URL.Host, modules.Causes(err))
+		return r, fmt.Errorf("no answer at %s: %s; check that it runs, with the same METRICS_PORT", req.URL.Host, modules.Causes(err))
 	}
 	defer res.Body.Close() //nolint:errcheck // read to its end below
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {
-		return r, fmt.Errorf("ask %s: %s; is this port another program's?", url, res.Status)
+		return r, fmt.Errorf("ask %s: %s; check whether another program uses this port", url, res.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&r); err != nil {
-		return r, fmt.Errorf("ask %s: the answer is not ours; is this port another program's? %w", url, err)
+		return r, fmt.Errorf("ask %s: unexpected response; check whether another program uses this port: %w", url, err)
 	}
 	return r, nil
 }

@@ -20,19 +20,18 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// askTimeout bounds commands that only ask.
+// askTimeout bounds commands that only query.
 const askTimeout = 10 * time.Second
 
 func newLagCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lag",
 		Short: "Show consumer lag and backlog",
-		Long: `Asks Redis how many entries are not dispatched yet (lag), how many are dispatched and not
-done (pending), and how old the oldest of them is; and Postgres, where POSTGRES_URL
-is set, how many are to be tried again later (deferred) and how many are in the
-ledger of losses. Then what the ledger has of the last 24 hours: losses with their
-range and suspected cause, and incidents, those that last first. What nobody can
-tell is shown as unknown, never as 0.`,
+		Long: `Shows how many entries are not dispatched yet (lag), dispatched and not acknowledged
+(pending), and the age of the oldest; and from Postgres, if POSTGRES_URL is set, how
+many wait for a retry (deferred) and how many are in the ledger of losses. Then the
+ledger of the last 24 hours: losses with range and suspected cause, and incidents,
+open ones first. Unknown figures are shown as unknown, never as 0.`,
 		Example: `  processor lag
   processor lag --json`,
 		Args: cobra.NoArgs,
@@ -56,7 +55,7 @@ tell is shown as unknown, never as 0.`,
 	}
 }
 
-// lagJSON is the answer of processor lag; null means unknown.
+// lagJSON is the output of processor lag; null means unknown.
 type lagJSON struct {
 	Stream           string   `json:"stream"`
 	Group            string   `json:"group"`
@@ -69,14 +68,14 @@ type lagJSON struct {
 	Backlog          *int64   `json:"backlog"` // the sum of the three above
 	Lost             *int64   `json:"lost"`    // entries in the ledger
 	OldestKnown      bool     `json:"oldest_known"`
-	OldestEntry      *string  `json:"oldest_entry"` // null when nothing is unfinished, or it is not known
+	OldestEntry      *string  `json:"oldest_entry"` // null if there is none, or it is unknown
 	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
-	// LossForecast is how long until trimming reaches the oldest entry, if that
-	// one stays and the stream is trimmed as fast as it was filled.
+	// LossForecast is the time until trimming reaches the oldest entry, if that
+	// entry stays and the stream is trimmed as fast as it was filled.
 	LossForecast *float64 `json:"loss_forecast_seconds"`
 
 	Losses    []lagLoss     `json:"losses"`    // of the last 24 hours, newest first; null when unknown
-	Incidents []lagIncident `json:"incidents"` // the same, those that last first
+	Incidents []lagIncident `json:"incidents"` // of the last 24 hours, open ones first
 }
 
 type lagLoss struct {
@@ -92,11 +91,11 @@ type lagIncident struct {
 	Kind    string          `json:"kind"`
 	Subject string          `json:"subject"`
 	Opened  time.Time       `json:"opened"`
-	Closed  *time.Time      `json:"closed"` // null while it lasts
+	Closed  *time.Time      `json:"closed"` // null while it is open
 	Detail  json.RawMessage `json:"detail"`
 }
 
-// What of the ledger is shown.
+// How much of the ledger is shown.
 const (
 	recentTime = 24 * time.Hour
 	recentRows = 10
@@ -111,7 +110,7 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	if err != nil {
 		return lagJSON{}, exit(exitConfig, err)
 	}
-	defer client.Close() //nolint:errcheck // only read from
+	defer client.Close() //nolint:errcheck // only reads
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return lagJSON{}, exit(exitConfig, err)
@@ -147,7 +146,7 @@ func askLag(ctx context.Context, cfg config.Redis) (lagJSON, error) {
 	return l, nil
 }
 
-// askPostgres adds what is known there. Without POSTGRES_URL that is nothing.
+// askPostgres adds what Postgres knows; nothing without POSTGRES_URL.
 func (l *lagJSON) askPostgres(ctx context.Context, environ []string) error {
 	cfg, err := config.LoadPostgres(environ)
 	if err != nil {
@@ -225,7 +224,7 @@ func printLosses(out *cli.Output, losses []lagLoss) error {
 	return errors.Join(out.Line(""), out.Table(t))
 }
 
-// detailText is what belongs to an incident in one line, figures first.
+// detailText returns the details of an incident in one line, figures first.
 func detailText(detail json.RawMessage) string {
 	var parts map[string]json.RawMessage
 	if err := json.Unmarshal(detail, &parts); err != nil {

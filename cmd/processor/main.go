@@ -17,7 +17,7 @@ func main() {
 }
 
 // run executes one command line and returns the exit code. The first SIGTERM
-// or SIGINT ends the command's context; the second ends the process at once.
+// or SIGINT ends the command's context; the second ends the process immediately.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

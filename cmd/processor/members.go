@@ -17,8 +17,8 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// fleetView is a fleet as operators' commands look at it: the stream with its
-// members, and the database.
+// fleetView is a fleet as commands see it: the stream with its members, and the
+// database.
 type fleetView struct {
 	*fleetDB
 	group  *stream.Group
@@ -27,8 +27,7 @@ type fleetView struct {
 	close  func()
 }
 
-// askFleet answers a question about the fleet: ask says what is, in a form to
-// print and to encode.
+// askFleet queries the fleet with ask, and prints or encodes its result.
 func askFleet[T interface{ print(out *cli.Output) error }](cmd *cobra.Command, ask func(ctx context.Context, v *fleetView) (T, error)) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 	defer cancel()
@@ -79,7 +78,7 @@ func openFleetView(ctx context.Context) (*fleetView, error) {
 	return v, nil
 }
 
-// list is the shards by the pinned number.
+// list returns the shards, by the pinned number.
 func (v *fleetView) list(ctx context.Context) ([]protocol.Shard, error) {
 	all, err := v.shards.List(ctx)
 	return slices.DeleteFunc(all, func(s protocol.Shard) bool { return s.Shard >= v.pins.Shards }), err
@@ -101,16 +100,16 @@ type memberJSON struct {
 	Silent      *lostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
 }
 
-// lostMember is what the fleet noted when a member fell silent.
+// lostMember is what the fleet recorded when a member fell silent.
 type lostMember struct {
-	Since   *time.Time `json:"since"`             // null where nobody is left who heard it
-	Shards  []int      `json:"reassigned_shards"` // that went to the others
+	Since   *time.Time `json:"since"`             // null if no present member heard it
+	Shards  []int      `json:"reassigned_shards"` // reassigned to other members
 	Host    string     `json:"host,omitempty"`
 	PID     int        `json:"pid,omitempty"`
 	Version string     `json:"version,omitempty"`
 }
 
-// lostMembers lists the members that are gone without a release, by name.
+// lostMembers returns the members that are gone without a release, by name.
 func (v *fleetView) lostMembers(ctx context.Context) (map[string]lostMember, error) {
 	_, incidents, err := store.NewLedger(v.pool, v.scope, "", askTimeout).Recent(ctx, 0, 100)
 	if err != nil {
@@ -121,7 +120,7 @@ func (v *fleetView) lostMembers(ctx context.Context) (map[string]lostMember, err
 		if i.Kind != protocol.SilentMember || i.Closed != nil {
 			continue
 		}
-		var noted struct { // as absence is printed, but by the names of the incident's detail
+		var noted struct { // as lostMember, with the names of the incident's detail
 			Since   *time.Time
 			Shards  []int
 			Host    string
@@ -136,11 +135,11 @@ func (v *fleetView) lostMembers(ctx context.Context) (map[string]lostMember, err
 	return gone, nil
 }
 
-// String is the absence in words.
+// String describes the lost member.
 func (a lostMember) String() string {
-	text := fmt.Sprintf("fell silent, its %s taken", cli.CountWere(len(a.Shards), "shard"))
+	text := fmt.Sprintf("silent, its %s reassigned", cli.CountWere(len(a.Shards), "shard"))
 	if a.Since != nil {
-		text = fmt.Sprintf("silent since %s (process %d on %s), its %s taken",
+		text = fmt.Sprintf("silent since %s (process %d on %s), its %s reassigned",
 			a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, cli.CountWere(len(a.Shards), "shard"))
 	}
 	return text
@@ -166,7 +165,7 @@ func newMembersCommand() *cobra.Command {
 		Use:   "members",
 		Short: "List members, leader and shard ownership",
 		Long: `Lists the instances with a heartbeat in Redis, and as gone those that own shards
-without one, or did so until the others took them: these stay for an hour, or until
+without one, or whose shards were reassigned: these are listed for an hour, or until
 the instance is back.`,
 		Example: `  processor members
   processor members --json`,

@@ -19,9 +19,9 @@ func newMigrateCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "migrate",
 		Short: "Create, check or print the database schema",
-		Long: `Makes, checks or prints the schema in Postgres. Uses POSTGRES_MIGRATE_URL where it
-is set, otherwise POSTGRES_URL. The service itself does the same at start as MIGRATE
-says: auto, verify or off.`,
+		Long: `Creates, checks or prints the schema in Postgres. Uses POSTGRES_MIGRATE_URL if it is
+set, otherwise POSTGRES_URL. The service does the same at start, as MIGRATE says:
+auto, verify or off.`,
 		Example: `  processor migrate up
   processor migrate verify --json`,
 	}, newMigrateUpCommand(), newMigrateStatusCommand(), newMigrateVerifyCommand(), newMigratePrintCommand())
@@ -32,7 +32,7 @@ func newMigrateUpCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Apply pending migrations",
 		Long: `Applies, in order, the migrations that the database does not have yet. Any number
-of processes may do so at once: one applies, the others wait.`,
+of processes may run it at the same time: one applies, the others wait.`,
 		Example: `  processor migrate up
   POSTGRES_MIGRATE_URL=postgres://owner@db/trm processor migrate up`,
 		Args: cobra.NoArgs,
@@ -102,8 +102,8 @@ func newMigrateVerifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Check that the database has everything this version needs",
 		Long: `Compares tables, columns, indexes, functions and privileges with what this version
-needs, and names every difference. Changes nothing. Exits 5 when something is
-missing; what is there beyond that does no harm and is only listed.`,
+needs, and reports every difference. Changes nothing. Exits 5 if something is
+missing; anything additional is harmless and only listed.`,
 		Example: `  processor migrate verify
   processor migrate verify --json`,
 		Args: cobra.NoArgs,
@@ -112,7 +112,7 @@ missing; what is there beyond that does no harm and is only listed.`,
 			if err != nil {
 				return err
 			}
-			// As the service, whose role is the one that must be able to work.
+			// With the role of the service, which needs the privileges.
 			report, err := store.VerifyURL(cmd.Context(), cfg.URL.Reveal())
 			if err != nil {
 				return schemaExit("POSTGRES_URL", cfg.URL, err)
@@ -130,9 +130,9 @@ missing; what is there beyond that does no harm and is only listed.`,
 					}
 				}
 				if report.OK() {
-					return out.Line("%s: all that is needed is there", out.Paint(cli.Green, "ok"))
+					return out.Line("%s: the schema is complete", out.Paint(cli.Green, "ok"))
 				}
-				return out.Line("run processor migrate up, or apply what processor migrate print prints")
+				return out.Line("run processor migrate up, or apply the output of processor migrate print")
 			})
 			if err == nil && !report.OK() {
 				return exit(exitSchema, nil)
@@ -154,14 +154,14 @@ schema. It may be applied any number of times, also after processor migrate up.`
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := outputOf(cmd)
 			if out.JSON {
-				return exit(exitConfig, errors.New("SQL is printed as it is; leave --json away"))
+				return exit(exitConfig, errors.New("migrate print has no JSON output; omit --json"))
 			}
 			return store.PrintSQL(out.W)
 		},
 	}
 }
 
-// schemaExit gives an error of the migration runner its words and exit code. The
+// schemaExit gives an error of the migration runner its message and exit code. The
 // variable is the one that the URL came from.
 func schemaExit(variable string, url config.PostgresURL, err error) error {
 	var said *modules.ServerError

@@ -15,10 +15,10 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// errNeverStarted says that there is no fleet yet.
+// errNeverStarted reports that there is no fleet yet.
 var errNeverStarted = errors.New("no instance has ever started with this stream and group: nothing is pinned yet")
 
-// maxShards is the most that SHARDS may be.
+// maxShards is the maximum of SHARDS.
 const maxShards = 4096
 
 type resizeJSON struct {
@@ -33,13 +33,13 @@ func newResizeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resize NUMBER",
 		Short: "Change the number of shards of a fleet",
-		Long: `Pauses dispatching, waits until the instances have drained the queues, says when to
-stop them, waits until the last one is gone, changes the number and lets dispatching
-go on. Start the instances with the new SHARDS afterwards: others are refused.
+		Long: `Pauses dispatch, waits until the instances have drained the queues, reports when to
+stop them, waits until the last one is gone, changes the number and resumes dispatch.
+Then start the instances with the new SHARDS: those with another number are rejected.
 
-Until all instances are stopped nothing is changed, and breaking it off lets
-dispatching go on within 15 s. Broken off later it is finished by calling it again.
-Entries that arrive meanwhile wait in the stream.`,
+Nothing is changed before all instances are stopped; an interruption until then
+resumes dispatch within 15 s. After that, run it again to finish. Entries that
+arrive during the resize wait in the stream.`,
 		Example: `  processor shards resize 128
   processor shards resize 128 --timeout 1h --json`,
 		Args: cobra.ExactArgs(1),
@@ -80,6 +80,6 @@ Entries that arrive meanwhile wait in the stream.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for the queues and the instances")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "maximum wait for the queues and the instances")
 	return cmd
 }

@@ -61,19 +61,19 @@ Settings come from the environment: see processor config table.`,
 	return root
 }
 
-// unknownTopic refuses help about a command that is not there, for which cobra
-// prints that of the one above it and ends well.
+// unknownTopic returns an error for help about an unknown command; cobra prints
+// the help of its parent and exits 0.
 func unknownTopic(root *cobra.Command, args []string) error {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd(args...)
 	if len(args) > 0 && args[0] == "help" {
 		args = args[1:]
 	} else if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
-		return nil // of a shell, while somebody types
+		return nil // shell completion
 	}
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() {
-		return nil //nolint:nilerr // it is found again, and said, when it is executed
+		return nil //nolint:nilerr // reported when it is executed
 	}
 	i := slices.IndexFunc(rest, func(arg string) bool { return !strings.HasPrefix(arg, "-") })
 	if i < 0 {
@@ -86,13 +86,13 @@ func unknownTopic(root *cobra.Command, args []string) error {
 	return usageError(cmd, fmt.Errorf("unknown command %q%s", rest[i], cli.DidYouMean(rest[i], "", names)))
 }
 
-// group is a command that only holds others.
+// group returns a command that only has subcommands.
 func group(cmd *cobra.Command, members ...*cobra.Command) *cobra.Command {
 	cmd.AddCommand(members...)
 	return cmd
 }
 
-// usageError is a command line that cannot be understood.
+// usageError is an invalid command line.
 func usageError(cmd *cobra.Command, err error) error { return cli.Usage(cmd, err) }
 
 func eachCommand(cmd *cobra.Command, visit func(*cobra.Command)) {

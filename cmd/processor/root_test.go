@@ -249,5 +249,5 @@ func TestNumbersForPeopleAreGroupedAndThingsInThePlural(t *testing.T) {
 	b.Reset()
 	fences := &fencesListed{}
 	require.NoError(t, fences.print(&cli.Output{W: &b}))
-	require.Equal(t, "no fence holds; see processor geofence import --help\n", b.String())
+	require.Equal(t, "no fences; see processor geofence import --help\n", b.String())
 }

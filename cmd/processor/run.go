@@ -19,13 +19,13 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run one instance of the service",
 		Long: `Runs one instance until SIGTERM or SIGINT, then finishes what is in flight, hands
-its shards over and exits. A second signal exits at once; nothing is lost then
-either, the next owner goes on from the queues.
+its shards over and exits. A second signal exits immediately; nothing is lost, the
+next owner continues from the queues.
 
-Exit codes: 0 clean, 1 the drain took longer than DRAIN_TIMEOUT, or a second signal
-came, 2 a crash or a part that ended unexpectedly, 3 bad configuration, 4 Redis or
-Postgres never came up, 5 wrong schema or protocol, 6 another instance has this
-identity.
+Exit codes: 0 clean, 1 the drain exceeded DRAIN_TIMEOUT or a second signal came,
+2 a crash or a component that ended unexpectedly, 3 invalid configuration, 4 Redis or
+Postgres was not available in time, 5 wrong schema or protocol, 6 another instance
+has this identity.
 
 Variables (and their defaults):
 
@@ -52,7 +52,7 @@ Variables (and their defaults):
 				return service.Run(cmd.Context())
 			})
 			if err != nil {
-				// In the log, where whoever runs it looks; the code says it again.
+				// Also in the log, where operators look; the exit code alone says little.
 				log.Error("ended", "exit_code", exitCode(err), "err", err)
 				return exit(exitCode(err), nil)
 			}
@@ -61,15 +61,15 @@ Variables (and their defaults):
 	}
 }
 
-// buildOf is what the service shows of its own making.
+// buildOf returns the build information that the service shows.
 func buildOf() modules.Build {
 	b := readBuild()
 	return modules.Build{Version: b.Version, Revision: b.Revision}
 }
 
-// exitOnSecondSignal ends the process at the second SIGINT or SIGTERM. It does
-// not rely on the default action, since others listen to signals too, and since
-// the first process of a container has none. The function it returns ends that.
+// exitOnSecondSignal ends the process at the second SIGINT or SIGTERM. The default
+// action does not suffice: other code listens to signals too, and the first
+// process of a container has none. The returned function stops the listening.
 func exitOnSecondSignal() (stop func()) {
 	signals, done := make(chan os.Signal, 2), make(chan struct{})
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)

@@ -11,7 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// shardJSON is one shard in the answer of processor shards; null means unknown
+// shardJSON is one shard in the output of processor shards; null means unknown
 // or none.
 type shardJSON struct {
 	Shard            int       `json:"shard"`
@@ -38,8 +38,8 @@ func newShardsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shards",
 		Short: "List shards and their owners",
-		Long: `Lists the shards with owner and epoch from Postgres, and with what lies on their
-queues from Redis. The applied ID is a progress mark, written about once a second.`,
+		Long: `Lists the shards with owner and epoch from Postgres, and the state of their queues
+from Redis. The applied ID is a progress mark, written about once a second.`,
 		Example: `  processor shards
   processor shards --json
   processor shards resize 128`,
@@ -86,7 +86,7 @@ func (v *fleetView) state(ctx context.Context) (shardsJSON, error) {
 	return s, nil
 }
 
-// queues is what lies on the queues; nothing while there is no group.
+// queues returns the state of the queues; nothing if there is no group.
 func (v *fleetView) queues(ctx context.Context) (map[int]protocol.QueueState, error) {
 	info, err := v.group.Info(ctx)
 	if err != nil || !info.GroupExists {
@@ -95,13 +95,13 @@ func (v *fleetView) queues(ctx context.Context) (map[int]protocol.QueueState, er
 	return v.group.Queues(ctx)
 }
 
-// waitingFor says in words why nobody works on a shard, or "".
+// waitingFor returns why no member works on a shard, or "".
 func waitingFor(s protocol.Shard) string {
 	switch {
 	case s.Assigned == "":
 		return "a leader that assigns it"
 	case s.Owner == "":
-		return s.Assigned + " to take it"
+		return s.Assigned + " to acquire it"
 	case s.Owner != s.Assigned:
 		return s.Owner + " to release it"
 	}

@@ -15,7 +15,7 @@ func outputOf(cmd *cobra.Command) *cli.Output {
 	return cli.New(cmd.OutOrStdout(), err == nil && asJSON)
 }
 
-// say prints a line for people next to the result.
+// say prints a message apart from the result.
 func say(w io.Writer, format string, args ...any) {
 	_, _ = io.WriteString(w, cli.VisiblePainted(fmt.Sprintf(format, args...))+"\n")
 }

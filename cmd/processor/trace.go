@@ -23,12 +23,12 @@ func newTraceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace IMEI",
 		Short: "Trace the last entries of a device",
-		Long: `Finds the last entries of a device among the newest 200,000 of the stream and says
-of each where it is: in the stream and not dispatched yet, pending on the queue of its
-shard, deferred, stored, a dead letter, lost; and which shard and owner the device
-has. "done, no row" is an entry that was acknowledged and left no row of its own:
-its rows were erased, or it was acknowledged by hand. What was trimmed is not in the
-stream: losses of the last 24 hours that may have been the device's are listed below.`,
+		Long: `Finds the last entries of a device among the newest 200,000 of the stream and shows
+the state of each: in the stream and not dispatched, pending on the queue of its
+shard, deferred, stored, dead letter, lost; and the shard and owner of the device.
+"done, no row" is an entry that was acknowledged without a row of its own: its rows
+were erased, or it was acknowledged by hand. Trimmed entries are not in the stream:
+losses of the last 24 hours that may concern the device are listed below.`,
 		Example: `  processor trace 352093081452251
   processor trace 352093081452251 --last 50 --json`,
 		Args: cobra.ExactArgs(1),
@@ -50,16 +50,16 @@ stream: losses of the last 24 hours that may have been the device's are listed b
 			return out.Result(tr, func() error { return tr.print(out) })
 		},
 	}
-	cmd.Flags().IntVar(&last, "last", 10, "how many entries to look for")
+	cmd.Flags().IntVar(&last, "last", 10, "number of entries to search for")
 	return cmd
 }
 
-// traceJSON is the answer of processor trace.
+// traceJSON is the output of processor trace.
 type traceJSON struct {
 	Device     string       `json:"device"`
 	Shard      int          `json:"shard"`
 	Shards     int          `json:"shards"`
-	Owner      *string      `json:"owner"` // null while nobody owns the shard
+	Owner      *string      `json:"owner"` // null while the shard has no owner
 	Epoch      int64        `json:"epoch"`
 	Assigned   *string      `json:"assigned"`
 	Stream     string       `json:"stream"`
@@ -68,13 +68,13 @@ type traceJSON struct {
 	LastStored *time.Time   `json:"last_stored"` // newest device time in positions
 	Entries    []traceEntry `json:"entries"`     // newest first
 	Complete   bool         `json:"complete"`    // the search reached the stream's beginning
-	Losses     []lagLoss    `json:"losses"`      // of its shard, and those of which the shard is not known
+	Losses     []lagLoss    `json:"losses"`      // of its shard, and those of unknown shard
 }
 
 type traceEntry struct {
 	ID     string     `json:"id"`
 	Added  time.Time  `json:"added"`
-	Time   *time.Time `json:"time"` // device time; null where it does not decode
+	Time   *time.Time `json:"time"` // device time; null if it does not decode
 	State  string     `json:"state"`
 	Detail string     `json:"detail"`
 }
@@ -105,7 +105,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	if err != nil {
 		return nil, exit(exitConfig, err)
 	}
-	defer client.Close() //nolint:errcheck // only read from
+	defer client.Close() //nolint:errcheck // only reads
 	group, err := stream.NewGroup(client, where)
 	if err != nil {
 		return nil, exit(exitConfig, err)
@@ -117,7 +117,7 @@ func traceDevice(ctx context.Context, cfg config.Config, device string, last int
 	if err != nil {
 		return nil, err
 	}
-	// The stream first: what moves on meanwhile is then found in the tables.
+	// The stream first: entries that are committed after that are found in the tables.
 	found, reached, err := group.Trace(ctx, device, last)
 	if err != nil {
 		return nil, err
@@ -169,7 +169,7 @@ func unlessEmpty(s string) *string {
 	return &s
 }
 
-// whereIs says what became of an entry. What is certain comes first.
+// whereIs returns the state of an entry. Certain states are tested first.
 func whereIs(s *stream.TracedEntry, problem error, rows *store.Trace) (state, detail string) {
 	later, deferred := rows.Deferred[s.ID]
 	archived, deadLetter := rows.Letters[s.ID]
@@ -178,13 +178,13 @@ func whereIs(s *stream.TracedEntry, problem error, rows *store.Trace) (state, de
 	case !s.Dispatched:
 		return "in the stream", "not dispatched yet"
 	case s.Pending && rows.Stored[s.ID]:
-		return "stored", "not acknowledged yet, or again on the queue of " + s.On
+		return "stored", "not acknowledged yet, or redelivered to the queue of " + s.On
 	case s.Pending:
 		return "pending", "on the queue of " + s.On
 	case s.DLQEntry != "":
 		return "dead letter", s.DLQEntry
 	case deferred:
-		return "deferred", fmt.Sprintf("%s, attempt %d, again at %s: %s", later.Class, later.Attempts, later.Next.UTC().Format(time.RFC3339), later.Error)
+		return "deferred", fmt.Sprintf("%s, attempt %d, retry at %s: %s", later.Class, later.Attempts, later.Next.UTC().Format(time.RFC3339), later.Error)
 	case rows.Stored[s.ID]:
 		return "stored", ""
 	case deadLetter:
@@ -206,7 +206,7 @@ func (tr *traceJSON) print(out *cli.Output) error {
 	head.Row("device", tr.Device)
 	head.Row("shard", fmt.Sprintf("%d of %d, %s", tr.Shard, tr.Shards, stream.Consumer(tr.Shard)))
 	if owner == nil {
-		head.Row("owner", cli.Colored("nobody", cli.Yellow))
+		head.Row("owner", cli.Colored("none", cli.Yellow))
 	} else {
 		head.Row("owner", owner)
 	}

@@ -83,6 +83,6 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 
 	text := servicetest.Spawn(t, dep.Environ(servicetest.FourShards), "trace", servicetest.IMEI, "--last", "4")
 	require.Zero(t, text.Exit(40*time.Second), text.Errors())
-	require.Regexp(t, `owner +nobody\n`, text.Output())
+	require.Regexp(t, `owner +none\n`, text.Output())
 	require.Regexp(t, `\d+-\d+ +2023-11-14 22:13:26 +pending`, text.Output())
 }

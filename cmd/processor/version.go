@@ -6,10 +6,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// build is what the binary knows of its own making.
+// build is the build information of the binary.
 type build struct {
 	Version  string `json:"version"`
-	Revision string `json:"revision"` // commit, empty where it was built without
+	Revision string `json:"revision"` // commit, empty if unknown
 	Time     string `json:"time"`     // of the commit
 	Modified bool   `json:"modified"` // the sources differed from the commit
 	Go       string `json:"go"`

@@ -89,7 +89,7 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 	doctor := servicetest.Spawn(t, environ, "doctor")
 	doctor.Exit(30 * time.Second)
 	require.NotContains(t, doctor.Output()+doctor.Errors(), "NOPERM")
-	require.Contains(t, doctor.Output(), "all that this version needs is there")
+	require.Contains(t, doctor.Output(), "has everything this version needs")
 	require.Zero(t, p.Terminate())
 	require.Zero(t, other.Terminate())
 	require.Empty(t, logEntriesOf(t, dep, who), "Redis refused nothing")
