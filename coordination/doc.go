@@ -42,8 +42,9 @@
 //   - P10: the gauges of the group are absent while their value is unknown.
 //   - P8: shards move on the triggers below.
 //
-// Triggers that move the shards of a member, each with its timeout and the function
-// that decides; nothing else moves a shard of a live member:
+// Triggers that take shards away from a member, each with its timeout and the function
+// that decides. Apart from these only balance (protocol.Assign, when a member joins) and
+// an operator's claim move shards, and both by hand-over:
 //
 //   - The member announces that it leaves (SIGTERM): immediately, and it hands over
 //     while it still works. protocol.FailureDetector.Eligible.

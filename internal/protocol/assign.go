@@ -8,8 +8,8 @@ import (
 // Assign decides who should own each shard: current is the member each shard is
 // assigned to now, "" for none; members are those that may own shards. The
 // result is balanced to within one shard, keeps every assignment that balance
-// allows, and is the same whoever computes it. Without members nothing changes:
-// an assignment to somebody who may come back is better than none.
+// allows, and is the same on every member. Without members nothing changes: a
+// member that is assigned a shard may come back.
 func Assign(current, members []string) []string {
 	next := slices.Clone(current)
 	if len(members) == 0 {
@@ -24,7 +24,8 @@ func Assign(current, members []string) []string {
 			count[m]++
 		}
 	}
-	// Who has most now gets the larger quota, so that fewer shards move.
+	// Members with the most shards get the larger quota, so that fewer shards
+	// move.
 	order := slices.Clone(members)
 	slices.SortFunc(order, func(a, b string) int {
 		return cmp.Or(cmp.Compare(count[b], count[a]), cmp.Compare(a, b))

@@ -6,8 +6,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Deferred is an entry that is to be tried again later. It is acknowledged, so
-// the row it is kept in is all there is of it.
+// Deferred is an entry to be retried later. It is acknowledged, so its row is
+// the only copy.
 type Deferred struct {
 	telemetry.DeadLetter
 	NextAttempt time.Time

@@ -8,13 +8,13 @@ import (
 
 // HighWatermark is what the fleet knows to have been in the stream.
 type HighWatermark struct {
-	Newest  telemetry.EntryID   // the newest entry at the last look; zero where there was none
-	Gone    telemetry.EntryID   // up to where what is gone is accounted for; zero for nowhere
-	Marks   []telemetry.EntryID // the progress marks of the shards
-	Flushed bool                // a loss with the cause flush was recorded since the last look
+	Newest  telemetry.EntryID   // the newest entry at the last poll; zero if there was none
+	Gone    telemetry.EntryID   // losses up to here are recorded; zero for none
+	Marks   []telemetry.EntryID // the applied IDs of the shards
+	Flushed bool                // a loss with the cause flush was recorded since the last poll
 }
 
-// Known is the entries to look for, in order.
+// Known returns the entries to look for, ascending.
 func (s *HighWatermark) Known() []telemetry.EntryID {
 	known := append([]telemetry.EntryID{s.Newest}, s.Marks...)
 	known = slices.DeleteFunc(known, func(id telemetry.EntryID) bool { return id.Compare(s.Gone) <= 0 })
@@ -22,21 +22,21 @@ func (s *HighWatermark) Known() []telemetry.EntryID {
 	return slices.Compact(known)
 }
 
-// StreamSnapshot is the stream at one moment.
+// StreamSnapshot is the state of the stream at one moment.
 type StreamSnapshot struct {
-	Exists  bool                // the stream does, and the group
+	Exists  bool                // the stream and the group exist
 	First   telemetry.EntryID   // the oldest entry; zero in an empty stream
-	Newest  telemetry.EntryID   // the newest entry; the same
+	Newest  telemetry.EntryID   // the newest entry; zero in an empty stream
 	Last    telemetry.EntryID   // the newest ever added
 	Deleted telemetry.EntryID   // the newest ever deleted by its ID
 	Whole   bool                // nothing was ever removed from it
-	Missing []telemetry.EntryID // of the entries looked for, in order
+	Missing []telemetry.EntryID // those of the entries looked for, ascending
 }
 
-// LostInFailover is which of the entries missing, in order, were neither trimmed nor
-// deleted. They are gone because Redis goes on with an older state of the stream,
-// or with another of the same name, which no clock and no restart without a loss
-// brings about.
+// LostInFailover returns those missing entries, ascending, that were neither
+// trimmed nor deleted. Only an older state of the stream, or another stream of
+// the same name, explains them; a clock step or a restart without a loss does
+// not.
 func (s *StreamSnapshot) LostInFailover() []telemetry.EntryID {
 	return slices.DeleteFunc(slices.Clone(s.Missing), func(id telemetry.EntryID) bool {
 		trimmed := id.Less(s.First)

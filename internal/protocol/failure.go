@@ -2,9 +2,8 @@ package protocol
 
 import "fmt"
 
-// FailureKind sorts what a server answered, or that it did not answer, by what
-// the caller has to do about it. Adapters translate into these, so that no
-// driver's error travels further.
+// FailureKind classifies a server's error, or its silence, by what the caller
+// has to do. Adapters translate into it, so that no driver's error leaves them.
 type FailureKind uint8
 
 const (
@@ -12,23 +11,24 @@ const (
 	// later: no connection, starting up, read-only, full, shutting down, lock
 	// timeout, deadlock.
 	Unavailable FailureKind = iota + 1
-	// Unknown means that the connection was lost while the outcome was under
-	// way: it may or may not have happened.
+	// Unknown means that the connection was lost before the outcome arrived:
+	// the call may or may not have taken effect.
 	Unknown
 	// Fenced means that the shards named are no longer the caller's.
 	Fenced
-	// Conflict means that rows believed to be new were there already.
+	// Conflict means that rows believed to be new were stored already.
 	Conflict
 	// Outdated means that the fences have changed since the batch was computed.
 	Outdated
-	// Rejected means that at least one row is unacceptable for a reason of its
-	// own, and would be again.
+	// Rejected means that at least one row is unacceptable by itself, and would
+	// be again.
 	Rejected
-	// Lost means that the group, or the dispatch lease, is no longer as the caller knew it.
+	// Lost means that the group or the dispatch lease is no longer as the
+	// caller knew it.
 	Lost
-	// Misconfigured means that the server holds something else than was agreed, for
-	// example a key of another type or a table that lacks a column. It takes a
-	// person to fix it.
+	// Misconfigured means that the server does not hold what was agreed, for
+	// example a key of another type or a table that lacks a column. A person
+	// has to fix it.
 	Misconfigured
 )
 
@@ -59,9 +59,9 @@ func (k FailureKind) String() string {
 type Failure struct {
 	Kind   FailureKind
 	Code   string // the server's own code, for logs: an SQLSTATE or Redis' error prefix
-	Shards []int  // for Fenced: the shards that were lost, or none where the server did not say
-	Field  string // for Refused: the column or constraint at fault, "" where the server did not say
-	Row    int    // for Refused: the number of the fresh record at fault, from 1; 0 where it is not known
+	Shards []int  // for Fenced: the shards that were lost; none if the server did not say
+	Field  string // for Rejected: the column or constraint at fault; "" if the server did not say
+	Row    int    // for Rejected: the number of the fresh record at fault, from 1; 0 if unknown
 	Err    error
 }
 

@@ -5,47 +5,47 @@ import (
 	"time"
 )
 
-// Beat is what a member says of itself at intervals.
+// Beat is what a member's heartbeat reports.
 type Beat struct {
 	Member        string        // identity and incarnation
 	Number        uint64        // counts the beats of this incarnation
-	Leaving       bool          // it is shutting down and wants its shards taken
+	Leaving       bool          // it is shutting down and wants its shards reassigned
 	SinkDown      time.Duration // for how long Postgres has not answered it; 0 while it does
-	InFlight      int           // entries it has taken in and not finished
-	Progress      uint64        // moves whenever something is committed or finished
-	CallsReturned uint64        // moves whenever a call of a server comes back to a worker, well or not
+	InFlight      int           // entries received and not finished
+	Progress      uint64        // advances whenever something is committed or finished
+	CallsReturned uint64        // advances whenever a server call of a worker returns, successfully or not
 }
 
-// FailureDetectorConfig says when a member's shards are moved.
+// FailureDetectorConfig sets when a member's shards are moved.
 type FailureDetectorConfig struct {
 	TTL       time.Duration // silence after which a member is gone
-	SinkGrace time.Duration // how long it may be without Postgres while others have it
-	Stall     time.Duration // how long it may have work in flight without progress
+	SinkGrace time.Duration // how long it may be without Postgres while another member reaches it
+	Stall     time.Duration // how long it may have entries in flight without progress
 }
 
-// FailureDetector judges members by their beats, by the watcher's own clock: what counts
-// is when a beat was seen to advance. A heartbeat key that is gone or
-// frozen proves nothing by itself.
+// FailureDetector evaluates members by their beats and the observer's own
+// clock: what counts is when a beat was seen to advance. That a heartbeat key
+// is missing or frozen proves nothing alone.
 type FailureDetector struct {
 	cfg   FailureDetectorConfig
 	seen  map[string]*memberState
-	fresh time.Time // until then nobody is declared gone
+	fresh time.Time // no member is declared gone before this
 }
 
 type memberState struct {
 	beat           Beat
-	advanced       time.Time // when its number last moved
-	moved          time.Time // when it last made progress, or had nothing to do
-	callReturnedAt time.Time // when a call last came back to it, or it had nothing to do
+	advanced       time.Time // when its number last advanced
+	moved          time.Time // when it last made progress or was idle
+	callReturnedAt time.Time // when one of its calls last returned, or it was idle
 	progressedAt   time.Time // when it last made progress; zero before the first
-	present        bool      // it was there at the last look
+	present        bool      // found by the last poll
 
-	out    bool      // it stalled, and others may do better
-	frozen bool      // and no call had come back to it
-	outAt  time.Time // when it was last found so
+	out    bool      // it stalled, and another member may do better
+	frozen bool      // none of its calls returned either
+	outAt  time.Time // when that was last found
 }
 
-// note takes in what a member says, after an earlier beat.
+// note records a beat that follows an earlier one.
 func (s *memberState) note(now time.Time, b Beat) {
 	if b.Number != s.beat.Number {
 		s.advanced = now
@@ -66,12 +66,12 @@ func (s *memberState) note(now time.Time, b Beat) {
 	s.beat = b
 }
 
-// NewFailureDetector returns a watch that has seen nobody.
+// NewFailureDetector returns a detector without members.
 func NewFailureDetector(cfg FailureDetectorConfig) *FailureDetector {
 	return &FailureDetector{cfg: cfg, seen: make(map[string]*memberState)}
 }
 
-// Observe takes in the beats found at one look.
+// Observe records the beats found by one poll.
 func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 	for _, s := range w.seen {
 		s.present = false
@@ -93,17 +93,20 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 	w.evaluate(now)
 }
 
-// evaluate finds the members whose shards others should have, since they have work
-// in flight and make no progress. One to which no call of a server comes back is
-// stuck itself. The calls of any other come back as errors; who could do better
-// is known only while somebody makes progress, and well after it did: what stops
-// everybody does not find all of them at the same moment. When nobody does, shards
-// stay where they are: whatever is in the way would be in the way elsewhere.
+// evaluate marks members that should lose their shards: entries in flight,
+// Postgres reachable, no progress for Stall, and either
 //
-// Without shards it has no work, which is no sign of health. So it stays out:
-// until a call comes back, if it was stuck, else for as long again.
+//	(a) no server call has returned for Stall (frozen), or
+//	(b) another member made progress at least Stall/2 later than this one last did.
+//
+// The Stall/2 is for causes that stop all members, though not at the same
+// moment. If no member makes progress, (b) marks none: the cause would move
+// along with the shards.
+//
+// Without shards a member is idle, which is no sign of health. So it stays
+// marked: if frozen until a call returns, otherwise for another Stall.
 func (w *FailureDetector) evaluate(now time.Time) {
-	var lastProgress time.Time // the last progress of anybody who is there, if it was lately
+	var lastProgress time.Time // the most recent progress of a member that is not gone, if within Stall
 	for m, s := range w.seen {
 		if now.Sub(s.progressedAt) < w.cfg.Stall && s.progressedAt.After(lastProgress) && !w.Gone(now, m) {
 			lastProgress = s.progressedAt
@@ -124,8 +127,8 @@ func (w *FailureDetector) stalls(now time.Time, s *memberState) bool {
 	return s.beat.InFlight > 0 && s.beat.SinkDown == 0 && now.Sub(s.moved) >= w.cfg.Stall
 }
 
-// RedisUnavailable notes that Redis did not answer. For one TTL after it comes back nobody
-// is declared gone: members could not beat either.
+// RedisUnavailable records that Redis did not answer. For one TTL after it is
+// back no member is declared gone: members could not beat either.
 func (w *FailureDetector) RedisUnavailable(now time.Time) {
 	w.fresh = now.Add(w.cfg.TTL)
 	for _, s := range w.seen {
@@ -133,8 +136,8 @@ func (w *FailureDetector) RedisUnavailable(now time.Time) {
 	}
 }
 
-// Gone reports whether a member is not there any more: it was never seen, it said
-// that it leaves and is not found any more, or it has been silent for a TTL.
+// Gone reports whether a member is gone: it was never seen, it announced its
+// leaving and is not found any more, or it has been silent for a TTL.
 func (w *FailureDetector) Gone(now time.Time, member string) bool {
 	s := w.seen[member]
 	if s == nil {
@@ -146,14 +149,15 @@ func (w *FailureDetector) Gone(now time.Time, member string) bool {
 	return now.Sub(s.advanced) >= w.cfg.TTL && !now.Before(w.fresh)
 }
 
-// Leaving reports whether a member that is there said that it is shutting down.
+// Leaving reports whether a live member announced that it is shutting down.
 func (w *FailureDetector) Leaving(member string) bool {
 	s := w.seen[member]
 	return s != nil && s.beat.Leaving
 }
 
-// Eligible is who may own shards, sorted: those that are there, are not
-// leaving, did not stall where others do better, and reach Postgres if anybody does.
+// Eligible returns the members that may own shards, sorted: those that are
+// live, not leaving, not marked as stalled, and reach Postgres if any member
+// does.
 func (w *FailureDetector) Eligible(now time.Time) []string {
 	var there, able []string
 	sinkUp := false
@@ -172,13 +176,13 @@ func (w *FailureDetector) Eligible(now time.Time) []string {
 		}
 	}
 	if len(able) == 0 {
-		able = there // somebody has to try
+		able = there // a fleet without any eligible member would stop
 	}
 	slices.Sort(able)
 	return able
 }
 
-// Stalled lists the members that have work in flight and make no progress, and
+// Stalled returns the members that have entries in flight without progress, and
 // those that lost their shards for it.
 func (w *FailureDetector) Stalled(now time.Time) []string {
 	var stalled []string

@@ -6,28 +6,28 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// GroupRecreation is a recreation of the group, always at the start of the stream, and the
-// stream at that moment.
+// GroupRecreation records a creation of the group, always at the start of the
+// stream, and the stream at that moment.
 type GroupRecreation struct {
-	Receipt    string            // names it
-	At         time.Time         // by the clock of Redis
+	Receipt    string            // identifies the record
+	At         time.Time         // by Redis' clock
 	Ago        time.Duration     // by the same clock
-	Dispatched telemetry.EntryID // up to where an earlier group had been dispatched; zero where there is no trace of one
-	Entries    int64             // that the stream held, and that are redelivered
-	Removed    int64             // entries that were removed from the stream by then
-	First      telemetry.EntryID // zero where it held none
+	Dispatched telemetry.EntryID // last-delivered ID of the earlier group; zero if there is no trace of one
+	Entries    int64             // in the stream, to be redelivered
+	Removed    int64             // entries removed from the stream before that
+	First      telemetry.EntryID // zero if the stream was empty
 	Last       telemetry.EntryID // the newest ever added
 }
 
-// GroupHistory is what Postgres knows of a group from before a recreation of it.
+// GroupHistory is what Postgres knows of a group from before its recreation.
 type GroupHistory struct {
-	Kind  string            // of the recreation's own incident; "" where none is noted yet
-	Ever  bool              // a group was there before
-	Known telemetry.EntryID // an entry that was stored before, as new as can be told; zero where none can
+	Kind  string            // of the recreation's incident; "" if none is open yet
+	Ever  bool              // a group existed before
+	Known telemetry.EntryID // the newest entry known to have been stored before; zero if none is
 }
 
-// Classify tells what a recreation is to be noted as, and what it shows to be lost of
-// what was ours to do, the number of which cannot be known; nil for nothing.
+// Classify returns the incident kind for a recreated group, and the range of
+// entries that must have been lost (count unknown), or nil.
 func (m *GroupRecreation) Classify(history GroupHistory) (kind string, lost *Loss) {
 	known := history.Known
 	if known.Less(m.Dispatched) {

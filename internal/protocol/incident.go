@@ -1,18 +1,18 @@
 package protocol
 
-// The kinds of incidents: what a person should know. Each has its section in
-// docs/reference/incidents.md, which processor doctor names.
+// Kinds of incidents. Each has its section in docs/reference/incidents.md,
+// which processor doctor names.
 const (
-	ForeignConsumer   = "foreign_consumer"   // another member reads in our group
-	SilentMember      = "silent_member"      // it owned shards and is gone without a release; for an hour
-	StalledMember     = "stalled_member"     // work that does not advance
-	StalledShard      = "stalled_shard"      // the same, while other shards advance
-	DeadLettersAlike  = "dead_letters"       // several that failed alike
-	QuarantinedShard  = "quarantined_shard"  // an entry of a shard may kill processes
-	GeofenceQuery     = "geofence_query"     // it fails, or yields rows that are invalid
-	RecomputeRejected = "recompute_rejected" // a neighbour asked for one in a way nobody understands; over at once
-	GroupCreated      = "group_created"      // there was none before; over at once
-	GroupLost         = "group_lost"         // the stream is there, and is redelivered
-	RedisLost         = "redis_lost"         // what Redis knew of the group is gone, too
-	RedisFailedOver   = "redis_failover"     // it goes on with an older state of stream and group; over at once
+	ForeignConsumer   = "foreign_consumer"   // a foreign consumer reads in our group
+	SilentMember      = "silent_member"      // an owner disappeared without a release; open for an hour
+	StalledMember     = "stalled_member"     // a member with entries in flight does not advance
+	StalledShard      = "stalled_shard"      // a shard does not advance while other shards do
+	DeadLettersAlike  = "dead_letters"       // several entries failed with the same fingerprint
+	QuarantinedShard  = "quarantined_shard"  // an entry of the shard may crash processes
+	GeofenceQuery     = "geofence_query"     // the query fails, or yields invalid rows
+	RecomputeRejected = "recompute_rejected" // an invalid recompute request; closed immediately
+	GroupCreated      = "group_created"      // the group was created for the first time; closed immediately
+	GroupLost         = "group_lost"         // the stream exists and is redelivered
+	RedisLost         = "redis_lost"         // what Redis knew of the group is lost, too
+	RedisFailedOver   = "redis_failover"     // Redis continues with an older state of stream and group; closed immediately
 )

@@ -5,18 +5,18 @@ import (
 	"time"
 )
 
-// ErrNotAssigned says that a shard may not be taken: it is assigned to somebody
-// else by now, or has no row.
+// ErrNotAssigned says that a shard may not be acquired: it is assigned to
+// another member, or has no row.
 var ErrNotAssigned = errors.New("the shard is not assigned to this member")
 
-// ShardRecord is what Postgres says of a shard.
+// ShardRecord is the state of a shard in Postgres.
 type ShardRecord struct {
-	Assigned string // the member that should own it, "" for nobody
+	Assigned string // the member that should own it, "" for none
 	Owner    string // the member that owns it, "" after a release
 	Epoch    int64
 }
 
-// LocalShard is how a member itself holds a shard.
+// LocalShard is a member's own state of a shard.
 type LocalShard struct {
 	Owned    bool
 	Epoch    int64
@@ -27,30 +27,30 @@ type LocalShard struct {
 type Action uint8
 
 const (
-	// Leave it as it is.
+	// Leave it unchanged.
 	Leave Action = iota
-	// Acquire it: it is assigned to us and nobody else owns it.
+	// Acquire it: it is assigned to us and has no other owner.
 	Acquire
-	// ForceAcquire it from an owner that is gone or has had its time: end its
-	// Postgres sessions, then take the shard.
+	// ForceAcquire it from an owner that is gone or has used up its budget: end
+	// the owner's Postgres sessions, then acquire the shard.
 	ForceAcquire
 	// HandOver finishes what is in flight and releases it: it is assigned to another member.
 	HandOver
-	// Lose it at once: another member has taken it.
+	// Lose it immediately: another member has acquired it.
 	Lose
 	// Await the release of the owner it was assigned away from.
 	Await
 )
 
 func (a Action) String() string {
-	return [...]string{"leave", "take", "force-acquire", "hand over", "drop", "await"}[a]
+	return [...]string{"leave", "acquire", "force-acquire", "hand over", "lose", "await"}[a]
 }
 
-// OwnerState is what is known of the owner a shard is to be taken from.
+// OwnerState is what is known of a shard's current owner.
 type OwnerState struct {
 	Gone    bool // it will not release anything any more
-	Ended   bool // its process was seen to end, and not because it was told to
-	Leaving bool // it is shutting down, and may use its whole drain for it
+	Ended   bool // its process was seen to end, unintentionally
+	Leaving bool // it is shutting down, and may use its whole drain
 	Waited  time.Duration
 }
 
@@ -60,8 +60,8 @@ type Budgets struct {
 	Drain   time.Duration
 }
 
-// Next decides what a member does about a shard. Safety does not rest on it:
-// whatever it decides, an owner that has been replaced cannot commit.
+// Next decides what a member does about a shard. Safety does not depend on it:
+// an owner that was replaced cannot commit, whatever Next returns.
 func Next(me string, c ShardRecord, h LocalShard, owner OwnerState, b Budgets) Action {
 	if h.Owned {
 		switch {

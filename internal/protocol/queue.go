@@ -6,29 +6,29 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Queue is an owner's view of one shard's queue: where to read on, what is in
-// flight, and whether the queue is known to hold nothing beyond that. It is
-// not safe for concurrent use; the pipeline guards it with its own lock.
+// Queue is an owner's view of one shard's queue: the read cursor, what is in
+// flight, and whether the queue is known to hold nothing beyond that. It is not
+// safe for concurrent use; the pipeline guards it with its own lock.
 //
-// Order rests on three rules that this type keeps. An entry is handed to the
-// worker at most once while it is in flight. Entries are handed on in the order
-// of the queue. And the dispatcher may hand on an entry that it has
-// just dispatched, without reading it back, only while a read from the cursor has
-// come back empty since that lease was acquired and nothing else was dispatched to
-// the queue since that read was sent.
+// Order rests on three rules that this type keeps. An entry is delivered to the
+// worker at most once while it is in flight. Entries are delivered in queue
+// order. The dispatcher may deliver an entry that it has just dispatched,
+// without reading it back, only if a read from the cursor came back empty after
+// the dispatch lease was acquired and nothing else was dispatched to the queue
+// since that read was sent.
 type Queue struct {
-	cursor     telemetry.EntryID // all at or below it was handed on or seen in flight since the last reset
+	cursor     telemetry.EntryID // all at or below it was delivered or seen in flight since the last reset
 	inFlight   []telemetry.EntryID
 	head       int               // inFlight[:head] is done
-	top        telemetry.EntryID // the highest ID ever handed on
-	resets     uint64            // how often the cursor went back to the start
-	dispatches uint64            // dispatches to this queue that were not fed
+	top        telemetry.EntryID // the highest ID ever delivered
+	resets     uint64            // number of resets of the cursor
+	dispatches uint64            // dispatches to this queue that did not bypass it
 	empty      bool              // nothing lies beyond the cursor
-	emptyIn    uint64            // the dispatch lease in which that was established
+	emptyIn    uint64            // the dispatch lease in which empty was established
 }
 
-// ReadSnapshot is what a read of a queue was based on. It stands for the moment the
-// read was sent, and makes a reply that has been overtaken recognisable.
+// ReadSnapshot is the queue's state when a read was sent. It identifies a reply
+// that a reset has overtaken.
 type ReadSnapshot struct {
 	From        telemetry.EntryID // read what follows this ID
 	resets      uint64
@@ -37,14 +37,14 @@ type ReadSnapshot struct {
 	skip        map[telemetry.EntryID]struct{}
 }
 
-// NeedsRead reports whether the queue may hold something that was not handed on.
+// NeedsRead reports whether the queue may hold entries that were not delivered.
 func (q *Queue) NeedsRead(leaseNumber uint64) bool { return !q.CanBypass(leaseNumber) }
 
-// BeginRead is called before a read is sent, with the number of the dispatch lease this
-// member holds, or 0 when it holds none.
+// BeginRead is called before a read is sent, with the number of the dispatch
+// lease this member holds, or 0 if it holds none.
 func (q *Queue) BeginRead(leaseNumber uint64) ReadSnapshot {
 	t := ReadSnapshot{From: q.cursor, resets: q.resets, dispatches: q.dispatches, leaseNumber: leaseNumber}
-	// Behind the newest handed-on entry the queue still shows what is in flight,
+	// Up to the newest delivered entry the queue still shows what is in flight,
 	// and what finishes while the reply is on its way.
 	if live := q.inFlight[q.head:]; len(live) > 0 && q.cursor.Less(q.top) {
 		t.skip = make(map[telemetry.EntryID]struct{}, len(live))
@@ -55,10 +55,10 @@ func (q *Queue) BeginRead(leaseNumber uint64) ReadSnapshot {
 	return t
 }
 
-// EndRead judges the reply to a read: the IDs found, and whether the reply was
-// cut short by the count asked for. It calls take for the index of each entry
-// that is to be handed on, in order. A reply that a reset has overtaken is
-// dropped whole, and EndRead returns false.
+// EndRead evaluates the reply to a read: the IDs found, and whether the reply
+// was limited by the count asked for. It calls take with the index of each
+// entry to be delivered, in order. It drops a reply that a reset has overtaken,
+// and returns false.
 func (q *Queue) EndRead(t ReadSnapshot, ids []telemetry.EntryID, full bool, leaseNumber uint64, take func(i int)) bool {
 	if t.resets != q.resets {
 		return false
@@ -79,13 +79,13 @@ func (q *Queue) EndRead(t ReadSnapshot, ids []telemetry.EntryID, full bool, leas
 	return true
 }
 
-// CanBypass reports whether the holder of this turn may hand on what it dispatches to
-// the queue next without reading it back.
+// CanBypass reports whether the dispatcher of this lease may deliver what it
+// dispatches to the queue next without reading it back.
 func (q *Queue) CanBypass(leaseNumber uint64) bool {
 	return leaseNumber != 0 && q.empty && q.emptyIn == leaseNumber
 }
 
-// Bypassed notes entries that were dispatched and handed on directly.
+// Bypassed records entries that were dispatched and delivered directly.
 func (q *Queue) Bypassed(ids ...telemetry.EntryID) {
 	q.deliver(ids...)
 	q.cursor = ids[len(ids)-1]
@@ -98,16 +98,15 @@ func (q *Queue) deliver(ids ...telemetry.EntryID) {
 	}
 }
 
-// Dispatched notes that something was, or may have been, put on the queue that was
-// not handed on.
+// Dispatched records that entries were, or may have been, put on the queue
+// without being delivered.
 func (q *Queue) Dispatched() {
 	q.dispatches++
 	q.empty = false
 }
 
-// Done notes that the n entries handed on first are finished: committed and
-// acknowledged, or a dead letter. Work of a shard finishes in the order it was
-// handed on.
+// Done records that the n entries delivered first are finished: committed and
+// acknowledged, or dead-lettered. Work of a shard finishes in delivery order.
 func (q *Queue) Done(n int) {
 	q.head += n
 	switch {
@@ -119,21 +118,22 @@ func (q *Queue) Done(n int) {
 	}
 }
 
-// InFlightIDs is what was handed on and is not done, in order.
+// InFlightIDs returns what was delivered and is not done, in order.
 func (q *Queue) InFlightIDs() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
 
-// InFlight is the number of entries handed on and not done.
+// InFlight returns the number of entries delivered and not done.
 func (q *Queue) InFlight() int { return len(q.inFlight) - q.head }
 
-// Reset sends the cursor back to the start of the queue. What is in flight
-// stays in flight and is not handed on twice.
+// Reset moves the cursor back to the start of the queue. What is in flight
+// stays in flight and is not delivered twice.
 func (q *Queue) Reset() {
 	q.resets++
 	q.cursor = telemetry.EntryID{}
 	q.empty = false
 }
 
-// Discard forgets what is in flight, since its work was given up, and starts over.
+// Discard forgets what is in flight, whose work was abandoned, and resets the
+// cursor.
 func (q *Queue) Discard() {
 	q.inFlight, q.head = nil, 0
 	q.Reset()

@@ -2,29 +2,29 @@ package protocol
 
 import "github.com/trmtracking/processor/internal/telemetry"
 
-// Marks is how far a shard is known to be finished, by Postgres and by Redis.
+// Marks is how far a shard is finished according to Postgres and to Redis.
 type Marks struct {
-	// Applied is the progress mark in Postgres: when it was written, everything
-	// of the shard up to it that had been on its queue was committed.
+	// Applied is the applied ID in Postgres: when it was written, everything of
+	// the shard up to it that had been on its queue was committed.
 	Applied telemetry.EntryID
-	// Acked is the highest entry ever acknowledged. Where the mark is missing,
-	// since the keys of coordination were flushed, AckedKnown is false.
+	// Acked is the highest entry ever acknowledged. AckedKnown is false if the
+	// mark is missing, after a flush of the coordination keys.
 	Acked      telemetry.EntryID
 	AckedKnown bool
 	// Delivered is the group's last-delivered ID.
 	Delivered telemetry.EntryID
 }
 
-// RangeToRedeliver reports which entries of a shard, after one ID and up to another, are
-// to be put on its queue again when it is taken, before the queue is read.
+// RangeToRedeliver returns the entries of a shard, after one ID and up to
+// another, that must be put on its queue again before an acquired shard's queue
+// is read.
 //
-// An acknowledgement follows its commit, so Postgres is behind what was
-// acknowledged only if it lost commits, or because the progress mark is not
-// written with every commit. The range covers both; what is stored already
-// ends as duplicates. It may reach beyond the last-delivered ID, where that was
-// moved back or the group recreated: what was dispatched before may still be on the
-// queue, and must not pass what Postgres lost. A missing acked mark might have
-// been anything up to the last-delivered ID.
+// Invariant: acked <= committed. So acked > applied means that Postgres lost
+// commits, or that the applied ID was not written yet. Redeliver (applied,
+// acked]; if acked is unknown, (applied, delivered]. Rows that are stored
+// already end as duplicates. The range may reach beyond the last-delivered ID,
+// where that was moved back or the group recreated: what was dispatched before
+// may still be on the queue, and must not overtake what Postgres lost.
 func RangeToRedeliver(m Marks) (after, upTo telemetry.EntryID, ok bool) {
 	upTo = m.Delivered
 	if m.AckedKnown {

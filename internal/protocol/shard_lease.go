@@ -2,22 +2,22 @@ package protocol
 
 import "github.com/trmtracking/processor/internal/telemetry"
 
-// ShardLease is a shard together with the epoch under which it is held.
+// ShardLease is a shard together with the epoch under which it is owned.
 type ShardLease struct {
 	Shard int
 	Epoch int64
-	// Token is what the shard's acknowledgements carry. An epoch would not do:
+	// Token is what the shard's acknowledgements carry. The epoch would not do:
 	// epochs go back with a restored Postgres.
 	Token string
-	// Quarantine says how carefully a shard that is granted must be run.
+	// Quarantine is how a granted shard must be run.
 	Quarantine Quarantine
 }
 
-// Quarantine is how carefully a shard must be run, since an entry of it may kill
-// the process.
+// Quarantine limits how a shard is run, since one of its entries may crash the
+// process.
 type Quarantine struct {
-	CrashCount int               // of owners, since the shard last made progress
-	Limit      int               // most entries in flight; 0 means that nothing is suspected
-	Until      telemetry.EntryID // the last entry in quarantine; zero: all until a run ends well
-	Culprit    telemetry.EntryID // is given up without another attempt; zero for none
+	CrashCount int               // crashes of owners since the shard last made progress
+	Limit      int               // maximum entries in flight; 0 if there is no suspicion
+	Until      telemetry.EntryID // the last quarantined entry; zero: all until a probe batch succeeds
+	Culprit    telemetry.EntryID // dead-lettered without another attempt; zero for none
 }

@@ -7,19 +7,19 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ShardWork is how far the work of a shard got.
+// ShardWork is the progress of a shard.
 type ShardWork struct {
 	QueueState
-	Acked telemetry.EntryID // the highest entry acknowledged; zero where that is not known
+	Acked telemetry.EntryID // the highest entry acknowledged; zero if unknown
 }
 
-// ProgressTracker tells the shards that get on from those that do not. It is fed with
-// where they stand, as often as somebody looks. It is not safe for concurrent use.
+// ProgressTracker tells progressing shards from stalled ones, from samples of
+// their work. It is not safe for concurrent use.
 //
-// Work of a shard finishes in the order of its queue, so a shard that has work
-// and neither another oldest entry nor a higher mark than before has not
-// advanced. Whose fault that is shows in what the others do meanwhile: when
-// nobody advances it is an outage, and no shard is blamed.
+// Work of a shard finishes in queue order, so a shard has advanced if its
+// oldest entry changed or its acked mark rose. A shard with work that does
+// neither counts as stalled only for the time in which other shards advance: if
+// none does it is an outage, and no shard is blamed.
 type ProgressTracker struct {
 	stall  time.Duration
 	shards map[int]*shardProgress
@@ -28,19 +28,19 @@ type ProgressTracker struct {
 
 type shardProgress struct {
 	ShardWork
-	since    time.Time     // it stands since then
-	alone    time.Duration // for which it stood while others advanced
-	advanced bool          // between the last two looks
+	since    time.Time     // no progress since then
+	alone    time.Duration // time without progress while other shards advanced
+	advanced bool          // between the last two samples
 }
 
-// NewProgressTracker returns what knows nothing yet. A shard that stands for less than
-// stall is not blamed.
+// NewProgressTracker returns a tracker without samples. A shard is blamed after
+// stall without progress.
 func NewProgressTracker(stall time.Duration) *ProgressTracker {
 	return &ProgressTracker{stall: stall, shards: make(map[int]*shardProgress)}
 }
 
-// Observe takes in where the shards stand; one that has nothing to do and no mark
-// may be left out.
+// Observe records a sample. Shards without work and without an acked mark may
+// be left out.
 func (h *ProgressTracker) Observe(now time.Time, found map[int]ShardWork) {
 	advanced := false
 	for shard, was := range h.shards {
@@ -49,7 +49,8 @@ func (h *ProgressTracker) Observe(now time.Time, found map[int]ShardWork) {
 			was.Pending > 0 && (s.Pending == 0 || was.Oldest.Less(s.Oldest))
 		advanced = advanced || was.advanced
 	}
-	// A long time without a look is no proof of what others did all the while.
+	// A long gap between samples does not show that others advanced all the
+	// time.
 	gap := min(now.Sub(h.polled), h.stall/4)
 	next := make(map[int]*shardProgress, len(found))
 	for shard, s := range found {
@@ -71,8 +72,8 @@ func (s *shardProgress) isStalled(now time.Time, stall time.Duration) bool {
 	return s.Pending > 0 && now.Sub(s.since) >= stall
 }
 
-// Stalled lists the shards, ascending, that have had work and not advanced for
-// all the time in which others did.
+// Stalled returns the shards, ascending, that had work and did not advance for
+// stall while other shards did.
 func (h *ProgressTracker) Stalled() []int {
 	var stalled []int
 	for shard, s := range h.shards {
@@ -84,7 +85,8 @@ func (h *ProgressTracker) Stalled() []int {
 	return stalled
 }
 
-// Since is when a shard was first found where it stands.
+// Since returns a shard's last sample, and when it was first seen in that
+// state.
 func (h *ProgressTracker) Since(shard int) (work ShardWork, since time.Time) {
 	if s := h.shards[shard]; s != nil {
 		return s.ShardWork, s.since
@@ -92,21 +94,20 @@ func (h *ProgressTracker) Since(shard int) (work ShardWork, since time.Time) {
 	return ShardWork{}, h.polled
 }
 
-// Progressing reports whether a shard has nothing to do, or advanced between the last
-// two looks.
+// Progressing reports whether a shard has no work, or advanced between the last
+// two samples.
 func (h *ProgressTracker) Progressing(shard int) bool {
 	s := h.shards[shard]
 	return s == nil || s.Pending == 0 || s.advanced
 }
 
-// EffectiveBacklog is how many of the entries that are dispatched and unfinished count against the
-// limit on dispatching: all but those of shards that stand while others advanced.
+// EffectiveBacklog returns how many dispatched and unfinished entries count
+// against the limit on dispatching: all but those of shards that are stalled
+// while others advance.
 //
-// While none has been seen to advance, that proves nothing: perhaps there was
-// nothing for the others to do, since dispatching pauses for the sake of the one that
-// stands; perhaps nobody can. So what stands is left out up to one more limit.
-// In an outage dispatching pauses at twice the limit, therefore, and without an
-// outage a shard alone does not keep work from the others.
+// If no shard advances we cannot tell an outage from a starved fleet (dispatch
+// may have paused because of the stalled shard). So exclude stalled entries,
+// but at most limit of them: in an outage dispatch stops at 2*limit.
 func (h *ProgressTracker) EffectiveBacklog(now time.Time, pending, limit int) int {
 	blamed, unproven := 0, 0
 	for _, s := range h.shards {

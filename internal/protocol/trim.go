@@ -6,17 +6,17 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// TrimPoint is where trimming has got to: what lies before First is gone.
+// TrimPoint is how far trimming has got: entries before First are gone.
 type TrimPoint struct {
-	First   telemetry.EntryID // the oldest entry that is left; zero in an empty stream
+	First   telemetry.EntryID // the oldest retained entry; zero in an empty stream
 	Length  int64
-	Removed int64 // entries removed since the stream was made
+	Removed int64 // entries removed since the stream was created
 }
 
-// Margin is how far the trim point is behind the oldest unfinished entry, in the
-// time of the stream: how long it takes to get there when entries are removed
-// as fast as they were added then. It is unknown while nothing was ever
-// removed, and where nothing is unfinished there is no margin to lose.
+// Margin is the distance of the oldest unfinished entry from the trim point, in
+// stream time: how long trimming takes to reach it if entries are removed at
+// the rate at which they were added. It is unknown while nothing was ever
+// removed, and when nothing is unfinished.
 func (h TrimPoint) Margin(oldest telemetry.EntryID) (margin time.Duration, known bool) {
 	if h.Removed <= 0 || h.First.IsZero() || oldest.IsZero() {
 		return 0, false
