@@ -40,8 +40,8 @@ func TestAssignmentIsBalancedStickyAndMovesLeast(t *testing.T) {
 		}
 		require.LessOrEqual(t, most-least, 1)
 
-		// What had to move: shards of nobody, and what is above a quota. With extra
-		// members at the larger quota, nobody can keep more than that.
+		// Shards must move if unassigned or above a quota. With extra
+		// members at the larger quota, no member can keep more than that.
 		had := map[string]int{}
 		for _, m := range current {
 			had[m]++
@@ -159,8 +159,8 @@ func TestAMemberWithWorkAndWithoutProgressIsStalled(t *testing.T) {
 	require.Equal(t, []string{"stuck"}, w.Stalled(then))
 }
 
-// fleetUnder lets members work for some minutes on what Assign gives them, each with
-// work in flight while it has shards, and counts the shards that move. beat says what a
+// fleetUnder runs members for some minutes on what Assign gives them, each with
+// entries in flight while it has shards, and counts the shards that move. beat returns what a
 // member with shards reports at a second.
 func fleetUnder(t *testing.T, members []string, beat func(member string, second uint64) protocol.Beat) (moved map[string]int) {
 	t.Helper()
@@ -195,23 +195,23 @@ func fleetUnder(t *testing.T, members []string, beat func(member string, second 
 }
 
 func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
-	// A lock on the table: every commit comes back with an error, everywhere.
+	// A table lock: every commit of every member fails.
 	locked := func(_ string, s uint64) protocol.Beat {
 		return protocol.Beat{InFlight: 100, Progress: 7, CallsReturned: s / 5}
 	}
 	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, locked))
-	// The lock came while they were at work, and not all had committed just then.
+	// The lock came while members worked, and not all had committed just before.
 	require.Empty(t, fleetUnder(t, []string{"a", "b", "c"}, func(m string, s uint64) protocol.Beat {
 		return protocol.Beat{InFlight: 100, Progress: min(s, 100+3*uint64(m[0]-'a')), CallsReturned: s / 5}
 	}))
-	// Nor does the work of one that is stuck go to one that only happens to have none.
+	// Nor do shards of a stuck member move to one that is merely idle.
 	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(m string, s uint64) protocol.Beat {
 		if m == "a" {
 			return locked(m, s)
 		}
 		return protocol.Beat{}
 	}))
-	// Nothing comes back to anybody: somebody has to try.
+	// No call of any member returns: a fleet without any eligible member would stop.
 	require.Empty(t, fleetUnder(t, []string{"a", "b"}, func(string, uint64) protocol.Beat { return protocol.Beat{InFlight: 1} }))
 }
 
@@ -234,7 +234,7 @@ func TestAMemberWhoseCommitsFailLosesItsShardsToOneThatAdvances(t *testing.T) {
 		}
 		return protocol.Beat{InFlight: 5, Progress: s, CallsReturned: s}
 	})
-	// It is given another chance after as long again as it took to find it out.
+	// It becomes eligible again after another Stall.
 	require.Positive(t, moved["fails"])
 	require.LessOrEqual(t, moved["fails"], 32*600/60)
 }
@@ -270,8 +270,8 @@ func TestNextActionOfAnOwner(t *testing.T) {
 	}{
 		{"ours", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.Leave},
 		{"assigned away", protocol.ShardRecord{Assigned: "b", Owner: "me", Epoch: 3}, held, protocol.OwnerState{}, protocol.HandOver},
-		{"taken from us", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
-		{"taken again by us elsewhere", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
+		{"acquired by another member", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
+		{"acquired again under a later epoch", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 4}, held, protocol.OwnerState{}, protocol.Lose},
 		{"another member's", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Leave},
 		{"released", protocol.ShardRecord{Assigned: "me"}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},
 		{"ours, given up", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},

@@ -9,7 +9,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// P6: what a recreation of the group shows to be lost is never taken for nothing.
+// P6: a loss that a group recreation implies is always reported.
 func TestAGroupRecreationIsClassifiedByWhatWasKnownBefore(t *testing.T) {
 	t.Parallel()
 	at := func(ms uint64) telemetry.EntryID { return telemetry.EntryID{Ms: ms} }

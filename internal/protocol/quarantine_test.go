@@ -89,7 +89,7 @@ func TestAQuarantineNeedsACrashWithoutProgress(t *testing.T) {
 	}
 }
 
-// TestOneCulpritAmongManyIsFoundAndNoOtherIsBlamed plays owners that die.
+// Owners crash on the culprit until it is found.
 func TestOneCulpritAmongManyIsFoundAndNoOtherIsBlamed(t *testing.T) {
 	t.Parallel()
 	for _, queue := range []int{1, 2, 3, 10, 1000, 5000} {

@@ -23,7 +23,7 @@ func end(q *protocol.Queue, t protocol.ReadSnapshot, full bool, leaseNumber uint
 	return taken
 }
 
-// P3: entries of a shard are handed on in the order of its queue.
+// P3: entries of a shard are delivered in queue order.
 func TestQueueDeliversInOrderAndOnlyOnce(t *testing.T) {
 	var q protocol.Queue
 	require.Equal(t, []uint64{1, 2, 3}, end(&q, q.BeginRead(1), true, 1, 1, 2, 3))
@@ -51,8 +51,8 @@ func TestQueueDropsAReplyThatAResetOvertook(t *testing.T) {
 	require.Equal(t, []uint64{1}, end(&q, q.BeginRead(1), false, 1, 1))
 }
 
-// P3: what is dispatched passes nothing that lies on the queue.
-func TestQueueMayBeFedOnlyWhileKnownEmpty(t *testing.T) {
+// P3: bypassing overtakes nothing that lies on the queue.
+func TestQueueIsBypassedOnlyWhileKnownEmpty(t *testing.T) {
 	var q protocol.Queue
 	require.False(t, q.CanBypass(1), "nothing is known of a new queue")
 	end(&q, q.BeginRead(1), false, 1, 1)

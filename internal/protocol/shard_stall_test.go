@@ -13,12 +13,12 @@ import (
 
 func entryAt(n int) telemetry.EntryID { return telemetry.EntryID{Ms: uint64(n)} }
 
-// lying is a queue of n entries of which the first is oldest.
+// lying returns a queue of n entries, the first of which is the oldest.
 func lying(n int64, oldest int) protocol.ShardWork {
 	return protocol.ShardWork{QueueState: protocol.QueueState{Pending: n, Oldest: entryAt(oldest)}, Acked: entryAt(oldest - 1)}
 }
 
-// done is a shard with nothing to do, acknowledged up to an entry.
+// done returns an idle shard, acknowledged up to an entry.
 func done(upTo int) protocol.ShardWork { return protocol.ShardWork{Acked: entryAt(upTo)} }
 
 const stall = 30 * time.Second
@@ -33,7 +33,7 @@ func TestAShardThatStallsWhileOthersAdvanceIsNamedAndNotCounted(t *testing.T) {
 	require.Equal(t, []int{1}, h.Stalled())
 	require.False(t, h.Progressing(1))
 	require.True(t, h.Progressing(2))
-	require.Equal(t, 60, h.EffectiveBacklog(now, 960, 100), "what came since the look is counted")
+	require.Equal(t, 60, h.EffectiveBacklog(now, 960, 100), "entries since the last sample are counted")
 	// It advances.
 	now = now.Add(2 * time.Second)
 	h.Observe(now, map[int]protocol.ShardWork{1: lying(800, 105), 2: lying(50, 99)})
@@ -52,7 +52,7 @@ func TestNoShardIsBlamedWhileNoneAdvances(t *testing.T) {
 	require.Empty(t, h.Stalled())
 	require.Equal(t, 0, h.EffectiveBacklog(now, 100, 100), "up to one more limit")
 	require.Equal(t, 100, h.EffectiveBacklog(now, 200, 100))
-	// It is over, and they advance one after the other.
+	// The outage ends, and they advance one after the other.
 	now = now.Add(2 * time.Second)
 	h.Observe(now, map[int]protocol.ShardWork{1: lying(60, 5), 2: done(90), 3: done(1)})
 	require.Empty(t, h.Stalled())
@@ -64,14 +64,14 @@ func TestAShardThatGetsNewWorkStartsOver(t *testing.T) {
 	h, now := protocol.NewProgressTracker(stall), time.Unix(0, 0)
 	for s := range 40 {
 		now = now.Add(time.Second)
-		// What a sweep or a take-over puts back lies before what was there.
+		// Entries put back by a sweep or an acquisition precede the rest of the queue.
 		h.Observe(now, map[int]protocol.ShardWork{1: {QueueState: protocol.QueueState{Pending: 3, Oldest: entryAt(100 - s)}}, 2: done(s)})
 	}
 	require.Empty(t, h.Stalled())
 }
 
-// P9: dispatching gets ahead by at most twice the limit where nobody advances; what
-// stands while others advance is left out, so that it never keeps work from them.
+// P9: dispatching gets ahead by at most 2*limit when no shard advances; a shard that
+// is stalled while others advance is excluded, so that it never starves them.
 func TestP9DispatchingPausesInAnOutageAndForNoShardAlone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(200, 2000).Draw(t, "limit")
@@ -115,7 +115,7 @@ func TestP9DispatchingPausesInAnOutageAndForNoShardAlone(t *testing.T) {
 		for range 120 {
 			round(true)
 		}
-		blamed := before > 0 // others advanced while it stood: it is not counted
+		blamed := before > 0 // others advanced while it was stalled: it is not counted
 		left := 0
 		for s, q := range queue {
 			if s != stuck || !blamed {

@@ -2,13 +2,13 @@ package sim
 
 import "errors"
 
-// What a call can end with, in the words of the pipeline.
+// Errors a call can end with, as the pipeline classifies them.
 var (
 	errUnknown     = errors.New("outcome unknown")
 	errUnavailable = errors.New("unavailable, nothing happened")
 	errFenced      = errors.New("fenced")
 	errConflict    = errors.New("stored already")
-	errLost        = errors.New("turn or group is not what it was")
+	errLost        = errors.New("dispatch lease or group has changed")
 	errNotAssigned = errors.New("not assigned")
 )
 
@@ -18,27 +18,27 @@ const (
 	servers
 )
 
-// server is what the network knows of Redis or Postgres.
+// server is the network's view of Redis or Postgres.
 type server struct {
 	name    string
-	run     int // which run of it answers; another one may hold an older state
+	run     int // server generation; another one may hold an older state
 	downTil int64
 	slowTil int64
-	timeout int64 // after which clients give a request up
+	timeout int64 // after which clients give up on a request
 }
 
 // link is the network between one member and one server.
 type link struct {
 	cutTil   int64
-	lose     int   // replies that will be lost
+	lose     int   // replies still to be lost
 	delay    int64 // before the next request takes effect
-	knownRun int   // the run of the server that the member last spoke to
+	knownRun int   // the server generation that the member last spoke to
 }
 
-// call sends a request: effect happens in the server, later, unless the request is
-// lost, and answers by its argument. done gets the answer, or errUnknown.
-// What a member sends it decided on what a run of the server told it, so
-// another run refuses it, and the member hears of the change.
+// call sends a request. effect runs in the server later, unless the request is
+// lost, and answers through its argument; done gets the answer, or errUnknown.
+// A request was decided on what one generation of the server said, so another
+// generation rejects it, and the member learns of the change.
 func call[T any](p *proc, which int, what string, effect func(answer func(T, error)), done func(T, error)) {
 	w, s, l := p.w, &p.w.servers[which], &p.links[which]
 	var none T
@@ -100,7 +100,7 @@ func call[T any](p *proc, which int, what string, effect func(answer func(T, err
 	})
 }
 
-// latency is the time one way through the network takes.
+// latency is the one-way delay of the network.
 func (p *proc) latency() int64 {
 	if p.rng.IntN(12) == 0 {
 		return 20 + p.rng.Int64N(150)

@@ -1,13 +1,13 @@
 package sim
 
-// forever is later than any run lasts.
+// forever is later than the end of any run.
 const forever = int64(1) << 40
 
-// event is something that happens at a moment of the virtual clock.
+// event happens at a moment of the virtual clock.
 type event struct {
-	at, due int64 // when it happens; when it would have, had its member not been frozen
+	at, due int64 // when it happens; when it would have happened had its member not been frozen
 	seq     uint64
-	p       *proc // nil for what happens in a server or in the world
+	p       *proc // nil for an event of a server or of the environment
 	fn      func()
 }
 
@@ -21,7 +21,7 @@ func (e *event) before(o *event) bool {
 	return e.seq < o.seq
 }
 
-// events is a heap by value: a run goes through thousands of them.
+// events is a heap of values: a run processes thousands of them.
 type events []event
 
 func (h *events) push(e event) {
@@ -59,7 +59,7 @@ func (h *events) pop() event {
 	}
 }
 
-// after has fn happen in p, or in no member, once some milliseconds have passed.
+// after schedules fn in p, or in no member, some milliseconds later.
 func (w *world) after(ms int64, p *proc, fn func()) {
 	w.seq++
 	w.events.push(event{at: w.now + ms, due: w.now + ms, seq: w.seq, p: p, fn: fn})

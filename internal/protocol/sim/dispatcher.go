@@ -5,7 +5,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// acquireLease tries for the dispatch lease, as the pipeline's dispatcher does.
+// acquireLease requests the dispatch lease, as the pipeline's dispatcher does.
 func (p *proc) acquireLease() {
 	if p.leaving {
 		return
@@ -87,8 +87,8 @@ func (p *proc) runLease(number uint64, after telemetry.EntryID) {
 
 func (p *proc) dispatch(number uint64, after telemetry.EntryID, started int64, read []*entry) {
 	token := p.token
-	// What is known of a queue counts only if it was known before the dispatch was sent:
-	// a read in between may have found another group's queue.
+	// An empty queue counts only if it was known before the dispatch was sent:
+	// a read in between may have seen another group's queue.
 	empty := make([]bool, len(p.slots))
 	for i := range p.slots {
 		empty[i] = p.slots[i].queue.CanBypass(number) || p.w.cfg.Mutant == FeedKnownLate
@@ -107,7 +107,7 @@ func (p *proc) dispatch(number uint64, after telemetry.EntryID, started int64, r
 	})
 }
 
-// bypass hands on what was dispatched, as far as it may pass the queues by.
+// bypass delivers what was dispatched, for queues that may be bypassed.
 func (p *proc) bypass(number uint64, read []*entry, empty []bool, gone bool) {
 	for shard := range p.slots {
 		s := &p.slots[shard]

@@ -8,15 +8,16 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Kind is what goes wrong.
+// Kind is a kind of fault.
 type Kind uint8
 
-// The faults. Those of a member hit whoever has its identity at that moment.
+// The faults. Those of a member hit the process that has its identity at that
+// moment.
 const (
 	Crash      Kind = iota // a member dies, and its identity starts again later
-	Freeze                 // a member stops for a while at whatever it does
-	Replace                // a member freezes for good inside a transaction, and is started again
-	Resume                 // the same, but the frozen one wakes up again
+	Freeze                 // a member stops for a while, whatever it is doing
+	Replace                // a member freezes forever inside a transaction, and is started again
+	Resume                 // the same, but the frozen process resumes
 	LeaveFleet             // a member shuts down in order
 	Join                   // another member starts
 	CutRedis               // requests and replies are lost for a while
@@ -30,17 +31,17 @@ const (
 	RedisSlow
 	PostgresDown
 	PostgresSlow
-	FlushKeys // turn, lock, heartbeats and marks are lost
+	FlushKeys // dispatch lease, lock, heartbeats and marks are lost
 	ExpireDispatchLease
 	ExpireLock
 	LoseGroup
-	GroupMovedManually // another member removes the group and makes it at 0
+	GroupMovedManually // a client removes the group and creates it at 0
 	MoveBack           // the last-delivered ID is moved back by hand
-	MoveForward        // and forward, past entries that were not dispatched
+	MoveForward        // and forward, past undispatched entries
 	ForeignRead        // a foreign consumer reads some entries, and dies
 	Trim
-	RedisRestart  // same state, another run
-	RedisFailover // an older state, another run, and IDs that are used again
+	RedisRestart  // same state, new server generation
+	RedisFailover // an older state, new server generation, and IDs that are reused
 	PostgresRestart
 	PostgresFailover // an older state
 	kinds
@@ -57,7 +58,7 @@ func (k Kind) String() string {
 	}[k]
 }
 
-// Fault is one thing that goes wrong.
+// Fault is one fault of a run.
 type Fault struct {
 	At   int64 // milliseconds after the start
 	Kind Kind
@@ -72,8 +73,8 @@ func (f Fault) String() string {
 // faultsEnd is when faults stop, and with them the publisher.
 const faultsEnd = 11000
 
-// schedule draws the faults of a run. A run has a theme, a few kinds that come
-// up often, since faults do most harm together.
+// schedule draws the faults of a run. A run has a theme, a few kinds that occur
+// often, since faults do most harm in combination.
 func schedule(rng *rand.Rand, members int, theme []Kind) []Fault {
 	if theme == nil {
 		theme = make([]Kind, 3+rng.IntN(3))
@@ -85,7 +86,7 @@ func schedule(rng *rand.Rand, members int, theme []Kind) []Fault {
 	for i := range faults {
 		f := &faults[i]
 		f.At = 500 + rng.Int64N(faultsEnd-1500)
-		if i > 0 && rng.IntN(3) == 0 { // shortly after another one
+		if i > 0 && rng.IntN(3) == 0 { // shortly after the previous one
 			f.At = min(faultsEnd-500, faults[i-1].At+rng.Int64N(400))
 		}
 		f.Who = rng.IntN(members)
@@ -109,7 +110,7 @@ func schedule(rng *rand.Rand, members int, theme []Kind) []Fault {
 	return faults
 }
 
-// plan puts a fault on the clock, and the snapshot it will go back to.
+// plan puts a fault on the clock, and the snapshot it will restore.
 func (w *world) plan(f Fault) {
 	switch f.Kind {
 	case RedisFailover:
@@ -177,8 +178,8 @@ func (w *world) inject(f Fault) {
 		w.servers[postgresServer].slowTil = w.now + f.Much
 	case FlushKeys:
 		r.dispatchLease, r.lock, r.beats, r.acked, r.grants = lease{}, lease{}, nil, nil, nil
-		// Nothing could repair a move by hand whose only trace is flushed before
-		// the next renewal of the dispatch lease.
+		// A manual move whose only trace is flushed before the next renewal of
+		// the dispatch lease cannot be repaired.
 		r.dispatchedSet = r.dispatchedSet && r.group != nil && r.dispatched.Less(r.group.delivered)
 	case ExpireDispatchLease:
 		r.dispatchLease = lease{}
@@ -199,7 +200,7 @@ func (w *world) inject(f Fault) {
 			g.delivered.Ms = min(g.delivered.Ms, g.delivered.Seq)
 		}
 	case MoveForward:
-		// Where dispatching had left it is known only while that key is there.
+		// Where dispatching left it is known only while that key exists.
 		if r.group != nil && r.dispatchedSet && r.dispatched == r.group.delivered {
 			r.group.delivered = r.last
 		}
@@ -223,14 +224,13 @@ func (w *world) inject(f Fault) {
 	}
 }
 
-// moveGroupManually is what somebody does who removes the group and makes it at 0.
+// moveGroupManually is a client that removes the group and creates it at 0.
 func (w *world) moveGroupManually() {
 	w.checkGroupGone()
 	w.redis.group = &group{pending: make(map[telemetry.EntryID]pendingEntry)}
 }
 
-// whenInside has something happen once a member has a transaction open, or
-// after a second.
+// whenInside calls do once a member has a transaction open, or after a second.
 func (w *world) whenInside(p *proc, do func()) {
 	give := w.now + 1000
 	var look func()
@@ -257,11 +257,11 @@ func (w *world) foreignRead(n int) {
 	}
 }
 
-// redisFailover goes on with an older state. What was added since is gone.
+// redisFailover continues with an older state. What was added since is lost.
 func (w *world) redisFailover(past *redis) {
 	if past.history != w.redis.history {
-		// An entry that was gone for one failover and is back after the next has
-		// no place in an order. The state stays as it is.
+		// An entry lost by one failover and back after the next has no place in
+		// an order. The state stays as it is.
 		past = w.redis
 	}
 	kept := make(map[*entry]bool)
@@ -279,7 +279,7 @@ func (w *world) redisFailover(past *redis) {
 	w.servers[redisServer].run++
 }
 
-// abort ends everything that is open, when the server goes away.
+// abort ends every open transaction, because the server stops.
 func (g *postgres) abort() {
 	g.waiting = nil
 	for _, t := range slices.Clone(g.open) {
@@ -287,7 +287,8 @@ func (g *postgres) abort() {
 	}
 }
 
-// closeConn ends what of a member waits for its client, whose connection is found dead.
+// closeConn ends a member's transactions that wait for a client whose
+// connection is dead.
 func (g *postgres) closeConn(p *proc) {
 	for _, t := range slices.Clone(g.open) {
 		if t.p == p && !t.fenced {

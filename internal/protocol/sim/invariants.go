@@ -7,7 +7,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// fail notes the first broken promise; the run ends with it.
+// fail records the first broken promise, which ends the run.
 func (w *world) fail(format string, args ...any) {
 	if w.violation == "" {
 		w.violation = fmt.Sprintf(format, args...)
@@ -15,8 +15,8 @@ func (w *world) fail(format string, args ...any) {
 	}
 }
 
-// checkOwner sees a transaction about to commit: it must come from the owner
-// of all its shards, and hold only what belongs to them.
+// checkOwner checks a transaction about to commit: it must come from the owner
+// of all its shards, and contain only their entries.
 func (w *world) checkOwner(t *tx) {
 	for _, h := range t.c.held {
 		if w.pg.t.procs[h.shard] != t.p || w.pg.t.shards[h.shard].epoch != h.epoch {
@@ -31,7 +31,7 @@ func (w *world) checkOwner(t *tx) {
 	}
 }
 
-// checkOrder sees the entries of a transaction about to commit, in order.
+// checkOrder checks the order of entries in a transaction about to commit.
 func (w *world) checkOrder(t *tx) {
 	for _, it := range t.c.items {
 		e := it.e
@@ -52,7 +52,7 @@ func (w *world) checkOrder(t *tx) {
 	w.commits++
 }
 
-// checkRows sees the rows of the devices a commit has touched.
+// checkRows checks the rows of the devices that a commit touched.
 func (w *world) checkRows(t *tx, touched map[int]bool) {
 	for d := range w.pg.t.rows {
 		if !touched[d] {
@@ -66,8 +66,8 @@ func (w *world) checkRows(t *tx, touched map[int]bool) {
 	}
 }
 
-// checkAck sees an entry being acknowledged as finished. now is what the
-// stream holds under its ID.
+// checkAck checks an entry that is acknowledged as finished. now is what the
+// stream has under its ID.
 func (w *world) checkAck(p *proc, it item, now *entry) {
 	w.acks++
 	if now != nil && !now.committed {
@@ -78,7 +78,8 @@ func (w *world) checkAck(p *proc, it item, now *entry) {
 	}
 }
 
-// checkGone sees a pending ID whose content is gone noted as lost.
+// checkGone checks a pending ID that is recorded as lost because its content is
+// gone.
 func (w *world) checkGone(p *proc, id telemetry.EntryID) {
 	if w.redis.find(id) != nil {
 		w.fail("P1: %s notes entry %d as lost, which is there", p.id, id.Seq)
@@ -90,8 +91,8 @@ func (w *world) checkGone(p *proc, id telemetry.EntryID) {
 	}
 }
 
-// checkGroupGone sees the group about to be removed: of what was trimmed while
-// it was pending no trace is left.
+// checkGroupGone is called before the group is removed: entries trimmed while
+// pending leave no trace.
 func (w *world) checkGroupGone() {
 	if w.redis.group == nil {
 		return
@@ -105,8 +106,8 @@ func (w *world) checkGroupGone() {
 	}
 }
 
-// checkRestored sees Postgres about to go back to an older state, and finds the
-// entries that the known limit is about.
+// checkRestored is called before Postgres goes back to an older state, and
+// marks the entries that the known limit concerns.
 func (w *world) checkRestored(past *tables) {
 	for _, e := range w.entries {
 		row := past.shards[e.shard]
@@ -117,7 +118,7 @@ func (w *world) checkRestored(past *tables) {
 	}
 }
 
-// checkRange sees a range redelivered: what is trimmed of it goes to the ledger.
+// checkRange checks a redelivered range: trimmed entries go to the ledger.
 func (w *world) checkRange(shard int, after, upTo, first telemetry.EntryID) {
 	for _, e := range w.entries {
 		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) && e.id.Less(first) && e.lost == "" {
@@ -126,7 +127,7 @@ func (w *world) checkRange(shard int, after, upTo, first telemetry.EntryID) {
 	}
 }
 
-// quiet reports whether nothing is left to do: all is dispatched, no queue holds anything.
+// quiet reports whether all entries are dispatched and all queues empty.
 func (w *world) quiet() bool {
 	g := w.redis.group
 	if g == nil || len(g.pending) > 0 || len(w.entries) < w.published {
@@ -145,11 +146,12 @@ func (w *world) quiet() bool {
 			return false
 		}
 	}
-	// Who is frozen for good may leave a transaction open that nobody waits for.
+	// A process that is frozen forever may leave a transaction open that blocks
+	// nothing.
 	return !slices.ContainsFunc(w.pg.open, func(t *tx) bool { return t.p.frozenUntil < forever })
 }
 
-// checkEnd sees the world once all is quiet.
+// checkEnd checks the final state, once all is quiet.
 func (w *world) checkEnd() {
 	for _, e := range w.entries {
 		if w.pg.t.seen[e.number] || e.lost != "" {
@@ -172,7 +174,7 @@ func (w *world) checkEnd() {
 	}
 }
 
-// overdue names what is not finished although faults have stopped long ago.
+// overdue fails the run, naming what is unfinished long after the last fault.
 func (w *world) overdue() {
 	g := w.redis.group
 	if g == nil {

@@ -6,7 +6,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// leader is what a member knows of its leadership. step is 0 without the lock,
+// leader is a member's own state of the leadership: step is 0 without the lock,
 // 1 with the lock, 2 with the term.
 type leader struct {
 	token string
@@ -15,7 +15,7 @@ type leader struct {
 	busy  bool
 }
 
-// lead tries for the lock, or renews it and does the leader's work.
+// lead requests the lock, or renews it and does the leader's work.
 func (p *proc) lead() {
 	l := &p.leader
 	if l.busy {
@@ -63,12 +63,12 @@ func (p *proc) campaign() {
 		}
 		l.step, l.term = 2, term
 		p.w.logf(p, "leads, term %d", term)
-		// Everybody gets a chance to be seen by the new leader.
+		// The new leader must see each member before it can declare one gone.
 		p.watch.RedisUnavailable(p.w.clock())
 	})
 }
 
-// assign moves shards to those who may own them, and sweeps.
+// assign assigns shards to eligible members, and sweeps.
 func (p *proc) assign() {
 	l := &p.leader
 	call(p, postgresServer, "list assignments", func(answer func([]string, error)) {

@@ -8,8 +8,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// The pace of the model, in milliseconds: that of production, but for what
-// waits long there.
+// Intervals of the model, in milliseconds: those of production, except for its
+// long waits.
 const (
 	dispatchLeaseTTL = 2000
 	lockTTL          = 2000
@@ -23,15 +23,15 @@ const (
 	drainBudget      = 4000
 )
 
-// item is an entry as a member has it. Its entry is nil when the content was
-// gone by the time it was read.
+// item is an entry as a member has it. Its entry is nil if the content was gone
+// when it was read.
 type item struct {
 	id      telemetry.EntryID
 	e       *entry
-	skipped bool // acknowledged unseen, by a mutant
+	skipped bool // acknowledged unprocessed, by a mutant
 }
 
-// slot is one shard as a member sees it.
+// slot is a member's state of one shard.
 type slot struct {
 	queue    protocol.Queue
 	held     bool
@@ -39,14 +39,14 @@ type slot struct {
 	due      bool
 	epoch    int64
 	grant    uint64
-	token    string            // of the grant, known to Redis
+	token    string            // of the grant, registered in Redis
 	applied  telemetry.EntryID // finished up to here since the grant
-	found    telemetry.EntryID // the progress mark when the shard was taken
-	history  int               // of Redis, when the shard was taken
-	marked   int64             // when its mark was last written
+	found    telemetry.EntryID // the applied ID when the shard was acquired
+	history  int               // of Redis, when the shard was acquired
+	marked   int64             // when its applied ID was last written
 	granted  int64
 
-	acting   bool // something about its ownership is under way
+	acting   bool // a change of its ownership is in progress
 	waited   int64
 	awaiting string
 }
@@ -63,13 +63,13 @@ type proc struct {
 	links       [servers]link
 	slots       []slot
 
-	// The dispatcher.
+	// Dispatcher.
 	token       string
 	leaseNumber uint64
 	leaseHeld   bool
 	renewed     int64
 
-	// The reader.
+	// Reader.
 
 	worker worker
 
@@ -117,9 +117,9 @@ func (p *proc) keepsOver(which int) bool {
 		which == postgresServer && p.w.cfg.Mutant == PostgresRunIgnored
 }
 
-// reconnected notes that another run of a server answers. It may not hold what
-// the old one did, so the dispatch lease counts no more and all shards are to be taken
-// again, which also fences whatever is still under way.
+// reconnected records that another generation of a server answers. It may not
+// hold what the previous one did, so the dispatch lease is void and all shards
+// are acquired again, which also fences what is in progress.
 func (p *proc) reconnected(which, run int) {
 	l := &p.links[which]
 	if l.knownRun == run {
@@ -141,7 +141,7 @@ func (p *proc) reconnected(which, run int) {
 	}
 }
 
-// release forgets a shard and whatever of it is in flight.
+// release forgets a shard and what is in flight of it.
 func (p *proc) release(shard int) {
 	s := &p.slots[shard]
 	if !s.held {
@@ -190,7 +190,7 @@ func (p *proc) heldLease() uint64 {
 }
 
 // kill ends the process. The kernel closes its sockets, and Postgres rolls back
-// what waits for it; what is being executed is executed.
+// transactions that wait for it; statements being executed are completed.
 func (p *proc) kill() {
 	if p.dead {
 		return

@@ -3,7 +3,7 @@ package sim
 // Mutant is a rule of the protocol that is switched off.
 type Mutant uint8
 
-// The planted faults.
+// The mutants.
 const (
 	Sound Mutant = iota
 	NoEpochCheck
@@ -55,7 +55,7 @@ func (m Mutant) String() string {
 	}[m]
 }
 
-// Mutants lists all planted faults.
+// Mutants lists all mutants.
 func Mutants() []Mutant {
 	var all []Mutant
 	for m := Sound + 1; m < mutants; m++ {

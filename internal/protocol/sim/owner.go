@@ -9,7 +9,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// beat says that the member is there.
+// beat sends a heartbeat.
 func (p *proc) beat() {
 	p.beats++
 	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InFlight: p.inFlight(), Progress: p.progress, CallsReturned: p.callsReturned}
@@ -26,7 +26,7 @@ func (p *proc) beat() {
 	p.w.after(beatEvery, p, p.beat)
 }
 
-// tick looks at the members and at the shards, and acts on both.
+// tick polls the members and the shards, and acts on both.
 func (p *proc) tick() {
 	if p.leaving && p.left() {
 		return
@@ -45,7 +45,7 @@ func (p *proc) tick() {
 	})
 }
 
-// present lists the beats that have not expired, in order.
+// present returns the beats that have not expired, in order.
 func (r *redis) present() []protocol.Beat {
 	all := make([]protocol.Beat, 0, len(r.beats))
 	for _, k := range r.beats {
@@ -57,7 +57,7 @@ func (r *redis) present() []protocol.Beat {
 	return all
 }
 
-// poll compares what Postgres says with what is held.
+// poll compares the state in Postgres with the owned shards.
 func (p *proc) poll() {
 	sent := p.w.now
 	call(p, postgresServer, "list shards", func(answer func([]shardRow, error)) {
@@ -84,7 +84,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 	}
 	assigned := row.assigned
 	if p.w.cfg.Mutant == AcquireUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.held {
-		assigned = p.id // it goes by an assignment it remembers
+		assigned = p.id // it acts on an assignment it remembers
 	}
 	action := protocol.Next(p.id,
 		protocol.ShardRecord{Assigned: assigned, Owner: row.owner, Epoch: row.epoch},
@@ -152,12 +152,12 @@ func (p *proc) handOver(shard int, grant uint64) {
 	})
 }
 
-// early is what a mutant learns before it raises the epoch.
+// early is what a mutant reads before it raises the epoch.
 type early struct {
 	marks map[int]int
 }
 
-// acquireShard raises the epoch, has what Postgres may have lost redelivered, and
+// acquireShard raises the epoch, redelivers what Postgres may have lost, and
 // only then reads the queue.
 func (p *proc) acquireShard(shard int) {
 	if p.w.cfg.Mutant != EpochAfterReading {
@@ -199,7 +199,7 @@ func (p *proc) raise(shard int, before *early) {
 		postgresRun := p.links[postgresServer].knownRun
 		grant := func() {
 			if p.links[redisServer].knownRun != run || p.links[postgresServer].knownRun != postgresRun {
-				fail() // what was compared is no more; the shard is taken once more
+				fail() // what was compared has changed; the shard is acquired again
 				return
 			}
 			p.grant(shard, row, before)
@@ -250,8 +250,8 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	}
 }
 
-// left reports whether a leaving member has gone: when it holds nothing any more,
-// or its time is up.
+// left reports whether a leaving member is gone: when it owns nothing, or its
+// time is up.
 func (p *proc) left() bool {
 	held := false
 	for i := range p.slots {

@@ -10,12 +10,12 @@ import (
 // never precedes every device time.
 const never = -1
 
-// shardRow is a row of processor.shards beside its assignment and mark.
+// shardRow is a row of processor.shards, and its assignment and applied ID.
 type shardRow struct {
 	owner    string
 	epoch    int64
 	applied  telemetry.EntryID
-	history  int // of Redis, by whose IDs the mark goes, for the judge
+	history  int // of Redis, to whose IDs the applied ID belongs; for the checks only
 	assigned string
 	term     int64
 }
@@ -25,11 +25,11 @@ type tables struct {
 	shards []shardRow
 	term   int64
 	leader string
-	rows   []map[int]int // of each device: time → number of the entry that counts
-	prev   []map[int]int // of each device: time → time of the row before, as derived
-	seen   map[int]bool  // entries whose effect is committed, for the judge
-	newest []int         // of each device: highest number seen
-	procs  []*proc       // of each shard: who took it, for the judge
+	rows   []map[int]int // by device: time → number of the entry that counts
+	prev   []map[int]int // by device: time → time of the row before, as derived
+	seen   map[int]bool  // entries whose effect is committed; for the checks only
+	newest []int         // by device: highest number seen
+	procs  []*proc       // by shard: who acquired it; for the checks only
 }
 
 func newTables(shards, devices int) *tables {
@@ -55,7 +55,7 @@ func (t *tables) clone() *tables {
 	return &c
 }
 
-// newestRow is the device time of a device's last row.
+// newestRow returns the device time of a device's last row.
 func (t *tables) newestRow(device int) int {
 	top := never
 	for ts := range t.rows[device] {
@@ -64,7 +64,7 @@ func (t *tables) newestRow(device int) int {
 	return top
 }
 
-// before is the device time of the last row before a time.
+// before returns the device time of the last row before a time.
 func (t *tables) before(device, ts int) int {
 	top := never
 	for at := range t.rows[device] {
@@ -91,8 +91,8 @@ type tx struct {
 	session   string
 	opened    int // how often its member's sessions had been ended when it was sent
 	c         content
-	keys      map[key]bool // written and not committed: others wait for them
-	fenced    bool         // it holds the rows of its shards
+	keys      map[key]bool // written and not committed: other transactions wait for them
+	fenced    bool         // it has locked the rows of its shards
 	finishing bool         // its last statements are being executed
 	ended     bool
 	answer    func(bool, error)
@@ -104,12 +104,12 @@ type key struct{ device, ts int }
 // content is what one transaction writes.
 type content struct {
 	held    []heldShard // each shard once, ascending
-	items   []item      // all of the batch in order, for the judge
+	items   []item      // all of the batch, in order; for the checks only
 	fresh   []item
 	late    []item
-	base    map[int]int // the last row before the batch, by device, as the member believes
+	base    map[int]int // by device, the last row before the batch, as the member believes
 	applied map[int]telemetry.EntryID
-	history map[int]int // that the marks go by
+	history map[int]int // to which the applied IDs belong
 }
 
 type heldShard struct {
@@ -117,7 +117,7 @@ type heldShard struct {
 	epoch int64
 }
 
-// postgres is the server: what is committed, and who is at it.
+// postgres is the server: what is committed, and the open transactions.
 type postgres struct {
 	w       *world
 	t       *tables
@@ -126,7 +126,7 @@ type postgres struct {
 	ended   map[string]int // how often the sessions of a member were ended
 }
 
-// pace is how long a statement takes.
+// pace returns the duration of a statement.
 func (g *postgres) pace() int64 {
 	if g.w.now < g.w.servers[postgresServer].slowTil {
 		return g.w.rng.Int64N(500)
@@ -147,19 +147,19 @@ func (g *postgres) end(t *tx) {
 	}
 }
 
-// begin copies the fresh records; what is late comes with the fence. then is
-// called when the copy is through.
+// begin copies the fresh records; late ones are written by finish. then is
+// called when the copy is complete.
 func (g *postgres) begin(t *tx, then func()) {
 	if g.ended[t.session] != t.opened {
-		return // it came through a connection that was closed since
+		return // its connection was closed since
 	}
 	t.keys = make(map[key]bool)
 	g.open = append(g.open, t)
 	g.write(t, t.c.fresh, true, then)
 }
 
-// write claims the keys of records. It waits for whoever has written one of
-// them and is not through, and ends the transaction where a fresh one is stored.
+// write claims the keys of records. It waits for an uncommitted transaction
+// that has written one of them, and fails if a fresh one is stored already.
 func (g *postgres) write(t *tx, records []item, fresh bool, then func()) {
 	if t.ended {
 		return
@@ -190,8 +190,8 @@ func (g *postgres) write(t *tx, records []item, fresh bool, then func()) {
 	})
 }
 
-// finish writes what is late, checks the fence and commits. The answer is the
-// last thing that happens.
+// finish writes the late records, checks the fence and commits. Its last effect
+// is the answer.
 func (g *postgres) finish(t *tx) {
 	t.finishing = true
 	g.write(t, t.c.late, false, func() {
@@ -262,8 +262,8 @@ func numbers(items []item) []int {
 	return all
 }
 
-// acquire raises a shard's epoch for a member it is assigned to. It waits for a
-// commit under way.
+// acquire raises a shard's epoch for the member it is assigned to. It waits for
+// a commit in progress.
 func (g *postgres) acquire(p *proc, shard int, answer func(shardRow, error)) {
 	run := g.w.servers[postgresServer].run
 	var try func()
@@ -327,7 +327,7 @@ func (g *postgres) elect(p *proc) int64 {
 	return g.t.term
 }
 
-// assign writes what a leader decided, under its term.
+// assign writes a leader's decision under its term.
 func (g *postgres) assign(p *proc, term int64, next []string) error {
 	stale := g.t.term != term || g.t.leader != p.id
 	if stale && g.w.cfg.Mutant != NoTermCheck {

@@ -11,7 +11,8 @@ type asked struct {
 	readSnapshot protocol.ReadSnapshot
 }
 
-// read reads the queues that are due in one round trip, as the pipeline's reader does.
+// read reads the queues that are due in one round trip, as the pipeline's
+// reader does.
 func (p *proc) read() {
 	batch := p.choose()
 	if len(batch) == 0 {
@@ -39,7 +40,7 @@ func (p *proc) read() {
 		answer(found, nil)
 	}, func(found [][]item, err error) {
 		if err != nil {
-			// The server that answers next may not be the one that answered before.
+			// The server that answers next may be another one.
 			p.rewind()
 			p.again(p.read)
 			return
@@ -67,7 +68,7 @@ func (p *proc) choose() []asked {
 	return batch
 }
 
-// taken hands on what was found.
+// taken delivers what was found.
 func (p *proc) taken(batch []asked, replies [][]item) {
 	leaseNumber := p.heldLease()
 	for i, a := range batch {

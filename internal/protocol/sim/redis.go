@@ -8,8 +8,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// entry is one item of the stream. Its number tells it from another one
-// that got the same ID after a failover.
+// entry is one item of the stream. Its number tells it from another entry that
+// got the same ID after a failover.
 type entry struct {
 	number int // position in the one true order of publication
 	id     telemetry.EntryID
@@ -17,18 +17,18 @@ type entry struct {
 	ts     int // device time
 	shard  int
 
-	// What the judge knows of it.
+	// For the checks only.
 	committed bool // at some time, in some history
-	foreign   bool // a foreign consumer had it
-	behind    bool // the known limit is about it
+	foreign   bool // was pending for a foreign consumer
+	behind    bool // the known limit concerns it
 	history   int  // of Redis, when it was added
 	lost      string
 }
 
-// foreign is the consumer that is not a shard.
+// foreign is the consumer that is no shard.
 const foreign = -1
 
-// pendingEntry is who has a pending entry, and since when.
+// pendingEntry is the consumer of a pending entry, and since when.
 type pendingEntry struct {
 	shard int
 	since int64
@@ -60,9 +60,9 @@ type redis struct {
 	dispatchedSet bool
 	acked         map[int]telemetry.EntryID
 	lock          lease
-	grants        map[int]string // of each shard: who may acknowledge
+	grants        map[int]string // by shard: the token that may acknowledge
 	beats         map[string]beatKey
-	history       int // how many failovers it has behind it
+	history       int // number of failovers so far
 }
 
 func (r *redis) clone() *redis {
@@ -102,7 +102,7 @@ func (r *redis) trim(n int) {
 	for len(r.stream) > n {
 		e := r.stream[0]
 		r.stream = r.stream[1:]
-		pending, from := false, telemetry.EntryID{} // where dispatching goes on
+		pending, from := false, telemetry.EntryID{} // where dispatching continues
 		if g := r.group; g != nil {
 			_, pending = g.pending[e.id]
 			from = g.delivered
@@ -127,7 +127,8 @@ func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) p
 			g.delivered = r.dispatched
 			return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending), Moved: true}
 		}
-		// From here on a move is noticed, also after one back and after a flush.
+		// From here on a move is noticed, even after an earlier one and after a
+		// flush.
 		r.dispatched, r.dispatchedSet = g.delivered, true
 		return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending)}
 	}
@@ -156,7 +157,7 @@ func (r *redis) readNew(after telemetry.EntryID, count int) []*entry {
 	return slices.Clone(r.stream[i:min(len(r.stream), i+count)])
 }
 
-// dispatch is dispatch.lua. It gets IDs and the shards they were found to belong to.
+// dispatch is dispatch.lua. It gets IDs and the shards of their devices.
 func (r *redis) dispatch(p *proc, token string, after telemetry.EntryID, read []*entry, ttl int64) (map[telemetry.EntryID]bool, error) {
 	m := r.w.cfg.Mutant
 	current := r.holder() == token
@@ -216,8 +217,9 @@ func (r *redis) queue(shard int, after telemetry.EntryID, count int) ([]item, er
 	return items, nil
 }
 
-// registerOwner notes under which grant a shard is held from now on, and tells how far
-// it was acknowledged. No acknowledgement of an earlier grant can follow.
+// registerOwner registers the grant under which a shard is owned, and returns
+// how far it was acknowledged. No acknowledgement of an earlier grant succeeds
+// after that.
 func (r *redis) registerOwner(shard int, grant string, applied telemetry.EntryID) (protocol.Marks, error) {
 	if r.group == nil {
 		return protocol.Marks{}, errLost
@@ -230,7 +232,7 @@ func (r *redis) registerOwner(shard int, grant string, applied telemetry.EntryID
 	return protocol.Marks{Applied: applied, Acked: acked, AckedKnown: known, Delivered: r.group.delivered}, nil
 }
 
-// ack is ack.lua for one shard. It is refused under another grant.
+// ack is ack.lua for one shard. Another grant's is rejected.
 func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 	if r.grants[shard] != grant && r.w.cfg.Mutant != AckOutlivesGrant {
 		return errLost
@@ -240,7 +242,7 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 		if r.group != nil {
 			_, pending = r.group.pending[it.id]
 		}
-		if it.e == nil { // noted as lost in the same step
+		if it.e == nil { // recorded as lost in the same step
 			if pending {
 				r.w.checkGone(p, it.id)
 				delete(r.group.pending, it.id)
@@ -261,8 +263,8 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 	return nil
 }
 
-// redeliver puts a range of a shard's entries back on its queue. What was
-// trimmed of it is noted as lost.
+// redeliver puts a range of a shard's entries back on its queue. Trimmed ones
+// are recorded as lost.
 func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) error {
 	if r.group == nil {
 		return errLost
@@ -281,7 +283,8 @@ func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) err
 	return nil
 }
 
-// sweep puts what foreign consumers hold for too long on the shards' queues.
+// sweep puts entries that foreign consumers hold for too long on the shards'
+// queues.
 func (r *redis) sweep(p *proc, idle int64) {
 	if r.group == nil {
 		return

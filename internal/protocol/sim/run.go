@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// Config says what to run. The same Config gives the same run, step by step.
+// Config determines a run completely: the same Config gives the same run.
 type Config struct {
 	Seed    uint64
 	Mutant  Mutant
@@ -14,22 +14,22 @@ type Config struct {
 	Devices int
 	Members int // at the start
 	Entries int
-	Faults  []Fault // instead of those that the seed stands for
+	Faults  []Fault // instead of those drawn from the seed
 	Trace   bool
 }
 
-// Result is what came of a run.
+// Result is the outcome of a run.
 type Result struct {
-	Violation string // the first broken promise; "" when all were kept
-	Config    Config // with the faults written out
+	Violation string // the first broken promise; "" if all were kept
+	Config    Config // with the faults filled in
 	Steps     int
 	Commits   int
 	Acks      int
-	Limit     int // entries lost as the known limit has it
+	Limit     int // entries lost within the known limit
 	Trace     []string
 }
 
-// world is everything there is in a run.
+// world is the complete state of a run.
 type world struct {
 	cfg          Config
 	rng          *rand.Rand
@@ -41,7 +41,7 @@ type world struct {
 	redis        *redis
 	pg           *postgres
 	procs        []*proc
-	present      []*proc // of each identity, the newest
+	present      []*proc // by identity: the newest process
 	incarnations int
 	entries      []*entry
 	published    int
@@ -52,19 +52,19 @@ type world struct {
 	limit        int
 	tokens       int
 	holdAssign   int64  // before the next assignment takes effect
-	onDispatch   func() // happens right after the next dispatch
+	onDispatch   func() // called after the next dispatch
 	redisPast    map[Fault]*redis
 	pgPast       map[Fault]*tables
 }
 
-// identities is how many members there can be.
+// identities is the maximum number of members.
 const identities = 4
 
-// FromSeed is the run that a seed stands for.
+// FromSeed returns the run drawn from a seed.
 func FromSeed(seed uint64, m Mutant) Config { return Themed(seed, m) }
 
-// Themed is the run that a seed stands for when only some kinds of faults happen;
-// all, when none are named.
+// Themed returns the run drawn from a seed with only some kinds of faults; with
+// all if none are named.
 func Themed(seed uint64, m Mutant, theme ...Kind) Config {
 	rng := rand.New(rand.NewPCG(seed, 1<<63))
 	return Config{
@@ -112,8 +112,8 @@ func Run(cfg Config) Result {
 	}
 }
 
-// publish adds entries at random moments: mostly newer ones, now and then a
-// late one or one that repeats a time.
+// publish adds entries at random moments: mostly newer ones, sometimes a late
+// one or one that repeats a time.
 func (w *world) publish() {
 	clock := make([]int, w.cfg.Devices)
 	w.published = w.cfg.Entries
@@ -146,7 +146,7 @@ func (w *world) add(e *entry) {
 
 func (w *world) shardOf(device int) int { return device % w.cfg.Shards }
 
-// heal ends all faults but one: who is frozen for good stays so.
+// heal ends all faults except that frozen-forever processes stay frozen.
 func (w *world) heal() {
 	w.logf(nil, "FAULTS END")
 	for i := range w.servers {
@@ -165,14 +165,15 @@ func (w *world) heal() {
 	if alive == 0 {
 		w.launch(0, "m0")
 	}
-	// One more entry for every device, so that whoever believes in something old acts on it.
+	// One more entry for every device provokes members that act on outdated
+	// beliefs.
 	for d := range w.cfg.Devices {
 		w.published++
 		w.after(int64(100+10*d), nil, func() { w.add(&entry{device: d, ts: 100000, shard: w.shardOf(d)}) })
 	}
 }
 
-// alive is the process that goes by an identity, if it is alive and awake.
+// alive returns the live and unfrozen process of an identity, if any.
 func (w *world) alive(who int) *proc {
 	if p := w.present[who]; p != nil && !p.dead && !p.leaving && p.frozenUntil <= w.now {
 		return p
@@ -208,7 +209,7 @@ func (w *world) logf(p *proc, format string, args ...any) {
 	w.trace = append(w.trace, fmt.Sprintf("%6d %-5s %s", w.now, who, fmt.Sprintf(format, args...)))
 }
 
-// newToken is random in production, and never the same again here.
+// newToken is unique within a run; in production it is random.
 func (w *world) newToken() string {
 	w.tokens++
 	return "t" + itoa(w.tokens)

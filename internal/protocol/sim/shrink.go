@@ -1,7 +1,7 @@
 package sim
 
-// Shrink looks for a smaller run that breaks a promise too: with fewer faults,
-// fewer entries, fewer devices, shards and members.
+// Shrink searches for a smaller run that also breaks a promise: with fewer
+// faults, entries, devices, shards and members.
 func Shrink(failing Config) Result {
 	failing.Trace = false
 	smallest := Run(failing)

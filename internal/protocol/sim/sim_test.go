@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol/sim"
 )
 
-// A failing run is replayed by SIM_SEED, and looked for elsewhere by SIM_FROM.
+// SIM_SEED replays a failing run, SIM_FROM searches from another seed.
 func number(t *testing.T, name string, otherwise uint64) uint64 {
 	t.Helper()
 	v := os.Getenv(name)
@@ -89,8 +89,8 @@ func TestARunIsReplayedExactly(t *testing.T) {
 	}
 }
 
-// provoking is which faults bring a planted one to light that needs several
-// together, so that the short run need not wait for chance.
+// provoking returns the faults that must combine to reveal a mutant, so that
+// the short run does not depend on chance.
 func provoking(m sim.Mutant) []sim.Kind {
 	switch m {
 	case sim.NoTermCheck:

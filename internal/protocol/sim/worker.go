@@ -8,21 +8,22 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// maxInFlight is when a worker takes nothing more in.
+// maxInFlight is when a worker stops taking in entries.
 const maxInFlight = 24
 
-// stateSize is how many devices a member remembers: too few, so that it evicts.
+// stateSize is the number of devices in a member's cache: so few that it
+// evicts.
 const stateSize = 3
 
-// known is what a member remembers of a device.
+// known is a member's cached state of a device.
 type known struct {
 	watermark int
-	batch     uint64 // that touched it last
+	batch     uint64 // the last batch that touched it
 	base      int    // the watermark when that batch began
 	used      uint64
 }
 
-// part is consecutive items of one shard.
+// part is a run of consecutive items of one shard.
 type part struct {
 	shard int
 	grant uint64
@@ -39,11 +40,12 @@ type batch struct {
 	late    []item
 	base    map[int]int
 	size    int
-	run     int // of Redis, whose entries these are
+	run     int // generation of Redis that the entries belong to
 }
 
 // worker runs all shards of a member, as the pipeline's worker does: one batch
-// commits while the next is computed on top of it, and acknowledgements follow in order.
+// commits while the next is computed on top of it; acknowledgements follow in
+// order.
 type worker struct {
 	p       *proc
 	inbox   []part
@@ -51,10 +53,10 @@ type worker struct {
 	uses    uint64
 	seq     uint64
 	current *batch
-	busy    bool // a commit is under way
+	busy    bool // a commit is in progress
 	looking bool // devices are being looked up
 	redoing []*batch
-	paused  bool // a batch is being done again: nothing else is applied meanwhile
+	paused  bool // a batch is being redone: nothing else is applied until then
 	acks    []*batch
 	acking  bool
 	unacked int
@@ -79,14 +81,15 @@ func (k *worker) full() bool {
 	return n >= maxInFlight
 }
 
-// deliver takes in items of a shard.
+// deliver queues items of a shard.
 func (k *worker) deliver(shard int, items []item) {
 	s := &k.p.slots[shard]
 	k.inbox = append(k.inbox, part{shard: shard, grant: s.grant, epoch: s.epoch, token: s.token, items: items})
 	k.advance()
 }
 
-// drop forgets a shard: its state is void, and what is not committing yet goes.
+// drop forgets a shard: it invalidates its state and removes what is not
+// committing yet.
 func (k *worker) drop(shard int) {
 	k.invalidate(shard)
 	k.current.without(func(s int) bool { return s == shard })
@@ -117,7 +120,7 @@ func (k *worker) live(p part) bool {
 	return s.held && s.grant == p.grant
 }
 
-// advance applies what has come in. It looks devices up that are not known.
+// advance applies the queued items. It looks up devices that are not cached.
 func (k *worker) advance() {
 	for len(k.inbox) > 0 && !k.looking && !k.paused && len(k.redoing) == 0 {
 		next := k.inbox[0]
@@ -129,7 +132,7 @@ func (k *worker) advance() {
 			break
 		}
 		if cold := k.cold(next); len(cold) > 0 {
-			k.lookUp(cold, k.resume) // what is to be done again comes first
+			k.lookUp(cold, k.resume) // redone work comes first
 			return
 		}
 		k.inbox = k.inbox[1:]
@@ -151,7 +154,7 @@ func (k *worker) cold(p part) []int {
 	return cold
 }
 
-// lookUp loads what is stored of devices, for as long as it takes.
+// lookUp loads the stored state of devices, asynchronously.
 func (k *worker) lookUp(cold []int, then func()) {
 	k.looking = true
 	call(k.p, postgresServer, "load last positions", func(answer func(map[int]int, error)) {
@@ -180,7 +183,7 @@ func (k *worker) learn(device, ts int) {
 	k.state[device] = &known{watermark: ts, used: k.uses}
 }
 
-// apply moves the state and puts records where they belong.
+// apply advances the state and sorts records into fresh and late.
 func (k *worker) apply(b *batch, p part) {
 	s := &k.p.slots[p.shard]
 	p.items = slices.Clone(p.items)
@@ -219,7 +222,8 @@ func (k *worker) apply(b *batch, p part) {
 	b.size += len(p.items)
 }
 
-// evict keeps the bound on devices, and spares what uncommitted batches rest on.
+// evict keeps the bound on devices, and spares those that uncommitted batches
+// rest on.
 func (k *worker) evict(committed uint64) {
 	for len(k.state) > stateSize {
 		oldest := -1
@@ -243,7 +247,7 @@ func (k *worker) commitLater() {
 	k.p.w.after(1+k.p.rng.Int64N(60), k.p, func() {
 		k.timed = false
 		if k.busy || k.unacked >= 2 || k.looking || len(k.redoing) > 0 || k.current.size == 0 {
-			return // whoever ends that goes on
+			return // the end of that resumes it
 		}
 		b := k.current
 		k.open(false)
@@ -251,7 +255,7 @@ func (k *worker) commitLater() {
 	})
 }
 
-// content is what a batch's transaction writes.
+// content returns what a batch's transaction writes.
 func (k *worker) content(b *batch) content {
 	c := content{fresh: slices.Clone(b.fresh), late: slices.Clone(b.late), base: maps.Clone(b.base), applied: make(map[int]telemetry.EntryID), history: make(map[int]int)}
 	for _, p := range b.parts {
@@ -259,7 +263,7 @@ func (k *worker) content(b *batch) content {
 			c.held = append(c.held, heldShard{p.shard, p.epoch})
 		}
 		c.items = append(c.items, p.items...)
-		// A mark is written now and then.
+		// An applied ID is written at most once a second.
 		if s := &k.p.slots[p.shard]; k.live(p) && k.p.w.now-s.marked > 1000 {
 			top := s.applied
 			for _, it := range p.items {
@@ -279,7 +283,7 @@ func (k *worker) content(b *batch) content {
 	return c
 }
 
-// commit writes a batch until it is decided.
+// commit writes a batch until its outcome is decided.
 func (k *worker) commit(b *batch) {
 	k.busy = true
 	if k.p.w.cfg.Mutant == AckBeforeCommit {
@@ -305,7 +309,8 @@ func (k *worker) commit(b *batch) {
 	try()
 }
 
-// send runs one transaction: in one round trip, or with the rest following the copy.
+// send runs one transaction: in one round trip, or with the rest following the
+// copy.
 func (k *worker) send(c content, done func(lost []int, err error)) {
 	pg := k.p.w.pg
 	t := &tx{p: k.p, session: k.p.id, opened: pg.ended[k.p.id], c: c}
@@ -341,7 +346,7 @@ func (k *worker) send(c content, done func(lost []int, err error)) {
 		call(k.p, postgresServer, "fence and commit", func(answer func(bool, error)) {
 			t.answer = answer
 			if t.ended {
-				return // the session is gone: the client hears of it by a timeout
+				return // the session is gone: the client learns by a timeout
 			}
 			pg.finish(t)
 		}, func(_ bool, err error) {
@@ -379,7 +384,7 @@ func (k *worker) handleResult(b *batch, lost []int, err error) {
 	k.resume()
 }
 
-// giveUp drops shards of a batch, all where none are named.
+// giveUp drops shards of a batch, all if none are named.
 func (k *worker) giveUp(b *batch, named []int) {
 	gone := make(map[int]bool)
 	for _, p := range b.parts {
@@ -393,8 +398,8 @@ func (k *worker) giveUp(b *batch, named []int) {
 	b.without(func(s int) bool { return gone[s] })
 }
 
-// resume starts what comes next: work to be done again comes before new work, and
-// only once all that is committed is acknowledged.
+// resume starts the next batch: redone work before new work, and only once all
+// commits are acknowledged.
 func (k *worker) resume() {
 	if k.busy {
 		return
@@ -438,8 +443,8 @@ func (k *worker) redo(b *batch, parts []part) {
 	k.commit(b)
 }
 
-// queueAck acknowledges batches in order, and never gives one up, unless another run
-// of Redis answers: then these are not its entries.
+// queueAck acknowledges batches in order and never gives up, unless another
+// generation of Redis answers: then these are not its entries.
 func (k *worker) queueAck(b *batch) {
 	k.unacked++
 	k.acks = append(k.acks, b)
@@ -486,8 +491,9 @@ func (k *worker) ack() {
 		switch {
 		case err == nil:
 		case errors.Is(err, errLost):
-			// The grant is not known any more. Who still believes in it takes the
-			// shard again; what is not acknowledged is found to be stored.
+			// The token is not registered any more. A member that still
+			// believes in it acquires the shard again; entries not acknowledged
+			// turn out to be stored.
 			for _, p := range b.parts {
 				if k.live(p) {
 					k.p.release(p.shard)
@@ -501,7 +507,7 @@ func (k *worker) ack() {
 	})
 }
 
-// inFlight is how many items are taken in and not finished.
+// inFlight returns the number of items taken in and not finished.
 func (p *proc) inFlight() int {
 	n := 0
 	for i := range p.slots {
@@ -510,7 +516,7 @@ func (p *proc) inFlight() int {
 	return n
 }
 
-// sink notes whether Postgres answers.
+// sink records whether Postgres answers.
 func (p *proc) sink(err error) {
 	switch {
 	case errors.Is(err, errUnavailable) || errors.Is(err, errUnknown):
