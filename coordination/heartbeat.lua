@@ -3,13 +3,34 @@
 --
 -- KEYS[1] the identity's heartbeat   KEYS[2] set of identities
 -- ARGV[1] incarnation   ARGV[2] heartbeat   ARGV[3] time to live in milliseconds   ARGV[4] identity
--- Reply: '' or, when another incarnation has the identity, its heartbeat
+-- KEYS[3] the fleet's database
+-- ARGV[5] our database, '' for any   ARGV[6] its address   ARGV[7] '1' to enter it where none is entered
+-- Reply: {'', ''}
+--     or {'held', heartbeat of another incarnation that has the identity}
+--     or {'database', identity and address of the fleet's database, which is not ours}
+--     or {'unknown', ''} where the fleet's database is not entered and was not to be
+if ARGV[5] ~= '' then
+  local fleet = redis.call('get', KEYS[3])
+  if not fleet then
+    for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
+      local text = redis.call('get', KEYS[2] .. ':' .. identity)
+      local beat = text and cjson.decode(text)
+      if beat and beat['database'] and beat['database'] ~= '' and beat['database'] ~= ARGV[5] then
+        return {'database', beat['database'] .. ' ' .. (beat['postgres'] or '')}
+      end
+    end
+    if ARGV[7] ~= '1' then return {'unknown', ''} end
+    redis.call('set', KEYS[3], ARGV[5] .. ' ' .. ARGV[6])
+  elseif string.match(fleet, '^%S+') ~= ARGV[5] then
+    return {'database', fleet}
+  end
+end
 local current = redis.call('get', KEYS[1])
 if current and cjson.decode(current)['incarnation'] ~= ARGV[1] then
   -- After a clock that stepped back the key would expire late; LT bounds the wait.
   redis.call('pexpire', KEYS[1], ARGV[3], 'LT')
-  return current
+  return {'held', current}
 end
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
-return ''
+return {'', ''}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -47,6 +48,8 @@ type Member struct {
 	Progress      uint64        `json:"progress"`
 	CallsReturned uint64        `json:"calls_returned"`
 	Shards        []int         `json:"shards"`
+	Database      string        `json:"database,omitempty"` // identity of its database
+	Postgres      string        `json:"postgres,omitempty"` // and address
 }
 
 // Name returns identity and incarnation, as ownership and sessions carry it. An
@@ -74,6 +77,31 @@ func (e *IdentityError) Error() string {
 // ExitCode returns the exit status for an identity in use.
 func (e *IdentityError) ExitCode() int { return 6 }
 
+// Database is the database a member works with. Its identity and addresses hold
+// no secrets.
+type Database struct {
+	ID       string
+	Created  bool   // by this process: the fleet is new
+	Postgres string // address
+	Redis    string // address
+}
+
+// DatabaseError says that the fleet works with another database than ours.
+type DatabaseError struct {
+	Ours  Database
+	Fleet string   // identity and address
+	Keys  []string // to delete when the fleet is to change its database
+}
+
+func (e *DatabaseError) Error() string {
+	return fmt.Sprintf("the fleet on Redis at %s works with the database %s, and POSTGRES_URL here names another one, %s %s; "+
+		"correct POSTGRES_URL or REDIS_URL. To change the fleet's database on purpose stop every instance, "+
+		"delete the Redis keys %s, and start again", e.Ours.Redis, e.Fleet, e.Ours.ID, e.Ours.Postgres, strings.Join(e.Keys, " "))
+}
+
+// ExitCode is that of a bad configuration.
+func (e *DatabaseError) ExitCode() int { return 3 }
+
 // WorkStatus is the progress that a heartbeat reports, sampled at each beat.
 type WorkStatus struct {
 	InFlight      int    // entries received and not finished
@@ -98,8 +126,10 @@ const silentFor = time.Hour
 // Keys are the names of the heartbeats in Redis: an identity's key is Prefix, a
 // colon and the identity.
 type Keys struct {
-	Prefix string // also the key of the set of identities
-	Lock   string
+	Prefix   string // also the key of the set of identities
+	Lock     string
+	Database string // the fleet's database
+	Grants   string // tokens of owners, void once the database is another
 }
 
 // Membership keeps this member's heartbeat and watches those of other members.
@@ -111,6 +141,9 @@ type Membership struct {
 	log        *slog.Logger
 	wake       chan struct{} // beat now; size one, coalesced
 	name       string        // identity and incarnation; never changes
+
+	database Database    // set before Join; an empty ID for any
+	entered  atomic.Bool // the fleet's database is known to be ours: it may be entered again
 
 	check func(ctx context.Context) error // verifies that the same server answers; set before Run
 
@@ -155,17 +188,40 @@ func (r *Membership) Name() string { return r.name }
 // its eligibility. Call it before Run.
 func (r *Membership) OnChange(f func()) { r.changed = f }
 
+// Belong says which database this member works with. It must be called before
+// Join.
+func (r *Membership) Belong(d Database) {
+	r.database = d
+	r.entered.Store(d.Created)
+	r.self.Database, r.self.Postgres = d.ID, d.Postgres
+}
+
+// errDatabaseUnknown says that Redis does not know the fleet's database.
+var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redis, waiting for a member that knows it")
+
 // Join claims the identity. While another incarnation has it, Join watches its
 // heartbeat: if that advances, Join fails with an IdentityError; if not, Join
 // waits until it expires. Join retries while Redis is unavailable.
+//
+// Where Redis does not know the fleet's database, as after a flush, members enter
+// it again within a beat, and whoever joins leaves it to them for one TTL.
 func (r *Membership) Join(ctx context.Context) error {
 	var first *Member
+	var unknown time.Time
 	var lastLogged time.Time
 	for {
 		holder, err := r.beat(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case isDatabaseError(err):
+			return err
+		case errors.Is(err, errDatabaseUnknown):
+			if unknown.IsZero() {
+				unknown = time.Now()
+				r.log.Info("waiting for a member that knows the fleet's database", "duration", r.cfg.MemberTTL)
+			}
+			r.entered.Store(time.Since(unknown) >= r.cfg.MemberTTL)
 		case err != nil:
 			if time.Since(lastLogged) > 10*time.Second {
 				lastLogged = time.Now()
@@ -198,6 +254,9 @@ func (r *Membership) Run(ctx context.Context) error {
 	for {
 		err := r.heartbeatRound(ctx)
 		if _, taken := err.(*IdentityError); taken { //nolint:errorlint // made here, never wrapped
+			return err
+		}
+		if isDatabaseError(err) {
 			return err
 		}
 		if err != nil && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second {
@@ -281,19 +340,35 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("write the heartbeat: %w", err)
 	}
-	reply, err := beatScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix},
-		r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds(), r.cfg.Instance).Text()
+	enter := "0"
+	if r.entered.Load() {
+		enter = "1"
+	}
+	reply, err := beatScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix, r.keys.Database},
+		r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds(), r.cfg.Instance,
+		r.database.ID, r.database.Postgres, enter).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("beat: %w", err)
 	}
-	if reply == "" {
+	switch reply[0] {
+	case "":
+		r.entered.Store(true)
 		return nil, nil //nolint:nilnil // no other holder
+	case "database":
+		return nil, &DatabaseError{Ours: r.database, Fleet: reply[1], Keys: []string{r.keys.Database, r.keys.Grants}}
+	case "unknown":
+		return nil, errDatabaseUnknown
 	}
 	holder = &Member{}
-	if err := json.Unmarshal([]byte(reply), holder); err != nil {
+	if err := json.Unmarshal([]byte(reply[1]), holder); err != nil {
 		return nil, fmt.Errorf("read the heartbeat of %s: %w", r.cfg.Instance, err)
 	}
 	return holder, nil
+}
+
+func isDatabaseError(err error) bool {
+	_, other := errors.AsType[*DatabaseError](err)
+	return other
 }
 
 func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }

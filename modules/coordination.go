@@ -43,7 +43,8 @@ func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
 }
 
 func newKeys(group *stream.Group) coordination.Keys {
-	return coordination.Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock()}
+	return coordination.Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock(),
+		Database: group.Names().Database(), Grants: group.Names().OwnerTokens()}
 }
 
 func newMembership(cfg coordination.Config, client redis.UniversalClient, keys coordination.Keys, b *bridge, log *slog.Logger) (*coordination.Membership, error) {
@@ -67,6 +68,7 @@ type fleetDeps struct {
 	Group      *stream.Group
 	Pool       *pgxpool.Pool
 	Runs       *store.ServerGeneration
+	Identity   *store.Identity
 	Scope      store.Scope
 	Shards     *store.Shards
 	Sessions   *store.Sessions
@@ -79,9 +81,11 @@ type fleetDeps struct {
 
 func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	timeout := d.Service.Postgres.StatementTimeout
+	terms := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
+	terms.Guard(d.Identity)
 	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
-		Terms:  store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout),
+		Terms:  terms,
 		Tasks:  leaderTasks(d),
 		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout), House: d.House,
 	}, d.Log, d.Metrics)

@@ -8,23 +8,25 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/fx"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewServerGeneration, newPool, newShards, newSessions, newWriter, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewServerGeneration, store.NewIdentity, newPool, newShards, newSessions, newWriter, newReader, newFences))
 
 func newScope(cfg config.Config) store.Scope {
 	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
 }
 
-func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGeneration) (*pgxpool.Pool, error) {
+func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGeneration, identity *store.Identity) (*pgxpool.Pool, error) {
 	pool, err := store.Open(context.Background(), store.Config{
 		URL: cfg.Postgres.URL.Reveal(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
 		ConnectTimeout:   cfg.Postgres.ConnectTimeout,
 		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
-		Runs: runs,
+		Runs: runs, Identity: identity,
 	})
 	if err != nil {
 		return nil, coded(codeConfig, err)
@@ -48,8 +50,10 @@ func closePool(ctx context.Context, pool *pgxpool.Pool) error {
 	}
 }
 
-func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope) *store.Shards {
-	return store.NewShards(pool, scope, cfg.Postgres.StatementTimeout)
+func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, identity *store.Identity) *store.Shards {
+	shards := store.NewShards(pool, scope, cfg.Postgres.StatementTimeout)
+	shards.Guard(identity)
+	return shards
 }
 
 func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
@@ -73,13 +77,16 @@ func newFences(cfg config.Config, pool *pgxpool.Pool) *store.Fences {
 type postgresDeps struct {
 	fx.In
 
-	Config   config.Config
-	Pool     *pgxpool.Pool
-	Scope    store.Scope
-	Sessions *store.Sessions
-	Member   Member
-	HTTP     *httpserver.Server
-	Log      *slog.Logger
+	Config     config.Config
+	Pool       *pgxpool.Pool
+	Scope      store.Scope
+	Sessions   *store.Sessions
+	Member     Member
+	HTTP       *httpserver.Server
+	Identity   *store.Identity
+	Membership *coordination.Membership
+	Group      *stream.Group
+	Log        *slog.Logger
 }
 
 // startPostgres waits for Postgres, migrates or checks the schema, and rejects a
@@ -91,6 +98,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
 		func(ctx context.Context) error { return requireDurableCommits(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, d.Scope, d.Member) },
+		d.identify,
 	}
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {
@@ -104,6 +112,24 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 		d.HTTP.Ready(checkPostgres, d.Sessions.Ping)
 		return nil
 	}))
+}
+
+// identify reads which database this is, for all that compare it, and
+// rejects one that belongs to another stream or group.
+func (d postgresDeps) identify(ctx context.Context) error {
+	created, err := d.Identity.Establish(ctx, d.Pool, d.Scope, string(d.Member), d.Config.Postgres.StatementTimeout)
+	if _, ok := errors.AsType[*store.ForeignError](err); ok {
+		return permanent(exitError(codeConfig, "Postgres at %s: %w", postgresDatabase(d.Config.Postgres.URL), err))
+	}
+	if err != nil {
+		return err
+	}
+	d.Group.Belong(d.Identity.ID())
+	d.Membership.Belong(coordination.Database{
+		ID: d.Identity.ID(), Created: created,
+		Postgres: postgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(),
+	})
+	return nil
 }
 
 // checkSchema does what MIGRATE says.

@@ -104,6 +104,15 @@ func postgresAddresses(url config.PostgresURL) string {
 	return strings.Join(list, ", ")
 }
 
+// postgresDatabase is addresses and database of a URL, without user or password.
+func postgresDatabase(url config.PostgresURL) string {
+	cfg, err := pgconn.ParseConfig(url.Reveal())
+	if err != nil {
+		return url.String()
+	}
+	return postgresAddresses(url) + "/" + cfg.Database
+}
+
 func postgresAddress(host string, port uint16) string {
 	if strings.HasPrefix(host, "/") {
 		return host // a socket's folder

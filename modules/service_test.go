@@ -34,11 +34,16 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	t.Parallel()
-	return &bench{t: t, redis: testenv.Redis(t), pgURL: testenv.Postgres(t, testenv.WithTemplate("migrated",
-		func(ctx context.Context, url string) error {
-			_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
-			return err
-		}))}
+	return &bench{t: t, redis: testenv.Redis(t), pgURL: database(t)}
+}
+
+// database is an empty database with the schema.
+func database(t *testing.T) string {
+	t.Helper()
+	return testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
 }
 
 // config is the configuration of an instance, with settings like "NAME=value".
@@ -358,6 +363,55 @@ func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
 	require.NoError(t, conn.QueryRow(t.Context(), standing).Scan(&after))
 	require.Equal(t, before, after, "no shard was taken or assigned")
 	require.Zero(t, b.redis.Client().SCard(t.Context(), stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()).Val())
+}
+
+// P1: what an instance commits to another database than the fleet's must never
+// be acknowledged: it does not join, however it comes to the fleet's Redis.
+func TestAnInstanceWithAnotherDatabaseIsRefusedWithCode3(t *testing.T) {
+	b := newBench(t)
+	first := b.start()
+	first.awaitReady()
+	b.publish(3)
+	b.awaitStored(3)
+	wrong := database(t)
+	refused := func() {
+		t.Helper()
+		err := b.start("POSTGRES_URL=" + wrong).end()
+		require.Equal(t, codeConfig, code(t, err))
+	}
+	another := b.start("POSTGRES_URL=" + wrong)
+	require.Equal(t, codeConfig, code(t, another.end()))
+	require.Contains(t, another.logs.String(), "the fleet on Redis at "+b.config().Redis.URL.Addresses())
+	require.Contains(t, another.logs.String(), postgresDatabase(b.config().Postgres.URL))
+	require.Contains(t, another.logs.String(), postgresDatabase(b.config("POSTGRES_URL="+wrong).Postgres.URL))
+
+	// A flush takes what Redis knew of it, the heartbeats too. The other one began
+	// before, so it leaves the entry to those that know.
+	names := stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}
+	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Members()+":"+first.cfg.Instance.ID)...).Err())
+	refused()
+	b.publish(6) // three of them are known
+	b.awaitStored(6)
+	first.stop()
+	require.NoError(t, first.end())
+	refused()
+	again := b.start()
+	again.awaitReady()
+}
+
+func TestASecondStreamInOneDatabaseIsRefusedWithCode3(t *testing.T) {
+	b := newBench(t)
+	first := b.start()
+	first.awaitReady()
+	for _, setting := range []string{"REDIS_TELEMETRY_STREAM=" + b.redis.Key("other"), "REDIS_CONSUMER_GROUP=" + b.redis.Group + "-other"} {
+		second := b.start(setting)
+		err := second.end()
+		require.Equal(t, codeConfig, code(t, err))
+		require.ErrorContains(t, err, "stream "+b.redis.Stream+", group "+b.redis.Group)
+		_, value, _ := strings.Cut(setting, "=")
+		require.ErrorContains(t, err, value)
+		require.ErrorContains(t, err, "a database of its own")
+	}
 }
 
 // During a roll-out the newer version's migrations come first.

@@ -21,7 +21,7 @@ func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
 	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
 		shards = n
 	}
-	d.examineRedis(ctx, cfg, shards)
+	d.examineRedis(ctx, cfg, shards, stand.Database)
 	d.examineDisk(cfg.Crash)
 }
 

@@ -107,6 +107,8 @@ func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 
 func (d *diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 	const about = "fleet"
+	d.check(s.Foreign, levelError, about, "", "this database belongs to "+s.Fleet,
+		"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP")
 	if pinned, ok := s.Pinned["SHARDS"]; ok {
 		have := fmt.Sprint(cfg.Coordination.Shards)
 		d.check(pinned != have, levelError, about, "SHARDS is "+pinned,

@@ -16,8 +16,9 @@ import (
 // skewLimit is the difference between clocks above which it is reported.
 const skewLimit = time.Second
 
-// examineRedis checks Redis, the stream, the group and the clocks.
-func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards int) {
+// examineRedis checks Redis, the stream, the group, the clocks, and whether the
+// fleet works with this database, whose identity is "" where it is not known.
+func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards int, database string) {
 	const about = "Redis"
 	where := stream.Config{
 		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Shards: shards,
@@ -41,6 +42,11 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 		return
 	}
 	d.redisServer(&e)
+	if id, address, err := group.FleetDatabase(ctx); err == nil && id != "" && database != "" {
+		d.check(id != database, levelError, "fleet", "Redis and Postgres belong together",
+			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), id, address, database),
+			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start")
+	}
 	d.stream(cfg.Redis, &e)
 	d.trimPoint(ctx, group, &e)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
@@ -106,6 +107,12 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	dep.Exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
 	_, d = examined(dep)
 	require.Equal(t, levelError, d.has("synchronous_commit is off"))
+}
+
+func TestTheDoctorSaysThatADatabaseBelongsToAnotherStream(t *testing.T) {
+	d := &diagnosis{}
+	d.fleet(config.Config{}, &store.FleetStatus{Fleet: "stream a, group b", Foreign: true})
+	require.Equal(t, levelError, d.has("this database belongs to stream a, group b"))
 }
 
 func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {

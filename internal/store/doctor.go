@@ -132,6 +132,9 @@ func seconds(s float64) time.Duration {
 // FleetStatus is how a group's work stands by the tables.
 type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
+	Database   string            // identity of the database, "" before the first instance
+	Fleet      string            // the stream and group it belongs to
+	Foreign    bool              // and that is another
 	Shards     int
 	Ownerless  int
 	Suspected  int // shards whose owners died without progress
@@ -202,13 +205,21 @@ limit 20`, scope.Stream, scope.Group)
 	rows, err = pool.Query(ctx, `
 select name, value
 from processor.settings
-where starts_with(name, $1)`, prefix)
+where starts_with(name, $1)
+  or name in ($2, $3)`, prefix, databaseSetting, fleetSetting)
 	if err != nil {
 		return s, failure(op, err)
 	}
 	var name, value string
 	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-		s.Pinned[strings.TrimPrefix(name, prefix)] = value
+		switch name {
+		case databaseSetting:
+			s.Database = value
+		case fleetSetting:
+			s.Fleet, s.Foreign = value, value != fleetOf(scope)
+		default:
+			s.Pinned[strings.TrimPrefix(name, prefix)] = value
+		}
 		return nil
 	})
 	return s, failure(op, err)

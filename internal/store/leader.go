@@ -14,7 +14,12 @@ type Leader struct {
 	scope   Scope
 	member  string
 	timeout time.Duration
+
+	identity *Identity // nil where any database will do
 }
+
+// Guard has terms begin in the database of this identity only.
+func (l *Leader) Guard(i *Identity) { l.identity = i }
 
 // NewLeader returns the leader's writes of one member.
 func NewLeader(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Leader {
@@ -26,7 +31,11 @@ func NewLeader(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 func (l *Leader) BeginTerm(ctx context.Context) (term int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	err = l.pool.QueryRow(ctx, `
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if err := l.identity.check(ctx, tx); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `
 insert into processor.leader as l (stream, group_name, term, member)
 values ($1, $2, 1, $3)
 on conflict (stream, group_name) do update
@@ -34,6 +43,7 @@ set term = l.term + 1,
   member = excluded.member,
   since = now()
 returning term`, l.scope.Stream, l.scope.Group, l.member).Scan(&term)
+	})
 	return term, failure("begin a term", err)
 }
 

@@ -106,6 +106,9 @@ func (o *Observer) clearSchema(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, "delete from processor.settings where starts_with(name, $1)", o.scope.Stream+"/"+o.scope.Group+"/"); err != nil {
 		return err
 	}
+	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", fleetSetting, fleetOf(o.scope)); err != nil {
+		return err
+	}
 	for _, statement := range []string{
 		"delete from processor.geofences where created_by = $1",
 		"delete from processor.audit where who = $1",

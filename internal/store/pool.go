@@ -23,6 +23,7 @@ type Config struct {
 	StatementTimeout time.Duration // of the server; the client waits a little longer
 	LockTimeout      time.Duration
 	Runs             *ServerGeneration // told of every connection; nil where nobody minds
+	Identity         *Identity         // compared on every connection; nil where any database will do
 }
 
 // ApplicationName is what the sessions of a member are called in
@@ -73,7 +74,10 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 		set timezone = 'UTC'; set datestyle = 'ISO'; set search_path = public`,
 		cfg.StatementTimeout.Milliseconds(), cfg.LockTimeout.Milliseconds(), cfg.StatementTimeout.Milliseconds())
 	cc.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		if err := conn.Exec(ctx, set).Close(); err != nil || cfg.Runs == nil {
+		if err := conn.Exec(ctx, set).Close(); err != nil {
+			return err
+		}
+		if err := cfg.Identity.connected(ctx, conn); err != nil || cfg.Runs == nil {
 			return err
 		}
 		return cfg.Runs.connected(ctx, conn)

@@ -18,7 +18,12 @@ type Shards struct {
 	pool    *pgxpool.Pool
 	scope   Scope
 	timeout time.Duration
+
+	identity *Identity // nil where any database will do
 }
+
+// Guard has shards acquired in the database of this identity only.
+func (s *Shards) Guard(i *Identity) { s.identity = i }
 
 // NewShards returns the ownership tables of one group.
 func NewShards(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Shards {
@@ -93,6 +98,9 @@ func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (
 	defer cancel()
 	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if err := s.identity.check(ctx, tx); err != nil {
+			return err
+		}
 		was, applied, err := s.shardHistory(ctx, tx, shard, member)
 		if err != nil {
 			return err

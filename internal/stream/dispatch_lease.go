@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,13 +24,16 @@ var dispatchLeaseScript = redis.NewScript(dispatchLeaseSource)
 // meanwhile it is given back: dispatching by the old one would break the order of
 // devices.
 func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
-	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations()},
-		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel()).Slice()
+	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations(), g.names.Database()},
+		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel(), g.belongs()).Slice()
 	if err != nil {
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
 	}
 	if res[0].(int64) == 0 {
 		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond}, nil
+	}
+	if res[0].(int64) == 2 {
+		return protocol.DispatchLease{}, failure("acquire the dispatch lease", serverError(fmt.Sprintf("DATABASE the fleet works with another database: %v", res[1])))
 	}
 	after, err := telemetry.ParseEntryID(res[1].(string))
 	if err != nil {

@@ -2,18 +2,24 @@
 -- Acquires or renews the dispatch lease, and creates the group if it is missing.
 --
 -- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] last ID dispatched
--- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations
+-- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations   KEYS[6] the fleet's database
 -- ARGV[1] group    ARGV[2] token of the lease before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
--- ARGV[5] number of shards   ARGV[6] notification channel
+-- ARGV[5] number of shards   ARGV[6] notification channel   ARGV[7] our database, '' for any
 --
--- Reply: {0, milliseconds left to the holder}
+-- Reply: {0, milliseconds left to the holder}, or until the fleet's database is known
+--     or {2, the fleet's database}, which is not ours
 --     or {1, last-delivered ID, what was done: 1 the group was created, 2 its
 --         last-delivered ID was set back to where dispatching had left it, 0 neither,
 --         entries pending in the group}
 --
 -- The group is created here and nowhere else, always at 0: no dispatch that was
 -- based on the old group succeeds under the new token.
+if ARGV[7] ~= '' then
+  local fleet = redis.call('get', KEYS[6])
+  if not fleet then return {0, 50} end
+  if string.match(fleet, '^%S+') ~= ARGV[7] then return {2, fleet} end
+end
 local holder = redis.call('get', KEYS[2])
 if holder and holder ~= ARGV[2] then
   -- A server whose clock stepped back keeps a dead holder's lease for that much

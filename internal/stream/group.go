@@ -2,8 +2,10 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -31,6 +33,30 @@ type Group struct {
 	shards    int
 	consumers []string
 	servers   *servers // nil on a client that does not watch them
+	database  atomic.Pointer[string]
+}
+
+// Belong has this client dispatch and register owners only while the fleet works
+// with the database of this identity.
+func (g *Group) Belong(database string) { g.database.Store(&database) }
+
+// belongs is the identity to compare with, "" where any will do.
+func (g *Group) belongs() string {
+	if id := g.database.Load(); id != nil {
+		return *id
+	}
+	return ""
+}
+
+// FleetDatabase is the identity of the database that the fleet works with and
+// its address, both "" where no instance has joined.
+func (g *Group) FleetDatabase(ctx context.Context) (id, address string, err error) {
+	value, err := g.client.Get(ctx, g.names.Database()).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return "", "", failure("ask which database the fleet works with", err)
+	}
+	id, address, _ = strings.Cut(value, " ")
+	return id, address, nil
 }
 
 // NewGroup returns the group called cfg.Group of the stream cfg.Stream. It

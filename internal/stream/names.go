@@ -65,13 +65,17 @@ func (n Names) Lock() string { return n.prefix() + ":leader" }
 // Members is the prefix of the heartbeat keys and the name of the set that lists them.
 func (n Names) Members() string { return n.prefix() + ":members" }
 
+// Database is the key that says which database the fleet works with: its
+// identity, a space and its address.
+func (n Names) Database() string { return n.prefix() + ":database" }
+
 // DeadLettered is the hash of source entries that have a dead letter.
 func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 
 // All are the keys of the group beside its streams, without the heartbeats.
 func (n Names) All() []string {
 	return []string{
-		n.DispatchLease(), n.Dispatched(), n.Acked(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(),
+		n.DispatchLease(), n.Dispatched(), n.Acked(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
 	}
 }
 

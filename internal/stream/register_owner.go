@@ -19,12 +19,12 @@ var registerOwnerScript = redis.NewScript(registerOwnerSource)
 // last-delivered ID. An acknowledgement under an earlier token, whose commit
 // Postgres may have lost since, is refused from then on.
 func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
-	args := make([]any, 0, len(shards)+2)
-	args = append(args, g.names.Group, token)
+	args := make([]any, 0, len(shards)+3)
+	args = append(args, g.names.Group, token, g.belongs())
 	for _, s := range shards {
 		args = append(args, s)
 	}
-	res, err := registerOwnerScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens()}, args...).StringSlice()
+	res, err := registerOwnerScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens(), g.names.Database()}, args...).StringSlice()
 	if err != nil {
 		return nil, delivered, failure("enter shards", err)
 	}

@@ -4,8 +4,15 @@
 -- earlier token succeeds, so what is read here is what there will ever be.
 --
 -- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] hash of tokens
--- ARGV[1] group   ARGV[2] token   then the shards
+-- KEYS[4] the fleet's database
+-- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any   then the shards
 -- Reply: {the group's last-delivered ID or '', each shard's mark or ''}
+if ARGV[3] ~= '' then
+  local fleet = redis.call('get', KEYS[4]) or 'unknown'
+  if string.match(fleet, '^%S+') ~= ARGV[3] then
+    return redis.error_reply('DATABASE the fleet works with another database: ' .. fleet)
+  end
+end
 local answer = {''}
 local rows = redis.pcall('xinfo', 'groups', KEYS[1])
 if not rows.err then
@@ -15,7 +22,7 @@ if not rows.err then
     if g['name'] == ARGV[1] then answer[1] = g['last-delivered-id'] end
   end
 end
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   redis.call('hset', KEYS[3], ARGV[i], ARGV[2])
   answer[#answer + 1] = redis.call('hget', KEYS[2], ARGV[i]) or ''
 end

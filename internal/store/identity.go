@@ -1,0 +1,147 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// The settings of the database itself, of which there is one fleet.
+const (
+	databaseSetting = "DATABASE" // random, made by the first instance
+	fleetSetting    = "FLEET"    // the stream and group that own the database
+)
+
+// Identity is which database this process began with. A connection that leads to
+// another one fails, and no shard and no term is acquired there, so that what is
+// committed there is never acknowledged. A copy of the database has the same
+// identity and cannot be told from it.
+type Identity struct{ id atomic.Pointer[string] }
+
+// NewIdentity is not known yet.
+func NewIdentity() *Identity { return &Identity{} }
+
+// ID is the database's identity, "" before it is known.
+func (i *Identity) ID() string {
+	if i == nil || i.id.Load() == nil {
+		return ""
+	}
+	return *i.id.Load()
+}
+
+// ForeignError says that a database belongs to another fleet, or is another
+// database than before.
+type ForeignError struct{ What string }
+
+func (e *ForeignError) Error() string { return e.What }
+
+// ExitCode is that of a bad configuration.
+func (e *ForeignError) ExitCode() int { return 3 }
+
+func foreign(format string, args ...any) error {
+	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "database", Err: &ForeignError{fmt.Sprintf(format, args...)}}
+}
+
+// Establish reads the database's identity, and makes it where there is none;
+// created reports whether it was this call that did. A database that belongs to
+// another stream or group fails with a ForeignError.
+func (i *Identity) Establish(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) (created bool, err error) {
+	const op = "read the identity of the database"
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	tag, err := pool.Exec(ctx, `
+insert into processor.settings (name, value, set_by)
+values ($1, $2, $3)
+on conflict (name) do nothing`, databaseSetting, rand.Text(), member)
+	if err != nil {
+		return false, failure(op, err)
+	}
+	created = tag.RowsAffected() == 1
+	fleet := fleetOf(scope)
+	if _, err := pool.Exec(ctx, `
+insert into processor.settings (name, value, set_by)
+select $1, coalesce((
+  select format('stream %s, group %s', stream, group_name)
+  from processor.shards
+  where (stream, group_name) <> ($4, $5)
+  limit 1), $2), $3
+on conflict (name) do nothing`, fleetSetting, fleet, member, scope.Stream, scope.Group); err != nil {
+		return created, failure(op, err)
+	}
+	var id, owner string
+	if err := pool.QueryRow(ctx, `
+select d.value, f.value
+from processor.settings d, processor.settings f
+where d.name = $1
+  and f.name = $2`, databaseSetting, fleetSetting).Scan(&id, &owner); err != nil {
+		return created, failure(op, err)
+	}
+	if owner != fleet {
+		return created, foreign("this database belongs to %s, and this instance is of %s: two streams in one database break each other's crossings; "+
+			"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP", owner, fleet)
+	}
+	if known := i.ID(); known != "" && known != id {
+		return created, i.another(id)
+	}
+	i.id.Store(&id)
+	return created, nil
+}
+
+// fleetOf is how the setting names the fleet that owns a database.
+func fleetOf(scope Scope) string {
+	return fmt.Sprintf("stream %s, group %s", scope.Stream, scope.Group)
+}
+
+// another is the error of a database that is not ours.
+func (i *Identity) another(found string) error {
+	if found == "" {
+		found = "without an identity"
+	}
+	return foreign("Postgres leads to another database (%s) than this instance began with (%s): correct POSTGRES_URL, its DNS name or the failover; "+
+		"if the database was replaced on purpose, follow the steps that the restart names", found, i.ID())
+}
+
+// connected is called for each new connection before it is used.
+func (i *Identity) connected(ctx context.Context, conn *pgconn.PgConn) error {
+	if i.ID() == "" {
+		return nil
+	}
+	results, err := conn.Exec(ctx, "select value from processor.settings where name = '"+databaseSetting+"'").ReadAll()
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "42P01" || pg.Code == "3F000") {
+		return i.another("")
+	}
+	if err != nil {
+		return err
+	}
+	found := ""
+	if len(results) == 1 && len(results[0].Rows) == 1 {
+		found = string(results[0].Rows[0][0])
+	}
+	if found != i.ID() {
+		return i.another(found)
+	}
+	return nil
+}
+
+// check fails unless a transaction runs in our database, which a pooler may
+// have changed without a new connection.
+func (i *Identity) check(ctx context.Context, tx pgx.Tx) error {
+	if i.ID() == "" {
+		return nil
+	}
+	var found string
+	err := tx.QueryRow(ctx, "select coalesce(max(value), '') from processor.settings where name = $1", databaseSetting).Scan(&found)
+	if err == nil && found != i.ID() {
+		err = i.another(found)
+	}
+	return err
+}
