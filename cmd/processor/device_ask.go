@@ -26,7 +26,7 @@ type asking struct {
 func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVar(&a.reason, "reason", "", "reason, for the audit")
 	cmd.Flags().BoolVar(&a.noWait, "no-wait", false, "do not wait for the result")
-	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "maximum wait for the result; the request continues after it")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", time.Minute, "maximum wait for the result; the request continues")
 	return cmd
 }
 
