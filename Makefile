@@ -51,7 +51,7 @@ setup-tests: ## The same, and prometheus, whose promtool tests the alerts
 
 .PHONY: run
 run: setup build ## Show the service at work on servers of its own: make run ARGS="--once --json"
-	@bin/processor demo $(ARGS)
+	@bin/loadtest demo $(ARGS)
 
 .PHONY: build
 build: ## Build the programs into bin/
@@ -163,10 +163,10 @@ loadtest-ci: build ## Two instances share the work, take over from each other an
 .PHONY: ci-demo
 ci-demo: build ## Replay every real track as fast as it goes and balance the account
 	@if [ -n "$(TRACKS)" ]; then \
-		bin/processor demo --once --json --speed 0 $(TRACKS); \
+		bin/loadtest demo --once --json --speed 0 $(TRACKS); \
 	else \
 		echo "no real tracks (DATA='$(DATA)'): the simulated fleet instead"; \
-		bin/processor demo --once --json; \
+		bin/loadtest demo --once --json; \
 	fi
 
 .PHONY: tables

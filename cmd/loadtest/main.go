@@ -64,11 +64,12 @@ compares every row and every entry with what was sent.
 
 Exits 0 when all is well, 1 when a bound was missed or there is no verdict, 3 when
 the command line is wrong.`,
-		Example: `  loadtest list
+		Example: `  loadtest demo
+  loadtest list
   loadtest run split --json
   loadtest run chaos --seed 7 --report chaos.html`,
 	}
-	root.AddCommand(newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand(), newCurvesCommand())
+	root.AddCommand(newDemoCommand(), newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand(), newCurvesCommand())
 	cli.Strict(root)
 	return root
 }

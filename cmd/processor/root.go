@@ -14,7 +14,6 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newRunCommand(),
-		newDemoCommand(),
 		newMigrateCommand(),
 		newLagCommand(),
 		newMembersCommand(),

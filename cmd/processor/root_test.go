@@ -148,7 +148,7 @@ func TestConfigTableRenewsAFile(t *testing.T) {
 func TestVersionSaysWhatWasBuilt(t *testing.T) {
 	code, out, _ := call("version", "--json")
 	require.Equal(t, exitClean, code)
-	var b build
+	var b cli.Build
 	require.NoError(t, json.Unmarshal([]byte(out), &b))
 	require.Regexp(t, `^go1\.`, b.Go)
 	require.NotEmpty(t, b.Version)

@@ -2,9 +2,6 @@ package main
 
 import (
 	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +31,7 @@ Variables (and their defaults):
   processor run --help`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			defer exitOnSecondSignal()()
+			defer cli.OnSecondSignal(func() { os.Exit(exitFinding) })()
 			cfg, err := config.Load(os.Environ())
 			if err != nil {
 				return err
@@ -63,30 +60,6 @@ Variables (and their defaults):
 
 // buildOf returns the build information that the service shows.
 func buildOf() modules.Build {
-	b := readBuild()
+	b := cli.ReadBuild()
 	return modules.Build{Version: b.Version, Revision: b.Revision}
-}
-
-// exitOnSecondSignal ends the process at the second SIGINT or SIGTERM. The default
-// action does not suffice: other code listens to signals too, and the first
-// process of a container has none. The returned function stops the listening.
-func exitOnSecondSignal() (stop func()) {
-	signals, done := make(chan os.Signal, 2), make(chan struct{})
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		for range 2 {
-			select {
-			case <-signals:
-			case <-done:
-				return
-			}
-		}
-		os.Exit(exitFinding)
-	})
-	return func() {
-		signal.Stop(signals)
-		close(done)
-		watching.Wait()
-	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -17,5 +16,5 @@ func outputOf(cmd *cobra.Command) *cli.Output {
 
 // say prints a message apart from the result.
 func say(w io.Writer, format string, args ...any) {
-	_, _ = io.WriteString(w, cli.VisiblePainted(fmt.Sprintf(format, args...))+"\n")
+	cli.Say(w, format, args...)
 }

@@ -10,4 +10,5 @@
 //     package of ours.
 //  4. testenv is imported by tests only.
 //  5. Words that were retired (retired_words.txt) do not come back as names.
+//  6. cmd/processor links no load test, simulation or launcher of servers.
 package archtest

@@ -78,6 +78,12 @@ func closed() map[string][]string {
 	}
 }
 
+// equipment is what only tests and load tests need; programs that serve do not
+// link it.
+func equipment() []string {
+	return []string{"loadtest", "internal/devenv", "internal/testenv", "internal/protocol/sim"}
+}
+
 // source is one Go file of the module.
 type source struct {
 	file    string // with slashes, from the module's root
@@ -184,6 +190,37 @@ func reaching(all []source) []string {
 	return slices.Compact(found)
 }
 
+// linked lists the ways on which a program comes to a package that it must not link.
+func linked(all []source, program string, banned []string) []string {
+	graph := make(map[string][]string) // imports within the module, by folder, tests left out
+	for _, s := range all {
+		for _, imported := range s.imports {
+			if own, ok := strings.CutPrefix(imported, module); ok && !s.isTest() {
+				graph[path.Dir(s.file)] = append(graph[path.Dir(s.file)], own)
+			}
+		}
+	}
+	var found []string
+	seen := map[string]bool{}
+	var walk func(folder, way string)
+	walk = func(folder, way string) {
+		if seen[folder] {
+			return
+		}
+		seen[folder] = true
+		if slices.ContainsFunc(banned, func(b string) bool { return within(folder, b) }) {
+			found = append(found, way)
+			return
+		}
+		for _, own := range graph[folder] {
+			walk(own, way+" -> "+own)
+		}
+	}
+	walk(program, program)
+	slices.Sort(found)
+	return found
+}
+
 // Promises 1, 2 and 4.
 func TestEachImportIsAllowedWhereItIs(t *testing.T) {
 	t.Parallel()
@@ -194,6 +231,19 @@ func TestEachImportIsAllowedWhereItIs(t *testing.T) {
 func TestNoDriverReachesTheDomainThroughAnotherPackage(t *testing.T) {
 	t.Parallel()
 	require.Empty(t, reaching(thisModule(t)))
+}
+
+// Promise 6.
+func TestTheServiceLinksNoTestEquipment(t *testing.T) {
+	t.Parallel()
+	all := thisModule(t)
+	require.Empty(t, linked(all, "cmd/processor", equipment()))
+	require.NotEmpty(t, linked(all, "cmd/loadtest", equipment()), "the load test does, or the search finds nothing")
+	require.Equal(t, []string{"cmd/processor -> internal/cli -> loadtest/demo"}, linked([]source{
+		{file: "cmd/processor/main.go", imports: []string{module + "internal/cli", "context"}},
+		{file: "cmd/processor/main_test.go", imports: []string{module + "internal/testenv"}},
+		{file: "internal/cli/cli.go", imports: []string{module + "loadtest/demo"}},
+	}, "cmd/processor", equipment()))
 }
 
 func TestRulesFindWhatTheyForbid(t *testing.T) {

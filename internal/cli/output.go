@@ -75,6 +75,11 @@ func (o *Output) Line(format string, args ...any) error {
 	return nil
 }
 
+// Say prints a line for people beside the result.
+func Say(w io.Writer, format string, args ...any) {
+	_, _ = io.WriteString(w, VisiblePainted(fmt.Sprintf(format, args...))+"\n")
+}
+
 // Paint colours s where colours are on.
 func (o *Output) Paint(c Color, s string) string {
 	if !o.Colors || c == Plain {

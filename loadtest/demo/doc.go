@@ -11,6 +11,6 @@
 //  3. Waiting ends: when the service makes no progress for a minute, what is
 //     left is in the account as pending.
 //
-// The service itself is started by whoever calls this package (processor demo),
+// The service itself is started by whoever calls this package (loadtest demo),
 // and looked at from outside: through Redis, Postgres and its metrics.
 package demo

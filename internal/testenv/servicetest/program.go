@@ -19,15 +19,15 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// asProcessor in the environment makes the test's own program the processor.
+// asProcessor in the environment makes the test's own program the one under test.
 const asProcessor = "PROCESSOR_TEST_MAIN"
 
 // program is the processor that Spawn starts.
 var program = sync.OnceValues(build)
 
-// Main runs the tests of a package. self is the main function of the processor
-// and returns its exit code: the tests of cmd/processor are themselves the
-// program. With nil the program is built when the first test needs it.
+// Main runs the tests of a package. self is the main function of a program and
+// returns its exit code: the tests of a command are themselves the program that
+// Spawn starts. With nil the processor is built when the first test needs it.
 func Main(m *testing.M, self func() int) {
 	if self != nil {
 		if os.Getenv(asProcessor) != "" {

@@ -24,21 +24,17 @@ import (
 	"github.com/trmtracking/processor/modules"
 )
 
-// How often progress is shown: redrawn on a terminal, as a line elsewhere.
-const (
-	redrawEvery = 250 * time.Millisecond
-	lineEvery   = 2 * time.Second
-	// demoStallLimit is how long the service may make no progress.
-	demoStallLimit = time.Minute
-)
+// demoStallLimit is how long the service may make no progress.
+const demoStallLimit = time.Minute
 
-// demoFlags are the flags of processor demo.
+// demoFlags are the flags of loadtest demo.
 type demoFlags struct {
 	tracks []string
 	order  string
 	speed  string
 	seed   uint64
 	once   bool
+	json   bool
 }
 
 func newDemoCommand() *cobra.Command {
@@ -54,9 +50,9 @@ REDIS_URL and POSTGRES_URL are ignored. To use servers of your own, empty ones,
 name them in DEMO_REDIS_URL and DEMO_POSTGRES_URL.
 
 Without --once the service stays up until Ctrl-C, to be looked at.`,
-		Example: `  processor demo
-  processor demo --once --json
-  processor demo --once --speed 0 --order file --tracks buses.csv.gz boats.csv`,
+		Example: `  loadtest demo
+  loadtest demo --once --json
+  loadtest demo --once --speed 0 --order file --tracks buses.csv.gz boats.csv`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 && len(f.tracks) == 0 {
 				return fmt.Errorf("unknown argument %q; recorded files follow --tracks", args[0])
@@ -64,9 +60,13 @@ Without --once the service stays up until Ctrl-C, to be looked at.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			defer exitOnSecondSignal()()
+			defer cli.OnSecondSignal(func() { os.Exit(exitFinding) })()
 			f.tracks = append(f.tracks, args...) // what the shell makes of --tracks *.csv
-			return runDemo(cmd, f)
+			in, err := f.input()
+			if err != nil {
+				return cli.Usage(cmd, err)
+			}
+			return runDemo(cmd, in, f)
 		},
 	}
 	flags := cmd.Flags()
@@ -75,35 +75,33 @@ Without --once the service stays up until Ctrl-C, to be looked at.`,
 	flags.StringVar(&f.speed, "speed", "auto", "multiple of the recorded speed; 0: as fast as it goes")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the simulated fleet")
 	flags.BoolVar(&f.once, "once", false, "end after the account; exit 0 only if it balances")
+	flags.BoolVar(&f.json, "json", false, "print the account as JSON")
 	return cmd
 }
 
 func (f demoFlags) input() (demo.Input, error) {
 	order, err := fleet.ParseOrder(f.order)
 	if err != nil {
-		return demo.Input{}, exit(exitConfig, err)
+		return demo.Input{}, err
 	}
 	in := demo.Input{Tracks: f.tracks, Order: order, Speed: demo.Auto, Seed: f.seed}
 	if f.speed != "auto" {
 		if in.Speed, err = strconv.ParseFloat(f.speed, 64); err != nil || !(in.Speed >= 0) {
-			return in, exit(exitConfig, fmt.Errorf("--speed %q: want auto, 0 or a multiple such as 10", f.speed))
+			return in, fmt.Errorf("--speed %q: want auto, 0 or a multiple such as 10", f.speed)
 		}
 	}
 	return in, nil
 }
 
-func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
-	in, err := f.input()
-	if err != nil {
-		return err
-	}
-	ctx, out, notes := cmd.Context(), outputOf(cmd), cmd.ErrOrStderr()
+func runDemo(cmd *cobra.Command, in demo.Input, f demoFlags) (err error) {
+	ctx, out, notes := cmd.Context(), cli.New(cmd.OutOrStdout(), f.json), cmd.ErrOrStderr()
+	modules.QuietDrivers()
 	load, err := in.Open()
 	if err != nil {
 		return err
 	}
 	feeding := fmt.Sprintf("feeding %s: %s of %s", load.Name, cli.Count(load.Entries, "entry"), cli.Count(load.Devices, "device"))
-	say(notes, "%s", strings.Join(cli.Wrap(feeding, cli.Columns-2), "\n  "))
+	cli.Say(notes, "%s", strings.Join(cli.Wrap(feeding, cli.Columns-2), "\n  "))
 	servers, err := demo.StartServers(ctx, os.Getenv(demo.RedisVariable), os.Getenv(demo.PostgresVariable))
 	if err != nil {
 		return interrupted(ctx, err)
@@ -115,7 +113,8 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 		return err
 	}
 	log := modules.NewLogger(cfg.Log, cfg.Instance.ID, notes)
-	service, err := modules.New(cfg, log, buildOf())
+	build := cli.ReadBuild()
+	service, err := modules.New(cfg, log, modules.Build{Version: build.Version, Revision: build.Revision})
 	if err != nil {
 		return err
 	}
@@ -148,7 +147,7 @@ func runDemo(cmd *cobra.Command, f demoFlags) (err error) {
 		}
 	}
 	if !result.Good() {
-		return exit(exitFinding, nil)
+		return errMissed
 	}
 	return nil
 }
@@ -239,7 +238,7 @@ func round(f float64, digits int) float64 {
 // account prints how the demo ended; as JSON it is the last line.
 func account(out *cli.Output, notes io.Writer, r *demo.Result) error {
 	for _, finding := range r.Findings {
-		say(notes, "%s", finding)
+		cli.Say(notes, "%s", finding)
 	}
 	a := r.Account
 	return out.Result(accountOf(r), func() error {
@@ -284,7 +283,7 @@ func sayURLs(w io.Writer, s *demo.Servers, addr string) {
 	if err != nil {
 		port = addr
 	}
-	say(w, `
+	cli.Say(w, `
 still running, Ctrl-C ends it:
   metrics    http://127.0.0.1:%[1]s/metrics
   readiness  http://127.0.0.1:%[1]s/readyz

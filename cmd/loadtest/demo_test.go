@@ -1,8 +1,8 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,9 +13,14 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
+
+func TestMain(m *testing.M) {
+	servicetest.Main(m, func() int { return run(os.Args[1:], os.Stdout, os.Stderr) })
+}
 
 // track writes a small recorded track: three devices, one row twice, one row of
 // 1901, which is no valid record.
@@ -73,12 +78,12 @@ func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	}
 	p := servicetest.Spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
 	testenv.Wait(t, time.Minute, func() error {
-		if !strings.Contains(p.Errors(), "still running") {
-			return context.DeadlineExceeded
+		// Two pipes: what was written first may be read last.
+		if !strings.Contains(p.Errors(), "still running") || !strings.Contains(p.Output(), "balanced") {
+			return errors.New("want the account and that it is still running")
 		}
 		return nil
 	})
-	require.Contains(t, p.Output(), "balanced")
 	require.Contains(t, p.Errors(), "/readyz")
 	require.Zero(t, p.Terminate())
 }
@@ -102,7 +107,7 @@ func TestDemoFlagsThatMakeNoSenseAreRefused(t *testing.T) {
 		"demo --seed x":       `--seed "x": want a whole number, 0 or more`,
 	} {
 		code, _, errs := call(strings.Fields(line)...)
-		require.Equal(t, exitConfig, code, line)
+		require.Equal(t, cli.ExitUsage, code, line)
 		require.Contains(t, errs, want, line)
 	}
 }
