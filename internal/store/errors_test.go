@@ -212,3 +212,14 @@ func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
 	_, err = store.NewWriter(nowhere, s.scope, "one", time.Second).Write(t.Context(), s.batch())
 	require.Equal(t, protocol.Unavailable, failureOf(t, err).Kind)
 }
+
+// TestTextIsSentAsUTF8WhateverTheDatabaseSays: with another client_encoding the
+// server converts what it takes for that encoding, and stores another text.
+func TestTextIsSentAsUTF8WhateverTheDatabaseSays(t *testing.T) {
+	b := newBench(t)
+	b.exec("do $$ begin execute format('alter database %I set client_encoding = ''LATIN1''', current_database()); end $$")
+	const text = "Größe ✓ 車"
+	var stored []byte
+	require.NoError(t, b.open("utf8", b.url).QueryRow(t.Context(), "select convert_to($1::text, 'UTF8')", text).Scan(&stored))
+	require.Equal(t, text, string(stored))
+}

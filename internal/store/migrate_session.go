@@ -102,6 +102,7 @@ func migrationConfig(url string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		host = "unknown host"
 	}
+	config.RuntimeParams["client_encoding"] = "UTF8"
 	config.RuntimeParams["application_name"] = fmt.Sprintf("processor migrate %.32s/%d", host, os.Getpid())
 	return config, nil
 }

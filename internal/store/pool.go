@@ -61,6 +61,9 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 	cc.ConnectTimeout = cfg.ConnectTimeout
 	cc.DialFunc = (&net.Dialer{Timeout: cfg.ConnectTimeout, KeepAlive: 5 * time.Second}).DialContext
 	cc.RuntimeParams["application_name"] = ApplicationName(cfg.Member)
+	// The driver sends and reads UTF-8 whatever the session says; a role or database
+	// with another client_encoding would have the server convert, that is corrupt, text.
+	cc.RuntimeParams["client_encoding"] = "UTF8"
 	if !strings.Contains(cfg.URL, "target_session_attrs") {
 		// After a failover the old primary may still answer, but read-only.
 		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite

@@ -11,17 +11,19 @@ type Server struct {
 	Version           string
 	SynchronousCommit string // "off" forgets commits that were acknowledged
 	Fsync             bool
+	Encoding          string // of the database
 }
 
 const serverSQL = `
 select current_setting('server_version'),
   current_setting('synchronous_commit'),
-  current_setting('fsync') = 'on'`
+  current_setting('fsync') = 'on',
+  current_setting('server_encoding')`
 
 // AskServer asks the server about itself.
 func AskServer(ctx context.Context, pool *pgxpool.Pool) (Server, error) {
 	var s Server
-	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync)
+	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync, &s.Encoding)
 	return s, failure("ask Postgres about itself", err)
 }
 
