@@ -60,20 +60,20 @@ func newServer(k kind, envDir string, user *account, dog *watchdog) *Server {
 	return &Server{kind: k, home: filepath.Join(envDir, k.name()), user: user, dog: dog}
 }
 
-// URL is how clients name the server.
+// URL returns how clients name the server.
 func (s *Server) URL() string { return s.kind.url(s.Addr()) }
 
-// Addr is the server's host and port.
+// Addr returns the server's host and port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port())) }
 
-// Port is the server's TCP port; it stays over restarts.
+// Port returns the server's TCP port; it stays over restarts.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.port
 }
 
-// PID is the server's process ID, 0 when it does not run.
+// PID returns the server's process ID, 0 when it does not run.
 func (s *Server) PID() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,10 +83,10 @@ func (s *Server) PID() int {
 	return s.proc.pid()
 }
 
-// Dir is the server's folder: its data and its log.
+// Dir returns the server's folder: its data and its log.
 func (s *Server) Dir() string { return s.home }
 
-// LogTail is the end of the server's log.
+// LogTail returns the end of the server's log.
 func (s *Server) LogTail() string { return strings.TrimSpace(tail(s.logPath(), 0)) }
 
 // Stop ends the server in an orderly way and waits for it. A server that does
@@ -149,7 +149,7 @@ func (s *Server) Kill() error {
 	return err
 }
 
-// Pause freezes the server and its children: connections stay open and nobody
+// Pause freezes the server and its children: connections stay open and nothing
 // answers, like a machine that is suspended.
 func (s *Server) Pause() error {
 	s.mu.Lock()
@@ -160,7 +160,7 @@ func (s *Server) Pause() error {
 	return s.proc.signalAll(syscall.SIGSTOP)
 }
 
-// Resume lets a paused server go on.
+// Resume resumes a paused server.
 func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,7 +274,7 @@ waiting:
 	return err
 }
 
-// dispose stops the server for good.
+// dispose stops the server permanently.
 func (s *Server) dispose(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

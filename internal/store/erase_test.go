@@ -38,7 +38,7 @@ func (b *bench) partitionByDay(days int) {
 	}
 }
 
-// dayOf is the beginning of one of those days.
+// dayOf returns the beginning of one of those days.
 func dayOf(i int) time.Time { return time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).AddDate(0, 0, i) }
 
 // fill stores n positions, a second apart, of each device on each day.

@@ -56,7 +56,7 @@ func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	probeRow(t, connect(t, s.url), sql, args...)
 }
 
-// record is one of device 1; what is to go wrong with it stands in its attributes.
+// record returns a record of device 1; its attributes say what is to go wrong with it.
 func record(n int, attributes string) telemetry.Record {
 	us := int64(1_700_000_000_000_000 + n*1_000_000)
 	return telemetry.Record{

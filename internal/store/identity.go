@@ -27,10 +27,10 @@ const (
 // identity and cannot be told from it.
 type Identity struct{ id atomic.Pointer[string] }
 
-// NewIdentity is not known yet.
+// NewIdentity returns an identity that is not known yet.
 func NewIdentity() *Identity { return &Identity{} }
 
-// ID is the database's identity, "" before it is known.
+// ID returns the database's identity, "" before it is known.
 func (i *Identity) ID() string {
 	if i == nil || i.id.Load() == nil {
 		return ""
@@ -44,7 +44,7 @@ type ForeignError struct{ What string }
 
 func (e *ForeignError) Error() string { return e.What }
 
-// ExitCode is that of a bad configuration.
+// ExitCode returns the exit status for a bad configuration.
 func (e *ForeignError) ExitCode() int { return 3 }
 
 func foreign(format string, args ...any) error {
@@ -96,12 +96,12 @@ where d.name = $1
 	return created, nil
 }
 
-// fleetOf is how the setting names the fleet that owns a database.
+// fleetOf returns how the setting names the fleet that owns a database.
 func fleetOf(scope Scope) string {
 	return fmt.Sprintf("stream %s, group %s", scope.Stream, scope.Group)
 }
 
-// another is the error of a database that is not ours.
+// another returns the error of a database that is not ours.
 func (i *Identity) another(found string) error {
 	if found == "" {
 		found = "without an identity"

@@ -13,7 +13,7 @@ import (
 // CatalogFile is where the catalogue that this binary needs is kept.
 const CatalogFile = "verify_catalog.json"
 
-// LiveCatalogJSON is the live catalogue in the form of CatalogFile.
+// LiveCatalogJSON returns the live catalogue in the form of CatalogFile.
 func LiveCatalogJSON(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c, err := readCatalog(ctx, tx)
 	if err != nil {

@@ -87,7 +87,7 @@ func (b *bench) take(member string, which ...int) []protocol.ShardLease {
 	return held
 }
 
-// records is n records of one device.
+// records returns n records of one device.
 func records(device string, from, n int) []telemetry.Record {
 	list := make([]telemetry.Record, n)
 	for i := range list {

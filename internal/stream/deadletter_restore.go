@@ -19,7 +19,7 @@ var restoreSource string
 
 var restoreScript = redis.NewScript(restoreSource)
 
-// deadLetterName is the field of the hash of dead-lettered entries under which
+// deadLetterName returns the field of the hash of dead-lettered entries under which
 // deadletter.lua keeps the ID of an entry's dead letter.
 func deadLetterName(entry, digest string) string { return entry + " " + digest }
 

@@ -34,7 +34,7 @@ type Published struct {
 	Attributes json.RawMessage `json:"attributes"`
 }
 
-// Record is what the entry has to become, without what its ID decides.
+// Record returns what the entry has to become, without what its ID decides.
 func (p *Published) Record() telemetry.Record {
 	return telemetry.Record{
 		DeviceID: p.DeviceID, Codec: p.Codec, TimeUS: p.Timestamp.UnixMicro(),
