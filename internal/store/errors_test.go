@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// sink is a database with one shard that member one owns, and its writer.
+// sink is a database with one shard, owned by member one, and its writer.
 type sink struct {
 	url    string
 	pool   *pgxpool.Pool
@@ -66,7 +66,7 @@ func record(n int, attributes string) telemetry.Record {
 }
 
 func (s *sink) batch() *protocol.Batch {
-	set, _ := geofence.NewSet(nil) // no fence, none that is invalid
+	set, _ := geofence.NewSet(nil) // no fences
 	return &protocol.Batch{
 		Leases: []protocol.ShardLease{{Shard: 0, Epoch: s.epoch}},
 		Rules:  protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
@@ -102,7 +102,7 @@ func failureOf(t *testing.T, err error) *protocol.Failure {
 	return f
 }
 
-// raising is a trigger that runs what a record asks for.
+// raising is a trigger that runs the SQL in a record.
 const raising = `
 create function raising() returns trigger language plpgsql as $$
 begin
@@ -117,7 +117,7 @@ end
 $$;
 create trigger raising before insert on positions for each row execute function raising()`
 
-func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
+func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 	s := newSink(t)
 	s.exec(t, raising)
 	s.exec(t, "alter table positions add constraint no_bad check (attributes->>'bad' is distinct from 'yes')")
@@ -190,7 +190,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 	require.NoError(t, s.fresh(t.Context(), `{}`))
 }
 
-func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
+func TestAServerFaultIsNotBlamedOnARow(t *testing.T) {
 	s := newSink(t)
 	admin := connect(t, s.url)
 

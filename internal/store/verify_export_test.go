@@ -33,7 +33,7 @@ func NeededTables() ([]string, error) {
 	return names, err
 }
 
-// LockTwice takes the migration lock twice in one session, as two clients of a
+// LockTwice acquires the migration lock twice in one session, as two clients of a
 // pooler that lends both the same server session would.
 func LockTwice(ctx context.Context, url string) (err error) {
 	s, err := openMigrationSession(ctx, url, slog.New(slog.DiscardHandler))
