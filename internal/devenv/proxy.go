@@ -83,7 +83,7 @@ func (p *Proxy) Refuse() error {
 }
 
 // Stall accepts connections and holds every byte in both directions: a black
-// hole. Held bytes go on at Resume, requests even when their sender is gone.
+// hole. Held bytes continue at Resume, requests even when their sender is gone.
 func (p *Proxy) Stall() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

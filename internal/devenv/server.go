@@ -136,7 +136,7 @@ func (s *Server) RestartEmpty(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Kill ends the server and its children at once with SIGKILL, like a crash of
+// Kill ends the server and its children immediately with SIGKILL, like a crash of
 // the machine that keeps the disk's cache.
 func (s *Server) Kill() error {
 	s.mu.Lock()
@@ -150,7 +150,7 @@ func (s *Server) Kill() error {
 }
 
 // Pause freezes the server and its children: connections stay open and nothing
-// answers, like a machine that is suspended.
+// answers, like a suspended machine.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *Server) Resume() error {
 }
 
 // create makes the data and starts the server for the first time, on a port
-// that is free now; if it is taken meanwhile, on another.
+// that is free now, or on another if that is taken before the start.
 func (s *Server) create(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +232,7 @@ func (s *Server) start(ctx context.Context) error {
 			if strings.Contains(strings.ToLower(log), "address already in use") {
 				return fmt.Errorf("start %s on port %d: %w", s.kind.name(), s.port, errPortTaken)
 			}
-			return fmt.Errorf("start %s: it ended at once; its log says:\n%s", s.kind.name(), strings.TrimSpace(log))
+			return fmt.Errorf("start %s: it ended immediately; its log says:\n%s", s.kind.name(), strings.TrimSpace(log))
 		case <-ctx.Done():
 			stopErr := s.stop(context.WithoutCancel(ctx))
 			return errors.Join(fmt.Errorf("start %s: %w (last answer: %w); its log says:\n%s",

@@ -72,7 +72,7 @@ const hypertableSQL = `
 create extension if not exists timescaledb;
 select create_hypertable('public.positions', 'ts', chunk_time_interval => interval '20 seconds', create_default_indexes => false)`
 
-// Prepare turns an empty database into one of the world, before anybody migrates it.
+// Prepare turns an empty database into one of the world, before it is migrated.
 func (w World) Prepare(ctx context.Context, url string) error {
 	if w != Partitioned && w != Hypertable {
 		return nil

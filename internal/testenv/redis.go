@@ -70,7 +70,7 @@ func Redis(tb testing.TB) *RedisCorner {
 // Key makes a key of the test's own.
 func (c *RedisCorner) Key(name string) string { return "test-" + c.Token + ":" + name }
 
-// Client returns the test's own connection, to look and to add; it is closed when
+// Client returns the test's own connection, for reading and writing; it is closed when
 // the test ends.
 func (c *RedisCorner) Client() *redis.Client { return c.client }
 

@@ -10,8 +10,8 @@ import (
 const waitPoll = 10 * time.Millisecond
 
 // Wait polls a condition, on the caller's goroutine, until it returns nil;
-// when the time is over the test fails with its last error, which should say
-// what is and what should be.
+// after within the test fails with its last error, which should give the actual and
+// the expected state.
 func Wait(tb testing.TB, within time.Duration, condition func() error) {
 	tb.Helper()
 	timeout := time.NewTimer(within)

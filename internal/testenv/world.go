@@ -42,7 +42,7 @@ func SameInEveryWorld(tb testing.TB) {
 
 // MainInEveryWorld is Main for a package whose statements must hold in every
 // world: its tests run once in each, or only in the one that WorldVariable
-// names. A world that this machine cannot offer is left out aloud.
+// names. A world that this machine cannot offer is skipped with a message.
 func MainInEveryWorld(m *testing.M, ignore ...goleak.Option) {
 	r := runner{tests: m}
 	if os.Getenv(WorldVariable) == "" {
