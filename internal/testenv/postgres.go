@@ -59,7 +59,7 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
 	defer cancel()
 
-	template := "template1"
+	template := "template0"
 	if spec.build != nil {
 		var err error
 		if template, err = process.templates.get(ctx, server, w, spec); err != nil {
@@ -106,12 +106,20 @@ func (t *templates) get(ctx context.Context, server string, w devenv.World, spec
 		return made.database, nil
 	}
 	database := "template_" + unique()
-	made, err := createDatabase(ctx, server, database, "template1")
+	made, err := createDatabase(ctx, server, database, "template0")
 	if err != nil {
 		return "", err
 	}
 	if err = w.Prepare(ctx, made); err == nil {
 		err = spec.build(ctx, made)
+	}
+	if err == nil {
+		err = execute(ctx, server, "alter database "+database+" with allow_connections false")
+	}
+	if err == nil {
+		// TimescaleDB keeps a session of its own in each database that allows it,
+		// and a template with sessions is not copied.
+		err = execute(ctx, server, "select pg_terminate_backend(pid) from pg_stat_activity where datname = '"+database+"'")
 	}
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("build template %s: %w", spec.template, err),
