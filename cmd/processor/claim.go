@@ -89,6 +89,9 @@ Every change is recorded in processor.audit.`,
 			if v.pins.Shards == 0 {
 				return errNeverStarted
 			}
+			if err := v.checkDatabase(cmd.Context()); err != nil {
+				return err
+			}
 			var r claimJSON
 			if c.consumer != "" {
 				r, err = v.claimConsumer(ctx, c)

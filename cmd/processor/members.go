@@ -78,6 +78,17 @@ func openFleetView(ctx context.Context) (*fleetView, error) {
 	return v, nil
 }
 
+// checkDatabase rejects a database that is not the one the fleet on this Redis
+// works with: a change there and here would be of two fleets.
+func (v *fleetView) checkDatabase(ctx context.Context) error {
+	id, address, err := v.group.FleetDatabase(ctx)
+	if err != nil || id == "" || id == v.pins.Database {
+		return err
+	}
+	return exit(exitConfig, fmt.Errorf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL leads to another one (%s): "+
+		"correct POSTGRES_URL or REDIS_URL; nothing was changed", v.redis.URL.Addresses(), id, address, v.pins.Database))
+}
+
 // list returns the shards, by the pinned number.
 func (v *fleetView) list(ctx context.Context) ([]protocol.Shard, error) {
 	all, err := v.shards.List(ctx)

@@ -56,6 +56,9 @@ arrive during the resize wait in the stream.`,
 			if v.pins.Shards == 0 {
 				return errNeverStarted
 			}
+			if err := v.checkDatabase(cmd.Context()); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			began := time.Now()

@@ -245,7 +245,7 @@ func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
 	// The key becomes something else: a clear word, and no crash loop over data.
 	require.NoError(t, client.Rename(ctx, dep.Stream, dep.Stream+":aside").Err())
 	require.NoError(t, client.Set(ctx, dep.Stream, "text", 0).Err())
-	p.Await("the key is not a stream; check REDIS_TELEMETRY_STREAM")
+	p.Await("the key holds something else than a stream; check REDIS_TELEMETRY_STREAM")
 	require.NoError(t, client.Del(ctx, dep.Stream).Err())
 	require.NoError(t, client.Rename(ctx, dep.Stream+":aside", dep.Stream).Err())
 	if p.Running() {
@@ -257,4 +257,22 @@ func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
 	dep.Publish(servicetest.RecordsOfMany(200, 10)...)
 	dep.AwaitStored(210, 40*time.Second)
 	require.Zero(t, again.Terminate())
+}
+
+// P1: what an operator changes in Redis and in Postgres is of one fleet.
+func TestChangesOfAFleetWithAnotherDatabaseAreRejected(t *testing.T) {
+	dep := servicetest.New(t)
+	first := dep.Run(servicetest.FourShards)
+	first.AwaitReady()
+	require.Zero(t, first.Terminate())
+	key := stream.Names{Stream: dep.Stream, Group: dep.Group}.Database()
+	require.NoError(t, dep.Client().Set(t.Context(), key, "ANOTHER 192.0.2.1:5432/other", 0).Err())
+	for _, args := range [][]string{{"claim", "--shard", "0"}, {"claim", "--consumer", "any"}, {"shards", "resize", "8"}} {
+		text := dep.Ask(exitConfig, nil, args...)
+		require.Contains(t, text, "works with the database ANOTHER 192.0.2.1:5432/other", "%v", args)
+		require.Contains(t, text, "nothing was changed", "%v", args)
+	}
+	dep.AwaitCount(0, "select count(*) from processor.audit")
+	var m membersJSON
+	dep.Ask(exitClean, &m, "members")
 }

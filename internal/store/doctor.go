@@ -10,31 +10,32 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ServerStatus is Postgres' own status, for diagnosis.
+// ServerStatus is what Postgres says of itself, for an operator who looks for
+// trouble.
 type ServerStatus struct {
 	Server
 	Number           int  // version, for example 150004
 	Standby          bool // in recovery
 	ReadOnly         bool
-	Pooler           bool          // the server process that answers is not the one that was connected to
+	Pooler           bool          // another process answers than the one that was connected to
 	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
 	ClockUncertainty time.Duration
 	Bytes            int64 // size of the database
 	MaxConnections   int
-	Sessions         int           // of all users
-	Longest          time.Duration // the oldest transaction of all users
+	Sessions         int           // of everybody
+	Longest          time.Duration // the oldest transaction of anybody
 	Blocked          []Blocking
-	Members          map[string]int // sessions by member
+	Members          map[string]int // sessions of each member
 	Autovacuum       bool
 }
 
-// Blocking is a session that blocks one of ours.
+// Blocking is a session that one of ours waits for.
 type Blocking struct {
 	Waiting string // application_name of ours
 	PID     int
 	By      string // application_name
 	State   string
-	For     time.Duration // age of its transaction
+	For     time.Duration // how long its transaction runs
 }
 
 const serverStatusSQL = `
@@ -75,7 +76,7 @@ where application_name like 'processor/%'
   and datname = current_database()
 group by application_name`
 
-// Diagnose queries the status.
+// Diagnose asks the server all of it.
 func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	const op = "examine Postgres"
 	e := ServerStatus{Members: make(map[string]int)}
@@ -128,7 +129,7 @@ func seconds(s float64) time.Duration {
 	return time.Duration(s * float64(time.Second)).Round(time.Millisecond)
 }
 
-// FleetStatus is the state of a group's work according to the tables.
+// FleetStatus is how a group's work stands by the tables.
 type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
 	Database   string            // identity of the database, "" before the first instance
@@ -136,7 +137,7 @@ type FleetStatus struct {
 	Foreign    bool              // and that is another
 	Shards     int
 	Ownerless  int
-	Suspected  int // shards whose owners crashed without progress
+	Suspected  int // shards whose owners died without progress
 	Term       int64
 	Leader     string // "" after a resignation
 	Deferred   int64
@@ -149,7 +150,7 @@ type FleetStatus struct {
 	Incidents  []Incident // open ones
 }
 
-// Incident is an open incident.
+// Incident is something a person should know and that lasts.
 type Incident struct {
 	Kind, Subject string
 	Since         time.Time
@@ -174,7 +175,7 @@ select
     where (stream, group_name) = ($1, $2)
       and state in ('waiting', 'running')), 0)::double precision`
 
-// ReadFleetStatus reads the state of a group's work. The schema must exist.
+// ReadFleetStatus asks how a group's work stands. The schema must be there.
 func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope Scope) (FleetStatus, error) {
 	const op = "ask how the work stands"
 	s := FleetStatus{Pinned: make(map[string]string)}
@@ -224,7 +225,7 @@ where starts_with(name, $1)
 	return s, failure(op, err)
 }
 
-// InstanceOf returns the identity of a member, without its incarnation.
+// InstanceOf is the identity of a member, without its incarnation.
 func InstanceOf(member string) (string, error) {
 	i := strings.LastIndexByte(member, '.')
 	if i < 0 {

@@ -11,7 +11,8 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// A new revision tells readers that the row changed, so an equal row gets none.
+// TestP2ACrossingWrittenAgainKeepsItsRevision: a revision tells readers that later
+// knowledge changed the row, so one that says the same as before has none.
 func TestP2ACrossingWrittenAgainKeepsItsRevision(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

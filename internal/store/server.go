@@ -6,29 +6,27 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Server is Postgres' configuration, in a session like those that commit.
+// Server is what Postgres says of itself, in a session like those that commit.
 type Server struct {
 	Version           string
-	SynchronousCommit string // with "off" a crash loses acknowledged commits
+	SynchronousCommit string // "off" forgets commits that were acknowledged
 	Fsync             bool
-	Encoding          string // of the database
 }
 
 const serverSQL = `
 select current_setting('server_version'),
   current_setting('synchronous_commit'),
-  current_setting('fsync') = 'on',
-  current_setting('server_encoding')`
+  current_setting('fsync') = 'on'`
 
-// AskServer reads the server's configuration.
+// AskServer asks the server about itself.
 func AskServer(ctx context.Context, pool *pgxpool.Pool) (Server, error) {
 	var s Server
-	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync, &s.Encoding)
+	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync)
 	return s, failure("ask Postgres about itself", err)
 }
 
-// SchemaVersion returns the newest migration applied to the database, 0 for
-// none.
+// SchemaVersion is the newest migration that was applied to the database, 0
+// where none was.
 func SchemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	list, err := migrateStatus(ctx, pool)
 	if err != nil {

@@ -11,9 +11,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Unconfirmed holds dead letters until they are known to be durable in their
-// stream. Writer inserts them, in the transaction that dead-letters their
-// entries.
+// Unconfirmed keeps dead letters until they are known to be durable in their
+// stream. Writer puts them there, in the transaction that gives them up.
 type Unconfirmed struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -25,7 +24,8 @@ func NewUnconfirmed(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Unc
 	return &Unconfirmed{pool: pool, scope: scope, timeout: timeout}
 }
 
-// unconfirmedSQL marks a letter that was inserted before as not added again.
+// unconfirmedSQL: of a letter that was given up before, the row says again that
+// it is to be added.
 const unconfirmedSQL = `
 insert into processor.unconfirmed_letters (stream, group_name, source_id, digest, queued, shard, device_id, fields, class, error, field,
   fingerprint, attempts, first_failed_at, last_failed_at, instance, version)
@@ -35,7 +35,7 @@ set added_at = null,
   written_at = now(),
   queued = excluded.queued and unconfirmed_letters.queued`
 
-// queueLetters inserts dead letters as part of a batch's transaction.
+// queueLetters keeps dead letters as part of a batch's transaction.
 func (w *Writer) queueLetters(b *pgx.Batch, list []protocol.Unconfirmed) {
 	for i := range list {
 		l := &list[i]
@@ -45,18 +45,18 @@ func (w *Writer) queueLetters(b *pgx.Batch, list []protocol.Unconfirmed) {
 	}
 }
 
-// Added records which entries are dead letters in their stream now.
+// Added notes which entries are dead letters in their stream now.
 func (s *Deferred) Added(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, s.pool, s.scope, s.timeout, refs, true)
 }
 
-// Added records which letters are in their stream now.
+// Added notes which letters are in their stream now.
 func (u *Unconfirmed) Added(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, u.pool, u.scope, u.timeout, refs, true)
 }
 
-// Queued records which letters Redis lost together with their acknowledgement:
-// their entries are pending again.
+// Queued notes which letters Redis lost together with their acknowledgement:
+// their entries are on their queues again.
 func (u *Unconfirmed) Queued(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, u.pool, u.scope, u.timeout, refs, false)
 }
@@ -76,12 +76,11 @@ where u.stream = $1
   and u.group_name = $2
   and u.source_id = r.id
   and u.digest = r.digest`, scope.Stream, scope.Group, ids, digests, added)
-	return failure("record dead letters as added", err)
+	return failure("note dead letters as added", err)
 }
 
-// Page returns the positions of letters that were written more than ago earlier
-// and follow after, oldest first, at most limit. The zero position precedes
-// all.
+// Page returns the places of letters that were written more than a time ago and
+// follow one, oldest first, at most limit. The zero place precedes all.
 func (u *Unconfirmed) Page(ctx context.Context, after protocol.UnconfirmedMark, ago time.Duration, limit int) ([]protocol.UnconfirmedMark, error) {
 	const op = "list unconfirmed dead letters"
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
@@ -109,7 +108,7 @@ limit $7`, u.scope.Stream, u.scope.Group, ago, after.CommitResult, after.ID.Stri
 	return list, failure(op, err)
 }
 
-// Get returns those of the letters that still exist.
+// Get returns those of the letters that are still there.
 func (u *Unconfirmed) Get(ctx context.Context, refs []telemetry.Ref) ([]protocol.Unconfirmed, error) {
 	const op = "read unconfirmed dead letters"
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
@@ -142,13 +141,13 @@ order by u.written_at, u.source_id, u.digest`, u.scope.Stream, u.scope.Group, id
 	return list, failure(op, err)
 }
 
-// Confirmed removes letters that are durable.
+// Confirmed removes letters that need not be kept any more.
 func (u *Unconfirmed) Confirmed(ctx context.Context, refs []telemetry.Ref) error {
 	return confirmed(ctx, u.pool, u.scope, u.timeout, refs)
 }
 
-// Dropped marks archived letters as removed from their stream: they are not
-// added again, whatever Redis loses.
+// Dropped says that letters, which are archived, leave their stream for good:
+// they are not added again whatever Redis loses.
 func (d *DeadLetters) Dropped(ctx context.Context, letters []protocol.DLQEntry) error {
 	refs := make([]telemetry.Ref, len(letters))
 	for i := range letters {

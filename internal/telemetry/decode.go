@@ -32,9 +32,7 @@ type Decoder struct {
 	inKey bool
 
 	// The attributes being scanned.
-	members    int  // keys and array elements, at most Limits.MaxAttributes
-	bytes      bool // the next array is the data of a legacy buffer
-	elements   int  // of the array that ended last
+	members    int
 	converting bool
 	out        []byte
 	copied     int // position up to which out is complete
