@@ -86,7 +86,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.cursors = make(map[string]telemetry.EntryID)
 		l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 		l.open = make(map[string][]string)
-		for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard} {
+		for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
 			open, err := l.ledger.Opened(ctx, kind)
 			if err != nil {
 				return err
@@ -117,6 +117,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		}
 		l.watchMembers(ctx)
 		l.watchShards(ctx)
+		l.watchRefusals(ctx)
 		if err := l.janitor.Pass(ctx); err != nil && ctx.Err() == nil {
 			l.log.Warn("dead-letter housekeeping failed, will retry", "err", err)
 		}
@@ -329,6 +330,25 @@ func (l *Leader) watchShards(ctx context.Context) {
 		shard, err := strconv.Atoi(subject)
 		return err != nil || l.progress.Progressing(shard)
 	})
+}
+
+// watchRefusals keeps the incident of each reason for which Postgres rejects rows
+// that are not at fault, while any member pauses for it.
+func (l *Leader) watchRefusals(ctx context.Context) {
+	members := make(map[string][]string)
+	reasons := make(map[string]protocol.Refusal)
+	for _, m := range l.membership.Members() {
+		if m.Refusal != nil {
+			members[m.Refusal.Reason] = append(members[m.Refusal.Reason], m.Name())
+			reasons[m.Refusal.Reason] = *m.Refusal
+		}
+	}
+	for reason, r := range reasons {
+		if l.incident(ctx, protocol.SinkRefuses, reason, map[string]any{"error": r.Error, "remedy": r.Remedy, "members": members[reason]}) {
+			l.log.Error("Postgres rejects rows for a reason that is not theirs; paused until it is gone", "reason", reason, "err", r.Error, "remedy", r.Remedy)
+		}
+	}
+	l.closeResolved(ctx, protocol.SinkRefuses, func(reason string) bool { return members[reason] == nil })
 }
 
 // incident opens an incident, or updates its detail. It reports whether it is

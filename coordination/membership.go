@@ -34,22 +34,23 @@ var (
 
 // Member is a heartbeat: what a member reports of itself.
 type Member struct {
-	Instance      string        `json:"instance"`
-	Incarnation   string        `json:"incarnation"`
-	Number        uint64        `json:"number"`
-	Version       string        `json:"version"`
-	Protocol      int           `json:"protocol"`
-	Host          string        `json:"host"`
-	PID           int           `json:"pid"`
-	Started       time.Time     `json:"started"`
-	Leaving       bool          `json:"leaving"`
-	SinkDown      time.Duration `json:"sink_down_ns"`
-	InFlight      int           `json:"in_flight"`
-	Progress      uint64        `json:"progress"`
-	CallsReturned uint64        `json:"calls_returned"`
-	Shards        []int         `json:"shards"`
-	Database      string        `json:"database,omitempty"` // identity of its database
-	Postgres      string        `json:"postgres,omitempty"` // and address
+	Instance      string            `json:"instance"`
+	Incarnation   string            `json:"incarnation"`
+	Number        uint64            `json:"number"`
+	Version       string            `json:"version"`
+	Protocol      int               `json:"protocol"`
+	Host          string            `json:"host"`
+	PID           int               `json:"pid"`
+	Started       time.Time         `json:"started"`
+	Leaving       bool              `json:"leaving"`
+	SinkDown      time.Duration     `json:"sink_down_ns"`
+	InFlight      int               `json:"in_flight"`
+	Progress      uint64            `json:"progress"`
+	CallsReturned uint64            `json:"calls_returned"`
+	Shards        []int             `json:"shards"`
+	Database      string            `json:"database,omitempty"` // identity of its database
+	Postgres      string            `json:"postgres,omitempty"` // and address
+	Refusal       *protocol.Refusal `json:"refusal,omitempty"`  // why Postgres rejects rows that are not at fault
 }
 
 // Name returns identity and incarnation, as ownership and sessions carry it. An
@@ -108,6 +109,7 @@ type WorkStatus struct {
 	Progress      uint64 // advances whenever something is committed or finished
 	CallsReturned uint64 // advances whenever a server call of a worker returns, successfully or not
 	Shards        []int
+	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
 }
 
 // Client is the Redis connection of heartbeats and the leader's lock.
@@ -331,6 +333,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	r.mu.Lock()
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
+	r.self.Refusal = v.Refusal
 	r.self.SinkDown = 0
 	if !r.sinkDown.IsZero() {
 		r.self.SinkDown = time.Since(r.sinkDown)

@@ -190,6 +190,23 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	b.awaitOpen(0, protocol.StalledMember, stuck.name())
 }
 
+func TestASinkThatRefusesRowsIsAnIncidentWhileAMemberPauses(t *testing.T) {
+	b := newBench(t)
+	paused := b.start("one", "")
+	set := func(r *protocol.Refusal) {
+		paused.mu.Lock()
+		defer paused.mu.Unlock()
+		paused.workStatus.Refusal = r
+	}
+	b.await([]int{shards}, paused)
+	set(&protocol.Refusal{Reason: "23502/tenant", Error: "null value", Remedy: "give it a default"})
+	b.awaitOpen(1, protocol.SinkRefuses, "23502/tenant")
+	require.ErrorContains(t, paused.Ready(), "give it a default")
+	set(nil)
+	b.awaitOpen(0, protocol.SinkRefuses, "23502/tenant")
+	require.NoError(t, paused.Ready())
+}
+
 func TestNothingMovesWhileNoMemberAdvances(t *testing.T) {
 	b := newBench(t)
 	patient := func(c *Config) { c.ClaimThreshold = 1500 * time.Millisecond } // heartbeats are late on a busy machine

@@ -19,7 +19,7 @@ func newBridge() *bridge { return &bridge{} }
 // workStatus returns the progress that the heartbeat reports.
 func (b *bridge) workStatus() coordination.WorkStatus {
 	v := b.pipeline.WorkStatus()
-	return coordination.WorkStatus{InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards}
+	return coordination.WorkStatus{InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards, Refusal: v.Refusal}
 }
 
 // lost wakes the reconciler after the pipeline gave a shard up.

@@ -34,6 +34,12 @@ func (w *worker) commitLoop(ctx context.Context) error {
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq}
 	content := b.write()
+	held := false
+	defer func() {
+		if held {
+			w.breaker.resume(w)
+		}
+	}()
 	repeat := notApplied
 	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 {
 		if len(content.Letters) == 0 && len(content.Resolved) == 0 {
@@ -53,7 +59,12 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		var err error
 		c.written, err = w.mutantWrites(ctx, content)
 		w.callsReturned.Add(1)
+		if err != nil && dispositionOf(err) == pauseSame {
+			held = true
+			w.hold(err)
+		}
 		if err == nil {
+			w.breaker.stored(started, b.newlyStored(c.written))
 			w.metrics.wrote(b, c.written, time.Since(started))
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
 		}
@@ -169,7 +180,9 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		w.state.invalidate(p.shard)
 	}
 	limit := w.cfg.BatchMaxRecords
-	for _, p := range todo {
+	defer func() { w.rest = nil }()
+	for i, p := range todo {
+		w.rest = todo[i:]
 		for len(p.entries) > 0 {
 			n := min(limit, len(p.entries))
 			// An entry that the server named is alone from the start.
@@ -204,9 +217,14 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 // decide commits and acknowledges a batch made of one part, or bisects it.
 func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) error {
 	c := w.commit(ctx, b)
+	return w.settle(ctx, b, p, isolate, c.err)
+}
+
+// settle acts upon the outcome of the commit of one part.
+func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, outcome error) error {
 	// A record that was not new did not move the device: only the table knows.
 	w.state.invalidate(p.shard)
-	if c.err == nil {
+	if outcome == nil {
 		if err := w.ack(ctx, b); err != nil {
 			return err
 		}
@@ -222,9 +240,9 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	switch dispositionOf(c.err) {
+	switch dispositionOf(outcome) {
 	case fatal:
-		return c.err
+		return outcome
 	case reacquire:
 		w.metrics.indeterminate.Inc()
 		w.giveUp(b, nil, OutcomeUnknown)
@@ -236,12 +254,12 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 		return w.redoPart(ctx, p, isolate)
 	case dropFenced:
 		w.metrics.fenced.Inc()
-		w.giveUp(b, lostShards(c.err, b), ShardFenced)
+		w.giveUp(b, lostShards(outcome, b), ShardFenced)
 		return nil
 	default:
 	}
 	if len(p.entries) == 1 {
-		return w.deadLetterEntry(ctx, p, c.err)
+		return w.judge(ctx, p, outcome)
 	}
 	half := len(p.entries) / 2
 	left, right := p, p

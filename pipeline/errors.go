@@ -1,7 +1,10 @@
 package pipeline
 
 import (
+	"cmp"
 	"errors"
+	"strings"
+	"unicode"
 
 	"github.com/trmtracking/processor/internal/protocol"
 )
@@ -12,6 +15,9 @@ type disposition uint8
 const (
 	// retrySame: not applied; retry the same batch in place.
 	retrySame disposition = iota + 1
+	// pauseSame: as retrySame, and an operator must fix the cause: the sink rejects
+	// what no row can be at fault for.
+	pauseSame
 	// reacquire: it may have been applied; reacquire the shards, which fences
 	// what is still under way, and read their queues from the start.
 	reacquire
@@ -22,7 +28,8 @@ const (
 	recompute
 	// reloadFences: recompute with the current fences.
 	reloadFences
-	// bisect: a row is rejected; divide the batch until that row is alone.
+	// bisect: a row is rejected; divide the batch until that row is alone. Whether the
+	// fault is its own is then for worker.judge to find out.
 	bisect
 	// fatal: an operator must fix the cause; Run returns the error.
 	fatal
@@ -44,10 +51,69 @@ func dispositionOf(err error) disposition {
 	case protocol.Outdated:
 		return reloadFences
 	case protocol.Rejected:
+		if f.Code == sequenceExhausted {
+			return pauseSame
+		}
 		return bisect
 	case protocol.Misconfigured:
 		return fatal
 	default:
 		return reacquire
 	}
+}
+
+// The SQLSTATEs whose remedy is known, or that say more than their class.
+const (
+	sequenceExhausted = "2200H"
+	outOfRange        = "22003"
+	notNull           = "23502"
+	checkFailed       = "23514" // without a constraint: there is no partition for the row
+)
+
+// refusalOf names why the sink refuses rows, the same for rows that are refused
+// alike, and says what a person can do.
+func refusalOf(err error) protocol.Refusal {
+	r := protocol.Refusal{Reason: "unknown", Error: err.Error(), Remedy: "read the error, and correct what was changed in the database last"}
+	f, ok := errors.AsType[*protocol.Failure](err)
+	if !ok {
+		return r
+	}
+	r.Reason = f.Code + "/" + cmp.Or(f.Field, words(f.Message))
+	class := f.Code[:min(2, len(f.Code))]
+	switch {
+	case f.Code == sequenceExhausted:
+		r.Remedy = "raise the maximum of the sequence that the error names, or widen its type"
+	case f.Code == outOfRange:
+		r.Remedy = "a default or a trigger computes a number that its column cannot hold: widen the column, or correct what computes it"
+	case f.Code == notNull:
+		r.Remedy = "the service fills its own columns only: give the column " + f.Field + " a default, or drop its NOT NULL"
+	case f.Code == checkFailed && f.Field == "":
+		r.Remedy = "create the partition of public.positions that is missing"
+	case class == "23":
+		r.Remedy = "drop or correct the constraint " + f.Field + " on public.positions"
+	case class == "54":
+		r.Remedy = "raise the limit of the server that the error names; when it speaks of wraparound, vacuum the database"
+	case class == "P0", class == "38", class == "39", class == "09", class == "27":
+		r.Remedy = "correct or disable the trigger on public.positions that raises the error"
+	}
+	return r
+}
+
+// words is a message without what differs from row to row: numbers and what is quoted.
+func words(message string) string {
+	quoted := false
+	text := strings.Map(func(r rune) rune {
+		switch {
+		case r == '"' || r == '\'':
+			quoted = !quoted
+			return -1
+		case quoted || unicode.IsDigit(r):
+			return -1
+		}
+		return r
+	}, message)
+	if text = strings.Join(strings.Fields(text), " "); len(text) > 80 {
+		text = strings.ToValidUTF8(text[:80], "")
+	}
+	return text
 }

@@ -14,13 +14,15 @@ type WorkStatus struct {
 	Committed     uint64 // transactions committed, of batches and of the steps of requests
 	CallsReturned uint64 // server calls that returned, successfully or not: grows while no worker is stuck
 	Shards        []int  // owned, ascending
+
+	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
 
 // WorkStatus returns the progress of the work.
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Refusal: p.breaker.refusal()}
 	for _, w := range p.workers {
 		v.CallsReturned += w.callsReturned.Load()
 	}

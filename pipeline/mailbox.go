@@ -69,3 +69,14 @@ func (m *mailbox) take(reuse []message) []message {
 	m.items = reuse[:0]
 	return items
 }
+
+// each calls f for the entries that wait, until it says no.
+func (m *mailbox) each(f func(entries []telemetry.Entry) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.items {
+		if m.items[i].kind == work && !f(m.items[i].entries) {
+			return
+		}
+	}
+}

@@ -36,6 +36,9 @@ type Sink interface {
 	// Generation numbers the lives of the server that were noticed. A batch is
 	// rejected by another generation than the one it names.
 	Generation() uint64
+	// Probe reports whether any of some records would be stored now, and stores
+	// none. An error says that it is not known.
+	Probe(ctx context.Context, records []telemetry.Record) (taken bool, err error)
 }
 
 // History reads what is stored.
@@ -92,6 +95,7 @@ type Pipeline struct {
 	deferrals Deferrals
 	probeLog  ProbeLog
 	trial     chan struct{}
+	breaker   *breaker
 }
 
 // Deps are what a pipeline works with.
@@ -129,6 +133,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
+	p.breaker = newBreaker(reg)
 	p.sink = commitCountingSink{deps.Sink, &p.commitCount}
 	p.scheduler = newRequestScheduler(p, stepCountingRequests{deps.Requests, &p.commitCount})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)

@@ -22,12 +22,15 @@ func always(error) bool { return true }
 func isTransient(err error) bool { return dispositionOf(err) != fatal }
 
 // notApplied retries calls that certainly had no effect.
-func notApplied(err error) bool { return dispositionOf(err) == retrySame }
+func notApplied(err error) bool {
+	v := dispositionOf(err)
+	return v == retrySame || v == pauseSame
+}
 
 // isRowIndependent is for transactions that write no row: no row can be rejected.
 func isRowIndependent(err error) bool {
 	v := dispositionOf(err)
-	return v == retrySame || v == recompute || v == bisect
+	return v == retrySame || v == pauseSame || v == recompute || v == bisect
 }
 
 // retry calls f until it succeeds, ctx ends, or it fails in a way that repeat

@@ -36,6 +36,7 @@ type worker struct {
 	deadLetterSink DeadLetterSink
 	deferrals      Deferrals
 	probeLog       ProbeLog
+	breaker        *breaker      // shared by all workers
 	probe          chan struct{} // of size one, held during a probe batch; shared by all workers
 
 	box     *mailbox
@@ -59,6 +60,7 @@ type worker struct {
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
 	applying      telemetry.EntryID          // the entry applied last
+	rest          []part                     // what redo has not decided, the part it is at first
 	committing    *batch                     // with the committer while busy
 	view          atomic.Pointer[WorkerView] // what run has in flight
 	panicked      func(value any)            // set before run
@@ -104,7 +106,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
-		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, lost: p.lost, metrics: p.metrics, log: p.log,
+		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, owned: make(map[int]ownedShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),

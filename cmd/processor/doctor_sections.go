@@ -22,6 +22,7 @@ const (
 	sectionFull        = "redis-full"
 	sectionPostgres    = "ProcessorCommitErrors"
 	sectionMigration   = "migration"
+	sectionRefuses     = "ProcessorSinkRefuses"
 	sectionShard       = "ProcessorShardStalled"
 	sectionFenceQuery  = "ProcessorFenceQuery"
 	sectionWillLose    = "ProcessorWillLoseRecords"
@@ -38,6 +39,7 @@ var incidentGuides = map[string]guide{
 	protocol.StalledMember:     {levelError, sectionStalled, "take its stacks, then kill it; its shards were reassigned"},
 	protocol.StalledShard:      {levelError, sectionShard, "end the session that blocks it"},
 	protocol.DeadLettersAlike:  {levelError, sectionDeadLetters, "fix the cause, then replay or drop them"},
+	protocol.SinkRefuses:       {levelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
 	protocol.QuarantinedShard:  {levelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
 	protocol.GeofenceQuery:     {levelError, sectionFenceQuery, "correct the rows or the query in the platform"},
 	protocol.RecomputeRejected: {levelWarning, sectionFences, "the other service must send a request that follows the contract"},

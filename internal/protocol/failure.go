@@ -62,8 +62,17 @@ type Failure struct {
 	Shards []int  // for Fenced: the shards that were lost; none if the server did not say
 	Field  string // for Rejected: the column or constraint at fault; "" if the server did not say
 	Row    int    // for Rejected: the number of the fresh record at fault, from 1; 0 if unknown
-	Err    error
+	// Message is what the server said, without context; "" if it said nothing.
+	Message string
+	Err     error
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }
 func (f *Failure) Unwrap() error { return f.Err }
+
+// Refusal is why the sink refuses rows for a reason that is not theirs.
+type Refusal struct {
+	Reason string `json:"reason"` // SQLSTATE and what it names: the same for all that are refused alike
+	Error  string `json:"error"`
+	Remedy string `json:"remedy"` // for a person
+}

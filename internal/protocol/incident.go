@@ -8,6 +8,7 @@ const (
 	StalledMember     = "stalled_member"     // a member with entries in flight does not advance
 	StalledShard      = "stalled_shard"      // a shard does not advance while other shards do
 	DeadLettersAlike  = "dead_letters"       // several entries failed with the same fingerprint
+	SinkRefuses       = "sink_refuses"       // Postgres rejects rows that are not at fault
 	QuarantinedShard  = "quarantined_shard"  // an entry of the shard may crash processes
 	GeofenceQuery     = "geofence_query"     // the query fails, or yields invalid rows
 	RecomputeRejected = "recompute_rejected" // an invalid recompute request; closed immediately

@@ -33,7 +33,7 @@ func failure(op string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, Err: wrapped}
+		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, Message: pgErr.Message, Err: wrapped}
 		if f.Kind == protocol.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
@@ -92,6 +92,9 @@ func kindOf(err *pgconn.PgError) protocol.FailureKind {
 	case "23505": // unique_violation
 		return protocol.Conflict
 	}
+	if slices.Contains(serverLimits, err.Routine) {
+		return protocol.Unavailable
+	}
 	if len(code) < 2 {
 		return protocol.Unavailable
 	}
@@ -109,6 +112,11 @@ func kindOf(err *pgconn.PgError) protocol.FailureKind {
 		return protocol.Rejected
 	}
 }
+
+// serverLimits are the functions of the server that refuse with a code of class 54
+// what no row has to do with: a queue of notifications that is full, and transaction
+// IDs close to their wraparound. Messages are translated, these names are not.
+var serverLimits = []string{"PreCommit_Notify", "GetNewTransactionId", "GetNewMultiXactId"}
 
 var copyLine = regexp.MustCompile(`COPY positions, line (\d+)`)
 

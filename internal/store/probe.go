@@ -1,0 +1,46 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Probe reports whether any of some records would be stored now: each is inserted by
+// itself, with all that is due at the end of its transaction, and taken back. One
+// that is there already proves nothing. An error says that it is not known.
+func (w *Writer) Probe(ctx context.Context, records []telemetry.Record) (taken bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		return false, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+	}
+	defer conn.Release()
+	defer w.rollBack(ctx, conn.Conn())
+	for i := range records {
+		stored := make([]bool, 1)
+		batch := &pgx.Batch{}
+		batch.Queue("begin")
+		queueLate(batch, records[i:i+1], stored)
+		batch.Queue("set constraints all immediate")
+		err := failure("probe the sink", conn.Conn().SendBatch(ctx, batch).Close())
+		w.rollBack(ctx, conn.Conn())
+		if err == nil {
+			if stored[0] {
+				return true, nil
+			}
+			continue
+		}
+		f, ok := errors.AsType[*protocol.Failure](err)
+		if !ok || f.Kind != protocol.Rejected && f.Kind != protocol.Conflict {
+			return false, err
+		}
+	}
+	return false, nil
+}

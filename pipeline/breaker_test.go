@@ -1,0 +1,252 @@
+package pipeline_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// raising is a trigger of a platform that refuses every row while a table says so.
+const raising = `
+create table down (code text);
+insert into down values ('P0001');
+create function refuse() returns trigger language plpgsql as $$
+begin
+  if exists (select from public.down) then
+    raise exception 'the registry of % does not answer', new.device_id using errcode = (select code from public.down);
+  end if;
+  return new;
+end
+$$;
+create trigger refuse before insert on positions for each row execute function refuse();
+`
+
+// faults are those of no row, and what takes each away.
+var faults = []struct {
+	name, breaks, mends, reason string
+}{
+	{"a constraint of the platform",
+		"alter table positions add constraint fast check (speed > 1000) not valid", "alter table positions drop constraint fast", "23514/fast"},
+	{"a new column without a default",
+		"alter table positions add column tenant text not null", "alter table positions alter column tenant drop not null", "23502/tenant"},
+	{"an exhausted sequence",
+		"create sequence s maxvalue 3; alter table positions add column n bigint not null default nextval('s')", "alter sequence s maxvalue 1000000", "2200H/"},
+	{"a default that overflows",
+		"create sequence s start 40000; alter table positions add column n smallint not null default nextval('s')", "alter table positions alter column n type bigint", "22003/"},
+	{"no partition for the day",
+		`drop table positions;
+create table positions (device_id text not null, ts timestamptz not null, ingested_at timestamptz not null default now(),
+  latitude double precision not null, longitude double precision not null, altitude real not null, angle real not null,
+  speed real not null, satellites smallint not null, priority smallint not null, codec text not null, attributes jsonb not null,
+  faulty boolean not null default false) partition by range (ts);
+create unique index on positions (device_id, ts);
+create table positions_other partition of positions for values from ('2020-01-01') to ('2020-01-02')`,
+		"create table positions_day partition of positions for values from ('2023-11-01') to ('2023-12-01')", "23514/no partition of relation found for row"},
+	{"a trigger that raises", raising, "delete from down", "P0001/"},
+	{"a limit of the server", strings.Replace(raising, "'P0001'", "'54000'", 1), "delete from down", "54000/"},
+}
+
+// P5, P6: what is no row's fault gives no row up, and needs nobody once it is gone.
+func TestAFaultThatIsNoRowsOwnPausesAndDeadLettersNothing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range faults {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.exec(tt.breaks)
+			in := b.start("one")
+			b.acquireAll(in)
+			var entries [][]string
+			for s := range int64(20) {
+				for d := range 30 {
+					entries = append(entries, at(d, s))
+				}
+			}
+			b.publish(entries...)
+			testenv.Wait(t, 20*time.Second, func() error {
+				if r := in.WorkStatus().Refusal; r == nil || !strings.HasPrefix(r.Reason, tt.reason) || r.Remedy == "" {
+					return fmt.Errorf("not paused for %s: %+v", tt.reason, r)
+				}
+				return nil
+			})
+			require.Empty(t, b.letters())
+			b.exec(tt.mends)
+			b.settled(20*time.Second, 0)
+			require.Equal(t, len(entries), b.count("select count(*) from positions"))
+			require.Empty(t, b.letters())
+			require.Zero(t, b.count("select count(*) from processor.unconfirmed_letters"))
+			require.Nil(t, in.WorkStatus().Refusal)
+		})
+	}
+}
+
+// A trigger raises while much is under way, for a time, and stops by itself.
+func TestAFaultThatComesAndGoesInTheMiddleDeadLettersNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(raising + "delete from down")
+	in := b.start("one")
+	b.acquireAll(in)
+	n := 0
+	publish := func() {
+		var entries [][]string
+		for d := range 50 {
+			entries = append(entries, at(d, int64(n)))
+		}
+		n++
+		b.publish(entries...)
+	}
+	for range 20 {
+		publish()
+	}
+	b.exec("insert into down values ('P0001')")
+	for range 20 {
+		publish()
+	}
+	testenv.Wait(t, 20*time.Second, func() error {
+		if in.WorkStatus().Refusal == nil {
+			return errors.New("not paused")
+		}
+		return nil
+	})
+	publish()
+	b.exec("delete from down")
+	b.settled(20*time.Second, 0)
+	require.Equal(t, 50*n, b.count("select count(*) from positions"))
+	require.Empty(t, b.letters())
+}
+
+// A single poison row is given up at once, whoever waits behind it, and nobody.
+func TestASinglePoisonRowIsGivenUpPromptly(t *testing.T) {
+	t.Parallel()
+	for _, others := range []int{0, 1, 200} {
+		t.Run(fmt.Sprint(others, " others"), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+			entries := [][]string{seven(0, 0)}
+			for i := range others {
+				entries = append(entries, at(i%40, int64(1+i)))
+			}
+			ids := b.publish(entries...)
+			b.acquireAll(b.start("one"))
+			letters := b.awaitDeadLetters(5*time.Second, 1)
+			require.Equal(t, "sink/no_seven/23514", letters[ids[0]].Fingerprint)
+			b.settled(5*time.Second, 0)
+			require.Equal(t, others, b.count("select count(*) from positions"))
+		})
+	}
+}
+
+// Most rows of many devices are refused for one reason, and some are not.
+func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	in := b.start("one")
+	b.acquireAll(in)
+	var entries [][]string
+	for s := range int64(30) {
+		for d := range 40 {
+			if d%4 == 0 {
+				entries = append(entries, at(d, s))
+			} else {
+				entries = append(entries, seven(d, s))
+			}
+		}
+	}
+	b.publish(entries...)
+	testenv.Wait(t, 20*time.Second, func() error {
+		if in.WorkStatus().Refusal == nil {
+			return errors.New("not paused")
+		}
+		return nil
+	})
+	b.exec("alter table positions drop constraint no_seven")
+	b.settled(20*time.Second, 0)
+	dead := len(b.letters())
+	require.Less(t, dead, 150, "of 900 that the constraint refuses")
+	require.Equal(t, len(entries)-dead, b.count("select count(*) from positions"))
+}
+
+// A shard that is taken while its owner pauses goes on with the new one.
+func TestAPausedShardCanBeTaken(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(raising)
+	one := b.start("one")
+	b.acquireAll(one)
+	b.publish(at(1, 1), at(2, 1), at(3, 1))
+	paused := func(in *instance) func() error {
+		return func() error {
+			if in.WorkStatus().Refusal == nil {
+				return errors.New("not paused")
+			}
+			return nil
+		}
+	}
+	testenv.Wait(t, 10*time.Second, paused(one))
+	two := b.start("two")
+	b.acquireAll(two)
+	testenv.Wait(t, 10*time.Second, paused(two))
+	b.exec("delete from down")
+	b.settled(10*time.Second, 0)
+	require.Equal(t, 3, b.count("select count(*) from positions"))
+	require.Empty(t, b.letters())
+}
+
+// What fails by turns uses up nothing: a probe that cannot be made decides nothing.
+func TestAProbeThatDoesNotAnswerDecidesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	var probes atomic.Int32
+	b.publish(seven(0, 0))
+	b.acquireAll(b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Sink = &probed{Sink: d.Sink, before: func() error {
+			if probes.Add(1) <= 3 {
+				return &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("not now")}
+			}
+			return nil
+		}}
+	}))
+	b.awaitDeadLetters(10*time.Second, 1)
+	require.EqualValues(t, 4, probes.Load())
+}
+
+type probed struct {
+	pipeline.Sink
+	before func() error
+}
+
+func (p *probed) Probe(ctx context.Context, records []telemetry.Record) (bool, error) {
+	if err := p.before(); err != nil {
+		return false, err
+	}
+	return p.Sink.Probe(ctx, records)
+}
+
+// seven is a record that the constraint no_seven refuses.
+func seven(device int, s int64) []string {
+	m := telemetry.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+	m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 7))
+	return telemetry.EntryFields(&m)
+}
+
+func (b *bench) exec(sql string) {
+	b.tb.Helper()
+	_, err := b.pool.Exec(b.tb.Context(), sql)
+	require.NoError(b.tb, err)
+}
