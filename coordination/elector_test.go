@@ -18,7 +18,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// ownRedis is a private server that a test may fill or break.
+// ownRedis returns a private server that a test may fill or break.
 func ownRedis(t *testing.T) *redis.Client {
 	t.Helper()
 	opts, err := devenv.RedisOptions("", testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL())

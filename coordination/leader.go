@@ -79,7 +79,7 @@ type Leader struct {
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
 }
 
-// Do is one pass.
+// Do runs one pass.
 func (l *Leader) Do(ctx context.Context, term int64) error {
 	if term != l.term {
 		l.swept = time.Time{}

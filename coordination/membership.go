@@ -100,7 +100,7 @@ func (e *DatabaseError) Error() string {
 		"delete the Redis keys %s, and start again", e.Ours.Redis, e.Fleet, e.Ours.ID, e.Ours.Postgres, strings.Join(e.Keys, " "))
 }
 
-// ExitCode is that of a bad configuration.
+// ExitCode returns that of a bad configuration.
 func (e *DatabaseError) ExitCode() int { return 3 }
 
 // WorkStatus is the progress that a heartbeat reports, sampled at each beat.
@@ -206,7 +206,7 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 // waits until it expires. Join retries while Redis is unavailable.
 //
 // Where Redis does not know the fleet's database, as after a flush, members enter
-// it again within a beat, and whoever joins leaves it to them for one TTL.
+// it again within a beat, and a joining member leaves it to them for one TTL.
 func (r *Membership) Join(ctx context.Context) error {
 	var first *Member
 	var unknown time.Time
@@ -274,7 +274,7 @@ func (r *Membership) Run(ctx context.Context) error {
 	}
 }
 
-// heartbeatRound is one heartbeat and one poll of the other members.
+// heartbeatRound sends one heartbeat and does one poll of the other members.
 func (r *Membership) heartbeatRound(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.MemberTTL/2)
 	defer cancel()

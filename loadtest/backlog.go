@@ -42,7 +42,7 @@ func backlog() Scenario {
 	}
 }
 
-// drain sends entries while nobody is there and has n instances do them.
+// drain sends entries while no instance runs and has n instances do them.
 func (r *run) drain(ctx context.Context, n int) (float64, error) {
 	if err := r.startLoadFor(ctx, r.plan.Duration, fleet.AtSpeed(0)); err != nil {
 		return 0, err

@@ -40,14 +40,14 @@ type BenchPostgres interface {
 	// most size rows.
 	Export(ctx context.Context, url string, from, before time.Time, size int) ([][]byte, error)
 	// Copy has each stream committed by a COPY of its own over some connections,
-	// and tells how long that took once they were open.
+	// and reports how long that took once they were open.
 	Copy(ctx context.Context, url string, streams [][]byte, connections int) (time.Duration, error)
 	// Insert is Copy by INSERT of unnested arrays ON CONFLICT DO NOTHING. Reading
 	// the rows from where they were stored is not counted.
 	Insert(ctx context.Context, url, from string, since time.Time, size, connections int) (time.Duration, int, error)
 }
 
-// Check tells what no attempt can fix. The program to run may still be missing.
+// Check returns the problems that no retry can fix. The program to run may still be missing.
 func (c BenchConfig) Check() error {
 	switch {
 	case c.Entries < 20_000 || c.Entries > 5_000_000:
@@ -186,7 +186,7 @@ func slug(name string) string {
 	return string(out)
 }
 
-// newestFirst is entries with each block of a device reversed, each block sent
+// newestFirst returns entries with each block of a device reversed, each block sent
 // at once: what a tracker does that has been out of coverage.
 func newestFirst(entries [][]string, devices []string, block int) [][]string {
 	blocks := make(map[string][][]string)

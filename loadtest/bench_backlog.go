@@ -130,7 +130,7 @@ func awaitDrained(ctx context.Context, g *testbed, line *cluster, look func(outs
 	})
 }
 
-// resultBetween is what a record of a backlog cost from one moment to another.
+// resultBetween returns what a record of a backlog cost from one moment to another.
 func resultBetween(from, to spent, entries int64) (w drainResult, err error) {
 	if from.at.IsZero() || !from.at.Before(to.at) || from.outstanding <= to.outstanding {
 		return w, fmt.Errorf("a backlog of %d entries is too short to measure a rate: use more", entries)
@@ -181,7 +181,7 @@ func (b *bench) spent(ctx context.Context, line *cluster, outstanding int64, at 
 	return s
 }
 
-// selfReport is what the instance counts, nothing when it does not say.
+// selfReport returns what the instance counts, nothing when it does not say.
 func (in *instance) selfReport(ctx context.Context) (t told) {
 	address, _ := in.tap.known()
 	resp, err := get(ctx, "http://"+address+"/metrics")

@@ -48,7 +48,7 @@ func (b *bench) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// part is one backlog of the fleet, later than the part before.
+// part returns one backlog of the fleet, later than the part before.
 func (b *bench) part(n int) (entries [][]string, devices []string, start time.Time, err error) {
 	const rate = 1000
 	p := fleet.Steady(b.cfg.Seed, b.cfg.Devices, rate, time.Duration(2*b.cfg.Entries/rate+2)*time.Second)
@@ -109,7 +109,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	return b.cfg.Postgres.Exec(ctx, b.database(dbTemplate), "vacuum analyze public.positions")
 }
 
-// database is the URL of a database.
+// database returns the URL of a database.
 func (b *bench) database(name string) string {
 	u, err := url.Parse(b.env.Postgres.URL())
 	if err != nil {
@@ -178,7 +178,7 @@ func (b *bench) on(ctx context.Context, database string, measure func(*testbed) 
 	return measure(g)
 }
 
-// folder is a new one for the logs of the next instances.
+// folder returns a new one for the logs of the next instances.
 func (b *bench) folder() (string, error) {
 	dir, err := os.MkdirTemp(b.cfg.Dir, "round-")
 	if err != nil {
@@ -207,9 +207,9 @@ func (b *bench) decode() {
 	}
 }
 
-// cpuOfTree is the CPU time of a process, of its children that live and of those
+// cpuOfTree returns the CPU time of a process, of its children that live and of those
 // it has waited for: all of a Postgres server. A child that ends meanwhile would
-// be in neither figure, so it is looked again then.
+// be in neither figure, so it is measured again then.
 func cpuOfTree(pid int) time.Duration {
 	for {
 		waited := cpuOfWaitedFor(pid)

@@ -58,7 +58,7 @@ func (r *raw) send(args ...string) error {
 	return nil
 }
 
-// persistence is what the server says about its files.
+// persistence returns what the server says about its files.
 func (r *raw) persistence() (string, error) {
 	if err := r.send("info", "persistence"); err != nil {
 		return "", err

@@ -99,7 +99,7 @@ func (r *BenchResult) finish(took time.Duration) {
 	r.Seconds = round(took.Seconds(), 0)
 }
 
-// At is the result of one rate of the steady load.
+// At returns the result of one rate of the steady load.
 func (r *BenchResult) At(rate float64) (SteadyResult, bool) {
 	i := slices.IndexFunc(r.Steady, func(s SteadyResult) bool { return s.Rate == rate })
 	if i < 0 {
@@ -108,7 +108,7 @@ func (r *BenchResult) At(rate float64) (SteadyResult, bool) {
 	return r.Steady[i], true
 }
 
-// loadAverage is that of the last minute, empty where the system does not tell.
+// loadAverage returns that of the last minute, empty where the system does not tell.
 func loadAverage() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -127,7 +127,7 @@ type Target struct {
 	Least bool // more is better
 }
 
-// Verdict is "aim", "bound" or "missed".
+// Verdict returns "aim", "bound" or "missed".
 func (t Target) Verdict() string {
 	reached := func(limit float64) bool {
 		if t.Least {
@@ -144,7 +144,7 @@ func (t Target) Verdict() string {
 	return "missed"
 }
 
-// Targets are those of a machine with two cores that carries everything.
+// Targets returns those of a machine with two cores that carries everything.
 func (r *BenchResult) Targets() []Target {
 	targets := []Target{
 		{"backlog, one instance, to the COPY ceiling", r.RatioOne, .60, .50, true},

@@ -90,7 +90,7 @@ func between(dice *rand.Rand, low, high time.Duration) time.Duration {
 	return low + time.Duration(dice.Int64N(int64(high-low)))
 }
 
-// victim is any instance of the fleet.
+// victim returns any instance of the fleet.
 func (r *run) victim(dice *rand.Rand) *instance {
 	all := r.line.current()
 	return all[dice.IntN(len(all))]

@@ -18,7 +18,7 @@ const (
 	marginFoot  = 26
 )
 
-// palette colours slots; the last is for nobody.
+// palette colours slots; the last is for unowned ones.
 func palette(slot int) string {
 	colors := []string{"#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7"}
 	if slot < 0 {
@@ -48,7 +48,7 @@ func (c chart) x(at time.Duration) float64 {
 	return marginLeft + (chartWidth-marginLeft-marginRight)*at.Seconds()/max(1e-9, c.until.Seconds())
 }
 
-// span is the least and the greatest value to be shown.
+// span returns the least and the greatest value to be shown.
 func (c chart) span() (low, high float64) {
 	for i := range c.at {
 		sum := 0.0
@@ -76,7 +76,7 @@ func (c chart) span() (low, high float64) {
 	return 0, nice(high)
 }
 
-// nice is the next round number.
+// nice returns the next round number.
 func nice(x float64) float64 {
 	if x <= 0 {
 		return 1
@@ -90,7 +90,7 @@ func nice(x float64) float64 {
 	return 10 * unit
 }
 
-// steady is the next round time between two ticks of a clock, in seconds.
+// steady returns the next round time between two ticks of a clock, in seconds.
 func steady(seconds float64) float64 {
 	for _, step := range []float64{.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600} {
 		if seconds <= step {
@@ -187,7 +187,7 @@ func (c chart) number(b *strings.Builder, n int, top float64) {
 	}
 }
 
-// path is a line with gaps where values are unknown.
+// path returns a line with gaps where values are unknown.
 func (c chart) path(values []float64, y func(float64) float64) string {
 	var b strings.Builder
 	pen := "M"
@@ -227,7 +227,7 @@ func (c chart) layers(b *strings.Builder, y func(float64) float64) {
 	}
 }
 
-// short is a number as an axis shows it.
+// short returns a number as an axis shows it.
 func short(v float64) string {
 	switch {
 	case v >= 1e6:

@@ -105,7 +105,7 @@ func (l *cluster) ready(ctx context.Context, in *instance) error {
 	return in.ready(ctx)
 }
 
-// current is the instances that fill slots, in the order of slots.
+// current returns the instances that fill slots, in the order of slots.
 func (l *cluster) current() []*instance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,12 +118,12 @@ func (l *cluster) current() []*instance {
 	return present
 }
 
-// live is those whose processes run.
+// live returns those whose processes run.
 func (l *cluster) live() []*instance {
 	return slices.DeleteFunc(l.current(), (*instance).gone)
 }
 
-// all is every instance there ever was.
+// all returns every instance so far.
 func (l *cluster) all() []*instance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,7 +134,7 @@ func (l *cluster) all() []*instance {
 	return all
 }
 
-// identities are the names of all instances there ever were.
+// identities returns the names of all instances there ever were.
 func (l *cluster) identities() []string {
 	var names []string
 	for _, in := range l.all() {
@@ -143,7 +143,7 @@ func (l *cluster) identities() []string {
 	return names
 }
 
-// size is the number of slots there ever were.
+// size returns the number of slots there ever were.
 func (l *cluster) size() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -159,7 +159,7 @@ func (l *cluster) leave(in *instance) {
 	}
 }
 
-// slotOf is the slot of a member, -1 for one that is not ours.
+// slotOf returns the slot of a member, -1 for one that is not ours.
 func (l *cluster) slotOf(member string) int {
 	for _, in := range l.all() {
 		if member != "" && strings.HasPrefix(member, in.name+".") {

@@ -22,7 +22,7 @@ type Config struct {
 	Plan  Plan
 	Seed  uint64
 	// Slack multiplies what bounds on time allow beyond the configured timeouts.
-	// A busy machine that nobody watches needs more than a quiet one.
+	// A busy machine running unattended needs more than a quiet one.
 	Slack float64
 	Dir   string // for logs of the instances and the send log; must exist
 	Show  func(Sample)
@@ -40,7 +40,7 @@ type Plan struct {
 	Profile   string        // of the fleet: steady, or one with incidents
 }
 
-// over is the plan with the gaps filled from another.
+// over returns the plan with the gaps filled from another.
 func (p Plan) over(base Plan) Plan {
 	if p.Instances == 0 {
 		p.Instances = base.Instances
@@ -74,7 +74,7 @@ const (
 	profileHot       = "hot"       // one device sends half of everything
 )
 
-// profile is the fleet of a plan. Part numbers the fleets of one run: each goes
+// profile returns the fleet of a plan. Part numbers the fleets of one run: each goes
 // on where the one before ended.
 func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Profile, error) {
 	f := fleet.Steady(seed, p.Devices, p.Rate, duration)
@@ -94,7 +94,7 @@ func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Prof
 	return f, f.Validate()
 }
 
-// Check tells what no attempt to run the scenario can fix. The program to run
+// Check returns the problems that no retry can fix. The program to run
 // may still be missing.
 func (c Config) Check(s Scenario) error {
 	c.Plan = c.Plan.over(s.Plan)

@@ -4,7 +4,7 @@
 //	servers ─ instances (processes) ─ fleet (open-loop) ─ faults ─ verdict
 //
 // A scenario starts instances of the real program, drives loadtest/fleet, breaks
-// things, waits until everything is done, and has two judges look at Postgres:
+// things, waits until everything is done, and lets two judges check Postgres:
 // loadtest/oracle compares every row and every entry with what was sent, and
 // the order of commits, as the database itself noted it, with the stream.
 //

@@ -167,7 +167,7 @@ func (g *testbed) prepare(ctx context.Context, log *slog.Logger) error {
 	return g.observer.Install(ctx)
 }
 
-// deadLetters is the stream of dead letters.
+// deadLetters returns the stream of dead letters.
 func (g *testbed) deadLetters() string {
 	if g.dlq != "" {
 		return g.dlq
@@ -175,10 +175,10 @@ func (g *testbed) deadLetters() string {
 	return stream.Names{Stream: g.stream, Group: g.group}.DeadLetters(false)
 }
 
-// recomputes is the stream of requests by neighbours.
+// recomputes returns the stream of requests of other services.
 func (g *testbed) recomputes() string { return g.stream + ":recompute" }
 
-// environ is the variables that lead an instance to the servers, through
+// environ returns the variables that lead an instance to the servers, through
 // proxies where there are some.
 func (g *testbed) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, error) {
 	redisURL, postgresURL := g.redisURL, g.postgresURL
@@ -202,7 +202,7 @@ func (g *testbed) environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, er
 	}, nil
 }
 
-// addrOf is the host and port of a server that a proxy can stand before.
+// addrOf returns the host and port of a server that a proxy can stand before.
 func addrOf(rawURL, port string) (string, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || strings.Contains(u.Host, ",") {

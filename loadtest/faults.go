@@ -25,7 +25,7 @@ const (
 	settleWithin = 40 * time.Second
 )
 
-// slack is a duration that a busy machine may stretch.
+// slack returns a duration that a busy machine may stretch.
 func (r *run) slack(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * r.cfg.Slack)
 }
@@ -81,7 +81,7 @@ func (r *run) pick(ctx context.Context, want role) (*instance, error) {
 	return found, err
 }
 
-// span is a time in which the others are expected to go on storing.
+// span is a time in which the others are expected to keep storing.
 type span struct {
 	what     string
 	member   string // whose fault it is

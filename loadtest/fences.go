@@ -70,7 +70,7 @@ func (r *run) fence(ctx context.Context) error {
 	return nil
 }
 
-// rules are what crossings follow from, with the service's defaults.
+// rules returns what crossings follow from, with the service's defaults.
 func (r *run) rules() oracle.Rules {
 	return oracle.Rules{Fences: r.fences, MaxFutureSkew: maxFutureSkew, MaxCrossingGap: maxCrossingGap}
 }

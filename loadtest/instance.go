@@ -34,7 +34,7 @@ type instance struct {
 
 	mu     sync.Mutex
 	frozen bool
-	last   figures // of the last look that was answered
+	last   figures // of the last scrape that succeeded
 }
 
 // launch starts the program. It is up when ready says so.
@@ -114,7 +114,7 @@ func (t *tap) known() (address, member string) {
 	return t.address, t.member
 }
 
-// member is the name under which it owns shards and commits.
+// member returns the name under which it owns shards and commits.
 func (in *instance) member() string {
 	_, member := in.tap.known()
 	return member
@@ -179,7 +179,7 @@ func (in *instance) wait(ctx context.Context) (int, error) {
 	}
 }
 
-// tail is the end of its log.
+// tail returns the end of its log.
 func (in *instance) tail(lines int) string {
 	file, err := os.Open(in.logFile)
 	if err != nil {

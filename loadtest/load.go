@@ -106,7 +106,7 @@ func (l *load) end(ctx context.Context, early bool) error {
 	return errors.Join(err, l.writer.Flush())
 }
 
-// sent is how many entries are known to be on the stream, and by how much the
+// sent returns how many entries are known to be on the stream, and by how much the
 // load is behind its plan.
 func (l *load) sent() (int64, time.Duration) {
 	n := l.earlier.Load()
@@ -117,7 +117,7 @@ func (l *load) sent() (int64, time.Duration) {
 	return n, 0
 }
 
-// open is the send log for reading, after the last fleet has ended.
+// open returns the send log for reading, after the last fleet has ended.
 func (l *load) open() (*fleet.Log, error) { return fleet.OpenLog(l.path) }
 
 func (l *load) close() error {

@@ -39,7 +39,7 @@ func get(ctx context.Context, url string) (*http.Response, error) {
 }
 
 // scrape asks the instance for its metrics. One that does not answer keeps the
-// figures of the last look.
+// figures of the last scrape.
 func (in *instance) scrape(ctx context.Context) (figures, error) {
 	address, _ := in.tap.known()
 	if address == "" {
@@ -63,7 +63,7 @@ func (in *instance) scrape(ctx context.Context) (figures, error) {
 	return f, nil
 }
 
-// lastScrape is the figures of the last look that was answered.
+// lastScrape returns the figures of the last scrape that succeeded.
 func (in *instance) lastScrape() figures {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -131,7 +131,7 @@ func (h *histogram) add(o histogram, sign float64) {
 	h.total += sign * o.total
 }
 
-// quantile is the value below which the share q of observations lies, false
+// quantile returns the value below which the share q of observations lies, false
 // where there are none. Beyond the last bound it is that bound.
 func (h histogram) quantile(q float64) (time.Duration, bool) {
 	if h.total <= 0 {

@@ -50,7 +50,7 @@ type trouble struct {
 	begin, end func(ctx context.Context) error
 }
 
-// outages are those of whole servers.
+// outages returns those of whole servers.
 func (r *run) outages() []trouble {
 	if r.environment.env == nil {
 		return []trouble{

@@ -90,7 +90,7 @@ func (r *run) compare(ctx context.Context) error {
 	return nil
 }
 
-// drainKilled sends a backlog while nobody is there, lets all instances begin
+// drainKilled sends a backlog while no instance runs, lets all instances begin
 // with it at once, and kills one of them when half of it is done.
 func (r *run) drainKilled(ctx context.Context, share float64) (pace, error) {
 	backlog, err := r.fillBacklog(ctx, share)
@@ -143,7 +143,7 @@ func (r *run) holdDispatchLease(ctx context.Context) (release func() error, err 
 	err = within(ctx, readyWithin, 50*time.Millisecond, func() error {
 		turn, err := r.environment.inspector.AcquireDispatchLease(ctx, "", token, time.Hour)
 		if err == nil && !turn.Acquired {
-			err = errors.New("somebody dispatches")
+			err = errors.New("a member dispatches")
 		}
 		return err
 	})
@@ -267,7 +267,7 @@ func (r *run) countByClass(ctx context.Context) (kinds map[string]*failureClass,
 	return kinds, stray, nil
 }
 
-// checkDLQ has the judge look at what the backlogs left behind, and shows the
+// checkDLQ lets the judge check what the backlogs left behind, and shows the
 // dead letters by kind.
 func (r *run) checkDLQ(ctx context.Context) error {
 	kinds, stray, err := r.countByClass(ctx)
@@ -297,7 +297,7 @@ func (r *run) checkDLQ(ctx context.Context) error {
 	return nil
 }
 
-// verifyTables has the oracle look at what there is by now.
+// verifyTables lets the oracle check what is stored so far.
 func (r *run) verifyTables(ctx context.Context) (_ *oracle.Report, err error) {
 	sent, err := r.load.open()
 	if err != nil {
@@ -345,7 +345,7 @@ type deadLetter struct {
 	} `json:"fields"`
 }
 
-// payload is where the line holds the payload; nil where it has none.
+// payload returns where the line holds the payload; nil where it has none.
 func (l *deadLetter) payload() *string {
 	for i := range l.Fields {
 		if l.Fields[i].Name == telemetry.FieldPayload {
@@ -473,7 +473,7 @@ func (r *run) editExported(exported, mended string) (again map[string]*fleet.Sen
 	}
 }
 
-// said is the message in a payload of the fleet's junk that was fixed.
+// said returns the message in a payload of the fleet's junk that was fixed.
 func said(device, payload string) (telemetry.Message, error) {
 	var p struct {
 		Time       time.Time `json:"timestamp"`
@@ -498,7 +498,7 @@ func said(device, payload string) (telemetry.Message, error) {
 	}, nil
 }
 
-// junk is the bad entries that were sent, by ID.
+// junk returns the bad entries that were sent, by ID.
 func (r *run) junk() (_ map[string]fleet.Sent, err error) {
 	sent, err := r.load.open()
 	if err != nil {

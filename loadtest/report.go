@@ -145,7 +145,7 @@ func (d *reportData) charts() {
 	}
 }
 
-// rates is what a slot stored a second, over the second before each sample: from
+// rates returns what a slot stored a second, over the second before each sample: from
 // one sample to the next it jumps, since a worker commits thousands at once.
 func rates(samples []Sample, slot int) []float64 {
 	stored := func(n int) float64 {

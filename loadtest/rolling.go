@@ -50,8 +50,8 @@ func rolling() Scenario {
 	}
 }
 
-// oldest is the highest age of the oldest unfinished entry while something happens,
-// looked at twenty times a second.
+// oldest returns the highest age of the oldest unfinished entry while something happens,
+// polled twenty times a second.
 func (r *run) oldest(ctx context.Context, while func() error) (float64, error) {
 	looking, stop := context.WithCancel(ctx)
 	var highest float64

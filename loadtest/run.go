@@ -234,7 +234,7 @@ func (r *run) fact(name, format string, args ...any) {
 	r.facts = append(r.facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
 }
 
-// unexpectedExits finds instances that ended though nobody told them to.
+// unexpectedExits returns the instances that ended without being told to.
 func (r *run) unexpectedExits() {
 	for _, in := range r.line.current() {
 		if in.gone() {

@@ -24,7 +24,7 @@ type CurvesConfig struct {
 	Out      string   // folder for a CSV and an SVG for each curve; must exist
 }
 
-// CurvesPostgres is what a curve needs of Postgres beside its ceilings.
+// CurvesPostgres is what a curve needs of Postgres besides its ceilings.
 type CurvesPostgres interface {
 	BenchPostgres
 	// Number is the one number that a query yields.
@@ -87,7 +87,7 @@ func (m *Measured) fields() []*float64 {
 	}
 }
 
-// median is that of each field.
+// median returns that of each field.
 func median(rounds []Measured) (m Measured) {
 	into := m.fields()
 	for i := range into {
@@ -114,7 +114,7 @@ func normalize(points []CurvePoint, base int) {
 	}
 }
 
-// Check tells what no attempt can fix. The program to run may still be missing.
+// Check returns the problems that no retry can fix. The program to run may still be missing.
 func (c CurvesConfig) Check() error {
 	if c.Rounds < 1 {
 		return fmt.Errorf("rounds %d: want at least 1", c.Rounds)
@@ -133,7 +133,7 @@ func (c CurvesConfig) Check() error {
 	return err
 }
 
-// plans are the curves asked for, in the order of the list.
+// plans returns the curves asked for, in the order of the list.
 func (c CurvesConfig) plans() ([]curvePlan, error) {
 	all := curvePlans()
 	var names []string
@@ -153,7 +153,7 @@ func (c CurvesConfig) plans() ([]curvePlan, error) {
 	}), nil
 }
 
-// setups are the points asked for.
+// setups returns the points asked for.
 func (c CurvesConfig) setups(p curvePlan) ([]setup, error) {
 	all := p.points(c.Bench.Entries, c.Full)
 	if len(c.Points) == 0 {
@@ -244,7 +244,7 @@ func (c ScalingCurve) write(dir string) error {
 	return nil
 }
 
-// Targets are those that the curve has a point for.
+// Targets returns those that the curve has a point for.
 func (c ScalingCurve) Targets() (targets []Target) {
 	for _, p := range c.Points {
 		switch {

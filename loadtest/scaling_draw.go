@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// CSV is the curve as a table, a line for each point.
+// CSV returns the curve as a table, a line for each point.
 func (c ScalingCurve) CSV() string {
 	var b strings.Builder
 	w := csv.NewWriter(&b)

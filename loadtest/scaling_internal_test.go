@@ -95,7 +95,7 @@ func TestTheFirstRecordsOfAPointMakeEveryDeviceKnown(t *testing.T) {
 	require.Len(t, known, s.devices)
 }
 
-// reporting is how many devices send one of the first records.
+// reporting returns how many devices send one of the first records.
 func reporting(devices int) int {
 	seen := make([]bool, devices)
 	n := 0

@@ -36,7 +36,7 @@ type measuring struct {
 	added float64 // microseconds of Redis an entry
 }
 
-// point measures the service, and COPY beside it if that is asked for.
+// point measures the service, and COPY next to it if that is asked for.
 func (m *measuring) point(ctx context.Context, curve string, s setup) (got Measured, err error) {
 	b := &m.bench
 	like := dbTemplate
@@ -193,14 +193,14 @@ func (m *measuring) append(ctx context.Context, g *testbed, s setup) error {
 	return nil
 }
 
-// scattered is the device of a record. The fleet reports in the order of device
+// scattered returns the device of a record. The fleet reports in the order of device
 // IDs, which no real one does, and which would be the order of the index.
 func scattered(record, devices int) int {
 	const stride = 618_033 // shares no factor with the numbers of devices
 	return record % devices * stride % devices
 }
 
-// numbers are n attributes as trackers have them, of up to five digits.
+// numbers returns n attributes as trackers have them, of up to five digits.
 func numbers(n, record int) []telemetry.Attribute {
 	out := make([]telemetry.Attribute, n)
 	for i := range out {
@@ -289,7 +289,7 @@ func (m *measuring) sizes(ctx context.Context, url string, s setup, got *Measure
 	return nil
 }
 
-// redisUses is the bytes of memory that Redis has in use.
+// redisUses returns the bytes of memory that Redis has in use.
 func (m *measuring) redisUses(ctx context.Context) (bytes float64, err error) {
 	r, err := m.bench.dialRedis(ctx)
 	if err != nil {
@@ -352,7 +352,7 @@ end $$`, strings.Join(ids, ","), s.devices, s.rows, s.fleet(m.cfg.Bench.Seed).St
 	return m.cfg.Postgres.Exec(ctx, b.database(dbFilled), "vacuum analyze public.positions")
 }
 
-// fencesAround are n fences: some where the fleet drives, as many as fencesAlong
+// fencesAround returns n fences: some where the fleet drives, as many as fencesAlong
 // has, the others circles on a grid of 100 km by 100 km round the first of them.
 func fencesAround(p fleet.Profile, n int) ([]geofence.Fence, error) {
 	along, err := fencesAlong(p)

@@ -41,7 +41,7 @@ type setup struct {
 	env        []string
 }
 
-// usual is the service with its defaults.
+// usual returns the service with its defaults.
 func usual(at string, entries int) setup {
 	return setup{at: at, devices: curveDevices, first: curveDevices, entries: entries, instances: 1, attributes: -1}
 }
@@ -57,7 +57,7 @@ func each(entries int, values []int, base int, put func(s *setup, v int)) (point
 	return points
 }
 
-// orMore are values, and more of them in a full run.
+// orMore returns values, and more of them in a full run.
 func orMore(full bool, values []int, more ...int) []int {
 	if full {
 		return append(values, more...)
@@ -65,7 +65,7 @@ func orMore(full bool, values []int, more ...int) []int {
 	return values
 }
 
-// curvePlans are all curves there are.
+// curvePlans returns all curves there are.
 func curvePlans() []curvePlan {
 	return []curvePlan{
 		{
@@ -143,7 +143,7 @@ func curvePlans() []curvePlan {
 	}
 }
 
-// CurveNames are the curves there are, with what each tells and whether it is
+// CurveNames returns the curves there are, with what each tells and whether it is
 // measured unless others are named.
 func CurveNames() (names, abouts []string, usual []bool) {
 	for _, p := range curvePlans() {
@@ -152,5 +152,5 @@ func CurveNames() (names, abouts []string, usual []bool) {
 	return names, abouts, usual
 }
 
-// grouped is a number as people write it.
+// grouped returns a number as people write it.
 func grouped(n int) string { return cli.Thousands(int64(n)) }

@@ -27,12 +27,12 @@ type Scenario struct {
 // EveryBound is the bounds that all scenarios share, in words.
 const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, or left unfinished; every row equal to the oracle's"
 
-// Scenarios are all scenarios in the order in which they are shown.
+// Scenarios returns all scenarios in the order in which they are shown.
 func Scenarios() []Scenario {
 	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos()}
 }
 
-// ByName is the scenario of that name. It also knows those, not among Scenarios,
+// ByName returns the scenario of that name. It also knows those, not among Scenarios,
 // for which the service has to be built in a way of their own.
 func ByName(name string) (Scenario, error) {
 	all := append(Scenarios(), wake())
@@ -43,7 +43,7 @@ func ByName(name string) (Scenario, error) {
 	return all[i], nil
 }
 
-// Names are those of Scenarios.
+// Names returns those of Scenarios.
 func Names() []string {
 	var names []string
 	for _, s := range Scenarios() {

@@ -25,7 +25,7 @@ type SendConfig struct {
 	Log      *slog.Logger
 }
 
-// Check tells what no attempt can fix.
+// Check returns the problems that no retry can fix.
 func (c SendConfig) Check() error {
 	p := c.Plan
 	p.Instances = 1 // ours are none
@@ -40,7 +40,7 @@ func checkRedis(url string) error {
 	return nil
 }
 
-// sendGrace is how long sending may go on after its duration, to make up for an
+// sendGrace is how long sending may continue after its duration, to make up for an
 // outage.
 const sendGrace = 10 * time.Second
 

@@ -37,7 +37,7 @@ func soak() Scenario {
 	}
 }
 
-// typical is the median of the memory that a slot had in a span of the run: a
+// typical returns the median of the memory that a slot had in a span of the run: a
 // peak is what happened to lie about when the garbage collector came.
 func typical(samples []Sample, slot int, from, to time.Duration) float64 {
 	var seen []float64

@@ -13,7 +13,7 @@ import (
 // clockTick is the unit of the times in /proc, which is the same on every Linux.
 const clockTick = time.Second / 100
 
-// cpuOf is the CPU time of another process, 0 where the system does not tell.
+// cpuOf returns the CPU time of another process, 0 where the system does not tell.
 func cpuOf(pid int) time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -29,7 +29,7 @@ func cpuOf(pid int) time.Duration {
 	return time.Duration(user+system) * clockTick
 }
 
-// peakMB is the most memory another process ever had, 0 where the system does
+// peakMB returns the most memory another process ever had, 0 where the system does
 // not tell.
 func peakMB(pid int) float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -39,7 +39,7 @@ func peakMB(pid int) float64 {
 	return statusMB(text, "VmHWM:")
 }
 
-// serverMB is what a server of many processes has in memory: what each has for
+// serverMB returns what a server of many processes has in memory: what each has for
 // itself, and once what they share. 0 where the system does not tell.
 func serverMB(pid int) float64 {
 	own, shared := 0.0, 0.0
@@ -55,7 +55,7 @@ func serverMB(pid int) float64 {
 	return own + shared
 }
 
-// children are the processes whose parent is the given one.
+// children returns the processes whose parent is the given one.
 func children(pid int) (found []int) {
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -76,7 +76,7 @@ func children(pid int) (found []int) {
 	return found
 }
 
-// statusMB is a field of /proc/PID/status that is a size.
+// statusMB returns a field of /proc/PID/status that is a size.
 func statusMB(status []byte, field string) float64 {
 	for line := range bytes.Lines(status) {
 		if size, ok := bytes.CutPrefix(line, []byte(field)); ok {
@@ -87,7 +87,7 @@ func statusMB(status []byte, field string) float64 {
 	return 0
 }
 
-// redisCPU is the CPU time of our own Redis, 0 on a named one.
+// redisCPU returns the CPU time of our own Redis, 0 on a named one.
 func (r *run) redisCPU() time.Duration {
 	if r.environment.env == nil {
 		return 0
@@ -95,7 +95,7 @@ func (r *run) redisCPU() time.Duration {
 	return cpuOf(r.environment.env.Redis.PID())
 }
 
-// ownCPU is the CPU time of this process.
+// ownCPU returns the CPU time of this process.
 func ownCPU() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

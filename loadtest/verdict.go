@@ -20,11 +20,11 @@ import (
 const (
 	equal     = "equal"
 	different = "different"
-	// afterwards is how long a curve goes on once others have taken over.
+	// afterwards is how long a curve continues once others have taken over.
 	afterwards = 3 * time.Second
 )
 
-// verdict has both judges look at what is left behind.
+// verdict runs both judges on what is left.
 func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Result, error) {
 	o, err := oracle.New(sent)
 	if err != nil {
@@ -134,7 +134,7 @@ func commitsOf(commits iter.Seq2[store.Commit, error]) iter.Seq2[oracle.Commit, 
 	}
 }
 
-// ownershipSpans is who owned what, as spans of the run.
+// ownershipSpans returns who owned what, as spans of the run.
 func (r *run) ownershipSpans(changes []store.OwnershipSpan) []OwnershipSpan {
 	var spans []OwnershipSpan
 	open := map[int]int{} // by shard: index in spans
@@ -153,7 +153,7 @@ func (r *run) ownershipSpans(changes []store.OwnershipSpan) []OwnershipSpan {
 	return spans
 }
 
-// lagCurve is what the samples tell about the seconds after a fault.
+// lagCurve returns what the samples tell about the seconds after a fault.
 func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
 	c := LagCurve{After: after, Backlog: make([]*int64, 1+int((to-from)/time.Second))}
 	c.AgeSeconds = make([]*float64, len(c.Backlog))

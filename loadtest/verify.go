@@ -24,7 +24,7 @@ type VerifyConfig struct {
 	MaxCrossingGap time.Duration
 }
 
-// Check tells what no attempt can fix.
+// Check returns the problems that no retry can fix.
 func (c VerifyConfig) Check() error { return checkRedis(c.RedisURL) }
 
 // Verify compares the tables of a system with a recorded send log. It reads
@@ -63,7 +63,7 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	return o.Judge(seen)
 }
 
-// left is what is not done yet.
+// left returns what is not done yet.
 func (g *testbed) left(ctx context.Context) (leftover, error) {
 	info, err := g.inspector.Info(ctx)
 	if err != nil {
@@ -88,7 +88,7 @@ func (g *testbed) left(ctx context.Context) (leftover, error) {
 	return left, nil
 }
 
-// outstanding is how many entries are not done, deferred ones included.
+// outstanding returns how many entries are not done, deferred ones included.
 func (g *testbed) outstanding(ctx context.Context) (n int64, known bool, err error) {
 	info, err := g.inspector.Info(ctx)
 	if err != nil {

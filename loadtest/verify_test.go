@@ -71,7 +71,7 @@ func TestNamedServersThatHoldPositionsAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), `
 insert into public.positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
-values ('somebody', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
+values ('platform', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))
 
@@ -81,7 +81,7 @@ values ('somebody', now(), 1, 1, 0, 0, 0, 0, 0, '8', '{}')`)
 	require.ErrorContains(t, err, "public.positions hold rows already")
 }
 
-// left is what a database and a Redis hold of load tests: tables with rows of
+// left returns what a database and a Redis hold of load tests: tables with rows of
 // theirs, schemas, keys.
 func left(t *testing.T, cfg loadtest.Config, corner *testenv.RedisCorner) []string {
 	t.Helper()

@@ -15,7 +15,7 @@ func (f final) Unwrap() error { return f.error }
 // giveUp marks an error as final.
 func giveUp(err error) error { return final{err} }
 
-// until looks at a condition every so often until it returns nil, a final error
+// until polls a condition until it returns nil, a final error
 // or the context ends.
 func until(ctx context.Context, every time.Duration, condition func() error) error {
 	ticker := time.NewTicker(every)
@@ -43,7 +43,7 @@ func within(ctx context.Context, limit, every time.Duration, condition func() er
 	return until(ctx, every, condition)
 }
 
-// pause waits, and reports whether the context still goes on.
+// pause waits, and reports whether the context is still live.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -10,7 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// watchEvery is how often a run is looked at, and pollTimeout how long one look
+// watchEvery is how often a run is polled, and pollTimeout how long one poll
 // may take: a frozen process and a stopped server do not answer.
 const (
 	watchEvery  = 250 * time.Millisecond
@@ -45,7 +45,7 @@ type SlotSample struct {
 	CPU           float64
 }
 
-// watch looks at a run until its context ends.
+// watch polls a run until its context ends.
 type watch struct {
 	ground *testbed
 	line   *cluster
@@ -144,7 +144,7 @@ func (w *watch) keep(s Sample, latency histogram) {
 	}
 }
 
-// backlog is what is not done and how old the oldest of it is.
+// backlog returns what is not done and how old the oldest of it is.
 func (w *watch) backlog(ctx context.Context) (outstanding *int64, age *float64) {
 	b, err := w.ground.inspector.Backlog(ctx)
 	if err != nil {
@@ -164,7 +164,7 @@ func (w *watch) backlog(ctx context.Context) (outstanding *int64, age *float64) 
 	return outstanding, age
 }
 
-// backlogOf is how many entries are not done, false where that is not known.
+// backlogOf returns how many entries are not done, false where that is not known.
 func backlogOf(info stream.Info) (int64, bool) {
 	switch {
 	case !info.Exists:
@@ -175,7 +175,7 @@ func backlogOf(info stream.Info) (int64, bool) {
 	return info.Lag.N + info.Pending, info.Lag.Known
 }
 
-// milliseconds is a quantile as it is shown, nil where there is none.
+// milliseconds returns a quantile as it is shown, nil where there is none.
 func (h histogram) milliseconds(q float64) *float64 {
 	d, ok := h.quantile(q)
 	if !ok {
@@ -185,14 +185,14 @@ func (h histogram) milliseconds(q float64) *float64 {
 	return &ms
 }
 
-// taken is all samples so far and the latency of all records.
+// taken returns all samples so far and the latency of all records.
 func (w *watch) taken() ([]Sample, histogram) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.samples[:len(w.samples):len(w.samples)], w.latency
 }
 
-// peak is the highest age of the oldest unfinished entry in a span of the run.
+// peak returns the highest age of the oldest unfinished entry in a span of the run.
 func peak(samples []Sample, from, to time.Duration) float64 {
 	highest := 0.0
 	for _, s := range samples {

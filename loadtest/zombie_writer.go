@@ -50,7 +50,7 @@ func wake() Scenario {
 }
 
 // overtake freezes an instance that is about to commit, lets others take its
-// shards, and has it go on before them.
+// shards, and lets it continue before them.
 func (r *run) overtake(ctx context.Context, in *instance) error {
 	all := r.line.live()
 	defer func() {
@@ -86,7 +86,7 @@ func (r *run) overtake(ctx context.Context, in *instance) error {
 	return within(ctx, readyWithin, time.Millisecond, func() error { return in.holding(false) })
 }
 
-// beside is the path of a file of the instance's own.
+// beside returns the path of a file of the instance's own.
 func (in *instance) beside(what string) string {
 	return filepath.Join(filepath.Dir(in.logFile), in.name+"."+what)
 }
@@ -102,7 +102,7 @@ func (in *instance) hold() error {
 // proceed ends that.
 func (in *instance) proceed() { _ = os.Remove(in.beside("hold")) }
 
-// holding is an error unless batches are, or are not, held back or being written
+// holding returns an error unless batches are, or are not, held back or being written
 // after that.
 func (in *instance) holding(want bool) error {
 	held, err := filepath.Glob(in.beside("held-*"))

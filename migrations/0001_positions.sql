@@ -1,7 +1,7 @@
 -- +goose Up
 
 -- The table of the service this one replaces, column for column. A database
--- that already has it is switched over in place: what is there stays, what is
+-- that already has it is switched over in place: what exists stays, what is
 -- missing is added, extra indexes or a primary key on the same columns are kept.
 --
 -- Way back: none is needed, an earlier service reads and writes this table as
@@ -29,7 +29,7 @@ alter table public.positions
 -- A hypertable with one chunk a day where TimescaleDB can be had, a plain
 -- table otherwise; one that is partitioned already stays as it is. TimescaleDB
 -- ends the session when it is created without having been preloaded, hence the
--- look at its settings first.
+-- check of its settings first.
 -- +goose StatementBegin
 do $$
 declare

@@ -5,7 +5,7 @@
 -- Way back, once no instance of a version that reads them runs:
 -- drop table processor.timing_records, processor.geofences, processor.geofence_set;
 -- drop function processor.geofences_changed(), processor.geofence_versions_disjoint();
--- Timing records can be derived again from positions and the fence versions.
+-- Timing records can be recomputed from positions and the fence versions.
 
 create table if not exists processor.geofences (
   id text not null,
@@ -157,8 +157,8 @@ create constraint trigger geofence_versions_disjoint
   execute function processor.geofence_versions_disjoint();
 
 -- Part of every commit whose crossings were derived: fences that changed since
--- then would make it wrong. Whoever changes fences asks for a recompute in the
--- same transaction, so a commit that came before the change is put right.
+-- then would make it wrong. Each change of fences requests a recompute in the
+-- same transaction, which corrects commits that preceded the change.
 -- +goose StatementBegin
 create or replace function processor.check_fences(version bigint)
 returns void

@@ -95,8 +95,8 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	log := d.Log.With("component", "postgres")
 	steps := []func(ctx context.Context) error{
 		d.Sessions.Ping,
+		func(ctx context.Context) error { return requireFaithfulStorage(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
-		func(ctx context.Context) error { return requireDurableCommits(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, d.Scope, d.Member) },
 		d.identify,
 	}
@@ -162,9 +162,10 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 	return nil
 }
 
-// requireDurableCommits rejects a server that acknowledges commits it may forget:
-// after its commit an entry is acknowledged and exists nowhere else.
-func requireDurableCommits(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+// requireFaithfulStorage rejects a server that acknowledges commits it may forget,
+// since after its commit an entry is acknowledged and exists nowhere else, and one
+// that cannot store every text.
+func requireFaithfulStorage(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	about, err := store.AskServer(ctx, pool)
 	if err != nil {
 		return err
@@ -172,6 +173,14 @@ func requireDurableCommits(ctx context.Context, pool *pgxpool.Pool, log *slog.Lo
 	if about.SynchronousCommit == "off" {
 		return permanent(exitError(codeConfig, "Postgres has synchronous_commit = off and may forget commits in a crash, "+
 			"which would lose records: set it to on for this database or role"))
+	}
+	switch about.Encoding {
+	case "UTF8":
+	case "SQL_ASCII": // stores the bytes as sent, and checks nothing
+		log.Warn("database has encoding SQL_ASCII: other programs must read its text as UTF-8")
+	default:
+		return permanent(exitError(codeConfig, "the database has encoding %s, which cannot hold every device ID and attribute: "+
+			"create it with ENCODING 'UTF8'", about.Encoding))
 	}
 	if !about.Fsync {
 		log.Warn("Postgres has fsync = off: a crash of its machine loses stored records")

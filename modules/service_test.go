@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -337,6 +338,26 @@ func TestAServerThatForgetsCommitsIsRefusedWithCode3(t *testing.T) {
 	err := b.start().end()
 	require.Equal(t, 3, code(t, err))
 	require.ErrorContains(t, err, "synchronous_commit = off")
+}
+
+func TestADatabaseThatCannotHoldEveryTextIsRefusedWithCode3(t *testing.T) {
+	b := newBench(t)
+	b.exec("create database latin1 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
+	utf8 := b.pgURL
+	t.Cleanup(func() {
+		b.pgURL = utf8
+		b.exec("drop database latin1 with (force)")
+	})
+	u, err := url.Parse(b.pgURL)
+	require.NoError(t, err)
+	u.Path = "/latin1"
+	b.pgURL = u.String()
+	err = b.start().end()
+	require.Equal(t, 3, code(t, err))
+	require.ErrorContains(t, err, "encoding LATIN1")
+	var schemas int
+	require.NoError(t, b.query("select count(*) from pg_namespace where nspname = 'processor'", &schemas))
+	require.Zero(t, schemas, "refused before anything is changed")
 }
 
 func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {

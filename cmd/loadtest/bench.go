@@ -229,7 +229,7 @@ func splitCopy(all []byte, size int) ([][]byte, error) {
 	return nil, errors.New("split stored rows: the stream has no end")
 }
 
-// spread has tasks done over some connections and tells how long that took.
+// spread has tasks done over some connections and reports how long that took.
 func spread(ctx context.Context, url string, tasks, connections int, do func(context.Context, *pgx.Conn, int) error) (took time.Duration, err error) {
 	conns := make([]*pgx.Conn, connections)
 	for i := range conns {

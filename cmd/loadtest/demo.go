@@ -152,7 +152,7 @@ func runDemo(cmd *cobra.Command, in demo.Input, f demoFlags) (err error) {
 	return nil
 }
 
-// interrupted is what an error means once Ctrl-C was pressed.
+// interrupted returns what an error means once Ctrl-C was pressed.
 func interrupted(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return errors.New("interrupted, there is no account")
@@ -160,7 +160,7 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// demoEnviron is the environment of a demo's service: the caller's, so that
+// demoEnviron returns the environment of a demo's service: the caller's, so that
 // settings can be tried, without anything that names servers or ports.
 func demoEnviron(environ []string, s *demo.Servers) []string {
 	ours := []string{

@@ -166,14 +166,14 @@ func writeReport(path string, s loadtest.Scenario, r *loadtest.Result) error {
 	return errors.Join(loadtest.Report(file, s, r), file.Close())
 }
 
-// seedOfTheDay is the same for everybody for a day, so that what fails by chance
+// seedOfTheDay returns the same for everybody for a day, so that what fails by chance
 // is seen and can be repeated.
 func seedOfTheDay(now time.Time) uint64 {
 	y, m, d := now.UTC().Date()
 	return uint64(y*10000 + int(m)*100 + d)
 }
 
-// findProcessor is the program to run: the one named, the one beside this
+// findProcessor returns the program to run: the one named, the one beside this
 // program, or one built from the source around us.
 func findProcessor(cmd *cobra.Command, named, dir string) (string, error) {
 	if named != "" {

@@ -17,7 +17,7 @@ const (
 	lineEvery   = 2 * time.Second
 )
 
-// view shows a run as it goes on. It is used by one goroutine at a time.
+// view shows a run as it continues. It is used by one goroutine at a time.
 type view struct {
 	w        io.Writer
 	scenario string

@@ -245,7 +245,7 @@ func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
 	// The key becomes something else: a clear word, and no crash loop over data.
 	require.NoError(t, client.Rename(ctx, dep.Stream, dep.Stream+":aside").Err())
 	require.NoError(t, client.Set(ctx, dep.Stream, "text", 0).Err())
-	p.Await("the key holds something else than a stream; check REDIS_TELEMETRY_STREAM")
+	p.Await("the key is not a stream; check REDIS_TELEMETRY_STREAM")
 	require.NoError(t, client.Del(ctx, dep.Stream).Err())
 	require.NoError(t, client.Rename(ctx, dep.Stream+":aside", dep.Stream).Err())
 	if p.Running() {

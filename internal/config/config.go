@@ -87,7 +87,7 @@ type Pipeline struct {
 // Telemetry bounds what a record may look like.
 type Telemetry struct {
 	MaxPayloadBytes int           `env:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1024" max:"67108864" help:"maximum payload size; a larger payload is dead-lettered as too_large"`
-	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones included"`
+	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones and elements of arrays included"`
 	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"maximum nesting inside attributes"`
 	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is excluded from state; pinned for the fleet"`
 }

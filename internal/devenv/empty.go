@@ -12,7 +12,7 @@ import (
 
 // RequireEmptyRedis refuses a Redis target, given by URL instead of started by
 // us, that holds anything: a demo or a test must never write into a database
-// that somebody uses. The variable's name goes into the message.
+// that is in use. The variable's name goes into the message.
 func RequireEmptyRedis(ctx context.Context, variable, rawURL, stream string) error {
 	opts, err := RedisOptions(variable, rawURL)
 	if err != nil {

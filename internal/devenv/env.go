@@ -99,7 +99,7 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 	return env, nil
 }
 
-// Dir is the folder that holds all data of the environment.
+// Dir returns the folder that holds all data of the environment.
 func (e *Env) Dir() string { return e.dir }
 
 // Close stops the servers and removes their folder. It may be called more than

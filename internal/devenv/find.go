@@ -22,7 +22,7 @@ func (e *MissingError) Error() string {
 		e.Program, e.Package, e.Package)
 }
 
-// brewPrefixes are where Homebrew keeps things on Apple and Intel machines and
+// brewPrefixes returns where Homebrew keeps things on Apple and Intel machines and
 // on Linux.
 func brewPrefixes() []string {
 	return []string{"/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"}

@@ -18,7 +18,7 @@ const (
 	highestPort = 32000
 )
 
-// FreePort finds a loopback port that nobody listens on at the moment.
+// FreePort finds a loopback port that is free at the moment.
 func FreePort() (int, error) {
 	const tries = 200
 	var last error

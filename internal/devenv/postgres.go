@@ -99,7 +99,7 @@ func (postgresKind) stopSignal() syscall.Signal { return syscall.SIGINT }
 func (postgresKind) lastSignal() string { return "QUIT" }
 
 // The seventh line of postmaster.pid names the System V segment, "key id".
-// An orderly end removes the file, so whoever finds it finds a leak.
+// An orderly end removes the file, so a file that is left marks a leak.
 func (postgresKind) discard(data string) error {
 	lines, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if errors.Is(err, fs.ErrNotExist) {

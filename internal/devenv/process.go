@@ -49,7 +49,7 @@ func launch(argv []string, dir, log string, user *account, dog *watchdog, lastSi
 	go func() {
 		defer close(p.done)
 		_ = cmd.Wait()                  // how it ended is in its log
-		_ = dog.forget(cmd.Process.Pid) // fails only when the watchdog is gone, and then nobody listens
+		_ = dog.forget(cmd.Process.Pid) // fails only when the watchdog is gone
 	}()
 	if err != nil {
 		<-p.done
@@ -108,7 +108,7 @@ func childrenOf(parent int) ([]int, error) {
 	var children []int
 	for _, path := range stats {
 		stat, err := os.ReadFile(path)
-		if err != nil { // it ended meanwhile
+		if err != nil { // it ended in between
 			continue
 		}
 		// pid (name, which may hold anything) state ppid ...

@@ -62,10 +62,10 @@ func NewProxy(upstream string) (*Proxy, error) {
 	return p, p.listen()
 }
 
-// Addr is the host and port that clients connect to.
+// Addr returns the host and port that clients connect to.
 func (p *Proxy) Addr() string { return p.addr }
 
-// URL is a server's URL with the proxy in the server's place.
+// URL returns a server's URL with the proxy in the server's place.
 func (p *Proxy) URL(server string) (string, error) {
 	u, err := url.Parse(server)
 	if err != nil {
@@ -83,7 +83,7 @@ func (p *Proxy) Refuse() error {
 }
 
 // Stall accepts connections and holds every byte in both directions: a black
-// hole. Held bytes go on at Resume, requests even when their sender is gone.
+// hole. Held bytes continue at Resume, requests even when their sender is gone.
 func (p *Proxy) Stall() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,7 +91,7 @@ func (p *Proxy) Stall() error {
 }
 
 // DropReplies passes requests on and throws replies away: what was asked for
-// happens and nobody hears of it. Resume cuts the connections that lost any.
+// happens and the reply is lost. Resume cuts the connections that lost any.
 func (p *Proxy) DropReplies() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -60,20 +60,20 @@ func newServer(k kind, envDir string, user *account, dog *watchdog) *Server {
 	return &Server{kind: k, home: filepath.Join(envDir, k.name()), user: user, dog: dog}
 }
 
-// URL is how clients name the server.
+// URL returns how clients name the server.
 func (s *Server) URL() string { return s.kind.url(s.Addr()) }
 
-// Addr is the server's host and port.
+// Addr returns the server's host and port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port())) }
 
-// Port is the server's TCP port; it stays over restarts.
+// Port returns the server's TCP port; it stays over restarts.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.port
 }
 
-// PID is the server's process ID, 0 when it does not run.
+// PID returns the server's process ID, 0 when it does not run.
 func (s *Server) PID() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,10 +83,10 @@ func (s *Server) PID() int {
 	return s.proc.pid()
 }
 
-// Dir is the server's folder: its data and its log.
+// Dir returns the server's folder: its data and its log.
 func (s *Server) Dir() string { return s.home }
 
-// LogTail is the end of the server's log.
+// LogTail returns the end of the server's log.
 func (s *Server) LogTail() string { return strings.TrimSpace(tail(s.logPath(), 0)) }
 
 // Stop ends the server in an orderly way and waits for it. A server that does
@@ -136,7 +136,7 @@ func (s *Server) RestartEmpty(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// Kill ends the server and its children at once with SIGKILL, like a crash of
+// Kill ends the server and its children immediately with SIGKILL, like a crash of
 // the machine that keeps the disk's cache.
 func (s *Server) Kill() error {
 	s.mu.Lock()
@@ -149,8 +149,8 @@ func (s *Server) Kill() error {
 	return err
 }
 
-// Pause freezes the server and its children: connections stay open and nobody
-// answers, like a machine that is suspended.
+// Pause freezes the server and its children: connections stay open and nothing
+// answers, like a suspended machine.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +160,7 @@ func (s *Server) Pause() error {
 	return s.proc.signalAll(syscall.SIGSTOP)
 }
 
-// Resume lets a paused server go on.
+// Resume resumes a paused server.
 func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *Server) Resume() error {
 }
 
 // create makes the data and starts the server for the first time, on a port
-// that is free now; if it is taken meanwhile, on another.
+// that is free now, or on another if that is taken before the start.
 func (s *Server) create(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +232,7 @@ func (s *Server) start(ctx context.Context) error {
 			if strings.Contains(strings.ToLower(log), "address already in use") {
 				return fmt.Errorf("start %s on port %d: %w", s.kind.name(), s.port, errPortTaken)
 			}
-			return fmt.Errorf("start %s: it ended at once; its log says:\n%s", s.kind.name(), strings.TrimSpace(log))
+			return fmt.Errorf("start %s: it ended immediately; its log says:\n%s", s.kind.name(), strings.TrimSpace(log))
 		case <-ctx.Done():
 			stopErr := s.stop(context.WithoutCancel(ctx))
 			return errors.Join(fmt.Errorf("start %s: %w (last answer: %w); its log says:\n%s",
@@ -274,7 +274,7 @@ waiting:
 	return err
 }
 
-// dispose stops the server for good.
+// dispose stops the server permanently.
 func (s *Server) dispose(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

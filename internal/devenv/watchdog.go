@@ -78,7 +78,7 @@ func (w *watchdog) tell(line string) error {
 	return nil
 }
 
-// close ends the watchdog, which by now has nothing left to do.
+// close ends the watchdog, which has nothing left to do.
 func (w *watchdog) close() error {
 	w.mu.Lock()
 	err := w.pipe.Close()

@@ -24,10 +24,10 @@ const (
 	Hypertable World = "hypertable"
 )
 
-// Worlds are all worlds.
+// Worlds returns all worlds.
 func Worlds() []World { return []World{Plain, Partitioned, Hypertable} }
 
-// ParseWorld is the world of that name; of the empty one, Plain.
+// ParseWorld returns the world of that name; of the empty one, Plain.
 func ParseWorld(name string) (World, error) {
 	if name == "" {
 		return Plain, nil
@@ -50,10 +50,10 @@ func (w *World) Set(name string) (err error) {
 
 func (w *World) String() string { return string(*w) }
 
-// Type is what the value of the flag is called.
+// Type returns what the value of the flag is called.
 func (w *World) Type() string { return "world" }
 
-// PostgresArgs are what a server needs for the world, for Options.
+// PostgresArgs returns what a server needs for the world, for Options.
 func (w World) PostgresArgs() []string {
 	if w != Hypertable {
 		return nil
@@ -72,7 +72,7 @@ const hypertableSQL = `
 create extension if not exists timescaledb;
 select create_hypertable('public.positions', 'ts', chunk_time_interval => interval '20 seconds', create_default_indexes => false)`
 
-// Prepare turns an empty database into one of the world, before anybody migrates it.
+// Prepare turns an empty database into one of the world, before it is migrated.
 func (w World) Prepare(ctx context.Context, url string) error {
 	if w != Partitioned && w != Hypertable {
 		return nil

@@ -47,7 +47,7 @@ func TestQueueDropsAReplyThatAResetOvertook(t *testing.T) {
 	var q protocol.Queue
 	readSnapshot := q.BeginRead(1)
 	q.Discard()
-	require.False(t, q.EndRead(readSnapshot, ids(1), false, 1, func(int) { t.Fatal("handed on") }))
+	require.False(t, q.EndRead(readSnapshot, ids(1), false, 1, func(int) { t.Fatal("delivered") }))
 	require.Equal(t, []uint64{1}, end(&q, q.BeginRead(1), false, 1, 1))
 }
 

@@ -13,7 +13,7 @@ type TrimPoint struct {
 	Removed int64 // entries removed since the stream was created
 }
 
-// Margin is the distance of the oldest unfinished entry from the trim point, in
+// Margin returns the distance of the oldest unfinished entry from the trim point, in
 // stream time: how long trimming takes to reach it if entries are removed at
 // the rate at which they were added. It is unknown while nothing was ever
 // removed, and when nothing is unfinished.

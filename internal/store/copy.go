@@ -14,8 +14,8 @@ import (
 const positionColumns = `device_id, ts, ingested_at, latitude, longitude,
   altitude, angle, speed, satellites, priority, codec, attributes`
 
-// postgresEpochUS is 2000-01-01, from which Postgres counts, in microseconds
-// since 1970.
+// postgresEpochUS is 2000-01-01, the epoch of Postgres, in microseconds since
+// 1970.
 const postgresEpochUS = 946684800_000_000
 
 var copyHeader = []byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
@@ -23,12 +23,12 @@ var copyHeader = []byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 // copyStream is the content of one COPY.
 type copyStream struct {
 	bytes []byte
-	order []int32 // of each row, the record it was made of
+	order []int32 // by row, the record it was made of
 }
 
-// encode fills the stream with records in the order of the table's key, not of
-// their arrival: what goes to the same page of the index is then inserted
-// together, which costs the server a fifth less for a batch of thousands.
+// encode fills the stream with records in the order of the table's key instead
+// of arrival: rows of the same index page are then inserted together, which
+// costs the server a fifth less for a batch of thousands.
 func (c *copyStream) encode(records []telemetry.Record) {
 	c.order = c.order[:0]
 	for i := range records {
@@ -48,7 +48,7 @@ func (c *copyStream) encode(records []telemetry.Record) {
 	c.bytes = append(c.bytes, 0xff, 0xff)
 }
 
-// record is which record, counted from 1, a row of the stream was made of.
+// record returns which record, counted from 1, a row of the stream was made of.
 func (c *copyStream) record(row int) int {
 	if row < 1 || row > len(c.order) {
 		return 0

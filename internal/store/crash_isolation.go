@@ -12,8 +12,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// probeRow is a protocol.Run as the incident of a suspect holds it in its detail, for
-// the next owner and for whoever looks at incidents.
+// probeRow is a protocol.ProbeBatch as stored in the detail of the shard's
+// incident, for the next owner and for operators.
 type probeRow struct {
 	Member  string `json:"member"`
 	Epoch   int64  `json:"epoch"`
@@ -24,13 +24,14 @@ type probeRow struct {
 	Under   bool   `json:"under_way"`
 }
 
-// shardHistory locks the row of a shard that is assigned to member, which waits for
-// the commits under way, and then reads what is known of it.
+// shardHistory locks the row of a shard that is assigned to member, which waits
+// for commits in progress, and then reads its history.
 func (s *Shards) shardHistory(ctx context.Context, tx pgx.Tx, shard int, member string) (was protocol.ShardHistory, applied telemetry.EntryID, err error) {
 	var since, progress *time.Time
 	var mark string
 	var detail []byte
-	// What was committed while the first statement waited only the second one sees.
+	// Only a second statement sees what was committed while the first one
+	// waited.
 	b := &pgx.Batch{}
 	b.Queue(`
 select s.shard
@@ -69,7 +70,7 @@ where s.stream = $1
 	if progress != nil {
 		was.Progress = *progress
 	}
-	// The mark is a hint; one that cannot be read is none.
+	// The applied ID is a hint; an unreadable one counts as missing.
 	applied, _ = telemetry.ParseEntryID(mark)
 	if was.MaxInFlight == 0 || detail == nil {
 		return was, applied, nil
@@ -85,19 +86,19 @@ where s.stream = $1
 	return was, applied, nil
 }
 
-// ProbeLog writes down the runs of shards in quarantine, as their owner.
+// ProbeLog records the probe batches of quarantined shards, as their owner.
 type ProbeLog struct {
 	shards *Shards
 	member string
 }
 
-// NewProbeLog returns the trials of one member.
+// NewProbeLog returns the probe log of one member.
 func NewProbeLog(shards *Shards, member string) *ProbeLog {
 	return &ProbeLog{shards: shards, member: member}
 }
 
-// Begin writes a run down before it is attempted. It is refused as Fenced when
-// the shard is not held any more.
+// Begin records a probe batch before it is attempted. It fails as Fenced if the
+// shard is not owned any more.
 func (t *ProbeLog) Begin(ctx context.Context, shard int, r protocol.ProbeBatch) error {
 	r.InProgress = true
 	return t.note(ctx, shard, r, `
@@ -107,9 +108,9 @@ on conflict (stream, group_name, kind, subject) where closed_at is null do updat
 set detail = excluded.detail`)
 }
 
-// Pass notes that a run ended well, which is progress, or that there is nothing
-// to run: then it is of no entries. When it is over, nothing
-// of the shard is in quarantine any more.
+// Pass records that a probe batch succeeded, which is progress, or that there
+// is nothing to probe; then r has no entries. over ends the quarantine of the
+// shard.
 func (t *ProbeLog) Pass(ctx context.Context, shard int, r protocol.ProbeBatch, over bool) error {
 	r.InProgress = false
 	if !over {
@@ -142,8 +143,8 @@ where stream = $1
   and closed_at is null`)
 }
 
-// note runs one statement under the check of the epoch, together with the
-// progress mark where the run is over.
+// note runs one statement under the epoch check, and writes the applied ID when
+// the batch succeeded.
 func (t *ProbeLog) note(ctx context.Context, shard int, r protocol.ProbeBatch, sql string) error {
 	s := t.shards
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
@@ -153,7 +154,7 @@ func (t *ProbeLog) note(ctx context.Context, shard int, r protocol.ProbeBatch, s
 		Until: r.Until.String(), Under: r.InProgress,
 	})
 	if err != nil {
-		return fmt.Errorf("note a run of shard %d: %w", shard, err)
+		return fmt.Errorf("record a probe batch of shard %d: %w", shard, err)
 	}
 	b := &pgx.Batch{}
 	b.Queue("select processor.fence($1, $2, $3::int[], $4::bigint[], $5)", s.scope.Stream, s.scope.Group, []int32{int32(shard)}, []int64{r.Epoch}, t.member)
@@ -166,5 +167,5 @@ on conflict (stream, group_name, shard) do update
 set applied_id = excluded.applied_id,
   updated_at = now()`, s.scope.Stream, s.scope.Group, shard, r.Last.String())
 	}
-	return failure(fmt.Sprintf("note a run of shard %d", shard), s.pool.SendBatch(ctx, b).Close())
+	return failure(fmt.Sprintf("record a probe batch of shard %d", shard), s.pool.SendBatch(ctx, b).Close())
 }

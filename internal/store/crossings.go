@@ -13,8 +13,8 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Timings yields every row of timing_records, ordered by device ID in bytes and
-// the later fix, as of one moment. Fence numbers are not set.
+// Timings yields every row of timing_records as of one moment, ordered by
+// device ID in bytes and the later fix. Fence numbers are not set.
 func Timings(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[protocol.Crossing, error] {
 	return func(yield func(protocol.Crossing, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

@@ -12,8 +12,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DeadLetters is the archive: what becomes of dead letters is written down here
-// before they leave their stream.
+// DeadLetters is the archive: dead letters are written here before they leave
+// their stream.
 type DeadLetters struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -25,7 +25,7 @@ func NewDeadLetters(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Dea
 	return &DeadLetters{pool: pool, scope: scope, timeout: timeout}
 }
 
-// Export copies dead letters. One that is there already stays as it is.
+// Export copies dead letters. One that exists already is left unchanged.
 func (d *DeadLetters) Export(ctx context.Context, letters []protocol.DLQEntry, by string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
@@ -48,7 +48,7 @@ on conflict (stream, group_name, dlq_id, source_id, digest) do nothing`,
 	return failure("export dead letters", d.pool.SendBatch(ctx, b).Close())
 }
 
-// Now is the time of the server.
+// Now returns the server's time.
 func (d *DeadLetters) Now(ctx context.Context) (now time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
@@ -56,15 +56,15 @@ func (d *DeadLetters) Now(ctx context.Context) (now time.Time, err error) {
 	return now, failure("ask Postgres for its time", err)
 }
 
-// Edit is what a dead letter is to be sent again as.
+// Edit holds the corrected fields of a dead letter.
 type Edit struct {
 	ID     telemetry.EntryID // of the dead letter
 	Fields []string
-	Diff   string // from its own fields, for people
+	Diff   string // to its own fields, for people
 }
 
-// Edit notes what dead letters that were exported are to be sent again as: all
-// of them, or none.
+// Edit stores the fields that exported dead letters are to be replayed with:
+// for all of them, or for none.
 func (d *DeadLetters) Edit(ctx context.Context, edits []Edit, who string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
@@ -134,7 +134,7 @@ func textIDs(ids []telemetry.EntryID) []string {
 	return text
 }
 
-// Replayed notes what dead letters were sent again as.
+// Replayed records the entries that dead letters were replayed as.
 func (d *DeadLetters) Replayed(ctx context.Context, as map[telemetry.EntryID]telemetry.EntryID, who string) error {
 	if len(as) == 0 {
 		return nil
@@ -154,12 +154,12 @@ from unnest($3::text[], $4::text[]) as r (id, entry)
 where d.stream = $1
   and d.group_name = $2
   and d.dlq_id = r.id`, d.scope.Stream, d.scope.Group, ids, entries, who)
-	return failure("note replays", err)
+	return failure("record replays", err)
 }
 
-// Try runs the whole write of records inside a transaction that is rolled back,
-// one after the other, and calls tell with what would have become of each:
-// whether it would have been new, or why it would have been refused.
+// Try runs the complete write of records, one after the other, in a transaction
+// that is rolled back, and calls tell with the outcome of each: whether it
+// would have been new, or why it would have been rejected.
 func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules protocol.Rules, tell func(i int, stored bool, err error)) error {
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
@@ -168,7 +168,7 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timeout)
 		defer cancel()
-		_ = tx.Rollback(ctx) // a connection that cannot is closed, which rolls back as well
+		_ = tx.Rollback(ctx) // a connection that cannot is closed, which also rolls back
 	}()
 	for i := range records {
 		stored := make([]bool, 1)

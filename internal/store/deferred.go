@@ -13,8 +13,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Deferred keeps the entries that wait for another attempt. They are put there
-// by Writer, in the transaction that lets them be acknowledged.
+// Deferred holds the entries that wait for another attempt. Writer inserts them
+// in the transaction that lets them be acknowledged.
 type Deferred struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -27,10 +27,11 @@ func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Du
 	return &Deferred{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// claimDeferredSQL marks what it returns as crash before any attempt is made: a
-// decision writes the true class, and where none came the process died. Such an
-// entry is returned alone, and its attempt counts from the start, or it would
-// kill one process after the other for ever. Of entries with one ID one is returned.
+// claimDeferredSQL sets the class of what it returns to crash before any
+// attempt: a decision overwrites it; without one the process died. Such an
+// entry is returned alone, and its attempt counts from the start, otherwise it
+// would crash one process after the other. Of entries with the same ID one is
+// returned.
 const claimDeferredSQL = `
 with due as materialized (
   select d.entry_id, d.digest, d.class
@@ -73,9 +74,9 @@ where d.stream = $1
 returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field, ''), d.fingerprint,
   d.attempts + (chosen.class <> 'crash')::int, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
 
-// Claim returns entries of the shards given whose time has come, at most limit,
-// and keeps them from being claimed again for the lease. Their attempts include
-// the one to be made now. Shards held under another epoch are left alone.
+// Claim returns due entries of the shards given, at most limit, and protects
+// them from another claim for the lease. Their attempts include the one about
+// to be made. Shards owned under another epoch are skipped.
 func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -103,8 +104,8 @@ func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease 
 	return list, failure("claim deferred entries", err)
 }
 
-// Return gives up attempts that were not made: the entries are due at once and
-// have as many attempts as before.
+// Return cancels attempts that were not made: the entries are due immediately
+// and keep their earlier count of attempts.
 func (s *Deferred) Return(ctx context.Context, claimed []protocol.Deferred) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -125,8 +126,8 @@ where stream = $1
 	return failure("return deferred entries", s.pool.SendBatch(ctx, b).Close())
 }
 
-// waitingSQL lists the entries that are acknowledged and neither stored nor a
-// dead letter yet.
+// waitingSQL lists entries that are acknowledged, but neither stored nor
+// dead-lettered yet.
 const waitingSQL = `
 select entry_id
 from processor.deferred
@@ -140,7 +141,7 @@ where stream = $1
   and added_at is null
   and not queued`
 
-// IDs are the entries that wait to be tried again.
+// IDs returns the entries that wait for another attempt.
 func (s *Deferred) IDs(ctx context.Context) ([]telemetry.EntryID, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -152,7 +153,7 @@ func (s *Deferred) IDs(ctx context.Context) ([]telemetry.EntryID, error) {
 	return ids, failure("list deferred entries", err)
 }
 
-// rowToEntryID reads a row that is the text of an ID.
+// rowToEntryID scans a row that is the text of an ID.
 func rowToEntryID(row pgx.CollectableRow) (telemetry.EntryID, error) {
 	text, err := pgx.RowTo[string](row)
 	if err != nil {
@@ -161,7 +162,7 @@ func rowToEntryID(row pgx.CollectableRow) (telemetry.EntryID, error) {
 	return telemetry.ParseEntryID(text)
 }
 
-// Count is how many entries are deferred.
+// Count returns the number of deferred entries.
 func (s *Deferred) Count(ctx context.Context) (n int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -181,7 +182,7 @@ where d.stream = $1
   and d.digest = r.digest`, scope.Stream, scope.Group, ids, digests)
 }
 
-// columns is the IDs and the digests of entries.
+// columns returns the IDs and the digests of entries.
 func columns(refs []telemetry.Ref) (ids, digests []string) {
 	ids, digests = make([]string, len(refs)), make([]string, len(refs))
 	for i, r := range refs {
@@ -190,7 +191,7 @@ func columns(refs []telemetry.Ref) (ids, digests []string) {
 	return ids, digests
 }
 
-// deferSQL leaves an entry as it is that was deferred before and is delivered
+// deferSQL leaves an entry unchanged that was deferred before and is delivered
 // again: its attempts stay counted.
 const deferSQL = `
 insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error, field, fingerprint,
@@ -214,7 +215,7 @@ where stream = $1
   and entry_id = $3
   and digest = $13`
 
-// queueDeferred puts off entries as part of a batch's transaction.
+// queueDeferred defers entries as part of a batch's transaction.
 func (w *Writer) queueDeferred(b *pgx.Batch, list []protocol.Deferred) {
 	for i := range list {
 		d := &list[i]
@@ -230,10 +231,11 @@ func (w *Writer) queueDeferred(b *pgx.Batch, list []protocol.Deferred) {
 	}
 }
 
-// longestDevice is the longest device ID that the indexes surely hold, in bytes.
+// longestDevice is the longest device ID, in bytes, that certainly fits the
+// indexes.
 const longestDevice = 1000
 
-// deviceOf is the entry's device where the column can hold it.
+// deviceOf returns the entry's device if the column can hold it.
 func deviceOf(e *telemetry.Entry) *string {
 	device, ok := e.Field(telemetry.FieldDeviceID)
 	if !ok || len(device) > longestDevice || !utf8.ValidString(device) || strings.ContainsRune(device, 0) {
@@ -242,7 +244,7 @@ func deviceOf(e *telemetry.Entry) *string {
 	return &device
 }
 
-// storable is s without what no text column holds.
+// storable removes from s what no text column can hold.
 func storable(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }

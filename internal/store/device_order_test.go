@@ -14,8 +14,8 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// TestP3AnAcquireKnowsTheProgressOfTheCommitItWaitedFor: what the old owner did last is what
-// reports whether anything has to be redelivered, and whether it died of an entry.
+// The old owner's last commit decides whether anything has to be redelivered, and
+// whether one of its entries crashed it.
 func TestP3AnAcquireKnowsTheProgressOfTheCommitItWaitedFor(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

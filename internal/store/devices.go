@@ -15,7 +15,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// FleetSettings are the values pinned for a fleet that crossings and owners depend on.
+// FleetSettings are the pinned values of a fleet that crossings and owners
+// depend on.
 type FleetSettings struct {
 	Shards        int // 0 while no instance has ever started
 	MaxFutureSkew time.Duration
@@ -55,7 +56,7 @@ where starts_with(name, $1)
 	return p, failure("read pinned settings", err)
 }
 
-// Devices answers operators' questions about one device, and takes their
+// Devices answers operators' questions about one device, and accepts their
 // requests.
 type Devices struct {
 	pool  *pgxpool.Pool
@@ -64,19 +65,20 @@ type Devices struct {
 	by    string
 }
 
-// NewDevices returns the operators' view of devices. Requests are signed by by.
+// NewDevices returns the operators' view of devices. Requests carry by as their
+// author.
 func NewDevices(pool *pgxpool.Pool, scope Scope, pins FleetSettings, by string) *Devices {
 	return &Devices{pool: pool, scope: scope, pins: pins, by: by}
 }
 
-// ErrNeverStarted says that there is no fleet yet that could be asked.
+// ErrNeverStarted is returned when no fleet exists for the stream and group.
 var ErrNeverStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
 
-// MaxWindow is the longest window that may be derived again by request.
+// MaxWindow is the longest window that may be recomputed by request.
 const MaxWindow = 10 * 366 * 24 * time.Hour
 
-// CheckWindow is the reason why a window cannot be derived again, or nil. A
-// nil end is open.
+// CheckWindow returns why a window cannot be recomputed, or nil. A nil end is
+// open.
 func CheckWindow(from, to *time.Time) error {
 	switch {
 	case from != nil && to != nil && from.After(*to):
@@ -100,8 +102,8 @@ select exists (select from public.positions where device_id = $1)
 	return known, failure("look for a device", err)
 }
 
-// Ask asks the owner of a device's shard to do something. The request and its
-// audit are one transaction; the owner hears of it at the commit.
+// Ask requests work of the owner of a device's shard. The request and its audit
+// are one transaction; the owner is notified at the commit.
 func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.Time, reason string) (id int64, err error) {
 	if d.pins.Shards == 0 {
 		return 0, ErrNeverStarted
@@ -129,7 +131,7 @@ values ($1, $2, $3, 1, jsonb_build_object('request', $4::bigint, 'from', $5::tim
 	return id, failure("ask for a "+kind, err)
 }
 
-// RequestStatus is how a request stands.
+// RequestStatus is the state of a request.
 type RequestStatus struct {
 	ID         int64             `json:"id"`
 	Kind       string            `json:"kind"`
@@ -147,7 +149,7 @@ type RequestStatus struct {
 	FinishedAt *time.Time        `json:"finished_at"`
 }
 
-// Over reports whether nothing more will happen to the request.
+// Over reports whether the request has ended.
 func (r *RequestStatus) Over() bool { return r.State != "waiting" && r.State != "running" }
 
 const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, executed_by, finished_at`
@@ -163,7 +165,7 @@ func scanRequest(row pgx.CollectableRow) (RequestStatus, error) {
 	return r, json.Unmarshal(progress, &r.Progress)
 }
 
-// Request is how a request stands.
+// Request returns the state of a request.
 func (d *Devices) Request(ctx context.Context, id int64) (RequestStatus, error) {
 	rows, err := d.pool.Query(ctx, "select "+requestColumns+" from processor.requests where id = $1", id)
 	if err != nil {
@@ -173,14 +175,14 @@ func (d *Devices) Request(ctx context.Context, id int64) (RequestStatus, error) 
 	return r, failure("read a request", err)
 }
 
-// Device is what is stored of one device.
+// Device is the stored state of one device.
 type Device struct {
 	Device     string          `json:"device_id"`
 	Shard      int             `json:"shard"`
 	Owner      *string         `json:"owner"` // null while the shard has none
 	Epoch      int64           `json:"epoch"`
 	OwnedSince *time.Time      `json:"owned_since"`
-	Last       *Position       `json:"last"` // the last that takes part in state; null where there is none
+	Last       *Position       `json:"last"` // the last eligible one; null if there is none
 	Recent     []Position      `json:"recent"`
 	Fences     []FenceState    `json:"fences"`
 	Deferred   int64           `json:"deferred"`
@@ -208,7 +210,7 @@ type FenceState struct {
 	Later time.Time `json:"later_ts"`
 }
 
-// Show reads what is stored of a device, as of one moment.
+// Show reads the stored state of a device, as of one moment.
 func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
 	out := Device{Device: device, Recent: []Position{}, Fences: []FenceState{}, Requests: []RequestStatus{}}
 	if d.pins.Shards == 0 {
@@ -280,15 +282,15 @@ func collect[T any](ctx context.Context, tx pgx.Tx, scan pgx.RowToFunc[T], sql s
 	return list, err
 }
 
-// Backlog is how far the recomputes of the group have come.
+// Backlog is the progress of the group's recomputes.
 type Backlog struct {
 	Open    int64 `json:"open"` // waiting and running
 	Running int64 `json:"running"`
-	Devices int64 `json:"devices"` // done by those that run
+	Devices int64 `json:"devices"` // finished by those that run
 	Fixes   int64 `json:"positions"`
 }
 
-// Recomputes tells how far the recomputes of the group have come.
+// Recomputes returns the progress of the group's recomputes.
 func (d *Devices) Recomputes(ctx context.Context) (Backlog, error) {
 	var b Backlog
 	err := d.pool.QueryRow(ctx, `

@@ -10,32 +10,31 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ServerStatus is what Postgres says of itself, for an operator who looks for
-// trouble.
+// ServerStatus is Postgres' own status, for diagnosis.
 type ServerStatus struct {
 	Server
 	Number           int  // version, for example 150004
 	Standby          bool // in recovery
 	ReadOnly         bool
-	Pooler           bool          // another process answers than the one that was connected to
+	Pooler           bool          // the server process that answers is not the one that was connected to
 	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
 	ClockUncertainty time.Duration
 	Bytes            int64 // size of the database
 	MaxConnections   int
-	Sessions         int           // of everybody
-	Longest          time.Duration // the oldest transaction of anybody
+	Sessions         int           // of all users
+	Longest          time.Duration // the oldest transaction of all users
 	Blocked          []Blocking
-	Members          map[string]int // sessions of each member
+	Members          map[string]int // sessions by member
 	Autovacuum       bool
 }
 
-// Blocking is a session that one of ours waits for.
+// Blocking is a session that blocks one of ours.
 type Blocking struct {
 	Waiting string // application_name of ours
 	PID     int
 	By      string // application_name
 	State   string
-	For     time.Duration // how long its transaction runs
+	For     time.Duration // age of its transaction
 }
 
 const serverStatusSQL = `
@@ -76,7 +75,7 @@ where application_name like 'processor/%'
   and datname = current_database()
 group by application_name`
 
-// Diagnose asks the server all of it.
+// Diagnose queries the status.
 func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	const op = "examine Postgres"
 	e := ServerStatus{Members: make(map[string]int)}
@@ -129,7 +128,7 @@ func seconds(s float64) time.Duration {
 	return time.Duration(s * float64(time.Second)).Round(time.Millisecond)
 }
 
-// FleetStatus is how a group's work stands by the tables.
+// FleetStatus is the state of a group's work according to the tables.
 type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
 	Database   string            // identity of the database, "" before the first instance
@@ -137,7 +136,7 @@ type FleetStatus struct {
 	Foreign    bool              // and that is another
 	Shards     int
 	Ownerless  int
-	Suspected  int // shards whose owners died without progress
+	Suspected  int // shards whose owners crashed without progress
 	Term       int64
 	Leader     string // "" after a resignation
 	Deferred   int64
@@ -150,7 +149,7 @@ type FleetStatus struct {
 	Incidents  []Incident // open ones
 }
 
-// Incident is something a person should know and that lasts.
+// Incident is an open incident.
 type Incident struct {
 	Kind, Subject string
 	Since         time.Time
@@ -175,7 +174,7 @@ select
     where (stream, group_name) = ($1, $2)
       and state in ('waiting', 'running')), 0)::double precision`
 
-// ReadFleetStatus asks how a group's work stands. The schema must be there.
+// ReadFleetStatus reads the state of a group's work. The schema must exist.
 func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope Scope) (FleetStatus, error) {
 	const op = "ask how the work stands"
 	s := FleetStatus{Pinned: make(map[string]string)}
@@ -225,7 +224,7 @@ where starts_with(name, $1)
 	return s, failure(op, err)
 }
 
-// InstanceOf is the identity of a member, without its incarnation.
+// InstanceOf returns the identity of a member, without its incarnation.
 func InstanceOf(member string) (string, error) {
 	i := strings.LastIndexByte(member, '.')
 	if i < 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// partitionByDay makes positions a table of one heap for each of the given days.
+// partitionByDay partitions positions by the given days.
 func (b *bench) partitionByDay(days int) {
 	b.tb.Helper()
 	b.exec(`drop table public.positions`)
@@ -38,7 +38,7 @@ func (b *bench) partitionByDay(days int) {
 	}
 }
 
-// dayOf is the beginning of one of those days.
+// dayOf returns the beginning of one of those days.
 func dayOf(i int) time.Time { return time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).AddDate(0, 0, i) }
 
 // fill stores n positions, a second apart, of each device on each day.
@@ -51,7 +51,7 @@ from generate_series(0, $1::int - 1) d
 cross join generate_series(0, $2::int - 1) day
 cross join generate_series(0, $3::int - 1) n
 cross join lateral (select $4::timestamptz + day * interval '1 day' + n * interval '1 second' as t) t
-order by md5(d::text || t::text)`, // rows of a device lie anywhere in their heap
+order by md5(d::text || t::text)`, // scatters the rows of a device over their heap
 		devices, days, n, dayOf(0))
 }
 
@@ -79,9 +79,8 @@ func (b *bench) runRequest(r protocol.Request, held protocol.ShardLease, member 
 	return p, steps
 }
 
-// A position's place inside its heap is no identity of it: other heaps have the
-// same places.
-func TestAnErasureLeavesOtherDevicesAloneWherePositionsHasManyHeaps(t *testing.T) {
+// A ctid does not identify a row: it is unique within one partition only.
+func TestAnErasureInAPartitionedTableLeavesOtherDevicesAlone(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.partitionByDay(3)

@@ -15,15 +15,15 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// The SQLSTATEs that the functions of this schema raise.
+// SQLSTATEs that the functions of this schema raise.
 const (
 	codeFenced  = "PF001"
 	codeOldTerm = "PF002"
 	codeFences  = "PF003"
 )
 
-// failure translates what the driver or the server said. It is the only place
-// that knows SQLSTATEs.
+// failure translates an error of the driver or the server. Only this file knows
+// SQLSTATEs.
 func failure(op string, err error) error {
 	if err == nil {
 		return nil
@@ -42,7 +42,7 @@ func failure(op string, err error) error {
 			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
 		if pgErr.Severity == "FATAL" && f.Kind == protocol.Unavailable {
-			// The session ended. A commit may have gone through just before.
+			// The session ended. A commit may have succeeded just before.
 			f.Kind = protocol.Unknown
 		}
 		return f
@@ -59,8 +59,8 @@ func failure(op string, err error) error {
 	return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
 }
 
-// attempts is a connection that could not be made. An address is tried with TLS
-// and without, and what is said of both is the same in most cases: it is said once.
+// attempts is a failure to connect. An address is tried with and without TLS,
+// usually with the same error, which is shown once.
 type attempts struct {
 	op  string
 	err error
@@ -78,10 +78,10 @@ func (a *attempts) Error() string {
 
 func (a *attempts) Unwrap() error { return a.err }
 
-// kindOf sorts a server's error by SQLSTATE. Codes of the server itself that
-// are not named here are taken for an outage: then nothing is lost, and the
-// error shows in log and readiness. A class that the server does not have was
-// made up by a trigger of the platform, which speaks about the row.
+// kindOf classifies a server's error by SQLSTATE. Codes of the server that are
+// not listed count as an outage: then nothing is lost, and the error shows in
+// log and readiness. A class that the server does not have was raised by a
+// trigger of the platform, which rejects the row.
 func kindOf(err *pgconn.PgError) protocol.FailureKind {
 	code := err.Code
 	switch code {
@@ -100,10 +100,10 @@ func kindOf(err *pgconn.PgError) protocol.FailureKind {
 	}
 	switch code[:2] {
 	case "21", "22", "23", // cardinality, data exception, integrity constraint
-		"09", "27", "2F", "38", "39", "44", "P0", // what triggers and functions of a platform raise
+		"09", "27", "2F", "38", "39", "44", "P0", // raised by triggers and functions of a platform
 		"54": // a row beyond a limit, for example of an index entry
 		return protocol.Rejected
-	case "0A", "28", "3D", "3F", "42": // features, log-in, names, rights
+	case "0A", "28", "3D", "3F", "42": // features, login, names, privileges
 		return protocol.Misconfigured
 	case "00", "01", "02", "03", "08", "0B", "0F", "0L", "0P", "0Z", "20", "24", "25", "26", "2B", "2D", "34", "3B",
 		"40", "53", "55", "57", "58", "72", "F0", "HV", "XX":
@@ -120,7 +120,7 @@ var serverLimits = []string{"PreCommit_Notify", "GetNewTransactionId", "GetNewMu
 
 var copyLine = regexp.MustCompile(`COPY positions, line (\d+)`)
 
-// copyRow reads which row of a COPY the server was at, 0 where it does not say.
+// copyRow extracts the row that a COPY had reached, 0 if it is not given.
 func copyRow(where string) int {
 	m := copyLine.FindStringSubmatch(where)
 	if m == nil {
@@ -132,7 +132,8 @@ func copyRow(where string) int {
 
 var shardInDetail = regexp.MustCompile(`shard (\d+):`)
 
-// lostShards reads the shards that processor.fence names in its error's detail.
+// lostShards extracts the shards that processor.fence names in its error's
+// detail.
 func lostShards(detail string) []int {
 	var shards []int
 	for _, m := range shardInDetail.FindAllStringSubmatch(detail, -1) {

@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// sink is a database with one shard that member one owns, and its writer.
+// sink is a database with one shard, owned by member one, and its writer.
 type sink struct {
 	url    string
 	pool   *pgxpool.Pool
@@ -56,7 +56,7 @@ func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	probeRow(t, connect(t, s.url), sql, args...)
 }
 
-// record is one of device 1; what is to go wrong with it stands in its attributes.
+// record returns a record of device 1; its attributes say what is to go wrong with it.
 func record(n int, attributes string) telemetry.Record {
 	us := int64(1_700_000_000_000_000 + n*1_000_000)
 	return telemetry.Record{
@@ -66,7 +66,7 @@ func record(n int, attributes string) telemetry.Record {
 }
 
 func (s *sink) batch() *protocol.Batch {
-	set, _ := geofence.NewSet(nil) // no fence, none that is invalid
+	set, _ := geofence.NewSet(nil) // no fences
 	return &protocol.Batch{
 		Leases: []protocol.ShardLease{{Shard: 0, Epoch: s.epoch}},
 		Rules:  protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
@@ -102,7 +102,7 @@ func failureOf(t *testing.T, err error) *protocol.Failure {
 	return f
 }
 
-// raising is a trigger that runs what a record asks for.
+// raising is a trigger that runs the SQL in a record.
 const raising = `
 create function raising() returns trigger language plpgsql as $$
 begin
@@ -117,7 +117,7 @@ end
 $$;
 create trigger raising before insert on positions for each row execute function raising()`
 
-func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
+func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 	s := newSink(t)
 	s.exec(t, raising)
 	s.exec(t, "alter table positions add constraint no_bad check (attributes->>'bad' is distinct from 'yes')")
@@ -190,7 +190,7 @@ func TestEveryKindOfServerErrorIsSortedByWhatItMeans(t *testing.T) {
 	require.NoError(t, s.fresh(t.Context(), `{}`))
 }
 
-func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
+func TestAServerFaultIsNotBlamedOnARow(t *testing.T) {
 	s := newSink(t)
 	admin := connect(t, s.url)
 
@@ -211,4 +211,15 @@ func TestWhatIsWrongWithTheServerIsNoFaultOfARow(t *testing.T) {
 	nowhere := s.open(t, "postgres://nobody@127.0.0.1:1/none")
 	_, err = store.NewWriter(nowhere, s.scope, "one", time.Second).Write(t.Context(), s.batch())
 	require.Equal(t, protocol.Unavailable, failureOf(t, err).Kind)
+}
+
+// TestTextIsSentAsUTF8WhateverTheDatabaseSays: with another client_encoding the
+// server converts what it takes for that encoding, and stores another text.
+func TestTextIsSentAsUTF8WhateverTheDatabaseSays(t *testing.T) {
+	b := newBench(t)
+	b.exec("do $$ begin execute format('alter database %I set client_encoding = ''LATIN1''', current_database()); end $$")
+	const text = "Größe ✓ 車"
+	var stored []byte
+	require.NoError(t, b.open("utf8", b.url).QueryRow(t.Context(), "select convert_to($1::text, 'UTF8')", text).Scan(&stored))
+	require.Equal(t, text, string(stored))
 }

@@ -19,8 +19,8 @@ import (
 // RequestsChannel is where new requests are announced.
 const RequestsChannel = "processor_requests"
 
-// FenceEditor changes the set of fences. Whoever changes fences asks, in the
-// same transaction, for what was derived by the old ones to be derived again.
+// FenceEditor changes the set of fences. Each change requests, in the same
+// transaction, the recomputation of what was derived from the old ones.
 type FenceEditor struct {
 	pool   *pgxpool.Pool
 	scope  Scope
@@ -28,21 +28,22 @@ type FenceEditor struct {
 	by     string
 }
 
-// NewFenceEditor returns an editor that signs its changes.
+// NewFenceEditor returns an editor that records by as the author of its
+// changes.
 func NewFenceEditor(pool *pgxpool.Pool, scope Scope, shards int, by string) *FenceEditor {
 	return &FenceEditor{pool: pool, scope: scope, shards: shards, by: by}
 }
 
-// Edited is what a change came to.
+// Edited is the outcome of a change.
 type Edited struct {
 	Added, Closed, Same int
-	From, To            *time.Time // device time to be derived again; nil is open
-	// Refused are fences that cannot be stored, or whose ID is that of a fence of
-	// another source. They are left out, the others are not affected.
+	From, To            *time.Time // device time to be recomputed; nil is open
+	// Refused are fences that cannot be stored, or whose ID belongs to a fence
+	// of another source. They are skipped; the others are stored.
 	Refused []error
 }
 
-// edit is one change under way.
+// edit is a change in progress.
 type edit struct {
 	Edited
 	span   geofence.Span
@@ -50,18 +51,17 @@ type edit struct {
 	writes pgx.Batch
 }
 
-// Import makes the fences given hold for their spans. What is there with the
-// same content stays; of a version that differs, what lies outside the new span
-// goes on to hold. With replace the fences given are all that holds of their
-// source: every other version is closed. A fence that is invalid is refused
-// before anything is changed.
+// Import makes the fences given valid for their spans. An existing version with
+// the same content is kept; a version that differs is kept outside the new
+// span. With replace every other version of the source is closed. An invalid
+// fence is rejected before anything is changed.
 func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, source string, replace bool) (Edited, error) {
 	return e.change(ctx, fences, nil, source, replace, 0)
 }
 
-// change is Import, which leaves the fences named in keep as they are where
-// they hold already. With a term, the editor is the leader's, and one of an
-// earlier term is refused.
+// change is Import, except that valid versions of the fences named in keep stay
+// unchanged. With a term the editor is the leader's, and one of an earlier term
+// is rejected.
 func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep []string, source string, replace bool, term int64) (Edited, error) {
 	if _, bad := geofence.NewSet(fences); len(bad) > 0 {
 		errs := make([]error, len(bad))
@@ -74,7 +74,7 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 	fences = slices.DeleteFunc(slices.Clone(fences), func(f geofence.Fence) bool {
 		bad := strings.ContainsRune(f.ID+f.Name, 0) || strings.Contains(f.Geometry, `\u0000`) || !utf8.ValidString(f.ID+f.Name)
 		if bad {
-			ed.Refused = append(ed.Refused, fmt.Errorf("fence %q: its texts hold what Postgres cannot store", f.ID))
+			ed.Refused = append(ed.Refused, fmt.Errorf("fence %q: its texts contain characters that Postgres cannot store", f.ID))
 			keep = append(keep, f.ID)
 		}
 		return bad
@@ -146,7 +146,8 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 	return ed.Edited, failure("import fences", err)
 }
 
-// canonical is the fences with their geometries in the words of the database.
+// canonical returns the fences with their geometries as the database formats
+// them.
 func canonical(ctx context.Context, tx pgx.Tx, fences []geofence.Fence) ([]geofence.Fence, error) {
 	geometries := make([]string, len(fences))
 	for i := range fences {
@@ -170,8 +171,8 @@ order by n`, geometries)
 	return out, nil
 }
 
-// present returns the versions of the source that hold, and the number of the
-// last version of each fence given; negative where another source keeps it.
+// present returns the source's current versions, and the number of the last
+// version of each fence given; negative if it belongs to another source.
 func (e *FenceEditor) present(ctx context.Context, tx pgx.Tx, fences []geofence.Fence, ed *edit) (map[string][]FenceVersion, map[string]int, error) {
 	rows, err := tx.Query(ctx, `
 select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
@@ -226,8 +227,8 @@ func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
 	return v, err
 }
 
-// put makes the versions given of one fence hold over their spans, and cuts
-// back what held there.
+// put makes the given versions of one fence valid over their spans, and cuts
+// existing versions back.
 func (e *FenceEditor) put(given []geofence.Fence, old []FenceVersion, last int, replace bool, ed *edit) {
 	var fresh []geofence.Fence
 	for _, f := range given {
@@ -266,7 +267,7 @@ func (e *FenceEditor) put(given []geofence.Fence, old []FenceVersion, last int, 
 	}
 }
 
-// without is what of some versions lies outside a span.
+// without returns the parts of versions that lie outside a span.
 func without(list []geofence.Fence, span geofence.Span) []geofence.Fence {
 	var out []geofence.Fence
 	for _, f := range list {
@@ -305,7 +306,7 @@ func (ed *edit) retire(v FenceVersion) {
 	ed.writes.Queue("update processor.geofences set replaced_at = now() where id = $1 and version = $2", v.ID, v.Version)
 }
 
-// recompute asks each shard's owner to derive the span again.
+// recompute requests the recomputation of the span from each shard's owner.
 func (e *FenceEditor) recompute(ctx context.Context, tx pgx.Tx, done Edited) error {
 	_, err := tx.Exec(ctx, `
 insert into processor.requests (stream, group_name, kind, shard, from_ts, to_ts, reason, requested_by)
@@ -328,7 +329,7 @@ func widen(span *geofence.Span, by geofence.Span) {
 	span.FromUS, span.ToUS = min(span.FromUS, by.FromUS), max(span.ToUS, by.ToUS)
 }
 
-// instant is a microsecond time, or nil at the open ends.
+// instant converts microseconds to a time, or nil at the open ends.
 func instant(us int64) *time.Time {
 	if us == math.MinInt64 || us == math.MaxInt64 {
 		return nil

@@ -17,18 +17,18 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// FenceQuery brings the fences that a platform keeps in tables of its own, in
-// the same database, into ours, under the leader's term.
+// FenceQuery copies the fences that a platform keeps in its own tables, in the
+// same database, under the leader's term.
 type FenceQuery struct {
 	pool    *pgxpool.Pool
-	editor  *FenceEditor // signs as the member that leads
+	editor  *FenceEditor // records the leading member as the author
 	query   string
 	timeout time.Duration
 }
 
-// NewFenceQuery returns the fences of a select statement. Its columns are id and
-// geometry (GeoJSON, as text or json, WGS84) and, where they are there, name,
-// kind, radius_m, valid_from, valid_to (timestamptz) and enabled.
+// NewFenceQuery returns the fences of a select statement. Its columns are id
+// and geometry (GeoJSON, as text or json, WGS84) and optionally name, kind,
+// radius_m, valid_from, valid_to (timestamptz) and enabled.
 func NewFenceQuery(pool *pgxpool.Pool, editor *FenceEditor, query string, timeout time.Duration) *FenceQuery {
 	return &FenceQuery{pool: pool, editor: editor, query: strings.TrimRight(query, "; \t\r\n"), timeout: timeout}
 }
@@ -45,10 +45,10 @@ type platformFence struct {
 	Enabled   *bool            `json:"enabled"`
 }
 
-// Renew reads the platform's fences and makes them those that hold of the
-// source query. Rows that are invalid are named and left out; a fence that one
-// of them belongs to stays as it was, since a slip in the platform must not take
-// back what was recorded of it. A leader of an earlier term is refused.
+// Renew reads the platform's fences and makes them the current ones of the
+// source query. Invalid rows are skipped and reported; a fence that one of them
+// belongs to stays unchanged, since a mistake in the platform must not withdraw
+// recorded crossings. A leader of an earlier term is rejected.
 func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
@@ -58,7 +58,7 @@ func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncR
 		return out, failure("read the platform's fences", err)
 	}
 	fences, keep, bad := fencesOf(rows)
-	// While it cannot be told whose row is invalid, none is taken away.
+	// While an invalid row cannot be attributed to a fence, no fence is closed.
 	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term)
 	if err != nil {
 		return out, err
@@ -67,7 +67,7 @@ func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncR
 	return out, nil
 }
 
-// rows runs the query where it can change nothing.
+// rows runs the query in a read-only transaction.
 func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
 	var list [][]byte
 	err := pgx.BeginTxFunc(ctx, q.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -81,10 +81,10 @@ func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
 	return list, err
 }
 
-// fencesOf reads rows one by one. Keep has the IDs of those that are invalid,
-// "" where there is none.
+// fencesOf parses rows one by one. keep has the IDs of invalid ones, "" for one
+// without ID.
 func fencesOf(rows [][]byte) (fences []geofence.Fence, keep []string, bad []error) {
-	var numbers []int // row of each fence
+	var numbers []int // by fence, its row
 	for i, row := range rows {
 		text, id, err := featureOf(row)
 		if err == nil {
@@ -117,7 +117,7 @@ func fencesOf(rows [][]byte) (fences []geofence.Fence, keep []string, bad []erro
 	return good, keep, bad
 }
 
-// featureOf makes a GeoJSON Feature of a row, and tells its ID wherever it has one.
+// featureOf makes a GeoJSON Feature of a row, and returns its ID if it has one.
 func featureOf(row []byte) (feature []byte, id string, err error) {
 	var p platformFence
 	problem := json.Unmarshal(row, &p) // sets what it can

@@ -51,7 +51,7 @@ func raise(t *testing.T, pool *pgxpool.Pool) int64 {
 
 const openRequests = "select count(*) from processor.requests where state = 'waiting'"
 
-func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
+func TestPlatformFencesAreImportedAndAnInvalidRowIsReported(t *testing.T) {
 	t.Parallel()
 	pool := fencePool(t)
 	execute(t, pool, `create table public.zones (id integer, title text, shape text, kind text, r float8, since timestamptz)`)
@@ -75,7 +75,7 @@ func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
 	}
 	require.Equal(t, 4, number(t, pool, openRequests), "one recompute for each shard")
 
-	// What has not changed changes nothing.
+	// Unchanged rows change nothing.
 	renewed, err = query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Zero(t, renewed.Added+renewed.Closed)
@@ -83,14 +83,14 @@ func TestAPlatformKeepsItsOwnFencesAndABadRowIsNamed(t *testing.T) {
 	execute(t, pool, "update public.zones set r = 300 where id = 2")
 	execute(t, pool, "delete from public.zones where title = 'depot'")
 	execute(t, pool, "delete from public.zones where title = 'twice'")
-	execute(t, pool, "delete from public.zones where id is null") // as long as it is there, none is taken away
+	execute(t, pool, "delete from public.zones where id is null") // while it exists no fence is closed
 	renewed, err = query.Renew(t.Context(), term)
 	require.NoError(t, err)
 	require.Equal(t, 1, renewed.Added)
 	require.Equal(t, 2, renewed.Closed)
 	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where replaced_at is null"))
 
-	// A query that cannot be run says so, cannot write, and changes nothing.
+	// A query that fails reports it, cannot write, and changes nothing.
 	for _, bad := range []string{"select nonsense", "delete from public.zones returning id", "select 1; drop table public.zones"} {
 		_, err = store.NewFenceQuery(pool, editor, bad, time.Minute).Renew(t.Context(), term)
 		require.ErrorContains(t, err, "read the platform's fences")
@@ -160,12 +160,12 @@ func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
 	require.Contains(t, have, span(20, 30))
 	require.Contains(t, have, span(40, 200))
 
-	// A fence of another source is not touched.
+	// A fence of another source stays unchanged.
 	refused := do("query", true, square("a", 5, geofence.Always), square("b", 5, geofence.Always))
 	require.Len(t, refused.Refused, 1)
 	require.Equal(t, 1, refused.Added)
 	require.Len(t, positionCount(), 5)
-	// What is given is all that holds.
+	// Only the fences given remain valid.
 	require.Equal(t, 3, do("import", true, square("a", 2, span(20, 30))).Closed)
 	require.Len(t, positionCount(), 2)
 	_, err := editor.Import(t.Context(), []geofence.Fence{square("c", 1, span(0, 10)), square("c", 2, span(5, 10))}, "import", false)

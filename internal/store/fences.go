@@ -13,14 +13,14 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// FencesChannel is where a change of the set of fences is announced.
+// FencesChannel is the channel that announces a change of the set of fences.
 const FencesChannel = "processor_geofences"
 
 // Fences reads the set of fences.
 type Fences struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
-	last    atomic.Pointer[geofence.Set] // loaded last; what is in it need not be read again
+	last    atomic.Pointer[geofence.Set] // loaded last; what it contains is not read again
 }
 
 // NewFences returns a reader of the set.
@@ -28,13 +28,13 @@ func NewFences(pool *pgxpool.Pool, timeout time.Duration) *Fences {
 	return &Fences{pool: pool, timeout: timeout}
 }
 
-// FenceVersion is a row of processor.geofences that holds.
+// FenceVersion is a current row of processor.geofences.
 type FenceVersion struct {
 	geofence.Fence
 	Version int
 }
 
-// Version is that of the whole set.
+// Version returns the version of the whole set.
 func (f *Fences) Version(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
@@ -43,8 +43,8 @@ func (f *Fences) Version(ctx context.Context) (int64, error) {
 	return version, failure("read the version of the fences", err)
 }
 
-// Load reads and indexes the set as it is at one moment. Fences that are no
-// good are left out and returned as errors, each naming its row.
+// Load reads and indexes the set as of one moment. Invalid fences are skipped
+// and returned as errors that name their rows.
 func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
@@ -66,7 +66,7 @@ func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 	f.last.Store(set)
 	var errs []error
 	for _, b := range bad {
-		errs = append(errs, fmt.Errorf("fence %s version %d is left out: %w", b.ID, rows[b.Index].Version, b.Err))
+		errs = append(errs, fmt.Errorf("fence %s version %d is skipped: %w", b.ID, rows[b.Index].Version, b.Err))
 	}
 	out := &protocol.Fences{Set: set, Version: version}
 	for i := range set.Len() {
@@ -82,7 +82,7 @@ from processor.geofences
 where replaced_at is null
 order by id, version`
 
-// Rows returns the versions of fences that hold, with the version of the set.
+// Rows returns the current versions of fences, with the version of the set.
 func (f *Fences) Rows(ctx context.Context) (version int64, list []FenceVersion, err error) {
 	tx, err := f.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {

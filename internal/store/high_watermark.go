@@ -9,7 +9,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// HighWatermark is what is known to have been in the stream.
+// HighWatermark returns what is known to have been in the stream.
 func (l *Ledger) HighWatermark(ctx context.Context) (protocol.HighWatermark, error) {
 	const op = "read what was seen of the stream"
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
@@ -44,7 +44,7 @@ where l.stream = $1
 		return seen, failure(op, err)
 	}
 	for _, text := range marks {
-		// The mark is a hint; one that cannot be read is none.
+		// The applied ID is a hint; an unreadable one counts as missing.
 		if id, err := telemetry.ParseEntryID(text); err == nil {
 			seen.Marks = append(seen.Marks, id)
 		}
@@ -52,8 +52,8 @@ where l.stream = $1
 	return seen, nil
 }
 
-// Observe notes the newest entry of the stream, and up to where what is gone from it
-// is accounted for. A leader of an earlier term changes nothing.
+// Observe records the newest entry of the stream, and up to where losses are
+// recorded. A leader of an earlier term changes nothing.
 func (l *Ledger) Observe(ctx context.Context, term int64, newest, gone telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -67,5 +67,5 @@ where stream = @stream
   and term = @term`, pgx.NamedArgs{
 		"newest": knownID(newest), "gone": knownID(gone), "stream": l.scope.Stream, "group_name": l.scope.Group, "term": term,
 	})
-	return failure("note what was seen of the stream", err)
+	return failure("record the high-water mark", err)
 }

@@ -11,8 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// TestP2ACrossingWrittenAgainKeepsItsRevision: a revision tells readers that later
-// knowledge changed the row, so one that says the same as before has none.
+// A new revision tells readers that the row changed, so an equal row gets none.
 func TestP2ACrossingWrittenAgainKeepsItsRevision(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

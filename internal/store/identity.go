@@ -15,22 +15,22 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// The settings of the database itself, of which there is one fleet.
+// Settings of the database itself, which one fleet owns.
 const (
 	databaseSetting = "DATABASE" // random, made by the first instance
 	fleetSetting    = "FLEET"    // the stream and group that own the database
 )
 
-// Identity is which database this process began with. A connection that leads to
-// another one fails, and no shard and no term is acquired there, so that what is
-// committed there is never acknowledged. A copy of the database has the same
-// identity and cannot be told from it.
+// Identity is the database that this process started with. A connection to another
+// one fails, and no shard and no term is acquired there, so that a commit there is
+// never acknowledged. A copy of the database has the same identity and is not
+// distinguished from it.
 type Identity struct{ id atomic.Pointer[string] }
 
-// NewIdentity is not known yet.
+// NewIdentity returns an identity that is not known yet.
 func NewIdentity() *Identity { return &Identity{} }
 
-// ID is the database's identity, "" before it is known.
+// ID returns the database's identity, "" before it is known.
 func (i *Identity) ID() string {
 	if i == nil || i.id.Load() == nil {
 		return ""
@@ -38,21 +38,21 @@ func (i *Identity) ID() string {
 	return *i.id.Load()
 }
 
-// ForeignError says that a database belongs to another fleet, or is another
-// database than before.
+// ForeignError reports that a database belongs to another fleet, or is not the one
+// that this process started with.
 type ForeignError struct{ What string }
 
 func (e *ForeignError) Error() string { return e.What }
 
-// ExitCode is that of a bad configuration.
+// ExitCode returns the exit status for a bad configuration.
 func (e *ForeignError) ExitCode() int { return 3 }
 
 func foreign(format string, args ...any) error {
 	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "database", Err: &ForeignError{fmt.Sprintf(format, args...)}}
 }
 
-// Establish reads the database's identity, and makes it where there is none;
-// created reports whether it was this call that did. A database that belongs to
+// Establish reads the database's identity, and creates it if there is none; created
+// reports whether this call did. A database that belongs to
 // another stream or group fails with a ForeignError.
 func (i *Identity) Establish(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) (created bool, err error) {
 	const op = "read the identity of the database"
@@ -96,12 +96,12 @@ where d.name = $1
 	return created, nil
 }
 
-// fleetOf is how the setting names the fleet that owns a database.
+// fleetOf returns how the setting names the fleet that owns a database.
 func fleetOf(scope Scope) string {
 	return fmt.Sprintf("stream %s, group %s", scope.Stream, scope.Group)
 }
 
-// another is the error of a database that is not ours.
+// another returns the error of a database that is not ours.
 func (i *Identity) another(found string) error {
 	if found == "" {
 		found = "without an identity"
@@ -132,8 +132,8 @@ func (i *Identity) connected(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// check fails unless a transaction runs in our database, which a pooler may
-// have changed without a new connection.
+// check fails unless a transaction runs in our database: a pooler may switch
+// databases without a new connection.
 func (i *Identity) check(ctx context.Context, tx pgx.Tx) error {
 	if i.ID() == "" {
 		return nil

@@ -6,7 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Opened lists the subjects of a kind that are not over.
+// Opened returns the subjects of the open incidents of a kind.
 func (l *Ledger) Opened(ctx context.Context, kind string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()

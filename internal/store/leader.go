@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Leader keeps the term, and makes the leader's writes under it.
+// Leader keeps the term, and writes under it.
 type Leader struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -26,8 +26,7 @@ func NewLeader(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 	return &Leader{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// BeginTerm begins a new term of this member, which voids the writes of all
-// earlier ones.
+// BeginTerm begins a new term of this member, which fences all earlier ones.
 func (l *Leader) BeginTerm(ctx context.Context) (term int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -61,7 +60,7 @@ where stream = $1
 	return failure("end the term", err)
 }
 
-// CurrentTerm is the last term and who holds it, "" after a resignation.
+// CurrentTerm returns the last term and its leader, "" after a resignation.
 func (l *Leader) CurrentTerm(ctx context.Context) (term int64, member string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -73,8 +72,8 @@ where stream = $1
 	return term, member, failure("read the term", err)
 }
 
-// Assign writes assignments: members[i] is to own shards[i]. The members hear
-// of it at the commit. A leader of an earlier term is refused.
+// Assign writes assignments: members[i] is to own shards[i]. The members are
+// notified at the commit. A leader of an earlier term is rejected.
 func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members []string) error {
 	n := make([]int32, len(shards))
 	for i, s := range shards {
@@ -93,14 +92,14 @@ set member = excluded.member,
 	})
 }
 
-// write runs statements in one transaction that checks the term first, and so
-// holds off a new one until it is committed.
+// write runs statements in one transaction that first checks the term, and so
+// delays a new term until its commit.
 func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	b := &pgx.Batch{}
 	b.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
 	queue(b)
-	// A batch outside a transaction is one by itself.
+	// A batch outside a transaction is a transaction itself.
 	return failure(op, l.pool.SendBatch(ctx, b).Close())
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Ledger records what was lost and what a person should know.
+// Ledger records losses and incidents.
 type Ledger struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -21,12 +21,12 @@ type Ledger struct {
 	timeout time.Duration
 }
 
-// NewLedger returns the ledger as one member writes it.
+// NewLedger returns the ledger as written by one member.
 func NewLedger(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Ledger {
 	return &Ledger{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// RecordLosses records losses. Recording the same loss again changes nothing.
+// RecordLosses records losses. It is idempotent.
 func (l *Ledger) RecordLosses(ctx context.Context, losses []protocol.Loss) error {
 	if len(losses) == 0 {
 		return nil
@@ -53,7 +53,7 @@ on conflict (dedupe_key) do nothing`,
 	return failure("record losses", l.pool.SendBatch(ctx, b).Close())
 }
 
-// knownID is the text of an ID, nil for one that is not known.
+// knownID returns the text of an ID, nil if it is unknown.
 func knownID(id telemetry.EntryID) *string {
 	if id.IsZero() {
 		return nil
@@ -62,8 +62,8 @@ func knownID(id telemetry.EntryID) *string {
 	return &text
 }
 
-// TotalLost is the number of entries in the ledger, and whether some losses are of
-// unknown size.
+// TotalLost returns the number of entries in the ledger, and whether some
+// losses are of unknown size.
 func (l *Ledger) TotalLost(ctx context.Context) (entries int64, unknown bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -75,24 +75,23 @@ where stream = $1
 	return entries, unknown, failure("read the ledger", err)
 }
 
-// Open notes that something a person should know has begun. While it lasts,
-// noting it again only renews its detail.
+// Open opens an incident. If it is open already only its detail is updated.
 func (l *Ledger) Open(ctx context.Context, kind, subject string, detail map[string]any) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	text, err := json.Marshal(detail)
 	if err != nil {
-		return fmt.Errorf("note incident %s: %w", kind, err)
+		return fmt.Errorf("record incident %s: %w", kind, err)
 	}
 	_, err = l.pool.Exec(ctx, `
 insert into processor.incidents (stream, group_name, kind, subject, detail)
 values ($1, $2, $3, $4, $5)
 on conflict (stream, group_name, kind, subject) where closed_at is null do update
 set detail = excluded.detail`, l.scope.Stream, l.scope.Group, kind, subject, text)
-	return failure("note incident "+kind, err)
+	return failure("record incident "+kind, err)
 }
 
-// Close notes that it is over.
+// Close closes an incident.
 func (l *Ledger) Close(ctx context.Context, kind, subject string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -107,8 +106,8 @@ where stream = $1
 	return failure("close incident "+kind, err)
 }
 
-// GroupHistory is what is known from before a recreation of the group that was noticed some
-// time ago and is, or will be, noted as the incident of a subject.
+// GroupHistory returns what is known from before a recreation of the group that
+// was noticed some time ago; subject names the recreation's incident.
 func (l *Ledger) GroupHistory(ctx context.Context, subject string, ago time.Duration) (protocol.GroupHistory, error) {
 	const op = "read the history of the group"
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
@@ -148,7 +147,7 @@ select
 	return past, failure(op, err)
 }
 
-// OpenIncidents counts the incidents that last, by kind.
+// OpenIncidents counts the open incidents by kind.
 func (l *Ledger) OpenIncidents(ctx context.Context) (map[string]int, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -172,7 +171,7 @@ group by kind`, l.scope.Stream, l.scope.Group)
 	return open, failure("count incidents", err)
 }
 
-// LossRow is a loss as the ledger holds it. What is nil is not known.
+// LossRow is a row of the ledger. nil is unknown.
 type LossRow struct {
 	Cause    string
 	First    *string
@@ -182,18 +181,18 @@ type LossRow struct {
 	Detected time.Time
 }
 
-// IncidentRow is an incident as the ledger holds it.
+// IncidentRow is an incident as recorded.
 type IncidentRow struct {
 	Kind    string
 	Subject string
 	Opened  time.Time
-	Closed  *time.Time // nil while it lasts
+	Closed  *time.Time // nil while open
 	Detail  json.RawMessage
 }
 
-// Recent returns the newest losses and incidents, newest first, at most limit of
-// each: those of the last time since, and whatever incident lasts. That the first group was
-// made is no trouble and left out.
+// Recent returns losses and incidents, newest first, at most limit of each:
+// those of the last since, and every open incident. The creation of the first
+// group is normal and is omitted.
 func (l *Ledger) Recent(ctx context.Context, since time.Duration, limit int) ([]LossRow, []IncidentRow, error) {
 	const op = "read the ledger"
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)

@@ -15,12 +15,12 @@ import (
 	"github.com/trmtracking/processor/migrations"
 )
 
-// versionTable is where goose remembers what it applied. The platform has a
-// schema_migrations of its own in public.
+// versionTable records what goose applied. The platform has a schema_migrations
+// of its own in public.
 const versionTable = "processor.goose_db_version"
 
 // DefaultMigrationLockTimeout is how long Migrate waits for another migrating
-// process unless told otherwise.
+// process by default.
 const DefaultMigrationLockTimeout = time.Minute
 
 // MigrateOption changes how Migrate works.
@@ -36,13 +36,13 @@ func MigrationLockTimeout(d time.Duration) MigrateOption {
 	return func(o *migrateOptions) { o.lockTimeout = d }
 }
 
-// Migrate applies, in order and each in a transaction of its own, the
-// migrations the database does not have yet, and returns their file names.
+// Migrate applies the migrations the database does not have yet, in order and
+// each in its own transaction, and returns their file names.
 //
-// It uses one connection of its own, and the lock that keeps others from
-// migrating meanwhile lives and dies with that connection. Any number of
-// processes may call it at once: one applies, the others wait and find nothing
-// to do. A database newer than this binary is left alone; Verify judges it.
+// It uses one private connection, and the lock that excludes other migrating
+// processes lives and dies with that connection. Any number of processes may
+// call it concurrently: one applies, the others wait and find nothing to do. A
+// database newer than this binary is left unchanged; Verify decides about it.
 //
 // The error matches ErrMigrationLock, ErrPooler or ErrSchema where one of
 // those is the reason.
@@ -100,11 +100,11 @@ func newProvider(db *sql.DB) (*goose.Provider, error) {
 	return p, nil
 }
 
-// Migration is one migration as MigrateStatus sees it.
+// Migration is one migration as MigrateStatus reports it.
 type Migration struct {
 	Version int64  `json:"version"`
 	Name    string `json:"name"` // empty when this binary does not know it
-	// AppliedAt is when Migrate applied it; nil when it did not, which says
+	// AppliedAt is when Migrate applied it; nil if it did not, which says
 	// nothing about SQL that was printed and applied by hand.
 	AppliedAt *time.Time `json:"applied_at"`
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// ErrSchema is matched by every error that says the database does not hold
-// what this binary needs, and by a migration that cannot be applied. Waiting
-// does not help; a person has to act.
+// ErrSchema matches every error that says the database lacks what this binary
+// needs, or that a migration cannot be applied. Waiting does not help; a person
+// has to act.
 var ErrSchema = errors.New("wrong database schema")
 
-// ErrMigrationLock is matched when another process kept the migration lock for
+// ErrMigrationLock matches when another process held the migration lock for
 // longer than the lock timeout.
 var ErrMigrationLock = errors.New("migration lock is taken")
 
-// ErrPooler is matched when migrations were asked for through a transaction
-// pooler, behind which a session lock protects nothing.
+// ErrPooler matches when migrations run through a transaction pooler, behind
+// which a session lock protects nothing.
 var ErrPooler = errors.New("migrations need a direct connection or a session pooler, " +
 	"this is a transaction pooler: set POSTGRES_MIGRATE_URL to the server's own address")
 
@@ -44,8 +44,8 @@ func (e *SchemaError) Error() string {
 // Is makes a SchemaError match ErrSchema.
 func (e *SchemaError) Is(target error) bool { return target == ErrSchema }
 
-// migrationFailed describes an error from applying the named migration, and
-// marks it as ErrSchema unless trying again later can help.
+// migrationFailed wraps an error from applying the named migration, and marks
+// it as ErrSchema unless a later retry can help.
 func migrationFailed(name string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -64,7 +64,7 @@ func migrationFailed(name string, err error) error {
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
 }
 
-// poolerRefused recognises what PgBouncer says when it sits in front.
+// poolerRefused recognises PgBouncer's error.
 func poolerRefused(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && strings.Contains(pg.Message, "unsupported startup parameter")

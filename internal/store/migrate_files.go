@@ -31,8 +31,8 @@ func knownMigrations() ([]Migration, error) {
 }
 
 // PrintSQL writes all migrations as plain SQL, for a platform where another
-// service owns the schema. What it prints may be applied any number of times,
-// also to a database that Migrate has already migrated.
+// service owns the schema. The output may be applied any number of times, even
+// to a database that Migrate has migrated.
 func PrintSQL(w io.Writer) error {
 	known, err := knownMigrations()
 	if err != nil {

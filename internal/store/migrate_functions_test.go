@@ -27,7 +27,7 @@ func code(t *testing.T, err error) (string, string) {
 	return pg.Code, pg.Detail
 }
 
-func TestFenceRefusesWhatIsNotHeldAndNamesIt(t *testing.T) {
+func TestFenceRejectsShardsThatAreNotOwnedAndNamesThem(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn := connect(t, url)

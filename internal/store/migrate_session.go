@@ -22,9 +22,9 @@ import (
 const migrationLockKey int64 = 0x70726f636573736f
 
 const (
-	// A session that already holds the lock would be given it again. On a
-	// connection of our own that cannot be; a pooler that lends one server
-	// session to two clients shows itself here.
+	// A session that holds the lock already would get it again. On a private
+	// connection that is impossible; it detects a pooler that lends one server
+	// session to two clients.
 	tryMigrationLockSQL = `
 with mine as materialized (
   select exists (
@@ -74,7 +74,7 @@ type migrationSession struct {
 }
 
 // oneConnector connects once. A connection that breaks takes the lock with it;
-// going on with another would migrate without one.
+// a second one would migrate without the lock.
 type oneConnector struct {
 	driver.Connector
 	used atomic.Bool
@@ -102,11 +102,12 @@ func migrationConfig(url string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		host = "unknown host"
 	}
+	config.RuntimeParams["client_encoding"] = "UTF8"
 	config.RuntimeParams["application_name"] = fmt.Sprintf("processor migrate %.32s/%d", host, os.Getpid())
 	return config, nil
 }
 
-// connectPlain opens a connection for looking only.
+// connectPlain opens a connection for reading only.
 func connectPlain(ctx context.Context, url string) (*pgx.Conn, error) {
 	config, err := migrationConfig(url)
 	if err != nil {
@@ -150,10 +151,10 @@ func (s *migrationSession) close() error {
 	return nil
 }
 
-// refusePooler finds out whether several server sessions may serve this one
-// connection. A pooler announces a process number of its own; where that
-// differs from the server's, transactions are opened beside this connection
-// until one of them is given the server session that should be ours alone.
+// refusePooler detects whether several server sessions may serve this one
+// connection. A pooler announces a process number of its own; if that differs
+// from the server's, it opens transactions on other connections until one of
+// them is given the server session that should be ours alone.
 func (s *migrationSession) refusePooler(ctx context.Context) error {
 	announced, backend, err := s.backends(ctx)
 	if err != nil || announced == backend {
@@ -164,7 +165,7 @@ func (s *migrationSession) refusePooler(ctx context.Context) error {
 	for range 4 {
 		conn, err := pgx.ConnectConfig(ctx, s.config)
 		if err != nil {
-			// A session pooler with few connections left: nothing proven.
+			// A session pooler with few connections left: not conclusive.
 			s.log.Warn("pooler detected; its mode is unknown", "error", err)
 			break
 		}
@@ -191,14 +192,14 @@ func (s *migrationSession) refusePooler(ctx context.Context) error {
 	return nil
 }
 
-// backends returns the process number announced at connecting and the one
-// that answers now.
+// backends returns the process number announced at connecting and the one that
+// answers now.
 func (s *migrationSession) backends(ctx context.Context) (announced, now uint32, err error) {
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return 0, 0, fmt.Errorf("use the migration connection: %w", err)
 	}
-	defer conn.Close() //nolint:errcheck // goes back to where it came from
+	defer conn.Close() //nolint:errcheck // goes back to the pool
 	err = conn.Raw(func(c any) error {
 		pg := c.(*stdlib.Conn).Conn()
 		announced = pg.PgConn().PID()
@@ -210,14 +211,14 @@ func (s *migrationSession) backends(ctx context.Context) (announced, now uint32,
 	return announced, now, nil
 }
 
-// lock takes the migration lock or says who has it.
+// lock acquires the migration lock, or reports its holder.
 func (s *migrationSession) lock(ctx context.Context, timeout time.Duration) error {
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	for {
 		var got sql.NullBool
 		if err := s.db.QueryRowContext(ctx, tryMigrationLockSQL, migrationLockKey).Scan(&got); err != nil {
-			return fmt.Errorf("take the migration lock: %w", err)
+			return fmt.Errorf("acquire the migration lock: %w", err)
 		}
 		if !got.Valid {
 			return ErrPooler
@@ -225,7 +226,7 @@ func (s *migrationSession) lock(ctx context.Context, timeout time.Duration) erro
 		if got.Bool {
 			return nil
 		}
-		// Spread, so that many that started together do not ask together.
+		// Jitter, so that many processes started together do not poll together.
 		retry := time.NewTimer(50*time.Millisecond + rand.N(100*time.Millisecond))
 		select {
 		case <-retry.C:
@@ -267,9 +268,8 @@ func (s *migrationSession) unlock(ctx context.Context) error {
 	return nil
 }
 
-// prepare sets the session up and makes the schema that goose's version table
-// lives in. A role that may not create schemas can still migrate where there
-// is one.
+// prepare sets up the session and creates the schema of goose's version table.
+// A role that may not create schemas can still migrate if the schema exists.
 func (s *migrationSession) prepare(ctx context.Context, lockTimeout time.Duration) error {
 	settings := fmt.Sprintf("set statement_timeout = 0; set lock_timeout = %d; set search_path = public",
 		lockTimeout.Milliseconds())

@@ -21,15 +21,14 @@ import (
 // migrationNames are the files in migrations, in order.
 var migrationNames = []string{"0001_positions.sql", "0002_processor.sql", "0003_geofences.sql"}
 
-// emptyDatabase creates a database for one test that nobody has migrated and
-// that holds nothing, whatever the world.
+// emptyDatabase creates an empty, unmigrated database for one test, in any world.
 func emptyDatabase(tb testing.TB) string {
 	tb.Helper()
 	testenv.SameInEveryWorld(tb)
 	return testenv.Postgres(tb)
 }
 
-// unmigrated creates a database of the world that nobody has migrated.
+// unmigrated creates an unmigrated database of the world.
 func unmigrated(tb testing.TB) string {
 	tb.Helper()
 	return testenv.Postgres(tb, testenv.WithTemplate("unmigrated", func(context.Context, string) error { return nil }))
@@ -58,7 +57,7 @@ func migrate(t *testing.T, url string, options ...store.MigrateOption) []string 
 
 const childURL = "MIGRATE_TEST_URL"
 
-// TestMigrateChild is what the processes of the next test run.
+// TestMigrateChild is the body of the processes of the next test.
 func TestMigrateChild(t *testing.T) {
 	url := os.Getenv(childURL)
 	if url == "" {

@@ -4,11 +4,11 @@ package store
 
 import "github.com/trmtracking/processor/internal/protocol"
 
-// The points at which a mutant of the service (build tag mutant) goes wrong on
-// purpose, so that the load test can be shown to notice. Here they do nothing.
+// Points at which a mutant of the service (build tag mutant) misbehaves on
+// purpose, to show that the load test notices. Here they do nothing.
 
-// mutantUnfenced reports whether a transaction commits without the check of epochs.
+// mutantUnfenced reports whether a transaction commits without the epoch check.
 func mutantUnfenced() bool { return false }
 
-// mutantCrossings is what is stored instead of crossings.
+// mutantCrossings returns what is stored instead of crossings.
 func mutantCrossings(list []protocol.Crossing) []protocol.Crossing { return list }

@@ -9,10 +9,10 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// mutantUnfenced leaves the check of epochs out where MUTANT is unfenced.
+// mutantUnfenced omits the epoch check if MUTANT is unfenced.
 func mutantUnfenced() bool { return os.Getenv("MUTANT") == "unfenced" }
 
-// mutantCrossings stores a crossing twice where MUTANT is double_crossing.
+// mutantCrossings stores a crossing twice if MUTANT is double_crossing.
 func mutantCrossings(list []protocol.Crossing) []protocol.Crossing {
 	if os.Getenv("MUTANT") != "double_crossing" || len(list) == 0 {
 		return list

@@ -117,7 +117,7 @@ func (o *Observer) FillDisk(ctx context.Context, full bool) error {
 	return failure("fill the disk", err)
 }
 
-// InTransaction is how many sessions of a member are inside a transaction.
+// InTransaction returns how many sessions of a member are inside a transaction.
 func (o *Observer) InTransaction(ctx context.Context, member string) (n int, err error) {
 	err = o.pool.QueryRow(ctx, `
 select count(*)
@@ -201,7 +201,7 @@ order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 	return list, failure("read tenures", err)
 }
 
-// memberOf is the member that a session's name carries.
+// memberOf returns the member that a session's name carries.
 func memberOf(session string) string {
 	member, ok := strings.CutPrefix(session, ApplicationName(""))
 	if !ok {
@@ -245,7 +245,7 @@ func (o *Observer) Deferred(ctx context.Context) ([]telemetry.EntryID, error) {
 	return ids, failure("read deferred entries", err)
 }
 
-// Requests is how many requests are not done yet.
+// Requests returns how many requests are not done yet.
 func (o *Observer) Requests(ctx context.Context) (n int, err error) {
 	err = o.pool.QueryRow(ctx, `
 select count(*)
@@ -256,7 +256,7 @@ where stream = $1
 	return n, failure("count requests", err)
 }
 
-// Missing is how many of the records given, by device and device time, are not
+// Missing returns how many of the records given, by device and device time, are not
 // stored.
 func (o *Observer) Missing(ctx context.Context, devices []string, timesUS []int64) (n int, err error) {
 	at := make([]time.Time, len(timesUS))

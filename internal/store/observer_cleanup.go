@@ -25,7 +25,7 @@ var scoped = []string{
 	"shards", "progress", "assignments", "leader", "losses", "incidents", "requests", "deferred", "dead_letters", "unconfirmed_letters",
 }
 
-// Find tells what there is of our schema, and names the tables in use: those of
+// Find returns what there is of our schema, and names the tables in use: those of
 // the service that hold rows.
 func (o *Observer) Find(ctx context.Context) (found Found, used []string, err error) {
 	err = o.pool.QueryRow(ctx, `select to_regclass('public.positions') is not null, to_regnamespace('processor') is not null`).

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Config says where Postgres is and how long anything may take.
+// Config locates Postgres and bounds every operation.
 type Config struct {
 	URL string
 	// Member is carried in application_name, so that a successor can end the
@@ -20,14 +20,14 @@ type Config struct {
 	Member           string
 	MaxConns         int32
 	ConnectTimeout   time.Duration
-	StatementTimeout time.Duration // of the server; the client waits a little longer
+	StatementTimeout time.Duration // of the server; the client waits slightly longer
 	LockTimeout      time.Duration
-	Runs             *ServerGeneration // told of every connection; nil where nobody minds
-	Identity         *Identity         // compared on every connection; nil where any database will do
+	Runs             *ServerGeneration // told of every connection; may be nil
+	Identity         *Identity         // compared on every connection; nil accepts any database
 }
 
-// ApplicationName is what the sessions of a member are called in
-// pg_stat_activity: at most 63 bytes, or Postgres would cut the incarnation off.
+// ApplicationName returns the name of a member's sessions in pg_stat_activity:
+// at most 63 bytes, or Postgres would cut the incarnation off.
 func ApplicationName(member string) string {
 	const limit = 63
 	name := "processor/" + member
@@ -37,7 +37,8 @@ func ApplicationName(member string) string {
 	return name
 }
 
-// Open makes the pool. It connects lazily: Postgres need not be there yet.
+// Open creates the pool. It connects lazily: Postgres need not be available
+// yet.
 func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pc, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -55,17 +56,21 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// prepare sets what every connection of the service has in common: bounds on
-// everything that can hang, so that a black hole is an outage and not a hang.
+// prepare sets the options of every connection of the service: bounds on
+// everything that can hang, so that a black hole becomes an outage.
 func prepare(cc *pgx.ConnConfig, cfg Config) {
 	cc.ConnectTimeout = cfg.ConnectTimeout
 	cc.DialFunc = (&net.Dialer{Timeout: cfg.ConnectTimeout, KeepAlive: 5 * time.Second}).DialContext
 	cc.RuntimeParams["application_name"] = ApplicationName(cfg.Member)
+	// The driver sends and reads UTF-8 whatever the session says; a role or database
+	// with another client_encoding would have the server convert, that is corrupt, text.
+	cc.RuntimeParams["client_encoding"] = "UTF8"
 	if !strings.Contains(cfg.URL, "target_session_attrs") {
 		// After a failover the old primary may still answer, but read-only.
 		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
-	// Set after connecting rather than as startup parameters, which poolers refuse.
+	// Set after connecting rather than as startup parameters, which poolers
+	// reject.
 	set := fmt.Sprintf(`set statement_timeout = %d;
 		set lock_timeout = %d;
 		set idle_in_transaction_session_timeout = %d;

@@ -20,19 +20,19 @@ select device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed,
 from public.positions
 order by device_id collate "C", ts`
 
-// errEnough ends a transaction whose rows nobody wants any more.
+// errEnough ends a transaction whose remaining rows are not wanted.
 var errEnough = errors.New("no more rows are wanted")
 
-// withoutStatementTimeout lifts the bounds on one transaction: who reads a table of any size
-// row by row may pause between two of them.
+// withoutStatementTimeout lifts the bounds on one transaction: a reader of a
+// table of any size may pause between rows.
 func withoutStatementTimeout(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0")
 	return err
 }
 
-// Positions yields every row of positions, ordered by device ID in bytes and
-// device time, as of one moment. Attributes are the row's own until the next
-// step only; the ID is zero, since the table does not hold it.
+// Positions yields every row of positions as of one moment, ordered by device
+// ID in bytes and device time. Attributes are valid until the next step only;
+// the ID is zero, since the table does not store it.
 func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Record, error] {
 	return func(yield func(telemetry.Record, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

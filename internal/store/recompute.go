@@ -9,8 +9,8 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Recompute records neighbours' requests, under the leader's term. One that is
-// recorded already stays as it is.
+// Recompute records requests of other services, under the leader's term. One
+// that is recorded already is left unchanged.
 func (l *Leader) Recompute(ctx context.Context, term int64, list []protocol.Window) error {
 	n := len(list)
 	source, device, reason := make([]string, n), make([]string, n), make([]string, n)

@@ -14,8 +14,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// TimingChannel is where changed and withdrawn crossings are announced, for
-// whoever read them before.
+// TimingChannel is the channel that announces changed and withdrawn crossings,
+// for their earlier readers.
 const TimingChannel = "processor_timing"
 
 // eligible is the condition under which a position takes part in state and
@@ -24,22 +24,22 @@ const eligible = `faulty = false
     and ts <= ingested_at + $1::interval
     and not (latitude = 0 and longitude = 0)`
 
-// ofDevice picks the rows of the device of w. The range says nothing new: it
-// tells the planner that few rows are meant, whatever it believes about the
-// number of devices. Where it believes in few, as after the first analyze of a
-// table or a chunk, it would walk along the index on ts instead.
+// ofDevice selects the rows of w's device. The range adds no condition: it
+// tells the planner that few rows are meant, whatever it estimates as the
+// number of devices. If it estimates few, as after the first analyze of a table
+// or a chunk, it would walk the index on ts.
 const ofDevice = `device_id = w.device_id
     and device_id between w.device_id and w.device_id`
 
-// window is a span of device time of one device in which crossings are to be
-// derived again: those whose later fix lies in it, and those of the fix that
+// window is a span of device time of one device in which crossings are
+// recomputed: those whose later fix lies in it, and those of the fix that
 // follows it.
 type window struct {
 	device string
 	lo, hi int64
 }
 
-// windows joins new positions of a device that lie close together.
+// windows joins new positions of a device that are close in time.
 func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []window {
 	var list []window
 	for i := range records {
@@ -61,7 +61,7 @@ func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []
 	return joined
 }
 
-// joinWithin bounds what is read between two late positions for nothing.
+// joinWithin bounds what is read unnecessarily between two late positions.
 const joinWithin = 10 * time.Minute
 
 const windowFixesSQL = `
@@ -92,9 +92,9 @@ cross join lateral (
 ) p
 order by w.n, p.ts`
 
-// windowCrossingsSQL finds what is recorded for the windows now. The end of
-// each window is the fix that follows it; where none follows, all that is
-// recorded later hangs on fixes that are gone.
+// windowCrossingsSQL finds the recorded crossings of the windows. The end of
+// each window is the fix that follows it; if none does, everything recorded
+// later refers to fixes that are gone.
 const windowCrossingsSQL = `
 select w.n - 1, t.id, t.fence_id, t.fence_version, t.kind, t.at, t.earlier_ts, t.later_ts,
   t.latitude, t.longitude, t.ordinal, t.initial
@@ -123,7 +123,7 @@ type recorded struct {
 	geofence.Crossing
 }
 
-// crossingKey is what makes a crossing the same one.
+// crossingKey identifies a crossing.
 type crossingKey struct {
 	fence   string
 	kind    geofence.CrossingKind
@@ -135,7 +135,7 @@ func keyOf(c *geofence.Crossing) crossingKey {
 	return crossingKey{fence: c.FenceID, kind: c.Kind, later: c.LaterUS, ordinal: c.Ordinal}
 }
 
-// change is what recomputing windows came to.
+// change is the outcome of recomputing windows.
 type change struct {
 	add     []protocol.Crossing
 	update  []crossingUpdate
@@ -151,7 +151,7 @@ type crossingUpdate struct {
 // maxNotice keeps an announcement below the server's limit of 8,000 bytes.
 const maxNotice = 7900
 
-// notice is what is announced of a crossing that was changed or withdrawn.
+// notice announces a crossing that was changed or withdrawn.
 type notice struct {
 	Device string     `json:"device_id"`
 	Fence  string     `json:"fence_id"`
@@ -161,8 +161,8 @@ type notice struct {
 	New    *time.Time `json:"new_at"` // null when it was withdrawn
 }
 
-// recompute derives the crossings of windows again from what the transaction
-// sees, and queues what has to change.
+// recompute derives the crossings of windows from what the transaction sees,
+// and queues the changes.
 func recompute(ctx context.Context, tx conn, list []window, rules protocol.Rules, then *pgx.Batch) (changed int, err error) {
 	if len(list) == 0 {
 		return 0, nil
@@ -236,7 +236,7 @@ func recompute(ctx context.Context, tx conn, list []window, rules protocol.Rules
 	return len(diff.update) + len(diff.drop), nil
 }
 
-// compare notes how what should be differs from what is.
+// compare records how the derived crossings differ from the stored ones.
 func (d *change) compare(device string, should []geofence.Crossing, is map[crossingKey]recorded, fences *protocol.Fences,
 	seen map[int64]bool, done map[crossingKey]bool,
 ) {
@@ -305,8 +305,8 @@ where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.C
 	}
 }
 
-// queueCrossings inserts crossings. One that is there already was derived from
-// the same fixes before, and becomes what it is now.
+// queueCrossings inserts crossings. An existing one was derived from the same
+// fixes before, and is updated.
 func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fences) {
 	list = mutantCrossings(list)
 	if len(list) == 0 {
@@ -344,7 +344,8 @@ where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial)
 		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial)
 }
 
-// earlierTS is the fix before a crossing; nil for an initial one, which has none.
+// earlierTS returns the fix before a crossing; nil for an initial one, which
+// has none.
 func earlierTS(c *geofence.Crossing) *time.Time {
 	if c.Initial {
 		return nil

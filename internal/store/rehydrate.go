@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Reader answers questions of the pipeline about what is stored.
+// Reader reads stored state for the pipeline.
 type Reader struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
@@ -19,8 +19,8 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 	return &Reader{pool: pool, timeout: timeout}
 }
 
-// lastFixSQL finds the newest position that takes part in state: not flagged
-// faulty, with a fix, and not ahead of its stream time by more than the skew.
+// lastFixSQL finds the newest eligible position: not flagged faulty, with a
+// fix, and not ahead of its stream time by more than the skew.
 const lastFixSQL = `
 select w.n - 1, p.ts, p.latitude, p.longitude
 from unnest($1::text[]) with ordinality as w (device_id, n)
@@ -35,9 +35,9 @@ cross join lateral (
   limit 1
 ) p`
 
-// LastFixes calls found for every device that has a position that takes part
-// in state, with its index in devices: device time in microseconds since 1970,
-// latitude and longitude in degrees. One round trip, whatever their number.
+// LastFixes calls found for every device with an eligible position, with its
+// index in devices: device time in microseconds since 1970, latitude and
+// longitude in degrees. It makes one round trip.
 func (r *Reader) LastFixes(ctx context.Context, devices []string, skew time.Duration,
 	found func(i int, us int64, lat, lon float64),
 ) error {

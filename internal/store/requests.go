@@ -15,15 +15,15 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// stepFixes is about how many positions one step of a request reads or removes.
+// stepFixes is the approximate number of positions one step reads or removes.
 const stepFixes = 5000
 
-// Requests runs what operators and neighbours ask for.
+// Requests executes requests of operators and other services.
 type Requests struct {
 	writer *Writer
 }
 
-// NewRequests returns the requests as the owner of shards runs them.
+// NewRequests returns the requests as executed by the owner of shards.
 func NewRequests(w *Writer) *Requests { return &Requests{writer: w} }
 
 // Waiting returns the oldest unfinished request of each of the shards.
@@ -64,8 +64,8 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 	return found, failure("look for requests", err)
 }
 
-// Step does a bounded part of a recompute or an erasure, in one transaction
-// that ends with the check of the shard's epoch, and notes how far it came.
+// Step performs a bounded part of a recompute or an erasure, in one transaction
+// that ends with the epoch check, and records its progress.
 func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.Progress, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 4*q.writer.timeout)
 	defer cancel()
@@ -114,7 +114,7 @@ where id = $1`, o.Request.ID, state, text, q.writer.member)
 	return failure(fmt.Sprintf("finish request %d", o.Request.ID), err)
 }
 
-// inTx runs f in a transaction that commits under the epoch of the shard.
+// inTx runs f in a transaction that commits under the shard's epoch.
 func (q *Requests) inTx(ctx context.Context, o protocol.RequestStep, f func(context.Context, *pgx.Conn, *pgx.Batch) error) error {
 	pooled, err := q.writer.pool.Acquire(ctx)
 	if err != nil {
@@ -159,18 +159,18 @@ where id = $1`, id, state, text, q.writer.member)
 	return nil
 }
 
-// The ends of device time: times beyond them are refused when they come in.
+// The ends of device time: times beyond them are rejected on arrival.
 var (
 	firstUS = time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 	lastUS  = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 )
 
-// devicesAtOnce is how many devices share one look at their positions.
+// devicesAtOnce is how many devices share one count of their positions.
 const devicesAtOnce = 64
 
 // recompute derives windows again until about stepFixes positions were read:
-// those of many devices at once, those of a device with more than that by itself
-// and piece by piece.
+// many small devices together, a device with more than that alone and in
+// pieces.
 func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress, then *pgx.Batch) (done bool, err error) {
 	from, to := max(o.Request.FromUS, firstUS), min(o.Request.ToUS, lastUS)
 	for budget := int64(stepFixes); budget > 0; {
@@ -221,12 +221,12 @@ func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.Reque
 		}
 		p.Changed += int64(changed)
 		p.Fixes += fixes
-		budget -= fixes + int64(10*len(list)) // a device without positions costs something too
+		budget -= fixes + int64(10*len(list)) // a device without positions has a cost, too
 	}
 	return false, nil
 }
 
-// positionCount is how many positions a device has in a span, counted up to
+// positionCount is a device's number of positions in a span, counted up to
 // stepFixes, and the device time of the last one counted.
 type positionCount struct {
 	fixes int64
@@ -261,7 +261,7 @@ order by w.i`, devices, micros(from), micros(to), stepFixes)
 	})
 }
 
-// nextDevices is some devices of the shard that follow the one done last.
+// nextDevices returns some devices of the shard after the last finished one.
 func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) ([]string, error) {
 	if o.Request.Device != "" {
 		if p.Devices > 0 {
@@ -271,7 +271,8 @@ func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.Req
 	}
 	var found []string
 	for after := p.Device; len(found) < devicesAtOnce; {
-		// Skips from device to device along the index, whatever each one holds.
+		// Skips from device to device along the index, independent of their
+		// size.
 		rows, err := tx.Query(ctx, `
 with recursive d as (
   (select device_id, 1 as n
@@ -313,12 +314,12 @@ where device_id is not null`, after)
 	return found, nil
 }
 
-// erase removes what is stored of a device, and what waits to be tried again.
+// erase removes the stored data of a device, deferred entries included.
 func (q *Requests) erase(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) (done bool, err error) {
 	if o.Request.Device == "" {
 		return false, errors.New("an erasure names a device")
 	}
-	// By key: a row's place is unique in its heap only, and positions may have many.
+	// By key: a ctid is unique within one partition only.
 	var fixes int64
 	var last pgtype.Timestamptz
 	if err := tx.QueryRow(ctx, `

@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// checkShards refuses a number of shards that is not the pinned one.
+// checkShards rejects a number of shards that is not the pinned one.
 func (s *Shards) checkShards(ctx context.Context, n int) error {
 	var pinned string
 	err := s.pool.QueryRow(ctx, `
@@ -30,7 +30,7 @@ where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
 		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
 }
 
-// Requested is how many requests are not finished.
+// Requested returns the number of unfinished requests.
 func (s *Shards) Requested(ctx context.Context) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -43,7 +43,8 @@ where stream = $1
 	return n, failure("count requests", err)
 }
 
-// Pinned is the pinned number of shards, 0 while no instance has ever started.
+// Pinned returns the pinned number of shards, 0 while no instance has ever
+// started.
 func (s *Shards) Pinned(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -52,9 +53,9 @@ func (s *Shards) Pinned(ctx context.Context) (int, error) {
 }
 
 // Resize changes the number of shards in one transaction, when all queues are
-// empty and nobody dispatches. All epochs rise, so that nobody who owned a shard can
-// commit for it any more; nobody owns any afterwards. All that was dispatched, up to
-// the last-delivered ID, is done, which the new marks say.
+// empty and no member dispatches. All epochs rise, which fences every earlier
+// owner; afterwards no shard has an owner. Everything up to the last-delivered
+// ID is finished, which the new applied IDs say.
 func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -131,7 +132,7 @@ values ($1, 'shards.resize', $2, $3, jsonb_build_object('from', $4::int, 'to', $
 	return failure(op, err)
 }
 
-// moveDeferred writes the new shards of entries that wait for another attempt.
+// moveDeferred writes the new shards of deferred entries.
 func (s *Shards) moveDeferred(ctx context.Context, tx pgx.Tx, shards int) (moved int, err error) {
 	rows, err := tx.Query(ctx, `
 select entry_id, fields, shard
@@ -171,10 +172,10 @@ where d.stream = $1
 	return len(ids), err
 }
 
-// Move takes shards from their owner, whatever it does, and assigns them to
-// members: to[i] is to own shards[i], "" leaves the assignment as it is. What
-// the owner has under way for them cannot commit any more. It waits for a
-// commit that is past its check.
+// Move takes shards from their owner unconditionally, and assigns them to
+// members: to[i] is to own shards[i], "" leaves the assignment unchanged. The
+// owner's work in progress on them cannot commit any more; Move waits for a
+// commit that has passed its check.
 func (s *Shards) Move(ctx context.Context, shards []protocol.Shard, to []string, who, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -220,7 +221,7 @@ with taken as (
 )
 select pg_notify('processor_shards', shard::text)
 from taken`, s.scope.Stream, s.scope.Group, sh.Shard, sh.Owner); err != nil {
-			return failure(fmt.Sprintf("take shard %d from its owner", sh.Shard), err)
+			return failure(fmt.Sprintf("move shard %d from its owner", sh.Shard), err)
 		}
 	}
 	return nil

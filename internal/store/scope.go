@@ -1,7 +1,7 @@
 package store
 
-// Scope is one group of one stream. Rows of ours are kept apart by it, so that
-// several fleets may share a database.
+// Scope is one group of one stream. It separates our rows, so that several
+// fleets may share a database.
 type Scope struct {
 	Stream string
 	Group  string

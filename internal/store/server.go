@@ -6,27 +6,29 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Server is what Postgres says of itself, in a session like those that commit.
+// Server is Postgres' configuration, in a session like those that commit.
 type Server struct {
 	Version           string
-	SynchronousCommit string // "off" forgets commits that were acknowledged
+	SynchronousCommit string // with "off" a crash loses acknowledged commits
 	Fsync             bool
+	Encoding          string // of the database
 }
 
 const serverSQL = `
 select current_setting('server_version'),
   current_setting('synchronous_commit'),
-  current_setting('fsync') = 'on'`
+  current_setting('fsync') = 'on',
+  current_setting('server_encoding')`
 
-// AskServer asks the server about itself.
+// AskServer reads the server's configuration.
 func AskServer(ctx context.Context, pool *pgxpool.Pool) (Server, error) {
 	var s Server
-	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync)
+	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync, &s.Encoding)
 	return s, failure("ask Postgres about itself", err)
 }
 
-// SchemaVersion is the newest migration that was applied to the database, 0
-// where none was.
+// SchemaVersion returns the newest migration applied to the database, 0 for
+// none.
 func SchemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	list, err := migrateStatus(ctx, pool)
 	if err != nil {

@@ -8,20 +8,20 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Sessions looks after the connections of members.
+// Sessions manages the database sessions of members.
 type Sessions struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
 }
 
-// NewSessions returns a keeper of sessions.
+// NewSessions returns the sessions of a database.
 func NewSessions(pool *pgxpool.Pool, timeout time.Duration) *Sessions {
 	return &Sessions{pool: pool, timeout: timeout}
 }
 
 // End ends the Postgres sessions of a member that does not release its shards.
-// A client that is frozen in the middle of a COPY is covered by no timeout of
-// the server, and what it has not committed would block its successor.
+// No timeout of the server covers a client frozen in the middle of a COPY,
+// whose uncommitted keys would block its successor.
 func (s *Sessions) End(ctx context.Context, member string) (ended int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -34,7 +34,7 @@ where application_name = $1
 	return ended, failure(fmt.Sprintf("end the sessions of %s", member), err)
 }
 
-// Ping asks whether Postgres answers and takes writes.
+// Ping checks that Postgres answers and accepts writes.
 func (s *Sessions) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -49,8 +49,8 @@ func (s *Sessions) Ping(ctx context.Context) error {
 }
 
 // Listen calls heard for each notification on a channel, with its payload, and
-// once whenever it has begun to listen, since what was said before was missed.
-// It returns when ctx ends.
+// once whenever it has started to listen, since earlier ones were missed. It
+// returns when ctx ends.
 func Listen(ctx context.Context, pool *pgxpool.Pool, channel string, heard func(payload string), failed func(error)) {
 	for ctx.Err() == nil {
 		if err := listen(ctx, pool, channel, heard); err != nil && ctx.Err() == nil {
@@ -70,7 +70,7 @@ func listen(ctx context.Context, pool *pgxpool.Pool, channel string, heard func(
 	if err != nil {
 		return err
 	}
-	// A listening session is not fit for anything else: close it afterwards.
+	// A listening session is not fit for other uses: close it afterwards.
 	own := conn.Hijack()
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -11,7 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// SettingMismatchError says that this instance is configured otherwise than the fleet.
+// SettingMismatchError reports that this instance is configured differently
+// from the fleet.
 type SettingMismatchError struct {
 	Name, Fleet, Ours, Remedy string
 }
@@ -20,7 +21,7 @@ func (e *SettingMismatchError) Error() string {
 	return fmt.Sprintf("%s is %s here and %s for the fleet; %s", e.Name, e.Ours, e.Fleet, e.Remedy)
 }
 
-// ExitCode is that of a bad configuration.
+// ExitCode returns the exit status for a bad configuration.
 func (e *SettingMismatchError) ExitCode() int { return 3 }
 
 // Setting is a value that must be the same for all instances.
@@ -30,8 +31,8 @@ type Setting struct {
 	Remedy string // what to do about a difference
 }
 
-// Pin compares settings with what the fleet has pinned, and pins those that
-// nobody has yet. All differences are reported together.
+// Pin compares settings with what the fleet has pinned, and pins those that are
+// not pinned yet. All differences are reported together.
 func Pin(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration, settings []Setting) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Shards is the authority on who owns what: epochs, owners, assignments.
+// Shards is the authority on ownership: epochs, owners, assignments.
 type Shards struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -30,10 +30,10 @@ func NewShards(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Shards {
 	return &Shards{pool: pool, scope: scope, timeout: timeout}
 }
 
-// Ensure makes the rows of shards 0 to n-1 where they are missing. Rows that
-// are there stay as they are. It fails as Misused when the fleet has pinned
-// another number. The epoch of a row that somebody deleted goes on
-// beyond whatever it was: each take-over used up a transaction ID.
+// Ensure creates the rows of shards 0 to n-1 that are missing. It fails as
+// Misconfigured if the fleet has pinned another number. A re-created row starts
+// at the current transaction ID, which is above any epoch it can have had (each
+// epoch bump consumed one).
 func (s *Shards) Ensure(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -81,18 +81,18 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 			&sh.Assigned, &sh.Term, &sh.Since); err != nil {
 			return sh, err
 		}
-		// The mark is a hint; one that cannot be read is none.
+		// The applied ID is a hint; an unreadable one counts as missing.
 		sh.Applied, _ = telemetry.ParseEntryID(applied)
 		return sh, nil
 	})
 	return list, failure("list shards", err)
 }
 
-// Acquire makes member the owner of a shard that is assigned to it, and raises the
-// epoch, which fences every commit begun before. It waits for a commit of the
-// present owner that is already under way, so that its rows are seen afterwards.
-// Alive is an owner whose process was not seen to end, "" for none: its loss of
-// the shard raises no quarantine.
+// Acquire makes member the owner of a shard that is assigned to it, and raises
+// the epoch, which fences every transaction begun before. It waits for a commit
+// of the current owner that is in progress, so that its rows are visible
+// afterwards. alive is an owner whose process was not seen to end, "" for none:
+// its loss of the shard causes no quarantine.
 func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -122,16 +122,16 @@ where stream = $1
 returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return protocol.Shard{}, fmt.Errorf("take shard %d: %w", shard, protocol.ErrNotAssigned)
+		return protocol.Shard{}, fmt.Errorf("acquire shard %d: %w", shard, protocol.ErrNotAssigned)
 	}
 	if err != nil {
-		return protocol.Shard{}, failure(fmt.Sprintf("take shard %d", shard), err)
+		return protocol.Shard{}, failure(fmt.Sprintf("acquire shard %d", shard), err)
 	}
 	return taken, nil
 }
 
 // Release gives a shard up after its last commit, so that the next owner need
-// not wait. The epoch must be the one it was held under.
+// not wait. The epoch must be the one it was owned under.
 func (s *Shards) Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()

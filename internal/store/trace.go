@@ -10,12 +10,12 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Trace is what the tables hold of one device.
+// Trace is the stored state of one device.
 type Trace struct {
-	Owner    string // of its shard, "" while nobody owns it
+	Owner    string // of its shard, "" if it has none
 	Epoch    int64
 	Assigned string
-	Applied  string     // progress mark of the shard
+	Applied  string     // newest device time stored
 	Last     *time.Time // newest device time stored
 	Stored   map[telemetry.EntryID]bool
 	Deferred map[telemetry.EntryID]DeferredEntry
@@ -31,14 +31,14 @@ type DeferredEntry struct {
 	Next     time.Time
 }
 
-// TraceQuery is an entry and the row that it would be.
+// TraceQuery is an entry and the key of the row it would be.
 type TraceQuery struct {
 	ID     telemetry.EntryID
 	TimeUS int64 // device time; rows are found by it
 	Known  bool  // whether it decodes, so that TimeUS means something
 }
 
-// TraceDevice looks for entries of a device in the tables.
+// TraceDevice searches the tables for entries of a device.
 func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device string, shard int, sought []TraceQuery) (Trace, error) {
 	const op = "trace the device"
 	t := Trace{
@@ -117,8 +117,8 @@ where stream = $1
 	return t, t.losses(ctx, pool, scope, shard, sought)
 }
 
-// losses notes which entries a loss of the ledger names by itself. A range of
-// several may cover an entry that was not lost, so it proves nothing of one.
+// losses marks the entries that a loss names individually. A range may cover
+// entries that were not lost, so it proves nothing about one.
 func (t *Trace) losses(ctx context.Context, pool *pgxpool.Pool, scope Scope, shard int, sought []TraceQuery) error {
 	ids, byText := make([]string, len(sought)), make(map[string]telemetry.EntryID, len(sought))
 	for i, s := range sought {

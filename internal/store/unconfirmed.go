@@ -11,8 +11,9 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Unconfirmed keeps dead letters until they are known to be durable in their
-// stream. Writer puts them there, in the transaction that gives them up.
+// Unconfirmed holds dead letters until they are known to be durable in their
+// stream. Writer inserts them, in the transaction that dead-letters their
+// entries.
 type Unconfirmed struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -24,8 +25,7 @@ func NewUnconfirmed(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Unc
 	return &Unconfirmed{pool: pool, scope: scope, timeout: timeout}
 }
 
-// unconfirmedSQL: of a letter that was given up before, the row says again that
-// it is to be added.
+// unconfirmedSQL marks a letter that was inserted before as not added again.
 const unconfirmedSQL = `
 insert into processor.unconfirmed_letters (stream, group_name, source_id, digest, queued, shard, device_id, fields, class, error, field,
   fingerprint, attempts, first_failed_at, last_failed_at, instance, version)
@@ -35,7 +35,7 @@ set added_at = null,
   written_at = now(),
   queued = excluded.queued and unconfirmed_letters.queued`
 
-// queueLetters keeps dead letters as part of a batch's transaction.
+// queueLetters inserts dead letters as part of a batch's transaction.
 func (w *Writer) queueLetters(b *pgx.Batch, list []protocol.Unconfirmed) {
 	for i := range list {
 		l := &list[i]
@@ -45,18 +45,18 @@ func (w *Writer) queueLetters(b *pgx.Batch, list []protocol.Unconfirmed) {
 	}
 }
 
-// Added notes which entries are dead letters in their stream now.
+// Added records which entries are dead letters in their stream now.
 func (s *Deferred) Added(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, s.pool, s.scope, s.timeout, refs, true)
 }
 
-// Added notes which letters are in their stream now.
+// Added records which letters are in their stream now.
 func (u *Unconfirmed) Added(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, u.pool, u.scope, u.timeout, refs, true)
 }
 
-// Queued notes which letters Redis lost together with their acknowledgement:
-// their entries are on their queues again.
+// Queued records which letters Redis lost together with their acknowledgement:
+// their entries are pending again.
 func (u *Unconfirmed) Queued(ctx context.Context, refs []telemetry.Ref) error {
 	return markAdded(ctx, u.pool, u.scope, u.timeout, refs, false)
 }
@@ -76,11 +76,12 @@ where u.stream = $1
   and u.group_name = $2
   and u.source_id = r.id
   and u.digest = r.digest`, scope.Stream, scope.Group, ids, digests, added)
-	return failure("note dead letters as added", err)
+	return failure("record dead letters as added", err)
 }
 
-// Page returns the places of letters that were written more than a time ago and
-// follow one, oldest first, at most limit. The zero place precedes all.
+// Page returns the positions of letters that were written more than ago earlier
+// and follow after, oldest first, at most limit. The zero position precedes
+// all.
 func (u *Unconfirmed) Page(ctx context.Context, after protocol.UnconfirmedMark, ago time.Duration, limit int) ([]protocol.UnconfirmedMark, error) {
 	const op = "list unconfirmed dead letters"
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
@@ -108,7 +109,7 @@ limit $7`, u.scope.Stream, u.scope.Group, ago, after.CommitResult, after.ID.Stri
 	return list, failure(op, err)
 }
 
-// Get returns those of the letters that are still there.
+// Get returns those of the letters that still exist.
 func (u *Unconfirmed) Get(ctx context.Context, refs []telemetry.Ref) ([]protocol.Unconfirmed, error) {
 	const op = "read unconfirmed dead letters"
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
@@ -141,13 +142,13 @@ order by u.written_at, u.source_id, u.digest`, u.scope.Stream, u.scope.Group, id
 	return list, failure(op, err)
 }
 
-// Confirmed removes letters that need not be kept any more.
+// Confirmed removes letters that are durable.
 func (u *Unconfirmed) Confirmed(ctx context.Context, refs []telemetry.Ref) error {
 	return confirmed(ctx, u.pool, u.scope, u.timeout, refs)
 }
 
-// Dropped says that letters, which are archived, leave their stream for good:
-// they are not added again whatever Redis loses.
+// Dropped marks archived letters as removed from their stream: they are not
+// added again, whatever Redis loses.
 func (d *DeadLetters) Dropped(ctx context.Context, letters []protocol.DLQEntry) error {
 	refs := make([]telemetry.Ref, len(letters))
 	for i := range letters {

@@ -11,18 +11,18 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Report is what Verify found.
+// Report is the result of Verify.
 type Report struct {
-	// Problems keep this binary from running.
+	// Problems prevent this binary from running.
 	Problems []Finding `json:"problems"`
-	// Notes are differences it can live with.
+	// Notes are tolerable differences.
 	Notes []Finding `json:"notes"`
 }
 
-// OK reports whether the database holds all that is needed.
+// OK reports whether the database has everything that is needed.
 func (r Report) OK() bool { return len(r.Problems) == 0 }
 
-// Err is nil or a *SchemaError with this report.
+// Err returns nil or a *SchemaError with this report.
 func (r Report) Err() error {
 	if r.OK() {
 		return nil
@@ -35,7 +35,7 @@ type Beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// VerifyURL is Verify on a connection of its own.
+// VerifyURL is Verify on a private connection.
 func VerifyURL(ctx context.Context, url string) (Report, error) {
 	conn, err := connectPlain(ctx, url)
 	if err != nil {
@@ -46,10 +46,10 @@ func VerifyURL(ctx context.Context, url string) (Report, error) {
 }
 
 // Verify compares the database with what this binary needs: tables, columns,
-// indexes by what they do, triggers, functions and what the role may do. It
-// runs no DDL and leaves nothing behind. An error means that it could not look;
-// what it found is in the report. A newer schema passes as long as all that is
-// needed is there.
+// indexes by what they do, triggers, functions and the role's privileges. It
+// runs no DDL and leaves no trace. An error means that the comparison failed;
+// its result is in the report. A newer schema passes if everything needed
+// exists.
 func Verify(ctx context.Context, db Beginner) (Report, error) {
 	needed, err := neededCatalog()
 	if err != nil {
@@ -100,7 +100,7 @@ where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')
   or not has_table_privilege(t.name, p.privilege)
 order by 1, 2`
 
-// checkPrivileges finds out before the first write is refused.
+// checkPrivileges finds missing privileges before the first write fails.
 func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live catalog) error {
 	var tables []string
 	for name := range live.Tables {
@@ -110,7 +110,7 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 	}
 	rows, err := tx.Query(ctx, privilegesSQL, tables)
 	if err != nil {
-		return fmt.Errorf("look at privileges: %w", err)
+		return fmt.Errorf("read privileges: %w", err)
 	}
 	var table, privilege string
 	_, err = pgx.ForEachRow(rows, []any{&table, &privilege}, func() error {
@@ -118,13 +118,13 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look at privileges: %w", err)
+		return fmt.Errorf("read privileges: %w", err)
 	}
 	return nil
 }
 
-// A probe calls a function that must refuse. A body that lets everything pass
-// would let a stale owner commit.
+// A probe calls a function that must reject the call. A body that accepts
+// everything would let a stale owner commit.
 type probe struct {
 	function string
 	sql      string

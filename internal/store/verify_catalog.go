@@ -20,8 +20,8 @@ type catalog struct {
 type table struct {
 	Logged  bool              `json:"logged"` // with all its partitions or chunks
 	Columns map[string]column `json:"columns"`
-	// Indexes are valid indexes, described without their name: two that do the
-	// same are the same, be one of them a primary key.
+	// Indexes are valid indexes, described without their names: two that do the
+	// same are equal, even if one of them is a primary key.
 	Indexes []string `json:"indexes"`
 	// Triggers are enabled triggers, described in full.
 	Triggers []string `json:"triggers,omitempty"`
@@ -31,12 +31,12 @@ type table struct {
 type column struct {
 	Type    string `json:"type"`
 	NotNull bool   `json:"not_null"`
-	// Filled says where a value comes from when an insert gives none: default,
+	// Filled is where a value comes from if an insert gives none: default,
 	// identity, generated, or nowhere.
 	Filled string `json:"filled,omitempty"`
 }
 
-// String is the column as create table would have it.
+// String returns the column as create table would spell it.
 func (c column) String() string {
 	s := c.Type
 	if c.NotNull {
@@ -56,7 +56,7 @@ func (c column) String() string {
 // function is one function.
 type function struct {
 	Returns string `json:"returns"`
-	Body    string `json:"body"` // a hash, blind to white space
+	Body    string `json:"body"` // a hash that ignores white space
 }
 
 // neededJSON is the catalogue of a database that has just been migrated.
@@ -64,7 +64,7 @@ type function struct {
 //go:embed verify_catalog.json
 var neededJSON []byte
 
-// neededCatalog is what this binary needs to find.
+// neededCatalog returns what this binary needs.
 func neededCatalog() (catalog, error) {
 	var c catalog
 	if err := json.Unmarshal(neededJSON, &c); err != nil {

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// compareCatalogs lists what live lacks of needed as problems, and what else
-// differs as notes.
+// compareCatalogs lists what live lacks of needed as problems, and other
+// differences as notes.
 func compareCatalogs(needed, live catalog) Report {
 	var r Report
 	for _, name := range slices.Sorted(maps.Keys(needed.Tables)) {
@@ -108,7 +108,7 @@ func (r *Report) note(kind, name, want, have string) {
 	r.Notes = append(r.Notes, Finding{Kind: kind, Name: name, Want: want, Have: have})
 }
 
-// Finding is one difference between what is needed and what is there.
+// Finding is one difference between what is needed and what exists.
 type Finding struct {
 	Kind string `json:"kind"` // table, column, index, trigger, function, privilege or migration
 	Name string `json:"name"`
@@ -116,7 +116,7 @@ type Finding struct {
 	Have string `json:"have"`
 }
 
-// String is the finding as one line.
+// String returns the finding as one line.
 func (f Finding) String() string {
 	if f.Want == "" {
 		return fmt.Sprintf("%s %s: %s", f.Kind, f.Name, f.Have)

@@ -15,24 +15,24 @@ import (
 // its positions yields.
 type Verification struct {
 	Device    string       `json:"device_id"`
-	Fences    int          `json:"fences"`    // in force at any time; without any there is nothing to compare
-	Positions int64        `json:"positions"` // that take part in state
-	Crossings int64        `json:"crossings"` // that are as they must be
+	Fences    int          `json:"fences"`    // that were ever valid; without any there is nothing to compare
+	Positions int64        `json:"positions"` // eligible ones
+	Crossings int64        `json:"crossings"` // correct ones
 	Missing   []Difference `json:"missing"`
 	Different []Difference `json:"different"`
 	Extra     []Difference `json:"extra"`
-	// Open is how many requests that concern the device are not run yet: with
-	// some, a difference may be about to go by itself.
+	// Open is the number of unfinished requests that concern the device: one of
+	// them may remove a difference.
 	Open int64 `json:"open_requests"`
-	// BadFences are fences that are left out of everything.
+	// BadFences are invalid fences, which are skipped everywhere.
 	BadFences []string `json:"bad_fences"`
 }
 
-// Good reports whether nothing differs.
+// Good reports whether there is no difference.
 func (v *Verification) Good() bool { return len(v.Missing)+len(v.Different)+len(v.Extra) == 0 }
 
-// Difference is one crossing that is not as it must be. Want is null for one
-// that must not be there, Got for one that is missing.
+// Difference is one incorrect crossing. Want is null for one that must not
+// exist, Got for one that is missing.
 type Difference struct {
 	Fence   string     `json:"fence_id"`
 	Kind    string     `json:"kind"`
@@ -103,7 +103,7 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 	return set, nil
 }
 
-// pass follows the device from its first position to its last.
+// pass derives the device's crossings from its first position to its last.
 func (d *Devices) pass(ctx context.Context, tx pgx.Tx, device string, set *geofence.Set, v *Verification) ([]geofence.Crossing, error) {
 	rows, err := tx.Query(ctx, `
 select ts, latitude, longitude

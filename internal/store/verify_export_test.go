@@ -13,7 +13,7 @@ import (
 // CatalogFile is where the catalogue that this binary needs is kept.
 const CatalogFile = "verify_catalog.json"
 
-// LiveCatalogJSON is the live catalogue in the form of CatalogFile.
+// LiveCatalogJSON returns the live catalogue in the form of CatalogFile.
 func LiveCatalogJSON(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	c, err := readCatalog(ctx, tx)
 	if err != nil {
@@ -33,7 +33,7 @@ func NeededTables() ([]string, error) {
 	return names, err
 }
 
-// LockTwice takes the migration lock twice in one session, as two clients of a
+// LockTwice acquires the migration lock twice in one session, as two clients of a
 // pooler that lends both the same server session would.
 func LockTwice(ctx context.Context, url string) (err error) {
 	s, err := openMigrationSession(ctx, url, slog.New(slog.DiscardHandler))

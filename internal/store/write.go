@@ -24,13 +24,13 @@ type Writer struct {
 	scope      Scope
 	member     string
 	timeout    time.Duration
-	generation *ServerGeneration // of the pool; nil where nobody minds
+	generation *ServerGeneration // of the pool; may be nil
 	streams    sync.Pool         // of *copyStream
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
-// transaction; it is longer than the server's own statement timeout, so that
-// the server is the one that speaks first.
+// transaction; it exceeds the server's statement timeout, so that the server
+// reports first.
 func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
 	return &Writer{
 		pool: pool, scope: scope, member: member, timeout: timeout,
@@ -38,11 +38,11 @@ func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Dura
 	}
 }
 
-// Guard has the writer refuse batches that were computed for another run of the
-// server.
+// Guard makes the writer reject batches that were computed for another server
+// generation.
 func (w *Writer) Guard(runs *ServerGeneration) { w.generation = runs }
 
-// Generation numbers the runs of the server, as far as they were noticed.
+// Generation returns the number of server generations seen.
 func (w *Writer) Generation() uint64 {
 	if w.generation == nil {
 		return 0
@@ -50,9 +50,9 @@ func (w *Writer) Generation() uint64 {
 	return w.generation.Number()
 }
 
-// Write commits one batch in one transaction that ends with the check of the
-// shards' epochs. After an error of kind Unknown it may or may not have been
-// committed; after any other, nothing was.
+// Write commits one batch in one transaction that ends with the epoch check.
+// After an error of kind Unknown it may have been committed; after any other,
+// nothing was.
 func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
@@ -76,7 +76,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
 	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 {
-		// Begin, copy, checks and commit travel together: one round trip.
+		// Begin, copy, checks and commit share one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
 	rest := &pgx.Batch{}
@@ -94,7 +94,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 		out.Stored = make([]bool, len(b.Late))
 		queueLate(rest, b.Late, out.Stored)
 		if b.Rules.Fences.Len() > 0 {
-			// What was new is known only now, and a later statement sees it.
+			// What was new is known only now; a later statement sees it.
 			if err := conn.SendBatch(ctx, rest).Close(); err != nil {
 				return out, err
 			}
@@ -120,13 +120,13 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 	return out, conn.SendBatch(ctx, rest).Close()
 }
 
-// conn is what reads and writes inside a transaction.
+// conn reads and writes inside a transaction.
 type conn interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
-// copy begins a transaction and copies records into positions. What is to
-// follow in the same round trip is given as SQL; want is the tag of its last command.
+// copy begins a transaction and copies records into positions. then is SQL that
+// follows in the same round trip; want is the tag of its last command.
 func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
 	rows := w.streams.Get().(*copyStream)
 	rows.encode(records)
@@ -134,7 +134,7 @@ func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []teleme
 	tag, err := conn.CopyFrom(ctx, bytes.NewReader(rows.bytes), sql)
 	if err != nil {
 		// The driver does not wait for its reader of the buffer when the
-		// connection breaks, so this one is nobody's any more.
+		// connection breaks, so this buffer must not be reused.
 		err = failure("copy", err)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok {
 			f.Row = rows.record(f.Row)
@@ -148,8 +148,8 @@ func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []teleme
 	return nil
 }
 
-// committed makes sure of what the server says it did: COMMIT in a transaction
-// that has failed answers ROLLBACK, and no error.
+// committed verifies the server's answer: COMMIT in a failed transaction
+// answers ROLLBACK, without an error.
 func committed(tag pgconn.CommandTag) error {
 	if tag.String() != "COMMIT" {
 		return notCommitted(tag)
@@ -172,7 +172,7 @@ func (w *Writer) rollBack(ctx context.Context, conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("roll back within 2s"))
 	defer cancel()
 	if _, err := conn.Exec(ctx, "rollback"); err != nil {
-		_ = conn.Close(ctx) // the server rolls back what a closed connection leaves
+		_ = conn.Close(ctx) // the server rolls back when the connection closes
 	}
 }
 
@@ -257,7 +257,7 @@ func (w *Writer) queueFence(batch *pgx.Batch, held []protocol.ShardLease) {
 		w.scope.Stream, w.scope.Group, shards, epochs, w.member)
 }
 
-// checks is both checks as literal SQL, for the single round trip.
+// checks returns both checks as literal SQL, for the single round trip.
 func (w *Writer) checks(batch *protocol.Batch) string {
 	held := batch.Leases
 	b := make([]byte, 0, 160+24*len(held))
@@ -289,8 +289,8 @@ func (w *Writer) checks(batch *protocol.Batch) string {
 	return string(append(b, ')'))
 }
 
-// appendLiteral appends s as an SQL string literal that no setting of the
-// server reads differently.
+// appendLiteral appends s as an SQL string literal that no server setting
+// interprets differently.
 func appendLiteral(dst []byte, s string) []byte {
 	dst = append(dst, " e'"...)
 	for i := range len(s) {

@@ -74,7 +74,7 @@ func (b *bench) count(sql string, args ...any) (n int) {
 	return n
 }
 
-// take assigns shards to a member and has it take them.
+// take assigns shards to a member, which acquires them.
 func (b *bench) take(member string, which ...int) []protocol.ShardLease {
 	b.tb.Helper()
 	var held []protocol.ShardLease
@@ -87,7 +87,7 @@ func (b *bench) take(member string, which ...int) []protocol.ShardLease {
 	return held
 }
 
-// records is n records of one device.
+// records returns n records of one device.
 func records(device string, from, n int) []telemetry.Record {
 	list := make([]telemetry.Record, n)
 	for i := range list {
@@ -159,7 +159,7 @@ func TestP3AnAcquireWaitsForARunningCommitAndThenSeesItsRows(t *testing.T) {
 	conn, err := pgx.Connect(ctx, b.url)
 	require.NoError(t, err)
 	defer conn.Close(context.WithoutCancel(ctx))
-	// A commit that has passed its check and not ended.
+	// A commit that has passed its check but not ended.
 	_, err = conn.Exec(ctx, "begin; insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes) values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 0, '8', '{}')")
 	require.NoError(t, err)
 	_, err = conn.Exec(ctx, "select processor.fence($1, $2, $3, $4, 'old.1')", scope.Stream, scope.Group, []int32{5}, []int64{held[0].Epoch})
@@ -200,7 +200,7 @@ func TestOnlyTheAssignedMemberAcquiresAShard(t *testing.T) {
 	require.Equal(t, 1, b.count("select epoch from processor.shards where shard = 4"))
 }
 
-func TestAReleaseIsThatOfTheEpochAndOwnerItIsFor(t *testing.T) {
+func TestAReleaseNeedsItsEpochAndOwner(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	held := b.take("a.1", 4)[0]
@@ -266,7 +266,7 @@ func TestP8OnlyTheSessionsOfTheMemberEnd(t *testing.T) {
 	defer conn.Release()
 	pid := conn.Conn().PgConn().PID()
 	require.NoError(t, other.Ping(ctx))
-	// In the middle of a COPY no timeout of the server strikes.
+	// In the middle of a COPY no timeout of the server applies.
 	_, err = conn.Exec(ctx, "begin; select * from processor.shards for update")
 	require.NoError(t, err)
 	conn.Conn().PgConn().Frontend().SendQuery(&pgproto3.Query{String: "copy positions (device_id) from stdin"})
@@ -366,7 +366,7 @@ func BenchmarkCheckedCommit(b *testing.B) {
 							batch.Applied = append(batch.Applied, protocol.Applied{Shard: h.Shard, ID: telemetry.EntryID{Ms: uint64(i)}})
 						}
 					}
-					batch.Late = records(fmt.Sprint("device-", w), 0, 1) // there already: only the check costs
+					batch.Late = records(fmt.Sprint("device-", w), 0, 1) // stored already: only the check costs
 					began := time.Now()
 					_, err := writer.Write(b.Context(), batch)
 					if err != nil {

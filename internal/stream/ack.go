@@ -19,14 +19,14 @@ var ackSource string
 var ackScript = redis.NewScript(ackSource)
 
 // ackChunk bounds the arguments of one script call: Lua's stack holds about
-// 8,000, and a long script would hold up the server.
+// 8,000, and a long script would block the server.
 const ackChunk = 4096
 
 // Ack acknowledges finished entries and moves their shards' acked marks, in as
-// many script calls as their number needs. After an error some of it may have
-// happened; the caller calls again, which is harmless. Shards that were taken
-// under another token since are refused with a Failure of kind Lost that names
-// them; the others are done then.
+// many script calls as their number needs. After an error part of it may have
+// happened; repeating the call is harmless. Shards that were acquired under
+// another token since are rejected with a Failure of kind Lost that names them;
+// the other shards are acknowledged.
 func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 	args := []any{g.names.Group}
 	n := 0

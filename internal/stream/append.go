@@ -24,8 +24,8 @@ func NewPublisher(client redis.UniversalClient, stream string, maxLen int64) *Pu
 }
 
 // Publish appends one entry for each list of names and values, in one round
-// trip, and returns their IDs. After an error any part may have been added;
-// the IDs known are returned, zero where the outcome is not.
+// trip, and returns their IDs. After an error any part may have been added; IDs
+// are zero where the outcome is unknown.
 func (p *Publisher) Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error) {
 	pipe := p.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(entries))

@@ -56,7 +56,7 @@ func (b *bench) add(devices ...string) []telemetry.EntryID {
 	return ids
 }
 
-// deviceOf is a device of a shard.
+// deviceOf returns a device of a shard.
 func deviceOf(shard, n int) string {
 	for i := 0; ; i++ {
 		if d := fmt.Sprintf("device-%d", i); telemetry.ShardOf(d, shards) == shard {
@@ -72,7 +72,7 @@ func (b *bench) addTo(shard, n int) []telemetry.EntryID {
 	return b.add(slices.Repeat([]string{deviceOf(shard, 0)}, n)...)
 }
 
-// turn acquires the dispatch lease, which makes the group.
+// turn acquires the dispatch lease, which creates the group.
 func (b *bench) turn(token string) protocol.DispatchLease {
 	b.t.Helper()
 	turn, err := b.AcquireDispatchLease(b.t.Context(), "", token, time.Minute)
@@ -81,7 +81,7 @@ func (b *bench) turn(token string) protocol.DispatchLease {
 	return turn
 }
 
-// read reads what follows an ID.
+// read reads the entries after an ID.
 func (b *bench) read(after telemetry.EntryID) protocol.NewEntries {
 	b.t.Helper()
 	a, err := b.ReadNew(b.t.Context(), after, 10_000, 10*time.Millisecond)
@@ -101,7 +101,7 @@ func (b *bench) dispatchAll(token string) {
 	require.NoError(b.t, err)
 }
 
-// ready is a bench whose entries are dispatched.
+// ready returns a bench whose entries are dispatched.
 func (b *bench) ready() *bench {
 	b.turn("t")
 	b.dispatchAll("t")
@@ -115,7 +115,7 @@ func (b *bench) info() stream.Info {
 	return info
 }
 
-// queue is what lies on a shard's queue.
+// queue returns the entries on a shard's queue.
 func (b *bench) queue(shard int) []telemetry.EntryID {
 	b.t.Helper()
 	var ids []telemetry.EntryID
@@ -132,7 +132,7 @@ func (b *bench) entries(shard int) []telemetry.Entry {
 	return replies[0].Entries
 }
 
-// losses is what the scripts noted as lost, by cause.
+// losses returns the recorded losses, by cause.
 func (b *bench) losses() map[string]int64 {
 	b.t.Helper()
 	list, _, err := b.Losses(b.t.Context(), 1000)
@@ -151,7 +151,7 @@ func (b *bench) del(ids ...telemetry.EntryID) {
 	}
 }
 
-// consumers is what each consumer has pending.
+// consumers returns the number of pending entries by consumer.
 func (b *bench) consumers() map[string]int64 {
 	b.t.Helper()
 	list, err := b.Consumers(b.t.Context())
@@ -163,7 +163,7 @@ func (b *bench) consumers() map[string]int64 {
 	return n
 }
 
-// kind is the kind and code of a failure.
+// kind returns the kind and code of a failure.
 func kind(t testing.TB, err error) (protocol.FailureKind, string) {
 	t.Helper()
 	var f *protocol.Failure
@@ -171,7 +171,7 @@ func kind(t testing.TB, err error) (protocol.FailureKind, string) {
 	return f.Kind, f.Code
 }
 
-// waitFor is how long a test waits for what should come at once.
+// waitFor bounds the wait for what should happen immediately.
 const waitFor = 5 * time.Second
 
 func contextWithCancel(t testing.TB) (context.Context, context.CancelFunc) {

@@ -42,9 +42,10 @@ func (g *Group) Consumers(ctx context.Context) ([]protocol.Consumer, error) {
 	return list, nil
 }
 
-// Claim brings one page of what a foreign consumer has held for at least
-// minIdle to the queues of its shards, from an ID on. Next is where the next
-// page begins; More reports whether there is one. An empty page is not the end.
+// Claim moves one page of the entries that a foreign consumer has held for at
+// least minIdle to the queues of their shards, starting at an ID. Next is where
+// the next page begins; More reports whether there is one. An empty page is not
+// the end.
 func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error) {
 	pending, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
 		Stream: g.names.Stream, Group: g.names.Group, Consumer: consumer,
@@ -63,8 +64,8 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	}
 	out.Next = last.Next()
 
-	// The shard follows from the entry's own field. An entry that is gone has
-	// none; the script finds that out and notes the loss.
+	// The shard follows from the entry's own field. An entry whose content is
+	// gone has none; the script detects that and records the loss.
 	ids := make(map[int][]any)
 	pipe := g.client.Pipeline()
 	var old []string
@@ -111,14 +112,14 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	return out, nil
 }
 
-// Notify tells the owners of shards that something was put on their queues that
-// may lie before what they have read.
+// Notify tells the owners of shards that entries were put on their queues,
+// possibly before the cursor.
 func (g *Group) Notify(ctx context.Context, shards []int) error {
 	return failure("ring", g.client.Publish(ctx, g.names.NotifyChannel(), againPayload+" "+notifyPayload(shards)).Err())
 }
 
-// Remove removes a foreign consumer that holds nothing and has been idle for at
-// least minIdle. It reports whether it did.
+// Remove removes a foreign consumer that has nothing pending and has been idle
+// for at least minIdle. It reports whether it did.
 func (g *Group) Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error) {
 	n, err := removeConsumerScript.Run(ctx, g.client, []string{g.names.Stream}, g.names.Group, consumer, minIdle.Milliseconds()).Int()
 	return n == 1, failure("remove consumer "+consumer, err)

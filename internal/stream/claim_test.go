@@ -14,7 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// foreign has a consumer of another member read n entries with '>'.
+// foreign reads n entries with ">" as a foreign consumer.
 func (b *bench) foreign(name string, n int) {
 	b.t.Helper()
 	err := b.client.XReadGroup(b.t.Context(), &redis.XReadGroupArgs{
@@ -67,7 +67,7 @@ func TestEntriesOfAForeignConsumerGoToTheQueuesOfTheirShards(t *testing.T) {
 	require.Zero(t, b.consumers()["earlier"])
 }
 
-func TestAClaimLeavesAloneWhatIsNotIdleForLongEnough(t *testing.T) {
+func TestAClaimSkipsEntriesThatAreNotIdleForLongEnough(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
@@ -85,7 +85,7 @@ func TestAPageInWhichNothingIsIdleIsNotTheEnd(t *testing.T) {
 	b.turn("t")
 	ids := b.addTo(1, 9)
 	b.foreign("mixed", 9)
-	// The first six look as if they had been delivered just now.
+	// The first six are made to look just delivered.
 	for i, id := range ids {
 		idle := "0"
 		if i >= 6 {
@@ -99,13 +99,13 @@ func TestAPageInWhichNothingIsIdleIsNotTheEnd(t *testing.T) {
 	require.Equal(t, ids[6:], b.queue(1))
 }
 
-func TestWhatWasReclaimedMeanwhileIsNotClaimed(t *testing.T) {
+func TestEntriesReclaimedInBetweenAreNotClaimed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
 	ids := b.addTo(1, 2)
 	b.foreign("earlier", 2)
-	// Between the listing and the script a shard's own queue has got it.
+	// It moves to a shard queue between the listing and the script.
 	require.NoError(t, b.client.XClaim(t.Context(), &redis.XClaimArgs{
 		Stream: b.cfg.Stream, Group: b.cfg.Group, Consumer: stream.Consumer(3), Messages: []string{ids[0].String()},
 	}).Err())
@@ -188,7 +188,7 @@ func TestP10LagIsShownOnlyWhereItIsKnown(t *testing.T) {
 
 	more := b.addTo(1, 6)
 	require.Equal(t, protocol.Backlog{Lag: 6, LagKnown: true, Oldest: more[0], OldestKnown: true}, backlog())
-	// A deletion among what is not dispatched leaves the server's books without a lag.
+	// A deletion among undispatched entries leaves the server without a lag.
 	b.del(more[3])
 	got := backlog()
 	require.False(t, got.LagKnown, "unknown is not 0: %+v", got)

@@ -14,8 +14,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Connect makes a client for a URL: one server, or several addresses, which
-// are those of a Cluster, or of Sentinels where there is a master_name:
+// Connect returns a client for a URL: one server, or several addresses, which
+// are those of a Cluster, or of Sentinels if there is a master_name:
 //
 //	redis://user:password@host:6379/0
 //	redis://user:password@host:6379?addr=host2:6379&addr=host3:6379
@@ -24,8 +24,8 @@ import (
 // User and password are those of the servers that hold data; Sentinels have
 // their own in sentinel_username and sentinel_password. It makes no call.
 //
-// The client never repeats a command by itself: whether a command may be
-// repeated is for the protocol to decide.
+// The client never repeats a command: whether a command may be repeated is for
+// the protocol to decide.
 func Connect(cfg Config) (redis.UniversalClient, error) {
 	opts, err := optionsOf(cfg.URL)
 	if err != nil {
@@ -47,17 +47,18 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	return &watched{UniversalClient: redis.NewClusterClient(cluster), servers: known}, nil
 }
 
-// clusterReload bounds for how long the place of a node that died is not known.
-// Only an answer of a living one tells the client before that.
+// clusterReload bounds how long the new place of a dead node's slots is
+// unknown. Only an answer of a live node tells the client earlier.
 const clusterReload = time.Second
 
-// CheckURL tells what Connect refuses in a URL, without showing it.
+// CheckURL returns why Connect rejects a URL, without showing it.
 func CheckURL(text string) error {
 	_, err := optionsOf(text)
 	return err
 }
 
-// optionsOf reads a URL. Errors do not show it, since it may hold a password.
+// optionsOf parses a URL. Errors do not show it, since it may contain a
+// password.
 func optionsOf(text string) (*redis.UniversalOptions, error) {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -104,28 +105,29 @@ func withPort(addr, port string) string {
 	return net.JoinHostPort(strings.Trim(addr, "[]"), port)
 }
 
-// watched is a client that notices when another server answers.
+// watched is a client that detects when another server answers.
 type watched struct {
 	redis.UniversalClient
 	servers *servers
 }
 
-// servers notices that a new connection leads to another server process than
-// the connections before: it may hold an older state, or none. A command on
-// such a connection is sent only after the change was told.
+// servers detects a new connection that leads to another server process than
+// earlier ones: it may hold an older state, or none. A command on such a
+// connection is sent only after the callback of onChange returned.
 //
-// The first connection to each further node of a Cluster looks like a change,
-// which costs taking the shards again. A replica that is promoted while a connection to it exists is
-// noticed by whoever asks, see CheckServer.
+// False positive: the first connection to a new Cluster node counts as a change
+// and re-acquires all shards. Not covered: promotion of a replica we are
+// already connected to; CheckServer polls for that.
 type servers struct {
 	mu      sync.Mutex
-	last    string          // run_id of the server connected to last, "" before the first
+	last    string          // run_id of the last server connected to, "" before the first
 	nodes   map[string]bool // run_ids of the nodes of a Cluster
-	serves  string          // who answered for the group when last asked, "" when that is to be asked again
+	serves  string          // identity that last answered for the group, "" to ask again
 	changed func()
 }
 
-// onChange sets who is told. It is called from whatever goroutine connects.
+// onChange registers the callback. It is called from whichever goroutine
+// connects.
 func (s *servers) onChange(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +144,8 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	}
 	id := serverRunID(text)
 	s.mu.Lock()
-	// A server that does not tell might be any. A Cluster has several.
+	// A server that hides its run_id might be any. A Cluster has several
+	// servers.
 	another := s.last != "" && (s.last != id || id == unknownServer)
 	if strings.Contains(text, "redis_mode:cluster") {
 		another = s.last != "" && !s.nodes[id]
@@ -161,12 +164,13 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	if id == unknownServer {
 		return nil
 	}
-	// What waits for this connection was decided upon for the server before.
+	// The commands waiting for this connection were decided for the previous
+	// server.
 	return errServerChanged
 }
 
-// answered notes who answers for the group. It reports whether that is another one
-// than before, and nobody was told.
+// answered records who answers for the group. It reports whether that differs
+// from before and the callback was not called for it.
 func (s *servers) answered(who string) (changed func(), another bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,10 +186,10 @@ func (s *servers) answered(who string) (changed func(), another bool) {
 // errServerChanged fails the connection that noticed the change.
 var errServerChanged = errors.New("another Redis server answers than before")
 
-// unknownServer stands for a server that does not tell its run_id.
+// unknownServer stands for a server that hides its run_id.
 const unknownServer = "unknown"
 
-// serverRunID finds the run_id in the answer to INFO.
+// serverRunID extracts the run_id from the reply to INFO.
 func serverRunID(info string) string {
 	for line := range strings.Lines(info) {
 		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
@@ -195,9 +199,9 @@ func serverRunID(info string) string {
 	return unknownServer
 }
 
-// OnServerChange has f called whenever another server process answers than
-// before, ahead of the first command sent to it: what was known of the group
-// may not be so there.
+// OnServerChange registers f to be called whenever another server process
+// answers than before, ahead of the first command sent to it: group state known
+// so far may not hold there.
 func (g *Group) OnServerChange(f func()) {
 	if g.servers != nil {
 		g.servers.onChange(f)
@@ -209,9 +213,9 @@ var serverIdentitySource string
 
 var serverIdentityScript = redis.NewScript(serverIdentitySource)
 
-// CheckServer asks which server answers for the group, and has whoever asked for
-// it (OnServerChange) told when it is another one than before, or the same with
-// another history: a new connection may not be needed to get there.
+// CheckServer asks which server answers for the group, and calls what
+// OnServerChange registered when it is another one, or the same with another
+// replication history: that can happen without a new connection.
 func (g *Group) CheckServer(ctx context.Context) error {
 	if g.servers == nil {
 		return nil

@@ -28,12 +28,12 @@ type DeadLetters struct {
 	stream string
 
 	mu     sync.Mutex
-	server string       // run ID of the server the marks are of
+	server string       // run ID of the server that marks belong to
 	marks  []replicated // oldest first
 }
 
-// NewDeadLetters returns the dead letters of cfg's group, which lie in the
-// stream called dlq. It makes no call.
+// NewDeadLetters returns the dead letters of cfg's group, stored in the stream
+// dlq. It makes no call.
 func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*DeadLetters, error) {
 	if cfg.Stream == "" || cfg.Group == "" || dlq == "" || dlq == cfg.Stream {
 		return nil, fmt.Errorf("dead letters of stream %q, group %q in stream %q: all three are needed, and two streams", cfg.Stream, cfg.Group, dlq)
@@ -41,22 +41,22 @@ func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*Dead
 	return &DeadLetters{client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, stream: dlq}, nil
 }
 
-// Stream is the name of the stream that holds the dead letters.
+// Stream returns the name of the dead-letter stream.
 func (d *DeadLetters) Stream() string { return d.stream }
 
-// DeadLetter moves entries from the queues of their shards, held under these tokens,
-// to the dead letters and acknowledges them. Moving one again changes nothing.
-// An entry that is not pending on its shard's queue is left alone, and the error
-// is a Failure of kind Lost that names its shard: that queue must be read again.
-// So is one of a shard that was taken under another token since; then the
-// Failure is of kind Fenced and names all shards of which something was left
-// alone. After any error the same call may be repeated.
+// DeadLetter moves entries from the queues of their shards, owned under these
+// tokens, to the dead-letter stream and acknowledges them. It is idempotent. An
+// entry that is not pending on its shard's queue is skipped, and the error is a
+// Failure of kind Lost that names its shard: that queue must be read again.
+// Entries of a shard that was acquired under another token since are skipped,
+// too; then the Failure is of kind Fenced and names all shards with skipped
+// entries. After any error the call may be repeated.
 func (d *DeadLetters) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
 	return d.moveToDLQ(ctx, letters, tokens, true)
 }
 
-// DeadLetterDeferred does the same for entries that were acknowledged when they were
-// deferred, and so are pending nowhere.
+// DeadLetterDeferred does the same for entries that were acknowledged when they
+// were deferred, and so are not pending.
 func (d *DeadLetters) DeadLetterDeferred(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) error {
 	return d.moveToDLQ(ctx, letters, tokens, false)
 }
@@ -101,14 +101,14 @@ func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLet
 	return nil
 }
 
-// sortedUnique is the numbers in ascending order, each once.
+// sortedUnique returns the numbers in ascending order, each once.
 func sortedUnique(list []int) []int {
 	slices.Sort(list)
 	return slices.Compact(list)
 }
 
-// moveSomeToDLQ makes one round trip, and a second one where the server does not
-// have the script yet. It returns what the script says of each.
+// moveSomeToDLQ makes one round trip, and a second one if the server does not
+// have the script yet. It returns the script's answer for each.
 func (d *DeadLetters) moveSomeToDLQ(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) ([]string, error) {
 	cmds := make([]*redis.Cmd, len(letters))
 	send := func() error {
@@ -122,7 +122,7 @@ func (d *DeadLetters) moveSomeToDLQ(ctx context.Context, letters []telemetry.Dea
 	err := send()
 	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		if err = deadLetterScript.Load(ctx, d.client).Err(); err == nil {
-			err = send() // what was moved by the first one is known by now
+			err = send() // what the first one moved is answered as known
 		}
 	}
 	if err != nil {

@@ -10,10 +10,9 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// The fields of ours in a dead letter. They follow the original ones, and the
-// last of all says how many of those there are: so nothing in an entry can be
-// mistaken for ours, whatever it is called, and a reader that makes a map of the
-// fields sees ours.
+// Our fields in a dead letter. They follow the original ones, and the last one
+// gives the number of those. So an original field cannot be mistaken for ours,
+// whatever its name, and a reader that makes a map of the fields sees ours.
 const (
 	fieldClass       = "dlq_class"
 	fieldError       = "dlq_error"
@@ -29,18 +28,18 @@ const (
 	// fieldPacked holds the original fields of an entry that has too many of
 	// them for a script, each as its length, a colon and its bytes.
 	fieldPacked = "dlq_packed_fields"
-	// fieldOriginal is how many original fields come first.
+	// fieldOriginal is the number of original fields that precede ours.
 	fieldOriginal = "dlq_original_fields"
 )
 
-// widest is how many strings of an entry travel as arguments of a script: Lua's
-// stack holds about 8,000.
+// widest is the maximum number of an entry's strings that are passed as script
+// arguments: Lua's stack holds about 8,000.
 const widest = 6000
 
 // timeFormat keeps microseconds, as the tables do.
 const timeFormat = "2006-01-02T15:04:05.000000Z07:00"
 
-// EncodeDeadLetter is the fields of a dead letter in its stream.
+// EncodeDeadLetter returns the fields of a dead letter in its stream.
 func EncodeDeadLetter(l *telemetry.DeadLetter) []string {
 	fields := make([]string, 0, len(l.Entry.Fields)+26)
 	original := len(l.Entry.Fields) / 2
@@ -65,8 +64,9 @@ func EncodeDeadLetter(l *telemetry.DeadLetter) []string {
 		fieldOriginal, strconv.Itoa(original))
 }
 
-// errNotOurs is an entry of the dead-letter stream that another member wrote.
-var errNotOurs = errors.New("it has not the fields of a dead letter")
+// errNotOurs marks an entry of the dead-letter stream that this service did not
+// write.
+var errNotOurs = errors.New("it lacks the fields of a dead letter")
 
 func decodeDeadLetter(fields []string) (telemetry.DeadLetter, error) {
 	var l telemetry.DeadLetter

@@ -11,17 +11,17 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DLQEntry is a dead letter as it lies in the stream.
+// DLQEntry is a dead letter as stored in the stream.
 type DLQEntry = protocol.DLQEntry
 
-// List returns at most count dead letters that follow an ID, oldest first;
-// fewer only at the end.
+// List returns at most count dead letters after an ID, oldest first; fewer only
+// at the end.
 func (d *DeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]DLQEntry, error) {
 	return d.read(ctx, after.Next().String(), "+", count)
 }
 
-// Get returns the dead letters that have these IDs, in their order. One that is
-// not there is left out.
+// Get returns the dead letters with these IDs, in their order. Missing ones are
+// omitted.
 func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]DLQEntry, error) {
 	var found []DLQEntry
 	for _, id := range ids {
@@ -54,11 +54,11 @@ func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]D
 	return letters, nil
 }
 
-// allPage is how many dead letters All reads at once at most.
+// allPage is the maximum number of dead letters that All reads per call.
 const allPage = 500
 
-// All yields every dead letter, oldest first. What lies in the stream and is
-// none of ours is passed over.
+// All yields every dead letter, oldest first. Entries that are not ours are
+// skipped.
 func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, error] {
 	return func(yield func(telemetry.DeadLetter, error) bool) {
 		var after telemetry.EntryID
@@ -84,7 +84,8 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 	}
 }
 
-// Length is how many dead letters there are, and the ID of the newest ever.
+// Length returns the number of dead letters, and the ID of the newest ever
+// added.
 func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.EntryID, err error) {
 	info, err := d.client.XInfoStream(ctx, d.stream).Result()
 	if err != nil {
@@ -97,7 +98,7 @@ func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.Entry
 	return info.Length, last, failure("look at the dead letters in "+d.stream, err)
 }
 
-// Now is the time of the server, whose clock gives dead letters their IDs.
+// Now returns the server's time, from whose clock dead letters get their IDs.
 func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
 	node, err := d.node(ctx)
 	if err != nil {
@@ -107,7 +108,7 @@ func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
 	return now, failure("ask Redis for its time", err)
 }
 
-// node is the server that holds the dead letters.
+// node returns the server that holds the dead letters.
 func (d *DeadLetters) node(ctx context.Context) (redis.Cmdable, error) {
 	if c, ok := d.client.(*redis.ClusterClient); ok {
 		return c.MasterForKey(ctx, d.stream)
@@ -115,8 +116,8 @@ func (d *DeadLetters) node(ctx context.Context) (redis.Cmdable, error) {
 	return d.client, nil
 }
 
-// Remove takes exactly these dead letters out of the stream and tells how many
-// of them were there.
+// Remove removes exactly these dead letters from the stream and returns how
+// many existed.
 func (d *DeadLetters) Remove(ctx context.Context, ids []telemetry.EntryID) (int, error) {
 	if len(ids) == 0 {
 		return 0, nil

@@ -22,9 +22,9 @@ var (
 	forgetDeadLetteredScript = redis.NewScript(forgetDeadLetteredSource)
 )
 
-// ReplayFields is what a dead letter is sent again as: its fields, or others in
-// their place, and the source entry whose stream time the record keeps. The
-// replay of a replay names the first source.
+// ReplayFields returns the fields that a dead letter is replayed with: its own
+// or the edited ones, and the source entry whose stream time the record keeps.
+// The replay of a replay names the first source.
 func ReplayFields(l *telemetry.DeadLetter, edited []string) []string {
 	e := telemetry.Entry{Fields: l.Entry.Fields}
 	if edited != nil {
@@ -41,10 +41,10 @@ func ReplayFields(l *telemetry.DeadLetter, edited []string) []string {
 }
 
 // Replay adds an entry with these fields to the source stream and removes the
-// dead letter, in one step. It is false when the dead letter is not there.
+// dead letter, in one step. It returns false if the dead letter does not exist.
 func (d *DeadLetters) Replay(ctx context.Context, id telemetry.EntryID, fields []string) (telemetry.EntryID, bool, error) {
 	if len(fields) > widest {
-		return telemetry.EntryID{}, false, fmt.Errorf("replay dead letter %s: it has %d fields, a script passes %d on; edit it", id, len(fields)/2, widest/2)
+		return telemetry.EntryID{}, false, fmt.Errorf("replay dead letter %s: it has %d fields, a script takes at most %d; edit it", id, len(fields)/2, widest/2)
 	}
 	args := make([]any, 0, 1+len(fields))
 	args = append(args, id.String())
@@ -62,9 +62,9 @@ func (d *DeadLetters) Replay(ctx context.Context, id telemetry.EntryID, fields [
 	return as, true, failure("replay dead letter "+id.String(), err)
 }
 
-// ForgetDeadLettered forgets which entries were dead-lettered, of one page of them: those
-// whose dead letter is older than an ID and whose own content was trimmed from
-// the source stream, so that they cannot be delivered again. The cursor it
+// ForgetDeadLettered removes one page of the record of dead-lettered entries:
+// those whose dead letter is older than an ID and whose own content was trimmed
+// from the source stream, so that they cannot be delivered again. The cursor it
 // returns begins the next page; 0 is the end.
 func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.EntryID, cursor uint64) (forgotten int, next uint64, err error) {
 	const op = "forget dead-lettered entries"

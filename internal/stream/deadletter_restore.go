@@ -19,7 +19,7 @@ var restoreSource string
 
 var restoreScript = redis.NewScript(restoreSource)
 
-// deadLetterName is the field of the hash of dead-lettered entries under which
+// deadLetterName returns the field of the hash of dead-lettered entries under which
 // deadletter.lua keeps the ID of an entry's dead letter.
 func deadLetterName(entry, digest string) string { return entry + " " + digest }
 
@@ -72,23 +72,23 @@ func flag(b bool) string {
 }
 
 const (
-	// syncedAfter is when an append-only file that is synced every second surely
-	// holds what was written: the server delays its writes while a sync takes long.
+	// syncedAfter is when an append-only file that is synced every second has
+	// certainly synced a write: the server delays writes while a sync is slow.
 	syncedAfter = 15 * time.Second
-	// marksKept bounds what is remembered of the replication's progress.
+	// marksKept bounds the samples of the replication's progress.
 	marksKept = 32
 )
 
-// replicated is how far the server had got at a time of its own clock.
+// replicated is the replication offset at a time of the server's clock.
 type replicated struct {
 	at     telemetry.EntryID
 	offset int64
 }
 
-// Durable returns an ID before which dead letters are safe from a failover: the
-// append-only file, or a snapshot, holds them, and so does every connected
-// replica. It is zero while nothing is known to be safe. The server's clock, which
-// gave them their IDs, decides.
+// Durable returns an ID before which dead letters survive a failover: the
+// append-only file or a snapshot holds them, and so does every connected
+// replica. It is zero while nothing is known to be durable. Times are the
+// server's, whose clock gave the IDs.
 func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 	const op = "ask Redis what is durable"
 	node, err := d.node(ctx)
@@ -111,7 +111,7 @@ func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 
 func (d *DeadLetters) durable(now time.Time, info map[string]string) telemetry.EntryID {
 	number := func(name string) int64 {
-		n, _ := strconv.ParseInt(info[name], 10, 64) // 0 where it is not said
+		n, _ := strconv.ParseInt(info[name], 10, 64) // 0 if it is missing
 		return n
 	}
 	var until telemetry.EntryID
@@ -124,7 +124,7 @@ func (d *DeadLetters) durable(now time.Time, info map[string]string) telemetry.E
 		}
 		until = idAt(now.Add(-syncedAfter))
 	case number("rdb_last_save_time") > 0:
-		// What a snapshot holds is what there was when it began.
+		// A snapshot holds the state at the time it began.
 		took := max(0, number("rdb_last_bgsave_time_sec"))
 		until = idAt(time.Unix(number("rdb_last_save_time")-took-1, 0))
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// dlqClient is a stream with a group whose entries lie on the queue of shard 3.
+// dlqClient is a stream with a group whose entries are on the queue of shard 3.
 type dlqClient struct {
 	tb     testing.TB
 	client redis.UniversalClient
@@ -106,7 +106,7 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	for i := range 100 {
 		letters = append(letters, m.add("payload", fmt.Sprint(i)))
 	}
-	// Two instances at once, one of which holds an entry that was deferred.
+	// Two instances concurrently, one of which has a deferred entry.
 	var both sync.WaitGroup
 	for range 4 {
 		both.Go(func() {
@@ -149,8 +149,8 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	require.EqualValues(t, 1, m.pending())
 }
 
-// TestP4AStaleOwnerMovesNothing: whoever takes a shard enters a token, and from
-// then on nobody moves an entry of it under an earlier one.
+// Acquiring a shard registers a token; from
+// then on no entry of it is moved under an earlier one.
 func TestP4AStaleOwnerMovesNothing(t *testing.T) {
 	t.Parallel()
 	m := newDLQClient(t)

@@ -19,12 +19,12 @@ var dispatchSource string
 
 var dispatchScript = redis.NewScript(dispatchSource)
 
-// dispatchChunk bounds the arguments of one XCLAIM: Lua's stack holds about 8,000,
-// and an error there would leave a dispatch half done.
+// dispatchChunk bounds the arguments of one XCLAIM: Lua's stack holds about
+// 8,000, and an error there would leave a dispatch half done.
 const dispatchChunk = 4096
 
-// ReadNew reads what was added after an ID, at most count entries, and waits
-// for it at most block. The group is not touched.
+// ReadNew reads at most count entries added after an ID, waiting up to block.
+// It does not affect the group.
 func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
 	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "block", max(1, block.Milliseconds()),
 		"streams", g.names.Stream, after.String())
@@ -46,7 +46,7 @@ func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int,
 	return a, nil
 }
 
-// byShard sorts a batch by shard, keeping stream order within each, by counting.
+// byShard sorts a batch by shard, in stream order within each, by counting.
 func byShard(b batch, shards int) protocol.NewEntries {
 	of := make([]uint16, len(b.entries))
 	starts := make([]int, shards+1)
@@ -74,9 +74,9 @@ func byShard(b batch, shards int) protocol.NewEntries {
 	return a
 }
 
-// Dispatch puts arrivals on their shards' queues in one step. It is refused with a
-// Failure of kind Lost when the dispatch lease, the group or the last-delivered ID is not
-// what the read was based on; then nothing has happened.
+// Dispatch puts new entries on their shards' queues in one step. It fails with
+// a Failure of kind Lost, without effect, when the dispatch lease, the group or
+// the last-delivered ID is not what the read was based on.
 func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *protocol.NewEntries) (protocol.DispatchResult, error) {
 	args := make([]any, 0, 9+len(a.Entries)+7*len(a.Shards))
 	short := "1"
@@ -129,7 +129,7 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 	return out, nil
 }
 
-// notifyPayload names shards in the form that Bells understands.
+// notifyPayload names shards in the form that Notifications parses.
 func notifyPayload(shards []int) string {
 	b := make([]byte, 0, 4*len(shards))
 	for i, s := range shards {

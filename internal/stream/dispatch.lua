@@ -13,7 +13,7 @@
 -- Reply: {'lease'}       the dispatch lease has another token; nothing was done
 --     or {'group'}      the group is missing; nothing was done
 --     or {'moved', id}  the last-delivered ID is not where the read started; nothing was done
---     or {'dispatched', pending in the group, IDs that were trimmed meanwhile …}
+--     or {'dispatched', pending in the group, IDs that were trimmed since the read …}
 if redis.call('get', KEYS[2]) ~= ARGV[2] then return {'lease'} end
 
 local g

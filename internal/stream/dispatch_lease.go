@@ -18,11 +18,11 @@ var dispatchLeaseSource string
 
 var dispatchLeaseScript = redis.NewScript(dispatchLeaseSource)
 
-// AcquireDispatchLease takes the dispatch lease when it is free or held under the token before,
-// and makes the group at 0 where it is missing. The token must be new for each
-// acquisition and after each error. Where another number of shards was pinned
-// meanwhile it is given back: dispatching by the old one would break the order of
-// devices.
+// AcquireDispatchLease acquires the dispatch lease if it is free or held under
+// the token before, and creates the group at 0 if it is missing. The token must
+// be new for each acquisition and after each error. If another number of shards
+// is pinned the lease is released: dispatching by the old number would break
+// the order of devices.
 func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
 	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations(), g.names.Database()},
 		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel(), g.belongs()).Slice()
@@ -39,8 +39,8 @@ func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, 
 	if err != nil {
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
 	}
-	// Asked after the dispatch lease was acquired, so that a number pinned under an earlier
-	// turn is seen.
+	// Asked after the acquisition, so that a number pinned under an earlier
+	// lease is seen.
 	if err := g.checkShards(ctx); err != nil {
 		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
 	}
@@ -52,8 +52,8 @@ var releaseSource string
 
 var releaseScript = redis.NewScript(releaseSource)
 
-// ReleaseDispatchLease gives the dispatch lease back if it is still held under the token, so that
-// another member need not wait for the lease to end.
+// ReleaseDispatchLease releases the dispatch lease if it is still held under
+// the token, so that another member need not wait for it to expire.
 func (g *Group) ReleaseDispatchLease(ctx context.Context, token string) error {
 	return failure("release the dispatch lease", releaseScript.Run(ctx, g.client, []string{g.names.DispatchLease()}, token, g.names.NotifyChannel()).Err())
 }

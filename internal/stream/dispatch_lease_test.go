@@ -32,7 +32,7 @@ func TestTheDispatchLeaseIsHeldByOneTokenAtATime(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, protocol.DispatchLease{Acquired: true}, renewed, "the group is there by now")
 
-	// Only the holder gives it back.
+	// Only the holder can release it.
 	require.NoError(t, b.ReleaseDispatchLease(t.Context(), "a"))
 	busy, err = b.AcquireDispatchLease(t.Context(), "", "b", time.Minute)
 	require.NoError(t, err)
@@ -55,8 +55,8 @@ func TestAnExpiredDispatchLeaseIsFree(t *testing.T) {
 	})
 }
 
-// P8: a server whose clock steps back by a quarter of an hour keeps what is to
-// expire for that much longer.
+// P8: when the clock of a server steps back by 15 minutes, keys expire that
+// much later.
 func TestTheLeaseOfADeadDispatcherIsFreeInTimeWhenTheClockStepsBack(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -77,7 +77,7 @@ func TestTheLeaseOfADeadDispatcherIsFreeInTimeWhenTheClockStepsBack(t *testing.T
 	})
 }
 
-// P4: no dispatch to the old group comes through.
+// P4: no dispatch to the old group succeeds.
 func TestALostGroupIsCreatedAtTheStartUnderANewToken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -107,7 +107,7 @@ func TestTheGroupIsCreatedWhereThereIsNoStreamYet(t *testing.T) {
 	require.Zero(t, info.Lag.N)
 }
 
-// P1, P3: what another member took past us is dispatched, in its place.
+// P1, P3: entries that another client skipped are dispatched, in their place.
 func TestALastDeliveredIDMovedForwardIsSetBack(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -125,7 +125,7 @@ func TestALastDeliveredIDMovedForwardIsSetBack(t *testing.T) {
 	require.Empty(t, b.losses())
 }
 
-func TestWhatAForeignConsumerReadIsDispatchedAllTheSame(t *testing.T) {
+func TestEntriesThatAForeignConsumerReadAreStillDispatched(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
@@ -133,14 +133,14 @@ func TestWhatAForeignConsumerReadIsDispatchedAllTheSame(t *testing.T) {
 	b.dispatchAll("t")
 	ids = append(ids, b.addTo(1, 3)...)
 	require.NoError(t, b.client.XReadGroup(t.Context(), &redis.XReadGroupArgs{
-		Group: b.cfg.Group, Consumer: "somebody", Streams: []string{b.cfg.Stream, ">"}, Count: 2,
+		Group: b.cfg.Group, Consumer: "other", Streams: []string{b.cfg.Stream, ">"}, Count: 2,
 	}).Err())
 	turn, err := b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
 	require.NoError(t, err)
 	require.True(t, turn.Moved)
 	b.dispatchAll("u")
 	require.Equal(t, ids, b.queue(1))
-	require.Equal(t, int64(0), b.consumers()["somebody"])
+	require.Equal(t, int64(0), b.consumers()["other"])
 	require.Empty(t, b.losses())
 }
 

@@ -43,7 +43,7 @@ func TestP3ADispatchPutsEntriesOnTheQueuesOfTheirShardsInStreamOrder(t *testing.
 	require.Equal(t, stream.Count{N: 0, Known: true}, info.Lag)
 }
 
-// P4: who held the dispatch lease before changes nothing, however late its dispatch comes in.
+// P4: an earlier dispatcher changes nothing, however late its dispatch arrives.
 func TestADispatchUnderAnotherTokenDoesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -66,7 +66,7 @@ func TestADispatchUnderAnotherTokenDoesNothing(t *testing.T) {
 	require.Empty(t, b.queue(3))
 }
 
-// P3: nothing is dispatched behind what others dispatched since.
+// P3: nothing is dispatched behind what other members dispatched since.
 func TestADispatchFromAnywhereButTheLastDeliveredIDDoesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -118,7 +118,7 @@ func TestP6EntriesTrimmedBetweenReadAndDispatchAreRecordedAsLost(t *testing.T) {
 	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
 }
 
-func TestP6EntriesTrimmedBeforeAReadAreNotedWhenTheEndIsReached(t *testing.T) {
+func TestP6EntriesTrimmedBeforeAReadAreRecordedWhenTheEndIsReached(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
@@ -127,13 +127,13 @@ func TestP6EntriesTrimmedBeforeAReadAreNotedWhenTheEndIsReached(t *testing.T) {
 	b.dispatchAll("t")
 	require.Equal(t, map[string]int64{"trimmed_unread": 2}, b.losses())
 	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
-	// Once: the books are right again.
+	// Once: the counts are right again.
 	b.addTo(2, 3)
 	b.dispatchAll("t")
 	require.Equal(t, map[string]int64{"trimmed_unread": 2}, b.losses())
 }
 
-func TestWhatWasTrimmedBeforeThereWasAGroupIsNoLoss(t *testing.T) {
+func TestEntriesTrimmedBeforeTheGroupExistedAreNoLoss(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(2, 5)
@@ -143,7 +143,7 @@ func TestWhatWasTrimmedBeforeThereWasAGroupIsNoLoss(t *testing.T) {
 	require.Len(t, b.queue(2), 3)
 }
 
-func TestAReadCutShortSaysSoAndTheNextGoesOnWhereItEnded(t *testing.T) {
+func TestALimitedReadSaysSoAndTheNextContinues(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(4, 5)
@@ -187,7 +187,7 @@ func TestADispatchExtendsTheLeaseAndNotifies(t *testing.T) {
 	left, err := b.client.PTTL(t.Context(), b.Names().DispatchLease()).Result()
 	require.NoError(t, err)
 	require.Greater(t, left, 50*time.Minute)
-	for _, want := range []string{"group", "1 6"} { // the group was made, and then something was dispatched
+	for _, want := range []string{"group", "1 6"} { // the group was created, and then entries were dispatched
 		m, err := sub.ReceiveMessage(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, want, m.Payload)
@@ -203,7 +203,7 @@ func TestAnEntryWithoutDeviceGoesToShardZero(t *testing.T) {
 	require.Equal(t, id, b.queue(0)[0].String())
 }
 
-func TestAKeyThatIsNoStreamIsRefusedWithARemedy(t *testing.T) {
+func TestAKeyThatIsNoStreamIsRejectedWithARemedy(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	require.NoError(t, b.client.Set(t.Context(), b.cfg.Stream, "text", 0).Err())

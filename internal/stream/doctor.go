@@ -14,16 +14,16 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ServerStatus is what Redis says of itself, and what there is on it besides our
-// stream, for an operator who looks for trouble.
+// ServerStatus is Redis' own status, and what it holds besides our stream, for
+// diagnosis.
 type ServerStatus struct {
 	Version          string
 	Role             string // master or slave
 	Eviction         string // maxmemory-policy
 	AppendOnly       bool
-	WriteError       string // the last background save or append-only write that failed, "" for none
+	WriteError       string // the last background save or append-only write that failed, "" if none
 	MemoryUsed       int64
-	MemoryMax        int64         // 0 for no limit
+	MemoryMax        int64         // 0 if unlimited
 	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
 	ClockUncertainty time.Duration
 	Scripts          error // why scripts cannot be run; nil when they can
@@ -31,8 +31,8 @@ type ServerStatus struct {
 	Info              Info
 	Foreign           []protocol.Consumer
 	OtherStreams      []OtherStreamStatus
-	UnrecordedLosses  int64 // losses that are not in the ledger yet
-	DispatcherPresent bool  // somebody holds the dispatch lease
+	UnrecordedLosses  int64 // losses not yet in the ledger
+	DispatcherPresent bool  // a member holds the dispatch lease
 }
 
 // OtherStreamStatus is another stream of the platform.
@@ -42,7 +42,7 @@ type OtherStreamStatus struct {
 	Groups int
 }
 
-// Diagnose asks the server all of it. What it does not tell stays empty.
+// Diagnose queries the status. What the server does not report stays empty.
 func (g *Group) Diagnose(ctx context.Context, otherStreamPrefix string) (ServerStatus, error) {
 	var e ServerStatus
 	node, err := g.node(ctx)
@@ -97,7 +97,7 @@ func (g *Group) Diagnose(ctx context.Context, otherStreamPrefix string) (ServerS
 	return e, nil
 }
 
-// read takes what matters from the answer to INFO.
+// read extracts the relevant values from the reply to INFO.
 func (e *ServerStatus) read(info string) {
 	for line := range strings.Lines(info) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), ":")
@@ -120,30 +120,30 @@ func (e *ServerStatus) read(info string) {
 		case "used_memory":
 			e.MemoryUsed, _ = strconv.ParseInt(value, 10, 64) // the server writes a number
 		case "maxmemory":
-			e.MemoryMax, _ = strconv.ParseInt(value, 10, 64) // as above
+			e.MemoryMax, _ = strconv.ParseInt(value, 10, 64) // see above
 		}
 	}
 }
 
-// traceScan bounds how much of the stream one trace looks through, newest first.
+// traceScan bounds how much of the stream one trace searches, newest first.
 const (
 	traceScan = 200_000
 	tracePage = 2000
 )
 
-// TracedEntry is an entry of a device as the stream and the group's books have it.
+// TracedEntry is an entry of a device with its state in stream and group.
 type TracedEntry struct {
 	ID         telemetry.EntryID
 	Entry      telemetry.Entry
-	Dispatched bool   // the group's last-delivered ID is at or behind it
+	Dispatched bool   // the group's last-delivered ID is at or after it
 	Pending    bool   // on a queue, not acknowledged
-	On         string // the consumer that has it pending
+	On         string // the consumer it is pending for
 	DLQEntry   string // ID of its dead letter, "" where it has none
 }
 
-// Trace finds the last entries of a device in the stream, newest first, at most
-// limit, among the newest of the stream. It has looked through all from the
-// entry reached on; zero stands for the stream's beginning.
+// Trace finds the last entries of a device among the newest of the stream,
+// newest first, at most limit. It has searched everything from the entry
+// reached on; zero is the start of the stream.
 func (g *Group) Trace(ctx context.Context, device string, limit int) (found []TracedEntry, reached telemetry.EntryID, err error) {
 	var beginning telemetry.EntryID
 	info, err := g.Info(ctx)
@@ -178,7 +178,8 @@ func (g *Group) Trace(ctx context.Context, device string, limit int) (found []Tr
 	return found, reached, g.pendingOf(ctx, found)
 }
 
-// pendingOf notes which of the entries are on a queue, and which are dead letters.
+// pendingOf marks the entries that are on a queue, and those that are dead
+// letters.
 func (g *Group) pendingOf(ctx context.Context, found []TracedEntry) error {
 	if len(found) == 0 {
 		return nil

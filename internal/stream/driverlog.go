@@ -8,9 +8,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// LogDriver sends what the Redis client has to say of its own, which is about
-// connections it will try again, to a log at debug level instead of to standard
-// error. It holds for the whole process and is called once, at its start.
+// LogDriver redirects the Redis client's own messages, about connections it
+// will retry, to log at debug level. It affects the whole process; call it
+// once, at start.
 func LogDriver(log *slog.Logger) { redis.SetLogger(driverLog{log.With("component", "redis")}) }
 
 type driverLog struct{ log *slog.Logger }

@@ -11,9 +11,9 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// failure translates an error of the client or of the server. The server's
-// errors begin with a code word; only that word is compared, since the rest of
-// the sentence differs between versions.
+// failure translates an error of the client or the server. A server's error
+// begins with a code word; only that is compared, since the text differs
+// between versions.
 func failure(op string, err error) error {
 	if err == nil {
 		return nil
@@ -27,7 +27,8 @@ func failure(op string, err error) error {
 		return err
 	}
 	if _, ok := errors.AsType[redis.Error](err); !ok {
-		// The connection broke or never was: whether the command ran is open.
+		// The connection broke or failed to open: it is unknown whether the
+		// command ran.
 		return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
 	}
 	code, _, _ := strings.Cut(err.Error(), " ")
@@ -39,10 +40,10 @@ func failure(op string, err error) error {
 		f.Kind = protocol.Lost
 	case "WRONGTYPE":
 		f.Kind = protocol.Misconfigured
-		f.Err = fmt.Errorf("%s: the key holds something else than a stream; check REDIS_TELEMETRY_STREAM: %w", op, err)
+		f.Err = fmt.Errorf("%s: the key is not a stream; check REDIS_TELEMETRY_STREAM: %w", op, err)
 	case "NOPERM", "NOAUTH", "WRONGPASS":
 		f.Kind = protocol.Misconfigured
-		f.Err = fmt.Errorf("%s: Redis refuses this user; check REDIS_URL and the ACL: %w", op, err)
+		f.Err = fmt.Errorf("%s: Redis rejects this user; check REDIS_URL and the ACL: %w", op, err)
 	case "OOM":
 		f.Err = fmt.Errorf("%s: Redis is full; raise maxmemory or trim the stream: %w", op, err)
 	}
@@ -54,5 +55,5 @@ type serverError string
 
 func (e serverError) Error() string { return string(e) }
 
-// RedisError marks it as an answer of the server for the client library.
+// RedisError implements redis.Error.
 func (serverError) RedisError() {}

@@ -9,8 +9,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// FuzzDeadLetter holds that reading a dead letter never panics, whoever wrote it,
-// and that what we write is read back byte for byte, whatever an entry holds.
+// FuzzDeadLetter checks that decoding a dead letter never panics, whatever it holds,
+// and that what we encode is decoded byte for byte.
 func FuzzDeadLetter(f *testing.F) {
 	l := telemetry.DeadLetter{
 		Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: 1_700_000_000_000, Seq: 1}, Fields: []string{"ts", "1", "payload", "{}"}},
@@ -21,7 +21,7 @@ func FuzzDeadLetter(f *testing.F) {
 	f.Add("dlq_packed_fields\n99999999999999999999:a\ndlq_original_fields\n9223372036854775807", "crash", "\x00", -1)
 	f.Fuzz(func(t *testing.T, text, class, reason string, attempts int) {
 		fields := strings.Split(text, "\n")
-		_, _ = decodeDeadLetter(fields) // an error or not, and no panic
+		_, _ = decodeDeadLetter(fields) // must not panic
 		if len(fields)%2 == 1 || class == "" {
 			return
 		}
@@ -38,8 +38,8 @@ func FuzzDeadLetter(f *testing.F) {
 	})
 }
 
-// FuzzReply holds that reading a reply never panics and takes no more memory
-// than the reply has bytes for.
+// FuzzReply checks that parsing a reply never panics and uses no more memory
+// than the bytes of the reply warrant.
 func FuzzReply(f *testing.F) {
 	f.Add("*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n")
 	f.Add("%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n_\r\n")

@@ -11,36 +11,36 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Config says where the stream is.
+// Config locates the stream.
 type Config struct {
 	URL    string // redis://, rediss:// or unix://; see Connect
 	Stream string
 	Group  string
 	Shards int
-	// Timeout bounds the wait for any one reply, beyond the time a blocking
+	// Timeout bounds the wait for any reply, in addition to the time a blocking
 	// read asks for. It must exceed the longest block.
 	Timeout time.Duration
-	// Name is what the connections are called in CLIENT LIST.
+	// Name is the connections' name in CLIENT LIST.
 	Name string
 }
 
-// Group speaks to one consumer group of one stream: it dispatches, reads queues,
-// acknowledges, claims. It holds no state of the protocol and is safe for
-// concurrent use.
+// Group issues commands for one consumer group of one stream: it dispatches,
+// reads queues, acknowledges, claims. It holds no protocol state and is safe
+// for concurrent use.
 type Group struct {
 	client    redis.UniversalClient
 	names     Names
 	shards    int
 	consumers []string
-	servers   *servers // nil on a client that does not watch them
+	servers   *servers // nil for a client that does not detect changes
 	database  atomic.Pointer[string]
 }
 
-// Belong has this client dispatch and register owners only while the fleet works
-// with the database of this identity.
+// Belong restricts dispatching and registering owners to a fleet that works with
+// the database of this identity.
 func (g *Group) Belong(database string) { g.database.Store(&database) }
 
-// belongs is the identity to compare with, "" where any will do.
+// belongs returns the identity to compare with, "" for any.
 func (g *Group) belongs() string {
 	if id := g.database.Load(); id != nil {
 		return *id
@@ -48,8 +48,8 @@ func (g *Group) belongs() string {
 	return ""
 }
 
-// FleetDatabase is the identity of the database that the fleet works with and
-// its address, both "" where no instance has joined.
+// FleetDatabase returns the identity and the address of the fleet's database, both
+// "" if no instance has joined.
 func (g *Group) FleetDatabase(ctx context.Context) (id, address string, err error) {
 	value, err := g.client.Get(ctx, g.names.Database()).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
@@ -59,8 +59,8 @@ func (g *Group) FleetDatabase(ctx context.Context) (id, address string, err erro
 	return id, address, nil
 }
 
-// NewGroup returns the group called cfg.Group of the stream cfg.Stream. It
-// makes no call.
+// NewGroup returns the group cfg.Group of the stream cfg.Stream. It makes no
+// call.
 func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
 	if cfg.Stream == "" || cfg.Group == "" || cfg.Shards < 1 || cfg.Shards > 1<<15 {
 		return nil, fmt.Errorf("stream %q, group %q, %d shards: all three are needed", cfg.Stream, cfg.Group, cfg.Shards)
@@ -70,7 +70,7 @@ func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
 		client, known = w.UniversalClient, w.servers
 	}
 	if _, cluster := client.(*redis.ClusterClient); cluster && !(Names{Stream: cfg.Stream}).fitCluster() {
-		return nil, fmt.Errorf("stream %q: on a Redis Cluster no other key can lie beside this name; use one without braces, or with a {hash tag}", cfg.Stream)
+		return nil, fmt.Errorf("stream %q: on a Redis Cluster no other key can share this name's slot; use one without braces, or with a {hash tag}", cfg.Stream)
 	}
 	g := &Group{servers: known, client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, shards: cfg.Shards}
 	for s := range cfg.Shards {
@@ -79,13 +79,13 @@ func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
 	return g, nil
 }
 
-// Names are the keys in use.
+// Names returns the keys in use.
 func (g *Group) Names() Names { return g.names }
 
-// Shards is the number of shards.
+// Shards returns the number of shards.
 func (g *Group) Shards() int { return g.shards }
 
-// redirected has a cluster client look for the slot's new node after an answer
+// redirected makes a cluster client look up the slot's new node after a reply
 // that says it moved. Raw replies bypass the client's own handling of that.
 func (g *Group) redirected(ctx context.Context, err error) error {
 	if s := err.Error(); strings.HasPrefix(s, "MOVED ") || strings.HasPrefix(s, "ASK ") {

@@ -10,7 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// recreationNote is a recreation of the group as the script notes it.
+// recreationNote is a group recreation as recorded by the script.
 type recreationNote struct {
 	At         int64  `json:"at"` // milliseconds since 1970
 	Dispatched string `json:"dispatched"`
@@ -20,7 +20,8 @@ type recreationNote struct {
 	Last       string `json:"last"`
 }
 
-// GroupRecreations returns the recreations of the group that nobody has settled yet, oldest first.
+// GroupRecreations returns the group recreations that are not resolved yet,
+// oldest first.
 func (g *Group) GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error) {
 	const op = "read the recreations of the group"
 	pipe := g.client.Pipeline()
@@ -47,7 +48,7 @@ func (g *Group) GroupRecreations(ctx context.Context) ([]protocol.GroupRecreatio
 	return recreations, nil
 }
 
-// ResolveRecreation takes a recreation off the list. Doing it again does nothing.
+// ResolveRecreation removes a recreation from the list. It is idempotent.
 func (g *Group) ResolveRecreation(ctx context.Context, m *protocol.GroupRecreation) error {
 	return failure("resolve a recreation of the group", g.client.LRem(ctx, g.names.Recreations(), 1, m.Receipt).Err())
 }

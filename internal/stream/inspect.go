@@ -28,10 +28,10 @@ type Info struct {
 	Lag         Count // entries not yet dispatched
 }
 
-// Info asks for the state of the stream and the group.
+// Info reads the state of the stream and the group.
 func (g *Group) Info(ctx context.Context) (Info, error) {
-	// No transaction, which a full server refuses: the stream is asked first, so
-	// that what is added in between is not taken for done.
+	// No transaction, which a full server rejects: the stream is read first, so
+	// that entries added in between do not count as dispatched.
 	pipe := g.client.Pipeline()
 	streamCmd := pipe.XInfoStream(ctx, g.names.Stream)
 	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
@@ -60,14 +60,14 @@ func (g *Group) Info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
-// lag is shown only where the server's books agree with what can be seen: it
-// stays wrong for good after a trim, and is null after a deletion.
+// lag is known only if the server's counters agree with what can be seen: its
+// value stays wrong after a trim, and is null after a deletion.
 func lag(info Info, row redis.XInfoGroup) Count {
 	switch {
 	case info.Delivered.Compare(info.Last) >= 0:
 		return Count{N: 0, Known: true}
 	case info.Delivered.Less(info.First):
-		// Nothing that is left was dispatched: all of it is to be.
+		// Nothing that remains was dispatched: all of it is lag.
 		return Count{N: info.Length, Known: true}
 	case row.Lag < 0 || row.EntriesRead < 0 || row.EntriesRead > info.Added || row.Lag > info.Length:
 		return Count{}
@@ -80,7 +80,7 @@ func isNoSuchKey(err error) bool {
 	return strings.Contains(err.Error(), "no such key")
 }
 
-// Ping asks whether the server answers and would take a write.
+// Ping checks whether the server answers and would accept a write.
 func (g *Group) Ping(ctx context.Context) error {
 	if err := g.client.Ping(ctx).Err(); err != nil {
 		return failure("ping Redis", err)
@@ -88,7 +88,7 @@ func (g *Group) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Backlog is where the whole group stands, for gauges and operators.
+// Backlog returns the state of the whole group, for gauges and operators.
 func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
 	info, err := g.Info(ctx)
 	if err != nil {
@@ -96,7 +96,7 @@ func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
 	}
 	b := protocol.Backlog{Pending: info.Pending, Lag: info.Lag.N, LagKnown: info.Lag.Known}
 	if !info.GroupExists {
-		// Everything there is will be dispatched once there is a group.
+		// Everything will be dispatched once there is a group.
 		b.Lag, b.LagKnown, b.Oldest, b.OldestKnown = info.Length, true, info.First, true
 		return b, nil
 	}

@@ -18,7 +18,7 @@ type noted struct {
 	Shard   *int   `json:"shard"`
 }
 
-// Losses returns what the scripts have noted as lost and nobody has recorded
+// Losses returns the losses that the scripts detected and that are not recorded
 // yet, oldest first, at most limit, and a receipt for Recorded.
 func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error) {
 	texts, err := g.client.LRange(ctx, g.names.Losses(), 0, int64(limit)-1).Result()
@@ -44,8 +44,8 @@ func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, 
 	return losses, texts, nil
 }
 
-// Recorded takes losses off the list that are in the ledger by now: exactly
-// those of the receipt, so that two leaders who do it at once take nothing else.
+// Recorded removes losses that are in the ledger from the list: exactly those
+// of the receipt, so that two leaders at the same time remove no others.
 func (g *Group) Recorded(ctx context.Context, receipt []string) error {
 	if len(receipt) == 0 {
 		return nil

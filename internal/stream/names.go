@@ -27,60 +27,63 @@ func hasTag(name string) bool {
 	return at >= 0 && strings.IndexByte(name[at:], '}') > 1
 }
 
-// fitCluster reports whether other keys can lie where a Cluster puts the stream:
-// a name that is hashed as a whole cannot be spelled as a tag when it holds a
-// closing brace.
+// fitCluster reports whether other keys can share the stream's slot on a
+// Cluster: a name that is hashed as a whole cannot be spelled as a tag if it
+// contains a closing brace.
 func (n Names) fitCluster() bool {
 	return hasTag(n.Stream) || !strings.Contains(n.Stream, "}")
 }
 
-// DispatchLease is the key of the lease that lets one member dispatch.
+// DispatchLease returns the key of the lease that lets one member dispatch.
 func (n Names) DispatchLease() string { return n.prefix() + ":dispatch-lease" }
 
-// Dispatched is the key of the last-delivered ID as dispatching left it. It tells when
-// another member moved it.
+// Dispatched returns the key of the last-delivered ID as dispatching left it. It
+// reveals when another client moved it.
 func (n Names) Dispatched() string { return n.prefix() + ":dispatched" }
 
-// Acked is the hash of each shard's highest acknowledged entry.
+// Acked returns the hash of each shard's highest acknowledged entry.
 func (n Names) Acked() string { return n.prefix() + ":acked" }
 
-// OwnerTokens is the hash of the token under which each shard was last taken.
+// OwnerTokens returns the hash of the token under which each shard was last
+// acquired.
 func (n Names) OwnerTokens() string { return n.prefix() + ":owner-tokens" }
 
-// Losses is the list of losses that are not in the ledger yet.
+// Losses returns the list of losses that are not in the ledger yet.
 func (n Names) Losses() string { return n.prefix() + ":losses" }
 
-// Recreations is the list of the recreations of the group that nobody has looked into yet.
+// Recreations returns the list of group recreations that are not resolved yet.
 func (n Names) Recreations() string { return n.prefix() + ":recreations" }
 
-// Shards is the key of the number of shards, set when it was last changed.
+// Shards returns the key of the number of shards, set when it was last changed.
 func (n Names) Shards() string { return n.prefix() + ":shards" }
 
-// NotifyChannel is the channel on which the dispatcher names the shards that got something.
+// NotifyChannel returns the channel on which the dispatcher names the shards with
+// new entries.
 func (n Names) NotifyChannel() string { return n.prefix() + ":notify" }
 
-// Lock is the key of the leader's lock.
+// Lock returns the key of the leader's lock.
 func (n Names) Lock() string { return n.prefix() + ":leader" }
 
-// Members is the prefix of the heartbeat keys and the name of the set that lists them.
+// Members returns the prefix of the heartbeat keys and the name of the set that lists them.
 func (n Names) Members() string { return n.prefix() + ":members" }
 
-// Database is the key that says which database the fleet works with: its
+// Database returns the key that says which database the fleet works with: its
 // identity, a space and its address.
 func (n Names) Database() string { return n.prefix() + ":database" }
 
-// DeadLettered is the hash of source entries that have a dead letter.
+// DeadLettered returns the hash of source entries that have a dead letter.
 func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 
-// All are the keys of the group beside its streams, without the heartbeats.
+// All returns the keys of the group besides its streams, without the
+// heartbeats.
 func (n Names) All() []string {
 	return []string{
 		n.DispatchLease(), n.Dispatched(), n.Acked(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
 	}
 }
 
-// DeadLetters is the default name of the dead-letter stream. A cluster needs
-// the hash tag spelled out; elsewhere the name is the neighbours' own.
+// DeadLetters returns the default name of the dead-letter stream. A cluster
+// needs the hash tag spelled out; elsewhere the name is the platform's own.
 func (n Names) DeadLetters(cluster bool) string {
 	if cluster && !hasTag(n.Stream) {
 		return "{" + n.Stream + "}:dlq"
@@ -88,11 +91,11 @@ func (n Names) DeadLetters(cluster bool) string {
 	return n.Stream + ":dlq"
 }
 
-// Consumer is the consumer of the group whose pending list is the shard's queue.
+// Consumer returns the consumer whose pending list is the shard's queue.
 func Consumer(shard int) string { return fmt.Sprintf("shard-%02d", shard) }
 
-// ShardOfConsumer reports which shard a consumer is the queue of. Any other
-// consumer is foreign.
+// ShardOfConsumer returns the shard whose queue a consumer is; ok is false for
+// a foreign consumer.
 func ShardOfConsumer(name string, shards int) (shard int, ok bool) {
 	digits, ok := strings.CutPrefix(name, "shard-")
 	if !ok {

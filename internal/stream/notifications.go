@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// Notification is a hint that something may have happened. One that is missed costs a
-// short wait, nothing else.
+// Notification is a hint that something may have happened. Missing one costs a
+// short poll interval, nothing else.
 type Notification struct {
-	Shards        []int // got something
-	DispatchLease bool  // the dispatch lease was given back
-	Leader        bool  // the leadership was given back
-	Group         bool  // the group was recreated: queues hold what they did not
-	Again         bool  // what the shards got may lie before what was read
-	Members       bool  // a member has something new to say of itself
+	Shards        []int // with new entries
+	DispatchLease bool  // the dispatch lease was released
+	Leader        bool  // the leadership was released
+	Group         bool  // the group was recreated: all queues must be read from the start
+	Again         bool  // the shards named must be read from the start: entries may precede the cursor
+	Members       bool  // a member's state changed
 }
 
 const (
-	leaderPayload  = "leader"  // rung by a leader that has resigned
-	membersPayload = "members" // rung by a member that is leaving
-	againPayload   = "again"   // before shards: their queues are to be read from the start
+	leaderPayload  = "leader"  // published by a leader that has resigned
+	membersPayload = "members" // published by a member that is leaving
+	againPayload   = "again"   // precedes shards whose queues are to be read from the start
 )
 
-// Notifications calls heard for every bell until ctx ends. The subscription comes back
-// by itself after an outage.
+// Notifications calls heard for every notification until ctx ends. The
+// subscription resumes after an outage.
 func (g *Group) Notifications(ctx context.Context, heard func(Notification)) {
 	sub := g.client.Subscribe(ctx, g.names.NotifyChannel())
 	defer func() { _ = sub.Close() }()
@@ -42,12 +42,12 @@ func (g *Group) Notifications(ctx context.Context, heard func(Notification)) {
 	}
 }
 
-// NotifyLeadership says that the leadership is free.
+// NotifyLeadership announces that the leadership is free.
 func (g *Group) NotifyLeadership(ctx context.Context) error {
 	return failure("notify of a free leadership", g.client.Publish(ctx, g.names.NotifyChannel(), leaderPayload).Err())
 }
 
-// NotifyMembers says that a member has something new to say of itself.
+// NotifyMembers announces that a member's state changed.
 func (g *Group) NotifyMembers(ctx context.Context) error {
 	return failure("notify the members", g.client.Publish(ctx, g.names.NotifyChannel(), membersPayload).Err())
 }

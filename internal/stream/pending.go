@@ -8,7 +8,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// pendingPage is how many pending entries are listed in one reply.
+// pendingPage is the number of pending entries per reply.
 const pendingPage = 1000
 
 // Pending lists the pending entries of the group in stream order, at most limit.
@@ -39,8 +39,8 @@ func (g *Group) Pending(ctx context.Context, limit int) ([]telemetry.EntryID, er
 	return ids, nil
 }
 
-// ReadRange returns at most count entries that follow an ID, in stream order;
-// fewer only at the end of the stream. The group is not touched.
+// ReadRange returns at most count entries after an ID, in stream order; fewer
+// only at the end of the stream. It does not affect the group.
 func (g *Group) ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error) {
 	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "streams", g.names.Stream, after.String())
 	cmd.SetFirstKeyPos(4)

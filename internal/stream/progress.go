@@ -8,8 +8,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Work returns how far the work of the shards got, those left out of which
-// nothing is known: nothing was acknowledged and nothing lies on the queue.
+// Work returns the progress of the shards, except those without
+// acknowledgements and with an empty queue.
 func (g *Group) Work(ctx context.Context) (map[int]protocol.ShardWork, error) {
 	queues, err := g.Queues(ctx)
 	if err != nil {
@@ -29,7 +29,7 @@ func (g *Group) Work(ctx context.Context) (map[int]protocol.ShardWork, error) {
 	return work, nil
 }
 
-// marks is the acked mark of each shard for which something was acknowledged.
+// marks returns the acked mark of each shard with acknowledgements.
 func (g *Group) marks(ctx context.Context) (map[int]telemetry.EntryID, error) {
 	fields, err := g.client.HGetAll(ctx, g.names.Acked()).Result()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// A replica that is promoted may lack what its master had acknowledged last. Who
-// was connected to it all the while needs no new connection to get there.
+// A promoted replica may lack what its master had acknowledged last. A client
+// that was connected to it all along needs no new connection to reach it.
 func TestAReplicaPromotedUnderAnExistingConnectionIsNoticed(t *testing.T) {
 	t.Parallel()
 	master, replica := testenv.OwnServers(t, redisOnly("--repl-diskless-sync-delay", "0")), testenv.OwnServers(t, redisOnly())
@@ -43,11 +43,11 @@ func TestAReplicaPromotedUnderAnExistingConnectionIsNoticed(t *testing.T) {
 		}
 		return err
 	})
-	check(1) // it has the history of its master now
+	check(1) // it has its master's history now
 	require.NoError(t, client.Do(t.Context(), "replicaof", "no", "one").Err())
 	check(2)
 
-	// Who may not ask does without.
+	// A client without the right to ask works, too.
 	require.NoError(t, client.Do(t.Context(), "acl", "setuser", "default", "-info").Err())
 	check(2)
 	require.NoError(t, client.Do(t.Context(), "acl", "setuser", "default", "+info").Err())

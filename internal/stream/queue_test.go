@@ -16,7 +16,7 @@ import (
 
 var errStill = errors.New("still the same")
 
-// with is a group on the same stream through a client of one protocol version.
+// with returns a group on the same stream through a client of one protocol version.
 func (b *bench) with(t *testing.T, version int) *bench {
 	t.Helper()
 	opts, err := redis.ParseURL(b.cfg.URL)
@@ -134,7 +134,7 @@ func TestAcksLargerThanOneScriptAreAllSent(t *testing.T) {
 	require.Equal(t, map[int]telemetry.EntryID{1: one[4999], 2: two[4998]}, acked)
 }
 
-func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
+func TestP6GoneEntriesAreRecordedOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.addTo(1, 3)
@@ -148,7 +148,7 @@ func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
 		{Cause: "trimmed_pending", First: ids[0], Last: ids[0], Entries: 1, Shard: 1},
 		{Cause: "trimmed_pending", First: ids[1], Last: ids[1], Entries: 1, Shard: 1},
 	}, losses)
-	// A receipt takes what it names and nothing that came meanwhile.
+	// A receipt removes what it names and nothing that was added since.
 	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, Gone: ids[2:]}}))
 	require.NoError(t, b.Recorded(t.Context(), receipt))
 	require.NoError(t, b.Recorded(t.Context(), receipt), "another leader does the same")
@@ -159,7 +159,7 @@ func TestP6WhatIsGoneIsNotedOnce(t *testing.T) {
 	require.Equal(t, ids[2], losses[0].First)
 }
 
-// P3: on the queue of its shard each, before what follows it.
+// P3: each on the queue of its shard, before its successors.
 func TestRedeliverPutsARangeBackOnItsQueues(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -8,8 +8,8 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// ReadQueues reads several shards' queues in one round trip. Reading changes
-// nothing that matters: a lost reply is simply read again.
+// ReadQueues reads several shards' queues in one round trip. Reading has no
+// lasting effect: a lost reply is read again.
 func (g *Group) ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error) {
 	cmds := make([]*redis.RawCmd, len(reads))
 	pipe := g.client.Pipeline()

@@ -10,24 +10,24 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Recomputes reads the stream of neighbours' requests in a group of our own, so
-// that what was read and not recorded is read again by whoever leads next.
+// Recomputes reads the stream of recompute requests in its own group, so that
+// requests read but not recorded are read again by the next leader.
 type Recomputes struct {
 	client redis.UniversalClient
 	stream string
 	group  string
 }
 
-// recomputeReader is the group's only consumer, whoever leads: its pending list
-// is what is not recorded yet.
+// recomputeReader is the group's only consumer, for every leader: its pending
+// list is what is not recorded yet.
 const recomputeReader = "leader"
 
-// NewRecomputes returns the requests of a stream as one group reads them.
+// NewRecomputes returns the requests of a stream as read by one group.
 func NewRecomputes(client redis.UniversalClient, stream, group string) *Recomputes {
 	return &Recomputes{client: client, stream: stream, group: group}
 }
 
-// Stream is the name of the stream.
+// Stream returns the name of the stream.
 func (r *Recomputes) Stream() string { return r.stream }
 
 // Read returns entries that are not recorded yet, oldest first: those read
@@ -49,7 +49,7 @@ func (r *Recomputes) Read(ctx context.Context, count int) ([]telemetry.Entry, er
 	return nil, nil
 }
 
-// begin makes the group at the start of the stream: a request recorded before
+// begin creates the group at the start of the stream: a request recorded before
 // is known by its ID. Without a stream there is nothing to read.
 func (r *Recomputes) begin(ctx context.Context) (bool, error) {
 	exists, err := r.client.Exists(ctx, r.stream).Result()
@@ -92,7 +92,7 @@ func (r *Recomputes) read(ctx context.Context, from string, count int) ([]teleme
 	return entries, nil
 }
 
-// Recorded acknowledges entries that need not be read again.
+// Recorded acknowledges recorded entries.
 func (r *Recomputes) Recorded(ctx context.Context, ids []telemetry.EntryID) error {
 	texts := make([]string, len(ids))
 	for i, id := range ids {

@@ -9,13 +9,13 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// rangePage is how many entries one page of a range holds.
+// rangePage is the number of entries per page of a range.
 const rangePage = 1000
 
-// Redeliver puts entries that were acknowledged back on the queues of their
-// shards: for each shard those after From and up to To. It is for what
-// Postgres may have lost; what it has not lost ends as duplicates. It must be
-// done before the queues are read.
+// Redeliver puts acknowledged entries back on the queues of their shards: for
+// each shard those in (From, To]. It is for commits that Postgres may have
+// lost; the others end as duplicates. It must precede the first read of the
+// queues.
 func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error) {
 	if len(ranges) == 0 {
 		return 0, nil
@@ -70,7 +70,7 @@ func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries
 	}
 }
 
-// claimArgs is XCLAIM without conditions: from whomever, pending or not.
+// claimArgs returns an unconditional XCLAIM: from any consumer, pending or not.
 func claimArgs(n Names, consumer string, ids []string) []any {
 	args := make([]any, 0, len(ids)+9)
 	args = append(args, "xclaim", n.Stream, n.Group, consumer, "0")

@@ -14,10 +14,10 @@ var registerOwnerSource string
 
 var registerOwnerScript = redis.NewScript(registerOwnerSource)
 
-// RegisterOwner makes a token the one under which shards are acknowledged, and returns
-// each shard's highest acknowledged entry, where it is known, and the group's
-// last-delivered ID. An acknowledgement under an earlier token, whose commit
-// Postgres may have lost since, is refused from then on.
+// RegisterOwner makes token the one under which shards are acknowledged, and
+// returns each shard's highest acknowledged entry, if known, and the group's
+// last-delivered ID. After it, an acknowledgement under an earlier token, whose
+// commit Postgres may have lost, is rejected.
 func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
 	args := make([]any, 0, len(shards)+3)
 	args = append(args, g.names.Group, token, g.belongs())
@@ -46,7 +46,7 @@ func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (
 	return acked, delivered, nil
 }
 
-// Marks reads the same as Enter and enters nothing, for those who only look.
+// Marks reads the same as RegisterOwner without registering anything.
 func (g *Group) Marks(ctx context.Context) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
 	if acked, err = g.marks(ctx); err != nil {
 		return nil, delivered, err

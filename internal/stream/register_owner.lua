@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Registers the owner token of acquired shards, and reads what was
--- acknowledged for them, in one step: from here on no acknowledgement under an
--- earlier token succeeds, so what is read here is what there will ever be.
+-- acknowledged for them, in one step: from now on no acknowledgement under an
+-- earlier token succeeds, so the marks read here are final.
 --
 -- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] hash of tokens
 -- KEYS[4] the fleet's database

@@ -12,18 +12,18 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ForceAcquireDispatchLease takes the dispatch lease from whoever holds it. What its holder had under way
-// does not come through any more.
+// ForceAcquireDispatchLease takes the dispatch lease from its current holder,
+// whose dispatches in progress fail.
 func (g *Group) ForceAcquireDispatchLease(ctx context.Context, token string, ttl time.Duration) error {
 	return failure("force-acquire the dispatch lease", g.client.Set(ctx, g.names.DispatchLease(), token, ttl).Err())
 }
 
-// PinShards has nobody dispatch any more who counts another number of shards.
+// PinShards stops dispatching by members with another number of shards.
 func (g *Group) PinShards(ctx context.Context, shards int) error {
 	return failure("pin the number of shards", g.client.Set(ctx, g.names.Shards(), shards, 0).Err())
 }
 
-// PinnedShards is the number pinned, 0 where none is.
+// PinnedShards returns the pinned number, 0 if none is.
 func (g *Group) PinnedShards(ctx context.Context) (int, error) {
 	n, err := g.client.Get(ctx, g.names.Shards()).Int()
 	if errors.Is(err, redis.Nil) {
@@ -41,13 +41,13 @@ func (g *Group) checkShards(ctx context.Context) error {
 		"acquire the dispatch lease: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
 }
 
-// ForgetMarks forgets what was acknowledged per shard: under another number the
-// shards are others.
+// ForgetMarks removes the acked marks: another number of shards makes other
+// shards.
 func (g *Group) ForgetMarks(ctx context.Context) error {
 	return failure("forget the acked marks", g.client.Del(ctx, g.names.Acked()).Err())
 }
 
-// Queues returns what lies on the queues of the shards, those with nothing left out.
+// Queues returns the state of the shards' queues, without empty ones.
 func (g *Group) Queues(ctx context.Context) (map[int]protocol.QueueState, error) {
 	consumers, err := g.Consumers(ctx)
 	if err != nil {
@@ -83,7 +83,7 @@ func (g *Group) Queues(ctx context.Context) (map[int]protocol.QueueState, error)
 	return queues, nil
 }
 
-// Idle is how many entries a consumer has held for at least minIdle.
+// Idle returns how many entries a consumer has held for at least minIdle.
 func (g *Group) Idle(ctx context.Context, consumer string, minIdle time.Duration) (int, error) {
 	n, from := 0, "-"
 	for {

@@ -8,9 +8,9 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// The client's own reading of stream entries makes a map and a dozen objects
-// of each. Entries are therefore read raw, and parsed here into strings that
-// point into the reply: two allocations for a whole reply.
+// The client's own parser of stream entries makes a map and a dozen objects of
+// each. So entries are read raw and parsed here into strings that point into
+// the reply: two allocations for a whole reply.
 
 var errReply = errors.New("reply is not in the form of a stream read")
 
@@ -80,15 +80,15 @@ func (r *reply) bulk() (string, error) {
 	return s, nil
 }
 
-// batch is the entries of one reply, with the text of their IDs.
+// batch holds the entries of one reply, with the text of their IDs.
 type batch struct {
 	entries []telemetry.Entry
 	ids     []string
 }
 
-// parseRead reads the reply to XREAD or XREADGROUP of one stream. A null reply
-// is no entries. An entry without fields is one that was trimmed or deleted
-// while it was pending.
+// parseRead parses the reply to XREAD or XREADGROUP of one stream. A null reply
+// has no entries. An entry without fields was trimmed or deleted while it was
+// pending.
 func parseRead(raw []byte) (batch, error) {
 	r := newReply(raw)
 	streams, err := r.array()
@@ -106,7 +106,7 @@ func parseRead(raw []byte) (batch, error) {
 	return r.batch()
 }
 
-// parseRange reads the reply to XRANGE.
+// parseRange parses the reply to XRANGE.
 func parseRange(raw []byte) (batch, error) {
 	return newReply(raw).batch()
 }

@@ -9,21 +9,21 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Server is what Redis says of itself.
+// Server is Redis' own configuration, as far as it matters here.
 type Server struct {
 	Version string
-	// Eviction is its maxmemory-policy, "" where it does not tell. Any other
-	// than noeviction may throw a stream away.
+	// Eviction is its maxmemory-policy, "" if it does not tell. Any policy but
+	// noeviction may evict a stream.
 	Eviction string
 }
 
-// Server asks the server about itself.
+// Server queries the server's configuration.
 func (g *Group) Server(ctx context.Context) (Server, error) {
 	node, err := g.node(ctx)
 	if err != nil {
 		return Server{}, failure("find the server that holds the stream", err)
 	}
-	// INFO is answered where CONFIG GET is not, for example by managed servers.
+	// INFO works where CONFIG GET does not, for example on managed servers.
 	text, err := node.Info(ctx, "everything").Result()
 	if err != nil {
 		return Server{}, failure("ask Redis about itself", err)
@@ -40,8 +40,8 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 	return s, nil
 }
 
-// node is the server that holds the stream. On a Cluster, what names no key is
-// answered by any node, a replica of another one included.
+// node returns the server that holds the stream. On a Cluster, a command
+// without a key is answered by any node, even a replica of another one.
 func (g *Group) node(ctx context.Context) (redis.Cmdable, error) {
 	if c, ok := g.client.(*redis.ClusterClient); ok {
 		return c.MasterForKey(ctx, g.names.Stream)
@@ -55,17 +55,16 @@ type OtherStream struct {
 	Length int64
 }
 
-// The look for siblings is bounded: it happens at start, on a server that may
-// hold anything.
+// Bounds of the search for other streams: it runs at start, on a server with
+// any number of keys.
 const (
 	otherStreamPages   = 200
 	otherStreamPage    = 1000
 	otherStreamsEnough = 10
 )
 
-// OtherStreams names streams whose keys begin with prefix and that have entries,
-// other than this one. It looks at a bounded number of keys and names at most
-// ten.
+// OtherStreams returns non-empty streams whose keys begin with prefix, other
+// than this one. It scans a bounded number of keys and returns at most ten.
 func (g *Group) OtherStreams(ctx context.Context, prefix string) ([]OtherStream, error) {
 	var found []OtherStream
 	var err error
@@ -114,7 +113,7 @@ func (g *Group) otherStreamsOn(ctx context.Context, node redis.Cmdable, prefix s
 	return found, nil
 }
 
-// escapeGlob takes the meaning from what SCAN's MATCH would interpret.
+// escapeGlob escapes the characters that SCAN's MATCH interprets.
 func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }

@@ -16,7 +16,7 @@ var snapshotSource string
 
 var snapshotScript = redis.NewScript(snapshotSource)
 
-// Snapshot looks at the stream, and for entries.
+// Snapshot reads the stream's ends, and which of the entries are missing.
 func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol.StreamSnapshot, error) {
 	const op = "look for entries"
 	args := make([]any, 0, 1+len(ids))
@@ -50,7 +50,7 @@ func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol
 	return snapshot, nil
 }
 
-// Before is the newest entry that precedes an ID, zero where there is none.
+// Before returns the newest entry that precedes an ID, zero if there is none.
 func (g *Group) Before(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error) {
 	const op = "look for the entry before another"
 	found, err := g.client.XRevRangeN(ctx, g.names.Stream, "("+id.String(), "-", 1).Result()

@@ -6,7 +6,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// TrimPoint asks how far the stream is trimmed.
+// TrimPoint returns how far the stream is trimmed.
 func (g *Group) TrimPoint(ctx context.Context) (protocol.TrimPoint, error) {
 	info, err := g.Info(ctx)
 	if err != nil {
@@ -15,7 +15,7 @@ func (g *Group) TrimPoint(ctx context.Context) (protocol.TrimPoint, error) {
 	return info.TrimPoint(), nil
 }
 
-// TrimPoint is how far the stream was trimmed at that moment.
+// TrimPoint returns how far the stream was trimmed at that moment.
 func (i Info) TrimPoint() protocol.TrimPoint {
 	return protocol.TrimPoint{First: i.First, Length: i.Length, Removed: i.Added - i.Length}
 }

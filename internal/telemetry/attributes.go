@@ -67,11 +67,19 @@ func (d *Decoder) readAttributes(c byte, r *Record) *DecodeError {
 	return nil
 }
 
-// countMember holds a key inside attributes against limits and duplicates.
-func (d *Decoder) countMember(object uint32, key string, at int) *DecodeError {
-	if d.members++; d.members > d.limits.MaxAttributes {
+// countMembers adds n keys or elements inside attributes and checks their number.
+func (d *Decoder) countMembers(n int) *DecodeError {
+	if d.members += n; d.members > d.limits.MaxAttributes {
 		d.inKey = false // one fingerprint, whichever attribute was one too many
 		return d.err(ClassTooLarge, RuleMaxAttributes, "more than "+itoa(d.limits.MaxAttributes)+" attributes")
+	}
+	return nil
+}
+
+// countMember holds a key inside attributes against limits and duplicates.
+func (d *Decoder) countMember(object uint32, key string, at int) *DecodeError {
+	if err := d.countMembers(1); err != nil {
+		return err
 	}
 	if !d.keys.add(object, key, at, d.scan.src, d.escaped) {
 		return d.duplicateKey()
@@ -133,8 +141,8 @@ func (d *Decoder) skipNumber(stored bool) *DecodeError {
 	if f := s.number(&n); f != faultNone {
 		return d.fault(f)
 	}
-	if stored && !n.fitsNumeric() {
-		return d.invalid(RuleRange, "has a number beyond the range of numeric")
+	if stored && !n.isBounded() {
+		return d.invalid(RuleRange, "has a number that is neither a double nor a 64-bit integer")
 	}
 	return nil
 }
@@ -143,13 +151,21 @@ func (d *Decoder) skipArray(depth int, stored bool) *DecodeError {
 	if depth > d.limits.MaxDepth {
 		return d.tooDeep()
 	}
+	isBytes := d.bytes // of this array, not of what is inside it
+	d.bytes = false
 	s := &d.scan
 	s.pos++
 	if s.peek() == ']' {
 		s.pos++
 		return nil
 	}
+	elements := 0
 	for more := true; more; {
+		if elements++; stored && !isBytes {
+			if err := d.countMembers(1); err != nil {
+				return err
+			}
+		}
 		s.peek()
 		err := d.skip(depth, stored)
 		if err != nil {
@@ -159,6 +175,7 @@ func (d *Decoder) skipArray(depth int, stored bool) *DecodeError {
 			return err
 		}
 	}
+	d.elements = elements
 	return nil
 }
 
@@ -175,6 +192,7 @@ func (d *Decoder) skipObject(depth int, stored bool) *DecodeError {
 	}
 	object := d.keys.next()
 	var buffer legacyBuffer
+	uncounted := 0
 	for more, first := true, true; more; first = false {
 		at, key, err := d.readKey()
 		if err != nil {
@@ -195,8 +213,14 @@ func (d *Decoder) skipObject(depth int, stored bool) *DecodeError {
 			return d.duplicateKey()
 		}
 		from := s.pos
+		// The bytes of a legacy buffer become one value, so they are not counted.
+		isBytes := stored && buffer.typed && key == "data" && c == '['
+		d.bytes, d.elements = isBytes, 0
 		if err = d.skip(depth, stored); err != nil {
 			return err
+		}
+		if isBytes {
+			uncounted += d.elements
 		}
 		if stored {
 			buffer.member(key, s.src[from:s.pos])
@@ -208,7 +232,7 @@ func (d *Decoder) skipObject(depth int, stored bool) *DecodeError {
 	if buffer.is() {
 		return d.convertBuffer(start, buffer.data)
 	}
-	return nil
+	return d.countMembers(uncounted)
 }
 
 // readSentinel reads value and end of a sentinel that begins at start.

@@ -32,7 +32,9 @@ type Decoder struct {
 	inKey bool
 
 	// The attributes being scanned.
-	members    int
+	members    int  // keys and array elements, at most Limits.MaxAttributes
+	bytes      bool // the next array is the data of a legacy buffer
+	elements   int  // of the array that ended last
 	converting bool
 	out        []byte
 	copied     int // position up to which out is complete

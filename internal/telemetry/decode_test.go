@@ -263,8 +263,11 @@ func TestPayloadsOutsideTheContractAreRefused(t *testing.T) {
 		{"attribute NaN", attributes(`{"1":NaN}`), "decode/payload.attributes[*]/syntax"},
 		{"attribute nothing", attributes(`{"1":}`), "decode/payload.attributes[*]/syntax"},
 		{"attribute leading zero", attributes(`{"1":007}`), "decode/payload.attributes[*]/syntax"},
+		{"beyond a double", attributes(`{"1":1e309}`), "invalid/payload.attributes[*]/range"},
 		{"beyond numeric", attributes(`{"1":1e999999}`), "invalid/payload.attributes[*]/range"},
-		{"finer than numeric", attributes(`{"1":[-1.5e-16383]}`), "invalid/payload.attributes[*]/range"},
+		{"small stored, large printed", attributes(`{"1":[` + strings.Repeat("1e131000,", 99) + `1]}`), "invalid/payload.attributes[*]/range"},
+		{"finer than a double", attributes(`{"1":[-1.5e-346]}`), "invalid/payload.attributes[*]/range"},
+		{"401 digits", attributes(`{"1":0.` + strings.Repeat("1", 399) + `}`), "invalid/payload.attributes[*]/range"},
 		{"unknown sentinel", attributes(`{"1":{"__decimal":"1.5"}}`), "decode/payload.attributes[*]/sentinel"},
 		{"sentinel of another type", attributes(`{"1":{"__bigint":5}}`), "decode/payload.attributes[*]/sentinel"},
 		{"sentinel with more", attributes(`{"1":{"__bigint":"5","unit":"m"}}`), "decode/payload.attributes[*]/sentinel"},
@@ -287,6 +290,10 @@ func TestPayloadsOutsideTheContractAreRefused(t *testing.T) {
 		{"too deep in what is ignored", strings.Replace(with("", ""), `{`, `{"x":`+strings.Repeat(`{"a":`, 100_000), 1), "too_large/payload[*]/depth"},
 		{"1,025 attributes", attributes(manyMembers(1025)), "too_large/payload.attributes/attributes"},
 		{"1,025 attributes, nested", attributes(`{"1":{"2":` + manyMembers(1023) + `}}`), "too_large/payload.attributes/attributes"},
+		{"1,025 elements", attributes(`{"1":[` + strings.Repeat("0,", 1023) + `0]}`), "too_large/payload.attributes/attributes"},
+		{"1,025 elements, nested", attributes(`{"1":[` + strings.Repeat("[0],", 511) + `[0,0]]}`), "too_large/payload.attributes/attributes"},
+		{"1,025 elements of no buffer", attributes(`{"1":{"type":"Buffer","data":[` + strings.Repeat("0,", 1020) + `0],"x":1}}`), "too_large/payload.attributes/attributes"},
+		{"elements behind an empty buffer", attributes(`{"1":{"type":"Buffer","data":[]},"2":[` + strings.Repeat("0,", 1023) + `0]}`), "too_large/payload.attributes/attributes"},
 		{"100,000 attributes", attributes(manyMembers(80_000)), "too_large/payload.attributes/attributes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -333,7 +340,9 @@ func TestAttributesAreStoredAsAgreed(t *testing.T) {
 		{"plain values", `{"1":0,"2":-0,"3":1.50,"4":1E+2,"5":true,"6":null,"7":"é\u00e9\/","8":[1,{}],"9":{"a":{}}}`, ""},
 		{"generation type", `{"1":1,"__generation_type":3}`, ""},
 		{"integers beyond 2^53 as numbers", `{"1":9007199254740993,"2":18446744073709551615,"3":-9223372036854775808}`, ""},
-		{"the widest numeric", `{"1":1e131064,"2":1e-16383}`, ""},
+		{"the widest doubles", `{"1":1.7976931348623157e308,"2":4.9406564584124654e-324,"3":-1.7976931348623157E+308}`, ""},
+		{"1,023 elements", `{"1":[` + strings.Repeat("0,", 1022) + `0]}`, ""},
+		{"a long legacy buffer", `{"1":{"type":"Buffer","data":[` + strings.Repeat("0,", 2999) + `0]}}`, `{"1":"` + strings.Repeat("AAAA", 1000) + `"}`},
 		{
 			"64-bit extremes", `{"1":{"__bigint":"18446744073709551615"},"2":{"__bigint":"-9223372036854775808"},"3":{"__bigint":"0"}}`,
 			`{"1":"18446744073709551615","2":"-9223372036854775808","3":"0"}`,
@@ -459,14 +468,14 @@ func TestErrorsNameTheFieldAndNoValue(t *testing.T) {
 }
 
 func TestLimitsAreInclusive(t *testing.T) {
-	limits := telemetry.Limits{MaxPayloadBytes: 1 << 20, MaxDepth: 3, MaxAttributes: 2}
+	limits := telemetry.Limits{MaxPayloadBytes: 1 << 20, MaxDepth: 3, MaxAttributes: 3}
 	payload := with("attributes", `{"1":[1],"2":{}}`)
 	payload += strings.Repeat(" ", limits.MaxPayloadBytes-len(payload))
 	var r telemetry.Record
 	require.NoError(t, telemetry.NewDecoder(limits).Decode(entryOf(payload), &r))
 	require.Error(t, telemetry.NewDecoder(limits).Decode(entryOf(payload+" "), &r))
 	require.Error(t, telemetry.NewDecoder(limits).Decode(entryOf(with("attributes", `{"1":[[]]}`)), &r))
-	require.Error(t, telemetry.NewDecoder(limits).Decode(entryOf(with("attributes", `{"1":1,"2":2,"3":3}`)), &r))
+	require.Error(t, telemetry.NewDecoder(limits).Decode(entryOf(with("attributes", `{"1":1,"2":2,"3":3,"4":4}`)), &r))
 	require.Equal(t, telemetry.Limits{MaxPayloadBytes: 1 << 20, MaxDepth: 16, MaxAttributes: 1024}, telemetry.DefaultLimits())
 }
 

@@ -67,18 +67,28 @@ func (n *number) integer() (v int64, ok bool) {
 	return int64(wide), true
 }
 
-// Postgres keeps numbers in jsonb as numeric: up to 131072 digits before the
-// decimal point and 16383 after it.
+// Bounds of a number inside attributes: what a double or a 64-bit integer can be.
+// jsonb keeps numbers as numeric, which stores 1e131000 in a few bytes and prints
+// it in 131,001: a row of such numbers could be written and never read again.
 const (
-	numericDigitsBefore = 131072
-	numericDigitsAfter  = 16383
+	maxDigits       = 400 // of a number as written; the smallest double needs 341 after the point
+	maxDigitsAfter  = 345
+	maxDigitsBefore = 330
+	surelyDouble    = 300 // fewer digits than this cannot leave the range of a double
 )
 
-// fitsNumeric reports whether Postgres takes the number into jsonb. It counts
-// digits as written, so that it refuses a few zeros that Postgres would take.
-func (n *number) fitsNumeric() bool {
-	if -n.exp10 > numericDigitsAfter {
+// isBounded reports whether a number prints in at most maxDigits characters and
+// lies within the range of a double. It counts digits as written.
+func (n *number) isBounded() bool {
+	if len(n.text) > maxDigits || -n.exp10 > maxDigitsAfter {
 		return false
 	}
-	return len(n.text)+max(n.exp10, 0) <= numericDigitsBefore
+	if n.exp10 > 0 && len(n.text)+n.exp10 > maxDigitsBefore {
+		return false
+	}
+	if len(n.text)+max(n.exp10, 0) < surelyDouble {
+		return true
+	}
+	_, ok := n.float64()
+	return ok
 }

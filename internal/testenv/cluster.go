@@ -42,7 +42,7 @@ func NewRedisCluster(tb testing.TB, n int) *RedisCluster {
 	return c
 }
 
-// Master is the node that began with the slot of a key.
+// Master returns the node that began with the slot of a key.
 func (c *RedisCluster) Master(key string) *devenv.Server {
 	c.tb.Helper()
 	slot, err := strconv.Atoi(ask(c.tb, c.masters[0], "cluster", "keyslot", key))

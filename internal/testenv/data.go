@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// Data is the path of a file in the folder of real data, which DATA names
+// Data returns the path of a file in the folder of real data, which DATA names
 // (`make test` sets it). The test skips, and says so, where there is none.
 func Data(tb testing.TB, name string) string {
 	tb.Helper()

@@ -34,7 +34,7 @@ type Published struct {
 	Attributes json.RawMessage `json:"attributes"`
 }
 
-// Record is what the entry has to become, without what its ID decides.
+// Record returns what the entry has to become, without what its ID decides.
 func (p *Published) Record() telemetry.Record {
 	return telemetry.Record{
 		DeviceID: p.DeviceID, Codec: p.Codec, TimeUS: p.Timestamp.UnixMicro(),
@@ -44,7 +44,7 @@ func (p *Published) Record() telemetry.Record {
 }
 
 // PublishWithNode runs a publisher that shares no code and no language with the
-// service, as the neighbour does not: with HOST PORT STREAM COUNT SEED, or with
+// service, like the platform's own publisher: with HOST PORT STREAM COUNT SEED, or with
 // --print-only COUNT SEED. The test skips where there is no Node.js.
 func PublishWithNode(tb testing.TB, args ...string) []Published {
 	tb.Helper()

@@ -36,8 +36,8 @@ return 0`
 type RedisCorner struct {
 	URL    string // of the server, for the code under test
 	Token  string // unique, part of every name; keys that contain it are removed after the test
-	Stream string // a stream nobody else uses
-	Group  string // a consumer group nobody else uses
+	Stream string // a stream of this test alone
+	Group  string // a consumer group of this test alone
 
 	client *redis.Client
 }
@@ -70,11 +70,11 @@ func Redis(tb testing.TB) *RedisCorner {
 // Key makes a key of the test's own.
 func (c *RedisCorner) Key(name string) string { return "test-" + c.Token + ":" + name }
 
-// Client is the test's own connection, to look and to add; it is closed when
+// Client returns the test's own connection, for reading and writing; it is closed when
 // the test ends.
 func (c *RedisCorner) Client() *redis.Client { return c.client }
 
-// Options is a fresh set of options for a client of the code under test.
+// Options returns a fresh set of options for a client of the code under test.
 func (c *RedisCorner) Options() *redis.Options {
 	opts := *c.client.Options()
 	return &opts
@@ -113,5 +113,5 @@ func claimRedis(ctx context.Context, url string) error {
 	return nil
 }
 
-// unique is a lower-case word that no other test gets.
+// unique returns a lower-case word that no other test gets.
 func unique() string { return strings.ToLower(rand.Text()[:12]) }

@@ -97,8 +97,8 @@ func OwnServers(tb testing.TB, opts devenv.Options) *devenv.Env {
 	return env
 }
 
-// requireStarted fails the test, or skips it when only the program is missing
-// and nobody promised that it is there.
+// requireStarted fails the test, or skips it when only the program is missing and
+// CI does not promise it.
 func requireStarted(tb testing.TB, err error) {
 	tb.Helper()
 	if err == nil {

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// waitPoll is how often a condition is looked at: often enough not to slow a
+// waitPoll is how often a condition is checked: often enough not to slow a
 // test, seldom enough not to load a server.
 const waitPoll = 10 * time.Millisecond
 
-// Wait looks at a condition, on the caller's goroutine, until it returns nil;
-// when the time is over the test fails with its last error, which should say
-// what is and what should be.
+// Wait polls a condition, on the caller's goroutine, until it returns nil;
+// after within the test fails with its last error, which should give the actual and
+// the expected state.
 func Wait(tb testing.TB, within time.Duration, condition func() error) {
 	tb.Helper()
 	timeout := time.NewTimer(within)

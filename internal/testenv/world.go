@@ -15,7 +15,7 @@ import (
 // WorldVariable names the world that databases with a template are made in.
 const WorldVariable = "TEST_WORLD"
 
-// World is the world of the test's databases.
+// World returns the world of the test's databases.
 func World(tb testing.TB) devenv.World {
 	tb.Helper()
 	if process.world != "" {
@@ -28,7 +28,7 @@ func World(tb testing.TB) devenv.World {
 	return w
 }
 
-// worldNamed reports whether somebody chose the world for all tests.
+// worldNamed reports whether the world of all tests was chosen.
 func worldNamed() bool { return process.world != "" || os.Getenv(WorldVariable) != "" }
 
 // SameInEveryWorld skips a test that does not depend on the world, in all but
@@ -42,7 +42,7 @@ func SameInEveryWorld(tb testing.TB) {
 
 // MainInEveryWorld is Main for a package whose statements must hold in every
 // world: its tests run once in each, or only in the one that WorldVariable
-// names. A world that this machine cannot offer is left out aloud.
+// names. A world that this machine cannot offer is skipped with a message.
 func MainInEveryWorld(m *testing.M, ignore ...goleak.Option) {
 	r := runner{tests: m}
 	if os.Getenv(WorldVariable) == "" {
@@ -72,7 +72,7 @@ func (r runner) run() (code int) {
 	return code
 }
 
-// noHypertables is why the server of the tests could have none.
+// noHypertables returns why the server of the tests could have none.
 func noHypertables() string {
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()

@@ -11,6 +11,6 @@
 //  3. Waiting ends: when the service makes no progress for a minute, what is
 //     left is in the account as pending.
 //
-// The service itself is started by whoever calls this package (loadtest demo),
-// and looked at from outside: through Redis, Postgres and its metrics.
+// The service itself is started by the caller of this package (loadtest demo),
+// and observed from outside: through Redis, Postgres and its metrics.
 package demo

@@ -67,7 +67,7 @@ func histogramOf(h *dto.Histogram) histogram {
 	return out
 }
 
-// since is what came after an earlier look.
+// since returns what came since an earlier scrape.
 func (h histogram) since(before histogram) histogram {
 	out := histogram{bounds: h.bounds, counts: append([]uint64(nil), h.counts...), total: h.total - before.total}
 	for i := range before.counts {
@@ -76,7 +76,7 @@ func (h histogram) since(before histogram) histogram {
 	return out
 }
 
-// quantile is the value below which the share q of observations lies, false
+// quantile returns the value below which the share q of observations lies, false
 // where there are none. Beyond the last bound it is that bound.
 func (h histogram) quantile(q float64) (time.Duration, bool) {
 	if h.total == 0 {

@@ -25,7 +25,7 @@ type Snapshot struct {
 	Timed   bool          // whether there was any
 }
 
-// String is the snapshot on one line.
+// String returns the snapshot on one line.
 func (s Snapshot) String() string {
 	rate, outstanding, p99 := "-", "unknown", "-"
 	if s.Rate != nil {

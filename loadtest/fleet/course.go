@@ -42,7 +42,7 @@ type fix struct {
 	satellites                    int
 }
 
-// at is the place after some metres of the course, driven at pace metres a
+// at returns the place after some metres of the course, driven at pace metres a
 // second along the middle circle.
 func (c *course) at(metres, pace float64) fix {
 	angle := 2 * math.Pi * math.Mod(metres, c.length) / c.length
@@ -83,7 +83,7 @@ const (
 // doubles without the send log.
 const SeqAttribute = "65001"
 
-// message is the record a tracker makes of a fix. Attributes carry Teltonika's
+// message returns the record a tracker makes of a fix. Attributes carry Teltonika's
 // IO ids: 239 ignition, 240 movement, 21 GSM signal, 66 external voltage (mV),
 // 16 odometer (m), 78 iButton (eight bytes), 385 beacons (variable length).
 func (f fix) message(device string, us int64, seq int, odometer int64, on ignition) telemetry.Message {
@@ -132,7 +132,7 @@ func (f fix) message(device string, us int64, seq int, odometer int64, on igniti
 	}
 }
 
-// beacon is some bytes, as the variable-length part of codec 8E holds them.
+// beacon returns some bytes, as the variable-length part of codec 8E holds them.
 func beacon(r uint64) []byte {
 	b := make([]byte, 1+r%24)
 	for i := range b {

@@ -8,7 +8,7 @@
 //     included, yields the same items in the same order. (Between processor
 //     architectures the last digit of a coordinate may differ.)
 //  2. A source streams. A simulated device costs eight bytes, whatever the
-//     length of the run, so that a million devices fit beside the system
+//     length of the run, so that a million devices fit next to the system
 //     under test. Recorded tracks are held in memory, about 160 bytes a fix.
 //  3. The load is open-loop. What is due follows from the elapsed time alone,
 //     so that a slow system never slows the load; the sender says how far it

@@ -16,7 +16,7 @@ type Junk struct {
 	Fields []string // names and values of the entry
 }
 
-// JunkKinds are the names of the kinds of junk.
+// JunkKinds returns the names of the kinds of junk.
 func JunkKinds() []string {
 	names := make([]string, 0, len(junkKinds))
 	for _, k := range junkKinds {
@@ -59,7 +59,7 @@ func (f *junkFields) replace(old, with string) {
 // time would make every measurement with junk one of bandwidth.
 const hugeEvery = 20
 
-// junkKind is the kind of the n-th junk of a fleet: each in turn.
+// junkKind returns the kind of the n-th junk of a fleet: each in turn.
 func junkKind(n int) int {
 	turn, last := n/len(junkKinds), len(junkKinds)-1
 	if kind := n % len(junkKinds); kind < last || turn%hugeEvery == 0 {
@@ -86,7 +86,7 @@ func newJunk(kind int, device string, us int64, r uint64) *Junk {
 	return j
 }
 
-// NewJunk is one entry of the given kind that claims to come from a device at
+// NewJunk returns one entry of the given kind that claims to come from a device at
 // a time.
 func NewJunk(kind, device string, at time.Time) (*Junk, error) {
 	for i, k := range junkKinds {

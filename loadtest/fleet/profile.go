@@ -39,7 +39,7 @@ type Profile struct {
 // of one profile and seed send the same bytes.
 var defaultStart = time.Date(2025, time.September, 13, 8, 0, 0, 0, time.UTC)
 
-// Rally is the default of the demo: 100 vehicles on one course at 1 Hz with
+// Rally returns the default of the demo: 100 vehicles on one course at 1 Hz with
 // everything that happens to trackers, about 200,000 records.
 func Rally(seed uint64) Profile {
 	return Profile{
@@ -54,7 +54,7 @@ func Rally(seed uint64) Profile {
 	}
 }
 
-// City is a mixed fleet: most devices report every ten seconds, many are
+// City returns a mixed fleet: most devices report every ten seconds, many are
 // parked.
 func City(seed uint64) Profile {
 	return Profile{
@@ -70,7 +70,7 @@ func City(seed uint64) Profile {
 	}
 }
 
-// HotDevice is a fleet of which one device sends half of all records.
+// HotDevice returns a fleet of which one device sends half of all records.
 func HotDevice(seed uint64) Profile {
 	return Profile{
 		Name:     "hot",
@@ -85,7 +85,7 @@ func HotDevice(seed uint64) Profile {
 	}
 }
 
-// Polluted is a rally with junk among the records.
+// Polluted returns a rally with junk among the records.
 func Polluted(seed uint64) Profile {
 	p := Rally(seed)
 	p.Name = "junk"
@@ -95,7 +95,7 @@ func Polluted(seed uint64) Profile {
 	return p
 }
 
-// Steady is devices that together send rate records a second, evenly and
+// Steady returns devices that together send rate records a second, evenly and
 // without incidents: the load for measuring rates and latencies.
 func Steady(seed uint64, devices int, rate float64, duration time.Duration) Profile {
 	return Profile{
@@ -109,7 +109,7 @@ func Steady(seed uint64, devices int, rate float64, duration time.Duration) Prof
 	}
 }
 
-// Profiles are the named profiles with the given seed, in the order in which
+// Profiles returns the named profiles with the given seed, in the order in which
 // they are shown.
 func Profiles(seed uint64) []Profile {
 	return []Profile{
@@ -118,7 +118,7 @@ func Profiles(seed uint64) []Profile {
 	}
 }
 
-// ByName is the named profile with the given seed.
+// ByName returns the named profile with the given seed.
 func ByName(name string, seed uint64) (Profile, error) {
 	all := Profiles(seed)
 	i := slices.IndexFunc(all, func(p Profile) bool { return p.Name == name })
@@ -159,7 +159,7 @@ func (p Profile) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Source is the simulated fleet that the profile describes.
+// Source returns the simulated fleet that the profile describes.
 func (p Profile) Source() (*Simulation, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err

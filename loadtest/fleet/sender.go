@@ -44,7 +44,7 @@ func DefaultSenderConfig() SenderConfig {
 	return SenderConfig{MaxBatchRecords: 500, MaxBatchBytes: 4 << 20, RetryDelay: 100 * time.Millisecond}
 }
 
-// gather is the shortest pause between two looks at what is due: it lets a
+// gather is the shortest pause between two polls of what is due: it lets a
 // pipeline fill instead of sending entries one by one.
 const gather = 5 * time.Millisecond
 
@@ -104,7 +104,7 @@ type Progress struct {
 	Worst    time.Duration // the largest Behind so far: how far the load was from the plan
 }
 
-// Progress tells how far the run is. Behind and Worst mean nothing when the
+// Progress returns how far the run is. Behind and Worst mean nothing when the
 // pace is as fast as possible.
 func (s *Sender) Progress() Progress {
 	return Progress{
@@ -155,7 +155,7 @@ func (s *Sender) run(ctx context.Context) error {
 	return nil
 }
 
-// Unsent is how many entries of the source got no ID: Run was stopped before
+// Unsent returns how many entries of the source got no ID: Run was stopped before
 // their turn, or while the server did not answer. It is called after Run, which
 // is not called again, and uses up the source.
 func (s *Sender) Unsent() int {
@@ -184,7 +184,7 @@ func (b *batch) add(it Item) {
 // publish sends a batch, and again what is not known to have arrived, as a
 // tracker does that got no ack.
 func (s *Sender) publish(ctx context.Context, b *batch) error {
-	// Whoever stops a run during an outage leaves entries unsent.
+	// A run stopped during an outage leaves entries unsent.
 	for try := 0; len(b.items) > 0 && ctx.Err() == nil; try++ {
 		if try > 0 {
 			s.resent.Add(int64(len(b.items)))

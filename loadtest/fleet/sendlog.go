@@ -22,7 +22,7 @@ type Sent struct {
 	Message  telemetry.Message // of a record; of others only the device they claim
 }
 
-// StreamTime is the stream time of the entry, or of the one it is a replay of.
+// StreamTime returns the stream time of the entry, or of the one it is a replay of.
 func (s *Sent) StreamTime() time.Time {
 	if !s.ReplayOf.IsZero() {
 		return s.ReplayOf.Time()
@@ -68,7 +68,7 @@ func (l *LogWriter) Append(s *Sent) error {
 	return nil
 }
 
-// Len is the number of entries appended.
+// Len returns the number of entries appended.
 func (l *LogWriter) Len() int { return l.n }
 
 // Flush hands on what is buffered.
@@ -147,7 +147,7 @@ func (l *Log) Scan(visit func(place int64, s *Sent) error) error {
 	}
 }
 
-// At is the entry at a place that Scan named.
+// At returns the entry at a place that Scan named.
 func (l *Log) At(place int64) (Sent, error) {
 	buf := make([]byte, 512)
 	n, err := l.r.ReadAt(buf, place)

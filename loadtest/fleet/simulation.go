@@ -123,13 +123,13 @@ func (s *Simulation) slow(d int) bool {
 	return s.p.Slow > 0 && uniform(hash(s.p.Seed, uint64(d), 0, saltSlow)) < s.p.Slow
 }
 
-// clock is the device time at a moment of the run, in microseconds, to the
+// clock returns the device time at a moment of the run, in microseconds, to the
 // millisecond that trackers have.
 func (s *Simulation) clock(at time.Duration) int64 {
 	return s.p.Start.Add(at).UnixMilli() * 1000
 }
 
-// DeviceID is the IMEI of the simulated device with the given number, check
+// DeviceID returns the IMEI of the simulated device with the given number, check
 // digit included.
 func DeviceID(n int) string {
 	const firstTAC = 35630704

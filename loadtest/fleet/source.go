@@ -13,7 +13,7 @@ type Item struct {
 	Junk    *Junk             // set when the entry is no valid record
 }
 
-// Fields are the names and values of the entry.
+// Fields returns the names and values of the entry.
 func (it *Item) Fields() []string {
 	if it.Junk != nil {
 		return it.Junk.Fields

@@ -26,11 +26,11 @@ type Tracks struct {
 	fixes []telemetry.Message
 }
 
-// Len is the number of fixes.
+// Len returns the number of fixes.
 func (t *Tracks) Len() int { return len(t.fixes) }
 
 // ReadTracks reads track files one after the other: CSV or GPX by the name,
-// either with .gz behind it. A device that occurs in several files goes on in
+// either with .gz behind it. A device that occurs in several files continues in
 // the next.
 func ReadTracks(files ...string) (*Tracks, error) {
 	t := &Tracks{}

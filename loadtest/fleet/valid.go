@@ -9,7 +9,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ClassOf is the class under which a message has to be dead-lettered because it
+// ClassOf returns the class under which a message has to be dead-lettered because it
 // says what cannot be, or "" for one that has to be stored. Recorded tracks
 // hold both. The rules are written down here a second time on purpose: they are
 // what the service is held against.

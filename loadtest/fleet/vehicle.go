@@ -20,7 +20,7 @@ const (
 	uneventful
 )
 
-// incidents are the shares in the order of the constants.
+// incidents returns the shares in the order of the constants.
 func (p *Profile) incidents() [uneventful]float64 {
 	return [uneventful]float64{p.Parked, p.Gaps, p.Overtakes, p.LostAcks, p.Twins, p.BadClocks, p.NoFixes}
 }
@@ -60,7 +60,7 @@ func (s *Simulation) plan(d, leg int) plan {
 	return pl
 }
 
-// travelled is how far the vehicle comes in the first n ticks of the leg.
+// travelled returns how far the vehicle comes in the first n ticks of the leg.
 func (pl *plan) travelled(n int, interval time.Duration) float64 {
 	standing := max(0, min(n, pl.start)-pl.stop)
 	return pl.pace * float64(n-standing) * interval.Seconds()
@@ -140,7 +140,7 @@ func (v *vehicle) send(m telemetry.Message) {
 	v.s.due = append(v.s.due, Item{At: v.at, Message: m})
 }
 
-// record is what the device recorded at a tick of this leg, now or before.
+// record returns what the device recorded at a tick of this leg, now or before.
 func (v *vehicle) record(tick int) telemetry.Message {
 	pl := &v.plan
 	at := v.at - time.Duration(v.tick-tick)*v.interval
@@ -167,7 +167,7 @@ func (v *vehicle) record(tick int) telemetry.Message {
 	return place.message(DeviceID(v.d), us, seq, int64(metres), status)
 }
 
-// twin is a record with the device and time of the one at this tick that says
+// twin returns a record with the device and time of the one at this tick that says
 // something else: only the first of the two counts.
 func (v *vehicle) twin() telemetry.Message {
 	m := v.record(v.tick)
@@ -177,7 +177,7 @@ func (v *vehicle) twin() telemetry.Message {
 	return m
 }
 
-// wrongTime is what a clock shows that was never set (it counts from 1970), or
+// wrongTime returns what a clock shows that was never set (it counts from 1970), or
 // whose date has a week number too many: the records stay apart.
 func (v *vehicle) wrongTime(seq int) int64 {
 	if v.plan.shape%2 == 0 {

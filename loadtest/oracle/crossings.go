@@ -10,7 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 )
 
-// Rules are what crossings depend on beside the records.
+// Rules are what crossings depend on besides the records.
 type Rules struct {
 	Fences         []geofence.Fence // all versions; those that are invalid are passed over
 	MaxFutureSkew  time.Duration

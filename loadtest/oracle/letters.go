@@ -7,7 +7,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// DeadLetters is dead letters as the judge needs them.
+// DeadLetters returns dead letters as the judge needs them.
 func DeadLetters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[DeadLetter, error] {
 	return func(yield func(DeadLetter, error) bool) {
 		for l, err := range all {

@@ -107,10 +107,10 @@ func (o *Oracle) checkIDs() error {
 	return nil
 }
 
-// Entries is the number of entries in the log.
+// Entries returns the number of entries in the log.
 func (o *Oracle) Entries() int { return len(o.records) + len(o.refused) }
 
-// Devices is the number of devices with a valid record.
+// Devices returns the number of devices with a valid record.
 func (o *Oracle) Devices() int { return len(o.devices) }
 
 // groups yields the records of one device and time together, in stream order;
@@ -147,7 +147,7 @@ func (o *Oracle) Positions() iter.Seq2[telemetry.Record, error] {
 	}
 }
 
-// rowOf is the row that an entry makes.
+// rowOf returns the row that an entry makes.
 func rowOf(s *fleet.Sent) telemetry.Record {
 	m := &s.Message
 	return telemetry.Record{

@@ -41,7 +41,7 @@ func (o *Order) Good() bool { return o.Reordered == 0 && o.Stale == 0 }
 
 // Order judges commits, which are ordered by device in bytes and device time,
 // by the order of the stream and by ownership spans, which are in the order of their
-// commits. Rows that nobody sent are Judge's to find.
+// commits. Rows that were not sent are Judge's to find.
 func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []OwnershipSpan, shards int) (*Order, error) {
 	j := &orderChecker{verdict: &Order{Members: map[string]int64{}}, shards: make([][]OwnershipSpan, shards)}
 	for _, t := range ownershipSpans {

@@ -12,7 +12,7 @@ import (
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
-// threeOf is three records of each of two devices, device time against the
+// threeOf returns three records of each of two devices, device time against the
 // order of sending, and the commits of a service that makes no mistake.
 func threeOf(t *testing.T) (*oracle.Oracle, []oracle.Commit) {
 	t.Helper()
@@ -61,7 +61,7 @@ func TestRowsOfOneTransactionMayBeInAnyOrder(t *testing.T) {
 	require.True(t, verdict.Good(), verdict.Examples)
 }
 
-// P4: a row that somebody commits who is no longer, or not yet, the owner.
+// P4: a row committed by a member that is no longer, or not yet, the owner.
 func TestOrderFindsACommitOfAStaleOwner(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)

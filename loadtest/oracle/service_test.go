@@ -42,7 +42,7 @@ var rules = oracle.Rules{
 	MaxCrossingGap: 10 * time.Minute,
 }
 
-// send is the stream that the items make, three entries a millisecond, and what
+// send returns the stream that the items make, three entries a millisecond, and what
 // becomes of it.
 func send(t require.TestingT, items []fleet.Item) *run {
 	r := &run{}
@@ -156,7 +156,7 @@ func (r *run) judge(t require.TestingT) *oracle.Report {
 	return report
 }
 
-// nearby is a fleet whose course lies over the fences.
+// nearby returns a fleet whose course lies over the fences.
 func nearby(t require.TestingT, p fleet.Profile) []fleet.Item {
 	source, err := p.Source()
 	require.NoError(t, err)

@@ -100,7 +100,7 @@ func call[T any](p *proc, which int, what string, effect func(answer func(T, err
 	})
 }
 
-// latency is the one-way delay of the network.
+// latency returns the one-way delay of the network.
 func (p *proc) latency() int64 {
 	if p.rng.IntN(12) == 0 {
 		return 20 + p.rng.Int64N(150)

@@ -46,7 +46,7 @@ func (m Mutant) String() string {
 		"cursors and known-empty queues kept over a changed run_id",
 		"work in flight kept over a changed run_id",
 		"eviction of uncommitted state",
-		"another run of Postgres taken for the same",
+		"another generation of Postgres taken for the same",
 		"nothing redelivered after a take-over",
 		"sessions of a force-acquired owner not ended",
 		"acknowledged before the commit",

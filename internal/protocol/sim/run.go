@@ -209,7 +209,7 @@ func (w *world) logf(p *proc, format string, args ...any) {
 	w.trace = append(w.trace, fmt.Sprintf("%6d %-5s %s", w.now, who, fmt.Sprintf(format, args...)))
 }
 
-// newToken is unique within a run; in production it is random.
+// newToken returns a token unique within the run; in production it is random.
 func (w *world) newToken() string {
 	w.tokens++
 	return "t" + itoa(w.tokens)

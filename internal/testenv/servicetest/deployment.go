@@ -39,7 +39,7 @@ func New(t *testing.T) *Deployment {
 	return &Deployment{T: t, RedisURL: r.URL, Stream: r.Stream, Group: r.Group, PostgresURL: testenv.Postgres(t, Migrated())}
 }
 
-// Migrated is a database with the service's schema.
+// Migrated returns a database with the service's schema.
 func Migrated() testenv.PostgresOption {
 	return testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
 		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
@@ -47,7 +47,7 @@ func Migrated() testenv.PostgresOption {
 	})
 }
 
-// Environ is the configuration of an instance, with settings after it.
+// Environ returns the configuration of an instance, with settings after it.
 func (dep *Deployment) Environ(settings ...string) []string {
 	return append([]string{
 		"REDIS_URL=" + dep.RedisURL, "POSTGRES_URL=" + dep.PostgresURL,
@@ -75,7 +75,7 @@ func (dep *Deployment) Ask(want int, into any, args ...string) string {
 	return p.Errors()
 }
 
-// Client is the test's own connection to Redis, as an administrator.
+// Client returns the test's own connection to Redis, as an administrator.
 func (dep *Deployment) Client() *redis.Client {
 	opts, err := redis.ParseURL(dep.RedisURL)
 	require.NoError(dep.T, err)
@@ -105,7 +105,7 @@ func (dep *Deployment) Publish(entries ...[]string) []telemetry.EntryID {
 	return ids
 }
 
-// Count is the number that a query returns.
+// Count returns the number that a query returns.
 func (dep *Deployment) Count(sql string) (n int, err error) {
 	conn, err := pgx.Connect(context.Background(), dep.PostgresURL)
 	if err != nil {
@@ -117,7 +117,7 @@ func (dep *Deployment) Count(sql string) (n int, err error) {
 
 const positions = "select count(*) from positions"
 
-// Stored is the number of stored records.
+// Stored returns the number of stored records.
 func (dep *Deployment) Stored() (int, error) { return dep.Count(positions) }
 
 // AwaitStored waits until n records are stored.
@@ -169,7 +169,7 @@ const IMEI = "352093081452251"
 // FourShards makes a small fleet: it starts in less time.
 const FourShards = "SHARDS=4"
 
-// Record is the fields of a valid entry.
+// Record returns the fields of a valid entry.
 func Record(device string, second int64) []string {
 	m := telemetry.Message{
 		DeviceID: device, Codec: "8", Time: time.Unix(1_700_000_000+second, 0).UTC(),
@@ -178,7 +178,7 @@ func Record(device string, second int64) []string {
 	return telemetry.EntryFields(&m)
 }
 
-// Records is n valid entries of IMEI, from a second on.
+// Records returns n valid entries of IMEI, from a second on.
 func Records(from, n int64) [][]string {
 	var list [][]string
 	for i := range n {
@@ -187,7 +187,7 @@ func Records(from, n int64) [][]string {
 	return list
 }
 
-// RecordsOfMany is n valid entries of as many devices.
+// RecordsOfMany returns n valid entries of as many devices.
 func RecordsOfMany(from, n int) [][]string {
 	list := make([][]string, n)
 	for i := range list {
@@ -196,7 +196,7 @@ func RecordsOfMany(from, n int) [][]string {
 	return list
 }
 
-// InvalidRecord is an entry that is read well and makes no record.
+// InvalidRecord returns an entry that is read well and makes no record.
 func InvalidRecord(device string, second int64) []string {
 	fields := Record(device, second)
 	payload := &fields[len(fields)-1]
@@ -204,7 +204,7 @@ func InvalidRecord(device string, second int64) []string {
 	return fields
 }
 
-// MovingRecord is a valid entry of a device that drives east, a metre or so
+// MovingRecord returns a valid entry of a device that drives east, a metre or so
 // each second.
 func MovingRecord(device string, second int64) []string {
 	m := telemetry.Message{

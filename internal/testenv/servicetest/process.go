@@ -76,14 +76,14 @@ func (p *Process) read(r io.Reader, into *strings.Builder) {
 	}
 }
 
-// Output is what it wrote to standard output by now.
+// Output returns what it wrote to standard output by now.
 func (p *Process) Output() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stdout.String()
 }
 
-// Errors is what it wrote to standard error by now.
+// Errors returns what it wrote to standard error by now.
 func (p *Process) Errors() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,7 +114,7 @@ func (p *Process) get(path string) (*http.Response, error) {
 	return client.Get("http://" + addr + path)
 }
 
-// Readiness is the status and the answer of /readyz.
+// Readiness returns the status and the answer of /readyz.
 func (p *Process) Readiness() (int, httpserver.Readiness, error) {
 	var r httpserver.Readiness
 	res, err := p.get("/readyz")
@@ -125,7 +125,7 @@ func (p *Process) Readiness() (int, httpserver.Readiness, error) {
 	return res.StatusCode, r, json.NewDecoder(res.Body).Decode(&r)
 }
 
-// Metric is the value of a metric without labels, or with exactly those given.
+// Metric returns the value of a metric without labels, or with exactly those given.
 func (p *Process) Metric(name string) (float64, error) {
 	res, err := p.get("/metrics")
 	if err != nil {
@@ -183,10 +183,10 @@ func (p *Process) Running() bool {
 	}
 }
 
-// PID is its process ID.
+// PID returns its process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Addr is the host and port of its HTTP endpoint, empty until it listens.
+// Addr returns the host and port of its HTTP endpoint, empty until it listens.
 func (p *Process) Addr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

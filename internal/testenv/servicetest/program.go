@@ -43,7 +43,7 @@ func Main(m *testing.M, self func() int) {
 	testenv.Main(m)
 }
 
-// Program is the path of the processor. A command that is to be the processor
+// Program returns the path of the processor. A command that is to be the processor
 // needs Environ as well.
 func Program(tb testing.TB) string {
 	tb.Helper()
@@ -54,7 +54,7 @@ func Program(tb testing.TB) string {
 	return path
 }
 
-// Environ is what every process needs in its environment, whatever it is told.
+// Environ returns what every process needs in its environment, whatever it is told.
 func Environ() []string {
 	return []string{asProcessor + "=1", "PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}
 }
