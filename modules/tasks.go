@@ -12,9 +12,9 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
-	desk := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
+	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	tasks := []coordination.Task{
-		coordination.NewRecompute(d.Config.Shards, windows, desk, ledger, d.Log, d.Metrics),
+		coordination.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 	}
 	if query := d.Service.Geofences.Query; query != "" {

@@ -152,8 +152,8 @@ func (b *batch) seal() {
 		}
 	}
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
-		_, tangled := fixes[c.DeviceID]
-		return tangled
+		_, outOfOrder := fixes[c.DeviceID]
+		return outOfOrder
 	})
 	for i := range b.fresh {
 		r := &b.fresh[i]

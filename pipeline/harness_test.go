@@ -180,7 +180,7 @@ func (b *bench) count(sql string, args ...any) int {
 }
 
 // settled waits until nothing is pending and nothing is left to dispatch.
-func (b *bench) settled(within time.Duration, parked int64) {
+func (b *bench) settled(within time.Duration, left int64) {
 	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
 	require.NoError(b.tb, err)
 	testenv.Wait(b.tb, within, func() error {
@@ -188,8 +188,8 @@ func (b *bench) settled(within time.Duration, parked int64) {
 		if err != nil {
 			return err
 		}
-		if !info.GroupExists || info.Lag.N != 0 || !info.Lag.Known || info.Pending != parked {
-			return fmt.Errorf("want nothing left but %d, have %+v", parked, info)
+		if !info.GroupExists || info.Lag.N != 0 || !info.Lag.Known || info.Pending != left {
+			return fmt.Errorf("want nothing left but %d, have %+v", left, info)
 		}
 		return nil
 	})

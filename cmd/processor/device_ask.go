@@ -98,7 +98,7 @@ func newDeviceEraseCommand() *cobra.Command {
 		Short: "Erase all stored data of a device",
 		Long: `Removes positions, timing records, deferred entries and archived dead letters of a
 device from Postgres. Entries still in Redis, in the stream or as dead letters, are
-not removed: stop the device first, or erase it again later. This cannot be undone,
+not removed: stop the device first, or erase it again later. This is irreversible,
 so it needs --yes. Exits 1 for an unknown device.`,
 		Example: `  processor device erase 356307042441013 --yes --reason "request 4711 of the owner"`,
 		Args:    cobra.ExactArgs(1),

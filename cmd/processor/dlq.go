@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/user"
 	"slices"
 	"strings"
 	"time"
@@ -299,16 +298,4 @@ func (m *dlqClient) letters(ctx context.Context, list []ref, do func(some []prot
 		}
 	}
 	return nil
-}
-
-// whoami is who the audit says it was.
-func whoami() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	if u, err := user.Current(); err == nil {
-		return u.Username + "@" + host
-	}
-	return "unknown@" + host
 }

@@ -39,7 +39,7 @@ func newDLQDropCommand() *cobra.Command {
 			}
 			dropped := 0
 			err = m.letters(cmd.Context(), list, func(some []protocol.DLQEntry, _ []ref) error {
-				if err := m.archive.Export(cmd.Context(), some, whoami()); err != nil {
+				if err := m.archive.Export(cmd.Context(), some, operatorName()); err != nil {
 					return err
 				}
 				if err := m.archive.Dropped(cmd.Context(), some); err != nil {

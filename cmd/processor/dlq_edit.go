@@ -24,7 +24,7 @@ import (
 
 func newDLQEditCommand() *cobra.Command {
 	var set []string
-	var file, mended string
+	var file, fromFile string
 	cmd := &cobra.Command{
 		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE",
 		Short: "Correct dead letters; the original and the difference are kept",
@@ -40,11 +40,11 @@ Of the other members only the ID is read. Unchanged dead letters are skipped.`,
   processor dlq edit --from-file edited.jsonl`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
-			if mended != "" {
+			if fromFile != "" {
 				if len(args) > 0 || set != nil || file != "" {
 					return usageError(cmd, errors.New("--from-file excludes IDs and other flags"))
 				}
-				return m.editMany(cmd, mended)
+				return m.editMany(cmd, fromFile)
 			}
 			if len(args) == 0 {
 				return usageError(cmd, errors.New("specify an ID or --from-file"))
@@ -92,16 +92,16 @@ Of the other members only the ID is read. Unchanged dead letters are skipped.`,
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a field of the entry, or payload.member=JSON")
 	cmd.Flags().StringVar(&file, "payload-file", "", "file with the new payload")
-	cmd.Flags().StringVar(&mended, "from-file", "", "file written by dlq export, with edited fields")
+	cmd.Flags().StringVar(&fromFile, "from-file", "", "file written by dlq export, with edited fields")
 	return cmd
 }
 
 // edit stores the originals and the edited fields.
 func (m *dlqClient) edit(ctx context.Context, letters []protocol.DLQEntry, edits []store.Edit) error {
-	if err := m.archive.Export(ctx, letters, whoami()); err != nil {
+	if err := m.archive.Export(ctx, letters, operatorName()); err != nil {
 		return err
 	}
-	return m.archive.Edit(ctx, edits, whoami())
+	return m.archive.Edit(ctx, edits, operatorName())
 }
 
 // editJSON is the outcome of one line of a file of edited dead letters.
@@ -345,15 +345,15 @@ func inEditor(cmd *cobra.Command, text string) (string, error) {
 	if err := run.Run(); err != nil {
 		return "", exit(exitFinding, fmt.Errorf("run %s: %w; nothing is changed", editor, err))
 	}
-	mended, err := os.ReadFile(f.Name())
+	edited, err := os.ReadFile(f.Name())
 	if err != nil {
 		return "", fmt.Errorf("edit: %w", err)
 	}
 	// Editors end a file with a newline that the payload did not have.
 	if !strings.HasSuffix(text, "\n") {
-		mended = []byte(strings.TrimSuffix(string(mended), "\n"))
+		edited = []byte(strings.TrimSuffix(string(edited), "\n"))
 	}
-	return string(mended), nil
+	return string(edited), nil
 }
 
 // difference returns what an edit changed, field by field.
@@ -377,5 +377,5 @@ func difference(old, changed []string) string {
 func (m *dlqClient) note(cmd *cobra.Command, action string, f *filter, count int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), 10*time.Second)
 	defer cancel()
-	return m.audit.Note(ctx, whoami(), action, m.dead.Stream(), count, map[string]any{"filter": f.String(), "group": m.cfg.Redis.Group})
+	return m.audit.Note(ctx, operatorName(), action, m.dead.Stream(), count, map[string]any{"filter": f.String(), "group": m.cfg.Redis.Group})
 }

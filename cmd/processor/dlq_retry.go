@@ -106,7 +106,7 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
 		// Archived before they leave their stream.
-		if err := r.archive.Export(ctx, some, whoami()); err != nil {
+		if err := r.archive.Export(ctx, some, operatorName()); err != nil {
 			return err
 		}
 		edited, err := r.archive.Edited(ctx, idsOf(some))
@@ -117,7 +117,7 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 		err = r.sendSome(ctx, some, edited, as)
 		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 		defer cancel()
-		return errors.Join(err, r.archive.Replayed(noting, as, whoami()))
+		return errors.Join(err, r.archive.Replayed(noting, as, operatorName()))
 	})
 }
 

@@ -167,8 +167,8 @@ func attribute(t *testing.T, object json.RawMessage, name string) json.RawMessag
 	return bytes.TrimSpace(members[name])
 }
 
-// park makes dead letters of entries, one a second, and returns their IDs.
-func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
+// deadLetter makes dead letters of entries, one a second, and returns their IDs.
+func (d *dlq) deadLetter(entries ...[]string) []telemetry.EntryID {
 	d.T.Helper()
 	for i, fields := range entries {
 		l := telemetry.DeadLetter{
@@ -190,7 +190,7 @@ func (d *dlq) park(entries ...[]string) []telemetry.EntryID {
 func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {
 	d := newDLQ(t)
 	const hostile = "a\x1b]0;owned\x07\x1b[2J\r\u009b31m\u202e\u2066\u200b\u2028\x7f"
-	id := d.park([]string{"device_id", hostile, "payload", hostile, hostile, "x"})[0]
+	id := d.deadLetter([]string{"device_id", hostile, "payload", hostile, hostile, "x"})[0]
 	for _, args := range [][]string{
 		{"list"}, {"list", "--json"}, {"show", id.String()}, {"show", id.String(), "--json"}, {"stats"}, {"export"}, {"retry", "--all", "--dry-run"},
 		{"list", "--device", hostile + "x"},
@@ -210,7 +210,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 	d := newDLQ(t)
 	j, err := fleet.NewJunk("latitude_range", fleet.DeviceID(1), time.Unix(1_700_000_000, 0))
 	require.NoError(t, err)
-	id := d.park(j.Fields)[0].String()
+	id := d.deadLetter(j.Fields)[0].String()
 	payload := j.Fields[len(j.Fields)-1]
 	edits := func() int { return d.count("select count(*) from processor.audit where action = 'dlq edit'") }
 	for _, tt := range []struct {
@@ -264,8 +264,8 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 		require.NoError(t, err)
 		entries = append(entries, append(j.Fields, "raw", "\xff\x00"))
 	}
-	ids := d.park(entries...)
-	exported, mended := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "edited.jsonl")
+	ids := d.deadLetter(entries...)
+	exported, editedFile := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "edited.jsonl")
 	code, _, errs := d.call("export", "--file", exported)
 	require.Zero(t, code, errs)
 	text, err := os.ReadFile(exported)
@@ -276,10 +276,10 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	}
 	lines[0] = strings.Replace(lines[0], "9007199254740993e-15", "92", 1)
 	gone := strings.Replace(lines[1], ids[1].String(), "1-1", 1)
-	require.NoError(t, os.WriteFile(mended, []byte(strings.Join(append(lines, gone), "")), 0o600))
+	require.NoError(t, os.WriteFile(editedFile, []byte(strings.Join(append(lines, gone), "")), 0o600))
 
 	var report []editJSON
-	require.Equal(t, exitFinding, d.json(&report, "edit", "--from-file", mended), "one is gone")
+	require.Equal(t, exitFinding, d.json(&report, "edit", "--from-file", editedFile), "one is gone")
 	require.Len(t, report, 251)
 	require.Equal(t, "edited", report[0].Outcome)
 	require.Contains(t, report[0].NowFails, "payload.latitude")
@@ -293,7 +293,7 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	require.Contains(t, shown.Edited[3].Value, "9007199254740993e-15", "every digit is kept")
 	require.Equal(t, fieldJSON{Name: "raw", Value: "/wA=", Base64: true}, shown.Edited[4])
 
-	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--from-file", mended}, {"edit", "--from-file", mended, "--set", "codec=8"}} {
+	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--from-file", editedFile}, {"edit", "--from-file", editedFile, "--set", "codec=8"}} {
 		code, _, errs = d.call(args...)
 		require.Equal(t, exitConfig, code, errs)
 	}
@@ -308,7 +308,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	require.Equal(t, []any{exitClean, "", "there are no dead letters\n"}, []any{code, out, errs}, "which is as it should be")
 	code, out, errs = d.call("retry", "--all", "--json")
 	require.Equal(t, []any{exitClean, "[]\n", "there are no dead letters\n"}, []any{code, out, errs})
-	d.park(servicetest.MovingRecord(fleet.DeviceID(1), 1))
+	d.deadLetter(servicetest.MovingRecord(fleet.DeviceID(1), 1))
 	file := filepath.Join(t.TempDir(), "none.jsonl")
 	for _, tt := range []struct {
 		args []string
@@ -345,7 +345,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 
 func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {
 	d := newDLQ(t)
-	d.park(servicetest.MovingRecord(fleet.DeviceID(1), 1), servicetest.MovingRecord(fleet.DeviceID(1), 2))
+	d.deadLetter(servicetest.MovingRecord(fleet.DeviceID(1), 1), servicetest.MovingRecord(fleet.DeviceID(1), 2))
 	require.NoError(t, d.client.XGroupCreateMkStream(t.Context(), d.Stream, d.Group, "0").Err())
 	pub := stream.NewPublisher(d.client, d.Stream, 0)
 	_, err := pub.Publish(t.Context(), [][]string{servicetest.MovingRecord(fleet.DeviceID(2), 1), servicetest.MovingRecord(fleet.DeviceID(2), 2), servicetest.MovingRecord(fleet.DeviceID(2), 3)})

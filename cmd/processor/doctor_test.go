@@ -72,13 +72,13 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 
 	ctx, client := t.Context(), dep.Client()
 	_, err := client.XReadGroup(ctx, &redis.XReadGroupArgs{
-		Group: dep.Group, Consumer: "somebody", Streams: []string{dep.Stream, ">"}, Block: -1,
+		Group: dep.Group, Consumer: "stranger", Streams: []string{dep.Stream, ">"}, Block: -1,
 	}).Result()
 	require.ErrorIs(t, err, redis.Nil)
-	require.NoError(t, client.XGroupCreateConsumer(ctx, dep.Stream, dep.Group, "somebody").Err())
+	require.NoError(t, client.XGroupCreateConsumer(ctx, dep.Stream, dep.Group, "stranger").Err())
 	code, d = examined(dep)
 	require.Equal(t, exitFinding, code)
-	require.Equal(t, levelError, d.has(`a foreign consumer "somebody" reads in our group, and holds nothing`))
+	require.Equal(t, levelError, d.has(`a foreign consumer "stranger" reads in our group, and holds nothing`))
 	require.Contains(t, d.remedy("holds nothing"), "Switch over")
 
 	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", dep.Stream, dep.Group)

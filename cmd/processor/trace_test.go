@@ -60,13 +60,13 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	require.Equal(t, []string{"in the stream", "in the stream"}, []string{tr.Entries[0].State, tr.Entries[1].State})
 	c := dep.Client()
 	got, err := c.XReadGroup(t.Context(), &redis.XReadGroupArgs{
-		Group: dep.Group, Consumer: "somebody", Streams: []string{dep.Stream, ">"}, Count: 2,
+		Group: dep.Group, Consumer: "stranger", Streams: []string{dep.Stream, ">"}, Count: 2,
 	}).Result()
 	require.NoError(t, err)
 	require.NoError(t, c.XAck(t.Context(), dep.Stream, dep.Group, got[0].Messages[0].ID).Err())
 	tr = traced(dep)
 	require.Equal(t, "pending", tr.Entries[0].State)
-	require.Contains(t, tr.Entries[0].Detail, "somebody")
+	require.Contains(t, tr.Entries[0].Detail, "stranger")
 	require.Equal(t, "done, no row", tr.Entries[1].State, "it was acknowledged by hand")
 
 	dep.Publish(servicetest.Record(servicetest.IMEI, 7), servicetest.Record("another-device", 2), servicetest.Record(servicetest.IMEI, 8))

@@ -1,7 +1,7 @@
-// Package cli is how the programs speak to people: results as text or JSON,
-// tables, colours, numbers, and lines that fit a terminal. A command line that
-// cannot be understood is answered with what is wrong, what may have been meant
-// and where to read on, and ends with code 3.
+// Package cli is how the programs present themselves: results as text or JSON,
+// tables, colours, numbers, and lines that fit a terminal. An invalid command
+// line gets a message with the problem, likely alternatives and the help command,
+// and exit code 3.
 package cli
 
 import (
@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// ExitUsage is the exit code of a command line that cannot be understood.
+// ExitUsage is the exit code of an invalid command line.
 const ExitUsage = 3
 
 // usageError is an error with ExitUsage.
@@ -23,8 +23,8 @@ func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 func (e *usageError) ExitCode() int { return ExitUsage }
 
-// Usage is what a command line that cannot be understood ends with: err, and
-// where to read on. Its ExitCode is ExitUsage.
+// Usage returns err with the help command of cmd appended; its ExitCode is
+// ExitUsage.
 func Usage(cmd *cobra.Command, err error) error {
 	var done *usageError
 	if err == nil || errors.As(err, &done) {
@@ -33,10 +33,10 @@ func Usage(cmd *cobra.Command, err error) error {
 	return &usageError{fmt.Errorf("%w\nsee %s --help", err, cmd.CommandPath())}
 }
 
-// Strict has root and all commands below it end with Usage wherever cobra finds
-// flags, arguments or commands wrong. It is called once all are added. A command
-// that only holds others prints its help; one that does not say which arguments
-// it takes takes none.
+// Strict makes root and all commands below it return Usage wherever cobra finds
+// invalid flags, arguments or commands. Call it after all are added. A command
+// that only has subcommands prints its help; one that declares no arguments
+// accepts none.
 func Strict(root *cobra.Command) {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return Usage(cmd, flagError(cmd, err)) })
@@ -56,7 +56,7 @@ func strict(cmd *cobra.Command) {
 		if err := check(cmd, args); err != nil {
 			return Usage(cmd, err)
 		}
-		// Cobra would ask again, and make an error of another kind of it.
+		// Cobra would check again, and return an error of another kind.
 		return Usage(cmd, errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()))
 	}
 	for _, c := range cmd.Commands() {
@@ -77,10 +77,10 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q%s", args[0], DidYouMean(args[0], "", names))
 }
 
-// DidYouMean offers those of some names that are like the one typed, as the end
-// of a sentence, empty where none is. Mark stands before each: "--" for flags.
+// DidYouMean returns the names similar to the one typed, as the end of a
+// sentence, or "". mark precedes each: "--" for flags.
 func DidYouMean(typed, mark string, names []string) string {
-	// Cobra knows what is alike, but of commands only.
+	// Cobra finds similar names, but of commands only.
 	parent := &cobra.Command{SuggestionsMinimumDistance: 2}
 	for _, name := range names {
 		parent.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
@@ -92,7 +92,7 @@ func DidYouMean(typed, mark string, names []string) string {
 	return "; did you mean " + mark + strings.Join(similar, " or "+mark) + "?"
 }
 
-// flagError is what is wrong with a flag, without the words of Go.
+// flagError describes an invalid flag in the terms of the command line.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	var invalid *pflag.InvalidValueError
@@ -113,7 +113,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// wanted says which values a type of flag takes, "" where the flag says so itself.
+// wanted returns the values that a type of flag accepts, "" if the flag's own error names them.
 func wanted(kind string) string {
 	switch kind {
 	case "int", "int32", "int64":

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/term"
 )
 
-// Columns is how wide help and tables may be.
+// Columns is the maximum width of help and tables.
 const Columns = 100
 
-// Color is what a terminal paints a text with.
+// Color is an escape sequence for a text on a terminal.
 type Color string
 
 const (
@@ -28,8 +28,8 @@ const (
 )
 
 // Output is where a command prints its result: JSON for programs, text for
-// people. Colours, and tables cut to maxColumns, only where somebody watches: a
-// file or another program gets all of it.
+// people. Colours, and tables cut to maxColumns, only on a terminal: a file or
+// another program gets everything.
 type Output struct {
 	W        io.Writer
 	JSON     bool
@@ -48,13 +48,13 @@ func New(w io.Writer, asJSON bool) *Output {
 	}
 }
 
-// IsTerminal reports whether somebody watches what is written to w.
+// IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Result prints v as one line of JSON, or calls text where people read.
+// Result prints v as one line of JSON, or calls text.
 func (o *Output) Result(v any, text func() error) error {
 	if !o.JSON {
 		return text()
@@ -88,7 +88,7 @@ func (o *Output) Paint(c Color, s string) string {
 	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
 }
 
-// Cell is a table cell with a colour; any other value is printed as it is, and
+// Cell is a table cell with a colour; any other value is printed unchanged, and
 // nil as "unknown".
 type Cell struct {
 	Value any
@@ -99,14 +99,14 @@ type Cell struct {
 func Colored(value any, c Color) Cell { return Cell{Value: value, Color: c} }
 
 // Table is a list of rows under a header, on a terminal at most maxColumns wide.
-// Columns of numbers are aligned to the right; where there is not enough room the
-// widest columns are cut, which an ellipsis shows, but not those in uncut.
+// Numeric columns are aligned to the right. If there is not enough room the
+// widest columns are cut, marked by an ellipsis, except those in uncut.
 type Table struct {
 	header []string
 	rows   [][]any
 }
 
-// uncut are the columns that are copied into the next command.
+// uncut are the columns whose values are copied into the next command.
 var uncut = []string{"ID", "ENTRY", "DEVICE", "FINGERPRINT"}
 
 func NewTable(header ...string) *Table { return &Table{header: header} }

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// text is a value on one line.
+// text returns a value on one line.
 func text(v any) string {
 	if v == nil {
 		return "unknown"
@@ -15,12 +15,12 @@ func text(v any) string {
 	return VisibleLine(strings.NewReplacer("\n", " ", "\t", " ").Replace(fmt.Sprint(v)))
 }
 
-// Number is a number of things, in groups of three digits for people.
+// Number is a count, printed in groups of three digits as text.
 type Number int64
 
 func (n Number) String() string { return Thousands(int64(n)) }
 
-// Count is a number of things with their name, in the plural for several.
+// Count returns a count with its noun, in the plural unless it is 1.
 func Count[T ~int | ~int64](n T, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -31,7 +31,7 @@ func Count[T ~int | ~int64](n T, thing string) string {
 	return Number(n).String() + " " + thing + "s"
 }
 
-// CountWere is so many things with their verb.
+// CountWere returns Count with the matching verb.
 func CountWere[T ~int | ~int64](n T, thing string) string {
 	if n == 1 {
 		return Count(n, thing) + " was"

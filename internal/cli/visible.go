@@ -9,24 +9,23 @@ import (
 	"unicode/utf8"
 )
 
-// unsafeRune reports whether a terminal, or a reader's eye, would take r for
-// something else than a character: control characters of both sets (ESC, BEL, CR,
-// CSI), line and paragraph separators, bidirectional overrides and isolates, and
-// whatever else has no shape, such as zero-width spaces. Newline and tab are not
-// among them where text may have lines.
+// unsafeRune reports whether a terminal or a reader would take r for something
+// other than a character: control characters of both sets (ESC, BEL, CR, CSI),
+// line and paragraph separators, bidirectional overrides and isolates, and other
+// invisible characters such as zero-width spaces. Newline and tab are allowed in
+// text of several lines.
 func unsafeRune(r rune) bool {
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || r == '\u034f' || r == '\u115f' || r == '\u1160' || r == '\u3164' || r == '\uffa0' ||
 		'\ufe00' <= r && r <= '\ufe0f'
 }
 
-// Visible is text from outside as a person may read it on a terminal: what is not
-// a visible character is written as an escape, \x1b or \u202e. Newlines and tabs
-// stay.
+// Visible returns text from outside in a form that is safe on a terminal: what is
+// not a visible character is escaped, \x1b or \u202e. Newlines and tabs stay.
 func Visible(s string) string {
 	return visible(s, func(r rune) bool { return r == '\n' || r == '\t' })
 }
 
-// VisibleLine is the same on one line: newlines and tabs are escapes, too.
+// VisibleLine is Visible on one line: newlines and tabs are escaped too.
 func VisibleLine(s string) string { return visible(s, func(rune) bool { return false }) }
 
 func visible(s string, keep func(rune) bool) string {
@@ -59,7 +58,7 @@ func visible(s string, keep func(rune) bool) string {
 	return b.String()
 }
 
-// paint is the sequences that a program colours its own text with.
+// paint matches the sequences with which a program colours its own text.
 var paint = regexp.MustCompile("\x1b\\[[0-9]{0,2}m")
 
 // VisiblePainted is Visible for text that the program has coloured: sequences
@@ -76,9 +75,9 @@ func VisiblePainted(s string) string {
 	return b.String()
 }
 
-// JSON returns a writer for encoded JSON that writes what a terminal would act
-// upon as \u escapes: programs read the same values as before. Each call must be
-// given whole characters.
+// JSON returns a writer for encoded JSON that escapes what a terminal would act
+// upon as \u: programs read the same values. Each call must pass whole
+// characters.
 func JSON(w io.Writer) io.Writer { return jsonWriter{w} }
 
 type jsonWriter struct{ w io.Writer }

@@ -1,12 +1,12 @@
-// Package crash keeps a dump ready at all times, so that one is there whatever
-// ends the process.
+// Package crash keeps a dump ready at all times, so that every way in which the
+// process can end leaves one.
 //
-// A panic cannot be hooked in goroutines that are not ours, and a fatal error
-// of the runtime cannot be recovered in any. So nothing is done at the moment of
-// a crash that could fail then: every second the header and what is in flight are
-// written to the spare one of two files, and the runtime is told to write there
-// as well when it ends the process (debug.SetCrashOutput). A crash appends the
-// panic and the stacks of all goroutines to the newest complete snapshot.
+// A panic cannot be hooked in goroutines that are not ours, and a fatal error of
+// the runtime cannot be recovered at all. So nothing that could fail is left for
+// the moment of a crash: every second the header and what is in flight are
+// written to the spare one of two files, and the runtime is set to write there
+// too when it ends the process (debug.SetCrashOutput). A crash appends the panic
+// and the stacks of all goroutines to the newest complete snapshot.
 //
 //	spare file: write header, snapshot, marker  ->  becomes the runtime's output
 //	the other one                               ->  becomes the spare
@@ -15,18 +15,18 @@
 //
 //  1. A panic in any goroutine, and any fatal error of the runtime, leaves one
 //     dump: version, member, settings, what is in flight, panic, all stacks.
-//  2. It never stops the exit: a folder that is missing, read-only or full costs
+//  2. It never prevents the exit: a folder that is missing, read-only or full costs
 //     the dump and one log line, not the end of the process, whose code stays
 //     Go's own 2.
 //  3. Dumps do not fill the disk: header and snapshot are cut at half of
 //     MaxBytes, whole dumps at MaxBytes when they are found at the next start, and
 //     only the newest few are kept.
-//  4. Files of living processes are left alone, whoever shares the folder; those
+//  4. Files of living processes are left alone, in a shared folder too; those
 //     of a process that was killed hold no crash and are removed.
 //
-// Panicked is for goroutines that can tell: it takes a fresh snapshot, says in
-// the log what happened, and gives the dump its final name at once. Every other
-// dump gets it at the next start, from Keep, which logs that it was found.
+// Panicked is for goroutines that can recover: it takes a fresh snapshot, logs
+// the panic, and gives the dump its final name immediately. Any other dump is
+// named and logged at the next start, by Record.
 //
-// The runtime's output is the whole process's, so only a command calls Keep.
+// The runtime's output is global to the process, so only a command calls Record.
 package crash

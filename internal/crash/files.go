@@ -23,7 +23,7 @@ func (r *Recorder) final(at time.Time, name string) string {
 
 // collect names the dumps of processes that are gone, and keeps the newest.
 func (r *Recorder) collect() {
-	files, _ := filepath.Glob(filepath.Join(r.cfg.Dir, running+"*")) // the pattern is right
+	files, _ := filepath.Glob(filepath.Join(r.cfg.Dir, running+"*")) // the pattern is valid
 	for _, path := range files {
 		r.keepDump(path)
 	}
@@ -31,7 +31,7 @@ func (r *Recorder) collect() {
 	slices.Sort(dumps)
 	for i, path := range dumps {
 		if i < len(dumps)-kept {
-			_ = os.Remove(path) // a dump too many does no harm, the next start tries again
+			_ = os.Remove(path) // the next start tries again
 			continue
 		}
 		if info, err := os.Stat(path); err == nil && info.Size() > r.cfg.MaxBytes {
@@ -40,11 +40,11 @@ func (r *Recorder) collect() {
 	}
 }
 
-// keepDump looks at a file that may have been left behind.
+// keepDump names a file left behind by a crashed process, or removes it.
 func (r *Recorder) keepDump(path string) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return // another member was quicker, or it is not ours to read
+		return // another process took it, or it is not readable
 	}
 	defer f.Close() //nolint:errcheck // only locked and read
 	if lock(f) != nil {

@@ -17,23 +17,23 @@ import (
 )
 
 const (
-	// every is how old a snapshot may be when the runtime ends the process.
+	// every is the maximum age of a snapshot when the runtime ends the process.
 	every = time.Second
-	// stallLimit bounds what is done before a panic goes on: the lock that a
-	// snapshot needs may be held by whoever panics.
+	// stallLimit bounds the delay of a panic: the lock that a
+	// snapshot needs may be held by the goroutine that panics.
 	stallLimit = 2 * time.Second
-	// kept is how many dumps stay.
+	// kept is the number of dumps kept.
 	kept = 10
 	// marker separates the snapshot from what the runtime writes.
 	marker = "\n--- crash\n"
 )
 
-// Config is what a dump says and where it goes. Every field is needed.
+// Config is the content of a dump and its destination. Every field is required.
 type Config struct {
 	Dir      string
-	MaxBytes int64  // most bytes of one dump
+	MaxBytes int64  // maximum bytes of one dump
 	Name     string // of the process, part of the file's name
-	Header   []byte // says what crashed: version, member, settings
+	Header   []byte // identifies the process: version, member, settings
 }
 
 // Recorder keeps a dump ready. Its methods may be called from any goroutine.
@@ -51,8 +51,8 @@ type Recorder struct {
 }
 
 // Record keeps a dump ready while work runs, and returns what work returns. It
-// first gives dumps of earlier processes their names. A folder that cannot be
-// written is tried again every second.
+// first names the dumps of earlier processes. A folder that is not writable is
+// retried every second.
 func Record(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Recorder) error) error {
 	r := &Recorder{cfg: cfg, log: log.With("component", "crash"), active: -1}
 	debug.SetTraceback("all")
@@ -70,8 +70,7 @@ func Record(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Reco
 	return err
 }
 
-// Watch has snapshots say what is in flight from now on. Until then there is
-// nothing to say.
+// Watch adds the output of snapshot to the dump from now on.
 func (r *Recorder) Watch(snapshot func(w io.Writer)) { r.snapshot.Store(&snapshot) }
 
 // run takes a snapshot every second until ctx ends.
@@ -88,8 +87,8 @@ func (r *Recorder) run(ctx context.Context) {
 	}
 }
 
-// Panicked is called with what a goroutine panicked with, before the panic goes
-// on to end the process. It returns within a moment whatever happens.
+// Panicked records the value of a panic, before the panic propagates and ends
+// the process. It always returns within stallLimit.
 func (r *Recorder) Panicked(value any) {
 	r.panicked.Do(func() {
 		done := make(chan string, 1)
@@ -120,14 +119,14 @@ func (r *Recorder) name() string {
 	return to
 }
 
-// close removes the files: nothing crashed.
+// close removes the files when the process ends without a crash.
 func (r *Recorder) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // taking it away cannot fail
+	_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // resetting it cannot fail
 	for i, f := range r.files {
 		if f != nil {
-			_ = os.Remove(f.Name()) // one that stays is removed by the next start
+			_ = os.Remove(f.Name()) // the next start removes it otherwise
 			_ = f.Close()
 			r.files[i] = nil
 		}
@@ -135,8 +134,8 @@ func (r *Recorder) close() {
 	r.active = -1
 }
 
-// write puts a snapshot into the spare file and makes it the runtime's output.
-// When that fails the one before stays.
+// write writes a snapshot to the spare file and makes it the runtime's output. If
+// that fails the previous one stays.
 func (r *Recorder) write() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -165,13 +164,13 @@ func (r *Recorder) renew() error {
 	}
 	// The runtime's copy shares the position, which is now the end.
 	if err := debug.SetCrashOutput(f, debug.CrashOptions{}); err != nil {
-		return fmt.Errorf("hand dump to the runtime: %w", err)
+		return fmt.Errorf("set dump as crash output: %w", err)
 	}
 	r.active = spare
 	return nil
 }
 
-// compose fills the buffer, which the caller's lock guards.
+// compose fills the buffer. The caller holds the lock.
 func (r *Recorder) compose() {
 	most := int(r.cfg.MaxBytes / 2)
 	r.buf.Reset()
@@ -189,8 +188,8 @@ func (r *Recorder) compose() {
 	r.buf.WriteString(marker)
 }
 
-// open opens one of the two files and locks it, which tells other processes
-// that this one lives.
+// open opens one of the two files and locks it; the lock shows other processes
+// that this one is alive.
 func (r *Recorder) open(i int) (*os.File, error) {
 	if r.files[i] != nil {
 		return r.files[i], nil
@@ -213,7 +212,7 @@ func lock(f *os.File) error {
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
-// limited passes on what there is room for, and pretends about the rest.
+// limited writes up to a limit and discards the rest.
 type limited struct {
 	to   io.Writer
 	left int

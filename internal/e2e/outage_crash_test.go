@@ -74,7 +74,7 @@ func TestACrashLeavesADumpThatNamesWhatWasInFlightAndNoSecrets(t *testing.T) {
 		require.Contains(t, text, part)
 	}
 	require.NotContains(t, text, "s3cr3t")
-	require.NotContains(t, text, "latitude", "where somebody is stays out unless PANIC_DUMP_POSITIONS=true")
+	require.NotContains(t, text, "latitude", "coordinates are omitted unless PANIC_DUMP_POSITIONS=true")
 	require.Zero(t, next.Terminate())
 	left, err := filepath.Glob(filepath.Join(dir, "running-*"))
 	require.NoError(t, err)

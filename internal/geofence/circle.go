@@ -4,7 +4,7 @@ import "math"
 
 const radian = math.Pi / 180
 
-// circle is all places at most radius away from the center on the sphere.
+// circle contains all points at most radius away from the center on the sphere.
 type circle struct {
 	center point
 	radius float64 // metres
@@ -39,11 +39,10 @@ func (c *circle) box() (lo, hi point) {
 	return point{c.center.x - wide, south}, point{c.center.x + wide, north}
 }
 
-// spans appends the intervals of the leg on which it is in the circle. They
-// are found with the point test itself, on the straight line in longitude and
-// latitude on which every position between two fixes is taken to be: between
-// neighbouring extremes of the distance the edge is met at most once, and
-// there by halving.
+// spans appends the intervals of the leg inside the circle. They are found with
+// the point test itself on the straight line in longitude and latitude between
+// the fixes: between neighbouring extremes of the distance the boundary is met at
+// most once, and bisection finds where.
 func (c *circle) spans(dst []span, l leg) []span {
 	inP, inQ := c.contains(l.p), c.contains(l.q)
 	if l.p == l.q {
@@ -83,7 +82,7 @@ func (c *circle) spans(dst []span, l leg) []span {
 	return dst
 }
 
-// halve finds where the point test changes between a, where it says in, and b.
+// halve bisects where the point test changes between a, with result in, and b.
 // It returns the side of the change that is inside.
 func (c *circle) halve(l leg, a, b float64, in bool) float64 {
 	const steps = 44
@@ -112,7 +111,7 @@ type slope struct {
 func newSlope(c *circle, l leg) slope {
 	end := l.at(1)
 	s := slope{c: c, l: l, lat: (end.y - l.p.y) * radian, lon: (end.x - l.p.x) * radian}
-	// The term by term bounds keep their proportion to the derivatives near
+	// Bounds per term keep their proportion to the derivatives near
 	// the poles, where a common one would be far too large.
 	cos := 1.0
 	if (l.p.y > 0) == (l.q.y > 0) {
@@ -139,9 +138,9 @@ func (s slope) at(t float64) (first, second float64) {
 }
 
 // extremes appends, in order, where between a and b the distance stops falling
-// or rising. An interval is done when the first derivative cannot become zero,
-// or when the second cannot and so the first is zero at most once. Where both
-// are all but zero the distance is all but constant, and the depth ends the
+// or rising. An interval is finished when the first derivative cannot become
+// zero, or when the second cannot, so that the first is zero at most once. Where
+// both are almost zero the distance is almost constant, and depth ends the
 // search.
 func (s slope) extremes(dst []float64, a, b float64, depth int) []float64 {
 	const deepest = 16

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// CrossingKind is what happened at a crossing.
+// CrossingKind is the kind of a crossing.
 type CrossingKind string
 
 // The kinds of crossings, as stored. Areas and circles are entered and left,
@@ -20,7 +20,7 @@ const (
 	Backward CrossingKind = "backward"
 )
 
-// Crossing is one change between a device and a fence. Device, FenceID, Kind,
+// Crossing is one change of a device relative to a fence. Device, FenceID, Kind,
 // LaterUS and Ordinal identify it.
 type Crossing struct {
 	Fence     int // version in the set, at the later fix or else at the earlier
@@ -47,14 +47,13 @@ func (s *Set) Initial(dst []Crossing, first Fix) []Crossing {
 	return dst
 }
 
-// Crossings appends what happened on the way from prev to next, ordered by
-// time, then fence, then ordinal. It depends on nothing but the set and the two
-// fixes: membership before is the point test at prev. When next is not later
-// than prev, or either is out of range, nothing is appended.
+// Crossings appends the crossings between prev and next, ordered by time, then
+// fence, then ordinal. It is a function of the set and the two fixes: membership
+// before is the point test at prev. If next is not later than prev, or either is
+// out of range, nothing is appended.
 //
-// When more than maxGap lies between the fixes only the net change is
-// reported, at next; so it is for a fence of which not the same version is
-// valid at both fixes.
+// Only the net change is reported, at next, if more than maxGap lies between the
+// fixes, and for a fence of which different versions are valid at the fixes.
 func (s *Set) Crossings(dst []Crossing, prev, next Fix, maxGap time.Duration) []Crossing {
 	if s.Len() == 0 || next.TimeUS <= prev.TimeUS {
 		return dst
@@ -83,10 +82,9 @@ func (s *Set) Crossings(dst []Crossing, prev, next Fix, maxGap time.Duration) []
 	return dst
 }
 
-// Track appends what happened along fixes that are ordered by time: the
-// crossings of each pair of neighbours, and with first what Initial says of
-// the first one. Evaluating a track in pieces that share one fix gives the same
-// rows as evaluating it at once.
+// Track appends the crossings along fixes ordered by time: those of each pair of
+// neighbours, and with first those of Initial for the first fix. Evaluating a
+// track in pieces that share one fix gives the same rows as evaluating it whole.
 func (s *Set) Track(dst []Crossing, fixes []Fix, maxGap time.Duration, first bool) []Crossing {
 	if first && len(fixes) > 0 {
 		dst = s.Initial(dst, fixes[0])
@@ -185,7 +183,7 @@ func (s *Set) crossings(dst []Crossing, i int, prev, next Fix, l leg) []Crossing
 	return dst
 }
 
-// united sorts the spans and joins those that meet.
+// united sorts the spans and joins those that touch.
 func united(spans []span) []span {
 	if len(spans) < 2 {
 		return spans
@@ -202,7 +200,7 @@ func united(spans []span) []span {
 	return joined
 }
 
-// crossingAt is a crossing at the later fix.
+// crossingAt returns a crossing at the later fix.
 func (s *Set) crossingAt(i int, kind CrossingKind, prev, next Fix) Crossing {
 	return Crossing{
 		Fence: i, FenceID: s.versions[i].fence.ID, Kind: kind,
@@ -211,7 +209,7 @@ func (s *Set) crossingAt(i int, kind CrossingKind, prev, next Fix) Crossing {
 	}
 }
 
-// crossingOn is a crossing at fraction t of the way.
+// crossingOn returns a crossing at fraction t of the leg.
 func (s *Set) crossingOn(i int, kind CrossingKind, prev, next Fix, l leg, t float64, ordinal int) Crossing {
 	c := s.crossingAt(i, kind, prev, next)
 	c.Ordinal = ordinal

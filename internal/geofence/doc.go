@@ -1,14 +1,13 @@
-// Package geofence reports which fences a device is in and what it crossed on the
-// way from one fix to the next. It is pure: the answer depends on the set of
-// fences and the fixes given and on nothing else, there is no clock, no
-// goroutine and no state.
+// Package geofence computes which fences a device is in and which it crossed
+// between two fixes. It is pure: the result depends only on the set of fences and
+// the fixes; there is no clock, no goroutine and no state.
 //
-// A [Set] is built from fence versions and shared by all workers. For each
-// record of a device the pipeline asks [Set.Crossings] with the fix before it
-// and the fix itself, and [Set.Initial] for the first fix of all. Rehydration,
-// recomputation of a window, the operator's verify command and the oracle ask
-// the same questions. [Fence.Check] tells the reason before a fence is stored,
-// [ParseFeatures] reads fences from a file. A reload is [Set.Renew].
+// A [Set] is built from fence versions and shared by all workers. For each record
+// of a device the pipeline calls [Set.Crossings] with the previous fix and the
+// fix itself, and [Set.Initial] for the first fix of all. Rehydration,
+// recomputation of a window, the operator's verify command and the oracle make
+// the same calls. [Fence.Check] validates a fence before it is stored,
+// [ParseFeatures] reads fences from a file. [Set.Renew] reloads a set.
 //
 // # Promises
 //
@@ -22,56 +21,55 @@
 //     lead from the point test at the earlier fix to the point test at the later
 //     one, whatever the rounding. With the enters marked Initial, the last row
 //     per fence says where the device is.
-//  3. A way across a whole fence gives enter and exit; across a concave fence or
-//     a hole several, with ordinals from 0 in order of time.
-//  4. Time and place are interpolated along the way and lie between the fixes.
+//  3. A leg across a whole fence gives enter and exit; across a concave fence or a
+//     hole several, with ordinals from 0 in order of time.
+//  4. Time and place are interpolated along the leg and lie between the fixes.
 //  5. The point test in areas is exact for the given doubles, edges included.
 //  6. A fence that is invalid is skipped and reported, and no other is affected.
-//  7. A record that crosses nothing allocates nothing, and without fences it
-//     costs next to nothing.
+//  7. A record without crossings allocates nothing, and without fences the cost is
+//     negligible.
 //  8. The order in which fences are given changes no row.
 //  9. Memory stays in proportion to the text of the fences.
 //
 // # What counts
 //
-// The way between two fixes is the straight line in longitude and latitude, the
-// short way round the world, at constant speed. Areas are meant in the same
-// plane. Circles are measured on the sphere of [EarthRadiusM] by the haversine
-// formula; where the way meets one is found with that point test itself.
+// The leg between two fixes is the straight line in longitude and latitude, the
+// short way round the world, at constant speed. Areas lie in the same plane.
+// Circles are measured on the sphere of [EarthRadiusM] by the haversine formula;
+// where a leg meets one is found with that point test itself.
 //
-// The edge counts as inside. The instants inside a fence are thus closed
-// intervals, and crossings are their ends. A touch from outside, of a corner or
-// with a fix on an edge, is an interval of no length: enter and exit at one
-// instant. It has to be, because a fix exactly there is inside, and a record
-// that arrives late must not change what its neighbours say. For the same
-// reason touching the edge of a hole from inside is nothing.
+// The boundary counts as inside. The instants inside a fence are thus closed
+// intervals, and crossings are their ends. Touching it from outside, at a corner
+// or with a fix on an edge, is an interval of length 0: enter and exit at one
+// instant. This is necessary, because a fix exactly there is inside, and a late
+// record must not change the crossings of its neighbours. For the same reason
+// touching the edge of a hole from inside is no crossing.
 //
 // A gate is passed forward from the left of the line, as drawn from its first
-// position to its last, to its right; whoever stands at the first position and
-// looks at the last has it going from left to right. The line itself counts as
+// position to its last, to its right; seen from the first position towards the last, it goes from left to right. The line itself counts as
 // its right side, so a fix exactly on it does not pass the gate twice. The ends
-// belong to the gate. Nobody is ever inside a gate.
+// belong to the gate. No device is ever inside a gate.
 //
 // An edge longer than 180 degrees goes the short way round; one of exactly 360
 // degrees along a parallel goes all the way. A ring round the world holds the
-// pole on its smaller side. The direction of a ring means nothing. The parts of
+// pole on its smaller side. The direction of a ring has no meaning. The parts of
 // a MultiPolygon are united; they may share a border, as those cut at the
 // antimeridian do. The rings of one part have to be a valid polygon.
 //
 // A fence is a series of versions with spans of device time. Membership at a
-// fix is judged by the version valid at the time of that fix; a version that is
+// fix is that of the version valid at the time of that fix; a version that is
 // not enabled contains nothing. When the same version is not valid at both
 // fixes, only the net change counts, at the later fix, and no gate is passed. A
-// version whose span lies between two fixes leaves no trace. The same net change
+// version whose span lies between two fixes has no effect. The same net change
 // is all that counts across a gap longer than the given one.
 //
 // # What it does not promise
 //
-// A way that crosses a pole is not recognised as such. Two rows at one instant
-// can come from places that differ by less than a rounding. Fixes outside the
-// ranges of latitude and longitude are ignored, not reported.
+// A leg across a pole is not recognised. Two rows at one instant can come from
+// places that differ by less than a rounding error. Fixes outside the ranges of
+// latitude and longitude are ignored, not reported.
 //
-// # What it stands on
+// # Libraries
 //
 // The R-tree is tidwall/rtree. Reading and validating geometries is
 // simplefeatures. Point tests are not: of 20,000 points computed to lie on the

@@ -25,12 +25,12 @@ type feature struct {
 
 // ParseFeatures reads the fences of a GeoJSON FeatureCollection, or of a single
 // Feature, and checks each. A feature that is invalid is skipped and reported in
-// the second result; the error says that the text as a whole cannot be read.
+// the second result; the error reports that the text as a whole cannot be read.
 //
 // The properties of a feature are id (or the feature's own), name, radius_m,
 // valid_from and valid_to (RFC 3339, open where missing), enabled (true where
-// missing) and kind. A kind other than area, circle and gate is taken for a
-// remark, and the geometry's type decides.
+// missing) and kind. A kind other than area, circle and gate is
+// ignored, and the geometry's type decides.
 func ParseFeatures(text []byte) ([]Fence, []*FenceError, error) {
 	var file struct {
 		Type     string            `json:"type"`
@@ -100,7 +100,7 @@ func parseFeature(raw json.RawMessage) (Fence, error) {
 	return f, err
 }
 
-// textOf is an id as text: a JSON string, or a number as it is written.
+// textOf returns an id as text: a JSON string, or a number as it is written.
 func textOf(id json.RawMessage) (string, error) {
 	if len(id) == 0 || string(id) == "null" {
 		return "", errors.New("has no id")
@@ -116,7 +116,7 @@ func textOf(id json.RawMessage) (string, error) {
 	return "", fmt.Errorf("id %s is neither text nor a number", id)
 }
 
-// kindOf is the only kind that a geometry can have.
+// kindOf returns the only kind that a geometry can have.
 func kindOf(geometry json.RawMessage) (Kind, error) {
 	g, err := parseGeometry(string(geometry))
 	switch {

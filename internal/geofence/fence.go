@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Kind is what a fence is.
+// Kind is the kind of a fence.
 type Kind string
 
 // The kinds of fences, as stored.
@@ -16,7 +16,7 @@ const (
 	Gate   Kind = "gate"   // LineString with a direction
 )
 
-// Limits beyond which a fence is refused.
+// Limits beyond which a fence is invalid.
 const (
 	// MaxVertices is the largest number of positions of one fence.
 	MaxVertices = 20_000
@@ -66,33 +66,33 @@ type Fence struct {
 	Enabled  bool // a version that is not enabled holds its span and contains nothing
 }
 
-// Check is the reason why NewSet would refuse the fence on its own, or nil.
+// Check returns why NewSet would skip this fence on its own, or nil.
 func (f Fence) Check() error {
 	_, err := f.compile(nil)
 	return err
 }
 
-// FenceError names a fence that was left out of a set.
+// FenceError reports a fence that was skipped.
 type FenceError struct {
 	Index int // in the slice given to NewSet
 	ID    string
 	Err   error
 }
 
-// Error names the fence and the reason.
+// Error returns the fence and the reason.
 func (e *FenceError) Error() string { return fmt.Sprintf("fence %q: %v", e.ID, e.Err) }
 
-// Unwrap is the reason.
+// Unwrap returns the reason.
 func (e *FenceError) Unwrap() error { return e.Err }
 
-// shape is the compiled geometry of a fence: one of the three.
+// shape is the compiled geometry of a fence; exactly one field is set.
 type shape struct {
 	area   []*polygon
 	circle *circle
 	gate   *gate
 }
 
-// contains is the point test. A gate contains nothing.
+// contains is the point test. A gate contains no point.
 func (s *shape) contains(p point) bool {
 	if s.circle != nil {
 		return s.circle.contains(p)

@@ -141,7 +141,7 @@ func framePole(shell []point, turns int, holes [][]point) (*polygon, error) {
 	return g, nil
 }
 
-// checkPolygon refuses what is not a polygon, and says why.
+// checkPolygon returns why the rings are not a valid polygon, or nil.
 func checkPolygon(rings [][]point) error {
 	lines := make([]geom.LineString, len(rings))
 	for i, ring := range rings {

@@ -17,7 +17,7 @@ func settle(v float64) float64 {
 	return v
 }
 
-// side is the value of the determinant that tells on which side of the line
+// side returns the determinant whose sign is the side of the line
 // from a to b the point c lies (positive is left), rounded, and a bound of its
 // error. The conversions keep the compiler from fusing the operations, which
 // would make results differ between processors.
@@ -29,8 +29,8 @@ func side(a, b, c point) (det, bound float64) {
 	return left - right, factor * (math.Abs(left) + math.Abs(right))
 }
 
-// orient is 1 when c lies left of the line from a to b, -1 when it lies right
-// of it and 0 when it lies on it: the exact answer for the given doubles.
+// orient returns 1 if c lies left of the line from a to b, -1 if it lies right of
+// it and 0 if it lies on it: the exact answer for the given doubles.
 func orient(a, b, c point) int {
 	det, bound := side(a, b, c)
 	switch {

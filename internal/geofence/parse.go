@@ -10,7 +10,7 @@ import (
 	"github.com/peterstace/simplefeatures/geom"
 )
 
-// drawing is what of a fence makes its shape.
+// drawing is the part of a fence that determines its shape.
 type drawing struct {
 	kind     Kind
 	geometry string
@@ -222,8 +222,8 @@ func positions(seq geom.Sequence) ([]point, error) {
 	return line, nil
 }
 
-// position checks one position. Longitudes beyond 180 are in use for fences
-// across the antimeridian, so one turn more is taken.
+// position checks one position. Longitudes beyond 180 are common for fences
+// across the antimeridian, so one more turn is accepted.
 func position(xy geom.XY) (point, error) {
 	switch {
 	case math.IsNaN(xy.X) || math.IsNaN(xy.Y):

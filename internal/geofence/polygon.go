@@ -24,7 +24,7 @@ type leg struct {
 	turn float64
 }
 
-// newLeg is the way from p to q. A way of exactly half the world goes as the
+// newLeg returns the leg from p to q. A leg of exactly half the world goes as the
 // longitudes are written.
 func newLeg(p, q point) leg {
 	l := leg{p: p, q: q}
@@ -37,13 +37,13 @@ func newLeg(p, q point) leg {
 	return l
 }
 
-// shifted is the leg moved copies times round the world. Each longitude is
+// shifted returns the leg moved copies times round the world. Each longitude is
 // rounded once, exactly as in the point test, so the two cannot disagree.
 func (l leg) shifted(copies float64) (p, q point) {
 	return point{l.p.x + 360*copies, l.p.y}, point{l.q.x + 360*(copies+l.turn), l.q.y}
 }
 
-// at is the place at fraction t of the way; its longitude may lie outside of
+// at returns the point at fraction t of the leg; its longitude may lie outside of
 // -180 to 180.
 func (l leg) at(t float64) point {
 	dx := l.q.x + 360*l.turn - l.p.x
@@ -58,12 +58,12 @@ type edge struct{ a, b point }
 type polygon struct {
 	edges    []edge
 	min, max point
-	// exact says that longitudes are rounded to a grid on which turns round
+	// exact: longitudes are rounded to a grid on which turns round
 	// the world lose nothing. Only polygons that meet themselves on the far
 	// side need it.
 	exact bool
-	// pole says that the polygon holds a pole. Its edges are there for every
-	// longitude that a leg can have, so legs are looked at where they are.
+	// pole: the polygon contains a pole. It has edges for every longitude that a leg
+	// can have, so legs are tested where they are.
 	pole bool
 
 	// bands lists the edges by the latitudes they pass, nil for few edges.
@@ -128,7 +128,7 @@ func (g *polygon) band(y float64) int {
 	return max(0, min(int((y-g.min.y)*g.perBand), len(g.bands)-1))
 }
 
-// place tells where a point lies.
+// place is where a point lies relative to a polygon.
 type place int
 
 const (
@@ -137,7 +137,7 @@ const (
 	inside
 )
 
-// locate is the exact place of a point that is already in the polygon's frame.
+// locate returns the exact place of a point that is already in the polygon's frame.
 func (g *polygon) locate(p point) place {
 	if p.x < g.min.x || p.x > g.max.x || p.y < g.min.y || p.y > g.max.y {
 		return outside
@@ -168,8 +168,8 @@ func (g *polygon) locate(p point) place {
 	return outside
 }
 
-// ray is inside when the ray from p to the east passes the edge, and boundary
-// when p is on the edge.
+// ray returns inside if the ray from p to the east passes the edge, and boundary
+// if p is on the edge.
 func (e *edge) ray(p point) place {
 	a, b := e.a, e.b
 	if a.y > b.y {
@@ -211,7 +211,7 @@ func (g *polygon) contains(p point) bool {
 	return false
 }
 
-// turns is how many turns round the world a point and the frame can be apart.
+// turns returns how many turns round the world a point and the frame can be apart.
 func (g *polygon) turns() int {
 	if g.pole {
 		return 0

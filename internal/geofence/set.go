@@ -35,15 +35,15 @@ type version struct {
 }
 
 // NewSet indexes the fences. A fence that is invalid is skipped and reported in
-// the second result; the others are not affected. Of versions of one fence
+// the second result; other fences are not affected. Of versions of one fence
 // with spans that overlap the one that begins first is kept, of two that begin
 // together the one that comes first in fences.
 func NewSet(fences []Fence) (*Set, []*FenceError) {
 	return (*Set)(nil).Renew(fences)
 }
 
-// Renew is NewSet for fences most of which are in s already: the geometries of
-// those are not read and checked again. s itself stays as it is.
+// Renew is NewSet for fences that are mostly in s already: their geometries are
+// not read and checked again. s itself does not change.
 func (s *Set) Renew(fences []Fence) (*Set, []*FenceError) {
 	known := make(map[drawing]*shape, s.Len())
 	for i := range s.Len() {
@@ -94,7 +94,7 @@ func newSet(fences []Fence, known map[drawing]*shape) (*Set, []*FenceError) {
 	return s, refused
 }
 
-// Len is the number of versions in the set.
+// Len returns the number of versions in the set.
 func (s *Set) Len() int {
 	if s == nil {
 		return 0
@@ -102,8 +102,8 @@ func (s *Set) Len() int {
 	return len(s.versions)
 }
 
-// Fence is version i of the set, 0 <= i < Len. Versions are sorted by ID, then
-// by span.
+// Fence returns version i of the set, 0 <= i < Len. Versions are sorted by ID,
+// then by span.
 func (s *Set) Fence(i int) Fence { return s.versions[i].fence }
 
 // At appends to dst the versions that contain the fix and are valid at its

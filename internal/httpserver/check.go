@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// freshness is for how long the result of a check is used again, so that
-// frequent probes do not add load to the dependencies.
+// freshness is how long the result of a check is reused, so that frequent probes
+// do not add load to the dependencies.
 const freshness = time.Second
 
 var (
@@ -29,9 +29,9 @@ type check struct {
 	err     error         // its result
 }
 
-// status is the last result while it is fresh, otherwise that of a new probe.
-// It answers within the timeout even if the probe does not. The probe is
-// started by launch, which refuses once the server closes.
+// status returns the last result while it is fresh, otherwise that of a new
+// probe. It returns within the timeout even if the probe does not. launch starts
+// the probe; it refuses once the server closes.
 func (c *check) status(ctx context.Context, launch func(probe func()) bool) error {
 	c.mu.Lock()
 	if !c.at.IsZero() && time.Since(c.at) < freshness {

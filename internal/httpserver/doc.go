@@ -1,21 +1,21 @@
 // Package httpserver is the HTTP endpoint of an instance: liveness, readiness,
 // metrics and profiles.
 //
-// What it promises:
+// Promises:
 //
-//  1. It changes nothing: every route answers GET and HEAD only. Operators'
+//  1. It changes nothing: every route accepts GET and HEAD only. Operators'
 //     changes go through the database, where they leave an audit row.
-//  2. /readyz says ready only when every expected check has registered and has
-//     answered without an error within the last second or now, and the service
-//     is not draining. Otherwise it says 503 and names what is not ready.
-//  3. A check that hangs holds up nobody: the answer comes after CheckTimeout,
-//     and no second run of that check begins while one is under way.
+//  2. /readyz reports ready only if every expected check has registered and has
+//     succeeded within the last second or now, and the service is not draining.
+//     Otherwise it returns 503 and names what is not ready.
+//  3. A check that hangs delays no request: the response comes after CheckTimeout,
+//     and a check never runs twice at a time.
 //  4. Profiles are served to clients on the same machine only, unless the
 //     configuration opens them.
 //
-// /healthz says only that the process answers. It does not look at
-// dependencies on purpose: restarting does not fix another member's outage.
+// /healthz reports only that the process responds. It does not check dependencies
+// on purpose: a restart does not fix another service's outage.
 //
-// The service listens before its dependencies are up and closes last, so that
-// a start that hangs and a drain that takes its time can both be watched.
+// The server listens before its dependencies are up and closes last, so that a
+// slow start and a slow drain can both be observed.
 package httpserver

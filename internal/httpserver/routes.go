@@ -23,14 +23,14 @@ const index = `The Processor: positions from a Redis Stream into Postgres.
 /debug/pprof/  profiles, for clients on this machine unless PPROF=true
 `
 
-// Readiness is the answer of /readyz.
+// Readiness is the response of /readyz.
 type Readiness struct {
 	Ready    bool              `json:"ready"`
 	NotReady []string          `json:"not_ready"` // names, sorted
-	Checks   map[string]string `json:"checks"`    // name to "ok" or what is wrong
+	Checks   map[string]string `json:"checks"`    // name to "ok" or the error
 }
 
-// routes is the handler of all paths. Probes of checks end with ctx.
+// routes returns the handler of all paths. Probes of checks end with ctx.
 func (s *Server) routes(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, index) })
@@ -44,7 +44,7 @@ func (s *Server) routes(ctx context.Context) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(r) // a client that is gone needs no answer
+		_ = json.NewEncoder(w).Encode(r) // the client may be gone
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(s.log.Handler(), slog.LevelError),
@@ -54,7 +54,7 @@ func (s *Server) routes(ctx context.Context) http.Handler {
 		Timeout:             10 * time.Second,
 		EnableOpenMetrics:   true,
 	}))
-	// The command line is left out: it is no profile.
+	// Without cmdline: it is not a profile.
 	mux.Handle("GET /debug/pprof/", s.guard(pprof.Index))
 	mux.Handle("GET /debug/pprof/profile", s.guard(pprof.Profile))
 	mux.Handle("GET /debug/pprof/symbol", s.guard(pprof.Symbol))
@@ -62,7 +62,7 @@ func (s *Server) routes(ctx context.Context) http.Handler {
 	return mux
 }
 
-// readiness asks all checks at the same time.
+// readiness runs all checks concurrently.
 func (s *Server) readiness(ctx context.Context) Readiness {
 	s.mu.Lock()
 	checks := maps.Clone(s.checks)
@@ -121,5 +121,5 @@ func text(w http.ResponseWriter, status int, body string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // a client that is gone needs no answer
+	_, _ = w.Write([]byte(body)) // the client may be gone
 }

@@ -16,16 +16,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// closeTimeout is how long running requests may take when the server stops.
+// closeTimeout bounds running requests when the server stops.
 const closeTimeout = time.Second
 
-// Config is what a Server needs to know.
+// Config configures a Server.
 type Config struct {
 	Host         string        // address to listen on; empty means all interfaces
-	Port         int           // 0 takes a free one
+	Port         int           // 0 selects a free one
 	Pprof        bool          // profiles for every client, not only for those on this machine
 	Checks       []string      // names of the checks without which the service is not ready
-	CheckTimeout time.Duration // longest wait for one check
+	CheckTimeout time.Duration // maximum wait for one check
 }
 
 func (c Config) validate() error {
@@ -51,7 +51,7 @@ type Server struct {
 	mu       sync.Mutex
 	checks   map[string]*check // guarded by mu
 	listener net.Listener      // guarded by mu; nil until Listen
-	closed   bool              // guarded by mu; no probe starts any more
+	closed   bool              // guarded by mu; no further probe starts
 }
 
 // New returns a server that serves the metrics of reg. It does not listen yet.
@@ -71,20 +71,20 @@ func New(cfg Config, reg *prometheus.Registry, log *slog.Logger) (*Server, error
 	return s, nil
 }
 
-// Ready registers a check of readiness, in the place of an earlier one of the
-// same name. The check is called at most once a second, never twice at a time,
-// and its context ends after CheckTimeout.
+// Ready registers a readiness check and replaces an earlier one of the same name.
+// The check is called at most once a second, never concurrently, and its context
+// ends after CheckTimeout.
 func (s *Server) Ready(name string, run func(ctx context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.checks[name] = &check{run: run, timeout: s.cfg.CheckTimeout}
 }
 
-// SetDraining makes the service not ready for good, whatever the checks say.
+// SetDraining makes the service permanently not ready, whatever the checks report.
 func (s *Server) SetDraining() { s.draining.Store(true) }
 
-// Listen binds the port. Run does it where it has not been done; calling it
-// first makes a taken port an error of the start.
+// Listen binds the port. Run does so if it was not called before; calling it
+// first makes a port in use an error of the start.
 func (s *Server) Listen(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,7 +103,7 @@ func (s *Server) Listen(ctx context.Context) error {
 	return nil
 }
 
-// Addr is the address in use, or "" before Listen.
+// Addr returns the address in use, or "" before Listen.
 func (s *Server) Addr() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,8 +113,8 @@ func (s *Server) Addr() string {
 	return s.listener.Addr().String()
 }
 
-// Run serves until ctx is cancelled, then lets running requests end for a
-// moment. It may be called once.
+// Run serves until ctx is cancelled, then gives running requests closeTimeout to
+// end. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.Listen(ctx); err != nil {
 		return err
@@ -145,13 +145,13 @@ func (s *Server) Run(ctx context.Context) error {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if err := server.Shutdown(closing); err != nil {
-		_ = server.Close() // a request that outlives the moment is cut
+		_ = server.Close() // a request that exceeds closeTimeout is cut
 	}
 	<-served //nolint:errcheck // http.ErrServerClosed, since we closed it
 	return nil
 }
 
-// launch starts a probe that Run waits for, unless Run is at its end.
+// launch starts a probe that Run waits for, unless the server is closing.
 func (s *Server) launch(probe func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -86,18 +86,18 @@ func stageWrongName(dep *servicetest.Deployment) staged {
 func stageLock(dep *servicetest.Deployment) staged {
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
-	somebody(dep, "lock table positions in access exclusive mode")
+	blocker(dep, "lock table positions in access exclusive mode")
 	dep.Publish(servicetest.Records(0, 3)...)
 	return staged{after: func() { dep.AwaitStored(3, 5*time.Second) }}
 }
 
-// somebody leaves a transaction open in which a statement was run.
-func somebody(dep *servicetest.Deployment, sql string) {
+// blocker leaves a transaction open in which a statement was run.
+func blocker(dep *servicetest.Deployment, sql string) {
 	dep.T.Helper()
 	u, err := url.Parse(dep.PostgresURL)
 	require.NoError(dep.T, err)
 	q := u.Query()
-	q.Set("application_name", "somebody")
+	q.Set("application_name", "reporting")
 	u.RawQuery = q.Encode()
 	conn, err := pgx.Connect(dep.T.Context(), u.String())
 	require.NoError(dep.T, err)
@@ -111,7 +111,7 @@ func stageStalledShard(dep *servicetest.Deployment) staged {
 	dep.Run(append(eager(), "WORKERS=4")...).AwaitReady()
 	stuck := telemetry.ShardOf(servicetest.IMEI, 4)
 	awaitOwners(dep, func(o map[string]int) bool { return o[""] == 0 && len(o) == 1 })
-	somebody(dep, fmt.Sprintf("select from processor.shards where shard = %d for update", stuck))
+	blocker(dep, fmt.Sprintf("select from processor.shards where shard = %d for update", stuck))
 	dep.Publish(servicetest.Records(0, 3)...)
 	busy := ""
 	for n := 0; busy == "" || telemetry.ShardOf(busy, 4) == stuck; n++ {

@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// The shapes in which the publisher wraps what JSON has no word for.
+// How the publisher wraps values that JSON has no type for.
 const (
 	keyBigInt = "__bigint"
 	keyBytes  = "__buffer_b64"
-	// Keys with this prefix, in any object inside attributes, are the
-	// publisher's to define: an object that has one and is no sentinel we know
-	// comes from a newer publisher.
+	// Keys with this prefix, in any object inside attributes, belong to the
+	// publisher: an object that has one and is no known sentinel comes from a newer
+	// publisher.
 	sentinelPrefix = "__"
 )
 
-// arenaChunk is how much is allocated at once for converted attributes.
+// arenaChunk is the size of one allocation for converted attributes.
 const arenaChunk = 32 << 10
 
 // readAttributes scans the attributes object, which begins with c, and sets
@@ -70,13 +70,13 @@ func (d *Decoder) readAttributes(c byte, r *Record) *DecodeError {
 // countMembers adds n keys or elements inside attributes and checks their number.
 func (d *Decoder) countMembers(n int) *DecodeError {
 	if d.members += n; d.members > d.limits.MaxAttributes {
-		d.inKey = false // one fingerprint, whichever attribute was one too many
+		d.inKey = false // one fingerprint, whichever attribute exceeds the limit
 		return d.err(ClassTooLarge, RuleMaxAttributes, "more than "+itoa(d.limits.MaxAttributes)+" attributes")
 	}
 	return nil
 }
 
-// countMember holds a key inside attributes against limits and duplicates.
+// countMember checks a key inside attributes against limits and duplicates.
 func (d *Decoder) countMember(object uint32, key string, at int) *DecodeError {
 	if err := d.countMembers(1); err != nil {
 		return err
@@ -249,10 +249,10 @@ func (d *Decoder) readSentinel(start int, key string) *DecodeError {
 	}
 	if key == keyBigInt {
 		if !isDecimal(text) {
-			return d.invalid(RuleDigits, "has a __bigint that is no decimal integer")
+			return d.invalid(RuleDigits, "has a __bigint that is not a decimal integer")
 		}
 	} else if !isBase64(text) {
-		return d.invalid(RuleBase64, "has a __buffer_b64 that is no padded standard base64")
+		return d.invalid(RuleBase64, "has a __buffer_b64 that is not padded standard base64")
 	}
 	d.convert(start)
 	d.out = append(d.out, '"')
@@ -300,14 +300,14 @@ func isBase64(s string) bool {
 	if len(body) == len(s) {
 		return true
 	}
-	// The bits of the last digit that stand for no byte must be zero.
+	// The unused bits of the last digit must be zero.
 	var last [3]byte
 	_, err := base64.StdEncoding.Strict().Decode(last[:], bytesOf(s[len(s)-4:]))
 	return err == nil
 }
 
-// legacyBuffer collects what tells {"type":"Buffer","data":[…]} apart: how
-// Node.js prints bytes when nothing stops it.
+// legacyBuffer recognises {"type":"Buffer","data":[…]}, which Node.js prints for
+// bytes by default.
 type legacyBuffer struct {
 	members int
 	typed   bool
@@ -370,7 +370,7 @@ func (d *Decoder) tooDeep() *DecodeError {
 
 func (d *Decoder) invalid(rule, reason string) *DecodeError { return d.err(ClassInvalid, rule, reason) }
 
-// err is a DecodeError at the field being read.
+// err returns a DecodeError at the field being read.
 func (d *Decoder) err(class Class, rule, reason string) *DecodeError {
 	field := d.field
 	if d.inKey {
@@ -379,11 +379,11 @@ func (d *Decoder) err(class Class, rule, reason string) *DecodeError {
 	return &DecodeError{class, field, rule, reason}
 }
 
-// notA is the error of a value, at the scanner's position, of another type.
+// notA returns the error of a value, at the scanner's position, of another type.
 func (d *Decoder) notA(kind string) *DecodeError {
 	at := d.scan.pos
 	if err := d.skip(1, false); err != nil {
-		return err // not even JSON, or one limit more
+		return err // not even JSON, or beyond a limit
 	}
 	d.scan.pos = at
 	return d.err(ClassDecode, RuleType, "is not "+article(kind))
@@ -396,7 +396,7 @@ func article(kind string) string {
 	return "a " + kind
 }
 
-// fault is a fault at the scanner's position as an error.
+// fault returns a fault at the scanner's position as an error.
 func (d *Decoder) fault(f fault) *DecodeError {
 	at := " at byte " + strconv.Itoa(d.scan.pos)
 	switch f {

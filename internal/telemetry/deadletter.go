@@ -2,26 +2,26 @@ package telemetry
 
 import "time"
 
-// Classes of failures that decoding does not know.
+// Classes of failures that do not come from decoding.
 const (
-	// ClassSink is a record that Postgres refuses for a reason of the record's own.
+	// ClassSink is a record that Postgres rejects because of its content.
 	ClassSink Class = "sink"
-	// ClassCrash is an entry on which processes died.
+	// ClassCrash is an entry on which processes crashed.
 	ClassCrash Class = "crash"
 )
 
-// Classes are all reasons for which an entry can become a dead letter.
+// Classes returns all classes of dead letters.
 func Classes() []Class {
 	return []Class{ClassDecode, ClassInvalid, ClassSink, ClassCrash, ClassTooLarge}
 }
 
-// DeadLetter is an entry that is given up, or would be by now, and why.
+// DeadLetter is a dead-lettered or deferred entry and the reason.
 type DeadLetter struct {
 	Entry       Entry // byte for byte as it was delivered
 	Shard       int
 	Class       Class
 	Error       string
-	Field       string // at fault, "" where none is
+	Field       string // at fault, "" if none
 	Fingerprint string // the same for failures of the same kind
 	Attempts    int    // ours; outages and drains use none
 	FirstFailed time.Time

@@ -5,14 +5,14 @@ import (
 	"unicode/utf8"
 )
 
-// Limits bound what one entry may cost.
+// Limits bound the cost of one entry.
 type Limits struct {
 	MaxPayloadBytes int // length of the payload field
 	MaxDepth        int // objects and arrays inside each other, the payload itself included
 	MaxAttributes   int // members of attributes, those of objects inside it included
 }
 
-// DefaultLimits are far above what a tracker sends.
+// DefaultLimits are far above the messages of a tracker.
 func DefaultLimits() Limits {
 	return Limits{MaxPayloadBytes: 1 << 20, MaxDepth: 16, MaxAttributes: 1024}
 }
@@ -26,7 +26,7 @@ type Decoder struct {
 	keys    keySet
 	arena   []byte // tail of the chunk that converted attributes are appended to
 
-	// Where the scan is, for errors.
+	// Position of the scan, for errors.
 	field string // "" inside an unknown payload field
 	key   string // of the attribute or the unknown payload field
 	inKey bool
@@ -60,12 +60,11 @@ func NewDecoder(limits Limits) *Decoder {
 //
 // r.DeviceID and r.Attributes may share the memory of the entry's fields, and
 // r.Attributes may lie in a chunk shared with other records of this decoder.
-// Neither is ever overwritten, so a record stays valid as long as it is held;
-// whoever keeps one of the two for long clones it, or it pins that memory.
-// Nobody may write to r.Attributes.
+// Neither is ever overwritten, so a record stays valid as long as it is held; clone
+// either to keep it for long, or it pins that memory. r.Attributes is read-only.
 //
 // The payload is authoritative. Of the entry's own fields device_id must equal
-// the payload's, codec is taken as it is, and ts is ignored: it is a copy for
+// the payload's, codec is taken unchanged, and ts is ignored: it is a copy for
 // tools, and neither its absence nor its value changes a record. Where a field
 // occurs twice the first counts.
 func (d *Decoder) Decode(e *Entry, r *Record) error {
@@ -144,7 +143,7 @@ func checkDeviceID(s string) *DecodeError {
 	return nil
 }
 
-// checkCodec returns a constant for the codecs we know, so that records do not
+// checkCodec returns a constant for known codecs, so that records do not
 // pin a server reply for two bytes. Other vendors bring codecs of their own.
 func checkCodec(s string) (string, *DecodeError) {
 	switch s {

@@ -457,7 +457,7 @@ var minDay = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)
 func TestErrorsNameTheFieldAndNoValue(t *testing.T) {
 	for payload, want := range map[string]string{
 		with("latitude", "154.6871593"):                "invalid: payload.latitude: must lie from -90 to 90",
-		with("attributes", `{"240":{"__bigint":"x"}}`): `invalid: payload.attributes["240"]: has a __bigint that is no decimal integer`,
+		with("attributes", `{"240":{"__bigint":"x"}}`): `invalid: payload.attributes["240"]: has a __bigint that is not a decimal integer`,
 		with("attributes", "{\"\u2028\x7f"+strings.Repeat("é", 99)+`":nan}`): `decode: payload.attributes["\u2028\x7f` +
 			strings.Repeat(`\u00e9`, 30) + `..."]: is not JSON at byte`,
 	} {

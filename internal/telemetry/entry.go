@@ -51,7 +51,7 @@ func (id EntryID) String() string {
 	return string(id.AppendTo(buf[:0]))
 }
 
-// Compare is -1, 0 or 1 in stream order.
+// Compare returns -1, 0 or 1 in stream order.
 func (id EntryID) Compare(other EntryID) int {
 	if c := cmp.Compare(id.Ms, other.Ms); c != 0 {
 		return c
@@ -65,7 +65,7 @@ func (id EntryID) Less(other EntryID) bool { return id.Compare(other) < 0 }
 // IsZero reports whether id is "0-0".
 func (id EntryID) IsZero() bool { return id == EntryID{} }
 
-// Next is the smallest ID that follows id.
+// Next returns the smallest ID that follows id.
 func (id EntryID) Next() EntryID {
 	if id.Seq == ^uint64(0) {
 		return EntryID{Ms: id.Ms + 1}
@@ -73,7 +73,7 @@ func (id EntryID) Next() EntryID {
 	return EntryID{Ms: id.Ms, Seq: id.Seq + 1}
 }
 
-// Time is the stream time: when the server added the entry, to the millisecond.
+// Time returns the stream time: when the server added the entry, in milliseconds.
 func (id EntryID) Time() time.Time {
 	const latest = 253402300799999 // the end of year 9999, beyond which time formats break
 	return time.UnixMilli(int64(min(id.Ms, latest))).UTC()
@@ -92,8 +92,7 @@ const (
 
 // Entry is one stream item as delivered: names and values of its fields in
 // stream order, byte for byte. The strings share the memory of the server
-// reply they came in, so whoever keeps one of them longer than the entry
-// clones it.
+// reply they came in: clone one to keep it longer than the entry.
 type Entry struct {
 	ID     EntryID
 	Fields []string // name, value, name, value, …
@@ -109,13 +108,13 @@ func (e *Entry) Field(name string) (string, bool) {
 	return "", false
 }
 
-// DeviceID is the entry's device_id field, or "" where there is none.
+// DeviceID returns the entry's device_id field, or "" if it has none.
 func (e *Entry) DeviceID() string {
 	v, _ := e.Field(FieldDeviceID)
 	return v
 }
 
-// Size is the number of bytes the entry's names and values hold.
+// Size returns the number of bytes of the entry's names and values.
 func (e *Entry) Size() int {
 	n := 0
 	for _, s := range e.Fields {
@@ -124,17 +123,17 @@ func (e *Entry) Size() int {
 	return n
 }
 
-// Ref names an entry by its ID and its content. The ID alone does not: a stream
-// that was recreated, restored, or lost its newest entries gives IDs again.
+// Ref identifies an entry by its ID and content. The ID alone does not: a stream
+// that was recreated, restored, or lost its newest entries issues IDs again.
 type Ref struct {
 	ID     EntryID
 	Digest string
 }
 
-// Ref returns the name of the entry.
+// Ref returns the reference of the entry.
 func (e *Entry) Ref() Ref { return Ref{ID: e.ID, Digest: e.Digest()} }
 
-// Digest is a short text without spaces that is the same for the same fields.
+// Digest returns a short text without spaces, a function of the fields.
 func (e *Entry) Digest() string {
 	h := xxhash.New()
 	for _, f := range e.Fields {
@@ -145,7 +144,7 @@ func (e *Entry) Digest() string {
 	return strconv.FormatUint(h.Sum64(), 16)
 }
 
-// StreamTime is the time of the entry's ID, or of the entry it is a replay of.
+// StreamTime returns the time of the entry's ID, or of the entry it is a replay of.
 func (e *Entry) StreamTime() time.Time {
 	if v, ok := e.Field(FieldReplayOf); ok {
 		if id, err := ParseEntryID(v); err == nil {
@@ -155,7 +154,7 @@ func (e *Entry) StreamTime() time.Time {
 	return e.ID.Time()
 }
 
-// ShardOf is the shard of a device: xxhash64 of the device ID's bytes modulo
+// ShardOf returns the shard of a device: xxhash64 of the device ID's bytes modulo
 // the number of shards. An entry without a device ID belongs to shard 0.
 // The hash is pinned for the fleet; changing it reorders devices.
 func ShardOf(deviceID string, shards int) int {

@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// Class says what to do with an entry that does not decode.
+// Class is the class of a failure; it decides what happens to the entry.
 type Class string
 
 const (
@@ -15,14 +15,14 @@ const (
 	// unknown sentinel. A newer version may understand it, so it is worth
 	// another attempt.
 	ClassDecode Class = "decode"
-	// ClassInvalid is an entry that is understood and breaks a rule. No
-	// attempt will change that.
+	// ClassInvalid is an entry that is understood and breaks a rule. A retry
+	// cannot change that.
 	ClassInvalid Class = "invalid"
 	// ClassTooLarge is an entry beyond one of the Limits.
 	ClassTooLarge Class = "too_large"
 )
 
-// DecodeError says why an entry is no record. It repeats names of fields but
+// DecodeError is why an entry is not a record. It contains names of fields but
 // never their values, so it is safe to log where positions are not.
 type DecodeError struct {
 	Class  Class

@@ -8,7 +8,7 @@ import (
 // keySet finds duplicate keys. One table serves every object of a payload: an
 // entry is a key together with the number of its object. Objects are numbered
 // on from payload to payload, so that nothing has to be cleared in between.
-// The hash is seeded: nobody can send keys that are known to collide.
+// The hash is seeded, so that no publisher can predict collisions.
 type keySet struct {
 	slots  []keySlot
 	shift  uint // 64 minus the bits of the table's index
@@ -19,7 +19,7 @@ type keySet struct {
 	odd    uint64
 }
 
-// keySlot holds where its key is and not the key, or it would pin the payload.
+// keySlot holds the position of its key: the key itself would pin the payload.
 type keySlot struct {
 	object uint32
 	hash   uint32

@@ -15,7 +15,7 @@ var (
 	exact32 = [...]float32{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10}
 )
 
-// float64 is the nearest double; ok is false beyond their range. Minus zero
+// float64 returns the nearest double; ok is false beyond their range. Minus zero
 // becomes zero, which equals it in every comparison but not in print.
 func (n *number) float64() (v float64, ok bool) {
 	if n.exact && n.mantissa < 1<<53 && n.exp10 <= 0 && -n.exp10 < len(exact64) {
@@ -32,7 +32,7 @@ func (n *number) float64() (v float64, ok bool) {
 	return v, err == nil
 }
 
-// float32 is the nearest real, rounded once from the decimal as Postgres does;
+// float32 returns the nearest real, rounded once from the decimal as Postgres does;
 // ok is false beyond their range.
 func (n *number) float32() (v float32, ok bool) {
 	if n.exact && n.mantissa < 1<<24 && n.exp10 <= 0 && -n.exp10 < len(exact32) {
@@ -49,9 +49,9 @@ func (n *number) float32() (v float32, ok bool) {
 	return float32(wide), err == nil
 }
 
-// integer is the value of a number without a fractional part, however it is
-// written: 1, 1.0 and 1e0 are the same number. A fraction too small for a
-// double is none, as for every JavaScript reader.
+// integer returns the value of a number without a fractional part, in any
+// notation: 1, 1.0 and 1e0 are the same number. A fraction too small for a double
+// is none, as in JavaScript.
 func (n *number) integer() (v int64, ok bool) {
 	if n.exact && n.exp10 == 0 && n.mantissa < 1<<53 {
 		v = int64(n.mantissa)

@@ -23,7 +23,7 @@ var payloadFields = [...]string{
 	"payload.angle", "payload.speed", "payload.satellites", "payload.priority", "payload.attributes",
 }
 
-// payloadKey is the bit of a key and its index, or 0 for keys we do not know.
+// payloadKey returns the bit of a key and its index, or 0 for unknown keys.
 func payloadKey(key string) (bit uint, index int) {
 	switch key {
 	case "device_id":
@@ -206,7 +206,7 @@ func (d *Decoder) readText(c byte) (string, *DecodeError) {
 	return text, nil
 }
 
-// unescape is the text between two positions, and where it is for the keySet.
+// unescape returns the text between two positions, and its position for the keySet.
 func (d *Decoder) unescape(start, end int, escapes bool) (string, int) {
 	if !escapes {
 		return d.scan.src[start:end], start

@@ -21,11 +21,11 @@ type Record struct {
 	Attributes []byte // JSON object as stored: big integers are decimal strings, bytes are base64 text
 }
 
-// Time is the device time in UTC.
+// Time returns the device time in UTC.
 func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }
 
-// HasFix reports whether the record carries a position: exactly (0, 0) is how
-// trackers say that they have none.
+// HasFix reports whether the record has a position: trackers without one send
+// exactly (0, 0).
 func (r *Record) HasFix() bool { return r.Latitude != 0 || r.Longitude != 0 }
 
 // Future reports whether the device clock is more than skew ahead of the stream

@@ -6,15 +6,15 @@ import (
 	"unsafe"
 )
 
-// scanner reads JSON (RFC 8259) once from left to right and keeps to the
-// letter of it; what Postgres would refuse in jsonb (NUL, lone surrogates) is
-// refused here too. A fuzz test holds it against another implementation.
+// scanner reads JSON (RFC 8259) once from left to right, strictly; what Postgres
+// rejects in jsonb (NUL, lone surrogates) is rejected here too. A fuzz test
+// compares it with another implementation.
 type scanner struct {
 	src string
 	pos int
 }
 
-// fault is what is wrong with the text at the scanner's position.
+// fault is the kind of error at the scanner's position.
 type fault uint8
 
 const (
@@ -35,7 +35,7 @@ const (
 	byteWide
 )
 
-// stringBytes sorts bytes by what they mean inside a string.
+// stringBytes classifies bytes inside a string.
 var stringBytes = func() (kinds [256]uint8) {
 	for c := range kinds {
 		switch {
@@ -52,10 +52,10 @@ var stringBytes = func() (kinds [256]uint8) {
 	return kinds
 }()
 
-// view is the string in b, without a copy; b must not be written to any more.
+// view returns b as a string without a copy; b must not be written to any more.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// bytesOf is the memory of s, which must not be written to.
+// bytesOf returns the memory of s, which must not be written to.
 func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -73,7 +73,7 @@ func (s *scanner) peek() byte {
 	return 0
 }
 
-// unexpected is the fault of a byte that cannot stand here.
+// unexpected returns the fault of a byte that is not allowed here.
 func (s *scanner) unexpected() fault {
 	if s.pos >= len(s.src) {
 		return faultTruncated
@@ -90,8 +90,8 @@ func (s *scanner) expect(c byte) fault {
 	return s.unexpected()
 }
 
-// text consumes a string, at whose quote the scanner stands, and returns the
-// bounds of what is between the quotes and whether there are escapes in it.
+// text consumes a string from its opening quote, and returns the bounds of what
+// is between the quotes and whether it has escapes.
 func (s *scanner) text() (start, end int, escapes bool, f fault) {
 	src := s.src
 	start = s.pos + 1
@@ -127,7 +127,7 @@ func (s *scanner) text() (start, end int, escapes bool, f fault) {
 	return 0, 0, false, faultTruncated
 }
 
-// escapeLength is the length of the escape that s begins with; a surrogate
+// escapeLength returns the length of the escape that s begins with; a surrogate
 // pair is one escape.
 func escapeLength(s string) (int, fault) {
 	if len(s) < 2 {
@@ -181,8 +181,8 @@ func hex4(s string) (rune, fault) {
 	return v, faultNone
 }
 
-// appendUnescaped appends the text that raw, a valid inside of a JSON string,
-// stands for.
+// appendUnescaped appends the text that raw, the valid inside of a JSON string,
+// denotes.
 func appendUnescaped(dst []byte, raw string) []byte {
 	for i := 0; i < len(raw); {
 		if raw[i] != '\\' {
@@ -245,7 +245,7 @@ type number struct {
 	exact    bool
 }
 
-// number consumes a number, at whose first byte the scanner stands.
+// number consumes a number from its first byte.
 func (s *scanner) number(n *number) fault {
 	src, i := s.src, s.pos
 	*n = number{negative: src[i] == '-'}
@@ -284,7 +284,7 @@ func (s *scanner) number(n *number) fault {
 	return faultNone
 }
 
-// digits reads the digits at position i on top of v, which may overflow.
+// digits accumulates the digits at position i into v, which may overflow.
 func digits(src string, i int, v uint64) (int, uint64) {
 	for i < len(src) && src[i]-'0' <= 9 {
 		v = v*10 + uint64(src[i]-'0')
@@ -310,8 +310,8 @@ func exponent(src string, i int) (v, end int, ok bool) {
 	return sign * v, i, ok
 }
 
-// plainInteger consumes a positive whole number that a comma or a brace
-// follows at once, if there is one. Nearly every attribute is.
+// plainInteger consumes a positive whole number if a comma or a brace follows it
+// directly. Nearly every attribute is one.
 func (s *scanner) plainInteger() bool {
 	src, i := s.src, s.pos
 	for i < len(src) && src[i]-'0' <= 9 {
@@ -324,6 +324,6 @@ func (s *scanner) plainInteger() bool {
 	return true
 }
 
-// maxExponent is where exponents stop being told apart: far beyond every range
-// that is checked, even after a mebibyte of digits.
+// maxExponent is where exponents saturate: far beyond every range that is
+// checked, even after a mebibyte of digits.
 const maxExponent = 1 << 30

@@ -2,14 +2,14 @@ package telemetry
 
 import "time"
 
-// Device times are taken from minTime up to, and not including, maxTime:
-// trackers with unset clocks report times near 1970, and those are facts too.
+// Device times are accepted from minTime up to, and not including, maxTime:
+// trackers with unset clocks report times near 1970, which are valid data.
 var (
 	minTime = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 	maxTime = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 )
 
-// two is the number that two digits at the start of s make, or -1.
+// two returns the number of two digits at the start of s, or -1.
 func two(s string) int {
 	a, b := s[0]-'0', s[1]-'0'
 	if a > 9 || b > 9 {
@@ -18,9 +18,9 @@ func two(s string) int {
 	return int(a)*10 + int(b)
 }
 
-// parseTime reads RFC 3339 and cuts to microseconds, towards the past. Any
-// number of fractional digits is fine, so are t and z in lower case, and a leap
-// second, which becomes the second after it. ok is false for anything else.
+// parseTime reads RFC 3339 and truncates to microseconds, towards the past. Any
+// number of fractional digits is accepted, as are t and z in lower case, and a
+// leap second, which becomes the second after it. ok is false for anything else.
 func parseTime(s string) (us int64, ok bool) {
 	const shape = "2006-01-02T15:04:05"
 	if len(s) <= len(shape) || s[4] != '-' || s[7] != '-' || s[10]|0x20 != 't' || s[13] != ':' || s[16] != ':' {
@@ -93,7 +93,8 @@ func daysIn(month, year int) int {
 	return 31
 }
 
-// daysBefore is the number of days from 1970-01-01 to the date.
+// daysBefore returns the number of days from 1970-01-01 to the date.
+
 func daysBefore(year, month, day int) int64 {
 	// Years that begin in March have their leap day at the end, and their
 	// months before a given one follow a straight line.
