@@ -79,7 +79,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	deps.Stream.OnServerChange(engine.Abandon)
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
-	f.reconciler = NewReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, m, log)
+	f.reconciler = NewReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
 		losses: deps.Stream, ledger: deps.Ledger, janitor: deps.House, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),

@@ -21,6 +21,7 @@ type GroupRecreations interface {
 	Backlog(ctx context.Context) (protocol.Backlog, error)
 	Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol.StreamSnapshot, error)
 	Before(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error)
+	After(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error)
 }
 
 // RecreationLedger stores them durably.
@@ -84,13 +85,11 @@ func (w *DataLossDetector) Do(ctx context.Context, term int64) error {
 			return err
 		}
 	}
-	if len(recreations) == 0 {
-		if err := w.detectFailover(ctx, term); err != nil {
-			return err
-		}
-		if time.Since(w.counted) < openEvery {
-			return nil
-		}
+	if err := w.detectFailover(ctx, term); err != nil {
+		return err
+	}
+	if len(recreations) == 0 && time.Since(w.counted) < openEvery {
+		return nil
 	}
 	open, err := w.ledger.OpenIncidents(ctx)
 	if err == nil {

@@ -38,6 +38,7 @@ type LossQueue interface {
 // Ledger records losses and incidents.
 type Ledger interface {
 	RecordLosses(ctx context.Context, losses []protocol.Loss) error
+	RaiseHighWatermark(ctx context.Context, id telemetry.EntryID) error
 	Opened(ctx context.Context, kind string) (subjects []string, err error)
 	Open(ctx context.Context, kind, subject string, detail map[string]any) error
 	Close(ctx context.Context, kind, subject string) error

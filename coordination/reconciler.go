@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,9 @@ type Sessions interface {
 
 // Redeliverer puts acknowledged entries back on their queues.
 type Redeliverer interface {
-	RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error)
+	RegisterOwner(ctx context.Context, token string, shards []int) (protocol.Entered, error)
+	HighWatermark() telemetry.EntryID
+	SetApplied(ctx context.Context, shard int, applied telemetry.EntryID) error
 	Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error)
 }
 
@@ -58,6 +61,7 @@ type Reconciler struct {
 	sessions    Sessions
 	redeliverer Redeliverer
 	engine      Engine
+	ledger      Ledger
 	metrics     *metrics
 	log         *slog.Logger
 	wake        chan struct{} // size one, coalesced
@@ -66,15 +70,15 @@ type Reconciler struct {
 	awaitingRelease map[int]time.Time // since when a shard waits for its owner's release; under mu
 	releasing       map[int]bool      // shards being handed over; under mu
 	owned           map[int]int64     // epochs of shards acquired, granted or about to be; under mu
-	tasks           sync.WaitGroup    // hand-overs in progress; Run waits for them
+	tasks           sync.WaitGroup    // hand-overs in progress and the raising of the mark; Run waits for them
 }
 
 // NewReconciler returns a reconciler that owns nothing yet.
 func NewReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, redeliverer Redeliverer, engine Engine,
-	m *metrics, log *slog.Logger,
+	ledger Ledger, m *metrics, log *slog.Logger,
 ) *Reconciler {
 	return &Reconciler{
-		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine,
+		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine, ledger: ledger,
 		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
 		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64),
 	}
@@ -86,6 +90,7 @@ func (k *Reconciler) Wake() { wakeUp(k.wake) }
 // Run reconciles until ctx ends, and then releases all shards. The engine must
 // have drained by then; unfinished entries stay on the queues.
 func (k *Reconciler) Run(ctx context.Context) error {
+	k.tasks.Go(func() { k.raiseLoop(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var lastLogged time.Time
@@ -106,6 +111,38 @@ func (k *Reconciler) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-k.wake:
 		case <-tick.C:
+		}
+	}
+}
+
+// raiseEvery is how often the high-water mark is written, at most.
+const raiseEvery = 500 * time.Millisecond
+
+// raiseLoop writes down the newest entry that this member has read, so that it is
+// missed when Redis goes on without it. It is kept here until it is written,
+// whatever becomes of Redis. It is no part of a pass: the row may be locked.
+func (k *Reconciler) raiseLoop(ctx context.Context) {
+	tick := time.NewTicker(raiseEvery)
+	defer tick.Stop()
+	var raised telemetry.EntryID
+	var logged time.Time
+	for ended := false; !ended; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ended = true
+		}
+		id := k.redeliverer.HighWatermark()
+		if !raised.Less(id) {
+			continue
+		}
+		err := k.ledger.RaiseHighWatermark(context.WithoutCancel(ctx), id)
+		switch {
+		case err == nil:
+			raised = id
+		case time.Since(logged) > 10*time.Second:
+			logged = time.Now()
+			k.log.Warn("high-water mark not written, trying again", "err", err)
 		}
 	}
 }
@@ -239,15 +276,8 @@ func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 	if err := g.Wait(); err != nil {
 		return err // the table says that it is ours; the next pass acquires it again
 	}
-	token := rand.Text()
-	if err := k.redeliver(ctx, taken, token); err != nil {
-		return err
-	}
-	n := 0
-	for i, t := range taken {
-		if t.Epoch == 0 {
-			continue
-		}
+	token, n := rand.Text(), 0
+	grant := func(t protocol.Shard) error {
 		k.mu.Lock()
 		k.owned[t.Shard] = t.Epoch
 		k.mu.Unlock()
@@ -255,60 +285,100 @@ func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 			return err
 		}
 		n++
+		k.metrics.acquired.Inc()
 		if s := t.Quarantine; s.Limit > 0 {
 			k.log.Warn("shard quarantined: owners crashed without progress", "shard", t.Shard, "crash_count", s.CrashCount, "limit", s.Limit)
 		}
-		if shards[i].Owner != "" && shards[i].Owner != me {
+		if i := slices.IndexFunc(shards, func(s protocol.Shard) bool { return s.Shard == t.Shard }); shards[i].Owner != "" && shards[i].Owner != me {
 			k.metrics.forceAcquired.Inc()
 		}
+		return nil
 	}
+	taken = slices.DeleteFunc(taken, func(t protocol.Shard) bool { return t.Epoch == 0 })
+	err := k.redeliver(ctx, taken, token, grant)
 	if n > 0 {
-		k.metrics.acquired.Add(float64(n))
 		k.metrics.acquireSeconds.Observe(time.Since(started).Seconds())
 		k.log.Info("acquired shards", "count", n, "duration", time.Since(started))
 	}
-	return nil
+	return err
 }
 
-// redeliver compares Postgres with what was acknowledged, once no
-// acknowledgement of an earlier owner can succeed any more.
-func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string) error {
-	var shards []int
+// redeliver grants shards, each once what Postgres may have lost of it is on its
+// queue again; first those that lost nothing. It begins once no acknowledgement
+// of an earlier owner can succeed any more.
+func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string, grant func(protocol.Shard) error) error {
+	of := make(map[int]protocol.Shard, len(taken))
+	shards := make([]int, 0, len(taken))
 	for _, t := range taken {
-		if t.Epoch != 0 {
-			shards = append(shards, t.Shard)
-		}
+		of[t.Shard] = t
+		shards = append(shards, t.Shard)
 	}
-	acked, delivered, err := k.redeliverer.RegisterOwner(ctx, token, shards)
+	in, err := k.redeliverer.RegisterOwner(ctx, token, shards)
 	if err != nil {
 		return err
 	}
 	var ranges []protocol.Range
 	for _, t := range taken {
-		if t.Epoch == 0 {
-			continue
-		}
-		mark, known := acked[t.Shard]
+		acked, known := in.Acked[t.Shard]
 		after, upTo, behind := protocol.RangeToRedeliver(protocol.Marks{
-			Applied: t.Applied, Acked: mark, AckedKnown: known, Delivered: delivered,
+			Applied: t.Applied, Acked: acked, AckedKnown: known, Delivered: in.Delivered,
 		})
 		if behind {
 			ranges = append(ranges, protocol.Range{Shard: t.Shard, From: after, To: upTo})
+		} else if err := grant(t); err != nil {
+			return err
 		}
 	}
-	entries, err := k.redeliverer.Redeliver(ctx, ranges)
-	if err != nil {
-		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
-			// Without the group there is nothing to put back: it is recreated
-			// at 0, and everything is redelivered anyway.
-			return nil
-		}
+	if err := k.recordRestored(ctx, &in, ranges); err != nil {
 		return err
 	}
-	if entries > 0 {
-		k.metrics.redelivered.Add(float64(entries))
-		k.log.Info("redelivered entries whose commit is unconfirmed", "count", entries)
+	for _, span := range protocol.Spans(ranges) {
+		entries, err := k.redeliverer.Redeliver(ctx, span)
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
+			// Without the group there is nothing to put back: it is created again at
+			// 0, and then everything is redelivered anyway.
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		if entries > 0 {
+			k.metrics.redelivered.Add(float64(entries))
+			k.log.Info("redelivered entries whose commit is unconfirmed", "count", entries)
+		}
+		for _, r := range span {
+			if err := grant(of[r.Shard]); err != nil {
+				return err
+			}
+		}
 	}
+	return nil
+}
+
+// recordRestored records what Postgres lost and the stream no longer holds.
+func (k *Reconciler) recordRestored(ctx context.Context, in *protocol.Entered, ranges []protocol.Range) error {
+	var losses []protocol.Loss
+	for _, r := range ranges {
+		if loss := in.Restored(r); loss != nil {
+			losses = append(losses, *loss)
+		}
+	}
+	if len(losses) == 0 {
+		return nil
+	}
+	if err := k.ledger.RecordLosses(ctx, losses); err != nil {
+		return err
+	}
+	for _, r := range ranges {
+		if in.Restored(r) == nil {
+			continue
+		}
+		if err := k.redeliverer.SetApplied(ctx, r.Shard, r.From); err != nil {
+			return err
+		}
+	}
+	k.log.Error("Postgres lost commits whose entries were trimmed; entries lost, count unknown",
+		"shards", len(losses), "entry_id", losses[0].Last.String())
 	return nil
 }
 

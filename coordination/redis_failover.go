@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -29,7 +30,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	}
 	gone := snapshot.LostInFailover()
 	if len(gone) == 0 {
-		if snapshot.Newest != seen.Newest {
+		if seen.Newest.Less(snapshot.Newest) {
 			err = w.ledger.Observe(ctx, term, snapshot.Newest, seen.Gone)
 		}
 		if err == nil {
@@ -37,14 +38,23 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 		}
 		return err
 	}
-	if recreations, err := w.stream.GroupRecreations(ctx); err != nil || len(recreations) > 0 {
+	recreations, err := w.stream.GroupRecreations(ctx)
+	if err != nil || slices.ContainsFunc(recreations, func(m protocol.GroupRecreation) bool { return w.noted[m.Receipt] == "" }) {
 		return err // the group was created in between
 	}
 	before, err := w.stream.Before(ctx, gone[0])
 	if err != nil {
 		return err
 	}
-	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: "failover", Last: gone[len(gone)-1], Entries: -1, Shard: -1}
+	// Entries that followed what is known to be gone went with it.
+	follows, err := w.stream.After(ctx, gone[len(gone)-1])
+	if err != nil {
+		return err
+	}
+	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: "failover", Last: protocol.Until(follows, snapshot.Now), Entries: -1, Shard: -1}
+	if loss.Last.Less(gone[len(gone)-1]) {
+		loss.Last = gone[len(gone)-1] // the clock stepped back
+	}
 	if before.IsZero() {
 		kind, loss.Cause = protocol.RedisLost, "flush" // and the record of the group's recreation was flushed with it
 	} else {

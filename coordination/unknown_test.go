@@ -135,6 +135,14 @@ func (l *lostGroup) GroupRecreations(context.Context) ([]protocol.GroupRecreatio
 
 func (l *lostGroup) Backlog(context.Context) (protocol.Backlog, error) { return l.backlog, nil }
 
+func (l *lostGroup) Snapshot(context.Context, []telemetry.EntryID) (protocol.StreamSnapshot, error) {
+	return protocol.StreamSnapshot{}, nil
+}
+
+func (l *lostGroup) HighWatermark(context.Context) (protocol.HighWatermark, error) {
+	return protocol.HighWatermark{}, nil
+}
+
 func (l *lostGroup) ResolveRecreation(context.Context, *protocol.GroupRecreation) error { return nil }
 
 func (l *lostGroup) GroupHistory(context.Context, string, time.Duration) (protocol.GroupHistory, error) {

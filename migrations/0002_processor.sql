@@ -145,7 +145,7 @@ comment on column processor.leader.member is
 comment on column processor.leader.since is
   'When the term began.';
 comment on column processor.leader.high_watermark_id is
-  'High-water mark: newest entry of the stream that the leader observed. If it is missing later, Redis lost its newest entries.';
+  'Newest entry that was ever observed in the stream or dispatched: if it is gone, Redis lost its newest entries.';
 comment on column processor.leader.accounted_loss_id is
   'Entry ID up to which entries lost in that way are accounted for in the ledger; null if none are.';
 comment on column processor.leader.observed_at is

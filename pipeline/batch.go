@@ -251,6 +251,15 @@ func (b *batch) acks() []protocol.Ack {
 		}
 		acks = append(acks, a)
 	}
+	// With the last of a shard, so that all of it is acknowledged by then.
+	for _, mark := range b.applied {
+		for i := len(acks) - 1; i >= 0; i-- {
+			if acks[i].Shard == mark.Shard {
+				acks[i].Applied = mark.ID
+				break
+			}
+		}
+	}
 	return acks
 }
 

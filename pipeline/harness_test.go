@@ -155,7 +155,7 @@ func (b *bench) acquireAll(in *instance) {
 		taken, err := in.shards.Acquire(ctx, s, in.member, "")
 		require.NoError(b.tb, err)
 		token := fmt.Sprint(in.member, " ", taken.Epoch)
-		_, _, err = in.group.RegisterOwner(ctx, token, []int{s})
+		_, err = in.group.RegisterOwner(ctx, token, []int{s})
 		require.NoError(b.tb, err)
 		require.NoError(b.tb, in.Grant(protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token, Quarantine: taken.Quarantine}))
 	}

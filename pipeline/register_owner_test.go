@@ -52,7 +52,7 @@ func (b *bench) take(in *instance, token string) []protocol.ShardLease {
 		require.NoError(b.tb, err)
 		held, all = append(held, protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token}), append(all, s)
 	}
-	_, _, err = b.ours().RegisterOwner(ctx, token, all)
+	_, err = b.ours().RegisterOwner(ctx, token, all)
 	require.NoError(b.tb, err)
 	return held
 }

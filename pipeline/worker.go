@@ -76,6 +76,9 @@ type ownedShard struct {
 	epoch          int64
 	token          string
 	checkpointedAt time.Time // when its progress mark was written last
+	seq            uint64    // of the last batch that had entries of it
+	// unmarked is the last entry of that batch, zero once the progress mark is there.
+	unmarked telemetry.EntryID
 
 	quarantine protocol.Quarantine
 }
@@ -168,6 +171,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 		case <-mail:
 		case <-look.C:
 			w.publishView()
+			w.markSilent()
 		case <-due:
 		case <-ring:
 			ended = true
@@ -307,9 +311,14 @@ func (w *worker) flushNow() {
 	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
-	w.busy = true
 	w.current.seal()
 	w.checkpoint(w.current)
+	w.send()
+}
+
+// send hands the batch to the committer, which must be free.
+func (w *worker) send() {
+	w.busy = true
 	w.committing = w.current
 	w.commits <- w.current
 	w.open(false)
@@ -319,18 +328,45 @@ func (w *worker) flushNow() {
 // acknowledged beyond it are redelivered after a force-acquire.
 const checkpointInterval = time.Second
 
-// checkpoint adds the applied IDs that are due to the batch.
+// checkpoint adds the applied IDs that are due to the batch: of its own shards, and
+// of those that have fallen silent since, which it gets as parts without entries.
+// No earlier batch may be uncommitted.
 func (w *worker) checkpoint(b *batch) {
 	now := time.Now()
 	for i := len(b.parts) - 1; i >= 0; i-- {
 		p := &b.parts[i]
 		t, ok := w.owned[p.shard]
-		if !ok || t.grant != p.grant || now.Sub(t.checkpointedAt) < checkpointInterval {
+		if !ok || t.grant != p.grant || t.seq == b.seq {
 			continue
 		}
-		t.checkpointedAt = now
+		t.seq, t.unmarked = b.seq, p.entries[len(p.entries)-1].ID
+		if now.Sub(t.checkpointedAt) >= checkpointInterval {
+			b.applied = append(b.applied, protocol.Applied{Shard: p.shard, ID: t.unmarked})
+			t.checkpointedAt, t.unmarked = now, telemetry.EntryID{}
+		}
 		w.owned[p.shard] = t
-		b.applied = append(b.applied, protocol.Applied{Shard: p.shard, ID: p.entries[len(p.entries)-1].ID})
+	}
+	for shard, t := range w.owned {
+		if t.unmarked.IsZero() || t.seq == b.seq || now.Sub(t.checkpointedAt) < checkpointInterval {
+			continue
+		}
+		b.parts = append(b.parts, part{shard: shard, grant: t.grant, epoch: t.epoch, token: t.token})
+		b.applied = append(b.applied, protocol.Applied{Shard: shard, ID: t.unmarked})
+		t.checkpointedAt, t.unmarked = now, telemetry.EntryID{}
+		w.owned[shard] = t
+	}
+}
+
+// markSilent writes the progress marks that are due while nothing arrives that
+// they could go with. What a mark falls short of is redelivered after a take-over.
+func (w *worker) markSilent() {
+	if w.busy || w.current.entries > 0 || w.ackPending >= 2 {
+		return
+	}
+	w.checkpoint(w.current)
+	if len(w.current.applied) > 0 {
+		w.current.rules = w.rules()
+		w.send()
 	}
 }
 
@@ -434,7 +470,7 @@ func (w *worker) rehydrate(ctx context.Context, shard int) error {
 func (w *worker) finish(b *batch) {
 	w.table.mu.Lock()
 	for _, p := range b.parts {
-		if p.again != nil {
+		if p.again != nil || len(p.entries) == 0 {
 			continue // on no queue, so not counted in flight
 		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)

@@ -34,7 +34,7 @@ set -- "$@" +xadd +xack +xclaim +xdel +xlen +xpending +xrange +xrevrange +xread 
 	'+xinfo|stream' '+xinfo|groups' '+xinfo|consumers' '+xgroup|create' '+xgroup|setid' '+xgroup|delconsumer'
 
 # Lock, turn, heartbeats, marks, losses and doorbells, all under its own prefix.
-set -- "$@" +eval +evalsha '+script|load' +get +getrange +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hdel +hgetall +hscan \
+set -- "$@" +eval +evalsha '+script|load' +get +getrange +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hsetnx +hdel +hgetall +hscan \
 	+llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers +scan +publish +subscribe +unsubscribe
 
 answer=$(redis-cli -e "$@")

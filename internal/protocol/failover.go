@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"math"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -29,6 +30,7 @@ type StreamSnapshot struct {
 	Newest  telemetry.EntryID   // the newest entry; zero in an empty stream
 	Last    telemetry.EntryID   // the newest ever added
 	Deleted telemetry.EntryID   // the newest ever deleted by its ID
+	Now     uint64              // milliseconds since 1970, by the clock of Redis
 	Whole   bool                // nothing was ever removed from it
 	Missing []telemetry.EntryID // those of the entries looked for, ascending
 }
@@ -45,4 +47,18 @@ func (s *StreamSnapshot) LostInFailover() []telemetry.EntryID {
 		}
 		return trimmed && !s.Whole || id.Compare(s.Deleted) <= 0
 	})
+}
+
+// Until is where a loss ends that may go on beyond what is known to be gone:
+// before the entry that follows, or now where there is none, since entries that
+// come later have later IDs.
+func Until(follows telemetry.EntryID, now uint64) telemetry.EntryID {
+	switch {
+	case follows.IsZero():
+		return telemetry.EntryID{Ms: now - min(now, 1), Seq: math.MaxUint64}
+	case follows.Seq == 0:
+		return telemetry.EntryID{Ms: follows.Ms - 1, Seq: math.MaxUint64}
+	default:
+		return telemetry.EntryID{Ms: follows.Ms, Seq: follows.Seq - 1}
+	}
 }

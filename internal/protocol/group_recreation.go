@@ -47,7 +47,14 @@ func (m *GroupRecreation) Classify(history GroupHistory) (kind string, lost *Los
 	switch loss := (Loss{Entries: -1, Shard: -1}); {
 	case known.IsZero(), m.Last.Less(known), m.Removed == 0 && known.Less(m.First):
 		// Another stream of the same name, or an older state of it.
-		loss.Cause, loss.Last = "flush", known
+		// What is known is gone, and what followed it.
+		loss.Cause, loss.Last = "flush", Until(telemetry.EntryID{}, uint64(max(0, m.At.UnixMilli())))
+		if known.Less(m.First) {
+			loss.Last = Until(m.First, 0)
+		}
+		if loss.Last.Less(known) {
+			loss.Last = known
+		}
 		return RedisLost, &loss
 	case known.Next().Less(first):
 		loss.Cause, loss.First, loss.Last = "trimmed_unread", known.Next(), first

@@ -1,7 +1,9 @@
 package protocol_test
 
 import (
+	"math"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -13,9 +15,10 @@ import (
 func TestAGroupRecreationIsClassifiedByWhatWasKnownBefore(t *testing.T) {
 	t.Parallel()
 	at := func(ms uint64) telemetry.EntryID { return telemetry.EntryID{Ms: ms} }
-	flush := func(last uint64) *protocol.Loss {
-		return &protocol.Loss{Cause: "flush", Last: at(last), Entries: -1, Shard: -1}
+	flush := func(last telemetry.EntryID) *protocol.Loss {
+		return &protocol.Loss{Cause: "flush", Last: last, Entries: -1, Shard: -1}
 	}
+	before := func(ms uint64) telemetry.EntryID { return telemetry.EntryID{Ms: ms - 1, Seq: math.MaxUint64} }
 	trimmed := func(known, first uint64) *protocol.Loss {
 		return &protocol.Loss{Cause: "trimmed_unread", First: at(known).Next(), Last: at(first), Entries: -1, Shard: -1}
 	}
@@ -46,19 +49,19 @@ func TestAGroupRecreationIsClassifiedByWhatWasKnownBefore(t *testing.T) {
 			protocol.GroupRecreation{Dispatched: at(9), Last: at(9), Removed: 9}, protocol.GroupHistory{Ever: true}, protocol.GroupLost, nil,
 		},
 		"the stream deleted and begun again": {
-			protocol.GroupRecreation{Dispatched: at(8), First: at(10), Last: at(11)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(8),
+			protocol.GroupRecreation{Dispatched: at(8), First: at(10), Last: at(11)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(before(10)),
 		},
 		"all keys gone": {
-			protocol.GroupRecreation{}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(8),
+			protocol.GroupRecreation{At: time.UnixMilli(20)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(before(20)),
 		},
 		"all keys gone, and no telling up to where": {
-			protocol.GroupRecreation{First: at(10), Last: at(11)}, protocol.GroupHistory{Ever: true}, protocol.RedisLost, flush(0),
+			protocol.GroupRecreation{First: at(10), Last: at(11)}, protocol.GroupHistory{Ever: true}, protocol.RedisLost, flush(before(10)),
 		},
 		"only our keys gone": {
 			protocol.GroupRecreation{First: at(1), Last: at(11)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, nil,
 		},
 		"an older state without a group": {
-			protocol.GroupRecreation{First: at(1), Last: at(6)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(8),
+			protocol.GroupRecreation{At: time.UnixMilli(20), First: at(1), Last: at(6)}, protocol.GroupHistory{Ever: true, Known: at(8)}, protocol.RedisLost, flush(before(20)),
 		},
 	} {
 		kind, loss := c.recreation.Classify(c.history)

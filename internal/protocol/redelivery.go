@@ -1,6 +1,10 @@
 package protocol
 
-import "github.com/trmtracking/processor/internal/telemetry"
+import (
+	"slices"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
 
 // Marks is how far a shard is finished according to Postgres and to Redis.
 type Marks struct {
@@ -31,4 +35,48 @@ func RangeToRedeliver(m Marks) (after, upTo telemetry.EntryID, ok bool) {
 		upTo = m.Acked
 	}
 	return m.Applied, upTo, m.Applied.Less(upTo)
+}
+
+// Entered is what Redis knows of shards at the moment they are acquired.
+type Entered struct {
+	Delivered telemetry.EntryID         // the group's last-delivered ID
+	Trimmed   telemetry.EntryID         // entries before it may have been removed from the stream; zero for none
+	Acked     map[int]telemetry.EntryID // the acked marks that are known
+	Applied   map[int]telemetry.EntryID // the applied IDs that Postgres had when it last committed one
+}
+
+// Restored returns the loss of a shard that is to be redelivered, after one ID and
+// up to another, nil for none. Postgres lost commits if its applied ID is older
+// than the one that it had; what the stream holds of them is redelivered, and
+// what was trimmed is lost. How many entries these are cannot be known.
+func (e *Entered) Restored(r Range) *Loss {
+	had, known := e.Applied[r.Shard]
+	if !known || had.Compare(r.From) <= 0 || e.Trimmed.Compare(r.From.Next()) <= 0 {
+		return nil
+	}
+	loss := Loss{Cause: "restored", Last: r.To, Entries: -1, Shard: r.Shard}
+	if !r.From.IsZero() {
+		loss.First = r.From.Next()
+	}
+	if e.Trimmed.Less(loss.Last) {
+		loss.Last = e.Trimmed
+	}
+	return &loss
+}
+
+// Spans sorts ranges by where they begin and divides them where there is a gap,
+// so that no part of the stream is read which none of them covers.
+func Spans(ranges []Range) (spans [][]Range) {
+	ranges = slices.SortedFunc(slices.Values(ranges), func(a, b Range) int { return a.From.Compare(b.From) })
+	var end telemetry.EntryID
+	for _, r := range ranges {
+		if len(spans) == 0 || end.Less(r.From) {
+			spans = append(spans, nil)
+		}
+		if end.Less(r.To) {
+			end = r.To
+		}
+		spans[len(spans)-1] = append(spans[len(spans)-1], r)
+	}
+	return spans
 }

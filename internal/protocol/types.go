@@ -76,6 +76,8 @@ type Ack struct {
 	// Gone are entries whose content was trimmed while they were pending. They
 	// are recorded as lost and acknowledged in the same step.
 	Gone []telemetry.EntryID
+	// Applied is the shard's applied ID that was committed with them; zero for none.
+	Applied telemetry.EntryID
 }
 
 // Shard is one row of the authority on ownership, and its assignment.

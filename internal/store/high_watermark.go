@@ -69,3 +69,19 @@ where stream = @stream
 	})
 	return failure("record the high-water mark", err)
 }
+
+// RaiseHighWatermark notes that an entry was in the stream. It changes nothing
+// when a newer one is known.
+func (l *Ledger) RaiseHighWatermark(ctx context.Context, id telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	_, err := l.pool.Exec(ctx, `
+update processor.leader
+set high_watermark_id = $3::text
+where stream = $1
+  and group_name = $2
+  and (high_watermark_id is null
+    or (split_part(high_watermark_id, '-', 1)::numeric, split_part(high_watermark_id, '-', 2)::numeric)
+      < (split_part($3::text, '-', 1)::numeric, split_part($3::text, '-', 2)::numeric))`, l.scope.Stream, l.scope.Group, id.String())
+	return failure("raise the high-water mark", err)
+}

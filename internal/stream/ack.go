@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -16,7 +14,7 @@ import (
 //go:embed ack.lua
 var ackSource string
 
-var ackScript = redis.NewScript(ackSource)
+var ackScript = withPrelude(ackSource)
 
 // ackChunk bounds the arguments of one script call: Lua's stack holds about
 // 8,000, and a long script would block the server.
@@ -36,20 +34,23 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 			return nil
 		}
 		refused, err := ackScript.Run(ctx, g.client,
-			[]string{g.names.Stream, g.names.Acked(), g.names.Losses(), g.names.OwnerTokens()}, args...).Int64Slice()
+			[]string{g.names.Stream, g.names.Acked(), g.names.Losses(), g.names.OwnerTokens(), g.names.Pending(), g.names.Applied()}, args...).Int64Slice()
 		args, n = args[:1], 0
 		for _, shard := range refused {
 			stale = append(stale, int(shard))
 		}
 		return failure("ack", err)
 	}
-	add := func(shard int, token, cause string, ids []telemetry.EntryID) error {
-		for len(ids) > 0 {
-			chunk := ids[:min(len(ids), ackChunk-n)]
+	add := func(shard int, token, cause, applied string, ids []telemetry.EntryID) error {
+		for first := true; len(ids) > 0 || first && applied != ""; first = false {
+			chunk, top := ids[:min(len(ids), ackChunk-n)], applied
 			ids = ids[len(chunk):]
-			args = append(args, strconv.Itoa(shard), token, cause, slices.MaxFunc(chunk, telemetry.EntryID.Compare).String(), len(chunk))
+			if len(chunk) > 0 {
+				top = slices.MaxFunc(chunk, telemetry.EntryID.Compare).String()
+			}
+			args = append(args, strconv.Itoa(shard), g.consumers[shard], token, cause, applied, top, len(chunk))
 			args = appendIDs(args, chunk)
-			if n += len(chunk); n >= ackChunk {
+			if n += max(1, len(chunk)); n >= ackChunk {
 				if err := flush(); err != nil {
 					return err
 				}
@@ -58,10 +59,14 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		return nil
 	}
 	for _, a := range acks {
-		if err := add(a.Shard, a.Token, "", a.IDs); err != nil {
+		applied := ""
+		if !a.Applied.IsZero() {
+			applied = a.Applied.String()
+		}
+		if err := add(a.Shard, a.Token, "", applied, a.IDs); err != nil {
 			return err
 		}
-		if err := add(a.Shard, a.Token, "trimmed_pending", a.Gone); err != nil {
+		if err := add(a.Shard, a.Token, "trimmed_pending", "", a.Gone); err != nil {
 			return err
 		}
 	}

@@ -3,40 +3,56 @@
 -- that lagged behind would hide from the next owner what Postgres may have lost.
 --
 -- KEYS[1] stream   KEYS[2] hash of acked IDs   KEYS[3] losses
--- KEYS[4] hash of the owner tokens of shards
--- ARGV[1] group, then for each shard: shard, token, cause of loss or '',
--- highest ID, number of IDs, the IDs
+-- KEYS[4] hash of tokens under which shards were acquired
+-- KEYS[5] hash of the lengths of queues   KEYS[6] hash of applied IDs
+-- ARGV[1] group, then for each shard: shard, its consumer, token, cause of loss or '',
+-- applied ID that Postgres now has, or '', highest ID, number of IDs, the IDs
 -- Reply: shards that were acquired under another token since; nothing is acknowledged for them
 --
 -- Entries with a cause of loss are noted as lost if they were still pending,
 -- so that a repeated call notes them once.
-local function after(a, b)
-  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
-  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
-  if #ams ~= #bms then return #ams > #bms end
-  if ams ~= bms then return ams > bms end
-  if #aseq ~= #bseq then return #aseq > #bseq end
-  return aseq > bseq
-end
 
-local refused = {}
-local i = 2
+local shards, i = {}, 2
 while i <= #ARGV do
-  local shard, token, cause, top, n = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], tonumber(ARGV[i + 4])
-  if (redis.call('hget', KEYS[4], shard) or '') ~= token then
+  shards[#shards + 1] = ARGV[i]
+  i = i + 7 + ARGV[i + 6]
+end
+local tokens, marks = {}, {}
+local held, known = redis.call('hmget', KEYS[4], unpack(shards)), redis.call('hmget', KEYS[2], unpack(shards))
+for k, shard in ipairs(shards) do tokens[shard], marks[shard] = held[k], known[k] end
+
+local refused, changes, moved, all_applied = {}, {}, {}, {}
+i = 2
+while i <= #ARGV do
+  local shard, consumer, token, cause = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local applied, top, n = ARGV[i + 4], ARGV[i + 5], tonumber(ARGV[i + 6])
+  if (tokens[shard] or '') ~= token then
     refused[#refused + 1] = tonumber(shard)
   elseif cause == '' then
-    redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 5, i + 4 + n))
-    local acked = redis.call('hget', KEYS[2], shard)
-    if not acked or after(top, acked) then redis.call('hset', KEYS[2], shard, top) end
+    if n > 0 then
+      changes[consumer] = (changes[consumer] or 0) - redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 7, i + 6 + n))
+      if not marks[shard] or after(top, marks[shard]) then
+        marks[shard] = top
+        moved[#moved + 1] = shard
+        moved[#moved + 1] = top
+      end
+    end
+    if applied ~= '' then
+      all_applied[#all_applied + 1] = shard
+      all_applied[#all_applied + 1] = applied
+    end
   else
-    for j = i + 5, i + 4 + n do
+    for j = i + 7, i + 6 + n do
       if redis.call('xack', KEYS[1], ARGV[1], ARGV[j]) == 1 then
+        changes[consumer] = (changes[consumer] or 0) - 1
         redis.call('rpush', KEYS[3], cjson.encode({
           cause = cause, shard = tonumber(shard), first = ARGV[j], last = ARGV[j], entries = 1}))
       end
     end
   end
-  i = i + 5 + n
+  i = i + 7 + n
 end
+adjust_pending(KEYS[5], changes)
+if #moved > 0 then redis.call('hset', KEYS[2], unpack(moved)) end
+if #all_applied > 0 then redis.call('hset', KEYS[6], unpack(all_applied)) end
 return refused

@@ -18,7 +18,7 @@ var claimSource string
 var removeConsumerSource string
 
 var (
-	claimScript          = redis.NewScript(claimSource)
+	claimScript          = withPrelude(claimSource)
 	removeConsumerScript = redis.NewScript(removeConsumerSource)
 )
 
@@ -99,7 +99,7 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	}
 	for shard, list := range ids {
 		args := append([]any{g.names.Group, consumer, minIdle.Milliseconds(), shard, g.consumers[shard]}, list...)
-		res, err := claimScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Losses()}, args...).Int64Slice()
+		res, err := claimScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Losses(), g.names.Pending()}, args...).Int64Slice()
 		if err != nil {
 			return out, failure("claim from "+consumer, err)
 		}

@@ -2,7 +2,7 @@
 -- Puts entries that are pending for a foreign consumer on the queue of a shard, if
 -- they are still pending there and have been for long enough.
 --
--- KEYS[1] stream   KEYS[2] losses
+-- KEYS[1] stream   KEYS[2] losses   KEYS[3] hash of the lengths of queues
 -- ARGV[1] group   ARGV[2] foreign consumer   ARGV[3] minimum idle time in milliseconds
 -- ARGV[4] shard   ARGV[5] consumer that is the shard's queue   then the IDs
 -- Reply: {entries claimed, entries that were trimmed or deleted and are noted as lost}
@@ -21,4 +21,5 @@ for i = 6, #ARGV do
     end
   end
 end
+if claimed > 0 then adjust_pending(KEYS[3], {[ARGV[5]] = claimed}) end
 return {claimed, gone}

@@ -18,7 +18,7 @@ import (
 //go:embed deadletter.lua
 var deadLetterSource string
 
-var deadLetterScript = redis.NewScript(deadLetterSource)
+var deadLetterScript = withPrelude(deadLetterSource)
 
 // DeadLetters is the stream of dead letters of one group. It is safe for
 // concurrent use.
@@ -140,7 +140,7 @@ func (d *DeadLetters) moveSomeToDLQ(ctx context.Context, letters []telemetry.Dea
 }
 
 func (d *DeadLetters) keys() []string {
-	return []string{d.names.Stream, d.stream, d.names.DeadLettered(), d.names.OwnerTokens()}
+	return []string{d.names.Stream, d.stream, d.names.DeadLettered(), d.names.OwnerTokens(), d.names.Pending()}
 }
 
 func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending bool) []any {

@@ -5,7 +5,8 @@
 -- whole of it before anything is done.
 --
 -- KEYS[1] stream   KEYS[2] stream of dead letters   KEYS[3] hash of dead-lettered entries
--- KEYS[4] hash of the owner tokens of shards
+-- KEYS[4] hash of tokens under which shards were acquired
+-- KEYS[5] hash of the lengths of queues
 -- ARGV[1] group
 -- ARGV[2] consumer that is the shard's queue, or '' for an entry that was
 --         acknowledged when it was deferred: nothing is pending then
@@ -21,11 +22,16 @@
 --
 -- The digest tells an entry from another one that came to have its ID on a
 -- stream that was recreated.
+local function ack()
+  if ARGV[2] == '' then return end
+  adjust_pending(KEYS[5], {[ARGV[2]] = -redis.call('xack', KEYS[1], ARGV[1], ARGV[3])})
+end
+
 if (redis.call('hget', KEYS[4], ARGV[5]) or '') ~= ARGV[6] then return {'stale'} end
 local name = ARGV[3] .. ' ' .. ARGV[4]
 local known = redis.call('hget', KEYS[3], name)
 if known then
-  if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
+  ack()
   return {'known', known}
 end
 if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then
@@ -33,5 +39,5 @@ if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3],
 end
 local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 7))
 redis.call('hset', KEYS[3], name, id)
-if ARGV[2] ~= '' then redis.call('xack', KEYS[1], ARGV[1], ARGV[3]) end
+ack()
 return {'moved', id}

@@ -157,14 +157,14 @@ func TestP4AStaleOwnerMovesNothing(t *testing.T) {
 	group, err := stream.NewGroup(m.client, m.cfg)
 	require.NoError(t, err)
 	before, now := map[int]string{3: "before", 7: "before"}, map[int]string{3: "now", 7: "before"}
-	_, _, err = group.RegisterOwner(t.Context(), "before", []int{3, 7})
+	_, err = group.RegisterOwner(t.Context(), "before", []int{3, 7})
 	require.NoError(t, err)
 	queued, moved, deferred := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, deferred.Entry.ID.String()).Err())
 	require.NoError(t, m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{moved}, before))
 	absent := deadLetter(telemetry.Entry{ID: telemetry.EntryID{Ms: 1}, Fields: []string{"payload", "4"}})
 	absent.Shard = 7
-	_, _, err = group.RegisterOwner(t.Context(), "now", []int{3})
+	_, err = group.RegisterOwner(t.Context(), "now", []int{3})
 	require.NoError(t, err)
 
 	for name, moveToDLQ := range map[string]func(context.Context, []telemetry.DeadLetter, map[int]string) error{

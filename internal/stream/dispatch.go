@@ -17,7 +17,7 @@ import (
 //go:embed dispatch.lua
 var dispatchSource string
 
-var dispatchScript = redis.NewScript(dispatchSource)
+var dispatchScript = withPrelude(dispatchSource)
 
 // dispatchChunk bounds the arguments of one XCLAIM: Lua's stack holds about
 // 8,000, and an error there would leave a dispatch half done.
@@ -42,6 +42,7 @@ func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int,
 	a := byShard(b, g.shards)
 	a.Last = b.entries[len(b.entries)-1].ID
 	a.Full = len(b.entries) >= count
+	g.observed(a.Last)
 	a.Bytes = len(cmd.Val())
 	return a, nil
 }
@@ -98,7 +99,7 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
 		}
 	}
-	res, err := dispatchScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Losses(), g.names.Dispatched()}, args...).Slice()
+	res, err := dispatchScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Losses(), g.names.Dispatched(), g.names.Pending()}, args...).Slice()
 	if err != nil {
 		return protocol.DispatchResult{}, failure("dispatch", err)
 	}

@@ -2,6 +2,7 @@
 -- Puts new entries on the queues of their shards. All of it happens, or nothing.
 --
 -- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] losses   KEYS[4] last ID dispatched
+-- KEYS[5] hash of the lengths of queues
 -- ARGV[1] group    ARGV[2] token   ARGV[3] lease in milliseconds
 -- ARGV[4] last-delivered ID the read started after
 -- ARGV[5] last-delivered ID from now on   ARGV[6] entries read
@@ -16,24 +17,18 @@
 --     or {'dispatched', pending in the group, IDs that were trimmed since the read …}
 if redis.call('get', KEYS[2]) ~= ARGV[2] then return {'lease'} end
 
-local g
-local rows = redis.pcall('xinfo', 'groups', KEYS[1])
-if rows.err then return {'group'} end
-for _, row in ipairs(rows) do
-  local t = {}
-  for i = 1, #row, 2 do t[row[i]] = row[i + 1] end
-  if t['name'] == ARGV[1] then g = t end
-end
-if not g then return {'group'} end
+local g = find_group(KEYS[1], ARGV[1])
+if not g or g.err then return {'group'} end
 if g['last-delivered-id'] ~= ARGV[4] then return {'moved', g['last-delivered-id']} end
 
 local answer = {'dispatched', 0}
-local pending = g['pending']
+local pending, added = g['pending'], {}
 local i = 10
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
   local claimed = redis.call('xclaim', KEYS[1], ARGV[1], unpack(ARGV, i + 1, i + n))
   pending = pending + #claimed
+  added[ARGV[i + 1]] = (added[ARGV[i + 1]] or 0) + #claimed
   if #claimed < n - 6 then
     local there = {}
     for _, id in ipairs(claimed) do there[id] = true end
@@ -48,15 +43,21 @@ while i <= #ARGV do
   i = i + n + 1
 end
 answer[2] = pending
+-- Entries that were pending already, as after the last-delivered ID was set
+-- back, add nothing to a queue; which they were is not known here.
+local exact = find_group(KEYS[1], ARGV[1])['pending'] == pending
+if exact then
+  adjust_pending(KEYS[5], added)
+else
+  for consumer in pairs(added) do redis.call('hdel', KEYS[5], consumer) end
+end
 
 -- entries-read is what lag is computed from. It moves by what was read, and is
 -- set right, the gap noted as lost, whenever the end of the stream is reached.
 local read = g['entries-read']
 if read then read = read + ARGV[6] end
 if ARGV[7] == '1' then
-  local s = {}
-  local info = redis.call('xinfo', 'stream', KEYS[1])
-  for k = 1, #info, 2 do s[info[k]] = info[k + 1] end
+  local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   if s['last-generated-id'] == ARGV[5] then
     if read and s['entries-added'] > read then
       redis.call('rpush', KEYS[3], cjson.encode({

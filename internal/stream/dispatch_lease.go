@@ -16,7 +16,7 @@ import (
 //go:embed dispatch_lease.lua
 var dispatchLeaseSource string
 
-var dispatchLeaseScript = redis.NewScript(dispatchLeaseSource)
+var dispatchLeaseScript = withPrelude(dispatchLeaseSource)
 
 // AcquireDispatchLease acquires the dispatch lease if it is free or held under
 // the token before, and creates the group at 0 if it is missing. The token must
@@ -24,7 +24,7 @@ var dispatchLeaseScript = redis.NewScript(dispatchLeaseSource)
 // is pinned the lease is released: dispatching by the old number would break
 // the order of devices.
 func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
-	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations(), g.names.Database()},
+	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations(), g.names.Database(), g.names.Pending()},
 		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel(), g.belongs()).Slice()
 	if err != nil {
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)

@@ -3,6 +3,7 @@
 --
 -- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] last ID dispatched
 -- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations   KEYS[6] the fleet's database
+-- KEYS[7] hash of the lengths of queues
 -- ARGV[1] group    ARGV[2] token of the lease before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
 -- ARGV[5] number of shards   ARGV[6] notification channel   ARGV[7] our database, '' for any
@@ -29,29 +30,7 @@ if holder and holder ~= ARGV[2] then
 end
 redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])
 
-local function group()
-  local rows = redis.pcall('xinfo', 'groups', KEYS[1])
-  if rows.err then
-    if string.find(rows.err, '^WRONGTYPE') then return rows end
-    return nil
-  end
-  for _, row in ipairs(rows) do
-    local g = {}
-    for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
-    if g['name'] == ARGV[1] then return g end
-  end
-end
-
-local function after(a, b)
-  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
-  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
-  if #ams ~= #bms then return #ams > #bms end
-  if ams ~= bms then return ams > bms end
-  if #aseq ~= #bseq then return #aseq > #bseq end
-  return aseq > bseq
-end
-
-local g = group()
+local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
 if g then
   -- A client that moved the last-delivered ID forward, with XGROUP SETID or by
@@ -65,17 +44,19 @@ if g then
   return {1, last, 0, g['pending']}
 end
 local before = redis.call('get', KEYS[3])
-redis.call('del', KEYS[3])
+redis.call('del', KEYS[3], KEYS[7])
 -- Nothing was acknowledged in a group that is new: a mark that is missing later
 -- was lost, and everything that was delivered may have been acknowledged.
-for shard = 0, ARGV[5] - 1 do redis.call('hsetnx', KEYS[4], shard, '0-0') end
+for shard = 0, ARGV[5] - 1 do
+  redis.call('hsetnx', KEYS[4], shard, '0-0')
+  redis.call('hset', KEYS[7], string.format('shard-%02d', shard), 0)
+end
 
 -- Entries that were trimmed before there was a group were never ours to read.
 local read, entries, first, last = 0, 0, '0-0', '0-0'
 local info = redis.pcall('xinfo', 'stream', KEYS[1])
 if not info.err then
-  local s = {}
-  for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
+  local s = pairs_of(info)
   read, entries, last = s['entries-added'] - s['length'], s['length'], s['last-generated-id']
   if s['first-entry'] then first = s['first-entry'][1] end
 end

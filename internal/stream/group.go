@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Config locates the stream.
@@ -34,6 +36,7 @@ type Group struct {
 	consumers []string
 	servers   *servers // nil for a client that does not detect changes
 	database  atomic.Pointer[string]
+	newest    atomic.Pointer[telemetry.EntryID]
 }
 
 // Belong restricts dispatching and registering owners to a fleet that works with

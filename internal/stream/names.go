@@ -44,6 +44,14 @@ func (n Names) Dispatched() string { return n.prefix() + ":dispatched" }
 // Acked returns the hash of each shard's highest acknowledged entry.
 func (n Names) Acked() string { return n.prefix() + ":acked" }
 
+// Pending returns the hash of the number of entries on each queue, as the
+// scripts that change it have left it. A queue that is not named is unknown.
+func (n Names) Pending() string { return n.prefix() + ":pending" }
+
+// Applied returns the hash of each shard's applied ID as it was last committed:
+// where Postgres has an older one, it lost commits.
+func (n Names) Applied() string { return n.prefix() + ":applied" }
+
 // OwnerTokens returns the hash of the token under which each shard was last
 // acquired.
 func (n Names) OwnerTokens() string { return n.prefix() + ":owner-tokens" }
@@ -78,7 +86,7 @@ func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 // heartbeats.
 func (n Names) All() []string {
 	return []string{
-		n.DispatchLease(), n.Dispatched(), n.Acked(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
+		n.DispatchLease(), n.Dispatched(), n.Acked(), n.Pending(), n.Applied(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
 	}
 }
 

@@ -30,6 +30,9 @@ func (g *Group) ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]p
 		if err != nil {
 			return nil, failure("read queues", g.redirected(ctx, err))
 		}
+		if n := len(b.entries); n > 0 {
+			g.observed(b.entries[n-1].ID)
+		}
 		replies[i] = protocol.QueueReply{Entries: b.entries, Bytes: len(cmd.Val())}
 	}
 	return replies, nil

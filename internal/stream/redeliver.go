@@ -59,6 +59,8 @@ func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries
 			}
 			if len(ids) > 0 {
 				pipe.Do(ctx, claimArgs(g.names, g.consumers[shard], ids)...)
+				// Some may have been pending; the next check counts them.
+				pipe.HDel(ctx, g.names.Pending(), g.consumers[shard])
 				entries += len(ids)
 			}
 		}

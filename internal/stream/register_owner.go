@@ -3,47 +3,61 @@ package stream
 import (
 	"context"
 	_ "embed"
+	"fmt"
 
-	"github.com/redis/go-redis/v9"
-
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 //go:embed register_owner.lua
 var registerOwnerSource string
 
-var registerOwnerScript = redis.NewScript(registerOwnerSource)
+var registerOwnerScript = withPrelude(registerOwnerSource)
 
 // RegisterOwner makes token the one under which shards are acknowledged, and
-// returns each shard's highest acknowledged entry, if known, and the group's
-// last-delivered ID. After it, an acknowledgement under an earlier token, whose
-// commit Postgres may have lost, is rejected.
-func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (acked map[int]telemetry.EntryID, delivered telemetry.EntryID, err error) {
-	args := make([]any, 0, len(shards)+3)
+// returns what Redis knows of them. After it, an acknowledgement under an earlier
+// token, whose commit Postgres may have lost, is rejected.
+func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (protocol.Entered, error) {
+	const op = "register the owner of shards"
+	in := protocol.Entered{Acked: make(map[int]telemetry.EntryID, len(shards)), Applied: make(map[int]telemetry.EntryID, len(shards))}
+	args := make([]any, 0, 2*len(shards)+3)
 	args = append(args, g.names.Group, token, g.belongs())
 	for _, s := range shards {
-		args = append(args, s)
+		args = append(args, s, g.consumers[s])
 	}
-	res, err := registerOwnerScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens(), g.names.Database()}, args...).StringSlice()
+	keys := []string{g.names.Stream, g.names.Acked(), g.names.OwnerTokens(), g.names.Pending(), g.names.Applied(), g.names.Losses(), g.names.Database()}
+	res, err := registerOwnerScript.Run(ctx, g.client, keys, args...).StringSlice()
 	if err != nil {
-		return nil, delivered, failure("enter shards", err)
+		return in, failure(op, err)
 	}
-	acked = make(map[int]telemetry.EntryID, len(shards))
+	if len(res) != 2*len(shards)+2 {
+		return in, fmt.Errorf("%s: %d values for %d shards", op, len(res), len(shards))
+	}
 	for i, text := range res {
 		if text == "" {
 			continue
 		}
 		id, err := telemetry.ParseEntryID(text)
-		if err != nil {
-			return nil, delivered, failure("enter shards", err)
-		}
-		if i == 0 {
-			delivered = id
-		} else {
-			acked[shards[i-1]] = id
+		switch {
+		case err != nil:
+			return in, failure(op, err)
+		case i == 0:
+			in.Delivered = id
+		case i == 1:
+			in.Trimmed = id
+		case i%2 == 0:
+			in.Acked[shards[i/2-1]] = id
+		default:
+			in.Applied[shards[i/2-1]] = id
 		}
 	}
-	return acked, delivered, nil
+	return in, nil
+}
+
+// SetApplied makes the applied ID of a shard in Redis that of Postgres, once what
+// lies between is accounted for.
+func (g *Group) SetApplied(ctx context.Context, shard int, applied telemetry.EntryID) error {
+	return failure("set an applied ID", g.client.HSet(ctx, g.names.Applied(), shard, applied.String()).Err())
 }
 
 // Marks reads the same as RegisterOwner without registering anything.

@@ -4,8 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-
-	"github.com/redis/go-redis/v9"
+	"strconv"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -14,28 +13,32 @@ import (
 //go:embed snapshot.lua
 var snapshotSource string
 
-var snapshotScript = redis.NewScript(snapshotSource)
+var snapshotScript = withPrelude(snapshotSource)
 
-// Snapshot reads the stream's ends, and which of the entries are missing.
+// Snapshot reads the stream's ends, and which of the entries are missing. Losses
+// that it shows are among the Losses afterwards.
 func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol.StreamSnapshot, error) {
 	const op = "look for entries"
-	args := make([]any, 0, 1+len(ids))
-	args = append(args, g.names.Group)
+	args := make([]any, 0, 2+len(ids))
+	args = append(args, g.names.Group, g.shards)
 	for _, id := range ids {
 		args = append(args, id.String())
 	}
-	texts, err := snapshotScript.Run(ctx, g.client, []string{g.names.Stream}, args...).StringSlice()
+	texts, err := snapshotScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Pending(), g.names.Losses(), g.names.Applied()}, args...).StringSlice()
 	if err != nil {
 		return protocol.StreamSnapshot{}, failure(op, err)
 	}
 	if len(texts) == 0 {
 		return protocol.StreamSnapshot{}, nil
 	}
-	if len(texts) < 5 {
+	if len(texts) < 6 {
 		return protocol.StreamSnapshot{}, fmt.Errorf("%s: %d values", op, len(texts))
 	}
-	snapshot := protocol.StreamSnapshot{Exists: true, Whole: texts[4] == "0", Missing: make([]telemetry.EntryID, len(texts)-5)}
-	where := []*telemetry.EntryID{&snapshot.First, &snapshot.Newest, &snapshot.Last, &snapshot.Deleted, nil}
+	snapshot := protocol.StreamSnapshot{Exists: true, Whole: texts[4] == "0", Missing: make([]telemetry.EntryID, len(texts)-6)}
+	if snapshot.Now, err = strconv.ParseUint(texts[5], 10, 64); err != nil {
+		return protocol.StreamSnapshot{}, fmt.Errorf("%s: the time: %w", op, err)
+	}
+	where := []*telemetry.EntryID{&snapshot.First, &snapshot.Newest, &snapshot.Last, &snapshot.Deleted, nil, nil}
 	for i := range snapshot.Missing {
 		where = append(where, &snapshot.Missing[i])
 	}
@@ -62,4 +65,37 @@ func (g *Group) Before(ctx context.Context, id telemetry.EntryID) (telemetry.Ent
 	}
 	before, err := telemetry.ParseEntryID(found[0].ID)
 	return before, failure(op, err)
+}
+
+// After is the oldest entry that follows an ID, zero where there is none.
+func (g *Group) After(ctx context.Context, id telemetry.EntryID) (telemetry.EntryID, error) {
+	const op = "look for the entry after another"
+	found, err := g.client.XRangeN(ctx, g.names.Stream, "("+id.String(), "+", 1).Result()
+	if err != nil {
+		return telemetry.EntryID{}, failure(op, err)
+	}
+	if len(found) == 0 {
+		return telemetry.EntryID{}, nil
+	}
+	after, err := telemetry.ParseEntryID(found[0].ID)
+	return after, failure(op, err)
+}
+
+// observed raises the high-water mark to an entry.
+func (g *Group) observed(id telemetry.EntryID) {
+	for {
+		before := g.newest.Load()
+		if before != nil && id.Compare(*before) <= 0 || g.newest.CompareAndSwap(before, &id) {
+			return
+		}
+	}
+}
+
+// HighWatermark is the newest entry that was read from here, to be dispatched or
+// to be finished; zero for none.
+func (g *Group) HighWatermark() telemetry.EntryID {
+	if id := g.newest.Load(); id != nil {
+		return *id
+	}
+	return telemetry.EntryID{}
 }

@@ -1,30 +1,41 @@
-#!lua flags=no-writes
+#!lua flags=allow-oom
 -- Takes a snapshot of the ends of the stream and of entries that must exist, in
 -- one step: what is trimmed in between would be mistaken for lost. No body leaves
--- the server.
+-- the server. What it shows to be lost is noted as lost in the same step.
 --
--- KEYS[1] stream   ARGV[1] group   then IDs
+-- KEYS[1] stream   KEYS[2] hash of the lengths of queues   KEYS[3] losses
+-- KEYS[4] hash of applied IDs
+-- ARGV[1] group   ARGV[2] number of shards   then IDs
 -- Reply: {} without the stream or the group, or {first entry, newest entry, both
 -- '' in an empty stream, last ID generated, highest ID deleted, entries ever
--- removed, the IDs that are missing …}
-local rows = redis.pcall('xinfo', 'groups', KEYS[1])
-if rows.err then return {} end
-local there = false
-for _, row in ipairs(rows) do
-  for i = 1, #row, 2 do
-    if row[i] == 'name' and row[i + 1] == ARGV[1] then there = true end
-  end
-end
-if not there then return {} end
+-- removed, milliseconds since 1970, the IDs that are missing …}
+local g = find_group(KEYS[1], ARGV[1])
+if not g then return {} end
+if g.err then return g end
+local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
+local first, newest = s['first-entry'] and s['first-entry'][1] or '', s['last-entry'] and s['last-entry'][1] or ''
+local removed, delivered, read = s['entries-added'] - s['length'], g['last-delivered-id'], g['entries-read']
 
-local s = {}
-local info = redis.call('xinfo', 'stream', KEYS[1])
-for i = 1, #info, 2 do s[info[i]] = info[i + 1] end
-local answer = {
-  s['first-entry'] and s['first-entry'][1] or '', s['last-entry'] and s['last-entry'][1] or '',
-  s['last-generated-id'], s['max-deleted-entry-id'],
-  tostring(s['entries-added'] - s['length'])}
-for i = 2, #ARGV do
+-- Everything that was dispatched is removed, so what else is was never read.
+-- It is noted now: the next entry to be dispatched may be far away.
+if read and removed > read and (first == '' or after(first, delivered)) then
+  local last = first == '' and s['last-generated-id'] or first
+  if after(s['max-deleted-entry-id'], last) then last = s['max-deleted-entry-id'] end
+  redis.call('rpush', KEYS[3], cjson.encode({
+    cause = 'trimmed_unread', first = delivered, last = last, entries = removed - read}))
+  redis.call('xgroup', 'setid', KEYS[1], ARGV[1], delivered, 'entriesread', removed)
+end
+
+local counts = count_pending(KEYS[1], ARGV[1])
+for shard = 0, ARGV[2] - 1 do
+  check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
+    redis.call('hget', KEYS[4], shard), delivered)
+end
+
+local now = redis.call('time')
+local answer = {first, newest, s['last-generated-id'], s['max-deleted-entry-id'], tostring(removed),
+  string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))}
+for i = 3, #ARGV do
   if #redis.call('xrange', KEYS[1], ARGV[i], ARGV[i], 'COUNT', 1) == 0 then answer[#answer + 1] = ARGV[i] end
 end
 return answer

@@ -1,0 +1,68 @@
+-- What several scripts share; it follows their first line.
+
+-- after reports whether an ID follows another in the stream.
+local function after(a, b)
+  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
+  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
+  if #ams ~= #bms then return #ams > #bms end
+  if ams ~= bms then return ams > bms end
+  if #aseq ~= #bseq then return #aseq > #bseq end
+  return aseq > bseq
+end
+
+-- pairs_of makes a table of a reply that alternates names and values.
+local function pairs_of(reply)
+  local t = {}
+  for i = 1, #reply, 2 do t[reply[i]] = reply[i + 1] end
+  return t
+end
+
+-- find_group returns the group's row of XINFO GROUPS, nil where it is missing,
+-- and the server's error for a key that is no stream.
+local function find_group(stream, name)
+  local rows = redis.pcall('xinfo', 'groups', stream)
+  if rows.err then
+    if string.find(rows.err, '^WRONGTYPE') then return rows end
+    return nil
+  end
+  for _, row in ipairs(rows) do
+    local g = pairs_of(row)
+    if g['name'] == name then return g end
+  end
+end
+
+-- count_pending returns the number of pending entries by consumer.
+local function count_pending(stream, group)
+  local counts = {}
+  for _, row in ipairs(redis.call('xpending', stream, group)[4] or {}) do counts[row[1]] = tonumber(row[2]) end
+  return counts
+end
+
+-- adjust_pending changes the recorded lengths of queues, by consumer. A length
+-- that is unknown remains so.
+local function adjust_pending(key, changes)
+  local consumers, lengths = {}, {}
+  for consumer in pairs(changes) do consumers[#consumers + 1] = consumer end
+  if #consumers == 0 then return end
+  for i, length in ipairs(redis.call('hmget', key, unpack(consumers))) do
+    if length then
+      lengths[#lengths + 1] = consumers[i]
+      lengths[#lengths + 1] = length + changes[consumers[i]]
+    end
+  end
+  if #lengths > 0 then redis.call('hset', key, unpack(lengths)) end
+end
+
+-- check_pending compares the length of a queue with the recorded one. Entries
+-- leave a queue only by scripts that record it, so what is missing went without
+-- being acknowledged: a rewrite of the append-only file drops pending entries
+-- that were trimmed, XGROUP DELCONSUMER drops them all. They are noted as lost,
+-- between what Postgres is known to have of the shard and what was dispatched.
+local function check_pending(key, losses, counts, consumer, shard, applied, delivered)
+  local now, recorded = counts[consumer] or 0, tonumber(redis.call('hget', key, consumer) or '')
+  if recorded and now < recorded then
+    redis.call('rpush', losses, cjson.encode({
+      cause = 'trimmed_pending', shard = shard, first = applied or '0-0', last = delivered, entries = recorded - now}))
+  end
+  if recorded ~= now then redis.call('hset', key, consumer, now) end
+end

@@ -1,0 +1,167 @@
+package stream_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// requireCovered requires that each ID lies within one of the losses noted, and
+// that these are as many entries.
+func (b *bench) requireCovered(ids []telemetry.EntryID) {
+	b.t.Helper()
+	losses, _, err := b.Losses(b.t.Context(), 10_000)
+	require.NoError(b.t, err)
+	var n int64
+	for _, l := range losses {
+		n += l.Entries
+	}
+	require.EqualValues(b.t, len(ids), n, "%+v", losses)
+	for _, id := range ids {
+		covered := false
+		for _, l := range losses {
+			covered = covered || l.First.Compare(id) <= 0 && id.Compare(l.Last) <= 0
+		}
+		require.True(b.t, covered, "%s is in none of %+v", id, losses)
+	}
+}
+
+// P6: the append-only file, rewritten without a preamble, does not keep pending
+// entries that were trimmed: no owner will ever be told that they are gone.
+func TestP6PendingEntriesThatARewriteDropsAreNotedAsLost(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, redisOnly("--aof-use-rdb-preamble", "no", "--appendonly", "yes"))
+	b := &bench{t: t, cfg: stream.Config{URL: env.Redis.URL(), Stream: "s", Group: "g", Shards: shards, Timeout: waitFor}}
+	connect := func() {
+		client, err := stream.Connect(b.cfg)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, client.Close()) })
+		b.client = client
+		b.Group, err = stream.NewGroup(client, b.cfg)
+		require.NoError(t, err)
+	}
+	connect()
+	ids := b.addTo(1, 400)
+	b.ready()
+	require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[300].String()).Err())
+	require.NoError(t, b.client.BgRewriteAOF(t.Context()).Err())
+	testenv.Wait(t, waitFor, func() error {
+		info, err := b.client.Info(t.Context(), "persistence").Result()
+		if err == nil && (strings.Contains(info, "aof_rewrite_in_progress:1") || strings.Contains(info, "aof_rewrite_scheduled:1")) {
+			err = errors.New("the rewrite goes on")
+		}
+		return err
+	})
+	require.NoError(t, env.Redis.Kill())
+	require.NoError(t, env.Redis.Start(t.Context()))
+	connect()
+	require.Len(t, b.queue(1), 100, "what this is about")
+	for range 2 {
+		_, err := b.RegisterOwner(t.Context(), "owner", []int{1})
+		require.NoError(t, err)
+		_, err = b.Snapshot(t.Context(), nil)
+		require.NoError(t, err)
+	}
+	b.requireCovered(ids[:300])
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, Token: "owner", IDs: ids[300:]}}))
+	_, err := b.Snapshot(t.Context(), nil)
+	require.NoError(t, err)
+	b.requireCovered(ids[:300])
+}
+
+// P6: what was not read when it was trimmed is lost at that moment, not when the
+// next entry happens to come.
+func TestP6EntriesTrimmedUnreadAreNotedWithoutWaitingForTheNext(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	look := func() {
+		for range 2 {
+			_, err := b.Snapshot(t.Context(), nil)
+			require.NoError(t, err)
+		}
+	}
+	ids := b.addTo(3, 100)
+	turn := b.turn("t")
+	after, _ := b.dispatch(t, turn.After, 40)
+	var a protocol.Ack
+	a.Shard, a.IDs = 3, ids[:40]
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{a}))
+	look()
+	require.Empty(t, b.lost(t))
+	require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[70].String()).Err())
+	look()
+	b.requireCovered(ids[40:70])
+	b.del(ids[80])
+	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, 0).Err())
+	look()
+	b.requireCovered(ids[40:])
+	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
+
+	more := b.addTo(3, 5)
+	after, n := b.dispatch(t, after, 1000)
+	require.Equal(t, 5, n)
+	require.Equal(t, more[4], after)
+	look()
+	b.requireCovered(ids[40:])
+}
+
+// P6: the recorded lengths of queues follow whatever changes them, so that no
+// loss is noted where there is none.
+func TestP6QueuesThatLoseNothingAreNotNotedWhateverChangesThem(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	look := func() {
+		t.Helper()
+		_, err := b.Snapshot(t.Context(), nil)
+		require.NoError(t, err)
+		require.Empty(t, b.lost(t))
+	}
+	ids := b.addTo(1, 20)
+	b.ready()
+	look()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids[:5]}, {Shard: 1, IDs: ids[:5]}}))
+	look()
+	_, err := b.Redeliver(t.Context(), []protocol.Range{{Shard: 1, To: ids[9]}})
+	require.NoError(t, err)
+	look()
+	// The last-delivered ID is set back by hand, and the same is redelivered.
+	require.NoError(t, b.client.XGroupSetID(t.Context(), b.cfg.Stream, b.cfg.Group, ids[3].String()).Err())
+	require.NoError(t, b.client.Del(t.Context(), b.Names().DispatchLease()).Err())
+	b.dispatchAgainFrom(t)
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids}}))
+	look()
+	require.NoError(t, b.client.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group).Err())
+	require.NoError(t, b.client.Del(t.Context(), b.Names().DispatchLease()).Err())
+	b.dispatchAgainFrom(t)
+	look()
+	require.Len(t, b.queue(1), 20)
+
+	b.addTo(1, 6)
+	b.foreign("earlier", 6)
+	look()
+	b.sweep("earlier", time.Nanosecond, 100)
+	look()
+	// Whoever removes a queue by hand loses what lies on it.
+	require.NoError(t, b.client.XGroupDelConsumer(t.Context(), b.cfg.Stream, b.cfg.Group, "shard-01").Err())
+	_, err = b.Snapshot(t.Context(), nil)
+	require.NoError(t, err)
+	require.EqualValues(t, 26, b.lost(t)["trimmed_pending"])
+}
+
+// dispatchAgainFrom acquires the dispatch lease and dispatches all there is.
+func (b *bench) dispatchAgainFrom(t *testing.T) {
+	t.Helper()
+	turn, err := b.AcquireDispatchLease(t.Context(), "", "again", time.Minute)
+	require.NoError(t, err)
+	a := b.read(turn.After)
+	_, err = b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "again", TTL: time.Minute, After: turn.After}, &a)
+	require.NoError(t, err)
+}
