@@ -270,11 +270,11 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	election, stopElection := context.WithCancel(background)
 	var electing, listening sync.WaitGroup
 	listening.Go(func() {
-		group.Notifications(hearing, func(bell stream.Notification) {
+		group.Notifications(hearing, func(n stream.Notification) {
 			switch {
-			case bell.Leader:
+			case n.Leader:
 				m.LeaderResigned()
-			case bell.Members:
+			case n.Members:
 				m.MembershipChanged()
 			}
 		})

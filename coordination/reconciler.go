@@ -169,7 +169,7 @@ func (k *Reconciler) pass(ctx context.Context) error {
 	}
 	me, budgets := k.membership.Name(), protocol.Budgets{HandOff: k.cfg.HandoffBudget, Drain: k.cfg.DrainTimeout}
 	var take []protocol.Shard
-	seize := make(map[string]bool)
+	forced := make(map[string]bool)
 	for _, s := range list {
 		if s.Shard >= k.cfg.Shards {
 			continue
@@ -186,7 +186,7 @@ func (k *Reconciler) pass(ctx context.Context) error {
 		case protocol.Acquire:
 			take = append(take, s)
 		case protocol.ForceAcquire:
-			seize[s.Owner] = true
+			forced[s.Owner] = true
 			take = append(take, s)
 		case protocol.HandOver:
 			k.handOver(ctx, s.Shard, hold.Epoch)
@@ -198,7 +198,7 @@ func (k *Reconciler) pass(ctx context.Context) error {
 		case protocol.Await, protocol.Leave:
 		}
 	}
-	for member := range seize {
+	for member := range forced {
 		ended, err := k.sessions.End(ctx, member)
 		if err != nil {
 			return err

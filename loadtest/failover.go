@@ -18,7 +18,7 @@ func failover() Scenario {
 		Plan:   Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks: true,
 		run: func(ctx context.Context, r *run) error {
-			return r.disturb(ctx, []role{bystands, leader, dispatcher}, func(in *instance, who role) error {
+			return r.disturb(ctx, []role{bystander, leader, dispatcher}, func(in *instance, who role) error {
 				if err := r.kill(ctx, in, string(who)); err != nil {
 					return err
 				}

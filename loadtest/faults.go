@@ -36,7 +36,7 @@ type role string
 const (
 	leader     role = "the leader"
 	dispatcher role = "the dispatcher"
-	bystands   role = "a non-leader"
+	bystander  role = "a non-leader"
 )
 
 // pick finds the instance with a role.
@@ -65,7 +65,7 @@ func (r *run) pick(ctx context.Context, want role) (*instance, error) {
 		switch want {
 		case dispatcher:
 			i = dispatches
-		case bystands:
+		case bystander:
 			i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader && !f.turn })
 			if i < 0 {
 				i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader })

@@ -17,13 +17,13 @@ func stall() Scenario {
 		Breaks:  true,
 		proxied: true,
 		run: func(ctx context.Context, r *run) error {
-			err := r.disturb(ctx, []role{leader, dispatcher, bystands}, func(in *instance, who role) error {
+			err := r.disturb(ctx, []role{leader, dispatcher, bystander}, func(in *instance, who role) error {
 				return r.freeze(ctx, in, string(who), func() error { return in.signal(syscall.SIGSTOP) }, nil)
 			})
 			if err != nil {
 				return err
 			}
-			in, err := r.pick(ctx, bystands)
+			in, err := r.pick(ctx, bystander)
 			if err != nil {
 				return err
 			}

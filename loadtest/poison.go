@@ -24,8 +24,8 @@ import (
 const (
 	// dose is the share of entries that are no records.
 	dose = .05
-	// undigested is the least rate beside that of a clean backlog.
-	undigested = .6
+	// minRelativeRate is the minimum rate relative to that of a clean backlog.
+	minRelativeRate = .6
 	// deliveries is how often an entry that cannot be decoded is tried, the
 	// service's default.
 	deliveries = 3
@@ -86,7 +86,7 @@ func (r *run) compare(ctx context.Context) error {
 	r.rates = []float64{round(clean.whole, 0), round(bad.whole, 0), round(clean.before, 0), round(bad.before, 0)}
 	r.fact("throughput", "%.2f of the clean rate in all, %.2f before the kill", bad.whole/clean.whole, bad.before/clean.before)
 	// No slack: both sides had the same machine.
-	r.check(bad.whole >= undigested*clean.whole, "throughput: %.2f of the clean rate, want at least %.2f", bad.whole/clean.whole, undigested)
+	r.check(bad.whole >= minRelativeRate*clean.whole, "throughput: %.2f of the clean rate, want at least %.2f", bad.whole/clean.whole, minRelativeRate)
 	return nil
 }
 
@@ -202,7 +202,7 @@ type failureClass struct {
 	sent      int
 	dead      int // dead letters of this class, after the attempts due to it
 	wrong     int // dead letters of another class, after other attempts, or though fixed
-	mended    int // sent again, as records
+	edited    int // sent again, as records
 	again     int // sent again as they were
 	deadAgain int // of those
 }
@@ -235,7 +235,7 @@ func (r *run) countByClass(ctx context.Context) (kinds map[string]*failureClass,
 		case s.ReplayOf.IsZero():
 			a.sent++
 		case s.Class == "":
-			a.mended++
+			a.edited++
 		default:
 			a.again++
 		}
@@ -358,15 +358,15 @@ func (l *deadLetter) payload() *string {
 // repair fixes what can be fixed and sends all dead letters again, by the
 // commands that operators have, and notes what has to become of them.
 func (r *run) repair(ctx context.Context) error {
-	exported, mended := filepath.Join(r.cfg.Dir, "letters.jsonl"), filepath.Join(r.cfg.Dir, "edited.jsonl")
+	exported, editedFile := filepath.Join(r.cfg.Dir, "letters.jsonl"), filepath.Join(r.cfg.Dir, "edited.jsonl")
 	if _, err := r.dlq(ctx, "export", "--file", exported); err != nil {
 		return err
 	}
-	again, err := r.editExported(exported, mended)
+	again, err := r.editExported(exported, editedFile)
 	if err != nil {
 		return fmt.Errorf("fix dead letters: %w", err)
 	}
-	if _, err := r.dlq(ctx, "edit", "--from-file", mended, "--json"); err != nil {
+	if _, err := r.dlq(ctx, "edit", "--from-file", editedFile, "--json"); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -413,8 +413,8 @@ func (r *run) repair(ctx context.Context) error {
 		if a == nil {
 			continue
 		}
-		r.fact(name, "%d fixed and sent again; %d sent again as they were, %d dead letters again", a.mended, a.again, a.deadAgain)
-		r.check(a.dead == 0 && a.wrong == 0 && a.mended+a.again == a.sent && a.deadAgain == a.again,
+		r.fact(name, "%d fixed and sent again; %d sent again as they were, %d dead letters again", a.edited, a.again, a.deadAgain)
+		r.check(a.dead == 0 && a.wrong == 0 && a.edited+a.again == a.sent && a.deadAgain == a.again,
 			"%s after the fixing: %+v", name, *a)
 	}
 	r.check(stray == 0, "%d dead letters after the fixing are none of the bad entries", stray)
@@ -423,7 +423,7 @@ func (r *run) repair(ctx context.Context) error {
 
 // editExported writes fixed dead letters, and returns what each dead letter is to be
 // sent again as, by source ID.
-func (r *run) editExported(exported, mended string) (again map[string]*fleet.Sent, err error) {
+func (r *run) editExported(exported, editedFile string) (again map[string]*fleet.Sent, err error) {
 	kinds, err := r.junk()
 	if err != nil {
 		return nil, err
@@ -433,7 +433,7 @@ func (r *run) editExported(exported, mended string) (again map[string]*fleet.Sen
 		return nil, fmt.Errorf("open the export: %w", err)
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	out, err := os.Create(mended)
+	out, err := os.Create(editedFile)
 	if err != nil {
 		return nil, fmt.Errorf("make a file: %w", err)
 	}

@@ -33,7 +33,7 @@ func wake() Scenario {
 				if err := pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
-				in, err := r.pick(ctx, bystands)
+				in, err := r.pick(ctx, bystander)
 				if err != nil {
 					return err
 				}

@@ -35,7 +35,7 @@ create trigger refuse before insert on positions for each row execute function r
 
 // faults are those of no row, and what takes each away.
 var faults = []struct {
-	name, breaks, mends, reason string
+	name, breaks, repairs, reason string
 }{
 	{"a constraint of the platform",
 		"alter table positions add constraint fast check (speed > 1000) not valid", "alter table positions drop constraint fast", "23514/fast"},
@@ -82,7 +82,7 @@ func TestAFaultThatIsNoRowsOwnPausesAndDeadLettersNothing(t *testing.T) {
 				return nil
 			})
 			require.Empty(t, b.letters())
-			b.exec(tt.mends)
+			b.exec(tt.repairs)
 			b.settled(20*time.Second, 0)
 			require.Equal(t, len(entries), b.count("select count(*) from positions"))
 			require.Empty(t, b.letters())
@@ -128,7 +128,7 @@ func TestAFaultThatComesAndGoesInTheMiddleDeadLettersNothing(t *testing.T) {
 	require.Empty(t, b.letters())
 }
 
-// A single poison row is given up at once, whoever waits behind it, and nobody.
+// A single poison row is dead-lettered immediately, with and without entries behind it.
 func TestASinglePoisonRowIsGivenUpPromptly(t *testing.T) {
 	t.Parallel()
 	for _, others := range []int{0, 1, 200} {

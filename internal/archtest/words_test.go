@@ -174,6 +174,9 @@ func TestNoRetiredWordComesBack(t *testing.T) {
 		if !slices.Contains([]string{".go", ".sql", ".lua", ".sh", ".yml", ".yaml", ".json"}, path.Ext(name)) && entry.Name() != "Makefile" {
 			return nil
 		}
+		if entry.Name() == "words_test.go" { // its cases are retired words
+			return nil
+		}
 		text, err := os.ReadFile(name)
 		if err != nil {
 			return err

@@ -64,7 +64,7 @@ begin
 end
 $$;
 
-create or replace function loadtest.note_tenure()
+create or replace function loadtest.note_owner()
 returns trigger
 language plpgsql
 as $$
@@ -81,11 +81,11 @@ create or replace trigger loadtest_note_commit
   for each statement
   execute function loadtest.note_commit();
 
-create or replace trigger loadtest_note_tenure
+create or replace trigger loadtest_note_owner
   after update of owner, epoch
   on processor.shards
   for each row
-  execute function loadtest.note_tenure();`
+  execute function loadtest.note_owner();`
 
 // Install begins to observe. The schema must be there, and no instance at work.
 func (o *Observer) Install(ctx context.Context) error {
@@ -97,7 +97,7 @@ func (o *Observer) Install(ctx context.Context) error {
 func (o *Observer) Remove(ctx context.Context) error {
 	_, err := o.pool.Exec(ctx, `
 drop trigger if exists loadtest_note_commit on public.positions;
-drop trigger if exists loadtest_note_tenure on processor.shards;
+drop trigger if exists loadtest_note_owner on processor.shards;
 drop schema if exists loadtest cascade`)
 	return failure("remove the observer", err)
 }
@@ -190,7 +190,7 @@ where stream = $1
   and group_name = $2
 order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 	if err != nil {
-		return nil, failure("read tenures", err)
+		return nil, failure("read owners", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t OwnershipSpan, err error) {
 		var at time.Time
@@ -198,7 +198,7 @@ order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 		t.FromUS = at.UnixMicro()
 		return t, err
 	})
-	return list, failure("read tenures", err)
+	return list, failure("read owners", err)
 }
 
 // memberOf returns the member that a session's name carries.

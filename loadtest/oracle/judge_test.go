@@ -228,11 +228,11 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 	source := r.sent[junk].ID
 
 	// An operator fixes the entry and sends it again; the dead letter is gone.
-	mended := r.sent[0]
-	mended.Message.Time = mended.Message.Time.Add(-time.Hour)
-	mended.ID = telemetry.EntryID{Ms: 1_790_000_000_000}
-	mended.ReplayOf = source
-	r.sent = append(r.sent, mended)
+	edited := r.sent[0]
+	edited.Message.Time = edited.Message.Time.Add(-time.Hour)
+	edited.ID = telemetry.EntryID{Ms: 1_790_000_000_000}
+	edited.ReplayOf = source
+	r.sent = append(r.sent, edited)
 	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return d.Source == source })
 	row := r.rows[0]
 	for _, other := range r.rows {
@@ -240,7 +240,7 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 			row = other
 		}
 	}
-	row.TimeUS = mended.Message.Time.UnixMicro()
+	row.TimeUS = edited.Message.Time.UnixMicro()
 	row.StreamUS = source.Time().UnixMicro()
 	r.rows = append(r.rows, row)
 	r.sort()
