@@ -9,8 +9,8 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // P6.
@@ -31,7 +31,7 @@ func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'group_created' and closed_at is not null"))
 	require.Zero(t, b.client.LLen(ctx, b.group.Names().Recreations()).Val())
 
-	ids, err := stream.NewPublisher(b.client, b.where.Stream, 0).Publish(ctx, [][]string{
+	ids, err := fleet.NewPublisher(b.client, b.where.Stream, 0).Publish(ctx, [][]string{
 		{"device_id", "a"}, {"device_id", "b"}, {"device_id", "c"}, {"device_id", "d"},
 	})
 	require.NoError(t, err)

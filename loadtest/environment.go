@@ -40,7 +40,7 @@ type testbed struct {
 	group       string
 	dlq         string // empty means the default
 
-	publisher *stream.Publisher
+	publisher *fleet.RedisPublisher
 	inspector *stream.Group // on a connection of its own
 	dlqReader *stream.DeadLetters
 	fences    *store.FenceEditor
@@ -104,7 +104,7 @@ func (g *testbed) connect(ctx context.Context) (err error) {
 		return fmt.Errorf("connect to Redis: %w", err)
 	}
 	g.closers = append(g.closers, client.Close)
-	g.publisher = stream.NewPublisher(client, g.stream, maxLen)
+	g.publisher = fleet.NewPublisher(client, g.stream, maxLen)
 	where.Timeout = judgeTimeout
 	looking, err := stream.Connect(where)
 	if err != nil {

@@ -474,7 +474,7 @@ func (r *run) editExported(exported, editedFile string) (again map[string]*fleet
 }
 
 // said returns the message in a payload of the fleet's junk that was fixed.
-func said(device, payload string) (telemetry.Message, error) {
+func said(device, payload string) (fleet.Message, error) {
 	var p struct {
 		Time       time.Time `json:"timestamp"`
 		Latitude   float64   `json:"latitude"`
@@ -489,12 +489,12 @@ func said(device, payload string) (telemetry.Message, error) {
 		} `json:"attributes"`
 	}
 	if err := json.Unmarshal([]byte(payload), &p); err != nil {
-		return telemetry.Message{}, err
+		return fleet.Message{}, err
 	}
-	return telemetry.Message{
+	return fleet.Message{
 		DeviceID: device, Codec: "8E", Time: p.Time, Latitude: p.Latitude, Longitude: p.Longitude, Altitude: p.Altitude,
 		Angle: p.Angle, Speed: p.Speed, Satellites: p.Satellites, Priority: p.Priority,
-		Attributes: []telemetry.Attribute{telemetry.NumberAttribute("10009", p.Attributes.Number)},
+		Attributes: []fleet.Attribute{fleet.NumberAttribute("10009", p.Attributes.Number)},
 	}, nil
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -201,10 +200,10 @@ func scattered(record, devices int) int {
 }
 
 // numbers returns n attributes as trackers have them, of up to five digits.
-func numbers(n, record int) []telemetry.Attribute {
-	out := make([]telemetry.Attribute, n)
+func numbers(n, record int) []fleet.Attribute {
+	out := make([]fleet.Attribute, n)
 	for i := range out {
-		out[i] = telemetry.NumberAttribute(strconv.Itoa(i+1), float64((record*31+i*977)%20_000))
+		out[i] = fleet.NumberAttribute(strconv.Itoa(i+1), float64((record*31+i*977)%20_000))
 	}
 	return out
 }

@@ -70,7 +70,7 @@ func Send(ctx context.Context, cfg SendConfig) (_ fleet.Progress, err error) {
 		return fleet.Progress{}, fmt.Errorf("make the send log: %w", err)
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	sent, err := send(ctx, cfg, stream.NewPublisher(client, cfg.Stream, cfg.MaxLen), reader, file)
+	sent, err := send(ctx, cfg, fleet.NewPublisher(client, cfg.Stream, cfg.MaxLen), reader, file)
 	if err != nil && sent.Sent == 0 {
 		err = errors.Join(err, os.Remove(cfg.SendLog)) // it would be in the way of the next attempt
 	}

@@ -21,8 +21,8 @@ import (
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // bench is one stream, one database and the services that run on them.
@@ -142,13 +142,13 @@ func (in *instance) awaitReady() {
 func (b *bench) publish(n int) {
 	var entries [][]string
 	for i := range n {
-		m := telemetry.Message{
+		m := fleet.Message{
 			DeviceID: fmt.Sprintf("device-%d", i%20), Codec: "8",
 			Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 42.5, Longitude: 1.5,
 		}
-		entries = append(entries, telemetry.EntryFields(&m))
+		entries = append(entries, fleet.EntryFields(&m))
 	}
-	_, err := stream.NewPublisher(b.redis.Client(), b.redis.Stream, 0).Publish(context.Background(), entries)
+	_, err := fleet.NewPublisher(b.redis.Client(), b.redis.Stream, 0).Publish(context.Background(), entries)
 	require.NoError(b.t, err)
 }
 

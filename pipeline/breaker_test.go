@@ -240,9 +240,9 @@ func (p *probed) Probe(ctx context.Context, records []telemetry.Record) (bool, e
 
 // seven is a record that the constraint no_seven refuses.
 func seven(device int, s int64) []string {
-	m := telemetry.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
-	m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 7))
-	return telemetry.EntryFields(&m)
+	m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+	m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 7))
+	return fleet.EntryFields(&m)
 }
 
 func (b *bench) exec(sql string) {

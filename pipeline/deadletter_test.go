@@ -312,9 +312,9 @@ func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
 	_, err := b.pool.Exec(t.Context(), "alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	require.NoError(t, err)
 	refused := func(device int, s int64) []string {
-		m := telemetry.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
-		m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 7))
-		return telemetry.EntryFields(&m)
+		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+		m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 7))
+		return fleet.EntryFields(&m)
 	}
 	var entries [][]string
 	var bad []int
@@ -434,7 +434,7 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	b.redisURL, b.client, b.pub = env.Redis.URL(), client, stream.NewPublisher(client, b.stream, 0)
+	b.redisURL, b.client, b.pub = env.Redis.URL(), client, fleet.NewPublisher(client, b.stream, 0)
 	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 

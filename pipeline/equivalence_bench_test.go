@@ -12,20 +12,19 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // rate publishes messages, lets one instance work them off, and returns records
 // a second.
-func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []telemetry.Message) float64 {
+func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []fleet.Message) float64 {
 	b.Helper()
 	w := newWorld(b, bb, bb.stream+name)
 	defer w.end()
 	_, err := w.editor.Import(context.Background(), fences, "import", true)
 	require.NoError(b, err)
-	work := func(messages []telemetry.Message) time.Duration {
+	work := func(messages []fleet.Message) time.Duration {
 		for rest := messages; len(rest) > 0; {
 			n := min(len(rest), 5000)
 			w.publish(rest[:n])
@@ -54,7 +53,7 @@ func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, 
 func BenchmarkFences(b *testing.B) {
 	bb := newBench(b)
 	r := rand.New(rand.NewPCG(1, 1))
-	var messages []telemetry.Message
+	var messages []fleet.Message
 	at := make([][2]float64, 500)
 	for i := range 100_000 {
 		d := i % len(at)
@@ -63,10 +62,10 @@ func BenchmarkFences(b *testing.B) {
 		}
 		at[d][0] += (r.Float64() - 0.4) * 2e-3 // about 100 m
 		at[d][1] += (r.Float64() - 0.4) * 2e-3
-		messages = append(messages, telemetry.Message{
+		messages = append(messages, fleet.Message{
 			DeviceID: fleet.DeviceID(d), Codec: "8", Time: time.Unix(1_700_000_000+int64(i/len(at))*10, 0),
 			Latitude: at[d][0], Longitude: at[d][1], Satellites: 9,
-			Attributes: []telemetry.Attribute{telemetry.NumberAttribute("239", 1), telemetry.NumberAttribute("240", 1), telemetry.NumberAttribute("16", 123456)},
+			Attributes: []fleet.Attribute{fleet.NumberAttribute("239", 1), fleet.NumberAttribute("240", 1), fleet.NumberAttribute("16", 123456)},
 		})
 	}
 	fences := fencesOver(messages, 1000, 2)
@@ -83,11 +82,11 @@ func BenchmarkFences(b *testing.B) {
 }
 
 // fmbLog is the log of real trackers, ten times over as ten fleets.
-func fmbLog(b *testing.B) []telemetry.Message {
+func fmbLog(b *testing.B) []fleet.Message {
 	b.Helper()
 	tracks, err := fleet.ReadTracks(testenv.Data(b, "teltonika/fmb_session_records.csv.gz"))
 	require.NoError(b, err)
-	var out []telemetry.Message
+	var out []fleet.Message
 	for n := range 10 {
 		for _, it := range fleet.Collect(tracks.Replay(fleet.OrderFile)) {
 			if fleet.ClassOf(&it.Message) == "" {
@@ -106,9 +105,9 @@ func BenchmarkLate(b *testing.B) {
 	log := fmbLog(b)
 	fences := fencesOver(log, 10, 3)
 	ordered := slices.Clone(log)
-	slices.SortStableFunc(ordered, func(a, b telemetry.Message) int { return a.Time.Compare(b.Time) })
+	slices.SortStableFunc(ordered, func(a, b fleet.Message) int { return a.Time.Compare(b.Time) })
 	// One record of each device that is newer than all others makes them late.
-	var newest []telemetry.Message
+	var newest []fleet.Message
 	for n := range 10 {
 		m := ordered[len(ordered)-1]
 		m.DeviceID, m.Time, m.Latitude, m.Longitude = fleet.DeviceID(n), m.Time.Add(time.Hour), 13, 80
@@ -184,9 +183,9 @@ select 'cold' || d, '2026-01-01'::timestamptz + n * interval '1 minute', '2026-0
 from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
 		require.NoError(b, err)
 		conn.Release()
-		messages := make([]telemetry.Message, n)
+		messages := make([]fleet.Message, n)
 		for d := range messages {
-			messages[d] = telemetry.Message{
+			messages[d] = fleet.Message{
 				DeviceID: fmt.Sprint("cold", d+1), Codec: "8", Time: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), Latitude: 48, Longitude: 11, Satellites: 9,
 			}
 		}

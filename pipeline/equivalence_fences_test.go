@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -22,8 +21,8 @@ func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 		ID: "square", Name: "a square", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
 		Geometry: `{"type":"Polygon","coordinates":[[[11,48],[11.001,48],[11.001,48.001],[11,48.001],[11,48]]]}`,
 	}
-	at := func(second int, latitude float64) telemetry.Message {
-		return telemetry.Message{
+	at := func(second int, latitude float64) fleet.Message {
+		return fleet.Message{
 			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
 			Latitude: latitude, Longitude: 11.0005, Satellites: 9,
 		}
@@ -33,14 +32,14 @@ func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 	for _, tc := range []struct {
 		name        string
 		old, change []geofence.Fence
-		first, then []telemetry.Message
+		first, then []fleet.Message
 		crossings   int
 	}{
-		{"fresh records, with the shard's first progress mark", nil, []geofence.Fence{square}, nil, []telemetry.Message{before, inside, after}, 2},
-		{"fresh records alone", nil, []geofence.Fence{square}, []telemetry.Message{before}, []telemetry.Message{inside, after}, 2},
-		{"a late record alone", nil, []geofence.Fence{square}, []telemetry.Message{before, after}, []telemetry.Message{inside}, 2},
-		{"a late record and a fresh one", nil, []geofence.Fence{square}, []telemetry.Message{before, after}, []telemetry.Message{inside, at(30, 47.9995)}, 2},
-		{"fresh records that cross what is no fence any more", []geofence.Fence{square}, nil, []telemetry.Message{before}, []telemetry.Message{inside, after}, 0},
+		{"fresh records, with the shard's first progress mark", nil, []geofence.Fence{square}, nil, []fleet.Message{before, inside, after}, 2},
+		{"fresh records alone", nil, []geofence.Fence{square}, []fleet.Message{before}, []fleet.Message{inside, after}, 2},
+		{"a late record alone", nil, []geofence.Fence{square}, []fleet.Message{before, after}, []fleet.Message{inside}, 2},
+		{"a late record and a fresh one", nil, []geofence.Fence{square}, []fleet.Message{before, after}, []fleet.Message{inside, at(30, 47.9995)}, 2},
+		{"fresh records that cross what is no fence any more", []geofence.Fence{square}, nil, []fleet.Message{before}, []fleet.Message{inside, after}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, b, b.stream+"-"+t.Name())

@@ -7,14 +7,14 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // BenchmarkFootprint is what records of real trackers take in Redis, while they
 // are in the stream, and in Postgres, in bytes a record.
 func BenchmarkFootprint(b *testing.B) {
 	bb := newBench(b)
-	var messages []telemetry.Message
+	var messages []fleet.Message
 	for n := range 10 { // each time as other devices, so that none is a duplicate
 		for _, m := range fmbLog(b) {
 			m.DeviceID = fmt.Sprintf("%s-%d", m.DeviceID, n)

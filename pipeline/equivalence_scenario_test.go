@@ -24,7 +24,7 @@ type scenario struct {
 
 // step is one thing that happens. Exactly one field says what.
 type step struct {
-	send      []telemetry.Message
+	send      []fleet.Message
 	ahead     []time.Duration // of each message: its device time is so far ahead of now; zero where it has its own
 	fences    []geofence.Fence
 	replace   bool
@@ -64,7 +64,7 @@ func newScenario(seed uint64) scenario {
 	}
 	devices := 1 + r.IntN(6)
 	span := pick(30, 90, 2000) // seconds of device time
-	var pool []telemetry.Message
+	var pool []fleet.Message
 	for range 5 + r.IntN(60) {
 		pool = append(pool, randomMessage(r, devices, span))
 	}
@@ -105,7 +105,7 @@ func newScenario(seed uint64) scenario {
 			sc.steps = append(sc.steps, step{quiet: true})
 		default:
 			n := min(len(pool), 1+r.IntN(12))
-			s := step{send: append([]telemetry.Message{}, pool[:n]...)}
+			s := step{send: append([]fleet.Message{}, pool[:n]...)}
 			for range r.IntN(3) { // again, in any order
 				s.send = append(s.send, s.send[r.IntN(len(s.send))])
 			}
@@ -125,13 +125,13 @@ func newScenario(seed uint64) scenario {
 	return sc
 }
 
-func randomMessage(r *rand.Rand, devices, span int) telemetry.Message {
-	m := telemetry.Message{
+func randomMessage(r *rand.Rand, devices, span int) fleet.Message {
+	m := fleet.Message{
 		DeviceID: fleet.DeviceID(r.IntN(devices)), Codec: "8",
 		Time:     time.Unix(scenarioBase+int64(r.IntN(span)), int64(r.IntN(3))*250e6),
 		Latitude: 48 + float64(r.IntN(9))*grid, Longitude: 11 + float64(r.IntN(9))*grid,
 		Speed: float64(r.IntN(100)), Satellites: r.IntN(12),
-		Attributes: []telemetry.Attribute{telemetry.NumberAttribute("1", float64(r.IntN(1000)))},
+		Attributes: []fleet.Attribute{fleet.NumberAttribute("1", float64(r.IntN(1000)))},
 	}
 	switch r.IntN(25) {
 	case 0:
@@ -227,7 +227,7 @@ func (sc *scenario) play(w *world) error {
 		s := &sc.steps[i]
 		switch {
 		case s.send != nil:
-			messages := append([]telemetry.Message{}, s.send...)
+			messages := append([]fleet.Message{}, s.send...)
 			for j, d := range s.ahead {
 				if d != 0 {
 					messages[j].Time = time.Now().Add(d).Truncate(time.Millisecond)

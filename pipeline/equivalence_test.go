@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // TestTheTablesAreAFunctionOfTheInput is promise P5: the tables depend
@@ -103,7 +103,7 @@ func shrink(sc scenario, err error, play func(scenario) error) (scenario, error)
 			smaller := sc
 			smaller.steps = append([]step{}, sc.steps...)
 			s := &smaller.steps[i]
-			s.send = append(append([]telemetry.Message{}, s.send[:j]...), s.send[j+1:]...)
+			s.send = append(append([]fleet.Message{}, s.send[:j]...), s.send[j+1:]...)
 			s.ahead = append(append([]time.Duration{}, s.ahead[:j]...), s.ahead[j+1:]...)
 			if !attempt(smaller) {
 				j++

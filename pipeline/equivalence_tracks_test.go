@@ -17,18 +17,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
 )
 
 // recorded are the fixes of a track file that are valid records, in its order.
-func recorded(t testing.TB, name string) []telemetry.Message {
+func recorded(t testing.TB, name string) []fleet.Message {
 	t.Helper()
 	tracks, err := fleet.ReadTracks(testenv.Data(t, "tracks/"+name))
 	require.NoError(t, err)
-	var list []telemetry.Message
+	var list []fleet.Message
 	for _, it := range fleet.Collect(tracks.Replay(fleet.OrderFile)) {
 		if fleet.ClassOf(&it.Message) == "" {
 			list = append(list, it.Message)
@@ -94,7 +93,7 @@ func TestRecordedTracksGiveTheOraclesTables(t *testing.T) {
 }
 
 // newestFirst reverses each device's fixes in blocks, as trackers upload them.
-func newestFirst(messages []telemetry.Message, block int) []telemetry.Message {
+func newestFirst(messages []fleet.Message, block int) []fleet.Message {
 	out := slices.Clone(messages)
 	places := make(map[string][]int)
 	for i := range out {
@@ -114,10 +113,10 @@ func newestFirst(messages []telemetry.Message, block int) []telemetry.Message {
 
 // fencesOver draws fences at places where a device turned by more than 60
 // degrees, of the size of what it drove round the place.
-func fencesOver(messages []telemetry.Message, n int, seed uint64) []geofence.Fence {
+func fencesOver(messages []fleet.Message, n int, seed uint64) []geofence.Fence {
 	r := rand.New(rand.NewPCG(seed, 7))
-	var turns []telemetry.Message
-	last := make(map[string][2]telemetry.Message)
+	var turns []fleet.Message
+	last := make(map[string][2]fleet.Message)
 	for _, m := range messages {
 		l := last[m.DeviceID]
 		if m.Latitude == l[1].Latitude && m.Longitude == l[1].Longitude || m.Latitude == 0 {
@@ -130,7 +129,7 @@ func fencesOver(messages []telemetry.Message, n int, seed uint64) []geofence.Fen
 				turns = append(turns, l[1])
 			}
 		}
-		last[m.DeviceID] = [2]telemetry.Message{l[1], m}
+		last[m.DeviceID] = [2]fleet.Message{l[1], m}
 	}
 	if len(turns) == 0 {
 		turns = messages

@@ -21,13 +21,13 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // throughTheService sends messages through an instance and returns the timing
 // records by device, in order of the later fix.
-func throughTheService(t *testing.T, fences []geofence.Fence, messages []telemetry.Message) map[string][]protocol.Crossing {
+func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.Message) map[string][]protocol.Crossing {
 	t.Helper()
 	b := newBench(t)
 	w := newWorld(t, b, b.stream+"-truth")
@@ -83,7 +83,7 @@ func TestForbesCrossingsAreThosePublished(t *testing.T) {
 		}
 	}
 	pairs := make(map[string]pair)
-	var messages []telemetry.Message
+	var messages []fleet.Message
 	clockWentBack := 0
 	lines := bufio.NewScanner(zipped(t, "geofence/zone_crossings_forbes.jsonl.gz"))
 	for n := 1; lines.Scan(); n++ {
@@ -96,7 +96,7 @@ func TestForbesCrossingsAreThosePublished(t *testing.T) {
 		device := fmt.Sprintf("row-%d", n)
 		pairs[device] = p
 		for _, s := range []stated{p.After, p.Before} { // newest first
-			messages = append(messages, telemetry.Message{DeviceID: device, Codec: "8", Time: s.TS, Latitude: s.Latitude, Longitude: s.Longitude})
+			messages = append(messages, fleet.Message{DeviceID: device, Codec: "8", Time: s.TS, Latitude: s.Latitude, Longitude: s.Longitude})
 		}
 	}
 	require.NoError(t, lines.Err())

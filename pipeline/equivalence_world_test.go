@@ -16,7 +16,6 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/pipeline"
@@ -87,7 +86,7 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	copied := *b
 	w.bench = &copied
 	w.tb, w.stream = tb, stream0
-	w.pub = stream.NewPublisher(b.client, w.stream, 0)
+	w.pub = fleet.NewPublisher(b.client, w.stream, 0)
 	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
 	for _, sql := range []string{
 		"truncate public.positions", "truncate processor.timing_records", "delete from processor.requests",
@@ -172,10 +171,10 @@ func (m *member) kill() {
 }
 
 // publish appends messages and notes them in the send log.
-func (w *world) publish(messages []telemetry.Message) {
+func (w *world) publish(messages []fleet.Message) {
 	entries := make([][]string, len(messages))
 	for i := range messages {
-		entries[i] = telemetry.EntryFields(&messages[i])
+		entries[i] = fleet.EntryFields(&messages[i])
 	}
 	for i, id := range w.bench.publish(entries...) {
 		require.NoError(w.tb, w.sent.Append(&fleet.Sent{ID: id, Message: messages[i], Class: fleet.ClassOf(&messages[i])}))

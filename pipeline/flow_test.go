@@ -7,17 +7,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 func at(device int, seconds int64) []string {
-	m := telemetry.Message{
+	m := fleet.Message{
 		DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+seconds, 0).UTC(),
 		Latitude: 48.1 + float64(seconds)/1e5, Longitude: 11.5, Altitude: 520, Angle: 90, Speed: 50, Satellites: 11,
 	}
-	m.Attributes = append(m.Attributes, telemetry.NumberAttribute("239", 1), telemetry.BigIntAttribute("78", "9223372036854775807"))
-	return telemetry.EntryFields(&m)
+	m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 1), fleet.BigIntAttribute("78", "9223372036854775807"))
+	return fleet.EntryFields(&m)
 }
 
 // P1, P2.

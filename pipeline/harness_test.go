@@ -19,6 +19,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
 )
 
@@ -33,7 +34,7 @@ type bench struct {
 	group    string
 	client   redis.UniversalClient
 	pool     *pgxpool.Pool
-	pub      *stream.Publisher
+	pub      *fleet.RedisPublisher
 }
 
 func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
@@ -46,7 +47,7 @@ func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
 			return err
 		}))...),
 	}
-	b.pub = stream.NewPublisher(b.client, b.stream, 0)
+	b.pub = fleet.NewPublisher(b.client, b.stream, 0)
 	b.pool = b.open("bench")
 	return b
 }

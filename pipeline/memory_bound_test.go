@@ -9,7 +9,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
@@ -27,11 +26,11 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 	})
 	b.acquireAll(in)
 	large := func(i int) []string {
-		m := telemetry.Message{
+		m := fleet.Message{
 			DeviceID: fleet.DeviceID(i % devices), Codec: "8", Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 48, Longitude: 11,
 		}
-		m.Attributes = append(m.Attributes, telemetry.TextAttribute("900", strings.Repeat("x", size)))
-		return telemetry.EntryFields(&m)
+		m.Attributes = append(m.Attributes, fleet.TextAttribute("900", strings.Repeat("x", size)))
+		return fleet.EntryFields(&m)
 	}
 	b.publish(large(0))
 	b.settled(10*time.Second, 0)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -69,11 +68,11 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	client, err := stream.Connect(stream.Config{URL: dep.RedisURL, Timeout: 5 * time.Second})
 	require.NoError(t, err)
 	defer client.Close()
-	pub := stream.NewPublisher(client, dep.Stream, 0)
+	pub := fleet.NewPublisher(client, dep.Stream, 0)
 	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	var entries [][]string
 	for i := range 5 {
-		entries = append(entries, telemetry.EntryFields(&telemetry.Message{
+		entries = append(entries, fleet.EntryFields(&fleet.Message{
 			DeviceID: device, Codec: "8", Time: begin.Add(time.Duration(i) * time.Minute), Latitude: 48.05, Longitude: 10.9 + float64(i)*0.08, Satellites: 9,
 		}))
 	}

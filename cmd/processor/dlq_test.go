@@ -83,7 +83,7 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 		entries = append(entries, j.Fields)
 	}
 	entries = append(entries, servicetest.MovingRecord(fleet.DeviceID(1), 100))
-	ids, err := stream.NewPublisher(d.client, d.Stream, 0).Publish(t.Context(), entries)
+	ids, err := fleet.NewPublisher(d.client, d.Stream, 0).Publish(t.Context(), entries)
 	require.NoError(t, err)
 	testenv.Wait(t, time.Minute, func() error {
 		if n := d.client.XLen(t.Context(), d.Stream+":dlq").Val(); n != 3 {
@@ -347,7 +347,7 @@ func TestAReplayWaitsWhileTheServiceHasTooMuchToDo(t *testing.T) {
 	d := newDLQ(t)
 	d.deadLetter(servicetest.MovingRecord(fleet.DeviceID(1), 1), servicetest.MovingRecord(fleet.DeviceID(1), 2))
 	require.NoError(t, d.client.XGroupCreateMkStream(t.Context(), d.Stream, d.Group, "0").Err())
-	pub := stream.NewPublisher(d.client, d.Stream, 0)
+	pub := fleet.NewPublisher(d.client, d.Stream, 0)
 	_, err := pub.Publish(t.Context(), [][]string{servicetest.MovingRecord(fleet.DeviceID(2), 1), servicetest.MovingRecord(fleet.DeviceID(2), 2), servicetest.MovingRecord(fleet.DeviceID(2), 3)})
 	require.NoError(t, err)
 	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--all", "--pause-at", "3")

@@ -37,7 +37,7 @@ func rules() []rule {
 			imports: []string{"github.com/redis/go-redis"},
 			by: []string{
 				"internal/stream", "internal/devenv", "internal/testenv", "modules",
-				"coordination/lock.go", "coordination/membership.go",
+				"coordination/lock.go", "coordination/membership.go", "loadtest/fleet/publisher.go",
 			},
 			remedy: "declare a small interface; internal/stream speaks to Redis",
 		},

@@ -86,7 +86,7 @@ func TestAnEntryThatKillsProcessesIsFoundAndNoOtherIsBlamed(t *testing.T) {
 				}
 			}
 			entries[killer] = append(entries[killer], "plant", how)
-			ids, err := stream.NewPublisher(client, dep.Stream, 0).Publish(t.Context(), entries)
+			ids, err := fleet.NewPublisher(client, dep.Stream, 0).Publish(t.Context(), entries)
 			require.NoError(t, err)
 
 			stop := nursed(t, dep)
@@ -149,7 +149,7 @@ func TestOneOrdinaryKillBlamesNoEntry(t *testing.T) {
 			entries = append(entries, servicetest.MovingRecord(fleet.DeviceID(d), s))
 		}
 	}
-	pub := stream.NewPublisher(client, dep.Stream, 0)
+	pub := fleet.NewPublisher(client, dep.Stream, 0)
 	_, err = pub.Publish(t.Context(), entries[:500])
 	require.NoError(t, err)
 	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)

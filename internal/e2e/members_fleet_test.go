@@ -91,7 +91,7 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 	sendLog, err := fleet.NewLogWriter(file)
 	require.NoError(t, err)
 	c.sender, err = fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(rate/float64(profile.Devices)),
-		stream.NewPublisher(client, c.Stream, 0), sendLog, slog.New(slog.DiscardHandler))
+		fleet.NewPublisher(client, c.Stream, 0), sendLog, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(background)
 	c.stop = stop

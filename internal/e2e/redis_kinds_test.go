@@ -13,6 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 func TestTheServiceRunsOnARedisClusterAndThroughAFailOver(t *testing.T) {
@@ -87,7 +88,7 @@ func serveThroughAFailOver(t *testing.T, url, name string, master *devenv.Server
 	require.NoError(t, master.Kill())
 	killed := time.Now()
 	testenv.Wait(t, 40*time.Second, func() error {
-		_, err := stream.NewPublisher(client, name, 0).Publish(context.Background(), servicetest.Records(20, 3))
+		_, err := fleet.NewPublisher(client, name, 0).Publish(context.Background(), servicetest.Records(20, 3))
 		return err
 	})
 	taken := time.Since(killed)

@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 const shards = 8
@@ -51,7 +52,7 @@ func (b *bench) add(devices ...string) []telemetry.EntryID {
 	for i, d := range devices {
 		entries[i] = []string{"device_id", d, "payload", fmt.Sprint(i)}
 	}
-	ids, err := stream.NewPublisher(b.client, b.cfg.Stream, 0).Publish(b.t.Context(), entries)
+	ids, err := fleet.NewPublisher(b.client, b.cfg.Stream, 0).Publish(b.t.Context(), entries)
 	require.NoError(b.t, err)
 	return ids
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // foreign reads n entries with ">" as a foreign consumer.
@@ -211,7 +212,7 @@ func TestAFullServerIsDrained(t *testing.T) {
 	b.foreign("earlier", 10)
 	b.addTo(3, 50)
 	require.NoError(t, b.client.ConfigSet(t.Context(), "maxmemory", "1").Err())
-	_, err = stream.NewPublisher(b.client, cfg.Stream, 0).Publish(t.Context(), [][]string{{"device_id", "d"}})
+	_, err = fleet.NewPublisher(b.client, cfg.Stream, 0).Publish(t.Context(), [][]string{{"device_id", "d"}})
 	k, code := kind(t, err)
 	require.Equal(t, protocol.Unavailable, k)
 	require.Equal(t, "OOM", code)

@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // dlqClient is a stream with a group whose entries are on the queue of shard 3.
@@ -44,7 +45,7 @@ func dlqClientOn(tb testing.TB, client redis.UniversalClient, name, group string
 
 // add appends an entry and puts it on the queue.
 func (m *dlqClient) add(fields ...string) telemetry.DeadLetter {
-	ids, err := stream.NewPublisher(m.client, m.cfg.Stream, 0).Publish(m.tb.Context(), [][]string{fields})
+	ids, err := fleet.NewPublisher(m.client, m.cfg.Stream, 0).Publish(m.tb.Context(), [][]string{fields})
 	require.NoError(m.tb, err)
 	require.NoError(m.tb, m.client.Do(m.tb.Context(), "xclaim", m.cfg.Stream, m.cfg.Group, stream.Consumer(3), 0, ids[0].String(), "force", "justid").Err())
 	return deadLetter(telemetry.Entry{ID: ids[0], Fields: fields})

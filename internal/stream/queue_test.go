@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 var errStill = errors.New("still the same")
@@ -200,7 +201,7 @@ func TestRedeliverWithoutAGroupReportsIt(t *testing.T) {
 func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	p := stream.NewPublisher(b.client, b.cfg.Stream, 100)
+	p := fleet.NewPublisher(b.client, b.cfg.Stream, 100)
 	var last telemetry.EntryID
 	for range 20 {
 		entries := make([][]string, 50)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 const device = "352093081452251"
@@ -184,8 +185,8 @@ func TestCodecsAndDevicesOfOtherVendorsPass(t *testing.T) {
 		require.Equal(t, codec, r.Codec)
 	}
 	for _, id := range []string{"1", "scheidegg-1", strings.Repeat("ü", 64), "a b\"c\\d", "\ufffd"} {
-		m := telemetry.Message{DeviceID: id, Codec: "8", Time: time.Unix(0, 0)}
-		r, err := decode(t, &telemetry.Entry{Fields: telemetry.EntryFields(&m)})
+		m := fleet.Message{DeviceID: id, Codec: "8", Time: time.Unix(0, 0)}
+		r, err := decode(t, &telemetry.Entry{Fields: fleet.EntryFields(&m)})
 		require.Nil(t, err, id)
 		require.Equal(t, id, r.DeviceID)
 	}

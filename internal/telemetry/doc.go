@@ -1,6 +1,6 @@
 // Package telemetry holds the shared domain types and the contract with the
-// publisher: a stream entry as a neutral value, the record it decodes to, the
-// hash that assigns a device to its shard, and both directions of the wire form.
+// publisher: a stream entry as a neutral value, the record it decodes to, and the
+// hash that assigns a device to its shard.
 //
 // Promises:
 //

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 func ExampleDecoder_Decode() {
@@ -34,8 +35,8 @@ func ExampleDecoder_Decode() {
 }
 
 func ExampleDecodeError() {
-	m := telemetry.Message{DeviceID: "352093081452251", Codec: "8", Time: time.Unix(0, 0), Latitude: 99}
-	err := telemetry.NewDecoder(telemetry.DefaultLimits()).Decode(&telemetry.Entry{Fields: telemetry.EntryFields(&m)}, new(telemetry.Record))
+	m := fleet.Message{DeviceID: "352093081452251", Codec: "8", Time: time.Unix(0, 0), Latitude: 99}
+	err := telemetry.NewDecoder(telemetry.DefaultLimits()).Decode(&telemetry.Entry{Fields: fleet.EntryFields(&m)}, new(telemetry.Record))
 
 	var refused *telemetry.DecodeError
 	if errors.As(err, &refused) {
@@ -45,22 +46,6 @@ func ExampleDecodeError() {
 	// Output:
 	// invalid: payload.latitude: must lie from -90 to 90
 	// invalid/payload.latitude/range
-}
-
-func ExampleAppendPayload() {
-	m := telemetry.Message{
-		DeviceID: "352093081452251", Codec: "8", Time: time.UnixMilli(1767323045678),
-		Latitude: 54.6871593, Longitude: 25.2796514, Speed: 57, Satellites: 14,
-		Attributes: []telemetry.Attribute{
-			telemetry.NumberAttribute("240", 1),
-			telemetry.BigIntAttribute("78", "18446744073709551615"),
-		},
-	}
-	fmt.Println(string(telemetry.AppendPayload(nil, &m)))
-	fmt.Println(string(telemetry.AppendStoredAttributes(nil, &m)))
-	// Output:
-	// {"device_id":"352093081452251","timestamp":"2026-01-02T03:04:05.678Z","latitude":54.6871593,"longitude":25.2796514,"altitude":0,"angle":0,"speed":57,"satellites":14,"priority":0,"attributes":{"78":{"__bigint":"18446744073709551615"},"240":1}}
-	// {"78":"18446744073709551615","240":1}
 }
 
 func ExampleShardOf() {

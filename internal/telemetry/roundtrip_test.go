@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // text is any string that a tracker could mean: no NUL, which Postgres refuses.
@@ -18,31 +19,31 @@ func text() *rapid.Generator[string] {
 	return rapid.StringOf(rapid.Rune().Filter(func(r rune) bool { return r != 0 && (r < 0xd800 || r > 0xdfff) }))
 }
 
-func attribute(key string) *rapid.Generator[telemetry.Attribute] {
-	return rapid.Custom(func(t *rapid.T) telemetry.Attribute {
+func attribute(key string) *rapid.Generator[fleet.Attribute] {
+	return rapid.Custom(func(t *rapid.T) fleet.Attribute {
 		switch rapid.IntRange(0, 5).Draw(t, "kind") {
 		case 0:
-			return telemetry.NumberAttribute(key, rapid.Float64().Draw(t, "number"))
+			return fleet.NumberAttribute(key, rapid.Float64().Draw(t, "number"))
 		case 1:
-			return telemetry.NumberAttribute(key, float64(rapid.Int32().Draw(t, "integer")))
+			return fleet.NumberAttribute(key, float64(rapid.Int32().Draw(t, "integer")))
 		case 2:
 			if rapid.Bool().Draw(t, "signed") {
-				return telemetry.BigIntAttribute(key, strconv.FormatInt(rapid.Int64().Draw(t, "int64"), 10))
+				return fleet.BigIntAttribute(key, strconv.FormatInt(rapid.Int64().Draw(t, "int64"), 10))
 			}
-			return telemetry.BigIntAttribute(key, strconv.FormatUint(rapid.Uint64().Draw(t, "uint64"), 10))
+			return fleet.BigIntAttribute(key, strconv.FormatUint(rapid.Uint64().Draw(t, "uint64"), 10))
 		case 3:
-			return telemetry.BytesAttribute(key, rapid.SliceOf(rapid.Byte()).Draw(t, "bytes"))
+			return fleet.BytesAttribute(key, rapid.SliceOf(rapid.Byte()).Draw(t, "bytes"))
 		case 4:
-			return telemetry.LegacyBytesAttribute(key, rapid.SliceOf(rapid.Byte()).Draw(t, "legacy bytes"))
+			return fleet.LegacyBytesAttribute(key, rapid.SliceOf(rapid.Byte()).Draw(t, "legacy bytes"))
 		default:
-			return telemetry.TextAttribute(key, text().Draw(t, "text"))
+			return fleet.TextAttribute(key, text().Draw(t, "text"))
 		}
 	})
 }
 
-func message() *rapid.Generator[telemetry.Message] {
-	return rapid.Custom(func(t *rapid.T) telemetry.Message {
-		m := telemetry.Message{
+func message() *rapid.Generator[fleet.Message] {
+	return rapid.Custom(func(t *rapid.T) fleet.Message {
+		m := fleet.Message{
 			DeviceID:   rapid.OneOf(rapid.StringMatching(`[0-9]{15}`), rapid.StringMatching(`[ -~äé😀]{1,64}`)).Draw(t, "device"),
 			Codec:      rapid.SampledFrom([]string{"8", "8E", "16", "GL300"}).Draw(t, "codec"),
 			Time:       time.UnixMicro(rapid.Int64Range(0, 4102444799999999).Draw(t, "time")),
@@ -75,7 +76,7 @@ func TestWhatIsEncodedDecodesToTheSame(t *testing.T) {
 	d := telemetry.NewDecoder(telemetry.DefaultLimits())
 	rapid.Check(t, func(t *rapid.T) {
 		m := message().Draw(t, "message")
-		e := telemetry.Entry{ID: telemetry.EntryID{Ms: rapid.Uint64Range(0, 1<<45).Draw(t, "ms")}, Fields: telemetry.EntryFields(&m)}
+		e := telemetry.Entry{ID: telemetry.EntryID{Ms: rapid.Uint64Range(0, 1<<45).Draw(t, "ms")}, Fields: fleet.EntryFields(&m)}
 		var r telemetry.Record
 		require.NoError(t, d.Decode(&e, &r))
 		requireSound(t, &r)
@@ -84,16 +85,16 @@ func TestWhatIsEncodedDecodesToTheSame(t *testing.T) {
 			Latitude: m.Latitude + 0, Longitude: m.Longitude + 0,
 			Altitude: realOf(m.Altitude), Angle: realOf(m.Angle), Speed: realOf(m.Speed),
 			Satellites: int16(m.Satellites), Priority: int16(m.Priority),
-			Attributes: telemetry.AppendStoredAttributes(nil, &m),
+			Attributes: fleet.AppendStoredAttributes(nil, &m),
 		}, r)
 		require.True(t, json.Valid(r.Attributes))
-		require.True(t, json.Valid(telemetry.AppendPayload(nil, &m)))
+		require.True(t, json.Valid(fleet.AppendPayload(nil, &m)))
 	})
 }
 
 func TestTimesBelowAMicrosecondAreCutTowardsThePast(t *testing.T) {
-	m := telemetry.Message{DeviceID: device, Codec: "8", Time: time.Unix(1, 1_999)}
-	fields := telemetry.EntryFields(&m)
+	m := fleet.Message{DeviceID: device, Codec: "8", Time: time.Unix(1, 1_999)}
+	fields := fleet.EntryFields(&m)
 	require.Equal(t, []string{"ts", "1970-01-01T00:00:01.000001999Z"}, fields[:2])
 	r, err := decode(t, &telemetry.Entry{Fields: fields})
 	require.Nil(t, err)
@@ -101,25 +102,25 @@ func TestTimesBelowAMicrosecondAreCutTowardsThePast(t *testing.T) {
 }
 
 func TestPayloadsAreThoseOfTheNeighbour(t *testing.T) {
-	m := telemetry.Message{
+	m := fleet.Message{
 		DeviceID: device, Codec: "16", Time: time.Date(2026, 1, 2, 4, 4, 5, 678e6, time.FixedZone("", 3600)),
 		Latitude: 54.6871593, Longitude: -1e-7, Altitude: 1e21, Angle: math.Copysign(0, -1), Speed: 0.1, Satellites: 14, Priority: 2,
-		Attributes: []telemetry.Attribute{
-			telemetry.NumberAttribute("__generation_type", 3),
-			telemetry.NumberAttribute("240", 1),
-			telemetry.TextAttribute("4294967295", "\"\\\b\f\n\r\t\x01\u2028\x7fé"),
-			telemetry.BigIntAttribute("78", "18446744073709551615"),
-			telemetry.BytesAttribute("4294967294", []byte{1, 2, 3}),
-			telemetry.LegacyBytesAttribute("9", []byte{0, 255}),
-			telemetry.NumberAttribute("01", 123456789.125),
-			telemetry.NumberAttribute("nan", math.NaN()),
+		Attributes: []fleet.Attribute{
+			fleet.NumberAttribute("__generation_type", 3),
+			fleet.NumberAttribute("240", 1),
+			fleet.TextAttribute("4294967295", "\"\\\b\f\n\r\t\x01\u2028\x7fé"),
+			fleet.BigIntAttribute("78", "18446744073709551615"),
+			fleet.BytesAttribute("4294967294", []byte{1, 2, 3}),
+			fleet.LegacyBytesAttribute("9", []byte{0, 255}),
+			fleet.NumberAttribute("01", 123456789.125),
+			fleet.NumberAttribute("nan", math.NaN()),
 		},
 	}
 	require.Equal(t, `{"device_id":"352093081452251","timestamp":"2026-01-02T03:04:05.678Z","latitude":54.6871593,"longitude":-1e-7,`+
 		`"altitude":1e+21,"angle":0,"speed":0.1,"satellites":14,"priority":2,"attributes":{"9":{"type":"Buffer","data":[0,255]},`+
 		`"78":{"__bigint":"18446744073709551615"},"240":1,"4294967294":{"__buffer_b64":"AQID"},"__generation_type":3,`+
-		`"4294967295":"\"\\\b\f\n\r\t\u0001`+"\u2028\x7f"+`é","01":123456789.125,"nan":null}}`, string(telemetry.AppendPayload(nil, &m)))
+		`"4294967295":"\"\\\b\f\n\r\t\u0001`+"\u2028\x7f"+`é","01":123456789.125,"nan":null}}`, string(fleet.AppendPayload(nil, &m)))
 	require.Equal(t, `{"9":"AP8=","78":"18446744073709551615","240":1,"4294967294":"AQID","__generation_type":3,`+
-		`"4294967295":"\"\\\b\f\n\r\t\u0001`+"\u2028\x7f"+`é","01":123456789.125,"nan":null}`, string(telemetry.AppendStoredAttributes(nil, &m)))
+		`"4294967295":"\"\\\b\f\n\r\t\u0001`+"\u2028\x7f"+`é","01":123456789.125,"nan":null}`, string(fleet.AppendStoredAttributes(nil, &m)))
 	require.Equal(t, "__generation_type", m.Attributes[0].Key, "the message keeps its order")
 }

@@ -107,7 +107,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (*Result, error) {
 		return nil, err
 	}
 	d.sender, err = fleet.NewSender(fleet.DefaultSenderConfig(), source, fleet.AtSpeed(cfg.Load.Speed),
-		stream.NewPublisher(client, cfg.Stream, 0), sendLog, log)
+		fleet.NewPublisher(client, cfg.Stream, 0), sendLog, log)
 	if err != nil {
 		return nil, err
 	}

@@ -4,8 +4,6 @@ import (
 	"math"
 	"strconv"
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // course is a closed track of some 30 km with wiggles. All vehicles of a run
@@ -86,9 +84,9 @@ const SeqAttribute = "65001"
 // message returns the record a tracker makes of a fix. Attributes carry Teltonika's
 // IO ids: 239 ignition, 240 movement, 21 GSM signal, 66 external voltage (mV),
 // 16 odometer (m), 78 iButton (eight bytes), 385 beacons (variable length).
-func (f fix) message(device string, us int64, seq int, odometer int64, on ignition) telemetry.Message {
+func (f fix) message(device string, us int64, seq int, odometer int64, on ignition) Message {
 	r := hash(uint64(us), uint64(seq), uint64(odometer), saltRecord)
-	number := telemetry.NumberAttribute
+	number := NumberAttribute
 	var lit, moving float64
 	if on {
 		lit = 1
@@ -97,7 +95,7 @@ func (f fix) message(device string, us int64, seq int, odometer int64, on igniti
 		moving = 1
 	}
 	// In the order in which JavaScript prints them, which saves a sort.
-	attributes := make([]telemetry.Attribute, 0, 8)
+	attributes := make([]Attribute, 0, 8)
 	attributes = append(
 		attributes,
 		number("16", float64(odometer)),
@@ -106,14 +104,14 @@ func (f fix) message(device string, us int64, seq int, odometer int64, on igniti
 	)
 	kind := r >> 32 % 20
 	if kind == 1 || kind == 2 {
-		attributes = append(attributes, telemetry.BigIntAttribute("78", strconv.FormatUint(mix(r)|1<<62, 10)))
+		attributes = append(attributes, BigIntAttribute("78", strconv.FormatUint(mix(r)|1<<62, 10)))
 	}
 	attributes = append(attributes, number("239", lit), number("240", moving))
 	switch kind {
 	case 3, 4:
-		attributes = append(attributes, telemetry.BytesAttribute("385", beacon(r)))
+		attributes = append(attributes, BytesAttribute("385", beacon(r)))
 	case 5:
-		attributes = append(attributes, telemetry.LegacyBytesAttribute("385", beacon(r)))
+		attributes = append(attributes, LegacyBytesAttribute("385", beacon(r)))
 	}
 	attributes = append(attributes, number(SeqAttribute, float64(seq)))
 	codec := "8E"
@@ -124,7 +122,7 @@ func (f fix) message(device string, us int64, seq int, odometer int64, on igniti
 	case 1, 2:
 		codec = "8"
 	}
-	return telemetry.Message{
+	return Message{
 		DeviceID: device, Codec: codec, Time: time.UnixMicro(us).UTC(),
 		Latitude: f.latitude, Longitude: f.longitude, Altitude: f.altitude,
 		Angle: f.heading, Speed: f.speed, Satellites: f.satellites,

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // gpxPoint is what is read of a track point; the rest of GPX is passed over.
@@ -50,7 +48,7 @@ func (t *Tracks) AddGPX(r io.Reader, device string) error {
 			line, _ := dec.InputPos()
 			return fmt.Errorf("line %d: time %q: want a time like 2026-01-02T03:04:05Z", line, p.Time)
 		}
-		m := telemetry.Message{
+		m := Message{
 			DeviceID: device, Codec: "8", Time: at.UTC().Truncate(time.Millisecond),
 			Latitude: p.Latitude, Longitude: p.Longitude,
 			Altitude: p.Elevation, Angle: p.Course, Satellites: p.Satellites,

@@ -70,15 +70,15 @@ func junkKind(n int) int {
 
 func newJunk(kind int, device string, us int64, r uint64) *Junk {
 	k := junkKinds[kind]
-	good := telemetry.Message{
+	good := Message{
 		DeviceID: device, Codec: "8E", Time: time.UnixMicro(us),
 		Latitude: 42.5, Longitude: 1.5, Altitude: 900, Angle: 10, Speed: 50, Satellites: 9,
-		Attributes: []telemetry.Attribute{telemetry.NumberAttribute("10009", float64(r>>12))},
+		Attributes: []Attribute{NumberAttribute("10009", float64(r>>12))},
 	}
-	f := junkFields{payload: string(telemetry.AppendPayload(nil, &good))}
+	f := junkFields{payload: string(AppendPayload(nil, &good))}
 	k.spoil(&f)
 	j := &Junk{Kind: k.name, Class: k.class, Device: device}
-	j.Fields = telemetry.EntryFields(&good)
+	j.Fields = EntryFields(&good)
 	payload := len(j.Fields) - 1 // the last field
 	if j.Fields[payload] = f.payload; f.payload == "" {
 		j.Fields = j.Fields[:payload-1]

@@ -55,7 +55,7 @@ func TestClassOfAgreesWithTheDecoder(t *testing.T) {
 	years := []int{1969, 1970, 2026, 2026, 2026, 2099, 2100}
 	refusals := 0
 	rapid.Check(t, func(t *rapid.T) {
-		m := telemetry.Message{
+		m := fleet.Message{
 			DeviceID: rapid.SampledFrom([]string{"356307042441013", "x", "", "a b", "\x7f", "é", strings.Repeat("ü", 64), strings.Repeat("9", 65)}).Draw(t, "device"),
 			Codec:    "8E",
 			Time:     time.Date(rapid.SampledFrom(years).Draw(t, "year"), 1, 1, 0, 0, 0, 0, time.UTC),
@@ -64,7 +64,7 @@ func TestClassOfAgreesWithTheDecoder(t *testing.T) {
 			Satellites: rapid.SampledFrom([]int{0, 5, 32767, 32768, -1}).Draw(t, "satellites"),
 			Priority:   rapid.SampledFrom([]int{0, 1, 2, 2, 3, -1}).Draw(t, "priority"),
 		}
-		err := decoder.Decode(&telemetry.Entry{Fields: telemetry.EntryFields(&m)}, &record)
+		err := decoder.Decode(&telemetry.Entry{Fields: fleet.EntryFields(&m)}, &record)
 		var refused *telemetry.DecodeError
 		if errors.As(err, &refused) {
 			refusals++

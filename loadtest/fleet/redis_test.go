@@ -40,7 +40,7 @@ func TestSendLogEqualsTheStreamOfRedis(t *testing.T) {
 	require.NoError(t, err)
 	cfg := fleet.DefaultSenderConfig()
 	cfg.MaxBatchRecords, cfg.RetryDelay = 100, 5*time.Millisecond
-	s, buf := send(t, source, fleet.AtRate(10_000), stream.NewPublisher(client, corner.Stream, 0), cfg)
+	s, buf := send(t, source, fleet.AtRate(10_000), fleet.NewPublisher(client, corner.Stream, 0), cfg)
 
 	done := make(chan error, 1)
 	go func() { done <- s.Run(t.Context()) }()
@@ -88,7 +88,7 @@ func TestSendLogEqualsTheStreamOfRedis(t *testing.T) {
 	for i := range all {
 		require.Equal(t, entries[i].ID, all[i].ID)
 		if all[i].Class == "" {
-			require.Equal(t, entries[i].Fields, telemetry.EntryFields(&all[i].Message))
+			require.Equal(t, entries[i].Fields, fleet.EntryFields(&all[i].Message))
 		}
 	}
 	t.Logf("%+v, %d entries in the stream", s.Progress(), len(entries))
@@ -119,7 +119,7 @@ func BenchmarkSenderAt20000(b *testing.B) {
 	opts.MaxRetries = -1
 	client := redis.NewClient(opts)
 	defer client.Close()
-	publisher := stream.NewPublisher(client, corner.Stream, 10_000)
+	publisher := fleet.NewPublisher(client, corner.Stream, 10_000)
 	const rate, seconds = 20_000, 3
 	for b.Loop() {
 		p := fleet.Steady(1, 100_000, rate, seconds*time.Second)

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Order is the order in which recorded fixes are sent.
@@ -30,7 +28,7 @@ func ParseOrder(s string) (Order, error) {
 // sent; one that goes back in time is due with the one before it. Long
 // silences, in which no device reports, are cut to MaxSilence.
 type Replay struct {
-	fixes  []telemetry.Message
+	fixes  []Message
 	next   int
 	at     time.Duration
 	newest time.Time
@@ -45,7 +43,7 @@ func (t *Tracks) Replay(order Order) *Replay {
 	fixes := t.fixes
 	if order == OrderTime {
 		fixes = slices.Clone(fixes)
-		slices.SortStableFunc(fixes, func(a, b telemetry.Message) int { return a.Time.Compare(b.Time) })
+		slices.SortStableFunc(fixes, func(a, b Message) int { return a.Time.Compare(b.Time) })
 	}
 	r := &Replay{fixes: fixes}
 	if len(fixes) > 0 {

@@ -18,7 +18,7 @@ import (
 type Publisher interface {
 	// Publish returns the IDs that the entries got. With an error it returns
 	// the zero ID for each entry not known to be added, or leaves out the tail;
-	// a *protocol.Failure of kind Misused or Refused says that these will never
+	// a *protocol.Failure of kind Misconfigured or Rejected says that these will never
 	// be. It must not try again by itself: a silent second try makes entries
 	// that are in no send log.
 	Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error)
@@ -299,7 +299,7 @@ func keyOf(fields []string) string { return strings.Join(fields, "\x00") }
 
 func sentOf(it Item, id telemetry.EntryID) Sent {
 	if it.Junk != nil {
-		return Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: telemetry.Message{DeviceID: it.Junk.Device}}
+		return Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: Message{DeviceID: it.Junk.Device}}
 	}
 	return Sent{ID: id, Class: ClassOf(&it.Message), Message: it.Message}
 }

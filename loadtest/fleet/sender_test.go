@@ -130,7 +130,7 @@ func TestSendLogEqualsTheStream(t *testing.T) {
 		for i, e := range m.entries {
 			require.Equal(t, e.ID, all[i].ID)
 			if all[i].Class == "" {
-				require.Equal(t, e.Fields, telemetry.EntryFields(&all[i].Message))
+				require.Equal(t, e.Fields, fleet.EntryFields(&all[i].Message))
 			} else {
 				require.Equal(t, e.DeviceID(), all[i].Message.DeviceID)
 			}

@@ -19,7 +19,7 @@ type Sent struct {
 	ReplayOf telemetry.EntryID // the dead letter's source entry, for one that was sent again
 	Class    telemetry.Class   // under which it has to be dead-lettered, "" for a record
 	Junk     string            // the kind of made-up junk, "" for all else
-	Message  telemetry.Message // of a record; of others only the device they claim
+	Message  Message           // of a record; of others only the device they claim
 }
 
 // StreamTime returns the stream time of the entry, or of the one it is a replay of.
@@ -199,9 +199,9 @@ func appendSent(dst []byte, s *Sent) []byte {
 		dst = appendText(dst, a.Key)
 		dst = append(dst, byte(a.Kind))
 		switch a.Kind {
-		case telemetry.KindNumber:
+		case KindNumber:
 			dst = binary.LittleEndian.AppendUint64(dst, math.Float64bits(a.Number))
-		case telemetry.KindBytes, telemetry.KindLegacyBytes:
+		case KindBytes, KindLegacyBytes:
 			dst = appendText(dst, string(a.Bytes))
 		default:
 			dst = appendText(dst, a.Text)
@@ -235,7 +235,7 @@ func parseSent(b []byte) (Sent, bool) {
 		m.Satellites, m.Priority = int(p.varint()), int(p.varint())
 		// Each attribute takes at least three bytes.
 		if n := p.uvarint(); n > 0 && n <= uint64(len(p.b)) {
-			m.Attributes = make([]telemetry.Attribute, n)
+			m.Attributes = make([]Attribute, n)
 		} else if n > 0 {
 			return Sent{}, false
 		}
@@ -253,13 +253,13 @@ type parser struct {
 	failed bool
 }
 
-func (p *parser) attribute(a *telemetry.Attribute) {
+func (p *parser) attribute(a *Attribute) {
 	a.Key = p.text()
-	a.Kind = telemetry.AttributeKind(p.take(1)[0])
+	a.Kind = AttributeKind(p.take(1)[0])
 	switch a.Kind {
-	case telemetry.KindNumber:
+	case KindNumber:
 		a.Number = p.float()
-	case telemetry.KindBytes, telemetry.KindLegacyBytes:
+	case KindBytes, KindLegacyBytes:
 		a.Bytes = []byte(p.text())
 	default:
 		a.Text = p.text()

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -103,7 +102,7 @@ func TestRallyHasEverythingThatHappens(t *testing.T) {
 			count["codec 16"]++
 		}
 		k := key{m.DeviceID, m.Time.UnixMicro()}
-		text := string(telemetry.AppendPayload(nil, &m))
+		text := string(fleet.AppendPayload(nil, &m))
 		if before, ok := seen[k]; ok && before == text {
 			count["sent again"]++
 		} else if ok {

@@ -2,15 +2,13 @@ package fleet
 
 import (
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Item is one entry to be sent.
 type Item struct {
-	At      time.Duration     // when it is due, from the beginning of the run
-	Message telemetry.Message // what it says, unless it is junk
-	Junk    *Junk             // set when the entry is no valid record
+	At      time.Duration // when it is due, from the beginning of the run
+	Message Message       // what it says, unless it is junk
+	Junk    *Junk         // set when the entry is no valid record
 }
 
 // Fields returns the names and values of the entry.
@@ -18,7 +16,7 @@ func (it *Item) Fields() []string {
 	if it.Junk != nil {
 		return it.Junk.Fields
 	}
-	return telemetry.EntryFields(&it.Message)
+	return EntryFields(&it.Message)
 }
 
 // Source yields items in the order in which they are due. It is used by one

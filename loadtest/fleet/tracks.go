@@ -16,14 +16,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Tracks are recorded fixes of any number of devices, in the order of their
 // files.
 type Tracks struct {
-	fixes []telemetry.Message
+	fixes []Message
 }
 
 // Len returns the number of fixes.
@@ -143,8 +141,8 @@ type cells struct {
 }
 
 // message reads the row. A device's name is kept once, in devices.
-func (c *cells) message(device string, devices map[string]string) telemetry.Message {
-	m := telemetry.Message{DeviceID: device, Codec: "8"}
+func (c *cells) message(device string, devices map[string]string) Message {
+	m := Message{DeviceID: device, Codec: "8"}
 	if c.column[columnDevice] >= 0 {
 		var known bool
 		if m.DeviceID, known = devices[c.text(columnDevice)]; !known {
@@ -173,8 +171,8 @@ func (c *cells) message(device string, devices map[string]string) telemetry.Mess
 
 // elements reads IO elements. What has 1, 2 or 4 bytes is a number, what has 8
 // a big integer, all else bytes, as the ingestion service has it.
-func (c *cells) elements(text string) []telemetry.Attribute {
-	var attributes []telemetry.Attribute
+func (c *cells) elements(text string) []Attribute {
+	var attributes []Attribute
 	for element := range strings.SplitSeq(text, ";") {
 		id, digits, _ := strings.Cut(element, "=")
 		value, err := hex.DecodeString(digits)
@@ -189,12 +187,12 @@ func (c *cells) elements(text string) []telemetry.Attribute {
 			copy(padded[8-len(value):], value)
 			n := binary.BigEndian.Uint64(padded[:])
 			if len(value) == 8 {
-				attributes = append(attributes, telemetry.BigIntAttribute(id, strconv.FormatUint(n, 10)))
+				attributes = append(attributes, BigIntAttribute(id, strconv.FormatUint(n, 10)))
 			} else {
-				attributes = append(attributes, telemetry.NumberAttribute(id, float64(n)))
+				attributes = append(attributes, NumberAttribute(id, float64(n)))
 			}
 		default:
-			attributes = append(attributes, telemetry.BytesAttribute(id, value))
+			attributes = append(attributes, BytesAttribute(id, value))
 		}
 	}
 	return attributes

@@ -54,7 +54,7 @@ func TestEmptyCellsBecomeZero(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 4, tracks.Len())
 		items := fleet.Collect(tracks.Replay(fleet.OrderFile))
-		require.Equal(t, telemetry.Message{
+		require.Equal(t, fleet.Message{
 			DeviceID: "bus-1", Codec: "8",
 			Time:     time.Date(2026, 1, 26, 15, 55, 12, 250_000_000, time.UTC),
 			Latitude: 53.4067, Longitude: -2.9849, Angle: 90,
@@ -123,12 +123,12 @@ func TestElementsBecomeAttributes(t *testing.T) {
 	it, _ := tracks.Replay(fleet.OrderFile).Next()
 	require.Equal(t, "fmb", it.Message.DeviceID)
 	require.Equal(t, 2, it.Message.Priority)
-	require.Equal(t, []telemetry.Attribute{
-		telemetry.NumberAttribute("1", 0),
-		telemetry.NumberAttribute("72", 280),
-		telemetry.NumberAttribute("199", 100000),
-		telemetry.BigIntAttribute("78", "18446744073709551615"),
-		telemetry.BytesAttribute("385", []byte{1, 2, 3}),
+	require.Equal(t, []fleet.Attribute{
+		fleet.NumberAttribute("1", 0),
+		fleet.NumberAttribute("72", 280),
+		fleet.NumberAttribute("199", 100000),
+		fleet.BigIntAttribute("78", "18446744073709551615"),
+		fleet.BytesAttribute("385", []byte{1, 2, 3}),
 	}, it.Message.Attributes)
 }
 

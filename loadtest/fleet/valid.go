@@ -13,7 +13,7 @@ import (
 // says what cannot be, or "" for one that has to be stored. Recorded tracks
 // hold both. The rules are written down here a second time on purpose: they are
 // what the service is held against.
-func ClassOf(m *telemetry.Message) telemetry.Class {
+func ClassOf(m *Message) telemetry.Class {
 	earliest, latest := time.Unix(0, 0), time.Date(2100, time.January, 1, 0, 0, 0, 0, time.UTC)
 	for _, x := range [...]float64{m.Latitude, m.Longitude, m.Altitude, m.Angle, m.Speed} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {

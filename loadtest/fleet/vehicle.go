@@ -2,8 +2,6 @@ package fleet
 
 import (
 	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // incident is what befalls a device during a leg.
@@ -136,12 +134,12 @@ func (v *vehicle) frame(newest, oldest int) {
 	}
 }
 
-func (v *vehicle) send(m telemetry.Message) {
+func (v *vehicle) send(m Message) {
 	v.s.due = append(v.s.due, Item{At: v.at, Message: m})
 }
 
 // record returns what the device recorded at a tick of this leg, now or before.
-func (v *vehicle) record(tick int) telemetry.Message {
+func (v *vehicle) record(tick int) Message {
 	pl := &v.plan
 	at := v.at - time.Duration(v.tick-tick)*v.interval
 	seq := v.leg*legTicks + tick
@@ -169,7 +167,7 @@ func (v *vehicle) record(tick int) telemetry.Message {
 
 // twin returns a record with the device and time of the one at this tick that says
 // something else: only the first of the two counts.
-func (v *vehicle) twin() telemetry.Message {
+func (v *vehicle) twin() Message {
 	m := v.record(v.tick)
 	m.Latitude = roundTo(m.Latitude+0.0005, 1e7)
 	m.Speed++

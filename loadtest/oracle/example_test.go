@@ -22,7 +22,7 @@ func ExampleOracle_Judge() {
 	for i := range 4 {
 		_ = log.Append(&fleet.Sent{
 			ID: telemetry.EntryID{Ms: 1_777_777_777_000 + uint64(i)},
-			Message: telemetry.Message{
+			Message: fleet.Message{
 				DeviceID: "356307042441013", Codec: "8", Latitude: 42.5, Longitude: 1.5,
 				Time: at.Add(time.Duration(i/2) * time.Second), // each record twice
 			},

@@ -77,7 +77,7 @@ func TestEveryFaultIsFound(t *testing.T) {
 		r.rows[twin].Latitude = second.Message.Latitude
 		r.rows[twin].Speed = float32(second.Message.Speed)
 		r.rows[twin].StreamUS = second.ID.Time().UnixMicro()
-		r.rows[twin].Attributes = telemetry.AppendStoredAttributes(nil, &second.Message)
+		r.rows[twin].Attributes = fleet.AppendStoredAttributes(nil, &second.Message)
 		r.rows[twin].Codec = second.Message.Codec
 	}
 
@@ -256,7 +256,7 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 
 func TestFaultyRowsTakeNoPartInCrossings(t *testing.T) {
 	at := func(s int, lon float64) fleet.Item {
-		return fleet.Item{Message: telemetry.Message{
+		return fleet.Item{Message: fleet.Message{
 			DeviceID: "a", Codec: "8", Time: time.Date(2026, 1, 1, 0, 0, s, 0, time.UTC), Latitude: 42.5, Longitude: lon,
 		}}
 	}

@@ -156,6 +156,6 @@ func rowOf(s *fleet.Sent) telemetry.Record {
 		Latitude: m.Latitude, Longitude: m.Longitude,
 		Altitude: float32(m.Altitude), Angle: float32(m.Angle), Speed: float32(m.Speed),
 		Satellites: int16(m.Satellites), Priority: int16(m.Priority),
-		Attributes: telemetry.AppendStoredAttributes(nil, m),
+		Attributes: fleet.AppendStoredAttributes(nil, m),
 	}
 }

@@ -20,7 +20,7 @@ func threeOf(t *testing.T) (*oracle.Oracle, []oracle.Commit) {
 	var commits []oracle.Commit
 	for d := range 2 {
 		for n := range 3 {
-			m := telemetry.Message{DeviceID: fmt.Sprintf("device-%d", d), Time: time.Unix(int64(1000-n), 0)}
+			m := fleet.Message{DeviceID: fmt.Sprintf("device-%d", d), Time: time.Unix(int64(1000-n), 0)}
 			sent = append(sent, fleet.Sent{ID: telemetry.EntryID{Ms: 1, Seq: uint64(10*d + n)}, Message: m})
 		}
 		for n := 2; n >= 0; n-- {

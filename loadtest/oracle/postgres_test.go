@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -36,12 +35,12 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 		m.Altitude += 0.1
 		m.Speed += 1.0 / 3
 	}
-	items = append(items, fleet.Item{Message: telemetry.Message{
+	items = append(items, fleet.Item{Message: fleet.Message{
 		DeviceID: "Ärger_a-Z", Codec: "8", Time: time.Date(1970, 1, 1, 0, 0, 0, 1000, time.UTC),
 		Latitude: -90, Longitude: 180, Altitude: 3.4e38, Angle: 1e-45, Speed: -1e-40, Satellites: 32767, Priority: 2,
-		Attributes: []telemetry.Attribute{
-			telemetry.NumberAttribute("1", 1e300), telemetry.NumberAttribute("2", -1.5e-7), telemetry.NumberAttribute("3", 1e21),
-			telemetry.TextAttribute("t", "a: b, \"c\" \u20ac \\"), telemetry.BigIntAttribute("78", "-9223372036854775808"),
+		Attributes: []fleet.Attribute{
+			fleet.NumberAttribute("1", 1e300), fleet.NumberAttribute("2", -1.5e-7), fleet.NumberAttribute("3", 1e21),
+			fleet.TextAttribute("t", "a: b, \"c\" \u20ac \\"), fleet.BigIntAttribute("78", "-9223372036854775808"),
 		},
 	}})
 	r := send(t, items)

@@ -19,6 +19,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // Deployment is a stream and a database for processes.
@@ -100,7 +101,7 @@ func (dep *Deployment) Publish(entries ...[]string) []telemetry.EntryID {
 	client, err := stream.Connect(stream.Config{URL: dep.RedisURL, Timeout: 10 * time.Second})
 	require.NoError(dep.T, err)
 	defer client.Close()
-	ids, err := stream.NewPublisher(client, dep.Stream, 0).Publish(context.Background(), entries)
+	ids, err := fleet.NewPublisher(client, dep.Stream, 0).Publish(context.Background(), entries)
 	require.NoError(dep.T, err)
 	return ids
 }
@@ -171,11 +172,11 @@ const FourShards = "SHARDS=4"
 
 // Record returns the fields of a valid entry.
 func Record(device string, second int64) []string {
-	m := telemetry.Message{
+	m := fleet.Message{
 		DeviceID: device, Codec: "8", Time: time.Unix(1_700_000_000+second, 0).UTC(),
 		Latitude: 42.5, Longitude: 1.5, Altitude: 900, Angle: 10, Speed: 50, Satellites: 9,
 	}
-	return telemetry.EntryFields(&m)
+	return fleet.EntryFields(&m)
 }
 
 // Records returns n valid entries of IMEI, from a second on.
@@ -207,9 +208,9 @@ func InvalidRecord(device string, second int64) []string {
 // MovingRecord returns a valid entry of a device that drives east, a metre or so
 // each second.
 func MovingRecord(device string, second int64) []string {
-	m := telemetry.Message{
+	m := fleet.Message{
 		DeviceID: device, Codec: "8", Time: time.Unix(1_700_000_000+second, 0).UTC(),
 		Latitude: 48.1, Longitude: 11.5 + float64(second)/1e5, Speed: 50, Satellites: 11,
 	}
-	return telemetry.EntryFields(&m)
+	return fleet.EntryFields(&m)
 }

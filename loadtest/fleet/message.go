@@ -1,4 +1,4 @@
-package telemetry
+package fleet
 
 import (
 	"cmp"
@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Message is what a tracker reported, as a publisher has it before encoding.
@@ -80,10 +82,10 @@ func TextAttribute(key, v string) Attribute {
 // EntryFields are the names and values of the entry that carries m.
 func EntryFields(m *Message) []string {
 	return []string{
-		FieldTS, string(appendTime(nil, m.Time)),
-		FieldDeviceID, m.DeviceID,
-		FieldCodec, m.Codec,
-		FieldPayload, string(AppendPayload(make([]byte, 0, 512), m)),
+		telemetry.FieldTS, string(appendTime(nil, m.Time)),
+		telemetry.FieldDeviceID, m.DeviceID,
+		telemetry.FieldCodec, m.Codec,
+		telemetry.FieldPayload, string(AppendPayload(make([]byte, 0, 512), m)),
 	}
 }
 

@@ -1,4 +1,4 @@
-package stream
+package fleet
 
 import (
 	"context"
@@ -6,12 +6,12 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Publisher appends entries as tcp-ingestion does. Load generators and tests
-// use it; the service itself only appends dead letters and their replays.
-type Publisher struct {
+// RedisPublisher appends entries to a stream of Redis as tcp-ingestion does.
+type RedisPublisher struct {
 	client redis.UniversalClient
 	stream string
 	maxLen int64
@@ -19,14 +19,14 @@ type Publisher struct {
 
 // NewPublisher returns a publisher that trims the stream to about maxLen
 // entries with each append, or never when maxLen is 0.
-func NewPublisher(client redis.UniversalClient, stream string, maxLen int64) *Publisher {
-	return &Publisher{client: client, stream: stream, maxLen: maxLen}
+func NewPublisher(client redis.UniversalClient, stream string, maxLen int64) *RedisPublisher {
+	return &RedisPublisher{client: client, stream: stream, maxLen: maxLen}
 }
 
 // Publish appends one entry for each list of names and values, in one round
 // trip, and returns their IDs. After an error any part may have been added; IDs
 // are zero where the outcome is unknown.
-func (p *Publisher) Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error) {
+func (p *RedisPublisher) Publish(ctx context.Context, entries [][]string) ([]telemetry.EntryID, error) {
 	pipe := p.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(entries))
 	for i, fields := range entries {
@@ -53,7 +53,18 @@ func (p *Publisher) Publish(ctx context.Context, entries [][]string) ([]telemetr
 		}
 	}
 	if err != nil {
-		return ids, failure(fmt.Sprintf("append %d entries", len(entries)), err)
+		return ids, appendFailure(len(entries), err)
 	}
 	return ids, nil
+}
+
+// appendFailure marks as Misconfigured what no other attempt would mend.
+func appendFailure(entries int, err error) error {
+	err = fmt.Errorf("append %d entries: %w", entries, err)
+	for _, code := range []string{"WRONGTYPE", "NOPERM", "NOAUTH", "WRONGPASS"} {
+		if redis.HasErrorPrefix(err, code) {
+			return &protocol.Failure{Kind: protocol.Misconfigured, Code: code, Err: err}
+		}
+	}
+	return err
 }
