@@ -60,7 +60,7 @@ func (w World) PostgresArgs() []string {
 	}
 	return []string{
 		"-c", "shared_preload_libraries=timescaledb", "-c", "timescaledb.telemetry_level=off",
-		"-c", "timescaledb.max_background_workers=4", "-c", "max_worker_processes=24",
+		"-c", "timescaledb.max_background_workers=0", // they would be in a template that is copied
 	}
 }
 

@@ -64,6 +64,9 @@ type Failure struct {
 	Row    int    // for Rejected: the number of the fresh record at fault, from 1; 0 if unknown
 	// Message is what the server said, without context; "" if it said nothing.
 	Message string
+	// TooMuch is for Unavailable and Unknown: a limit was met that a smaller call
+	// may stay below, of time, of locks, or of rows.
+	TooMuch bool
 	Err     error
 }
 

@@ -161,6 +161,10 @@ where d.stream = $1
 // that is rolled back, and calls tell with the outcome of each: whether it
 // would have been new, or why it would have been rejected.
 func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules protocol.Rules, tell func(i int, stored bool, err error)) error {
+	c, err := newHeaps(d.pool).now(ctx)
+	if err != nil {
+		return failure("try a replay", err)
+	}
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
 		return failure("try a replay", err)
@@ -180,7 +184,12 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			}
 			then := &pgx.Batch{}
 			if rules.Fences.Len() > 0 {
-				if _, err := recompute(ctx, sub, windows(records[i:i+1], stored, rules), rules, then); err != nil {
+				list := windows(records[i:i+1], stored, rules)
+				found, err := tracks(c, list, rules.MaxFutureSkew, inTx(ctx, sub), inTx(ctx, sub), nil)
+				if err != nil {
+					return err
+				}
+				if _, err := recompute(ctx, sub, list, found, rules, then); err != nil {
 					return err
 				}
 			}

@@ -60,6 +60,7 @@ where starts_with(name, $1)
 // requests.
 type Devices struct {
 	pool  *pgxpool.Pool
+	heaps *heaps
 	scope Scope
 	pins  FleetSettings
 	by    string
@@ -68,7 +69,7 @@ type Devices struct {
 // NewDevices returns the operators' view of devices. Requests carry by as their
 // author.
 func NewDevices(pool *pgxpool.Pool, scope Scope, pins FleetSettings, by string) *Devices {
-	return &Devices{pool: pool, scope: scope, pins: pins, by: by}
+	return &Devices{pool: pool, heaps: newHeaps(pool), scope: scope, pins: pins, by: by}
 }
 
 // ErrNeverStarted is returned when no fleet exists for the stream and group.
@@ -94,12 +95,29 @@ func (d *Devices) Known(ctx context.Context, device string) (known bool, err err
 	if d.pins.Shards == 0 {
 		return false, ErrNeverStarted
 	}
-	err = d.pool.QueryRow(ctx, `
-select exists (select from public.positions where device_id = $1)
-  or exists (select from processor.timing_records where device_id = $1)
+	const op = "look for a device"
+	if err = d.pool.QueryRow(ctx, `
+select exists (select from processor.timing_records where device_id = $1)
   or exists (select from processor.deferred where device_id = $1)
-  or exists (select from processor.dead_letters where device_id = $1)`, device).Scan(&known)
-	return known, failure("look for a device", err)
+  or exists (select from processor.dead_letters where device_id = $1)`, device).Scan(&known); known || err != nil {
+		return known, failure(op, err)
+	}
+	c, err := d.heaps.now(ctx)
+	if err != nil {
+		return false, failure(op, err)
+	}
+	err = c.newest(func(s span) (bool, error) {
+		err := d.pool.QueryRow(ctx, `
+select exists (
+  select
+  from public.positions
+  where device_id = $1
+    and ts >= $2
+    and (ts < $3 or $3 = 'infinity')
+)`, c.args(device, timeOf(s.from), timeOf(s.to))...).Scan(&known)
+		return known, err
+	})
+	return known, failure(op, err)
 }
 
 // Ask requests work of the owner of a device's shard. The request and its audit
@@ -217,7 +235,11 @@ func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
 		return out, ErrNeverStarted
 	}
 	out.Shard = telemetry.ShardOf(device, d.pins.Shards)
-	err := pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+	c, err := d.heaps.now(ctx)
+	if err != nil {
+		return out, failure("read a device", err)
+	}
+	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
 		err = tx.QueryRow(ctx, `
 select owner, epoch, owner_since
 from processor.shards
@@ -227,20 +249,43 @@ where stream = $1
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
-		const columns = `
-select ts, ingested_at, latitude, longitude, speed, faulty, ts > ingested_at + $1::interval, latitude = 0 and longitude = 0
-from public.positions
-where device_id = $2
-  and device_id between $2 and $2`
-		if out.Recent, err = collect(ctx, tx, scanPosition, columns+" order by ts desc limit 5", d.pins.MaxFutureSkew, device); err != nil {
-			return err
-		}
-		last, err := collect(ctx, tx, scanPosition, columns+" and "+eligible+" order by ts desc limit 1", d.pins.MaxFutureSkew, device)
+		ask, err := asOf(ctx, d.pool, tx, c)
 		if err != nil {
 			return err
 		}
-		if len(last) > 0 {
-			out.Last = &last[0]
+		const recent = 5
+		if err := c.newest(func(s span) (bool, error) {
+			const columns = `
+select ts, ingested_at, latitude, longitude, speed, faulty, ts > ingested_at + $1::interval, latitude = 0 and longitude = 0
+from public.positions
+where device_id = $2
+  and device_id between $2 and $2
+  and ts >= $3
+  and ts < $4`
+			args := c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to))
+			var p Position
+			scan := []any{&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Future, &p.NoFix}
+			if len(out.Recent) < recent {
+				if _, err := ask(columns+" order by ts desc limit 5", args, scan, func() error {
+					out.Recent = append(out.Recent, p)
+					return nil
+				}); err != nil {
+					return false, err
+				}
+				out.Recent = out.Recent[:min(len(out.Recent), recent)]
+			}
+			if out.Last == nil {
+				if _, err := ask(columns+" and "+eligible+" order by ts desc limit 1", args, scan, func() error {
+					last := p
+					out.Last = &last
+					return nil
+				}); err != nil {
+					return false, err
+				}
+			}
+			return len(out.Recent) == recent && out.Last != nil, nil
+		}); err != nil {
+			return err
 		}
 		if out.Fences, err = collect(ctx, tx, pgx.RowToStructByPos[FenceState], `
 select distinct on (fence_id) fence_id, kind, at, later_ts
@@ -262,12 +307,6 @@ limit 5`, device)
 		return err
 	})
 	return out, failure("read a device", err)
-}
-
-func scanPosition(row pgx.CollectableRow) (Position, error) {
-	var p Position
-	err := row.Scan(&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Future, &p.NoFix)
-	return p, err
 }
 
 func collect[T any](ctx context.Context, tx pgx.Tx, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {

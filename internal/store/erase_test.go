@@ -7,8 +7,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // partitionByDay partitions positions by the given days.
@@ -41,7 +43,7 @@ func (b *bench) partitionByDay(days int) {
 // dayOf returns the beginning of one of those days.
 func dayOf(i int) time.Time { return time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).AddDate(0, 0, i) }
 
-// fill stores n positions, a second apart, of each device on each day.
+// fill stores n positions, 20 ms apart, of each device on each day.
 func (b *bench) fill(devices, days, n int) {
 	b.tb.Helper()
 	b.exec(`
@@ -50,31 +52,28 @@ select 'device-' || d, t, t, 42, 1, 0, 0, 0, 5, 0, '8', '{}'
 from generate_series(0, $1::int - 1) d
 cross join generate_series(0, $2::int - 1) day
 cross join generate_series(0, $3::int - 1) n
-cross join lateral (select $4::timestamptz + day * interval '1 day' + n * interval '1 second' as t) t
-order by md5(d::text || t::text)`, // scatters the rows of a device over their heap
+cross join lateral (select $4::timestamptz + day * interval '1 day' + n * interval '20 milliseconds' as t) t
+order by md5(d::text || t::text)`, // rows of a device lie anywhere in their heap
 		devices, days, n, dayOf(0))
 }
 
-func (b *bench) request(kind, device string, shard int) int64 {
+// runRequest makes a request, of all devices of the shard where none is named,
+// runs its steps to the end and returns its progress.
+func (b *bench) runRequest(kind, device string, held protocol.ShardLease, member string) (p protocol.Progress, steps int) {
 	b.tb.Helper()
-	var id int64
-	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), `
+	b.exec(`
 insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by)
-values ($1, $2, $3, $4, nullif($5, ''), 'test')
-returning id`, scope.Stream, scope.Group, kind, shard, device).Scan(&id))
-	return id
-}
-
-// runRequest runs the steps of a request to its end and returns its progress.
-func (b *bench) runRequest(r protocol.Request, held protocol.ShardLease, member string) (p protocol.Progress, steps int) {
-	b.tb.Helper()
+values ($1, $2, $3, $4, nullif($5, ''), 'test')`, scope.Stream, scope.Group, kind, held.Shard, device)
 	requests := store.NewRequests(store.NewWriter(b.pool, scope, member, 10*time.Second))
+	list, err := requests.Waiting(b.tb.Context(), []int{held.Shard})
+	require.NoError(b.tb, err)
+	require.Len(b.tb, list, 1)
+	o := protocol.RequestStep{Request: list[0], Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules}
 	for done := false; !done; steps++ {
-		var err error
 		require.Less(b.tb, steps, 1000)
-		p, done, err = requests.Step(b.tb.Context(), protocol.RequestStep{Request: r, Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules})
+		p, done, err = requests.Step(b.tb.Context(), o)
 		require.NoError(b.tb, err)
-		r.Progress = p
+		o.Request.Progress = p
 	}
 	return p, steps
 }
@@ -86,7 +85,7 @@ func TestAnErasureInAPartitionedTableLeavesOtherDevicesAlone(t *testing.T) {
 	b.partitionByDay(3)
 	b.fill(3, 3, 50)
 	held := b.take("a.1", 5)[0]
-	p, _ := b.runRequest(protocol.Request{ID: b.request("erase", "device-1", 5), Kind: protocol.RequestErase, Shard: 5, Device: "device-1"}, held, "a.1")
+	p, _ := b.runRequest(protocol.RequestErase, "device-1", held, "a.1")
 	require.EqualValues(t, 150, p.Removed)
 	require.Zero(t, b.count("select count(*) from positions where device_id = 'device-1'"))
 	require.Equal(t, 300, b.count("select count(*) from positions"), "of two other devices")
@@ -96,12 +95,14 @@ func TestAnErasureOfMoreThanOneStepRemovesAll(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.fill(2, 4, 1300)
-	b.exec(`update positions set ts = 'infinity' where device_id = 'device-0' and ts = (select max(ts) from positions)`)
-	b.exec(`update positions set ts = '-infinity' where device_id = 'device-0' and ts = (select min(ts) from positions)`)
+	if testenv.World(t) != devenv.Hypertable { // where no row moves to another chunk
+		b.exec(`update positions set ts = 'infinity' where device_id = 'device-0' and ts = (select max(ts) from positions)`)
+		b.exec(`update positions set ts = '-infinity' where device_id = 'device-0' and ts = (select min(ts) from positions)`)
+	}
 	held := b.take("a.1", 5)[0]
-	p, steps := b.runRequest(protocol.Request{ID: b.request("erase", "device-0", 5), Kind: protocol.RequestErase, Shard: 5, Device: "device-0"}, held, "a.1")
+	p, steps := b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
 	require.EqualValues(t, 5200, p.Removed)
-	require.Equal(t, 2, steps)
+	require.GreaterOrEqual(t, steps, 3)
 	require.Equal(t, 5200, b.count("select count(*) from positions where device_id = 'device-1'"))
 	require.Equal(t, 5200, b.count("select count(*) from positions"))
 }

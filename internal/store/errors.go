@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -33,7 +34,7 @@ func failure(op string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, Message: pgErr.Message, Err: wrapped}
+		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, TooMuch: tooMuch(pgErr.Code), Message: pgErr.Message, Err: wrapped}
 		if f.Kind == protocol.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
@@ -56,7 +57,7 @@ func failure(op string, err error) error {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return wrapped
 	}
-	return &protocol.Failure{Kind: protocol.Unknown, Err: wrapped}
+	return &protocol.Failure{Kind: protocol.Unknown, TooMuch: errors.Is(err, context.DeadlineExceeded), Err: wrapped}
 }
 
 // attempts is a failure to connect. An address is tried with and without TLS,
@@ -117,6 +118,13 @@ func kindOf(err *pgconn.PgError) protocol.FailureKind {
 // what no row has to do with: a queue of notifications that is full, and transaction
 // IDs close to their wraparound. Messages are translated, these names are not.
 var serverLimits = []string{"PreCommit_Notify", "GetNewTransactionId", "GetNewMultiXactId"}
+
+// tooMuch reports whether half of the work might be done where all of it was
+// not: it took too long, there were no locks left, or more compressed rows would
+// have been unpacked than the server is set to allow.
+func tooMuch(code string) bool {
+	return code == "57014" || code == "53200" || code == "53400"
+}
 
 var copyLine = regexp.MustCompile(`COPY positions, line (\d+)`)
 

@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
@@ -64,14 +66,21 @@ func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []
 // joinWithin bounds what is read unnecessarily between two late positions.
 const joinWithin = 10 * time.Minute
 
+// windowFixesSQL finds the fixes in windows, and the nearest ones before and
+// behind those windows that begin and end here, as far as the given device times
+// reach: $7 and $10 for neighbours, $8 and $9 for the windows.
 const windowFixesSQL = `
 select w.n - 1, p.ts, p.latitude, p.longitude, p.pos
-from unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
+from unnest($2::text[], $3::timestamptz[], $4::timestamptz[], $5::bool[], $6::bool[])
+  with ordinality as w (device_id, lo, hi, begins, ends, n)
 cross join lateral (
   (select ts, latitude, longitude, 0 as pos
   from public.positions
-  where ` + ofDevice + `
+  where w.begins
+    and ` + ofDevice + `
     and ts < w.lo
+    and ts >= $7
+    and ts < $9
     and ` + eligible + `
   order by ts desc
   limit 1)
@@ -80,12 +89,17 @@ cross join lateral (
   from public.positions
   where ` + ofDevice + `
     and ts between w.lo and w.hi
+    and ts >= $8
+    and ts < $9
     and ` + eligible + `)
   union all
   (select ts, latitude, longitude, 2
   from public.positions
-  where ` + ofDevice + `
+  where w.ends
+    and ` + ofDevice + `
     and ts > w.hi
+    and ts >= $8
+    and ts < $10
     and ` + eligible + `
   order by ts
   limit 1)
@@ -98,23 +112,142 @@ order by w.n, p.ts`
 const windowCrossingsSQL = `
 select w.n - 1, t.id, t.fence_id, t.fence_version, t.kind, t.at, t.earlier_ts, t.later_ts,
   t.latitude, t.longitude, t.ordinal, t.initial
-from unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
-cross join lateral (
-  select min(ts) as ts
-  from (
-    select ts
-    from public.positions
-    where ` + ofDevice + `
-      and ts > w.hi
-      and ` + eligible + `
-    order by ts
-    limit 1
-  ) f
-) after
+from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
 join processor.timing_records t
   on t.device_id = w.device_id
-  and t.later_ts >= w.lo
-  and t.later_ts <= coalesce(after.ts, 'infinity')`
+  and t.later_ts between w.lo and w.hi`
+
+// track is what a window and its neighbours hold: the fix before it, if there
+// is one, those in it, and the one behind.
+type track struct {
+	fixes         []geofence.Fix
+	before, after bool
+}
+
+// tracks reads the fixes of windows. Near looks into their heaps and a few more
+// on either side; a neighbour that is not there is looked for by far, which may
+// not see what this transaction wrote: written is that of it which is no part of
+// the windows.
+func tracks(c cuts, list []window, skew time.Duration, near, far ask, written []telemetry.Record) ([]track, error) {
+	found := make([]track, len(list))
+	var ahead, behind []distant
+	for _, s := range c.spansOf(list) {
+		if err := tracksIn(near, c, s, list, skew, found); err != nil {
+			return nil, err
+		}
+		reach := c.span(s.first-heapsFirst, s.last+heapsFirst)
+		for i, w := range list {
+			if !found[i].before && s.holds(w.lo) && reach.first > 0 {
+				ahead = append(ahead, distant{seek{w.device, w.lo, i}, reach.first - 1})
+			}
+			if !found[i].after && s.holds(w.hi) && reach.last < len(c) {
+				behind = append(behind, distant{seek{w.device, w.hi, i}, reach.last + 1})
+			}
+		}
+	}
+	if len(ahead)+len(behind) == 0 {
+		return found, nil
+	}
+	own := make(map[string][]geofence.Fix)
+	for i := range written {
+		if r := &written[i]; r.Eligible(skew) {
+			own[r.DeviceID] = append(own[r.DeviceID], geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
+		}
+	}
+	for i, w := range list {
+		own[w.device] = append(own[w.device], found[i].fixes...)
+	}
+	for d, seeks := range map[direction][]distant{backward: ahead, forward: behind} {
+		if err := neighbours(c, seeks, d, skew, far, own, found); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// distant is a search that begins in a heap.
+type distant struct {
+	seek
+	heap int
+}
+
+// neighbours looks for the fixes next to windows in heaps far from them.
+func neighbours(c cuts, list []distant, d direction, skew time.Duration, far ask, own map[string][]geofence.Fix, found []track) error {
+	got := make(map[int]geofence.Fix)
+	// Those that begin in the same heap are looked for together.
+	slices.SortStableFunc(list, func(a, b distant) int { return cmp.Compare(a.heap, b.heap) })
+	for len(list) > 0 {
+		n := 1
+		for n < len(list) && list[n].heap == list[0].heap {
+			n++
+		}
+		seeks, at := make([]seek, n), make(map[int]seek, n)
+		for i := range seeks {
+			seeks[i] = list[i].seek
+			at[seeks[i].n] = seeks[i]
+			for _, f := range own[seeks[i].device] {
+				nearer(got, seeks[i], d, f)
+			}
+		}
+		if err := c.nearest(seeks, list[0].heap, d, skew, far, func(n int, us int64, lat, lon float64) {
+			nearer(got, at[n], d, geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon})
+		}); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	for n, f := range got {
+		if d == backward {
+			found[n].before, found[n].fixes = true, slices.Insert(found[n].fixes, 0, f)
+		} else {
+			found[n].after, found[n].fixes = true, append(found[n].fixes, f)
+		}
+	}
+	return nil
+}
+
+// nearer keeps f if it lies in the direction of k, and no other known does
+// nearer to it.
+func nearer(got map[int]geofence.Fix, k seek, d direction, f geofence.Fix) {
+	distance := func(us int64) int64 { return (us - k.at) * int64(d) }
+	have, known := got[k.n]
+	if distance(f.TimeUS) > 0 && (!known || distance(f.TimeUS) < distance(have.TimeUS)) {
+		got[k.n] = f
+	}
+}
+
+// tracksIn adds what the heaps of s hold of the windows.
+func tracksIn(near ask, c cuts, s span, list []window, skew time.Duration, found []track) error {
+	var which []int
+	var devices []string
+	var lo, hi []pgtype.Timestamptz
+	var begins, ends []bool
+	for i, w := range list {
+		if w.hi < s.from || w.lo >= s.to && s.to != math.MaxInt64 {
+			continue
+		}
+		which, devices = append(which, i), append(devices, w.device)
+		lo, hi = append(lo, timeOf(max(w.lo, s.from))), append(hi, timeOf(w.hi))
+		begins, ends = append(begins, s.holds(w.lo)), append(ends, s.holds(w.hi))
+	}
+	if len(which) == 0 {
+		return nil
+	}
+	reach := c.span(s.first-heapsFirst, s.last+heapsFirst)
+	var n int64
+	var ts time.Time
+	var f geofence.Fix
+	var pos int
+	_, err := near(windowFixesSQL, c.args(skew, devices, lo, hi, begins, ends,
+		timeOf(reach.from), timeOf(s.from), timeOf(s.to), timeOf(reach.to)), []any{&n, &ts, &f.Latitude, &f.Longitude, &pos}, func() error {
+		f.TimeUS = ts.UnixMicro()
+		t := &found[which[n]]
+		t.fixes = append(t.fixes, f)
+		t.before, t.after = t.before || pos == 0, t.after || pos == 2
+		return nil
+	})
+	return err
+}
 
 // recorded is a row of timing_records.
 type recorded struct {
@@ -161,61 +294,45 @@ type notice struct {
 	New    *time.Time `json:"new_at"` // null when it was withdrawn
 }
 
-// recompute derives the crossings of windows from what the transaction sees,
-// and queues the changes.
-func recompute(ctx context.Context, tx conn, list []window, rules protocol.Rules, then *pgx.Batch) (changed int, err error) {
+// recompute derives the crossings of windows again from their tracks, and queues
+// what has to change.
+func recompute(ctx context.Context, tx asker, list []window, found []track, rules protocol.Rules, then *pgx.Batch) (changed int, err error) {
 	if len(list) == 0 {
 		return 0, nil
 	}
 	devices := make([]string, len(list))
-	lo, hi := make([]time.Time, len(list)), make([]time.Time, len(list))
+	lo, hi := make([]time.Time, len(list)), make([]pgtype.Timestamptz, len(list))
 	for i, w := range list {
-		devices[i], lo[i], hi[i] = w.device, time.UnixMicro(w.lo).UTC(), time.UnixMicro(w.hi).UTC()
-	}
-	fixes := make([][]geofence.Fix, len(list))
-	first := make([]bool, len(list))
-	for i := range first {
-		first[i] = true
+		devices[i], lo[i], hi[i] = w.device, micros(w.lo), timeOf(math.MaxInt64)
+		if t := &found[i]; t.after {
+			hi[i] = timeOf(t.fixes[len(t.fixes)-1].TimeUS)
+		}
 	}
 	old := make([]map[crossingKey]recorded, len(list))
-	read := &pgx.Batch{}
-	read.Queue(windowFixesSQL, rules.MaxFutureSkew, devices, lo, hi).Query(func(rows pgx.Rows) error {
+	rows, err := tx.Query(ctx, windowCrossingsSQL, devices, lo, hi)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	for rows.Next() {
 		var n int64
-		var ts time.Time
-		var f geofence.Fix
-		var pos int
-		_, err := pgx.ForEachRow(rows, []any{&n, &ts, &f.Latitude, &f.Longitude, &pos}, func() error {
-			f.TimeUS = ts.UnixMicro()
-			fixes[n] = append(fixes[n], f)
-			if pos == 0 {
-				first[n] = false
-			}
-			return nil
-		})
-		return err
-	})
-	read.Queue(windowCrossingsSQL, rules.MaxFutureSkew, devices, lo, hi).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			var n int64
-			var r recorded
-			var at, later time.Time
-			var earlier *time.Time
-			if err := rows.Scan(&n, &r.id, &r.FenceID, &r.version, &r.Kind, &at, &earlier, &later,
-				&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial); err != nil {
-				return err
-			}
-			r.TimeUS, r.LaterUS, r.EarlierUS = at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
-			if earlier != nil {
-				r.EarlierUS = earlier.UnixMicro()
-			}
-			if old[n] == nil {
-				old[n] = make(map[crossingKey]recorded)
-			}
-			old[n][keyOf(&r.Crossing)] = r
+		var r recorded
+		var at, later time.Time
+		var earlier *time.Time
+		if err := rows.Scan(&n, &r.id, &r.FenceID, &r.version, &r.Kind, &at, &earlier, &later,
+			&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial); err != nil {
+			return 0, err
 		}
-		return rows.Err()
-	})
-	if err := tx.SendBatch(ctx, read).Close(); err != nil {
+		r.TimeUS, r.LaterUS, r.EarlierUS = at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
+		if earlier != nil {
+			r.EarlierUS = earlier.UnixMicro()
+		}
+		if old[n] == nil {
+			old[n] = make(map[crossingKey]recorded)
+		}
+		old[n][keyOf(&r.Crossing)] = r
+	}
+	if err := rows.Err(); err != nil {
 		return 0, err
 	}
 	var diff change
@@ -223,7 +340,7 @@ func recompute(ctx context.Context, tx conn, list []window, rules protocol.Rules
 	seen := make(map[int64]bool) // rows that windows share
 	done := make(map[string]map[crossingKey]bool)
 	for i, w := range list {
-		buf = rules.Fences.Track(buf[:0], fixes[i], rules.MaxGap, first[i])
+		buf = rules.Fences.Track(buf[:0], found[i].fixes, rules.MaxGap, !found[i].before)
 		if len(buf) == 0 && len(old[i]) == 0 {
 			continue
 		}

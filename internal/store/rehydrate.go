@@ -2,57 +2,42 @@ package store
 
 import (
 	"context"
+	"math"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Reader reads stored state for the pipeline.
 type Reader struct {
 	pool    *pgxpool.Pool
+	heaps   *heaps
 	timeout time.Duration
 }
 
-// NewReader returns a reader whose queries take at most timeout each.
+// NewReader returns a reader whose statements take at most timeout each.
 func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
-	return &Reader{pool: pool, timeout: timeout}
+	return &Reader{pool: pool, heaps: newHeaps(pool), timeout: timeout}
 }
 
-// lastFixSQL finds the newest eligible position: not flagged faulty, with a
-// fix, and not ahead of its stream time by more than the skew.
-const lastFixSQL = `
-select w.n - 1, p.ts, p.latitude, p.longitude
-from unnest($1::text[]) with ordinality as w (device_id, n)
-cross join lateral (
-  select ts, latitude, longitude
-  from public.positions
-  where ` + ofDevice + `
-    and faulty = false
-    and ts <= ingested_at + $2::interval
-    and not (latitude = 0 and longitude = 0)
-  order by ts desc
-  limit 1
-) p`
-
-// LastFixes calls found for every device with an eligible position, with its
-// index in devices: device time in microseconds since 1970, latitude and
-// longitude in degrees. It makes one round trip.
+// LastFixes calls found for every device that has a position that takes part
+// in state, with its index in devices: device time in microseconds since 1970,
+// latitude and longitude in degrees. It is one statement where positions is one
+// heap; otherwise newer heaps are asked before older ones, and only for devices
+// not found yet. After an error some may have been found.
 func (r *Reader) LastFixes(ctx context.Context, devices []string, skew time.Duration,
 	found func(i int, us int64, lat, lon float64),
 ) error {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
-	rows, err := r.pool.Query(ctx, lastFixSQL, devices, skew)
+	const op = "load last positions"
+	first, cancel := context.WithTimeout(ctx, r.timeout)
+	c, err := r.heaps.now(first)
+	cancel()
 	if err != nil {
-		return failure("load last positions", err)
+		return failure(op, err)
 	}
-	var n int64
-	var ts time.Time
-	var lat, lon float64
-	_, err = pgx.ForEachRow(rows, []any{&n, &ts, &lat, &lon}, func() error {
-		found(int(n), ts.UnixMicro(), lat, lon)
-		return nil
-	})
-	return failure("load last positions", err)
+	list := make([]seek, len(devices))
+	for i, id := range devices {
+		list[i] = seek{device: id, at: math.MaxInt64, n: i}
+	}
+	return failure(op, c.nearest(list, len(c), backward, skew, byItself(ctx, r.pool, r.timeout), found))
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,10 +23,45 @@ const stepFixes = 5000
 // Requests executes requests of operators and other services.
 type Requests struct {
 	writer *Writer
+
+	mu    sync.Mutex
+	lists map[int64]*list // of requests for all devices of a shard; under mu
+	small map[int64]int   // how often the steps of a request were halved; under mu
 }
 
-// NewRequests returns the requests as executed by the owner of shards.
-func NewRequests(w *Writer) *Requests { return &Requests{writer: w} }
+// NewRequests returns the requests as the owner of shards runs them.
+func NewRequests(w *Writer) *Requests {
+	return &Requests{writer: w, lists: make(map[int64]*list), small: make(map[int64]int)}
+}
+
+// listing is the list of devices of a request, which goes on where it was left.
+func (q *Requests) listing(id int64) *list {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.lists[id] == nil {
+		q.lists[id] = &list{}
+	}
+	return q.lists[id]
+}
+
+func (q *Requests) forget(id int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.lists, id)
+	delete(q.small, id)
+}
+
+func (q *Requests) shrink(id int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.small[id] = min(q.small[id]+1, 12)
+}
+
+func (q *Requests) shrunk(id int64) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.small[id]
+}
 
 // Waiting returns the oldest unfinished request of each of the shards.
 func (q *Requests) Waiting(ctx context.Context, shards []int) ([]protocol.Request, error) {
@@ -64,28 +101,56 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 	return found, failure("look for requests", err)
 }
 
-// Step performs a bounded part of a recompute or an erasure, in one transaction
-// that ends with the epoch check, and records its progress.
+// Step does a bounded part of a recompute or an erasure, in one transaction
+// that ends with the check of the shard's epoch, and notes how far it came.
+// Positions are read before it, statement by statement: the owner of the shard
+// is the only one that writes those of its devices. A part that was too much is
+// half as large the next time.
 func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.Progress, bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 4*q.writer.timeout)
-	defer cancel()
-	p := o.Request.Progress
-	done := false
-	err := q.inTx(ctx, o, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) (err error) {
-		switch o.Request.Kind {
-		case protocol.RequestRecompute:
-			done, err = q.recompute(ctx, tx, o, &p, then)
-		case protocol.RequestErase:
-			done, err = q.erase(ctx, tx, o, &p)
-		default:
-			return fmt.Errorf("request %d: kind %q has no steps", o.Request.ID, o.Request.Kind)
+	p, done, err := q.step(ctx, o)
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.TooMuch {
+		q.shrink(o.Request.ID)
+	} else if done {
+		q.forget(o.Request.ID)
+	}
+	return p, done, failure(fmt.Sprintf("run request %d", o.Request.ID), err)
+}
+
+func (q *Requests) step(ctx context.Context, o protocol.RequestStep) (p protocol.Progress, done bool, err error) {
+	p = o.Request.Progress
+	now, cancel := context.WithTimeout(ctx, q.writer.timeout)
+	c, err := q.writer.heaps.now(now)
+	cancel()
+	if err != nil {
+		return p, false, notBegun(err)
+	}
+	s := step{
+		c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>q.shrunk(o.Request.ID))),
+		ask: byItself(ctx, q.writer.pool, q.writer.timeout),
+	}
+	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
+	switch o.Request.Kind {
+	case protocol.RequestRecompute:
+		if done, write, err = s.recompute(q.listing); write == nil {
+			return p, false, err // devices were listed, and more of them are to come
 		}
-		if err != nil {
+	case protocol.RequestErase:
+		done, write, err = s.erase()
+	default:
+		err = fmt.Errorf("request %d: kind %q has no steps", o.Request.ID, o.Request.Kind)
+	}
+	if err != nil {
+		return o.Request.Progress, false, err
+	}
+	ctx, cancel = context.WithTimeout(ctx, q.writer.timeout)
+	defer cancel()
+	err = q.inTx(ctx, o, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
+		if err := write(ctx, tx, then); err != nil {
 			return err
 		}
 		return q.note(then, o.Request.ID, p, done)
 	})
-	return p, done, failure(fmt.Sprintf("run request %d", o.Request.ID), err)
+	return p, done, failure("write", err)
 }
 
 // Finish ends a request with a result, or as failed with a reason.
@@ -168,116 +233,169 @@ var (
 // devicesAtOnce is how many devices share one count of their positions.
 const devicesAtOnce = 64
 
-// recompute derives windows again until about stepFixes positions were read:
-// many small devices together, a device with more than that alone and in
-// pieces.
-func (q *Requests) recompute(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress, then *pgx.Batch) (done bool, err error) {
-	from, to := max(o.Request.FromUS, firstUS), min(o.Request.ToUS, lastUS)
-	for budget := int64(stepFixes); budget > 0; {
-		var list []window
-		var fixes int64
-		heavy := p.AfterUS != nil
-		if heavy {
+// step is one part of a request. Its fixes are about how many positions it may
+// read or remove.
+type step struct {
+	c     cuts
+	o     protocol.RequestStep
+	p     *protocol.Progress
+	fixes int64
+	ask   ask
+}
+
+// recompute reads the tracks of windows until enough positions were read: those
+// of many devices at once, those of a device with more than that by itself and
+// piece by piece. What it returns writes what is derived of them; nil means that
+// the list of devices is not complete yet.
+func (s *step) recompute(listing func(id int64) *list) (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
+	p := s.p
+	from, to := max(s.o.Request.FromUS, firstUS), min(s.o.Request.ToUS, lastUS)
+	devices := []string{s.o.Request.Device}
+	if devices[0] == "" {
+		list := listing(s.o.Request.ID)
+		if whole, err := s.list(list, from, to); err != nil || !whole {
+			return false, nil, err
+		}
+		devices = list.devices
+	}
+	var windows []window
+	for budget := s.fixes; budget > 0 && !done; {
+		if p.AfterUS != nil {
 			w := window{device: p.Device, lo: *p.AfterUS + 1, hi: to}
-			held, err := countPositions(ctx, tx, []string{p.Device}, w.lo, to)
+			held, err := s.holdings([]string{p.Device}, w.lo, to)
 			if err != nil {
-				return false, err
+				return false, nil, err
 			}
-			fixes = held[0].fixes
-			if p.AfterUS = nil; fixes == stepFixes {
+			if p.AfterUS = nil; held[0].more {
 				w.hi = held[0].last
 				p.AfterUS = &w.hi
 			} else {
 				p.Devices++
 			}
-			list = append(list, w)
-		} else {
-			devices, err := q.nextDevices(ctx, tx, o, p)
-			if err != nil || len(devices) == 0 {
-				return len(devices) == 0, err
-			}
-			held, err := countPositions(ctx, tx, devices, from, to)
-			if err != nil {
-				return false, err
-			}
-			for i, h := range held {
-				if h.fixes == stepFixes || fixes+h.fixes > stepFixes {
-					break
-				}
-				fixes += h.fixes
-				list = append(list, window{device: devices[i], lo: from, hi: to})
-			}
-			if len(list) == 0 {
-				before := from - 1
-				p.Device, p.AfterUS = devices[0], &before
-				continue
-			}
-			p.Device = list[len(list)-1].device
-			p.Devices += int64(len(list))
+			windows = append(windows, w)
+			p.Fixes += held[0].fixes
+			budget -= held[0].fixes + 10
+			continue
 		}
-		changed, err := recompute(ctx, tx, list, o.Rules, then)
+		some := s.next(devices)
+		if len(some) == 0 {
+			done = true
+			break
+		}
+		held, err := s.holdings(some, from, to)
 		if err != nil {
-			return false, err
+			return false, nil, err
 		}
-		p.Changed += int64(changed)
-		p.Fixes += fixes
-		budget -= fixes + int64(10*len(list)) // a device without positions has a cost, too
+		for i, h := range held {
+			if h.more {
+				if i == 0 {
+					before := from - 1
+					p.Device, p.AfterUS = some[0], &before
+				}
+				break
+			}
+			if budget <= 0 {
+				break
+			}
+			windows = append(windows, window{device: some[i], lo: from, hi: to})
+			p.Device = some[i]
+			p.Devices++
+			p.Fixes += h.fixes
+			budget -= h.fixes + 10 // a device without positions costs something too
+		}
 	}
-	return false, nil
+	rules := s.o.Rules
+	found, err := tracks(s.c, windows, rules.MaxFutureSkew, s.ask, s.ask, nil)
+	if err != nil {
+		return false, nil, err
+	}
+	return done, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
+		changed, err := recompute(ctx, tx, windows, found, rules, then)
+		p.Changed += int64(changed)
+		return err
+	}, nil
 }
 
-// positionCount is a device's number of positions in a span, counted up to
-// stepFixes, and the device time of the last one counted.
-type positionCount struct {
+// next is the devices that follow the one done last, as many as are looked at
+// together.
+func (s *step) next(devices []string) []string {
+	if s.o.Request.Device != "" {
+		return devices[min(s.p.Devices, 1):]
+	}
+	i, found := slices.BinarySearch(devices, s.p.Device)
+	if found {
+		i++
+	}
+	return devices[i:min(len(devices), i+int(min(devicesAtOnce, s.fixes)))]
+}
+
+// holding is how many positions a device has in a span, counted up to about the
+// size of a step, and the device time of the last one counted.
+type holding struct {
 	fixes int64
 	last  int64
+	more  bool // than were counted
 }
 
-func countPositions(ctx context.Context, tx *pgx.Conn, devices []string, from, to int64) ([]positionCount, error) {
-	rows, err := tx.Query(ctx, `
-select h.n, coalesce(h.last, 'epoch')
+const holdingsSQL = `
+select w.i - 1, h.n, coalesce(h.last, 'epoch')
 from unnest($1::text[]) with ordinality as w (device_id, i)
 cross join lateral (
   select count(*) as n, max(ts) as last
   from (
     select ts
     from public.positions
-    where `+ofDevice+`
+    where ` + ofDevice + `
       and ts between $2 and $3
     order by ts
     limit $4
   ) f
 ) h
-order by w.i`, devices, micros(from), micros(to), stepFixes)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (positionCount, error) {
-		var h positionCount
+where h.n > 0`
+
+func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
+	found := make([]holding, len(devices))
+	for _, at := range s.c.spans(from, to) {
+		var which []int
+		var ids []string
+		for i, id := range devices {
+			if !found[i].more {
+				which, ids = append(which, i), append(ids, id)
+			}
+		}
+		var i, n int64
 		var last time.Time
-		err := row.Scan(&h.fixes, &last)
-		h.last = last.UnixMicro()
-		return h, err
-	})
+		args := s.c.args(ids, micros(max(from, at.from)), micros(min(to, at.to-1)), s.fixes)
+		if _, err := s.ask(holdingsSQL, args, []any{&i, &n, &last}, func() error {
+			h := &found[which[i]]
+			h.fixes, h.last = h.fixes+n, last.UnixMicro()
+			h.more = h.fixes >= s.fixes
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
 }
 
-// nextDevices returns some devices of the shard after the last finished one.
-func (q *Requests) nextDevices(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) ([]string, error) {
-	if o.Request.Device != "" {
-		if p.Devices > 0 {
-			return nil, nil
-		}
-		return []string{o.Request.Device}, nil
-	}
-	var found []string
-	for after := p.Device; len(found) < devicesAtOnce; {
-		// Skips from device to device along the index, independent of their
-		// size.
-		rows, err := tx.Query(ctx, `
+// list is the devices of a shard that have positions, in order, as far as it was made.
+type list struct {
+	devices []string
+	seen    map[string]bool
+	span    int    // the one that is looked into
+	after   string // device in it that was seen last
+	whole   bool
+}
+
+// devicesSQL skips from device to device along the index, whatever each one
+// holds. The last argument is how many it may meet.
+const devicesSQL = `
 with recursive d as (
   (select device_id, 1 as n
   from public.positions
   where device_id > $1
+    and ts >= $2
+    and (ts < $3 or $3 = 'infinity')
   order by device_id
   limit 1)
   union all
@@ -285,81 +403,98 @@ with recursive d as (
     select device_id
     from public.positions
     where device_id > d.device_id
+      and ts >= $2
+      and (ts < $3 or $3 = 'infinity')
     order by device_id
     limit 1), d.n + 1
   from d
   where d.device_id is not null
-    and d.n < 2000
+    and d.n < $4
 )
 select device_id
 from d
-where device_id is not null`, after)
-		if err != nil {
-			return nil, err
+where device_id is not null`
+
+// list makes some more of a list, of the devices that have positions about a
+// window, and reports whether it is whole. A device that comes later needs no
+// recompute.
+func (s *step) list(l *list, from, to int64) (whole bool, err error) {
+	spans := s.c.spans(from, to)
+	for range max(1, 8/len(spans)) {
+		if l.whole {
+			return true, nil
 		}
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return nil, err
+		if l.span >= len(spans) {
+			slices.Sort(l.devices)
+			l.whole, l.seen = true, nil
+			continue
 		}
-		if len(ids) == 0 {
-			break
-		}
-		for _, id := range ids {
-			if telemetry.ShardOf(id, o.Shards) == o.Request.Shard && len(found) < devicesAtOnce {
-				found = append(found, id)
+		const most = 2000
+		at, n := spans[l.span], 0
+		var id string
+		if _, err := s.ask(devicesSQL, s.c.args(l.after, timeOf(at.from), timeOf(at.to), most), []any{&id}, func() error {
+			n++
+			if l.after = id; telemetry.ShardOf(id, s.o.Shards) == s.o.Request.Shard && !l.seen[id] {
+				if l.seen == nil {
+					l.seen = make(map[string]bool)
+				}
+				l.seen[id] = true
+				l.devices = append(l.devices, id)
 			}
+			return nil
+		}); err != nil {
+			return false, err
 		}
-		after = ids[len(ids)-1]
+		if n < most {
+			l.span, l.after = l.span+1, ""
+		}
 	}
-	return found, nil
+	return l.whole, nil
 }
 
-// erase removes the stored data of a device, deferred entries included.
-func (q *Requests) erase(ctx context.Context, tx *pgx.Conn, o protocol.RequestStep, p *protocol.Progress) (done bool, err error) {
-	if o.Request.Device == "" {
-		return false, errors.New("an erasure names a device")
+// erase looks for positions of a device, the oldest first. What it returns
+// removes them by key, since a row's place is unique in its heap only, and once
+// none are left what else is stored of the device.
+func (s *step) erase() (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
+	if s.o.Request.Device == "" {
+		return false, nil, errors.New("an erasure names a device")
 	}
-	// By key: a ctid is unique within one partition only.
-	var fixes int64
-	var last pgtype.Timestamptz
-	if err := tx.QueryRow(ctx, `
-select count(*), max(ts)
-from (
-  select ts
+	device := s.o.Request.Device
+	const rows = `
   from public.positions
   where device_id = $1
     and device_id between $1 and $1
-  order by ts
-  limit $2
-) f`, o.Request.Device, stepFixes).Scan(&fixes, &last); err != nil {
-		return false, err
-	}
-	if fixes > 0 {
-		tag, err := tx.Exec(ctx, `
-delete from public.positions
-where device_id = $1
-  and device_id between $1 and $1
-  and ts <= $2`, o.Request.Device, last)
-		if err != nil {
-			return false, err
+    and ts >= $2
+    and (ts < $3 or $3 = 'infinity')`
+	for _, at := range s.c.spans(math.MinInt64, math.MaxInt64) {
+		var n int64
+		var last pgtype.Timestamptz
+		if _, err := s.ask("select count(*), max(ts) from (select ts"+rows+" order by ts limit $4) f",
+			s.c.args(device, timeOf(at.from), timeOf(at.to), s.fixes), []any{&n, &last}, func() error { return nil }); err != nil {
+			return false, nil, err
 		}
-		p.Removed += tag.RowsAffected()
-		if fixes == stepFixes {
-			return false, nil
+		if n == 0 {
+			continue
 		}
+		return false, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+			tag, err := tx.Exec(ctx, "delete"+rows+" and ts <= $4", s.c.args(device, timeOf(at.from), timeOf(at.to), last)...)
+			s.p.Removed += tag.RowsAffected()
+			return err
+		}, nil
 	}
-	for _, sql := range []string{
-		`delete from processor.timing_records where device_id = $1`,
-		`delete from processor.deferred where device_id = $1`,
-		`delete from processor.unconfirmed_letters where device_id = $1`,
-		`delete from processor.dead_letters where device_id = $1`,
-	} {
-		tag, err := tx.Exec(ctx, sql, o.Request.Device)
-		if err != nil {
-			return false, err
+	return true, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+		for _, sql := range []string{
+			`delete from processor.timing_records where device_id = $1`,
+			`delete from processor.deferred where device_id = $1`,
+			`delete from processor.dead_letters where device_id = $1`,
+		} {
+			tag, err := tx.Exec(ctx, sql, device)
+			if err != nil {
+				return err
+			}
+			s.p.Removed += tag.RowsAffected()
 		}
-		p.Removed += tag.RowsAffected()
-	}
-	p.Devices = 1
-	return true, nil
+		s.p.Devices = 1
+		return nil
+	}, nil
 }

@@ -46,15 +46,29 @@ func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device st
 		Letters: make(map[telemetry.EntryID]string), Lost: make(map[telemetry.EntryID]string),
 	}
 	err := pool.QueryRow(ctx, `
-select coalesce(max(s.owner), ''), coalesce(max(s.epoch), 0), coalesce(max(a.member), ''), coalesce(max(p.applied_id), ''),
-  (select max(ts) from public.positions where device_id = $4)
+select coalesce(max(s.owner), ''), coalesce(max(s.epoch), 0), coalesce(max(a.member), ''), coalesce(max(p.applied_id), '')
 from processor.shards s
 left join processor.assignments a using (stream, group_name, shard)
 left join processor.progress p using (stream, group_name, shard)
 where s.stream = $1
   and s.group_name = $2
-  and s.shard = $3`, scope.Stream, scope.Group, shard, device).Scan(&t.Owner, &t.Epoch, &t.Assigned, &t.Applied, &t.Last)
+  and s.shard = $3`, scope.Stream, scope.Group, shard).Scan(&t.Owner, &t.Epoch, &t.Assigned, &t.Applied)
 	if err != nil {
+		return t, failure(op, err)
+	}
+	c, err := newHeaps(pool).now(ctx)
+	if err != nil {
+		return t, failure(op, err)
+	}
+	if err := c.newest(func(s span) (bool, error) {
+		err := pool.QueryRow(ctx, `
+select max(ts)
+from public.positions
+where device_id = $1
+  and ts >= $2
+  and ts < $3`, c.args(device, timeOf(s.from), timeOf(s.to))...).Scan(&t.Last)
+		return t.Last != nil, err
+	}); err != nil {
 		return t, failure(op, err)
 	}
 	ids, byText := make([]string, len(sought)), make(map[string]telemetry.EntryID, len(sought))
@@ -84,7 +98,7 @@ where s.stream = $1
 				t.Stored[id] = true
 			}
 			return err
-		}, device, times); err != nil {
+		}, c.args(device, times)...); err != nil {
 		return t, err
 	}
 	if err := each(`

@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"time"
 
@@ -49,7 +50,11 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 	if d.pins.Shards == 0 {
 		return v, ErrNeverStarted
 	}
-	err := pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	c, err := d.heaps.now(ctx)
+	if err != nil {
+		return v, failure("verify a device", err)
+	}
+	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
 			return err
 		}
@@ -57,7 +62,7 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 		if err != nil {
 			return err
 		}
-		should, err := d.pass(ctx, tx, device, set, &v)
+		should, err := d.pass(ctx, tx, c, device, set, &v)
 		if err != nil {
 			return err
 		}
@@ -103,31 +108,37 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 	return set, nil
 }
 
-// pass derives the device's crossings from its first position to its last.
-func (d *Devices) pass(ctx context.Context, tx pgx.Tx, device string, set *geofence.Set, v *Verification) ([]geofence.Crossing, error) {
-	rows, err := tx.Query(ctx, `
-select ts, latitude, longitude
-from public.positions
-where device_id = $2
-  and `+eligible+`
-order by ts`, d.pins.MaxFutureSkew, device)
-	if err != nil {
-		return nil, err
-	}
+// pass follows the device from its first position to its last.
+func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, v *Verification) ([]geofence.Crossing, error) {
 	var crossings []geofence.Crossing
 	var last, next geofence.Fix
 	var ts time.Time
-	_, err = pgx.ForEachRow(rows, []any{&ts, &next.Latitude, &next.Longitude}, func() error {
-		next.TimeUS = ts.UnixMicro()
-		if v.Positions++; v.Positions == 1 {
-			crossings = set.Initial(crossings, next)
-		} else {
-			crossings = set.Crossings(crossings, last, next, d.pins.MaxGap)
+	ask, err := asOf(ctx, d.pool, tx, c)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
+		if _, err := ask(`
+select ts, latitude, longitude
+from public.positions
+where device_id = $2
+  and ts >= $3
+  and ts < $4
+  and `+eligible+`
+order by ts`, c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude}, func() error {
+			next.TimeUS = ts.UnixMicro()
+			if v.Positions++; v.Positions == 1 {
+				crossings = set.Initial(crossings, next)
+			} else {
+				crossings = set.Crossings(crossings, last, next, d.pins.MaxGap)
+			}
+			last = next
+			return nil
+		}); err != nil {
+			return nil, err
 		}
-		last = next
-		return nil
-	})
-	return crossings, err
+	}
+	return crossings, nil
 }
 
 func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {

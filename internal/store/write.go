@@ -24,7 +24,8 @@ type Writer struct {
 	scope      Scope
 	member     string
 	timeout    time.Duration
-	generation *ServerGeneration // of the pool; may be nil
+	heaps      *heaps
+	generation *ServerGeneration // of the pool; nil where nobody minds
 	streams    sync.Pool         // of *copyStream
 }
 
@@ -33,7 +34,7 @@ type Writer struct {
 // reports first.
 func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
 	return &Writer{
-		pool: pool, scope: scope, member: member, timeout: timeout,
+		pool: pool, scope: scope, member: member, timeout: timeout, heaps: newHeaps(pool),
 		streams: sync.Pool{New: func() any { return new(copyStream) }},
 	}
 }
@@ -56,6 +57,14 @@ func (w *Writer) Generation() uint64 {
 func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
+	var c cuts
+	if len(b.Late) > 0 && b.Rules.Fences.Len() > 0 {
+		// Before there is a connection: who holds one does not wait for another.
+		var err error
+		if c, err = w.heaps.now(ctx); err != nil {
+			return protocol.CommitResult{}, failure("commit a batch", notBegun(err))
+		}
+	}
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		// No connection: nothing was sent.
@@ -65,7 +74,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 	if probeRow := w.Generation(); probeRow != b.ServerGeneration {
 		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errServerGenerationChanged}
 	}
-	out, err := w.write(ctx, conn.Conn(), b)
+	out, err := w.write(ctx, conn.Conn(), c, b)
 	if err != nil {
 		w.rollBack(ctx, conn.Conn())
 		return protocol.CommitResult{}, failure("commit a batch", err)
@@ -73,14 +82,14 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 	return out, nil
 }
 
-func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (protocol.CommitResult, error) {
+func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
 	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 {
 		// Begin, copy, checks and commit share one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
 	rest := &pgx.Batch{}
-	if len(b.Fresh) > 0 {
+	if len(b.Fresh) > 0 || len(b.Letters) > 0 { // even of nothing: where positions takes no statement, no row is at fault
 		if err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY"); err != nil {
 			return out, err
 		}
@@ -99,8 +108,12 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 				return out, err
 			}
 			rest = &pgx.Batch{}
-			var err error
-			out.Corrected, err = recompute(ctx, conn, windows(b.Late, out.Stored, b.Rules), b.Rules, rest)
+			list := windows(b.Late, out.Stored, b.Rules)
+			found, err := tracks(c, list, b.Rules.MaxFutureSkew, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
+			if err != nil {
+				return out, err
+			}
+			out.Corrected, err = recompute(ctx, conn, list, found, b.Rules, rest)
 			if err != nil {
 				return out, err
 			}
@@ -120,13 +133,8 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, b *protocol.Batch) (
 	return out, conn.SendBatch(ctx, rest).Close()
 }
 
-// conn reads and writes inside a transaction.
-type conn interface {
-	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
-}
-
-// copy begins a transaction and copies records into positions. then is SQL that
-// follows in the same round trip; want is the tag of its last command.
+// copy begins a transaction and copies records into positions. What is to
+// follow in the same round trip is given as SQL; want is the tag of its last command.
 func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
 	rows := w.streams.Get().(*copyStream)
 	rows.encode(records)

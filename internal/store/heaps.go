@@ -1,0 +1,402 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// heapsAtOnce bounds how many heaps of positions one statement touches, and
+// heapsFirst how many the first one does that looks for a neighbour in time.
+const (
+	heapsAtOnce = 64
+	heapsFirst  = 8
+)
+
+// cutsAge is how long what is known of the heaps is good for. What is older
+// costs statements that touch more heaps than they need, and nothing else.
+const cutsAge = time.Minute
+
+// heaps knows how positions is divided by device time: into partitions, into
+// chunks of TimescaleDB, or not at all. The server plans, locks and looks into
+// every one that the text and the arguments of a statement do not exclude, so
+// on thousands of them a statement that needs one takes seconds and all locks.
+type heaps struct {
+	pool *pgxpool.Pool
+
+	mu   sync.Mutex // held while the catalogue is read: who waits for it needs it
+	cuts cuts
+	read time.Time
+}
+
+func newHeaps(pool *pgxpool.Pool) *heaps { return &heaps{pool: pool} }
+
+// partitionsSQL finds the ends of partitions, where positions is partitioned by
+// the range of ts. Partitions may be divided further.
+const partitionsSQL = `
+select distinct (extract(epoch from e.at) * 1000000)::bigint
+from pg_partitioned_table t
+join pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0] and a.attname = 'ts'
+join pg_inherits i on i.inhparent = t.partrelid
+join pg_class c on c.oid = i.inhrelid
+cross join lateral regexp_match(pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM \((.*)\) TO \((.*)\)$') as m
+cross join lateral unnest(m) as text (bound)
+cross join lateral (
+  select substr(text.bound, 2, length(text.bound) - 2)::timestamptz as at
+  where text.bound like '''%'''
+) e
+where t.partrelid = 'public.positions'::regclass
+  and t.partstrat = 'r'
+  and t.partnatts = 1
+  and isfinite(e.at)
+order by 1`
+
+const chunksSQL = `
+select distinct (extract(epoch from e.at) * 1000000)::bigint
+from timescaledb_information.chunks c
+cross join lateral unnest(array[c.range_start, c.range_end]) as e (at)
+where c.hypertable_schema = 'public'
+  and c.hypertable_name = 'positions'
+  and isfinite(e.at)
+order by 1`
+
+// now is how positions is divided, as of a moment ago.
+func (h *heaps) now(ctx context.Context) (cuts, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.read.IsZero() && time.Since(h.read) < cutsAge {
+		return h.cuts, nil
+	}
+	found, err := readCuts(ctx, h.pool)
+	if err != nil {
+		return nil, failure("read how positions is divided", err)
+	}
+	h.cuts, h.read = found, time.Now()
+	return found, nil
+}
+
+func readCuts(ctx context.Context, pool *pgxpool.Pool) (cuts, error) {
+	var timescale bool
+	if err := pool.QueryRow(ctx, `select to_regclass('timescaledb_information.chunks') is not null`).Scan(&timescale); err != nil {
+		return nil, err
+	}
+	statements := []string{partitionsSQL}
+	if timescale {
+		statements = append(statements, chunksSQL)
+	}
+	var found cuts
+	for _, sql := range statements {
+		rows, err := pool.Query(ctx, sql)
+		if err != nil {
+			return nil, err
+		}
+		more, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, more...)
+	}
+	return found, nil
+}
+
+// cuts are the device times, ascending and in microseconds since 1970, at which
+// one heap of positions ends and the next begins. Heap i begins at cut i-1; none
+// means one heap.
+type cuts []int64
+
+// heap is the number of the heap where a device time belongs.
+func (c cuts) heap(us int64) int {
+	i, found := slices.BinarySearch(c, us)
+	if found {
+		i++
+	}
+	return i
+}
+
+// begin and end are the first device time of a heap, and the first behind it.
+func (c cuts) begin(heap int) int64 {
+	if heap <= 0 {
+		return math.MinInt64
+	}
+	return c[heap-1]
+}
+
+func (c cuts) end(heap int) int64 {
+	if heap >= len(c) {
+		return math.MaxInt64
+	}
+	return c[heap]
+}
+
+// span is a range of heaps, both ends included, and of the device times in them,
+// the last one excluded.
+type span struct {
+	first, last int
+	from, to    int64
+}
+
+func (c cuts) span(first, last int) span {
+	first, last = max(0, first), min(len(c), last)
+	return span{first, last, c.begin(first), c.end(last)}
+}
+
+// holds reports whether a device time belongs to one of the heaps.
+func (s span) holds(us int64) bool { return us >= s.from && (us < s.to || s.to == math.MaxInt64) }
+
+// spans is the heaps where device times from lo to hi belong, some at a time.
+func (c cuts) spans(lo, hi int64) []span {
+	var list []span
+	for first, last := c.heap(lo), c.heap(hi); first <= last; first += heapsAtOnce {
+		list = append(list, c.span(first, min(last, first+heapsAtOnce-1)))
+	}
+	return list
+}
+
+// spansOf is the heaps of windows, some at a time; heaps between windows that lie
+// far apart are left out.
+func (c cuts) spansOf(list []window) []span {
+	at := make([]span, len(list))
+	for i, w := range list {
+		at[i].first, at[i].last = c.heap(w.lo), c.heap(w.hi)
+	}
+	slices.SortFunc(at, func(a, b span) int { return a.first - b.first })
+	joined := at[:0]
+	for _, s := range at {
+		if n := len(joined); n > 0 && s.first-joined[n-1].last <= heapsFirst {
+			joined[n-1].last = max(joined[n-1].last, s.last)
+			continue
+		}
+		joined = append(joined, s)
+	}
+	var spans []span
+	for _, s := range joined {
+		for first := s.first; first <= s.last; first += heapsAtOnce {
+			spans = append(spans, c.span(first, min(s.last, first+heapsAtOnce-1)))
+		}
+	}
+	return spans
+}
+
+// args are the arguments of a statement, with the way to send it before them: a
+// statement on many heaps is planned anew each time, with the times it is given,
+// since a plan for any time is one for all heaps.
+func (c cuts) args(list ...any) []any {
+	if len(c) == 0 {
+		return list
+	}
+	return append([]any{pgx.QueryExecModeCacheDescribe}, list...)
+}
+
+// timeOf is a device time as an argument; the ends of int64 are infinite.
+func timeOf(us int64) pgtype.Timestamptz {
+	switch us {
+	case math.MinInt64:
+		return pgtype.Timestamptz{Valid: true, InfinityModifier: pgtype.NegativeInfinity}
+	case math.MaxInt64:
+		return pgtype.Timestamptz{Valid: true, InfinityModifier: pgtype.Infinity}
+	}
+	return pgtype.Timestamptz{Time: micros(us), Valid: true}
+}
+
+// ask runs one statement and calls row after each row was scanned. TooMuch says
+// that half of it may be asked again.
+type ask func(sql string, args []any, scan []any, row func() error) (tooMuch bool, err error)
+
+// asker is a connection or a transaction.
+type asker interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// inTx asks inside a transaction, in which no statement can be tried twice, and
+// which keeps a lock on all that was touched until its end.
+func inTx(ctx context.Context, tx asker) ask {
+	return func(sql string, args []any, scan []any, row func() error) (bool, error) {
+		rows, err := tx.Query(ctx, sql, args...)
+		if err == nil {
+			_, err = pgx.ForEachRow(rows, scan, row)
+		}
+		return false, err
+	}
+}
+
+// byItself asks outside of any transaction, so that locks go with each
+// statement, which takes at most timeout.
+func byItself(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) ask {
+	return func(sql string, args []any, scan []any, row func() error) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		_, err := inTx(ctx, pool)(sql, args, scan, row)
+		err = notBegun(failure("look into positions", err))
+		f, _ := errors.AsType[*protocol.Failure](err)
+		return f != nil && f.TooMuch, err
+	}
+}
+
+// asOf asks in transactions of their own that see what tx sees, which is
+// repeatable read: all of one moment, and no lock for longer than a statement.
+func asOf(ctx context.Context, pool *pgxpool.Pool, tx pgx.Tx, c cuts) (ask, error) {
+	if len(c) == 0 {
+		return inTx(ctx, tx), nil
+	}
+	var snapshot string
+	if err := tx.QueryRow(ctx, "select pg_export_snapshot()").Scan(&snapshot); err != nil {
+		return nil, err
+	}
+	return func(sql string, args []any, scan []any, row func() error) (bool, error) {
+		return false, pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			_, err := inTx(ctx, tx)(sql, args, scan, row)
+			return err
+		})
+	}, nil
+}
+
+// notBegun is the failure of a question before a transaction: whatever became of
+// it, nothing was written.
+func notBegun(err error) error {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Unknown {
+		f.Kind = protocol.Unavailable
+	}
+	return err
+}
+
+// seek is the search for the fix of a device nearest to a device time.
+type seek struct {
+	device string
+	at     int64
+	n      int // of the caller
+}
+
+// direction is where to look from there.
+type direction int
+
+const (
+	backward direction = -1
+	forward  direction = 1
+)
+
+func (d direction) sql() string {
+	if d == backward {
+		return beforeSQL
+	}
+	return afterSQL
+}
+
+// beforeSQL and afterSQL find the nearest fix that takes part in state: not
+// flagged faulty, with a fix, and not ahead of its stream time by more than the skew.
+const (
+	beforeSQL = `
+select w.n - 1, p.ts, p.latitude, p.longitude
+from unnest($2::text[], $3::timestamptz[]) with ordinality as w (device_id, at, n)
+cross join lateral (
+  select ts, latitude, longitude
+  from public.positions
+  where ` + ofDevice + `
+    and ts < w.at
+    and ts >= $4
+    and ts < $5
+    and ` + eligible + `
+  order by ts desc
+  limit 1
+) p`
+
+	afterSQL = `
+select w.n - 1, p.ts, p.latitude, p.longitude
+from unnest($2::text[], $3::timestamptz[]) with ordinality as w (device_id, at, n)
+cross join lateral (
+  select ts, latitude, longitude
+  from public.positions
+  where ` + ofDevice + `
+    and ts > w.at
+    and ts >= $4
+    and ts < $5
+    and ` + eligible + `
+  order by ts
+  limit 1
+) p`
+)
+
+// nearest looks for the fixes nearest to where the list says, from one heap on
+// and from there to the end: in a few heaps first, in more with each statement
+// that leaves somebody without. Ask runs one statement, and reports whether it
+// was found to be too much; then it is asked again with half as many seeks, and
+// at last with half as many heaps.
+func (c cuts) nearest(list []seek, heap int, d direction, skew time.Duration,
+	ask ask, found func(n int, us int64, lat, lon float64),
+) error {
+	page := len(list)
+	for heaps := heapsFirst; heap >= 0 && heap <= len(c) && len(list) > 0; {
+		s := c.span(heap, heap+heaps-1)
+		if d == backward {
+			s = c.span(heap-heaps+1, heap)
+		}
+		seen := make([]bool, len(list))
+		for begin := 0; begin < len(list); {
+			part := list[begin:min(len(list), begin+page)]
+			devices, at := make([]string, len(part)), make([]pgtype.Timestamptz, len(part))
+			for i, k := range part {
+				devices[i], at[i] = k.device, timeOf(k.at)
+			}
+			var i int64
+			var ts time.Time
+			var lat, lon float64
+			tooMuch, err := ask(d.sql(), c.args(skew, devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
+				seen[begin+int(i)] = true
+				found(part[i].n, ts.UnixMicro(), lat, lon)
+				return nil
+			})
+			switch {
+			case err == nil:
+				begin += len(part)
+			case tooMuch && len(part) > 1:
+				page = len(part) / 2
+			case tooMuch && s.last > s.first:
+				heaps = (s.last - s.first + 1) / 2
+				s = c.span(heap, heap+heaps-1)
+				if d == backward {
+					s = c.span(heap-heaps+1, heap)
+				}
+			default:
+				return err
+			}
+		}
+		left := list[:0:0]
+		for i, k := range list {
+			if !seen[i] {
+				left = append(left, k)
+			}
+		}
+		list = left
+		if d == backward {
+			heap = s.first - 1
+		} else {
+			heap = s.last + 1
+		}
+		heaps = min(2*heaps, heapsAtOnce)
+	}
+	return nil
+}
+
+// newest calls look for heaps, newer ones first and a few of them first, until
+// it has seen enough.
+func (c cuts) newest(look func(s span) (enough bool, err error)) error {
+	for last, n := len(c), heapsFirst; last >= 0; n = min(2*n, heapsAtOnce) {
+		s := c.span(last-n+1, last)
+		if enough, err := look(s); enough || err != nil {
+			return err
+		}
+		last = s.first - 1
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package store_test
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// newFewLocks is a database whose server has locks for a fraction of what
+// positions is made of: a statement that touches all of it fails.
+func newFewLocks(t *testing.T, days int) *bench {
+	t.Helper()
+	testenv.SameInEveryWorld(t)
+	env := testenv.OwnServers(t, devenv.Options{Postgres: true, PostgresArgs: []string{
+		"-c", "max_connections=16", "-c", "max_locks_per_transaction=10", "-c", "autovacuum=off", "-c", "fsync=off",
+	}})
+	b := &bench{tb: t, url: env.Postgres.URL()}
+	_, err := store.Migrate(t.Context(), b.url, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	b.pool = b.open("bench", b.url)
+	b.shards = store.NewShards(b.pool, scope, 10*time.Second)
+	require.NoError(t, b.shards.Ensure(t.Context(), shards))
+	b.partitionByDay(0)
+	conn := connect(t, b.url) // a block that commits as it goes
+	probeRow(t, conn, `set synchronous_commit = off`)
+	probeRow(t, conn, fmt.Sprintf(`do $$
+begin
+  for i in 0 .. %d loop
+    execute format('create table public.positions_%%s partition of public.positions for values from (%%L) to (%%L)',
+      i, timestamptz '%s' + i * interval '1 day', timestamptz '%s' + (i + 1) * interval '1 day');
+    commit;
+  end loop;
+end
+$$`, days-1, dayOf(0).Format(time.RFC3339), dayOf(0).Format(time.RFC3339)))
+	b.fences = protocolFences(t)
+	return b
+}
+
+// square is a fence about the place where fill puts odd days.
+func protocolFences(t *testing.T) *protocol.Fences {
+	t.Helper()
+	set, bad := geofence.NewSet([]geofence.Fence{{
+		ID: "square", Name: "square", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+		Geometry: `{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}`,
+	}})
+	require.Empty(t, bad)
+	return &protocol.Fences{Set: set, Versions: []int{1}}
+}
+
+// at is a record of a device at noon of a day, inside the square on odd days.
+func at(device string, day int) telemetry.Record {
+	us := dayOf(day).Add(12 * time.Hour).UnixMicro()
+	r := telemetry.Record{DeviceID: device, Codec: "8", TimeUS: us, StreamUS: us, Latitude: 42, Longitude: 1, Attributes: []byte(`{}`)}
+	if day%2 == 0 {
+		r.Longitude = 5
+	}
+	return r
+}
+
+func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
+	t.Parallel()
+	const days = 400
+	b := newFewLocks(t, days)
+	_, err := b.pool.Exec(t.Context(), "select count(*) from positions where device_id = 'nobody'")
+	require.ErrorContains(t, err, "out of shared memory", "the test has enough partitions")
+
+	held := b.take("a.1", telemetry.ShardOf("long", shards))
+	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+	write := func(batch *protocol.Batch) protocol.CommitResult {
+		batch.Leases = held
+		batch.Rules = protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute}
+		done, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+		return done
+	}
+	write(&protocol.Batch{Late: []telemetry.Record{at("long", 399), at("recent", 398), at("old", 0), at("middle", 200)}})
+	// The neighbours of each lie hundreds of days away.
+	done := write(&protocol.Batch{Late: []telemetry.Record{at("long", 1), at("long", 200), at("recent", 397), at("old", 2)}})
+	require.Equal(t, []bool{true, true, true, true}, done.Stored)
+
+	found := make(map[int]time.Time)
+	devices := []string{"long", "nobody", "recent", "old", "middle"}
+	look := func() {
+		clear(found)
+		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), devices, time.Minute, func(i int, us int64, _, _ float64) {
+			found[i] = time.UnixMicro(us).UTC().Add(-12 * time.Hour)
+		}))
+	}
+	look()
+	require.Equal(t, map[int]time.Time{0: dayOf(399), 2: dayOf(398), 3: dayOf(2), 4: dayOf(200)}, found)
+	for range 8 { // as often as it takes until the driver or the server keep a plan
+		look()
+	}
+
+	crossings := func() (list []string) {
+		rows, err := b.pool.Query(t.Context(), "select device_id || ' ' || kind || ' ' || extract(day from later_ts - $1::timestamptz)::int || ' ' || initial from processor.timing_records order by later_ts, device_id", dayOf(0))
+		require.NoError(t, err)
+		defer rows.Close()
+		for rows.Next() {
+			var s string
+			require.NoError(t, rows.Scan(&s))
+			list = append(list, s)
+		}
+		return list
+	}
+	want := []string{"long enter 1 true", "long exit 200 false", "recent enter 397 true", "recent exit 398 false", "long enter 399 false"}
+	require.Equal(t, want, crossings())
+
+	b.exec("update positions set faulty = true where device_id = 'long' and ts = $1", dayOf(200).Add(12*time.Hour))
+	require.Equal(t, 1, b.count("select count(*) from positions where faulty and ts > $1 and ts < $2", dayOf(199), dayOf(202)))
+	for _, device := range []string{"long", ""} {
+		b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+	}
+	want = []string{"long enter 1 true", "recent enter 397 true", "recent exit 398 false"}
+	require.Equal(t, want, crossings())
+
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, MaxFutureSkew: time.Minute, MaxGap: time.Minute}, "test")
+	known, err := ask.Known(t.Context(), "old")
+	require.NoError(t, err)
+	require.True(t, known)
+	known, err = ask.Known(t.Context(), "nobody")
+	require.NoError(t, err)
+	require.False(t, known)
+	shown, err := ask.Show(t.Context(), "long")
+	require.NoError(t, err)
+	require.Len(t, shown.Recent, 3)
+	require.Equal(t, dayOf(399).Add(12*time.Hour), shown.Last.Time.UTC())
+	require.Equal(t, dayOf(200).Add(12*time.Hour), shown.Recent[1].Time.UTC())
+	_, err = ask.Verify(t.Context(), "long")
+	require.NoError(t, err)
+	trace, err := store.TraceDevice(t.Context(), b.pool, scope, "long", 5, []store.TraceQuery{{ID: telemetry.EntryID{Ms: 1}, TimeUS: at("long", 1).TimeUS, Known: true}})
+	require.NoError(t, err)
+	require.Equal(t, dayOf(399).Add(12*time.Hour), trace.Last.UTC())
+	require.True(t, trace.Stored[telemetry.EntryID{Ms: 1}])
+
+	p, _ := b.runRequest(protocol.RequestErase, "long", held[0], "a.1")
+	require.EqualValues(t, 4, p.Removed, "three positions and a crossing")
+	look()
+	require.Equal(t, map[int]time.Time{2: dayOf(398), 3: dayOf(2), 4: dayOf(200)}, found)
+}
