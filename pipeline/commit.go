@@ -47,8 +47,11 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		}
 		repeat = isRowIndependent
 	}
-	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, repeat, func() error {
+	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, func(err error) bool {
+		return repeat(err) && (b.entries == 1 || !isTooMuch(err))
+	}, func() error {
 		started := time.Now()
+		defer func() { c.took = time.Since(started) }()
 		// In this order: shards are given up before the server's next generation is numbered.
 		content.ServerGeneration = w.sink.Generation()
 		if gone := w.table.gone(b.parts); len(gone) > 0 {
@@ -76,6 +79,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 // handleResult processes the outcome of a commit.
 func (w *worker) handleResult(ctx context.Context, c committed) error {
 	if c.err == nil {
+		w.pace.passed(c.batch.entries, c.took)
 		w.ackPending++
 		w.state.evict(c.seq)
 		return nil
@@ -85,6 +89,9 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 	}
 	v := dispositionOf(c.err)
 	w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
+	if isTooMuch(c.err) {
+		w.pace.tooMuch(c.batch.entries, c.took)
+	}
 	switch v {
 	case fatal:
 		return c.err
@@ -179,12 +186,11 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	for _, p := range todo {
 		w.state.invalidate(p.shard)
 	}
-	limit := w.cfg.BatchMaxRecords
 	defer func() { w.rest = nil }()
 	for i, p := range todo {
 		w.rest = todo[i:]
 		for len(p.entries) > 0 {
-			n := min(limit, len(p.entries))
+			n := min(w.pace.limit, len(p.entries))
 			// An entry that the server named is alone from the start.
 			if at := slices.IndexFunc(p.entries[:n], func(e telemetry.Entry) bool { return e.ID == named }); at >= 0 {
 				n = max(1, at)
@@ -217,6 +223,12 @@ func (w *worker) redoPart(ctx context.Context, p part, isolate bool) error {
 // decide commits and acknowledges a batch made of one part, or bisects it.
 func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) error {
 	c := w.commit(ctx, b)
+	switch {
+	case c.err == nil:
+		w.pace.passed(b.entries, c.took)
+	case isTooMuch(c.err):
+		w.pace.tooMuch(b.entries, c.took)
+	}
 	return w.settle(ctx, b, p, isolate, c.err)
 }
 
@@ -243,6 +255,16 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 	switch dispositionOf(outcome) {
 	case fatal:
 		return outcome
+	case retrySame: // too much, or it would have been retried
+		for rest := p.entries; len(rest) > 0; {
+			piece := p
+			n := min(w.pace.limit, len(rest))
+			piece.entries, rest = rest[:n:n], rest[n:]
+			if err := w.redoPart(ctx, piece, isolate); err != nil {
+				return err
+			}
+		}
+		return nil
 	case reacquire:
 		w.metrics.indeterminate.Inc()
 		w.giveUp(b, nil, OutcomeUnknown)

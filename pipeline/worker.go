@@ -21,7 +21,7 @@ import (
 // receive whole batches and return them.
 type worker struct {
 	cfg       Config
-	limit     int // maximum entries of a batch
+	pace      pace // of batches
 	table     *table
 	sink      Sink
 	acker     Acker
@@ -96,6 +96,7 @@ type committed struct {
 	batch   *batch
 	seq     uint64 // of the batch, which may be acknowledged, and emptied, before this is read
 	written protocol.CommitResult
+	took    time.Duration // the last attempt
 	err     error
 }
 
@@ -108,7 +109,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	// Leaves room for all batches of a worker.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
-		cfg: p.cfg, limit: limit, table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
+		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
 		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, owned: make(map[int]ownedShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
@@ -262,7 +263,7 @@ func (w *worker) advance(ctx context.Context) error {
 				}
 				continue
 			}
-			room := w.limit - w.current.entries
+			room := w.pace.limit - w.current.entries
 			n := min(room, len(m.entries)-w.offset)
 			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries[w.offset : w.offset+n]}
 			if err := w.apply(ctx, w.current, p); err != nil {
@@ -281,7 +282,7 @@ func (w *worker) fetch() {
 }
 
 func (w *worker) full() bool {
-	return w.current.entries >= w.limit || w.current.bytes >= batchMaxBytes
+	return w.current.entries >= w.pace.limit || w.current.bytes >= batchMaxBytes
 }
 
 // batchMaxBytes keeps a transaction of large records from growing out of
