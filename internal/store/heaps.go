@@ -329,7 +329,7 @@ cross join lateral (
 
 // nearest looks for the fixes nearest to where the list says, from one heap on
 // and from there to the end: in a few heaps first, in more with each statement
-// that leaves somebody without. Ask runs one statement, and reports whether it
+// that leaves some without. Ask runs one statement, and reports whether it
 // was found to be too much; then it is asked again with half as many seeks, and
 // at last with half as many heaps.
 func (c cuts) nearest(list []seek, heap int, d direction, skew time.Duration,
