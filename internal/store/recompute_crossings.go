@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -301,11 +302,14 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 		return 0, nil
 	}
 	devices := make([]string, len(list))
-	lo, hi := make([]time.Time, len(list)), make([]pgtype.Timestamptz, len(list))
+	lo, hi := make([]pgtype.Timestamptz, len(list)), make([]pgtype.Timestamptz, len(list))
 	for i, w := range list {
-		devices[i], lo[i], hi[i] = w.device, micros(w.lo), timeOf(math.MaxInt64)
+		devices[i], lo[i], hi[i] = w.device, timeOf(w.lo), timeOf(math.MaxInt64)
 		if t := &found[i]; t.after {
 			hi[i] = timeOf(t.fixes[len(t.fixes)-1].TimeUS)
+		}
+		if !found[i].before {
+			lo[i] = timeOf(math.MinInt64) // what is recorded of fixes before the first one stored
 		}
 	}
 	old := make([]map[crossingKey]recorded, len(list))
@@ -341,6 +345,22 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 	done := make(map[string]map[crossingKey]bool)
 	for i, w := range list {
 		buf = rules.Fences.Track(buf[:0], found[i].fixes, rules.MaxGap, !found[i].before)
+		if !found[i].before && len(old[i]) > 0 {
+			is := make([]geofence.Crossing, 0, len(old[i]))
+			for _, r := range old[i] {
+				is = append(is, r.Crossing)
+			}
+			first := int64(math.MaxInt64)
+			if len(found[i].fixes) > 0 {
+				first = found[i].fixes[0].TimeUS
+			}
+			g, err := goneOf(ctx, tx, w.device, is, first)
+			if err != nil {
+				return 0, err
+			}
+			buf = slices.DeleteFunc(buf, func(c geofence.Crossing) bool { return g.holds(&c) })
+			maps.DeleteFunc(old[i], func(_ crossingKey, r recorded) bool { return g.holds(&r.Crossing) })
+		}
 		if len(buf) == 0 && len(old[i]) == 0 {
 			continue
 		}

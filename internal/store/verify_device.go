@@ -62,7 +62,7 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 		if err != nil {
 			return err
 		}
-		should, err := d.pass(ctx, tx, c, device, set, &v)
+		should, first, err := d.pass(ctx, tx, c, device, set, &v)
 		if err != nil {
 			return err
 		}
@@ -74,9 +74,20 @@ order by later_ts, at, fence_id, ordinal`, device)
 		if err != nil {
 			return err
 		}
-		recorded := make(map[crossingKey]geofence.Crossing, len(is))
+		all := make([]geofence.Crossing, len(is))
 		for i := range is {
-			recorded[keyOf(&is[i].Crossing)] = is[i].Crossing
+			all[i] = is[i].Crossing
+		}
+		g, err := goneOf(ctx, tx, device, all, first)
+		if err != nil {
+			return err
+		}
+		should = slices.DeleteFunc(should, func(c geofence.Crossing) bool { return g.holds(&c) })
+		recorded := make(map[crossingKey]geofence.Crossing, len(is))
+		for i := range all {
+			if !g.holds(&all[i]) {
+				recorded[keyOf(&all[i])] = all[i]
+			}
 		}
 		v.compare(should, recorded)
 		return tx.QueryRow(ctx, `
@@ -109,13 +120,13 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 }
 
 // pass follows the device from its first position to its last.
-func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, v *Verification) ([]geofence.Crossing, error) {
-	var crossings []geofence.Crossing
+func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, v *Verification) (crossings []geofence.Crossing, first int64, err error) {
+	first = math.MaxInt64
 	var last, next geofence.Fix
 	var ts time.Time
 	ask, err := asOf(ctx, d.pool, tx, c)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
 		if _, err := ask(`
@@ -128,6 +139,7 @@ where device_id = $2
 order by ts`, c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude}, func() error {
 			next.TimeUS = ts.UnixMicro()
 			if v.Positions++; v.Positions == 1 {
+				first = next.TimeUS
 				crossings = set.Initial(crossings, next)
 			} else {
 				crossings = set.Crossings(crossings, last, next, d.pins.MaxGap)
@@ -135,10 +147,10 @@ order by ts`, c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to))
 			last = next
 			return nil
 		}); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	return crossings, nil
+	return crossings, first, nil
 }
 
 func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {
