@@ -42,7 +42,7 @@ func ParseWorld(name string) (World, error) {
 	return World(name), nil
 }
 
-// Set, String and Type make a World a flag.
+// Set parses the value of a flag.
 func (w *World) Set(name string) (err error) {
 	*w, err = ParseWorld(name)
 	return err

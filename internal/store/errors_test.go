@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,6 +160,8 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 		{raise("40P01"), "40P01", protocol.Unavailable, ""},
 		{raise("53100"), "53100", protocol.Unavailable, ""},
 		{raise("53300"), "53300", protocol.Unavailable, ""},
+		{raise("53200"), "53200", protocol.Unavailable, ""},
+		{raise("53400"), "53400", protocol.Unavailable, ""}, // compressed rows that are too many to unpack
 		{raise("57P01"), "57P01", protocol.Unavailable, ""},
 		{raise("58030"), "58030", protocol.Unavailable, ""},
 		{raise("XX001"), "XX001", protocol.Unavailable, ""},
@@ -175,6 +178,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 			require.Equal(t, tt.code, f.Code, "%v", f)
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
+			require.Equal(t, slices.Contains([]string{"57014", "53200", "53400"}, tt.code), f.TooMuch, "half may be tried")
 			if tt.want == protocol.Rejected {
 				require.Equal(t, 7, f.Row, "COPY names the row, and the row its record: %v", f)
 			}
