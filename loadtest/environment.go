@@ -17,6 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 )
 
 const (
@@ -44,7 +45,7 @@ type testbed struct {
 	inspector *stream.Group // on a connection of its own
 	dlqReader *stream.DeadLetters
 	fences    *store.FenceEditor
-	observer  *store.Observer
+	observer  *observer.Observer
 	shards    *store.Shards
 	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
 	crossings func(ctx context.Context) iter.Seq2[protocol.Crossing, error]
@@ -52,8 +53,8 @@ type testbed struct {
 	dated     bool // commits have times
 	fillRedis func(ctx context.Context, full bool) error
 	unlink    func(ctx context.Context, keys []string) error
-	found     store.Found // on a named Postgres
-	prepared  bool        // something of ours is on the named servers
+	found     observer.Found // on a named Postgres
+	prepared  bool           // something of ours is on the named servers
 	closers   []func() error
 }
 
@@ -134,12 +135,12 @@ func (g *testbed) connect(ctx context.Context) (err error) {
 	}
 	g.closers = append(g.closers, func() error { pool.Close(); return nil })
 	scope := store.Scope{Stream: g.stream, Group: g.group}
-	g.observer = store.NewObserver(pool, scope)
+	g.observer = observer.NewObserver(pool, scope)
 	g.shards = store.NewShards(pool, scope, serverTimeout)
 	g.fences = store.NewFenceEditor(pool, scope, shards, g.group)
-	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return store.Timings(ctx, pool) }
+	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return observer.Timings(ctx, pool) }
 	g.fenceRows = store.NewFences(pool, serverTimeout).Rows
-	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) }
+	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return observer.Positions(ctx, pool) }
 	return nil
 }
 

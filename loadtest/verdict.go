@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -124,7 +124,7 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	return nil
 }
 
-func commitsOf(commits iter.Seq2[store.Commit, error]) iter.Seq2[oracle.Commit, error] {
+func commitsOf(commits iter.Seq2[observer.Commit, error]) iter.Seq2[oracle.Commit, error] {
 	return func(yield func(oracle.Commit, error) bool) {
 		for c, err := range commits {
 			if !yield(oracle.Commit{Device: c.Device, TimeUS: c.TimeUS, AtUS: c.AtUS, Member: c.Member}, err) {
@@ -135,7 +135,7 @@ func commitsOf(commits iter.Seq2[store.Commit, error]) iter.Seq2[oracle.Commit, 
 }
 
 // ownershipSpans returns who owned what, as spans of the run.
-func (r *run) ownershipSpans(changes []store.OwnershipSpan) []OwnershipSpan {
+func (r *run) ownershipSpans(changes []observer.OwnershipSpan) []OwnershipSpan {
 	var spans []OwnershipSpan
 	open := map[int]int{} // by shard: index in spans
 	since := func(us int64) time.Duration { return time.UnixMicro(us).Sub(r.began) }

@@ -20,9 +20,9 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 )
 
 // throughTheService sends messages through an instance and returns the timing
@@ -44,7 +44,7 @@ func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.M
 	require.NoError(t, w.quiet(2*time.Minute))
 	require.NoError(t, w.judge())
 	by := make(map[string][]protocol.Crossing)
-	for c, err := range store.Timings(context.Background(), b.pool) {
+	for c, err := range observer.Timings(context.Background(), b.pool) {
 		require.NoError(t, err)
 		by[c.DeviceID] = append(by[c.DeviceID], c)
 	}

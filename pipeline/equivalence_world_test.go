@@ -17,6 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/pipeline"
 )
@@ -267,8 +268,8 @@ func (w *world) verdict() (*oracle.Report, error) {
 		fences[i] = rows[i].Fence
 	}
 	report, err := o.Judge(oracle.Observed{
-		Positions: store.Positions(ctx, w.pool),
-		Crossings: crossingsOf(store.Timings(ctx, w.pool)),
+		Positions: observer.Positions(ctx, w.pool),
+		Crossings: crossingsOf(observer.Timings(ctx, w.pool)),
 		Rules: oracle.Rules{
 			Fences: fences, MaxFutureSkew: w.skew, MaxCrossingGap: w.gap,
 			Faulty: func(device string, us int64) bool { return w.faulty[faultyRow{device, us}] },

@@ -48,7 +48,7 @@ func rules() []rule {
 		},
 		{
 			imports: []string{"github.com/jackc/pgx", "database/sql", "github.com/pressly/goose"},
-			by:      []string{"internal/store", "internal/devenv", "internal/testenv", "modules", "cmd"},
+			by:      []string{"internal/store", "internal/devenv", "internal/testenv", "modules", "cmd", "loadtest/observer"},
 			remedy:  "add a method to internal/store, the only place that writes SQL",
 		},
 		{

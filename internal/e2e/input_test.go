@@ -15,6 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
+	"github.com/trmtracking/processor/loadtest/observer"
 )
 
 // spoiled is a valid entry with something in its payload replaced.
@@ -144,7 +145,7 @@ func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
 	})
 	require.NoError(t, err)
 	defer pool.Close()
-	for row, err := range store.Positions(t.Context(), pool) {
+	for row, err := range observer.Positions(t.Context(), pool) {
 		require.NoError(t, err)
 		m, ok := meant[key{row.DeviceID, row.TimeUS}]
 		require.True(t, ok, "%+v", row)

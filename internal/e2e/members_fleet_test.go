@@ -25,6 +25,7 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -34,7 +35,7 @@ type campaign struct {
 	*servicetest.Deployment
 	env      *devenv.Env
 	pool     *pgxpool.Pool
-	observer *store.Observer
+	observer *observer.Observer
 	shards   *store.Shards
 	group    *stream.Group
 	running  map[string]*servicetest.Process // by instance
@@ -72,7 +73,7 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 	require.NoError(t, err)
 	t.Cleanup(c.pool.Close)
 	scope := store.Scope{Stream: c.Stream, Group: c.Group}
-	c.observer, c.shards = store.NewObserver(c.pool, scope), store.NewShards(c.pool, scope, 10*time.Second)
+	c.observer, c.shards = observer.NewObserver(c.pool, scope), store.NewShards(c.pool, scope, 10*time.Second)
 	require.NoError(t, c.observer.Install(t.Context()))
 
 	where := stream.Config{URL: c.RedisURL, Stream: c.Stream, Group: c.Group, Shards: fleetShards, Timeout: 10 * time.Second, Name: "load"}
@@ -251,7 +252,7 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 	info, err := c.group.Info(c.T.Context())
 	require.NoError(c.T, err)
 	report, err := o.Judge(oracle.Observed{
-		Positions: store.Positions(c.T.Context(), c.pool), Pending: gone, Dispatched: &info.Delivered,
+		Positions: observer.Positions(c.T.Context(), c.pool), Pending: gone, Dispatched: &info.Delivered,
 	})
 	require.NoError(c.T, err)
 	account := report.Account

@@ -118,7 +118,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	var name string
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
-		e.Members[memberOf(name)] = n
+		e.Members[MemberOf(name)] = n
 		return nil
 	})
 	return e, failure(op, err)
@@ -205,7 +205,7 @@ limit 20`, scope.Stream, scope.Group)
 select name, value
 from processor.settings
 where starts_with(name, $1)
-  or name in ($2, $3)`, prefix, databaseSetting, fleetSetting)
+  or name in ($2, $3)`, prefix, databaseSetting, FleetSetting)
 	if err != nil {
 		return s, failure(op, err)
 	}
@@ -214,8 +214,8 @@ where starts_with(name, $1)
 		switch name {
 		case databaseSetting:
 			s.Database = value
-		case fleetSetting:
-			s.Fleet, s.Foreign = value, value != fleetOf(scope)
+		case FleetSetting:
+			s.Fleet, s.Foreign = value, value != FleetOf(scope)
 		default:
 			s.Pinned[strings.TrimPrefix(name, prefix)] = value
 		}

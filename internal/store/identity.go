@@ -18,7 +18,7 @@ import (
 // Settings of the database itself, which one fleet owns.
 const (
 	databaseSetting = "DATABASE" // random, made by the first instance
-	fleetSetting    = "FLEET"    // the stream and group that own the database
+	FleetSetting    = "FLEET"    // the stream and group that own the database
 )
 
 // Identity is the database that this process started with. A connection to another
@@ -66,7 +66,7 @@ on conflict (name) do nothing`, databaseSetting, rand.Text(), member)
 		return false, failure(op, err)
 	}
 	created = tag.RowsAffected() == 1
-	fleet := fleetOf(scope)
+	fleet := FleetOf(scope)
 	if _, err := pool.Exec(ctx, `
 insert into processor.settings (name, value, set_by)
 select $1, coalesce((
@@ -74,7 +74,7 @@ select $1, coalesce((
   from processor.shards
   where (stream, group_name) <> ($4, $5)
   limit 1), $2), $3
-on conflict (name) do nothing`, fleetSetting, fleet, member, scope.Stream, scope.Group); err != nil {
+on conflict (name) do nothing`, FleetSetting, fleet, member, scope.Stream, scope.Group); err != nil {
 		return created, failure(op, err)
 	}
 	var id, owner string
@@ -82,7 +82,7 @@ on conflict (name) do nothing`, fleetSetting, fleet, member, scope.Stream, scope
 select d.value, f.value
 from processor.settings d, processor.settings f
 where d.name = $1
-  and f.name = $2`, databaseSetting, fleetSetting).Scan(&id, &owner); err != nil {
+  and f.name = $2`, databaseSetting, FleetSetting).Scan(&id, &owner); err != nil {
 		return created, failure(op, err)
 	}
 	if owner != fleet {
@@ -96,8 +96,8 @@ where d.name = $1
 	return created, nil
 }
 
-// fleetOf returns how the setting names the fleet that owns a database.
-func fleetOf(scope Scope) string {
+// FleetOf returns how the setting names the fleet that owns a database.
+func FleetOf(scope Scope) string {
 	return fmt.Sprintf("stream %s, group %s", scope.Stream, scope.Group)
 }
 

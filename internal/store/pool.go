@@ -88,3 +88,12 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 		return cfg.Runs.connected(ctx, conn)
 	}
 }
+
+// MemberOf returns the member that a session's name carries.
+func MemberOf(session string) string {
+	member, ok := strings.CutPrefix(session, ApplicationName(""))
+	if !ok {
+		return ""
+	}
+	return member
+}

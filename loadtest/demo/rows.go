@@ -7,6 +7,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/observer"
 )
 
 // rows are what the service left in Postgres.
@@ -25,7 +26,7 @@ func openRows(ctx context.Context, url string, scope store.Scope) (rows, error) 
 		return rows{}, fmt.Errorf("connect the judge: %w", err)
 	}
 	return rows{
-		positions: func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return store.Positions(ctx, pool) },
+		positions: func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return observer.Positions(ctx, pool) },
 		deferred:  store.NewDeferred(pool, scope, "demo", serverTimeout).IDs,
 		close:     pool.Close,
 	}, nil

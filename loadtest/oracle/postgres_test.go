@@ -13,6 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -57,7 +58,7 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 
 	o, err := oracle.New(logOf(t, r.sent))
 	require.NoError(t, err)
-	seen := oracle.Observed{Positions: store.Positions(t.Context(), db), DeadLetters: all(r.deadLetters)}
+	seen := oracle.Observed{Positions: observer.Positions(t.Context(), db), DeadLetters: all(r.deadLetters)}
 	report, err := o.Judge(seen)
 	require.NoError(t, err)
 	require.Empty(t, report.Examples)

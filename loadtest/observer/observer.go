@@ -1,15 +1,16 @@
-package store
+package observer
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -18,11 +19,11 @@ import (
 // nothing the service says. It is for databases of load tests: it adds triggers.
 type Observer struct {
 	pool  *pgxpool.Pool
-	scope Scope
+	scope store.Scope
 }
 
 // NewObserver returns an observer of one group.
-func NewObserver(pool *pgxpool.Pool, scope Scope) *Observer {
+func NewObserver(pool *pgxpool.Pool, scope store.Scope) *Observer {
 	return &Observer{pool: pool, scope: scope}
 }
 
@@ -90,7 +91,7 @@ create or replace trigger loadtest_note_owner
 // Install begins to observe. The schema must be there, and no instance at work.
 func (o *Observer) Install(ctx context.Context) error {
 	_, err := o.pool.Exec(ctx, observeSQL)
-	return failure("install the observer", err)
+	return wrapped("install the observer", err)
 }
 
 // Remove ends the observation and drops what was observed.
@@ -99,7 +100,7 @@ func (o *Observer) Remove(ctx context.Context) error {
 drop trigger if exists loadtest_note_commit on public.positions;
 drop trigger if exists loadtest_note_owner on processor.shards;
 drop schema if exists loadtest cascade`)
-	return failure("remove the observer", err)
+	return wrapped("remove the observer", err)
 }
 
 // Dated reports whether the server keeps the time of each commit
@@ -107,14 +108,14 @@ drop schema if exists loadtest cascade`)
 func (o *Observer) Dated(ctx context.Context) (bool, error) {
 	var on bool
 	err := o.pool.QueryRow(ctx, `select current_setting('track_commit_timestamp')::boolean`).Scan(&on)
-	return on, failure("ask for track_commit_timestamp", err)
+	return on, wrapped("ask for track_commit_timestamp", err)
 }
 
 // FillDisk has every commit that stores positions fail as on a full disk, or no
 // longer.
 func (o *Observer) FillDisk(ctx context.Context, full bool) error {
 	_, err := o.pool.Exec(ctx, `update loadtest.disk set is_full = $1`, full)
-	return failure("fill the disk", err)
+	return wrapped("fill the disk", err)
 }
 
 // InTransaction returns how many sessions of a member are inside a transaction.
@@ -124,8 +125,8 @@ select count(*)
 from pg_stat_activity
 where application_name = $1
   and xact_start is not null
-  and backend_type = 'client backend'`, ApplicationName(member)).Scan(&n)
-	return n, failure("look for transactions of a member", err)
+  and backend_type = 'client backend'`, store.ApplicationName(member)).Scan(&n)
+	return n, wrapped("look for transactions of a member", err)
 }
 
 // Commit says when and by whom one row of positions was committed.
@@ -160,7 +161,7 @@ order by p.device_id collate "C", p.ts`)
 				if err := rows.Scan(&c.Device, &ts, &at, &session); err != nil {
 					return err
 				}
-				c.TimeUS, c.AtUS, c.Member = ts.UnixMicro(), at.UnixMicro(), memberOf(session)
+				c.TimeUS, c.AtUS, c.Member = ts.UnixMicro(), at.UnixMicro(), store.MemberOf(session)
 				if !yield(c, nil) {
 					return errEnough
 				}
@@ -168,7 +169,7 @@ order by p.device_id collate "C", p.ts`)
 			return rows.Err()
 		})
 		if err != nil && !errors.Is(err, errEnough) {
-			yield(Commit{}, failure("read commits", err))
+			yield(Commit{}, wrapped("read commits", err))
 		}
 	}
 }
@@ -190,7 +191,7 @@ where stream = $1
   and group_name = $2
 order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 	if err != nil {
-		return nil, failure("read owners", err)
+		return nil, wrapped("read owners", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t OwnershipSpan, err error) {
 		var at time.Time
@@ -198,16 +199,7 @@ order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 		t.FromUS = at.UnixMicro()
 		return t, err
 	})
-	return list, failure("read owners", err)
-}
-
-// memberOf returns the member that a session's name carries.
-func memberOf(session string) string {
-	member, ok := strings.CutPrefix(session, ApplicationName(""))
-	if !ok {
-		return ""
-	}
-	return member
+	return list, wrapped("read owners", err)
 }
 
 // CommitTime is one commit of positions by a member.
@@ -223,26 +215,21 @@ select session, pg_xact_commit_timestamp(xid) as at
 from loadtest.commits
 order by at`)
 	if err != nil {
-		return nil, failure("read the times of commits", err)
+		return nil, wrapped("read the times of commits", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c CommitTime, err error) {
 		var session string
 		var at time.Time
 		err = row.Scan(&session, &at)
-		c.Member, c.AtUS = memberOf(session), at.UnixMicro()
+		c.Member, c.AtUS = store.MemberOf(session), at.UnixMicro()
 		return c, err
 	})
-	return list, failure("read the times of commits", err)
+	return list, wrapped("read the times of commits", err)
 }
 
 // Deferred returns the entries that wait for another attempt.
 func (o *Observer) Deferred(ctx context.Context) ([]telemetry.EntryID, error) {
-	rows, err := o.pool.Query(ctx, waitingSQL, o.scope.Stream, o.scope.Group)
-	if err != nil {
-		return nil, failure("read deferred entries", err)
-	}
-	ids, err := pgx.CollectRows(rows, rowToEntryID)
-	return ids, failure("read deferred entries", err)
+	return store.NewDeferred(o.pool, o.scope, "observer", deferredTimeout).IDs(ctx)
 }
 
 // Requests returns how many requests are not done yet.
@@ -253,7 +240,7 @@ from processor.requests
 where stream = $1
   and group_name = $2
   and state in ('waiting', 'running')`, o.scope.Stream, o.scope.Group).Scan(&n)
-	return n, failure("count requests", err)
+	return n, wrapped("count requests", err)
 }
 
 // Missing returns how many of the records given, by device and device time, are not
@@ -272,5 +259,15 @@ where not exists (
   where p.device_id = r.device_id
     and p.ts = r.ts
 )`, devices, at).Scan(&n)
-	return n, failure("look for records", err)
+	return n, wrapped("look for records", err)
+}
+
+// deferredTimeout is how long the deferred entries may take to read.
+const deferredTimeout = time.Minute
+
+func wrapped(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", op, err)
 }

@@ -1,10 +1,12 @@
-package store
+package observer
 
 import (
 	"context"
 	"iter"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // Found is what a database had of our schema before a load test came.
@@ -31,18 +33,18 @@ func (o *Observer) Find(ctx context.Context) (found Found, used []string, err er
 	err = o.pool.QueryRow(ctx, `select to_regclass('public.positions') is not null, to_regnamespace('processor') is not null`).
 		Scan(&found.Positions, &found.Schema)
 	if err != nil {
-		return found, nil, failure("look for tables", err)
+		return found, nil, wrapped("look for tables", err)
 	}
 	for _, table := range shared {
 		var rows bool
 		if err := o.pool.QueryRow(ctx, `select to_regclass($1) is not null`, table).Scan(&rows); err != nil {
-			return found, nil, failure("look for tables", err)
+			return found, nil, wrapped("look for tables", err)
 		}
 		if !rows {
 			continue
 		}
 		if err := o.pool.QueryRow(ctx, `select exists (select from `+table+`)`).Scan(&rows); err != nil {
-			return found, nil, failure("look into "+table, err)
+			return found, nil, wrapped("look into "+table, err)
 		}
 		if rows {
 			used = append(used, table)
@@ -93,7 +95,7 @@ func (o *Observer) Clear(ctx context.Context, found Found, devices iter.Seq[stri
 		}
 		return forget()
 	})
-	return failure("clear the database of a load test", err)
+	return wrapped("clear the database of a load test", err)
 }
 
 // clearSchema deletes the rows of the group from a schema that was there before.
@@ -106,7 +108,7 @@ func (o *Observer) clearSchema(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, "delete from processor.settings where starts_with(name, $1)", o.scope.Stream+"/"+o.scope.Group+"/"); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", fleetSetting, fleetOf(o.scope)); err != nil {
+	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", store.FleetSetting, store.FleetOf(o.scope)); err != nil {
 		return err
 	}
 	for _, statement := range []string{

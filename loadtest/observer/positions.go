@@ -1,4 +1,4 @@
-package store
+package observer
 
 import (
 	"context"
@@ -63,7 +63,7 @@ func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Reco
 			return rows.Err()
 		})
 		if err != nil && !errors.Is(err, errEnough) {
-			yield(telemetry.Record{}, failure("read positions", err))
+			yield(telemetry.Record{}, wrapped("read positions", err))
 		}
 	}
 }
