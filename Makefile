@@ -124,10 +124,6 @@ sbom: ## List what the service is made of, with licences (CycloneDX), in bin/sbo
 bench: setup build ## Measure the service beside what the servers can do: make bench ARGS="--short --json"
 	@bin/loadtest bench $(ARGS)
 
-.PHONY: curves
-curves: setup build ## Measure how the cost of a record grows, into docs/performance: make curves ARGS="devices --full"
-	@bin/loadtest curves $(ARGS)
-
 .PHONY: bench-micro
 bench-micro: setup data build ## Run the Go benchmarks: make bench-micro BENCH=Backlog PKG=./pipeline/...
 	@$(WITH_SERVERS) go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -82,7 +83,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	b.decode()
 
 	b.note("preparing: %s rows of %s devices that are there before, and %s entries",
-		grouped(len(before)), grouped(b.cfg.Devices), grouped(len(b.inOrder)))
+		cli.Thousands(int64(len(before))), cli.Thousands(int64(b.cfg.Devices)), cli.Thousands(int64(len(b.inOrder))))
 	if err := b.create(ctx, dbStored, ""); err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/trmtracking/processor/loadtest"
 )
 
-// measureFlags are those that bench and curves share.
+// measureFlags are those of what is measured.
 func measureFlags(flags *pflag.FlagSet, cfg *loadtest.BenchConfig) {
 	processorFlag(flags, &cfg.Processor)
 	flags.StringArrayVar(&cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")

@@ -40,8 +40,6 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"run chaos --redis-url redis://h --postgres-url postgres://h": "--allow-faults",
 		"bench --rounds 0":          "rounds 0: want at least 1",
 		"bench --short --entries 5": "entries 5: want 20,000 to 5,000,000",
-		"curves foo":                `curve "foo": want one of devices`,
-		"curves devices --points 7": "curve devices: it has no point at 7",
 		"send":                      `required flag(s) "log", "redis-url" not set`,
 		"send --redis-url http://u:s3cr3t@h --log " + sent:                    "--redis-url: want redis://user:password@host:6379/0",
 		"send --redis-url redis://h --duration 0s --log " + sent:              "duration 0s: want more than 0",
