@@ -149,7 +149,7 @@ func TestP6QueuesThatLoseNothingAreNotNotedWhateverChangesThem(t *testing.T) {
 	look()
 	b.sweep("earlier", time.Nanosecond, 100)
 	look()
-	// Whoever removes a queue by hand loses what lies on it.
+	// Removing a queue by hand loses what lies on it.
 	require.NoError(t, b.client.XGroupDelConsumer(t.Context(), b.cfg.Stream, b.cfg.Group, "shard-01").Err())
 	_, err = b.Snapshot(t.Context(), nil)
 	require.NoError(t, err)
