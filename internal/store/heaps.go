@@ -24,7 +24,7 @@ const (
 
 // cutsAge is how long what is known of the heaps is good for. What is older
 // costs statements that touch more heaps than they need, and nothing else.
-const cutsAge = time.Minute
+const cutsAge = 10 * time.Second
 
 // heaps knows how positions is divided by device time: into partitions, into
 // chunks of TimescaleDB, or not at all. The server plans, locks and looks into
