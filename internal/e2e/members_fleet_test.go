@@ -361,6 +361,7 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 
 // P3, P4, P8: whom the network cuts off changes nothing any more.
 func TestACutNetworkMovesShardsAndNothingElse(t *testing.T) {
+	testenv.Full(t)
 	c := newCampaign(t, 200, 800)
 	redisAddr, pgAddr := strings.TrimSuffix(strings.TrimPrefix(c.RedisURL, "redis://"), "/0"), ""
 	if _, rest, ok := strings.Cut(c.PostgresURL, "@"); ok {
@@ -435,18 +436,22 @@ func TestTwoInstancesShareRecordsEvenlyAndThreeToo(t *testing.T) {
 	for name, s := range shares {
 		require.InDelta(t, 0.5, s, 0.09, name)
 	}
-	c.start("c")
-	c.awaitShares("a", "b", "c")
-	since = time.Now()
-	more(3000)
-	shares = c.sharesSince(since)
-	require.Len(t, shares, 3)
-	for name, s := range shares {
-		require.Greater(t, s, 0.25, name)
-		require.Less(t, s, 0.42, name)
+	members := []string{"a", "b"}
+	if testenv.IsFull() {
+		c.start("c")
+		c.awaitShares("a", "b", "c")
+		since = time.Now()
+		more(3000)
+		shares = c.sharesSince(since)
+		require.Len(t, shares, 3)
+		for name, s := range shares {
+			require.Greater(t, s, 0.25, name)
+			require.Less(t, s, 0.42, name)
+		}
+		members = append(members, "c")
 	}
 	c.judge()
-	for _, n := range []string{"a", "b", "c"} {
+	for _, n := range members {
 		c.end(n)
 	}
 }

@@ -83,7 +83,7 @@ func TestACrashLeavesADumpThatNamesWhatWasInFlightAndNoSecrets(t *testing.T) {
 
 func TestStartingAndStoppingOverAndOverLeavesNothingBehind(t *testing.T) {
 	dep := servicetest.New(t)
-	cycles := 5
+	cycles := 2
 	if testenv.IsFull() {
 		cycles = 200
 	}

@@ -174,7 +174,7 @@ func redisOutages() []outage {
 	const second = time.Second
 	nothing := func(*ward) {}
 	return []outage{
-		{"restart with its data", false, func(w *ward) { require.NoError(w, w.env.Redis.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
+		{"restart with its data", true, func(w *ward) { require.NoError(w, w.env.Redis.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
 		{
 			"killed, back later", false, func(w *ward) { require.NoError(w, w.env.Redis.Kill()) }, 2 * second,
 			func(w *ward) { w.names("redis"); require.NoError(w, w.env.Redis.Start(w.Context())) }, 10 * second, nil,
@@ -188,14 +188,14 @@ func redisOutages() []outage {
 			},
 		},
 		{
-			"full", false, func(w *ward) { w.do("config", "set", "maxmemory", "1mb") }, 2 * second,
+			"full", true, func(w *ward) { w.do("config", "set", "maxmemory", "1mb") }, 2 * second,
 			func(w *ward) { w.do("config", "set", "maxmemory", "0") }, 10 * second, nil,
 		},
 		{
 			"a replica now", true, func(w *ward) { w.do("replicaof", "127.0.0.1", "1") }, 3 * second,
 			func(w *ward) { w.do("replicaof", "no", "one") }, 10 * second, nil,
 		},
-		{"paused", false, func(w *ward) { w.do("client", "pause", "2000", "all") }, 2 * second, nothing, 10 * second, nil},
+		{"paused", true, func(w *ward) { w.do("client", "pause", "2000", "all") }, 2 * second, nothing, 10 * second, nil},
 		{"slow", true, func(w *ward) {
 			w.every(400*time.Millisecond, 4*second, func() { w.do("debug", "sleep", "0.2") })
 		}, 0, nothing, 10 * second, nil},
@@ -221,13 +221,13 @@ func postgresOutages() []outage {
 	deadlock, deadlockOver := raising("40P01")
 	full, fullOver := raising("53100")
 	return []outage{
-		{"restart", false, func(w *ward) { require.NoError(w, w.env.Postgres.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
+		{"restart", true, func(w *ward) { require.NoError(w, w.env.Postgres.Restart(w.Context())) }, 0, nothing, 10 * second, nil},
 		{
 			"killed, back later", false, func(w *ward) { require.NoError(w, w.env.Postgres.Kill()) }, 2 * second,
 			func(w *ward) { w.names("postgres"); require.NoError(w, w.env.Postgres.Start(w.Context())) }, 20 * second, nil,
 		},
 		{
-			"read-only", false, func(w *ward) {
+			"read-only", true, func(w *ward) {
 				w.sql("alter system set default_transaction_read_only = on", "select pg_reload_conf()")
 			}, 2 * second,
 			func(w *ward) {
@@ -253,7 +253,7 @@ func postgresOutages() []outage {
 			}, 10 * second, nil,
 		},
 		{
-			"positions locked", false, func(w *ward) {
+			"positions locked", true, func(w *ward) {
 				conn, err := pgx.Connect(w.Context(), w.env.Postgres.URL())
 				require.NoError(w, err)
 				locker = conn
@@ -261,14 +261,14 @@ func postgresOutages() []outage {
 				require.NoError(w, err)
 			}, 3 * second, func(w *ward) { require.NoError(w, locker.Close(w.Context())) }, 10 * second, nil,
 		},
-		{"queries cancelled", false, func(w *ward) {
+		{"queries cancelled", true, func(w *ward) {
 			w.every(20*time.Millisecond, second, func() { w.sql("select pg_cancel_backend(pid) " + serviceSessions) })
 		}, 0, nothing, 10 * second, nil},
-		{"sessions ended", false, func(w *ward) {
+		{"sessions ended", true, func(w *ward) {
 			w.every(300*time.Millisecond, second, func() { w.sql("select pg_terminate_backend(pid) " + serviceSessions) })
 		}, 0, nothing, 10 * second, nil},
 		{
-			"a black hole", false, func(w *ward) { require.NoError(w, w.black.Stall()) }, 4 * second,
+			"a black hole", true, func(w *ward) { require.NoError(w, w.black.Stall()) }, 4 * second,
 			func(w *ward) { require.NoError(w, w.black.Resume()) }, 20 * second, nil,
 		},
 		{
@@ -277,7 +277,7 @@ func postgresOutages() []outage {
 					`create trigger slow after insert on positions for each statement execute function public.dawdle()`)
 			}, 5 * second, func(w *ward) { w.sql(`drop trigger slow on positions`) }, 15 * second, nil,
 		},
-		{"deadlocks", false, deadlock, second, deadlockOver, 10 * second, nil},
+		{"deadlocks", true, deadlock, second, deadlockOver, 10 * second, nil},
 		{"disk full", false, full, 2 * second, fullOver, 10 * second, nil},
 	}
 }
