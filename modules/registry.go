@@ -26,3 +26,12 @@ func newRegistry(b Build) *prometheus.Registry {
 }
 
 func asRegisterer(reg *prometheus.Registry) prometheus.Registerer { return reg }
+
+// CountDroppedLogLines exports the number of log lines that read returns. Call it
+// before Start.
+func (s *Service) CountDroppedLogLines(read func() uint64) {
+	s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "processor_log_dropped_lines_total",
+		Help: "Log lines dropped since their reader stalled or is gone.",
+	}, func() float64 { return float64(read()) }))
+}

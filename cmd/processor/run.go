@@ -2,13 +2,24 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/crash"
+	"github.com/trmtracking/processor/internal/logbuffer"
 	"github.com/trmtracking/processor/modules"
+)
+
+// The log of a service whose reader stalls: what is kept, and how long an exit
+// waits for it.
+const (
+	logBufferBytes  = 4 << 20
+	logFlushTimeout = time.Second
 )
 
 func newRunCommand() *cobra.Command {
@@ -36,16 +47,28 @@ Variables (and their defaults):
 			if err != nil {
 				return err
 			}
-			log := modules.NewLogger(cfg.Log, cfg.Instance.ID, cmd.OutOrStdout())
+			// A log reader that stalls or ends must not stall or end the service.
+			signal.Ignore(syscall.SIGPIPE)
+			out := logbuffer.New(cmd.OutOrStdout(), logBufferBytes)
+			flush := func() { out.Flush(logFlushTimeout) }
+			defer flush()
+			format := cfg.Log
+			if format.Format == "auto" && cli.IsTerminal(cmd.OutOrStdout()) {
+				format.Format = "text"
+			}
+			log := modules.NewLogger(format, cfg.Instance.ID, out)
 			for _, w := range config.LikelyTypos(os.Environ()) {
 				log.Warn("likely misspelled variable", "reason", w)
 			}
-			err = crash.Record(cmd.Context(), modules.DumpConfig(cfg, buildOf()), log, func(dump *crash.Recorder) error {
+			dumps := modules.DumpConfig(cfg, buildOf())
+			dumps.Flush = flush
+			err = crash.Record(cmd.Context(), dumps, log, func(dump *crash.Recorder) error {
 				service, err := modules.New(cfg, log, buildOf())
 				if err != nil {
 					return err
 				}
 				service.Expose(dump)
+				service.CountDroppedLogLines(out.Dropped)
 				return service.Run(cmd.Context())
 			})
 			if err != nil {

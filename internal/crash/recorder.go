@@ -28,12 +28,13 @@ const (
 	marker = "\n--- crash\n"
 )
 
-// Config is the content of a dump and its destination. Every field is required.
+// Config is the content of a dump and its destination. Every field but Flush is required.
 type Config struct {
 	Dir      string
 	MaxBytes int64  // maximum bytes of one dump
 	Name     string // of the process, part of the file's name
 	Header   []byte // identifies the process: version, member, settings
+	Flush    func() // writes out the log before a panic ends the process; may be nil
 }
 
 // Recorder keeps a dump ready. Its methods may be called from any goroutine.
@@ -102,6 +103,9 @@ func (r *Recorder) Panicked(value any) {
 		case <-time.After(stallLimit):
 		}
 		r.log.Error("fatal panic", "reason", fmt.Sprint(value), "dump", dump)
+		if r.cfg.Flush != nil {
+			r.cfg.Flush()
+		}
 	})
 }
 
