@@ -204,7 +204,7 @@ func (l lagJSON) print(out *cli.Output) error {
 	}
 	t := cli.NewTable("INCIDENT", "OPENED", "CLOSED", "DETAIL", "SUBJECT")
 	for _, r := range l.Incidents {
-		to := any(cli.Colored("lasts", cli.Red))
+		to := any(cli.Colored("open", cli.Red))
 		if r.Closed != nil {
 			to = r.Closed.UTC().Format(shortTime)
 		}

@@ -186,7 +186,7 @@ func TestHealthAsksTheInstance(t *testing.T) {
 	require.NoError(t, <-ended)
 	code, _, errs = call("health")
 	require.Equal(t, exitFinding, code)
-	require.Contains(t, errs, "is METRICS_PORT the same")
+	require.Contains(t, errs, "with the same METRICS_PORT")
 
 	t.Setenv("METRICS_PORT", "0")
 	code, _, _ = call("health")
