@@ -100,7 +100,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	dep.Exec("update processor.losses set entries = null")
 	_, d = examined(dep)
 	require.Equal(t, levelError, d.has("entries lost, count unknown"), "what is unknown is not nothing")
-	require.Equal(t, levelError, d.has("owners of 1 shard died without progress"))
+	require.Equal(t, levelError, d.has("owners of 1 shard crashed without progress"))
 
 	name := dep.PostgresURL[strings.LastIndexByte(dep.PostgresURL, '/')+1:]
 	name, _, _ = strings.Cut(name, "?")
