@@ -150,7 +150,7 @@ func TestAWrongNameOfTheStreamIsSaidAloud(t *testing.T) {
 	wrong := *dep
 	wrong.Stream = dep.Stream + ":typo"
 	p := wrong.Run()
-	p.Await(`is REDIS_TELEMETRY_STREAM the right one?`)
+	p.Await(`check REDIS_TELEMETRY_STREAM`)
 	require.Contains(t, p.Output(), other.Stream+" (1)")
 	require.Zero(t, p.Terminate())
 }

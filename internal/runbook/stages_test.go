@@ -68,7 +68,7 @@ func stageLag(dep *servicetest.Deployment) staged {
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
 	p.Await("acquired shards")
-	p.Await("consumer group made")
+	p.Await("consumer group created")
 	require.Zero(dep.T, p.Terminate())
 	dep.Publish(servicetest.Records(0, 5)...)
 	return staged{}
@@ -79,7 +79,7 @@ func stageWrongName(dep *servicetest.Deployment) staged {
 	right.Stream = "telemetry:" + dep.Stream
 	right.Publish(servicetest.Records(0, 2)...)
 	p := dep.Run(servicetest.FourShards)
-	p.Await("is REDIS_TELEMETRY_STREAM the right one?")
+	p.Await("check REDIS_TELEMETRY_STREAM")
 	return staged{}
 }
 
