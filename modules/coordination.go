@@ -43,8 +43,10 @@ func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
 }
 
 func newKeys(group *stream.Group) coordination.Keys {
-	return coordination.Keys{Prefix: group.Names().Members(), Lock: group.Names().Lock(),
-		Database: group.Names().Database(), Grants: group.Names().OwnerTokens()}
+	return coordination.Keys{
+		Prefix: group.Names().Members(), Lock: group.Names().Lock(),
+		Database: group.Names().Database(), Grants: group.Names().OwnerTokens(),
+	}
 }
 
 func newMembership(cfg coordination.Config, client redis.UniversalClient, keys coordination.Keys, b *bridge, log *slog.Logger) (*coordination.Membership, error) {

@@ -37,15 +37,24 @@ create trigger refuse before insert on positions for each row execute function r
 var faults = []struct {
 	name, breaks, repairs, reason string
 }{
-	{"a constraint of the platform",
-		"alter table positions add constraint fast check (speed > 1000) not valid", "alter table positions drop constraint fast", "23514/fast"},
-	{"a new column without a default",
-		"alter table positions add column tenant text not null", "alter table positions alter column tenant drop not null", "23502/tenant"},
-	{"an exhausted sequence",
-		"create sequence s maxvalue 3; alter table positions add column n bigint not null default nextval('s')", "alter sequence s maxvalue 1000000", "2200H/"},
-	{"a default that overflows",
-		"create sequence s start 40000; alter table positions add column n smallint not null default nextval('s')", "alter table positions alter column n type bigint", "22003/"},
-	{"no partition for the day",
+	{
+		"a constraint of the platform",
+		"alter table positions add constraint fast check (speed > 1000) not valid", "alter table positions drop constraint fast", "23514/fast",
+	},
+	{
+		"a new column without a default",
+		"alter table positions add column tenant text not null", "alter table positions alter column tenant drop not null", "23502/tenant",
+	},
+	{
+		"an exhausted sequence",
+		"create sequence s maxvalue 3; alter table positions add column n bigint not null default nextval('s')", "alter sequence s maxvalue 1000000", "2200H/",
+	},
+	{
+		"a default that overflows",
+		"create sequence s start 40000; alter table positions add column n smallint not null default nextval('s')", "alter table positions alter column n type bigint", "22003/",
+	},
+	{
+		"no partition for the day",
 		`drop table positions;
 create table positions (device_id text not null, ts timestamptz not null, ingested_at timestamptz not null default now(),
   latitude double precision not null, longitude double precision not null, altitude real not null, angle real not null,
@@ -53,7 +62,8 @@ create table positions (device_id text not null, ts timestamptz not null, ingest
   faulty boolean not null default false) partition by range (ts);
 create unique index on positions (device_id, ts);
 create table positions_other partition of positions for values from ('2020-01-01') to ('2020-01-02')`,
-		"create table positions_day partition of positions for values from ('2023-11-01') to ('2023-12-01')", "23514/no partition of relation found for row"},
+		"create table positions_day partition of positions for values from ('2023-11-01') to ('2023-12-01')", "23514/no partition of relation found for row",
+	},
 	{"a trigger that raises", raising, "delete from down", "P0001/"},
 	{"a limit of the server", strings.Replace(raising, "'P0001'", "'54000'", 1), "delete from down", "54000/"},
 }

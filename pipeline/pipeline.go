@@ -57,9 +57,9 @@ type FenceLoader interface {
 type Cause uint8
 
 const (
-	// ShardFenced: another owner has acquired the shard.
+	// ShardFenced means that another owner has acquired the shard.
 	ShardFenced Cause = iota + 1
-	// OutcomeUnknown: a commit may or may not have happened. Reacquiring the
+	// OutcomeUnknown means that a commit may or may not have happened. Reacquiring the
 	// shard settles it.
 	OutcomeUnknown
 )

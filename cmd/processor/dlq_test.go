@@ -192,7 +192,13 @@ func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {
 	const hostile = "a\x1b]0;owned\x07\x1b[2J\r\u009b31m\u202e\u2066\u200b\u2028\x7f"
 	id := d.deadLetter([]string{"device_id", hostile, "payload", hostile, hostile, "x"})[0]
 	for _, args := range [][]string{
-		{"list"}, {"list", "--json"}, {"show", id.String()}, {"show", id.String(), "--json"}, {"stats"}, {"export"}, {"retry", "--all", "--dry-run"},
+		{"list"},
+		{"list", "--json"},
+		{"show", id.String()},
+		{"show", id.String(), "--json"},
+		{"stats"},
+		{"export"},
+		{"retry", "--all", "--dry-run"},
 		{"list", "--device", hostile + "x"},
 	} {
 		_, out, errs := d.call(args...)

@@ -19,6 +19,7 @@ const Columns = 100
 // Color is an escape sequence for a text on a terminal.
 type Color string
 
+// The colours of findings and tables.
 const (
 	Green  Color = "32"
 	Yellow Color = "33"
@@ -109,6 +110,7 @@ type Table struct {
 // uncut are the columns whose values are copied into the next command.
 var uncut = []string{"ID", "ENTRY", "DEVICE", "FINGERPRINT"}
 
+// NewTable returns a table without rows.
 func NewTable(header ...string) *Table { return &Table{header: header} }
 
 // Row adds one row; missing cells are empty.

@@ -38,7 +38,7 @@ func (r *ServerGeneration) Number() uint64 { return r.number.Load() }
 
 // errServerGenerationChanged fails the connection that detected the change, so
 // that its user starts over.
-var errServerGenerationChanged = errors.New("Postgres was restarted or replaced since the last connection")
+var errServerGenerationChanged = errors.New("the Postgres server was restarted or replaced since the last connection")
 
 const generationSQL = `
 select pg_postmaster_start_time()::text || ' ' || s.system_identifier || ' ' || c.timeline_id
