@@ -118,7 +118,7 @@ func TestAnInterruptedResizeChangesNothingOrIsCompletedByTheNext(t *testing.T) {
 	defer cancel()
 	said := make(chan string, 100)
 	_, err := b.resize(said).Run(ctx, 8)
-	require.ErrorContains(t, err, "nothing is changed")
+	require.ErrorContains(t, err, "nothing was changed")
 	require.NoError(t, b.dispatch("", "dispatcher", 1000), "dispatching continues")
 	require.NoError(t, b.group.ReleaseDispatchLease(t.Context(), "dispatcher"))
 	require.Len(t, b.list(), 16)

@@ -213,9 +213,7 @@ func TestAFullServerIsDrained(t *testing.T) {
 	b.addTo(3, 50)
 	require.NoError(t, b.client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 	_, err = fleet.NewPublisher(b.client, cfg.Stream, 0).Publish(t.Context(), [][]string{{"device_id", "d"}})
-	k, code := kind(t, err)
-	require.Equal(t, protocol.Unavailable, k)
-	require.Equal(t, "OOM", code)
+	require.ErrorContains(t, err, "OOM", "the server takes nothing new")
 
 	turn, err := b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
 	require.NoError(t, err)
