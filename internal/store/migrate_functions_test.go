@@ -56,19 +56,19 @@ func TestFenceRejectsShardsThatAreNotOwnedAndNamesThem(t *testing.T) {
 		},
 		{
 			name: "released", stream: "s", shards: []int32{6}, epochs: []int64{7}, owner: "m-1",
-			wantDetail: "shard 6: epoch 7 was expected, it is 7, owner nobody",
+			wantDetail: "shard 6: epoch 7 was expected, it is 7, owner none",
 		},
 		{
 			name: "nobody holds nothing", stream: "s", shards: []int32{6}, epochs: []int64{7}, owner: nil,
-			wantDetail: "shard 6: epoch 7 was expected, it is 7, owner nobody",
+			wantDetail: "shard 6: epoch 7 was expected, it is 7, owner none",
 		},
 		{
 			name: "no such row", stream: "s", shards: []int32{0, 64}, epochs: []int64{7, 7}, owner: "m-1",
-			wantDetail: "shard 64: epoch 7 was expected, it is missing, owner nobody",
+			wantDetail: "shard 64: epoch 7 was expected, it is missing, owner none",
 		},
 		{
 			name: "another stream", stream: "other", shards: []int32{0}, epochs: []int64{7}, owner: "m-1",
-			wantDetail: "shard 0: epoch 7 was expected, it is missing, owner nobody",
+			wantDetail: "shard 0: epoch 7 was expected, it is missing, owner none",
 		},
 		{
 			name: "fewer epochs than shards", stream: "s", shards: []int32{0, 1}, epochs: []int64{7}, owner: "m-1",
@@ -76,7 +76,7 @@ func TestFenceRejectsShardsThatAreNotOwnedAndNamesThem(t *testing.T) {
 		},
 		{
 			name: "several at once, in shard order", stream: "s", shards: []int32{6, 5}, epochs: []int64{7, 7}, owner: "m-1",
-			wantDetail: "shard 5: epoch 7 was expected, it is 8, owner m-2; shard 6: epoch 7 was expected, it is 7, owner nobody",
+			wantDetail: "shard 5: epoch 7 was expected, it is 8, owner m-2; shard 6: epoch 7 was expected, it is 7, owner none",
 		},
 	}
 	for _, tt := range tests {
