@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"syscall"
 )
 
 // proxyMode is what a Proxy does with connections and bytes.
@@ -47,19 +48,27 @@ type link struct {
 
 // NewProxy starts a proxy on a free loopback port.
 func NewProxy(upstream string) (*Proxy, error) {
-	port, err := FreePort()
-	if err != nil {
-		return nil, err
-	}
-	p := &Proxy{
-		upstream: upstream,
-		addr:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
-		links:    make(map[*link]struct{}),
-	}
+	p := &Proxy{upstream: upstream, links: make(map[*link]struct{})}
 	p.changed = sync.NewCond(&p.mu)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p, p.listen()
+	const tries = 10
+	var err error
+	for range tries {
+		var port int
+		if port, err = FreePort(); err != nil {
+			return nil, err
+		}
+		p.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		// Another process may have taken the port since it was found free.
+		if err = p.listen(); !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Addr returns the host and port that clients connect to.
