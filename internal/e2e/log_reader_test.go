@@ -25,12 +25,14 @@ func TestALogReaderThatStallsOrEndsStopsNothing(t *testing.T) {
 			r, w, err := os.Pipe()
 			require.NoError(t, err)
 			defer r.Close()
-			// Nothing more fits into the pipe.
-			require.NoError(t, syscall.SetNonblock(int(w.Fd()), true))
+			// Nothing more fits into the pipe. Fd makes it blocking, so it is asked once.
+			fd := int(w.Fd())
+			require.NoError(t, syscall.SetNonblock(fd, true))
 			for err == nil {
-				_, err = syscall.Write(int(w.Fd()), make([]byte, 4096))
+				_, err = syscall.Write(fd, make([]byte, 4096))
 			}
-			require.NoError(t, syscall.SetNonblock(int(w.Fd()), false))
+			require.ErrorIs(t, err, syscall.EAGAIN)
+			require.NoError(t, syscall.SetNonblock(fd, false))
 			cmd := exec.Command(servicetest.Program(t), "run")
 			cmd.Env = append(servicetest.Environ(), dep.Environ("LOG_LEVEL=debug")...)
 			cmd.Stdout, cmd.Stderr = w, w
