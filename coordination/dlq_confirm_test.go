@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -46,7 +47,7 @@ func newGraveyard(t *testing.T) *graveyard {
 	g.dead, err = stream.NewDeadLetters(g.client, stream.Config{Stream: scope.Stream, Group: scope.Group}, "dlq")
 	require.NoError(t, err)
 	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	pool, err := store.Open(t.Context(), store.Config{

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -24,7 +25,7 @@ func TestTwoJanitorsCountGroupAndArchiveWithoutLoss(t *testing.T) {
 	dead, err := stream.NewDeadLetters(client, stream.Config{Stream: r.Stream, Group: r.Group}, dlq)
 	require.NoError(t, err)
 	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	pool, err := store.Open(t.Context(), store.Config{

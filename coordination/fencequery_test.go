@@ -15,6 +15,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -42,7 +43,7 @@ func openPool(t *testing.T, url, member string) *pgxpool.Pool {
 func newPlatform(t *testing.T) *platform {
 	t.Helper()
 	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	p := &platform{t: t, url: url, scope: store.Scope{Stream: "s", Group: "g"}}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -117,7 +118,7 @@ func newBenchOn(t *testing.T, client *redis.Client, where stream.Config) *bench 
 	t.Helper()
 	b := &bench{t: t, client: client, where: where}
 	b.pgURL = testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, discard())
+		_, err := schema.Migrate(ctx, url, discard())
 		return err
 	}))
 	b.pool = b.open("looking")

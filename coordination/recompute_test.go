@@ -13,6 +13,7 @@ import (
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 )
@@ -23,7 +24,7 @@ func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	corner := testenv.Redis(t)
 	client := corner.Client()
 	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	pool, err := pgxpool.New(ctx, url)

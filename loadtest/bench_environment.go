@@ -14,7 +14,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/devenv"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
@@ -133,7 +133,7 @@ func (b *bench) create(ctx context.Context, name, like string) error {
 	if like != "" {
 		return nil
 	}
-	if _, err := store.Migrate(ctx, b.database(name), b.cfg.Log); err != nil {
+	if _, err := schema.Migrate(ctx, b.database(name), b.cfg.Log); err != nil {
 		return fmt.Errorf("make the schema: %w", err)
 	}
 	return nil

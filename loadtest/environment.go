@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -155,7 +156,7 @@ func (g *testbed) prepare(ctx context.Context, log *slog.Logger) error {
 			strings.Join(used, ", "))
 	}
 	g.found, g.prepared = found, g.env == nil
-	if _, err := store.Migrate(ctx, g.postgresURL, log); err != nil {
+	if _, err := schema.Migrate(ctx, g.postgresURL, log); err != nil {
 		return fmt.Errorf("make the schema: %w", err)
 	}
 	if g.dated, err = g.observer.Dated(ctx); err != nil {

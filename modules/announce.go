@@ -11,7 +11,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 )
 
@@ -57,7 +57,7 @@ func announce(lc fx.Lifecycle, d announceDeps) {
 			}
 		}
 		attrs = append(attrs, "length", length, "lag", lag, "pending", pending)
-		if version, err := store.SchemaVersion(ctx, d.Pool); err != nil {
+		if version, err := schema.Version(ctx, d.Pool); err != nil {
 			attrs = append(attrs, "schema", "unknown")
 		} else {
 			attrs = append(attrs, "schema", version)

@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 )
 
@@ -138,18 +139,18 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 		return nil
 	}
 	if cfg.Migrate == "auto" {
-		_, err := store.Migrate(ctx, cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
+		_, err := schema.Migrate(ctx, cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout))
 		err = PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
 		switch {
-		case errors.Is(err, store.ErrSchema):
+		case errors.Is(err, schema.ErrSchema):
 			return permanent(exitError(codeSchema, "%w", err))
-		case errors.Is(err, store.ErrPooler):
+		case errors.Is(err, schema.ErrPooler):
 			return permanent(exitError(codeConfig, "%w", err))
 		case err != nil:
 			return err
 		}
 	}
-	report, err := store.Verify(ctx, pool)
+	report, err := schema.Verify(ctx, pool)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/httpserver"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -42,7 +42,7 @@ func newBench(t *testing.T) *bench {
 func database(t *testing.T) string {
 	t.Helper()
 	return testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -43,7 +44,7 @@ func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
 	b := &bench{
 		tb: tb, redisURL: r.URL, stream: r.Stream, group: r.Group, client: r.Client(),
 		pgURL: testenv.Postgres(tb, append(opts, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-			_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+			_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 			return err
 		}))...),
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -91,7 +92,7 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 
 // schema reports whether the tables can be queried.
 func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
-	report, err := store.Verify(ctx, pool)
+	report, err := schema.Verify(ctx, pool)
 	if err != nil {
 		d.add(levelError, "schema", err.Error(), "see processor migrate verify")
 		return false

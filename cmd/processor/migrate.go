@@ -11,7 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -42,7 +42,7 @@ of processes may run it at the same time: one applies, the others wait.`,
 				return err
 			}
 			log := modules.NewLogger(config.Log{Level: slog.LevelWarn, Format: "auto"}, "migrate", cmd.ErrOrStderr())
-			applied, err := store.Migrate(cmd.Context(), cfg.MigrateURL.Reveal(), log, store.MigrationLockTimeout(cfg.MigrateLockTimeout))
+			applied, err := schema.Migrate(cmd.Context(), cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout))
 			if err != nil {
 				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
@@ -74,7 +74,7 @@ func newMigrateStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := store.MigrateStatus(cmd.Context(), cfg.MigrateURL.Reveal())
+			list, err := schema.Status(cmd.Context(), cfg.MigrateURL.Reveal())
 			if err != nil {
 				return schemaExit(cfg.MigrateVariable(), cfg.MigrateURL, err)
 			}
@@ -113,7 +113,7 @@ missing; anything additional is harmless and only listed.`,
 				return err
 			}
 			// With the role of the service, which needs the privileges.
-			report, err := store.VerifyURL(cmd.Context(), cfg.URL.Reveal())
+			report, err := schema.VerifyURL(cmd.Context(), cfg.URL.Reveal())
 			if err != nil {
 				return schemaExit("POSTGRES_URL", cfg.URL, err)
 			}
@@ -156,7 +156,7 @@ schema. It may be applied any number of times, also after processor migrate up.`
 			if out.JSON {
 				return exit(exitConfig, errors.New("migrate print has no JSON output; omit --json"))
 			}
-			return store.PrintSQL(out.W)
+			return schema.PrintSQL(out.W)
 		},
 	}
 }
@@ -168,9 +168,9 @@ func schemaExit(variable string, url config.PostgresURL, err error) error {
 	switch err = modules.PostgresError(variable, url, err); {
 	case errors.As(err, &said):
 		return err
-	case errors.Is(err, store.ErrSchema):
+	case errors.Is(err, schema.ErrSchema):
 		return exit(exitSchema, err)
-	case errors.Is(err, store.ErrPooler):
+	case errors.Is(err, schema.ErrPooler):
 		return exit(exitConfig, err)
 	}
 	return fmt.Errorf("migrate: %w", err)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
@@ -22,7 +22,7 @@ func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
 		return p.Output()
 	}
 	require.Contains(t, migrate(exitSchema, "verify"), "public.positions")
-	var status []store.Migration
+	var status []schema.Migration
 	require.NoError(t, json.Unmarshal([]byte(migrate(0, "status", "--json")), &status))
 	require.NotEmpty(t, status)
 	for _, m := range status {

@@ -47,7 +47,12 @@ func rules() []rule {
 			remedy:  "declare a small interface; coordination/lock.go holds the lock",
 		},
 		{
-			imports: []string{"github.com/jackc/pgx", "database/sql", "github.com/pressly/goose"},
+			imports: []string{"github.com/pressly/goose", "database/sql"},
+			by:      []string{"internal/store/schema", "internal/devenv", "internal/testenv"},
+			remedy:  "internal/store/schema is the only place that migrates",
+		},
+		{
+			imports: []string{"github.com/jackc/pgx"},
 			by:      []string{"internal/store", "internal/devenv", "internal/testenv", "modules", "cmd", "loadtest/observer"},
 			remedy:  "add a method to internal/store, the only place that writes SQL",
 		},

@@ -20,6 +20,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -64,7 +65,7 @@ func newCampaignOf(t *testing.T, profile fleet.Profile, rate float64) *campaign 
 		env: env, Deployment: &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"},
 		running: make(map[string]*servicetest.Process), file: filepath.Join(t.TempDir(), "sent"), sent: make(chan error, 1),
 	}
-	_, err := store.Migrate(t.Context(), c.PostgresURL, slog.New(slog.DiscardHandler))
+	_, err := schema.Migrate(t.Context(), c.PostgresURL, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	background := context.WithoutCancel(t.Context())
 	c.pool, err = store.Open(background, store.Config{

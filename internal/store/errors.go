@@ -18,8 +18,8 @@ import (
 
 // SQLSTATEs that the functions of this schema raise.
 const (
-	codeFenced  = "PF001"
-	codeOldTerm = "PF002"
+	CodeFenced  = "PF001"
+	CodeOldTerm = "PF002"
 	codeFences  = "PF003"
 )
 
@@ -34,7 +34,7 @@ func failure(op string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f := &protocol.Failure{Kind: kindOf(pgErr), Code: pgErr.Code, TooMuch: tooMuch(pgErr.Code), Message: pgErr.Message, Err: wrapped}
+		f := &protocol.Failure{Kind: KindOf(pgErr), Code: pgErr.Code, TooMuch: tooMuch(pgErr.Code), Message: pgErr.Message, Err: wrapped}
 		if f.Kind == protocol.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
@@ -79,14 +79,14 @@ func (a *attempts) Error() string {
 
 func (a *attempts) Unwrap() error { return a.err }
 
-// kindOf classifies a server's error by SQLSTATE. Codes of the server that are
+// KindOf classifies a server's error by SQLSTATE. Codes of the server that are
 // not listed count as an outage: then nothing is lost, and the error shows in
 // log and readiness. A class that the server does not have was raised by a
 // trigger of the platform, which rejects the row.
-func kindOf(err *pgconn.PgError) protocol.FailureKind {
+func KindOf(err *pgconn.PgError) protocol.FailureKind {
 	code := err.Code
 	switch code {
-	case codeFenced, codeOldTerm:
+	case CodeFenced, CodeOldTerm:
 		return protocol.Fenced
 	case codeFences:
 		return protocol.Outdated

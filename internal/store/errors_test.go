@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -15,6 +16,8 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // sink is a database with one shard, owned by member one, and its writer.
@@ -28,8 +31,7 @@ type sink struct {
 
 func newSink(t *testing.T) *sink {
 	t.Helper()
-	s := &sink{url: unmigrated(t), scope: store.Scope{Stream: "s", Group: "g"}}
-	migrate(t, s.url)
+	s := &sink{url: testenv.Postgres(t, servicetest.Migrated()), scope: store.Scope{Stream: "s", Group: "g"}}
 	s.pool = s.open(t, s.url)
 	s.writer = store.NewWriter(s.pool, s.scope, "one", 5*time.Second)
 	shards := store.NewShards(s.pool, s.scope, 5*time.Second)
@@ -54,7 +56,16 @@ func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
 
 func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	probeRow(t, connect(t, s.url), sql, args...)
+	_, err := s.connect(t).Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
+
+func (s *sink) connect(t *testing.T) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.url)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
 }
 
 // record returns a record of device 1; its attributes say what is to go wrong with it.
@@ -196,7 +207,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 
 func TestAServerFaultIsNotBlamedOnARow(t *testing.T) {
 	s := newSink(t)
-	admin := connect(t, s.url)
+	admin := s.connect(t)
 
 	tx, err := admin.Begin(t.Context())
 	require.NoError(t, err)
@@ -207,7 +218,7 @@ func TestAServerFaultIsNotBlamedOnARow(t *testing.T) {
 	require.Equal(t, "55P03", f.Code, "lock timeout")
 	require.NoError(t, tx.Rollback(t.Context()))
 
-	probeRow(t, admin, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
+	s.exec(t, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
 	s.pool.Reset()
 	f = failureOf(t, s.fresh(t.Context(), `{}`))
 	require.Equal(t, protocol.Unavailable, f.Kind, "%v", f)

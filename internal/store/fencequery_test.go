@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -20,7 +21,7 @@ var fenceScope = store.Scope{Stream: "s", Group: "g"}
 func fencePool(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 	url := testenv.Postgres(t, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	pool, err := pgxpool.New(t.Context(), url)

@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 )
@@ -25,7 +26,7 @@ func newFewLocks(t *testing.T, days int) *bench {
 		"-c", "max_connections=16", "-c", "max_locks_per_transaction=10", "-c", "autovacuum=off", "-c", "fsync=off",
 	}})
 	b := &bench{tb: t, url: env.Postgres.URL()}
-	_, err := store.Migrate(t.Context(), b.url, slog.New(slog.DiscardHandler))
+	_, err := schema.Migrate(t.Context(), b.url, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	b.pool = b.open("bench", b.url)
 	b.shards = store.NewShards(b.pool, scope, 10*time.Second)

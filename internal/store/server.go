@@ -26,19 +26,3 @@ func AskServer(ctx context.Context, pool *pgxpool.Pool) (Server, error) {
 	err := pool.QueryRow(ctx, serverSQL).Scan(&s.Version, &s.SynchronousCommit, &s.Fsync, &s.Encoding)
 	return s, failure("ask Postgres about itself", err)
 }
-
-// SchemaVersion returns the newest migration applied to the database, 0 for
-// none.
-func SchemaVersion(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
-	list, err := migrateStatus(ctx, pool)
-	if err != nil {
-		return 0, failure("read the schema version", err)
-	}
-	newest := int64(0)
-	for _, m := range list {
-		if m.AppliedAt != nil {
-			newest = max(newest, m.Version)
-		}
-	}
-	return newest, nil
-}

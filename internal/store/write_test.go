@@ -17,6 +17,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 )
@@ -37,7 +38,7 @@ const shards = 32
 func newBench(tb testing.TB) *bench {
 	tb.Helper()
 	b := &bench{tb: tb, url: testenv.Postgres(tb, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))}
 	b.pool = b.open("bench", b.url)

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // table, so that the rounding of its columns and its JSON are those that count.
 func TestRowsOfARealTableAreEqual(t *testing.T) {
 	url := testenv.Postgres(t, testenv.WithTemplate("oracle", func(ctx context.Context, url string) error {
-		_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 		return err
 	}))
 	db, err := pgxpool.New(t.Context(), url)

@@ -1,4 +1,4 @@
-package store_test
+package schema_test
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 )
 
 // migrationLock is the key every version of the binary locks.
@@ -29,16 +29,16 @@ func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 	probeRow(t, holder, `select pg_advisory_lock($1)`, migrationLock)
 
 	begin := time.Now()
-	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
-		store.MigrationLockTimeout(300*time.Millisecond))
-	require.ErrorIs(t, err, store.ErrMigrationLock)
+	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
+		schema.MigrationLockTimeout(300*time.Millisecond))
+	require.ErrorIs(t, err, schema.ErrMigrationLock)
 	require.ErrorContains(t, err, "a stuck migration")
 	require.ErrorContains(t, err, "process "+strconv.Itoa(int(holder.PgConn().PID())))
 	require.Less(t, time.Since(begin), 10*time.Second)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err = store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+	_, err = schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
 	var made bool
@@ -59,10 +59,10 @@ func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
 	other := connect(t, url)
 	probeRow(t, other, upstreamPositions)
 	probeRow(t, other, `begin; lock table public.positions in share mode`)
-	_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
-		store.MigrationLockTimeout(200*time.Millisecond))
+	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
+		schema.MigrationLockTimeout(200*time.Millisecond))
 	require.ErrorContains(t, err, "0001_positions.sql: another session holds a lock")
-	require.NotErrorIs(t, err, store.ErrSchema)
+	require.NotErrorIs(t, err, schema.ErrSchema)
 	probeRow(t, other, `rollback`)
 	require.Equal(t, migrationNames, migrate(t, url))
 }
@@ -79,8 +79,8 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	for _, client := range clients {
 		probeRow(t, client, `rollback`)
 	}
-	_, err := store.Migrate(t.Context(), pooled, slog.New(slog.DiscardHandler))
-	require.ErrorIs(t, err, store.ErrPooler)
+	_, err := schema.Migrate(t.Context(), pooled, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, schema.ErrPooler)
 	require.ErrorContains(t, err, "POSTGRES_MIGRATE_URL")
 
 	var left bool
@@ -91,7 +91,7 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 }
 
 func TestLockThatTheSessionHoldsAlreadyIsReportedAsAPooler(t *testing.T) {
-	require.ErrorIs(t, store.LockTwice(t.Context(), emptyDatabase(t)), store.ErrPooler)
+	require.ErrorIs(t, schema.LockTwice(t.Context(), emptyDatabase(t)), schema.ErrPooler)
 }
 
 func TestMigrateWorksThroughASessionPooler(t *testing.T) {
@@ -148,7 +148,7 @@ func poolerURL(t *testing.T, target, mode string) string {
 	})
 	pooled := "postgres://" + config.User + "@127.0.0.1:" + strconv.Itoa(port) + "/" + config.Database
 	require.Eventually(t, func() bool {
-		_, err := store.MigrateStatus(t.Context(), pooled)
+		_, err := schema.Status(t.Context(), pooled)
 		return err == nil
 	}, 10*time.Second, 50*time.Millisecond, "pgbouncer does not answer")
 	return pooled

@@ -1,4 +1,4 @@
-package store_test
+package schema_test
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -48,9 +48,9 @@ func probeRow(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
 	require.NoError(t, err)
 }
 
-func migrate(t *testing.T, url string, options ...store.MigrateOption) []string {
+func migrate(t *testing.T, url string, options ...schema.Option) []string {
 	t.Helper()
-	applied, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler), options...)
+	applied, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler), options...)
 	require.NoError(t, err)
 	return applied
 }
@@ -66,7 +66,7 @@ func TestMigrateChild(t *testing.T) {
 	for _, name := range migrate(t, url) {
 		fmt.Println("applied", name)
 	}
-	report, err := store.VerifyURL(t.Context(), url)
+	report, err := schema.VerifyURL(t.Context(), url)
 	require.NoError(t, err)
 	require.NoError(t, report.Err())
 }

@@ -1,4 +1,4 @@
-package store_test
+package schema_test
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 )
 
 // upstreamPositions is the table as the earlier service and the platform made
@@ -57,10 +57,10 @@ from public.positions`
 	require.NoError(t, conn.QueryRow(t.Context(),
 		`select count(*) from public.positions where faulty is not false`).Scan(&faulty))
 	require.Zero(t, faulty)
-	report, err := store.VerifyURL(t.Context(), url)
+	report, err := schema.VerifyURL(t.Context(), url)
 	require.NoError(t, err)
 	require.NoError(t, report.Err())
-	require.Equal(t, []store.Finding{
+	require.Equal(t, []schema.Finding{
 		{Kind: "index", Name: "on public.positions", Have: "extra, btree (device_id, ts desc)"},
 	}, report.Notes)
 }
@@ -85,14 +85,14 @@ from public.positions
 where not faulty`).Scan(&partitions, &rows))
 	require.Equal(t, 2, partitions)
 	require.Equal(t, 50, rows)
-	report, err := store.VerifyURL(t.Context(), url)
+	report, err := schema.VerifyURL(t.Context(), url)
 	require.NoError(t, err)
 	require.NoError(t, report.Err())
 }
 
 func TestMigrateAgainAppliesNothing(t *testing.T) {
 	url := unmigrated(t)
-	status, err := store.MigrateStatus(t.Context(), url)
+	status, err := schema.Status(t.Context(), url)
 	require.NoError(t, err)
 	require.Len(t, status, len(migrationNames))
 	for i, m := range status {
@@ -103,7 +103,7 @@ func TestMigrateAgainAppliesNothing(t *testing.T) {
 	require.Equal(t, migrationNames, migrate(t, url))
 	require.Empty(t, migrate(t, url))
 
-	status, err = store.MigrateStatus(t.Context(), url)
+	status, err = schema.Status(t.Context(), url)
 	require.NoError(t, err)
 	for _, m := range status {
 		require.NotNil(t, m.AppliedAt, m.Name)
@@ -113,13 +113,13 @@ func TestMigrateAgainAppliesNothing(t *testing.T) {
 func TestPrintedSQLMakesTheSameSchemaAndMayBeAppliedAgain(t *testing.T) {
 	url := unmigrated(t)
 	var printed bytes.Buffer
-	require.NoError(t, store.PrintSQL(&printed))
+	require.NoError(t, schema.PrintSQL(&printed))
 	require.NotContains(t, printed.String(), "+goose")
 
 	conn := connect(t, url)
 	for range 2 {
 		probeRow(t, conn, printed.String())
-		report, err := store.VerifyURL(t.Context(), url)
+		report, err := schema.VerifyURL(t.Context(), url)
 		require.NoError(t, err)
 		require.NoError(t, report.Err())
 		require.Empty(t, report.Notes)
@@ -131,7 +131,7 @@ func TestPrintedSQLMakesTheSameSchemaAndMayBeAppliedAgain(t *testing.T) {
 func TestEveryTableAndColumnIsCommented(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
-	tables, err := store.NeededTables()
+	tables, err := schema.NeededTables()
 	require.NoError(t, err)
 	rows, err := connect(t, url).Query(t.Context(), `
 select a.attrelid::regclass::text || coalesce('.' || nullif(a.attname, 'tableoid'), '')
@@ -166,8 +166,8 @@ func TestMigrateSaysWhenTheRoleMayNotChangeTheSchema(t *testing.T) {
 		require.NoError(t, err)
 	})
 	reader := asRole(t, url, "migrate_reader")
-	_, err := store.Migrate(t.Context(), reader, slog.New(slog.DiscardHandler))
-	require.ErrorIs(t, err, store.ErrSchema)
+	_, err := schema.Migrate(t.Context(), reader, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, schema.ErrSchema)
 	require.ErrorContains(t, err, "the role may not change the schema")
 
 	migrate(t, url)
@@ -182,11 +182,11 @@ func TestMigrateErrorsTellNoPassword(t *testing.T) {
 		"postgres://u:s3cret@127.0.0.1:port/x",
 		"postgres://u:s3cret@127.0.0.1:1/x?sslmode=nonsense",
 	} {
-		_, err := store.Migrate(t.Context(), url, slog.New(slog.DiscardHandler))
+		_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler))
 		require.Error(t, err)
 		require.NotContains(t, err.Error(), "s3cret")
 	}
-	_, err := store.Migrate(t.Context(), "", slog.New(slog.DiscardHandler))
+	_, err := schema.Migrate(t.Context(), "", slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "POSTGRES_URL")
 }
 

@@ -1,4 +1,4 @@
-package store
+package schema
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pressly/goose/v3"
 
 	"github.com/trmtracking/processor/migrations"
@@ -23,8 +24,8 @@ const versionTable = "processor.goose_db_version"
 // process by default.
 const DefaultMigrationLockTimeout = time.Minute
 
-// MigrateOption changes how Migrate works.
-type MigrateOption func(*migrateOptions)
+// Option changes how Migrate works.
+type Option func(*migrateOptions)
 
 type migrateOptions struct {
 	lockTimeout time.Duration
@@ -32,7 +33,7 @@ type migrateOptions struct {
 
 // MigrationLockTimeout bounds the wait for the migration lock, and the wait for
 // locks on the tables that a migration changes.
-func MigrationLockTimeout(d time.Duration) MigrateOption {
+func MigrationLockTimeout(d time.Duration) Option {
 	return func(o *migrateOptions) { o.lockTimeout = d }
 }
 
@@ -46,7 +47,7 @@ func MigrationLockTimeout(d time.Duration) MigrateOption {
 //
 // The error matches ErrMigrationLock, ErrPooler or ErrSchema where one of
 // those is the reason.
-func Migrate(ctx context.Context, url string, log *slog.Logger, options ...MigrateOption) (applied []string, err error) {
+func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Option) (applied []string, err error) {
 	o := migrateOptions{lockTimeout: DefaultMigrationLockTimeout}
 	for _, option := range options {
 		option(&o)
@@ -100,7 +101,7 @@ func newProvider(db *sql.DB) (*goose.Provider, error) {
 	return p, nil
 }
 
-// Migration is one migration as MigrateStatus reports it.
+// Migration is one migration as Status reports it.
 type Migration struct {
 	Version int64  `json:"version"`
 	Name    string `json:"name"` // empty when this binary does not know it
@@ -121,9 +122,9 @@ where version_id > 0
 order by version_id, id desc`
 )
 
-// MigrateStatus lists the migrations this binary and the database know, in
+// Status lists the migrations this binary and the database know, in
 // order. It changes nothing.
-func MigrateStatus(ctx context.Context, url string) ([]Migration, error) {
+func Status(ctx context.Context, url string) ([]Migration, error) {
 	conn, err := connectPlain(ctx, url)
 	if err != nil {
 		return nil, err
@@ -170,4 +171,20 @@ func migrateStatus(ctx context.Context, db queryer) ([]Migration, error) {
 		return nil, fmt.Errorf("read %s: %w", versionTable, err)
 	}
 	return known, nil
+}
+
+// Version is the newest migration that was applied to the database, 0
+// where none was.
+func Version(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
+	list, err := migrateStatus(ctx, pool)
+	if err != nil {
+		return 0, fmt.Errorf("read the schema version: %w", err)
+	}
+	newest := int64(0)
+	for _, m := range list {
+		if m.AppliedAt != nil {
+			newest = max(newest, m.Version)
+		}
+	}
+	return newest, nil
 }

@@ -1,4 +1,4 @@
-package store_test
+package schema_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 )
 
 const insertShards = `
@@ -218,7 +218,7 @@ values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2
 func BenchmarkFence(b *testing.B) {
 	ctx := b.Context()
 	url := emptyDatabase(b)
-	_, err := store.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+	_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
 	require.NoError(b, err)
 	conn, err := pgx.Connect(ctx, url)
 	require.NoError(b, err)

@@ -1,4 +1,4 @@
-package store
+package schema
 
 import (
 	"context"
@@ -61,7 +61,8 @@ type function struct {
 
 // neededJSON is the catalogue of a database that has just been migrated.
 //
-//go:embed verify_catalog.json
+//go:generate go test -count=1 -run Catalog . -update-catalog
+//go:embed catalog.json
 var neededJSON []byte
 
 // neededCatalog returns what this binary needs.

@@ -1,11 +1,11 @@
-package store_test
+package schema_test
 
 import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 )
 
 func TestVerifyNamesEveryDamage(t *testing.T) {
@@ -77,16 +77,16 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 			_, err = tx.Exec(t.Context(), tt.give)
 			require.NoError(t, err)
 
-			report, err := store.Verify(t.Context(), tx)
+			report, err := schema.Verify(t.Context(), tx)
 			require.NoError(t, err)
 			err = report.Err()
-			require.ErrorIs(t, err, store.ErrSchema)
+			require.ErrorIs(t, err, schema.ErrSchema)
 			for _, part := range tt.want {
 				require.ErrorContains(t, err, part)
 			}
 		})
 	}
-	report, err := store.Verify(t.Context(), conn)
+	report, err := schema.Verify(t.Context(), conn)
 	require.NoError(t, err)
 	require.NoError(t, report.Err(), "the damage was not rolled back")
 	require.Empty(t, report.Notes)
@@ -105,7 +105,7 @@ create function processor.later() returns void language sql as '';
 insert into processor.goose_db_version (version_id, is_applied) values (99, true)`)
 
 	require.Empty(t, migrate(t, url), "a newer schema is left alone")
-	report, err := store.VerifyURL(t.Context(), url)
+	report, err := schema.VerifyURL(t.Context(), url)
 	require.NoError(t, err)
 	require.NoError(t, report.Err())
 	notes := make([]string, 0, len(report.Notes))
@@ -137,9 +137,9 @@ revoke update on processor.shards from verify_writer;
 grant select on public.positions to verify_writer;
 set local role verify_writer`)
 	require.NoError(t, err)
-	report, err := store.Verify(t.Context(), tx)
+	report, err := schema.Verify(t.Context(), tx)
 	require.NoError(t, err)
-	want := store.Finding{
+	want := schema.Finding{
 		Kind: "privilege", Name: "on public.positions", Want: "insert", Have: "not granted to this role",
 	}
 	require.Contains(t, report.Problems, want)
@@ -149,7 +149,7 @@ set local role verify_writer`)
 
 func TestVerifyChangesNothing(t *testing.T) {
 	url := emptyDatabase(t)
-	report, err := store.VerifyURL(t.Context(), url)
+	report, err := schema.VerifyURL(t.Context(), url)
 	require.NoError(t, err)
 	require.False(t, report.OK())
 	var made bool

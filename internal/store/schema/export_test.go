@@ -1,4 +1,4 @@
-package store
+package schema
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 )
 
 // CatalogFile is where the catalogue that this binary needs is kept.
-const CatalogFile = "verify_catalog.json"
+const CatalogFile = "catalog.json"
 
 // LiveCatalogJSON returns the live catalogue in the form of CatalogFile.
 func LiveCatalogJSON(ctx context.Context, tx pgx.Tx) ([]byte, error) {

@@ -1,4 +1,4 @@
-package store
+package schema
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // Report is the result of Verify.
@@ -22,12 +23,12 @@ type Report struct {
 // OK reports whether the database has everything that is needed.
 func (r Report) OK() bool { return len(r.Problems) == 0 }
 
-// Err returns nil or a *SchemaError with this report.
+// Err returns nil or a *Error with this report.
 func (r Report) Err() error {
 	if r.OK() {
 		return nil
 	}
-	return &SchemaError{Report: r}
+	return &Error{Report: r}
 }
 
 // Beginner is a connection or a pool.
@@ -135,12 +136,12 @@ var probes = []probe{
 	{
 		function: "processor.fence(text, text, integer[], bigint[], text)",
 		sql:      `select processor.fence('', '', array[0], array[0::bigint], 'nobody')`,
-		code:     codeFenced,
+		code:     store.CodeFenced,
 	},
 	{
 		function: "processor.check_term(text, text, bigint, text)",
 		sql:      `select processor.check_term('', '', 0::bigint, 'nobody')`,
-		code:     codeOldTerm,
+		code:     store.CodeOldTerm,
 	},
 }
 
@@ -160,7 +161,7 @@ func (r *Report) probe(ctx context.Context, tx pgx.Tx, p probe) error {
 	case !errors.As(err, &pg):
 		return fmt.Errorf("probe %s: %w", p.function, err)
 	case pg.Code == p.code:
-	case kindOf(pg) == protocol.Misconfigured:
+	case store.KindOf(pg) == protocol.Misconfigured:
 		r.problem("function", p.function, "raises "+p.code+" for a shard or term that is not held", pg.Message)
 	default:
 		return fmt.Errorf("probe %s: %w", p.function, err)

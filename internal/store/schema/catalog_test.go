@@ -1,4 +1,4 @@
-package store_test
+package schema_test
 
 import (
 	"flag"
@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
 )
 
 var updateCatalog = flag.Bool("update-catalog", false, "write the needed catalogue from a freshly migrated database")
@@ -17,13 +17,13 @@ func TestNeededCatalogIsThatOfAFreshlyMigratedDatabase(t *testing.T) {
 	migrate(t, url)
 	tx, err := connect(t, url).Begin(t.Context())
 	require.NoError(t, err)
-	fresh, err := store.LiveCatalogJSON(t.Context(), tx)
+	fresh, err := schema.LiveCatalogJSON(t.Context(), tx)
 	require.NoError(t, err)
 	if *updateCatalog {
-		require.NoError(t, os.WriteFile(store.CatalogFile, fresh, 0o644))
+		require.NoError(t, os.WriteFile(schema.CatalogFile, fresh, 0o644))
 	}
-	kept, err := os.ReadFile(store.CatalogFile)
+	kept, err := os.ReadFile(schema.CatalogFile)
 	require.NoError(t, err)
 	require.Equal(t, string(kept), string(fresh),
-		"the migrations have changed, run: go test ./internal/store -run Catalog -update-catalog")
+		"the migrations have changed, run: go test ./internal/store/schema -run Catalog -update-catalog")
 }

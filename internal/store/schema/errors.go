@@ -1,4 +1,4 @@
-package store
+package schema
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // ErrSchema matches every error that says the database lacks what this binary
@@ -24,13 +25,13 @@ var ErrMigrationLock = errors.New("migration lock is taken")
 var ErrPooler = errors.New("migrations need a direct connection or a session pooler, " +
 	"this is a transaction pooler: set POSTGRES_MIGRATE_URL to the server's own address")
 
-// SchemaError lists what differs. It matches ErrSchema.
-type SchemaError struct {
+// Error lists what differs. It matches ErrSchema.
+type Error struct {
 	Report Report
 }
 
 // Error names every finding, one a line.
-func (e *SchemaError) Error() string {
+func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v, %d differences:", ErrSchema, len(e.Report.Problems))
 	for _, f := range e.Report.Problems {
@@ -41,8 +42,8 @@ func (e *SchemaError) Error() string {
 	return b.String()
 }
 
-// Is makes a SchemaError match ErrSchema.
-func (e *SchemaError) Is(target error) bool { return target == ErrSchema }
+// Is makes an Error match ErrSchema.
+func (e *Error) Is(target error) bool { return target == ErrSchema }
 
 // migrationFailed wraps an error from applying the named migration, and marks
 // it as ErrSchema unless a later retry can help.
@@ -58,7 +59,7 @@ func migrationFailed(name string, err error) error {
 	case pg.Code == "42501": // insufficient_privilege
 		return fmt.Errorf("%w: apply migration %s: the role may not change the schema, "+
 			"use one that may in POSTGRES_MIGRATE_URL, or MIGRATE=verify: %w", ErrSchema, name, err)
-	case kindOf(pg) == protocol.Unavailable:
+	case store.KindOf(pg) == protocol.Unavailable:
 		return fmt.Errorf("apply migration %s: %w", name, err)
 	}
 	return fmt.Errorf("%w: apply migration %s: %w", ErrSchema, name, err)
