@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ func (f *fences) now() *protocol.Fences { return f.present.Load() }
 func (f *fences) refresh(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return retry(ctx, f.log, "load fences", f.metrics.fenceErrors, isTransient, func() error {
+	err := retry(ctx, f.log, "load fences", f.metrics.fenceErrors, isTransient, func() error {
 		if has := f.present.Load(); has != nil {
 			version, err := f.loader.Version(ctx)
 			if err != nil || version == has.Version {
@@ -57,6 +58,10 @@ func (f *fences) refresh(ctx context.Context) error {
 		f.present.Store(set)
 		return nil
 	})
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("load fences: %w", err)
 }
 
 // run keeps the set up to date until ctx ends.
@@ -71,7 +76,7 @@ func (f *fences) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := f.refresh(ctx); err != nil {
-			return nil
+			return err
 		}
 	}
 }

@@ -157,8 +157,8 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 // what is in flight and returns. work bounds the drain: when it ends, what is
 // still in flight is given up and stays on its queues.
 func (p *Pipeline) Run(ctx, work context.Context) error {
-	if err := p.fences.refresh(ctx); err != nil {
-		return nil
+	if err := p.fences.refresh(ctx); err != nil || ctx.Err() != nil {
+		return err
 	}
 	intakeEnded := make(chan struct{})
 	workers, workCtx := errgroup.WithContext(work)

@@ -1,0 +1,46 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// forbiddenFences is a table of fences that this role may not read.
+type forbiddenFences struct{ err error }
+
+func (f forbiddenFences) Version(context.Context) (int64, error) { return 0, f.err }
+
+func (f forbiddenFences) Load(context.Context) (*protocol.Fences, []error, error) {
+	return nil, nil, f.err
+}
+
+// What an operator has to fix is the cause for which the pipeline ends: at the
+// start, and when the fences in force are refreshed.
+func TestFencesThatCannotBeReadEndThePipelineWithTheCause(t *testing.T) {
+	denied := &protocol.Failure{Kind: protocol.Misconfigured, Code: "42501", Err: errors.New("permission denied")}
+	synctest.Test(t, func(t *testing.T) {
+		m := newMetrics(prometheus.NewRegistry(), &table{})
+		log := slog.New(slog.DiscardHandler)
+
+		start := &Pipeline{fences: newFences(forbiddenFences{denied}, time.Second, m, log)}
+		require.ErrorIs(t, start.Run(t.Context(), t.Context()), denied, "at start")
+
+		later := newFences(forbiddenFences{denied}, time.Second, m, log)
+		later.present.Store(&protocol.Fences{})
+		require.ErrorIs(t, later.run(t.Context()), denied, "in the background")
+
+		ended, end := context.WithCancel(t.Context())
+		end()
+		require.NoError(t, later.run(ended), "an orderly end is no failure")
+		require.NoError(t, (&Pipeline{fences: later}).Run(ended, ended))
+	})
+}
