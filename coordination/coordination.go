@@ -22,7 +22,7 @@ type Deps struct {
 	Terms    LeaderStore
 	Ledger   Ledger
 	// House processes dead letters while this member leads; nil disables it.
-	House *DLQJanitor
+	House Janitor
 	Tasks []Task // run while this member leads
 }
 
@@ -69,6 +69,9 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	if engine == nil || deps.Client == nil || deps.Shards == nil || deps.Sessions == nil || deps.Stream == nil ||
 		deps.Terms == nil || deps.Ledger == nil {
 		return nil, errors.New("coordination: a dependency is missing")
+	}
+	if deps.House == nil {
+		deps.House = noJanitor{}
 	}
 	m := newMetrics(reg)
 	gauges := newGroupGauges(deps.Stream, deps.House, 3*cfg.ClaimInterval+time.Second)

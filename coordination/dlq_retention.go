@@ -118,9 +118,6 @@ func NewDLQJanitor(deps DLQJanitorDeps, retention time.Duration, member string, 
 // Deferring returns the number of entries that wait for another attempt, if it
 // was counted recently.
 func (h *DLQJanitor) Deferring() (n int64, known bool) {
-	if h == nil {
-		return 0, true // no janitor: nothing is deferred
-	}
 	h.metrics.mu.Lock()
 	defer h.metrics.mu.Unlock()
 	return h.metrics.waiting, time.Since(h.metrics.waitingAt) < dlqStale
@@ -128,9 +125,6 @@ func (h *DLQJanitor) Deferring() (n int64, known bool) {
 
 // Pass does a bounded part of the work. Only the leader calls it.
 func (h *DLQJanitor) Pass(ctx context.Context) error {
-	if h == nil {
-		return nil
-	}
 	n, err := h.Deferred.Count(ctx)
 	if err != nil {
 		return err

@@ -19,6 +19,8 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
+const fenceShards = 16
+
 // platform is a database with a platform's own table of fences, zones, and the
 // leader's task that reads it.
 type platform struct {
@@ -101,8 +103,8 @@ func (p *platform) leads(member, query string, timeout time.Duration) *leads {
 		return term
 	}}
 	l.term = l.raise()
-	reconciler := store.NewFenceQuery(pool, store.NewFenceEditor(pool, p.scope, shards, member), query, timeout)
-	l.FenceQuery = NewFenceQuery(reconciler, store.NewLedger(pool, p.scope, member, time.Minute), 0, discard(), l.reg)
+	reconciler := store.NewFenceQuery(pool, store.NewFenceEditor(pool, p.scope, fenceShards, member), query, timeout)
+	l.FenceQuery = NewFenceQuery(reconciler, store.NewLedger(pool, p.scope, member, time.Minute), 0, slog.New(slog.DiscardHandler), l.reg)
 	return l
 }
 
@@ -132,20 +134,20 @@ func TestTheLeaderBringsThePlatformsFencesIntoOurs(t *testing.T) {
 	l := p.leads("one", zonesQuery, time.Minute)
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(holding))
-	require.Equal(t, shards, p.count(waiting), "what was derived without them is derived again, in every shard")
+	require.Equal(t, fenceShards, p.count(waiting), "what was derived without them is derived again, in every shard")
 	require.Zero(t, p.count(incidents))
 
 	// Unchanged rows change nothing.
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(ever))
-	require.Equal(t, shards, p.count(waiting))
+	require.Equal(t, fenceShards, p.count(waiting))
 
 	// A changed row is a new version with its own recompute request.
 	p.zone("yard", 22)
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(holding))
 	require.Equal(t, 3, p.count(ever))
-	require.Equal(t, 2*shards, p.count(waiting))
+	require.Equal(t, 2*fenceShards, p.count(waiting))
 	require.Equal(t, 2, p.count("select version from processor.geofences where id = 'yard' and replaced_at is null and source = 'query'"))
 
 	// A deleted row closes its fence.
@@ -204,7 +206,7 @@ func TestAQueryThatFailsOrTakesTooLongKeepsTheSet(t *testing.T) {
 		require.Equal(t, 2, p.count(holding), name)
 		require.Equal(t, 2, p.count("select count(*) from public.zones"), name)
 	}
-	require.Equal(t, shards, p.count(waiting))
+	require.Equal(t, fenceShards, p.count(waiting))
 	// The next leader, whose query succeeds, closes the incident.
 	require.NoError(t, p.leads("three", zonesQuery, time.Minute).do())
 	require.Zero(t, p.count(incidents))
@@ -237,5 +239,5 @@ func TestTwoLeadersOfThePlatformsFencesAreHarmless(t *testing.T) {
 	require.NoError(t, two.do())
 	require.Equal(t, 2, p.count(holding))
 	require.Equal(t, 2, p.count(ever), "each version once")
-	require.Equal(t, shards, p.count(waiting), "and its recompute once")
+	require.Equal(t, fenceShards, p.count(waiting), "and its recompute once")
 }

@@ -20,7 +20,7 @@ type Backlog interface {
 // never 0.
 type groupGauges struct {
 	source  Backlog
-	janitor *DLQJanitor
+	janitor Janitor
 	stale   time.Duration
 
 	mu  sync.Mutex
@@ -31,7 +31,7 @@ type groupGauges struct {
 	lag, pending, outstanding, age, left *prometheus.Desc
 }
 
-func newGroupGauges(source Backlog, janitor *DLQJanitor, stale time.Duration) *groupGauges {
+func newGroupGauges(source Backlog, janitor Janitor, stale time.Duration) *groupGauges {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
 	return &groupGauges{
 		source: source, janitor: janitor, stale: stale,

@@ -63,7 +63,7 @@ type Leader struct {
 	foreign     ConsumerAdmin
 	losses      LossQueue
 	ledger      Ledger
-	janitor     *DLQJanitor
+	janitor     Janitor
 	gauges      *groupGauges
 	metrics     *metrics
 	tasks       []Task

@@ -26,13 +26,22 @@ func (b *backlogs) TrimPoint(context.Context) (protocol.TrimPoint, error) {
 	return protocol.TrimPoint{}, b.err
 }
 
+// countedJanitor has counted the deferred entries, or not.
+type countedJanitor struct {
+	noJanitor
+	n     int64
+	known bool
+}
+
+func (j *countedJanitor) Deferring() (n int64, known bool) { return j.n, j.known }
+
 // The gauges are read while parts of their values are unknown or stale.
 func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 	const lag, pending, outstanding, age = "processor_consumer_lag", "processor_group_pending_entries",
 		"processor_group_backlog_entries", "processor_group_backlog_age_seconds"
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
-		janitor := NewDLQJanitor(DLQJanitorDeps{}, time.Hour, "one", discard(), reg)
+		janitor := &countedJanitor{}
 		source := &backlogs{}
 		g := newGroupGauges(source, janitor, 5*time.Second)
 		reg.MustRegister(g)
@@ -54,14 +63,14 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 		source.now = protocol.Backlog{Pending: 3, Lag: 4, LagKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "neither the deferred entries nor the oldest entry are known")
-		janitor.metrics.deferred(2)
+		janitor.n, janitor.known = 2, true
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, lag: 4, outstanding: 9}, shown())
 		source.now = protocol.Backlog{Pending: 3, Oldest: telemetry.EntryID{Ms: uint64(time.Now().UnixMilli()) - 7000}, OldestKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
 
-		<-time.After(dlqStale) // bubble time
+		janitor.known = false
 		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
 		g.refresh(t.Context())
 		require.Equal(t, map[string]float64{pending: 0, lag: 0, age: 0}, shown(), "what was deferred is known no more")
