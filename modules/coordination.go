@@ -13,6 +13,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -76,7 +77,7 @@ type fleetDeps struct {
 	Sessions   *store.Sessions
 	Member     Member
 	Bridge     *bridge
-	House      *coordination.DLQJanitor
+	House      *tasks.DLQJanitor
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer
 }

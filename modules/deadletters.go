@@ -9,7 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/fx"
 
-	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -51,9 +51,9 @@ type dlqJanitorDeps struct {
 	Metrics prometheus.Registerer
 }
 
-func newDLQJanitor(d dlqJanitorDeps) *coordination.DLQJanitor {
+func newDLQJanitor(d dlqJanitorDeps) *tasks.DLQJanitor {
 	timeout := d.Config.Postgres.StatementTimeout
-	return coordination.NewDLQJanitor(coordination.DLQJanitorDeps{
+	return tasks.NewDLQJanitor(tasks.DLQJanitorDeps{
 		DeadLetters: d.Dead, Deferred: d.Later,
 		Archive:     store.NewDeadLetters(d.Pool, d.Scope, timeout),
 		Unconfirmed: store.NewUnconfirmed(d.Pool, d.Scope, timeout),

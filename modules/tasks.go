@@ -2,6 +2,7 @@ package modules
 
 import (
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 )
@@ -13,14 +14,14 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
-	tasks := []coordination.Task{
-		coordination.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
+	work := []coordination.Task{
+		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 	}
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))
 		reconciler := store.NewFenceQuery(d.Pool, editor, query, timeout)
-		tasks = append(tasks, coordination.NewFenceQuery(reconciler, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
+		work = append(work, tasks.NewFenceSync(reconciler, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
 	}
-	return tasks
+	return work
 }

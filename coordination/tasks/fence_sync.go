@@ -1,4 +1,4 @@
-package coordination
+package tasks
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
@@ -20,11 +21,11 @@ type FenceSyncer interface {
 	Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error)
 }
 
-// FenceQuery is the leader's task that polls the fences a platform keeps. An
+// FenceSync is the leader's task that polls the fences a platform keeps. An
 // invalid row is skipped and reported; the other rows apply.
-type FenceQuery struct {
+type FenceSync struct {
 	syncer   FenceSyncer
-	ledger   Ledger
+	ledger   coordination.Ledger
 	every    time.Duration
 	log      *slog.Logger
 	bad      prometheus.Gauge
@@ -36,9 +37,9 @@ type FenceQuery struct {
 	failed bool   // an incident for the failing query is open
 }
 
-// NewFenceQuery returns the task.
-func NewFenceQuery(reconciler FenceSyncer, ledger Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceQuery {
-	q := &FenceQuery{
+// NewFenceSync returns the task.
+func NewFenceSync(reconciler FenceSyncer, ledger coordination.Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceSync {
+	q := &FenceSync{
 		syncer: reconciler, ledger: ledger, every: every, log: log.With("component", "fence query"),
 		bad: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_coordination_fence_query_invalid_rows", Help: "Invalid rows of GEOFENCE_QUERY, at the leader.",
@@ -58,7 +59,7 @@ const (
 )
 
 // Do polls the platform's fences when the interval has passed.
-func (q *FenceQuery) Do(ctx context.Context, term int64) error {
+func (q *FenceSync) Do(ctx context.Context, term int64) error {
 	if term != q.term {
 		q.term, q.polled, q.noted, q.failed = term, time.Time{}, "unknown", true
 	}
@@ -93,7 +94,7 @@ func (q *FenceQuery) Do(ctx context.Context, term int64) error {
 }
 
 // note keeps the incident of the rows that are skipped.
-func (q *FenceQuery) note(ctx context.Context, bad []error) error {
+func (q *FenceSync) note(ctx context.Context, bad []error) error {
 	q.bad.Set(float64(len(bad)))
 	const named = 20
 	var texts []string

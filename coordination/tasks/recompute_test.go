@@ -1,4 +1,4 @@
-package coordination_test
+package tasks_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
@@ -37,7 +37,7 @@ func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	key := corner.Key("recompute:requests")
 	windows := stream.NewRecomputes(client, key, corner.Group)
 	ledger := store.NewLedger(pool, scope, "one", time.Minute)
-	task := coordination.NewRecompute(16, windows, leader, ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	task := tasks.NewRecompute(16, windows, leader, ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	count := func(sql string) (n int) {
 		require.NoError(t, pool.QueryRow(ctx, sql).Scan(&n))
 		return n
@@ -75,7 +75,7 @@ func TestExternalRequestsAreRecordedOnceAndBadOnesBlockNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.Error(t, task.Do(ctx, term), "an earlier term is refused")
 	require.Equal(t, 2, count("select count(*) from processor.requests"))
-	successor := coordination.NewRecompute(16, windows, next, ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	successor := tasks.NewRecompute(16, windows, next, ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, successor.Do(ctx, newer))
 	require.Equal(t, 3, count("select count(*) from processor.requests"))
 

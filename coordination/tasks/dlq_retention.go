@@ -1,4 +1,4 @@
-package coordination
+package tasks
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -59,7 +60,7 @@ type DLQJanitorDeps struct {
 	Unconfirmed Unconfirmed
 	Audit       Auditor
 	Deferred    Deferred
-	Ledger      Ledger
+	Ledger      coordination.Ledger
 }
 
 const (

@@ -1,4 +1,4 @@
-package coordination
+package tasks
 
 import (
 	"context"
@@ -86,7 +86,7 @@ const (
 
 // leads returns the task of a leading member.
 type leads struct {
-	*FenceQuery
+	*FenceSync
 	t     *testing.T
 	term  int64
 	raise func() int64
@@ -104,7 +104,7 @@ func (p *platform) leads(member, query string, timeout time.Duration) *leads {
 	}}
 	l.term = l.raise()
 	reconciler := store.NewFenceQuery(pool, store.NewFenceEditor(pool, p.scope, fenceShards, member), query, timeout)
-	l.FenceQuery = NewFenceQuery(reconciler, store.NewLedger(pool, p.scope, member, time.Minute), 0, slog.New(slog.DiscardHandler), l.reg)
+	l.FenceSync = NewFenceSync(reconciler, store.NewLedger(pool, p.scope, member, time.Minute), 0, discard(), l.reg)
 	return l
 }
 

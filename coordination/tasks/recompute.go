@@ -1,4 +1,4 @@
-package coordination
+package tasks
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -34,13 +35,13 @@ type Recompute struct {
 	shards  int
 	source  RecomputeSource
 	sink    RecomputeSink
-	ledger  Ledger
+	ledger  coordination.Ledger
 	log     *slog.Logger
 	outcome *prometheus.CounterVec
 }
 
 // NewRecompute returns the task.
-func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
+func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger coordination.Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
 	r := &Recompute{
 		shards: shards, source: source, sink: sink, ledger: ledger, log: log.With("component", "recompute"),
 		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
