@@ -13,7 +13,7 @@ import (
 func TestALimitOfTheServerIsAnOutage(t *testing.T) {
 	t.Parallel()
 	for _, routine := range []string{"PreCommit_Notify", "GetNewTransactionId", "GetNewMultiXactId"} {
-		require.Equal(t, protocol.Unavailable, kindOf(&pgconn.PgError{Code: "54000", Routine: routine}), routine)
+		require.Equal(t, protocol.Unavailable, KindOf(&pgconn.PgError{Code: "54000", Routine: routine}), routine)
 	}
-	require.Equal(t, protocol.Rejected, kindOf(&pgconn.PgError{Code: "54000", Routine: "_bt_check_third_page"}))
+	require.Equal(t, protocol.Rejected, KindOf(&pgconn.PgError{Code: "54000", Routine: "_bt_check_third_page"}))
 }
