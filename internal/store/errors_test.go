@@ -56,16 +56,21 @@ func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
 
 func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	_, err := s.connect(t).Exec(t.Context(), sql, args...)
-	require.NoError(t, err)
+	probeRow(t, connect(t, s.url), sql, args...)
 }
 
-func (s *sink) connect(t *testing.T) *pgx.Conn {
+func connect(t *testing.T, url string) *pgx.Conn {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), s.url)
+	conn, err := pgx.Connect(t.Context(), url)
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	return conn
+}
+
+func probeRow(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+	t.Helper()
+	_, err := conn.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
 }
 
 // record returns a record of device 1; its attributes say what is to go wrong with it.
@@ -207,7 +212,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 
 func TestAServerFaultIsNotBlamedOnARow(t *testing.T) {
 	s := newSink(t)
-	admin := s.connect(t)
+	admin := connect(t, s.url)
 
 	tx, err := admin.Begin(t.Context())
 	require.NoError(t, err)
