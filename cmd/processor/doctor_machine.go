@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/crash"
 )
 
 // examine runs all checks. Postgres comes first, since it holds the number of
@@ -29,6 +30,14 @@ func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
 func (d *diagnosis) examineDisk(cfg config.Crash) {
 	about := "folder " + cfg.Dir
 	dir := cfg.Dir
+	if _, err := os.Lstat(dir); err == nil {
+		folder, err := crash.OpenFolder(dir)
+		if err != nil {
+			d.add(levelWarning, about, "no panic dump can be written: "+err.Error(), "set PANIC_DUMP_DIR to a folder of this user alone")
+			return
+		}
+		_ = folder.Close() // only opened
+	}
 	for {
 		if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
 			break

@@ -46,7 +46,7 @@ func (c *Config) complete(r *report) {
 	}
 	c.Postgres.complete(r, c.Pipeline.Workers)
 	if c.Crash.Dir == "" {
-		c.Crash.Dir = filepath.Join(os.TempDir(), "processor-dumps")
+		c.Crash.Dir = filepath.Join(os.TempDir(), "processor-dumps-"+strconv.Itoa(os.Getuid()))
 	}
 }
 

@@ -132,7 +132,7 @@ type DeadLetters struct {
 
 // Crash says where panic dumps go and what they contain.
 type Crash struct {
-	Dir       string `env:"PANIC_DUMP_DIR" auto:"processor-dumps in the folder for temporary files" help:"folder for panic dumps"`
+	Dir       string `env:"PANIC_DUMP_DIR" auto:"processor-dumps-UID in the folder for temporary files" help:"folder for panic dumps, of this user alone (mode 0700); created if it is missing"`
 	MaxBytes  int64  `env:"PANIC_DUMP_MAX_BYTES" default:"16777216" min:"65536" max:"1073741824" help:"maximum bytes of one dump"`
 	Positions bool   `env:"PANIC_DUMP_POSITIONS" default:"false" help:"include coordinates in dumps; they are personal data"`
 }

@@ -42,6 +42,14 @@ func configOf(dir string) crash.Config {
 	return crash.Config{Dir: dir, MaxBytes: 1 << 20, Name: "victim-1", Header: []byte("version 1.2.3\nmember victim.abc\n")}
 }
 
+// private is a folder that the recorder accepts.
+func private(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o700)) //nolint:gosec // no wider than a folder needs
+	return dir
+}
+
 func bystander(stop <-chan struct{}) { <-stop }
 
 // victim is a process that keeps a dump and ends in one of many ways.
@@ -187,7 +195,7 @@ func TestADiskThatTakesNothingDoesNotStopTheExit(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	for way, dir := range map[string]string{"stray goroutine": filepath.Join(file, "dumps"), "full from the start": t.TempDir()} {
+	for way, dir := range map[string]string{"stray goroutine": filepath.Join(file, "dumps"), "full from the start": private(t)} {
 		began := time.Now()
 		code, log, stderr := crashes(t, way, dir)
 		require.Equal(t, 2, code, way)
@@ -199,7 +207,7 @@ func TestADiskThatTakesNothingDoesNotStopTheExit(t *testing.T) {
 
 func TestADiskThatFillsUpLeavesTheLastSnapshotThere(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := private(t)
 	code, log, stderr := crashes(t, "full in the middle", dir)
 	require.Equal(t, 2, code)
 	require.Contains(t, stderr, "panic: hooked")
@@ -213,7 +221,7 @@ func TestADiskThatFillsUpLeavesTheLastSnapshotThere(t *testing.T) {
 
 func TestAPanicThatHoldsTheSnapshotsLockStillEndsTheProcess(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := private(t)
 	code, log, stderr := crashes(t, "hooked, holding the lock", dir)
 	require.Equal(t, 2, code)
 	require.Contains(t, stderr, "panic: hooked")
@@ -230,7 +238,7 @@ func TestAPanicThatHoldsTheSnapshotsLockStillEndsTheProcess(t *testing.T) {
 // Promise 3.
 func TestDumpsAreCutAndOnlyTheNewestAreKept(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := private(t)
 	for i := range 15 {
 		name := fmt.Sprintf("panic-20260101T0000%02d.000Z-old-1.txt", i)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), make([]byte, 2<<20), 0o600))
@@ -267,7 +275,7 @@ func TestDumpsAreCutAndOnlyTheNewestAreKept(t *testing.T) {
 // Promise 4.
 func TestFilesOfTheLivingAreLeftAloneAndThoseOfTheKilledGo(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := private(t)
 	const crashed = "header\n--- crash\npanic: x\n"
 	living, err := os.Create(filepath.Join(dir, "running-living-1.0"))
 	require.NoError(t, err)
@@ -285,4 +293,77 @@ func TestFilesOfTheLivingAreLeftAloneAndThoseOfTheKilledGo(t *testing.T) {
 	require.Len(t, left, 2, "%v", left)
 	require.Regexp(t, `panic-.*-dead-1\.txt$`, left[0])
 	require.Regexp(t, `running-living-1\.0$`, left[1])
+}
+
+// record keeps a dump in dir for a moment, and returns the log.
+func record(t *testing.T, dir string) string {
+	t.Helper()
+	var log strings.Builder
+	ended := make(chan error, 1)
+	go func() {
+		ended <- crash.Record(t.Context(), configOf(dir), slog.New(slog.NewJSONHandler(&log, nil)), func(*crash.Recorder) error { return nil })
+	}()
+	select {
+	case err := <-ended:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "the start hangs")
+	}
+	return log.String()
+}
+
+// Promise 5.
+func TestWhatLiesInTheFolderIsNotTrusted(t *testing.T) {
+	const theirs = "another program's work\n--- crash\npanic: x\n"
+	for _, name := range []string{"running-victim-1.0", "running-old-1.0", "panic-20260101T000000.000Z-old-1.txt"} {
+		for kind, plant := range map[string]func(target, path string) error{"symlink": os.Symlink, "hard link": os.Link} {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				dir, target := private(t), filepath.Join(t.TempDir(), "work")
+				content := theirs + strings.Repeat("x", 2<<20) // more than a dump may have
+				require.NoError(t, os.WriteFile(target, []byte(content), 0o600))
+				require.NoError(t, plant(target, filepath.Join(dir, name)))
+				record(t, dir)
+				left, err := os.ReadFile(target)
+				require.NoError(t, err)
+				require.Len(t, left, len(content))
+				require.Equal(t, content, string(left))
+			})
+		}
+		t.Run("pipe "+name, func(t *testing.T) {
+			dir := private(t)
+			require.NoError(t, syscall.Mkfifo(filepath.Join(dir, name), 0o600))
+			log := record(t, dir)
+			if name == "running-victim-1.0" {
+				require.Contains(t, log, "no regular file of this user alone; remove it")
+			}
+		})
+	}
+}
+
+func TestAFolderThatOthersCanWriteIsRefused(t *testing.T) {
+	own := func(mode os.FileMode) string {
+		dir := filepath.Join(t.TempDir(), "dumps")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		require.NoError(t, os.Chmod(dir, mode))
+		return dir
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(own(0o700), link))
+	folders := map[string]string{
+		own(0o777 | os.ModeSticky): "mode 0777", own(0o755): "mode 0755", own(0o770): "chmod 700", link: "is a symbolic link",
+	}
+	if os.Geteuid() == 0 {
+		others := own(0o700)
+		require.NoError(t, os.Chown(others, 12345, 12345))
+		folders[others] = "belongs to another user"
+	}
+	for dir, reason := range folders {
+		require.Contains(t, record(t, dir), reason)
+		require.Empty(t, files(t, dir, "*"), reason)
+	}
+	missing := filepath.Join(t.TempDir(), "a", "b")
+	require.Empty(t, record(t, missing))
+	info, err := os.Stat(missing)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
 }

@@ -23,6 +23,8 @@
 //     only the newest few are kept.
 //  4. Files of living processes are left alone, in a shared folder too; those
 //     of a process that was killed hold no crash and are removed.
+//  5. It writes only to regular files of its own user in a folder of its own user,
+//     mode 0700; a link or a pipe that lies there already is never followed or read.
 //
 // Panicked is for goroutines that can recover: it takes a fresh snapshot, logs
 // the panic, and gives the dump its final name immediately. Any other dump is

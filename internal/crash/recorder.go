@@ -45,6 +45,7 @@ type Recorder struct {
 	panicked sync.Once
 
 	mu     sync.Mutex
+	folder *os.Root    // nil until it could be opened; under mu
 	files  [2]*os.File // opened when they are first written; under mu
 	active int         // the runtime's output, -1 while it has none; under mu
 	failed bool        // the last write, so that it is logged once; under mu
@@ -57,7 +58,7 @@ type Recorder struct {
 func Record(ctx context.Context, cfg Config, log *slog.Logger, work func(r *Recorder) error) error {
 	r := &Recorder{cfg: cfg, log: log.With("component", "crash"), active: -1}
 	debug.SetTraceback("all")
-	if err := os.MkdirAll(cfg.Dir, 0o700); err == nil {
+	if r.openFolder() == nil {
 		r.collect()
 	}
 	r.write()
@@ -116,11 +117,11 @@ func (r *Recorder) name() string {
 	if r.active < 0 {
 		return ""
 	}
-	from, to := r.files[r.active].Name(), r.final(time.Now(), r.cfg.Name)
-	if err := os.Rename(from, to); err != nil {
-		return from
+	name := final(time.Now(), r.cfg.Name)
+	if err := r.folder.Rename(r.spare(r.active), name); err != nil {
+		return r.files[r.active].Name()
 	}
-	return to
+	return filepath.Join(r.cfg.Dir, name)
 }
 
 // close removes the files when the process ends without a crash.
@@ -130,12 +131,16 @@ func (r *Recorder) close() {
 	_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // resetting it cannot fail
 	for i, f := range r.files {
 		if f != nil {
-			_ = os.Remove(f.Name()) // the next start removes it otherwise
+			_ = r.folder.Remove(r.spare(i)) // the next start removes it otherwise
 			_ = f.Close()
 			r.files[i] = nil
 		}
 	}
 	r.active = -1
+	if r.folder != nil {
+		_ = r.folder.Close() // nothing is buffered
+		r.folder = nil
+	}
 }
 
 // write writes a snapshot to the spare file and makes it the runtime's output. If
@@ -198,12 +203,12 @@ func (r *Recorder) open(i int) (*os.File, error) {
 	if r.files[i] != nil {
 		return r.files[i], nil
 	}
-	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make folder for dumps, check PANIC_DUMP_DIR: %w", err)
+	if err := r.openFolder(); err != nil {
+		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(r.cfg.Dir, fmt.Sprintf("%s%s.%d", running, r.cfg.Name, i)), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := openFile(r.folder, r.spare(i), os.O_CREATE|os.O_RDWR)
 	if err != nil {
-		return nil, fmt.Errorf("open dump, check PANIC_DUMP_DIR: %w", err)
+		return nil, err
 	}
 	if err := lock(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock dump: %w", err), f.Close())
@@ -211,6 +216,18 @@ func (r *Recorder) open(i int) (*os.File, error) {
 	r.files[i] = f
 	return f, nil
 }
+
+// openFolder opens the folder unless that was done. The caller holds the lock, or is
+// the only goroutine.
+func (r *Recorder) openFolder() (err error) {
+	if r.folder == nil {
+		r.folder, err = OpenFolder(r.cfg.Dir)
+	}
+	return err
+}
+
+// spare is the name of one of the two files while the process lives.
+func (r *Recorder) spare(i int) string { return fmt.Sprintf("%s%s.%d", running, r.cfg.Name, i) }
 
 func lock(f *os.File) error {
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)

@@ -27,7 +27,7 @@ import (
 // nothing of ours runs.
 func TestACrashLeavesADumpThatNamesWhatWasInFlightAndNoSecrets(t *testing.T) {
 	dep := servicetest.New(t)
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "dumps")
 	secret := strings.Replace(dep.PostgresURL, "postgres@", "postgres:s3cr3t@", 1)
 	require.NotEqual(t, dep.PostgresURL, secret)
 	p := dep.Run("PANIC_DUMP_DIR="+dir, "POSTGRES_URL="+secret, "INSTANCE_ID=victim", "SHARDS=4")

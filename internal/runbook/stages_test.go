@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -347,7 +348,7 @@ func stageMigration(dep *servicetest.Deployment) staged {
 }
 
 func stageDump(dep *servicetest.Deployment) staged {
-	dir := dep.T.TempDir()
+	dir := filepath.Join(dep.T.TempDir(), "dumps")
 	settings := []string{"INSTANCE_ID=crasher", "PANIC_DUMP_DIR=" + dir, servicetest.FourShards}
 	p := dep.Run(settings...)
 	p.AwaitReady()
