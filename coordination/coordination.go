@@ -187,7 +187,7 @@ func (f *Fleet) Ready() error {
 		return errors.New("shard reconciliation is failing: Postgres does not answer")
 	}
 	if r := f.membership.workStatus().Refusal; r != nil {
-		return fmt.Errorf("rows are rejected for a reason that is not theirs: %s; %s", r.Error, r.Remedy)
+		return fmt.Errorf("rows are rejected for a reason that is not theirs: %s; %s", r.Reason, r.Remedy)
 	}
 	for _, m := range f.membership.Members() {
 		if m.Name() == f.membership.Name() {

@@ -49,7 +49,7 @@ func launch(program, name string, slot int, environ []string, dir string) (*inst
 	in.cmd.Dir = dir
 	in.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
-		"INSTANCE_ID=" + name, "METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "LOG_FORMAT=json",
+		"INSTANCE_ID=" + name, "METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "LOG_FORMAT=json", "PPROF=true",
 		"PANIC_DUMP_DIR=" + filepath.Join(dir, "dumps"),
 	}, environ...)
 	in.cmd.Stdout, in.cmd.Stderr = in.tap, in.tap

@@ -110,7 +110,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 				return err
 			}
 		}
-		d.HTTP.Ready(checkPostgres, d.Sessions.Ping)
+		d.HTTP.Ready(checkPostgres, discreet(log, checkPostgres, d.Sessions.Ping))
 		return nil
 	}))
 }

@@ -49,7 +49,7 @@ type Log struct {
 type Console struct {
 	Host  string `env:"METRICS_HOST" auto:"all interfaces" help:"address the HTTP endpoint listens on"`
 	Port  int    `env:"METRICS_PORT" default:"9090" min:"0" max:"65535" help:"port of /metrics, /healthz and /readyz; 0 takes a free one"`
-	Pprof bool   `env:"PPROF" default:"false" help:"serve /debug/pprof/ to every client; otherwise to clients on the same machine only"`
+	Pprof bool   `env:"PPROF" default:"false" help:"serve /debug/pprof/ to every client"`
 }
 
 // Redis is the server and the names of everything in it.

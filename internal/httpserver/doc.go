@@ -10,8 +10,10 @@
 //     Otherwise it returns 503 and names what is not ready.
 //  3. A check that hangs delays no request: the response comes after CheckTimeout,
 //     and a check never runs twice at a time.
-//  4. Profiles are served to clients on the same machine only, unless the
-//     configuration opens them.
+//  4. Profiles are served only if the configuration says so, whatever address the
+//     client seems to have.
+//  5. Clients that hold connections cost a bounded number of them, and keep no
+//     other client out.
 //
 // /healthz reports only that the process responds. It does not check dependencies
 // on purpose: a restart does not fix another service's outage.

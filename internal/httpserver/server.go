@@ -23,7 +23,7 @@ const closeTimeout = time.Second
 type Config struct {
 	Host         string        // address to listen on; empty means all interfaces
 	Port         int           // 0 selects a free one
-	Pprof        bool          // profiles for every client, not only for those on this machine
+	Pprof        bool          // serve profiles
 	Checks       []string      // names of the checks without which the service is not ready
 	CheckTimeout time.Duration // maximum wait for one check
 }
@@ -72,6 +72,7 @@ func New(cfg Config, reg *prometheus.Registry, log *slog.Logger) (*Server, error
 }
 
 // Ready registers a readiness check and replaces an earlier one of the same name.
+// Every client may read the text of its error, which names no user and no address.
 // The check is called at most once a second, never concurrently, and its context
 // ends after CheckTimeout.
 func (s *Server) Ready(name string, run func(ctx context.Context) error) {
@@ -129,7 +130,8 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it is asked to
-		IdleTimeout:       2 * time.Minute,
+		IdleTimeout:       30 * time.Second,
+		ConnState:         newConnections().changed,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // clients' mistakes
 	}
