@@ -51,6 +51,15 @@ type Member struct {
 	Database      string            `json:"database,omitempty"` // identity of its database
 	Postgres      string            `json:"postgres,omitempty"` // and address
 	Refusal       *protocol.Refusal `json:"refusal,omitempty"`  // why Postgres rejects rows that are not at fault
+	Usage
+}
+
+// Usage is what a member does and consumes, for people.
+type Usage struct {
+	Rate       float64 `json:"rate"`       // entries finished per second
+	CPU        float64 `json:"cpu"`        // cores in use
+	Memory     uint64  `json:"memory"`     // resident bytes
+	Dispatches bool    `json:"dispatches"` // it holds the dispatch lease
 }
 
 // Name returns identity and incarnation, as ownership and sessions carry it. An
@@ -110,6 +119,7 @@ type WorkStatus struct {
 	CallsReturned uint64 // advances whenever a server call of a worker returns, successfully or not
 	Shards        []int
 	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
+	Usage         Usage
 }
 
 // Client is the Redis connection of heartbeats and the leader's lock.
@@ -333,7 +343,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	r.mu.Lock()
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
-	r.self.Refusal = v.Refusal
+	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
 	r.self.SinkDown = 0
 	if !r.sinkDown.IsZero() {
 		r.self.SinkDown = time.Since(r.sinkDown)

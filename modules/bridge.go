@@ -12,6 +12,7 @@ type bridge struct {
 	pipeline   *pipeline.Pipeline
 	fleet      *coordination.Fleet
 	membership *coordination.Membership
+	usage      usage
 }
 
 func newBridge() *bridge { return &bridge{} }
@@ -19,7 +20,10 @@ func newBridge() *bridge { return &bridge{} }
 // workStatus returns the progress that the heartbeat reports.
 func (b *bridge) workStatus() coordination.WorkStatus {
 	v := b.pipeline.WorkStatus()
-	return coordination.WorkStatus{InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards, Refusal: v.Refusal}
+	return coordination.WorkStatus{
+		InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards, Refusal: v.Refusal,
+		Usage: b.usage.sample(v.Finished, v.Dispatches),
+	}
 }
 
 // lost wakes the reconciler after the pipeline gave a shard up.

@@ -1,8 +1,11 @@
 package modules
 
 import (
+	"context"
+
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/coordination/tasks"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 )
@@ -17,6 +20,16 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	work := []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
+		tasks.NewHistory(tasks.HistoryDeps{
+			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,
+			Backlog: func(ctx context.Context) (b protocol.Backlog, added int64, err error) {
+				info, err := d.Group.Info(ctx)
+				if err == nil {
+					b, err = d.Group.Backlog(ctx)
+				}
+				return b, info.Added, err
+			},
+		}),
 	}
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))

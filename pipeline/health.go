@@ -14,6 +14,7 @@ type WorkStatus struct {
 	Committed     uint64 // transactions committed, of batches and of the steps of requests
 	CallsReturned uint64 // server calls that returned, successfully or not: grows while no worker is stuck
 	Shards        []int  // owned, ascending
+	Dispatches    bool   // it holds the dispatch lease
 
 	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
@@ -22,7 +23,7 @@ type WorkStatus struct {
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Refusal: p.breaker.refusal()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: p.breaker.refusal()}
 	for _, w := range p.workers {
 		v.CallsReturned += w.callsReturned.Load()
 	}

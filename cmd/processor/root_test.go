@@ -136,7 +136,7 @@ func TestConfigTableRenewsAFile(t *testing.T) {
 	require.Equal(t, exitClean, code, errs)
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Contains(t, string(text), "| `METRICS_PORT` | 9090 |")
+	require.Contains(t, string(text), "| `METRICS_PORT` | 9464 |")
 	require.NotContains(t, string(text), "outdated")
 
 	require.NoError(t, os.WriteFile(file, []byte("# Book\n"), 0o644))

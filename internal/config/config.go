@@ -48,7 +48,7 @@ type Log struct {
 // Console configures the HTTP endpoint for health, readiness and metrics.
 type Console struct {
 	Host  string `env:"METRICS_HOST" auto:"all interfaces" help:"address the HTTP endpoint listens on"`
-	Port  int    `env:"METRICS_PORT" default:"9090" min:"0" max:"65535" help:"port of /metrics, /healthz and /readyz; 0 takes a free one"`
+	Port  int    `env:"METRICS_PORT" default:"9464" min:"0" max:"65535" help:"port of /metrics, /healthz and /readyz; 0 takes a free one"`
 	Pprof bool   `env:"PPROF" default:"false" help:"serve /debug/pprof/ to every client"`
 }
 

@@ -56,7 +56,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, 30*time.Second, c.Coordination.ClaimThreshold())
 	require.Equal(t, 2*time.Second, c.Coordination.ClaimInterval())
 	require.Equal(t, slog.LevelInfo, c.Log.Level)
-	require.Equal(t, 9090, c.Console.Port)
+	require.Equal(t, 9464, c.Console.Port)
 	require.Equal(t, config.Delays{30 * time.Second, 2 * time.Minute}, c.DeadLetters.RetryDelays)
 	for _, s := range c.Settings() {
 		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" { // empty is a value of its own there

@@ -79,6 +79,9 @@ func (n Names) Members() string { return n.prefix() + ":members" }
 // identity, a space and its address.
 func (n Names) Database() string { return n.prefix() + ":database" }
 
+// History returns the list of the samples of the last hour, for the console.
+func (n Names) History() string { return n.prefix() + ":history" }
+
 // DeadLettered returns the hash of source entries that have a dead letter.
 func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 
@@ -87,6 +90,7 @@ func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 func (n Names) All() []string {
 	return []string{
 		n.DispatchLease(), n.Dispatched(), n.Acked(), n.Pending(), n.Applied(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
+		n.History(),
 	}
 }
 
