@@ -255,16 +255,16 @@ func moved(from, to Owners) int {
 	return n
 }
 
-// Tenure is a span of a shard's past in which it had one owner.
-type Tenure struct {
+// Ownership is a span of a shard's past in which it had one owner.
+type Ownership struct {
 	From  int64  `json:"f"`
 	To    int64  `json:"t"`
 	Owner string `json:"o"` // "" while it waited
 }
 
 // Timeline returns the owners of each shard over time, up to a time.
-func (w *Window) Timeline(shards int, until time.Time) [][]Tenure {
-	lines := make([][]Tenure, shards)
+func (w *Window) Timeline(shards int, until time.Time) [][]Ownership {
+	lines := make([][]Ownership, shards)
 	for i := range w.Samples {
 		to := until.UnixMilli()
 		if i+1 < len(w.Samples) {
@@ -284,7 +284,7 @@ func (w *Window) Timeline(shards int, until time.Time) [][]Tenure {
 				line[n-1].To = to
 				continue
 			}
-			lines[shard] = append(line, Tenure{From: at, To: to, Owner: owner})
+			lines[shard] = append(line, Ownership{From: at, To: to, Owner: owner})
 		}
 	}
 	return lines

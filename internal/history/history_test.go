@@ -70,7 +70,7 @@ func TestTimelineOfAHandOverAndOfAGap(t *testing.T) {
 	line := w.Timeline(4, began.Add(10*time.Minute))[0]
 	at := func(i int) int64 { return began.Add(time.Duration(i) * history.Every).UnixMilli() }
 	require.Equal(t, []string{"a.1", "", "b.1", "b.1"}, []string{line[0].Owner, line[1].Owner, line[2].Owner, line[3].Owner})
-	require.Equal(t, history.Tenure{From: at(10), To: at(12), Owner: ""}, line[1])
+	require.Equal(t, history.Ownership{From: at(10), To: at(12), Owner: ""}, line[1])
 	require.Less(t, line[2].To, line[3].From, "what nobody recorded is not drawn as owned")
 	require.Equal(t, []history.Mark{{At: at(12), Kind: history.HandOver, Text: "1 shard moved"}}, w.Marks())
 }
