@@ -29,6 +29,9 @@ func execSQL(t *testing.T, url, sql string) {
 // Promise 1.
 func TestEachTestHasADatabaseOfItsOwnAndOneTemplateServesAll(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("needs a server; not in short mode")
+	}
 	var built atomic.Int32
 	template := testenv.WithTemplate(t.Name(), func(ctx context.Context, url string) error {
 		built.Add(1)
@@ -54,6 +57,9 @@ func TestEachTestHasADatabaseOfItsOwnAndOneTemplateServesAll(t *testing.T) {
 
 func TestDatabaseIsDroppedAfterItsTest(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("needs a server; not in short mode")
+	}
 	var url string
 	t.Run("test", func(t *testing.T) { url = testenv.Postgres(t) })
 	_, err := pgx.Connect(t.Context(), url)
