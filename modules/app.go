@@ -12,6 +12,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
 )
 
@@ -74,7 +75,7 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 	s := &Service{cfg: cfg, log: log}
 	s.app = fx.New(graph(cfg, log, b), fx.Invoke(s.capture, s.exportForDump))
 	if err := s.app.Err(); err != nil {
-		return nil, coded(codeUnexpected, err)
+		return nil, fault.Coded(fault.Unexpected, err)
 	}
 	return s, nil
 }
@@ -101,7 +102,7 @@ func (s *Service) Start(ctx context.Context) error {
 	if err != nil {
 		s.release() // fx stops only what was started before the failure
 	}
-	return coded(codeUnexpected, err)
+	return fault.Coded(fault.Unexpected, err)
 }
 
 // Stop stops the parts in reverse order, within SHUTDOWN_TIMEOUT.
@@ -109,7 +110,7 @@ func (s *Service) Stop() error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), s.app.StopTimeout())
 	defer cancel()
-	err := coded(codeDrain, s.app.Stop(ctx))
+	err := fault.Coded(fault.Finding, s.app.Stop(ctx))
 	s.log.Info("stopped", "component", "service", "duration", time.Since(began), "clean", err == nil)
 	return err
 }
@@ -124,7 +125,7 @@ func (s *Service) Wait(ctx context.Context) error {
 		if signal.ExitCode == 0 {
 			return nil // a signal: fx listens to it too
 		}
-		return exitError(signal.ExitCode, "a component ended unexpectedly; the log names it and the cause")
+		return fault.Exitf(signal.ExitCode, "a component ended unexpectedly; the log names it and the cause")
 	}
 }
 

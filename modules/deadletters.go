@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
@@ -30,7 +31,7 @@ func newDeadLetterConfig(cfg config.Config, b Build) pipeline.DeadLetterConfig {
 
 func newDeadLetters(client redis.UniversalClient, where stream.Config, cfg config.Config) (*stream.DeadLetters, error) {
 	dead, err := stream.NewDeadLetters(client, where, cfg.Redis.DLQStream)
-	return dead, coded(codeConfig, err)
+	return dead, fault.Coded(fault.Config, err)
 }
 
 func newDeferred(pool *pgxpool.Pool, scope store.Scope, m Member, cfg config.Config) *store.Deferred {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -26,7 +27,7 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 	})
 	var pinned *store.SettingMismatchError
 	if errors.As(err, &pinned) {
-		return permanent(exitError(codeSchema, "%w", err))
+		return permanent(fault.Exitf(fault.Schema, "%w", err))
 	}
 	if err == nil {
 		err = store.Pin(ctx, pool, scope, string(m), timeout, []store.Setting{
@@ -37,11 +38,11 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 		})
 	}
 	if errors.As(err, &pinned) {
-		return permanent(exitError(codeConfig, "%w", err))
+		return permanent(fault.Exitf(fault.Config, "%w", err))
 	}
 	// With MIGRATE=off this is the first query of the schema.
-	err = FirstPostgresError(cfg.Postgres.URL, err)
-	if own, ok := errors.AsType[*ExitError](err); ok && own.Code == codeSchema {
+	err = fault.FirstPostgresError(cfg.Postgres.URL, err)
+	if own, ok := errors.AsType[*fault.Error](err); ok && own.Code == fault.Schema {
 		return permanent(err)
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/protocol"
 )
@@ -36,13 +37,13 @@ func newHTTPServer(cfg config.Config, reg *prometheus.Registry, log *slog.Logger
 		Host: cfg.Console.Host, Port: cfg.Console.Port, Pprof: cfg.Console.Pprof,
 		Checks: []string{checkRedis, checkPostgres, checkShards}, CheckTimeout: checkTimeout,
 	}, reg, log)
-	return server, coded(codeConfig, err)
+	return server, fault.Coded(fault.Config, err)
 }
 
 // startHTTPServer listens on the port; a port in use fails the start.
 func startHTTPServer(s *supervisor, lc fx.Lifecycle, server *httpserver.Server) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
-		return coded(codeConfig, server.Listen(ctx))
+		return fault.Coded(fault.Config, server.Listen(ctx))
 	}))
 	s.run("httpserver", server)
 }

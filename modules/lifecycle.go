@@ -8,14 +8,13 @@ import (
 	"sync/atomic"
 
 	"go.uber.org/fx"
+
+	"github.com/trmtracking/processor/internal/fault"
 )
 
 // errStopping is the cause of a component's ended context when the service
 // stops.
 var errStopping = errors.New("the service is stopping")
-
-// exitCoder is an error with the exit code of the process.
-type exitCoder interface{ ExitCode() int }
 
 // runner is a long-lived component: Run blocks until ctx is cancelled and
 // everything it started has ended.
@@ -85,10 +84,9 @@ func (s *supervisor) reportPanic() {
 
 // onUnexpectedReturn logs a return before the stop and shuts the service down.
 func (s *supervisor) onUnexpectedReturn(name string, err error) {
-	code := codeUnexpected
-	var own exitCoder
-	if errors.As(err, &own) {
-		code = own.ExitCode()
+	code := fault.Unexpected
+	if err != nil {
+		code = fault.ExitCode(fault.Coded(code, err))
 	}
 	if err == nil {
 		err = errors.New("it returned before it was stopped")

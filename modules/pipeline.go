@@ -11,6 +11,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -126,7 +127,7 @@ func (d *drainer) Run(ctx context.Context) error {
 	left := d.pipeline.InFlight()
 	d.log.Info("drained", "in_flight", inFlight, "left", left, "duration", time.Since(d.began))
 	if err == nil && exceeded {
-		return exitError(codeDrain, "drain exceeded DRAIN_TIMEOUT=%v; %d entries stay on their queues for the next owner", d.timeout, left)
+		return fault.Exitf(fault.Finding, "drain exceeded DRAIN_TIMEOUT=%v; %d entries stay on their queues for the next owner", d.timeout, left)
 	}
 	return err
 }

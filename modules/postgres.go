@@ -10,6 +10,7 @@ import (
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
@@ -30,7 +31,7 @@ func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGen
 		Runs: runs, Identity: identity,
 	})
 	if err != nil {
-		return nil, coded(codeConfig, err)
+		return nil, fault.Coded(fault.Config, err)
 	}
 	lc.Append(fx.StopHook(func(ctx context.Context) error { return closePool(ctx, pool) }))
 	return pool, nil
@@ -104,7 +105,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {
 			err := st.wait(ctx, "Postgres", func(ctx context.Context) error {
-				return PostgresError("POSTGRES_URL", d.Config.Postgres.URL, step(ctx))
+				return fault.PostgresError("POSTGRES_URL", d.Config.Postgres.URL, step(ctx))
 			})
 			if err != nil {
 				return err
@@ -120,7 +121,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 func (d postgresDeps) identify(ctx context.Context) error {
 	created, err := d.Identity.Establish(ctx, d.Pool, d.Scope, string(d.Member), d.Config.Postgres.StatementTimeout)
 	if _, ok := errors.AsType[*store.ForeignError](err); ok {
-		return permanent(exitError(codeConfig, "Postgres at %s: %w", postgresDatabase(d.Config.Postgres.URL), err))
+		return permanent(fault.Exitf(fault.Config, "Postgres at %s: %w", fault.PostgresDatabase(d.Config.Postgres.URL), err))
 	}
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func (d postgresDeps) identify(ctx context.Context) error {
 	d.Group.Belong(d.Identity.ID())
 	d.Membership.Belong(coordination.Database{
 		ID: d.Identity.ID(), Created: created,
-		Postgres: postgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(),
+		Postgres: fault.PostgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(),
 	})
 	return nil
 }
@@ -140,12 +141,12 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 	}
 	if cfg.Migrate == "auto" {
 		_, err := schema.Migrate(ctx, cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout))
-		err = PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
+		err = fault.PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
 		switch {
 		case errors.Is(err, schema.ErrSchema):
-			return permanent(exitError(codeSchema, "%w", err))
+			return permanent(fault.Exitf(fault.Schema, "%w", err))
 		case errors.Is(err, schema.ErrPooler):
-			return permanent(exitError(codeConfig, "%w", err))
+			return permanent(fault.Exitf(fault.Config, "%w", err))
 		case err != nil:
 			return err
 		}
@@ -158,7 +159,7 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 		log.Info("schema has a harmless difference", "difference", note.String())
 	}
 	if err := report.Err(); err != nil {
-		return permanent(exitError(codeSchema, "%w", err))
+		return permanent(fault.Exitf(fault.Schema, "%w", err))
 	}
 	return nil
 }
@@ -172,7 +173,7 @@ func requireFaithfulStorage(ctx context.Context, pool *pgxpool.Pool, log *slog.L
 		return err
 	}
 	if about.SynchronousCommit == "off" {
-		return permanent(exitError(codeConfig, "Postgres has synchronous_commit = off and may forget commits in a crash, "+
+		return permanent(fault.Exitf(fault.Config, "Postgres has synchronous_commit = off and may forget commits in a crash, "+
 			"which would lose records: set it to on for this database or role"))
 	}
 	switch about.Encoding {
@@ -180,7 +181,7 @@ func requireFaithfulStorage(ctx context.Context, pool *pgxpool.Pool, log *slog.L
 	case "SQL_ASCII": // stores the bytes as sent, and checks nothing
 		log.Warn("database has encoding SQL_ASCII: other programs must read its text as UTF-8")
 	default:
-		return permanent(exitError(codeConfig, "the database has encoding %s, which cannot hold every device ID and attribute: "+
+		return permanent(fault.Exitf(fault.Config, "the database has encoding %s, which cannot hold every device ID and attribute: "+
 			"create it with ENCODING 'UTF8'", about.Encoding))
 	}
 	if !about.Fsync {

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/stream"
 )
@@ -29,7 +30,7 @@ func newStreamConfig(cfg config.Config) stream.Config {
 func newRedisClient(lc fx.Lifecycle, cfg stream.Config) (redis.UniversalClient, error) {
 	client, err := stream.Connect(cfg)
 	if err != nil {
-		return nil, coded(codeConfig, err)
+		return nil, fault.Coded(fault.Config, err)
 	}
 	lc.Append(fx.StopHook(client.Close))
 	return client, nil
@@ -37,7 +38,7 @@ func newRedisClient(lc fx.Lifecycle, cfg stream.Config) (redis.UniversalClient, 
 
 func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Group, error) {
 	group, err := stream.NewGroup(client, cfg)
-	return group, coded(codeConfig, err)
+	return group, fault.Coded(fault.Config, err)
 }
 
 // startRedis waits for Redis and warns if it may evict the stream.
@@ -47,7 +48,7 @@ func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.G
 		err := st.wait(ctx, "Redis", func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			return RedisError(cfg.Redis, group.Ping(ctx))
+			return fault.RedisError(cfg.Redis, group.Ping(ctx))
 		})
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
@@ -182,7 +183,7 @@ func (b *bench) awaitStored(n int) {
 
 func code(t *testing.T, err error) int {
 	t.Helper()
-	var e exitCoder
+	var e interface{ ExitCode() int }
 	require.ErrorAs(t, err, &e)
 	return e.ExitCode()
 }
@@ -398,13 +399,13 @@ func TestAnInstanceWithAnotherDatabaseIsRefusedWithCode3(t *testing.T) {
 	refused := func() {
 		t.Helper()
 		err := b.start("POSTGRES_URL=" + wrong).end()
-		require.Equal(t, codeConfig, code(t, err))
+		require.Equal(t, fault.Config, code(t, err))
 	}
 	another := b.start("POSTGRES_URL=" + wrong)
-	require.Equal(t, codeConfig, code(t, another.end()))
+	require.Equal(t, fault.Config, code(t, another.end()))
 	require.Contains(t, another.logs.String(), "the fleet on Redis at "+b.config().Redis.URL.Addresses())
-	require.Contains(t, another.logs.String(), postgresDatabase(b.config().Postgres.URL))
-	require.Contains(t, another.logs.String(), postgresDatabase(b.config("POSTGRES_URL="+wrong).Postgres.URL))
+	require.Contains(t, another.logs.String(), fault.PostgresDatabase(b.config().Postgres.URL))
+	require.Contains(t, another.logs.String(), fault.PostgresDatabase(b.config("POSTGRES_URL="+wrong).Postgres.URL))
 
 	// A flush takes what Redis knew of it, the heartbeats too. The other one began
 	// before, so it leaves the entry to those that know.
@@ -427,7 +428,7 @@ func TestASecondStreamInOneDatabaseIsRefusedWithCode3(t *testing.T) {
 	for _, setting := range []string{"REDIS_TELEMETRY_STREAM=" + b.redis.Key("other"), "REDIS_CONSUMER_GROUP=" + b.redis.Group + "-other"} {
 		second := b.start(setting)
 		err := second.end()
-		require.Equal(t, codeConfig, code(t, err))
+		require.Equal(t, fault.Config, code(t, err))
 		require.ErrorContains(t, err, "stream "+b.redis.Stream+", group "+b.redis.Group)
 		_, value, _ := strings.Cut(setting, "=")
 		require.ErrorContains(t, err, value)

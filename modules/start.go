@@ -11,6 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 )
 
 // probeTimeout bounds one query to a server that may be down.
@@ -87,9 +88,9 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	case errors.Is(cause, errAborted):
 		return errAborted
 	case errors.Is(cause, errLate):
-		return exitError(codeDependency, "%s was not available within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
+		return fault.Exitf(fault.Dependency, "%s was not available within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
 	}
-	return coded(codeDependency, fmt.Errorf("%s: %w", name, err))
+	return fault.Coded(fault.Dependency, fmt.Errorf("%s: %w", name, err))
 }
 
 var errLate = errors.New("the start exceeded START_TIMEOUT")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
@@ -70,7 +71,7 @@ func (w *watchdog) Run(ctx context.Context) error {
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		w.log.Error("stuck: entries in flight, servers responding, no progress; releasing shards to restart",
 			"count", before.InFlight, "duration", w.timeout, "stacks", string(stacks))
-		return exitError(codeUnexpected, "stuck for STALL_TIMEOUT=%v with %d entries in flight, see the stacks in the log", w.timeout, before.InFlight)
+		return fault.Exitf(fault.Unexpected, "stuck for STALL_TIMEOUT=%v with %d entries in flight, see the stacks in the log", w.timeout, before.InFlight)
 	}
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -41,7 +43,7 @@ Prints the state before and after. No table changes. Exits 1 for an unknown devi
   processor device rehydrate 356307042441013 --reason "row marked as faulty" --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.ask(cmd, protocol.RequestRehydrate, args[0], nil, nil)
+			return a.ask(cmd, operator.Request{Kind: protocol.RequestRehydrate, Device: args[0]})
 		},
 	})
 }
@@ -61,16 +63,13 @@ or --to the window is open at that end. Exits 1 for an unknown device.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			begin, err := instantFlag("from", from)
 			if err != nil {
-				return exit(exitConfig, err)
+				return fault.Exit(fault.Config, err)
 			}
 			end, err := instantFlag("to", to)
 			if err != nil {
-				return exit(exitConfig, err)
+				return fault.Exit(fault.Config, err)
 			}
-			if err := store.CheckWindow(begin, end); err != nil {
-				return exit(exitConfig, err)
-			}
-			return a.ask(cmd, protocol.RequestRecompute, args[0], begin, end)
+			return a.ask(cmd, operator.Request{Kind: protocol.RequestRecompute, Device: args[0], From: begin, To: end})
 		},
 	})
 	cmd.Flags().StringVar(&from, "from", "", "start of the window of device time, like 2026-05-01T00:00:00Z")
@@ -104,9 +103,9 @@ so it needs --yes. Exits 1 for an unknown device.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				return exit(exitConfig, fmt.Errorf("this removes everything stored of device %s and cannot be reversed; confirm with --yes", args[0]))
+				return fault.Exit(fault.Config, fmt.Errorf("this removes everything stored of device %s and cannot be reversed; confirm with --yes", args[0]))
 			}
-			return a.ask(cmd, protocol.RequestErase, args[0], nil, nil)
+			return a.ask(cmd, operator.Request{Kind: protocol.RequestErase, Device: args[0]})
 		},
 	})
 	cmd.Flags().BoolVar(&yes, "yes", false, "confirm the removal")
@@ -114,64 +113,37 @@ so it needs --yes. Exits 1 for an unknown device.`,
 }
 
 // ask makes a request, waits for its end and prints the result.
-func (a *asking) ask(cmd *cobra.Command, kind, device string, from, to *time.Time) error {
-	db, err := openFleetDB(cmd.Context())
+func (a *asking) ask(cmd *cobra.Command, r operator.Request) error {
+	f, err := openFleet(cmd)
 	if err != nil {
 		return err
 	}
-	defer db.pool.Close()
-	ctx, cancel := context.WithTimeoutCause(cmd.Context(), a.timeout, errWaited)
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
 	defer cancel()
-	devices := db.devices()
-	// An erasure without data is still run and recorded, as proof.
-	if kind != protocol.RequestErase {
-		if err := db.mustKnow(ctx, device); err != nil {
+	r.Reason = a.reason
+	status, err := f.Ask(ctx, r)
+	if err != nil {
+		return err
+	}
+	if !a.noWait {
+		if status, err = f.Await(ctx, status.ID); err != nil && !errors.Is(err, operator.ErrNotDone) {
 			return err
 		}
 	}
-	id, err := devices.Ask(ctx, kind, device, from, to, a.reason)
-	if err != nil {
-		return err
-	}
-	status, err := devices.Request(ctx, id)
-	if err != nil {
-		return err
-	}
-	late := false
-	if !a.noWait {
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		for !status.Over() && !late {
-			select {
-			case <-ctx.Done():
-				late = true
-			case <-tick.C:
-				next, err := devices.Request(ctx, id)
-				if late = errors.Is(context.Cause(ctx), errWaited); err != nil && !late {
-					return err
-				}
-				if err == nil {
-					status = next
-				}
-			}
-		}
-	}
-	out := outputOf(cmd)
-	if err := out.Result(status, func() error { return printRequest(out, &status) }); err != nil {
-		return err
+	if printErr := printed(cmd, &status, printRequest); printErr != nil {
+		return printErr
 	}
 	switch {
-	case late:
-		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", id, a.timeout, device)
+	case err != nil:
+		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", status.ID, a.timeout, r.Device)
 	case status.State == "failed":
-		return exit(exitFinding, nil)
-	case kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0:
-		return exit(exitFinding, fmt.Errorf("unknown device %s: nothing was stored of it; check the ID", device))
+		return fault.Exit(fault.Finding, nil)
+	case r.Kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0:
+		return fault.Exitf(fault.Finding, "unknown device %s: nothing was stored of it; check the ID", r.Device)
 	}
 	return nil
 }
-
-var errWaited = errors.New("timed out")
 
 func printRequest(out *cli.Output, r *store.RequestStatus) error {
 	t := cli.NewTable("WHAT", "VALUE")

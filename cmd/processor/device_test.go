@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -28,41 +30,41 @@ const squareFence = `{"type":"FeatureCollection","features":[
 func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	dep := servicetest.New(t)
 	device := fleet.DeviceID(1)
-	require.Contains(t, dep.Ask(exitFinding, nil, "device", "show", device), "no instance has ever started")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "show", device), "no instance has ever started")
 	p := dep.Run()
 	p.AwaitReady()
 
 	// Of a device that nobody knows nothing is asked for.
 	for _, kind := range []string{"rehydrate", "recompute"} {
-		require.Contains(t, dep.Ask(exitFinding, nil, "device", kind, "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
+		require.Contains(t, dep.Ask(fault.Finding, nil, "device", kind, "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
 	}
 	var status store.RequestStatus
-	require.Contains(t, dep.Ask(exitFinding, &status, "device", "erase", "nobody", "--yes"), "unknown device nobody: nothing was stored of it")
+	require.Contains(t, dep.Ask(fault.Finding, &status, "device", "erase", "nobody", "--yes"), "unknown device nobody: nothing was stored of it")
 	require.Equal(t, "done", status.State, "it is noted all the same")
-	require.Contains(t, dep.Ask(exitFinding, nil, "device", "verify", "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
-	require.Contains(t, dep.Ask(exitFinding, nil, "device", "show", "nosuch"), "unknown device nosuch: nothing is known of it; check the ID")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "verify", "nobody"), "unknown device nobody: nothing is stored of it; check the ID,")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "show", "nosuch"), "unknown device nosuch: nothing is known of it; check the ID")
 	nosuch := servicetest.Spawn(t, dep.Environ(), "device", "show", "nosuch")
-	require.Equal(t, exitFinding, nosuch.Exit(20*time.Second))
+	require.Equal(t, fault.Finding, nosuch.Exit(20*time.Second))
 	require.Empty(t, nosuch.Output(), "no table of zeros")
 
 	// Fences: what is invalid is named and skipped, the rest holds.
 	file := filepath.Join(t.TempDir(), "fences.geojson")
 	require.NoError(t, os.WriteFile(file, []byte(squareFence), 0o600))
-	var imported fencesImported
-	dep.Ask(exitFinding, &imported, "geofence", "check", file)
+	var imported operator.FenceImport
+	dep.Ask(fault.Finding, &imported, "geofence", "check", file)
 	require.Equal(t, 1, imported.Good)
 	require.Len(t, imported.Skipped, 4)
 	for i, name := range []string{"bow tie", "nothing", "swapped", "yard"} {
 		require.Contains(t, strings.Join(imported.Skipped, "\n"), name, i)
 	}
-	dep.Ask(exitFinding, &imported, "geofence", "import", file)
+	dep.Ask(fault.Finding, &imported, "geofence", "import", file)
 	require.Equal(t, 1, imported.Added)
-	require.Contains(t, dep.Ask(exitFinding, nil, "geofence", "import", "--replace", file), "nothing was changed")
-	var list fencesListed
-	dep.Ask(exitClean, &list, "geofence", "list")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "geofence", "import", "--replace", file), "nothing was changed")
+	var list operator.Fences
+	dep.Ask(fault.Clean, &list, "geofence", "list")
 	require.Len(t, list.Fences, 1)
 	require.Equal(t, "the yard", list.Fences[0].Name)
-	dep.Ask(exitClean, nil, "geofence", "check")
+	dep.Ask(fault.Clean, nil, "geofence", "check")
 
 	// A device that drives through the yard.
 	client, err := stream.Connect(stream.Config{URL: dep.RedisURL, Timeout: 5 * time.Second})
@@ -78,9 +80,9 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	}
 	_, err = pub.Publish(t.Context(), entries)
 	require.NoError(t, err)
-	var shown deviceShown
+	var shown operator.Device
 	testenv.Wait(t, 20*time.Second, func() error {
-		dep.Ask(exitClean, &shown, "device", "show", device)
+		dep.Ask(fault.Clean, &shown, "device", "show", device)
 		if len(shown.Recent) != 5 || shown.Pending == nil || *shown.Pending != 0 {
 			return fmt.Errorf("want 5 positions and nothing pending: %+v", shown)
 		}
@@ -94,40 +96,40 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 
 	// A row that an operator marks is ignored from the recompute on.
 	var verified store.Verification
-	dep.Ask(exitClean, &verified, "device", "verify", device)
+	dep.Ask(fault.Clean, &verified, "device", "verify", device)
 	require.Equal(t, int64(2), verified.Crossings)
 	require.Equal(t, 1, verified.Fences)
 	dep.Exec("update public.positions set faulty = true where device_id = $1 and ts = $2", device, begin.Add(4*time.Minute))
 	dep.Exec("update public.positions set faulty = true where device_id = $1 and ts = $2", device, begin.Add(3*time.Minute))
-	dep.Ask(exitFinding, &verified, "device", "verify", device)
+	dep.Ask(fault.Finding, &verified, "device", "verify", device)
 	require.Len(t, verified.Extra, 1)
-	dep.Ask(exitClean, &status, "device", "recompute", device, "--from", "2026-03-01T12:02:00Z", "--reason", "test")
+	dep.Ask(fault.Clean, &status, "device", "recompute", device, "--from", "2026-03-01T12:02:00Z", "--reason", "test")
 	require.Equal(t, "done", status.State)
 	require.Equal(t, int64(1), status.Progress.Changed)
-	dep.Ask(exitClean, &verified, "device", "verify", device)
+	dep.Ask(fault.Clean, &verified, "device", "verify", device)
 
 	// Rehydration shows what was in memory and what is.
-	dep.Ask(exitClean, &status, "device", "rehydrate", device)
+	dep.Ask(fault.Clean, &status, "device", "rehydrate", device)
 	require.Contains(t, string(status.Result), `"inside":["yard"]`)
 	require.Contains(t, string(status.Result), `"before"`)
-	dep.Ask(exitConfig, nil, "device", "recompute", device, "--from", "2026-03-02T00:00:00Z", "--to", "2026-03-01T00:00:00Z")
-	dep.Ask(exitConfig, nil, "device", "recompute", device, "--from", "2006-03-02T00:00:00Z", "--to", "2026-03-01T00:00:00Z")
-	require.Contains(t, dep.Ask(exitConfig, nil, "device", "recompute", device, "--from", "yesterday"), "--from")
+	dep.Ask(fault.Config, nil, "device", "recompute", device, "--from", "2026-03-02T00:00:00Z", "--to", "2026-03-01T00:00:00Z")
+	dep.Ask(fault.Config, nil, "device", "recompute", device, "--from", "2006-03-02T00:00:00Z", "--to", "2026-03-01T00:00:00Z")
+	require.Contains(t, dep.Ask(fault.Config, nil, "device", "recompute", device, "--from", "yesterday"), "--from")
 
 	// Without an owner a request waits, and the command does not.
 	require.Zero(t, p.Terminate())
-	dep.Ask(exitFinding, &status, "device", "rehydrate", device, "--timeout", "300ms")
+	dep.Ask(fault.Finding, &status, "device", "rehydrate", device, "--timeout", "300ms")
 	require.Equal(t, "waiting", status.State)
-	dep.Ask(exitClean, &status, "device", "rehydrate", device, "--no-wait")
+	dep.Ask(fault.Clean, &status, "device", "rehydrate", device, "--no-wait")
 	require.Equal(t, "waiting", status.State)
 	p = dep.Run()
 	p.AwaitReady()
 
 	// Nothing is left of a device that is erased, except the audit.
-	dep.Ask(exitConfig, nil, "device", "erase", device)
-	dep.Ask(exitClean, &status, "device", "erase", device, "--yes")
+	dep.Ask(fault.Config, nil, "device", "erase", device)
+	dep.Ask(fault.Clean, &status, "device", "erase", device, "--yes")
 	require.Equal(t, int64(6), status.Progress.Removed)
-	dep.Ask(exitClean, &shown, "device", "show", device)
+	dep.Ask(fault.Clean, &shown, "device", "show", device)
 	require.Empty(t, shown.Recent)
 	require.Empty(t, shown.Fences)
 	require.Len(t, shown.Requests, 5)

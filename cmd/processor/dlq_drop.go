@@ -2,15 +2,15 @@ package main
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
-	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/operator"
 )
 
 func newDLQDropCommand() *cobra.Command {
-	var f filter
+	var by filter
 	var all bool
 	var yes int
 	cmd := &cobra.Command{
@@ -19,46 +19,24 @@ func newDLQDropCommand() *cobra.Command {
 		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --yes 17
   processor dlq drop 1764000000000-0 --yes 1`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
-			if err := f.set(cmd, args); err != nil {
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+			if err := by.set(cmd, args); err != nil {
 				return err
 			}
-			list, err := m.chosen(cmd, &f, all)
-			if err != nil {
+			if by.Empty() && !all {
+				return usageError(cmd, operator.ErrChooseAll)
+			}
+			d, err := f.DropDeadLetters(cmd.Context(), by.Filter, yes)
+			if err != nil && d.Dropped == 0 && !errors.Is(err, operator.ErrNoMatch) {
 				return err
 			}
-			out := outputOf(cmd)
-			result := func(dropped int) error {
-				return out.Result(map[string]int{"dropped": dropped}, func() error { return out.Line("dropped %d", dropped) })
-			}
-			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 && yes <= 0 {
-				return errors.Join(result(0), err)
-			}
-			if yes != len(list) {
-				return exit(exitFinding, fmt.Errorf("%d dead letters match; confirm with --yes %d", len(list), len(list)))
-			}
-			dropped := 0
-			err = m.letters(cmd.Context(), list, func(some []protocol.DLQEntry, _ []ref) error {
-				if err := m.archive.Export(cmd.Context(), some, operatorName()); err != nil {
-					return err
-				}
-				if err := m.archive.Dropped(cmd.Context(), some); err != nil {
-					return err
-				}
-				n, err := m.dead.Remove(cmd.Context(), idsOf(some))
-				dropped += n
-				return err
-			})
-			if auditErr := m.note(cmd, "dlq drop", &f, dropped); err == nil {
-				err = auditErr
-			}
-			if err != nil {
-				return err
-			}
-			return result(dropped)
+			by.note(cmd, d.Dropped, d.Missing)
+			return errors.Join(printed(cmd, &d, func(out *cli.Output, d *operator.Dropped) error {
+				return out.Line("dropped %d", d.Dropped)
+			}), err)
 		}),
 	}
-	f.flags(cmd)
+	by.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
 	cmd.Flags().IntVar(&yes, "yes", -1, "number of dead letters to drop, as confirmation")
 	return cmd

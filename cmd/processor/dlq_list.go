@@ -1,92 +1,23 @@
 package main
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// deadLetterJSON is one dead letter.
-type deadLetterJSON struct {
-	ID          string      `json:"id"`
-	SourceID    string      `json:"source_id"`
-	Class       string      `json:"class"`
-	Device      string      `json:"device_id"`
-	Shard       int         `json:"shard"`
-	Error       string      `json:"error"`
-	Field       string      `json:"field"`
-	Fingerprint string      `json:"fingerprint"`
-	Attempts    int         `json:"attempts"`
-	FirstFailed time.Time   `json:"first_failed_at"`
-	LastFailed  time.Time   `json:"last_failed_at"`
-	Instance    string      `json:"instance"`
-	Version     string      `json:"version"`
-	IsEdited    *bool       `json:"edited,omitempty"` // of dlq list; absent while Postgres is unavailable
-	Fields      []fieldJSON `json:"fields,omitempty"`
-	Edited      []fieldJSON `json:"edited_fields,omitempty"`
-	Record      *recordJSON `json:"record,omitempty"`
-	NowFails    string      `json:"now_fails,omitempty"`
-}
-
-// fieldJSON is a field of an entry: text, or base64 if its bytes are not text.
-type fieldJSON struct {
-	Name   string `json:"name"`
-	Value  string `json:"value"`
-	Base64 bool   `json:"base64,omitempty"`
-}
-
-// recordJSON is what an entry decodes to. Attributes keep every digit.
-type recordJSON struct {
-	DeviceID   string          `json:"device_id"`
-	Time       time.Time       `json:"ts"`
-	Latitude   float64         `json:"latitude"`
-	Longitude  float64         `json:"longitude"`
-	Attributes json.RawMessage `json:"attributes"`
-}
-
-func deadLetterOf(l *protocol.DLQEntry, fields bool) deadLetterJSON {
-	j := deadLetterJSON{
-		ID: l.ID.String(), SourceID: l.Entry.ID.String(), Class: string(l.Class), Device: l.Entry.DeviceID(), Shard: l.Shard,
-		Error: l.Error, Field: l.Field, Fingerprint: l.Fingerprint, Attempts: l.Attempts,
-		FirstFailed: l.FirstFailed, LastFailed: l.LastFailed, Instance: l.Instance, Version: l.Version,
-	}
-	if l.Err != nil {
-		j.Class, j.Error = "foreign", l.Err.Error()
-	}
-	if fields {
-		j.Fields = fieldsOf(l.Entry.Fields)
-	}
-	return j
-}
-
-func fieldsOf(fields []string) []fieldJSON {
-	list := make([]fieldJSON, 0, len(fields)/2)
-	for i := 0; i+1 < len(fields); i += 2 {
-		f := fieldJSON{Name: fields[i], Value: fields[i+1]}
-		if !utf8.ValidString(f.Value) {
-			f.Value, f.Base64 = base64.StdEncoding.EncodeToString([]byte(f.Value)), true
-		}
-		list = append(list, f)
-	}
-	return list
-}
-
 func newDLQListCommand() *cobra.Command {
-	var f filter
+	var by filter
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list [ID...]",
@@ -94,50 +25,50 @@ func newDLQListCommand() *cobra.Command {
 		Example: `  processor dlq list --class invalid --since 24h
   processor dlq list --text latitude --json`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) (err error) {
-			if err := f.set(cmd, args); err != nil {
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+			if err := by.set(cmd, args); err != nil {
 				return err
 			}
-			list := []deadLetterJSON{}
-			var ids []telemetry.EntryID
-			more := false
-			err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
-				if more = len(list) == limit; !more {
-					list, ids = append(list, deadLetterOf(l, false)), append(ids, l.ID)
-				}
-				return !more
-			})
+			l, err := f.DeadLetters(cmd.Context(), by.Filter, limit)
 			if err != nil {
 				return err
 			}
-			edited := m.whichEdited(cmd, ids)
-			for i, id := range ids {
-				if edited != nil {
-					list[i].IsEdited = new(edited[id])
-				}
-			}
-			out := outputOf(cmd)
-			if !more { // otherwise not all were read
-				defer func() { err = errors.Join(err, f.matched(cmd, len(list))) }()
-			}
-			return out.Result(list, func() error {
+			warnEdits(cmd, l.Unanswered)
+			err = printed(cmd, l.Letters, func(out *cli.Output, list []operator.DeadLetter) error {
 				if len(list) == 0 {
 					return nil
 				}
 				t := cli.NewTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "EDITED", "ERROR")
-				for i, l := range list {
-					t.Row(l.ID, l.Class, l.Device, time.Since(ids[i].Time()).Round(time.Second).String(), l.Attempts, editedMark(l.IsEdited), l.Error)
+				for _, x := range list {
+					t.Row(x.ID, x.Class, x.Device, age(x.ID), x.Attempts, editedMark(x.IsEdited), x.Error)
 				}
-				if err := out.Table(t); err != nil || !more {
+				if err := out.Table(t); err != nil || !l.More {
 					return err
 				}
 				return out.Line("more exist; see --limit")
 			})
+			return errors.Join(err, by.matched(cmd, len(l.Letters), l.Missing))
 		}),
 	}
-	f.flags(cmd)
+	by.flags(cmd)
 	cmd.Flags().IntVar(&limit, "limit", 50, "maximum number to list")
 	return cmd
+}
+
+// age returns how long ago a dead letter was written.
+func age(id string) string {
+	at, err := telemetry.ParseEntryID(id)
+	if err != nil {
+		return ""
+	}
+	return time.Since(at.Time()).Round(time.Second).String()
+}
+
+// warnEdits says that edits are unknown, if so.
+func warnEdits(cmd *cobra.Command, unanswered error) {
+	if unanswered != nil {
+		say(cmd.ErrOrStderr(), "processor: warning: edits are unknown: %v", unanswered)
+	}
 }
 
 // editedMark returns a cell that shows whether a dead letter was edited.
@@ -151,23 +82,6 @@ func editedMark(edited *bool) any {
 	return ""
 }
 
-// whichEdited returns which dead letters were edited; nil while Postgres is
-// unavailable, since dead letters can be listed without it.
-func (m *dlqClient) whichEdited(cmd *cobra.Command, ids []telemetry.EntryID) map[telemetry.EntryID]bool {
-	edited := make(map[telemetry.EntryID]bool)
-	for part := range slices.Chunk(ids, 1000) {
-		some, err := m.archive.WhichEdited(cmd.Context(), part)
-		if err != nil {
-			say(cmd.ErrOrStderr(), "processor: warning: edits are unknown: %v", err)
-			return nil
-		}
-		for _, id := range some {
-			edited[id] = true
-		}
-	}
-	return edited
-}
-
 func newDLQShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ID",
@@ -175,68 +89,17 @@ func newDLQShowCommand() *cobra.Command {
 		Example: `  processor dlq show 1764000000000-0
   processor dlq show 1764000000000-0 --json`,
 		Args: cobra.ExactArgs(1),
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
-			l, err := m.one(cmd, args[0])
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+			l, err := f.DeadLetter(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			edited, err := m.archive.Edited(cmd.Context(), []telemetry.EntryID{l.ID})
-			if err != nil {
-				return err
-			}
-			j := deadLetterOf(l, true)
-			if e := edited[l.ID]; e != nil {
-				j.Edited = fieldsOf(e)
-			}
-			if r, err := m.decode(l, edited[l.ID]); err != nil {
-				j.NowFails = err.Error()
-			} else {
-				j.Record = &recordJSON{r.DeviceID, r.Time(), r.Latitude, r.Longitude, json.RawMessage(r.Attributes)}
-			}
-			out := outputOf(cmd)
-			return out.Result(j, func() error { return printDeadLetter(out, j) })
+			return printed(cmd, &l, printDeadLetter)
 		}),
 	}
 }
 
-// one returns the dead letter with an ID.
-func (m *dlqClient) one(cmd *cobra.Command, id string) (*protocol.DLQEntry, error) {
-	var f filter
-	if err := f.set(cmd, []string{id}); err != nil {
-		return nil, err
-	}
-	exact, err := telemetry.ParseEntryID(id)
-	if err != nil {
-		return nil, usageError(cmd, err)
-	}
-	// Looked up directly before all are searched for the original entry.
-	list, err := m.dead.Get(cmd.Context(), []telemetry.EntryID{exact})
-	if err != nil {
-		return nil, err
-	}
-	if len(list) > 0 {
-		return &list[0], nil
-	}
-	var found *protocol.DLQEntry
-	err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
-		found = l
-		return false
-	})
-	if err == nil && found == nil {
-		err = fmt.Errorf("no dead letter has the ID %s, nor was it the entry %s; see processor dlq list", id, id)
-	}
-	return found, err
-}
-
-// decode returns the record that a dead letter decodes to.
-func (m *dlqClient) decode(l *protocol.DLQEntry, edited []string) (telemetry.Record, error) {
-	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, edited)}
-	var r telemetry.Record
-	err := m.decoder.Decode(&e, &r)
-	return r, err
-}
-
-func printDeadLetter(out *cli.Output, j deadLetterJSON) error {
+func printDeadLetter(out *cli.Output, j *operator.DeadLetter) error {
 	t := cli.NewTable("WHAT", "VALUE")
 	t.Row("id", j.ID)
 	t.Row("source id", j.SourceID)
@@ -253,7 +116,7 @@ func printDeadLetter(out *cli.Output, j deadLetterJSON) error {
 	if err := out.Line("\n%s", out.Paint(cli.Red, j.Error)); err != nil {
 		return err
 	}
-	show := func(title string, fields []fieldJSON) error {
+	show := func(title string, fields []operator.Field) error {
 		if err := out.Line("\n%s", out.Paint(cli.Bold, title)); err != nil {
 			return err
 		}
@@ -283,66 +146,23 @@ func printDeadLetter(out *cli.Output, j deadLetterJSON) error {
 		j.Record.Latitude, j.Record.Longitude, j.Record.Attributes)
 }
 
-// kindJSON is a group of dead letters with the same failure.
-type kindJSON struct {
-	Fingerprint string    `json:"fingerprint"`
-	Class       string    `json:"class"`
-	Count       int       `json:"count"`
-	Devices     int       `json:"devices"`
-	Edited      *int      `json:"edited"` // null while Postgres is unavailable
-	First       time.Time `json:"first"`
-	Last        time.Time `json:"last"`
-	Example     string    `json:"example"`
-}
-
 func newDLQStatsCommand() *cobra.Command {
-	var f filter
+	var by filter
 	cmd := &cobra.Command{
 		Use:     "stats",
 		Short:   "Count dead letters by failure",
 		Example: "  processor dlq stats\n  processor dlq stats --since 24h --json",
 		Args:    cobra.NoArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, _ []string) error {
-			if err := f.set(cmd, nil); err != nil {
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, _ []string) error {
+			if err := by.set(cmd, nil); err != nil {
 				return err
 			}
-			kinds := make(map[string]*kindJSON)
-			kindOf := make(map[telemetry.EntryID]*kindJSON)
-			var ids []telemetry.EntryID
-			devices := make(map[[2]string]bool)
-			err := m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
-				j := deadLetterOf(l, false)
-				k := kinds[j.Fingerprint]
-				if k == nil {
-					k = &kindJSON{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID}
-					kinds[j.Fingerprint] = k
-				}
-				k.Count++
-				k.Last = l.ID.Time()
-				kindOf[l.ID], ids = k, append(ids, l.ID)
-				if d := [2]string{j.Fingerprint, j.Device}; !devices[d] {
-					devices[d] = true
-					k.Devices++
-				}
-				return true
-			})
+			list, unanswered, err := f.FailureGroups(cmd.Context(), by.Filter)
 			if err != nil {
 				return err
 			}
-			edited := m.whichEdited(cmd, ids)
-			list := make([]*kindJSON, 0, len(kinds))
-			for _, k := range kinds {
-				if edited != nil {
-					k.Edited = new(int)
-				}
-				list = append(list, k)
-			}
-			for id := range edited {
-				*kindOf[id].Edited++
-			}
-			slices.SortFunc(list, func(a, b *kindJSON) int { return b.Count - a.Count })
-			out := outputOf(cmd)
-			return errors.Join(out.Result(list, func() error {
+			warnEdits(cmd, unanswered)
+			return errors.Join(printed(cmd, list, func(out *cli.Output, list []*operator.FailureGroup) error {
 				if len(list) == 0 {
 					return nil
 				}
@@ -355,15 +175,15 @@ func newDLQStatsCommand() *cobra.Command {
 					t.Row(cli.Number(k.Count), cli.Number(k.Devices), n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
 				}
 				return out.Table(t)
-			}), f.matched(cmd, len(list)))
+			}), by.matched(cmd, len(list), nil))
 		}),
 	}
-	f.flags(cmd)
+	by.flags(cmd)
 	return cmd
 }
 
 func newDLQExportCommand() *cobra.Command {
-	var f filter
+	var by filter
 	var file string
 	cmd := &cobra.Command{
 		Use:   "export [ID...]",
@@ -371,8 +191,8 @@ func newDLQExportCommand() *cobra.Command {
 		Example: `  processor dlq export --class sink > sink.jsonl
   processor dlq export --file all.jsonl`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) (err error) {
-			if err := f.set(cmd, args); err != nil {
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) (err error) {
+			if err := by.set(cmd, args); err != nil {
 				return err
 			}
 			var w io.Writer = cmd.OutOrStdout()
@@ -390,26 +210,17 @@ func newDLQExportCommand() *cobra.Command {
 			}
 			enc := json.NewEncoder(cli.JSON(w))
 			enc.SetEscapeHTML(false)
-			var failed error
-			written := 0
-			err = m.each(cmd.Context(), &f, func(l *protocol.DLQEntry) bool {
-				failed = enc.Encode(deadLetterOf(l, true))
-				written++
-				return failed == nil
-			})
-			if err == nil {
-				err = failed
-			}
+			written, missing, err := f.ExportDeadLetters(cmd.Context(), by.Filter, func(l operator.DeadLetter) error { return enc.Encode(l) })
 			if err == nil && file != "" && written == 0 {
 				err = os.Remove(file) // an empty file looks like a success
 			}
 			if err == nil {
-				err = f.matched(cmd, written)
+				err = by.matched(cmd, written, missing)
 			}
 			return err
 		}),
 	}
-	f.flags(cmd)
+	by.flags(cmd)
 	cmd.Flags().StringVar(&file, "file", "", "file to create")
 	return cmd
 }

@@ -1,35 +1,18 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/time/rate"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/operator"
 )
 
-// retryJSON is the outcome of one dead letter.
-type retryJSON struct {
-	ID       string `json:"id"`
-	SourceID string `json:"source_id"`
-	Outcome  string `json:"outcome"` // replayed, gone; in a dry run stored, duplicate, refused
-	As       string `json:"replayed_as,omitempty"`
-	Reason   string `json:"reason,omitempty"`
-}
-
 func newDLQRetryCommand() *cobra.Command {
-	var f filter
-	var all, dry bool
-	var perSecond float64
-	var pauseAt int64
+	var by filter
+	var all bool
+	var o operator.RetryOptions
 	cmd := &cobra.Command{
 		Use:   "retry [ID...]",
 		Short: "Replay dead letters, as edited, in the order of their entries",
@@ -43,183 +26,39 @@ transaction that is rolled back. Exits 1 if one would fail, or if none matches.`
 		Example: `  processor dlq retry --fingerprint decode/payload/truncated --dry-run
   processor dlq retry --class sink --rate 500`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, m *dlqClient, args []string) error {
-			if err := f.set(cmd, args); err != nil {
+		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+			if err := by.set(cmd, args); err != nil {
 				return err
 			}
-			if perSecond <= 0 || pauseAt < 1 {
+			if o.PerSecond <= 0 || o.PauseAt < 1 {
 				return usageError(cmd, errors.New("--rate and --pause-at must be more than 0"))
 			}
-			list, err := m.chosen(cmd, &f, all)
-			if err != nil {
-				return err
+			if by.Empty() && !all {
+				return usageError(cmd, operator.ErrChooseAll)
 			}
-			if err := f.matched(cmd, len(list)); err != nil || len(list) == 0 {
-				return errors.Join(outputOf(cmd).Result([]retryJSON{}, func() error { return nil }), err)
+			o.Waiting = func(backlog int64) {
+				say(cmd.ErrOrStderr(), "waiting: %s entries in the backlog", cli.Number(backlog))
 			}
-			r := &replay{dlqClient: m, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), pauseAt: pauseAt, say: func(format string, args ...any) {
-				say(cmd.ErrOrStderr(), format, args...)
-			}}
-			if dry {
-				err = r.try(cmd.Context(), list)
-			} else {
-				err = r.send(cmd.Context(), list)
-				if auditErr := m.note(cmd, "dlq retry", &f, r.done); err == nil {
-					err = auditErr
-				}
-			}
-			if printErr := r.print(outputOf(cmd), dry); err == nil {
-				err = printErr
-			}
-			if err == nil && r.failed > 0 {
-				err = exit(exitFinding, fmt.Errorf("%d of %d would fail; see processor dlq edit", r.failed, len(list)))
-			}
-			return err
+			r, err := f.RetryDeadLetters(cmd.Context(), by.Filter, o)
+			by.note(cmd, len(r.Letters), r.Missing)
+			return errors.Join(printRetried(outputOf(cmd), &r, o.DryRun), err)
 		}),
 	}
-	f.flags(cmd)
+	by.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only report what would happen")
-	cmd.Flags().Float64Var(&perSecond, "rate", 200, "maximum dead letters per second")
-	cmd.Flags().Int64Var(&pauseAt, "pause-at", 5000, "pause while the backlog exceeds this")
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only report what would happen")
+	cmd.Flags().Float64Var(&o.PerSecond, "rate", 200, "maximum dead letters per second")
+	cmd.Flags().Int64Var(&o.PauseAt, "pause-at", 5000, "pause while the backlog exceeds this")
 	return cmd
 }
 
-// replay replays dead letters, or predicts the outcome.
-type replay struct {
-	*dlqClient
-	limiter *rate.Limiter
-	pauseAt int64
-	say     func(format string, args ...any)
-
-	report []retryJSON
-	done   int
-	failed int
-}
-
-func (r *replay) send(ctx context.Context, list []ref) error {
-	return r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
-		if err := r.await(ctx); err != nil {
-			return err
-		}
-		for _, g := range gone {
-			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
-		}
-		// Archived before they leave their stream.
-		if err := r.archive.Export(ctx, some, operatorName()); err != nil {
-			return err
-		}
-		edited, err := r.archive.Edited(ctx, idsOf(some))
-		if err != nil {
-			return err
-		}
-		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
-		err = r.sendSome(ctx, some, edited, as)
-		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
-		defer cancel()
-		return errors.Join(err, r.archive.Replayed(noting, as, operatorName()))
-	})
-}
-
-func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
-	for i := range some {
-		l := &some[i]
-		if err := r.limiter.Wait(ctx); err != nil {
-			return errors.New("interrupted; run the same command to continue")
-		}
-		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, edited[l.ID]))
-		if err != nil {
-			return err
-		}
-		line := retryJSON{ID: l.ID.String(), SourceID: l.Entry.ID.String(), Outcome: "gone"}
-		if ok {
-			line.Outcome, line.As = "replayed", id.String()
-			as[l.ID] = id
-			r.done++
-		}
-		r.report = append(r.report, line)
-	}
-	return nil
-}
-
-// await waits while the backlog is too large.
-func (r *replay) await(ctx context.Context) error {
-	said := false
-	for {
-		info, err := r.group.Info(ctx)
-		if err != nil {
-			return err
-		}
-		if !info.GroupExists || info.Pending+info.Lag.N < r.pauseAt {
+func printRetried(out *cli.Output, r *operator.Retried, dry bool) error {
+	return out.Result(r.Letters, func() error {
+		if len(r.Letters) == 0 {
 			return nil
 		}
-		if !said {
-			said = true
-			r.say("waiting: %s entries in the backlog", cli.Number(info.Pending+info.Lag.N))
-		}
-		select {
-		case <-ctx.Done():
-			return errors.New("interrupted; run the same command to continue")
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
-// try predicts the outcome of dead letters without changing anything.
-func (r *replay) try(ctx context.Context, list []ref) error {
-	fences, _, err := store.NewFences(r.pool, askTimeout).Load(ctx)
-	if err != nil {
-		return err
-	}
-	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
-	var records []telemetry.Record
-	var at []int // in the report
-	err = r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
-		for _, g := range gone {
-			r.report = append(r.report, retryJSON{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
-		}
-		edited, err := r.archive.Edited(ctx, idsOf(some))
-		if err != nil {
-			return err
-		}
-		for i := range some {
-			r.report = append(r.report, retryJSON{ID: some[i].ID.String(), SourceID: some[i].Entry.ID.String()})
-			record, err := r.decode(&some[i], edited[some[i].ID])
-			if err != nil {
-				r.refuse(len(r.report)-1, err)
-				continue
-			}
-			records, at = append(records, record), append(at, len(r.report)-1)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return r.archive.Try(ctx, records, rules, func(n int, stored bool, err error) {
-		switch i := at[n]; {
-		case err != nil:
-			r.refuse(i, err)
-		case stored:
-			r.report[i].Outcome = "stored"
-		default:
-			r.report[i].Outcome = "duplicate"
-		}
-	})
-}
-
-func (r *replay) refuse(i int, err error) {
-	r.failed++
-	r.report[i].Outcome, r.report[i].Reason = "refused", err.Error()
-}
-
-func (r *replay) print(out *cli.Output, dry bool) error {
-	if r.report == nil {
-		r.report = []retryJSON{}
-	}
-	return out.Result(r.report, func() error {
 		t := cli.NewTable("ID", "ENTRY", "OUTCOME", "DETAIL")
-		for _, l := range r.report {
+		for _, l := range r.Letters {
 			c := cli.Green
 			if l.Outcome == "refused" || l.Outcome == "gone" {
 				c = cli.Yellow
@@ -230,16 +69,8 @@ func (r *replay) print(out *cli.Output, dry bool) error {
 			return err
 		}
 		if dry {
-			return out.Line("%d would fail; nothing was changed", r.failed)
+			return out.Line("%d would fail; nothing was changed", r.Failed)
 		}
-		return out.Line("replayed %d", r.done)
+		return out.Line("replayed %d", r.Done)
 	})
-}
-
-func idsOf(list []protocol.DLQEntry) []telemetry.EntryID {
-	ids := make([]telemetry.EntryID, len(list))
-	for i := range list {
-		ids[i] = list[i].ID
-	}
-	return ids
 }

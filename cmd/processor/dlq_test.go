@@ -16,6 +16,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -92,25 +94,25 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 		return nil
 	})
 
-	var list []deadLetterJSON
+	var list []operator.DeadLetter
 	require.Zero(t, d.json(&list, "list", "--class", "invalid", "--device", fleet.DeviceID(1), "--since", "1h", "--text", "latitude"))
 	require.Len(t, list, 3)
 	require.Equal(t, "payload.latitude", list[0].Field)
 	require.False(t, *list[0].IsEdited)
-	var kinds []kindJSON
+	var kinds []operator.FailureGroup
 	require.Zero(t, d.json(&kinds, "stats"))
 	require.Equal(t, 3, kinds[0].Count)
 	require.Zero(t, *kinds[0].Edited)
 	require.Equal(t, "invalid/payload.latitude/range", kinds[0].Fingerprint)
 
-	var shown deadLetterJSON
+	var shown operator.DeadLetter
 	require.Zero(t, d.json(&shown, "show", ids[0].String()))
 	require.Contains(t, shown.Fields[len(shown.Fields)-1].Value, "9007199254740993")
 	require.Contains(t, shown.NowFails, "payload.latitude")
 
 	// A dry run tells, and changes nothing.
-	var report []retryJSON
-	require.Equal(t, exitFinding, d.json(&report, "retry", "--class", "invalid", "--dry-run"))
+	var report []operator.Retry
+	require.Equal(t, fault.Finding, d.json(&report, "retry", "--class", "invalid", "--dry-run"))
 	require.Len(t, report, 3)
 	require.Equal(t, "refused", report[0].Outcome)
 
@@ -129,7 +131,7 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	require.Zero(t, d.json(&report, "retry", ids[0].String(), ids[1].String(), "--dry-run"))
 	require.Equal(t, "stored", report[0].Outcome)
 	require.Equal(t, 1, d.count("select count(*) from positions"))
-	shown = deadLetterJSON{}
+	shown = operator.DeadLetter{}
 	require.Zero(t, d.json(&shown, "show", ids[0].String()))
 	require.Empty(t, shown.NowFails)
 	require.JSONEq(t, `"9223372036854775807"`, string(attribute(t, shown.Record.Attributes, "78")))
@@ -148,10 +150,10 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 
 	// Dropping wants the count, and leaves a copy.
 	code, _, errs := d.call("drop", "--class", "invalid", "--yes", "3")
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Contains(t, errs, "confirm with --yes 1")
 	code, _, _ = d.call("drop", "--yes", "1")
-	require.Equal(t, exitConfig, code, "without a filter nothing is meant")
+	require.Equal(t, fault.Config, code, "without a filter nothing is meant")
 	code, _, errs = d.call("drop", "--class", "invalid", "--yes", "1")
 	require.Zero(t, code, errs)
 	require.Zero(t, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
@@ -207,7 +209,7 @@ func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {
 			require.False(t, r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl), "%v: %U in %q", args, r, out+errs)
 		}
 	}
-	var list []deadLetterJSON
+	var list []operator.DeadLetter
 	require.Zero(t, d.json(&list, "list"))
 	require.Equal(t, hostile, list[0].Device, "a program reads what is there")
 }
@@ -225,9 +227,9 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		out, errs    string
 		payload      string // that will be sent, "" for the one before
 	}{
-		{name: "leaves it as it is", script: `test "$(cat "$1")" != ""`, code: exitFinding, errs: "nothing was changed"},
-		{name: "fails after a change", script: `echo x > "$1"; exit 3`, code: exitFinding, errs: "exit status 3; nothing is changed"},
-		{name: "removes the file", script: `rm "$1"`, code: exitFinding, errs: "edit: "},
+		{name: "leaves it as it is", script: `test "$(cat "$1")" != ""`, code: fault.Finding, errs: "nothing was changed"},
+		{name: "fails after a change", script: `echo x > "$1"; exit 3`, code: fault.Finding, errs: "exit status 3; nothing is changed"},
+		{name: "removes the file", script: `rm "$1"`, code: fault.Finding, errs: "edit: "},
 		{name: "writes garbage", script: `printf '\000{' > "$1"`, edits: 1, out: "still: decode: payload", payload: "\x00{"},
 		{
 			name: "fixes, with an argument", script: `test "$1" = --wait && sed -i -e 's/^.*$/'"$GOOD"'/' "$2"`, edits: 2, out: "now it decodes",
@@ -250,7 +252,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		require.Contains(t, out, tt.out, tt.name)
 		require.Contains(t, errs, tt.errs, tt.name)
 		require.Equal(t, tt.edits, edits(), tt.name)
-		var shown deadLetterJSON
+		var shown operator.DeadLetter
 		require.Zero(t, d.json(&shown, "show", id))
 		require.Equal(t, payload, shown.Fields[len(shown.Fields)-1].Value, "the original is kept")
 		if tt.payload != "" {
@@ -258,7 +260,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 		}
 	}
 	code, _, errs := d.callWith([]string{"EDITOR="}, "edit", id)
-	require.Equal(t, exitConfig, code)
+	require.Equal(t, fault.Config, code)
 	require.Contains(t, errs, "EDITOR is not set")
 }
 
@@ -284,36 +286,36 @@ func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	gone := strings.Replace(lines[1], ids[1].String(), "1-1", 1)
 	require.NoError(t, os.WriteFile(editedFile, []byte(strings.Join(append(lines, gone), "")), 0o600))
 
-	var report []editJSON
-	require.Equal(t, exitFinding, d.json(&report, "edit", "--from-file", editedFile), "one is gone")
+	var report []operator.EditOutcome
+	require.Equal(t, fault.Finding, d.json(&report, "edit", "--from-file", editedFile), "one is gone")
 	require.Len(t, report, 251)
 	require.Equal(t, "edited", report[0].Outcome)
 	require.Contains(t, report[0].NowFails, "payload.latitude")
-	require.Equal(t, editJSON{ID: ids[248].String(), Outcome: "edited"}, report[248])
+	require.Equal(t, operator.EditOutcome{ID: ids[248].String(), Outcome: "edited"}, report[248])
 	require.Equal(t, "unchanged", report[249].Outcome)
-	require.Equal(t, editJSON{ID: "1-1", Outcome: "gone"}, report[250])
+	require.Equal(t, operator.EditOutcome{ID: "1-1", Outcome: "gone"}, report[250])
 	require.Equal(t, 249, d.count("select count(*) from processor.dead_letters where edited_fields is not null and fields <> edited_fields"))
 	require.Equal(t, 249, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
-	var shown deadLetterJSON
+	var shown operator.DeadLetter
 	require.Zero(t, d.json(&shown, "show", ids[100].String()))
 	require.Contains(t, shown.Edited[3].Value, "9007199254740993e-15", "every digit is kept")
-	require.Equal(t, fieldJSON{Name: "raw", Value: "/wA=", Base64: true}, shown.Edited[4])
+	require.Equal(t, operator.Field{Name: "raw", Value: "/wA=", Base64: true}, shown.Edited[4])
 
 	for _, args := range [][]string{{"edit"}, {"edit", ids[0].String(), "--from-file", editedFile}, {"edit", "--from-file", editedFile, "--set", "codec=8"}} {
 		code, _, errs = d.call(args...)
-		require.Equal(t, exitConfig, code, errs)
+		require.Equal(t, fault.Config, code, errs)
 	}
 	code, _, errs = d.call("edit", "--from-file", servicetest.File(t, "no JSON"))
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Contains(t, errs, "read edited dead letters")
 }
 
 func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 	d := newDLQ(t)
 	code, out, errs := d.call("list")
-	require.Equal(t, []any{exitClean, "", "there are no dead letters\n"}, []any{code, out, errs}, "which is as it should be")
+	require.Equal(t, []any{fault.Clean, "", "there are no dead letters\n"}, []any{code, out, errs}, "which is as it should be")
 	code, out, errs = d.call("retry", "--all", "--json")
-	require.Equal(t, []any{exitClean, "[]\n", "there are no dead letters\n"}, []any{code, out, errs})
+	require.Equal(t, []any{fault.Clean, "[]\n", "there are no dead letters\n"}, []any{code, out, errs})
 	d.deadLetter(servicetest.MovingRecord(fleet.DeviceID(1), 1))
 	file := filepath.Join(t.TempDir(), "none.jsonl")
 	for _, tt := range []struct {
@@ -329,22 +331,22 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 		{[]string{"drop", "--yes", "0"}, `{"dropped":0}` + "\n"},
 	} {
 		code, out, errs := d.call(append(tt.args, "--device", "nobody", "--json")...)
-		require.Equal(t, exitFinding, code, "%v", tt.args)
+		require.Equal(t, fault.Finding, code, "%v", tt.args)
 		require.Equal(t, tt.json, out, "%v", tt.args)
 		require.Contains(t, errs, "no dead letter matches device=nobody; processor dlq stats", "%v", tt.args)
 	}
 	require.NoFileExists(t, file)
-	var list []deadLetterJSON
+	var list []operator.DeadLetter
 	require.Zero(t, d.json(&list, "list"))
 	code, _, errs = d.call("retry", "--dry-run", list[0].ID, "5-5")
 	require.Zero(t, code)
 	require.Contains(t, errs, "no dead letter has the ID 5-5, nor was it the entry 5-5")
 	require.NotContains(t, errs, list[0].ID, "one that is there is not named, by whichever ID")
 	code, _, errs = d.call("edit", "1-1", "--set", "codec=8")
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Contains(t, errs, "no dead letter has the ID 1-1")
 	code, out, errs = d.call("edit", "--from-file", servicetest.File(t, ""), "--json")
-	require.Equal(t, []any{exitFinding, "[]\n"}, []any{code, out})
+	require.Equal(t, []any{fault.Finding, "[]\n"}, []any{code, out})
 	require.Contains(t, errs, "has no dead letters")
 	require.Zero(t, d.count("select count(*) from processor.audit"))
 }
@@ -390,7 +392,7 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 		return nil
 	})
 	p.Signal(os.Interrupt)
-	require.Equal(t, exitFinding, p.Exit(20*time.Second))
+	require.Equal(t, fault.Finding, p.Exit(20*time.Second))
 	require.Contains(t, p.Errors(), "interrupted")
 	sent := d.client.XLen(t.Context(), d.Stream).Val()
 	require.Less(t, sent, int64(40))

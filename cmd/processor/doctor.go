@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -12,11 +10,9 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
-	"github.com/trmtracking/processor/modules"
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 )
-
-// otherStreamPrefix is the prefix of the platform's telemetry streams.
-const otherStreamPrefix = "telemetry:"
 
 func newDoctorCommand() *cobra.Command {
 	return &cobra.Command{
@@ -31,90 +27,32 @@ setting is invalid; warnings alone exit 0.`,
   env $(cat production.env) processor doctor`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(os.Environ())
+			f, err := openWithSettings(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), 3*askTimeout)
-			defer cancel()
-			d := &diagnosis{}
+			defer f.Close()
+			d := f.Diagnose(cmd.Context())
 			for _, w := range config.LikelyTypos(os.Environ()) {
-				d.add(levelWarning, "settings", w, "rename the variable")
+				d.Warn("settings", w, "rename the variable")
 			}
-			d.examine(ctx, cfg)
-			out := outputOf(cmd)
-			if err := out.Result(d, func() error { return d.print(out) }); err != nil {
+			if err := printed(cmd, d, printDiagnosis); err != nil {
 				return err
 			}
 			if d.Trouble {
-				return exit(exitFinding, nil)
+				return fault.Exit(fault.Finding, nil)
 			}
 			return nil
 		},
 	}
 }
 
-// The levels of findings, least severe first.
-const (
-	levelOK      = "ok"
-	levelWarning = "warning"
-	levelError   = "trouble"
-)
-
-// finding is the result of one check.
-type finding struct {
-	Level  string `json:"level"`
-	About  string `json:"about"`
-	What   string `json:"what"`
-	Remedy string `json:"remedy"` // "" for ok
-}
-
-// diagnosis is the output of processor doctor.
-type diagnosis struct {
-	Trouble  bool      `json:"trouble"`
-	Findings []finding `json:"findings"`
-}
-
-func (d *diagnosis) add(level, about, what, remedy string) {
-	d.Findings = append(d.Findings, finding{Level: level, About: about, What: what, Remedy: remedy})
-	d.Trouble = d.Trouble || level == levelError
-}
-
-func (d *diagnosis) ok(about, format string, args ...any) {
-	d.add(levelOK, about, fmt.Sprintf(format, args...), "")
-}
-
-// unreachable adds that a server is unreachable, or that it returns an error. One
-// that rejects the login is running; only its URL is wrong.
-func (d *diagnosis) unreachable(about string, err error, silent, answered string) {
-	var said *modules.ServerError
-	switch {
-	case !errors.As(err, &said):
-		d.add(levelError, about, err.Error(), answered)
-	case exitCode(err) == exitConfig:
-		d.add(levelError, about, strings.TrimPrefix(said.What, about+" "), said.Remedy)
-	default:
-		d.add(levelError, about, strings.TrimPrefix(said.What, about+" "), silent)
-	}
-}
-
-// check adds a finding that is ok unless bad.
-func (d *diagnosis) check(bad bool, level, about, good, what, remedy string) {
-	if bad {
-		d.add(level, about, what, remedy)
-		return
-	}
-	if good != "" {
-		d.ok(about, "%s", good)
-	}
-}
-
-// print prints the findings that need action last, next to the prompt.
-func (d *diagnosis) print(out *cli.Output) error {
-	order := []string{levelOK, levelWarning, levelError}
-	colors := map[string]cli.Color{levelOK: cli.Green, levelWarning: cli.Yellow, levelError: cli.Red}
+// printDiagnosis prints the findings that need action last, next to the prompt.
+func printDiagnosis(out *cli.Output, d *operator.Diagnosis) error {
+	order := []string{operator.LevelOK, operator.LevelWarning, operator.LevelError}
+	colors := map[string]cli.Color{operator.LevelOK: cli.Green, operator.LevelWarning: cli.Yellow, operator.LevelError: cli.Red}
 	list := slices.Clone(d.Findings)
-	slices.SortStableFunc(list, func(a, b finding) int {
+	slices.SortStableFunc(list, func(a, b operator.Finding) int {
 		return slices.Index(order, a.Level) - slices.Index(order, b.Level)
 	})
 	for _, f := range list {

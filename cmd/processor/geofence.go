@@ -1,19 +1,17 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 )
 
 func newGeofenceCommand() *cobra.Command {
@@ -26,58 +24,28 @@ func newGeofenceCommand() *cobra.Command {
 	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand())
 }
 
-// maxFenceFile bounds the size of a file.
-const maxFenceFile = 1 << 30
-
-// readFences reads a GeoJSON file, or standard input for "-". The second result
-// reports invalid features.
-func readFences(cmd *cobra.Command, name string) ([]geofence.Fence, []*geofence.FenceError, error) {
-	in := cmd.InOrStdin()
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read fences: %w", err)
-		}
-		defer func() { _ = f.Close() }() // only reads
-		in = f
+// openFences opens a GeoJSON file, or standard input for "-".
+func openFences(cmd *cobra.Command, name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(cmd.InOrStdin()), nil
 	}
-	text, err := io.ReadAll(io.LimitReader(in, maxFenceFile))
+	f, err := os.Open(name)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read fences: %w", err)
+		return nil, fmt.Errorf("read fences: %w", err)
 	}
-	fences, bad, err := geofence.ParseFeatures(text)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read fences from %s: %w", name, err)
-	}
-	// Fences that are valid alone may still conflict with each other.
-	_, clash := geofence.NewSet(fences)
-	drop := make(map[int]bool)
-	for _, c := range clash {
-		drop[c.Index] = true
-		bad = append(bad, c)
-	}
-	good := fences[:0:0]
-	for i, f := range fences {
-		if !drop[i] {
-			good = append(good, f)
-		}
-	}
-	return good, bad, nil
+	return f, nil
 }
 
-// fencesImported is the output of geofence import and check.
-type fencesImported struct {
-	File    string     `json:"file"`
-	Good    int        `json:"good"`
-	Added   int        `json:"added"`
-	Closed  int        `json:"closed"`
-	Same    int        `json:"same"`
-	From    *time.Time `json:"recompute_from"` // null is open, or nothing to do
-	To      *time.Time `json:"recompute_to"`
-	Skipped []string   `json:"skipped"`
+// fencesResult prints an import or a check, and exits 1 if a fence is invalid.
+func fencesResult(cmd *cobra.Command, r *operator.FenceImport, imported bool) error {
+	err := printed(cmd, r, func(out *cli.Output, r *operator.FenceImport) error { return printFenceImport(out, r, imported) })
+	if err == nil && len(r.Skipped) > 0 {
+		err = fault.Exit(fault.Finding, nil)
+	}
+	return err
 }
 
-func (r *fencesImported) print(out *cli.Output, imported bool) error {
+func printFenceImport(out *cli.Output, r *operator.FenceImport, imported bool) error {
 	for _, text := range r.Skipped {
 		if err := out.Line("%s %s", out.Paint(cli.Red, "skipped"), text); err != nil {
 			return err
@@ -119,42 +87,26 @@ skipped; the command then exits 1. The file - is standard input.`,
   processor geofence import fences.geojson --replace --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			fences, bad, err := readFences(cmd, args[0])
+			in, err := openFences(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			db, err := openFleetDB(cmd.Context())
+			defer in.Close() //nolint:errcheck // only reads
+			f, err := openFleet(cmd)
 			if err != nil {
 				return err
 			}
-			defer db.pool.Close()
-			r := fencesImported{File: args[0], Good: len(fences), Skipped: []string{}}
-			for _, b := range bad {
-				r.Skipped = append(r.Skipped, b.Error())
-			}
-			if replace && len(bad) > 0 {
+			defer f.Close()
+			r, err := f.ImportFences(cmd.Context(), in, args[0], replace)
+			if errors.Is(err, operator.ErrNotReplaced) {
 				for _, text := range r.Skipped {
-					fmt.Fprintln(cmd.ErrOrStderr(), "processor: error:", text)
+					say(cmd.ErrOrStderr(), "processor: error: %s", text)
 				}
-				return errors.New("with --replace every feature must be valid, or fences would be closed; nothing was changed")
 			}
-			edited, err := store.NewFenceEditor(db.pool, db.scope, db.pins.Shards, db.by).Import(cmd.Context(), fences, "import", replace)
 			if err != nil {
 				return err
 			}
-			for _, err := range edited.Refused {
-				r.Skipped = append(r.Skipped, err.Error())
-				r.Good--
-			}
-			r.Added, r.Closed, r.Same, r.From, r.To = edited.Added, edited.Closed, edited.Same, edited.From, edited.To
-			out := outputOf(cmd)
-			if err := out.Result(r, func() error { return r.print(out, true) }); err != nil {
-				return err
-			}
-			if len(r.Skipped) > 0 {
-				return exit(exitFinding, nil)
-			}
-			return nil
+			return fencesResult(cmd, &r, true)
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "close imported fences that are not in the file")
@@ -172,60 +124,30 @@ is invalid.`,
   processor geofence check --json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r := fencesImported{Skipped: []string{}}
 			if len(args) == 1 {
-				fences, bad, err := readFences(cmd, args[0])
+				in, err := openFences(cmd, args[0])
 				if err != nil {
 					return err
 				}
-				r.File, r.Good = args[0], len(fences)
-				for _, b := range bad {
-					r.Skipped = append(r.Skipped, b.Error())
-				}
-			} else {
-				db, err := openFleetDB(cmd.Context())
+				defer in.Close() //nolint:errcheck // only reads
+				r, err := operator.CheckFences(in, args[0])
 				if err != nil {
 					return err
 				}
-				defer db.pool.Close()
-				set, bad, err := store.NewFences(db.pool, askTimeout).Load(cmd.Context())
-				if err != nil {
-					return err
-				}
-				r.Good = set.Len()
-				for _, b := range bad {
-					r.Skipped = append(r.Skipped, b.Error())
-				}
+				return fencesResult(cmd, &r, false)
 			}
-			out := outputOf(cmd)
-			if err := out.Result(r, func() error { return r.print(out, false) }); err != nil {
+			f, err := openFleet(cmd)
+			if err != nil {
 				return err
 			}
-			if len(r.Skipped) > 0 {
-				return exit(exitFinding, nil)
+			defer f.Close()
+			r, err := f.CheckStoredFences(cmd.Context())
+			if err != nil {
+				return err
 			}
-			return nil
+			return fencesResult(cmd, &r, false)
 		},
 	}
-}
-
-// fencesListed is the output of geofence list.
-type fencesListed struct {
-	Version    int64         `json:"version"` // of the set
-	Fences     []fenceListed `json:"fences"`
-	Recomputes store.Backlog `json:"recomputes"`
-}
-
-type fenceListed struct {
-	ID        string     `json:"id"`
-	Version   int        `json:"version"`
-	Name      string     `json:"name"`
-	Kind      string     `json:"kind"`
-	RadiusM   *float64   `json:"radius_m"`
-	ValidFrom *time.Time `json:"valid_from"` // null is open
-	ValidTo   *time.Time `json:"valid_to"`
-	Enabled   bool       `json:"enabled"`
-	Problem   *string    `json:"problem"` // why it is skipped; null if it is active
 }
 
 func newGeofenceListCommand() *cobra.Command {
@@ -236,51 +158,21 @@ func newGeofenceListCommand() *cobra.Command {
   processor geofence list --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			db, err := openFleetDB(cmd.Context())
+			f, err := openFleet(cmd)
 			if err != nil {
 				return err
 			}
-			defer db.pool.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			version, rows, err := store.NewFences(db.pool, askTimeout).Rows(ctx)
+			defer f.Close()
+			l, err := f.Fences(cmd.Context())
 			if err != nil {
 				return err
 			}
-			l := fencesListed{Version: version, Fences: []fenceListed{}}
-			if l.Recomputes, err = db.devices().Recomputes(ctx); err != nil {
-				return err
-			}
-			for i := range rows {
-				l.Fences = append(l.Fences, listed(&rows[i]))
-			}
-			out := outputOf(cmd)
-			return out.Result(l, func() error { return l.print(out) })
+			return printed(cmd, &l, printFences)
 		},
 	}
 }
 
-func listed(v *store.FenceVersion) fenceListed {
-	f := fenceListed{ID: v.ID, Version: v.Version, Name: v.Name, Kind: string(v.Kind), Enabled: v.Enabled}
-	if v.Kind == geofence.Circle {
-		f.RadiusM = &v.RadiusM
-	}
-	if v.Valid.FromUS != math.MinInt64 {
-		t := time.UnixMicro(v.Valid.FromUS).UTC()
-		f.ValidFrom = &t
-	}
-	if v.Valid.ToUS != math.MaxInt64 {
-		t := time.UnixMicro(v.Valid.ToUS).UTC()
-		f.ValidTo = &t
-	}
-	if err := v.Check(); err != nil {
-		text := err.Error()
-		f.Problem = &text
-	}
-	return f
-}
-
-func (l *fencesListed) print(out *cli.Output) error {
+func printFences(out *cli.Output, l *operator.Fences) error {
 	t := cli.NewTable("ID", "VERSION", "KIND", "NAME", "FROM", "TO", "STATE")
 	for _, f := range l.Fences {
 		state := any("active")

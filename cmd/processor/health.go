@@ -16,8 +16,8 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
-	"github.com/trmtracking/processor/modules"
 )
 
 func newHealthCommand() *cobra.Command {
@@ -38,7 +38,7 @@ shell and no other HTTP client.`,
 				return err
 			}
 			if cfg.Port == 0 {
-				return exit(exitConfig, fmt.Errorf("METRICS_PORT=0 selects any free port; set the one the instance uses"))
+				return fault.Exit(fault.Config, fmt.Errorf("METRICS_PORT=0 selects any free port; set the one the instance uses"))
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
@@ -62,7 +62,7 @@ shell and no other HTTP client.`,
 				return nil
 			})
 			if err == nil && !r.Ready {
-				return exit(exitFinding, nil)
+				return fault.Exit(fault.Finding, nil)
 			}
 			return err
 		},
@@ -93,7 +93,7 @@ func askReadiness(ctx context.Context, url string) (httpserver.Readiness, error)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy: same machine
 	res, err := client.Do(req)
 	if err != nil {
-		return r, fmt.Errorf("no answer at %s: %s; check that it runs, with the same METRICS_PORT", req.URL.Host, modules.Causes(err))
+		return r, fmt.Errorf("no answer at %s: %s; check that it runs, with the same METRICS_PORT", req.URL.Host, fault.Causes(err))
 	}
 	defer res.Body.Close() //nolint:errcheck // read to its end below
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {

@@ -8,13 +8,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 func TestRunHelpListsEveryVariable(t *testing.T) {
 	code, help, _ := call("run", "--help")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	for _, name := range []string{"REDIS_URL", "POSTGRES_URL", "DRAIN_TIMEOUT", "SHARDS", "PANIC_DUMP_DIR"} {
 		require.Contains(t, help, "  "+name+" (")
 	}
@@ -22,10 +24,10 @@ func TestRunHelpListsEveryVariable(t *testing.T) {
 
 func TestLagShowsTheBacklogAndItsAge(t *testing.T) {
 	dep := servicetest.New(t)
-	lag := func() lagJSON {
+	lag := func() operator.Lag {
 		p := servicetest.Spawn(t, dep.Environ(), "lag", "--json")
 		require.Zero(t, p.Exit(20*time.Second), p.Errors())
-		var l lagJSON
+		var l operator.Lag
 		require.NoError(t, json.Unmarshal([]byte(p.Output()), &l))
 		return l
 	}

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -35,5 +36,5 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil && err.Error() != "" {
 		say(stderr, "processor: %v", err)
 	}
-	return exitCode(err)
+	return fault.ExitCode(err)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/modules"
 )
@@ -135,7 +136,7 @@ missing; anything additional is harmless and only listed.`,
 				return out.Line("run processor migrate up, or apply the output of processor migrate print")
 			})
 			if err == nil && !report.OK() {
-				return exit(exitSchema, nil)
+				return fault.Exit(fault.Schema, nil)
 			}
 			return err
 		},
@@ -154,7 +155,7 @@ schema. It may be applied any number of times, also after processor migrate up.`
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := outputOf(cmd)
 			if out.JSON {
-				return exit(exitConfig, errors.New("migrate print has no JSON output; omit --json"))
+				return fault.Exit(fault.Config, errors.New("migrate print has no JSON output; omit --json"))
 			}
 			return schema.PrintSQL(out.W)
 		},
@@ -164,14 +165,14 @@ schema. It may be applied any number of times, also after processor migrate up.`
 // schemaExit gives an error of the migration runner its message and exit code. The
 // variable is the one that the URL came from.
 func schemaExit(variable string, url config.PostgresURL, err error) error {
-	var said *modules.ServerError
-	switch err = modules.PostgresError(variable, url, err); {
+	var said *fault.ServerError
+	switch err = fault.PostgresError(variable, url, err); {
 	case errors.As(err, &said):
 		return err
 	case errors.Is(err, schema.ErrSchema):
-		return exit(exitSchema, err)
+		return fault.Exit(fault.Schema, err)
 	case errors.Is(err, schema.ErrPooler):
-		return exit(exitConfig, err)
+		return fault.Exit(fault.Config, err)
 	}
 	return fmt.Errorf("migrate: %w", err)
 }

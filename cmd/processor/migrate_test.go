@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
@@ -21,7 +22,7 @@ func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
 		require.Equal(t, want, p.Exit(30*time.Second), p.Errors())
 		return p.Output()
 	}
-	require.Contains(t, migrate(exitSchema, "verify"), "public.positions")
+	require.Contains(t, migrate(fault.Schema, "verify"), "public.positions")
 	var status []schema.Migration
 	require.NoError(t, json.Unmarshal([]byte(migrate(0, "status", "--json")), &status))
 	require.NotEmpty(t, status)
@@ -39,7 +40,7 @@ func TestMigrateUpStatusVerifyAndPrint(t *testing.T) {
 	}
 	require.Contains(t, migrate(0, "verify"), "ok")
 	require.Contains(t, migrate(0, "print"), "create table if not exists public.positions")
-	migrate(exitConfig, "print", "--json")
+	migrate(fault.Config, "print", "--json")
 }
 
 // Every instance of a first deployment migrates at start.

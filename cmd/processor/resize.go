@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -10,23 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/internal/store"
 )
-
-// errNeverStarted reports that there is no fleet yet.
-var errNeverStarted = errors.New("no instance has ever started with this stream and group: nothing is pinned yet")
 
 // maxShards is the maximum of SHARDS.
 const maxShards = 4096
-
-type resizeJSON struct {
-	From    int     `json:"from"`
-	To      int     `json:"to"`
-	Changed bool    `json:"changed"`
-	Seconds float64 `json:"seconds"`
-}
 
 func newResizeCommand() *cobra.Command {
 	var timeout time.Duration
@@ -48,35 +35,22 @@ arrive during the resize wait in the stream.`,
 			if err != nil || to < 1 || to > maxShards {
 				return usageError(cmd, fmt.Errorf("%q shards: want a whole number, 1 to %d", args[0], maxShards))
 			}
-			v, err := openFleetView(cmd.Context())
+			f, err := openFleet(cmd)
 			if err != nil {
 				return err
 			}
-			defer v.close()
-			if v.pins.Shards == 0 {
-				return errNeverStarted
-			}
-			if err := v.checkDatabase(cmd.Context()); err != nil {
-				return err
-			}
+			defer f.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			began := time.Now()
-			resize := coordination.Resize{
-				Store: v.shards, Stream: v.group, Members: v.ring,
-				End: store.NewSessions(v.pool, askTimeout).End, Operator: v.by,
-				OnProgress: func(waiting string) {
-					say(cmd.ErrOrStderr(), "%s", strings.Join(cli.Wrap(waiting, cli.Columns-2), "\n  "))
-				},
-			}
-			changed, err := resize.Run(ctx, to)
+			r, err := f.Resize(ctx, to, func(waiting string) {
+				say(cmd.ErrOrStderr(), "%s", strings.Join(cli.Wrap(waiting, cli.Columns-2), "\n  "))
+			})
 			if err != nil {
 				return err
 			}
-			r := resizeJSON{From: v.pins.Shards, To: to, Changed: changed, Seconds: time.Since(began).Seconds()}
 			out := outputOf(cmd)
 			return out.Result(r, func() error {
-				if !changed {
+				if !r.Changed {
 					return out.Line("the fleet has %s already", cli.Count(to, "shard"))
 				}
 				return out.Line("%s instead of %s: start the instances with SHARDS=%d", cli.Count(to, "shard"), cli.Number(r.From), to)

@@ -22,7 +22,9 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
+	"github.com/trmtracking/processor/internal/operator"
 )
 
 // call runs one command line.
@@ -46,7 +48,7 @@ func TestEveryCommandHasTheSameHelpStyle(t *testing.T) {
 		require.NotNil(t, cmd.Args, "%s: says which arguments it takes", name)
 
 		code, help, _ := call(append(strings.Fields(name)[1:], "--help")...)
-		require.Equal(t, exitClean, code)
+		require.Equal(t, fault.Clean, code)
 		for line := range strings.Lines(help) {
 			require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), cli.Columns, "%s: %q", name, line)
 		}
@@ -59,16 +61,16 @@ func TestExitCodes(t *testing.T) {
 		give error
 		want int
 	}{
-		{nil, exitClean},
-		{errors.New("any"), exitFinding},
-		{exit(exitSchema, errors.New("no index")), exitSchema},
-		{fmt.Errorf("start: %w", exit(exitDependency, nil)), exitDependency},
-		{fmt.Errorf("start: %w", &config.Error{}), exitConfig},
+		{nil, fault.Clean},
+		{errors.New("any"), fault.Finding},
+		{fault.Exit(fault.Schema, errors.New("no index")), fault.Schema},
+		{fmt.Errorf("start: %w", fault.Exit(fault.Dependency, nil)), fault.Dependency},
+		{fmt.Errorf("start: %w", &config.Error{}), fault.Config},
 	}
 	for _, tt := range tests {
-		require.Equal(t, tt.want, exitCode(tt.give), "%v", tt.give)
+		require.Equal(t, tt.want, fault.ExitCode(tt.give), "%v", tt.give)
 	}
-	for want, c := range []int{exitClean, exitFinding, exitCrash, exitConfig, exitDependency, exitSchema, exitIdentity} {
+	for want, c := range []int{fault.Clean, fault.Finding, fault.Unexpected, fault.Config, fault.Dependency, fault.Schema, fault.Identity} {
 		require.Equal(t, want, c, "the codes are documented")
 	}
 }
@@ -90,7 +92,7 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"completion fsh":      `unknown command "fsh"; did you mean bash or fish or zsh?`,
 	} {
 		code, out, errs := call(strings.Fields(line)...)
-		require.Equal(t, exitConfig, code, line)
+		require.Equal(t, fault.Config, code, line)
 		require.Empty(t, out, line)
 		require.Contains(t, errs, want)
 		require.Contains(t, errs, "--help", line)
@@ -103,7 +105,7 @@ func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
 	t.Setenv("SHARDS", "0")
 	t.Setenv("METRIC_PORT", "9191")
 	code, out, errs := call("config", "check")
-	require.Equal(t, exitConfig, code)
+	require.Equal(t, fault.Config, code)
 	require.Empty(t, out)
 	require.Contains(t, errs, "REDIS_URL=")
 	require.Contains(t, errs, `SHARDS="0" must be a whole number, 1 to 4096`)
@@ -113,7 +115,7 @@ func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
 	t.Setenv("REDIS_URL", "redis://u:s3cr3t@host")
 	t.Setenv("SHARDS", "16")
 	code, out, _ = call("config", "check")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	require.Contains(t, out, "postgres://u:***@host/db")
 	require.NotContains(t, out, "s3cr3t")
 
@@ -121,7 +123,7 @@ func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {
 	require.Regexp(t, `METRICS_HOST +\(not set\)\n`, out)
 
 	code, out, _ = call("config", "check", "--json")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	var got settingsJSON
 	require.NoError(t, json.Unmarshal([]byte(out), &got))
 	require.Contains(t, got.Settings, config.Setting{Name: "SHARDS", Value: "16"})
@@ -133,7 +135,7 @@ func TestConfigTableRenewsAFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "configuration.md")
 	require.NoError(t, os.WriteFile(file, []byte("# Book\n\n<!-- config:begin -->\noutdated\n<!-- config:end -->\nrest\n"), 0o644))
 	code, _, errs := call("config", "table", "--write", file)
-	require.Equal(t, exitClean, code, errs)
+	require.Equal(t, fault.Clean, code, errs)
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Contains(t, string(text), "| `METRICS_PORT` | 9464 |")
@@ -141,13 +143,13 @@ func TestConfigTableRenewsAFile(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(file, []byte("# Book\n"), 0o644))
 	code, _, errs = call("config", "table", "--write", file)
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Contains(t, errs, "<!-- config:begin -->")
 }
 
 func TestVersionSaysWhatWasBuilt(t *testing.T) {
 	code, out, _ := call("version", "--json")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	var b cli.Build
 	require.NoError(t, json.Unmarshal([]byte(out), &b))
 	require.Regexp(t, `^go1\.`, b.Go)
@@ -168,29 +170,29 @@ func TestHealthAsksTheInstance(t *testing.T) {
 	t.Setenv("METRICS_PORT", port)
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	code, out, errs := call("health")
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Equal(t, "not ready: redis\n  redis: not started yet\n", out)
 	require.Empty(t, errs, "said once")
 
 	s.Ready("redis", func(context.Context) error { return nil })
 	code, out, _ = call("health", "--json")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	require.JSONEq(t, `{"ready":true,"not_ready":[],"checks":{"redis":"ok"}}`, out)
 
 	t.Setenv("METRICS_HOST", "0.0.0.0")
 	code, out, _ = call("health")
-	require.Equal(t, exitClean, code)
+	require.Equal(t, fault.Clean, code)
 	require.Equal(t, "ready\n", out)
 
 	cancel()
 	require.NoError(t, <-ended)
 	code, _, errs = call("health")
-	require.Equal(t, exitFinding, code)
+	require.Equal(t, fault.Finding, code)
 	require.Contains(t, errs, "with the same METRICS_PORT")
 
 	t.Setenv("METRICS_PORT", "0")
 	code, _, _ = call("health")
-	require.Equal(t, exitConfig, code)
+	require.Equal(t, fault.Config, code)
 }
 
 func TestTablesFitAndAlign(t *testing.T) {
@@ -240,14 +242,14 @@ func TestNumbersForPeopleAreGroupedAndThingsInThePlural(t *testing.T) {
 
 	var b bytes.Buffer
 	n := int64(205360)
-	l := lagJSON{Length: n, Pending: 7, Lag: &n}
-	require.NoError(t, l.print(&cli.Output{W: &b}))
+	l := operator.Lag{Length: n, Pending: 7, Lag: &n}
+	require.NoError(t, printLag(&cli.Output{W: &b}, &l))
 	require.Regexp(t, `length +205,360\nlag +205,360\npending +7\n`, b.String())
 	b.Reset()
 	require.NoError(t, (&cli.Output{W: &b, JSON: true}).Result(l, nil))
 	require.Contains(t, b.String(), `"length":205360,"lag":205360`, "programs get plain numbers")
 	b.Reset()
-	fences := &fencesListed{}
-	require.NoError(t, fences.print(&cli.Output{W: &b}))
+	fences := &operator.Fences{}
+	require.NoError(t, printFences(&cli.Output{W: &b}, fences))
 	require.Equal(t, "no fences; see processor geofence import --help\n", b.String())
 }

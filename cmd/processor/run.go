@@ -11,6 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/crash"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/logbuffer"
 	"github.com/trmtracking/processor/modules"
 )
@@ -42,7 +43,7 @@ Variables (and their defaults):
   processor run --help`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			defer cli.OnSecondSignal(func() { os.Exit(exitFinding) })()
+			defer cli.OnSecondSignal(func() { os.Exit(fault.Finding) })()
 			cfg, err := config.Load(os.Environ())
 			if err != nil {
 				return err
@@ -73,8 +74,8 @@ Variables (and their defaults):
 			})
 			if err != nil {
 				// Also in the log, where operators look; the exit code alone says little.
-				log.Error("ended", "exit_code", exitCode(err), "err", err)
-				return exit(exitCode(err), nil)
+				log.Error("ended", "exit_code", fault.ExitCode(err), "err", err)
+				return fault.Exit(fault.ExitCode(err), nil)
 			}
 			return nil
 		},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
@@ -43,23 +44,23 @@ func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.
 		code          int
 		want          string
 	}{
-		{noRedis, "lag", exitFinding, redisAway},
-		{noRedis, "shards", exitFinding, redisAway},
-		{noRedis, "trace 1", exitFinding, redisAway},
-		{noRedis, "dlq list", exitFinding, redisAway},
-		{noPostgres, "members", exitFinding, pgAway},
-		{noPostgres, "claim --shard 1", exitFinding, pgAway},
-		{noPostgres, "trace 1", exitFinding, pgAway},
-		{noPostgres, "device show 1", exitFinding, pgAway},
-		{noPostgres, "migrate verify", exitFinding, pgAway},
-		{noPostgres, "migrate up", exitFinding, pgAway},
-		{strings.Replace(noPostgres, "POSTGRES_URL", "POSTGRES_MIGRATE_URL", 1), "migrate up", exitFinding, migrateAway},
-		{"REDIS_URL=redis://nosuch.invalid", "lag", exitFinding, "Redis at nosuch.invalid:6379 (REDIS_URL) does not answer: "},
-		{nobody, "shards", exitConfig, wrongRole},
-		{nobody, "trace 1", exitConfig, wrongRole},
-		{nobody, "migrate up", exitConfig, wrongRole},
-		{nowhere, "shards", exitConfig, wrongDatabase},
-		{nowhere, "migrate status", exitConfig, wrongDatabase},
+		{noRedis, "lag", fault.Finding, redisAway},
+		{noRedis, "shards", fault.Finding, redisAway},
+		{noRedis, "trace 1", fault.Finding, redisAway},
+		{noRedis, "dlq list", fault.Finding, redisAway},
+		{noPostgres, "members", fault.Finding, pgAway},
+		{noPostgres, "claim --shard 1", fault.Finding, pgAway},
+		{noPostgres, "trace 1", fault.Finding, pgAway},
+		{noPostgres, "device show 1", fault.Finding, pgAway},
+		{noPostgres, "migrate verify", fault.Finding, pgAway},
+		{noPostgres, "migrate up", fault.Finding, pgAway},
+		{strings.Replace(noPostgres, "POSTGRES_URL", "POSTGRES_MIGRATE_URL", 1), "migrate up", fault.Finding, migrateAway},
+		{"REDIS_URL=redis://nosuch.invalid", "lag", fault.Finding, "Redis at nosuch.invalid:6379 (REDIS_URL) does not answer: "},
+		{nobody, "shards", fault.Config, wrongRole},
+		{nobody, "trace 1", fault.Config, wrongRole},
+		{nobody, "migrate up", fault.Config, wrongRole},
+		{nowhere, "shards", fault.Config, wrongDatabase},
+		{nowhere, "migrate status", fault.Config, wrongDatabase},
 	} {
 		p := servicetest.Spawn(t, dep.Environ(tt.setting), strings.Fields(tt.line)...)
 		all = append(all, func() {
@@ -81,7 +82,7 @@ func TestAServerThatIsAwayOrRefusesIsSaidWithItsVariableAndTheRemedy(t *testing.
 
 	// A password may be fixed while it waits; until then the log says what to correct.
 	run := dep.Run(nobody, "START_TIMEOUT=1s")
-	require.Equal(t, exitDependency, run.Exit(30*time.Second))
+	require.Equal(t, fault.Dependency, run.Exit(30*time.Second))
 	require.Equal(t, 2, strings.Count(run.Output(), "correct POSTGRES_URL"), "while it waits, and at the end: %s", run.Output())
 	require.Equal(t, 1, strings.Count(run.Output(), `"level":"ERROR"`), "said once: %s", run.Output())
 }

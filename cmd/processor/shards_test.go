@@ -10,6 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -18,9 +20,9 @@ import (
 
 func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	dep := servicetest.New(t)
-	require.Contains(t, dep.Ask(exitFinding, nil, "shards"), "no instance has ever started")
-	var m membersJSON
-	dep.Ask(exitClean, &m, "members")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "shards"), "no instance has ever started")
+	var m operator.Members
+	dep.Ask(fault.Clean, &m, "members")
 	require.Empty(t, m.Members)
 
 	settings := []string{"SHARDS=8", "QUEUE_RESCAN=1s", "CLAIM_INTERVAL_MS=100", "CLAIM_THRESHOLD_MS=10000", "STATEMENT_TIMEOUT=5s"}
@@ -32,11 +34,11 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	dep.AwaitStored(50, 40*time.Second)
 	dep.AwaitCount(4, "select count(*) from processor.shards where owner like 'second.%'")
 
-	dep.Ask(exitClean, &m, "members")
+	dep.Ask(fault.Clean, &m, "members")
 	require.Len(t, m.Members, 2)
 	leaders := 0
 	for _, x := range m.Members {
-		require.Equal(t, memberWorking, x.State)
+		require.Equal(t, operator.MemberWorking, x.State)
 		require.Equal(t, 4, x.Shards)
 		require.NotZero(t, x.PID)
 		if x.Leads {
@@ -44,8 +46,8 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 		}
 	}
 	require.Equal(t, 1, leaders)
-	var s shardsJSON
-	dep.Ask(exitClean, &s, "shards")
+	var s operator.Shards
+	dep.Ask(fault.Clean, &s, "shards")
 	require.Len(t, s.Shards, 8)
 	require.Zero(t, s.Waiting)
 	for _, x := range s.Shards {
@@ -57,17 +59,17 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 
 	// Two processes with one identity: the second is refused and harms nobody.
 	twin := dep.Run(append(settings, "INSTANCE_ID=second")...)
-	require.Equal(t, exitIdentity, twin.Exit(20*time.Second))
+	require.Equal(t, fault.Identity, twin.Exit(20*time.Second))
 	require.Contains(t, twin.Output(), "give each instance its own INSTANCE_ID")
 
 	// One shard, by hand: nothing changes but its owner and its epoch.
 	one := s.Shards[0]
-	var c claimJSON
-	dep.Ask(exitClean, &c, "claim", "--shard", "0", "--dry-run")
+	var c operator.Claimed
+	dep.Ask(fault.Clean, &c, "claim", "--shard", "0", "--dry-run")
 	require.True(t, c.DryRun)
 	require.Equal(t, *one.Owner, c.Shards[0].From)
 	dep.AwaitCount(int(one.Epoch), "select epoch from processor.shards where shard = 0")
-	dep.Ask(exitClean, &c, "claim", "--shard", "0")
+	dep.Ask(fault.Clean, &c, "claim", "--shard", "0")
 	testenv.Wait(t, 10*time.Second, func() error {
 		epoch, err := dep.Count("select epoch from processor.shards where shard = 0 and owner is not null")
 		if err == nil && epoch <= int(one.Epoch) {
@@ -77,12 +79,12 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	})
 	dep.Publish(servicetest.RecordsOfMany(50, 50)...)
 	dep.AwaitStored(100, 40*time.Second)
-	require.Contains(t, dep.Ask(exitFinding, nil, "claim", "--member", "third"), "no member is called third")
-	require.Contains(t, dep.Ask(exitConfig, nil, "claim"), "one of --member, --shard and --consumer")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "claim", "--member", "third"), "no member is called third")
+	require.Contains(t, dep.Ask(fault.Config, nil, "claim"), "one of --member, --shard and --consumer")
 
 	// A frozen member: its shards move now, not when it counts as gone.
 	second.Signal(syscall.SIGSTOP)
-	dep.Ask(exitClean, &c, "claim", "--member", "second")
+	dep.Ask(fault.Clean, &c, "claim", "--member", "second")
 	require.GreaterOrEqual(t, len(c.Shards), 4)
 	dep.AwaitCount(8, "select count(*) from processor.shards where owner like 'first.%'")
 	dep.Publish(servicetest.RecordsOfMany(100, 50)...)
@@ -117,17 +119,17 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 	require.NoError(t, client.Del(ctx, stream.Names{Stream: dep.Stream, Group: dep.Group}.Dispatched()).Err())
 	p = dep.Run(settings...)
 	p.AwaitReady()
-	var c claimJSON
-	dep.Ask(exitClean, &c, "claim", "--consumer", "by-hand", "--min-idle", "1h")
+	var c operator.Claimed
+	dep.Ask(fault.Clean, &c, "claim", "--consumer", "by-hand", "--min-idle", "1h")
 	require.Zero(t, c.Entries)
-	dep.Ask(exitClean, &c, "claim", "--consumer", "by-hand", "--min-idle", "0s", "--dry-run")
+	dep.Ask(fault.Clean, &c, "claim", "--consumer", "by-hand", "--min-idle", "0s", "--dry-run")
 	require.Equal(t, 5, c.Entries)
-	dep.Ask(exitClean, &c, "claim", "--consumer", "by-hand", "--min-idle", "0s")
+	dep.Ask(fault.Clean, &c, "claim", "--consumer", "by-hand", "--min-idle", "0s")
 	require.Equal(t, 5, c.Entries)
 	dep.AwaitStored(20, 40*time.Second)
 	dep.AwaitCount(5, "select count from processor.audit where action = 'consumer.claim'")
-	require.Contains(t, dep.Ask(exitFinding, nil, "claim", "--consumer", "nobody"), "no consumer")
-	require.Contains(t, dep.Ask(exitConfig, nil, "claim", "--consumer", "shard-01"), "--shard 1")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "claim", "--consumer", "nobody"), "no consumer")
+	require.Contains(t, dep.Ask(fault.Config, nil, "claim", "--consumer", "shard-01"), "--shard 1")
 	// The rest comes by itself.
 	dep.AwaitStored(40, 40*time.Second)
 
@@ -169,7 +171,7 @@ func TestTheNumberOfShardsIsChangedByResizeOnly(t *testing.T) {
 	dep.Publish(servicetest.RecordsOfMany(0, 100)...)
 	dep.AwaitStored(100, 40*time.Second)
 	wrong := dep.Run("SHARDS=12")
-	require.Equal(t, exitConfig, wrong.Exit(20*time.Second))
+	require.Equal(t, fault.Config, wrong.Exit(20*time.Second))
 	require.Contains(t, wrong.Output(), "SHARDS is 12 here and 8 for the fleet")
 	require.Contains(t, wrong.Output(), "processor shards resize")
 
@@ -182,20 +184,20 @@ func TestTheNumberOfShardsIsChangedByResizeOnly(t *testing.T) {
 	})
 	dep.Publish(servicetest.RecordsOfMany(100, 100)...) // waits in the stream
 	require.Zero(t, p.Terminate())
-	require.Equal(t, exitClean, resize.Exit(20*time.Second), resize.Errors())
+	require.Equal(t, fault.Clean, resize.Exit(20*time.Second), resize.Errors())
 	require.Contains(t, resize.Output(), `"from":8,"to":12,"changed":true`)
 
 	late := dep.Run("SHARDS=8")
-	require.Equal(t, exitConfig, late.Exit(20*time.Second))
+	require.Equal(t, fault.Config, late.Exit(20*time.Second))
 	next := dep.Run("SHARDS=12")
 	next.AwaitReady()
 	dep.AwaitStored(200, 40*time.Second)
-	var s shardsJSON
-	dep.Ask(exitClean, &s, "shards")
+	var s operator.Shards
+	dep.Ask(fault.Clean, &s, "shards")
 	require.Equal(t, 12, s.Number)
 	require.Len(t, s.Shards, 12)
 	require.Zero(t, next.Terminate())
-	dep.Ask(exitConfig, nil, "shards", "resize", "0")
+	dep.Ask(fault.Config, nil, "shards", "resize", "0")
 }
 
 func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
@@ -268,11 +270,11 @@ func TestChangesOfAFleetWithAnotherDatabaseAreRejected(t *testing.T) {
 	key := stream.Names{Stream: dep.Stream, Group: dep.Group}.Database()
 	require.NoError(t, dep.Client().Set(t.Context(), key, "ANOTHER 192.0.2.1:5432/other", 0).Err())
 	for _, args := range [][]string{{"claim", "--shard", "0"}, {"claim", "--consumer", "any"}, {"shards", "resize", "8"}} {
-		text := dep.Ask(exitConfig, nil, args...)
+		text := dep.Ask(fault.Config, nil, args...)
 		require.Contains(t, text, "works with the database ANOTHER 192.0.2.1:5432/other", "%v", args)
 		require.Contains(t, text, "nothing was changed", "%v", args)
 	}
 	dep.AwaitCount(0, "select count(*) from processor.audit")
-	var m membersJSON
-	dep.Ask(exitClean, &m, "members")
+	var m operator.Members
+	dep.Ask(fault.Clean, &m, "members")
 }

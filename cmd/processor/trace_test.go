@@ -9,16 +9,18 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
-func traced(dep *servicetest.Deployment) traceJSON {
+func traced(dep *servicetest.Deployment) operator.Trace {
 	dep.T.Helper()
 	p := servicetest.Spawn(dep.T, dep.Environ(servicetest.FourShards), "trace", servicetest.IMEI, "--json")
 	require.Zero(dep.T, p.Exit(40*time.Second), p.Errors())
-	var tr traceJSON
+	var tr operator.Trace
 	require.NoError(dep.T, json.Unmarshal([]byte(p.Output()), &tr))
 	return tr
 }
@@ -39,7 +41,7 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	ids := dep.Publish(servicetest.Record(servicetest.IMEI, 1), servicetest.InvalidRecord(servicetest.IMEI, 2), garbled, servicetest.Record("another-device", 1))
 	dep.AwaitStored(2, 30*time.Second)
 	dep.AwaitDeadLetters(1)
-	var tr traceJSON
+	var tr operator.Trace
 	testenv.Wait(t, 30*time.Second, func() error {
 		if tr = traced(dep); len(tr.Entries) != 3 || tr.Entries[0].State != "deferred" {
 			return fmt.Errorf("have %+v", tr.Entries)
@@ -70,14 +72,14 @@ func TestTraceSaysWhereEachEntryIs(t *testing.T) {
 	require.Equal(t, "done, no row", tr.Entries[1].State, "it was acknowledged by hand")
 
 	dep.Publish(servicetest.Record(servicetest.IMEI, 7), servicetest.Record("another-device", 2), servicetest.Record(servicetest.IMEI, 8))
-	var shown deviceShown
-	dep.Ask(exitClean, &shown, "device", "show", servicetest.IMEI)
+	var shown operator.Device
+	dep.Ask(fault.Clean, &shown, "device", "show", servicetest.IMEI)
 	require.EqualValues(t, 1, *shown.Pending, "its own, not those of its shard")
 	require.EqualValues(t, 2, *shown.Undispatched)
 	require.EqualValues(t, 1, *shown.DeadLetters)
 	require.EqualValues(t, 1, shown.Deferred)
 	require.False(t, shown.AtLeast)
-	dep.Ask(exitClean, &shown, "device", "show", "another-device")
+	dep.Ask(fault.Clean, &shown, "device", "show", "another-device")
 	require.Zero(t, *shown.Pending)
 	require.EqualValues(t, 1, *shown.Undispatched)
 

@@ -63,6 +63,15 @@ func LoadPostgres(environ []string) (Postgres, error) {
 	return c.Postgres, r.err()
 }
 
+// LoadServers reads only the settings of both servers, for commands that need
+// nothing else.
+func LoadServers(environ []string) (c Config, err error) {
+	if c.Redis, err = LoadRedis(environ); err == nil {
+		c.Postgres, err = LoadPostgres(environ)
+	}
+	return c, err
+}
+
 // parse fills a struct of flat groups and checks each value on its own.
 func parse(environ []string, into any, r *report) {
 	values := toMap(environ)

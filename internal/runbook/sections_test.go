@@ -35,7 +35,7 @@ func constants(t *testing.T, path, prefix string) map[string]string {
 
 func TestEachFindingAndIncidentLeadsToAPage(t *testing.T) {
 	b := readBook(t)
-	for name, page := range constants(t, "../../cmd/processor/doctor_sections.go", "section") {
+	for name, page := range constants(t, "../operator/doctor_sections.go", "section") {
 		require.Contains(t, b.text, pagePath(page), "%s leads to a page that does not exist", name)
 	}
 	for name, kind := range constants(t, "../../internal/protocol/incident.go", "") {

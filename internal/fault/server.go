@@ -1,4 +1,4 @@
-package modules
+package fault
 
 import (
 	"context"
@@ -58,7 +58,7 @@ func PostgresError(variable string, url config.PostgresURL, err error) error {
 	answered := errors.As(err, &answer)
 	switch {
 	case answered && refusesLogin(answer.Code, connecting):
-		return &ExitError{Code: codeConfig, Err: &ServerError{
+		return &Error{Code: Config, Err: &ServerError{
 			What: where + "refused the connection: " + answer.Message, Remedy: "correct " + variable, err: err,
 		}}
 	case answered && connecting:
@@ -78,7 +78,7 @@ func FirstPostgresError(url config.PostgresURL, err error) error {
 	var said *ServerError
 	var failure *protocol.Failure
 	if !errors.As(err, &said) && errors.As(err, &failure) && failure.Kind == protocol.Misconfigured {
-		return exitError(codeSchema, "%w; run processor migrate up", err)
+		return Exitf(Schema, "%w; run processor migrate up", err)
 	}
 	return err
 }
@@ -104,8 +104,8 @@ func postgresAddresses(url config.PostgresURL) string {
 	return strings.Join(list, ", ")
 }
 
-// postgresDatabase is addresses and database of a URL, without user or password.
-func postgresDatabase(url config.PostgresURL) string {
+// PostgresDatabase is addresses and database of a URL, without user or password.
+func PostgresDatabase(url config.PostgresURL) string {
 	cfg, err := pgconn.ParseConfig(url.Reveal())
 	if err != nil {
 		return url.String()

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/modules"
 )
 
 // skewLimit is the difference between clocks above which it is reported.
@@ -18,32 +18,23 @@ const skewLimit = time.Second
 
 // examineRedis checks Redis, the stream, the group, the clocks, and whether the
 // fleet works with this database, whose identity is "" where it is not known.
-func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards int, database string) {
+func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, database string) {
 	const about = "Redis"
-	where := stream.Config{
-		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Shards: shards,
-		Timeout: askTimeout, Name: "processor/doctor",
-	}
-	client, err := stream.Connect(where)
+	cfg := f.cfg
+	group, err := stream.NewGroup(f.client, f.where(shards))
 	if err != nil {
-		d.add(levelError, about, err.Error(), "correct REDIS_URL")
-		return
-	}
-	defer client.Close() //nolint:errcheck // only reads
-	group, err := stream.NewGroup(client, where)
-	if err != nil {
-		d.add(levelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
+		d.add(LevelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
 		return
 	}
 	e, err := group.Diagnose(ctx, otherStreamPrefix)
-	if err = modules.RedisError(cfg.Redis, err); err != nil {
+	if err = fault.RedisError(cfg.Redis, err); err != nil {
 		d.unreachable(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
 			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
 		return
 	}
 	d.redisServer(&e)
 	if id, address, err := group.FleetDatabase(ctx); err == nil && id != "" && database != "" {
-		d.check(id != database, levelError, "fleet", "Redis and Postgres belong together",
+		d.check(id != database, LevelError, "fleet", "Redis and Postgres belong together",
 			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), id, address, database),
 			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start")
 	}
@@ -51,38 +42,38 @@ func (d *diagnosis) examineRedis(ctx context.Context, cfg config.Config, shards 
 	d.trimPoint(ctx, group, &e)
 }
 
-func (d *diagnosis) redisServer(e *stream.ServerStatus) {
+func (d *Diagnosis) redisServer(e *stream.ServerStatus) {
 	const about = "Redis"
-	d.check(!versionAtLeast(e.Version, 7), levelError, about, "version "+e.Version,
+	d.check(!versionAtLeast(e.Version, 7), LevelError, about, "version "+e.Version,
 		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
-	d.check(e.Role == "slave", levelError, about, "", "is a replica, which accepts no writes",
+	d.check(e.Role == "slave", LevelError, about, "", "is a replica, which accepts no writes",
 		"point REDIS_URL at the master, or name the Sentinels with ?master_name=")
-	d.check(e.Eviction != "" && e.Eviction != "noeviction", levelError, about, "noeviction",
+	d.check(e.Eviction != "" && e.Eviction != "noeviction", LevelError, about, "noeviction",
 		"maxmemory-policy is "+e.Eviction+": a full Redis evicts streams",
 		"set maxmemory-policy noeviction")
-	d.check(!e.AppendOnly, levelWarning, about, "append-only file is on",
+	d.check(!e.AppendOnly, LevelWarning, about, "append-only file is on",
 		"append-only file is off: a restart loses what was added since the last snapshot", "set appendonly yes")
-	d.check(e.WriteError != "", levelError, about, "", e.WriteError+" says that the last write to disk failed",
+	d.check(e.WriteError != "", LevelError, about, "", e.WriteError+" says that the last write to disk failed",
 		"make room on its disk, or fix the permissions of its folder")
-	d.check(e.Scripts != nil, levelError, about, "scripts run", fmt.Sprint(e.Scripts),
+	d.check(e.Scripts != nil, LevelError, about, "scripts run", fmt.Sprint(e.Scripts),
 		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
 	if e.MemoryMax > 0 {
 		used := 100 * e.MemoryUsed / e.MemoryMax
-		d.check(used >= 80, levelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
+		d.check(used >= 80, LevelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
 			"raise maxmemory, trim the stream to less, drain the dead letters; "+see(sectionFull))
 	}
 	d.clock(about, e.Clock, e.ClockUncertainty)
 }
 
-func (d *diagnosis) clock(about string, ahead, doubt time.Duration) {
-	d.check(ahead.Abs() > skewLimit+doubt, levelWarning, about, "its clock agrees with this machine's",
+func (d *Diagnosis) clock(about string, ahead, doubt time.Duration) {
+	d.check(ahead.Abs() > skewLimit+doubt, LevelWarning, about, "its clock agrees with this machine's",
 		fmt.Sprintf("its clock and this machine's differ by %s", ahead.Abs()),
 		"synchronise both (NTP): ages, and the check of device clocks, depend on them")
 }
 
 // stream checks for a wrong name and for foreign consumers in our group.
-func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
+func (d *Diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 	about := "stream " + cfg.Stream
 	empty := !e.Info.Exists || e.Info.Added == 0
 	for _, s := range e.OtherStreams {
@@ -91,18 +82,18 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 		}
 		switch {
 		case empty:
-			d.add(levelError, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, cli.Count(s.Length, "entry")),
+			d.add(LevelError, about, fmt.Sprintf("never had an entry, while %s has %s", s.Name, cli.Count(s.Length, "entry")),
 				"set REDIS_TELEMETRY_STREAM to the stream that tcp-ingestion writes; "+see(sectionArrives))
 		case s.Groups == 0:
-			d.add(levelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, cli.Count(s.Length, "entry")),
+			d.add(LevelWarning, about, fmt.Sprintf("nobody reads %s, which has %s", s.Name, cli.Count(s.Length, "entry")),
 				"if it is telemetry, run a fleet for it, or have its writer use this stream")
 		}
 	}
 	switch {
 	case !e.Info.Exists:
-		d.add(levelWarning, about, "does not exist", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
+		d.add(LevelWarning, about, "does not exist", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
 	case empty:
-		d.add(levelWarning, about, "never had an entry", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
+		d.add(LevelWarning, about, "never had an entry", "start tcp-ingestion, or correct REDIS_TELEMETRY_STREAM")
 	default:
 		age := "unknown"
 		if !e.Info.Last.IsZero() {
@@ -111,9 +102,9 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 		d.ok(about, "%s, the last %s ago", cli.Count(e.Info.Length, "entry"), age)
 	}
 	about = "group " + cfg.Group
-	d.check(e.Info.Exists && !e.Info.GroupExists, levelWarning, about, "", "does not exist",
+	d.check(e.Info.Exists && !e.Info.GroupExists, LevelWarning, about, "", "does not exist",
 		"start an instance: it creates the group at the start of the stream")
-	d.check(e.Info.GroupExists && !e.DispatcherPresent, levelWarning, about, "", "no dispatcher",
+	d.check(e.Info.GroupExists && !e.DispatcherPresent, LevelWarning, about, "", "no dispatcher",
 		"start an instance; if one runs, check its log")
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
@@ -123,32 +114,32 @@ func (d *diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 		silent := c.Idle.Round(time.Second)
 		switch {
 		case c.Idle < time.Minute && c.Pending > 0:
-			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+			d.add(LevelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
 				"stop that program, its entries are then claimed automatically; "+see(sectionClaim))
 		case c.Idle < time.Minute:
-			d.add(levelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
+			d.add(LevelError, about, fmt.Sprintf("a foreign consumer %q reads in our group, and %s", c.Name, holds),
 				"stop that program, otherwise it processes entries out of the order of their devices; "+see(sectionClaim))
 		case c.Pending > 0:
-			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
+			d.add(LevelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
 				"none while an instance runs: the leader claims its entries; never XGROUP DELCONSUMER; "+see(sectionClaim))
 		default:
-			d.add(levelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
+			d.add(LevelWarning, about, fmt.Sprintf("a foreign consumer %q is silent for %s, and %s", c.Name, silent, holds),
 				"none while an instance runs: the leader removes it")
 		}
 	}
-	d.check(e.UnrecordedLosses > 0, levelError, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.UnrecordedLosses)),
+	d.check(e.UnrecordedLosses > 0, LevelError, about, "", fmt.Sprintf("losses that are not in the ledger yet: %s", cli.Number(e.UnrecordedLosses)),
 		"start an instance, whose leader records them; "+see(sectionTrimmed))
 }
 
 // trimPoint compares the age of the oldest retained entry with that of the oldest unfinished one.
-func (d *diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *stream.ServerStatus) {
+func (d *Diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *stream.ServerStatus) {
 	const about = "trim point"
 	if !e.Info.Exists || e.Info.Length == 0 {
 		return
 	}
 	backlog, err := group.Backlog(ctx)
 	if err != nil || !backlog.OldestKnown {
-		d.add(levelWarning, about, "the oldest unfinished entry is unknown", "run processor lag, then this again")
+		d.add(LevelWarning, about, "the oldest unfinished entry is unknown", "run processor lag, then this again")
 		return
 	}
 	reach := time.Since(e.Info.First.Time()).Round(time.Second)
@@ -158,7 +149,7 @@ func (d *diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *strea
 	}
 	behind := time.Since(backlog.Oldest.Time()).Round(time.Second)
 	trimmed := e.Info.Added > e.Info.Length
-	d.check(trimmed && behind*2 > reach, levelError, about,
+	d.check(trimmed && behind*2 > reach, LevelError, about,
 		fmt.Sprintf("the stream reaches back %s, the oldest unfinished entry is %s old", reach, behind),
 		fmt.Sprintf("the stream reaches back %s and the oldest unfinished entry is %s old: trimming will lose entries", reach, behind),
 		"raise MAXLEN of tcp-ingestion now; "+see(sectionWillLose))

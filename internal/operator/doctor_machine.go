@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -16,24 +16,24 @@ import (
 
 // examine runs all checks. Postgres comes first, since it holds the number of
 // shards.
-func (d *diagnosis) examine(ctx context.Context, cfg config.Config) {
-	stand := d.examinePostgres(ctx, cfg)
-	shards := cfg.Coordination.Shards
+func (d *Diagnosis) examine(ctx context.Context, f *Fleet) {
+	stand := d.examinePostgres(ctx, f)
+	shards := f.cfg.Coordination.Shards
 	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
 		shards = n
 	}
-	d.examineRedis(ctx, cfg, shards, stand.Database)
-	d.examineDisk(cfg.Crash)
+	d.examineRedis(ctx, f, shards, stand.Database)
+	d.examineDisk(f.cfg.Crash)
 }
 
 // examineDisk checks whether a dump could be written on this machine.
-func (d *diagnosis) examineDisk(cfg config.Crash) {
+func (d *Diagnosis) examineDisk(cfg config.Crash) {
 	about := "folder " + cfg.Dir
 	dir := cfg.Dir
 	if _, err := os.Lstat(dir); err == nil {
 		folder, err := crash.OpenFolder(dir)
 		if err != nil {
-			d.add(levelWarning, about, "no panic dump can be written: "+err.Error(), "set PANIC_DUMP_DIR to a folder of this user alone")
+			d.add(LevelWarning, about, "no panic dump can be written: "+err.Error(), "set PANIC_DUMP_DIR to a folder of this user alone")
 			return
 		}
 		_ = folder.Close() // only opened
@@ -47,15 +47,15 @@ func (d *diagnosis) examineDisk(cfg config.Crash) {
 	const remedy = "set PANIC_DUMP_DIR to a folder that this user can write"
 	const canWrite = 0x2 // W_OK
 	if err := syscall.Access(dir, canWrite); err != nil {
-		d.add(levelWarning, about, "no panic dump can be written: "+err.Error(), remedy)
+		d.add(LevelWarning, about, "no panic dump can be written: "+err.Error(), remedy)
 		return
 	}
 	var fsys syscall.Statfs_t
 	if err := syscall.Statfs(dir, &fsys); err != nil {
-		d.add(levelWarning, about, "its free space is unknown: "+err.Error(), remedy)
+		d.add(LevelWarning, about, "its free space is unknown: "+err.Error(), remedy)
 		return
 	}
 	free := int64(fsys.Bavail) * int64(fsys.Bsize) //nolint:unconvert // the types differ between systems
-	d.check(free < 10*cfg.MaxBytes, levelWarning, about, "panic dumps can be written, "+bytesText(free)+" free",
+	d.check(free < 10*cfg.MaxBytes, LevelWarning, about, "panic dumps can be written, "+bytesText(free)+" free",
 		fmt.Sprintf("%s free, less than ten panic dumps", bytesText(free)), "make room, or lower PANIC_DUMP_MAX_BYTES")
 }

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -12,66 +12,61 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
-	"github.com/trmtracking/processor/modules"
 )
 
 // longTransaction is the age at which an open transaction delays vacuum enough to slow commits.
 const longTransaction = 10 * time.Minute
 
 // examinePostgres returns the status of the fleet, zero without a schema.
-func (d *diagnosis) examinePostgres(ctx context.Context, cfg config.Config) (stand store.FleetStatus) {
+func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand store.FleetStatus) {
 	const about = "Postgres"
-	pool, err := store.Open(ctx, store.Config{
-		URL: cfg.Postgres.URL.Reveal(), Member: "doctor", MaxConns: 2, ConnectTimeout: cfg.Postgres.ConnectTimeout,
-		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
-	})
-	if err != nil {
-		d.add(levelError, about, err.Error(), "correct POSTGRES_URL")
+	if f.pool == nil {
+		d.add(LevelError, about, "there is no usable POSTGRES_URL", "set POSTGRES_URL")
 		return stand
 	}
-	defer pool.Close()
-	e, err := store.Diagnose(ctx, pool)
-	if err = modules.PostgresError("POSTGRES_URL", cfg.Postgres.URL, err); err != nil {
+	e, err := store.Diagnose(ctx, f.pool)
+	if err = fault.PostgresError("POSTGRES_URL", f.cfg.Postgres.URL, err); err != nil {
 		const remedy = "start Postgres, or correct POSTGRES_URL; a standby does not suffice: name the primary; "
 		d.unreachable(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
 		return stand
 	}
-	d.postgresServer(cfg, &e)
-	if !d.schema(ctx, pool) {
+	d.postgresServer(f.cfg, &e)
+	if !d.schema(ctx, f.pool) {
 		return stand
 	}
-	stand, err = store.ReadFleetStatus(ctx, pool, store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group})
+	stand, err = store.ReadFleetStatus(ctx, f.pool, f.scope)
 	if err != nil {
-		d.add(levelError, about, err.Error(), "see processor migrate verify")
+		d.add(LevelError, about, err.Error(), "see processor migrate verify")
 		return stand
 	}
-	d.fleet(cfg, &stand)
+	d.fleet(f.cfg, &stand)
 	return stand
 }
 
-func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
+func (d *Diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 	const about = "Postgres"
-	d.check(e.Number < 150000, levelError, about, "version "+e.Version, "version "+e.Version+" is older than 15",
+	d.check(e.Number < 150000, LevelError, about, "version "+e.Version, "version "+e.Version+" is older than 15",
 		"upgrade Postgres to 15 or newer")
-	d.check(e.Standby || e.ReadOnly, levelError, about, "accepts writes", "is read-only",
+	d.check(e.Standby || e.ReadOnly, LevelError, about, "accepts writes", "is read-only",
 		"point POSTGRES_URL at the primary, or list all hosts in it")
-	d.check(e.SynchronousCommit == "off", levelError, about, "commits are durable",
+	d.check(e.SynchronousCommit == "off", LevelError, about, "commits are durable",
 		"synchronous_commit is off: a crash forgets records that were acknowledged; the service refuses to start",
 		"set synchronous_commit = on for this database or role")
-	d.check(!e.Fsync, levelError, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
-	d.check(!e.Autovacuum, levelWarning, about, "", "autovacuum is off: commits become slower", "set autovacuum = on")
-	d.check(e.Pooler, levelWarning, about, "no pooler in front", "a pooler stands in front of it",
+	d.check(!e.Fsync, LevelError, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
+	d.check(!e.Autovacuum, LevelWarning, about, "", "autovacuum is off: commits become slower", "set autovacuum = on")
+	d.check(e.Pooler, LevelWarning, about, "no pooler in front", "a pooler stands in front of it",
 		"use session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN does not work through it")
-	d.check(e.Longest > longTransaction, levelWarning, about, "",
+	d.check(e.Longest > longTransaction, LevelWarning, about, "",
 		fmt.Sprintf("a transaction has been open for %s, which blocks vacuum", e.Longest), "find it in pg_stat_activity and end it")
 	for _, b := range e.Blocked {
-		d.add(levelError, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
+		d.add(LevelError, about, fmt.Sprintf("%s waits for process %d (%q, %s, for %s)", b.Waiting, b.PID, b.By, b.State, b.For),
 			fmt.Sprintf("end it: select pg_terminate_backend(%d); ", b.PID)+see(sectionLag))
 	}
 	free := e.MaxConnections - e.Sessions
-	d.check(free < cfg.Postgres.MaxConns, levelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
+	d.check(free < cfg.Postgres.MaxConns, LevelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
 		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
 		"raise max_connections, or lower POSTGRES_MAX_CONNS")
 	d.ok(about, "the database holds %s", bytesText(e.Bytes))
@@ -84,21 +79,21 @@ func (d *diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(members)) {
-		d.check(members[instance] > 1, levelError, "instance "+instance, "has sessions in Postgres",
+		d.check(members[instance] > 1, LevelError, "instance "+instance, "has sessions in Postgres",
 			fmt.Sprintf("%d processes have this identity at once", members[instance]),
 			"give each its own INSTANCE_ID; right after a restart: run this again; "+see(sectionTwins))
 	}
 }
 
 // schema reports whether the tables can be queried.
-func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
+func (d *Diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	report, err := schema.Verify(ctx, pool)
 	if err != nil {
-		d.add(levelError, "schema", err.Error(), "see processor migrate verify")
+		d.add(LevelError, "schema", err.Error(), "see processor migrate verify")
 		return false
 	}
 	for _, f := range report.Problems {
-		d.add(levelError, "schema", f.String(), "run processor migrate up; if none is pending, apply the output of processor migrate print; "+see(sectionMigration))
+		d.add(LevelError, "schema", f.String(), "run processor migrate up; if none is pending, apply the output of processor migrate print; "+see(sectionMigration))
 	}
 	if report.OK() {
 		d.ok("schema", "has everything this version needs")
@@ -106,25 +101,25 @@ func (d *diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	return report.OK()
 }
 
-func (d *diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
+func (d *Diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 	const about = "fleet"
-	d.check(s.Foreign, levelError, about, "", "this database belongs to "+s.Fleet,
+	d.check(s.Foreign, LevelError, about, "", "this database belongs to "+s.Fleet,
 		"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP")
 	if pinned, ok := s.Pinned["SHARDS"]; ok {
 		have := fmt.Sprint(cfg.Coordination.Shards)
-		d.check(pinned != have, levelError, about, "SHARDS is "+pinned,
+		d.check(pinned != have, LevelError, about, "SHARDS is "+pinned,
 			"SHARDS is "+have+" here and "+pinned+" for the fleet", "set SHARDS="+pinned)
 	}
-	d.check(s.Shards > 0 && s.Ownerless > 0, levelWarning, about, "every shard has an owner",
+	d.check(s.Shards > 0 && s.Ownerless > 0, LevelWarning, about, "every shard has an owner",
 		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: run this again")
-	d.check(s.Suspected > 0, levelError, about, "",
+	d.check(s.Suspected > 0, LevelError, about, "",
 		fmt.Sprintf("owners of %s crashed without progress: an entry may crash processes", cli.Count(s.Suspected, "shard")),
 		"none: the entry is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
-	d.check(s.Term > 0 && s.Leader == "", levelWarning, about, "", "no leader", "start an instance; while one starts or leaves: run this again")
+	d.check(s.Term > 0 && s.Leader == "", LevelWarning, about, "", "no leader", "start an instance; while one starts or leaves: run this again")
 	d.losses(s)
-	d.check(s.Deferred > 0, levelWarning, "deferred", "no entry waits for a retry",
+	d.check(s.Deferred > 0, LevelWarning, "deferred", "no entry waits for a retry",
 		fmt.Sprintf("%s could not be decoded and will be retried", cli.Count(s.Deferred, "entry")), "none: an entry that keeps failing becomes a dead letter")
-	d.check(s.Waiting > 0 && s.OldestWait > time.Minute, levelWarning, "requests", "",
+	d.check(s.Waiting > 0 && s.OldestWait > time.Minute, LevelWarning, "requests", "",
 		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "check whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
@@ -134,15 +129,15 @@ func (d *diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 }
 
 // losses reports the ledger of losses. One in the last day is an error.
-func (d *diagnosis) losses(s *store.FleetStatus) {
+func (d *Diagnosis) losses(s *store.FleetStatus) {
 	const about = "ledger"
 	if s.LostSince == nil {
 		d.ok(about, "nothing was lost")
 		return
 	}
-	level := levelWarning
+	level := LevelWarning
 	if time.Since(*s.LostSince) < 24*time.Hour {
-		level = levelError
+		level = LevelError
 	}
 	lost := cli.CountWere(s.Lost, "entry") + " lost"
 	switch {

@@ -1,0 +1,261 @@
+package operator
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Edited is the outcome of the edit of one dead letter.
+type Edited struct {
+	ID       string  `json:"id"`
+	Diff     string  `json:"diff"`
+	NowFails *string `json:"now_fails"` // why it still does not decode; null if it does
+}
+
+// EditDeadLetter changes what a dead letter is replayed as. change gets the fields
+// of the entry, as edited before, and returns the new ones. The original and the
+// difference are kept.
+func (f *Fleet) EditDeadLetter(ctx context.Context, id string, change func(fields []string) ([]string, error)) (out Edited, err error) {
+	d, err := f.deadLetters(ctx)
+	if err != nil {
+		return out, err
+	}
+	l, err := d.one(ctx, id)
+	if err != nil {
+		return out, err
+	}
+	before, err := d.archive.Edited(ctx, []telemetry.EntryID{l.ID})
+	if err != nil {
+		return out, d.explained(err)
+	}
+	fields := slices.Clone(l.Entry.Fields)
+	if before[l.ID] != nil {
+		fields = before[l.ID]
+	}
+	if fields, err = change(fields); err != nil {
+		return out, err
+	}
+	if slices.Equal(fields, l.Entry.Fields) {
+		return out, fault.Exitf(fault.Finding, "nothing was changed")
+	}
+	out.ID, out.Diff = l.ID.String(), difference(l.Entry.Fields, fields)
+	if err := d.edit(ctx, []protocol.DLQEntry{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: out.Diff}}); err != nil {
+		return out, d.explained(err)
+	}
+	if err := d.note(ctx, "dlq edit", out.ID, 1); err != nil {
+		return out, err
+	}
+	if _, fails := d.decode(l, fields); fails != nil {
+		out.NowFails = orNull(fails.Error())
+	}
+	return out, nil
+}
+
+// SetField returns fields with one of them changed: a field of the entry, or with
+// payload.NAME a member of its payload, whose value is JSON. All other text of the
+// payload stays as it is, every digit of it.
+func SetField(fields []string, name, value string) ([]string, error) {
+	member, inside := strings.CutPrefix(name, telemetry.FieldPayload+".")
+	if !inside {
+		return with(fields, name, value), nil
+	}
+	payload, _ := (&telemetry.Entry{Fields: fields}).Field(telemetry.FieldPayload)
+	changed, err := setMember(json.RawMessage(payload), strings.Split(member, "."), json.RawMessage(value))
+	if err != nil {
+		return nil, err
+	}
+	return with(fields, telemetry.FieldPayload, string(changed)), nil
+}
+
+// edit stores the originals and the edited fields.
+func (d *deadLetters) edit(ctx context.Context, letters []protocol.DLQEntry, edits []store.Edit) error {
+	if err := d.archive.Export(ctx, letters, d.by); err != nil {
+		return err
+	}
+	return d.archive.Edit(ctx, edits, d.by)
+}
+
+// EditOutcome is the outcome of one line of edited dead letters.
+type EditOutcome struct {
+	ID       string `json:"id"`
+	Outcome  string `json:"outcome"` // edited, unchanged, gone
+	NowFails string `json:"now_fails,omitempty"`
+}
+
+// EditDeadLetters edits many: lines as ExportDeadLetters gives them, with changed
+// fields; of the other members only the ID is read. source is named in the audit.
+func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string) (report []EditOutcome, err error) {
+	d, err := f.deadLetters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report = []EditOutcome{}
+	edited := 0
+	lines := json.NewDecoder(r)
+	for more := true; more && err == nil; {
+		var page []DeadLetter
+		if page, more, err = nextDeadLetters(lines); err == nil {
+			err = d.editSome(ctx, page, func(line EditOutcome) {
+				report = append(report, line)
+				if line.Outcome == "edited" {
+					edited++
+				}
+			})
+		}
+	}
+	if edited > 0 {
+		if noteErr := d.note(ctx, "dlq edit", "text=fixed in "+source, edited); err == nil {
+			err = noteErr
+		}
+	}
+	return report, d.explained(err)
+}
+
+// nextDeadLetters reads a page of lines that dlq export wrote.
+func nextDeadLetters(lines *json.Decoder) (page []DeadLetter, more bool, err error) {
+	for len(page) < deadLetterBatch {
+		var l DeadLetter
+		err := lines.Decode(&l)
+		if errors.Is(err, io.EOF) {
+			return page, false, nil
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("read edited dead letters: %w", err)
+		}
+		page = append(page, l)
+	}
+	return page, true, nil
+}
+
+func (d *deadLetters) editSome(ctx context.Context, page []DeadLetter, tell func(EditOutcome)) error {
+	ids := make([]telemetry.EntryID, len(page))
+	for i, l := range page {
+		var err error
+		if ids[i], err = telemetry.ParseEntryID(l.ID); err != nil {
+			return fmt.Errorf("read edited dead letters: %w", err)
+		}
+	}
+	found, err := d.dead.Get(ctx, ids)
+	if err != nil {
+		return err
+	}
+	there := make(map[telemetry.EntryID]*protocol.DLQEntry, len(found))
+	for i := range found {
+		if found[i].Err == nil {
+			there[found[i].ID] = &found[i]
+		}
+	}
+	report := make([]EditOutcome, len(page))
+	var letters []protocol.DLQEntry
+	var edits []store.Edit
+	for i := range page {
+		fields, err := plainFields(page[i].Fields)
+		if err != nil {
+			return fmt.Errorf("read edited dead letter %s: %w", page[i].ID, err)
+		}
+		l := there[ids[i]]
+		report[i] = EditOutcome{ID: page[i].ID, Outcome: "edited"}
+		switch {
+		case l == nil:
+			report[i].Outcome = "gone"
+		case slices.Equal(fields, l.Entry.Fields):
+			report[i].Outcome = "unchanged"
+		default:
+			if _, err := d.decode(l, fields); err != nil {
+				report[i].NowFails = err.Error()
+			}
+			letters = append(letters, *l)
+			edits = append(edits, store.Edit{ID: l.ID, Fields: fields, Diff: difference(l.Entry.Fields, fields)})
+		}
+	}
+	if err := d.edit(ctx, letters, edits); err != nil {
+		return err
+	}
+	for _, line := range report {
+		tell(line)
+	}
+	return nil
+}
+
+// plainFields is the inverse of fieldsOf.
+func plainFields(list []Field) ([]string, error) {
+	if len(list) == 0 {
+		return nil, errors.New("it has no fields")
+	}
+	fields := make([]string, 0, 2*len(list))
+	for _, f := range list {
+		value := f.Value
+		if f.Base64 {
+			b, err := base64.StdEncoding.DecodeString(value)
+			if err != nil {
+				return nil, fmt.Errorf("field %s: %w", f.Name, err)
+			}
+			value = string(b)
+		}
+		fields = append(fields, f.Name, value)
+	}
+	return fields, nil
+}
+
+// with sets the first field of that name, or appends it.
+func with(fields []string, name, value string) []string {
+	for i := 0; i+1 < len(fields); i += 2 {
+		if fields[i] == name {
+			fields = slices.Clone(fields)
+			fields[i+1] = value
+			return fields
+		}
+	}
+	return append(slices.Clip(fields), name, value)
+}
+
+// setMember changes one member of a JSON object and leaves the text of all other
+// members unchanged, every digit of it.
+func setMember(object json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
+	if len(path) == 0 {
+		if !json.Valid(value) {
+			return nil, fmt.Errorf("%s is not JSON; text needs quotes", value)
+		}
+		return value, nil
+	}
+	members := make(map[string]json.RawMessage)
+	if object != nil {
+		if err := json.Unmarshal(object, &members); err != nil {
+			return nil, errors.New("the payload is not a JSON object; use --payload-file")
+		}
+	}
+	changed, err := setMember(members[path[0]], path[1:], value)
+	if err != nil {
+		return nil, err
+	}
+	members[path[0]] = changed
+	return json.Marshal(members)
+}
+
+// difference returns what an edit changed, field by field.
+func difference(old, changed []string) string {
+	var b strings.Builder
+	was := telemetry.Entry{Fields: old}
+	for i := 0; i+1 < len(changed); i += 2 {
+		value, ok := was.Field(changed[i])
+		if ok && value == changed[i+1] {
+			continue
+		}
+		if ok {
+			fmt.Fprintf(&b, "- %s=%s\n", changed[i], value)
+		}
+		fmt.Fprintf(&b, "+ %s=%s\n", changed[i], changed[i+1])
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

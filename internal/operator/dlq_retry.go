@@ -1,0 +1,207 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Retry is the outcome of one dead letter.
+type Retry struct {
+	ID       string `json:"id"`
+	SourceID string `json:"source_id"`
+	Outcome  string `json:"outcome"` // replayed, gone; in a dry run stored, duplicate, refused
+	As       string `json:"replayed_as,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// RetryOptions bound a replay.
+type RetryOptions struct {
+	DryRun    bool                // only tell what would happen
+	PerSecond float64             // maximum dead letters per second
+	PauseAt   int64               // pause while the backlog exceeds this
+	Waiting   func(backlog int64) // told of each pause; may be nil
+}
+
+// Retried is the outcome of a replay.
+type Retried struct {
+	Letters []Retry
+	Done    int // replayed
+	Failed  int // in a dry run: would fail
+	Missing []string
+}
+
+// RetryDeadLetters adds the selected dead letters, as edited, to the source stream
+// again, in the order of their entries, and removes them. Interrupted, it
+// continues where it ended. The outcomes so far come with an error, too.
+func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions) (Retried, error) {
+	out := Retried{Letters: []Retry{}}
+	s, err := selectBy(by)
+	if err != nil {
+		return out, err
+	}
+	d, err := f.deadLetters(ctx)
+	if err != nil {
+		return out, err
+	}
+	list, err := d.chosen(ctx, s)
+	if err != nil {
+		return out, err
+	}
+	if out.Missing = s.missing(); len(list) == 0 {
+		return out, by.NoMatch()
+	}
+	r := &replay{deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, report: out.Letters}
+	if r.waiting == nil {
+		r.waiting = func(int64) {}
+	}
+	if o.DryRun {
+		err = r.try(ctx, list)
+	} else {
+		err = r.send(ctx, list)
+		if auditErr := d.note(ctx, "dlq retry", by.String(), r.done); err == nil {
+			err = auditErr
+		}
+	}
+	out.Letters, out.Done, out.Failed = r.report, r.done, r.failed
+	if err == nil && r.failed > 0 {
+		err = fault.Exitf(fault.Finding, "%d of %d would fail; see processor dlq edit", r.failed, len(list))
+	}
+	return out, d.explained(err)
+}
+
+// replay replays dead letters, or predicts the outcome.
+type replay struct {
+	*deadLetters
+	limiter *rate.Limiter
+	pauseAt int64
+	waiting func(backlog int64)
+
+	report []Retry
+	done   int
+	failed int
+}
+
+func (r *replay) send(ctx context.Context, list []ref) error {
+	return r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
+		if err := r.await(ctx); err != nil {
+			return err
+		}
+		for _, g := range gone {
+			r.report = append(r.report, Retry{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
+		}
+		// Archived before they leave their stream.
+		if err := r.archive.Export(ctx, some, r.by); err != nil {
+			return err
+		}
+		edited, err := r.archive.Edited(ctx, idsOf(some))
+		if err != nil {
+			return err
+		}
+		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
+		err = r.sendSome(ctx, some, edited, as)
+		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		defer cancel()
+		return errors.Join(err, r.archive.Replayed(noting, as, r.by))
+	})
+}
+
+func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
+	for i := range some {
+		l := &some[i]
+		if err := r.limiter.Wait(ctx); err != nil {
+			return errors.New("interrupted; run the same command to continue")
+		}
+		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, edited[l.ID]))
+		if err != nil {
+			return err
+		}
+		line := Retry{ID: l.ID.String(), SourceID: l.Entry.ID.String(), Outcome: "gone"}
+		if ok {
+			line.Outcome, line.As = "replayed", id.String()
+			as[l.ID] = id
+			r.done++
+		}
+		r.report = append(r.report, line)
+	}
+	return nil
+}
+
+// await waits while the backlog is too large.
+func (r *replay) await(ctx context.Context) error {
+	said := false
+	for {
+		info, err := r.group.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if !info.GroupExists || info.Pending+info.Lag.N < r.pauseAt {
+			return nil
+		}
+		if !said {
+			said = true
+			r.waiting(info.Pending + info.Lag.N)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("interrupted; run the same command to continue")
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// try predicts the outcome of dead letters without changing anything.
+func (r *replay) try(ctx context.Context, list []ref) error {
+	fences, _, err := store.NewFences(r.pool, askTimeout).Load(ctx)
+	if err != nil {
+		return err
+	}
+	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
+	var records []telemetry.Record
+	var at []int // in the report
+	err = r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
+		for _, g := range gone {
+			r.report = append(r.report, Retry{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
+		}
+		edited, err := r.archive.Edited(ctx, idsOf(some))
+		if err != nil {
+			return err
+		}
+		for i := range some {
+			r.report = append(r.report, Retry{ID: some[i].ID.String(), SourceID: some[i].Entry.ID.String()})
+			record, err := r.decode(&some[i], edited[some[i].ID])
+			if err != nil {
+				r.refuse(len(r.report)-1, err)
+				continue
+			}
+			records, at = append(records, record), append(at, len(r.report)-1)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return r.archive.Try(ctx, records, rules, func(n int, stored bool, err error) {
+		switch i := at[n]; {
+		case err != nil:
+			r.refuse(i, err)
+		case stored:
+			r.report[i].Outcome = "stored"
+		default:
+			r.report[i].Outcome = "duplicate"
+		}
+	})
+}
+
+func (r *replay) refuse(i int, err error) {
+	r.failed++
+	r.report[i].Outcome, r.report[i].Reason = "refused", err.Error()
+}

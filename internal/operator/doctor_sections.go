@@ -1,0 +1,58 @@
+package operator
+
+import "github.com/trmtracking/processor/internal/protocol"
+
+// see refers to a page of the runbook, by its name.
+func see(page string) string { return "see docs/runbook/" + page + ".md" }
+
+// The pages of the runbook to which findings and incidents refer.
+const (
+	sectionLag         = "ProcessorBehind"
+	sectionClaim       = "ProcessorForeignConsumer"
+	sectionStalled     = "ProcessorDown"
+	sectionDeadLetters = "ProcessorDeadLetters"
+	sectionRedisLost   = "ProcessorRedisLostItsData"
+	sectionGroupLost   = "ProcessorGroupLost"
+	sectionTrimmed     = "ProcessorRecordsLost"
+	sectionFences      = "recompute"
+	sectionDump        = "ProcessorShardQuarantined"
+	sectionRedis       = "ProcessorRedisErrors"
+	sectionSwitch      = "switch-over"
+	sectionArrives     = "ProcessorNothingArrives"
+	sectionFull        = "redis-full"
+	sectionPostgres    = "ProcessorCommitErrors"
+	sectionMigration   = "migration"
+	sectionRefuses     = "ProcessorSinkRefuses"
+	sectionShard       = "ProcessorShardStalled"
+	sectionFenceQuery  = "ProcessorFenceQuery"
+	sectionWillLose    = "ProcessorWillLoseRecords"
+	sectionTwins       = "duplicate-identity"
+)
+
+// guide is the page and severity of an open incident.
+type guide struct{ level, section, remedy string }
+
+// incidentGuides has a guide for each kind of incident.
+var incidentGuides = map[string]guide{
+	protocol.ForeignConsumer:   {LevelError, sectionClaim, "stop the program that reads in our group; its entries are claimed automatically"},
+	protocol.SilentMember:      {LevelWarning, sectionStalled, "find out why it ended; its shards were reassigned; it is forgotten after an hour"},
+	protocol.StalledMember:     {LevelError, sectionStalled, "take its stacks, then kill it; its shards were reassigned"},
+	protocol.StalledShard:      {LevelError, sectionShard, "end the session that blocks it"},
+	protocol.DeadLettersAlike:  {LevelError, sectionDeadLetters, "fix the cause, then replay or drop them"},
+	protocol.SinkRefuses:       {LevelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
+	protocol.QuarantinedShard:  {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
+	protocol.GeofenceQuery:     {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
+	protocol.RecomputeRejected: {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
+	protocol.GroupCreated:      {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
+	protocol.GroupLost:         {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
+	protocol.RedisLost:         {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},
+	protocol.RedisFailedOver:   {LevelError, sectionRedisLost, "entries cannot be restored here; the ledger shows which to send again"},
+}
+
+// guideOf returns the guide of a kind, also of one that only another version knows.
+func guideOf(kind string) guide {
+	if g, ok := incidentGuides[kind]; ok {
+		return g
+	}
+	return guide{LevelError, sectionStalled, "unknown to this version: run doctor of the version that the fleet runs"}
+}

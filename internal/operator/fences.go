@@ -1,0 +1,183 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// maxFenceFile bounds the size of a file.
+const maxFenceFile = 1 << 30
+
+// FenceImport is the outcome of an import or a check.
+type FenceImport struct {
+	File    string     `json:"file"`
+	Good    int        `json:"good"`
+	Added   int        `json:"added"`
+	Closed  int        `json:"closed"`
+	Same    int        `json:"same"`
+	From    *time.Time `json:"recompute_from"` // null is open, or nothing to do
+	To      *time.Time `json:"recompute_to"`
+	Skipped []string   `json:"skipped"`
+}
+
+// readFences reads GeoJSON; name is that of the file. The second result reports
+// invalid features.
+func readFences(in io.Reader, name string) ([]geofence.Fence, []*geofence.FenceError, error) {
+	text, err := io.ReadAll(io.LimitReader(in, maxFenceFile))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read fences: %w", err)
+	}
+	fences, bad, err := geofence.ParseFeatures(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read fences from %s: %w", name, err)
+	}
+	// Fences that are valid alone may still conflict with each other.
+	_, clash := geofence.NewSet(fences)
+	drop := make(map[int]bool)
+	for _, c := range clash {
+		drop[c.Index] = true
+		bad = append(bad, c)
+	}
+	good := fences[:0:0]
+	for i, f := range fences {
+		if !drop[i] {
+			good = append(good, f)
+		}
+	}
+	return good, bad, nil
+}
+
+// ErrNotReplaced rejects an import that would close fences because features of the
+// file are invalid.
+var ErrNotReplaced = errors.New("with --replace every feature must be valid, or fences would be closed; nothing was changed")
+
+// ImportFences puts the fences of GeoJSON in force for their spans of device time
+// and has crossings in the changed spans recomputed. With replace, imported fences
+// that are not in the file are closed. It needs Postgres.
+func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, replace bool) (FenceImport, error) {
+	r, fences, err := checkFences(in, name)
+	if err != nil {
+		return r, err
+	}
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return r, err
+	}
+	if replace && len(r.Skipped) > 0 {
+		return r, ErrNotReplaced
+	}
+	edited, err := store.NewFenceEditor(f.pool, f.scope, pinned.Shards, f.by).Import(ctx, fences, "import", replace)
+	if err != nil {
+		return r, f.explained(err)
+	}
+	for _, err := range edited.Refused {
+		r.Skipped = append(r.Skipped, err.Error())
+		r.Good--
+	}
+	r.Added, r.Closed, r.Same, r.From, r.To = edited.Added, edited.Closed, edited.Same, edited.From, edited.To
+	return r, nil
+}
+
+// CheckFences reports the invalid features of GeoJSON.
+func CheckFences(in io.Reader, name string) (FenceImport, error) {
+	r, _, err := checkFences(in, name)
+	return r, err
+}
+
+func checkFences(in io.Reader, name string) (FenceImport, []geofence.Fence, error) {
+	r := FenceImport{File: name, Skipped: []string{}}
+	fences, bad, err := readFences(in, name)
+	r.Good = len(fences)
+	for _, b := range bad {
+		r.Skipped = append(r.Skipped, b.Error())
+	}
+	return r, fences, err
+}
+
+// CheckStoredFences reports the invalid ones of the fences in force.
+func (f *Fleet) CheckStoredFences(ctx context.Context) (FenceImport, error) {
+	r := FenceImport{Skipped: []string{}}
+	if _, err := f.postgres(ctx); err != nil {
+		return r, err
+	}
+	set, bad, err := store.NewFences(f.pool, askTimeout).Load(ctx)
+	if err != nil {
+		return r, f.explained(err)
+	}
+	r.Good = set.Len()
+	for _, b := range bad {
+		r.Skipped = append(r.Skipped, b.Error())
+	}
+	return r, nil
+}
+
+// Fences is the fences that are in force.
+type Fences struct {
+	Version    int64         `json:"version"` // of the set
+	Fences     []Fence       `json:"fences"`
+	Recomputes store.Backlog `json:"recomputes"`
+}
+
+// Fence is one of them.
+type Fence struct {
+	ID        string     `json:"id"`
+	Version   int        `json:"version"`
+	Name      string     `json:"name"`
+	Kind      string     `json:"kind"`
+	RadiusM   *float64   `json:"radius_m"`
+	ValidFrom *time.Time `json:"valid_from"` // null is open
+	ValidTo   *time.Time `json:"valid_to"`
+	Enabled   bool       `json:"enabled"`
+	Problem   *string    `json:"problem"` // why it is skipped; null if it is active
+}
+
+// Fences lists the fences in force and the progress of recomputes. It needs
+// Postgres.
+func (f *Fleet) Fences(ctx context.Context) (l Fences, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	l.Fences = []Fence{}
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return l, err
+	}
+	version, rows, err := store.NewFences(f.pool, askTimeout).Rows(ctx)
+	if err != nil {
+		return l, f.explained(err)
+	}
+	l.Version = version
+	if l.Recomputes, err = f.devices(pinned).Recomputes(ctx); err != nil {
+		return l, f.explained(err)
+	}
+	for i := range rows {
+		l.Fences = append(l.Fences, listed(&rows[i]))
+	}
+	return l, nil
+}
+
+func listed(v *store.FenceVersion) Fence {
+	f := Fence{ID: v.ID, Version: v.Version, Name: v.Name, Kind: string(v.Kind), Enabled: v.Enabled}
+	if v.Kind == geofence.Circle {
+		f.RadiusM = &v.RadiusM
+	}
+	if v.Valid.FromUS != math.MinInt64 {
+		t := time.UnixMicro(v.Valid.FromUS).UTC()
+		f.ValidFrom = &t
+	}
+	if v.Valid.ToUS != math.MaxInt64 {
+		t := time.UnixMicro(v.Valid.ToUS).UTC()
+		f.ValidTo = &t
+	}
+	if err := v.Check(); err != nil {
+		text := err.Error()
+		f.Problem = &text
+	}
+	return f
+}

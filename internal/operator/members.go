@@ -1,0 +1,156 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// Member is one instance, present or gone.
+type Member struct {
+	Member      string      `json:"member"`
+	Instance    string      `json:"instance"`
+	State       string      `json:"state"` // working, leaving, without_postgres or gone
+	Leads       bool        `json:"leads"`
+	Shards      int         `json:"shards"`
+	InFlight    *int        `json:"in_flight"` // null for one that is gone
+	Host        string      `json:"host,omitempty"`
+	PID         int         `json:"pid,omitempty"`
+	Version     string      `json:"version,omitempty"`
+	Started     *time.Time  `json:"started"`
+	SinkSeconds float64     `json:"without_postgres_seconds"`
+	Silent      *LostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
+}
+
+// LostMember is what the fleet recorded when a member fell silent.
+type LostMember struct {
+	Since   *time.Time `json:"since"`             // null if no present member heard it
+	Shards  []int      `json:"reassigned_shards"` // reassigned to other members
+	Host    string     `json:"host,omitempty"`
+	PID     int        `json:"pid,omitempty"`
+	Version string     `json:"version,omitempty"`
+}
+
+// Members is who is in the fleet.
+type Members struct {
+	Stream  string   `json:"stream"`
+	Group   string   `json:"group"`
+	Term    int64    `json:"term"`
+	Members []Member `json:"members"`
+}
+
+// lostMembers returns the members that are gone without a release, by name.
+func (f *Fleet) lostMembers(ctx context.Context) (map[string]LostMember, error) {
+	_, incidents, err := f.ledger().Recent(ctx, 0, 100)
+	if err != nil {
+		return nil, err
+	}
+	gone := make(map[string]LostMember)
+	for _, i := range incidents {
+		if i.Kind != protocol.SilentMember || i.Closed != nil {
+			continue
+		}
+		var noted struct { // as LostMember, with the names of the incident's detail
+			Since   *time.Time
+			Shards  []int
+			Host    string
+			PID     int
+			Version string
+		}
+		if err := json.Unmarshal(i.Detail, &noted); err != nil {
+			return nil, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
+		}
+		gone[i.Subject] = LostMember(noted)
+	}
+	return gone, nil
+}
+
+// String describes the lost member.
+func (a LostMember) String() string {
+	text := fmt.Sprintf("silent, its %s reassigned", cli.CountWere(len(a.Shards), "shard"))
+	if a.Since != nil {
+		text = fmt.Sprintf("silent since %s (process %d on %s), its %s reassigned",
+			a.Since.UTC().Format(time.RFC3339), a.PID, a.Host, cli.CountWere(len(a.Shards), "shard"))
+	}
+	return text
+}
+
+// The states of a member.
+const (
+	MemberWorking = "working"
+	MemberLeaving = "leaving"
+	MemberCutOff  = "without_postgres"
+	MemberGone    = "gone"
+)
+
+// Members returns the instances with a heartbeat, and as gone those that own
+// shards without one or fell silent within the hour. It needs both servers.
+func (f *Fleet) Members(ctx context.Context) (Members, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	m := Members{Stream: f.scope.Stream, Group: f.scope.Group, Members: []Member{}}
+	_, pinned, err := f.both(ctx)
+	if err != nil {
+		return m, err
+	}
+	there, err := f.heartbeats(ctx)
+	if err != nil {
+		return m, err
+	}
+	list, err := f.listShards(ctx, pinned)
+	if err != nil {
+		return m, err
+	}
+	term, leader, err := store.NewLeader(f.pool, f.scope, f.by, askTimeout).CurrentTerm(ctx)
+	if err != nil {
+		return m, err
+	}
+	m.Term = term
+	owned := make(map[string]int)
+	for _, s := range list {
+		if s.Owner != "" {
+			owned[s.Owner]++
+		}
+	}
+	for _, t := range there {
+		state := MemberWorking
+		switch {
+		case t.Leaving:
+			state = MemberLeaving
+		case t.SinkDown > 0:
+			state = MemberCutOff
+		}
+		m.Members = append(m.Members, Member{
+			Member: t.Name(), Instance: t.Instance, State: state, Leads: t.Name() == leader, Shards: owned[t.Name()],
+			InFlight: &t.InFlight, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
+		})
+		delete(owned, t.Name())
+	}
+	gone, err := f.lostMembers(ctx)
+	if err != nil {
+		return m, err
+	}
+	for name := range gone {
+		if slices.ContainsFunc(m.Members, func(x Member) bool { return x.Member == name }) {
+			delete(gone, name) // it is back
+			continue
+		}
+		owned[name] += 0
+	}
+	for name, n := range owned {
+		x := Member{Member: name, State: MemberGone, Shards: n, Leads: name == leader}
+		if a, ok := gone[name]; ok {
+			x.Silent, x.Host, x.PID, x.Version = &a, a.Host, a.PID, a.Version
+		}
+		m.Members = append(m.Members, x)
+	}
+	slices.SortFunc(m.Members, func(a, b Member) int { return cmp.Compare(a.Member, b.Member) })
+	return m, nil
+}

@@ -1,0 +1,83 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// Request is what the owner of a device's shard is asked to do.
+type Request struct {
+	Kind     string // protocol.RequestRehydrate, RequestRecompute or RequestErase
+	Device   string
+	From, To *time.Time // of a recompute: the window of device time; nil is open
+	Reason   string     // for the audit
+}
+
+// ErrNotDone is that the time to wait for a request is up; the request continues.
+var ErrNotDone = errors.New("the request is not done yet and continues")
+
+// Ask makes a request, an audited row that waits while the shard has no owner. An
+// unknown device is an error, but for an erasure, which is recorded as proof.
+func (f *Fleet) Ask(ctx context.Context, r Request) (store.RequestStatus, error) {
+	var none store.RequestStatus
+	if err := store.CheckWindow(r.From, r.To); err != nil {
+		return none, fault.Exit(fault.Config, err)
+	}
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return none, err
+	}
+	if r.Kind != protocol.RequestErase {
+		if err := f.mustKnow(ctx, pinned, r.Device); err != nil {
+			return none, err
+		}
+	}
+	id, err := f.devices(pinned).Ask(ctx, r.Kind, r.Device, r.From, r.To, r.Reason)
+	if err != nil {
+		return none, f.explained(err)
+	}
+	return f.Request(ctx, id)
+}
+
+// Request returns the state of a request.
+func (f *Fleet) Request(ctx context.Context, id int64) (store.RequestStatus, error) {
+	status, err := f.devices(store.FleetSettings{}).Request(ctx, id)
+	return status, f.explained(err)
+}
+
+// Await returns the state of a request once it is over, or the last known one and
+// ErrNotDone when the deadline of ctx is over first.
+func (f *Fleet) Await(ctx context.Context, id int64) (status store.RequestStatus, err error) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		next, err := f.Request(ctx, id)
+		late := errors.Is(ctx.Err(), context.DeadlineExceeded)
+		switch {
+		case late && status.ID == 0:
+			// At least what it was when the time was up.
+			asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+			defer cancel()
+			if status, err = f.Request(asking, id); err != nil {
+				return status, err
+			}
+			return status, ErrNotDone
+		case late:
+			return status, ErrNotDone
+		case err != nil:
+			return status, err
+		}
+		if status = next; status.Over() {
+			return status, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
