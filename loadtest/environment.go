@@ -12,13 +12,12 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/devenv"
-	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 const (
@@ -48,9 +47,10 @@ type testbed struct {
 	fences    *store.FenceEditor
 	observer  *observer.Observer
 	shards    *store.Shards
-	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
-	crossings func(ctx context.Context) iter.Seq2[protocol.Crossing, error]
-	fenceRows func(ctx context.Context) (int64, []store.FenceVersion, error)
+	positions func(ctx context.Context) iter.Seq2[oracle.Row, error]
+	crossings func(ctx context.Context) iter.Seq2[oracle.Crossing, error]
+	fenceRows func(ctx context.Context) ([]oracle.Fence, error)
+	marked    func(ctx context.Context) (func(device string, timeUS int64) bool, error)
 	dated     bool // commits have times
 	fillRedis func(ctx context.Context, full bool) error
 	unlink    func(ctx context.Context, keys []string) error
@@ -139,9 +139,10 @@ func (g *testbed) connect(ctx context.Context) (err error) {
 	g.observer = observer.NewObserver(pool, scope)
 	g.shards = store.NewShards(pool, scope, serverTimeout)
 	g.fences = store.NewFenceEditor(pool, scope, shards, g.group)
-	g.crossings = func(ctx context.Context) iter.Seq2[protocol.Crossing, error] { return observer.Timings(ctx, pool) }
-	g.fenceRows = store.NewFences(pool, serverTimeout).Rows
-	g.positions = func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return observer.Positions(ctx, pool) }
+	g.crossings = func(ctx context.Context) iter.Seq2[oracle.Crossing, error] { return observer.Timings(ctx, pool) }
+	g.fenceRows = func(ctx context.Context) ([]oracle.Fence, error) { return observer.Fences(ctx, pool) }
+	g.marked = func(ctx context.Context) (func(string, int64) bool, error) { return observer.Marked(ctx, pool) }
+	g.positions = func(ctx context.Context) iter.Seq2[oracle.Row, error] { return observer.Positions(ctx, pool) }
 	return nil
 }
 

@@ -72,5 +72,12 @@ func (r *run) fence(ctx context.Context) error {
 
 // rules returns what crossings follow from, with the service's defaults.
 func (r *run) rules() oracle.Rules {
-	return oracle.Rules{Fences: r.fences, MaxFutureSkew: maxFutureSkew, MaxCrossingGap: maxCrossingGap}
+	fences := make([]oracle.Fence, len(r.fences))
+	for i, f := range r.fences {
+		fences[i] = oracle.Fence{
+			ID: f.ID, Version: 1, Kind: string(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM,
+			FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
+		}
+	}
+	return oracle.Rules{Fences: fences, MaxFutureSkew: maxFutureSkew, MaxCrossingGap: maxCrossingGap}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -313,8 +314,8 @@ func (r *run) verifyTables(ctx context.Context) (_ *oracle.Report, err error) {
 		return nil, err
 	}
 	return o.Judge(oracle.Observed{
-		Positions: r.environment.positions(ctx), Pending: left.pending, Dispatched: &left.dispatched, DeadLetters: r.environment.letters(ctx),
-		Crossings: crossingsOf(r.environment.crossings(ctx)), Rules: r.rules(),
+		Positions: r.environment.positions(ctx), Pending: observer.Among(left.pending), Dispatched: (*oracle.ID)(&left.dispatched), DeadLetters: r.environment.letters(ctx),
+		Crossings: r.environment.crossings(ctx), Rules: r.rules(),
 	})
 }
 

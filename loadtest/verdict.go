@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"iter"
 	"math"
 	"os"
 	"runtime"
@@ -31,11 +30,11 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 		return nil, err
 	}
 	seen := oracle.Observed{
-		Positions: r.environment.positions(ctx), Pending: left.pending, Dispatched: &left.dispatched,
+		Positions: r.environment.positions(ctx), Pending: observer.Among(left.pending), Dispatched: (*oracle.ID)(&left.dispatched),
 		DeadLetters: r.environment.letters(ctx), Rules: r.rules(),
 	}
 	if len(r.fences) > 0 {
-		seen.Crossings = crossingsOf(r.environment.crossings(ctx))
+		seen.Crossings = r.environment.crossings(ctx)
 	}
 	report, err := o.Judge(seen)
 	if err != nil {
@@ -92,11 +91,7 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	if err != nil {
 		return err
 	}
-	owned := make([]oracle.OwnershipSpan, len(ownershipSpans))
-	for i, t := range ownershipSpans {
-		owned[i] = oracle.OwnershipSpan{Shard: t.Shard, Owner: t.Owner, FromUS: t.FromUS}
-	}
-	verdict, err := o.Order(commitsOf(r.environment.observer.Commits(ctx)), owned, shards)
+	verdict, err := o.Order(r.environment.observer.Commits(ctx), ownershipSpans, shards)
 	if err != nil {
 		return fmt.Errorf("judge the order: %w", err)
 	}
@@ -124,18 +119,8 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	return nil
 }
 
-func commitsOf(commits iter.Seq2[observer.Commit, error]) iter.Seq2[oracle.Commit, error] {
-	return func(yield func(oracle.Commit, error) bool) {
-		for c, err := range commits {
-			if !yield(oracle.Commit{Device: c.Device, TimeUS: c.TimeUS, AtUS: c.AtUS, Member: c.Member}, err) {
-				return
-			}
-		}
-	}
-}
-
 // ownershipSpans returns who owned what, as spans of the run.
-func (r *run) ownershipSpans(changes []observer.OwnershipSpan) []OwnershipSpan {
+func (r *run) ownershipSpans(changes []oracle.OwnershipSpan) []OwnershipSpan {
 	var spans []OwnershipSpan
 	open := map[int]int{} // by shard: index in spans
 	since := func(us int64) time.Duration { return time.UnixMicro(us).Sub(r.began) }

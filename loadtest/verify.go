@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -49,17 +49,17 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
-	seen.Pending, seen.Dispatched = left.pending, &left.dispatched
-	_, versions, err := g.fenceRows(ctx)
+	seen.Pending, seen.Dispatched = observer.Among(left.pending), (*oracle.ID)(&left.dispatched)
+	fences, err := g.fenceRows(ctx)
 	if err != nil {
 		return nil, err
 	}
-	fences := make([]geofence.Fence, len(versions))
-	for i, v := range versions {
-		fences[i] = v.Fence
+	marked, err := g.marked(ctx)
+	if err != nil {
+		return nil, err
 	}
-	seen.Crossings = crossingsOf(g.crossings(ctx))
-	seen.Rules = oracle.Rules{Fences: fences, MaxFutureSkew: cfg.MaxFutureSkew, MaxCrossingGap: cfg.MaxCrossingGap}
+	seen.Crossings = g.crossings(ctx)
+	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxCrossingGap: cfg.MaxCrossingGap}
 	return o.Judge(seen)
 }
 

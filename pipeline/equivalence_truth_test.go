@@ -19,15 +19,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 // throughTheService sends messages through an instance and returns the timing
 // records by device, in order of the later fix.
-func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.Message) map[string][]protocol.Crossing {
+func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.Message) map[string][]oracle.Crossing {
 	t.Helper()
 	b := newBench(t)
 	w := newWorld(t, b, b.stream+"-truth")
@@ -43,10 +43,10 @@ func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.M
 	}
 	require.NoError(t, w.quiet(2*time.Minute))
 	require.NoError(t, w.judge())
-	by := make(map[string][]protocol.Crossing)
+	by := make(map[string][]oracle.Crossing)
 	for c, err := range observer.Timings(context.Background(), b.pool) {
 		require.NoError(t, err)
-		by[c.DeviceID] = append(by[c.DeviceID], c)
+		by[c.Device] = append(by[c.Device], c)
 	}
 	return by
 }
@@ -105,7 +105,7 @@ func TestForbesCrossingsAreThosePublished(t *testing.T) {
 	got := throughTheService(t, fences, messages)
 	for device, p := range pairs {
 		id := fmt.Sprintf("day%d-zone%d", p.Day, p.Zone)
-		var kinds []geofence.CrossingKind
+		var kinds []string
 		initial := false
 		for _, c := range got[device] {
 			switch {
@@ -118,11 +118,11 @@ func TestForbesCrossingsAreThosePublished(t *testing.T) {
 				require.Equal(t, p.After.TS.UnixMicro(), c.LaterUS)
 			}
 		}
-		want := geofence.Exit
+		want := "exit"
 		if p.After.InZone {
-			want = geofence.Enter
+			want = "enter"
 		}
-		require.Equal(t, []geofence.CrossingKind{want}, kinds, device)
+		require.Equal(t, []string{want}, kinds, device)
 		require.Equal(t, p.Before.InZone, initial, device)
 	}
 }
@@ -163,7 +163,7 @@ func TestAustinTruthHoldsRowByRow(t *testing.T) {
 		}
 		list := got[m.DeviceID]
 		for len(list) > 0 && list[0].LaterUS <= m.Time.UnixMicro() {
-			if list[0].Kind == geofence.Enter {
+			if list[0].Kind == "enter" {
 				in[list[0].FenceID] = true
 			} else {
 				delete(in, list[0].FenceID)

@@ -11,4 +11,5 @@
 //  4. testenv is imported by tests only.
 //  5. Retired words (retired_words.txt) do not come back as names.
 //  6. cmd/processor links no load test, simulation or launcher of servers.
+//  7. The oracle imports what was sent, and nothing else of this module.
 package archtest

@@ -89,6 +89,21 @@ func equipment() []string {
 	return []string{"loadtest", "internal/devenv", "internal/testenv", "internal/protocol/sim"}
 }
 
+// foreign lists the files of the oracle that import more of this module than
+// what was sent: what it judges must not judge itself.
+func foreign(all []source) []string {
+	var found []string
+	for _, s := range all {
+		for _, imported := range s.imports {
+			if own, ok := strings.CutPrefix(imported, module); ok && !s.isTest() && own != "loadtest/fleet" &&
+				within(s.file, "loadtest/oracle") {
+				found = append(found, s.file+" imports "+imported+": the oracle knows the rules from the documents, write it again")
+			}
+		}
+	}
+	return found
+}
+
 // source is one Go file of the module.
 type source struct {
 	file    string // with slashes, from the module's root
@@ -249,6 +264,18 @@ func TestTheServiceLinksNoTestEquipment(t *testing.T) {
 		{file: "cmd/processor/main_test.go", imports: []string{module + "internal/testenv"}},
 		{file: "internal/cli/cli.go", imports: []string{module + "loadtest/demo"}},
 	}, "cmd/processor", equipment()))
+}
+
+// Promise 7.
+func TestTheOracleSharesNoCodeWithWhatItJudges(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, foreign(thisModule(t)))
+	require.Len(t, foreign([]source{
+		{file: "loadtest/oracle/a.go", imports: []string{module + "internal/geofence", module + "loadtest/fleet", "math/big"}},
+		{file: "loadtest/oracle/a_test.go", imports: []string{module + "internal/telemetry"}},
+		{file: "loadtest/oracle/below/a.go", imports: []string{module + "internal/store"}},
+		{file: "loadtest/a.go", imports: []string{module + "internal/store"}},
+	}), 2)
 }
 
 func TestRulesFindWhatTheyForbid(t *testing.T) {

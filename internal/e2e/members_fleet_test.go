@@ -253,7 +253,7 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 	info, err := c.group.Info(c.T.Context())
 	require.NoError(c.T, err)
 	report, err := o.Judge(oracle.Observed{
-		Positions: observer.Positions(c.T.Context(), c.pool), Pending: gone, Dispatched: &info.Delivered,
+		Positions: observer.Positions(c.T.Context(), c.pool), Pending: observer.Among(gone), Dispatched: (*oracle.ID)(&info.Delivered),
 	})
 	require.NoError(c.T, err)
 	account := report.Account
@@ -265,17 +265,7 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 
 	ownershipSpans, err := c.observer.OwnershipSpans(c.T.Context())
 	require.NoError(c.T, err)
-	changes := make([]oracle.OwnershipSpan, len(ownershipSpans))
-	for i, x := range ownershipSpans {
-		changes[i] = oracle.OwnershipSpan{Shard: x.Shard, Owner: x.Owner, FromUS: x.FromUS}
-	}
-	order, err := o.Order(func(yield func(oracle.Commit, error) bool) {
-		for x, err := range c.observer.Commits(c.T.Context()) {
-			if !yield(oracle.Commit{Device: x.Device, TimeUS: x.TimeUS, AtUS: x.AtUS, Member: x.Member}, err) {
-				return
-			}
-		}
-	}, changes, fleetShards)
+	order, err := o.Order(c.observer.Commits(c.T.Context()), ownershipSpans, fleetShards)
 	require.NoError(c.T, err)
 	require.True(c.T, order.Good(), "%d out of order, %d by a stale owner\n%v", order.Reordered, order.Stale, order.Examples)
 	shares := make(map[string]float64)

@@ -102,7 +102,7 @@ func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
 	for len(was) > 0 || len(is) > 0 {
 		switch {
 		case len(is) == 0 || len(was) > 0 && s.versions[was[0]].group < s.versions[is[0]].group:
-			dst = append(dst, s.crossingAt(was[0], Exit, prev, next))
+			dst = append(dst, s.crossingAt(s.versionAt(was[0], next.TimeUS), Exit, prev, next))
 			was = was[1:]
 		case len(was) == 0 || s.versions[is[0]].group < s.versions[was[0]].group:
 			dst = append(dst, s.crossingAt(is[0], Enter, prev, next))
@@ -112,6 +112,18 @@ func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
 		}
 	}
 	return dst
+}
+
+// versionAt returns the version of the fence of version i, or a later one, that is
+// valid and enabled at the time; i itself if there is none. Whether the device is
+// anywhere near it does not matter.
+func (s *Set) versionAt(i int, timeUS int64) int {
+	for n := i; n < len(s.versions) && s.versions[n].group == s.versions[i].group; n++ {
+		if f := &s.versions[n].fence; f.Enabled && f.Valid.Contains(timeUS) {
+			return n
+		}
+	}
+	return i
 }
 
 // along evaluates the way between two fixes.
@@ -139,7 +151,7 @@ func (s *Set) along(dst []Crossing, prev, next Fix, l leg) []Crossing {
 		is := fresh >= 0 && s.versions[fresh].shape.contains(l.q)
 		switch {
 		case was && !is:
-			dst = append(dst, s.crossingAt(int(max(old, fresh)), Exit, prev, next))
+			dst = append(dst, s.crossingAt(s.versionAt(int(old), next.TimeUS), Exit, prev, next))
 		case is && !was:
 			dst = append(dst, s.crossingAt(int(fresh), Enter, prev, next))
 		}

@@ -253,3 +253,22 @@ func TestTrackInPiecesGivesTheSameRows(t *testing.T) {
 	}
 	require.Equal(t, whole, setOf(t, fences...).Track(nil, fixes, maxGap, true))
 }
+
+// Which version a crossing names depends on the times of the fixes alone, not on
+// whether the one in force at the later fix lies near the way or is reached
+// within the gap.
+func TestAnExitNamesTheVersionAtTheLaterFix(t *testing.T) {
+	old, far := area("a", polygon(box(0, 0, 1, 1))), area("a", polygon(box(20, 20, 21, 21)))
+	old.Valid.ToUS, far.Valid.FromUS = 500_000, 500_000
+	set := setOf(t, old, far)
+	inside, outside := geofence.Fix{Latitude: .5, Longitude: .5}, geofence.Fix{TimeUS: 1_000_000, Latitude: .5, Longitude: 3}
+	for _, gap := range []time.Duration{time.Hour, 0} {
+		c := set.Crossings(nil, inside, outside, gap)
+		require.Len(t, c, 1)
+		require.Equal(t, 1, c[0].Fence, "gap %v", gap)
+	}
+	far.Enabled = false
+	c := setOf(t, old, far).Crossings(nil, inside, outside, time.Hour)
+	require.Len(t, c, 1)
+	require.Zero(t, c[0].Fence, "one that is disabled contains nothing and is named by nothing")
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -285,8 +286,8 @@ func (d *demo) judge(ctx context.Context, sent *fleet.Log, invalid map[telemetry
 		return nil, err
 	}
 	report, err := o.Judge(oracle.Observed{
-		Positions: rows.positions(ctx), DeadLetters: oracle.DeadLetters(d.letters.All(ctx)),
-		Pending: left.pending, Dispatched: &left.dispatched,
+		Positions: rows.positions(ctx), DeadLetters: observer.Letters(d.letters.All(ctx)),
+		Pending: observer.Among(left.pending), Dispatched: (*oracle.ID)(&left.dispatched),
 	})
 	if err != nil {
 		return nil, err

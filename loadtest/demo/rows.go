@@ -8,11 +8,12 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/observer"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 // rows are what the service left in Postgres.
 type rows struct {
-	positions func(ctx context.Context) iter.Seq2[telemetry.Record, error]
+	positions func(ctx context.Context) iter.Seq2[oracle.Row, error]
 	deferred  func(ctx context.Context) ([]telemetry.EntryID, error)
 	close     func()
 }
@@ -26,7 +27,7 @@ func openRows(ctx context.Context, url string, scope store.Scope) (rows, error) 
 		return rows{}, fmt.Errorf("connect the judge: %w", err)
 	}
 	return rows{
-		positions: func(ctx context.Context) iter.Seq2[telemetry.Record, error] { return observer.Positions(ctx, pool) },
+		positions: func(ctx context.Context) iter.Seq2[oracle.Row, error] { return observer.Positions(ctx, pool) },
 		deferred:  store.NewDeferred(pool, scope, "demo", serverTimeout).IDs,
 		close:     pool.Close,
 	}, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 // Observer has the database itself note which member committed which rows and
@@ -129,18 +130,10 @@ where application_name = $1
 	return n, wrapped("look for transactions of a member", err)
 }
 
-// Commit says when and by whom one row of positions was committed.
-type Commit struct {
-	Device string
-	TimeUS int64  // device time
-	AtUS   int64  // of the commit
-	Member string // "" where nobody noted it
-}
-
 // Commits yields the commit of every row of positions, ordered by device ID in
 // bytes and device time.
-func (o *Observer) Commits(ctx context.Context) iter.Seq2[Commit, error] {
-	return func(yield func(Commit, error) bool) {
+func (o *Observer) Commits(ctx context.Context) iter.Seq2[oracle.Commit, error] {
+	return func(yield func(oracle.Commit, error) bool) {
 		err := pgx.BeginTxFunc(ctx, o.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			if err := withoutStatementTimeout(ctx, tx); err != nil {
 				return err
@@ -154,7 +147,7 @@ order by p.device_id collate "C", p.ts`)
 				return err
 			}
 			defer rows.Close()
-			var c Commit
+			var c oracle.Commit
 			var ts, at time.Time
 			var session string
 			for rows.Next() {
@@ -169,21 +162,13 @@ order by p.device_id collate "C", p.ts`)
 			return rows.Err()
 		})
 		if err != nil && !errors.Is(err, errEnough) {
-			yield(Commit{}, wrapped("read commits", err))
+			yield(oracle.Commit{}, wrapped("read commits", err))
 		}
 	}
 }
 
-// OwnershipSpan is the begin of an ownership of a shard, or of a time without an owner.
-type OwnershipSpan struct {
-	Shard  int
-	Epoch  int64
-	Owner  string // "" when released
-	FromUS int64  // commit of the change
-}
-
 // OwnershipSpans returns every change of ownership in the order of commits.
-func (o *Observer) OwnershipSpans(ctx context.Context) ([]OwnershipSpan, error) {
+func (o *Observer) OwnershipSpans(ctx context.Context) ([]oracle.OwnershipSpan, error) {
 	rows, err := o.pool.Query(ctx, `
 select shard, epoch, coalesce(owner, ''), pg_xact_commit_timestamp(xmin) as at
 from loadtest.ownership_spans
@@ -193,7 +178,7 @@ order by at, epoch, owner nulls last`, o.scope.Stream, o.scope.Group)
 	if err != nil {
 		return nil, wrapped("read owners", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t OwnershipSpan, err error) {
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t oracle.OwnershipSpan, err error) {
 		var at time.Time
 		err = row.Scan(&t.Shard, &t.Epoch, &t.Owner, &at)
 		t.FromUS = at.UnixMicro()

@@ -9,14 +9,14 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 // positionsSQL reads the whole table in the order of bytes, whatever the
 // database's collation.
 const positionsSQL = `
 select device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed,
-  satellites, priority, codec, attributes::text
+  satellites, priority, codec, attributes::text, faulty
 from public.positions
 order by device_id collate "C", ts`
 
@@ -33,8 +33,8 @@ func withoutStatementTimeout(ctx context.Context, tx pgx.Tx) error {
 // Positions yields every row of positions as of one moment, ordered by device
 // ID in bytes and device time. Attributes are valid until the next step only;
 // the ID is zero, since the table does not store it.
-func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Record, error] {
-	return func(yield func(telemetry.Record, error) bool) {
+func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[oracle.Row, error] {
+	return func(yield func(oracle.Row, error) bool) {
 		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			// A table of any size is sorted and sent in one statement.
 			if err := withoutStatementTimeout(ctx, tx); err != nil {
@@ -45,17 +45,17 @@ func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Reco
 				return err
 			}
 			defer rows.Close()
-			var r telemetry.Record
+			var r oracle.Row
 			var ts, ingested time.Time
 			targets := []any{
-				&r.DeviceID, &ts, &ingested, &r.Latitude, &r.Longitude, &r.Altitude, &r.Angle, &r.Speed,
-				&r.Satellites, &r.Priority, &r.Codec, &r.Attributes,
+				&r.Device, &ts, &ingested, &r.Latitude, &r.Longitude, &r.Altitude, &r.Angle, &r.Speed,
+				&r.Satellites, &r.Priority, &r.Codec, &r.Attributes, &r.Faulty,
 			}
 			for rows.Next() {
 				if err := rows.Scan(targets...); err != nil {
 					return err
 				}
-				r.TimeUS, r.StreamUS = ts.UnixMicro(), ingested.UnixMicro()
+				r.TimeUS, r.IngestedUS = ts.UnixMicro(), ingested.UnixMicro()
 				if !yield(r, nil) {
 					return errEnough
 				}
@@ -63,7 +63,7 @@ func Positions(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[telemetry.Reco
 			return rows.Err()
 		})
 		if err != nil && !errors.Is(err, errEnough) {
-			yield(telemetry.Record{}, wrapped("read positions", err))
+			yield(oracle.Row{}, wrapped("read positions", err))
 		}
 	}
 }

@@ -8,20 +8,18 @@ import (
 	"io"
 	"strconv"
 	"strings"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// differences names the fields in which two rows with the same key differ, as
-// "field: want …, got …".
-func differences(want, got *telemetry.Record) []string {
+// differences names the fields in which a row differs from the one that a
+// message makes, as "field: want …, got …".
+func differences(want *Row, attributes map[string]any, got *Row) []string {
 	var d []string
 	field := func(name string, same bool, want, got any) {
 		if !same {
 			d = append(d, fmt.Sprintf("%s: want %v, got %v", name, want, got))
 		}
 	}
-	field("ingested_at", want.StreamUS == got.StreamUS, clock(want.StreamUS), clock(got.StreamUS))
+	field("ingested_at", want.IngestedUS == got.IngestedUS, clock(want.IngestedUS), clock(got.IngestedUS))
 	field("latitude", want.Latitude == got.Latitude, want.Latitude, got.Latitude)
 	field("longitude", want.Longitude == got.Longitude, want.Longitude, got.Longitude)
 	field("altitude", want.Altitude == got.Altitude, want.Altitude, got.Altitude)
@@ -30,22 +28,11 @@ func differences(want, got *telemetry.Record) []string {
 	field("satellites", want.Satellites == got.Satellites, want.Satellites, got.Satellites)
 	field("priority", want.Priority == got.Priority, want.Priority, got.Priority)
 	field("codec", want.Codec == got.Codec, want.Codec, got.Codec)
-	if !sameJSON(want.Attributes, got.Attributes) {
+	field("faulty", want.Faulty == got.Faulty, want.Faulty, got.Faulty)
+	if !sameAttributes(attributes, got.Attributes) {
 		field("attributes", false, string(want.Attributes), string(got.Attributes))
 	}
 	return d
-}
-
-// sameJSON reports whether two JSON texts have the same value, numbers compared
-// by all their digits.
-func sameJSON(a, b []byte) bool {
-	var compact bytes.Buffer
-	if json.Compact(&compact, b) == nil && bytes.Equal(a, compact.Bytes()) {
-		return true // the common case: only white space differs
-	}
-	x, errX := parseJSON(a)
-	y, errY := parseJSON(b)
-	return errX == nil && errY == nil && sameValue(x, y)
 }
 
 func parseJSON(text []byte) (any, error) {

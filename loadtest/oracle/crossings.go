@@ -4,15 +4,15 @@ import (
 	"cmp"
 	"fmt"
 	"iter"
+	"math"
+	"math/big"
 	"slices"
 	"time"
-
-	"github.com/trmtracking/processor/internal/geofence"
 )
 
 // Rules are what crossings depend on besides the records.
 type Rules struct {
-	Fences         []geofence.Fence // all versions; those that are invalid are passed over
+	Fences         []Fence // all versions in force; those that are invalid are passed over
 	MaxFutureSkew  time.Duration
 	MaxCrossingGap time.Duration
 	// Faulty reports which rows of positions an operator has marked. Nil means
@@ -20,66 +20,219 @@ type Rules struct {
 	Faulty func(device string, timeUS int64) bool
 }
 
+func (r *Rules) faulty(device string, timeUS int64) bool {
+	return r.Faulty != nil && r.Faulty(device, timeUS)
+}
+
+// eligible reports whether a record takes part in what is derived: it has a fix
+// and its clock is not too far ahead of the stream's.
+func (r *Rules) eligible(row *Row) bool {
+	fix := row.Latitude != 0 || row.Longitude != 0
+	return fix && row.TimeUS-row.IngestedUS <= r.MaxFutureSkew.Microseconds()
+}
+
 // Crossing is a row of timing_records. Its key is Device, FenceID, Kind,
-// LaterUS and Ordinal; Fence, the number of the version in its set, is not
-// compared.
+// LaterUS and Ordinal.
 type Crossing struct {
-	Device string
-	geofence.Crossing
+	Device       string
+	FenceID      string
+	FenceVersion int
+	Kind         string // enter, exit, forward or backward
+	TimeUS       int64
+	EarlierUS    int64
+	LaterUS      int64
+	Latitude     float64
+	Longitude    float64
+	Ordinal      int
+	Initial      bool
+	Revision     int // of a row that was found; not compared
 }
 
 // Crossings yields the rows that timing_records must hold, ordered by device
-// ID in bytes and the later fix.
+// ID in bytes, the later fix, time, fence and ordinal.
 func (o *Oracle) Crossings(rules Rules) iter.Seq2[Crossing, error] {
 	return func(yield func(Crossing, error) bool) {
-		set, _ := geofence.NewSet(rules.Fences)
-		w := walk{set: set, rules: rules}
+		d := newDeriver(rules)
+		device, fixes := uint32(0), []fix(nil)
+		end := func() bool {
+			for _, c := range d.derive(fixes) {
+				c.Device = o.devices[device]
+				if !yield(c, nil) {
+					return false
+				}
+			}
+			fixes = fixes[:0]
+			return true
+		}
 		for group := range o.groups() {
-			device := o.devices[group[0].device]
-			w.crossings = w.crossings[:0]
-			if err := w.step(o, device, group[0]); err != nil {
+			if group[0].device != device {
+				if !end() {
+					return
+				}
+				device = group[0].device
+			}
+			s, err := o.log.At(group[0].place)
+			if err != nil {
 				yield(Crossing{}, err)
 				return
 			}
-			for _, c := range w.crossings {
-				if !yield(Crossing{Device: device, Crossing: c}, nil) {
-					return
-				}
+			row := rowOf(&s)
+			if rules.eligible(&row) && !rules.faulty(row.Device, row.TimeUS) {
+				fixes = append(fixes, fix{row.TimeUS, point{row.Longitude, row.Latitude}})
 			}
+		}
+		if len(fixes) > 0 {
+			end()
 		}
 	}
 }
 
-// walk follows the eligible fixes of one device after the other.
-type walk struct {
-	set       *geofence.Set
-	rules     Rules
-	device    string
-	last      geofence.Fix
-	moved     bool // last is a fix of device
-	crossings []geofence.Crossing
+// fix is an eligible record of the device that is looked at.
+type fix struct {
+	us int64
+	at point
 }
 
-func (w *walk) step(o *Oracle, device string, r sentRecord) error {
-	if device != w.device {
-		w.device, w.moved = device, false
-	}
-	s, err := o.log.At(r.place)
-	if err != nil {
-		return err
-	}
-	row := rowOf(&s)
-	if !row.Eligible(w.rules.MaxFutureSkew) || w.rules.Faulty != nil && w.rules.Faulty(device, row.TimeUS) {
+// deriver computes crossings from the fixes of one device in the order of device
+// time, fence by fence.
+type deriver struct {
+	fences [][]*drawn
+	index  *index
+	rules  Rules
+}
+
+func newDeriver(rules Rules) *deriver {
+	d := &deriver{fences: draw(rules.Fences), rules: rules}
+	d.index = newIndex(d.fences)
+	return d
+}
+
+func (d *deriver) derive(fixes []fix) []Crossing {
+	if len(fixes) == 0 {
 		return nil
 	}
-	fix := geofence.Fix{TimeUS: row.TimeUS, Latitude: row.Latitude, Longitude: row.Longitude}
-	if w.moved {
-		w.crossings = w.set.Crossings(w.crossings, w.last, fix, w.rules.MaxCrossingGap)
-	} else {
-		w.crossings = w.set.Initial(w.crossings, fix)
+	var found []Crossing
+	first := fixes[0]
+	for n := range d.index.near(boxOf([]point{first.at})) {
+		versions := d.fences[n]
+		if v := validAt(versions, first.us); v != nil && v.contains(first.at) {
+			c := changeAt(v, "enter", first, first)
+			c.Initial = true
+			found = append(found, c)
+		}
 	}
-	w.last, w.moved = fix, true
+	for i := 1; i < len(fixes); i++ {
+		found = d.between(found, fixes[i-1], fixes[i])
+	}
+	slices.SortFunc(found, func(a, b Crossing) int {
+		return cmp.Or(
+			cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.TimeUS, b.TimeUS),
+			cmp.Compare(a.FenceID, b.FenceID), cmp.Compare(a.Ordinal, b.Ordinal),
+		)
+	})
+	return found
+}
+
+// between appends the crossings between two neighbouring fixes.
+func (d *deriver) between(found []Crossing, prev, next fix) []Crossing {
+	l := newLine(prev.at, next.at)
+	far := next.us-prev.us > d.rules.MaxCrossingGap.Microseconds()
+	for n := range d.index.near(l.box()) {
+		versions := d.fences[n]
+		old, fresh := validAt(versions, prev.us), validAt(versions, next.us)
+		if (old == nil || !old.near(l)) && (fresh == nil || !fresh.near(l)) {
+			continue
+		}
+		if far || old != fresh {
+			was, is := old != nil && old.contains(prev.at), fresh != nil && fresh.contains(next.at)
+			switch {
+			case was && !is:
+				found = append(found, changeAt(cmp.Or(fresh, old), "exit", prev, next))
+			case is && !was:
+				found = append(found, changeAt(fresh, "enter", prev, next))
+			}
+			continue
+		}
+		found = append(found, along(fresh, l, prev, next)...)
+	}
+	return found
+}
+
+// validAt returns the version that is valid at a time, nil where there is none or
+// where it is disabled.
+func validAt(versions []*drawn, us int64) *drawn {
+	for _, v := range versions {
+		if v.valid(us) && !v.Disabled {
+			return v
+		}
+	}
 	return nil
+}
+
+// along returns the crossings of a fence on the way between two fixes.
+func along(v *drawn, l *line, prev, next fix) []Crossing {
+	l.exactly()
+	var found []Crossing
+	add := func(kind string, t *big.Rat) {
+		c := changeAt(v, kind, prev, next)
+		c.Ordinal = len(found)
+		after := new(big.Rat).Mul(t, new(big.Rat).SetInt64(next.us-prev.us))
+		c.TimeUS = prev.us + nearest(after)
+		place := l.at(t)
+		c.Latitude, _ = place.y.Float64()
+		c.Longitude, _ = place.x.Float64()
+		switch {
+		case c.Longitude > 180:
+			c.Longitude -= 360
+		case c.Longitude < -180:
+			c.Longitude += 360
+		}
+		found = append(found, c)
+	}
+	switch {
+	case v.gate != nil:
+		for _, p := range v.gate.passages(l) {
+			kind := "backward"
+			if p.forward {
+				kind = "forward"
+			}
+			add(kind, p.t)
+		}
+	case v.disc != nil:
+		changes, inside, _ := v.disc.changes(l)
+		for _, t := range changes {
+			kind := "enter"
+			if inside {
+				kind = "exit"
+			}
+			inside = !inside
+			add(kind, ratio(t))
+		}
+	default:
+		for _, s := range v.area.stays(l) {
+			if !s.before {
+				add("enter", s.from)
+			}
+			if !s.beyond {
+				add("exit", s.to)
+			}
+		}
+	}
+	return found
+}
+
+func nearest(v *big.Rat) int64 {
+	f, _ := v.Float64()
+	return int64(math.Round(f))
+}
+
+// changeAt returns a crossing at the later fix.
+func changeAt(v *drawn, kind string, prev, next fix) Crossing {
+	return Crossing{
+		FenceID: v.ID, FenceVersion: v.Version, Kind: kind,
+		TimeUS: next.us, EarlierUS: prev.us, LaterUS: next.us,
+		Latitude: next.at.y, Longitude: next.at.x,
+	}
 }
 
 // crossings compares the rows of timing_records with those that must be there,
@@ -194,7 +347,7 @@ func (j *judge) sameCrossings(want, got []Crossing) {
 			got = got[1:]
 			continue
 		}
-		if w, g := want[0].Crossing, got[0].Crossing; !sameCrossing(w, g) {
+		if w, g := want[0], got[0]; !sameCrossing(w, g) {
 			j.crossing(KindCrossing, want[0], fmt.Sprintf("want %s, got %s", crossingText(w), crossingText(g)))
 		} else {
 			j.report.Crossings++
@@ -208,13 +361,19 @@ func (j *judge) sameCrossings(want, got []Crossing) {
 	}
 }
 
-func sameCrossing(a, b geofence.Crossing) bool {
-	a.Fence, b.Fence = 0, 0
-	return a == b
+// sameCrossing reports whether two rows say the same: times to the microsecond,
+// places to a tenth of a millimetre and what a device moves in a microsecond.
+// More cannot be asked of a service that computes in doubles.
+func sameCrossing(want, got Crossing) bool {
+	const degrees = 1e-9
+	apart := math.Abs(want.Longitude - got.Longitude)
+	return want.FenceVersion == got.FenceVersion && want.EarlierUS == got.EarlierUS && want.Initial == got.Initial &&
+		max(want.TimeUS-got.TimeUS, got.TimeUS-want.TimeUS) <= 1 &&
+		math.Abs(want.Latitude-got.Latitude) <= degrees && min(apart, 360-apart) <= degrees
 }
 
-func crossingText(c geofence.Crossing) string {
-	return fmt.Sprintf("time %s earlier %s at %v,%v initial %t", clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial)
+func crossingText(c Crossing) string {
+	return fmt.Sprintf("version %d time %s earlier %s at %v,%v initial %t", c.FenceVersion, clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial)
 }
 
 func (j *judge) crossing(kind Kind, c Crossing, text string) {

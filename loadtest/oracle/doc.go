@@ -4,10 +4,11 @@
 //
 // It is what P5 is judged by. What it promises:
 //
-//  1. It owes nothing to the pipeline: no decoding (it knows what was sent), no
-//     watermark, no batches, no state. It orders what was sent by device,
-//     device time and stream order and walks over it once. Of the code it
-//     judges it uses the geometry primitives and the encoder of the publisher.
+//  1. It owes nothing to what it judges: it imports the send log and no other
+//     package of this module. It knows what was sent, orders it by device, device
+//     time and stream order and walks over it once. Areas and gates are computed in
+//     rational numbers without rounding, circles from chords on the sphere, the
+//     shard of a device by the specification of xxHash.
 //  2. Of two records with the same device and time the first in stream order
 //     counts. ingested_at is the stream time of that entry, or of the entry it
 //     is a replay of. Entries that are no valid record make no row.
@@ -15,7 +16,8 @@
 //     device time: with a fix, not faulty, not further ahead of their stream
 //     time than the allowed skew.
 //  4. Every field is compared: numbers exactly after rounding to the column's
-//     type, attributes by their JSON value with exact numbers.
+//     type, attributes by their JSON value with exact numbers. Interpolated
+//     crossings may differ by a microsecond and a billionth of a degree.
 //  5. Each entry is counted once: stored, duplicate, dead-lettered, pending or
 //     lost. Whatever differs is a finding; no finding, nothing pending and
 //     nothing lost is the only verdict that passes.

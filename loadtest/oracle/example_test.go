@@ -35,7 +35,7 @@ func ExampleOracle_Judge() {
 		fmt.Println(err)
 		return
 	}
-	var table []telemetry.Record
+	var table []oracle.Row
 	for row, err := range o.Positions() {
 		if err != nil {
 			fmt.Println(err)
@@ -43,7 +43,7 @@ func ExampleOracle_Judge() {
 		}
 		table = append(table, row)
 	}
-	table[1].StreamUS += 250_000 // as if the inserter had looked at its own clock
+	table[1].IngestedUS += 250_000 // as if the inserter had looked at its own clock
 
 	report, err := o.Judge(oracle.Observed{Positions: all(slices.Clone(table))})
 	if err != nil {

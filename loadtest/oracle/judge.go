@@ -6,30 +6,28 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"time"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // DeadLetter is an entry that was dead-lettered.
 type DeadLetter struct {
-	Source telemetry.EntryID
-	Class  telemetry.Class // the reason, which may be one that no sender expects
+	Source ID
+	Class  string // the reason, which may be one that no sender expects
 }
 
 // Observed is what a run left behind.
 type Observed struct {
 	// Positions are the rows of the table, ordered by device_id collate "C",
 	// ts. ID and Attributes of a row need not outlive the step that yields it.
-	Positions iter.Seq2[telemetry.Record, error]
+	Positions iter.Seq2[Row, error]
 	// DeadLetters are all entries that were dead-lettered, in any order. Nil means
 	// none.
 	DeadLetters iter.Seq2[DeadLetter, error]
-	// Pending are entries dispatched or deferred and not done.
-	Pending map[telemetry.EntryID]bool
+	// Pending reports which entries are dispatched or deferred and not done. Nil
+	// means none.
+	Pending func(ID) bool
 	// Dispatched is the last entry that was dispatched: those that follow are pending. Nil
 	// means all.
-	Dispatched *telemetry.EntryID
+	Dispatched *ID
 	// Crossings are the rows of timing_records, ordered by device_id collate
 	// "C". Nil means that they are not judged.
 	Crossings iter.Seq2[Crossing, error]
@@ -124,17 +122,17 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 type judge struct {
 	o            *Oracle
 	seen         Observed
-	deadLettered map[telemetry.EntryID]*deadLettered
+	deadLettered map[ID]*deadLettered
 	report       *Report
 }
 
 type deadLettered struct {
-	class telemetry.Class
+	class string
 	sent  bool
 }
 
 func (j *judge) readDeadLetters() error {
-	j.deadLettered = map[telemetry.EntryID]*deadLettered{}
+	j.deadLettered = map[ID]*deadLettered{}
 	if j.seen.DeadLetters == nil {
 		return nil
 	}
@@ -189,7 +187,7 @@ func (j *judge) positions() error {
 }
 
 // present judges a row that is there, and the entries that could have made it.
-func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
+func (j *judge) present(group []sentRecord, row *Row) error {
 	account := &j.report.Account
 	winner := 0
 	for winner < len(group)-1 && j.deadLettered[group[winner].id] != nil {
@@ -217,7 +215,8 @@ func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
 		return err
 	}
 	want := rowOf(&s)
-	diff := differences(&want, row)
+	want.Faulty = j.seen.Rules.faulty(row.Device, row.TimeUS)
+	diff := differences(&want, attributesOf(&s.Message), row)
 	if len(diff) == 0 {
 		return nil
 	}
@@ -226,7 +225,9 @@ func (j *judge) present(group []sentRecord, row *telemetry.Record) error {
 		if err != nil {
 			return err
 		}
-		if other := rowOf(&s); len(differences(&other, row)) == 0 {
+		other := rowOf(&s)
+		other.Faulty = want.Faulty
+		if len(differences(&other, attributesOf(&s.Message), row)) == 0 {
 			j.report.find(j.finding(KindWinner, group, group[winner].id, "the row is that of entry "+group[i].id.String()))
 			return nil
 		}
@@ -271,7 +272,7 @@ func (j *judge) refused() {
 }
 
 // matchDeadLettered reports whether an entry is a dead letter, and checks the reason.
-func (j *judge) matchDeadLettered(id telemetry.EntryID, want telemetry.Class) bool {
+func (j *judge) matchDeadLettered(id ID, want string) bool {
 	p := j.deadLettered[id]
 	if p == nil {
 		return false
@@ -290,24 +291,24 @@ func (j *judge) strayDeadLetters() {
 	if j.seen.OthersToo {
 		return
 	}
-	var stray []telemetry.EntryID
+	var stray []ID
 	for id, p := range j.deadLettered {
 		if !p.sent {
 			stray = append(stray, id)
 		}
 	}
-	slices.SortFunc(stray, telemetry.EntryID.Compare)
+	slices.SortFunc(stray, ID.Compare)
 	for _, id := range stray {
 		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: "dead-lettered, but never sent"})
 	}
 }
 
-func (j *judge) pending(id telemetry.EntryID) bool {
-	return j.seen.Pending[id] || j.seen.Dispatched != nil && j.seen.Dispatched.Less(id)
+func (j *judge) pending(id ID) bool {
+	return j.seen.Pending != nil && j.seen.Pending(id) || j.seen.Dispatched != nil && j.seen.Dispatched.Less(id)
 }
 
-func (j *judge) unexpected(row *telemetry.Record) {
-	j.report.find(Finding{Kind: KindUnexpected, Device: row.DeviceID, Time: clock(row.TimeUS), Text: "a row that nobody sent"})
+func (j *judge) unexpected(row *Row) {
+	j.report.find(Finding{Kind: KindUnexpected, Device: row.Device, Time: clock(row.TimeUS), Text: "a row that nobody sent"})
 }
 
 // others reports whether a row is to be passed over.
@@ -319,17 +320,17 @@ func (j *judge) others(device string) bool {
 	return !ours
 }
 
-func (j *judge) finding(kind Kind, group []sentRecord, id telemetry.EntryID, text string) Finding {
+func (j *judge) finding(kind Kind, group []sentRecord, id ID, text string) Finding {
 	return Finding{Kind: kind, Device: j.o.devices[group[0].device], Time: clock(group[0].timeUS), Entry: id.String(), Text: text}
 }
 
 // reader is the rows of positions with one row of foresight.
 type reader struct {
 	what   string
-	next   func() (telemetry.Record, error, bool)
+	next   func() (Row, error, bool)
 	stop   func()
 	others func(device string) bool
-	row    telemetry.Record
+	row    Row
 	more   bool
 	begun  bool
 }
@@ -338,7 +339,7 @@ type reader struct {
 // are there twice.
 func (r *reader) advance(j *judge) error {
 	for {
-		device, timeUS := r.row.DeviceID, r.row.TimeUS
+		device, timeUS := r.row.Device, r.row.TimeUS
 		row, err, more := r.next()
 		if err != nil {
 			return fmt.Errorf("read %s: %w", r.what, err)
@@ -346,29 +347,27 @@ func (r *reader) advance(j *judge) error {
 		if r.more = more; !more {
 			return nil
 		}
-		c := cmp.Or(cmp.Compare(device, row.DeviceID), cmp.Compare(timeUS, row.TimeUS))
+		c := cmp.Or(cmp.Compare(device, row.Device), cmp.Compare(timeUS, row.TimeUS))
 		if r.begun && c > 0 {
 			return fmt.Errorf("read %s: device %q at %s follows device %q at %s, want them ordered by device_id collate \"C\", ts",
-				r.what, row.DeviceID, clock(row.TimeUS), device, clock(timeUS))
+				r.what, row.Device, clock(row.TimeUS), device, clock(timeUS))
 		}
 		double := r.begun && c == 0
 		r.row, r.begun = row, true
-		if r.others(row.DeviceID) {
+		if r.others(row.Device) {
 			continue
 		}
 		if !double {
 			return nil
 		}
-		j.report.find(Finding{Kind: KindDouble, Device: row.DeviceID, Time: clock(row.TimeUS), Text: "the row is there twice"})
+		j.report.find(Finding{Kind: KindDouble, Device: row.Device, Time: clock(row.TimeUS), Text: "the row is there twice"})
 	}
 }
 
 func (r *reader) before(device string, timeUS int64) bool {
-	return cmp.Or(cmp.Compare(r.row.DeviceID, device), cmp.Compare(r.row.TimeUS, timeUS)) < 0
+	return cmp.Or(cmp.Compare(r.row.Device, device), cmp.Compare(r.row.TimeUS, timeUS)) < 0
 }
 
 func (r *reader) at(device string, timeUS int64) bool {
-	return r.row.DeviceID == device && r.row.TimeUS == timeUS
+	return r.row.Device == device && r.row.TimeUS == timeUS
 }
-
-func clock(us int64) string { return time.UnixMicro(us).UTC().Format("2006-01-02T15:04:05.000000Z") }

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -59,14 +58,14 @@ func TestEveryFaultIsFound(t *testing.T) {
 	for i, row := range intact.rows {
 		var group []fleet.Sent
 		for _, s := range intact.sent {
-			if s.Class == "" && s.Message.DeviceID == row.DeviceID && s.Message.Time.UnixMicro() == row.TimeUS {
+			if s.Class == "" && s.Message.DeviceID == row.Device && s.Message.Time.UnixMicro() == row.TimeUS {
 				group = append(group, s)
 			}
 		}
 		if len(group) == 2 && group[0].Message.Latitude != group[1].Message.Latitude && twin < 0 {
 			twin, first, second = i, group[0], group[1]
 		}
-		if len(group) == 1 && row.HasFix() && i > 20 && single < 0 {
+		if len(group) == 1 && row.Latitude != 0 && i > 20 && single < 0 {
 			single = i
 		}
 	}
@@ -76,7 +75,7 @@ func TestEveryFaultIsFound(t *testing.T) {
 	asSecond := func(r *run) {
 		r.rows[twin].Latitude = second.Message.Latitude
 		r.rows[twin].Speed = float32(second.Message.Speed)
-		r.rows[twin].StreamUS = second.ID.Time().UnixMicro()
+		r.rows[twin].IngestedUS = second.ID.Time().UnixMicro()
 		r.rows[twin].Attributes = fleet.AppendStoredAttributes(nil, &second.Message)
 		r.rows[twin].Codec = second.Message.Codec
 	}
@@ -110,8 +109,8 @@ func TestEveryFaultIsFound(t *testing.T) {
 		}, counts{"field": 1}},
 		{"attributes are gone", func(r *run) { r.rows[single].Attributes = []byte(`{}`) }, counts{"field": 1}},
 		{"attributes are no JSON", func(r *run) { r.rows[single].Attributes = nil }, counts{"field": 1}},
-		{"ingested_at is the clock of the inserter", func(r *run) { r.rows[single].StreamUS += 1500 }, counts{"field": 1}},
-		{"ingested_at is one microsecond off", func(r *run) { r.rows[single].StreamUS-- }, counts{"field": 1}},
+		{"ingested_at is the clock of the inserter", func(r *run) { r.rows[single].IngestedUS += 1500 }, counts{"field": 1}},
+		{"ingested_at is one microsecond off", func(r *run) { r.rows[single].IngestedUS-- }, counts{"field": 1}},
 		{"two fields are off", func(r *run) { r.rows[single].Speed++; r.rows[single].Angle++ }, counts{"field": 2}},
 		{"the later twin won", asSecond, counts{"winner": 1}},
 		{"a row of nobody", func(r *run) {
@@ -122,12 +121,12 @@ func TestEveryFaultIsFound(t *testing.T) {
 		}, counts{"unexpected": 1}},
 		{"a device of nobody", func(r *run) {
 			row := r.rows[single]
-			row.DeviceID = "zz"
+			row.Device = "zz"
 			r.rows = append(r.rows, row)
 		}, counts{"unexpected": 1}},
 		{"a row of another device", func(r *run) {
 			row := r.rows[single]
-			r.rows[single].DeviceID = "999"
+			r.rows[single].Device = "999"
 			r.sort()
 			_ = row
 		}, counts{"unexpected": 1, "lost": 1}},
@@ -135,17 +134,17 @@ func TestEveryFaultIsFound(t *testing.T) {
 		{"a dead letter is there twice", func(r *run) { r.deadLetters = append(r.deadLetters, r.deadLetters[0]) }, counts{"double": 1}},
 		{"a dead letter has another reason", func(r *run) { r.deadLetters[0].Class = "sink" }, counts{"dead_letter": 1}},
 		{"a dead letter of nobody", func(r *run) {
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: telemetry.MaxEntryID, Class: "decode"})
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: oracle.ID{Ms: math.MaxUint64}, Class: "decode"})
 		}, counts{"dead_letter": 1}},
 		{"a stored record is a dead letter too", func(r *run) {
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: r.rows[single].ID, Class: "decode"})
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: r.rows[single].Entry, Class: "decode"})
 		}, counts{"dead_letter": 1}},
 		{"a valid record is a dead letter", func(r *run) {
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: r.rows[single].ID, Class: "invalid"})
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: r.rows[single].Entry, Class: "invalid"})
 			r.rows = slices.Delete(r.rows, single, single+1)
 		}, counts{"dead_letter": 1}},
 		{"the first twin is a dead letter, the second the row", func(r *run) {
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: first.ID, Class: "sink"})
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: oracle.ID(first.ID), Class: "sink"})
 			asSecond(r)
 		}, counts{"dead_letter": 1}},
 		{"a crossing is missing", func(r *run) { r.crossings = slices.Delete(r.crossings, 3, 4) }, counts{"crossing": 1}},
@@ -155,15 +154,15 @@ func TestEveryFaultIsFound(t *testing.T) {
 			c.Ordinal += 2
 			r.crossings = slices.Insert(r.crossings, 3, c)
 		}, counts{"crossing": 1}},
-		{"a crossing is one microsecond late", func(r *run) { r.crossings[3].TimeUS++ }, counts{"crossing": 1}},
+		{"a crossing is two microseconds late", func(r *run) { r.crossings[3].TimeUS += 2 }, counts{"crossing": 1}},
 		{"a crossing has another earlier fix", func(r *run) { r.crossings[3].EarlierUS-- }, counts{"crossing": 1}},
 		{"a crossing has another later fix", func(r *run) { r.crossings[3].LaterUS++ }, counts{"crossing": 2}},
 		{"a crossing is at another place", func(r *run) {
-			r.crossings[3].Latitude = math.Nextafter(r.crossings[3].Latitude, 91)
+			r.crossings[3].Latitude = r.crossings[3].Latitude + 2e-9
 		}, counts{"crossing": 1}},
 		{"a crossing is the wrong way round", func(r *run) {
-			if r.crossings[3].Kind = geofence.Enter; intact.crossings[3].Kind == geofence.Enter {
-				r.crossings[3].Kind = geofence.Exit
+			if r.crossings[3].Kind = "enter"; intact.crossings[3].Kind == "enter" {
+				r.crossings[3].Kind = "exit"
 			}
 		}, counts{"crossing": 2}},
 		{"an enter is marked initial", func(r *run) { r.crossings[3].Initial = !r.crossings[3].Initial }, counts{"crossing": 1}},
@@ -200,11 +199,11 @@ func TestWhatIsStillToDoIsPending(t *testing.T) {
 	whole := r.judge(t).Account
 
 	// Nothing after the 100th entry was dispatched; the 50th is with a worker.
-	dispatched := r.sent[99].ID
+	dispatched := oracle.ID(r.sent[99].ID)
 	r.dispatched = &dispatched
-	r.pending = map[telemetry.EntryID]bool{r.sent[49].ID: true}
-	r.rows = slices.DeleteFunc(r.rows, func(row telemetry.Record) bool {
-		return dispatched.Less(row.ID) || row.ID == r.sent[49].ID
+	r.pending = map[oracle.ID]bool{oracle.ID(r.sent[49].ID): true}
+	r.rows = slices.DeleteFunc(r.rows, func(row oracle.Row) bool {
+		return dispatched.Less(row.Entry) || row.Entry == oracle.ID(r.sent[49].ID)
 	})
 	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return dispatched.Less(d.Source) })
 	r.crossings = nil
@@ -233,15 +232,15 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 	edited.ID = telemetry.EntryID{Ms: 1_790_000_000_000}
 	edited.ReplayOf = source
 	r.sent = append(r.sent, edited)
-	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return d.Source == source })
+	r.deadLetters = slices.DeleteFunc(r.deadLetters, func(d oracle.DeadLetter) bool { return d.Source == oracle.ID(source) })
 	row := r.rows[0]
 	for _, other := range r.rows {
-		if other.ID == r.sent[0].ID {
+		if other.Entry == oracle.ID(r.sent[0].ID) {
 			row = other
 		}
 	}
 	row.TimeUS = edited.Message.Time.UnixMicro()
-	row.StreamUS = source.Time().UnixMicro()
+	row.IngestedUS = source.Time().UnixMicro()
 	r.rows = append(r.rows, row)
 	r.sort()
 	seen := r.observed()
@@ -266,7 +265,7 @@ func TestFaultyRowsTakeNoPartInCrossings(t *testing.T) {
 	kinds := func(rules oracle.Rules) (kinds []string) {
 		for c, err := range o.Crossings(rules) {
 			require.NoError(t, err)
-			kinds = append(kinds, c.FenceID+" "+string(c.Kind)+" "+time.UnixMicro(c.LaterUS).UTC().Format("05"))
+			kinds = append(kinds, c.FenceID+" "+c.Kind+" "+time.UnixMicro(c.LaterUS).UTC().Format("05"))
 		}
 		return kinds
 	}
@@ -291,7 +290,7 @@ func TestRowsOutOfOrderAndErrorsAreReported(t *testing.T) {
 	require.ErrorContains(t, err, `want them ordered by device_id collate "C", ts`)
 
 	gone := errors.New("connection reset")
-	seen.Positions = func(yield func(telemetry.Record, error) bool) { yield(telemetry.Record{}, gone) }
+	seen.Positions = func(yield func(oracle.Row, error) bool) { yield(oracle.Row{}, gone) }
 	_, err = o.Judge(seen)
 	require.ErrorIs(t, err, gone)
 
@@ -315,11 +314,11 @@ func TestRowsOutOfOrderAndErrorsAreReported(t *testing.T) {
 func TestOtherDevicesArePassedOverWhenAsked(t *testing.T) {
 	r := send(t, nearby(t, profile(5, 2, 60*time.Second)))
 	row := r.rows[0]
-	row.DeviceID = "000"
-	r.rows = append([]telemetry.Record{row}, r.rows...)
-	row.DeviceID = "zzz"
+	row.Device = "000"
+	r.rows = append([]oracle.Row{row}, r.rows...)
+	row.Device = "zzz"
 	r.rows = append(r.rows, row)
-	r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: telemetry.EntryID{Ms: 1}, Class: "decode"})
+	r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: oracle.ID{Ms: 1}, Class: "decode"})
 	require.False(t, r.judge(t).Good())
 	r.othersToo = true
 	require.True(t, r.judge(t).Good())

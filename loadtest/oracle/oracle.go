@@ -2,13 +2,13 @@ package oracle
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"math"
 	"slices"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -18,12 +18,12 @@ type Oracle struct {
 	devices []string // in byte order
 	records []sentRecord
 	refused []sentRefused
-	replays map[telemetry.EntryID]bool // source entries of replays
+	replays map[ID]bool // source entries of replays
 }
 
 // sentRecord is a valid record of the log.
 type sentRecord struct {
-	id     telemetry.EntryID
+	id     ID
 	timeUS int64
 	place  int64
 	device uint32 // in devices
@@ -31,14 +31,14 @@ type sentRecord struct {
 
 // sentRefused is an entry that is no valid record.
 type sentRefused struct {
-	id    telemetry.EntryID
+	id    ID
 	place int64
-	class telemetry.Class
+	class string
 }
 
 // New reads the log once and orders what it says.
 func New(log *fleet.Log) (*Oracle, error) {
-	o := &Oracle{log: log, replays: map[telemetry.EntryID]bool{}}
+	o := &Oracle{log: log, replays: map[ID]bool{}}
 	numbers := map[string]uint32{}
 	ids := 0
 	err := log.Scan(func(place int64, s *fleet.Sent) error {
@@ -47,10 +47,10 @@ func New(log *fleet.Log) (*Oracle, error) {
 			return errors.New("read send log: an entry without ID")
 		}
 		if !s.ReplayOf.IsZero() {
-			o.replays[s.ReplayOf] = true
+			o.replays[ID(s.ReplayOf)] = true
 		}
 		if s.Class != "" {
-			o.refused = append(o.refused, sentRefused{id: s.ID, place: place, class: s.Class})
+			o.refused = append(o.refused, sentRefused{id: ID(s.ID), place: place, class: string(s.Class)})
 			return nil
 		}
 		n, ok := numbers[s.Message.DeviceID]
@@ -62,7 +62,7 @@ func New(log *fleet.Log) (*Oracle, error) {
 			numbers[s.Message.DeviceID] = n
 			o.devices = append(o.devices, s.Message.DeviceID)
 		}
-		o.records = append(o.records, sentRecord{id: s.ID, timeUS: s.Message.Time.UnixMicro(), place: place, device: n})
+		o.records = append(o.records, sentRecord{id: ID(s.ID), timeUS: s.Message.Time.UnixMicro(), place: place, device: n})
 		return nil
 	})
 	if err != nil {
@@ -91,14 +91,14 @@ func (o *Oracle) order(numbers map[string]uint32) {
 // checkIDs finds entries that are in the log twice; they would be counted
 // twice.
 func (o *Oracle) checkIDs() error {
-	ids := make([]telemetry.EntryID, 0, o.Entries())
+	ids := make([]ID, 0, o.Entries())
 	for i := range o.records {
 		ids = append(ids, o.records[i].id)
 	}
 	for i := range o.refused {
 		ids = append(ids, o.refused[i].id)
 	}
-	slices.SortFunc(ids, telemetry.EntryID.Compare)
+	slices.SortFunc(ids, ID.Compare)
 	for i := 1; i < len(ids); i++ {
 		if ids[i] == ids[i-1] {
 			return fmt.Errorf("read send log: entry %s is in it twice", ids[i])
@@ -132,30 +132,34 @@ func (o *Oracle) groups() iter.Seq[[]sentRecord] {
 
 // Positions yields the rows that the table positions must hold, ordered by
 // device ID in bytes and device time. The row's ID is the entry it comes from.
-func (o *Oracle) Positions() iter.Seq2[telemetry.Record, error] {
-	return func(yield func(telemetry.Record, error) bool) {
+func (o *Oracle) Positions() iter.Seq2[Row, error] {
+	return func(yield func(Row, error) bool) {
 		for group := range o.groups() {
 			s, err := o.log.At(group[0].place)
 			if err != nil {
-				yield(telemetry.Record{}, err)
+				yield(Row{}, err)
 				return
 			}
-			if !yield(rowOf(&s), nil) {
+			row := rowOf(&s)
+			if row.Attributes, err = json.Marshal(attributesOf(&s.Message)); !yield(row, err) {
 				return
 			}
 		}
 	}
 }
 
-// rowOf returns the row that an entry makes.
-func rowOf(s *fleet.Sent) telemetry.Record {
+// rowOf returns the row that an entry makes, apart from its attributes.
+func rowOf(s *fleet.Sent) Row {
 	m := &s.Message
-	return telemetry.Record{
-		ID: s.ID, DeviceID: m.DeviceID, Codec: m.Codec,
-		TimeUS: m.Time.UnixMicro(), StreamUS: s.StreamTime().UnixMicro(),
+	of := ID(s.ID) // the stream time is that of the entry, or of the one it is a replay of
+	if !s.ReplayOf.IsZero() {
+		of = ID(s.ReplayOf)
+	}
+	return Row{
+		Entry: ID(s.ID), Device: m.DeviceID, Codec: m.Codec,
+		TimeUS: m.Time.UnixMicro(), IngestedUS: int64(of.Ms) * 1000,
 		Latitude: m.Latitude, Longitude: m.Longitude,
 		Altitude: float32(m.Altitude), Angle: float32(m.Angle), Speed: float32(m.Speed),
 		Satellites: int16(m.Satellites), Priority: int16(m.Priority),
-		Attributes: fleet.AppendStoredAttributes(nil, m),
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Commit says when and by whom a row of positions was committed.
@@ -20,7 +18,8 @@ type Commit struct {
 // OwnershipSpan is the begin of an ownership of a shard, or of a time without one.
 type OwnershipSpan struct {
 	Shard  int
-	Owner  string // "" for nobody
+	Epoch  int64
+	Owner  string // "" when released
 	FromUS int64  // commit of the change, by the database
 }
 
@@ -82,12 +81,12 @@ type orderChecker struct {
 }
 
 type committed struct {
-	id     telemetry.EntryID
+	id     ID
 	at     int64
 	member string
 }
 
-func (j *orderChecker) row(c Commit, id telemetry.EntryID) {
+func (j *orderChecker) row(c Commit, id ID) {
 	if c.Device != j.name {
 		j.device()
 		j.name = c.Device
@@ -117,7 +116,7 @@ func (j *orderChecker) owner(c Commit) {
 	if len(j.shards) == 0 || c.Member == "" {
 		return
 	}
-	shard := telemetry.ShardOf(c.Device, len(j.shards))
+	shard := shardOf(c.Device, len(j.shards))
 	ownershipSpans := j.shards[shard]
 	after, _ := slices.BinarySearchFunc(ownershipSpans, c.AtUS, func(t OwnershipSpan, at int64) int {
 		if t.FromUS > at {

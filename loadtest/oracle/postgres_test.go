@@ -50,7 +50,7 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 		pgx.CopyFromSlice(len(r.rows), func(i int) ([]any, error) {
 			x := &r.rows[i]
 			return []any{
-				x.DeviceID, x.Time(), time.UnixMicro(x.StreamUS), x.Latitude, x.Longitude, x.Altitude, x.Angle, x.Speed,
+				x.Device, time.UnixMicro(x.TimeUS), time.UnixMicro(x.IngestedUS), x.Latitude, x.Longitude, x.Altitude, x.Angle, x.Speed,
 				x.Satellites, x.Priority, x.Codec, string(x.Attributes),
 			}, nil
 		}))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -24,19 +25,19 @@ import (
 // entry as it comes and keeps tables in maps.
 type run struct {
 	sent        []fleet.Sent
-	rows        []telemetry.Record
+	rows        []oracle.Row
 	crossings   []oracle.Crossing
 	deadLetters []oracle.DeadLetter
-	pending     map[telemetry.EntryID]bool
-	dispatched  *telemetry.EntryID
+	pending     map[oracle.ID]bool
+	dispatched  *oracle.ID
 	othersToo   bool
 }
 
 var rules = oracle.Rules{
-	Fences: []geofence.Fence{
-		{ID: "around", Kind: geofence.Circle, Geometry: `{"type":"Point","coordinates":[1.5,42.5]}`, RadiusM: 800, Valid: geofence.Always, Enabled: true},
-		{ID: "box", Kind: geofence.Area, Geometry: `{"type":"Polygon","coordinates":[[[1.49,42.49],[1.53,42.49],[1.53,42.51],[1.49,42.51],[1.49,42.49]]]}`, Valid: geofence.Always, Enabled: true},
-		{ID: "line", Kind: geofence.Gate, Geometry: `{"type":"LineString","coordinates":[[1.5,42.48],[1.5,42.52]]}`, Valid: geofence.Always, Enabled: true},
+	Fences: []oracle.Fence{
+		{ID: "around", Version: 1, Kind: "circle", Geometry: `{"type":"Point","coordinates":[1.5,42.5]}`, RadiusM: 800, FromUS: math.MinInt64, ToUS: math.MaxInt64},
+		{ID: "box", Version: 2, Kind: "area", Geometry: `{"type":"Polygon","coordinates":[[[1.49,42.49],[1.53,42.49],[1.53,42.51],[1.49,42.51],[1.49,42.49]]]}`, FromUS: math.MinInt64, ToUS: math.MaxInt64},
+		{ID: "line", Version: 3, Kind: "gate", Geometry: `{"type":"LineString","coordinates":[[1.5,42.48],[1.5,42.52]]}`, FromUS: math.MinInt64, ToUS: math.MaxInt64},
 	},
 	MaxFutureSkew:  5 * time.Minute,
 	MaxCrossingGap: 10 * time.Minute,
@@ -51,7 +52,7 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		device string
 		us     int64
 	}
-	table := map[key]telemetry.Record{}
+	table := map[key]oracle.Row{}
 	for i, it := range items {
 		id := telemetry.EntryID{Ms: 1_780_000_000_000 + uint64(i/3), Seq: uint64(i % 3)}
 		sent := fleet.Sent{ID: id, Message: it.Message, Class: fleet.ClassOf(&it.Message)}
@@ -63,40 +64,76 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		if err := decoder.Decode(&telemetry.Entry{ID: id, Fields: it.Fields()}, &record); err != nil {
 			var refused *telemetry.DecodeError
 			require.ErrorAs(t, err, &refused)
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: id, Class: refused.Class})
+			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: oracle.ID(id), Class: string(refused.Class)})
 			continue
 		}
 		k := key{record.DeviceID, record.TimeUS}
 		if _, there := table[k]; !there {
-			record.Attributes = asStored(t, record.Attributes)
-			table[k] = record
+			table[k] = oracle.Row{
+				Entry: oracle.ID(id), Device: record.DeviceID, TimeUS: record.TimeUS, IngestedUS: record.StreamUS,
+				Latitude: record.Latitude, Longitude: record.Longitude,
+				Altitude: record.Altitude, Angle: record.Angle, Speed: record.Speed,
+				Satellites: record.Satellites, Priority: record.Priority, Codec: record.Codec,
+				Attributes: asStored(t, record.Attributes),
+			}
 		}
 	}
 	for _, row := range table {
 		r.rows = append(r.rows, row)
 	}
 	r.sort()
-	set, refused := geofence.NewSet(rules.Fences)
-	require.Empty(t, refused)
+	set, version := asService(t, rules.Fences)
 	for rest := r.rows; len(rest) > 0; {
-		device := rest[0].DeviceID
+		device := rest[0].Device
 		var fixes []geofence.Fix
-		for len(rest) > 0 && rest[0].DeviceID == device {
-			if rest[0].Eligible(rules.MaxFutureSkew) {
+		for len(rest) > 0 && rest[0].Device == device {
+			row := telemetry.Record{TimeUS: rest[0].TimeUS, StreamUS: rest[0].IngestedUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude}
+			if row.Eligible(rules.MaxFutureSkew) {
 				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude})
 			}
 			rest = rest[1:]
 		}
 		for _, c := range set.Track(nil, fixes, rules.MaxCrossingGap, true) {
-			r.crossings = append(r.crossings, oracle.Crossing{Device: device, Crossing: c})
+			r.crossings = append(r.crossings, asOracle(device, version, c))
 		}
 	}
 	return r
 }
 
+// asService gives the service the fences of rules.
+func asService(t require.TestingT, fences []oracle.Fence) (*geofence.Set, func(c geofence.Crossing) int) {
+	type key struct {
+		id   string
+		from int64
+	}
+	versions := map[key]int{}
+	var given []geofence.Fence
+	for _, f := range fences {
+		versions[key{f.ID, f.FromUS}] = f.Version
+		given = append(given, geofence.Fence{
+			ID: f.ID, Kind: geofence.Kind(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM,
+			Valid: geofence.Span{FromUS: f.FromUS, ToUS: f.ToUS}, Enabled: !f.Disabled,
+		})
+	}
+	set, refused := geofence.NewSet(given)
+	require.Empty(t, refused)
+	return set, func(c geofence.Crossing) int {
+		return versions[key{c.FenceID, set.Fence(c.Fence).Valid.FromUS}]
+	}
+}
+
+// asOracle returns a crossing of the service as the oracle knows it.
+func asOracle(device string, version func(geofence.Crossing) int, c geofence.Crossing) oracle.Crossing {
+	return oracle.Crossing{
+		Device: device, FenceID: c.FenceID, FenceVersion: version(c), Kind: string(c.Kind),
+		TimeUS: c.TimeUS, EarlierUS: c.EarlierUS, LaterUS: c.LaterUS, Latitude: c.Latitude, Longitude: c.Longitude,
+		Ordinal: c.Ordinal, Initial: c.Initial, Revision: 1,
+	}
+}
+
 func (r *run) sort() {
-	slices.SortFunc(r.rows, func(a, b telemetry.Record) int {
-		return cmp.Or(cmp.Compare(a.DeviceID, b.DeviceID), cmp.Compare(a.TimeUS, b.TimeUS))
+	slices.SortFunc(r.rows, func(a, b oracle.Row) int {
+		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.TimeUS, b.TimeUS))
 	})
 }
 
@@ -143,7 +180,7 @@ func logOf(t require.TestingT, sent []fleet.Sent) *fleet.Log {
 func (r *run) observed() oracle.Observed {
 	return oracle.Observed{
 		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
-		DeadLetters: all(r.deadLetters), Pending: r.pending, Dispatched: r.dispatched, OthersToo: r.othersToo,
+		DeadLetters: all(r.deadLetters), Pending: func(id oracle.ID) bool { return r.pending[id] }, Dispatched: r.dispatched, OthersToo: r.othersToo,
 	}
 }
 

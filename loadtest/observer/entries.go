@@ -1,0 +1,27 @@
+package observer
+
+import (
+	"iter"
+	"strings"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// Among reports which entries are in a set.
+func Among(set map[telemetry.EntryID]bool) func(oracle.ID) bool {
+	return func(id oracle.ID) bool { return set[telemetry.EntryID(id)] }
+}
+
+// Letters returns dead letters as the oracle knows them.
+func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[oracle.DeadLetter, error] {
+	return func(yield func(oracle.DeadLetter, error) bool) {
+		for l, err := range all {
+			// The texts are kept, the page that they were read with must not be.
+			d := oracle.DeadLetter{Source: oracle.ID(l.Entry.ID), Class: strings.Clone(string(l.Class))}
+			if !yield(d, err) {
+				return
+			}
+		}
+	}
+}

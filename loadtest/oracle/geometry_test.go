@@ -1,0 +1,132 @@
+package oracle_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+// drive returns the crossings of the oracle for one device whose fixes are ten
+// seconds apart, and those that the service's geometry computes.
+func drive(t *testing.T, fences []oracle.Fence, places [][2]float64) (ours, theirs []oracle.Crossing) {
+	t.Helper()
+	var items []fleet.Item
+	var fixes []geofence.Fix
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i, p := range places {
+		when := at.Add(time.Duration(i) * 10 * time.Second)
+		items = append(items, fleet.Item{Message: fleet.Message{DeviceID: "a", Codec: "8", Time: when, Longitude: p[0], Latitude: p[1]}})
+		fixes = append(fixes, geofence.Fix{TimeUS: when.UnixMicro(), Longitude: p[0], Latitude: p[1]})
+	}
+	var sent []fleet.Sent
+	for i := range items {
+		s := fleet.Sent{Message: items[i].Message}
+		s.ID.Ms = uint64(at.UnixMilli()) + uint64(i)*10_000
+		sent = append(sent, s)
+	}
+	o, err := oracle.New(logOf(t, sent))
+	require.NoError(t, err)
+	r := oracle.Rules{Fences: fences, MaxFutureSkew: time.Hour, MaxCrossingGap: time.Hour}
+	for c, err := range o.Crossings(r) {
+		require.NoError(t, err)
+		ours = append(ours, c)
+	}
+	set, version := asService(t, fences)
+	for _, c := range set.Track(nil, fixes, time.Hour, true) {
+		theirs = append(theirs, asOracle("a", version, c))
+	}
+	return ours, theirs
+}
+
+func always(id, kind, geometry string, radius float64) oracle.Fence {
+	return oracle.Fence{ID: id, Version: 1, Kind: kind, Geometry: geometry, RadiusM: radius, FromUS: math.MinInt64, ToUS: math.MaxInt64}
+}
+
+func brief(crossings []oracle.Crossing) string {
+	var lines []string
+	for _, c := range crossings {
+		lines = append(lines, fmt.Sprintf("%s %s %d us %d at %.8f %.8f %t", c.FenceID, c.Kind, c.Ordinal, c.TimeUS, c.Latitude, c.Longitude, c.Initial))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Two geometries that share no line agree, on the coarse grids where ways meet
+// corners and run along borders, and across the antimeridian.
+func TestTwoGeometriesAgree(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	crossings := 0
+	for range 400 {
+		west := float64(r.IntN(3)*90 - 90)
+		if r.IntN(4) == 0 {
+			west = 178
+		}
+		wrap := func(x float64) float64 {
+			if x > 180 {
+				return x - 360
+			}
+			return x
+		}
+		place := func(n int) (float64, float64) {
+			return wrap(west + float64(r.IntN(n))*4/float64(n)), 10 + float64(r.IntN(n))*4/float64(n)
+		}
+		var fences []oracle.Fence
+		for n := range 3 {
+			x, y := place(16)
+			// a star round a place: never crosses itself
+			corners := 3 + r.IntN(6)
+			var ring []string
+			for k := range corners {
+				angle := 2 * math.Pi * float64(k) / float64(corners)
+				far := float64(1+r.IntN(4)) / 4
+				if corners == 3 {
+					far = 1
+				}
+				ring = append(ring, fmt.Sprintf("[%v,%v]", wrap(x+math.Round(far*math.Cos(angle)*8)/8), y+math.Round(far*math.Sin(angle)*8)/8))
+			}
+			ring = append(ring, ring[0])
+			f := always(fmt.Sprintf("area-%d", n), "area", `{"type":"Polygon","coordinates":[[`+strings.Join(ring, ",")+`]]}`, 0)
+			if (geofence.Fence{ID: f.ID, Kind: geofence.Area, Geometry: f.Geometry, Valid: geofence.Always}).Check() == nil {
+				fences = append(fences, f)
+			}
+			fences = append(fences, always(fmt.Sprintf("circle-%d", n), "circle", fmt.Sprintf(`{"type":"Point","coordinates":[%v,%v]}`, x, y), 1000+r.Float64()*100_000))
+			a, b := place(8)
+			c, d := place(8)
+			if a != c || b != d {
+				fences = append(fences, always(fmt.Sprintf("gate-%d", n), "gate", fmt.Sprintf(`{"type":"LineString","coordinates":[[%v,%v],[%v,%v]]}`, a, b, c, d), 0))
+			}
+		}
+		var places [][2]float64
+		for range 12 {
+			x, y := place(16)
+			places = append(places, [2]float64{x, y})
+		}
+		ours, theirs := drive(t, fences, places)
+		crossings += len(ours)
+		require.Len(t, theirs, len(ours), "fences %v\nplaces %v\nours\n%s\ntheirs\n%s", fences, places, brief(ours), brief(theirs))
+		byKey := func(a, b oracle.Crossing) int { return strings.Compare(key(a), key(b)) }
+		slices.SortFunc(ours, byKey)
+		slices.SortFunc(theirs, byKey)
+		for i := range ours {
+			require.Equal(t, key(ours[i]), key(theirs[i]), "fences %v\nplaces %v\nours\n%s\ntheirs\n%s", fences, places, brief(ours), brief(theirs))
+			require.InDelta(t, ours[i].TimeUS, theirs[i].TimeUS, 1)
+			require.InDelta(t, ours[i].Latitude, theirs[i].Latitude, 1e-9)
+		}
+	}
+	require.Greater(t, crossings, 2000)
+}
+
+func key(c oracle.Crossing) string {
+	return fmt.Sprint(c.LaterUS, c.FenceID, c.Kind, c.Ordinal, c.EarlierUS, c.Initial, c.FenceVersion)
+}
