@@ -107,6 +107,10 @@ vuln: ## Fail on known vulnerabilities (asks vuln.go.dev, or VULN_DB=file:///a/c
 	@$(MAKE) --no-print-directory $(GOVULNCHECK) || true
 	@scripts/vuln.sh $(GOVULNCHECK)
 
+.PHONY: image
+image: ## Build the container image, FROM scratch, without a registry: make image TAG=processor:1.2.0
+	@scripts/image.sh $(or $(TAG),processor:latest)
+
 .PHONY: release
 release: ## Tag a version whose section is in CHANGELOG.md: make release VERSION=1.2.0 (docs/releasing.md)
 	@scripts/release.sh . '$(VERSION)'
