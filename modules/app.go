@@ -26,6 +26,7 @@ type Build struct {
 // comment.
 func invokes() fx.Option {
 	return fx.Invoke(
+		mountConsole,
 		startHTTPServer,
 		startPostgres,
 		startRedis,

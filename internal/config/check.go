@@ -127,6 +127,7 @@ func (c *Config) check(r *report) {
 			in.ShutdownTimeout, in.DrainTimeout, ReleaseBudget, CloseBudget, in.DrainTimeout+ReleaseBudget+CloseBudget)
 	}
 	c.Postgres.check(r)
+	c.Console.check(r)
 	if !selects(c.Geofences.Query) {
 		r.add("GEOFENCE_QUERY", c.Geofences.Query, "must be one select statement; Postgres checks the rest when it runs")
 	}

@@ -45,11 +45,17 @@ type Log struct {
 	Format string     `env:"LOG_FORMAT" default:"auto" oneof:"auto|json|text" help:"auto is text on a terminal and JSON otherwise"`
 }
 
-// Console configures the HTTP endpoint for health, readiness and metrics.
+// Console configures the HTTP endpoint for health, readiness, metrics and the console.
 type Console struct {
 	Host  string `env:"METRICS_HOST" auto:"all interfaces" help:"address the HTTP endpoint listens on"`
-	Port  int    `env:"METRICS_PORT" default:"9464" min:"0" max:"65535" help:"port of /metrics, /healthz and /readyz; 0 takes a free one"`
+	Port  int    `env:"METRICS_PORT" default:"9464" min:"0" max:"65535" help:"port of /metrics, /healthz, /readyz and /console/; 0 takes a free one"`
 	Pprof bool   `env:"PPROF" default:"false" help:"serve /debug/pprof/ to every client"`
+
+	Mode       string  `env:"CONSOLE" default:"read" oneof:"read|write|off" help:"the web console: look, act as well, or none; every client of the port may look"`
+	Token      Secret  `env:"CONSOLE_TOKEN" secret:"true" help:"with it operators sign in to act; at least 16 characters"`
+	UserHeader string  `env:"CONSOLE_USER_HEADER" help:"header in which a proxy names the operator"`
+	Proxies    Proxies `env:"CONSOLE_TRUSTED_PROXIES" help:"addresses or networks of the proxies whose CONSOLE_USER_HEADER is believed, separated by commas"`
+	Tiles      string  `env:"CONSOLE_TILES" auto:"no background map" help:"tile server for the map, such as https://tiles.example.com/{z}/{x}/{y}.png"`
 }
 
 // Redis is the server and the names of everything in it.

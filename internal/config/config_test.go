@@ -59,7 +59,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, 9464, c.Console.Port)
 	require.Equal(t, config.Delays{30 * time.Second, 2 * time.Minute}, c.DeadLetters.RetryDelays)
 	for _, s := range c.Settings() {
-		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" { // empty is a value of its own there
+		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" && !strings.HasPrefix(s.Name, "CONSOLE_") { // empty is a value of its own there
 			require.NotEmpty(t, s.Value, s.Name)
 		}
 	}
@@ -415,5 +415,29 @@ func TestAFenceQueryThatDoesNotReadIsRefused(t *testing.T) {
 		} else {
 			require.ErrorContains(t, err, "GEOFENCE_QUERY", query)
 		}
+	}
+}
+
+func TestWriteNeedsProofOfWhoActs(t *testing.T) {
+	for _, tt := range []struct {
+		environ []string
+		want    string
+	}{
+		{[]string{"CONSOLE=write"}, "CONSOLE_TOKEN_FILE or CONSOLE_USER_HEADER"},
+		{[]string{"CONSOLE=write", "CONSOLE_TOKEN=short"}, "at least 16 characters"},
+		{[]string{"CONSOLE=write", "CONSOLE_USER_HEADER=X-User"}, "needs CONSOLE_TRUSTED_PROXIES"},
+		{[]string{"CONSOLE_TRUSTED_PROXIES=10.0.0.0/8, here"}, "must be addresses or networks"},
+		{[]string{"CONSOLE_TILES=tiles.example.com"}, "must be a URL with {z}"},
+		{[]string{"CONSOLE=write", "CONSOLE_TOKEN=0123456789abcdef"}, ""},
+		{[]string{"CONSOLE=write", "CONSOLE_USER_HEADER=X-User", "CONSOLE_TRUSTED_PROXIES=10.0.0.0/8,::1"}, ""},
+	} {
+		c, err := config.Load(with(tt.environ...))
+		if tt.want == "" {
+			require.NoError(t, err, tt.environ)
+			require.NotContains(t, fmt.Sprintf("%v %+v %#v %s %q %x", c, c, c.Console, c.Console.Token, c.Console.Token, c.Console.Token), "0123456789abcdef")
+			continue
+		}
+		require.ErrorContains(t, err, tt.want, tt.environ)
+		require.NotContains(t, err.Error(), "short", tt.environ)
 	}
 }

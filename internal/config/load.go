@@ -223,6 +223,8 @@ func redacted(f reflect.StructField, given string) string {
 		return RedisURL(given).String()
 	case reflect.TypeFor[PostgresURL]():
 		return PostgresURL(given).String()
+	case reflect.TypeFor[Secret]():
+		return Secret(given).String()
 	}
 	return given
 }

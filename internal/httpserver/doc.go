@@ -3,8 +3,8 @@
 //
 // Promises:
 //
-//  1. It changes nothing: every route accepts GET and HEAD only. Operators'
-//     changes go through the database, where they leave an audit row.
+//  1. Its own routes change nothing: they accept GET and HEAD only. What is mounted
+//     answers for itself (package console).
 //  2. /readyz reports ready only if every expected check has registered and has
 //     succeeded within the last second or now, and the service is not draining.
 //     Otherwise it returns 503 and names what is not ready.

@@ -19,6 +19,7 @@ const index = `The Processor: positions from a Redis Stream into Postgres.
 /healthz       the process answers
 /readyz        it can do its work; 503 and what is missing otherwise
 /metrics       metrics for Prometheus
+/console/      the fleet at work, in a browser; unless CONSOLE=off
 /debug/pprof/  profiles, with PPROF=true
 `
 
@@ -53,6 +54,9 @@ func (s *Server) routes(ctx context.Context) http.Handler {
 		Timeout:             10 * time.Second,
 		EnableOpenMetrics:   true,
 	}))
+	for path, h := range s.mounted {
+		mux.Handle(path, h)
+	}
 	// Without cmdline: it is not a profile.
 	mux.Handle("GET /debug/pprof/", s.guard(pprof.Index))
 	mux.Handle("GET /debug/pprof/profile", s.guard(pprof.Profile))

@@ -52,6 +52,7 @@ type Server struct {
 	checks   map[string]*check // guarded by mu
 	listener net.Listener      // guarded by mu; nil until Listen
 	closed   bool              // guarded by mu; no further probe starts
+	mounted  map[string]http.Handler
 }
 
 // New returns a server that serves the metrics of reg. It does not listen yet.
@@ -79,6 +80,15 @@ func (s *Server) Ready(name string, run func(ctx context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.checks[name] = &check{run: run, timeout: s.cfg.CheckTimeout}
+}
+
+// Mount serves everything under a path that ends with a slash by h, whose requests
+// end when the server stops. Call it before Run.
+func (s *Server) Mount(path string, h http.Handler) {
+	if s.mounted == nil {
+		s.mounted = make(map[string]http.Handler)
+	}
+	s.mounted[path] = h
 }
 
 // SetDraining makes the service permanently not ready, whatever the checks report.
@@ -126,6 +136,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.endProbes(stopProbing)
 
 	server := &http.Server{
+		// Streams would otherwise hold up the stop for closeTimeout.
+		BaseContext:       func(net.Listener) context.Context { return probing },
 		Handler:           s.routes(probing),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,

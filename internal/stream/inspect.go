@@ -37,7 +37,7 @@ func (g *Group) Info(ctx context.Context) (Info, error) {
 	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
 	_, err := pipe.Exec(ctx)
 	if err != nil {
-		if IsNoSuchKey(err) {
+		if isNoSuchKey(err) {
 			return Info{}, nil
 		}
 		return Info{}, failure("inspect the stream", err)
@@ -76,8 +76,7 @@ func lag(info Info, row redis.XInfoGroup) Count {
 	}
 }
 
-// IsNoSuchKey reports whether Redis says that there is no such stream.
-func IsNoSuchKey(err error) bool {
+func isNoSuchKey(err error) bool {
 	return strings.Contains(err.Error(), "no such key")
 }
 

@@ -1,0 +1,254 @@
+package console
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/trmtracking/processor/internal/operator"
+)
+
+// action is something that an operator does: a function of internal/operator.
+type action struct {
+	// start reads the form and returns what runs, and its title. It changes
+	// nothing.
+	start func(r *http.Request) (title string, run func(ctx context.Context, f *operator.Fleet, j *job) error, err error)
+	reads bool // it changes nothing: no reason and no confirmation are needed
+}
+
+const (
+	maxForm   = 2 << 20 // bytes
+	maxReason = 500
+	maxJobs   = 100       // remembered
+	jobFor    = time.Hour // an action may take
+)
+
+// job is an action at work or done, for its page.
+type job struct {
+	ID       string
+	Title    string
+	Operator string
+	Reason   string
+	Back     string // page to return to
+	Began    time.Time
+
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	done   int
+	total  int
+	note   string
+	lines  []string
+	ended  time.Time
+	err    error
+	halted bool
+}
+
+// jobState is a job at one moment.
+type jobState struct {
+	ID, Title, Operator, Reason, Back, Note string
+	Began, Ended                            time.Time
+	Done, Total                             int
+	Lines                                   []string
+	Err                                     error
+	Running, Cancelled                      bool
+	Token                                   string
+}
+
+// progress tells the page how far the job is.
+func (j *job) progress(done, total int, note string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.done, j.total, j.note = done, total, note
+}
+
+// maxLines bounds the result of a job.
+const maxLines = 500
+
+// say adds a line to the result.
+func (j *job) say(line string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.lines) == maxLines {
+		j.lines = append(j.lines, "further lines are left out")
+	}
+	if len(j.lines) < maxLines {
+		j.lines = append(j.lines, line)
+	}
+}
+
+func (j *job) state() jobState {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return jobState{
+		ID: j.ID, Title: j.Title, Operator: j.Operator, Reason: j.Reason, Back: j.Back, Note: j.note, Began: j.Began, Ended: j.ended,
+		Done: j.done, Total: j.total, Lines: append([]string(nil), j.lines...), Err: j.err,
+		Running: j.ended.IsZero(), Cancelled: j.halted,
+	}
+}
+
+// jobs are the actions of this instance.
+type jobs struct {
+	mu   sync.Mutex
+	byID map[string]*job
+	list []*job // oldest first
+}
+
+func (s *jobs) get(id string) *job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byID[id]
+}
+
+func (s *jobs) add(j *job) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID == nil {
+		s.byID = make(map[string]*job)
+	}
+	if len(s.list) >= maxJobs {
+		if s.list[0].state().Running {
+			return errors.New("too many actions are under way")
+		}
+		delete(s.byID, s.list[0].ID)
+		s.list = s.list[1:]
+	}
+	s.byID[j.ID], s.list = j, append(s.list, j)
+	return nil
+}
+
+// halt cancels what runs.
+func (s *jobs) halt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.list {
+		j.cancel()
+	}
+}
+
+// actionRoutes adds the routes of operators.
+func (c *Console) actionRoutes(mux *http.ServeMux) {
+	mux.HandleFunc("GET "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) { c.showSignIn(w, r, http.StatusOK, nil) })
+	mux.HandleFunc("POST "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		if err := c.guard.signIn(w, r); err != nil {
+			c.log.Warn("sign-in refused", "err", err)
+			c.showSignIn(w, r, http.StatusForbidden, err)
+			return
+		}
+		http.Redirect(w, r, Root, http.StatusSeeOther)
+	})
+	mux.HandleFunc("POST "+Root+"actions/{name}", c.act)
+	mux.HandleFunc("POST "+Root+"cancel/{id}", c.cancelJob)
+}
+
+func (c *Console) showSignIn(w http.ResponseWriter, r *http.Request, status int, problem error) {
+	f := c.frame(w, r, "Sign in to act", "")
+	f.Parts = []part{{"sign-in", c.html("sign-in", map[string]any{"Problem": problem, "CanAct": c.guard.open() && c.guard.hasToken()})}}
+	c.render(w, status, f)
+}
+
+// act starts an action and leads to its page.
+func (c *Console) act(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	who, err := c.guard.allow(r)
+	if err != nil {
+		c.log.Warn("action refused", "action", r.PathValue("name"), "err", err)
+		c.fail(w, r, http.StatusForbidden, err)
+		return
+	}
+	a, ok := c.actions()[r.PathValue("name")]
+	if !ok {
+		c.fail(w, r, http.StatusNotFound, errors.New("there is no such action"))
+		return
+	}
+	reason := strings.TrimSpace(r.PostFormValue("reason"))
+	switch {
+	case a.reads:
+	case reason == "":
+		err = errNoReason
+	case len(reason) > maxReason:
+		err = errors.New("the reason is too long")
+	case r.PostFormValue("confirmed") != "yes":
+		err = errUnconfirm
+	}
+	var title string
+	var run func(ctx context.Context, f *operator.Fleet, j *job) error
+	if err == nil {
+		title, run, err = a.start(r)
+	}
+	if err != nil {
+		c.fail(w, r, http.StatusBadRequest, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), jobFor) // it outlives the request
+	back := r.PostFormValue("back")
+	if !strings.HasPrefix(back, Root) {
+		back = Root
+	}
+	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: back, Began: time.Now(), cancel: cancel}
+	if err := c.jobs.add(j); err != nil {
+		cancel()
+		c.fail(w, r, http.StatusServiceUnavailable, err)
+		return
+	}
+	c.log.Info("action started", "action", r.PathValue("name"), "operator", who, "reason", reason)
+	go func() {
+		defer cancel()
+		err := c.with(func(f *operator.Fleet) error {
+			f = f.As(who)
+			if !a.reads {
+				if err := f.Intend(ctx, "console "+r.PathValue("name"), title, reason); err != nil {
+					return fmt.Errorf("nothing was done, since the audit cannot be written: %w", err)
+				}
+			}
+			return run(ctx, f, j)
+		})
+		j.mu.Lock()
+		j.ended, j.err = time.Now(), err
+		j.mu.Unlock()
+		c.log.Info("action ended", "action", r.PathValue("name"), "operator", who, "err", err)
+	}()
+	http.Redirect(w, r, Root+"jobs/?id="+j.ID, http.StatusSeeOther)
+}
+
+// cancelJob ends an action.
+func (c *Console) cancelJob(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if _, err := c.guard.allow(r); err != nil {
+		c.fail(w, r, http.StatusForbidden, err)
+		return
+	}
+	j := c.jobs.get(r.PathValue("id"))
+	if j == nil {
+		c.fail(w, r, http.StatusNotFound, errNoJob)
+		return
+	}
+	j.mu.Lock()
+	j.halted = true
+	j.mu.Unlock()
+	j.cancel()
+	http.Redirect(w, r, Root+"jobs/?id="+j.ID, http.StatusSeeOther)
+}
+
+var errNoJob = errors.New("this instance knows no such action: another one runs it, or it ended long ago")
+
+func (c *Console) showJob(_ context.Context, r *http.Request) (any, error) {
+	j := c.jobs.get(r.URL.Query().Get("id"))
+	if j == nil {
+		return jobState{Title: "unknown action", Err: errNoJob}, nil
+	}
+	s := j.state()
+	if c.guard.operator(r) != "" {
+		_, s.Token = c.guard.session(nil, r)
+	}
+	return s, nil
+}
+
+// actions lists what operators can do.
+func (c *Console) actions() map[string]action { return map[string]action{} }

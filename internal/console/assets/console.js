@@ -1,0 +1,77 @@
+// Live parts, ages of times, confirmations. The pages work without it, and stand still then.
+
+// The policy of the server forbids text as markup but for what passes here: parts
+// of pages that the server rendered.
+const policy = globalThis.trustedTypes?.createPolicy("console", { createHTML: (s) => s });
+const markup = (s) => (policy ? policy.createHTML(s) : s);
+
+const units = [["d", 86400], ["h", 3600], ["min", 60]];
+
+function age(ms) {
+  const s = ms / 1000;
+  const ago = (t) => (s < 0 ? "in " + t : t + " ago");
+  const a = Math.abs(s);
+  if (a < 1.5) return "now";
+  for (const [unit, n] of units) if (a >= 2 * n || (n === 60 && a >= 120)) return ago(Math.floor(a / n) + " " + unit);
+  return ago(Math.floor(a) + " s");
+}
+
+// skew is how far the server's clock is ahead of this machine's.
+let skew = 0;
+
+export function showAges(root = document) {
+  const now = Date.now() + skew;
+  for (const t of root.querySelectorAll("time[datetime]")) {
+    const text = age(now - Date.parse(t.dateTime));
+    if (t.textContent !== text) t.textContent = text;
+  }
+}
+
+// replace shows a new state of a part. What has the focus keeps it, and what the
+// reader opened or typed stays.
+function replace(id, html) {
+  const part = document.getElementById(id);
+  if (!part || part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) return;
+  const focused = part.contains(document.activeElement) ? [...part.querySelectorAll("a, button, summary, [tabindex]")].indexOf(document.activeElement) : -1;
+  const open = [...part.querySelectorAll("details")].map((d) => d.open);
+  const scrolled = [...part.querySelectorAll(".scroll")].map((s) => s.scrollLeft);
+  part.innerHTML = markup(html);
+  part.querySelectorAll("details").forEach((d, i) => { if (open[i] !== undefined) d.open = open[i]; });
+  part.querySelectorAll(".scroll").forEach((s, i) => { s.scrollLeft = scrolled[i] ?? 0; });
+  if (focused >= 0) part.querySelectorAll("a, button, summary, [tabindex]")[focused]?.focus({ preventScroll: true });
+  showAges(part);
+}
+
+function live(address) {
+  const sign = document.getElementById("live");
+  let heard = 0;
+  const say = (level, text) => { if (sign) { sign.className = "state " + level; sign.textContent = text; } };
+  const source = new EventSource(address);
+  const listened = () => { heard = Date.now(); say("ok", "live"); };
+  source.onopen = listened;
+  source.onmessage = (e) => {
+    listened();
+    for (const [id, value] of Object.entries(JSON.parse(e.data))) {
+      if (id.startsWith("data:")) document.dispatchEvent(new CustomEvent(id, { detail: JSON.parse(value) }));
+      else replace(id, value);
+    }
+  };
+  source.onerror = () => {
+    say("bad", source.readyState === EventSource.CLOSED ? "not live: reload the page" : "this instance does not answer");
+    document.body.dataset.live = "lost";
+  };
+  setInterval(() => {
+    if (heard && Date.now() - heard > 20000) say("warn", "nothing heard for " + Math.floor((Date.now() - heard) / 1000) + " s");
+  }, 1000);
+}
+
+// ask confirms an action: its sentence and the reason are shown before it is sent.
+document.addEventListener("submit", (e) => {
+  const form = e.target;
+  const sentence = e.submitter?.dataset.confirm ?? form.dataset.confirm;
+  if (sentence && !globalThis.confirm(sentence)) e.preventDefault();
+});
+
+setInterval(showAges, 1000);
+showAges();
+if (document.body.dataset.events) live(document.body.dataset.events);

@@ -1,0 +1,216 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// maxClients is the number of streams at a time; a page beyond it is complete
+	// and does not move.
+	maxClients = 64
+	// writeFor is how long a client may take to accept an update.
+	writeFor = 5 * time.Second
+	// quietFor is the longest time without an update.
+	quietFor = 15 * time.Second
+	// sendBuffer is the system's memory for what a client has not read.
+	sendBuffer = 64 << 10
+)
+
+// update is the parts of a page that changed, by their ID.
+type update map[string]string
+
+// hub has one topic for each page that is watched. A topic runs while it has
+// clients.
+type hub struct {
+	mu     sync.Mutex
+	topics map[string]*topic
+	n      int
+}
+
+// topic is what the clients of one page watch.
+type topic struct {
+	cancel  context.CancelFunc
+	clients map[*client]bool
+	shown   update // the last state of all parts
+}
+
+// client is one stream. pending is what it has not been sent yet: a later state
+// of a part replaces the earlier one.
+type client struct {
+	pending update
+	wake    chan struct{}
+}
+
+func newHub() *hub { return &hub{topics: make(map[string]*topic)} }
+
+func (h *hub) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.n
+}
+
+// join adds a client to the topic of a name, which render makes a state of at
+// every tick. It returns nil if there are too many clients.
+func (h *hub) join(ctx context.Context, name string, every time.Duration, render func(ctx context.Context) (update, error)) *client {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.n >= maxClients {
+		return nil
+	}
+	c := &client{pending: update{}, wake: make(chan struct{}, 1)}
+	t := h.topics[name]
+	if t == nil {
+		running, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends with the last client
+		t = &topic{cancel: cancel, clients: make(map[*client]bool), shown: update{}}
+		h.topics[name] = t
+		go h.run(running, t, every, render)
+	}
+	h.n++
+	t.clients[c] = true
+	c.add(t.shown)
+	return c
+}
+
+func (h *hub) leave(name string, c *client) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t := h.topics[name]
+	h.n--
+	if delete(t.clients, c); len(t.clients) == 0 {
+		t.cancel()
+		delete(h.topics, name)
+	}
+}
+
+// run makes a state at every tick and passes on what changed.
+func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render func(ctx context.Context) (update, error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		state, err := render(ctx)
+		if err == nil {
+			h.mu.Lock()
+			changed := update{}
+			for id, html := range state {
+				if t.shown[id] != html {
+					changed[id] = html
+				}
+			}
+			t.shown = state
+			for c := range t.clients {
+				c.add(changed)
+			}
+			h.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// add queues an update. The caller holds the hub's lock.
+func (c *client) add(u update) {
+	if len(u) == 0 {
+		return
+	}
+	for id, html := range u {
+		c.pending[id] = html
+	}
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what is pending.
+func (h *hub) take(c *client) update {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	u := c.pending
+	c.pending = update{}
+	return u
+}
+
+// stream sends updates until the client is gone, or does not read.
+func (h *hub) stream(w http.ResponseWriter, r *http.Request, c *client) error {
+	out := http.NewResponseController(w)
+	send := func(text []byte) error {
+		if err := out.SetWriteDeadline(time.Now().Add(writeFor)); err != nil {
+			return fmt.Errorf("limit the write: %w", err)
+		}
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no")
+	if err := send([]byte("retry: 2000\n\n")); err != nil {
+		return err
+	}
+	quiet := time.NewTicker(quietFor)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-quiet.C:
+			if err := send([]byte(": quiet\n\n")); err != nil {
+				return err
+			}
+		case <-c.wake:
+			text, err := json.Marshal(h.take(c))
+			if err != nil {
+				return fmt.Errorf("encode an update: %w", err)
+			}
+			var b bytes.Buffer
+			b.WriteString("data: ")
+			b.Write(text)
+			b.WriteString("\n\n")
+			if err := send(b.Bytes()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// serveEvents streams the changes of a page.
+func (c *Console) serveEvents(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("page")
+	p := c.pages[name]
+	if p == nil || p.every == 0 {
+		c.fail(w, r, http.StatusNotFound, errors.New("there is no such page"))
+		return
+	}
+	query := r.URL.Query().Encode()
+	topic := name + "?" + query
+	if len(topic) > maxTopic {
+		c.fail(w, r, http.StatusRequestURITooLong, errors.New("the address is too long"))
+		return
+	}
+	client := c.hub.join(r.Context(), topic, p.every, func(ctx context.Context) (update, error) {
+		return p.parts(c, r.WithContext(ctx))
+	})
+	if client == nil {
+		w.Header().Set("Retry-After", "30")
+		c.fail(w, r, http.StatusServiceUnavailable, fmt.Errorf("%d pages are watched already; this one does not move, reload it", maxClients))
+		return
+	}
+	defer c.hub.leave(topic, client)
+	if err := c.hub.stream(w, r, client); err != nil {
+		c.log.Debug("a viewer was dropped", "page", name, "err", err)
+	}
+}
+
+// maxTopic bounds the name of a topic.
+const maxTopic = 4096

@@ -1,0 +1,471 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/history"
+	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// view is what both servers know, each with its age.
+type view struct {
+	Now      time.Time
+	Redis    reading[operator.RedisView]
+	Postgres reading[operator.PostgresView]
+}
+
+func (c *Console) view(ctx context.Context) view {
+	v := view{Now: time.Now()}
+	asked := make(chan struct{})
+	go func() { // ends within maxWait
+		defer close(asked)
+		v.Redis = c.redis.get(ctx)
+	}()
+	v.Postgres = c.postgres.get(ctx)
+	<-asked
+	return v
+}
+
+// Silent lists what does not answer, for the notice on top of a page.
+func (v view) Silent() []silence {
+	var list []silence
+	if v.Redis.Stale() {
+		list = append(list, silence{"Redis", v.Redis.Err, v.Redis.At, "ProcessorRedisErrors"})
+	}
+	if v.Postgres.Stale() {
+		list = append(list, silence{"Postgres", v.Postgres.Err, v.Postgres.At, "ProcessorCommitErrors"})
+	}
+	return list
+}
+
+// silence is a server that does not answer.
+type silence struct {
+	Server string
+	Err    error
+	Since  time.Time // of its last answer; zero for none
+	Page   string
+}
+
+// deferred returns the entries that wait for another attempt.
+func (v view) deferred() (int64, bool) {
+	return v.Postgres.Value.Deferred, v.Postgres.Known()
+}
+
+// Backlog returns lag, pending and deferred together; nil is unknown.
+func (v view) Backlog() *int64 {
+	deferred, known := v.deferred()
+	if b := v.Redis.Value.Backlog; v.Redis.Known() && known && b.LagKnown {
+		n := b.Lag + b.Pending + deferred
+		return &n
+	}
+	return nil
+}
+
+// Lag, Pending, Deferred, Lost and Letters are nil while they are unknown.
+func (v view) Lag() *int64 {
+	if b := v.Redis.Value.Backlog; v.Redis.Known() && b.LagKnown {
+		return &b.Lag
+	}
+	return nil
+}
+
+// Pending returns the entries on queues.
+func (v view) Pending() *int64 { return known(v.Redis, v.Redis.Value.Backlog.Pending) }
+
+// Deferred returns the entries that wait for another attempt.
+func (v view) Deferred() *int64 { return known(v.Postgres, v.Postgres.Value.Deferred) }
+
+// Letters returns the dead letters.
+func (v view) Letters() *int64 { return known(v.Redis, v.Redis.Value.DeadLetters) }
+
+// Lost returns the entries in the ledger.
+func (v view) Lost() *int64 { return v.Postgres.Value.Lost }
+
+func known[T, V any](r reading[T], v V) *V {
+	if !r.Known() {
+		return nil
+	}
+	return &v
+}
+
+// Age returns the age of the oldest entry of the backlog: nil is unknown, "none"
+// is an empty backlog.
+func (v view) Age() string {
+	b := v.Redis.Value.Backlog
+	switch {
+	case !v.Redis.Known() || !b.OldestKnown:
+		return unknown
+	case b.Oldest.IsZero():
+		return "none"
+	}
+	return seconds(max(0, v.Redis.At.Sub(b.Oldest.Time())))
+}
+
+// Incidents returns the open ones.
+func (v view) Incidents() []operator.Incident {
+	var open []operator.Incident
+	for _, i := range v.Postgres.Value.Incidents {
+		if i.Closed == nil {
+			open = append(open, i)
+		}
+	}
+	return open
+}
+
+// memberRow is a line of the table of members.
+type memberRow struct {
+	coordination.Member
+	Letter     string
+	State      string // working, leaving, without Postgres, silent
+	Level      string // ok, warn, bad
+	Leads      bool
+	Owned      int
+	OwnedKnown bool
+}
+
+// Members returns the members with a heartbeat, and those that own shards without
+// one.
+func (v view) Members() []memberRow {
+	owned := make(map[string]int)
+	for _, s := range v.Postgres.Value.Shards {
+		if s.Owner != "" {
+			owned[s.Owner]++
+		}
+	}
+	var rows []memberRow
+	letters := v.letters()
+	for _, m := range v.Redis.Value.Members {
+		row := memberRow{Member: m, Letter: letters[m.Name()], State: "working", Level: "ok", Owned: owned[m.Name()], OwnedKnown: v.Postgres.Known()}
+		switch {
+		case m.Leaving:
+			row.State, row.Level = "leaving", "warn"
+		case m.SinkDown > 0:
+			row.State, row.Level = "without Postgres", "bad"
+		case m.Refusal != nil:
+			row.State, row.Level = "paused: rows are rejected", "bad"
+		}
+		if !v.Postgres.Known() {
+			row.Owned, row.OwnedKnown = len(m.Shards), true
+		}
+		row.Leads = v.Postgres.Value.Leader == m.Name()
+		rows = append(rows, row)
+		delete(owned, m.Name())
+	}
+	for name, n := range owned {
+		row := memberRow{Letter: letters[name], State: "silent", Level: "bad", Leads: v.Postgres.Value.Leader == name, Owned: n, OwnedKnown: true}
+		if !v.Redis.Known() || v.Redis.Stale() {
+			row.State, row.Level = unknown, "warn"
+		}
+		row.Instance, row.Incarnation = split(name)
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b memberRow) int { return cmp.Compare(a.Name(), b.Name()) })
+	return rows
+}
+
+func split(member string) (instance, incarnation string) {
+	for i := len(member) - 1; i > 0; i-- {
+		if member[i] == '.' {
+			return member[:i], member[i+1:]
+		}
+	}
+	return member, ""
+}
+
+// names returns all members that are or were there in the last hour, in order.
+func (v view) names() []string {
+	var names []string
+	add := func(name string) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, o := range v.Redis.Value.History.Owners {
+		for _, name := range o.Members {
+			add(name)
+		}
+	}
+	for _, m := range v.Redis.Value.Members {
+		add(m.Name())
+	}
+	for _, s := range v.Postgres.Value.Shards {
+		add(s.Owner)
+	}
+	return names
+}
+
+// letters names the members by one letter each, in the order of their appearance,
+// so that a letter stays with its member.
+func (v view) letters() map[string]string {
+	letters := make(map[string]string)
+	for i, name := range v.names() {
+		letters[name] = letter(i)
+	}
+	return letters
+}
+
+func letter(i int) string {
+	if i < 26 {
+		return string(rune('A' + i))
+	}
+	return string(rune('A'+i/26-1)) + string(rune('A'+i%26))
+}
+
+// Rate returns the entries finished per second, by the members' heartbeats.
+func (v view) Rate() *float64 {
+	if !v.Redis.Known() {
+		return nil
+	}
+	sum := 0.0
+	for _, m := range v.Redis.Value.Members {
+		sum += m.Rate
+	}
+	return &sum
+}
+
+// charts returns the last hour.
+func (v view) charts() []chart {
+	w := v.Redis.Value.History
+	in, out := w.Rates()
+	size, age := w.Backlogs()
+	marks := w.Marks()
+	for _, i := range v.Postgres.Value.Incidents {
+		marks = append(marks, history.Mark{At: i.Opened.UnixMilli(), Kind: history.Incident, Text: i.Kind + " " + i.Subject})
+	}
+	until := v.Now
+	return []chart{
+		{Title: "Entries per second", Unit: "/s", Until: until, Marks: marks, Curves: []curve{{"in", "in", in}, {"finished", "out", out}}},
+		{Title: "Backlog", Unit: "entries", Until: until, Marks: marks, Curves: []curve{{"backlog", "size", size}}},
+		{Title: "Age of the oldest", Unit: "s", Until: until, Marks: marks, Curves: []curve{{"age", "age", age}}},
+	}
+}
+
+// verdict is the one sentence on top.
+type verdict struct {
+	Level string // ok, warn, bad
+	What  string
+	Do    string // "" when there is nothing to do
+	Page  string // of the runbook
+}
+
+// Verdict says how the fleet is, or the one thing to do.
+func (v view) Verdict() verdict {
+	for _, s := range v.Silent() {
+		if s.Since.IsZero() || v.Now.Sub(s.Since) > 3*time.Second {
+			return verdict{"bad", s.Server + " does not answer this instance", "find out whether it runs and is reachable; nothing is lost meanwhile", s.Page}
+		}
+	}
+	redis, postgres := v.Redis.Value, v.Postgres.Value
+	if !v.Redis.Known() || !v.Postgres.Known() {
+		return verdict{"warn", "not known yet", "", ""}
+	}
+	working := slices.ContainsFunc(redis.Members, func(m coordination.Member) bool { return !m.Leaving })
+	if !working {
+		return verdict{"bad", "no instance is at work", "start one, and find out why the others ended", "ProcessorDown"}
+	}
+	for _, level := range []string{operator.LevelError, operator.LevelWarning} {
+		for _, i := range v.Incidents() {
+			if g := operator.GuideOf(i.Kind); g.Level == level {
+				class := "bad"
+				if level == operator.LevelWarning {
+					class = "warn"
+				}
+				return verdict{class, "incident " + i.Kind + about(i.Subject), g.Remedy, g.Page}
+			}
+		}
+	}
+	waiting := 0
+	for _, s := range postgres.Shards {
+		if operator.WaitingFor(s) != "" {
+			waiting++
+		}
+	}
+	if waiting > 0 {
+		return verdict{"warn", fmt.Sprintf("%d of %d shards wait for an owner", waiting, postgres.Number), "a hand-over takes seconds; look at the shards if it takes longer", "ProcessorDown"}
+	}
+	if b := redis.Backlog; b.OldestKnown && !b.Oldest.IsZero() && v.Redis.At.Sub(b.Oldest.Time()) > behind {
+		return verdict{"warn", "the backlog is " + v.Age() + " old", "see whether it shrinks; add instances if it grows", "ProcessorBehind"}
+	}
+	if !redis.Info.Exists || redis.Info.Added == 0 {
+		return verdict{"warn", "nothing has ever arrived in the stream", "check REDIS_TELEMETRY_STREAM and whether tcp-ingestion runs", "ProcessorNothingArrives"}
+	}
+	return verdict{"ok", "healthy", "", ""}
+}
+
+// behind is the age of the backlog at which the fleet counts as behind.
+const behind = 30 * time.Second
+
+func about(subject string) string {
+	if subject == "" {
+		return ""
+	}
+	return ": " + subject
+}
+
+// overviewData is what the first page shows.
+type overviewData struct {
+	view
+	Charts []chart
+}
+
+// Dispatcher returns the member that dispatches, "" if it is unknown.
+func (d overviewData) Dispatcher() string {
+	for _, m := range d.Redis.Value.Members {
+		if m.Dispatches {
+			return m.Instance
+		}
+	}
+	return ""
+}
+
+func (c *Console) overview(ctx context.Context, _ *http.Request) (any, error) {
+	v := c.view(ctx)
+	return overviewData{view: v, Charts: v.charts()}, nil
+}
+
+// shardRow is a line of the table of shards.
+type shardRow struct {
+	protocol.Shard
+	Letter  string
+	Class   string // colour of the owner
+	Pending *int64
+	Oldest  time.Time // of its queue; zero if it is empty
+	State   string
+	Level   string
+	Waits   string // "" while it is at work
+	Heat    int    // 0 to 4: its part of the load
+	Line    []segment
+}
+
+// segment is a piece of the timeline, in percent of the last hour.
+type segment struct {
+	X, Width      float64
+	Class, Letter string
+	Title         string
+}
+
+// shardsData is what the page of shards shows.
+type shardsData struct {
+	view
+	Rows    []shardRow
+	Legend  []legend
+	Waiting int
+}
+
+// legend names a member.
+type legend struct{ Letter, Class, Name string }
+
+// ownerColors is the number of colours; letters tell members apart beyond.
+const ownerColors = 8
+
+func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
+
+func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
+	v := c.view(ctx)
+	d := shardsData{view: v}
+	names := v.names()
+	for i, name := range names {
+		d.Legend = append(d.Legend, legend{letter(i), colorOf(i), name})
+	}
+	list := v.Postgres.Value.Shards
+	if !v.Postgres.Known() {
+		list = v.heldShards()
+	}
+	lines := v.Redis.Value.History.Timeline(len(list), v.Now)
+	most := int64(1)
+	for _, q := range v.Redis.Value.Queues {
+		most = max(most, q.Pending)
+	}
+	for i, s := range list {
+		row := shardRow{Shard: s, State: "at work", Level: "ok"}
+		if at := slices.Index(names, s.Owner); at >= 0 {
+			row.Letter, row.Class = letter(at), colorOf(at)
+		}
+		if v.Redis.Known() {
+			q := v.Redis.Value.Queues[s.Shard]
+			row.Pending = &q.Pending
+			if !q.Oldest.IsZero() {
+				row.Oldest = q.Oldest.Time()
+			}
+			if q.Pending > 0 && most >= heatFrom {
+				row.Heat = int(1 + 3*q.Pending/most)
+			}
+		}
+		if v.Postgres.Known() {
+			row.Waits = operator.WaitingFor(s)
+		}
+		switch {
+		case row.Waits != "":
+			row.State, row.Level = "waits", "warn"
+			d.Waiting++
+		case s.MaxInFlight > 0:
+			row.State, row.Level, row.Waits = "quarantined", "bad", fmt.Sprintf("the entry that crashed its owner %d times; %d at a time", s.CrashCount, s.MaxInFlight)
+		}
+		for _, inc := range v.Incidents() {
+			if inc.Kind == protocol.StalledShard && inc.Subject == fmt.Sprint(s.Shard) {
+				row.State, row.Level, row.Waits = "stalled", "bad", "whatever blocks its commits; see the incident"
+			}
+		}
+		row.Line = segments(lines[i], v.Now, names)
+		d.Rows = append(d.Rows, row)
+	}
+	return d, nil
+}
+
+// heatFrom is the longest queue below which all shards count as cool.
+const heatFrom = 100
+
+// heldShards returns the shards by the heartbeats, while Postgres has told nothing.
+func (v view) heldShards() []protocol.Shard {
+	var list []protocol.Shard
+	for _, m := range v.Redis.Value.Members {
+		for _, s := range m.Shards {
+			list = append(list, protocol.Shard{Shard: s, Owner: m.Name()})
+		}
+	}
+	slices.SortFunc(list, func(a, b protocol.Shard) int { return a.Shard - b.Shard })
+	return list
+}
+
+func segments(line []history.Ownership, now time.Time, names []string) []segment {
+	var out []segment
+	span := float64(history.Span.Milliseconds())
+	from := now.Add(-history.Span).UnixMilli()
+	for _, o := range line {
+		x := max(0, float64(o.From-from)/span*100)
+		w := float64(o.To-from)/span*100 - x
+		if w <= 0 {
+			continue
+		}
+		s := segment{X: x, Width: max(w, .15), Class: "wait", Title: "waited"}
+		if i := slices.Index(names, o.Owner); i >= 0 {
+			s.Class, s.Letter, s.Title = colorOf(i), letter(i), o.Owner
+		}
+		s.Title += fmt.Sprintf(" from %s to %s", time.UnixMilli(o.From).UTC().Format("15:04:05"), time.UnixMilli(o.To).UTC().Format("15:04:05"))
+		if w < 3 {
+			s.Letter = ""
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// allPages lists the screens.
+func (c *Console) allPages() map[string]*page {
+	pages := make(map[string]*page)
+	for _, p := range []*page{
+		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open"}, data: c.overview},
+		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, names: []string{"notice", "shards"}, data: c.shards},
+		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, names: []string{"job", "job-cancel"}, data: c.showJob},
+	} {
+		pages[p.path] = p
+	}
+	return pages
+}

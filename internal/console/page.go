@@ -1,0 +1,136 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"fmt"
+	"html/template"
+	"net/http"
+	"path"
+	"time"
+)
+
+//go:embed templates assets
+var files embed.FS
+
+var templates = template.Must(template.New("").Funcs(functions).ParseFS(files, "templates/*.html"))
+
+// page is one screen.
+type page struct {
+	path  string // below Root, with a slash at its end; "" for the first one
+	title string
+	nav   string        // the entry of the navigation
+	every time.Duration // between two updates; 0 for a page that does not move
+	names []string      // its parts, which are templates and IDs
+	// data returns what the templates show.
+	data func(ctx context.Context, r *http.Request) (any, error)
+}
+
+// part is a piece of a page that is replaced as a whole.
+type part struct {
+	ID   string
+	HTML template.HTML
+}
+
+// frame is what the layout shows around the parts.
+type frame struct {
+	Title, Nav, Events, Token, Stream, Group, Member, Version string
+	Operator                                                  string // who may act here; "" for nobody
+	CanAct, MustSignIn                                        bool
+	Parts                                                     []part
+}
+
+// parts renders the parts of a page.
+func (p *page) parts(_ *Console, r *http.Request) (update, error) {
+	data, err := p.data(r.Context(), r)
+	if err != nil {
+		return nil, err
+	}
+	u := make(update, len(p.names))
+	for _, name := range p.names {
+		var b bytes.Buffer
+		if err := templates.ExecuteTemplate(&b, name, data); err != nil {
+			return nil, fmt.Errorf("show %s: %w", name, err)
+		}
+		u[name] = b.String()
+	}
+	return u, nil
+}
+
+// servePage renders a whole page.
+func (c *Console) servePage(w http.ResponseWriter, r *http.Request, p *page) {
+	u, err := p.parts(c, r)
+	if err != nil {
+		c.fail(w, r, http.StatusInternalServerError, err)
+		return
+	}
+	f := c.frame(w, r, p.title, p.nav)
+	if p.every > 0 {
+		f.Events = Root + "events/" + p.path
+		if q := r.URL.Query().Encode(); q != "" {
+			f.Events += "?" + q
+		}
+	}
+	for _, name := range p.names {
+		f.Parts = append(f.Parts, part{name, template.HTML(u[name])}) //nolint:gosec // made by html/template
+	}
+	c.render(w, http.StatusOK, f)
+}
+
+// frame returns the layout for a request.
+func (c *Console) frame(w http.ResponseWriter, r *http.Request, title, nav string) frame {
+	f := frame{Title: title, Nav: nav, Stream: c.cfg.Stream, Group: c.cfg.Group, Member: c.cfg.Member, Version: c.cfg.Version}
+	f.CanAct = c.guard.open()
+	f.Operator, f.Token = c.guard.session(w, r)
+	f.MustSignIn = f.CanAct && f.Operator == "" && c.guard.hasToken()
+	return f
+}
+
+func (c *Console) render(w http.ResponseWriter, status int, f frame) {
+	var b bytes.Buffer
+	if err := templates.ExecuteTemplate(&b, "layout", f); err != nil {
+		c.log.Error("showing a page failed", "err", err)
+		http.Error(w, "this page cannot be shown; the log says why", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write(b.Bytes()) // the client may be gone
+}
+
+// fail shows an error as a page.
+func (c *Console) fail(w http.ResponseWriter, r *http.Request, status int, err error) {
+	f := c.frame(w, r, http.StatusText(status), "")
+	f.Parts = []part{{"problem", c.html("problem", err.Error())}}
+	c.render(w, status, f)
+}
+
+// html renders one template.
+func (c *Console) html(name string, data any) template.HTML {
+	var b bytes.Buffer
+	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
+		c.log.Error("showing a page failed", "part", name, "err", err)
+	}
+	return template.HTML(b.String()) //nolint:gosec // made by html/template
+}
+
+// serveAsset serves a script or the style.
+func serveAsset(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("file")
+	content, err := files.ReadFile(path.Join("assets", path.Base(name)))
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	switch path.Ext(name) {
+	case ".js":
+		w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+	case ".css":
+		w.Header().Set("Content-Type", "text/css; charset=utf-8")
+	case ".svg":
+		w.Header().Set("Content-Type", "image/svg+xml")
+	}
+	w.Header().Set("Cache-Control", "max-age=60")
+	_, _ = w.Write(content) // the client may be gone
+}

@@ -1,0 +1,141 @@
+package operator
+
+import (
+	"context"
+	"time"
+
+	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/history"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/stream"
+)
+
+// RedisView is what Redis knows of a fleet at one moment.
+type RedisView struct {
+	Info        stream.Info
+	Backlog     protocol.Backlog // without deferred entries
+	Members     []coordination.Member
+	Queues      map[int]protocol.QueueState // nil without a group
+	DeadLetters int64
+	History     history.Window
+	TimeToTrim  *time.Duration // until trimming reaches the oldest entry, if that stays; nil is unknown
+}
+
+// RedisView asks Redis alone. shards is the pinned number of shards, or one above
+// it, since that is in Postgres.
+func (f *Fleet) RedisView(ctx context.Context, shards int) (v RedisView, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	group, err := f.redis(ctx, shards)
+	if err != nil {
+		return v, err
+	}
+	if v.Info, err = group.Info(ctx); err != nil {
+		return v, err
+	}
+	if v.Backlog, err = group.Backlog(ctx); err != nil {
+		return v, err
+	}
+	if margin, known := v.Info.TrimPoint().Margin(v.Backlog.Oldest); known {
+		v.TimeToTrim = &margin
+	}
+	if v.Members, err = f.heartbeats(ctx); err != nil {
+		return v, err
+	}
+	if v.Queues, err = queuesOf(ctx, group); err != nil {
+		return v, err
+	}
+	dead, err := stream.NewDeadLetters(f.client, f.where(1), f.cfg.Redis.DLQStream)
+	if err != nil {
+		return v, err
+	}
+	if v.DeadLetters, _, err = dead.Length(ctx); err != nil {
+		return v, err
+	}
+	texts, err := group.History(ctx)
+	v.History = history.Decode(texts, time.Now().Add(-history.Span))
+	return v, err
+}
+
+// PostgresView is what Postgres knows of a fleet at one moment.
+type PostgresView struct {
+	Number    int // of shards; 0 if no fleet ever started
+	Shards    []protocol.Shard
+	Term      int64
+	Leader    string // "" for none
+	Deferred  int64
+	Lost      *int64     // nil if some losses are of unknown size
+	Incidents []Incident // open ones first, then those of the last hour
+}
+
+// viewIncidents bounds the incidents of a view.
+const viewIncidents = 200
+
+// PostgresView asks Postgres alone.
+func (f *Fleet) PostgresView(ctx context.Context) (v PostgresView, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return v, err
+	}
+	v.Number = pinned.Shards
+	if v.Shards, err = f.listShards(ctx, pinned); err != nil {
+		return v, f.explained(err)
+	}
+	if v.Term, v.Leader, err = store.NewLeader(f.pool, f.scope, f.by, askTimeout).CurrentTerm(ctx); err != nil {
+		return v, f.explained(err)
+	}
+	if v.Deferred, err = store.NewDeferred(f.pool, f.scope, "", askTimeout).Count(ctx); err != nil {
+		return v, f.explained(err)
+	}
+	lost, unknown, err := f.ledger().TotalLost(ctx)
+	if err != nil {
+		return v, f.explained(err)
+	}
+	if !unknown {
+		v.Lost = &lost
+	}
+	_, incidents, err := f.ledger().Recent(ctx, history.Span, viewIncidents)
+	for _, i := range incidents {
+		v.Incidents = append(v.Incidents, Incident(i))
+	}
+	return v, f.explained(err)
+}
+
+// Guide is what to do about an incident.
+type Guide struct {
+	Level  string // LevelWarning or LevelError
+	Page   string // of docs/runbook
+	Remedy string
+}
+
+// GuideOf returns what to do about an incident of a kind.
+func GuideOf(kind string) Guide {
+	g := guideOf(kind)
+	return Guide{Level: g.level, Page: g.section, Remedy: g.remedy}
+}
+
+// WaitingFor returns why no member works on a shard, or "".
+func WaitingFor(s protocol.Shard) string { return waitingFor(s) }
+
+// As returns the same fleet with another operator for the audit.
+func (f *Fleet) As(by string) *Fleet {
+	other := *f
+	other.by = by
+	return &other
+}
+
+// Intend records what an operator is about to do and why. The outcome follows in a
+// row of its own.
+func (f *Fleet) Intend(ctx context.Context, action, target, reason string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if _, err := f.postgres(ctx); err != nil {
+		return err
+	}
+	return f.explained(f.audit().Note(ctx, f.by, action, target, 0, map[string]any{"reason": reason, "group": f.scope.Group}))
+}
+
+func (f *Fleet) audit() *store.Audit { return store.NewAudit(f.pool, askTimeout) }
