@@ -21,9 +21,7 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
-	// House processes dead letters while this member leads; nil disables it.
-	House Janitor
-	Tasks []Task // run while this member leads
+	Tasks    []Task // run while this member leads
 }
 
 // Stream is the part of the stream that coordination uses.
@@ -31,7 +29,6 @@ type Stream interface {
 	Redeliverer
 	ConsumerAdmin
 	LossQueue
-	Backlog
 	Notifier
 	// OnServerChange registers f to be called before the first command to a
 	// server other than the one that answered last.
@@ -70,14 +67,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 		deps.Terms == nil || deps.Ledger == nil {
 		return nil, errors.New("coordination: a dependency is missing")
 	}
-	if deps.House == nil {
-		deps.House = noJanitor{}
-	}
 	m := newMetrics(reg)
-	gauges := newGroupGauges(deps.Stream, deps.House, 3*cfg.ClaimInterval+time.Second)
-	if err := reg.Register(gauges); err != nil {
-		return nil, fmt.Errorf("register the group's gauges: %w", err)
-	}
 	// Queue state learned from one server does not hold on another.
 	deps.Stream.OnServerChange(engine.Abandon)
 	membership.check = deps.Stream.CheckServer
@@ -85,7 +75,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	f.reconciler = NewReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
-		losses: deps.Stream, ledger: deps.Ledger, janitor: deps.House, tasks: deps.Tasks, gauges: gauges, metrics: m, log: log.With("component", "leader"),
+		losses: deps.Stream, ledger: deps.Ledger, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, membership.PostgresUp, m, log)
 	membership.OnChange(func() {

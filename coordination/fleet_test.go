@@ -222,6 +222,7 @@ type member struct {
 	b          *bench
 	engine     *engine
 	reg        *prometheus.Registry
+	task       counted
 	workStatus WorkStatus
 	mu         sync.Mutex
 
@@ -257,7 +258,7 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	require.NoError(b.t, err)
 	pool := b.open(membership.Name())
 	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
-		Client: client, Keys: keys, Stream: group,
+		Client: client, Keys: keys, Stream: group, Tasks: []Task{&m.task},
 		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
 		Sessions: store.NewSessions(pool, 5*time.Second),
 		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),

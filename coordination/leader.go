@@ -63,8 +63,6 @@ type Leader struct {
 	foreign     ConsumerAdmin
 	losses      LossQueue
 	ledger      Ledger
-	janitor     Janitor
-	gauges      *groupGauges
 	metrics     *metrics
 	tasks       []Task
 	log         *slog.Logger
@@ -119,10 +117,6 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.watchMembers(ctx)
 		l.watchShards(ctx)
 		l.watchRefusals(ctx)
-		if err := l.janitor.Pass(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("dead-letter housekeeping failed, will retry", "err", err)
-		}
-		l.gauges.refresh(ctx)
 	}
 	for _, task := range l.tasks {
 		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && time.Since(l.lastLogged) >= logInterval {

@@ -2,7 +2,6 @@ package coordination
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,77 +12,6 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
-
-// backlogs is a Backlog with answers set by the test.
-type backlogs struct {
-	now protocol.Backlog
-	err error
-}
-
-func (b *backlogs) Backlog(context.Context) (protocol.Backlog, error) { return b.now, b.err }
-
-func (b *backlogs) TrimPoint(context.Context) (protocol.TrimPoint, error) {
-	return protocol.TrimPoint{}, b.err
-}
-
-// countedJanitor has counted the deferred entries, or not.
-type countedJanitor struct {
-	noJanitor
-	n     int64
-	known bool
-}
-
-func (j *countedJanitor) Deferring() (n int64, known bool) { return j.n, j.known }
-
-// The gauges are read while parts of their values are unknown or stale.
-func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
-	const lag, pending, outstanding, age = "processor_consumer_lag", "processor_group_pending_entries",
-		"processor_group_backlog_entries", "processor_group_backlog_age_seconds"
-	synctest.Test(t, func(t *testing.T) {
-		reg := prometheus.NewRegistry()
-		janitor := &countedJanitor{}
-		source := &backlogs{}
-		g := newGroupGauges(source, janitor, 5*time.Second)
-		reg.MustRegister(g)
-		shown := func() map[string]float64 {
-			values := make(map[string]float64)
-			families, err := reg.Gather()
-			require.NoError(t, err)
-			for _, f := range families {
-				for _, name := range []string{lag, pending, outstanding, age} {
-					if f.GetName() == name {
-						values[name] = f.GetMetric()[0].GetGauge().GetValue()
-					}
-				}
-			}
-			return values
-		}
-		require.Empty(t, shown(), "not polled yet")
-
-		source.now = protocol.Backlog{Pending: 3, Lag: 4, LagKnown: true}
-		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 3, lag: 4}, shown(), "neither the deferred entries nor the oldest entry are known")
-		janitor.n, janitor.known = 2, true
-		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 3, lag: 4, outstanding: 9}, shown())
-		source.now = protocol.Backlog{Pending: 3, Oldest: telemetry.EntryID{Ms: uint64(time.Now().UnixMilli()) - 7000}, OldestKnown: true}
-		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
-
-		janitor.known = false
-		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
-		g.refresh(t.Context())
-		require.Equal(t, map[string]float64{pending: 0, lag: 0, age: 0}, shown(), "what was deferred is known no more")
-		<-time.After(5*time.Second + 1)
-		require.Empty(t, shown(), "counts are stale")
-
-		g.refresh(t.Context())
-		require.Len(t, shown(), 3)
-		source.err = errors.New("no answer")
-		g.refresh(t.Context())
-		require.Empty(t, shown(), "Redis does not answer")
-	})
-}
 
 // A shard is force-acquired immediately from an owner that is known to be gone, even
 // within the drain it announced, and never from an owner that is unknown.

@@ -90,7 +90,7 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  terms,
 		Tasks:  leaderTasks(d),
-		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout), House: d.House,
+		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
 	}, d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
 	d.Runs.OnChange(d.Pipeline.Abandon)

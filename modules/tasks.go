@@ -10,7 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-// leaderTasks returns what the leader does for neighbouring services.
+// leaderTasks returns what the leader does besides assigning shards.
 func leaderTasks(d fleetDeps) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
 	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
@@ -19,6 +19,8 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	work := []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
+		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
+		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,

@@ -7,6 +7,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // for TZ, where the machine has no zones
+
+	_ "golang.org/x/crypto/x509roots/fallback" // for TLS, where the machine has no certificates
 
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/modules"

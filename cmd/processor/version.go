@@ -7,14 +7,20 @@ import (
 )
 
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
+	var sbom bool
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print version and commit of this binary",
 		Example: `  processor version
-  processor version --json`,
+  processor version --json
+  processor version --sbom     # the modules it was built from, as CycloneDX`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, b := outputOf(cmd), cli.ReadBuild()
+			if sbom {
+				out.JSON = true
+				return out.Result(cli.ReadBOM(), nil)
+			}
 			return out.Result(b, func() error {
 				s := "processor " + b.Version
 				if b.Revision != "" {
@@ -27,4 +33,6 @@ func newVersionCommand() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&sbom, "sbom", false, "print the bill of materials (CycloneDX, JSON)")
+	return cmd
 }

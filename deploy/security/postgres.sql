@@ -13,29 +13,48 @@
 begin;
 
 revoke create on schema public from public;
+revoke all on all tables in schema processor from :"role";
+revoke all on public.positions from :"role";
 
 grant usage on schema public, processor to :"role";
 
 -- Positions are added, read, and removed when a device is erased; never changed.
 grant select, insert, delete on public.positions to :"role";
 
-grant select, insert, update, delete on
-  processor.assignments,
+-- What happened is added and read: the trail of changes and the ledger of losses are
+-- not the service's to edit.
+grant select, insert on
   processor.audit,
-  processor.dead_letters,
-  processor.deferred,
+  processor.losses,
+  processor.settings
+to :"role";
+
+-- State of the fleet, requests, incidents and fences: kept up to date, never removed.
+grant select, insert, update on
+  processor.assignments,
   processor.geofence_set,
   processor.geofences,
   processor.incidents,
   processor.leader,
-  processor.losses,
   processor.progress,
   processor.requests,
-  processor.settings,
-  processor.shards,
+  processor.shards
+to :"role";
+
+-- What comes and goes: crossings that late data or an erased device take back, entries
+-- that wait, dead letters on their way, and those of a device that is erased.
+grant select, insert, update, delete on
+  processor.dead_letters,
+  processor.deferred,
   processor.timing_records,
   processor.unconfirmed_letters
 to :"role";
+
+-- processor shards resize: with -v operator=true, for a role that persons use.
+\if :{?operator}
+grant update on processor.settings to :"role";
+grant delete on processor.assignments, processor.progress, processor.shards to :"role";
+\endif
 
 -- Which migrations are applied.
 grant select on processor.goose_db_version to :"role";

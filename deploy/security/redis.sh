@@ -6,6 +6,8 @@
 #
 # REDIS_USER, REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP, REDIS_DLQ_STREAM and
 # RECOMPUTE_STREAM as the service has them; the arguments are redis-cli's.
+# OPERATOR=true makes a user for processor dlq retry, which adds to the stream; the
+# service does not.
 set -eu
 
 user=${REDIS_USER:-processor}
@@ -20,22 +22,32 @@ esac
 # Redis keeps the digest only; what is on a command line others can see.
 digest=$(tr -d '\r\n' <"${REDIS_PASSWORD_FILE:?names the file with the password}" | sha256sum | cut -d ' ' -f 1)
 
-# Names of keys. Everything that begins with the platform's prefix may be looked
-# at, so that a wrong stream name can be told from a quiet one.
-set -- "$@" acl setuser "$user" reset on "#$digest" \
-	"~$stream" "~$dlq" "~$recompute" "~$own:*" '%R~telemetry:*' "&$own:notify"
+# Without a key: the connection, what the server says of itself, names of keys,
+# and the group's channel.
+set -- "$@" acl setuser "$user" reset on "#$digest" "&$own:notify" \
+	+ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \
+	+command +readonly +multi +exec '+script|load' +scan +publish +subscribe +unsubscribe
 
-# The connection, and what the server says of itself.
-set -- "$@" +ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \
-	+command +readonly +multi +exec
+# Each pair of brackets is a selector: its commands on its keys and no others. A
+# script may be given all keys, but what it calls is checked like any command.
+reading='+exists +xlen +xrange +xrevrange +xread +xpending +xinfo|stream +xinfo|groups +xinfo|consumers'
+consuming='+xreadgroup +xack +xclaim +xgroup|create +xgroup|setid +xgroup|delconsumer'
+set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
 
-# The stream, its group and the dead letters. No DEL of streams, no XTRIM.
-set -- "$@" +xadd +xack +xclaim +xdel +xlen +xpending +xrange +xrevrange +xread +xreadgroup \
-	'+xinfo|stream' '+xinfo|groups' '+xinfo|consumers' '+xgroup|create' '+xgroup|setid' '+xgroup|delconsumer'
+# Consumed and read, never added to, trimmed, deleted or overwritten.
+set -- "$@" "(~$stream ~$recompute $reading $consuming)"
+if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd)"; fi
 
-# Lock, turn, heartbeats, marks, losses and doorbells, all under its own prefix.
-set -- "$@" +eval +evalsha '+script|load' +get +getrange +mget +set +del +exists +pexpire +pttl +hget +hmget +hset +hsetnx +hdel +hgetall +hscan \
-	+llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers +scan +publish +subscribe +unsubscribe
+# Dead letters come one by one and go one by one.
+set -- "$@" "(~$dlq $reading +xadd +xdel)"
+
+# Everything that begins with the platform's prefix may be looked at, so that a
+# wrong stream name can be told from a quiet one.
+set -- "$@" "(%R~telemetry:* +xlen +xinfo|groups)"
+
+# Lock, lease, heartbeats, marks and losses, all under its own prefix.
+set -- "$@" "(~$own:* +get +getrange +mget +set +del +exists +pexpire +pttl \
++hget +hmget +hset +hsetnx +hdel +hexists +hgetall +hscan +llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers)"
 
 answer=$(redis-cli -e "$@")
 [ "$answer" = OK ] || { echo "$answer" >&2; exit 1; }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 )
@@ -27,7 +28,6 @@ type retired struct {
 	anywhere bool // in comments and messages too, not only as part of a name
 	instead  string
 	enforced bool
-	text     *regexp.Regexp
 }
 
 func parseWords(text string) ([]retired, error) {
@@ -44,7 +44,6 @@ func parseWords(text string) ([]retired, error) {
 		default:
 			words = append(words, retired{
 				word: fields[0], anywhere: fields[1] == "text", instead: strings.Join(fields[2:], " "), enforced: enforced,
-				text: regexp.MustCompile(`(?i)\b` + regexp.QuoteMeta(fields[0]) + `\b`),
 			})
 		}
 	}
@@ -116,21 +115,32 @@ func offences(words []retired, file, text string) (map[string][]string, error) {
 			users[word] = append(users[word], name)
 		}
 	}
+	lines := map[string][]int{} // on which a word stands by itself
+	for n, line := range strings.Split(text, "\n") {
+		for _, word := range strings.FieldsFunc(strings.ToLower(line), endsWord) {
+			if list := lines[word]; len(list) == 0 || list[len(list)-1] != n+1 {
+				lines[word] = append(list, n+1)
+			}
+		}
+	}
 	found := map[string][]string{}
 	for _, w := range words {
 		for _, name := range slices.Compact(users[w.word]) {
 			found[w.word] = append(found[w.word], fmt.Sprintf("%s: %s: %q is retired, say %s", file, name, w.word, w.instead))
 		}
-		if !w.anywhere || !w.text.MatchString(text) {
+		if !w.anywhere {
 			continue
 		}
-		for n, line := range strings.Split(text, "\n") {
-			if w.text.MatchString(line) {
-				found[w.word] = append(found[w.word], fmt.Sprintf("%s:%d: %q is retired, say %s", file, n+1, w.word, w.instead))
-			}
+		for _, n := range lines[w.word] {
+			found[w.word] = append(found[w.word], fmt.Sprintf("%s:%d: %q is retired, say %s", file, n, w.word, w.instead))
 		}
 	}
 	return found, nil
+}
+
+// endsWord reports whether a character is no part of a word.
+func endsWord(c rune) bool {
+	return c != '_' && !unicode.IsLetter(c) && !unicode.IsDigit(c)
 }
 
 func count(found map[string][]string) int {

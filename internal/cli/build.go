@@ -1,6 +1,13 @@
 package cli
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"strings"
+)
+
+// Set by scripts/build-static.sh, which leaves the stamps of the Go tool out: the
+// same sources make the same bytes in a clone, in a tarball and in a container.
+var version, revision, revisionTime string
 
 // Build is the build information of a program.
 type Build struct {
@@ -11,7 +18,8 @@ type Build struct {
 	Go       string `json:"go"`
 }
 
-// ReadBuild reads what the Go tool stamped into the program.
+// ReadBuild reads what was stamped into the program: by its build script, by the Go
+// tool, or by git archive.
 func ReadBuild() Build {
 	b := Build{Version: "devel"}
 	info, ok := debug.ReadBuildInfo()
@@ -19,6 +27,11 @@ func ReadBuild() Build {
 		return b
 	}
 	b.Go = info.GoVersion
+	if version != "" {
+		b.Version, b.Modified = strings.CutSuffix(version, "-dirty")
+		b.Revision, b.Time = revision, revisionTime
+		return b
+	}
 	if v := info.Main.Version; v != "" && v != "(devel)" {
 		b.Version = v
 	}
@@ -32,5 +45,21 @@ func ReadBuild() Build {
 			b.Modified = s.Value == "true"
 		}
 	}
+	if b.Revision == "" {
+		b.archived(stamp)
+	}
 	return b
+}
+
+// archived takes over what git archive wrote; a commit without a version tag before
+// it has none.
+func (b *Build) archived(stamp string) {
+	lines := strings.Split(stamp, "\n")
+	if len(lines) < 3 || strings.HasPrefix(lines[1], "$") {
+		return // a clone, or a copy of one
+	}
+	if lines[0] != "" {
+		b.Version = lines[0]
+	}
+	b.Revision, b.Time = lines[1], lines[2]
 }

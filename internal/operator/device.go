@@ -6,6 +6,7 @@ import (
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
+	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 )
 
 // Device is what is stored of a device, and what waits in Redis.
@@ -67,7 +68,7 @@ func (f *Fleet) waiting(ctx context.Context, shards int, d *Device) error {
 	if err != nil {
 		return err
 	}
-	found, reached, err := group.Trace(ctx, d.Device.Device, lastEntries)
+	found, reached, err := streamadmin.New(f.client, group).Trace(ctx, d.Device.Device, lastEntries)
 	if err != nil {
 		return err
 	}

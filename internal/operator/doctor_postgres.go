@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
-	"github.com/trmtracking/processor/internal/store"
+	storeadmin "github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/store/schema"
 )
 
@@ -21,13 +21,13 @@ import (
 const longTransaction = 10 * time.Minute
 
 // examinePostgres returns the status of the fleet, zero without a schema.
-func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand store.FleetStatus) {
+func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand storeadmin.FleetStatus) {
 	const about = "Postgres"
 	if f.pool == nil {
 		d.add(LevelError, about, "there is no usable POSTGRES_URL", "set POSTGRES_URL")
 		return stand
 	}
-	e, err := store.Diagnose(ctx, f.pool)
+	e, err := storeadmin.Diagnose(ctx, f.pool)
 	if err = fault.PostgresError("POSTGRES_URL", f.cfg.Postgres.URL, err); err != nil {
 		const remedy = "start Postgres, or correct POSTGRES_URL; a standby does not suffice: name the primary; "
 		d.unreachable(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
@@ -37,7 +37,7 @@ func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand store.
 	if !d.schema(ctx, f.pool) {
 		return stand
 	}
-	stand, err = store.ReadFleetStatus(ctx, f.pool, f.scope)
+	stand, err = storeadmin.ReadFleetStatus(ctx, f.pool, f.scope)
 	if err != nil {
 		d.add(LevelError, about, err.Error(), "see processor migrate verify")
 		return stand
@@ -46,7 +46,7 @@ func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand store.
 	return stand
 }
 
-func (d *Diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
+func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus) {
 	const about = "Postgres"
 	d.check(e.Number < 150000, LevelError, about, "version "+e.Version, "version "+e.Version+" is older than 15",
 		"upgrade Postgres to 15 or newer")
@@ -74,7 +74,7 @@ func (d *Diagnosis) postgresServer(cfg config.Config, e *store.ServerStatus) {
 
 	members := make(map[string]int)
 	for m := range e.Members {
-		if instance, err := store.InstanceOf(m); err == nil {
+		if instance, err := storeadmin.InstanceOf(m); err == nil {
 			members[instance]++
 		}
 	}
@@ -101,7 +101,7 @@ func (d *Diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	return report.OK()
 }
 
-func (d *Diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
+func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus) {
 	const about = "fleet"
 	d.check(s.Foreign, LevelError, about, "", "this database belongs to "+s.Fleet,
 		"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP")
@@ -129,7 +129,7 @@ func (d *Diagnosis) fleet(cfg config.Config, s *store.FleetStatus) {
 }
 
 // losses reports the ledger of losses. One in the last day is an error.
-func (d *Diagnosis) losses(s *store.FleetStatus) {
+func (d *Diagnosis) losses(s *storeadmin.FleetStatus) {
 	const about = "ledger"
 	if s.LostSince == nil {
 		d.ok(about, "nothing was lost")

@@ -11,6 +11,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/stream"
+	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 )
 
 // skewLimit is the difference between clocks above which it is reported.
@@ -26,7 +27,7 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, data
 		d.add(LevelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
 		return
 	}
-	e, err := group.Diagnose(ctx, otherStreamPrefix)
+	e, err := streamadmin.New(f.client, group).Diagnose(ctx, otherStreamPrefix)
 	if err = fault.RedisError(cfg.Redis, err); err != nil {
 		d.unreachable(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
 			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
@@ -42,7 +43,7 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, data
 	d.trimPoint(ctx, group, &e)
 }
 
-func (d *Diagnosis) redisServer(e *stream.ServerStatus) {
+func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 	const about = "Redis"
 	d.check(!versionAtLeast(e.Version, 7), LevelError, about, "version "+e.Version,
 		fmt.Sprintf("version %q is older than 7.0", e.Version), "upgrade Redis to 7.0 or newer")
@@ -73,7 +74,7 @@ func (d *Diagnosis) clock(about string, ahead, doubt time.Duration) {
 }
 
 // stream checks for a wrong name and for foreign consumers in our group.
-func (d *Diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
+func (d *Diagnosis) stream(cfg config.Redis, e *streamadmin.ServerStatus) {
 	about := "stream " + cfg.Stream
 	empty := !e.Info.Exists || e.Info.Added == 0
 	for _, s := range e.OtherStreams {
@@ -132,7 +133,7 @@ func (d *Diagnosis) stream(cfg config.Redis, e *stream.ServerStatus) {
 }
 
 // trimPoint compares the age of the oldest retained entry with that of the oldest unfinished one.
-func (d *Diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *stream.ServerStatus) {
+func (d *Diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *streamadmin.ServerStatus) {
 	const about = "trim point"
 	if !e.Info.Exists || e.Info.Length == 0 {
 		return

@@ -13,8 +13,8 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/stream"
+	storeadmin "github.com/trmtracking/processor/internal/store/admin"
+	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 )
 
 func TestEachIncidentHasAGuide(t *testing.T) {
@@ -33,13 +33,13 @@ func TestEachIncidentHasAGuide(t *testing.T) {
 
 func TestTheDoctorSaysThatADatabaseBelongsToAnotherStream(t *testing.T) {
 	d := &Diagnosis{}
-	d.fleet(config.Config{}, &store.FleetStatus{Fleet: "stream a, group b", Foreign: true})
+	d.fleet(config.Config{}, &storeadmin.FleetStatus{Fleet: "stream a, group b", Foreign: true})
 	require.Equal(t, LevelError, levelOf(d, "this database belongs to stream a, group b"))
 }
 
 func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {
 	d := &Diagnosis{}
-	d.stream(config.Redis{Group: "g"}, &stream.ServerStatus{Foreign: []protocol.Consumer{
+	d.stream(config.Redis{Group: "g"}, &streamadmin.ServerStatus{Foreign: []protocol.Consumer{
 		{Name: "a", Pending: 3, Idle: time.Second},
 		{Name: "b", Idle: time.Second},
 		{Name: "c", Pending: 3, Idle: time.Hour},

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/stream"
+	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -56,7 +56,7 @@ func (f *Fleet) Trace(ctx context.Context, device string, last int) (tr Trace, e
 		return tr, err
 	}
 	// The stream first: entries that are committed after that are found in the tables.
-	found, reached, err := group.Trace(ctx, device, last)
+	found, reached, err := streamadmin.New(f.client, group).Trace(ctx, device, last)
 	if err != nil {
 		return tr, err
 	}
@@ -98,7 +98,7 @@ func (f *Fleet) Trace(ctx context.Context, device string, last int) (tr Trace, e
 }
 
 // whereIs returns the state of an entry. Certain states are tested first.
-func whereIs(s *stream.TracedEntry, problem error, rows *store.Trace) (state, detail string) {
+func whereIs(s *streamadmin.TracedEntry, problem error, rows *store.Trace) (state, detail string) {
 	later, deferred := rows.Deferred[s.ID]
 	archived, deadLetter := rows.Letters[s.ID]
 	cause, lost := rows.Lost[s.ID]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
@@ -29,16 +32,15 @@ func tool(t *testing.T, environ []string, name string, args ...string) {
 	require.NoError(t, err, "%s: %s", name, out)
 }
 
-// The files that deploy/security has for operators make the rights that the
-// service needs, and no more than that.
-func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
-	for _, name := range []string{"redis-cli", "psql", "sha256sum"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("SKIPPED: %s is not installed, so the files of deploy/security were not tried", name)
-		}
-	}
-	dep := servicetest.New(t)
-	who := "least_" + strings.ToLower(rand.Text()[:10])
+// rights is a user of the service's servers made by deploy/security.
+type rights struct {
+	redis, postgres string
+	environ         []string
+}
+
+// grant makes a user as the files of deploy/security do it.
+func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, operator bool) rights {
+	t.Helper()
 	password := rand.Text()
 	secrets := t.TempDir()
 	secret := func(name, content string) string {
@@ -46,11 +48,10 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		require.NoError(t, os.WriteFile(file, []byte(content+"\n"), 0o600))
 		return file
 	}
-
 	admin := dep.Client()
 	tool(t, []string{
-		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password),
-		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group,
+		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password), "RECOMPUTE_STREAM=" + recompute,
+		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group, fmt.Sprintf("OPERATOR=%t", operator),
 	}, "../../deploy/security/redis.sh", "-u", dep.RedisURL)
 	t.Cleanup(func() { admin.Do(context.Background(), "acl", "deluser", who) })
 	shown, err := admin.Do(t.Context(), "acl", "getuser", who).Result()
@@ -65,7 +66,11 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 			t.Errorf("drop the role: %v: %s", err, out)
 		}
 	})
-	tool(t, nil, "psql", dep.PostgresURL, "-Xq", "-v", "role="+who, "-f", "../../deploy/security/postgres.sql")
+	args := []string{dep.PostgresURL, "-Xq", "-v", "role=" + who}
+	if operator {
+		args = append(args, "-v", "operator=true")
+	}
+	tool(t, nil, "psql", append(args, "-f", "../../deploy/security/postgres.sql")...)
 
 	as := func(server string) string {
 		u, err := url.Parse(server)
@@ -73,44 +78,160 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		u.User = url.UserPassword(who, password)
 		return u.String()
 	}
-	environ := dep.Environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", servicetest.FourShards,
-		"REDIS_URL_FILE="+secret("redis-url", as(dep.RedisURL)), "POSTGRES_URL_FILE="+secret("postgres-url", as(dep.PostgresURL)))
-	environ = append(environ, eager()...)
+	r := rights{redis: as(dep.RedisURL), postgres: as(dep.PostgresURL)}
+	r.environ = dep.Environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", "RECOMPUTE_STREAM="+recompute,
+		"REDIS_URL_FILE="+secret("redis-url", r.redis), "POSTGRES_URL_FILE="+secret("postgres-url", r.postgres))
+	r.environ = append(r.environ, eager()...)
+	return r
+}
+
+// The files that deploy/security has for operators make the rights that the
+// service needs, and no more than that.
+func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
+	for _, name := range []string{"redis-cli", "psql", "sha256sum"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("SKIPPED: %s is not installed, so the files of deploy/security were not tried", name)
+		}
+	}
+	dep := servicetest.New(t)
+	suffix := strings.ToLower(rand.Text()[:10])
+	recompute := dep.Stream + ":recompute"
+	service := grant(t, dep, "least_"+suffix, recompute, false)
+	operator := grant(t, dep, "operator_"+suffix, recompute, true)
+
 	dep.Publish(servicetest.Records(0, 4)...)
 	foreign(dep, "old-service-1", 2) // the claim sweep needs rights of its own
-	p := servicetest.Spawn(t, append(environ, "INSTANCE_ID=one"), "run")
-	p.AwaitReady()
-	other := servicetest.Spawn(t, append(environ, "INSTANCE_ID=two"), "run")
-	other.AwaitReady()
+	one := servicetest.Spawn(t, append(service.environ, "INSTANCE_ID=one"), "run")
+	one.AwaitReady()
+	two := servicetest.Spawn(t, append(service.environ, "INSTANCE_ID=two"), "run")
+	two.AwaitReady()
 	dep.Publish(servicetest.InvalidRecord(servicetest.IMEI, 10))
 	dep.Publish(servicetest.Records(20, 4)...)
 	dep.AwaitStored(8, 30*time.Second)
 	dep.AwaitDeadLetters(1)
-	doctor := servicetest.Spawn(t, environ, "doctor")
-	doctor.Exit(30 * time.Second)
-	require.NotContains(t, doctor.Output()+doctor.Errors(), "NOPERM")
-	require.Contains(t, doctor.Output(), "has everything this version needs")
-	require.Zero(t, p.Terminate())
-	require.Zero(t, other.Terminate())
-	require.Empty(t, logEntriesOf(t, dep, who), "Redis refused nothing")
-	for _, text := range []string{p.Output(), p.Errors(), other.Output(), doctor.Output(), doctor.Errors()} {
-		require.NotContains(t, text, password)
-		require.NotContains(t, text, "permission denied")
-	}
+	require.NoError(t, dep.Client().XAdd(t.Context(), &redis.XAddArgs{
+		Stream: recompute, Values: []string{"device_id", servicetest.IMEI, "from", "2026-01-01T00:00:00Z", "to", "2026-01-02T00:00:00Z"},
+	}).Err())
 
-	// The user can do no more: neither another key nor another's table, nor harm.
-	user := url.UserPassword(who, password)
-	u, err := url.Parse(dep.RedisURL)
-	require.NoError(t, err)
-	u.User = user
-	for _, line := range []string{"del " + dep.Stream + "x", "set other 1", "flushall", "config get *", "xtrim " + dep.Stream + " maxlen 0", "xgroup destroy " + dep.Stream + " " + dep.Group} {
-		out, _ := exec.CommandContext(t.Context(), "redis-cli", append([]string{"--no-auth-warning", "-u", u.String()}, strings.Fields(line)...)...).CombinedOutput()
-		require.Contains(t, string(out), "NOPERM", line)
+	fences := servicetest.File(t, `{"type": "Feature", "properties": {"id": "a", "name": "a"}, "geometry":
+		{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}}`)
+	for _, args := range [][]string{
+		{"doctor"},
+		{"members"},
+		{"lag"},
+		{"device", "recompute", servicetest.IMEI},
+		{"device", "rehydrate", servicetest.IMEI},
+		{"geofence", "import", fences},
+		{"dlq", "list"},
+		{"dlq", "retry", "--all"},
+		{"claim", "--member", "one"},
+		{"device", "erase", servicetest.IMEI, "--yes", "--reason", "test"},
+	} {
+		p := servicetest.Spawn(t, operator.environ, args...)
+		code := p.Exit(60 * time.Second)
+		said := p.Output() + p.Errors()
+		if args[0] != "doctor" { // what it finds here is not about rights
+			require.Less(t, code, 2, "%v: %s", args, said)
+		}
+		require.NotContains(t, said, "NOPERM", "%v", args)
+		require.NotContains(t, said, "permission denied", "%v", args)
 	}
-	for _, sql := range []string{"update positions set faulty = true", "drop table positions", "create table public.mine ()", "truncate processor.shards"} {
-		out, err := exec.CommandContext(t.Context(), "psql", as(dep.PostgresURL), "-Xqc", sql).CombinedOutput()
+	resize := servicetest.Spawn(t, operator.environ, "shards", "resize", "8")
+	testenv.Wait(t, 30*time.Second, func() error {
+		if !strings.Contains(resize.Errors(), "stop the instances now") {
+			return fmt.Errorf("it says %q", resize.Errors())
+		}
+		return nil
+	})
+	require.Zero(t, one.Terminate())
+	require.Zero(t, two.Terminate())
+	require.Zero(t, resize.Exit(60*time.Second), resize.Output()+resize.Errors())
+	for _, text := range []string{one.Output(), one.Errors(), two.Output(), two.Errors()} {
+		for _, r := range []rights{service, operator} {
+			u, err := url.Parse(r.redis)
+			require.NoError(t, err)
+			password, _ := u.User.Password()
+			require.NotContains(t, text, password)
+		}
+		require.NotContains(t, text, "permission denied")
+		require.NotContains(t, text, "NOPERM")
+	}
+	for _, who := range []string{"least_" + suffix, "operator_" + suffix} {
+		require.Empty(t, logEntriesOf(t, dep, who), "Redis refused %s nothing", who)
+	}
+	refused(t, dep, service, recompute)
+}
+
+// refused requires that the service can do no harm: not to the streams it reads, to
+// what has happened, or to what others own. The keys are those that there are.
+func refused(t *testing.T, dep *servicetest.Deployment, service rights, recompute string) {
+	t.Helper()
+	who := dep.Client()
+	before := func() (state []string) {
+		for _, key := range []string{dep.Stream, dep.Stream + ":dlq", recompute} {
+			dump, err := who.Dump(t.Context(), key).Result()
+			if err != nil && !errors.Is(err, redis.Nil) {
+				require.NoError(t, err)
+			}
+			state = append(state, dump)
+		}
+		return state
+	}
+	had := before()
+	var lines [][]string
+	add := func(words ...string) { lines = append(lines, words) }
+	for _, key := range []string{dep.Stream, dep.Stream + ":dlq", recompute} {
+		add("del", key)
+		add("unlink", key)
+		add("set", key, "1")
+		add("rename", key, key+"2")
+		add("expire", key, "1")
+		add("pexpire", key, "1")
+		add("xtrim", key, "maxlen", "0")
+		add("copy", key, key+"2")
+		add("eval", "return redis.call('del', KEYS[1])", "1", key)
+		add("eval", "return redis.call('set', KEYS[1], 1)", "1", key)
+		add("eval", "return redis.call('xtrim', KEYS[1], 'maxlen', 0)", "1", key)
+	}
+	for _, key := range []string{dep.Stream, recompute} {
+		add("xdel", key, "0-1")
+		add("xadd", key, "maxlen", "0", "*", "a", "b")
+		add("eval", "return redis.call('xadd', KEYS[1], 'maxlen', 0, '*', 'a', 'b')", "1", key)
+	}
+	add("del", dep.Stream+"x")
+	add("set", "other", "1")
+	add("get", "other")
+	add("flushall")
+	add("config", "get", "*")
+	add("acl", "list")
+	add("keys", "*")
+	add("xgroup", "destroy", dep.Stream, dep.Group)
+	for _, line := range lines {
+		out, _ := exec.CommandContext(t.Context(), "redis-cli", append([]string{"--no-auth-warning", "-u", service.redis}, line...)...).CombinedOutput()
+		require.Regexp(t, "NOPERM|ACL failure in script|The user executing the script can't", string(out), line)
+	}
+	require.Equal(t, had, before(), "the streams are as they were")
+
+	statements := []string{
+		"update positions set faulty = true", "drop table positions", "truncate positions", "create table public.mine ()",
+		"truncate processor.shards", "alter table processor.audit disable trigger all", "create function processor.mine() returns void language sql as ''",
+		"select lo_import('/etc/passwd')", "copy positions to program 'cat'", "select pg_terminate_backend(0) from pg_read_file('/etc/passwd')",
+		"update processor.goose_db_version set version_id = 1",
+	}
+	for _, table := range []string{"audit", "losses", "settings"} {
+		statements = append(statements, "update processor."+table+" set "+map[string]string{
+			"audit": "who = ''", "losses": "entries = 0", "settings": "value = ''",
+		}[table])
+	}
+	for _, table := range []string{
+		"audit", "losses", "settings", "assignments", "geofence_set", "geofences", "incidents", "leader", "progress", "requests", "shards", "goose_db_version",
+	} {
+		statements = append(statements, "delete from processor."+table, "truncate processor."+table)
+	}
+	for _, sql := range statements {
+		out, err := exec.CommandContext(t.Context(), "psql", service.postgres, "-Xqc", sql).CombinedOutput()
 		require.Error(t, err, sql)
-		require.Regexp(t, "permission denied|must be owner", string(out), sql)
+		require.Regexp(t, "permission denied|must be owner|must be superuser", string(out), sql)
 	}
 }
 

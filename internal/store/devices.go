@@ -31,7 +31,7 @@ func ReadFleetSettings(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Fl
 select case name when $2 then name else substr(name, length($1) + 1) end, value
 from processor.settings
 where starts_with(name, $1)
-  or name = $2`, prefix, databaseSetting)
+  or name = $2`, prefix, DatabaseSetting)
 	if err != nil {
 		return FleetSettings{}, failure("read pinned settings", err)
 	}
@@ -39,7 +39,7 @@ where starts_with(name, $1)
 	var name, value string
 	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() (err error) {
 		switch name {
-		case databaseSetting:
+		case DatabaseSetting:
 			p.Database = value
 		case "SHARDS":
 			p.Shards, err = strconv.Atoi(value)

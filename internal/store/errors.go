@@ -23,6 +23,9 @@ const (
 	codeFences  = "PF003"
 )
 
+// Failure is failure for the packages below this one.
+func Failure(op string, err error) error { return failure(op, err) }
+
 // failure translates an error of the driver or the server. Only this file knows
 // SQLSTATEs.
 func failure(op string, err error) error {

@@ -17,7 +17,7 @@ import (
 
 // Settings of the database itself, which one fleet owns.
 const (
-	databaseSetting = "DATABASE" // random, made by the first instance
+	DatabaseSetting = "DATABASE" // random, made by the first instance
 	FleetSetting    = "FLEET"    // the stream and group that own the database
 )
 
@@ -61,7 +61,7 @@ func (i *Identity) Establish(ctx context.Context, pool *pgxpool.Pool, scope Scop
 	tag, err := pool.Exec(ctx, `
 insert into processor.settings (name, value, set_by)
 values ($1, $2, $3)
-on conflict (name) do nothing`, databaseSetting, rand.Text(), member)
+on conflict (name) do nothing`, DatabaseSetting, rand.Text(), member)
 	if err != nil {
 		return false, failure(op, err)
 	}
@@ -82,7 +82,7 @@ on conflict (name) do nothing`, FleetSetting, fleet, member, scope.Stream, scope
 select d.value, f.value
 from processor.settings d, processor.settings f
 where d.name = $1
-  and f.name = $2`, databaseSetting, FleetSetting).Scan(&id, &owner); err != nil {
+  and f.name = $2`, DatabaseSetting, FleetSetting).Scan(&id, &owner); err != nil {
 		return created, failure(op, err)
 	}
 	if owner != fleet {
@@ -115,7 +115,7 @@ func (i *Identity) connected(ctx context.Context, conn *pgconn.PgConn) error {
 	if i.ID() == "" {
 		return nil
 	}
-	results, err := conn.Exec(ctx, "select value from processor.settings where name = '"+databaseSetting+"'").ReadAll()
+	results, err := conn.Exec(ctx, "select value from processor.settings where name = '"+DatabaseSetting+"'").ReadAll()
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "42P01" || pg.Code == "3F000") {
 		return i.another("")
 	}
@@ -139,7 +139,7 @@ func (i *Identity) check(ctx context.Context, tx pgx.Tx) error {
 		return nil
 	}
 	var found string
-	err := tx.QueryRow(ctx, "select coalesce(max(value), '') from processor.settings where name = $1", databaseSetting).Scan(&found)
+	err := tx.QueryRow(ctx, "select coalesce(max(value), '') from processor.settings where name = $1", DatabaseSetting).Scan(&found)
 	if err == nil && found != i.ID() {
 		err = i.another(found)
 	}

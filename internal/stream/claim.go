@@ -27,7 +27,7 @@ var (
 func (g *Group) Consumers(ctx context.Context) ([]protocol.Consumer, error) {
 	rows, err := g.client.XInfoConsumers(ctx, g.names.Stream, g.names.Group).Result()
 	if err != nil {
-		if isNoSuchKey(err) {
+		if IsNoSuchKey(err) {
 			return nil, nil
 		}
 		return nil, failure("list consumers", err)

@@ -89,7 +89,7 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.EntryID, err error) {
 	info, err := d.client.XInfoStream(ctx, d.stream).Result()
 	if err != nil {
-		if isNoSuchKey(err) {
+		if IsNoSuchKey(err) {
 			return 0, last, nil
 		}
 		return 0, last, failure("look at the dead letters in "+d.stream, err)
@@ -100,7 +100,7 @@ func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.Entry
 
 // Now returns the server's time, from whose clock dead letters get their IDs.
 func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
-	node, err := d.node(ctx)
+	node, err := d.Node(ctx)
 	if err != nil {
 		return time.Time{}, failure("ask Redis for its time", err)
 	}
@@ -108,8 +108,8 @@ func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
 	return now, failure("ask Redis for its time", err)
 }
 
-// node returns the server that holds the dead letters.
-func (d *DeadLetters) node(ctx context.Context) (redis.Cmdable, error) {
+// Node returns the server that holds the dead letters.
+func (d *DeadLetters) Node(ctx context.Context) (redis.Cmdable, error) {
 	if c, ok := d.client.(*redis.ClusterClient); ok {
 		return c.MasterForKey(ctx, d.stream)
 	}

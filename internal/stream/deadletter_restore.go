@@ -19,9 +19,9 @@ var restoreSource string
 
 var restoreScript = redis.NewScript(restoreSource)
 
-// deadLetterName returns the field of the hash of dead-lettered entries under which
+// DeadLetterName returns the field of the hash of dead-lettered entries under which
 // deadletter.lua keeps the ID of an entry's dead letter.
-func deadLetterName(entry, digest string) string { return entry + " " + digest }
+func DeadLetterName(entry, digest string) string { return entry + " " + digest }
 
 // Known returns the ID of each entry's dead letter, zero where the server
 // remembers none. It stays known after the letter was replayed, dropped or archived.
@@ -32,7 +32,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 	}
 	names := make([]string, len(refs))
 	for i, r := range refs {
-		names[i] = deadLetterName(r.ID.String(), r.Digest)
+		names[i] = DeadLetterName(r.ID.String(), r.Digest)
 	}
 	values, err := d.client.HMGet(ctx, d.names.DeadLettered(), names...).Result()
 	if err != nil {
@@ -91,7 +91,7 @@ type replicated struct {
 // server's, whose clock gave the IDs.
 func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 	const op = "ask Redis what is durable"
-	node, err := d.node(ctx)
+	node, err := d.Node(ctx)
 	if err != nil {
 		return telemetry.EntryID{}, failure(op, err)
 	}

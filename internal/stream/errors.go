@@ -11,6 +11,9 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
+// Failure is failure for the packages below this one.
+func Failure(op string, err error) error { return failure(op, err) }
+
 // failure translates an error of the client or the server. A server's error
 // begins with a code word; only that is compared, since the text differs
 // between versions.

@@ -37,7 +37,7 @@ func (g *Group) Info(ctx context.Context) (Info, error) {
 	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
 	_, err := pipe.Exec(ctx)
 	if err != nil {
-		if isNoSuchKey(err) {
+		if IsNoSuchKey(err) {
 			return Info{}, nil
 		}
 		return Info{}, failure("inspect the stream", err)
@@ -76,7 +76,8 @@ func lag(info Info, row redis.XInfoGroup) Count {
 	}
 }
 
-func isNoSuchKey(err error) bool {
+// IsNoSuchKey reports whether Redis says that there is no such stream.
+func IsNoSuchKey(err error) bool {
 	return strings.Contains(err.Error(), "no such key")
 }
 

@@ -53,3 +53,17 @@ func (g *Group) ReadRange(ctx context.Context, after telemetry.EntryID, count in
 	}
 	return b.entries, nil
 }
+
+// ReadBack returns at most count entries before an ID, newest first; fewer only at
+// the beginning of the stream. It does not affect the group.
+func (g *Group) ReadBack(ctx context.Context, before telemetry.EntryID, count int) ([]telemetry.Entry, error) {
+	cmd := redis.NewRawCmd(ctx, "xrevrange", g.names.Stream, "("+before.String(), "-", "count", count)
+	if err := g.client.Process(ctx, cmd); err != nil {
+		return nil, failure("read the stream", err)
+	}
+	b, err := parseRange(cmd.Val())
+	if err != nil {
+		return nil, failure("read the stream", g.redirected(ctx, err))
+	}
+	return b.entries, nil
+}

@@ -19,7 +19,7 @@ type Server struct {
 
 // Server queries the server's configuration.
 func (g *Group) Server(ctx context.Context) (Server, error) {
-	node, err := g.node(ctx)
+	node, err := g.Node(ctx)
 	if err != nil {
 		return Server{}, failure("find the server that holds the stream", err)
 	}
@@ -40,9 +40,9 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 	return s, nil
 }
 
-// node returns the server that holds the stream. On a Cluster, a command
+// Node returns the server that holds the stream. On a Cluster, a command
 // without a key is answered by any node, even a replica of another one.
-func (g *Group) node(ctx context.Context) (redis.Cmdable, error) {
+func (g *Group) Node(ctx context.Context) (redis.Cmdable, error) {
 	if c, ok := g.client.(*redis.ClusterClient); ok {
 		return c.MasterForKey(ctx, g.names.Stream)
 	}

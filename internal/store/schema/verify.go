@@ -90,12 +90,17 @@ func Verify(ctx context.Context, db Beginner) (Report, error) {
 	return r, nil
 }
 
+// privilegesSQL finds what the service's role lacks. deploy/security/postgres.sql
+// grants the same, and erasing from positions, which a platform may keep to itself.
 const privilegesSQL = `
 select t.name, p.privilege
 from unnest($1::text[]) as t (name)
-cross join unnest(case t.name
-  when 'public.positions' then array['select', 'insert']
-  else array['select', 'insert', 'update', 'delete']
+cross join unnest(case
+  when t.name in ('public.positions', 'processor.audit', 'processor.losses', 'processor.settings')
+    then array['select', 'insert']
+  when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.timing_records', 'processor.unconfirmed_letters')
+    then array['select', 'insert', 'update', 'delete']
+  else array['select', 'insert', 'update']
 end) as p (privilege)
 where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')
   or not has_table_privilege(t.name, p.privilege)

@@ -1,4 +1,6 @@
-package store
+// Package admin reads from Postgres what only operators ask: how the server is,
+// and how the work of a fleet stands. Nothing here is on the path of a record.
+package admin
 
 import (
 	"context"
@@ -8,11 +10,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // ServerStatus is Postgres' own status, for diagnosis.
 type ServerStatus struct {
-	Server
+	store.Server
 	Number           int  // version, for example 150004
 	Standby          bool // in recovery
 	ReadOnly         bool
@@ -81,7 +85,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	e := ServerStatus{Members: make(map[string]int)}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return e, failure(op, err)
+		return e, store.Failure(op, err)
 	}
 	defer conn.Release()
 	var pid uint32
@@ -91,7 +95,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	err = conn.QueryRow(ctx, serverStatusSQL).Scan(&e.Version, &e.Number, &e.SynchronousCommit, &e.Fsync, &e.Autovacuum,
 		&e.Standby, &e.ReadOnly, &pid, &now, &e.Bytes, &e.MaxConnections, &e.Sessions, &longest)
 	if err != nil {
-		return e, failure(op, err)
+		return e, store.Failure(op, err)
 	}
 	e.ClockUncertainty = time.Since(before)
 	e.Clock = now.Sub(before.Add(e.ClockUncertainty / 2)).Round(time.Millisecond)
@@ -100,7 +104,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 
 	rows, err := conn.Query(ctx, blockedSQL)
 	if err != nil {
-		return e, failure(op, err)
+		return e, store.Failure(op, err)
 	}
 	e.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocking, err error) {
 		var age float64
@@ -109,19 +113,19 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 		return b, err
 	})
 	if err != nil {
-		return e, failure(op, err)
+		return e, store.Failure(op, err)
 	}
 	rows, err = conn.Query(ctx, membersSQL)
 	if err != nil {
-		return e, failure(op, err)
+		return e, store.Failure(op, err)
 	}
 	var name string
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&name, &n}, func() error {
-		e.Members[MemberOf(name)] = n
+		e.Members[store.MemberOf(name)] = n
 		return nil
 	})
-	return e, failure(op, err)
+	return e, store.Failure(op, err)
 }
 
 func seconds(s float64) time.Duration {
@@ -175,14 +179,14 @@ select
       and state in ('waiting', 'running')), 0)::double precision`
 
 // ReadFleetStatus reads the state of a group's work. The schema must exist.
-func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope Scope) (FleetStatus, error) {
+func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope store.Scope) (FleetStatus, error) {
 	const op = "ask how the work stands"
 	s := FleetStatus{Pinned: make(map[string]string)}
 	var wait float64
 	err := pool.QueryRow(ctx, fleetStatusSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
 		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait)
 	if err != nil {
-		return s, failure(op, err)
+		return s, store.Failure(op, err)
 	}
 	s.OldestWait = seconds(wait)
 	rows, err := pool.Query(ctx, `
@@ -194,34 +198,34 @@ where stream = $1
 order by opened_at
 limit 20`, scope.Stream, scope.Group)
 	if err != nil {
-		return s, failure(op, err)
+		return s, store.Failure(op, err)
 	}
 	s.Incidents, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Incident])
 	if err != nil {
-		return s, failure(op, err)
+		return s, store.Failure(op, err)
 	}
 	prefix := scope.Stream + "/" + scope.Group + "/"
 	rows, err = pool.Query(ctx, `
 select name, value
 from processor.settings
 where starts_with(name, $1)
-  or name in ($2, $3)`, prefix, databaseSetting, FleetSetting)
+  or name in ($2, $3)`, prefix, store.DatabaseSetting, store.FleetSetting)
 	if err != nil {
-		return s, failure(op, err)
+		return s, store.Failure(op, err)
 	}
 	var name, value string
 	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
 		switch name {
-		case databaseSetting:
+		case store.DatabaseSetting:
 			s.Database = value
-		case FleetSetting:
-			s.Fleet, s.Foreign = value, value != FleetOf(scope)
+		case store.FleetSetting:
+			s.Fleet, s.Foreign = value, value != store.FleetOf(scope)
 		default:
 			s.Pinned[strings.TrimPrefix(name, prefix)] = value
 		}
 		return nil
 	})
-	return s, failure(op, err)
+	return s, store.Failure(op, err)
 }
 
 // InstanceOf returns the identity of a member, without its incarnation.

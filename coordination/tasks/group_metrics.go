@@ -1,4 +1,4 @@
-package coordination
+package tasks
 
 import (
 	"context"
@@ -16,12 +16,18 @@ type Backlog interface {
 	TrimPoint(ctx context.Context) (protocol.TrimPoint, error)
 }
 
-// groupGauges are exported by the leader only. An unknown value is absent,
+// Deferring tells how many entries wait for another attempt; known is false if
+// that was not counted recently.
+type Deferring interface {
+	Deferring() (n int64, known bool)
+}
+
+// GroupMetrics are exported by the leader only. An unknown value is absent,
 // never 0.
-type groupGauges struct {
-	source  Backlog
-	janitor Janitor
-	stale   time.Duration
+type GroupMetrics struct {
+	source   Backlog
+	deferred Deferring
+	stale    time.Duration
 
 	mu  sync.Mutex
 	now protocol.Backlog
@@ -31,10 +37,12 @@ type groupGauges struct {
 	lag, pending, outstanding, age, left *prometheus.Desc
 }
 
-func newGroupGauges(source Backlog, janitor Janitor, stale time.Duration) *groupGauges {
+// NewGroupMetrics returns gauges that are absent once they were not refreshed for
+// about three intervals.
+func NewGroupMetrics(source Backlog, deferred Deferring, every time.Duration, reg prometheus.Registerer) *GroupMetrics {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
-	return &groupGauges{
-		source: source, janitor: janitor, stale: stale,
+	g := &GroupMetrics{
+		source: source, deferred: deferred, stale: 3*every + time.Second,
 		lag:         desc("processor_consumer_lag", "Entries not yet dispatched, of the whole group; absent while unknown."),
 		pending:     desc("processor_group_pending_entries", "Entries dispatched and not acknowledged, of the whole group."),
 		outstanding: desc("processor_group_backlog_entries", "Lag plus pending plus deferred; absent while one of them is unknown."),
@@ -42,9 +50,12 @@ func newGroupGauges(source Backlog, janitor Janitor, stale time.Duration) *group
 		left: desc("processor_group_time_to_trim_seconds",
 			"Time until trimming reaches the oldest entry in the backlog; absent while unknown and while the backlog is empty."),
 	}
+	reg.MustRegister(g)
+	return g
 }
 
-func (g *groupGauges) refresh(ctx context.Context) {
+// Refresh reads the state of the group. What cannot be read is unknown then.
+func (g *GroupMetrics) Refresh(ctx context.Context) error {
 	b, err := g.source.Backlog(ctx)
 	var h protocol.TrimPoint
 	if err == nil {
@@ -54,22 +65,23 @@ func (g *groupGauges) refresh(ctx context.Context) {
 	defer g.mu.Unlock()
 	if err != nil {
 		g.at = time.Time{}
-		return
+		return nil
 	}
-	b.Deferred, b.DeferredKnown = g.janitor.Deferring()
+	b.Deferred, b.DeferredKnown = g.deferred.Deferring()
 	g.now, g.at = b, time.Now()
 	g.to.see(g.at, h)
+	return nil
 }
 
 // Describe implements prometheus.Collector.
-func (g *groupGauges) Describe(ch chan<- *prometheus.Desc) {
+func (g *GroupMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.outstanding, g.age, g.left} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (g *groupGauges) Collect(ch chan<- prometheus.Metric) {
+func (g *GroupMetrics) Collect(ch chan<- prometheus.Metric) {
 	g.mu.Lock()
 	b, at := g.now, g.at
 	left, leftKnown := g.to.reaches(b.Oldest)

@@ -1,4 +1,6 @@
-package stream
+// Package admin reads from Redis what only operators ask: how the server is, and
+// where the last entries of a device are. Nothing here is on the path of a record.
+package admin
 
 import (
 	"context"
@@ -11,8 +13,18 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
+
+// Reader reads one stream and its group.
+type Reader struct {
+	client redis.UniversalClient
+	group  *stream.Group
+}
+
+// New returns a reader of what group, on the same client, works with.
+func New(client redis.UniversalClient, group *stream.Group) *Reader { return &Reader{client, group} }
 
 // ServerStatus is Redis' own status, and what it holds besides our stream, for
 // diagnosis.
@@ -28,7 +40,7 @@ type ServerStatus struct {
 	ClockUncertainty time.Duration
 	Scripts          error // why scripts cannot be run; nil when they can
 
-	Info              Info
+	Info              stream.Info
 	Foreign           []protocol.Consumer
 	OtherStreams      []OtherStreamStatus
 	UnrecordedLosses  int64 // losses not yet in the ledger
@@ -43,54 +55,54 @@ type OtherStreamStatus struct {
 }
 
 // Diagnose queries the status. What the server does not report stays empty.
-func (g *Group) Diagnose(ctx context.Context, otherStreamPrefix string) (ServerStatus, error) {
+func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (ServerStatus, error) {
 	var e ServerStatus
-	node, err := g.node(ctx)
+	node, err := r.group.Node(ctx)
 	if err != nil {
-		return e, failure("find the server that holds the stream", err)
+		return e, stream.Failure("find the server that holds the stream", err)
 	}
 	before := time.Now()
 	now, err := node.Time(ctx).Result()
 	if err != nil {
-		return e, failure("ask Redis for the time", err)
+		return e, stream.Failure("ask Redis for the time", err)
 	}
 	e.ClockUncertainty = time.Since(before)
 	e.Clock = now.Sub(before.Add(e.ClockUncertainty / 2)).Round(time.Millisecond)
 
 	text, err := node.Info(ctx, "everything").Result()
 	if err != nil {
-		return e, failure("ask Redis about itself", err)
+		return e, stream.Failure("ask Redis about itself", err)
 	}
 	e.read(text)
-	if err := g.client.Eval(ctx, "return 1", []string{g.names.DispatchLease()}).Err(); err != nil {
-		e.Scripts = failure("run a script", err)
+	if err := r.client.Eval(ctx, "return 1", []string{r.group.Names().DispatchLease()}).Err(); err != nil {
+		e.Scripts = stream.Failure("run a script", err)
 	}
-	if e.Info, err = g.Info(ctx); err != nil {
+	if e.Info, err = r.group.Info(ctx); err != nil {
 		return e, err
 	}
 	if e.Info.GroupExists {
-		consumers, err := g.Consumers(ctx)
+		consumers, err := r.group.Consumers(ctx)
 		if err != nil {
 			return e, err
 		}
 		e.Foreign = slices.DeleteFunc(consumers, func(c protocol.Consumer) bool { return c.Shard >= 0 })
 	}
-	if e.UnrecordedLosses, err = g.client.LLen(ctx, g.names.Losses()).Result(); err != nil {
-		return e, failure("count losses", err)
+	if e.UnrecordedLosses, err = r.client.LLen(ctx, r.group.Names().Losses()).Result(); err != nil {
+		return e, stream.Failure("count losses", err)
 	}
-	holder, err := g.client.Get(ctx, g.names.DispatchLease()).Result()
+	holder, err := r.client.Get(ctx, r.group.Names().DispatchLease()).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return e, failure("read the dispatch lease", err)
+		return e, stream.Failure("read the dispatch lease", err)
 	}
 	e.DispatcherPresent = holder != ""
-	otherStreams, err := g.OtherStreams(ctx, otherStreamPrefix)
+	otherStreams, err := r.group.OtherStreams(ctx, otherStreamPrefix)
 	if err != nil {
 		return e, err
 	}
 	for _, s := range otherStreams {
-		groups, err := g.client.XInfoGroups(ctx, s.Name).Result()
-		if err != nil && !isNoSuchKey(err) {
-			return e, failure("inspect stream "+s.Name, err)
+		groups, err := r.client.XInfoGroups(ctx, s.Name).Result()
+		if err != nil && !stream.IsNoSuchKey(err) {
+			return e, stream.Failure("inspect stream "+s.Name, err)
 		}
 		e.OtherStreams = append(e.OtherStreams, OtherStreamStatus{Name: s.Name, Length: s.Length, Groups: len(groups)})
 	}
@@ -144,54 +156,50 @@ type TracedEntry struct {
 // Trace finds the last entries of a device among the newest of the stream,
 // newest first, at most limit. It has searched everything from the entry
 // reached on; zero is the start of the stream.
-func (g *Group) Trace(ctx context.Context, device string, limit int) (found []TracedEntry, reached telemetry.EntryID, err error) {
+func (r *Reader) Trace(ctx context.Context, device string, limit int) (found []TracedEntry, reached telemetry.EntryID, err error) {
 	var beginning telemetry.EntryID
-	info, err := g.Info(ctx)
+	info, err := r.group.Info(ctx)
 	if err != nil || !info.Exists {
 		return nil, beginning, err
 	}
 	reached = info.Last.Next()
-	to := "+"
+	before := reached
 	for range traceScan / tracePage {
-		cmd := redis.NewRawCmd(ctx, "xrevrange", g.names.Stream, to, "-", "count", tracePage)
-		if err := g.client.Process(ctx, cmd); err != nil {
-			return found, reached, failure("read the stream", err)
-		}
-		b, err := parseRange(cmd.Val())
+		entries, err := r.group.ReadBack(ctx, before, tracePage)
 		if err != nil {
-			return found, reached, failure("read the stream", g.redirected(ctx, err))
+			return found, reached, err
 		}
-		for _, e := range b.entries {
+		for _, e := range entries {
 			reached = e.ID
 			if e.DeviceID() == device {
 				found = append(found, TracedEntry{ID: e.ID, Entry: e, Dispatched: info.GroupExists && !info.Delivered.Less(e.ID)})
 			}
 			if len(found) == limit {
-				return found, reached, g.pendingOf(ctx, found)
+				return found, reached, r.pendingOf(ctx, found)
 			}
 		}
-		if len(b.entries) < tracePage {
-			return found, beginning, g.pendingOf(ctx, found)
+		if len(entries) < tracePage {
+			return found, beginning, r.pendingOf(ctx, found)
 		}
-		to = "(" + b.ids[len(b.ids)-1]
+		before = reached
 	}
-	return found, reached, g.pendingOf(ctx, found)
+	return found, reached, r.pendingOf(ctx, found)
 }
 
 // pendingOf marks the entries that are on a queue, and those that are dead
 // letters.
-func (g *Group) pendingOf(ctx context.Context, found []TracedEntry) error {
+func (r *Reader) pendingOf(ctx context.Context, found []TracedEntry) error {
 	if len(found) == 0 {
 		return nil
 	}
 	ids, names := make([]string, len(found)), make([]string, len(found))
 	for i := range found {
 		ids[i] = found[i].ID.String()
-		names[i] = deadLetterName(ids[i], found[i].Entry.Digest())
+		names[i] = stream.DeadLetterName(ids[i], found[i].Entry.Digest())
 	}
-	deadLettered, err := g.client.HMGet(ctx, g.names.DeadLettered(), names...).Result()
+	deadLettered, err := r.client.HMGet(ctx, r.group.Names().DeadLettered(), names...).Result()
 	if err != nil {
-		return failure("look for dead letters", err)
+		return stream.Failure("look for dead letters", err)
 	}
 	for i, v := range deadLettered {
 		if text, ok := v.(string); ok {
@@ -204,11 +212,11 @@ func (g *Group) pendingOf(ctx context.Context, found []TracedEntry) error {
 			continue
 		}
 		id := ids[i]
-		list, err := g.client.XPendingExt(ctx, &redis.XPendingExtArgs{
-			Stream: g.names.Stream, Group: g.names.Group, Start: id, End: id, Count: 1,
+		list, err := r.client.XPendingExt(ctx, &redis.XPendingExtArgs{
+			Stream: r.group.Names().Stream, Group: r.group.Names().Group, Start: id, End: id, Count: 1,
 		}).Result()
 		if err != nil {
-			return failure("look for "+id+" on the queues", err)
+			return stream.Failure("look for "+id+" on the queues", err)
 		}
 		if len(list) > 0 {
 			s.Pending, s.On = true, list[0].Consumer
