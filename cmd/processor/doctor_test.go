@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,8 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
@@ -69,6 +72,10 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	require.Equal(t, operator.LevelError, d.has("SHARDS is 8 here and 4 for the fleet"))
 
 	ctx, client := t.Context(), dep.Client()
+	require.NoError(t, client.XGroupCreateConsumer(ctx, dep.Stream, dep.Group, "shard-63").Err())
+	code, d = examined(dep, "SHARDS=")
+	require.Equal(t, fault.Clean, code, "a queue from before a resize is no foreign program, and the fleet tells its number of shards: %+v", d.Findings)
+	require.Equal(t, "healthy", d.Verdict)
 	_, err := client.XReadGroup(ctx, &redis.XReadGroupArgs{
 		Group: dep.Group, Consumer: "stranger", Streams: []string{dep.Stream, ">"}, Block: -1,
 	}).Result()
@@ -90,6 +97,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	_, d = examined(dep)
 	require.Equal(t, operator.LevelError, d.has("7 entries were lost"))
 	require.Equal(t, operator.LevelError, d.has("incident: stalled_member m.1"))
+	require.Contains(t, d.Verdict, "trouble: ")
 	require.Contains(t, d.remedy("stalled_member"), "see docs/runbook/ProcessorDown.md")
 	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "ProcessorRecordsLost")
 	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, detected_by) values ('u', $1, $2, 'flush', 'test')", dep.Stream, dep.Group)
@@ -105,6 +113,63 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	dep.Exec(fmt.Sprintf("alter database %s set synchronous_commit = off", name))
 	_, d = examined(dep)
 	require.Equal(t, operator.LevelError, d.has("synchronous_commit is off"))
+}
+
+func TestTheDoctorSaysInOneLineThatNobodyIsAlive(t *testing.T) {
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards, "MEMBER_TTL=2s", "LEADER_TTL=1s")
+	p.AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 30*time.Second)
+	dep.AwaitCount(4, "select count(*) from processor.shards where owner is not null")
+	require.NoError(t, p.Kill())
+	var d diagnosis
+	testenv.Wait(t, 10*time.Second, func() error {
+		if _, d = examined(dep); !d.Trouble {
+			return errors.New(d.Verdict)
+		}
+		return nil
+	})
+	require.Equal(t, "trouble: fleet: no instance is alive: nothing is processed", d.Verdict, "whatever the owner columns say: %+v", d.Findings)
+
+	dep.Exec("insert into processor.incidents (stream, group_name, kind, subject) select $1, $2, 'silent_member', 'm.' || n from generate_series(1, 59) n", dep.Stream, dep.Group)
+	_, d = examined(dep)
+	i := slices.IndexFunc(d.Findings, func(f operator.Finding) bool { return strings.HasPrefix(f.What, "silent_member ") })
+	require.Equal(t, 59, d.Findings[i].Count)
+	require.Contains(t, d.Findings[i].What, "and 56 more since")
+	lag := servicetest.Spawn(t, dep.Environ(), "lag", "--json")
+	require.Zero(t, lag.Exit(20*time.Second))
+	var l operator.Lag
+	require.NoError(t, json.Unmarshal([]byte(lag.Output()), &l))
+	require.Len(t, l.Incidents, 59, "no incident is cut")
+}
+
+func TestARedisThatRefusesNewEntriesIsTroubleUntilThereIsRoom(t *testing.T) {
+	dep := servicetest.New(t)
+	dep.RedisURL = testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL()
+	p := dep.Run(servicetest.FourShards, "CLAIM_INTERVAL_MS=100")
+	p.AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 30*time.Second)
+	code, d := examined(dep)
+	require.Equal(t, fault.Clean, code, "%+v", d.Findings)
+
+	require.NoError(t, dep.Client().ConfigSet(t.Context(), "maxmemory", "1").Err())
+	dep.AwaitCount(1, "select count(*) from processor.incidents where kind = 'redis_full' and closed_at is null")
+	p.Await("Redis is full and refuses new entries")
+	_, d = examined(dep)
+	require.Contains(t, d.Verdict, "trouble: Redis: is full: it refuses new entries")
+	require.Contains(t, d.remedy("incident: redis_full"), "docs/runbook/ProcessorRedisFull.md")
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n, err := p.Metric(`processor_group_open_incidents{kind="redis_full"}`); err != nil || n != 1 {
+			return fmt.Errorf("%v incidents are exported, %w", n, err)
+		}
+		return nil
+	})
+
+	require.NoError(t, dep.Client().ConfigSet(t.Context(), "maxmemory", "0").Err())
+	dep.AwaitCount(0, "select count(*) from processor.incidents where kind = 'redis_full' and closed_at is null")
+	p.Await("Redis accepts new entries again")
 }
 
 func TestTheDoctorGoesOnWhenAServerIsAway(t *testing.T) {
@@ -128,11 +193,15 @@ func TestTheDoctorsTextFitsAndEndsWithTheTrouble(t *testing.T) {
 		{Level: operator.LevelError, About: "a", What: strings.Repeat("long words ", 30), Remedy: "do " + strings.Repeat("this and that ", 20)},
 		{Level: operator.LevelOK, About: "b", What: "good"},
 	}}
+	d.Verdict = "trouble: a"
+	d.Findings = append(d.Findings, operator.Finding{Level: operator.LevelError, About: "c", What: "alike", Remedy: d.Findings[0].Remedy, Count: 7})
 	require.NoError(t, printDiagnosis(&cli.Output{W: &b}, d))
 	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
-	require.Equal(t, "ok       b: good", lines[0])
-	require.True(t, strings.HasPrefix(lines[1], "trouble  a: long words"))
-	require.Contains(t, b.String(), "\n         -> do this and that")
+	require.Equal(t, "trouble: a", lines[0])
+	require.Equal(t, "ok       b: good", lines[1])
+	require.True(t, strings.HasPrefix(lines[2], "trouble  a: long words"))
+	require.Contains(t, b.String(), "\ntrouble  c: 7 x alike\n         -> do this and that")
+	require.Equal(t, 1, strings.Count(b.String(), "-> do this"), "the remedy is said once")
 	for _, l := range lines {
 		require.LessOrEqual(t, len(l), cli.Columns)
 	}

@@ -65,7 +65,11 @@ func printLag(out *cli.Output, l *operator.Lag) error {
 		}
 		t.Row(r.Kind, r.Opened.UTC().Format(shortTime), to, detailText(r.Detail), r.Subject)
 	}
-	return errors.Join(out.Line(""), out.Table(t))
+	err := errors.Join(out.Line(""), out.Table(t))
+	if l.More {
+		err = errors.Join(err, out.Line("more exist in processor.losses and processor.incidents"))
+	}
+	return err
 }
 
 func printLosses(out *cli.Output, losses []operator.Loss) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,8 @@ func newMembersCommand() *cobra.Command {
 		Short: "List members, leader and shard ownership",
 		Long: `Lists the instances with a heartbeat in Redis, and as gone those that own shards
 without one, or whose shards were reassigned: these are listed for an hour, or until
-the instance is back.`,
+the instance is back. While Postgres is unavailable it lists the heartbeats, and
+exits 1.`,
 		Example: `  processor members
   processor members --json`,
 		Args: cobra.NoArgs,
@@ -29,7 +31,7 @@ the instance is back.`,
 			if err != nil {
 				return err
 			}
-			return printed(cmd, &m, printMembers)
+			return errors.Join(printed(cmd, &m, printMembers), m.Unanswered)
 		},
 	}
 }
@@ -44,8 +46,10 @@ func printMembers(out *cli.Output, m *operator.Members) error {
 		case operator.MemberLeaving:
 			state.Color = cli.Yellow
 		}
-		leads := ""
-		if x.Leads {
+		leads := any("")
+		if x.Leads == nil {
+			leads = cli.OrUnknown[bool](nil)
+		} else if *x.Leads {
 			leads = "yes"
 		}
 		if x.Started == nil {
@@ -68,7 +72,7 @@ func printMembers(out *cli.Output, m *operator.Members) error {
 			return err
 		}
 	}
-	return out.Line("term %d", m.Term)
+	return out.Line("term %v", cli.OrUnknown(m.Term))
 }
 
 func orBlank(n int) any {

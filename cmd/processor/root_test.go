@@ -215,7 +215,19 @@ func TestTablesFitAndAlign(t *testing.T) {
 	require.Equal(t, "shard-01  unknown  unknown  two lines\\x1b[31m", lines[2])
 	require.Equal(t, "shard-02  beta     1234567", strings.TrimRight(lines[3], " "))
 
+	for _, width := range []int{160, 60} {
+		b.Reset()
+		out.Width = width
+		require.NoError(t, out.Table(tab))
+		longest := 0
+		for line := range strings.Lines(b.String()) {
+			longest = max(longest, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")))
+		}
+		require.Equal(t, width, longest, "a table fills the terminal")
+	}
+
 	b.Reset()
+	out.Width = 0
 	out.Colors = true
 	require.NoError(t, out.Table(tab))
 	require.Contains(t, b.String(), "\x1b[31mbeta\x1b[0m   ", "padding counts what is seen")

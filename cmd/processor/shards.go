@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,8 @@ func newShardsCommand() *cobra.Command {
 		Use:   "shards",
 		Short: "List shards and their owners",
 		Long: `Lists the shards with owner and epoch from Postgres, and the state of their queues
-from Redis. The applied ID is a progress mark, written about once a second.`,
+from Redis. The applied ID is a progress mark, written about once a second. While
+Postgres is unavailable the owners are those that heartbeats name; exits 1.`,
 		Example: `  processor shards
   processor shards --json
   processor shards resize 128`,
@@ -29,7 +31,7 @@ from Redis. The applied ID is a progress mark, written about once a second.`,
 			if err != nil {
 				return err
 			}
-			return printed(cmd, &s, printShards)
+			return errors.Join(printed(cmd, &s, printShards), s.Unanswered)
 		},
 	}
 	cmd.AddCommand(newResizeCommand())
@@ -39,18 +41,24 @@ from Redis. The applied ID is a progress mark, written about once a second.`,
 func printShards(out *cli.Output, s *operator.Shards) error {
 	t := cli.NewTable("SHARD", "OWNER", "EPOCH", "APPLIED", "PENDING", "OLDEST", "WAITS FOR")
 	for _, x := range s.Shards {
-		owner := cli.Cell{Value: "nobody", Color: cli.Yellow}
+		owner := cli.Colored("nobody", cli.Yellow)
+		if s.Unanswered != nil {
+			owner.Value = nil // no heartbeat names one
+		}
 		if x.Owner != nil {
 			owner = cli.Cell{Value: *x.Owner}
 		}
-		applied, oldest := "none", ""
+		applied, oldest := any("none"), ""
+		if s.Unanswered != nil {
+			applied = nil
+		}
 		if x.AppliedID != nil {
 			applied = *x.AppliedID
 		}
 		if x.OldestAgeSeconds != nil {
 			oldest = fmt.Sprintf("%.1f s", *x.OldestAgeSeconds)
 		}
-		t.Row(x.Shard, owner, x.Epoch, applied, cli.Number(x.Pending), oldest, cli.Colored(x.WaitingFor, cli.Yellow))
+		t.Row(x.Shard, owner, cli.OrUnknown(x.Epoch), applied, cli.Number(x.Pending), oldest, cli.Colored(x.WaitingFor, cli.Yellow))
 	}
 	return out.Table(t)
 }

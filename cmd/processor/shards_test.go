@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -41,7 +42,7 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 		require.Equal(t, operator.MemberWorking, x.State)
 		require.Equal(t, 4, x.Shards)
 		require.NotZero(t, x.PID)
-		if x.Leads {
+		if *x.Leads {
 			leaders++
 		}
 	}
@@ -57,6 +58,27 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 		require.NotNil(t, x.AppliedID)
 	}
 
+	// Without Postgres heartbeats tell who is there and who owns what.
+	for args, want := range map[string]int{"members": 2, "shards": 8} {
+		p := servicetest.Spawn(t, dep.Environ("POSTGRES_URL=postgres://127.0.0.1:1/d"), args, "--json")
+		require.Equal(t, fault.Finding, p.Exit(30*time.Second))
+		require.Contains(t, p.Errors(), "Postgres at 127.0.0.1:1 (POSTGRES_URL) does not answer")
+		var m operator.Members
+		var s operator.Shards
+		require.NoError(t, json.Unmarshal([]byte(p.Output()), &m))
+		require.NoError(t, json.Unmarshal([]byte(p.Output()), &s))
+		require.Equal(t, want, len(m.Members)+len(s.Shards), args)
+		require.Nil(t, m.Term)
+		for _, x := range m.Members {
+			require.Equal(t, 4, x.Shards)
+			require.Nil(t, x.Leads, "unknown is not no")
+		}
+		for _, x := range s.Shards {
+			require.NotNil(t, x.Owner)
+			require.Nil(t, x.Epoch)
+		}
+	}
+
 	// Two processes with one identity: the second is refused and harms nobody.
 	twin := dep.Run(append(settings, "INSTANCE_ID=second")...)
 	require.Equal(t, fault.Identity, twin.Exit(20*time.Second))
@@ -68,11 +90,11 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 	dep.Ask(fault.Clean, &c, "claim", "--shard", "0", "--dry-run")
 	require.True(t, c.DryRun)
 	require.Equal(t, *one.Owner, c.Shards[0].From)
-	dep.AwaitCount(int(one.Epoch), "select epoch from processor.shards where shard = 0")
+	dep.AwaitCount(int(*one.Epoch), "select epoch from processor.shards where shard = 0")
 	dep.Ask(fault.Clean, &c, "claim", "--shard", "0")
 	testenv.Wait(t, 10*time.Second, func() error {
 		epoch, err := dep.Count("select epoch from processor.shards where shard = 0 and owner is not null")
-		if err == nil && epoch <= int(one.Epoch) {
+		if err == nil && epoch <= int(*one.Epoch) {
 			err = fmt.Errorf("epoch is still %d", epoch)
 		}
 		return err

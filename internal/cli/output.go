@@ -13,7 +13,7 @@ import (
 	"golang.org/x/term"
 )
 
-// Columns is the maximum width of help and tables.
+// Columns is the maximum width of help, and of text that is not on a terminal.
 const Columns = 100
 
 // Color is an escape sequence for a text on a terminal.
@@ -29,24 +29,38 @@ const (
 )
 
 // Output is where a command prints its result: JSON for programs, text for
-// people. Colours, and tables cut to maxColumns, only on a terminal: a file or
+// people. Colours, and tables cut to its width, only on a terminal: a file or
 // another program gets everything.
 type Output struct {
 	W        io.Writer
 	JSON     bool
 	Terminal bool
 	Colors   bool
+	Width    int // of the terminal, 0 if it is not known
 }
 
 // New returns an output on w, JSON if asJSON.
 func New(w io.Writer, asJSON bool) *Output {
-	terminal := IsTerminal(w)
+	terminal, width := IsTerminal(w), 0
+	if f, ok := w.(*os.File); ok && terminal {
+		width, _, _ = term.GetSize(int(f.Fd())) // 0 if it does not tell
+	}
 	return &Output{
+		Width:    width,
 		W:        w,
 		JSON:     asJSON,
 		Terminal: terminal,
 		Colors:   terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
+}
+
+// Columns returns the width to fill.
+func (o *Output) Columns() int {
+	const narrowest = 40
+	if !o.Terminal || o.Width <= 0 {
+		return Columns
+	}
+	return max(narrowest, o.Width)
 }
 
 // IsTerminal reports whether w is a terminal.
@@ -99,7 +113,7 @@ type Cell struct {
 // Colored returns a cell that shows value in the colour c.
 func Colored(value any, c Color) Cell { return Cell{Value: value, Color: c} }
 
-// Table is a list of rows under a header, on a terminal at most maxColumns wide.
+// Table is a list of rows under a header, on a terminal at most as wide as that.
 // Numeric columns are aligned to the right. If there is not enough room the
 // widest columns are cut, marked by an ellipsis, except those in uncut.
 type Table struct {
@@ -130,7 +144,7 @@ func (o *Output) Table(t *Table) error {
 		}
 	}
 	if o.Terminal {
-		fit(widths, t.header)
+		fit(widths, t.header, o.Columns())
 	}
 
 	var b strings.Builder
@@ -182,7 +196,7 @@ func isNumber(v any) bool {
 }
 
 // fit narrows the widest columns that may be cut until all of them fit.
-func fit(widths []int, header []string) {
+func fit(widths []int, header []string, columns int) {
 	const narrowest = 6
 	for {
 		total, widest := 2*(len(widths)-1), -1
@@ -192,7 +206,7 @@ func fit(widths []int, header []string) {
 				widest = j
 			}
 		}
-		if total <= Columns || widest < 0 || widths[widest] <= narrowest {
+		if total <= columns || widest < 0 || widths[widest] <= narrowest {
 			return
 		}
 		widths[widest]--

@@ -1,30 +1,16 @@
 package operator
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/crash"
 )
-
-// examine runs all checks. Postgres comes first, since it holds the number of
-// shards.
-func (d *Diagnosis) examine(ctx context.Context, f *Fleet) {
-	stand := d.examinePostgres(ctx, f)
-	shards := f.cfg.Coordination.Shards
-	if n, err := strconv.Atoi(stand.Pinned["SHARDS"]); err == nil && n > 0 {
-		shards = n
-	}
-	d.examineRedis(ctx, f, shards, stand.Database)
-	d.examineDisk(f.cfg.Crash)
-}
 
 // examineDisk checks whether a dump could be written on this machine.
 func (d *Diagnosis) examineDisk(cfg config.Crash) {

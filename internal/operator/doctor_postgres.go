@@ -20,30 +20,29 @@ import (
 // longTransaction is the age at which an open transaction delays vacuum enough to slow commits.
 const longTransaction = 10 * time.Minute
 
-// examinePostgres returns the status of the fleet, zero without a schema.
-func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand storeadmin.FleetStatus) {
+// examinePostgres returns the status of the fleet, if it is known.
+func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand storeadmin.FleetStatus, known bool) {
 	const about = "Postgres"
 	if f.pool == nil {
 		d.add(LevelError, about, "there is no usable POSTGRES_URL", "set POSTGRES_URL")
-		return stand
+		return stand, false
 	}
 	e, err := storeadmin.Diagnose(ctx, f.pool)
 	if err = fault.PostgresError("POSTGRES_URL", f.cfg.Postgres.URL, err); err != nil {
 		const remedy = "start Postgres, or correct POSTGRES_URL; a standby does not suffice: name the primary; "
 		d.unreachable(about, err, remedy+see(sectionPostgres), remedy+see(sectionPostgres))
-		return stand
+		return stand, false
 	}
 	d.postgresServer(f.cfg, &e)
 	if !d.schema(ctx, f.pool) {
-		return stand
+		return stand, false
 	}
 	stand, err = storeadmin.ReadFleetStatus(ctx, f.pool, f.scope)
 	if err != nil {
 		d.add(LevelError, about, err.Error(), "see processor migrate verify")
-		return stand
+		return stand, false
 	}
-	d.fleet(f.cfg, &stand)
-	return stand
+	return stand, true
 }
 
 func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus) {
@@ -101,21 +100,45 @@ func (d *Diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 	return report.OK()
 }
 
-func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus) {
+// fleet judges the work of the fleet. alive are the members with a heartbeat, if
+// that is known: an owner without one owns in name only.
+func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus, alive map[string]bool, known bool) {
 	const about = "fleet"
 	d.check(s.Foreign, LevelError, about, "", "this database belongs to "+s.Fleet,
 		"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP")
-	if pinned, ok := s.Pinned["SHARDS"]; ok {
-		have := fmt.Sprint(cfg.Coordination.Shards)
-		d.check(pinned != have, LevelError, about, "SHARDS is "+pinned,
-			"SHARDS is "+have+" here and "+pinned+" for the fleet", "set SHARDS="+pinned)
+	if pinned, have := s.Shards(), cfg.Coordination.Shards; pinned > 0 {
+		d.check(have > 0 && have != pinned, LevelError, about, fmt.Sprintf("SHARDS is %d", pinned),
+			fmt.Sprintf("SHARDS is %d here and %d for the fleet", have, pinned), fmt.Sprintf("set SHARDS=%d", pinned))
 	}
-	d.check(s.Shards > 0 && s.Ownerless > 0, LevelWarning, about, "every shard has an owner",
-		fmt.Sprintf("%d of %d shards have no owner", s.Ownerless, s.Shards), "start an instance; while one starts or leaves: run this again")
+	shards, ownerless, gone := 0, 0, 0
+	for owner, n := range s.Owners {
+		shards += n
+		switch {
+		case owner == "":
+			ownerless += n
+		case known && !alive[owner]:
+			gone += n
+		}
+	}
+	const later = "while one starts or leaves: run this again"
+	switch {
+	case known && len(alive) == 0 && s.Shards() > 0:
+		d.add(LevelError, about, "no instance is alive: nothing is processed",
+			"start an instance, or find in its log why it ends; "+see(sectionStalled)).weight = weightNobody
+	case ownerless > 0:
+		d.add(LevelWarning, about, fmt.Sprintf("%d of %d shards have no owner", ownerless, shards), "start an instance; "+later)
+	case gone > 0:
+		d.add(LevelWarning, about, fmt.Sprintf("%d of %d shards are owned by members that are gone", gone, shards),
+			"none: the leader reassigns them; if it stays so: "+see(sectionStalled))
+	case shards > 0 && known:
+		d.ok(about, "every shard has an owner, alive: %s", cli.Count(len(alive), "instance"))
+	case shards > 0:
+		d.ok(about, "every shard has an owner by the tables")
+	}
+	d.check(s.Term > 0 && s.Leader == "" && len(alive) > 0, LevelWarning, about, "", "no leader", "start an instance; "+later)
 	d.check(s.Suspected > 0, LevelError, about, "",
 		fmt.Sprintf("owners of %s crashed without progress: an entry may crash processes", cli.Count(s.Suspected, "shard")),
 		"none: the entry is being isolated and becomes a dead letter of class crash; keep the panic dump; "+see(sectionDump))
-	d.check(s.Term > 0 && s.Leader == "", LevelWarning, about, "", "no leader", "start an instance; while one starts or leaves: run this again")
 	d.losses(s)
 	d.check(s.Deferred > 0, LevelWarning, "deferred", "no entry waits for a retry",
 		fmt.Sprintf("%s could not be decoded and will be retried", cli.Count(s.Deferred, "entry")), "none: an entry that keeps failing becomes a dead letter")
@@ -123,8 +146,12 @@ func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus) {
 		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "check whether their shards have owners")
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
-		d.add(g.level, "incident", fmt.Sprintf("%s %s since %s", i.Kind, i.Subject, i.Since.UTC().Format(time.RFC3339)),
-			g.remedy+"; "+see(g.section)+"; it closes automatically when resolved")
+		which := i.Kind + " " + strings.Join(i.Subjects, ", ")
+		if more := i.Count - len(i.Subjects); more > 0 {
+			which += fmt.Sprintf(" and %d more", more)
+		}
+		d.add(g.level, "incident", fmt.Sprintf("%s since %s", which, i.Since.UTC().Format(time.RFC3339)),
+			g.remedy+"; "+see(g.section)+"; it closes automatically when resolved").Count = i.Count
 	}
 }
 

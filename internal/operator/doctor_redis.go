@@ -10,6 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
+	storeadmin "github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/stream"
 	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
 )
@@ -18,29 +19,39 @@ import (
 const skewLimit = time.Second
 
 // examineRedis checks Redis, the stream, the group, the clocks, and whether the
-// fleet works with this database, whose identity is "" where it is not known.
-func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, database string) {
+// fleet works with this database. It returns the members with a heartbeat, if they
+// are known.
+func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, status *storeadmin.FleetStatus) (alive map[string]bool, known bool) {
 	const about = "Redis"
 	cfg := f.cfg
-	group, err := stream.NewGroup(f.client, f.where(shards))
+	group, err := stream.NewGroup(f.client, f.where(max(1, shards)))
 	if err != nil {
 		d.add(LevelError, about, err.Error(), "correct REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP or SHARDS")
-		return
+		return nil, false
 	}
 	e, err := streamadmin.New(f.client, group).Diagnose(ctx, otherStreamPrefix)
 	if err = fault.RedisError(cfg.Redis, err); err != nil {
 		d.unreachable(about, err, "start Redis or repair the network, or correct REDIS_URL; "+see(sectionRedis),
 			"correct REDIS_URL, or compare the ACL of its user with deploy/security/redis.sh")
-		return
+		return nil, false
+	}
+	members, err := f.heartbeats(ctx)
+	if err != nil {
+		d.add(LevelError, "members", "their heartbeats are unknown: "+err.Error(), see(sectionRedis))
+	}
+	alive = make(map[string]bool, len(members))
+	for _, m := range members {
+		alive[m.Name()] = true
 	}
 	d.redisServer(&e)
-	if id, address, err := group.FleetDatabase(ctx); err == nil && id != "" && database != "" {
-		d.check(id != database, LevelError, "fleet", "Redis and Postgres belong together",
-			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), id, address, database),
+	if id, address, err := group.FleetDatabase(ctx); err == nil && id != "" && status.Database != "" {
+		d.check(id != status.Database, LevelError, "fleet", "Redis and Postgres belong together",
+			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), id, address, status.Database),
 			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start")
 	}
-	d.stream(cfg.Redis, &e)
+	d.stream(cfg.Redis, &e, len(alive) > 0 || status.Shards() == 0)
 	d.trimPoint(ctx, group, &e)
+	return alive, err == nil
 }
 
 func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
@@ -58,7 +69,10 @@ func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 		"make room on its disk, or fix the permissions of its folder")
 	d.check(e.Scripts != nil, LevelError, about, "scripts run", fmt.Sprint(e.Scripts),
 		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
-	if e.MemoryMax > 0 {
+	if e.Full {
+		d.add(LevelError, about, "is full: it refuses new entries (OOM), and tcp-ingestion cannot add any",
+			"raise maxmemory now; then trim the stream to less, drain the dead letters; "+see(sectionFull)).weight = weightFull
+	} else if e.MemoryMax > 0 {
 		used := 100 * e.MemoryUsed / e.MemoryMax
 		d.check(used >= 80, LevelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
@@ -74,7 +88,7 @@ func (d *Diagnosis) clock(about string, ahead, doubt time.Duration) {
 }
 
 // stream checks for a wrong name and for foreign consumers in our group.
-func (d *Diagnosis) stream(cfg config.Redis, e *streamadmin.ServerStatus) {
+func (d *Diagnosis) stream(cfg config.Redis, e *streamadmin.ServerStatus, inhabited bool) {
 	about := "stream " + cfg.Stream
 	empty := !e.Info.Exists || e.Info.Added == 0
 	for _, s := range e.OtherStreams {
@@ -105,8 +119,12 @@ func (d *Diagnosis) stream(cfg config.Redis, e *streamadmin.ServerStatus) {
 	about = "group " + cfg.Group
 	d.check(e.Info.Exists && !e.Info.GroupExists, LevelWarning, about, "", "does not exist",
 		"start an instance: it creates the group at the start of the stream")
-	d.check(e.Info.GroupExists && !e.DispatcherPresent, LevelWarning, about, "", "no dispatcher",
+	d.check(e.Info.GroupExists && !e.DispatcherPresent && inhabited, LevelWarning, about, "", "no dispatcher",
 		"start an instance; if one runs, check its log")
+	for _, c := range e.Former {
+		d.check(c.Pending > 0, LevelWarning, about, "", fmt.Sprintf("%s, a queue from before a resize, holds %s", c.Name, cli.Count(c.Pending, "entry")),
+			"none while an instance runs: the leader moves them to the queues of their shards")
+	}
 	for _, c := range e.Foreign {
 		holds := "holds nothing"
 		if c.Pending > 0 {

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"regexp"
@@ -33,8 +34,33 @@ func TestEachIncidentHasAGuide(t *testing.T) {
 
 func TestTheDoctorSaysThatADatabaseBelongsToAnotherStream(t *testing.T) {
 	d := &Diagnosis{}
-	d.fleet(config.Config{}, &storeadmin.FleetStatus{Fleet: "stream a, group b", Foreign: true})
+	d.fleet(config.Config{}, &storeadmin.FleetStatus{Fleet: "stream a, group b", Foreign: true}, nil, false)
 	require.Equal(t, LevelError, levelOf(d, "this database belongs to stream a, group b"))
+}
+
+func TestAFleetWithoutALiveMemberIsTroubleWhateverTheOwnerColumnsSay(t *testing.T) {
+	status := &storeadmin.FleetStatus{Pinned: map[string]string{"SHARDS": "4"}, Owners: map[string]int{"a.1": 4}, Term: 3}
+	judged := func(alive map[string]bool, known bool) *Diagnosis {
+		d := &Diagnosis{}
+		d.fleet(config.Config{}, status, alive, known)
+		d.conclude()
+		return d
+	}
+	d := judged(map[string]bool{}, true)
+	require.True(t, d.Trouble)
+	require.Equal(t, "trouble: fleet: no instance is alive: nothing is processed", d.Verdict)
+	require.Equal(t, "none", levelOf(d, "no leader"), "what follows from it is not said again: %+v", d.Findings)
+	require.Equal(t, LevelWarning, levelOf(judged(map[string]bool{"b.1": true}, true), "4 of 4 shards are owned by members that are gone"))
+	require.Equal(t, LevelOK, levelOf(judged(map[string]bool{"a.1": true}, true), "every shard has an owner, alive: 1 instance"))
+	d = judged(nil, false)
+	require.Equal(t, LevelOK, levelOf(d, "every shard has an owner by the tables"), "heartbeats are unknown: %+v", d.Findings)
+	require.Equal(t, LevelOK, levelOf(d, "SHARDS is 4"), "no number in the settings is none to complain of")
+
+	// A server that is away goes before what it hides.
+	d.add(LevelError, "incident", "a", "b").Count = 59
+	d.unreachable("Redis", errors.New("away"), "start", "start")
+	d.conclude()
+	require.Equal(t, "trouble: Redis: away (and 1 more)", d.Verdict)
 }
 
 func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {
@@ -44,7 +70,7 @@ func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {
 		{Name: "b", Idle: time.Second},
 		{Name: "c", Pending: 3, Idle: time.Hour},
 		{Name: "d", Idle: time.Hour},
-	}})
+	}}, true)
 	for _, tt := range []struct{ what, level, remedy string }{
 		{`"a" reads in our group, and holds 3 entries that it did not finish`, LevelError, "ProcessorForeignConsumer"},
 		{`"b" reads in our group, and holds nothing`, LevelError, "ProcessorForeignConsumer"},

@@ -30,6 +30,9 @@ type Lag struct {
 	Losses    []Loss     `json:"losses"`    // of the last 24 hours, newest first; null when unknown
 	Incidents []Incident `json:"incidents"` // of the last 24 hours, open ones first; null when unknown
 
+	// More: there are more losses, or more incidents, than recentRows.
+	More bool `json:"more"`
+
 	// Unanswered says why what Postgres knows is unknown; nil if it is known.
 	Unanswered error `json:"-"`
 }
@@ -56,7 +59,7 @@ type Incident struct {
 // How much of the ledger is shown.
 const (
 	recentTime = 24 * time.Hour
-	recentRows = 10
+	recentRows = 1000 // of losses and of incidents; Lag tells that there are more
 )
 
 // Lag returns the backlog and the ledger of the last 24 hours. It needs Redis;
@@ -121,6 +124,7 @@ func (f *Fleet) lagInPostgres(ctx context.Context, l *Lag) error {
 	if err != nil {
 		return f.explained(err)
 	}
+	l.More = len(losses) == recentRows || len(incidents) == recentRows
 	l.Losses, l.Incidents = []Loss{}, []Incident{}
 	for _, r := range losses {
 		l.Losses = append(l.Losses, Loss(r))

@@ -18,7 +18,7 @@ type Member struct {
 	Member      string      `json:"member"`
 	Instance    string      `json:"instance"`
 	State       string      `json:"state"` // working, leaving, without_postgres or gone
-	Leads       bool        `json:"leads"`
+	Leads       *bool       `json:"leads"` // null while Postgres does not tell
 	Shards      int         `json:"shards"`
 	InFlight    *int        `json:"in_flight"` // null for one that is gone
 	Host        string      `json:"host,omitempty"`
@@ -42,8 +42,11 @@ type LostMember struct {
 type Members struct {
 	Stream  string   `json:"stream"`
 	Group   string   `json:"group"`
-	Term    int64    `json:"term"`
+	Term    *int64   `json:"term"` // null while Postgres does not tell
 	Members []Member `json:"members"`
+
+	// Unanswered says why only heartbeats are told; nil if Postgres answered.
+	Unanswered error `json:"-"`
 }
 
 // lostMembers returns the members that are gone without a release, by name.
@@ -91,33 +94,18 @@ const (
 )
 
 // Members returns the instances with a heartbeat, and as gone those that own
-// shards without one or fell silent within the hour. It needs both servers.
+// shards without one or fell silent within the hour. It needs Redis; without
+// Postgres it tells what the heartbeats say.
 func (f *Fleet) Members(ctx context.Context) (Members, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
 	m := Members{Stream: f.scope.Stream, Group: f.scope.Group, Members: []Member{}}
-	_, pinned, err := f.both(ctx)
-	if err != nil {
+	if _, err := f.redis(ctx, 1); err != nil {
 		return m, err
 	}
 	there, err := f.heartbeats(ctx)
 	if err != nil {
 		return m, err
-	}
-	list, err := f.listShards(ctx, pinned)
-	if err != nil {
-		return m, err
-	}
-	term, leader, err := store.NewLeader(f.pool, f.scope, f.by, askTimeout).CurrentTerm(ctx)
-	if err != nil {
-		return m, err
-	}
-	m.Term = term
-	owned := make(map[string]int)
-	for _, s := range list {
-		if s.Owner != "" {
-			owned[s.Owner]++
-		}
 	}
 	for _, t := range there {
 		state := MemberWorking
@@ -128,29 +116,55 @@ func (f *Fleet) Members(ctx context.Context) (Members, error) {
 			state = MemberCutOff
 		}
 		m.Members = append(m.Members, Member{
-			Member: t.Name(), Instance: t.Instance, State: state, Leads: t.Name() == leader, Shards: owned[t.Name()],
+			Member: t.Name(), Instance: t.Instance, State: state, Shards: len(t.Shards),
 			InFlight: &t.InFlight, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
 		})
-		delete(owned, t.Name())
+	}
+	m.Unanswered = f.owners(ctx, &m)
+	slices.SortFunc(m.Members, func(a, b Member) int { return cmp.Compare(a.Member, b.Member) })
+	return m, nil
+}
+
+// owners adds what Postgres knows: who leads, who owns, and who is gone.
+func (f *Fleet) owners(ctx context.Context, m *Members) error {
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := f.listShards(ctx, pinned)
+	if err != nil {
+		return f.explained(err)
+	}
+	term, leader, err := store.NewLeader(f.pool, f.scope, f.by, askTimeout).CurrentTerm(ctx)
+	if err != nil {
+		return f.explained(err)
 	}
 	gone, err := f.lostMembers(ctx)
 	if err != nil {
-		return m, err
+		return f.explained(err)
+	}
+	m.Term = &term
+	owned := make(map[string]int)
+	for _, s := range list {
+		if s.Owner != "" {
+			owned[s.Owner]++
+		}
+	}
+	for i := range m.Members {
+		x := &m.Members[i]
+		x.Leads, x.Shards = new(x.Member == leader), owned[x.Member]
+		delete(owned, x.Member)
+		delete(gone, x.Member) // it is back
 	}
 	for name := range gone {
-		if slices.ContainsFunc(m.Members, func(x Member) bool { return x.Member == name }) {
-			delete(gone, name) // it is back
-			continue
-		}
 		owned[name] += 0
 	}
 	for name, n := range owned {
-		x := Member{Member: name, State: MemberGone, Shards: n, Leads: name == leader}
+		x := Member{Member: name, State: MemberGone, Shards: n, Leads: new(name == leader)}
 		if a, ok := gone[name]; ok {
 			x.Silent, x.Host, x.PID, x.Version = &a, a.Host, a.PID, a.Version
 		}
 		m.Members = append(m.Members, x)
 	}
-	slices.SortFunc(m.Members, func(a, b Member) int { return cmp.Compare(a.Member, b.Member) })
-	return m, nil
+	return nil
 }

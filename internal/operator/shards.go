@@ -12,16 +12,16 @@ import (
 
 // Shard is one shard and its queue; nil means unknown or none.
 type Shard struct {
-	Shard            int       `json:"shard"`
-	Owner            *string   `json:"owner"`
-	OwnerSince       time.Time `json:"owner_since"`
-	AssignedTo       *string   `json:"assigned_to"`
-	WaitingFor       string    `json:"waiting_for,omitempty"`
-	Epoch            int64     `json:"epoch"`
-	AppliedID        *string   `json:"applied_id"`
-	Pending          int64     `json:"pending"`
-	OldestEntry      *string   `json:"oldest_entry"`
-	OldestAgeSeconds *float64  `json:"oldest_age_seconds"`
+	Shard            int        `json:"shard"`
+	Owner            *string    `json:"owner"`
+	OwnerSince       *time.Time `json:"owner_since"`
+	AssignedTo       *string    `json:"assigned_to"`
+	WaitingFor       string     `json:"waiting_for,omitempty"`
+	Epoch            *int64     `json:"epoch"`
+	AppliedID        *string    `json:"applied_id"`
+	Pending          int64      `json:"pending"`
+	OldestEntry      *string    `json:"oldest_entry"`
+	OldestAgeSeconds *float64   `json:"oldest_age_seconds"`
 }
 
 // Shards is who owns each shard, and what it waits for.
@@ -31,34 +31,51 @@ type Shards struct {
 	Number  int     `json:"number"`
 	Waiting int     `json:"waiting"`
 	Shards  []Shard `json:"shards"`
+
+	// Unanswered says why owners are those of the heartbeats, and the rest of what
+	// Postgres knows is unknown; nil if it answered.
+	Unanswered error `json:"-"`
 }
 
 // Shards returns the shards with owner and epoch from Postgres, and the state of
-// their queues from Redis. It needs both servers.
+// their queues from Redis. It needs Redis; without Postgres the owners are those
+// that the heartbeats name.
 func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
 	s := Shards{Stream: f.scope.Stream, Group: f.scope.Group, Shards: []Shard{}}
-	group, pinned, err := f.both(ctx)
-	if err != nil {
-		return s, err
-	}
-	if s.Number = pinned.Shards; s.Number == 0 {
+	pinned, err := f.postgres(ctx)
+	s.Unanswered = err
+	if err == nil && pinned.Shards == 0 {
 		return s, ErrNeverStarted
 	}
-	list, err := f.listShards(ctx, pinned)
+	group, err := f.redis(ctx, pinned.Shards)
 	if err != nil {
 		return s, err
 	}
+	var list []protocol.Shard
+	if s.Unanswered == nil {
+		list, err = f.listShards(ctx, pinned)
+		s.Unanswered = f.explained(err)
+	}
+	if s.Unanswered != nil {
+		if list, err = f.shardsOfHeartbeats(ctx, group); err != nil {
+			return s, err
+		}
+		if group, err = f.redis(ctx, len(list)); err != nil {
+			return s, err
+		}
+	}
+	s.Number = len(list)
 	queues, err := queuesOf(ctx, group)
 	if err != nil {
 		return s, err
 	}
 	for _, x := range list {
 		q := queues[x.Shard]
-		j := Shard{
-			Shard: x.Shard, Owner: orNull(x.Owner), OwnerSince: x.Since, AssignedTo: orNull(x.Assigned),
-			Epoch: x.Epoch, Pending: q.Pending, WaitingFor: waitingFor(x),
+		j := Shard{Shard: x.Shard, Owner: orNull(x.Owner), AssignedTo: orNull(x.Assigned), Pending: q.Pending}
+		if s.Unanswered == nil {
+			j.OwnerSince, j.Epoch, j.WaitingFor = &x.Since, &x.Epoch, waitingFor(x)
 		}
 		if !x.Applied.IsZero() {
 			j.AppliedID = orNull(x.Applied.String())
@@ -73,6 +90,29 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 		s.Shards = append(s.Shards, j)
 	}
 	return s, nil
+}
+
+// shardsOfHeartbeats returns the shards as far as Redis knows them.
+func (f *Fleet) shardsOfHeartbeats(ctx context.Context, group *stream.Group) ([]protocol.Shard, error) {
+	there, err := f.heartbeats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n, err := group.PinnedShards(ctx)
+	if err != nil {
+		return nil, err
+	}
+	owners := make(map[int]string)
+	for _, m := range there {
+		for _, shard := range m.Shards {
+			owners[shard], n = m.Name(), max(n, shard+1)
+		}
+	}
+	list := make([]protocol.Shard, n)
+	for i := range list {
+		list[i] = protocol.Shard{Shard: i, Owner: owners[i]}
+	}
+	return list, nil
 }
 
 func (f *Fleet) shards() *store.Shards { return store.NewShards(f.pool, f.scope, askTimeout) }

@@ -123,6 +123,35 @@ func isMetric(have map[string]bool, name string) bool {
 	return false
 }
 
+// A figure that stands alone is of now: a range would show the last value of an hour
+// for a fleet that is dead. Its colour says whether it is bad.
+func TestFiguresOfTheDashboardAreOfNow(t *testing.T) {
+	dashboard, err := os.ReadFile(monitoring + "dashboard.json")
+	require.NoError(t, err)
+	var board struct {
+		Panels []struct {
+			Title, Type string
+			Targets     []struct{ Instant, Range bool }
+			FieldConfig struct {
+				Defaults struct{ Thresholds struct{ Steps []any } }
+			}
+		}
+	}
+	require.NoError(t, json.Unmarshal(dashboard, &board))
+	figures := 0
+	for _, p := range board.Panels {
+		if p.Type != "stat" {
+			continue
+		}
+		figures++
+		require.Greater(t, len(p.FieldConfig.Defaults.Thresholds.Steps), 1, p.Title)
+		for _, target := range p.Targets {
+			require.True(t, target.Instant && !target.Range, p.Title)
+		}
+	}
+	require.Greater(t, figures, 4)
+}
+
 func TestAlertsAndDashboardAskForMetricsThatExist(t *testing.T) {
 	have := registered(t)
 	maps.Copy(have, inCode(t))

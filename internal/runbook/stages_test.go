@@ -41,6 +41,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"dlq-raw":         stageDeadLetters,
 	"redis-lost":      stageRedisLost,
 	"group-lost":      stageGroupLost,
+	"all-down":        stageLag,
 	"redis-full":      func(*servicetest.Deployment) staged { return staged{} },
 	"restored":        stageRestored,
 	"trimmed":         stageTrimmed,

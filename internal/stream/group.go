@@ -62,10 +62,13 @@ func (g *Group) FleetDatabase(ctx context.Context) (id, address string, err erro
 	return id, address, nil
 }
 
+// MaxShards bounds the number of shards, here and in the names of queues.
+const MaxShards = 1 << 15
+
 // NewGroup returns the group cfg.Group of the stream cfg.Stream. It makes no
 // call.
 func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
-	if cfg.Stream == "" || cfg.Group == "" || cfg.Shards < 1 || cfg.Shards > 1<<15 {
+	if cfg.Stream == "" || cfg.Group == "" || cfg.Shards < 1 || cfg.Shards > MaxShards {
 		return nil, fmt.Errorf("stream %q, group %q, %d shards: all three are needed", cfg.Stream, cfg.Group, cfg.Shards)
 	}
 	var known *servers

@@ -89,6 +89,19 @@ func (g *Group) Ping(ctx context.Context) error {
 	return nil
 }
 
+// Full reports whether the server refuses what takes memory: XADD, and scripts
+// without allow-oom. It changes nothing.
+func (g *Group) Full(ctx context.Context) (bool, error) {
+	err := fullScript.Run(ctx, g.client, []string{g.names.Stream}).Err()
+	if err != nil && strings.HasPrefix(err.Error(), "OOM") {
+		return true, nil
+	}
+	return false, failure("ask whether Redis is full", err)
+}
+
+// fullScript does nothing, and a server that is full does not run it.
+var fullScript = redis.NewScript("#!lua\nreturn 1")
+
 // Backlog returns the state of the whole group, for gauges and operators.
 func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
 	info, err := g.Info(ctx)

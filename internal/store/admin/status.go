@@ -5,6 +5,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,9 +139,8 @@ type FleetStatus struct {
 	Database   string            // identity of the database, "" before the first instance
 	Fleet      string            // the stream and group it belongs to
 	Foreign    bool              // and that is another
-	Shards     int
-	Ownerless  int
-	Suspected  int // shards whose owners crashed without progress
+	Owners     map[string]int    // shards by owner, "" for those without one
+	Suspected  int               // shards whose owners crashed without progress
 	Term       int64
 	Leader     string // "" after a resignation
 	Deferred   int64
@@ -150,19 +150,25 @@ type FleetStatus struct {
 	LostBy     []string   // causes of losses
 	Waiting    int64      // requests not finished
 	OldestWait time.Duration
-	Incidents  []Incident // open ones
+	Incidents  []Incidents // open ones, by kind
 }
 
-// Incident is an open incident.
-type Incident struct {
-	Kind, Subject string
-	Since         time.Time
+// Shards returns the pinned number of shards, 0 before the first instance.
+func (s *FleetStatus) Shards() int {
+	n, _ := strconv.Atoi(s.Pinned["SHARDS"]) // an instance wrote it
+	return n
+}
+
+// Incidents are the open incidents of one kind.
+type Incidents struct {
+	Kind     string
+	Count    int
+	Subjects []string // some of them
+	Since    time.Time
 }
 
 const fleetStatusSQL = `
 select
-  (select count(*) from processor.shards where (stream, group_name) = ($1, $2)),
-  (select count(*) from processor.shards where (stream, group_name) = ($1, $2) and owner is null),
   (select count(*) from processor.shards where (stream, group_name) = ($1, $2) and crash_count > 0),
   coalesce((select term from processor.leader where (stream, group_name) = ($1, $2)), 0),
   coalesce((select member from processor.leader where (stream, group_name) = ($1, $2)), ''),
@@ -181,26 +187,43 @@ select
 // ReadFleetStatus reads the state of a group's work. The schema must exist.
 func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope store.Scope) (FleetStatus, error) {
 	const op = "ask how the work stands"
-	s := FleetStatus{Pinned: make(map[string]string)}
+	s := FleetStatus{Pinned: make(map[string]string), Owners: make(map[string]int)}
 	var wait float64
-	err := pool.QueryRow(ctx, fleetStatusSQL, scope.Stream, scope.Group).Scan(&s.Shards, &s.Ownerless, &s.Suspected, &s.Term,
+	err := pool.QueryRow(ctx, fleetStatusSQL, scope.Stream, scope.Group).Scan(&s.Suspected, &s.Term,
 		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait)
 	if err != nil {
 		return s, store.Failure(op, err)
 	}
 	s.OldestWait = seconds(wait)
 	rows, err := pool.Query(ctx, `
-select kind, subject, opened_at
+select coalesce(owner, ''), count(*)
+from processor.shards
+where stream = $1
+  and group_name = $2
+group by owner`, scope.Stream, scope.Group)
+	if err != nil {
+		return s, store.Failure(op, err)
+	}
+	var owner string
+	var n int
+	if _, err = pgx.ForEachRow(rows, []any{&owner, &n}, func() error {
+		s.Owners[owner] = n
+		return nil
+	}); err != nil {
+		return s, store.Failure(op, err)
+	}
+	rows, err = pool.Query(ctx, `
+select kind, count(*), (array_agg(subject order by opened_at, id))[1:3], min(opened_at)
 from processor.incidents
 where stream = $1
   and group_name = $2
   and closed_at is null
-order by opened_at
-limit 20`, scope.Stream, scope.Group)
+group by kind
+order by min(opened_at)`, scope.Stream, scope.Group)
 	if err != nil {
 		return s, store.Failure(op, err)
 	}
-	s.Incidents, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Incident])
+	s.Incidents, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Incidents])
 	if err != nil {
 		return s, store.Failure(op, err)
 	}

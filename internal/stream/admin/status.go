@@ -5,7 +5,6 @@ package admin
 import (
 	"context"
 	"errors"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,9 +38,11 @@ type ServerStatus struct {
 	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
 	ClockUncertainty time.Duration
 	Scripts          error // why scripts cannot be run; nil when they can
+	Full             bool  // it refuses what takes memory, new entries first of all
 
 	Info              stream.Info
 	Foreign           []protocol.Consumer
+	Former            []protocol.Consumer // queues of shards that the fleet no longer has
 	OtherStreams      []OtherStreamStatus
 	UnrecordedLosses  int64 // losses not yet in the ledger
 	DispatcherPresent bool  // a member holds the dispatch lease
@@ -77,6 +78,9 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 	if err := r.client.Eval(ctx, "return 1", []string{r.group.Names().DispatchLease()}).Err(); err != nil {
 		e.Scripts = stream.Failure("run a script", err)
 	}
+	if e.Full, err = r.group.Full(ctx); err != nil && e.Scripts == nil {
+		return e, err
+	}
 	if e.Info, err = r.group.Info(ctx); err != nil {
 		return e, err
 	}
@@ -85,7 +89,13 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 		if err != nil {
 			return e, err
 		}
-		e.Foreign = slices.DeleteFunc(consumers, func(c protocol.Consumer) bool { return c.Shard >= 0 })
+		for _, c := range consumers {
+			if _, ours := stream.ShardOfConsumer(c.Name, stream.MaxShards); ours && c.Shard < 0 {
+				e.Former = append(e.Former, c)
+			} else if c.Shard < 0 {
+				e.Foreign = append(e.Foreign, c)
+			}
+		}
 	}
 	if e.UnrecordedLosses, err = r.client.LLen(ctx, r.group.Names().Losses()).Result(); err != nil {
 		return e, stream.Failure("count losses", err)
