@@ -96,6 +96,7 @@ type postgresDeps struct {
 func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	log := d.Log.With("component", "postgres")
 	steps := []func(ctx context.Context) error{
+		func(ctx context.Context) error { return refusePooler(ctx, d.Config.Postgres) }, // before anything is prepared
 		d.Sessions.Ping,
 		func(ctx context.Context) error { return requireFaithfulStorage(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
@@ -132,6 +133,15 @@ func (d postgresDeps) identify(ctx context.Context) error {
 		Postgres: fault.PostgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(),
 	})
 	return nil
+}
+
+// refusePooler rejects a pooler that lends sessions by the transaction or statement.
+func refusePooler(ctx context.Context, cfg config.Postgres) error {
+	err := store.RefusePooler(ctx, cfg.URL.Reveal(), cfg.ConnectTimeout)
+	if errors.Is(err, store.ErrPooler) {
+		return permanent(fault.Exitf(fault.Config, "POSTGRES_URL: %w", err))
+	}
+	return err
 }
 
 // checkSchema does what MIGRATE says.

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -101,6 +102,30 @@ func (c *Postgres) complete(r *report, workers int) {
 	if c.MigrateURL != c.URL && !c.MigrateURL.valid() {
 		r.add("POSTGRES_MIGRATE_URL", c.MigrateURL.String(), rule)
 	}
+	switch mode := c.URL.parameter("default_query_exec_mode"); mode {
+	case "", "cache_statement", "cache_describe", "describe_exec":
+	default:
+		r.add("POSTGRES_URL", c.URL.String(), "default_query_exec_mode=%s cannot send JSON and arrays as they are needed: "+
+			"want cache_statement (the default), cache_describe or describe_exec", mode)
+	}
+	for _, name := range []string{"statement_cache_capacity", "description_cache_capacity"} {
+		if c.URL.parameter(name) == "0" {
+			r.add("POSTGRES_URL", c.URL.String(), "%s=0 leaves the driver without what it needs: leave it out", name)
+		}
+	}
+}
+
+// parameter returns the value of a parameter, in either form; "" without one.
+func (u PostgresURL) parameter(name string) string {
+	if strings.Contains(string(u), "://") {
+		a, _ := splitURL(string(u))
+		return a.query.Get(name)
+	}
+	found := regexp.MustCompile(`(?:^|\s)` + name + `\s*=\s*'?([^'\s]*)`).FindStringSubmatch(string(u))
+	if found == nil {
+		return ""
+	}
+	return found[1]
 }
 
 // valid reports whether the value has one of the two forms. The driver checks

@@ -69,8 +69,8 @@ type Redis struct {
 
 // Postgres is the database, its limits and its schema.
 type Postgres struct {
-	URL                PostgresURL   `env:"POSTGRES_URL" required:"true" secret:"true" help:"postgres://user:password@host:5432/database, or the keyword form"`
-	MigrateURL         PostgresURL   `env:"POSTGRES_MIGRATE_URL" auto:"POSTGRES_URL" secret:"true" help:"connection for migrations, past a transaction pooler or as the owner of the schema"`
+	URL                PostgresURL   `env:"POSTGRES_URL" required:"true" secret:"true" help:"postgres://user:password@host:5432/database, or the keyword form; the server itself, or a pooler in session mode"`
+	MigrateURL         PostgresURL   `env:"POSTGRES_MIGRATE_URL" auto:"POSTGRES_URL" secret:"true" help:"connection for migrations, as the owner of the schema"`
 	MaxConns           int           `env:"POSTGRES_MAX_CONNS" auto:"10, or 2 x WORKERS + 3 where that is more" min:"5" max:"2000" help:"maximum connections of one instance"`
 	ConnectTimeout     time.Duration `env:"CONNECT_TIMEOUT" default:"5s" min:"100ms" max:"1m" help:"maximum wait for one connection"`
 	StatementTimeout   time.Duration `env:"STATEMENT_TIMEOUT" default:"10s" min:"100ms" max:"5m" help:"maximum duration of one statement"`

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/store"
 	storeadmin "github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/store/schema"
 )
@@ -25,6 +27,10 @@ func (d *Diagnosis) examinePostgres(ctx context.Context, f *Fleet) (stand storea
 	const about = "Postgres"
 	if f.pool == nil {
 		d.add(LevelError, about, "there is no usable POSTGRES_URL", "set POSTGRES_URL")
+		return stand, false
+	}
+	if err := store.RefusePooler(ctx, f.cfg.Postgres.URL.Reveal(), f.cfg.Postgres.ConnectTimeout); errors.Is(err, store.ErrPooler) {
+		d.add(LevelError, about, err.Error(), "correct POSTGRES_URL; the service refuses to start")
 		return stand, false
 	}
 	e, err := storeadmin.Diagnose(ctx, f.pool)
@@ -56,8 +62,11 @@ func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus
 		"set synchronous_commit = on for this database or role")
 	d.check(!e.Fsync, LevelError, about, "", "fsync is off: a crash of its machine loses the database", "set fsync = on")
 	d.check(!e.Autovacuum, LevelWarning, about, "", "autovacuum is off: commits become slower", "set autovacuum = on")
-	d.check(e.Pooler, LevelWarning, about, "no pooler in front", "a pooler stands in front of it",
-		"use session mode, or set POSTGRES_MIGRATE_URL to the server itself; LISTEN does not work through it")
+	if e.Pooler {
+		d.ok(about, "the pooler in front is in session mode")
+	} else {
+		d.ok(about, "no pooler in front")
+	}
 	d.check(e.Longest > longTransaction, LevelWarning, about, "",
 		fmt.Sprintf("a transaction has been open for %s, which blocks vacuum", e.Longest), "find it in pg_stat_activity and end it")
 	for _, b := range e.Blocked {

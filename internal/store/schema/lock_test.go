@@ -1,22 +1,17 @@
 package schema_test
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // migrationLock is the key every version of the binary locks.
@@ -69,7 +64,7 @@ func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
 
 func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	url := emptyDatabase(t)
-	pooled := poolerURL(t, url, "transaction")
+	pooled := testenv.PgBouncer(t, url, "transaction")
 	// Several server sessions lie idle, so that the pooler has a choice.
 	var clients []*pgx.Conn
 	for range 3 {
@@ -96,60 +91,5 @@ func TestLockThatTheSessionHoldsAlreadyIsReportedAsAPooler(t *testing.T) {
 
 func TestMigrateWorksThroughASessionPooler(t *testing.T) {
 	url := emptyDatabase(t)
-	require.Equal(t, migrationNames, migrate(t, poolerURL(t, url, "session")))
-}
-
-// poolerURL starts PgBouncer in front of the database.
-func poolerURL(t *testing.T, target, mode string) string {
-	t.Helper()
-	program, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		program, err = exec.LookPath("/usr/sbin/pgbouncer")
-	}
-	if err != nil {
-		t.Skip("pgbouncer is not installed: poolers are NOT tested here")
-	}
-	port, err := devenv.FreePort()
-	require.NoError(t, err)
-	config := connect(t, target).Config()
-	server := "host=" + config.Host + " port=" + strconv.Itoa(int(config.Port)) + " user=" + config.User
-	if config.Password != "" {
-		server += " password='" + config.Password + "'"
-	}
-	dir, err := os.MkdirTemp("", "pgbouncer")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	require.NoError(t, os.Chmod(dir, 0o755))
-	file := filepath.Join(dir, "pgbouncer.ini")
-	text := strings.Join([]string{
-		"[databases]",
-		"* = " + server,
-		"[pgbouncer]",
-		"listen_addr = 127.0.0.1",
-		"listen_port = " + strconv.Itoa(port),
-		"unix_socket_dir =",
-		"auth_type = any",
-		"pool_mode = " + mode,
-		"",
-	}, "\n")
-	require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
-
-	args := []string{file}
-	if os.Geteuid() == 0 {
-		args = []string{"-u", "nobody", file}
-	}
-	var output bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), program, args...)
-	cmd.Stdout, cmd.Stderr = &output, &output
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	pooled := "postgres://" + config.User + "@127.0.0.1:" + strconv.Itoa(port) + "/" + config.Database
-	require.Eventually(t, func() bool {
-		_, err := schema.Status(t.Context(), pooled)
-		return err == nil
-	}, 10*time.Second, 50*time.Millisecond, "pgbouncer does not answer")
-	return pooled
+	require.Equal(t, migrationNames, migrate(t, testenv.PgBouncer(t, url, "session")))
 }

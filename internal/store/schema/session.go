@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // migrationLockKey is "processo" in ASCII. Older and newer binaries must use
@@ -152,41 +154,22 @@ func (s *migrationSession) close() error {
 }
 
 // refusePooler detects whether several server sessions may serve this one
-// connection. A pooler announces a process number of its own; if that differs
-// from the server's, it opens transactions on other connections until one of
-// them is given the server session that should be ours alone.
+// connection.
 func (s *migrationSession) refusePooler(ctx context.Context) error {
-	announced, backend, err := s.backends(ctx)
-	if err != nil || announced == backend {
+	announced, _, err := s.backends(ctx)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for range 4 {
-		conn, err := pgx.ConnectConfig(ctx, s.config)
-		if err != nil {
-			// A session pooler with few connections left: not conclusive.
-			s.log.Warn("pooler detected; its mode is unknown", "error", err)
-			break
-		}
-		defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // only read from
-		tx, err := conn.Begin(ctx)
-		if err != nil {
-			return fmt.Errorf("look for a transaction pooler: %w", err)
-		}
-		var other uint32
-		if err := tx.QueryRow(ctx, backendSQL).Scan(&other); err != nil {
-			return fmt.Errorf("look for a transaction pooler: %w", err)
-		}
-		if other == backend {
-			return ErrPooler
-		}
-	}
-	_, again, err := s.backends(ctx)
+	lends, err := store.LendsSessions(ctx, announced, func(ctx context.Context) (uint32, error) {
+		_, now, err := s.backends(ctx)
+		return now, err
+	}, s.config)
 	if err != nil {
-		return err
+		return fmt.Errorf("look for a transaction pooler: %w", err)
 	}
-	if again != backend {
+	if lends {
 		return ErrPooler
 	}
 	return nil
