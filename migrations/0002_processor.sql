@@ -247,6 +247,8 @@ create table if not exists processor.requests (
   source_key text unique,
   state text not null default 'waiting' check (state in ('waiting', 'running', 'done', 'failed', 'cancelled')),
   progress jsonb not null default '{}',
+  attempts integer not null default 0 check (attempts >= 0),
+  next_attempt_at timestamptz,
   result jsonb,
   started_at timestamptz,
   finished_at timestamptz,
@@ -291,8 +293,12 @@ comment on column processor.requests.state is
   'waiting, running, done, failed or cancelled.';
 comment on column processor.requests.progress is
   'Progress; a new owner resumes from here.';
+comment on column processor.requests.attempts is
+  'Attempts that failed since it last made progress; outages count none.';
+comment on column processor.requests.next_attempt_at is
+  'When to try again after a failed attempt; null means at once.';
 comment on column processor.requests.result is
-  'What it changed, or why it failed.';
+  'What it changed, or why it or its last attempt failed.';
 comment on column processor.requests.started_at is
   'When it was first started.';
 comment on column processor.requests.finished_at is

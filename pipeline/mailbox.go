@@ -13,7 +13,8 @@ const (
 	work    messageKind = iota + 1 // entries of a shard, in order
 	granted                        // a shard starts under an epoch, on fresh state
 	dropped                        // a shard is no longer ours
-	asked                          // a request for a shard is to be run
+	asked                          // a step of a request for a shard is to be run
+	stepped                        // a step has ended
 	emptied                        // the queue of a quarantined shard is empty
 	retried                        // deferred entries of a shard that are due
 )
@@ -28,6 +29,7 @@ type message struct {
 	token   string
 	entries []telemetry.Entry
 	request *protocol.Request
+	step    *step // that has ended
 
 	quarantine protocol.Quarantine // of a shard that is granted
 

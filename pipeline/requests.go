@@ -14,7 +14,9 @@ import (
 type Requests interface {
 	Waiting(ctx context.Context, shards []int) ([]protocol.Request, error)
 	Step(ctx context.Context, o protocol.RequestStep) (p protocol.Progress, done bool, err error)
-	Finish(ctx context.Context, o protocol.RequestStep, result map[string]any, failed string) error
+	Finish(ctx context.Context, o protocol.RequestStep, result map[string]any) error
+	// Failed notes a step that did not commit, and reports whether it was the last one.
+	Failed(ctx context.Context, o protocol.RequestStep, cause error) (last bool, err error)
 }
 
 // pollRequests is the interval of polls for requests.
@@ -100,18 +102,37 @@ func (d *requestScheduler) poll(ctx context.Context) error {
 
 // done removes a finished request; the next one of its shard may follow.
 func (d *requestScheduler) done(id int64) {
-	d.mu.Lock()
-	delete(d.atWork, id)
-	d.over[id] = struct{}{}
-	d.mu.Unlock()
+	d.later(id)
 	ring(d.wake)
 }
 
-// serve runs one step of a request. No commit is in flight then: the step sees
-// everything applied before it, and what is applied later sees the step.
+// later returns a request: a later poll finds it again if it is not finished.
+func (d *requestScheduler) later(id int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.atWork, id)
+	d.over[id] = struct{}{}
+}
+
+// step is one step of a request under way.
+type step struct {
+	stop  context.CancelFunc
+	aside []message // of the same shard, which wait for it
+
+	order    protocol.RequestStep
+	progress protocol.Progress
+	done     bool
+	failed   bool // for good
+	err      error
+}
+
+// serve starts one step of a request, beside the worker, and sets aside what
+// arrives for its shard meanwhile. No commit is in flight then: the step sees
+// everything applied before it, and what is applied later sees the step. The
+// other shards of the worker go on.
 func (w *worker) serve(ctx context.Context, m *message) error {
 	t, ok := w.owned[m.shard]
-	if !ok || t.grant != m.grant {
+	if !ok || t.grant != m.grant || w.ended {
 		w.scheduler.done(m.request.ID)
 		return nil
 	}
@@ -119,63 +140,108 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 	if m.request.Kind == protocol.RequestRehydrate {
 		return w.serveRehydrate(ctx, order, m)
 	}
-	var progress protocol.Progress
-	var done bool
-	err := w.attempt(ctx, &order, func() (err error) {
-		progress, done, err = w.requests.Step(ctx, order)
-		w.callsReturned.Add(1)
-		return err
+	ctx, stop := context.WithCancel(ctx)
+	s := &step{stop: stop, order: order}
+	w.steps[m.shard] = s
+	next := message{kind: stepped, shard: m.shard, grant: m.grant, request: m.request, step: s}
+	w.stepping.Go(func() {
+		defer stop()
+		defer func() {
+			if value := recover(); value != nil {
+				if w.panicked != nil {
+					w.panicked(value)
+				}
+				panic(value) // propagates and ends the process
+			}
+		}()
+		w.take(ctx, s)
+		w.box.put(next)
 	})
-	// The step may have changed the tables: reload state from them.
-	w.state.invalidate(m.shard)
-	if err != nil {
-		return w.unserved(ctx, order, m, err)
-	}
-	if done {
-		w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard,
-			"devices", progress.Devices, "count", progress.Fixes+progress.Removed)
-		w.scheduler.done(m.request.ID)
-		return nil
-	}
-	// Continue after the messages that arrived during the step.
-	next := *m.request
-	next.Progress = progress
-	w.box.put(message{kind: asked, shard: m.shard, grant: m.grant, request: &next})
 	return nil
 }
 
-// attempt runs f with the current fences until it has an outcome.
-func (w *worker) attempt(ctx context.Context, o *protocol.RequestStep, f func() error) error {
-	for {
-		o.Rules = w.rules()
-		err := retry(ctx, w.log, "run a request", w.metrics.requestErrors, notApplied, f)
-		if err == nil || ctx.Err() != nil || dispositionOf(err) != reloadFences {
-			return err
+// take does a step. One that failed is noted, unless the shard is to be given up
+// for it.
+func (w *worker) take(ctx context.Context, s *step) {
+	for tries := 0; ; tries++ {
+		s.order.Rules = w.rules()
+		s.progress, s.done, s.err = w.requests.Step(ctx, s.order)
+		w.callsReturned.Add(1)
+		if s.err == nil || ctx.Err() != nil {
+			return
+		}
+		w.metrics.requestErrors.Inc()
+		if dispositionOf(s.err) != reloadFences {
+			break
 		}
 		if err := w.fences.refresh(ctx); err != nil {
-			return err
+			s.err = err
+			return
+		}
+		if tries > 0 && tries < 10 { // they change faster than that
+			s.order.Request.Progress.Halved++
 		}
 	}
+	s.failed = w.failed(ctx, s.order, s.err)
 }
 
-// unserved handles a request whose step did not commit.
-func (w *worker) unserved(ctx context.Context, o protocol.RequestStep, m *message, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
+// failed notes a failed attempt, and reports whether it was the last one.
+func (w *worker) failed(ctx context.Context, o protocol.RequestStep, cause error) bool {
+	r := &o.Request
+	w.log.Warn("step of a request failed", "request", r.ID, "kind", r.Kind, "shard", r.Shard, "err", cause)
+	if dispositionOf(cause) == dropFenced {
+		return false
 	}
-	w.scheduler.done(m.request.ID)
-	cause := OutcomeUnknown
-	switch dispositionOf(err) {
-	case dropFenced:
-		cause = ShardFenced
-	case reacquire:
+	last, err := w.requests.Failed(ctx, o, cause)
+	w.callsReturned.Add(1)
+	switch {
+	case err != nil:
+		w.log.Warn("failed step of a request not noted", "request", r.ID, "err", err)
+		return false
+	case last:
+		w.log.Error("request failed; ask again once the cause is gone", "request", r.ID, "kind", r.Kind, "err", cause)
+	}
+	return last
+}
+
+// served handles the outcome of a step, and returns what waited for it.
+func (w *worker) served(m *message) {
+	s := m.step
+	delete(w.steps, m.shard)
+	// The step may have changed the tables: reload state from them.
+	w.state.invalidate(m.shard)
+	rest := append(s.aside, w.inbox[w.next+1:]...)
+	t, held := w.owned[m.shard]
+	held = held && t.grant == m.grant
+	switch {
+	case s.err == nil && s.done:
+		w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard,
+			"devices", s.progress.Devices, "count", s.progress.Fixes+s.progress.Removed)
+		w.scheduler.done(m.request.ID)
+	case s.err == nil && held:
+		// Continue after the messages that arrived during the step.
+		next := *m.request
+		next.Progress, next.Attempts = s.progress, 0
+		w.box.put(message{kind: asked, shard: m.shard, grant: m.grant, request: &next})
+	case s.failed, isTooMuch(s.err):
+		w.scheduler.done(m.request.ID)
 	default:
-		w.log.Error("request failed", "request", m.request.ID, "kind", m.request.Kind, "err", err)
-		return w.attempt(ctx, &o, func() error { return w.requests.Finish(ctx, o, nil, err.Error()) })
+		w.scheduler.later(m.request.ID)
 	}
-	b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: o.Lease.Epoch}}}
-	w.giveUp(b, nil, cause)
-	return nil
+	w.inbox, w.next, w.offset = rest, 0, 0
+	if s.err == nil || !held {
+		return
+	}
+	switch v := dispositionOf(s.err); v {
+	case dropFenced, reacquire:
+		cause := OutcomeUnknown
+		if v == dropFenced {
+			cause = ShardFenced
+		}
+		b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: t.epoch}}}
+		w.giveUp(b, nil, cause)
+	default:
+	}
 }
 
 // serveRehydrate reloads the state of one device or of the whole shard.
@@ -185,18 +251,28 @@ func (w *worker) serveRehydrate(ctx context.Context, o protocol.RequestStep, m *
 		result = map[string]any{"before": w.describe(id, m.shard)}
 	}
 	w.state.invalidate(m.shard)
+	var err error
 	if id := m.request.Device; id != "" {
-		w.cold = append(w.cold[:0], id)
-		if err := w.rehydrate(ctx, m.shard); err != nil {
-			return err
+		if err = w.load(ctx, m.shard, []string{id}); err == nil {
+			result["after"] = w.describe(id, m.shard)
 		}
-		result["after"] = w.describe(id, m.shard)
+		// Read by its next record again, which registers the device.
+		w.state.invalidate(m.shard)
 	}
-	if err := w.attempt(ctx, &o, func() error { return w.requests.Finish(ctx, o, result, "") }); err != nil {
-		return w.unserved(ctx, o, m, err)
+	if err == nil {
+		err = w.requests.Finish(ctx, o, result)
+		w.callsReturned.Add(1)
 	}
-	w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard)
-	w.scheduler.done(m.request.ID)
+	if err == nil {
+		w.log.Info("request done", "request", m.request.ID, "kind", m.request.Kind, "shard", m.shard)
+		w.scheduler.done(m.request.ID)
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	w.failed(ctx, o, err)
+	w.scheduler.later(m.request.ID)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,9 @@ type worker struct {
 	ackQueue   chan *batch    // to the acknowledger; at most one waits
 	ackDone    chan *batch    // from the acknowledger; has room for all batches
 	busy       bool           // a commit is under way
+	steps      map[int]*step  // of requests, by shard, under way beside the worker
+	stepping   sync.WaitGroup // their goroutines
+	ended      bool           // intake is over
 	ackPending int            // batches committed and not acknowledged
 
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
@@ -111,7 +115,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
 		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, lost: p.lost, metrics: p.metrics, log: p.log,
-		box: box, owned: make(map[int]ownedShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
+		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
 		ackQueue: make(chan *batch, 1), ackDone: make(chan *batch, batches),
@@ -134,6 +138,7 @@ func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 		return w.loop(ctx, intakeEnded)
 	})
 	err := g.Wait()
+	w.stepping.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -175,7 +180,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 			w.markSilent()
 		case <-due:
 		case <-ring:
-			ended = true
+			ended, w.ended = true, true
 		case c := <-w.results:
 			w.busy = false
 			if err := w.handleResult(ctx, c); err != nil {
@@ -194,7 +199,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 
 // idle reports whether nothing at all is in flight.
 func (w *worker) idle() bool {
-	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.ackPending > 0 {
+	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.ackPending > 0 || len(w.steps) > 0 {
 		return false
 	}
 	w.fetch()
@@ -216,6 +221,14 @@ func (w *worker) advance(ctx context.Context) error {
 			return nil
 		}
 		m := &w.inbox[w.next]
+		if s := w.steps[m.shard]; s != nil && m.kind != stepped {
+			if m.kind == dropped {
+				s.stop() // it could not commit
+			}
+			s.aside = append(s.aside, *m)
+			w.next++
+			continue
+		}
 		switch m.kind {
 		case granted:
 			w.owned[m.shard] = ownedShard{grant: m.grant, epoch: m.epoch, token: m.token, quarantine: m.quarantine}
@@ -234,6 +247,8 @@ func (w *worker) advance(ctx context.Context) error {
 				return err
 			}
 			w.next++
+		case stepped:
+			w.served(m)
 		case emptied:
 			w.next++
 			if err := w.clear(ctx, m); err != nil {
@@ -455,15 +470,18 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 // unavailable, since nothing can be applied without them.
 func (w *worker) rehydrate(ctx context.Context, shard int) error {
 	cold := unique(w.cold)
+	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, isTransient, func() error { return w.load(ctx, shard, cold) })
+}
+
+// load loads devices, or fails.
+func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 	for _, id := range cold {
 		w.state.learn(id, shard, never, 0, 0)
 	}
-	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, isTransient, func() error {
-		defer w.callsReturned.Add(1)
-		return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
-			d := w.state.find(cold[i], shard)
-			d.watermark, d.lat, d.lon = us, lat, lon
-		})
+	defer w.callsReturned.Add(1)
+	return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
+		d := w.state.find(cold[i], shard)
+		d.watermark, d.lat, d.lon = us, lat, lon
 	})
 }
 

@@ -17,6 +17,7 @@ type Request struct {
 	FromUS   int64  // window of device time, both ends inclusive; math.MinInt64 if open
 	ToUS     int64  // math.MaxInt64 if open
 	Progress Progress
+	Attempts int // failed since it last made progress
 }
 
 // Progress is how far a request has come; a new owner continues from there.
@@ -28,6 +29,8 @@ type Progress struct {
 	Added   int64  `json:"added"`
 	Changed int64  `json:"changed"`
 	Removed int64  `json:"removed"`
+	// Halved is how often a step was halved, since a larger one took too long.
+	Halved int `json:"halved,omitempty"`
 }
 
 // RequestStep is the input of one step of a request.

@@ -129,6 +129,25 @@ func tooMuch(code string) bool {
 	return code == "57014" || code == "53200" || code == "53400"
 }
 
+// isOutage reports whether a failure says nothing about what was asked for: the
+// server was away, shutting down, full or read-only, or others held locks.
+func isOutage(f *protocol.Failure) bool {
+	if f.Kind != protocol.Unavailable {
+		return f.Kind == protocol.Unknown && !f.TooMuch
+	}
+	switch f.Code {
+	case "", "55P03", "55006": // no answer; lock_not_available, object_in_use
+		return !f.TooMuch
+	case "57014", "53200", "53400": // for which it was too much
+		return false
+	}
+	switch f.Code[:min(2, len(f.Code))] {
+	case "08", "25", "40", "53", "57", "58":
+		return true
+	}
+	return false
+}
+
 var copyLine = regexp.MustCompile(`COPY positions, line (\d+)`)
 
 // copyRow extracts the row that a COPY had reached, 0 if it is not given.

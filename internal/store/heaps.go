@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"sync"
@@ -235,6 +236,34 @@ func byItself(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) as
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		_, err := inTx(ctx, pool)(sql, args, scan, row)
+		err = notBegun(failure("look into positions", err))
+		f, _ := errors.AsType[*protocol.Failure](err)
+		return f != nil && f.TooMuch, err
+	}
+}
+
+// within asks outside of any transaction, as byItself does. While limit is below
+// timeout it bounds each statement, and all of them together: one that begins too
+// late is too much.
+func within(ctx context.Context, pool *pgxpool.Pool, limit, timeout time.Duration) ask {
+	if limit >= timeout {
+		return byItself(ctx, pool, timeout)
+	}
+	began := time.Now()
+	return func(sql string, args []any, scan []any, row func() error) (bool, error) {
+		if time.Since(began) > limit {
+			err := fmt.Errorf("look into positions: not done after %s", limit)
+			return true, &protocol.Failure{Kind: protocol.Unavailable, TooMuch: true, Err: err}
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, fmt.Sprintf("set local statement_timeout = %d", limit.Milliseconds())); err != nil {
+				return err
+			}
+			_, err := inTx(ctx, tx)(sql, args, scan, row)
+			return err
+		})
 		err = notBegun(failure("look into positions", err))
 		f, _ := errors.AsType[*protocol.Failure](err)
 		return f != nil && f.TooMuch, err

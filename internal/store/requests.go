@@ -26,12 +26,11 @@ type Requests struct {
 
 	mu    sync.Mutex
 	lists map[int64]*list // of requests for all devices of a shard; under mu
-	small map[int64]int   // how often the steps of a request were halved; under mu
 }
 
 // NewRequests returns the requests as the owner of shards runs them.
 func NewRequests(w *Writer) *Requests {
-	return &Requests{writer: w, lists: make(map[int64]*list), small: make(map[int64]int)}
+	return &Requests{writer: w, lists: make(map[int64]*list)}
 }
 
 // listing is the list of devices of a request, which goes on where it was left.
@@ -48,22 +47,10 @@ func (q *Requests) forget(id int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.lists, id)
-	delete(q.small, id)
 }
 
-func (q *Requests) shrink(id int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.small[id] = min(q.small[id]+1, 12)
-}
-
-func (q *Requests) shrunk(id int64) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.small[id]
-}
-
-// Waiting returns the oldest unfinished request of each of the shards.
+// Waiting returns the oldest unfinished request of each of the shards that is
+// not waiting for another attempt.
 func (q *Requests) Waiting(ctx context.Context, shards []int) ([]protocol.Request, error) {
 	ctx, cancel := context.WithTimeout(ctx, q.writer.timeout)
 	defer cancel()
@@ -72,12 +59,13 @@ func (q *Requests) Waiting(ctx context.Context, shards []int) ([]protocol.Reques
 		list[i] = int32(s)
 	}
 	rows, err := q.writer.pool.Query(ctx, `
-select distinct on (shard) id, kind, shard, coalesce(device_id, ''), from_ts, to_ts, progress
+select distinct on (shard) id, kind, shard, coalesce(device_id, ''), from_ts, to_ts, progress, attempts
 from processor.requests
 where stream = $1
   and group_name = $2
   and shard = any ($3)
   and state in ('waiting', 'running')
+  and (next_attempt_at is null or next_attempt_at <= now())
 order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 	if err != nil {
 		return nil, failure("look for requests", err)
@@ -86,7 +74,7 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 		var r protocol.Request
 		var from, to *time.Time
 		var progress []byte
-		if err := row.Scan(&r.ID, &r.Kind, &r.Shard, &r.Device, &from, &to, &progress); err != nil {
+		if err := row.Scan(&r.ID, &r.Kind, &r.Shard, &r.Device, &from, &to, &progress, &r.Attempts); err != nil {
 			return r, err
 		}
 		r.FromUS, r.ToUS = math.MinInt64, math.MaxInt64
@@ -101,22 +89,42 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 	return found, failure("look for requests", err)
 }
 
+// Attempts of a request, and the time that a step may take while it can still be
+// halved: the records of its shard wait for it.
+const (
+	requestAttempts = 8
+	requestHalvings = 13 // of stepFixes, until one is left
+	stepTime        = 2 * time.Second
+)
+
+// errEnded is returned for a request that was changed since it was read.
+var errEnded = errors.New("the request was cancelled or changed")
+
 // Step does a bounded part of a recompute or an erasure, in one transaction
 // that ends with the check of the shard's epoch, and notes how far it came.
 // Positions are read before it, statement by statement: the owner of the shard
-// is the only one that writes those of its devices. A part that was too much is
-// half as large the next time.
+// is the only one that writes those of its devices. One that was cancelled, or
+// changed since it was read, commits nothing and is done.
 func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.Progress, bool, error) {
-	p, done, err := q.step(ctx, o)
-	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.TooMuch {
-		q.shrink(o.Request.ID)
-	} else if done {
+	began := time.Now()
+	limit := q.writer.timeout
+	if o.Request.Progress.Halved < requestHalvings {
+		limit = min(limit, stepTime)
+	}
+	p, done, err := q.step(ctx, o, limit)
+	if errors.Is(err, errEnded) {
+		done, err = true, nil
+	}
+	if err == nil && p.Halved > 0 && time.Since(began) < limit/4 {
+		p.Halved--
+	}
+	if done {
 		q.forget(o.Request.ID)
 	}
 	return p, done, failure(fmt.Sprintf("run request %d", o.Request.ID), err)
 }
 
-func (q *Requests) step(ctx context.Context, o protocol.RequestStep) (p protocol.Progress, done bool, err error) {
+func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.Duration) (p protocol.Progress, done bool, err error) {
 	p = o.Request.Progress
 	now, cancel := context.WithTimeout(ctx, q.writer.timeout)
 	c, err := q.writer.heaps.now(now)
@@ -125,8 +133,8 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep) (p protocol
 		return p, false, notBegun(err)
 	}
 	s := step{
-		c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>q.shrunk(o.Request.ID))),
-		ask: byItself(ctx, q.writer.pool, q.writer.timeout),
+		c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>p.Halved)),
+		ask: within(ctx, q.writer.pool, limit, q.writer.timeout),
 	}
 	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
 	switch o.Request.Kind {
@@ -145,38 +153,89 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep) (p protocol
 	ctx, cancel = context.WithTimeout(ctx, q.writer.timeout)
 	defer cancel()
 	err = q.inTx(ctx, o, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
+		if limit < q.writer.timeout {
+			if _, err := tx.Exec(ctx, fmt.Sprintf("set local statement_timeout = %d", limit.Milliseconds())); err != nil {
+				return err
+			}
+		}
 		if err := write(ctx, tx, then); err != nil {
 			return err
 		}
-		return q.note(then, o.Request.ID, p, done)
+		then.Queue("select processor.check_fences($1)", o.Rules.Fences.Version)
+		return q.note(ctx, tx, &o.Request, p, done)
 	})
-	return p, done, failure("write", err)
+	if err != nil {
+		return o.Request.Progress, false, failure("write", err)
+	}
+	return p, done, nil
 }
 
-// Finish ends a request with a result, or as failed with a reason.
-func (q *Requests) Finish(ctx context.Context, o protocol.RequestStep, result map[string]any, failed string) error {
-	ctx, cancel := context.WithTimeout(ctx, q.writer.timeout)
-	defer cancel()
-	err := q.inTx(ctx, o, func(_ context.Context, _ *pgx.Conn, then *pgx.Batch) error {
-		state := "done"
-		if failed != "" {
-			state, result = "failed", map[string]any{"error": failed}
-		}
-		text, err := json.Marshal(result)
-		if err != nil {
-			return err
-		}
-		then.Queue(`
+// Finish ends a request with a result.
+func (q *Requests) Finish(ctx context.Context, o protocol.RequestStep, result map[string]any) error {
+	text, err := json.Marshal(result)
+	if err != nil {
+		return err
+	}
+	return q.set(ctx, fmt.Sprintf("finish request %d", o.Request.ID), o, `
 update processor.requests
-set state = $2,
-  result = $3,
+set state = 'done',
+  result = $2,
   started_at = coalesce(started_at, now()),
   finished_at = now(),
-  executed_by = $4
-where id = $1`, o.Request.ID, state, text, q.writer.member)
+  executed_by = $3
+where id = $1
+  and state in ('waiting', 'running')`, o.Request.ID, text, q.writer.member)
+}
+
+// Failed notes an attempt that failed: one that was too much is made smaller, one
+// that an outage ended is as if it had not been, any other is one of few. It
+// reports whether it was the last one; then the request has failed.
+func (q *Requests) Failed(ctx context.Context, o protocol.RequestStep, cause error) (last bool, err error) {
+	f, _ := errors.AsType[*protocol.Failure](cause)
+	tooMuch := f != nil && f.TooMuch && o.Request.Progress.Halved < requestHalvings
+	if f != nil && !tooMuch && isOutage(f) {
+		return false, nil
+	}
+	p := o.Request.Progress
+	tried := 1
+	switch {
+	case tooMuch:
+		p.Halved++
+		tried = 0
+	case f == nil || f.Kind == protocol.Rejected || f.Kind == protocol.Misconfigured:
+		tried = requestAttempts // it would fail again
+	}
+	progress, err := json.Marshal(p)
+	if err != nil {
+		return false, err
+	}
+	result, err := json.Marshal(map[string]any{"error": cause.Error()})
+	if err != nil {
+		return false, err
+	}
+	last = o.Request.Attempts+tried >= requestAttempts
+	return last, q.set(ctx, fmt.Sprintf("note a failed attempt of request %d", o.Request.ID), o, `
+update processor.requests
+set state = case when $2 then 'failed' else 'running' end,
+  progress = $3,
+  attempts = attempts + $4,
+  next_attempt_at = case when $4 > 0 then now() + interval '0.5 seconds' * 2 ^ attempts end,
+  result = case when $4 > 0 then $5::jsonb else result end,
+  started_at = coalesce(started_at, now()),
+  finished_at = case when $2 then now() end,
+  executed_by = $6
+where id = $1
+  and state in ('waiting', 'running')`, o.Request.ID, last, progress, tried, result, q.writer.member)
+}
+
+// set changes the row of a request under the shard's epoch.
+func (q *Requests) set(ctx context.Context, op string, o protocol.RequestStep, sql string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, q.writer.timeout)
+	defer cancel()
+	return failure(op, q.inTx(ctx, o, func(_ context.Context, _ *pgx.Conn, then *pgx.Batch) error {
+		then.Queue(sql, args...)
 		return nil
-	})
-	return failure(fmt.Sprintf("finish request %d", o.Request.ID), err)
+	}))
 }
 
 // inTx runs f in a transaction that commits under the shard's epoch.
@@ -192,7 +251,6 @@ func (q *Requests) inTx(ctx context.Context, o protocol.RequestStep, f func(cont
 		err = f(ctx, tx, then)
 	}
 	if err == nil {
-		then.Queue("select processor.check_fences($1)", o.Rules.Fences.Version)
 		q.writer.queueFence(then, []protocol.ShardLease{o.Lease})
 		then.Queue("commit").Exec(committed)
 		err = tx.SendBatch(ctx, then).Close()
@@ -203,7 +261,9 @@ func (q *Requests) inTx(ctx context.Context, o protocol.RequestStep, f func(cont
 	return err
 }
 
-func (q *Requests) note(then *pgx.Batch, id int64, p protocol.Progress, done bool) error {
+// note records how far a request has come, if it is still what was read: a span
+// may have been widened, and a request cancelled.
+func (q *Requests) note(ctx context.Context, tx *pgx.Conn, r *protocol.Request, p protocol.Progress, done bool) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -212,16 +272,24 @@ func (q *Requests) note(then *pgx.Batch, id int64, p protocol.Progress, done boo
 	if done {
 		state = "done"
 	}
-	then.Queue(`
+	tag, err := tx.Exec(ctx, `
 update processor.requests
 set state = $2,
   progress = $3,
-  result = case when $2 = 'done' then $3::jsonb else result end,
+  attempts = 0,
+  next_attempt_at = null,
+  result = case when $2 = 'done' then $3::jsonb end,
   started_at = coalesce(started_at, now()),
-  finished_at = case when $2 = 'done' then now() else finished_at end,
+  finished_at = case when $2 = 'done' then now() end,
   executed_by = $4
-where id = $1`, id, state, text, q.writer.member)
-	return nil
+where id = $1
+  and state in ('waiting', 'running')
+  and from_ts is not distinct from $5
+  and to_ts is not distinct from $6`, r.ID, state, text, q.writer.member, instant(r.FromUS), instant(r.ToUS))
+	if err == nil && tag.RowsAffected() == 0 {
+		return errEnded
+	}
+	return err
 }
 
 // The ends of device time: times beyond them are rejected on arrival.
@@ -482,9 +550,22 @@ func (s *step) erase() (done bool, write func(context.Context, *pgx.Conn, *pgx.B
 			return err
 		}, nil
 	}
-	return true, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+	const crossings = `from processor.timing_records where device_id = $1`
+	var n int64
+	if _, err := s.ask("select count(*) from (select "+crossings+" limit $2) t", []any{device, s.fixes}, []any{&n},
+		func() error { return nil }); err != nil {
+		return false, nil, err
+	}
+	done = n < s.fixes
+	return done, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+		tag, err := tx.Exec(ctx, `
+delete from processor.timing_records
+where id = any (array(select id `+crossings+` order by id limit $2))`, device, s.fixes)
+		s.p.Removed += tag.RowsAffected()
+		if err != nil || !done {
+			return err
+		}
 		for _, sql := range []string{
-			`delete from processor.timing_records where device_id = $1`,
 			`delete from processor.deferred where device_id = $1`,
 			`delete from processor.dead_letters where device_id = $1`,
 		} {

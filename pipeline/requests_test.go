@@ -1,0 +1,177 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// ask makes a request for a device of a test.
+func (b *bench) ask(kind, device string) (id int) {
+	return b.count(`
+insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by)
+values ($1, $2, $3, $4, $5, 'test')
+returning id`, b.stream, b.group, kind, telemetry.ShardOf(device, shards), device)
+}
+
+func (b *bench) request(id int) (state, result string, attempts int) {
+	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(),
+		"select state, coalesce(result::text, ''), attempts from processor.requests where id = $1", id).Scan(&state, &result, &attempts))
+	return state, result, attempts
+}
+
+// ended waits for the end of a request, without the waits between its attempts.
+func (b *bench) ended(id int, within time.Duration, members ...*instance) (state, result string) {
+	testenv.Wait(b.tb, within, func() error {
+		_, err := b.pool.Exec(b.tb.Context(), "update processor.requests set next_attempt_at = null where id = $1 and next_attempt_at is not null", id)
+		require.NoError(b.tb, err)
+		for _, in := range members {
+			in.RequestsChanged()
+		}
+		var attempts int
+		if state, result, attempts = b.request(id); state == "waiting" || state == "running" {
+			return fmt.Errorf("request %d is %s after %d attempts", id, state, attempts)
+		}
+		return nil
+	})
+	return state, result
+}
+
+// oneWorker has every shard share a worker.
+func oneWorker(c *pipeline.Config, _ *pipeline.Deps) { c.Workers = 1 }
+
+func TestARequestThatCannotSucceedHoldsUpNobodyAndFails(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []struct{ name, sql string }{
+		// As where a publication of all tables meets one without replica identity.
+		{"refused", `
+create function refuse() returns trigger language plpgsql as
+  'begin raise exception ''cannot delete from table "positions"'' using errcode = ''55000''; end';
+create trigger refuse before delete on positions for each row execute function refuse()`},
+		// However few rows it removes at once.
+		{"slow", `
+create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(30); return old; end';
+create trigger slow before delete on positions for each statement execute function slow()`},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			_, err := b.pool.Exec(t.Context(), kind.sql)
+			require.NoError(t, err)
+			one := b.start("one", oneWorker)
+			b.acquireAll(one)
+			device := fleet.DeviceID(0)
+			var entries [][]string
+			for s := range int64(5) {
+				for d := range 50 {
+					entries = append(entries, at(d, s))
+				}
+			}
+			b.publish(entries...)
+			b.settled(20*time.Second, 0)
+
+			id := b.ask("erase", device)
+			one.RequestsChanged()
+			testenv.Wait(t, 10*time.Second, func() error {
+				var begun int
+				if begun = b.count("select count(*) from processor.requests where started_at is not null"); begun == 0 {
+					return fmt.Errorf("the request was not tried")
+				}
+				return nil
+			})
+			for s := range int64(5) { // of the device, of its shard and of all others
+				entries = nil
+				for d := range 50 {
+					entries = append(entries, at(d, 5+s))
+				}
+				b.publish(entries...)
+				b.settled(8*time.Second, 0)
+			}
+			state, _, attempts := b.request(id)
+			require.Contains(t, []string{"waiting", "running"}, state, "after %d attempts", attempts)
+			require.Equal(t, 500, b.count("select count(*) from positions"))
+			if kind.name == "slow" {
+				return
+			}
+
+			// The attempts of one owner count for the next.
+			testenv.Wait(t, 20*time.Second, func() error {
+				if _, _, attempts = b.request(id); attempts < 3 {
+					return fmt.Errorf("%d attempts", attempts)
+				}
+				return nil
+			})
+			two := b.start("two", oneWorker)
+			b.acquireAll(two)
+			one.stop()
+			_, _, before := b.request(id)
+			require.GreaterOrEqual(t, before, 3)
+			state, result := b.ended(id, 20*time.Second, two)
+			require.Equal(t, "failed", state)
+			require.Contains(t, result, "cannot delete from table")
+			_, _, attempts = b.request(id)
+			require.Equal(t, 8, attempts)
+			require.Empty(t, two.lost)
+		})
+	}
+}
+
+func TestAStepThatTakesTooLongIsHalvedUntilItEnds(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.pool.Exec(t.Context(), `
+create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.01); return old; end';
+create trigger slow before delete on positions for each row execute function slow()`)
+	require.NoError(t, err)
+	one := b.start("one", oneWorker)
+	b.acquireAll(one)
+	device := fleet.DeviceID(0)
+	_, err = b.pool.Exec(t.Context(), `
+insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select $1, t, t, 42, 1, 0, 0, 0, 5, 0, '8', '{}'
+from generate_series(timestamptz '2026-01-01', timestamptz '2026-01-01 00:06:39', '1 second') t`, device)
+	require.NoError(t, err)
+	id := b.ask("erase", device)
+	state, result := b.ended(id, 30*time.Second, one)
+	require.Equal(t, "done", state, result)
+	require.Zero(t, b.count("select count(*) from positions"))
+	require.Contains(t, result, `"removed": 400`)
+	require.Empty(t, one.lost)
+}
+
+func TestACancelledRequestChangesNothingFromThenOn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.pool.Exec(t.Context(), `
+create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return old; end';
+create trigger slow before delete on positions for each statement execute function slow()`)
+	require.NoError(t, err)
+	one := b.start("one", oneWorker)
+	b.acquireAll(one)
+	b.publish(at(0, 1), at(0, 2))
+	b.settled(20*time.Second, 0)
+	id := b.ask("erase", fleet.DeviceID(0))
+	one.RequestsChanged()
+	testenv.Wait(t, 10*time.Second, func() error {
+		if b.count("select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'") == 0 {
+			return fmt.Errorf("the step does not run")
+		}
+		return nil
+	})
+	_, err = b.pool.Exec(t.Context(), "update processor.requests set state = 'cancelled', finished_at = now() where id = $1", id)
+	require.NoError(t, err)
+	next := b.ask("rehydrate", fleet.DeviceID(0)) // runs behind what was cancelled
+	state, _ := b.ended(next, 10*time.Second, one)
+	require.Equal(t, "done", state)
+	state, _, _ = b.request(id)
+	require.Equal(t, "cancelled", state)
+	require.Equal(t, 2, b.count("select count(*) from positions"))
+	require.Empty(t, one.lost)
+}
