@@ -110,7 +110,7 @@ func (r *Report) note(kind, name, want, have string) {
 
 // Finding is one difference between what is needed and what exists.
 type Finding struct {
-	Kind string `json:"kind"` // table, column, index, trigger, function, privilege or migration
+	Kind string `json:"kind"` // table, column, index, trigger, function, privilege, row security, rule or migration
 	Name string `json:"name"`
 	Want string `json:"want,omitempty"`
 	Have string `json:"have"`

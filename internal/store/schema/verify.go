@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -47,7 +49,8 @@ func VerifyURL(ctx context.Context, url string) (Report, error) {
 }
 
 // Verify compares the database with what this binary needs: tables, columns,
-// indexes by what they do, triggers, functions and the role's privileges. It
+// indexes by what they do, triggers, functions, the role's privileges, and policies
+// and rules that must not be. It
 // runs no DDL and leaves no trace. An error means that the comparison failed;
 // its result is in the report. A newer schema passes if everything needed
 // exists.
@@ -77,6 +80,9 @@ func Verify(ctx context.Context, db Beginner) (Report, error) {
 		}
 	}
 	if err := r.checkPrivileges(ctx, tx, needed, live); err != nil {
+		return Report{}, err
+	}
+	if err := r.checkInterference(ctx, tx, needed); err != nil {
 		return Report{}, err
 	}
 	for _, p := range probes {
@@ -125,6 +131,42 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 	})
 	if err != nil {
 		return fmt.Errorf("read privileges: %w", err)
+	}
+	return nil
+}
+
+// interferenceSQL finds what makes statements of this role do something else than
+// they say: policies that hide or refuse rows, and rules that rewrite them.
+const interferenceSQL = `
+select t.name, 'row security', format('policies apply to role %s: %s', current_user,
+  coalesce((select string_agg(p.polname, ', ' order by p.polname) from pg_policy p where p.polrelid = t.name::regclass), 'none, so no row is visible'))
+from unnest($1::text[]) as t (name)
+where to_regclass(t.name) is not null and row_security_active(t.name::regclass)
+union all
+select t.name, 'rule', r.rulename::text
+from unnest($1::text[]) as t (name)
+join pg_rewrite r on r.ev_class = to_regclass(t.name)
+where r.ev_enabled <> 'D'
+order by 1, 2, 3`
+
+// checkInterference finds policies and rules, under which nothing that the service
+// reads or writes is certain.
+func (r *Report) checkInterference(ctx context.Context, tx pgx.Tx, needed catalog) error {
+	rows, err := tx.Query(ctx, interferenceSQL, slices.Sorted(maps.Keys(needed.Tables)))
+	if err != nil {
+		return fmt.Errorf("look for policies and rules: %w", err)
+	}
+	var table, kind, have string
+	_, err = pgx.ForEachRow(rows, []any{&table, &kind, &have}, func() error {
+		want := "none: drop the rule, or disable it"
+		if kind == "row security" {
+			want = "none: alter role … bypassrls, or alter table … disable row level security"
+		}
+		r.problem(kind, "on "+table, want, have)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for policies and rules: %w", err)
 	}
 	return nil
 }

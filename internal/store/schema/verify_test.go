@@ -1,6 +1,7 @@
 package schema_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -145,6 +146,52 @@ set local role verify_writer`)
 	require.Contains(t, report.Problems, want)
 	want.Name, want.Want = "on processor.shards", "update"
 	require.Contains(t, report.Problems, want)
+}
+
+func TestVerifyNamesPoliciesAndRules(t *testing.T) {
+	url := unmigrated(t)
+	migrate(t, url)
+	conn := connect(t, url)
+	const writer = `
+create role verify_writer;
+grant usage on schema processor to verify_writer;
+grant all on all tables in schema processor to verify_writer;
+grant all on public.positions to verify_writer;`
+	const become = `; set local role verify_writer`
+	for damage, want := range map[string]string{
+		`alter table public.positions enable row level security;
+			create policy own_rows on public.positions using (device_id like 'a%')`: "row security on public.positions: policies apply to role verify_writer: own_rows",
+		`alter table public.positions enable row level security`:                 "row security on public.positions: policies apply to role verify_writer: none, so no row is visible",
+		`alter table processor.shards enable row level security`:                 "row security on processor.shards",
+		`create rule quiet as on insert to public.positions do instead nothing`:  "rule on public.positions: quiet",
+		`create rule mirror as on delete to processor.requests do also select 1`: "rule on processor.requests: mirror",
+	} {
+		tx, err := conn.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = tx.Exec(t.Context(), writer+damage+become)
+		if err != nil && strings.Contains(err.Error(), "do not support rules") { // a hypertable takes care of itself
+			require.NoError(t, tx.Rollback(t.Context()))
+			continue
+		}
+		require.NoError(t, err)
+		report, err := schema.Verify(t.Context(), tx)
+		require.NoError(t, err)
+		require.ErrorContains(t, report.Err(), want)
+		require.Len(t, report.Problems, 1)
+		require.NoError(t, tx.Rollback(t.Context()))
+	}
+	// Nothing that does not concern the role.
+	tx, err := conn.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(t.Context())
+	_, err = tx.Exec(t.Context(), writer+`alter role verify_writer bypassrls;
+alter table public.positions enable row level security;
+create rule quiet as on insert to processor.requests do instead nothing;
+alter table processor.requests disable rule quiet`+become)
+	require.NoError(t, err)
+	report, err := schema.Verify(t.Context(), tx)
+	require.NoError(t, err)
+	require.NoError(t, report.Err())
 }
 
 func TestVerifyChangesNothing(t *testing.T) {
