@@ -157,6 +157,11 @@ loadtest-ci: build ## Two instances share the work, take over from each other an
 	@bin/loadtest run failover --json --slack 3
 	@bin/loadtest run chaos --json --slack 3 --seed 7
 
+.PHONY: loadtest-containers
+loadtest-containers: build ## Build the image and break containers of it, where there is a Docker engine (80 s)
+	@if docker info >/dev/null 2>&1; then bin/loadtest run containers --json --slack 3; \
+	else echo "containers: SKIPPED, there is no Docker engine, so the image was not built and no container was run" >&2; fi
+
 .PHONY: ci-demo
 ci-demo: build ## Replay every real track as fast as it goes and balance the account
 	@if [ -n "$(TRACKS)" ]; then \

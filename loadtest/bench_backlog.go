@@ -183,7 +183,7 @@ func (b *bench) spent(ctx context.Context, line *cluster, outstanding int64, at 
 
 // selfReport returns what the instance counts, nothing when it does not say.
 func (in *instance) selfReport(ctx context.Context) (t told) {
-	address, _ := in.tap.known()
+	address, _ := in.known()
 	resp, err := get(ctx, "http://"+address+"/metrics")
 	if err != nil {
 		return t
@@ -212,7 +212,7 @@ func (b *bench) profile(ctx context.Context, line *cluster, name string) error {
 	if err := line.ready(ctx, in); err != nil {
 		return err
 	}
-	address, _ := in.tap.known()
+	address, _ := in.known()
 	for _, p := range []struct{ path, file string }{
 		{fmt.Sprintf("profile?seconds=%d", profileSeconds), name + ".cpu.pprof"},
 		{"allocs", name + ".allocs.pprof"},

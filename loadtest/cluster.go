@@ -26,6 +26,7 @@ type cluster struct {
 	dir     string
 	ground  *testbed
 	proxied bool
+	docker  *docker // nil where instances are processes
 
 	mu    sync.Mutex
 	slots []*slot
@@ -55,7 +56,7 @@ func (l *cluster) start(n int) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := launch(l.program, name, n, append(environ, l.env...), l.dir)
+	in, err := launch(l.program, name, n, append(environ, l.env...), l.dir, l.docker)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +74,15 @@ func (l *cluster) proxies() (redis, postgres *devenv.Proxy, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if redis, err = devenv.NewProxy(to); err != nil {
+	host := "127.0.0.1"
+	if l.docker != nil {
+		host = l.docker.gateway()
+	}
+	if redis, err = devenv.NewProxyAt(host, to); err != nil {
 		return nil, nil, err
 	}
 	if to, err = addrOf(l.ground.postgresURL, "5432"); err == nil {
-		postgres, err = devenv.NewProxy(to)
+		postgres, err = devenv.NewProxyAt(host, to)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, redis.Close())

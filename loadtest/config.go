@@ -13,6 +13,7 @@ import (
 // Config says how to run a scenario. Zero values of Plan are the scenario's own.
 type Config struct {
 	Processor   string   // the program to run
+	Image       string   // what containers run; empty means one that is built for the run
 	Env         []string // further variables of the instances, NAME=value
 	RedisURL    string   // empty means a private server
 	PostgresURL string   // empty means a private server
@@ -106,6 +107,8 @@ func (c Config) Check(s Scenario) error {
 		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
 	}
 	switch {
+	case s.container && c.RedisURL != "":
+		errs = append(errs, fmt.Errorf("scenario %s starts its own servers; name none", s.Name))
 	case c.PostgresURL != "" && c.World != devenv.Plain && c.World != "":
 		errs = append(errs, fmt.Errorf("world %s: only a private Postgres can be one; name no server", c.World))
 	case (c.RedisURL == "") != (c.PostgresURL == ""):

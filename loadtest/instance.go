@@ -25,6 +25,8 @@ type instance struct {
 	slot    int
 	name    string
 	logFile string
+	docker  *docker // nil for a process
+	address string  // of a container
 	cmd     *exec.Cmd
 	tap     *tap
 	exited  chan struct{} // closed when the process is gone
@@ -37,21 +39,30 @@ type instance struct {
 	last   figures // of the last scrape that succeeded
 }
 
-// launch starts the program. It is up when ready says so.
-func launch(program, name string, slot int, environ []string, dir string) (*instance, error) {
-	in := &instance{slot: slot, name: name, logFile: filepath.Join(dir, name+".log"), exited: make(chan struct{})}
+// sigStop pauses an instance, whatever it is.
+const sigStop = syscall.SIGSTOP
+
+// launch starts the program, or a container of it. It is up when ready says so.
+func launch(program, name string, slot int, environ []string, dir string, engine *docker) (*instance, error) {
+	in := &instance{slot: slot, name: name, logFile: filepath.Join(dir, name+".log"), exited: make(chan struct{}), docker: engine}
 	file, err := os.Create(in.logFile)
 	if err != nil {
 		return nil, fmt.Errorf("make the log of an instance: %w", err)
 	}
 	in.tap = &tap{to: file}
-	in.cmd = exec.Command(program, "run")
+	environ = append([]string{"INSTANCE_ID=" + name, "LOG_FORMAT=json", "PPROF=true"}, environ...)
+	if engine != nil {
+		var argv []string
+		argv, in.address = engine.command(name, environ)
+		in.cmd = exec.Command(argv[0], argv[1:]...)
+	} else {
+		in.cmd = exec.Command(program, "run")
+		in.cmd.Env = append([]string{
+			"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
+			"METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "PANIC_DUMP_DIR=" + filepath.Join(dir, "dumps"),
+		}, environ...)
+	}
 	in.cmd.Dir = dir
-	in.cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
-		"INSTANCE_ID=" + name, "METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "LOG_FORMAT=json", "PPROF=true",
-		"PANIC_DUMP_DIR=" + filepath.Join(dir, "dumps"),
-	}, environ...)
 	in.cmd.Stdout, in.cmd.Stderr = in.tap, in.tap
 	in.cmd.WaitDelay = time.Second
 	in.cmd.SysProcAttr = detached()
@@ -63,6 +74,15 @@ func launch(program, name string, slot int, environ []string, dir string) (*inst
 		in.err = errors.Join(in.cmd.Wait(), file.Close())
 	}()
 	return in, nil
+}
+
+// known returns where it listens and its name as a member, "" before it has said so.
+func (in *instance) known() (address, member string) {
+	address, member = in.tap.known()
+	if in.docker != nil && address != "" { // what it says is inside the container
+		address = in.address
+	}
+	return address, member
 }
 
 // tap writes a log to a file and notes what is learned from it.
@@ -136,7 +156,7 @@ func (in *instance) ready(ctx context.Context) error {
 		if in.gone() {
 			return giveUp(fmt.Errorf("instance %s ended at once (%w), its log ends with:\n%s", in.name, in.err, in.tail(5)))
 		}
-		address, member := in.tap.known()
+		address, member := in.known()
 		if address == "" || member == "" {
 			return fmt.Errorf("instance %s has not said where it listens", in.name)
 		}
@@ -154,7 +174,11 @@ func (in *instance) ready(ctx context.Context) error {
 
 // signal sends a signal to a living process.
 func (in *instance) signal(s syscall.Signal) error {
-	if err := in.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	send := in.cmd.Process.Signal
+	if in.docker != nil {
+		send = func(os.Signal) error { return in.docker.signal(in.name, s) }
+	}
+	if err := send(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("send %s to instance %s: %w", s, in.name, err)
 	}
 	in.mu.Lock()
@@ -197,11 +221,14 @@ func (in *instance) tail(lines int) string {
 
 // close ends the process whatever it does, and its proxies.
 func (in *instance) close() error {
+	var errs []error
+	if in.docker != nil {
+		errs = append(errs, in.docker.remove(in.name))
+	}
 	if !in.gone() {
 		_ = in.cmd.Process.Kill()
 		<-in.exited
 	}
-	var errs []error
 	for _, p := range []*devenv.Proxy{in.redis, in.postgres} {
 		if p != nil {
 			errs = append(errs, p.Close())

@@ -41,7 +41,7 @@ func get(ctx context.Context, url string) (*http.Response, error) {
 // scrape asks the instance for its metrics. One that does not answer keeps the
 // figures of the last scrape.
 func (in *instance) scrape(ctx context.Context) (figures, error) {
-	address, _ := in.tap.known()
+	address, _ := in.known()
 	if address == "" {
 		return figures{}, fmt.Errorf("instance %s does not listen yet", in.name)
 	}

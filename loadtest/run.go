@@ -63,6 +63,13 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, err
 	}
 	r.line.ground = r.environment
+	if s.container {
+		if r.line.docker, err = openDocker(ctx, cfg.Image); err != nil {
+			return nil, errors.Join(err, r.environment.close(context.WithoutCancel(ctx)))
+		}
+		// Deferred before the instances' end, so that it comes after it.
+		defer func() { err = errors.Join(err, r.line.docker.close(context.WithoutCancel(ctx))) }()
+	}
 	defer func() {
 		past := context.WithoutCancel(ctx)
 		err = errors.Join(err, r.environment.clear(past, r.line.identities(), r.plan.Devices), r.environment.close(past))

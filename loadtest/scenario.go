@@ -15,13 +15,14 @@ type Scenario struct {
 	Plan   Plan   // unless told otherwise
 	Breaks bool   // kills, freezes or cuts off: not on named servers unless allowed
 
-	proxied bool     // instances reach the servers through proxies
-	idle    bool     // starts without instances
-	bare    bool     // without fences
-	durable bool     // kills Redis: it must keep what it has acknowledged
-	held    bool     // holds batches back: the program must be one that can be asked to
-	env     []string // of the instances
-	run     func(ctx context.Context, r *run) error
+	proxied   bool     // instances reach the servers through proxies
+	idle      bool     // starts without instances
+	bare      bool     // without fences
+	durable   bool     // kills Redis: it must keep what it has acknowledged
+	container bool     // instances are containers
+	held      bool     // holds batches back: the program must be one that can be asked to
+	env       []string // of the instances
+	run       func(ctx context.Context, r *run) error
 }
 
 // EveryBound is the bounds that all scenarios share, in words.
@@ -29,7 +30,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // Scenarios returns all scenarios in the order in which they are shown.
 func Scenarios() []Scenario {
-	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos()}
+	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), containers()}
 }
 
 // ByName returns the scenario of that name. It also knows those, not among Scenarios,

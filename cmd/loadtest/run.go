@@ -66,6 +66,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	}
 	flags := cmd.Flags()
 	processorFlag(flags, &f.cfg.Processor)
+	flags.StringVar(&f.cfg.Image, "image", "", "the image of containers (default: one is built from the sources here)")
 	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
 	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
 	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres; the tables of the service hold no rows")

@@ -47,7 +47,10 @@ type link struct {
 }
 
 // NewProxy starts a proxy on a free loopback port.
-func NewProxy(upstream string) (*Proxy, error) {
+func NewProxy(upstream string) (*Proxy, error) { return NewProxyAt("127.0.0.1", upstream) }
+
+// NewProxyAt starts a proxy on a free port of an address of this machine.
+func NewProxyAt(host, upstream string) (*Proxy, error) {
 	p := &Proxy{upstream: upstream, links: make(map[*link]struct{})}
 	p.changed = sync.NewCond(&p.mu)
 	p.mu.Lock()
@@ -59,7 +62,7 @@ func NewProxy(upstream string) (*Proxy, error) {
 		if port, err = FreePort(); err != nil {
 			return nil, err
 		}
-		p.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		p.addr = net.JoinHostPort(host, strconv.Itoa(port))
 		// Another process may have taken the port since it was found free.
 		if err = p.listen(); !errors.Is(err, syscall.EADDRINUSE) {
 			break
