@@ -2,8 +2,9 @@ package telemetry
 
 import (
 	"encoding/base64"
-	"strconv"
 	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // How the publisher wraps values that JSON has no type for.
@@ -19,49 +20,46 @@ const (
 // arenaChunk is the size of one allocation for converted attributes.
 const arenaChunk = 32 << 10
 
-// readAttributes scans the attributes object, which begins with c, and sets
-// r.Attributes to its stored form.
-func (d *Decoder) readAttributes(c byte, r *Record) *DecodeError {
-	if c != '{' {
+// readAttributes reads the attributes object and sets r.Attributes to its stored
+// form.
+func (d *Decoder) readAttributes(kind jsontext.Kind, r *Record) *DecodeError {
+	if kind != '{' {
 		return d.notA("object")
 	}
-	s := &d.scan
-	start := s.pos
-	s.pos++
+	if err := d.token(); err != nil {
+		return err
+	}
+	start := d.read.at() - 1
 	d.members, d.converting, d.copied = 0, false, start
-	if s.peek() == '}' {
-		s.pos++
-	} else {
-		object := d.keys.next()
-		for more := true; more; {
-			d.inKey = false
-			at, key, err := d.readKey()
-			if err != nil {
-				return err
-			}
-			d.key, d.inKey = key, true
-			if err = d.countMember(object, key, at); err != nil {
-				return err
-			}
-			if key == keyBigInt || key == keyBytes {
-				return d.unknownSentinel()
-			}
-			if s.peek(); !s.plainInteger() {
-				if err = d.skip(2, true); err != nil {
-					return err
-				}
-			}
-			if more, err = d.readMore('}'); err != nil {
-				return err
-			}
+	for d.read.dec.PeekKind() == '"' {
+		d.inKey = false
+		key, err := d.text()
+		if err != nil {
+			return err
 		}
+		d.key, d.inKey = key, true
+		if err = d.countMembers(1); err != nil {
+			return err
+		}
+		if key == keyBigInt || key == keyBytes {
+			return d.unknownSentinel()
+		}
+		if _, err = d.skip(true); err != nil {
+			return err
+		}
+	}
+	if d.read.atEnd() {
 		d.inKey = false
 	}
+	if err := d.token(); err != nil {
+		return err
+	}
+	end := d.read.at()
 	if !d.converting {
-		r.Attributes = bytesOf(s.src[start:s.pos])
+		r.Attributes = bytesOf(d.read.src[start:end])
 		return nil
 	}
-	d.out = append(d.out, s.src[d.copied:s.pos]...)
+	d.out = append(d.out, d.read.src[d.copied:end]...)
 	r.Attributes = d.out[:len(d.out):len(d.out)]
 	d.arena = d.out[len(d.out):]
 	return nil
@@ -76,175 +74,138 @@ func (d *Decoder) countMembers(n int) *DecodeError {
 	return nil
 }
 
-// countMember checks a key inside attributes against limits and duplicates.
-func (d *Decoder) countMember(object uint32, key string, at int) *DecodeError {
-	if err := d.countMembers(1); err != nil {
-		return err
-	}
-	if !d.keys.add(object, key, at, d.scan.src, d.escaped) {
-		return d.duplicateKey()
-	}
-	return nil
-}
-
-// convert replaces the value from position start to the scanner's position by
+// convert replaces the value from position start to the reader's position by
 // what follow-up appends to d.out will write.
 func (d *Decoder) convert(start int) {
-	s := &d.scan
 	if !d.converting {
 		d.converting = true
 		// The stored form is never longer than the published one.
-		if need := len(s.src) - d.copied; cap(d.arena) < need {
+		if need := len(d.read.src) - d.copied; cap(d.arena) < need {
 			d.arena = make([]byte, 0, max(need, arenaChunk))
 		}
 		d.out = d.arena[:0]
 	}
-	d.out = append(d.out, s.src[d.copied:start]...)
-	d.copied = s.pos
+	d.out = append(d.out, d.read.src[d.copied:start]...)
+	d.copied = d.read.at()
 }
 
-// skip checks the value at the scanner's position, which stands inside depth
-// objects and arrays. Inside attributes it also converts sentinels.
-func (d *Decoder) skip(depth int, stored bool) *DecodeError {
-	s := &d.scan
-	if s.pos >= len(s.src) {
-		return d.fault(faultTruncated)
-	}
-	var f fault
-	switch c := s.src[s.pos]; c {
-	case '"':
-		_, _, _, f = s.text()
+// skip checks the next value and returns it as it is written. Inside attributes it
+// also converts sentinels.
+func (d *Decoder) skip(stored bool) (string, *DecodeError) {
+	switch d.read.dec.PeekKind() {
 	case '{':
-		return d.skipObject(depth+1, stored)
+		return d.skipObject(stored)
 	case '[':
-		return d.skipArray(depth+1, stored)
-	case 't':
-		f = s.literal("true")
-	case 'f':
-		f = s.literal("false")
-	case 'n':
-		f = s.literal("null")
-	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
-		return d.skipNumber(stored)
-	default:
-		f = faultSyntax
+		return d.skipArray(stored)
+	case '"':
+		if d.read.hasNUL {
+			return d.text() // compared with nothing
+		}
+	case '0':
+		raw, err := d.raw()
+		if err == nil && stored && !isBounded(raw) {
+			err = d.invalid(RuleRange, "has a number that is neither a double nor a 64-bit integer")
+		}
+		return raw, err
 	}
-	if f != faultNone {
-		return d.fault(f)
-	}
-	return nil
+	return d.raw()
 }
 
-func (d *Decoder) skipNumber(stored bool) *DecodeError {
-	s := &d.scan
-	var n number
-	if f := s.number(&n); f != faultNone {
-		return d.fault(f)
+// enter reads the beginning of an object or array and returns its position.
+func (d *Decoder) enter() (start int, err *DecodeError) {
+	if d.read.dec.StackDepth() >= d.limits.MaxDepth {
+		return 0, d.err(ClassTooLarge, RuleDepth, "nested more than "+itoa(d.limits.MaxDepth)+" deep")
 	}
-	if stored && !n.isBounded() {
-		return d.invalid(RuleRange, "has a number that is neither a double nor a 64-bit integer")
-	}
-	return nil
+	err = d.token()
+	return d.read.at() - 1, err
 }
 
-func (d *Decoder) skipArray(depth int, stored bool) *DecodeError {
-	if depth > d.limits.MaxDepth {
-		return d.tooDeep()
+// leave reads the end of what began at start.
+func (d *Decoder) leave(start int) (string, *DecodeError) {
+	if err := d.token(); err != nil {
+		return "", err
 	}
+	return d.read.src[start:d.read.at()], nil
+}
+
+func (d *Decoder) skipArray(stored bool) (string, *DecodeError) {
 	isBytes := d.bytes // of this array, not of what is inside it
 	d.bytes = false
-	s := &d.scan
-	s.pos++
-	if s.peek() == ']' {
-		s.pos++
-		return nil
+	start, err := d.enter()
+	if err != nil {
+		return "", err
 	}
 	elements := 0
-	for more := true; more; {
+	for d.read.dec.PeekKind() != ']' {
 		if elements++; stored && !isBytes {
 			if err := d.countMembers(1); err != nil {
-				return err
+				return "", err
 			}
 		}
-		s.peek()
-		err := d.skip(depth, stored)
-		if err != nil {
-			return err
-		}
-		if more, err = d.readMore(']'); err != nil {
-			return err
+		if _, err := d.skip(stored); err != nil {
+			return "", err
 		}
 	}
 	d.elements = elements
-	return nil
+	return d.leave(start)
 }
 
-func (d *Decoder) skipObject(depth int, stored bool) *DecodeError {
-	if depth > d.limits.MaxDepth {
-		return d.tooDeep()
+func (d *Decoder) skipObject(stored bool) (string, *DecodeError) {
+	start, err := d.enter()
+	if err != nil {
+		return "", err
 	}
-	s := &d.scan
-	start := s.pos
-	s.pos++
-	if s.peek() == '}' {
-		s.pos++
-		return nil
-	}
-	object := d.keys.next()
 	var buffer legacyBuffer
 	uncounted := 0
-	for more, first := true, true; more; first = false {
-		at, key, err := d.readKey()
+	for first := true; d.read.dec.PeekKind() == '"'; first = false {
+		key, err := d.text()
 		if err != nil {
-			return err
+			return "", err
 		}
-		c := s.peek()
+		kind := d.read.dec.PeekKind()
 		if stored {
-			if err = d.countMember(object, key, at); err != nil {
-				return err
+			if err = d.countMembers(1); err != nil {
+				return "", err
 			}
 			if strings.HasPrefix(key, sentinelPrefix) {
-				if !first || c != '"' || key != keyBigInt && key != keyBytes {
-					return d.unknownSentinel()
+				if !first || kind != '"' || key != keyBigInt && key != keyBytes {
+					return "", d.unknownSentinel()
 				}
-				return d.readSentinel(start, key)
+				return "", d.readSentinel(start, key)
 			}
-		} else if !d.keys.add(object, key, at, s.src, d.escaped) {
-			return d.duplicateKey()
 		}
-		from := s.pos
 		// The bytes of a legacy buffer become one value, so they are not counted.
-		isBytes := stored && buffer.typed && key == "data" && c == '['
+		isBytes := stored && buffer.typed && key == "data" && kind == '['
 		d.bytes, d.elements = isBytes, 0
-		if err = d.skip(depth, stored); err != nil {
-			return err
+		value, err := d.skip(stored)
+		if err != nil {
+			return "", err
 		}
 		if isBytes {
 			uncounted += d.elements
 		}
-		if stored {
-			buffer.member(key, s.src[from:s.pos])
-		}
-		if more, err = d.readMore('}'); err != nil {
-			return err
-		}
+		buffer.member(key, value)
 	}
-	if buffer.is() {
-		return d.convertBuffer(start, buffer.data)
+	raw, err := d.leave(start)
+	switch {
+	case err != nil:
+		return "", err
+	case stored && buffer.is():
+		return raw, d.convertBuffer(start, buffer.data)
 	}
-	return d.countMembers(uncounted)
+	return raw, d.countMembers(uncounted)
 }
 
 // readSentinel reads value and end of a sentinel that begins at start.
 func (d *Decoder) readSentinel(start int, key string) *DecodeError {
-	text, err := d.readText('"')
+	text, err := d.text()
 	if err != nil {
 		return err
 	}
-	if d.scan.peek() == ',' {
+	if d.read.dec.PeekKind() == '"' {
 		return d.unknownSentinel()
 	}
-	if _, err = d.readMore('}'); err != nil {
+	if err = d.token(); err != nil {
 		return err
 	}
 	if key == keyBigInt {
@@ -332,26 +293,24 @@ func (d *Decoder) convertBuffer(start int, data string) *DecodeError {
 	if data[0] != '[' {
 		return d.unknownSentinel()
 	}
-	at := len(d.escaped)
-	array := scanner{src: data, pos: 1}
-	for array.peek() != ']' {
-		if c := array.peek(); c != '-' && c-'0' > 9 {
+	d.octets = d.octets[:0]
+	for element := range strings.SplitSeq(data[1:len(data)-1], ",") {
+		element = strings.Trim(element, " \t\r\n")
+		if element == "" && len(d.octets) == 0 {
+			break // an empty array
+		}
+		if c := element[0]; c != '-' && c-'0' > 9 {
 			return d.unknownSentinel()
 		}
-		var n number
-		array.number(&n)
-		v, ok := n.integer()
+		v, ok := integer(element)
 		if !ok || v < 0 || v > 255 {
 			return d.invalid(RuleByte, "has a Buffer with something other than a byte")
 		}
-		d.escaped = append(d.escaped, byte(v))
-		if array.peek() == ',' {
-			array.pos++
-		}
+		d.octets = append(d.octets, byte(v))
 	}
 	d.convert(start)
 	d.out = append(d.out, '"')
-	d.out = base64.StdEncoding.AppendEncode(d.out, d.escaped[at:])
+	d.out = base64.StdEncoding.AppendEncode(d.out, d.octets)
 	d.out = append(d.out, '"')
 	return nil
 }
@@ -362,10 +321,6 @@ func (d *Decoder) unknownSentinel() *DecodeError {
 
 func (d *Decoder) duplicateKey() *DecodeError {
 	return d.invalid(RuleDuplicateKey, "has a key twice")
-}
-
-func (d *Decoder) tooDeep() *DecodeError {
-	return d.err(ClassTooLarge, RuleDepth, "nested more than "+itoa(d.limits.MaxDepth)+" deep")
 }
 
 func (d *Decoder) invalid(rule, reason string) *DecodeError { return d.err(ClassInvalid, rule, reason) }
@@ -379,13 +334,11 @@ func (d *Decoder) err(class Class, rule, reason string) *DecodeError {
 	return &DecodeError{class, field, rule, reason}
 }
 
-// notA returns the error of a value, at the scanner's position, of another type.
+// notA returns the error of the next value, which is of another type.
 func (d *Decoder) notA(kind string) *DecodeError {
-	at := d.scan.pos
-	if err := d.skip(1, false); err != nil {
+	if _, err := d.skip(false); err != nil {
 		return err // not even JSON, or beyond a limit
 	}
-	d.scan.pos = at
 	return d.err(ClassDecode, RuleType, "is not "+article(kind))
 }
 
@@ -394,21 +347,4 @@ func article(kind string) string {
 		return "an object"
 	}
 	return "a " + kind
-}
-
-// fault returns a fault at the scanner's position as an error.
-func (d *Decoder) fault(f fault) *DecodeError {
-	at := " at byte " + strconv.Itoa(d.scan.pos)
-	switch f {
-	case faultTruncated:
-		return d.err(ClassDecode, RuleTruncated, "ends early"+at)
-	case faultUTF8:
-		return d.err(ClassDecode, RuleUTF8, "is not UTF-8"+at)
-	case faultNUL:
-		return d.invalid(RuleNUL, "has a NUL"+at)
-	case faultSurrogate:
-		return d.invalid(RuleSurrogate, "has a lone surrogate"+at)
-	default:
-		return d.err(ClassDecode, RuleSyntax, "is not JSON"+at)
-	}
 }

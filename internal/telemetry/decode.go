@@ -20,11 +20,10 @@ func DefaultLimits() Limits {
 // Decoder turns entries into records. It belongs to one goroutine; its buffers
 // are reused from entry to entry.
 type Decoder struct {
-	limits  Limits
-	scan    scanner
-	escaped []byte // text of unescaped strings of the current payload
-	keys    keySet
-	arena   []byte // tail of the chunk that converted attributes are appended to
+	limits Limits
+	read   *reader
+	arena  []byte // tail of the chunk that converted attributes are appended to
+	octets []byte // of a legacy buffer
 
 	// Position of the scan, for errors.
 	field string // "" inside an unknown payload field
@@ -52,7 +51,7 @@ func NewDecoder(limits Limits) *Decoder {
 	if limits.MaxAttributes <= 0 {
 		limits.MaxAttributes = def.MaxAttributes
 	}
-	return &Decoder{limits: limits, keys: newKeySet()}
+	return &Decoder{limits: limits, read: newReader()}
 }
 
 // Decode fills r from e, or returns a *DecodeError and leaves r undefined. The
@@ -102,7 +101,8 @@ func (d *Decoder) decode(e *Entry, r *Record) *DecodeError {
 	}
 	*r = Record{ID: e.ID, DeviceID: device, Codec: codec, StreamUS: e.StreamTime().UnixMicro()}
 	err = d.decodePayload(payload, r)
-	d.scan.src, d.key, d.out = "", "", nil // do not pin the entry's memory
+	d.read.reset("") // do not pin the entry's memory
+	d.key, d.out = "", nil
 	return err
 }
 

@@ -18,7 +18,8 @@
 //   - Unknown data passes through: unknown payload fields are checked to be JSON
 //     and dropped, unknown attributes are stored unchanged.
 //   - Cost is bounded by the payload's length: one pass, no backtracking, no
-//     quadratic search for duplicate keys, and less than one allocation per record.
+//     quadratic search for duplicate keys, and less than one allocation per record
+//     (docs/adr/0011-own-code-and-libraries.md).
 //   - ShardOf never changes; test vectors pin it.
 //
 // A payload key that is missing or of another JSON type is of class decode,

@@ -1,6 +1,12 @@
 package telemetry
 
-import "math"
+import (
+	"errors"
+	"io"
+	"math"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
 
 // The keys of the payload, one bit each.
 const (
@@ -51,52 +57,42 @@ func payloadKey(key string) (bit uint, index int) {
 }
 
 func (d *Decoder) decodePayload(payload string, r *Record) *DecodeError {
-	d.scan = scanner{src: payload}
-	d.escaped = d.escaped[:0]
+	d.read.reset(payload)
 	d.field, d.inKey = FieldPayload, false
-	d.keys.start()
-
-	if d.scan.peek() != '{' {
+	if d.read.dec.PeekKind() != '{' {
 		return d.notA("object")
 	}
-	d.scan.pos++
+	if err := d.token(); err != nil {
+		return err
+	}
 	var seen uint
-	object := d.keys.next()
-	if d.scan.peek() == '}' {
-		d.scan.pos++
-	} else {
-		for more := true; more; {
-			d.field, d.inKey = FieldPayload, false
-			at, key, err := d.readKey()
-			if err != nil {
-				return err
-			}
-			if bit, index := payloadKey(key); bit != 0 {
-				d.field = payloadFields[index]
-				if seen&bit != 0 {
-					return d.duplicateKey()
-				}
-				seen |= bit
-				err = d.readField(bit, r)
-			} else {
-				d.key, d.inKey = key, true
-				if !d.keys.add(object, key, at, payload, d.escaped) {
-					return d.duplicateKey()
-				}
-				d.scan.peek()
-				err = d.skip(1, false)
-			}
-			if err != nil {
-				return err
-			}
-			if more, err = d.readMore('}'); err != nil {
-				return err
-			}
+	for d.read.dec.PeekKind() == '"' {
+		d.field, d.inKey = FieldPayload, false
+		key, err := d.text()
+		if err != nil {
+			return err
+		}
+		d.at(key)
+		if bit, _ := payloadKey(key); bit != 0 {
+			seen |= bit
+			err = d.readField(bit, r)
+		} else {
+			_, err = d.skip(false)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	d.field, d.inKey = FieldPayload, false
-	if d.scan.peek(); d.scan.pos < len(payload) {
-		return d.fault(faultSyntax)
+	if d.read.atEnd() {
+		d.field, d.inKey = FieldPayload, false
+	}
+	if err := d.token(); err != nil {
+		return err
+	}
+	if _, err := d.read.dec.ReadToken(); err == nil {
+		return d.err(ClassDecode, RuleSyntax, "is not JSON: more than one value")
+	} else if !errors.Is(err, io.EOF) {
+		return d.fault(err)
 	}
 	if seen != seenAll {
 		for i, field := range payloadFields {
@@ -108,12 +104,22 @@ func (d *Decoder) decodePayload(payload string, r *Record) *DecodeError {
 	return nil
 }
 
+// at makes a member the place that errors name: the payload's own or an unknown
+// one, or an attribute.
+func (d *Decoder) at(key string) {
+	if bit, index := payloadKey(key); bit != 0 && d.field == FieldPayload {
+		d.field = payloadFields[index]
+		return
+	}
+	d.key, d.inKey = key, true
+}
+
 // readField reads the value of the payload's own key into r.
 func (d *Decoder) readField(key uint, r *Record) *DecodeError {
-	c := d.scan.peek()
+	kind := d.read.dec.PeekKind()
 	switch key {
 	case seenDeviceID:
-		text, err := d.readText(c)
+		text, err := d.readText(kind)
 		if err != nil {
 			return err
 		}
@@ -122,7 +128,7 @@ func (d *Decoder) readField(key uint, r *Record) *DecodeError {
 		}
 		return nil
 	case seenTimestamp:
-		text, err := d.readText(c)
+		text, err := d.readText(kind)
 		if err != nil {
 			return err
 		}
@@ -136,35 +142,35 @@ func (d *Decoder) readField(key uint, r *Record) *DecodeError {
 		r.TimeUS = us
 		return nil
 	case seenAttributes:
-		return d.readAttributes(c, r)
+		return d.readAttributes(kind, r)
 	}
-	if c != '-' && c-'0' > 9 {
+	if kind != '0' {
 		return d.notA("number")
 	}
-	var n number
-	if f := d.scan.number(&n); f != faultNone {
-		return d.fault(f)
+	n, err := d.raw()
+	if err != nil {
+		return err
 	}
 	switch key {
 	case seenLatitude:
-		return d.degrees(&n, 90, "must lie from -90 to 90", &r.Latitude)
+		return d.degrees(n, 90, "must lie from -90 to 90", &r.Latitude)
 	case seenLongitude:
-		return d.degrees(&n, 180, "must lie from -180 to 180", &r.Longitude)
+		return d.degrees(n, 180, "must lie from -180 to 180", &r.Longitude)
 	case seenAltitude:
-		return d.real(&n, &r.Altitude)
+		return d.single(n, &r.Altitude)
 	case seenAngle:
-		return d.real(&n, &r.Angle)
+		return d.single(n, &r.Angle)
 	case seenSpeed:
-		return d.real(&n, &r.Speed)
+		return d.single(n, &r.Speed)
 	case seenSatellites:
-		return d.small(&n, math.MaxInt16, "must lie from 0 to 32767", &r.Satellites)
+		return d.small(n, math.MaxInt16, "must lie from 0 to 32767", &r.Satellites)
 	default:
-		return d.small(&n, 2, "must be 0, 1 or 2", &r.Priority)
+		return d.small(n, 2, "must be 0, 1 or 2", &r.Priority)
 	}
 }
 
-func (d *Decoder) degrees(n *number, limit float64, rule string, to *float64) *DecodeError {
-	v, ok := n.float64()
+func (d *Decoder) degrees(n string, limit float64, rule string, to *float64) *DecodeError {
+	v, ok := double(n)
 	if !ok || v < -limit || v > limit {
 		return d.invalid(RuleRange, rule)
 	}
@@ -172,8 +178,8 @@ func (d *Decoder) degrees(n *number, limit float64, rule string, to *float64) *D
 	return nil
 }
 
-func (d *Decoder) real(n *number, to *float32) *DecodeError {
-	v, ok := n.float32()
+func (d *Decoder) single(n string, to *float32) *DecodeError {
+	v, ok := real(n)
 	if !ok {
 		return d.invalid(RuleRange, "does not fit a real")
 	}
@@ -181,8 +187,8 @@ func (d *Decoder) real(n *number, to *float32) *DecodeError {
 	return nil
 }
 
-func (d *Decoder) small(n *number, limit int64, rule string, to *int16) *DecodeError {
-	v, ok := n.integer()
+func (d *Decoder) small(n string, limit int64, rule string, to *int16) *DecodeError {
+	v, ok := integer(n)
 	if !ok {
 		return d.invalid(RuleInteger, "is not a whole number, or too large for one")
 	}
@@ -193,54 +199,10 @@ func (d *Decoder) small(n *number, limit int64, rule string, to *int16) *DecodeE
 	return nil
 }
 
-// readText reads a string value that begins with c.
-func (d *Decoder) readText(c byte) (string, *DecodeError) {
-	if c != '"' {
+// readText reads a string value.
+func (d *Decoder) readText(kind jsontext.Kind) (string, *DecodeError) {
+	if kind != '"' {
 		return "", d.notA("string")
 	}
-	start, end, escapes, f := d.scan.text()
-	if f != faultNone {
-		return "", d.fault(f)
-	}
-	text, _ := d.unescape(start, end, escapes)
-	return text, nil
-}
-
-// unescape returns the text between two positions, and its position for the keySet.
-func (d *Decoder) unescape(start, end int, escapes bool) (string, int) {
-	if !escapes {
-		return d.scan.src[start:end], start
-	}
-	at := len(d.escaped)
-	d.escaped = appendUnescaped(d.escaped, d.scan.src[start:end])
-	return view(d.escaped[at:]), ^at
-}
-
-// readKey reads a key and its colon.
-func (d *Decoder) readKey() (at int, key string, err *DecodeError) {
-	if d.scan.peek() != '"' {
-		return 0, "", d.fault(d.scan.unexpected())
-	}
-	start, end, escapes, f := d.scan.text()
-	if f != faultNone {
-		return 0, "", d.fault(f)
-	}
-	key, at = d.unescape(start, end, escapes)
-	if f = d.scan.expect(':'); f != faultNone {
-		return 0, "", d.fault(f)
-	}
-	return at, key, nil
-}
-
-// readMore reads what follows a member: a comma, or the end.
-func (d *Decoder) readMore(end byte) (more bool, err *DecodeError) {
-	switch d.scan.peek() {
-	case ',':
-		d.scan.pos++
-		return true, nil
-	case end:
-		d.scan.pos++
-		return false, nil
-	}
-	return false, d.fault(d.scan.unexpected())
+	return d.text()
 }
