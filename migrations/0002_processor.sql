@@ -306,6 +306,45 @@ comment on column processor.requests.finished_at is
 comment on column processor.requests.executed_by is
   'Member that executed it last.';
 
+create table if not exists processor.devices (
+  device_id text primary key,
+  stream text not null,
+  first_seen_at timestamptz not null default now(),
+  last_seen_at timestamptz not null default now()
+);
+
+comment on table processor.devices is
+  'The devices that have positions, and the stream each belongs to. Written when an owner loads the state of a device; those that were stored before this table was are found by a scan.';
+comment on column processor.devices.device_id is
+  'Identity of the tracker.';
+comment on column processor.devices.stream is
+  'Name of the source stream.';
+comment on column processor.devices.first_seen_at is
+  'When it was registered.';
+comment on column processor.devices.last_seen_at is
+  'When its state was last loaded, to the day: not when its last record came.';
+
+create table if not exists processor.device_scans (
+  stream text primary key,
+  from_us bigint not null,
+  to_us bigint not null,
+  after_device text not null default '',
+  done_at timestamptz
+);
+
+comment on table processor.device_scans is
+  'How far the scan for devices that were stored before processor.devices has come. Delete the row to have it done again.';
+comment on column processor.device_scans.stream is
+  'Name of the source stream that the devices found are registered for.';
+comment on column processor.device_scans.from_us is
+  'Begin of the span of device time that is looked into, in microseconds since 1970; what precedes it is done.';
+comment on column processor.device_scans.to_us is
+  'End of that span, exclusive.';
+comment on column processor.device_scans.after_device is
+  'Device found last in that span.';
+comment on column processor.device_scans.done_at is
+  'When the scan ended; null until then.';
+
 create table if not exists processor.deferred (
   stream text not null,
   group_name text not null,

@@ -24,6 +24,7 @@ type batch struct {
 	deltas     []deviceDelta // its devices
 	outOfOrder []int32       // indexes of deltas with records out of order; seal derives their crossings
 	applied    []protocol.Applied
+	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
 	entries    int
 	bytes      int64
@@ -74,6 +75,8 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	clear(b.late)
 	clear(b.crossings)
 	clear(b.deltas)
+	clear(b.loaded)
+	b.loaded = b.loaded[:0]
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
 	b.crossings, b.deltas, b.outOfOrder, b.applied = b.crossings[:0], b.deltas[:0], b.outOfOrder[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
@@ -191,6 +194,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 		})
 	}
 	b.fresh, b.late = other(b.fresh), other(b.late)
+	b.loaded = slices.DeleteFunc(b.loaded, func(id string) bool { return gone(telemetry.ShardOf(id, shards)) })
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
 		return gone(telemetry.ShardOf(c.DeviceID, shards))
 	})
@@ -214,7 +218,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
-		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Devices: b.loaded, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
 		Deferred: b.deferred, Resolved: b.resolved, Letters: b.unconfirmed(),
 	}
 }

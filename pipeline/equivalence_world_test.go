@@ -89,7 +89,7 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
 	for _, sql := range []string{
 		"truncate public.positions", "truncate processor.timing_records", "delete from processor.requests",
-		"delete from processor.geofences",
+		"delete from processor.geofences", "truncate processor.devices, processor.device_scans",
 	} {
 		_, err := b.pool.Exec(context.Background(), sql)
 		require.NoError(tb, err)

@@ -175,3 +175,31 @@ create trigger slow before delete on positions for each statement execute functi
 	require.Equal(t, 2, b.count("select count(*) from positions"))
 	require.Empty(t, one.lost)
 }
+
+func TestADeviceIsRegisteredWithItsFirstRecordAndAfterAnErasure(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	one := b.start("one", oneWorker)
+	b.acquireAll(one)
+	registered := func() int {
+		return b.count("select count(*) from processor.devices where stream = $1", b.stream)
+	}
+	var entries [][]string
+	for s := range int64(3) {
+		for d := range 40 {
+			entries = append(entries, at(d, s))
+		}
+	}
+	b.publish(entries...)
+	b.settled(20*time.Second, 0)
+	require.Equal(t, 40, registered())
+	state, _ := b.ended(b.ask("rehydrate", fleet.DeviceID(100)), 10*time.Second, one)
+	require.Equal(t, "done", state)
+	require.Equal(t, 40, registered(), "of one without positions nothing is known")
+	state, _ = b.ended(b.ask("erase", fleet.DeviceID(7)), 10*time.Second, one)
+	require.Equal(t, "done", state)
+	require.Equal(t, 39, registered())
+	b.publish(at(7, 9), at(100, 9))
+	b.settled(20*time.Second, 0)
+	require.Equal(t, 41, registered())
+}

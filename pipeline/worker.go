@@ -439,9 +439,11 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		}
 	}
 	if len(w.cold) > 0 {
-		if err := w.rehydrate(ctx, p.shard); err != nil {
+		cold := unique(w.cold)
+		if err := w.rehydrate(ctx, p.shard, cold); err != nil {
 			return err
 		}
+		b.loaded = append(b.loaded, cold...)
 	}
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
@@ -466,10 +468,9 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	return nil
 }
 
-// rehydrate loads the devices in w.cold. It retries while Postgres is
+// rehydrate loads devices. It retries while Postgres is
 // unavailable, since nothing can be applied without them.
-func (w *worker) rehydrate(ctx context.Context, shard int) error {
-	cold := unique(w.cold)
+func (w *worker) rehydrate(ctx context.Context, shard int, cold []string) error {
 	return retry(ctx, w.log, "load last positions", w.metrics.historyErrors, isTransient, func() error { return w.load(ctx, shard, cold) })
 }
 

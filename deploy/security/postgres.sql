@@ -32,6 +32,7 @@ to :"role";
 -- State of the fleet, requests, incidents and fences: kept up to date, never removed.
 grant select, insert, update on
   processor.assignments,
+  processor.device_scans,
   processor.geofence_set,
   processor.geofences,
   processor.incidents,
@@ -46,6 +47,7 @@ to :"role";
 grant select, insert, update, delete on
   processor.dead_letters,
   processor.deferred,
+  processor.devices,
   processor.timing_records,
   processor.unconfirmed_letters
 to :"role";

@@ -27,6 +27,8 @@ type Batch struct {
 	// the first of a device and time counts. Crossings that the new ones affect
 	// are recomputed in the same transaction.
 	Late []telemetry.Record
+	// Devices whose state was loaded for this batch, to be registered.
+	Devices []string
 	// Crossings of the fresh records.
 	Crossings []Crossing
 	// Rules that the crossings were derived by. A transaction with an outdated

@@ -97,7 +97,8 @@ func (d *Devices) Known(ctx context.Context, device string) (known bool, err err
 	}
 	const op = "look for a device"
 	if err = d.pool.QueryRow(ctx, `
-select exists (select from processor.timing_records where device_id = $1)
+select exists (select from processor.devices where device_id = $1)
+  or exists (select from processor.timing_records where device_id = $1)
   or exists (select from processor.deferred where device_id = $1)
   or exists (select from processor.dead_letters where device_id = $1)`, device).Scan(&known); known || err != nil {
 		return known, failure(op, err)

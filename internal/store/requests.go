@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
-	"sync"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // stepFixes is the approximate number of positions one step reads or removes.
@@ -22,32 +21,12 @@ const stepFixes = 5000
 
 // Requests executes requests of operators and other services.
 type Requests struct {
-	writer *Writer
-
-	mu    sync.Mutex
-	lists map[int64]*list // of requests for all devices of a shard; under mu
+	writer  *Writer
+	scanned atomic.Bool // processor.devices holds all devices
 }
 
 // NewRequests returns the requests as the owner of shards runs them.
-func NewRequests(w *Writer) *Requests {
-	return &Requests{writer: w, lists: make(map[int64]*list)}
-}
-
-// listing is the list of devices of a request, which goes on where it was left.
-func (q *Requests) listing(id int64) *list {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.lists[id] == nil {
-		q.lists[id] = &list{}
-	}
-	return q.lists[id]
-}
-
-func (q *Requests) forget(id int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.lists, id)
-}
+func NewRequests(w *Writer) *Requests { return &Requests{writer: w} }
 
 // Waiting returns the oldest unfinished request of each of the shards that is
 // not waiting for another attempt.
@@ -118,9 +97,6 @@ func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.P
 	if err == nil && p.Halved > 0 && time.Since(began) < limit/4 {
 		p.Halved--
 	}
-	if done {
-		q.forget(o.Request.ID)
-	}
 	return p, done, failure(fmt.Sprintf("run request %d", o.Request.ID), err)
 }
 
@@ -133,15 +109,18 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		return p, false, notBegun(err)
 	}
 	s := step{
-		c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>p.Halved)),
+		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)),
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout),
 	}
 	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
 	switch o.Request.Kind {
 	case protocol.RequestRecompute:
-		if done, write, err = s.recompute(q.listing); write == nil {
-			return p, false, err // devices were listed, and more of them are to come
+		if o.Request.Device == "" {
+			if known, err := q.scan(ctx, c, p.Halved, limit); err != nil || !known {
+				return p, false, err
+			}
 		}
+		done, write, err = s.recompute()
 	case protocol.RequestErase:
 		done, write, err = s.erase()
 	default:
@@ -304,28 +283,20 @@ const devicesAtOnce = 64
 // step is one part of a request. Its fixes are about how many positions it may
 // read or remove.
 type step struct {
-	c     cuts
-	o     protocol.RequestStep
-	p     *protocol.Progress
-	fixes int64
-	ask   ask
+	c      cuts
+	o      protocol.RequestStep
+	p      *protocol.Progress
+	stream string
+	fixes  int64
+	ask    ask
 }
 
 // recompute reads the tracks of windows until enough positions were read: those
 // of many devices at once, those of a device with more than that by itself and
-// piece by piece. What it returns writes what is derived of them; nil means that
-// the list of devices is not complete yet.
-func (s *step) recompute(listing func(id int64) *list) (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
+// piece by piece. What it returns writes what is derived of them.
+func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
 	p := s.p
 	from, to := max(s.o.Request.FromUS, firstUS), min(s.o.Request.ToUS, lastUS)
-	devices := []string{s.o.Request.Device}
-	if devices[0] == "" {
-		list := listing(s.o.Request.ID)
-		if whole, err := s.list(list, from, to); err != nil || !whole {
-			return false, nil, err
-		}
-		devices = list.devices
-	}
 	var windows []window
 	for budget := s.fixes; budget > 0 && !done; {
 		if p.AfterUS != nil {
@@ -345,7 +316,10 @@ func (s *step) recompute(listing func(id int64) *list) (done bool, write func(co
 			budget -= held[0].fixes + 10
 			continue
 		}
-		some := s.next(devices)
+		some, err := s.next()
+		if err != nil {
+			return false, nil, err
+		}
 		if len(some) == 0 {
 			done = true
 			break
@@ -385,16 +359,19 @@ func (s *step) recompute(listing func(id int64) *list) (done bool, write func(co
 }
 
 // next is the devices that follow the one done last, as many as are looked at
-// together.
-func (s *step) next(devices []string) []string {
+// together; none if that was the last one.
+func (s *step) next() ([]string, error) {
 	if s.o.Request.Device != "" {
-		return devices[min(s.p.Devices, 1):]
+		return []string{s.o.Request.Device}[min(s.p.Devices, 1):], nil
 	}
-	i, found := slices.BinarySearch(devices, s.p.Device)
-	if found {
-		i++
+	most := int(min(devicesAtOnce, s.fixes))
+	for {
+		devices, last, whole, err := s.registered(s.p.Device, most)
+		if err != nil || len(devices) > 0 || whole {
+			return devices[:min(most, len(devices))], err
+		}
+		s.p.Device = last
 	}
-	return devices[i:min(len(devices), i+int(min(devicesAtOnce, s.fixes)))]
 }
 
 // holding is how many positions a device has in a span, counted up to about the
@@ -446,80 +423,6 @@ func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 	return found, nil
 }
 
-// list is the devices of a shard that have positions, in order, as far as it was made.
-type list struct {
-	devices []string
-	seen    map[string]bool
-	span    int    // the one that is looked into
-	after   string // device in it that was seen last
-	whole   bool
-}
-
-// devicesSQL skips from device to device along the index, whatever each one
-// holds. The last argument is how many it may meet.
-const devicesSQL = `
-with recursive d as (
-  (select device_id, 1 as n
-  from public.positions
-  where device_id > $1
-    and ts >= $2
-    and (ts < $3 or $3 = 'infinity')
-  order by device_id
-  limit 1)
-  union all
-  select (
-    select device_id
-    from public.positions
-    where device_id > d.device_id
-      and ts >= $2
-      and (ts < $3 or $3 = 'infinity')
-    order by device_id
-    limit 1), d.n + 1
-  from d
-  where d.device_id is not null
-    and d.n < $4
-)
-select device_id
-from d
-where device_id is not null`
-
-// list makes some more of a list, of the devices that have positions about a
-// window, and reports whether it is whole. A device that comes later needs no
-// recompute.
-func (s *step) list(l *list, from, to int64) (whole bool, err error) {
-	spans := s.c.spans(from, to)
-	for range max(1, 8/len(spans)) {
-		if l.whole {
-			return true, nil
-		}
-		if l.span >= len(spans) {
-			slices.Sort(l.devices)
-			l.whole, l.seen = true, nil
-			continue
-		}
-		const most = 2000
-		at, n := spans[l.span], 0
-		var id string
-		if _, err := s.ask(devicesSQL, s.c.args(l.after, timeOf(at.from), timeOf(at.to), most), []any{&id}, func() error {
-			n++
-			if l.after = id; telemetry.ShardOf(id, s.o.Shards) == s.o.Request.Shard && !l.seen[id] {
-				if l.seen == nil {
-					l.seen = make(map[string]bool)
-				}
-				l.seen[id] = true
-				l.devices = append(l.devices, id)
-			}
-			return nil
-		}); err != nil {
-			return false, err
-		}
-		if n < most {
-			l.span, l.after = l.span+1, ""
-		}
-	}
-	return l.whole, nil
-}
-
 // erase looks for positions of a device, the oldest first. What it returns
 // removes them by key, since a row's place is unique in its heap only, and once
 // none are left what else is stored of the device.
@@ -568,12 +471,15 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 		for _, sql := range []string{
 			`delete from processor.deferred where device_id = $1`,
 			`delete from processor.dead_letters where device_id = $1`,
+			`delete from processor.devices where device_id = $1`,
 		} {
 			tag, err := tx.Exec(ctx, sql, device)
 			if err != nil {
 				return err
 			}
-			s.p.Removed += tag.RowsAffected()
+			if !strings.Contains(sql, "processor.devices") { // its name, not its data
+				s.p.Removed += tag.RowsAffected()
+			}
 		}
 		s.p.Devices = 1
 		return nil

@@ -84,7 +84,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
-	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 {
+	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
@@ -118,6 +118,9 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 				return out, err
 			}
 		}
+	}
+	if len(b.Devices) > 0 {
+		rest.Queue(registerSQL, w.scope.Stream, b.Devices)
 	}
 	w.queueDeferred(rest, b.Deferred)
 	w.queueLetters(rest, b.Letters)

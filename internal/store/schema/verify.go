@@ -85,6 +85,9 @@ func Verify(ctx context.Context, db Beginner) (Report, error) {
 	if err := r.checkInterference(ctx, tx, needed); err != nil {
 		return Report{}, err
 	}
+	if err := r.checkReplicaIdentity(ctx, tx); err != nil {
+		return Report{}, err
+	}
 	for _, p := range probes {
 		if _, found := live.Functions[p.function]; !found {
 			continue
@@ -104,7 +107,7 @@ from unnest($1::text[]) as t (name)
 cross join unnest(case
   when t.name in ('public.positions', 'processor.audit', 'processor.losses', 'processor.settings')
     then array['select', 'insert']
-  when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.timing_records', 'processor.unconfirmed_letters')
+  when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.devices', 'processor.timing_records', 'processor.unconfirmed_letters')
     then array['select', 'insert', 'update', 'delete']
   else array['select', 'insert', 'update']
 end) as p (privilege)
@@ -167,6 +170,60 @@ func (r *Report) checkInterference(ctx context.Context, tx pgx.Tx, needed catalo
 	})
 	if err != nil {
 		return fmt.Errorf("look for policies and rules: %w", err)
+	}
+	return nil
+}
+
+// replicaIdentitySQL finds publications that carry removals of positions where its
+// heaps lack an identity: the server refuses every removal then.
+const replicaIdentitySQL = `
+with recursive heaps as (
+  select to_regclass('public.positions')::oid as oid
+  union all
+  select i.inhrelid
+  from heaps
+  join pg_inherits i on i.inhparent = heaps.oid
+)
+select p.pubname, count(*), min(c.oid::regclass::text)
+from pg_publication p
+cross join heaps
+join pg_class c on c.oid = heaps.oid and c.relkind = 'r'
+where p.pubdelete
+  and exists (
+    select
+    from pg_publication_tables t
+    join heaps h on h.oid = to_regclass(format('%I.%I', t.schemaname, t.tablename))
+    where t.pubname = p.pubname
+  )
+  and c.relreplident <> 'f'
+  and not exists (
+    select
+    from pg_index i
+    where i.indrelid = c.oid
+      and (c.relreplident = 'd' and i.indisprimary or c.relreplident = 'i' and i.indisreplident)
+  )
+group by 1
+order by 1`
+
+// checkReplicaIdentity notes what would have an erasure refused.
+func (r *Report) checkReplicaIdentity(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, replicaIdentitySQL)
+	if err != nil {
+		return fmt.Errorf("read publications: %w", err)
+	}
+	var publication, example string
+	var heaps int64
+	_, err = pgx.ForEachRow(rows, []any{&publication, &heaps, &example}, func() error {
+		have := fmt.Sprintf("none, and publication %s carries removals: device erase is refused; "+
+			"alter table … replica identity using its unique index on (device_id, ts)", publication)
+		if heaps > 1 {
+			have = fmt.Sprintf("%s (and %d more)", have, heaps-1)
+		}
+		r.note("replica identity", "of "+example, "", have)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read publications: %w", err)
 	}
 	return nil
 }
