@@ -15,12 +15,13 @@ import (
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, newCoordinationConfig, newKeys, newMembership, newMember, newFleet))
+var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, history.NewFeed, newCoordinationConfig, newKeys, newMembership, newMember, newFleet))
 
 // sinkGrace is how long a member may be cut off from Postgres, while others are
 // not, before its shards move.
@@ -78,6 +79,7 @@ type fleetDeps struct {
 	Member     Member
 	Bridge     *bridge
 	House      *tasks.DLQJanitor
+	Feed       *history.Feed
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer
 }
@@ -120,6 +122,8 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 					d.Pipeline.Rewind()
 				case b.Members:
 					fleet.MembershipChanged()
+				case b.Watch:
+					d.Feed.Watch()
 				case b.Again:
 					d.Pipeline.Reread(b.Shards)
 				default:
@@ -141,6 +145,7 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 		listening.Wait()
 		return context.Cause(ctx)
 	}))
+	s.run("live", publishLive(d.Feed, d.Group))
 	s.run("membership", run(fleet.RunMembership))
 }
 

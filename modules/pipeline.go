@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -45,6 +46,7 @@ type pipelineDeps struct {
 	Config  pipeline.Config
 	Group   *stream.Group
 	Writer  *store.Writer
+	Feed    *history.Feed
 	Reader  *store.Reader
 	Fences  *store.Fences
 	Dead    *stream.DeadLetters
@@ -58,7 +60,7 @@ type pipelineDeps struct {
 
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, pipeline.Deps{
-		Source: d.Group, Acker: d.Group, Sink: d.Writer, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
+		Source: d.Group, Acker: d.Group, Sink: liveSink{d.Writer, d.Feed}, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
 		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
 	}, d.Log, d.Metrics)
 }

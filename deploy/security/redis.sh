@@ -24,7 +24,7 @@ digest=$(tr -d '\r\n' <"${REDIS_PASSWORD_FILE:?names the file with the password}
 
 # Without a key: the connection, what the server says of itself, names of keys,
 # and the group's channel.
-set -- "$@" acl setuser "$user" reset on "#$digest" "&$own:notify" \
+set -- "$@" acl setuser "$user" reset on "#$digest" "&$own:notify" "&$own:live" \
 	+ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \
 	+command +readonly +multi +exec '+script|load' +scan +publish +subscribe +unsubscribe
 

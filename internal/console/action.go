@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -251,4 +252,9 @@ func (c *Console) showJob(_ context.Context, r *http.Request) (any, error) {
 }
 
 // actions lists what operators can do.
-func (c *Console) actions() map[string]action { return map[string]action{} }
+func (c *Console) actions() map[string]action {
+	all := make(map[string]action)
+	maps.Copy(all, c.letterActions())
+	maps.Copy(all, c.requestActions())
+	return all
+}

@@ -38,6 +38,7 @@ func (r reading[T]) Stale() bool { return r.Err != nil }
 type cached[T any] struct {
 	ask   func(ctx context.Context) (T, error)
 	fresh time.Duration
+	bound time.Duration
 
 	mu     sync.Mutex
 	last   reading[T]
@@ -46,7 +47,7 @@ type cached[T any] struct {
 }
 
 func newCached[T any](fresh time.Duration, ask func(ctx context.Context) (T, error)) *cached[T] {
-	return &cached[T]{ask: ask, fresh: fresh}
+	return &cached[T]{ask: ask, fresh: fresh, bound: askFor}
 }
 
 // get returns the answer, a fresh one if it comes within maxWait.
@@ -87,7 +88,7 @@ func (c *cached[T]) peek() reading[T] {
 }
 
 func (c *cached[T]) refresh(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, askFor)
+	ctx, cancel := context.WithTimeout(ctx, c.bound)
 	defer cancel()
 	value, err := c.ask(ctx)
 	c.mu.Lock()

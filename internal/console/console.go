@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/store"
 )
 
 // Root is the path under which the console is served.
@@ -55,10 +56,26 @@ type Console struct {
 
 	redis    *cached[operator.RedisView]
 	postgres *cached[operator.PostgresView]
+	groups   *cached[groupsOf]
+	deferred *cached[[]store.DeferredRow]
+	pinned   *cached[[]store.SettingRow]
 
-	mu    sync.RWMutex
-	fleet *operator.Fleet // nil while nobody asks
-	close *time.Timer     // ends the connections
+	letters       selections[operator.DeadLetterList]
+	oneLetter     selections[operator.DeadLetter]
+	archived      selections[operator.Page[store.ArchivedLetter]]
+	incidentPages selections[operator.Page[store.NumberedIncident]]
+	lossPages     selections[operator.Page[store.NumberedLoss]]
+	requestPages  selections[operator.Page[store.RequestStatus]]
+	auditPages    selections[operator.Page[store.AuditRow]]
+	found         selections[[]string]
+	devices       selections[operator.Device]
+	tracks        selections[operator.TrackWindow]
+
+	mu     sync.Mutex
+	fleet  *operator.Fleet // nil while nobody asks
+	users  int             // of the connections
+	idle   *time.Timer     // ends the connections
+	closed bool
 }
 
 // New returns a console. It contacts nothing.
@@ -83,60 +100,87 @@ func New(cfg Config, log *slog.Logger) (*Console, error) {
 		err = c.with(func(f *operator.Fleet) error { v, err = f.PostgresView(ctx); return err })
 		return v, err
 	})
+	c.groups = newCached(groupsFresh, func(ctx context.Context) (g groupsOf, err error) {
+		err = c.with(func(f *operator.Fleet) error {
+			g.List, g.Unanswered, err = f.FailureGroups(ctx, operator.Filter{})
+			return err
+		})
+		return g, err
+	})
+	c.groups.bound = scanFor
+	c.deferred = newCached(2*time.Second, func(ctx context.Context) (list []store.DeferredRow, err error) {
+		err = c.with(func(f *operator.Fleet) error { list, err = f.Deferred(ctx, shownRows); return err })
+		return list, err
+	})
+	c.pinned = newCached(5*time.Second, func(ctx context.Context) (list []store.SettingRow, err error) {
+		err = c.with(func(f *operator.Fleet) error { list, err = f.PinnedSettings(ctx); return err })
+		return list, err
+	})
 	c.hub = newHub()
 	c.pages = c.allPages()
 	return c, nil
 }
 
-// Close cancels what runs and ends the connections. Requests that follow open them again.
+// Close cancels what runs and ends the connections.
 func (c *Console) Close() {
 	c.jobs.halt()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 	c.disconnect()
 }
 
+// disconnect ends the connections unless they are in use. The caller holds mu.
 func (c *Console) disconnect() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fleet != nil {
+	if c.fleet != nil && c.users == 0 {
 		c.fleet.Close()
 		c.fleet = nil
-	}
-	if c.close != nil {
-		c.close.Stop()
 	}
 }
 
 // with calls ask with connections that stay open meanwhile.
 func (c *Console) with(ask func(f *operator.Fleet) error) error {
-	for {
-		c.mu.RLock()
-		if c.fleet != nil {
-			c.close.Reset(closeAfter)
-			defer c.mu.RUnlock()
-			return ask(c.fleet)
-		}
-		c.mu.RUnlock()
-		if err := c.open(); err != nil {
-			return err
-		}
-	}
-}
-
-func (c *Console) open() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fleet != nil {
-		return nil
-	}
-	fleet, err := c.cfg.Open()
+	fleet, err := c.connect()
 	if err != nil {
 		return err
 	}
-	if c.fleet = fleet; c.close == nil {
-		c.close = time.AfterFunc(closeAfter, c.disconnect)
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.users--; c.closed {
+			c.disconnect()
+		} else if c.users == 0 {
+			c.idle.Reset(closeAfter)
+		}
+	}()
+	return ask(fleet)
+}
+
+var errClosed = errors.New("this instance is stopping")
+
+func (c *Console) connect() (*operator.Fleet, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, errClosed
 	}
-	c.close.Reset(closeAfter)
-	return nil
+	if c.fleet == nil {
+		fleet, err := c.cfg.Open()
+		if err != nil {
+			return nil, err
+		}
+		c.fleet = fleet
+	}
+	if c.idle == nil {
+		c.idle = time.AfterFunc(closeAfter, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.disconnect()
+		})
+	}
+	c.idle.Stop()
+	c.users++
+	return c.fleet, nil
 }
 
 // Handler returns the handler of everything under Root.
@@ -147,6 +191,9 @@ func (c *Console) Handler() http.Handler {
 	}
 	mux.HandleFunc("GET "+Root+"events/{page...}", c.serveEvents)
 	mux.HandleFunc("GET "+Root+"assets/{file}", serveAsset)
+	mux.HandleFunc("GET "+Root+"export/dead-letters.ndjson", c.exportLetters)
+	mux.HandleFunc("GET "+Root+"track.json", c.serveTrack)
+	mux.HandleFunc("GET "+Root+"runbook/{page}", c.serveRunbook)
 	c.actionRoutes(mux)
 	mux.HandleFunc(Root, func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusNotFound, errors.New("there is no such page"))

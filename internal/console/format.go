@@ -24,6 +24,7 @@ var functions = template.FuncMap{
 	"lines":   func(s string) []string { return strings.Split(strings.TrimSuffix(s, "\n"), "\n") },
 	"dict":    dict,
 	"count":   func(n int, thing string) string { return cli.Count(n, thing) },
+	"yes":     func(b *bool) bool { return b != nil && *b },
 	"inc":     func(n int) int { return n + 1 },
 }
 

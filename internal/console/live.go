@@ -19,8 +19,6 @@ const (
 	writeFor = 5 * time.Second
 	// quietFor is the longest time without an update.
 	quietFor = 15 * time.Second
-	// sendBuffer is the system's memory for what a client has not read.
-	sendBuffer = 64 << 10
 )
 
 // update is the parts of a page that changed, by their ID.
@@ -56,9 +54,13 @@ func (h *hub) count() int {
 	return h.n
 }
 
-// join adds a client to the topic of a name, which render makes a state of at
-// every tick. It returns nil if there are too many clients.
-func (h *hub) join(ctx context.Context, name string, every time.Duration, render func(ctx context.Context) (update, error)) *client {
+// renderer makes a state of a page.
+type renderer = func(ctx context.Context) (update, error)
+
+// join adds a client to the topic of a name. begin is called with the life of the
+// topic and returns what makes a state of it at every tick. It returns nil if there
+// are too many clients.
+func (h *hub) join(ctx context.Context, name string, every time.Duration, begin func(running context.Context) renderer) *client {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.n >= maxClients {
@@ -70,7 +72,7 @@ func (h *hub) join(ctx context.Context, name string, every time.Duration, render
 		running, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends with the last client
 		t = &topic{cancel: cancel, clients: make(map[*client]bool), shown: update{}}
 		h.topics[name] = t
-		go h.run(running, t, every, render)
+		go h.run(running, t, every, begin(running))
 	}
 	h.n++
 	t.clients[c] = true
@@ -90,7 +92,7 @@ func (h *hub) leave(name string, c *client) {
 }
 
 // run makes a state at every tick and passes on what changed.
-func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render func(ctx context.Context) (update, error)) {
+func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render renderer) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -198,8 +200,12 @@ func (c *Console) serveEvents(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusRequestURITooLong, errors.New("the address is too long"))
 		return
 	}
-	client := c.hub.join(r.Context(), topic, p.every, func(ctx context.Context) (update, error) {
-		return p.parts(c, r.WithContext(ctx))
+	client := c.hub.join(r.Context(), topic, p.every, func(running context.Context) renderer {
+		render := func(ctx context.Context) (update, error) { return p.parts(r.WithContext(ctx), false) }
+		if p.follow != nil {
+			return p.follow(running, render)
+		}
+		return render
 	})
 	if client == nil {
 		w.Header().Set("Retry-After", "30")

@@ -463,7 +463,15 @@ func (c *Console) allPages() map[string]*page {
 	for _, p := range []*page{
 		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open"}, data: c.overview},
 		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, names: []string{"notice", "shards"}, data: c.shards},
-		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, names: []string{"job", "job-cancel"}, data: c.showJob},
+		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter-filter", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
+		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},
+		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
+		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
+		{path: "map/", title: "Live map", nav: "map", every: time.Second, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
+		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
+		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "deferred-list", "audit-list"}, data: c.requests},
+		{path: "settings/", title: "Settings", nav: "settings", every: 5 * time.Second, names: []string{"notice", "setting-list", "pinned-list"}, data: c.settings},
+		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, names: []string{"job", "job-cancel"}, still: []string{"job-cancel"}, data: c.showJob},
 	} {
 		pages[p.path] = p
 	}

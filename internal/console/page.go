@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
 	"path"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/docs/runbook"
 )
 
 //go:embed templates assets
@@ -23,6 +28,9 @@ type page struct {
 	nav   string        // the entry of the navigation
 	every time.Duration // between two updates; 0 for a page that does not move
 	names []string      // its parts, which are templates and IDs
+	still []string      // parts that do not change once they are shown
+	// follow adds to the states of a page what is heard while it is watched.
+	follow func(running context.Context, render renderer) renderer
 	// data returns what the templates show.
 	data func(ctx context.Context, r *http.Request) (any, error)
 }
@@ -42,13 +50,16 @@ type frame struct {
 }
 
 // parts renders the parts of a page.
-func (p *page) parts(_ *Console, r *http.Request) (update, error) {
+func (p *page) parts(r *http.Request, whole bool) (update, error) {
 	data, err := p.data(r.Context(), r)
 	if err != nil {
 		return nil, err
 	}
 	u := make(update, len(p.names))
 	for _, name := range p.names {
+		if !whole && slices.Contains(p.still, name) {
+			continue
+		}
 		var b bytes.Buffer
 		if err := templates.ExecuteTemplate(&b, name, data); err != nil {
 			return nil, fmt.Errorf("show %s: %w", name, err)
@@ -60,7 +71,7 @@ func (p *page) parts(_ *Console, r *http.Request) (update, error) {
 
 // servePage renders a whole page.
 func (c *Console) servePage(w http.ResponseWriter, r *http.Request, p *page) {
-	u, err := p.parts(c, r)
+	u, err := p.parts(r, true)
 	if err != nil {
 		c.fail(w, r, http.StatusInternalServerError, err)
 		return
@@ -133,4 +144,17 @@ func serveAsset(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Cache-Control", "max-age=60")
 	_, _ = w.Write(content) // the client may be gone
+}
+
+// serveRunbook shows a page of the runbook.
+func (c *Console) serveRunbook(w http.ResponseWriter, r *http.Request) {
+	name := strings.TrimSuffix(r.PathValue("page"), ".md")
+	text, err := runbook.Pages.ReadFile(name + ".md")
+	if err != nil {
+		c.fail(w, r, http.StatusNotFound, errors.New("the runbook has no such page"))
+		return
+	}
+	f := c.frame(w, r, name, "")
+	f.Parts = []part{{"runbook", c.html("runbook", string(text))}}
+	c.render(w, http.StatusOK, f)
 }

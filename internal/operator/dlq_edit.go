@@ -27,6 +27,15 @@ type Edited struct {
 // of the entry, as edited before, and returns the new ones. The original and the
 // difference are kept.
 func (f *Fleet) EditDeadLetter(ctx context.Context, id string, change func(fields []string) ([]string, error)) (out Edited, err error) {
+	return f.editDeadLetter(ctx, id, change, true)
+}
+
+// PreviewEdit returns what EditDeadLetter would do.
+func (f *Fleet) PreviewEdit(ctx context.Context, id string, change func(fields []string) ([]string, error)) (Edited, error) {
+	return f.editDeadLetter(ctx, id, change, false)
+}
+
+func (f *Fleet) editDeadLetter(ctx context.Context, id string, change func(fields []string) ([]string, error), keep bool) (out Edited, err error) {
 	d, err := f.deadLetters(ctx)
 	if err != nil {
 		return out, err
@@ -50,11 +59,13 @@ func (f *Fleet) EditDeadLetter(ctx context.Context, id string, change func(field
 		return out, fault.Exitf(fault.Finding, "nothing was changed")
 	}
 	out.ID, out.Diff = l.ID.String(), difference(l.Entry.Fields, fields)
-	if err := d.edit(ctx, []protocol.DLQEntry{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: out.Diff}}); err != nil {
-		return out, d.explained(err)
-	}
-	if err := d.note(ctx, "dlq edit", out.ID, 1); err != nil {
-		return out, err
+	if keep {
+		if err := d.edit(ctx, []protocol.DLQEntry{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: out.Diff}}); err != nil {
+			return out, d.explained(err)
+		}
+		if err := d.note(ctx, "dlq edit", out.ID, 1); err != nil {
+			return out, err
+		}
 	}
 	if _, fails := d.decode(l, fields); fails != nil {
 		out.NowFails = orNull(fails.Error())

@@ -29,6 +29,8 @@ type RetryOptions struct {
 	PerSecond float64             // maximum dead letters per second
 	PauseAt   int64               // pause while the backlog exceeds this
 	Waiting   func(backlog int64) // told of each pause; may be nil
+	Limit     int                 // replay only so many, the oldest first; 0 is all
+	Progress  func(done, all int) // told after each batch; may be nil
 }
 
 // Retried is the outcome of a replay.
@@ -59,7 +61,10 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	if out.Missing = s.missing(); len(list) == 0 {
 		return out, by.NoMatch()
 	}
-	r := &replay{deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, report: out.Letters}
+	if o.Limit > 0 {
+		list = list[:min(len(list), o.Limit)]
+	}
+	r := &replay{progress: o.Progress, deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, report: out.Letters}
 	if r.waiting == nil {
 		r.waiting = func(int64) {}
 	}
@@ -85,15 +90,19 @@ type replay struct {
 	pauseAt int64
 	waiting func(backlog int64)
 
-	report []Retry
-	done   int
-	failed int
+	progress func(done, all int)
+	report   []Retry
+	done     int
+	failed   int
 }
 
 func (r *replay) send(ctx context.Context, list []ref) error {
 	return r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {
 		if err := r.await(ctx); err != nil {
 			return err
+		}
+		if r.progress != nil {
+			defer func() { r.progress(len(r.report), len(list)) }()
 		}
 		for _, g := range gone {
 			r.report = append(r.report, Retry{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})

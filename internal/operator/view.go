@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
@@ -139,3 +140,28 @@ func (f *Fleet) Intend(ctx context.Context, action, target, reason string) error
 }
 
 func (f *Fleet) audit() *store.Audit { return store.NewAudit(f.pool, askTimeout) }
+
+// Live calls heard with what the members commit, coalesced, until ctx ends; Watch
+// must be called every few seconds meanwhile.
+func (f *Fleet) Live(ctx context.Context, heard func(history.Moves)) error {
+	group, err := f.redis(ctx, 1)
+	if err != nil {
+		return err
+	}
+	group.Live(ctx, func(text string) {
+		var m history.Moves
+		if json.Unmarshal([]byte(text), &m) == nil {
+			heard(m)
+		}
+	})
+	return ctx.Err()
+}
+
+// Watch asks the members to publish what they commit, for some seconds.
+func (f *Fleet) Watch(ctx context.Context) error {
+	group, err := stream.NewGroup(f.client, f.where(1))
+	if err != nil {
+		return err
+	}
+	return group.Watch(ctx)
+}

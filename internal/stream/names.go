@@ -69,6 +69,10 @@ func (n Names) Shards() string { return n.prefix() + ":shards" }
 // new entries.
 func (n Names) NotifyChannel() string { return n.prefix() + ":notify" }
 
+// LiveChannel returns the channel on which members publish what they commit while
+// a console shows it.
+func (n Names) LiveChannel() string { return n.prefix() + ":live" }
+
 // Lock returns the key of the leader's lock.
 func (n Names) Lock() string { return n.prefix() + ":leader" }
 

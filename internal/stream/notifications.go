@@ -15,11 +15,13 @@ type Notification struct {
 	Group         bool  // the group was recreated: all queues must be read from the start
 	Again         bool  // the shards named must be read from the start: entries may precede the cursor
 	Members       bool  // a member's state changed
+	Watch         bool  // the console shows the devices as they move, for some seconds
 }
 
 const (
 	leaderPayload  = "leader"  // published by a leader that has resigned
 	membersPayload = "members" // published by a member that is leaving
+	watchPayload   = "watch"   // published every second by a console that shows the live map
 	againPayload   = "again"   // precedes shards whose queues are to be read from the start
 )
 
@@ -47,6 +49,35 @@ func (g *Group) NotifyLeadership(ctx context.Context) error {
 	return failure("notify of a free leadership", g.client.Publish(ctx, g.names.NotifyChannel(), leaderPayload).Err())
 }
 
+// Watch asks the members to publish what they commit, for some seconds.
+func (g *Group) Watch(ctx context.Context) error {
+	return failure("ask for what is committed", g.client.Publish(ctx, g.names.NotifyChannel(), watchPayload).Err())
+}
+
+// PublishLive publishes what was committed, for the live map.
+func (g *Group) PublishLive(ctx context.Context, text string) error {
+	return failure("publish what is committed", g.client.Publish(ctx, g.names.LiveChannel(), text).Err())
+}
+
+// Live calls heard for what the members publish until ctx ends. What arrives while
+// heard is at work for long is dropped.
+func (g *Group) Live(ctx context.Context, heard func(text string)) {
+	sub := g.client.Subscribe(ctx, g.names.LiveChannel())
+	defer func() { _ = sub.Close() }()
+	messages := sub.Channel()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, ok := <-messages:
+			if !ok {
+				return
+			}
+			heard(m.Payload)
+		}
+	}
+}
+
 // NotifyMembers announces that a member's state changed.
 func (g *Group) NotifyMembers(ctx context.Context) error {
 	return failure("notify the members", g.client.Publish(ctx, g.names.NotifyChannel(), membersPayload).Err())
@@ -60,6 +91,8 @@ func parseNotification(text string) Notification {
 		return Notification{Group: true}
 	case leaderPayload:
 		return Notification{Leader: true}
+	case watchPayload:
+		return Notification{Watch: true}
 	case membersPayload:
 		return Notification{Members: true}
 	}

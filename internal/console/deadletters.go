@@ -1,0 +1,394 @@
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+const (
+	// groupsFresh is how long the groups of dead letters are reused: they are
+	// counted by reading all of them.
+	groupsFresh = 5 * time.Second
+	// scanFor bounds reading all dead letters.
+	scanFor = 2 * time.Minute
+	// shownLetters is the number of dead letters of one list.
+	shownLetters = 50
+	// canary is the number of dead letters that are replayed first.
+	canary = 10
+	// replayRate is the maximum number of dead letters replayed per second, and
+	// pauseAt the backlog at which a replay pauses; as the command has them.
+	replayRate = 200
+	pauseAt    = 10_000
+)
+
+// groupsOf is the dead letters by failure.
+type groupsOf struct {
+	List       []*operator.FailureGroup
+	Unanswered error
+}
+
+// total returns the number of dead letters.
+func (g groupsOf) Total() (n int) {
+	for _, x := range g.List {
+		n += x.Count
+	}
+	return n
+}
+
+// selections caches lists by their filter, a few at a time.
+type selections[T any] struct {
+	mu   sync.Mutex
+	byID map[string]*cached[T]
+	age  []string
+}
+
+// maxSelections bounds what is remembered.
+const maxSelections = 16
+
+func (s *selections[T]) get(id string, fresh, bound time.Duration, ask func(ctx context.Context) (T, error)) *cached[T] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.byID[id]; c != nil {
+		return c
+	}
+	if s.byID == nil {
+		s.byID = make(map[string]*cached[T])
+	}
+	if len(s.age) >= maxSelections {
+		delete(s.byID, s.age[0])
+		s.age = s.age[1:]
+	}
+	c := newCached(fresh, ask)
+	c.bound = bound
+	s.byID[id], s.age = c, append(s.age, id)
+	return c
+}
+
+// filterOf reads a filter from a form or an address.
+func filterOf(v url.Values) operator.Filter {
+	f := operator.Filter{Class: v.Get("class"), Device: v.Get("device"), Fingerprint: v.Get("fingerprint"), Text: v.Get("text")}
+	f.IDs = strings.Fields(v.Get("ids"))
+	return f
+}
+
+// lettersData is what the page of dead letters shows.
+type lettersData struct {
+	view
+	Groups  reading[groupsOf]
+	Filter  operator.Filter
+	IDs     string
+	Chosen  bool // a filter is set
+	List    reading[operator.DeadLetterList]
+	Classes []telemetry.Class
+	Query   string // of the filter, for links
+	Actor   actor
+	Archive bool
+}
+
+// actor is who may act on a page.
+type actor struct {
+	May   bool
+	Token string
+	Back  string
+}
+
+func (c *Console) actor(r *http.Request) actor {
+	_, token := c.guard.session(nil, r)
+	back := Root + strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, Root), "events/")
+	if r.URL.RawQuery != "" {
+		back += "?" + r.URL.RawQuery
+	}
+	return actor{May: token != "", Token: token, Back: back}
+}
+
+func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	f := filterOf(q)
+	d := lettersData{view: c.view(ctx), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r)}
+	d.Groups = c.groups.get(ctx)
+	if d.Chosen {
+		v := url.Values{}
+		for _, name := range []string{"class", "device", "fingerprint", "text", "ids"} {
+			if q.Get(name) != "" {
+				v.Set(name, q.Get(name))
+			}
+		}
+		d.Query = v.Encode()
+		d.List = c.letters.get(d.Query, 2*time.Second, scanFor, func(ctx context.Context) (list operator.DeadLetterList, err error) {
+			err = c.with(func(fl *operator.Fleet) error { list, err = fl.DeadLetters(ctx, f, shownLetters); return err })
+			return list, err
+		}).get(ctx)
+	}
+	return d, nil
+}
+
+// letterData is what the page of one dead letter shows.
+type letterData struct {
+	view
+	Letter reading[operator.DeadLetter]
+	ID     string
+	Actor  actor
+}
+
+// Fields returns the fields with the pretty form of a payload, and whether the
+// failure is in them.
+func (d letterData) Fields() []shownField {
+	return shownFields(d.Letter.Value.Fields, d.Letter.Value.Field)
+}
+
+// EditedFields returns the fields as they would be replayed.
+func (d letterData) EditedFields() []shownField {
+	return shownFields(d.Letter.Value.Edited, d.Letter.Value.Field)
+}
+
+// shownField is a field of an entry on the page.
+type shownField struct {
+	Name, Value, Raw string
+	Base64, Fault    bool
+	Lines            []shownLine
+}
+
+type shownLine struct {
+	Text  string
+	Fault bool
+}
+
+// longestShown bounds how much of a value is shown.
+const longestShown = 64 << 10
+
+func shownFields(fields []operator.Field, fault string) []shownField {
+	root, member, _ := strings.Cut(fault, ".")
+	var out []shownField
+	for _, f := range fields {
+		s := shownField{Name: f.Name, Value: f.Value, Raw: f.Value, Base64: f.Base64}
+		if len(s.Value) > longestShown {
+			s.Value = s.Value[:longestShown] + "…"
+		}
+		var indented strings.Builder
+		if enc := json.RawMessage(f.Value); f.Name == telemetry.FieldPayload && len(f.Value) <= longestShown && json.Valid(enc) {
+			var b []byte
+			if b, _ = json.MarshalIndent(enc, "", "  "); b != nil {
+				indented.Write(b)
+			}
+			s.Value = indented.String()
+		}
+		marked := false
+		names := []string{member, fault, root}
+		for line := range strings.Lines(s.Value) {
+			bad := false
+			for _, name := range names {
+				last := name[strings.LastIndexByte(name, '.')+1:]
+				if f.Name == telemetry.FieldPayload && last != "" && strings.HasPrefix(strings.TrimSpace(line), strconv.Quote(last)+":") {
+					bad, marked = true, true
+				}
+			}
+			s.Lines = append(s.Lines, shownLine{strings.TrimSuffix(line, "\n"), bad})
+		}
+		s.Fault = fault != "" && (f.Name == fault || f.Name == root && !marked || f.Name == telemetry.FieldPayload && member == "" && !marked && f.Name == root)
+		out = append(out, s)
+	}
+	return out
+}
+
+func (c *Console) deadLetter(ctx context.Context, r *http.Request) (any, error) {
+	id := r.URL.Query().Get("id")
+	d := letterData{view: c.view(ctx), ID: id, Actor: c.actor(r)}
+	d.Letter = c.oneLetter.get(id, time.Second, askFor, func(ctx context.Context) (l operator.DeadLetter, err error) {
+		err = c.with(func(f *operator.Fleet) error { l, err = f.DeadLetter(ctx, id); return err })
+		return l, err
+	}).get(ctx)
+	return d, nil
+}
+
+// exportLetters writes the selected dead letters as lines of JSON.
+func (c *Console) exportLetters(w http.ResponseWriter, r *http.Request) {
+	f := filterOf(r.URL.Query())
+	if err := f.Check(); err != nil {
+		c.fail(w, r, http.StatusBadRequest, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Disposition", `attachment; filename="dead-letters.ndjson"`)
+	out := http.NewResponseController(w)
+	enc := json.NewEncoder(w)
+	err := c.with(func(fl *operator.Fleet) error {
+		_, _, err := fl.ExportDeadLetters(r.Context(), f, func(l operator.DeadLetter) error {
+			if err := out.SetWriteDeadline(time.Now().Add(writeFor)); err != nil {
+				return err
+			}
+			return enc.Encode(l)
+		})
+		return err
+	})
+	if err != nil {
+		c.log.Warn("export of dead letters ended early", "err", err)
+		panic(http.ErrAbortHandler) // the client must not take a part for the whole
+	}
+}
+
+// letterActions are what operators do with dead letters.
+func (c *Console) letterActions() map[string]action {
+	type run = func(ctx context.Context, f *operator.Fleet, j *job) error
+	retry := func(title string, o operator.RetryOptions) func(r *http.Request) (string, run, error) {
+		return func(r *http.Request) (string, run, error) {
+			by := filterOf(r.PostForm)
+			if by.Empty() && r.PostFormValue("all") != "yes" {
+				return "", nil, operator.ErrChooseAll
+			}
+			if err := by.Check(); err != nil {
+				return "", nil, err
+			}
+			return title + " " + by.String(), func(ctx context.Context, f *operator.Fleet, j *job) error {
+				o := o
+				o.PerSecond, o.PauseAt = replayRate, pauseAt
+				o.Progress = func(done, all int) { j.progress(done, all, "") }
+				o.Waiting = func(backlog int64) {
+					j.progress(0, 0, fmt.Sprintf("paused while the backlog is %d", backlog))
+				}
+				out, err := f.RetryDeadLetters(ctx, by, o)
+				return tellRetry(ctx, f, j, out, o.DryRun, err)
+			}, nil
+		}
+	}
+	return map[string]action{
+		"dlq-dry-run": {reads: true, start: retry("Dry run of", operator.RetryOptions{DryRun: true, Limit: 1000})},
+		"dlq-canary":  {start: retry("Canary of 10 of", operator.RetryOptions{Limit: canary})},
+		"dlq-retry":   {start: retry("Replay of", operator.RetryOptions{})},
+		"dlq-drop": {start: func(r *http.Request) (string, run, error) {
+			by := filterOf(r.PostForm)
+			count, err := strconv.Atoi(r.PostFormValue("count"))
+			if by.Empty() || err != nil {
+				return "", nil, errors.New("choose dead letters by a filter, and say how many they are")
+			}
+			return "Drop " + by.String(), func(ctx context.Context, f *operator.Fleet, j *job) error {
+				out, err := f.DropDeadLetters(ctx, by, count)
+				j.progress(out.Dropped, count, "")
+				return err
+			}, nil
+		}},
+		"dlq-restore": {start: func(r *http.Request) (string, run, error) {
+			by := store.ArchiveFilter{
+				IDs: strings.Fields(r.PostFormValue("ids")), Class: r.PostFormValue("class"), Device: r.PostFormValue("device"),
+				Fingerprint: r.PostFormValue("fingerprint"), OpenOnly: true,
+			}
+			if len(by.IDs) == 0 && by.Class+by.Device+by.Fingerprint == "" {
+				return "", nil, operator.ErrChooseAll
+			}
+			return "Restore dead letters", func(ctx context.Context, f *operator.Fleet, j *job) error {
+				list, err := f.RestoreDeadLetters(ctx, by, operator.RestoreOptions{Progress: func(done, all int) { j.progress(done, all, "") }})
+				n := 0
+				for _, l := range list {
+					if l.Outcome == "restored" {
+						n++
+					}
+					j.say(strings.TrimSpace(l.ID + " " + l.Outcome + " " + l.As))
+				}
+				j.progress(n, 0, "restored")
+				return err
+			}, nil
+		}},
+		"dlq-edit-preview": {reads: true, start: c.edit(false)},
+		"dlq-edit":         {start: c.edit(true)},
+	}
+}
+
+// tellRetry shows the outcome of a replay, and for real ones what became of the
+// entries.
+func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retried, dry bool, err error) error {
+	outcomes := make(map[string]int)
+	var as []string
+	for _, l := range out.Letters {
+		outcomes[l.Outcome]++
+		if l.As != "" {
+			as = append(as, l.As)
+		}
+		if len(out.Letters) <= 100 || l.Reason != "" {
+			j.say(strings.TrimSpace(l.ID + " " + l.Outcome + " " + l.As + " " + l.Reason))
+		}
+	}
+	j.progress(len(out.Letters), len(out.Letters), fmt.Sprint(outcomes))
+	if dry || len(as) == 0 {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, fateFor)
+	defer cancel()
+	last := as[max(0, len(as)-1000):]
+	fate, fateErr := f.Fates(waiting, last)
+	if fateErr == nil {
+		j.say(fmt.Sprintf("of the last %d replayed: %s", len(last), fate))
+		for _, text := range fate.Returned {
+			j.say("came back: " + text)
+		}
+		if len(fate.Returned) > 0 && err == nil {
+			err = fmt.Errorf("%d came back as dead letters: edit them before you replay more", len(fate.Returned))
+		}
+	}
+	return errors.Join(err, fateErr)
+}
+
+// fateFor is how long a replay waits for what becomes of its entries.
+const fateFor = 30 * time.Second
+
+// edit changes a field of a dead letter, or says what it would change.
+func (c *Console) edit(keep bool) func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+	return func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+		id, field, value := r.PostFormValue("id"), r.PostFormValue("field"), strings.ReplaceAll(r.PostFormValue("value"), "\r\n", "\n")
+		if field == "" {
+			return "", nil, errors.New("name the field to change: one of the entry, or payload.NAME for a member of its payload")
+		}
+		change := func(fields []string) ([]string, error) { return operator.SetField(fields, field, value) }
+		title := "Preview of an edit of " + id
+		if keep {
+			title = "Edit " + id
+		}
+		return title, func(ctx context.Context, f *operator.Fleet, j *job) error {
+			ask := f.PreviewEdit
+			if keep {
+				ask = f.EditDeadLetter
+			}
+			out, err := ask(ctx, id, change)
+			for line := range strings.Lines(out.Diff) {
+				j.say(strings.TrimSuffix(line, "\n"))
+			}
+			if err == nil && out.NowFails != nil {
+				j.say("it still does not decode: " + *out.NowFails)
+			} else if err == nil {
+				j.say("it decodes now")
+			}
+			return err
+		}, nil
+	}
+}
+
+// archiveData is what the page of archived dead letters shows.
+type archiveData struct {
+	view
+	Page   reading[operator.Page[store.ArchivedLetter]]
+	Filter store.ArchiveFilter
+	Actor  actor
+}
+
+func (c *Console) archive(ctx context.Context, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	before, _ := strconv.ParseInt(q.Get("before"), 10, 64) // 0 begins
+	d := archiveData{view: c.view(ctx), Actor: c.actor(r), Filter: store.ArchiveFilter{
+		Class: q.Get("class"), Device: q.Get("device"), Fingerprint: q.Get("fingerprint"), OpenOnly: q.Get("open") != "",
+	}}
+	d.Page = c.archived.get(q.Encode(), time.Second, askFor, func(ctx context.Context) (p operator.Page[store.ArchivedLetter], err error) {
+		err = c.with(func(f *operator.Fleet) error { p, err = f.Archived(ctx, d.Filter, before, shownLetters); return err })
+		return p, err
+	}).get(ctx)
+	return d, nil
+}

@@ -1,0 +1,379 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// Lists reads pages of what a fleet has recorded, newest first. A page continues
+// before a number that the last row of the page before has; 0 begins.
+type Lists struct {
+	pool    *pgxpool.Pool
+	scope   Scope
+	timeout time.Duration
+}
+
+// NewLists returns the lists of a group.
+func NewLists(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Lists {
+	return &Lists{pool: pool, scope: scope, timeout: timeout}
+}
+
+// page runs a query whose first two arguments are the position and the number of
+// rows.
+func page[T any](ctx context.Context, l *Lists, op, sql string, scan pgx.RowToFunc[T], args ...any) ([]T, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, failure(op, err)
+	}
+	list, err := pgx.CollectRows(rows, scan)
+	return list, failure(op, err)
+}
+
+// AuditRow is a change that an operator made.
+type AuditRow struct {
+	Number int64           `json:"number"`
+	At     time.Time       `json:"at"`
+	Who    string          `json:"who"`
+	Action string          `json:"action"`
+	Target string          `json:"target"`
+	Count  int64           `json:"count"`
+	Detail json.RawMessage `json:"detail"`
+}
+
+// Audit returns changes by operators.
+func (l *Lists) Audit(ctx context.Context, before int64, limit int) ([]AuditRow, error) {
+	return page(ctx, l, "list the audit", `
+select id, at, who, action, target, count, detail
+from processor.audit
+where ($1 = 0 or id < $1)
+order by id desc
+limit $2`, pgx.RowToStructByPos[AuditRow], before, limit)
+}
+
+// NumberedIncident is an incident with its number.
+type NumberedIncident struct {
+	Number int64 `json:"number"`
+	IncidentRow
+}
+
+// Incidents returns incidents, open and closed ones.
+func (l *Lists) Incidents(ctx context.Context, openOnly bool, before int64, limit int) ([]NumberedIncident, error) {
+	return page(ctx, l, "list incidents", `
+select id, kind, subject, opened_at, closed_at, detail
+from processor.incidents
+where ($1 = 0 or id < $1)
+  and stream = $3
+  and group_name = $4
+  and (closed_at is null or not $5)
+order by id desc
+limit $2`, func(row pgx.CollectableRow) (i NumberedIncident, err error) {
+		err = row.Scan(&i.Number, &i.Kind, &i.Subject, &i.Opened, &i.Closed, &i.Detail)
+		return i, err
+	}, before, limit, l.scope.Stream, l.scope.Group, openOnly)
+}
+
+// NumberedLoss is a row of the ledger with its number.
+type NumberedLoss struct {
+	Number int64 `json:"number"`
+	LossRow
+}
+
+// Losses returns the ledger of losses.
+func (l *Lists) Losses(ctx context.Context, before int64, limit int) ([]NumberedLoss, error) {
+	return page(ctx, l, "list the ledger", `
+select id, cause, first_id, last_id, entries, shard, detected_at
+from processor.losses
+where ($1 = 0 or id < $1)
+  and stream = $3
+  and group_name = $4
+order by id desc
+limit $2`, func(row pgx.CollectableRow) (r NumberedLoss, err error) {
+		err = row.Scan(&r.Number, &r.Cause, &r.First, &r.Last, &r.Entries, &r.Shard, &r.Detected)
+		return r, err
+	}, before, limit, l.scope.Stream, l.scope.Group)
+}
+
+// Requests returns requests; device "" is all.
+func (l *Lists) Requests(ctx context.Context, device string, before int64, limit int) ([]RequestStatus, error) {
+	return page(ctx, l, "list requests", `
+select `+requestColumns+`
+from processor.requests
+where ($1 = 0 or id < $1)
+  and stream = $3
+  and group_name = $4
+  and ($5 = '' or device_id = $5)
+order by id desc
+limit $2`, scanRequest, before, limit, l.scope.Stream, l.scope.Group, device)
+}
+
+// DeferredRow is an entry that waits for another attempt.
+type DeferredRow struct {
+	Entry       string    `json:"entry"`
+	Device      *string   `json:"device_id"`
+	Shard       int       `json:"shard"`
+	Class       string    `json:"class"`
+	Error       string    `json:"error"`
+	Fingerprint string    `json:"fingerprint"`
+	Attempts    int       `json:"attempts"`
+	First       time.Time `json:"first_failed_at"`
+	Next        time.Time `json:"next_attempt_at"`
+}
+
+// Deferred returns the entries that are tried next, at most limit.
+func (l *Lists) Deferred(ctx context.Context, limit int) ([]DeferredRow, error) {
+	return page(ctx, l, "list deferred entries", `
+select entry_id, device_id, shard, class, error, fingerprint, attempts, first_failed_at, next_attempt_at
+from processor.deferred
+where stream = $1
+  and group_name = $2
+order by next_attempt_at, entry_id
+limit $3`, pgx.RowToStructByPos[DeferredRow], l.scope.Stream, l.scope.Group, limit)
+}
+
+// SettingRow is a pinned setting.
+type SettingRow struct {
+	Name  string    `json:"name"`
+	Value string    `json:"value"`
+	By    string    `json:"set_by"`
+	At    time.Time `json:"set_at"`
+}
+
+// Settings returns what the fleet has pinned.
+func (l *Lists) Settings(ctx context.Context) ([]SettingRow, error) {
+	return page(ctx, l, "list pinned settings", `
+select case when starts_with(name, $1) then substr(name, length($1) + 1) else name end, value, set_by, set_at
+from processor.settings
+where starts_with(name, $1)
+  or strpos(name, '/') = 0
+order by name`, pgx.RowToStructByPos[SettingRow], l.scope.Stream+"/"+l.scope.Group+"/")
+}
+
+// Devices returns IDs of devices that begin with a prefix, in order, after one of
+// them if it is given; at most limit.
+func (l *Lists) Devices(ctx context.Context, prefix, after string, limit int) ([]string, error) {
+	// From device to device along the index, whatever each one holds, up to the
+	// first one that does not match.
+	like := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(prefix) + "%"
+	return page(ctx, l, "list devices", `
+with recursive d as (
+  (select device_id, 1 as n
+  from public.positions
+  where device_id >= $1
+    and device_id <> $4
+  order by device_id
+  limit 1)
+  union all
+  select (
+    select device_id
+    from public.positions
+    where device_id > d.device_id
+    order by device_id
+    limit 1), d.n + 1
+  from d
+  where d.device_id like $2
+    and d.n < $3
+)
+select device_id
+from d
+where device_id like $2`, pgx.RowTo[string], cmp.Or(after, prefix), like, limit, after)
+}
+
+// ArchivedLetter is a dead letter in the archive.
+type ArchivedLetter struct {
+	Number     int64      `json:"number"`
+	ID         string     `json:"id"`
+	Source     string     `json:"source_id"`
+	Device     *string    `json:"device_id"`
+	Class      string     `json:"class"`
+	Error      string     `json:"error"`
+	Field      *string    `json:"field"`
+	Print      string     `json:"fingerprint"`
+	Attempts   int        `json:"attempts"`
+	Exported   time.Time  `json:"exported_at"`
+	By         string     `json:"exported_by"`
+	Edited     *time.Time `json:"edited_at"`
+	ReplayedAs *string    `json:"replayed_as"`
+
+	letter telemetry.DeadLetter
+}
+
+// Letter returns the dead letter as it was.
+func (a *ArchivedLetter) Letter() *telemetry.DeadLetter { return &a.letter }
+
+// ArchiveFilter selects archived dead letters. The zero value selects all.
+type ArchiveFilter struct {
+	IDs                        []string // of dead letters or of the original entries
+	Class, Device, Fingerprint string
+	OpenOnly                   bool // only those that were not replayed
+}
+
+// Archived returns dead letters of the archive, before a number; 0 begins.
+func (l *Lists) Archived(ctx context.Context, f ArchiveFilter, before int64, limit int) ([]ArchivedLetter, error) {
+	return page(ctx, l, "list archived dead letters", `
+select id, dlq_id, source_id, device_id, class, error, field, fingerprint, attempts, exported_at, exported_by, edited_at, replayed_as,
+  fields, coalesce(shard, 0), coalesce(first_failed_at, exported_at), coalesce(last_failed_at, exported_at), instance, version
+from processor.dead_letters
+where ($1 = 0 or id < $1)
+  and stream = $3
+  and group_name = $4
+  and (cardinality($5::text[]) = 0 or dlq_id = any ($5) or source_id = any ($5))
+  and ($6 = '' or class = $6)
+  and ($7 = '' or device_id = $7)
+  and ($8 = '' or fingerprint = $8)
+  and (replayed_as is null or not $9)
+order by id desc
+limit $2`, func(row pgx.CollectableRow) (a ArchivedLetter, err error) {
+		var fields [][]byte
+		d := &a.letter
+		if err := row.Scan(&a.Number, &a.ID, &a.Source, &a.Device, &a.Class, &a.Error, &a.Field, &a.Print, &a.Attempts, &a.Exported, &a.By, &a.Edited, &a.ReplayedAs,
+			&fields, &d.Shard, &d.FirstFailed, &d.LastFailed, &d.Instance, &d.Version); err != nil {
+			return a, err
+		}
+		d.Class, d.Error, d.Fingerprint, d.Attempts = telemetry.Class(a.Class), a.Error, a.Print, a.Attempts
+		if a.Field != nil {
+			d.Field = *a.Field
+		}
+		d.Entry.Fields = textFields(fields)
+		d.Entry.ID, err = telemetry.ParseEntryID(a.Source)
+		return a, err
+	}, before, limit, l.scope.Stream, l.scope.Group, append([]string{}, f.IDs...), f.Class, f.Device, f.Fingerprint, f.OpenOnly)
+}
+
+// Restored records that an archived dead letter is in its stream again, under
+// another ID: its edits go with it.
+func (l *Lists) Restored(ctx context.Context, number int64, as telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	tag, err := l.pool.Exec(ctx, `
+update processor.dead_letters
+set dlq_id = $2
+where id = $1`, number, as.String())
+	if err == nil && tag.RowsAffected() == 0 {
+		err = fmt.Errorf("number %d is in the archive no more", number)
+	}
+	return failure("record a restored dead letter", err)
+}
+
+// TrackPoint is a position on the map of a device.
+type TrackPoint struct {
+	Time      time.Time
+	Ingested  time.Time
+	Latitude  float64
+	Longitude float64
+	Speed     float32
+	Angle     float32
+	Faulty    bool
+}
+
+const trackColumns = `ts, ingested_at, latitude, longitude, speed, angle, faulty`
+
+// Track returns the positions of a device in a window of device time, oldest
+// first: all of them, or where they are more than limit as many at even distances
+// in time, found one by one along the index, whatever lies between them.
+func (l *Lists) Track(ctx context.Context, device string, from, to time.Time, limit int) (points []TrackPoint, sampled bool, err error) {
+	const op = "read the track of a device"
+	points, err = page(ctx, l, op, `
+select `+trackColumns+`
+from public.positions
+where device_id = $1
+  and ts >= $2
+  and ts < $3
+order by ts
+limit $4`, pgx.RowToStructByPos[TrackPoint], device, from, to, limit+1)
+	if err != nil || len(points) <= limit {
+		return points, false, err
+	}
+	points, err = page(ctx, l, op, `
+select distinct on (p.ts) p.*
+from generate_series(0, $4 - 1) as n
+cross join lateral (
+  select `+trackColumns+`
+  from public.positions
+  where device_id = $1
+    and ts >= $2::timestamptz + n * (($3::timestamptz - $2::timestamptz) / $4)
+    and ts < $2::timestamptz + (n + 1) * (($3::timestamptz - $2::timestamptz) / $4)
+  order by ts
+  limit 1
+) p
+order by p.ts`, pgx.RowToStructByPos[TrackPoint], device, from, to, limit)
+	return points, true, err
+}
+
+// Span returns the first and last device time of a device in the table, zero for
+// none.
+func (l *Lists) Span(ctx context.Context, device string, before time.Time) (first, last time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	var a, b *time.Time
+	err = l.pool.QueryRow(ctx, `
+select (select ts from public.positions where device_id = $1 order by ts limit 1),
+  (select ts from public.positions where device_id = $1 and ts < $2 order by ts desc limit 1)`, device, before).Scan(&a, &b)
+	if a != nil {
+		first = *a
+	}
+	if b != nil {
+		last = *b
+	}
+	return first, last, failure("look for the positions of a device", err)
+}
+
+// CrossingRow is a crossing of a device.
+type CrossingRow struct {
+	Fence     string
+	Version   int
+	Kind      string
+	At        time.Time
+	Earlier   *time.Time
+	Later     time.Time
+	Latitude  float64
+	Longitude float64
+	Initial   bool
+	Revision  int
+	Updated   time.Time
+}
+
+// Crossings returns the crossings of a device in a window, newest first.
+func (l *Lists) Crossings(ctx context.Context, device string, from, to time.Time, limit int) ([]CrossingRow, error) {
+	return page(ctx, l, "list crossings", `
+select fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, initial, revision, updated_at
+from processor.timing_records
+where device_id = $1
+  and later_ts >= $2
+  and later_ts < $3
+order by later_ts desc, ordinal desc
+limit $4`, pgx.RowToStructByPos[CrossingRow], device, from, to, limit)
+}
+
+// Shapes returns the fences in force as GeoJSON geometries.
+func (l *Lists) Shapes(ctx context.Context, limit int) ([]FenceShape, error) {
+	return page(ctx, l, "list fences", `
+select id, version, name, kind, geometry, coalesce(radius_m, 0), valid_from, valid_to
+from processor.geofences
+where replaced_at is null
+  and enabled
+order by id, version
+limit $1`, pgx.RowToStructByPos[FenceShape], limit)
+}
+
+// FenceShape is a fence to be drawn.
+type FenceShape struct {
+	ID       string          `json:"id"`
+	Version  int             `json:"version"`
+	Name     string          `json:"name"`
+	Kind     string          `json:"kind"`
+	Geometry json.RawMessage `json:"geometry"`
+	Radius   float64         `json:"radius"`
+	From     *time.Time      `json:"from"`
+	To       *time.Time      `json:"to"`
+}

@@ -1,0 +1,68 @@
+package modules
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/trmtracking/processor/internal/history"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// liveSink passes what was committed to the live maps, while there are any.
+type liveSink struct {
+	pipeline.Sink
+	feed *history.Feed
+}
+
+// Write commits a batch.
+func (s liveSink) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
+	result, err := s.Sink.Write(ctx, b)
+	if err == nil {
+		s.feed.Add(func(add func(history.Move)) {
+			for i := range b.Fresh {
+				if r := &b.Fresh[i]; r.HasFix() {
+					add(history.Move{Device: r.DeviceID, Lat: r.Latitude, Lon: r.Longitude, At: r.TimeUS / 1000, Speed: r.Speed})
+				}
+			}
+		})
+	}
+	return result, err
+}
+
+// publishLive publishes what the feed collects once a second, and waits while
+// nobody watches. What cannot be published is dropped.
+func publishLive(feed *history.Feed, group *stream.Group) run {
+	return func(ctx context.Context) error {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			tick.Stop()
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-feed.Woken():
+			}
+			tick.Reset(time.Second)
+			for {
+				select {
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				case <-tick.C:
+				}
+				moves, watched := feed.Take()
+				if !watched {
+					break
+				}
+				if len(moves.Moves) == 0 {
+					continue
+				}
+				if text, err := json.Marshal(moves); err == nil {
+					_ = group.PublishLive(ctx, string(text)) // a picture for people: the next one follows
+				}
+			}
+		}
+	}
+}
