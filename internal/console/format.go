@@ -144,11 +144,22 @@ func byteCount(n uint64) string {
 
 // visible escapes what is no visible character, in particular what changes the
 // direction of text: html/template escapes markup only.
-func visible(v any) string { return cli.Visible(fmt.Sprint(v)) }
+func visible(v any) string { return cli.Visible(plain(v)) }
+
+// plain returns a value as text; nil pointers are empty.
+func plain(v any) string {
+	if s, ok := v.(*string); ok {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	return fmt.Sprint(v)
+}
 
 // cutText is visible, and shortened to n characters.
 func cutText(n int, v any) string {
-	runes := []rune(cli.VisibleLine(fmt.Sprint(v)))
+	runes := []rune(cli.VisibleLine(plain(v)))
 	if len(runes) <= n {
 		return string(runes)
 	}
