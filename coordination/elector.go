@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/trmtracking/processor/internal/lograte"
 )
 
 // TermStore is the authority on who leads.
@@ -80,7 +82,7 @@ func (e *Elector) Wake() { wakeUp(e.wake) }
 func (e *Elector) Run(ctx context.Context) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
-	var lastLogged time.Time
+	var quiet lograte.Limit
 	for ctx.Err() == nil {
 		if e.canLead() {
 			started := time.Now()
@@ -89,8 +91,7 @@ func (e *Elector) Run(ctx context.Context) error {
 			case err == nil:
 				e.lead(ctx, started)
 				continue
-			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second:
-				lastLogged = time.Now()
+			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && quiet.Pass():
 				e.log.Warn("campaigning failed, will retry", "err", err)
 			}
 		}

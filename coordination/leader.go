@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -50,9 +51,6 @@ type Task interface {
 	Do(ctx context.Context, term int64) error
 }
 
-// logInterval limits the log lines of tasks that fail.
-const logInterval = 10 * time.Second
-
 // Leader does a leader's work: it assigns shards, claims entries of foreign
 // consumers, and records losses. All of it is harmless when done twice.
 type Leader struct {
@@ -67,7 +65,7 @@ type Leader struct {
 	tasks       []Task
 	log         *slog.Logger
 
-	lastLogged time.Time // when a failing task was last logged
+	quiet map[Task]*lograte.Limit // of each task that failed
 
 	term     int64 // of the last pass
 	swept    time.Time
@@ -119,12 +117,22 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		l.watchRefusals(ctx)
 	}
 	for _, task := range l.tasks {
-		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && time.Since(l.lastLogged) >= logInterval {
-			l.lastLogged = time.Now()
+		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && l.quietOf(task).Pass() {
 			l.log.Warn("leader task failed, will retry", "err", err)
 		}
 	}
 	return ctx.Err()
+}
+
+// quietOf limits the log lines of one task: one that fails hides no other.
+func (l *Leader) quietOf(task Task) *lograte.Limit {
+	if l.quiet == nil {
+		l.quiet = make(map[Task]*lograte.Limit)
+	}
+	if l.quiet[task] == nil {
+		l.quiet[task] = new(lograte.Limit)
+	}
+	return l.quiet[task]
 }
 
 // ReassignOwnShards assigns this member's shards to other members, if there are

@@ -18,6 +18,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
@@ -220,7 +221,7 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 func (r *Membership) Join(ctx context.Context) error {
 	var first *Member
 	var unknown time.Time
-	var lastLogged time.Time
+	var quiet lograte.Limit
 	for {
 		holder, err := r.beat(ctx)
 		switch {
@@ -235,8 +236,7 @@ func (r *Membership) Join(ctx context.Context) error {
 			}
 			r.entered.Store(time.Since(unknown) >= r.cfg.MemberTTL)
 		case err != nil:
-			if time.Since(lastLogged) > 10*time.Second {
-				lastLogged = time.Now()
+			if quiet.Pass() {
 				r.log.Warn("joining failed, will retry", "err", err)
 			}
 		case holder == nil:
@@ -262,7 +262,7 @@ func (r *Membership) Wake() { wakeUp(r.wake) }
 func (r *Membership) Run(ctx context.Context) error {
 	tick := time.NewTicker(r.cfg.beatEvery())
 	defer tick.Stop()
-	var lastLogged time.Time
+	var quiet lograte.Limit
 	for {
 		err := r.heartbeatRound(ctx)
 		if _, taken := err.(*IdentityError); taken { //nolint:errorlint // made here, never wrapped
@@ -271,8 +271,7 @@ func (r *Membership) Run(ctx context.Context) error {
 		if isDatabaseError(err) {
 			return err
 		}
-		if err != nil && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second {
-			lastLogged = time.Now()
+		if err != nil && ctx.Err() == nil && quiet.Pass() {
 			r.log.Warn("membership refresh failed, will retry", "err", err)
 		}
 		select {

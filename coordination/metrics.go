@@ -1,6 +1,9 @@
 package coordination
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 type metrics struct {
 	leader         prometheus.Gauge
@@ -18,16 +21,17 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
+	with := promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		return with.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	seconds := []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20}
 	m := &metrics{
-		leader: prometheus.NewGauge(prometheus.GaugeOpts{
+		leader: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_coordination_leader", Help: "1 while this instance leads.",
 		}),
 		terms: counter("processor_coordination_terms_total", "Terms this instance began."),
-		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+		renewals: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_lease_renewals_total", Help: "Renewals of the leader's lock, by result.",
 		}, []string{"result"}),
 		acquired:      counter("processor_coordination_shards_acquired_total", "Shards acquired."),
@@ -37,17 +41,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		redelivered:   counter("processor_coordination_redelivered_entries_total", "Entries redelivered because their commit is unconfirmed."),
 		claimed:       counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
 		losses:        counter("processor_coordination_lost_entries_total", "Entries recorded as lost in the ledger."),
-		acquireSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+		acquireSeconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_shard_acquire_duration_seconds", Help: "Time to acquire the shards of one pass.", Buckets: seconds,
 		}),
-		handoffSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+		handoffSeconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_handoff_duration_seconds", Help: "Time from the decision to hand a shard over to its release.", Buckets: seconds,
 		}),
 	}
 	for _, r := range []string{"ok", "error", "lost"} {
 		m.renewals.WithLabelValues(r)
 	}
-	reg.MustRegister(m.leader, m.terms, m.renewals, m.acquired, m.forceAcquired, m.released, m.lost, m.redelivered, m.claimed,
-		m.losses, m.acquireSeconds, m.handoffSeconds)
 	return m
 }

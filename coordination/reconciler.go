@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -93,15 +94,14 @@ func (k *Reconciler) Run(ctx context.Context) error {
 	k.tasks.Go(func() { k.raiseLoop(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	var lastLogged time.Time
+	var quiet lograte.Limit
 	for {
 		err := k.pass(ctx)
 		k.membership.SetPostgresUp(err == nil || ctx.Err() != nil)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Misconfigured {
 			return err
 		}
-		if err != nil && ctx.Err() == nil && time.Since(lastLogged) > 10*time.Second {
-			lastLogged = time.Now()
+		if err != nil && ctx.Err() == nil && quiet.Pass() {
 			k.log.Warn("shard reconciliation failed, will retry", "err", err)
 		}
 		if ctx.Err() != nil {
@@ -125,7 +125,7 @@ func (k *Reconciler) raiseLoop(ctx context.Context) {
 	tick := time.NewTicker(raiseEvery)
 	defer tick.Stop()
 	var raised telemetry.EntryID
-	var logged time.Time
+	var quiet lograte.Limit
 	for ended := false; !ended; {
 		select {
 		case <-tick.C:
@@ -140,8 +140,7 @@ func (k *Reconciler) raiseLoop(ctx context.Context) {
 		switch {
 		case err == nil:
 			raised = id
-		case time.Since(logged) > 10*time.Second:
-			logged = time.Now()
+		case quiet.Pass():
 			k.log.Warn("high-water mark not written, trying again", "err", err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/coordination/tasks"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/history"
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
@@ -132,9 +133,9 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 			})
 		})
 		hear := func(channel string, heard func(string)) {
-			quiet := throttle{every: logInterval}
+			var quiet lograte.Limit
 			store.Listen(ctx, d.Pool, channel, heard, func(err error) {
-				if quiet.pass() {
+				if quiet.Pass() {
 					log.Warn("LISTEN unavailable; falling back to polling", "channel", channel, "err", err)
 				}
 			})
@@ -151,20 +152,6 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 
 func startElection(s *supervisor, fleet *coordination.Fleet) {
 	s.run("election", run(fleet.RunElection))
-}
-
-// throttle passes one event per interval. It belongs to one goroutine.
-type throttle struct {
-	every time.Duration
-	last  time.Time
-}
-
-func (t *throttle) pass() bool {
-	if time.Since(t.last) < t.every {
-		return false
-	}
-	t.last = time.Now()
-	return true
 }
 
 // fleetReady returns the readiness check of this member's part in the fleet.

@@ -3,6 +3,7 @@ package modules
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"go.uber.org/fx"
 )
 
@@ -30,8 +31,8 @@ func asRegisterer(reg *prometheus.Registry) prometheus.Registerer { return reg }
 // CountDroppedLogLines exports the number of log lines that read returns. Call it
 // before Start.
 func (s *Service) CountDroppedLogLines(read func() uint64) {
-	s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+	promauto.With(s.metrics).NewCounterFunc(prometheus.CounterOpts{
 		Name: "processor_log_dropped_lines_total",
 		Help: "Log lines dropped since their reader stalled or is gone.",
-	}, func() float64 { return float64(read()) }))
+	}, func() float64 { return float64(read()) })
 }

@@ -12,13 +12,11 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/lograte"
 )
 
 // probeTimeout bounds one query to a server that may be down.
 const probeTimeout = 5 * time.Second
-
-// logInterval bounds the log lines during the wait for a server.
-const logInterval = 10 * time.Second
 
 // errAborted ends the start because the service was stopped during it.
 var errAborted = errors.New("stopped while starting")
@@ -69,14 +67,13 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
 	var last error
-	var lastLogged time.Time
+	var quiet lograte.Limit
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := probe(ctx)
 		var final *backoff.PermanentError
 		if err != nil && context.Cause(ctx) == nil && !errors.As(err, &final) {
 			last = err
-			if time.Since(lastLogged) >= logInterval {
-				lastLogged = time.Now()
+			if quiet.Pass() {
 				s.log.Warn("waiting for a dependency", "dependency", name, "err", err)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -50,13 +51,13 @@ type refusals struct {
 
 func newBreaker(reg prometheus.Registerer) *breaker {
 	k := &breaker{reasons: make(map[string]*refusals), paused: make(map[*worker]protocol.Refusal)}
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "processor_pipeline_paused_workers", Help: "Workers that wait because the sink refuses rows for a reason that is not theirs.",
 	}, func() float64 {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return float64(len(k.paused))
-	}))
+	})
 	return k
 }
 

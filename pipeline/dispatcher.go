@@ -8,6 +8,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -28,8 +29,8 @@ type dispatcher struct {
 	progress *protocol.ProgressTracker
 	polled   time.Time // when the progress of the shards was read last
 
-	wait       *backoff.ExponentialBackOff
-	lastLogged time.Time
+	wait  *backoff.ExponentialBackOff
+	quiet lograte.Limit
 }
 
 // run dispatches until ctx ends, and then releases the dispatch lease.
@@ -260,8 +261,7 @@ func (d *dispatcher) logRateLimited(ctx context.Context, what string, err error)
 		d.log.Debug("dispatch lease or group changed", "what", what, "err", err)
 		return
 	}
-	if time.Since(d.lastLogged) >= logInterval {
-		d.lastLogged = time.Now()
+	if d.quiet.Pass() {
 		d.log.Warn("operation failed, will retry", "what", what, "err", err)
 	}
 	_ = sleep(ctx, d.wait.NextBackOff())

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -56,45 +57,46 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer, t *table) *metrics {
+	with := promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		return with.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
-	errs := prometheus.NewCounterVec(prometheus.CounterOpts{
+	errs := with.NewCounterVec(prometheus.CounterOpts{
 		Name: "processor_pipeline_errors_total", Help: "Failed attempts of a retried step, by step.",
 	}, []string{"step"})
 	m := &metrics{
-		records: prometheus.NewCounterVec(prometheus.CounterOpts{
+		records: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_records_total",
 			Help: "Entries finished, by outcome: stored, duplicate, deferred (to be tried again), dead_lettered, lost (trimmed while pending).",
 		}, []string{"outcome"}),
-		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+		latency: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_pipeline_record_latency_seconds",
 			Help:    "Time from an entry's stream ID to the commit of its record.",
 			Buckets: []float64{.005, .01, .02, .03, .045, .06, .08, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
 		}),
-		writes: prometheus.NewHistogram(prometheus.HistogramOpts{
+		writes: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_position_write_duration_seconds",
 			Help:    "Time of one transaction.",
 			Buckets: prometheus.ExponentialBuckets(.001, 2, 14),
 		}),
-		batchRecords: prometheus.NewHistogram(prometheus.HistogramOpts{
+		batchRecords: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_pipeline_batch_records",
 			Help:    "Records of one transaction.",
 			Buckets: prometheus.ExponentialBuckets(1, 4, 8),
 		}),
-		readResults: prometheus.NewCounterVec(prometheus.CounterOpts{
+		readResults: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_consumer_reads_total", Help: "Reads of the stream and of queues, by result.",
 		}, []string{"result"}),
 		arrivals: counter("processor_consumer_records_total", "Entries read from the stream and dispatched to their shards by this instance."),
 		acks:     counter("processor_acks_total", "Entries acknowledged."),
-		positions: prometheus.NewCounterVec(prometheus.CounterOpts{
+		positions: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_position_writes_total", Help: "Records written to positions, by status.",
 		}, []string{"status"}),
-		lastRecord: prometheus.NewGauge(prometheus.GaugeOpts{
+		lastRecord: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_last_record_timestamp_seconds",
 			Help: "When this instance last committed a record, in seconds since 1970.",
 		}),
-		dispatcher: prometheus.NewGauge(prometheus.GaugeOpts{
+		dispatcher: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_dispatcher", Help: "1 while this instance is the dispatcher.",
 		}),
 		fenced:           counter("processor_pipeline_fenced_commits_total", "Commits refused because another member owns the shards."),
@@ -108,17 +110,17 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		deadLetterErrors: errs.WithLabelValues("dead_letter"),
 		deferErrors:      errs.WithLabelValues("defer"),
 		isolationErrors:  errs.WithLabelValues("isolation"),
-		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
+		deadLetters: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by class.",
 		}, []string{"class"}),
-		crossings: prometheus.NewCounterVec(prometheus.CounterOpts{
+		crossings: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_crossings_total",
 			Help: "Crossings written: derived from records in order, or corrected by late ones.",
 		}, []string{"kind"}),
-		fenceCount: prometheus.NewGauge(prometheus.GaugeOpts{
+		fenceCount: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_fences_loaded", Help: "Fence versions loaded.",
 		}),
-		badFences: prometheus.NewGauge(prometheus.GaugeOpts{
+		badFences: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_invalid_fences", Help: "Invalid fences that were skipped; the log names them.",
 		}),
 		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
@@ -138,39 +140,29 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	for _, k := range []string{"derived", "corrected"} {
 		m.crossings.WithLabelValues(k)
 	}
-	gauge := func(name, help string, f func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+	gauge := func(name, help string, f func() float64) {
+		with.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			return f()
 		})
 	}
-	reg.MustRegister(m.records, m.latency, m.writes, m.batchRecords, m.readResults, m.arrivals, m.acks, m.positions,
-		m.lastRecord, m.dispatcher, m.fenced, m.indeterminate, m.evictions, errs,
-		m.crossings, m.deadLetters, m.fenceCount, m.badFences,
-		gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.",
-			func() float64 { return float64(t.records) }),
-		gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.",
-			func() float64 { return float64(t.bytes) }),
-		gauge("processor_pipeline_quarantined_shards", "Quarantined shards of this instance.", func() float64 {
-			n := 0
-			for i := range t.slots {
-				if s := &t.slots[i]; s.owned && s.quarantine.Limit > 0 {
-					n++
-				}
+	count := func(which func(s *slot) bool) (n float64) {
+		for i := range t.slots {
+			if s := &t.slots[i]; s.owned && which(s) {
+				n++
 			}
-			return float64(n)
-		}),
-		gauge("processor_pipeline_owned_shards", "Shards this instance owns.", func() float64 {
-			n := 0
-			for i := range t.slots {
-				if t.slots[i].owned {
-					n++
-				}
-			}
-			return float64(n)
-		}),
-	)
+		}
+		return n
+	}
+	gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.", func() float64 { return float64(t.records) })
+	gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.", func() float64 { return float64(t.bytes) })
+	gauge("processor_pipeline_quarantined_shards", "Quarantined shards of this instance.", func() float64 {
+		return count(func(s *slot) bool { return s.quarantine.Limit > 0 })
+	})
+	gauge("processor_pipeline_owned_shards", "Shards this instance owns.", func() float64 {
+		return count(func(*slot) bool { return true })
+	})
 	return m
 }
 

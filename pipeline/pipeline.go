@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -141,7 +142,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		p.workers = append(p.workers, newWorker(p, newMailbox()))
 	}
 	t.workers = p.workers
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "processor_device_state_size", Help: "Devices whose state is in memory.",
 	}, func() float64 {
 		var n int64
@@ -149,7 +150,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 			n += w.stateSize.Load()
 		}
 		return float64(n)
-	}))
+	})
 	return p, nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -27,9 +28,9 @@ type reader struct {
 	metrics *metrics
 	log     *slog.Logger
 
-	wait       *backoff.ExponentialBackOff
-	lastLogged time.Time
-	failing    bool
+	wait    *backoff.ExponentialBackOff
+	quiet   lograte.Limit
+	failing bool
 }
 
 // pendingRead is a read and the snapshot it was based on.
@@ -47,8 +48,7 @@ func (r *reader) run(ctx context.Context) error {
 		more, err := r.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.metrics.read(readError)
-			if time.Since(r.lastLogged) >= logInterval {
-				r.lastLogged = time.Now()
+			if r.quiet.Pass() {
 				r.log.Warn("operation failed, will retry", "what", "read queues", "err", err)
 			}
 			// The next reply may come from another server.

@@ -9,11 +9,9 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 )
-
-// logInterval bounds the log lines of one outage and one loop.
-const logInterval = 10 * time.Second
 
 // always retries every failure, of calls that are idempotent.
 func always(error) bool { return true }
@@ -38,7 +36,8 @@ func isRowIndependent(err error) bool {
 // no hot loop in an outage, and a prompt resumption after it.
 func retry(ctx context.Context, log *slog.Logger, what string, failures prometheus.Counter, repeat func(error) bool, f func() error) error {
 	var wait *backoff.ExponentialBackOff
-	var lastLogged, began time.Time
+	var began time.Time
+	var quiet lograte.Limit
 	for {
 		err := f()
 		if err == nil {
@@ -58,8 +57,7 @@ func retry(ctx context.Context, log *slog.Logger, what string, failures promethe
 			wait = newBackOff()
 			began = time.Now()
 		}
-		if time.Since(lastLogged) >= logInterval {
-			lastLogged = time.Now()
+		if quiet.Pass() {
 			log.Warn("operation failed, will retry", "what", what, "err", err)
 		}
 		if err := sleep(ctx, wait.NextBackOff()); err != nil {

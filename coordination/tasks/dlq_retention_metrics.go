@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -47,10 +48,10 @@ type janitorMetrics struct {
 
 func newJanitorMetrics(reg prometheus.Registerer) *janitorMetrics {
 	m := &janitorMetrics{
-		archived: prometheus.NewCounter(prometheus.CounterOpts{
+		archived: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_archived_dead_letters_total", Help: "Dead letters moved to the archive by retention.",
 		}),
-		restored: prometheus.NewCounter(prometheus.CounterOpts{
+		restored: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_restored_dead_letters_total", Help: "Dead letters that were missing from Redis and were added again.",
 		}),
 		letters: prometheus.NewDesc("processor_group_dead_letters", "Dead letters in their stream, by class.", []string{"class"}, nil),
@@ -58,7 +59,7 @@ func newJanitorMetrics(reg prometheus.Registerer) *janitorMetrics {
 			"Age of the oldest dead letter, by class; absent where there is none.", []string{"class"}, nil),
 		deferredOf: prometheus.NewDesc("processor_group_deferred_entries", "Entries that wait for another attempt.", nil, nil),
 	}
-	reg.MustRegister(m.archived, m.restored, m)
+	reg.MustRegister(m)
 	return m
 }
 

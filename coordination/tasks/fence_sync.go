@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
@@ -39,17 +40,15 @@ type FenceSync struct {
 
 // NewFenceSync returns the task.
 func NewFenceSync(reconciler FenceSyncer, ledger coordination.Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceSync {
-	q := &FenceSync{
+	return &FenceSync{
 		syncer: reconciler, ledger: ledger, every: every, log: log.With("component", "fence query"),
-		bad: prometheus.NewGauge(prometheus.GaugeOpts{
+		bad: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "processor_coordination_fence_query_invalid_rows", Help: "Invalid rows of GEOFENCE_QUERY, at the leader.",
 		}),
-		failures: prometheus.NewCounter(prometheus.CounterOpts{
+		failures: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "processor_coordination_fence_query_errors_total", Help: "Runs of GEOFENCE_QUERY that failed as a whole.",
 		}),
 	}
-	reg.MustRegister(q.bad, q.failures)
-	return q
 }
 
 // Subjects of the query's incidents.

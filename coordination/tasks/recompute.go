@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
@@ -44,14 +45,13 @@ type Recompute struct {
 func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger coordination.Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
 	r := &Recompute{
 		shards: shards, source: source, sink: sink, ledger: ledger, log: log.With("component", "recompute"),
-		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
+		outcome: promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_recompute_requests_total", Help: "Requests read from recompute:requests, by outcome.",
 		}, []string{"outcome"}),
 	}
 	for _, o := range []string{"recorded", "rejected"} {
 		r.outcome.WithLabelValues(o)
 	}
-	reg.MustRegister(r.outcome)
 	return r
 }
 

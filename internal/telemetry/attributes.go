@@ -302,7 +302,7 @@ func (d *Decoder) convertBuffer(start int, data string) *DecodeError {
 		if c := element[0]; c != '-' && c-'0' > 9 {
 			return d.unknownSentinel()
 		}
-		v, ok := integer(element)
+		v, ok := asInteger(element)
 		if !ok || v < 0 || v > 255 {
 			return d.invalid(RuleByte, "has a Buffer with something other than a byte")
 		}

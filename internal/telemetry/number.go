@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// double returns the nearest double of a JSON number; ok is false beyond their
+// asDouble returns the nearest double of a JSON number; ok is false beyond their
 // range. Minus zero becomes zero, which equals it in every comparison but not in print.
-func double(n string) (v float64, ok bool) {
+func asDouble(n string) (v float64, ok bool) {
 	v, err := strconv.ParseFloat(n, 64)
 	return v + 0, err == nil
 }
 
-// real returns the nearest real, rounded once from the decimal as Postgres does;
+// asReal returns the nearest real, rounded once from the decimal as Postgres does;
 // ok is false beyond their range.
-func real(n string) (v float32, ok bool) {
+func asReal(n string) (v float32, ok bool) {
 	wide, err := strconv.ParseFloat(n, 32)
 	return float32(wide + 0), err == nil
 }
 
-// integer returns the value of a number without a fractional part, in any
+// asInteger returns the value of a number without a fractional part, in any
 // notation: 1, 1.0 and 1e0 are the same number. A fraction too small for a double
 // is none, as in JavaScript.
-func integer(n string) (v int64, ok bool) {
-	wide, ok := double(n)
+func asInteger(n string) (v int64, ok bool) {
+	wide, ok := asDouble(n)
 	if !ok || wide != math.Trunc(wide) || math.Abs(wide) >= 1<<53 {
 		return 0, false
 	}
@@ -63,7 +63,7 @@ func isBounded(n string) bool {
 	if len(n)+max(power, 0) < surelyDouble {
 		return true
 	}
-	_, ok := double(n)
+	_, ok := asDouble(n)
 	return ok
 }
 

@@ -170,7 +170,7 @@ func (d *Decoder) readField(key uint, r *Record) *DecodeError {
 }
 
 func (d *Decoder) degrees(n string, limit float64, rule string, to *float64) *DecodeError {
-	v, ok := double(n)
+	v, ok := asDouble(n)
 	if !ok || v < -limit || v > limit {
 		return d.invalid(RuleRange, rule)
 	}
@@ -179,7 +179,7 @@ func (d *Decoder) degrees(n string, limit float64, rule string, to *float64) *De
 }
 
 func (d *Decoder) single(n string, to *float32) *DecodeError {
-	v, ok := real(n)
+	v, ok := asReal(n)
 	if !ok {
 		return d.invalid(RuleRange, "does not fit a real")
 	}
@@ -188,7 +188,7 @@ func (d *Decoder) single(n string, to *float32) *DecodeError {
 }
 
 func (d *Decoder) small(n string, limit int64, rule string, to *int16) *DecodeError {
-	v, ok := integer(n)
+	v, ok := asInteger(n)
 	if !ok {
 		return d.invalid(RuleInteger, "is not a whole number, or too large for one")
 	}
