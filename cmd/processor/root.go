@@ -20,6 +20,7 @@ func commands() []*cobra.Command {
 		newShardsCommand(),
 		newClaimCommand(),
 		newDeviceCommand(),
+		newRequestsCommand(),
 		newGeofenceCommand(),
 		newHealthCommand(),
 		newDLQCommand(),
@@ -85,7 +86,7 @@ func unknownTopic(root *cobra.Command, args []string) error {
 	return usageError(cmd, fmt.Errorf("unknown command %q%s", rest[i], cli.DidYouMean(rest[i], "", names)))
 }
 
-// group returns a command that only has subcommands.
+// group returns a command with subcommands.
 func group(cmd *cobra.Command, members ...*cobra.Command) *cobra.Command {
 	cmd.AddCommand(members...)
 	return cmd

@@ -50,6 +50,22 @@ func (f *Fleet) Request(ctx context.Context, id int64) (store.RequestStatus, err
 	return status, f.explained(err)
 }
 
+// OpenRequests returns the unfinished requests and those that failed within the
+// last day.
+func (f *Fleet) OpenRequests(ctx context.Context) ([]store.RequestStatus, error) {
+	list, err := f.devices(store.FleetSettings{}).OpenRequests(ctx, time.Now().Add(-24*time.Hour))
+	return list, f.explained(err)
+}
+
+// Cancel ends a request that is not over and returns its state.
+func (f *Fleet) Cancel(ctx context.Context, id int64, reason string) (status store.RequestStatus, cancelled bool, err error) {
+	if cancelled, err = f.devices(store.FleetSettings{}).Cancel(ctx, id, reason); err != nil {
+		return status, false, f.explained(err)
+	}
+	status, err = f.Request(ctx, id)
+	return status, cancelled, err
+}
+
 // Await returns the state of a request once it is over, or the last known one and
 // ErrNotDone when the deadline of ctx is over first.
 func (f *Fleet) Await(ctx context.Context, id int64) (status store.RequestStatus, err error) {

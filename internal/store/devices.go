@@ -166,17 +166,19 @@ type RequestStatus struct {
 	Result     json.RawMessage   `json:"result"` // null while there is none
 	RunBy      *string           `json:"executed_by"`
 	FinishedAt *time.Time        `json:"finished_at"`
+	Attempts   int               `json:"attempts"`        // that failed since it last made progress
+	NextAt     *time.Time        `json:"next_attempt_at"` // null while it is not waiting for another attempt
 }
 
 // Over reports whether the request has ended.
 func (r *RequestStatus) Over() bool { return r.State != "waiting" && r.State != "running" }
 
-const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, executed_by, finished_at`
+const requestColumns = `id, kind, device_id, shard, from_ts, to_ts, reason, requested_by, requested_at, state, progress, result, executed_by, finished_at, attempts, next_attempt_at`
 
 func scanRequest(row pgx.CollectableRow) (RequestStatus, error) {
 	var r RequestStatus
 	var progress, result []byte
-	err := row.Scan(&r.ID, &r.Kind, &r.Device, &r.Shard, &r.From, &r.To, &r.Reason, &r.By, &r.At, &r.State, &progress, &result, &r.RunBy, &r.FinishedAt)
+	err := row.Scan(&r.ID, &r.Kind, &r.Device, &r.Shard, &r.From, &r.To, &r.Reason, &r.By, &r.At, &r.State, &progress, &result, &r.RunBy, &r.FinishedAt, &r.Attempts, &r.NextAt)
 	if err != nil {
 		return r, err
 	}
@@ -192,6 +194,50 @@ func (d *Devices) Request(ctx context.Context, id int64) (RequestStatus, error) 
 	}
 	r, err := pgx.CollectExactlyOneRow(rows, scanRequest)
 	return r, failure("read a request", err)
+}
+
+// OpenRequests returns the unfinished requests, the oldest first, and those that
+// failed since a time.
+func (d *Devices) OpenRequests(ctx context.Context, failedSince time.Time) ([]RequestStatus, error) {
+	rows, err := d.pool.Query(ctx, "select "+requestColumns+`
+from processor.requests
+where stream = $1
+  and group_name = $2
+  and (state in ('waiting', 'running') or state = 'failed' and finished_at > $3)
+order by id
+limit 1000`, d.scope.Stream, d.scope.Group, failedSince)
+	if err != nil {
+		return nil, failure("read requests", err)
+	}
+	list, err := pgx.CollectRows(rows, scanRequest)
+	return list, failure("read requests", err)
+}
+
+// Cancel ends a request that is not over, which changes nothing from then on, and
+// reports whether it did. The audit is of the same transaction.
+func (d *Devices) Cancel(ctx context.Context, id int64, reason string) (cancelled bool, err error) {
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+update processor.requests
+set state = 'cancelled',
+  finished_at = now()
+where id = $1
+  and stream = $2
+  and group_name = $3
+  and state in ('waiting', 'running')`, id, d.scope.Stream, d.scope.Group)
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		cancelled = true
+		if _, err := tx.Exec(ctx, `
+insert into processor.audit (who, action, target, count, detail)
+values ($1, 'cancel', $2, 1, jsonb_build_object('reason', $3::text))`, d.by, fmt.Sprint("request ", id), reason); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "select pg_notify('"+RequestsChannel+"', '')")
+		return err
+	})
+	return cancelled, failure("cancel a request", err)
 }
 
 // Device is the stored state of one device.

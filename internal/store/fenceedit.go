@@ -306,12 +306,34 @@ func (ed *edit) retire(v FenceVersion) {
 	ed.writes.Queue("update processor.geofences set replaced_at = now() where id = $1 and version = $2", v.ID, v.Version)
 }
 
-// recompute requests the recomputation of the span from each shard's owner.
+// recompute requests the recomputation of the span from each shard's owner. A
+// request that nobody has begun, and whose span touches, is widened instead: its
+// owner finds it changed if it has read it already.
 func (e *FenceEditor) recompute(ctx context.Context, tx pgx.Tx, done Edited) error {
 	_, err := tx.Exec(ctx, `
+with widened as (
+  update processor.requests
+  set from_ts = case when from_ts > $4 then $4 when $4 is not null then from_ts end,
+    to_ts = case when to_ts < $5 then $5 when $5 is not null then to_ts end
+  where id in (
+      select min(id)
+      from processor.requests
+      where stream = $1
+        and group_name = $2
+        and shard < $3
+        and kind = 'recompute'
+        and device_id is null
+        and state = 'waiting'
+        and tstzrange(from_ts, to_ts, '[]') && tstzrange($4, $5, '[]')
+      group by shard
+    )
+    and state = 'waiting'
+  returning shard
+)
 insert into processor.requests (stream, group_name, kind, shard, from_ts, to_ts, reason, requested_by)
 select $1, $2, 'recompute', n, $4, $5, 'fences changed', $6
-from generate_series(0, $3 - 1) as n`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
+from generate_series(0, $3 - 1) as n
+where n not in (select shard from widened)`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
 	if err != nil {
 		return err
 	}
