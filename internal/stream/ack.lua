@@ -17,9 +17,7 @@ while i <= #ARGV do
   shards[#shards + 1] = ARGV[i]
   i = i + 7 + ARGV[i + 6]
 end
-local tokens, marks = {}, {}
-local held, known = redis.call('hmget', KEYS[4], unpack(shards)), redis.call('hmget', KEYS[2], unpack(shards))
-for k, shard in ipairs(shards) do tokens[shard], marks[shard] = held[k], known[k] end
+local tokens, marks = fetch_fields(KEYS[4], shards), fetch_fields(KEYS[2], shards)
 
 local refused, changes, moved, all_applied = {}, {}, {}, {}
 i = 2

@@ -38,16 +38,26 @@ local function count_pending(stream, group)
   return counts
 end
 
+-- fetch_fields returns a hash's fields as a table. A small hash is a list: to find each
+-- of many fields walks it again and again, to read it once is cheaper.
+local function fetch_fields(key, fields)
+  if 4 * #fields > redis.call('hlen', key) then return pairs_of(redis.call('hgetall', key)) end
+  local t, values = {}, redis.call('hmget', key, unpack(fields))
+  for i, field in ipairs(fields) do t[field] = values[i] end
+  return t
+end
+
 -- adjust_pending changes the recorded lengths of queues, by consumer. A length
 -- that is unknown remains so.
 local function adjust_pending(key, changes)
   local consumers, lengths = {}, {}
   for consumer in pairs(changes) do consumers[#consumers + 1] = consumer end
   if #consumers == 0 then return end
-  for i, length in ipairs(redis.call('hmget', key, unpack(consumers))) do
-    if length then
-      lengths[#lengths + 1] = consumers[i]
-      lengths[#lengths + 1] = length + changes[consumers[i]]
+  local known = fetch_fields(key, consumers)
+  for consumer, change in pairs(changes) do
+    if known[consumer] then
+      lengths[#lengths + 1] = consumer
+      lengths[#lengths + 1] = known[consumer] + change
     end
   end
   if #lengths > 0 then redis.call('hset', key, unpack(lengths)) end
