@@ -28,8 +28,8 @@ func invokes() fx.Option {
 	return fx.Invoke(
 		mountConsole,
 		startHTTPServer,
-		startPostgres,
 		startRedis,
+		startPostgres,
 		announce,
 		startMembership,
 		startPipeline,

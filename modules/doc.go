@@ -5,8 +5,8 @@
 // That list is the start order, and its reverse is the stop order:
 //
 //	httpserver   serves /healthz and /metrics from the start to the end
+//	redis        waits for Redis, rejects one that is too old
 //	postgres     waits for Postgres, migrates or verifies the schema
-//	redis        waits for Redis
 //	announce     one log line: source, destination, backlog
 //	membership   joins the fleet; on stop it releases the shards and leaves
 //	pipeline     reads and commits; on stop it drains

@@ -155,7 +155,7 @@ func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, l
 		switch {
 		case errors.Is(err, schema.ErrSchema):
 			return permanent(fault.Exitf(fault.Schema, "%w", err))
-		case errors.Is(err, schema.ErrPooler):
+		case errors.Is(err, schema.ErrPooler), errors.Is(err, schema.ErrOld):
 			return permanent(fault.Exitf(fault.Config, "%w", err))
 		case err != nil:
 			return err
@@ -181,6 +181,9 @@ func requireFaithfulStorage(ctx context.Context, pool *pgxpool.Pool, log *slog.L
 	about, err := store.AskServer(ctx, pool)
 	if err != nil {
 		return err
+	}
+	if about.Number < store.OldestServer*10000 {
+		return permanent(fault.Exitf(fault.Config, "Postgres has version %s: %d or newer is needed", about.Version, store.OldestServer))
 	}
 	if about.SynchronousCommit == "off" {
 		return permanent(fault.Exitf(fault.Config, "Postgres has synchronous_commit = off and may forget commits in a crash, "+

@@ -41,7 +41,8 @@ func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Gr
 	return group, fault.Coded(fault.Config, err)
 }
 
-// startRedis waits for Redis and warns if it may evict the stream.
+// startRedis waits for Redis, rejects one that is too old, and warns if it may evict
+// or forget the stream.
 func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *httpserver.Server, log *slog.Logger) {
 	log = log.With("component", "redis")
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
@@ -57,8 +58,17 @@ func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.G
 		about, err := group.Server(ctx)
 		if err != nil {
 			log.Warn("could not read the Redis version and eviction policy", "err", err)
-		} else if about.Eviction != "" && about.Eviction != "noeviction" {
+			return nil
+		}
+		if about.TooOld() {
+			return fault.Exitf(fault.Config, "Redis at %s has version %s: %d.0 or newer is needed, or Valkey",
+				cfg.Redis.URL.Addresses(), about.Version, stream.OldestServer)
+		}
+		if about.Eviction != "" && about.Eviction != "noeviction" {
 			log.Warn("maxmemory-policy allows eviction; set noeviction", "policy", about.Eviction)
+		}
+		if about.TellsAppendOnly && !about.AppendOnly {
+			log.Warn("Redis keeps no append-only file: a crash of it loses entries and dead letters; set appendonly yes")
 		}
 		return nil
 	}))

@@ -171,7 +171,7 @@ func schemaExit(variable string, url config.PostgresURL, err error) error {
 		return err
 	case errors.Is(err, schema.ErrSchema):
 		return fault.Exit(fault.Schema, err)
-	case errors.Is(err, schema.ErrPooler):
+	case errors.Is(err, schema.ErrPooler), errors.Is(err, schema.ErrOld):
 		return fault.Exit(fault.Config, err)
 	}
 	return fmt.Errorf("migrate: %w", err)

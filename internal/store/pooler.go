@@ -29,7 +29,8 @@ func RefusePooler(ctx context.Context, url string, timeout time.Duration) error 
 	cc := pc.ConnConfig
 	cc.ConnectTimeout = timeout
 	cc.RuntimeParams["application_name"] = "processor pooler check"
-	cc.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // prepares nothing
+	cc.RuntimeParams["client_encoding"] = "UTF8"
+	cc.DefaultQueryExecMode = pgx.QueryExecModeExec // prepares nothing
 	ctx, cancel := context.WithTimeout(ctx, 2*timeout)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cc)

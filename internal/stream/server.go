@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -15,6 +16,19 @@ type Server struct {
 	// Eviction is its maxmemory-policy, "" if it does not tell. Any policy but
 	// noeviction may evict a stream.
 	Eviction string
+	// AppendOnly reports whether it keeps an append-only file, as far as it tells.
+	AppendOnly, TellsAppendOnly bool
+}
+
+// OldestServer is the first version of Redis that has what is used here: XAUTOCLAIM
+// with the deleted IDs, ENTRIESREAD, scripts with flags.
+const OldestServer = 7
+
+// TooOld reports whether the server is known to be older than OldestServer.
+func (s Server) TooOld() bool {
+	major, _, _ := strings.Cut(s.Version, ".")
+	n, err := strconv.Atoi(major)
+	return err == nil && n < OldestServer
 }
 
 // Server queries the server's configuration.
@@ -35,6 +49,9 @@ func (g *Group) Server(ctx context.Context) (Server, error) {
 		}
 		if v, ok := strings.CutPrefix(line, "maxmemory_policy:"); ok {
 			s.Eviction = strings.TrimSpace(v)
+		}
+		if v, ok := strings.CutPrefix(line, "aof_enabled:"); ok {
+			s.TellsAppendOnly, s.AppendOnly = true, strings.TrimSpace(v) == "1"
 		}
 	}
 	return s, nil

@@ -25,6 +25,9 @@ var ErrMigrationLock = errors.New("migration lock is taken")
 var ErrPooler = errors.New("migrations need a direct connection or a session pooler, " +
 	"this is a transaction pooler: set POSTGRES_MIGRATE_URL to the server's own address")
 
+// ErrOld matches when the server is older than what the migrations are written for.
+var ErrOld = fmt.Errorf("too old, version %d or newer is needed; nothing was changed", store.OldestServer)
+
 // Error lists what differs. It matches ErrSchema.
 type Error struct {
 	Report Report

@@ -45,7 +45,7 @@ func MigrationLockTimeout(d time.Duration) Option {
 // call it concurrently: one applies, the others wait and find nothing to do. A
 // database newer than this binary is left unchanged; Verify decides about it.
 //
-// The error matches ErrMigrationLock, ErrPooler or ErrSchema where one of
+// The error matches ErrMigrationLock, ErrOld, ErrPooler or ErrSchema where one of
 // those is the reason.
 func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Option) (applied []string, err error) {
 	o := migrateOptions{lockTimeout: DefaultMigrationLockTimeout}
@@ -58,6 +58,9 @@ func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Optio
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.refuseOld(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.refusePooler(ctx); err != nil {
 		return nil, err
 	}

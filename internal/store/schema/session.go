@@ -153,6 +153,20 @@ func (s *migrationSession) close() error {
 	return nil
 }
 
+// refuseOld compares the server's version before anything is changed.
+func (s *migrationSession) refuseOld(ctx context.Context) error {
+	var number int
+	var version string
+	err := s.db.QueryRowContext(ctx, "select current_setting('server_version_num')::int, current_setting('server_version')").Scan(&number, &version)
+	if err != nil {
+		return fmt.Errorf("ask Postgres for its version: %w", err)
+	}
+	if number < store.OldestServer*10000 {
+		return fmt.Errorf("this is Postgres %s: %w", version, ErrOld)
+	}
+	return nil
+}
+
 // refusePooler detects whether several server sessions may serve this one
 // connection.
 func (s *migrationSession) refusePooler(ctx context.Context) error {
