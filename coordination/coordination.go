@@ -48,8 +48,8 @@ type LeaderStore interface {
 type Fleet struct {
 	cfg        Config
 	membership *Membership
-	reconciler *Reconciler
-	elector    *Elector
+	reconciler *reconciler
+	elector    *elector
 	caller     Notifier
 	log        *slog.Logger
 
@@ -72,13 +72,13 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	deps.Stream.OnServerChange(engine.Abandon)
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
-	f.reconciler = NewReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
+	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
 		losses: deps.Stream, ledger: deps.Ledger, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
-	f.elector = NewElector(cfg, deps.Client, deps.Keys, deps.Terms, deps.Stream, leader, membership.PostgresUp, m, log)
-	membership.OnChange(func() {
+	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
+	membership.onChange(func() {
 		f.reconciler.Wake()
 		f.elector.Wake()
 	})
@@ -89,7 +89,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 // then it releases the shards and leaves. The pipeline must have drained before
 // that.
 func (f *Fleet) RunMembership(ctx context.Context) error {
-	if err := f.membership.Join(ctx); err != nil {
+	if err := f.membership.join(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -119,7 +119,7 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 	leaving, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("deregister within 2s"))
 	defer cancel()
 	if _, taken := errors.AsType[*IdentityError](err); !taken {
-		if leaveErr := f.membership.Leave(leaving); leaveErr != nil {
+		if leaveErr := f.membership.leave(leaving); leaveErr != nil {
 			f.log.Warn("could not deregister; heartbeat will expire", "err", leaveErr)
 		}
 	}
@@ -134,7 +134,7 @@ func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ct
 // members force-acquire the rest when the heartbeat expires.
 func (f *Fleet) Abandon() { f.abandon.Do(func() { close(f.abandoned) }) }
 
-// Leave announces that this member is shutting down. It returns when other
+// leave announces that this member is shutting down. It returns when other
 // members have acquired its shards, when there is no other member, or when ctx
 // ends.
 func (f *Fleet) Leave(ctx context.Context) error {
@@ -143,7 +143,7 @@ func (f *Fleet) Leave(ctx context.Context) error {
 		return nil // no shards to hand over, and no heartbeat to announce it with
 	default:
 	}
-	if err := f.membership.Announce(ctx); err != nil {
+	if err := f.membership.announce(ctx); err != nil {
 		return err
 	}
 	if err := f.caller.NotifyMembers(ctx); err != nil {
@@ -168,12 +168,12 @@ func (f *Fleet) Assigned() { f.reconciler.Wake() }
 func (f *Fleet) MembershipChanged() { f.membership.Wake() }
 
 // LeaderResigned wakes the elector: the leadership may be free.
-func (f *Fleet) LeaderResigned() { f.elector.Campaign() }
+func (f *Fleet) LeaderResigned() { f.elector.campaign() }
 
 // Ready returns nil if this member is registered and reaches Postgres,
 // otherwise the reason.
 func (f *Fleet) Ready() error {
-	if !f.membership.PostgresUp() {
+	if !f.membership.postgresUp() {
 		return errors.New("shard reconciliation is failing: Postgres does not answer")
 	}
 	if r := f.membership.workStatus().Refusal; r != nil {

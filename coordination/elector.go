@@ -28,13 +28,13 @@ type lease interface {
 	release(ctx context.Context) error
 }
 
-// Elector campaigns for the leadership and runs LeaderWork while it leads.
+// elector campaigns for the leadership and runs LeaderWork while it leads.
 //
 // Leadership serves efficiency only: every task is harmless when two members do
 // it. It is trusted for LeaderTTL minus a margin, counted from *before* the
 // last renewal was sent; work runs under a context that ends then. Work and
 // renewals share one loop, so a leader that is stuck loses the lock.
-type Elector struct {
+type elector struct {
 	cfg      Config
 	lock     lease
 	terms    TermStore
@@ -56,30 +56,24 @@ type LeaderWork interface {
 	ReassignOwnShards(ctx context.Context, term int64) error
 }
 
-// NewElector returns an elector that does not campaign yet.
-func NewElector(cfg Config, client Client, keys Keys, terms TermStore, notifier Notifier, leaderWork LeaderWork,
-	canLead func() bool, m *metrics, log *slog.Logger,
-) *Elector {
-	return newElector(cfg, newLock(client, keys.Lock, cfg.LeaderTTL), terms, notifier, leaderWork, canLead, m, log)
-}
-
-func newElector(cfg Config, lock lease, terms TermStore, notifier Notifier, leaderWork LeaderWork, canLead func() bool, m *metrics, log *slog.Logger) *Elector {
-	return &Elector{
+// newElector returns an elector that does not campaign yet.
+func newElector(cfg Config, lock lease, terms TermStore, notifier Notifier, leaderWork LeaderWork, canLead func() bool, m *metrics, log *slog.Logger) *elector {
+	return &elector{
 		cfg: cfg, lock: lock, terms: terms, notifier: notifier, work: leaderWork, canLead: canLead,
 		metrics: m, log: log.With("component", "elector"),
 		vacancy: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 }
 
-// Campaign wakes the elector: the leadership may be free.
-func (e *Elector) Campaign() { wakeUp(e.vacancy) }
+// campaign wakes the elector: the leadership may be free.
+func (e *elector) campaign() { wakeUp(e.vacancy) }
 
 // Wake wakes a leader: something changed that it acts upon.
-func (e *Elector) Wake() { wakeUp(e.wake) }
+func (e *elector) Wake() { wakeUp(e.wake) }
 
 // Run campaigns and leads until ctx ends; then it reassigns its own shards and
 // resigns.
-func (e *Elector) Run(ctx context.Context) error {
+func (e *elector) Run(ctx context.Context) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
 	var quiet lograte.Limit
@@ -105,10 +99,10 @@ func (e *Elector) Run(ctx context.Context) error {
 }
 
 // margin is subtracted from the lease, for clocks that run at different rates.
-func (e *Elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
+func (e *elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
 
 // lead runs one term; asked is the time just before the lock was requested.
-func (e *Elector) lead(ctx context.Context, asked time.Time) {
+func (e *elector) lead(ctx context.Context, asked time.Time) {
 	trusted := asked.Add(e.cfg.LeaderTTL - e.margin())
 	var term int64
 	why := e.withTrust(ctx, trusted, func(ctx context.Context) (err error) {
@@ -127,7 +121,7 @@ func (e *Elector) lead(ctx context.Context, asked time.Time) {
 
 // runTerm alternates work and renewals until the term ends. It returns the
 // reason: ctx.Err() when the member is stopping.
-func (e *Elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
+func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
 	for {
@@ -162,7 +156,7 @@ func (e *Elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 
 // withTrust runs f with a context that ends when the leadership can no longer
 // be trusted.
-func (e *Elector) withTrust(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
+func (e *elector) withTrust(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
 	defer cancel()
 	if ctx.Err() != nil {
@@ -173,7 +167,7 @@ func (e *Elector) withTrust(ctx context.Context, trusted time.Time, f func(conte
 
 // resign ends the term immediately, so that a successor need not wait for the
 // lock to expire. Each step is attempted independently, within a second.
-func (e *Elector) resign(ctx context.Context, term int64, why error) {
+func (e *elector) resign(ctx context.Context, term int64, why error) {
 	stopping := ctx.Err() != nil
 	if stopping {
 		e.log.Info("stepping down: shutting down", "term", term)

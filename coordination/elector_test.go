@@ -134,11 +134,11 @@ func (d *leaderWork) ReassignOwnShards(context.Context, int64) error {
 }
 
 // notifier tells every elector that the leadership is free.
-type notifier struct{ electors []*Elector }
+type notifier struct{ electors []*elector }
 
 func (c *notifier) NotifyLeadership(context.Context) error {
 	for _, e := range c.electors {
-		e.Campaign()
+		e.campaign()
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 		}
 		l.term = term
 	}
-	if err := l.assign(ctx, term, l.membership.Eligible()); err != nil {
+	if err := l.assign(ctx, term, l.membership.eligible()); err != nil {
 		return err
 	}
 	if err := l.record(ctx); err != nil {
@@ -138,7 +138,7 @@ func (l *Leader) quietOf(task Task) *lograte.Limit {
 // ReassignOwnShards assigns this member's shards to other members, if there are
 // any.
 func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
-	others := slices.DeleteFunc(l.membership.Eligible(), func(m string) bool { return m == l.membership.Name() })
+	others := slices.DeleteFunc(l.membership.eligible(), func(m string) bool { return m == l.membership.Name() })
 	if len(others) == 0 {
 		return nil
 	}
@@ -275,7 +275,7 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 
 // watchMembers keeps the incident of each stalled member.
 func (l *Leader) watchMembers(ctx context.Context) {
-	stalled := l.membership.Stalled()
+	stalled := l.membership.stalled()
 	for _, m := range stalled {
 		if l.incident(ctx, protocol.StalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
 			l.log.Error("member stalled", "member", m)

@@ -197,9 +197,9 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 // Name returns this member's identity and incarnation.
 func (r *Membership) Name() string { return r.name }
 
-// OnChange registers f to be called whenever a member joined, left, or changed
+// onChange registers f to be called whenever a member joined, left, or changed
 // its eligibility. Call it before Run.
-func (r *Membership) OnChange(f func()) { r.changed = f }
+func (r *Membership) onChange(f func()) { r.changed = f }
 
 // Belong says which database this member works with. It must be called before
 // Join.
@@ -212,13 +212,13 @@ func (r *Membership) Belong(d Database) {
 // errDatabaseUnknown says that Redis does not know the fleet's database.
 var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redis, waiting for a member that knows it")
 
-// Join claims the identity. While another incarnation has it, Join watches its
+// join claims the identity. While another incarnation has it, Join watches its
 // heartbeat: if that advances, Join fails with an IdentityError; if not, Join
 // waits until it expires. Join retries while Redis is unavailable.
 //
 // Where Redis does not know the fleet's database, as after a flush, members enter
 // it again within a beat, and a joining member leaves it to them for one TTL.
-func (r *Membership) Join(ctx context.Context) error {
+func (r *Membership) join(ctx context.Context) error {
 	var first *Member
 	var unknown time.Time
 	var quiet lograte.Limit
@@ -429,9 +429,9 @@ func readMembers(ctx context.Context, client Client, keys Keys) (members []Membe
 	return members, silent, nil
 }
 
-// Announce marks this member as leaving, so that the leader reassigns its
+// announce marks this member as leaving, so that the leader reassigns its
 // shards while it still works.
-func (r *Membership) Announce(ctx context.Context) error {
+func (r *Membership) announce(ctx context.Context) error {
 	r.mu.Lock()
 	r.self.Leaving = true
 	r.mu.Unlock()
@@ -440,16 +440,16 @@ func (r *Membership) Announce(ctx context.Context) error {
 	return err
 }
 
-// Leave removes this member's heartbeat.
-func (r *Membership) Leave(ctx context.Context) error {
+// leave removes this member's heartbeat.
+func (r *Membership) leave(ctx context.Context) error {
 	if err := leaveScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix}, r.self.Incarnation, r.cfg.Instance).Err(); err != nil {
 		return fmt.Errorf("deregister: %w", err)
 	}
 	return nil
 }
 
-// SetPostgresUp records whether Postgres answers this member.
-func (r *Membership) SetPostgresUp(ok bool) {
+// setPostgresUp records whether Postgres answers this member.
+func (r *Membership) setPostgresUp(ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -460,8 +460,8 @@ func (r *Membership) SetPostgresUp(ok bool) {
 	}
 }
 
-// PostgresUp reports whether the last call of Postgres succeeded.
-func (r *Membership) PostgresUp() bool {
+// postgresUp reports whether the last call of Postgres succeeded.
+func (r *Membership) postgresUp() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sinkDown.IsZero()
@@ -477,15 +477,15 @@ func (r *Membership) Members() []Member {
 	return append([]Member(nil), r.members...)
 }
 
-// Eligible returns the members that may own shards.
-func (r *Membership) Eligible() []string {
+// eligible returns the members that may own shards.
+func (r *Membership) eligible() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.watch.Eligible(time.Now())
 }
 
-// Stalled returns the members that are stalled, or lost their shards for it.
-func (r *Membership) Stalled() []string {
+// stalled returns the members that are stalled, or lost their shards for it.
+func (r *Membership) stalled() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.watch.Stalled(time.Now())

@@ -53,9 +53,9 @@ const releaseBudget = 2 * time.Second
 // acquireConcurrency bounds concurrent acquisitions, and so their connections.
 const acquireConcurrency = 4
 
-// Reconciler makes owned shards match assigned shards: it acquires shards,
+// reconciler makes owned shards match assigned shards: it acquires shards,
 // hands them over, and gives up those that another member has acquired.
-type Reconciler struct {
+type reconciler struct {
 	cfg         Config
 	membership  *Membership
 	shards      Ownership
@@ -74,11 +74,11 @@ type Reconciler struct {
 	tasks           sync.WaitGroup    // hand-overs in progress and the raising of the mark; Run waits for them
 }
 
-// NewReconciler returns a reconciler that owns nothing yet.
-func NewReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, redeliverer Redeliverer, engine Engine,
+// newReconciler returns a reconciler that owns nothing yet.
+func newReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, redeliverer Redeliverer, engine Engine,
 	ledger Ledger, m *metrics, log *slog.Logger,
-) *Reconciler {
-	return &Reconciler{
+) *reconciler {
+	return &reconciler{
 		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine, ledger: ledger,
 		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
 		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64),
@@ -86,18 +86,18 @@ func NewReconciler(cfg Config, membership *Membership, shards Ownership, session
 }
 
 // Wake triggers a pass: assignments changed, or a shard was released.
-func (k *Reconciler) Wake() { wakeUp(k.wake) }
+func (k *reconciler) Wake() { wakeUp(k.wake) }
 
 // Run reconciles until ctx ends, and then releases all shards. The engine must
 // have drained by then; unfinished entries stay on the queues.
-func (k *Reconciler) Run(ctx context.Context) error {
+func (k *reconciler) Run(ctx context.Context) error {
 	k.tasks.Go(func() { k.raiseLoop(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var quiet lograte.Limit
 	for {
 		err := k.pass(ctx)
-		k.membership.SetPostgresUp(err == nil || ctx.Err() != nil)
+		k.membership.setPostgresUp(err == nil || ctx.Err() != nil)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Misconfigured {
 			return err
 		}
@@ -121,7 +121,7 @@ const raiseEvery = 500 * time.Millisecond
 // raiseLoop writes down the newest entry that this member has read, so that it is
 // missed when Redis goes on without it. It is kept here until it is written,
 // whatever becomes of Redis. It is no part of a pass: the row may be locked.
-func (k *Reconciler) raiseLoop(ctx context.Context) {
+func (k *reconciler) raiseLoop(ctx context.Context) {
 	tick := time.NewTicker(raiseEvery)
 	defer tick.Stop()
 	var raised telemetry.EntryID
@@ -147,7 +147,7 @@ func (k *Reconciler) raiseLoop(ctx context.Context) {
 }
 
 // pass compares assigned with owned shards, once.
-func (k *Reconciler) pass(ctx context.Context) error {
+func (k *reconciler) pass(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -213,7 +213,7 @@ func (k *Reconciler) pass(ctx context.Context) error {
 
 // localShard returns how this member owns a shard. A shard that the engine has
 // given up is not owned, whatever was recorded here.
-func (k *Reconciler) localShard(shard int) protocol.LocalShard {
+func (k *reconciler) localShard(shard int) protocol.LocalShard {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	epoch, mine := k.owned[shard]
@@ -225,13 +225,13 @@ func (k *Reconciler) localShard(shard int) protocol.LocalShard {
 	return protocol.LocalShard{Owned: mine, Epoch: epoch, Stopping: k.releasing[shard]}
 }
 
-func (k *Reconciler) forget(shard int) {
+func (k *reconciler) forget(shard int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.owned, shard)
 }
 
-func (k *Reconciler) waited(shard int) time.Duration {
+func (k *reconciler) waited(shard int) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	since, ok := k.awaitingRelease[shard]
@@ -242,7 +242,7 @@ func (k *Reconciler) waited(shard int) time.Duration {
 	return time.Since(since)
 }
 
-func (k *Reconciler) forgetWait(shard int) {
+func (k *reconciler) forgetWait(shard int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.awaitingRelease, shard)
@@ -250,7 +250,7 @@ func (k *Reconciler) forgetWait(shard int) {
 
 // acquire raises the epochs of shards, redelivers what Postgres may have lost,
 // and grants them to the engine.
-func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string) error {
+func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string) error {
 	if len(shards) == 0 {
 		return nil
 	}
@@ -305,7 +305,7 @@ func (k *Reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 // redeliver grants shards, each once what Postgres may have lost of it is on its
 // queue again; first those that lost nothing. It begins once no acknowledgement
 // of an earlier owner can succeed any more.
-func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string, grant func(protocol.Shard) error) error {
+func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string, grant func(protocol.Shard) error) error {
 	of := make(map[int]protocol.Shard, len(taken))
 	shards := make([]int, 0, len(taken))
 	for _, t := range taken {
@@ -355,7 +355,7 @@ func (k *Reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 }
 
 // recordRestored records what Postgres lost and the stream no longer holds.
-func (k *Reconciler) recordRestored(ctx context.Context, in *protocol.Entered, ranges []protocol.Range) error {
+func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, ranges []protocol.Range) error {
 	var losses []protocol.Loss
 	for _, r := range ranges {
 		if loss := in.Restored(r); loss != nil {
@@ -382,7 +382,7 @@ func (k *Reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 }
 
 // handOver finishes a shard and releases it, in the background.
-func (k *Reconciler) handOver(ctx context.Context, shard int, epoch int64) {
+func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.releasing[shard] {
@@ -411,7 +411,7 @@ func (k *Reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 
 // release gives up one shard. If that cannot be written, the successor
 // force-acquires the shard.
-func (k *Reconciler) release(ctx context.Context, shard int, epoch int64) {
+func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 	running, applied, ok := k.engine.Owned(shard)
 	k.forget(shard)
 	k.engine.Drop(shard)
@@ -428,7 +428,7 @@ func (k *Reconciler) release(ctx context.Context, shard int, epoch int64) {
 }
 
 // releaseAll gives up all shards at the end.
-func (k *Reconciler) releaseAll(ctx context.Context) error {
+func (k *reconciler) releaseAll(ctx context.Context) error {
 	k.tasks.Wait()
 	// What cannot be released in time is force-acquired by its next owner.
 	ctx, cancel := context.WithTimeoutCause(ctx, releaseBudget, errors.New("release all shards within 2s"))
@@ -451,7 +451,7 @@ func (k *Reconciler) releaseAll(ctx context.Context) error {
 }
 
 // Owned returns the number of shards this member owns.
-func (k *Reconciler) Owned() int {
+func (k *reconciler) Owned() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.owned)

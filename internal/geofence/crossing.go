@@ -119,7 +119,7 @@ func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
 // anywhere near it does not matter.
 func (s *Set) versionAt(i int, timeUS int64) int {
 	for n := i; n < len(s.versions) && s.versions[n].group == s.versions[i].group; n++ {
-		if f := &s.versions[n].fence; f.Enabled && f.Valid.Contains(timeUS) {
+		if f := &s.versions[n].fence; f.Enabled && f.Valid.contains(timeUS) {
 			return n
 		}
 	}
@@ -135,10 +135,10 @@ func (s *Set) along(dst []Crossing, prev, next Fix, l leg) []Crossing {
 		old, fresh := int32(-1), int32(-1) // valid at prev, at next
 		for len(near) > 0 && s.versions[near[0]].group == group {
 			valid := s.versions[near[0]].fence.Valid
-			if valid.Contains(prev.TimeUS) {
+			if valid.contains(prev.TimeUS) {
 				old = near[0]
 			}
-			if valid.Contains(next.TimeUS) {
+			if valid.contains(next.TimeUS) {
 				fresh = near[0]
 			}
 			near = near[1:]

@@ -37,8 +37,8 @@ type Span struct{ FromUS, ToUS int64 }
 // has no beginning or no end.
 var Always = Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
 
-// Contains reports whether the device time lies in the span.
-func (s Span) Contains(timeUS int64) bool {
+// contains reports whether the device time lies in the span.
+func (s Span) contains(timeUS int64) bool {
 	return s.FromUS <= timeUS && (timeUS < s.ToUS || s.ToUS == math.MaxInt64)
 }
 

@@ -115,7 +115,7 @@ func (s *Set) At(dst []int, f Fix) []int {
 	}
 	found := len(dst)
 	s.tree.Search([2]float64{p.x, p.y}, [2]float64{p.x, p.y}, func(_, _ [2]float64, i int32) bool {
-		if v := &s.versions[i]; v.fence.Valid.Contains(f.TimeUS) && v.shape.contains(p) {
+		if v := &s.versions[i]; v.fence.Valid.contains(f.TimeUS) && v.shape.contains(p) {
 			dst = append(dst, int(i))
 		}
 		return true

@@ -29,7 +29,7 @@ type Page[T any] struct {
 }
 
 // paged asks for one row more than it shows.
-func paged[T any](f *Fleet, ctx context.Context, limit int, number func(T) int64, ask func(l *store.Lists, limit int) ([]T, error)) (Page[T], error) {
+func paged[T any](ctx context.Context, f *Fleet, limit int, number func(T) int64, ask func(l *store.Lists, limit int) ([]T, error)) (Page[T], error) {
 	out := Page[T]{Rows: []T{}}
 	l, err := f.lists(ctx)
 	if err != nil {
@@ -49,24 +49,24 @@ func paged[T any](f *Fleet, ctx context.Context, limit int, number func(T) int64
 
 // Audit returns changes by operators.
 func (f *Fleet) Audit(ctx context.Context, before int64, limit int) (Page[store.AuditRow], error) {
-	return paged(f, ctx, limit, func(r store.AuditRow) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.AuditRow, error) { return l.Audit(ctx, before, n) })
+	return paged(ctx, f, limit, func(r store.AuditRow) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.AuditRow, error) { return l.Audit(ctx, before, n) })
 }
 
 // Incidents returns incidents, open and closed ones.
 func (f *Fleet) Incidents(ctx context.Context, openOnly bool, before int64, limit int) (Page[store.NumberedIncident], error) {
-	return paged(f, ctx, limit, func(r store.NumberedIncident) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.NumberedIncident, error) {
+	return paged(ctx, f, limit, func(r store.NumberedIncident) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.NumberedIncident, error) {
 		return l.Incidents(ctx, openOnly, before, n)
 	})
 }
 
 // Losses returns the ledger of losses.
 func (f *Fleet) Losses(ctx context.Context, before int64, limit int) (Page[store.NumberedLoss], error) {
-	return paged(f, ctx, limit, func(r store.NumberedLoss) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.NumberedLoss, error) { return l.Losses(ctx, before, n) })
+	return paged(ctx, f, limit, func(r store.NumberedLoss) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.NumberedLoss, error) { return l.Losses(ctx, before, n) })
 }
 
 // Requests returns requests; device "" is all.
 func (f *Fleet) Requests(ctx context.Context, device string, before int64, limit int) (Page[store.RequestStatus], error) {
-	return paged(f, ctx, limit, func(r store.RequestStatus) int64 { return r.ID }, func(l *store.Lists, n int) ([]store.RequestStatus, error) {
+	return paged(ctx, f, limit, func(r store.RequestStatus) int64 { return r.ID }, func(l *store.Lists, n int) ([]store.RequestStatus, error) {
 		return l.Requests(ctx, device, before, n)
 	})
 }
@@ -108,7 +108,7 @@ func (f *Fleet) Devices(ctx context.Context, prefix, after string, limit int) ([
 // Archived returns dead letters of the archive: dropped, replayed, edited ones and
 // those whose retention is over.
 func (f *Fleet) Archived(ctx context.Context, by store.ArchiveFilter, before int64, limit int) (Page[store.ArchivedLetter], error) {
-	return paged(f, ctx, limit, func(r store.ArchivedLetter) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.ArchivedLetter, error) {
+	return paged(ctx, f, limit, func(r store.ArchivedLetter) int64 { return r.Number }, func(l *store.Lists, n int) ([]store.ArchivedLetter, error) {
 		return l.Archived(ctx, by, before, n)
 	})
 }

@@ -37,9 +37,6 @@ type ReadSnapshot struct {
 	skip        map[telemetry.EntryID]struct{}
 }
 
-// NeedsRead reports whether the queue may hold entries that were not delivered.
-func (q *Queue) NeedsRead(leaseNumber uint64) bool { return !q.CanBypass(leaseNumber) }
-
 // BeginRead is called before a read is sent, with the number of the dispatch
 // lease this member holds, or 0 if it holds none.
 func (q *Queue) BeginRead(leaseNumber uint64) ReadSnapshot {

@@ -88,9 +88,6 @@ func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
 // Names returns the keys in use.
 func (g *Group) Names() Names { return g.names }
 
-// Shards returns the number of shards.
-func (g *Group) Shards() int { return g.shards }
-
 // redirected makes a cluster client look up the slot's new node after a reply
 // that says it moved. Raw replies bypass the client's own handling of that.
 func (g *Group) redirected(ctx context.Context, err error) error {

@@ -99,7 +99,7 @@ func (d *Decoder) decode(e *Entry, r *Record) *DecodeError {
 			"longer than the limit of " + itoa(d.limits.MaxPayloadBytes) + " bytes",
 		}
 	}
-	*r = Record{ID: e.ID, DeviceID: device, Codec: codec, StreamUS: e.StreamTime().UnixMicro()}
+	*r = Record{ID: e.ID, DeviceID: device, Codec: codec, StreamUS: e.streamTime().UnixMicro()}
 	err = d.decodePayload(payload, r)
 	d.read.reset("") // do not pin the entry's memory
 	d.key, d.out = "", nil

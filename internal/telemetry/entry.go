@@ -144,8 +144,8 @@ func (e *Entry) Digest() string {
 	return strconv.FormatUint(h.Sum64(), 16)
 }
 
-// StreamTime returns the time of the entry's ID, or of the entry it is a replay of.
-func (e *Entry) StreamTime() time.Time {
+// streamTime returns the time of the entry's ID, or of the entry it is a replay of.
+func (e *Entry) streamTime() time.Time {
 	if v, ok := e.Field(FieldReplayOf); ok {
 		if id, err := ParseEntryID(v); err == nil {
 			return id.Time()

@@ -28,12 +28,12 @@ func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }
 // exactly (0, 0).
 func (r *Record) HasFix() bool { return r.Latitude != 0 || r.Longitude != 0 }
 
-// Future reports whether the device clock is more than skew ahead of the stream
+// future reports whether the device clock is more than skew ahead of the stream
 // time. Such a record is stored but takes no part in state.
-func (r *Record) Future(skew time.Duration) bool {
+func (r *Record) future(skew time.Duration) bool {
 	return r.TimeUS > r.StreamUS+skew.Microseconds()
 }
 
-// Eligible reports whether the record takes part in state: it has a fix and its
+// eligible reports whether the record takes part in state: it has a fix and its
 // clock is not too far ahead.
-func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.Future(skew) }
+func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.future(skew) }
