@@ -15,18 +15,25 @@ import (
 )
 
 // A row that the sink refuses becomes a dead letter only once the fault is shown
-// to be its own: another row has been taken since, and the row is refused again
-// after that. While no other row is taken either, and while most rows of many
-// devices are refused for one reason, the worker pauses: nothing is given up, no
-// attempt is used, and the row itself is what is tried until the cause is gone.
+// to be its own: another row has been taken since, the row is refused again after
+// that, and again in later attempts, for which it is deferred meanwhile. While no
+// other row is taken either, and while most rows of many devices are refused for one
+// reason, the worker pauses: nothing is given up, no attempt is used, and the row
+// itself is what is tried until the cause is gone. While rows of several devices are
+// refused alike, and not few of all, they stay deferred; the others go on.
 
-// The breaker opens for a reason once so many rows of so many devices were
-// refused for it within a window, and more than were stored meanwhile.
+// The breaker opens for a reason once so many rows of so many devices were refused
+// for it within a window, and more than were stored meanwhile. It closes when a row
+// is taken, or many times as many are stored.
 const (
 	breakerWindow  = time.Minute
 	breakerRows    = 20
 	breakerDevices = 5
+	breakerShare   = 10 // rows stored for each one refused
 )
+
+// notedFor is how long a person is called after a row was kept last.
+const notedFor = 5 * time.Minute
 
 // probeRecords bounds the rows that one probe tries.
 const probeRecords = 12
@@ -38,6 +45,8 @@ type breaker struct {
 	storedRows  uint64
 	reasons     map[string]*refusals
 	paused      map[*worker]protocol.Refusal
+	kept        protocol.Refusal // why rows are kept deferred
+	keptAt      time.Time
 }
 
 // refusals is the rows refused for one reason since the window began.
@@ -81,9 +90,17 @@ func (k *breaker) storedSince(t time.Time) bool {
 	return k.storedBegan.After(t)
 }
 
-// refuse notes a row that is refused though others are taken, and reports whether it may
-// be given up.
-func (k *breaker) refuse(reason, device string, now time.Time) bool {
+// verdict is what becomes of a row that is refused though others are taken.
+type verdict uint8
+
+const (
+	ownFault verdict = iota + 1 // given up after its last attempt
+	doubtful                    // kept: many rows are refused for this reason
+	noFault                     // the worker pauses
+)
+
+// refuse notes a row that is refused though others are taken.
+func (k *breaker) refuse(reason, device string, now time.Time) verdict {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	r := k.reasons[reason]
@@ -94,14 +111,33 @@ func (k *breaker) refuse(reason, device string, now time.Time) bool {
 		r = &refusals{began: now, before: k.storedRows, devices: make(map[string]struct{})}
 		k.reasons[reason] = r
 	}
-	if r.open {
-		return false
-	}
-	if r.rows++; len(r.devices) < breakerDevices {
+	if len(r.devices) < breakerDevices {
 		r.devices[strings.Clone(device)] = struct{}{}
 	}
-	r.open = r.rows > breakerRows && len(r.devices) >= breakerDevices && r.rows > k.storedRows-r.before
-	return !r.open
+	stored := k.storedRows - r.before
+	if r.open {
+		r.open = stored <= breakerShare*r.rows
+	} else {
+		r.rows++
+		r.open = r.rows > breakerRows && len(r.devices) >= breakerDevices && r.rows > stored
+	}
+	switch {
+	case r.open:
+		return noFault
+	case len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:
+		return doubtful
+	}
+	return ownFault
+}
+
+// keep notes that rows stay deferred until a person has removed the reason, and
+// reports whether none did.
+func (k *breaker) keep(r protocol.Refusal, now time.Time) (first bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	first = k.kept.Reason != r.Reason || now.Sub(k.keptAt) > notedFor
+	k.kept, k.keptAt = r, now
+	return first
 }
 
 // taken notes that a row is taken that was refused before.
@@ -109,6 +145,13 @@ func (k *breaker) taken(reason string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.reasons, reason)
+}
+
+// passed notes that a row is taken that was kept.
+func (k *breaker) passed() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kept = protocol.Refusal{}
 }
 
 // pause notes that a worker waits. It reports whether none did for this reason.
@@ -130,7 +173,8 @@ func (k *breaker) resume(w *worker) {
 	delete(k.paused, w)
 }
 
-// refusal is one of the reasons why workers wait, the first by name; nil where none does.
+// refusal is one of the reasons why workers wait, the first by name, or else why rows
+// do; nil where none does.
 func (k *breaker) refusal() *protocol.Refusal {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -139,6 +183,10 @@ func (k *breaker) refusal() *protocol.Refusal {
 		if first == nil || r.Reason < first.Reason {
 			first = &r
 		}
+	}
+	if first == nil && k.kept.Reason != "" && time.Since(k.keptAt) < notedFor {
+		kept := k.kept
+		first = &kept
 	}
 	return first
 }
@@ -176,16 +224,30 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 		}
 		w.state.invalidate(p.shard)
 		refusal = err
-		if others && w.breaker.refuse(refusalOf(err).Reason, deviceOf(&p.entries[0]), time.Now()) {
-			return w.deadLetterEntry(ctx, p, err)
+		if !others {
+			continue
 		}
-		if others { // the breaker is open
+		switch w.breaker.refuse(refusalOf(err).Reason, deviceOf(&p.entries[0]), time.Now()) {
+		case ownFault:
+			return w.rejectEntry(ctx, p, err)
+		case doubtful:
+			return w.keep(ctx, p, err)
+		default: // the breaker is open
 			w.hold(refusal)
 			if err := sleep(ctx, wait.NextBackOff()); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// keep defers an entry until a person has removed the reason why it is refused; what
+// else arrives goes on.
+func (w *worker) keep(ctx context.Context, p part, err error) error {
+	if r := refusalOf(err); w.breaker.keep(r, time.Now()) {
+		w.log.Error("sink refuses rows for a reason that is not theirs; they are deferred until it is gone", "reason", r.Reason, "err", err, "remedy", r.Remedy)
+	}
+	return w.rejectEntry(ctx, p, &keptError{err})
 }
 
 // again applies and commits one entry. There is no batch where the shard is not

@@ -48,7 +48,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		repeat = isRowIndependent
 	}
 	c.err = retry(ctx, w.log, "commit", w.metrics.commitErrors, func(err error) bool {
-		return repeat(err) && (b.entries == 1 || !isTooMuch(err))
+		return repeat(err) && (b.entries == 1 && !isOverLimit(err) || !isTooMuch(err))
 	}, func() error {
 		started := time.Now()
 		defer func() { c.took = time.Since(started) }()
@@ -245,6 +245,9 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 			return nil // entries without an outcome are returned
 		}
 		for i := range p.entries {
+			if p.again[p.entries[i].ID].Class == telemetry.ClassSink && len(b.deferred) == 0 {
+				w.breaker.passed()
+			}
 			delete(p.again, p.entries[i].ID)
 		}
 		return nil
@@ -256,6 +259,9 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 	case fatal:
 		return outcome
 	case retrySame: // too much, or it would have been retried
+		if len(p.entries) == 1 {
+			return w.keep(ctx, p, outcome)
+		}
 		for rest := p.entries; len(rest) > 0; {
 			piece := p
 			n := min(w.pace.limit, len(rest))
@@ -292,10 +298,9 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 	return w.redoPart(ctx, right, true)
 }
 
-// deadLetterEntry dead-letters the one entry of a part, for a reason that
-// retrying would not change. The batch that does so writes no record, but it
+// rejectEntry defers or dead-letters the one entry of a part. The batch that does so writes no record, but it
 // checks the epoch: another member may own the shard.
-func (w *worker) deadLetterEntry(ctx context.Context, p part, err error) error {
+func (w *worker) rejectEntry(ctx context.Context, p part, err error) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}

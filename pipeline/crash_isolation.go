@@ -35,7 +35,7 @@ func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 		Epoch: p.epoch, First: p.entries[0].ID, Last: p.entries[len(p.entries)-1].ID, Entries: len(p.entries), Until: s.Until,
 	}
 	if r.First == s.Culprit {
-		if err := w.deadLetterEntry(ctx, p, &crashError{crashCount: s.CrashCount}); err != nil {
+		if err := w.rejectEntry(ctx, p, &crashError{crashCount: s.CrashCount}); err != nil {
 			return err
 		}
 	} else {

@@ -38,8 +38,9 @@ func (c DeadLetterConfig) check() error {
 }
 
 // reject defers an entry that cannot be decoded or stored if a retry can help
-// (a newer instance of a rolling deploy may decode it), otherwise marks it to
-// be dead-lettered once what precedes it is committed.
+// (a newer instance of a rolling deploy may decode it, and what makes the sink refuse
+// it may go away), otherwise marks it to be dead-lettered once what precedes it is
+// committed.
 func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 	now := time.Now().UTC()
 	l := telemetry.DeadLetter{
@@ -50,7 +51,13 @@ func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 		l.Attempts, l.FirstFailed = before.Attempts, before.FirstFailed
 	}
 	classify(&l, err)
-	if l.Class == telemetry.ClassDecode && l.Attempts < w.cfg.DeadLetters.MaxAttempts {
+	if kept, ok := errors.AsType[*keptError](err); ok {
+		l.Error = kept.error.Error()
+		l.Attempts = max(1, min(l.Attempts, w.cfg.DeadLetters.MaxAttempts-1))
+		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
+		return
+	}
+	if (l.Class == telemetry.ClassDecode || l.Class == telemetry.ClassSink) && l.Attempts < w.cfg.DeadLetters.MaxAttempts {
 		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
 		return
 	}

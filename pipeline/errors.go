@@ -68,7 +68,20 @@ const (
 	outOfRange        = "22003"
 	notNull           = "23502"
 	checkFailed       = "23514" // without a constraint: there is no partition for the row
+	limitExceeded     = "53400" // a configured one, for example of rows decompressed in one transaction
 )
+
+// isOverLimit reports whether a limit of the server was met that stays where it is
+// until a person raises it.
+func isOverLimit(err error) bool {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && f.Code == limitExceeded
+}
+
+// keptError is an error for which an entry is never given up.
+type keptError struct{ error }
+
+func (e *keptError) Unwrap() error { return e.error }
 
 // refusalOf names why the sink refuses rows, the same for rows that are refused
 // alike, and says what a person can do.
@@ -89,6 +102,8 @@ func refusalOf(err error) protocol.Refusal {
 		r.Remedy = "the service fills its own columns only: give the column " + f.Field + " a default, or drop its NOT NULL"
 	case f.Code == checkFailed && f.Field == "":
 		r.Remedy = "create the partition of public.positions that is missing"
+	case f.Code == limitExceeded:
+		r.Remedy = "raise the limit that the error names, for example timescaledb.max_tuples_decompressed_per_dml_transaction for this role, or decompress the chunk"
 	case class == "23":
 		r.Remedy = "drop or correct the constraint " + f.Field + " on public.positions"
 	case class == "54":

@@ -159,7 +159,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	first := &m.deferred[0]
 	var err error
 	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
-		err = w.deadLetterEntry(ctx, p, &crashError{crashCount: first.Attempts})
+		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts})
 	} else {
 		err = w.redoPart(ctx, p, false)
 	}
