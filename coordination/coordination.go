@@ -134,7 +134,7 @@ func (f *Fleet) RunElection(ctx context.Context) error { return f.elector.Run(ct
 // members force-acquire the rest when the heartbeat expires.
 func (f *Fleet) Abandon() { f.abandon.Do(func() { close(f.abandoned) }) }
 
-// leave announces that this member is shutting down. It returns when other
+// Leave announces that this member is shutting down. It returns when other
 // members have acquired its shards, when there is no other member, or when ctx
 // ends.
 func (f *Fleet) Leave(ctx context.Context) error {

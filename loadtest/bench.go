@@ -10,14 +10,14 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest/ceiling"
 )
 
 // BenchConfig says how to measure.
 type BenchConfig struct {
 	Processor string   // the program to run
 	Env       []string // further variables of the instances, NAME=value
-	Postgres  BenchPostgres
-	Entries   int // of a backlog
+	Entries   int      // of a backlog
 	Devices   int
 	Rounds    int           // of ceiling, backlog, ceiling, backlog
 	Rates     []float64     // of the steady load, records a second
@@ -28,23 +28,6 @@ type BenchConfig struct {
 	Dir       string    // for logs of the instances; must exist
 	Notes     io.Writer // what is being done
 	Log       *slog.Logger
-}
-
-// BenchPostgres speaks to Postgres past all code of the service: what it reaches
-// is the ceiling. Every call gets the URL of a database.
-type BenchPostgres interface {
-	// Exec runs one statement.
-	Exec(ctx context.Context, url, sql string) error
-	// Export reads stored positions from a device time on and before another, in
-	// the order in which they were stored, as whole binary COPY streams of at
-	// most size rows.
-	Export(ctx context.Context, url string, from, before time.Time, size int) ([][]byte, error)
-	// Copy has each stream committed by a COPY of its own over some connections,
-	// and reports how long that took once they were open.
-	Copy(ctx context.Context, url string, streams [][]byte, connections int) (time.Duration, error)
-	// Insert is Copy by INSERT of unnested arrays ON CONFLICT DO NOTHING. Reading
-	// the rows from where they were stored is not counted.
-	Insert(ctx context.Context, url, from string, since time.Time, size, connections int) (time.Duration, int, error)
 }
 
 // Check returns the problems that no retry can fix. The program to run may still be missing.
@@ -111,7 +94,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 		var spent time.Duration
 		rate, err := b.inDatabase(ctx, func(url string) (float64, error) {
 			before := cpuOfTree(b.env.Postgres.PID())
-			took, err := b.cfg.Postgres.Copy(ctx, url, b.rows, n)
+			took, err := ceiling.Copy(ctx, url, b.rows, n)
 			spent = cpuOfTree(b.env.Postgres.PID()) - before
 			return float64(b.cfg.Entries) / took.Seconds(), err
 		})
@@ -128,7 +111,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 	b.res.Copy.add(best)
 	b.res.CopyConnections = append(b.res.CopyConnections, at)
 	rate, err := b.inDatabase(ctx, func(url string) (float64, error) {
-		took, rows, err := b.cfg.Postgres.Insert(ctx, url, b.database(dbStored), b.second, benchBatch, at)
+		took, rows, err := ceiling.Insert(ctx, url, b.database(dbStored), b.second, benchBatch, at)
 		return float64(rows) / took.Seconds(), err
 	})
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/loadtest/ceiling"
 )
 
 // drainResult is how a backlog was drained, between the first fifth and the last
@@ -149,7 +151,7 @@ func resultBetween(from, to spent, entries int64) (w drainResult, err error) {
 // complete makes sure that the rows there were before and those of the backlog
 // are all there: speed without them would be no speed.
 func (b *bench) complete(ctx context.Context, url string) error {
-	return b.cfg.Postgres.Exec(ctx, url, fmt.Sprintf(`do $$
+	return ceiling.Exec(ctx, url, fmt.Sprintf(`do $$
 declare
   n bigint := (select count(*) from public.positions);
 begin

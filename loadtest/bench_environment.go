@@ -16,6 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/ceiling"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -94,20 +95,20 @@ func (b *bench) prepare(ctx context.Context) error {
 		return fmt.Errorf("store rows: %w", err)
 	}
 	from := b.database(dbStored)
-	there, err := b.cfg.Postgres.Export(ctx, from, b.second.Add(-48*time.Hour), b.second, benchBatch)
+	there, err := ceiling.Export(ctx, from, b.second.Add(-48*time.Hour), b.second, benchBatch)
 	if err != nil {
 		return err
 	}
-	if b.rows, err = b.cfg.Postgres.Export(ctx, from, b.second, b.second.Add(48*time.Hour), benchBatch); err != nil {
+	if b.rows, err = ceiling.Export(ctx, from, b.second, b.second.Add(48*time.Hour), benchBatch); err != nil {
 		return err
 	}
 	if err := b.create(ctx, dbTemplate, ""); err != nil {
 		return err
 	}
-	if _, err := b.cfg.Postgres.Copy(ctx, b.database(dbTemplate), there, 1); err != nil {
+	if _, err := ceiling.Copy(ctx, b.database(dbTemplate), there, 1); err != nil {
 		return fmt.Errorf("copy the rows that are there before: %w", err)
 	}
-	return b.cfg.Postgres.Exec(ctx, b.database(dbTemplate), "vacuum analyze public.positions")
+	return ceiling.Exec(ctx, b.database(dbTemplate), "vacuum analyze public.positions")
 }
 
 // database returns the URL of a database.
@@ -127,7 +128,7 @@ func (b *bench) create(ctx context.Context, name, like string) error {
 		// Copying files ends with a checkpoint: none is left over for what is measured.
 		sql += " template " + like + " strategy file_copy"
 	}
-	if err := b.cfg.Postgres.Exec(ctx, b.env.Postgres.URL(), sql); err != nil {
+	if err := ceiling.Exec(ctx, b.env.Postgres.URL(), sql); err != nil {
 		return err
 	}
 	if like != "" {
@@ -151,7 +152,7 @@ func (b *bench) inDatabase(ctx context.Context, measure func(url string) (float6
 }
 
 func (b *bench) drop(ctx context.Context, name string) error {
-	return b.cfg.Postgres.Exec(ctx, b.env.Postgres.URL(), "drop database "+name+" with (force)")
+	return ceiling.Exec(ctx, b.env.Postgres.URL(), "drop database "+name+" with (force)")
 }
 
 // inRound measures the service in a database of its own, with Redis empty.

@@ -34,6 +34,6 @@ func (r *Record) future(skew time.Duration) bool {
 	return r.TimeUS > r.StreamUS+skew.Microseconds()
 }
 
-// eligible reports whether the record takes part in state: it has a fix and its
+// Eligible reports whether the record takes part in state: it has a fix and its
 // clock is not too far ahead.
 func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.future(skew) }
