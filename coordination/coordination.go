@@ -21,6 +21,7 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
+	Holds    Holds  // nil where operators hold nothing back
 	Tasks    []Task // run while this member leads
 }
 
@@ -30,6 +31,7 @@ type Stream interface {
 	ConsumerAdmin
 	LossQueue
 	Notifier
+	Pauser
 	// OnServerChange registers f to be called before the first command to a
 	// server other than the one that answered last.
 	OnServerChange(f func())
@@ -75,7 +77,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
-		losses: deps.Stream, ledger: deps.Ledger, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
+		losses: deps.Stream, ledger: deps.Ledger, holds: deps.Holds, pauser: deps.Stream, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
 	membership.onChange(func() {

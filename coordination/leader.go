@@ -30,6 +30,16 @@ type ConsumerAdmin interface {
 	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
 
+// Holds is what operators hold back.
+type Holds interface {
+	Holds(ctx context.Context) (protocol.Holds, error)
+}
+
+// Pauser stops the dispatcher of the fleet, or lets it go on.
+type Pauser interface {
+	SetPaused(ctx context.Context, paused bool) error
+}
+
 // LossQueue holds losses that are detected but not yet recorded.
 type LossQueue interface {
 	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
@@ -61,6 +71,8 @@ type Leader struct {
 	foreign     ConsumerAdmin
 	losses      LossQueue
 	ledger      Ledger
+	holds       Holds // nil for none
+	pauser      Pauser
 	metrics     *metrics
 	tasks       []Task
 	log         *slog.Logger
@@ -157,7 +169,17 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			current[s.Shard] = s.Assigned
 		}
 	}
+	held, err := l.held(ctx)
+	if err != nil {
+		return err
+	}
+	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
 	next := protocol.Assign(current, members)
+	for i := range next {
+		if held.Of(protocol.HoldShard, strconv.Itoa(i)) != nil {
+			next[i] = "" // its owner releases it, and what is dispatched waits
+		}
+	}
 	var shards []int
 	var names []string
 	for i := range next {
@@ -173,6 +195,18 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	}
 	l.watchSilent(ctx, list) // the term was valid just now
 	return nil
+}
+
+// held returns what operators hold back, and stops or continues dispatching.
+func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
+	if l.holds == nil {
+		return nil, nil
+	}
+	held, err := l.holds.Holds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return held, l.pauser.SetPaused(ctx, held.Of(protocol.HoldFleet, "") != nil)
 }
 
 // record moves losses from Redis to the ledger.

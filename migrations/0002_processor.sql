@@ -577,6 +577,34 @@ comment on column processor.dead_letters.replayed_by is
 comment on column processor.dead_letters.replayed_at is
   'When it was sent again.';
 
+create table if not exists processor.holds (
+  stream text not null,
+  group_name text not null,
+  kind text not null check (kind in ('fleet', 'shard', 'member')),
+  subject text not null,
+  reason text not null default '',
+  set_by text not null,
+  set_at timestamptz not null default now(),
+  primary key (stream, group_name, kind, subject)
+);
+
+comment on table processor.holds is
+  'What operators hold back: a fleet or a shard that is paused, a member that is drained.';
+comment on column processor.holds.stream is
+  'Name of the source stream.';
+comment on column processor.holds.group_name is
+  'Name of the consumer group.';
+comment on column processor.holds.kind is
+  'fleet stops dispatching, shard has no owner, member gets no shards.';
+comment on column processor.holds.subject is
+  'Number of the shard or identity of the member without its incarnation; empty for the fleet.';
+comment on column processor.holds.reason is
+  'Why it is held back.';
+comment on column processor.holds.set_by is
+  'Operator that did it.';
+comment on column processor.holds.set_at is
+  'Since when.';
+
 create table if not exists processor.audit (
   id bigint generated always as identity primary key,
   at timestamptz not null default now(),

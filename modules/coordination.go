@@ -94,6 +94,7 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 		Terms:  terms,
 		Tasks:  leaderTasks(d),
 		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),
 	}, d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
 	d.Runs.OnChange(d.Pipeline.Abandon)

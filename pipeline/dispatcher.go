@@ -91,7 +91,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	if lease.Moved {
 		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
-	after, pending, renewed := lease.After, lease.Pending, time.Now()
+	after, pending, renewed, paused := lease.After, lease.Pending, time.Now(), lease.Paused
 	for ctx.Err() == nil {
 		if time.Since(renewed) > d.cfg.DispatchLeaseTTL/4 {
 			started := time.Now()
@@ -104,7 +104,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			if !lease.Acquired || lease.GroupCreated || lease.After != after {
 				return
 			}
-			renewed, pending = started, lease.Pending
+			renewed, pending, paused = started, lease.Pending, lease.Paused
 		}
 		if !d.table.holdsLease(number) {
 			return
@@ -113,7 +113,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			d.logRateLimited(ctx, "read the progress of the shards", err)
 			return
 		}
-		if !d.hasRoom(pending) {
+		if paused || !d.hasRoom(pending) {
 			d.pause(ctx)
 			continue
 		}

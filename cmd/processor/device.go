@@ -23,7 +23,7 @@ processor.requests; they wait while the shard has no owner.`,
 		Example: `  processor device show 356307042441013
   processor device verify 356307042441013
   processor device rehydrate 356307042441013`,
-	}, newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceEraseCommand())
+	}, newDeviceListCommand(), newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceEraseCommand())
 }
 
 func newDeviceShowCommand() *cobra.Command {

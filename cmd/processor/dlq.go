@@ -22,7 +22,7 @@ Uses the environment of the service. Every change is recorded in processor.audit
   processor dlq list --class decode --device 356307042441013
   processor dlq retry --fingerprint decode/payload/truncated --dry-run`,
 	}, newDLQListCommand(), newDLQShowCommand(), newDLQStatsCommand(), newDLQExportCommand(),
-		newDLQEditCommand(), newDLQRetryCommand(), newDLQDropCommand())
+		newDLQEditCommand(), newDLQRetryCommand(), newDLQDropCommand(), newDLQRestoreCommand(), newDLQArchiveCommand(), newDLQDeferredCommand())
 }
 
 // withDLQ runs a command with the fleet and closes it.

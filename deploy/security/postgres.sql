@@ -48,6 +48,7 @@ grant select, insert, update, delete on
   processor.dead_letters,
   processor.deferred,
   processor.devices,
+  processor.holds,
   processor.timing_records,
   processor.unconfirmed_letters
 to :"role";

@@ -256,5 +256,6 @@ func (c *Console) actions() map[string]action {
 	all := make(map[string]action)
 	maps.Copy(all, c.letterActions())
 	maps.Copy(all, c.requestActions())
+	maps.Copy(all, holdActions())
 	return all
 }

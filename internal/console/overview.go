@@ -148,6 +148,8 @@ func (v view) Members() []memberRow {
 			row.State, row.Level = "leaving", "warn"
 		case m.SinkDown > 0:
 			row.State, row.Level = "without Postgres", "bad"
+		case v.Postgres.Value.Holds.Drained(m.Name()):
+			row.State, row.Level = "drained", "idle"
 		case m.Refusal != nil:
 			row.State, row.Level = "paused: rows are rejected", "bad"
 		}
@@ -281,9 +283,12 @@ func (v view) Verdict() verdict {
 			}
 		}
 	}
+	if h := postgres.Holds.Of(protocol.HoldFleet, ""); h != nil {
+		return verdict{"warn", operator.HoldText(*h), "processor resume when the reason is gone; the stream keeps what arrives until it is trimmed", "ProcessorBehind"}
+	}
 	waiting := 0
 	for _, s := range postgres.Shards {
-		if operator.WaitingFor(s) != "" {
+		if postgres.WaitingFor(s) != "" {
 			waiting++
 		}
 	}
@@ -313,6 +318,7 @@ func about(subject string) string {
 type overviewData struct {
 	view
 	Charts []chart
+	Actor  actor
 }
 
 // Dispatcher returns the member that dispatches, "" if it is unknown.
@@ -325,9 +331,9 @@ func (d overviewData) Dispatcher() string {
 	return ""
 }
 
-func (c *Console) overview(ctx context.Context, _ *http.Request) (any, error) {
+func (c *Console) overview(ctx context.Context, r *http.Request) (any, error) {
 	v := c.view(ctx)
-	return overviewData{view: v, Charts: v.charts()}, nil
+	return overviewData{view: v, Charts: v.charts(), Actor: c.actor(r)}, nil
 }
 
 // shardRow is a line of the table of shards.
@@ -399,9 +405,11 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 			}
 		}
 		if v.Postgres.Known() {
-			row.Waits = operator.WaitingFor(s)
+			row.Waits = v.Postgres.Value.WaitingFor(s)
 		}
 		switch {
+		case v.Postgres.Value.Holds.Of(protocol.HoldShard, fmt.Sprint(s.Shard)) != nil:
+			row.State, row.Level = "paused", "idle"
 		case row.Waits != "":
 			row.State, row.Level = "waits", "warn"
 			d.Waiting++
@@ -461,7 +469,7 @@ func segments(line []history.Ownership, now time.Time, names []string) []segment
 func (c *Console) allPages() map[string]*page {
 	pages := make(map[string]*page)
 	for _, p := range []*page{
-		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open"}, data: c.overview},
+		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open", "fleet-actions"}, still: []string{"fleet-actions"}, data: c.overview},
 		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, names: []string{"notice", "shards"}, data: c.shards},
 		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter-filter", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
 		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},

@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"encoding/json"
+	"strconv"
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
@@ -66,7 +67,8 @@ type PostgresView struct {
 	Term      int64
 	Leader    string // "" for none
 	Deferred  int64
-	Lost      *int64     // nil if some losses are of unknown size
+	Lost      *int64 // nil if some losses are of unknown size
+	Holds     protocol.Holds
 	Incidents []Incident // open ones first, then those of the last hour
 }
 
@@ -98,6 +100,9 @@ func (f *Fleet) PostgresView(ctx context.Context) (v PostgresView, err error) {
 	if !unknown {
 		v.Lost = &lost
 	}
+	if v.Holds, err = f.holds().Holds(ctx); err != nil {
+		return v, f.explained(err)
+	}
 	_, incidents, err := f.ledger().Recent(ctx, history.Span, viewIncidents)
 	for _, i := range incidents {
 		v.Incidents = append(v.Incidents, Incident(i))
@@ -119,7 +124,12 @@ func GuideOf(kind string) Guide {
 }
 
 // WaitingFor returns why no member works on a shard, or "".
-func WaitingFor(s protocol.Shard) string { return waitingFor(s) }
+func (v PostgresView) WaitingFor(s protocol.Shard) string {
+	if h := v.Holds.Of(protocol.HoldShard, strconv.Itoa(s.Shard)); h != nil {
+		return "processor resume: " + HoldText(*h)
+	}
+	return waitingFor(s)
+}
 
 // As returns the same fleet with another operator for the audit.
 func (f *Fleet) As(by string) *Fleet {

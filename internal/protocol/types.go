@@ -17,6 +17,7 @@ type DispatchLease struct {
 	After        telemetry.EntryID // if acquired: the group's last-delivered ID, from which to read on
 	Pending      int               // entries pending in the whole group
 	GroupCreated bool              // the group was missing and was created at 0
+	Paused       bool              // an operator stopped dispatching
 	Moved        bool              // another client had moved the last-delivered ID; it was set back
 }
 

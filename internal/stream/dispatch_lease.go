@@ -44,7 +44,11 @@ func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, 
 	if err := g.checkShards(ctx); err != nil {
 		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
 	}
-	return protocol.DispatchLease{Acquired: true, After: after, Pending: int(res[3].(int64)), GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2}, nil
+	paused, err := g.Paused(ctx)
+	if err != nil {
+		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
+	}
+	return protocol.DispatchLease{Acquired: true, Paused: paused, After: after, Pending: int(res[3].(int64)), GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2}, nil
 }
 
 //go:embed release.lua

@@ -83,6 +83,10 @@ func (n Names) Members() string { return n.prefix() + ":members" }
 // identity, a space and its address.
 func (n Names) Database() string { return n.prefix() + ":database" }
 
+// Paused returns the key that stops the dispatcher. The leader keeps it as Postgres
+// says.
+func (n Names) Paused() string { return n.prefix() + ":paused" }
+
 // History returns the list of the samples of the last hour, for the console.
 func (n Names) History() string { return n.prefix() + ":history" }
 
@@ -94,7 +98,7 @@ func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 func (n Names) All() []string {
 	return []string{
 		n.DispatchLease(), n.Dispatched(), n.Acked(), n.Pending(), n.Applied(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
-		n.History(),
+		n.History(), n.Paused(),
 	}
 }
 

@@ -81,3 +81,22 @@ func claimArgs(n Names, consumer string, ids []string) []any {
 	}
 	return append(args, "retrycount", "0", "force", "justid")
 }
+
+// Requeue puts entries back on the queues of shards at work, acknowledged or not.
+// The owners are to be told by Notify, since the entries may precede their cursors.
+func (g *Group) Requeue(ctx context.Context, queues map[int][]telemetry.EntryID) error {
+	pipe := g.client.Pipeline()
+	for shard, list := range queues {
+		ids := make([]string, len(list))
+		for i, id := range list {
+			ids[i] = id.String()
+		}
+		pipe.Do(ctx, claimArgs(g.names, g.consumers[shard], ids)...)
+		pipe.HDel(ctx, g.names.Pending(), g.consumers[shard]) // some may have been pending
+	}
+	if pipe.Len() == 0 {
+		return nil
+	}
+	_, err := pipe.Exec(ctx)
+	return failure("put entries on their queues again", err)
+}

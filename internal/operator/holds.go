@@ -1,0 +1,134 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+)
+
+// Held is the outcome of a change of what is held back.
+type Held struct {
+	Changed bool           `json:"changed"` // false if it was so before
+	Holds   protocol.Holds `json:"holds"`   // all of the fleet afterwards
+}
+
+func (f *Fleet) holds() *store.Holds { return store.NewHolds(f.pool, f.scope, askTimeout) }
+
+// Holds returns what operators hold back.
+func (f *Fleet) Holds(ctx context.Context) (protocol.Holds, error) {
+	if _, err := f.postgres(ctx); err != nil {
+		return nil, err
+	}
+	h, err := f.holds().Holds(ctx)
+	return h, f.explained(err)
+}
+
+// Pause stops the dispatching of the whole fleet, or with a shard has no member own
+// it: what is dispatched waits on its queue. Nothing is lost while the stream keeps
+// its entries.
+func (f *Fleet) Pause(ctx context.Context, shard *int, reason string) (Held, error) {
+	return f.hold(ctx, target(shard), reason, true)
+}
+
+// Resume ends a pause.
+func (f *Fleet) Resume(ctx context.Context, shard *int, reason string) (Held, error) {
+	return f.hold(ctx, target(shard), reason, false)
+}
+
+func target(shard *int) protocol.Hold {
+	if shard == nil {
+		return protocol.Hold{Kind: protocol.HoldFleet}
+	}
+	return protocol.Hold{Kind: protocol.HoldShard, Subject: strconv.Itoa(*shard)}
+}
+
+// Drain has a member release its shards and keeps them away from it until Undrain,
+// also after a restart. It is named with or without its incarnation. The last
+// member that may own shards cannot be drained.
+func (f *Fleet) Drain(ctx context.Context, member, reason string) (Held, error) {
+	there, err := f.heartbeats(ctx)
+	if err != nil {
+		return Held{}, fault.RedisError(f.cfg.Redis, err)
+	}
+	held, err := f.Holds(ctx)
+	if err != nil {
+		return Held{}, err
+	}
+	identity, others := "", 0
+	for _, m := range there {
+		switch {
+		case isMember(m.Name(), member):
+			identity = m.Instance
+		case !m.Leaving && !held.Drained(m.Name()):
+			others++
+		}
+	}
+	switch {
+	case identity == "":
+		return Held{}, fault.Exitf(fault.Finding, "no member is called %s; see processor members", member)
+	case others == 0:
+		return Held{}, fault.Exitf(fault.Finding, "no other member may own shards: nobody would do the work; start one first, or use processor pause")
+	}
+	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: identity}, reason, true)
+}
+
+// Undrain lets a member own shards again.
+func (f *Fleet) Undrain(ctx context.Context, member, reason string) (Held, error) {
+	held, err := f.Holds(ctx)
+	if err != nil {
+		return Held{}, err
+	}
+	i := slices.IndexFunc(held, func(h protocol.Hold) bool {
+		return h.Kind == protocol.HoldMember && (h.Subject == member || isMember(member, h.Subject))
+	})
+	if i < 0 {
+		return Held{Holds: held}, nil
+	}
+	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: held[i].Subject}, reason, false)
+}
+
+func (f *Fleet) hold(ctx context.Context, h protocol.Hold, reason string, set bool) (out Held, err error) {
+	_, pinned, err := f.changeable(ctx)
+	if err != nil {
+		return out, err
+	}
+	if n, err := strconv.Atoi(h.Subject); h.Kind == protocol.HoldShard && (err != nil || n < 0 || n >= pinned.Shards) {
+		return out, fault.Exitf(fault.Config, "no shard %s of %d; shards count from 0", h.Subject, pinned.Shards)
+	}
+	h.By, h.Reason = f.by, reason
+	if set {
+		out.Changed, err = f.holds().Set(ctx, h)
+	} else {
+		out.Changed, err = f.holds().Clear(ctx, h)
+	}
+	if err != nil {
+		return out, f.explained(err)
+	}
+	out.Holds, err = f.holds().Holds(ctx)
+	return out, f.explained(err)
+}
+
+// HoldText describes a hold.
+func HoldText(h protocol.Hold) string {
+	what := "dispatching is paused"
+	switch h.Kind {
+	case protocol.HoldShard:
+		what = "shard " + h.Subject + " is paused"
+	case protocol.HoldMember:
+		what = h.Subject + " is drained"
+	}
+	text := fmt.Sprintf("%s by %s", what, h.By)
+	if h.Reason != "" {
+		text += ": " + h.Reason
+	}
+	return text
+}
+
+// errInterrupted is returned by changes that were interrupted and can be repeated.
+var errInterrupted = errors.New("interrupted; run it again for the rest")
