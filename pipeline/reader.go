@@ -163,7 +163,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 		for j := range found.Entries {
 			ids[j] = found.Entries[j].ID
 		}
-		full := len(ids) >= a.read.Count
+		full := found.Full
 		// Entries to deliver stay in place, the rest is squeezed out.
 		keep := found.Entries[:0]
 		ok := s.queue.EndRead(a.readSnapshot, ids, full, lease, func(j int) { keep = append(keep, found.Entries[j]) })

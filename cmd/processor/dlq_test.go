@@ -180,13 +180,17 @@ func (d *dlq) deadLetter(entries ...[]string) []telemetry.EntryID {
 		}
 		require.NoError(d.T, d.dead.DeadLetterDeferred(d.T.Context(), []telemetry.DeadLetter{l}, nil))
 	}
-	list, err := d.dead.List(d.T.Context(), telemetry.EntryID{}, 1000)
-	require.NoError(d.T, err)
-	ids := make([]telemetry.EntryID, len(list))
-	for i := range list {
-		ids[i] = list[i].ID
+	var ids []telemetry.EntryID
+	for after := (telemetry.EntryID{}); ; after = ids[len(ids)-1] {
+		list, err := d.dead.List(d.T.Context(), after, 1000)
+		require.NoError(d.T, err)
+		for i := range list {
+			ids = append(ids, list[i].ID)
+		}
+		if len(list) == 0 {
+			return ids
+		}
 	}
-	return ids
 }
 
 func TestNothingInADeadLetterActsUponATerminal(t *testing.T) {

@@ -95,7 +95,6 @@ type DLQJanitor struct {
 // scan is one pass over all dead letters, in pages.
 type scan struct {
 	after telemetry.EntryID
-	last  []protocol.DLQEntry // the previous page, from which the size of the next is estimated
 	tally countsByClass
 	kinds map[string]*kind
 	moved int
@@ -180,12 +179,10 @@ func (h *DLQJanitor) now(ctx context.Context) (time.Time, error) {
 // page archives the expired dead letters of one page. It returns the bytes of
 // those that stay.
 func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept int, err error) {
-	count := protocol.DLQPageSize(dlqScanPage, h.scan.last)
-	letters, err := h.DeadLetters.List(ctx, h.scan.after, count)
+	letters, err := h.DeadLetters.List(ctx, h.scan.after, dlqScanPage)
 	if err != nil {
 		return false, 0, err
 	}
-	h.scan.last = letters
 	expired := slices.IndexFunc(letters, func(l protocol.DLQEntry) bool { return now.Sub(l.ID.Time()) < h.retention })
 	if expired < 0 {
 		expired = len(letters)
@@ -199,7 +196,7 @@ func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept i
 	if len(letters) > 0 {
 		h.scan.after = letters[len(letters)-1].ID
 	}
-	return len(letters) < count, protocol.DLQBytes(letters[expired:]), nil
+	return len(letters) == 0, protocol.DLQBytes(letters[expired:]), nil
 }
 
 func (h *DLQJanitor) archive(ctx context.Context, letters []protocol.DLQEntry) error {

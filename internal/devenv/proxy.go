@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // proxyMode is what a Proxy does with connections and bytes.
@@ -37,6 +38,8 @@ type Proxy struct {
 	closed   bool
 	listener net.Listener // nil while refusing
 	links    map[*link]struct{}
+	rate     int       // of replies, in bytes a second; 0 for no limit
+	sent     time.Time // when the last reply has passed at that rate
 }
 
 // link is one client's connection and its counterpart.
@@ -108,6 +111,31 @@ func (p *Proxy) DropReplies() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.turn(droppingReplies)
+}
+
+// Throttle passes replies on at this many bytes a second over all connections; 0
+// ends it.
+func (p *Proxy) Throttle(bytesPerSecond int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rate = bytesPerSecond
+}
+
+// delay waits for a reply's turn on a throttled link.
+func (p *Proxy) delay(n int) {
+	p.mu.Lock()
+	if p.rate == 0 {
+		p.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	if p.sent.Before(now) {
+		p.sent = now
+	}
+	p.sent = p.sent.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
+	wait := p.sent.Sub(now)
+	p.mu.Unlock()
+	time.Sleep(wait)
 }
 
 // Resume ends the fault.
@@ -223,6 +251,9 @@ func (p *Proxy) pump(l *link, to, from *net.TCPConn, replies bool) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 && p.gate(l, replies) {
+			if replies {
+				p.delay(n)
+			}
 			_, _ = to.Write(buf[:n])
 		}
 		if err != nil {

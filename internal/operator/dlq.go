@@ -242,7 +242,7 @@ func (d *deadLetters) each(ctx context.Context, s *selection, see func(l *protoc
 				return nil
 			}
 		}
-		if len(letters) < page {
+		if len(letters) == 0 {
 			return nil
 		}
 		after = letters[len(letters)-1].ID

@@ -66,6 +66,7 @@ type QueueRead struct {
 // nil was trimmed or deleted while it was pending.
 type QueueReply struct {
 	Entries []telemetry.Entry
+	Full    bool // the read was limited by the number of entries asked for, or by their size
 	Bytes   int
 }
 

@@ -85,9 +85,19 @@ func (b *bench) turn(token string) protocol.DispatchLease {
 // read reads the entries after an ID.
 func (b *bench) read(after telemetry.EntryID) protocol.NewEntries {
 	b.t.Helper()
-	a, err := b.ReadNew(b.t.Context(), after, 10_000, 10*time.Millisecond)
-	require.NoError(b.t, err)
-	return a
+	return b.readUpTo(after, 10_000)
+}
+
+// readUpTo repeats a read until it has this many entries, or all.
+func (b *bench) readUpTo(after telemetry.EntryID, count int) protocol.NewEntries {
+	b.t.Helper()
+	for {
+		a, err := b.ReadNew(b.t.Context(), after, count, 10*time.Millisecond)
+		require.NoError(b.t, err)
+		if !a.Full || len(a.Entries) == count {
+			return a
+		}
+	}
 }
 
 // dispatchAll dispatches everything under a token.
@@ -128,9 +138,14 @@ func (b *bench) queue(shard int) []telemetry.EntryID {
 
 func (b *bench) entries(shard int) []telemetry.Entry {
 	b.t.Helper()
-	replies, err := b.ReadQueues(b.t.Context(), []protocol.QueueRead{{Shard: shard, Count: 10_000}})
-	require.NoError(b.t, err)
-	return replies[0].Entries
+	const all = 10_000
+	for {
+		replies, err := b.ReadQueues(b.t.Context(), []protocol.QueueRead{{Shard: shard, Count: all}})
+		require.NoError(b.t, err)
+		if !replies[0].Full || len(replies[0].Entries) == all {
+			return replies[0].Entries
+		}
+	}
 }
 
 // losses returns the recorded losses, by cause.

@@ -67,35 +67,22 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	// The shard follows from the entry's own field. An entry whose content is
 	// gone has none; the script detects that and records the loss.
 	ids := make(map[int][]any)
-	pipe := g.client.Pipeline()
 	var old []string
-	var bodies []*redis.RawCmd
 	for _, p := range pending {
-		if p.Idle < minIdle {
-			continue
+		if p.Idle >= minIdle {
+			old = append(old, p.ID)
 		}
-		cmd := redis.NewRawCmd(ctx, "xrange", g.names.Stream, p.ID, p.ID)
-		if err := pipe.Process(ctx, cmd); err != nil {
+	}
+	for len(old) > 0 {
+		some := old[:g.rangePace.count(len(old))]
+		shards, err := g.shardsOf(ctx, some)
+		if err != nil {
 			return out, failure("look at what "+consumer+" holds", err)
 		}
-		old, bodies = append(old, p.ID), append(bodies, cmd)
-	}
-	if len(old) == 0 {
-		return out, nil
-	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return out, failure("look at what "+consumer+" holds", err)
-	}
-	for i, cmd := range bodies {
-		b, err := parseRange(cmd.Val())
-		if err != nil {
-			return out, failure("look at what "+consumer+" holds", g.redirected(ctx, err))
+		for i, id := range some {
+			ids[shards[i]] = append(ids[shards[i]], id)
 		}
-		shard := 0
-		if len(b.entries) > 0 {
-			shard = telemetry.ShardOf(b.entries[0].DeviceID(), g.shards)
-		}
-		ids[shard] = append(ids[shard], old[i])
+		old = old[len(some):]
 	}
 	for shard, list := range ids {
 		args := append([]any{g.names.Group, consumer, minIdle.Milliseconds(), shard, g.consumers[shard]}, list...)
@@ -110,6 +97,36 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 		}
 	}
 	return out, nil
+}
+
+// shardsOf returns the shard of each entry, 0 of those whose content is gone.
+func (g *Group) shardsOf(ctx context.Context, ids []string) ([]int, error) {
+	const op = "look at pending entries"
+	cmds := make([]*redis.RawCmd, len(ids))
+	pipe := g.client.Pipeline()
+	began := time.Now()
+	for i, id := range ids {
+		cmds[i] = redis.NewRawCmd(ctx, "xrange", g.names.Stream, id, id)
+		if err := pipe.Process(ctx, cmds[i]); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, g.rangePace.readFailure(ctx, g.client, op, len(ids), began, err)
+	}
+	shards, entries, bytes := make([]int, len(ids)), 0, 0
+	for i, cmd := range cmds {
+		b, err := parseRange(cmd.Val())
+		if err != nil {
+			return nil, g.redirected(ctx, err)
+		}
+		if len(b.entries) > 0 {
+			shards[i] = telemetry.ShardOf(b.entries[0].DeviceID(), g.shards)
+		}
+		entries, bytes = entries+len(b.entries), bytes+len(cmd.Val())
+	}
+	g.rangePace.passed(entries, bytes, true, time.Since(began))
+	return shards, nil
 }
 
 // Notify tells the owners of shards that entries were put on their queues,

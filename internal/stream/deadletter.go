@@ -27,6 +27,8 @@ type DeadLetters struct {
 	names  Names
 	stream string
 
+	pace readPace
+
 	mu     sync.Mutex
 	server string       // run ID of the server that marks belong to
 	marks  []replicated // oldest first

@@ -14,10 +14,10 @@ import (
 // DLQEntry is a dead letter as stored in the stream.
 type DLQEntry = protocol.DLQEntry
 
-// List returns at most count dead letters after an ID, oldest first; fewer only
-// at the end.
+// List returns at most count dead letters after an ID, oldest first; fewer if they
+// are large, none only at the end.
 func (d *DeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]DLQEntry, error) {
-	return d.read(ctx, after.Next().String(), "+", count)
+	return d.read(ctx, after.Next().String(), "+", d.pace.count(count))
 }
 
 // Get returns the dead letters with these IDs, in their order. Missing ones are
@@ -36,13 +36,15 @@ func (d *DeadLetters) Get(ctx context.Context, ids []telemetry.EntryID) ([]DLQEn
 
 func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]DLQEntry, error) {
 	cmd := redis.NewRawCmd(ctx, "xrange", d.stream, from, to, "count", count)
+	op, began := "read dead letters from "+d.stream, time.Now()
 	if err := d.client.Process(ctx, cmd); err != nil {
-		return nil, failure("read dead letters from "+d.stream, err)
+		return nil, d.pace.readFailure(ctx, d.client, op, count, began, err)
 	}
 	b, err := parseRange(cmd.Val())
 	if err != nil {
-		return nil, failure("read dead letters from "+d.stream, err)
+		return nil, failure(op, err)
 	}
+	d.pace.passed(len(b.entries), len(cmd.Val()), len(b.entries) >= count, time.Since(began))
 	letters := make([]DLQEntry, len(b.entries))
 	for i := range b.entries {
 		l := &letters[i]
@@ -62,11 +64,8 @@ const allPage = 500
 func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, error] {
 	return func(yield func(telemetry.DeadLetter, error) bool) {
 		var after telemetry.EntryID
-		var page []DLQEntry
 		for {
-			count := protocol.DLQPageSize(allPage, page)
-			var err error
-			page, err = d.List(ctx, after, count)
+			page, err := d.List(ctx, after, allPage)
 			if err != nil {
 				yield(telemetry.DeadLetter{}, err)
 				return
@@ -77,7 +76,7 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 					return
 				}
 			}
-			if len(page) < count {
+			if len(page) == 0 {
 				return
 			}
 		}

@@ -67,9 +67,14 @@ func (m *dlqClient) pending() int64 {
 }
 
 func (m *dlqClient) letters() []stream.DLQEntry {
-	list, err := m.dead.List(m.tb.Context(), telemetry.EntryID{}, 1000)
-	require.NoError(m.tb, err)
-	return list
+	var list []stream.DLQEntry
+	for after := (telemetry.EntryID{}); ; after = list[len(list)-1].ID {
+		page, err := m.dead.List(m.tb.Context(), after, 1000)
+		require.NoError(m.tb, err)
+		if list = append(list, page...); len(page) == 0 {
+			return list
+		}
+	}
 }
 
 func TestADeadLetterHoldsTheEntryByteForByte(t *testing.T) {

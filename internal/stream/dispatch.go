@@ -23,19 +23,22 @@ var dispatchScript = withPrelude(dispatchSource)
 // 8,000, and an error there would leave a dispatch half done.
 const dispatchChunk = 4096
 
-// ReadNew reads at most count entries added after an ID, waiting up to block.
-// It does not affect the group.
+// ReadNew reads at most count entries added after an ID, or as many as their size
+// permits, waiting up to block. It does not affect the group.
 func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
+	count = g.newPace.count(count)
+	began := time.Now()
 	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "block", max(1, block.Milliseconds()),
 		"streams", g.names.Stream, after.String())
 	cmd.SetFirstKeyPos(6)
 	if err := g.client.Process(ctx, cmd); err != nil {
-		return protocol.NewEntries{}, failure("read new entries", err)
+		return protocol.NewEntries{}, g.newPace.readFailure(ctx, g.client, "read new entries", count, began, err)
 	}
 	b, err := parseRead(cmd.Val())
 	if err != nil {
 		return protocol.NewEntries{}, failure("read new entries", g.redirected(ctx, err))
 	}
+	g.newPace.passed(len(b.entries), len(cmd.Val()), len(b.entries) >= count, time.Since(began))
 	if len(b.entries) == 0 {
 		return protocol.NewEntries{}, nil
 	}

@@ -37,6 +37,8 @@ type Group struct {
 	servers   *servers // nil for a client that does not detect changes
 	database  atomic.Pointer[string]
 	newest    atomic.Pointer[telemetry.EntryID]
+
+	newPace, queuePace, rangePace readPace
 }
 
 // Belong restricts dispatching and registering owners to a fleet that works with

@@ -42,16 +42,20 @@ func (g *Group) Pending(ctx context.Context, limit int) ([]telemetry.EntryID, er
 // ReadRange returns at most count entries after an ID, in stream order; fewer
 // only at the end of the stream. It does not affect the group.
 func (g *Group) ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error) {
-	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "streams", g.names.Stream, after.String())
-	cmd.SetFirstKeyPos(4)
-	if err := g.client.Process(ctx, cmd); err != nil {
-		return nil, failure("read entries", err)
-	}
-	b, err := parseRead(cmd.Val())
+	const op = "read entries"
+	var entries []telemetry.Entry
+	err := g.rangePace.readPages(ctx, g.client, op, after, count, func(after telemetry.EntryID, n int) *redis.RawCmd {
+		cmd := redis.NewRawCmd(ctx, "xread", "count", n, "streams", g.names.Stream, after.String())
+		cmd.SetFirstKeyPos(4)
+		return cmd
+	}, parseRead, func(b batch) error {
+		entries = append(entries, b.entries...)
+		return nil
+	})
 	if err != nil {
-		return nil, failure("read entries", g.redirected(ctx, err))
+		return nil, failure(op, g.redirected(ctx, err))
 	}
-	return b.entries, nil
+	return entries, nil
 }
 
 // ReadBack returns at most count entries before an ID, newest first; fewer only at

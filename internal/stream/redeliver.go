@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"math"
 
 	"github.com/redis/go-redis/v9"
 
@@ -31,19 +32,10 @@ func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries
 			to = r.To
 		}
 	}
-	for {
-		cmd := redis.NewRawCmd(ctx, "xrange", g.names.Stream, from.Next().String(), to.String(), "count", rangePage)
-		if err := g.client.Process(ctx, cmd); err != nil {
-			return entries, failure("redeliver", err)
-		}
-		b, err := parseRange(cmd.Val())
-		if err != nil {
-			return entries, failure("redeliver", g.redirected(ctx, err))
-		}
-		if len(b.entries) == 0 {
-			return entries, nil
-		}
-		from = b.entries[len(b.entries)-1].ID
+	const op = "redeliver"
+	err = g.rangePace.readPages(ctx, g.client, op, from, math.MaxInt, func(after telemetry.EntryID, n int) *redis.RawCmd {
+		return redis.NewRawCmd(ctx, "xrange", g.names.Stream, after.Next().String(), to.String(), "count", n)
+	}, parseRange, func(b batch) error {
 		a := byShard(b, g.shards)
 		pipe := g.client.Pipeline()
 		for i, shard := range a.Shards {
@@ -64,12 +56,16 @@ func (g *Group) Redeliver(ctx context.Context, ranges []protocol.Range) (entries
 				entries += len(ids)
 			}
 		}
-		if pipe.Len() > 0 {
-			if _, err := pipe.Exec(ctx); err != nil {
-				return entries, failure("redeliver", err)
-			}
+		if pipe.Len() == 0 {
+			return nil
 		}
+		_, err := pipe.Exec(ctx)
+		return err
+	})
+	if err != nil {
+		return entries, failure(op, g.redirected(ctx, err))
 	}
+	return entries, nil
 }
 
 // claimArgs returns an unconditional XCLAIM: from any consumer, pending or not.
