@@ -239,7 +239,7 @@ func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
 	target, err := strconv.Atoi(h.Metrics[0].External.Target.Average)
 	require.NoError(t, err)
 	require.Less(t, target, cfg.Coordination.DispatchAhead, "scaled up before dispatching pauses")
-	source, err := os.ReadFile("../coordination/group_metrics.go")
+	source, err := os.ReadFile("../coordination/tasks/group_metrics.go")
 	require.NoError(t, err)
 	require.Contains(t, string(source), `"processor_group_backlog_entries"`, "a metric that there is")
 }
