@@ -30,6 +30,8 @@ type batch struct {
 	bytes      int64
 	repeats    int       // records that repeat an earlier one of the same batch
 	due        time.Time // when it is committed, full or not
+	apart      bool      // it is of one slow shard
+	smaller    bool      // it was too much: slow shards in it are not committed again at once
 
 	deferred            []protocol.Deferred
 	resolved            []telemetry.Ref // deferred entries with an outcome
@@ -80,7 +82,7 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
 	b.crossings, b.deltas, b.outOfOrder, b.applied = b.crossings[:0], b.deltas[:0], b.outOfOrder[:0], b.applied[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
-	b.due = time.Time{}
+	b.due, b.apart, b.smaller = time.Time{}, false, false
 	clear(b.deferred)
 	clear(b.letters)
 	clear(b.deferredDeadLetters)

@@ -32,7 +32,7 @@ func (w *worker) commitLoop(ctx context.Context) error {
 
 // commit writes a batch until it has an outcome other than unavailable.
 func (w *worker) commit(ctx context.Context, b *batch) committed {
-	c := committed{batch: b, seq: b.seq}
+	c := committed{batch: b, seq: b.seq, entries: b.entries, apart: b.apart}
 	content := b.write()
 	held := false
 	defer func() {
@@ -73,13 +73,19 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		}
 		return err
 	})
+	if b.apart {
+		c.shard = b.parts[0].shard
+	} else if c.took >= slowAfter {
+		c.shard, c.late = b.heaviest(w.cfg.Shards)
+	}
 	return c
 }
 
 // handleResult processes the outcome of a commit.
 func (w *worker) handleResult(ctx context.Context, c committed) error {
 	if c.err == nil {
-		w.pace.passed(c.batch.entries, c.took)
+		w.pace.passed(c.entries, c.took)
+		w.weigh(&c)
 		w.ackPending++
 		w.state.evict(c.seq)
 		return nil
@@ -90,7 +96,11 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 	v := dispositionOf(c.err)
 	w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
 	if isTooMuch(c.err) {
-		w.pace.tooMuch(c.batch.entries, c.took)
+		w.weigh(&c)
+		if w.slow[c.shard] == nil || !c.apart {
+			w.pace.tooMuch(c.entries, c.took)
+		}
+		c.batch.smaller = v == retrySame
 	}
 	switch v {
 	case fatal:
@@ -180,7 +190,7 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 			w.put(done)
 		}
 	}
-	todo, named := byShard(b.parts, w.current.parts), b.culprit
+	todo, named, smaller := byShard(b.parts, w.current.parts), b.culprit, b.smaller
 	w.current.reset(w.current.seq, false)
 	w.put(b)
 	for _, p := range todo {
@@ -189,6 +199,10 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	defer func() { w.rest = nil }()
 	for i, p := range todo {
 		w.rest = todo[i:]
+		if s := w.slow[p.shard]; s != nil && smaller && p.again == nil && s.limit > 1 {
+			s.queue = slices.Insert(s.queue, 0, message{kind: work, shard: p.shard, grant: p.grant, entries: p.entries})
+			continue
+		}
 		for len(p.entries) > 0 {
 			n := min(w.pace.limit, len(p.entries))
 			// An entry that the server named is alone from the start.

@@ -136,8 +136,7 @@ func (r *reader) choose() []pendingRead {
 		s := &t.slots[a.read.Shard]
 		a.readSnapshot = s.queue.BeginRead(lease)
 		a.read.After = a.readSnapshot.From
-		room := max(1, t.workerRecords-t.load[s.worker].records)
-		a.read.Count = min(share, room, r.cfg.ReadBatchRecords)
+		a.read.Count = min(share, max(1, t.left(s)), r.cfg.ReadBatchRecords)
 		if limit := s.quarantine.Limit; limit > 0 {
 			a.read.Count = min(a.read.Count, limit, r.cfg.BatchMaxRecords)
 		}

@@ -257,8 +257,21 @@ func (t *table) fits(s *slot, n int) bool {
 	if limit := s.quarantine.Limit; limit > 0 && (s.records > 0 || n > limit) {
 		return false // one probe batch at a time, within its limit
 	}
+	if s.records > 0 && n > t.left(s) {
+		return false
+	}
 	l := t.load[s.worker].records
 	return l == 0 || l+n <= t.workerRecords
+}
+
+// left is how many more entries a shard may have in flight: half of its worker's are
+// left to the other shards, which wait behind it otherwise.
+func (t *table) left(s *slot) int {
+	room := t.workerRecords - t.load[s.worker].records
+	if t.load[s.worker].shards > 1 {
+		room = min(room, t.workerRecords/2-s.records)
+	}
+	return room
 }
 
 // abandon gives up all shards and the dispatch lease, and returns the shards.

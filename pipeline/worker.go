@@ -59,7 +59,9 @@ type worker struct {
 	steps      map[int]*step  // of requests, by shard, under way beside the worker
 	stepping   sync.WaitGroup // their goroutines
 	ended      bool           // intake is over
-	ackPending int            // batches committed and not acknowledged
+	slow       map[int]*slowShard
+	slowTurn   bool // the next batch is one of a slow shard
+	ackPending int  // batches committed and not acknowledged
 
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
@@ -102,6 +104,10 @@ type committed struct {
 	written protocol.CommitResult
 	took    time.Duration // the last attempt
 	err     error
+
+	entries     int
+	apart       bool
+	shard, late int // the one with the most late records, where one stands out
 }
 
 // batches is the maximum per worker: one filling, one committing, one waiting to
@@ -115,7 +121,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
 		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, lost: p.lost, metrics: p.metrics, log: p.log,
-		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
+		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), slow: make(map[int]*slowShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
 		ackQueue: make(chan *batch, 1), ackDone: make(chan *batch, batches),
@@ -199,7 +205,7 @@ func (w *worker) loop(ctx context.Context, intakeEnded <-chan struct{}) error {
 
 // idle reports whether nothing at all is in flight.
 func (w *worker) idle() bool {
-	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.ackPending > 0 || len(w.steps) > 0 {
+	if w.next < len(w.inbox) || w.current.entries > 0 || w.busy || w.ackPending > 0 || len(w.steps) > 0 || w.slowWaits() {
 		return false
 	}
 	w.fetch()
@@ -217,7 +223,16 @@ func (w *worker) advance(ctx context.Context) error {
 			w.fetch()
 		}
 		w.commitIfDue()
-		if w.next >= len(w.inbox) || w.full() {
+		nothing := w.next >= len(w.inbox)
+		if w.current.entries == 0 && (w.slowTurn || nothing) && w.slowWaits() {
+			w.slowTurn = false
+			if err := w.applySlow(ctx); err != nil {
+				return err
+			}
+			w.commitIfDue()
+			continue
+		}
+		if nothing || w.full() {
 			return nil
 		}
 		m := &w.inbox[w.next]
@@ -235,6 +250,7 @@ func (w *worker) advance(ctx context.Context) error {
 			w.next++
 		case dropped:
 			delete(w.owned, m.shard)
+			delete(w.slow, m.shard)
 			w.state.invalidate(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
@@ -278,6 +294,13 @@ func (w *worker) advance(ctx context.Context) error {
 				}
 				continue
 			}
+			if s := w.slow[m.shard]; s != nil {
+				later := *m
+				later.entries = m.entries[w.offset:]
+				s.queue = append(s.queue, later)
+				w.next, w.offset = w.next+1, 0
+				continue
+			}
 			room := w.pace.limit - w.current.entries
 			n := min(room, len(m.entries)-w.offset)
 			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries[w.offset : w.offset+n]}
@@ -297,7 +320,7 @@ func (w *worker) fetch() {
 }
 
 func (w *worker) full() bool {
-	return w.current.entries >= w.pace.limit || w.current.bytes >= batchMaxBytes
+	return w.current.entries >= w.pace.limit || w.current.bytes >= batchMaxBytes || w.current.apart && w.current.entries > 0
 }
 
 // batchMaxBytes keeps a transaction of large records from growing out of
@@ -335,6 +358,7 @@ func (w *worker) flushNow() {
 // send hands the batch to the committer, which must be free.
 func (w *worker) send() {
 	w.busy = true
+	w.slowTurn = !w.current.apart
 	w.committing = w.current
 	w.commits <- w.current
 	w.open(false)
