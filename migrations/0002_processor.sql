@@ -517,6 +517,9 @@ create table if not exists processor.dead_letters (
 create index if not exists dead_letters_device
   on processor.dead_letters (device_id, exported_at desc);
 
+create index if not exists dead_letters_exported
+  on processor.dead_letters (exported_at);
+
 create index if not exists dead_letters_source
   on processor.dead_letters (stream, group_name, source_id);
 
@@ -727,3 +730,105 @@ $$;
 
 comment on function processor.check_term(text, text, bigint, text) is
   'Part of every transaction of a leader: locks the row of the term and raises PF002 unless it is still the term of the member.';
+
+-- The service may not delete what happened. This removes, with the rights of its
+-- owner, what is older than the retention and a day, some of each table at a time;
+-- what was lost stays in the ledger as a sum.
+-- +goose StatementBegin
+create or replace function processor.expire(
+  stream text,
+  group_name text,
+  retention interval,
+  who text
+) returns table (name text, removed bigint)
+language plpgsql
+security definer
+set search_path = pg_catalog
+as $$
+#variable_conflict use_column
+declare
+  until constant timestamptz := now() - greatest(expire.retention, interval '1 day');
+  page constant integer := 5000;
+begin
+  delete from processor.requests
+  where id in (
+    select r.id
+    from processor.requests r
+    where r.stream = expire.stream
+      and r.group_name = expire.group_name
+      and r.finished_at < until
+    limit page);
+  get diagnostics removed = row_count;
+  name := 'requests';
+  return next;
+
+  delete from processor.incidents
+  where id in (
+    select i.id
+    from processor.incidents i
+    where i.stream = expire.stream
+      and i.group_name = expire.group_name
+      and i.closed_at < until
+    limit page);
+  get diagnostics removed = row_count;
+  name := 'incidents';
+  return next;
+
+  delete from processor.dead_letters
+  where id in (
+    select l.id
+    from processor.dead_letters l
+    where l.exported_at < until
+      and l.stream = expire.stream
+      and l.group_name = expire.group_name
+    limit page);
+  get diagnostics removed = row_count;
+  name := 'dead_letters';
+  return next;
+
+  delete from processor.audit
+  where id in (
+    select a.id
+    from processor.audit a
+    where a.at < until
+    order by a.at
+    limit page);
+  get diagnostics removed = row_count;
+  name := 'audit';
+  return next;
+
+  with gone as (
+    delete from processor.losses
+    where id in (
+      select l.id
+      from processor.losses l
+      where l.stream = expire.stream
+        and l.group_name = expire.group_name
+        and l.detected_at < until
+        and l.detail ->> 'sum' is null
+      limit page)
+    returning cause, entries, detected_at
+  ), summed as (
+    insert into processor.losses as s (dedupe_key, stream, group_name, cause, entries, detected_at, detected_by, detail)
+    select format('sum|%s|%s|%s|%s', expire.stream, expire.group_name, g.cause, g.entries is null),
+      expire.stream, expire.group_name, g.cause, sum(g.entries), max(g.detected_at), expire.who,
+      jsonb_build_object('sum', count(*))
+    from gone g
+    group by g.cause, g.entries is null
+    on conflict (dedupe_key) do update
+    set entries = s.entries + excluded.entries,
+      detected_at = excluded.detected_at,
+      detected_by = excluded.detected_by,
+      detail = jsonb_build_object('sum', (s.detail ->> 'sum')::bigint + (excluded.detail ->> 'sum')::bigint)
+  )
+  select count(*) into removed from gone;
+  name := 'losses';
+  return next;
+end
+$$;
+-- +goose StatementEnd
+
+comment on function processor.expire(text, text, interval, text) is
+  'Removes finished requests, closed incidents, archived dead letters, audit and losses beyond the retention, some at a time, and returns how many; the sums of losses stay.';
+
+revoke all on function processor.expire(text, text, interval, text) from public;

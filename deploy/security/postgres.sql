@@ -53,6 +53,9 @@ grant select, insert, update, delete on
   processor.unconfirmed_letters
 to :"role";
 
+-- Retention, which removes and counts what is old, and nothing else.
+grant execute on function processor.expire(text, text, interval, text) to :"role";
+
 -- processor shards resize: with -v operator=true, for a role that persons use.
 \if :{?operator}
 grant update on processor.settings to :"role";

@@ -134,6 +134,8 @@ type DeadLetters struct {
 	MaxAttempts int           `env:"DLQ_MAX_ATTEMPTS" default:"3" min:"1" max:"100" help:"maximum attempts to decode or store a record"`
 	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first covers a restart, the others a rolling deploy"`
 	Retention   time.Duration `env:"DLQ_RETENTION" default:"720h" min:"1h" max:"87600h" help:"age after which dead letters are exported and removed"`
+
+	AuditRetention time.Duration `env:"AUDIT_RETENTION" default:"17520h" min:"24h" max:"876000h" help:"age after which exported dead letters, the audit, losses, finished requests and closed incidents are removed; counts stay"`
 }
 
 // Crash says where panic dumps go and what they contain.

@@ -1,0 +1,61 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+)
+
+func TestRetentionRemovesWhatIsOldCountsItAndKeepsTheSumOfLosses(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`
+insert into processor.requests (stream, group_name, kind, shard, requested_by, state, requested_at, finished_at)
+select $1, $2, 'recompute', 0, 'test', case when age is null then 'waiting' else 'done' end, now() - interval '9 years', now() - age
+from unnest(array[interval '400 days', '300 days', null]) as age
+cross join generate_series(1, 10)`, scope.Stream, scope.Group)
+	b.exec(`
+insert into processor.incidents (stream, group_name, kind, subject, opened_at, closed_at)
+select $1, $2, 'lost_group', n::text, now() - interval '9 years', case when n > 5 then now() - n * interval '100 days' end
+from generate_series(1, 10) n`, scope.Stream, scope.Group)
+	b.exec(`
+insert into processor.losses (dedupe_key, stream, group_name, cause, entries, detected_at, detected_by)
+select n::text, $1, $2, 'flush', case when n < 9 then n end, now() - n * interval '100 days', 'test'
+from generate_series(1, 10) n`, scope.Stream, scope.Group)
+	b.exec(`
+insert into processor.audit (at, who, action, target)
+select now() - n * interval '100 days', 'test', 'test', 'test'
+from generate_series(1, 10) n`)
+	b.exec(`
+insert into processor.dead_letters (stream, group_name, dlq_id, source_id, digest, fields, class, error, fingerprint, attempts,
+  instance, version, exported_at, exported_by)
+select $1, $2, n || '-0', n || '-0', '', array[]::bytea[], 'decode', '', '', 1, '', '', now() - n * interval '100 days', 'test'
+from generate_series(1, 10) n`, scope.Stream, scope.Group)
+	b.exec(`insert into processor.requests (stream, group_name, kind, shard, requested_by, state, finished_at) values ('other', 'g', 'erase', 0, '', 'done', '2001-01-01')`)
+
+	r := store.NewRetention(b.pool, scope, "a.1", 10*time.Second)
+	const lost = "select sum(entries) from processor.losses"
+	before := b.count(lost)
+	for i := range 2 {
+		removed, err := r.Expire(t.Context(), 350*24*time.Hour)
+		require.NoError(t, err)
+		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7}
+		if i > 0 {
+			want = map[string]int64{"requests": 0, "incidents": 0, "losses": 0, "audit": 0, "dead_letters": 0}
+		}
+		require.Equal(t, want, removed)
+		require.Equal(t, before, b.count(lost))
+		require.Equal(t, 3+2, b.count("select count(*) from processor.losses"), "a sum of what is known, and one of what is not")
+		require.Equal(t, 2, b.count("select (detail ->> 'sum')::int from processor.losses where entries is null"))
+		require.Equal(t, 36, b.count("select sum(count) from processor.audit where action = 'retention'"))
+		require.Equal(t, 5, b.count("select count(*) from processor.incidents where closed_at is null"))
+		require.Equal(t, 10, b.count("select count(*) from processor.requests where state = 'waiting'"))
+		require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = 'other'"))
+	}
+	removed, err := r.Expire(t.Context(), 0)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, removed["audit"], "nothing of the last day, whatever is asked for")
+}
