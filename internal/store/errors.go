@@ -45,8 +45,10 @@ func failure(op string, err error) error {
 		if f.Kind == protocol.Rejected || f.Kind == protocol.Conflict {
 			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
 		}
-		if pgErr.Severity == "FATAL" && f.Kind == protocol.Unavailable {
-			// The session ended. A commit may have succeeded just before.
+		_, connecting := errors.AsType[*pgconn.ConnectError](err)
+		if cmp.Or(pgErr.SeverityUnlocalized, pgErr.Severity) == "FATAL" && (f.Kind == protocol.Unavailable || !connecting) {
+			// The session ended, whatever the code: an update of an extension ends those
+			// that have loaded the old one. A commit may have succeeded just before.
 			f.Kind = protocol.Unknown
 		}
 		return f

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -8,6 +9,20 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 )
+
+// P7: what ends the session is an outage, whatever its code; a login that is refused is
+// a matter of configuration.
+func TestWhateverEndsTheSessionIsAnOutage(t *testing.T) {
+	t.Parallel()
+	ended := &pgconn.PgError{Severity: "FATAL", Code: "42710", Message: `"timescaledb" already loaded with a different version`}
+	f, ok := errors.AsType[*protocol.Failure](failure("commit a batch", ended))
+	require.True(t, ok)
+	require.Equal(t, protocol.Unknown, f.Kind)
+	ended.Severity = "ERROR"
+	f, ok = errors.AsType[*protocol.Failure](failure("commit a batch", ended))
+	require.True(t, ok)
+	require.Equal(t, protocol.Misconfigured, f.Kind)
+}
 
 // P7: the server's own limits have the codes of a row's, and no row has to do with them.
 func TestALimitOfTheServerIsAnOutage(t *testing.T) {
