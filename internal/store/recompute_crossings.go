@@ -373,39 +373,49 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 	return len(diff.update) + len(diff.drop), nil
 }
 
+// pairUp tells of each crossing what is derived and what is recorded; nil is none. It
+// empties is.
+func pairUp[R any](should []geofence.Crossing, is map[crossingKey]R, tell func(k crossingKey, want *geofence.Crossing, got *R)) {
+	for i := range should {
+		k := keyOf(&should[i])
+		got, there := is[k]
+		if delete(is, k); there {
+			tell(k, &should[i], &got)
+		} else {
+			tell(k, &should[i], nil)
+		}
+	}
+	for k, got := range is {
+		tell(k, nil, &got)
+	}
+}
+
 // compare records how the derived crossings differ from the stored ones.
 func (d *change) compare(device string, should []geofence.Crossing, is map[crossingKey]recorded, fences *protocol.Fences,
 	seen map[int64]bool, done map[crossingKey]bool,
 ) {
-	for i := range should {
-		c := should[i]
-		k := keyOf(&c)
-		r, there := is[k]
-		delete(is, k)
-		if done[k] {
-			continue
+	pairUp(should, is, func(k crossingKey, want *geofence.Crossing, got *recorded) {
+		switch {
+		case done[k]:
+		case want == nil:
+			if !seen[got.id] {
+				seen[got.id] = true
+				d.drop = append(d.drop, got.id)
+				d.announce(device, *got, nil)
+			}
+		case got == nil:
+			done[k] = true
+			d.add = append(d.add, protocol.Crossing{DeviceID: device, Crossing: *want})
+		default:
+			done[k], seen[got.id] = true, true
+			got.Fence = want.Fence
+			if got.Crossing != *want || got.version != fences.Versions[want.Fence] {
+				d.update = append(d.update, crossingUpdate{id: got.id, c: protocol.Crossing{DeviceID: device, Crossing: *want}})
+				at := micros(want.TimeUS)
+				d.announce(device, *got, &at)
+			}
 		}
-		done[k] = true
-		if !there {
-			d.add = append(d.add, protocol.Crossing{DeviceID: device, Crossing: c})
-			continue
-		}
-		seen[r.id] = true
-		version := r.version
-		r.Fence = c.Fence
-		if r.Crossing != c || version != fences.Versions[c.Fence] {
-			d.update = append(d.update, crossingUpdate{id: r.id, c: protocol.Crossing{DeviceID: device, Crossing: c}})
-			at := time.UnixMicro(c.TimeUS).UTC()
-			d.announce(device, r, &at)
-		}
-	}
-	for k, r := range is {
-		if !seen[r.id] && !done[k] {
-			seen[r.id] = true
-			d.drop = append(d.drop, r.id)
-			d.announce(device, r, nil)
-		}
-	}
+	})
 }
 
 func (d *change) announce(device string, r recorded, at *time.Time) {

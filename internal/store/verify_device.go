@@ -154,35 +154,30 @@ order by ts`, c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to))
 }
 
 func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {
-	at := func(us int64) *time.Time {
-		t := micros(us)
-		return &t
-	}
-	difference := func(c *geofence.Crossing) Difference {
-		return Difference{Fence: c.FenceID, Kind: string(c.Kind), Later: micros(c.LaterUS), Ordinal: c.Ordinal}
-	}
-	for i := range should {
-		c := should[i]
-		got, there := recorded[keyOf(&c)]
-		delete(recorded, keyOf(&c))
-		got.Fence = c.Fence
-		diff := difference(&c)
-		diff.Want = at(c.TimeUS)
-		switch {
-		case !there:
-			v.Missing = append(v.Missing, diff)
-		case got != c:
-			diff.Got = at(got.TimeUS)
-			v.Different = append(v.Different, diff)
-		default:
-			v.Crossings++
+	difference := func(of, want, got *geofence.Crossing) Difference {
+		diff := Difference{Fence: of.FenceID, Kind: string(of.Kind), Later: micros(of.LaterUS), Ordinal: of.Ordinal}
+		if want != nil {
+			diff.Want = new(micros(want.TimeUS))
 		}
+		if got != nil {
+			diff.Got = new(micros(got.TimeUS))
+		}
+		return diff
 	}
-	for _, c := range recorded {
-		diff := difference(&c)
-		diff.Got = at(c.TimeUS)
-		v.Extra = append(v.Extra, diff)
-	}
+	pairUp(should, recorded, func(_ crossingKey, want, got *geofence.Crossing) {
+		switch {
+		case want == nil:
+			v.Extra = append(v.Extra, difference(got, nil, got))
+		case got == nil:
+			v.Missing = append(v.Missing, difference(want, want, nil))
+		default:
+			if got.Fence = want.Fence; *got == *want {
+				v.Crossings++
+			} else {
+				v.Different = append(v.Different, difference(want, want, got))
+			}
+		}
+	})
 	slices.SortFunc(v.Extra, func(a, b Difference) int {
 		return cmp.Or(a.Later.Compare(b.Later), cmp.Compare(a.Fence, b.Fence), cmp.Compare(a.Ordinal, b.Ordinal))
 	})
