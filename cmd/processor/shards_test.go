@@ -58,25 +58,30 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 		require.NotNil(t, x.AppliedID)
 	}
 
-	// Without Postgres heartbeats tell who is there and who owns what.
-	for args, want := range map[string]int{"members": 2, "shards": 8} {
-		p := servicetest.Spawn(t, dep.Environ("POSTGRES_URL=postgres://127.0.0.1:1/d"), args, "--json")
-		require.Equal(t, fault.Finding, p.Exit(30*time.Second))
-		require.Contains(t, p.Errors(), "Postgres at 127.0.0.1:1 (POSTGRES_URL) does not answer")
-		var m operator.Members
-		var s operator.Shards
-		require.NoError(t, json.Unmarshal([]byte(p.Output()), &m))
-		require.NoError(t, json.Unmarshal([]byte(p.Output()), &s))
-		require.Equal(t, want, len(m.Members)+len(s.Shards), args)
-		require.Nil(t, m.Term)
-		for _, x := range m.Members {
-			require.Equal(t, 4, x.Shards)
-			require.Nil(t, x.Leads, "unknown is not no")
-		}
-		for _, x := range s.Shards {
-			require.NotNil(t, x.Owner)
-			require.Nil(t, x.Epoch)
-		}
+	// Without Postgres heartbeats tell who is there and who owns what, a beat later.
+	for command, want := range map[string]int{"members": 2, "shards": 8} {
+		testenv.Wait(t, 20*time.Second, func() error {
+			p := servicetest.Spawn(t, dep.Environ("POSTGRES_URL=postgres://127.0.0.1:1/d"), command, "--json")
+			require.Equal(t, fault.Finding, p.Exit(30*time.Second))
+			require.Contains(t, p.Errors(), "Postgres at 127.0.0.1:1 (POSTGRES_URL) does not answer")
+			var m operator.Members
+			var s operator.Shards
+			require.NoError(t, json.Unmarshal([]byte(p.Output()), &m))
+			require.NoError(t, json.Unmarshal([]byte(p.Output()), &s))
+			require.Equal(t, want, len(m.Members)+len(s.Shards), command)
+			require.Nil(t, m.Term)
+			for _, x := range m.Members {
+				require.Nil(t, x.Leads, "unknown is not no")
+				if x.Shards != 4 {
+					return fmt.Errorf("%s owns %d by its heartbeat", x.Member, x.Shards)
+				}
+			}
+			for _, x := range s.Shards {
+				require.NotNil(t, x.Owner)
+				require.Nil(t, x.Epoch)
+			}
+			return nil
+		})
 	}
 
 	// Two processes with one identity: the second is refused and harms nobody.

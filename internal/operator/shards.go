@@ -44,6 +44,9 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
 	s := Shards{Stream: f.scope.Stream, Group: f.scope.Group, Shards: []Shard{}}
+	if _, err := f.redis(ctx, 1); err != nil {
+		return s, err
+	}
 	pinned, err := f.postgres(ctx)
 	s.Unanswered = err
 	if err == nil && pinned.Shards == 0 {
