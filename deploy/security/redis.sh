@@ -47,7 +47,7 @@ set -- "$@" "(%R~telemetry:* +xlen +xinfo|groups)"
 
 # Lock, lease, heartbeats, marks and losses, all under its own prefix.
 set -- "$@" "(~$own:* +get +getrange +mget +set +del +exists +pexpire +pttl \
-+hget +hmget +hset +hsetnx +hdel +hexists +hgetall +hscan +llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers)"
++hget +hmget +hset +hsetnx +hdel +hexists +hgetall +hlen +hscan +llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers)"
 
 answer=$(redis-cli -e "$@")
 [ "$answer" = OK ] || { echo "$answer" >&2; exit 1; }
