@@ -40,6 +40,7 @@ type batch struct {
 	deadLettered        map[telemetry.EntryID]struct{} // the IDs in letters
 	culprit             telemetry.EntryID              // the entry the server named when it rejected the batch; zero if none
 	reread              map[int]bool                   // shards whose queues lack entries they should hold; written by move
+	refused             map[int]bool                   // shards with dead letters that a full Redis refused; written by move
 	stale               map[int]bool                   // shards whose acknowledgement was refused; written by ack
 }
 
@@ -88,7 +89,7 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	clear(b.deferredDeadLetters)
 	b.deferred, b.resolved = b.deferred[:0], b.resolved[:0]
 	b.letters, b.deferredDeadLetters = b.letters[:0], b.deferredDeadLetters[:0]
-	b.deadLettered, b.reread, b.stale, b.culprit = nil, nil, nil, telemetry.EntryID{}
+	b.deadLettered, b.reread, b.refused, b.stale, b.culprit = nil, nil, nil, nil, telemetry.EntryID{}
 }
 
 // place adds a decoded record to the batch and advances the device's state.

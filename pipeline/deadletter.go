@@ -3,9 +3,12 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
+	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -121,8 +124,11 @@ func (b *batch) unconfirmed() []protocol.Unconfirmed {
 }
 
 // moveToDLQ moves the dead letters of a committed batch. It retries while Redis
-// is unavailable or full: the entries are safe in their queues. It records which
-// were added, since the leader adds those again that Redis loses later.
+// is unavailable: the entries are safe in their queues. While it is full, the
+// letters wait apart, so that the other shards of the worker go on: those on a queue
+// until their shard reads it again, deferred ones until the leader adds them from
+// Postgres. It records which were added, since the leader adds those again that
+// Redis loses later.
 func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 	var added []telemetry.Ref
 	for _, step := range []struct {
@@ -156,14 +162,20 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 ) (map[int]bool, error) {
 	tokens := b.tokens()
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
-		func(err error) bool { return !lostState(err) && dispositionOf(err) != dropFenced },
+		func(err error) bool { return !lostState(err) && dispositionOf(err) != dropFenced && !isFull(err) },
 		func() error { defer w.callsReturned.Add(1); return add(ctx, letters, tokens) })
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	left := make(map[int]bool)
+	w.refusals.note(w.log, err)
 	switch {
 	case err == nil:
+	case isFull(err):
+		for i := range letters {
+			left[letters[i].Shard] = true
+		}
+		b.refused = left
 	case dispositionOf(err) == dropFenced:
 		w.log.Warn("dead-lettering failed; reacquiring shards", "err", err)
 		left = lostShards(err, b)
@@ -178,6 +190,39 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	}
 	w.noteDeadLetters(letters, left)
 	return left, nil
+}
+
+// refusedPause is how long a shard waits after a full Redis refused its dead letter.
+const refusedPause = 2 * time.Second
+
+// isFull reports whether Redis refused to store anything more.
+func isFull(err error) bool {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && f.Code == "OOM"
+}
+
+// refusalLog logs that dead letters are refused, and that they are not any more.
+type refusalLog struct {
+	mu    sync.Mutex
+	since time.Time
+	quiet lograte.Limit
+}
+
+func (r *refusalLog) note(log *slog.Logger, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case isFull(err):
+		if r.since.IsZero() {
+			r.since = time.Now()
+		}
+		if r.quiet.Pass() {
+			log.Warn("operation failed, will retry", "what", "move to the dead letters", "err", err)
+		}
+	case err == nil && !r.since.IsZero():
+		log.Info("operation recovered", "what", "move to the dead letters", "duration", time.Since(r.since))
+		r.since, r.quiet = time.Time{}, lograte.Limit{}
+	}
 }
 
 // tokens returns the owner tokens of the batch's shards.

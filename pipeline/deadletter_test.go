@@ -455,3 +455,36 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	b.settled(10*time.Second, 0)
 	require.True(t, heard.said("operation recovered"))
 }
+
+// A dead letter that waits for room holds up its own shard only.
+func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	b := newBench(t)
+	opts, err := redis.ParseURL(env.Redis.URL())
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	b.redisURL, b.client, b.pub = env.Redis.URL(), client, fleet.NewPublisher(client, b.stream, 0)
+	entries := [][]string{junk(t, "nul", 1, 2).Fields}
+	const good = 600
+	for i := range good {
+		entries = append(entries, at(i%50, int64(10+i)))
+	}
+	ids := b.publish(entries...)
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+	b.acquireAll(b.start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 }))
+	t.Cleanup(func() { client.ConfigSet(context.Background(), "maxmemory", "0") })
+	testenv.Wait(t, 20*time.Second, func() error {
+		if n := b.count("select count(*) from positions"); n != good {
+			return fmt.Errorf("%d of %d stored while one letter waits", n, good)
+		}
+		return nil
+	})
+	require.Empty(t, b.letters())
+	b.settled(10*time.Second, 1)
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), ids[0])
+	b.settled(10*time.Second, 0)
+	require.Equal(t, good, b.count("select count(*) from positions"))
+}

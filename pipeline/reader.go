@@ -113,6 +113,9 @@ func (r *reader) choose() []pendingRead {
 			s.due = false
 			continue
 		}
+		if time.Now().Before(s.notBefore) {
+			continue // the next poll looks again
+		}
 		if !t.fits(s, 1) {
 			continue // the worker wakes us when it has room
 		}

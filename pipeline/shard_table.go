@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -42,13 +43,15 @@ type slot struct {
 	owned    bool
 	stopping bool // intake has ended; what is in flight is finished
 	due      bool // the queue may hold entries: read it
-	epoch    int64
-	token    string
-	grant    uint64 // counts grants and drops, so that work of an earlier grant is recognised
-	worker   int
-	records  int
-	bytes    int64
-	applied  telemetry.EntryID
+	// notBefore is when a queue that is due may be read again.
+	notBefore time.Time
+	epoch     int64
+	token     string
+	grant     uint64 // counts grants and drops, so that work of an earlier grant is recognised
+	worker    int
+	records   int
+	bytes     int64
+	applied   telemetry.EntryID
 
 	quarantine protocol.Quarantine // limits of its probe batches, until endQuarantine
 	drained    chan struct{}       // closed when stopping and nothing is in flight
@@ -95,7 +98,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
-	s.token = h.Token
+	s.token, s.notBefore = h.Token, time.Time{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine})
@@ -147,7 +150,8 @@ func (t *table) dropGrant(shard int, grant uint64) bool {
 
 // restart reads a shard's queue from the start again, on fresh state, under the
 // same epoch: its work in flight was given up for a reason other than ownership.
-func (t *table) restart(shard int, grant uint64) {
+// It is not read before a time, so that what was refused is not tried at once.
+func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[shard]
@@ -169,7 +173,7 @@ func (t *table) restart(shard int, grant uint64) {
 		}
 		return
 	}
-	s.due = true
+	s.due, s.notBefore = true, notBefore
 	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, quarantine: quarantine})
 	ring(t.wake)
 }

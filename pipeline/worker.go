@@ -70,7 +70,8 @@ type worker struct {
 	committing    *batch                     // with the committer while busy
 	view          atomic.Pointer[WorkerView] // what run has in flight
 	panicked      func(value any)            // set before run
-	callsReturned atomic.Uint64              // server calls that returned, successfully or not: grows while the worker is not stuck
+	refusals      refusalLog
+	callsReturned atomic.Uint64 // server calls that returned, successfully or not: grows while the worker is not stuck
 
 	records []decoded // scratch of apply
 	cold    []string
@@ -527,7 +528,9 @@ func (w *worker) finish(b *batch) {
 				w.lost(ShardLost{Shard: p.shard, Epoch: p.epoch, Cause: OutcomeUnknown})
 			}
 		case b.reread[p.shard]:
-			w.table.restart(p.shard, p.grant)
+			w.table.restart(p.shard, p.grant, time.Time{})
+		case b.refused[p.shard] && p.again == nil:
+			w.table.restart(p.shard, p.grant, time.Now().Add(refusedPause))
 		}
 	}
 	w.stateSize.Store(int64(w.state.len))
