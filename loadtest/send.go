@@ -44,6 +44,20 @@ func checkRedis(url string) error {
 // outage.
 const sendGrace = 10 * time.Second
 
+// settleTimeout bounds the search for entries whose reply was lost, which reads all
+// that was added since.
+const settleTimeout = 2 * time.Minute
+
+// runsBegan is when runs began to have devices of their own, a million each second.
+var runsBegan = time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+// firstDevice is the number of the first device of a run: what another run sent to
+// the same system is none of its business.
+func firstDevice(start time.Time) int {
+	const numbers = 64_000_000 // of runs, until the IMEIs are all used
+	return int(1+start.Sub(runsBegan)/time.Second%numbers) * 1_000_000
+}
+
 // Send sends a fleet to a stream that others read, and records what it sent. A
 // Redis that does not answer at the start is an error, and there is no send log
 // then; later outages are waited for until the duration and sendGrace are over.
@@ -84,6 +98,7 @@ func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.
 	}
 	// Device times of now: what a system has stored before is older.
 	profile.Start = time.Now().UTC().Truncate(time.Second)
+	profile.First = firstDevice(profile.Start)
 	source, err := profile.Source()
 	if err != nil {
 		return fleet.Progress{}, err
@@ -100,7 +115,7 @@ func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.
 	defer stop()
 	err = sender.Run(sending)
 	if err == nil {
-		settling, stop := context.WithTimeout(context.WithoutCancel(ctx), serverTimeout)
+		settling, stop := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 		defer stop()
 		_, err = sender.Settle(settling, reader)
 		if n := sender.Unsent(); n > 0 && ctx.Err() == nil {

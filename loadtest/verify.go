@@ -44,7 +44,12 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err := g.connect(ctx); err != nil {
 		return nil, err
 	}
-	seen := oracle.Observed{OthersToo: true, Positions: g.positions(ctx), DeadLetters: g.letters(ctx)}
+	seen := oracle.Observed{OthersToo: true, Positions: g.positions(ctx)}
+	archived, err := g.observer.Archived(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seen.DeadLetters = observer.WithArchived(g.letters(ctx), archived)
 	left, err := g.left(ctx)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package loadtest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
@@ -16,6 +17,8 @@ import (
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 func migrated(t *testing.T) string {
@@ -54,6 +57,79 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, report.Account.Pending)
 	require.Equal(t, sent.Sent, report.Account.Lost)
+}
+
+// Two runs on one system have devices of their own, and a letter that was archived
+// is accounted for.
+func TestARunIsJudgedByItselfThoughAnotherOneWasSent(t *testing.T) {
+	t.Parallel()
+	corner, url := testenv.Redis(t), migrated(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) }()
+	send := func() (path string, log *fleet.Log) {
+		path = filepath.Join(t.TempDir(), "sent.log")
+		_, err := loadtest.Send(t.Context(), loadtest.SendConfig{
+			RedisURL: corner.URL, Stream: corner.Stream, Seed: 1, Log: slog.New(slog.DiscardHandler),
+			SendLog: path, Plan: loadtest.Plan{Devices: 20, Rate: 1000, Duration: 300 * time.Millisecond, Profile: "polluted"},
+		})
+		require.NoError(t, err)
+		log, err = fleet.OpenLog(path)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = log.Close() })
+		return path, log
+	}
+	path, first := send()
+	began := time.Now().Unix()
+	testenv.Wait(t, 5*time.Second, func() error {
+		if time.Now().Unix() == began {
+			return errors.New("the same second")
+		}
+		return nil
+	})
+	stored := 0
+	_, second := send()
+	require.NoError(t, second.Scan(func(_ int64, s *fleet.Sent) error {
+		if s.Class != "" || s.Junk != "" {
+			return nil
+		}
+		stored++
+		_, err := conn.Exec(t.Context(), `
+insert into positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+values ($1, $2, 1, 1, 0, 0, 0, 0, 0, '8', '{}')
+on conflict do nothing`, s.Message.DeviceID, s.Message.Time)
+		return err
+	}))
+	require.Positive(t, stored)
+	require.NoError(t, corner.Client().XGroupCreate(t.Context(), corner.Stream, corner.Group, "$").Err())
+	verify := func() *oracle.Report {
+		report, err := loadtest.Verify(t.Context(), loadtest.VerifyConfig{
+			RedisURL: corner.URL, PostgresURL: url, Stream: corner.Stream, Group: corner.Group, SendLog: path,
+			MaxFutureSkew: 5 * time.Minute, MaxCrossingGap: 10 * time.Minute,
+		})
+		require.NoError(t, err)
+		return report
+	}
+	before := verify()
+	require.Zero(t, before.Account.Mismatches, "%v", before.Examples)
+	require.Equal(t, before.Account.Entries, before.Account.Lost)
+
+	var junk fleet.Sent
+	require.NoError(t, first.Scan(func(_ int64, s *fleet.Sent) error {
+		if s.Class == "decode" {
+			junk = *s
+		}
+		return nil
+	}))
+	require.False(t, junk.ID.IsZero())
+	_, err = conn.Exec(t.Context(), `
+insert into processor.dead_letters (stream, group_name, dlq_id, source_id, digest, fields, class, error, fingerprint, attempts,
+  instance, version, exported_by, replayed_as)
+values ($1, $2, '1-0', $3, '', array[]::bytea[], 'decode', '', '', 3, '', '', 'test', '9-9')`, corner.Stream, corner.Group, junk.ID.String())
+	require.NoError(t, err)
+	after := verify()
+	require.Equal(t, before.Account.Lost-1, after.Account.Lost)
+	require.EqualValues(t, 1, after.Account.DeadLettered)
 }
 
 func config(t *testing.T) loadtest.Config {

@@ -28,6 +28,12 @@ type Info struct {
 	Lag         Count // entries not yet dispatched
 }
 
+// Last returns the last entry ever added to the stream; zero if there is none.
+func (g *Group) Last(ctx context.Context) (telemetry.EntryID, error) {
+	info, err := g.Info(ctx)
+	return info.Last, err
+}
+
 // Info reads the state of the stream and the group.
 func (g *Group) Info(ctx context.Context) (Info, error) {
 	// No transaction, which a full server rejects: the stream is read first, so

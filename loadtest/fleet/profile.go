@@ -19,6 +19,7 @@ type Profile struct {
 	Start    time.Time     // device time at the beginning of the run
 	Duration time.Duration // of the run in device time
 	Devices  int
+	First    int           // number of the first device, see DeviceID
 	Interval time.Duration // between two fixes of a device under way
 	Slow     float64       // share of devices that report every tenth interval only
 

@@ -31,6 +31,12 @@ type Reader interface {
 	ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error)
 }
 
+// Ender is a Reader that knows the last entry of its stream, for streams to which
+// others add.
+type Ender interface {
+	Last(ctx context.Context) (telemetry.EntryID, error)
+}
+
 // SenderConfig bounds what a sender does at once.
 type SenderConfig struct {
 	MaxBatchRecords int           // entries in one pipeline
@@ -269,6 +275,13 @@ func (s *Sender) Settle(ctx context.Context, r Reader) (int, error) {
 	}
 	const page = 1000
 	found := 0
+	end := telemetry.MaxEntryID // what others add meanwhile would have no end
+	if e, ok := r.(Ender); ok {
+		var err error
+		if end, err = e.Last(ctx); err != nil {
+			return 0, fmt.Errorf("settle unknown outcomes: %w", err)
+		}
+	}
 	for {
 		entries, err := r.ReadRange(ctx, after, page)
 		if err != nil {
@@ -289,7 +302,7 @@ func (s *Sender) Settle(ctx context.Context, r Reader) (int, error) {
 			s.sent.Add(1)
 			found++
 		}
-		if len(entries) < page {
+		if len(entries) < page || !after.Less(end) {
 			return found, s.log.Flush()
 		}
 	}

@@ -190,6 +190,50 @@ func TestSenderStopsWithItsContextAndOnPermanentErrors(t *testing.T) {
 	})
 }
 
+// busyStream is one that others add to as fast as it is read.
+type busyStream struct {
+	*memoryStream
+	reads int
+}
+
+func (b *busyStream) ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error) {
+	b.reads++
+	for range count {
+		b.add([]string{"device_id", "of others"})
+	}
+	return b.memoryStream.ReadRange(ctx, after, count)
+}
+
+func (b *busyStream) Last(context.Context) (telemetry.EntryID, error) {
+	return b.entries[len(b.entries)-1].ID, nil
+}
+
+func TestSettlingEndsThoughOthersGoOnAdding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fleet.Rally(1)
+		p.Limit = 100
+		source, err := p.Source()
+		require.NoError(t, err)
+		lost := false
+		m := &memoryStream{fault: func() string {
+			if !lost {
+				lost = true
+				return "reply lost"
+			}
+			return ""
+		}}
+		s, _ := send(t, source, fleet.AtSpeed(0), m, fleet.DefaultSenderConfig())
+		require.NoError(t, s.Run(t.Context()))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		busy := &busyStream{memoryStream: m}
+		found, err := s.Settle(ctx, busy)
+		require.NoError(t, err)
+		require.Positive(t, found)
+		require.LessOrEqual(t, busy.reads, 2)
+	})
+}
+
 func TestDamagedSendLogIsNamed(t *testing.T) {
 	source, err := fleet.Polluted(4).Source()
 	require.NoError(t, err)

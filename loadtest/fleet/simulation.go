@@ -42,7 +42,7 @@ func newSimulation(p Profile) *Simulation {
 	for d := range s.distance {
 		s.distance[d] = s.course.length * uniform(hash(p.Seed, uint64(d), 0, saltGrid))
 	}
-	s.hot = hotDevice{id: DeviceID(p.Devices), ratio: p.Hot / (1 - p.Hot)}
+	s.hot = hotDevice{id: DeviceID(p.First + p.Devices), ratio: p.Hot / (1 - p.Hot)}
 	return s
 }
 
@@ -112,7 +112,7 @@ func (s *Simulation) others(at time.Duration) {
 	s.debt += float64(len(s.due)) * s.p.Junk / (1 - s.p.Junk)
 	for ; s.debt >= 1; s.debt-- {
 		r := hash(s.p.Seed, uint64(s.junked), 0, saltJunk)
-		j := newJunk(junkKind(s.junked), DeviceID(int(r%uint64(s.p.Devices))), s.clock(at), r)
+		j := newJunk(junkKind(s.junked), DeviceID(s.p.First+int(r%uint64(s.p.Devices))), s.clock(at), r)
 		s.due = append(s.due, Item{At: at, Junk: j})
 		s.junked++
 	}

@@ -162,7 +162,7 @@ func (v *vehicle) record(tick int) Message {
 			us = v.wrongTime(seq)
 		}
 	}
-	return place.message(DeviceID(v.d), us, seq, int64(metres), status)
+	return place.message(DeviceID(v.s.p.First+v.d), us, seq, int64(metres), status)
 }
 
 // twin returns a record with the device and time of the one at this tick that says

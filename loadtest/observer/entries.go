@@ -25,3 +25,24 @@ func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[oracle.DeadLe
 		}
 	}
 }
+
+// WithArchived adds the dead letters that were archived and are not among those that
+// are left.
+func WithArchived(left iter.Seq2[oracle.DeadLetter, error], archived map[oracle.ID]string) iter.Seq2[oracle.DeadLetter, error] {
+	return func(yield func(oracle.DeadLetter, error) bool) {
+		seen := make(map[oracle.ID]bool)
+		for l, err := range left {
+			if _, both := archived[l.Source]; both {
+				seen[l.Source] = true
+			}
+			if !yield(l, err) {
+				return
+			}
+		}
+		for id, class := range archived {
+			if !seen[id] && !yield(oracle.DeadLetter{Source: id, Class: class}, nil) {
+				return
+			}
+		}
+	}
+}

@@ -247,6 +247,31 @@ where not exists (
 	return n, wrapped("look for records", err)
 }
 
+// Archived returns the class of each entry whose dead letter was archived: edited,
+// replayed, dropped, or removed by retention. One that was refused as it was and has
+// been replayed is a record again.
+func (o *Observer) Archived(ctx context.Context) (map[oracle.ID]string, error) {
+	rows, err := o.pool.Query(ctx, `
+select source_id, class
+from processor.dead_letters
+where stream = $1
+  and group_name = $2
+  and (replayed_as is null or class in ('decode', 'invalid', 'too_large'))`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, wrapped("read archived dead letters", err)
+	}
+	found := make(map[oracle.ID]string)
+	var source, class string
+	_, err = pgx.ForEachRow(rows, []any{&source, &class}, func() error {
+		id, err := telemetry.ParseEntryID(source)
+		if err == nil {
+			found[oracle.ID(id)] = class
+		}
+		return nil
+	})
+	return found, wrapped("read archived dead letters", err)
+}
+
 // deferredTimeout is how long the deferred entries may take to read.
 const deferredTimeout = time.Minute
 
