@@ -20,6 +20,7 @@ type chart struct {
 	Curves []curve
 	Marks  []history.Mark
 	Until  time.Time
+	Span   time.Duration
 }
 
 type curve struct {
@@ -28,8 +29,27 @@ type curve struct {
 	Points []history.Point
 }
 
+// maxStep is the distance in milliseconds of two samples above which the line is
+// broken.
+const maxStep = 6 * int64(history.Every/time.Millisecond)
+
+// spanOf returns how much of the past is shown: an hour, or less of a fleet that is
+// younger.
+func spanOf(w *history.Window, now time.Time) time.Duration {
+	if len(w.Samples) == 0 {
+		return history.Span
+	}
+	age := now.Sub(w.Samples[0].Time())
+	for _, span := range []time.Duration{5 * time.Minute, 10 * time.Minute, 20 * time.Minute, 30 * time.Minute} {
+		if age < span {
+			return span
+		}
+	}
+	return history.Span
+}
+
 const (
-	chartWidth  = 720 // of the view box: one unit is five seconds
+	chartWidth  = 720 // of the view box
 	chartHeight = 100
 )
 
@@ -56,7 +76,7 @@ func value(v float64) string {
 
 // x returns a time as a part of the span, 0 to 1.
 func (c chart) x(at int64) float64 {
-	span := history.Span.Milliseconds()
+	span := c.Span.Milliseconds()
 	return float64(at-(c.Until.UnixMilli()-span)) / float64(span)
 }
 
@@ -91,7 +111,7 @@ func (c chart) Label() string {
 		for _, p := range k.Points {
 			most = max(most, p.Value)
 		}
-		parts = append(parts, fmt.Sprintf("%s: now %s, at most %s %s in the last hour", k.Name, c.last(i), value(most), c.Unit))
+		parts = append(parts, fmt.Sprintf("%s: now %s, at most %s %s in the time shown", k.Name, c.last(i), value(most), c.Unit))
 	}
 	return strings.Join(parts, "; ")
 }
@@ -121,15 +141,15 @@ func (c chart) SVG() template.HTML {
 		fmt.Fprintf(&b, `<g class="mark %s"><title>%s</title><line x1="%.2f%%" x2="%.2f%%" y1="14" y2="114"/><text x="%.2f%%" y="11" text-anchor="middle">%s</text></g>`,
 			m.Kind, text, x, x, x, shapes[m.Kind])
 	}
-	fmt.Fprintf(&b, `<text x="2" y="25">%s %s</text><text x="0" y="128">1 h ago</text><text x="50%%" y="128" text-anchor="middle">30 min</text><text x="100%%" y="128" text-anchor="end">now</text></svg>`,
-		value(top), template.HTMLEscapeString(c.Unit))
+	fmt.Fprintf(&b, `<text x="2" y="25">%s %s</text><text x="0" y="128">%s ago</text><text x="100%%" y="128" text-anchor="end">now</text></svg>`,
+		value(top), template.HTMLEscapeString(c.Unit), seconds(c.Span))
 	return template.HTML(b.String()) //nolint:gosec // numbers and escaped text
 }
 
 // path returns the line of a curve and the area below it. Unknown values are gaps.
 func (c chart) path(points []history.Point, top float64) (line, area string) {
 	var l, a strings.Builder
-	open, last := false, 0.0
+	open, last, at := false, 0.0, int64(0)
 	end := func() {
 		if open {
 			fmt.Fprintf(&a, "L%.1f %d Z", last, chartHeight)
@@ -138,7 +158,7 @@ func (c chart) path(points []history.Point, top float64) (line, area string) {
 	}
 	for _, p := range points {
 		x := c.x(p.At) * chartWidth
-		if !p.Known || x < 0 || open && x-last > 6 {
+		if !p.Known || x < 0 || open && p.At-at > maxStep {
 			end()
 		}
 		if !p.Known || x < 0 {
@@ -152,7 +172,7 @@ func (c chart) path(points []history.Point, top float64) (line, area string) {
 			fmt.Fprintf(&l, "L%.1f %.1f", x, y)
 			fmt.Fprintf(&a, "L%.1f %.1f", x, y)
 		}
-		open, last = true, x
+		open, last, at = true, x, p.At
 	}
 	end()
 	return l.String(), a.String()

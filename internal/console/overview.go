@@ -241,11 +241,11 @@ func (v view) charts() []chart {
 	for _, i := range v.Postgres.Value.Incidents {
 		marks = append(marks, history.Mark{At: i.Opened.UnixMilli(), Kind: history.Incident, Text: i.Kind + " " + i.Subject})
 	}
-	until := v.Now
+	until, span := v.Now, spanOf(&w, v.Now)
 	return []chart{
-		{Title: "Entries per second", Unit: "/s", Until: until, Marks: marks, Curves: []curve{{"in", "in", in}, {"finished", "out", out}}},
-		{Title: "Backlog", Unit: "entries", Until: until, Marks: marks, Curves: []curve{{"backlog", "size", size}}},
-		{Title: "Age of the oldest", Unit: "s", Until: until, Marks: marks, Curves: []curve{{"age", "age", age}}},
+		{Title: "Entries per second", Unit: "/s", Until: until, Span: span, Marks: marks, Curves: []curve{{"in", "in", in}, {"finished", "out", out}}},
+		{Title: "Backlog", Unit: "entries", Until: until, Span: span, Marks: marks, Curves: []curve{{"backlog", "size", size}}},
+		{Title: "Age of the oldest", Unit: "s", Until: until, Span: span, Marks: marks, Curves: []curve{{"age", "age", age}}},
 	}
 }
 
@@ -363,6 +363,7 @@ type shardsData struct {
 	Rows    []shardRow
 	Legend  []legend
 	Waiting int
+	Span    time.Duration
 }
 
 // legend names a member.
@@ -375,7 +376,7 @@ func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
 
 func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 	v := c.view(ctx)
-	d := shardsData{view: v}
+	d := shardsData{view: v, Span: spanOf(&v.Redis.Value.History, v.Now)}
 	names := v.names()
 	for i, name := range names {
 		d.Legend = append(d.Legend, legend{letter(i), colorOf(i), name})
@@ -421,7 +422,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 				row.State, row.Level, row.Waits = "stalled", "bad", "whatever blocks its commits; see the incident"
 			}
 		}
-		row.Line = segments(lines[i], v.Now, names)
+		row.Line = segments(lines[i], v.Now, d.Span, names)
 		d.Rows = append(d.Rows, row)
 	}
 	return d, nil
@@ -442,10 +443,10 @@ func (v view) heldShards() []protocol.Shard {
 	return list
 }
 
-func segments(line []history.Ownership, now time.Time, names []string) []segment {
+func segments(line []history.Ownership, now time.Time, shown time.Duration, names []string) []segment {
 	var out []segment
-	span := float64(history.Span.Milliseconds())
-	from := now.Add(-history.Span).UnixMilli()
+	span := float64(shown.Milliseconds())
+	from := now.Add(-shown).UnixMilli()
 	for _, o := range line {
 		x := max(0, float64(o.From-from)/span*100)
 		w := float64(o.To-from)/span*100 - x
