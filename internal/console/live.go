@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	// maxClients is the number of streams at a time; a page beyond it is complete
+	// maxClients is the number of streams at a time, fewer than the connections that
+	// the endpoint takes, so that probes get in; a page beyond it is complete
 	// and does not move.
-	maxClients = 64
+	maxClients = 50
 	// writeFor is how long a client may take to accept an update.
 	writeFor = 5 * time.Second
 	// quietFor is the longest time without an update.
