@@ -142,12 +142,12 @@ func TestTheLeaderBringsThePlatformsFencesIntoOurs(t *testing.T) {
 	require.Equal(t, 2, p.count(ever))
 	require.Equal(t, fenceShards, p.count(waiting))
 
-	// A changed row is a new version with its own recompute request.
+	// A changed row is a new version, whose recompute joins the requests that wait.
 	p.zone("yard", 22)
 	require.NoError(t, l.do())
 	require.Equal(t, 2, p.count(holding))
 	require.Equal(t, 3, p.count(ever))
-	require.Equal(t, 2*fenceShards, p.count(waiting))
+	require.Equal(t, fenceShards, p.count(waiting))
 	require.Equal(t, 2, p.count("select version from processor.geofences where id = 'yard' and replaced_at is null and source = 'query'"))
 
 	// A deleted row closes its fence.

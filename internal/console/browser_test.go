@@ -120,12 +120,6 @@ func (b *browser) quiet() {
 	require.Empty(b.t, b.errors, "the browser reports nothing")
 }
 
-func (b *browser) forget() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.errors = nil
-}
-
 // picture writes a screenshot to the folder in CONSOLE_PICTURES, if it is set.
 func (b *browser) picture(name string, width int64) {
 	b.t.Helper()
