@@ -2,7 +2,7 @@
 # Installs what `make run` and `make test` need and the machine lacks:
 # redis-server, the Postgres programs, a C compiler and the C library's headers
 # (for the race detector). Called as `setup.sh tests` also prometheus with its
-# promtool, which test the alerts. Says nothing when nothing is missing. It never
+# promtool, which test the alerts, and chromium, which tests the console. Says nothing when nothing is missing. It never
 # starts a server, and never touches one that runs.
 set -eu
 cd "$(dirname "$0")/.."
@@ -44,6 +44,7 @@ has_postgres() {
 }
 cc=${CC:-$(go env CC)}
 has_cc() { have "${cc%% *}"; }
+has_chromium() { have chromium || have chromium-browser || have google-chrome; }
 has_promtool() { have promtool && have prometheus; }
 has_headers() { printf '#include <stdlib.h>\n' | $cc -E -x c -o /dev/null - >/dev/null 2>&1; }
 
@@ -53,6 +54,8 @@ has_postgres || missing="$missing postgresql"
 has_cc || missing="$missing gcc"
 { has_cc && has_headers; } || missing="$missing libc6-dev"
 [ "${1-}" != tests ] || has_promtool || missing="$missing prometheus"
+# The console's tests drive a browser; on a Mac they use the one that is there.
+[ "${1-}" != tests ] || has_chromium || ! have apt-get || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
 install_with_apt() {

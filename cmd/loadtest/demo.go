@@ -49,7 +49,9 @@ is accounted for, and every field of every row is compared with what was sent.
 REDIS_URL and POSTGRES_URL are ignored. To use servers of your own, empty ones,
 name them in DEMO_REDIS_URL and DEMO_POSTGRES_URL.
 
-Without --once the service stays up until Ctrl-C, to be looked at.`,
+Without --once and --json two instances run as processes of their own: one is killed
+after 15 s, its shards move, it comes back; a dead letter is fixed and replayed. The
+address of the web console is printed first, and the fleet stays up until Ctrl-C.`,
 		Example: `  loadtest demo
   loadtest demo --once --json
   loadtest demo --once --speed 0 --order file --tracks buses.csv.gz boats.csv`,
@@ -66,7 +68,10 @@ Without --once the service stays up until Ctrl-C, to be looked at.`,
 			if err != nil {
 				return cli.Usage(cmd, err)
 			}
-			return runDemo(cmd, in, f)
+			if f.once || f.json {
+				return runDemo(cmd, in, f)
+			}
+			return runDrama(cmd, in, f)
 		},
 	}
 	flags := cmd.Flags()

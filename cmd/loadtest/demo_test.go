@@ -77,14 +77,16 @@ func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 		t.Skip("starts servers; not in short mode")
 	}
 	p := servicetest.Spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
-	testenv.Wait(t, time.Minute, func() error {
+	testenv.Wait(t, 2*time.Minute, func() error {
 		// Two pipes: what was written first may be read last.
 		if !strings.Contains(p.Errors(), "still running") || !strings.Contains(p.Output(), "balanced") {
 			return errors.New("want the account and that it is still running")
 		}
 		return nil
 	})
-	require.Contains(t, p.Errors(), "/readyz")
+	require.Contains(t, p.Errors(), "/console/")
+	require.Contains(t, p.Errors(), "killed instance two")
+	require.Regexp(t, `0 lost, 0 wrong or double, \d+ shards moved in`, p.Errors())
 	require.Zero(t, p.Terminate())
 }
 

@@ -19,6 +19,7 @@ type Input struct {
 	Order  fleet.Order // of recorded tracks
 	Speed  float64     // multiple of the recorded speed; 0 as fast as possible, Auto
 	Seed   uint64      // of the simulated fleet
+	Junk   float64     // share of its entries that are no valid record
 }
 
 // Load is an input, ready to be fed.
@@ -41,6 +42,7 @@ func (in Input) Open() (*Load, error) {
 		return NewLoad(name, in.Speed, func() (fleet.Source, error) { return tracks.Replay(in.Order), nil })
 	}
 	profile := fleet.Rally(in.Seed)
+	profile.Junk = in.Junk
 	return NewLoad(profile.Name+", "+profile.About, in.Speed, func() (fleet.Source, error) { return profile.Source() })
 }
 
