@@ -60,5 +60,7 @@ func newDLQJanitor(d dlqJanitorDeps) *tasks.DLQJanitor {
 		Unconfirmed: store.NewUnconfirmed(d.Pool, d.Scope, timeout),
 		Audit:       store.NewAudit(d.Pool, timeout),
 		Ledger:      store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
-	}, d.Config.DeadLetters.Retention, string(d.Member), d.Log, d.Metrics)
+	}, tasks.DLQBounds{
+		Retention: d.Config.DeadLetters.Retention, Entries: d.Config.DeadLetters.MaxEntries, Bytes: d.Config.DeadLetters.MaxBytes,
+	}, string(d.Member), d.Log, d.Metrics)
 }

@@ -12,12 +12,12 @@ import (
 func newDLQDropCommand() *cobra.Command {
 	var by filter
 	var all bool
-	var yes int
+	var confirm int
 	cmd := &cobra.Command{
-		Use:   "drop [ID...] --yes COUNT",
+		Use:   "drop [ID...] --confirm COUNT",
 		Short: "Delete dead letters; a copy stays in processor.dead_letters",
-		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --yes 17
-  processor dlq drop 1764000000000-0 --yes 1`,
+		Example: `  processor dlq drop --fingerprint invalid/payload.latitude/range --confirm 17
+  processor dlq drop 1764000000000-0 --confirm 1`,
 		Args: cobra.ArbitraryArgs,
 		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
 			if err := by.set(cmd, args); err != nil {
@@ -26,7 +26,7 @@ func newDLQDropCommand() *cobra.Command {
 			if by.Empty() && !all {
 				return usageError(cmd, operator.ErrChooseAll)
 			}
-			d, err := f.DropDeadLetters(cmd.Context(), by.Filter, yes)
+			d, err := f.DropDeadLetters(cmd.Context(), by.Filter, confirm)
 			if err != nil && d.Dropped == 0 && !errors.Is(err, operator.ErrNoMatch) {
 				return err
 			}
@@ -38,6 +38,6 @@ func newDLQDropCommand() *cobra.Command {
 	}
 	by.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
-	cmd.Flags().IntVar(&yes, "yes", -1, "number of dead letters to drop, as confirmation")
+	cmd.Flags().IntVar(&confirm, "confirm", -1, "number of dead letters to drop")
 	return cmd
 }

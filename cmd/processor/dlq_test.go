@@ -149,12 +149,12 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	require.Equal(t, 2, d.count("select count(*) from processor.dead_letters where edit_diff like '%48.25%' and replayed_as is not null and edited_fields <> fields"))
 
 	// Dropping wants the count, and leaves a copy.
-	code, _, errs := d.call("drop", "--class", "invalid", "--yes", "3")
+	code, _, errs := d.call("drop", "--class", "invalid", "--confirm", "3")
 	require.Equal(t, fault.Finding, code)
-	require.Contains(t, errs, "confirm with --yes 1")
-	code, _, _ = d.call("drop", "--yes", "1")
+	require.Contains(t, errs, "repeat with --confirm 1")
+	code, _, _ = d.call("drop", "--confirm", "1")
 	require.Equal(t, fault.Config, code, "without a filter nothing is meant")
-	code, _, errs = d.call("drop", "--class", "invalid", "--yes", "1")
+	code, _, errs = d.call("drop", "--class", "invalid", "--confirm", "1")
 	require.Zero(t, code, errs)
 	require.Zero(t, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
 	require.Equal(t, 3, d.count("select count(*) from processor.dead_letters"))
@@ -332,7 +332,7 @@ func TestAFilterThatMatchesNothingIsSaid(t *testing.T) {
 		{[]string{"export", "--file", file}, ""},
 		{[]string{"retry"}, "[]\n"},
 		{[]string{"retry", "--dry-run"}, "[]\n"},
-		{[]string{"drop", "--yes", "0"}, `{"dropped":0}` + "\n"},
+		{[]string{"drop", "--confirm", "0"}, `{"dropped":0}` + "\n"},
 	} {
 		code, out, errs := d.call(append(tt.args, "--device", "nobody", "--json")...)
 		require.Equal(t, fault.Finding, code, "%v", tt.args)

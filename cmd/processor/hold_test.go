@@ -167,7 +167,7 @@ func TestDroppedDeadLettersComeBackWithTheirEdits(t *testing.T) {
 	var letters []operator.DeadLetter
 	dep.Ask(0, &letters, "dlq", "list")
 	dep.Ask(0, nil, "dlq", "edit", letters[0].ID, "--set", "payload.latitude=42.5")
-	dep.Ask(0, nil, "dlq", "drop", "--all", "--yes", "2")
+	dep.Ask(0, nil, "dlq", "drop", "--all", "--confirm", "2")
 	dep.AwaitDeadLetters(0)
 
 	var page operator.Page[store.ArchivedLetter]

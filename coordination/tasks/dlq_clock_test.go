@@ -73,7 +73,7 @@ func TestRetentionGoesByTheEarlierClockOfBothServers(t *testing.T) {
 			}
 			h := &DLQJanitor{
 				DLQJanitorDeps: DLQJanitorDeps{DeadLetters: redisClock{c}, Archive: postgresClock{c}, Audit: noAudit{}},
-				retention:      30 * day, metrics: newJanitorMetrics(prometheus.NewRegistry()), scan: &scan{tally: make(countsByClass), kinds: make(map[string]*kind)},
+				bounds:         DLQBounds{Retention: 30 * day, Entries: 100_000, Bytes: 1 << 30}, metrics: newJanitorMetrics(prometheus.NewRegistry()), scan: &scan{tally: make(countsByClass), kinds: make(map[string]*kind)},
 			}
 			at, err := h.now(t.Context())
 			require.NoError(t, err)

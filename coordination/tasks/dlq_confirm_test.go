@@ -72,7 +72,7 @@ func newGraveyard(t *testing.T) *graveyard {
 	g.reconciler = NewDLQJanitor(DLQJanitorDeps{
 		DeadLetters: g.dead, Archive: store.NewDeadLetters(pool, scope, time.Minute), Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute),
 		Audit: store.NewAudit(pool, time.Minute), Deferred: g.later, Ledger: store.NewLedger(pool, scope, "one", time.Minute),
-	}, 48*time.Hour, "one", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	}, DLQBounds{Retention: 48 * time.Hour, Entries: 100_000, Bytes: 1 << 30}, "one", slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	// The file must hold what is acknowledged, however busy the disk is.
 	require.NoError(t, g.client.ConfigSet(t.Context(), "appendfsync", "always").Err())
 	require.NoError(t, g.client.XGroupCreateMkStream(t.Context(), "telemetry", "processor", "0").Err())

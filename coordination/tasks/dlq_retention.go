@@ -21,6 +21,8 @@ type DeadLetters interface {
 	Now(ctx context.Context) (time.Time, error)
 	List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.DLQEntry, error)
 	Remove(ctx context.Context, ids []telemetry.EntryID) (int, error)
+	// Room returns how many there are, and how full the server is.
+	Room(ctx context.Context) (protocol.DLQRoom, error)
 	Known(ctx context.Context, refs []telemetry.Ref) ([]telemetry.EntryID, error)
 	Durable(ctx context.Context) (telemetry.EntryID, error)
 	Restore(ctx context.Context, l *protocol.Unconfirmed) (protocol.Restored, error)
@@ -78,10 +80,12 @@ const (
 // the same time are harmless: exporting is idempotent, and removal names IDs.
 type DLQJanitor struct {
 	DLQJanitorDeps
-	retention time.Duration
-	member    string
-	metrics   *janitorMetrics
-	log       *slog.Logger
+	bounds  DLQBounds
+	member  string
+	metrics *janitorMetrics
+	log     *slog.Logger
+
+	meanSize int64 // of the dead letters read last; 0 while unknown
 
 	scan         *scan
 	scannedAt    time.Time
@@ -108,9 +112,9 @@ type kind struct {
 }
 
 // NewDLQJanitor returns a janitor that has not scanned yet.
-func NewDLQJanitor(deps DLQJanitorDeps, retention time.Duration, member string, log *slog.Logger, reg prometheus.Registerer) *DLQJanitor {
+func NewDLQJanitor(deps DLQJanitorDeps, bounds DLQBounds, member string, log *slog.Logger, reg prometheus.Registerer) *DLQJanitor {
 	return &DLQJanitor{
-		DLQJanitorDeps: deps, retention: retention, member: member,
+		DLQJanitorDeps: deps, bounds: bounds, member: member,
 		metrics: newJanitorMetrics(reg), log: log.With("component", "housekeeping"),
 	}
 }
@@ -125,6 +129,10 @@ func (h *DLQJanitor) Deferring() (n int64, known bool) {
 
 // Pass does a bounded part of the work. Only the leader calls it.
 func (h *DLQJanitor) Pass(ctx context.Context) error {
+	// First, since in a full Redis all else may fail.
+	if err := h.bound(ctx); err != nil {
+		return err
+	}
 	n, err := h.Deferred.Count(ctx)
 	if err != nil {
 		return err
@@ -183,13 +191,16 @@ func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept i
 	if err != nil {
 		return false, 0, err
 	}
-	expired := slices.IndexFunc(letters, func(l protocol.DLQEntry) bool { return now.Sub(l.ID.Time()) < h.retention })
+	h.sized(letters)
+	expired := slices.IndexFunc(letters, func(l protocol.DLQEntry) bool { return now.Sub(l.ID.Time()) < h.bounds.Retention })
 	if expired < 0 {
 		expired = len(letters)
 	}
-	if err := h.archive(ctx, letters[:expired]); err != nil {
+	moved, err := h.archive(ctx, letters[:expired], map[string]any{"retention": h.bounds.Retention.String()})
+	if err != nil {
 		return false, 0, err
 	}
+	h.scan.moved += moved
 	for _, l := range letters[expired:] {
 		h.scan.note(&l)
 	}
@@ -199,15 +210,16 @@ func (h *DLQJanitor) page(ctx context.Context, now time.Time) (done bool, kept i
 	return len(letters) == 0, protocol.DLQBytes(letters[expired:]), nil
 }
 
-func (h *DLQJanitor) archive(ctx context.Context, letters []protocol.DLQEntry) error {
+// archive moves dead letters to Postgres, noting why, and returns how many.
+func (h *DLQJanitor) archive(ctx context.Context, letters []protocol.DLQEntry, why map[string]any) (int, error) {
 	if len(letters) == 0 {
-		return nil
+		return 0, nil
 	}
 	if err := h.Archive.Export(ctx, letters, "retention by "+h.member); err != nil {
-		return err
+		return 0, err
 	}
 	if err := h.Archive.Dropped(ctx, letters); err != nil {
-		return err
+		return 0, err
 	}
 	ids := make([]telemetry.EntryID, len(letters))
 	for i := range letters {
@@ -215,12 +227,10 @@ func (h *DLQJanitor) archive(ctx context.Context, letters []protocol.DLQEntry) e
 	}
 	removed, err := h.DeadLetters.Remove(ctx, ids)
 	if err != nil || removed == 0 {
-		return err
+		return 0, err
 	}
-	h.scan.moved += removed
 	h.metrics.archived.Add(float64(removed))
-	return h.Audit.Note(ctx, h.member, "dlq retention", fmt.Sprintf("%s to %s", ids[0], ids[len(ids)-1]), removed,
-		map[string]any{"retention": h.retention.String()})
+	return removed, h.Audit.Note(ctx, h.member, "dlq retention", fmt.Sprintf("%s to %s", ids[0], ids[len(ids)-1]), removed, why)
 }
 
 func (w *scan) note(l *protocol.DLQEntry) {
@@ -285,7 +295,7 @@ func (h *DLQJanitor) forget(ctx context.Context, now time.Time) error {
 		}
 		h.deadLettered.began = time.Now()
 	}
-	before := telemetry.EntryID{Ms: uint64(max(0, now.Add(-h.retention).UnixMilli()))}
+	before := telemetry.EntryID{Ms: uint64(max(0, now.Add(-h.bounds.Retention).UnixMilli()))}
 	_, next, err := h.DeadLetters.ForgetDeadLettered(ctx, before, h.deadLettered.cursor)
 	if err != nil {
 		return err

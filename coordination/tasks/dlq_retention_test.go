@@ -71,7 +71,7 @@ func TestTwoJanitorsCountGroupAndArchiveWithoutLoss(t *testing.T) {
 			DeadLetters: dead, Archive: store.NewDeadLetters(pool, scope, time.Minute),
 			Unconfirmed: store.NewUnconfirmed(pool, scope, time.Minute), Audit: store.NewAudit(pool, time.Minute),
 			Deferred: store.NewDeferred(pool, scope, name, time.Minute), Ledger: store.NewLedger(pool, scope, name, time.Minute),
-		}, 48*time.Hour, name, slog.New(slog.DiscardHandler), registries[i])
+		}, DLQBounds{Retention: 48 * time.Hour, Entries: 100_000, Bytes: 1 << 30}, name, slog.New(slog.DiscardHandler), registries[i])
 	}
 	all := func(h *DLQJanitor) {
 		for h.scannedAt.IsZero() {
@@ -113,6 +113,6 @@ func TestTwoJanitorsCountGroupAndArchiveWithoutLoss(t *testing.T) {
 
 	// Drained between two leaders: the next one closes the incident.
 	require.NoError(t, client.XTrimMaxLen(t.Context(), dlq, 1).Err())
-	all(NewDLQJanitor(reconcilers[0].DLQJanitorDeps, 48*time.Hour, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
+	all(NewDLQJanitor(reconcilers[0].DLQJanitorDeps, DLQBounds{Retention: 48 * time.Hour, Entries: 100_000, Bytes: 1 << 30}, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
 	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))
 }

@@ -135,6 +135,9 @@ type DeadLetters struct {
 	RetryDelays Delays        `env:"DLQ_RETRY_DELAYS" default:"30s,2m" min:"100ms" max:"24h" help:"waits before its second attempt, its third and so on; the last one repeats. The first covers a restart, the others a rolling deploy"`
 	Retention   time.Duration `env:"DLQ_RETENTION" default:"720h" min:"1h" max:"87600h" help:"age after which dead letters are exported and removed"`
 
+	MaxEntries int64 `env:"DLQ_MAX_ENTRIES" default:"100000" min:"100" max:"100000000" help:"maximum dead letters in Redis; the oldest beyond it are exported and removed"`
+	MaxBytes   int64 `env:"DLQ_MAX_BYTES" default:"268435456" min:"1048576" max:"1099511627776" help:"maximum bytes of dead letters in Redis, about; as above. Whatever the limits, they give way when Redis is three quarters full"`
+
 	AuditRetention time.Duration `env:"AUDIT_RETENTION" default:"17520h" min:"24h" max:"876000h" help:"age after which exported dead letters, the audit, losses, finished requests and closed incidents are removed; counts stay"`
 }
 

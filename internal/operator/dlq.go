@@ -536,7 +536,7 @@ func (f *Fleet) DropDeadLetters(ctx context.Context, by Filter, confirm int) (ou
 		return out, by.NoMatch()
 	}
 	if confirm != len(list) {
-		return out, fault.Exitf(fault.Finding, "%d dead letters match; confirm with --yes %d", len(list), len(list))
+		return out, fault.Exitf(fault.Finding, "%d dead letters match; repeat with --confirm %d", len(list), len(list))
 	}
 	err = d.letters(ctx, list, func(some []protocol.DLQEntry, _ []ref) error {
 		if err := d.archive.Export(ctx, some, d.by); err != nil {

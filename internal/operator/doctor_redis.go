@@ -71,12 +71,12 @@ func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
 	if e.Full {
 		d.add(LevelError, about, "is full: it refuses new entries (OOM), and tcp-ingestion cannot add any",
-			"raise maxmemory now; then trim the stream to less, drain the dead letters; "+see(sectionFull)).weight = weightFull
+			"raise maxmemory now; then trim the stream to less: dead letters give way by themselves while an instance leads; "+see(sectionFull)).weight = weightFull
 	} else if e.MemoryMax > 0 {
 		used := 100 * e.MemoryUsed / e.MemoryMax
 		d.check(used >= 80, LevelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
-			"raise maxmemory, trim the stream to less, drain the dead letters; "+see(sectionFull))
+			"raise maxmemory, or trim the stream to less: dead letters give way by themselves; "+see(sectionFull))
 	}
 	d.clock(about, e.Clock, e.ClockUncertainty)
 }

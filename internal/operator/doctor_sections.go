@@ -43,7 +43,7 @@ var incidentGuides = map[string]guide{
 	protocol.QuarantinedShard:  {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
 	protocol.GeofenceQuery:     {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
 	protocol.RecomputeRejected: {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
-	protocol.RedisFull:         {LevelError, sectionFull, "raise maxmemory now; then trim the stream to less, drain the dead letters"},
+	protocol.RedisFull:         {LevelError, sectionFull, "raise maxmemory now; then trim the stream to less: dead letters give way by themselves while an instance leads"},
 	protocol.GroupCreated:      {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
 	protocol.GroupLost:         {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
 	protocol.RedisLost:         {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},

@@ -8,3 +8,10 @@ func DLQBytes(letters []DLQEntry) int {
 	}
 	return size
 }
+
+// DLQRoom is how many dead letters there are, and how full their server is.
+type DLQRoom struct {
+	Letters    int64
+	MemoryUsed int64 // bytes
+	MemoryMax  int64 // bytes; 0 for no limit
+}

@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"iter"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -127,4 +129,28 @@ func (d *DeadLetters) Remove(ctx context.Context, ids []telemetry.EntryID) (int,
 	}
 	n, err := d.client.XDel(ctx, d.stream, text...).Result()
 	return int(n), failure("remove dead letters from "+d.stream, err)
+}
+
+// Room returns how many dead letters there are, and how full their server is.
+func (d *DeadLetters) Room(ctx context.Context) (protocol.DLQRoom, error) {
+	const op = "ask Redis how full it is"
+	node, err := d.Node(ctx)
+	if err != nil {
+		return protocol.DLQRoom{}, failure(op, err)
+	}
+	pipe := node.Pipeline()
+	length, memory := pipe.XLen(ctx, d.stream), pipe.Info(ctx, "memory")
+	if _, err := pipe.Exec(ctx); err != nil {
+		return protocol.DLQRoom{}, failure(op, err)
+	}
+	r := protocol.DLQRoom{Letters: length.Val()}
+	for line := range strings.Lines(memory.Val()) {
+		switch name, value, _ := strings.Cut(strings.TrimSpace(line), ":"); name {
+		case "used_memory":
+			r.MemoryUsed, _ = strconv.ParseInt(value, 10, 64) // the server writes a number
+		case "maxmemory":
+			r.MemoryMax, _ = strconv.ParseInt(value, 10, 64) // see above
+		}
+	}
+	return r, nil
 }
