@@ -93,9 +93,20 @@ func TestComposeFileFitsTheServicesBudgets(t *testing.T) {
 	require.Empty(t, p.Container)
 	require.NotContains(t, p.Environment, "INSTANCE_ID")
 	require.Equal(t, []string{strconv.Itoa(cfg.Console.Port)}, p.Ports, "no fixed port of the host")
-	for name := range p.DependsOn {
-		require.NotEmpty(t, file.Services[name].Healthcheck.Test, name)
+	for name, on := range p.DependsOn {
+		if on.Condition == "service_healthy" {
+			require.NotEmpty(t, file.Services[name].Healthcheck.Test, name)
+		}
 	}
+	require.Equal(t, "service_completed_successfully", p.DependsOn["rights"].Condition, "the schema is there, and its rights")
+	require.NotContains(t, string(text), ":-", "no default passwords")
+	admin := file.Services["postgres"].Environment["POSTGRES_USER"]
+	for name, s := range file.Services {
+		if u := s.Environment["POSTGRES_URL"]; u != "" {
+			require.NotContains(t, u, "//"+admin+":", "%s is no superuser", name)
+		}
+	}
+	require.Equal(t, "verify", p.Environment["MIGRATE"])
 	redis := strings.Join(file.Services["redis"].Command, " ")
 	require.Contains(t, redis, "--appendonly yes")
 	require.Contains(t, redis, "--maxmemory-policy noeviction")

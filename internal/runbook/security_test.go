@@ -162,6 +162,48 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 	refused(t, dep, service, recompute)
 }
 
+// The roles of the compose file: an owner that migrates and a service that works,
+// neither of them a superuser.
+func TestTheServiceWorksWithTheRolesOfTheComposeFile(t *testing.T) {
+	if _, err := exec.LookPath("psql"); err != nil {
+		t.Skip("SKIPPED: psql is not installed, so deploy/security/roles.sql was not tried")
+	}
+	dep := servicetest.New(t)
+	dep.PostgresURL = testenv.Postgres(t) // not migrated
+	suffix := strings.ToLower(rand.Text()[:10])
+	owner, role := "owner_"+suffix, "service_"+suffix
+	psql := func(url string, args ...string) {
+		t.Helper()
+		tool(t, nil, "psql", append([]string{url, "-Xq"}, args...)...)
+	}
+	psql(dep.PostgresURL, "-v", "owner="+owner, "-v", "owner_password=a", "-v", "role="+role, "-v", "password=b", "-f", "../../deploy/security/roles.sql")
+	t.Cleanup(func() {
+		for _, name := range []string{role, owner} {
+			cmd := exec.CommandContext(context.Background(), "psql", dep.PostgresURL, "-Xqc", "drop owned by "+name+" cascade; drop role "+name)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("drop the role: %v: %s", err, out)
+			}
+		}
+	})
+	as := func(who, password string) string {
+		u, err := url.Parse(dep.PostgresURL)
+		require.NoError(t, err)
+		u.User = url.UserPassword(who, password)
+		return u.String()
+	}
+	up := servicetest.Spawn(t, dep.Environ("POSTGRES_URL="+as(owner, "a")), "migrate", "up")
+	require.Zero(t, up.Exit(30*time.Second), up.Errors())
+	psql(as(owner, "a"), "-v", "role="+role, "-f", "../../deploy/security/postgres.sql")
+	dep.Publish(servicetest.Records(0, 4)...)
+	p := dep.Run("POSTGRES_URL="+as(role, "b"), "MIGRATE=verify", servicetest.FourShards)
+	p.AwaitReady()
+	dep.AwaitStored(4, 20*time.Second)
+	require.Zero(t, p.Terminate())
+	n, err := dep.Count("select count(*) from pg_roles where rolname in ('" + owner + "', '" + role + "') and (rolsuper or rolcreaterole or rolcreatedb or rolbypassrls)")
+	require.NoError(t, err)
+	require.Zero(t, n)
+}
+
 // refused requires that the service can do no harm: not to the streams it reads, to
 // what has happened, or to what others own. The keys are those that there are.
 func refused(t *testing.T, dep *servicetest.Deployment, service rights, recompute string) {
