@@ -1,0 +1,136 @@
+package protocol_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+var detection = protocol.FailureDetectorConfig{TTL: 5 * time.Second, SinkGrace: 5 * time.Second, Stall: 30 * time.Second}
+
+// watch is a detector fed once a second.
+type watch struct {
+	*protocol.FailureDetector
+	now   time.Time
+	beats map[string]*protocol.Beat
+}
+
+func newWatch(members ...string) *watch {
+	w := &watch{FailureDetector: protocol.NewFailureDetector(detection), now: time.Unix(1000, 0), beats: map[string]*protocol.Beat{}}
+	for _, m := range members {
+		w.beats[m] = &protocol.Beat{Member: m, InFlight: 5}
+	}
+	return w
+}
+
+// pass lets time pass; the members named make progress all the time.
+func (w *watch) pass(d time.Duration, progressing ...string) {
+	for end := w.now.Add(d); w.now.Before(end); {
+		w.now = w.now.Add(time.Second)
+		var list []protocol.Beat
+		for _, b := range w.beats {
+			b.Number++
+			list = append(list, *b)
+		}
+		for _, m := range progressing {
+			w.beats[m].Progress++
+			w.beats[m].CallsReturned++
+		}
+		w.Observe(w.now, list)
+	}
+}
+
+func TestAMemberThatStallsWhileAnotherAdvancesLosesItsShards(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(29*time.Second, "a")
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+	w.pass(3*time.Second, "a")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	require.Equal(t, []string{"b"}, w.Stalled(w.now))
+	w.pass(3*time.Second, "a", "b")
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now), "progress clears it")
+}
+
+// While Redis is away nobody can make progress: the clocks of all start over,
+// those of stalls too.
+func TestAnAbsenceOfRedisIsNoStall(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(25 * time.Second)
+	for range 60 {
+		w.now = w.now.Add(time.Second)
+		w.RedisUnavailable(w.now)
+	}
+	require.False(t, w.Gone(w.now, "a"))
+	w.pass(25*time.Second, "a")
+	require.Empty(t, w.Stalled(w.now), "25 seconds since it is back, not 110")
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+	w.pass(7*time.Second, "a")
+	require.Equal(t, []string{"b"}, w.Stalled(w.now))
+}
+
+func TestASilentMemberIsGoneAfterTheTTLAndNotBefore(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(10*time.Second, "a", "b")
+	silent := w.beats["b"]
+	delete(w.beats, "b")
+	w.pass(4*time.Second, "a")
+	require.False(t, w.Gone(w.now, "b"))
+	w.pass(time.Second, "a")
+	require.True(t, w.Gone(w.now, "b"))
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	// Found, but its number does not advance: frozen, and gone as well.
+	w.beats["b"] = silent
+	w.pass(time.Second, "a", "b")
+	for range 6 {
+		w.now = w.now.Add(time.Second)
+		w.beats["a"].Number++
+		w.Observe(w.now, []protocol.Beat{*w.beats["a"], *silent})
+	}
+	require.True(t, w.Gone(w.now, "b"))
+}
+
+func TestAMemberThatAnnouncedItsLeavingIsGoneWhenItIsNotFound(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(3*time.Second, "a", "b")
+	w.beats["b"].Leaving = true
+	w.pass(time.Second, "a")
+	require.True(t, w.Leaving("b"))
+	require.False(t, w.Gone(w.now, "b"), "it still beats")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	delete(w.beats, "b")
+	w.pass(time.Second, "a")
+	require.True(t, w.Gone(w.now, "b"))
+}
+
+// What stops everybody moves nothing; what stops one member's way to Postgres
+// alone moves its shards after the grace.
+func TestOnlyAMemberCutOffAloneLosesItsShards(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(3*time.Second, "a", "b")
+	w.beats["a"].SinkDown, w.beats["b"].SinkDown = time.Minute, time.Minute
+	w.pass(2 * time.Second)
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+	w.beats["a"].SinkDown, w.beats["b"].SinkDown = 0, detection.SinkGrace-time.Second
+	w.pass(time.Second, "a")
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+	w.beats["b"].SinkDown = detection.SinkGrace
+	w.pass(time.Second, "a")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+}
+
+// A frozen member stays out until a call of it returns: idleness after it lost
+// its shards is no sign of health.
+func TestAFrozenMemberStaysOutUntilACallReturns(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(32*time.Second, "a")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	w.beats["b"].InFlight = 0
+	w.pass(2*time.Minute, "a")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	w.beats["b"].CallsReturned++
+	w.pass(time.Second, "a")
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+}

@@ -1,0 +1,160 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// IDs go backwards after a failover: a mark that only rose would hide from the
+// next owner what is to be redelivered.
+func TestTheProgressMarkFollowsIDsThatGoBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	w := store.NewWriter(b.pool, scope, "one", 10*time.Second)
+	mark := func(ms uint64) {
+		batch := b.batch(held, nil)
+		batch.Applied = []protocol.Applied{{Shard: 3, ID: telemetry.EntryID{Ms: ms}}}
+		_, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+	}
+	applied := func() telemetry.EntryID {
+		list, err := b.shards.List(t.Context())
+		require.NoError(t, err)
+		return list[3].Applied
+	}
+	mark(900)
+	mark(100)
+	require.Equal(t, telemetry.EntryID{Ms: 100}, applied())
+	require.NoError(t, b.shards.Release(t.Context(), held[0], "one", telemetry.EntryID{Ms: 7}))
+	require.Equal(t, telemetry.EntryID{Ms: 7}, applied())
+	held = b.take("one", 3)
+	require.NoError(t, b.shards.Release(t.Context(), held[0], "one", telemetry.EntryID{}))
+	require.Equal(t, telemetry.EntryID{Ms: 7}, applied(), "an owner that applied nothing says nothing")
+}
+
+// What was computed on one life of the server may rest on commits that the next
+// one does not have.
+func TestABatchOfAnotherServerGenerationIsNotWritten(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	w := store.NewWriter(b.pool, scope, "one", 10*time.Second)
+	w.Guard(store.NewServerGeneration())
+	batch := b.batch(held, records("d", 0, 1))
+	batch.ServerGeneration = w.Generation() + 1
+	_, err := w.Write(t.Context(), batch)
+	var f *protocol.Failure
+	require.ErrorAs(t, err, &f)
+	require.Equal(t, protocol.Unavailable, f.Kind, "an outage, which uses no attempt")
+	require.Zero(t, b.count("select count(*) from positions"))
+	batch.ServerGeneration = w.Generation()
+	_, err = w.Write(t.Context(), batch)
+	require.NoError(t, err)
+}
+
+func deferredEntry(ms uint64, shard int) protocol.Deferred {
+	at := time.Date(2026, 8, 1, 10, 0, 0, 0, time.UTC)
+	return protocol.Deferred{
+		DeadLetter: telemetry.DeadLetter{
+			Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: ms}, Fields: []string{"payload", "?"}}, Shard: shard, Class: telemetry.ClassDecode,
+			Error: "decode: payload", Fingerprint: "decode/payload", Attempts: 1, FirstFailed: at, LastFailed: at, Instance: "one", Version: "v1",
+		},
+		NextAttempt: at,
+	}
+}
+
+// Two calls at the same time, or one that comes back while the attempt runs,
+// must not attempt an entry twice.
+func TestAClaimedDeferredEntryIsLeased(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	batch := b.batch(held, nil)
+	batch.Deferred = []protocol.Deferred{deferredEntry(1, 3)}
+	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), batch)
+	require.NoError(t, err)
+	d := store.NewDeferred(b.pool, scope, "one", 10*time.Second)
+	first, err := d.Claim(t.Context(), held, time.Hour, 10)
+	require.NoError(t, err)
+	require.Len(t, first, 1)
+	second, err := d.Claim(t.Context(), held, time.Hour, 10)
+	require.NoError(t, err)
+	require.Empty(t, second)
+	require.Equal(t, 1, b.count("select count(*) from processor.deferred where next_attempt_at > now() + interval '59 minutes'"))
+
+	// What was not attempted after all is due at once, with the attempts it had.
+	require.NoError(t, d.Return(t.Context(), first))
+	again, err := d.Claim(t.Context(), held, time.Hour, 10)
+	require.NoError(t, err)
+	require.Len(t, again, 1)
+	require.Equal(t, first[0].Attempts, again[0].Attempts)
+}
+
+// An entry that is delivered again while it is deferred keeps its attempts.
+func TestDeferringAgainKeepsTheAttempts(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	w := store.NewWriter(b.pool, scope, "one", 10*time.Second)
+	put := func(d protocol.Deferred) {
+		batch := b.batch(held, nil)
+		batch.Deferred = []protocol.Deferred{d}
+		_, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+	}
+	d := deferredEntry(1, 3)
+	put(d)
+	second := d
+	second.Attempts = 2
+	put(second)
+	put(d)
+	require.Equal(t, 2, b.count("select attempts from processor.deferred"))
+}
+
+// Only what is due is claimed, and of the shards given only.
+func TestWhatIsNotDueIsNotClaimed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3, 4)
+	batch := b.batch(held, nil)
+	later := deferredEntry(2, 3)
+	later.NextAttempt = time.Now().Add(time.Hour)
+	batch.Deferred = []protocol.Deferred{deferredEntry(1, 3), later, deferredEntry(3, 4)}
+	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), batch)
+	require.NoError(t, err)
+	list, err := store.NewDeferred(b.pool, scope, "one", 10*time.Second).Claim(t.Context(), held[:1], time.Hour, 10)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	require.Equal(t, uint64(1), list[0].Entry.ID.Ms)
+}
+
+// A device time exactly as far ahead as is allowed takes part, in Go and in SQL
+// alike; one microsecond more does not.
+func TestTheClockGuardAllowsItsLimit(t *testing.T) {
+	t.Parallel()
+	skew := time.Minute
+	r := telemetry.Record{Latitude: 1, StreamUS: 1_000_000, TimeUS: 1_000_000 + skew.Microseconds()}
+	require.True(t, r.Eligible(skew))
+	r.TimeUS++
+	require.False(t, r.Eligible(skew))
+
+	b := newBench(t)
+	held := b.take("one", 3)
+	list := records("d", 0, 2)
+	list[0].StreamUS = list[0].TimeUS - skew.Microseconds()
+	list[1].StreamUS = list[1].TimeUS - skew.Microseconds() - 1
+	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), b.batch(held, list))
+	require.NoError(t, err)
+	var newest []int64
+	require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), []string{"d"}, skew, func(_ int, us int64, _, _ float64) {
+		newest = append(newest, us)
+	}))
+	require.Equal(t, []int64{list[0].TimeUS}, newest)
+}
