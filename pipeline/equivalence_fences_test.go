@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -64,4 +65,91 @@ func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 			require.Equal(t, tc.crossings, w.count("select count(*) from processor.timing_records"))
 		})
 	}
+}
+
+// A fence that gets another version gives the same crossings with the new
+// number, where they were derived under it.
+func TestACrossingNamesTheVersionItWasDerivedFrom(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	square := func(corner float64) []geofence.Fence {
+		return []geofence.Fence{{
+			ID: "square", Name: "a square", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+			Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[11,48],[11.001,48],[%v,48.001],[11,48.001],[11,48]]]}`, corner),
+		}}
+	}
+	w := newWorld(t, b, b.stream)
+	defer w.end()
+	var messages []fleet.Message
+	for n := range 12 { // in and out along a side that never moves
+		messages = append(messages, fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(10*n), 0),
+			Latitude: 48.0005, Longitude: 10.9995 + float64(n%2)*.001, Satellites: 9,
+		})
+	}
+	w.join(0, false)
+	w.keepOwned()
+	for version := 1; version <= 3; version++ {
+		_, err := w.editor.Import(context.Background(), square(11.001+float64(version)*.001), "import", true)
+		require.NoError(t, err)
+		if version < 3 { // then those that are there are derived again
+			w.publish(messages[6*(version-1) : 6*version])
+		}
+		require.NoError(t, w.quiet(20*time.Second))
+		require.NoError(t, w.judge())
+	}
+	require.Equal(t, 11, w.count("select count(*) from processor.timing_records where fence_version = 3"))
+	require.Equal(t, 11, w.count("select count(*) from processor.timing_records"))
+}
+
+// One drive that touches each rule on its border: if the service decides one
+// differently, the oracle must say so. The mutations of the nightly build use it.
+func TestTheOracleSeesWhatEachRuleDecides(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	fence := func(id string, kind geofence.Kind, geometry string, radius float64) geofence.Fence {
+		return geofence.Fence{ID: id, Name: id, Kind: kind, Geometry: geometry, RadiusM: radius, Enabled: true, Valid: geofence.Always}
+	}
+	w := newWorld(t, b, b.stream)
+	defer w.end()
+	_, err := w.editor.Import(context.Background(), []geofence.Fence{
+		fence("area", geofence.Area, `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`, 0),
+		fence("circle", geofence.Circle, `{"type":"Point","coordinates":[11.004,48.001]}`, 60),
+		fence("gate", geofence.Gate, `{"type":"LineString","coordinates":[[11.003,48],[11.003,48.002]]}`, 0),
+		fence("zero", geofence.Circle, `{"type":"Point","coordinates":[0,0]}`, 1000),
+	}, "import", true)
+	require.NoError(t, err)
+	var messages []fleet.Message
+	add := func(seconds int, latitude, longitude float64) {
+		messages = append(messages, fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8E", Time: time.Unix(scenarioBase+int64(seconds), 0),
+			Latitude: latitude, Longitude: longitude, Satellites: 9,
+			Attributes: []fleet.Attribute{
+				fleet.NumberAttribute("66", 12345.5), fleet.BigIntAttribute("78", "18446744073709551615"),
+				fleet.BytesAttribute("385", []byte{0xfb, 0xff, 0xfe, byte(seconds)}), fleet.LegacyBytesAttribute("386", []byte{0xfb, 0xff, 0xfe}),
+				fleet.TextAttribute("t", "\u00e9\u2028"),
+			},
+		})
+	}
+	add(0, 48.001, 10.999)
+	add(10, 48.001, 11) // on the border
+	add(20, 48.001, 10.999)
+	add(30, 48.001, 11.0015)
+	add(40, 0, 0) // no fix
+	add(50, 48.001, 11.0035)
+	add(60, 48.001, 11.0042)
+	add(70, 48.001, 11.0055)
+	add(80, 48.001, 11.0025)
+	ahead := messages[3]
+	ahead.Time = time.Now().Add(time.Hour) // of the clock that gives entries their time
+	w.join(0, false)
+	w.keepOwned()
+	w.publish(append(messages, ahead))
+	require.NoError(t, w.quiet(20*time.Second))
+	after := ahead
+	after.Time, after.Longitude = time.Now().Add(2*time.Hour), 10.99
+	w.publish([]fleet.Message{after}) // makes crossings if the one before took part
+	require.NoError(t, w.quiet(20*time.Second))
+	require.NoError(t, w.judge())
+	require.Greater(t, w.count("select count(*) from processor.timing_records"), 5)
 }

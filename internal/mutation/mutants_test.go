@@ -1,0 +1,146 @@
+package mutation_test
+
+// mutants are changes that lose, double, hide or stall something and that some
+// version of the tests did not notice.
+var mutants = []mutant{
+	{
+		"the progress mark never goes back", "internal/store/write.go",
+		"set applied_id = excluded.applied_id,", "set applied_id = case when split_part(p.applied_id, '-', 1)::numeric > split_part(excluded.applied_id, '-', 1)::numeric then p.applied_id else excluded.applied_id end,",
+		"internal/store", "TestTheProgressMark",
+	},
+	{
+		"nor at a release", "internal/store/shards.go",
+		"set applied_id = excluded.applied_id,", "set applied_id = case when split_part(p.applied_id, '-', 1)::numeric > split_part(excluded.applied_id, '-', 1)::numeric then p.applied_id else excluded.applied_id end,",
+		"internal/store", "TestTheProgressMark",
+	},
+	{
+		"a write does not check the server's generation", "internal/store/write.go",
+		"probeRow != b.ServerGeneration", "probeRow != b.ServerGeneration && false",
+		"internal/store", "TestABatchOfAnotherServerGeneration",
+	},
+	{
+		"a deferred entry is claimed without a lease", "internal/store/deferred.go",
+		"next_attempt_at = now() + $6::interval", "next_attempt_at = now() + 0 * $6::interval",
+		"internal/store", "TestAClaimedDeferredEntryIsLeased",
+	},
+	{
+		"a returned attempt stays counted", "internal/store/deferred.go",
+		"d.Attempts-1, d.NextAttempt", "d.Attempts, d.NextAttempt",
+		"internal/store", "TestAClaimedDeferredEntryIsLeased",
+	},
+	{
+		"what is not due is claimed", "internal/store/deferred.go",
+		"where d.next_attempt_at <= now()", "where d.next_attempt_at <= now() + interval '1 day'",
+		"internal/store", "TestWhatIsNotDueIsNotClaimed",
+	},
+	{
+		"a redelivered entry loses its attempts", "internal/store/deferred.go",
+		"on conflict (stream, group_name, entry_id, digest) do nothing", "on conflict (stream, group_name, entry_id, digest) do update set attempts = excluded.attempts",
+		"internal/store", "TestDeferringAgainKeepsTheAttempts",
+	},
+	{
+		"letters are forgotten while their entries are in the stream", "internal/stream/deadletter_replay.go",
+		"id.Less(before) && source.Less(oldest)", "id.Less(before) && (source.Less(oldest) || true)",
+		"internal/stream", "TestADeadLetterIsRemembered",
+	},
+	{
+		"young letters are forgotten", "internal/stream/deadletter_replay.go",
+		"id.Less(before) && source.Less(oldest)", "(id.Less(before) || true) && source.Less(oldest)",
+		"internal/stream", "TestADeadLetterIsRemembered",
+	},
+	{
+		"a changed Redis is noticed and not told", "internal/stream/connect.go",
+		"	return errServerChanged\n", "	_ = errServerChanged\n	return nil\n",
+		"internal/stream", "TestACommandForAServerThatWasReplacedFails",
+	},
+	{
+		"a dead letter is acknowledged before it is added", "internal/stream/deadletter.lua",
+		"local id = redis.call('xadd'", "ack()\nlocal id = redis.call('xadd'",
+		"internal/stream", "TestADeadLetterThatCannotBeAddedStaysPending",
+	},
+	{
+		"it is remembered before it is added", "internal/stream/deadletter.lua",
+		"local id = redis.call('xadd'", "redis.call('hset', KEYS[3], name, '1-1')\nlocal id = redis.call('xadd'",
+		"internal/stream", "TestADeadLetterThatCannotBeAddedStaysPending",
+	},
+	{
+		"the acked mark goes back", "internal/stream/ack.lua",
+		"not marks[shard] or after(top, marks[shard])", "true",
+		"internal/stream", "TestTheAckedMarkNeverGoesBack",
+	},
+	{
+		"a member that Redis kept away keeps its stall clocks", "internal/protocol/failure_detector.go",
+		"s.advanced, s.moved, s.callReturnedAt = now, now, now\n	}\n}", "s.advanced = now\n	}\n}",
+		"internal/protocol", "TestAnAbsenceOfRedisIsNoStall",
+	},
+	{
+		"a member is gone one poll late", "internal/protocol/failure_detector.go",
+		"now.Sub(s.advanced) >= w.cfg.TTL", "now.Sub(s.advanced) > w.cfg.TTL",
+		"internal/protocol", "TestASilentMember",
+	},
+	{
+		"a frozen member comes back idle", "internal/protocol/failure_detector.go",
+		"case !s.frozen && now.Sub(s.outAt)", "case now.Sub(s.outAt)",
+		"internal/protocol", "TestAFrozenMember",
+	},
+	{
+		"a member without Postgres keeps its shards", "internal/protocol/failure_detector.go",
+		"if !cutOff && !s.out {", "if !s.out {",
+		"internal/protocol", "TestOnlyAMemberCutOff",
+	},
+	{
+		"an outage of all moves shards", "internal/protocol/failure_detector.go",
+		"cutOff := sinkUp && ", "cutOff := ",
+		"internal/protocol", "TestOnlyAMemberCutOff",
+	},
+	{
+		"the clock guard excludes its limit", "internal/telemetry/record.go",
+		"return r.TimeUS > r.StreamUS", "return r.TimeUS >= r.StreamUS",
+		"internal/store", "TestTheClockGuardAllowsItsLimit",
+	},
+	{
+		"and so does SQL", "internal/store/recompute_crossings.go",
+		"ts <= ingested_at + $1::interval", "ts < ingested_at + $1::interval",
+		"internal/store", "TestTheClockGuardAllowsItsLimit",
+	},
+	{
+		"the version of a fence is never renewed", "internal/store/recompute_crossings.go",
+		"set fence_version = $2,\n  at = $3,", "set fence_version = case when $2::int > 0 then fence_version end,\n  at = $3,",
+		"pipeline", "TestACrossingNamesTheVersionItWasDerivedFrom",
+	},
+	{
+		"the version of a fence is always 1", "internal/store/recompute_crossings.go",
+		"int32(fences.Versions[c.Fence]), int16(c.Ordinal)", "1, int16(c.Ordinal)",
+		"pipeline", "TestACrossingNamesTheVersionItWasDerivedFrom",
+	},
+	{
+		"the oracle sees: places on a border are outside", "internal/geofence/polygon.go",
+		"if g.locate(point{p.x + 360*float64(copies), p.y}) != outside {", "if g.locate(point{p.x + 360*float64(copies), p.y}) == inside {",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"the oracle sees: circles are a thousandth too large", "internal/geofence/circle.go",
+		"return c.distance(p) <= c.radius }", "return c.distance(p) <= c.radius*1.001 }",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"the oracle sees: a gate has its sides the other way round", "internal/geofence/gate.go",
+		"leftP, leftQ := orient(e.a, e.b, p) > 0, orient(e.a, e.b, q) > 0", "leftP, leftQ := orient(e.b, e.a, p) > 0, orient(e.b, e.a, q) > 0",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"the oracle sees: a record without a fix takes part", "internal/telemetry/record.go",
+		"return r.HasFix() && !r.future(skew)", "return !r.future(skew)",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"the oracle sees: a clock ahead takes part", "internal/telemetry/record.go",
+		"return r.HasFix() && !r.future(skew)", "return r.HasFix()",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",
+		"base64.StdEncoding.AppendEncode(d.out, d.octets)", "base64.URLEncoding.AppendEncode(d.out, d.octets)",
+		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+}
