@@ -85,12 +85,12 @@ var mutants = []mutant{
 	},
 	{
 		"a member without Postgres keeps its shards", "internal/protocol/failure_detector.go",
-		"if !cutOff && !s.out {", "if !s.out {",
+		"if !cutOff && !s.out {", "if (!cutOff || true) && !s.out {",
 		"internal/protocol", "TestOnlyAMemberCutOff",
 	},
 	{
-		"an outage of all moves shards", "internal/protocol/failure_detector.go",
-		"cutOff := sinkUp && ", "cutOff := ",
+		"a member without Postgres keeps its shards a poll longer", "internal/protocol/failure_detector.go",
+		"s.beat.SinkDown >= w.cfg.SinkGrace", "s.beat.SinkDown > w.cfg.SinkGrace",
 		"internal/protocol", "TestOnlyAMemberCutOff",
 	},
 	{
