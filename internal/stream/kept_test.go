@@ -73,7 +73,7 @@ func TestTheAckedMarkNeverGoesBack(t *testing.T) {
 	require.Zero(t, m.pending())
 }
 
-// Whoever waits for a connection decided for the server before: it is told, and
+// A command that waits for a connection was decided for the server before: its caller is told, and
 // nothing is sent.
 func TestACommandForAServerThatWasReplacedFails(t *testing.T) {
 	t.Parallel()
