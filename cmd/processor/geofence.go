@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,7 @@ func newGeofenceCommand() *cobra.Command {
 		Example: `  processor geofence check fences.geojson
   processor geofence import fences.geojson
   processor geofence list`,
-	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand())
+	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand(), newGeofenceConfirmCommand())
 }
 
 // openFences opens a GeoJSON file, or standard input for "-".
@@ -71,6 +72,7 @@ func printFenceImport(out *cli.Output, r *operator.FenceImport, imported bool) e
 
 func newGeofenceImportCommand() *cobra.Command {
 	var replace bool
+	var maxRemovals, allowed int
 	cmd := &cobra.Command{
 		Use:   "import FILE.geojson",
 		Short: "Import fences from a GeoJSON file",
@@ -80,7 +82,8 @@ circle, a LineString a gate that is passed forward from its left to its right.
 Properties: id, name, radius_m, valid_from, valid_to (RFC 3339), enabled, kind.
 
 A fence that differs from the active one becomes a new version; outside its span the
-old version stays. With --replace, fences that are not in the file are closed.
+old version stays. With --replace, fences that are not in the file are closed; more
+than --max-removals of them need --allow-removals.
 Crossings in the changed spans are recomputed. Invalid features are reported and
 skipped; the command then exits 1. The file - is standard input.`,
 		Example: `  processor geofence import fences.geojson
@@ -97,7 +100,11 @@ skipped; the command then exits 1. The file - is standard input.`,
 				return err
 			}
 			defer f.Close()
-			r, err := f.ImportFences(cmd.Context(), in, args[0], replace)
+			limit := maxRemovals
+			if cmd.Flags().Changed("allow-removals") {
+				limit = allowed
+			}
+			r, err := f.ImportFences(cmd.Context(), in, args[0], replace, limit)
 			if errors.Is(err, operator.ErrNotReplaced) {
 				for _, text := range r.Skipped {
 					say(cmd.ErrOrStderr(), "processor: error: %s", text)
@@ -110,7 +117,45 @@ skipped; the command then exits 1. The file - is standard input.`,
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "close imported fences that are not in the file")
+	cmd.Flags().IntVar(&maxRemovals, "max-removals", -1, "most fences that --replace may remove; negative is a tenth of them, at least 5")
+	cmd.Flags().IntVar(&allowed, "allow-removals", 0, "let --replace remove up to this many fences, this time")
 	return cmd
+}
+
+func newGeofenceConfirmCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "confirm COUNT",
+		Short: "Let GEOFENCE_QUERY leave only COUNT fences",
+		Long: `A query that suddenly yields none of the fences, or less than half, changes nothing and
+opens an incident. If the platform means it, confirm the number of fences that the
+incident names; the next poll then applies the change. It holds once.`,
+		Example: `  processor geofence confirm 12
+  processor geofence confirm 0 --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			count, err := strconv.ParseUint(args[0], 10, 31)
+			if err != nil {
+				return fmt.Errorf("%q is not a number of fences: give the one that the incident names", args[0])
+			}
+			f, err := openFleet(cmd)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := f.ConfirmFences(cmd.Context(), int(count)); err != nil {
+				return err
+			}
+			r := struct {
+				Confirmed uint64 `json:"confirmed"`
+			}{count}
+			return printed(cmd, &r, func(out *cli.Output, _ *struct {
+				Confirmed uint64 `json:"confirmed"`
+			},
+			) error {
+				return out.Line("confirmed: the query may leave %d fences; the next poll applies it", count)
+			})
+		},
+	}
 }
 
 func newGeofenceCheckCommand() *cobra.Command {

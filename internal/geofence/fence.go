@@ -20,6 +20,8 @@ const (
 const (
 	// MaxVertices is the largest number of positions of one fence.
 	MaxVertices = 20_000
+	// MaxIDLength is the longest ID, in characters.
+	MaxIDLength = 200
 	// MaxGeometryBytes is the longest text of one geometry.
 	MaxGeometryBytes = 4 << 20
 	// MaxRadiusM is a quarter of the way round the world.

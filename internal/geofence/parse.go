@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unicode/utf8"
 
 	"github.com/peterstace/simplefeatures/geom"
 )
@@ -22,6 +23,9 @@ type drawing struct {
 func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	if f.ID == "" {
 		return nil, errors.New("has no id")
+	}
+	if n := utf8.RuneCountInString(f.ID); n > MaxIDLength {
+		return nil, fmt.Errorf("id has %d characters, at most %d are allowed", n, MaxIDLength)
 	}
 	if f.Valid.FromUS >= f.Valid.ToUS {
 		return nil, fmt.Errorf("its valid span is empty: %v", f.Valid)
@@ -49,6 +53,19 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	return nil, fmt.Errorf("unknown kind %q: want area, circle or gate", f.Kind)
 }
 
+// Canonical returns the fence with a geometry of only type and coordinates in
+// two dimensions, printed in one way: the same shape is the same text, however a
+// file has it.
+func (f Fence) Canonical() (Fence, error) {
+	g, err := parseGeometry(f.Geometry)
+	if err != nil {
+		return f, err
+	}
+	text, err := g.MarshalJSON()
+	f.Geometry = string(text)
+	return f, err
+}
+
 func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM} }
 
 // parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
@@ -62,6 +79,7 @@ func parseGeometry(text string) (geom.Geometry, error) {
 		Type        string          `json:"type"`
 		Coordinates json.RawMessage `json:"coordinates"`
 		Geometry    json.RawMessage `json:"geometry"`
+		CRS         json.RawMessage `json:"crs"` // PostGIS names one here unless it is WGS84
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
 		return none, fmt.Errorf("read GeoJSON: %w", err)
@@ -72,6 +90,9 @@ func parseGeometry(text string) (geom.Geometry, error) {
 		if err := json.Unmarshal(raw, &head); err != nil {
 			return none, fmt.Errorf("read GeoJSON feature: %w", err)
 		}
+	}
+	if err := checkCRS(head.CRS); err != nil {
+		return none, err
 	}
 	switch head.Type {
 	case "Polygon", "MultiPolygon", "Point", "LineString":

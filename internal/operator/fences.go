@@ -60,8 +60,9 @@ var ErrNotReplaced = errors.New("with --replace every feature must be valid, or 
 
 // ImportFences puts the fences of GeoJSON in force for their spans of device time
 // and has crossings in the changed spans recomputed. With replace, imported fences
-// that are not in the file are closed. It needs Postgres.
-func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, replace bool) (FenceImport, error) {
+// that are not in the file are closed, at most as many as allowed (negative: a
+// tenth, at least 5). It needs Postgres.
+func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, replace bool, allowed int) (FenceImport, error) {
 	r, fences, err := checkFences(in, name)
 	if err != nil {
 		return r, err
@@ -73,7 +74,16 @@ func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, rep
 	if replace && len(r.Skipped) > 0 {
 		return r, ErrNotReplaced
 	}
-	edited, err := store.NewFenceEditor(f.pool, f.scope, pinned.Shards, f.by).Import(ctx, fences, "import", replace)
+	editor := store.NewFenceEditor(f.pool, f.scope, pinned.Shards, f.by)
+	var edited store.Edited
+	if replace {
+		edited, err = editor.Replace(ctx, fences, "import", allowed)
+	} else {
+		edited, err = editor.Import(ctx, fences, "import", false)
+	}
+	if tooMany, ok := errors.AsType[*store.RemovalsError](err); ok {
+		return r, fmt.Errorf("%w; if that is meant, add --allow-removals %d", tooMany, tooMany.Removed)
+	}
 	if err != nil {
 		return r, f.explained(err)
 	}
@@ -83,6 +93,16 @@ func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, rep
 	}
 	r.Added, r.Closed, r.Same, r.From, r.To = edited.Added, edited.Closed, edited.Same, edited.From, edited.To
 	return r, nil
+}
+
+// ConfirmFences lets GEOFENCE_QUERY leave this many fences, once. It needs
+// Postgres.
+func (f *Fleet) ConfirmFences(ctx context.Context, fences int) error {
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return err
+	}
+	return f.explained(store.NewFenceEditor(f.pool, f.scope, pinned.Shards, f.by).Confirm(ctx, fences))
 }
 
 // CheckFences reports the invalid features of GeoJSON.

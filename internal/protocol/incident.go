@@ -10,7 +10,7 @@ const (
 	DeadLettersAlike  = "dead_letters"       // several entries failed with the same fingerprint
 	SinkRefuses       = "sink_refuses"       // Postgres rejects rows that are not at fault
 	QuarantinedShard  = "quarantined_shard"  // an entry of the shard may crash processes
-	GeofenceQuery     = "geofence_query"     // the query fails, or yields invalid rows
+	GeofenceQuery     = "geofence_query"     // the query fails, yields invalid rows, or suddenly few
 	RecomputeRejected = "recompute_rejected" // an invalid recompute request; closed immediately
 	GroupCreated      = "group_created"      // the group was created for the first time; closed immediately
 	GroupLost         = "group_lost"         // the stream exists and is redelivered

@@ -56,13 +56,44 @@ type edit struct {
 // span. With replace every other version of the source is closed. An invalid
 // fence is rejected before anything is changed.
 func (e *FenceEditor) Import(ctx context.Context, fences []geofence.Fence, source string, replace bool) (Edited, error) {
-	return e.change(ctx, fences, nil, source, replace, 0)
+	return e.change(ctx, fences, nil, source, replace, 0, nil)
 }
+
+// Replace is Import with replace, unless it would remove more fences than
+// allowed; then it is a *RemovalsError and changes nothing. Negative is a tenth
+// of the present ones, at least 5.
+func (e *FenceEditor) Replace(ctx context.Context, fences []geofence.Fence, source string, allowed int) (Edited, error) {
+	return e.change(ctx, fences, nil, source, true, 0, func(_ context.Context, _ pgx.Tx, c fenceCount) error {
+		limit := allowed
+		if limit < 0 {
+			limit = max(5, c.present/10)
+		}
+		if c.removed > limit {
+			return &RemovalsError{Removed: c.removed, Present: c.present, Allowed: limit}
+		}
+		return nil
+	})
+}
+
+// RemovalsError reports that a change would remove more fences than allowed.
+type RemovalsError struct{ Removed, Present, Allowed int }
+
+func (e *RemovalsError) Error() string {
+	return fmt.Sprintf("%d of %d fences would be removed with what was recorded of them, at most %d are allowed; nothing was changed",
+		e.Removed, e.Present, e.Allowed)
+}
+
+// fenceCount is what a change means for the fences of a source.
+type fenceCount struct{ present, given, removed int }
+
+// brake looks at a change before anything is written. It runs in the transaction
+// that would change the fences.
+type brake func(ctx context.Context, tx pgx.Tx, c fenceCount) error
 
 // change is Import, except that valid versions of the fences named in keep stay
 // unchanged. With a term the editor is the leader's, and one of an earlier term
-// is rejected.
-func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep []string, source string, replace bool, term int64) (Edited, error) {
+// is rejected. With a brake, what it refuses is not changed.
+func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep []string, source string, replace bool, term int64, check brake) (Edited, error) {
 	if _, bad := geofence.NewSet(fences); len(bad) > 0 {
 		errs := make([]error, len(bad))
 		for i, b := range bad {
@@ -72,7 +103,7 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 	}
 	ed := edit{source: source, span: geofence.Span{FromUS: math.MaxInt64, ToUS: math.MinInt64}}
 	fences = slices.DeleteFunc(slices.Clone(fences), func(f geofence.Fence) bool {
-		bad := strings.ContainsRune(f.ID+f.Name, 0) || strings.Contains(f.Geometry, `\u0000`) || !utf8.ValidString(f.ID+f.Name)
+		bad := strings.ContainsRune(f.ID+f.Name, 0) || !utf8.ValidString(f.ID+f.Name)
 		if bad {
 			ed.Refused = append(ed.Refused, fmt.Errorf("fence %q: its texts contain characters that Postgres cannot store", f.ID))
 			keep = append(keep, f.ID)
@@ -99,6 +130,7 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 		}
 		given := make(map[string][]geofence.Fence)
 		var ids []string
+		count := fenceCount{present: len(present)}
 		kept := make(map[string]bool)
 		for _, id := range keep {
 			if present[id] != nil {
@@ -114,6 +146,17 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 				ids = append(ids, f.ID)
 			}
 			given[f.ID] = append(given[f.ID], f)
+		}
+		if check != nil {
+			count.given = len(ids) + len(kept)
+			for id := range present {
+				if given[id] == nil && replace {
+					count.removed++
+				}
+			}
+			if err := check(ctx, tx, count); err != nil {
+				return err
+			}
 		}
 		for _, id := range ids {
 			if last[id] < 0 {
@@ -146,12 +189,16 @@ func (e *FenceEditor) change(ctx context.Context, fences []geofence.Fence, keep 
 	return ed.Edited, failure("import fences", err)
 }
 
-// canonical returns the fences with their geometries as the database formats
+// canonical returns the fences with canonical geometries as the database formats
 // them.
 func canonical(ctx context.Context, tx pgx.Tx, fences []geofence.Fence) ([]geofence.Fence, error) {
 	geometries := make([]string, len(fences))
 	for i := range fences {
-		geometries[i] = fences[i].Geometry
+		f, err := fences[i].Canonical()
+		if err != nil {
+			return nil, fmt.Errorf("fence %s: %w", f.ID, err)
+		}
+		geometries[i] = f.Geometry
 	}
 	rows, err := tx.Query(ctx, `
 select g::jsonb::text

@@ -59,12 +59,47 @@ func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncR
 	}
 	fences, keep, bad := fencesOf(rows)
 	// While an invalid row cannot be attributed to a fence, no fence is closed.
-	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term)
+	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term, q.confirmed)
 	if err != nil {
 		return out, err
 	}
 	out.Added, out.Closed, out.Bad = edited.Added, edited.Closed, append(bad, edited.Refused...)
 	return out, nil
+}
+
+// confirmed refuses a query that yields none of the fences or less than half,
+// which is how a platform's mistake looks, until an operator has confirmed
+// exactly that number. A confirmation holds until fences change.
+func (q *FenceQuery) confirmed(ctx context.Context, tx pgx.Tx, c fenceCount) error {
+	if c.removed == 0 || 2*c.given >= c.present {
+		return nil
+	}
+	var confirmed bool
+	if err := tx.QueryRow(ctx, `
+select coalesce((
+    select action = $1 and count = $3
+    from processor.audit
+    where action = $1 and target = $2
+      or action = 'fences'
+    order by id desc
+    limit 1
+  ), false)`, confirmAction, q.editor.scope.Stream+"/"+q.editor.scope.Group, c.given).Scan(&confirmed); err != nil || confirmed {
+		return err
+	}
+	return fmt.Errorf("the query yields %d of %d fences, so nothing was changed: correct the platform, or run processor geofence confirm %d",
+		c.given, c.present, c.given)
+}
+
+// confirmAction is what the audit calls a confirmation. It is the only record of
+// it: the service may not write settings, nor an operator take one back unseen.
+const confirmAction = "fences confirm"
+
+// Confirm lets the platform's query leave this many fences, once.
+func (e *FenceEditor) Confirm(ctx context.Context, fences int) error {
+	_, err := e.pool.Exec(ctx, `
+insert into processor.audit (who, action, target, count)
+values ($1, $2, $3, $4)`, e.by, confirmAction, e.scope.Stream+"/"+e.scope.Group, fences)
+	return failure("confirm fences", err)
 }
 
 // rows runs the query in a read-only transaction.

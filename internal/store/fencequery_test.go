@@ -172,3 +172,95 @@ func TestAnImportKeepsWhatLiesOutsideTheNewSpan(t *testing.T) {
 	_, err := editor.Import(t.Context(), []geofence.Fence{square("c", 1, span(0, 10)), square("c", 2, span(5, 10))}, "import", false)
 	require.ErrorContains(t, err, "overlaps")
 }
+
+func circles(first, n int) []geofence.Fence {
+	list := make([]geofence.Fence, n)
+	for i := range list {
+		list[i] = geofence.Fence{
+			ID: fmt.Sprint("c", first+i), Kind: geofence.Circle, RadiusM: 50, Enabled: true, Valid: geofence.Always,
+			Geometry: fmt.Sprintf(`{"type":"Point","coordinates":[%d,48]}`, first+i),
+		}
+	}
+	return list
+}
+
+const fencesInForce = "select count(*) from processor.geofences where replaced_at is null"
+
+func TestReplacingFencesRemovesAtMostATenthUnlessAllowed(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	_, err := editor.Import(t.Context(), circles(1, 100), "import", true)
+	require.NoError(t, err)
+
+	_, err = editor.Replace(t.Context(), circles(12, 89), "import", -1)
+	var refused *store.RemovalsError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, store.RemovalsError{Removed: 11, Present: 100, Allowed: 10}, *refused)
+	require.Equal(t, 100, number(t, pool, fencesInForce))
+	require.Equal(t, 4, number(t, pool, openRequests), "those of the first import")
+
+	done, err := editor.Replace(t.Context(), circles(11, 90), "import", -1)
+	require.NoError(t, err)
+	require.Equal(t, 10, done.Closed)
+	_, err = editor.Replace(t.Context(), circles(99, 2), "import", 87)
+	require.ErrorContains(t, err, "88 of 90 fences would be removed")
+	done, err = editor.Replace(t.Context(), circles(99, 2), "import", 88)
+	require.NoError(t, err)
+	require.Equal(t, 88, done.Closed)
+	require.Equal(t, 2, number(t, pool, fencesInForce))
+	done, err = editor.Replace(t.Context(), circles(1, 1), "import", -1)
+	require.NoError(t, err, "five of a few may go")
+	require.Equal(t, 2, done.Closed)
+}
+
+func TestAPlatformThatSuddenlyHasFewFencesIsNotBelievedUntilConfirmed(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	execute(t, pool, `create table public.zones as select n::text as id, 20 as radius_m,
+		'{"type":"Point","coordinates":[' || n || ',48]}' as geometry from generate_series(1, 10) n`)
+	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	term := raise(t, pool)
+	query := store.NewFenceQuery(pool, editor, "select * from public.zones", time.Minute)
+	renew := func() error { _, err := query.Renew(t.Context(), term); return err }
+	require.NoError(t, renew())
+
+	execute(t, pool, "delete from public.zones where id::int > 5")
+	require.NoError(t, renew(), "half of them")
+	require.Equal(t, 5, number(t, pool, fencesInForce))
+	for left, gone := range []string{"true", "id::int > 1"} {
+		execute(t, pool, "create table public.saved as table public.zones")
+		execute(t, pool, "delete from public.zones where "+gone)
+		for range 2 {
+			require.ErrorContains(t, renew(), fmt.Sprintf("the query yields %d of 5 fences, so nothing was changed: correct the platform, or run processor geofence confirm %d", left, left))
+		}
+		require.NoError(t, editor.Confirm(t.Context(), left+1))
+		require.Error(t, renew(), "another number was confirmed")
+		require.Equal(t, 5, number(t, pool, fencesInForce))
+		if left == 0 {
+			execute(t, pool, "insert into public.zones table public.saved")
+		}
+		execute(t, pool, "drop table public.saved")
+	}
+	require.NoError(t, editor.Confirm(t.Context(), 1))
+	require.NoError(t, renew())
+	require.Equal(t, 1, number(t, pool, fencesInForce))
+	execute(t, pool, "delete from public.zones")
+	require.ErrorContains(t, renew(), "yields 0 of 1", "a confirmation holds once")
+}
+
+func TestAShapePrintedDifferentlyIsNoNewVersion(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	fences := circles(1, 1)
+	_, err := editor.Import(t.Context(), fences, "import", false)
+	require.NoError(t, err)
+	execute(t, pool, "delete from processor.requests")
+	fences[0].Geometry = `{"bbox":[1,48,1,48],"coordinates":[1.0e0,48.000,520],"note":"\u0000","type":"Point"}`
+	done, err := editor.Import(t.Context(), fences, "import", true)
+	require.NoError(t, err)
+	require.Equal(t, 1, done.Same)
+	require.Zero(t, done.Added+done.Closed)
+	require.Zero(t, number(t, pool, openRequests))
+}
