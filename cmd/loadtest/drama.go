@@ -122,7 +122,7 @@ func runDrama(cmd *cobra.Command, in demo.Input, f demoFlags) (err error) {
 	}
 	defer fleetView.Close()
 	if len(in.Tracks) == 0 {
-		if _, err := fleetView.ImportFences(ctx, strings.NewReader(fleet.Rally(in.Seed).Fences()), "demo", false); err != nil {
+		if _, err := fleetView.ImportFences(ctx, strings.NewReader(fleet.Rally(in.Seed).Fences()), "demo", false, -1); err != nil {
 			return interrupted(ctx, err)
 		}
 	}

@@ -117,8 +117,8 @@ skipped; the command then exits 1. The file - is standard input.`,
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "close imported fences that are not in the file")
-	cmd.Flags().IntVar(&maxRemovals, "max-removals", -1, "most fences that --replace may remove; negative is a tenth of them, at least 5")
-	cmd.Flags().IntVar(&allowed, "allow-removals", 0, "let --replace remove up to this many fences, this time")
+	cmd.Flags().IntVar(&maxRemovals, "max-removals", -1, "limit of --replace; -1 is a tenth, at least 5")
+	cmd.Flags().IntVar(&allowed, "allow-removals", 0, "remove up to this many fences all the same")
 	return cmd
 }
 
@@ -126,9 +126,9 @@ func newGeofenceConfirmCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "confirm COUNT",
 		Short: "Let GEOFENCE_QUERY leave only COUNT fences",
-		Long: `A query that suddenly yields none of the fences, or less than half, changes nothing and
-opens an incident. If the platform means it, confirm the number of fences that the
-incident names; the next poll then applies the change. It holds once.`,
+		Long: `A query that suddenly yields none of the fences, or less than half, changes nothing
+and opens an incident. If the platform means it, confirm the number of fences that
+the incident names; the next poll then applies the change. It holds once.`,
 		Example: `  processor geofence confirm 12
   processor geofence confirm 0 --json`,
 		Args: cobra.ExactArgs(1),
