@@ -73,9 +73,7 @@ func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
 
 func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("starts servers; not in short mode")
-	}
+	testenv.Full(t) // it builds the processor and runs for a minute
 	p := servicetest.Spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
 	testenv.Wait(t, 2*time.Minute, func() error {
 		// Two pipes: what was written first may be read last.
