@@ -48,6 +48,7 @@ type Member struct {
 	InFlight      int               `json:"in_flight"`
 	Progress      uint64            `json:"progress"`
 	CallsReturned uint64            `json:"calls_returned"`
+	Blocked       bool              `json:"blocked,omitempty"` // its last commit met a lock of another session
 	Shards        []int             `json:"shards"`
 	Database      string            `json:"database,omitempty"` // identity of its database
 	Postgres      string            `json:"postgres,omitempty"` // and address
@@ -70,7 +71,7 @@ func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
 func (m Member) beat() protocol.Beat {
 	return protocol.Beat{
 		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
-		SinkDown: m.SinkDown, InFlight: m.InFlight, Progress: m.Progress, CallsReturned: m.CallsReturned,
+		SinkDown: m.SinkDown, InFlight: m.InFlight, Progress: m.Progress, CallsReturned: m.CallsReturned, Blocked: m.Blocked,
 	}
 }
 
@@ -118,6 +119,7 @@ type WorkStatus struct {
 	InFlight      int    // entries received and not finished
 	Progress      uint64 // advances whenever something is committed or finished
 	CallsReturned uint64 // advances whenever a server call of a worker returns, successfully or not
+	Blocked       bool   // the last commit failed because another session held a lock
 	Shards        []int
 	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
 	Usage         Usage
@@ -342,6 +344,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	r.mu.Lock()
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
+	r.self.Blocked = v.Blocked
 	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
 	r.self.SinkDown = 0
 	if !r.sinkDown.IsZero() {

@@ -21,6 +21,8 @@ type Ownership interface {
 	Ensure(ctx context.Context, shards int) error
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error)
+	// Lockable fails as Blocked while another session has the shard locked.
+	Lockable(ctx context.Context, shard int, owner string) error
 	Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error
 }
 
@@ -71,6 +73,7 @@ type reconciler struct {
 	awaitingRelease map[int]time.Time // since when a shard waits for its owner's release; under mu
 	releasing       map[int]bool      // shards being handed over; under mu
 	owned           map[int]int64     // epochs of shards acquired, granted or about to be; under mu
+	blocked         map[int]Blocked   // shards whose rows another session has locked; under mu
 	tasks           sync.WaitGroup    // hand-overs in progress and the raising of the mark; Run waits for them
 }
 
@@ -81,7 +84,7 @@ func newReconciler(cfg Config, membership *Membership, shards Ownership, session
 	return &reconciler{
 		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine, ledger: ledger,
 		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
-		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64),
+		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]Blocked),
 	}
 }
 
@@ -168,7 +171,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 	}
 	me, budgets := k.membership.Name(), protocol.Budgets{HandOff: k.cfg.HandoffBudget, Drain: k.cfg.DrainTimeout}
 	var take []protocol.Shard
-	forced := make(map[string]bool)
+	forced := make(map[string][]protocol.Shard)
 	for _, s := range list {
 		if s.Shard >= k.cfg.Shards {
 			continue
@@ -185,8 +188,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 		case protocol.Acquire:
 			take = append(take, s)
 		case protocol.ForceAcquire:
-			forced[s.Owner] = true
-			take = append(take, s)
+			forced[s.Owner] = append(forced[s.Owner], s)
 		case protocol.HandOver:
 			k.handOver(ctx, s.Shard, hold.Epoch)
 		case protocol.Lose:
@@ -197,18 +199,67 @@ func (k *reconciler) pass(ctx context.Context) error {
 		case protocol.Await, protocol.Leave:
 		}
 	}
-	for member := range forced {
-		ended, err := k.sessions.End(ctx, member)
-		if err != nil {
-			return err
-		}
-		args := []any{"member", member, "count", ended}
-		if last, _ := k.membership.silent(member); last.Host != "" {
-			args = append(args, "host", last.Host, "pid", last.PID)
-		}
-		k.log.Info("force-acquired shards from a dead member", args...)
+	var errs []error
+	for member, shards := range forced {
+		able, err := k.force(ctx, member, shards)
+		take, errs = append(take, able...), append(errs, err)
 	}
-	return k.acquire(ctx, take, me)
+	return errors.Join(append(errs, k.acquire(ctx, take, me))...)
+}
+
+// force ends the sessions of an owner where that helps, and returns which of its
+// shards can be acquired then.
+func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, err error) {
+	owner := k.membership.owner(member)
+	if able = shards; !owner.Gone {
+		able = nil
+		for _, s := range shards {
+			err := k.shards.Lockable(ctx, s.Shard, member)
+			by, blocked := protocol.BlockedBy(err)
+			if err != nil && !blocked {
+				return nil, err
+			}
+			if protocol.ForceHelps(owner, member, blocked, by) {
+				able = append(able, s)
+			} else {
+				k.block(s.Shard, err, by)
+			}
+		}
+	}
+	if len(able) == 0 {
+		return nil, nil
+	}
+	ended, err := k.sessions.End(ctx, member)
+	if err != nil {
+		return nil, err
+	}
+	args := []any{"member", member, "count", ended}
+	if last, _ := k.membership.silent(member); last.Host != "" {
+		args = append(args, "host", last.Host, "pid", last.PID)
+	}
+	k.log.Info("force-acquired shards from a dead member", args...)
+	return able, nil
+}
+
+// Blocked says that the row of a shard is locked by another session, and by whom.
+type Blocked struct {
+	Since time.Time
+	By    []protocol.Blocker
+}
+
+// block records that another session has the row of a shard locked.
+func (k *reconciler) block(shard int, err error, by []protocol.Blocker) {
+	k.mu.Lock()
+	b, before := k.blocked[shard]
+	if !before {
+		b.Since = time.Now()
+	}
+	b.By = by
+	k.blocked[shard] = b
+	k.mu.Unlock()
+	if !before {
+		k.log.Warn("shard cannot be acquired: another session has its row locked, will retry", "shard", shard, "err", err)
+	}
 }
 
 // localShard returns how this member owns a shard. A shard that the engine has
@@ -268,17 +319,22 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 			if errors.Is(err, protocol.ErrNotAssigned) {
 				return nil // it was reassigned in between
 			}
+			if by, blocked := protocol.BlockedBy(err); blocked {
+				k.block(s.Shard, err, by)
+				return nil // the others are not held up by it
+			}
 			taken[i] = t
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err // the table says that it is ours; the next pass acquires it again
-	}
+	// Those acquired are granted, whatever became of the others: the table says of
+	// all that they are ours, and the next pass acquires the rest again.
+	acquiring := g.Wait()
 	token, n := rand.Text(), 0
 	grant := func(t protocol.Shard) error {
 		k.mu.Lock()
 		k.owned[t.Shard] = t.Epoch
+		delete(k.blocked, t.Shard)
 		k.mu.Unlock()
 		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine}); err != nil {
 			return err
@@ -294,7 +350,10 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 		return nil
 	}
 	taken = slices.DeleteFunc(taken, func(t protocol.Shard) bool { return t.Epoch == 0 })
-	err := k.redeliver(ctx, taken, token, grant)
+	if len(taken) == 0 {
+		return acquiring
+	}
+	err := errors.Join(acquiring, k.redeliver(ctx, taken, token, grant))
 	if n > 0 {
 		k.metrics.acquireSeconds.Observe(time.Since(started).Seconds())
 		k.log.Info("acquired shards", "count", n, "duration", time.Since(started))
@@ -400,7 +459,7 @@ func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 			k.mu.Unlock()
 			return
 		}
-		k.release(context.WithoutCancel(ctx), shard, epoch)
+		k.release(ctx, shard, epoch)
 		k.metrics.handoffSeconds.Observe(time.Since(started).Seconds())
 		k.mu.Lock()
 		delete(k.releasing, shard)
@@ -418,9 +477,21 @@ func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 	if !ok || running != epoch {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
-	defer cancel()
-	if err := k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch}, k.membership.Name(), applied); err != nil {
+	attempt := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
+		defer cancel()
+		return k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch}, k.membership.Name(), applied)
+	}
+	err := attempt(context.WithoutCancel(ctx))
+	for ctx.Err() == nil {
+		if _, blocked := protocol.BlockedBy(err); !blocked {
+			break
+		}
+		// Nobody else can acquire it either, and a release in time spares our
+		// sessions. Once it was acquired, a release changes nothing.
+		err = attempt(ctx)
+	}
+	if err != nil {
 		k.log.Warn("releasing shard failed; its next owner will force-acquire it", "shard", shard, "err", err)
 		return
 	}

@@ -15,6 +15,7 @@ type WorkStatus struct {
 	CallsReturned uint64 // server calls that returned, successfully or not: grows while no worker is stuck
 	Shards        []int  // owned, ascending
 	Dispatches    bool   // it holds the dispatch lease
+	Blocked       bool   // the last commit failed because another session held a lock
 
 	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
@@ -23,7 +24,7 @@ type WorkStatus struct {
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: p.breaker.refusal()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: p.breaker.refusal(), Blocked: p.blocked.Load()}
 	for _, w := range p.workers {
 		v.CallsReturned += w.callsReturned.Load()
 	}
@@ -35,15 +36,18 @@ func (p *Pipeline) WorkStatus() WorkStatus {
 	return v
 }
 
-// commitCountingSink counts commits.
+// commitCountingSink counts commits, and notes whether the last one met a lock.
 type commitCountingSink struct {
 	Sink
 	commitCount *atomic.Uint64
+	blocked     *atomic.Bool
 }
 
 // Write commits a batch.
 func (s commitCountingSink) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	w, err := s.Sink.Write(ctx, b)
+	_, blocked := protocol.BlockedBy(err)
+	s.blocked.Store(blocked)
 	if err == nil {
 		s.commitCount.Add(1)
 	}

@@ -92,6 +92,7 @@ type Pipeline struct {
 	leaseFree      chan struct{}
 	peers          func() int
 	commitCount    atomic.Uint64
+	blocked        atomic.Bool // the last commit failed because another session held a lock
 
 	deferrals Deferrals
 	probeLog  ProbeLog
@@ -135,7 +136,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
 	p.breaker = newBreaker(reg)
-	p.sink = commitCountingSink{deps.Sink, &p.commitCount}
+	p.sink = commitCountingSink{deps.Sink, &p.commitCount, &p.blocked}
 	p.scheduler = newRequestScheduler(p, stepCountingRequests{deps.Requests, &p.commitCount})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
 	for range cfg.Workers {

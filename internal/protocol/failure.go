@@ -1,6 +1,11 @@
 package protocol
 
-import "fmt"
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"time"
+)
 
 // FailureKind classifies a server's error, or its silence, by what the caller
 // has to do. Adapters translate into it, so that no driver's error leaves them.
@@ -67,7 +72,36 @@ type Failure struct {
 	// TooMuch is for Unavailable and Unknown: a limit was met that a smaller call
 	// may stay below, of time, of locks, or of rows.
 	TooMuch bool
-	Err     error
+	// Blocked is for Unavailable: another session held a lock for longer than the
+	// call was to wait. The server answers, and no other member would fare better.
+	Blocked bool
+	// By is who held the lock, as far as it is known.
+	By  []Blocker
+	Err error
+}
+
+// Blocker is a session of Postgres that holds a lock for which a call waited.
+type Blocker struct {
+	PID         int           `json:"pid"`
+	Application string        `json:"application"`
+	Member      string        `json:"member,omitempty"` // the owner that was asked about, if the session is its
+	State       string        `json:"state"`
+	Query       string        `json:"query"`  // its last one, cut
+	Age         time.Duration `json:"age_ns"` // of its transaction
+}
+
+func (b Blocker) String() string {
+	return fmt.Sprintf("pid %d (%s), %s, in its transaction for %v: %s", b.PID, cmp.Or(b.Application, "no application_name"), b.State, b.Age.Round(time.Second), b.Query)
+}
+
+// BlockedBy reports whether a call failed because another session held a lock,
+// and which one did.
+func BlockedBy(err error) (by []Blocker, blocked bool) {
+	f, ok := errors.AsType[*Failure](err)
+	if !ok || !f.Blocked {
+		return nil, false
+	}
+	return f.By, true
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }

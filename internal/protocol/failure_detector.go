@@ -14,6 +14,7 @@ type Beat struct {
 	InFlight      int           // entries received and not finished
 	Progress      uint64        // advances whenever something is committed or finished
 	CallsReturned uint64        // advances whenever a server call of a worker returns, successfully or not
+	Blocked       bool          // its last commit failed because another session held a lock
 }
 
 // FailureDetectorConfig sets when a member's shards are moved.
@@ -97,7 +98,8 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 // Postgres reachable, no progress for Stall, and either
 //
 //	(a) no server call has returned for Stall (frozen), or
-//	(b) another member made progress at least Stall/2 later than this one last did.
+//	(b) another member made progress at least Stall/2 later than this one last did,
+//	    and it does not wait for a lock, for which every owner of the shard would wait.
 //
 // The Stall/2 is for causes that stop all members, though not at the same
 // moment. If no member makes progress, (b) marks none: the cause would move
@@ -113,7 +115,7 @@ func (w *FailureDetector) evaluate(now time.Time) {
 		}
 	}
 	for _, s := range w.seen {
-		better := lastProgress.Sub(s.moved) >= w.cfg.Stall/2
+		better := lastProgress.Sub(s.moved) >= w.cfg.Stall/2 && !s.beat.Blocked
 		switch frozen := now.Sub(s.callReturnedAt) >= w.cfg.Stall; {
 		case w.stalls(now, s) && (frozen || better):
 			s.out, s.frozen, s.outAt = true, frozen, now

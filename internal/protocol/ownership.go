@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -31,8 +32,8 @@ const (
 	Leave Action = iota
 	// Acquire it: it is assigned to us and has no other owner.
 	Acquire
-	// ForceAcquire it from an owner that is gone or has used up its budget: end
-	// the owner's Postgres sessions, then acquire the shard.
+	// ForceAcquire it from an owner that is gone or has used up its budget: if force
+	// helps (ForceHelps), end the owner's Postgres sessions, then acquire the shard.
 	ForceAcquire
 	// HandOver finishes what is in flight and releases it: it is assigned to another member.
 	HandOver
@@ -87,4 +88,17 @@ func Next(me string, c ShardRecord, h LocalShard, owner OwnerState, b Budgets) A
 		return ForceAcquire
 	}
 	return Await
+}
+
+// ForceHelps reports whether a shard may be taken by force from an owner. A shard
+// is moved by force only if there is evidence that another member could do better:
+// the owner is gone, or the shard's row can be locked, or it is the owner itself
+// that has it locked. If anybody else has, the owner waits as its successor would,
+// and ending its sessions would harm the rest of its work. name is the
+// owner's.
+func ForceHelps(owner OwnerState, name string, blocked bool, by []Blocker) bool {
+	if owner.Gone || !blocked {
+		return true
+	}
+	return slices.ContainsFunc(by, func(b Blocker) bool { return b.Member == name })
 }

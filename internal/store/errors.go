@@ -37,7 +37,7 @@ func failure(op string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", op, err)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		f := &protocol.Failure{Kind: KindOf(pgErr), Code: pgErr.Code, TooMuch: tooMuch(pgErr.Code), Message: pgErr.Message, Err: wrapped}
+		f := &protocol.Failure{Kind: KindOf(pgErr), Code: pgErr.Code, TooMuch: tooMuch(pgErr.Code), Blocked: pgErr.Code == "55P03", Message: pgErr.Message, Err: wrapped}
 		if f.Kind == protocol.Fenced {
 			f.Shards = lostShards(pgErr.Detail)
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)

@@ -91,16 +91,22 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 // Acquire makes member the owner of a shard that is assigned to it, and raises
 // the epoch, which fences every transaction begun before. It waits for a commit
 // of the current owner that is in progress, so that its rows are visible
-// afterwards. alive is an owner whose process was not seen to end, "" for none:
+// afterwards, but for no longer than ShardLockWait: then it fails as Blocked. alive is an owner whose process was not seen to end, "" for none:
 // its loss of the shard causes no quarantine.
 func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	taken := protocol.Shard{Shard: shard, Owner: member, Assigned: member}
+	var by []protocol.Blocker
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := s.identity.check(ctx, tx); err != nil {
 			return err
 		}
+		named, err := s.waitBriefly(ctx, tx)
+		if err != nil {
+			return err
+		}
+		defer func() { by = named() }()
 		was, applied, err := s.shardHistory(ctx, tx, shard, member)
 		if err != nil {
 			return err
@@ -125,9 +131,38 @@ returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.Cra
 		return protocol.Shard{}, fmt.Errorf("acquire shard %d: %w", shard, protocol.ErrNotAssigned)
 	}
 	if err != nil {
-		return protocol.Shard{}, failure(fmt.Sprintf("acquire shard %d", shard), err)
+		return protocol.Shard{}, nameBlockers(failure(fmt.Sprintf("acquire shard %d", shard), err), by)
 	}
 	return taken, nil
+}
+
+// Lockable checks that the row of a shard can be locked. It fails as Blocked if
+// another session holds it, and says whether that is a session of its owner.
+func (s *Shards) Lockable(ctx context.Context, shard int, owner string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	var by []protocol.Blocker
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		named, err := s.waitBriefly(ctx, tx)
+		if err != nil {
+			return err
+		}
+		defer func() { by = named() }()
+		_, err = tx.Exec(ctx, `
+select
+from processor.shards
+where stream = $1
+  and group_name = $2
+  and shard = $3
+for update`, s.scope.Stream, s.scope.Group, shard)
+		return err
+	})
+	for i := range by {
+		if by[i].Application == ApplicationName(owner) {
+			by[i].Member = owner
+		}
+	}
+	return nameBlockers(failure(fmt.Sprintf("lock the row of shard %d", shard), err), by)
 }
 
 // Release gives a shard up after its last commit, so that the next owner need

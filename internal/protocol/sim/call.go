@@ -1,6 +1,9 @@
 package sim
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Errors a call can end with, as the pipeline classifies them.
 var (
@@ -10,6 +13,7 @@ var (
 	errConflict    = errors.New("stored already")
 	errLost        = errors.New("dispatch lease or group has changed")
 	errNotAssigned = errors.New("not assigned")
+	errBlocked     = fmt.Errorf("locked by another session: %w", errUnavailable)
 )
 
 const (

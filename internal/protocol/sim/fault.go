@@ -44,6 +44,7 @@ const (
 	RedisFailover // an older state, new server generation, and IDs that are reused
 	PostgresRestart
 	PostgresFailover // an older state
+	LockRow          // somebody locks the row of a shard, until some time after the faults have ended
 	kinds
 )
 
@@ -54,7 +55,7 @@ func (k Kind) String() string {
 		"Redis down", "Redis slow", "Postgres down", "Postgres slow", "flush the keys of coordination", "expire the dispatch lease", "expire the lock",
 		"lose the group", "group made at 0 by hand", "last-delivered ID moved back", "last-delivered ID moved forward",
 		"a foreign consumer reads", "trim", "Redis restarts", "Redis fails over to an older state", "Postgres restarts",
-		"Postgres is restored to an older state",
+		"Postgres is restored to an older state", "the row of a shard is locked",
 	}[k]
 }
 
@@ -220,6 +221,8 @@ func (w *world) inject(f Fault) {
 		w.checkRestored(w.pgPast[f])
 		w.pg.t = w.pgPast[f].clone()
 		w.servers[postgresServer].run++
+	case LockRow:
+		w.pg.lockRow(int(f.Much) % w.cfg.Shards)
 	default:
 	}
 }

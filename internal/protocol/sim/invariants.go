@@ -188,3 +188,18 @@ func (w *world) overdue() {
 	slices.Sort(left)
 	w.fail("P4: work is held up: IDs %v pending, dispatched up to %d of %d, %d transactions open", left, g.delivered.Seq, w.redis.last.Seq, len(w.pg.open))
 }
+
+// checkLock is called when the lock of a shard's row ends, and all else has been
+// well for long: all other shards are owned by whom they are assigned to, and
+// nothing has moved meanwhile, since nobody could do better.
+func (w *world) checkLock(locked, moves int) {
+	for i, row := range w.pg.t.shards {
+		p := w.pg.t.procs[i]
+		if i != locked && (p == nil || row.owner != row.assigned || !p.slots[i].held) {
+			w.fail("P8: the lock of shard %d keeps shard %d from %s", locked, i, row.assigned)
+		}
+	}
+	if moves > 0 {
+		w.fail("P8: the lock of shard %d moved shards or ended sessions %d times", locked, moves)
+	}
+}

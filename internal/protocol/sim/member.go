@@ -79,6 +79,8 @@ type proc struct {
 	callsReturned uint64
 	sinkDown      int64 // since when Postgres does not answer; 0 while it does
 	watch         *protocol.FailureDetector
+	pass          *pass // the last one
+	blocked       bool  // the last commit met a lock
 	leader        leader
 }
 

@@ -26,6 +26,8 @@ const (
 	AckBeforeCommit
 	AckOutlivesGrant
 	FeedKnownLate
+	LockIsOutage
+	LockedTakenForStuck
 	mutants
 )
 
@@ -52,6 +54,8 @@ func (m Mutant) String() string {
 		"acknowledged before the commit",
 		"acknowledged under a grant that has ended",
 		"feeding a queue found to be empty after the dispatch was sent",
+		"a locked row taken for an outage, by a pass that grants all shards or none",
+		"a member that waits for a lock taken for stuck",
 	}[m]
 }
 

@@ -12,7 +12,7 @@ import (
 // beat sends a heartbeat.
 func (p *proc) beat() {
 	p.beats++
-	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InFlight: p.inFlight(), Progress: p.progress, CallsReturned: p.callsReturned}
+	b := protocol.Beat{Member: p.id, Number: p.beats, Leaving: p.leaving, InFlight: p.inFlight(), Progress: p.progress, CallsReturned: p.callsReturned, Blocked: p.blocked}
 	if p.sinkDown > 0 {
 		b.SinkDown = millis(p.w.now - p.sinkDown)
 	}
@@ -57,6 +57,32 @@ func (r *redis) present() []protocol.Beat {
 	return all
 }
 
+// pass is one comparison of all shards. It acquires several at once, and goes on
+// with those acquired when all have been answered.
+type pass struct {
+	open    int // acquisitions without an answer, and one until the pass is complete
+	failed  bool
+	granted []func() // continue with a shard
+	dropped []func() // give it up, in a pass that failed
+	closed  bool
+}
+
+func (a *pass) close() { a.closed = true; a.settle() }
+
+func (a *pass) settle() {
+	if !a.closed || a.open > 0 {
+		return
+	}
+	next := a.granted
+	if a.failed {
+		next = a.dropped
+	}
+	a.granted, a.dropped = nil, nil
+	for _, f := range next {
+		f()
+	}
+}
+
 // poll compares the state in Postgres with the owned shards.
 func (p *proc) poll() {
 	sent := p.w.now
@@ -67,9 +93,11 @@ func (p *proc) poll() {
 		if err != nil {
 			return
 		}
+		p.pass = &pass{}
 		for shard, row := range rows {
 			p.decide(shard, row, sent)
 		}
+		p.pass.close()
 	})
 }
 
@@ -101,16 +129,41 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		p.acquireShard(shard)
 	case protocol.ForceAcquire:
 		s.acting = true
+		gone := p.watch.Gone(now, row.owner)
 		p.w.logf(p, "shard %d: force-acquires it from %s", shard, row.owner)
-		call(p, postgresServer, "end sessions", func(answer func(bool, error)) {
-			p.w.pg.terminate(row.owner)
-			answer(true, nil)
+		in := p.pass
+		in.open++
+		force := func() {
+			call(p, postgresServer, "end sessions", func(answer func(bool, error)) {
+				p.w.pg.terminate(row.owner)
+				answer(true, nil)
+			}, func(_ bool, err error) {
+				if err != nil {
+					s.acting = false
+				} else {
+					p.pass = in
+					p.acquireShard(shard)
+				}
+				in.open--
+				in.settle()
+			})
+		}
+		if gone || p.w.cfg.Mutant == LockIsOutage {
+			force()
+			return
+		}
+		call(p, postgresServer, "lock the row", func(answer func(bool, error)) {
+			if !p.w.pg.isLocked(shard, func() { answer(false, errBlocked) }) {
+				answer(true, nil)
+			}
 		}, func(_ bool, err error) {
-			if err != nil {
+			if err != nil && !protocol.ForceHelps(protocol.OwnerState{Gone: gone}, row.owner, errors.Is(err, errBlocked), nil) || err != nil && !errors.Is(err, errBlocked) {
 				s.acting = false
+				in.open--
+				in.settle()
 				return
 			}
-			p.acquireShard(shard)
+			force()
 		})
 	case protocol.HandOver:
 		s.acting = true
@@ -137,8 +190,7 @@ func (p *proc) handOver(shard int, grant uint64) {
 	}
 	h, applied := heldShard{shard, s.epoch}, s.applied
 	call(p, postgresServer, "release", func(answer func(bool, error)) {
-		p.w.pg.release(p, h, applied)
-		answer(true, nil)
+		answer(true, p.w.pg.release(p, h, applied))
 	}, func(_ bool, err error) {
 		if err != nil && s.held && s.grant == grant {
 			p.again(func() { p.handOver(shard, grant) })
@@ -185,17 +237,35 @@ func (p *proc) raise(shard int, before *early) {
 	s := &p.slots[shard]
 	run := p.links[redisServer].knownRun
 	fail := func() { s.acting = false }
+	in := p.pass
+	in.open++
 	call(p, postgresServer, "take", func(answer func(shardRow, error)) {
 		p.w.pg.acquire(p, shard, answer)
 	}, func(row shardRow, err error) {
+		if errors.Is(err, errBlocked) && p.w.cfg.Mutant == LockIsOutage {
+			err, in.failed = errUnavailable, true
+		}
 		p.sink(err)
-		if err != nil {
+		if err == nil {
+			in.granted = append(in.granted, func() { p.enter(shard, row, run, before) })
+			in.dropped = append(in.dropped, fail)
+		} else {
 			if errors.Is(err, errNotAssigned) {
 				s.awaiting = ""
 			}
 			fail()
-			return
 		}
+		in.open--
+		in.settle()
+	})
+}
+
+// enter registers the owner of a shard that was acquired, redelivers, and grants
+// it.
+func (p *proc) enter(shard int, row shardRow, run int, before *early) {
+	s := &p.slots[shard]
+	fail := func() { s.acting = false }
+	{
 		postgresRun := p.links[postgresServer].knownRun
 		grant := func() {
 			if p.links[redisServer].knownRun != run || p.links[postgresServer].knownRun != postgresRun {
@@ -229,7 +299,7 @@ func (p *proc) raise(shard int, before *early) {
 				grant()
 			})
 		})
-	})
+	}
 }
 
 func (p *proc) grant(shard int, row shardRow, before *early) {

@@ -124,6 +124,53 @@ type postgres struct {
 	open    []*tx
 	waiting []func()       // retried whenever a transaction ends
 	ended   map[string]int // how often the sessions of a member were ended
+	locked  map[int]bool   // shards whose rows somebody outside of the fleet has locked
+	moves   int            // changes of assignments and endings of sessions of healthy members; for the checks only
+}
+
+// lockWait is how long a statement waits for the row of a shard.
+const lockWait = 300
+
+// lockEnds is when rows that are locked are free again, long after all else is
+// well: until then the lock must disturb nothing but its shard.
+const (
+	lockSettled = faultsEnd + 12000
+	lockEnds    = faultsEnd + 24000
+)
+
+// lockRow locks the row of a shard for somebody outside of the fleet.
+func (g *postgres) lockRow(shard int) {
+	if len(g.locked) > 0 {
+		return
+	}
+	g.locked = map[int]bool{shard: true}
+	moves := 0
+	g.w.after(lockSettled-g.w.now, nil, func() { moves = g.moves })
+	g.w.after(lockEnds-g.w.now, nil, func() {
+		g.w.checkLock(shard, g.moves-moves)
+		g.w.logf(nil, "the row of shard %d is unlocked", shard)
+		g.locked = nil
+		waiting := g.waiting
+		g.waiting = nil
+		for _, retry := range waiting {
+			retry()
+		}
+	})
+}
+
+// isLocked reports whether a call for the row of a shard must fail, and answers
+// it after lockWait then.
+func (g *postgres) isLocked(shard int, fail func()) bool {
+	if !g.locked[shard] {
+		return false
+	}
+	run := g.w.servers[postgresServer].run
+	g.w.after(lockWait, nil, func() {
+		if g.w.servers[postgresServer].run == run {
+			fail()
+		}
+	})
+	return true
 }
 
 // pace returns the duration of a statement.
@@ -195,6 +242,16 @@ func (g *postgres) write(t *tx, records []item, fresh bool, then func()) {
 func (g *postgres) finish(t *tx) {
 	t.finishing = true
 	g.write(t, t.c.late, false, func() {
+		for _, h := range t.c.held {
+			if g.isLocked(h.shard, func() {
+				if !t.ended {
+					g.end(t)
+					t.answer(false, errBlocked)
+				}
+			}) {
+				return
+			}
+		}
 		if g.w.cfg.Mutant != NoEpochCheck {
 			for _, h := range t.c.held {
 				if row := g.t.shards[h.shard]; row.epoch != h.epoch || row.owner != t.session {
@@ -277,6 +334,9 @@ func (g *postgres) acquire(p *proc, shard int, answer func(shardRow, error)) {
 				return
 			}
 		}
+		if g.isLocked(shard, func() { answer(shardRow{}, errBlocked) }) {
+			return
+		}
 		row := &g.t.shards[shard]
 		if row.assigned != p.id {
 			if g.w.cfg.Mutant != AcquireUnassigned {
@@ -294,16 +354,20 @@ func (g *postgres) acquire(p *proc, shard int, answer func(shardRow, error)) {
 	try()
 }
 
-func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) {
+func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) error {
+	if g.locked[h.shard] {
+		return errBlocked
+	}
 	row := &g.t.shards[h.shard]
 	if row.epoch != h.epoch || row.owner != p.id {
-		return
+		return nil
 	}
 	row.owner = ""
 	if !applied.IsZero() {
 		row.applied, row.history = applied, p.slots[h.shard].history
 	}
 	g.w.logf(p, "shard %d: released", h.shard)
+	return nil
 }
 
 // terminate ends the sessions of a member.
@@ -312,6 +376,11 @@ func (g *postgres) terminate(session string) {
 		return
 	}
 	g.ended[session]++
+	for _, p := range g.w.procs {
+		if p.id == session && !p.dead && p.frozenUntil <= g.w.now {
+			g.moves++
+		}
+	}
 	for _, t := range slices.Clone(g.open) {
 		if t.session == session {
 			g.w.logf(nil, "session of %s ended", session)
@@ -342,6 +411,7 @@ func (g *postgres) assign(p *proc, term int64, next []string) error {
 			g.w.fail("P4: a leader of term %d assigned shard %d after term %d had", term, i, row.term)
 		}
 		row.assigned, row.term = next[i], term
+		g.moves++
 		g.w.logf(p, "shard %d: assigned to %s in term %d", i, next[i], term)
 	}
 	return nil

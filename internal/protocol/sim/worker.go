@@ -298,6 +298,7 @@ func (k *worker) commit(b *batch) {
 		}
 		k.send(k.content(b), func(lost []int, err error) {
 			k.p.callsReturned++
+			k.p.blocked = errors.Is(err, errBlocked) && k.p.w.cfg.Mutant != LockedTakenForStuck
 			k.p.sink(err)
 			if errors.Is(err, errUnavailable) {
 				k.p.again(try)
@@ -519,6 +520,7 @@ func (p *proc) inFlight() int {
 // sink records whether Postgres answers.
 func (p *proc) sink(err error) {
 	switch {
+	case errors.Is(err, errBlocked):
 	case errors.Is(err, errUnavailable) || errors.Is(err, errUnknown):
 		if p.sinkDown == 0 {
 			p.sinkDown = p.w.now

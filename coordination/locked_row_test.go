@@ -1,0 +1,93 @@
+package coordination
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// lockRow locks the row of a shard as a person in psql might, until the function
+// returned is called.
+func (b *bench) lockRow(shard int) (unlock func()) {
+	b.t.Helper()
+	pool := b.open("somebody")
+	tx, err := pool.BeginTx(b.t.Context(), pgx.TxOptions{})
+	require.NoError(b.t, err)
+	_, err = tx.Exec(b.t.Context(), "select from processor.shards where shard = $1 for update", shard)
+	require.NoError(b.t, err)
+	unlock = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(b.t.Context())) })
+	b.t.Cleanup(unlock)
+	return unlock
+}
+
+// ownedBut returns an error until the members own all shards but one.
+func (b *bench) ownedBut(locked int, members ...*member) error {
+	for _, s := range b.list() {
+		held := false
+		for _, m := range members {
+			epoch, ok := m.engine.holds()[s.Shard]
+			held = held || ok && epoch == s.Epoch && s.Owner == m.name() && s.Assigned == s.Owner
+		}
+		if !held && s.Shard != locked {
+			return fmt.Errorf("shard %d is assigned to %q, its owner is %q", s.Shard, s.Assigned, s.Owner)
+		}
+	}
+	return nil
+}
+
+func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.shards.Ensure(t.Context(), shards))
+	unlock := b.lockRow(5)
+	began := time.Now()
+	first := b.start("first", "")
+	testenv.Wait(t, 10*time.Second, func() error { return b.ownedBut(5, first) })
+	t.Logf("%d of %d shards acquired after %v", first.Owned(), shards, time.Since(began))
+	require.Equal(t, shards-1, first.Owned())
+	testenv.Wait(t, 5*time.Second, func() error {
+		first.reconciler.mu.Lock()
+		defer first.reconciler.mu.Unlock()
+		by := first.reconciler.blocked[5].By
+		if len(by) != 1 || by[0].Application != "processor/somebody" || by[0].Query == "" || by[0].Age <= 0 {
+			return fmt.Errorf("blocked by %+v", by)
+		}
+		return nil
+	})
+	require.NoError(t, first.Ready(), "a lock is no outage")
+	unlock()
+	b.await([]int{shards}, first)
+}
+
+// A lock is nothing that another member could cure: nobody's sessions end, and
+// the shards that the lock does not concern move once.
+func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
+	b := newBench(t)
+	patient := func(c *Config) { c.HandoffBudget = time.Second }
+	first := b.start("first", "", patient)
+	b.await([]int{shards}, first)
+	unlock := b.lockRow(15) // the last ones move to a newcomer
+	second, third := b.start("second", "", patient), b.start("third", "", patient)
+	testenv.Wait(t, 10*time.Second, func() error { return b.ownedBut(15, first, second, third) })
+	term := b.count("select term from processor.leader")
+	epochs := b.list()
+	rest := time.NewTimer(8 * time.Second) // what must not happen, in several times every budget
+	<-rest.C
+	for i, s := range b.list() {
+		require.Equal(t, epochs[i], s, "shard %d moved because of a lock", s.Shard)
+	}
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down")
+	for _, m := range []*member{first, second, third} {
+		require.Zero(t, m.value("processor_coordination_shards_lost_total"), m.name())
+		require.NoError(t, m.Ready())
+	}
+	unlock()
+	b.await([]int{6, 5, 5}, first, second, third)
+	require.Zero(t, first.value("processor_coordination_shards_lost_total"))
+}

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+// ShardLockWait is how long the acquisition of a shard waits for the row of the
+// shard. It is much more than a commit takes, and short, because a pass over all
+// shards includes it.
+const ShardLockWait = 500 * time.Millisecond
+
+// waitBriefly bounds every wait for a lock in a transaction to ShardLockWait. The
+// function returned says who held the lock when half of it was over, none if
+// nothing waited for that long. It must be called before the transaction ends.
+func (s *Shards) waitBriefly(ctx context.Context, tx pgx.Tx) (named func() []protocol.Blocker, err error) {
+	var pid int
+	var set string
+	if err := tx.QueryRow(ctx, "select set_config('lock_timeout', $1, true), pg_backend_pid()",
+		fmt.Sprintf("%dms", ShardLockWait.Milliseconds())).Scan(&set, &pid); err != nil {
+		return nil, err
+	}
+	done := make(chan []protocol.Blocker, 1)
+	timer := time.AfterFunc(ShardLockWait/2, func() {
+		ctx, cancel := context.WithTimeout(ctx, ShardLockWait)
+		defer cancel()
+		by, _ := Blockers(ctx, s.pool, pid) // nobody is named then
+		done <- by
+	})
+	return func() []protocol.Blocker {
+		if timer.Stop() {
+			return nil
+		}
+		return <-done
+	}, nil
+}
+
+// Blockers returns the sessions that hold a lock for which a session waits.
+func Blockers(ctx context.Context, pool *pgxpool.Pool, pid int) ([]protocol.Blocker, error) {
+	rows, err := pool.Query(ctx, `
+select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(coalesce(query, ''), 200),
+  coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8
+from pg_stat_activity
+where pid = any(pg_blocking_pids($1))
+order by xact_start`, pid)
+	if err != nil {
+		return nil, failure("list blockers", err)
+	}
+	by, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b protocol.Blocker, err error) {
+		var age float64
+		err = row.Scan(&b.PID, &b.Application, &b.State, &b.Query, &age)
+		b.Query = strings.Join(strings.Fields(b.Query), " ")
+		b.Age = time.Duration(age * float64(time.Second))
+		return b, err
+	})
+	return by, failure("list blockers", err)
+}
+
+// nameBlockers adds to a failure who held the lock.
+func nameBlockers(err error, by []protocol.Blocker) error {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	if !ok || !f.Blocked {
+		return err
+	}
+	f.By = by
+	for _, b := range by {
+		f.Err = fmt.Errorf("%w; locked by %s", f.Err, b)
+	}
+	return err
+}
