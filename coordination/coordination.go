@@ -71,7 +71,10 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	}
 	m := newMetrics(reg)
 	// Queue state learned from one server does not hold on another.
-	deps.Stream.OnServerChange(engine.Abandon)
+	deps.Stream.OnServerChange(func() {
+		engine.Abandon()
+		membership.serverChanged.Store(true)
+	})
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)

@@ -160,6 +160,8 @@ type Membership struct {
 	database Database    // set before Join; an empty ID for any
 	entered  atomic.Bool // the fleet's database is known to be ours: it may be entered again
 
+	serverChanged atomic.Bool // since the last poll: the others could not beat either
+
 	check func(ctx context.Context) error // verifies that the same server answers; set before Run
 
 	mu             sync.Mutex
@@ -311,6 +313,11 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 	beats := make([]protocol.Beat, len(members))
 	for i, m := range members {
 		beats[i] = m.beat()
+	}
+	if r.serverChanged.Swap(false) {
+		// A restart may fall between two of our heartbeats and keep others from
+		// theirs: nobody was seen to end.
+		r.watch.RedisUnavailable(now)
 	}
 	r.watch.Observe(now, beats)
 	r.members, r.polled = members, true
