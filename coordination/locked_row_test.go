@@ -74,7 +74,12 @@ func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
 	b.await([]int{shards}, first)
 	unlock := b.lockRow(15) // the last ones move to a newcomer
 	second, third := b.start("second", "", patient), b.start("third", "", patient)
-	testenv.Wait(t, 10*time.Second, func() error { return b.ownedBut(15, first, second, third) })
+	testenv.Wait(t, 10*time.Second, func() error {
+		if second.Owned() < 4 || third.Owned() < 4 {
+			return fmt.Errorf("the newcomers own %d and %d", second.Owned(), third.Owned())
+		}
+		return b.ownedBut(15, first, second, third)
+	})
 	term := b.count("select term from processor.leader")
 	epochs := b.list()
 	rest := time.NewTimer(8 * time.Second) // what must not happen, in several times every budget

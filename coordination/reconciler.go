@@ -484,7 +484,7 @@ func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 	}
 	err := attempt(context.WithoutCancel(ctx))
 	for ctx.Err() == nil {
-		if _, blocked := protocol.BlockedBy(err); !blocked {
+		if _, blocked := protocol.BlockedBy(err); !blocked && !errors.Is(err, context.DeadlineExceeded) {
 			break
 		}
 		// Nobody else can acquire it either, and a release in time spares our
