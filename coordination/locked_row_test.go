@@ -17,7 +17,7 @@ import (
 // returned is called.
 func (b *bench) lockRow(shard int) (unlock func()) {
 	b.t.Helper()
-	pool := b.open("somebody")
+	pool := b.open("locker")
 	tx, err := pool.BeginTx(b.t.Context(), pgx.TxOptions{})
 	require.NoError(b.t, err)
 	_, err = tx.Exec(b.t.Context(), "select from processor.shards where shard = $1 for update", shard)
@@ -55,7 +55,7 @@ func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
 		first.reconciler.mu.Lock()
 		defer first.reconciler.mu.Unlock()
 		by := first.reconciler.blocked[5].By
-		if len(by) != 1 || by[0].Application != "processor/somebody" || by[0].Query == "" || by[0].Age <= 0 {
+		if len(by) != 1 || by[0].Application != "processor/locker" || by[0].Query == "" || by[0].Age <= 0 {
 			return fmt.Errorf("blocked by %+v", by)
 		}
 		return nil

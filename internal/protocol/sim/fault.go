@@ -44,7 +44,7 @@ const (
 	RedisFailover // an older state, new server generation, and IDs that are reused
 	PostgresRestart
 	PostgresFailover // an older state
-	LockRow          // somebody locks the row of a shard, until some time after the faults have ended
+	LockRow          // another program locks the row of a shard, until some time after the faults have ended
 	kinds
 )
 

@@ -124,7 +124,7 @@ type postgres struct {
 	open    []*tx
 	waiting []func()       // retried whenever a transaction ends
 	ended   map[string]int // how often the sessions of a member were ended
-	locked  map[int]bool   // shards whose rows somebody outside of the fleet has locked
+	locked  map[int]bool   // shards whose rows another program has locked
 	moves   int            // changes of assignments and endings of sessions of healthy members; for the checks only
 }
 
@@ -138,7 +138,7 @@ const (
 	lockEnds    = faultsEnd + 24000
 )
 
-// lockRow locks the row of a shard for somebody outside of the fleet.
+// lockRow locks the row of a shard for another program.
 func (g *postgres) lockRow(shard int) {
 	if len(g.locked) > 0 {
 		return
