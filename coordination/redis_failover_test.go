@@ -1,6 +1,7 @@
 package coordination
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // P6: the loss of a stream's newest entries is in the ledger once; without a loss
@@ -37,7 +39,17 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 		return id
 	}
 	state := func() string { return b.client.Dump(ctx, key).Val() }
-	resume := func(state string) { require.NoError(t, b.client.RestoreReplace(ctx, key, 0, state).Err()) }
+	// In the millisecond of the last entry the older state would use its ID again.
+	resume := func(state string) {
+		began := b.client.Time(ctx).Val()
+		require.NoError(t, b.client.RestoreReplace(ctx, key, 0, state).Err())
+		testenv.Wait(t, time.Second, func() error {
+			if now := b.client.Time(ctx).Val(); now.Sub(began) < 2*time.Millisecond {
+				return fmt.Errorf("the server's clock is at %v, want 2 ms after %v", now, began)
+			}
+			return nil
+		})
+	}
 	mark := func(id telemetry.EntryID, ago string) {
 		b.exec(`insert into processor.progress (stream, group_name, shard, applied_id, updated_at) values ($1, $2, 0, $3, now() - $4::interval)
 			on conflict (stream, group_name, shard) do update set applied_id = excluded.applied_id, updated_at = excluded.updated_at`,
