@@ -80,6 +80,7 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	}
 	_, err = pub.Publish(t.Context(), entries)
 	require.NoError(t, err)
+	dep.AwaitStored(5, 20*time.Second) // until then the device may be unknown
 	var shown operator.Device
 	testenv.Wait(t, 20*time.Second, func() error {
 		dep.Ask(fault.Clean, &shown, "device", "show", device)
