@@ -223,7 +223,7 @@ func TestStreamsAreBounded(t *testing.T) {
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
 	sessions := func() int {
-		n, err := dep.Count("select count(*) from pg_stat_activity where application_name like 'processor/console%' or application_name like '%console%'")
+		n, err := dep.Count("select count(*) from pg_stat_activity where application_name like '%console%' and datname = current_database() and pid <> pg_backend_pid()")
 		require.NoError(t, err)
 		return n
 	}
