@@ -19,7 +19,9 @@ func newDLQRetryCommand() *cobra.Command {
 		Long: `Adds dead letters to the source stream again, in the order of their entries, and
 removes them. They are processed like late records and keep the stream time of the
 original entries. Pauses while the service has too large a backlog. After an
-interruption, the same command continues where it ended.
+interruption, the same command continues where it ended. What cannot be decoded
+would come back: it stays where it is and is named; --unchecked sends it, too, for
+instances of a newer version.
 
 With --dry-run nothing is sent: each is decoded, and the write is run in a
 transaction that is rolled back. Exits 1 if one would fail, or if none matches.`,
@@ -47,6 +49,7 @@ transaction that is rolled back. Exits 1 if one would fail, or if none matches.`
 	by.flags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only report what would happen")
+	cmd.Flags().BoolVar(&o.Unchecked, "unchecked", false, "send what this version cannot decode, too")
 	cmd.Flags().Float64Var(&o.PerSecond, "rate", 200, "maximum dead letters per second")
 	cmd.Flags().Int64Var(&o.PauseAt, "pause-at", 5000, "pause while the backlog exceeds this")
 	return cmd
@@ -70,6 +73,9 @@ func printRetried(out *cli.Output, r *operator.Retried, dry bool) error {
 		}
 		if dry {
 			return out.Line("%d would fail; nothing was changed", r.Failed)
+		}
+		if r.Failed > 0 {
+			return out.Line("replayed %d; %d would come back and stay", r.Done, r.Failed)
 		}
 		return out.Line("replayed %d", r.Done)
 	})

@@ -148,6 +148,13 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	require.Equal(t, 2, d.count("select count(*) from positions where latitude = 48.25 and ingested_at = $1", ids[0].Time()), "with their own stream time")
 	require.Equal(t, 2, d.count("select count(*) from processor.dead_letters where edit_diff like '%48.25%' and replayed_as is not null and edited_fields <> fields"))
 
+	// The third would come back, and is not sent.
+	require.Equal(t, fault.Finding, d.json(&report, "retry", "--all"))
+	require.Len(t, report, 1)
+	require.Equal(t, "refused", report[0].Outcome)
+	require.Contains(t, report[0].Reason, "latitude")
+	require.EqualValues(t, 1, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
+
 	// Dropping wants the count, and leaves a copy.
 	code, _, errs := d.call("drop", "--class", "invalid", "--confirm", "3")
 	require.Equal(t, fault.Finding, code)

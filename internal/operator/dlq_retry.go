@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -18,7 +19,7 @@ import (
 type Retry struct {
 	ID       string `json:"id"`
 	SourceID string `json:"source_id"`
-	Outcome  string `json:"outcome"` // replayed, gone; in a dry run stored, duplicate, refused
+	Outcome  string `json:"outcome"` // replayed, gone, refused; in a dry run also stored, duplicate
 	As       string `json:"replayed_as,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 }
@@ -26,6 +27,7 @@ type Retry struct {
 // RetryOptions bound a replay.
 type RetryOptions struct {
 	DryRun    bool                // only tell what would happen
+	Unchecked bool                // send what this version cannot decode, too
 	PerSecond float64             // maximum dead letters per second
 	PauseAt   int64               // pause while the backlog exceeds this
 	Waiting   func(backlog int64) // told of each pause; may be nil
@@ -37,13 +39,14 @@ type RetryOptions struct {
 type Retried struct {
 	Letters []Retry
 	Done    int // replayed
-	Failed  int // in a dry run: would fail
+	Failed  int // not sent, since they would fail; in a dry run: would fail
 	Missing []string
 }
 
 // RetryDeadLetters adds the selected dead letters, as edited, to the source stream
-// again, in the order of their entries, and removes them. Interrupted, it
-// continues where it ended. The outcomes so far come with an error, too.
+// again, in the order of their entries, and removes them. One that cannot be
+// decoded would come back: it stays, and is refused. Interrupted, it continues
+// where it ended. The outcomes so far come with an error, too.
 func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions) (Retried, error) {
 	out := Retried{Letters: []Retry{}}
 	s, err := selectBy(by)
@@ -64,7 +67,7 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	if o.Limit > 0 {
 		list = list[:min(len(list), o.Limit)]
 	}
-	r := &replay{progress: o.Progress, deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, report: out.Letters}
+	r := &replay{progress: o.Progress, deadLetters: d, limiter: rate.NewLimiter(rate.Limit(o.PerSecond), 1), pauseAt: o.PauseAt, waiting: o.Waiting, unchecked: o.Unchecked, report: out.Letters}
 	if r.waiting == nil {
 		r.waiting = func(int64) {}
 	}
@@ -78,7 +81,7 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	}
 	out.Letters, out.Done, out.Failed = r.report, r.done, r.failed
 	if err == nil && r.failed > 0 {
-		err = fault.Exitf(fault.Finding, "%d of %d would fail; see processor dlq edit", r.failed, len(list))
+		err = fault.Exitf(fault.Finding, "%d of %d would fail; see processor dlq edit", r.failed, len(r.report))
 	}
 	return out, d.explained(err)
 }
@@ -90,10 +93,11 @@ type replay struct {
 	pauseAt int64
 	waiting func(backlog int64)
 
-	progress func(done, all int)
-	report   []Retry
-	done     int
-	failed   int
+	unchecked bool
+	progress  func(done, all int)
+	report    []Retry
+	done      int
+	failed    int
 }
 
 func (r *replay) send(ctx context.Context, list []ref) error {
@@ -107,12 +111,15 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 		for _, g := range gone {
 			r.report = append(r.report, Retry{ID: g.id.String(), SourceID: g.source.String(), Outcome: "gone"})
 		}
-		// Archived before they leave their stream.
-		if err := r.archive.Export(ctx, some, r.by); err != nil {
-			return err
-		}
 		edited, err := r.archive.Edited(ctx, idsOf(some))
 		if err != nil {
+			return err
+		}
+		if some = r.able(some, edited); len(some) == 0 {
+			return nil
+		}
+		// Archived before they leave their stream.
+		if err := r.archive.Export(ctx, some, r.by); err != nil {
 			return err
 		}
 		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
@@ -120,6 +127,21 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 		defer cancel()
 		return errors.Join(err, r.archive.Replayed(noting, as, r.by))
+	})
+}
+
+// able returns the dead letters that can be decoded, and refuses the others.
+func (r *replay) able(some []protocol.DLQEntry, edited map[telemetry.EntryID][]string) []protocol.DLQEntry {
+	if r.unchecked {
+		return some
+	}
+	return slices.DeleteFunc(some, func(l protocol.DLQEntry) bool {
+		_, err := r.decode(&l, edited[l.ID])
+		if err != nil {
+			r.report = append(r.report, Retry{ID: l.ID.String(), SourceID: l.Entry.ID.String()})
+			r.refuse(len(r.report)-1, err)
+		}
+		return err != nil
 	})
 }
 

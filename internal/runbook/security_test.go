@@ -123,7 +123,7 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		{"device", "rehydrate", servicetest.IMEI},
 		{"geofence", "import", fences},
 		{"dlq", "list"},
-		{"dlq", "retry", "--all"},
+		{"dlq", "retry", "--all", "--unchecked"},
 		{"claim", "--member", "one"},
 		{"device", "erase", servicetest.IMEI, "--yes", "--reason", "test"},
 	} {
