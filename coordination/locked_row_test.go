@@ -94,5 +94,9 @@ func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
 	}
 	unlock()
 	b.await([]int{6, 5, 5}, first, second, third)
-	require.Zero(t, first.value("processor_coordination_shards_lost_total"))
+	for _, m := range []*member{first, second, third} {
+		require.Zero(t, m.value("processor_coordination_shards_lost_total"), m.name())
+		require.Zero(t, m.value("processor_coordination_shards_force_acquired_total"), "%s took by force what a healthy owner released", m.name())
+	}
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down when the lock ended")
 }

@@ -219,10 +219,13 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 			if err != nil && !blocked {
 				return nil, err
 			}
-			if protocol.ForceHelps(owner, member, blocked, by) {
-				able = append(able, s)
-			} else {
+			switch {
+			case !protocol.ForceHelps(owner, member, blocked, by):
 				k.block(s.Shard, err, by)
+			case !blocked && k.unblock(s.Shard):
+				// The owner could not release it for the lock; now it can.
+			default:
+				able = append(able, s)
 			}
 		}
 	}
@@ -260,6 +263,19 @@ func (k *reconciler) block(shard int, err error, by []protocol.Blocker) {
 	if !before {
 		k.log.Warn("shard cannot be acquired: another session has its row locked, will retry", "shard", shard, "err", err)
 	}
+}
+
+// unblock records that the row of a shard can be locked again, and reports whether
+// it could not before. Then its owner's budget begins anew.
+func (k *reconciler) unblock(shard int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, before := k.blocked[shard]
+	if before {
+		delete(k.blocked, shard)
+		k.awaitingRelease[shard] = time.Now()
+	}
+	return before
 }
 
 // localShard returns how this member owns a shard. A shard that the engine has

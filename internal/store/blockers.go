@@ -18,18 +18,20 @@ import (
 // shards includes it.
 const ShardLockWait = 500 * time.Millisecond
 
-// waitBriefly bounds every wait for a lock in a transaction to ShardLockWait. The
-// function returned says who held the lock when half of it was over, none if
-// nothing waited for that long. It must be called before the transaction ends.
+// waitBriefly bounds every wait for a lock in a transaction to ShardLockWait, and to
+// half of what the call may take, or a lock would look like an outage. The function
+// returned says who held the lock when half of the wait was over, none if nothing
+// waited for that long. It must be called before the transaction ends.
 func (s *Shards) waitBriefly(ctx context.Context, tx pgx.Tx) (named func() []protocol.Blocker, err error) {
+	wait := min(ShardLockWait, s.timeout/2)
 	var pid int
 	var set string
 	if err := tx.QueryRow(ctx, "select set_config('lock_timeout', $1, true), pg_backend_pid()",
-		fmt.Sprintf("%dms", ShardLockWait.Milliseconds())).Scan(&set, &pid); err != nil {
+		fmt.Sprintf("%dms", wait.Milliseconds())).Scan(&set, &pid); err != nil {
 		return nil, err
 	}
 	done := make(chan []protocol.Blocker, 1)
-	timer := time.AfterFunc(ShardLockWait/2, func() {
+	timer := time.AfterFunc(wait/2, func() {
 		ctx, cancel := context.WithTimeout(ctx, ShardLockWait)
 		defer cancel()
 		by, _ := Blockers(ctx, s.pool, pid) // nobody is named then
