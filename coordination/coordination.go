@@ -80,6 +80,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
+		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
 		losses: deps.Stream, ledger: deps.Ledger, holds: deps.Holds, pauser: deps.Stream, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -136,4 +137,17 @@ func TestALeaderOverTheGroupOfAClusterUsesOneSlot(t *testing.T) {
 	for _, key := range []string{names.Lock(), names.Members(), names.Members() + ":instance-1"} {
 		require.Contains(t, key, "{telemetry:teltonika}")
 	}
+}
+
+// A member may be told to stop between its election and its first pass.
+func TestALeaderThatNeverWorkedResigns(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{16}, first)
+	second := b.start("second", "")
+	b.await([]int{8, 8}, first, second)
+	term, err := store.NewLeader(b.pool, b.scope(), second.name(), time.Minute).BeginTerm(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, second.elector.work.ReassignOwnShards(t.Context(), term))
+	require.Equal(t, 16, b.count("select count(*) from processor.assignments where member = $1", first.name()))
 }
