@@ -3,6 +3,7 @@ package loadtest
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -91,7 +92,9 @@ func (r *run) cutContainer(ctx context.Context) error {
 	return r.awaitSettled(ctx)
 }
 
-// starveContainer takes memory away until the kernel ends the process, and replaces it.
+// starveContainer takes memory away until the kernel ends the process, and replaces
+// it. One that neither ends nor gets anything done, since the kernel reads its
+// program from disk again and again, is killed.
 func (r *run) starveContainer(ctx context.Context) error {
 	in, err := r.pick(ctx, bystander)
 	if err != nil {
@@ -111,14 +114,21 @@ func (r *run) starveContainer(ctx context.Context) error {
 		}
 		return fmt.Errorf("instance %s lives with %d MB", in.name, memory>>20)
 	})
-	if err != nil {
-		return err
+	switch thrashing := err; {
+	case ctx.Err() != nil:
+		return thrashing
+	case thrashing != nil:
+		r.mark(in.slot, "%v: it is killed", thrashing)()
+		if err := in.signal(syscall.SIGKILL); err != nil {
+			return err
+		}
+	default:
+		killed, err := r.line.docker.killedForMemory(ctx, in.name)
+		if err != nil {
+			return err
+		}
+		r.check(killed, "instance %s ended (%v), but not for its memory", in.name, in.err)
 	}
-	killed, err := r.line.docker.killedForMemory(ctx, in.name)
-	if err != nil {
-		return err
-	}
-	r.check(killed, "instance %s ended (%v), but not for its memory", in.name, in.err)
 	if err := r.takeover(ctx, span{what: "the end for memory", member: member, from: time.Now()}, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err
 	}
