@@ -212,6 +212,17 @@ type deadLetters struct {
 	archive *store.DeadLetters // used without asking whether Postgres answers
 }
 
+// selected checks a filter before anything is asked, and returns the dead letters
+// with what it selects of them.
+func (f *Fleet) selected(ctx context.Context, by Filter) (*deadLetters, *selection, error) {
+	s, err := selectBy(by)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := f.deadLetters(ctx)
+	return d, s, err
+}
+
 func (f *Fleet) deadLetters(ctx context.Context) (*deadLetters, error) {
 	if f.pool == nil {
 		return nil, fault.Exitf(fault.Config, "there is no usable POSTGRES_URL")
@@ -339,11 +350,7 @@ type DeadLetterList struct {
 // it is unknown which were edited.
 func (f *Fleet) DeadLetters(ctx context.Context, by Filter, limit int) (DeadLetterList, error) {
 	out := DeadLetterList{Letters: []DeadLetter{}}
-	s, err := selectBy(by)
-	if err != nil {
-		return out, err
-	}
-	d, err := f.deadLetters(ctx)
+	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return out, err
 	}
@@ -441,11 +448,7 @@ type FailureGroup struct {
 // FailureGroups counts the selected dead letters by failure, the largest first.
 // The second result says why the edits are unknown; nil if they are known.
 func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGroup, unanswered, err error) {
-	s, err := selectBy(by)
-	if err != nil {
-		return nil, nil, err
-	}
-	d, err := f.deadLetters(ctx)
+	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -490,11 +493,7 @@ func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGr
 // ExportDeadLetters calls write with each selected dead letter, fields included,
 // until it returns an error; the second result is the IDs that nothing has.
 func (f *Fleet) ExportDeadLetters(ctx context.Context, by Filter, write func(DeadLetter) error) (written int, missing []string, err error) {
-	s, err := selectBy(by)
-	if err != nil {
-		return 0, nil, err
-	}
-	d, err := f.deadLetters(ctx)
+	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -519,11 +518,7 @@ type Dropped struct {
 // DropDeadLetters removes the selected dead letters; a copy stays in
 // processor.dead_letters. confirm must be how many they are.
 func (f *Fleet) DropDeadLetters(ctx context.Context, by Filter, confirm int) (out Dropped, err error) {
-	s, err := selectBy(by)
-	if err != nil {
-		return out, err
-	}
-	d, err := f.deadLetters(ctx)
+	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return out, err
 	}

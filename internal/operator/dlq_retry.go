@@ -49,11 +49,7 @@ type Retried struct {
 // where it ended. The outcomes so far come with an error, too.
 func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions) (Retried, error) {
 	out := Retried{Letters: []Retry{}}
-	s, err := selectBy(by)
-	if err != nil {
-		return out, err
-	}
-	d, err := f.deadLetters(ctx)
+	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return out, err
 	}
