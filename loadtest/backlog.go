@@ -9,6 +9,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func backlog() Scenario {
@@ -34,7 +35,7 @@ func backlog() Scenario {
 					}
 				}
 			}
-			r.rates = []float64{round(one, 0), round(all, 0)}
+			r.rates = []float64{cli.Round(one, 0), cli.Round(all, 0)}
 			r.fact("side by side", "%d instances drain %.2f of what one does", r.plan.Instances, all/one)
 			r.check(all >= .75*one/r.cfg.Slack, "%d instances: %.2f of the rate of one, want at least 0.75", r.plan.Instances, all/one)
 			return nil
@@ -47,19 +48,19 @@ func (r *run) drain(ctx context.Context, n int) (float64, error) {
 	if err := r.startLoadFor(ctx, r.plan.Duration, fleet.AtSpeed(0)); err != nil {
 		return 0, err
 	}
-	before, _ := r.load.sent()
-	if err := r.load.end(ctx, false); err != nil {
+	before, _ := r.load.Sent()
+	if err := r.load.End(ctx, false); err != nil {
 		return 0, err
 	}
-	sent, _ := r.load.sent()
+	sent, _ := r.load.Sent()
 	redis := r.redisCPU()
 	var starts errgroup.Group
 	for i := range n {
-		in, err := r.line.start(i)
+		in, err := r.line.Start(i)
 		if err != nil {
 			return 0, err
 		}
-		starts.Go(func() error { return r.line.ready(ctx, in) })
+		starts.Go(func() error { return r.line.Ready(ctx, in) })
 	}
 	if err := starts.Wait(); err != nil {
 		return 0, err
@@ -70,10 +71,10 @@ func (r *run) drain(ctx context.Context, n int) (float64, error) {
 	}
 	r.fact("backlog", "%s entries, instances %d: %s/s, %.1f us of Redis for each", cli.Thousands(sent-before), n, cli.Thousands(int64(rate)),
 		float64((r.redisCPU()-redis).Microseconds())/float64(sent-before))
-	for _, in := range r.line.live() {
-		r.fact("memory", "instance %s: %.0f MB resident", in.name, in.lastScrape().rss/1e6)
+	for _, in := range r.line.Live() {
+		r.fact("memory", "instance %s: %.0f MB resident", in.Name, in.LastScrape().RSS/1e6)
 	}
-	return rate, r.line.stop(ctx)
+	return rate, r.line.Stop(ctx)
 }
 
 // empty waits until nothing of a backlog is unfinished, and returns at which rate it
@@ -82,8 +83,8 @@ func (r *run) empty(ctx context.Context, backlog int64) (float64, error) {
 	moved, least := time.Now(), backlog
 	var begun, almost time.Time
 	var first, last int64
-	err := until(ctx, 10*time.Millisecond, func() error {
-		outstanding, _ := r.watch.backlog(ctx)
+	err := testbed.Until(ctx, 10*time.Millisecond, func() error {
+		outstanding, _ := r.environment.Backlog(ctx)
 		if outstanding == nil {
 			return fmt.Errorf("the backlog is unknown")
 		}
@@ -100,8 +101,8 @@ func (r *run) empty(ctx context.Context, backlog int64) (float64, error) {
 		if *outstanding == 0 {
 			return nil
 		}
-		if now.Sub(moved) > noProgressLimit {
-			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
+		if now.Sub(moved) > testbed.NoProgressLimit {
+			return testbed.GiveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
 		}
 		return fmt.Errorf("%d entries in the backlog", *outstanding)
 	})
@@ -109,4 +110,12 @@ func (r *run) empty(ctx context.Context, backlog int64) (float64, error) {
 		err = fmt.Errorf("a backlog of %d entries is too short to measure a rate", backlog)
 	}
 	return float64(first-last) / almost.Sub(begun).Seconds(), err
+}
+
+// redisCPU returns the CPU time of our own Redis, 0 on a named one.
+func (r *run) redisCPU() time.Duration {
+	if r.environment.Env == nil {
+		return 0
+	}
+	return testbed.CPUOf(r.environment.Env.Redis.PID())
 }

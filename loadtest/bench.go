@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/ceiling"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // BenchConfig says how to measure.
@@ -136,7 +137,7 @@ func (b *bench) backlogs(ctx context.Context, round int) error {
 			instances := i + 1
 			what := fmt.Sprintf("round %d, %s, %d", round+1, order.name, instances)
 			profile := fmt.Sprintf("round%d-%s-%d", round+1, slug(order.name), instances)
-			w, err := b.inRound(ctx, func(g *testbed) (drainResult, error) {
+			w, err := b.inRound(ctx, func(g *testbed.Servers) (drainResult, error) {
 				return b.drain(ctx, g, order.entries, instances, profile)
 			})
 			if err != nil {

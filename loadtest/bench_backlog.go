@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/loadtest/ceiling"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // drainResult is how a backlog was drained, between the first fifth and the last
@@ -48,7 +49,7 @@ type spent struct {
 // told is what an instance counts itself.
 type told struct{ mallocs, records, commits float64 }
 
-func (b *bench) drain(ctx context.Context, g *testbed, entries [][]string, instances int, profile string) (w drainResult, err error) {
+func (b *bench) drain(ctx context.Context, g *testbed.Servers, entries [][]string, instances int, profile string) (w drainResult, err error) {
 	if err := b.fill(ctx, g, entries); err != nil {
 		return w, err
 	}
@@ -56,11 +57,11 @@ func (b *bench) drain(ctx context.Context, g *testbed, entries [][]string, insta
 	if err != nil {
 		return w, err
 	}
-	line := &cluster{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
-	defer func() { err = errors.Join(err, line.close()) }()
+	line := &testbed.Cluster{Program: b.cfg.Processor, Env: b.cfg.Env, Dir: dir, Servers: g}
+	defer func() { err = errors.Join(err, line.Close()) }()
 	began := time.Now()
 	for n := range instances {
-		if _, err := line.start(n); err != nil {
+		if _, err := line.Start(n); err != nil {
 			return w, err
 		}
 	}
@@ -91,27 +92,26 @@ func (b *bench) drain(ctx context.Context, g *testbed, entries [][]string, insta
 		return w, err
 	}
 	w.first = first
-	for _, in := range line.current() {
-		w.peak = max(w.peak, peakMB(in.cmd.Process.Pid))
+	for _, in := range line.Current() {
+		w.peak = max(w.peak, testbed.PeakMB(in.Cmd.Process.Pid))
 	}
-	if err := line.stop(ctx); err != nil {
+	if err := line.Stop(ctx); err != nil {
 		return w, err
 	}
-	return w, b.complete(ctx, g.postgresURL)
+	return w, b.complete(ctx, g.PostgresURL)
 }
 
 // awaitDrained waits until nothing is unfinished, as long as something moves. It tells
 // look how much is left each time; an error of look ends the waiting.
-func awaitDrained(ctx context.Context, g *testbed, line *cluster, look func(outstanding int64, now time.Time) error) error {
-	looking := &watch{ground: g}
+func awaitDrained(ctx context.Context, g *testbed.Servers, line *testbed.Cluster, look func(outstanding int64, now time.Time) error) error {
 	moved, least := time.Now(), int64(math.MaxInt64)
-	return until(ctx, pollInterval, func() error {
-		for _, in := range line.current() {
-			if in.gone() {
-				return giveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.name, in.err, in.tail(3)))
+	return testbed.Until(ctx, pollInterval, func() error {
+		for _, in := range line.Current() {
+			if in.Gone() {
+				return testbed.GiveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.Name, in.Err, in.Tail(3)))
 			}
 		}
-		outstanding, _ := looking.backlog(ctx)
+		outstanding, _ := g.Backlog(ctx)
 		if outstanding == nil {
 			return errors.New("the backlog is unknown")
 		}
@@ -120,13 +120,13 @@ func awaitDrained(ctx context.Context, g *testbed, line *cluster, look func(outs
 			least, moved = *outstanding, now
 		}
 		if err := look(*outstanding, now); err != nil {
-			return giveUp(err)
+			return testbed.GiveUp(err)
 		}
 		if *outstanding == 0 {
 			return nil
 		}
-		if now.Sub(moved) > noProgressLimit {
-			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
+		if now.Sub(moved) > testbed.NoProgressLimit {
+			return testbed.GiveUp(fmt.Errorf("%d entries in the backlog and nothing moves", *outstanding))
 		}
 		return fmt.Errorf("%d entries in the backlog", *outstanding)
 	})
@@ -162,20 +162,20 @@ end $$`, 2*b.cfg.Entries, 2*b.cfg.Entries))
 }
 
 // stored reports whether any instance says that it has committed something.
-func stored(ctx context.Context, line *cluster) bool {
-	for _, in := range line.current() {
-		if f, err := in.scrape(ctx); err == nil && f.stored > 0 {
+func stored(ctx context.Context, line *testbed.Cluster) bool {
+	for _, in := range line.Current() {
+		if f, err := in.Scrape(ctx); err == nil && f.Stored > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (b *bench) spent(ctx context.Context, line *cluster, outstanding int64, at time.Time) spent {
-	s := spent{at: at, outstanding: outstanding, redis: cpuOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
-	for _, in := range line.current() {
-		s.own += cpuOf(in.cmd.Process.Pid)
-		t := in.selfReport(ctx)
+func (b *bench) spent(ctx context.Context, line *testbed.Cluster, outstanding int64, at time.Time) spent {
+	s := spent{at: at, outstanding: outstanding, redis: testbed.CPUOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
+	for _, in := range line.Current() {
+		s.own += testbed.CPUOf(in.Cmd.Process.Pid)
+		t := selfReport(ctx, in)
 		s.told.mallocs += t.mallocs
 		s.told.records += t.records
 		s.told.commits += t.commits
@@ -184,9 +184,9 @@ func (b *bench) spent(ctx context.Context, line *cluster, outstanding int64, at 
 }
 
 // selfReport returns what the instance counts, nothing when it does not say.
-func (in *instance) selfReport(ctx context.Context) (t told) {
-	address, _ := in.known()
-	resp, err := get(ctx, "http://"+address+"/metrics")
+func selfReport(ctx context.Context, in *testbed.Instance) (t told) {
+	address, _ := in.Known()
+	resp, err := testbed.Get(ctx, "http://"+address+"/metrics")
 	if err != nil {
 		return t
 	}
@@ -209,25 +209,25 @@ func (in *instance) selfReport(ctx context.Context) (t told) {
 const profileSeconds = 3
 
 // profile keeps the CPU profile and the allocations of the first instance.
-func (b *bench) profile(ctx context.Context, line *cluster, name string) error {
-	in := line.current()[0]
-	if err := line.ready(ctx, in); err != nil {
+func (b *bench) profile(ctx context.Context, line *testbed.Cluster, name string) error {
+	in := line.Current()[0]
+	if err := line.Ready(ctx, in); err != nil {
 		return err
 	}
-	address, _ := in.known()
+	address, _ := in.Known()
 	for _, p := range []struct{ path, file string }{
 		{fmt.Sprintf("profile?seconds=%d", profileSeconds), name + ".cpu.pprof"},
 		{"allocs", name + ".allocs.pprof"},
 	} {
 		if err := download(ctx, "http://"+address+"/debug/pprof/"+p.path, filepath.Join(b.cfg.Profile, p.file)); err != nil {
-			return fmt.Errorf("profile instance %s: %w", in.name, err)
+			return fmt.Errorf("profile instance %s: %w", in.Name, err)
 		}
 	}
 	return nil
 }
 
 func download(ctx context.Context, url, path string) error {
-	resp, err := get(ctx, url)
+	resp, err := testbed.Get(ctx, url)
 	if err != nil {
 		return err
 	}

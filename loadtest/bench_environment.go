@@ -18,6 +18,7 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/ceiling"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 const (
@@ -88,7 +89,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err := b.create(ctx, dbStored, ""); err != nil {
 		return err
 	}
-	_, err = b.on(ctx, dbStored, func(g *testbed) (drainResult, error) {
+	_, err = b.on(ctx, dbStored, func(g *testbed.Servers) (drainResult, error) {
 		return b.drain(ctx, g, append(before, b.inOrder...), 1, "")
 	})
 	if err != nil {
@@ -156,7 +157,7 @@ func (b *bench) drop(ctx context.Context, name string) error {
 }
 
 // inRound measures the service in a database of its own, with Redis empty.
-func (b *bench) inRound(ctx context.Context, measure func(*testbed) (drainResult, error)) (w drainResult, err error) {
+func (b *bench) inRound(ctx context.Context, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
 	_, err = b.inDatabase(ctx, func(string) (float64, error) {
 		w, err = b.on(ctx, fmt.Sprintf("bench%d", b.made), measure)
 		return w.rate, err
@@ -165,16 +166,16 @@ func (b *bench) inRound(ctx context.Context, measure func(*testbed) (drainResult
 }
 
 // on measures the service on a database that exists, with Redis empty.
-func (b *bench) on(ctx context.Context, database string, measure func(*testbed) (drainResult, error)) (w drainResult, err error) {
+func (b *bench) on(ctx context.Context, database string, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
 	if err := b.emptyRedis(ctx); err != nil {
 		return w, err
 	}
-	g := &testbed{
-		redisURL: b.env.Redis.URL(), postgresURL: b.database(database),
-		stream: "telemetry:bench", group: "processor",
+	g := &testbed.Servers{
+		RedisURL: b.env.Redis.URL(), PostgresURL: b.database(database),
+		Stream: "telemetry:bench", Group: "processor",
 	}
-	defer func() { err = errors.Join(err, g.close(context.WithoutCancel(ctx))) }()
-	if err := g.connect(ctx); err != nil {
+	defer func() { err = errors.Join(err, g.Close(context.WithoutCancel(ctx))) }()
+	if err := g.Connect(ctx); err != nil {
 		return w, err
 	}
 	return measure(g)
@@ -215,7 +216,7 @@ func (b *bench) decode() {
 func cpuOfTree(pid int) time.Duration {
 	for {
 		waited := cpuOfWaitedFor(pid)
-		total := cpuOf(pid) + waited + cpuOfChildren(pid)
+		total := testbed.CPUOf(pid) + waited + cpuOfChildren(pid)
 		if cpuOfWaitedFor(pid) == waited {
 			return total
 		}
@@ -235,7 +236,7 @@ func cpuOfChildren(pid int) (total time.Duration) {
 		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 		if len(fields) > 1 && string(fields[1]) == strconv.Itoa(pid) {
 			if child, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-				total += cpuOf(child)
+				total += testbed.CPUOf(child)
 			}
 		}
 	}
@@ -253,5 +254,5 @@ func cpuOfWaitedFor(pid int) time.Duration {
 	}
 	user, _ := strconv.Atoi(string(fields[13]))
 	system, _ := strconv.Atoi(string(fields[14]))
-	return time.Duration(user+system) * clockTick
+	return time.Duration(user+system) * testbed.ClockTick
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // raw is a connection to Redis without a client library: what it costs to parse
@@ -45,7 +46,7 @@ func (r *raw) do(args ...string) ([]string, error) {
 }
 
 func (r *raw) send(args ...string) error {
-	if err := r.conn.SetDeadline(time.Now().Add(serverTimeout)); err != nil {
+	if err := r.conn.SetDeadline(time.Now().Add(testbed.ServerTimeout)); err != nil {
 		return err
 	}
 	out := fmt.Appendf(nil, "*%d\r\n", len(args))
@@ -131,10 +132,10 @@ func (b *bench) emptyRedis(ctx context.Context) (err error) {
 
 // fill appends entries and has the server rewrite its append-only file, so that
 // none of that work is left over for what is measured.
-func (b *bench) fill(ctx context.Context, g *testbed, entries [][]string) (err error) {
+func (b *bench) fill(ctx context.Context, g *testbed.Servers, entries [][]string) (err error) {
 	for rest := entries; len(rest) > 0; {
 		n := min(benchPipe, len(rest))
-		if _, err := g.publisher.Publish(ctx, rest[:n]); err != nil {
+		if _, err := g.Publisher.Publish(ctx, rest[:n]); err != nil {
 			return fmt.Errorf("append the entries: %w", err)
 		}
 		rest = rest[n:]
@@ -145,18 +146,18 @@ func (b *bench) fill(ctx context.Context, g *testbed, entries [][]string) (err e
 	}
 	defer func() { err = errors.Join(err, r.conn.Close()) }()
 	asked := false
-	return within(ctx, judgeTimeout, pollInterval, func() error {
+	return testbed.Within(ctx, testbed.JudgeTimeout, pollInterval, func() error {
 		text, err := r.persistence()
 		switch {
 		case err != nil:
-			return giveUp(err)
+			return testbed.GiveUp(err)
 		case strings.Contains(text, "aof_rewrite_in_progress:1"), strings.Contains(text, "aof_rewrite_scheduled:1"):
 			return errors.New("the append-only file is being rewritten")
 		case asked:
 			return nil
 		}
 		if _, err := r.do("bgrewriteaof"); err != nil {
-			return giveUp(err)
+			return testbed.GiveUp(err)
 		}
 		asked = true
 		return errors.New("the append-only file is to be rewritten")
@@ -178,7 +179,7 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 }
 
 func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
-	_, err = b.on(ctx, dbTemplate, func(g *testbed) (drainResult, error) {
+	_, err = b.on(ctx, dbTemplate, func(g *testbed.Servers) (drainResult, error) {
 		if err := b.fill(ctx, g, b.inOrder); err != nil {
 			return drainResult{}, err
 		}
@@ -188,25 +189,25 @@ func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
 	return rate, err
 }
 
-func (b *bench) readAll(ctx context.Context, g *testbed) (rate float64, err error) {
+func (b *bench) readAll(ctx context.Context, g *testbed.Servers) (rate float64, err error) {
 	r, err := b.dialRedis(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, r.conn.Close()) }()
-	if _, err := r.do("xgroup", "create", g.stream, g.group, "0"); err != nil {
+	if _, err := r.do("xgroup", "create", g.Stream, g.Group, "0"); err != nil {
 		return 0, err
 	}
 	began, done := time.Now(), 0
 	for done < len(b.inOrder) {
-		ids, err := r.do("xreadgroup", "group", g.group, "one", "count", strconv.Itoa(benchBatch), "streams", g.stream, ">")
+		ids, err := r.do("xreadgroup", "group", g.Group, "one", "count", strconv.Itoa(benchBatch), "streams", g.Stream, ">")
 		if err != nil {
 			return 0, err
 		}
 		if len(ids) == 0 {
 			return 0, fmt.Errorf("%d of %d entries were read and no more are there", done, len(b.inOrder))
 		}
-		if _, err := r.do(append([]string{"xack", g.stream, g.group}, ids...)...); err != nil {
+		if _, err := r.do(append([]string{"xack", g.Stream, g.Group}, ids...)...); err != nil {
 			return 0, err
 		}
 		done += len(ids)

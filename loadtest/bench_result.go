@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // Series is one figure of several rounds.
@@ -20,12 +22,12 @@ func (s *Series) add(v float64) {
 	if v >= 1000 {
 		digits = 0
 	}
-	s.Values = append(s.Values, round(v, digits))
+	s.Values = append(s.Values, cli.Round(v, digits))
 	sorted := slices.Sorted(slices.Values(s.Values))
 	n := len(sorted)
-	s.Median = round((sorted[(n-1)/2]+sorted[n/2])/2, digits)
+	s.Median = cli.Round((sorted[(n-1)/2]+sorted[n/2])/2, digits)
 	if s.Median > 0 {
-		s.Spread = round((sorted[n-1]-sorted[0])/s.Median, 3)
+		s.Spread = cli.Round((sorted[n-1]-sorted[0])/s.Median, 3)
 	}
 }
 
@@ -96,7 +98,7 @@ func (r *BenchResult) finish(took time.Duration) {
 		r.P50At5000, r.P99At5000 = s.P50, s.P99
 	}
 	r.Load += ", then " + loadAverage()
-	r.Seconds = round(took.Seconds(), 0)
+	r.Seconds = cli.Round(took.Seconds(), 0)
 }
 
 // At returns the result of one rate of the steady load.

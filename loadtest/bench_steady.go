@@ -8,6 +8,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // SteadyResult is one instance under an even load.
@@ -26,81 +27,81 @@ type SteadyResult struct {
 // steady sends an even load to one instance and reads its histogram at both ends
 // of the window.
 func (b *bench) steady(ctx context.Context, rate float64) error {
-	_, err := b.inRound(ctx, func(g *testbed) (drainResult, error) { return drainResult{}, b.steadyOn(ctx, g, rate) })
+	_, err := b.inRound(ctx, func(g *testbed.Servers) (drainResult, error) { return drainResult{}, b.steadyOn(ctx, g, rate) })
 	if err != nil {
 		return fmt.Errorf("steady load of %.0f records/s: %w", rate, err)
 	}
 	return nil
 }
 
-func (b *bench) steadyOn(ctx context.Context, g *testbed, rate float64) (err error) {
+func (b *bench) steadyOn(ctx context.Context, g *testbed.Servers, rate float64) (err error) {
 	dir, err := b.folder()
 	if err != nil {
 		return err
 	}
-	line := &cluster{program: b.cfg.Processor, env: b.cfg.Env, dir: dir, ground: g}
-	defer func() { err = errors.Join(err, line.close()) }()
-	if err := line.startAll(ctx, 0, 1); err != nil {
+	line := &testbed.Cluster{Program: b.cfg.Processor, Env: b.cfg.Env, Dir: dir, Servers: g}
+	defer func() { err = errors.Join(err, line.Close()) }()
+	if err := line.StartAll(ctx, 0, 1); err != nil {
 		return err
 	}
-	if err := line.awaitSettled(ctx, readyWithin); err != nil {
+	if err := line.AwaitSettled(ctx, testbed.ReadyWithin); err != nil {
 		return err
 	}
-	in := line.current()[0]
-	sending, err := newLoad(g, dir, b.cfg.Log)
+	in := line.Current()[0]
+	sending, err := testbed.NewLoad(g, dir, b.cfg.Log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sending.close()) }()
+	defer func() { err = errors.Join(err, sending.Close()) }()
 	// More than is needed: the load is ended early.
 	p := fleet.Steady(b.cfg.Seed, min(b.cfg.Devices, int(rate)), rate, 2*(b.cfg.WarmUp+b.cfg.Window)+10*time.Second)
 	p.Start = b.second
-	if err := sending.begin(ctx, p, fleet.AtSpeed(1)); err != nil {
+	if err := sending.Begin(ctx, p, fleet.AtSpeed(1)); err != nil {
 		return err
 	}
-	if err := pause(ctx, b.cfg.WarmUp); err != nil {
+	if err := testbed.Pause(ctx, b.cfg.WarmUp); err != nil {
 		return err
 	}
-	before, err := in.scrape(ctx)
+	before, err := in.Scrape(ctx)
 	if err != nil {
 		return err
 	}
 	from := b.spent(ctx, line, 0, time.Now())
-	if err := pause(ctx, b.cfg.Window); err != nil {
+	if err := testbed.Pause(ctx, b.cfg.Window); err != nil {
 		return err
 	}
-	after, err := in.scrape(ctx)
+	after, err := in.Scrape(ctx)
 	if err != nil {
 		return err
 	}
 	to := b.spent(ctx, line, 0, time.Now())
-	behind := sending.present.Load().Progress().Worst
-	if err := sending.end(ctx, true); err != nil {
+	behind := sending.Present.Load().Progress().Worst
+	if err := sending.End(ctx, true); err != nil {
 		return err
 	}
-	var latency histogram
-	latency.add(after.latency, 1)
-	latency.add(before.latency, -1)
-	records := float64(after.stored - before.stored)
+	var latency testbed.Histogram
+	latency.Add(after.Latency, 1)
+	latency.Add(before.Latency, -1)
+	records := float64(after.Stored - before.Stored)
 	if records == 0 {
 		return errors.New("nothing was stored within the window")
 	}
 	ms := func(q float64) float64 {
-		if v := latency.milliseconds(q); v != nil {
+		if v := latency.Milliseconds(q); v != nil {
 			return *v
 		}
 		return 0
 	}
 	each := func(from, to time.Duration) float64 {
-		return round(float64((to-from).Microseconds())/records, 2)
+		return cli.Round(float64((to-from).Microseconds())/records, 2)
 	}
 	r := SteadyResult{
-		Rate: rate, Stored: round(records/to.at.Sub(from.at).Seconds(), 0), P50: ms(.5), P99: ms(.99), P999: ms(.999),
+		Rate: rate, Stored: cli.Round(records/to.at.Sub(from.at).Seconds(), 0), P50: ms(.5), P99: ms(.99), P999: ms(.999),
 		CPU: each(from.own, to.own), Redis: each(from.redis, to.redis), Postgres: each(from.postgres, to.postgres),
 		Behind: float64(behind.Milliseconds()),
 	}
 	b.note("steady %s/s: %s stored/s, p50 %.1f ms, p99 %.1f ms, p99.9 %.1f ms; us a record: service %.1f, Redis %.1f, Postgres %.1f; load at most %.0f ms behind",
 		cli.Thousands(int64(rate)), cli.Thousands(int64(r.Stored)), r.P50, r.P99, r.P999, r.CPU, r.Redis, r.Postgres, r.Behind)
 	b.res.Steady = append(b.res.Steady, r)
-	return line.stop(ctx)
+	return line.Stop(ctx)
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func chaos() Scenario {
@@ -30,7 +31,7 @@ func chaos() Scenario {
 			if err := r.injectFaults(ctx, time.Now().Add(r.plan.Duration)); err != nil {
 				return err
 			}
-			if err := r.load.end(ctx, false); err != nil {
+			if err := r.load.End(ctx, false); err != nil {
 				return err
 			}
 			return r.awaitSettled(ctx)
@@ -45,7 +46,7 @@ func (r *run) injectFaults(ctx context.Context, until time.Time) error {
 		dice := rand.New(rand.NewPCG(r.cfg.Seed, salt))
 		return func() error {
 			for {
-				if err := pause(ctx, between(dice, 500*time.Millisecond, 3*time.Second)); err != nil {
+				if err := testbed.Pause(ctx, between(dice, 500*time.Millisecond, 3*time.Second)); err != nil {
 					return err
 				}
 				a := draw(dice, acts)
@@ -91,48 +92,48 @@ func between(dice *rand.Rand, low, high time.Duration) time.Duration {
 }
 
 // victim returns any instance of the fleet.
-func (r *run) victim(dice *rand.Rand) *instance {
-	all := r.line.current()
+func (r *run) victim(dice *rand.Rand) *testbed.Instance {
+	all := r.line.Current()
 	return all[dice.IntN(len(all))]
 }
 
 // processActs are done one after the other, so that each finds all slots filled.
 func (r *run) processActs() []act {
-	replace := func(in *instance) error {
-		_, err := r.line.start(in.slot)
+	replace := func(in *testbed.Instance) error {
+		_, err := r.line.Start(in.Slot)
 		return err
 	}
 	return []act{
 		{"SIGKILL", 3, time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			in := r.victim(dice)
-			r.mark(in.slot, "SIGKILL %s", in.name)
-			r.line.leave(in)
-			if err := in.signal(syscall.SIGKILL); err != nil {
+			r.mark(in.Slot, "SIGKILL %s", in.Name)
+			r.line.Leave(in)
+			if err := in.Signal(syscall.SIGKILL); err != nil {
 				return err
 			}
 			return replace(in)
 		}},
 		{"SIGTERM", 2, 8 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			in := r.victim(dice)
-			defer r.mark(in.slot, "SIGTERM %s", in.name)()
-			r.line.leave(in)
-			if err := in.signal(syscall.SIGTERM); err != nil {
+			defer r.mark(in.Slot, "SIGTERM %s", in.Name)()
+			r.line.Leave(in)
+			if err := in.Signal(syscall.SIGTERM); err != nil {
 				return err
 			}
 			// With a server away the drain may take its whole budget, and says so.
-			if _, err := in.wait(ctx); err != nil {
+			if _, err := in.Wait(ctx); err != nil {
 				return err
 			}
 			return replace(in)
 		}},
 		{"SIGSTOP", 3, 9 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			in := r.victim(dice)
-			defer r.mark(in.slot, "SIGSTOP %s", in.name)()
-			if err := in.signal(syscall.SIGSTOP); err != nil {
+			defer r.mark(in.Slot, "SIGSTOP %s", in.Name)()
+			if err := in.Signal(syscall.SIGSTOP); err != nil {
 				return err
 			}
-			err := pause(ctx, between(dice, 300*time.Millisecond, 9*time.Second))
-			if err := in.signal(syscall.SIGCONT); err != nil {
+			err := testbed.Pause(ctx, between(dice, 300*time.Millisecond, 9*time.Second))
+			if err := in.Signal(syscall.SIGCONT); err != nil {
 				return err
 			}
 			return err
@@ -146,15 +147,15 @@ func (r *run) serverActs() []act {
 	link := func(name string, fault func(*devenv.Proxy) error) act {
 		return act{name, 1, 7 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			in := r.victim(dice)
-			proxy, server := in.redis, "Redis"
+			proxy, server := in.Redis, "Redis"
 			if dice.IntN(2) == 0 {
-				proxy, server = in.postgres, "Postgres"
+				proxy, server = in.Postgres, "Postgres"
 			}
-			defer r.mark(in.slot, "%s between %s and %s", name, in.name, server)()
+			defer r.mark(in.Slot, "%s between %s and %s", name, in.Name, server)()
 			if err := fault(proxy); err != nil {
 				return err
 			}
-			err := pause(ctx, between(dice, 200*time.Millisecond, 7*time.Second))
+			err := testbed.Pause(ctx, between(dice, 200*time.Millisecond, 7*time.Second))
 			if err := proxy.Resume(); err != nil {
 				return err
 			}
@@ -167,7 +168,7 @@ func (r *run) serverActs() []act {
 		link("black hole", (*devenv.Proxy).Stall),
 		link("replies dropped", (*devenv.Proxy).DropReplies),
 	}
-	if r.environment.env == nil {
+	if r.environment.Env == nil {
 		return acts
 	}
 	for _, t := range r.outages() {
@@ -176,7 +177,7 @@ func (r *run) serverActs() []act {
 			if err := t.begin(ctx); err != nil {
 				return err
 			}
-			err := pause(ctx, between(dice, 100*time.Millisecond, 4*time.Second))
+			err := testbed.Pause(ctx, between(dice, 100*time.Millisecond, 4*time.Second))
 			if err := t.end(ctx); err != nil {
 				return err
 			}

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
 )
 
 // The size of a chart in pixels, and of its margins.
@@ -150,7 +152,7 @@ func (c chart) clock(b *strings.Builder, foot float64) {
 	step := steady(c.until.Seconds() / 10)
 	for s := 0.0; s <= c.until.Seconds(); s += step {
 		x := c.x(time.Duration(s * float64(time.Second)))
-		fmt.Fprintf(b, `<text class="tick" x="%.1f" y="%.1f" text-anchor="middle">%gs</text>`, x, foot+17, round(s, 1))
+		fmt.Fprintf(b, `<text class="tick" x="%.1f" y="%.1f" text-anchor="middle">%gs</text>`, x, foot+17, cli.Round(s, 1))
 	}
 }
 
@@ -231,9 +233,9 @@ func (c chart) layers(b *strings.Builder, y func(float64) float64) {
 func short(v float64) string {
 	switch {
 	case v >= 1e6:
-		return fmt.Sprintf("%gM", round(v/1e6, 2))
+		return fmt.Sprintf("%gM", cli.Round(v/1e6, 2))
 	case v >= 1e4:
-		return fmt.Sprintf("%gk", round(v/1e3, 1))
+		return fmt.Sprintf("%gk", cli.Round(v/1e3, 1))
 	}
-	return fmt.Sprintf("%g", round(v, 3))
+	return fmt.Sprintf("%g", cli.Round(v, 3))
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // Config says how to run a scenario. Zero values of Plan are the scenario's own.
@@ -26,7 +27,7 @@ type Config struct {
 	// A busy machine running unattended needs more than a quiet one.
 	Slack float64
 	Dir   string // for logs of the instances and the send log; must exist
-	Show  func(Sample)
+	Show  func(testbed.Sample)
 	Log   *slog.Logger
 }
 
@@ -117,7 +118,7 @@ func (c Config) Check(s Scenario) error {
 		errs = append(errs, fmt.Errorf(
 			"scenario %s breaks things on purpose: allow it (--allow-faults) on servers that nobody needs, or let it start its own", s.Name))
 	case c.RedisURL != "":
-		errs = append(errs, checkRedis(c.RedisURL))
+		errs = append(errs, testbed.CheckRedis(c.RedisURL))
 	}
 	return errors.Join(errs...)
 }

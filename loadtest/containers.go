@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func containers() Scenario {
@@ -27,24 +28,24 @@ func containers() Scenario {
 			for _, step := range []func(context.Context) error{
 				r.rollContainers, r.killContainer, r.pauseContainer, r.cutContainer, r.starveContainer, r.restartServers,
 			} {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
 				if err := step(ctx); err != nil {
 					return err
 				}
 			}
-			return pause(ctx, r.plan.Duration)
+			return testbed.Pause(ctx, r.plan.Duration)
 		},
 	}
 }
 
 func (r *run) rollContainers(ctx context.Context) error {
-	for _, in := range r.line.live() {
+	for _, in := range r.line.Live() {
 		if err := r.terminate(ctx, in); err != nil {
 			return err
 		}
-		if err := r.fill(ctx, in.slot); err != nil {
+		if err := r.fill(ctx, in.Slot); err != nil {
 			return err
 		}
 	}
@@ -59,7 +60,7 @@ func (r *run) killContainer(ctx context.Context) error {
 	if err := r.kill(ctx, in, string(leader)); err != nil {
 		return err
 	}
-	return r.fill(ctx, in.slot)
+	return r.fill(ctx, in.Slot)
 }
 
 func (r *run) pauseContainer(ctx context.Context) error {
@@ -67,7 +68,7 @@ func (r *run) pauseContainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.freeze(ctx, in, string(dispatcher), func() error { return in.signal(sigStop) }, nil)
+	return r.freeze(ctx, in, string(dispatcher), func() error { return in.Signal(testbed.SigStop) }, nil)
 }
 
 // cutContainer takes one off the network and puts it back when others have its shards.
@@ -76,16 +77,16 @@ func (r *run) cutContainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	end := r.mark(in.slot, "%s is off the network", in.name)
+	end := r.mark(in.Slot, "%s is off the network", in.Name)
 	since := time.Now()
-	if err := r.line.docker.cut(ctx, in, true); err != nil {
+	if err := r.line.Docker.Cut(ctx, in, true); err != nil {
 		return err
 	}
 	limit := max(memberTTL, sinkGrace+sinkSilence) + r.slack(takeoverSlack)
-	if err := r.takeover(ctx, span{what: "a cut network", member: in.member(), from: since}, limit); err != nil {
+	if err := r.takeover(ctx, span{what: "a cut network", member: in.Member(), from: since}, limit); err != nil {
 		return err
 	}
-	if err := r.line.docker.cut(ctx, in, false); err != nil {
+	if err := r.line.Docker.Cut(ctx, in, false); err != nil {
 		return err
 	}
 	end()
@@ -100,40 +101,40 @@ func (r *run) starveContainer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	member := in.member()
-	r.line.leave(in)
-	end := r.mark(in.slot, "%s is starved of memory", in.name)
+	member := in.Member()
+	r.line.Leave(in)
+	end := r.mark(in.Slot, "%s is starved of memory", in.Name)
 	memory := 64 << 20
-	err = within(ctx, 30*time.Second, 50*time.Millisecond, func() error {
-		if in.gone() {
+	err = testbed.Within(ctx, 30*time.Second, 50*time.Millisecond, func() error {
+		if in.Gone() {
 			return nil
 		}
 		// The kernel refuses a limit below what is in use: the edge is found step by step.
-		if err := r.line.docker.limit(ctx, in.name, memory); err == nil {
+		if err := r.line.Docker.Limit(ctx, in.Name, memory); err == nil {
 			memory -= memory / 16
 		}
-		return fmt.Errorf("instance %s lives with %d MB", in.name, memory>>20)
+		return fmt.Errorf("instance %s lives with %d MB", in.Name, memory>>20)
 	})
 	switch thrashing := err; {
 	case ctx.Err() != nil:
 		return thrashing
 	case thrashing != nil:
-		r.mark(in.slot, "%v: it is killed", thrashing)()
-		if err := in.signal(syscall.SIGKILL); err != nil {
+		r.mark(in.Slot, "%v: it is killed", thrashing)()
+		if err := in.Signal(syscall.SIGKILL); err != nil {
 			return err
 		}
 	default:
-		killed, err := r.line.docker.killedForMemory(ctx, in.name)
+		killed, err := r.line.Docker.KilledForMemory(ctx, in.Name)
 		if err != nil {
 			return err
 		}
-		r.check(killed, "instance %s ended (%v), but not for its memory", in.name, in.err)
+		r.check(killed, "instance %s ended (%v), but not for its memory", in.Name, in.Err)
 	}
 	if err := r.takeover(ctx, span{what: "the end for memory", member: member, from: time.Now()}, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err
 	}
 	end()
-	return r.fill(ctx, in.slot)
+	return r.fill(ctx, in.Slot)
 }
 
 func (r *run) restartServers(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // endless is the duration of a load that ends when the scenario does.
@@ -18,11 +19,11 @@ func failover() Scenario {
 		Plan:   Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks: true,
 		run: func(ctx context.Context, r *run) error {
-			return r.disturb(ctx, []role{bystander, leader, dispatcher}, func(in *instance, who role) error {
+			return r.disturb(ctx, []role{bystander, leader, dispatcher}, func(in *testbed.Instance, who role) error {
 				if err := r.kill(ctx, in, string(who)); err != nil {
 					return err
 				}
-				return r.fill(ctx, in.slot)
+				return r.fill(ctx, in.Slot)
 			})
 		},
 	}
@@ -30,13 +31,13 @@ func failover() Scenario {
 
 // disturb drives the load while something happens to one role after the other,
 // with the plan's duration between.
-func (r *run) disturb(ctx context.Context, roles []role, f func(in *instance, who role) error) error {
+func (r *run) disturb(ctx context.Context, roles []role, f func(in *testbed.Instance, who role) error) error {
 	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 		return err
 	}
 	for range max(1, r.plan.Rounds) {
 		for _, who := range roles {
-			if err := pause(ctx, r.plan.Duration); err != nil {
+			if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 				return err
 			}
 			in, err := r.pick(ctx, who)
@@ -48,5 +49,5 @@ func (r *run) disturb(ctx context.Context, roles []role, f func(in *instance, wh
 			}
 		}
 	}
-	return pause(ctx, r.plan.Duration)
+	return testbed.Pause(ctx, r.plan.Duration)
 }

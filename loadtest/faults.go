@@ -7,6 +7,9 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // The service's defaults that bounds follow from.
@@ -40,21 +43,21 @@ const (
 )
 
 // pick finds the instance with a role.
-func (r *run) pick(ctx context.Context, want role) (*instance, error) {
-	var found *instance
-	err := within(ctx, readyWithin, 50*time.Millisecond, func() error {
-		live := r.line.live()
-		seen := make([]figures, len(live))
+func (r *run) pick(ctx context.Context, want role) (*testbed.Instance, error) {
+	var found *testbed.Instance
+	err := testbed.Within(ctx, testbed.ReadyWithin, 50*time.Millisecond, func() error {
+		live := r.line.Live()
+		seen := make([]testbed.Figures, len(live))
 		leads, dispatches := -1, -1
 		for i, in := range live {
 			var err error
-			if seen[i], err = in.scrape(ctx); err != nil {
+			if seen[i], err = in.Scrape(ctx); err != nil {
 				return err
 			}
-			if seen[i].leader {
+			if seen[i].Leader {
 				leads = i
 			}
-			if seen[i].turn {
+			if seen[i].DispatchLease {
 				dispatches = i
 			}
 		}
@@ -66,9 +69,9 @@ func (r *run) pick(ctx context.Context, want role) (*instance, error) {
 		case dispatcher:
 			i = dispatches
 		case bystander:
-			i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader && !f.turn })
+			i = slices.IndexFunc(seen, func(f testbed.Figures) bool { return !f.Leader && !f.DispatchLease })
 			if i < 0 {
-				i = slices.IndexFunc(seen, func(f figures) bool { return !f.leader })
+				i = slices.IndexFunc(seen, func(f testbed.Figures) bool { return !f.Leader })
 			}
 		default:
 		}
@@ -92,14 +95,14 @@ type span struct {
 // takeover waits until others own what a member owned, and notes how long that
 // took since the span began. Beyond the limit it is a missed bound.
 func (r *run) takeover(ctx context.Context, s span, limit time.Duration) error {
-	if err := r.line.released(ctx, s.member, limit+30*time.Second); err != nil {
+	if err := r.line.Released(ctx, s.member, limit+30*time.Second); err != nil {
 		r.check(false, "%s: nobody took over: %v", s.what, err)
 		return ctx.Err()
 	}
 	s.to = time.Now()
 	took := max(0, s.to.Sub(s.from))
 	r.mu.Lock()
-	r.takeovers = append(r.takeovers, round(took.Seconds(), 2))
+	r.takeovers = append(r.takeovers, cli.Round(took.Seconds(), 2))
 	r.spans = append(r.spans, s)
 	r.mu.Unlock()
 	if !s.orderly {
@@ -110,12 +113,12 @@ func (r *run) takeover(ctx context.Context, s span, limit time.Duration) error {
 }
 
 // kill ends an instance with SIGKILL and waits until others own its shards.
-func (r *run) kill(ctx context.Context, in *instance, what string) error {
-	member := in.member()
-	r.line.leave(in)
-	defer r.mark(in.slot, "SIGKILL %s (%s)", in.name, what)()
+func (r *run) kill(ctx context.Context, in *testbed.Instance, what string) error {
+	member := in.Member()
+	r.line.Leave(in)
+	defer r.mark(in.Slot, "SIGKILL %s (%s)", in.Name, what)()
 	since := time.Now()
-	if err := in.signal(syscall.SIGKILL); err != nil {
+	if err := in.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	return r.takeover(ctx, span{what: "SIGKILL of " + what, member: member, from: since}, memberTTL+r.slack(takeoverSlack))
@@ -123,31 +126,31 @@ func (r *run) kill(ctx context.Context, in *instance, what string) error {
 
 // terminate ends an instance with SIGTERM. Its shards are to move within a
 // second of the drain's end.
-func (r *run) terminate(ctx context.Context, in *instance) error {
-	member := in.member()
-	r.line.leave(in)
-	defer r.mark(in.slot, "SIGTERM %s", in.name)()
-	if err := in.signal(syscall.SIGTERM); err != nil {
+func (r *run) terminate(ctx context.Context, in *testbed.Instance) error {
+	member := in.Member()
+	r.line.Leave(in)
+	defer r.mark(in.Slot, "SIGTERM %s", in.Name)()
+	if err := in.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	code, err := in.wait(ctx)
+	code, err := in.Wait(ctx)
 	if err != nil {
 		return err
 	}
 	drained := time.Now()
-	r.check(code == 0, "instance %s ended with code %d after SIGTERM, its log ends with:\n%s", in.name, code, in.tail(3))
+	r.check(code == 0, "instance %s ended with code %d after SIGTERM, its log ends with:\n%s", in.Name, code, in.Tail(3))
 	return r.takeover(ctx, span{what: "SIGTERM, from the end of the drain", member: member, from: drained, orderly: true}, r.slack(time.Second))
 }
 
 // fill puts a new instance into a slot and waits until the shards are spread
 // evenly again.
 func (r *run) fill(ctx context.Context, slot int) error {
-	in, err := r.line.start(slot)
+	in, err := r.line.Start(slot)
 	if err != nil {
 		return err
 	}
-	defer r.mark(slot, "start %s", in.name)()
-	if err := r.line.ready(ctx, in); err != nil {
+	defer r.mark(slot, "start %s", in.Name)()
+	if err := r.line.Ready(ctx, in); err != nil {
 		return err
 	}
 	return r.awaitSettled(ctx)
@@ -155,7 +158,7 @@ func (r *run) fill(ctx context.Context, slot int) error {
 
 // awaitSettled waits for an even spread.
 func (r *run) awaitSettled(ctx context.Context) error {
-	if err := r.line.awaitSettled(ctx, r.slack(settleWithin)); err != nil {
+	if err := r.line.AwaitSettled(ctx, r.slack(settleWithin)); err != nil {
 		r.check(false, "the shards are not spread evenly: %v", err)
 		return ctx.Err()
 	}

@@ -64,7 +64,7 @@ func (r *run) fence(ctx context.Context) error {
 	if r.fences, err = fencesAlong(profile); err != nil {
 		return err
 	}
-	if _, err := r.environment.fences.Import(ctx, r.fences, "import", true); err != nil {
+	if _, err := r.environment.Fences.Import(ctx, r.fences, "import", true); err != nil {
 		return fmt.Errorf("put up fences: %w", err)
 	}
 	return nil

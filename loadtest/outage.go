@@ -7,6 +7,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // outageLasts is how long a server is away, and recoverWithin how long the
@@ -32,7 +33,7 @@ func outage() Scenario {
 				return err
 			}
 			for _, o := range r.outages() {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
 				if err := r.inject(ctx, o); err != nil {
@@ -52,15 +53,15 @@ type trouble struct {
 
 // outages returns those of whole servers.
 func (r *run) outages() []trouble {
-	if r.environment.env == nil {
+	if r.environment.Env == nil {
 		return []trouble{
-			r.everywhere("Redis away", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse),
-			r.everywhere("Redis silent", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall),
-			r.everywhere("Postgres away", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse),
-			r.everywhere("Postgres silent", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall),
+			r.everywhere("Redis away", func(in *testbed.Instance) *devenv.Proxy { return in.Redis }, (*devenv.Proxy).Refuse),
+			r.everywhere("Redis silent", func(in *testbed.Instance) *devenv.Proxy { return in.Redis }, (*devenv.Proxy).Stall),
+			r.everywhere("Postgres away", func(in *testbed.Instance) *devenv.Proxy { return in.Postgres }, (*devenv.Proxy).Refuse),
+			r.everywhere("Postgres silent", func(in *testbed.Instance) *devenv.Proxy { return in.Postgres }, (*devenv.Proxy).Stall),
 		}
 	}
-	redis, postgres := r.environment.env.Redis, r.environment.env.Postgres
+	redis, postgres := r.environment.Env.Redis, r.environment.Env.Postgres
 	full := func(name string, fill func(context.Context, bool) error) trouble {
 		return trouble{
 			name,
@@ -76,16 +77,16 @@ func (r *run) outages() []trouble {
 		{"Postgres stops", postgres.Stop, postgres.Start},
 		{"Postgres is killed", atOnce(postgres.Kill), postgres.Start},
 		{"Postgres is frozen", atOnce(postgres.Pause), atOnce(postgres.Resume)},
-		full("Redis is full", r.environment.fillRedis),
-		full("the disk of Postgres is full", r.environment.observer.FillDisk),
+		full("Redis is full", r.environment.FillRedis),
+		full("the disk of Postgres is full", r.environment.Observer.FillDisk),
 	}
 }
 
 // everywhere does the same to the proxies of all instances.
-func (r *run) everywhere(name string, of func(*instance) *devenv.Proxy, fault func(*devenv.Proxy) error) trouble {
+func (r *run) everywhere(name string, of func(*testbed.Instance) *devenv.Proxy, fault func(*devenv.Proxy) error) trouble {
 	each := func(do func(*devenv.Proxy) error) func(context.Context) error {
 		return func(context.Context) error {
-			for _, in := range r.line.live() {
+			for _, in := range r.line.Live() {
 				if err := do(of(in)); err != nil {
 					return err
 				}
@@ -102,7 +103,7 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 	if err := o.begin(ctx); err != nil {
 		return fmt.Errorf("%s: %w", o.name, err)
 	}
-	if err := pause(ctx, outageLasts); err != nil {
+	if err := testbed.Pause(ctx, outageLasts); err != nil {
 		return err
 	}
 	if err := o.end(ctx); err != nil {
@@ -124,9 +125,9 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 // entries that the load could not send meanwhile are still to come.
 func (r *run) awaitCaughtUp(ctx context.Context, limit time.Duration) error {
 	times := 0
-	return within(ctx, limit, 100*time.Millisecond, func() error {
-		_, age := r.watch.backlog(ctx)
-		_, behind := r.load.sent()
+	return testbed.Within(ctx, limit, 100*time.Millisecond, func() error {
+		_, age := r.environment.Backlog(ctx)
+		_, behind := r.load.Sent()
 		if age == nil || *age > 1 || behind > time.Second {
 			times = 0
 			if age == nil {
@@ -145,14 +146,14 @@ func (r *run) awaitCaughtUp(ctx context.Context, limit time.Duration) error {
 func (r *run) isolateOne(ctx context.Context) error {
 	for _, f := range []struct {
 		name  string
-		link  func(*instance) *devenv.Proxy
+		link  func(*testbed.Instance) *devenv.Proxy
 		fault func(*devenv.Proxy) error
 		limit time.Duration
 	}{
-		{"Postgres refused", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Refuse, sinkGrace},
-		{"Postgres black-holed", func(in *instance) *devenv.Proxy { return in.postgres }, (*devenv.Proxy).Stall, sinkGrace + sinkSilence},
-		{"Redis refused", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Refuse, memberTTL},
-		{"Redis black-holed", func(in *instance) *devenv.Proxy { return in.redis }, (*devenv.Proxy).Stall, memberTTL},
+		{"Postgres refused", func(in *testbed.Instance) *devenv.Proxy { return in.Postgres }, (*devenv.Proxy).Refuse, sinkGrace},
+		{"Postgres black-holed", func(in *testbed.Instance) *devenv.Proxy { return in.Postgres }, (*devenv.Proxy).Stall, sinkGrace + sinkSilence},
+		{"Redis refused", func(in *testbed.Instance) *devenv.Proxy { return in.Redis }, (*devenv.Proxy).Refuse, memberTTL},
+		{"Redis black-holed", func(in *testbed.Instance) *devenv.Proxy { return in.Redis }, (*devenv.Proxy).Stall, memberTTL},
 	} {
 		if err := r.awaitSettled(ctx); err != nil {
 			return err
@@ -161,12 +162,12 @@ func (r *run) isolateOne(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		end := r.mark(in.slot, "%s to %s", f.name, in.name)
+		end := r.mark(in.Slot, "%s to %s", f.name, in.Name)
 		since := time.Now()
 		if err := f.fault(f.link(in)); err != nil {
 			return err
 		}
-		if err := r.takeover(ctx, span{what: f.name + " to the dispatcher alone", member: in.member(), from: since}, f.limit+r.slack(takeoverSlack)); err != nil {
+		if err := r.takeover(ctx, span{what: f.name + " to the dispatcher alone", member: in.Member(), from: since}, f.limit+r.slack(takeoverSlack)); err != nil {
 			return err
 		}
 		if err := f.link(in).Resume(); err != nil {

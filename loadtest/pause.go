@@ -5,6 +5,8 @@ import (
 	"errors"
 	"syscall"
 	"time"
+
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func stall() Scenario {
@@ -17,8 +19,8 @@ func stall() Scenario {
 		Breaks:  true,
 		proxied: true,
 		run: func(ctx context.Context, r *run) error {
-			err := r.disturb(ctx, []role{leader, dispatcher, bystander}, func(in *instance, who role) error {
-				return r.freeze(ctx, in, string(who), func() error { return in.signal(syscall.SIGSTOP) }, nil)
+			err := r.disturb(ctx, []role{leader, dispatcher, bystander}, func(in *testbed.Instance, who role) error {
+				return r.freeze(ctx, in, string(who), func() error { return in.Signal(syscall.SIGSTOP) }, nil)
 			})
 			if err != nil {
 				return err
@@ -27,31 +29,31 @@ func stall() Scenario {
 			if err != nil {
 				return err
 			}
-			if err := r.freeze(ctx, in, "one in the middle of a commit", func() error { return r.freezeInCommit(ctx, in) }, in.postgres.Resume); err != nil {
+			if err := r.freeze(ctx, in, "one in the middle of a commit", func() error { return r.freezeInCommit(ctx, in) }, in.Postgres.Resume); err != nil {
 				return err
 			}
-			return pause(ctx, r.plan.Duration)
+			return testbed.Pause(ctx, r.plan.Duration)
 		},
 	}
 }
 
 // freeze stops an instance past its TTL, waits until others own its shards, and
 // wakes it up.
-func (r *run) freeze(ctx context.Context, in *instance, who string, stop, thaw func() error) error {
-	end := r.mark(in.slot, "SIGSTOP %s (%s)", in.name, who)
+func (r *run) freeze(ctx context.Context, in *testbed.Instance, who string, stop, thaw func() error) error {
+	end := r.mark(in.Slot, "SIGSTOP %s (%s)", in.Name, who)
 	if err := stop(); err != nil {
 		return err
 	}
 	since := time.Now()
-	if err := r.takeover(ctx, span{what: "SIGSTOP of " + who, member: in.member(), from: since}, memberTTL+r.slack(takeoverSlack)); err != nil {
+	if err := r.takeover(ctx, span{what: "SIGSTOP of " + who, member: in.Member(), from: since}, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err
 	}
-	if err := pause(ctx, 2*time.Second); err != nil {
+	if err := testbed.Pause(ctx, 2*time.Second); err != nil {
 		return err
 	}
 	end()
-	r.mark(in.slot, "SIGCONT %s", in.name)
-	if err := in.signal(syscall.SIGCONT); err != nil {
+	r.mark(in.Slot, "SIGCONT %s", in.Name)
+	if err := in.Signal(syscall.SIGCONT); err != nil {
 		return err
 	}
 	if thaw != nil {
@@ -64,22 +66,22 @@ func (r *run) freeze(ctx context.Context, in *instance, who string, stop, thaw f
 
 // freezeInCommit stops an instance while Postgres waits inside one of its
 // transactions for the rest of it: the proxy holds the bytes.
-func (r *run) freezeInCommit(ctx context.Context, in *instance) error {
-	err := within(ctx, 20*time.Second, 5*time.Millisecond, func() error {
-		if err := in.postgres.Stall(); err != nil {
-			return giveUp(err)
+func (r *run) freezeInCommit(ctx context.Context, in *testbed.Instance) error {
+	err := testbed.Within(ctx, 20*time.Second, 5*time.Millisecond, func() error {
+		if err := in.Postgres.Stall(); err != nil {
+			return testbed.GiveUp(err)
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return giveUp(err)
+		if err := testbed.Pause(ctx, 20*time.Millisecond); err != nil {
+			return testbed.GiveUp(err)
 		}
-		n, err := r.environment.observer.InTransaction(ctx, in.member())
+		n, err := r.environment.Observer.InTransaction(ctx, in.Member())
 		if err == nil && n == 0 {
-			err = errors.Join(errors.New("no transaction was caught"), in.postgres.Resume())
+			err = errors.Join(errors.New("no transaction was caught"), in.Postgres.Resume())
 		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return in.signal(syscall.SIGSTOP)
+	return in.Signal(syscall.SIGSTOP)
 }

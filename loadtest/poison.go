@@ -20,6 +20,7 @@ import (
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 const (
@@ -43,7 +44,7 @@ func poison() Scenario {
 		Breaks: true,
 		env:    []string{"DLQ_RETRY_DELAYS=2s,4s"},
 		run: func(ctx context.Context, r *run) error {
-			if err := r.line.stop(ctx); err != nil {
+			if err := r.line.Stop(ctx); err != nil {
 				return err
 			}
 			if err := r.compare(ctx); err != nil {
@@ -52,7 +53,7 @@ func poison() Scenario {
 			if err := r.checkDLQ(ctx); err != nil {
 				return err
 			}
-			if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
+			if err := r.line.StartAll(ctx, 0, r.plan.Instances); err != nil {
 				return err
 			}
 			return r.repair(ctx)
@@ -84,7 +85,7 @@ func (r *run) compare(ctx context.Context) error {
 			side.best.whole, side.best.before = max(side.best.whole, p.whole), max(side.best.before, p.before)
 		}
 	}
-	r.rates = []float64{round(clean.whole, 0), round(bad.whole, 0), round(clean.before, 0), round(bad.before, 0)}
+	r.rates = []float64{cli.Round(clean.whole, 0), cli.Round(bad.whole, 0), cli.Round(clean.before, 0), cli.Round(bad.before, 0)}
 	r.fact("throughput", "%.2f of the clean rate in all, %.2f before the kill", bad.whole/clean.whole, bad.before/clean.before)
 	// No slack: both sides had the same machine.
 	r.check(bad.whole >= minRelativeRate*clean.whole, "throughput: %.2f of the clean rate, want at least %.2f", bad.whole/clean.whole, minRelativeRate)
@@ -103,10 +104,10 @@ func (r *run) drainKilled(ctx context.Context, share float64) (pace, error) {
 	if err != nil {
 		return pace{}, err
 	}
-	if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
+	if err := r.line.StartAll(ctx, 0, r.plan.Instances); err != nil {
 		return pace{}, err
 	}
-	if err := r.line.awaitSettled(ctx, settleWithin); err != nil {
+	if err := r.line.AwaitSettled(ctx, settleWithin); err != nil {
 		return pace{}, err
 	}
 	if err := release(); err != nil {
@@ -120,7 +121,7 @@ func (r *run) drainKilled(ctx context.Context, share float64) (pace, error) {
 	if left == 0 {
 		return pace{}, fmt.Errorf("a backlog of %d entries was done before an instance could be killed: take more (--entries)", backlog)
 	}
-	if err := r.kill(ctx, r.line.current()[0], "one of all"); err != nil {
+	if err := r.kill(ctx, r.line.Current()[0], "one of all"); err != nil {
 		return pace{}, err
 	}
 	done, _, err := r.shrunk(ctx, 0)
@@ -135,20 +136,20 @@ func (r *run) drainKilled(ctx context.Context, share float64) (pace, error) {
 	if _, err := r.finish(ctx); err != nil {
 		return pace{}, err
 	}
-	return p, r.line.stop(ctx)
+	return p, r.line.Stop(ctx)
 }
 
 // holdDispatchLease waits for the dispatch lease and keeps it.
 func (r *run) holdDispatchLease(ctx context.Context) (release func() error, err error) {
 	token := "loadtest " + rand.Text()
-	err = within(ctx, readyWithin, 50*time.Millisecond, func() error {
-		turn, err := r.environment.inspector.AcquireDispatchLease(ctx, "", token, time.Hour)
+	err = testbed.Within(ctx, testbed.ReadyWithin, 50*time.Millisecond, func() error {
+		turn, err := r.environment.Inspector.AcquireDispatchLease(ctx, "", token, time.Hour)
 		if err == nil && !turn.Acquired {
 			err = errors.New("a member dispatches")
 		}
 		return err
 	})
-	return func() error { return r.environment.inspector.ReleaseDispatchLease(ctx, token) }, err
+	return func() error { return r.environment.Inspector.ReleaseDispatchLease(ctx, token) }, err
 }
 
 // fillBacklog sends a backlog of which a share is no records.
@@ -162,14 +163,14 @@ func (r *run) fillBacklog(ctx context.Context, share float64) (int64, error) {
 	if r.sendingBegan.IsZero() {
 		r.sendingBegan = time.Now()
 	}
-	before, _ := r.load.sent()
-	if err := r.load.begin(ctx, profile, fleet.AtSpeed(0)); err != nil {
+	before, _ := r.load.Sent()
+	if err := r.load.Begin(ctx, profile, fleet.AtSpeed(0)); err != nil {
 		return 0, err
 	}
-	if err := r.load.end(ctx, false); err != nil {
+	if err := r.load.End(ctx, false); err != nil {
 		return 0, err
 	}
-	sent, _ := r.load.sent()
+	sent, _ := r.load.Sent()
 	return sent - before, nil
 }
 
@@ -177,8 +178,8 @@ func (r *run) fillBacklog(ctx context.Context, share float64) (int64, error) {
 // done, deferred ones not counted, and returns when and how many that was.
 func (r *run) shrunk(ctx context.Context, most int64) (at time.Time, left int64, err error) {
 	moved, least := time.Now(), int64(-1)
-	err = until(ctx, 5*time.Millisecond, func() error {
-		outstanding, _ := r.watch.backlog(ctx)
+	err = testbed.Until(ctx, 5*time.Millisecond, func() error {
+		outstanding, _ := r.environment.Backlog(ctx)
 		if outstanding == nil {
 			return errors.New("the backlog is unknown")
 		}
@@ -189,8 +190,8 @@ func (r *run) shrunk(ctx context.Context, most int64) (at time.Time, left int64,
 		if least < 0 || left < least {
 			moved, least = at, left
 		}
-		if at.Sub(moved) > noProgressLimit {
-			return giveUp(fmt.Errorf("%d entries in the backlog and nothing moves", left))
+		if at.Sub(moved) > testbed.NoProgressLimit {
+			return testbed.GiveUp(fmt.Errorf("%d entries in the backlog and nothing moves", left))
 		}
 		return fmt.Errorf("%d entries in the backlog", left)
 	})
@@ -217,7 +218,7 @@ func (r *run) countByClass(ctx context.Context) (kinds map[string]*failureClass,
 	}
 	kinds = make(map[string]*failureClass)
 	patients := make(map[telemetry.EntryID]patient)
-	sent, err := r.load.open()
+	sent, err := r.load.Open()
 	if err != nil {
 		return nil, 0, err
 	}
@@ -245,7 +246,7 @@ func (r *run) countByClass(ctx context.Context) (kinds map[string]*failureClass,
 	if err != nil {
 		return nil, 0, err
 	}
-	for l, err := range r.environment.dlqReader.All(ctx) {
+	for l, err := range r.environment.DLQReader.All(ctx) {
 		if err != nil {
 			return nil, 0, err
 		}
@@ -300,7 +301,7 @@ func (r *run) checkDLQ(ctx context.Context) error {
 
 // verifyTables lets the oracle check what is stored so far.
 func (r *run) verifyTables(ctx context.Context) (_ *oracle.Report, err error) {
-	sent, err := r.load.open()
+	sent, err := r.load.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -309,13 +310,13 @@ func (r *run) verifyTables(ctx context.Context) (_ *oracle.Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	left, err := r.environment.left(ctx)
+	left, err := r.environment.Left(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return o.Judge(oracle.Observed{
-		Positions: r.environment.positions(ctx), Pending: observer.Among(left.pending), Dispatched: (*oracle.ID)(&left.dispatched), DeadLetters: r.environment.letters(ctx),
-		Crossings: r.environment.crossings(ctx), Rules: r.rules(),
+		Positions: r.environment.Positions(ctx), Pending: observer.Among(left.Pending), Dispatched: (*oracle.ID)(&left.Dispatched), DeadLetters: r.environment.Letters(ctx),
+		Crossings: r.environment.Crossings(ctx), Rules: r.rules(),
 	})
 }
 
@@ -393,12 +394,12 @@ func (r *run) repair(ctx context.Context) error {
 		if s.ID, err = telemetry.ParseEntryID(line.As); err != nil {
 			return fmt.Errorf("read what dlq retry says: %w", err)
 		}
-		if err := r.load.writer.Append(s); err != nil {
+		if err := r.load.Writer.Append(s); err != nil {
 			return err
 		}
 	}
-	r.load.earlier.Add(int64(len(report)))
-	if err := r.load.writer.Flush(); err != nil {
+	r.load.Earlier.Add(int64(len(report)))
+	if err := r.load.Writer.Flush(); err != nil {
 		return err
 	}
 	if _, err := r.finish(ctx); err != nil {
@@ -501,7 +502,7 @@ func said(device, payload string) (fleet.Message, error) {
 
 // junk returns the bad entries that were sent, by ID.
 func (r *run) junk() (_ map[string]fleet.Sent, err error) {
-	sent, err := r.load.open()
+	sent, err := r.load.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -517,12 +518,12 @@ func (r *run) junk() (_ map[string]fleet.Sent, err error) {
 
 // dlq runs a command of the processor on dead letters and returns what it printed.
 func (r *run) dlq(ctx context.Context, args ...string) ([]byte, error) {
-	environ, err := r.environment.environ(nil, nil)
+	environ, err := r.environment.Environ(nil, nil)
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, r.cfg.Processor, append([]string{"dlq"}, args...)...)
-	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, environ, r.line.env)
+	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, environ, r.line.Env)
 	var notes bytes.Buffer
 	cmd.Stderr = &notes
 	out, err := cmd.Output()

@@ -1,6 +1,8 @@
 package loadtest
 
 import (
+	"github.com/trmtracking/processor/loadtest/testbed"
+
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -100,7 +102,7 @@ func (d *reportData) charts() {
 	for _, s := range r.Samples {
 		at = append(at, s.At)
 	}
-	pick := func(f func(Sample) float64) []float64 {
+	pick := func(f func(testbed.Sample) float64) []float64 {
 		values := make([]float64, len(r.Samples))
 		for i, s := range r.Samples {
 			values[i] = f(s)
@@ -122,18 +124,18 @@ func (d *reportData) charts() {
 
 	const backlogColor, ageColor = "#4e79a7", "#e15759"
 	outstanding := base
-	outstanding.lines = []series{{color: backlogColor, values: pick(func(s Sample) float64 { return known(s.Backlog) })}}
+	outstanding.lines = []series{{color: backlogColor, values: pick(func(s testbed.Sample) float64 { return known(s.Backlog) })}}
 	add("Backlog entries", "not dispatched, pending or deferred; gaps are times at which nobody could say", nil, outstanding)
 
 	age := base
-	age.lines = []series{{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.Age) })}}
+	age.lines = []series{{color: ageColor, values: pick(func(s testbed.Sample) float64 { return seconds(s.Age) })}}
 	add("Age of the oldest unfinished entry, seconds", "how far behind the fleet is", nil, age)
 
 	latency := base
 	latency.log = true
 	latency.lines = []series{
-		{color: backlogColor, values: pick(func(s Sample) float64 { return seconds(s.P50) })},
-		{color: ageColor, values: pick(func(s Sample) float64 { return seconds(s.P99) })},
+		{color: backlogColor, values: pick(func(s testbed.Sample) float64 { return seconds(s.P50) })},
+		{color: ageColor, values: pick(func(s testbed.Sample) float64 { return seconds(s.P99) })},
 	}
 	add("Latency from stream time to commit, milliseconds", "of the records stored since the sample before",
 		[]legend{{"p50", backlogColor}, {"p99", ageColor}}, latency)
@@ -147,7 +149,7 @@ func (d *reportData) charts() {
 
 // rates returns what a slot stored a second, over the second before each sample: from
 // one sample to the next it jumps, since a worker commits thousands at once.
-func rates(samples []Sample, slot int) []float64 {
+func rates(samples []testbed.Sample, slot int) []float64 {
 	stored := func(n int) float64 {
 		if slot >= len(samples[n].Slots) {
 			return 0
@@ -185,7 +187,7 @@ func seconds(x *float64) float64 {
 func owners(c chart, ownershipSpans []OwnershipSpan) template.HTML {
 	const line = 5
 	var b strings.Builder
-	height := marginTop + shards*line
+	height := marginTop + testbed.Shards*line
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="owners of shards">`, chartWidth, height+marginFoot)
 	for _, t := range ownershipSpans {
 		from, to := max(0, t.From), min(t.To, c.until)
@@ -195,7 +197,7 @@ func owners(c chart, ownershipSpans []OwnershipSpan) template.HTML {
 		fmt.Fprintf(&b, `<rect x="%.2f" y="%d" width="%.2f" height="%d" fill="%s"/>`,
 			c.x(from), marginTop+t.Shard*line, c.x(to)-c.x(from), line-1, palette(t.Slot))
 	}
-	for shard := 0; shard < shards; shard += 8 {
+	for shard := 0; shard < testbed.Shards; shard += 8 {
 		fmt.Fprintf(&b, `<text class="tick" x="%d" y="%d" text-anchor="end">shard %d</text>`, marginLeft-6, marginTop+shard*line+5, shard)
 	}
 	c.begins(&b, marginTop, float64(height))

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func result() *loadtest.Result {
@@ -20,7 +21,7 @@ func result() *loadtest.Result {
 		OwnershipSpans: []loadtest.OwnershipSpan{{Shard: 0, Slot: 0, To: time.Second}, {Shard: 0, Slot: -1, From: time.Second, To: 4 * time.Second}},
 	}
 	for i := range 20 {
-		s := loadtest.Sample{At: time.Duration(i) * 250 * time.Millisecond, Slots: make([]loadtest.SlotSample, i%2+1)}
+		s := testbed.Sample{At: time.Duration(i) * 250 * time.Millisecond, Slots: make([]testbed.SlotSample, i%2+1)}
 		if i%3 > 0 { // what is unknown leaves a gap
 			n, x := int64(i), float64(i)
 			s.Backlog, s.Age, s.P50, s.P99 = &n, &x, &x, &x

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // Result is how a scenario ended. Its JSON is the last line of a run; null means
@@ -41,7 +42,7 @@ type Result struct {
 	Findings       []oracle.Finding `json:"-"`
 	Order          []string         `json:"-"` // examples of rows out of order
 	Facts          []Fact           `json:"-"`
-	Samples        []Sample         `json:"-"`
+	Samples        []testbed.Sample `json:"-"`
 	Marks          []Mark           `json:"-"`
 	OwnershipSpans []OwnershipSpan  `json:"-"`
 	Account        oracle.Account   `json:"-"`

@@ -6,7 +6,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func rolling() Scenario {
@@ -22,23 +24,23 @@ func rolling() Scenario {
 			}
 			var peaks []float64
 			for n := range r.plan.Rounds {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
-				in := r.line.live()[n%r.plan.Instances]
+				in := r.line.Live()[n%r.plan.Instances]
 				highest, err := r.oldest(ctx, func() error {
 					if err := r.terminate(ctx, in); err != nil {
 						return err
 					}
-					if err := r.fill(ctx, in.slot); err != nil {
+					if err := r.fill(ctx, in.Slot); err != nil {
 						return err
 					}
-					return pause(ctx, time.Second)
+					return testbed.Pause(ctx, time.Second)
 				})
 				if err != nil {
 					return err
 				}
-				peaks = append(peaks, round(highest, 3))
+				peaks = append(peaks, cli.Round(highest, 3))
 			}
 			slices.Sort(peaks)
 			median, worst := peaks[len(peaks)/2], peaks[len(peaks)-1]
@@ -57,8 +59,8 @@ func (r *run) oldest(ctx context.Context, while func() error) (float64, error) {
 	var highest float64
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		for pause(looking, 50*time.Millisecond) == nil {
-			if _, age := r.watch.backlog(looking); age != nil {
+		for testbed.Pause(looking, 50*time.Millisecond) == nil {
+			if _, age := r.environment.Backlog(looking); age != nil {
 				highest = max(highest, *age)
 			}
 		}

@@ -11,13 +11,10 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/geofence"
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
-
-// noProgressLimit is how long nothing may be finished before waiting ends.
-const noProgressLimit = 45 * time.Second
 
 // run is one run of a scenario.
 type run struct {
@@ -25,11 +22,11 @@ type run struct {
 	cfg         Config
 	plan        Plan
 	log         *slog.Logger
-	environment *testbed
-	line        *cluster
-	load        *load
-	watch       *watch
-	probe       *probe
+	environment *testbed.Servers
+	line        *testbed.Cluster
+	load        *testbed.Load
+	watch       *testbed.Watch
+	probe       *testbed.Probe
 	began       time.Time
 	fleets      int // begun so far
 
@@ -55,58 +52,60 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, err
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
-	r.line = &cluster{program: cfg.Processor, env: slices.Concat(s.env, cfg.Env), dir: cfg.Dir, proxied: s.proxied}
+	r.line = &testbed.Cluster{Program: cfg.Processor, Env: slices.Concat(s.env, cfg.Env), Dir: cfg.Dir, Proxied: s.proxied}
 	if s.held {
-		r.line.env = append(r.line.env, "MUTANT_HOLD="+cfg.Dir)
+		r.line.Env = append(r.line.Env, "MUTANT_HOLD="+cfg.Dir)
 	}
-	if r.environment, err = openEnvironment(ctx, cfg, s.durable, r.log); err != nil {
+	if r.environment, err = testbed.Open(ctx, testbed.Options{
+		RedisURL: cfg.RedisURL, PostgresURL: cfg.PostgresURL, World: cfg.World, Durable: s.durable,
+	}, r.log); err != nil {
 		return nil, err
 	}
-	r.line.ground = r.environment
+	r.line.Servers = r.environment
 	if s.container {
-		if r.line.docker, err = openDocker(ctx, cfg.Image); err != nil {
-			return nil, errors.Join(err, r.environment.close(context.WithoutCancel(ctx)))
+		if r.line.Docker, err = testbed.OpenDocker(ctx, cfg.Image); err != nil {
+			return nil, errors.Join(err, r.environment.Close(context.WithoutCancel(ctx)))
 		}
 		// Deferred before the instances' end, so that it comes after it.
-		defer func() { err = errors.Join(err, r.line.docker.close(context.WithoutCancel(ctx))) }()
+		defer func() { err = errors.Join(err, r.line.Docker.Close(context.WithoutCancel(ctx))) }()
 	}
 	defer func() {
 		past := context.WithoutCancel(ctx)
-		err = errors.Join(err, r.environment.clear(past, r.line.identities(), r.plan.Devices), r.environment.close(past))
+		err = errors.Join(err, r.environment.Clear(past, r.line.Identities(), r.plan.Devices), r.environment.Close(past))
 	}()
-	if r.load, err = newLoad(r.environment, cfg.Dir, r.log); err != nil {
+	if r.load, err = testbed.NewLoad(r.environment, cfg.Dir, r.log); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.load.close()) }()
+	defer func() { err = errors.Join(err, r.load.Close()) }()
 	if !s.bare {
 		if err := r.fence(ctx); err != nil {
 			return nil, err
 		}
 	}
-	defer func() { err = errors.Join(err, r.line.close()) }()
+	defer func() { err = errors.Join(err, r.line.Close()) }()
 	return r.execute(ctx)
 }
 
 func (r *run) execute(ctx context.Context) (*Result, error) {
 	r.began = time.Now()
-	r.watch = &watch{
-		ground: r.environment, line: r.line, began: r.began, show: r.cfg.Show, load: r.load.sent, fault: r.lastMark,
+	r.watch = &testbed.Watch{
+		Servers: r.environment, Cluster: r.line, Began: r.began, Show: r.cfg.Show, Load: r.load.Sent, Fault: r.lastMark,
 	}
 	watching, stopWatch := context.WithCancel(ctx)
 	var looking sync.WaitGroup
-	looking.Go(func() { r.watch.run(watching) })
-	r.probe = newProbe(r.environment)
+	looking.Go(func() { r.watch.Run(watching) })
+	r.probe = testbed.NewProbe(r.environment)
 	if !r.scenario.bare {
-		looking.Go(func() { r.probe.run(watching) })
+		looking.Go(func() { r.probe.Run(watching) })
 	}
 	defer looking.Wait()
 	defer stopWatch()
 
 	if !r.scenario.idle {
-		if err := r.line.startAll(ctx, 0, r.plan.Instances); err != nil {
+		if err := r.line.StartAll(ctx, 0, r.plan.Instances); err != nil {
 			return nil, err
 		}
-		if err := r.line.awaitSettled(ctx, readyWithin); err != nil {
+		if err := r.line.AwaitSettled(ctx, testbed.ReadyWithin); err != nil {
 			return nil, fmt.Errorf("wait for an even split at the start: %w", err)
 		}
 		if err := r.awaitNoRequests(ctx); err != nil {
@@ -116,10 +115,10 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	if err := r.scenario.run(ctx, r); err != nil {
 		return nil, err
 	}
-	if err := r.load.end(ctx, true); err != nil {
+	if err := r.load.End(ctx, true); err != nil {
 		return nil, err
 	}
-	sent, err := r.load.open()
+	sent, err := r.load.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -128,14 +127,14 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.watch.look(ctx)
-	if r.environment.env != nil {
-		r.postgresMB = serverMB(r.environment.env.Postgres.PID())
+	r.watch.Look(ctx)
+	if r.environment.Env != nil {
+		r.postgresMB = testbed.ServerMB(r.environment.Env.Postgres.PID())
 	}
 	stopWatch()
 	looking.Wait()
 	r.unexpectedExits()
-	if err := r.line.stop(ctx); err != nil {
+	if err := r.line.Stop(ctx); err != nil {
 		r.check(false, "%v", err)
 	}
 	return r.verdict(ctx, sent, left)
@@ -144,8 +143,8 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 // awaitNoRequests waits until no request is open: putting up fences asks for what was
 // derived before to be derived again, though there is nothing yet.
 func (r *run) awaitNoRequests(ctx context.Context) error {
-	return within(ctx, readyWithin, 50*time.Millisecond, func() error {
-		n, err := r.environment.observer.Requests(ctx)
+	return testbed.Within(ctx, testbed.ReadyWithin, 50*time.Millisecond, func() error {
+		n, err := r.environment.Observer.Requests(ctx)
 		if err == nil && n > 0 {
 			err = fmt.Errorf("%d requests are open", n)
 		}
@@ -168,33 +167,26 @@ func (r *run) startLoadFor(ctx context.Context, d time.Duration, pacer fleet.Pac
 	if r.sendingBegan.IsZero() {
 		r.sendingBegan = time.Now()
 	}
-	return r.load.begin(ctx, profile, pacer)
-}
-
-// leftover is what was not finished when waiting ended.
-type leftover struct {
-	pending     map[telemetry.EntryID]bool
-	dispatched  telemetry.EntryID
-	outstanding int64
+	return r.load.Begin(ctx, profile, pacer)
 }
 
 // finish waits until everything is done, or nothing has been for a while.
-func (r *run) finish(ctx context.Context) (leftover, error) {
+func (r *run) finish(ctx context.Context) (testbed.Leftover, error) {
 	moved, least := time.Now(), int64(math.MaxInt64)
 	for {
-		outstanding, known, err := r.environment.outstanding(ctx)
+		outstanding, known, err := r.environment.Outstanding(ctx)
 		if err == nil && outstanding < least {
 			least, moved = outstanding, time.Now()
 		}
-		if err == nil && (known && outstanding == 0 || time.Since(moved) > noProgressLimit) {
+		if err == nil && (known && outstanding == 0 || time.Since(moved) > testbed.NoProgressLimit) {
 			r.finished = moved
-			return r.environment.left(ctx)
+			return r.environment.Left(ctx)
 		}
-		if err != nil && time.Since(moved) > 2*noProgressLimit {
-			return leftover{}, err
+		if err != nil && time.Since(moved) > 2*testbed.NoProgressLimit {
+			return testbed.Leftover{}, err
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return leftover{}, err
+		if err := testbed.Pause(ctx, 50*time.Millisecond); err != nil {
+			return testbed.Leftover{}, err
 		}
 	}
 }
@@ -243,9 +235,9 @@ func (r *run) fact(name, format string, args ...any) {
 
 // unexpectedExits returns the instances that ended without being told to.
 func (r *run) unexpectedExits() {
-	for _, in := range r.line.current() {
-		if in.gone() {
-			r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.name, in.err, in.tail(3))
+	for _, in := range r.line.Current() {
+		if in.Gone() {
+			r.check(false, "instance %s ended by itself (%v), its log ends with:\n%s", in.Name, in.Err, in.Tail(3))
 		}
 	}
 }

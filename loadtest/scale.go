@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func scale() Scenario {
@@ -19,7 +20,7 @@ func scale() Scenario {
 				return err
 			}
 			for n := r.plan.Instances; n < 3; n++ {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
 				if err := r.join(ctx, n); err != nil {
@@ -27,17 +28,17 @@ func scale() Scenario {
 				}
 			}
 			for n := 2; n > 0; n-- {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
-				if err := r.terminate(ctx, r.line.live()[n]); err != nil {
+				if err := r.terminate(ctx, r.line.Live()[n]); err != nil {
 					return err
 				}
 				if err := r.awaitSettled(ctx); err != nil {
 					return err
 				}
 			}
-			return pause(ctx, r.plan.Duration)
+			return testbed.Pause(ctx, r.plan.Duration)
 		},
 	}
 }
@@ -49,7 +50,7 @@ func (r *run) join(ctx context.Context, n int) error {
 		return err
 	}
 	took := time.Since(before)
-	most := (shards + n) / (n + 1)
+	most := (testbed.Shards + n) / (n + 1)
 	r.fact("join", "of instance %d: %.2f s from the start of its process to an even spread", n+1, took.Seconds())
 	r.check(took <= r.slack(10*time.Second), "join of instance %d: %.2f s, want at most 10 s", n+1, took.Seconds())
 	from, to := before.Sub(r.began), time.Since(r.began)

@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // SendConfig says what to send to a system that runs already.
@@ -30,14 +31,7 @@ func (c SendConfig) Check() error {
 	p := c.Plan
 	p.Instances = 1 // ours are none
 	_, err := p.profile(c.Seed, 0, p.Duration)
-	return errors.Join(p.check(), err, checkRedis(c.RedisURL))
-}
-
-func checkRedis(url string) error {
-	if err := stream.CheckURL(url); err != nil {
-		return fmt.Errorf("--redis-url: want redis://user:password@host:6379/0: %w", err)
-	}
-	return nil
+	return errors.Join(p.check(), err, testbed.CheckRedis(c.RedisURL))
 }
 
 // sendGrace is how long sending may continue after its duration, to make up for an
@@ -66,7 +60,7 @@ func Send(ctx context.Context, cfg SendConfig) (_ fleet.Progress, err error) {
 	if err := cfg.Check(); err != nil {
 		return fleet.Progress{}, err
 	}
-	where := stream.Config{URL: cfg.RedisURL, Stream: cfg.Stream, Group: "loadtest", Shards: 1, Timeout: serverTimeout, Name: "loadtest"}
+	where := stream.Config{URL: cfg.RedisURL, Stream: cfg.Stream, Group: "loadtest", Shards: 1, Timeout: testbed.ServerTimeout, Name: "loadtest"}
 	client, err := stream.Connect(where)
 	if err != nil {
 		return fleet.Progress{}, fmt.Errorf("connect to Redis: %w", err)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func soak() Scenario {
@@ -18,7 +20,7 @@ func soak() Scenario {
 			if err := r.begin(ctx); err != nil {
 				return err
 			}
-			if err := r.load.end(ctx, false); err != nil {
+			if err := r.load.End(ctx, false); err != nil {
 				return err
 			}
 			to := time.Since(r.began)
@@ -39,7 +41,7 @@ func soak() Scenario {
 
 // typical returns the median of the memory that a slot had in a span of the run: a
 // peak is what happened to lie about when the garbage collector came.
-func typical(samples []Sample, slot int, from, to time.Duration) float64 {
+func typical(samples []testbed.Sample, slot int, from, to time.Duration) float64 {
 	var seen []float64
 	for _, s := range samples {
 		if s.At >= from && s.At <= to && slot < len(s.Slots) && s.Slots[slot].RSS > 0 {

@@ -15,7 +15,7 @@ func split() Scenario {
 			if err := r.begin(ctx); err != nil {
 				return err
 			}
-			if err := r.load.end(ctx, false); err != nil {
+			if err := r.load.End(ctx, false); err != nil {
 				return err
 			}
 			n := float64(r.plan.Instances)

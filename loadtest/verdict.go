@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 const (
@@ -24,34 +24,34 @@ const (
 )
 
 // verdict runs both judges on what is left.
-func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Result, error) {
+func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftover) (*Result, error) {
 	o, err := oracle.New(sent)
 	if err != nil {
 		return nil, err
 	}
 	seen := oracle.Observed{
-		Positions: r.environment.positions(ctx), Pending: observer.Among(left.pending), Dispatched: (*oracle.ID)(&left.dispatched),
-		DeadLetters: r.environment.letters(ctx), Rules: r.rules(),
+		Positions: r.environment.Positions(ctx), Pending: observer.Among(left.Pending), Dispatched: (*oracle.ID)(&left.Dispatched),
+		DeadLetters: r.environment.Letters(ctx), Rules: r.rules(),
 	}
 	if len(r.fences) > 0 {
-		seen.Crossings = r.environment.crossings(ctx)
+		seen.Crossings = r.environment.Crossings(ctx)
 	}
 	report, err := o.Judge(seen)
 	if err != nil {
 		return nil, fmt.Errorf("judge the rows: %w", err)
 	}
 	account := report.Account.Over(r.finished.Sub(r.sendingBegan))
-	samples, latency := r.watch.taken()
+	samples, latency := r.watch.Taken()
 	res := &Result{
 		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed,
 		Sent: account.Entries, Stored: account.Stored, Duplicates: account.Duplicates,
-		DeadLettered: account.DeadLettered, Lost: account.Lost, Backlog: left.outstanding,
+		DeadLettered: account.DeadLettered, Lost: account.Lost, Backlog: left.Outstanding,
 		Double:  report.Counts[oracle.KindDouble] + report.Counts[oracle.KindUnexpected],
 		Oracle:  equal,
-		Seconds: round(account.Seconds, 3), PerSecond: round(account.PerSecond, 1),
-		P50MS: latency.milliseconds(.5), P99MS: latency.milliseconds(.99),
-		PeakAge:   round(peak(samples, 0, time.Hour), 3),
-		Early:     r.probe.early,
+		Seconds: cli.Round(account.Seconds, 3), PerSecond: cli.Round(account.PerSecond, 1),
+		P50MS: latency.Milliseconds(.5), P99MS: latency.Milliseconds(.99),
+		PeakAge:   cli.Round(peak(samples, 0, time.Hour), 3),
+		Early:     r.probe.Early,
 		Crossings: report.Crossings,
 		Findings:  report.Examples, Samples: samples, Account: account,
 	}
@@ -79,19 +79,19 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left leftover) (*Res
 
 // order judges when and by whom rows were committed.
 func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
-	res.Share = make([]float64, r.line.size())
-	if !r.environment.dated {
+	res.Share = make([]float64, r.line.Size())
+	if !r.environment.Dated {
 		samples := res.Samples
 		for i, s := range samples[len(samples)-1].Slots {
-			res.Share[i] = round(float64(s.Stored)/float64(max(1, res.Stored)), 3)
+			res.Share[i] = cli.Round(float64(s.Stored)/float64(max(1, res.Stored)), 3)
 		}
 		return nil
 	}
-	ownershipSpans, err := r.environment.observer.OwnershipSpans(ctx)
+	ownershipSpans, err := r.environment.Observer.OwnershipSpans(ctx)
 	if err != nil {
 		return err
 	}
-	verdict, err := o.Order(r.environment.observer.Commits(ctx), ownershipSpans, shards)
+	verdict, err := o.Order(r.environment.Observer.Commits(ctx), ownershipSpans, testbed.Shards)
 	if err != nil {
 		return fmt.Errorf("judge the order: %w", err)
 	}
@@ -99,15 +99,15 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	rows := int64(0)
 	for member, n := range verdict.Members {
 		rows += n
-		if slot := r.line.slotOf(member); slot >= 0 {
+		if slot := r.line.SlotOf(member); slot >= 0 {
 			res.Share[slot] += float64(n)
 		}
 	}
 	for i := range res.Share {
-		res.Share[i] = round(res.Share[i]/float64(max(1, rows)), 3)
+		res.Share[i] = cli.Round(res.Share[i]/float64(max(1, rows)), 3)
 	}
 	res.OwnershipSpans = r.ownershipSpans(ownershipSpans)
-	times, err := r.environment.observer.CommitTimes(ctx)
+	times, err := r.environment.Observer.CommitTimes(ctx)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (r *run) ownershipSpans(changes []oracle.OwnershipSpan) []OwnershipSpan {
 			spans[i].To = since(c.FromUS)
 		}
 		open[c.Shard] = len(spans)
-		spans = append(spans, OwnershipSpan{Shard: c.Shard, Slot: r.line.slotOf(c.Owner), From: since(c.FromUS)})
+		spans = append(spans, OwnershipSpan{Shard: c.Shard, Slot: r.line.SlotOf(c.Owner), From: since(c.FromUS)})
 	}
 	end := r.finished.Sub(r.began)
 	for _, i := range open {
@@ -139,7 +139,7 @@ func (r *run) ownershipSpans(changes []oracle.OwnershipSpan) []OwnershipSpan {
 }
 
 // lagCurve returns what the samples tell about the seconds after a fault.
-func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
+func lagCurve(after string, samples []testbed.Sample, from, to time.Duration) LagCurve {
 	c := LagCurve{After: after, Backlog: make([]*int64, 1+int((to-from)/time.Second))}
 	c.AgeSeconds = make([]*float64, len(c.Backlog))
 	for _, s := range samples {
@@ -151,7 +151,7 @@ func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
 			c.Backlog[n] = s.Backlog
 		}
 		if s.Age != nil && (c.AgeSeconds[n] == nil || *s.Age > *c.AgeSeconds[n]) {
-			age := round(*s.Age, 2)
+			age := cli.Round(*s.Age, 2)
 			c.AgeSeconds[n] = &age
 		}
 	}
@@ -161,25 +161,25 @@ func lagCurve(after string, samples []Sample, from, to time.Duration) LagCurve {
 // usage says what the processes took.
 func (r *run) usage(res *Result) {
 	r.instances(res)
-	if r.probe.seen > 0 {
+	if r.probe.Seen > 0 {
 		res.Facts = append(res.Facts, Fact{
 			Name: "acknowledged",
 			Value: fmt.Sprintf("%s records were looked for in Postgres while the run went on, %s were not there",
-				cli.Thousands(r.probe.seen), cli.Thousands(r.probe.early)),
+				cli.Thousands(r.probe.Seen), cli.Thousands(r.probe.Early)),
 		})
 	}
-	if r.load.sending > 0 {
-		share := r.load.spent.Seconds() / r.load.sending.Seconds() / float64(runtime.NumCPU())
+	if r.load.Sending > 0 {
+		share := r.load.Spent.Seconds() / r.load.Sending.Seconds() / float64(runtime.NumCPU())
 		res.Facts = append(res.Facts, Fact{
 			Name: "load",
 			Value: fmt.Sprintf("at most %d ms behind its plan; sending and watching took %.0f %% of %d CPUs",
-				r.load.worst.Milliseconds(), 100*share, runtime.NumCPU()),
+				r.load.Worst.Milliseconds(), 100*share, runtime.NumCPU()),
 		})
 	}
-	if env := r.environment.env; env != nil {
+	if env := r.environment.Env; env != nil {
 		res.Facts = append(res.Facts, Fact{
 			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB at most, Postgres %.0f MB at the end, this process %.0f MB at most",
-				peakMB(env.Redis.PID()), r.postgresMB, peakMB(os.Getpid())),
+				testbed.PeakMB(env.Redis.PID()), r.postgresMB, testbed.PeakMB(os.Getpid())),
 		})
 	}
 }
@@ -190,32 +190,37 @@ func (r *run) instances(res *Result) {
 	add := func(name, format string, args ...any) {
 		res.Facts = append(res.Facts, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
 	}
-	var seen []figures
-	for _, in := range r.line.all() {
-		f := in.lastScrape()
-		if f.most == 0 {
+	var seen []testbed.Figures
+	for _, in := range r.line.All() {
+		f := in.LastScrape()
+		if f.MaxRSS == 0 {
 			continue
 		}
 		seen = append(seen, f)
-		if len(r.line.all()) <= many {
-			add("instance "+in.name, "%.0f MB resident at most, %.1f s of CPU, %d commits fenced", f.most/1e6, f.cpu, f.fenced)
+		if len(r.line.All()) <= many {
+			add("instance "+in.Name, "%.0f MB resident at most, %.1f s of CPU, %d commits fenced", f.MaxRSS/1e6, f.CPU, f.Fenced)
 		}
 	}
-	if len(seen) == 0 || len(r.line.all()) <= many {
+	if len(seen) == 0 || len(r.line.All()) <= many {
 		return
 	}
 	var cpu float64
 	var fenced int64
 	for _, f := range seen {
-		cpu, fenced = cpu+f.cpu, fenced+f.fenced
+		cpu, fenced = cpu+f.CPU, fenced+f.Fenced
 	}
-	bySize := func(a, b figures) int { return cmp.Compare(a.most, b.most) }
+	bySize := func(a, b testbed.Figures) int { return cmp.Compare(a.MaxRSS, b.MaxRSS) }
 	add("instances", "%d, %.0f to %.0f MB resident at most, %.1f s of CPU, %d commits fenced",
-		len(seen), slices.MinFunc(seen, bySize).most/1e6, slices.MaxFunc(seen, bySize).most/1e6, cpu, fenced)
+		len(seen), slices.MinFunc(seen, bySize).MaxRSS/1e6, slices.MaxFunc(seen, bySize).MaxRSS/1e6, cpu, fenced)
 }
 
-// round keeps what means something of a measured number.
-func round(x float64, digits int) float64 {
-	scale := math.Pow10(digits)
-	return math.Round(x*scale) / scale
+// peak returns the highest age of the oldest unfinished entry in a span of the run.
+func peak(samples []testbed.Sample, from, to time.Duration) float64 {
+	highest := 0.0
+	for _, s := range samples {
+		if s.At >= from && s.At <= to && s.Age != nil {
+			highest = max(highest, *s.Age)
+		}
+	}
+	return highest
 }

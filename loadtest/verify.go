@@ -3,13 +3,12 @@ package loadtest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
-	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // VerifyConfig says which system to judge, and by what.
@@ -25,7 +24,7 @@ type VerifyConfig struct {
 }
 
 // Check returns the problems that no retry can fix.
-func (c VerifyConfig) Check() error { return checkRedis(c.RedisURL) }
+func (c VerifyConfig) Check() error { return testbed.CheckRedis(c.RedisURL) }
 
 // Verify compares the tables of a system with a recorded send log. It reads
 // only. Rows of devices that are not in the log are none of its business.
@@ -39,70 +38,31 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
-	g := &testbed{redisURL: cfg.RedisURL, postgresURL: cfg.PostgresURL, stream: cfg.Stream, group: cfg.Group, dlq: cfg.DLQStream}
-	defer func() { err = errors.Join(err, g.close(context.WithoutCancel(ctx))) }()
-	if err := g.connect(ctx); err != nil {
+	g := &testbed.Servers{RedisURL: cfg.RedisURL, PostgresURL: cfg.PostgresURL, Stream: cfg.Stream, Group: cfg.Group, DLQ: cfg.DLQStream}
+	defer func() { err = errors.Join(err, g.Close(context.WithoutCancel(ctx))) }()
+	if err := g.Connect(ctx); err != nil {
 		return nil, err
 	}
-	seen := oracle.Observed{OthersToo: true, Positions: g.positions(ctx)}
-	archived, err := g.observer.Archived(ctx)
+	seen := oracle.Observed{OthersToo: true, Positions: g.Positions(ctx)}
+	archived, err := g.Observer.Archived(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen.DeadLetters = observer.WithArchived(g.letters(ctx), archived)
-	left, err := g.left(ctx)
+	seen.DeadLetters = observer.WithArchived(g.Letters(ctx), archived)
+	left, err := g.Left(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen.Pending, seen.Dispatched = observer.Among(left.pending), (*oracle.ID)(&left.dispatched)
-	fences, err := g.fenceRows(ctx)
+	seen.Pending, seen.Dispatched = observer.Among(left.Pending), (*oracle.ID)(&left.Dispatched)
+	fences, err := g.FenceRows(ctx)
 	if err != nil {
 		return nil, err
 	}
-	marked, err := g.marked(ctx)
+	marked, err := g.Marked(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen.Crossings = g.crossings(ctx)
+	seen.Crossings = g.Crossings(ctx)
 	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxCrossingGap: cfg.MaxCrossingGap}
 	return o.Judge(seen)
-}
-
-// left returns what is not done yet.
-func (g *testbed) left(ctx context.Context) (leftover, error) {
-	info, err := g.inspector.Info(ctx)
-	if err != nil {
-		return leftover{}, fmt.Errorf("ask what is left: %w", err)
-	}
-	deferred, err := g.observer.Deferred(ctx)
-	if err != nil {
-		return leftover{}, err
-	}
-	var ids []telemetry.EntryID
-	if info.GroupExists {
-		if ids, err = g.inspector.Pending(ctx, int(info.Pending)+1); err != nil {
-			return leftover{}, fmt.Errorf("list what is left: %w", err)
-		}
-	}
-	left := leftover{pending: map[telemetry.EntryID]bool{}, dispatched: info.Delivered}
-	for _, id := range append(ids, deferred...) {
-		left.pending[id] = true
-	}
-	outstanding, _ := backlogOf(info)
-	left.outstanding = outstanding + int64(len(deferred))
-	return left, nil
-}
-
-// outstanding returns how many entries are not done, deferred ones included.
-func (g *testbed) outstanding(ctx context.Context) (n int64, known bool, err error) {
-	info, err := g.inspector.Info(ctx)
-	if err != nil {
-		return 0, false, fmt.Errorf("ask what is left: %w", err)
-	}
-	deferred, err := g.observer.Deferred(ctx)
-	if err != nil {
-		return 0, false, err
-	}
-	n, known = backlogOf(info)
-	return n + int64(len(deferred)), known, nil
 }

@@ -2,14 +2,12 @@ package loadtest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // wake is stall at the worst moment, at which only the check of epochs is left to
@@ -30,7 +28,7 @@ func wake() Scenario {
 				return err
 			}
 			for range max(1, r.plan.Rounds) {
-				if err := pause(ctx, r.plan.Duration); err != nil {
+				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
 					return err
 				}
 				in, err := r.pick(ctx, bystander)
@@ -44,76 +42,44 @@ func wake() Scenario {
 					return err
 				}
 			}
-			return pause(ctx, r.plan.Duration)
+			return testbed.Pause(ctx, r.plan.Duration)
 		},
 	}
 }
 
 // overtake freezes an instance that is about to commit, lets others take its
 // shards, and lets it continue before them.
-func (r *run) overtake(ctx context.Context, in *instance) error {
-	all := r.line.live()
+func (r *run) overtake(ctx context.Context, in *testbed.Instance) error {
+	all := r.line.Live()
 	defer func() {
 		for _, each := range all {
-			each.proceed()
+			each.Proceed()
 		}
 	}()
 	for _, each := range all {
-		if err := each.hold(); err != nil {
+		if err := each.Hold(); err != nil {
 			return err
 		}
 	}
 	for _, each := range all {
-		if err := within(ctx, readyWithin, time.Millisecond, func() error { return each.holding(true) }); err != nil {
+		if err := testbed.Within(ctx, testbed.ReadyWithin, time.Millisecond, func() error { return each.Holding(true) }); err != nil {
 			return fmt.Errorf("%w; was the processor built with -tags mutant?", err)
 		}
 	}
-	end := r.mark(in.slot, "SIGSTOP %s (about to commit)", in.name)
+	end := r.mark(in.Slot, "SIGSTOP %s (about to commit)", in.Name)
 	since := time.Now()
-	if err := in.signal(syscall.SIGSTOP); err != nil {
+	if err := in.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	err := r.takeover(ctx, span{what: "SIGSTOP of one about to commit", member: in.member(), from: since}, memberTTL+r.slack(takeoverSlack))
+	err := r.takeover(ctx, span{what: "SIGSTOP of one about to commit", member: in.Member(), from: since}, memberTTL+r.slack(takeoverSlack))
 	if err != nil {
 		return err
 	}
 	end()
-	in.proceed()
-	r.mark(in.slot, "SIGCONT %s", in.name)
-	if err := in.signal(syscall.SIGCONT); err != nil {
+	in.Proceed()
+	r.mark(in.Slot, "SIGCONT %s", in.Name)
+	if err := in.Signal(syscall.SIGCONT); err != nil {
 		return err
 	}
-	return within(ctx, readyWithin, time.Millisecond, func() error { return in.holding(false) })
-}
-
-// beside returns the path of a file of the instance's own.
-func (in *instance) beside(what string) string {
-	return filepath.Join(filepath.Dir(in.logFile), in.name+"."+what)
-}
-
-// hold has the instance hold back each batch just before its transaction.
-func (in *instance) hold() error {
-	if err := os.WriteFile(in.beside("hold"), nil, 0o600); err != nil {
-		return fmt.Errorf("hold instance %s: %w", in.name, err)
-	}
-	return nil
-}
-
-// proceed ends that.
-func (in *instance) proceed() { _ = os.Remove(in.beside("hold")) }
-
-// holding returns an error unless batches are, or are not, held back or being written
-// after that.
-func (in *instance) holding(want bool) error {
-	held, err := filepath.Glob(in.beside("held-*"))
-	if err != nil {
-		return giveUp(err)
-	}
-	if len(held) > 0 == want {
-		return nil
-	}
-	if want {
-		return fmt.Errorf("instance %s holds nothing back", in.name)
-	}
-	return errors.New("instance " + in.name + " has not written what it held back")
+	return testbed.Within(ctx, testbed.ReadyWithin, time.Millisecond, func() error { return in.Holding(false) })
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"os"
 	"slices"
@@ -227,17 +226,11 @@ type latencyJSON struct {
 
 func accountOf(r *demo.Result) accountJSON {
 	a := accountJSON{Account: r.Account, Invalid: r.Invalid, Balanced: r.Good()}
-	a.Seconds, a.PerSecond = round(a.Seconds, 3), round(a.PerSecond, 1)
+	a.Seconds, a.PerSecond = cli.Round(a.Seconds, 3), cli.Round(a.PerSecond, 1)
 	if r.Timed {
-		a.Latency = &latencyJSON{round(r.P50.Seconds()*1000, 1), round(r.P99.Seconds()*1000, 1)}
+		a.Latency = &latencyJSON{cli.Round(r.P50.Seconds()*1000, 1), cli.Round(r.P99.Seconds()*1000, 1)}
 	}
 	return a
-}
-
-// round keeps some digits behind the point.
-func round(f float64, digits int) float64 {
-	scale := math.Pow10(digits)
-	return math.Round(f*scale) / scale
 }
 
 // account prints how the demo ended; as JSON it is the last line.

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 // How often progress is shown: drawn again on a terminal, as a line elsewhere.
@@ -32,7 +32,7 @@ func newView(w io.Writer, scenario string) *view {
 	return &view{w: w, scenario: scenario, live: onTerminal(w), first: true}
 }
 
-func (v *view) show(s loadtest.Sample) {
+func (v *view) show(s testbed.Sample) {
 	every := lineEvery
 	if v.live {
 		every = redrawEvery
@@ -50,7 +50,7 @@ func (v *view) show(s loadtest.Sample) {
 }
 
 // line is a sample on one line.
-func (v *view) line(s loadtest.Sample) {
+func (v *view) line(s testbed.Sample) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%6.1fs  sent %s  %s/s  backlog %s  age %s  p99 %s ",
 		s.At.Seconds(), cli.Thousands(s.Sent), cli.Thousands(int64(s.Rate)), count(s.Backlog), seconds(s.Age), millis(s.P99))
@@ -63,7 +63,7 @@ func (v *view) line(s loadtest.Sample) {
 	_, _ = fmt.Fprintln(v.w, b.String())
 }
 
-func brief(s loadtest.SlotSample) string {
+func brief(s testbed.SlotSample) string {
 	if s.Name == "" {
 		return "-"
 	}
@@ -73,7 +73,7 @@ func brief(s loadtest.SlotSample) string {
 	return fmt.Sprintf("%s/s %d shards%s", cli.Thousands(int64(s.Rate)), s.Shards, roles(s))
 }
 
-func roles(s loadtest.SlotSample) string {
+func roles(s testbed.SlotSample) string {
 	text := ""
 	if s.Leader {
 		text += " leads"
@@ -85,7 +85,7 @@ func roles(s loadtest.SlotSample) string {
 }
 
 // draw replaces the block on the terminal.
-func (v *view) draw(s loadtest.Sample) {
+func (v *view) draw(s testbed.Sample) {
 	var b strings.Builder
 	if v.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", v.drawn)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -19,6 +20,12 @@ func text(v any) string {
 type Number int64
 
 func (n Number) String() string { return Thousands(int64(n)) }
+
+// Round keeps what means something of a measured number.
+func Round(x float64, digits int) float64 {
+	scale := math.Pow10(digits)
+	return math.Round(x*scale) / scale
+}
 
 // Count returns a count with its noun, in the plural unless it is 1.
 func Count[T ~int | ~int64](n T, thing string) string {

@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 func TestContainersSayThatTheyNeedAnEngine(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := openDocker(t.Context(), "any")
+	_, err := OpenDocker(t.Context(), "any")
 	require.ErrorIs(t, err, ErrNoDocker)
 }
 

@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"context"
@@ -12,21 +12,21 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// figures is what the metrics of one instance said at one moment.
-type figures struct {
-	stored     int64
-	duplicates int64
-	fenced     int64
-	leader     bool
-	turn       bool
-	shards     int
-	rss        float64 // bytes
-	most       float64 // the highest rss of all looks
-	cpu        float64 // seconds
-	latency    histogram
+// Figures is what the metrics of one instance said at one moment.
+type Figures struct {
+	Stored        int64
+	duplicates    int64
+	Fenced        int64
+	Leader        bool
+	DispatchLease bool
+	shards        int
+	RSS           float64 // bytes
+	MaxRSS        float64 // the highest rss of all looks
+	CPU           float64 // seconds
+	Latency       Histogram
 }
 
-func get(ctx context.Context, url string) (*http.Response, error) {
+func Get(ctx context.Context, url string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return nil, fmt.Errorf("ask an instance: %w", err)
@@ -38,40 +38,40 @@ func get(ctx context.Context, url string) (*http.Response, error) {
 	return resp, nil
 }
 
-// scrape asks the instance for its metrics. One that does not answer keeps the
+// Scrape asks the instance for its metrics. One that does not answer keeps the
 // figures of the last scrape.
-func (in *instance) scrape(ctx context.Context) (figures, error) {
-	address, _ := in.known()
+func (in *Instance) Scrape(ctx context.Context) (Figures, error) {
+	address, _ := in.Known()
 	if address == "" {
-		return figures{}, fmt.Errorf("instance %s does not listen yet", in.name)
+		return Figures{}, fmt.Errorf("instance %s does not listen yet", in.Name)
 	}
-	resp, err := get(ctx, "http://"+address+"/metrics")
+	resp, err := Get(ctx, "http://"+address+"/metrics")
 	if err != nil {
-		return figures{}, err
+		return Figures{}, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(resp.Body)
 	if err != nil {
-		return figures{}, fmt.Errorf("read the metrics of instance %s: %w", in.name, err)
+		return Figures{}, fmt.Errorf("read the metrics of instance %s: %w", in.Name, err)
 	}
 	f := figuresOf(families)
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	f.most = max(f.rss, in.last.most)
+	f.MaxRSS = max(f.RSS, in.last.MaxRSS)
 	in.last = f
 	return f, nil
 }
 
-// lastScrape returns the figures of the last scrape that succeeded.
-func (in *instance) lastScrape() figures {
+// LastScrape returns the figures of the last scrape that succeeded.
+func (in *Instance) LastScrape() Figures {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.last
 }
 
-func figuresOf(families map[string]*dto.MetricFamily) figures {
-	var f figures
+func figuresOf(families map[string]*dto.MetricFamily) Figures {
+	var f Figures
 	value := func(name string) float64 {
 		for _, m := range families[name].GetMetric() {
 			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
@@ -82,33 +82,33 @@ func figuresOf(families map[string]*dto.MetricFamily) figures {
 		for _, label := range m.GetLabel() {
 			switch label.GetValue() {
 			case "stored":
-				f.stored = int64(m.GetCounter().GetValue())
+				f.Stored = int64(m.GetCounter().GetValue())
 			case "duplicate":
 				f.duplicates = int64(m.GetCounter().GetValue())
 			}
 		}
 	}
-	f.fenced = int64(value("processor_pipeline_fenced_commits_total"))
-	f.leader = value("processor_coordination_leader") == 1
-	f.turn = value("processor_pipeline_dispatcher") == 1
+	f.Fenced = int64(value("processor_pipeline_fenced_commits_total"))
+	f.Leader = value("processor_coordination_leader") == 1
+	f.DispatchLease = value("processor_pipeline_dispatcher") == 1
 	f.shards = int(value("processor_pipeline_owned_shards"))
-	f.rss = value("process_resident_memory_bytes")
-	f.cpu = value("process_cpu_seconds_total")
+	f.RSS = value("process_resident_memory_bytes")
+	f.CPU = value("process_cpu_seconds_total")
 	for _, m := range families["processor_pipeline_record_latency_seconds"].GetMetric() {
-		f.latency = histogramOf(m.GetHistogram())
+		f.Latency = histogramOf(m.GetHistogram())
 	}
 	return f
 }
 
-// histogram counts observations at or below each bound.
-type histogram struct {
+// Histogram counts observations at or below each bound.
+type Histogram struct {
 	bounds []float64
 	counts []float64
 	total  float64
 }
 
-func histogramOf(h *dto.Histogram) histogram {
-	out := histogram{total: float64(h.GetSampleCount())}
+func histogramOf(h *dto.Histogram) Histogram {
+	out := Histogram{total: float64(h.GetSampleCount())}
 	for _, b := range h.GetBucket() {
 		if !math.IsInf(b.GetUpperBound(), 1) {
 			out.bounds = append(out.bounds, b.GetUpperBound())
@@ -118,8 +118,8 @@ func histogramOf(h *dto.Histogram) histogram {
 	return out
 }
 
-// add merges another histogram with the same bounds, sign -1 takes it away.
-func (h *histogram) add(o histogram, sign float64) {
+// Add merges another histogram with the same bounds, sign -1 takes it away.
+func (h *Histogram) Add(o Histogram, sign float64) {
 	if h.bounds == nil {
 		h.bounds, h.counts = o.bounds, make([]float64, len(o.bounds))
 	}
@@ -133,7 +133,7 @@ func (h *histogram) add(o histogram, sign float64) {
 
 // quantile returns the value below which the share q of observations lies, false
 // where there are none. Beyond the last bound it is that bound.
-func (h histogram) quantile(q float64) (time.Duration, bool) {
+func (h Histogram) quantile(q float64) (time.Duration, bool) {
 	if h.total <= 0 {
 		return 0, false
 	}
@@ -150,4 +150,14 @@ func (h histogram) quantile(q float64) (time.Duration, bool) {
 		lower, below = bound, h.counts[i]
 	}
 	return time.Duration(lower * float64(time.Second)), true
+}
+
+// Milliseconds returns a quantile as it is shown, nil where there is none.
+func (h Histogram) Milliseconds(q float64) *float64 {
+	d, ok := h.quantile(q)
+	if !ok {
+		return nil
+	}
+	ms := float64(d.Microseconds()) / 1000
+	return &ms
 }

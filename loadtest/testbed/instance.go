@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"bufio"
@@ -19,32 +19,32 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 )
 
-// instance is one process of the service. A slot of the fleet is filled by one
+// Instance is one process of the service. A slot of the fleet is filled by one
 // instance after the other.
-type instance struct {
-	slot    int
-	name    string
+type Instance struct {
+	Slot    int
+	Name    string
 	logFile string
 	docker  *docker // nil for a process
 	address string  // of a container
-	cmd     *exec.Cmd
+	Cmd     *exec.Cmd
 	tap     *tap
 	exited  chan struct{} // closed when the process is gone
-	err     error         // of Wait; read after exited is closed
+	Err     error         // of Wait; read after exited is closed
 
-	redis, postgres *devenv.Proxy // nil without proxies
+	Redis, Postgres *devenv.Proxy // nil without proxies
 
 	mu     sync.Mutex
 	frozen bool
-	last   figures // of the last scrape that succeeded
+	last   Figures // of the last scrape that succeeded
 }
 
-// sigStop pauses an instance, whatever it is.
-const sigStop = syscall.SIGSTOP
+// SigStop pauses an instance, whatever it is.
+const SigStop = syscall.SIGSTOP
 
 // launch starts the program, or a container of it. It is up when ready says so.
-func launch(program, name string, slot int, environ []string, dir string, engine *docker) (*instance, error) {
-	in := &instance{slot: slot, name: name, logFile: filepath.Join(dir, name+".log"), exited: make(chan struct{}), docker: engine}
+func launch(program, name string, slot int, environ []string, dir string, engine *docker) (*Instance, error) {
+	in := &Instance{Slot: slot, Name: name, logFile: filepath.Join(dir, name+".log"), exited: make(chan struct{}), docker: engine}
 	file, err := os.Create(in.logFile)
 	if err != nil {
 		return nil, fmt.Errorf("make the log of an instance: %w", err)
@@ -54,30 +54,30 @@ func launch(program, name string, slot int, environ []string, dir string, engine
 	if engine != nil {
 		var argv []string
 		argv, in.address = engine.command(name, environ)
-		in.cmd = exec.Command(argv[0], argv[1:]...)
+		in.Cmd = exec.Command(argv[0], argv[1:]...)
 	} else {
-		in.cmd = exec.Command(program, "run")
-		in.cmd.Env = append([]string{
+		in.Cmd = exec.Command(program, "run")
+		in.Cmd.Env = append([]string{
 			"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 			"METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "PANIC_DUMP_DIR=" + filepath.Join(dir, "dumps"),
 		}, environ...)
 	}
-	in.cmd.Dir = dir
-	in.cmd.Stdout, in.cmd.Stderr = in.tap, in.tap
-	in.cmd.WaitDelay = time.Second
-	in.cmd.SysProcAttr = detached()
-	if err := in.cmd.Start(); err != nil {
+	in.Cmd.Dir = dir
+	in.Cmd.Stdout, in.Cmd.Stderr = in.tap, in.tap
+	in.Cmd.WaitDelay = time.Second
+	in.Cmd.SysProcAttr = detached()
+	if err := in.Cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start an instance: %w", err), file.Close())
 	}
 	go func() {
 		defer close(in.exited)
-		in.err = errors.Join(in.cmd.Wait(), file.Close())
+		in.Err = errors.Join(in.Cmd.Wait(), file.Close())
 	}()
 	return in, nil
 }
 
-// known returns where it listens and its name as a member, "" before it has said so.
-func (in *instance) known() (address, member string) {
+// Known returns where it listens and its name as a member, "" before it has said so.
+func (in *Instance) Known() (address, member string) {
 	address, member = in.tap.known()
 	if in.docker != nil && address != "" { // what it says is inside the container
 		address = in.address
@@ -134,14 +134,14 @@ func (t *tap) known() (address, member string) {
 	return t.address, t.member
 }
 
-// member returns the name under which it owns shards and commits.
-func (in *instance) member() string {
+// Member returns the name under which it owns shards and commits.
+func (in *Instance) Member() string {
 	_, member := in.tap.known()
 	return member
 }
 
-// gone reports whether the process has ended.
-func (in *instance) gone() bool {
+// Gone reports whether the process has ended.
+func (in *Instance) Gone() bool {
 	select {
 	case <-in.exited:
 		return true
@@ -151,35 +151,35 @@ func (in *instance) gone() bool {
 }
 
 // ready waits until the instance says that it works.
-func (in *instance) ready(ctx context.Context) error {
-	return until(ctx, 50*time.Millisecond, func() error {
-		if in.gone() {
-			return giveUp(fmt.Errorf("instance %s ended at once (%w), its log ends with:\n%s", in.name, in.err, in.tail(5)))
+func (in *Instance) ready(ctx context.Context) error {
+	return Until(ctx, 50*time.Millisecond, func() error {
+		if in.Gone() {
+			return GiveUp(fmt.Errorf("instance %s ended at once (%w), its log ends with:\n%s", in.Name, in.Err, in.Tail(5)))
 		}
-		address, member := in.known()
+		address, member := in.Known()
 		if address == "" || member == "" {
-			return fmt.Errorf("instance %s has not said where it listens", in.name)
+			return fmt.Errorf("instance %s has not said where it listens", in.Name)
 		}
-		resp, err := get(ctx, "http://"+address+"/readyz")
+		resp, err := Get(ctx, "http://"+address+"/readyz")
 		if err != nil {
 			return err
 		}
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("instance %s is not ready: %s", in.name, resp.Status)
+			return fmt.Errorf("instance %s is not ready: %s", in.Name, resp.Status)
 		}
 		return nil
 	})
 }
 
-// signal sends a signal to a living process.
-func (in *instance) signal(s syscall.Signal) error {
-	send := in.cmd.Process.Signal
+// Signal sends a signal to a living process.
+func (in *Instance) Signal(s syscall.Signal) error {
+	send := in.Cmd.Process.Signal
 	if in.docker != nil {
-		send = func(os.Signal) error { return in.docker.signal(in.name, s) }
+		send = func(os.Signal) error { return in.docker.signal(in.Name, s) }
 	}
 	if err := send(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("send %s to instance %s: %w", s, in.name, err)
+		return fmt.Errorf("send %s to instance %s: %w", s, in.Name, err)
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -193,18 +193,18 @@ func (in *instance) signal(s syscall.Signal) error {
 	return nil
 }
 
-// wait waits for the process to end and returns its exit code, -1 for a signal.
-func (in *instance) wait(ctx context.Context) (int, error) {
+// Wait waits for the process to end and returns its exit code, -1 for a signal.
+func (in *Instance) Wait(ctx context.Context) (int, error) {
 	select {
 	case <-in.exited:
-		return in.cmd.ProcessState.ExitCode(), nil
+		return in.Cmd.ProcessState.ExitCode(), nil
 	case <-ctx.Done():
-		return 0, fmt.Errorf("wait for instance %s to end: %w", in.name, context.Cause(ctx))
+		return 0, fmt.Errorf("wait for instance %s to end: %w", in.Name, context.Cause(ctx))
 	}
 }
 
-// tail returns the end of its log.
-func (in *instance) tail(lines int) string {
+// Tail returns the end of its log.
+func (in *Instance) Tail(lines int) string {
 	file, err := os.Open(in.logFile)
 	if err != nil {
 		return err.Error()
@@ -220,16 +220,16 @@ func (in *instance) tail(lines int) string {
 }
 
 // close ends the process whatever it does, and its proxies.
-func (in *instance) close() error {
+func (in *Instance) close() error {
 	var errs []error
 	if in.docker != nil {
-		errs = append(errs, in.docker.remove(in.name))
+		errs = append(errs, in.docker.remove(in.Name))
 	}
-	if !in.gone() {
-		_ = in.cmd.Process.Kill()
+	if !in.Gone() {
+		_ = in.Cmd.Process.Kill()
 		<-in.exited
 	}
-	for _, p := range []*devenv.Proxy{in.redis, in.postgres} {
+	for _, p := range []*devenv.Proxy{in.Redis, in.Postgres} {
 		if p != nil {
 			errs = append(errs, p.Close())
 		}

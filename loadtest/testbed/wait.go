@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"context"
@@ -12,12 +12,12 @@ type final struct{ error }
 
 func (f final) Unwrap() error { return f.error }
 
-// giveUp marks an error as final.
-func giveUp(err error) error { return final{err} }
+// GiveUp marks an error as final.
+func GiveUp(err error) error { return final{err} }
 
-// until polls a condition until it returns nil, a final error
+// Until polls a condition until it returns nil, a final error
 // or the context ends.
-func until(ctx context.Context, every time.Duration, condition func() error) error {
+func Until(ctx context.Context, every time.Duration, condition func() error) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -36,15 +36,15 @@ func until(ctx context.Context, every time.Duration, condition func() error) err
 	}
 }
 
-// within is until with a limit of its own.
-func within(ctx context.Context, limit, every time.Duration, condition func() error) error {
+// Within is until with a limit of its own.
+func Within(ctx context.Context, limit, every time.Duration, condition func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
 	defer cancel()
-	return until(ctx, every, condition)
+	return Until(ctx, every, condition)
 }
 
-// pause waits, and reports whether the context is still live.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause waits, and reports whether the context is still live.
+func Pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

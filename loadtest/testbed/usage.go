@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"bytes"
@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// clockTick is the unit of the times in /proc, which is the same on every Linux.
-const clockTick = time.Second / 100
+// ClockTick is the unit of the times in /proc, which is the same on every Linux.
+const ClockTick = time.Second / 100
 
-// cpuOf returns the CPU time of another process, 0 where the system does not tell.
-func cpuOf(pid int) time.Duration {
+// CPUOf returns the CPU time of another process, 0 where the system does not tell.
+func CPUOf(pid int) time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
@@ -26,12 +26,12 @@ func cpuOf(pid int) time.Duration {
 	}
 	user, _ := strconv.Atoi(string(fields[11]))
 	system, _ := strconv.Atoi(string(fields[12]))
-	return time.Duration(user+system) * clockTick
+	return time.Duration(user+system) * ClockTick
 }
 
-// peakMB returns the most memory another process ever had, 0 where the system does
+// PeakMB returns the most memory another process ever had, 0 where the system does
 // not tell.
-func peakMB(pid int) float64 {
+func PeakMB(pid int) float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
@@ -39,9 +39,9 @@ func peakMB(pid int) float64 {
 	return statusMB(text, "VmHWM:")
 }
 
-// serverMB returns what a server of many processes has in memory: what each has for
+// ServerMB returns what a server of many processes has in memory: what each has for
 // itself, and once what they share. 0 where the system does not tell.
-func serverMB(pid int) float64 {
+func ServerMB(pid int) float64 {
 	own, shared := 0.0, 0.0
 	for _, p := range append(children(pid), pid) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
@@ -85,14 +85,6 @@ func statusMB(status []byte, field string) float64 {
 		}
 	}
 	return 0
-}
-
-// redisCPU returns the CPU time of our own Redis, 0 on a named one.
-func (r *run) redisCPU() time.Duration {
-	if r.environment.env == nil {
-		return 0
-	}
-	return cpuOf(r.environment.env.Redis.PID())
 }
 
 // ownCPU returns the CPU time of this process.

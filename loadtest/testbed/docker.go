@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"bytes"
@@ -36,8 +36,8 @@ type docker struct {
 	next    int    // last part of the last address given
 }
 
-// openDocker builds the image unless it is named, and makes the network.
-func openDocker(ctx context.Context, image string) (_ *docker, err error) {
+// OpenDocker builds the image unless it is named, and makes the network.
+func OpenDocker(ctx context.Context, image string) (_ *docker, err error) {
 	if _, err := dockerCommand(ctx, "version", "--format", "{{.Server.Version}}"); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoDocker, err)
 	}
@@ -45,7 +45,7 @@ func openDocker(ctx context.Context, image string) (_ *docker, err error) {
 	d := &docker{image: image, next: 9}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))
 		}
 	}()
 	if image == "" {
@@ -108,29 +108,29 @@ func (d *docker) signal(name string, s syscall.Signal) error {
 	return err
 }
 
-// cut takes a container off the network, or puts it back at its address.
-func (d *docker) cut(ctx context.Context, in *instance, off bool) error {
-	c := d.container(in.name)
+// Cut takes a container off the network, or puts it back at its address.
+func (d *docker) Cut(ctx context.Context, in *Instance, off bool) error {
+	c := d.container(in.Name)
 	if off {
 		_, err := dockerCommand(ctx, "network", "disconnect", d.network, c)
 		return err
 	}
 	ip, _, err := net.SplitHostPort(in.address)
 	if err != nil {
-		return fmt.Errorf("address of %s: %w", in.name, err)
+		return fmt.Errorf("address of %s: %w", in.Name, err)
 	}
 	_, err = dockerCommand(ctx, "network", "connect", "--ip", ip, d.network, c)
 	return err
 }
 
-// limit takes memory away from a container, down to bytes.
-func (d *docker) limit(ctx context.Context, name string, bytes int) error {
+// Limit takes memory away from a container, down to bytes.
+func (d *docker) Limit(ctx context.Context, name string, bytes int) error {
 	_, err := dockerCommand(ctx, "update", "--memory", strconv.Itoa(bytes), "--memory-swap", strconv.Itoa(bytes), d.container(name))
 	return err
 }
 
-// killedForMemory reports whether the kernel ended a container for its memory.
-func (d *docker) killedForMemory(ctx context.Context, name string) (bool, error) {
+// KilledForMemory reports whether the kernel ended a container for its memory.
+func (d *docker) KilledForMemory(ctx context.Context, name string) (bool, error) {
 	out, err := dockerCommand(ctx, "inspect", "--format", "{{.State.OOMKilled}}", d.container(name))
 	return out == "true", err
 }
@@ -140,8 +140,8 @@ func (d *docker) remove(name string) error {
 	return err
 }
 
-// close removes network and image. The containers are gone by then.
-func (d *docker) close(ctx context.Context) error {
+// Close removes network and image. The containers are gone by then.
+func (d *docker) Close(ctx context.Context) error {
 	var errs []error
 	if d.network != "" {
 		_, err := dockerCommand(ctx, "network", "rm", d.network)

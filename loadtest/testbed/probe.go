@@ -1,4 +1,4 @@
-package loadtest
+package testbed
 
 import (
 	"context"
@@ -13,22 +13,22 @@ const (
 	probeEntries = 1000
 )
 
-// probe looks again and again at entries that are acknowledged: each record
+// Probe looks again and again at entries that are acknowledged: each record
 // among them has to be stored by now. A run without a crash at the wrong moment
 // would not show that they are acknowledged too early.
-type probe struct {
-	ground  *testbed
+type Probe struct {
+	ground  *Servers
 	decoder *telemetry.Decoder
-	seen    int64 // acknowledged records looked at
-	early   int64 // those that were not stored
+	Seen    int64 // acknowledged records looked at
+	Early   int64 // those that were not stored
 }
 
-func newProbe(g *testbed) *probe {
-	return &probe{ground: g, decoder: telemetry.NewDecoder(telemetry.DefaultLimits())}
+func NewProbe(g *Servers) *Probe {
+	return &Probe{ground: g, decoder: telemetry.NewDecoder(telemetry.DefaultLimits())}
 }
 
-func (p *probe) run(ctx context.Context) {
-	for pause(ctx, probeEvery) == nil {
+func (p *Probe) Run(ctx context.Context) {
+	for Pause(ctx, probeEvery) == nil {
 		p.poll(ctx)
 	}
 }
@@ -36,19 +36,19 @@ func (p *probe) run(ctx context.Context) {
 // poll takes the last entries that were dispatched, leaves out those still pending,
 // and only then asks for the rows of the others. A server that does not answer
 // ends the look.
-func (p *probe) poll(ctx context.Context) {
+func (p *Probe) poll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	info, err := p.ground.inspector.Info(ctx)
+	info, err := p.ground.Inspector.Info(ctx)
 	if err != nil || !info.GroupExists {
 		return
 	}
 	after := telemetry.EntryID{Ms: uint64(info.Delivered.Time().Add(-probeBack).UnixMilli())}
-	entries, err := p.ground.inspector.ReadRange(ctx, after, probeEntries)
+	entries, err := p.ground.Inspector.ReadRange(ctx, after, probeEntries)
 	if err != nil {
 		return
 	}
-	ids, err := p.ground.inspector.Pending(ctx, int(info.Pending)+10*probeEntries)
+	ids, err := p.ground.Inspector.Pending(ctx, int(info.Pending)+10*probeEntries)
 	if err != nil || len(ids) >= int(info.Pending)+10*probeEntries {
 		return
 	}
@@ -66,10 +66,10 @@ func (p *probe) poll(ctx context.Context) {
 		}
 		devices, times = append(devices, r.DeviceID), append(times, r.TimeUS)
 	}
-	missing, err := p.ground.observer.Missing(ctx, devices, times)
+	missing, err := p.ground.Observer.Missing(ctx, devices, times)
 	if err != nil {
 		return
 	}
-	p.seen += int64(len(devices))
-	p.early += int64(missing)
+	p.Seen += int64(len(devices))
+	p.Early += int64(missing)
 }

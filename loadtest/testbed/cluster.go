@@ -1,0 +1,244 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/devenv"
+)
+
+// ReadyWithin is how long an instance may take to start on a busy machine.
+const ReadyWithin = 60 * time.Second
+
+// Cluster is the instances of a run: slots, each filled by one instance after
+// the other.
+type Cluster struct {
+	Program string
+	Env     []string
+	Dir     string
+	Servers *Servers
+	Proxied bool
+	Docker  *docker // nil where instances are processes
+
+	mu    sync.Mutex
+	slots []*slot
+}
+
+type slot struct {
+	present *Instance // nil while empty
+	past    []*Instance
+}
+
+// Start fills a slot and does not wait until the instance is ready.
+func (l *Cluster) Start(n int) (*Instance, error) {
+	l.mu.Lock()
+	for len(l.slots) <= n {
+		l.slots = append(l.slots, &slot{})
+	}
+	name := fmt.Sprintf("i%d-%d", n+1, len(l.slots[n].past)+1)
+	l.mu.Unlock()
+	var redis, postgres *devenv.Proxy
+	if l.Proxied {
+		var err error
+		if redis, postgres, err = l.proxies(); err != nil {
+			return nil, err
+		}
+	}
+	environ, err := l.Servers.Environ(redis, postgres)
+	if err != nil {
+		return nil, err
+	}
+	in, err := launch(l.Program, name, n, append(environ, l.Env...), l.Dir, l.Docker)
+	if err != nil {
+		return nil, err
+	}
+	in.Redis, in.Postgres = redis, postgres
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.slots[n]
+	s.present = in
+	s.past = append(s.past, in)
+	return in, nil
+}
+
+func (l *Cluster) proxies() (redis, postgres *devenv.Proxy, err error) {
+	to, err := addrOf(l.Servers.RedisURL, "6379")
+	if err != nil {
+		return nil, nil, err
+	}
+	host := "127.0.0.1"
+	if l.Docker != nil {
+		host = l.Docker.gateway()
+	}
+	if redis, err = devenv.NewProxyAt(host, to); err != nil {
+		return nil, nil, err
+	}
+	if to, err = addrOf(l.Servers.PostgresURL, "5432"); err == nil {
+		postgres, err = devenv.NewProxyAt(host, to)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, redis.Close())
+	}
+	return redis, postgres, nil
+}
+
+// StartAll fills slots from to to-1 and waits until all are ready.
+func (l *Cluster) StartAll(ctx context.Context, from, to int) error {
+	for n := from; n < to; n++ {
+		in, err := l.Start(n)
+		if err != nil {
+			return err
+		}
+		if err := l.Ready(ctx, in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Cluster) Ready(ctx context.Context, in *Instance) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, ReadyWithin, fmt.Errorf("instance %s is not ready after %s", in.Name, ReadyWithin))
+	defer cancel()
+	return in.ready(ctx)
+}
+
+// Current returns the instances that fill slots, in the order of slots.
+func (l *Cluster) Current() []*Instance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var present []*Instance
+	for _, s := range l.slots {
+		if s.present != nil {
+			present = append(present, s.present)
+		}
+	}
+	return present
+}
+
+// Live returns those whose processes run.
+func (l *Cluster) Live() []*Instance {
+	return slices.DeleteFunc(l.Current(), (*Instance).Gone)
+}
+
+// All returns every instance so far.
+func (l *Cluster) All() []*Instance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*Instance
+	for _, s := range l.slots {
+		all = append(all, s.past...)
+	}
+	return all
+}
+
+// Identities returns the names of all instances there ever were.
+func (l *Cluster) Identities() []string {
+	var names []string
+	for _, in := range l.All() {
+		names = append(names, in.Name)
+	}
+	return names
+}
+
+// Size returns the number of slots there ever were.
+func (l *Cluster) Size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.slots)
+}
+
+// Leave takes an instance out of its slot, so that its end is expected.
+func (l *Cluster) Leave(in *Instance) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.slots[in.Slot].present == in {
+		l.slots[in.Slot].present = nil
+	}
+}
+
+// SlotOf returns the slot of a member, -1 for one that is not ours.
+func (l *Cluster) SlotOf(member string) int {
+	for _, in := range l.All() {
+		if member != "" && strings.HasPrefix(member, in.Name+".") {
+			return in.Slot
+		}
+	}
+	return -1
+}
+
+// AwaitSettled waits until the shards are spread evenly over the live instances.
+func (l *Cluster) AwaitSettled(ctx context.Context, limit time.Duration) error {
+	return Within(ctx, limit, 25*time.Millisecond, func() error {
+		list, err := l.Servers.shards.List(ctx)
+		if err != nil {
+			return err
+		}
+		live := l.Live()
+		count := make([]int, len(live))
+		for _, s := range list {
+			i := slices.IndexFunc(live, func(in *Instance) bool { return s.Owner != "" && s.Owner == in.Member() })
+			if i < 0 {
+				return fmt.Errorf("shard %d is owned by %q", s.Shard, s.Owner)
+			}
+			count[i]++
+		}
+		if len(list) == 0 || len(live) == 0 || slices.Max(count)-slices.Min(count) > 1 {
+			return fmt.Errorf("shards are spread %v over %d instances", count, len(live))
+		}
+		return nil
+	})
+}
+
+// Released waits until a member owns nothing and everything has an owner.
+func (l *Cluster) Released(ctx context.Context, member string, limit time.Duration) error {
+	return Within(ctx, limit, 20*time.Millisecond, func() error {
+		list, err := l.Servers.shards.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range list {
+			if s.Owner == "" || s.Owner == member {
+				return fmt.Errorf("shard %d is owned by %q", s.Shard, s.Owner)
+			}
+		}
+		return nil
+	})
+}
+
+// Stop ends all instances in an orderly way and reports which did not end clean.
+func (l *Cluster) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("it still runs after 1m"))
+	defer cancel()
+	var ends errgroup.Group
+	for _, in := range l.Live() {
+		l.Leave(in)
+		ends.Go(func() error {
+			if err := in.Signal(syscall.SIGTERM); err != nil {
+				return err
+			}
+			code, err := in.Wait(ctx)
+			if err == nil && code != 0 {
+				err = fmt.Errorf("instance %s ended with code %d, its log ends with:\n%s", in.Name, code, in.Tail(3))
+			}
+			return err
+		})
+	}
+	return ends.Wait()
+}
+
+// Close ends every process there still is.
+func (l *Cluster) Close() error {
+	var errs []error
+	for _, in := range l.All() {
+		errs = append(errs, in.close())
+	}
+	return errors.Join(errs...)
+}

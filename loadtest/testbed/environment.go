@@ -1,0 +1,272 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+const (
+	Shards        = 64
+	ServerTimeout = 10 * time.Second
+	askTimeout    = time.Second
+	JudgeTimeout  = time.Minute // for a page of what is judged, on a machine that is busy
+	connections   = 4
+	clearWithin   = 5 * time.Minute // of named servers, however much was stored
+	// maxLen is far above any run: what is trimmed before it is read is lost, and
+	// this is no test of that.
+	maxLen = 100_000_000
+)
+
+// Servers is the servers of a run and our own way to them, past all proxies.
+type Servers struct {
+	Env         *devenv.Env // nil on named servers
+	RedisURL    string
+	PostgresURL string
+	Stream      string
+	Group       string
+	DLQ         string // empty means the default
+
+	Publisher *fleet.RedisPublisher
+	Inspector *stream.Group // on a connection of its own
+	DLQReader *stream.DeadLetters
+	Fences    *store.FenceEditor
+	Observer  *observer.Observer
+	shards    *store.Shards
+	Positions func(ctx context.Context) iter.Seq2[oracle.Row, error]
+	Crossings func(ctx context.Context) iter.Seq2[oracle.Crossing, error]
+	FenceRows func(ctx context.Context) ([]oracle.Fence, error)
+	Marked    func(ctx context.Context) (func(device string, timeUS int64) bool, error)
+	Dated     bool // commits have times
+	FillRedis func(ctx context.Context, full bool) error
+	unlink    func(ctx context.Context, keys []string) error
+	found     observer.Found // on a named Postgres
+	prepared  bool           // something of ours is on the named servers
+	closers   []func() error
+}
+
+// Options says which servers to use.
+type Options struct {
+	RedisURL    string       // empty means private servers
+	PostgresURL string       // empty with RedisURL
+	World       devenv.World // what a private Postgres has before the service comes; empty means Plain
+	Durable     bool         // a private Redis loses nothing that it has acknowledged when it is killed
+}
+
+// Open starts servers or makes sure that the named ones are not in use.
+func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err error) {
+	g := &Servers{RedisURL: o.RedisURL, PostgresURL: o.PostgresURL, Stream: "telemetry:teltonika", Group: "processor"}
+	defer func() {
+		if err != nil {
+			past := context.WithoutCancel(ctx)
+			err = errors.Join(err, g.Clear(past, nil, 0), g.Close(past))
+		}
+	}()
+	if o.RedisURL == "" {
+		options := devenv.Options{Redis: true, Postgres: true, PostgresArgs: o.World.PostgresArgs()}
+		if o.Durable {
+			options.RedisArgs = []string{"--appendfsync", "always"}
+		}
+		g.Env, err = devenv.Start(ctx, options)
+		if err != nil {
+			return nil, fmt.Errorf("start servers: %w", err)
+		}
+		g.RedisURL, g.PostgresURL = g.Env.Redis.URL(), g.Env.Postgres.URL()
+		if err := o.World.Prepare(ctx, g.PostgresURL); err != nil {
+			return nil, err
+		}
+	} else {
+		// The braces keep all keys on one node of a cluster.
+		g.Group = fmt.Sprintf("loadtest-%08x", rand.Uint32())
+		g.Stream = "{" + g.Group + "}"
+	}
+	if err := g.Connect(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.prepare(ctx, log); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func (g *Servers) Connect(ctx context.Context) (err error) {
+	where := stream.Config{
+		URL: g.RedisURL, Stream: g.Stream, Group: g.Group, Shards: Shards, Timeout: ServerTimeout, Name: "loadtest",
+	}
+	// The load and the looking do not wait for each other.
+	client, err := stream.Connect(where)
+	if err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	g.closers = append(g.closers, client.Close)
+	g.Publisher = fleet.NewPublisher(client, g.Stream, maxLen)
+	where.Timeout = JudgeTimeout
+	looking, err := stream.Connect(where)
+	if err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	g.closers = append(g.closers, looking.Close)
+	if g.Inspector, err = stream.NewGroup(looking, where); err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	if g.DLQReader, err = stream.NewDeadLetters(looking, where, g.deadLetters()); err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	g.FillRedis = func(ctx context.Context, full bool) error {
+		limit := "0"
+		if full {
+			limit = "1mb"
+		}
+		return looking.ConfigSet(ctx, "maxmemory", limit).Err()
+	}
+	g.unlink = func(ctx context.Context, keys []string) error { return looking.Unlink(ctx, keys...).Err() }
+	pool, err := store.Open(ctx, store.Config{
+		URL: g.PostgresURL, Member: "loadtest", MaxConns: connections,
+		ConnectTimeout: ServerTimeout, StatementTimeout: ServerTimeout, LockTimeout: ServerTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("connect to Postgres: %w", err)
+	}
+	g.closers = append(g.closers, func() error { pool.Close(); return nil })
+	scope := store.Scope{Stream: g.Stream, Group: g.Group}
+	g.Observer = observer.NewObserver(pool, scope)
+	g.shards = store.NewShards(pool, scope, ServerTimeout)
+	g.Fences = store.NewFenceEditor(pool, scope, Shards, g.Group)
+	g.Crossings = func(ctx context.Context) iter.Seq2[oracle.Crossing, error] { return observer.Timings(ctx, pool) }
+	g.FenceRows = func(ctx context.Context) ([]oracle.Fence, error) { return observer.Fences(ctx, pool) }
+	g.Marked = func(ctx context.Context) (func(string, int64) bool, error) { return observer.Marked(ctx, pool) }
+	g.Positions = func(ctx context.Context) iter.Seq2[oracle.Row, error] { return observer.Positions(ctx, pool) }
+	return nil
+}
+
+// prepare makes the schema and begins to observe.
+func (g *Servers) prepare(ctx context.Context, log *slog.Logger) error {
+	found, used, err := g.Observer.Find(ctx)
+	if err != nil {
+		return err
+	}
+	if len(used) > 0 {
+		return fmt.Errorf("the Postgres named is in use: %s hold rows already; name a database without any, this one may be in production",
+			strings.Join(used, ", "))
+	}
+	g.found, g.prepared = found, g.Env == nil
+	if _, err := schema.Migrate(ctx, g.PostgresURL, log); err != nil {
+		return fmt.Errorf("make the schema: %w", err)
+	}
+	if g.Dated, err = g.Observer.Dated(ctx); err != nil {
+		return err
+	}
+	if !g.Dated {
+		log.Warn("commit order not checked: Postgres has track_commit_timestamp = off")
+		return nil
+	}
+	return g.Observer.Install(ctx)
+}
+
+// deadLetters returns the stream of dead letters.
+func (g *Servers) deadLetters() string {
+	if g.DLQ != "" {
+		return g.DLQ
+	}
+	return stream.Names{Stream: g.Stream, Group: g.Group}.DeadLetters(false)
+}
+
+// recomputes returns the stream of requests of other services.
+func (g *Servers) recomputes() string { return g.Stream + ":recompute" }
+
+// Environ returns the variables that lead an instance to the servers, through
+// proxies where there are some.
+func (g *Servers) Environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, error) {
+	redisURL, postgresURL := g.RedisURL, g.PostgresURL
+	var err error
+	if redisProxy != nil {
+		if redisURL, err = redisProxy.URL(redisURL); err != nil {
+			return nil, err
+		}
+	}
+	if postgresProxy != nil {
+		if postgresURL, err = postgresProxy.URL(postgresURL); err != nil {
+			return nil, err
+		}
+	}
+	return []string{
+		"REDIS_URL=" + redisURL, "POSTGRES_URL=" + postgresURL,
+		"REDIS_TELEMETRY_STREAM=" + g.Stream, "REDIS_CONSUMER_GROUP=" + g.Group,
+		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.recomputes(),
+		fmt.Sprintf("SHARDS=%d", Shards),
+		"DLQ_RETRY_DELAYS=10s", // all attempts are over before patience is
+	}, nil
+}
+
+// addrOf returns the host and port of a server that a proxy can stand before.
+func addrOf(rawURL, port string) (string, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Host == "" || strings.Contains(u.Host, ",") {
+		return "", errors.New("this scenario puts proxies before the servers: name each by one host and port")
+	}
+	if u.Port() == "" {
+		return u.Host + ":" + port, nil
+	}
+	return u.Host, nil
+}
+
+// Clear removes everything of a run from named servers. The keys are those of
+// the group, of its members, and its streams.
+func (g *Servers) Clear(ctx context.Context, members []string, devices int) error {
+	if !g.prepared {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, clearWithin)
+	defer cancel()
+	names := stream.Names{Stream: g.Stream, Group: g.Group}
+	keys := append(names.All(), g.Stream, g.deadLetters(), g.recomputes())
+	for _, m := range members {
+		keys = append(keys, names.Members()+":"+m)
+	}
+	var errs []error
+	if err := g.unlink(ctx, keys); err != nil {
+		errs = append(errs, fmt.Errorf("remove the keys of %s from Redis: %w", g.Stream, err))
+	}
+	if g.Dated {
+		errs = append(errs, g.Observer.Remove(ctx))
+	}
+	// One more than there are: the hot device.
+	errs = append(errs, g.Observer.Clear(ctx, g.found, func(yield func(string) bool) {
+		for n := 0; n <= devices && yield(fleet.DeviceID(n)); n++ {
+		}
+	}))
+	return errors.Join(errs...)
+}
+
+func (g *Servers) Close(ctx context.Context) error {
+	var errs []error
+	for _, c := range g.closers {
+		errs = append(errs, c())
+	}
+	if g.Env != nil {
+		errs = append(errs, g.Env.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// CheckRedis returns what is wrong with the address of a Redis.
+func CheckRedis(url string) error {
+	if err := stream.CheckURL(url); err != nil {
+		return fmt.Errorf("--redis-url: want redis://user:password@host:6379/0: %w", err)
+	}
+	return nil
+}
