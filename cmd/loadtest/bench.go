@@ -14,12 +14,12 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/bench"
 )
 
 // benchFlags are the flags of loadtest bench.
 type benchFlags struct {
-	cfg   loadtest.BenchConfig
+	cfg   bench.Config
 	json  bool
 	short bool
 }
@@ -85,7 +85,7 @@ func runBench(cmd *cobra.Command, f benchFlags) (err error) {
 	f.cfg.Log = slog.New(slog.NewTextHandler(notes, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	stream.LogDriver(f.cfg.Log)
 	f.cfg.Notes = notes
-	r, err := loadtest.Bench(cmd.Context(), f.cfg)
+	r, err := bench.Run(cmd.Context(), f.cfg)
 	if err != nil {
 		return fmt.Errorf("bench: %w", err)
 	}
@@ -100,7 +100,7 @@ func runBench(cmd *cobra.Command, f benchFlags) (err error) {
 	return nil
 }
 
-func printBench(out io.Writer, r *loadtest.BenchResult) {
+func printBench(out io.Writer, r *bench.Result) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) }
 	line("%s entries, %s devices, seed %d, %d cores, load average %s, %.0f s\n",
@@ -108,7 +108,7 @@ func printBench(out io.Writer, r *loadtest.BenchResult) {
 	line("what\tmedian\tspread\tto COPY\trounds")
 	for _, s := range []struct {
 		what   string
-		series loadtest.Series
+		series bench.Series
 		rate   bool
 	}{
 		{"COPY, rows/s", r.Copy, true},

@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"os"
@@ -31,9 +31,9 @@ func (s *Series) add(v float64) {
 	}
 }
 
-// BenchResult is everything measured. The first keys are those that commits are
+// Result is everything measured. The first keys are those that commits are
 // compared by; the others hold each round.
-type BenchResult struct {
+type Result struct {
 	CopyCeiling     float64 `json:"copy_ceiling"`   // rows a second
 	InsertCeiling   float64 `json:"insert_ceiling"` // rows a second
 	BacklogOne      float64 `json:"backlog_one"`    // records a second, one instance
@@ -49,42 +49,42 @@ type BenchResult struct {
 	PeakRSS         float64 `json:"peak_rss_mb"`
 	StartToCommit   float64 `json:"start_to_commit_s"`
 
-	Entries         int            `json:"entries"`
-	Devices         int            `json:"devices"`
-	Seed            uint64         `json:"seed"`
-	Cores           int            `json:"cores"`
-	Load            string         `json:"load_average"` // of the machine, before and after
-	Seconds         float64        `json:"seconds"`
-	CopyConnections []int          `json:"copy_connections"` // the best number of each round
-	Copy            Series         `json:"copy"`
-	CopyCPU         Series         `json:"copy_cpu"` // of Postgres, microseconds a row
-	Insert          Series         `json:"insert"`
-	ReadAck         Series         `json:"read_ack"` // entries a second
-	Decode          Series         `json:"decode"`   // records a second on one core
-	One             Series         `json:"one"`
-	Two             Series         `json:"two"`
-	OneNewest       Series         `json:"one_newest_first"`
-	TwoNewest       Series         `json:"two_newest_first"`
-	OwnCPU          Series         `json:"own_cpu"`
-	RedisCPU        Series         `json:"redis_cpu"`
-	PostgresCPU     Series         `json:"postgres_cpu"`
-	PerCommit       Series         `json:"records_per_commit"`
-	Allocs          Series         `json:"allocs"`
-	Peak            Series         `json:"peak"`
-	FirstCommit     Series         `json:"first_commit"`
-	ToCopyOne       Series         `json:"one_to_copy"`
-	ToCopyTwo       Series         `json:"two_to_copy"`
-	Steady          []SteadyResult `json:"steady"`
+	Entries         int      `json:"entries"`
+	Devices         int      `json:"devices"`
+	Seed            uint64   `json:"seed"`
+	Cores           int      `json:"cores"`
+	Load            string   `json:"load_average"` // of the machine, before and after
+	Seconds         float64  `json:"seconds"`
+	CopyConnections []int    `json:"copy_connections"` // the best number of each round
+	Copy            Series   `json:"copy"`
+	CopyCPU         Series   `json:"copy_cpu"` // of Postgres, microseconds a row
+	Insert          Series   `json:"insert"`
+	ReadAck         Series   `json:"read_ack"` // entries a second
+	Decode          Series   `json:"decode"`   // records a second on one core
+	One             Series   `json:"one"`
+	Two             Series   `json:"two"`
+	OneNewest       Series   `json:"one_newest_first"`
+	TwoNewest       Series   `json:"two_newest_first"`
+	OwnCPU          Series   `json:"own_cpu"`
+	RedisCPU        Series   `json:"redis_cpu"`
+	PostgresCPU     Series   `json:"postgres_cpu"`
+	PerCommit       Series   `json:"records_per_commit"`
+	Allocs          Series   `json:"allocs"`
+	Peak            Series   `json:"peak"`
+	FirstCommit     Series   `json:"first_commit"`
+	ToCopyOne       Series   `json:"one_to_copy"`
+	ToCopyTwo       Series   `json:"two_to_copy"`
+	Steady          []Steady `json:"steady"`
 }
 
-func newBenchResult(cfg BenchConfig) *BenchResult {
-	return &BenchResult{
+func newResult(cfg Config) *Result {
+	return &Result{
 		Entries: cfg.Entries, Devices: cfg.Devices, Seed: cfg.Seed, Cores: runtime.NumCPU(), Load: loadAverage(),
 	}
 }
 
 // finish fills in what follows from the rounds.
-func (r *BenchResult) finish(took time.Duration) {
+func (r *Result) finish(took time.Duration) {
 	for i, ceiling := range r.Copy.Values {
 		r.ToCopyOne.add(r.One.Values[i] / ceiling)
 		r.ToCopyTwo.add(r.Two.Values[i] / ceiling)
@@ -102,10 +102,10 @@ func (r *BenchResult) finish(took time.Duration) {
 }
 
 // At returns the result of one rate of the steady load.
-func (r *BenchResult) At(rate float64) (SteadyResult, bool) {
-	i := slices.IndexFunc(r.Steady, func(s SteadyResult) bool { return s.Rate == rate })
+func (r *Result) At(rate float64) (Steady, bool) {
+	i := slices.IndexFunc(r.Steady, func(s Steady) bool { return s.Rate == rate })
 	if i < 0 {
-		return SteadyResult{}, false
+		return Steady{}, false
 	}
 	return r.Steady[i], true
 }
@@ -147,7 +147,7 @@ func (t Target) Verdict() string {
 }
 
 // Targets returns those of a machine with two cores that carries everything.
-func (r *BenchResult) Targets() []Target {
+func (r *Result) Targets() []Target {
 	targets := []Target{
 		{"backlog, one instance, to the COPY ceiling", r.RatioOne, .60, .50, true},
 		{"backlog, two instances, to the COPY ceiling", r.RatioTwo, .45, .38, true},

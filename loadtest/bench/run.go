@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"context"
@@ -14,8 +14,8 @@ import (
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
-// BenchConfig says how to measure.
-type BenchConfig struct {
+// Config says how to measure.
+type Config struct {
 	Processor string   // the program to run
 	Env       []string // further variables of the instances, NAME=value
 	Entries   int      // of a backlog
@@ -32,7 +32,7 @@ type BenchConfig struct {
 }
 
 // Check returns the problems that no retry can fix. The program to run may still be missing.
-func (c BenchConfig) Check() error {
+func (c Config) Check() error {
 	switch {
 	case c.Entries < 20_000 || c.Entries > 5_000_000:
 		return fmt.Errorf("entries %d: want 20,000 to 5,000,000, fewer are done before a rate can be measured", c.Entries)
@@ -46,13 +46,13 @@ func (c BenchConfig) Check() error {
 	return nil
 }
 
-// Bench measures what the servers can do, and what the service does with them.
-func Bench(ctx context.Context, cfg BenchConfig) (_ *BenchResult, err error) {
+// Run measures what the servers can do, and what the service does with them.
+func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	b := &bench{cfg: cfg, res: newBenchResult(cfg)}
+	b := &run{cfg: cfg, res: newResult(cfg)}
 	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func Bench(ctx context.Context, cfg BenchConfig) (_ *BenchResult, err error) {
 	return b.res, nil
 }
 
-func (b *bench) note(format string, args ...any) {
+func (b *run) note(format string, args ...any) {
 	_, _ = fmt.Fprintf(b.cfg.Notes, format+"\n", args...)
 }
 
@@ -89,7 +89,7 @@ var connectionsTried = []int{1, 2, 4}
 
 // postgresCeilings copies and inserts the rows that the service has stored into
 // databases like the ones that it works in.
-func (b *bench) postgresCeilings(ctx context.Context, round int) error {
+func (b *run) postgresCeilings(ctx context.Context, round int) error {
 	best, at, cost := 0.0, 0, 0.0
 	for _, n := range connectionsTried {
 		var spent time.Duration
@@ -124,7 +124,7 @@ func (b *bench) postgresCeilings(ctx context.Context, round int) error {
 }
 
 // backlogs has one and two instances drain the same entries in both orders.
-func (b *bench) backlogs(ctx context.Context, round int) error {
+func (b *run) backlogs(ctx context.Context, round int) error {
 	for _, order := range []struct {
 		name    string
 		entries [][]string

@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"context"
@@ -49,7 +49,7 @@ type spent struct {
 // told is what an instance counts itself.
 type told struct{ mallocs, records, commits float64 }
 
-func (b *bench) drain(ctx context.Context, g *testbed.Servers, entries [][]string, instances int, profile string) (w drainResult, err error) {
+func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string, instances int, profile string) (w drainResult, err error) {
 	if err := b.fill(ctx, g, entries); err != nil {
 		return w, err
 	}
@@ -150,7 +150,7 @@ func resultBetween(from, to spent, entries int64) (w drainResult, err error) {
 
 // complete makes sure that the rows there were before and those of the backlog
 // are all there: speed without them would be no speed.
-func (b *bench) complete(ctx context.Context, url string) error {
+func (b *run) complete(ctx context.Context, url string) error {
 	return ceiling.Exec(ctx, url, fmt.Sprintf(`do $$
 declare
   n bigint := (select count(*) from public.positions);
@@ -171,7 +171,7 @@ func stored(ctx context.Context, line *testbed.Cluster) bool {
 	return false
 }
 
-func (b *bench) spent(ctx context.Context, line *testbed.Cluster, outstanding int64, at time.Time) spent {
+func (b *run) spent(ctx context.Context, line *testbed.Cluster, outstanding int64, at time.Time) spent {
 	s := spent{at: at, outstanding: outstanding, redis: testbed.CPUOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
 	for _, in := range line.Current() {
 		s.own += testbed.CPUOf(in.Cmd.Process.Pid)
@@ -209,7 +209,7 @@ func selfReport(ctx context.Context, in *testbed.Instance) (t told) {
 const profileSeconds = 3
 
 // profile keeps the CPU profile and the allocations of the first instance.
-func (b *bench) profile(ctx context.Context, line *testbed.Cluster, name string) error {
+func (b *run) profile(ctx context.Context, line *testbed.Cluster, name string) error {
 	in := line.Current()[0]
 	if err := line.Ready(ctx, in); err != nil {
 		return err

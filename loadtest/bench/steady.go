@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
-// SteadyResult is one instance under an even load.
-type SteadyResult struct {
+// Steady is one instance under an even load.
+type Steady struct {
 	Rate     float64 `json:"rate"`   // records a second that were sent for
 	Stored   float64 `json:"stored"` // records a second that were stored
 	P50      float64 `json:"p50_ms"` // from append to commit
@@ -26,7 +26,7 @@ type SteadyResult struct {
 
 // steady sends an even load to one instance and reads its histogram at both ends
 // of the window.
-func (b *bench) steady(ctx context.Context, rate float64) error {
+func (b *run) steady(ctx context.Context, rate float64) error {
 	_, err := b.inRound(ctx, func(g *testbed.Servers) (drainResult, error) { return drainResult{}, b.steadyOn(ctx, g, rate) })
 	if err != nil {
 		return fmt.Errorf("steady load of %.0f records/s: %w", rate, err)
@@ -34,7 +34,7 @@ func (b *bench) steady(ctx context.Context, rate float64) error {
 	return nil
 }
 
-func (b *bench) steadyOn(ctx context.Context, g *testbed.Servers, rate float64) (err error) {
+func (b *run) steadyOn(ctx context.Context, g *testbed.Servers, rate float64) (err error) {
 	dir, err := b.folder()
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (b *bench) steadyOn(ctx context.Context, g *testbed.Servers, rate float64) 
 	each := func(from, to time.Duration) float64 {
 		return cli.Round(float64((to-from).Microseconds())/records, 2)
 	}
-	r := SteadyResult{
+	r := Steady{
 		Rate: rate, Stored: cli.Round(records/to.at.Sub(from.at).Seconds(), 0), P50: ms(.5), P99: ms(.99), P999: ms(.999),
 		CPU: each(from.own, to.own), Redis: each(from.redis, to.redis), Postgres: each(from.postgres, to.postgres),
 		Behind: float64(behind.Milliseconds()),

@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"bufio"
@@ -23,7 +23,7 @@ type raw struct {
 	in   *bufio.Reader
 }
 
-func (b *bench) dialRedis(ctx context.Context) (*raw, error) {
+func (b *run) dialRedis(ctx context.Context) (*raw, error) {
 	u, err := url.Parse(b.env.Redis.URL())
 	if err != nil {
 		return nil, fmt.Errorf("read the URL of Redis: %w", err)
@@ -120,7 +120,7 @@ func (r *raw) reply(depth int, first bool, ids *[]string) error {
 	return err
 }
 
-func (b *bench) emptyRedis(ctx context.Context) (err error) {
+func (b *run) emptyRedis(ctx context.Context) (err error) {
 	r, err := b.dialRedis(ctx)
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func (b *bench) emptyRedis(ctx context.Context) (err error) {
 
 // fill appends entries and has the server rewrite its append-only file, so that
 // none of that work is left over for what is measured.
-func (b *bench) fill(ctx context.Context, g *testbed.Servers, entries [][]string) (err error) {
+func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) (err error) {
 	for rest := entries; len(rest) > 0; {
 		n := min(benchPipe, len(rest))
 		if _, err := g.Publisher.Publish(ctx, rest[:n]); err != nil {
@@ -166,7 +166,7 @@ func (b *bench) fill(ctx context.Context, g *testbed.Servers, entries [][]string
 
 // redisCeiling reads the entries through a plain group and acknowledges them,
 // one read after the other: what a worker without any coordination could get.
-func (b *bench) redisCeiling(ctx context.Context) error {
+func (b *run) redisCeiling(ctx context.Context) error {
 	for n := range b.cfg.Rounds {
 		rate, err := b.readAndAck(ctx)
 		if err != nil {
@@ -178,7 +178,7 @@ func (b *bench) redisCeiling(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
+func (b *run) readAndAck(ctx context.Context) (rate float64, err error) {
 	_, err = b.on(ctx, dbTemplate, func(g *testbed.Servers) (drainResult, error) {
 		if err := b.fill(ctx, g, b.inOrder); err != nil {
 			return drainResult{}, err
@@ -189,7 +189,7 @@ func (b *bench) readAndAck(ctx context.Context) (rate float64, err error) {
 	return rate, err
 }
 
-func (b *bench) readAll(ctx context.Context, g *testbed.Servers) (rate float64, err error) {
+func (b *run) readAll(ctx context.Context, g *testbed.Servers) (rate float64, err error) {
 	r, err := b.dialRedis(ctx)
 	if err != nil {
 		return 0, err

@@ -1,4 +1,4 @@
-package loadtest
+package bench
 
 import (
 	"bytes"
@@ -30,10 +30,10 @@ const (
 	dbTemplate = "prefilled" // the schema with half of that
 )
 
-// bench is one run of the measurements.
-type bench struct {
-	cfg  BenchConfig
-	res  *BenchResult
+// run is one run of the measurements.
+type run struct {
+	cfg  Config
+	res  *Result
 	env  *devenv.Env
 	made int // databases and streams so far
 
@@ -43,7 +43,7 @@ type bench struct {
 	second      time.Time // device time that parts them from the rows there before
 }
 
-func (b *bench) open(ctx context.Context) (err error) {
+func (b *run) open(ctx context.Context) (err error) {
 	b.env, err = devenv.Start(ctx, devenv.Options{Redis: true, Postgres: true})
 	if err != nil {
 		return fmt.Errorf("start servers: %w", err)
@@ -52,7 +52,7 @@ func (b *bench) open(ctx context.Context) (err error) {
 }
 
 // part returns one backlog of the fleet, later than the part before.
-func (b *bench) part(n int) (entries [][]string, devices []string, start time.Time, err error) {
+func (b *run) part(n int) (entries [][]string, devices []string, start time.Time, err error) {
 	const rate = 1000
 	p := fleet.Steady(b.cfg.Seed, b.cfg.Devices, rate, time.Duration(2*b.cfg.Entries/rate+2)*time.Second)
 	p.Start = p.Start.Add(time.Duration(n) * 24 * time.Hour)
@@ -72,7 +72,7 @@ func (b *bench) part(n int) (entries [][]string, devices []string, start time.Ti
 
 // prepare has the service store two parts, and makes the database with the first
 // of them that every measurement begins with.
-func (b *bench) prepare(ctx context.Context) error {
+func (b *run) prepare(ctx context.Context) error {
 	before, _, _, err := b.part(0)
 	if err != nil {
 		return err
@@ -113,7 +113,7 @@ func (b *bench) prepare(ctx context.Context) error {
 }
 
 // database returns the URL of a database.
-func (b *bench) database(name string) string {
+func (b *run) database(name string) string {
 	u, err := url.Parse(b.env.Postgres.URL())
 	if err != nil {
 		return ""
@@ -123,7 +123,7 @@ func (b *bench) database(name string) string {
 }
 
 // create makes a database, with the schema or as a copy of another one.
-func (b *bench) create(ctx context.Context, name, like string) error {
+func (b *run) create(ctx context.Context, name, like string) error {
 	sql := "create database " + name
 	if like != "" {
 		// Copying files ends with a checkpoint: none is left over for what is measured.
@@ -142,7 +142,7 @@ func (b *bench) create(ctx context.Context, name, like string) error {
 }
 
 // inDatabase measures in a database of its own.
-func (b *bench) inDatabase(ctx context.Context, measure func(url string) (float64, error)) (rate float64, err error) {
+func (b *run) inDatabase(ctx context.Context, measure func(url string) (float64, error)) (rate float64, err error) {
 	b.made++
 	name := fmt.Sprintf("bench%d", b.made)
 	if err := b.create(ctx, name, dbTemplate); err != nil {
@@ -152,12 +152,12 @@ func (b *bench) inDatabase(ctx context.Context, measure func(url string) (float6
 	return measure(b.database(name))
 }
 
-func (b *bench) drop(ctx context.Context, name string) error {
+func (b *run) drop(ctx context.Context, name string) error {
 	return ceiling.Exec(ctx, b.env.Postgres.URL(), "drop database "+name+" with (force)")
 }
 
 // inRound measures the service in a database of its own, with Redis empty.
-func (b *bench) inRound(ctx context.Context, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
+func (b *run) inRound(ctx context.Context, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
 	_, err = b.inDatabase(ctx, func(string) (float64, error) {
 		w, err = b.on(ctx, fmt.Sprintf("bench%d", b.made), measure)
 		return w.rate, err
@@ -166,7 +166,7 @@ func (b *bench) inRound(ctx context.Context, measure func(*testbed.Servers) (dra
 }
 
 // on measures the service on a database that exists, with Redis empty.
-func (b *bench) on(ctx context.Context, database string, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
+func (b *run) on(ctx context.Context, database string, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
 	if err := b.emptyRedis(ctx); err != nil {
 		return w, err
 	}
@@ -182,7 +182,7 @@ func (b *bench) on(ctx context.Context, database string, measure func(*testbed.S
 }
 
 // folder returns a new one for the logs of the next instances.
-func (b *bench) folder() (string, error) {
+func (b *run) folder() (string, error) {
 	dir, err := os.MkdirTemp(b.cfg.Dir, "round-")
 	if err != nil {
 		return "", fmt.Errorf("make a folder: %w", err)
@@ -191,7 +191,7 @@ func (b *bench) folder() (string, error) {
 }
 
 // decode measures one core, without anything else.
-func (b *bench) decode() {
+func (b *run) decode() {
 	decoder := telemetry.NewDecoder(telemetry.DefaultLimits())
 	entries := make([]telemetry.Entry, min(len(b.inOrder), 100_000))
 	for i := range entries {
