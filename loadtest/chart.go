@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // The size of a chart in pixels, and of its margins.
@@ -42,7 +43,7 @@ type chart struct {
 	lines   []series
 	stacked bool
 	log     bool // scale of the values
-	marks   []Mark
+	marks   []scenarios.Mark
 	until   time.Duration
 }
 

@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"github.com/trmtracking/processor/loadtest/scenarios"
 	"github.com/trmtracking/processor/loadtest/testbed"
 
 	_ "embed"
@@ -18,12 +19,12 @@ import (
 var reportText string
 
 // Report writes a result as one HTML page that needs nothing else.
-func Report(w io.Writer, s Scenario, r *Result) error {
+func Report(w io.Writer, s scenarios.Scenario, r *scenarios.Result) error {
 	page, err := template.New("report").Funcs(template.FuncMap{"inc": func(n int) int { return n + 1 }}).Parse(reportText)
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	d := reportData{Scenario: s, Result: r, Everywhere: EveryBound, Made: time.Now().UTC().Format("2006-01-02 15:04 UTC")}
+	d := reportData{Scenario: s, Result: r, Everywhere: scenarios.EveryBound, Made: time.Now().UTC().Format("2006-01-02 15:04 UTC")}
 	d.numbers()
 	d.charts()
 	for _, m := range r.Marks {
@@ -31,7 +32,7 @@ func Report(w io.Writer, s Scenario, r *Result) error {
 		if m.Until > m.At {
 			line += fmt.Sprintf(" for %.1f s", (m.Until - m.At).Seconds())
 		}
-		d.Events = append(d.Events, Fact{Name: line, Value: m.What})
+		d.Events = append(d.Events, scenarios.Fact{Name: line, Value: m.What})
 	}
 	if err := page.Execute(w, &d); err != nil {
 		return fmt.Errorf("write the report: %w", err)
@@ -40,14 +41,14 @@ func Report(w io.Writer, s Scenario, r *Result) error {
 }
 
 type reportData struct {
-	Scenario   Scenario
-	Result     *Result
+	Scenario   scenarios.Scenario
+	Result     *scenarios.Result
 	Everywhere string
 	Made       string
-	Numbers    []Fact
+	Numbers    []scenarios.Fact
 	Slots      []legend
 	Charts     []drawn
-	Events     []Fact
+	Events     []scenarios.Fact
 }
 
 type legend struct{ Name, Color string }
@@ -61,7 +62,7 @@ type drawn struct {
 func (d *reportData) numbers() {
 	r := d.Result
 	add := func(name, format string, args ...any) {
-		d.Numbers = append(d.Numbers, Fact{Name: name, Value: fmt.Sprintf(format, args...)})
+		d.Numbers = append(d.Numbers, scenarios.Fact{Name: name, Value: fmt.Sprintf(format, args...)})
 	}
 	unknown := func(n *int64) string {
 		if n == nil {
@@ -184,7 +185,7 @@ func seconds(x *float64) float64 {
 }
 
 // owners draws a line of spans for each shard.
-func owners(c chart, ownershipSpans []OwnershipSpan) template.HTML {
+func owners(c chart, ownershipSpans []scenarios.OwnershipSpan) template.HTML {
 	const line = 5
 	var b strings.Builder
 	height := marginTop + testbed.Shards*line

@@ -11,14 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
-func result() *loadtest.Result {
-	r := &loadtest.Result{
+func result() *scenarios.Result {
+	r := &scenarios.Result{
 		Scenario: "failover", Instances: 2, Share: []float64{.5, .5}, Oracle: "equal",
-		Marks:          []loadtest.Mark{{At: time.Second, Until: 2 * time.Second, What: "SIGKILL <i1-1>", Slot: 0}, {At: 3 * time.Second, What: "start", Slot: 0}},
-		OwnershipSpans: []loadtest.OwnershipSpan{{Shard: 0, Slot: 0, To: time.Second}, {Shard: 0, Slot: -1, From: time.Second, To: 4 * time.Second}},
+		Marks:          []scenarios.Mark{{At: time.Second, Until: 2 * time.Second, What: "SIGKILL <i1-1>", Slot: 0}, {At: 3 * time.Second, What: "start", Slot: 0}},
+		OwnershipSpans: []scenarios.OwnershipSpan{{Shard: 0, Slot: 0, To: time.Second}, {Shard: 0, Slot: -1, From: time.Second, To: 4 * time.Second}},
 	}
 	for i := range 20 {
 		s := testbed.Sample{At: time.Duration(i) * 250 * time.Millisecond, Slots: make([]testbed.SlotSample, i%2+1)}
@@ -33,7 +34,7 @@ func result() *loadtest.Result {
 
 func TestReportIsOnePageThatNeedsNothingElse(t *testing.T) {
 	t.Parallel()
-	s, err := loadtest.ByName("failover")
+	s, err := scenarios.ByName("failover")
 	require.NoError(t, err)
 	var page bytes.Buffer
 	require.NoError(t, loadtest.Report(&page, s, result()))
@@ -57,7 +58,7 @@ func TestReportIsOnePageThatNeedsNothingElse(t *testing.T) {
 func TestReportOfARunWithoutSamples(t *testing.T) {
 	t.Parallel()
 	var page bytes.Buffer
-	require.NoError(t, loadtest.Report(&page, loadtest.Scenario{Name: "none"}, &loadtest.Result{Missed: []string{"lost: 1"}}))
+	require.NoError(t, loadtest.Report(&page, scenarios.Scenario{Name: "none"}, &scenarios.Result{Missed: []string{"lost: 1"}}))
 	require.Contains(t, page.String(), "1 missed")
 }
 
@@ -72,13 +73,13 @@ func TestVerdictHasStableFields(t *testing.T) {
 
 func TestScenariosExplainThemselves(t *testing.T) {
 	t.Parallel()
-	for _, s := range loadtest.Scenarios() {
+	for _, s := range scenarios.All() {
 		require.NotEmpty(t, s.About, s.Name)
 		require.NotEmpty(t, s.Bounds, s.Name)
-		found, err := loadtest.ByName(s.Name)
+		found, err := scenarios.ByName(s.Name)
 		require.NoError(t, err)
 		require.Equal(t, s.Bounds, found.Bounds)
 	}
-	_, err := loadtest.ByName("flood")
+	_, err := scenarios.ByName("flood")
 	require.ErrorContains(t, err, "soak, chaos")
 }

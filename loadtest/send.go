@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -21,7 +22,7 @@ type SendConfig struct {
 	Stream   string
 	MaxLen   int64  // of the stream, as the ingest trims it; 0 means never
 	SendLog  string // file, which does not exist yet
-	Plan     Plan
+	Plan     scenarios.Plan
 	Seed     uint64
 	Log      *slog.Logger
 }
@@ -30,8 +31,8 @@ type SendConfig struct {
 func (c SendConfig) Check() error {
 	p := c.Plan
 	p.Instances = 1 // ours are none
-	_, err := p.profile(c.Seed, 0, p.Duration)
-	return errors.Join(p.check(), err, testbed.CheckRedis(c.RedisURL))
+	_, err := p.Fleet(c.Seed, 0, p.Duration)
+	return errors.Join(p.Check(), err, testbed.CheckRedis(c.RedisURL))
 }
 
 // sendGrace is how long sending may continue after its duration, to make up for an
@@ -86,7 +87,7 @@ func Send(ctx context.Context, cfg SendConfig) (_ fleet.Progress, err error) {
 }
 
 func send(ctx context.Context, cfg SendConfig, to fleet.Publisher, reader fleet.Reader, sendLog io.Writer) (fleet.Progress, error) {
-	profile, err := cfg.Plan.profile(cfg.Seed, 0, cfg.Plan.Duration)
+	profile, err := cfg.Plan.Fleet(cfg.Seed, 0, cfg.Plan.Duration)
 	if err != nil {
 		return fleet.Progress{}, err
 	}

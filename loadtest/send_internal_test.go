@@ -14,6 +14,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // outageAfter is a stream that does not answer for a while.
@@ -41,7 +42,7 @@ func (*outageAfter) ReadRange(context.Context, telemetry.EntryID, int) ([]teleme
 // An outage in the middle is made up for; one that lasts ends the sending, which
 // says how much of the plan is missing. Neither floods the log.
 func TestSendEndsWithItsDurationThoughRedisDoesNotAnswer(t *testing.T) {
-	cfg := SendConfig{Seed: 1, Plan: Plan{Devices: 10, Rate: 100, Duration: 30 * time.Second, Profile: profileSteady}}
+	cfg := SendConfig{Seed: 1, Plan: scenarios.Plan{Devices: 10, Rate: 100, Duration: 30 * time.Second, Profile: scenarios.ProfileSteady}}
 	for name, tt := range map[string]struct {
 		outage time.Duration
 		takes  time.Duration

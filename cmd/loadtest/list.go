@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 func newListCommand() *cobra.Command {
@@ -19,12 +19,12 @@ func newListCommand() *cobra.Command {
 		Short: "Explain each scenario and its bounds",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			scenarios := loadtest.Scenarios()
+			all := scenarios.All()
 			if asJSON {
-				return listJSON(cmd.OutOrStdout(), scenarios)
+				return listJSON(cmd.OutOrStdout(), all)
 			}
 			var b strings.Builder
-			for _, s := range scenarios {
+			for _, s := range all {
 				b.WriteString(s.Name + "\n" + wrap(s.About, "  "))
 				if s.Bounds != "" {
 					b.WriteString(wrap("Bounds: "+s.Bounds+".", "  "))
@@ -35,7 +35,7 @@ func newListCommand() *cobra.Command {
 				}
 				b.WriteString("\n")
 			}
-			b.WriteString("Bounds of all\n" + wrap(loadtest.EveryBound+".", "  "))
+			b.WriteString("Bounds of all\n" + wrap(scenarios.EveryBound+".", "  "))
 			if _, err := fmt.Fprint(cmd.OutOrStdout(), b.String()); err != nil {
 				return fmt.Errorf("print the list: %w", err)
 			}
@@ -65,9 +65,9 @@ type planJSON struct {
 	Fleet     string  `json:"fleet"`
 }
 
-func listJSON(out io.Writer, scenarios []loadtest.Scenario) error {
-	list := make([]scenarioJSON, len(scenarios))
-	for i, s := range scenarios {
+func listJSON(out io.Writer, all []scenarios.Scenario) error {
+	list := make([]scenarioJSON, len(all))
+	for i, s := range all {
 		p := s.Plan
 		list[i] = scenarioJSON{
 			Name: s.Name, About: s.About, Bounds: s.Bounds, Breaks: s.Breaks,
@@ -85,7 +85,7 @@ func listJSON(out io.Writer, scenarios []loadtest.Scenario) error {
 	return nil
 }
 
-func planText(p loadtest.Plan) string {
+func planText(p scenarios.Plan) string {
 	text := fmt.Sprintf("%d instances, %d devices", p.Instances, p.Devices)
 	if p.Instances == 1 {
 		text = fmt.Sprintf("1 instance, %d devices", p.Devices)

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // call runs one command line.
@@ -79,7 +79,7 @@ func TestListForPrograms(t *testing.T) {
 	require.Equal(t, false, list[0]["breaks"])
 	plan, ok := list[0]["plan"].(map[string]any)
 	require.True(t, ok)
-	require.Equal(t, loadtest.Scenarios()[0].Plan.Duration.Seconds(), plan["duration_seconds"])
+	require.Equal(t, scenarios.All()[0].Plan.Duration.Seconds(), plan["duration_seconds"])
 	for name := range plan {
 		require.Regexp(t, "^[a-z_]+$", name)
 	}

@@ -9,12 +9,12 @@ import (
 	"text/tabwriter"
 
 	"github.com/trmtracking/processor/internal/cli"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // printResult prints the table for people, the findings, and the line for
 // programs.
-func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
+func printResult(out, notes io.Writer, r *scenarios.Result, f runFlags) error {
 	table := out
 	if f.json {
 		table = notes
@@ -43,7 +43,7 @@ func printResult(out, notes io.Writer, r *loadtest.Result, f runFlags) error {
 	return nil
 }
 
-func printTable(w io.Writer, r *loadtest.Result) {
+func printTable(w io.Writer, r *scenarios.Result) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		_, _ = fmt.Fprintf(t, "  %s\t%s\n", name, fmt.Sprintf(format, args...))

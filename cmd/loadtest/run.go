@@ -16,11 +16,12 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // runFlags are the flags of loadtest run.
 type runFlags struct {
-	cfg     loadtest.Config
+	cfg     scenarios.Config
 	json    bool
 	report  string
 	keep    string
@@ -28,7 +29,7 @@ type runFlags struct {
 }
 
 func newRunCommand() *cobra.Command {
-	f := runFlags{cfg: loadtest.Config{World: devenv.Plain}}
+	f := runFlags{cfg: scenarios.Config{World: devenv.Plain}}
 	cmd := &cobra.Command{
 		Use:   "run SCENARIO",
 		Short: "Run a scenario; exit 1 when one of its bounds is missed",
@@ -54,9 +55,9 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := loadtest.ByName(args[0])
+			s, err := scenarios.ByName(args[0])
 			if err != nil {
-				return cli.Usage(cmd, fmt.Errorf("%w%s", err, cli.DidYouMean(args[0], "", loadtest.Names())))
+				return cli.Usage(cmd, fmt.Errorf("%w%s", err, cli.DidYouMean(args[0], "", scenarios.Names())))
 			}
 			if err := f.cfg.Check(s); err != nil {
 				return cli.Usage(cmd, err)
@@ -88,7 +89,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	return cmd
 }
 
-func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error) {
+func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err error) {
 	ctx, notes := cmd.Context(), cmd.ErrOrStderr()
 	if f.cfg.Seed == 0 {
 		f.cfg.Seed = seedOfTheDay(time.Now())
@@ -122,7 +123,7 @@ func runScenario(cmd *cobra.Command, s loadtest.Scenario, f runFlags) (err error
 	view := newView(notes, s.Name)
 	f.cfg.Show = view.show
 	_, _ = fmt.Fprintf(notes, "%s, seed %d: %s\n", s.Name, f.cfg.Seed, s.About)
-	result, err := loadtest.Run(ctx, s, f.cfg)
+	result, err := scenarios.Run(ctx, s, f.cfg)
 	if err != nil {
 		if ctx.Err() != nil {
 			return errors.New("interrupted, there is no verdict")
@@ -159,7 +160,7 @@ func logFolder(notes io.Writer) (dir string, done func(error) error, err error) 
 	}, nil
 }
 
-func writeReport(path string, s loadtest.Scenario, r *loadtest.Result) error {
+func writeReport(path string, s scenarios.Scenario, r *scenarios.Result) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("make the report: %w", err)

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -57,7 +57,7 @@ func fencesAlong(p fleet.Profile) ([]geofence.Fence, error) {
 
 // fence puts up the fences of a run, before anything is stored.
 func (r *run) fence(ctx context.Context) error {
-	profile, err := r.plan.profile(r.cfg.Seed, 0, endless)
+	profile, err := r.plan.Fleet(r.cfg.Seed, 0, endless)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"testing"
@@ -11,7 +11,7 @@ import (
 
 func TestTheSameSeedDrawsTheSameFences(t *testing.T) {
 	t.Parallel()
-	p, err := Plan{Devices: 50, Rate: 500, Profile: profileIncidents}.profile(3, 0, time.Hour)
+	p, err := Plan{Devices: 50, Rate: 500, Profile: profileIncidents}.Fleet(3, 0, time.Hour)
 	require.NoError(t, err)
 	one, err := fencesAlong(p)
 	require.NoError(t, err)

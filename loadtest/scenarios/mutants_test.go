@@ -1,4 +1,4 @@
-package loadtest_test
+package scenarios_test
 
 import (
 	"log/slog"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/testenv"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
 // build makes the service, with the mutants inside.
@@ -24,11 +24,11 @@ func build(t *testing.T) string {
 	return program
 }
 
-func runScenario(t *testing.T, name, program, mutant string, plan loadtest.Plan) *loadtest.Result {
+func runScenario(t *testing.T, name, program, mutant string, plan scenarios.Plan) *scenarios.Result {
 	t.Helper()
-	s, err := loadtest.ByName(name)
+	s, err := scenarios.ByName(name)
 	require.NoError(t, err)
-	r, err := loadtest.Run(t.Context(), s, loadtest.Config{
+	r, err := scenarios.Run(t.Context(), s, scenarios.Config{
 		Processor: program, Env: []string{"MUTANT=" + mutant}, Plan: plan, Seed: 1, Slack: 3,
 		Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 	})
@@ -40,23 +40,23 @@ func runScenario(t *testing.T, name, program, mutant string, plan loadtest.Plan)
 func TestMutantsOfTheServiceAreCaught(t *testing.T) {
 	testenv.Full(t)
 	program := build(t)
-	short := loadtest.Plan{Rate: 2000, Duration: 10 * time.Second, Profile: "incidents"}
+	short := scenarios.Plan{Rate: 2000, Duration: 10 * time.Second, Profile: "incidents"}
 
 	r := runScenario(t, "split", program, "none", short)
 	require.Empty(t, r.Missed, "without a mutation everything is well")
 	require.Positive(t, r.Crossings)
-	r = runScenario(t, "wake", program, "none", loadtest.Plan{})
+	r = runScenario(t, "wake", program, "none", scenarios.Plan{})
 	require.Empty(t, r.Missed, "nor with a batch that is held back")
 
 	for _, tt := range []struct {
 		mutant, scenario string
-		plan             loadtest.Plan
-		caught           func(r *loadtest.Result) bool
+		plan             scenarios.Plan
+		caught           func(r *scenarios.Result) bool
 	}{
-		{"drop:100000", "split", loadtest.Plan{Rate: 10_000, Duration: 25 * time.Second}, func(r *loadtest.Result) bool { return r.Lost > 0 }},
-		{"early_ack", "split", short, func(r *loadtest.Result) bool { return r.Early > 0 }},
-		{"double_crossing", "split", short, func(r *loadtest.Result) bool { return r.Oracle == "different" }},
-		{"unfenced", "wake", loadtest.Plan{}, func(r *loadtest.Result) bool { return *r.Stale > 0 }},
+		{"drop:100000", "split", scenarios.Plan{Rate: 10_000, Duration: 25 * time.Second}, func(r *scenarios.Result) bool { return r.Lost > 0 }},
+		{"early_ack", "split", short, func(r *scenarios.Result) bool { return r.Early > 0 }},
+		{"double_crossing", "split", short, func(r *scenarios.Result) bool { return r.Oracle == "different" }},
+		{"unfenced", "wake", scenarios.Plan{}, func(r *scenarios.Result) bool { return *r.Stale > 0 }},
 	} {
 		t.Run(tt.mutant, func(t *testing.T) {
 			r := runScenario(t, tt.scenario, program, tt.mutant, tt.plan)

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -17,7 +17,7 @@ func backlog() Scenario {
 		Name:   "backlog",
 		About:  "A backlog is drained by one instance, then one as large by all, alternately, as fast as they can; the best of each counts.",
 		Bounds: "two instances on one machine at least 0.75 of the rate of one",
-		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 1000, Entries: 300_000, Rounds: 2, Duration: 24 * time.Hour, Profile: profileSteady},
+		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 1000, Entries: 300_000, Rounds: 2, Duration: 24 * time.Hour, Profile: ProfileSteady},
 		idle:   true,
 		bare:   true,
 		run: func(ctx context.Context, r *run) error {

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"errors"
@@ -70,19 +70,19 @@ func (p Plan) over(base Plan) Plan {
 
 // The profiles of a fleet.
 const (
-	profileSteady    = "steady"    // even, without incidents
+	ProfileSteady    = "steady"    // even, without incidents
 	profileIncidents = "incidents" // all that happens to trackers, and no junk
 	profilePolluted  = "polluted"  // that and junk
 	profileHot       = "hot"       // one device sends half of everything
 )
 
-// profile returns the fleet of a plan. Part numbers the fleets of one run: each goes
+// Fleet returns the fleet of a plan. Part numbers the fleets of one run: each goes
 // on where the one before ended.
-func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Profile, error) {
+func (p Plan) Fleet(seed uint64, part int, duration time.Duration) (fleet.Profile, error) {
 	f := fleet.Steady(seed, p.Devices, p.Rate, duration)
 	f.Start = f.Start.Add(time.Duration(part) * 24 * time.Hour)
 	switch p.Profile {
-	case profileSteady:
+	case ProfileSteady:
 	case profileHot:
 		f.Hot = .5
 	case profilePolluted, profileIncidents:
@@ -91,7 +91,7 @@ func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Prof
 			f.Junk = .02
 		}
 	default:
-		return f, fmt.Errorf("fleet %q: want %s, %s, %s or %s", p.Profile, profileSteady, profileIncidents, profilePolluted, profileHot)
+		return f, fmt.Errorf("fleet %q: want %s, %s, %s or %s", p.Profile, ProfileSteady, profileIncidents, profilePolluted, profileHot)
 	}
 	return f, f.Validate()
 }
@@ -100,8 +100,8 @@ func (p Plan) profile(seed uint64, part int, duration time.Duration) (fleet.Prof
 // may still be missing.
 func (c Config) Check(s Scenario) error {
 	c.Plan = c.Plan.over(s.Plan)
-	errs := []error{c.Plan.check()}
-	if _, err := c.Plan.profile(c.Seed, 0, c.Plan.Duration); err != nil {
+	errs := []error{c.Plan.Check()}
+	if _, err := c.Plan.Fleet(c.Seed, 0, c.Plan.Duration); err != nil {
 		errs = append(errs, err)
 	}
 	if c.Slack < 1 {
@@ -123,7 +123,7 @@ func (c Config) Check(s Scenario) error {
 	return errors.Join(errs...)
 }
 
-func (p Plan) check() error {
+func (p Plan) Check() error {
 	var errs []error
 	want := func(ok bool, format string, args ...any) {
 		if !ok {

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -17,7 +17,7 @@ func rolling() Scenario {
 		About: "Each instance in turn is stopped with SIGTERM and replaced, again and again, under load.",
 		Bounds: "age of the oldest unfinished entry: median of the restarts' peaks at most 1.5 s, worst at most 5 s; " +
 			"every stop exits with 0",
-		Plan: Plan{Instances: 2, Devices: 1000, Rate: 5000, Rounds: 20, Duration: time.Second, Profile: profileSteady},
+		Plan: Plan{Instances: 2, Devices: 1000, Rate: 5000, Rounds: 20, Duration: time.Second, Profile: ProfileSteady},
 		run: func(ctx context.Context, r *run) error {
 			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -28,15 +28,15 @@ type Scenario struct {
 // EveryBound is the bounds that all scenarios share, in words.
 const EveryBound = "nothing lost, double, reordered, committed by a stale owner, acknowledged before it is stored, or left unfinished; every row equal to the oracle's"
 
-// Scenarios returns all scenarios in the order in which they are shown.
-func Scenarios() []Scenario {
+// All returns all scenarios in the order in which they are shown.
+func All() []Scenario {
 	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), containers()}
 }
 
 // ByName returns the scenario of that name. It also knows those, not among Scenarios,
 // for which the service has to be built in a way of their own.
 func ByName(name string) (Scenario, error) {
-	all := append(Scenarios(), wake())
+	all := append(All(), wake())
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
 	if i < 0 {
 		return Scenario{}, fmt.Errorf("scenario %q: want %s", name, strings.Join(Names(), ", "))
@@ -47,7 +47,7 @@ func ByName(name string) (Scenario, error) {
 // Names returns those of Scenarios.
 func Names() []string {
 	var names []string
-	for _, s := range Scenarios() {
+	for _, s := range All() {
 		names = append(names, s.Name)
 	}
 	return names

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -10,7 +10,7 @@ func split() Scenario {
 		Name:   "split",
 		About:  "Instances at their ease share an even load.",
 		Bounds: "with two instances each stores 0.45 to 0.55 of all records, with three 0.28 to 0.39",
-		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 5000, Duration: 20 * time.Second, Profile: profileSteady},
+		Plan:   Plan{Instances: 2, Devices: 1000, Rate: 5000, Duration: 20 * time.Second, Profile: ProfileSteady},
 		run: func(ctx context.Context, r *run) error {
 			if err := r.begin(ctx); err != nil {
 				return err

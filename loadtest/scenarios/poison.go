@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"bytes"
@@ -154,7 +154,7 @@ func (r *run) holdDispatchLease(ctx context.Context) (release func() error, err 
 
 // fillBacklog sends a backlog of which a share is no records.
 func (r *run) fillBacklog(ctx context.Context, share float64) (int64, error) {
-	profile, err := r.plan.profile(r.cfg.Seed, r.fleets, r.plan.Duration)
+	profile, err := r.plan.Fleet(r.cfg.Seed, r.fleets, r.plan.Duration)
 	if err != nil {
 		return 0, err
 	}

@@ -1,4 +1,4 @@
-package loadtest
+package scenarios
 
 import (
 	"context"
@@ -158,7 +158,7 @@ func (r *run) begin(ctx context.Context) error {
 }
 
 func (r *run) startLoadFor(ctx context.Context, d time.Duration, pacer fleet.Pacer) error {
-	profile, err := r.plan.profile(r.cfg.Seed, r.fleets, d)
+	profile, err := r.plan.Fleet(r.cfg.Seed, r.fleets, d)
 	if err != nil {
 		return err
 	}
