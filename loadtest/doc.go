@@ -1,12 +1,19 @@
 // Package loadtest runs the service as its users do, with a fleet on demand and
-// faults on demand, and judges what is left behind.
+// faults on demand, and judges what is left behind. Send and Verify do the two ends
+// of that on a system that somebody else runs.
 //
-//	servers ─ instances (processes) ─ fleet (open-loop) ─ faults ─ verdict
+//	testbed    servers, instances (processes), load, polls
+//	fleet      what trackers send, open-loop, with its own log
+//	scenarios  a testbed, a fleet, faults, a verdict
+//	observer   what the database itself noted
+//	oracle     compares every row and entry with what was sent
+//	report     a result as a page
+//	bench      how fast; ceiling: how fast the servers alone are
+//	demo       recorded tracks, printed as they pass fences
 //
-// A scenario starts instances of the real program, drives loadtest/fleet, breaks
-// things, waits until everything is done, and lets two judges check Postgres:
-// loadtest/oracle compares every row and every entry with what was sent, and
-// the order of commits, as the database itself noted it, with the stream.
+// A scenario starts instances of the real program, drives the fleet, breaks things,
+// waits until everything is done, and lets two judges check Postgres: the oracle,
+// and the order of commits as the database itself noted it.
 //
 // What it promises:
 //

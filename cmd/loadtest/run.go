@@ -15,7 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/stream"
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/report"
 	"github.com/trmtracking/processor/loadtest/scenarios"
 )
 
@@ -165,7 +165,7 @@ func writeReport(path string, s scenarios.Scenario, r *scenarios.Result) error {
 	if err != nil {
 		return fmt.Errorf("make the report: %w", err)
 	}
-	return errors.Join(loadtest.Report(file, s, r), file.Close())
+	return errors.Join(report.Write(file, s, r), file.Close())
 }
 
 // seedOfTheDay returns the same for everybody for a day, so that what fails by chance

@@ -1,4 +1,4 @@
-package loadtest
+package report
 
 import (
 	"github.com/trmtracking/processor/loadtest/scenarios"
@@ -18,8 +18,8 @@ import (
 //go:embed report.html
 var reportText string
 
-// Report writes a result as one HTML page that needs nothing else.
-func Report(w io.Writer, s scenarios.Scenario, r *scenarios.Result) error {
+// Write writes a result as one HTML page that needs nothing else.
+func Write(w io.Writer, s scenarios.Scenario, r *scenarios.Result) error {
 	page, err := template.New("report").Funcs(template.FuncMap{"inc": func(n int) int { return n + 1 }}).Parse(reportText)
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)

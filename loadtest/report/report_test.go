@@ -1,4 +1,4 @@
-package loadtest_test
+package report_test
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/loadtest"
+	"github.com/trmtracking/processor/loadtest/report"
 	"github.com/trmtracking/processor/loadtest/scenarios"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
@@ -37,7 +37,7 @@ func TestReportIsOnePageThatNeedsNothingElse(t *testing.T) {
 	s, err := scenarios.ByName("failover")
 	require.NoError(t, err)
 	var page bytes.Buffer
-	require.NoError(t, loadtest.Report(&page, s, result()))
+	require.NoError(t, report.Write(&page, s, result()))
 	text := page.String()
 	for _, foreign := range []string{"http:", "https:", "src=", "<script", "@import", "NaN", "Inf", "<i1-1>"} {
 		require.NotContains(t, text, foreign)
@@ -58,7 +58,7 @@ func TestReportIsOnePageThatNeedsNothingElse(t *testing.T) {
 func TestReportOfARunWithoutSamples(t *testing.T) {
 	t.Parallel()
 	var page bytes.Buffer
-	require.NoError(t, loadtest.Report(&page, scenarios.Scenario{Name: "none"}, &scenarios.Result{Missed: []string{"lost: 1"}}))
+	require.NoError(t, report.Write(&page, scenarios.Scenario{Name: "none"}, &scenarios.Result{Missed: []string{"lost: 1"}}))
 	require.Contains(t, page.String(), "1 missed")
 }
 
