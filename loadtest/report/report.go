@@ -1,9 +1,6 @@
 package report
 
 import (
-	"github.com/trmtracking/processor/loadtest/scenarios"
-	"github.com/trmtracking/processor/loadtest/testbed"
-
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -13,6 +10,8 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/loadtest/scenarios"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 //go:embed report.html
