@@ -74,10 +74,14 @@ func TestDemoEndsWithAnAccountThatBalances(t *testing.T) {
 func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	t.Parallel()
 	testenv.Full(t) // it builds the processor and runs for a minute
-	p := servicetest.Spawn(t, nil, "demo", "--speed", "0", "--tracks", track(t))
+	// Without HOME the Go tool has no cache and builds nothing.
+	p := servicetest.Spawn(t, []string{"HOME=" + os.Getenv("HOME")}, "demo", "--speed", "0", "--tracks", track(t))
 	testenv.Wait(t, 2*time.Minute, func() error {
 		// Two pipes: what was written first may be read last.
 		if !strings.Contains(p.Errors(), "still running") || !strings.Contains(p.Output(), "balanced") {
+			if !p.Running() {
+				require.FailNow(t, "it ended", "%s", p.Errors())
+			}
 			return errors.New("want the account and that it is still running")
 		}
 		return nil

@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/demo"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -59,6 +61,21 @@ type lagReport struct {
 		Entries *int64
 	}
 	Incidents []struct{ Kind string }
+}
+
+// awaitNoBacklog waits until `lag` says that everything is acknowledged, a moment
+// after it is stored, and returns what else it says.
+func awaitNoBacklog(dep *servicetest.Deployment) (l lagReport) {
+	dep.T.Helper()
+	testenv.Wait(dep.T, 40*time.Second, func() error {
+		l = lagReport{}
+		dep.Ask(0, &l, "lag")
+		if l.Backlog == nil || *l.Backlog != 0 {
+			return fmt.Errorf("want no backlog, have %+v", l)
+		}
+		return nil
+	})
+	return l
 }
 
 // traceReport is the part of `trace --json` that these tests look at.

@@ -289,11 +289,11 @@ func (c *campaign) end(name string) {
 	delete(c.running, name)
 }
 
-// Take-over bounds of P8, with three times the slack.
+// Take-over bounds of P8 with slack for a busy machine, twice for the one that is a second.
 const (
 	slack       = 3
 	killedBound = slack * (2*time.Second + 5*time.Second) // MEMBER_TTL is 2s here
-	leftBound   = slack * time.Second
+	leftBound   = slack * slack * time.Second
 )
 
 func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
@@ -308,17 +308,20 @@ func TestP3P4P8OrderThroughJoinsLeavesKillsAndFreezes(t *testing.T) {
 	require.LessOrEqual(t, before["a"]-after["a"]+before["b"]-after["b"], (fleetShards+2)/3, "a join moves no more than its share")
 	t.Logf("joined: balanced in %.2f s", joined.Seconds())
 
+	const forced = "processor_coordination_shards_force_acquired_total"
+	forcedBefore := c.total(forced)
 	c.end("c")
 	left := c.awaitWithout("c")
 	t.Logf("SIGTERM: taken over %.2f s after the end", left.Seconds())
 	require.Less(t, left, leftBound)
+	require.LessOrEqual(t, c.total(forced), forcedBefore, "released, not missed")
 
 	leader := c.which("processor_coordination_leader")
 	c.running[leader].Signal(syscall.SIGKILL)
 	killed := c.awaitWithout(leader)
 	t.Logf("SIGKILL of the leader: taken over in %.2f s", killed.Seconds())
 	require.Less(t, killed, killedBound)
-	require.Equal(t, -1, c.running[leader].Exit(10*time.Second))
+	require.Equal(t, -1, c.running[leader].Exit(40*time.Second))
 	delete(c.running, leader)
 
 	c.start("d")

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -135,13 +136,16 @@ func (w *ward) every(each, during time.Duration, f func()) {
 	}
 }
 
-// names requires that readiness says which server is away.
+// names waits until readiness says which server is away.
 func (w *ward) names(server string) {
 	w.Helper()
-	status, r, err := w.service.Readiness()
-	require.NoError(w, err)
-	require.Equal(w, http.StatusServiceUnavailable, status)
-	require.Contains(w, r.NotReady, server)
+	testenv.Wait(w, 30*time.Second, func() error {
+		status, r, err := w.service.Readiness()
+		if err == nil && (status != http.StatusServiceUnavailable || !slices.Contains(r.NotReady, server)) {
+			err = fmt.Errorf("want 503 that names %s, have %d and %v", server, status, r.NotReady)
+		}
+		return err
+	})
 }
 
 // incident waits until an incident of a kind is over, and returns its detail.
@@ -330,7 +334,7 @@ func (w *ward) suffer(o outage) {
 	}
 	o.end(w)
 	ended := time.Now()
-	testenv.Wait(w, o.within, func() error { return w.caughtUp(ended) })
+	testenv.Wait(w, slack*o.within, func() error { return w.caughtUp(ended) })
 	seconds := time.Since(began).Seconds()
 	logged := float64(strings.Count(w.service.Output(), "\n")-lines) / max(3, seconds)
 	toRedis, toPG := float64(w.toRedis.count.Load()-redisBefore)/max(3, seconds), float64(w.toPG.count.Load()-pgBefore)/max(3, seconds)

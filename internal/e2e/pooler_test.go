@@ -19,7 +19,7 @@ func TestAPoolerThatLendsSessionsIsRefused(t *testing.T) {
 			dep.Publish(servicetest.Records(0, 4)...)
 			environ := dep.Environ("POSTGRES_URL="+testenv.PgBouncer(t, dep.PostgresURL, mode), "POSTGRES_MIGRATE_URL="+dep.PostgresURL, servicetest.FourShards)
 			p := servicetest.Spawn(t, environ, "run")
-			require.Equal(t, 3, p.Exit(15*time.Second), p.Output())
+			require.Equal(t, 3, p.Exit(40*time.Second), p.Output())
 			require.Contains(t, p.Output(), "a pooler in transaction or statement mode")
 			stored, err := dep.Stored()
 			require.NoError(t, err)
@@ -75,7 +75,7 @@ func TestTheQueryModeOfTheURLIsHonouredOrRefused(t *testing.T) {
 		t.Run(parameter, func(t *testing.T) {
 			dep := servicetest.New(t)
 			p := dep.Run("POSTGRES_URL=" + dep.PostgresURL + "&" + parameter)
-			require.Equal(t, 3, p.Exit(10*time.Second), p.Output())
+			require.Equal(t, 3, p.Exit(40*time.Second), p.Output())
 			require.Contains(t, p.Output()+p.Errors(), parameter)
 		})
 	}

@@ -29,7 +29,7 @@ func TestKilledInTheMiddleAndStartedAgainNothingIsLostDoubledOrWrong(t *testing.
 		if len(kills) > 0 && s.Sent >= kills[0] {
 			kills = kills[1:]
 			p.Signal(syscall.SIGKILL)
-			require.Equal(t, -1, p.Exit(10*time.Second))
+			require.Equal(t, -1, p.Exit(40*time.Second))
 			p = dep.Run("INSTANCE_ID=victim")
 		}
 	})
@@ -73,7 +73,7 @@ func TestPostgresAwayUnderLoadCostsTimeAndNothingElse(t *testing.T) {
 					*most = max(*most, v)
 				}
 			}
-			if time.Since(stopped) > away {
+			if refused > 0 && time.Since(stopped) > away {
 				require.NoError(t, env.Postgres.Start(t.Context()))
 				back = time.Now()
 			}
@@ -137,7 +137,7 @@ func TestASecondSignalEndsTheProcessAtOnce(t *testing.T) {
 	_, err = p.Metric("processor_pipeline_in_flight_records")
 	require.NoError(t, err, "metrics are there to the end")
 	p.Signal(syscall.SIGINT)
-	require.Equal(t, 1, p.Exit(2*time.Second))
+	require.Equal(t, 1, p.Exit(10*time.Second), "DRAIN_TIMEOUT is 20s")
 }
 
 func TestAWrongNameOfTheStreamIsSaidAloud(t *testing.T) {
@@ -151,6 +151,6 @@ func TestAWrongNameOfTheStreamIsSaidAloud(t *testing.T) {
 	wrong.Stream = dep.Stream + ":typo"
 	p := wrong.Run()
 	p.Await(`check REDIS_TELEMETRY_STREAM`)
-	require.Contains(t, p.Output(), other.Stream+" (1)")
+	p.Await(other.Stream + " (1)")
 	require.Zero(t, p.Terminate())
 }

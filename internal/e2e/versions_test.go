@@ -85,10 +85,10 @@ func TestServersThatAreTooOldAreRefusedInWords(t *testing.T) {
 			proxy := lying(t, hostOf(t, dep.PostgresURL), have, version+have[2:])
 			lied := withHost(t, dep.PostgresURL, proxy)
 			p := dep.Run("POSTGRES_URL="+lied, servicetest.FourShards)
-			require.Equal(t, 3, p.Exit(15*time.Second), p.Output())
+			require.Equal(t, 3, p.Exit(40*time.Second), p.Output())
 			require.Contains(t, p.Output(), "15 or newer is needed")
 			up := servicetest.Spawn(t, dep.Environ("POSTGRES_URL="+lied), "migrate", "up")
-			require.Equal(t, 3, up.Exit(15*time.Second), up.Output())
+			require.Equal(t, 3, up.Exit(40*time.Second), up.Output())
 			require.Contains(t, up.Errors(), "15 or newer is needed")
 			untouched(t, dep)
 		})
@@ -100,7 +100,7 @@ func TestServersThatAreTooOldAreRefusedInWords(t *testing.T) {
 		have := "redis_version:" + info["Server"]["redis_version"]
 		proxy := lying(t, hostOf(t, dep.RedisURL), have, "redis_version:6."+have[len("redis_version:6."):])
 		p := dep.Run("REDIS_URL="+withHost(t, dep.RedisURL, proxy), servicetest.FourShards)
-		require.Equal(t, 3, p.Exit(15*time.Second), p.Output())
+		require.Equal(t, 3, p.Exit(40*time.Second), p.Output())
 		require.Regexp(t, `Redis at 127\.0\.0\.1:\d+ has version 6\..*: 7\.0 or newer is needed`, p.Output())
 		untouched(t, dep)
 	})
@@ -114,7 +114,7 @@ func TestServersThatAreTooOldAreRefusedInWords(t *testing.T) {
 		dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry", Group: "processor"}
 		dep.Publish(servicetest.Records(0, 4)...)
 		p := dep.Run(servicetest.FourShards)
-		require.Equal(t, 3, p.Exit(15*time.Second), p.Output())
+		require.Equal(t, 3, p.Exit(40*time.Second), p.Output())
 		require.Contains(t, p.Output(), "has version 6.2")
 		untouched(t, dep)
 	})
@@ -125,7 +125,7 @@ func TestAnAppendOnlyFileThatIsOffIsSaidAtTheStart(t *testing.T) {
 	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry", Group: "processor"}
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
-	require.Contains(t, p.Output(), "Redis keeps no append-only file")
+	p.Await("Redis keeps no append-only file")
 	require.Zero(t, p.Terminate())
 }
 

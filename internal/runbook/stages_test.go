@@ -227,8 +227,8 @@ func stageStalled(dep *servicetest.Deployment) staged {
 		settings: []string{pid(asleep)},
 		before:   map[int]func(){1: func() { dep.AwaitStored(3, 20*time.Second) }},
 		after: func() {
-			require.Equal(dep.T, -1, asleep.Exit(10*time.Second))
-			require.Regexp(dep.T, `"force-acquired shards from a dead member".*"member":"asleep\..*"host":"[^"]+","pid":\d+`, awake.Output())
+			require.Equal(dep.T, -1, asleep.Exit(40*time.Second))
+			awake.AwaitMatch(`"force-acquired shards from a dead member".*"member":"asleep\..*"host":"[^"]+","pid":\d+`)
 		},
 	}
 }
@@ -366,7 +366,7 @@ func stageRoll(dep *servicetest.Deployment) staged {
 	goes, _ := pair(dep, "goes", "stays")
 	return staged{
 		settings: []string{pid(goes)},
-		after:    func() { require.Equal(dep.T, 0, goes.Exit(10*time.Second)) },
+		after:    func() { require.Equal(dep.T, 0, goes.Exit(40*time.Second)) },
 	}
 }
 

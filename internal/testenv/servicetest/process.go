@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,6 +162,31 @@ func (p *Process) Await(text string) {
 			return fmt.Errorf("want %q in the log", text)
 		}
 		return nil
+	})
+}
+
+// AwaitMatch waits until what the process has written to its log matches a pattern.
+func (p *Process) AwaitMatch(pattern string) {
+	p.t.Helper()
+	want := regexp.MustCompile(pattern)
+	testenv.Wait(p.t, 30*time.Second, func() error {
+		if !want.MatchString(p.Output()) {
+			return fmt.Errorf("want %s in the log", pattern)
+		}
+		return nil
+	})
+}
+
+// AwaitMetric waits until a metric has a value: it is counted a moment after what it
+// counts can be seen in a server.
+func (p *Process) AwaitMetric(name string, want float64) {
+	p.t.Helper()
+	testenv.Wait(p.t, 30*time.Second, func() error {
+		have, err := p.Metric(name)
+		if err == nil && have != want {
+			err = fmt.Errorf("want %v of %s, have %v", want, name, have)
+		}
+		return err
 	})
 }
 
