@@ -1,6 +1,6 @@
 // Package loadtest runs the service as its users do, with a fleet on demand and
 // faults on demand, and judges what is left behind. Send and Verify do the two ends
-// of that on a system that somebody else runs.
+// of that on a system that runs already.
 //
 //	testbed    servers, instances (processes), load, polls
 //	fleet      what trackers send, open-loop, with its own log
