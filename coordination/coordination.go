@@ -10,6 +10,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Deps are the collaborators of a Fleet.
@@ -27,11 +30,30 @@ type Deps struct {
 
 // Stream is the part of the stream that coordination uses.
 type Stream interface {
-	Redeliverer
-	ConsumerAdmin
-	LossQueue
-	Notifier
-	Pauser
+	// The reconciler puts acknowledged entries back on their queues.
+	RegisterOwner(ctx context.Context, token string, shards []int) (protocol.Entered, error)
+	HighWatermark() telemetry.EntryID
+	SetApplied(ctx context.Context, shard int, applied telemetry.EntryID) error
+	Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error)
+
+	// The leader lists and repairs the group's consumers: entries of foreign ones
+	// (not shard-NN) are claimed; Work is the progress of our own.
+	Consumers(ctx context.Context) ([]protocol.Consumer, error)
+	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
+	Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
+	Notify(ctx context.Context, shards []int) error
+	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
+
+	// It records losses that are detected but not yet recorded, and stops the
+	// dispatcher of the fleet or lets it go on.
+	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
+	Recorded(ctx context.Context, receipt []string) error
+	SetPaused(ctx context.Context, paused bool) error
+
+	// Both wake the other members.
+	NotifyLeadership(ctx context.Context) error
+	NotifyMembers(ctx context.Context) error
+
 	// OnServerChange registers f to be called before the first command to a
 	// server other than the one that answered last.
 	OnServerChange(f func())
@@ -39,10 +61,11 @@ type Stream interface {
 	CheckServer(ctx context.Context) error
 }
 
-// LeaderStore keeps the term and what is written under it.
+// LeaderStore is the authority on who leads, and keeps what is written under a term.
 type LeaderStore interface {
-	TermStore
-	Assignments
+	BeginTerm(ctx context.Context) (term int64, err error)
+	Resign(ctx context.Context, term int64) error
+	Assign(ctx context.Context, term int64, shards []int, members []string) error
 }
 
 // Fleet is one member's part in coordination: its membership, the shards it
@@ -52,7 +75,7 @@ type Fleet struct {
 	membership *Membership
 	reconciler *reconciler
 	elector    *elector
-	caller     Notifier
+	stream     Stream
 	log        *slog.Logger
 
 	abandoned chan struct{}
@@ -76,12 +99,12 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 		membership.serverChanged.Store(true)
 	})
 	membership.check = deps.Stream.CheckServer
-	f := &Fleet{cfg: cfg, membership: membership, caller: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
+	f := &Fleet{cfg: cfg, membership: membership, stream: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
 	leader := &Leader{
-		cfg: cfg, membership: membership, shards: deps.Shards, assignments: deps.Terms, foreign: deps.Stream,
+		cfg: cfg, membership: membership, shards: deps.Shards, store: deps.Terms, stream: deps.Stream,
 		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
-		losses: deps.Stream, ledger: deps.Ledger, holds: deps.Holds, pauser: deps.Stream, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
+		ledger: deps.Ledger, holds: deps.Holds, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
 	membership.onChange(func() {
@@ -152,7 +175,7 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	if err := f.membership.announce(ctx); err != nil {
 		return err
 	}
-	if err := f.caller.NotifyMembers(ctx); err != nil {
+	if err := f.stream.NotifyMembers(ctx); err != nil {
 		f.log.Warn("could not notify peers; they will notice by polling", "err", err)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)

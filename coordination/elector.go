@@ -9,18 +9,6 @@ import (
 	"github.com/trmtracking/processor/internal/lograte"
 )
 
-// TermStore is the authority on who leads.
-type TermStore interface {
-	BeginTerm(ctx context.Context) (term int64, err error)
-	Resign(ctx context.Context, term int64) error
-}
-
-// Notifier wakes the other members.
-type Notifier interface {
-	NotifyLeadership(ctx context.Context) error
-	NotifyMembers(ctx context.Context) error
-}
-
 // lease is the leader's lock as the elector uses it.
 type lease interface {
 	obtain(ctx context.Context) error // errLockHeld when another member has it
@@ -37,8 +25,8 @@ type lease interface {
 type elector struct {
 	cfg      Config
 	lock     lease
-	terms    TermStore
-	notifier Notifier
+	terms    LeaderStore
+	notifier Stream
 	work     LeaderWork
 	canLead  func() bool // reports whether this member can do a leader's work now
 	metrics  *metrics
@@ -57,7 +45,7 @@ type LeaderWork interface {
 }
 
 // newElector returns an elector that does not campaign yet.
-func newElector(cfg Config, lock lease, terms TermStore, notifier Notifier, leaderWork LeaderWork, canLead func() bool, m *metrics, log *slog.Logger) *elector {
+func newElector(cfg Config, lock lease, terms LeaderStore, notifier Stream, leaderWork LeaderWork, canLead func() bool, m *metrics, log *slog.Logger) *elector {
 	return &elector{
 		cfg: cfg, lock: lock, terms: terms, notifier: notifier, work: leaderWork, canLead: canLead,
 		metrics: m, log: log.With("component", "elector"),

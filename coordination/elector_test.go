@@ -101,6 +101,7 @@ func (l *fakeLease) release(ctx context.Context) error {
 
 // fakeTerms counts terms.
 type fakeTerms struct {
+	LeaderStore
 	term     atomic.Int64
 	resigned atomic.Int64
 	err      func() error
@@ -134,7 +135,10 @@ func (d *leaderWork) ReassignOwnShards(context.Context, int64) error {
 }
 
 // notifier tells every elector that the leadership is free.
-type notifier struct{ electors []*elector }
+type notifier struct {
+	Stream
+	electors []*elector
+}
 
 func (c *notifier) NotifyLeadership(context.Context) error {
 	for _, e := range c.electors {

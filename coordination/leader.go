@@ -14,36 +14,9 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Assignments stores the leader's decisions.
-type Assignments interface {
-	Assign(ctx context.Context, term int64, shards []int, members []string) error
-}
-
-// ConsumerAdmin lists and repairs the group's consumers: entries of foreign
-// ones (not shard-NN) are claimed; for our own it reports progress.
-type ConsumerAdmin interface {
-	Consumers(ctx context.Context) ([]protocol.Consumer, error)
-	Claim(ctx context.Context, consumer string, minIdle time.Duration, from telemetry.EntryID, page int) (protocol.Claimed, error)
-	Remove(ctx context.Context, consumer string, minIdle time.Duration) (bool, error)
-	Notify(ctx context.Context, shards []int) error
-	// Work returns the progress of each shard.
-	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
-}
-
 // Holds is what operators hold back.
 type Holds interface {
 	Holds(ctx context.Context) (protocol.Holds, error)
-}
-
-// Pauser stops the dispatcher of the fleet, or lets it go on.
-type Pauser interface {
-	SetPaused(ctx context.Context, paused bool) error
-}
-
-// LossQueue holds losses that are detected but not yet recorded.
-type LossQueue interface {
-	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
-	Recorded(ctx context.Context, receipt []string) error
 }
 
 // Ledger records losses and incidents.
@@ -64,18 +37,16 @@ type Task interface {
 // Leader does a leader's work: it assigns shards, claims entries of foreign
 // consumers, and records losses. All of it is harmless when done twice.
 type Leader struct {
-	cfg         Config
-	membership  *Membership
-	shards      Ownership
-	assignments Assignments
-	foreign     ConsumerAdmin
-	losses      LossQueue
-	ledger      Ledger
-	holds       Holds // nil for none
-	pauser      Pauser
-	metrics     *metrics
-	tasks       []Task
-	log         *slog.Logger
+	cfg        Config
+	membership *Membership
+	shards     Ownership
+	store      LeaderStore
+	stream     Stream
+	ledger     Ledger
+	holds      Holds // nil for none
+	metrics    *metrics
+	tasks      []Task
+	log        *slog.Logger
 
 	quiet map[Task]*lograte.Limit // of each task that failed
 
@@ -188,7 +159,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		}
 	}
 	if len(shards) > 0 {
-		if err := l.assignments.Assign(ctx, term, shards, names); err != nil {
+		if err := l.store.Assign(ctx, term, shards, names); err != nil {
 			return err
 		}
 		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
@@ -206,20 +177,20 @@ func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
 	if err != nil {
 		return nil, err
 	}
-	return held, l.pauser.SetPaused(ctx, held.Of(protocol.HoldFleet, "") != nil)
+	return held, l.stream.SetPaused(ctx, held.Of(protocol.HoldFleet, "") != nil)
 }
 
 // record moves losses from Redis to the ledger.
 func (l *Leader) record(ctx context.Context) error {
 	for {
-		losses, receipt, err := l.losses.Losses(ctx, 500)
+		losses, receipt, err := l.stream.Losses(ctx, 500)
 		if err != nil || len(losses) == 0 {
 			return err
 		}
 		if err := l.ledger.RecordLosses(ctx, losses); err != nil {
 			return err
 		}
-		if err := l.losses.Recorded(ctx, receipt); err != nil {
+		if err := l.stream.Recorded(ctx, receipt); err != nil {
 			return err
 		}
 		var n int64
@@ -242,7 +213,7 @@ const (
 // sweep puts entries that foreign consumers have held for ClaimThreshold on the
 // queues of their shards, and removes consumers that are empty and idle.
 func (l *Leader) sweep(ctx context.Context) error {
-	consumers, err := l.foreign.Consumers(ctx)
+	consumers, err := l.stream.Consumers(ctx)
 	if err != nil {
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
 			return nil // no group yet
@@ -261,7 +232,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 			l.log.Error("foreign consumer reads in our group; stop it, or follow the switch-over procedure", "consumer", c.Name)
 		}
 		if c.Pending == 0 {
-			if removed, err := l.foreign.Remove(ctx, c.Name, l.cfg.ClaimThreshold); err != nil {
+			if removed, err := l.stream.Remove(ctx, c.Name, l.cfg.ClaimThreshold); err != nil {
 				return err
 			} else if removed {
 				l.log.Info("removed empty foreign consumer", "consumer", c.Name)
@@ -283,7 +254,7 @@ func (l *Leader) sweep(ctx context.Context) error {
 
 func (l *Leader) claim(ctx context.Context, consumer string) error {
 	for range sweepPages {
-		page, err := l.foreign.Claim(ctx, consumer, l.cfg.ClaimThreshold, l.cursors[consumer], sweepPage)
+		page, err := l.stream.Claim(ctx, consumer, l.cfg.ClaimThreshold, l.cursors[consumer], sweepPage)
 		if err != nil {
 			return err
 		}
@@ -295,7 +266,7 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 			for s := range page.Shards {
 				shards = append(shards, s)
 			}
-			if err := l.foreign.Notify(ctx, shards); err != nil {
+			if err := l.stream.Notify(ctx, shards); err != nil {
 				return err
 			}
 		}
@@ -350,7 +321,7 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 // watchShards keeps the incident of each shard that is stalled while other
 // shards advance.
 func (l *Leader) watchShards(ctx context.Context) {
-	work, err := l.foreign.Work(ctx)
+	work, err := l.stream.Work(ctx)
 	if err != nil {
 		return // the sweep reports the error
 	}

@@ -31,14 +31,6 @@ type Sessions interface {
 	End(ctx context.Context, member string) (ended int, err error)
 }
 
-// Redeliverer puts acknowledged entries back on their queues.
-type Redeliverer interface {
-	RegisterOwner(ctx context.Context, token string, shards []int) (protocol.Entered, error)
-	HighWatermark() telemetry.EntryID
-	SetApplied(ctx context.Context, shard int, applied telemetry.EntryID) error
-	Redeliver(ctx context.Context, ranges []protocol.Range) (entries int, err error)
-}
-
 // Engine runs the shards granted to it.
 type Engine interface {
 	Grant(h protocol.ShardLease) error
@@ -58,16 +50,16 @@ const acquireConcurrency = 4
 // reconciler makes owned shards match assigned shards: it acquires shards,
 // hands them over, and gives up those that another member has acquired.
 type reconciler struct {
-	cfg         Config
-	membership  *Membership
-	shards      Ownership
-	sessions    Sessions
-	redeliverer Redeliverer
-	engine      Engine
-	ledger      Ledger
-	metrics     *metrics
-	log         *slog.Logger
-	wake        chan struct{} // size one, coalesced
+	cfg        Config
+	membership *Membership
+	shards     Ownership
+	sessions   Sessions
+	stream     Stream
+	engine     Engine
+	ledger     Ledger
+	metrics    *metrics
+	log        *slog.Logger
+	wake       chan struct{} // size one, coalesced
 
 	mu              sync.Mutex
 	awaitingRelease map[int]time.Time // since when a shard waits for its owner's release; under mu
@@ -78,11 +70,11 @@ type reconciler struct {
 }
 
 // newReconciler returns a reconciler that owns nothing yet.
-func newReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, redeliverer Redeliverer, engine Engine,
+func newReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, stream Stream, engine Engine,
 	ledger Ledger, m *metrics, log *slog.Logger,
 ) *reconciler {
 	return &reconciler{
-		cfg: cfg, membership: membership, shards: shards, sessions: sessions, redeliverer: redeliverer, engine: engine, ledger: ledger,
+		cfg: cfg, membership: membership, shards: shards, sessions: sessions, stream: stream, engine: engine, ledger: ledger,
 		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
 		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]Blocked),
 	}
@@ -135,7 +127,7 @@ func (k *reconciler) raiseLoop(ctx context.Context) {
 		case <-ctx.Done():
 			ended = true
 		}
-		id := k.redeliverer.HighWatermark()
+		id := k.stream.HighWatermark()
 		if !raised.Less(id) {
 			continue
 		}
@@ -387,7 +379,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 		of[t.Shard] = t
 		shards = append(shards, t.Shard)
 	}
-	in, err := k.redeliverer.RegisterOwner(ctx, token, shards)
+	in, err := k.stream.RegisterOwner(ctx, token, shards)
 	if err != nil {
 		return err
 	}
@@ -407,7 +399,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 		return err
 	}
 	for _, span := range protocol.Spans(ranges) {
-		entries, err := k.redeliverer.Redeliver(ctx, span)
+		entries, err := k.stream.Redeliver(ctx, span)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
 			// Without the group there is nothing to put back: it is created again at
 			// 0, and then everything is redelivered anyway.
@@ -447,7 +439,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 		if in.Restored(r) == nil {
 			continue
 		}
-		if err := k.redeliverer.SetApplied(ctx, r.Shard, r.From); err != nil {
+		if err := k.stream.SetApplied(ctx, r.Shard, r.From); err != nil {
 			return err
 		}
 	}
