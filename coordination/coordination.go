@@ -19,7 +19,7 @@ import (
 type Deps struct {
 	Client   Client
 	Keys     Keys
-	Shards   Ownership
+	Shards   ownership
 	Sessions Sessions
 	Stream   Stream
 	Terms    LeaderStore
@@ -147,7 +147,7 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 	err := g.Wait()
 	leaving, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), 2*time.Second, errors.New("deregister within 2s"))
 	defer cancel()
-	if _, taken := errors.AsType[*IdentityError](err); !taken {
+	if _, taken := errors.AsType[*identityError](err); !taken {
 		if leaveErr := f.membership.leave(leaving); leaveErr != nil {
 			f.log.Warn("could not deregister; heartbeat will expire", "err", leaveErr)
 		}

@@ -39,7 +39,7 @@ type Task interface {
 type Leader struct {
 	cfg        Config
 	membership *Membership
-	shards     Ownership
+	shards     ownership
 	store      LeaderStore
 	stream     Stream
 	ledger     Ledger

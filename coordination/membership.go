@@ -75,19 +75,19 @@ func (m Member) beat() protocol.Beat {
 	}
 }
 
-// IdentityError reports that another live member uses our identity.
-type IdentityError struct {
+// identityError reports that another live member uses our identity.
+type identityError struct {
 	Instance string
 	Holder   Member
 }
 
-func (e *IdentityError) Error() string {
+func (e *identityError) Error() string {
 	return fmt.Sprintf("identity %s is in use by process %d on %s, started %s; give each instance its own INSTANCE_ID",
 		e.Instance, e.Holder.PID, e.Holder.Host, e.Holder.Started.Format(time.RFC3339))
 }
 
 // ExitCode returns the exit status for an identity in use.
-func (e *IdentityError) ExitCode() int { return 6 }
+func (e *identityError) ExitCode() int { return 6 }
 
 // Database is the database a member works with. Its identity and addresses hold
 // no secrets.
@@ -98,21 +98,21 @@ type Database struct {
 	Redis    string // address
 }
 
-// DatabaseError says that the fleet works with another database than ours.
-type DatabaseError struct {
+// databaseError says that the fleet works with another database than ours.
+type databaseError struct {
 	Ours  Database
 	Fleet string   // identity and address
 	Keys  []string // to delete when the fleet is to change its database
 }
 
-func (e *DatabaseError) Error() string {
+func (e *databaseError) Error() string {
 	return fmt.Sprintf("the fleet on Redis at %s works with the database %s, and POSTGRES_URL here names another one, %s %s; "+
 		"correct POSTGRES_URL or REDIS_URL. To change the fleet's database on purpose stop every instance, "+
 		"delete the Redis keys %s, and start again", e.Ours.Redis, e.Fleet, e.Ours.ID, e.Ours.Postgres, strings.Join(e.Keys, " "))
 }
 
 // ExitCode returns that of a bad configuration.
-func (e *DatabaseError) ExitCode() int { return 3 }
+func (e *databaseError) ExitCode() int { return 3 }
 
 // WorkStatus is the progress that a heartbeat reports, sampled at each beat.
 type WorkStatus struct {
@@ -249,7 +249,7 @@ func (r *Membership) join(ctx context.Context) error {
 			first = holder
 			r.log.Warn("instance ID in use; waiting for its heartbeat to expire", "member", holder.Name())
 		case holder.Number != first.Number:
-			return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+			return &identityError{Instance: r.cfg.Instance, Holder: *holder}
 		}
 		if err := pause(ctx, r.cfg.beatEvery()); err != nil {
 			return err
@@ -269,7 +269,7 @@ func (r *Membership) Run(ctx context.Context) error {
 	var quiet lograte.Limit
 	for {
 		err := r.heartbeatRound(ctx)
-		if _, taken := err.(*IdentityError); taken { //nolint:errorlint // made here, never wrapped
+		if _, taken := err.(*identityError); taken { //nolint:errorlint // made here, never wrapped
 			return err
 		}
 		if isDatabaseError(err) {
@@ -293,7 +293,7 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 	defer cancel()
 	holder, err := r.beat(ctx)
 	if err == nil && holder != nil {
-		return &IdentityError{Instance: r.cfg.Instance, Holder: *holder}
+		return &identityError{Instance: r.cfg.Instance, Holder: *holder}
 	}
 	var members []Member
 	if err == nil {
@@ -377,7 +377,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 		r.entered.Store(true)
 		return nil, nil //nolint:nilnil // no other holder
 	case "database":
-		return nil, &DatabaseError{Ours: r.database, Fleet: reply[1], Keys: []string{r.keys.Database, r.keys.Grants}}
+		return nil, &databaseError{Ours: r.database, Fleet: reply[1], Keys: []string{r.keys.Database, r.keys.Grants}}
 	case "unknown":
 		return nil, errDatabaseUnknown
 	}
@@ -389,7 +389,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 }
 
 func isDatabaseError(err error) bool {
-	_, other := errors.AsType[*DatabaseError](err)
+	_, other := errors.AsType[*databaseError](err)
 	return other
 }
 

@@ -25,7 +25,7 @@ func TestAnIdentityWhoseHolderIsAliveIsRefusedWithCode6(t *testing.T) {
 	b.await([]int{16}, first)
 	second := b.start("same", "")
 	err := second.ended()
-	var refused *IdentityError
+	var refused *identityError
 	require.ErrorAs(t, err, &refused)
 	require.Equal(t, 6, refused.ExitCode())
 	require.Equal(t, first.name(), refused.Holder.Name())
@@ -67,7 +67,7 @@ func TestAnIdentityTakenOverEndsTheMembership(t *testing.T) {
 	require.NoError(t, err)
 	key := b.group.Names().Members() + ":same"
 	require.NoError(t, b.client.Set(t.Context(), key, text, time.Hour).Err())
-	var refused *IdentityError
+	var refused *identityError
 	require.ErrorAs(t, m.ended(), &refused)
 	m.forgive()
 	kept, err := b.client.Get(t.Context(), key).Result()

@@ -16,8 +16,8 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Ownership is the authority on who owns which shard.
-type Ownership interface {
+// ownership is the authority on who owns which shard.
+type ownership interface {
 	Ensure(ctx context.Context, shards int) error
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error)
@@ -52,7 +52,7 @@ const acquireConcurrency = 4
 type reconciler struct {
 	cfg        Config
 	membership *Membership
-	shards     Ownership
+	shards     ownership
 	sessions   Sessions
 	stream     Stream
 	engine     Engine
@@ -70,7 +70,7 @@ type reconciler struct {
 }
 
 // newReconciler returns a reconciler that owns nothing yet.
-func newReconciler(cfg Config, membership *Membership, shards Ownership, sessions Sessions, stream Stream, engine Engine,
+func newReconciler(cfg Config, membership *Membership, shards ownership, sessions Sessions, stream Stream, engine Engine,
 	ledger Ledger, m *metrics, log *slog.Logger,
 ) *reconciler {
 	return &reconciler{

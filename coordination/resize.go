@@ -11,16 +11,16 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// ResizeStore is the Postgres side of the number of shards.
-type ResizeStore interface {
+// resizeStore is the Postgres side of the number of shards.
+type resizeStore interface {
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Pinned(ctx context.Context) (int, error)
 	Requested(ctx context.Context) (int, error)
 	Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error
 }
 
-// ResizeStream is the Redis side of it.
-type ResizeStream interface {
+// resizeStream is the Redis side of it.
+type resizeStream interface {
 	ForceAcquireDispatchLease(ctx context.Context, token string, ttl time.Duration) error
 	AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error)
 	ReleaseDispatchLease(ctx context.Context, token string) error
@@ -39,8 +39,8 @@ const resizeTTL = 15 * time.Second
 // interrupted before that, nothing is changed and dispatching resumes when the
 // lease expires; after that, calling it again completes it.
 type Resize struct {
-	Store  ResizeStore
-	Stream ResizeStream
+	Store  resizeStore
+	Stream resizeStream
 	// Members returns the live members.
 	Members func(ctx context.Context) ([]Member, error)
 	// End ends the database sessions of an owner that did not release.

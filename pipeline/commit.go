@@ -118,7 +118,7 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 	case dropFenced:
 		w.metrics.fenced.Inc()
 		lost := lostShards(c.err, c.batch)
-		w.giveUp(c.batch, lost, ShardFenced)
+		w.giveUp(c.batch, lost, shardFenced)
 		return w.redo(ctx, c.batch, false)
 	default:
 		c.batch.culprit = culprit(c.err, c.batch)
@@ -296,7 +296,7 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 		return w.redoPart(ctx, p, isolate)
 	case dropFenced:
 		w.metrics.fenced.Inc()
-		w.giveUp(b, lostShards(outcome, b), ShardFenced)
+		w.giveUp(b, lostShards(outcome, b), shardFenced)
 		return nil
 	default:
 	}

@@ -92,7 +92,7 @@ func (w *worker) recordProbe(ctx context.Context, p part, note func() error) err
 	if dispositionOf(err) != dropFenced {
 		return err
 	}
-	w.giveUp(&batch{parts: []part{p}}, nil, ShardFenced)
+	w.giveUp(&batch{parts: []part{p}}, nil, shardFenced)
 	return nil
 }
 

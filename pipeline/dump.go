@@ -12,9 +12,9 @@ type WorkerDump struct {
 	Worker   int          `json:"worker"`
 	Messages int          `json:"messages"` // in its mailbox
 	Entries  int          `json:"entries"`
-	Shards   []ShardDump  `json:"shards"`
-	View     *WorkerView  `json:"view,omitempty"` // published last; nil before the first
-	Devices  []DeviceView `json:"devices"`
+	Shards   []shardDump  `json:"shards"`
+	View     *workerView  `json:"view,omitempty"` // published last; nil before the first
+	Devices  []deviceView `json:"devices"`
 }
 
 // IDs are entry IDs, one text in JSON since there may be many.
@@ -32,16 +32,16 @@ func (ids IDs) MarshalText() ([]byte, error) {
 	return text, nil
 }
 
-// ShardDump is the entries of one shard that are in flight, in order.
-type ShardDump struct {
+// shardDump is the entries of one shard that are in flight, in order.
+type shardDump struct {
 	Shard int   `json:"shard"`
 	Epoch int64 `json:"epoch"`
 	IDs   IDs   `json:"entries"`
 }
 
-// WorkerView is what a worker publishes of itself: every viewEvery while it
+// workerView is what a worker publishes of itself: every viewEvery while it
 // works, and when it panics.
-type WorkerView struct {
+type workerView struct {
 	At         time.Time `json:"at"`
 	Applying   string    `json:"applying"` // the entry applied last
 	Batch      int       `json:"batch"`    // entries of the batch that fills
@@ -49,11 +49,11 @@ type WorkerView struct {
 	Unacked    int       `json:"unacked"` // batches committed and not acknowledged
 	Known      int       `json:"known"`   // devices in memory
 
-	devices []DeviceView
+	devices []deviceView
 }
 
-// DeviceView is the state of a device in flight. Its location is personal data.
-type DeviceView struct {
+// deviceView is the state of a device in flight. Its location is personal data.
+type deviceView struct {
 	Device    string    `json:"device"`
 	Shard     int       `json:"shard"`
 	Known     bool      `json:"known"` // whether it has any position
@@ -81,7 +81,7 @@ func (p *Pipeline) Dump(positions bool) []WorkerDump {
 		s := &p.table.slots[shard]
 		if ids := s.queue.InFlightIDs(); s.owned && len(ids) > 0 {
 			h := &hands[s.worker]
-			h.Shards = append(h.Shards, ShardDump{Shard: shard, Epoch: s.epoch, IDs: ids})
+			h.Shards = append(h.Shards, shardDump{Shard: shard, Epoch: s.epoch, IDs: ids})
 		}
 	}
 	p.table.mu.Unlock()
@@ -111,7 +111,7 @@ func (p *Pipeline) OnPanic(f func(value any)) {
 
 // publishView publishes what this worker has in flight. Only its own goroutine calls it.
 func (w *worker) publishView() {
-	v := &WorkerView{
+	v := &workerView{
 		At: time.Now().UTC(), Applying: w.applying.String(), Batch: w.current.entries,
 		Unacked: w.ackPending, Known: w.state.len,
 	}
@@ -138,8 +138,8 @@ func (w *worker) publishView() {
 	w.view.Store(v)
 }
 
-func (d *device) view(id string) DeviceView {
-	v := DeviceView{Device: id, Shard: int(d.shard)}
+func (d *device) view(id string) deviceView {
+	v := deviceView{Device: id, Shard: int(d.shard)}
 	if d.watermark != never {
 		lat, lon := d.lat, d.lon
 		v.Known, v.Watermark, v.Latitude, v.Longitude = true, time.UnixMicro(d.watermark).UTC(), &lat, &lon

@@ -15,7 +15,7 @@ import (
 // commit checks that it is the current one, so a stale set costs recomputation,
 // never correctness.
 type fences struct {
-	loader  FenceLoader
+	loader  fenceLoader
 	every   time.Duration
 	metrics *metrics
 	log     *slog.Logger
@@ -25,7 +25,7 @@ type fences struct {
 	present atomic.Pointer[protocol.Fences]
 }
 
-func newFences(loader FenceLoader, every time.Duration, m *metrics, log *slog.Logger) *fences {
+func newFences(loader fenceLoader, every time.Duration, m *metrics, log *slog.Logger) *fences {
 	return &fences{loader: loader, every: every, metrics: m, log: log, changed: make(chan struct{}, 1)}
 }
 

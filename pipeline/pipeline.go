@@ -48,8 +48,8 @@ type History interface {
 		found func(i int, us int64, lat, lon float64)) error
 }
 
-// FenceLoader reads the fences. Invalid ones are skipped and reported.
-type FenceLoader interface {
+// fenceLoader reads the fences. Invalid ones are skipped and reported.
+type fenceLoader interface {
 	Version(ctx context.Context) (int64, error)
 	Load(ctx context.Context) (set *protocol.Fences, bad []error, err error)
 }
@@ -59,7 +59,7 @@ type Cause uint8
 
 const (
 	// ShardFenced means that another owner has acquired the shard.
-	ShardFenced Cause = iota + 1
+	shardFenced Cause = iota + 1
 	// OutcomeUnknown means that a commit may or may not have happened. Reacquiring the
 	// shard settles it.
 	OutcomeUnknown
@@ -106,7 +106,7 @@ type Deps struct {
 	Acker          Acker
 	Sink           Sink
 	History        History
-	Fences         FenceLoader
+	Fences         fenceLoader
 	DeadLetterSink DeadLetterSink
 
 	Deferrals Deferrals

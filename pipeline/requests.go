@@ -236,7 +236,7 @@ func (w *worker) served(m *message) {
 	case dropFenced, reacquire:
 		cause := OutcomeUnknown
 		if v == dropFenced {
-			cause = ShardFenced
+			cause = shardFenced
 		}
 		b := &batch{parts: []part{{shard: m.shard, grant: m.grant, epoch: t.epoch}}}
 		w.giveUp(b, nil, cause)

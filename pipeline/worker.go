@@ -68,7 +68,7 @@ type worker struct {
 	applying      telemetry.EntryID          // the entry applied last
 	rest          []part                     // what redo has not decided, the part it is at first
 	committing    *batch                     // with the committer while busy
-	view          atomic.Pointer[WorkerView] // what run has in flight
+	view          atomic.Pointer[workerView] // what run has in flight
 	panicked      func(value any)            // set before run
 	refusals      refusalLog
 	callsReturned atomic.Uint64 // server calls that returned, successfully or not: grows while the worker is not stuck

@@ -45,8 +45,8 @@ type Unconfirmed interface {
 	Confirmed(ctx context.Context, refs []telemetry.Ref) error
 }
 
-// Auditor records who changed what.
-type Auditor interface {
+// auditor records who changed what.
+type auditor interface {
 	Note(ctx context.Context, who, action, target string, count int, detail map[string]any) error
 }
 
@@ -60,7 +60,7 @@ type DLQJanitorDeps struct {
 	DeadLetters DeadLetters
 	Archive     Archive
 	Unconfirmed Unconfirmed
-	Audit       Auditor
+	Audit       auditor
 	Deferred    Deferred
 	Ledger      coordination.Ledger
 }

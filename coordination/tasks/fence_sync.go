@@ -15,17 +15,17 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// FenceSyncer copies fences from a platform's own tables as fence versions, and
+// fenceSyncer copies fences from a platform's own tables as fence versions, and
 // requests recomputation of what they change. It rejects a leader of an earlier
 // term.
-type FenceSyncer interface {
+type fenceSyncer interface {
 	Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error)
 }
 
 // FenceSync is the leader's task that polls the fences a platform keeps. An
 // invalid row is skipped and reported; the other rows apply.
 type FenceSync struct {
-	syncer   FenceSyncer
+	syncer   fenceSyncer
 	ledger   coordination.Ledger
 	every    time.Duration
 	log      *slog.Logger
@@ -39,7 +39,7 @@ type FenceSync struct {
 }
 
 // NewFenceSync returns the task.
-func NewFenceSync(reconciler FenceSyncer, ledger coordination.Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceSync {
+func NewFenceSync(reconciler fenceSyncer, ledger coordination.Ledger, every time.Duration, log *slog.Logger, reg prometheus.Registerer) *FenceSync {
 	return &FenceSync{
 		syncer: reconciler, ledger: ledger, every: every, log: log.With("component", "fence query"),
 		bad: promauto.With(reg).NewGauge(prometheus.GaugeOpts{

@@ -17,15 +17,15 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// RecomputeSource is the stream of recompute requests from other services.
-type RecomputeSource interface {
+// recomputeSource is the stream of recompute requests from other services.
+type recomputeSource interface {
 	Stream() string
 	Read(ctx context.Context, count int) ([]telemetry.Entry, error)
 	Recorded(ctx context.Context, ids []telemetry.EntryID) error
 }
 
-// RecomputeSink records the requests for the owners of the shards.
-type RecomputeSink interface {
+// recomputeSink records the requests for the owners of the shards.
+type recomputeSink interface {
 	Recompute(ctx context.Context, term int64, list []protocol.Window) error
 }
 
@@ -34,15 +34,15 @@ type RecomputeSink interface {
 // an incident and blocks no other.
 type Recompute struct {
 	shards  int
-	source  RecomputeSource
-	sink    RecomputeSink
+	source  recomputeSource
+	sink    recomputeSink
 	ledger  coordination.Ledger
 	log     *slog.Logger
 	outcome *prometheus.CounterVec
 }
 
 // NewRecompute returns the task.
-func NewRecompute(shards int, source RecomputeSource, sink RecomputeSink, ledger coordination.Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
+func NewRecompute(shards int, source recomputeSource, sink recomputeSink, ledger coordination.Ledger, log *slog.Logger, reg prometheus.Registerer) *Recompute {
 	r := &Recompute{
 		shards: shards, source: source, sink: sink, ledger: ledger, log: log.With("component", "recompute"),
 		outcome: promauto.With(reg).NewCounterVec(prometheus.CounterOpts{

@@ -9,8 +9,8 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// MemoryProbe asks whether Redis refuses what takes memory, XADD above all.
-type MemoryProbe interface {
+// memoryProbe asks whether Redis refuses what takes memory, XADD above all.
+type memoryProbe interface {
 	Full(ctx context.Context) (bool, error)
 }
 
@@ -21,7 +21,7 @@ const memory = "memory"
 // goes on with what is there, so nothing else shows that vehicles get lost before
 // they arrive.
 type RedisFull struct {
-	probe  MemoryProbe
+	probe  memoryProbe
 	ledger coordination.Ledger
 	every  time.Duration
 	log    *slog.Logger
@@ -32,7 +32,7 @@ type RedisFull struct {
 }
 
 // NewRedisFull returns a task that probes every interval.
-func NewRedisFull(probe MemoryProbe, ledger coordination.Ledger, every time.Duration, log *slog.Logger) *RedisFull {
+func NewRedisFull(probe memoryProbe, ledger coordination.Ledger, every time.Duration, log *slog.Logger) *RedisFull {
 	return &RedisFull{probe: probe, ledger: ledger, every: every, log: log.With("component", "redis_full")}
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Expirer removes what happened long ago.
-type Expirer interface {
+// expirer removes what happened long ago.
+type expirer interface {
 	// Expire removes some of what is older than age, and returns how many by table.
 	Expire(ctx context.Context, age time.Duration) (map[string]int64, error)
 }
@@ -22,7 +22,7 @@ const (
 
 // NewRetention returns the task that removes finished requests, closed incidents,
 // archived dead letters, audit and losses beyond an age.
-func NewRetention(e Expirer, age time.Duration, log *slog.Logger, reg prometheus.Registerer) *Periodic {
+func NewRetention(e expirer, age time.Duration, log *slog.Logger, reg prometheus.Registerer) *Periodic {
 	expired := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "processor_coordination_expired_rows_total", Help: "Rows removed by AUDIT_RETENTION, by table.",
 	}, []string{"table"})

@@ -26,15 +26,15 @@ type Glance struct {
 	Rate    *float64       `json:"finished_per_second"`
 	Number  int            `json:"shards"`
 	Waiting int            `json:"shards_waiting"`
-	Members []GlanceMember `json:"members"`
+	Members []glanceMember `json:"members"`
 	Open    []string       `json:"open_incidents"`
 	// In is the entries per second that came in over the last hour, a value for
 	// each minute; negative is unknown.
 	In []float64 `json:"in_per_second"`
 }
 
-// GlanceMember is a member in a Glance.
-type GlanceMember struct {
+// glanceMember is a member in a Glance.
+type glanceMember struct {
 	Name       string  `json:"member"`
 	State      string  `json:"state"`
 	Level      string  `json:"level"`
@@ -87,7 +87,7 @@ func (v view) glance() Glance {
 	g := Glance{
 		At: v.Now, Level: verdict.Level, Verdict: verdict.What, Do: verdict.Do, Page: verdict.Page, Silent: []string{}, Open: []string{},
 		Backlog: v.Backlog(), Lag: v.Lag(), Pending: v.Pending(), Wait: v.Deferred(), Letters: v.Letters(), Lost: v.Lost(), Age: v.Age(), Rate: v.Rate(),
-		Number: v.Postgres.Value.Number, Members: []GlanceMember{},
+		Number: v.Postgres.Value.Number, Members: []glanceMember{},
 	}
 	for _, s := range v.Silent() {
 		g.Silent = append(g.Silent, s.Server+": "+s.Err.Error())
@@ -98,7 +98,7 @@ func (v view) glance() Glance {
 		}
 	}
 	for _, m := range v.Members() {
-		g.Members = append(g.Members, GlanceMember{
+		g.Members = append(g.Members, glanceMember{
 			Name: m.Name(), State: m.State, Level: m.Level, Leads: m.Leads, Dispatches: m.Dispatches, Shards: m.Owned,
 			Rate: m.Member.Rate, CPU: m.CPU, Memory: m.Memory, Version: m.Version,
 		})

@@ -21,11 +21,11 @@ const (
 	// MaxVertices is the largest number of positions of one fence.
 	MaxVertices = 20_000
 	// MaxIDLength is the longest ID, in characters.
-	MaxIDLength = 200
+	maxIDLength = 200
 	// MaxGeometryBytes is the longest text of one geometry.
-	MaxGeometryBytes = 4 << 20
+	maxGeometryBytes = 4 << 20
 	// MaxRadiusM is a quarter of the way round the world.
-	MaxRadiusM = EarthRadiusM * math.Pi / 2
+	maxRadiusM = EarthRadiusM * math.Pi / 2
 )
 
 // EarthRadiusM is the radius of the sphere on which circles are measured.

@@ -24,8 +24,8 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	if f.ID == "" {
 		return nil, errors.New("has no id")
 	}
-	if n := utf8.RuneCountInString(f.ID); n > MaxIDLength {
-		return nil, fmt.Errorf("id has %d characters, at most %d are allowed", n, MaxIDLength)
+	if n := utf8.RuneCountInString(f.ID); n > maxIDLength {
+		return nil, fmt.Errorf("id has %d characters, at most %d are allowed", n, maxIDLength)
 	}
 	if f.Valid.FromUS >= f.Valid.ToUS {
 		return nil, fmt.Errorf("its valid span is empty: %v", f.Valid)
@@ -71,8 +71,8 @@ func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM}
 // parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
 func parseGeometry(text string) (geom.Geometry, error) {
 	var none geom.Geometry
-	if len(text) > MaxGeometryBytes {
-		return none, fmt.Errorf("geometry has %d bytes, at most %d are allowed: simplify it", len(text), MaxGeometryBytes)
+	if len(text) > maxGeometryBytes {
+		return none, fmt.Errorf("geometry has %d bytes, at most %d are allowed: simplify it", len(text), maxGeometryBytes)
 	}
 	raw := []byte(text)
 	var head struct {
@@ -184,8 +184,8 @@ func compileCircle(g geom.Geometry, radiusM float64) (*shape, error) {
 	if g.IsEmpty() {
 		return nil, errors.New("geometry is empty")
 	}
-	if !(radiusM > 0 && radiusM <= MaxRadiusM) {
-		return nil, fmt.Errorf("radius %v m is not above 0 and at most %.0f", radiusM, MaxRadiusM)
+	if !(radiusM > 0 && radiusM <= maxRadiusM) {
+		return nil, fmt.Errorf("radius %v m is not above 0 and at most %.0f", radiusM, maxRadiusM)
 	}
 	xy, _ := g.MustAsPoint().XY()
 	center, err := position(xy)

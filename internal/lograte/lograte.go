@@ -3,8 +3,8 @@ package lograte
 
 import "time"
 
-// Every is the interval in which one line is passed.
-const Every = 10 * time.Second
+// every is the interval in which one line is passed.
+const every = 10 * time.Second
 
 // Limit passes the first line, and then one per interval. It belongs to one
 // goroutine; its zero value is ready.
@@ -13,7 +13,7 @@ type Limit struct{ last time.Time }
 // Pass reports whether to log now.
 func (l *Limit) Pass() bool {
 	now := time.Now()
-	if !l.last.IsZero() && now.Sub(l.last) < Every {
+	if !l.last.IsZero() && now.Sub(l.last) < every {
 		return false
 	}
 	l.last = now

@@ -38,7 +38,7 @@ type Claim struct {
 type Claimed struct {
 	DryRun   bool           `json:"dry_run"`
 	Note     string         `json:"note,omitempty"` // why there was nothing to move
-	Shards   []ClaimedShard `json:"shards,omitempty"`
+	Shards   []claimedShard `json:"shards,omitempty"`
 	Consumer string         `json:"consumer,omitempty"`
 	Entries  int            `json:"entries"`
 	Lost     int            `json:"lost"` // trimmed while pending, recorded in the ledger
@@ -46,8 +46,8 @@ type Claimed struct {
 	Sessions int            `json:"sessions_ended"`
 }
 
-// ClaimedShard is a shard that moves.
-type ClaimedShard struct {
+// claimedShard is a shard that moves.
+type claimedShard struct {
 	Shard int    `json:"shard"`
 	From  string `json:"from"`
 	To    string `json:"to"` // "" if the assignment is unchanged
@@ -95,7 +95,7 @@ func (f *Fleet) claimShards(ctx context.Context, pinned store.FleetSettings, c C
 	}
 	to := successors(list, chosen, there)
 	for i, s := range chosen {
-		r.Shards = append(r.Shards, ClaimedShard{Shard: s.Shard, From: s.Owner, To: to[i]})
+		r.Shards = append(r.Shards, claimedShard{Shard: s.Shard, From: s.Owner, To: to[i]})
 	}
 	if c.DryRun {
 		return r, nil

@@ -21,8 +21,8 @@ import (
 // askTimeout bounds calls that only query.
 const askTimeout = 10 * time.Second
 
-// ErrNeverStarted reports that there is no fleet yet.
-var ErrNeverStarted = errors.New("no instance has ever started with this stream and group: nothing is pinned yet")
+// errNeverStarted reports that there is no fleet yet.
+var errNeverStarted = errors.New("no instance has ever started with this stream and group: nothing is pinned yet")
 
 // Fleet is a fleet as its operators see it. Its methods may be called at the
 // same time; each is bounded by its context, and queries by 10 s besides.
@@ -146,7 +146,7 @@ func (f *Fleet) changeable(ctx context.Context) (*stream.Group, store.FleetSetti
 		return nil, pinned, err
 	}
 	if pinned.Shards == 0 {
-		return nil, pinned, ErrNeverStarted
+		return nil, pinned, errNeverStarted
 	}
 	id, address, err := group.FleetDatabase(ctx)
 	if err != nil || id == "" || id == pinned.Database {

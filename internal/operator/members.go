@@ -26,11 +26,11 @@ type Member struct {
 	Version     string      `json:"version,omitempty"`
 	Started     *time.Time  `json:"started"`
 	SinkSeconds float64     `json:"without_postgres_seconds"`
-	Silent      *LostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
+	Silent      *lostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
 }
 
-// LostMember is what the fleet recorded when a member fell silent.
-type LostMember struct {
+// lostMember is what the fleet recorded when a member fell silent.
+type lostMember struct {
 	Since   *time.Time `json:"since"`             // null if no present member heard it
 	Shards  []int      `json:"reassigned_shards"` // reassigned to other members
 	Host    string     `json:"host,omitempty"`
@@ -50,12 +50,12 @@ type Members struct {
 }
 
 // lostMembers returns the members that are gone without a release, by name.
-func (f *Fleet) lostMembers(ctx context.Context) (map[string]LostMember, error) {
+func (f *Fleet) lostMembers(ctx context.Context) (map[string]lostMember, error) {
 	_, incidents, err := f.ledger().Recent(ctx, 0, 100)
 	if err != nil {
 		return nil, err
 	}
-	gone := make(map[string]LostMember)
+	gone := make(map[string]lostMember)
 	for _, i := range incidents {
 		if i.Kind != protocol.SilentMember || i.Closed != nil {
 			continue
@@ -70,13 +70,13 @@ func (f *Fleet) lostMembers(ctx context.Context) (map[string]LostMember, error) 
 		if err := json.Unmarshal(i.Detail, &noted); err != nil {
 			return nil, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
 		}
-		gone[i.Subject] = LostMember(noted)
+		gone[i.Subject] = lostMember(noted)
 	}
 	return gone, nil
 }
 
 // String describes the lost member.
-func (a LostMember) String() string {
+func (a lostMember) String() string {
 	text := fmt.Sprintf("silent, its %s reassigned", cli.CountWere(len(a.Shards), "shard"))
 	if a.Since != nil {
 		text = fmt.Sprintf("silent since %s (process %d on %s), its %s reassigned",

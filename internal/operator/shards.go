@@ -50,7 +50,7 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 	pinned, err := f.postgres(ctx)
 	s.Unanswered = err
 	if err == nil && pinned.Shards == 0 {
-		return s, ErrNeverStarted
+		return s, errNeverStarted
 	}
 	group, err := f.redis(ctx, pinned.Shards)
 	if err != nil {

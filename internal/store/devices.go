@@ -72,8 +72,8 @@ func NewDevices(pool *pgxpool.Pool, scope Scope, pins FleetSettings, by string) 
 	return &Devices{pool: pool, heaps: newHeaps(pool), scope: scope, pins: pins, by: by}
 }
 
-// ErrNeverStarted is returned when no fleet exists for the stream and group.
-var ErrNeverStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
+// errNeverStarted is returned when no fleet exists for the stream and group.
+var errNeverStarted = errors.New("no instance has ever started for this stream and group; check REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP, or start one")
 
 // MaxWindow is the longest window that may be recomputed by request.
 const MaxWindow = 10 * 366 * 24 * time.Hour
@@ -93,7 +93,7 @@ func CheckWindow(from, to *time.Time) error {
 // Known reports whether anything is stored of a device.
 func (d *Devices) Known(ctx context.Context, device string) (known bool, err error) {
 	if d.pins.Shards == 0 {
-		return false, ErrNeverStarted
+		return false, errNeverStarted
 	}
 	const op = "look for a device"
 	if err = d.pool.QueryRow(ctx, `
@@ -125,7 +125,7 @@ select exists (
 // are one transaction; the owner is notified at the commit.
 func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.Time, reason string) (id int64, err error) {
 	if d.pins.Shards == 0 {
-		return 0, ErrNeverStarted
+		return 0, errNeverStarted
 	}
 	if err := CheckWindow(from, to); err != nil {
 		return 0, err
@@ -249,7 +249,7 @@ type Device struct {
 	OwnedSince *time.Time      `json:"owned_since"`
 	Last       *Position       `json:"last"` // the last eligible one; null if there is none
 	Recent     []Position      `json:"recent"`
-	Fences     []FenceState    `json:"fences"`
+	Fences     []fenceState    `json:"fences"`
 	Deferred   int64           `json:"deferred"`
 	Archived   int64           `json:"dead_letters_archived"`
 	Requests   []RequestStatus `json:"requests"`
@@ -267,8 +267,8 @@ type Position struct {
 	NoFix     bool      `json:"no_fix"`
 }
 
-// FenceState is the last timing record of a device and a fence.
-type FenceState struct {
+// fenceState is the last timing record of a device and a fence.
+type fenceState struct {
 	Fence string    `json:"fence_id"`
 	Kind  string    `json:"kind"`
 	At    time.Time `json:"at"`
@@ -277,9 +277,9 @@ type FenceState struct {
 
 // Show reads the stored state of a device, as of one moment.
 func (d *Devices) Show(ctx context.Context, device string) (Device, error) {
-	out := Device{Device: device, Recent: []Position{}, Fences: []FenceState{}, Requests: []RequestStatus{}}
+	out := Device{Device: device, Recent: []Position{}, Fences: []fenceState{}, Requests: []RequestStatus{}}
 	if d.pins.Shards == 0 {
-		return out, ErrNeverStarted
+		return out, errNeverStarted
 	}
 	out.Shard = telemetry.ShardOf(device, d.pins.Shards)
 	c, err := d.heaps.now(ctx)
@@ -334,7 +334,7 @@ where device_id = $2
 		}); err != nil {
 			return err
 		}
-		if out.Fences, err = collect(ctx, tx, pgx.RowToStructByPos[FenceState], `
+		if out.Fences, err = collect(ctx, tx, pgx.RowToStructByPos[fenceState], `
 select distinct on (fence_id) fence_id, kind, at, later_ts
 from processor.timing_records
 where device_id = $1

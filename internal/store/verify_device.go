@@ -48,7 +48,7 @@ type Difference struct {
 func (d *Devices) Verify(ctx context.Context, device string) (Verification, error) {
 	v := Verification{Device: device, Missing: []Difference{}, Different: []Difference{}, Extra: []Difference{}, BadFences: []string{}}
 	if d.pins.Shards == 0 {
-		return v, ErrNeverStarted
+		return v, errNeverStarted
 	}
 	c, err := d.heaps.now(ctx)
 	if err != nil {

@@ -54,7 +54,7 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 		}
 		server = process.timescale.use(tb, "", devenv.Options{Postgres: true, PostgresArgs: w.PostgresArgs()}, nil)
 	} else {
-		server = process.postgres.use(tb, PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+		server = process.postgres.use(tb, postgresVariable, devenv.Options{Postgres: true}, checkPostgres)
 	}
 	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
 	defer cancel()
@@ -82,7 +82,7 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 }
 
 func checkPostgres(ctx context.Context, server string) error {
-	return devenv.RequireEmptyPostgres(ctx, PostgresVariable, server)
+	return devenv.RequireEmptyPostgres(ctx, postgresVariable, server)
 }
 
 // templates are the template databases of this process.

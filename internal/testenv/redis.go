@@ -45,8 +45,8 @@ type RedisCorner struct {
 // Redis gives the test names of its own.
 func Redis(tb testing.TB) *RedisCorner {
 	tb.Helper()
-	url := process.redis.use(tb, RedisVariable, devenv.Options{Redis: true}, claimRedis)
-	opts, err := devenv.RedisOptions(RedisVariable, url)
+	url := process.redis.use(tb, redisVariable, devenv.Options{Redis: true}, claimRedis)
+	opts, err := devenv.RedisOptions(redisVariable, url)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func (c *RedisCorner) sweep(ctx context.Context) error {
 }
 
 func claimRedis(ctx context.Context, url string) error {
-	opts, err := devenv.RedisOptions(RedisVariable, url)
+	opts, err := devenv.RedisOptions(redisVariable, url)
 	if err != nil {
 		return err
 	}
@@ -104,11 +104,11 @@ func claimRedis(ctx context.Context, url string) error {
 	defer func() { _ = client.Close() }()
 	n, err := client.Eval(ctx, claim, []string{claimKey}, int(claimFor.Seconds())).Int64()
 	if err != nil {
-		return fmt.Errorf("look into %s: %w", RedisVariable, err)
+		return fmt.Errorf("look into %s: %w", redisVariable, err)
 	}
 	if n > 0 {
 		return fmt.Errorf("%s names database %d of the Redis at %s, which holds %d keys: tests need an empty database",
-			RedisVariable, opts.DB, opts.Addr, n)
+			redisVariable, opts.DB, opts.Addr, n)
 	}
 	return nil
 }

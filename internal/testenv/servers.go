@@ -17,8 +17,8 @@ import (
 
 // Variables that name servers to test against. They must be empty ones.
 const (
-	RedisVariable    = "TEST_REDIS_URL"
-	PostgresVariable = "TEST_POSTGRES_URL"
+	redisVariable    = "TEST_REDIS_URL"
+	postgresVariable = "TEST_POSTGRES_URL"
 )
 
 // setupTimeout bounds what is done for a test before it begins.

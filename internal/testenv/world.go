@@ -76,7 +76,7 @@ func (r runner) run() (code int) {
 func noHypertables() string {
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()
-	process.postgres.find(PostgresVariable, devenv.Options{Postgres: true}, checkPostgres)
+	process.postgres.find(postgresVariable, devenv.Options{Postgres: true}, checkPostgres)
 	if process.postgres.err != nil {
 		return process.postgres.err.Error()
 	}

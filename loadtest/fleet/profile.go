@@ -141,7 +141,7 @@ func (p Profile) Validate() error {
 			errs = append(errs, fmt.Errorf("profile "+format, args...))
 		}
 	}
-	require(p.Devices >= 1 && p.Devices <= MaxDevices, "devices %d: want 1 to %d", p.Devices, MaxDevices)
+	require(p.Devices >= 1 && p.Devices <= maxDevices, "devices %d: want 1 to %d", p.Devices, maxDevices)
 	require(p.Interval >= time.Millisecond, "interval %s: want at least 1ms", p.Interval)
 	require(p.Duration > 0, "duration %s: want more than 0", p.Duration)
 	require(!p.Start.IsZero(), "start: want a time")

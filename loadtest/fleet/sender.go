@@ -31,9 +31,9 @@ type Reader interface {
 	ReadRange(ctx context.Context, after telemetry.EntryID, count int) ([]telemetry.Entry, error)
 }
 
-// Ender is a Reader that knows the last entry of its stream, for streams to which
+// ender is a Reader that knows the last entry of its stream, for streams to which
 // others add.
-type Ender interface {
+type ender interface {
 	Last(ctx context.Context) (telemetry.EntryID, error)
 }
 
@@ -276,7 +276,7 @@ func (s *Sender) Settle(ctx context.Context, r Reader) (int, error) {
 	const page = 1000
 	found := 0
 	end := telemetry.MaxEntryID // what others add meanwhile would have no end
-	if e, ok := r.(Ender); ok {
+	if e, ok := r.(ender); ok {
 		var err error
 		if end, err = e.Last(ctx); err != nil {
 			return 0, fmt.Errorf("settle unknown outcomes: %w", err)

@@ -2,8 +2,8 @@ package fleet
 
 import "time"
 
-// MaxDevices is the largest fleet.
-const MaxDevices = 10_000_000
+// maxDevices is the largest fleet.
+const maxDevices = 10_000_000
 
 // legTicks is the length of a leg in reporting intervals of the device. An
 // incident lies within one leg, so that the leg and its number are all that is

@@ -14,8 +14,8 @@ import (
 	"syscall"
 )
 
-// ErrNoDocker is returned where there is no Docker engine to run containers.
-var ErrNoDocker = errors.New("there is no Docker engine here")
+// errNoDocker is returned where there is no Docker engine to run containers.
+var errNoDocker = errors.New("there is no Docker engine here")
 
 const (
 	// dockerLabel is on all that a run makes, with the number of its process, so that
@@ -39,7 +39,7 @@ type docker struct {
 // OpenDocker builds the image unless it is named, and makes the network.
 func OpenDocker(ctx context.Context, image string) (_ *docker, err error) {
 	if _, err := dockerCommand(ctx, "version", "--format", "{{.Server.Version}}"); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoDocker, err)
+		return nil, fmt.Errorf("%w: %w", errNoDocker, err)
 	}
 	removeLeftovers(ctx)
 	d := &docker{image: image, next: 9}

@@ -14,7 +14,7 @@ import (
 func TestContainersSayThatTheyNeedAnEngine(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := OpenDocker(t.Context(), "any")
-	require.ErrorIs(t, err, ErrNoDocker)
+	require.ErrorIs(t, err, errNoDocker)
 }
 
 // A run that was killed leaves containers and a network; the next one removes them,

@@ -28,13 +28,13 @@ type ServerStatus struct {
 	MaxConnections   int
 	Sessions         int           // of all users
 	Longest          time.Duration // the oldest transaction of all users
-	Blocked          []Blocking
+	Blocked          []blocking
 	Members          map[string]int // sessions by member
 	Autovacuum       bool
 }
 
-// Blocking is a session that blocks one of ours.
-type Blocking struct {
+// blocking is a session that blocks one of ours.
+type blocking struct {
 	Waiting string // application_name of ours
 	PID     int
 	By      string // application_name
@@ -107,7 +107,7 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	if err != nil {
 		return e, store.Failure(op, err)
 	}
-	e.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocking, err error) {
+	e.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blocking, err error) {
 		var age float64
 		err = row.Scan(&b.Waiting, &b.PID, &b.By, &b.State, &age)
 		b.For = seconds(age)

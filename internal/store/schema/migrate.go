@@ -20,9 +20,9 @@ import (
 // of its own in public.
 const versionTable = "processor.goose_db_version"
 
-// DefaultMigrationLockTimeout is how long Migrate waits for another migrating
+// defaultMigrationLockTimeout is how long Migrate waits for another migrating
 // process by default.
-const DefaultMigrationLockTimeout = time.Minute
+const defaultMigrationLockTimeout = time.Minute
 
 // Option changes how Migrate works.
 type Option func(*migrateOptions)
@@ -48,7 +48,7 @@ func MigrationLockTimeout(d time.Duration) Option {
 // The error matches ErrMigrationLock, ErrOld, ErrPooler or ErrSchema where one of
 // those is the reason.
 func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Option) (applied []string, err error) {
-	o := migrateOptions{lockTimeout: DefaultMigrationLockTimeout}
+	o := migrateOptions{lockTimeout: defaultMigrationLockTimeout}
 	for _, option := range options {
 		option(&o)
 	}

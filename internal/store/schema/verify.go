@@ -33,8 +33,8 @@ func (r Report) Err() error {
 	return &Error{Report: r}
 }
 
-// Beginner is a connection or a pool.
-type Beginner interface {
+// beginner is a connection or a pool.
+type beginner interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
@@ -54,7 +54,7 @@ func VerifyURL(ctx context.Context, url string) (Report, error) {
 // runs no DDL and leaves no trace. An error means that the comparison failed;
 // its result is in the report. A newer schema passes if everything needed
 // exists.
-func Verify(ctx context.Context, db Beginner) (Report, error) {
+func Verify(ctx context.Context, db beginner) (Report, error) {
 	needed, err := neededCatalog()
 	if err != nil {
 		return Report{}, err

@@ -43,13 +43,13 @@ type ServerStatus struct {
 	Info              stream.Info
 	Foreign           []protocol.Consumer
 	Former            []protocol.Consumer // queues of shards that the fleet no longer has
-	OtherStreams      []OtherStreamStatus
+	OtherStreams      []otherStreamStatus
 	UnrecordedLosses  int64 // losses not yet in the ledger
 	DispatcherPresent bool  // a member holds the dispatch lease
 }
 
-// OtherStreamStatus is another stream of the platform.
-type OtherStreamStatus struct {
+// otherStreamStatus is another stream of the platform.
+type otherStreamStatus struct {
 	Name   string
 	Length int64
 	Groups int
@@ -114,7 +114,7 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 		if err != nil && !stream.IsNoSuchKey(err) {
 			return e, stream.Failure("inspect stream "+s.Name, err)
 		}
-		e.OtherStreams = append(e.OtherStreams, OtherStreamStatus{Name: s.Name, Length: s.Length, Groups: len(groups)})
+		e.OtherStreams = append(e.OtherStreams, otherStreamStatus{Name: s.Name, Length: s.Length, Groups: len(groups)})
 	}
 	return e, nil
 }
