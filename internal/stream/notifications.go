@@ -28,7 +28,11 @@ const (
 // Notifications calls heard for every notification until ctx ends. The
 // subscription resumes after an outage.
 func (g *Group) Notifications(ctx context.Context, heard func(Notification)) {
-	sub := g.client.Subscribe(ctx, g.names.NotifyChannel())
+	g.subscribe(ctx, g.names.NotifyChannel(), func(text string) { heard(parseNotification(text)) })
+}
+
+func (g *Group) subscribe(ctx context.Context, channel string, heard func(text string)) {
+	sub := g.client.Subscribe(ctx, channel)
 	defer func() { _ = sub.Close() }()
 	messages := sub.Channel()
 	for {
@@ -39,7 +43,7 @@ func (g *Group) Notifications(ctx context.Context, heard func(Notification)) {
 			if !ok {
 				return
 			}
-			heard(parseNotification(m.Payload))
+			heard(m.Payload)
 		}
 	}
 }
@@ -62,20 +66,7 @@ func (g *Group) PublishLive(ctx context.Context, text string) error {
 // Live calls heard for what the members publish until ctx ends. What arrives while
 // heard is at work for long is dropped.
 func (g *Group) Live(ctx context.Context, heard func(text string)) {
-	sub := g.client.Subscribe(ctx, g.names.LiveChannel())
-	defer func() { _ = sub.Close() }()
-	messages := sub.Channel()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case m, ok := <-messages:
-			if !ok {
-				return
-			}
-			heard(m.Payload)
-		}
-	}
+	g.subscribe(ctx, g.names.LiveChannel(), heard)
 }
 
 // NotifyMembers announces that a member's state changed.

@@ -148,7 +148,7 @@ func (t *templates) drop() error {
 func createDatabase(ctx context.Context, server, name, template string) (string, error) {
 	u, err := url.Parse(server)
 	if err != nil || u.Scheme == "" {
-		return "", fmt.Errorf("%s must be a URL, postgres://user@host:port/database", PostgresVariable)
+		return "", fmt.Errorf("%s must be a URL, postgres://user@host:port/database", postgresVariable)
 	}
 	err = execute(ctx, server, "create database "+name+" template "+template)
 	if err != nil {
