@@ -1,20 +1,30 @@
 package deploy_test
 
 import (
-	"errors"
-	"io"
+	"bytes"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/stretchr/testify/require"
-	"go.yaml.in/yaml/v3"
+	apps "k8s.io/api/apps/v1"
+	autoscaling "k8s.io/api/autoscaling/v2"
+	core "k8s.io/api/core/v1"
+	networking "k8s.io/api/networking/v1"
+	policy "k8s.io/api/policy/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/fault"
 )
 
 // spare is how much longer than SHUTDOWN_TIMEOUT an orchestrator waits.
@@ -56,150 +66,126 @@ func known(t *testing.T, environ map[string]string) {
 	}
 }
 
-type healthcheck struct {
-	Test []string
-}
-
-type composeService struct {
-	Image       string
-	Command     []string
-	Environment map[string]string
-	Ports       []string
-	ReadOnly    bool   `yaml:"read_only"`
-	Grace       string `yaml:"stop_grace_period"`
-	Restart     string
-	CapDrop     []string `yaml:"cap_drop"`
-	Healthcheck healthcheck
-	Build       struct{ Context, Dockerfile string }
-	DependsOn   map[string]struct{ Condition string } `yaml:"depends_on"`
-	Container   string                                `yaml:"container_name"`
+// compose is the file as Compose reads it: the schema of its specification is checked,
+// and a variable without a default has to be given.
+func compose(t *testing.T) *types.Project {
+	t.Helper()
+	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
+		WorkingDir:  absolute(t, "."),
+		ConfigFiles: []types.ConfigFile{{Filename: "compose.yaml"}},
+		Environment: types.Mapping{
+			"POSTGRES_PASSWORD": "a", "OWNER_PASSWORD": "b", "PROCESSOR_PASSWORD": "c", "GRAFANA_PASSWORD": "d",
+		},
+	}, loader.WithProfiles([]string{"traffic"}))
+	require.NoError(t, err)
+	return project
 }
 
 func TestComposeFileFitsTheServicesBudgets(t *testing.T) {
-	text, err := os.ReadFile("compose.yaml")
-	require.NoError(t, err)
-	var file struct{ Services map[string]composeService }
-	require.NoError(t, yaml.Unmarshal(text, &file))
-
-	p := file.Services["processor"]
-	known(t, p.Environment)
-	cfg := load(t, p.Environment)
-	require.GreaterOrEqual(t, duration(t, p.Grace), cfg.Instance.ShutdownTimeout+spare)
+	project := compose(t)
+	p := project.Services["processor"]
+	environ := map[string]string{}
+	for name, value := range p.Environment {
+		environ[name] = *value
+	}
+	known(t, environ)
+	cfg := load(t, environ)
+	require.GreaterOrEqual(t, time.Duration(*p.StopGracePeriod), cfg.Instance.ShutdownTimeout+spare)
 	require.True(t, p.ReadOnly)
 	require.Equal(t, []string{"ALL"}, p.CapDrop)
 	require.FileExists(t, filepath.Join(p.Build.Context, p.Build.Dockerfile))
 	require.Equal(t, "unless-stopped", p.Restart, "exit codes ask for a restart")
-	// What would keep --scale processor=2 from working.
-	require.Empty(t, p.Container)
-	require.NotContains(t, p.Environment, "INSTANCE_ID")
-	require.Equal(t, []string{strconv.Itoa(cfg.Console.Port)}, p.Ports, "no fixed port of the host")
-	for name, on := range p.DependsOn {
-		if on.Condition == "service_healthy" {
-			require.NotEmpty(t, file.Services[name].Healthcheck.Test, name)
+	// What would keep two of them from working.
+	require.Equal(t, 2, p.GetScale())
+	require.Empty(t, p.ContainerName)
+	require.NotContains(t, environ, "INSTANCE_ID")
+	require.Len(t, p.Ports, 1)
+	require.Equal(t, uint32(cfg.Console.Port), p.Ports[0].Target)
+	require.Empty(t, p.Ports[0].Published, "no fixed port of the host")
+	for _, s := range project.Services {
+		for name, on := range s.DependsOn {
+			if on.Condition == types.ServiceConditionHealthy && name != "processor" { // whose image has it
+				require.NotEmpty(t, project.Services[name].HealthCheck.Test, name)
+			}
 		}
 	}
-	require.Equal(t, "service_completed_successfully", p.DependsOn["rights"].Condition, "the schema is there, and its rights")
+	require.Equal(t, types.ServiceConditionCompletedSuccessfully, p.DependsOn["rights"].Condition, "the schema is there, and its rights")
+	text, err := os.ReadFile("compose.yaml")
+	require.NoError(t, err)
 	require.NotContains(t, string(text), ":-", "no default passwords")
-	admin := file.Services["postgres"].Environment["POSTGRES_USER"]
-	for name, s := range file.Services {
-		if u := s.Environment["POSTGRES_URL"]; u != "" {
-			require.NotContains(t, u, "//"+admin+":", "%s is no superuser", name)
+	admin := *project.Services["postgres"].Environment["POSTGRES_USER"]
+	for name, s := range project.Services {
+		if u := s.Environment["POSTGRES_URL"]; u != nil {
+			require.NotContains(t, *u, "//"+admin+":", "%s is no superuser", name)
+		}
+		for _, v := range s.Volumes {
+			if v.Type == types.VolumeTypeBind {
+				_, err := os.Stat(v.Source)
+				require.NoError(t, err, name)
+			}
 		}
 	}
-	require.Equal(t, "verify", p.Environment["MIGRATE"])
-	redis := strings.Join(file.Services["redis"].Command, " ")
+	require.Equal(t, "verify", environ["MIGRATE"])
+	redis := strings.Join(project.Services["redis"].Command, " ")
 	require.Contains(t, redis, "--appendonly yes")
 	require.Contains(t, redis, "--maxmemory-policy noeviction")
-	require.Contains(t, file.Services["postgres"].Image, "timescale")
+	require.Contains(t, project.Services["postgres"].Image, "timescale")
+	require.Equal(t, []string{"traffic"}, project.Services["traffic"].Profiles, "nobody sends to a system by accident")
+	require.Contains(t, dockerfile(t), "FROM scratch AS "+project.Services["traffic"].Build.Target+"\n")
 }
 
-type probe struct {
-	HTTPGet          struct{ Path, Port string } `yaml:"httpGet"`
-	PeriodSeconds    int                         `yaml:"periodSeconds"`
-	TimeoutSeconds   int                         `yaml:"timeoutSeconds"`
-	FailureThreshold int                         `yaml:"failureThreshold"`
-}
-
-type object struct {
-	Kind string
-	Spec struct {
-		Replicas int
-		Selector struct {
-			MatchLabels map[string]string `yaml:"matchLabels"`
+// The traffic of the compose file is a command line that there is.
+func TestTheTrafficOfTheComposeFileIsUnderstood(t *testing.T) {
+	const program = "../bin/loadtest"
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("SKIPPED: bin/loadtest is not built (make build), so the traffic's command line was not tried")
+	}
+	args := slices.Clone([]string(compose(t).Services["traffic"].Command))
+	for i, a := range args {
+		if a == "--redis-url" {
+			args[i+1] = "redis://127.0.0.1:1"
 		}
-		Strategy struct {
-			RollingUpdate struct {
-				MaxUnavailable int `yaml:"maxUnavailable"`
-			} `yaml:"rollingUpdate"`
-		}
-		Template struct {
-			Metadata struct{ Labels map[string]string }
-			Spec     struct {
-				Grace           int `yaml:"terminationGracePeriodSeconds"`
-				SecurityContext struct {
-					RunAsNonRoot bool `yaml:"runAsNonRoot"`
-					RunAsUser    int  `yaml:"runAsUser"`
-				} `yaml:"securityContext"`
-				Containers []struct {
-					Env []struct {
-						Name, Value string
-						ValueFrom   any `yaml:"valueFrom"`
-					}
-					Ports []struct {
-						Name string
-						Port int `yaml:"containerPort"`
-					}
-					Liveness        probe `yaml:"livenessProbe"`
-					Readiness       probe `yaml:"readinessProbe"`
-					SecurityContext struct {
-						ReadOnly bool `yaml:"readOnlyRootFilesystem"`
-						Escalate bool `yaml:"allowPrivilegeEscalation"`
-					} `yaml:"securityContext"`
-					Mounts []struct {
-						Name string
-						Path string `yaml:"mountPath"`
-					} `yaml:"volumeMounts"`
-				}
-				Volumes []struct{ Name string }
-			}
-		}
-		MinReplicas    int                         `yaml:"minReplicas"`
-		MaxReplicas    int                         `yaml:"maxReplicas"`
-		MaxUnavailable int                         `yaml:"maxUnavailable"`
-		Target         struct{ Kind, Name string } `yaml:"scaleTargetRef"`
-		Metrics        []struct {
-			External struct {
-				Metric struct{ Name string }
-				Target struct {
-					Average string `yaml:"averageValue"`
-				}
-			}
+		if a == "--log" {
+			args[i+1] = filepath.Join(t.TempDir(), "sent.log")
 		}
 	}
-	Metadata struct{ Name string }
+	out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "127.0.0.1:1", "Redis is not there; all else is understood")
 }
 
-func objects(t *testing.T) map[string]object {
+// decode reads a manifest into the type of the API that has it; an unknown field is an error.
+func decode[T any](t *testing.T, document []byte) T {
 	t.Helper()
-	file, err := os.Open("kubernetes/processor.yaml")
+	var into T
+	require.NoError(t, yaml.UnmarshalStrict(document, &into), "%s", document)
+	return into
+}
+
+// manifests are the documents of a file by their kind.
+func manifests(t *testing.T, file string) map[string][]byte {
+	t.Helper()
+	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	defer file.Close()
-	all := map[string]object{}
-	for d := yaml.NewDecoder(file); ; {
-		var o object
-		err := d.Decode(&o)
-		if errors.Is(err, io.EOF) {
-			return all
-		}
-		require.NoError(t, err)
-		all[o.Kind] = o
+	all := map[string][]byte{}
+	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+		var kind struct{ Kind string }
+		require.NoError(t, yaml.Unmarshal(document, &kind))
+		require.NotContains(t, all, kind.Kind)
+		all[kind.Kind] = document
 	}
+	return all
+}
+
+func deployment(t *testing.T) apps.Deployment {
+	t.Helper()
+	return decode[apps.Deployment](t, manifests(t, "kubernetes/processor.yaml")["Deployment"])
 }
 
 func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
-	all := objects(t)
-	require.Len(t, all, 3)
-	d := all["Deployment"]
+	all := manifests(t, "kubernetes/processor.yaml")
+	require.ElementsMatch(t, []string{"ServiceAccount", "Deployment", "PodDisruptionBudget", "NetworkPolicy"}, slices.Collect(maps.Keys(all)))
+	d := deployment(t)
 	pod := d.Spec.Template.Spec
 	require.Len(t, pod.Containers, 1)
 	c := pod.Containers[0]
@@ -215,54 +201,171 @@ func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
 	require.True(t, named["INSTANCE_ID"], "the pod's name, which is unique")
 	known(t, environ)
 	cfg := load(t, environ)
-	grace := time.Duration(pod.Grace) * time.Second
+	grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second
 	require.GreaterOrEqual(t, grace, cfg.Instance.ShutdownTimeout+spare)
 	require.GreaterOrEqual(t, cfg.Instance.ShutdownTimeout, cfg.Instance.DrainTimeout+config.ReleaseBudget+config.CloseBudget)
 
-	require.Equal(t, cfg.Console.Port, c.Ports[0].Port)
-	require.Equal(t, "/healthz", c.Liveness.HTTPGet.Path, "no dependency is asked: a restart fixes no outage")
-	require.Equal(t, "/readyz", c.Readiness.HTTPGet.Path)
-	for _, p := range []probe{c.Liveness, c.Readiness} {
-		require.Equal(t, c.Ports[0].Name, p.HTTPGet.Port)
-		require.Greater(t, p.TimeoutSeconds, 2, "checks of readiness take up to 2 s")
+	require.Equal(t, cfg.Console.Port, int(c.Ports[0].ContainerPort))
+	require.Equal(t, "/healthz", c.LivenessProbe.HTTPGet.Path, "no dependency is asked: a restart fixes no outage")
+	require.Equal(t, "/healthz", c.StartupProbe.HTTPGet.Path, "START_TIMEOUT waits for the servers, not the probe")
+	require.Equal(t, "/readyz", c.ReadinessProbe.HTTPGet.Path)
+	for _, p := range []*core.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
+		require.Equal(t, c.Ports[0].Name, p.HTTPGet.Port.StrVal)
+		require.Greater(t, p.TimeoutSeconds, int32(2), "checks of readiness take up to 2 s")
 	}
 	// The watchdog gives shards up in an orderly way; a liveness probe does not.
-	require.GreaterOrEqual(t, time.Duration(c.Liveness.PeriodSeconds*c.Liveness.FailureThreshold)*time.Second, cfg.Instance.StallTimeout)
+	require.GreaterOrEqual(t, time.Duration(c.LivenessProbe.PeriodSeconds*c.LivenessProbe.FailureThreshold)*time.Second, cfg.Instance.StallTimeout)
 
-	require.True(t, pod.SecurityContext.RunAsNonRoot && c.SecurityContext.ReadOnly && !c.SecurityContext.Escalate)
+	require.True(t, *pod.SecurityContext.RunAsNonRoot && *c.SecurityContext.ReadOnlyRootFilesystem && !*c.SecurityContext.AllowPrivilegeEscalation)
+	account := decode[core.ServiceAccount](t, all["ServiceAccount"])
+	require.Equal(t, account.Name, pod.ServiceAccountName)
+	require.False(t, *account.AutomountServiceAccountToken || *pod.AutomountServiceAccountToken, "it asks nothing of the API server")
 	writable := map[string]bool{}
-	for _, m := range c.Mounts {
-		writable[m.Path] = true
+	for _, m := range c.VolumeMounts {
+		writable[m.MountPath] = true
 	}
 	require.True(t, writable[filepath.Dir(cfg.Crash.Dir)], "dumps need a place on a read-only file system, and a folder in it that is not the volume's, which is open to its group")
 
 	labels := d.Spec.Selector.MatchLabels
-	require.Equal(t, labels, d.Spec.Template.Metadata.Labels)
-	require.Equal(t, labels, all["PodDisruptionBudget"].Spec.Selector.MatchLabels)
-	require.Equal(t, 1, all["PodDisruptionBudget"].Spec.MaxUnavailable)
-	require.Zero(t, d.Spec.Strategy.RollingUpdate.MaxUnavailable)
+	require.Equal(t, labels, d.Spec.Template.Labels)
+	budget := decode[policy.PodDisruptionBudget](t, all["PodDisruptionBudget"])
+	require.Equal(t, labels, budget.Spec.Selector.MatchLabels)
+	require.Equal(t, 1, budget.Spec.MaxUnavailable.IntValue())
+	require.Zero(t, d.Spec.Strategy.RollingUpdate.MaxUnavailable.IntValue())
+	for _, spread := range pod.TopologySpreadConstraints {
+		require.Equal(t, labels, spread.LabelSelector.MatchLabels)
+	}
 
-	h := all["HorizontalPodAutoscaler"].Spec
-	require.Equal(t, d.Metadata.Name, h.Target.Name)
-	require.Equal(t, d.Spec.Replicas, h.MinReplicas)
-	require.LessOrEqual(t, h.MaxReplicas, cfg.Coordination.Shards, "more members than shards have nothing to do")
-	require.Equal(t, "processor_group_backlog_entries", h.Metrics[0].External.Metric.Name)
-	target, err := strconv.Atoi(h.Metrics[0].External.Target.Average)
-	require.NoError(t, err)
-	require.Less(t, target, cfg.Coordination.DispatchAhead, "scaled up before dispatching pauses")
+	network := decode[networking.NetworkPolicy](t, all["NetworkPolicy"])
+	require.Equal(t, labels, network.Spec.PodSelector.MatchLabels)
+	require.Equal(t, c.Ports[0].Name, network.Spec.Ingress[0].Ports[0].Port.StrVal)
+	var out []int
+	for _, rule := range network.Spec.Egress {
+		for _, port := range rule.Ports {
+			out = append(out, port.Port.IntValue())
+		}
+	}
+	require.ElementsMatch(t, []int{53, 53, 6379, 26379, 5432}, out)
+}
+
+// scaledObject is what we use of KEDA's type.
+type scaledObject struct {
+	APIVersion, Kind string
+	Metadata         struct{ Name string }
+	Spec             struct {
+		ScaleTargetRef                                    struct{ Name string }
+		MinReplicaCount, MaxReplicaCount, PollingInterval int
+		Fallback                                          struct{ FailureThreshold, Replicas int }
+		Advanced                                          struct {
+			HorizontalPodAutoscalerConfig struct {
+				Behavior autoscaling.HorizontalPodAutoscalerBehavior
+			}
+		}
+		Triggers []struct {
+			Type, MetricType string
+			Metadata         struct{ ServerAddress, Query, Threshold string }
+		}
+	}
+}
+
+// Both scale by the age of the backlog, alike.
+func TestAutoscalersFollowTheAgeOfTheBacklog(t *testing.T) {
+	const metric = "processor_group_backlog_age_seconds"
 	source, err := os.ReadFile("../coordination/tasks/group_metrics.go")
 	require.NoError(t, err)
-	require.Contains(t, string(source), `"processor_group_backlog_entries"`, "a metric that there is")
+	require.Contains(t, string(source), `"`+metric+`"`, "a metric that there is")
+	d, cfg := deployment(t), load(t, nil)
+
+	h := decode[autoscaling.HorizontalPodAutoscaler](t, manifests(t, "kubernetes/optional/hpa.yaml")["HorizontalPodAutoscaler"]).Spec
+	require.Equal(t, d.Name, h.ScaleTargetRef.Name)
+	require.Equal(t, *d.Spec.Replicas, *h.MinReplicas)
+	require.LessOrEqual(t, int(h.MaxReplicas), cfg.Coordination.Shards, "more members than shards have nothing to do")
+	require.Equal(t, metric, h.Metrics[0].External.Metric.Name)
+	target := h.Metrics[0].External.Target
+	require.Equal(t, autoscaling.ValueMetricType, target.Type, "an age is not divided by the pods")
+	takeover := cfg.Coordination.MemberTTL + 2*time.Second
+	require.Greater(t, time.Duration(target.Value.Value())*time.Second, takeover, "a take-over is no reason to scale")
+
+	k := decode[scaledObject](t, manifests(t, "kubernetes/optional/keda.yaml")["ScaledObject"]).Spec
+	require.Equal(t, d.Name, k.ScaleTargetRef.Name)
+	require.Equal(t, []int{int(*h.MinReplicas), int(h.MaxReplicas)}, []int{k.MinReplicaCount, k.MaxReplicaCount})
+	require.Equal(t, *h.Behavior, k.Advanced.HorizontalPodAutoscalerConfig.Behavior)
+	require.Equal(t, "max("+metric+")", k.Triggers[0].Metadata.Query)
+	require.Equal(t, target.Value.String(), k.Triggers[0].Metadata.Threshold)
+	require.Equal(t, string(target.Type), k.Triggers[0].MetricType)
+
+	monitor := decode[struct {
+		APIVersion, Kind string
+		Metadata         struct {
+			Name   string
+			Labels map[string]string
+		}
+		Spec struct {
+			Selector            struct{ MatchLabels map[string]string }
+			PodMetricsEndpoints []struct{ Port, Path, Interval string }
+		}
+	}](t, manifests(t, "kubernetes/optional/podmonitor.yaml")["PodMonitor"])
+	require.Equal(t, d.Spec.Selector.MatchLabels, monitor.Spec.Selector.MatchLabels)
+	require.Equal(t, d.Spec.Template.Spec.Containers[0].Ports[0].Name, monitor.Spec.PodMetricsEndpoints[0].Port)
+}
+
+func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
+	text, err := os.ReadFile("systemd/processor.service")
+	require.NoError(t, err)
+	environ := map[string]string{}
+	for _, line := range regexp.MustCompile(`(?m)^Environment=(.*)$`).FindAllSubmatch(text, -1) {
+		for _, pair := range strings.Fields(string(line[1])) {
+			name, value, _ := strings.Cut(pair, "=")
+			environ[name] = value
+		}
+	}
+	known(t, environ)
+	cfg := load(t, environ)
+	setting := func(name string) string {
+		m := regexp.MustCompile(`(?m)^` + name + `=(.*)$`).FindSubmatch(text)
+		require.NotNil(t, m, name)
+		return string(m[1])
+	}
+	require.GreaterOrEqual(t, duration(t, setting("TimeoutStopSec")), cfg.Instance.ShutdownTimeout+spare)
+	require.Equal(t, strconv.Itoa(fault.Config)+" "+strconv.Itoa(fault.Schema), setting("RestartPreventExitStatus"), "what a restart does not mend")
+
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("SKIPPED: there is no systemd-analyze, so the unit was not verified")
+	}
+	unit := filepath.Join(t.TempDir(), "processor.service")
+	there := strings.Replace(string(text), "/usr/local/bin/processor", "/bin/true", 1)
+	require.NotEqual(t, string(text), there)
+	require.NoError(t, os.WriteFile(unit, []byte(there), 0o600))
+	require.Empty(t, command(t, ".", analyze, "verify", "--recursive-errors=no", unit))
+	command(t, ".", analyze, "security", "--offline=true", "--threshold=20", unit)
+}
+
+// Prometheus of the compose file reads its configuration, and asks the port that there is.
+func TestPrometheusOfTheComposeFileReadsItsConfiguration(t *testing.T) {
+	text, err := os.ReadFile("monitoring/prometheus.yml")
+	require.NoError(t, err)
+	require.Contains(t, string(text), "port: "+strconv.Itoa(load(t, nil).Console.Port))
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("SKIPPED: promtool is not installed (Debian: prometheus), so prometheus.yml was not checked")
+	}
+	command(t, ".", promtool, "check", "config", "monitoring/prometheus.yml")
+}
+
+func dockerfile(t *testing.T) string {
+	t.Helper()
+	raw, err := os.ReadFile("Dockerfile")
+	require.NoError(t, err)
+	return strings.ReplaceAll(string(raw), "\\\n", " ")
 }
 
 func TestImageIsStaticUnprivilegedAndChecksItself(t *testing.T) {
-	raw, err := os.ReadFile("Dockerfile")
-	require.NoError(t, err)
-	text := strings.ReplaceAll(string(raw), "\\\n", " ")
+	text := dockerfile(t)
 	require.NotContains(t, text, "# syntax=", "it would be fetched from a registry")
 	stages := regexp.MustCompile(`(?m)^FROM `).Split(text, -1)
-	require.Len(t, stages, 3, "what comes before, build, image")
-	build, image := stages[1], stages[2]
+	require.Len(t, stages, 5, "what comes before, build, two of the traffic, image")
+	build, image := stages[1], stages[4]
 	require.Contains(t, build, "scripts/build-static.sh")
 	gomod, err := os.ReadFile("../go.mod")
 	require.NoError(t, err)
@@ -273,7 +376,7 @@ func TestImageIsStaticUnprivilegedAndChecksItself(t *testing.T) {
 	user := regexp.MustCompile(`(?m)^USER (\d+):`).FindStringSubmatch(image)
 	require.NotNil(t, user)
 	require.NotEqual(t, "0", user[1])
-	require.Equal(t, user[1], strconv.Itoa(objects(t)["Deployment"].Spec.Template.Spec.SecurityContext.RunAsUser))
+	require.Equal(t, user[1], strconv.FormatInt(*deployment(t).Spec.Template.Spec.SecurityContext.RunAsUser, 10))
 	require.Contains(t, image, `CMD ["/processor", "health"]`)
 	require.Contains(t, image, `ENTRYPOINT ["/processor"]`)
 	require.NotContains(t, image, "RUN ", "there is no shell")

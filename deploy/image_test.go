@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/fault"
 )
 
 // command runs a program and returns what it printed.
@@ -103,6 +105,14 @@ func TestTheImageRunsWithoutRootOnAReadOnlyFileSystem(t *testing.T) {
 	var build struct{ Version, Revision string }
 	require.NoError(t, json.Unmarshal([]byte(run("version", "--json")), &build))
 	require.Equal(t, build.Revision, image[0].Config.Labels["org.opencontainers.image.revision"])
+
+	// The collector knows the container's limit: nine tenths of it.
+	limited := exec.CommandContext(t.Context(), "docker", "run", "--rm", "--network", "none", "--memory", "200m",
+		"-e", "REDIS_URL=redis://127.0.0.1:1", "-e", "POSTGRES_URL=postgres://nobody@127.0.0.1:1/none", "-e", "START_TIMEOUT=1s", "-e", "LOG_FORMAT=json", tag)
+	out, err := limited.CombinedOutput()
+	require.Error(t, err, "no servers")
+	require.Equal(t, fault.Dependency, limited.ProcessState.ExitCode(), "%s", out)
+	require.Contains(t, string(out), `"go_memory_limit_bytes":188743680`)
 
 	// What is inside: the program, its bill of materials and the place for dumps.
 	container := command(t, ".", "docker", "create", tag)

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
@@ -58,6 +61,7 @@ Variables (and their defaults):
 				format.Format = "text"
 			}
 			log := modules.NewLogger(format, cfg.Instance.ID, out)
+			limitMemory(log)
 			for _, w := range config.LikelyTypos(os.Environ()) {
 				log.Warn("likely misspelled variable", "reason", w)
 			}
@@ -79,6 +83,19 @@ Variables (and their defaults):
 			}
 			return nil
 		},
+	}
+}
+
+// limitMemory sets the soft limit of the runtime (GOMEMLIMIT) to nine tenths of what
+// the container or the unit may have, so that the collector works harder before the
+// kernel ends the process. A GOMEMLIMIT in the environment wins.
+func limitMemory(log *slog.Logger) {
+	limit, err := memlimit.Set()
+	switch {
+	case err != nil:
+		log.Warn("memory limit unknown; GOMEMLIMIT stays as it is", "err", err)
+	case limit < math.MaxInt64:
+		log.Info("memory limited", "go_memory_limit_bytes", limit)
 	}
 }
 
