@@ -86,7 +86,7 @@ func (g *Group) Claim(ctx context.Context, consumer string, minIdle time.Duratio
 	}
 	for shard, list := range ids {
 		args := append([]any{g.names.Group, consumer, minIdle.Milliseconds(), shard, g.consumers[shard]}, list...)
-		res, err := claimScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Losses(), g.names.Pending()}, args...).Int64Slice()
+		res, err := claimScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Losses(), g.names.Pending(), g.names.Dispatched()}, args...).Int64Slice()
 		if err != nil {
 			return out, failure("claim from "+consumer, err)
 		}

@@ -257,3 +257,25 @@ func TestOtherStreamsOfTheSameKindAreNamed(t *testing.T) {
 	require.NoError(t, err)
 	require.ElementsMatch(t, []stream.OtherStream{{Name: prefix + "0", Length: 3}, {Name: prefix + "2", Length: 1}}, found)
 }
+
+// A foreign consumer that reads on from where dispatching is moves the last-delivered
+// ID; the dispatcher moves it back, and comes to the entries itself. Swept ahead of
+// that they would be delivered before those that lie between (SIM_SEED=33221).
+func TestAClaimLeavesToTheDispatcherWhatItWillComeTo(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.turn("t")
+	done := b.addTo(1, 2)
+	b.dispatchAll("t")
+	ids := b.addTo(1, 3)
+	b.foreign("earlier", 3)
+	total, _ := b.sweep("earlier", 0, 10)
+	require.Zero(t, total.Entries)
+	require.Equal(t, done, b.queue(1))
+	turn, err := b.AcquireDispatchLease(t.Context(), "t", "t", time.Minute)
+	require.NoError(t, err)
+	require.True(t, turn.Acquired && turn.Moved)
+	b.dispatchAll("t")
+	require.Equal(t, append(done, ids...), b.queue(1))
+	require.Zero(t, b.consumers()["earlier"])
+}

@@ -15,7 +15,8 @@
 //     recorded. At the end every entry is committed or accounted for.
 //   - P2: the rows are a function of the entries: of two with the same device and
 //     time the first in the stream counts, and every row refers to the row that
-//     precedes it in device time.
+//     precedes it in device time. An entry that was recorded as lost and came back
+//     with an older state of Redis is a late one.
 //   - P3: only the owner of a device's shard commits for it, and the first commits of
 //     a device's entries follow the stream. Excepted are entries that a foreign
 //     consumer held and the sweep put back: when they are found, later ones may be
@@ -41,6 +42,11 @@
 //   - The last-delivered ID that dispatching left is recorded at each acquisition of
 //     the dispatch lease, not only by dispatches. Otherwise a manual move that follows
 //     another one, or a group created by hand, goes unnoticed.
+//   - The sweep leaves entries beyond the last dispatched one to the dispatcher, which
+//     comes to them again. Otherwise the owner's cursor has passed them when those
+//     before them are dispatched, and the order is lost.
+//   - Work of a shard whose row is locked does not stay in flight: other shards of the
+//     worker would wait with it, and a release.
 //
 // Stream IDs are a plain counter, so that after a failover to an older state
 // every lost ID is soon used again. That is harsher than any clock.

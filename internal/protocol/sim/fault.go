@@ -44,7 +44,7 @@ const (
 	RedisFailover // an older state, new server generation, and IDs that are reused
 	PostgresRestart
 	PostgresFailover // an older state
-	LockRow          // another program locks the row of a shard, until some time after the faults have ended
+	LockRow          // another program locks the row of a shard, or writes rows of its devices, until some time after the faults have ended
 	kinds
 )
 
@@ -55,7 +55,7 @@ func (k Kind) String() string {
 		"Redis down", "Redis slow", "Postgres down", "Postgres slow", "flush the keys of coordination", "expire the dispatch lease", "expire the lock",
 		"lose the group", "group made at 0 by hand", "last-delivered ID moved back", "last-delivered ID moved forward",
 		"a foreign consumer reads", "trim", "Redis restarts", "Redis fails over to an older state", "Postgres restarts",
-		"Postgres is restored to an older state", "the row of a shard is locked",
+		"Postgres is restored to an older state", "the row of a shard or of its devices is locked",
 	}[k]
 }
 
@@ -222,7 +222,7 @@ func (w *world) inject(f Fault) {
 		w.pg.t = w.pgPast[f].clone()
 		w.servers[postgresServer].run++
 	case LockRow:
-		w.pg.lockRow(int(f.Much) % w.cfg.Shards)
+		w.pg.lockRow(int(f.Much)%w.cfg.Shards, f.Much == 5)
 	default:
 	}
 }
@@ -273,7 +273,10 @@ func (w *world) redisFailover(past *redis) {
 	}
 	for _, e := range w.entries {
 		there := w.redis.find(e.id) == e
-		if !kept[e] && e.lost == "" && (there || !w.pg.t.seen[e.number]) {
+		// What was added since is in the ledger as a range, done or not: Postgres may
+		// lose its commit later, when nothing is left to redeliver.
+		since := e.history == w.redis.history && past.last.Less(e.id)
+		if !kept[e] && e.lost == "" && (there || since || !w.pg.t.seen[e.number]) {
 			e.lost = "gone with a failover of Redis"
 		}
 	}

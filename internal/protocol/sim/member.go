@@ -21,6 +21,7 @@ const (
 	tickEvery        = 400
 	claimIdle        = 1500
 	drainBudget      = 4000
+	lockedPause      = 1000
 )
 
 // item is an entry as a member has it. Its entry is nil if the content was gone
@@ -33,18 +34,20 @@ type item struct {
 
 // slot is a member's state of one shard.
 type slot struct {
-	queue    protocol.Queue
-	held     bool
-	stopping bool
-	due      bool
-	epoch    int64
-	grant    uint64
-	token    string            // of the grant, registered in Redis
-	applied  telemetry.EntryID // finished up to here since the grant
-	found    telemetry.EntryID // the applied ID when the shard was acquired
-	history  int               // of Redis, when the shard was acquired
-	marked   int64             // when its applied ID was last written
-	granted  int64
+	queue     protocol.Queue
+	held      bool
+	stopping  bool
+	due       bool
+	epoch     int64
+	grant     uint64            // counts what voids work in flight
+	ownership uint64            // counts acquisitions and losses
+	token     string            // of the grant, registered in Redis
+	applied   telemetry.EntryID // finished up to here since the grant
+	found     telemetry.EntryID // the applied ID when the shard was acquired
+	history   int               // of Redis, when the shard was acquired
+	marked    int64             // when its applied ID was last written
+	granted   int64
+	pausedTo  int64 // when its queue may be read again
 
 	acting   bool // a change of its ownership is in progress
 	waited   int64
@@ -152,6 +155,17 @@ func (p *proc) release(shard int) {
 	s.held, s.stopping, s.due = false, false, false
 	s.applied = telemetry.EntryID{}
 	s.grant++
+	s.ownership++
+	s.queue.Discard()
+	p.worker.drop(shard)
+}
+
+// restart forgets what is in flight of a shard, and reads its queue again from a
+// moment on.
+func (p *proc) restart(shard int, from int64) {
+	s := &p.slots[shard]
+	s.grant++
+	s.due, s.pausedTo = !s.stopping, from
 	s.queue.Discard()
 	p.worker.drop(shard)
 }

@@ -28,6 +28,8 @@ const (
 	FeedKnownLate
 	LockIsOutage
 	LockedTakenForStuck
+	LockedKeptInFlight
+	SweptAhead
 	mutants
 )
 
@@ -56,6 +58,8 @@ func (m Mutant) String() string {
 		"feeding a queue found to be empty after the dispatch was sent",
 		"a locked row taken for an outage, by a pass that grants all shards or none",
 		"a member that waits for a lock taken for stuck",
+		"work of a locked shard kept in flight",
+		"entries of a foreign consumer swept ahead of dispatching",
 	}[m]
 }
 

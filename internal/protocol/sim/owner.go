@@ -169,7 +169,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		s.acting = true
 		s.stopping = true
 		p.w.logf(p, "shard %d: hands it over", shard)
-		p.handOver(shard, s.grant)
+		p.handOver(shard, s.ownership)
 	case protocol.Lose:
 		p.w.logf(p, "shard %d: drops it", shard)
 		p.release(shard)
@@ -178,27 +178,27 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 }
 
 // handOver waits until nothing is in flight, releases the shard and forgets it.
-func (p *proc) handOver(shard int, grant uint64) {
+func (p *proc) handOver(shard int, ownership uint64) {
 	s := &p.slots[shard]
-	if !s.held || s.grant != grant {
+	if !s.held || s.ownership != ownership {
 		s.acting = false
 		return
 	}
 	if s.queue.InFlight() > 0 {
-		p.w.after(30, p, func() { p.handOver(shard, grant) })
+		p.w.after(30, p, func() { p.handOver(shard, ownership) })
 		return
 	}
 	h, applied := heldShard{shard, s.epoch}, s.applied
 	call(p, postgresServer, "release", func(answer func(bool, error)) {
 		answer(true, p.w.pg.release(p, h, applied))
 	}, func(_ bool, err error) {
-		if err != nil && s.held && s.grant == grant {
-			p.again(func() { p.handOver(shard, grant) })
+		if err != nil && s.held && s.ownership == ownership {
+			p.again(func() { p.handOver(shard, ownership) })
 			return
 		}
 		s.acting = false
 		s.granted = p.w.now
-		if s.held && s.grant == grant {
+		if s.held && s.ownership == ownership {
 			p.release(shard)
 		}
 	})
@@ -307,7 +307,8 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	p.release(shard)
 	s.acting = false
 	s.grant++
-	s.held, s.stopping, s.due, s.epoch = true, false, true, row.epoch
+	s.ownership++
+	s.held, s.stopping, s.due, s.epoch, s.pausedTo = true, false, true, row.epoch, 0
 	s.applied, s.found, s.granted, s.marked = telemetry.EntryID{}, row.applied, p.w.now, 0
 	s.queue.Discard()
 	p.worker.invalidate(shard)

@@ -125,6 +125,7 @@ type postgres struct {
 	waiting []func()       // retried whenever a transaction ends
 	ended   map[string]int // how often the sessions of a member were ended
 	locked  map[int]bool   // shards whose rows another program has locked
+	written map[int]bool   // shards with uncommitted rows of another program, which commits wait for
 	moves   int            // changes of assignments and endings of sessions of healthy members; for the checks only
 }
 
@@ -138,18 +139,23 @@ const (
 	lockEnds    = faultsEnd + 24000
 )
 
-// lockRow locks the row of a shard for another program.
-func (g *postgres) lockRow(shard int) {
-	if len(g.locked) > 0 {
+// lockRow locks the row of a shard for another program, or what commits of the
+// shard write.
+func (g *postgres) lockRow(shard int, devices bool) {
+	if len(g.locked) > 0 || len(g.written) > 0 {
 		return
 	}
-	g.locked = map[int]bool{shard: true}
+	if devices {
+		g.written = map[int]bool{shard: true}
+	} else {
+		g.locked = map[int]bool{shard: true}
+	}
 	moves := 0
 	g.w.after(lockSettled-g.w.now, nil, func() { moves = g.moves })
 	g.w.after(lockEnds-g.w.now, nil, func() {
-		g.w.checkLock(shard, g.moves-moves)
+		g.w.checkLock(shard, devices, g.moves-moves)
 		g.w.logf(nil, "the row of shard %d is unlocked", shard)
-		g.locked = nil
+		g.locked, g.written = nil, nil
 		waiting := g.waiting
 		g.waiting = nil
 		for _, retry := range waiting {
@@ -161,9 +167,10 @@ func (g *postgres) lockRow(shard int) {
 // isLocked reports whether a call for the row of a shard must fail, and answers
 // it after lockWait then.
 func (g *postgres) isLocked(shard int, fail func()) bool {
-	if !g.locked[shard] {
-		return false
-	}
+	return g.locked[shard] && g.waits(fail)
+}
+
+func (g *postgres) waits(fail func()) bool {
 	run := g.w.servers[postgresServer].run
 	g.w.after(lockWait, nil, func() {
 		if g.w.servers[postgresServer].run == run {
@@ -242,13 +249,17 @@ func (g *postgres) write(t *tx, records []item, fresh bool, then func()) {
 func (g *postgres) finish(t *tx) {
 	t.finishing = true
 	g.write(t, t.c.late, false, func() {
-		for _, h := range t.c.held {
-			if g.isLocked(h.shard, func() {
+		blocked := func(named ...int) func() {
+			return func() {
 				if !t.ended {
+					t.lost = named
 					g.end(t)
 					t.answer(false, errBlocked)
 				}
-			}) {
+			}
+		}
+		for _, h := range t.c.held {
+			if g.written[h.shard] && g.waits(blocked()) || g.isLocked(h.shard, blocked(h.shard)) {
 				return
 			}
 		}

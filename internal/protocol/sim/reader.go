@@ -55,7 +55,7 @@ func (p *proc) choose() []asked {
 	leaseNumber := p.heldLease()
 	for shard := range p.slots {
 		s := &p.slots[shard]
-		if !s.held || s.stopping || !s.due || p.worker.full() {
+		if !s.held || s.stopping || !s.due || p.w.now < s.pausedTo || p.worker.full() {
 			continue
 		}
 		if leaseNumber != 0 && s.queue.CanBypass(leaseNumber) {

@@ -284,13 +284,17 @@ func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) err
 }
 
 // sweep puts entries that foreign consumers hold for too long on the shards'
-// queues.
+// queues, unless dispatching will do so: ahead of what lies before them they would
+// move the cursors past it.
 func (r *redis) sweep(p *proc, idle int64) {
 	if r.group == nil {
 		return
 	}
 	for id, at := range r.group.pending {
 		if at.shard != foreign || r.w.now-at.since < idle {
+			continue
+		}
+		if r.dispatchedSet && r.dispatched.Less(id) && r.w.cfg.Mutant != SweptAhead {
 			continue
 		}
 		e := r.find(id)

@@ -99,8 +99,10 @@ func provoking(m sim.Mutant) []sim.Kind {
 		return []sim.Kind{sim.RedisDown, sim.CutRedis, sim.PostgresFailover, sim.PostgresSlow, sim.HoldRedis}
 	case sim.InFlightKeptOverRun, sim.KeptOverRun:
 		return []sim.Kind{sim.RedisFailover, sim.PostgresSlow, sim.RedisSlow}
-	case sim.LockIsOutage, sim.LockedTakenForStuck:
+	case sim.LockIsOutage, sim.LockedTakenForStuck, sim.LockedKeptInFlight:
 		return []sim.Kind{sim.LockRow, sim.Crash, sim.Join}
+	case sim.SweptAhead:
+		return []sim.Kind{sim.MoveForward, sim.LoseRedis, sim.CutRedis, sim.ForeignRead}
 	case sim.FeedKnownLate:
 		return []sim.Kind{sim.GroupMovedManually, sim.PostgresDown}
 	default:

@@ -300,7 +300,7 @@ func (k *worker) commit(b *batch) {
 			k.p.callsReturned++
 			k.p.blocked = errors.Is(err, errBlocked) && k.p.w.cfg.Mutant != LockedTakenForStuck
 			k.p.sink(err)
-			if errors.Is(err, errUnavailable) {
+			if errors.Is(err, errUnavailable) && (len(lost) == 0 || k.p.w.cfg.Mutant == LockedKeptInFlight) {
 				k.p.again(try)
 				return
 			}
@@ -376,6 +376,9 @@ func (k *worker) handleResult(b *batch, lost []int, err error) {
 		}
 	case errors.Is(err, errUnknown):
 		k.giveUp(b, nil)
+	case errors.Is(err, errBlocked):
+		k.setAside(b, lost)
+		k.redoing = append(k.redoing, b)
 	case errors.Is(err, errFenced):
 		k.giveUp(b, lost)
 		k.redoing = append(k.redoing, b)
@@ -397,6 +400,19 @@ func (k *worker) giveUp(b *batch, named []int) {
 		}
 	}
 	b.without(func(s int) bool { return gone[s] })
+}
+
+// setAside drops the work of shards whose rows another session has locked, and
+// keeps the shards: their queues are read again after a pause. So nothing else
+// waits for the lock, neither other shards nor a release.
+func (k *worker) setAside(b *batch, locked []int) {
+	gone := func(shard int) bool { return slices.Contains(locked, shard) }
+	for _, p := range b.parts {
+		if gone(p.shard) && k.live(p) {
+			k.p.restart(p.shard, k.p.w.now+lockedPause)
+		}
+	}
+	b.without(gone)
 }
 
 // resume starts the next batch: redone work before new work, and only once all
