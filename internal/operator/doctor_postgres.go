@@ -77,6 +77,7 @@ func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus
 	d.check(free < cfg.Postgres.MaxConns, LevelWarning, about, fmt.Sprintf("%s of %s sessions in use", cli.Number(e.Sessions), cli.Number(e.MaxConnections)),
 		fmt.Sprintf("%d of %d sessions in use, not enough left for another instance with %d", e.Sessions, e.MaxConnections, cfg.Postgres.MaxConns),
 		"raise max_connections, or lower POSTGRES_MAX_CONNS")
+	d.locks(e)
 	d.ok(about, "the database holds %s", bytesText(e.Bytes))
 	d.clock(about, e.Clock, e.ClockUncertainty)
 
@@ -91,6 +92,22 @@ func (d *Diagnosis) postgresServer(cfg config.Config, e *storeadmin.ServerStatus
 			fmt.Sprintf("%d processes have this identity at once", members[instance]),
 			"give each its own INSTANCE_ID; right after a restart: run this again; "+see(sectionTwins))
 	}
+}
+
+// locks judges whether one statement can touch all of positions. Those of the service
+// never do; dumps, retention and the platform's own queries may.
+func (d *Diagnosis) locks(e *storeadmin.ServerStatus) {
+	if e.Heaps == 0 {
+		return
+	}
+	// The room is what all sessions share: half of it is for the others.
+	perLock := max(1, e.MaxLocks/max(1, e.LocksPerSession))
+	enough := (2*e.HeapLocks/perLock/64 + 1) * 64
+	all := fmt.Sprintf("all %s chunks or partitions of positions take %s locks", cli.Number(e.Heaps), cli.Number(e.HeapLocks))
+	room := fmt.Sprintf("the lock table holds %s", cli.Number(e.MaxLocks))
+	d.check(2*e.HeapLocks > e.MaxLocks, LevelWarning, "Postgres", all+", "+room,
+		all+" in one statement, such as a dump's; "+room+" for all sessions",
+		fmt.Sprintf("set max_locks_per_transaction = %d and restart Postgres, or have fewer chunks: longer ones, or retention", enough))
 }
 
 // schema reports whether the tables can be queried.

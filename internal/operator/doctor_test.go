@@ -63,6 +63,20 @@ func TestAFleetWithoutALiveMemberIsTroubleWhateverTheOwnerColumnsSay(t *testing.
 	require.Equal(t, "trouble: Redis: away (and 1 more)", d.Verdict)
 }
 
+func TestTheDoctorComparesWhatPositionsIsMadeOfWithTheLockTable(t *testing.T) {
+	judged := func(heaps, locks int) *Diagnosis {
+		d := &Diagnosis{}
+		d.locks(&storeadmin.ServerStatus{Heaps: heaps, HeapLocks: locks, MaxLocks: 6400, LocksPerSession: 64})
+		return d
+	}
+	require.Empty(t, judged(0, 5).Findings, "one heap")
+	require.Equal(t, LevelOK, levelOf(judged(640, 3200), "all 640 chunks or partitions of positions take 3,200 locks, the lock table holds 6,400"))
+	d := judged(1900, 7604)
+	const text = "all 1,900 chunks or partitions of positions take 7,604 locks in one statement, such as a dump's; the lock table holds 6,400 for all sessions"
+	require.Equal(t, LevelWarning, levelOf(d, text))
+	require.Contains(t, remedyOf(d, text), "set max_locks_per_transaction = 192 and restart Postgres")
+}
+
 func TestTheDoctorDistinguishesForeignConsumers(t *testing.T) {
 	d := &Diagnosis{}
 	d.stream(config.Redis{Group: "g"}, &streamadmin.ServerStatus{Foreign: []protocol.Consumer{

@@ -34,9 +34,18 @@ const cutsAge = 10 * time.Second
 type heaps struct {
 	pool *pgxpool.Pool
 
-	mu   sync.Mutex // held while the catalogue is read: who waits for it needs it
-	cuts cuts
-	read time.Time
+	mu    sync.Mutex // held while the catalogue is read: who waits for it needs it
+	found division
+	read  time.Time
+
+	making sync.Mutex // held while chunks are made
+}
+
+// division is how positions is divided.
+type division struct {
+	cuts     cuts
+	chunks   []chunk // of a hypertable, ascending
+	interval int64   // how long its chunks are; 0 if they cannot be made in advance
 }
 
 func newHeaps(pool *pgxpool.Pool) *heaps { return &heaps{pool: pool} }
@@ -62,49 +71,63 @@ where t.partrelid = 'public.positions'::regclass
 order by 1`
 
 const chunksSQL = `
-select distinct (extract(epoch from e.at) * 1000000)::bigint
-from timescaledb_information.chunks c
-cross join lateral unnest(array[c.range_start, c.range_end]) as e (at)
-where c.hypertable_schema = 'public'
-  and c.hypertable_name = 'positions'
-  and isfinite(e.at)
-order by 1`
+select distinct (extract(epoch from range_start) * 1000000)::bigint, (extract(epoch from range_end) * 1000000)::bigint
+from timescaledb_information.chunks
+where hypertable_schema = 'public'
+  and hypertable_name = 'positions'
+  and isfinite(range_start)
+  and isfinite(range_end)
+order by 1, 2`
 
-// now is how positions is divided, as of a moment ago.
+// now is where positions is divided, as of a moment ago.
 func (h *heaps) now(ctx context.Context) (cuts, error) {
+	d, err := h.division(ctx, cutsAge)
+	return d.cuts, err
+}
+
+// division is how positions is divided, as of at most so long ago.
+func (h *heaps) division(ctx context.Context, age time.Duration) (division, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.read.IsZero() && time.Since(h.read) < cutsAge {
-		return h.cuts, nil
+	if !h.read.IsZero() && time.Since(h.read) < age {
+		return h.found, nil
 	}
-	found, err := readCuts(ctx, h.pool)
+	found, err := readDivision(ctx, h.pool)
 	if err != nil {
-		return nil, failure("read how positions is divided", err)
+		return division{}, notBegun(failure("read how positions is divided", err))
 	}
-	h.cuts, h.read = found, time.Now()
+	h.found, h.read = found, time.Now()
 	return found, nil
 }
 
-func readCuts(ctx context.Context, pool *pgxpool.Pool) (cuts, error) {
+func readDivision(ctx context.Context, pool *pgxpool.Pool) (division, error) {
+	var found division
 	var timescale bool
 	if err := pool.QueryRow(ctx, `select to_regclass('timescaledb_information.chunks') is not null`).Scan(&timescale); err != nil {
-		return nil, err
+		return found, err
 	}
-	statements := []string{partitionsSQL}
-	if timescale {
-		statements = append(statements, chunksSQL)
+	rows, err := pool.Query(ctx, partitionsSQL)
+	if err != nil {
+		return found, err
 	}
-	var found cuts
-	for _, sql := range statements {
-		rows, err := pool.Query(ctx, sql)
-		if err != nil {
-			return nil, err
-		}
-		more, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, more...)
+	if found.cuts, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil || !timescale {
+		return found, err
+	}
+	if rows, err = pool.Query(ctx, chunksSQL); err != nil {
+		return found, err
+	}
+	var c chunk
+	if _, err = pgx.ForEachRow(rows, []any{&c.from, &c.to}, func() error {
+		found.chunks = append(found.chunks, c)
+		found.cuts = append(found.cuts, c.from, c.to)
+		return nil
+	}); err != nil {
+		return found, err
+	}
+	slices.Sort(found.cuts)
+	found.cuts = slices.Compact(found.cuts)
+	if err := pool.QueryRow(ctx, chunkIntervalSQL).Scan(&found.interval); !errors.Is(err, pgx.ErrNoRows) {
+		return found, err
 	}
 	return found, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -74,6 +75,10 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	b := newFewLocks(t, days)
 	_, err := b.pool.Exec(t.Context(), "select count(*) from positions where device_id = 'nobody'")
 	require.ErrorContains(t, err, "out of shared memory", "the test has enough partitions")
+
+	status, err := admin.Diagnose(t.Context(), b.pool)
+	require.NoError(t, err)
+	require.Equal(t, []int{days, (days + 1) * 2, 160, 10}, []int{status.Heaps, status.HeapLocks, status.MaxLocks, status.LocksPerSession})
 
 	held := b.take("a.1", telemetry.ShardOf("long", shards))
 	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)

@@ -57,9 +57,12 @@ func (w *Writer) Generation() uint64 {
 func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
+	// Before there is a connection: who holds one does not wait for another.
+	if err := w.heaps.makeChunks(ctx, b.Fresh, b.Late); err != nil {
+		return protocol.CommitResult{}, failure("commit a batch", err)
+	}
 	var c cuts
 	if len(b.Late) > 0 && b.Rules.Fences.Len() > 0 {
-		// Before there is a connection: who holds one does not wait for another.
 		var err error
 		if c, err = w.heaps.now(ctx); err != nil {
 			return protocol.CommitResult{}, failure("commit a batch", notBegun(err))

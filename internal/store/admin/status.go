@@ -31,6 +31,10 @@ type ServerStatus struct {
 	Blocked          []blocking
 	Members          map[string]int // sessions by member
 	Autovacuum       bool
+	Heaps            int // partitions or chunks of positions
+	HeapLocks        int // that a statement on all of positions takes: tables and indexes
+	MaxLocks         int // that the lock table has room for
+	LocksPerSession  int // max_locks_per_transaction
 }
 
 // blocking is a session that blocks one of ours.
@@ -73,6 +77,24 @@ where a.application_name like 'processor/%'
 order by 2
 limit 20`
 
+// locksSQL compares what positions is made of with the server's lock table.
+const locksSQL = `
+with recursive heap as (
+  select to_regclass('public.positions')::oid as id
+  union all
+  select i.inhrelid
+  from pg_inherits i
+  join heap h on h.id = i.inhparent
+)
+select count(distinct h.id) - 1,
+  count(distinct h.id) + count(x.indexrelid),
+  current_setting('max_locks_per_transaction')::integer
+    * (current_setting('max_connections')::integer + current_setting('max_prepared_transactions')::integer),
+  current_setting('max_locks_per_transaction')::integer
+from heap h
+left join pg_index x on x.indrelid = h.id
+where h.id is not null`
+
 const membersSQL = `
 select application_name, count(*)
 from pg_stat_activity
@@ -103,6 +125,9 @@ func Diagnose(ctx context.Context, pool *pgxpool.Pool) (ServerStatus, error) {
 	e.Longest = seconds(longest)
 	e.Pooler = pid != conn.Conn().PgConn().PID()
 
+	if err := conn.QueryRow(ctx, locksSQL).Scan(&e.Heaps, &e.HeapLocks, &e.MaxLocks, &e.LocksPerSession); err != nil {
+		return e, store.Failure(op, err)
+	}
 	rows, err := conn.Query(ctx, blockedSQL)
 	if err != nil {
 		return e, store.Failure(op, err)

@@ -127,6 +127,18 @@ func (dep *Deployment) AwaitStored(n int, within time.Duration) {
 	dep.awaitCount(n, within, positions)
 }
 
+// AwaitDone waits until every entry is acknowledged, without a look at positions.
+func (dep *Deployment) AwaitDone(within time.Duration) {
+	dep.T.Helper()
+	testenv.Wait(dep.T, within, func() error {
+		groups, err := dep.Client().XInfoGroups(dep.T.Context(), dep.Stream).Result()
+		if err != nil || groups[0].Lag+groups[0].Pending > 0 {
+			return fmt.Errorf("lag %d, pending %d: %w", groups[0].Lag, groups[0].Pending, err)
+		}
+		return nil
+	})
+}
+
 // AwaitCount waits until a query returns n.
 func (dep *Deployment) AwaitCount(n int, sql string) {
 	dep.T.Helper()
