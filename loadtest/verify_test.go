@@ -41,7 +41,7 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 
 	cfg := loadtest.VerifyConfig{
 		RedisURL: corner.URL, PostgresURL: url, Stream: corner.Stream, Group: corner.Group, SendLog: path,
-		MaxFutureSkew: 5 * time.Minute, MaxCrossingGap: 10 * time.Minute,
+		MaxFutureSkew: 5 * time.Minute, MinSatellites: 1, MaxCrossingGap: 10 * time.Minute,
 	}
 	report, err := loadtest.Verify(t.Context(), cfg)
 	require.NoError(t, err)
@@ -103,7 +103,7 @@ on conflict do nothing`, s.Message.DeviceID, s.Message.Time)
 	verify := func() *oracle.Report {
 		report, err := loadtest.Verify(t.Context(), loadtest.VerifyConfig{
 			RedisURL: corner.URL, PostgresURL: url, Stream: corner.Stream, Group: corner.Group, SendLog: path,
-			MaxFutureSkew: 5 * time.Minute, MaxCrossingGap: 10 * time.Minute,
+			MaxFutureSkew: 5 * time.Minute, MinSatellites: 1, MaxCrossingGap: 10 * time.Minute,
 		})
 		require.NoError(t, err)
 		return report

@@ -34,6 +34,7 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 			{Name: "SHARDS", Value: strconv.Itoa(cfg.Coordination.Shards), Remedy: "change it with processor shards resize"},
 			{Name: "HASH", Value: shardHash, Remedy: release},
 			{Name: "MAX_FUTURE_SKEW", Value: cfg.Telemetry.MaxFutureSkew.String(), Remedy: release},
+			{Name: "MIN_SATELLITES", Value: strconv.Itoa(cfg.Telemetry.MinSatellites), Remedy: release, Derives: true},
 			{Name: "MAX_CROSSING_GAP", Value: cfg.Geofences.MaxCrossingGap.String(), Remedy: release},
 		})
 	}

@@ -23,9 +23,8 @@ func (s liveSink) Write(ctx context.Context, b *protocol.Batch) (protocol.Commit
 	if err == nil {
 		s.feed.Add(func(add func(history.Move)) {
 			for i := range b.Fresh {
-				if r := &b.Fresh[i]; r.HasFix() {
-					add(history.Move{Device: r.DeviceID, Lat: r.Latitude, Lon: r.Longitude, At: r.TimeUS / 1000, Speed: r.Speed})
-				}
+				r := &b.Fresh[i]
+				add(history.Move{Device: r.DeviceID, Lat: r.Latitude, Lon: r.Longitude, At: r.TimeUS / 1000, Speed: r.Speed})
 			}
 		})
 	}

@@ -27,7 +27,7 @@ func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeli
 		Shards: co.Shards, Workers: p.Workers,
 		MaxInFlightRecords: p.MaxInFlightRecords, MaxInFlightBytes: p.MaxInFlightBytes,
 		ReadBatchRecords: p.ReadBatchRecords, BatchMaxRecords: p.BatchMaxRecords, BatchMaxAge: p.BatchMaxAge,
-		StateMaxDevices: p.StateMaxDevices, MaxFutureSkew: cfg.Telemetry.MaxFutureSkew,
+		StateMaxDevices: p.StateMaxDevices, Eligibility: cfg.Telemetry.Eligibility(),
 		MaxCrossingGap: cfg.Geofences.MaxCrossingGap, FenceRefresh: cfg.Geofences.Refresh,
 		DispatchAhead: co.DispatchAhead, StallAfter: co.ClaimThreshold(), DispatchBlock: co.DispatchBlock, DispatchLeaseTTL: co.DispatchLeaseTTL, QueueRescan: co.QueueRescan,
 		Limits: telemetry.Limits{

@@ -145,7 +145,7 @@ func (b *bench) publish(n int) {
 	for i := range n {
 		m := fleet.Message{
 			DeviceID: fmt.Sprintf("device-%d", i%20), Codec: "8",
-			Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 42.5, Longitude: 1.5,
+			Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 42.5, Longitude: 1.5, Satellites: 9,
 		}
 		entries = append(entries, fleet.EntryFields(&m))
 	}

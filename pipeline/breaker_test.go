@@ -314,7 +314,7 @@ func (p *probed) Probe(ctx context.Context, records []telemetry.Record) (bool, e
 
 // seven is a record that the constraint no_seven refuses.
 func seven(device int, s int64) []string {
-	m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+	m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1, Satellites: 9}
 	m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 7))
 	return fleet.EntryFields(&m)
 }

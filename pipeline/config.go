@@ -19,7 +19,7 @@ type Config struct {
 	BatchMaxRecords    int
 	BatchMaxAge        time.Duration
 	StateMaxDevices    int // devices whose state is kept in memory
-	MaxFutureSkew      time.Duration
+	Eligibility        telemetry.Eligibility
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
 	FenceRefresh       time.Duration // interval of polls for changed fences
 	DispatchAhead      int           // maximum dispatched and unfinished entries before dispatch pauses, see protocol.ProgressTracker
@@ -46,7 +46,7 @@ func (c Config) check() error {
 	positive("BatchMaxRecords", int64(c.BatchMaxRecords))
 	positive("BatchMaxAge", int64(c.BatchMaxAge))
 	positive("StateMaxDevices", int64(c.StateMaxDevices))
-	positive("MaxFutureSkew", int64(c.MaxFutureSkew))
+	positive("Eligibility.MaxFutureSkew", int64(c.Eligibility.MaxFutureSkew))
 	positive("MaxCrossingGap", int64(c.MaxCrossingGap))
 	positive("FenceRefresh", int64(c.FenceRefresh))
 	positive("DispatchAhead", int64(c.DispatchAhead))

@@ -312,7 +312,7 @@ func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
 	_, err := b.pool.Exec(t.Context(), "alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	require.NoError(t, err)
 	refused := func(device int, s int64) []string {
-		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1}
+		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1, Satellites: 9}
 		m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 7))
 		return fleet.EntryFields(&m)
 	}

@@ -19,6 +19,7 @@ import (
 type scenario struct {
 	batch, inFlight, states int
 	age                     time.Duration
+	rules                   telemetry.Eligibility
 	steps                   []step
 }
 
@@ -60,7 +61,8 @@ func newScenario(seed uint64) scenario {
 	pick := func(of ...int) int { return of[r.IntN(len(of))] }
 	sc := scenario{
 		batch: pick(1, 2, 3, 7, 7, 50, 4000), inFlight: pick(20, 300, 32768), states: pick(1, 3, 100_000),
-		age: time.Duration(pick(1, 1, 25)) * time.Millisecond,
+		age:   time.Duration(pick(1, 1, 25)) * time.Millisecond,
+		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: pick(0, 1, 1, 4)},
 	}
 	devices := 1 + r.IntN(6)
 	span := pick(30, 90, 2000) // seconds of device time
@@ -219,7 +221,7 @@ func (sc *scenario) options() option {
 // play does what the scenario says, waits until all is done, and judges.
 func (sc *scenario) play(w *world) error {
 	defer w.end()
-	w.gap = time.Minute
+	w.gap, w.rules = time.Minute, sc.rules
 	ctx := context.Background()
 	w.join(0, false)
 	w.keepOwned()
@@ -310,12 +312,12 @@ func (w *world) move(m *moveStep) {
 
 func (sc *scenario) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "batches of %d, %d in flight, %d devices in memory, age %v\n", sc.batch, sc.inFlight, sc.states, sc.age)
+	fmt.Fprintf(&b, "batches of %d, %d in flight, %d devices in memory, age %v, rules %+v\n", sc.batch, sc.inFlight, sc.states, sc.age, sc.rules)
 	for _, s := range sc.steps {
 		switch {
 		case s.send != nil:
 			for i, m := range s.send {
-				fmt.Fprintf(&b, "  send %s %s %v,%v ahead %v attributes %v\n", m.DeviceID, m.Time.UTC().Format("15:04:05.000"), m.Latitude, m.Longitude, s.ahead[i], m.Attributes)
+				fmt.Fprintf(&b, "  send %s %s %v,%v satellites %d ahead %v attributes %v\n", m.DeviceID, m.Time.UTC().Format("15:04:05.000"), m.Latitude, m.Longitude, m.Satellites, s.ahead[i], m.Attributes)
 			}
 		case s.fences != nil:
 			for _, f := range s.fences {

@@ -96,7 +96,7 @@ func TestForbesCrossingsAreThosePublished(t *testing.T) {
 		device := fmt.Sprintf("row-%d", n)
 		pairs[device] = p
 		for _, s := range []stated{p.After, p.Before} { // newest first
-			messages = append(messages, fleet.Message{DeviceID: device, Codec: "8", Time: s.TS, Latitude: s.Latitude, Longitude: s.Longitude})
+			messages = append(messages, fleet.Message{DeviceID: device, Codec: "8", Time: s.TS, Latitude: s.Latitude, Longitude: s.Longitude, Satellites: 9})
 		}
 	}
 	require.NoError(t, lines.Err())

@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -25,7 +26,7 @@ import (
 type world struct {
 	*bench
 	opts    []option
-	skew    time.Duration
+	rules   telemetry.Eligibility
 	gap     time.Duration
 	log     bytes.Buffer
 	sent    *fleet.LogWriter
@@ -80,7 +81,7 @@ func (f *fuse) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitRes
 func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	tb.Helper()
 	w := &world{
-		opts: opts, skew: 5 * time.Minute, gap: 10 * time.Minute, faulty: make(map[faultyRow]bool),
+		opts: opts, rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1}, gap: 10 * time.Minute, faulty: make(map[faultyRow]bool),
 	}
 	copied := *b
 	w.bench = &copied
@@ -111,7 +112,7 @@ func (w *world) join(crashAt int64, before bool) *member {
 		m.fuse.left.Store(crashAt)
 	}
 	opts := append([]option{func(c *pipeline.Config, d *pipeline.Deps) {
-		c.MaxFutureSkew, c.MaxCrossingGap = w.skew, w.gap
+		c.Eligibility, c.MaxCrossingGap = w.rules, w.gap
 		c.DispatchLeaseTTL, c.DispatchBlock = 200*time.Millisecond, 20*time.Millisecond
 		m.fuse.Sink = d.Sink
 		d.Sink = m.fuse
@@ -265,7 +266,7 @@ func (w *world) verdict() (*oracle.Report, error) {
 		Positions: observer.Positions(ctx, w.pool),
 		Crossings: observer.Timings(ctx, w.pool),
 		Rules: oracle.Rules{
-			Fences: fences, MaxFutureSkew: w.skew, MaxCrossingGap: w.gap,
+			Fences: fences, MaxFutureSkew: w.rules.MaxFutureSkew, MinSatellites: w.rules.MinSatellites, MaxCrossingGap: w.gap,
 			Faulty: func(device string, us int64) bool { return w.faulty[faultyRow{device, us}] },
 		},
 	})

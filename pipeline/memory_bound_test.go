@@ -27,7 +27,7 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 	b.acquireAll(in)
 	large := func(i int) []string {
 		m := fleet.Message{
-			DeviceID: fleet.DeviceID(i % devices), Codec: "8", Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 48, Longitude: 11,
+			DeviceID: fleet.DeviceID(i % devices), Codec: "8", Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 48, Longitude: 11, Satellites: 9,
 		}
 		m.Attributes = append(m.Attributes, fleet.TextAttribute("900", strings.Repeat("x", size)))
 		return fleet.EntryFields(&m)

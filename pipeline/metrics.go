@@ -36,6 +36,7 @@ type metrics struct {
 	arrivals         prometheus.Counter
 	acks             prometheus.Counter
 	positions        *prometheus.CounterVec
+	excluded         *prometheus.CounterVec
 	lastRecord       prometheus.Gauge
 	dispatcher       prometheus.Gauge
 	fenced           prometheus.Counter
@@ -92,6 +93,10 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		positions: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_position_writes_total", Help: "Records written to positions, by status.",
 		}, []string{"status"}),
+		excluded: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_excluded_records_total",
+			Help: "Records stored that take no part in state and crossings, by reason: no_fix, future.",
+		}, []string{"reason"}),
 		lastRecord: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_last_record_timestamp_seconds",
 			Help: "When this instance last committed a record, in seconds since 1970.",
@@ -133,6 +138,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)
+	}
+	for _, x := range telemetry.Exclusions() {
+		m.excluded.WithLabelValues(string(x))
 	}
 	for _, c := range telemetry.Classes() {
 		m.deadLetters.WithLabelValues(string(c))
@@ -185,9 +193,12 @@ func (m *metrics) acked(acks []protocol.Ack) {
 // wrote counts a committed batch.
 func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	stored := len(b.fresh)
-	for _, isNew := range w.Stored {
+	for i, isNew := range w.Stored {
 		if isNew {
 			stored++
+			if x := b.rules.Eligibility.Of(&b.late[i]); x != telemetry.Eligible {
+				m.excluded.WithLabelValues(string(x)).Inc()
+			}
 		}
 	}
 	repeats := len(b.fresh) + len(b.late) - stored + b.repeats

@@ -44,7 +44,7 @@ type Sink interface {
 
 // History reads what is stored.
 type History interface {
-	LastFixes(ctx context.Context, devices []string, skew time.Duration,
+	LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
 		found func(i int, us int64, lat, lon float64)) error
 }
 

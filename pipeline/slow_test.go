@@ -40,7 +40,7 @@ create function slow() returns trigger language plpgsql as 'begin perform pg_sle
 create trigger slow before insert on positions for each row when (new.latitude = 42) execute function slow()`)
 
 	late := func(d int, s int64) []string {
-		m := fleet.Message{DeviceID: fleet.DeviceID(d), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 42, Longitude: 1}
+		m := fleet.Message{DeviceID: fleet.DeviceID(d), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 42, Longitude: 1, Satellites: 9}
 		return fleet.EntryFields(&m)
 	}
 	entries = nil

@@ -428,7 +428,7 @@ func (w *worker) put(b *batch) {
 
 // rules returns the current rules for deriving crossings.
 func (w *worker) rules() protocol.Rules {
-	return protocol.Rules{Fences: w.fences.now(), MaxFutureSkew: w.cfg.MaxFutureSkew, MaxGap: w.cfg.MaxCrossingGap}
+	return protocol.Rules{Fences: w.fences.now(), Eligibility: w.cfg.Eligibility, MaxGap: w.cfg.MaxCrossingGap}
 }
 
 // apply decodes entries, looks up unknown devices in one query, and places the
@@ -458,7 +458,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		if d.err = w.decoder.Decode(e, &d.record); d.err != nil {
 			continue
 		}
-		d.eligible = d.record.Eligible(w.cfg.MaxFutureSkew)
+		d.eligible = w.cfg.Eligibility.Of(&d.record) == telemetry.Eligible
 		if d.device = w.state.find(d.record.DeviceID, p.shard); d.device == nil {
 			w.cold = append(w.cold, d.record.DeviceID)
 		}
@@ -505,7 +505,7 @@ func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 		w.state.learn(id, shard, never, 0, 0)
 	}
 	defer w.callsReturned.Add(1)
-	return w.history.LastFixes(ctx, cold, w.cfg.MaxFutureSkew, func(i int, us int64, lat, lon float64) {
+	return w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, us int64, lat, lon float64) {
 		d := w.state.find(cold[i], shard)
 		d.watermark, d.lat, d.lon = us, lat, lon
 	})

@@ -43,7 +43,7 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,0.5
 	entries = nil
 	step := (days - 100) * 24 * time.Hour / records
 	for i := range records {
-		m := fleet.Message{DeviceID: fleet.DeviceID(i % 4), Codec: "8", Time: time.Date(2018, 10, 2, 0, 0, 0, 0, time.UTC).Add(time.Duration(i) * step), Latitude: 1, Longitude: float64(i / 4 % 5)}
+		m := fleet.Message{DeviceID: fleet.DeviceID(i % 4), Codec: "8", Time: time.Date(2018, 10, 2, 0, 0, 0, 0, time.UTC).Add(time.Duration(i) * step), Latitude: 1, Longitude: float64(i / 4 % 5), Satellites: 9}
 		entries = append(entries, fleet.EntryFields(&m))
 	}
 	began := time.Now()

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,6 +12,7 @@ import (
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 func newDeviceCommand() *cobra.Command {
@@ -98,10 +100,8 @@ func printDevice(out *cli.Output, d *operator.Device) error {
 			switch {
 			case p.Faulty:
 				remark = "faulty"
-			case p.Future:
-				remark = "future"
-			case p.NoFix:
-				remark = "no fix"
+			case p.Excluded != telemetry.Eligible:
+				remark = strings.ReplaceAll(string(p.Excluded), "_", " ")
 			}
 			t.Row(clock(p.Time), clock(p.Ingested), p.Latitude, p.Longitude, p.Speed, remark)
 		}

@@ -3,6 +3,8 @@ package config
 import (
 	"log/slog"
 	"time"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Config is the configuration of one instance. Its fields are flat groups of
@@ -90,12 +92,18 @@ type Pipeline struct {
 	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; others are reloaded when needed"`
 }
 
-// Telemetry bounds what a record may look like.
+// Telemetry says what a record may look like, and which take part in state.
 type Telemetry struct {
 	MaxPayloadBytes int           `env:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1024" max:"67108864" help:"maximum payload size; a larger payload is dead-lettered as too_large"`
 	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones and elements of arrays included"`
 	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"maximum nesting inside attributes"`
 	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is excluded from state; pinned for the fleet"`
+	MinSatellites   int           `env:"MIN_SATELLITES" default:"1" min:"0" max:"32767" help:"satellites below which a record has no fix and is excluded from state; 0 excludes none; pinned for the fleet"`
+}
+
+// Eligibility is which records take part in state.
+func (t Telemetry) Eligibility() telemetry.Eligibility {
+	return telemetry.Eligibility{MaxFutureSkew: t.MaxFutureSkew, MinSatellites: t.MinSatellites}
 }
 
 // Geofences says where fences come from and how crossings are derived.

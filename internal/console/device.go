@@ -15,6 +15,7 @@ import (
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // deviceData is what the page of a device shows.
@@ -154,10 +155,10 @@ func points(w *operator.TrackWindow) []mapPoint {
 		if earliest.IsZero() || p.Ingested.Before(earliest) {
 			earliest = p.Ingested
 		}
-		if p.Latitude == 0 && p.Longitude == 0 {
+		switch p.Excluded {
+		case telemetry.NoFix:
 			marks |= markNoFix
-		}
-		if w.Skew > 0 && p.Time.After(p.Ingested.Add(w.Skew)) {
+		case telemetry.Future:
 			marks |= markFuture
 		}
 		if p.Faulty {

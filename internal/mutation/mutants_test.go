@@ -94,14 +94,14 @@ var mutants = []mutant{
 		"internal/protocol", "TestOnlyAMemberCutOff",
 	},
 	{
-		"the clock guard excludes its limit", "internal/telemetry/record.go",
-		"return r.TimeUS > r.StreamUS", "return r.TimeUS >= r.StreamUS",
-		"internal/store", "TestTheClockGuardAllowsItsLimit",
+		"the clock guard excludes its limit", "internal/telemetry/eligibility.go",
+		"r.TimeUS > r.StreamUS", "r.TimeUS >= r.StreamUS",
+		"internal/store", "TestTheRulesAreTheSameInGoAndInSQL",
 	},
 	{
 		"and so does SQL", "internal/store/recompute_crossings.go",
-		"ts <= ingested_at + $1::interval", "ts < ingested_at + $1::interval",
-		"internal/store", "TestTheClockGuardAllowsItsLimit",
+		"when ts > ingested_at + ", "when ts >= ingested_at + ",
+		"internal/store", "TestTheRulesAreTheSameInGoAndInSQL",
 	},
 	{
 		"the version of a fence is never renewed", "internal/store/recompute_crossings.go",
@@ -129,14 +129,29 @@ var mutants = []mutant{
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
-		"the oracle sees: a record without a fix takes part", "internal/telemetry/record.go",
-		"return r.HasFix() && !r.future(skew)", "return !r.future(skew)",
+		"the oracle sees: a record without a fix takes part", "internal/telemetry/eligibility.go",
+		"		return NoFix\n", "		return Eligible\n",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
-		"the oracle sees: a clock ahead takes part", "internal/telemetry/record.go",
-		"return r.HasFix() && !r.future(skew)", "return r.HasFix()",
+		"the oracle sees: a clock ahead takes part", "internal/telemetry/eligibility.go",
+		"		return Future\n", "		return Eligible\n",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+	},
+	{
+		"a rule of eligibility is not applied live", "pipeline/worker.go",
+		"w.cfg.Eligibility.Of(&d.record)", "(telemetry.Eligibility{MaxFutureSkew: w.cfg.Eligibility.MaxFutureSkew}).Of(&d.record)",
+		"pipeline", "TestOnlyEligibleRecordsCount",
+	},
+	{
+		"a rule of eligibility is not applied to what late records lie between", "internal/store/recompute_crossings.go",
+		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew}), devices",
+		"pipeline", "TestOnlyEligibleRecordsCount",
+	},
+	{
+		"a rule of eligibility is not applied at rehydration", "internal/store/heaps.go",
+		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew}), devices",
+		"pipeline", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",

@@ -191,7 +191,7 @@ func (r *replay) try(ctx context.Context, list []ref) error {
 	if err != nil {
 		return err
 	}
-	rules := protocol.Rules{Fences: fences, MaxFutureSkew: r.cfg.Telemetry.MaxFutureSkew, MaxGap: r.cfg.Geofences.MaxCrossingGap}
+	rules := protocol.Rules{Fences: fences, Eligibility: r.cfg.Telemetry.Eligibility(), MaxGap: r.cfg.Geofences.MaxCrossingGap}
 	var records []telemetry.Record
 	var at []int // in the report
 	err = r.letters(ctx, list, func(some []protocol.DLQEntry, gone []ref) error {

@@ -293,7 +293,6 @@ type TrackWindow struct {
 	Sampled     bool // there are more positions than points
 	Crossings   []store.CrossingRow
 	Fences      []store.FenceShape
-	Skew        time.Duration // how far a clock may be ahead
 	MaxGap      time.Duration
 }
 
@@ -312,12 +311,12 @@ func (f *Fleet) Track(ctx context.Context, device string, from, to time.Time) (w
 	if err != nil {
 		return w, err
 	}
-	w.Skew, w.MaxGap = pinned.MaxFutureSkew, pinned.MaxGap
+	w.MaxGap = pinned.MaxGap
 	if !utf8.ValidString(device) || strings.ContainsRune(device, 0) {
 		return w, errUnknownDevice(fmt.Sprintf("%q", device), "no stored ID is like that")
 	}
 	l := store.NewLists(f.pool, f.scope, askTimeout)
-	if w.First, w.Last, err = l.Span(ctx, device, time.Now().Add(pinned.MaxFutureSkew)); err != nil {
+	if w.First, w.Last, err = l.Span(ctx, device, time.Now().Add(pinned.Eligibility.MaxFutureSkew)); err != nil {
 		return w, f.explained(err)
 	}
 	if w.To = to; to.IsZero() {
@@ -329,7 +328,7 @@ func (f *Fleet) Track(ctx context.Context, device string, from, to time.Time) (w
 			w.From = w.First
 		}
 	}
-	if w.Points, w.Sampled, err = l.Track(ctx, device, w.From, w.To, trackPoints); err != nil {
+	if w.Points, w.Sampled, err = l.Track(ctx, device, w.From, w.To, trackPoints, pinned.Eligibility); err != nil {
 		return w, f.explained(err)
 	}
 	if w.Crossings, err = l.Crossings(ctx, device, w.From, w.To, trackCrossings); err != nil {

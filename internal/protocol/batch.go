@@ -56,9 +56,9 @@ type Crossing struct {
 
 // Rules are the parameters that crossings are derived by.
 type Rules struct {
-	Fences        *Fences
-	MaxFutureSkew time.Duration
-	MaxGap        time.Duration
+	Fences      *Fences
+	Eligibility telemetry.Eligibility
+	MaxGap      time.Duration
 }
 
 // Fences is the set of fences at one version.

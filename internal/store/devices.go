@@ -18,10 +18,10 @@ import (
 // FleetSettings are the pinned values of a fleet that crossings and owners
 // depend on.
 type FleetSettings struct {
-	Shards        int // 0 while no instance has ever started
-	MaxFutureSkew time.Duration
-	MaxGap        time.Duration
-	Database      string // identity of the database, "" before the first instance
+	Shards      int // 0 while no instance has ever started
+	Eligibility telemetry.Eligibility
+	MaxGap      time.Duration
+	Database    string // identity of the database, "" before the first instance
 }
 
 // ReadFleetSettings returns what the fleet has pinned.
@@ -44,7 +44,9 @@ where starts_with(name, $1)
 		case "SHARDS":
 			p.Shards, err = strconv.Atoi(value)
 		case "MAX_FUTURE_SKEW":
-			p.MaxFutureSkew, err = time.ParseDuration(value)
+			p.Eligibility.MaxFutureSkew, err = time.ParseDuration(value)
+		case "MIN_SATELLITES":
+			p.Eligibility.MinSatellites, err = strconv.Atoi(value)
 		case "MAX_CROSSING_GAP":
 			p.MaxGap, err = time.ParseDuration(value)
 		}
@@ -263,8 +265,8 @@ type Position struct {
 	Longitude float64   `json:"longitude"`
 	Speed     float32   `json:"speed"`
 	Faulty    bool      `json:"faulty"`
-	Future    bool      `json:"future"`
-	NoFix     bool      `json:"no_fix"`
+	// Excluded is why it takes no part in state; empty if it does.
+	Excluded telemetry.Exclusion `json:"excluded"`
 }
 
 // fenceState is the last timing record of a device and a fence.
@@ -303,15 +305,15 @@ where stream = $1
 		const recent = 5
 		if err := c.newest(func(s span) (bool, error) {
 			const columns = `
-select ts, ingested_at, latitude, longitude, speed, faulty, ts > ingested_at + $1::interval, latitude = 0 and longitude = 0
+select ts, ingested_at, latitude, longitude, speed, faulty, ` + exclusion + `
 from public.positions
 where device_id = $2
   and device_id between $2 and $2
   and ts >= $3
   and ts < $4`
-			args := c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to))
+			args := c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeOf(s.to))
 			var p Position
-			scan := []any{&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Future, &p.NoFix}
+			scan := []any{&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Excluded}
 			if len(out.Recent) < recent {
 				if _, err := ask(columns+" order by ts desc limit 5", args, scan, func() error {
 					out.Recent = append(out.Recent, p)

@@ -86,7 +86,7 @@ func (s *sink) batch() *protocol.Batch {
 	set, _ := geofence.NewSet(nil) // no fences
 	return &protocol.Batch{
 		Leases: []protocol.ShardLease{{Shard: 0, Epoch: s.epoch}},
-		Rules:  protocol.Rules{Fences: &protocol.Fences{Set: set}, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
+		Rules:  protocol.Rules{Fences: &protocol.Fences{Set: set}, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute},
 	}
 }
 

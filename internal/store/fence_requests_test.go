@@ -10,6 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // spanned is a fence that holds on some days.
@@ -59,7 +60,7 @@ func TestARequestThatWasWidenedOnTheWayToItsOwnerIsReadAgain(t *testing.T) {
 	step := func(r protocol.Request) bool {
 		fences, _, err := store.NewFences(b.pool, 10*time.Second).Load(t.Context())
 		require.NoError(t, err)
-		o := protocol.RequestStep{Request: r, Lease: held, Shards: shards, Rules: protocol.Rules{Fences: fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute}}
+		o := protocol.RequestStep{Request: r, Lease: held, Shards: shards, Rules: protocol.Rules{Fences: fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}}
 		_, done, err := requests.Step(t.Context(), o)
 		require.NoError(t, err)
 		return done

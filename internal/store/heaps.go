@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // heapsAtOnce bounds how many heaps of positions one statement touches, and
@@ -345,8 +346,7 @@ func (d direction) sql() string {
 	return afterSQL
 }
 
-// beforeSQL and afterSQL find the nearest fix that takes part in state: not
-// flagged faulty, with a fix, and not ahead of its stream time by more than the skew.
+// beforeSQL and afterSQL find the nearest eligible fix.
 const (
 	beforeSQL = `
 select w.n - 1, p.ts, p.latitude, p.longitude
@@ -384,7 +384,7 @@ cross join lateral (
 // that leaves some without. Ask runs one statement, and reports whether it
 // was found to be too much; then it is asked again with half as many seeks, and
 // at last with half as many heaps.
-func (c cuts) nearest(list []seek, heap int, d direction, skew time.Duration,
+func (c cuts) nearest(list []seek, heap int, d direction, rules telemetry.Eligibility,
 	ask ask, found func(n int, us int64, lat, lon float64),
 ) error {
 	page := len(list)
@@ -403,7 +403,7 @@ func (c cuts) nearest(list []seek, heap int, d direction, skew time.Duration,
 			var i int64
 			var ts time.Time
 			var lat, lon float64
-			tooMuch, err := ask(d.sql(), c.args(skew, devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
+			tooMuch, err := ask(d.sql(), c.args(limitsOf(rules), devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
 				seen[begin+int(i)] = true
 				found(part[i].n, ts.UnixMicro(), lat, lon)
 				return nil

@@ -84,7 +84,7 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
 	write := func(batch *protocol.Batch) protocol.CommitResult {
 		batch.Leases = held
-		batch.Rules = protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute}
+		batch.Rules = protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}
 		done, err := w.Write(t.Context(), batch)
 		require.NoError(t, err)
 		return done
@@ -98,7 +98,7 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	devices := []string{"long", "nobody", "recent", "old", "middle"}
 	look := func() {
 		clear(found)
-		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), devices, time.Minute, func(i int, us int64, _, _ float64) {
+		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), devices, telemetry.Eligibility{MaxFutureSkew: time.Minute}, func(i int, us int64, _, _ float64) {
 			found[i] = time.UnixMicro(us).UTC().Add(-12 * time.Hour)
 		}))
 	}
@@ -130,7 +130,7 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	want = []string{"long enter 1 true", "recent enter 397 true", "recent exit 398 false"}
 	require.Equal(t, want, crossings())
 
-	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, MaxFutureSkew: time.Minute, MaxGap: time.Minute}, "test")
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}, "test")
 	known, err := ask.Known(t.Context(), "old")
 	require.NoError(t, err)
 	require.True(t, known)

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -135,26 +136,45 @@ func TestWhatIsNotDueIsNotClaimed(t *testing.T) {
 	require.Equal(t, uint64(1), list[0].Entry.ID.Ms)
 }
 
-// A device time exactly as far ahead as is allowed takes part, in Go and in SQL
-// alike; one microsecond more does not.
-func TestTheClockGuardAllowsItsLimit(t *testing.T) {
+// The rules of eligibility are there twice, in Go and in SQL: both decide alike, on
+// every border too.
+func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 	t.Parallel()
-	skew := time.Minute
-	r := telemetry.Record{Latitude: 1, StreamUS: 1_000_000, TimeUS: 1_000_000 + skew.Microseconds()}
-	require.True(t, r.Eligible(skew))
-	r.TimeUS++
-	require.False(t, r.Eligible(skew))
-
 	b := newBench(t)
 	held := b.take("one", 3)
-	list := records("d", 0, 2)
-	list[0].StreamUS = list[0].TimeUS - skew.Microseconds()
-	list[1].StreamUS = list[1].TimeUS - skew.Microseconds() - 1
-	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), b.batch(held, list))
-	require.NoError(t, err)
-	var newest []int64
-	require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), []string{"d"}, skew, func(_ int, us int64, _, _ float64) {
-		newest = append(newest, us)
-	}))
-	require.Equal(t, []int64{list[0].TimeUS}, newest)
+	for n, rules := range []telemetry.Eligibility{
+		{MaxFutureSkew: time.Minute},
+		{MaxFutureSkew: time.Minute, MinSatellites: 1},
+		{MaxFutureSkew: time.Hour, MinSatellites: 5},
+	} {
+		device := fmt.Sprint("d", n)
+		list := records(device, 0, 300)
+		want := make(map[telemetry.Exclusion]int)
+		newest := int64(0)
+		for i := range list {
+			r := &list[i]
+			r.StreamUS = r.TimeUS - rules.MaxFutureSkew.Microseconds() - int64(i%3-1) - int64(i%5)
+			r.Satellites = int16(i % 8)
+			if i%7 == 0 {
+				r.Latitude, r.Longitude = 0, float64(i%2)
+			}
+			x := rules.Of(r)
+			if want[x]++; x == telemetry.Eligible {
+				newest = max(newest, r.TimeUS)
+			}
+		}
+		require.Len(t, want, 1+len(telemetry.Exclusions()))
+		_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), b.batch(held, list))
+		require.NoError(t, err)
+		from := list[0].Time()
+		points, _, err := store.NewLists(b.pool, scope, 10*time.Second).Track(t.Context(), device, from, from.Add(24*time.Hour), 1000, rules)
+		require.NoError(t, err)
+		require.Len(t, points, len(list))
+		for i := range points {
+			require.Equal(t, rules.Of(&list[i]), points[i].Excluded, "%+v", list[i])
+		}
+		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), []string{device}, rules, func(_ int, us int64, _, _ float64) {
+			require.Equal(t, newest, us)
+		}))
+	}
 }

@@ -274,39 +274,40 @@ type TrackPoint struct {
 	Speed     float32
 	Angle     float32
 	Faulty    bool
+	Excluded  telemetry.Exclusion // why it takes no part in state; empty if it does
 }
 
-const trackColumns = `ts, ingested_at, latitude, longitude, speed, angle, faulty`
+const trackColumns = `ts, ingested_at, latitude, longitude, speed, angle, faulty, ` + exclusion
 
 // Track returns the positions of a device in a window of device time, oldest
 // first: all of them, or where they are more than limit as many at even distances
 // in time, found one by one along the index, whatever lies between them.
-func (l *Lists) Track(ctx context.Context, device string, from, to time.Time, limit int) (points []TrackPoint, sampled bool, err error) {
+func (l *Lists) Track(ctx context.Context, device string, from, to time.Time, limit int, rules telemetry.Eligibility) (points []TrackPoint, sampled bool, err error) {
 	const op = "read the track of a device"
 	points, err = page(ctx, l, op, `
 select `+trackColumns+`
 from public.positions
-where device_id = $1
-  and ts >= $2
-  and ts < $3
+where device_id = $2
+  and ts >= $3
+  and ts < $4
 order by ts
-limit $4`, pgx.RowToStructByPos[TrackPoint], device, from, to, limit+1)
+limit $5`, pgx.RowToStructByPos[TrackPoint], limitsOf(rules), device, from, to, limit+1)
 	if err != nil || len(points) <= limit {
 		return points, false, err
 	}
 	points, err = page(ctx, l, op, `
 select distinct on (p.ts) p.*
-from generate_series(0, $4 - 1) as n
+from generate_series(0, $5 - 1) as n
 cross join lateral (
   select `+trackColumns+`
   from public.positions
-  where device_id = $1
-    and ts >= $2::timestamptz + n * (($3::timestamptz - $2::timestamptz) / $4)
-    and ts < $2::timestamptz + (n + 1) * (($3::timestamptz - $2::timestamptz) / $4)
+  where device_id = $2
+    and ts >= $3::timestamptz + n * (($4::timestamptz - $3::timestamptz) / $5)
+    and ts < $3::timestamptz + (n + 1) * (($4::timestamptz - $3::timestamptz) / $5)
   order by ts
   limit 1
 ) p
-order by p.ts`, pgx.RowToStructByPos[TrackPoint], device, from, to, limit)
+order by p.ts`, pgx.RowToStructByPos[TrackPoint], limitsOf(rules), device, from, to, limit)
 	return points, true, err
 }
 

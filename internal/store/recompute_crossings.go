@@ -21,11 +21,22 @@ import (
 // for their earlier readers.
 const TimingChannel = "processor_timing"
 
-// eligible is the condition under which a position takes part in state and
-// crossings; $1 is the allowed skew.
+// exclusion is why a position takes no part in state and crossings, as
+// telemetry.Eligibility has it; $1 are its limits.
+const exclusion = `case
+      when latitude = 0 and longitude = 0 or satellites < ($1::bigint[])[2] then 'no_fix'
+      when ts > ingested_at + ($1::bigint[])[1] * interval '1 microsecond' then 'future'
+      else ''
+    end`
+
+// eligible is the condition under which a position takes part.
 const eligible = `faulty = false
-    and ts <= ingested_at + $1::interval
-    and not (latitude = 0 and longitude = 0)`
+    and ` + exclusion + ` = ''`
+
+// limitsOf are the limits of exclusion.
+func limitsOf(e telemetry.Eligibility) []int64 {
+	return []int64{e.MaxFutureSkew.Microseconds(), int64(e.MinSatellites)}
+}
 
 // ofDevice selects the rows of w's device. The range adds no condition: it
 // tells the planner that few rows are meant, whatever it estimates as the
@@ -46,7 +57,7 @@ type window struct {
 func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []window {
 	var list []window
 	for i := range records {
-		if r := &records[i]; stored[i] && r.Eligible(rules.MaxFutureSkew) {
+		if r := &records[i]; stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
 			list = append(list, window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS})
 		}
 	}
@@ -129,11 +140,11 @@ type track struct {
 // on either side; a neighbour that is not there is looked for by far, which may
 // not see what this transaction wrote: written is that of it which is no part of
 // the windows.
-func tracks(c cuts, list []window, skew time.Duration, near, far ask, written []telemetry.Record) ([]track, error) {
+func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, written []telemetry.Record) ([]track, error) {
 	found := make([]track, len(list))
 	var ahead, behind []distant
 	for _, s := range c.spansOf(list) {
-		if err := tracksIn(near, c, s, list, skew, found); err != nil {
+		if err := tracksIn(near, c, s, list, rules, found); err != nil {
 			return nil, err
 		}
 		reach := c.span(s.first-heapsFirst, s.last+heapsFirst)
@@ -151,7 +162,7 @@ func tracks(c cuts, list []window, skew time.Duration, near, far ask, written []
 	}
 	own := make(map[string][]geofence.Fix)
 	for i := range written {
-		if r := &written[i]; r.Eligible(skew) {
+		if r := &written[i]; rules.Of(r) == telemetry.Eligible {
 			own[r.DeviceID] = append(own[r.DeviceID], geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
 		}
 	}
@@ -159,7 +170,7 @@ func tracks(c cuts, list []window, skew time.Duration, near, far ask, written []
 		own[w.device] = append(own[w.device], found[i].fixes...)
 	}
 	for d, seeks := range map[direction][]distant{backward: ahead, forward: behind} {
-		if err := neighbours(c, seeks, d, skew, far, own, found); err != nil {
+		if err := neighbours(c, seeks, d, rules, far, own, found); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +184,7 @@ type distant struct {
 }
 
 // neighbours looks for the fixes next to windows in heaps far from them.
-func neighbours(c cuts, list []distant, d direction, skew time.Duration, far ask, own map[string][]geofence.Fix, found []track) error {
+func neighbours(c cuts, list []distant, d direction, rules telemetry.Eligibility, far ask, own map[string][]geofence.Fix, found []track) error {
 	got := make(map[int]geofence.Fix)
 	// Those that begin in the same heap are looked for together.
 	slices.SortStableFunc(list, func(a, b distant) int { return cmp.Compare(a.heap, b.heap) })
@@ -190,7 +201,7 @@ func neighbours(c cuts, list []distant, d direction, skew time.Duration, far ask
 				nearer(got, seeks[i], d, f)
 			}
 		}
-		if err := c.nearest(seeks, list[0].heap, d, skew, far, func(n int, us int64, lat, lon float64) {
+		if err := c.nearest(seeks, list[0].heap, d, rules, far, func(n int, us int64, lat, lon float64) {
 			nearer(got, at[n], d, geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon})
 		}); err != nil {
 			return err
@@ -218,7 +229,7 @@ func nearer(got map[int]geofence.Fix, k seek, d direction, f geofence.Fix) {
 }
 
 // tracksIn adds what the heaps of s hold of the windows.
-func tracksIn(near ask, c cuts, s span, list []window, skew time.Duration, found []track) error {
+func tracksIn(near ask, c cuts, s span, list []window, rules telemetry.Eligibility, found []track) error {
 	var which []int
 	var devices []string
 	var lo, hi []pgtype.Timestamptz
@@ -239,7 +250,7 @@ func tracksIn(near ask, c cuts, s span, list []window, skew time.Duration, found
 	var ts time.Time
 	var f geofence.Fix
 	var pos int
-	_, err := near(windowFixesSQL, c.args(skew, devices, lo, hi, begins, ends,
+	_, err := near(windowFixesSQL, c.args(limitsOf(rules), devices, lo, hi, begins, ends,
 		timeOf(reach.from), timeOf(s.from), timeOf(s.to), timeOf(reach.to)), []any{&n, &ts, &f.Latitude, &f.Longitude, &pos}, func() error {
 		f.TimeUS = ts.UnixMicro()
 		t := &found[which[n]]

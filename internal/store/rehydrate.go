@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Reader reads stored state for the pipeline.
@@ -25,7 +27,7 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 // latitude and longitude in degrees. It is one statement where positions is one
 // heap; otherwise newer heaps are asked before older ones, and only for devices
 // not found yet. After an error some may have been found.
-func (r *Reader) LastFixes(ctx context.Context, devices []string, skew time.Duration,
+func (r *Reader) LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
 	found func(i int, us int64, lat, lon float64),
 ) error {
 	const op = "load last positions"
@@ -39,5 +41,5 @@ func (r *Reader) LastFixes(ctx context.Context, devices []string, skew time.Dura
 	for i, id := range devices {
 		list[i] = seek{device: id, at: math.MaxInt64, n: i}
 	}
-	return failure(op, c.nearest(list, len(c), backward, skew, byItself(ctx, r.pool, r.timeout), found))
+	return failure(op, c.nearest(list, len(c), backward, rules, byItself(ctx, r.pool, r.timeout), found))
 }

@@ -30,7 +30,7 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41]
 		at("flagged", 3), at("flagged", 4), at("flagged", 5),
 	}
 	held := b.take("a.1", 5)
-	batch := &protocol.Batch{Leases: held, Late: records, Rules: protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute}}
+	batch := &protocol.Batch{Leases: held, Late: records, Rules: protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}}
 	_, err = store.NewWriter(b.pool, scope, "a.1", 10*time.Second).Write(t.Context(), batch)
 	require.NoError(t, err)
 	const content = `
@@ -49,7 +49,7 @@ where device_id <> 'flagged'`
 	} {
 		b.exec(sql)
 	}
-	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, MaxFutureSkew: time.Minute, MaxGap: time.Minute}, "test")
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}, "test")
 	for _, device := range []string{"across", "within", "away", "flagged"} {
 		b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
 		v, err := ask.Verify(t.Context(), device)

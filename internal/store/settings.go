@@ -29,6 +29,9 @@ type Setting struct {
 	Name   string
 	Value  string
 	Remedy string // what to do about a difference
+	// Derives says that crossings are derived by it: where a fleet pins it that
+	// exists already, all of them are derived again.
+	Derives bool
 }
 
 // Pin compares settings with what the fleet has pinned, and pins those that are
@@ -37,14 +40,29 @@ func Pin(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, ti
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	names, values := make([]string, len(settings)), make([]string, len(settings))
+	derives := []string{}
 	for i, s := range settings {
 		names[i], values[i] = scope.Stream+"/"+scope.Group+"/"+s.Name, s.Value
+		if s.Derives {
+			derives = append(derives, names[i])
+		}
 	}
 	if _, err := pool.Exec(ctx, `
-insert into processor.settings (name, value, set_by)
-select s.name, s.value, $3
-from unnest($1::text[], $2::text[]) as s (name, value)
-on conflict (name) do nothing`, names, values, member); err != nil {
+with pinned as (
+  insert into processor.settings (name, value, set_by)
+  select s.name, s.value, $3
+  from unnest($1::text[], $2::text[]) as s (name, value)
+  on conflict (name) do nothing
+  returning name
+), before as (
+  select value::int as shards
+  from processor.settings
+  where name = $5 || '/' || $6 || '/SHARDS'
+)
+insert into processor.requests (stream, group_name, kind, shard, reason, requested_by)
+select $5, $6, 'recompute', n, 'the rules of the fleet changed', $3
+from before, generate_series(0, before.shards - 1) as n
+where exists (select from pinned where name = any ($4))`, names, values, member, derives, scope.Stream, scope.Group); err != nil {
 		return failure("pin settings", err)
 	}
 	rows, err := pool.Query(ctx, `

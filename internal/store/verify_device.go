@@ -136,7 +136,7 @@ where device_id = $2
   and ts >= $3
   and ts < $4
   and `+eligible+`
-order by ts`, c.args(d.pins.MaxFutureSkew, device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude}, func() error {
+order by ts`, c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude}, func() error {
 			next.TimeUS = ts.UnixMicro()
 			if v.Positions++; v.Positions == 1 {
 				first = next.TimeUS

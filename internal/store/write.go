@@ -112,7 +112,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			}
 			rest = &pgx.Batch{}
 			list := windows(b.Late, out.Stored, b.Rules)
-			found, err := tracks(c, list, b.Rules.MaxFutureSkew, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
+			found, err := tracks(c, list, b.Rules.Eligibility, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
 			if err != nil {
 				return out, err
 			}

@@ -102,7 +102,7 @@ func records(device string, from, n int) []telemetry.Record {
 
 func (b *bench) batch(held []protocol.ShardLease, fresh []telemetry.Record) *protocol.Batch {
 	return &protocol.Batch{
-		Leases: held, Fresh: fresh, Rules: protocol.Rules{Fences: b.fences, MaxFutureSkew: time.Minute, MaxGap: time.Minute},
+		Leases: held, Fresh: fresh, Rules: protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute},
 	}
 }
 
@@ -305,6 +305,29 @@ func TestAPinnedValueIsKeptAndADifferenceNamesTheWayOut(t *testing.T) {
 	require.ErrorAs(t, b.shards.Ensure(t.Context(), 64), &f)
 	require.Equal(t, protocol.Misconfigured, f.Kind)
 	require.Equal(t, shards, b.count("select count(*) from processor.shards"))
+}
+
+// A rule that a fleet had not pinned is a change of what was derived before.
+func TestARuleThatIsPinnedLaterDerivesEverythingAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	pin := func(settings ...store.Setting) int {
+		require.NoError(t, store.Pin(t.Context(), b.pool, scope, "m", time.Second, settings))
+		return b.count("select count(*) from processor.requests where kind = 'recompute' and device_id is null")
+	}
+	size, rule := store.Setting{Name: "SHARDS", Value: "16"}, store.Setting{Name: "MIN_SATELLITES", Value: "1", Derives: true}
+	require.Zero(t, pin(size), "nothing is derived yet")
+	require.Equal(t, 16, pin(size, rule))
+	require.Equal(t, 16, pin(size, rule), "it is pinned")
+	other := rule
+	other.Value = "4"
+	var differs *store.SettingMismatchError
+	require.ErrorAs(t, store.Pin(t.Context(), b.pool, scope, "m", time.Second, []store.Setting{other}), &differs)
+	require.Equal(t, "1", differs.Fleet)
+
+	fresh := store.Scope{Stream: "another", Group: "group"}
+	require.NoError(t, store.Pin(t.Context(), b.pool, fresh, "m", time.Second, []store.Setting{size, rule}))
+	require.Zero(t, b.count("select count(*) from processor.requests where stream = 'another'"), "a new fleet has derived nothing")
 }
 
 func TestP6ALossIsRecordedOnce(t *testing.T) {

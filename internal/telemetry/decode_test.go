@@ -410,7 +410,7 @@ func TestMinusZeroIsNoFix(t *testing.T) {
 	payload := strings.NewReplacer("54.6871593", "-0.0", "25.2796514", "0").Replace(with("", ""))
 	r, err := decode(t, entryOf(payload))
 	require.Nil(t, err)
-	require.False(t, r.HasFix())
+	require.Equal(t, telemetry.NoFix, telemetry.Eligibility{}.Of(&r))
 	require.False(t, math.Signbit(r.Latitude))
 }
 

@@ -23,17 +23,3 @@ type Record struct {
 
 // Time returns the device time in UTC.
 func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }
-
-// HasFix reports whether the record has a position: trackers without one send
-// exactly (0, 0).
-func (r *Record) HasFix() bool { return r.Latitude != 0 || r.Longitude != 0 }
-
-// future reports whether the device clock is more than skew ahead of the stream
-// time. Such a record is stored but takes no part in state.
-func (r *Record) future(skew time.Duration) bool {
-	return r.TimeUS > r.StreamUS+skew.Microseconds()
-}
-
-// Eligible reports whether the record takes part in state: it has a fix and its
-// clock is not too far ahead.
-func (r *Record) Eligible(skew time.Duration) bool { return r.HasFix() && !r.future(skew) }

@@ -17,7 +17,7 @@ type gpxPoint struct {
 	Course     float64  `xml:"course"`
 	Speed      *float64 `xml:"speed"` // metres a second, GPX 1.0
 	Extended   *float64 `xml:"extensions>TrackPointExtension>speed"`
-	Satellites int      `xml:"sat"`
+	Satellites *int     `xml:"sat"`
 }
 
 // AddGPX adds the track points of a GPX file as fixes of one device. Points
@@ -51,7 +51,10 @@ func (t *Tracks) AddGPX(r io.Reader, device string) error {
 		m := Message{
 			DeviceID: device, Codec: "8", Time: at.UTC().Truncate(time.Millisecond),
 			Latitude: p.Latitude, Longitude: p.Longitude,
-			Altitude: p.Elevation, Angle: p.Course, Satellites: p.Satellites,
+			Altitude: p.Elevation, Angle: p.Course, Satellites: fewestSatellites,
+		}
+		if p.Satellites != nil {
+			m.Satellites = *p.Satellites
 		}
 		if p.Speed == nil {
 			p.Speed = p.Extended

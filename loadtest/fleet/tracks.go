@@ -74,17 +74,22 @@ var trackColumns = [...]string{
 
 // The places of columns in trackColumns that are treated by themselves.
 const (
-	columnTS      = 0
-	lastRequired  = 2
-	columnDevice  = 8
-	columnIO      = 9
-	columnNumbers = 1 // the first of those that hold numbers, up to columnDevice
+	columnTS         = 0
+	lastRequired     = 2
+	columnSatellites = 6
+	columnDevice     = 8
+	columnIO         = 9
+	columnNumbers    = 1 // the first of those that hold numbers, up to columnDevice
 )
 
+// fewestSatellites is what the fixes of a track have that does not say how many:
+// with none they would be no fixes to a system with the default MIN_SATELLITES.
+const fewestSatellites = 1
+
 // AddCSV adds the rows of a CSV file with a header line that names the columns.
-// ts, latitude and longitude have to be there. altitude, angle, speed_kmh,
-// satellites and priority are 0 where there is no column or the cell is empty.
-// Without a column device_id all rows are of the device given. io holds IO
+// ts, latitude and longitude have to be there. altitude, angle, speed_kmh and
+// priority are 0 where there is no column or the cell is empty, and satellites
+// are then the fewest that make a fix. Without a column device_id all rows are of the device given. io holds IO
 // elements as hex, like "239=01;78=0000018BCFE56800"; without it records have
 // no attributes. The codec is 8.
 func (t *Tracks) AddCSV(r io.Reader, device string) error {
@@ -163,6 +168,9 @@ func (c *cells) message(device string, devices map[string]string) Message {
 		*dst = c.number(columnNumbers + i)
 	}
 	m.Satellites, m.Priority = int(satellites), int(priority)
+	if c.text(columnSatellites) == "" {
+		m.Satellites = fewestSatellites
+	}
 	if text := c.text(columnIO); text != "" {
 		m.Attributes = c.elements(text)
 	}

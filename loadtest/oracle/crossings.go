@@ -14,6 +14,7 @@ import (
 type Rules struct {
 	Fences         []Fence // all versions in force; those that are invalid are passed over
 	MaxFutureSkew  time.Duration
+	MinSatellites  int // 0 for none
 	MaxCrossingGap time.Duration
 	// Faulty reports which rows of positions an operator has marked. Nil means
 	// none.
@@ -24,10 +25,11 @@ func (r *Rules) faulty(device string, timeUS int64) bool {
 	return r.Faulty != nil && r.Faulty(device, timeUS)
 }
 
-// eligible reports whether a record takes part in what is derived: it has a fix
-// and its clock is not too far ahead of the stream's.
+// eligible reports whether a record takes part in what is derived: it has a
+// place, seen by enough satellites, and its clock is not too far ahead of the
+// stream's.
 func (r *Rules) eligible(row *Row) bool {
-	fix := row.Latitude != 0 || row.Longitude != 0
+	fix := (row.Latitude != 0 || row.Longitude != 0) && int(row.Satellites) >= r.MinSatellites
 	return fix && row.TimeUS-row.IngestedUS <= r.MaxFutureSkew.Microseconds()
 }
 

@@ -256,7 +256,7 @@ func TestReplayKeepsTheStreamTimeOfItsSource(t *testing.T) {
 func TestFaultyRowsTakeNoPartInCrossings(t *testing.T) {
 	at := func(s int, lon float64) fleet.Item {
 		return fleet.Item{Message: fleet.Message{
-			DeviceID: "a", Codec: "8", Time: time.Date(2026, 1, 1, 0, 0, s, 0, time.UTC), Latitude: 42.5, Longitude: lon,
+			DeviceID: "a", Codec: "8", Time: time.Date(2026, 1, 1, 0, 0, s, 0, time.UTC), Latitude: 42.5, Longitude: lon, Satellites: 9,
 		}}
 	}
 	r := send(t, []fleet.Item{at(0, 1), at(20, 2), at(10, 1.5)}) // the one in the middle comes late

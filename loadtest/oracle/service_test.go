@@ -40,6 +40,7 @@ var rules = oracle.Rules{
 		{ID: "line", Version: 3, Kind: "gate", Geometry: `{"type":"LineString","coordinates":[[1.5,42.48],[1.5,42.52]]}`, FromUS: math.MinInt64, ToUS: math.MaxInt64},
 	},
 	MaxFutureSkew:  5 * time.Minute,
+	MinSatellites:  1,
 	MaxCrossingGap: 10 * time.Minute,
 }
 
@@ -87,8 +88,8 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		device := rest[0].Device
 		var fixes []geofence.Fix
 		for len(rest) > 0 && rest[0].Device == device {
-			row := telemetry.Record{TimeUS: rest[0].TimeUS, StreamUS: rest[0].IngestedUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude}
-			if row.Eligible(rules.MaxFutureSkew) {
+			row := telemetry.Record{TimeUS: rest[0].TimeUS, StreamUS: rest[0].IngestedUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude, Satellites: rest[0].Satellites}
+			if (telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MinSatellites: rules.MinSatellites}).Of(&row) == telemetry.Eligible {
 				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude})
 			}
 			rest = rest[1:]

@@ -20,6 +20,7 @@ const (
 	sinkSilence = 3 * time.Second
 
 	maxFutureSkew  = 5 * time.Minute
+	minSatellites  = 1
 	maxCrossingGap = 10 * time.Minute
 	// takeoverSlack is what a take-over may cost beyond the time after which the
 	// old owner counts as gone.

@@ -79,5 +79,5 @@ func (r *run) rules() oracle.Rules {
 			FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
 		}
 	}
-	return oracle.Rules{Fences: fences, MaxFutureSkew: maxFutureSkew, MaxCrossingGap: maxCrossingGap}
+	return oracle.Rules{Fences: fences, MaxFutureSkew: maxFutureSkew, MinSatellites: minSatellites, MaxCrossingGap: maxCrossingGap}
 }

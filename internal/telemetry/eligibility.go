@@ -1,0 +1,36 @@
+package telemetry
+
+import "time"
+
+// Eligibility says which records take part in what is derived: state,
+// watermark, rehydration and crossings. The others are stored, and that is all.
+// It is pinned for the fleet. The store has the same rules as SQL, see
+// exclusion there.
+type Eligibility struct {
+	MaxFutureSkew time.Duration // how far a device clock may be ahead of the stream time
+	MinSatellites int           // fewer are no fix; 0 is off
+}
+
+// Exclusion is why a record takes no part; empty for an eligible one.
+type Exclusion string
+
+// The exclusions, in the order in which they are looked for.
+const (
+	Eligible Exclusion = ""
+	NoFix    Exclusion = "no_fix" // no position of its own: trackers repeat the last one, with 0 satellites, or send (0, 0)
+	Future   Exclusion = "future" // its clock is too far ahead
+)
+
+// Exclusions returns all reasons.
+func Exclusions() []Exclusion { return []Exclusion{NoFix, Future} }
+
+// Of returns why a record takes no part, or Eligible.
+func (e Eligibility) Of(r *Record) Exclusion {
+	switch {
+	case r.Latitude == 0 && r.Longitude == 0, int(r.Satellites) < e.MinSatellites:
+		return NoFix
+	case r.TimeUS > r.StreamUS+e.MaxFutureSkew.Microseconds():
+		return Future
+	}
+	return Eligible
+}

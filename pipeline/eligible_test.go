@@ -1,0 +1,139 @@
+package pipeline_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// P5: a record that is not eligible is stored and changes nothing else, however
+// it arrives: live, late, newest first, again, after a restart.
+func TestOnlyEligibleRecordsCount(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	square := geofence.Fence{
+		ID: "square", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+		Geometry: `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`,
+	}
+	fix := func(second int, longitude float64, satellites int) fleet.Message {
+		return fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
+			Latitude: 48.001, Longitude: longitude, Satellites: satellites,
+		}
+	}
+	const outside, inside = 10.999, 11.001
+	drive := []fleet.Message{
+		fix(0, inside, 0), // before the first fix
+		fix(10, outside, 9),
+		fix(20, inside, 0), // repeats what never was
+		fix(30, outside, 1),
+		fix(40, inside, 9),
+		fix(50, outside, 0),
+		fix(60, inside, 4),
+		fix(70, outside, 9),
+		fix(80, inside, 0),
+		fix(90, outside, 9),
+		fix(100, inside, 0), // behind the last fix
+	}
+	reversed := slices.Clone(drive)
+	slices.Reverse(reversed)
+	for _, tc := range []struct {
+		name    string
+		send    []fleet.Message
+		apart   bool // each in a batch of its own
+		restart bool // between each two
+	}{
+		{"live", drive, false, false},
+		{"live, each by itself", drive, true, false},
+		{"newest first", reversed, false, false},
+		{"late", reversed, true, false},
+		{"again", slices.Concat(drive, reversed, drive), false, false},
+		{"after a restart", drive, true, true},
+		{"late, after a restart", reversed, true, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, b, b.stream+"-"+t.Name())
+			defer w.end()
+			_, err := w.editor.Import(context.Background(), []geofence.Fence{square}, "import", true)
+			require.NoError(t, err)
+			m := w.join(0, false)
+			w.keepOwned()
+			require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
+			for n := 1; len(tc.send) > 0; tc.send = tc.send[n:] {
+				if !tc.apart {
+					n = len(tc.send)
+				}
+				w.publish(tc.send[:n])
+				require.NoError(t, w.quiet(20*time.Second))
+				if tc.restart {
+					m.kill()
+					m = w.join(0, false)
+					w.keepOwned()
+				}
+			}
+			require.NoError(t, w.judge())
+			require.Equal(t, len(drive), w.count("select count(*) from public.positions"))
+			require.Equal(t, 2, w.count("select count(*) from processor.timing_records"))
+		})
+	}
+}
+
+// A tracker that is switched on repeats the last fix it had, with 0 satellites,
+// until it has one of its own. The log of real trackers gives the same tables in
+// the order it was sent in and backwards.
+func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
+	t.Parallel()
+	tracks, err := fleet.ReadTracks(testenv.Data(t, "teltonika/fmb_session_records.csv.gz"))
+	require.NoError(t, err)
+	var log []fleet.Message
+	repeats, none := 0, 0
+	for _, it := range fleet.Collect(tracks.Replay(fleet.OrderFile)) {
+		if fleet.ClassOf(&it.Message) == "" {
+			log = append(log, it.Message)
+		}
+	}
+	inTime := slices.Clone(log)
+	slices.SortStableFunc(inTime, func(a, b fleet.Message) int { return a.Time.Compare(b.Time) })
+	var last fleet.Message
+	for _, m := range inTime {
+		switch {
+		case m.Satellites > 0:
+			last = m
+		case m.Latitude != 0 || m.Longitude != 0:
+			none++
+			if m.Latitude == last.Latitude && m.Longitude == last.Longitude {
+				repeats++
+			}
+		}
+	}
+	t.Logf("%d of %d positions with 0 satellites repeat the last one with more", repeats, none)
+	b := newBench(t)
+	fences := fencesOver(log, 30, 1)
+	backwards := slices.Clone(log)
+	slices.Reverse(backwards)
+	for name, sent := range map[string][]fleet.Message{"as sent": log, "backwards": backwards} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, b, b.stream+"-"+t.Name(), func(c *pipeline.Config, _ *pipeline.Deps) {
+				c.DispatchLeaseTTL = 5 * time.Second // a busy machine takes its time over a page
+			})
+			defer w.end()
+			_, err := w.editor.Import(context.Background(), fences, "import", true)
+			require.NoError(t, err)
+			w.join(0, false)
+			w.publish(sent)
+			require.NoError(t, w.quiet(time.Minute))
+			report, err := w.verdict()
+			require.NoError(t, err)
+			require.True(t, report.Good(), "%+v %v", report.Account, report.Examples)
+			t.Logf("%d rows, %d crossings", report.Account.Stored, report.Crossings)
+		})
+	}
+}
