@@ -54,6 +54,9 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	if err != nil {
 		return nil, err
 	}
+	if seen.Losses, err = g.Observer.Losses(ctx); err != nil {
+		return nil, err
+	}
 	seen.Pending, seen.Dispatched = observer.Among(left.Pending), (*oracle.ID)(&left.Dispatched)
 	fences, err := g.FenceRows(ctx)
 	if err != nil {

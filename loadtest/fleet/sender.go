@@ -247,7 +247,7 @@ func (s *Sender) added(it Item, fields []string, id telemetry.EntryID) error {
 			d.known = append(d.known, id)
 		}
 	}
-	sent := sentOf(it, id)
+	sent := sentOf(it, fields, id)
 	return s.log.Append(&sent)
 }
 
@@ -255,7 +255,7 @@ func (s *Sender) added(it Item, fields []string, id telemetry.EntryID) error {
 func (s *Sender) unsure(it Item, fields []string) {
 	key := keyOf(fields)
 	if s.doubt[key] == nil {
-		s.doubt[key] = &doubt{sent: sentOf(it, telemetry.EntryID{}), after: s.last}
+		s.doubt[key] = &doubt{sent: sentOf(it, fields, telemetry.EntryID{}), after: s.last}
 	}
 }
 
@@ -310,11 +310,15 @@ func (s *Sender) Settle(ctx context.Context, r Reader) (int, error) {
 
 func keyOf(fields []string) string { return strings.Join(fields, "\x00") }
 
-func sentOf(it Item, id telemetry.EntryID) Sent {
+func sentOf(it Item, fields []string, id telemetry.EntryID) Sent {
+	sent := Sent{ID: id, Class: ClassOf(&it.Message), Message: it.Message}
 	if it.Junk != nil {
-		return Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: Message{DeviceID: it.Junk.Device}}
+		sent = Sent{ID: id, Junk: it.Junk.Kind, Class: it.Junk.Class, Message: Message{DeviceID: it.Junk.Device}}
 	}
-	return Sent{ID: id, Class: ClassOf(&it.Message), Message: it.Message}
+	if sent.Class != "" {
+		sent.Sum = SumOf(fields)
+	}
+	return sent
 }
 
 // pause waits, or until the context ends.

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ type Sent struct {
 	ReplayOf telemetry.EntryID // the dead letter's source entry, for one that was sent again
 	Class    telemetry.Class   // under which it has to be dead-lettered, "" for a record
 	Junk     string            // the kind of made-up junk, "" for all else
+	Sum      [32]byte          // of the names and values of an entry with a class, zero where unknown
 	Message  Message           // of a record; of others only the device they claim
 }
 
@@ -30,8 +32,17 @@ func (s *Sent) StreamTime() time.Time {
 	return s.ID.Time()
 }
 
+// SumOf returns the sum of an entry's names and values, each with its length.
+func SumOf(fields []string) [32]byte {
+	h := sha256.New()
+	for _, f := range fields {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(f), f) // a hash takes everything
+	}
+	return [32]byte(h.Sum(nil))
+}
+
 // The log begins with this line; each entry is a length and that many bytes.
-const logMagic = "send log 1\n"
+const logMagic = "send log 2\n"
 
 // maxSentBytes bounds an entry of the log, so that a damaged length is noticed.
 const maxSentBytes = 16 << 20
@@ -183,7 +194,7 @@ func appendSent(dst []byte, s *Sent) []byte {
 	dst = appendText(dst, string(s.Class))
 	dst = appendText(dst, m.DeviceID)
 	if s.Class != "" {
-		return dst
+		return append(dst, s.Sum[:]...)
 	}
 	dst = appendText(dst, m.Codec)
 	dst = binary.AppendVarint(dst, m.Time.Unix())
@@ -226,7 +237,9 @@ func parseSent(b []byte) (Sent, bool) {
 	s.Junk = p.text()
 	s.Class = telemetry.Class(p.text())
 	m.DeviceID = p.text()
-	if s.Class == "" {
+	if s.Class != "" {
+		copy(s.Sum[:], p.take(uint64(len(s.Sum))))
+	} else {
 		m.Codec = p.text()
 		m.Time = time.Unix(p.varint(), int64(p.uvarint())).UTC()
 		for _, x := range [...]*float64{&m.Latitude, &m.Longitude, &m.Altitude, &m.Angle, &m.Speed} {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -18,7 +19,11 @@ func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[oracle.DeadLe
 	return func(yield func(oracle.DeadLetter, error) bool) {
 		for l, err := range all {
 			// The texts are kept, the page that they were read with must not be.
-			d := oracle.DeadLetter{Source: oracle.ID(l.Entry.ID), Class: strings.Clone(string(l.Class))}
+			d := oracle.DeadLetter{Source: oracle.ID(l.Entry.ID), Class: strings.Clone(string(l.Class)), Fields: &oracle.LetterFields{
+				Sum: fleet.SumOf(l.Entry.Fields), Shard: l.Shard, Attempts: l.Attempts, Error: strings.Clone(l.Error), Field: strings.Clone(l.Field),
+				Fingerprint: strings.Clone(l.Fingerprint), Instance: strings.Clone(l.Instance),
+				FirstUS: l.FirstFailed.UnixMicro(), LastUS: l.LastFailed.UnixMicro(),
+			}}
 			if !yield(d, err) {
 				return
 			}

@@ -44,6 +44,18 @@ create table if not exists loadtest.ownership_spans (
   owner text
 );
 
+create table if not exists loadtest.timing_changes (
+  number bigint generated always as identity primary key,
+  device_id text not null,
+  fence_id text not null,
+  kind text not null,
+  later_ts timestamptz not null,
+  ordinal smallint not null,
+  old_revision integer not null,
+  new_revision integer not null,
+  same boolean not null
+);
+
 create table if not exists loadtest.disk (
   is_full boolean not null
 );
@@ -77,6 +89,29 @@ begin
 end
 $$;
 
+create or replace function loadtest.note_timing()
+returns trigger
+language plpgsql
+as $$
+declare
+  r processor.timing_records := case when tg_op = 'DELETE' then old else new end;
+begin
+  insert into loadtest.timing_changes (device_id, fence_id, kind, later_ts, ordinal, old_revision, new_revision, same)
+  values (r.device_id, r.fence_id, r.kind, r.later_ts, r.ordinal,
+    case when tg_op = 'INSERT' then 0 else old.revision end,
+    case when tg_op = 'DELETE' then 0 else new.revision end,
+    tg_op = 'UPDATE' and (old.fence_version, old.at, old.earlier_ts, old.latitude, old.longitude, old.initial)
+      is not distinct from (new.fence_version, new.at, new.earlier_ts, new.latitude, new.longitude, new.initial));
+  return null;
+end
+$$;
+
+create or replace trigger loadtest_note_timing
+  after insert or update or delete
+  on processor.timing_records
+  for each row
+  execute function loadtest.note_timing();
+
 create or replace trigger loadtest_note_commit
   after insert
   on public.positions
@@ -100,6 +135,7 @@ func (o *Observer) Remove(ctx context.Context) error {
 	_, err := o.pool.Exec(ctx, `
 drop trigger if exists loadtest_note_commit on public.positions;
 drop trigger if exists loadtest_note_owner on processor.shards;
+drop trigger if exists loadtest_note_timing on processor.timing_records;
 drop schema if exists loadtest cascade`)
 	return wrapped("remove the observer", err)
 }
@@ -217,15 +253,52 @@ func (o *Observer) Deferred(ctx context.Context) ([]telemetry.EntryID, error) {
 	return store.NewDeferred(o.pool, o.scope, "observer", deferredTimeout).IDs(ctx)
 }
 
-// Requests returns how many requests are not done yet.
-func (o *Observer) Requests(ctx context.Context) (n int, err error) {
-	err = o.pool.QueryRow(ctx, `
-select count(*)
+// Requests returns the requests that are not done yet.
+func (o *Observer) Requests(ctx context.Context) ([]oracle.Request, error) {
+	rows, err := o.pool.Query(ctx, `
+select id, kind, state, coalesce(device_id, '')
 from processor.requests
 where stream = $1
   and group_name = $2
-  and state in ('waiting', 'running')`, o.scope.Stream, o.scope.Group).Scan(&n)
-	return n, wrapped("count requests", err)
+  and state in ('waiting', 'running')
+order by id`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, wrapped("read requests", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r oracle.Request, err error) {
+		err = row.Scan(&r.Number, &r.Kind, &r.State, &r.Device)
+		return r, err
+	})
+	return list, wrapped("read requests", err)
+}
+
+// Losses returns the rows of the ledger, apart from dead letters that an operator
+// dropped. It is never nil.
+func (o *Observer) Losses(ctx context.Context) ([]oracle.Loss, error) {
+	rows, err := o.pool.Query(ctx, `
+select cause, coalesce(first_id, '0-0'), coalesce(last_id, '0-0'), coalesce(entries, -1)
+from processor.losses
+where stream = $1
+  and group_name = $2
+  and cause <> 'dropped_by_operator'
+order by id`, o.scope.Stream, o.scope.Group)
+	if err != nil {
+		return nil, wrapped("read the ledger", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l oracle.Loss, err error) {
+		var first, last string
+		if err := row.Scan(&l.Cause, &first, &last, &l.Entries); err != nil {
+			return l, err
+		}
+		from, err := telemetry.ParseEntryID(first)
+		if err != nil {
+			return l, err
+		}
+		to, err := telemetry.ParseEntryID(last)
+		l.First, l.Last = oracle.ID(from), oracle.ID(to)
+		return l, err
+	})
+	return append([]oracle.Loss{}, list...), wrapped("read the ledger", err)
 }
 
 // Missing returns how many of the records given, by device and device time, are not

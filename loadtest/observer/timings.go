@@ -52,3 +52,31 @@ func crossing(row pgx.CollectableRow) (oracle.Crossing, error) {
 	c.TimeUS, c.EarlierUS, c.LaterUS = at.UnixMicro(), earlier.UnixMicro(), later.UnixMicro()
 	return c, err
 }
+
+// Changes yields every change of timing_records in the order in which they were
+// made.
+func (o *Observer) Changes(ctx context.Context) iter.Seq2[oracle.Change, error] {
+	return func(yield func(oracle.Change, error) bool) {
+		rows, err := o.pool.Query(ctx, `
+select device_id, fence_id, kind, later_ts, ordinal, old_revision, new_revision, same
+from loadtest.timing_changes
+order by number`)
+		if err != nil {
+			yield(oracle.Change{}, wrapped("read changes of timing records", err))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var c oracle.Change
+			var later time.Time
+			err := rows.Scan(&c.Device, &c.FenceID, &c.Kind, &later, &c.Ordinal, &c.Old, &c.New, &c.Same)
+			c.LaterUS = later.UnixMicro()
+			if !yield(c, wrapped("read changes of timing records", err)) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(oracle.Change{}, wrapped("read changes of timing records", err))
+		}
+	}
+}

@@ -47,7 +47,7 @@ type Crossing struct {
 	Longitude    float64
 	Ordinal      int
 	Initial      bool
-	Revision     int // of a row that was found; not compared
+	Revision     int // of a row that was found; judged by its changes
 }
 
 // Crossings yields the rows that timing_records must hold, ordered by device
@@ -329,6 +329,11 @@ func compareKeys(a, b Crossing) int {
 func (j *judge) sameCrossings(want, got []Crossing) {
 	slices.SortFunc(want, compareKeys)
 	slices.SortFunc(got, compareKeys)
+	if j.seen.Changes != nil {
+		for _, c := range got {
+			j.revision[crossingID{c.Device, c.FenceID, c.Kind, c.LaterUS, c.Ordinal}] = c.Revision
+		}
+	}
 	for len(want) > 0 || len(got) > 0 {
 		c := 0
 		switch {

@@ -18,7 +18,12 @@
 //  4. Every field is compared: numbers exactly after rounding to the column's
 //     type, attributes by their JSON value with exact numbers. Interpolated
 //     crossings may differ by a microsecond and a billionth of a degree.
-//  5. Each entry is counted once: stored, duplicate, dead-lettered, pending or
+//  5. Every change of a crossing is accounted for: its revision counts them, each
+//     changes something, and there are no more of them than records came late. Dead
+//     letters hold the entry byte for byte, its shard, the field at fault and as many
+//     attempts as it had. The ledger of losses covers what is gone and nothing else,
+//     and no request is left over.
+//  6. Each entry is counted once: stored, duplicate, dead-lettered, pending or
 //     lost. Whatever differs is a finding; no finding, nothing pending and
 //     nothing lost is the only verdict that passes.
 //

@@ -12,6 +12,7 @@ import (
 type DeadLetter struct {
 	Source ID
 	Class  string // the reason, which may be one that no sender expects
+	Fields *LetterFields
 }
 
 // Observed is what a run left behind.
@@ -33,6 +34,16 @@ type Observed struct {
 	Crossings iter.Seq2[Crossing, error]
 	// Rules are what the crossings were to be derived by.
 	Rules Rules
+	// Changes are all changes of timing_records, those of one row in their order. Nil
+	// means that revisions are not judged.
+	Changes iter.Seq2[Change, error]
+	// Letters are what the fields of dead letters depend on. Nil means that they
+	// are not judged.
+	Letters *LetterRules
+	// Losses are the rows of the ledger. Nil means that it is not judged.
+	Losses []Loss
+	// Requests are those that are left over.
+	Requests []Request
 	// OthersToo says that the tables also hold rows of devices that are not in
 	// the send log, which are none of our business.
 	OthersToo bool
@@ -50,6 +61,9 @@ const (
 	KindDouble     Kind = "double"      // a row, crossing or dead letter that is there twice
 	KindDeadLetter Kind = "dead_letter" // dead-lettered though valid, for another reason, or never sent
 	KindCrossing   Kind = "crossing"    // a crossing is missing or differs
+	KindRevision   Kind = "revision"    // a crossing was changed or withdrawn without reason, or not counted
+	KindLedger     Kind = "ledger"      // the ledger of losses says other than what is gone
+	KindRequest    Kind = "request"     // a request is left over
 )
 
 // Finding is one thing that is not as it must be.
@@ -82,6 +96,7 @@ const maxExamples = 10
 type Report struct {
 	Account   Account
 	Crossings int64 // crossings that are as they must be
+	Revised   int64 // changes and withdrawals of crossings
 	Counts    map[Kind]int64
 	Examples  []Finding // the first of each kind
 }
@@ -103,7 +118,7 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 	if seen.Positions == nil {
 		return nil, errors.New("judge: no rows given, want those of positions")
 	}
-	j := &judge{o: o, seen: seen, report: &Report{Counts: map[Kind]int64{}}}
+	j := &judge{o: o, seen: seen, revision: map[crossingID]int{}, report: &Report{Counts: map[Kind]int64{}}}
 	j.report.Account.Entries = int64(o.Entries())
 	if err := j.readDeadLetters(); err != nil {
 		return nil, err
@@ -111,11 +126,18 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 	if err := j.positions(); err != nil {
 		return nil, err
 	}
-	j.refused()
+	if err := j.refused(); err != nil {
+		return nil, err
+	}
 	j.strayDeadLetters()
+	j.ledger()
 	if err := j.crossings(); err != nil {
 		return nil, err
 	}
+	if err := j.revisions(); err != nil {
+		return nil, err
+	}
+	j.requests()
 	return j.report, nil
 }
 
@@ -123,12 +145,16 @@ type judge struct {
 	o            *Oracle
 	seen         Observed
 	deadLettered map[ID]*deadLettered
+	lost         []ID
+	unseen       []ID               // whether they are gone does not show
+	revision     map[crossingID]int // of the rows of timing_records
 	report       *Report
 }
 
 type deadLettered struct {
-	class string
-	sent  bool
+	class  string
+	sent   bool
+	fields *LetterFields
 }
 
 func (j *judge) readDeadLetters() error {
@@ -144,7 +170,7 @@ func (j *judge) readDeadLetters() error {
 			j.report.find(Finding{Kind: KindDouble, Entry: d.Source.String(), Text: "dead-lettered twice"})
 			continue
 		}
-		j.deadLettered[d.Source] = &deadLettered{class: d.Class}
+		j.deadLettered[d.Source] = &deadLettered{class: d.Class, fields: d.Fields}
 	}
 	return nil
 }
@@ -206,8 +232,10 @@ func (j *judge) present(group []sentRecord, row *Row) error {
 			account.DeadLettered++
 		case j.pending(id):
 			account.Pending++
+			j.unseen = append(j.unseen, id)
 		default:
 			account.Duplicates++
+			j.unseen = append(j.unseen, id)
 		}
 	}
 	s, err := j.o.log.At(group[winner].place)
@@ -249,26 +277,34 @@ func (j *judge) absent(group []sentRecord) {
 			account.Pending++
 		default:
 			account.Lost++
+			j.lost = append(j.lost, id)
 			j.report.find(j.finding(KindLost, group, id, "no row, no dead letter, not pending"))
 		}
 	}
 }
 
 // refused judges entries that are no valid record.
-func (j *judge) refused() {
+func (j *judge) refused() error {
 	account := &j.report.Account
 	for _, r := range j.o.refused {
 		switch {
-		case j.matchDeadLettered(r.id, r.class), j.o.replays[r.id]:
+		case j.matchDeadLettered(r.id, r.class):
+			account.DeadLettered++
+			if err := j.letter(r); err != nil {
+				return err
+			}
+		case j.o.replays[r.id]:
 			// The dead letter is gone once an operator has sent it again.
 			account.DeadLettered++
 		case j.pending(r.id):
 			account.Pending++
 		default:
 			account.Lost++
+			j.lost = append(j.lost, r.id)
 			j.report.find(Finding{Kind: KindLost, Entry: r.id.String(), Text: "to be dead-lettered as " + string(r.class) + ", is neither that nor pending"})
 		}
 	}
+	return nil
 }
 
 // matchDeadLettered reports whether an entry is a dead letter, and checks the reason.

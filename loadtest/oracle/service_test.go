@@ -28,6 +28,10 @@ type run struct {
 	rows        []oracle.Row
 	crossings   []oracle.Crossing
 	deadLetters []oracle.DeadLetter
+	changes     []oracle.Change
+	noChanges   bool
+	losses      []oracle.Loss
+	requests    []oracle.Request
 	pending     map[oracle.ID]bool
 	dispatched  *oracle.ID
 	othersToo   bool
@@ -47,7 +51,7 @@ var rules = oracle.Rules{
 // send returns the stream that the items make, three entries a millisecond, and what
 // becomes of it.
 func send(t require.TestingT, items []fleet.Item) *run {
-	r := &run{}
+	r := &run{losses: []oracle.Loss{}}
 	decoder := telemetry.NewDecoder(telemetry.DefaultLimits())
 	type key struct {
 		device string
@@ -60,12 +64,16 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		if it.Junk != nil {
 			sent.Class, sent.Junk, sent.Message.DeviceID = it.Junk.Class, it.Junk.Kind, it.Junk.Device
 		}
+		if sent.Class != "" {
+			sent.Sum = fleet.SumOf(it.Fields())
+		}
 		r.sent = append(r.sent, sent)
 		var record telemetry.Record
-		if err := decoder.Decode(&telemetry.Entry{ID: id, Fields: it.Fields()}, &record); err != nil {
+		entry := telemetry.Entry{ID: id, Fields: it.Fields()}
+		if err := decoder.Decode(&entry, &record); err != nil {
 			var refused *telemetry.DecodeError
 			require.ErrorAs(t, err, &refused)
-			r.deadLetters = append(r.deadLetters, oracle.DeadLetter{Source: oracle.ID(id), Class: string(refused.Class)})
+			r.deadLetters = append(r.deadLetters, letterOf(&entry, refused))
 			continue
 		}
 		k := key{record.DeviceID, record.TimeUS}
@@ -96,9 +104,29 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		}
 		for _, c := range set.Track(nil, fixes, rules.MaxCrossingGap, true) {
 			r.crossings = append(r.crossings, asOracle(device, version, c))
+			r.changes = append(r.changes, oracle.Change{
+				Device: device, FenceID: c.FenceID, Kind: string(c.Kind), LaterUS: c.LaterUS, Ordinal: c.Ordinal, New: 1,
+			})
 		}
 	}
 	return r
+}
+
+var letterRules = oracle.LetterRules{Shards: 64, MaxAttempts: 3}
+
+// letterOf returns the dead letter that an entry becomes.
+func letterOf(e *telemetry.Entry, refused *telemetry.DecodeError) oracle.DeadLetter {
+	f := &oracle.LetterFields{
+		Sum: fleet.SumOf(e.Fields), Attempts: 1, Error: refused.Error(), Field: refused.Field, Fingerprint: refused.Fingerprint(), Instance: "i1",
+		FirstUS: int64(e.ID.Ms) * 1000, LastUS: int64(e.ID.Ms)*1000 + 500,
+	}
+	if refused.Class == telemetry.ClassDecode {
+		f.Attempts = letterRules.MaxAttempts
+	}
+	if device := e.DeviceID(); device != "" {
+		f.Shard = telemetry.ShardOf(device, letterRules.Shards)
+	}
+	return oracle.DeadLetter{Source: oracle.ID(e.ID), Class: string(refused.Class), Fields: f}
 }
 
 // asService gives the service the fences of rules.
@@ -179,10 +207,15 @@ func logOf(t require.TestingT, sent []fleet.Sent) *fleet.Log {
 }
 
 func (r *run) observed() oracle.Observed {
-	return oracle.Observed{
+	seen := oracle.Observed{
 		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
+		Changes: all(r.changes), Letters: &letterRules, Losses: r.losses, Requests: r.requests,
 		DeadLetters: all(r.deadLetters), Pending: func(id oracle.ID) bool { return r.pending[id] }, Dispatched: r.dispatched, OthersToo: r.othersToo,
 	}
+	if r.noChanges {
+		seen.Changes = nil
+	}
+	return seen
 }
 
 func (r *run) judge(t require.TestingT) *oracle.Report {

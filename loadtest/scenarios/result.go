@@ -28,6 +28,7 @@ type Result struct {
 	Duplicates   int64     `json:"duplicates"`
 	DeadLettered int64     `json:"dead_lettered"`
 	Crossings    int64     `json:"crossings"` // that are as they must be
+	Revised      int64     `json:"revised"`   // changes and withdrawals of crossings
 	Backlog      int64     `json:"backlog"`
 	Seconds      float64   `json:"seconds"`
 	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest unfinished entry

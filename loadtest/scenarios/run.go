@@ -127,6 +127,9 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.awaitNoRequests(ctx); ctx.Err() != nil {
+		return nil, err // what is left over otherwise is the judge's to report
+	}
 	r.watch.Look(ctx)
 	if r.environment.Env != nil {
 		r.postgresMB = testbed.ServerMB(r.environment.Env.Postgres.PID())
@@ -144,9 +147,9 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 // derived before to be derived again, though there is nothing yet.
 func (r *run) awaitNoRequests(ctx context.Context) error {
 	return testbed.Within(ctx, testbed.ReadyWithin, 50*time.Millisecond, func() error {
-		n, err := r.environment.Observer.Requests(ctx)
-		if err == nil && n > 0 {
-			err = fmt.Errorf("%d requests are open", n)
+		open, err := r.environment.Observer.Requests(ctx)
+		if err == nil && len(open) > 0 {
+			err = fmt.Errorf("%d requests are open", len(open))
 		}
 		return err
 	})

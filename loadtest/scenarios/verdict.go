@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
@@ -35,6 +37,16 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	}
 	if len(r.fences) > 0 {
 		seen.Crossings = r.environment.Crossings(ctx)
+		if r.environment.Dated {
+			seen.Changes = r.environment.Observer.Changes(ctx)
+		}
+	}
+	seen.Letters = &oracle.LetterRules{Shards: testbed.Shards, MaxAttempts: r.maxAttempts()}
+	if seen.Losses, err = r.environment.Observer.Losses(ctx); err != nil {
+		return nil, err
+	}
+	if seen.Requests, err = r.environment.Observer.Requests(ctx); err != nil {
+		return nil, err
 	}
 	report, err := o.Judge(seen)
 	if err != nil {
@@ -52,8 +64,8 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 		P50MS: latency.Milliseconds(.5), P99MS: latency.Milliseconds(.99),
 		PeakAge:   cli.Round(peak(samples, 0, time.Hour), 3),
 		Early:     r.probe.Early,
-		Crossings: report.Crossings,
-		Findings:  report.Examples, Samples: samples, Account: account,
+		Crossings: report.Crossings, Revised: report.Revised,
+		Findings: report.Examples, Samples: samples, Account: account,
 	}
 	if account.Mismatches > 0 || account.Lost > 0 {
 		res.Oracle = different
@@ -75,6 +87,17 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	}
 	r.usage(res)
 	return res, nil
+}
+
+// maxAttempts returns how often an entry that cannot be decoded is tried.
+func (r *run) maxAttempts() int {
+	n := deliveries
+	for _, v := range r.line.Env {
+		if value, ok := strings.CutPrefix(v, "DLQ_MAX_ATTEMPTS="); ok {
+			n, _ = strconv.Atoi(value) // the instances would not have started with anything else
+		}
+	}
+	return n
 }
 
 // order judges when and by whom rows were committed.

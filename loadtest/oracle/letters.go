@@ -1,0 +1,96 @@
+package oracle
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// LetterFields are what a dead letter says about its entry besides the class.
+type LetterFields struct {
+	Sum         [32]byte // of the entry's names and values, as fleet.SumOf computes it
+	Shard       int
+	Attempts    int
+	Error       string
+	Field       string // at fault
+	Fingerprint string
+	Instance    string
+	FirstUS     int64 // when it failed first
+	LastUS      int64
+}
+
+// LetterRules are what the fields of dead letters depend on.
+type LetterRules struct {
+	Shards      int
+	MaxAttempts int // to decode an entry
+}
+
+// junkFields names what is at fault in each kind of made-up junk.
+var junkFields = map[string]string{
+	"not_json":         "payload",
+	"truncated":        "payload",
+	"wrong_type":       "payload.latitude",
+	"missing_field":    "payload.longitude",
+	"unknown_sentinel": `payload.attributes["78"]`,
+	"no_payload":       "payload",
+	"latitude_range":   "payload.latitude",
+	"priority_range":   "payload.priority",
+	"time_range":       "payload.timestamp",
+	"device_mismatch":  "payload.device_id",
+	"nul":              `payload.attributes["note"]`,
+	"huge":             "payload",
+}
+
+// clockSlack is how far the clocks of Redis and of an instance may be apart.
+const clockSlack = time.Minute
+
+// letter compares the fields of a dead letter with those that its entry asks for.
+func (j *judge) letter(r sentRefused) error {
+	l := j.deadLettered[r.id]
+	if j.seen.Letters == nil || l.fields == nil {
+		return nil
+	}
+	s, err := j.o.log.At(r.place)
+	if err != nil {
+		return err
+	}
+	for _, text := range j.seen.Letters.differences(&s, r, l.fields) {
+		j.report.find(Finding{Kind: KindDeadLetter, Entry: r.id.String(), Device: s.Message.DeviceID, Text: text})
+	}
+	return nil
+}
+
+func (rules *LetterRules) differences(s *fleet.Sent, r sentRefused, got *LetterFields) []string {
+	var d []string
+	field := func(name string, same bool, want, is any) {
+		if !same {
+			d = append(d, fmt.Sprintf("%s of the dead letter: want %v, got %v", name, want, is))
+		}
+	}
+	if s.Sum != [32]byte{} {
+		field("entry", s.Sum == got.Sum, fmt.Sprintf("%x", s.Sum[:6]), fmt.Sprintf("%x", got.Sum[:6]))
+	}
+	shard := 0 // of an entry without a device
+	if s.Message.DeviceID != "" {
+		shard = shardOf(s.Message.DeviceID, rules.Shards)
+	}
+	field("shard", got.Shard == shard, shard, got.Shard)
+	attempts := 1 // nothing makes it a record
+	if r.class == "decode" {
+		attempts = rules.MaxAttempts
+	}
+	field("attempts", got.Attempts == attempts, attempts, got.Attempts)
+	if want, known := junkFields[s.Junk]; known {
+		field("field", got.Field == want, want, got.Field)
+	}
+	field("error", strings.HasPrefix(got.Error, r.class+": "+got.Field+": "), r.class+": "+got.Field+": …", got.Error)
+	field("fingerprint", strings.HasPrefix(got.Fingerprint, r.class+"/"), r.class+"/…", got.Fingerprint)
+	field("instance", got.Instance != "", "one", "none")
+	of := cmp.Or(ID(s.ReplayOf), r.id)
+	field("first failure", got.FirstUS >= int64(of.Ms)*1000-clockSlack.Microseconds(), "after "+clock(int64(of.Ms)*1000), clock(got.FirstUS))
+	field("last failure", got.LastUS >= got.FirstUS, "after "+clock(got.FirstUS), clock(got.LastUS))
+	return d
+}
