@@ -31,9 +31,13 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	if err != nil {
 		return nil, err
 	}
+	archived, err := r.environment.Observer.Archived(ctx)
+	if err != nil {
+		return nil, err
+	}
 	seen := oracle.Observed{
 		Positions: r.environment.Positions(ctx), Pending: observer.Among(left.Pending), Dispatched: (*oracle.ID)(&left.Dispatched),
-		DeadLetters: r.environment.Letters(ctx), Rules: r.rules(),
+		DeadLetters: observer.WithArchived(r.environment.Letters(ctx), archived), Rules: r.rules(),
 	}
 	if len(r.fences) > 0 {
 		seen.Crossings = r.environment.Crossings(ctx)
