@@ -101,14 +101,13 @@ type Database struct {
 // databaseError says that the fleet works with another database than ours.
 type databaseError struct {
 	Ours  Database
-	Fleet string   // identity and address
-	Keys  []string // to delete when the fleet is to change its database
+	Fleet string // identity and address
 }
 
 func (e *databaseError) Error() string {
 	return fmt.Sprintf("the fleet on Redis at %s works with the database %s, and POSTGRES_URL here names another one, %s %s; "+
-		"correct POSTGRES_URL or REDIS_URL. To change the fleet's database on purpose stop every instance, "+
-		"delete the Redis keys %s, and start again", e.Ours.Redis, e.Fleet, e.Ours.ID, e.Ours.Postgres, strings.Join(e.Keys, " "))
+		"correct POSTGRES_URL or REDIS_URL. If the database was moved or replaced on purpose, stop every instance and run processor fleet adopt",
+		e.Ours.Redis, e.Fleet, e.Ours.ID, e.Ours.Postgres)
 }
 
 // ExitCode returns that of a bad configuration.
@@ -144,7 +143,6 @@ type Keys struct {
 	Prefix   string // also the key of the set of identities
 	Lock     string
 	Database string // the fleet's database
-	Grants   string // tokens of owners, void once the database is another
 }
 
 // Membership keeps this member's heartbeat and watches those of other members.
@@ -377,7 +375,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 		r.entered.Store(true)
 		return nil, nil //nolint:nilnil // no other holder
 	case "database":
-		return nil, &databaseError{Ours: r.database, Fleet: reply[1], Keys: []string{r.keys.Database, r.keys.Grants}}
+		return nil, &databaseError{Ours: r.database, Fleet: reply[1]}
 	case "unknown":
 		return nil, errDatabaseUnknown
 	}

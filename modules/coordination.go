@@ -48,7 +48,7 @@ func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
 func newKeys(group *stream.Group) coordination.Keys {
 	return coordination.Keys{
 		Prefix: group.Names().Members(), Lock: group.Names().Lock(),
-		Database: group.Names().Database(), Grants: group.Names().OwnerTokens(),
+		Database: group.Names().Database(),
 	}
 }
 

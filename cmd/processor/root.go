@@ -28,6 +28,7 @@ func commands() []*cobra.Command {
 		newResumeCommand(),
 		newDrainCommand(),
 		newUndrainCommand(),
+		newFleetCommand(),
 		newReplayCommand(),
 		newIncidentsCommand(),
 		newAuditCommand(),

@@ -148,12 +148,12 @@ func (f *Fleet) changeable(ctx context.Context) (*stream.Group, store.FleetSetti
 	if pinned.Shards == 0 {
 		return nil, pinned, errNeverStarted
 	}
-	id, address, err := group.FleetDatabase(ctx)
-	if err != nil || id == "" || id == pinned.Database {
+	d, err := group.FleetDatabase(ctx)
+	if err != nil || d.ID == "" || d.ID == pinned.Database {
 		return group, pinned, err
 	}
 	return nil, pinned, fault.Exitf(fault.Config, "the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL leads to another one (%s): "+
-		"correct POSTGRES_URL or REDIS_URL; nothing was changed", f.cfg.Redis.URL.Addresses(), id, address, pinned.Database)
+		"correct POSTGRES_URL or REDIS_URL, or see processor fleet adopt; nothing was changed", f.cfg.Redis.URL.Addresses(), d.ID, d.Address, pinned.Database)
 }
 
 func (f *Fleet) heartbeats(ctx context.Context) ([]coordination.Member, error) {

@@ -44,10 +44,10 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 		alive[m.Name()] = true
 	}
 	d.redisServer(&e)
-	if id, address, err := group.FleetDatabase(ctx); err == nil && id != "" && status.Database != "" {
-		d.check(id != status.Database, LevelError, "fleet", "Redis and Postgres belong together",
-			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), id, address, status.Database),
-			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start")
+	if ours, err := group.FleetDatabase(ctx); err == nil && ours.ID != "" && status.Database != "" {
+		d.check(ours.ID != status.Database, LevelError, "fleet", "Redis and Postgres belong together",
+			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), ours.ID, ours.Address, status.Database),
+			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start; "+see(sectionDatabase))
 	}
 	d.stream(cfg.Redis, &e, len(alive) > 0 || status.Shards() == 0)
 	d.trimPoint(ctx, group, &e)

@@ -27,6 +27,7 @@ const (
 	sectionFenceQuery  = "ProcessorFenceQuery"
 	sectionWillLose    = "ProcessorWillLoseRecords"
 	sectionTwins       = "duplicate-identity"
+	sectionDatabase    = "other-database"
 )
 
 // guide is the page and severity of an open incident.

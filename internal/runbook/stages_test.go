@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
@@ -30,6 +31,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"claim":           stageForeign,
 	"stalled":         stageStalled,
 	"duplicate":       stageTwin,
+	"other-database":  stageOtherDatabase,
 	"leaders":         stageWork,
 	"no-leader":       stageWork,
 	"forecast":        stageWork,
@@ -236,6 +238,20 @@ func stageStalled(dep *servicetest.Deployment) staged {
 func stageTwin(dep *servicetest.Deployment) staged {
 	dep.Run("INSTANCE_ID=twin", servicetest.FourShards).AwaitReady()
 	return staged{}
+}
+
+// stageOtherDatabase is a fleet that worked with another database before.
+func stageOtherDatabase(dep *servicetest.Deployment) staged {
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	require.Zero(dep.T, p.Terminate())
+	key := stream.Names{Stream: dep.Stream, Group: dep.Group}.Database()
+	require.NoError(dep.T, dep.Client().Set(dep.T.Context(), key, "ANOTHER 192.0.2.1:5432/other", 0).Err())
+	return staged{after: func() {
+		p := dep.Run(servicetest.FourShards)
+		p.AwaitReady()
+		require.Zero(dep.T, p.Terminate())
+	}}
 }
 
 // stageDevice is a device with a dead letter and a fix 1,100 km away, in a fence.

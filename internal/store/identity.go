@@ -107,7 +107,7 @@ func (i *Identity) another(found string) error {
 		found = "without an identity"
 	}
 	return foreign("Postgres leads to another database (%s) than this instance began with (%s): correct POSTGRES_URL, its DNS name or the failover; "+
-		"if the database was replaced on purpose, follow the steps that the restart names", found, i.ID())
+		"if the database was moved or replaced on purpose, stop every instance and run processor fleet adopt", found, i.ID())
 }
 
 // connected is called for each new connection before it is used.

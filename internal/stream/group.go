@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -51,17 +50,6 @@ func (g *Group) belongs() string {
 		return *id
 	}
 	return ""
-}
-
-// FleetDatabase returns the identity and the address of the fleet's database, both
-// "" if no instance has joined.
-func (g *Group) FleetDatabase(ctx context.Context) (id, address string, err error) {
-	value, err := g.client.Get(ctx, g.names.Database()).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return "", "", failure("ask which database the fleet works with", err)
-	}
-	id, address, _ = strings.Cut(value, " ")
-	return id, address, nil
 }
 
 // MaxShards bounds the number of shards, here and in the names of queues.
