@@ -64,6 +64,7 @@ func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
 		return
 	}
+	l.Attempts += e.EarlierAttempts() // a replay has all attempts anew, and they are counted on
 	b.giveUp(l, p.again != nil)
 }
 

@@ -103,6 +103,9 @@ func printDeadLetter(out *cli.Output, j *operator.DeadLetter) error {
 	t := cli.NewTable("WHAT", "VALUE")
 	t.Row("id", j.ID)
 	t.Row("source id", j.SourceID)
+	if j.ReplayOf != "" {
+		t.Row("replay of", "dead letter "+j.ReplayOf+", first failed as "+j.FirstSource)
+	}
 	t.Row("class", cli.Colored(j.Class, cli.Yellow))
 	t.Row("field", cli.Colored(j.Field, cli.Red))
 	t.Row("attempts", strconv.Itoa(j.Attempts))

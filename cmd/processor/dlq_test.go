@@ -120,7 +120,8 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 		code, out, errs := d.call("edit", id.String(), "--set", "payload.latitude=48.25")
 		require.Zero(t, code, errs)
 		require.Contains(t, out, "decodes")
-		require.Contains(t, out, `"id":9007199254740993`, "every digit is kept")
+		require.Contains(t, out, "+ payload.latitude=48.25\n")
+		require.NotContains(t, out, "longitude", "what did not change is not shown")
 	}
 	require.Zero(t, d.json(&list, "list"))
 	require.Equal(t, []bool{true, true, false}, []bool{*list[0].IsEdited, *list[1].IsEdited, *list[2].IsEdited})
@@ -155,6 +156,20 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	require.Contains(t, report[0].Reason, "latitude")
 	require.EqualValues(t, 1, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
 
+	// Sent all the same it comes back, and says where it comes from.
+	letter := report[0].ID
+	require.Zero(t, d.json(&report, "retry", letter, "--unchecked"))
+	testenv.Wait(t, time.Minute, func() error {
+		if n := d.client.XLen(t.Context(), d.Stream+":dlq").Val(); n != 1 {
+			return fmt.Errorf("%d dead letters", n)
+		}
+		return nil
+	})
+	shown = operator.DeadLetter{}
+	require.Zero(t, d.json(&shown, "show", report[0].As))
+	require.Equal(t, []string{letter, ids[2].String()}, []string{shown.ReplayOf, shown.FirstSource})
+	require.Equal(t, 2, shown.Attempts, "they are counted on")
+
 	// Dropping wants the count, and leaves a copy.
 	code, _, errs := d.call("drop", "--class", "invalid", "--confirm", "3")
 	require.Equal(t, fault.Finding, code)
@@ -164,8 +179,8 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 	code, _, errs = d.call("drop", "--class", "invalid", "--confirm", "1")
 	require.Zero(t, code, errs)
 	require.Zero(t, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
-	require.Equal(t, 3, d.count("select count(*) from processor.dead_letters"))
-	require.Equal(t, 4, d.count("select count(*) from processor.audit where action in ('dlq edit', 'dlq retry', 'dlq drop') and count > 0"))
+	require.Equal(t, 4, d.count("select count(*) from processor.dead_letters"))
+	require.Equal(t, 5, d.count("select count(*) from processor.audit where action in ('dlq edit', 'dlq retry', 'dlq drop') and count > 0"))
 	require.Zero(t, service.Terminate())
 }
 

@@ -10,7 +10,7 @@ import (
 func newFleetCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use: "fleet", Short: "Say with which database the fleet works",
-		Example: "  processor fleet adopt --help", Args: cobra.NoArgs,
+		Example: "  processor fleet adopt --help",
 	}, newAdoptCommand())
 }
 

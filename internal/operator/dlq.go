@@ -33,7 +33,9 @@ type DeadLetter struct {
 	LastFailed  time.Time `json:"last_failed_at"`
 	Instance    string    `json:"instance"`
 	Version     string    `json:"version"`
-	IsEdited    *bool     `json:"edited,omitempty"` // of a list; absent while Postgres is unavailable
+	FirstSource string    `json:"first_source_id,omitempty"` // of a replay: the entry that failed first
+	ReplayOf    string    `json:"replay_of,omitempty"`       // of a replay: the dead letter that was sent again
+	IsEdited    *bool     `json:"edited,omitempty"`          // of a list; absent while Postgres is unavailable
 	Fields      []Field   `json:"fields,omitempty"`
 	Edited      []Field   `json:"edited_fields,omitempty"`
 	Record      *Record   `json:"record,omitempty"`
@@ -65,6 +67,8 @@ func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
 	if l.Err != nil {
 		j.Class, j.Error = "foreign", l.Err.Error()
 	}
+	j.FirstSource, _ = l.Entry.Field(telemetry.FieldReplayOf)
+	j.ReplayOf, _ = l.Entry.Field(telemetry.FieldReplayLetter)
 	if fields {
 		j.Fields = fieldsOf(l.Entry.Fields)
 	}
@@ -322,7 +326,7 @@ func (d *deadLetters) edits(ctx context.Context, ids []telemetry.EntryID) (map[t
 
 // decode returns the record that a dead letter decodes to.
 func (d *deadLetters) decode(l *protocol.DLQEntry, edited []string) (telemetry.Record, error) {
-	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, edited)}
+	e := telemetry.Entry{ID: l.Entry.ID, Fields: stream.ReplayFields(&l.DeadLetter, l.ID, edited)}
 	var r telemetry.Record
 	err := d.decoder.Decode(&e, &r)
 	return r, err

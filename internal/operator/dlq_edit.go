@@ -221,52 +221,7 @@ func plainFields(list []Field) ([]string, error) {
 
 // with sets the first field of that name, or appends it.
 func with(fields []string, name, value string) []string {
-	for i := 0; i+1 < len(fields); i += 2 {
-		if fields[i] == name {
-			fields = slices.Clone(fields)
-			fields[i+1] = value
-			return fields
-		}
-	}
-	return append(slices.Clip(fields), name, value)
-}
-
-// setMember changes one member of a JSON object and leaves the text of all other
-// members unchanged, every digit of it.
-func setMember(object json.RawMessage, path []string, value json.RawMessage) (json.RawMessage, error) {
-	if len(path) == 0 {
-		if !json.Valid(value) {
-			return nil, fmt.Errorf("%s is not JSON; text needs quotes", value)
-		}
-		return value, nil
-	}
-	members := make(map[string]json.RawMessage)
-	if object != nil {
-		if err := json.Unmarshal(object, &members); err != nil {
-			return nil, errors.New("the payload is not a JSON object; use --payload-file")
-		}
-	}
-	changed, err := setMember(members[path[0]], path[1:], value)
-	if err != nil {
-		return nil, err
-	}
-	members[path[0]] = changed
-	return json.Marshal(members)
-}
-
-// difference returns what an edit changed, field by field.
-func difference(old, changed []string) string {
-	var b strings.Builder
-	was := telemetry.Entry{Fields: old}
-	for i := 0; i+1 < len(changed); i += 2 {
-		value, ok := was.Field(changed[i])
-		if ok && value == changed[i+1] {
-			continue
-		}
-		if ok {
-			fmt.Fprintf(&b, "- %s=%s\n", changed[i], value)
-		}
-		fmt.Fprintf(&b, "+ %s=%s\n", changed[i], changed[i+1])
-	}
-	return strings.TrimSuffix(b.String(), "\n")
+	e := telemetry.Entry{Fields: slices.Clone(fields)}
+	e.Set(name, value)
+	return e.Fields
 }

@@ -147,7 +147,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited 
 		if err := r.limiter.Wait(ctx); err != nil {
 			return errors.New("interrupted; run the same command to continue")
 		}
-		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, edited[l.ID]))
+		id, ok, err := r.dead.Replay(ctx, l.ID, stream.ReplayFields(&l.DeadLetter, l.ID, edited[l.ID]))
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -23,21 +25,27 @@ var (
 )
 
 // ReplayFields returns the fields that a dead letter is replayed with: its own
-// or the edited ones, and the source entry whose stream time the record keeps.
-// The replay of a replay names the first source.
-func ReplayFields(l *telemetry.DeadLetter, edited []string) []string {
-	e := telemetry.Entry{Fields: l.Entry.Fields}
+// or the edited ones, and its lineage: the source entry whose stream time the
+// record keeps, the dead letter itself, and the attempts until then. The replay of
+// a replay names the first source.
+func ReplayFields(l *telemetry.DeadLetter, letter telemetry.EntryID, edited []string) []string {
+	e := telemetry.Entry{Fields: slices.Clone(l.Entry.Fields)}
 	if edited != nil {
-		e.Fields = edited
-	}
-	if _, ok := e.Field(telemetry.FieldReplayOf); ok {
-		return e.Fields
+		e.Fields = slices.Clone(edited)
 	}
 	of := l.Entry.ID.String()
 	if first, ok := l.Entry.Field(telemetry.FieldReplayOf); ok {
 		of = first
 	}
-	return append(e.Fields[:len(e.Fields):len(e.Fields)], telemetry.FieldReplayOf, of)
+	if own, ok := e.Field(telemetry.FieldReplayOf); ok {
+		of = own
+	}
+	for _, f := range [][2]string{
+		{telemetry.FieldReplayOf, of}, {telemetry.FieldReplayLetter, letter.String()}, {telemetry.FieldReplayAttempts, strconv.Itoa(l.Attempts)},
+	} {
+		e.Set(f[0], f[1])
+	}
+	return e.Fields
 }
 
 // Replay adds an entry with these fields to the source stream and removes the

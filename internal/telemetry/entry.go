@@ -88,6 +88,11 @@ const (
 	// FieldReplayOf names the source entry of a dead letter that an operator
 	// sent again. The record then keeps the stream time of that entry.
 	FieldReplayOf = "replay_of"
+	// FieldReplayLetter names the dead letter that was sent again, and
+	// FieldReplayAttempts its attempts, so that another dead letter continues the
+	// count.
+	FieldReplayLetter   = "replay_letter"
+	FieldReplayAttempts = "replay_attempts"
 )
 
 // Entry is one stream item as delivered: names and values of its fields in
@@ -106,6 +111,17 @@ func (e *Entry) Field(name string) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// Set changes the first field called name, or appends it. It writes to Fields.
+func (e *Entry) Set(name, value string) {
+	for i := 0; i+1 < len(e.Fields); i += 2 {
+		if e.Fields[i] == name {
+			e.Fields[i+1] = value
+			return
+		}
+	}
+	e.Fields = append(e.Fields, name, value)
 }
 
 // DeviceID returns the entry's device_id field, or "" if it has none.
@@ -142,6 +158,17 @@ func (e *Entry) Digest() string {
 		_, _ = h.WriteString(f)
 	}
 	return strconv.FormatUint(h.Sum64(), 16)
+}
+
+// EarlierAttempts returns the failed attempts of the dead letters that the entry
+// is a replay of.
+func (e *Entry) EarlierAttempts() int {
+	v, _ := e.Field(FieldReplayAttempts)
+	n, err := strconv.ParseUint(v, 10, 20) // bounded: a publisher may have written it
+	if err != nil {
+		return 0
+	}
+	return int(n)
 }
 
 // streamTime returns the time of the entry's ID, or of the entry it is a replay of.
