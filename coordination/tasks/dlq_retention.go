@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,7 @@ const (
 	houseFor          = time.Second      // per pass, so that the leader renews in time
 	dlqScanBytes      = 4 << 20          // bytes of retained dead letters after which a pass reads no further page
 	dlqScanInterval   = 15 * time.Second // between two scans
+	dlqWholeInterval  = time.Hour        // between two that read again what has not changed
 	dlqIncidentGroups = 20               // fingerprints that are opened as incidents
 	dlqStale          = 2 * time.Minute  // age at which counts are no longer reported
 	deadLetteredScan  = time.Hour        // between two scans of the record of dead-lettered entries
@@ -89,6 +91,7 @@ type DLQJanitor struct {
 
 	scan         *scan
 	scannedAt    time.Time
+	scanned      *scan                    // the last one that counted all; nil for none
 	mark         protocol.UnconfirmedMark // where the next pass continues
 	deadLettered struct {
 		cursor uint64
@@ -98,10 +101,13 @@ type DLQJanitor struct {
 
 // scan is one pass over all dead letters, in pages.
 type scan struct {
-	after telemetry.EntryID
-	tally countsByClass
-	kinds map[string]*kind
-	moved int
+	began     time.Time
+	continues bool // reads only what was added since another one
+	after     telemetry.EntryID
+	count     int64
+	tally     countsByClass
+	kinds     map[string]*kind
+	moved     int
 }
 
 // kind is a group of dead letters with the same failure.
@@ -152,7 +158,9 @@ func (h *DLQJanitor) Pass(ctx context.Context) error {
 		if time.Since(h.scannedAt) < dlqScanInterval {
 			return nil
 		}
-		h.scan = &scan{tally: make(countsByClass), kinds: make(map[string]*kind)}
+		if h.scan, err = h.next(ctx, now); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
 	for bytes := 0; time.Since(began) < houseFor && bytes < dlqScanBytes; {
@@ -168,6 +176,22 @@ func (h *DLQJanitor) Pass(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// next returns the scan to do now. What was counted is not read again, since it may
+// be large, unless some of it has expired or was removed.
+func (h *DLQJanitor) next(ctx context.Context, now time.Time) (*scan, error) {
+	room, err := h.DeadLetters.Room(ctx)
+	if err != nil {
+		return nil, err
+	}
+	before := h.scanned
+	h.scanned = nil
+	if before == nil || room.Letters < before.count || time.Since(before.began) >= dlqWholeInterval || before.tally.expired(now, h.bounds.Retention) {
+		return &scan{began: time.Now(), tally: make(countsByClass), kinds: make(map[string]*kind)}, nil
+	}
+	before.continues, before.moved = true, 0
+	return before, nil
 }
 
 // now returns the time that retention compares with: the earlier of both
@@ -238,6 +262,7 @@ func (w *scan) note(l *protocol.DLQEntry) {
 	if l.Err != nil {
 		class = foreignClass
 	}
+	w.count++
 	w.tally.add(class, l.ID.Time())
 	k := w.kinds[l.Fingerprint]
 	if k == nil {
@@ -253,7 +278,17 @@ func (w *scan) note(l *protocol.DLQEntry) {
 
 // finish publishes the result of a scan.
 func (h *DLQJanitor) finish(ctx context.Context) error {
-	h.metrics.publish(h.scan.tally)
+	room, err := h.DeadLetters.Room(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case room.Letters == h.scan.count:
+		h.scanned = h.scan
+	case h.scan.continues: // some were removed: the next scan reads all
+		return nil
+	}
+	h.metrics.publish(maps.Clone(h.scan.tally))
 	if h.scan.moved > 0 {
 		h.log.Info("archived expired dead letters", "count", h.scan.moved)
 	}

@@ -31,6 +31,16 @@ func (t countsByClass) add(class string, at time.Time) {
 	t[class] = d
 }
 
+// expired reports whether the oldest is older than the retention.
+func (t countsByClass) expired(now time.Time, retention time.Duration) bool {
+	for _, d := range t {
+		if now.Sub(d.oldest) >= retention {
+			return true
+		}
+	}
+	return false
+}
+
 // janitorMetrics are exported by the leader only.
 type janitorMetrics struct {
 	archived prometheus.Counter

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/stream"
@@ -111,8 +112,42 @@ func TestTwoJanitorsCountGroupAndArchiveWithoutLoss(t *testing.T) {
 		require.Equal(t, map[string]float64{"crash": 0, "decode": 50, "foreign": 1, "invalid": 0, "sink": 0, "too_large": 0}, depths)
 	}
 
+	// What was counted is not read again, since it may be large.
+	h := reconcilers[0]
+	read := &countingDeadLetters{DeadLetters: dead}
+	h.DeadLetters = read
+	again := func() {
+		h.scannedAt = time.Time{}
+		all(h)
+	}
+	again()
+	require.Zero(t, read.letters)
+	require.NoError(t, dead.DeadLetterDeferred(t.Context(), []telemetry.DeadLetter{deadLetter(time.Now().UnixMilli(), 50)}, nil))
+	again()
+	require.Equal(t, 1, read.letters)
+	require.EqualValues(t, 52, h.scanned.count)
+	first, err := dead.List(t.Context(), telemetry.EntryID{}, 1)
+	require.NoError(t, err)
+	_, err = dead.Remove(t.Context(), []telemetry.EntryID{first[0].ID})
+	require.NoError(t, err)
+	again()
+	require.Equal(t, 1+51, read.letters, "all of them, since some are gone")
+	require.EqualValues(t, 51, h.scanned.count)
+
 	// Drained between two leaders: the next one closes the incident.
 	require.NoError(t, client.XTrimMaxLen(t.Context(), dlq, 1).Err())
 	all(NewDLQJanitor(reconcilers[0].DLQJanitorDeps, DLQBounds{Retention: 48 * time.Hour, Entries: 100_000, Bytes: 1 << 30}, "three", slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
 	require.Zero(t, count("select count(*) from processor.incidents where closed_at is null"))
+}
+
+// countingDeadLetters counts the dead letters that are read.
+type countingDeadLetters struct {
+	DeadLetters
+	letters int
+}
+
+func (c *countingDeadLetters) List(ctx context.Context, after telemetry.EntryID, count int) ([]protocol.DLQEntry, error) {
+	list, err := c.DeadLetters.List(ctx, after, count)
+	c.letters += len(list)
+	return list, err
 }

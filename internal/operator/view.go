@@ -52,7 +52,7 @@ func (f *Fleet) RedisView(ctx context.Context, shards int) (v RedisView, err err
 	if err != nil {
 		return v, err
 	}
-	if v.DeadLetters, _, err = dead.Length(ctx); err != nil {
+	if v.DeadLetters, err = dead.Length(ctx); err != nil {
 		return v, err
 	}
 	texts, err := group.History(ctx)

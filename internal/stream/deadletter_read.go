@@ -85,18 +85,10 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 	}
 }
 
-// Length returns the number of dead letters, and the ID of the newest ever
-// added.
-func (d *DeadLetters) Length(ctx context.Context) (n int64, last telemetry.EntryID, err error) {
-	info, err := d.client.XInfoStream(ctx, d.stream).Result()
-	if err != nil {
-		if IsNoSuchKey(err) {
-			return 0, last, nil
-		}
-		return 0, last, failure("look at the dead letters in "+d.stream, err)
-	}
-	last, err = telemetry.ParseEntryID(info.LastGeneratedID)
-	return info.Length, last, failure("look at the dead letters in "+d.stream, err)
+// Length returns the number of dead letters.
+func (d *DeadLetters) Length(ctx context.Context) (int64, error) {
+	n, err := d.client.XLen(ctx, d.stream).Result()
+	return n, failure("count the dead letters in "+d.stream, err)
 }
 
 // Now returns the server's time, from whose clock dead letters get their IDs.

@@ -38,6 +38,7 @@ type Group struct {
 	newest    atomic.Pointer[telemetry.EntryID]
 
 	newPace, queuePace, rangePace readPace
+	rest                          atRest
 }
 
 // Belong restricts dispatching and registering owners to a fleet that works with

@@ -36,33 +36,24 @@ func (g *Group) Last(ctx context.Context) (telemetry.EntryID, error) {
 
 // Info reads the state of the stream and the group.
 func (g *Group) Info(ctx context.Context) (Info, error) {
-	// No transaction, which a full server rejects: the stream is read first, so
-	// that entries added in between do not count as dispatched.
-	pipe := g.client.Pipeline()
-	streamCmd := pipe.XInfoStream(ctx, g.names.Stream)
-	groupsCmd := pipe.XInfoGroups(ctx, g.names.Stream)
-	_, err := pipe.Exec(ctx)
+	s, row, err := g.inspect(ctx)
 	if err != nil {
 		if IsNoSuchKey(err) {
 			return Info{}, nil
 		}
 		return Info{}, failure("inspect the stream", err)
 	}
-	s := streamCmd.Val()
 	info := Info{Exists: true, Length: s.Length, Added: s.EntriesAdded}
 	info.Last, _ = telemetry.ParseEntryID(s.LastGeneratedID)
 	info.First, _ = telemetry.ParseEntryID(s.FirstEntry.ID)
-	for _, row := range groupsCmd.Val() {
-		if row.Name != g.names.Group {
-			continue
-		}
-		info.GroupExists = true
-		info.Pending = row.Pending
-		if info.Delivered, err = telemetry.ParseEntryID(row.LastDeliveredID); err != nil {
-			return Info{}, failure("inspect the stream", err)
-		}
-		info.Lag = lag(info, row)
+	if row.Name == "" {
+		return info, nil
 	}
+	info.GroupExists, info.Pending = true, row.Pending
+	if info.Delivered, err = telemetry.ParseEntryID(row.LastDeliveredID); err != nil {
+		return Info{}, failure("inspect the stream", err)
+	}
+	info.Lag = lag(info, row)
 	return info, nil
 }
 

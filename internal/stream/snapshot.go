@@ -19,6 +19,10 @@ var snapshotScript = withPrelude(snapshotSource)
 // that it shows are among the Losses afterwards.
 func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol.StreamSnapshot, error) {
 	const op = "look for entries"
+	before, same, keep := g.resting(ctx, ids)
+	if same {
+		return before, nil
+	}
 	args := make([]any, 0, 2+len(ids))
 	args = append(args, g.names.Group, g.shards)
 	for _, id := range ids {
@@ -50,6 +54,7 @@ func (g *Group) Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol
 			return protocol.StreamSnapshot{}, failure(op, err)
 		}
 	}
+	keep(snapshot)
 	return snapshot, nil
 }
 
