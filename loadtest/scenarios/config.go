@@ -123,6 +123,7 @@ func (c Config) Check(s Scenario) error {
 	return errors.Join(errs...)
 }
 
+// Check reports whether the plan can be run, and all that speaks against it.
 func (p Plan) Check() error {
 	var errs []error
 	want := func(ok bool, format string, args ...any) {

@@ -372,7 +372,7 @@ func (r *run) repair(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	out, err := r.dlq(ctx, "retry", "--all", "--rate", "5000", "--json")
+	out, err := r.dlq(ctx, "retry", "--all", "--unchecked", "--rate", "5000", "--json")
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ type Cluster struct {
 	Dir     string
 	Servers *Servers
 	Proxied bool
-	Docker  *docker // nil where instances are processes
+	Docker  *Docker // nil where instances are processes
 
 	mu    sync.Mutex
 	slots []*slot
@@ -104,6 +104,7 @@ func (l *Cluster) StartAll(ctx context.Context, from, to int) error {
 	return nil
 }
 
+// Ready waits until an instance says that it is.
 func (l *Cluster) Ready(ctx context.Context, in *Instance) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, ReadyWithin, fmt.Errorf("instance %s is not ready after %s", in.Name, ReadyWithin))
 	defer cancel()

@@ -26,9 +26,9 @@ const (
 	servicePort = 9464
 )
 
-// docker runs instances as containers on a private network from which only the
+// Docker runs instances as containers on a private network from which only the
 // servers can be reached, at the address that this machine has there.
-type docker struct {
+type Docker struct {
 	image   string
 	ours    bool // the image was built for this run
 	network string
@@ -37,12 +37,12 @@ type docker struct {
 }
 
 // OpenDocker builds the image unless it is named, and makes the network.
-func OpenDocker(ctx context.Context, image string) (_ *docker, err error) {
+func OpenDocker(ctx context.Context, image string) (_ *Docker, err error) {
 	if _, err := dockerCommand(ctx, "version", "--format", "{{.Server.Version}}"); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoDocker, err)
 	}
 	removeLeftovers(ctx)
-	d := &docker{image: image, next: 9}
+	d := &Docker{image: image, next: 9}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close(context.WithoutCancel(ctx)))
@@ -69,10 +69,10 @@ func OpenDocker(ctx context.Context, image string) (_ *docker, err error) {
 }
 
 // gateway is this machine's address on the network.
-func (d *docker) gateway() string { return d.prefix + ".1" }
+func (d *Docker) gateway() string { return d.prefix + ".1" }
 
 // command returns the command line of an instance, and where it will listen.
-func (d *docker) command(name string, environ []string) (argv []string, address string) {
+func (d *Docker) command(name string, environ []string) (argv []string, address string) {
 	d.next++
 	ip := fmt.Sprintf("%s.%d", d.prefix, d.next)
 	argv = []string{
@@ -86,10 +86,10 @@ func (d *docker) command(name string, environ []string) (argv []string, address 
 	return append(argv, d.image, "run"), net.JoinHostPort(ip, strconv.Itoa(servicePort))
 }
 
-func (d *docker) container(name string) string { return d.network + "-" + name }
+func (d *Docker) container(name string) string { return d.network + "-" + name }
 
 // signal does to a container what a signal does to a process; SIGTERM is docker stop.
-func (d *docker) signal(name string, s syscall.Signal) error {
+func (d *Docker) signal(name string, s syscall.Signal) error {
 	c := d.container(name)
 	args := map[syscall.Signal][]string{
 		syscall.SIGKILL: {"kill", c},
@@ -109,7 +109,7 @@ func (d *docker) signal(name string, s syscall.Signal) error {
 }
 
 // Cut takes a container off the network, or puts it back at its address.
-func (d *docker) Cut(ctx context.Context, in *Instance, off bool) error {
+func (d *Docker) Cut(ctx context.Context, in *Instance, off bool) error {
 	c := d.container(in.Name)
 	if off {
 		_, err := dockerCommand(ctx, "network", "disconnect", d.network, c)
@@ -124,24 +124,24 @@ func (d *docker) Cut(ctx context.Context, in *Instance, off bool) error {
 }
 
 // Limit takes memory away from a container, down to bytes.
-func (d *docker) Limit(ctx context.Context, name string, bytes int) error {
+func (d *Docker) Limit(ctx context.Context, name string, bytes int) error {
 	_, err := dockerCommand(ctx, "update", "--memory", strconv.Itoa(bytes), "--memory-swap", strconv.Itoa(bytes), d.container(name))
 	return err
 }
 
 // KilledForMemory reports whether the kernel ended a container for its memory.
-func (d *docker) KilledForMemory(ctx context.Context, name string) (bool, error) {
+func (d *Docker) KilledForMemory(ctx context.Context, name string) (bool, error) {
 	out, err := dockerCommand(ctx, "inspect", "--format", "{{.State.OOMKilled}}", d.container(name))
 	return out == "true", err
 }
 
-func (d *docker) remove(name string) error {
+func (d *Docker) remove(name string) error {
 	_, err := dockerCommand(context.Background(), "rm", "-f", "-v", d.container(name)) //nolint:forbidigo // must happen
 	return err
 }
 
 // Close removes network and image. The containers are gone by then.
-func (d *docker) Close(ctx context.Context) error {
+func (d *Docker) Close(ctx context.Context) error {
 	var errs []error
 	if d.network != "" {
 		_, err := dockerCommand(ctx, "network", "rm", d.network)

@@ -20,6 +20,7 @@ import (
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
+// What all scenarios share.
 const (
 	Shards        = 64
 	ServerTimeout = 10 * time.Second
@@ -103,6 +104,7 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 	return g, nil
 }
 
+// Connect opens the clients of the load test itself to both servers.
 func (g *Servers) Connect(ctx context.Context) (err error) {
 	where := stream.Config{
 		URL: g.RedisURL, Stream: g.Stream, Group: g.Group, Shards: Shards, Timeout: ServerTimeout, Name: "loadtest",
@@ -252,6 +254,7 @@ func (g *Servers) Clear(ctx context.Context, members []string, devices int) erro
 	return errors.Join(errs...)
 }
 
+// Close closes the clients and stops the servers that were started for the run.
 func (g *Servers) Close(ctx context.Context) error {
 	var errs []error
 	for _, c := range g.closers {

@@ -25,7 +25,7 @@ type Instance struct {
 	Slot    int
 	Name    string
 	logFile string
-	docker  *docker // nil for a process
+	docker  *Docker // nil for a process
 	address string  // of a container
 	Cmd     *exec.Cmd
 	tap     *tap
@@ -43,7 +43,7 @@ type Instance struct {
 const SigStop = syscall.SIGSTOP
 
 // launch starts the program, or a container of it. It is up when ready says so.
-func launch(program, name string, slot int, environ []string, dir string, engine *docker) (*Instance, error) {
+func launch(program, name string, slot int, environ []string, dir string, engine *Docker) (*Instance, error) {
 	in := &Instance{Slot: slot, Name: name, logFile: filepath.Join(dir, name+".log"), exited: make(chan struct{}), docker: engine}
 	file, err := os.Create(in.logFile)
 	if err != nil {

@@ -34,6 +34,7 @@ type Load struct {
 	Worst   time.Duration
 }
 
+// NewLoad returns a load that keeps its send log in dir.
 func NewLoad(g *Servers, dir string, log *slog.Logger) (*Load, error) {
 	l := &Load{ground: g, log: log, path: filepath.Join(dir, "send.log")}
 	var err error
@@ -120,6 +121,7 @@ func (l *Load) Sent() (int64, time.Duration) {
 // Open returns the send log for reading, after the last fleet has ended.
 func (l *Load) Open() (*fleet.Log, error) { return fleet.OpenLog(l.path) }
 
+// Close ends the fleet that is sending and closes the send log.
 func (l *Load) Close() error {
 	if l.Present.Load() != nil {
 		l.stop()

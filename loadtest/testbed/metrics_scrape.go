@@ -26,6 +26,7 @@ type Figures struct {
 	Latency       Histogram
 }
 
+// Get asks an instance for a page; the caller closes the body.
 func Get(ctx context.Context, url string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

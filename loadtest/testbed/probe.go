@@ -23,10 +23,12 @@ type Probe struct {
 	Early   int64 // those that were not stored
 }
 
+// NewProbe returns a probe of what is acknowledged while the run goes on.
 func NewProbe(g *Servers) *Probe {
 	return &Probe{ground: g, decoder: telemetry.NewDecoder(telemetry.DefaultLimits())}
 }
 
+// Run looks every probeEvery until ctx ends.
 func (p *Probe) Run(ctx context.Context) {
 	for Pause(ctx, probeEvery) == nil {
 		p.poll(ctx)

@@ -57,6 +57,7 @@ type Watch struct {
 	latency Histogram
 }
 
+// Run samples every watchEvery until ctx ends.
 func (w *Watch) Run(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
