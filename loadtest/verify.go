@@ -20,6 +20,7 @@ type VerifyConfig struct {
 	DLQStream      string // empty means the stream's name and :dlq
 	SendLog        string // file
 	MaxFutureSkew  time.Duration
+	MaxPast        time.Duration
 	MinSatellites  int
 	MaxCrossingGap time.Duration
 }
@@ -67,6 +68,6 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 		return nil, err
 	}
 	seen.Crossings = g.Crossings(ctx)
-	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MinSatellites: cfg.MinSatellites, MaxCrossingGap: cfg.MaxCrossingGap}
+	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxCrossingGap: cfg.MaxCrossingGap}
 	return o.Judge(seen)
 }

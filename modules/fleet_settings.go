@@ -21,6 +21,7 @@ const shardHash = "xxhash64"
 // another version must not pin any other setting.
 func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member) error {
 	const release = "only the migration of a release changes it"
+	const rule = "to change it for the fleet, stop all instances, delete its row of processor.settings and start them with the new value: everything is then recomputed"
 	timeout := cfg.Postgres.StatementTimeout
 	err := store.Pin(ctx, pool, scope, string(m), timeout, []store.Setting{
 		{Name: "PROTOCOL", Value: strconv.Itoa(protocol.Version), Remedy: "run the version of the other members, or stop them first"},
@@ -34,7 +35,8 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 			{Name: "SHARDS", Value: strconv.Itoa(cfg.Coordination.Shards), Remedy: "change it with processor shards resize"},
 			{Name: "HASH", Value: shardHash, Remedy: release},
 			{Name: "MAX_FUTURE_SKEW", Value: cfg.Telemetry.MaxFutureSkew.String(), Remedy: release},
-			{Name: "MIN_SATELLITES", Value: strconv.Itoa(cfg.Telemetry.MinSatellites), Remedy: release, Derives: true},
+			{Name: "MAX_PAST", Value: cfg.Telemetry.MaxPast.String(), Remedy: rule, Derives: true},
+			{Name: "MIN_SATELLITES", Value: strconv.Itoa(cfg.Telemetry.MinSatellites), Remedy: rule, Derives: true},
 			{Name: "MAX_CROSSING_GAP", Value: cfg.Geofences.MaxCrossingGap.String(), Remedy: release},
 		})
 	}

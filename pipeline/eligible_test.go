@@ -43,6 +43,18 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 		fix(90, outside, 9),
 		fix(100, inside, 0), // behind the last fix
 	}
+	// With the guard on, everything but these clocks is of now.
+	now := time.Now().Truncate(time.Second)
+	unset := 0
+	for i := range drive {
+		drive[i].Time = now.Add(drive[i].Time.Sub(time.Unix(scenarioBase+100, 0)))
+	}
+	for _, ago := range []time.Duration{365 * 24 * time.Hour, 25 * time.Hour, 24*time.Hour + time.Minute} {
+		m := drive[4] // inside
+		m.Time = now.Add(-ago)
+		drive = slices.Insert(drive, 2*unset+1, m)
+		unset++
+	}
 	reversed := slices.Clone(drive)
 	slices.Reverse(reversed)
 	for _, tc := range []struct {
@@ -62,6 +74,7 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, b, b.stream+"-"+t.Name())
 			defer w.end()
+			w.rules.MaxPast = 24 * time.Hour
 			_, err := w.editor.Import(context.Background(), []geofence.Fence{square}, "import", true)
 			require.NoError(t, err)
 			m := w.join(0, false)

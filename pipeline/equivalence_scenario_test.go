@@ -62,7 +62,7 @@ func newScenario(seed uint64) scenario {
 	sc := scenario{
 		batch: pick(1, 2, 3, 7, 7, 50, 4000), inFlight: pick(20, 300, 32768), states: pick(1, 3, 100_000),
 		age:   time.Duration(pick(1, 1, 25)) * time.Millisecond,
-		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: pick(0, 1, 1, 4)},
+		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MaxPast: time.Duration(pick(0, 0, 24)) * time.Hour, MinSatellites: pick(0, 1, 1, 4)},
 	}
 	devices := 1 + r.IntN(6)
 	span := pick(30, 90, 2000) // seconds of device time
@@ -116,6 +116,8 @@ func newScenario(seed uint64) scenario {
 				switch r.IntN(40) {
 				case 0:
 					s.ahead[i] = time.Hour
+				case 2: // a clock that was never set, or about as old as is allowed
+					s.ahead[i] = -24*time.Hour + time.Duration(r.IntN(9)-4)*time.Millisecond
 				case 1: // about as far as is allowed
 					s.ahead[i] = 5*time.Minute + time.Duration(r.IntN(9)-4)*time.Millisecond
 				}

@@ -95,7 +95,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		}, []string{"status"}),
 		excluded: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_excluded_records_total",
-			Help: "Records stored that take no part in state and crossings, by reason: no_fix, future.",
+			Help: "Records stored that take no part in state and crossings, by reason: no_fix, future, ancient.",
 		}, []string{"reason"}),
 		lastRecord: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_last_record_timestamp_seconds",

@@ -73,6 +73,7 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 	flags.StringVar(&cfg.DLQStream, "dlq-stream", "", "stream of dead letters (default: the stream's name and :dlq)")
 	flags.StringVar(&cfg.SendLog, "log", "", "recorded send log, a `file`")
 	flags.DurationVar(&cfg.MaxFutureSkew, "max-future-skew", 5*time.Minute, "MAX_FUTURE_SKEW of the system")
+	flags.DurationVar(&cfg.MaxPast, "max-past", 0, "MAX_PAST of the system")
 	flags.IntVar(&cfg.MinSatellites, "min-satellites", 1, "MIN_SATELLITES of the system")
 	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
 	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")

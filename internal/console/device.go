@@ -109,12 +109,13 @@ func (c *Console) track(ctx context.Context, device string, q url.Values) readin
 
 // Marks of a position on the map.
 const (
-	markLate   = 1
-	markGap    = 2
-	markNoFix  = 4
-	markJump   = 8
-	markFuture = 16
-	markFaulty = 32
+	markLate    = 1
+	markGap     = 2
+	markNoFix   = 4
+	markJump    = 8
+	markFuture  = 16
+	markFaulty  = 32
+	markAncient = 64
 )
 
 // mapPoint is a position as the script draws it: device time, latitude, longitude,
@@ -160,6 +161,8 @@ func points(w *operator.TrackWindow) []mapPoint {
 			marks |= markNoFix
 		case telemetry.Future:
 			marks |= markFuture
+		case telemetry.Ancient:
+			marks |= markAncient
 		}
 		if p.Faulty {
 			marks |= markFaulty
@@ -168,7 +171,7 @@ func points(w *operator.TrackWindow) []mapPoint {
 	}
 	last := -1
 	for i := range out {
-		if int(out[i][4])&(markNoFix|markFuture|markFaulty) != 0 {
+		if int(out[i][4])&(markNoFix|markFuture|markFaulty|markAncient) != 0 {
 			continue
 		}
 		if last >= 0 {
@@ -244,7 +247,7 @@ func markNames(marks int) []string {
 	for _, m := range []struct {
 		bit  int
 		name string
-	}{{markLate, "late"}, {markGap, "after a gap"}, {markNoFix, "no fix"}, {markJump, "jump"}, {markFuture, "future"}, {markFaulty, "faulty"}} {
+	}{{markLate, "late"}, {markGap, "after a gap"}, {markNoFix, "no fix"}, {markJump, "jump"}, {markFuture, "future"}, {markAncient, "ancient"}, {markFaulty, "faulty"}} {
 		if marks&m.bit != 0 {
 			names = append(names, m.name)
 		}

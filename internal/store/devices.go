@@ -45,6 +45,8 @@ where starts_with(name, $1)
 			p.Shards, err = strconv.Atoi(value)
 		case "MAX_FUTURE_SKEW":
 			p.Eligibility.MaxFutureSkew, err = time.ParseDuration(value)
+		case "MAX_PAST":
+			p.Eligibility.MaxPast, err = time.ParseDuration(value)
 		case "MIN_SATELLITES":
 			p.Eligibility.MinSatellites, err = strconv.Atoi(value)
 		case "MAX_CROSSING_GAP":

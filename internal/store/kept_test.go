@@ -146,6 +146,7 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 		{MaxFutureSkew: time.Minute},
 		{MaxFutureSkew: time.Minute, MinSatellites: 1},
 		{MaxFutureSkew: time.Hour, MinSatellites: 5},
+		{MaxFutureSkew: time.Minute, MinSatellites: 1, MaxPast: time.Hour},
 	} {
 		device := fmt.Sprint("d", n)
 		list := records(device, 0, 300)
@@ -154,6 +155,9 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 		for i := range list {
 			r := &list[i]
 			r.StreamUS = r.TimeUS - rules.MaxFutureSkew.Microseconds() - int64(i%3-1) - int64(i%5)
+			if rules.MaxPast > 0 && i%2 == 0 {
+				r.StreamUS = r.TimeUS + rules.MaxPast.Microseconds() + int64(i%3-1)
+			}
 			r.Satellites = int16(i % 8)
 			if i%7 == 0 {
 				r.Latitude, r.Longitude = 0, float64(i%2)
@@ -163,7 +167,8 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 				newest = max(newest, r.TimeUS)
 			}
 		}
-		require.Len(t, want, 1+len(telemetry.Exclusions()))
+		require.Equal(t, rules.MaxPast > 0, want[telemetry.Ancient] > 0)
+		require.Positive(t, min(want[telemetry.Future], want[telemetry.NoFix], want[telemetry.Eligible]))
 		_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), b.batch(held, list))
 		require.NoError(t, err)
 		from := list[0].Time()

@@ -26,6 +26,7 @@ const TimingChannel = "processor_timing"
 const exclusion = `case
       when latitude = 0 and longitude = 0 or satellites < ($1::bigint[])[2] then 'no_fix'
       when ts > ingested_at + ($1::bigint[])[1] * interval '1 microsecond' then 'future'
+      when ($1::bigint[])[3] > 0 and ts < ingested_at - ($1::bigint[])[3] * interval '1 microsecond' then 'ancient'
       else ''
     end`
 
@@ -35,7 +36,7 @@ const eligible = `faulty = false
 
 // limitsOf are the limits of exclusion.
 func limitsOf(e telemetry.Eligibility) []int64 {
-	return []int64{e.MaxFutureSkew.Microseconds(), int64(e.MinSatellites)}
+	return []int64{e.MaxFutureSkew.Microseconds(), int64(e.MinSatellites), e.MaxPast.Microseconds()}
 }
 
 // ofDevice selects the rows of w's device. The range adds no condition: it

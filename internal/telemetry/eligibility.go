@@ -8,6 +8,7 @@ import "time"
 // exclusion there.
 type Eligibility struct {
 	MaxFutureSkew time.Duration // how far a device clock may be ahead of the stream time
+	MaxPast       time.Duration // how far it may be behind the stream time; 0 is off
 	MinSatellites int           // fewer are no fix; 0 is off
 }
 
@@ -17,12 +18,13 @@ type Exclusion string
 // The exclusions, in the order in which they are looked for.
 const (
 	Eligible Exclusion = ""
-	NoFix    Exclusion = "no_fix" // no position of its own: trackers repeat the last one, with 0 satellites, or send (0, 0)
-	Future   Exclusion = "future" // its clock is too far ahead
+	NoFix    Exclusion = "no_fix"  // no position of its own: trackers repeat the last one, with 0 satellites, or send (0, 0)
+	Future   Exclusion = "future"  // its clock is too far ahead
+	Ancient  Exclusion = "ancient" // it is too far behind: a clock that was never set
 )
 
 // Exclusions returns all reasons.
-func Exclusions() []Exclusion { return []Exclusion{NoFix, Future} }
+func Exclusions() []Exclusion { return []Exclusion{NoFix, Future, Ancient} }
 
 // Of returns why a record takes no part, or Eligible.
 func (e Eligibility) Of(r *Record) Exclusion {
@@ -31,6 +33,8 @@ func (e Eligibility) Of(r *Record) Exclusion {
 		return NoFix
 	case r.TimeUS > r.StreamUS+e.MaxFutureSkew.Microseconds():
 		return Future
+	case e.MaxPast > 0 && r.TimeUS < r.StreamUS-e.MaxPast.Microseconds():
+		return Ancient
 	}
 	return Eligible
 }

@@ -14,7 +14,8 @@ import (
 type Rules struct {
 	Fences         []Fence // all versions in force; those that are invalid are passed over
 	MaxFutureSkew  time.Duration
-	MinSatellites  int // 0 for none
+	MaxPast        time.Duration // 0 for any
+	MinSatellites  int           // 0 for none
 	MaxCrossingGap time.Duration
 	// Faulty reports which rows of positions an operator has marked. Nil means
 	// none.
@@ -26,11 +27,12 @@ func (r *Rules) faulty(device string, timeUS int64) bool {
 }
 
 // eligible reports whether a record takes part in what is derived: it has a
-// place, seen by enough satellites, and its clock is not too far ahead of the
-// stream's.
+// place, seen by enough satellites, and its clock is neither too far ahead of the
+// stream's nor too far behind.
 func (r *Rules) eligible(row *Row) bool {
 	fix := (row.Latitude != 0 || row.Longitude != 0) && int(row.Satellites) >= r.MinSatellites
-	return fix && row.TimeUS-row.IngestedUS <= r.MaxFutureSkew.Microseconds()
+	ahead := row.TimeUS - row.IngestedUS
+	return fix && ahead <= r.MaxFutureSkew.Microseconds() && (r.MaxPast == 0 || -ahead <= r.MaxPast.Microseconds())
 }
 
 // Crossing is a row of timing_records. Its key is Device, FenceID, Kind,

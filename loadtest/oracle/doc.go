@@ -14,7 +14,7 @@
 //     is a replay of. Entries that are no valid record make no row.
 //  3. Crossings are what the eligible records of a device say in the order of
 //     device time: with a place other than (0, 0) and enough satellites, not faulty, not
-//     further ahead of their stream time than the allowed skew.
+//     further ahead of their stream time, nor behind it, than is allowed.
 //  4. Every field is compared: numbers exactly after rounding to the column's
 //     type, attributes by their JSON value with exact numbers. Interpolated
 //     crossings may differ by a microsecond and a billionth of a degree.

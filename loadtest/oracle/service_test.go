@@ -97,7 +97,7 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		var fixes []geofence.Fix
 		for len(rest) > 0 && rest[0].Device == device {
 			row := telemetry.Record{TimeUS: rest[0].TimeUS, StreamUS: rest[0].IngestedUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude, Satellites: rest[0].Satellites}
-			if (telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MinSatellites: rules.MinSatellites}).Of(&row) == telemetry.Eligible {
+			if (telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MaxPast: rules.MaxPast, MinSatellites: rules.MinSatellites}).Of(&row) == telemetry.Eligible {
 				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude})
 			}
 			rest = rest[1:]
