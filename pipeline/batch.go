@@ -18,6 +18,7 @@ type batch struct {
 	parts      []part
 	fresh      []telemetry.Record
 	late       []telemetry.Record
+	rivals     []telemetry.Record // of earlier records of the batch, see protocol.Batch
 	links      []link
 	rules      protocol.Rules
 	crossings  []protocol.Crossing
@@ -67,8 +68,10 @@ type deviceDelta struct {
 
 // link chains the records of a device within a batch, newest first.
 type link struct {
-	prev int32
-	us   int64
+	prev     int32
+	eligible bool // one of the records of this device and time is
+	us       int64
+	digest   uint64 // of the first one
 }
 
 func (b *batch) reset(seq uint64, idempotent bool) {
@@ -76,6 +79,8 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	clear(b.parts)
 	clear(b.fresh)
 	clear(b.late)
+	clear(b.rivals)
+	b.rivals = b.rivals[:0]
 	clear(b.crossings)
 	clear(b.deltas)
 	clear(b.loaded)
@@ -99,12 +104,13 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 		b.deltas = append(b.deltas, deviceDelta{device: d, id: r.DeviceID, base: d.watermark, baseLat: d.lat, baseLon: d.lon, top: never, last: -1})
 	}
 	t := &b.deltas[d.touch]
-	if r.TimeUS <= t.top && b.repeated(t, r.TimeUS) {
-		// Of two records with the same time the first in the stream counts.
-		b.repeats++
-		return
+	if r.TimeUS <= t.top {
+		if earlier := b.earlier(t, r.TimeUS); earlier != nil {
+			b.rival(d, r, eligible, earlier)
+			return
+		}
 	}
-	b.links = append(b.links, link{prev: t.last, us: r.TimeUS})
+	b.links = append(b.links, link{prev: t.last, us: r.TimeUS, eligible: eligible, digest: r.Digest()})
 	t.last = int32(len(b.links) - 1)
 	t.top = max(t.top, r.TimeUS)
 	switch {
@@ -118,7 +124,31 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 			b.cross(t, r)
 		}
 	}
-	if eligible && r.TimeUS > d.watermark {
+	if eligible {
+		d.advance(r)
+	}
+}
+
+// rival places a record with the device and time of an earlier one: of all of them
+// the first eligible one counts, else the first. The transaction decides, since
+// a row may be there already; where no eligible row can be, beyond the watermark,
+// this batch knows.
+func (b *batch) rival(d *device, r *telemetry.Record, eligible bool, earlier *link) {
+	wins := eligible && !earlier.eligible
+	if !wins && r.Digest() == earlier.digest {
+		b.repeats++
+		return
+	}
+	b.rivals = append(b.rivals, *r)
+	if wins {
+		earlier.eligible = true
+		d.advance(r)
+	}
+}
+
+// advance moves the device to a record that is newer than all before it.
+func (d *device) advance(r *telemetry.Record) {
+	if r.TimeUS > d.watermark {
 		d.watermark, d.lat, d.lon = r.TimeUS, r.Latitude, r.Longitude
 	}
 }
@@ -179,13 +209,14 @@ func (b *batch) seal() {
 	b.outOfOrder = b.outOfOrder[:0]
 }
 
-func (b *batch) repeated(t *deviceDelta, us int64) bool {
+// earlier returns the link of the records of a device and time, nil for none.
+func (b *batch) earlier(t *deviceDelta, us int64) *link {
 	for i := t.last; i >= 0; i = b.links[i].prev {
 		if b.links[i].us == us {
-			return true
+			return &b.links[i]
 		}
 	}
-	return false
+	return nil
 }
 
 // without removes the records of some shards from the batch. The links stay:
@@ -196,7 +227,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 			return gone(telemetry.ShardOf(r.DeviceID, shards))
 		})
 	}
-	b.fresh, b.late = other(b.fresh), other(b.late)
+	b.fresh, b.late, b.rivals = other(b.fresh), other(b.late), other(b.rivals)
 	b.loaded = slices.DeleteFunc(b.loaded, func(id string) bool { return gone(telemetry.ShardOf(id, shards)) })
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
 		return gone(telemetry.ShardOf(c.DeviceID, shards))
@@ -221,7 +252,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
-		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Devices: b.loaded, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Rivals: b.rivals, Devices: b.loaded, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
 		Deferred: b.deferred, Resolved: b.resolved, Letters: b.unconfirmed(),
 	}
 }

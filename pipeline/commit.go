@@ -41,7 +41,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		}
 	}()
 	repeat := notApplied
-	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Deferred) == 0 {
+	if len(content.Fresh) == 0 && len(content.Late) == 0 && len(content.Rivals) == 0 && len(content.Deferred) == 0 {
 		if len(content.Letters) == 0 && len(content.Resolved) == 0 && len(content.Applied) == 0 {
 			return c // all its entries were lost: nothing to write
 		}

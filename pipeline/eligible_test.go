@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
@@ -149,4 +151,94 @@ func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
 			t.Logf("%d rows, %d crossings", report.Account.Stored, report.Crossings)
 		})
 	}
+}
+
+// P5: of records with the same device and time the first eligible one is the row,
+// else the first. What loses with other content is listed once, whole.
+func TestP5TheFirstEligibleRecordCounts(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	square := geofence.Fence{
+		ID: "square", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+		Geometry: `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`,
+	}
+	record := func(second int, longitude float64, satellites, priority int) fleet.Message {
+		return fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
+			Latitude: 48.001, Longitude: longitude, Satellites: satellites, Priority: priority,
+			Attributes: []fleet.Attribute{fleet.NumberAttribute("1", longitude)},
+		}
+	}
+	const outside, inside = 10.999, 11.001
+	noFix, first, panics := record(10, outside, 0, 0), record(10, inside, 9, 0), record(10, outside, 9, telemetry.PriorityPanic)
+	for _, tc := range []struct {
+		name      string
+		send      []fleet.Message
+		apart     bool // each in a batch of its own
+		conflicts int
+	}{
+		{"one batch", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, false, 2},
+		{"each by itself", []fleet.Message{record(0, outside, 9, 0), noFix, first, panics, first, noFix, record(20, outside, 9, 0)}, true, 2},
+		{"late", []fleet.Message{record(0, outside, 9, 0), record(20, outside, 9, 0), noFix, first, panics}, true, 2},
+		{"the eligible one first", []fleet.Message{record(0, outside, 9, 0), first, noFix, first, panics, record(20, outside, 9, 0)}, false, 2},
+		{"none eligible", []fleet.Message{noFix, noFix, record(10, outside, 0, 1)}, false, 1},
+		{"duplicates", []fleet.Message{first, first, first}, true, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, b, b.stream+"-"+t.Name())
+			defer w.end()
+			_, err := w.pool.Exec(t.Context(), "truncate processor.conflicts")
+			require.NoError(t, err)
+			_, err = w.editor.Import(t.Context(), []geofence.Fence{square}, "import", true)
+			require.NoError(t, err)
+			m := w.join(0, false)
+			w.keepOwned()
+			require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
+			for n := 1; len(tc.send) > 0; tc.send = tc.send[n:] {
+				if !tc.apart {
+					n = len(tc.send)
+				}
+				w.publish(tc.send[:n])
+				require.NoError(t, w.quiet(20*time.Second))
+			}
+			require.NoError(t, w.judge())
+			require.Equal(t, tc.conflicts, w.count("select count(*) from processor.conflicts"))
+			if tc.conflicts < 2 {
+				return
+			}
+			require.Equal(t, 2, w.count("select count(*) from processor.timing_records"), "into the square and out of it")
+			require.Equal(t, 1, w.count("select count(*) from processor.conflicts where priority = 2 and differs = '{attributes,longitude,priority}' and record ->> 'longitude' = '10.999'"))
+			require.InDelta(t, 1, m.counter(t, "processor_pipeline_conflicts_total", "panic"), 0)
+			show, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules}, "test").Show(t.Context(), first.DeviceID)
+			require.NoError(t, err)
+			require.Equal(t, int64(2), show.Conflicts)
+			require.True(t, show.Recent[1].Conflict)
+			require.False(t, show.Recent[0].Conflict)
+			var id string
+			require.NoError(t, w.pool.QueryRow(t.Context(), "select entry_id from processor.conflicts where priority = 2").Scan(&id))
+			entry, err := telemetry.ParseEntryID(id)
+			require.NoError(t, err)
+			trace, err := store.TraceDevice(t.Context(), w.pool, w.scope(), first.DeviceID, telemetry.ShardOf(first.DeviceID, shards),
+				[]store.TraceQuery{{ID: entry, TimeUS: first.Time.UnixMicro(), Known: true}})
+			require.NoError(t, err)
+			require.Equal(t, []string{"attributes", "longitude", "priority"}, trace.Conflict[entry])
+		})
+	}
+}
+
+// counter returns the counter that has the value as one of its labels.
+func (in *instance) counter(tb testing.TB, name, value string) (sum float64) {
+	tb.Helper()
+	families, err := in.reg.Gather()
+	require.NoError(tb, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetValue() == value {
+					sum += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return sum
 }

@@ -14,6 +14,7 @@ import (
 const (
 	outcomeStored    = "stored"
 	outcomeDuplicate = "duplicate"
+	outcomeConflict  = "conflict"
 	outcomeDeferred  = "deferred"
 	outcomeLost      = "lost"
 
@@ -37,6 +38,7 @@ type metrics struct {
 	acks             prometheus.Counter
 	positions        *prometheus.CounterVec
 	excluded         *prometheus.CounterVec
+	conflicts        *prometheus.CounterVec
 	lastRecord       prometheus.Gauge
 	dispatcher       prometheus.Gauge
 	fenced           prometheus.Counter
@@ -68,7 +70,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	m := &metrics{
 		records: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_records_total",
-			Help: "Entries finished, by outcome: stored, duplicate, deferred (to be tried again), dead_lettered, lost (trimmed while pending).",
+			Help: "Entries finished, by outcome: stored, duplicate, conflict (another record has its device and time), deferred (to be tried again), dead_lettered, lost (trimmed while pending).",
 		}, []string{"outcome"}),
 		latency: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_pipeline_record_latency_seconds",
@@ -97,6 +99,10 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 			Name: "processor_pipeline_excluded_records_total",
 			Help: "Records stored that take no part in state and crossings, by reason: no_fix, future, ancient.",
 		}, []string{"reason"}),
+		conflicts: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_conflicts_total",
+			Help: "Records that lost their device and time to one with other content and were listed in processor.conflicts, by priority: panic, other.",
+		}, []string{"priority"}),
 		lastRecord: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_last_record_timestamp_seconds",
 			Help: "When this instance last committed a record, in seconds since 1970.",
@@ -130,7 +136,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		}),
 		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
 	}
-	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
+	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeConflict, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
 		m.records.WithLabelValues(o)
 	}
 	for _, r := range []string{readOK, readEmpty, readError} {
@@ -138,6 +144,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)
+	}
+	for _, p := range []string{"panic", "other"} {
+		m.conflicts.WithLabelValues(p)
 	}
 	for _, x := range telemetry.Exclusions() {
 		m.excluded.WithLabelValues(string(x))
@@ -196,12 +205,18 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	for i, isNew := range w.Stored {
 		if isNew {
 			stored++
+			if i >= len(b.late) {
+				continue
+			}
 			if x := b.rules.Eligibility.Of(&b.late[i]); x != telemetry.Eligible {
 				m.excluded.WithLabelValues(string(x)).Inc()
 			}
 		}
 	}
-	repeats := len(b.fresh) + len(b.late) - stored + b.repeats
+	m.outcome(outcomeConflict, w.Conflicts)
+	m.conflicts.WithLabelValues("panic").Add(float64(w.NewPanics))
+	m.conflicts.WithLabelValues("other").Add(float64(w.NewConflicts - w.NewPanics))
+	repeats := len(b.fresh) + len(b.late) + len(b.rivals) - stored - w.Conflicts + b.repeats
 	m.outcome(outcomeStored, stored)
 	m.outcome(outcomeDuplicate, repeats)
 	m.positions.WithLabelValues("inserted").Add(float64(stored))

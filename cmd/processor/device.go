@@ -90,6 +90,7 @@ func printDevice(out *cli.Output, d *operator.Device) error {
 	t.Row("deferred", cli.Number(d.Deferred))
 	t.Row("dead letters", cli.OrUnknown(d.DeadLetters))
 	t.Row("dead letters archived", cli.Number(d.Archived))
+	t.Row("conflicts", cli.Number(d.Conflicts))
 	if err := out.Table(t); err != nil {
 		return err
 	}
@@ -102,6 +103,9 @@ func printDevice(out *cli.Output, d *operator.Device) error {
 				remark = "faulty"
 			case p.Excluded != telemetry.Eligible:
 				remark = strings.ReplaceAll(string(p.Excluded), "_", " ")
+			}
+			if p.Conflict {
+				remark = strings.TrimPrefix(remark+", conflict", ", ")
 			}
 			t.Row(clock(p.Time), clock(p.Ingested), p.Latitude, p.Longitude, p.Speed, remark)
 		}

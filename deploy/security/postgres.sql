@@ -18,7 +18,8 @@ revoke all on public.positions from :"role";
 
 grant usage on schema public, processor to :"role";
 
--- Positions are added, read, and removed when a device is erased; never changed.
+-- Positions are added, read, and removed: when a device is erased, and when one that
+-- takes no part has the key of one that does; never changed.
 grant select, insert, delete on public.positions to :"role";
 
 -- What happened is added and read: the trail of changes and the ledger of losses are
@@ -45,6 +46,7 @@ to :"role";
 -- What comes and goes: crossings that late data or an erased device take back, entries
 -- that wait, dead letters on their way, and those of a device that is erased.
 grant select, insert, update, delete on
+  processor.conflicts,
   processor.dead_letters,
   processor.deferred,
   processor.devices,
@@ -55,6 +57,7 @@ to :"role";
 
 -- Retention, which removes and counts what is old, and nothing else.
 grant execute on function processor.expire(text, text, interval, text) to :"role";
+grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
 
 -- processor shards resize: with -v operator=true, for a role that persons use.
 \if :{?operator}

@@ -154,6 +154,16 @@ var mutants = []mutant{
 		"pipeline", "TestOnlyEligibleRecordsCount",
 	},
 	{
+		"the first record holds its time, eligible or not", "internal/store/conflicts.go",
+		"and gives_way\n", "and gives_way and false\n",
+		"pipeline", "TestP5TheFirstEligibleRecordCounts",
+	},
+	{
+		"a flagged row gives way", "internal/store/conflicts.go",
+		" and not w.faulty as gives_way", " as gives_way",
+		"internal/store", "TestAFlaggedRowKeepsItsTime",
+	},
+	{
 		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",
 		"base64.StdEncoding.AppendEncode(d.out, d.octets)", "base64.URLEncoding.AppendEncode(d.out, d.octets)",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",

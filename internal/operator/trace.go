@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/trmtracking/processor/internal/store"
@@ -102,9 +103,12 @@ func whereIs(s *streamadmin.TracedEntry, problem error, rows *store.Trace) (stat
 	later, deferred := rows.Deferred[s.ID]
 	archived, deadLetter := rows.Letters[s.ID]
 	cause, lost := rows.Lost[s.ID]
+	differs, conflict := rows.Conflict[s.ID]
 	switch {
 	case !s.Dispatched:
 		return "in the stream", "not dispatched yet"
+	case conflict:
+		return "conflict", "another record has its device and time; it differs in " + strings.Join(differs, ", ")
 	case s.Pending && rows.Stored[s.ID]:
 		return "stored", "not acknowledged yet, or redelivered to the queue of " + s.On
 	case s.Pending:

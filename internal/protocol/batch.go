@@ -23,10 +23,13 @@ type Batch struct {
 	// two have the same device and time: they may be copied without a conflict
 	// check.
 	Fresh []telemetry.Record
-	// Late records may be stored already. They are inserted in this order, and
-	// the first of a device and time counts. Crossings that the new ones affect
-	// are recomputed in the same transaction.
+	// Late records may be stored already; no two have the same device and time.
+	// Crossings that the new ones affect are recomputed in the same transaction.
 	Late []telemetry.Record
+	// Rivals have the device and time of an earlier record of the batch, with
+	// other content or eligibility, in the order of the stream. Of all records of
+	// a device and time the first eligible one is the row, else the first.
+	Rivals []telemetry.Record
 	// Devices whose state was loaded for this batch, to be registered.
 	Devices []string
 	// Crossings of the fresh records.
@@ -70,9 +73,13 @@ type Fences struct {
 
 // CommitResult is what a committed transaction did.
 type CommitResult struct {
-	// Stored reports for each late record whether it was new. Fresh records
-	// always are.
+	// Stored reports for each late record, and after them each rival, whether it
+	// is a row now that was none before. Fresh records always are.
 	Stored []bool
+	// Conflicts is the number of records that lost to one with other content,
+	// NewConflicts that of those not known before, NewPanics that of panic records
+	// among these.
+	Conflicts, NewConflicts, NewPanics int
 	// Corrected is the number of crossings that late records changed or
 	// removed.
 	Corrected int

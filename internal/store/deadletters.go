@@ -182,6 +182,9 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			if err := sub.SendBatch(ctx, b).Close(); err != nil {
 				return err
 			}
+			if err := settle(ctx, sub, d.scope, records[i:i+1], stored, rules, new(protocol.CommitResult)); err != nil {
+				return err
+			}
 			then := &pgx.Batch{}
 			if rules.Fences.Len() > 0 {
 				list := windows(records[i:i+1], stored, rules)

@@ -256,6 +256,7 @@ type Device struct {
 	Fences     []fenceState    `json:"fences"`
 	Deferred   int64           `json:"deferred"`
 	Archived   int64           `json:"dead_letters_archived"`
+	Conflicts  int64           `json:"conflicts"` // records that lost to the row of their device time
 	Requests   []RequestStatus `json:"requests"`
 }
 
@@ -269,6 +270,7 @@ type Position struct {
 	Faulty    bool      `json:"faulty"`
 	// Excluded is why it takes no part in state; empty if it does.
 	Excluded telemetry.Exclusion `json:"excluded"`
+	Conflict bool                `json:"conflict"` // another record has the same device time and other content
 }
 
 // fenceState is the last timing record of a device and a fence.
@@ -307,7 +309,8 @@ where stream = $1
 		const recent = 5
 		if err := c.newest(func(s span) (bool, error) {
 			const columns = `
-select ts, ingested_at, latitude, longitude, speed, faulty, ` + exclusion + `
+select ts, ingested_at, latitude, longitude, speed, faulty, ` + exclusion + `,
+  exists (select from processor.conflicts c where c.device_id = $2 and c.ts = positions.ts)
 from public.positions
 where device_id = $2
   and device_id between $2 and $2
@@ -315,7 +318,7 @@ where device_id = $2
   and ts < $4`
 			args := c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeOf(s.to))
 			var p Position
-			scan := []any{&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Excluded}
+			scan := []any{&p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Faulty, &p.Excluded, &p.Conflict}
 			if len(out.Recent) < recent {
 				if _, err := ask(columns+" order by ts desc limit 5", args, scan, func() error {
 					out.Recent = append(out.Recent, p)
@@ -347,7 +350,8 @@ order by fence_id, later_ts desc, ordinal desc`, device); err != nil {
 		}
 		if err := tx.QueryRow(ctx, `
 select (select count(*) from processor.deferred where device_id = $1),
-  (select count(*) from processor.dead_letters where device_id = $1)`, device).Scan(&out.Deferred, &out.Archived); err != nil {
+  (select count(*) from processor.dead_letters where device_id = $1),
+  (select count(*) from processor.conflicts where device_id = $1)`, device).Scan(&out.Deferred, &out.Archived, &out.Conflicts); err != nil {
 			return err
 		}
 		out.Requests, err = collect(ctx, tx, scanRequest, "select "+requestColumns+`

@@ -11,7 +11,7 @@ import (
 )
 
 // Retention removes what happened long ago: requests that are over, closed incidents,
-// archived dead letters, audit and losses.
+// archived dead letters, audit, losses and conflicts.
 type Retention struct {
 	pool    *pgxpool.Pool
 	scope   Scope
@@ -43,6 +43,11 @@ func (r *Retention) Expire(ctx context.Context, age time.Duration) (map[string]i
 		}); err != nil {
 			return err
 		}
+		var conflicts int64
+		if err := tx.QueryRow(ctx, "select processor.expire_conflicts($1, $2, $3)", r.scope.Stream, r.scope.Group, age).Scan(&conflicts); err != nil {
+			return err
+		}
+		removed["conflicts"] = conflicts
 		for _, name := range slices.Sorted(maps.Keys(removed)) {
 			if removed[name] == 0 {
 				continue

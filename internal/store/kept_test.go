@@ -183,3 +183,34 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 		}))
 	}
 }
+
+// A row that takes no part gives way to a record that does, and is kept as a
+// conflict; one that somebody has flagged stays, since the flag is its own.
+func TestAFlaggedRowKeepsItsTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	w := store.NewWriter(b.pool, scope, "one", 10*time.Second)
+	late := func(satellites, speed int) protocol.CommitResult {
+		list := records("d", 0, 2)
+		for i := range list {
+			list[i].ID = telemetry.EntryID{Ms: uint64(1000 + speed), Seq: uint64(i)}
+			list[i].Satellites, list[i].Speed = int16(satellites), float32(speed)
+		}
+		batch := b.batch(held, nil)
+		batch.Late, batch.Rules.Eligibility.MinSatellites = list, 1
+		out, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+		return out
+	}
+	first := records("d", 0, 1)[0].Time()
+	require.Equal(t, []bool{true, true}, late(0, 1).Stored)
+	_, err := b.pool.Exec(t.Context(), "update public.positions set faulty = true where ts = $1", first)
+	require.NoError(t, err)
+	require.Equal(t, protocol.CommitResult{Stored: []bool{false, true}, Conflicts: 1, NewConflicts: 2}, late(9, 2))
+	require.Equal(t, protocol.CommitResult{Stored: []bool{false, false}, Conflicts: 1}, late(9, 2), "delivered again")
+	require.Equal(t, protocol.CommitResult{Stored: []bool{false, false}, Conflicts: 1}, late(0, 1), "the one that gave way, too")
+	require.Equal(t, 1, b.count("select count(*) from public.positions where speed = 1 and faulty and ts = $1", first))
+	require.Equal(t, 1, b.count("select count(*) from public.positions where speed = 2 and not faulty"))
+	require.Equal(t, 2, b.count("select count(*) from processor.conflicts where entry_id is not null and differs = '{satellites,speed}'"))
+}

@@ -471,6 +471,7 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 		for _, sql := range []string{
 			`delete from processor.deferred where device_id = $1`,
 			`delete from processor.dead_letters where device_id = $1`,
+			`delete from processor.conflicts where device_id = $1`,
 			`delete from processor.devices where device_id = $1`,
 		} {
 			tag, err := tx.Exec(ctx, sql, device)

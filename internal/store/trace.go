@@ -19,8 +19,9 @@ type Trace struct {
 	Last     *time.Time // newest device time stored
 	Stored   map[telemetry.EntryID]bool
 	Deferred map[telemetry.EntryID]DeferredEntry
-	Letters  map[telemetry.EntryID]string // archived dead letters: class
-	Lost     map[telemetry.EntryID]string // cause, for IDs that a loss's range covers
+	Letters  map[telemetry.EntryID]string   // archived dead letters: class
+	Conflict map[telemetry.EntryID][]string // columns in which it differs from the row
+	Lost     map[telemetry.EntryID]string   // cause, for IDs that a loss's range covers
 }
 
 // DeferredEntry is a deferred entry.
@@ -43,7 +44,7 @@ func TraceDevice(ctx context.Context, pool *pgxpool.Pool, scope Scope, device st
 	const op = "trace the device"
 	t := Trace{
 		Stored: make(map[telemetry.EntryID]bool), Deferred: make(map[telemetry.EntryID]DeferredEntry),
-		Letters: make(map[telemetry.EntryID]string), Lost: make(map[telemetry.EntryID]string),
+		Letters: make(map[telemetry.EntryID]string), Lost: make(map[telemetry.EntryID]string), Conflict: make(map[telemetry.EntryID][]string),
 	}
 	err := pool.QueryRow(ctx, `
 select coalesce(max(s.owner), ''), coalesce(max(s.epoch), 0), coalesce(max(a.member), ''), coalesce(max(p.applied_id), '')
@@ -99,6 +100,22 @@ where device_id = $1
 			}
 			return err
 		}, c.args(device, times)...); err != nil {
+		return t, err
+	}
+	if err := each(`
+select entry_id, differs
+from processor.conflicts
+where stream = $1
+  and group_name = $2
+  and device_id = $3
+  and ts = any ($4)
+  and entry_id = any ($5)`, func(row pgx.CollectableRow) error {
+		var id string
+		var differs []string
+		err := row.Scan(&id, &differs)
+		t.Conflict[byText[id]] = differs
+		return err
+	}, scope.Stream, scope.Group, device, times, ids); err != nil {
 		return t, err
 	}
 	if err := each(`

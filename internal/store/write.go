@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,7 +63,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 		return protocol.CommitResult{}, failure("commit a batch", err)
 	}
 	var c cuts
-	if len(b.Late) > 0 && b.Rules.Fences.Len() > 0 {
+	if len(b.Late)+len(b.Rivals) > 0 && b.Rules.Fences.Len() > 0 {
 		var err error
 		if c, err = w.heaps.now(ctx); err != nil {
 			return protocol.CommitResult{}, failure("commit a batch", notBegun(err))
@@ -87,7 +88,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
-	if len(b.Late) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
+	if len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
 		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
 	}
@@ -102,16 +103,25 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 	if len(b.Crossings) > 0 {
 		queueCrossings(rest, b.Crossings, b.Rules.Fences)
 	}
-	if len(b.Late) > 0 {
-		out.Stored = make([]bool, len(b.Late))
-		queueLate(rest, b.Late, out.Stored)
-		if b.Rules.Fences.Len() > 0 {
-			// What was new is known only now; a later statement sees it.
+	if len(b.Late)+len(b.Rivals) > 0 {
+		if len(b.Late) > 0 {
+			out.Stored = make([]bool, len(b.Late), len(b.Late)+len(b.Rivals))
+			queueLate(rest, b.Late, out.Stored)
+		}
+		// What was new is known only now; a later statement sees it.
+		if rest.Len() > 0 {
 			if err := conn.SendBatch(ctx, rest).Close(); err != nil {
 				return out, err
 			}
 			rest = &pgx.Batch{}
-			list := windows(b.Late, out.Stored, b.Rules)
+		}
+		records := append(slices.Clip(b.Late), b.Rivals...)
+		out.Stored = append(out.Stored, make([]bool, len(b.Rivals))...)
+		if err := settle(ctx, conn, w.scope, records, out.Stored, b.Rules, &out); err != nil {
+			return out, err
+		}
+		if b.Rules.Fences.Len() > 0 {
+			list := windows(records, out.Stored, b.Rules)
 			found, err := tracks(c, list, b.Rules.Eligibility, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
 			if err != nil {
 				return out, err
@@ -190,7 +200,8 @@ func (w *Writer) rollBack(ctx context.Context, conn *pgx.Conn) {
 	}
 }
 
-// lateSQL keeps the order of the arrays: the first of a device and time counts.
+// lateSQL keeps what is there, see settle; of two records of a device and time in
+// the arrays the first is inserted.
 const lateSQL = `
 insert into public.positions (` + positionColumns + `)
 select r.device_id, r.ts, r.ingested_at, r.latitude, r.longitude,
@@ -210,28 +221,14 @@ type key struct {
 }
 
 func queueLate(batch *pgx.Batch, records []telemetry.Record, stored []bool) {
-	n := len(records)
-	var (
-		device, codec, attributes = make([]string, n), make([]string, n), make([]string, n)
-		ts, ingested              = make([]time.Time, n), make([]time.Time, n)
-		lat, lon                  = make([]float64, n), make([]float64, n)
-		alt, angle, speed         = make([]float32, n), make([]float32, n), make([]float32, n)
-		satellites, priority      = make([]int16, n), make([]int16, n)
-	)
-	first := make(map[key]int, n)
+	first := make(map[key]int, len(records))
 	for i := range records {
-		r := &records[i]
-		device[i], codec[i], attributes[i] = r.DeviceID, r.Codec, string(r.Attributes)
-		ts[i], ingested[i] = r.Time(), time.UnixMicro(r.StreamUS).UTC()
-		lat[i], lon[i] = r.Latitude, r.Longitude
-		alt[i], angle[i], speed[i] = r.Altitude, r.Angle, r.Speed
-		satellites[i], priority[i] = r.Satellites, r.Priority
-		k := key{r.DeviceID, r.TimeUS}
+		k := key{records[i].DeviceID, records[i].TimeUS}
 		if _, ok := first[k]; !ok {
 			first[k] = i
 		}
 	}
-	batch.Queue(lateSQL, device, ts, ingested, lat, lon, alt, angle, speed, satellites, priority, codec, attributes).
+	batch.Queue(lateSQL, columnsOf(records)...).
 		Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				var device string

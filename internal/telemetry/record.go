@@ -21,5 +21,8 @@ type Record struct {
 	Attributes []byte // JSON object as stored: big integers are decimal strings, bytes are base64 text
 }
 
+// PriorityPanic is the priority of a record that somebody needs at once.
+const PriorityPanic = 2
+
 // Time returns the device time in UTC.
 func (r *Record) Time() time.Time { return time.UnixMicro(r.TimeUS).UTC() }

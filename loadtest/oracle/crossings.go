@@ -56,6 +56,10 @@ type Crossing struct {
 // ID in bytes, the later fix, time, fence and ordinal.
 func (o *Oracle) Crossings(rules Rules) iter.Seq2[Crossing, error] {
 	return func(yield func(Crossing, error) bool) {
+		if err := o.prefer(rules); err != nil {
+			yield(Crossing{}, err)
+			return
+		}
 		d := newDeriver(rules)
 		device, fixes := uint32(0), []fix(nil)
 		end := func() bool {

@@ -9,8 +9,8 @@
 //     time and stream order and walks over it once. Areas and gates are computed in
 //     rational numbers without rounding, circles from chords on the sphere, the
 //     shard of a device by the specification of xxHash.
-//  2. Of two records with the same device and time the first in stream order
-//     counts. ingested_at is the stream time of that entry, or of the entry it
+//  2. Of two records with the same device and time the first eligible one in
+//     stream order counts, else the first. ingested_at is the stream time of that entry, or of the entry it
 //     is a replay of. Entries that are no valid record make no row.
 //  3. Crossings are what the eligible records of a device say in the order of
 //     device time: with a place other than (0, 0) and enough satellites, not faulty, not

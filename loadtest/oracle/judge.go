@@ -120,6 +120,9 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 	}
 	j := &judge{o: o, seen: seen, revision: map[crossingID]int{}, report: &Report{Counts: map[Kind]int64{}}}
 	j.report.Account.Entries = int64(o.Entries())
+	if err := o.prefer(seen.Rules); err != nil {
+		return nil, err
+	}
 	if err := j.readDeadLetters(); err != nil {
 		return nil, err
 	}

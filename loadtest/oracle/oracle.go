@@ -130,6 +130,35 @@ func (o *Oracle) groups() iter.Seq[[]sentRecord] {
 	}
 }
 
+// prefer puts first, of the records of a device and time, the one that counts:
+// the first eligible one in the order of the stream, else the first.
+func (o *Oracle) prefer(rules Rules) error {
+	for group := range o.groups() {
+		if len(group) == 1 {
+			continue
+		}
+		takesPart := make(map[ID]bool, len(group))
+		for _, r := range group {
+			s, err := o.log.At(r.place)
+			if err != nil {
+				return err
+			}
+			row := rowOf(&s)
+			takesPart[r.id] = rules.eligible(&row)
+		}
+		slices.SortFunc(group, func(a, b sentRecord) int {
+			switch {
+			case takesPart[a.id] && !takesPart[b.id]:
+				return -1
+			case takesPart[b.id] && !takesPart[a.id]:
+				return 1
+			}
+			return a.id.Compare(b.id)
+		})
+	}
+	return nil
+}
+
 // Positions yields the rows that the table positions must hold, ordered by
 // device ID in bytes and device time. The row's ID is the entry it comes from.
 func (o *Oracle) Positions() iter.Seq2[Row, error] {

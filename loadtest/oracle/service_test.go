@@ -77,7 +77,12 @@ func send(t require.TestingT, items []fleet.Item) *run {
 			continue
 		}
 		k := key{record.DeviceID, record.TimeUS}
-		if _, there := table[k]; !there {
+		takesPart := func(row *telemetry.Record) bool {
+			return (telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MaxPast: rules.MaxPast, MinSatellites: rules.MinSatellites}).Of(row) == telemetry.Eligible
+		}
+		old, there := table[k]
+		was := telemetry.Record{TimeUS: old.TimeUS, StreamUS: old.IngestedUS, Latitude: old.Latitude, Longitude: old.Longitude, Satellites: old.Satellites}
+		if !there || takesPart(&record) && !takesPart(&was) {
 			table[k] = oracle.Row{
 				Entry: oracle.ID(id), Device: record.DeviceID, TimeUS: record.TimeUS, IngestedUS: record.StreamUS,
 				Latitude: record.Latitude, Longitude: record.Longitude,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -16,10 +17,11 @@ import (
 
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/migrations"
 )
 
-// migrationNames are the files in migrations, in order.
-var migrationNames = []string{"0001_positions.sql", "0002_processor.sql", "0003_geofences.sql"}
+// migrationNames are those of the files, in their order.
+var migrationNames, _ = fs.Glob(migrations.FS, "*.sql")
 
 // emptyDatabase creates an empty, unmigrated database for one test, in any world.
 func emptyDatabase(tb testing.TB) string {
