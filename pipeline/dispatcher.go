@@ -27,11 +27,17 @@ type dispatcher struct {
 	peers     func() int      // number of other members that can accept entries
 
 	progress *protocol.ProgressTracker
-	polled   time.Time // when the progress of the shards was read last
+	polled   time.Time     // when the progress of the shards was read last
+	ttl      time.Duration // of the dispatch lease: longer than configured while a dispatch takes longer
 
 	wait  *backoff.ExponentialBackOff
 	quiet lograte.Limit
+	late  lograte.Limit
 }
+
+// maxDispatchLease bounds a dispatch lease that is prolonged, and with it for how long
+// nothing is dispatched after its holder died.
+const maxDispatchLease = time.Minute
 
 // run dispatches until ctx ends, and then releases the dispatch lease.
 func (d *dispatcher) run(ctx context.Context) error {
@@ -49,7 +55,9 @@ func (d *dispatcher) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		before := token
 		token = rand.Text()
-		lease, err := d.source.AcquireDispatchLease(ctx, before, token, d.cfg.DispatchLeaseTTL)
+		d.ttl = max(d.ttl, d.cfg.DispatchLeaseTTL)
+		started := time.Now()
+		lease, err := d.source.AcquireDispatchLease(ctx, before, token, d.ttl)
 		switch {
 		case err != nil:
 			// The lease may be held under the new token, the old one, or not at all:
@@ -65,7 +73,7 @@ func (d *dispatcher) run(ctx context.Context) error {
 			d.metrics.dispatcher.Set(0)
 			d.await(ctx, min(lease.Left, d.cfg.DispatchBlock))
 		default:
-			d.runLease(ctx, token, lease)
+			d.runLease(ctx, token, lease, started)
 		}
 	}
 	d.metrics.dispatcher.Set(0)
@@ -84,18 +92,18 @@ func (d *dispatcher) await(ctx context.Context, wait time.Duration) {
 }
 
 // runLease dispatches under one token until an error or until the dispatch lease is lost.
-func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.DispatchLease) {
+func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.DispatchLease, started time.Time) {
 	number := d.table.nextLease(true)
 	d.metrics.dispatcher.Set(1)
 	d.noteGroup(lease)
 	if lease.Moved {
 		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
-	after, pending, renewed, paused := lease.After, lease.Pending, time.Now(), lease.Paused
+	after, pending, renewed, paused := lease.After, lease.Pending, started, lease.Paused
 	for ctx.Err() == nil {
-		if time.Since(renewed) > d.cfg.DispatchLeaseTTL/4 {
+		if time.Since(renewed) > d.ttl/4 {
 			started := time.Now()
-			lease, err := d.source.AcquireDispatchLease(ctx, token, token, d.cfg.DispatchLeaseTTL)
+			lease, err := d.source.AcquireDispatchLease(ctx, token, token, d.ttl)
 			if err != nil {
 				d.logRateLimited(ctx, "renew the dispatch lease", err)
 				return
@@ -135,8 +143,9 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		}
 		known := d.knownEmpty(number, a.Shards)
 		dispatched, err := d.source.Dispatch(ctx, protocol.DispatchRequest{
-			Token: token, TTL: d.cfg.DispatchLeaseTTL, After: after, Notify: d.peers() > 0,
+			Token: token, TTL: d.ttl, After: after, Notify: d.peers() > 0,
 		}, &a)
+		d.fit(time.Since(renewed))
 		if err != nil {
 			// It may have happened. The next lease starts without knowledge of the queues.
 			d.logRateLimited(ctx, "dispatch", err)
@@ -146,6 +155,21 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		renewed, after, pending = started, a.Last, dispatched.Pending
 		d.metrics.arrived(&a)
 		d.bypass(number, &a, known, dispatched.Gone)
+	}
+}
+
+// fit prolongs the dispatch lease while a dispatch, counted from the lease's renewal on,
+// takes longer than it: each would arrive too late, and nothing be dispatched. Members that
+// compete shorten each other's lease to their own; those that are as slow come to the same.
+func (d *dispatcher) fit(took time.Duration) {
+	switch {
+	case took >= d.ttl:
+		d.ttl = max(d.ttl, min(2*took, maxDispatchLease))
+		if d.late.Pass() {
+			d.log.Warn("a dispatch took longer than its lease; the next lease is longer. Redis or the link to it is slow", "took", took, "lease", d.ttl)
+		}
+	case took < d.ttl/2:
+		d.ttl = max(d.cfg.DispatchLeaseTTL, d.ttl-d.ttl/8)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -109,4 +110,48 @@ func TestP9DispatchingPausesWhileNothingAdvances(t *testing.T) {
 	release()
 	b.settled(20*time.Second, 0)
 	require.Equal(t, len(entries), b.count("select count(*) from positions"))
+}
+
+// slowSource takes its time over new entries, as over a slow link.
+type slowSource struct {
+	pipeline.Source
+	read time.Duration
+}
+
+func (s slowSource) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
+	a, err := s.Source.ReadNew(ctx, after, count, block)
+	if len(a.Entries) > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(s.read):
+		}
+	}
+	return a, err
+}
+
+// P7: what takes longer than the dispatch lease is dispatched nevertheless, by one
+// member or by several that compete.
+func TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease(t *testing.T) {
+	t.Parallel()
+	for _, members := range []int{1, 3} {
+		t.Run(fmt.Sprint(members), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			var owner *instance
+			for i := range members {
+				owner = b.start(fmt.Sprint("m", i), func(c *pipeline.Config, d *pipeline.Deps) {
+					c.DispatchLeaseTTL, c.DispatchBlock = 100*time.Millisecond, 20*time.Millisecond
+					d.Source, d.Peers = slowSource{d.Source, 250 * time.Millisecond}, func() int { return members - 1 }
+				})
+			}
+			b.acquireAll(owner)
+			var entries [][]string
+			for i := range 50 { // several reads: they begin small
+				entries = append(entries, at(i, 1))
+			}
+			b.publish(entries...)
+			b.settled(30*time.Second, 0)
+			require.Equal(t, len(entries), b.count("select count(*) from positions"))
+		})
+	}
 }

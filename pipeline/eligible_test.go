@@ -13,7 +13,6 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
-	"github.com/trmtracking/processor/pipeline"
 )
 
 // P5: a record that is not eligible is stored and changes nothing else, however
@@ -136,9 +135,7 @@ func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
 	slices.Reverse(backwards)
 	for name, sent := range map[string][]fleet.Message{"as sent": log, "backwards": backwards} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+t.Name(), func(c *pipeline.Config, _ *pipeline.Deps) {
-				c.DispatchLeaseTTL = 5 * time.Second // a busy machine takes its time over a page
-			})
+			w := newWorld(t, b, b.stream+"-"+t.Name())
 			defer w.end()
 			_, err := w.editor.Import(context.Background(), fences, "import", true)
 			require.NoError(t, err)

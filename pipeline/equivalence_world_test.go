@@ -113,7 +113,7 @@ func (w *world) join(crashAt int64, before bool) *member {
 	}
 	opts := append([]option{func(c *pipeline.Config, d *pipeline.Deps) {
 		c.Eligibility, c.MaxCrossingGap = w.rules, w.gap
-		c.DispatchLeaseTTL, c.DispatchBlock = 200*time.Millisecond, 20*time.Millisecond
+		c.DispatchBlock = 20 * time.Millisecond
 		m.fuse.Sink = d.Sink
 		d.Sink = m.fuse
 	}}, w.opts...)

@@ -164,6 +164,11 @@ var mutants = []mutant{
 		"internal/store", "TestAFlaggedRowKeepsItsTime",
 	},
 	{
+		"a dispatch lease that is too short stays so", "pipeline/dispatcher.go",
+		"d.ttl = max(d.ttl, min(2*took, maxDispatchLease))", "_ = maxDispatchLease",
+		"pipeline", "TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease",
+	},
+	{
 		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",
 		"base64.StdEncoding.AppendEncode(d.out, d.octets)", "base64.URLEncoding.AppendEncode(d.out, d.octets)",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
