@@ -76,7 +76,7 @@ func TestWhatTheAccountsSayIsComparedWithWhatHappened(t *testing.T) {
 func TestChangesOfCrossingsAreCountedAndHaveAReason(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	at := func(s int, lon float64) fleet.Item {
-		return fleet.Item{Message: fleet.Message{DeviceID: "a", Codec: "8", Time: start.Add(time.Duration(s) * time.Second), Latitude: 42.5, Longitude: lon}}
+		return fleet.Item{Message: fleet.Message{DeviceID: "a", Codec: "8", Time: start.Add(time.Duration(s) * time.Second), Latitude: 42.5, Longitude: lon, Satellites: 9}}
 	}
 	later := start.Add(20 * time.Second).UnixMicro()
 	r := send(t, []fleet.Item{at(0, 1), at(20, 2), at(10, 1.5)}) // the one in the middle comes late
