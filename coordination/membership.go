@@ -133,6 +133,10 @@ type lastHeartbeat struct {
 	at time.Time
 }
 
+// steadyAfter is how long Postgres must have answered before a member without
+// sessions counts as ended: a live one asks each second.
+const steadyAfter = 10 * time.Second
+
 // silentFor is how long a member that disappeared without a release is
 // remembered.
 const silentFor = time.Hour
@@ -169,6 +173,7 @@ type Membership struct {
 	lastHeartbeats map[string]lastHeartbeat
 	polled         bool      // at least one poll succeeded
 	sinkDown       time.Time // since when Postgres has not answered; zero while it does
+	sinkFailed     time.Time // when Postgres last did not answer
 	changed        func()    // called when a member came or went
 	peers          atomic.Int32
 }
@@ -460,11 +465,13 @@ func (r *Membership) leave(ctx context.Context) error {
 func (r *Membership) setPostgresUp(ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case ok:
+	if ok {
 		r.sinkDown = time.Time{}
-	case r.sinkDown.IsZero():
-		r.sinkDown = time.Now()
+		return
+	}
+	r.sinkFailed = time.Now()
+	if r.sinkDown.IsZero() {
+		r.sinkDown = r.sinkFailed
 	}
 }
 
@@ -515,6 +522,25 @@ func (r *Membership) rejoined(name string) bool {
 	return slices.ContainsFunc(r.members, func(m Member) bool { return m.Instance == identity && !r.watch.Gone(now, m.Name()) })
 }
 
+// ended reports whether a member's process was seen to end without a release. That it
+// is silent is no evidence: it may be frozen or cut off, or Redis was away. Another
+// process must have its identity, or it left no sessions in Postgres, which it and this
+// member reached.
+func (r *Membership) ended(name string, noSessions bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, last := time.Now(), r.lastHeartbeats[name]
+	if last.Leaving {
+		return false
+	}
+	identity := name[:max(0, strings.LastIndexByte(name, '.'))]
+	replaced := slices.ContainsFunc(r.members, func(m Member) bool {
+		return m.Instance == identity && m.Name() != name && !r.watch.Gone(now, m.Name())
+	})
+	steady := r.sinkDown.IsZero() && now.Sub(r.sinkFailed) >= steadyAfter
+	return replaced || noSessions && steady && last.SinkDown == 0
+}
+
 // owner returns what is known of the owner of a shard.
 func (r *Membership) owner(name string) protocol.OwnerState {
 	r.mu.Lock()
@@ -522,11 +548,10 @@ func (r *Membership) owner(name string) protocol.OwnerState {
 	// Before the first poll every member is unknown, not gone. One that has
 	// been without Postgres for SinkGrace cannot release anything there.
 	gone := r.polled && r.watch.Gone(time.Now(), name)
-	ended := gone && !r.lastHeartbeats[name].Leaving
 	for _, m := range r.members {
 		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
 	}
-	return protocol.OwnerState{Gone: gone, Ended: ended, Leaving: r.watch.Leaving(name)}
+	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name)}
 }
 
 func wakeUp(c chan struct{}) {

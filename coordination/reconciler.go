@@ -26,9 +26,10 @@ type ownership interface {
 	Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error
 }
 
-// Sessions ends the database sessions of a member that does not release.
+// Sessions ends the database sessions of a member that does not release. none reports
+// that it was seen to have none.
 type Sessions interface {
-	End(ctx context.Context, member string) (ended int, err error)
+	End(ctx context.Context, member string) (ended int, none bool, err error)
 }
 
 // Engine runs the shards granted to it.
@@ -192,16 +193,18 @@ func (k *reconciler) pass(ctx context.Context) error {
 		}
 	}
 	var errs []error
+	crashed := make(map[string]bool)
 	for member, shards := range forced {
-		able, err := k.force(ctx, member, shards)
+		able, ended, err := k.force(ctx, member, shards)
+		crashed[member] = ended
 		take, errs = append(take, able...), append(errs, err)
 	}
-	return errors.Join(append(errs, k.acquire(ctx, take, me))...)
+	return errors.Join(append(errs, k.acquire(ctx, take, me, crashed))...)
 }
 
 // force ends the sessions of an owner where that helps, and returns which of its
-// shards can be acquired then.
-func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, err error) {
+// shards can be acquired then, and whether its process was seen to end.
+func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, crashed bool, err error) {
 	owner := k.membership.owner(member)
 	if able = shards; !owner.Gone {
 		able = nil
@@ -209,7 +212,7 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 			err := k.shards.Lockable(ctx, s.Shard, member)
 			by, blocked := protocol.BlockedBy(err)
 			if err != nil && !blocked {
-				return nil, err
+				return nil, false, err
 			}
 			switch {
 			case !protocol.ForceHelps(owner, member, blocked, by):
@@ -222,18 +225,19 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 		}
 	}
 	if len(able) == 0 {
-		return nil, nil
+		return nil, false, nil
 	}
-	ended, err := k.sessions.End(ctx, member)
+	ended, none, err := k.sessions.End(ctx, member)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	args := []any{"member", member, "count", ended}
+	crashed = k.membership.ended(member, none)
+	args := []any{"member", member, "count", ended, "crashed", crashed}
 	if last, _ := k.membership.silent(member); last.Host != "" {
 		args = append(args, "host", last.Host, "pid", last.PID)
 	}
 	k.log.Info("force-acquired shards from a dead member", args...)
-	return able, nil
+	return able, crashed, nil
 }
 
 // Blocked says that the row of a shard is locked by another session, and by whom.
@@ -308,8 +312,8 @@ func (k *reconciler) forgetWait(shard int) {
 }
 
 // acquire raises the epochs of shards, redelivers what Postgres may have lost,
-// and grants them to the engine.
-func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string) error {
+// and grants them to the engine. crashed are the owners that were seen to end.
+func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string, crashed map[string]bool) error {
 	if len(shards) == 0 {
 		return nil
 	}
@@ -320,7 +324,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 	for i, s := range shards {
 		g.Go(func() error {
 			alive := s.Owner
-			if k.membership.owner(s.Owner).Ended {
+			if crashed[s.Owner] {
 				alive = ""
 			}
 			t, err := k.shards.Acquire(gctx, s.Shard, me, alive)

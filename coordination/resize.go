@@ -44,7 +44,7 @@ type Resize struct {
 	// Members returns the live members.
 	Members func(ctx context.Context) ([]Member, error)
 	// End ends the database sessions of an owner that did not release.
-	End func(ctx context.Context, member string) (int, error)
+	End func(ctx context.Context, member string) (ended int, none bool, err error)
 	// OnProgress is called with what Resize waits for, whenever that changes.
 	OnProgress func(waiting string)
 	Operator   string
@@ -162,7 +162,7 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 	for _, s := range list {
 		if s.Owner != "" && !ended[s.Owner] {
 			ended[s.Owner] = true
-			if _, err := r.End(ctx, s.Owner); err != nil {
+			if _, _, err := r.End(ctx, s.Owner); err != nil {
 				return err
 			}
 		}

@@ -87,6 +87,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	require.Less(t, time.Since(began), 6*time.Second)
 	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
 	require.Positive(t, other.value("processor_coordination_shards_force_acquired_total"))
+	require.Zero(t, b.count("select count(*) from processor.shards where crash_count > 0 or max_in_flight is not null"), "its process did not end")
 	b.awaitOpen(1, protocol.SilentMember, silent.name())
 	require.Equal(t, 1, b.count(`
 select count(*) from processor.incidents

@@ -102,6 +102,7 @@ create table if not exists processor.assignments (
   member text,
   term bigint not null default 0,
   assigned_at timestamptz not null default now(),
+  owner_alive_at timestamptz,
   primary key (stream, group_name, shard)
 );
 
@@ -119,6 +120,8 @@ comment on column processor.assignments.term is
   'Term of the leader that assigned it.';
 comment on column processor.assignments.assigned_at is
   'When the assignment last changed.';
+comment on column processor.assignments.owner_alive_at is
+  'When an owner that had not released the shard last had sessions, which were ended: its process was alive. Null if there was none.';
 
 create table if not exists processor.leader (
   stream text not null,

@@ -112,7 +112,7 @@ func (f *Fleet) claimShards(ctx context.Context, pinned store.FleetSettings, c C
 				continue
 			}
 			ended[s.Owner] = true
-			n, err := sessions.End(ctx, s.Owner)
+			n, _, err := sessions.End(ctx, s.Owner)
 			if err != nil {
 				return r, err
 			}

@@ -50,7 +50,6 @@ func (a Action) String() string {
 // OwnerState is what is known of a shard's current owner.
 type OwnerState struct {
 	Gone    bool // it will not release anything any more
-	Ended   bool // its process was seen to end, unintentionally
 	Leaving bool // it is shutting down, and may use its whole drain
 	Waited  time.Duration
 }

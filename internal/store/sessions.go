@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -19,19 +20,66 @@ func NewSessions(pool *pgxpool.Pool, timeout time.Duration) *Sessions {
 	return &Sessions{pool: pool, timeout: timeout}
 }
 
+// sessionsAfter is how long the server must be up before a member without sessions
+// counts as gone: live ones have theirs again by then.
+const sessionsAfter = 10 * time.Second
+
 // End ends the Postgres sessions of a member that does not release its shards.
 // No timeout of the server covers a client frozen in the middle of a COPY,
 // whose uncommitted keys would block its successor.
-func (s *Sessions) End(ctx context.Context, member string) (ended int, err error) {
+//
+// A kernel closes the sessions of a process that ended. none reports that there were
+// none, in a server that has been up for long enough to tell. If there were some, the
+// process was alive, which is written down for successors that come later.
+func (s *Sessions) End(ctx context.Context, member string) (ended int, none bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err = s.pool.QueryRow(ctx, `
-select count(*) filter (where pg_terminate_backend(pid))
-from pg_stat_activity
-where application_name = $1
-  and pid <> pg_backend_pid()
-  and usename = current_user`, ApplicationName(member)).Scan(&ended)
-	return ended, failure(fmt.Sprintf("end the sessions of %s", member), err)
+	// One successor at a time, so that none finds the sessions gone before it is
+	// written down that they were there.
+	b := &pgx.Batch{}
+	b.Queue("select pg_advisory_xact_lock(hashtextextended($1, 0))", ApplicationName(member))
+	// A row of assignments that somebody has locked must not hold up a take-over.
+	b.Queue(`
+with sessions as materialized (
+  select pid, usename
+  from pg_stat_activity
+  where application_name = $1
+    and pid <> pg_backend_pid()
+),
+lost as materialized (
+  select a.stream, a.group_name, a.shard
+  from processor.assignments a
+  join processor.shards s using (stream, group_name, shard)
+  where s.owner = $2
+    and exists (
+      select
+      from sessions
+    )
+  for update of a skip locked
+),
+marked as (
+  update processor.assignments a
+  set owner_alive_at = clock_timestamp()
+  from lost
+  where a.stream = lost.stream
+    and a.group_name = lost.group_name
+    and a.shard = lost.shard
+)
+select count(*) filter (where case when usename = current_user then pg_terminate_backend(pid) end),
+  count(*) = 0
+    and pg_postmaster_start_time() < now() - $3::interval
+    and not exists (
+      select
+      from processor.assignments a
+      join processor.shards s using (stream, group_name, shard)
+      where s.owner = $2
+        and a.owner_alive_at >= s.owner_since
+    )
+from sessions`, ApplicationName(member), member, sessionsAfter).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&ended, &none)
+	})
+	err = s.pool.SendBatch(ctx, b).Close()
+	return ended, none, failure(fmt.Sprintf("end the sessions of %s", member), err)
 }
 
 // Ping checks that Postgres answers and accepts writes.

@@ -91,8 +91,9 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 // Acquire makes member the owner of a shard that is assigned to it, and raises
 // the epoch, which fences every transaction begun before. It waits for a commit
 // of the current owner that is in progress, so that its rows are visible
-// afterwards, but for no longer than ShardLockWait: then it fails as Blocked. alive is an owner whose process was not seen to end, "" for none:
-// its loss of the shard causes no quarantine.
+// afterwards, but for no longer than ShardLockWait: then it fails as Blocked. alive is
+// an owner whose process was not seen to end, "" for none: its loss of the shard
+// causes no quarantine.
 func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (protocol.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()

@@ -273,7 +273,7 @@ func TestP8OnlyTheSessionsOfTheMemberEnd(t *testing.T) {
 	conn.Conn().PgConn().Frontend().SendQuery(&pgproto3.Query{String: "copy positions (device_id) from stdin"})
 	require.NoError(t, conn.Conn().PgConn().Frontend().Flush())
 
-	n, err := store.NewSessions(b.pool, 5*time.Second).End(ctx, "frozen.1")
+	n, _, err := store.NewSessions(b.pool, 5*time.Second).End(ctx, "frozen.1")
 	require.NoError(t, err)
 	require.Positive(t, n)
 	testenv.Wait(t, 5*time.Second, func() error {
