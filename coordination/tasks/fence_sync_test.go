@@ -241,3 +241,32 @@ func TestTwoLeadersOfThePlatformsFencesAreHarmless(t *testing.T) {
 	require.Equal(t, 2, p.count(ever), "each version once")
 	require.Equal(t, fenceShards, p.count(waiting), "and its recompute once")
 }
+
+// A fence that changes at every reading, faster than the owners derive anew: one
+// request a shard waits for all changes, and once it stops nothing is left to do.
+func TestAFenceThatChangesAllTheTimeConverges(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	l := p.leads("one", zonesQuery, time.Minute)
+	const (
+		rounds = 20
+		open   = "select count(*) from processor.requests where state in ('waiting', 'running')"
+		first  = " where id = (select min(id) from processor.requests where state = "
+	)
+	require.NoError(t, l.do())
+	for i := range rounds {
+		p.zone("yard", 22+i%5)
+		require.NoError(t, l.do())
+		require.Equal(t, fenceShards, p.count(waiting), "round %d", i)
+		p.sql("update processor.requests set state = 'done', finished_at = now()" + first + "'running')")
+		p.sql("update processor.requests set state = 'running'" + first + "'waiting')")
+	}
+	require.Equal(t, rounds+1, p.count("select count(*) from processor.geofences where id = 'yard'"))
+	require.Equal(t, fenceShards+rounds-1, p.count("select count(*) from processor.requests"), "one for each that had begun")
+	for range 2 {
+		require.NoError(t, l.do())
+		p.sql("update processor.requests set state = 'done', finished_at = now() where state in ('waiting', 'running')")
+	}
+	require.Zero(t, p.count(open))
+	require.Equal(t, fenceShards+rounds-1, p.count("select count(*) from processor.requests"))
+}
