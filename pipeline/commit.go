@@ -94,7 +94,9 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 		return ctx.Err()
 	}
 	v := dispositionOf(c.err)
-	w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
+	if v != setAside { // which says so itself, once a shard
+		w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
+	}
 	if isTooMuch(c.err) {
 		w.weigh(&c)
 		if w.slow[c.shard] == nil || !c.apart {
@@ -120,6 +122,9 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 		lost := lostShards(c.err, c.batch)
 		w.giveUp(c.batch, lost, shardFenced)
 		return w.redo(ctx, c.batch, false)
+	case setAside:
+		w.setAside(c.batch, lostShards(c.err, c.batch))
+		return w.redo(ctx, c.batch, false)
 	default:
 		c.batch.culprit = culprit(c.err, c.batch)
 		return w.redo(ctx, c.batch, v == bisect)
@@ -135,7 +140,7 @@ func culprit(err error, b *batch) telemetry.EntryID {
 	return telemetry.EntryID{}
 }
 
-// lostShards returns the shards of a batch that a fence named; all if it named none.
+// lostShards returns the shards of a batch that a failure named; all if it named none.
 func lostShards(err error, b *batch) map[int]bool {
 	lost := make(map[int]bool)
 	if f, ok := errors.AsType[*protocol.Failure](err); ok {
@@ -155,6 +160,27 @@ func lostShards(err error, b *batch) map[int]bool {
 // everything computed on top of it, and notifies coordination. A shard granted
 // again since then depends on nothing of the batch and continues.
 func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
+	w.dropWork(b, named, func(p part) {
+		if w.table.dropGrant(p.shard, p.grant) {
+			w.lost(ShardLost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
+		}
+	})
+}
+
+// setAside drops shards of a batch whose rows another session has locked, together
+// with everything computed on top of it. They stay ours, and their queues are read
+// again after a pause: meanwhile neither other shards nor a release wait for the lock.
+func (w *worker) setAside(b *batch, locked map[int]bool) {
+	w.dropWork(b, locked, func(p part) {
+		if w.table.restartLocked(p.shard, p.grant) {
+			w.log.Warn("shard set aside: another session has its row locked, will retry", "shard", p.shard)
+		}
+	})
+}
+
+// dropWork drops shards of a batch, all if none are named, and everything computed
+// on top of it, and calls end for each that was current.
+func (w *worker) dropWork(b *batch, named map[int]bool, end func(p part)) {
 	dropped, gone := make(map[int]bool), make(map[int]bool)
 	for _, p := range b.parts {
 		if named != nil && !named[p.shard] || dropped[p.shard] {
@@ -167,9 +193,7 @@ func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 		gone[p.shard] = true
 		delete(w.owned, p.shard)
 		w.state.invalidate(p.shard)
-		if w.table.dropGrant(p.shard, p.grant) {
-			w.lost(ShardLost{Shard: p.shard, Epoch: p.epoch, Cause: cause})
-		}
+		end(p)
 	}
 	w.current.without(func(shard int) bool { return gone[shard] }, w.cfg.Shards)
 	b.without(func(shard int) bool { return dropped[shard] }, w.cfg.Shards)
@@ -297,6 +321,9 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 	case dropFenced:
 		w.metrics.fenced.Inc()
 		w.giveUp(b, lostShards(outcome, b), shardFenced)
+		return nil
+	case setAside:
+		w.setAside(b, lostShards(outcome, b))
 		return nil
 	default:
 	}

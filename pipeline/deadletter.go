@@ -193,7 +193,8 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	return left, nil
 }
 
-// refusedPause is how long a shard waits after a full Redis refused its dead letter.
+// refusedPause is how long a shard waits after a full Redis refused its dead letter, or
+// its row was locked.
 const refusedPause = 2 * time.Second
 
 // isFull reports whether Redis refused to store anything more.

@@ -74,7 +74,7 @@ func TestP3AShardIsHandedOverWithNothingUnderWay(t *testing.T) {
 	b := newBench(t)
 	in := b.start("one")
 	b.acquireAll(in)
-	release := b.hold("true")
+	release := b.holdCommits()
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	b.publish(at(1, 1), at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {

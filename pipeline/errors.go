@@ -23,6 +23,9 @@ const (
 	reacquire
 	// dropFenced: another member owns the shards named.
 	dropFenced
+	// setAside: another session has the rows of the shards named locked. Their work
+	// is dropped and read again after a pause, so that nothing else waits for the lock.
+	setAside
 	// recompute: not applied, and this batch never will be; apply its entries
 	// again on fresh state, all by the idempotent path.
 	recompute
@@ -43,6 +46,9 @@ func dispositionOf(err error) disposition {
 	}
 	switch f.Kind {
 	case protocol.Unavailable:
+		if f.Blocked && len(f.Shards) > 0 {
+			return setAside
+		}
 		return retrySame
 	case protocol.Fenced:
 		return dropFenced

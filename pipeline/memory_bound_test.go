@@ -35,7 +35,7 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 	b.publish(large(0))
 	b.settled(10*time.Second, 0)
 
-	release := b.hold("true")
+	release := b.holdCommits()
 	var entries [][]string
 	for i := range 2 * devices {
 		entries = append(entries, large(1+i))

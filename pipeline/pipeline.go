@@ -218,6 +218,20 @@ func (p *Pipeline) Owned(shard int) (epoch int64, applied telemetry.EntryID, ok 
 	return s.epoch, s.applied, s.owned
 }
 
+// Locked returns the owned shards, ascending, whose rows another session had locked
+// when they were to commit last.
+func (p *Pipeline) Locked() []int {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	var locked []int
+	for shard := range p.table.slots {
+		if s := &p.table.slots[shard]; s.owned && s.locked {
+			locked = append(locked, shard)
+		}
+	}
+	return locked
+}
+
 // InFlight returns the number of entries in memory that are not finished.
 func (p *Pipeline) InFlight() int {
 	p.table.mu.Lock()

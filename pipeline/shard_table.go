@@ -45,6 +45,7 @@ type slot struct {
 	due      bool // the queue may hold entries: read it
 	// notBefore is when a queue that is due may be read again.
 	notBefore time.Time
+	locked    bool // the last commit found the row of the shard locked
 	epoch     int64
 	token     string
 	grant     uint64 // counts grants and drops, so that work of an earlier grant is recognised
@@ -98,7 +99,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
-	s.token, s.notBefore = h.Token, time.Time{}
+	s.token, s.notBefore, s.locked = h.Token, time.Time{}, false
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine})
@@ -178,6 +179,16 @@ func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 	ring(t.wake)
 }
 
+// restartLocked restarts a shard whose row is locked, and reports whether that is news.
+func (t *table) restartLocked(shard int, grant uint64) (news bool) {
+	t.restart(shard, grant, time.Now().Add(refusedPause))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	news, s.locked = s.owned && !s.locked, s.owned
+	return news
+}
+
 // stop ends intake for a shard. The channel returned is closed when none of it
 // is in flight.
 func (t *table) stop(shard int) <-chan struct{} {
@@ -204,6 +215,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 		return
 	}
 	t.finished += uint64(n)
+	s.locked = false
 	s.queue.Done(n)
 	s.records -= n
 	s.bytes -= bytes

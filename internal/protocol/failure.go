@@ -64,7 +64,7 @@ func (k FailureKind) String() string {
 type Failure struct {
 	Kind   FailureKind
 	Code   string // the server's own code, for logs: an SQLSTATE or Redis' error prefix
-	Shards []int  // for Fenced: the shards that were lost; none if the server did not say
+	Shards []int  // for Fenced: the shards that were lost; for Blocked: those whose rows are locked; none if the server did not say
 	Field  string // for Rejected: the column or constraint at fault; "" if the server did not say
 	Row    int    // for Rejected: the number of the fresh record at fault, from 1; 0 if unknown
 	// Message is what the server said, without context; "" if it said nothing.

@@ -13,9 +13,9 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// ShardLockWait is how long the acquisition of a shard waits for the row of the
-// shard. It is much more than a commit takes, and short, because a pass over all
-// shards includes it.
+// ShardLockWait is how long the acquisition of a shard, and a commit, waits for the
+// row of a shard. It is much more than a commit takes, and short, because other
+// shards wait meanwhile: those of the pass, and those of the same worker.
 const ShardLockWait = 500 * time.Millisecond
 
 // waitBriefly bounds every wait for a lock in a transaction to ShardLockWait, and to

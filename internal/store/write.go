@@ -54,7 +54,8 @@ func (w *Writer) Generation() uint64 {
 
 // Write commits one batch in one transaction that ends with the epoch check.
 // After an error of kind Unknown it may have been committed; after any other,
-// nothing was.
+// nothing was. One that is Blocked names the shards whose rows another session has
+// locked, none if that is not what it waited for.
 func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
@@ -81,16 +82,52 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 	out, err := w.write(ctx, conn.Conn(), c, b)
 	if err != nil {
 		w.rollBack(ctx, conn.Conn())
-		return protocol.CommitResult{}, failure("commit a batch", err)
+		err = failure("commit a batch", err)
+		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Blocked {
+			f.Shards = w.lockedShards(ctx, conn.Conn(), b.Leases)
+		}
+		return protocol.CommitResult{}, err
 	}
 	return out, nil
+}
+
+// lockWait is how long a commit waits for the rows of its shards.
+func (w *Writer) lockWait() int64 { return min(ShardLockWait, w.timeout/4).Milliseconds() }
+
+// lockedShards returns those shards whose rows another session has locked, none if
+// that is not known. The caller's transaction has ended.
+func (w *Writer) lockedShards(ctx context.Context, conn *pgx.Conn, held []protocol.ShardLease) (locked []int) {
+	shards := make([]int32, len(held))
+	for i, h := range held {
+		shards[i] = int32(h.Shard)
+	}
+	rows, err := conn.Query(ctx, `
+select shard
+from processor.shards
+where stream = $1
+  and group_name = $2
+  and shard = any ($3)
+for share skip locked`, w.scope.Stream, w.scope.Group, shards)
+	if err != nil {
+		return nil
+	}
+	free, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return nil
+	}
+	for _, shard := range shards {
+		if !slices.Contains(free, shard) {
+			locked = append(locked, int(shard))
+		}
+	}
+	return locked
 }
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
 	if len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
-		return out, w.copy(ctx, conn.PgConn(), b.Fresh, "; select "+w.checks(b)+"; commit", "COMMIT")
+		return out, w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
 	}
 	rest := &pgx.Batch{}
 	if len(b.Fresh) > 0 || len(b.Letters) > 0 { // even of nothing: where positions takes no statement, no row is at fault
@@ -143,6 +180,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 	if len(b.Applied) > 0 {
 		w.queueApplied(rest, b.Applied)
 	}
+	rest.Queue("select set_config('lock_timeout', $1, true)", strconv.FormatInt(w.lockWait(), 10))
 	rest.Queue("select processor.check_fences($1)", b.Rules.Fences.Version)
 	w.queueFence(rest, b.Leases)
 	rest.Queue("commit").Exec(committed)
