@@ -101,6 +101,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, stream: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
 	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
+	membership.rowLocks = f.reconciler.RowLocks
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, store: deps.Terms, stream: deps.Stream,
 		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once

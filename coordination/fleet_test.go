@@ -31,7 +31,8 @@ type engine struct {
 	mu      sync.Mutex
 	epochs  map[int]int64
 	tokens  map[int]string
-	busy    bool // a stopped shard never drains
+	busy    bool                 // a stopped shard never drains
+	givesUp func(shard int) bool // right after it was granted
 	drops   int
 	rewinds int
 }
@@ -44,8 +45,13 @@ func (e *engine) Grant(h protocol.ShardLease) error {
 		e.tokens = make(map[int]string)
 	}
 	e.tokens[h.Shard] = h.Token
+	if e.givesUp != nil && e.givesUp(h.Shard) {
+		delete(e.epochs, h.Shard)
+	}
 	return nil
 }
+
+func (*engine) Locked() []int { return nil }
 
 // token returns the owner token of a shard.
 func (e *engine) token(shard int) string {

@@ -61,8 +61,20 @@ func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
 		return nil
 	})
 	require.NoError(t, first.Ready(), "a lock is no outage")
+	told := func(want int) {
+		testenv.Wait(t, 10*time.Second, func() error {
+			for _, m := range first.membership.Members() {
+				if len(m.RowLocks) != want || want > 0 && (m.RowLocks[0].Shard != 5 || len(m.RowLocks[0].By) != 1 || m.RowLocks[0].Since.IsZero()) {
+					return fmt.Errorf("the heartbeat tells of %+v", m.RowLocks)
+				}
+			}
+			return nil
+		})
+	}
+	told(1)
 	unlock()
 	b.await([]int{shards}, first)
+	told(0)
 }
 
 // A lock is nothing that another member could cure: nobody's sessions end, and

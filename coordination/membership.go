@@ -35,24 +35,25 @@ var (
 
 // Member is a heartbeat: what a member reports of itself.
 type Member struct {
-	Instance      string            `json:"instance"`
-	Incarnation   string            `json:"incarnation"`
-	Number        uint64            `json:"number"`
-	Version       string            `json:"version"`
-	Protocol      int               `json:"protocol"`
-	Host          string            `json:"host"`
-	PID           int               `json:"pid"`
-	Started       time.Time         `json:"started"`
-	Leaving       bool              `json:"leaving"`
-	SinkDown      time.Duration     `json:"sink_down_ns"`
-	InFlight      int               `json:"in_flight"`
-	Progress      uint64            `json:"progress"`
-	CallsReturned uint64            `json:"calls_returned"`
-	Blocked       bool              `json:"blocked,omitempty"` // its last commit met a lock of another session
-	Shards        []int             `json:"shards"`
-	Database      string            `json:"database,omitempty"` // identity of its database
-	Postgres      string            `json:"postgres,omitempty"` // and address
-	Refusal       *protocol.Refusal `json:"refusal,omitempty"`  // why Postgres rejects rows that are not at fault
+	Instance      string             `json:"instance"`
+	Incarnation   string             `json:"incarnation"`
+	Number        uint64             `json:"number"`
+	Version       string             `json:"version"`
+	Protocol      int                `json:"protocol"`
+	Host          string             `json:"host"`
+	PID           int                `json:"pid"`
+	Started       time.Time          `json:"started"`
+	Leaving       bool               `json:"leaving"`
+	SinkDown      time.Duration      `json:"sink_down_ns"`
+	InFlight      int                `json:"in_flight"`
+	Progress      uint64             `json:"progress"`
+	CallsReturned uint64             `json:"calls_returned"`
+	Blocked       bool               `json:"blocked,omitempty"` // its last commit met a lock of another session
+	Shards        []int              `json:"shards"`
+	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"` // which its shards wait for, the first ones
+	Database      string             `json:"database,omitempty"`  // identity of its database
+	Postgres      string             `json:"postgres,omitempty"`  // and address
+	Refusal       *protocol.Refusal  `json:"refusal,omitempty"`   // why Postgres rejects rows that are not at fault
 	Usage
 }
 
@@ -164,7 +165,8 @@ type Membership struct {
 
 	serverChanged atomic.Bool // since the last poll: the others could not beat either
 
-	check func(ctx context.Context) error // verifies that the same server answers; set before Run
+	rowLocks func() []protocol.RowLock       // which shards wait for; set before Run
+	check    func(ctx context.Context) error // verifies that the same server answers; set before Run
 
 	mu             sync.Mutex
 	self           Member                    // written by beat, read everywhere
@@ -189,7 +191,7 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 	}
 	r := &Membership{
 		cfg: cfg, client: client, keys: keys, workStatus: workStatus, log: log.With("component", "membership"),
-		wake: make(chan struct{}, 1), changed: func() {}, check: func(context.Context) error { return nil },
+		wake: make(chan struct{}, 1), changed: func() {}, rowLocks: func() []protocol.RowLock { return nil }, check: func(context.Context) error { return nil },
 		lastHeartbeats: make(map[string]lastHeartbeat),
 		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
@@ -349,12 +351,15 @@ func (r *Membership) eligibleKey() string {
 	return fmt.Sprint(r.watch.Eligible(time.Now()))
 }
 
+// rowLocksTold bounds the locks in a heartbeat, since each carries a query.
+const rowLocksTold = 16
+
 func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
-	v := r.workStatus()
+	v, locks := r.workStatus(), r.rowLocks()
 	r.mu.Lock()
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
-	r.self.Blocked = v.Blocked
+	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
 	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
 	r.self.SinkDown = 0
 	if !r.sinkDown.IsZero() {

@@ -6,18 +6,19 @@ import (
 )
 
 type metrics struct {
-	leader         prometheus.Gauge
-	terms          prometheus.Counter
-	renewals       *prometheus.CounterVec
-	acquired       prometheus.Counter
-	forceAcquired  prometheus.Counter
-	released       prometheus.Counter
-	lost           prometheus.Counter
-	redelivered    prometheus.Counter
-	claimed        prometheus.Counter
-	losses         prometheus.Counter
-	acquireSeconds prometheus.Histogram
-	handoffSeconds prometheus.Histogram
+	leader              prometheus.Gauge
+	terms               prometheus.Counter
+	renewals            *prometheus.CounterVec
+	acquired            prometheus.Counter
+	forceAcquired       prometheus.Counter
+	released            prometheus.Counter
+	lost                prometheus.Counter
+	acquisitionsDelayed prometheus.Counter
+	redelivered         prometheus.Counter
+	claimed             prometheus.Counter
+	losses              prometheus.Counter
+	acquireSeconds      prometheus.Histogram
+	handoffSeconds      prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -34,13 +35,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		renewals: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_lease_renewals_total", Help: "Renewals of the leader's lock, by result.",
 		}, []string{"result"}),
-		acquired:      counter("processor_coordination_shards_acquired_total", "Shards acquired."),
-		forceAcquired: counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),
-		released:      counter("processor_coordination_shards_released_total", "Shards released."),
-		lost:          counter("processor_coordination_shards_lost_total", "Shards lost to another member."),
-		redelivered:   counter("processor_coordination_redelivered_entries_total", "Entries redelivered because their commit is unconfirmed."),
-		claimed:       counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
-		losses:        counter("processor_coordination_lost_entries_total", "Entries recorded as lost in the ledger."),
+		acquired:            counter("processor_coordination_shards_acquired_total", "Shards acquired."),
+		forceAcquired:       counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),
+		released:            counter("processor_coordination_shards_released_total", "Shards released."),
+		lost:                counter("processor_coordination_shards_lost_total", "Shards lost to another member."),
+		acquisitionsDelayed: counter("processor_coordination_acquisitions_delayed_total", "Passes that put off a shard given up again and again."),
+		redelivered:         counter("processor_coordination_redelivered_entries_total", "Entries redelivered because their commit is unconfirmed."),
+		claimed:             counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
+		losses:              counter("processor_coordination_lost_entries_total", "Entries recorded as lost in the ledger."),
 		acquireSeconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_shard_acquire_duration_seconds", Help: "Time to acquire the shards of one pass.", Buckets: seconds,
 		}),

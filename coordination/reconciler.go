@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,6 +39,8 @@ type Engine interface {
 	Stop(shard int) <-chan struct{}
 	Drop(shard int)
 	Owned(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
+	// Locked returns the owned shards whose work waits for a lock of their rows.
+	Locked() []int
 	// Abandon gives up all shards; the reconciler acquires them again.
 	Abandon()
 }
@@ -63,11 +66,12 @@ type reconciler struct {
 	wake       chan struct{} // size one, coalesced
 
 	mu              sync.Mutex
-	awaitingRelease map[int]time.Time // since when a shard waits for its owner's release; under mu
-	releasing       map[int]bool      // shards being handed over; under mu
-	owned           map[int]int64     // epochs of shards acquired, granted or about to be; under mu
-	blocked         map[int]Blocked   // shards whose rows another session has locked; under mu
-	tasks           sync.WaitGroup    // hand-overs in progress and the raising of the mark; Run waits for them
+	awaitingRelease map[int]time.Time        // since when a shard waits for its owner's release; under mu
+	releasing       map[int]bool             // shards being handed over; under mu
+	owned           map[int]int64            // epochs of shards acquired, granted or about to be; under mu
+	blocked         map[int]protocol.RowLock // shards whose rows another session has locked; under mu
+	reacquired      map[int]reacquisition    // shards that this member had to acquire again; under mu
+	tasks           sync.WaitGroup           // hand-overs in progress and the raising of the mark; Run waits for them
 }
 
 // newReconciler returns a reconciler that owns nothing yet.
@@ -77,7 +81,7 @@ func newReconciler(cfg Config, membership *Membership, shards ownership, session
 	return &reconciler{
 		cfg: cfg, membership: membership, shards: shards, sessions: sessions, stream: stream, engine: engine, ledger: ledger,
 		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
-		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]Blocked),
+		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]protocol.RowLock), reacquired: make(map[int]reacquisition),
 	}
 }
 
@@ -88,6 +92,7 @@ func (k *reconciler) Wake() { wakeUp(k.wake) }
 // have drained by then; unfinished entries stay on the queues.
 func (k *reconciler) Run(ctx context.Context) error {
 	k.tasks.Go(func() { k.raiseLoop(ctx) })
+	k.tasks.Go(func() { k.lookLoop(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var quiet lograte.Limit
@@ -142,6 +147,37 @@ func (k *reconciler) raiseLoop(ctx context.Context) {
 	}
 }
 
+// lookEvery is how often the locks are looked at that owned shards wait for.
+const lookEvery = time.Second
+
+// lookLoop finds out who has the rows of owned shards locked. It is no part of a
+// pass: to be told who it is, it must wait for the lock.
+func (k *reconciler) lookLoop(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		locked := k.engine.Locked()
+		k.mu.Lock()
+		for shard := range k.owned {
+			if !slices.Contains(locked, shard) {
+				delete(k.blocked, shard)
+			}
+		}
+		k.mu.Unlock()
+		for _, shard := range locked {
+			err := k.shards.Lockable(ctx, shard, k.membership.Name())
+			if by, blocked := protocol.BlockedBy(err); blocked {
+				k.block(shard, err, by)
+			}
+		}
+	}
+}
+
 // pass compares assigned with owned shards, once.
 func (k *reconciler) pass(ctx context.Context) error {
 	if ctx.Err() != nil {
@@ -179,6 +215,9 @@ func (k *reconciler) pass(ctx context.Context) error {
 		}
 		switch protocol.Next(me, s.Record(), hold, owner, budgets) {
 		case protocol.Acquire:
+			if s.Owner == me && !k.mayReacquire(s.Shard) {
+				continue
+			}
 			take = append(take, s)
 		case protocol.ForceAcquire:
 			forced[s.Owner] = append(forced[s.Owner], s)
@@ -190,6 +229,9 @@ func (k *reconciler) pass(ctx context.Context) error {
 			k.forget(s.Shard)
 			k.engine.Drop(s.Shard)
 		case protocol.Await, protocol.Leave:
+			if !hold.Owned {
+				k.forgetLock(s.Shard)
+			}
 		}
 	}
 	var errs []error
@@ -240,25 +282,36 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 	return able, crashed, nil
 }
 
-// Blocked says that the row of a shard is locked by another session, and by whom.
-type Blocked struct {
-	Since time.Time
-	By    []protocol.Blocker
-}
-
 // block records that another session has the row of a shard locked.
 func (k *reconciler) block(shard int, err error, by []protocol.Blocker) {
 	k.mu.Lock()
 	b, before := k.blocked[shard]
 	if !before {
-		b.Since = time.Now()
+		b.Shard, b.Since = shard, time.Now()
 	}
 	b.By = by
 	k.blocked[shard] = b
 	k.mu.Unlock()
 	if !before {
-		k.log.Warn("shard cannot be acquired: another session has its row locked, will retry", "shard", shard, "err", err)
+		k.log.Warn("shard waits: another session has its row locked, will retry", "shard", shard, "err", err)
 	}
+}
+
+// RowLocks returns the locks that shards of this member wait for, by shard.
+func (k *reconciler) RowLocks() []protocol.RowLock {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	locks := make([]protocol.RowLock, 0, len(k.blocked))
+	for _, shard := range slices.Sorted(maps.Keys(k.blocked)) {
+		locks = append(locks, k.blocked[shard])
+	}
+	return locks
+}
+
+func (k *reconciler) forgetLock(shard int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.blocked, shard)
 }
 
 // unblock records that the row of a shard can be locked again, and reports whether
@@ -286,6 +339,40 @@ func (k *reconciler) localShard(shard int) protocol.LocalShard {
 		mine = false
 	}
 	return protocol.LocalShard{Owned: mine, Epoch: epoch, Stopping: k.releasing[shard]}
+}
+
+// reacquisition is how often in a row a shard was given up soon after it was acquired.
+type reacquisition struct {
+	last time.Time
+	n    int
+}
+
+const (
+	reacquireFreely = 3               // times in a row without a pause: a server that restarts costs some
+	reacquirePause  = 5 * time.Second // the longest, and how long a shard must be owned to be well
+)
+
+// mayReacquire reports whether a shard that is ours, and that the engine gave up, may be
+// acquired again now. What makes it give up each time, such as a server that ends the
+// session of each commit, would otherwise raise epochs hundreds of times a second.
+func (k *reconciler) mayReacquire(shard int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r, now := k.reacquired[shard], time.Now()
+	pause := min(reacquirePause, 100*time.Millisecond<<min(10, max(0, r.n-reacquireFreely)))
+	switch since := now.Sub(r.last); {
+	case since >= 2*reacquirePause:
+		r.n = 0
+	case r.n >= reacquireFreely && since < pause:
+		k.metrics.acquisitionsDelayed.Inc()
+		return false
+	}
+	r.last, r.n = now, r.n+1
+	if r.n == reacquireFreely+1 {
+		k.log.Warn("shard given up again and again; reacquiring it after pauses", "shard", shard)
+	}
+	k.reacquired[shard] = r
+	return true
 }
 
 func (k *reconciler) forget(shard int) {

@@ -375,3 +375,31 @@ func TestATermIsRefusedOnceAnotherHasBegun(t *testing.T) {
 	require.Error(t, old.Assign(t.Context(), term+1, []int{2}, []string{"old.1"}), "the number alone does not make a leader")
 	require.Equal(t, 1, b.count("select count(*) from processor.assignments where member = 'old.1'"))
 }
+
+// What makes the engine give a shard up each time, such as a server that ends the
+// session of each commit, must not raise its epoch hundreds of times a second.
+func TestAShardGivenUpAgainAndAgainIsReacquiredAfterPauses(t *testing.T) {
+	b := newBench(t)
+	m := b.start("first", "")
+	b.await([]int{shards}, m)
+	epoch := func() int { return b.count("select epoch::integer from processor.shards where shard = 3") }
+	before := epoch()
+	m.engine.mu.Lock()
+	m.engine.givesUp = func(shard int) bool {
+		if shard == 3 {
+			m.Assigned()
+		}
+		return shard == 3
+	}
+	m.engine.mu.Unlock()
+	m.engine.Drop(3)
+	m.Assigned()
+	testenv.Wait(t, 20*time.Second, func() error {
+		if n := m.value("processor_coordination_acquisitions_delayed_total"); n < 3 {
+			return fmt.Errorf("delayed %v times, acquired %d times", n, epoch()-before)
+		}
+		return nil
+	})
+	t.Logf("acquired %d times", epoch()-before)
+	require.Less(t, epoch()-before, 15)
+}

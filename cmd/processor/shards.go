@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -60,5 +61,21 @@ func printShards(out *cli.Output, s *operator.Shards) error {
 		}
 		t.Row(x.Shard, owner, cli.OrUnknown(x.Epoch), applied, cli.Number(x.Pending), oldest, cli.Colored(x.WaitingFor, cli.Yellow))
 	}
-	return out.Table(t)
+	if err := out.Table(t); err != nil {
+		return err
+	}
+	for _, x := range s.Shards {
+		if x.Locked == nil {
+			continue
+		}
+		query := "unknown"
+		if len(x.Locked.By) > 0 {
+			query = x.Locked.By[0].Query
+		}
+		if err := out.Line("shard %d waits for a lock since %s; its holder's query: %s\n  -> %s", x.Shard,
+			x.Locked.Since.UTC().Format(time.RFC3339), cli.VisibleLine(query), x.Locked.Remedy); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -390,6 +390,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 	for _, q := range v.Redis.Value.Queues {
 		most = max(most, q.Pending)
 	}
+	locks := operator.RowLocks(v.Redis.Value.Members)
 	for i, s := range list {
 		row := shardRow{Shard: s, State: "at work", Level: "ok"}
 		if at := slices.Index(names, s.Owner); at >= 0 {
@@ -421,6 +422,9 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 			if inc.Kind == protocol.StalledShard && inc.Subject == fmt.Sprint(s.Shard) {
 				row.State, row.Level, row.Waits = "stalled", "bad", "whatever blocks its commits; see the incident"
 			}
+		}
+		if l := locks[s.Shard]; l != nil {
+			row.State, row.Level, row.Waits = "locked", "bad", fmt.Sprintf("for %s, it %s; %s", v.Now.Sub(l.Since).Round(time.Second), l, l.Remedy)
 		}
 		row.Line = segments(lines[i], v.Now, d.Span, names)
 		d.Rows = append(d.Rows, row)

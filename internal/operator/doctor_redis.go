@@ -3,6 +3,8 @@ package operator
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +44,15 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 	alive = make(map[string]bool, len(members))
 	for _, m := range members {
 		alive[m.Name()] = true
+	}
+	locks := RowLocks(members)
+	for _, shard := range slices.Sorted(maps.Keys(locks)) {
+		l, query := locks[shard], ""
+		if len(l.By) > 0 {
+			query = ", its query: " + l.By[0].Query
+		}
+		d.add(LevelError, "shard", fmt.Sprintf("the row of shard %d is locked since %s: it %s%s", shard, l.Since.UTC().Format(time.RFC3339), l, query),
+			l.Remedy+"; "+see(sectionShard))
 	}
 	d.redisServer(&e)
 	if ours, err := group.FleetDatabase(ctx); err == nil && ours.ID != "" && status.Database != "" {

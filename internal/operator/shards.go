@@ -2,9 +2,11 @@ package operator
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
@@ -22,6 +24,27 @@ type Shard struct {
 	Pending          int64      `json:"pending"`
 	OldestEntry      *string    `json:"oldest_entry"`
 	OldestAgeSeconds *float64   `json:"oldest_age_seconds"`
+	Locked           *RowLock   `json:"locked,omitempty"` // another session has its row locked
+}
+
+// RowLock is a lock that a shard waits for, and what ends the wait.
+type RowLock struct {
+	protocol.RowLock
+	Remedy string `json:"remedy"`
+}
+
+// RowLocks returns the locks that members say their shards wait for, by shard.
+func RowLocks(members []coordination.Member) map[int]*RowLock {
+	locks := make(map[int]*RowLock)
+	for i := range members {
+		for _, l := range members[i].RowLocks {
+			// The member that waits longest knows best.
+			if known := locks[l.Shard]; known == nil || l.Since.Before(known.Since) {
+				locks[l.Shard] = &RowLock{l, l.Remedy()}
+			}
+		}
+	}
+	return locks
 }
 
 // Shards is who owns each shard, and what it waits for.
@@ -74,6 +97,11 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 	if err != nil {
 		return s, err
 	}
+	there, err := f.heartbeats(ctx)
+	if err != nil {
+		return s, err
+	}
+	locks := RowLocks(there)
 	for _, x := range list {
 		q := queues[x.Shard]
 		j := Shard{Shard: x.Shard, Owner: orNull(x.Owner), AssignedTo: orNull(x.Assigned), Pending: q.Pending}
@@ -86,6 +114,9 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 		if !q.Oldest.IsZero() {
 			age := max(0, time.Since(q.Oldest.Time()).Seconds())
 			j.OldestEntry, j.OldestAgeSeconds = orNull(q.Oldest.String()), &age
+		}
+		if l := locks[x.Shard]; l != nil {
+			j.Locked, j.WaitingFor = l, fmt.Sprintf("the lock of its row, for %s: it %s", time.Since(l.Since).Round(time.Second), l)
 		}
 		if j.WaitingFor != "" {
 			s.Waiting++

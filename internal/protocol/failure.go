@@ -94,6 +94,30 @@ func (b Blocker) String() string {
 	return fmt.Sprintf("pid %d (%s), %s, in its transaction for %v: %s", b.PID, cmp.Or(b.Application, "no application_name"), b.State, b.Age.Round(time.Second), b.Query)
 }
 
+// RowLock is a lock that another session has on the row of a shard, which waits for it.
+type RowLock struct {
+	Shard int       `json:"shard"`
+	Since time.Time `json:"since"`
+	By    []Blocker `json:"by"` // none while it is not known
+}
+
+// String says who has the lock.
+func (l RowLock) String() string {
+	if len(l.By) == 0 {
+		return "its row is locked by a session that is not known yet"
+	}
+	b := l.By[0]
+	return fmt.Sprintf("waits for process %d (%q, %s, for %s)", b.PID, b.Application, b.State, b.Age.Round(time.Second))
+}
+
+// Remedy says what ends the wait.
+func (l RowLock) Remedy() string {
+	if len(l.By) == 0 {
+		return "find the session that has the lock in pg_stat_activity, and end it"
+	}
+	return fmt.Sprintf("end it: select pg_terminate_backend(%d)", l.By[0].PID)
+}
+
 // BlockedBy reports whether a call failed because another session held a lock,
 // and which one did.
 func BlockedBy(err error) (by []Blocker, blocked bool) {
