@@ -45,13 +45,21 @@ func (s *Shards) waitBriefly(ctx context.Context, tx pgx.Tx) (named func() []pro
 	}, nil
 }
 
-// Blockers returns the sessions that hold a lock for which a session waits.
+// Blockers returns the sessions that hold a lock for which a session waits. Who is
+// ahead of it and waits itself, as the owner of a shard may, holds up nobody: those are
+// named for whom it waits.
 func Blockers(ctx context.Context, pool *pgxpool.Pool, pid int) ([]protocol.Blocker, error) {
 	rows, err := pool.Query(ctx, `
+with recursive ahead (pid) as (
+  select unnest(pg_blocking_pids($1))
+  union
+  select unnest(pg_blocking_pids(pid)) from ahead
+)
 select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(coalesce(query, ''), 200),
   coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8
 from pg_stat_activity
-where pid = any(pg_blocking_pids($1))
+where pid in (select pid from ahead)
+  and cardinality(pg_blocking_pids(pid)) = 0
 order by xact_start`, pid)
 	if err != nil {
 		return nil, failure("list blockers", err)

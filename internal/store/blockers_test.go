@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // However short statements may be, a locked row is a lock and no outage. The session
@@ -44,4 +46,45 @@ func TestALockedShardIsNoTimeout(t *testing.T) {
 			}
 		})
 	}
+}
+
+// P4: an owner that waits for the lock itself is no reason to end its sessions.
+func TestALockThatTheOwnerWaitsForTooIsNotItsOwn(t *testing.T) {
+	t.Parallel()
+	s := newSink(t)
+	locker, owner := connect(t, s.url), connect(t, s.url)
+	tx, err := locker.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "select from processor.shards for update")
+	require.NoError(t, err)
+	_, err = owner.Exec(t.Context(), "select set_config('application_name', $1, false)", store.ApplicationName("owner"))
+	require.NoError(t, err)
+	released := make(chan error, 1)
+	go func() {
+		_, err := owner.Exec(context.WithoutCancel(t.Context()), "update processor.shards set updated_at = now()")
+		released <- err
+	}()
+	watch := connect(t, s.url)
+	testenv.Wait(t, 10*time.Second, func() error {
+		var by []int32
+		require.NoError(t, watch.QueryRow(t.Context(), "select pg_blocking_pids($1)", owner.PgConn().PID()).Scan(&by))
+		if len(by) == 0 {
+			return errors.New("the owner does not wait yet")
+		}
+		return nil
+	})
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: s.url, Member: "next", MaxConns: 4,
+		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 10 * time.Second,
+	})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	require.NoError(t, pool.Ping(t.Context()))
+	by, blocked := protocol.BlockedBy(store.NewShards(pool, s.scope, 10*time.Second).Lockable(t.Context(), 0, "owner"))
+	require.True(t, blocked)
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, <-released)
+	require.Len(t, by, 1)
+	require.EqualValues(t, locker.PgConn().PID(), by[0].PID)
+	require.Empty(t, by[0].Member)
 }
