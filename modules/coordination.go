@@ -148,6 +148,8 @@ func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
 		return context.Cause(ctx)
 	}))
 	s.run("live", publishLive(d.Feed, d.Group))
+	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), d.Service.Postgres.StatementTimeout)
+	s.run("redis refusals", tasks.NewRedisRefuses(d.Group, ledger, d.Config.ClaimInterval, d.Log, d.Metrics))
 	s.run("membership", run(fleet.RunMembership))
 }
 

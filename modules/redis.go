@@ -54,7 +54,7 @@ func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.G
 		if err != nil {
 			return err
 		}
-		server.Ready(checkRedis, discreet(log, checkRedis, group.Ping))
+		server.Ready(checkRedis, discreet(log, checkRedis, group.Writable))
 		about, err := group.Server(ctx)
 		if err != nil {
 			log.Warn("could not read the Redis version and eviction policy", "err", err)

@@ -22,7 +22,6 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
-		tasks.NewRedisFull(d.Group, ledger, d.Config.ClaimInterval, d.Log),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,

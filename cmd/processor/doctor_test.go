@@ -154,21 +154,39 @@ func TestARedisThatRefusesNewEntriesIsTroubleUntilThereIsRoom(t *testing.T) {
 	code, d := examined(dep)
 	require.Equal(t, fault.Clean, code, "%+v", d.Findings)
 
-	require.NoError(t, dep.Client().ConfigSet(t.Context(), "maxmemory", "1").Err())
-	dep.AwaitCount(1, "select count(*) from processor.incidents where kind = 'redis_full' and closed_at is null")
-	p.Await("Redis is full and refuses new entries")
-	_, d = examined(dep)
-	require.Contains(t, d.Verdict, "trouble: Redis: is full: it refuses new entries")
-	require.Contains(t, d.remedy("incident: redis_full"), "docs/runbook/ProcessorRedisFull.md")
-	testenv.Wait(t, 10*time.Second, func() error {
-		if n, err := p.Metric(`processor_group_open_incidents{kind="redis_full"}`); err != nil || n != 1 {
-			return fmt.Errorf("%v incidents are exported, %w", n, err)
-		}
-		return nil
-	})
+	client := dep.Client()
+	open := "select count(*) from processor.incidents where kind = 'redis_refuses' and closed_at is null"
+	for _, refusal := range []struct {
+		code, verdict string
+		ready         int
+		begin, end    []any
+	}{
+		{"OOM", "trouble: Redis: is full: it refuses new entries", 200, []any{"config", "set", "maxmemory", "1"}, []any{"config", "set", "maxmemory", "0"}},
+		{"NOREPLICAS", "trouble: Redis: refuses all writes (NOREPLICAS)", 503, []any{"config", "set", "min-replicas-to-write", "1"}, []any{"config", "set", "min-replicas-to-write", "0"}},
+		{"READONLY", "is a replica, which accepts no writes", 503, []any{"replicaof", "127.0.0.1", "1"}, []any{"replicaof", "no", "one"}},
+	} {
+		require.NoError(t, client.Do(t.Context(), refusal.begin...).Err())
+		dep.AwaitCount(1, open+" and subject = '"+refusal.code+"'")
+		p.Await(`"code":"` + refusal.code + `"`)
+		testenv.Wait(t, 20*time.Second, func() error {
+			n, err := p.Metric(`processor_redis_refuses_writes{code="` + refusal.code + `"}`)
+			ready, _, errReady := p.Readiness()
+			if n != 1 || ready != refusal.ready {
+				return fmt.Errorf("%s: metric %v, %w, ready %d, %w", refusal.code, n, err, ready, errReady)
+			}
+			return nil
+		})
+		_, d = examined(dep)
+		require.Contains(t, fmt.Sprint(d.Verdict, d.Findings), refusal.verdict)
+		require.Contains(t, d.Verdict, "trouble")
+		require.Contains(t, d.remedy("incident: redis_refuses"), "docs/runbook/ProcessorRedisRefuses.md")
 
-	require.NoError(t, dep.Client().ConfigSet(t.Context(), "maxmemory", "0").Err())
-	dep.AwaitCount(0, "select count(*) from processor.incidents where kind = 'redis_full' and closed_at is null")
+		require.NoError(t, client.Do(t.Context(), refusal.end...).Err())
+		dep.AwaitCount(0, open)
+		p.AwaitReady()
+		dep.Publish(servicetest.Record(servicetest.IMEI, int64(10+len(refusal.code))))
+		dep.AwaitCount(1, fmt.Sprintf("select count(*) from positions where ts = to_timestamp(%d)", 1_700_000_010+len(refusal.code)))
+	}
 	p.Await("Redis accepts new entries again")
 }
 

@@ -120,6 +120,8 @@ func lagTable(l *operator.Lag) *cli.Table {
 	switch {
 	case l.OldestAgeSeconds != nil:
 		t.Row("oldest", fmt.Sprintf("%s, %.1f s old", *l.OldestEntry, *l.OldestAgeSeconds))
+	case l.OldestAhead != nil:
+		t.Row("oldest", fmt.Sprintf("%s, of unknown age: %s", *l.OldestEntry, operator.AheadText(*l.OldestAhead)))
 	case l.OldestKnown:
 		t.Row("oldest", "none")
 	default:
@@ -128,7 +130,7 @@ func lagTable(l *operator.Lag) *cli.Table {
 	switch {
 	case l.LossForecast != nil:
 		t.Row("time to trim", fmt.Sprintf("%.1f s, if the oldest entry stays", *l.LossForecast))
-	case l.OldestAgeSeconds == nil && l.OldestKnown:
+	case l.OldestEntry == nil && l.OldestKnown:
 		t.Row("time to trim", "nothing to trim")
 	default:
 		t.Row("time to trim", cli.OrUnknown[string](nil))

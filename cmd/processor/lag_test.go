@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/fault"
@@ -34,6 +35,16 @@ func TestLagShowsTheBacklogAndItsAge(t *testing.T) {
 	l := lag()
 	require.False(t, l.StreamExists)
 	require.Nil(t, l.OldestEntry)
+	for id, text := range map[string]string{"4102444800000-0": `IDs are ahead of the clock by \d+ years`, "999999999999999-0": `IDs are ahead of the clock by 316\d\d years`} {
+		require.NoError(t, dep.Client().XAdd(t.Context(), &redis.XAddArgs{Stream: dep.Stream, ID: id, Values: []string{"a", "b"}}).Err())
+		require.Nil(t, lag().OldestAgeSeconds, "an ID ahead of the clock has no age")
+		p := servicetest.Spawn(t, dep.Environ(), "lag")
+		require.Zero(t, p.Exit(20*time.Second))
+		require.Regexp(t, `oldest +`+id+`, of unknown age: `+text, p.Output())
+		_, d := examined(dep)
+		require.Equal(t, "warning", d.has("stream "+dep.Stream+": IDs are ahead of the clock"), "%+v", d.Findings)
+		require.NoError(t, dep.Client().Del(t.Context(), dep.Stream).Err())
+	}
 	dep.Publish(servicetest.Record("device-1", 1), servicetest.Record("device-1", 2), servicetest.Record("device-1", 3))
 	l = lag()
 	require.True(t, l.StreamExists)

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Backlog reads the state of the group as a whole.
@@ -34,7 +35,9 @@ type GroupMetrics struct {
 	at  time.Time
 	to  forecast
 
-	lag, pending, outstanding, age, left *prometheus.Desc
+	last telemetry.EntryID // of the stream
+
+	lag, pending, outstanding, age, left, ahead *prometheus.Desc
 }
 
 // NewGroupMetrics returns gauges that are absent once they were not refreshed for
@@ -46,7 +49,8 @@ func NewGroupMetrics(source Backlog, deferred Deferring, every time.Duration, re
 		lag:         desc("processor_consumer_lag", "Entries not yet dispatched, of the whole group; absent while unknown."),
 		pending:     desc("processor_group_pending_entries", "Entries dispatched and not acknowledged, of the whole group."),
 		outstanding: desc("processor_group_backlog_entries", "Lag plus pending plus deferred; absent while one of them is unknown."),
-		age:         desc("processor_group_backlog_age_seconds", "Age of the oldest entry in the backlog, by its ID."),
+		age:         desc("processor_group_backlog_age_seconds", "Age of the oldest entry in the backlog, by its ID; absent while unknown and while the ID is ahead of the clock."),
+		ahead:       desc("processor_group_ids_ahead_seconds", "By how much the newest ID of the stream is ahead of this instance's clock."),
 		left: desc("processor_group_time_to_trim_seconds",
 			"Time until trimming reaches the oldest entry in the backlog; absent while unknown and while the backlog is empty."),
 	}
@@ -68,14 +72,14 @@ func (g *GroupMetrics) Refresh(ctx context.Context) error {
 		return nil
 	}
 	b.Deferred, b.DeferredKnown = g.deferred.Deferring()
-	g.now, g.at = b, time.Now()
+	g.now, g.at, g.last = b, time.Now(), h.Last
 	g.to.see(g.at, h)
 	return nil
 }
 
 // Describe implements prometheus.Collector.
 func (g *GroupMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.outstanding, g.age, g.left} {
+	for _, d := range []*prometheus.Desc{g.lag, g.pending, g.outstanding, g.age, g.left, g.ahead} {
 		ch <- d
 	}
 }
@@ -83,7 +87,7 @@ func (g *GroupMetrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (g *GroupMetrics) Collect(ch chan<- prometheus.Metric) {
 	g.mu.Lock()
-	b, at := g.now, g.at
+	b, at, last := g.now, g.at, g.last
 	left, leftKnown := g.to.reaches(b.Oldest)
 	g.mu.Unlock()
 	if time.Since(at) > g.stale {
@@ -97,12 +101,16 @@ func (g *GroupMetrics) Collect(ch chan<- prometheus.Metric) {
 			gauge(g.outstanding, float64(b.Lag+b.Pending+b.Deferred))
 		}
 	}
+	_, ahead := last.Age(at)
+	gauge(g.ahead, ahead)
 	if b.OldestKnown {
-		age := 0.0
+		age, ahead := time.Duration(0), 0.0
 		if !b.Oldest.IsZero() {
-			age = time.Since(b.Oldest.Time()).Seconds()
+			age, ahead = b.Oldest.Age(time.Now())
 		}
-		gauge(g.age, max(0, age))
+		if ahead == 0 {
+			gauge(g.age, age.Seconds())
+		}
 		if leftKnown {
 			gauge(g.left, left.Seconds())
 		}

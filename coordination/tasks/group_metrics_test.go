@@ -70,6 +70,11 @@ func TestP10AGaugeIsAbsentWhereItsValueIsNotKnown(t *testing.T) {
 		require.NoError(t, g.Refresh(t.Context()))
 		require.Equal(t, map[string]float64{pending: 3, age: 7}, shown())
 
+		for _, ms := range []uint64{uint64(time.Now().Add(time.Hour).UnixMilli()), 999_999_999_999_999} { // the latter is in the year 33658
+			source.now.Oldest = telemetry.EntryID{Ms: ms}
+			require.NoError(t, g.Refresh(t.Context()))
+			require.Equal(t, map[string]float64{pending: 3}, shown(), "an ID ahead of the clock has no age")
+		}
 		janitor.known = false
 		source.now = protocol.Backlog{LagKnown: true, OldestKnown: true}
 		require.NoError(t, g.Refresh(t.Context()))

@@ -105,7 +105,11 @@ func (v view) Age() string {
 	case b.Oldest.IsZero():
 		return "none"
 	}
-	return seconds(max(0, v.Redis.At.Sub(b.Oldest.Time())))
+	age, ahead := b.Oldest.Age(v.Redis.At)
+	if ahead > 0 {
+		return unknown + ": " + operator.AheadText(ahead)
+	}
+	return seconds(age)
 }
 
 // Incidents returns the open ones.
@@ -297,6 +301,9 @@ func (v view) Verdict() verdict {
 	}
 	if b := redis.Backlog; b.OldestKnown && !b.Oldest.IsZero() && v.Redis.At.Sub(b.Oldest.Time()) > behind {
 		return verdict{"warn", "the backlog is " + v.Age() + " old", "see whether it shrinks; add instances if it grows", "ProcessorBehind"}
+	}
+	if _, ahead := redis.Info.Last.Age(v.Redis.At); ahead > 0 {
+		return verdict{"warn", operator.AheadText(ahead), "ages are unknown: synchronise the clocks of Redis and of every client that gives IDs", "ProcessorBehind"}
 	}
 	if !redis.Info.Exists || redis.Info.Added == 0 {
 		return verdict{"warn", "nothing has ever arrived in the stream", "check REDIS_TELEMETRY_STREAM and whether tcp-ingestion runs", "ProcessorNothingArrives"}

@@ -196,7 +196,7 @@ func (w *Window) Backlogs() (size, age []Point) {
 			a.Value, a.Known = float64(n), true
 		}
 		if s.Oldest != nil {
-			b.Known = true
+			b.Known = *s.Oldest <= s.At+1000 // not ahead of the clock
 			if *s.Oldest > 0 {
 				b.Value = max(0, float64(s.At-*s.Oldest)/1000)
 			}

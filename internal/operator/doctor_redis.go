@@ -80,10 +80,18 @@ func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 		"make room on its disk, or fix the permissions of its folder")
 	d.check(e.Scripts != nil, LevelError, about, "scripts run", fmt.Sprint(e.Scripts),
 		"allow EVAL and EVALSHA to this user, see deploy/security/redis.sh")
-	if e.Full {
+	switch e.Refuses {
+	case "", "READONLY": // of a replica, see above
+	case "OOM":
 		d.add(LevelError, about, "is full: it refuses new entries (OOM), and tcp-ingestion cannot add any",
 			"raise maxmemory now; then trim the stream to less: dead letters give way by themselves while an instance leads; "+see(sectionFull)).weight = weightFull
-	} else if e.MemoryMax > 0 {
+	case "NOREPLICAS":
+		d.add(LevelError, about, "refuses all writes (NOREPLICAS): fewer replicas are in step than its min-replicas-to-write demands",
+			"start the replicas again, or lower min-replicas-to-write; "+see(sectionFull)).weight = weightFull
+	default:
+		d.add(LevelError, about, "refuses all writes ("+e.Refuses+")", see(sectionFull)).weight = weightFull
+	}
+	if e.Refuses != "OOM" && e.MemoryMax > 0 {
 		used := 100 * e.MemoryUsed / e.MemoryMax
 		d.check(used >= 80, LevelWarning, about, fmt.Sprintf("%d %% of maxmemory used", used),
 			fmt.Sprintf("%d %% of maxmemory used; at 100 %% tcp-ingestion cannot add any more", used),
@@ -96,6 +104,12 @@ func (d *Diagnosis) clock(about string, ahead, doubt time.Duration) {
 	d.check(ahead.Abs() > skewLimit+doubt, LevelWarning, about, "its clock agrees with this machine's",
 		fmt.Sprintf("its clock and this machine's differ by %s", ahead.Abs()),
 		"synchronise both (NTP): ages, and the check of device clocks, depend on them")
+}
+
+// ahead reports IDs that are ahead of the clock by so many seconds.
+func (d *Diagnosis) ahead(about string, seconds float64) {
+	d.check(seconds > 0, LevelWarning, about, "", AheadText(seconds)+": ages are unknown, and all is processed",
+		"synchronise the clocks of Redis and of every client that gives IDs (NTP); IDs stay ahead until the clock has passed them")
 }
 
 // stream checks for a wrong name and for foreign consumers in our group.
@@ -123,7 +137,10 @@ func (d *Diagnosis) stream(cfg config.Redis, e *streamadmin.ServerStatus, inhabi
 	default:
 		age := "unknown"
 		if !e.Info.Last.IsZero() {
-			age = time.Since(e.Info.Last.Time()).Round(time.Second).String()
+			old, ahead := e.Info.Last.Age(time.Now())
+			if d.ahead(about, ahead); ahead == 0 {
+				age = old.Round(time.Second).String()
+			}
 		}
 		d.ok(about, "%s, the last %s ago", cli.Count(e.Info.Length, "entry"), age)
 	}
@@ -170,6 +187,12 @@ func (d *Diagnosis) trimPoint(ctx context.Context, group *stream.Group, e *strea
 	backlog, err := group.Backlog(ctx)
 	if err != nil || !backlog.OldestKnown {
 		d.add(LevelWarning, about, "the oldest unfinished entry is unknown", "run processor lag, then this again")
+		return
+	}
+	_, first := e.Info.First.Age(time.Now())
+	_, oldest := backlog.Oldest.Age(time.Now())
+	if max(first, oldest) > 0 {
+		d.add(LevelWarning, about, "unknown: "+AheadText(max(first, oldest)), "see the stream")
 		return
 	}
 	reach := time.Since(e.Info.First.Time()).Round(time.Second)

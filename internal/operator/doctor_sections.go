@@ -19,7 +19,7 @@ const (
 	sectionRedis       = "ProcessorRedisErrors"
 	sectionSwitch      = "switch-over"
 	sectionArrives     = "ProcessorNothingArrives"
-	sectionFull        = "ProcessorRedisFull"
+	sectionFull        = "ProcessorRedisRefuses"
 	sectionPostgres    = "ProcessorCommitErrors"
 	sectionMigration   = "migration"
 	sectionRefuses     = "ProcessorSinkRefuses"
@@ -44,7 +44,7 @@ var incidentGuides = map[string]guide{
 	protocol.QuarantinedShard:  {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
 	protocol.GeofenceQuery:     {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
 	protocol.RecomputeRejected: {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
-	protocol.RedisFull:         {LevelError, sectionFull, "raise maxmemory now; then trim the stream to less: dead letters give way by themselves while an instance leads"},
+	protocol.RedisRefuses:      {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
 	protocol.GroupCreated:      {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
 	protocol.GroupLost:         {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
 	protocol.RedisLost:         {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},

@@ -3,9 +3,11 @@ package operator
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Lag is what is not done yet, and what went wrong of late. Nil is unknown.
@@ -21,8 +23,9 @@ type Lag struct {
 	Backlog          *int64   `json:"backlog"` // the sum of the three above
 	Lost             *int64   `json:"lost"`    // entries in the ledger
 	OldestKnown      bool     `json:"oldest_known"`
-	OldestEntry      *string  `json:"oldest_entry"` // null if there is none, or it is unknown
-	OldestAgeSeconds *float64 `json:"oldest_age_seconds"`
+	OldestEntry      *string  `json:"oldest_entry"`       // null if there is none, or it is unknown
+	OldestAgeSeconds *float64 `json:"oldest_age_seconds"` // null also while its ID is ahead of the clock
+	OldestAhead      *float64 `json:"oldest_ahead_seconds"`
 	// LossForecast is the time until trimming reaches the oldest entry, if that
 	// entry stays and the stream is trimmed as fast as it was filled.
 	LossForecast *float64 `json:"loss_forecast_seconds"`
@@ -88,8 +91,8 @@ func (f *Fleet) Lag(ctx context.Context) (Lag, error) {
 	l.OldestKnown = backlog.OldestKnown
 	if backlog.OldestKnown && !backlog.Oldest.IsZero() {
 		text := backlog.Oldest.String()
-		age := max(0, time.Since(backlog.Oldest.Time()).Seconds())
-		l.OldestEntry, l.OldestAgeSeconds = &text, &age
+		l.OldestEntry = &text
+		l.OldestAgeSeconds, l.OldestAhead = ageOf(backlog.Oldest)
 		if margin, known := info.TrimPoint().Margin(backlog.Oldest); known {
 			left := margin.Seconds()
 			l.LossForecast = &left
@@ -97,6 +100,26 @@ func (f *Fleet) Lag(ctx context.Context) (Lag, error) {
 	}
 	l.Unanswered = f.lagInPostgres(ctx, &l)
 	return l, nil
+}
+
+// ageOf returns the age of an entry in seconds, or by how much its ID is ahead of
+// the clock.
+func ageOf(id telemetry.EntryID) (age, ahead *float64) {
+	old, by := id.Age(time.Now())
+	if by > 0 {
+		return nil, &by
+	}
+	seconds := old.Seconds()
+	return &seconds, nil
+}
+
+// AheadText says by how much IDs are ahead of the clock.
+func AheadText(seconds float64) string {
+	const year = 365.25 * 24 * 3600
+	if seconds >= year {
+		return fmt.Sprintf("IDs are ahead of the clock by %.0f years", seconds/year)
+	}
+	return "IDs are ahead of the clock by " + time.Duration(seconds*float64(time.Second)).Round(time.Second).String()
 }
 
 // lagInPostgres adds what Postgres knows.

@@ -112,8 +112,8 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 			j.AppliedID = orNull(x.Applied.String())
 		}
 		if !q.Oldest.IsZero() {
-			age := max(0, time.Since(q.Oldest.Time()).Seconds())
-			j.OldestEntry, j.OldestAgeSeconds = orNull(q.Oldest.String()), &age
+			j.OldestEntry = orNull(q.Oldest.String())
+			j.OldestAgeSeconds, _ = ageOf(q.Oldest)
 		}
 		if l := locks[x.Shard]; l != nil {
 			j.Locked, j.WaitingFor = l, fmt.Sprintf("the lock of its row, for %s: it %s", time.Since(l.Since).Round(time.Second), l)

@@ -15,6 +15,6 @@ const (
 	GroupCreated      = "group_created"      // the group was created for the first time; closed immediately
 	GroupLost         = "group_lost"         // the stream exists and is redelivered
 	RedisLost         = "redis_lost"         // what Redis knew of the group is lost, too
-	RedisFull         = "redis_full"         // Redis refuses new entries
+	RedisRefuses      = "redis_refuses"      // Redis refuses new entries, or all writes
 	RedisFailedOver   = "redis_failover"     // Redis continues with an older state of stream and group; closed immediately
 )

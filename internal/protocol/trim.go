@@ -9,6 +9,7 @@ import (
 // TrimPoint is how far trimming has got: entries before First are gone.
 type TrimPoint struct {
 	First   telemetry.EntryID // the oldest retained entry; zero in an empty stream
+	Last    telemetry.EntryID // the newest ID ever added
 	Length  int64
 	Removed int64 // entries removed since the stream was created
 }

@@ -44,7 +44,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"redis-lost":      stageRedisLost,
 	"group-lost":      stageGroupLost,
 	"all-down":        stageLag,
-	"redis-full":      func(*servicetest.Deployment) staged { return staged{} },
+	"redis-refuses":   func(*servicetest.Deployment) staged { return staged{} },
 	"restored":        stageRestored,
 	"trimmed":         stageTrimmed,
 	"postgres-down":   stagePostgresDown,

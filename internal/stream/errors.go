@@ -47,6 +47,10 @@ func failure(op string, err error) error {
 	case "NOPERM", "NOAUTH", "WRONGPASS":
 		f.Kind = protocol.Misconfigured
 		f.Err = fmt.Errorf("%s: Redis rejects this user; check REDIS_URL and the ACL: %w", op, err)
+	case "READONLY":
+		f.Err = fmt.Errorf("%s: this Redis is a replica and accepts no writes; REDIS_URL must lead to the master: %w", op, err)
+	case "NOREPLICAS":
+		f.Err = fmt.Errorf("%s: Redis has fewer replicas than its min-replicas-to-write and accepts no writes: %w", op, err)
 	case "OOM":
 		f.Err = fmt.Errorf("%s: Redis is full; raise maxmemory or trim the stream: %w", op, err)
 	}

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -78,26 +79,37 @@ func IsNoSuchKey(err error) bool {
 	return strings.Contains(err.Error(), "no such key")
 }
 
-// Ping checks whether the server answers and would accept a write.
+// Ping checks whether the server answers.
 func (g *Group) Ping(ctx context.Context) error {
-	if err := g.client.Ping(ctx).Err(); err != nil {
-		return failure("ping Redis", err)
-	}
-	return nil
+	return failure("ping Redis", g.client.Ping(ctx).Err())
 }
 
-// Full reports whether the server refuses what takes memory: XADD, and scripts
-// without allow-oom. It changes nothing.
-func (g *Group) Full(ctx context.Context) (bool, error) {
-	err := fullScript.Run(ctx, g.client, []string{g.names.Stream}).Err()
-	if err != nil && strings.HasPrefix(err.Error(), "OOM") {
-		return true, nil
-	}
-	return false, failure("ask whether Redis is full", err)
+// Writable checks whether the server answers and accepts writes. One that is full
+// accepts those that take no memory, and what is there is processed.
+func (g *Group) Writable(ctx context.Context) error {
+	return failure("ask whether Redis accepts writes", writableScript.Run(ctx, g.client, []string{g.names.Stream}).Err())
 }
 
-// fullScript does nothing, and a server that is full does not run it.
-var fullScript = redis.NewScript("#!lua\nreturn 1")
+// Refuses returns the code with which the server refuses new entries: OOM where it
+// is full, READONLY, NOREPLICAS or MISCONF; "" if it accepts them. It changes nothing.
+func (g *Group) Refuses(ctx context.Context) (code string, err error) {
+	err = acceptsScript.Run(ctx, g.client, []string{g.names.Stream}).Err()
+	if err == nil {
+		return "", nil
+	}
+	if code, _, _ = strings.Cut(err.Error(), " "); slices.Contains(refusals, code) {
+		return code, nil
+	}
+	return "", failure("ask whether Redis accepts writes", err)
+}
+
+var refusals = []string{"OOM", "READONLY", "NOREPLICAS", "MISCONF"}
+
+// A server that refuses writes runs no script that may write, even if it does nothing.
+var (
+	acceptsScript  = redis.NewScript("#!lua\nreturn 1")
+	writableScript = redis.NewScript("#!lua flags=allow-oom\nreturn 1")
+)
 
 // Backlog returns the state of the whole group, for gauges and operators.
 func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {

@@ -17,5 +17,5 @@ func (g *Group) TrimPoint(ctx context.Context) (protocol.TrimPoint, error) {
 
 // TrimPoint returns how far the stream was trimmed at that moment.
 func (i Info) TrimPoint() protocol.TrimPoint {
-	return protocol.TrimPoint{First: i.First, Length: i.Length, Removed: i.Added - i.Length}
+	return protocol.TrimPoint{First: i.First, Last: i.Last, Length: i.Length, Removed: i.Added - i.Length}
 }

@@ -79,6 +79,19 @@ func (id EntryID) Time() time.Time {
 	return time.UnixMilli(int64(min(id.Ms, latest))).UTC()
 }
 
+// clockTolerance is by how much two clocks differ without being noticed.
+const clockTolerance = time.Second
+
+// Age returns how old an entry is by its ID. ahead is by how many seconds the ID is
+// ahead of the clock, 0 if it is not: then the age is unknown.
+func (id EntryID) Age(now time.Time) (age time.Duration, ahead float64) {
+	ms := uint64(max(0, now.UnixMilli()))
+	if id.Ms > ms+uint64(clockTolerance.Milliseconds()) {
+		return 0, float64(id.Ms-ms) / 1000
+	}
+	return max(0, now.Sub(id.Time())), 0
+}
+
 // The field names of the wire contract.
 const (
 	FieldTS       = "ts"

@@ -37,8 +37,8 @@ type ServerStatus struct {
 	MemoryMax        int64         // 0 if unlimited
 	Clock            time.Duration // how far the server's clock is ahead of ours, give or take Doubt
 	ClockUncertainty time.Duration
-	Scripts          error // why scripts cannot be run; nil when they can
-	Full             bool  // it refuses what takes memory, new entries first of all
+	Scripts          error  // why scripts cannot be run; nil when they can
+	Refuses          string // the code with which it refuses new entries, "" if it accepts them
 
 	Info              stream.Info
 	Foreign           []protocol.Consumer
@@ -78,7 +78,7 @@ func (r *Reader) Diagnose(ctx context.Context, otherStreamPrefix string) (Server
 	if err := r.client.Eval(ctx, "return 1", []string{r.group.Names().DispatchLease()}).Err(); err != nil {
 		e.Scripts = stream.Failure("run a script", err)
 	}
-	if e.Full, err = r.group.Full(ctx); err != nil && e.Scripts == nil {
+	if e.Refuses, err = r.group.Refuses(ctx); err != nil && e.Scripts == nil {
 		return e, err
 	}
 	if e.Info, err = r.group.Info(ctx); err != nil {
