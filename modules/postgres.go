@@ -25,7 +25,7 @@ func newScope(cfg config.Config) store.Scope {
 
 func newPool(lc fx.Lifecycle, cfg config.Config, m Member, runs *store.ServerGeneration, identity *store.Identity) (*pgxpool.Pool, error) {
 	pool, err := store.Open(context.Background(), store.Config{
-		URL: cfg.Postgres.URL.Reveal(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
+		URL: cfg.Postgres.URL.Reveal(), Rotated: cfg.Postgres.Rotated(), Member: string(m), MaxConns: int32(cfg.Postgres.MaxConns),
 		ConnectTimeout:   cfg.Postgres.ConnectTimeout,
 		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
 		Runs: runs, Identity: identity,

@@ -22,7 +22,7 @@ const redisTimeout = 5 * time.Second
 
 func newStreamConfig(cfg config.Config) stream.Config {
 	return stream.Config{
-		URL: cfg.Redis.URL.Reveal(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
+		URL: cfg.Redis.URL.Reveal(), Rotated: cfg.Redis.Rotated(), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group,
 		Shards: cfg.Coordination.Shards, Timeout: redisTimeout, Name: "processor/" + cfg.Instance.ID,
 	}
 }

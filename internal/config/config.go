@@ -63,6 +63,7 @@ type Console struct {
 // Redis is the server and the names of everything in it.
 type Redis struct {
 	URL             RedisURL `env:"REDIS_URL" required:"true" secret:"true" help:"redis://, rediss:// (TLS) or unix://; several addresses, separated by commas, are a Cluster, or Sentinels with ?master_name="`
+	URLFile         Secret   // where URL came from, "" if not from a file; a URL given by mistake is one, too
 	Stream          string   `env:"REDIS_TELEMETRY_STREAM" default:"telemetry:teltonika" help:"stream to read"`
 	Group           string   `env:"REDIS_CONSUMER_GROUP" default:"processor" help:"consumer group of the fleet"`
 	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters"`
@@ -72,6 +73,7 @@ type Redis struct {
 // Postgres is the database, its limits and its schema.
 type Postgres struct {
 	URL                PostgresURL   `env:"POSTGRES_URL" required:"true" secret:"true" help:"postgres://user:password@host:5432/database, or the keyword form; the server itself, or a pooler in session mode"`
+	URLFile            Secret        // as for Redis
 	MigrateURL         PostgresURL   `env:"POSTGRES_MIGRATE_URL" auto:"POSTGRES_URL" secret:"true" help:"connection for migrations, as the owner of the schema"`
 	MaxConns           int           `env:"POSTGRES_MAX_CONNS" auto:"10, or 2 x WORKERS + 3 where that is more" min:"5" max:"2000" help:"maximum connections of one instance"`
 	ConnectTimeout     time.Duration `env:"CONNECT_TIMEOUT" default:"5s" min:"100ms" max:"1m" help:"maximum wait for one connection"`

@@ -86,6 +86,12 @@ func parse(environ []string, into any, r *report) {
 		refused := fieldErrors(err)
 		for j := range group.NumField() {
 			f := group.Type().Field(j)
+			if f.Tag.Get("env") == "" {
+				continue
+			}
+			if source := group.FieldByName(f.Name + "File"); source.IsValid() {
+				source.SetString(values[f.Tag.Get("env")+fileSuffix])
+			}
 			given := values[f.Tag.Get("env")]
 			if refused[f.Name] && f.Tag.Get("oneof") == "" {
 				r.add(f.Tag.Get("env"), redacted(f, given), "must be %s%s", kind(f.Type), boundsClause(f))
@@ -244,6 +250,9 @@ func (c Config) Settings() []Setting {
 		group := groups.Field(i)
 		for j := range group.NumField() {
 			name := group.Type().Field(j).Tag.Get("env")
+			if name == "" {
+				continue
+			}
 			value := fmt.Sprint(group.Field(j).Interface())
 			if _, ok := group.Field(j).Interface().(slog.Level); ok {
 				value = strings.ToLower(value) // as it is set

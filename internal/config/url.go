@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,35 @@ type PostgresURL string
 
 // Reveal returns the value with its credentials, for the driver.
 func (u RedisURL) Reveal() string { return string(u) }
+
+// Rotated returns what yields the URL as its file has it now, for new connections;
+// nil without a file.
+func (r Redis) Rotated() func() (string, error) {
+	read := rereads(r.URLFile.Reveal())
+	if read == nil {
+		return nil
+	}
+	return func() (string, error) {
+		text, err := read()
+		if joined, ok := joinRedis(text); ok {
+			text = joined
+		}
+		return text, err
+	}
+}
+
+// Rotated does the same for Postgres.
+func (p Postgres) Rotated() func() (string, error) { return rereads(p.URLFile.Reveal()) }
+
+func rereads(file string) func() (string, error) {
+	if file == "" {
+		return nil
+	}
+	return func() (string, error) {
+		content, err := os.ReadFile(file)
+		return strings.TrimSpace(string(content)), err
+	}
+}
 
 // String returns the value without secrets.
 func (u RedisURL) String() string { return redactURL(string(u)) }

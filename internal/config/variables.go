@@ -46,7 +46,9 @@ func eachField(groups reflect.Type, visit func(group string, f reflect.StructFie
 	for i := range groups.NumField() {
 		group := groups.Field(i)
 		for j := range group.Type.NumField() {
-			visit(group.Name, group.Type.Field(j))
+			if f := group.Type.Field(j); f.Tag.Get("env") != "" {
+				visit(group.Name, f)
+			}
 		}
 	}
 }

@@ -15,6 +15,8 @@ import (
 // Config locates Postgres and bounds every operation.
 type Config struct {
 	URL string
+	// Rotated yields the URL whose user and password new connections use; nil for URL.
+	Rotated func() (string, error)
 	// Member is carried in application_name, so that a successor can end the
 	// sessions of a member that no longer answers.
 	Member           string
@@ -49,6 +51,17 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pc.MaxConnIdleTime = 5 * time.Minute
 	pc.HealthCheckPeriod = 15 * time.Second
 	prepare(pc.ConnConfig, cfg)
+	if cfg.Rotated != nil {
+		pc.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
+			// A file that is about to be replaced may be empty or away for a moment.
+			if text, err := cfg.Rotated(); err == nil && text != "" {
+				if now, err := pgx.ParseConfig(text); err == nil {
+					cc.User, cc.Password = now.User, now.Password
+				}
+			}
+			return nil
+		}
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, failure("open the pool", err)

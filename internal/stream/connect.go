@@ -33,6 +33,18 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	}
 	known := &servers{nodes: make(map[string]bool)}
 	opts.OnConnect = known.connected
+	if cfg.Rotated != nil {
+		user, password := opts.Username, opts.Password
+		opts.CredentialsProviderContext = func(context.Context) (string, string, error) {
+			// A file that is about to be replaced may be empty or away for a moment.
+			if text, err := cfg.Rotated(); err == nil {
+				if now, err := optionsOf(text); err == nil {
+					return now.Username, now.Password, nil
+				}
+			}
+			return user, password, nil
+		}
+	}
 	opts.ClientName = cfg.Name
 	opts.MaxRetries = -1
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = cfg.Timeout, cfg.Timeout, cfg.Timeout

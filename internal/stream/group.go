@@ -21,6 +21,8 @@ type Config struct {
 	// Timeout bounds the wait for any reply, in addition to the time a blocking
 	// read asks for. It must exceed the longest block.
 	Timeout time.Duration
+	// Rotated yields the URL whose user and password new connections use; nil for URL.
+	Rotated func() (string, error)
 	// Name is the connections' name in CLIENT LIST.
 	Name string
 }
