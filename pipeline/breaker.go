@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -191,6 +192,21 @@ func (k *breaker) refusal() *protocol.Refusal {
 	return first
 }
 
+// swallowed notes that triggers kept rows out of the table.
+func (w *worker) swallowed(c protocol.CommitResult) {
+	if c.Swallowed == 0 {
+		return
+	}
+	r := protocol.Refusal{
+		Reason: "trigger " + c.Triggers,
+		Error:  fmt.Sprintf("a trigger before insert on positions (%s) returned null: rows are acknowledged and not stored", c.Triggers),
+		Remedy: "drop or correct the trigger, then processor replay the time since",
+	}
+	if w.breaker.keep(r, time.Now()) {
+		w.log.Error("a trigger swallows rows: they are not stored", "reason", r.Reason, "count", c.Swallowed, "remedy", r.Remedy)
+	}
+}
+
 // hold notes that the worker waits for a person.
 func (w *worker) hold(err error) {
 	r := refusalOf(err)
@@ -354,7 +370,7 @@ func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
 
 // newlyStored is how many rows a committed batch added.
 func (b *batch) newlyStored(c protocol.CommitResult) int {
-	n := len(b.fresh)
+	n := len(b.fresh) - c.Swallowed
 	for _, isNew := range c.Stored {
 		if isNew {
 			n++

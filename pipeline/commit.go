@@ -69,6 +69,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		if err == nil {
 			w.breaker.stored(started, b.newlyStored(c.written))
 			w.metrics.wrote(b, c.written, time.Since(started))
+			w.swallowed(c.written)
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
 		}
 		return err

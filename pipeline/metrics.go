@@ -17,6 +17,7 @@ const (
 	outcomeConflict  = "conflict"
 	outcomeDeferred  = "deferred"
 	outcomeLost      = "lost"
+	outcomeSwallowed = "swallowed"
 
 	outcomeDeadLettered = "dead_lettered"
 )
@@ -70,7 +71,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	m := &metrics{
 		records: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_records_total",
-			Help: "Entries finished, by outcome: stored, duplicate, conflict (another record has its device and time), deferred (to be tried again), dead_lettered, lost (trimmed while pending).",
+			Help: "Entries finished, by outcome: stored, duplicate, conflict (another record has its device and time), deferred (to be tried again), dead_lettered, lost (trimmed while pending), swallowed (by a trigger on positions that returned null).",
 		}, []string{"outcome"}),
 		latency: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "processor_pipeline_record_latency_seconds",
@@ -201,7 +202,7 @@ func (m *metrics) acked(acks []protocol.Ack) {
 
 // wrote counts a committed batch.
 func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
-	stored := len(b.fresh)
+	stored := len(b.fresh) - w.Swallowed
 	for i, isNew := range w.Stored {
 		if isNew {
 			stored++
@@ -216,9 +217,10 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	m.outcome(outcomeConflict, w.Conflicts)
 	m.conflicts.WithLabelValues("panic").Add(float64(w.NewPanics))
 	m.conflicts.WithLabelValues("other").Add(float64(w.NewConflicts - w.NewPanics))
-	repeats := len(b.fresh) + len(b.late) + len(b.rivals) - stored - w.Conflicts + b.repeats
+	repeats := len(b.fresh) - w.Swallowed + len(b.late) + len(b.rivals) - stored - w.Conflicts + b.repeats
 	m.outcome(outcomeStored, stored)
 	m.outcome(outcomeDuplicate, repeats)
+	m.outcome(outcomeSwallowed, w.Swallowed)
 	m.positions.WithLabelValues("inserted").Add(float64(stored))
 	m.positions.WithLabelValues("duplicate").Add(float64(repeats))
 	m.crossings.WithLabelValues("derived").Add(float64(len(b.crossings)))

@@ -8,8 +8,34 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
+
+// A trigger that keeps rows out is found before and while it does, and what it keeps
+// out is not counted as stored.
+func TestRowsThatATriggerSwallowsAreNoneThatAreStored(t *testing.T) {
+	dep := servicetest.New(t)
+	dep.Exec("create function swallow() returns trigger language plpgsql as $$ begin if extract(epoch from new.ts)::bigint % 2 = 1 then return null; end if; return new; end $$")
+	dep.Exec("create trigger swallows before insert on positions for each row execute function swallow()")
+	verify := servicetest.Spawn(t, dep.Environ(), "migrate", "verify")
+	require.Zero(t, verify.Exit(20*time.Second), verify.Output())
+	require.Contains(t, verify.Output(), "swallows on public.positions")
+	p := dep.Run(servicetest.FourShards, "CLAIM_INTERVAL_MS=100")
+	p.AwaitReady()
+	dep.Publish(servicetest.RecordsOfMany(0, 41)...)
+	dep.AwaitStored(21, 30*time.Second)
+	p.Await("a trigger swallows rows")
+	dep.AwaitCount(1, "select count(*) from processor.incidents where kind = 'sink_refuses' and subject = 'trigger swallows' and closed_at is null")
+	for outcome, want := range map[string]float64{"stored": 21, "swallowed": 20} {
+		testenv.Wait(t, 20*time.Second, func() error {
+			if n, err := p.Metric(`processor_pipeline_records_total{outcome="` + outcome + `"}`); err != nil || n != want {
+				return fmt.Errorf("want %v %s, have %v, %w", want, outcome, n, err)
+			}
+			return nil
+		})
+	}
+}
 
 // Policies that hide rows and rules that rewrite statements are found before an entry
 // is acknowledged, not after.

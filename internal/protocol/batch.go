@@ -80,6 +80,10 @@ type CommitResult struct {
 	// NewConflicts that of those not known before, NewPanics that of panic records
 	// among these.
 	Conflicts, NewConflicts, NewPanics int
+	// Swallowed is the number of fresh records that triggers, named in Triggers, kept
+	// out of the table.
+	Swallowed int
+	Triggers  string
 	// Corrected is the number of crossings that late records changed or
 	// removed.
 	Corrected int

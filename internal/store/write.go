@@ -28,6 +28,7 @@ type Writer struct {
 	heaps      *heaps
 	generation *ServerGeneration // of the pool; nil where nobody minds
 	streams    sync.Pool         // of *copyStream
+	triggers   insertTriggers
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
@@ -125,14 +126,23 @@ for share skip locked`, w.scope.Stream, w.scope.Group, shards)
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
-	if len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
+	triggers, err := w.triggers.now(ctx, conn)
+	if err != nil {
+		return out, notBegun(failure("look for triggers", err))
+	}
+	if triggers == "" && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
-		return out, w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
+		_, err := w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
+		return out, err
 	}
 	rest := &pgx.Batch{}
 	if len(b.Fresh) > 0 || len(b.Letters) > 0 { // even of nothing: where positions takes no statement, no row is at fault
-		if err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY"); err != nil {
+		stored, err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY")
+		if err != nil {
 			return out, err
+		}
+		if out.Swallowed = len(b.Fresh) - int(stored); out.Swallowed > 0 {
+			out.Triggers = triggers
 		}
 	} else {
 		rest.Queue("begin")
@@ -188,8 +198,9 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 }
 
 // copy begins a transaction and copies records into positions. What is to
-// follow in the same round trip is given as SQL; want is the tag of its last command.
-func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) error {
+// follow in the same round trip is given as SQL; want is the tag of its last command,
+// whose rows are returned.
+func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []telemetry.Record, then, want string) (int64, error) {
 	rows := w.streams.Get().(*copyStream)
 	rows.encode(records)
 	sql := "begin; copy public.positions (" + positionColumns + ") from stdin (format binary)" + then
@@ -201,13 +212,13 @@ func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []teleme
 		if f, ok := errors.AsType[*protocol.Failure](err); ok {
 			f.Row = rows.record(f.Row)
 		}
-		return err
+		return 0, err
 	}
 	w.streams.Put(rows)
 	if got, _, _ := strings.Cut(tag.String(), " "); got != want {
-		return notCommitted(tag)
+		return 0, notCommitted(tag)
 	}
-	return nil
+	return tag.RowsAffected(), nil
 }
 
 // committed verifies the server's answer: COMMIT in a failed transaction

@@ -88,6 +88,9 @@ func Verify(ctx context.Context, db beginner) (Report, error) {
 	if err := r.checkReplicaIdentity(ctx, tx); err != nil {
 		return Report{}, err
 	}
+	if err := r.checkTriggers(ctx, tx); err != nil {
+		return Report{}, err
+	}
 	for _, p := range probes {
 		if _, found := live.Functions[p.function]; !found {
 			continue
@@ -224,6 +227,26 @@ func (r *Report) checkReplicaIdentity(ctx context.Context, tx pgx.Tx) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read publications: %w", err)
+	}
+	return nil
+}
+
+// checkTriggers notes what can keep rows out of positions.
+func (r *Report) checkTriggers(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `
+		select tgname from pg_trigger
+		where tgrelid = to_regclass('public.positions') and not tgisinternal and tgenabled in ('O', 'A')
+		  and tgtype & 7 = 7 and tgname <> 'ts_insert_blocker'
+		order by 1`)
+	if err != nil {
+		return fmt.Errorf("read triggers: %w", err)
+	}
+	var name string
+	if _, err := pgx.ForEachRow(rows, []any{&name}, func() error {
+		r.note("trigger", name+" on public.positions", "", "runs before each insert: a row for which it returns null is not stored")
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read triggers: %w", err)
 	}
 	return nil
 }
