@@ -44,6 +44,9 @@ func dispositionOf(err error) disposition {
 	if !ok {
 		return reacquire
 	}
+	if f.Code == binaryTooShort || f.Code == binaryWrong {
+		return pauseSame
+	}
 	switch f.Kind {
 	case protocol.Unavailable:
 		if f.Blocked && len(f.Shards) > 0 {
@@ -72,6 +75,8 @@ func dispositionOf(err error) disposition {
 const (
 	sequenceExhausted = "2200H"
 	outOfRange        = "22003"
+	binaryTooShort    = "08P01" // of COPY: a column has another type than what is sent, which no row is at fault for
+	binaryWrong       = "22P03" // likewise
 	notNull           = "23502"
 	checkFailed       = "23514" // without a constraint: there is no partition for the row
 	limitExceeded     = "53400" // a configured one, for example of rows decompressed in one transaction
@@ -102,6 +107,8 @@ func refusalOf(err error) protocol.Refusal {
 	switch {
 	case f.Code == sequenceExhausted:
 		r.Remedy = "raise the maximum of the sequence that the error names, or widen its type"
+	case f.Code == binaryTooShort, f.Code == binaryWrong:
+		r.Remedy = "a column of public.positions has another type: change it back to what processor migrate verify names"
 	case f.Code == outOfRange:
 		r.Remedy = "a default or a trigger computes a number that its column cannot hold: widen the column, or correct what computes it"
 	case f.Code == notNull:

@@ -37,6 +37,29 @@ func TestRowsThatATriggerSwallowsAreNoneThatAreStored(t *testing.T) {
 	}
 }
 
+// A column that is widened at run time is no fault of a row.
+func TestAColumnThatIsWidenedPausesAndCostsNothing(t *testing.T) {
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards, "CLAIM_INTERVAL_MS=100", "DLQ_RETRY_DELAYS=100ms,100ms")
+	p.AwaitReady()
+	dep.Publish(servicetest.Records(0, 3)...)
+	dep.AwaitStored(3, 30*time.Second)
+	n := 3
+	for column, types := range map[string][2]string{"speed": {"double precision", "real"}, "satellites": {"integer", "smallint"}, "latitude": {"numeric", "double precision"}} {
+		dep.Exec("alter table positions alter " + column + " type " + types[0])
+		dep.Publish(servicetest.Records(int64(10*n), 2)...)
+		dep.AwaitCount(1, "select least(1, count(*)) from processor.incidents where kind = 'sink_refuses' and closed_at is null")
+		dep.Exec("alter table positions alter " + column + " type " + types[1])
+		n += 2
+		dep.AwaitStored(n, 30*time.Second)
+		dep.AwaitCount(0, "select count(*) from processor.incidents where kind = 'sink_refuses' and closed_at is null")
+	}
+	letters, err := dep.Client().XLen(t.Context(), dep.Stream+":dlq").Result()
+	require.NoError(t, err)
+	require.Zero(t, letters)
+	require.Zero(t, p.Terminate())
+}
+
 // Policies that hide rows and rules that rewrite statements are found before an entry
 // is acknowledged, not after.
 func TestPoliciesAndRulesOnPositionsAreRefused(t *testing.T) {

@@ -98,6 +98,9 @@ func KindOf(err *pgconn.PgError) protocol.FailureKind {
 	case "23505": // unique_violation
 		return protocol.Conflict
 	}
+	if err.Routine == "RevalidateCachedQuery" {
+		return protocol.Unavailable // a table was altered: the driver prepares the statement again
+	}
 	if slices.Contains(serverLimits, err.Routine) {
 		return protocol.Unavailable
 	}

@@ -24,6 +24,13 @@ func TestWhateverEndsTheSessionIsAnOutage(t *testing.T) {
 	require.Equal(t, protocol.Misconfigured, f.Kind)
 }
 
+// P7: a table was altered while statements on it were prepared.
+func TestAPlanThatIsOutdatedIsAnOutage(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, protocol.Unavailable, KindOf(&pgconn.PgError{Code: "0A000", Routine: "RevalidateCachedQuery"}))
+	require.Equal(t, protocol.Misconfigured, KindOf(&pgconn.PgError{Code: "0A000"}))
+}
+
 // P7: the server's own limits have the codes of a row's, and no row has to do with them.
 func TestALimitOfTheServerIsAnOutage(t *testing.T) {
 	t.Parallel()
