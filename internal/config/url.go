@@ -30,8 +30,8 @@ func (u RedisURL) Reveal() string { return string(u) }
 
 // Rotated returns what yields the URL as its file has it now, for new connections;
 // nil without a file.
-func (r Redis) Rotated() func() (string, error) {
-	read := rereads(r.URLFile.Reveal())
+func (c *Redis) Rotated() func() (string, error) {
+	read := rereads(c.URLFile.Reveal())
 	if read == nil {
 		return nil
 	}
@@ -45,7 +45,7 @@ func (r Redis) Rotated() func() (string, error) {
 }
 
 // Rotated does the same for Postgres.
-func (p Postgres) Rotated() func() (string, error) { return rereads(p.URLFile.Reveal()) }
+func (c *Postgres) Rotated() func() (string, error) { return rereads(c.URLFile.Reveal()) }
 
 func rereads(file string) func() (string, error) {
 	if file == "" {

@@ -93,8 +93,8 @@ func (h *heaps) makeChunks(ctx context.Context, lists ...[]telemetry.Record) err
 	if err != nil || len(d.lacking(lists...)) == 0 {
 		return err
 	}
-	h.making.Lock() // others of this process wait for the same chunks
-	defer h.making.Unlock()
+	h.creating.Lock() // others of this process wait for the same chunks
+	defer h.creating.Unlock()
 	if d, err = h.division(ctx, 0); err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ type heaps struct {
 	found division
 	read  time.Time
 
-	making sync.Mutex // held while chunks are made
+	creating sync.Mutex // held while chunks are made
 }
 
 // division is how positions is divided.

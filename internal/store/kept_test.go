@@ -185,7 +185,7 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 }
 
 // A row that takes no part gives way to a record that does, and is kept as a
-// conflict; one that somebody has flagged stays, since the flag is its own.
+// conflict; a flagged one stays, since the flag is its own.
 func TestAFlaggedRowKeepsItsTime(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -38,7 +38,7 @@ func (s *Sessions) End(ctx context.Context, member string) (ended int, none bool
 	// written down that they were there.
 	b := &pgx.Batch{}
 	b.Queue("select pg_advisory_xact_lock(hashtextextended($1, 0))", ApplicationName(member))
-	// A row of assignments that somebody has locked must not hold up a take-over.
+	// A row of assignments that another session has locked must not hold up a take-over.
 	b.Queue(`
 with sessions as materialized (
   select pid, usename

@@ -40,7 +40,7 @@ func TestWhoHadSessionsWasAliveForEverySuccessor(t *testing.T) {
 	defer frozen.Release()
 	_, err = frozen.Exec(t.Context(), "begin; select from processor.shards for share")
 	require.NoError(t, err)
-	// A row that somebody else has locked holds up nobody.
+	// A row that another session has locked holds up nobody.
 	tx, err := b.pool.Begin(t.Context())
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), "select from processor.assignments where shard = 5 for update")

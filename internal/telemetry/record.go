@@ -21,7 +21,7 @@ type Record struct {
 	Attributes []byte // JSON object as stored: big integers are decimal strings, bytes are base64 text
 }
 
-// PriorityPanic is the priority of a record that somebody needs at once.
+// PriorityPanic is the priority of a record whose alarm a person has to hear at once.
 const PriorityPanic = 2
 
 // Time returns the device time in UTC.
