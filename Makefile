@@ -48,7 +48,7 @@ setup: ## Install the servers and the C compiler if they are missing (silent if 
 	@scripts/setup.sh
 
 .PHONY: setup-tests
-setup-tests: ## The same, and prometheus, whose promtool tests the alerts
+setup-tests: ## The same, prometheus, whose promtool tests the alerts, and chromium, which tests the console
 	@scripts/setup.sh tests
 
 .PHONY: run
@@ -62,14 +62,14 @@ build: ## Build the programs into bin/
 
 .PHONY: test
 test: setup-tests data vet build ## Vet, build and run all tests with the race detector on real servers
-	@$(WITH_SERVERS) go test -race -timeout 10m $(TESTFLAGS) $(PKG)
+	@$(WITH_SERVERS) go test -race -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-ci
 test-ci: setup-tests data vet build $(GOTESTSUM) ## The same as test; up to 3 failed tests run again, and one that passes then is named unstable
 	@rc=0; $(WITH_SERVERS) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
 		--rerun-fails=2 --rerun-fails-max-failures=3 --rerun-fails-report=bin/unstable.txt \
-		-- -race -timeout 10m $(TESTFLAGS) || rc=$$?; \
-	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to mend:"; cat bin/unstable.txt; fi; exit $$rc
+		-- -race -timeout 20m $(TESTFLAGS) || rc=$$?; \
+	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc
 
 .PHONY: test-full
 test-full: setup-tests data vet build ## The long campaigns too: every test again, then each fuzz target for FUZZTIME (30s)

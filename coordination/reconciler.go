@@ -173,6 +173,8 @@ func (k *reconciler) lookLoop(ctx context.Context) {
 			err := k.shards.Lockable(ctx, shard, k.membership.Name())
 			if by, blocked := protocol.BlockedBy(err); blocked {
 				k.block(shard, err, by)
+			} else if err == nil {
+				k.forgetLock(shard)
 			}
 		}
 	}

@@ -327,7 +327,7 @@ func TestTheSystemdUnitFitsTheServicesBudgets(t *testing.T) {
 		return string(m[1])
 	}
 	require.GreaterOrEqual(t, duration(t, setting("TimeoutStopSec")), cfg.Instance.ShutdownTimeout+spare)
-	require.Equal(t, strconv.Itoa(fault.Config)+" "+strconv.Itoa(fault.Schema), setting("RestartPreventExitStatus"), "what a restart does not mend")
+	require.Equal(t, strconv.Itoa(fault.Config)+" "+strconv.Itoa(fault.Schema), setting("RestartPreventExitStatus"), "what a restart does not repair")
 
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {

@@ -194,7 +194,8 @@ func (k *breaker) refusal() *protocol.Refusal {
 
 // swallowed notes that triggers kept rows out of the table.
 func (w *worker) swallowed(c protocol.CommitResult) {
-	if c.Swallowed == 0 {
+	count := c.Swallowed + c.SwallowedLate
+	if count == 0 || c.Triggers == "" { // without a trigger another session deleted what was there
 		return
 	}
 	r := protocol.Refusal{
@@ -203,7 +204,7 @@ func (w *worker) swallowed(c protocol.CommitResult) {
 		Remedy: "drop or correct the trigger, then processor replay the time since",
 	}
 	if w.breaker.keep(r, time.Now()) {
-		w.log.Error("a trigger swallows rows: they are not stored", "reason", r.Reason, "count", c.Swallowed, "remedy", r.Remedy)
+		w.log.Error("a trigger swallows rows: they are not stored", "reason", r.Reason, "count", count, "remedy", r.Remedy)
 	}
 }
 

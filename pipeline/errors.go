@@ -44,7 +44,8 @@ func dispositionOf(err error) disposition {
 	if !ok {
 		return reacquire
 	}
-	if f.Code == binaryTooShort || f.Code == binaryWrong {
+	// Not where the session ended, as a pooler ends it with the same code: a commit may have succeeded.
+	if f.Kind != protocol.Unknown && (f.Code == binaryTooShort || f.Code == binaryWrong) {
 		return pauseSame
 	}
 	switch f.Kind {

@@ -217,10 +217,10 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	m.outcome(outcomeConflict, w.Conflicts)
 	m.conflicts.WithLabelValues("panic").Add(float64(w.NewPanics))
 	m.conflicts.WithLabelValues("other").Add(float64(w.NewConflicts - w.NewPanics))
-	repeats := len(b.fresh) - w.Swallowed + len(b.late) + len(b.rivals) - stored - w.Conflicts + b.repeats
+	repeats := len(b.fresh) - w.Swallowed + len(b.late) + len(b.rivals) - stored - w.Conflicts - w.SwallowedLate + b.repeats
 	m.outcome(outcomeStored, stored)
 	m.outcome(outcomeDuplicate, repeats)
-	m.outcome(outcomeSwallowed, w.Swallowed)
+	m.outcome(outcomeSwallowed, w.Swallowed+w.SwallowedLate)
 	m.positions.WithLabelValues("inserted").Add(float64(stored))
 	m.positions.WithLabelValues("duplicate").Add(float64(repeats))
 	m.crossings.WithLabelValues("derived").Add(float64(len(b.crossings)))

@@ -181,11 +181,13 @@ func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 
 // restartLocked restarts a shard whose row is locked, and reports whether that is news.
 func (t *table) restartLocked(shard int, grant uint64) (news bool) {
-	t.restart(shard, grant, time.Now().Add(refusedPause))
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	s := &t.slots[shard]
-	news, s.locked = s.owned && !s.locked, s.owned
+	if s.owned && s.grant == grant { // a later grant has not met the lock
+		news, s.locked = !s.locked, true
+	}
+	t.mu.Unlock()
+	t.restart(shard, grant, time.Now().Add(refusedPause))
 	return news
 }
 

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trmtracking/processor/internal/httpserver"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -67,6 +70,17 @@ func readyz(t *testing.T, s *httpserver.Server) (int, httpserver.Readiness) {
 	require.NoError(t, json.Unmarshal([]byte(body), &r), body)
 	require.Equal(t, status == http.StatusOK, r.Ready)
 	return status, r
+}
+
+// await waits until /readyz has a status.
+func await(t *testing.T, s *httpserver.Server, want int) {
+	t.Helper()
+	testenv.Wait(t, 30*time.Second, func() error {
+		if status, _ := readyz(t, s); status != want {
+			return fmt.Errorf("status %d, want %d", status, want)
+		}
+		return nil
+	})
 }
 
 func ok(context.Context) error { return nil }
@@ -124,11 +138,9 @@ func TestResultsAreUsedForASecondThenRenewed(t *testing.T) {
 	}
 	require.LessOrEqual(t, asked.Load(), 1+int64(time.Since(begin)/time.Second))
 	broken.Store(1)
-	require.Eventually(t, func() bool { status, _ := readyz(t, s); return status == http.StatusServiceUnavailable },
-		5*time.Second, 20*time.Millisecond)
+	await(t, s, http.StatusServiceUnavailable)
 	broken.Store(0)
-	require.Eventually(t, func() bool { status, _ := readyz(t, s); return status == http.StatusOK },
-		5*time.Second, 20*time.Millisecond)
+	await(t, s, http.StatusOK)
 }
 
 // Promise 3.
@@ -238,14 +250,22 @@ func TestIdleClientsAreBoundedAndKeepNoProbeOut(t *testing.T) {
 			require.Equal(t, http.StatusOK, status, "a probe between %d idle clients", i)
 		}
 	}
-	open := 0
-	for _, conn := range conns[:300] { // of these none need be there
-		require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
-		if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-			open++
+	// Where a machine is slow the server is behind with accepting them.
+	testenv.Wait(t, time.Minute, func() error {
+		open := 0
+		for _, conn := range conns {
+			if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+				return err
+			}
+			if _, err := conn.Read(make([]byte, 1024)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				open++
+			}
 		}
-	}
-	require.Zero(t, open, "connections that are still open although newer ones are more than the limit")
+		if open > 64 {
+			return fmt.Errorf("%d connections are open", open)
+		}
+		return nil
+	})
 }
 
 func TestTakenPortIsAClearError(t *testing.T) {
@@ -281,15 +301,18 @@ func TestStopCutsARequestThatTakesTooLong(t *testing.T) {
 	defer conn.Close()
 	_, err = conn.Write([]byte("GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: x\r\n\r\nGET"))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { // until the profile is under way no second one can start
-		status, _ := request(t, http.MethodGet, "http://"+s.Addr()+"/debug/pprof/profile?seconds=1")
-		return status == http.StatusInternalServerError
-	}, 10*time.Second, 10*time.Millisecond)
+	testenv.Wait(t, 30*time.Second, func() error {
+		_, stacks := request(t, http.MethodGet, "http://"+s.Addr()+"/debug/pprof/goroutine?debug=2")
+		if !strings.Contains(stacks, "net/http/pprof.Profile(") {
+			return errors.New("the profile is not under way")
+		}
+		return nil
+	})
 	cancel()
 	select {
 	case err := <-ended:
 		require.NoError(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(40 * time.Second):
 		require.FailNow(t, "Run did not return")
 	}
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))

@@ -83,7 +83,10 @@ type CommitResult struct {
 	// Swallowed is the number of fresh records that triggers, named in Triggers, kept
 	// out of the table.
 	Swallowed int
-	Triggers  string
+	// SwallowedLate is the number of late records and rivals that are neither inserted
+	// nor there: what kept them out is the same.
+	SwallowedLate int
+	Triggers      string
 	// Corrected is the number of crossings that late records changed or
 	// removed.
 	Corrected int

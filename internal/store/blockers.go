@@ -47,7 +47,8 @@ func (s *Shards) waitBriefly(ctx context.Context, tx pgx.Tx) (named func() []pro
 
 // Blockers returns the sessions that hold a lock for which a session waits. Who is
 // ahead of it and waits itself, as the owner of a shard may, holds up nobody: those are
-// named for whom it waits.
+// named for whom it waits. Of a query its text up to the first literal is told, since it
+// goes to logs and heartbeats.
 func Blockers(ctx context.Context, pool *pgxpool.Pool, pid int) ([]protocol.Blocker, error) {
 	rows, err := pool.Query(ctx, `
 with recursive ahead (pid) as (
@@ -55,7 +56,7 @@ with recursive ahead (pid) as (
   union
   select unnest(pg_blocking_pids(pid)) from ahead
 )
-select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(coalesce(query, ''), 200),
+select pid, coalesce(application_name, ''), coalesce(state, 'state unknown'), left(split_part(coalesce(query, ''), '''', 1), 200),
   coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8
 from pg_stat_activity
 where pid in (select pid from ahead)

@@ -99,7 +99,11 @@ func (h *heaps) makeChunks(ctx context.Context, lists ...[]telemetry.Record) err
 		return err
 	}
 	began := time.Now()
-	for todo := d.lacking(lists...); len(todo) > 0; {
+	todo := d.lacking(lists...)
+	if len(todo) == 0 {
+		return nil
+	}
+	for len(todo) > 0 {
 		some := todo[:min(chunksAtOnce, len(todo))]
 		todo = todo[len(some):]
 		lo, hi := make([]int64, len(some)), make([]int64, len(some))

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -17,8 +18,8 @@ const content = `jsonb_build_object(
 
 // rivalsSQL decides between records and the rows that have their device and time.
 // A row that takes no part, and that nobody has flagged, gives way to the first
-// record that does: it is deleted, for the record to be inserted. Whatever loses
-// and has other content is noted.
+// record that does. Whatever loses and has other content is noted. It writes nothing to
+// positions: a delete unpacks compressed chunks before it has found a row.
 const rivalsSQL = `
 with r as (
   select u.n, u.device_id, u.ts, u.ingested_at, u.eligible, u.entry_id, u.priority, c.content
@@ -48,12 +49,6 @@ with r as (
   where eligible
     and gives_way
   order by device_id, ts, n
-), gone as (
-  delete from public.positions p
-  using winners w
-  where p.device_id = w.device_id
-    and p.ts = w.ts
-    and p.ts = any ($3)
 ), losers as (
   select p.n, p.device_id, p.ts, p.entry_id, p.ingested_at, p.priority, p.content, coalesce(w.content, p.row_content) as kept
   from pairs p
@@ -79,11 +74,22 @@ select 0, n from winners
 union all
 select 1, n from losers where n is not null and content <> kept
 union all
-select 2, priority from noted where new`
+select 2, priority from noted where new
+union all
+select 3, r.n from r where not exists (select from pairs p where p.n = r.n)`
+
+// giveWaySQL deletes the rows whose times are taken by records that win them.
+const giveWaySQL = `
+delete from public.positions p
+using unnest($1::text[], $2::timestamptz[]) as w (device_id, ts)
+where p.device_id = w.device_id
+  and p.ts = w.ts
+  and p.ts = any ($2)`
 
 // batcher is a connection or a transaction.
 type batcher interface {
 	asker
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
@@ -118,6 +124,8 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 			winners = append(winners, which[n-1])
 		case 1:
 			out.Conflicts++
+		case 3:
+			out.SwallowedLate++ // neither inserted nor there
 		default:
 			out.NewConflicts++
 			if n == telemetry.PriorityPanic {
@@ -128,13 +136,26 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 	}); err != nil || len(winners) == 0 {
 		return err
 	}
-	again := make([]telemetry.Record, len(winners))
+	again, inserted := make([]telemetry.Record, len(winners)), make([]bool, len(winners))
+	devices, times := make([]string, len(winners)), make([]time.Time, len(winners))
 	for i, at := range winners {
-		again[i], stored[at] = records[at], true
+		again[i] = records[at]
+		devices[i], times[i] = again[i].DeviceID, again[i].Time()
+	}
+	if _, err := tx.Exec(ctx, giveWaySQL, pgx.QueryExecModeCacheDescribe, devices, times); err != nil {
+		return err
 	}
 	batch := &pgx.Batch{}
-	queueLate(batch, again, make([]bool, len(again)))
-	return tx.SendBatch(ctx, batch).Close()
+	queueLate(batch, again, inserted)
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	for i, at := range winners {
+		if stored[at] = inserted[i]; !inserted[i] {
+			out.SwallowedLate++
+		}
+	}
+	return nil
 }
 
 // columnsOf are the columns of records as arrays, in the order of positionColumns.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,12 +53,16 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pc.HealthCheckPeriod = 15 * time.Second
 	prepare(pc.ConnConfig, cfg)
 	if cfg.Rotated != nil {
+		var last atomic.Pointer[pgx.ConnConfig] // that could be read
 		pc.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
 			// A file that is about to be replaced may be empty or away for a moment.
 			if text, err := cfg.Rotated(); err == nil && text != "" {
 				if now, err := pgx.ParseConfig(text); err == nil {
-					cc.User, cc.Password = now.User, now.Password
+					last.Store(now)
 				}
+			}
+			if now := last.Load(); now != nil {
+				cc.User, cc.Password = now.User, now.Password
 			}
 			return nil
 		}

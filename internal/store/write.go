@@ -135,15 +135,14 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		_, err := w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
 		return out, err
 	}
+	out.Triggers = triggers
 	rest := &pgx.Batch{}
 	if len(b.Fresh) > 0 || len(b.Letters) > 0 { // even of nothing: where positions takes no statement, no row is at fault
 		stored, err := w.copy(ctx, conn.PgConn(), b.Fresh, "", "COPY")
 		if err != nil {
 			return out, err
 		}
-		if out.Swallowed = len(b.Fresh) - int(stored); out.Swallowed > 0 {
-			out.Triggers = triggers
-		}
+		out.Swallowed = len(b.Fresh) - int(stored)
 	} else {
 		rest.Queue("begin")
 	}

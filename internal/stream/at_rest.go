@@ -49,6 +49,7 @@ func (r *atRest) note(ends *redis.XInfoStream, f fingerprint) {
 			size += len(text)
 		}
 	}
+	ends.FirstEntry.Values, ends.LastEntry.Values = nil, nil // only their IDs are asked for
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.large, r.ends = size >= largeEnds, nil

@@ -34,12 +34,15 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	known := &servers{nodes: make(map[string]bool)}
 	opts.OnConnect = known.connected
 	if cfg.Rotated != nil {
-		user, password := opts.Username, opts.Password
+		var mu sync.Mutex
+		user, password := opts.Username, opts.Password // the last that could be read
 		opts.CredentialsProviderContext = func(context.Context) (string, string, error) {
 			// A file that is about to be replaced may be empty or away for a moment.
-			if text, err := cfg.Rotated(); err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if text, err := cfg.Rotated(); err == nil && text != "" {
 				if now, err := optionsOf(text); err == nil {
-					return now.Username, now.Password, nil
+					user, password = now.Username, now.Password
 				}
 			}
 			return user, password, nil
