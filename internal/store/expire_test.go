@@ -34,6 +34,10 @@ insert into processor.dead_letters (stream, group_name, dlq_id, source_id, diges
   instance, version, exported_at, exported_by)
 select $1, $2, n || '-0', n || '-0', '', array[]::bytea[], 'decode', '', '', 1, '', '', now() - n * interval '100 days', 'test'
 from generate_series(1, 10) n`, scope.Stream, scope.Group)
+	b.exec(`
+insert into processor.conflicts (stream, group_name, device_id, ts, digest, ingested_at, priority, differs, record, detected_at)
+select $1, $2, 'd', now(), n::text, now(), 0, '{}', '{}', now() - n * interval '100 days'
+from generate_series(1, 10) n`, scope.Stream, scope.Group)
 	b.exec(`insert into processor.requests (stream, group_name, kind, shard, requested_by, state, finished_at) values ('other', 'g', 'erase', 0, '', 'done', '2001-01-01')`)
 
 	r := store.NewRetention(b.pool, scope, "a.1", 10*time.Second)
@@ -42,15 +46,15 @@ from generate_series(1, 10) n`, scope.Stream, scope.Group)
 	for i := range 2 {
 		removed, err := r.Expire(t.Context(), 350*24*time.Hour)
 		require.NoError(t, err)
-		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7}
+		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7, "conflicts": 7}
 		if i > 0 {
-			want = map[string]int64{"requests": 0, "incidents": 0, "losses": 0, "audit": 0, "dead_letters": 0}
+			want = map[string]int64{"requests": 0, "incidents": 0, "losses": 0, "audit": 0, "dead_letters": 0, "conflicts": 0}
 		}
 		require.Equal(t, want, removed)
 		require.Equal(t, before, b.count(lost))
 		require.Equal(t, 3+2, b.count("select count(*) from processor.losses"), "a sum of what is known, and one of what is not")
 		require.Equal(t, 2, b.count("select (detail ->> 'sum')::int from processor.losses where entries is null"))
-		require.Equal(t, 36, b.count("select sum(count) from processor.audit where action = 'retention'"))
+		require.Equal(t, 43, b.count("select sum(count) from processor.audit where action = 'retention'"))
 		require.Equal(t, 5, b.count("select count(*) from processor.incidents where closed_at is null"))
 		require.Equal(t, 10, b.count("select count(*) from processor.requests where state = 'waiting'"))
 		require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = 'other'"))
