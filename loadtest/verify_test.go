@@ -94,7 +94,7 @@ func TestARunIsJudgedByItselfThoughAnotherOneWasSent(t *testing.T) {
 		stored++
 		_, err := conn.Exec(t.Context(), `
 insert into positions (device_id, ts, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
-values ($1, $2, 1, 1, 0, 0, 0, 0, 0, '8', '{}')
+values ($1, $2, 1, 1, 0, 0, 0, 9, 0, '8', '{}')
 on conflict do nothing`, s.Message.DeviceID, s.Message.Time)
 		return err
 	}))
