@@ -48,7 +48,7 @@ func times(items []fleet.Item) []string {
 	return ts
 }
 
-func TestEmptyCellsBecomeZero(t *testing.T) {
+func TestEmptyCellsBecomeZeroButAFixHasASatellite(t *testing.T) {
 	for _, name := range []string{"buses.csv", "buses.csv.gz"} {
 		tracks, err := fleet.ReadTracks(write(t, name, twoBuses))
 		require.NoError(t, err)
@@ -57,7 +57,7 @@ func TestEmptyCellsBecomeZero(t *testing.T) {
 		require.Equal(t, fleet.Message{
 			DeviceID: "bus-1", Codec: "8",
 			Time:     time.Date(2026, 1, 26, 15, 55, 12, 250_000_000, time.UTC),
-			Latitude: 53.4067, Longitude: -2.9849, Angle: 90,
+			Latitude: 53.4067, Longitude: -2.9849, Angle: 90, Satellites: 1,
 		}, items[0].Message)
 		require.Equal(t, 30.25, items[1].Message.Speed)
 		require.Equal(t, 7, items[1].Message.Satellites)
