@@ -24,7 +24,8 @@
 //  3. A leg across a whole fence gives enter and exit; across a concave fence or a
 //     hole several, with ordinals from 0 in order of time.
 //  4. Time and place are interpolated along the leg and lie between the fixes.
-//  5. The point test in areas is exact for the given doubles, edges included.
+//  5. The point test in areas is exact for the given doubles, edges included; along a
+//     border that parts share, for the one that they share.
 //  6. A fence that is invalid is skipped and reported, and no other is affected.
 //  7. A record without crossings allocates nothing, and without fences the cost is
 //     negligible.
@@ -47,14 +48,20 @@
 //
 // A gate is passed forward from the left of the line, as drawn from its first
 // position to its last, to its right; seen from the first position towards the last, it goes from left to right. The line itself counts as
-// its right side, so a fix exactly on it does not pass the gate twice. The ends
-// belong to the gate. No device is ever inside a gate.
+// its right side, so a fix exactly on it does not pass the gate twice. At an inner
+// position the angle between both edges decides which side a leg comes from or
+// goes to, so a fix exactly there counts as the way just beside the corner. The
+// ends belong to the gate; one that ends where it begins has none. No device is
+// ever inside a gate.
 //
 // An edge longer than 180 degrees goes the short way round; one of exactly 360
 // degrees along a parallel goes all the way. A ring round the world holds the
 // pole on its smaller side. The direction of a ring has no meaning. The parts of
 // a MultiPolygon are united; they may share a border, as those cut at the
-// antimeridian do. The rings of one part have to be a valid polygon.
+// antimeridian do, and a way from part to part then stays inside: positions of
+// two parts at most 1e-9 degrees apart are one, and a position of one part so
+// near to an edge of another is a position of that edge. The rings of one part
+// have to be a valid polygon.
 //
 // A fence is a series of versions with spans of device time. Membership at a
 // fix is that of the version valid at the time of that fix; a version that is

@@ -165,11 +165,17 @@ func flat(ring []point) bool {
 // joinAtAntimeridian puts the parts of an area that is cut at the antimeridian
 // side by side, so that a leg meets the cut at one instant and not at two.
 func joinAtAntimeridian(parts []*polygon) {
-	if !slices.ContainsFunc(parts, func(g *polygon) bool { return g.max.x == 180 }) {
+	east := -180.0
+	for _, g := range parts {
+		if !g.pole && g.max.x-g.min.x < 360 {
+			east = max(east, g.max.x)
+		}
+	}
+	if east < 180 {
 		return
 	}
 	for _, g := range parts {
-		if g.min.x == -180 && g.max.x < 180 && !g.pole {
+		if g.min.x+360 <= east && g.max.x < 180 && !g.pole {
 			for i := range g.edges {
 				g.edges[i].a.x += 360
 				g.edges[i].b.x += 360

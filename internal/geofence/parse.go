@@ -146,6 +146,7 @@ func compileArea(g geom.Geometry) (*shape, error) {
 		s.area = append(s.area, p)
 	}
 	joinAtAntimeridian(s.area)
+	share(s.area)
 	return s, nil
 }
 

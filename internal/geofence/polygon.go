@@ -80,21 +80,27 @@ const grid = 0x1p-42
 func onGrid(v float64) float64 { return math.Round(v/grid) * grid }
 
 func newPolygon(rings [][]point) *polygon {
-	g := &polygon{
-		min: point{math.Inf(1), math.Inf(1)},
-		max: point{math.Inf(-1), math.Inf(-1)},
-	}
+	g := &polygon{}
 	for _, ring := range rings {
 		for i := range len(ring) - 1 {
 			if ring[i] != ring[i+1] {
 				g.edges = append(g.edges, edge{ring[i], ring[i+1]})
 			}
-			g.min = point{min(g.min.x, ring[i].x), min(g.min.y, ring[i].y)}
-			g.max = point{max(g.max.x, ring[i].x), max(g.max.y, ring[i].y)}
 		}
 	}
-	g.index()
+	g.measure()
 	return g
+}
+
+// measure finds what depends on the edges.
+func (g *polygon) measure() {
+	g.min, g.max = point{math.Inf(1), math.Inf(1)}, point{math.Inf(-1), math.Inf(-1)}
+	for _, e := range g.edges { // each position begins one
+		g.min = point{min(g.min.x, e.a.x), min(g.min.y, e.a.y)}
+		g.max = point{max(g.max.x, e.a.x), max(g.max.y, e.a.y)}
+	}
+	g.bands = nil
+	g.index()
 }
 
 // index sorts the edges into bands of latitude. Edges that span many bands are

@@ -185,6 +185,7 @@ func readArea(parts [][][][]float64) (shape, error) {
 		b := g.shell.box
 		s.box = box{min(s.box.west, b.west), min(s.box.south, b.south), max(s.box.east, b.east), max(s.box.north, b.north)}
 	}
+	s.area.shareBorders()
 	return s, nil
 }
 

@@ -39,14 +39,19 @@ func newGate(points []point, turns []int) *gate {
 		along[i] = point{dx / n, dy / n}
 	}
 	last := len(xs) - 1
+	closed := last > 2 && xs[0] == xs[last] // has no ends, but one more corner
 	for i := range xs {
 		before, after := along[max(i-1, 0)], along[min(i, last-1)]
+		if closed && (i == 0 || i == last) {
+			before, after = along[last-1], along[0]
+		}
 		p := at[i]
 		left := exact{ratio(-before.y - after.y), ratio(before.x + after.x)}
-		switch i { // longer in exactly its direction
-		case 0:
+		switch { // longer in exactly its direction
+		case closed:
+		case i == 0:
 			p = moved(p, exact{new(big.Rat).Sub(at[0].x, at[1].x), new(big.Rat).Sub(at[0].y, at[1].y)}, longer)
-		case last:
+		case i == last:
 			p = moved(p, exact{new(big.Rat).Sub(at[last].x, at[last-1].x), new(big.Rat).Sub(at[last].y, at[last-1].y)}, longer)
 		}
 		g.points = append(g.points, moved(p, left, aside))

@@ -1,6 +1,7 @@
 package oracle_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -101,10 +102,14 @@ func TestTwoGeometriesAgree(t *testing.T) {
 				fences = append(fences, f)
 			}
 			fences = append(fences, always(fmt.Sprintf("circle-%d", n), "circle", fmt.Sprintf(`{"type":"Point","coordinates":[%v,%v]}`, x, y), 1000+r.Float64()*100_000))
-			a, b := place(8)
-			c, d := place(8)
-			if a != c || b != d {
-				fences = append(fences, always(fmt.Sprintf("gate-%d", n), "gate", fmt.Sprintf(`{"type":"LineString","coordinates":[[%v,%v],[%v,%v]]}`, a, b, c, d), 0))
+			var line []string
+			for range 2 + r.IntN(4) {
+				a, b := place(8)
+				line = append(line, fmt.Sprintf("[%v,%v]", a, b))
+			}
+			f = always(fmt.Sprintf("gate-%d", n), "gate", `{"type":"LineString","coordinates":[`+strings.Join(line, ",")+`]}`, 0)
+			if (geofence.Fence{ID: f.ID, Kind: geofence.Gate, Geometry: f.Geometry, Valid: geofence.Always}).Check() == nil {
+				fences = append(fences, f)
 			}
 		}
 		var places [][2]float64
@@ -125,6 +130,61 @@ func TestTwoGeometriesAgree(t *testing.T) {
 		}
 	}
 	require.Greater(t, crossings, 2000)
+}
+
+// Both know that parts share a border on which only one of them has a position.
+func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	type position = [2]float64
+	between := func(a, b position, f float64) position {
+		return position{a[0] + f*(b[0]-a[0]), a[1] + f*(b[1]-a[1])}
+	}
+	for range 60 {
+		west := float64(r.IntN(4)*90-90) - 0.3
+		wrap := func(p position) position {
+			if p[0] > 180 {
+				p[0] -= 360
+			}
+			return p
+		}
+		a := position{west + r.Float64()/10, 10 + r.Float64()}
+		b := position{a[0] + 0.2 + r.Float64(), a[1] + r.Float64() - 0.5}
+		middle, dx, dy := between(a, b, 0.3+0.4*r.Float64()), b[0]-a[0], b[1]-a[1]
+		c, d := position{middle[0] + dy/2, middle[1] - dx/2}, position{middle[0] - dy/2, middle[1] + dx/2}
+		m := between(a, b, r.Float64())
+		var parts []string
+		for _, ring := range [][]position{{a, c, b, a}, {a, m, d, a}, {m, b, d, m}} {
+			for i := range ring {
+				ring[i] = wrap(ring[i])
+			}
+			text, err := json.Marshal([][]position{ring})
+			require.NoError(t, err)
+			parts = append(parts, string(text))
+		}
+		fence := always("area", "area", `{"type":"MultiPolygon","coordinates":[`+strings.Join(parts, ",")+`]}`, 0)
+		places := []position{wrap(m)}
+		for range 12 {
+			places = append(places,
+				wrap(between(middle, c, r.Float64()/2)), wrap(between(a, b, r.Float64())), wrap(between(middle, d, r.Float64()/2)),
+				wrap(position{west + r.Float64(), 10 + r.Float64()}))
+		}
+		ours, theirs := drive(t, []oracle.Fence{fence}, places)
+		require.Equal(t, keys(ours), keys(theirs), "fence %v\nplaces %v\nours\n%s\ntheirs\n%s", fence, places, brief(ours), brief(theirs))
+		for i := 1; i < len(ours); i++ {
+			require.False(t, ours[i].Kind == "enter" && ours[i-1].TimeUS == ours[i].TimeUS, "seam at %v in %v", ours[i], fence)
+		}
+	}
+}
+
+func keys(list []oracle.Crossing) []string {
+	var out []string
+	for _, c := range list {
+		out = append(out, key(c))
+	}
+	slices.Sort(out)
+	return out
 }
 
 func key(c oracle.Crossing) string {

@@ -1,0 +1,110 @@
+package oracle
+
+import (
+	"cmp"
+	"math"
+	"slices"
+)
+
+// sameDegrees is how near positions of different parts of an area are that count as one: parts
+// that share a border are drawn, and rounded, apart.
+const sameDegrees = 1e-9
+
+// corner is a position of a ring: where it is written, and how many turns east
+// of there it lies.
+type corner struct {
+	at   point
+	turn int
+}
+
+func (c corner) x() float64 { return c.at.x + 360*float64(c.turn) }
+
+// shareBorders makes positions of parts that are the same the same, and gives
+// the edges of each part the positions that other parts have on them.
+func (a area) shareBorders() {
+	if len(a) < 2 {
+		return
+	}
+	for i, g := range a {
+		for _, other := range a[:i] {
+			g.redraw(func(r *ring) *ring { return r.snapped(other) })
+		}
+	}
+	for i, g := range a {
+		for j, other := range a {
+			if i != j {
+				g.redraw(func(r *ring) *ring { return r.divided(other) })
+			}
+		}
+	}
+}
+
+func (g *part) redraw(by func(*ring) *ring) {
+	g.shell = by(g.shell)
+	for i := range g.holes {
+		g.holes[i] = by(g.holes[i])
+	}
+}
+
+// corners yields the positions of the part that are near a box, wherever they
+// are moved round the world.
+func (g *part) corners(b box, yield func(corner)) {
+	for n := -2 * around; n <= 2*around; n++ {
+		if !b.meets(g.shell.box, n) {
+			continue
+		}
+		for _, r := range append([]*ring{g.shell}, g.holes...) {
+			for i, p := range r.points {
+				c := corner{p, r.turns[i] + n}
+				if x := c.x(); (box{x, p.y, x, p.y}).meets(b, 0) {
+					yield(c)
+				}
+			}
+		}
+	}
+}
+
+func (r *ring) corner(i int) corner { return corner{r.points[i], r.turns[i]} }
+
+func ringOf(corners []corner) *ring {
+	points, turns := make([]point, len(corners)), make([]int, len(corners))
+	for i, c := range corners {
+		points[i], turns[i] = c.at, c.turn
+	}
+	return newRing(points, turns)
+}
+
+func (r *ring) snapped(to *part) *ring {
+	var drawn []corner
+	for i := range r.points {
+		c := r.corner(i)
+		best, far := c, math.Inf(1)
+		to.corners(box{c.x(), c.at.y, c.x(), c.at.y}, func(o corner) {
+			if d := math.Hypot(o.x()-c.x(), o.at.y-c.at.y); d <= sameDegrees && d < far {
+				best, far = o, d
+			}
+		})
+		drawn = append(drawn, best)
+	}
+	return ringOf(drawn)
+}
+
+func (r *ring) divided(by *part) *ring {
+	drawn := []corner{r.corner(0)}
+	for i := range len(r.points) - 1 {
+		a, b := r.corner(i), r.corner(i+1)
+		dx, dy := b.x()-a.x(), b.at.y-a.at.y
+		long := math.Hypot(dx, dy)
+		along := func(c corner) float64 { return ((c.x()-a.x())*dx + (c.at.y-a.at.y)*dy) / long }
+		var on []corner
+		by.corners(r.edge(i), func(c corner) {
+			off := math.Abs((c.x()-a.x())*dy-(c.at.y-a.at.y)*dx) / long
+			if off <= sameDegrees && along(c) > sameDegrees && along(c) < long-sameDegrees {
+				on = append(on, c)
+			}
+		})
+		slices.SortFunc(on, func(a, b corner) int { return cmp.Compare(along(a), along(b)) })
+		drawn = append(append(drawn, slices.Compact(on)...), b)
+	}
+	return ringOf(drawn)
+}
