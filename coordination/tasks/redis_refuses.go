@@ -28,7 +28,7 @@ type RedisRefuses struct {
 	gauge  *prometheus.GaugeVec
 	log    *slog.Logger
 
-	noted *string // what the ledger says; nil if that is not known
+	logged string // what was logged last
 }
 
 // NewRedisRefuses returns a component that probes every interval.
@@ -66,12 +66,18 @@ func (r *RedisRefuses) probeOnce(ctx context.Context) error {
 	if code != "" {
 		r.gauge.WithLabelValues(code).Set(1)
 	}
-	if err != nil || r.noted != nil && *r.noted == code {
+	if err != nil {
 		return err
 	}
-	if code != "" {
+	switch {
+	case code == r.logged:
+	case code != "":
 		r.log.Error("Redis refuses new entries; processor doctor says what to do", "code", code)
+	default:
+		r.log.Info("Redis accepts new entries again")
 	}
+	r.logged = code
+	// Read each time: a member that is gone may have left one open.
 	open, err := r.ledger.Opened(ctx, protocol.RedisRefuses)
 	if err != nil {
 		return err
@@ -89,9 +95,5 @@ func (r *RedisRefuses) probeOnce(ctx context.Context) error {
 			return err
 		}
 	}
-	if code == "" && r.noted != nil {
-		r.log.Info("Redis accepts new entries again")
-	}
-	r.noted = &code
 	return nil
 }
