@@ -63,7 +63,11 @@ func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
 	require.NoError(t, first.Ready(), "a lock is no outage")
 	told := func(want int) {
 		testenv.Wait(t, 10*time.Second, func() error {
-			for _, m := range first.membership.Members() {
+			members := first.membership.Members()
+			if len(members) != 1 {
+				return fmt.Errorf("want one member, have %+v", members)
+			}
+			for _, m := range members {
 				if len(m.RowLocks) != want || want > 0 && (m.RowLocks[0].Shard != 5 || len(m.RowLocks[0].By) != 1 || m.RowLocks[0].Since.IsZero()) {
 					return fmt.Errorf("the heartbeat tells of %+v", m.RowLocks)
 				}
