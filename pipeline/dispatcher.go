@@ -99,9 +99,10 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	if lease.Moved {
 		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
-	after, pending, renewed, paused := lease.After, lease.Pending, started, lease.Paused
+	after, pending, renewed, asked, paused := lease.After, lease.Pending, started, started, lease.Paused
 	for ctx.Err() == nil {
-		if time.Since(renewed) > d.ttl/4 {
+		// Under a steady load each dispatch renews the lease, and only asking tells of a pause.
+		if time.Since(renewed) > d.ttl/4 || time.Since(asked) > d.cfg.DispatchLeaseTTL {
 			started := time.Now()
 			lease, err := d.source.AcquireDispatchLease(ctx, token, token, d.ttl)
 			if err != nil {
@@ -112,7 +113,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			if !lease.Acquired || lease.GroupCreated || lease.After != after {
 				return
 			}
-			renewed, pending, paused = started, lease.Pending, lease.Paused
+			renewed, asked, pending, paused = started, started, lease.Pending, lease.Paused
 		}
 		if !d.table.holdsLease(number) {
 			return

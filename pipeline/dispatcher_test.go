@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -166,4 +167,30 @@ func TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease(t *testing.T) {
 			require.Equal(t, len(entries), b.count("select count(*) from positions"))
 		})
 	}
+}
+
+// A pause takes effect while entries come all the time, each dispatch of which
+// renews the lease.
+func TestAPauseTakesEffectUnderASteadyLoad(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.acquireAll(b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DispatchLeaseTTL = time.Second }))
+	b.publish(at(0, 0))
+	b.settled(30*time.Second, 0)
+	group := b.ours()
+	require.NoError(t, group.SetPaused(t.Context(), true))
+	sent := 0
+	testenv.Wait(t, 30*time.Second, func() error {
+		sent++
+		b.publish(at(sent%50, int64(sent)))
+		info, err := group.Info(t.Context())
+		if err != nil || info.Lag.N < 100 {
+			return errors.Join(fmt.Errorf("of %d entries %d are not dispatched", sent, info.Lag.N), err)
+		}
+		return nil
+	})
+	t.Logf("%d entries came until 100 were kept back", sent)
+	require.NoError(t, group.SetPaused(t.Context(), false))
+	b.settled(30*time.Second, 0)
+	require.Equal(t, sent+1, b.count("select count(*) from positions"))
 }
