@@ -93,8 +93,11 @@ func (h *heaps) makeChunks(ctx context.Context, lists ...[]telemetry.Record) err
 	if err != nil || len(d.lacking(lists...)) == 0 {
 		return err
 	}
-	h.creating.Lock() // others of this process wait for the same chunks
-	defer h.creating.Unlock()
+	// Others of this process wait for the same chunks.
+	if err := h.creating.take(ctx); err != nil {
+		return err
+	}
+	defer h.creating.give()
 	if d, err = h.division(ctx, 0); err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,11 +34,8 @@ const cutsAge = 10 * time.Second
 type heaps struct {
 	pool *pgxpool.Pool
 
-	mu    sync.Mutex // held while the catalogue is read: who waits for it needs it
-	found division
-	read  time.Time
-
-	creating sync.Mutex // held while chunks are made
+	found    *known[division]
+	creating turn // of who makes chunks
 }
 
 // division is how positions is divided.
@@ -49,7 +45,9 @@ type division struct {
 	interval int64   // how long its chunks are; 0 if they cannot be made in advance
 }
 
-func newHeaps(pool *pgxpool.Pool) *heaps { return &heaps{pool: pool} }
+func newHeaps(pool *pgxpool.Pool) *heaps {
+	return &heaps{pool: pool, found: newKnown[division](), creating: newTurn()}
+}
 
 // partitionsSQL finds the ends of partitions, where positions is partitioned by
 // the range of ts. Partitions may be divided further.
@@ -86,19 +84,9 @@ func (h *heaps) now(ctx context.Context) (cuts, error) {
 	return d.cuts, err
 }
 
-// division is how positions is divided, as of at most so long ago.
+// division is how positions is divided, see known.get.
 func (h *heaps) division(ctx context.Context, age time.Duration) (division, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.read.IsZero() && time.Since(h.read) < age {
-		return h.found, nil
-	}
-	found, err := readDivision(ctx, h.pool)
-	if err != nil {
-		return division{}, notBegun(failure("read how positions is divided", err))
-	}
-	h.found, h.read = found, time.Now()
-	return found, nil
+	return h.found.get(ctx, age, func() (division, error) { return readDivision(ctx, h.pool) })
 }
 
 func readDivision(ctx context.Context, pool *pgxpool.Pool) (division, error) {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,22 +18,10 @@ where tgrelid = to_regclass('public.positions') and not tgisinternal and tgenabl
 // triggersEvery is how often a writer looks for them: they may be created while it writes.
 const triggersEvery = 5 * time.Second
 
-// insertTriggers knows whether rows have to be counted.
-type insertTriggers struct {
-	mu    sync.Mutex
-	names string
-	at    time.Time
-}
-
-func (t *insertTriggers) now(ctx context.Context, conn *pgx.Conn) (string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if time.Since(t.at) < triggersEvery {
-		return t.names, nil
-	}
-	if err := conn.QueryRow(ctx, insertTriggersSQL).Scan(&t.names); err != nil {
-		return "", err
-	}
-	t.at = time.Now()
-	return t.names, nil
+// insertTriggers are their names, "" if there is none and no row has to be counted.
+func (w *Writer) insertTriggers(ctx context.Context, conn *pgx.Conn) (string, error) {
+	return w.triggers.get(ctx, triggersEvery, func() (names string, err error) {
+		err = conn.QueryRow(ctx, insertTriggersSQL).Scan(&names)
+		return names, err
+	})
 }

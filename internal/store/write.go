@@ -28,7 +28,7 @@ type Writer struct {
 	heaps      *heaps
 	generation *ServerGeneration // of the pool; nil where nobody minds
 	streams    sync.Pool         // of *copyStream
-	triggers   insertTriggers
+	triggers   *known[string]    // that see each row
 }
 
 // NewWriter returns a writer for a member. The timeout bounds one whole
@@ -36,7 +36,7 @@ type Writer struct {
 // reports first.
 func NewWriter(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Writer {
 	return &Writer{
-		pool: pool, scope: scope, member: member, timeout: timeout, heaps: newHeaps(pool),
+		pool: pool, scope: scope, member: member, timeout: timeout, heaps: newHeaps(pool), triggers: newKnown[string](),
 		streams: sync.Pool{New: func() any { return new(copyStream) }},
 	}
 }
@@ -68,7 +68,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 	if len(b.Late)+len(b.Rivals) > 0 && b.Rules.Fences.Len() > 0 {
 		var err error
 		if c, err = w.heaps.now(ctx); err != nil {
-			return protocol.CommitResult{}, failure("commit a batch", notBegun(err))
+			return protocol.CommitResult{}, failure("commit a batch", err)
 		}
 	}
 	conn, err := w.pool.Acquire(ctx)
@@ -126,9 +126,9 @@ for share skip locked`, w.scope.Stream, w.scope.Group, shards)
 
 func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.Batch) (protocol.CommitResult, error) {
 	var out protocol.CommitResult
-	triggers, err := w.triggers.now(ctx, conn)
+	triggers, err := w.insertTriggers(ctx, conn)
 	if err != nil {
-		return out, notBegun(failure("look for triggers", err))
+		return out, err
 	}
 	if triggers == "" && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
