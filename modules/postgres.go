@@ -97,7 +97,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	log := d.Log.With("component", "postgres")
 	steps := []func(ctx context.Context) error{
 		func(ctx context.Context) error { return refusePooler(ctx, d.Config.Postgres) }, // before anything is prepared
-		d.Sessions.Ping,
+		d.acceptsWrites,
 		func(ctx context.Context) error { return requireFaithfulStorage(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
 		func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, d.Scope, d.Member) },
@@ -115,6 +115,15 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 		d.HTTP.Ready(checkPostgres, discreet(log, checkPostgres, d.Sessions.Ping))
 		return nil
 	}))
+}
+
+// acceptsWrites rejects a role whose sessions are read-only; a server that is waits.
+func (d postgresDeps) acceptsWrites(ctx context.Context) error {
+	err := d.Sessions.Ping(ctx)
+	if errors.Is(err, store.ErrReadOnlyRole) {
+		return permanent(fault.Exitf(fault.Config, "POSTGRES_URL: %w", store.ErrReadOnlyRole))
+	}
+	return err
 }
 
 // identify reads which database this is, for all that compare it, and

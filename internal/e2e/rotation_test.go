@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -35,10 +36,11 @@ func TestPasswordsThatAreRotatedInTheirFilesAreUsed(t *testing.T) {
 		dep.Exec("create role " + role(n) + " login superuser")
 		defer dep.Exec("drop role " + role(n))
 	}
-	// rotate changes the password and the role, and then the files: in between new connections fail.
-	rotate := func(n int) []string {
+	// rotate changes the password, and then the files: in between new connections fail.
+	rotate := func(n int, between func()) []string {
 		password := fmt.Sprintf("secret-%d", n)
 		require.NoError(t, client.Do(ctx, "acl", "setuser", "service", "on", "resetpass", ">"+password, "~*", "&*", "+@all").Err())
+		between()
 		var files []string
 		for name, address := range map[string]string{"redis": dep.RedisURL, "postgres": dep.PostgresURL} {
 			u, err := url.Parse(address)
@@ -51,14 +53,25 @@ func TestPasswordsThatAreRotatedInTheirFilesAreUsed(t *testing.T) {
 		}
 		return files
 	}
-	p := dep.Run(append(rotate(1), "REDIS_URL=", "POSTGRES_URL=", servicetest.FourShards)...)
+	p := dep.Run(append(rotate(1, func() {}), "REDIS_URL=", "POSTGRES_URL=", servicetest.FourShards)...)
 	p.AwaitReady()
 	dep.Publish(servicetest.Records(0, 3)...)
 	dep.AwaitStored(3, 30*time.Second)
 
-	rotate(2)
-	require.NoError(t, client.Do(ctx, "client", "kill", "user", "service").Err())
-	dep.Exec("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", role(1))
+	rotate(2, func() {
+		dep.Exec("alter role " + role(1) + " nologin")
+		require.NoError(t, client.Do(ctx, "client", "kill", "user", "service").Err())
+		dep.Exec("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", role(1))
+		testenv.Wait(t, 30*time.Second, func() error { // P7: an outage, for as long as the files are late
+			status, r, err := p.Readiness()
+			if err == nil && (status != http.StatusServiceUnavailable || len(r.NotReady) < 2) {
+				err = fmt.Errorf("want neither server, have %d %+v", status, r)
+			}
+			return err
+		})
+		p.Await("replace the content of POSTGRES_URL_FILE")
+		require.True(t, p.Running())
+	})
 	dep.Publish(servicetest.Records(10, 3)...)
 	dep.AwaitStored(6, 30*time.Second)
 	dep.AwaitCount(1, "select least(1, count(*)) from pg_stat_activity where usename = '"+role(2)+"'")

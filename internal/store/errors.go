@@ -101,7 +101,7 @@ func KindOf(err *pgconn.PgError) protocol.FailureKind {
 	if err.Routine == "RevalidateCachedQuery" {
 		return protocol.Unavailable // a table was altered: the driver prepares the statement again
 	}
-	if slices.Contains(serverLimits, err.Routine) {
+	if err.Routine == loginRotates || slices.Contains(serverLimits, err.Routine) {
 		return protocol.Unavailable
 	}
 	if len(code) < 2 {

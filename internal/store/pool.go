@@ -2,10 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,19 +53,7 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pc.HealthCheckPeriod = 15 * time.Second
 	prepare(pc.ConnConfig, cfg)
 	if cfg.Rotated != nil {
-		var last atomic.Pointer[pgx.ConnConfig] // that could be read
-		pc.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
-			// A file that is about to be replaced may be empty or away for a moment.
-			if text, err := cfg.Rotated(); err == nil && text != "" {
-				if now, err := pgx.ParseConfig(text); err == nil {
-					last.Store(now)
-				}
-			}
-			if now := last.Load(); now != nil {
-				cc.User, cc.Password = now.User, now.Password
-			}
-			return nil
-		}
+		(&rotation{read: cfg.Rotated, now: time.Now}).install(pc)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
@@ -85,7 +73,17 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 	cc.RuntimeParams["client_encoding"] = "UTF8"
 	if !strings.Contains(cfg.URL, "target_session_attrs") {
 		// After a failover the old primary may still answer, but read-only.
-		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+		cc.ValidateConnect = acceptsWrites
+	}
+	if validate := cc.ValidateConnect; cfg.Runs != nil {
+		cc.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+			if validate != nil {
+				if err := validate(ctx, conn); err != nil {
+					return err
+				}
+			}
+			return cfg.Runs.follows(ctx, conn)
+		}
 	}
 	// Set after connecting rather than as startup parameters, which poolers
 	// reject.
@@ -94,7 +92,9 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 		set idle_in_transaction_session_timeout = %d;
 		set client_connection_check_interval = 2000;
 		set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3;
-		set timezone = 'UTC'; set datestyle = 'ISO'; set search_path = public`,
+		set timezone = 'UTC'; set datestyle = 'ISO'; set search_path = public;
+		set default_transaction_isolation = 'read committed';
+		select set_config(name, '0', false) from pg_settings where name in ('idle_session_timeout', 'transaction_timeout')`,
 		cfg.StatementTimeout.Milliseconds(), cfg.LockTimeout.Milliseconds(), cfg.StatementTimeout.Milliseconds())
 	cc.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		if err := conn.Exec(ctx, set).Close(); err != nil {
@@ -105,6 +105,23 @@ func prepare(cc *pgx.ConnConfig, cfg Config) {
 		}
 		return cfg.Runs.connected(ctx, conn)
 	}
+}
+
+// ErrReadOnlyRole matches when sessions are read-only because that is set
+// for the role or the database; no failover would change it.
+var ErrReadOnlyRole = errors.New("sessions are read-only, as is set for this role or database: alter role … reset default_transaction_read_only, or alter database …")
+
+// acceptsWrites rejects a server, or a session, that is read-only.
+func acceptsWrites(ctx context.Context, conn *pgconn.PgConn) error {
+	err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn)
+	if err == nil {
+		return nil
+	}
+	const sql = "select from pg_settings where name = 'default_transaction_read_only' and setting = 'on' and source in ('user', 'database', 'database user')"
+	if found, asked := conn.Exec(ctx, sql).ReadAll(); asked == nil && len(found) == 1 && found[0].CommandTag.RowsAffected() == 1 {
+		return ErrReadOnlyRole
+	}
+	return err
 }
 
 // MemberOf returns the member that a session's name carries.
