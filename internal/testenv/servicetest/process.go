@@ -38,7 +38,13 @@ type Process struct {
 // Spawn starts a command line with nothing but the given environment.
 func Spawn(t *testing.T, environ []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{t: t, cmd: exec.Command(Program(t), args...), done: make(chan struct{})}
+	return SpawnCommand(t, exec.Command(Program(t), args...), environ)
+}
+
+// SpawnCommand starts a command that becomes a processor, as Spawn does.
+func SpawnCommand(t *testing.T, cmd *exec.Cmd, environ []string) *Process {
+	t.Helper()
+	p := &Process{t: t, cmd: cmd, done: make(chan struct{})}
 	p.cmd.Env = append(Environ(), environ...)
 	out, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -57,7 +63,7 @@ func Spawn(t *testing.T, environ []string, args ...string) *Process {
 		_ = p.Kill()
 		<-p.done
 		if t.Failed() {
-			t.Logf("%v wrote:\n%s\n%s", args, p.Output(), p.Errors())
+			t.Logf("%v wrote:\n%s\n%s", cmd.Args, p.Output(), p.Errors())
 		}
 	})
 	return p
