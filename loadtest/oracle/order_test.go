@@ -38,13 +38,17 @@ func threeOf(t *testing.T) (*oracle.Oracle, []oracle.Commit) {
 func TestOrderFindsARowCommittedBeforeOneThatPrecedesIt(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)
-	verdict, err := o.Order(all(commits), nil, 0)
+	verdict, err := o.Order(all(commits), nil, 0, nil)
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), verdict.Examples)
 	require.Equal(t, map[string]int64{"a": 6}, verdict.Members)
+	var late uint64
+	_, err = o.Order(all(commits), nil, 0, func(_ int, id oracle.ID, atUS int64) { late += uint64(atUS) - id.Seq%10 })
+	require.NoError(t, err)
+	require.EqualValues(t, 600, late, "each row with its own entry")
 
 	commits[0].AtUS = 99 // the last sent of device-0
-	verdict, err = o.Order(all(commits), nil, 0)
+	verdict, err = o.Order(all(commits), nil, 0, nil)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, verdict.Reordered)
 	require.Len(t, verdict.Examples, 1)
@@ -56,7 +60,7 @@ func TestRowsOfOneTransactionMayBeInAnyOrder(t *testing.T) {
 	for i := range commits {
 		commits[i].AtUS = 100
 	}
-	verdict, err := o.Order(all(commits), nil, 0)
+	verdict, err := o.Order(all(commits), nil, 0, nil)
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), verdict.Examples)
 }
@@ -66,13 +70,13 @@ func TestOrderFindsACommitOfAStaleOwner(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)
 	ownershipSpans := []oracle.OwnershipSpan{{Owner: "a", FromUS: 100}, {Owner: "", FromUS: 102}, {Owner: "b", FromUS: 103}}
-	verdict, err := o.Order(all(commits), ownershipSpans, 1)
+	verdict, err := o.Order(all(commits), ownershipSpans, 1, nil)
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), "a commit at the moment of the release is one before it: %v", verdict.Examples)
 
 	for name, at := range map[string]int64{"before it took the shard": 99, "after its release": 104} {
 		commits[1].AtUS = at
-		verdict, err = o.Order(all(commits), ownershipSpans, 1)
+		verdict, err = o.Order(all(commits), ownershipSpans, 1, nil)
 		require.NoError(t, err)
 		require.EqualValues(t, 1, verdict.Stale, name)
 	}

@@ -10,28 +10,33 @@ import (
 // Result is how a scenario ended. Its JSON is the last line of a run; null means
 // unknown.
 type Result struct {
-	Scenario     string    `json:"scenario"`
-	Instances    int       `json:"instances"`
-	Sent         int64     `json:"sent"`
-	Stored       int64     `json:"stored"`
-	Lost         int64     `json:"lost"`
-	Double       int64     `json:"double"`    // effects too many
-	Reordered    *int64    `json:"reordered"` // against the order of the stream, per device
-	Share        []float64 `json:"share"`     // of the records stored, by slot
-	Oracle       string    `json:"oracle"`    // equal or different
-	PerSecond    float64   `json:"per_second"`
-	P99MS        *float64  `json:"p99_ms"` // from stream time to commit
-	P50MS        *float64  `json:"p50_ms"`
-	Seed         uint64    `json:"seed"`
-	Stale        *int64    `json:"stale"` // rows committed by a member that did not own the shard
-	Early        int64     `json:"early"` // records found acknowledged and not stored
-	Duplicates   int64     `json:"duplicates"`
-	DeadLettered int64     `json:"dead_lettered"`
-	Crossings    int64     `json:"crossings"` // that are as they must be
-	Revised      int64     `json:"revised"`   // changes and withdrawals of crossings
-	Backlog      int64     `json:"backlog"`
-	Seconds      float64   `json:"seconds"`
-	PeakAge      float64   `json:"peak_age_seconds"` // of the oldest unfinished entry
+	Scenario  string    `json:"scenario"`
+	Instances int       `json:"instances"`
+	Sent      int64     `json:"sent"`
+	Stored    int64     `json:"stored"`
+	Lost      int64     `json:"lost"`
+	Double    int64     `json:"double"`    // effects too many
+	Reordered *int64    `json:"reordered"` // against the order of the stream, per device
+	Share     []float64 `json:"share"`     // of the records stored, by slot
+	Oracle    string    `json:"oracle"`    // equal or different
+	PerSecond float64   `json:"per_second"`
+	P99MS     *float64  `json:"p99_ms"` // from stream time to commit
+	P50MS     *float64  `json:"p50_ms"`
+	// Of the scenarios that replace instances: latencies before and during it, and the
+	// longest time that entries of one shard waited without a commit.
+	SteadyP99MS  *float64 `json:"steady_p99_ms,omitempty"`
+	RollP99MS    *float64 `json:"roll_p99_ms,omitempty"`
+	LongestGapMS *float64 `json:"longest_gap_ms,omitempty"`
+	Seed         uint64   `json:"seed"`
+	Stale        *int64   `json:"stale"` // rows committed by a member that did not own the shard
+	Early        int64    `json:"early"` // records found acknowledged and not stored
+	Duplicates   int64    `json:"duplicates"`
+	DeadLettered int64    `json:"dead_lettered"`
+	Crossings    int64    `json:"crossings"` // that are as they must be
+	Revised      int64    `json:"revised"`   // changes and withdrawals of crossings
+	Backlog      int64    `json:"backlog"`
+	Seconds      float64  `json:"seconds"`
+	PeakAge      float64  `json:"peak_age_seconds"` // of the oldest unfinished entry
 	// TakeoverSeconds are the times from a fault until others owned all shards.
 	TakeoverSeconds []float64 `json:"takeover_seconds,omitempty"`
 	// Curves tell how far behind the fleet was, second by second, after each of them.

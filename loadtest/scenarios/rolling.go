@@ -17,39 +17,88 @@ func rolling() Scenario {
 		About: "Each instance in turn is stopped with SIGTERM and replaced, again and again, under load.",
 		Bounds: "age of the oldest unfinished entry: median of the restarts' peaks at most 1.5 s, worst at most 5 s; " +
 			"every stop exits with 0",
-		Plan: Plan{Instances: 2, Devices: 1000, Rate: 5000, Rounds: 20, Duration: time.Second, Profile: ProfileSteady},
-		run: func(ctx context.Context, r *run) error {
-			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+		Plan: Plan{Instances: 3, Devices: 100_000, Rate: 5000, Rounds: 6, Duration: time.Second, Profile: ProfileSteady},
+		run:  func(ctx context.Context, r *run) error { return r.roll(ctx) },
+	}
+}
+
+// steadyFor is for how many of the pauses between restarts latency is measured before
+// the first of them.
+const steadyFor = 10
+
+// roll replaces instances one after the other, and compares that with the time before.
+func (r *run) roll(ctx context.Context) error {
+	var times recordTimes
+	r.stored = times.add
+	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+		return err
+	}
+	// Every device is to be heard of once, so that what follows is not their first load.
+	for sent := int64(0); sent < int64(r.plan.Devices); sent, _ = r.load.Sent() {
+		if err := testbed.Pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	steady := time.Now()
+	if err := testbed.Pause(ctx, steadyFor*r.plan.Duration); err != nil {
+		return err
+	}
+	began := time.Now()
+	var peaks []float64
+	for n := range r.plan.Rounds {
+		in := r.line.Live()[n%r.plan.Instances]
+		highest, err := r.oldest(ctx, func() error {
+			if err := r.terminate(ctx, in); err != nil {
 				return err
 			}
-			var peaks []float64
-			for n := range r.plan.Rounds {
-				if err := testbed.Pause(ctx, r.plan.Duration); err != nil {
-					return err
-				}
-				in := r.line.Live()[n%r.plan.Instances]
-				highest, err := r.oldest(ctx, func() error {
-					if err := r.terminate(ctx, in); err != nil {
-						return err
-					}
-					if err := r.fill(ctx, in.Slot); err != nil {
-						return err
-					}
-					return testbed.Pause(ctx, time.Second)
-				})
-				if err != nil {
-					return err
-				}
-				peaks = append(peaks, cli.Round(highest, 3))
+			if err := r.fill(ctx, in.Slot); err != nil {
+				return err
 			}
-			slices.Sort(peaks)
-			median, worst := peaks[len(peaks)/2], peaks[len(peaks)-1]
-			r.fact("age of the oldest unfinished entry", "median of the peaks of %d restarts %.2f s, worst %.2f s", len(peaks), median, worst)
-			r.check(median <= 1.5*r.cfg.Slack, "age of the oldest unfinished entry: median of the peaks %.2f s, want at most 1.5 s", median)
-			r.check(worst <= 5*r.cfg.Slack, "age of the oldest unfinished entry: worst peak %.2f s, want at most 5 s", worst)
-			return nil
-		},
+			return testbed.Pause(ctx, r.plan.Duration)
+		})
+		if err != nil {
+			return err
+		}
+		peaks = append(peaks, cli.Round(highest, 3))
 	}
+	ended := time.Now()
+	slices.Sort(peaks)
+	median, worst := peaks[len(peaks)/2], peaks[len(peaks)-1]
+	r.fact("age of the oldest unfinished entry", "median of the peaks of %d restarts %.2f s, worst %.2f s", len(peaks), median, worst)
+	r.check(median <= 1.5*r.cfg.Slack, "age of the oldest unfinished entry: median of the peaks %.2f s, want at most 1.5 s", median)
+	r.check(worst <= 5*r.cfg.Slack, "age of the oldest unfinished entry: worst peak %.2f s, want at most 5 s", worst)
+	r.afterVerdict(func(res *Result) {
+		res.SteadyP99MS, res.RollP99MS = times.p99(steady, began), times.p99(began, ended)
+		gap, shard := times.longestGap(began, ended)
+		res.LongestGapMS = gap
+		before, _ := times.longestGap(steady, began)
+		if gap == nil || before == nil || res.SteadyP99MS == nil || res.RollP99MS == nil {
+			return // the server does not keep the times of commits
+		}
+		r.fact("steady", "p99 %.0f ms; no shard waited longer than %.0f ms", *res.SteadyP99MS, *before)
+		r.fact("roll", "p99 %.0f ms, %.1f times the steady one; shard %d waited longest, %.0f ms", *res.RollP99MS, *res.RollP99MS / *res.SteadyP99MS, shard, *gap)
+		r.moves(res, began, ended)
+	})
+	return nil
+}
+
+// moves says how often shards changed hands while each instance was replaced Rounds
+// times in all.
+func (r *run) moves(res *Result, from, to time.Time) {
+	moves, of := 0, make(map[int]int)
+	for _, s := range res.OwnershipSpans {
+		if s.Slot >= 0 && s.From >= from.Sub(r.began) && s.From <= to.Sub(r.began) {
+			moves++
+			of[s.Shard]++
+		}
+	}
+	most := 0
+	for _, n := range of {
+		most = max(most, n)
+	}
+	deploys := float64(r.plan.Rounds) / float64(r.plan.Instances)
+	r.fact("moves", "%d acquisitions in %.1f deploys, %.1f of a shard in each (one leaves and then another joins: 2), at most %d of one shard",
+		moves, deploys, float64(moves)/deploys/testbed.Shards, most)
 }
 
 // oldest returns the highest age of the oldest unfinished entry while something happens,

@@ -118,7 +118,7 @@ func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
 	if err != nil {
 		return err
 	}
-	verdict, err := o.Order(r.environment.Observer.Commits(ctx), ownershipSpans, testbed.Shards)
+	verdict, err := o.Order(r.environment.Observer.Commits(ctx), ownershipSpans, testbed.Shards, r.stored)
 	if err != nil {
 		return fmt.Errorf("judge the order: %w", err)
 	}

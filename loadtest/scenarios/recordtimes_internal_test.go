@@ -1,0 +1,44 @@
+package scenarios
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/loadtest/oracle"
+)
+
+func TestLatencyCountsTheRecordsThatCameInTheSpan(t *testing.T) {
+	t.Parallel()
+	var times recordTimes
+	require.Nil(t, times.p99(time.UnixMilli(0), time.UnixMilli(1e6)))
+	for n := range 200 {
+		times.add(n%4, oracle.ID{Ms: uint64(1000 + n)}, int64(1000+n)*1000+int64(n)*1000)
+	}
+	times.add(0, oracle.ID{Ms: 5000}, 90_000_000) // after the span
+	require.InDelta(t, 197, *times.p99(time.UnixMilli(1000), time.UnixMilli(2000)), 0)
+	require.InDelta(t, 99, *times.p99(time.UnixMilli(1000), time.UnixMilli(1101)), 1)
+}
+
+func TestGapIsWaitingNotSilence(t *testing.T) {
+	t.Parallel()
+	var times recordTimes
+	add := func(shard int, arrivedMS, storedMS int) {
+		times.add(shard, oracle.ID{Ms: uint64(arrivedMS)}, int64(storedMS)*1000)
+	}
+	add(0, 1000, 1020)
+	add(0, 9000, 9030) // 8 s without an entry are no gap
+	add(1, 1000, 1020)
+	add(1, 1010, 1420) // the first of a commit waited longest, but only since the commit before
+	add(1, 1400, 1420)
+	add(2, 1100, 1110)
+	gap, shard := times.longestGap(time.UnixMilli(0), time.UnixMilli(1e6))
+	require.InDelta(t, 400, *gap, 0)
+	require.Equal(t, 1, shard)
+	gap, shard = times.longestGap(time.UnixMilli(2000), time.UnixMilli(1e6))
+	require.InDelta(t, 30, *gap, 0)
+	require.Zero(t, shard)
+	gap, _ = times.longestGap(time.UnixMilli(10_000), time.UnixMilli(1e6))
+	require.Nil(t, gap)
+}
