@@ -33,6 +33,7 @@ type dispatcher struct {
 	wait  *backoff.ExponentialBackOff
 	quiet lograte.Limit
 	late  lograte.Limit
+	moved lograte.Limit
 }
 
 // maxDispatchLease bounds a dispatch lease that is prolonged, and with it for how long
@@ -96,7 +97,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	number := d.table.nextLease(true)
 	d.metrics.dispatcher.Set(1)
 	d.noteGroup(lease)
-	if lease.Moved {
+	if lease.Moved && d.moved.Pass() {
 		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
 	after, pending, renewed, asked, paused := lease.After, lease.Pending, started, started, lease.Paused

@@ -130,6 +130,7 @@ func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
 	}
 	t.Logf("%d of %d positions with 0 satellites repeat the last one with more", repeats, none)
 	b := newBench(t)
+	log = log[:min(len(log), testenv.Size(2500, len(log)))]
 	fences := fencesOver(log, 30, 1)
 	backwards := slices.Clone(log)
 	slices.Reverse(backwards)

@@ -18,9 +18,11 @@ import (
 func TestLateRecordsOverFiveYearsAreStored(t *testing.T) {
 	t.Parallel()
 	testenv.SameInEveryWorld(t)
-	const days, records = 1900, 8179
+	days, records := testenv.Size(600, 1900), testenv.Size(2500, 8179)
 	b := newBench(t)
-	partitionByDay(b, days)
+	// The last partitions hold what at() sends.
+	began := time.Date(2023, 12, 14, 0, 0, 0, 0, time.UTC).AddDate(0, 0, -days)
+	partitionByDay(b, began, days)
 	b.exec(`
 insert into processor.geofences (id, version, name, kind, geometry)
 values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,0.5],[2,0.5],[2,1.5],[0,1.5],[0,0.5]]]}')`)
@@ -41,29 +43,29 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,0.5
 	b.publish(entries...)
 	b.settled(30*time.Second, 0)
 	entries = nil
-	step := (days - 100) * 24 * time.Hour / records
+	step := time.Duration(days-100) * 24 * time.Hour / time.Duration(records)
 	for i := range records {
-		m := fleet.Message{DeviceID: fleet.DeviceID(i % 4), Codec: "8", Time: time.Date(2018, 10, 2, 0, 0, 0, 0, time.UTC).Add(time.Duration(i) * step), Latitude: 1, Longitude: float64(i / 4 % 5), Satellites: 9}
+		m := fleet.Message{DeviceID: fleet.DeviceID(i % 4), Codec: "8", Time: began.AddDate(0, 0, 1).Add(time.Duration(i) * step), Latitude: 1, Longitude: float64(i / 4 % 5), Satellites: 9}
 		entries = append(entries, fleet.EntryFields(&m))
 	}
-	began := time.Now()
+	sent := time.Now()
 	b.publish(entries...)
 	b.settled(120*time.Second, 0)
-	t.Logf("%d late records over five years stored after %s", records, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d late records over %d days stored after %s", records, days, time.Since(sent).Round(time.Millisecond))
 	stored := 0
 	for day := 0; day < days; day += 50 { // a statement on all of it would need all locks of the server
 		stored += b.count(`
 select count(*)
 from positions
-where ts >= timestamptz '2018-10-01' + $1::int * interval '1 day'
-  and ts < timestamptz '2018-10-01' + ($1::int + 50) * interval '1 day'`, day)
+where ts >= $2::timestamptz + $1::int * interval '1 day'
+  and ts < $2::timestamptz + ($1::int + 50) * interval '1 day'`, day, began)
 	}
 	require.Equal(t, records+4, stored)
 	require.Empty(t, one.lost)
 	require.Empty(t, b.letters())
 }
 
-func partitionByDay(b *bench, days int) {
+func partitionByDay(b *bench, began time.Time, days int) {
 	b.exec("drop table positions")
 	b.exec(`
 create table positions (device_id text not null, ts timestamptz not null, ingested_at timestamptz not null default now(),
@@ -73,11 +75,11 @@ create table positions (device_id text not null, ts timestamptz not null, ingest
 	for from := 0; from < days; from += 50 {
 		b.exec(fmt.Sprintf(`do $$
 begin
-  for i in %d .. %d loop
+  for i in %[1]d .. %[2]d loop
     execute format('create table positions_%%s partition of positions for values from (%%L) to (%%L)',
-      i, timestamptz '2018-10-01' + i * interval '1 day', timestamptz '2018-10-01' + (i + 1) * interval '1 day');
+      i, timestamptz '%[3]s' + i * interval '1 day', timestamptz '%[3]s' + (i + 1) * interval '1 day');
   end loop;
 end
-$$`, from, from+49))
+$$`, from, from+49, began.Format(time.RFC3339)))
 	}
 }

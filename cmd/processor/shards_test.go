@@ -127,7 +127,8 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 	dep := servicetest.New(t)
 	client := dep.Client()
 	ctx := t.Context()
-	settings := []string{"SHARDS=8", "QUEUE_RESCAN=1s", "CLAIM_INTERVAL_MS=100", "CLAIM_THRESHOLD_MS=8000", "STATEMENT_TIMEOUT=5s"}
+	common := []string{"SHARDS=8", "QUEUE_RESCAN=1s", "CLAIM_INTERVAL_MS=100", "STATEMENT_TIMEOUT=5s"}
+	settings := append(common, "CLAIM_THRESHOLD_MS=600000")
 	p := dep.Run(settings...)
 	p.AwaitReady()
 	dep.Publish(servicetest.RecordsOfMany(0, 15)...)
@@ -143,6 +144,19 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 	}
 	read("earlier", 20)
 	read("by-hand", 5)
+	// age makes a consumer's entries older than the threshold.
+	age := func(consumer string) {
+		t.Helper()
+		pending, err := client.XPendingExt(ctx, &redis.XPendingExtArgs{Stream: dep.Stream, Group: dep.Group, Start: "-", End: "+", Count: 1000, Consumer: consumer}).Result()
+		require.NoError(t, err)
+		args := []any{"xclaim", dep.Stream, dep.Group, consumer, 0}
+		for _, p := range pending {
+			args = append(args, p.ID)
+		}
+		if len(pending) > 0 {
+			require.NoError(t, client.Do(ctx, append(args, "idle", 700_000, "justid")...).Err())
+		}
+	}
 	require.NoError(t, client.Del(ctx, stream.Names{Stream: dep.Stream, Group: dep.Group}.Dispatched()).Err())
 	p = dep.Run(settings...)
 	p.AwaitReady()
@@ -158,6 +172,7 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 	require.Contains(t, dep.Ask(fault.Finding, nil, "claim", "--consumer", "nobody"), "no consumer")
 	require.Contains(t, dep.Ask(fault.Config, nil, "claim", "--consumer", "shard-01"), "--shard 1")
 	// The rest comes by itself.
+	age("earlier")
 	dep.AwaitStored(40, 40*time.Second)
 
 	// One that reads in our group is an incident while it does; what it took is done all the same.
@@ -167,12 +182,15 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 		open, err := dep.Count("select count(*) from processor.incidents where kind = 'foreign_consumer' and subject = 'alive' and closed_at is null")
 		require.NoError(t, err)
 		if open == 1 {
+			age("alive")
 			dep.AwaitStored(n+5, 40*time.Second)
 			break
 		}
 		require.Less(t, n, 4000, "nobody notices")
 	}
 	p.Await("foreign consumer reads in our group")
+	require.Zero(t, p.Terminate())
+	p = dep.Run(append(common, "CLAIM_THRESHOLD_MS=8000")...) // after that long without a read it is gone
 	dep.AwaitCount(0, "select count(*) from processor.incidents where closed_at is null")
 	group, err := stream.NewGroup(client, stream.Config{Stream: dep.Stream, Group: dep.Group, Shards: 8})
 	require.NoError(t, err)

@@ -62,8 +62,13 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 	}
 	d.stream(cfg.Redis, &e, len(alive) > 0 || status.Shards() == 0)
 	d.trimPoint(ctx, group, &e)
-	return alive, err == nil
+	return alive, err == nil && heartbeatsRenew(e.Refuses)
 }
+
+// heartbeatsRenew reports whether members can renew their heartbeats at a server
+// that refuses writes for a reason ("" for none): a full one still accepts PEXPIRE.
+// Where they cannot, a heartbeat that is missing says nothing about its member.
+func heartbeatsRenew(refuses string) bool { return refuses == "" || refuses == "OOM" }
 
 func (d *Diagnosis) redisServer(e *streamadmin.ServerStatus) {
 	const about = "Redis"

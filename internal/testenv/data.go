@@ -31,3 +31,12 @@ func Full(tb testing.TB) {
 
 // IsFull reports whether long campaigns run.
 func IsFull() bool { return os.Getenv("TEST_FULL") != "" }
+
+// Size returns how much of something a test does: short in every run, full in
+// long campaigns.
+func Size(short, full int) int {
+	if IsFull() {
+		return full
+	}
+	return short
+}

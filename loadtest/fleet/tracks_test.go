@@ -166,7 +166,7 @@ func TestRecordedTracksAreRead(t *testing.T) {
 				}
 				at = it.At
 				n++
-				if order == fleet.OrderTime {
+				if order == fleet.OrderTime || n%testenv.Size(7, 1) != 0 {
 					continue
 				}
 				var refused *telemetry.DecodeError
@@ -181,10 +181,11 @@ func TestRecordedTracksAreRead(t *testing.T) {
 			}
 			require.Equal(t, tracks.Len(), n)
 		}
-		if name == "gpx_misc.csv.gz" {
-			require.Equal(t, 184, invalid, "fixes dated 1901")
-		} else {
+		switch {
+		case name != "gpx_misc.csv.gz":
 			require.Zero(t, invalid, name)
+		case testenv.IsFull():
+			require.Equal(t, 184, invalid, "fixes dated 1901")
 		}
 	}
 }

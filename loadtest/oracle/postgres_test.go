@@ -3,6 +3,7 @@ package oracle_test
 import (
 	"context"
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -81,6 +82,9 @@ func TestRecordedTracksCompareEqual(t *testing.T) {
 	} {
 		tracks, err := fleet.ReadTracks(testenv.Data(t, name))
 		require.NoError(t, err)
+		if tracks.Len() > testenv.Size(10_000, math.MaxInt) {
+			continue
+		}
 		for _, order := range []fleet.Order{fleet.OrderFile, fleet.OrderTime} {
 			r := send(t, fleet.Collect(tracks.Replay(order)))
 			report := r.judge(t)

@@ -44,7 +44,7 @@ func show(t *testing.T, r sim.Result) {
 }
 
 func TestPromisesHoldInEveryInterleaving(t *testing.T) {
-	runs := uint64(2000)
+	runs := uint64(700)
 	if full() {
 		runs = 40000
 	}

@@ -54,7 +54,7 @@ func (dep *Deployment) Environ(settings ...string) []string {
 		"REDIS_URL=" + dep.RedisURL, "POSTGRES_URL=" + dep.PostgresURL,
 		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group,
 		"METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "LOG_FORMAT=json",
-		"MEMBER_TTL=2s", "LEADER_TTL=1s",
+		"MEMBER_TTL=3s", "LEADER_TTL=2s",
 	}, settings...)
 }
 
