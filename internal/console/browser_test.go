@@ -194,6 +194,16 @@ const fences = `{"type":"FeatureCollection","features":[
 {"type":"Feature","properties":{"id":"depot","name":"<b>Depot</b> \u202e\u0000","kind":"circle","radius_m":60},"geometry":{"type":"Point","coordinates":[11.5015,48.1]}},
 {"type":"Feature","properties":{"id":"town","name":"Town"},"geometry":{"type":"Polygon","coordinates":[[[11.5025,48.0985],[11.506,48.0985],[11.506,48.1015],[11.5025,48.1015],[11.5025,48.0985]]]}}]}`
 
+// hoverFirstChart puts the pointer on the newest point of the first chart and returns
+// what is told of it.
+const hoverFirstChart = `(() => {
+  const chart = document.querySelector("svg.chart"), box = chart.getBoundingClientRect();
+  const last = [...chart.querySelector("path.line").getAttribute("d").matchAll(/[ML]([\d.]+)/g)].pop();
+  if (!last) return "";
+  chart.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: box.left + last[1] / 720 * box.width, clientY: box.top + 50 }));
+  return document.querySelector(".tip").innerText;
+})()`
+
 func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts servers and a browser; not in short mode")
@@ -225,6 +235,8 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	b.await("document.getElementById('members').innerText", "two.")
 	require.Contains(t, b.text(), "leader")
 	b.picture("overview", 1280)
+	b.await(hoverFirstChart, "finished")
+	require.Regexp(t, `^\d\d:\d\d:\d\d UTC · in \S+ /s · finished \S+ /s$`, b.eval(hoverFirstChart))
 	b.visit("shards/")
 	require.Equal(t, "16", b.eval("document.querySelectorAll('table.shards tbody tr').length"))
 	b.await("document.querySelector('table.shards').innerText", "at work")

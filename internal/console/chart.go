@@ -120,7 +120,8 @@ func (c chart) Label() string {
 func (c chart) SVG() template.HTML {
 	var b strings.Builder
 	top := c.top()
-	fmt.Fprintf(&b, `<svg class="chart" width="100%%" height="132" role="img" aria-label="%s">`, template.HTMLEscapeString(c.Label()))
+	fmt.Fprintf(&b, `<svg class="chart" width="100%%" height="132" role="img" aria-label="%s" data-until="%d" data-span="%d" data-top="%g" data-unit="%s">`,
+		template.HTMLEscapeString(c.Label()), c.Until.UnixMilli(), c.Span.Milliseconds(), top, template.HTMLEscapeString(c.Unit))
 	fmt.Fprintf(&b, `<line class="grid" x1="0" x2="100%%" y1="14" y2="14"/><line class="grid" x1="0" x2="100%%" y1="64" y2="64"/><line class="axis" x1="0" x2="100%%" y1="114" y2="114"/>`)
 	fmt.Fprintf(&b, `<svg y="14" width="100%%" height="%d" viewBox="0 0 %d %d" preserveAspectRatio="none">`, chartHeight, chartWidth, chartHeight)
 	for i, k := range c.Curves {
@@ -128,7 +129,7 @@ func (c chart) SVG() template.HTML {
 		if i == 0 {
 			fmt.Fprintf(&b, `<path class="area %s" d="%s"/>`, k.Class, area)
 		}
-		fmt.Fprintf(&b, `<path class="line %s" vector-effect="non-scaling-stroke" d="%s"/>`, k.Class, line)
+		fmt.Fprintf(&b, `<path class="line %s" data-name="%s" vector-effect="non-scaling-stroke" d="%s"/>`, k.Class, template.HTMLEscapeString(k.Name), line)
 	}
 	b.WriteString(`</svg>`)
 	shapes := map[string]string{history.Deploy: "◆", history.HandOver: "⇄", history.Incident: "▲"}
