@@ -37,8 +37,9 @@ type elector struct {
 
 // LeaderWork is what a leader does.
 type LeaderWork interface {
-	// Do runs one pass of a leader's work under a term. An error ends the term.
-	Do(ctx context.Context, term int64) error
+	// Steps returns the steps of one pass of a leader's work under a term, in their
+	// order. The error of one ends the term.
+	Steps(term int64) []func(ctx context.Context) error
 	// ReassignOwnShards assigns this member's shards to other members, before
 	// it leaves.
 	ReassignOwnShards(ctx context.Context, term int64) error
@@ -109,12 +110,29 @@ func (e *elector) lead(ctx context.Context, asked time.Time) {
 
 // runTerm alternates work and renewals until the term ends. It returns the
 // reason: ctx.Err() when the member is stopping.
+//
+// A pass may take longer than the lease as long as it advances: the lock is also
+// renewed between its steps. Otherwise a leader on a slow machine would begin its
+// first pass again in each term and never finish it.
 func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
+	renewed := time.Now()
+	renew := func() (err error) {
+		renewed = time.Now()
+		trusted, err = e.renew(ctx, trusted)
+		return err
+	}
 	for {
-		if err := e.withTrust(ctx, trusted, func(ctx context.Context) error { return e.work.Do(ctx, term) }); err != nil {
-			return err
+		for _, step := range e.work.Steps(term) {
+			if time.Since(renewed) >= e.cfg.renewEvery() {
+				if err := renew(); err != nil {
+					return err
+				}
+			}
+			if err := e.withTrust(ctx, trusted, step); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -122,24 +140,32 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 		case <-tick.C:
 		case <-e.wake:
 		}
-		asked := time.Now()
-		err := e.withTrust(ctx, trusted, e.lock.renew)
-		switch {
-		case err == nil:
-			e.metrics.renewals.WithLabelValues("ok").Inc()
-			trusted = asked.Add(e.cfg.LeaderTTL - e.margin())
-		case errors.Is(err, errLockHeld):
-			e.metrics.renewals.WithLabelValues("lost").Inc()
+		if err := renew(); err != nil {
 			return err
-		case ctx.Err() != nil:
-			return ctx.Err()
-		default:
-			e.metrics.renewals.WithLabelValues("error").Inc()
-			if !time.Now().Before(trusted) {
-				return err
-			}
 		}
 	}
+}
+
+// renew renews the lock and returns until when the leadership is trusted then. A
+// renewal that fails is no error while it is trusted without.
+func (e *elector) renew(ctx context.Context, trusted time.Time) (time.Time, error) {
+	asked := time.Now()
+	err := e.withTrust(ctx, trusted, e.lock.renew)
+	switch {
+	case err == nil:
+		e.metrics.renewals.WithLabelValues("ok").Inc()
+		return asked.Add(e.cfg.LeaderTTL - e.margin()), nil
+	case errors.Is(err, errLockHeld):
+		e.metrics.renewals.WithLabelValues("lost").Inc()
+		return trusted, err
+	case ctx.Err() != nil:
+		return trusted, ctx.Err()
+	}
+	e.metrics.renewals.WithLabelValues("error").Inc()
+	if !time.Now().Before(trusted) {
+		return trusted, err
+	}
+	return trusted, nil
 }
 
 // withTrust runs f with a context that ends when the leadership can no longer

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -121,13 +122,16 @@ func (f *fakeTerms) Resign(_ context.Context, term int64) error {
 	return nil
 }
 
-// leaderWork is the work of leaders in a test.
+// leaderWork is the work of leaders in a test: one step, or more.
 type leaderWork struct {
-	do   func(ctx context.Context, term int64) error
-	gave atomic.Bool
+	do    func(ctx context.Context, term int64) error
+	steps int
+	gave  atomic.Bool
 }
 
-func (d *leaderWork) Do(ctx context.Context, term int64) error { return d.do(ctx, term) }
+func (d *leaderWork) Steps(term int64) []func(context.Context) error {
+	return slices.Repeat([]func(context.Context) error{func(ctx context.Context) error { return d.do(ctx, term) }}, max(1, d.steps))
+}
 
 func (d *leaderWork) ReassignOwnShards(context.Context, int64) error {
 	d.gave.Store(true)
@@ -257,6 +261,24 @@ func TestHangingWorkLosesTheLock(t *testing.T) {
 		close(hang)
 		stop()
 		running.Wait()
+	})
+}
+
+func TestAPassLongerThanTheLeaseEndsInOneTermWhileItAdvances(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		terms := &fakeTerms{}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var seen []int64
+		work := &leaderWork{steps: 12, do: func(ctx context.Context, term int64) error {
+			if seen = append(seen, term); len(seen) == 24 {
+				stop()
+			}
+			return pause(ctx, timing.LeaderTTL/3)
+		}}
+		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
+		require.NoError(t, e.Run(ctx))
+		require.Equal(t, slices.Repeat([]int64{1}, 24), seen)
 	})
 }
 

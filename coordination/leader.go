@@ -59,21 +59,61 @@ type Leader struct {
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
 }
 
-// Do runs one pass.
-func (l *Leader) Do(ctx context.Context, term int64) error {
+// Steps returns the steps of one pass.
+func (l *Leader) Steps(term int64) []func(context.Context) error {
+	var steps []func(context.Context) error
+	sweep := term != l.term || time.Since(l.swept) >= l.cfg.ClaimInterval
 	if term != l.term {
-		l.swept = time.Time{}
-		l.cursors = make(map[string]telemetry.EntryID)
-		l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
-		l.open = make(map[string][]string)
-		for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
-			open, err := l.ledger.Opened(ctx, kind)
-			if err != nil {
-				return err
+		steps = l.beginTerm(term)
+	}
+	steps = append(steps,
+		func(ctx context.Context) error { return l.assign(ctx, term, l.membership.eligible()) },
+		func(ctx context.Context) error {
+			if err := l.record(ctx); err != nil {
+				l.log.Warn("recording losses failed, will retry", "err", err)
 			}
-			l.open[kind] = open
+			return ctx.Err()
+		})
+	if sweep {
+		steps = append(steps, func(ctx context.Context) error {
+			l.swept = time.Now()
+			if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
+				l.log.Warn("claim sweep incomplete, will retry", "err", err)
+			}
+			return ctx.Err()
+		})
+		for _, watch := range []func(context.Context){l.watchMembers, l.watchShards, l.watchRefusals} {
+			steps = append(steps, func(ctx context.Context) error {
+				watch(ctx)
+				return ctx.Err()
+			})
 		}
-		l.silent = make(map[string]time.Time)
+	}
+	for _, task := range l.tasks {
+		steps = append(steps, func(ctx context.Context) error {
+			if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && l.quietOf(task).Pass() {
+				l.log.Warn("leader task failed, will retry", "err", err)
+			}
+			return ctx.Err()
+		})
+	}
+	return steps
+}
+
+// beginTerm returns the steps before the first pass of a term.
+func (l *Leader) beginTerm(term int64) []func(context.Context) error {
+	l.cursors = make(map[string]telemetry.EntryID)
+	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
+	l.open = make(map[string][]string)
+	l.silent = make(map[string]time.Time)
+	var steps []func(context.Context) error
+	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
+		steps = append(steps, func(ctx context.Context) (err error) {
+			l.open[kind], err = l.ledger.Opened(ctx, kind)
+			return err
+		})
+	}
+	return append(steps, func(ctx context.Context) error {
 		for _, member := range l.open[protocol.SilentMember] {
 			l.silent[member] = time.Now()
 		}
@@ -83,28 +123,8 @@ func (l *Leader) Do(ctx context.Context, term int64) error {
 			return err
 		}
 		l.term = term
-	}
-	if err := l.assign(ctx, term, l.membership.eligible()); err != nil {
-		return err
-	}
-	if err := l.record(ctx); err != nil {
-		l.log.Warn("recording losses failed, will retry", "err", err)
-	}
-	if time.Since(l.swept) >= l.cfg.ClaimInterval {
-		l.swept = time.Now()
-		if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("claim sweep incomplete, will retry", "err", err)
-		}
-		l.watchMembers(ctx)
-		l.watchShards(ctx)
-		l.watchRefusals(ctx)
-	}
-	for _, task := range l.tasks {
-		if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && l.quietOf(task).Pass() {
-			l.log.Warn("leader task failed, will retry", "err", err)
-		}
-	}
-	return ctx.Err()
+		return nil
+	})
 }
 
 // quietOf limits the log lines of one task: one that fails hides no other.

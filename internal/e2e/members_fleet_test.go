@@ -292,7 +292,7 @@ func (c *campaign) end(name string) {
 // Take-over bounds of P8 with slack for a busy machine, twice for the one that is a second.
 const (
 	slack       = 3
-	killedBound = slack * (2*time.Second + 5*time.Second) // MEMBER_TTL is 2s here
+	killedBound = slack * (3*time.Second + 5*time.Second) // MEMBER_TTL is 3s here
 	leftBound   = slack * slack * time.Second
 )
 
