@@ -260,7 +260,7 @@ func austinFences(t testing.TB) []geofence.Fence {
 	t.Helper()
 	text, err := os.ReadFile(testenv.Data(t, "geofence/austin_fences.geojson"))
 	require.NoError(t, err)
-	fences, bad, err := geofence.ParseFeatures(text)
+	fences, bad, err := geofence.ParseFeatures(text, geofence.Defaults{})
 	require.NoError(t, err)
 	require.Empty(t, bad)
 	return fences

@@ -25,6 +25,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/loadtest/demo"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -122,7 +123,7 @@ func runDrama(cmd *cobra.Command, in demo.Input, f demoFlags) (err error) {
 	}
 	defer fleetView.Close()
 	if len(in.Tracks) == 0 {
-		if _, err := fleetView.ImportFences(ctx, strings.NewReader(fleet.Rally(in.Seed).Fences()), "demo", false, -1); err != nil {
+		if _, err := fleetView.ImportFences(ctx, strings.NewReader(fleet.Rally(in.Seed).Fences()), "demo", geofence.Defaults{}, false, -1); err != nil {
 			return interrupted(ctx, err)
 		}
 	}

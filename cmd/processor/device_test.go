@@ -23,7 +23,7 @@ const squareFence = `{"type":"FeatureCollection","features":[
 	{"type":"Feature","id":"yard","properties":{"name":"the yard"},"geometry":{"type":"Polygon","coordinates":[[[11.0,48.0],[11.1,48.0],[11.1,48.1],[11.0,48.1],[11.0,48.0]]]}},
 	{"type":"Feature","id":"bow tie","geometry":{"type":"Polygon","coordinates":[[[11,48],[12,49],[12,48],[11,49],[11,48]]]}},
 	{"type":"Feature","id":"nothing","geometry":{"type":"Polygon","coordinates":[]}},
-	{"type":"Feature","id":"swapped","geometry":{"type":"LineString","coordinates":[[48.1,111.5],[48.2,111.6]]}},
+	{"type":"Feature","id":"swapped","properties":{"kind":"gate"},"geometry":{"type":"LineString","coordinates":[[48.1,111.5],[48.2,111.6]]}},
 	{"type":"Feature","id":"yard","geometry":{"type":"Point","coordinates":[11,48]},"properties":{"radius_m":10}}
 ]}`
 
@@ -65,6 +65,12 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Len(t, list.Fences, 1)
 	require.Equal(t, "the yard", list.Fences[0].Name)
 	dep.Ask(fault.Clean, nil, "geofence", "check")
+	exported := servicetest.Spawn(t, dep.Environ(), "geofence", "export")
+	require.Zero(t, exported.Exit(20*time.Second))
+	require.NoError(t, os.WriteFile(file, []byte(exported.Output()), 0o600))
+	dep.Ask(fault.Clean, &imported, "geofence", "import", "--replace", file)
+	require.Equal(t, 1, imported.Same)
+	require.Zero(t, imported.Added+imported.Closed)
 
 	// A device that drives through the yard.
 	client, err := stream.Connect(stream.Config{URL: dep.RedisURL, Timeout: 5 * time.Second})

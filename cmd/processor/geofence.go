@@ -12,20 +12,21 @@ import (
 
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
 func newGeofenceCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "geofence",
-		Short: "Import, list and check fences",
+		Short: "Import, export, list and check fences",
 		Example: `  processor geofence check fences.geojson
   processor geofence import fences.geojson
   processor geofence list`,
-	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand(), newGeofenceConfirmCommand())
+	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand(), newGeofenceExportCommand(), newGeofenceConfirmCommand())
 }
 
-// openFences opens a GeoJSON file, or standard input for "-".
+// openFences opens a file, or standard input for "-".
 func openFences(cmd *cobra.Command, name string) (io.ReadCloser, error) {
 	if name == "-" {
 		return io.NopCloser(cmd.InOrStdin()), nil
@@ -73,13 +74,20 @@ func printFenceImport(out *cli.Output, r *operator.FenceImport, imported bool) e
 func newGeofenceImportCommand() *cobra.Command {
 	var replace bool
 	var maxRemovals, allowed int
+	var d geofence.Defaults
 	cmd := &cobra.Command{
-		Use:   "import FILE.geojson",
-		Short: "Import fences from a GeoJSON file",
+		Use:   "import FILE",
+		Short: "Import fences from GeoJSON, KML, GPX or WKT",
 		Long: `Reads a FeatureCollection, or a single Feature, and activates its fences for their
 spans of device time. Polygon and MultiPolygon are areas, a Point with radius_m is a
-circle, a LineString a gate that is passed forward from its left to its right.
-Properties: id, name, radius_m, valid_from, valid_to (RFC 3339), enabled, kind.
+circle, a LineString with width_m a corridor, one of kind gate a gate that is passed
+forward from its left to its right.
+Properties: id, name, radius_m, width_m, valid_from, valid_to (RFC 3339), enabled, kind.
+
+KML: a placemark has the properties of its extended data; its ID is the one there,
+else its attribute, else its name behind those of its folders. GPX: tracks and routes
+are corridors of --width, waypoints circles of --radius. WKT: geometries, or a table
+(CSV) with a column of it; other columns are properties.
 
 A fence that differs from the active one becomes a new version; outside its span the
 old version stays. With --replace, fences that are not in the file are closed; more
@@ -87,7 +95,8 @@ than --max-removals of them need --allow-removals.
 Crossings in the changed spans are recomputed. Invalid features are reported and
 skipped; the command then exits 1. The file - is standard input.`,
 		Example: `  processor geofence import fences.geojson
-  processor geofence import fences.geojson --replace --json`,
+  processor geofence import fences.geojson --replace --json
+  processor geofence import route.gpx --width 40 --radius 100`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in, err := openFences(cmd, args[0])
@@ -104,7 +113,7 @@ skipped; the command then exits 1. The file - is standard input.`,
 			if cmd.Flags().Changed("allow-removals") {
 				limit = allowed
 			}
-			r, err := f.ImportFences(cmd.Context(), in, args[0], replace, limit)
+			r, err := f.ImportFences(cmd.Context(), in, args[0], d, replace, limit)
 			if errors.Is(err, operator.ErrNotReplaced) {
 				for _, text := range r.Skipped {
 					say(cmd.ErrOrStderr(), "processor: error: %s", text)
@@ -116,10 +125,17 @@ skipped; the command then exits 1. The file - is standard input.`,
 			return fencesResult(cmd, &r, true)
 		},
 	}
+	addDefaults(cmd, &d)
 	cmd.Flags().BoolVar(&replace, "replace", false, "close imported fences that are not in the file")
 	cmd.Flags().IntVar(&maxRemovals, "max-removals", -1, "limit of --replace; -1 is a tenth, at least 5")
 	cmd.Flags().IntVar(&allowed, "allow-removals", 0, "remove up to this many fences all the same")
 	return cmd
+}
+
+// addDefaults adds the flags for points and lines of a file that have no size.
+func addDefaults(cmd *cobra.Command, d *geofence.Defaults) {
+	cmd.Flags().Float64Var(&d.WidthM, "width", 0, "metres of lines that have no width and are no gates")
+	cmd.Flags().Float64Var(&d.RadiusM, "radius", 0, "metres of points that have no radius")
 }
 
 func newGeofenceConfirmCommand() *cobra.Command {
@@ -159,8 +175,9 @@ the incident names; the next poll then applies the change. It holds once.`,
 }
 
 func newGeofenceCheckCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check [FILE.geojson]",
+	var d geofence.Defaults
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
 		Short: "Check the fences of a file, or those in the database",
 		Long: `Reads fences as import does and reports every invalid one, with the reason. Without
 a file it checks the active fences in the database. Changes nothing. Exits 1 if one
@@ -175,7 +192,7 @@ is invalid.`,
 					return err
 				}
 				defer in.Close() //nolint:errcheck // only reads
-				r, err := operator.CheckFences(in, args[0])
+				r, err := operator.CheckFences(in, args[0], d)
 				if err != nil {
 					return err
 				}
@@ -191,6 +208,28 @@ is invalid.`,
 				return err
 			}
 			return fencesResult(cmd, &r, false)
+		},
+	}
+	addDefaults(cmd, &d)
+	return cmd
+}
+
+func newGeofenceExportCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "export",
+		Short: "Write the active fences as GeoJSON",
+		Long: `Writes all active fences, with all their versions, as a FeatureCollection. Importing it
+again changes nothing; importing it elsewhere makes the same fences.`,
+		Example: `  processor geofence export > fences.geojson
+  processor geofence export --json | jq '.features[].properties.id'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := openFleet(cmd)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return f.ExportFences(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
 }

@@ -175,8 +175,11 @@ func (s *Set) crossings(dst []Crossing, i int, prev, next Fix, l leg) []Crossing
 	}
 	var buf [16]span
 	spans := buf[:0]
-	if shape.circle != nil {
+	switch {
+	case shape.circle != nil:
 		spans = shape.circle.spans(spans, l)
+	case shape.corridor != nil:
+		spans = shape.corridor.spans(spans, l)
 	}
 	for _, g := range shape.area {
 		spans = g.spans(spans, l)

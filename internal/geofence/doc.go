@@ -36,6 +36,9 @@
 //
 // The leg between two fixes is the straight line in longitude and latitude, the
 // short way round the world, at constant speed. Areas lie in the same plane.
+// Corridors are areas round a line: each edge, in pieces of at most half a degree of
+// latitude, is measured in a plane of metres that is true at the middle latitude
+// of the piece.
 // Circles are measured on the sphere of [EarthRadiusM] by the haversine formula;
 // where a leg meets one is found with that point test itself.
 //
@@ -54,7 +57,8 @@
 // ends belong to the gate; one that ends where it begins has none. No device is
 // ever inside a gate.
 //
-// An edge longer than 180 degrees goes the short way round; one of exactly 360
+// In files an edge longer than 180 degrees is refused. In a fence that is stored, it
+// goes the short way round; one of exactly 360
 // degrees along a parallel goes all the way. A ring round the world holds the
 // pole on its smaller side. The direction of a ring has no meaning. The parts of
 // a MultiPolygon are united; they may share a border, as those cut at the

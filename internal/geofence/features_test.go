@@ -20,7 +20,7 @@ func TestAFileThatWouldEmptyTheSetIsRefused(t *testing.T) {
 		"misspelt": `{"type":"FeatureCollection","feature":[` + yard + `]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			fences, refused, err := geofence.ParseFeatures([]byte(text))
+			fences, refused, err := geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 			require.ErrorContains(t, err, "has no features")
 			require.Empty(t, fences)
 			require.Empty(t, refused)
@@ -31,7 +31,7 @@ func TestAFileThatWouldEmptyTheSetIsRefused(t *testing.T) {
 func TestTextThatIsNotWhatItSeems(t *testing.T) {
 	collection := `{"type":"FeatureCollection",%s"features":[` + yard + `]}`
 	read := func(text string) ([]geofence.Fence, []*geofence.FenceError, error) {
-		return geofence.ParseFeatures([]byte(text))
+		return geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 	}
 	t.Run("a byte order mark", func(t *testing.T) {
 		fences, refused, err := read("\xef\xbb\xbf" + fmt.Sprintf(collection, ""))
@@ -82,4 +82,113 @@ func TestAShapePrintedDifferentlyIsTheSame(t *testing.T) {
 		require.Equal(t, want, f.Geometry)
 		require.NoError(t, f.Check())
 	}
+}
+
+// one reads a file of one feature and returns its fence, or why it is refused.
+func one(t *testing.T, feature string, d geofence.Defaults) (geofence.Fence, error) {
+	t.Helper()
+	fences, refused, err := geofence.ParseFeatures([]byte(`{"type":"FeatureCollection","features":[`+feature+`]}`), d)
+	require.NoError(t, err)
+	if len(refused) > 0 {
+		return geofence.Fence{}, refused[0]
+	}
+	return fences[0], nil
+}
+
+func TestWhatALineIs(t *testing.T) {
+	text := func(properties string) string {
+		return `{"type":"Feature","id":"x","properties":` + properties + `,"geometry":{"type":"LineString","coordinates":[[11,48],[11.1,48]]}}`
+	}
+	f, err := one(t, text(`{"kind":"gate"}`), geofence.Defaults{WidthM: 7})
+	require.NoError(t, err)
+	require.Equal(t, geofence.Gate, f.Kind)
+	require.Zero(t, f.WidthM)
+	f, err = one(t, text(`{"width_m":20}`), geofence.Defaults{WidthM: 7})
+	require.NoError(t, err)
+	require.Equal(t, geofence.Area, f.Kind)
+	require.Equal(t, 20.0, f.WidthM)
+	f, err = one(t, text(`{}`), geofence.Defaults{WidthM: 7})
+	require.NoError(t, err)
+	require.Equal(t, 7.0, f.WidthM)
+	for properties, want := range map[string]string{
+		`{}`:                            `feature 1, fence "x": a LineString is a gate or a corridor: add "kind":"gate", or width_m`,
+		`null`:                          `add "kind":"gate", or width_m`,
+		`{"width_m":0}`:                 `width_m 0 is not above 0`,
+		`{"width_m":-4}`:                `width_m -4 is not above 0`,
+		`{"width_m":1e9}`:               `width_m 1e+09 is not above 0 and at most 100000`,
+		`{"width_m":1e999}`:             `width_m is 1e999, want a number of metres, such as 25`,
+		`{"width_m":"wide"}`:            `width_m is "wide", want a number of metres, such as 25`,
+		`{"width_m":3,"kind":"gate"}`:   `only a corridor has one`,
+		`{"radius_m":{},"kind":"gate"}`: `radius_m is {}, want a number of metres, such as 25`,
+		`{"enabled":"yes"}`:             `enabled is "yes", want true or false`,
+		`{"valid_from":"yesterday"}`:    `valid_from is "yesterday", want a time such as "2026-01-31T08:00:00Z"`,
+		`{"name":"a\u0000"}`:            `contains the character U+0000`,
+		`[]`:                            `is not a GeoJSON feature`,
+	} {
+		_, err := one(t, text(properties), geofence.Defaults{})
+		require.ErrorContains(t, err, want, properties)
+	}
+}
+
+func TestAnEdgeAcrossHalfTheWorldIsRefused(t *testing.T) {
+	text := func(geometry string) string {
+		return `{"type":"Feature","id":"x","properties":{"kind":"gate"},"geometry":` + geometry + `}`
+	}
+	for _, geometry := range []string{
+		`{"type":"LineString","coordinates":[[170,0],[-170,1]]}`,
+		`{"type":"Polygon","coordinates":[[[170,0],[-170,0],[-170,1],[170,0]]]}`,
+		`{"type":"MultiPolygon","coordinates":[[[[1,0],[2,0],[2,1],[1,0]]],[[[-180,0],[180,0],[180,1],[-180,0]]]]}`,
+	} {
+		_, err := one(t, text(geometry), geofence.Defaults{})
+		require.ErrorContains(t, err, "degrees of longitude apart, more than half the world: add a position between them, or split the fence at the antimeridian")
+	}
+	_, err := one(t, text(`{"type":"LineString","coordinates":[[170,0],[190,1]]}`), geofence.Defaults{})
+	require.NoError(t, err, "beyond the antimeridian, drawn as one line")
+}
+
+// Round the equator: valid, and in all ways' boxes.
+func TestAFenceAsWideAsTheWorld(t *testing.T) {
+	f, err := one(t, `{"type":"Feature","id":"x","properties":{},"geometry":{"type":"Polygon","coordinates":[[[-180,-1],[-60,-1],[60,-1],[180,-1],[180,1],[60,1],[-60,1],[-180,1],[-180,-1]]]}}`, geofence.Defaults{})
+	require.NoError(t, err)
+	set := setOf(t, f)
+	require.Equal(t, []string{"enter x 0.500s", "exit x 2.500s"}, brief(set.Track(nil, way(at(100, -2), at(100, 0), at(-170, 0), at(-170, 2)), noGap, false)))
+}
+
+func TestSkippedFeaturesAreNamedByNumberAndID(t *testing.T) {
+	fences, refused, err := geofence.ParseFeatures([]byte(`{"type":"FeatureCollection","features":[`+yard+`,
+		{"type":"Feature","properties":{},"geometry":{"type":"Point","coordinates":[1,2]}},
+		{"type":"Feature","id":"far","properties":{"radius_m":-5},"geometry":{"type":"Point","coordinates":[1,2]}},
+		{"type":"Feature","id":7,"properties":{}},
+		7]}`), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Len(t, fences, 1)
+	var got []string
+	for _, r := range refused {
+		got = append(got, r.Error())
+	}
+	require.Equal(t, []string{
+		`feature 2: has no id`,
+		`feature 3, fence "far": radius -5 m is not above 0 and at most 10007543`,
+		`feature 4, fence "7": has no geometry`,
+		`feature 5: is not a GeoJSON feature, or its properties are not an object`,
+	}, got)
+}
+
+// A hundred thousand features are read, checked and indexed in seconds.
+func TestManyFeatures(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`{"type":"FeatureCollection","features":[`)
+	const many = 100_000
+	for i := range many {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"type":"Feature","id":%d,"properties":{"radius_m":50},"geometry":{"type":"Point","coordinates":[%d.5,%d.5]}}`, i, i%360-180, i/360%179-89)
+	}
+	b.WriteString("]}")
+	fences, refused, err := geofence.ParseFeatures([]byte(b.String()), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Zero(t, len(refused), "the first: %v", append(refused, nil)[0])
+	require.Len(t, fences, many)
+	require.Equal(t, many, setOf(t, fences...).Len())
 }

@@ -11,7 +11,7 @@ type Kind string
 
 // The kinds of fences, as stored.
 const (
-	Area   Kind = "area"   // Polygon or MultiPolygon
+	Area   Kind = "area"   // Polygon or MultiPolygon, or LineString with a width: a corridor
 	Circle Kind = "circle" // Point with a radius
 	Gate   Kind = "gate"   // LineString with a direction
 )
@@ -64,6 +64,7 @@ type Fence struct {
 	Kind     Kind
 	Geometry string  // GeoJSON geometry or feature, WGS84, longitude before latitude
 	RadiusM  float64 // circles only, zero otherwise
+	WidthM   float64 // corridors only, zero otherwise
 	Valid    Span
 	Enabled  bool // a version that is not enabled holds its span and contains nothing
 }
@@ -76,28 +77,41 @@ func (f Fence) Check() error {
 
 // FenceError reports a fence that was skipped.
 type FenceError struct {
-	Index int // in the slice given to NewSet
-	ID    string
-	Err   error
+	Index  int // in the slice given to NewSet
+	Number int // of the feature in its file, from 1; 0 is unknown
+	ID     string
+	Err    error
 }
 
 // Error returns the fence and the reason.
-func (e *FenceError) Error() string { return fmt.Sprintf("fence %q: %v", e.ID, e.Err) }
+func (e *FenceError) Error() string {
+	switch {
+	case e.Number == 0:
+		return fmt.Sprintf("fence %q: %v", e.ID, e.Err)
+	case e.ID == "":
+		return fmt.Sprintf("feature %d: %v", e.Number, e.Err)
+	}
+	return fmt.Sprintf("feature %d, fence %q: %v", e.Number, e.ID, e.Err)
+}
 
 // Unwrap returns the reason.
 func (e *FenceError) Unwrap() error { return e.Err }
 
 // shape is the compiled geometry of a fence; exactly one field is set.
 type shape struct {
-	area   []*polygon
-	circle *circle
-	gate   *gate
+	area     []*polygon
+	corridor *corridor
+	circle   *circle
+	gate     *gate
 }
 
 // contains is the point test. A gate contains no point.
 func (s *shape) contains(p point) bool {
-	if s.circle != nil {
+	switch {
+	case s.circle != nil:
 		return s.circle.contains(p)
+	case s.corridor != nil:
+		return s.corridor.contains(p)
 	}
 	for _, g := range s.area {
 		if g.contains(p) {
@@ -122,6 +136,8 @@ func (s *shape) boxes(dst [][2]point) [][2]point {
 	switch {
 	case s.circle != nil:
 		add(s.circle.box())
+	case s.corridor != nil:
+		add(s.corridor.min, s.corridor.max)
 	case s.gate != nil:
 		add(s.gate.min, s.gate.max)
 	}

@@ -66,7 +66,7 @@ func TestBadFencesAreRefusedWithAReason(t *testing.T) {
 		{"one and a half times round and back", area("x", polygon([]position{
 			{0, 0}, {120, 1}, {-120, 2}, {0, 3}, {100, 4}, {100, 6}, {0, 5}, {-120, 4}, {120, 3}, {0, 2}, {0, 0},
 		})), "more than once"},
-		{"area of a line", area("x", line(position{0, 0}, position{1, 1})), "wants a Polygon"},
+		{"area of a line", area("x", line(position{0, 0}, position{1, 1})), "width_m 0 is not above 0"},
 		{"circle of a polygon", with(circle("x", 1, 1, 5), func(f *geofence.Fence) { f.Geometry = square }), "wants a Point"},
 		{"no radius", circle("x", 1, 1, 0), "radius 0 m"},
 		{"negative radius", circle("x", 1, 1, -1), "radius -1 m"},
@@ -166,7 +166,7 @@ func TestRenewedSetIsWhatANewOneWouldBe(t *testing.T) {
 
 func TestFeaturesAreReadOneByOne(t *testing.T) {
 	text := `{"type":"FeatureCollection","features":[
-		{"type":"Feature","id":7,"properties":null,"geometry":` + line(position{0, 0}, position{1, 1}) + `},
+		{"type":"Feature","id":7,"properties":{"kind":"gate"},"geometry":` + line(position{0, 0}, position{1, 1}) + `},
 		{"type":"Feature","id":"outer","properties":{"id":"depot","name":"Depot","kind":"our yard","enabled":false,
 			"valid_from":"2026-01-01T00:00:00Z","valid_to":"2026-02-01T01:00:00+01:00"},"geometry":` + polygon(box(0, 0, 1, 1)) + `},
 		{"type":"Feature","properties":{"id":"c","kind":"circle","radius_m":50},"geometry":{"type":"Point","coordinates":[8,47]}},
@@ -176,27 +176,27 @@ func TestFeaturesAreReadOneByOne(t *testing.T) {
 		{"type":"Feature","properties":{"id":["x"]},"geometry":{"type":"Point","coordinates":[8,47]}},
 		{"type":"Feature","properties":{"id":"empty"},"geometry":null},
 		null]}`
-	fences, refused, err := geofence.ParseFeatures([]byte(text))
+	fences, refused, err := geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 	require.NoError(t, err)
 	depot := area("depot", polygon(box(0, 0, 1, 1)))
 	depot.Name, depot.Enabled = "Depot", false
 	depot.Valid = geofence.Span{FromUS: us(t, "2026-01-01T00:00:00Z"), ToUS: us(t, "2026-02-01T00:00:00Z")}
 	require.Equal(t, []geofence.Fence{gate("7", line(position{0, 0}, position{1, 1})), depot, circle("c", 47, 8, 50)}, fences)
 	reasons := map[int]string{
-		3: "only circles have one", 4: "has no id", 5: "read GeoJSON feature", 6: "neither text nor a number",
-		7: "null or has no type", 8: "want a Feature",
+		3: "only circles have one", 4: "has no id", 5: `valid_to is "tomorrow", want a time`, 6: "neither text nor a number",
+		7: "has no geometry", 8: "want a Feature",
 	}
 	require.Len(t, refused, len(reasons))
 	for _, r := range refused {
 		require.ErrorContains(t, r, reasons[r.Index])
 	}
 
-	one, refused, err := geofence.ParseFeatures([]byte(`{"type":"Feature","id":"a","geometry":` + polygon(box(0, 0, 1, 1)) + `}`))
+	one, refused, err := geofence.ParseFeatures([]byte(`{"type":"Feature","id":"a","geometry":`+polygon(box(0, 0, 1, 1))+`}`), geofence.Defaults{})
 	require.NoError(t, err)
 	require.Empty(t, refused)
 	require.Len(t, one, 1)
 	for _, text := range []string{"", "[]", "null", polygon(box(0, 0, 1, 1))} {
-		_, _, err := geofence.ParseFeatures([]byte(text))
+		_, _, err := geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 		require.Error(t, err, text)
 	}
 }
@@ -222,15 +222,19 @@ func FuzzParse(f *testing.F) {
 	f.Add(polygon(box(-180, -90, 180, 90)), "area", 0.0)
 	f.Add(`{"type":"Point","coordinates":[179.9999,-17]}`, "circle", 500.0)
 	f.Add(line(position{1, 1}, position{2, 2}), "gate", 0.0)
+	f.Add(line(position{179.9, 1}, position{-179.9, 2}, position{179, -17}), "area", 500.0)
 	f.Add(`{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[null]]]}}`, "area", 0.0)
 	f.Fuzz(func(t *testing.T, text, kind string, radius float64) {
-		features, _, _ := geofence.ParseFeatures([]byte(text))
+		features, _, _ := geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 		for _, feature := range features {
 			require.NoError(t, feature.Check())
 		}
 		fence := geofence.Fence{
 			ID: "f", Kind: geofence.Kind(kind), Geometry: text, RadiusM: radius,
 			Valid: geofence.Always, Enabled: true,
+		}
+		if strings.Contains(text, "LineString") {
+			fence.RadiusM, fence.WidthM = 0, radius
 		}
 		set, refused := geofence.NewSet([]geofence.Fence{fence})
 		require.Equal(t, 1, set.Len()+len(refused))

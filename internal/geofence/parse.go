@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/peterstace/simplefeatures/geom"
@@ -16,6 +17,7 @@ type drawing struct {
 	kind     Kind
 	geometry string
 	radiusM  float64
+	widthM   float64
 }
 
 // compile checks the fence and prepares its shape for the tests, unless it is
@@ -40,8 +42,15 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	if err != nil {
 		return nil, err
 	}
+	corridor := f.Kind == Area && g.IsLineString()
+	if f.WidthM != 0 && !corridor {
+		return nil, fmt.Errorf("width_m %v given for a %v of kind %s: only a corridor has one, a LineString of kind area", f.WidthM, g.Type(), f.Kind)
+	}
 	switch f.Kind {
 	case Area:
+		if corridor {
+			return compileCorridor(g, f.WidthM)
+		}
 		return compileArea(g)
 	case Circle:
 		return compileCircle(g, f.RadiusM)
@@ -66,7 +75,7 @@ func (f Fence) Canonical() (Fence, error) {
 	return f, err
 }
 
-func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM} }
+func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM, f.WidthM} }
 
 // parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
 func parseGeometry(text string) (geom.Geometry, error) {
@@ -120,7 +129,7 @@ func compileArea(g geom.Geometry) (*shape, error) {
 	case g.IsMultiPolygon():
 		parts = g.MustAsMultiPolygon().Dump()
 	default:
-		return nil, fmt.Errorf("kind area wants a Polygon or a MultiPolygon, not a %v", g.Type())
+		return nil, fmt.Errorf("kind area wants a Polygon, a MultiPolygon or a LineString with width_m, not a %v", g.Type())
 	}
 	if g.IsEmpty() {
 		return nil, errors.New("geometry is empty")
@@ -200,6 +209,19 @@ func compileGate(g geom.Geometry) (*shape, error) {
 	if !g.IsLineString() {
 		return nil, fmt.Errorf("kind gate wants a LineString, not a %v", g.Type())
 	}
+	line, err := compileLine(g)
+	if err != nil {
+		return nil, err
+	}
+	gate := newGate(line)
+	if !geom.NewLineString(sequence(line)).IsSimple() {
+		return nil, errors.New("line crosses or touches itself, which leaves its sides undefined")
+	}
+	return &shape{gate: gate}, nil
+}
+
+// compileLine returns the positions of a LineString with continuous longitudes.
+func compileLine(g geom.Geometry) ([]point, error) {
 	if g.IsEmpty() {
 		return nil, errors.New("geometry is empty")
 	}
@@ -212,17 +234,13 @@ func compileGate(g geom.Geometry) (*shape, error) {
 		return nil, fmt.Errorf("line %w", err)
 	}
 	line, _ = unwrap(line, 0)
-	gate := newGate(line)
-	if len(gate.edges) == 0 {
+	if !slices.ContainsFunc(line, func(p point) bool { return p != line[0] }) {
 		return nil, errors.New("line has no length")
 	}
-	if gate.max.x-gate.min.x > 360 {
+	if west, east := extent(line); east-west > 360 {
 		return nil, errors.New("line goes round the world more than once")
 	}
-	if !geom.NewLineString(sequence(line)).IsSimple() {
-		return nil, errors.New("line crosses or touches itself, which leaves its sides undefined")
-	}
-	return &shape{gate: gate}, nil
+	return line, nil
 }
 
 func checkVertices(n int) error {

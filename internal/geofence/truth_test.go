@@ -20,7 +20,7 @@ func austin(t testing.TB) *geofence.Set {
 	t.Helper()
 	text, err := io.ReadAll(dataFile(t, "geofence/austin_fences.geojson"))
 	require.NoError(t, err)
-	fences, refused, err := geofence.ParseFeatures(text)
+	fences, refused, err := geofence.ParseFeatures(text, geofence.Defaults{})
 	require.NoError(t, err)
 	require.Empty(t, refused)
 	require.Len(t, fences, 8)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/trmtracking/processor/internal/fencefile"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -27,22 +28,27 @@ type FenceImport struct {
 	Skipped []string   `json:"skipped"`
 }
 
-// readFences reads GeoJSON; name is that of the file. The second result reports
+// readFences reads GeoJSON, KML, GPX or WKT; name is that of the file. The second result reports
 // invalid features.
-func readFences(in io.Reader, name string) ([]geofence.Fence, []*geofence.FenceError, error) {
+func readFences(in io.Reader, name string, d geofence.Defaults) ([]geofence.Fence, []*geofence.FenceError, error) {
 	text, err := io.ReadAll(io.LimitReader(in, maxFenceFile))
 	if err != nil {
 		return nil, nil, fmt.Errorf("read fences: %w", err)
 	}
-	fences, bad, err := geofence.ParseFeatures(text)
+	if text, err = fencefile.GeoJSON(text, name); err != nil {
+		return nil, nil, fmt.Errorf("read fences from %s: %w", name, err)
+	}
+	fences, bad, err := geofence.ParseFeatures(text, d)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read fences from %s: %w", name, err)
 	}
 	// Fences that are valid alone may still conflict with each other.
 	_, clash := geofence.NewSet(fences)
 	drop := make(map[int]bool)
+	numbers := numbersOf(fences, bad)
 	for _, c := range clash {
 		drop[c.Index] = true
+		c.Number = numbers[c.Index]
 		bad = append(bad, c)
 	}
 	good := fences[:0:0]
@@ -54,6 +60,19 @@ func readFences(in io.Reader, name string) ([]geofence.Fence, []*geofence.FenceE
 	return good, bad, nil
 }
 
+// numbersOf returns the numbers in their file of the fences that were not refused.
+func numbersOf(fences []geofence.Fence, refused []*geofence.FenceError) []int {
+	numbers := make([]int, 0, len(fences))
+	for n := 1; len(numbers) < len(fences); n++ {
+		if len(refused) > 0 && refused[0].Number == n {
+			refused = refused[1:]
+			continue
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers
+}
+
 // ErrNotReplaced rejects an import that would close fences because features of the
 // file are invalid.
 var ErrNotReplaced = errors.New("with --replace every feature must be valid, or fences would be closed; nothing was changed")
@@ -62,8 +81,8 @@ var ErrNotReplaced = errors.New("with --replace every feature must be valid, or 
 // and has crossings in the changed spans recomputed. With replace, imported fences
 // that are not in the file are closed, at most as many as allowed (negative: a
 // tenth, at least 5). It needs Postgres.
-func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, replace bool, allowed int) (FenceImport, error) {
-	r, fences, err := checkFences(in, name)
+func (f *Fleet) ImportFences(ctx context.Context, in io.Reader, name string, d geofence.Defaults, replace bool, allowed int) (FenceImport, error) {
+	r, fences, err := checkFences(in, name, d)
 	if err != nil {
 		return r, err
 	}
@@ -106,14 +125,14 @@ func (f *Fleet) ConfirmFences(ctx context.Context, fences int) error {
 }
 
 // CheckFences reports the invalid features of GeoJSON.
-func CheckFences(in io.Reader, name string) (FenceImport, error) {
-	r, _, err := checkFences(in, name)
+func CheckFences(in io.Reader, name string, d geofence.Defaults) (FenceImport, error) {
+	r, _, err := checkFences(in, name, d)
 	return r, err
 }
 
-func checkFences(in io.Reader, name string) (FenceImport, []geofence.Fence, error) {
+func checkFences(in io.Reader, name string, d geofence.Defaults) (FenceImport, []geofence.Fence, error) {
 	r := FenceImport{File: name, Skipped: []string{}}
-	fences, bad, err := readFences(in, name)
+	fences, bad, err := readFences(in, name, d)
 	r.Good = len(fences)
 	for _, b := range bad {
 		r.Skipped = append(r.Skipped, b.Error())
@@ -152,6 +171,7 @@ type Fence struct {
 	Name      string     `json:"name"`
 	Kind      string     `json:"kind"`
 	RadiusM   *float64   `json:"radius_m"`
+	WidthM    *float64   `json:"width_m"`
 	ValidFrom *time.Time `json:"valid_from"` // null is open
 	ValidTo   *time.Time `json:"valid_to"`
 	Enabled   bool       `json:"enabled"`
@@ -182,10 +202,30 @@ func (f *Fleet) Fences(ctx context.Context) (l Fences, err error) {
 	return l, nil
 }
 
+// ExportFences writes the fences in force as GeoJSON, as import reads them. It
+// needs Postgres.
+func (f *Fleet) ExportFences(ctx context.Context, w io.Writer) error {
+	if _, err := f.postgres(ctx); err != nil {
+		return err
+	}
+	_, rows, err := store.NewFences(f.pool, askTimeout).Rows(ctx)
+	if err != nil {
+		return f.explained(err)
+	}
+	fences := make([]geofence.Fence, len(rows))
+	for i := range rows {
+		fences[i] = rows[i].Fence
+	}
+	return geofence.WriteFeatures(w, fences)
+}
+
 func listed(v *store.FenceVersion) Fence {
 	f := Fence{ID: v.ID, Version: v.Version, Name: v.Name, Kind: string(v.Kind), Enabled: v.Enabled}
 	if v.Kind == geofence.Circle {
 		f.RadiusM = &v.RadiusM
+	}
+	if v.WidthM != 0 {
+		f.WidthM = &v.WidthM
 	}
 	if v.Valid.FromUS != math.MinInt64 {
 		t := time.UnixMicro(v.Valid.FromUS).UTC()

@@ -222,7 +222,7 @@ order by n`, geometries)
 // version of each fence given; negative if it belongs to another source.
 func (e *FenceEditor) present(ctx context.Context, tx pgx.Tx, fences []geofence.Fence, ed *edit) (map[string][]FenceVersion, map[string]int, error) {
 	rows, err := tx.Query(ctx, `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
+select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), valid_from, valid_to, enabled
 from processor.geofences
 where replaced_at is null
   and source = $1
@@ -263,7 +263,7 @@ group by id`, ids, ed.source)
 func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
 	var v FenceVersion
 	var from, to *time.Time
-	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &from, &to, &v.Enabled)
+	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &v.WidthM, &from, &to, &v.Enabled)
 	v.Valid = geofence.Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
 	if from != nil {
 		v.Valid.FromUS = from.UnixMicro()
@@ -333,18 +333,32 @@ func without(list []geofence.Fence, span geofence.Span) []geofence.Fence {
 // sameFence reports whether two versions yield the same crossings.
 func sameFence(a, b geofence.Fence) bool {
 	a.Name = b.Name
-	return a == b
+	if a.Geometry == b.Geometry {
+		return a == b
+	}
+	text := a.Geometry
+	if a.Geometry = b.Geometry; a != b {
+		return false
+	}
+	// Rows written by hand, or before there was one way to print a shape.
+	a.Geometry = text
+	a, errA := a.Canonical()
+	b, errB := b.Canonical()
+	return errA == nil && errB == nil && a.Geometry == b.Geometry
 }
 
 func (e *FenceEditor) insert(f geofence.Fence, version int, ed *edit) {
-	var radius *float64
+	var radius, width *float64
 	if f.Kind == geofence.Circle {
 		radius = &f.RadiusM
 	}
+	if f.WidthM != 0 {
+		width = &f.WidthM
+	}
 	ed.writes.Queue(`
-insert into processor.geofences (id, version, name, kind, geometry, radius_m, valid_from, valid_to, enabled, source, created_by)
-values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11)`,
-		f.ID, version, f.Name, string(f.Kind), f.Geometry, radius, instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, ed.source, e.by)
+insert into processor.geofences (id, version, name, kind, geometry, radius_m, width_m, valid_from, valid_to, enabled, source, created_by)
+values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12)`,
+		f.ID, version, f.Name, string(f.Kind), f.Geometry, radius, width, instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, ed.source, e.by)
 }
 
 func (ed *edit) retire(v FenceVersion) {

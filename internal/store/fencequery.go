@@ -28,7 +28,7 @@ type FenceQuery struct {
 
 // NewFenceQuery returns the fences of a select statement. Its columns are id
 // and geometry (GeoJSON, as text or json, WGS84) and optionally name, kind,
-// radius_m, valid_from, valid_to (timestamptz) and enabled.
+// radius_m, width_m, valid_from, valid_to (timestamptz) and enabled.
 func NewFenceQuery(pool *pgxpool.Pool, editor *FenceEditor, query string, timeout time.Duration) *FenceQuery {
 	return &FenceQuery{pool: pool, editor: editor, query: strings.TrimRight(query, "; \t\r\n"), timeout: timeout}
 }
@@ -40,6 +40,7 @@ type platformFence struct {
 	Kind      *string          `json:"kind"`
 	Geometry  json.RawMessage  `json:"geometry"`
 	RadiusM   *json.RawMessage `json:"radius_m"`
+	WidthM    *json.RawMessage `json:"width_m"`
 	ValidFrom *string          `json:"valid_from"`
 	ValidTo   *string          `json:"valid_to"`
 	Enabled   *bool            `json:"enabled"`
@@ -125,7 +126,7 @@ func fencesOf(rows [][]byte) (fences []geofence.Fence, keep []string, bad []erro
 		if err == nil {
 			var list []geofence.Fence
 			var refused []*geofence.FenceError
-			list, refused, err = geofence.ParseFeatures(text)
+			list, refused, err = geofence.ParseFeatures(text, geofence.Defaults{})
 			if err == nil && len(refused) > 0 {
 				err = refused[0].Err
 			}
@@ -186,6 +187,9 @@ func featureOf(row []byte) (feature []byte, id string, err error) {
 	}
 	if p.RadiusM != nil {
 		properties["radius_m"] = *p.RadiusM
+	}
+	if p.WidthM != nil {
+		properties["width_m"] = *p.WidthM
 	}
 	if p.Enabled != nil {
 		properties["enabled"] = *p.Enabled

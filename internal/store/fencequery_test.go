@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -263,4 +264,39 @@ func TestAShapePrintedDifferentlyIsNoNewVersion(t *testing.T) {
 	require.Equal(t, 1, done.Same)
 	require.Zero(t, done.Added+done.Closed)
 	require.Zero(t, number(t, pool, openRequests))
+}
+
+// A corridor is stored with its width. What was printed in another way by hand is
+// the same, and what is exported is what was imported.
+func TestAnExportIsImportedWithoutAChange(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	editor := store.NewFenceEditor(pool, fenceScope, 4, "test")
+	fences := circles(1, 2)
+	fences[0].Name, fences[0].Enabled = "off", false
+	fences[1].Valid = geofence.Span{FromUS: 1_700_000_000_000_001, ToUS: 1_800_000_000_000_000}
+	line := `{"type":"LineString","coordinates":[[11,48],[11.1,48]]}`
+	fences = append(fences,
+		geofence.Fence{ID: "road", Kind: geofence.Area, Geometry: line, WidthM: 12.5, Valid: geofence.Always, Enabled: true},
+		geofence.Fence{ID: "gate", Kind: geofence.Gate, Geometry: line, Valid: geofence.Always, Enabled: true})
+	done, err := editor.Import(t.Context(), fences, "import", true)
+	require.NoError(t, err)
+	require.Equal(t, 4, done.Added)
+	execute(t, pool, `update processor.geofences set geometry = '{"type": "LineString", "coordinates": [[11.00, 48.0, 7], [11.1, 48.0, 7]], "note": 1}' where id = 'gate'`)
+
+	_, rows, err := store.NewFences(pool, time.Minute).Rows(t.Context())
+	require.NoError(t, err)
+	var list []geofence.Fence
+	for _, row := range rows {
+		list = append(list, row.Fence)
+	}
+	var out strings.Builder
+	require.NoError(t, geofence.WriteFeatures(&out, list))
+	again, refused, err := geofence.ParseFeatures([]byte(out.String()), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Empty(t, refused)
+	done, err = editor.Import(t.Context(), again, "import", true)
+	require.NoError(t, err)
+	require.Equal(t, 4, done.Same, "%+v\n%s", done, out.String())
+	require.Zero(t, done.Added+done.Closed)
 }

@@ -77,7 +77,7 @@ func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 }
 
 const fencesInForce = `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), valid_from, valid_to, enabled
+select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), valid_from, valid_to, enabled
 from processor.geofences
 where replaced_at is null
 order by id, version`

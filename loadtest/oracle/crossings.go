@@ -206,8 +206,14 @@ func along(v *drawn, l *line, prev, next fix) []Crossing {
 			}
 			add(kind, p.t)
 		}
-	case v.disc != nil:
-		changes, inside, _ := v.disc.changes(l)
+	case v.disc != nil || v.lane != nil:
+		var changes []float64
+		var inside bool
+		if v.disc != nil {
+			changes, inside, _ = v.disc.changes(l)
+		} else {
+			changes, inside = v.lane.changes(l)
+		}
 		for _, t := range changes {
 			kind := "enter"
 			if inside {

@@ -16,6 +16,7 @@ type Fence struct {
 	Kind     string  // area, circle or gate
 	Geometry string  // GeoJSON
 	RadiusM  float64 // of a circle
+	WidthM   float64 // of a corridor, which is a LineString of kind area
 	FromUS   int64   // device time from which it is valid, math.MinInt64 without begin
 	ToUS     int64   // and until which, itself not included; math.MaxInt64 without end
 	Disabled bool    // holds its span and contains nothing
@@ -28,6 +29,7 @@ func (f *Fence) valid(us int64) bool {
 // shape is the geometry of a version; one field is set.
 type shape struct {
 	area area
+	lane *lane
 	disc *disc
 	gate *gate
 	box  box
@@ -44,6 +46,8 @@ func (d *drawn) contains(p point) bool {
 	switch {
 	case d.disc != nil:
 		return d.disc.contains(p)
+	case d.lane != nil:
+		return d.lane.contains(p)
 	case d.gate != nil:
 		return false
 	}
@@ -123,7 +127,7 @@ func read(f Fence) (shape, error) {
 		}
 		d := newDisc(points[0], f.RadiusM)
 		return shape{disc: d, box: d.box}, nil
-	case "gate LineString":
+	case "gate LineString", "area LineString":
 		var positions [][]float64
 		if err := json.Unmarshal(g.Coordinates, &positions); err != nil {
 			return shape{}, err
@@ -136,6 +140,13 @@ func read(f Fence) (shape, error) {
 			return shape{}, errors.New("no length")
 		}
 		turns, _ := unwind(points)
+		if f.Kind == "area" {
+			if f.WidthM <= 0 {
+				return shape{}, errors.New("no width")
+			}
+			lane := newLane(points, turns, f.WidthM)
+			return shape{lane: lane, box: lane.box}, nil
+		}
 		gate := newGate(points, turns)
 		return shape{gate: gate, box: gate.box}, nil
 	}

@@ -108,6 +108,11 @@ func TestTwoGeometriesAgree(t *testing.T) {
 				a, b := place(8)
 				line = append(line, fmt.Sprintf("[%v,%v]", a, b))
 			}
+			f = always(fmt.Sprintf("corridor-%d", n), "area", `{"type":"LineString","coordinates":[`+strings.Join(line, ",")+`]}`, 0)
+			f.WidthM = 1000 + r.Float64()*50_000
+			if (geofence.Fence{ID: f.ID, Kind: geofence.Area, Geometry: f.Geometry, WidthM: f.WidthM, Valid: geofence.Always}).Check() == nil {
+				fences = append(fences, f)
+			}
 			f = always(fmt.Sprintf("gate-%d", n), "gate", `{"type":"LineString","coordinates":[`+strings.Join(line, ",")+`]}`, 0)
 			if (geofence.Fence{ID: f.ID, Kind: geofence.Gate, Geometry: f.Geometry, Valid: geofence.Always}).Check() == nil {
 				fences = append(fences, f)

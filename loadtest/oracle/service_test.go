@@ -145,7 +145,7 @@ func asService(t require.TestingT, fences []oracle.Fence) (*geofence.Set, func(c
 	for _, f := range fences {
 		versions[key{f.ID, f.FromUS}] = f.Version
 		given = append(given, geofence.Fence{
-			ID: f.ID, Kind: geofence.Kind(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM,
+			ID: f.ID, Kind: geofence.Kind(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM, WidthM: f.WidthM,
 			Valid: geofence.Span{FromUS: f.FromUS, ToUS: f.ToUS}, Enabled: !f.Disabled,
 		})
 	}

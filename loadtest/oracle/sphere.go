@@ -44,25 +44,36 @@ func (d *disc) contains(p point) bool { return metres(d.center, vectorOf(p)) <= 
 
 // beyond returns how far outside of the disc the way is at t, in metres, negative inside.
 func (d *disc) beyond(l *line, t float64) float64 {
+	return metres(d.center, vectorOf(l.roughly(t))) - d.radius
+}
+
+// roughly returns the place at fraction t, rounded.
+func (l *line) roughly(t float64) point {
 	dx := l.q.x - l.p.x + 360*float64(l.turn)
-	return metres(d.center, vectorOf(point{l.p.x + t*dx, l.p.y + t*(l.q.y-l.p.y)})) - d.radius
+	return point{l.p.x + t*dx, l.p.y + t*(l.q.y-l.p.y)}
 }
 
 // changes returns the fractions of the way at which it crosses the rim, and
-// whether it begins and ends inside. Nothing on the sphere moves faster than the
-// way is long, so a stretch whose middle is further from the rim than half of
-// that has no crossing.
+// whether it begins and ends inside.
 func (d *disc) changes(l *line) (at []float64, first, last bool) {
 	first, last = d.contains(l.p), d.contains(l.q)
+	return l.changes(first, last, func(t float64) float64 { return d.beyond(l, t) }), first, last
+}
+
+// changes returns the fractions of the way at which it crosses a rim, given how
+// many metres beyond it the way is at a fraction, and whether it begins and ends
+// inside. Nothing on the sphere moves faster than the way is long, so a stretch
+// whose middle is further from the rim than half of that has no crossing.
+func (l *line) changes(first, last bool, beyond func(t float64) float64) (at []float64) {
 	if l.p == l.q {
-		return nil, first, last
+		return nil
 	}
 	long := earthRadiusM * radian * math.Hypot(l.q.x-l.p.x+360*float64(l.turn), l.q.y-l.p.y) * (1 + 1e-12)
 	inside := first
 	var search func(a, b float64, depth int)
 	search = func(a, b float64, depth int) {
 		middle := (a + b) / 2
-		if g := d.beyond(l, middle); math.Abs(g) > long*(b-a)/2+1e-9 {
+		if g := beyond(middle); math.Abs(g) > long*(b-a)/2+1e-9 {
 			if now := g <= 0; now != inside { // only by rounding at the very begin
 				at, inside = append(at, a), now
 			}
@@ -75,13 +86,13 @@ func (d *disc) changes(l *line) (at []float64, first, last bool) {
 		}
 		now := last
 		if b < 1 {
-			now = d.beyond(l, b) <= 0
+			now = beyond(b) <= 0
 		}
 		if now == inside {
 			return
 		}
 		for range 40 {
-			if middle := (a + b) / 2; d.beyond(l, middle) <= 0 == inside {
+			if middle := (a + b) / 2; beyond(middle) <= 0 == inside {
 				a = middle
 			} else {
 				b = middle
@@ -93,5 +104,5 @@ func (d *disc) changes(l *line) (at []float64, first, last bool) {
 	if inside != last {
 		at = append(at, 1)
 	}
-	return at, first, last
+	return at
 }

@@ -75,7 +75,7 @@ func (r *run) rules() oracle.Rules {
 	fences := make([]oracle.Fence, len(r.fences))
 	for i, f := range r.fences {
 		fences[i] = oracle.Fence{
-			ID: f.ID, Version: 1, Kind: string(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM,
+			ID: f.ID, Version: 1, Kind: string(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM, WidthM: f.WidthM,
 			FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
 		}
 	}

@@ -1,0 +1,64 @@
+package geofence
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"time"
+)
+
+// WriteFeatures writes the fences as a GeoJSON FeatureCollection that
+// [ParseFeatures] reads back, one feature a line.
+func WriteFeatures(w io.Writer, fences []Fence) error {
+	out := bufio.NewWriter(w)
+	_, _ = out.WriteString("{\"type\":\"FeatureCollection\",\"features\":[") // the last error is that of Flush
+	for i, f := range fences {
+		text, err := json.Marshal(f.exported())
+		if err != nil {
+			return fmt.Errorf("write fence %s: %w", f.ID, err)
+		}
+		if i > 0 {
+			_ = out.WriteByte(',')
+		}
+		_ = out.WriteByte('\n')
+		_, _ = out.Write(text)
+	}
+	_, _ = out.WriteString("\n]}\n")
+	return out.Flush()
+}
+
+type exportedProperties struct {
+	ID        string  `json:"id"`
+	Name      string  `json:"name"`
+	Kind      Kind    `json:"kind"`
+	RadiusM   float64 `json:"radius_m,omitempty"`
+	WidthM    float64 `json:"width_m,omitempty"`
+	ValidFrom *string `json:"valid_from,omitempty"`
+	ValidTo   *string `json:"valid_to,omitempty"`
+	Enabled   bool    `json:"enabled"`
+}
+
+type exportedFeature struct {
+	Type       string             `json:"type"`
+	Properties exportedProperties `json:"properties"`
+	Geometry   json.RawMessage    `json:"geometry"`
+}
+
+func (f *Fence) exported() exportedFeature {
+	end := func(us int64) *string {
+		if us == math.MinInt64 || us == math.MaxInt64 {
+			return nil
+		}
+		return new(time.UnixMicro(us).UTC().Format(time.RFC3339Nano))
+	}
+	return exportedFeature{
+		Type: "Feature",
+		Properties: exportedProperties{
+			ID: f.ID, Name: f.Name, Kind: f.Kind, RadiusM: f.RadiusM, WidthM: f.WidthM,
+			ValidFrom: end(f.Valid.FromUS), ValidTo: end(f.Valid.ToUS), Enabled: f.Enabled,
+		},
+		Geometry: json.RawMessage(f.Geometry),
+	}
+}
