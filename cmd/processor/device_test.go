@@ -27,6 +27,50 @@ const squareFence = `{"type":"FeatureCollection","features":[
 	{"type":"Feature","id":"yard","geometry":{"type":"Point","coordinates":[11,48]},"properties":{"radius_m":10}}
 ]}`
 
+// triesFences tries fences over the drive through the yard, with the numbers that
+// follow from the drawing.
+func triesFences(t *testing.T, dep *servicetest.Deployment, device string, begin time.Time) {
+	t.Helper()
+	yard := func(west, east float64) string {
+		return fmt.Sprintf(`{"type":"Feature","id":"yard","properties":{},"geometry":{"type":"Polygon","coordinates":[[[%[1]v,48],[%[2]v,48],[%[2]v,48.1],[%[1]v,48.1],[%[1]v,48]]]}}`, west, east)
+	}
+	const gate = `{"type":"Feature","id":"gate","properties":{"kind":"gate"},"geometry":{"type":"LineString","coordinates":[[11.2,48.1],[11.2,48]]}}`
+	since := begin.Format(time.RFC3339)
+	try := func(code int, features string, args ...string) (r operator.FenceTrial) {
+		t.Helper()
+		file := filepath.Join(t.TempDir(), "try.geojson")
+		require.NoError(t, os.WriteFile(file, []byte(`{"type":"FeatureCollection","features":[`+features+`]}`), 0o600))
+		args = append([]string{"geofence", "try", file}, args...)
+		if code == fault.Config {
+			require.Contains(t, dep.Ask(code, nil, args...), "exchange --since and --until")
+			return r
+		}
+		dep.Ask(code, &r, args...)
+		return r
+	}
+	count := func(recorded, would, added, removed, changed int64) store.FenceTrialCount {
+		return store.FenceTrialCount{Recorded: recorded, Would: would, Added: added, Removed: removed, Changed: changed}
+	}
+	r := try(fault.Clean, yard(11, 11.1), "--since", since)
+	require.Equal(t, count(2, 2, 0, 0, 0), r.FenceTrialCount, "what is in force")
+	require.Equal(t, int64(5), r.Positions)
+	require.Equal(t, 1, r.Devices)
+	r = try(fault.Clean, yard(11.02, 11.08)+","+gate, "--since", since)
+	require.Equal(t, count(2, 3, 1, 0, 2), r.FenceTrialCount)
+	require.Equal(t, []store.FenceTrialOf{{Fence: "gate", FenceTrialCount: count(0, 1, 1, 0, 0)}, {Fence: "yard", FenceTrialCount: count(2, 2, 0, 0, 2)}}, r.Fences)
+	require.Len(t, r.Examples, 3)
+	require.Equal(t, begin.Add(90*time.Second), r.Examples[0].Want.UTC(), "half of the way from 10.98 to 11.06 at 11.02")
+	require.Equal(t, count(2, 0, 0, 2, 0), try(fault.Clean, yard(12, 13), "--since", since).FenceTrialCount)
+	// A window that begins inside knows the fix before it.
+	late := begin.Add(2 * time.Minute).Format(time.RFC3339)
+	require.Equal(t, count(2, 2, 0, 0, 0), try(fault.Clean, yard(11, 11.1), "--since", late).FenceTrialCount)
+	require.Equal(t, count(1, 1, 0, 0, 1), try(fault.Clean, yard(11, 11.08), "--since", begin.Add(2*time.Minute+time.Second).Format(time.RFC3339), "--device", device).FenceTrialCount)
+	require.Equal(t, count(0, 1, 1, 0, 0), try(fault.Clean, yard(10.8, 10.81)+","+strings.Replace(yard(10.8, 10.91), "yard", "home", 1), "--since", since, "--until", begin.Add(time.Second).Format(time.RFC3339)).FenceTrialCount, "the first fix of all")
+	require.Zero(t, try(fault.Clean, yard(11, 11.1), "--since", since, "--device", "nobody").Positions)
+	try(fault.Config, yard(11, 11.1), "--since", late, "--until", since)
+	require.Equal(t, []string{`feature 2: has no id`}, try(fault.Finding, gate+`,{"type":"Feature","properties":{},"geometry":null}`, "--since", since).Skipped)
+}
+
 func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	dep := servicetest.New(t)
 	device := fleet.DeviceID(1)
@@ -100,6 +144,8 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Zero(t, *shown.Undispatched)
 	require.False(t, shown.AtLeast)
 	require.Zero(t, *shown.DeadLetters)
+
+	triesFences(t, dep, device, begin)
 
 	// A row that an operator marks is ignored from the recompute on.
 	var verified store.Verification

@@ -23,7 +23,7 @@ func newGeofenceCommand() *cobra.Command {
 		Example: `  processor geofence check fences.geojson
   processor geofence import fences.geojson
   processor geofence list`,
-	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand(), newGeofenceExportCommand(), newGeofenceConfirmCommand())
+	}, newGeofenceImportCommand(), newGeofenceListCommand(), newGeofenceCheckCommand(), newGeofenceExportCommand(), newGeofenceTryCommand(), newGeofenceConfirmCommand())
 }
 
 // openFences opens a file, or standard input for "-".

@@ -60,7 +60,7 @@ func Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, erro
 		return f, nil
 	}
 	f.pool, err = store.Open(ctx, store.Config{
-		URL: cfg.Postgres.URL.Reveal(), Member: name, MaxConns: 2, ConnectTimeout: cfg.Postgres.ConnectTimeout,
+		URL: cfg.Postgres.URL.Reveal(), Member: name, MaxConns: 3, ConnectTimeout: cfg.Postgres.ConnectTimeout,
 		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
 	})
 	if err != nil {

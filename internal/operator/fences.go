@@ -202,6 +202,32 @@ func (f *Fleet) Fences(ctx context.Context) (l Fences, err error) {
 	return l, nil
 }
 
+// TryFences compares what the fences of a file would have recorded over stored
+// positions with what is recorded, and changes nothing. It needs Postgres.
+func (f *Fleet) TryFences(ctx context.Context, in io.Reader, name string, d geofence.Defaults, w store.TrialWindow, progress func(int64, time.Time)) (FenceTrial, error) {
+	r := FenceTrial{File: name, Skipped: []string{}}
+	fences, bad, err := readFences(in, name, d)
+	if err != nil {
+		return r, err
+	}
+	for _, b := range bad {
+		r.Skipped = append(r.Skipped, b.Error())
+	}
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.FenceTrial, err = f.devices(pinned).TryFences(ctx, fences, w, progress)
+	return r, f.explained(err)
+}
+
+// FenceTrial is the outcome of a trial of the fences of a file.
+type FenceTrial struct {
+	File    string   `json:"file"`
+	Skipped []string `json:"skipped"`
+	store.FenceTrial
+}
+
 // ExportFences writes the fences in force as GeoJSON, as import reads them. It
 // needs Postgres.
 func (f *Fleet) ExportFences(ctx context.Context, w io.Writer) error {

@@ -1,0 +1,424 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trmtracking/processor/internal/geofence"
+)
+
+// FenceTrial is what fences would have recorded over stored positions, as a
+// difference to what is recorded of fences with their IDs.
+type FenceTrial struct {
+	Since     time.Time `json:"since"`
+	Until     time.Time `json:"until"`
+	Positions int64     `json:"positions"` // eligible ones
+	Devices   int       `json:"devices"`   // that have any
+	FenceTrialCount
+	Fences []FenceTrialOf `json:"fences"` // those with a difference
+	// Examples are the first differences, by device time. Want is what these fences
+	// would record, Got what is recorded.
+	Examples []TrialDifference `json:"examples"`
+}
+
+// FenceTrialCount counts crossings.
+type FenceTrialCount struct {
+	Recorded int64 `json:"recorded"`
+	Would    int64 `json:"would_record"`
+	Added    int64 `json:"added"`
+	Removed  int64 `json:"removed"`
+	Changed  int64 `json:"changed"` // of another time or place
+	// Kept are recorded crossings at fixes that are not stored any more: no change
+	// of fences touches them.
+	Kept int64 `json:"kept"`
+}
+
+// FenceTrialOf counts the crossings of one fence.
+type FenceTrialOf struct {
+	Fence string `json:"fence_id"`
+	FenceTrialCount
+}
+
+// TrialDifference is one crossing that would be another.
+type TrialDifference struct {
+	Device string `json:"device_id"`
+	Difference
+}
+
+// TrialWindow says over which positions fences are tried.
+type TrialWindow struct {
+	Since, Until time.Time // Until itself not included
+	Device       string    // "" is all
+}
+
+// Check returns why nothing can be tried over the window, or nil.
+func (w TrialWindow) Check() error {
+	if w.Since.Before(w.Until) {
+		return nil
+	}
+	return fmt.Errorf("the window begins at %s, not before its end at %s: exchange --since and --until",
+		w.Since.Format(time.RFC3339), w.Until.Format(time.RFC3339))
+}
+
+// trialExamples bounds the examples of a trial.
+const trialExamples = 100
+
+// TryFences compares what fences would have recorded with what is recorded, as of
+// one moment, and changes nothing. Positions are read in the order of device time;
+// in memory are two fixes for each device and the crossings of one instant.
+func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w TrialWindow, progress func(positions int64, at time.Time)) (FenceTrial, error) {
+	out := FenceTrial{Since: w.Since, Until: w.Until, Fences: []FenceTrialOf{}, Examples: []TrialDifference{}}
+	switch {
+	case d.pins.Shards == 0:
+		return out, errNeverStarted
+	case len(fences) == 0:
+		return out, errors.New("there is no valid fence to try")
+	}
+	if err := w.Check(); err != nil {
+		return out, err
+	}
+	c, err := d.heaps.now(ctx)
+	if err != nil {
+		return out, failure("try fences", err)
+	}
+	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		var snapshot string
+		if err := tx.QueryRow(ctx, "select pg_export_snapshot()").Scan(&snapshot); err != nil {
+			return err
+		}
+		set, ids, err := imported(ctx, tx, fences)
+		if err != nil {
+			return err
+		}
+		return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(second pgx.Tx) error {
+			if _, err := second.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			t := &trial{
+				out: &out, set: set, maxGap: d.pins.MaxGap, at: math.MinInt64,
+				devices: make(map[string]*trialDevice), counts: make(map[string]*FenceTrialCount),
+				fixes: make(map[string]bool), want: make(map[trialKey]geofence.Crossing),
+			}
+			if err := t.open(ctx, second, w, ids); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			if err := d.tryAll(ctx, tx, c, t, w, progress); err != nil {
+				return err
+			}
+			return d.tryFirst(ctx, c, t, w)
+		})
+	})
+	return out, failure("try fences", err)
+}
+
+// imported returns the set of the fences as an import would leave them: outside of
+// their spans the versions in force stay.
+func imported(ctx context.Context, tx pgx.Tx, fences []geofence.Fence) (*geofence.Set, []string, error) {
+	rows, err := collect(ctx, tx, scanFence, fencesInForce)
+	if err != nil {
+		return nil, nil, err
+	}
+	given := make(map[string][]geofence.Span)
+	var ids []string
+	for i := range fences {
+		if given[fences[i].ID] == nil {
+			ids = append(ids, fences[i].ID)
+		}
+		given[fences[i].ID] = append(given[fences[i].ID], fences[i].Valid)
+	}
+	all := slices.Clone(fences)
+	for i := range rows {
+		spans := given[rows[i].ID]
+		if spans == nil {
+			continue
+		}
+		rest := []geofence.Fence{rows[i].Fence}
+		for _, s := range spans {
+			rest = without(rest, s)
+		}
+		all = append(all, rest...)
+	}
+	set, _ := geofence.NewSet(all) // what is invalid in force records nothing today
+	return set, ids, nil
+}
+
+// trial is a trial in progress.
+type trial struct {
+	out     *FenceTrial
+	set     *geofence.Set
+	maxGap  time.Duration
+	devices map[string]*trialDevice
+	counts  map[string]*FenceTrialCount
+	buf     []geofence.Crossing
+
+	// Of the instant that is looked at.
+	at    int64
+	fixes map[string]bool
+	want  map[trialKey]geofence.Crossing
+
+	next func() (deviceCrossing, bool, error) // recorded crossings by device time
+	held *deviceCrossing                      // read, and later than what was looked at
+}
+
+type trialDevice struct {
+	first, last geofence.Fix
+	recorded    []geofence.Crossing // at the first fix
+}
+
+type trialKey struct {
+	device string
+	crossingKey
+}
+
+type deviceCrossing struct {
+	device string
+	geofence.Crossing
+}
+
+// open prepares to read what is recorded.
+func (t *trial) open(ctx context.Context, tx pgx.Tx, w TrialWindow, ids []string) error {
+	if _, err := tx.Exec(ctx, `
+declare recorded no scroll cursor for
+select device_id, fence_id, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial
+from processor.timing_records
+where fence_id = any ($1)
+  and later_ts >= $2
+  and later_ts < $3
+  and ($4 = '' or device_id = $4)
+order by later_ts`, ids, w.Since, w.Until, w.Device); err != nil {
+		return err
+	}
+	var page []deviceCrossing
+	t.next = func() (deviceCrossing, bool, error) {
+		if len(page) == 0 {
+			rows, err := collect(ctx, tx, scanCrossing, "fetch 10000 from recorded")
+			if err != nil || len(rows) == 0 {
+				return deviceCrossing{}, false, err
+			}
+			for i := range rows {
+				page = append(page, deviceCrossing{rows[i].DeviceID, rows[i].Crossing})
+			}
+		}
+		c := page[0]
+		page = page[1:]
+		return c, true, nil
+	}
+	return nil
+}
+
+// tryAll follows all devices through the window.
+func (d *Devices) tryAll(ctx context.Context, tx pgx.Tx, c cuts, t *trial, w TrialWindow, progress func(int64, time.Time)) error {
+	ask, err := asOf(ctx, d.pool, tx, c)
+	if err != nil {
+		return err
+	}
+	device, of := "", ""
+	if w.Device != "" {
+		of = "\n  and device_id = $4"
+	}
+	var ts time.Time
+	var fix geofence.Fix
+	since, until := w.Since.UnixMicro(), w.Until.UnixMicro()
+	for _, s := range c.spans(since, until-1) {
+		args := []any{limitsOf(d.pins.Eligibility), timeOf(max(since, s.from)), timeOf(min(until, s.to))}
+		if w.Device != "" {
+			args = append(args, w.Device)
+		}
+		if _, err := ask(`
+select device_id, ts, latitude, longitude
+from public.positions
+where ts >= $2
+  and ts < $3
+  and `+eligible+of+`
+order by ts`, c.args(args...), []any{&device, &ts, &fix.Latitude, &fix.Longitude}, func() error {
+			fix.TimeUS = ts.UnixMicro()
+			if t.out.Positions++; t.out.Positions%trialStep == 0 && progress != nil {
+				progress(t.out.Positions, ts)
+			}
+			return t.fix(device, fix)
+		}); err != nil {
+			return err
+		}
+	}
+	return t.flush(math.MaxInt64)
+}
+
+// trialStep is how many positions are between two reports of progress.
+const trialStep = 250_000
+
+// fix takes the next position.
+func (t *trial) fix(device string, fix geofence.Fix) error {
+	if fix.TimeUS != t.at {
+		if err := t.flush(fix.TimeUS); err != nil {
+			return err
+		}
+	}
+	of := t.devices[device]
+	if of == nil {
+		t.devices[device] = &trialDevice{first: fix, last: fix}
+		t.out.Devices++
+	} else {
+		t.buf = t.set.Crossings(t.buf[:0], of.last, fix, t.maxGap)
+		of.last = fix
+		for _, c := range t.buf {
+			t.want[trialKey{device, keyOf(&c)}] = c
+		}
+	}
+	t.fixes[device] = true
+	return nil
+}
+
+// flush compares the crossings of the instant, and begins with the next one.
+func (t *trial) flush(next int64) error {
+	for {
+		c := t.held
+		if t.held = nil; c == nil {
+			read, more, err := t.next()
+			if err != nil {
+				return err
+			}
+			if !more {
+				break
+			}
+			c = &read
+		}
+		if c.LaterUS >= next {
+			t.held = c
+			break
+		}
+		of := t.devices[c.device]
+		switch {
+		case c.LaterUS != t.at || !t.fixes[c.device]:
+			t.count(c.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
+		case of.first.TimeUS == t.at:
+			of.recorded = append(of.recorded, c.Crossing)
+		default:
+			key := trialKey{c.device, keyOf(&c.Crossing)}
+			if want, ok := t.want[key]; ok {
+				delete(t.want, key)
+				t.differ(c.device, &want, &c.Crossing)
+			} else {
+				t.differ(c.device, nil, &c.Crossing)
+			}
+		}
+	}
+	for key, want := range t.want {
+		t.differ(key.device, &want, nil)
+	}
+	clear(t.want)
+	clear(t.fixes)
+	t.at = next
+	return nil
+}
+
+// tryFirst compares the crossings at the first fix of each device, which depend on
+// the fix before the window.
+func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow) error {
+	var list []seek
+	var names []string
+	for device := range t.devices {
+		names = append(names, device)
+	}
+	slices.Sort(names)
+	before := make(map[int]geofence.Fix)
+	const page = 1000
+	for begin := 0; begin < len(names); begin += page {
+		list = list[:0]
+		for i, device := range names[begin:min(len(names), begin+page)] {
+			list = append(list, seek{device: device, at: w.Since.UnixMicro(), n: begin + i})
+		}
+		if err := c.nearest(slices.Clone(list), c.heap(w.Since.UnixMicro()), backward, d.pins.Eligibility, byItself(ctx, d.pool, trialTimeout),
+			func(n int, us int64, lat, lon float64) {
+				before[n] = geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon}
+			}); err != nil {
+			return err
+		}
+	}
+	for n, device := range names {
+		of := t.devices[device]
+		if prev, ok := before[n]; ok {
+			t.buf = t.set.Crossings(t.buf[:0], prev, of.first, t.maxGap)
+		} else {
+			t.buf = t.set.Initial(t.buf[:0], of.first)
+		}
+		recorded := make(map[crossingKey]geofence.Crossing, len(of.recorded))
+		for _, r := range of.recorded {
+			recorded[keyOf(&r)] = r
+		}
+		pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(device, want, got) })
+	}
+	t.finish()
+	return nil
+}
+
+// trialTimeout bounds the look-up of the fixes before a window.
+const trialTimeout = time.Minute
+
+func (t *trial) count(fence string, add func(*FenceTrialCount)) {
+	if t.counts[fence] == nil {
+		t.counts[fence] = &FenceTrialCount{}
+	}
+	add(t.counts[fence])
+	add(&t.out.FenceTrialCount)
+}
+
+// differ counts a pair of crossings, one of which may be missing.
+func (t *trial) differ(device string, want, got *geofence.Crossing) {
+	of := cmp.Or(want, got)
+	same := false
+	t.count(of.FenceID, func(n *FenceTrialCount) {
+		if want != nil {
+			n.Would++
+		}
+		if got != nil {
+			n.Recorded++
+		}
+		switch {
+		case want == nil:
+			n.Removed++
+		case got == nil:
+			n.Added++
+		default:
+			recorded := *got
+			if recorded.Fence = want.Fence; recorded == *want {
+				same = true
+				return
+			}
+			n.Changed++
+		}
+	})
+	if same || len(t.out.Examples) >= trialExamples {
+		return
+	}
+	e := TrialDifference{Device: device, Difference: Difference{Fence: of.FenceID, Kind: string(of.Kind), Later: micros(of.LaterUS), Ordinal: of.Ordinal}}
+	if want != nil {
+		e.Want = new(micros(want.TimeUS))
+	}
+	if got != nil {
+		e.Got = new(micros(got.TimeUS))
+	}
+	t.out.Examples = append(t.out.Examples, e)
+}
+
+// finish lists the fences with differences, and sorts the examples.
+func (t *trial) finish() {
+	for id, n := range t.counts {
+		if n.Added+n.Removed+n.Changed > 0 {
+			t.out.Fences = append(t.out.Fences, FenceTrialOf{Fence: id, FenceTrialCount: *n})
+		}
+	}
+	slices.SortFunc(t.out.Fences, func(a, b FenceTrialOf) int { return cmp.Compare(a.Fence, b.Fence) })
+	slices.SortFunc(t.out.Examples, func(a, b TrialDifference) int {
+		return cmp.Or(a.Later.Compare(b.Later), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Fence, b.Fence), cmp.Compare(a.Ordinal, b.Ordinal))
+	})
+}

@@ -1,0 +1,118 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+)
+
+// shuttling fills positions with devices that go to and fro in longitude, one
+// fix every ten seconds, a step of 0.001 degrees each.
+func shuttling(tb testing.TB, pool *pgxpool.Pool, devices, fixes int) {
+	tb.Helper()
+	_, err := pool.Exec(tb.Context(), `
+insert into public.positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select 'device-' || d, at, at, 48 + d * 0.001, 11 + abs(n % 200 - 100) * 0.001, 0, 0, 0, 9, 0, '8', '{}'
+from generate_series(0, $2 - 1) n
+cross join lateral (select timestamptz '2026-01-01 00:00:00Z' + n * interval '10 seconds' as at) t
+cross join generate_series(1, $1) d`, devices, fixes)
+	require.NoError(tb, err)
+	_, err = pool.Exec(tb.Context(), "analyze public.positions")
+	require.NoError(tb, err)
+}
+
+func trialFences(n int) []geofence.Fence {
+	var list []geofence.Fence
+	for i := range n {
+		west, south := 11.0105+float64(i%8)*0.01, 47.9995+float64(i/8)*0.01
+		list = append(list, geofence.Fence{
+			ID: fmt.Sprint("f", i), Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+			Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[%[1]f,%[2]f],[%[3]f,%[2]f],[%[3]f,%[4]f],[%[1]f,%[4]f],[%[1]f,%[2]f]]]}`, west, south, west+0.004, south+0.008),
+		})
+	}
+	return list
+}
+
+var trialPins = store.FleetSettings{Shards: 4, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute, MinSatellites: 1}, MaxGap: time.Hour}
+
+// What a device crosses follows from how it goes: each turn meets each fence on its
+// latitude twice. The rows of another fence are not looked at, and nothing is
+// changed.
+func TestATrialOfFencesCountsTheDifference(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	shuttling(t, pool, 3, 1000)
+	ask := store.NewDevices(pool, fenceScope, trialPins, "test")
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	w := store.TrialWindow{Since: begin, Until: begin.Add(24 * time.Hour)}
+	execute(t, pool, `insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+		values ('device-1', 'other', 1, 'enter', $1, $1, $1, 0, 0), ('device-1', 'f0', 1, 'exit', $1, $1, $1, 0, 0), ('gone', 'f0', 1, 'enter', $1, $1, $1, 0, 0)`, begin.Add(15*time.Second))
+	execute(t, pool, `insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+		values ('device-2', 'f0', 1, 'exit', $1, $1, $1, 0, 0)`, begin.Add(20*time.Second))
+	// 1,000 fixes are ten ways of 100 steps; both ends lie outside of both fences.
+	const each = 10 * 2 * 3
+	var reported int64
+	got, err := ask.TryFences(t.Context(), trialFences(2), w, func(n int64, _ time.Time) { reported = n })
+	require.NoError(t, err)
+	require.Zero(t, reported, "too few to speak of")
+	require.Equal(t, int64(3000), got.Positions)
+	require.Equal(t, 3, got.Devices)
+	require.Equal(t, store.FenceTrialCount{Recorded: 3, Would: 2 * each, Added: 2 * each, Removed: 1, Kept: 2}, got.FenceTrialCount)
+	require.Len(t, got.Fences, 2)
+	require.Len(t, got.Examples, 100)
+
+	// A part of it, from a fix inside of a fence on: the rest of the ways.
+	w.Since, w.Device = begin.Add(500*10*time.Second), "device-3"
+	got, err = ask.TryFences(t.Context(), trialFences(1), w, nil)
+	require.NoError(t, err)
+	require.Equal(t, store.FenceTrialCount{Would: 10, Added: 10}, got.FenceTrialCount)
+
+	w.Until = w.Since
+	_, err = ask.TryFences(t.Context(), trialFences(1), w, nil)
+	require.ErrorContains(t, err, "exchange --since and --until")
+	_, err = ask.TryFences(t.Context(), nil, w, nil)
+	require.ErrorContains(t, err, "no valid fence")
+}
+
+// BenchmarkTrial tries 1,000 fences over a million positions, or TRIAL_POSITIONS.
+func BenchmarkTrial(b *testing.B) {
+	positions := 1_000_000
+	if text := os.Getenv("TRIAL_POSITIONS"); text != "" {
+		var err error
+		positions, err = strconv.Atoi(text)
+		require.NoError(b, err)
+	}
+	url := testenv.Postgres(b, testenv.WithTemplate("migrated", func(ctx context.Context, url string) error {
+		_, err := schema.Migrate(ctx, url, slog.New(slog.DiscardHandler))
+		return err
+	}))
+	pool, err := pgxpool.New(b.Context(), url)
+	require.NoError(b, err)
+	defer pool.Close()
+	shuttling(b, pool, 1000, positions/1000)
+	ask := store.NewDevices(pool, fenceScope, trialPins, "test")
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		_, err := ask.TryFences(b.Context(), trialFences(1000), store.TrialWindow{Since: begin, Until: begin.AddDate(10, 0, 0)}, nil)
+		require.NoError(b, err)
+	}
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(positions)*float64(b.N)/b.Elapsed().Seconds(), "positions/s")
+	b.ReportMetric(float64(after.Sys-before.Sys)/1e6, "MB-more")
+}
