@@ -68,6 +68,12 @@ func TestFencesOfManyCornersAgreeWithThePointTest(t *testing.T) {
 		if lon == 10 {
 			require.Equal(t, rationalInside(ring, position{w[0].Longitude, w[0].Latitude}), len(set.At(nil, w[0])) > 0)
 		}
+		for _, v := range ring { // through a corner goes what belongs to both of its edges
+			p, q := w[0], w[1]
+			if (v[0]-p.Longitude)*(q.Latitude-p.Latitude) == (v[1]-p.Latitude)*(q.Longitude-p.Longitude) {
+				t.Skip("through a corner")
+			}
+		}
 		// A few edges at a time say where the border is met.
 		met := 0
 		for i := 1; i < len(ring); i++ {
