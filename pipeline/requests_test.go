@@ -98,6 +98,7 @@ create trigger slow before delete on positions for each statement execute functi
 			require.Contains(t, []string{"waiting", "running"}, state, "after %d attempts", attempts)
 			require.Equal(t, 500, b.count("select count(*) from positions"))
 			if kind.name == "slow" {
+				b.requireStoredBeside(telemetry.ShardOf(device, shards))
 				return
 			}
 
@@ -121,6 +122,39 @@ create trigger slow before delete on positions for each statement execute functi
 			require.Empty(t, two.lost)
 		})
 	}
+}
+
+// requireStoredBeside publishes records of another shard until one is stored while
+// a step that had begun before sleeps.
+func (b *bench) requireStoredBeside(shard int) {
+	b.tb.Helper()
+	other := 1
+	for telemetry.ShardOf(fleet.DeviceID(other), shards) == shard {
+		other++
+	}
+	const sleeping = `
+select coalesce(max(extract(epoch from query_start) * 1000000), 0)::bigint
+from pg_stat_activity
+where datname = current_database() and wait_event = 'PgSleep'`
+	published := int64(0)
+	testenv.Wait(b.tb, 30*time.Second, func() error {
+		began := b.count(sleeping)
+		if began == 0 {
+			return fmt.Errorf("no step sleeps")
+		}
+		published++
+		before := b.count("select count(*) from positions")
+		b.publish(at(other, 1000+published))
+		for b.count(sleeping) == began {
+			if b.count("select count(*) from positions") > before {
+				if b.count(sleeping) == began {
+					return nil
+				}
+				break
+			}
+		}
+		return fmt.Errorf("%d records of another shard waited for the step", published)
+	})
 }
 
 func TestAStepThatTakesTooLongIsHalvedUntilItEnds(t *testing.T) {
