@@ -161,6 +161,7 @@ func TestTheBookSaysWhatHappensInEachOutage(t *testing.T) {
 	tested := []string{ // in tests of their own
 		"Redis: back without its data", "Redis: failed over to an older state",
 		"Postgres: restored to an older state", "Postgres: away from one instance only",
+		"Postgres: an old primary beside its promoted standby", "Postgres: a password rotated in the server before its file",
 	}
 	for _, o := range redisOutages() {
 		tested = append(tested, "Redis: "+o.name)

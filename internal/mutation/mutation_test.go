@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,18 +50,19 @@ func (m *mutant) overlay(t *testing.T) string {
 // The list follows the code, in short tests too.
 func TestEveryMutationAppliesToTheCode(t *testing.T) {
 	t.Parallel()
-	for _, m := range mutants {
+	for _, m := range slices.Concat(mutants, faults) {
 		t.Run(m.name, func(t *testing.T) { m.overlay(t) })
 	}
 }
 
 func TestEveryMutationIsNoticed(t *testing.T) {
 	testenv.Full(t)
-	for _, m := range mutants {
+	for _, m := range slices.Concat(mutants, faults) {
 		t.Run(m.name, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-overlay", m.overlay(t), "-run", m.run, "./"+m.pkg)
+			cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", m.run, "./"+m.pkg)
 			cmd.Dir = root(t)
-			cmd.Env = append(os.Environ(), "TEST_FULL=")
+			// Of tests that build the processor, too.
+			cmd.Env = append(os.Environ(), "TEST_FULL=", "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+m.overlay(t), "PROCESSOR_TEST_FOLDER="+t.TempDir())
 			out, err := cmd.CombinedOutput()
 			require.Error(t, err, "survives:\n%s", out)
 			require.Contains(t, string(out), "--- FAIL", "it has to compile and to fail")
