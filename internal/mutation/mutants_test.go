@@ -125,7 +125,7 @@ var mutants = []mutant{
 	},
 	{
 		"the oracle sees: a gate has its sides the other way round", "internal/geofence/gate.go",
-		"leftP, leftQ := orient(e.a, e.b, p) > 0, orient(e.a, e.b, q) > 0", "leftP, leftQ := orient(e.b, e.a, p) > 0, orient(e.b, e.a, q) > 0",
+		"op, oq := orient(e.a, e.b, p), orient(e.a, e.b, q)", "op, oq := orient(e.b, e.a, p), orient(e.b, e.a, q)",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
