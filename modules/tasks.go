@@ -21,7 +21,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
-		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
+		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,

@@ -229,6 +229,9 @@ func (sc *scenario) play(w *world) error {
 	w.keepOwned()
 	for i := range sc.steps {
 		s := &sc.steps[i]
+		if err := w.feed.Read(ctx); err != nil {
+			return err
+		}
 		switch {
 		case s.send != nil:
 			messages := append([]fleet.Message{}, s.send...)

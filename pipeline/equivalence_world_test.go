@@ -36,6 +36,7 @@ type world struct {
 	members []*member
 	owner   [shards]*member
 	started int
+	feed    *observer.Feed // of crossings, read all along
 }
 
 type faultyRow struct {
@@ -89,12 +90,14 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	w.pub = fleet.NewPublisher(b.client, w.stream, 0)
 	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
 	for _, sql := range []string{
-		"truncate public.positions", "truncate processor.timing_records", "delete from processor.requests",
+		"truncate public.positions", "truncate processor.timing_records, processor.timing_changes", "delete from processor.requests",
 		"delete from processor.geofences", "truncate processor.devices, processor.device_scans",
 	} {
 		_, err := b.pool.Exec(context.Background(), sql)
 		require.NoError(tb, err)
 	}
+	w.feed = observer.NewFeed(b.pool)
+	require.NoError(tb, w.feed.Read(context.Background()))
 	var err error
 	w.sent, err = fleet.NewLogWriter(&w.log)
 	require.NoError(tb, err)
@@ -215,8 +218,13 @@ func (w *world) quiet(within time.Duration) error {
 	var last string
 	tick := time.NewTicker(3 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		w.keepOwned()
+		if n%8 == 0 { // some transactions are under way
+			if err := w.feed.Read(ctx); err != nil {
+				return err
+			}
+		}
 		for _, m := range w.members {
 			if !m.dead {
 				m.RequestsChanged()
@@ -276,7 +284,7 @@ func (w *world) verdict() (*oracle.Report, error) {
 	if n := w.count("select count(*) from processor.requests where state <> 'done'"); n > 0 {
 		return report, fmt.Errorf("%d requests did not succeed", n)
 	}
-	return report, nil
+	return report, w.feed.Finish(ctx)
 }
 
 // judge is nil when the tables are as they must be.

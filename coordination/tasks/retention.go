@@ -21,12 +21,12 @@ const (
 )
 
 // NewRetention returns the task that removes finished requests, closed incidents,
-// archived dead letters, audit and losses beyond an age.
+// archived dead letters, audit, losses and changes of crossings beyond an age.
 func NewRetention(e expirer, age time.Duration, log *slog.Logger, reg prometheus.Registerer) *Periodic {
 	expired := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "processor_coordination_expired_rows_total", Help: "Rows removed by AUDIT_RETENTION, by table.",
+		Name: "processor_coordination_expired_rows_total", Help: "Rows removed by AUDIT_RETENTION and TIMING_RETENTION, by table.",
 	}, []string{"table"})
-	for _, table := range []string{"audit", "dead_letters", "incidents", "losses", "requests"} {
+	for _, table := range []string{"audit", "dead_letters", "incidents", "losses", "requests", "timing_changes"} {
 		expired.WithLabelValues(table)
 	}
 	reg.MustRegister(expired)

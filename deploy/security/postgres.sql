@@ -55,9 +55,13 @@ grant select, insert, update, delete on
   processor.unconfirmed_letters
 to :"role";
 
+-- What became of crossings: told, and forgotten when a device is erased; never changed.
+grant select, insert, delete on processor.timing_changes to :"role";
+
 -- Retention, which removes and counts what is old, and nothing else.
 grant execute on function processor.expire(text, text, interval, text) to :"role";
 grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
+grant execute on function processor.expire_timing_changes(interval) to :"role";
 
 -- processor shards resize: with -v operator=true, for a role that persons use.
 \if :{?operator}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,17 +12,19 @@ import (
 )
 
 // Retention removes what happened long ago: requests that are over, closed incidents,
-// archived dead letters, audit, losses and conflicts.
+// archived dead letters, audit, losses, conflicts and changes of crossings.
 type Retention struct {
 	pool    *pgxpool.Pool
 	scope   Scope
 	member  string
 	timeout time.Duration
+	changes time.Duration // age of changes of crossings
 }
 
-// NewRetention returns the retention of a group, in the name of a member.
-func NewRetention(pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) *Retention {
-	return &Retention{pool: pool, scope: scope, member: member, timeout: timeout}
+// NewRetention returns the retention of a group, in the name of a member. Changes of
+// crossings have an age of their own.
+func NewRetention(pool *pgxpool.Pool, scope Scope, member string, changes, timeout time.Duration) *Retention {
+	return &Retention{pool: pool, scope: scope, member: member, changes: changes, timeout: timeout}
 }
 
 // Expire removes some rows that are older than age, a day at least, and returns how
@@ -43,18 +46,20 @@ func (r *Retention) Expire(ctx context.Context, age time.Duration) (map[string]i
 		}); err != nil {
 			return err
 		}
-		var conflicts int64
-		if err := tx.QueryRow(ctx, "select processor.expire_conflicts($1, $2, $3)", r.scope.Stream, r.scope.Group, age).Scan(&conflicts); err != nil {
+		var conflicts, changes int64
+		if err := tx.QueryRow(ctx, "select processor.expire_conflicts($1, $2, $3), processor.expire_timing_changes($4)",
+			r.scope.Stream, r.scope.Group, age, r.changes).Scan(&conflicts, &changes); err != nil {
 			return err
 		}
-		removed["conflicts"] = conflicts
+		removed["conflicts"], removed["timing_changes"] = conflicts, changes
+		ages := map[string]time.Duration{"timing_changes": r.changes}
 		for _, name := range slices.Sorted(maps.Keys(removed)) {
 			if removed[name] == 0 {
 				continue
 			}
 			if _, err := tx.Exec(ctx, `
 insert into processor.audit (who, action, target, count, detail)
-values ($1, 'retention', 'processor.' || $2, $3, jsonb_build_object('retention', $4::interval))`, r.member, name, removed[name], age); err != nil {
+values ($1, 'retention', 'processor.' || $2, $3, jsonb_build_object('retention', $4::interval))`, r.member, name, removed[name], cmp.Or(ages[name], age)); err != nil {
 				return err
 			}
 		}

@@ -40,15 +40,15 @@ select $1, $2, 'd', now(), n::text, now(), 0, '{}', '{}', now() - n * interval '
 from generate_series(1, 10) n`, scope.Stream, scope.Group)
 	b.exec(`insert into processor.requests (stream, group_name, kind, shard, requested_by, state, finished_at) values ('other', 'g', 'erase', 0, '', 'done', '2001-01-01')`)
 
-	r := store.NewRetention(b.pool, scope, "a.1", 10*time.Second)
+	r := store.NewRetention(b.pool, scope, "a.1", time.Hour, 10*time.Second)
 	const lost = "select sum(entries) from processor.losses"
 	before := b.count(lost)
 	for i := range 2 {
 		removed, err := r.Expire(t.Context(), 350*24*time.Hour)
 		require.NoError(t, err)
-		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7, "conflicts": 7}
+		want := map[string]int64{"requests": 10, "incidents": 5, "losses": 7, "audit": 7, "dead_letters": 7, "conflicts": 7, "timing_changes": 0}
 		if i > 0 {
-			want = map[string]int64{"requests": 0, "incidents": 0, "losses": 0, "audit": 0, "dead_letters": 0, "conflicts": 0}
+			want = map[string]int64{"requests": 0, "incidents": 0, "losses": 0, "audit": 0, "dead_letters": 0, "conflicts": 0, "timing_changes": 0}
 		}
 		require.Equal(t, want, removed)
 		require.Equal(t, before, b.count(lost))

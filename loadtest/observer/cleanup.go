@@ -69,7 +69,7 @@ func (o *Observer) Clear(ctx context.Context, found Found, devices iter.Seq[stri
 			return err
 		}
 		if found.Schema {
-			derived = append(derived, "processor.timing_records")
+			derived = append(derived, "processor.timing_records", "processor.timing_changes")
 			if err := o.clearSchema(ctx, tx); err != nil {
 				return err
 			}

@@ -98,6 +98,7 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	r.probe = testbed.NewProbe(r.environment)
 	if !r.scenario.bare {
 		looking.Go(func() { r.probe.Run(watching) })
+		looking.Go(func() { r.environment.Follow(watching) })
 	}
 	defer looking.Wait()
 	defer stopWatch()

@@ -77,6 +77,11 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	if err := r.order(ctx, o, res); err != nil {
 		return nil, err
 	}
+	if len(r.fences) > 0 {
+		err := r.environment.Feed.Finish(ctx)
+		r.check(err == nil, "a copy of the crossings, kept by reading processor.timing_feed: %v", err)
+		r.fact("feed", "%s changes of crossings read, begun %d times", cli.Thousands(int64(r.environment.Feed.Changes())), r.environment.Feed.Starts())
+	}
 	r.checkCommonBounds(res, report)
 	for _, f := range r.after {
 		f(res)

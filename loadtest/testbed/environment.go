@@ -47,6 +47,7 @@ type Servers struct {
 	DLQReader *stream.DeadLetters
 	Fences    *store.FenceEditor
 	Observer  *observer.Observer
+	Feed      *observer.Feed // of crossings, one reader
 	shards    *store.Shards
 	Positions func(ctx context.Context) iter.Seq2[oracle.Row, error]
 	Crossings func(ctx context.Context) iter.Seq2[oracle.Crossing, error]
@@ -148,6 +149,7 @@ func (g *Servers) Connect(ctx context.Context) (err error) {
 	g.Observer = observer.NewObserver(pool, scope)
 	g.shards = store.NewShards(pool, scope, ServerTimeout)
 	g.Fences = store.NewFenceEditor(pool, scope, Shards, g.Group)
+	g.Feed = observer.NewFeed(pool)
 	g.Crossings = func(ctx context.Context) iter.Seq2[oracle.Crossing, error] { return observer.Timings(ctx, pool) }
 	g.FenceRows = func(ctx context.Context) ([]oracle.Fence, error) { return observer.Fences(ctx, pool) }
 	g.Marked = func(ctx context.Context) (func(string, int64) bool, error) { return observer.Marked(ctx, pool) }

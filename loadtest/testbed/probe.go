@@ -75,3 +75,11 @@ func (p *Probe) poll(ctx context.Context) {
 	p.Seen += int64(len(devices))
 	p.Early += int64(missing)
 }
+
+// Follow reads the feed of crossings until ctx ends, as one that keeps a copy would. A
+// server that does not answer is asked again.
+func (g *Servers) Follow(ctx context.Context) {
+	for Pause(ctx, probeEvery) == nil {
+		_ = g.Feed.Read(ctx)
+	}
+}

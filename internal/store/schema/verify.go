@@ -112,6 +112,7 @@ cross join unnest(case
     then array['select', 'insert']
   when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.devices', 'processor.timing_records', 'processor.unconfirmed_letters')
     then array['select', 'insert', 'update', 'delete']
+  when t.name = 'processor.timing_changes' then array['select', 'insert', 'delete']
   else array['select', 'insert', 'update']
 end) as p (privilege)
 where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')

@@ -1,0 +1,157 @@
+package store_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/observer"
+)
+
+const insertTiming = `
+insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+select $1, 'f', 1, 'enter', t, t - interval '1 s', t + interval '1 s', 48.1, 0.1::float8 + 0.2::float8
+from generate_series(timestamptz '2026-03-01', '2026-03-01 23:59', interval '1 min') with ordinality as g (t, n)
+where n > $2 and n <= $3
+on conflict (device_id, fence_id, kind, later_ts, ordinal) do update set revision = timing_records.revision + 1`
+
+// feedOf reads the feed until it has everything that is committed, however long others
+// on the server keep their transactions open.
+func (b *bench) feedOf(f *observer.Feed) {
+	b.tb.Helper()
+	testenv.Wait(b.tb, time.Minute, func() error {
+		if n := b.count("select (select count(*) from processor.timing_changes) - (select count(*) from processor.timing_feed)"); n > 0 {
+			return fmt.Errorf("%d changes are held back", n)
+		}
+		return nil
+	})
+	require.NoError(b.tb, f.Read(b.tb.Context()))
+	require.NoError(b.tb, f.Finish(b.tb.Context()))
+}
+
+// A reader that went on behind what it sees would miss the transaction that began
+// first and commits last.
+func TestAReaderOfTheFeedMissesNoTransactionThatCommitsLate(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	feed := observer.NewFeed(b.pool)
+	b.exec(insertTiming, "before", 0, 5)
+	b.feedOf(feed)
+	first, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = first.Rollback(t.Context()) }()
+	_, err = first.Exec(t.Context(), insertTiming, "slow", 0, 10)
+	require.NoError(t, err)
+	b.exec(insertTiming, "quick", 0, 10)
+	require.Zero(t, b.count("select count(*) from processor.timing_feed where device_id <> 'before'"), "committed, and held back")
+	require.Equal(t, 10, b.count("select count(*) from processor.timing_changes where device_id <> 'before'"))
+	require.NoError(t, feed.Read(t.Context()))
+	require.Equal(t, 0, feed.Changes(), "what the copy had at the start")
+	require.NoError(t, first.Commit(t.Context()))
+	b.feedOf(feed)
+	require.Equal(t, 20, feed.Changes())
+	require.Equal(t, 1, feed.Starts())
+}
+
+// Whatever writes to the table, and however: all of it is told, with the old values.
+func TestEachChangeOfACrossingIsTold(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	feed := observer.NewFeed(b.pool)
+	b.feedOf(feed)
+	b.exec(insertTiming, "a", 0, 1200) // more than a page
+	b.exec(insertTiming, "b", 0, 5)
+	b.exec(insertTiming, "b", 3, 8) // two are there
+	b.exec("update processor.timing_records set at = at + interval '1 us', revision = revision + 1 where device_id = 'b'")
+	b.exec("update processor.timing_records set at = at where false")
+	b.feedOf(feed)
+	b.exec("delete from processor.timing_records where device_id = 'b' and revision = 3")
+	require.NoError(t, pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), "delete from processor.timing_records where device_id = 'b'"); err != nil {
+			return err
+		}
+		_, err := tx.Exec(t.Context(), insertTiming, "b", 0, 2)
+		return err
+	}))
+	b.feedOf(feed)
+	require.Equal(t, 1, feed.Starts())
+	require.Equal(t, 1200+8+2+8+2+6+2, feed.Changes())
+	require.Equal(t, 8+2+8+2+6+2, b.count("select max(number) from processor.timing_changes where device_id = 'b'"))
+	require.Equal(t, 2, b.count("select count(*) from processor.timing_changes where change = 'withdrawn' and (old ->> 'revision')::int = 3 and old ->> 'longitude' = '0.30000000000000004'"))
+	require.Equal(t, 8, b.count("select count(*) from processor.timing_changes where change = 'revised' and crossing ->> 'at' like '%:00.000001+00:00' and old ->> 'at' like '%:00+00:00'"))
+}
+
+func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
+	current, away := observer.NewFeed(b.pool), observer.NewFeed(b.pool)
+	b.feedOf(current)
+	b.feedOf(away)
+	b.exec(insertTiming, "a", 0, 3)
+	b.feedOf(away)
+	b.exec(insertTiming, "a", 0, 30)
+	b.exec(insertTiming, "b", 0, 4)
+	b.feedOf(current)
+	retention := store.NewRetention(b.pool, scope, "a.1", 26*time.Hour, 10*time.Second)
+	removed, err := retention.Expire(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.Zero(t, removed["timing_changes"])
+	retention = store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
+	removed, err = retention.Expire(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.EqualValues(t, 3+30+4-2, removed["timing_changes"])
+	require.Equal(t, 35, b.count("select sum(count) from processor.audit where action = 'retention' and target = 'processor.timing_changes' and detail ->> 'retention' = '24:00:00'"))
+	require.Equal(t, 2, b.count("select count(*) from processor.timing_changes"), "the newest of each device")
+	b.exec(insertTiming, "b", 4, 5)
+	b.feedOf(current)
+	require.Equal(t, 1, current.Starts(), "it had read everything")
+	b.feedOf(away)
+	require.Equal(t, 2, away.Starts(), "what it had not read may be gone")
+	require.Equal(t, 5, b.count("select max(number) from processor.timing_changes where device_id = 'b'"), "counted on")
+
+	// A dump of a server that was ahead: its rows would hide those that follow.
+	b.exec("update processor.timing_changes set tx = tx + 1000000000")
+	removed, err = retention.Expire(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, 0, b.count("select count(*) from processor.timing_changes"))
+	require.EqualValues(t, 3, removed["timing_changes"])
+	b.exec(insertTiming, "a", 40, 41)
+	b.feedOf(current)
+	require.Equal(t, 2, current.Starts())
+}
+
+func TestAnErasureIsToldAndLeavesNothingElseInTheFeed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	feed := observer.NewFeed(b.pool)
+	b.fill(2, 1, 10)
+	b.exec(insertTiming, "device-0", 0, 9)
+	b.feedOf(feed)
+	b.exec(insertTiming, "device-1", 0, 9)
+	b.exec(insertTiming, "device-0", 0, 30)
+	late := observer.NewFeed(b.pool)
+	b.feedOf(late)
+	b.exec(insertTiming, "device-1", 9, 10)
+	b.feedOf(late)
+	held := b.take("a.1", 5)[0]
+	p, _ := b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
+	require.EqualValues(t, 10+30, p.Removed)
+	b.feedOf(feed)
+	require.Equal(t, 1, feed.Starts())
+	b.feedOf(late)
+	require.Equal(t, 1, late.Starts())
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_changes where device_id = 'device-0' and change = 'erased'"))
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_changes where device_id = 'device-0'"))
+	b.exec(insertTiming, "device-0", 0, 2)
+	b.feedOf(feed)
+	require.Equal(t, 2, b.count("select max(number) from processor.timing_changes where device_id = 'device-0'"))
+	b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
+	b.feedOf(late)
+}
