@@ -87,6 +87,7 @@ func TestSetUpsThatAdministratorsMake(t *testing.T) {
 }
 
 func (s *setup) run(t *testing.T) {
+	t.Helper()
 	dep := servicetest.New(t)
 	u, err := url.Parse(dep.PostgresURL)
 	require.NoError(t, err)
