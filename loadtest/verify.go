@@ -22,6 +22,7 @@ type VerifyConfig struct {
 	MaxFutureSkew  time.Duration
 	MaxPast        time.Duration
 	MinSatellites  int
+	MaxSpeed       int
 	MaxCrossingGap time.Duration
 }
 
@@ -68,6 +69,6 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 		return nil, err
 	}
 	seen.Crossings = g.Crossings(ctx)
-	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxCrossingGap: cfg.MaxCrossingGap}
+	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxSpeed: cfg.MaxSpeed, MaxCrossingGap: cfg.MaxCrossingGap}
 	return o.Judge(seen)
 }

@@ -37,6 +37,7 @@ func pinFleetSettings(ctx context.Context, cfg config.Config, pool *pgxpool.Pool
 			{Name: "MAX_FUTURE_SKEW", Value: cfg.Telemetry.MaxFutureSkew.String(), Remedy: release},
 			{Name: "MAX_PAST", Value: cfg.Telemetry.MaxPast.String(), Remedy: rule, Derives: true},
 			{Name: "MIN_SATELLITES", Value: strconv.Itoa(cfg.Telemetry.MinSatellites), Remedy: rule, Derives: true},
+			{Name: "MAX_SPEED", Value: strconv.Itoa(cfg.Telemetry.MaxSpeed), Remedy: rule, Derives: true},
 			{Name: "MAX_CROSSING_GAP", Value: cfg.Geofences.MaxCrossingGap.String(), Remedy: release},
 		})
 	}

@@ -24,6 +24,8 @@ type batch struct {
 	crossings  []protocol.Crossing
 	deltas     []deviceDelta // its devices
 	outOfOrder []int32       // indexes of deltas with records out of order; seal derives their crossings
+	unsettled  []int32       // indexes of deltas of which jumps may be; the transaction derives their crossings
+	undecided  []string      // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
@@ -64,6 +66,7 @@ type deviceDelta struct {
 	top              int64 // newest device time of any record in the batch
 	last             int32 // newest link of the device's records
 	outOfOrder       bool  // records came out of order
+	unsettled        bool  // not all its fresh records and the one before them take part for sure
 }
 
 // link chains the records of a device within a batch, newest first.
@@ -87,6 +90,8 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 	b.loaded = b.loaded[:0]
 	b.parts, b.fresh, b.late, b.links = b.parts[:0], b.fresh[:0], b.late[:0], b.links[:0]
 	b.crossings, b.deltas, b.outOfOrder, b.applied = b.crossings[:0], b.deltas[:0], b.outOfOrder[:0], b.applied[:0]
+	clear(b.undecided)
+	b.unsettled, b.undecided = b.unsettled[:0], b.undecided[:0]
 	b.entries, b.bytes, b.repeats = 0, 0, 0
 	b.due, b.apart, b.smaller = time.Time{}, false, false
 	clear(b.deferred)
@@ -113,6 +118,9 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	b.links = append(b.links, link{prev: t.last, us: r.TimeUS, eligible: eligible, digest: r.Digest()})
 	t.last = int32(len(b.links) - 1)
 	t.top = max(t.top, r.TimeUS)
+	if eligible && b.rules.Eligibility.MaxSpeed > 0 {
+		b.judge(t, r)
+	}
 	switch {
 	case !eligible, b.idempotent, r.TimeUS <= t.base:
 		b.late = append(b.late, *r)
@@ -142,8 +150,40 @@ func (b *batch) rival(d *device, r *telemetry.Record, eligible bool, earlier *li
 	b.rivals = append(b.rivals, *r)
 	if wins {
 		earlier.eligible = true
+		d.settled = false
+		b.unsettle(d.touch)
 		d.advance(r)
 	}
+}
+
+// judge looks at whether the rule on jumps can take any of the device's records
+// away from what is derived here: a record that comes plausibly after one that
+// takes part does so too, whatever follows. Anything else is left to the
+// transaction, which sees the neighbours.
+func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
+	d := t.device
+	switch {
+	case b.rules.Fences.Len() == 0, b.idempotent, r.TimeUS <= t.base:
+		d.settled = false
+	case r.TimeUS > d.watermark:
+		was := d.settled || d.watermark == never
+		d.settled = d.watermark == never || geofence.Plausible(d.fix(), fixOf(r), b.rules.Eligibility.MaxSpeed)
+		if !was || !d.settled {
+			b.unsettle(d.touch)
+		}
+	} // between those of the batch: seal knows
+}
+
+// unsettle leaves the crossings of a device's fresh records to the transaction.
+func (b *batch) unsettle(touch int32) {
+	if t := &b.deltas[touch]; !t.unsettled && b.rules.Eligibility.MaxSpeed > 0 {
+		t.unsettled = true
+		b.unsettled = append(b.unsettled, touch)
+	}
+}
+
+func fixOf(r *telemetry.Record) geofence.Fix {
+	return geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
 }
 
 // advance moves the device to a record that is newer than all before it.
@@ -159,10 +199,10 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 		t.outOfOrder = true
 		b.outOfOrder = append(b.outOfOrder, t.touch)
 	}
-	if t.outOfOrder {
+	if t.outOfOrder || t.unsettled {
 		return
 	}
-	next := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
+	next := fixOf(r)
 	if t.watermark == never {
 		b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
 	} else {
@@ -175,8 +215,9 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 
 // seal derives the crossings of devices whose records came out of order, from
 // those records in order. Real trackers send newest first, so this is no rare path.
+// Those of devices that are unsettled are left to the transaction.
 func (b *batch) seal() {
-	if len(b.outOfOrder) == 0 {
+	if len(b.outOfOrder)+len(b.unsettled) == 0 {
 		return
 	}
 	fixes := make(map[string][]geofence.Fix, len(b.outOfOrder))
@@ -187,26 +228,52 @@ func (b *batch) seal() {
 			fixes[t.id] = []geofence.Fix{{TimeUS: t.base, Latitude: t.baseLat, Longitude: t.baseLon}}
 		}
 	}
-	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
-		_, outOfOrder := fixes[c.DeviceID]
-		return outOfOrder
-	})
 	for i := range b.fresh {
 		r := &b.fresh[i]
 		if list, ok := fixes[r.DeviceID]; ok {
-			fixes[r.DeviceID] = append(list, geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
+			fixes[r.DeviceID] = append(list, fixOf(r))
 		}
 	}
 	for _, i := range b.outOfOrder {
-		t := &b.deltas[i]
-		list := fixes[t.id]
+		list := fixes[b.deltas[i].id]
 		slices.SortFunc(list, func(a, b geofence.Fix) int { return cmp.Compare(a.TimeUS, b.TimeUS) })
-		b.scratch = b.rules.Fences.Track(b.scratch[:0], list, b.rules.MaxGap, t.base == never)
+		b.judgeAll(i, list)
+	}
+	for _, i := range b.unsettled {
+		fixes[b.deltas[i].id] = nil
+		b.undecided = append(b.undecided, b.deltas[i].id)
+	}
+	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
+		_, other := fixes[c.DeviceID]
+		return other
+	})
+	for _, i := range b.outOfOrder {
+		t := &b.deltas[i]
+		if t.unsettled {
+			continue
+		}
+		b.scratch = b.rules.Fences.Track(b.scratch[:0], fixes[t.id], b.rules.MaxGap, t.base == never)
 		for _, c := range b.scratch {
 			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
 		}
 	}
-	b.outOfOrder = b.outOfOrder[:0]
+	b.outOfOrder, b.unsettled = b.outOfOrder[:0], b.unsettled[:0]
+}
+
+// judgeAll judges the records of a device that came out of order, with the one
+// before them.
+func (b *batch) judgeAll(touch int32, list []geofence.Fix) {
+	top := b.rules.Eligibility.MaxSpeed
+	if top == 0 {
+		return
+	}
+	d := b.deltas[touch].device
+	for i := 1; i < len(list); i++ {
+		if !geofence.Plausible(list[i-1], list[i], top) {
+			b.unsettle(touch)
+			d.settled = d.settled && i < len(list)-1
+		}
+	}
 }
 
 // earlier returns the link of the records of a device and time, nil for none.
@@ -232,7 +299,9 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	b.crossings = slices.DeleteFunc(b.crossings, func(c protocol.Crossing) bool {
 		return gone(telemetry.ShardOf(c.DeviceID, shards))
 	})
-	b.outOfOrder = slices.DeleteFunc(b.outOfOrder, func(i int32) bool { return gone(int(b.deltas[i].shard)) })
+	ofGone := func(i int32) bool { return gone(int(b.deltas[i].shard)) }
+	b.outOfOrder, b.unsettled = slices.DeleteFunc(b.outOfOrder, ofGone), slices.DeleteFunc(b.unsettled, ofGone)
+	b.undecided = slices.DeleteFunc(b.undecided, func(id string) bool { return gone(telemetry.ShardOf(id, shards)) })
 	b.applied = slices.DeleteFunc(b.applied, func(a protocol.Applied) bool { return gone(a.Shard) })
 	b.deferred = slices.DeleteFunc(b.deferred, func(d protocol.Deferred) bool { return gone(d.Shard) })
 	letters := func(list []telemetry.DeadLetter) []telemetry.DeadLetter {
@@ -252,7 +321,7 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
-		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Rivals: b.rivals, Devices: b.loaded, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Rivals: b.rivals, Devices: b.loaded, Undecided: b.undecided, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
 		Deferred: b.deferred, Resolved: b.resolved, Letters: b.unconfirmed(),
 	}
 }

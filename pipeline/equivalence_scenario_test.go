@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func newScenario(seed uint64) scenario {
 	sc := scenario{
 		batch: pick(1, 2, 3, 7, 7, 50, 4000), inFlight: pick(20, 300, 32768), states: pick(1, 3, 100_000),
 		age:   time.Duration(pick(1, 1, 25)) * time.Millisecond,
-		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MaxPast: time.Duration(pick(0, 0, 24)) * time.Hour, MinSatellites: pick(0, 1, 1, 4)},
+		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MaxPast: time.Duration(pick(0, 0, 24)) * time.Hour, MinSatellites: pick(0, 1, 1, 4), MaxSpeed: pick(0, 0, 60, 150)},
 	}
 	devices := 1 + r.IntN(6)
 	span := pick(30, 90, 2000) // seconds of device time
@@ -80,6 +81,7 @@ func newScenario(seed uint64) scenario {
 			pool[i].DeviceID, pool[i].Time = pool[i-1].DeviceID, pool[i-1].Time
 		}
 	}
+	all := slices.Clone(pool)
 	if r.IntN(10) > 0 {
 		sc.steps = append(sc.steps, step{fences: randomFences(r, span)})
 	}
@@ -93,7 +95,9 @@ func newScenario(seed uint64) scenario {
 				device: fleet.DeviceID(r.IntN(devices)), from: from, to: from.Add(time.Duration(r.IntN(span)) * time.Second),
 			}})
 		case 2:
-			m := pool[r.IntN(len(pool))]
+			m := all[r.IntN(len(all))]
+			// A row that is flagged does not give way, whenever that was.
+			pool = slices.DeleteFunc(pool, func(o fleet.Message) bool { return o.DeviceID == m.DeviceID && o.Time.Equal(m.Time) })
 			sc.steps = append(sc.steps, step{faulty: &faultyRow{m.DeviceID, m.Time.UnixMicro()}})
 		case 3, 4:
 			m := &moveStep{shards: uint16(r.Uint32()), steal: r.IntN(2) == 0, newcome: r.IntN(2) == 0}

@@ -22,6 +22,7 @@ type device struct {
 	generation uint32 // of the shard's state; older generations are invalid
 	shard      uint16
 	used       bool  // since it was learnt or evict last passed it
+	settled    bool  // with the rule on jumps: the last position takes part for sure, so that what follows can be derived from it
 	length     uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
 	id         [shortID]byte
 }
@@ -107,7 +108,7 @@ func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *
 		d = s.add(id)
 	}
 	d.shard, d.generation, d.used, d.batch = uint16(shard), s.generations[shard], false, 0
-	d.watermark, d.lat, d.lon = watermark, lat, lon
+	d.watermark, d.lat, d.lon, d.settled = watermark, lat, lon, false
 	return d
 }
 

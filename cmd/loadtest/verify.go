@@ -75,6 +75,7 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 	flags.DurationVar(&cfg.MaxFutureSkew, "max-future-skew", 5*time.Minute, "MAX_FUTURE_SKEW of the system")
 	flags.DurationVar(&cfg.MaxPast, "max-past", 0, "MAX_PAST of the system")
 	flags.IntVar(&cfg.MinSatellites, "min-satellites", 1, "MIN_SATELLITES of the system")
+	flags.IntVar(&cfg.MaxSpeed, "max-speed", 0, "MAX_SPEED of the system")
 	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
 	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")
 	required(cmd, "redis-url", "postgres-url", "log")

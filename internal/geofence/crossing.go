@@ -95,6 +95,18 @@ func (s *Set) Track(dst []Crossing, fixes []Fix, maxGap time.Duration, first boo
 	return dst
 }
 
+// Plausible reports whether a vehicle of at most maxSpeed km/h can have been at
+// both fixes, which are taken to be a second apart at least.
+func Plausible(prev, next Fix, maxSpeed int) bool {
+	farthest := float64(maxSpeed) / 3.6 * max(float64(next.TimeUS-prev.TimeUS)/1e6, 1)
+	// Along the meridian and then along the parallel is no shorter than straight.
+	if EarthRadiusM*radian*(math.Abs(next.Latitude-prev.Latitude)+math.Abs(next.Longitude-prev.Longitude)) <= farthest {
+		return true
+	}
+	from := newCircle(point{prev.Longitude, prev.Latitude}, 0)
+	return from.distance(point{next.Longitude, next.Latitude}) <= farthest
+}
+
 // netChange compares membership at both fixes.
 func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
 	var bufA, bufB [32]int

@@ -149,6 +149,31 @@ var mutants = []mutant{
 		"pipeline", "TestOnlyEligibleRecordsCount",
 	},
 	{
+		"jumps are not looked for live", "pipeline/batch.go",
+		"if eligible && b.rules.Eligibility.MaxSpeed > 0 {", "if false {",
+		"pipeline", "TestP5AJumpMakesNoCrossings/a_lost_sign",
+	},
+	{
+		"jumps are not looked for in a batch that is out of order", "pipeline/batch.go",
+		"		b.judgeAll(i, list)\n", "",
+		"pipeline", "TestABatchDerivesNothing",
+	},
+	{
+		"jumps are not looked for by transactions", "internal/store/recompute_crossings.go",
+		"return found, withoutJumps(c, list, rules, far, own, found)", "return found, nil",
+		"pipeline", "TestP5AJumpMakesNoCrossings/a_lost_sign",
+	},
+	{
+		"what a late record makes of its neighbours is not looked at", "internal/store/jumps.go",
+		"			list[i].lo = lo\n", "			_ = lo\n",
+		"pipeline", "TestP5AJumpMakesNoCrossings/two_that_agree",
+	},
+	{
+		"the last position takes part after a restart, whatever it is", "pipeline/state.go",
+		"d.settled = watermark, lat, lon, false", "d.settled = watermark, lat, lon, true",
+		"pipeline", "TestP5AJumpMakesNoCrossings/two_that_agree",
+	},
+	{
 		"a rule of eligibility is not applied at rehydration", "internal/store/heaps.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew}), devices",
 		"pipeline", "TestOnlyEligibleRecordsCount",

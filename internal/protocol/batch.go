@@ -32,8 +32,11 @@ type Batch struct {
 	Rivals []telemetry.Record
 	// Devices whose state was loaded for this batch, to be registered.
 	Devices []string
-	// Crossings of the fresh records.
+	// Crossings of the fresh records, but for those of Undecided.
 	Crossings []Crossing
+	// Undecided are the devices of which the rule on jumps may take fresh records
+	// or their neighbours away. The transaction derives their crossings.
+	Undecided []string
 	// Rules that the crossings were derived by. A transaction with an outdated
 	// fence version does not commit.
 	Rules Rules

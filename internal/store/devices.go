@@ -49,6 +49,8 @@ where starts_with(name, $1)
 			p.Eligibility.MaxPast, err = time.ParseDuration(value)
 		case "MIN_SATELLITES":
 			p.Eligibility.MinSatellites, err = strconv.Atoi(value)
+		case "MAX_SPEED":
+			p.Eligibility.MaxSpeed, err = strconv.Atoi(value)
 		case "MAX_CROSSING_GAP":
 			p.MaxGap, err = time.ParseDuration(value)
 		}

@@ -80,6 +80,9 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		return out, errNeverStarted
 	case len(fences) == 0:
 		return out, errors.New("there is no valid fence to try")
+	case d.pins.Eligibility.MaxSpeed > 0:
+		// Which fixes are jumps is known one fix later than it is looked at here.
+		return out, errors.New("fences cannot be tried while the fleet has MAX_SPEED set, since jumps would be counted: import them and compare what is recorded")
 	}
 	if err := w.Check(); err != nil {
 		return out, err
@@ -337,7 +340,7 @@ func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow)
 		for i, device := range names[begin:min(len(names), begin+page)] {
 			list = append(list, seek{device: device, at: w.Since.UnixMicro(), n: begin + i})
 		}
-		if err := c.nearest(slices.Clone(list), c.heap(w.Since.UnixMicro()), backward, d.pins.Eligibility, byItself(ctx, d.pool, trialTimeout),
+		if err := c.nearest(slices.Clone(list), c.heap(w.Since.UnixMicro()), backward, 1, d.pins.Eligibility, byItself(ctx, d.pool, trialTimeout),
 			func(n int, us int64, lat, lon float64) {
 				before[n] = geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon}
 			}); err != nil {

@@ -116,3 +116,14 @@ func BenchmarkTrial(b *testing.B) {
 	b.ReportMetric(float64(positions)*float64(b.N)/b.Elapsed().Seconds(), "positions/s")
 	b.ReportMetric(float64(after.Sys-before.Sys)/1e6, "MB-more")
 }
+
+// What a trial does not know it does not count.
+func TestATrialOfFencesRefusesTheRuleOnJumps(t *testing.T) {
+	t.Parallel()
+	pins := trialPins
+	pins.Eligibility.MaxSpeed = 300
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	_, err := store.NewDevices(nil, fenceScope, pins, "test").
+		TryFences(t.Context(), trialFences(2), store.TrialWindow{Since: begin, Until: begin.Add(time.Hour)}, nil)
+	require.ErrorContains(t, err, "MAX_SPEED")
+}

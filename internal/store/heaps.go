@@ -327,14 +327,15 @@ const (
 	forward  direction = 1
 )
 
-func (d direction) sql() string {
+func (d direction) sql(most int) string {
 	if d == backward {
-		return beforeSQL
+		return fmt.Sprintf(beforeSQL, most)
 	}
-	return afterSQL
+	return fmt.Sprintf(afterSQL, most)
 }
 
-// beforeSQL and afterSQL find the nearest eligible fix.
+// beforeSQL and afterSQL find the nearest eligible fixes, at most so many: a plan
+// for any number would be one for many.
 const (
 	beforeSQL = `
 select w.n - 1, p.ts, p.latitude, p.longitude
@@ -348,7 +349,7 @@ cross join lateral (
     and ts < $5
     and ` + eligible + `
   order by ts desc
-  limit 1
+  limit %d
 ) p`
 
 	afterSQL = `
@@ -363,16 +364,16 @@ cross join lateral (
     and ts < $5
     and ` + eligible + `
   order by ts
-  limit 1
+  limit %d
 ) p`
 )
 
-// nearest looks for the fixes nearest to where the list says, from one heap on
-// and from there to the end: in a few heaps first, in more with each statement
+// nearest looks for the fixes nearest to where the list says, at most so many of
+// each, from one heap on and from there to the end until there are any: in a few heaps first, in more with each statement
 // that leaves some without. Ask runs one statement, and reports whether it
 // was found to be too much; then it is asked again with half as many seeks, and
 // at last with half as many heaps.
-func (c cuts) nearest(list []seek, heap int, d direction, rules telemetry.Eligibility,
+func (c cuts) nearest(list []seek, heap int, d direction, most int, rules telemetry.Eligibility,
 	ask ask, found func(n int, us int64, lat, lon float64),
 ) error {
 	page := len(list)
@@ -391,7 +392,7 @@ func (c cuts) nearest(list []seek, heap int, d direction, rules telemetry.Eligib
 			var i int64
 			var ts time.Time
 			var lat, lon float64
-			tooMuch, err := ask(d.sql(), c.args(limitsOf(rules), devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
+			tooMuch, err := ask(d.sql(most), c.args(limitsOf(rules), devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
 				seen[begin+int(i)] = true
 				found(part[i].n, ts.UnixMicro(), lat, lon)
 				return nil

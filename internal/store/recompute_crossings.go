@@ -54,9 +54,13 @@ type window struct {
 	lo, hi int64
 }
 
-// windows joins new positions of a device that are close in time.
-func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []window {
+// windows joins new positions of a device that are close in time: of records those
+// that were stored, and fresh.
+func windows(records []telemetry.Record, stored []bool, fresh []telemetry.Record, rules protocol.Rules) []window {
 	var list []window
+	for i := range fresh {
+		list = append(list, window{device: fresh[i].DeviceID, lo: fresh[i].TimeUS, hi: fresh[i].TimeUS})
+	}
 	for i := range records {
 		if r := &records[i]; stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
 			list = append(list, window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS})
@@ -74,6 +78,16 @@ func windows(records []telemetry.Record, stored []bool, rules protocol.Rules) []
 		joined = append(joined, w)
 	}
 	return joined
+}
+
+// undecided are the fresh records of which the transaction derives the crossings.
+func undecided(b *protocol.Batch) (list []telemetry.Record) {
+	for i := range b.Fresh {
+		if slices.Contains(b.Undecided, b.Fresh[i].DeviceID) {
+			list = append(list, b.Fresh[i])
+		}
+	}
+	return list
 }
 
 // joinWithin bounds what is read unnecessarily between two late positions.
@@ -158,7 +172,7 @@ func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, w
 			}
 		}
 	}
-	if len(ahead)+len(behind) == 0 {
+	if len(ahead)+len(behind) == 0 && rules.MaxSpeed == 0 {
 		return found, nil
 	}
 	own := make(map[string][]geofence.Fix)
@@ -174,6 +188,9 @@ func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, w
 		if err := neighbours(c, seeks, d, rules, far, own, found); err != nil {
 			return nil, err
 		}
+	}
+	if rules.MaxSpeed > 0 {
+		return found, withoutJumps(c, list, rules, far, own, found)
 	}
 	return found, nil
 }
@@ -202,7 +219,7 @@ func neighbours(c cuts, list []distant, d direction, rules telemetry.Eligibility
 				nearer(got, seeks[i], d, f)
 			}
 		}
-		if err := c.nearest(seeks, list[0].heap, d, rules, far, func(n int, us int64, lat, lon float64) {
+		if err := c.nearest(seeks, list[0].heap, d, 1, rules, far, func(n int, us int64, lat, lon float64) {
 			nearer(got, at[n], d, geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon})
 		}); err != nil {
 			return err

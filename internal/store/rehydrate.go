@@ -41,5 +41,5 @@ func (r *Reader) LastFixes(ctx context.Context, devices []string, rules telemetr
 	for i, id := range devices {
 		list[i] = seek{device: id, at: math.MaxInt64, n: i}
 	}
-	return failure(op, c.nearest(list, len(c), backward, rules, byItself(ctx, r.pool, r.timeout), found))
+	return failure(op, c.nearest(list, len(c), backward, 1, rules, byItself(ctx, r.pool, r.timeout), found))
 }

@@ -124,6 +124,17 @@ func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, se
 	first = math.MaxInt64
 	var last, next geofence.Fix
 	var ts time.Time
+	// What a fix is shows only with the one that follows it.
+	var held geofence.Fix
+	certain := false // it takes part, whatever follows
+	count := func(f geofence.Fix) {
+		if f.TimeUS == first {
+			crossings = set.Initial(crossings, f)
+		} else {
+			crossings = set.Crossings(crossings, last, f, d.pins.MaxGap)
+		}
+		last = f
+	}
 	ask, err := asOf(ctx, d.pool, tx, c)
 	if err != nil {
 		return nil, 0, err
@@ -138,17 +149,21 @@ where device_id = $2
   and `+eligible+`
 order by ts`, c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude}, func() error {
 			next.TimeUS = ts.UnixMicro()
+			top := d.pins.Eligibility.MaxSpeed
+			plausible := top == 0 || v.Positions > 0 && geofence.Plausible(held, next, top)
 			if v.Positions++; v.Positions == 1 {
-				first = next.TimeUS
-				crossings = set.Initial(crossings, next)
-			} else {
-				crossings = set.Crossings(crossings, last, next, d.pins.MaxGap)
+				first, plausible = next.TimeUS, true
+			} else if certain || plausible {
+				count(held)
 			}
-			last = next
+			held, certain = next, plausible
 			return nil
 		}); err != nil {
 			return nil, 0, err
 		}
+	}
+	if certain {
+		count(held)
 	}
 	return crossings, first, nil
 }

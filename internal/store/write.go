@@ -65,7 +65,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 		return protocol.CommitResult{}, failure("commit a batch", err)
 	}
 	var c cuts
-	if len(b.Late)+len(b.Rivals) > 0 && b.Rules.Fences.Len() > 0 {
+	if len(b.Late)+len(b.Rivals)+len(b.Undecided) > 0 && b.Rules.Fences.Len() > 0 {
 		var err error
 		if c, err = w.heaps.now(ctx); err != nil {
 			return protocol.CommitResult{}, failure("commit a batch", err)
@@ -130,7 +130,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 	if err != nil {
 		return out, err
 	}
-	if triggers == "" && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
+	if triggers == "" && len(b.Late) == 0 && len(b.Rivals) == 0 && len(b.Applied) == 0 && len(b.Crossings) == 0 && len(b.Undecided) == 0 && len(b.Deferred) == 0 && len(b.Resolved) == 0 && len(b.Letters) == 0 && len(b.Devices) == 0 {
 		// Begin, copy, checks and commit share one round trip.
 		_, err := w.copy(ctx, conn.PgConn(), b.Fresh, fmt.Sprintf("; set local lock_timeout = %d; select %s; commit", w.lockWait(), w.checks(b)), "COMMIT")
 		return out, err
@@ -149,7 +149,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 	if len(b.Crossings) > 0 {
 		queueCrossings(rest, b.Crossings, b.Rules.Fences)
 	}
-	if len(b.Late)+len(b.Rivals) > 0 {
+	if len(b.Late)+len(b.Rivals)+len(b.Undecided) > 0 {
 		if len(b.Late) > 0 {
 			out.Stored = make([]bool, len(b.Late), len(b.Late)+len(b.Rivals))
 			queueLate(rest, b.Late, out.Stored)
@@ -167,7 +167,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			return out, err
 		}
 		if b.Rules.Fences.Len() > 0 {
-			list := windows(records, out.Stored, b.Rules)
+			list := windows(records, out.Stored, undecided(b), b.Rules)
 			found, err := tracks(c, list, b.Rules.Eligibility, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
 			if err != nil {
 				return out, err

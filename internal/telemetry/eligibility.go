@@ -10,6 +10,10 @@ type Eligibility struct {
 	MaxFutureSkew time.Duration // how far a device clock may be ahead of the stream time
 	MaxPast       time.Duration // how far it may be behind the stream time; 0 is off
 	MinSatellites int           // fewer are no fix; 0 is off
+	// MaxSpeed is the speed in km/h above which two neighbouring eligible fixes are
+	// implausible; 0 is off. It decides about crossings only, and no record by
+	// itself: Of does not know it.
+	MaxSpeed int
 }
 
 // Exclusion is why a record takes no part; empty for an eligible one.

@@ -16,6 +16,7 @@ type Rules struct {
 	MaxFutureSkew  time.Duration
 	MaxPast        time.Duration // 0 for any
 	MinSatellites  int           // 0 for none
+	MaxSpeed       int           // km/h; 0 for any
 	MaxCrossingGap time.Duration
 	// Faulty reports which rows of positions an operator has marked. Nil means
 	// none.
@@ -119,6 +120,7 @@ func (d *deriver) derive(fixes []fix) []Crossing {
 	if len(fixes) == 0 {
 		return nil
 	}
+	fixes = d.rules.withoutJumps(fixes)
 	var found []Crossing
 	first := fixes[0]
 	for n := range d.index.near(boxOf([]point{first.at})) {
@@ -164,6 +166,25 @@ func (d *deriver) between(found []Crossing, prev, next fix) []Crossing {
 		found = append(found, along(fresh, l, prev, next)...)
 	}
 	return found
+}
+
+// withoutJumps leaves out the fixes that both neighbours are too far from, and the
+// newest one if the only neighbour it has is.
+func (r *Rules) withoutJumps(fixes []fix) []fix {
+	if r.MaxSpeed == 0 {
+		return fixes
+	}
+	far := func(a, b fix) bool {
+		seconds := max(float64(b.us-a.us)/1e6, 1)
+		return metres(vectorOf(a.at), vectorOf(b.at))*3.6 > float64(r.MaxSpeed)*seconds
+	}
+	kept := fixes[:1:1]
+	for i := 1; i < len(fixes); i++ {
+		if !far(fixes[i-1], fixes[i]) || i+1 < len(fixes) && !far(fixes[i], fixes[i+1]) {
+			kept = append(kept, fixes[i])
+		}
+	}
+	return kept
 }
 
 // validAt returns the version that is valid at a time, nil where there is none or

@@ -1,0 +1,115 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// P5: a fix that both its neighbours are too far from makes no crossings, and the
+// newest one none until its successor decides, however they arrive. One lost sign
+// of a longitude would write 160 rows in 40 fences.
+func TestP5AJumpMakesNoCrossings(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	square := func(id string, west float64) geofence.Fence {
+		return geofence.Fence{
+			ID: id, Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+			Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[%[1]v,48],[%[2]v,48],[%[2]v,48.002],[%[1]v,48.002],[%[1]v,48]]]}`, west, west+0.002),
+		}
+	}
+	fences := []geofence.Fence{square("home", 11)}
+	for n := range 40 {
+		fences = append(fences, square(fmt.Sprintf("between%d", n), -10+0.5*float64(n)))
+	}
+	fix := func(second int, longitude float64) fleet.Message {
+		return fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
+			Latitude: 48.001, Longitude: longitude, Satellites: 9,
+		}
+	}
+	const outside, inside = 10.999, 11.001
+	drive := []fleet.Message{fix(0, outside), fix(10, inside), fix(20, -inside), fix(30, inside), fix(40, outside)}
+	for _, tc := range []struct {
+		name string
+		send []fleet.Message
+		ways string // not all, which takes its time
+		rows int
+	}{
+		{"a lost sign", drive, "", 2},
+		{"two in a row, apart from each other", slices.Insert(slices.Clone(drive), 3, fix(25, -60)), "live", 2},
+		{"alternating for long", slices.Concat(drive[:2], alternating(fix, 11, 29), drive[3:]), "live", 2},
+		{"newest of all", slices.Concat(drive, []fleet.Message{fix(50, -inside)}), "live, each by itself", 2},
+		{"two that agree", slices.Insert(slices.Clone(drive), 3, fix(21, -inside)), "live, each by itself|late|after a restart", 2 + 162},
+		{"two that agree no more", slices.Concat(drive[:3], []fleet.Message{fix(22, -inside)}, drive[3:], []fleet.Message{fix(21, inside)}), "live, each by itself|late", 2},
+		{"newest, into a fence", slices.Concat(drive, []fleet.Message{fix(50, -9.999)}), "late", 2},
+	} {
+		reversed := slices.Clone(tc.send)
+		slices.Reverse(reversed)
+		inTheMiddle := slices.Clone(tc.send) // the jumps are late
+		slices.SortStableFunc(inTheMiddle, func(a, b fleet.Message) int { return int(b.Longitude) - int(a.Longitude) })
+		for _, way := range []struct {
+			name    string
+			send    []fleet.Message
+			apart   bool // each in a batch of its own
+			restart bool // between each two
+		}{
+			{"live", tc.send, false, false},
+			{"live, each by itself", tc.send, true, false},
+			{"newest first", reversed, false, false},
+			{"late", reversed, true, false},
+			{"late jumps", inTheMiddle, true, false},
+			{"again", slices.Concat(tc.send, reversed, tc.send), false, false},
+			{"after a restart", tc.send, true, true},
+			{"late, after a restart", reversed, true, true},
+		} {
+			if tc.ways != "" && !slices.Contains(strings.Split(tc.ways, "|"), way.name) {
+				continue
+			}
+			t.Run(tc.name+", "+way.name, func(t *testing.T) {
+				w := newWorld(t, b, b.stream+"-"+t.Name())
+				defer w.end()
+				w.rules.MaxSpeed = 300
+				_, err := w.editor.Import(t.Context(), fences, "import", true)
+				require.NoError(t, err)
+				m := w.join(0, false)
+				w.keepOwned()
+				require.NoError(t, w.quiet(20*time.Second)) // or the recompute would correct what is wrong
+				for n, left := 1, way.send; len(left) > 0; left = left[n:] {
+					if !way.apart {
+						n = len(left)
+					}
+					w.publish(left[:n])
+					require.NoError(t, w.quiet(20*time.Second))
+					require.NoError(t, w.judge())
+					if way.restart {
+						m.kill()
+						m = w.join(0, false)
+						w.keepOwned()
+					}
+				}
+				require.Equal(t, tc.rows, w.count("select count(*) from processor.timing_records"))
+				v, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test").
+					Verify(t.Context(), fleet.DeviceID(1))
+				require.NoError(t, err)
+				require.True(t, v.Good(), "%+v", v)
+			})
+		}
+	}
+}
+
+// alternating are fixes of two trackers with one ID, one each second.
+func alternating(fix func(int, float64) fleet.Message, from, to int) (list []fleet.Message) {
+	for n := from; n <= to; n++ {
+		list = append(list, fix(n, []float64{-60, 100}[n%2]))
+	}
+	return list
+}
