@@ -58,7 +58,7 @@ func TestTheQueryModeOfTheURLIsHonouredOrRefused(t *testing.T) {
 				dep.Ask(0, nil, "device", request, servicetest.IMEI)
 			}
 			fences := servicetest.File(t, `{"type": "Feature", "properties": {"id": "a", "name": "a"}, "geometry":
-				{"type": "Polygon", "coordinates": [[[-180, -80], [180, -80], [180, 80], [-180, 80], [-180, -80]]]}}`)
+				{"type": "Polygon", "coordinates": [[[-80, -80], [80, -80], [80, 80], [-80, 80], [-80, -80]]]}}`)
 			dep.Ask(0, nil, "geofence", "import", fences)
 			// An incident, whose detail is JSON.
 			other := *dep
