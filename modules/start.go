@@ -71,7 +71,8 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := probe(ctx)
 		var final *backoff.PermanentError
-		if err != nil && context.Cause(ctx) == nil && !errors.As(err, &final) {
+		// What the end of the start cut short says nothing of the server; a dial may end before ctx does.
+		if err != nil && context.Cause(ctx) == nil && time.Now().Before(s.end) && !errors.As(err, &final) {
 			last = err
 			if quiet.Pass() {
 				s.log.Warn("waiting for a dependency", "dependency", name, "err", err)
