@@ -57,6 +57,7 @@ func NewFeed(pool *pgxpool.Pool) *Feed { return &Feed{pool: pool} }
 
 // Starts returns how often the copy was begun anew, and Changes how many changes were read.
 func (f *Feed) Starts() int  { return f.starts }
+// Changes returns how many changes were read.
 func (f *Feed) Changes() int { return f.read }
 
 // Read takes in all changes that are in the feed.

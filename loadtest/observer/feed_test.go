@@ -19,5 +19,5 @@ func TestTheFeedIsReadAsItIsDocumented(t *testing.T) {
 		documented[block[1]] = strings.ReplaceAll(strings.TrimPrefix(block[2], "   "), "\n   ", "\n")
 	}
 	require.Equal(t, map[string]string{"zone": feedZone, "start": feedStart, "copy": feedCopy, "page": feedPage}, documented)
-	require.Equal(t, strings.Replace(feedPage, "timing_feed", "timing_changes", 1), feedLast)
+	require.Equal(t, feedLast, strings.Replace(feedPage, "timing_feed", "timing_changes", 1))
 }
