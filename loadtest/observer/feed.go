@@ -55,8 +55,9 @@ type copied struct{ device, text string }
 // NewFeed returns a reader that has read nothing yet.
 func NewFeed(pool *pgxpool.Pool) *Feed { return &Feed{pool: pool} }
 
-// Starts returns how often the copy was begun anew, and Changes how many changes were read.
-func (f *Feed) Starts() int  { return f.starts }
+// Starts returns how often the copy was begun anew.
+func (f *Feed) Starts() int { return f.starts }
+
 // Changes returns how many changes were read.
 func (f *Feed) Changes() int { return f.read }
 
