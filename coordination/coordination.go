@@ -75,6 +75,7 @@ type Fleet struct {
 	membership *Membership
 	reconciler *reconciler
 	elector    *elector
+	leader     *Leader
 	stream     Stream
 	log        *slog.Logger
 
@@ -107,6 +108,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
 		ledger: deps.Ledger, holds: deps.Holds, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
+	f.leader = leader
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
 	membership.onChange(func() {
 		f.reconciler.Wake()
@@ -191,8 +193,14 @@ func (f *Fleet) Leave(ctx context.Context) error {
 	return nil
 }
 
-// Assigned wakes the reconciler: assignments changed, or a shard was released.
-func (f *Fleet) Assigned() { f.reconciler.Wake() }
+// Assigned wakes the reconciler: assignments changed, or a shard was released. Then a
+// leader may have the next one handed over.
+func (f *Fleet) Assigned() {
+	f.reconciler.Wake()
+	if f.leader.more.Load() {
+		f.elector.Wake()
+	}
+}
 
 // MembershipChanged wakes the membership: a member's state changed.
 func (f *Fleet) MembershipChanged() { f.membership.Wake() }

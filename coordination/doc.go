@@ -44,7 +44,8 @@
 //
 // Triggers that take shards away from a member, each with its timeout and the function
 // that decides. Apart from these only balance (protocol.Assign, when a member joins) and
-// an operator's claim move shards, and both by hand-over:
+// an operator's claim move shards, and both by hand-over, a few at a time
+// (protocol.Pace):
 //
 //   - The member announces that it leaves (SIGTERM): immediately, and it hands over
 //     while it still works. protocol.FailureDetector.Eligible.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/trmtracking/processor/internal/lograte"
@@ -57,6 +58,8 @@ type Leader struct {
 	progress *protocol.ProgressTracker    // of the shards
 	open     map[string][]string          // subjects of open incidents, by kind
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
+	handed   map[int]time.Time            // since when a shard waits for its owner's release
+	more     atomic.Bool                  // shards are left to assign once others are released
 }
 
 // Steps returns the steps of one pass.
@@ -106,6 +109,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 	l.open = make(map[string][]string)
 	l.silent = make(map[string]time.Time)
+	l.handed = nil
 	var steps []func(context.Context) error
 	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
 		steps = append(steps, func(ctx context.Context) (err error) {
@@ -155,9 +159,10 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		return err
 	}
 	current := make([]string, l.cfg.Shards)
+	records := make([]protocol.ShardRecord, l.cfg.Shards)
 	for _, s := range list {
 		if s.Shard < len(current) {
-			current[s.Shard] = s.Assigned
+			current[s.Shard], records[s.Shard] = s.Assigned, s.Record()
 		}
 	}
 	held, err := l.held(ctx)
@@ -165,7 +170,9 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		return err
 	}
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
-	next := protocol.Assign(current, members)
+	target := protocol.Assign(current, members)
+	next := protocol.Pace(records, target, l.willing(records))
+	l.more.Store(!slices.Equal(next, target))
 	for i := range next {
 		if held.Of(protocol.HoldShard, strconv.Itoa(i)) != nil {
 			next[i] = "" // its owner releases it, and what is dispatched waits
@@ -186,6 +193,25 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	}
 	l.watchSilent(ctx, list) // the term was valid just now
 	return nil
+}
+
+// willing notes which shards wait for a release, and returns whether a member hands over
+// while it works. One that has not released a shard for as long as it may does not: its
+// other shards need not wait for it.
+func (l *Leader) willing(shards []protocol.ShardRecord) func(member string) bool {
+	now, handed, overdue := time.Now(), make(map[int]time.Time), make(map[string]bool)
+	for i, s := range shards {
+		if s.Owner == "" || s.Owner == s.Assigned {
+			continue
+		}
+		handed[i] = now
+		if since, ok := l.handed[i]; ok {
+			handed[i] = since
+		}
+		overdue[s.Owner] = overdue[s.Owner] || now.Sub(handed[i]) >= l.cfg.HandoffBudget
+	}
+	l.handed = handed
+	return func(member string) bool { return !overdue[member] && l.membership.willing(member) }
 }
 
 // held returns what operators hold back, and stops or continues dispatching.

@@ -504,6 +504,13 @@ func (r *Membership) eligible() []string {
 	return r.watch.Eligible(time.Now())
 }
 
+// willing reports whether a member hands shards over while it works.
+func (r *Membership) willing(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watch.Willing(time.Now(), name)
+}
+
 // stalled returns the members that are stalled, or lost their shards for it.
 func (r *Membership) stalled() []string {
 	r.mu.Lock()

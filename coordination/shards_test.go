@@ -55,6 +55,34 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	require.Empty(t, b.client.Keys(t.Context(), "*"+b.where.Stream+"*:members*").Val())
 }
 
+// P8: a join and a leave take one shard of sixteen out of service at a time, as whoever
+// changes the tables sees it.
+func TestAPlanTakesFewShardsOutOfServiceAtOnce(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{shards}, first)
+	b.exec(`create table processor.waits (n int)`)
+	b.exec(`create function processor.note_waits() returns trigger language plpgsql as $$
+begin
+  insert into processor.waits
+  select count(*)
+  from processor.shards s
+  join processor.assignments a using (stream, group_name, shard)
+  where s.owner <> a.member;
+  return null;
+end $$`)
+	b.exec(`create trigger waits after insert or update on processor.assignments for each statement execute function processor.note_waits()`)
+
+	second := b.start("second", "")
+	b.await([]int{shards / 2, shards / 2}, first, second)
+	require.NoError(t, first.Leave(t.Context()))
+	first.stop()
+	b.await([]int{shards}, second)
+	require.Equal(t, protocol.HandOvers(shards), b.count("select max(n) from processor.waits"))
+	require.GreaterOrEqual(t, b.count("select count(*) from processor.waits where n > 0"), shards, "each shard by itself")
+	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total"))
+}
+
 func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	b := newBench(t)
 	opts, err := devenv.RedisOptions("", b.where.URL)

@@ -157,6 +157,13 @@ func (w *FailureDetector) Leaving(member string) bool {
 	return s != nil && s.beat.Leaving
 }
 
+// Willing reports whether a member releases a shard that is assigned to another one: it
+// is live, works, and reaches Postgres.
+func (w *FailureDetector) Willing(now time.Time, member string) bool {
+	s := w.seen[member]
+	return s != nil && !w.Gone(now, member) && !s.out && s.beat.SinkDown < w.cfg.SinkGrace
+}
+
 // Eligible returns the members that may own shards, sorted: those that are
 // live, not leaving, not marked as stalled, and reach Postgres if any member
 // does.

@@ -13,6 +13,9 @@ type leader struct {
 	term  int64
 	step  int
 	busy  bool
+
+	handed map[int]int64 // since when a shard waits for its owner's release
+	more   bool          // shards are left to assign once others are released
 }
 
 // lead requests the lock, or renews it and does the leader's work.
@@ -61,7 +64,7 @@ func (p *proc) campaign() {
 			l.step = 0
 			return
 		}
-		l.step, l.term = 2, term
+		l.step, l.term, l.handed = 2, term, make(map[int]int64)
 		p.w.logf(p, "leads, term %d", term)
 		// The new leader must see each member before it can declare one gone.
 		p.watch.RedisUnavailable(p.w.clock())
@@ -71,20 +74,35 @@ func (p *proc) campaign() {
 // assign assigns shards to eligible members, and sweeps.
 func (p *proc) assign() {
 	l := &p.leader
-	call(p, postgresServer, "list assignments", func(answer func([]string, error)) {
-		var current []string
-		for i := range p.w.pg.t.shards {
-			current = append(current, p.w.pg.t.shards[i].assigned)
+	call(p, postgresServer, "list assignments", func(answer func([]protocol.ShardRecord, error)) {
+		var rows []protocol.ShardRecord
+		for _, s := range p.w.pg.t.shards {
+			rows = append(rows, protocol.ShardRecord{Assigned: s.assigned, Owner: s.owner, Epoch: s.epoch})
 		}
-		answer(current, nil)
-	}, func(current []string, err error) {
+		answer(rows, nil)
+	}, func(rows []protocol.ShardRecord, err error) {
 		p.sink(err)
 		if err != nil || l.step == 0 {
 			l.busy = false
 			return
 		}
 		p.sweep()
-		next := protocol.Assign(current, p.watch.Eligible(p.w.clock()))
+		current, overdue := make([]string, len(rows)), make(map[string]bool)
+		for i, s := range rows {
+			current[i] = s.Assigned
+			if s.Owner == "" || s.Owner == s.Assigned {
+				delete(l.handed, i)
+				continue
+			}
+			if _, ok := l.handed[i]; !ok {
+				l.handed[i] = p.w.now
+			}
+			overdue[s.Owner] = overdue[s.Owner] || p.w.now-l.handed[i] >= handOffBudget
+		}
+		target := protocol.Assign(current, p.watch.Eligible(p.w.clock()))
+		next := protocol.Pace(rows, target,
+			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) })
+		l.more = !slices.Equal(next, target)
 		if slices.Equal(next, current) {
 			l.busy = false
 			return

@@ -21,6 +21,7 @@ const (
 	tickEvery        = 400
 	claimIdle        = 1500
 	drainBudget      = 4000
+	handOffBudget    = 2000
 	lockedPause      = 1000
 )
 

@@ -122,7 +122,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 			Leaving: p.watch.Leaving(row.owner),
 			Waited:  millis(p.w.now - s.waited),
 		},
-		protocol.Budgets{HandOff: millis(2000), Drain: millis(drainBudget)})
+		protocol.Budgets{HandOff: millis(handOffBudget), Drain: millis(drainBudget)})
 	switch action {
 	case protocol.Acquire:
 		s.acting = true

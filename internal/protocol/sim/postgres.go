@@ -378,6 +378,11 @@ func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) erro
 		row.applied, row.history = applied, p.slots[h.shard].history
 	}
 	g.w.logf(p, "shard %d: released", h.shard)
+	for _, q := range g.w.procs {
+		if !q.dead && q.leader.more {
+			g.w.after(q.latency(), q, q.lead) // it hears of it
+		}
+	}
 	return nil
 }
 
