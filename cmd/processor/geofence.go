@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -82,7 +83,10 @@ func newGeofenceImportCommand() *cobra.Command {
 spans of device time. Polygon and MultiPolygon are areas, a Point with radius_m is a
 circle, a LineString with width_m a corridor, one of kind gate a gate that is passed
 forward from its left to its right.
-Properties: id, name, radius_m, width_m, valid_from, valid_to (RFC 3339), enabled, kind.
+Properties: id, name, radius_m, width_m, valid_from, valid_to (RFC 3339), enabled, kind,
+and, for borders that hold still, exit_margin_m and min_dwell_s of areas and circles
+(to leave, be further away than this; to enter or leave, stay this long) and
+min_interval_s of gates (sooner passages in one direction are marked as suppressed).
 
 KML: a placemark has the properties of its extended data; its ID is the one there,
 else its attribute, else its name behind those of its folders. GPX: tracks and routes
@@ -257,7 +261,7 @@ func newGeofenceListCommand() *cobra.Command {
 }
 
 func printFences(out *cli.Output, l *operator.Fences) error {
-	t := cli.NewTable("ID", "VERSION", "KIND", "NAME", "FROM", "TO", "STATE")
+	t := cli.NewTable("ID", "VERSION", "KIND", "NAME", "BORDER", "FROM", "TO", "STATE")
 	for _, f := range l.Fences {
 		state := any("active")
 		switch {
@@ -273,7 +277,7 @@ func printFences(out *cli.Output, l *operator.Fences) error {
 		if f.ValidTo != nil {
 			to = clock(*f.ValidTo)
 		}
-		t.Row(f.ID, f.Version, f.Kind, f.Name, from, to, state)
+		t.Row(f.ID, f.Version, f.Kind, f.Name, cmp.Or(f.Border(), "-"), from, to, state)
 	}
 	show := func() error { return out.Table(t) }
 	if len(l.Fences) == 0 {

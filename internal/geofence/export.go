@@ -30,11 +30,16 @@ func WriteFeatures(w io.Writer, fences []Fence) error {
 }
 
 type exportedProperties struct {
-	ID        string  `json:"id"`
-	Name      string  `json:"name"`
-	Kind      Kind    `json:"kind"`
-	RadiusM   float64 `json:"radius_m,omitempty"`
-	WidthM    float64 `json:"width_m,omitempty"`
+	ID      string  `json:"id"`
+	Name    string  `json:"name"`
+	Kind    Kind    `json:"kind"`
+	RadiusM float64 `json:"radius_m,omitempty"`
+	WidthM  float64 `json:"width_m,omitempty"`
+
+	ExitMarginM  float64 `json:"exit_margin_m,omitempty"`
+	MinDwellS    float64 `json:"min_dwell_s,omitempty"`
+	MinIntervalS float64 `json:"min_interval_s,omitempty"`
+
 	ValidFrom *string `json:"valid_from,omitempty"`
 	ValidTo   *string `json:"valid_to,omitempty"`
 	Enabled   bool    `json:"enabled"`
@@ -57,6 +62,7 @@ func (f *Fence) exported() exportedFeature {
 		Type: "Feature",
 		Properties: exportedProperties{
 			ID: f.ID, Name: f.Name, Kind: f.Kind, RadiusM: f.RadiusM, WidthM: f.WidthM,
+			ExitMarginM: f.ExitMarginM, MinDwellS: f.MinDwellS, MinIntervalS: f.MinIntervalS,
 			ValidFrom: end(f.Valid.FromUS), ValidTo: end(f.Valid.ToUS), Enabled: f.Enabled,
 		},
 		Geometry: json.RawMessage(f.Geometry),

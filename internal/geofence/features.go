@@ -37,8 +37,8 @@ type Defaults struct {
 // the second result; the error reports that the text as a whole cannot be read.
 //
 // The properties of a feature are id (or the feature's own), name, radius_m,
-// width_m, valid_from and valid_to (RFC 3339, open where missing), enabled (true
-// where missing) and kind. A kind other than area, circle and gate is ignored,
+// width_m, exit_margin_m, min_dwell_s, min_interval_s, valid_from and valid_to (RFC
+// 3339, open where missing), enabled (true where missing) and kind. A kind other than area, circle and gate is ignored,
 // and the geometry decides: a line is a corridor if it has a width, and nothing
 // without.
 func ParseFeatures(text []byte, d Defaults) ([]Fence, []*FenceError, error) {
@@ -157,8 +157,9 @@ func short(v json.RawMessage) string {
 }
 
 const (
-	wantMetres = "a number of metres, such as 25"
-	wantTime   = "a time such as \"2026-01-31T08:00:00Z\""
+	wantMetres  = "a number of metres, such as 25"
+	wantSeconds = "a number of seconds, such as 30"
+	wantTime    = "a time such as \"2026-01-31T08:00:00Z\""
 )
 
 // into reads the properties of the fence.
@@ -173,6 +174,9 @@ func (p properties) into(f *Fence) error {
 	if err := cmp.Or(
 		p.read("radius_m", wantMetres, &f.RadiusM),
 		p.read("width_m", wantMetres, &f.WidthM),
+		p.read("exit_margin_m", wantMetres, &f.ExitMarginM),
+		p.read("min_dwell_s", wantSeconds, &f.MinDwellS),
+		p.read("min_interval_s", wantSeconds, &f.MinIntervalS),
 		p.read("valid_from", wantTime, &from),
 		p.read("valid_to", wantTime, &to),
 		p.read("enabled", "true or false", &f.Enabled),

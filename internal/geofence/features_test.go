@@ -2,6 +2,7 @@ package geofence_test
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -128,6 +129,45 @@ func TestWhatALineIs(t *testing.T) {
 		_, err := one(t, text(properties), geofence.Defaults{})
 		require.ErrorContains(t, err, want, properties)
 	}
+}
+
+func TestWhatHoldsABorderStillIsChecked(t *testing.T) {
+	text := func(properties, geometry string) string {
+		return `{"type":"Feature","id":"x","properties":` + properties + `,"geometry":` + geometry + `}`
+	}
+	const line, disc = `{"type":"LineString","coordinates":[[11,48],[11.1,48]]}`, `{"type":"Point","coordinates":[11,48]}`
+	f, err := one(t, text(`{"radius_m":50,"exit_margin_m":10.5,"min_dwell_s":90}`, disc), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Equal(t, []float64{10.5, 90, 0}, []float64{f.ExitMarginM, f.MinDwellS, f.MinIntervalS})
+	f, err = one(t, text(`{"width_m":50,"exit_margin_m":1000,"min_dwell_s":3600}`, line), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Equal(t, []float64{1000, 3600, 0}, []float64{f.ExitMarginM, f.MinDwellS, f.MinIntervalS})
+	f, err = one(t, text(`{"kind":"gate","min_interval_s":0.5,"exit_margin_m":null,"min_dwell_s":0}`, line), geofence.Defaults{})
+	require.NoError(t, err)
+	require.Equal(t, []float64{0, 0, 0.5}, []float64{f.ExitMarginM, f.MinDwellS, f.MinIntervalS})
+	for _, tc := range []struct{ properties, geometry, want string }{
+		{`{"radius_m":50,"exit_margin_m":-1}`, disc, `feature 1, fence "x": exit_margin_m -1 is not from 0 to 1000 metres`},
+		{`{"radius_m":50,"exit_margin_m":1000.5}`, disc, `exit_margin_m 1000.5 is not from 0 to 1000 metres`},
+		{`{"radius_m":50,"exit_margin_m":"10"}`, disc, `exit_margin_m is "10", want a number of metres, such as 25`},
+		{`{"radius_m":50,"exit_margin_m":1e999}`, disc, `exit_margin_m is 1e999, want a number of metres`},
+		{`{"radius_m":50,"min_dwell_s":-0.1}`, disc, `min_dwell_s -0.1 is not from 0 to 3600 seconds`},
+		{`{"radius_m":50,"min_dwell_s":3601}`, disc, `min_dwell_s 3601 is not from 0 to 3600 seconds`},
+		{`{"radius_m":50,"min_dwell_s":"1m"}`, disc, `min_dwell_s is "1m", want a number of seconds, such as 30`},
+		{`{"radius_m":50,"min_interval_s":30}`, disc, `min_interval_s 30 given for kind "circle": only gates have one, min_dwell_s is for areas and circles`},
+		{`{"width_m":50,"min_interval_s":30}`, line, `min_interval_s 30 given for kind "area"`},
+		{`{"kind":"gate","min_interval_s":-30}`, line, `min_interval_s -30 is not from 0 to 3600 seconds`},
+		{`{"kind":"gate","min_interval_s":[30]}`, line, `min_interval_s is [30], want a number of seconds, such as 30`},
+		{`{"kind":"gate","exit_margin_m":5}`, line, `exit_margin_m 5 given for a gate, which no device is inside of: min_interval_s is for gates`},
+		{`{"kind":"gate","min_dwell_s":5}`, line, `min_dwell_s 5 given for a gate`},
+	} {
+		_, err := one(t, text(tc.properties, tc.geometry), geofence.Defaults{})
+		require.ErrorContains(t, err, tc.want, tc.properties)
+	}
+	_, refused := geofence.NewSet([]geofence.Fence{{
+		ID: "nan", Kind: geofence.Circle, Geometry: disc, RadiusM: 50, ExitMarginM: math.NaN(), Valid: geofence.Always, Enabled: true,
+	}})
+	require.Len(t, refused, 1)
+	require.ErrorContains(t, refused[0], "exit_margin_m NaN is not from 0 to 1000 metres")
 }
 
 func TestAnEdgeAcrossHalfTheWorldIsRefused(t *testing.T) {

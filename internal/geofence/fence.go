@@ -24,6 +24,10 @@ const (
 	maxIDLength = 200
 	// MaxGeometryBytes is the longest text of one geometry.
 	maxGeometryBytes = 4 << 20
+	// MaxExitMarginM and maxHoldS bound what a border may be held still by: what lies
+	// further back is read again with each change.
+	maxExitMarginM = 1000
+	maxHoldS       = 3600
 	// MaxRadiusM is a quarter of the way round the world.
 	maxRadiusM = EarthRadiusM * math.Pi / 2
 )
@@ -65,8 +69,12 @@ type Fence struct {
 	Geometry string  // GeoJSON geometry or feature, WGS84, longitude before latitude
 	RadiusM  float64 // circles only, zero otherwise
 	WidthM   float64 // corridors only, zero otherwise
-	Valid    Span
-	Enabled  bool // a version that is not enabled holds its span and contains nothing
+	// When a change counts, see [Walk]; zero is none.
+	ExitMarginM  float64 // metres, not for gates
+	MinDwellS    float64 // seconds of device time, not for gates
+	MinIntervalS float64 // seconds of device time, gates only
+	Valid        Span
+	Enabled      bool // a version that is not enabled holds its span and contains nothing
 }
 
 // Check returns why NewSet would skip this fence on its own, or nil.

@@ -32,6 +32,9 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	if f.Valid.FromUS >= f.Valid.ToUS {
 		return nil, fmt.Errorf("its valid span is empty: %v", f.Valid)
 	}
+	if err := f.checkHold(); err != nil {
+		return nil, err
+	}
 	if s := known[f.drawing()]; s != nil {
 		return s, nil
 	}
@@ -60,6 +63,32 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 		return nil, errors.New("has no kind: want area, circle or gate")
 	}
 	return nil, fmt.Errorf("unknown kind %q: want area, circle or gate", f.Kind)
+}
+
+// checkHold checks what holds the border of the fence still.
+func (f Fence) checkHold() error {
+	for _, p := range []struct {
+		name   string
+		value  float64
+		most   float64
+		unit   string
+		ofGate bool
+	}{
+		{"exit_margin_m", f.ExitMarginM, maxExitMarginM, "metres", false},
+		{"min_dwell_s", f.MinDwellS, maxHoldS, "seconds", false},
+		{"min_interval_s", f.MinIntervalS, maxHoldS, "seconds", true},
+	} {
+		switch {
+		case p.value == 0:
+		case p.ofGate && f.Kind != Gate:
+			return fmt.Errorf("%s %v given for kind %q: only gates have one, min_dwell_s is for areas and circles", p.name, p.value, f.Kind)
+		case !p.ofGate && f.Kind == Gate:
+			return fmt.Errorf("%s %v given for a gate, which no device is inside of: min_interval_s is for gates", p.name, p.value)
+		case !(p.value > 0 && p.value <= p.most):
+			return fmt.Errorf("%s %v is not from 0 to %v %s", p.name, p.value, p.most, p.unit)
+		}
+	}
+	return nil
 }
 
 // Canonical returns the fence with a geometry of only type and coordinates in

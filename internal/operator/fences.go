@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/trmtracking/processor/internal/fencefile"
@@ -166,12 +167,17 @@ type Fences struct {
 
 // Fence is one of them.
 type Fence struct {
-	ID        string     `json:"id"`
-	Version   int        `json:"version"`
-	Name      string     `json:"name"`
-	Kind      string     `json:"kind"`
-	RadiusM   *float64   `json:"radius_m"`
-	WidthM    *float64   `json:"width_m"`
+	ID      string   `json:"id"`
+	Version int      `json:"version"`
+	Name    string   `json:"name"`
+	Kind    string   `json:"kind"`
+	RadiusM *float64 `json:"radius_m"`
+	WidthM  *float64 `json:"width_m"`
+
+	ExitMarginM  *float64 `json:"exit_margin_m"` // null is none, as of the next two
+	MinDwellS    *float64 `json:"min_dwell_s"`
+	MinIntervalS *float64 `json:"min_interval_s"`
+
 	ValidFrom *time.Time `json:"valid_from"` // null is open
 	ValidTo   *time.Time `json:"valid_to"`
 	Enabled   bool       `json:"enabled"`
@@ -245,13 +251,31 @@ func (f *Fleet) ExportFences(ctx context.Context, w io.Writer) error {
 	return geofence.WriteFeatures(w, fences)
 }
 
+// Border says in words what holds the fence's border still; "" is nothing.
+func (f *Fence) Border() string {
+	var list []string
+	for _, p := range []struct {
+		format string
+		value  *float64
+	}{{"exit margin %v m", f.ExitMarginM}, {"dwell %v s", f.MinDwellS}, {"interval %v s", f.MinIntervalS}} {
+		if p.value != nil {
+			list = append(list, fmt.Sprintf(p.format, *p.value))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
 func listed(v *store.FenceVersion) Fence {
 	f := Fence{ID: v.ID, Version: v.Version, Name: v.Name, Kind: string(v.Kind), Enabled: v.Enabled}
 	if v.Kind == geofence.Circle {
 		f.RadiusM = &v.RadiusM
 	}
-	if v.WidthM != 0 {
-		f.WidthM = &v.WidthM
+	for of, value := range map[**float64]float64{
+		&f.WidthM: v.WidthM, &f.ExitMarginM: v.ExitMarginM, &f.MinDwellS: v.MinDwellS, &f.MinIntervalS: v.MinIntervalS,
+	} {
+		if value != 0 {
+			*of = &value
+		}
 	}
 	if v.Valid.FromUS != math.MinInt64 {
 		t := time.UnixMicro(v.Valid.FromUS).UTC()

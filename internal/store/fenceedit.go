@@ -222,7 +222,8 @@ order by n`, geometries)
 // version of each fence given; negative if it belongs to another source.
 func (e *FenceEditor) present(ctx context.Context, tx pgx.Tx, fences []geofence.Fence, ed *edit) (map[string][]FenceVersion, map[string]int, error) {
 	rows, err := tx.Query(ctx, `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), valid_from, valid_to, enabled
+select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), 
+  coalesce(exit_margin_m, 0), coalesce(min_dwell_s, 0), coalesce(min_interval_s, 0), valid_from, valid_to, enabled
 from processor.geofences
 where replaced_at is null
   and source = $1
@@ -263,7 +264,7 @@ group by id`, ids, ed.source)
 func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
 	var v FenceVersion
 	var from, to *time.Time
-	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &v.WidthM, &from, &to, &v.Enabled)
+	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &v.WidthM, &v.ExitMarginM, &v.MinDwellS, &v.MinIntervalS, &from, &to, &v.Enabled)
 	v.Valid = geofence.Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
 	if from != nil {
 		v.Valid.FromUS = from.UnixMicro()
@@ -348,17 +349,18 @@ func sameFence(a, b geofence.Fence) bool {
 }
 
 func (e *FenceEditor) insert(f geofence.Fence, version int, ed *edit) {
-	var radius, width *float64
-	if f.Kind == geofence.Circle {
-		radius = &f.RadiusM
-	}
-	if f.WidthM != 0 {
-		width = &f.WidthM
+	given := func(v float64) *float64 {
+		if v == 0 {
+			return nil
+		}
+		return &v
 	}
 	ed.writes.Queue(`
-insert into processor.geofences (id, version, name, kind, geometry, radius_m, width_m, valid_from, valid_to, enabled, source, created_by)
-values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12)`,
-		f.ID, version, f.Name, string(f.Kind), f.Geometry, radius, width, instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, ed.source, e.by)
+insert into processor.geofences (id, version, name, kind, geometry, radius_m, width_m, valid_from, valid_to, enabled, source, created_by,
+  exit_margin_m, min_dwell_s, min_interval_s)
+values ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+		f.ID, version, f.Name, string(f.Kind), f.Geometry, given(f.RadiusM), given(f.WidthM), instant(f.Valid.FromUS), instant(f.Valid.ToUS), f.Enabled, ed.source, e.by,
+		given(f.ExitMarginM), given(f.MinDwellS), given(f.MinIntervalS))
 }
 
 func (ed *edit) retire(v FenceVersion) {

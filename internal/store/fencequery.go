@@ -28,22 +28,28 @@ type FenceQuery struct {
 
 // NewFenceQuery returns the fences of a select statement. Its columns are id
 // and geometry (GeoJSON, as text or json, WGS84) and optionally name, kind,
-// radius_m, width_m, valid_from, valid_to (timestamptz) and enabled.
+// radius_m, width_m, exit_margin_m, min_dwell_s, min_interval_s, valid_from, valid_to
+// (timestamptz) and enabled.
 func NewFenceQuery(pool *pgxpool.Pool, editor *FenceEditor, query string, timeout time.Duration) *FenceQuery {
 	return &FenceQuery{pool: pool, editor: editor, query: strings.TrimRight(query, "; \t\r\n"), timeout: timeout}
 }
 
 // platformFence is a row of the query.
 type platformFence struct {
-	ID        *json.RawMessage `json:"id"`
-	Name      *string          `json:"name"`
-	Kind      *string          `json:"kind"`
-	Geometry  json.RawMessage  `json:"geometry"`
-	RadiusM   *json.RawMessage `json:"radius_m"`
-	WidthM    *json.RawMessage `json:"width_m"`
-	ValidFrom *string          `json:"valid_from"`
-	ValidTo   *string          `json:"valid_to"`
-	Enabled   *bool            `json:"enabled"`
+	ID       *json.RawMessage `json:"id"`
+	Name     *string          `json:"name"`
+	Kind     *string          `json:"kind"`
+	Geometry json.RawMessage  `json:"geometry"`
+	RadiusM  *json.RawMessage `json:"radius_m"`
+	WidthM   *json.RawMessage `json:"width_m"`
+
+	ExitMarginM  *json.RawMessage `json:"exit_margin_m"`
+	MinDwellS    *json.RawMessage `json:"min_dwell_s"`
+	MinIntervalS *json.RawMessage `json:"min_interval_s"`
+
+	ValidFrom *string `json:"valid_from"`
+	ValidTo   *string `json:"valid_to"`
+	Enabled   *bool   `json:"enabled"`
 }
 
 // Renew reads the platform's fences and makes them the current ones of the
@@ -185,11 +191,13 @@ func featureOf(row []byte) (feature []byte, id string, err error) {
 	if p.Kind != nil {
 		properties["kind"] = *p.Kind
 	}
-	if p.RadiusM != nil {
-		properties["radius_m"] = *p.RadiusM
-	}
-	if p.WidthM != nil {
-		properties["width_m"] = *p.WidthM
+	for name, v := range map[string]*json.RawMessage{
+		"radius_m": p.RadiusM, "width_m": p.WidthM,
+		"exit_margin_m": p.ExitMarginM, "min_dwell_s": p.MinDwellS, "min_interval_s": p.MinIntervalS,
+	} {
+		if v != nil {
+			properties[name] = *v
+		}
 	}
 	if p.Enabled != nil {
 		properties["enabled"] = *p.Enabled

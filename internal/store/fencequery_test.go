@@ -277,8 +277,8 @@ func TestAnExportIsImportedWithoutAChange(t *testing.T) {
 	fences[1].Valid = geofence.Span{FromUS: 1_700_000_000_000_001, ToUS: 1_800_000_000_000_000}
 	line := `{"type":"LineString","coordinates":[[11,48],[11.1,48]]}`
 	fences = append(fences,
-		geofence.Fence{ID: "road", Kind: geofence.Area, Geometry: line, WidthM: 12.5, Valid: geofence.Always, Enabled: true},
-		geofence.Fence{ID: "gate", Kind: geofence.Gate, Geometry: line, Valid: geofence.Always, Enabled: true})
+		geofence.Fence{ID: "road", Kind: geofence.Area, Geometry: line, WidthM: 12.5, ExitMarginM: 10, MinDwellS: 0.25, Valid: geofence.Always, Enabled: true},
+		geofence.Fence{ID: "gate", Kind: geofence.Gate, Geometry: line, MinIntervalS: 30, Valid: geofence.Always, Enabled: true})
 	done, err := editor.Import(t.Context(), fences, "import", true)
 	require.NoError(t, err)
 	require.Equal(t, 4, done.Added)
@@ -299,4 +299,29 @@ func TestAnExportIsImportedWithoutAChange(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4, done.Same, "%+v\n%s", done, out.String())
 	require.Zero(t, done.Added+done.Closed)
+
+	// What holds the border still is a property of the version.
+	again[3].ExitMarginM = 20
+	done, err = editor.Import(t.Context(), again, "import", true)
+	require.NoError(t, err)
+	require.Equal(t, []int{1, 1, 3}, []int{done.Added, done.Closed, done.Same})
+}
+
+func TestAPlatformHoldsItsBordersStill(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	execute(t, pool, `create table public.zones (id text, shape text, r float8, margin float8, dwell integer)`)
+	execute(t, pool, `insert into public.zones values
+		('a', '{"type":"Point","coordinates":[11.5,48.5]}', 200, 12.5, 90),
+		('b', '{"type":"Point","coordinates":[11.5,48.5]}', 200, null, null),
+		('c', '{"type":"Point","coordinates":[11.5,48.5]}', 200, -1, null)`)
+	query := store.NewFenceQuery(pool, store.NewFenceEditor(pool, fenceScope, 4, "test"),
+		`select id, shape as geometry, r as radius_m, margin as exit_margin_m, dwell as min_dwell_s from public.zones`, time.Minute)
+	renewed, err := query.Renew(t.Context(), raise(t, pool))
+	require.NoError(t, err)
+	require.Equal(t, 2, renewed.Added)
+	require.Len(t, renewed.Bad, 1)
+	require.ErrorContains(t, renewed.Bad[0], "row 3, fence c: exit_margin_m -1 is not from 0 to 1000 metres")
+	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where exit_margin_m = 12.5 and min_dwell_s = 90 and min_interval_s is null"))
+	require.Equal(t, 1, number(t, pool, "select count(*) from processor.geofences where exit_margin_m is null and min_dwell_s is null"))
 }

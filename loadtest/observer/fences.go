@@ -14,7 +14,8 @@ import (
 // Fences returns the fence versions in force.
 func Fences(ctx context.Context, pool *pgxpool.Pool) ([]oracle.Fence, error) {
 	rows, err := pool.Query(ctx, `
-select id, version, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), valid_from, valid_to, not enabled
+select id, version, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), 
+  coalesce(exit_margin_m, 0), coalesce(min_dwell_s, 0), coalesce(min_interval_s, 0), valid_from, valid_to, not enabled
 from processor.geofences
 where replaced_at is null
 order by id, version`)
@@ -23,7 +24,7 @@ order by id, version`)
 	}
 	fences, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f oracle.Fence, err error) {
 		var from, to *time.Time
-		err = row.Scan(&f.ID, &f.Version, &f.Kind, &f.Geometry, &f.RadiusM, &f.WidthM, &from, &to, &f.Disabled)
+		err = row.Scan(&f.ID, &f.Version, &f.Kind, &f.Geometry, &f.RadiusM, &f.WidthM, &f.ExitMarginM, &f.MinDwellS, &f.MinIntervalS, &from, &to, &f.Disabled)
 		f.FromUS, f.ToUS = int64(math.MinInt64), int64(math.MaxInt64)
 		if from != nil {
 			f.FromUS = from.UnixMicro()

@@ -17,9 +17,14 @@ type Fence struct {
 	Geometry string  // GeoJSON
 	RadiusM  float64 // of a circle
 	WidthM   float64 // of a corridor, which is a LineString of kind area
-	FromUS   int64   // device time from which it is valid, math.MinInt64 without begin
-	ToUS     int64   // and until which, itself not included; math.MaxInt64 without end
-	Disabled bool    // holds its span and contains nothing
+
+	ExitMarginM  float64 // metres to be away before an exit counts; 0 is any
+	MinDwellS    float64 // seconds to stay before a change counts
+	MinIntervalS float64 // seconds between passages of a gate in one direction that count
+
+	FromUS   int64 // device time from which it is valid, math.MinInt64 without begin
+	ToUS     int64 // and until which, itself not included; math.MaxInt64 without end
+	Disabled bool  // holds its span and contains nothing
 }
 
 func (f *Fence) valid(us int64) bool {

@@ -76,6 +76,7 @@ func (r *run) rules() oracle.Rules {
 	for i, f := range r.fences {
 		fences[i] = oracle.Fence{
 			ID: f.ID, Version: 1, Kind: string(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM, WidthM: f.WidthM,
+			ExitMarginM: f.ExitMarginM, MinDwellS: f.MinDwellS, MinIntervalS: f.MinIntervalS,
 			FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
 		}
 	}
