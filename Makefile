@@ -15,6 +15,10 @@ export DATA
 ARGS ?=
 PKG ?= ./...
 BENCH ?= .
+# Of a campaign: make chaos.
+FROM ?= 1
+SEEDS ?= 20
+WORLD ?= plain
 # Runs of each benchmark in bench-compare.
 COUNT ?= 6
 FUZZTIME ?= 30s
@@ -165,6 +169,13 @@ loadtest-ci: build ## Two instances share the work, take over from each other an
 	@bin/loadtest run split --json --duration 15s --slack 3
 	@bin/loadtest run failover --json --slack 3
 	@bin/loadtest run chaos --json --slack 3 --seed 7
+
+.PHONY: chaos
+chaos: build ## A campaign of chaos that must reach the rare branches: make chaos FROM=1 SEEDS=20 WORLD=partitioned
+	@go build -tags mutant -o bin/processor-mutant ./cmd/processor
+	@rm -rf bin/rare; failed=; for seed in $$(seq $(FROM) $$(($(FROM) + $(SEEDS) - 1))); do \
+		bin/loadtest run chaos --json --slack 4 --seed $$seed --world $(WORLD) --processor bin/processor-mutant --rare bin/rare || failed="$$failed $$seed"; \
+	done; bin/loadtest reached chaos bin/rare && test -z "$$failed" || { echo "failed seeds:$${failed:- none}" >&2; exit 1; }
 
 .PHONY: loadtest-containers
 loadtest-containers: build ## Build the image and break containers of it, where there is a Docker engine (80 s)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -96,6 +97,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	m := newMetrics(reg)
 	// Queue state learned from one server does not hold on another.
 	deps.Stream.OnServerChange(func() {
+		rare.Reached(rare.ServerChanged)
 		engine.Abandon()
 		membership.serverChanged.Store(true)
 	})

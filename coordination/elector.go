@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/lograte"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // lease is the leader's lock as the elector uses it.
@@ -186,6 +188,9 @@ func (e *elector) resign(ctx context.Context, term int64, why error) {
 	if stopping {
 		e.log.Info("stepping down: shutting down", "term", term)
 	} else {
+		if f, ok := errors.AsType[*protocol.Failure](why); ok && f.Kind == protocol.Fenced {
+			rare.Reached(rare.TermRefused)
+		}
 		e.log.Warn("stepping down", "term", term, "err", why)
 	}
 	last := context.WithoutCancel(ctx)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -243,6 +244,7 @@ func (l *Leader) record(ctx context.Context) error {
 		for _, loss := range losses {
 			n += max(0, loss.Entries)
 		}
+		rare.Reached(rare.LossRecorded)
 		l.metrics.losses.Add(float64(n))
 		l.log.Error("entries lost before completion", "count", n,
 			"reason", losses[0].Cause, "entry_id", losses[0].First.String())
@@ -306,6 +308,7 @@ func (l *Leader) claim(ctx context.Context, consumer string) error {
 		}
 		l.cursors[consumer] = page.Next
 		if page.Entries > 0 {
+			rare.Reached(rare.Swept)
 			l.metrics.claimed.Add(float64(page.Entries))
 			l.log.Info("claimed entries of a foreign consumer", "consumer", consumer, "count", page.Entries)
 			shards := make([]int, 0, len(page.Shards))
@@ -329,6 +332,7 @@ func (l *Leader) watchMembers(ctx context.Context) {
 	stalled := l.membership.stalled()
 	for _, m := range stalled {
 		if l.incident(ctx, protocol.StalledMember, m, map[string]any{"since": fmt.Sprint(l.cfg.ClaimThreshold)}) {
+			rare.Reached(rare.StalledMember)
 			l.log.Error("member stalled", "member", m)
 		}
 	}
@@ -356,6 +360,7 @@ func (l *Leader) watchSilent(ctx context.Context, list []protocol.Shard) {
 		}
 		if l.incident(ctx, protocol.SilentMember, member, detail) {
 			l.silent[member] = time.Now()
+			rare.Reached(rare.SilentMember)
 			l.log.Warn("member heartbeat expired; reassigning its shards", "member", member, "count", len(shards), "host", last.Host, "pid", last.PID)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -227,6 +228,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 			k.handOver(ctx, s.Shard, hold.Epoch)
 		case protocol.Lose:
 			k.log.Warn("shard lost to another member", "shard", s.Shard, "epoch", hold.Epoch, "member", s.Owner)
+			rare.Reached(rare.ShardLost)
 			k.metrics.lost.Inc()
 			k.forget(s.Shard)
 			k.engine.Drop(s.Shard)
@@ -251,6 +253,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, crashed bool, err error) {
 	owner := k.membership.owner(member)
 	if able = shards; !owner.Gone {
+		rare.Reached(rare.ReleaseOverdue)
 		able = nil
 		for _, s := range shards {
 			err := k.shards.Lockable(ctx, s.Shard, member)
@@ -421,6 +424,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 				return nil // it was reassigned in between
 			}
 			if by, blocked := protocol.BlockedBy(err); blocked {
+				rare.Reached(rare.AcquisitionBlocked)
 				k.block(s.Shard, err, by)
 				return nil // the others are not held up by it
 			}
@@ -446,6 +450,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 			k.log.Warn("shard quarantined: owners crashed without progress", "shard", t.Shard, "crash_count", s.CrashCount, "limit", s.Limit)
 		}
 		if i := slices.IndexFunc(shards, func(s protocol.Shard) bool { return s.Shard == t.Shard }); shards[i].Owner != "" && shards[i].Owner != me {
+			rare.Reached(rare.ForceAcquired)
 			k.metrics.forceAcquired.Inc()
 		}
 		return nil
@@ -502,6 +507,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 			return err
 		}
 		if entries > 0 {
+			rare.Reached(rare.Redelivered)
 			k.metrics.redelivered.Add(float64(entries))
 			k.log.Info("redelivered entries whose commit is unconfirmed", "count", entries)
 		}
@@ -536,6 +542,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 			return err
 		}
 	}
+	rare.Reached(rare.RedeliveredTrimmed)
 	k.log.Error("Postgres lost commits whose entries were trimmed; entries lost, count unknown",
 		"shards", len(losses), "entry_id", losses[0].Last.String())
 	return nil
@@ -561,6 +568,7 @@ func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 			return
 		}
 		k.release(ctx, shard, epoch)
+		rare.Reached(rare.HandedOver)
 		k.metrics.handoffSeconds.Observe(time.Since(started).Seconds())
 		k.mu.Lock()
 		delete(k.releasing, shard)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // pollInterval is how often the stream is checked.
@@ -82,6 +83,7 @@ func (w *DataLossDetector) recordFailover(ctx context.Context, kind string, loss
 	if err := w.ledger.Close(ctx, kind, subject); err != nil {
 		return err
 	}
+	rare.Reached(rare.RedisFailedOver)
 	w.lost.WithLabelValues(kind).Inc()
 	w.log.Error("Redis failed over to an older state; entries lost, count unknown",
 		"reason", loss.Cause, "entry_id", subject)

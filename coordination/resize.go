@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -90,6 +91,7 @@ func (r *Resize) Run(ctx context.Context, to int) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	rare.Reached(rare.Resized)
 	return true, r.change(ctx, from, to, lease.After)
 }
 

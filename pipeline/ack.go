@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // ackLoop acknowledges committed batches in order and retries until it
@@ -31,6 +33,7 @@ func (w *worker) ack(ctx context.Context, b *batch) error {
 			return ctx.Err()
 		}
 		// The next owner compares queue and tables; so must we.
+		rare.Reached(rare.AckRefused)
 		w.log.Warn("acknowledgement failed; reacquiring shards", "err", err)
 		b.stale = lostShards(err, b)
 	}

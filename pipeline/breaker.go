@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -210,6 +211,7 @@ func (w *worker) swallowed(c protocol.CommitResult) {
 
 // hold notes that the worker waits for a person.
 func (w *worker) hold(err error) {
+	rare.Reached(rare.RefusalWaits)
 	r := refusalOf(err)
 	if w.breaker.pause(w, r) {
 		w.log.Error("sink refuses rows for a reason that is not theirs; paused until it is gone", "reason", r.Reason, "err", err, "remedy", r.Remedy)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -109,6 +110,7 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 	case fatal:
 		return c.err
 	case reacquire:
+		rare.Reached(rare.OutcomeUnknown)
 		w.metrics.indeterminate.Inc()
 		w.giveUp(c.batch, nil, OutcomeUnknown)
 		w.put(c.batch)
@@ -119,6 +121,7 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 		}
 		return w.redo(ctx, c.batch, false)
 	case dropFenced:
+		rare.Reached(rare.Fenced)
 		w.metrics.fenced.Inc()
 		lost := lostShards(c.err, c.batch)
 		w.giveUp(c.batch, lost, shardFenced)
@@ -127,6 +130,9 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 		w.setAside(c.batch, lostShards(c.err, c.batch))
 		return w.redo(ctx, c.batch, false)
 	default:
+		if v == recompute {
+			rare.Reached(rare.Recomputed)
+		}
 		c.batch.culprit = culprit(c.err, c.batch)
 		return w.redo(ctx, c.batch, v == bisect)
 	}
@@ -172,6 +178,7 @@ func (w *worker) giveUp(b *batch, named map[int]bool, cause Cause) {
 // with everything computed on top of it. They stay ours, and their queues are read
 // again after a pause: meanwhile neither other shards nor a release wait for the lock.
 func (w *worker) setAside(b *batch, locked map[int]bool) {
+	rare.Reached(rare.SetAside)
 	w.dropWork(b, locked, func(p part) {
 		if w.table.restartLocked(p.shard, p.grant) {
 			w.log.Warn("shard set aside: another session has its row locked, will retry", "shard", p.shard)
@@ -311,6 +318,7 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 		}
 		return nil
 	case reacquire:
+		rare.Reached(rare.OutcomeUnknown)
 		w.metrics.indeterminate.Inc()
 		w.giveUp(b, nil, OutcomeUnknown)
 		return nil
@@ -320,6 +328,7 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 		}
 		return w.redoPart(ctx, p, isolate)
 	case dropFenced:
+		rare.Reached(rare.Fenced)
 		w.metrics.fenced.Inc()
 		w.giveUp(b, lostShards(outcome, b), shardFenced)
 		return nil
@@ -331,6 +340,7 @@ func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, out
 	if len(p.entries) == 1 {
 		return w.judge(ctx, p, outcome)
 	}
+	rare.Reached(rare.Bisected)
 	half := len(p.entries) / 2
 	left, right := p, p
 	left.entries, right.entries = p.entries[:half], p.entries[half:]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // ProbeLog records probe batches of quarantined shards, so that the next owner
@@ -34,7 +35,9 @@ func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 	r := protocol.ProbeBatch{
 		Epoch: p.epoch, First: p.entries[0].ID, Last: p.entries[len(p.entries)-1].ID, Entries: len(p.entries), Until: s.Until,
 	}
+	rare.Reached(rare.Probed)
 	if r.First == s.Culprit {
+		rare.Reached(rare.CulpritFound)
 		if err := w.rejectEntry(ctx, p, &crashError{crashCount: s.CrashCount}); err != nil {
 			return err
 		}

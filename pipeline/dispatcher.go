@@ -10,6 +10,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -98,6 +99,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	d.metrics.dispatcher.Set(1)
 	d.noteGroup(lease)
 	if lease.Moved && d.moved.Pass() {
+		rare.Reached(rare.LastIDMoved)
 		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
 	after, pending, renewed, asked, paused := lease.After, lease.Pending, started, started, lease.Paused
@@ -166,6 +168,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 func (d *dispatcher) fit(took time.Duration) {
 	switch {
 	case took >= d.ttl:
+		rare.Reached(rare.LeaseProlonged)
 		d.ttl = max(d.ttl, min(2*took, maxDispatchLease))
 		if d.late.Pass() {
 			d.log.Warn("a dispatch took longer than its lease; the next lease is longer. Redis or the link to it is slow", "took", took, "lease", d.ttl)
@@ -179,6 +182,7 @@ func (d *dispatcher) fit(took time.Duration) {
 // be redelivered. The script notifies the other members.
 func (d *dispatcher) noteGroup(lease protocol.DispatchLease) {
 	if lease.GroupCreated {
+		rare.Reached(rare.GroupCreated)
 		d.log.Warn("consumer group created at the start of the stream; known entries end as duplicates")
 		d.table.rewind()
 	}
@@ -284,6 +288,7 @@ func (d *dispatcher) logRateLimited(ctx context.Context, what string, err error)
 	}
 	d.metrics.dispatchErrors.Inc()
 	if lostState(err) {
+		rare.Reached(rare.DispatchRefused)
 		d.log.Debug("dispatch lease or group changed", "what", what, "err", err)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // pace is how many entries a worker puts into one batch. What was too much for
@@ -20,6 +21,7 @@ func newPace(most int) pace { return pace{most: most, limit: most} }
 
 // tooMuch notes that a batch was.
 func (p *pace) tooMuch(entries int, took time.Duration) {
+	rare.Reached(rare.Halved)
 	p.limit, p.failed = max(1, min(p.limit, entries/2)), took
 }
 

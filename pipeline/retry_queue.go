@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -147,6 +148,7 @@ func (t *table) deliverDeferred(shard int, epoch int64, rows []protocol.Deferred
 // becomes a record is a late record. Entries that cannot be decided, since the
 // shard is lost, are returned.
 func (w *worker) tryAgain(ctx context.Context, m *message) error {
+	rare.Reached(rare.DeferredRetry)
 	defer m.done()
 	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]protocol.Deferred, len(m.deferred))}
 	if t, ok := w.owned[m.shard]; ok {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -475,6 +476,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		w.applying = e.ID
 		switch {
 		case e.Fields == nil:
+			rare.Reached(rare.Trimmed)
 			w.metrics.outcome(outcomeLost, 1)
 		case d.err != nil:
 			w.reject(b, &p, e, d.err)

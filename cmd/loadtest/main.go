@@ -69,7 +69,7 @@ the command line is wrong.`,
   loadtest run split --json
   loadtest run chaos --seed 7 --report chaos.html`,
 	}
-	root.AddCommand(newDemoCommand(), newListCommand(), newRunCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand())
+	root.AddCommand(newDemoCommand(), newListCommand(), newRunCommand(), newReachedCommand(), newVerifyCommand(), newSendCommand(), newBenchCommand())
 	cli.Strict(root)
 	return root
 }

@@ -84,3 +84,22 @@ func TestListForPrograms(t *testing.T) {
 		require.Regexp(t, "^[a-z_]+$", name)
 	}
 }
+
+func TestACampaignThatMissesABranchFailsAndNamesIt(t *testing.T) {
+	dir := t.TempDir()
+	s, err := scenarios.ByName("chaos")
+	require.NoError(t, err)
+	require.NotEmpty(t, s.Reaches)
+	for _, b := range s.Reaches {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, string(b)), []byte("++"), 0o600))
+	}
+	code, out, errs := call("reached", "chaos", dir)
+	require.Equal(t, exitClean, code, errs)
+	require.Contains(t, out, s.Reaches[0])
+	require.NoError(t, os.Remove(filepath.Join(dir, string(s.Reaches[0]))))
+	code, _, errs = call("reached", "chaos", dir)
+	require.Equal(t, exitFinding, code)
+	require.Contains(t, errs, "not reached by any run: "+string(s.Reaches[0])+"\n")
+	code, _, _ = call("reached", "chaos", filepath.Join(dir, "none"))
+	require.Equal(t, exitFinding, code)
+}

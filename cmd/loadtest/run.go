@@ -82,6 +82,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	flags.StringVar(&f.cfg.Plan.Profile, "fleet", "", "steady, incidents, polluted or hot")
 	flags.Uint64Var(&f.cfg.Seed, "seed", 0, "of the fleet and the faults (default: the day's, as in 20261231)")
 	flags.Float64Var(&f.cfg.Slack, "slack", 1, "allow this multiple of the slack in bounds on time, for busy machines")
+	flags.StringVar(&f.cfg.Rare, "rare", "", "count the rare branches that the instances reach in this `folder`; wants a --processor built with -tags mutant")
 	flags.BoolVar(&f.json, "json", false, "print the verdict as one last line of JSON")
 	flags.StringVar(&f.report, "report", "", "write a report with charts to this `file`")
 	flags.StringVar(&f.keep, "keep", "", "keep the logs of the instances and the send log in this `folder`")
@@ -110,6 +111,14 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 	}
 	if f.cfg.Processor, err = findProcessor(cmd, f.cfg.Processor, f.cfg.Dir); err != nil {
 		return err
+	}
+	if f.cfg.Rare != "" {
+		if f.cfg.Rare, err = filepath.Abs(f.cfg.Rare); err != nil {
+			return fmt.Errorf("find the folder: %w", err)
+		}
+		if err := os.MkdirAll(f.cfg.Rare, 0o755); err != nil {
+			return fmt.Errorf("make a folder: %w", err)
+		}
 	}
 	level := slog.LevelWarn
 	if s.Breaks {

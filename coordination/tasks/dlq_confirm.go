@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -47,6 +48,8 @@ func (h *DLQJanitor) confirm(ctx context.Context) error {
 			case !known[i].IsZero():
 				if known[i].Less(durable) {
 					safe = append(safe, r)
+				} else {
+					rare.Reached(rare.LetterWaits)
 				}
 				h.mark = marks[i]
 				continue
@@ -104,6 +107,7 @@ func (h *DLQJanitor) restore(ctx context.Context, refs []telemetry.Ref) (bytes i
 		outcomes[outcome] = append(outcomes[outcome], l.Entry.Ref())
 	}
 	if added := outcomes[protocol.LetterAdded]; len(added) > 0 {
+		rare.Reached(rare.LetterRestored)
 		h.metrics.restored.Add(float64(len(added)))
 		h.log.Warn("added dead letters that Redis did not have", "count", len(added), "entry_id", added[0].ID.String())
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -78,6 +79,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 	}
 	defer conn.Release()
 	if probeRow := w.Generation(); probeRow != b.ServerGeneration {
+		rare.Reached(rare.GenerationChanged)
 		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errServerGenerationChanged}
 	}
 	out, err := w.write(ctx, conn.Conn(), c, b)

@@ -155,6 +155,24 @@ func (o *Observer) FillDisk(ctx context.Context, full bool) error {
 	return wrapped("fill the disk", err)
 }
 
+// LockShard locks the row of a shard, as another program might, until unlock.
+func (o *Observer) LockShard(ctx context.Context, shard int) (unlock func(context.Context) error, err error) {
+	tx, err := o.pool.Begin(ctx)
+	if err != nil {
+		return nil, wrapped("lock a shard", err)
+	}
+	if _, err := tx.Exec(ctx, `
+select
+from processor.shards
+where stream = $1
+  and group_name = $2
+  and shard = $3
+for update`, o.scope.Stream, o.scope.Group, shard); err != nil {
+		return nil, errors.Join(wrapped("lock a shard", err), tx.Rollback(ctx))
+	}
+	return func(ctx context.Context) error { return wrapped("unlock a shard", tx.Rollback(ctx)) }, nil
+}
+
 // InTransaction returns how many sessions of a member are inside a transaction.
 func (o *Observer) InTransaction(ctx context.Context, member string) (n int, err error) {
 	err = o.pool.QueryRow(ctx, `

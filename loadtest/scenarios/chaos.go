@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -17,13 +19,17 @@ func chaos() Scenario {
 	return Scenario{
 		Name: "chaos",
 		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break " +
-			"and servers go away or fill up.",
+			"and servers go away, fill up or have a row locked.",
 		Bounds:  "none beside those of every scenario",
 		Plan:    Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
 		Breaks:  true,
 		proxied: true,
 		durable: true,
 		env:     []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
+		Reaches: []rare.Branch{
+			rare.Fenced, rare.OutcomeUnknown, rare.SetAside, rare.DispatchRefused, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired,
+			rare.ShardLost, rare.Redelivered, rare.SilentMember, rare.ServerChanged, rare.Probed, rare.LetterWaits,
+		},
 		run: func(ctx context.Context, r *run) error {
 			if err := r.begin(ctx); err != nil {
 				return err
@@ -171,6 +177,16 @@ func (r *run) serverActs() []act {
 	if r.environment.Env == nil {
 		return acts
 	}
+	acts = append(acts, act{"row of a shard locked", 1, 5 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
+		shard := dice.IntN(testbed.Shards)
+		defer r.mark(-1, "row of shard %d locked", shard)()
+		unlock, err := r.environment.Observer.LockShard(ctx, shard)
+		if err != nil {
+			return err
+		}
+		err = testbed.Pause(ctx, between(dice, time.Second, 4*time.Second))
+		return errors.Join(err, unlock(context.WithoutCancel(ctx)))
+	}})
 	for _, t := range r.outages() {
 		acts = append(acts, act{t.name, 1, 5 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			defer r.mark(-1, "%s", t.name)()

@@ -21,8 +21,12 @@ type Config struct {
 	AllowFaults bool     // on named servers
 	// World is what the private Postgres has before the service comes; empty means Plain.
 	World devenv.World
-	Plan  Plan
-	Seed  uint64
+	// Rare is a folder in which the instances count the rare branches that they reach,
+	// beside the counts of earlier runs; empty means that nobody counts. The program must
+	// be built with the tag mutant.
+	Rare string
+	Plan Plan
+	Seed uint64
 	// Slack multiplies what bounds on time allow beyond the configured timeouts.
 	// A busy machine running unattended needs more than a quiet one.
 	Slack float64

@@ -3,6 +3,7 @@ package scenarios
 import (
 	"time"
 
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
@@ -44,6 +45,8 @@ type Result struct {
 	// Rates are those of the rounds of a scenario that compares some.
 	Rates  []float64 `json:"rates,omitempty"`
 	Missed []string  `json:"missed,omitempty"` // bounds
+	// Reached is how often each rare branch was reached, where that was counted.
+	Reached rare.Counts `json:"reached,omitempty"`
 
 	Findings       []oracle.Finding `json:"-"`
 	Order          []string         `json:"-"` // examples of rows out of order

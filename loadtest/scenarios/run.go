@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
@@ -28,7 +29,8 @@ type run struct {
 	watch       *testbed.Watch
 	probe       *testbed.Probe
 	began       time.Time
-	fleets      int // begun so far
+	fleets      int         // begun so far
+	reached     rare.Counts // before this run
 
 	mu        sync.Mutex
 	marks     []Mark
@@ -54,6 +56,12 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 	}
 	r := &run{scenario: s, cfg: cfg, plan: cfg.Plan, log: cfg.Log}
 	r.line = &testbed.Cluster{Program: cfg.Processor, Env: slices.Concat(s.env, cfg.Env), Dir: cfg.Dir, Proxied: s.proxied}
+	if cfg.Rare != "" {
+		if r.reached, err = rare.Read(cfg.Rare); err != nil {
+			return nil, err
+		}
+		r.line.Env = append(r.line.Env, rare.Env+"="+cfg.Rare)
+	}
 	if s.held {
 		r.line.Env = append(r.line.Env, "MUTANT_HOLD="+cfg.Dir)
 	}

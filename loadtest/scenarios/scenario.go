@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // Scenario is something that happens to a fleet, and what must be true then.
@@ -22,7 +24,9 @@ type Scenario struct {
 	container bool     // instances are containers
 	held      bool     // holds batches back: the program must be one that can be asked to
 	env       []string // of the instances
-	run       func(ctx context.Context, r *run) error
+	// Reaches is the rare branches that a campaign of 20 runs reaches.
+	Reaches []rare.Branch
+	run     func(ctx context.Context, r *run) error
 }
 
 // EveryBound is the bounds that all scenarios share, in words.

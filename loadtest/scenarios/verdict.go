@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -83,6 +84,9 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 		r.fact("feed", "%s changes of crossings read, begun %d times", cli.Thousands(int64(r.environment.Feed.Changes())), r.environment.Feed.Starts())
 	}
 	r.checkCommonBounds(res, report)
+	if err := r.rareBranches(res); err != nil {
+		return nil, err
+	}
 	for _, f := range r.after {
 		f(res)
 	}
@@ -96,6 +100,29 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	}
 	r.usage(res)
 	return res, nil
+}
+
+// rareBranches says which rare branches this run has reached.
+func (r *run) rareBranches(res *Result) error {
+	if r.cfg.Rare == "" {
+		return nil
+	}
+	now, err := rare.Read(r.cfg.Rare)
+	if err != nil {
+		return err
+	}
+	res.Reached = make(rare.Counts)
+	for b, n := range now {
+		if n -= r.reached[b]; n > 0 {
+			res.Reached[b] = n
+		}
+	}
+	r.check(len(res.Reached) > 0, "no rare branch was reached: is %s built with the tag mutant?", r.cfg.Processor)
+	r.fact("rare branches", "%d reached: %s", len(res.Reached), res.Reached)
+	if missing := res.Reached.Missing(r.scenario.Reaches); len(missing) > 0 {
+		r.fact("rare branches", "not reached in this run, as a campaign does: %s", rare.Join(missing))
+	}
+	return nil
 }
 
 // maxAttempts returns how often an entry that cannot be decoded is tried.

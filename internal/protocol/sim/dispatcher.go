@@ -1,7 +1,10 @@
 package sim
 
 import (
+	"errors"
+
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -30,7 +33,11 @@ func (p *proc) acquireLease() {
 		default:
 			p.w.logf(p, "has the dispatch lease, after %d", leaseNumber.After.Seq)
 			number := p.nextLease(true)
+			if leaseNumber.Moved {
+				p.w.reach(rare.LastIDMoved)
+			}
 			if leaseNumber.GroupCreated {
+				p.w.reach(rare.GroupCreated)
 				p.rewind()
 			}
 			p.renewed = p.w.now
@@ -97,6 +104,9 @@ func (p *proc) dispatch(number uint64, after telemetry.EntryID, started int64, r
 		answer(p.w.redis.dispatch(p, token, after, read, dispatchLeaseTTL))
 	}, func(gone map[telemetry.EntryID]bool, err error) {
 		if err != nil {
+			if errors.Is(err, errLost) {
+				p.w.reach(rare.DispatchRefused)
+			}
 			p.again(p.acquireLease)
 			return
 		}

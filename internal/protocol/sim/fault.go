@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -279,6 +280,9 @@ func (w *world) redisFailover(past *redis) {
 		if !kept[e] && e.lost == "" && (there || since || !w.pg.t.seen[e.number]) {
 			e.lost = "gone with a failover of Redis"
 		}
+	}
+	if past.last.Less(w.redis.last) {
+		w.reach(rare.RedisFailedOver)
 	}
 	w.redis = past.clone()
 	w.redis.history++

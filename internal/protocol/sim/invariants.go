@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -122,6 +123,7 @@ func (w *world) checkRestored(past *tables) {
 func (w *world) checkRange(shard int, after, upTo, first telemetry.EntryID) {
 	for _, e := range w.entries {
 		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) && e.id.Less(first) && e.lost == "" {
+			w.reach(rare.RedeliveredTrimmed)
 			e.lost = "trimmed, and its commit lost by Postgres"
 		}
 	}

@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // leader is a member's own state of the leadership: step is 0 without the lock,
@@ -114,6 +116,9 @@ func (p *proc) assign() {
 		}, func(_ bool, err error) {
 			l.busy = false
 			if err != nil {
+				if errors.Is(err, errFenced) {
+					p.w.reach(rare.TermRefused)
+				}
 				p.w.logf(p, "leads no more")
 				l.step = 0
 			}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -132,6 +133,9 @@ func (p *proc) reconnected(which, run int) {
 		return
 	}
 	l.knownRun = run
+	if which == redisServer {
+		p.w.reach(rare.ServerChanged)
+	}
 	p.w.logf(p, "hears of another run of %s", p.w.servers[which].name)
 	if which == postgresServer {
 		p.leader.step = 0

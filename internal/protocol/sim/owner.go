@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -130,6 +131,11 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 	case protocol.ForceAcquire:
 		s.acting = true
 		gone := p.watch.Gone(now, row.owner)
+		if gone {
+			p.w.reach(rare.SilentMember)
+		} else {
+			p.w.reach(rare.ReleaseOverdue)
+		}
 		p.w.logf(p, "shard %d: force-acquires it from %s", shard, row.owner)
 		in := p.pass
 		in.open++
@@ -141,6 +147,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 				if err != nil {
 					s.acting = false
 				} else {
+					p.w.reach(rare.ForceAcquired)
 					p.pass = in
 					p.acquireShard(shard)
 				}
@@ -171,6 +178,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		p.w.logf(p, "shard %d: hands it over", shard)
 		p.handOver(shard, s.ownership)
 	case protocol.Lose:
+		p.w.reach(rare.ShardLost)
 		p.w.logf(p, "shard %d: drops it", shard)
 		p.release(shard)
 	case protocol.Leave, protocol.Await:
@@ -198,6 +206,7 @@ func (p *proc) handOver(shard int, ownership uint64) {
 		}
 		s.acting = false
 		s.granted = p.w.now
+		p.w.reach(rare.HandedOver)
 		if s.held && s.ownership == ownership {
 			p.release(shard)
 		}
@@ -245,6 +254,9 @@ func (p *proc) raise(shard int, before *early) {
 		if errors.Is(err, errBlocked) && p.w.cfg.Mutant == LockIsOutage {
 			err, in.failed = errUnavailable, true
 		}
+		if errors.Is(err, errBlocked) {
+			p.w.reach(rare.AcquisitionBlocked)
+		}
 		p.sink(err)
 		if err == nil {
 			in.granted = append(in.granted, func() { p.enter(shard, row, run, before) })
@@ -289,6 +301,7 @@ func (p *proc) enter(shard int, row shardRow, run int, before *early) {
 				grant()
 				return
 			}
+			p.w.reach(rare.Redelivered)
 			call(p, redisServer, "redeliver", func(answer func(bool, error)) {
 				answer(true, p.w.redis.redeliver(p, shard, after, upTo))
 			}, func(_ bool, err error) {

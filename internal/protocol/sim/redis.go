@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -303,6 +304,7 @@ func (r *redis) sweep(p *proc, idle int64) {
 			delete(r.group.pending, id)
 			continue
 		}
+		r.w.reach(rare.Swept)
 		r.group.pending[id] = pendingEntry{shard: e.shard, since: r.w.now}
 	}
 }

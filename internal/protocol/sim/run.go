@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // Config determines a run completely: the same Config gives the same run.
@@ -25,7 +27,8 @@ type Result struct {
 	Steps     int
 	Commits   int
 	Acks      int
-	Limit     int // entries lost within the known limit
+	Limit     int         // entries lost within the known limit
+	Reached   rare.Counts // rare branches
 	Trace     []string
 }
 
@@ -50,6 +53,7 @@ type world struct {
 	commits      int
 	acks         int
 	limit        int
+	reached      rare.Counts
 	tokens       int
 	holdAssign   int64  // before the next assignment takes effect
 	onDispatch   func() // called after the next dispatch
@@ -78,7 +82,7 @@ func Themed(seed uint64, m Mutant, theme ...Kind) Config {
 func Run(cfg Config) Result {
 	w := &world{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1<<62)), present: make([]*proc, identities),
-		redisPast: make(map[Fault]*redis), pgPast: make(map[Fault]*tables),
+		redisPast: make(map[Fault]*redis), pgPast: make(map[Fault]*tables), reached: make(rare.Counts),
 	}
 	w.servers = [servers]server{{name: "Redis", timeout: 700}, {name: "Postgres", timeout: 1500}}
 	w.redis = &redis{w: w}
@@ -108,7 +112,7 @@ func Run(cfg Config) Result {
 		}
 	}
 	return Result{
-		Violation: w.violation, Config: cfg, Steps: w.steps, Commits: w.commits, Acks: w.acks, Limit: w.limit, Trace: w.trace,
+		Violation: w.violation, Config: cfg, Steps: w.steps, Commits: w.commits, Acks: w.acks, Limit: w.limit, Reached: w.reached, Trace: w.trace,
 	}
 }
 
@@ -197,6 +201,9 @@ func (w *world) others(p *proc) int {
 	}
 	return n
 }
+
+// reach counts a rare branch of the protocol.
+func (w *world) reach(b rare.Branch) { w.reached[b]++ }
 
 func (w *world) logf(p *proc, format string, args ...any) {
 	if !w.cfg.Trace {

@@ -3,6 +3,7 @@ package sim_test
 import (
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol/sim"
+	"github.com/trmtracking/processor/internal/rare"
 )
 
 // SIM_SEED replays a failing run, SIM_FROM searches from another seed.
@@ -54,6 +56,8 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 	}
 	var steps, commits, acks, limit atomic.Int64
 	var broken atomic.Uint64
+	var mu sync.Mutex
+	reached := make(rare.Counts)
 	var next atomic.Uint64
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -64,6 +68,9 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 				commits.Add(int64(r.Commits))
 				acks.Add(int64(r.Acks))
 				limit.Add(int64(r.Limit))
+				mu.Lock()
+				reached.Add(r.Reached)
+				mu.Unlock()
 				if r.Violation != "" {
 					broken.Store(first + n)
 				}
@@ -73,10 +80,14 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 	wg.Wait()
 	t.Logf("seeds %d to %d: %d steps, %d commits, %d acknowledgements, %d entries lost within the known limit",
 		first, first+runs-1, steps.Load(), commits.Load(), acks.Load(), limit.Load())
+	t.Logf("reached: %v", reached)
 	if seed := broken.Load(); seed != 0 {
 		c := sim.FromSeed(seed, sim.Sound)
 		show(t, sim.Shrink(c))
 		t.Fatalf("SIM_SEED=%d: %s", seed, sim.Run(c).Violation)
+	}
+	if runs >= 10_000 {
+		require.Empty(t, reached.Missing(everyBranch()), "rare branches that no run has reached")
 	}
 }
 
@@ -149,5 +160,58 @@ func TestShrinkingKeepsTheFaultAndDropsTheRest(t *testing.T) {
 		require.LessOrEqual(t, small.Config.Entries, c.Entries)
 		require.NotEmpty(t, small.Trace)
 		return
+	}
+}
+
+// everyBranch is what a campaign reaches: the rare branches that the model has.
+func everyBranch() []rare.Branch {
+	return []rare.Branch{
+		rare.Fenced, rare.OutcomeUnknown, rare.GenerationChanged, rare.SetAside, rare.Recomputed, rare.AckRefused, rare.Trimmed,
+		rare.DispatchRefused, rare.LastIDMoved, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired, rare.ReleaseOverdue,
+		rare.AcquisitionBlocked, rare.ShardLost, rare.Redelivered, rare.RedeliveredTrimmed, rare.SilentMember, rare.Swept,
+		rare.TermRefused, rare.RedisFailedOver, rare.ServerChanged,
+	}
+}
+
+// themes are combinations of faults without which some branches are reached in one
+// run of hundreds.
+func themes() [][]sim.Kind {
+	return [][]sim.Kind{
+		nil, // as the seed draws them
+		{sim.HoldLeader, sim.Crash, sim.LeaveFleet, sim.ExpireLock, sim.Join},
+		{sim.PostgresRestart, sim.PostgresFailover, sim.PostgresDown, sim.PostgresSlow},
+		{sim.LockRow, sim.Crash, sim.Join},
+		{sim.Freeze, sim.Replace, sim.Resume},
+		{sim.ForeignRead, sim.FlushKeys, sim.ExpireDispatchLease},
+	}
+}
+
+// What is never reached is not shown to be right. A campaign without a kind of fault
+// names the branches that it has not reached.
+func TestACampaignNamesTheRareBranchesItDoesNotReach(t *testing.T) {
+	first := number(t, "SIM_FROM", 1)
+	campaign := func(seeds uint64, without ...sim.Kind) rare.Counts {
+		reached := make(rare.Counts)
+		for _, theme := range themes() {
+			for n := range seeds {
+				c := sim.Themed(first+n, sim.Sound, theme...)
+				c.Faults = slices.DeleteFunc(c.Faults, func(f sim.Fault) bool { return slices.Contains(without, f.Kind) })
+				reached.Add(sim.Run(c).Reached)
+			}
+		}
+		return reached
+	}
+	reached := campaign(300)
+	t.Logf("from seed %d: %v", first, reached)
+	require.Empty(t, reached.Missing(everyBranch()), "rare branches that were not reached from seed %d on", first)
+	for _, tt := range []struct {
+		without sim.Kind
+		missing []rare.Branch
+	}{
+		{sim.LockRow, []rare.Branch{rare.AcquisitionBlocked, rare.SetAside}},
+		{sim.ForeignRead, []rare.Branch{rare.Swept}},
+		{sim.RedisFailover, []rare.Branch{rare.RedisFailedOver}},
+	} {
+		require.Subset(t, campaign(20, tt.without).Missing(everyBranch()), tt.missing, "without: %s", tt.without)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -190,6 +191,7 @@ func (k *worker) apply(b *batch, p part) {
 	for i := range p.items {
 		it := &p.items[i]
 		if it.e == nil {
+			k.p.w.reach(rare.Trimmed)
 			continue
 		}
 		if k.p.w.cfg.Mutant == AckBelowApplied && it.id.Compare(s.found) <= 0 {
@@ -293,6 +295,7 @@ func (k *worker) commit(b *batch) {
 	var try func()
 	try = func() {
 		if k.p.links[postgresServer].knownRun != run {
+			k.p.w.reach(rare.GenerationChanged)
 			k.handleResult(b, nil, errUnknown) // computed on top of what may be lost
 			return
 		}
@@ -375,14 +378,18 @@ func (k *worker) handleResult(b *batch, lost []int, err error) {
 			}
 		}
 	case errors.Is(err, errUnknown):
+		k.p.w.reach(rare.OutcomeUnknown)
 		k.giveUp(b, nil)
 	case errors.Is(err, errBlocked):
+		k.p.w.reach(rare.SetAside)
 		k.setAside(b, lost)
 		k.redoing = append(k.redoing, b)
 	case errors.Is(err, errFenced):
+		k.p.w.reach(rare.Fenced)
 		k.giveUp(b, lost)
 		k.redoing = append(k.redoing, b)
 	default:
+		k.p.w.reach(rare.Recomputed)
 		k.redoing = append(k.redoing, b)
 	}
 	k.resume()
@@ -508,6 +515,7 @@ func (k *worker) ack() {
 		switch {
 		case err == nil:
 		case errors.Is(err, errLost):
+			k.p.w.reach(rare.AckRefused)
 			// The token is not registered any more. A member that still
 			// believes in it acquires the shard again; entries not acknowledged
 			// turn out to be stored.
