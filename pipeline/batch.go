@@ -60,13 +60,12 @@ type part struct {
 // deviceDelta is what a batch knows of one of its devices.
 type deviceDelta struct {
 	*device
-	id               string
-	base             int64 // the watermark when the batch began
-	baseLat, baseLon float64
-	top              int64 // newest device time of any record in the batch
-	last             int32 // newest link of the device's records
-	outOfOrder       bool  // records came out of order
-	unsettled        bool  // not all its fresh records and the one before them take part for sure
+	id         string
+	base       geofence.Fix // the last position when the batch began
+	top        int64        // newest device time of any record in the batch
+	last       int32        // newest link of the device's records
+	outOfOrder bool         // records came out of order
+	unsettled  bool         // not all its fresh records and the one before them take part for sure
 }
 
 // link chains the records of a device within a batch, newest first.
@@ -106,7 +105,7 @@ func (b *batch) reset(seq uint64, idempotent bool) {
 func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	if d.batch != b.seq {
 		d.batch, d.touch = b.seq, int32(len(b.deltas))
-		b.deltas = append(b.deltas, deviceDelta{device: d, id: r.DeviceID, base: d.watermark, baseLat: d.lat, baseLon: d.lon, top: never, last: -1})
+		b.deltas = append(b.deltas, deviceDelta{device: d, id: r.DeviceID, base: d.fix(), top: never, last: -1})
 	}
 	t := &b.deltas[d.touch]
 	if r.TimeUS <= t.top {
@@ -122,7 +121,7 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 		b.judge(t, r)
 	}
 	switch {
-	case !eligible, b.idempotent, r.TimeUS <= t.base:
+	case !eligible, b.idempotent, r.TimeUS <= t.base.TimeUS:
 		b.late = append(b.late, *r)
 	default:
 		// Newer than the watermark at the start of the batch, so it is in no table
@@ -163,7 +162,7 @@ func (b *batch) rival(d *device, r *telemetry.Record, eligible bool, earlier *li
 func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 	d := t.device
 	switch {
-	case b.rules.Fences.Len() == 0, b.idempotent, r.TimeUS <= t.base:
+	case b.rules.Fences.Len() == 0, b.idempotent, r.TimeUS <= t.base.TimeUS:
 		d.settled = false
 	case r.TimeUS > d.watermark:
 		was := d.settled || d.watermark == never
@@ -183,13 +182,13 @@ func (b *batch) unsettle(touch int32) {
 }
 
 func fixOf(r *telemetry.Record) geofence.Fix {
-	return geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
+	return geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude, Speed: geofence.WholeKMH(r.Speed)}
 }
 
 // advance moves the device to a record that is newer than all before it.
 func (d *device) advance(r *telemetry.Record) {
 	if r.TimeUS > d.watermark {
-		d.watermark, d.lat, d.lon = r.TimeUS, r.Latitude, r.Longitude
+		d.moveTo(fixOf(r))
 	}
 }
 
@@ -224,8 +223,8 @@ func (b *batch) seal() {
 	for _, i := range b.outOfOrder {
 		t := &b.deltas[i]
 		fixes[t.id] = nil
-		if t.base != never {
-			fixes[t.id] = []geofence.Fix{{TimeUS: t.base, Latitude: t.baseLat, Longitude: t.baseLon}}
+		if t.base.TimeUS != never {
+			fixes[t.id] = []geofence.Fix{t.base}
 		}
 	}
 	for i := range b.fresh {
@@ -252,7 +251,7 @@ func (b *batch) seal() {
 		if t.unsettled {
 			continue
 		}
-		b.scratch = b.rules.Fences.Track(b.scratch[:0], fixes[t.id], b.rules.MaxGap, t.base == never)
+		b.scratch = b.rules.Fences.Track(b.scratch[:0], fixes[t.id], b.rules.MaxGap, t.base.TimeUS == never)
 		for _, c := range b.scratch {
 			b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
 		}

@@ -27,11 +27,11 @@ func TestABatchDerivesNothingThatAJumpMayTakeAway(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		place := rapid.SampledFrom([]float64{10.999, 11.001, 11.001, -11.001})
 		s := newState(10, 1, func() {})
-		d := s.learn("1", 0, never, 0, 0)
+		d := s.learn("1", 0, geofence.Fix{TimeUS: never})
 		var list []geofence.Fix
 		certain := rapid.Bool().Draw(t, "known") // of the fix before
 		if certain {
-			d = s.learn("1", 0, 0, 48.001, place.Draw(t, "base"))
+			d = s.learn("1", 0, geofence.Fix{Latitude: 48.001, Longitude: place.Draw(t, "base"), Speed: 53})
 			list = append(list, d.fix())
 			certain = rapid.Bool().Draw(t, "settled")
 			d.settled = certain
@@ -44,13 +44,13 @@ func TestABatchDerivesNothingThatAJumpMayTakeAway(t *testing.T) {
 		b.rules = rules
 		lastIsLate := false
 		for _, at := range rapid.SliceOfNDistinct(rapid.Int64Range(-3, 20), 1, 6, func(n int64) int64 { return n }).Draw(t, "times") {
-			r := telemetry.Record{DeviceID: "1", TimeUS: at * 10 * second, Latitude: 48.001, Longitude: place.Draw(t, "place")}
+			r := telemetry.Record{DeviceID: "1", TimeUS: at * 10 * second, Latitude: 48.001, Longitude: place.Draw(t, "place"), Speed: 53.4}
 			if before > 0 && at == 0 {
 				continue
 			}
 			b.place(d, &r, true)
 			if lastIsLate = before > 0 && at < 0; !lastIsLate {
-				list = append(list, fixOf(&r))
+				list = append(list, geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude, Speed: 53})
 			}
 		}
 		b.seal()

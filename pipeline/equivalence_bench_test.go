@@ -151,7 +151,7 @@ from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
 		}
 		found := 0
 		started := time.Now()
-		require.NoError(b, reader.LastFixes(ctx, devices, telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1}, func(int, int64, float64, float64) { found++ }))
+		require.NoError(b, reader.LastFixes(ctx, devices, telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1}, func(int, geofence.Fix) { found++ }))
 		require.Equal(b, count, found)
 		return time.Since(started)
 	}

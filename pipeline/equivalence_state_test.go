@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
 )
 
 // TestTheStateOfADeviceIsSmall measures what 200,000 devices, the default bound
@@ -21,7 +23,7 @@ func TestTheStateOfADeviceIsSmall(t *testing.T) {
 	before := heap()
 	s := newState(devices, 64, func() {})
 	for i := range devices {
-		s.learn(fmt.Sprintf("35630704%07d", i), i%64, int64(i), 48, 11)
+		s.learn(fmt.Sprintf("35630704%07d", i), i%64, geofence.Fix{TimeUS: int64(i), Latitude: 48, Longitude: 11})
 	}
 	each := float64(heap()-before) / devices
 	runtime.KeepAlive(s)

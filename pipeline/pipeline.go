@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -45,7 +46,7 @@ type Sink interface {
 // History reads what is stored.
 type History interface {
 	LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
-		found func(i int, us int64, lat, lon float64)) error
+		found func(i int, last geofence.Fix)) error
 }
 
 // fenceLoader reads the fences. Invalid ones are skipped and reported.

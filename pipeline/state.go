@@ -21,9 +21,9 @@ type device struct {
 	next       int32  // slot of the next device with the same hash, or -1
 	generation uint32 // of the shard's state; older generations are invalid
 	shard      uint16
-	used       bool  // since it was learnt or evict last passed it
 	settled    bool  // with the rule on jumps: the last position takes part for sure, so that what follows can be derived from it
-	length     uint8 // of the ID in bytes, at most shortID+1; 0 in a slot that is free
+	speed      uint8 // of the last position, as a fix has it
+	size       uint8 // length of the ID in bytes, at most shortID+1, and used; 0 in a slot that is free
 	id         [shortID]byte
 }
 
@@ -31,11 +31,20 @@ type device struct {
 // every IMEI; longer ones are in state.long.
 const shortID = 15
 
+// used is set in a device's size since it was found, until evict passes it.
+const used = 1 << 7
+
 const never = math.MinInt64
+
+func (d *device) length() uint8 { return d.size &^ used }
 
 // fix is the last position of a device that has one.
 func (d *device) fix() geofence.Fix {
-	return geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon}
+	return geofence.Fix{TimeUS: d.watermark, Latitude: d.lat, Longitude: d.lon, Speed: d.speed}
+}
+
+func (d *device) moveTo(f geofence.Fix) {
+	d.watermark, d.lat, d.lon, d.speed = f.TimeUS, f.Latitude, f.Longitude, f.Speed
 }
 
 // state caches one worker's devices: bounded (CLOCK eviction), and invalidated
@@ -71,10 +80,10 @@ func (s *state) at(slot int32) *device { return &s.blocks[slot/blockSize][slot%b
 
 // is reports whether a slot holds the device with an ID.
 func (s *state) is(slot int32, d *device, id string) bool {
-	if d.length > shortID {
+	if d.length() > shortID {
 		return s.long[slot] == id
 	}
-	return string(d.id[:d.length]) == id
+	return string(d.id[:d.length()]) == id
 }
 
 // get returns a device, valid or not, or nil.
@@ -96,19 +105,20 @@ func (s *state) find(id string, shard int) *device {
 	if d == nil || d.generation != s.generations[shard] || int(d.shard) != shard {
 		return nil
 	}
-	d.used = true
+	d.size |= used
 	return d
 }
 
-// learn stores what the tables hold of a device; its watermark is never if they
-// hold nothing.
-func (s *state) learn(id string, shard int, watermark int64, lat, lon float64) *device {
+// learn stores the last position of a device that the tables hold; its time is never
+// if they hold none.
+func (s *state) learn(id string, shard int, last geofence.Fix) *device {
 	d := s.get(id)
 	if d == nil {
 		d = s.add(id)
 	}
-	d.shard, d.generation, d.used, d.batch = uint16(shard), s.generations[shard], false, 0
-	d.watermark, d.lat, d.lon, d.settled = watermark, lat, lon, false
+	d.size &^= used
+	d.shard, d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, false
+	d.moveTo(last)
 	return d
 }
 
@@ -123,7 +133,7 @@ func (s *state) add(id string) *device {
 	slot := s.free[len(s.free)-1]
 	s.free = s.free[:len(s.free)-1]
 	d := s.at(slot)
-	d.length, d.next = uint8(min(len(id), shortID+1)), -1
+	d.size, d.next = uint8(min(len(id), shortID+1)), -1
 	if len(id) > shortID {
 		s.long[slot] = strings.Clone(id)
 	} else {
@@ -143,7 +153,7 @@ func (s *state) drop(slot int32) {
 	d := s.at(slot)
 	id, long := s.long[slot]
 	if !long {
-		id = string(d.id[:d.length])
+		id = string(d.id[:d.length()])
 	}
 	delete(s.long, slot)
 	hash := s.hash(id)
@@ -169,7 +179,7 @@ func (s *state) known(shard int) int {
 	n := 0
 	for _, block := range s.blocks {
 		for i := range block {
-			if d := &block[i]; d.length > 0 && int(d.shard) == shard && d.generation == s.generations[shard] {
+			if d := &block[i]; d.size > 0 && int(d.shard) == shard && d.generation == s.generations[shard] {
 				n++
 			}
 		}
@@ -189,9 +199,9 @@ func (s *state) evict(committed uint64) {
 		slot := s.clockHand
 		s.clockHand = (s.clockHand + 1) % slots
 		switch d := s.at(slot); {
-		case d.length == 0, d.batch > committed:
-		case d.used && d.generation == s.generations[d.shard]:
-			d.used = false
+		case d.size == 0, d.batch > committed:
+		case d.size&used != 0 && d.generation == s.generations[d.shard]:
+			d.size &^= used
 		default:
 			s.drop(slot)
 			s.evicted()

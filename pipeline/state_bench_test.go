@@ -21,7 +21,7 @@ func BenchmarkState(b *testing.B) {
 		s := newState(devices, 64, func() {})
 		id := func(i int) string { return strconv.Itoa(356307040000000 + i) }
 		for i := range devices {
-			s.learn(id(i), i%64, 0, 48, 11)
+			s.learn(id(i), i%64, geofence.Fix{Latitude: 48, Longitude: 11})
 		}
 		random := rand.New(rand.NewPCG(9, 9))
 		var seq uint64

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -47,7 +48,7 @@ func TestTheStateIsAMapThatForgets(t *testing.T) {
 				}
 				if d == nil {
 					learnt++
-					d = s.learn(id, shardOf(n), int64(learnt), 0, 0)
+					d = s.learn(id, shardOf(n), geofence.Fix{TimeUS: int64(learnt)})
 					require.Zero(t, d.batch)
 				}
 				require.Same(t, d, s.find(id, shardOf(n)))
@@ -87,9 +88,9 @@ func TestTheStateIsAMapThatForgets(t *testing.T) {
 // while a crowd of others passes by.
 func TestDevicesInUseAreNotForgotten(t *testing.T) {
 	s := newState(100, 1, func() {})
-	s.learn("busy", 0, 0, 0, 0)
+	s.learn("busy", 0, geofence.Fix{})
 	for i := range 10_000 {
-		s.learn(strconv.Itoa(i), 0, 0, 0, 0)
+		s.learn(strconv.Itoa(i), 0, geofence.Fix{})
 		require.NotNil(t, s.find("busy", 0), "after %d others", i)
 		s.evict(0)
 	}
@@ -102,7 +103,7 @@ func TestP9DevicesAreForgottenThoughTheirBatchIsAcknowledgedFirst(t *testing.T) 
 	w := &worker{state: newState(1, 1, func() {})}
 	b := &batch{seq: 1}
 	for _, id := range []string{"a", "b", "c"} {
-		w.state.learn(id, 0, 0, 0, 0).batch = b.seq
+		w.state.learn(id, 0, geofence.Fix{}).batch = b.seq
 	}
 	c := w.commit(t.Context(), b)
 	w.put(b)

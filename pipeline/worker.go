@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -504,12 +505,11 @@ func (w *worker) rehydrate(ctx context.Context, shard int, cold []string) error 
 // load loads devices, or fails.
 func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 	for _, id := range cold {
-		w.state.learn(id, shard, never, 0, 0)
+		w.state.learn(id, shard, geofence.Fix{TimeUS: never})
 	}
 	defer w.callsReturned.Add(1)
-	return w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, us int64, lat, lon float64) {
-		d := w.state.find(cold[i], shard)
-		d.watermark, d.lat, d.lon = us, lat, lon
+	return w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, last geofence.Fix) {
+		w.state.find(cold[i], shard).moveTo(last)
 	})
 }
 

@@ -33,7 +33,24 @@ type Crossing struct {
 	Longitude float64
 	Ordinal   int  // from 0 in order of time, per fence and pair of fixes
 	Initial   bool // the device's first fix was inside
+
+	// How it was derived. Zero where Initial, apart from the method: since when the
+	// device is inside is not known.
+	Method     Method
+	DistanceM  float32 // between the fixes, great circle
+	SpeedKMH   float32 // that this takes
+	MaxErrorMS int64   // how far from TimeUS it may have been
 }
+
+// Method is how the time of a crossing was found.
+type Method string
+
+// The methods, as stored.
+const (
+	Interpolated Method = "interpolated" // where the way between the fixes meets the fence
+	NetChange    Method = "net change"   // the later fix
+	FirstFix     Method = "initial"
+)
 
 // Initial appends an enter for every fence that contains the device's first
 // fix.
@@ -41,7 +58,7 @@ func (s *Set) Initial(dst []Crossing, first Fix) []Crossing {
 	var buf [32]int
 	for _, i := range s.At(buf[:0], first) {
 		c := s.crossingAt(i, Enter, first, first)
-		c.Initial = true
+		c.Initial, c.Method, c.MaxErrorMS = true, FirstFix, 0
 		dst = append(dst, c)
 	}
 	return dst
@@ -227,19 +244,41 @@ func united(spans []span) []span {
 	return joined
 }
 
-// crossingAt returns a crossing at the later fix.
+// crossingAt returns a crossing at the later fix, before which it may have been at any
+// time since the earlier one.
 func (s *Set) crossingAt(i int, kind CrossingKind, prev, next Fix) Crossing {
-	return Crossing{
+	c := Crossing{
 		Fence: i, FenceID: s.versions[i].fence.ID, Kind: kind,
 		TimeUS: next.TimeUS, EarlierUS: prev.TimeUS, LaterUS: next.TimeUS,
 		Latitude: next.Latitude, Longitude: next.Longitude,
+		Method: NetChange,
 	}
+	if us := float64(next.TimeUS) - float64(prev.TimeUS); us > 0 {
+		metres := newCircle(point{prev.Longitude, prev.Latitude}, 0).distance(point{next.Longitude, next.Latitude})
+		c.DistanceM, c.SpeedKMH = float32(metres), float32(metres/us*3.6e6)
+		c.MaxErrorMS = int64(math.Ceil(us / 1000))
+	}
+	return c
+}
+
+// maxErrorMS is how far from the interpolated time a crossing may have been: half the
+// time between the fixes. A device whose speed stayed within a part r of that of the
+// segment is at most r times that away, whatever it did; so if both fixes tell a speed,
+// r is by how much of the segment's the one that differs more does. A km/h is what
+// speeds in whole ones may differ by, a millisecond what the times do.
+func maxErrorMS(prev, next Fix, segment float32) int64 {
+	half := float64(next.TimeUS-prev.TimeUS) / 2000
+	off := max(math.Abs(float64(prev.Speed)-float64(segment)), math.Abs(float64(next.Speed)-float64(segment))) + 1
+	if off < float64(segment) {
+		half = min(half, half*off/float64(segment)+1)
+	}
+	return int64(math.Ceil(half))
 }
 
 // crossingOn returns a crossing at fraction t of the leg.
 func (s *Set) crossingOn(i int, kind CrossingKind, prev, next Fix, l leg, t float64, ordinal int) Crossing {
 	c := s.crossingAt(i, kind, prev, next)
-	c.Ordinal = ordinal
+	c.Ordinal, c.Method, c.MaxErrorMS = ordinal, Interpolated, maxErrorMS(prev, next, c.SpeedKMH)
 	switch t {
 	case 1:
 	case 0:

@@ -27,6 +27,7 @@ func TestAWayAcrossAWholeFenceEntersAndLeaves(t *testing.T) {
 	require.Equal(t, geofence.Crossing{
 		FenceID: "a", Kind: geofence.Exit, TimeUS: 300, EarlierUS: 100, LaterUS: 500,
 		Latitude: 0.5, Longitude: 2, Ordinal: 1,
+		Method: geofence.Interpolated, DistanceM: 444_762.75, SpeedKMH: 4.002865e9, MaxErrorMS: 1,
 	}, c[1])
 }
 
@@ -175,6 +176,7 @@ func TestAcrossAGapOnlyTheNetChangeCounts(t *testing.T) {
 	net := set.Crossings(nil, p, q, 10*time.Minute)
 	require.Equal(t, []geofence.Crossing{{
 		Fence: 1, FenceID: "b", Kind: geofence.Enter, TimeUS: q.TimeUS, EarlierUS: 0, LaterUS: q.TimeUS, Latitude: 0.5, Longitude: 4,
+		Method: geofence.NetChange, DistanceM: 444_762.75, SpeedKMH: 2668.5767, MaxErrorMS: 600_001,
 	}}, net)
 	requireConsistent(t, set, p, q, net)
 	p.TimeUS, q.TimeUS = math.MinInt64, math.MaxInt64
@@ -186,8 +188,8 @@ func TestFirstFixInsideIsAnInitialEnter(t *testing.T) {
 	set := setOf(t, area("a", polygon(box(0, 0, 1, 1))), circle("c", 0, 0, 1000), area("far", polygon(box(5, 5, 6, 6))))
 	first := geofence.Fix{TimeUS: 7, Latitude: 0, Longitude: 0}
 	require.Equal(t, []geofence.Crossing{
-		{Fence: 0, FenceID: "a", Kind: geofence.Enter, TimeUS: 7, EarlierUS: 7, LaterUS: 7, Initial: true},
-		{Fence: 1, FenceID: "c", Kind: geofence.Enter, TimeUS: 7, EarlierUS: 7, LaterUS: 7, Initial: true},
+		{Fence: 0, FenceID: "a", Kind: geofence.Enter, TimeUS: 7, EarlierUS: 7, LaterUS: 7, Initial: true, Method: geofence.FirstFix},
+		{Fence: 1, FenceID: "c", Kind: geofence.Enter, TimeUS: 7, EarlierUS: 7, LaterUS: 7, Initial: true, Method: geofence.FirstFix},
 	}, set.Initial(nil, first))
 }
 

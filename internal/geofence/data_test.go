@@ -81,9 +81,11 @@ func track(t testing.TB, name string) []row {
 	require.NoError(t, err)
 	rows := make([]row, 0, len(records)-1)
 	for _, r := range records[1:] {
-		rows = append(rows, row{r[0], geofence.Fix{
-			TimeUS: us(t, r[1]), Latitude: number(t, r[2]), Longitude: number(t, r[3]),
-		}})
+		fix := geofence.Fix{TimeUS: us(t, r[1]), Latitude: number(t, r[2]), Longitude: number(t, r[3])}
+		if r[6] != "" {
+			fix.Speed = geofence.WholeKMH(float32(number(t, r[6])))
+		}
+		rows = append(rows, row{r[0], fix})
 	}
 	return rows
 }

@@ -3,6 +3,7 @@ package geofence
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/tidwall/rtree"
@@ -14,6 +15,16 @@ type Fix struct {
 	TimeUS    int64   // microseconds since 1970
 	Latitude  float64 // -90 to 90
 	Longitude float64 // -180 to 180
+	Speed     uint8   // reported, see WholeKMH; 0 if it stood or told none
+}
+
+// WholeKMH is a reported speed in km/h as a fix has it: rounded, and 0 from 254.5 on
+// and for what is no speed.
+func WholeKMH(kmh float32) uint8 {
+	if kmh > 0 && kmh < math.MaxUint8-0.5 {
+		return uint8(math.Round(float64(kmh)))
+	}
+	return 0
 }
 
 func (f Fix) point() (point, bool) {

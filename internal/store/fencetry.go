@@ -192,7 +192,7 @@ type deviceCrossing struct {
 func (t *trial) open(ctx context.Context, tx pgx.Tx, w TrialWindow, ids []string) error {
 	if _, err := tx.Exec(ctx, `
 declare recorded no scroll cursor for
-select device_id, fence_id, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial
+select `+crossingColumns+`
 from processor.timing_records
 where fence_id = any ($1)
   and later_ts >= $2
@@ -231,6 +231,7 @@ func (d *Devices) tryAll(ctx context.Context, tx pgx.Tx, c cuts, t *trial, w Tri
 	}
 	var ts time.Time
 	var fix geofence.Fix
+	var speed float32
 	since, until := w.Since.UnixMicro(), w.Until.UnixMicro()
 	for _, s := range c.spans(since, until-1) {
 		args := []any{limitsOf(d.pins.Eligibility), timeOf(max(since, s.from)), timeOf(min(until, s.to))}
@@ -238,13 +239,13 @@ func (d *Devices) tryAll(ctx context.Context, tx pgx.Tx, c cuts, t *trial, w Tri
 			args = append(args, w.Device)
 		}
 		if _, err := ask(`
-select device_id, ts, latitude, longitude
+select device_id, ts, latitude, longitude, speed
 from public.positions
 where ts >= $2
   and ts < $3
   and `+eligible+of+`
-order by ts`, c.args(args...), []any{&device, &ts, &fix.Latitude, &fix.Longitude}, func() error {
-			fix.TimeUS = ts.UnixMicro()
+order by ts`, c.args(args...), []any{&device, &ts, &fix.Latitude, &fix.Longitude, &speed}, func() error {
+			fix.TimeUS, fix.Speed = ts.UnixMicro(), geofence.WholeKMH(speed)
 			if t.out.Positions++; t.out.Positions%trialStep == 0 && progress != nil {
 				progress(t.out.Positions, ts)
 			}
@@ -341,9 +342,7 @@ func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow)
 			list = append(list, seek{device: device, at: w.Since.UnixMicro(), n: begin + i})
 		}
 		if err := c.nearest(slices.Clone(list), c.heap(w.Since.UnixMicro()), backward, 1, d.pins.Eligibility, byItself(ctx, d.pool, trialTimeout),
-			func(n int, us int64, lat, lon float64) {
-				before[n] = geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon}
-			}); err != nil {
+			func(n int, f geofence.Fix) { before[n] = f }); err != nil {
 			return err
 		}
 	}
@@ -392,8 +391,7 @@ func (t *trial) differ(device string, want, got *geofence.Crossing) {
 		case got == nil:
 			n.Added++
 		default:
-			recorded := *got
-			if recorded.Fence = want.Fence; recorded == *want {
+			if sameCrossing(*want, *got) {
 				same = true
 				return
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -338,10 +339,10 @@ func (d direction) sql(most int) string {
 // for any number would be one for many.
 const (
 	beforeSQL = `
-select w.n - 1, p.ts, p.latitude, p.longitude
+select w.n - 1, p.ts, p.latitude, p.longitude, p.speed
 from unnest($2::text[], $3::timestamptz[]) with ordinality as w (device_id, at, n)
 cross join lateral (
-  select ts, latitude, longitude
+  select ts, latitude, longitude, speed
   from public.positions
   where ` + ofDevice + `
     and ts < w.at
@@ -353,10 +354,10 @@ cross join lateral (
 ) p`
 
 	afterSQL = `
-select w.n - 1, p.ts, p.latitude, p.longitude
+select w.n - 1, p.ts, p.latitude, p.longitude, p.speed
 from unnest($2::text[], $3::timestamptz[]) with ordinality as w (device_id, at, n)
 cross join lateral (
-  select ts, latitude, longitude
+  select ts, latitude, longitude, speed
   from public.positions
   where ` + ofDevice + `
     and ts > w.at
@@ -374,7 +375,7 @@ cross join lateral (
 // was found to be too much; then it is asked again with half as many seeks, and
 // at last with half as many heaps.
 func (c cuts) nearest(list []seek, heap int, d direction, most int, rules telemetry.Eligibility,
-	ask ask, found func(n int, us int64, lat, lon float64),
+	ask ask, found func(n int, f geofence.Fix),
 ) error {
 	page := len(list)
 	for heaps := heapsFirst; heap >= 0 && heap <= len(c) && len(list) > 0; {
@@ -391,10 +392,12 @@ func (c cuts) nearest(list []seek, heap int, d direction, most int, rules teleme
 			}
 			var i int64
 			var ts time.Time
-			var lat, lon float64
-			tooMuch, err := ask(d.sql(most), c.args(limitsOf(rules), devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &lat, &lon}, func() error {
+			var f geofence.Fix
+			var speed float32
+			tooMuch, err := ask(d.sql(most), c.args(limitsOf(rules), devices, at, timeOf(s.from), timeOf(s.to)), []any{&i, &ts, &f.Latitude, &f.Longitude, &speed}, func() error {
 				seen[begin+int(i)] = true
-				found(part[i].n, ts.UnixMicro(), lat, lon)
+				f.TimeUS, f.Speed = ts.UnixMicro(), geofence.WholeKMH(speed)
+				found(part[i].n, f)
 				return nil
 			})
 			switch {

@@ -98,8 +98,8 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	devices := []string{"long", "nobody", "recent", "old", "middle"}
 	look := func() {
 		clear(found)
-		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), devices, telemetry.Eligibility{MaxFutureSkew: time.Minute}, func(i int, us int64, _, _ float64) {
-			found[i] = time.UnixMicro(us).UTC().Add(-12 * time.Hour)
+		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), devices, telemetry.Eligibility{MaxFutureSkew: time.Minute}, func(i int, last geofence.Fix) {
+			found[i] = time.UnixMicro(last.TimeUS).UTC().Add(-12 * time.Hour)
 		}))
 	}
 	look()

@@ -19,6 +19,7 @@ func TestP2ACrossingWrittenAgainKeepsItsRevision(t *testing.T) {
 	w := store.NewWriter(b.pool, scope, "one.1", 10*time.Second)
 	c := geofence.Crossing{
 		FenceID: "f", Kind: geofence.Enter, TimeUS: 2_000_000, EarlierUS: 1_000_000, LaterUS: 3_000_000, Latitude: 48, Longitude: 11,
+		Method: geofence.Interpolated, DistanceM: 40, SpeedKMH: 72, MaxErrorMS: 1000,
 	}
 	write := func() (row string) {
 		batch := b.batch(held, nil)
@@ -34,4 +35,15 @@ func TestP2ACrossingWrittenAgainKeepsItsRevision(t *testing.T) {
 	c.TimeUS++
 	require.NotEqual(t, first, write())
 	require.Equal(t, 2, b.count("select revision from processor.timing_records"))
+	for revision, change := range []func(){
+		func() { c.Method = geofence.NetChange },
+		func() { c.DistanceM++ },
+		func() { c.SpeedKMH++ },
+		func() { c.MaxErrorMS++ },
+	} {
+		change()
+		write()
+		require.Equal(t, 3+revision, b.count("select revision from processor.timing_records"))
+	}
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where (method, distance_m, speed, max_error_ms) = ('net change', 41, 73, 1001)"))
 }

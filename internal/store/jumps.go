@@ -146,9 +146,7 @@ func extend(c cuts, list []distant, d direction, most int, rules telemetry.Eligi
 		for i := range seeks {
 			seeks[i] = list[i].seek
 		}
-		if err := c.nearest(seeks, list[0].heap, d, most, rules, far, func(n int, us int64, lat, lon float64) {
-			got[n] = append(got[n], geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon})
-		}); err != nil {
+		if err := c.nearest(seeks, list[0].heap, d, most, rules, far, func(n int, f geofence.Fix) { got[n] = append(got[n], f) }); err != nil {
 			return err
 		}
 		for _, k := range seeks {

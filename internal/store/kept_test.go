@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -178,8 +179,8 @@ func TestTheRulesAreTheSameInGoAndInSQL(t *testing.T) {
 		for i := range points {
 			require.Equal(t, rules.Of(&list[i]), points[i].Excluded, "%+v", list[i])
 		}
-		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), []string{device}, rules, func(_ int, us int64, _, _ float64) {
-			require.Equal(t, newest, us)
+		require.NoError(t, store.NewReader(b.pool, 10*time.Second).LastFixes(t.Context(), []string{device}, rules, func(_ int, last geofence.Fix) {
+			require.Equal(t, newest, last.TimeUS)
 		}))
 	}
 }

@@ -97,11 +97,11 @@ const joinWithin = 10 * time.Minute
 // behind those windows that begin and end here, as far as the given device times
 // reach: $7 and $10 for neighbours, $8 and $9 for the windows.
 const windowFixesSQL = `
-select w.n - 1, p.ts, p.latitude, p.longitude, p.pos
+select w.n - 1, p.ts, p.latitude, p.longitude, p.speed, p.pos
 from unnest($2::text[], $3::timestamptz[], $4::timestamptz[], $5::bool[], $6::bool[])
   with ordinality as w (device_id, lo, hi, begins, ends, n)
 cross join lateral (
-  (select ts, latitude, longitude, 0 as pos
+  (select ts, latitude, longitude, speed, 0 as pos
   from public.positions
   where w.begins
     and ` + ofDevice + `
@@ -112,7 +112,7 @@ cross join lateral (
   order by ts desc
   limit 1)
   union all
-  (select ts, latitude, longitude, 1
+  (select ts, latitude, longitude, speed, 1
   from public.positions
   where ` + ofDevice + `
     and ts between w.lo and w.hi
@@ -120,7 +120,7 @@ cross join lateral (
     and ts < $9
     and ` + eligible + `)
   union all
-  (select ts, latitude, longitude, 2
+  (select ts, latitude, longitude, speed, 2
   from public.positions
   where w.ends
     and ` + ofDevice + `
@@ -138,7 +138,7 @@ order by w.n, p.ts`
 // later refers to fixes that are gone.
 const windowCrossingsSQL = `
 select w.n - 1, t.id, t.fence_id, t.fence_version, t.kind, t.at, t.earlier_ts, t.later_ts,
-  t.latitude, t.longitude, t.ordinal, t.initial
+  t.latitude, t.longitude, t.ordinal, t.initial, ` + derivation + `
 from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
 join processor.timing_records t
   on t.device_id = w.device_id
@@ -178,7 +178,7 @@ func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, w
 	own := make(map[string][]geofence.Fix)
 	for i := range written {
 		if r := &written[i]; rules.Of(r) == telemetry.Eligible {
-			own[r.DeviceID] = append(own[r.DeviceID], geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude})
+			own[r.DeviceID] = append(own[r.DeviceID], geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude, Speed: geofence.WholeKMH(r.Speed)})
 		}
 	}
 	for i, w := range list {
@@ -219,9 +219,7 @@ func neighbours(c cuts, list []distant, d direction, rules telemetry.Eligibility
 				nearer(got, seeks[i], d, f)
 			}
 		}
-		if err := c.nearest(seeks, list[0].heap, d, 1, rules, far, func(n int, us int64, lat, lon float64) {
-			nearer(got, at[n], d, geofence.Fix{TimeUS: us, Latitude: lat, Longitude: lon})
-		}); err != nil {
+		if err := c.nearest(seeks, list[0].heap, d, 1, rules, far, func(n int, f geofence.Fix) { nearer(got, at[n], d, f) }); err != nil {
 			return err
 		}
 		list = list[n:]
@@ -267,10 +265,11 @@ func tracksIn(near ask, c cuts, s span, list []window, rules telemetry.Eligibili
 	var n int64
 	var ts time.Time
 	var f geofence.Fix
+	var speed float32
 	var pos int
 	_, err := near(windowFixesSQL, c.args(limitsOf(rules), devices, lo, hi, begins, ends,
-		timeOf(reach.from), timeOf(s.from), timeOf(s.to), timeOf(reach.to)), []any{&n, &ts, &f.Latitude, &f.Longitude, &pos}, func() error {
-		f.TimeUS = ts.UnixMicro()
+		timeOf(reach.from), timeOf(s.from), timeOf(s.to), timeOf(reach.to)), []any{&n, &ts, &f.Latitude, &f.Longitude, &speed, &pos}, func() error {
+		f.TimeUS, f.Speed = ts.UnixMicro(), geofence.WholeKMH(speed)
 		t := &found[which[n]]
 		t.fixes = append(t.fixes, f)
 		t.before, t.after = t.before || pos == 0, t.after || pos == 2
@@ -353,7 +352,7 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 		var at, later time.Time
 		var earlier *time.Time
 		if err := rows.Scan(&n, &r.id, &r.FenceID, &r.version, &r.Kind, &at, &earlier, &later,
-			&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial); err != nil {
+			&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial, &r.Method, &r.DistanceM, &r.SpeedKMH, &r.MaxErrorMS); err != nil {
 			return 0, err
 		}
 		r.TimeUS, r.LaterUS, r.EarlierUS = at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
@@ -471,9 +470,14 @@ set fence_version = $2,
   latitude = $5,
   longitude = $6,
   initial = $7,
+  method = $8,
+  distance_m = $9,
+  speed = $10,
+  max_error_ms = $11,
   revision = revision + 1,
   updated_at = now()
-where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.Crossing), c.Latitude, c.Longitude, c.Initial)
+where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.Crossing), c.Latitude, c.Longitude, c.Initial,
+			string(c.Method), ofSegment(&c, c.DistanceM), ofSegment(&c, c.SpeedKMH), ofSegment(&c, c.MaxErrorMS))
 	}
 	queueCrossings(b, d.add, fences)
 	if len(d.notices) > 0 {
@@ -493,19 +497,21 @@ func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fen
 	version, ordinal := make([]int32, n), make([]int16, n)
 	at, earlier, later := make([]time.Time, n), make([]*time.Time, n), make([]time.Time, n)
 	lat, lon, initial := make([]float64, n), make([]float64, n), make([]bool, n)
+	method, distance, speed, uncertain := make([]string, n), make([]*float32, n), make([]*float32, n), make([]*int64, n)
 	for i := range list {
 		c := &list[i]
 		device[i], fence[i], kind[i] = c.DeviceID, c.FenceID, string(c.Kind)
 		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal)
 		at[i], earlier[i], later[i] = micros(c.TimeUS), earlierTS(&c.Crossing), micros(c.LaterUS)
 		lat[i], lon[i], initial[i] = c.Latitude, c.Longitude, c.Initial
+		method[i], distance[i], speed[i], uncertain[i] = string(c.Method), ofSegment(c, c.DistanceM), ofSegment(c, c.SpeedKMH), ofSegment(c, c.MaxErrorMS)
 	}
 	b.Queue(`
 insert into processor.timing_records as t (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts,
-  latitude, longitude, ordinal, initial)
+  latitude, longitude, ordinal, initial, method, distance_m, speed, max_error_ms)
 select *
 from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
-  $8::float8[], $9::float8[], $10::int2[], $11::bool[])
+  $8::float8[], $9::float8[], $10::int2[], $11::bool[], $12::text[], $13::float4[], $14::float4[], $15::int8[])
 on conflict (device_id, fence_id, kind, later_ts, ordinal) do update
 set fence_version = excluded.fence_version,
   at = excluded.at,
@@ -513,11 +519,16 @@ set fence_version = excluded.fence_version,
   latitude = excluded.latitude,
   longitude = excluded.longitude,
   initial = excluded.initial,
+  method = excluded.method,
+  distance_m = excluded.distance_m,
+  speed = excluded.speed,
+  max_error_ms = excluded.max_error_ms,
   revision = t.revision + 1,
   updated_at = now()
-where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial)
-  is distinct from (excluded.fence_version, excluded.at, excluded.earlier_ts, excluded.latitude, excluded.longitude, excluded.initial)`,
-		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial)
+where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial, t.method, t.distance_m, t.speed, t.max_error_ms)
+  is distinct from (excluded.fence_version, excluded.at, excluded.earlier_ts, excluded.latitude, excluded.longitude, excluded.initial,
+    excluded.method, excluded.distance_m, excluded.speed, excluded.max_error_ms)`,
+		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial, method, distance, speed, uncertain)
 }
 
 // earlierTS returns the fix before a crossing; nil for an initial one, which
@@ -528,6 +539,14 @@ func earlierTS(c *geofence.Crossing) *time.Time {
 	}
 	at := micros(c.EarlierUS)
 	return &at
+}
+
+// ofSegment returns what is known of the way to a crossing; nil for an initial one.
+func ofSegment[V any](c *protocol.Crossing, v V) *V {
+	if c.Initial {
+		return nil
+	}
+	return &v
 }
 
 func micros(us int64) time.Time { return time.UnixMicro(us).UTC() }

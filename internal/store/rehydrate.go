@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -23,12 +24,11 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 }
 
 // LastFixes calls found for every device that has a position that takes part
-// in state, with its index in devices: device time in microseconds since 1970,
-// latitude and longitude in degrees. It is one statement where positions is one
+// in state, with its index in devices. It is one statement where positions is one
 // heap; otherwise newer heaps are asked before older ones, and only for devices
 // not found yet. After an error some may have been found.
 func (r *Reader) LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
-	found func(i int, us int64, lat, lon float64),
+	found func(i int, last geofence.Fix),
 ) error {
 	const op = "load last positions"
 	first, cancel := context.WithTimeout(ctx, r.timeout)

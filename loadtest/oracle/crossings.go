@@ -50,6 +50,10 @@ type Crossing struct {
 	Longitude    float64
 	Ordinal      int
 	Initial      bool
+	Method       string  // interpolated, net change or initial
+	DistanceM    float64 // between the fixes; with what follows 0 for an initial one
+	SpeedKMH     float64
+	MaxErrorMS   int64
 	Revision     int // of a row that was found; judged by its changes
 }
 
@@ -87,7 +91,7 @@ func (o *Oracle) Crossings(rules Rules) iter.Seq2[Crossing, error] {
 			}
 			row := rowOf(&s)
 			if rules.eligible(&row) && !rules.faulty(row.Device, row.TimeUS) {
-				fixes = append(fixes, fix{row.TimeUS, point{row.Longitude, row.Latitude}})
+				fixes = append(fixes, fix{row.TimeUS, point{row.Longitude, row.Latitude}, told(row.Speed)})
 			}
 		}
 		if len(fixes) > 0 {
@@ -98,8 +102,18 @@ func (o *Oracle) Crossings(rules Rules) iter.Seq2[Crossing, error] {
 
 // fix is an eligible record of the device that is looked at.
 type fix struct {
-	us int64
-	at point
+	us  int64
+	at  point
+	kmh int // as told
+}
+
+// told is a reported speed as far as it counts: in whole km/h, and 0 if it is no speed
+// that a vehicle on land has.
+func told(kmh float32) int {
+	if whole := int(math.Floor(float64(kmh) + 0.5)); whole > 0 && whole <= 254 {
+		return whole
+	}
+	return 0
 }
 
 // deriver computes crossings from the fixes of one device in the order of device
@@ -127,7 +141,7 @@ func (d *deriver) derive(fixes []fix) []Crossing {
 		versions := d.fences[n]
 		if v := validAt(versions, first.us); v != nil && v.contains(first.at) {
 			c := changeAt(v, "enter", first, first)
-			c.Initial = true
+			c.Initial, c.Method, c.MaxErrorMS = true, "initial", 0
 			found = append(found, c)
 		}
 	}
@@ -204,7 +218,7 @@ func along(v *drawn, l *line, prev, next fix) []Crossing {
 	var found []Crossing
 	add := func(kind string, t *big.Rat) {
 		c := changeAt(v, kind, prev, next)
-		c.Ordinal = len(found)
+		c.Ordinal, c.Method, c.MaxErrorMS = len(found), "interpolated", uncertain(prev, next)
 		after := new(big.Rat).Mul(t, new(big.Rat).SetInt64(next.us-prev.us))
 		c.TimeUS = prev.us + nearest(after)
 		place := l.at(t)
@@ -263,11 +277,35 @@ func nearest(v *big.Rat) int64 {
 
 // changeAt returns a crossing at the later fix.
 func changeAt(v *drawn, kind string, prev, next fix) Crossing {
-	return Crossing{
+	c := Crossing{
 		FenceID: v.ID, FenceVersion: v.Version, Kind: kind,
 		TimeUS: next.us, EarlierUS: prev.us, LaterUS: next.us,
-		Latitude: next.at.y, Longitude: next.at.x,
+		Latitude: next.at.y, Longitude: next.at.x, Method: "net change",
 	}
+	if prev.us < next.us {
+		c.DistanceM, c.SpeedKMH = way(prev, next)
+		c.MaxErrorMS = (next.us - prev.us + 999) / 1000
+	}
+	return c
+}
+
+// way returns the metres between two fixes, and the speed in km/h that they take.
+func way(prev, next fix) (m, kmh float64) {
+	m = metres(vectorOf(prev.at), vectorOf(next.at))
+	return m, m / 1000 / (float64(next.us-prev.us) / 3.6e9)
+}
+
+// uncertain is how many milliseconds an interpolated time may be off: half of those
+// between the fixes, times the share of the segment's speed by which a speed that a fix
+// tells differs from it, which may be a km/h more than it shows, and 1 for the clocks.
+func uncertain(prev, next fix) int64 {
+	_, kmh := way(prev, next)
+	half := float64(next.us-prev.us) / 2000
+	slowest, fastest := math.Min(float64(prev.kmh), float64(next.kmh)), math.Max(float64(prev.kmh), float64(next.kmh))
+	if share := (math.Max(kmh-slowest, fastest-kmh) + 1) / kmh; share < 1 {
+		return int64(math.Ceil(math.Min(half, share*half+1)))
+	}
+	return int64(math.Ceil(half))
 }
 
 // crossings compares the rows of timing_records with those that must be there,
@@ -409,11 +447,17 @@ func sameCrossing(want, got Crossing) bool {
 	apart := math.Abs(want.Longitude - got.Longitude)
 	return want.FenceVersion == got.FenceVersion && want.EarlierUS == got.EarlierUS && want.Initial == got.Initial &&
 		max(want.TimeUS-got.TimeUS, got.TimeUS-want.TimeUS) <= 1 &&
-		math.Abs(want.Latitude-got.Latitude) <= degrees && min(apart, 360-apart) <= degrees
+		math.Abs(want.Latitude-got.Latitude) <= degrees && min(apart, 360-apart) <= degrees &&
+		want.Method == got.Method && max(want.MaxErrorMS-got.MaxErrorMS, got.MaxErrorMS-want.MaxErrorMS) <= 1 &&
+		nearly(want.DistanceM, got.DistanceM) && nearly(want.SpeedKMH, got.SpeedKMH)
 }
 
+// nearly compares a number with one that was stored in single precision.
+func nearly(want, got float64) bool { return math.Abs(want-got) <= 1e-6*want+1e-4 }
+
 func crossingText(c Crossing) string {
-	return fmt.Sprintf("version %d time %s earlier %s at %v,%v initial %t", c.FenceVersion, clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial)
+	return fmt.Sprintf("version %d time %s earlier %s at %v,%v initial %t, %s, %g m, %g km/h, within %d ms", c.FenceVersion, clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial,
+		c.Method, c.DistanceM, c.SpeedKMH, c.MaxErrorMS)
 }
 
 func (j *judge) crossing(kind Kind, c Crossing, text string) {

@@ -165,6 +165,10 @@ func TestEveryFaultIsFound(t *testing.T) {
 				r.crossings[3].Kind = "exit"
 			}
 		}, counts{"crossing": 2}},
+		{"a crossing was found in another way", func(r *run) { r.crossings[3].Method = "net change" }, counts{"crossing": 1}},
+		{"a crossing is of another distance", func(r *run) { r.crossings[3].DistanceM *= 1.00001 }, counts{"crossing": 1}},
+		{"a crossing is of another speed", func(r *run) { r.crossings[3].SpeedKMH *= 1.00001 }, counts{"crossing": 1}},
+		{"a crossing is surer than it is", func(r *run) { r.crossings[3].MaxErrorMS -= 2 }, counts{"crossing": 1}},
 		{"an enter is marked initial", func(r *run) { r.crossings[3].Initial = !r.crossings[3].Initial }, counts{"crossing": 1}},
 		{"a crossing of a device of nobody", func(r *run) {
 			c := r.crossings[3]

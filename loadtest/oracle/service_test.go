@@ -103,7 +103,7 @@ func send(t require.TestingT, items []fleet.Item) *run {
 		for len(rest) > 0 && rest[0].Device == device {
 			row := telemetry.Record{TimeUS: rest[0].TimeUS, StreamUS: rest[0].IngestedUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude, Satellites: rest[0].Satellites}
 			if (telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MaxPast: rules.MaxPast, MinSatellites: rules.MinSatellites}).Of(&row) == telemetry.Eligible {
-				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude})
+				fixes = append(fixes, geofence.Fix{TimeUS: rest[0].TimeUS, Latitude: rest[0].Latitude, Longitude: rest[0].Longitude, Speed: geofence.WholeKMH(rest[0].Speed)})
 			}
 			rest = rest[1:]
 		}
@@ -162,6 +162,7 @@ func asOracle(device string, version func(geofence.Crossing) int, c geofence.Cro
 		Device: device, FenceID: c.FenceID, FenceVersion: version(c), Kind: string(c.Kind),
 		TimeUS: c.TimeUS, EarlierUS: c.EarlierUS, LaterUS: c.LaterUS, Latitude: c.Latitude, Longitude: c.Longitude,
 		Ordinal: c.Ordinal, Initial: c.Initial, Revision: 1,
+		Method: string(c.Method), DistanceM: float64(c.DistanceM), SpeedKMH: float64(c.SpeedKMH), MaxErrorMS: c.MaxErrorMS,
 	}
 }
 
