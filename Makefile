@@ -25,6 +25,10 @@ FUZZTIME ?= 30s
 # CI takes no verdict from an earlier run.
 TESTFLAGS ?= $(if $(CI),-count=1)
 
+# A program with the race detector waits a second before it ends, each package's
+# tests among them.
+export GORACE ?= atexit_sleep_ms=10
+
 # Tools are built from source through the module proxy, by exact version.
 GOLANGCI_LINT_VERSION := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
