@@ -147,6 +147,33 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 
 	triesFences(t, dep, device, begin)
 
+	// Why a crossing is there: the way from 11.06 to 11.14 leaves at 11.1. An entry sent
+	// again is a duplicate.
+	_, err = pub.Publish(t.Context(), entries[3:4])
+	require.NoError(t, err)
+	var explained operator.Explanation
+	testenv.Wait(t, 20*time.Second, func() error {
+		dep.Ask(fault.Clean, &explained, "device", "explain", device, "yard")
+		if n := len(explained.Entries); n != 6 || explained.Entries[n-1].State != "duplicate" {
+			return fmt.Errorf("want a duplicate: %+v", explained.Entries)
+		}
+		return nil
+	})
+	require.True(t, explained.Agree)
+	require.Equal(t, begin.Add(2*time.Minute), explained.Earlier.UTC())
+	require.Equal(t, begin.Add(3*time.Minute), explained.Later.UTC())
+	require.Equal(t, begin.Add(150*time.Second), explained.Crossings[0].At.UTC())
+	require.Equal(t, "row", explained.Entries[0].State)
+	require.NotNil(t, explained.Owner)
+	text := servicetest.Spawn(t, dep.Environ(), "device", "explain", device, "yard", begin.Add(150*time.Second).Format(time.RFC3339))
+	require.Zero(t, text.Exit(20*time.Second))
+	require.Regexp(t, `recorded +exit at 2026-03-01T12:02:30.000Z, version 1, interpolated within 30s over 5947 m at 357 km/h, revision 1`, text.Output())
+	require.Regexp(t, `12:03:00.000Z .* outside +later fix +\d+-\d+, \d+-\d+ duplicate`, text.Output())
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "explain", device, "garden", "2026-03-01T12:00:00Z"), "unknown fence garden")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "explain", device, "garden"), "no crossing of that fence")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "explain", "nobody", "yard"), "unknown device nobody")
+	require.Contains(t, dep.Ask(fault.Config, nil, "device", "explain", device, "yard", "noon"), "want 2026-08-01T10:00:00Z")
+
 	// A row that an operator marks is ignored from the recompute on.
 	var verified store.Verification
 	dep.Ask(fault.Clean, &verified, "device", "verify", device)
@@ -156,6 +183,9 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	dep.Exec("update public.positions set faulty = true where device_id = $1 and ts = $2", device, begin.Add(3*time.Minute))
 	dep.Ask(fault.Finding, &verified, "device", "verify", device)
 	require.Len(t, verified.Extra, 1)
+	dep.Ask(fault.Finding, &explained, "device", "explain", device, "yard", begin.Add(150*time.Second).Format(time.RFC3339))
+	require.Empty(t, explained.Derived, "no fix outside is left")
+	require.Equal(t, "faulty", explained.Fixes[3].Why)
 	dep.Ask(fault.Clean, &status, "device", "recompute", device, "--from", "2026-03-01T12:02:00Z", "--reason", "test")
 	require.Equal(t, "done", status.State)
 	require.Equal(t, int64(1), status.Progress.Changed)
@@ -186,7 +216,7 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Empty(t, shown.Recent)
 	require.Empty(t, shown.Fences)
 	require.Len(t, shown.Requests, 5)
-	text := servicetest.Spawn(t, dep.Environ(), "device", "show", device)
+	text = servicetest.Spawn(t, dep.Environ(), "device", "show", device)
 	require.Zero(t, text.Exit(20*time.Second))
 	require.Contains(t, text.Output(), "none eligible")
 	require.Zero(t, p.Terminate())

@@ -249,6 +249,10 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	b.await("document.querySelector('.map').dataset.fences", "2")
 	b.await("document.getElementById('device-tables').innerText", "enter")
 	b.picture("device", 1280)
+	b.visit(strings.TrimPrefix(b.eval("document.querySelector('#device-tables a[href*=crossing]').getAttribute('href')"), "/console/"))
+	b.await("document.getElementById('crossing').innerText", "agrees")
+	b.await("document.getElementById('crossing').innerText", "later fix")
+	b.await("document.getElementById('crossing').innerText", "inserted")
 	b.visit("devices/?prefix=3563")
 	require.Contains(t, b.text(), "356307040000001")
 	b.visit("dead-letters/")
@@ -267,6 +271,8 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	}
 	require.NotContains(t, b.text(), token, "secrets never")
 	for _, text := range hostile {
+		b.visit("devices/crossing/?device=356307040000003&fence=" + escape(text))
+		require.Equal(t, "Crossing · Processor", b.eval("document.title"), "nothing was executed: %q", text)
 		b.visit("devices/?device=" + escape(text))
 		require.Equal(t, "Devices · Processor", b.eval("document.title"), "nothing was executed: %q", text)
 		require.Equal(t, "0", b.eval("document.querySelectorAll('main script, main img').length"))

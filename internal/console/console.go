@@ -70,6 +70,7 @@ type Console struct {
 	found         selections[[]string]
 	devices       selections[operator.Device]
 	tracks        selections[operator.TrackWindow]
+	explained     selections[operator.Explanation]
 
 	mu     sync.Mutex
 	fleet  *operator.Fleet // nil while nobody asks

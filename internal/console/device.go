@@ -96,6 +96,62 @@ func (c *Console) device(ctx context.Context, r *http.Request) (any, error) {
 	return d, nil
 }
 
+// crossingData is what the page of one crossing shows.
+type crossingData struct {
+	view
+	Explanation reading[operator.Explanation]
+}
+
+func (c *Console) crossing(ctx context.Context, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	device, fence, text := q.Get("device"), q.Get("fence"), q.Get("at")
+	if device == "" || fence == "" {
+		return nil, errors.New("name the device and the fence")
+	}
+	var at time.Time
+	if text != "" {
+		var err error
+		if at, err = time.Parse(time.RFC3339, text); err != nil {
+			return nil, fmt.Errorf("time %q: want 2026-08-01T10:00:00Z", text)
+		}
+	}
+	d := crossingData{view: c.view(ctx)}
+	d.Explanation = c.explained.get(strings.Join([]string{device, fence, text}, "\x00"), 2*time.Second, askFor, func(ctx context.Context) (x operator.Explanation, err error) {
+		err = c.with(func(f *operator.Fleet) error { x, err = f.Explain(ctx, device, fence, at); return err })
+		return x, err
+	}).get(ctx)
+	return d, nil
+}
+
+// CrossingLink returns the address of the page of a crossing.
+func (d deviceData) CrossingLink(x store.CrossingRow) string {
+	return Root + "devices/crossing/?" + url.Values{"device": {d.ID}, "fence": {x.Fence}, "at": {x.At.UTC().Format(time.RFC3339Nano)}}.Encode()
+}
+
+// EntriesAt names the entries of a fix.
+func (d crossingData) EntriesAt(at time.Time) (list []string) {
+	for _, e := range d.Explanation.Value.Entries {
+		if e.Time.Equal(at) {
+			list = append(list, strings.TrimSuffix(e.ID+" "+e.State, " row"))
+		}
+	}
+	return list
+}
+
+// Remark returns what there is to say of a fix.
+func (d crossingData) Remark(f store.ExplainedFix) string {
+	text := strings.ReplaceAll(f.Why, "_", " ")
+	if f.Role != "" {
+		text = f.Role + " fix"
+	}
+	for _, x := range d.Explanation.Value.Conflicts {
+		if x.Time.Equal(f.Time) {
+			text = strings.TrimPrefix(text+", conflict in "+strings.Join(x.Differs, " "), ", ")
+		}
+	}
+	return text
+}
+
 func (c *Console) track(ctx context.Context, device string, q url.Values) reading[operator.TrackWindow] {
 	from, to, err := windowOf(q)
 	if err != nil {

@@ -487,6 +487,7 @@ func (c *Console) allPages() map[string]*page {
 		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},
 		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
 		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
+		{path: "devices/crossing/", title: "Crossing", nav: "devices", every: 5 * time.Second, names: []string{"notice", "crossing"}, data: c.crossing},
 		{path: "map/", title: "Live map", nav: "map", every: time.Second, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
 		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
 		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "deferred-list", "audit-list"}, data: c.requests},

@@ -2,11 +2,14 @@ package operator
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	streamadmin "github.com/trmtracking/processor/internal/stream/admin"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Device is what is stored of a device, and what waits in Redis.
@@ -122,4 +125,89 @@ func (f *Fleet) Verify(ctx context.Context, device string) (store.Verification, 
 	}
 	v, err := f.devices(pinned).Verify(ctx, device)
 	return v, f.explained(err)
+}
+
+// Explanation replays the decision about one crossing, with the entries of its fixes as
+// far as the stream still has them.
+type Explanation struct {
+	store.Explanation
+	// Entries are those of the device times shown, oldest first; null while Redis is
+	// unavailable.
+	Entries []ExplainedEntry `json:"entries"`
+
+	// Unanswered says why the entries are unknown; nil if they are known.
+	Unanswered error `json:"-"`
+}
+
+// ExplainedEntry is an entry with one of the device times shown.
+type ExplainedEntry struct {
+	ID    string    `json:"id"`
+	Time  time.Time `json:"ts"`    // device time
+	State string    `json:"state"` // row, conflict, duplicate, or pending: not decided yet
+}
+
+// Explain replays one decision: why a device crossed a fence, or did not, at a device
+// time; without one, its last crossing. It needs Postgres; without Redis the entries
+// are unknown.
+func (f *Fleet) Explain(ctx context.Context, device, fence string, at time.Time) (x Explanation, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout)
+	defer cancel()
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return x, err
+	}
+	if err := f.mustKnow(ctx, pinned, device); err != nil {
+		return x, err
+	}
+	if x.Explanation, err = f.devices(pinned).Explain(ctx, device, fence, at); err != nil {
+		if errors.Is(err, store.ErrNoCrossing) {
+			return x, fault.Exit(fault.Finding, err)
+		}
+		return x, f.explained(err)
+	}
+	if len(x.Versions) == 0 {
+		return x, fault.Exitf(fault.Finding, "unknown fence %s: there is no version of it; check the ID, see processor geofence list", fence)
+	}
+	x.Entries, x.Unanswered = f.entriesOf(ctx, pinned, &x.Explanation)
+	return x, nil
+}
+
+// entriesOf finds the entries of the device times shown among its last ones.
+func (f *Fleet) entriesOf(ctx context.Context, pinned store.FleetSettings, x *store.Explanation) ([]ExplainedEntry, error) {
+	group, err := f.redis(ctx, pinned.Shards)
+	if err != nil {
+		return nil, err
+	}
+	found, _, err := streamadmin.New(f.client, group).Trace(ctx, x.Device, lastEntries)
+	if err != nil {
+		return nil, err
+	}
+	lost, rows := map[string]bool{}, map[int64]*store.ExplainedFix{}
+	for _, c := range x.Conflicts {
+		if c.Entry != nil {
+			lost[*c.Entry] = true
+		}
+	}
+	for i := range x.Fixes {
+		rows[x.Fixes[i].Time.UnixMicro()] = &x.Fixes[i]
+	}
+	list, is := []ExplainedEntry{}, map[int64]bool{}
+	for i := len(found) - 1; i >= 0; i-- {
+		s := &found[i]
+		var r telemetry.Record
+		if f.decoder.Decode(&s.Entry, &r) != nil || rows[r.TimeUS] == nil {
+			continue
+		}
+		e := ExplainedEntry{ID: s.ID.String(), Time: time.UnixMicro(r.TimeUS).UTC(), State: "duplicate"}
+		switch row := rows[r.TimeUS]; {
+		case lost[e.ID]:
+			e.State = "conflict"
+		case !is[r.TimeUS] && r.StreamUS == row.Ingested.UnixMicro():
+			is[r.TimeUS], e.State = true, "row"
+		case !s.Dispatched || s.Pending:
+			e.State = "pending"
+		}
+		list = append(list, e)
+	}
+	return list, nil
 }
