@@ -22,10 +22,11 @@ type batch struct {
 	links      []link
 	rules      protocol.Rules
 	crossings  []protocol.Crossing
-	deltas     []deviceDelta // its devices
-	outOfOrder []int32       // indexes of deltas with records out of order; seal derives their crossings
-	unsettled  []int32       // indexes of deltas of which jumps may be; the transaction derives their crossings
-	undecided  []string      // their devices, once the batch is sealed
+	deltas     []deviceDelta     // its devices
+	outOfOrder []int32           // indexes of deltas with records out of order; seal derives their crossings
+	unsettled  []int32           // indexes of deltas of which other fixes decide; the transaction derives their crossings
+	open       map[*device]int64 // the worker's, see state
+	undecided  []string          // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
@@ -117,7 +118,7 @@ func (b *batch) place(d *device, r *telemetry.Record, eligible bool) {
 	b.links = append(b.links, link{prev: t.last, us: r.TimeUS, eligible: eligible, digest: r.Digest()})
 	t.last = int32(len(b.links) - 1)
 	t.top = max(t.top, r.TimeUS)
-	if eligible && b.rules.Eligibility.MaxSpeed > 0 {
+	if eligible && b.decided() {
 		b.judge(t, r)
 	}
 	switch {
@@ -155,6 +156,10 @@ func (b *batch) rival(d *device, r *telemetry.Record, eligible bool, earlier *li
 	}
 }
 
+// decided reports whether there is a rule by which other fixes than the two next to a
+// crossing decide on it.
+func (b *batch) decided() bool { return b.rules.Eligibility.MaxSpeed > 0 || b.rules.Fences.Held() }
+
 // judge looks at whether the rule on jumps can take any of the device's records
 // away from what is derived here: a record that comes plausibly after one that
 // takes part does so too, whatever follows. Anything else is left to the
@@ -166,16 +171,21 @@ func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 		d.settled = false
 	case r.TimeUS > d.watermark:
 		was := d.settled || d.watermark == never
-		d.settled = d.watermark == never || geofence.Plausible(d.fix(), fixOf(r), b.rules.Eligibility.MaxSpeed)
-		if !was || !d.settled {
+		top := b.rules.Eligibility.MaxSpeed
+		d.settled = d.watermark == never || top == 0 || geofence.Plausible(d.fix(), fixOf(r), top)
+		if was && d.settled {
+			break
+		}
+		if top > 0 {
 			b.unsettle(d.touch)
 		}
+		b.keepOpen(d, r.TimeUS+b.rules.Fences.Dwell().Microseconds())
 	} // between those of the batch: seal knows
 }
 
 // unsettle leaves the crossings of a device's fresh records to the transaction.
 func (b *batch) unsettle(touch int32) {
-	if t := &b.deltas[touch]; !t.unsettled && b.rules.Eligibility.MaxSpeed > 0 {
+	if t := &b.deltas[touch]; !t.unsettled && b.decided() {
 		t.unsettled = true
 		b.unsettled = append(b.unsettled, touch)
 	}
@@ -198,17 +208,50 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 		t.outOfOrder = true
 		b.outOfOrder = append(b.outOfOrder, t.touch)
 	}
-	if t.outOfOrder || t.unsettled {
+	held := b.rules.Fences.Held()
+	if t.outOfOrder || t.unsettled && !held {
 		return
 	}
-	next := fixOf(r)
+	prev, next := t.fix(), fixOf(r)
 	if t.watermark == never {
+		prev = next
 		b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
 	} else {
-		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], t.fix(), next, b.rules.MaxGap)
+		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], prev, next, b.rules.MaxGap)
+	}
+	if held {
+		b.hold(t, prev, next, b.scratch)
+	}
+	if t.unsettled {
+		return
 	}
 	for _, c := range b.scratch {
 		b.crossings = append(b.crossings, protocol.Crossing{DeviceID: t.id, Crossing: c})
+	}
+}
+
+// hold leaves the device to the transaction if its way may change what counts for a
+// fence whose border is held still, or what changed before may count now.
+func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix, crossings []geofence.Crossing) {
+	if until, open := b.open[t.device]; open {
+		b.unsettle(t.touch)
+		if next.TimeUS >= until {
+			delete(b.open, t.device)
+		}
+	}
+	if unsettles, until := b.rules.Fences.Unsettles(prev, next, crossings); unsettles {
+		b.unsettle(t.touch)
+		if until > next.TimeUS {
+			b.keepOpen(t.device, until)
+		}
+	}
+}
+
+// keepOpen leaves all fixes of a device up to the first one at a device time to
+// transactions.
+func (b *batch) keepOpen(d *device, untilUS int64) {
+	if b.rules.Fences.Dwell() > 0 {
+		b.open[d] = max(b.open[d], untilUS)
 	}
 }
 
@@ -263,14 +306,25 @@ func (b *batch) seal() {
 // before them.
 func (b *batch) judgeAll(touch int32, list []geofence.Fix) {
 	top := b.rules.Eligibility.MaxSpeed
-	if top == 0 {
-		return
-	}
 	d := b.deltas[touch].device
 	for i := 1; i < len(list); i++ {
-		if !geofence.Plausible(list[i-1], list[i], top) {
+		if top > 0 && !geofence.Plausible(list[i-1], list[i], top) {
 			b.unsettle(touch)
 			d.settled = d.settled && i < len(list)-1
+			b.keepOpen(d, list[len(list)-1].TimeUS+b.rules.Fences.Dwell().Microseconds())
+		}
+	}
+	if !b.rules.Fences.Held() {
+		return
+	}
+	t := &b.deltas[touch]
+	for i, next := range list {
+		if i > 0 {
+			b.scratch = b.rules.Fences.Crossings(b.scratch[:0], list[i-1], next, b.rules.MaxGap)
+			b.hold(t, list[i-1], next, b.scratch)
+		} else if t.base.TimeUS == never {
+			b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
+			b.hold(t, next, next, b.scratch)
 		}
 	}
 }

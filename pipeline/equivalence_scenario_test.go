@@ -170,10 +170,22 @@ func randomFences(r *rand.Rand, span int) []geofence.Fence {
 		for _, v := range versions {
 			f := randomFence(r)
 			f.ID, f.Valid = id, v
+			holdBorder(r, &f)
 			list = append(list, f)
 		}
 	}
 	return list
+}
+
+// holdBorder may say when a change of the fence counts: with figures that no difference
+// of two times or places here comes near.
+func holdBorder(r *rand.Rand, f *geofence.Fence) {
+	pick := func(of ...float64) float64 { return of[r.IntN(len(of))] }
+	if f.Kind == geofence.Gate {
+		f.MinIntervalS = pick(0, 3.123457, 17.123457, 130.123457)
+		return
+	}
+	f.ExitMarginM, f.MinDwellS = pick(0, 0, 33.3, 140.7), pick(0, 0, 2.123457, 21.123457)
 }
 
 func contains(list []geofence.Fence, id string) bool {
@@ -330,7 +342,8 @@ func (sc *scenario) String() string {
 			}
 		case s.fences != nil:
 			for _, f := range s.fences {
-				fmt.Fprintf(&b, "  fence %s %s %v enabled %t radius %v %s (replace %t)\n", f.ID, f.Kind, f.Valid, f.Enabled, f.RadiusM, f.Geometry, s.replace)
+				fmt.Fprintf(&b, "  fence %s %s %v enabled %t radius %v exit margin %v dwell %v interval %v %s (replace %t)\n",
+					f.ID, f.Kind, f.Valid, f.Enabled, f.RadiusM, f.ExitMarginM, f.MinDwellS, f.MinIntervalS, f.Geometry, s.replace)
 			}
 		case s.recompute != nil:
 			fmt.Fprintf(&b, "  recompute %+v\n", *s.recompute)

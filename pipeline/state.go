@@ -21,7 +21,7 @@ type device struct {
 	next       int32  // slot of the next device with the same hash, or -1
 	generation uint32 // of the shard's state; older generations are invalid
 	shard      uint16
-	settled    bool  // with the rule on jumps: the last position takes part for sure, so that what follows can be derived from it
+	settled    bool  // with rules by which other fixes decide: all that has an influence on what is derived from the last position is known
 	speed      uint8 // of the last position, as a fix has it
 	size       uint8 // length of the ID in bytes, at most shortID+1, and used; 0 in a slot that is free
 	id         [shortID]byte
@@ -64,6 +64,9 @@ type state struct {
 	clockHand   int32    // the slot that evict visits next
 	generations []uint32 // of the shards
 	evicted     func()
+	// open are devices of which something may count, though nothing more happens: until
+	// which device time. Without a fence with a dwell there are none.
+	open map[*device]int64
 }
 
 const blockSize = 1024
@@ -72,7 +75,7 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, generations: make([]uint32, shards), evicted: evicted,
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]int64),
 	}
 }
 
@@ -169,6 +172,7 @@ func (s *state) drop(slot int32) {
 	default:
 		delete(s.slots, hash)
 	}
+	delete(s.open, d)
 	*d = device{}
 	s.free = append(s.free, slot)
 	s.len--

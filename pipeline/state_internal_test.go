@@ -116,6 +116,7 @@ func TestP9ABatchThatIsDoneHoldsNothing(t *testing.T) {
 	w := &worker{}
 	b := &batch{}
 	b.reset(1, true)
+	b.rules.Fences = &protocol.Fences{}
 	d := &device{watermark: never}
 	for i := range 3 {
 		r := telemetry.Record{DeviceID: "a", TimeUS: int64(i), Attributes: []byte("{}")}

@@ -443,7 +443,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		now := time.Now()
 		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
 		b.due = now.Add(maxBatchWait(age, w.cfg.BatchMaxAge))
-		b.rules = w.rules()
+		b.rules, b.open = w.rules(), w.state.open
 	}
 	if cap(w.records) < len(p.entries) {
 		w.records = make([]decoded, len(p.entries))

@@ -35,7 +35,7 @@ type capsule struct {
 	long   float64 // metres from a to b
 }
 
-func compileCorridor(g geom.Geometry, widthM float64) (*shape, error) {
+func compileCorridor(g geom.Geometry, widthM, marginM float64) (*shape, error) {
 	if !(widthM > 0 && widthM <= maxWidthM) {
 		return nil, fmt.Errorf("width_m %v is not above 0 and at most %d: give the whole width in metres", widthM, maxWidthM)
 	}
@@ -43,14 +43,39 @@ func compileCorridor(g geom.Geometry, widthM float64) (*shape, error) {
 	if err != nil {
 		return nil, err
 	}
+	c := newCorridor(line, widthM/2)
+	if max(-c.min.y, c.max.y) > maxCorridorLatitude {
+		return nil, fmt.Errorf("a corridor lies between %d degrees south and north: draw a polygon instead", maxCorridorLatitude)
+	}
+	s := &shape{corridor: c}
+	if marginM > 0 {
+		s.margin = &shape{corridor: newCorridor(line, widthM/2+marginM)}
+	}
+	return s, nil
+}
+
+func newCorridor(line []point, radius float64) *corridor {
 	c := &corridor{min: point{math.Inf(1), math.Inf(1)}, max: point{math.Inf(-1), math.Inf(-1)}}
 	for i := 1; i < len(line); i++ {
 		if line[i] != line[i-1] {
-			c.add(line[i-1], line[i], widthM/2)
+			c.add(line[i-1], line[i], radius)
 		}
 	}
-	if max(-c.min.y, c.max.y) > maxCorridorLatitude {
-		return nil, fmt.Errorf("a corridor lies between %d degrees south and north: draw a polygon instead", maxCorridorLatitude)
+	return c
+}
+
+// around returns the corridor round all borders of an area.
+func (s *shape) around(marginM float64) (*shape, error) {
+	c := &corridor{min: point{math.Inf(1), math.Inf(1)}, max: point{math.Inf(-1), math.Inf(-1)}}
+	for _, g := range s.area {
+		if max(-g.min.y, g.max.y) > maxCorridorLatitude {
+			return nil, fmt.Errorf("exit_margin_m is for areas between %d degrees south and north", maxCorridorLatitude)
+		}
+		for _, e := range g.edges {
+			if e.a != e.b {
+				c.add(e.a, e.b, marginM)
+			}
+		}
 	}
 	return &shape{corridor: c}, nil
 }

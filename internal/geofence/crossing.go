@@ -40,6 +40,8 @@ type Crossing struct {
 	DistanceM  float32 // between the fixes, great circle
 	SpeedKMH   float32 // that this takes
 	MaxErrorMS int64   // how far from TimeUS it may have been
+	// Suppressed is a passage of a gate too soon after the last one that counted.
+	Suppressed bool
 }
 
 // Method is how the time of a crossing was found.
@@ -57,11 +59,16 @@ const (
 func (s *Set) Initial(dst []Crossing, first Fix) []Crossing {
 	var buf [32]int
 	for _, i := range s.At(buf[:0], first) {
-		c := s.crossingAt(i, Enter, first, first)
-		c.Initial, c.Method, c.MaxErrorMS = true, FirstFix, 0
-		dst = append(dst, c)
+		dst = append(dst, s.initialAt(i, first))
 	}
 	return dst
+}
+
+// initialAt returns the enter at the device's first fix.
+func (s *Set) initialAt(i int, first Fix) Crossing {
+	c := s.crossingAt(i, Enter, first, first)
+	c.Initial, c.Method, c.MaxErrorMS = true, FirstFix, 0
+	return c
 }
 
 // Crossings appends the crossings between prev and next, ordered by time, then

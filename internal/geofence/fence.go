@@ -105,12 +105,16 @@ func (e *FenceError) Error() string {
 // Unwrap returns the reason.
 func (e *FenceError) Unwrap() error { return e.Err }
 
-// shape is the compiled geometry of a fence; exactly one field is set.
+// shape is the compiled geometry of a fence; exactly one of the first four fields is
+// set.
 type shape struct {
 	area     []*polygon
 	corridor *corridor
 	circle   *circle
 	gate     *gate
+	// margin is what is at most the exit margin from the fence, or only from its
+	// border; nil without one.
+	margin *shape
 }
 
 // contains is the point test. A gate contains no point.

@@ -18,6 +18,7 @@ type drawing struct {
 	geometry string
 	radiusM  float64
 	widthM   float64
+	marginM  float64
 }
 
 // compile checks the fence and prepares its shape for the tests, unless it is
@@ -52,11 +53,19 @@ func (f Fence) compile(known map[drawing]*shape) (*shape, error) {
 	switch f.Kind {
 	case Area:
 		if corridor {
-			return compileCorridor(g, f.WidthM)
+			return compileCorridor(g, f.WidthM, f.ExitMarginM)
 		}
-		return compileArea(g)
+		s, err := compileArea(g)
+		if err == nil && f.ExitMarginM > 0 {
+			s.margin, err = s.around(f.ExitMarginM)
+		}
+		return s, err
 	case Circle:
-		return compileCircle(g, f.RadiusM)
+		s, err := compileCircle(g, f.RadiusM)
+		if err == nil && f.ExitMarginM > 0 {
+			s.margin = &shape{circle: newCircle(s.circle.center, f.RadiusM+f.ExitMarginM)}
+		}
+		return s, err
 	case Gate:
 		return compileGate(g)
 	case "":
@@ -104,7 +113,9 @@ func (f Fence) Canonical() (Fence, error) {
 	return f, err
 }
 
-func (f Fence) drawing() drawing { return drawing{f.Kind, f.Geometry, f.RadiusM, f.WidthM} }
+func (f Fence) drawing() drawing {
+	return drawing{f.Kind, f.Geometry, f.RadiusM, f.WidthM, f.ExitMarginM}
+}
 
 // parseGeometry reads a GeoJSON geometry, or the geometry of a feature.
 func parseGeometry(text string) (geom.Geometry, error) {

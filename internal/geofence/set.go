@@ -37,12 +37,18 @@ func (f Fix) point() (point, bool) {
 type Set struct {
 	versions []version           // sorted by ID, then by span
 	tree     rtree.RTreeG[int32] // boxes of the versions that are enabled
+	held     rtree.RTreeG[int32] // of those with held borders, with their margins
+	dwellUS  int64               // the longest
 }
 
 type version struct {
 	fence Fence
 	shape *shape
 	group int32 // the same for all versions of a fence
+	held  bool  // the border of one of them is held still
+
+	dwellUS, intervalUS int64
+	restUS              int64 // the longest dwell of any version of the fence
 }
 
 // NewSet indexes the fences. A fence that is invalid is skipped and reported in
@@ -102,8 +108,38 @@ func newSet(fences []Fence, known map[drawing]*shape) (*Set, []*FenceError) {
 			}
 		}
 	}
+	s.hold()
 	return s, refused
 }
+
+// hold prepares the fences whose borders are held still.
+func (s *Set) hold() {
+	for begin, end := 0, 0; begin < len(s.versions); begin = end {
+		held, restUS := false, int64(0)
+		for end = begin; end < len(s.versions) && s.versions[end].group == s.versions[begin].group; end++ {
+			f := &s.versions[end].fence
+			restUS = max(restUS, microseconds(f.MinDwellS))
+			held = held || f.ExitMarginM > 0 || f.MinDwellS > 0 || f.MinIntervalS > 0
+		}
+		if !held {
+			continue
+		}
+		for i := begin; i < end; i++ {
+			v := &s.versions[i]
+			v.held, v.restUS = true, restUS
+			v.dwellUS, v.intervalUS = microseconds(v.fence.MinDwellS), microseconds(v.fence.MinIntervalS)
+			if !v.fence.Enabled {
+				continue
+			}
+			s.dwellUS = max(s.dwellUS, v.dwellUS)
+			for _, box := range cmp.Or(v.shape.margin, v.shape).boxes(nil) {
+				s.held.Insert([2]float64{box[0].x, box[0].y}, [2]float64{box[1].x, box[1].y}, int32(i))
+			}
+		}
+	}
+}
+
+func microseconds(seconds float64) int64 { return int64(math.Round(seconds * 1e6)) }
 
 // Len returns the number of versions in the set.
 func (s *Set) Len() int {
@@ -138,11 +174,19 @@ func (s *Set) At(dst []int, f Fix) []int {
 // near appends the versions whose boxes meet the box of the leg, in the order
 // of the set. A version with several boxes can be there more than once.
 func (s *Set) near(dst []int32, l leg) []int32 {
+	l.search(&s.tree, func(i int32) { dst = append(dst, i) })
+	slices.Sort(dst)
+	return dst
+}
+
+// search calls found for what has a box in the tree that meets the box of the leg, once
+// for each box and side of the antimeridian.
+func (l leg) search(tree *rtree.RTreeG[int32], found func(int32)) {
 	search := func(west, east float64) {
-		s.tree.Search(
+		tree.Search(
 			[2]float64{west, min(l.p.y, l.q.y)}, [2]float64{east, max(l.p.y, l.q.y)},
 			func(_, _ [2]float64, i int32) bool {
-				dst = append(dst, i)
+				found(i)
 				return true
 			})
 	}
@@ -156,6 +200,4 @@ func (s *Set) near(dst []int32, l leg) []int32 {
 		search(-180, l.p.x)
 		search(l.q.x, 180)
 	}
-	slices.Sort(dst)
-	return dst
 }

@@ -14,7 +14,7 @@ import (
 const derivation = `coalesce(method, ''), coalesce(distance_m, 0), coalesce(speed, 0), coalesce(max_error_ms, 0)`
 
 // crossingColumns are what scanCrossing reads.
-const crossingColumns = `device_id, fence_id, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial, ` + derivation
+const crossingColumns = `device_id, fence_id, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial, suppressed, ` + derivation
 
 // sameCrossing reports whether a row says what is derived. How, only if it says that.
 func sameCrossing(want, got geofence.Crossing) bool {
@@ -29,7 +29,7 @@ func scanCrossing(row pgx.CollectableRow) (protocol.Crossing, error) {
 	var c protocol.Crossing
 	var kind string
 	var at, earlier, later time.Time
-	err := row.Scan(&c.DeviceID, &c.FenceID, &kind, &at, &earlier, &later, &c.Latitude, &c.Longitude, &c.Ordinal, &c.Initial,
+	err := row.Scan(&c.DeviceID, &c.FenceID, &kind, &at, &earlier, &later, &c.Latitude, &c.Longitude, &c.Ordinal, &c.Initial, &c.Suppressed,
 		&c.Method, &c.DistanceM, &c.SpeedKMH, &c.MaxErrorMS)
 	c.Kind = geofence.CrossingKind(kind)
 	c.TimeUS, c.EarlierUS, c.LaterUS = at.UnixMicro(), earlier.UnixMicro(), later.UnixMicro()

@@ -100,6 +100,9 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		if err != nil {
 			return err
 		}
+		if set.Held() {
+			return errors.New("fences whose borders are held still cannot be tried")
+		}
 		return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(second pgx.Tx) error {
 			if _, err := second.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
 				return err

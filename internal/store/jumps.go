@@ -2,9 +2,11 @@ package store
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -15,19 +17,22 @@ import (
 // how many jumps lie between those is not bounded, and they are read in pages.
 
 // jumpsFirst and jumpsAtOnce are how many fixes of a track are read beyond its
-// ends, at first, which nearly always is enough, and then.
+// ends, at first, which nearly always is enough, and then; heldFirst is how many
+// are at first where borders are held still.
 const (
 	jumpsFirst  = 4
 	jumpsAtOnce = 5000
+	heldFirst   = 32
 )
 
-// withoutJumps makes tracks reach from a fix before what changed that takes part,
-// whatever changed, to one behind, and leaves out those that take none. The
-// windows then hold what lies between those two.
-func withoutJumps(c cuts, list []window, rules telemetry.Eligibility, far ask, own map[string][]geofence.Fix, found []track) error {
+// widenTracks makes tracks reach as far beyond their windows as what they yield depends on:
+// with a rule on jumps to fixes that take part, and with held borders to where these
+// are settled. It leaves out the fixes that take no part, and moves the windows to
+// what changed.
+func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, found []track) error {
 	wide := make([]reach, len(list))
 	for i := range found {
-		wide[i] = reach{track: &found[i], top: rules.MaxSpeed, first: !found[i].before, last: !found[i].after}
+		wide[i] = reach{track: &found[i], top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after}
 		if found[i].before {
 			wide[i].known++
 		}
@@ -35,32 +40,63 @@ func withoutJumps(c cuts, list []window, rules telemetry.Eligibility, far ask, o
 			wide[i].behind++
 		}
 	}
-	for d, held := range map[direction]func(*reach) bool{backward: (*reach).begins, forward: (*reach).ends} {
-		for most := jumpsFirst; ; most = jumpsAtOnce {
-			var seeks []distant
-			for i := range wide {
-				if fixes := wide[i].fixes; !held(&wide[i]) {
-					from := fixes[0].TimeUS
-					if d == forward {
-						from = fixes[len(fixes)-1].TimeUS
-					}
-					seeks = append(seeks, distant{seek{list[i].device, from, i}, c.heap(from)})
-				}
+	for d, enough := range map[direction]func(*reach) bool{backward: (*reach).begins, forward: (*reach).ends} {
+		for most := jumpsFirst; rules.Eligibility.MaxSpeed > 0; most = jumpsAtOnce {
+			more, err := extendWhere(c, list, d, most, rules, far, own, wide, enough)
+			if err != nil {
+				return err
 			}
-			if len(seeks) == 0 {
+			if !more {
 				break
 			}
-			if err := extend(c, seeks, d, most, rules, far, own, wide); err != nil {
-				return err
+		}
+	}
+	if rules.Fences.Held() {
+		for most, more := heldFirst, true; more; most = min(most*8, jumpsAtOnce) {
+			for i := range wide {
+				wide[i].derive(rules)
+			}
+			more = false
+			for d, enough := range map[direction]func(*reach) bool{
+				backward: func(r *reach) bool { return r.derived == nil || !r.derived.Before },
+				forward:  func(r *reach) bool { return r.derived == nil || !r.derived.Behind },
+			} {
+				some, err := extendWhere(c, list, d, most, rules, far, own, wide, enough)
+				if err != nil {
+					return err
+				}
+				more = more || some
 			}
 		}
 	}
 	for i := range wide {
+		if found[i].derived != nil {
+			continue
+		}
 		if lo := wide[i].cut(); found[i].before {
 			list[i].lo = lo
 		}
 	}
 	return nil
+}
+
+// extendWhere reads more on one side of those tracks that do not hold enough there, and
+// reports whether there were any.
+func extendWhere(c cuts, list []window, d direction, most int, rules protocol.Rules, far ask, own map[string][]geofence.Fix, wide []reach, enough func(*reach) bool) (bool, error) {
+	var seeks []distant
+	for i := range wide {
+		if fixes := wide[i].fixes; !enough(&wide[i]) {
+			from := fixes[0].TimeUS
+			if d == forward {
+				from = fixes[len(fixes)-1].TimeUS
+			}
+			seeks = append(seeks, distant{seek{list[i].device, from, i}, c.heap(from)})
+		}
+	}
+	if len(seeks) == 0 {
+		return false, nil
+	}
+	return true, extend(c, seeks, d, most, rules.Eligibility, far, own, wide)
 }
 
 // reach is a track with more and more of what lies around it.
@@ -75,9 +111,41 @@ type reach struct {
 
 // takesPart reports whether a fix does, as far as its neighbours that are known tell.
 func (r *reach) takesPart(i int) bool {
-	return i == 0 && r.first ||
+	return r.top == 0 || i == 0 && r.first ||
 		i > 0 && geofence.Plausible(r.fixes[i-1], r.fixes[i], r.top) ||
 		i+1 < len(r.fixes) && geofence.Plausible(r.fixes[i], r.fixes[i+1], r.top)
+}
+
+// derive derives what counts, as far as the fixes known allow.
+func (r *reach) derive(rules protocol.Rules) {
+	t := geofence.Stretch{From: r.known - 1, First: r.first, Last: r.last}
+	from, to := r.known-1, len(r.fixes)-r.behind
+	if r.top > 0 {
+		r.begins()
+		r.ends()
+		if from, to = r.from, r.to; from == r.known-1 && r.known > 1 {
+			r.derived = nil // only jumps are new
+			return
+		}
+	}
+	t.From = -1
+	for i, f := range r.fixes {
+		if !r.takesPart(i) {
+			continue
+		}
+		if i <= from {
+			t.From = len(t.Fixes)
+		}
+		if i < to {
+			t.To = len(t.Fixes) + 1
+		}
+		t.Fixes = append(t.Fixes, f)
+	}
+	d := rules.Fences.Derive(t, rules.MaxGap)
+	r.derived, r.begin = &d, math.MaxInt64
+	if len(t.Fixes) > 0 {
+		r.begin = t.Fixes[0].TimeUS
+	}
 }
 
 // begins finds the nearest fix before the window and its neighbour that takes part;
@@ -162,13 +230,14 @@ func extend(c cuts, list []distant, d direction, most int, rules telemetry.Eligi
 func (r *reach) add(d direction, end int64, read, own []geofence.Fix) {
 	away := func(f geofence.Fix) int64 { return (f.TimeUS - end) * int64(d) }
 	nearest := func(a, b geofence.Fix) int { return cmp.Compare(away(a), away(b)) }
-	more := slices.Clone(read)
+	var more []geofence.Fix // own ones first: what was read may be what they replace
 	for _, f := range own {
 		if away(f) > 0 && (len(read) == 0 || nearest(f, slices.MaxFunc(read, nearest)) <= 0) {
 			more = append(more, f)
 		}
 	}
-	slices.SortFunc(more, nearest)
+	more = append(more, read...)
+	slices.SortStableFunc(more, nearest)
 	more = slices.CompactFunc(more, func(a, b geofence.Fix) bool { return a.TimeUS == b.TimeUS })
 	if d == forward {
 		r.fixes, r.behind, r.last = append(r.fixes, more...), r.behind+len(more), len(more) == 0

@@ -138,7 +138,7 @@ order by w.n, p.ts`
 // later refers to fixes that are gone.
 const windowCrossingsSQL = `
 select w.n - 1, t.id, t.fence_id, t.fence_version, t.kind, t.at, t.earlier_ts, t.later_ts,
-  t.latitude, t.longitude, t.ordinal, t.initial, ` + derivation + `
+  t.latitude, t.longitude, t.ordinal, t.initial, t.suppressed, ` + derivation + `
 from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
 join processor.timing_records t
   on t.device_id = w.device_id
@@ -149,13 +149,18 @@ join processor.timing_records t
 type track struct {
 	fixes         []geofence.Fix
 	before, after bool
+	// derived is what counts where borders are held still, which other fixes decide;
+	// nil where there are none. Begin is the device time of the first of them.
+	derived *geofence.Derived
+	begin   int64
 }
 
 // tracks reads the fixes of windows. Near looks into their heaps and a few more
 // on either side; a neighbour that is not there is looked for by far, which may
 // not see what this transaction wrote: written is that of it which is no part of
 // the windows.
-func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, written []telemetry.Record) ([]track, error) {
+func tracks(c cuts, list []window, all protocol.Rules, near, far ask, written []telemetry.Record) ([]track, error) {
+	rules, wider := all.Eligibility, all.Eligibility.MaxSpeed > 0 || all.Fences.Held()
 	found := make([]track, len(list))
 	var ahead, behind []distant
 	for _, s := range c.spansOf(list) {
@@ -172,7 +177,7 @@ func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, w
 			}
 		}
 	}
-	if len(ahead)+len(behind) == 0 && rules.MaxSpeed == 0 {
+	if len(ahead)+len(behind) == 0 && !wider {
 		return found, nil
 	}
 	own := make(map[string][]geofence.Fix)
@@ -189,8 +194,8 @@ func tracks(c cuts, list []window, rules telemetry.Eligibility, near, far ask, w
 			return nil, err
 		}
 	}
-	if rules.MaxSpeed > 0 {
-		return found, withoutJumps(c, list, rules, far, own, found)
+	if wider {
+		return found, widenTracks(c, list, all, far, own, found)
 	}
 	return found, nil
 }
@@ -339,6 +344,10 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 		if !found[i].before {
 			lo[i] = timeOf(math.MinInt64) // what is recorded of fixes before the first one stored
 		}
+		if d := found[i].derived; d != nil {
+			from, to := d.Bounds()
+			lo[i], hi[i] = timeOf(from), timeOf(to)
+		}
 	}
 	old := make([]map[crossingKey]recorded, len(list))
 	rows, err := tx.Query(ctx, windowCrossingsSQL, devices, lo, hi)
@@ -352,12 +361,15 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 		var at, later time.Time
 		var earlier *time.Time
 		if err := rows.Scan(&n, &r.id, &r.FenceID, &r.version, &r.Kind, &at, &earlier, &later,
-			&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial, &r.Method, &r.DistanceM, &r.SpeedKMH, &r.MaxErrorMS); err != nil {
+			&r.Latitude, &r.Longitude, &r.Ordinal, &r.Initial, &r.Suppressed, &r.Method, &r.DistanceM, &r.SpeedKMH, &r.MaxErrorMS); err != nil {
 			return 0, err
 		}
 		r.TimeUS, r.LaterUS, r.EarlierUS = at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
 		if earlier != nil {
 			r.EarlierUS = earlier.UnixMicro()
+		}
+		if d := found[n].derived; d != nil && !d.Complete(r.FenceID, r.LaterUS) {
+			continue
 		}
 		if old[n] == nil {
 			old[n] = make(map[crossingKey]recorded)
@@ -372,17 +384,25 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 	seen := make(map[int64]bool) // rows that windows share
 	done := make(map[string]map[crossingKey]bool)
 	for i, w := range list {
-		buf = rules.Fences.Track(buf[:0], found[i].fixes, rules.MaxGap, !found[i].before)
-		if !found[i].before && len(old[i]) > 0 {
+		first := !found[i].before
+		if d := found[i].derived; d != nil {
+			from, _ := d.Bounds()
+			buf, first = append(buf[:0], d.Crossings...), from == math.MinInt64
+		} else {
+			buf = rules.Fences.Track(buf[:0], found[i].fixes, rules.MaxGap, first)
+		}
+		if first && len(old[i]) > 0 {
 			is := make([]geofence.Crossing, 0, len(old[i]))
 			for _, r := range old[i] {
 				is = append(is, r.Crossing)
 			}
-			first := int64(math.MaxInt64)
-			if len(found[i].fixes) > 0 {
-				first = found[i].fixes[0].TimeUS
+			begin := int64(math.MaxInt64)
+			if found[i].derived != nil {
+				begin = found[i].begin
+			} else if len(found[i].fixes) > 0 {
+				begin = found[i].fixes[0].TimeUS
 			}
-			g, err := goneOf(ctx, tx, w.device, is, first)
+			g, err := goneOf(ctx, tx, w.device, is, begin)
 			if err != nil {
 				return 0, err
 			}
@@ -429,7 +449,7 @@ func (d *change) compare(device string, should []geofence.Crossing, is map[cross
 			if !seen[got.id] {
 				seen[got.id] = true
 				d.drop = append(d.drop, got.id)
-				d.announce(device, *got, nil)
+				d.announce(device, got, nil)
 			}
 		case got == nil:
 			done[k] = true
@@ -439,14 +459,21 @@ func (d *change) compare(device string, should []geofence.Crossing, is map[cross
 			got.Fence = want.Fence
 			if got.Crossing != *want || got.version != fences.Versions[want.Fence] {
 				d.update = append(d.update, crossingUpdate{id: got.id, c: protocol.Crossing{DeviceID: device, Crossing: *want}})
-				at := micros(want.TimeUS)
-				d.announce(device, *got, &at)
+				d.announce(device, got, want)
 			}
 		}
 	})
 }
 
-func (d *change) announce(device string, r recorded, at *time.Time) {
+// announce tells what became of a recorded crossing, unless that did not count.
+func (d *change) announce(device string, r *recorded, want *geofence.Crossing) {
+	if r.Suppressed {
+		return
+	}
+	var at *time.Time
+	if want != nil && !want.Suppressed {
+		at = new(micros(want.TimeUS))
+	}
 	text, err := json.Marshal(notice{
 		Device: device, Fence: r.FenceID, Kind: string(r.Kind),
 		Later: time.UnixMicro(r.LaterUS).UTC(), Old: time.UnixMicro(r.TimeUS).UTC(), New: at,
@@ -474,10 +501,11 @@ set fence_version = $2,
   distance_m = $9,
   speed = $10,
   max_error_ms = $11,
+  suppressed = $12,
   revision = revision + 1,
   updated_at = now()
 where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.Crossing), c.Latitude, c.Longitude, c.Initial,
-			string(c.Method), ofSegment(&c, c.DistanceM), ofSegment(&c, c.SpeedKMH), ofSegment(&c, c.MaxErrorMS))
+			string(c.Method), ofSegment(&c, c.DistanceM), ofSegment(&c, c.SpeedKMH), ofSegment(&c, c.MaxErrorMS), c.Suppressed)
 	}
 	queueCrossings(b, d.add, fences)
 	if len(d.notices) > 0 {
@@ -496,22 +524,22 @@ func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fen
 	device, fence, kind := make([]string, n), make([]string, n), make([]string, n)
 	version, ordinal := make([]int32, n), make([]int16, n)
 	at, earlier, later := make([]time.Time, n), make([]*time.Time, n), make([]time.Time, n)
-	lat, lon, initial := make([]float64, n), make([]float64, n), make([]bool, n)
+	lat, lon, initial, suppressed := make([]float64, n), make([]float64, n), make([]bool, n), make([]bool, n)
 	method, distance, speed, uncertain := make([]string, n), make([]*float32, n), make([]*float32, n), make([]*int64, n)
 	for i := range list {
 		c := &list[i]
 		device[i], fence[i], kind[i] = c.DeviceID, c.FenceID, string(c.Kind)
 		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal)
 		at[i], earlier[i], later[i] = micros(c.TimeUS), earlierTS(&c.Crossing), micros(c.LaterUS)
-		lat[i], lon[i], initial[i] = c.Latitude, c.Longitude, c.Initial
+		lat[i], lon[i], initial[i], suppressed[i] = c.Latitude, c.Longitude, c.Initial, c.Suppressed
 		method[i], distance[i], speed[i], uncertain[i] = string(c.Method), ofSegment(c, c.DistanceM), ofSegment(c, c.SpeedKMH), ofSegment(c, c.MaxErrorMS)
 	}
 	b.Queue(`
 insert into processor.timing_records as t (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts,
-  latitude, longitude, ordinal, initial, method, distance_m, speed, max_error_ms)
+  latitude, longitude, ordinal, initial, method, distance_m, speed, max_error_ms, suppressed)
 select *
 from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
-  $8::float8[], $9::float8[], $10::int2[], $11::bool[], $12::text[], $13::float4[], $14::float4[], $15::int8[])
+  $8::float8[], $9::float8[], $10::int2[], $11::bool[], $12::text[], $13::float4[], $14::float4[], $15::int8[], $16::bool[])
 on conflict (device_id, fence_id, kind, later_ts, ordinal) do update
 set fence_version = excluded.fence_version,
   at = excluded.at,
@@ -523,12 +551,14 @@ set fence_version = excluded.fence_version,
   distance_m = excluded.distance_m,
   speed = excluded.speed,
   max_error_ms = excluded.max_error_ms,
+  suppressed = excluded.suppressed,
   revision = t.revision + 1,
   updated_at = now()
-where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial, t.method, t.distance_m, t.speed, t.max_error_ms)
+where (t.fence_version, t.at, t.earlier_ts, t.latitude, t.longitude, t.initial, t.method, t.distance_m, t.speed, t.max_error_ms,
+    t.suppressed)
   is distinct from (excluded.fence_version, excluded.at, excluded.earlier_ts, excluded.latitude, excluded.longitude, excluded.initial,
-    excluded.method, excluded.distance_m, excluded.speed, excluded.max_error_ms)`,
-		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial, method, distance, speed, uncertain)
+    excluded.method, excluded.distance_m, excluded.speed, excluded.max_error_ms, excluded.suppressed)`,
+		device, fence, version, kind, at, earlier, later, lat, lon, ordinal, initial, method, distance, speed, uncertain, suppressed)
 }
 
 // earlierTS returns the fix before a crossing; nil for an initial one, which

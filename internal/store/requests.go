@@ -347,7 +347,7 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		}
 	}
 	rules := s.o.Rules
-	found, err := tracks(s.c, windows, rules.Eligibility, s.ask, s.ask, nil)
+	found, err := tracks(s.c, windows, rules, s.ask, s.ask, nil)
 	if err != nil {
 		return false, nil, err
 	}

@@ -122,20 +122,14 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 // pass follows the device from its first position to its last.
 func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, v *Verification) (crossings []geofence.Crossing, first int64, err error) {
 	first = math.MaxInt64
-	var last, next geofence.Fix
+	var next geofence.Fix
 	var ts time.Time
 	var speed float32
 	// What a fix is shows only with the one that follows it.
 	var held geofence.Fix
 	certain := false // it takes part, whatever follows
-	count := func(f geofence.Fix) {
-		if f.TimeUS == first {
-			crossings = set.Initial(crossings, f)
-		} else {
-			crossings = set.Crossings(crossings, last, f, d.pins.MaxGap)
-		}
-		last = f
-	}
+	walk := set.Walk(d.pins.MaxGap)
+	count := func(f geofence.Fix) { crossings = walk.Next(crossings, f) }
 	ask, err := asOf(ctx, d.pool, tx, c)
 	if err != nil {
 		return nil, 0, err

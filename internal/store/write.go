@@ -170,7 +170,7 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		}
 		if b.Rules.Fences.Len() > 0 {
 			list := windows(records, out.Stored, undecided(b), b.Rules)
-			found, err := tracks(c, list, b.Rules.Eligibility, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
+			found, err := tracks(c, list, b.Rules, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
 			if err != nil {
 				return out, err
 			}

@@ -22,7 +22,7 @@ func Timings(ctx context.Context, pool *pgxpool.Pool) iter.Seq2[oracle.Crossing,
 			}
 			rows, err := tx.Query(ctx, `
 select device_id, fence_id, fence_version, kind, at, coalesce(earlier_ts, later_ts), later_ts, latitude, longitude, ordinal, initial, revision,
-  coalesce(method, ''), coalesce(distance_m, 0), coalesce(speed, 0), coalesce(max_error_ms, 0)
+  coalesce(method, ''), coalesce(distance_m, 0), coalesce(speed, 0), coalesce(max_error_ms, 0), suppressed
 from processor.timing_records
 order by device_id collate "C", later_ts, at, fence_id, ordinal`)
 			if err != nil {
@@ -50,7 +50,7 @@ func crossing(row pgx.CollectableRow) (oracle.Crossing, error) {
 	var c oracle.Crossing
 	var at, earlier, later time.Time
 	err := row.Scan(&c.Device, &c.FenceID, &c.FenceVersion, &c.Kind, &at, &earlier, &later, &c.Latitude, &c.Longitude, &c.Ordinal, &c.Initial, &c.Revision,
-		&c.Method, &c.DistanceM, &c.SpeedKMH, &c.MaxErrorMS)
+		&c.Method, &c.DistanceM, &c.SpeedKMH, &c.MaxErrorMS, &c.Suppressed)
 	c.TimeUS, c.EarlierUS, c.LaterUS = at.UnixMicro(), earlier.UnixMicro(), later.UnixMicro()
 	return c, err
 }

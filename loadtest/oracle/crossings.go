@@ -54,7 +54,8 @@ type Crossing struct {
 	DistanceM    float64 // between the fixes; with what follows 0 for an initial one
 	SpeedKMH     float64
 	MaxErrorMS   int64
-	Revision     int // of a row that was found; judged by its changes
+	Suppressed   bool // a passage of a gate that does not count
+	Revision     int  // of a row that was found; judged by its changes
 }
 
 // Crossings yields the rows that timing_records must hold, ordered by device
@@ -120,12 +121,18 @@ func told(kmh float32) int {
 // time, fence by fence.
 type deriver struct {
 	fences [][]*drawn
+	still  map[string][]*drawn // those that say when a change counts
 	index  *index
 	rules  Rules
 }
 
 func newDeriver(rules Rules) *deriver {
-	d := &deriver{fences: draw(rules.Fences), rules: rules}
+	d := &deriver{fences: draw(rules.Fences), still: map[string][]*drawn{}, rules: rules}
+	for _, versions := range d.fences {
+		if held(versions) {
+			d.still[versions[0].ID] = versions
+		}
+	}
 	d.index = newIndex(d.fences)
 	return d
 }
@@ -147,6 +154,9 @@ func (d *deriver) derive(fixes []fix) []Crossing {
 	}
 	for i := 1; i < len(fixes); i++ {
 		found = d.between(found, fixes[i-1], fixes[i])
+	}
+	if len(d.still) > 0 {
+		found = d.hold(fixes, found)
 	}
 	slices.SortFunc(found, func(a, b Crossing) int {
 		return cmp.Or(
@@ -445,7 +455,7 @@ func (j *judge) sameCrossings(want, got []Crossing) {
 func sameCrossing(want, got Crossing) bool {
 	const degrees = 1e-9
 	apart := math.Abs(want.Longitude - got.Longitude)
-	return want.FenceVersion == got.FenceVersion && want.EarlierUS == got.EarlierUS && want.Initial == got.Initial &&
+	return want.FenceVersion == got.FenceVersion && want.EarlierUS == got.EarlierUS && want.Initial == got.Initial && want.Suppressed == got.Suppressed &&
 		max(want.TimeUS-got.TimeUS, got.TimeUS-want.TimeUS) <= 1 &&
 		math.Abs(want.Latitude-got.Latitude) <= degrees && min(apart, 360-apart) <= degrees &&
 		want.Method == got.Method && max(want.MaxErrorMS-got.MaxErrorMS, got.MaxErrorMS-want.MaxErrorMS) <= 1 &&
@@ -456,7 +466,7 @@ func sameCrossing(want, got Crossing) bool {
 func nearly(want, got float64) bool { return math.Abs(want-got) <= 1e-6*want+1e-4 }
 
 func crossingText(c Crossing) string {
-	return fmt.Sprintf("version %d time %s earlier %s at %v,%v initial %t, %s, %g m, %g km/h, within %d ms", c.FenceVersion, clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial,
+	return fmt.Sprintf("version %d time %s earlier %s at %v,%v initial %t suppressed %t, %s, %g m, %g km/h, within %d ms", c.FenceVersion, clock(c.TimeUS), clock(c.EarlierUS), c.Latitude, c.Longitude, c.Initial, c.Suppressed,
 		c.Method, c.DistanceM, c.SpeedKMH, c.MaxErrorMS)
 }
 

@@ -44,6 +44,7 @@ type shape struct {
 type drawn struct {
 	Fence
 	shape
+	border []*lane // of an area with an exit margin
 }
 
 // contains reports whether a place is in the fence; none is in a gate.
@@ -82,7 +83,12 @@ func draw(fences []Fence) [][]*drawn {
 		if err != nil || f.FromUS >= f.ToUS {
 			continue
 		}
-		d := &drawn{f, s}
+		d := &drawn{Fence: f, shape: s}
+		const highest = 85 // up to which distances are measured in degrees
+		if d.ExitMarginM > 0 && s.area != nil && max(-s.box.south, s.box.north) > highest {
+			continue
+		}
+		d.drawBorder()
 		if n := len(all); n > 0 && all[n-1][0].ID == f.ID {
 			if last := all[n-1][len(all[n-1])-1]; last.ToUS <= f.FromUS {
 				all[n-1] = append(all[n-1], d)

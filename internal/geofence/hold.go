@@ -1,0 +1,476 @@
+package geofence
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+)
+
+// hold is what is known of one device and one fence whose border is held still, fix
+// by fix in the order of device time. It may begin anywhere: then what counts is
+// unknown until the fixes themselves show it.
+//
+// There are two layers above the true border, which the crossings show that are given.
+// The device is taken to be inside from where it enters until a fix is further than the
+// margin from the fence, and then left where it first left the true border. And
+// what it is taken to be counts once it has been that for long enough, from where that
+// began.
+type hold struct {
+	set      *Set
+	versions []int32 // of the fence, by their spans
+	version  int32   // valid and enabled at the last fix, or -1
+	untilUS  int64   // no other is before this device time
+
+	known, inside bool     // whether it counts as inside, if that is known
+	taken, in     bool     // whether it is taken to be inside, if that is known
+	sinceUS       int64    // it has been taken to be that, for all that is known
+	change        Crossing // since which that differs from what counts
+	outside       bool     // of the true border, while taken to be inside
+	left          Crossing // since when
+
+	// Gates. Passages longer ago than any interval are of no matter.
+	told       bool // all that are not longer ago are known
+	quietUS    int64
+	passedUS   [2]int64 // the last that counted, backward and forward
+	intervalUS int64    // the longest
+
+	crossings []Crossing // that count, or are suppressed
+}
+
+const never = math.MinInt64
+
+// newHold begins at a fix; with first it is the device's first of all.
+func (s *Set) newHold(group int32, fix Fix, first bool) *hold {
+	h := &hold{set: s, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}}
+	begin, _ := slices.BinarySearchFunc(s.versions, group, func(v version, g int32) int { return cmp.Compare(v.group, g) })
+	for i := begin; i < len(s.versions) && s.versions[i].group == group; i++ {
+		h.versions = append(h.versions, int32(i))
+		h.intervalUS = max(h.intervalUS, s.versions[i].intervalUS)
+	}
+	h.version, h.untilUS = h.valid(fix.TimeUS)
+	if first && h.contains(fix) {
+		h.in = true
+		h.change = s.initialAt(int(h.version), fix)
+	}
+	h.at(fix)
+	return h
+}
+
+// valid returns the version for a device time, or -1, and before which one there is no
+// other.
+func (h *hold) valid(us int64) (version int32, untilUS int64) {
+	version, untilUS = -1, math.MaxInt64
+	for _, i := range h.versions {
+		f := &h.set.versions[i].fence
+		switch {
+		case us < f.Valid.FromUS:
+			untilUS = min(untilUS, f.Valid.FromUS)
+		case f.Valid.contains(us):
+			untilUS = min(untilUS, f.Valid.ToUS)
+			if f.Enabled {
+				version = i
+			}
+		}
+	}
+	return version, untilUS
+}
+
+func (h *hold) contains(f Fix) bool {
+	p, ok := f.point()
+	return ok && h.version >= 0 && h.set.versions[h.version].shape.contains(p)
+}
+
+// beyond reports whether the fix is further from the fence than its margin.
+func (h *hold) beyond(f Fix) bool {
+	p, ok := f.point()
+	return !ok || h.version < 0 || h.set.versions[h.version].beyond(p)
+}
+
+func (v *version) beyond(p point) bool {
+	return !v.shape.contains(p) && (v.shape.margin == nil || !v.shape.margin.contains(p))
+}
+
+func (h *hold) marginal() bool {
+	return h.version >= 0 && h.set.versions[h.version].shape.margin != nil
+}
+
+func (h *hold) dwellUS() int64 {
+	if h.version < 0 {
+		return 0
+	}
+	return h.set.versions[h.version].dwellUS
+}
+
+// settled reports whether what was before the last fix has no influence on
+// what counts from there on, and nothing that counts is still open.
+func (h *hold) settled() bool {
+	return h.told && h.known && h.taken && h.in == h.inside && !h.outside
+}
+
+// step follows the device to the next fix, over the crossings of the true border.
+func (h *hold) step(next Fix, raw []Crossing) {
+	if len(raw) == 0 && next.TimeUS < h.untilUS && h.settled() {
+		return
+	}
+	for i := range raw {
+		switch c := &raw[i]; c.Kind {
+		case Enter:
+			if h.outside {
+				h.outside = false
+			} else {
+				h.flip(true, c)
+			}
+		case Exit:
+			if h.marginal() {
+				h.outside, h.left = true, *c
+			} else {
+				h.flip(false, c)
+			}
+		default:
+			h.pass(*c)
+		}
+	}
+	if next.TimeUS >= h.untilUS && h.untilUS != math.MaxInt64 {
+		if version, untilUS := h.valid(next.TimeUS); version != h.version {
+			h.replace(version, untilUS, next)
+		} else {
+			h.untilUS = untilUS
+		}
+	}
+	h.at(next)
+}
+
+// replace ends all that is open, since another version is valid at the next fix.
+func (h *hold) replace(version int32, untilUS int64, next Fix) {
+	if h.outside {
+		h.outside = false
+		h.flip(false, &h.left)
+	}
+	h.version, h.untilUS = version, untilUS
+	h.taken, h.in = true, h.contains(next)
+	h.count()
+}
+
+// at looks at the last fix.
+func (h *hold) at(fix Fix) {
+	switch {
+	case h.outside && h.beyond(fix):
+		h.outside = false
+		h.flip(false, &h.left)
+	case h.taken:
+	case h.contains(fix):
+		h.taken, h.in, h.sinceUS = true, true, fix.TimeUS
+	case h.beyond(fix):
+		h.taken, h.in, h.sinceUS = true, false, fix.TimeUS
+	}
+	until := fix.TimeUS
+	if h.outside {
+		until = h.left.TimeUS
+	}
+	h.dwell(until)
+	h.told = h.told || fix.TimeUS-h.quietUS >= h.intervalUS
+}
+
+// flip changes what the device is taken to be, at a crossing.
+func (h *hold) flip(in bool, c *Crossing) {
+	h.dwell(c.TimeUS)
+	h.taken, h.in, h.sinceUS = true, in, c.TimeUS
+	h.change = *c
+}
+
+// dwell counts what the device is taken to be, if it was that for long enough.
+func (h *hold) dwell(untilUS int64) {
+	if h.taken && untilUS-h.sinceUS >= h.dwellUS() {
+		h.count()
+	}
+}
+
+func (h *hold) count() {
+	if h.known && h.in != h.inside {
+		h.crossings = append(h.crossings, h.change)
+	}
+	h.known, h.inside = true, h.in
+}
+
+// pass counts a passage, or suppresses it.
+func (h *hold) pass(c Crossing) {
+	h.told = h.told || c.TimeUS-h.quietUS >= h.intervalUS
+	h.quietUS = c.TimeUS
+	if !h.told {
+		return
+	}
+	last := &h.passedUS[0]
+	if c.Kind == Forward {
+		last = &h.passedUS[1]
+	}
+	if c.Suppressed = *last != never && c.TimeUS-*last < h.set.versions[c.Fence].intervalUS; !c.Suppressed {
+		*last = c.TimeUS
+	}
+	h.crossings = append(h.crossings, c)
+}
+
+// Held reports whether the border of any fence is held still.
+func (s *Set) Held() bool { return s != nil && s.held.Len() > 0 }
+
+// Dwell returns the longest dwell of a fence.
+func (s *Set) Dwell() time.Duration {
+	if s == nil {
+		return 0
+	}
+	return time.Duration(s.dwellUS) * time.Microsecond
+}
+
+// touched appends the groups of fences with held borders that the way between two
+// fixes comes near, each at least once.
+func (s *Set) touched(dst []int32, prev, next Fix) []int32 {
+	p, okP := prev.point()
+	q, okQ := next.point()
+	if !okP || !okQ {
+		return dst
+	}
+	newLeg(p, q).search(&s.held, func(i int32) { dst = append(dst, s.versions[i].group) })
+	return dst
+}
+
+// Unsettles reports whether the way between two neighbouring fixes, with the crossings
+// that Crossings gives for it, may change what counts for a fence whose border is held
+// still, which only more fixes show; and before which device time the next fixes may
+// change it without coming near. Where it does neither, nothing changes.
+func (s *Set) Unsettles(prev, next Fix, crossings []Crossing) (unsettles bool, untilUS int64) {
+	untilUS = never
+	by := func(v *version) {
+		unsettles = true
+		if v.restUS > 0 {
+			untilUS = max(untilUS, next.TimeUS+v.restUS)
+		}
+	}
+	for i := range crossings {
+		if v := &s.versions[crossings[i].Fence]; v.held {
+			by(v)
+		}
+	}
+	p, okP := prev.point()
+	q, okQ := next.point()
+	if !okP || !okQ {
+		return unsettles, untilUS
+	}
+	newLeg(p, q).search(&s.held, func(i int32) {
+		v := &s.versions[i]
+		was, is := v.fence.Valid.contains(prev.TimeUS), v.fence.Valid.contains(next.TimeUS)
+		if was != is || was && v.shape.margin != nil && !v.beyond(p) && v.beyond(q) {
+			by(v)
+		}
+	})
+	return unsettles, untilUS
+}
+
+// Walk derives what counts along the track of one device, fix by fix.
+type Walk struct {
+	set    *Set
+	maxGap time.Duration
+	whole  bool // from the device's first fix of all
+	only   bool // fences with held borders only
+	begun  bool
+	last   Fix
+	holds  map[int32]*hold
+	raw    []Crossing
+	groups []int32
+}
+
+// Walk returns the walk that begins with the device's first fix.
+func (s *Set) Walk(maxGap time.Duration) *Walk {
+	return &Walk{set: s, maxGap: maxGap, whole: true, holds: make(map[int32]*hold)}
+}
+
+// Next appends what the next fix shows. It may be a crossing before the last fix.
+func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
+	start := len(dst)
+	prev := w.last
+	if w.last = fix; !w.begun {
+		w.begun = true
+		w.groups = w.set.touched(w.groups[:0], fix, fix)
+		w.raw = w.raw[:0]
+		if w.whole {
+			w.raw = w.set.Initial(w.raw, fix)
+		}
+		prev = fix
+	} else {
+		w.groups = w.set.touched(w.groups[:0], prev, fix)
+		w.raw = w.set.Crossings(w.raw[:0], prev, fix, w.maxGap)
+	}
+	if !w.only {
+		for i := range w.raw {
+			if !w.set.versions[w.raw[i].Fence].held {
+				dst = append(dst, w.raw[i])
+			}
+		}
+	}
+	for _, g := range w.groups {
+		if w.holds[g] == nil {
+			w.holds[g] = w.set.newHold(g, prev, w.whole)
+		}
+	}
+	for g, h := range w.holds {
+		if prev != fix {
+			h.step(fix, w.set.of(w.raw, g))
+		}
+		dst = append(dst, h.crossings...)
+		h.crossings = h.crossings[:0]
+		if w.whole && !h.in && h.settled() && fix.TimeUS-h.quietUS >= h.intervalUS && !slices.Contains(w.groups, g) {
+			delete(w.holds, g)
+		}
+	}
+	slices.SortFunc(dst[start:], byTime)
+	return dst
+}
+
+func byTime(a, b Crossing) int {
+	return cmp.Or(cmp.Compare(a.TimeUS, b.TimeUS), cmp.Compare(a.FenceID, b.FenceID), cmp.Compare(a.Ordinal, b.Ordinal))
+}
+
+// of returns those crossings that are of a fence.
+func (s *Set) of(list []Crossing, group int32) (of []Crossing) {
+	for i := range list {
+		if s.versions[list[i].Fence].group == group {
+			of = append(of, list[i])
+		}
+	}
+	return of
+}
+
+// Stretch is a part of the track of one device, of which something changed between
+// two fixes that did not.
+type Stretch struct {
+	Fixes []Fix // ordered by time
+	From  int   // the last one before what changed, or -1
+	To    int   // the first one behind, or len(Fixes)
+	First bool  // Fixes begin with the device's first one
+	Last  bool  // and end with its newest
+}
+
+// Derived is what counts in a stretch. Of fences with held borders it may begin before
+// From and end behind To.
+type Derived struct {
+	Before, Behind bool // more fixes are needed
+	Crossings      []Crossing
+	held           map[string]reach
+	other          reach
+}
+
+// reach is from which device time of the later fix, itself not included, and up to
+// which one crossings are derived.
+type reach struct{ fromUS, toUS int64 }
+
+func (r reach) holds(us int64) bool { return us > r.fromUS && us <= r.toUS }
+
+// Complete reports whether all crossings of a fence with this later fix are
+// derived.
+func (d *Derived) Complete(fence string, laterUS int64) bool {
+	if r, held := d.held[fence]; held {
+		return r.holds(laterUS)
+	}
+	return d.other.holds(laterUS)
+}
+
+// Bounds returns the first and last device time of a later fix for which anything
+// is.
+func (d *Derived) Bounds() (fromUS, toUS int64) {
+	fromUS, toUS = d.other.fromUS, d.other.toUS
+	for _, r := range d.held {
+		fromUS, toUS = min(fromUS, r.fromUS), max(toUS, r.toUS)
+	}
+	if fromUS != never {
+		fromUS++
+	}
+	return fromUS, toUS
+}
+
+// Derive returns what counts in a stretch: between From and To, and of fences with held
+// borders from the last fix up to From to the first from To on at which they are settled.
+// What lies beyond is a function of the fixes there.
+func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
+	d := Derived{held: make(map[string]reach), other: reach{never, math.MaxInt64}}
+	if t.From >= 0 {
+		d.other.fromUS = t.Fixes[t.From].TimeUS
+	}
+	if t.To < len(t.Fixes) {
+		d.other.toUS = t.Fixes[t.To].TimeUS
+	}
+	if len(t.Fixes) == 0 {
+		return d
+	}
+	// A change may be open that a fence far away made, and count with one of these fixes.
+	d.Before = s.Held() && !t.First && t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS-s.dwellUS
+	raw := make([][]Crossing, len(t.Fixes)) // of fences with held borders, by later fix
+	var groups []int32
+	var buf []Crossing
+	for i := range t.Fixes {
+		prev, between := t.Fixes[max(i-1, 0)], i > t.From && i <= t.To
+		near := len(groups)
+		if s.Held() {
+			groups = s.touched(groups, prev, t.Fixes[i])
+		}
+		switch buf = buf[:0]; {
+		case !between && near == len(groups):
+			continue
+		case i > 0:
+			buf = s.Crossings(buf, prev, t.Fixes[i], maxGap)
+		case t.First:
+			buf = s.Initial(buf, t.Fixes[0])
+		}
+		for _, c := range buf {
+			switch {
+			case s.versions[c.Fence].held:
+				raw[i] = append(raw[i], c)
+			case between:
+				d.Crossings = append(d.Crossings, c)
+			}
+		}
+		if n := len(groups); n > 64 {
+			slices.Sort(groups)
+			groups = slices.Compact(groups)
+		}
+	}
+	slices.Sort(groups)
+	for _, g := range slices.Compact(groups) {
+		s.deriveHeld(&d, &t, g, raw)
+	}
+	return d
+}
+
+// deriveHeld derives what counts of one fence with a held border.
+func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing) {
+	r := reach{never, math.MaxInt64}
+	h := s.newHold(group, t.Fixes[0], t.First)
+	from := h.settled() && t.From >= 0
+	if from {
+		r.fromUS = t.Fixes[0].TimeUS
+	}
+	for i := 1; i < len(t.Fixes); i++ {
+		h.step(t.Fixes[i], s.of(raw[i], group))
+		if i <= t.From && h.settled() {
+			from, r.fromUS = true, t.Fixes[i].TimeUS
+		}
+	}
+	d.Before = d.Before || !from && !t.First
+	if t.To < len(t.Fixes) {
+		f := s.newHold(group, t.Fixes[t.To], false)
+		to := t.To
+		for ; !f.settled() && to+1 < len(t.Fixes); to++ {
+			f.step(t.Fixes[to+1], s.of(raw[to+1], group))
+		}
+		switch {
+		case f.settled():
+			r.toUS = t.Fixes[to].TimeUS
+		case !t.Last:
+			d.Behind = true
+		}
+	}
+	d.held[s.versions[h.versions[0]].fence.ID] = r
+	for _, c := range h.crossings {
+		if r.holds(c.LaterUS) {
+			d.Crossings = append(d.Crossings, c)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package geofence_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/geofence"
+)
+
+// heldFences draws fences of all kinds with one or two versions, whose borders may be
+// held still, on the grid of heldTrack.
+func heldFences(r *rand.Rand) []geofence.Fence {
+	var list []geofence.Fence
+	maybe := func(of ...float64) float64 { return of[r.IntN(len(of))] }
+	for n := range 1 + r.IntN(4) {
+		spans := []geofence.Span{geofence.Always}
+		if cut := int64(r.IntN(600)) * 1e6; r.IntN(3) == 0 {
+			spans = []geofence.Span{{FromUS: geofence.Always.FromUS, ToUS: cut}, {FromUS: cut, ToUS: geofence.Always.ToUS}}
+		}
+		for _, valid := range spans {
+			x, y, w := r.IntN(6), r.IntN(6), 1+r.IntN(4)
+			at := func(x, y int) string { return fmt.Sprintf("[%v,%v]", 11+float64(x)*0.001, 48+float64(y)*0.001) }
+			f := geofence.Fence{ID: fmt.Sprint("fence", n), Valid: valid, Enabled: r.IntN(8) > 0}
+			switch r.IntN(5) {
+			case 0:
+				f.Kind, f.MinIntervalS = geofence.Gate, maybe(0, 15.5, 40, 200)
+				f.Geometry = `{"type":"LineString","coordinates":[` + at(x, y) + "," + at(x+w, y+r.IntN(3)) + `]}`
+			case 1:
+				f.Kind, f.RadiusM = geofence.Circle, float64(50+r.IntN(300))
+				f.Geometry = `{"type":"Point","coordinates":` + at(x, y) + `}`
+			case 2:
+				f.Kind, f.WidthM = geofence.Area, float64(50+r.IntN(100))
+				f.Geometry = `{"type":"LineString","coordinates":[` + at(x, y) + "," + at(x+w, y+r.IntN(3)) + `]}`
+			default:
+				f.Kind = geofence.Area
+				f.Geometry = `{"type":"Polygon","coordinates":[[` + at(x, y) + "," + at(x+w, y) + "," + at(x+w, y+w) + "," + at(x, y+w) + "," + at(x, y) + `]]}`
+			}
+			if f.Kind != geofence.Gate {
+				f.ExitMarginM, f.MinDwellS = maybe(0, 30, 130.5), maybe(0, 0, 12.5, 60)
+			}
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+func heldTrack(r *rand.Rand) (fixes []geofence.Fix) {
+	us := int64(0)
+	x, y := r.IntN(9), r.IntN(9)
+	for range 2 + r.IntN(50) {
+		us += 1 + int64(r.IntN(30))*1e6
+		if r.IntN(20) == 0 {
+			us += 100e6 // longer than the gap
+		}
+		x, y = min(max(x+r.IntN(5)-2, 0), 8), min(max(y+r.IntN(5)-2, 0), 8)
+		fixes = append(fixes, geofence.Fix{TimeUS: us, Latitude: 48 + float64(y)*0.001, Longitude: 11 + float64(x)*0.001})
+	}
+	return fixes
+}
+
+const heldGap = 90 * time.Second
+
+func walked(s *geofence.Set, fixes []geofence.Fix) (list []geofence.Crossing) {
+	w := s.Walk(heldGap)
+	for _, f := range fixes {
+		list = w.Next(list, f)
+	}
+	return list
+}
+
+// complete returns those crossings that a stretch derives, in one order.
+func complete(d *geofence.Derived, list []geofence.Crossing) (in []string) {
+	for _, c := range list {
+		if d.Complete(c.FenceID, c.LaterUS) {
+			in = append(in, fmt.Sprintf("%+v", c))
+		}
+	}
+	slices.Sort(in)
+	return in
+}
+
+// What a stretch of a track yields is what one pass over all of it does, and
+// what changes between two of its fixes changes nothing beyond.
+func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 17))
+	var pieces, crossings int
+	for range 4000 {
+		set, refused := geofence.NewSet(heldFences(r))
+		require.Empty(t, refused)
+		fixes := heldTrack(r)
+		from := r.IntN(len(fixes)+1) - 1
+		to := from + 1 + r.IntN(len(fixes)-from)
+		changed := slices.Concat(fixes[:from+1], fixes[min(to, len(fixes)):])
+		if len(changed) == 0 {
+			continue
+		}
+		whole := walked(set, fixes)
+		begin, end := max(from, 0), min(to, len(fixes)-1)
+		for d := (geofence.Derived{Before: true}); d.Before || d.Behind; {
+			if d.Before {
+				begin = max(0, begin-r.IntN(3))
+			}
+			if d.Behind {
+				end = min(len(fixes)-1, end+r.IntN(3))
+			}
+			s := geofence.Stretch{Fixes: fixes[begin : end+1], From: from - begin, To: to - begin, First: begin == 0, Last: end == len(fixes)-1}
+			if from < 0 {
+				s.From = -1
+			}
+			if d = set.Derive(s, heldGap); d.Before || d.Behind {
+				continue
+			}
+			want := complete(&d, whole)
+			require.Equal(t, want, complete(&d, d.Crossings), "seed %d, %+v", seed, s)
+			pieces, crossings = pieces+1, crossings+len(want)
+			// Without the fixes between, the rest is the same.
+			s.Fixes = slices.Concat(s.Fixes[:s.From+1], s.Fixes[min(s.To, len(s.Fixes)):])
+			s.To = s.From + 1
+			if len(s.Fixes) == 0 {
+				break
+			}
+			less := set.Derive(s, heldGap)
+			if less.Before || less.Behind {
+				continue
+			}
+			var kept, keptLess []string
+			for _, c := range whole {
+				if !less.Complete(c.FenceID, c.LaterUS) && !d.Complete(c.FenceID, c.LaterUS) {
+					kept = append(kept, fmt.Sprintf("%+v", c))
+				}
+			}
+			for _, c := range walked(set, changed) {
+				if !less.Complete(c.FenceID, c.LaterUS) && !d.Complete(c.FenceID, c.LaterUS) {
+					keptLess = append(keptLess, fmt.Sprintf("%+v", c))
+				}
+			}
+			slices.Sort(kept)
+			slices.Sort(keptLess)
+			require.Equal(t, kept, keptLess, "seed %d", seed)
+		}
+	}
+	t.Logf("%d pieces, %d crossings", pieces, crossings)
+	require.Greater(t, pieces, 2000)
+	require.Greater(t, crossings, 2000)
+}

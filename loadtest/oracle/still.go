@@ -1,0 +1,153 @@
+package oracle
+
+import (
+	"cmp"
+	"math"
+	"slices"
+)
+
+// held reports whether any version of a fence says when a change of it counts.
+func held(versions []*drawn) bool {
+	return slices.ContainsFunc(versions, func(v *drawn) bool { return v.ExitMarginM > 0 || v.MinDwellS > 0 || v.MinIntervalS > 0 })
+}
+
+// still returns what counts of the crossings of one fence by one device, given in their
+// order. Passages of gates that do not count stay and are marked.
+func still(versions []*drawn, fixes []fix, raw []Crossing) []Crossing {
+	var found []Crossing
+	last := map[string]int64{} // that counted, by direction
+	var changes []Crossing
+	for _, c := range raw {
+		if c.Kind == "enter" || c.Kind == "exit" {
+			changes = append(changes, c)
+			continue
+		}
+		v := validAt(versions, c.LaterUS)
+		if us, before := last[c.Kind]; before && c.TimeUS-us < micro(v.MinIntervalS) {
+			c.Suppressed = true
+		} else {
+			last[c.Kind] = c.TimeUS
+		}
+		found = append(found, c)
+	}
+	inside := false // as it counts
+	for begin := 0; begin < len(fixes); {
+		v := validAt(versions, fixes[begin].us)
+		end := begin + 1 // of the fixes under this version
+		for end < len(fixes) && validAt(versions, fixes[end].us) == v {
+			end++
+		}
+		upTo := int64(math.MaxInt64)
+		if end < len(fixes) {
+			upTo = fixes[end].us // whose way belongs to this version, too
+		}
+		n := 0
+		for n < len(changes) && changes[n].LaterUS <= upTo {
+			n++
+		}
+		for _, c := range lasting(v, fixes[begin:end], changes[:n], end < len(fixes)) {
+			if (c.Kind == "enter") != inside {
+				inside = !inside
+				found = append(found, c)
+			}
+		}
+		begin, changes = end, changes[n:]
+	}
+	return found
+}
+
+// lasting returns the changes under one version after which the device stays as long as
+// it has to. An absence that no fix shows to be far enough away is none. If another
+// version follows, whatever is so at the end lasts.
+func lasting(v *drawn, fixes []fix, changes []Crossing, another bool) (list []Crossing) {
+	var marginM float64
+	var dwell int64
+	if v != nil {
+		marginM, dwell = v.ExitMarginM, micro(v.MinDwellS)
+	}
+	end := fixes[len(fixes)-1].us // when it is last known how it is
+	var kept []Crossing
+	for i := 0; i < len(changes); i++ {
+		c := changes[i]
+		if c.Kind == "enter" || marginM == 0 {
+			kept = append(kept, c)
+			continue
+		}
+		back, isLast := int64(math.MaxInt64), i == len(changes)-1
+		if !isLast {
+			back = changes[i+1].LaterUS
+		}
+		far := slices.ContainsFunc(fixes, func(f fix) bool { return f.us >= c.LaterUS && f.us < back && v.away(f.at) > marginM })
+		switch {
+		case far || isLast && another:
+			kept = append(kept, c)
+		case isLast:
+			end = c.TimeUS
+		default:
+			i++ // it came back
+		}
+	}
+	for i, c := range kept {
+		until := end
+		if i+1 < len(kept) {
+			until = kept[i+1].TimeUS
+		} else if another {
+			until = math.MaxInt64
+		}
+		if until-dwell >= c.TimeUS {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// away returns how many metres outside of an area, a corridor or a circle a place is that
+// is outside.
+func (d *drawn) away(p point) float64 {
+	switch {
+	case d.disc != nil:
+		return metres(d.disc.center, vectorOf(p)) - d.disc.radius
+	case d.lane != nil:
+		return d.lane.metres(p) - d.lane.half
+	}
+	near := math.Inf(1)
+	for _, border := range d.border {
+		near = min(near, border.metres(p))
+	}
+	return near
+}
+
+// drawBorder draws the borders of the parts of an area, each as a corridor without a
+// width, to measure how far away a place is.
+func (d *drawn) drawBorder() {
+	if d.ExitMarginM == 0 {
+		return
+	}
+	for _, g := range d.area {
+		for _, r := range append([]*ring{g.shell}, g.holes...) {
+			d.border = append(d.border, newLane(r.points, r.turns, 0))
+		}
+	}
+}
+
+func micro(seconds float64) int64 { return int64(math.Round(seconds * 1e6)) }
+
+// hold leaves of the crossings of a device those that count.
+func (d *deriver) hold(fixes []fix, found []Crossing) []Crossing {
+	by := map[string][]Crossing{}
+	kept := found[:0:0]
+	for _, c := range found {
+		if d.still[c.FenceID] == nil {
+			kept = append(kept, c)
+		} else {
+			by[c.FenceID] = append(by[c.FenceID], c)
+		}
+	}
+	for id, raw := range by {
+		slices.SortFunc(raw, func(a, b Crossing) int {
+			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.TimeUS, b.TimeUS), cmp.Compare(a.Ordinal, b.Ordinal))
+		})
+		kept = append(kept, still(d.still[id], fixes, raw)...)
+	}
+	return kept
+}
