@@ -43,7 +43,7 @@
 //   - P8: shards move on the triggers below.
 //
 // Triggers that take shards away from a member, each with its timeout and the function
-// that decides. Apart from these only balance (protocol.Assign, when a member joins) and
+// that decides. Apart from these only balance (protocol.Planner, by load) and
 // an operator's claim move shards, and both by hand-over, a few at a time
 // (protocol.Pace):
 //

@@ -230,6 +230,7 @@ type member struct {
 	reg        *prometheus.Registry
 	task       counted
 	workStatus WorkStatus
+	finished   func(shard int) uint64
 	mu         sync.Mutex
 
 	joined chan error // of RunMembership
@@ -259,7 +260,13 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	membership, err := NewMembership(cfg, client, keys, func() WorkStatus {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return m.workStatus
+		v := m.workStatus
+		if m.finished != nil {
+			for shard := range m.engine.holds() {
+				v.Shards, v.ShardFinished = append(v.Shards, shard), append(v.ShardFinished, m.finished(shard))
+			}
+		}
+		return v
 	}, log)
 	require.NoError(b.t, err)
 	pool := b.open(membership.Name())
@@ -305,6 +312,13 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	}
 	b.t.Cleanup(m.stop)
 	return m
+}
+
+// finish has the member report how many entries of its shards it has finished.
+func (m *member) finish(finished func(shard int) uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.finished = finished
 }
 
 // ended waits until the membership ends.

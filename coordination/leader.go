@@ -59,6 +59,8 @@ type Leader struct {
 	progress *protocol.ProgressTracker    // of the shards
 	open     map[string][]string          // subjects of open incidents, by kind
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
+	planner  protocol.Planner             // of this term
+	loads    *protocol.LoadTracker        // of the shards, as this leader has seen them
 	handed   map[int]time.Time            // since when a shard waits for its owner's release
 	more     atomic.Bool                  // shards are left to assign once others are released
 }
@@ -110,7 +112,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 	l.open = make(map[string][]string)
 	l.silent = make(map[string]time.Time)
-	l.handed = nil
+	l.handed, l.planner, l.loads = nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 	var steps []func(context.Context) error
 	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
 		steps = append(steps, func(ctx context.Context) (err error) {
@@ -171,7 +173,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		return err
 	}
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
-	target := protocol.Assign(current, members)
+	target := l.planner.Plan(time.Now(), current, members, l.load())
 	next := protocol.Pace(records, target, l.willing(records))
 	l.more.Store(!slices.Equal(next, target))
 	for i := range next {
@@ -194,6 +196,21 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	}
 	l.watchSilent(ctx, list) // the term was valid just now
 	return nil
+}
+
+// loadMemory is over how many MemberTTL the load of shards is averaged.
+const loadMemory = 4
+
+// load returns the entries per second of each shard, or nil while they are unknown.
+func (l *Leader) load() []float64 {
+	if l.loads == nil {
+		return nil // before the first pass
+	}
+	now := time.Now()
+	for _, m := range l.membership.Members() {
+		l.loads.Observe(now, m.Name(), m.Shards, m.ShardFinished)
+	}
+	return l.loads.Loads(now)
 }
 
 // willing notes which shards wait for a release, and returns whether a member hands over

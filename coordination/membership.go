@@ -50,10 +50,11 @@ type Member struct {
 	CallsReturned uint64             `json:"calls_returned"`
 	Blocked       bool               `json:"blocked,omitempty"` // its last commit met a lock of another session
 	Shards        []int              `json:"shards"`
-	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"` // which its shards wait for, the first ones
-	Database      string             `json:"database,omitempty"`  // identity of its database
-	Postgres      string             `json:"postgres,omitempty"`  // and address
-	Refusal       *protocol.Refusal  `json:"refusal,omitempty"`   // why Postgres rejects rows that are not at fault
+	ShardFinished []uint64           `json:"shard_finished,omitempty"` // entries of each of them since the start
+	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"`      // which its shards wait for, the first ones
+	Database      string             `json:"database,omitempty"`       // identity of its database
+	Postgres      string             `json:"postgres,omitempty"`       // and address
+	Refusal       *protocol.Refusal  `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
 	Usage
 }
 
@@ -121,6 +122,7 @@ type WorkStatus struct {
 	CallsReturned uint64 // advances whenever a server call of a worker returns, successfully or not
 	Blocked       bool   // the last commit failed because another session held a lock
 	Shards        []int
+	ShardFinished []uint64          // entries finished of each of them since the start
 	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
 	Usage         Usage
 }
@@ -358,7 +360,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	v, locks := r.workStatus(), r.rowLocks()
 	r.mu.Lock()
 	r.self.Number++
-	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards = v.InFlight, v.Progress, v.CallsReturned, v.Shards
+	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards, r.self.ShardFinished = v.InFlight, v.Progress, v.CallsReturned, v.Shards, v.ShardFinished
 	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
 	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
 	r.self.SinkDown = 0

@@ -55,8 +55,8 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	require.Empty(t, b.client.Keys(t.Context(), "*"+b.where.Stream+"*:members*").Val())
 }
 
-// P8: a join and a leave take one shard of sixteen out of service at a time, as whoever
-// changes the tables sees it.
+// P8: a join and a leave take one shard of sixteen out of service at a time, as each
+// change of the assignments finds it.
 func TestAPlanTakesFewShardsOutOfServiceAtOnce(t *testing.T) {
 	b := newBench(t)
 	first := b.start("first", "")
@@ -81,6 +81,41 @@ end $$`)
 	require.Equal(t, protocol.HandOvers(shards), b.count("select max(n) from processor.waits"))
 	require.GreaterOrEqual(t, b.count("select count(*) from processor.waits where n > 0"), shards, "each shard by itself")
 	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total"))
+}
+
+// A member whose shards are hotter than those of the others gives some up, and a leader
+// that comes later leaves that as it is.
+func TestTheBusiestMemberIsRelieved(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	began, hot := time.Now(), first.engine.holds()
+	finished := func(shard int) uint64 {
+		rate := 10.0
+		if _, ok := hot[shard]; ok {
+			rate = 100
+		}
+		return uint64(rate * time.Since(began).Seconds())
+	}
+	first.finish(finished)
+	second.finish(finished)
+	var hotOnes int
+	even := func() error {
+		hotOnes = 0
+		for shard := range first.engine.holds() {
+			if _, ok := hot[shard]; ok {
+				hotOnes++
+			}
+		}
+		if hotOnes < 4 || hotOnes > 5 {
+			return fmt.Errorf("of 8 hot shards the first member has %d", hotOnes)
+		}
+		return nil
+	}
+	testenv.Wait(t, 30*time.Second, even)
+	t.Logf("after %v the first member has %d of 8 hot shards", time.Since(began), hotOnes)
+	first.stop()
+	b.await([]int{16}, second)
+	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards"), 4, "no shard goes to and fro")
 }
 
 func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {

@@ -9,13 +9,14 @@ import (
 
 // WorkStatus is the progress of the work, as a heartbeat reports it.
 type WorkStatus struct {
-	InFlight      int    // entries in memory and not finished
-	Finished      uint64 // entries finished since the start: grows while there is progress
-	Committed     uint64 // transactions committed, of batches and of the steps of requests
-	CallsReturned uint64 // server calls that returned, successfully or not: grows while no worker is stuck
-	Shards        []int  // owned, ascending
-	Dispatches    bool   // it holds the dispatch lease
-	Blocked       bool   // the last commit failed because another session held a lock
+	InFlight      int      // entries in memory and not finished
+	Finished      uint64   // entries finished since the start: grows while there is progress
+	Committed     uint64   // transactions committed, of batches and of the steps of requests
+	CallsReturned uint64   // server calls that returned, successfully or not: grows while no worker is stuck
+	Shards        []int    // owned, ascending
+	ShardFinished []uint64 // entries finished of each of them since the start
+	Dispatches    bool     // it holds the dispatch lease
+	Blocked       bool     // the last commit failed because another session held a lock
 
 	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
@@ -31,6 +32,7 @@ func (p *Pipeline) WorkStatus() WorkStatus {
 	for shard := range p.table.slots {
 		if p.table.slots[shard].owned {
 			v.Shards = append(v.Shards, shard)
+			v.ShardFinished = append(v.ShardFinished, p.table.slots[shard].finished)
 		}
 	}
 	return v

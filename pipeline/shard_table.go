@@ -53,6 +53,7 @@ type slot struct {
 	records   int
 	bytes     int64
 	applied   telemetry.EntryID
+	finished  uint64 // entries, since the start, under all grants
 
 	quarantine protocol.Quarantine // limits of its probe batches, until endQuarantine
 	drained    chan struct{}       // closed when stopping and nothing is in flight
@@ -217,6 +218,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 		return
 	}
 	t.finished += uint64(n)
+	s.finished += uint64(n)
 	s.locked = false
 	s.queue.Done(n)
 	s.records -= n

@@ -16,8 +16,9 @@ type leader struct {
 	step  int
 	busy  bool
 
-	handed map[int]int64 // since when a shard waits for its owner's release
-	more   bool          // shards are left to assign once others are released
+	handed  map[int]int64 // since when a shard waits for its owner's release
+	planner protocol.Planner
+	more    bool // shards are left to assign once others are released
 }
 
 // lead requests the lock, or renews it and does the leader's work.
@@ -66,7 +67,7 @@ func (p *proc) campaign() {
 			l.step = 0
 			return
 		}
-		l.step, l.term, l.handed = 2, term, make(map[int]int64)
+		l.step, l.term, l.handed, l.planner = 2, term, make(map[int]int64), protocol.Planner{}
 		p.w.logf(p, "leads, term %d", term)
 		// The new leader must see each member before it can declare one gone.
 		p.watch.RedisUnavailable(p.w.clock())
@@ -101,7 +102,7 @@ func (p *proc) assign() {
 			}
 			overdue[s.Owner] = overdue[s.Owner] || p.w.now-l.handed[i] >= handOffBudget
 		}
-		target := protocol.Assign(current, p.watch.Eligible(p.w.clock()))
+		target := l.planner.Plan(p.w.clock(), current, p.watch.Eligible(p.w.clock()), p.w.loads)
 		next := protocol.Pace(rows, target,
 			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) })
 		l.more = !slices.Equal(next, target)

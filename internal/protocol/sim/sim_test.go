@@ -104,6 +104,8 @@ func TestARunIsReplayedExactly(t *testing.T) {
 // the short run does not depend on chance.
 func provoking(m sim.Mutant) []sim.Kind {
 	switch m {
+	case sim.EpochAfterReading:
+		return []sim.Kind{sim.Freeze, sim.PostgresSlow}
 	case sim.NoTermCheck:
 		return []sim.Kind{sim.HoldLeader, sim.Crash, sim.LeaveFleet, sim.ExpireLock, sim.Join}
 	case sim.AckOutlivesGrant:

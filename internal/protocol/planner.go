@@ -1,0 +1,207 @@
+package protocol
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+)
+
+const (
+	reliefSlack  = 0.15             // by how much the busiest member may exceed the mean before shards move for load
+	planSlack    = 0.05             // the same when shards move anyway, since members came or went
+	reliefEvery  = 5 * time.Second  // how often load is looked at
+	reliefBudget = 10               // moves for load in a minute
+	shardRest    = 60 * time.Second // how long a shard stays after it moved for load
+)
+
+// Planner decides who should own each shard, for one term of a leader. It plans when
+// members come or go: by load where it is known, otherwise by count (Assign). While
+// they stay it relieves the busiest member by load, a few shards a minute, so that
+// a passing peak moves little and no shard goes to and fro.
+type Planner struct {
+	members []string
+	target  []string
+	looked  time.Time
+	moves   []time.Time       // for load, within the last minute
+	moved   map[int]time.Time // when a shard last moved for load
+}
+
+// Plan returns who should own each shard: current is the member each shard is assigned
+// to now, members are those that may own shards, loads are the entries per second
+// of the shards, nil while they are unknown.
+func (p *Planner) Plan(now time.Time, current, members []string, loads []float64) []string {
+	if len(members) == 0 {
+		return slices.Clone(current)
+	}
+	members = slices.Compact(slices.Sorted(slices.Values(members)))
+	switch {
+	case p.target == nil && shared(current, members):
+		// A new leader knows no loads. What its predecessor arranged by load stays.
+		p.target = slices.Clone(current)
+	case p.target == nil || !slices.Equal(members, p.members):
+		if loads == nil {
+			p.target = Assign(current, members)
+		} else {
+			p.target = Place(current, members, loads, planSlack, len(current), func(int) bool { return true })
+		}
+	case loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
+		p.relieve(now, loads)
+	}
+	p.members = members
+	return slices.Clone(p.target)
+}
+
+func (p *Planner) relieve(now time.Time, loads []float64) {
+	p.looked = now
+	p.moves = slices.DeleteFunc(p.moves, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
+	if p.moved == nil {
+		p.moved = make(map[int]time.Time)
+	}
+	next := Place(p.target, p.members, loads, reliefSlack, reliefBudget-len(p.moves), func(shard int) bool {
+		t, ok := p.moved[shard]
+		return !ok || now.Sub(t) >= shardRest
+	})
+	for i := range next {
+		if next[i] != p.target[i] {
+			p.moves = append(p.moves, now)
+			p.moved[i] = now
+		}
+	}
+	p.target = next
+}
+
+// shared reports whether members, sorted, share all shards, however evenly: none has more
+// than twice as many as another, and two.
+func shared(current, members []string) bool {
+	count := make(map[string]int)
+	for _, m := range current {
+		if _, ok := slices.BinarySearch(members, m); !ok {
+			return false
+		}
+		count[m]++
+	}
+	least, most := len(current), 0
+	for _, m := range members {
+		least, most = min(least, count[m]), max(most, count[m])
+	}
+	return most <= 2*least+2
+}
+
+// Place decides by load who should own each shard. Shards of none of the members go to the
+// least busy ones, the heaviest first. Then, while the busiest member exceeds the mean by
+// more than slack, one shard of it moves to the least busy member, or two are exchanged,
+// if that lowers the higher of the two: at most limit moves, of shards that may move. The
+// result is the same for every caller.
+func Place(current, members []string, loads []float64, slack float64, limit int, may func(shard int) bool) []string {
+	next := slices.Clone(current)
+	if len(members) == 0 || len(current) == 0 {
+		return next
+	}
+	b := newBalance(next, members, loads)
+	for range 2 * len(current) {
+		if limit <= 0 || b.load[b.busiest()] <= b.mean*(1+slack) || !b.step(&limit, may) {
+			break
+		}
+	}
+	return next
+}
+
+// balance is the load of each member under an assignment.
+type balance struct {
+	next    []string
+	weight  []float64 // of the shards
+	members []string
+	load    map[string]float64
+	mean    float64
+}
+
+// idleShare is what a shard costs without entries, as a part of the mean: idle shards are
+// shared too, since they may wake.
+const idleShare = 0.1
+
+func newBalance(next, members []string, loads []float64) *balance {
+	b := &balance{next: next, weight: make([]float64, len(next)), members: slices.Sorted(slices.Values(members)), load: make(map[string]float64)}
+	total := 0.0
+	for _, l := range loads {
+		total += l
+	}
+	var free []int
+	for _, m := range members {
+		b.load[m] = 0
+	}
+	for i := range next {
+		b.weight[i] = loads[i] + idleShare*total/float64(len(next))
+		if _, ok := b.load[next[i]]; ok {
+			b.load[next[i]] += b.weight[i]
+		} else {
+			free = append(free, i)
+		}
+		b.mean += b.weight[i] / float64(len(b.load))
+	}
+	slices.SortStableFunc(free, func(x, y int) int { return cmp.Compare(b.weight[y], b.weight[x]) })
+	for _, i := range free {
+		b.move(i, b.idlest())
+	}
+	return b
+}
+
+func (b *balance) busiest() string {
+	return slices.MaxFunc(b.members, func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })
+}
+
+func (b *balance) idlest() string {
+	return slices.MinFunc(b.members, func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })
+}
+
+// move gives a shard to a member.
+func (b *balance) move(shard int, to string) {
+	if _, ok := b.load[b.next[shard]]; ok {
+		b.load[b.next[shard]] -= b.weight[shard]
+	}
+	b.load[to] += b.weight[shard]
+	b.next[shard] = to
+}
+
+// step moves one shard from the busiest to the least busy member, or exchanges two, and
+// reports whether that lowers the higher load of the two by more than a hundredth of the mean.
+func (b *balance) step(limit *int, may func(shard int) bool) bool {
+	from, to := b.busiest(), b.idlest()
+	high, low := b.load[from], b.load[to]
+	var mine, theirs []int
+	for i, m := range b.next {
+		switch {
+		case !may(i):
+		case m == from:
+			mine = append(mine, i)
+		case m == to:
+			theirs = append(theirs, i)
+		}
+	}
+	best, give, take := high-b.mean/100, -1, -1
+	for _, i := range mine {
+		if after := math.Max(high-b.weight[i], low+b.weight[i]); after < best {
+			best, give = after, i
+		}
+	}
+	if give < 0 && *limit >= 2 {
+		for _, i := range mine {
+			for _, j := range theirs {
+				d := b.weight[i] - b.weight[j]
+				if after := math.Max(high-d, low+d); after < best {
+					best, give, take = after, i, j
+				}
+			}
+		}
+	}
+	if give < 0 {
+		return false
+	}
+	b.move(give, to)
+	*limit--
+	if take >= 0 {
+		b.move(take, from)
+		*limit--
+	}
+	return true
+}

@@ -1,0 +1,159 @@
+package protocol_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/trmtracking/processor/internal/protocol"
+)
+
+func loadOf(owners []string, loads []float64) map[string]float64 {
+	of := make(map[string]float64)
+	for i, m := range owners {
+		of[m] += loads[i]
+	}
+	return of
+}
+
+func busiest(of map[string]float64, members []string) (most, mean float64) {
+	for _, m := range members {
+		most, mean = math.Max(most, of[m]), mean+of[m]/float64(len(members))
+	}
+	return most, mean
+}
+
+func TestPlacementByLoadLowersTheBusiestMemberAndMovesNoMoreThanAllowed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		shards, count := rapid.IntRange(1, 96).Draw(t, "shards"), rapid.IntRange(1, 7).Draw(t, "members")
+		var members []string
+		for i := range count {
+			members = append(members, fmt.Sprintf("m%d", i))
+		}
+		current, loads := make([]string, shards), make([]float64, shards)
+		for i := range current {
+			current[i] = rapid.SampledFrom(append([]string{"", "gone"}, members...)).Draw(t, "owner")
+			loads[i] = rapid.Float64Range(0, 1000).Draw(t, "load")
+		}
+		limit, still := rapid.IntRange(0, 20).Draw(t, "limit"), rapid.IntRange(0, shards).Draw(t, "resting")
+		may := func(shard int) bool { return shard >= still }
+
+		next := protocol.Place(current, members, loads, 0.15, limit, may)
+		require.Equal(t, next, protocol.Place(current, slices.Sorted(slices.Values(members)), loads, 0.15, limit, may))
+		moves := 0
+		for i := range next {
+			require.Contains(t, members, next[i])
+			if slices.Contains(members, current[i]) && next[i] != current[i] {
+				moves++
+				require.True(t, may(i), "shard %d rests", i)
+			}
+		}
+		require.LessOrEqual(t, moves, limit)
+
+		// Without a limit the busiest member is near the mean, or a single shard is
+		// what makes it busy.
+		free := protocol.Place(current, members, loads, 0.05, 4*shards, func(int) bool { return true })
+		most, mean := busiest(loadOf(free, loads), members)
+		require.LessOrEqual(t, most, 1.05*mean+slices.Max(loads)+0.2*mean)
+		again := protocol.Place(free, members, loads, 0.15, 4*shards, func(int) bool { return true })
+		require.Equal(t, free, again, "what was placed stays")
+	})
+}
+
+// drift runs a planner for minutes over a fleet whose loads are measured with noise.
+func drift(seed uint64, members []string, loads []float64, minutes int) (most, mean float64, perMinute []int) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	var p protocol.Planner
+	now := time.Unix(0, 0)
+	owners := protocol.Assign(make([]string, len(loads)), members)
+	seen := make([]float64, len(loads))
+	for range minutes {
+		moves := 0
+		for range 60 {
+			now = now.Add(time.Second)
+			for i := range seen {
+				seen[i] = loads[i] * (0.9 + 0.2*rng.Float64())
+			}
+			next := p.Plan(now, owners, members, seen)
+			for i := range next {
+				if next[i] != owners[i] {
+					moves++
+				}
+			}
+			owners = next
+		}
+		perMinute = append(perMinute, moves)
+	}
+	most, mean = busiest(loadOf(owners, loads), members)
+	return most, mean, perMinute
+}
+
+func TestAnUnevenFleetIsEvenWithinAMinuteAndThenRests(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		loads := make([]float64, 64)
+		for rank := range 500 { // devices, Zipf with s = 1.1
+			loads[rng.IntN(64)] += 1000 / math.Pow(float64(rank+1), 1.1)
+		}
+		sum := 0.0
+		for _, l := range loads {
+			sum += l
+		}
+		loads[rng.IntN(64)] += sum * 3 / 7 // one device with 30 % of all
+		for _, members := range [][]string{{"a", "b"}, {"a", "b", "c"}} {
+			most, mean, moves := drift(seed, members, loads, 10)
+			t.Logf("seed %d, %d members: busiest %.2f of the mean, moves a minute %v", seed, len(members), most/mean, moves)
+			require.LessOrEqual(t, most, 1.2*mean, "seed %d", seed)
+			require.LessOrEqual(t, slices.Max(moves), 10, "seed %d", seed)
+			later := 0
+			for _, n := range moves[2:] {
+				later += n
+			}
+			require.LessOrEqual(t, later, 2, "seed %d: it rests, though loads are seen with noise", seed)
+		}
+	}
+}
+
+func TestANewLeaderKeepsWhatWasPlacedByLoad(t *testing.T) {
+	current := []string{"a", "a", "a", "b", "b", "b", "b", "b"}
+	var p protocol.Planner
+	require.Equal(t, current, p.Plan(time.Unix(1, 0), current, []string{"a", "b"}, nil))
+	require.Equal(t, 4, len(slices.DeleteFunc(p.Plan(time.Unix(2, 0), current, []string{"a", "c"}, nil), func(m string) bool { return m == "a" })),
+		"members changed, and loads are unknown: by count")
+
+	var q protocol.Planner
+	alone := []string{"a", "a", "a", "a", "a", "a", "a", "b"}
+	require.Equal(t, protocol.Assign(alone, []string{"a", "b"}), q.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil), "a join that was under way is completed")
+	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, nil, nil), "without members nothing moves")
+}
+
+func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
+	l, now := protocol.NewLoadTracker(2, 20*time.Second), time.Unix(0, 0)
+	var a, b uint64
+	for range 120 {
+		now = now.Add(time.Second)
+		a, b = a+300, b+100
+		l.Observe(now, "m", []int{0, 1}, []uint64{a, b})
+		if now.Unix() < 21 {
+			require.Nil(t, l.Loads(now), "at %v", now.Unix())
+		}
+	}
+	require.InDeltaSlice(t, []float64{300, 100}, l.Loads(now), 3)
+	// Another owner counts from 0, and goes on as fast.
+	for n := range uint64(3) {
+		now = now.Add(time.Second)
+		l.Observe(now, "n", []int{0, 1, 9}, []uint64{n * 300, n * 100, 5})
+	}
+	require.InDeltaSlice(t, []float64{300, 100}, l.Loads(now), 5)
+	for range 300 {
+		now = now.Add(time.Second)
+		l.Observe(now, "n", []int{0, 1}, []uint64{600, 200})
+	}
+	require.Nil(t, l.Loads(now), "a fleet at rest has no load that matters")
+}
