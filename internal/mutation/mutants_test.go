@@ -150,7 +150,7 @@ var mutants = []mutant{
 	},
 	{
 		"jumps are not looked for live", "pipeline/batch.go",
-		"if eligible && b.rules.Eligibility.MaxSpeed > 0 {", "if false {",
+		"		if top > 0 {\n			b.unsettle", "		if false {\n			b.unsettle",
 		"pipeline", "TestP5AJumpMakesNoCrossings/a_lost_sign",
 	},
 	{
@@ -160,7 +160,7 @@ var mutants = []mutant{
 	},
 	{
 		"jumps are not looked for by transactions", "internal/store/recompute_crossings.go",
-		"return found, withoutJumps(c, list, rules, far, own, found)", "return found, nil",
+		"all.Eligibility.MaxSpeed > 0 || all.Fences.Held()", "all.Fences.Held()",
 		"pipeline", "TestP5AJumpMakesNoCrossings/a_lost_sign",
 	},
 	{
@@ -170,8 +170,48 @@ var mutants = []mutant{
 	},
 	{
 		"the last position takes part after a restart, whatever it is", "pipeline/state.go",
-		"d.settled = watermark, lat, lon, false", "d.settled = watermark, lat, lon, true",
+		"d.settled = uint16(shard), s.generations[shard], 0, false", "d.settled = uint16(shard), s.generations[shard], 0, true",
 		"pipeline", "TestP5AJumpMakesNoCrossings/two_that_agree",
+	},
+	{
+		"borders are not held still live", "pipeline/batch.go",
+		"held := b.rules.Fences.Held()", "held := false",
+		"pipeline", "TestP5ABorderThatIsHeldStill/an_exit_is_dated.*live",
+	},
+	{
+		"borders are not held still in a batch that is out of order", "pipeline/batch.go",
+		"if !b.rules.Fences.Held() {\n		return", "if true {\n		return",
+		"pipeline", "TestP5ABorderThatIsHeldStill/an_exit_is_dated.*newest_first",
+	},
+	{
+		"borders are not held still by transactions", "internal/store/jumps.go",
+		"if rules.Fences.Held() {", "if false {",
+		"pipeline", "TestP5ABorderThatIsHeldStill/an_exit_is_dated.*late",
+	},
+	{
+		"what may count though nothing more happens is forgotten live", "pipeline/batch.go",
+		"		if until > next.TimeUS {\n", "		if false {\n",
+		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*live",
+	},
+	{
+		"and after a restart", "pipeline/state.go",
+		"d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, false", "d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, true",
+		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*restarts",
+	},
+	{
+		"what counts is derived without what was before", "internal/geofence/hold.go",
+		"	d.Before = d.Before || !from && !t.First\n", "",
+		"internal/geofence", "TestAStretchIsDerivedAsTheWholeTrackIs",
+	},
+	{
+		"what counts is derived without what follows", "internal/geofence/hold.go",
+		"			d.Behind = true\n", "			d.Behind = false\n",
+		"internal/geofence", "TestAStretchIsDerivedAsTheWholeTrackIs",
+	},
+	{
+		"a fence far away is not looked for", "internal/geofence/hold.go",
+		"t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS-s.dwellUS", "t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS",
+		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*by_and_by",
 	},
 	{
 		"a rule of eligibility is not applied at rehydration", "internal/store/heaps.go",
