@@ -148,7 +148,7 @@ func (w *world) inject(f Fault) {
 			w.after(500, nil, func() { w.launch(f.Who, identity) })
 		})
 	case Resume:
-		w.whenInside(p, func() { p.frozenUntil = w.now + f.Much })
+		w.whenInside(p, func() { p.frozenUntil = max(p.frozenUntil, w.now+f.Much) })
 	case LeaveFleet:
 		if w.others(p) > 0 {
 			p.leaving, p.leftAt = true, w.now
