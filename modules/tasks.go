@@ -10,6 +10,9 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
+// timingEntries is how many changes of crossings TIMING_STREAM keeps, about.
+const timingEntries = 100_000
+
 // leaderTasks returns what the leader does besides assigning shards.
 func leaderTasks(d fleetDeps) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
@@ -33,6 +36,12 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 				return b, info.Added, err
 			},
 		}),
+	}
+	feed := store.NewTimingFeed(d.Pool, d.Service.Geofences.TimingRetention, timeout)
+	if name := d.Service.Redis.TimingStream; name != "" {
+		work = append(work, tasks.NewTimingFeed(feed, stream.NewTimingStream(d.Client, name, timingEntries), ledger, d.Log, d.Metrics))
+	} else {
+		work = append(work, tasks.NewTimingFeed(feed, nil, ledger, d.Log, d.Metrics))
 	}
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))

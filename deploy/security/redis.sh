@@ -4,8 +4,8 @@
 #
 #   REDIS_PASSWORD_FILE=/run/secrets/redis deploy/security/redis.sh -u redis://admin@redis:6379
 #
-# REDIS_USER, REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP, REDIS_DLQ_STREAM and
-# RECOMPUTE_STREAM as the service has them; the arguments are redis-cli's.
+# REDIS_USER, REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP, REDIS_DLQ_STREAM,
+# RECOMPUTE_STREAM and TIMING_STREAM as the service has them; the arguments are redis-cli's.
 # OPERATOR=true makes a user for processor dlq retry, which adds to the stream; the
 # service does not.
 set -eu
@@ -37,6 +37,9 @@ set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
 # Consumed and read, never added to, trimmed, deleted or overwritten.
 set -- "$@" "(~$stream ~$recompute $reading $consuming)"
 if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd)"; fi
+
+# Changes of crossings are added, and the last one is read.
+if [ -n "${TIMING_STREAM:-}" ]; then set -- "$@" "(~$TIMING_STREAM +xrevrange +xadd +eval +evalsha)"; fi
 
 # Dead letters come one by one and go one by one.
 set -- "$@" "(~$dlq $reading +xadd +xdel)"

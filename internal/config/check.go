@@ -73,6 +73,7 @@ func (c *Redis) complete(r *report) {
 		{"REDIS_CONSUMER_GROUP", c.Group},
 		{"REDIS_DLQ_STREAM", c.DLQStream},
 		{"RECOMPUTE_STREAM", c.RecomputeStream},
+		{"TIMING_STREAM", c.TimingStream},
 	} {
 		if len(name.value) > maxName || strings.ContainsFunc(name.value, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }) {
 			r.add(name.variable, name.value, "must be at most %d bytes without spaces and control characters", maxName)
@@ -83,6 +84,9 @@ func (c *Redis) complete(r *report) {
 	}
 	if c.RecomputeStream == c.Stream || c.RecomputeStream == c.DLQStream {
 		r.add("RECOMPUTE_STREAM", c.RecomputeStream, "must differ from REDIS_TELEMETRY_STREAM and REDIS_DLQ_STREAM")
+	}
+	if t := c.TimingStream; t != "" && (t == c.Stream || t == c.DLQStream || t == c.RecomputeStream) {
+		r.add("TIMING_STREAM", t, "must differ from REDIS_TELEMETRY_STREAM, REDIS_DLQ_STREAM and RECOMPUTE_STREAM")
 	}
 }
 

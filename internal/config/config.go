@@ -68,6 +68,7 @@ type Redis struct {
 	Group           string   `env:"REDIS_CONSUMER_GROUP" default:"processor" help:"consumer group of the fleet"`
 	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters"`
 	RecomputeStream string   `env:"RECOMPUTE_STREAM" default:"recompute:requests" help:"stream on which other services request recomputes"`
+	TimingStream    string   `env:"TIMING_STREAM" auto:"published nowhere" help:"stream on which the changes of crossings are published, for this alone; about 100,000 are kept"`
 }
 
 // Postgres is the database, its limits and its schema.

@@ -59,7 +59,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, 9464, c.Console.Port)
 	require.Equal(t, config.Delays{30 * time.Second, 2 * time.Minute}, c.DeadLetters.RetryDelays)
 	for _, s := range c.Settings() {
-		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" && !strings.HasPrefix(s.Name, "CONSOLE_") { // empty is a value of its own there
+		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" && s.Name != "TIMING_STREAM" && !strings.HasPrefix(s.Name, "CONSOLE_") { // empty is a value of its own there
 			require.NotEmpty(t, s.Value, s.Name)
 		}
 	}
@@ -173,6 +173,9 @@ func TestRulesAboutTwoVariables(t *testing.T) {
 		{[]string{"MAX_PAYLOAD_BYTES=2097152", "MAX_IN_FLIGHT_BYTES=1048576"}, "MAX_PAYLOAD_BYTES", "at most MAX_IN_FLIGHT_BYTES=1048576"},
 		{[]string{"REDIS_DLQ_STREAM=telemetry:teltonika"}, "REDIS_DLQ_STREAM", "differ"},
 		{[]string{"RECOMPUTE_STREAM=telemetry:teltonika"}, "RECOMPUTE_STREAM", "differ"},
+		{[]string{"TIMING_STREAM=telemetry:teltonika"}, "TIMING_STREAM", "differ"},
+		{[]string{"TIMING_STREAM=recompute:requests"}, "TIMING_STREAM", "differ"},
+		{[]string{"TIMING_STREAM=two words"}, "TIMING_STREAM", "without spaces"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a b"}, "REDIS_TELEMETRY_STREAM", "without spaces"},
 	}
 	for _, tt := range tests {

@@ -28,6 +28,7 @@ const (
 	sectionWillLose    = "ProcessorWillLoseRecords"
 	sectionTwins       = "duplicate-identity"
 	sectionDatabase    = "other-database"
+	sectionTimingFeed  = "ProcessorTimingFeedStalled"
 )
 
 // guide is the page and severity of an open incident.
@@ -43,6 +44,7 @@ var incidentGuides = map[string]guide{
 	protocol.SinkRefuses:       {LevelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
 	protocol.QuarantinedShard:  {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
 	protocol.GeofenceQuery:     {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
+	protocol.TimingStream:      {LevelError, sectionTimingFeed, "name another key in TIMING_STREAM, or correct this one; crossings are recorded meanwhile, and published afterwards"},
 	protocol.RecomputeRejected: {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
 	protocol.RedisRefuses:      {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
 	protocol.GroupCreated:      {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},

@@ -11,6 +11,7 @@ const (
 	SinkRefuses       = "sink_refuses"       // Postgres rejects rows that are not at fault
 	QuarantinedShard  = "quarantined_shard"  // an entry of the shard may crash processes
 	GeofenceQuery     = "geofence_query"     // the query fails, yields invalid rows, or suddenly few
+	TimingStream      = "timing_stream"      // TIMING_STREAM cannot be written to: no stream, another's, or not allowed
 	RecomputeRejected = "recompute_rejected" // an invalid recompute request; closed immediately
 	GroupCreated      = "group_created"      // the group was created for the first time; closed immediately
 	GroupLost         = "group_lost"         // the stream exists and is redelivered

@@ -50,7 +50,7 @@ func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, ope
 	}
 	admin := dep.Client()
 	tool(t, []string{
-		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password), "RECOMPUTE_STREAM=" + recompute,
+		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password), "RECOMPUTE_STREAM=" + recompute, "TIMING_STREAM=" + dep.Stream + ":crossings",
 		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group, fmt.Sprintf("OPERATOR=%t", operator),
 	}, "../../deploy/security/redis.sh", "-u", dep.RedisURL)
 	t.Cleanup(func() { admin.Do(context.Background(), "acl", "deluser", who) })
@@ -79,7 +79,7 @@ func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, ope
 		return u.String()
 	}
 	r := rights{redis: as(dep.RedisURL), postgres: as(dep.PostgresURL)}
-	r.environ = dep.Environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", "RECOMPUTE_STREAM="+recompute,
+	r.environ = dep.Environ("REDIS_URL=", "POSTGRES_URL=", "MIGRATE=verify", "RECOMPUTE_STREAM="+recompute, "TIMING_STREAM="+dep.Stream+":crossings",
 		"REDIS_URL_FILE="+secret("redis-url", r.redis), "POSTGRES_URL_FILE="+secret("postgres-url", r.postgres))
 	r.environ = append(r.environ, eager()...)
 	return r

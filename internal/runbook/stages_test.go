@@ -51,6 +51,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"migration":       stageMigration,
 	"recompute":       stageWork,
 	"fence-query":     stageFenceQuery,
+	"timing-feed":     stageTimingFeed,
 	"dump":            stageDump,
 	"resize":          stageResize,
 	"roll":            stageRoll,
@@ -153,6 +154,19 @@ func stageFenceQuery(dep *servicetest.Deployment) staged {
 	dep.Exec("create table depots (name text primary key, area text not null)")
 	dep.Exec("insert into depots values ('north', $1), ('south', $2)", fmt.Sprintf(square, "Polygon", 11), fmt.Sprintf(square, "Poligon", 12))
 	dep.Run(servicetest.FourShards, "GEOFENCE_REFRESH=1s", "GEOFENCE_QUERY=select name as id, area as geometry from depots").AwaitReady()
+	return staged{}
+}
+
+// stageTimingFeed is a transaction that was forgotten, and a crossing after it.
+func stageTimingFeed(dep *servicetest.Deployment) staged {
+	dep.Run(servicetest.FourShards).AwaitReady()
+	forgotten, err := pgx.Connect(dep.T.Context(), dep.PostgresURL)
+	require.NoError(dep.T, err)
+	dep.T.Cleanup(func() { _ = forgotten.Close(context.Background()) })
+	_, err = forgotten.Exec(dep.T.Context(), "set application_name = 'forgotten'; begin; create temporary table import (n int)")
+	require.NoError(dep.T, err)
+	dep.Exec(`insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+		values ('a', 'f', 1, 'enter', now(), now(), now(), 48, 11)`)
 	return staged{}
 }
 

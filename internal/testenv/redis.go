@@ -115,3 +115,19 @@ func claimRedis(ctx context.Context, url string) error {
 
 // unique returns a lower-case word that no other test gets.
 func unique() string { return strings.ToLower(rand.Text()[:12]) }
+
+// Entries reads a stream: from an ID on, itself included, or its newest one if from is "+".
+func Entries(client redis.UniversalClient, key string) func(ctx context.Context, from string, most int64) (ids []string, fields []map[string]any, err error) {
+	return func(ctx context.Context, from string, most int64) (ids []string, fields []map[string]any, err error) {
+		var found []redis.XMessage
+		if from == "+" {
+			found, err = client.XRevRangeN(ctx, key, "+", "-", 1).Result()
+		} else {
+			found, err = client.XRangeN(ctx, key, from, "+", most).Result()
+		}
+		for _, m := range found {
+			ids, fields = append(ids, m.ID), append(fields, m.Values)
+		}
+		return ids, fields, err
+	}
+}

@@ -72,18 +72,23 @@ func (f *Feed) Finish(ctx context.Context) error {
 	if err := f.catchUp(ctx, feedLast); err != nil {
 		return wrapped("read the feed", err)
 	}
-	_, there, err := f.snapshot(ctx)
+	return same(ctx, f.pool, f.rows)
+}
+
+// same tells how a copy of timing_records differs from it.
+func same(ctx context.Context, pool *pgxpool.Pool, rows map[int64]copied) error {
+	_, there, err := snapshot(ctx, pool)
 	if err != nil {
 		return wrapped("read timing records", err)
 	}
 	for id, row := range there {
-		if f.rows[id] != row {
-			return fmt.Errorf("the copy made from the feed has %q, timing_records %q", f.rows[id].text, row.text)
+		if rows[id] != row {
+			return fmt.Errorf("the copy made from the feed has %q, timing_records %q", rows[id].text, row.text)
 		}
 	}
-	if n := len(f.rows) - len(there); n > 0 {
-		maps.DeleteFunc(f.rows, func(id int64, _ copied) bool { _, ok := there[id]; return ok })
-		return fmt.Errorf("the copy made from the feed has %d rows more than timing_records, such as %v", n, slices.Collect(maps.Values(f.rows))[0])
+	if n := len(rows) - len(there); n > 0 {
+		maps.DeleteFunc(rows, func(id int64, _ copied) bool { _, ok := there[id]; return ok })
+		return fmt.Errorf("the copy made from the feed has %d rows more than timing_records, such as %v", n, slices.Collect(maps.Values(rows))[0])
 	}
 	return nil
 }
@@ -91,7 +96,7 @@ func (f *Feed) Finish(ctx context.Context) error {
 func (f *Feed) catchUp(ctx context.Context, sql string) error {
 	for {
 		if f.rows == nil {
-			tx, rows, err := f.snapshot(ctx)
+			tx, rows, err := snapshot(ctx, f.pool)
 			if err != nil {
 				return err
 			}
@@ -106,10 +111,10 @@ func (f *Feed) catchUp(ctx context.Context, sql string) error {
 }
 
 // snapshot returns timing_records, and where the feed goes on from there.
-func (f *Feed) snapshot(ctx context.Context) (from int64, rows map[int64]copied, err error) {
+func snapshot(ctx context.Context, pool *pgxpool.Pool) (from int64, rows map[int64]copied, err error) {
 	rows = make(map[int64]copied)
 	opts := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	err = pgx.BeginTxFunc(ctx, f.pool, opts, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, pool, opts, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, feedZone); err != nil {
 			return err
 		}
