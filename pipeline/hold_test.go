@@ -172,10 +172,20 @@ func TestP5ABorderThatIsHeldStill(t *testing.T) {
 					require.Equal(t, 1, w.count("select count(*) from processor.timing_records where not suppressed and abs(extract(epoch from at) - $1::float8) < 0.002",
 						scenarioBase+s), "%v s", s)
 				}
-				v, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test").
-					Verify(t.Context(), fleet.DeviceID(1))
+				devices := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
+				v, err := devices.Verify(t.Context(), fleet.DeviceID(1))
 				require.NoError(t, err)
 				require.True(t, v.Good(), "%+v", v)
+				trial, err := devices.TryFences(t.Context(), []geofence.Fence{tc.fence},
+					store.TrialWindow{Since: time.Unix(scenarioBase, 0), Until: time.Unix(scenarioBase+1000, 0)}, nil)
+				require.NoError(t, err)
+				n := int64(tc.rows)
+				require.Equal(t, store.FenceTrialCount{Recorded: n, Would: n}, trial.FenceTrialCount)
+				if tc.rows > 0 {
+					x, err := devices.Explain(t.Context(), fleet.DeviceID(1), tc.fence.ID, time.Time{})
+					require.NoError(t, err)
+					require.True(t, x.Agree, "%+v", x)
+				}
 			})
 		}
 	}

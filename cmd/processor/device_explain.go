@@ -108,6 +108,9 @@ func printExplanation(out *cli.Output, x *operator.Explanation) error {
 		if !v.Enabled {
 			remarks = append(remarks, "disabled")
 		}
+		if border := operator.Border(v.ExitMarginM, v.MinDwellS, v.MinIntervalS); border != "" {
+			remarks = append(remarks, border)
+		}
 		t.Row(v.Version, v.Kind, orNone(v.From), orNone(v.To), clock(v.Created), v.By, strings.Join(remarks, ", "))
 	}
 	err = errors.Join(err, out.Line(""), out.Table(t))
@@ -132,6 +135,9 @@ func crossingLine(c *store.ExplainedCrossing) string {
 	}
 	if c.MaxError != nil && c.Distance != nil && c.Speed != nil {
 		s += fmt.Sprintf(" within %v over %.0f m at %.0f km/h", time.Duration(*c.MaxError)*time.Millisecond, *c.Distance, *c.Speed)
+	}
+	if c.Suppressed {
+		s += ", suppressed"
 	}
 	if c.Revision > 0 {
 		s += fmt.Sprintf(", revision %d", c.Revision)

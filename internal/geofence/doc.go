@@ -5,7 +5,7 @@
 // A [Set] is built from fence versions and shared by all workers. For each record
 // of a device the pipeline calls [Set.Crossings] with the previous fix and the
 // fix itself, and [Set.Initial] for the first fix of all. Rehydration,
-// recomputation of a window, the operator's verify command and the oracle make
+// recomputation of a window and the operator's verify command make
 // the same calls. [Fence.Check] validates a fence before it is stored,
 // [ParseFeatures] reads fences from a file. [Set.Renew] reloads a set.
 //
@@ -73,6 +73,11 @@
 // fixes, only the net change counts, at the later fix, and no gate is passed. A
 // version whose span lies between two fixes has no effect. The same net change
 // is all that counts across a gap longer than the given one.
+//
+// Crossings are those of the true border. A fence may say when one counts, by an exit
+// margin, a dwell or an interval: [Set.Walk] applies that along a whole track, and
+// [Set.Derive] in a part of it, with the same result. Whether anything may count
+// otherwise than the crossings between two fixes say, [Set.Unsettles] reports.
 //
 // # What it does not promise
 //

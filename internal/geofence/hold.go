@@ -36,13 +36,15 @@ type hold struct {
 	intervalUS int64    // the longest
 
 	crossings []Crossing // that count, or are suppressed
+
+	settledUS [2]int64 // of a walk: the first and the last fix at which it was settled
 }
 
 const never = math.MinInt64
 
 // newHold begins at a fix; with first it is the device's first of all.
 func (s *Set) newHold(group int32, fix Fix, first bool) *hold {
-	h := &hold{set: s, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}}
+	h := &hold{set: s, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}, settledUS: [2]int64{math.MaxInt64, never}}
 	begin, _ := slices.BinarySearchFunc(s.versions, group, func(v version, g int32) int { return cmp.Compare(v.group, g) })
 	for i := begin; i < len(s.versions) && s.versions[i].group == group; i++ {
 		h.versions = append(h.versions, int32(i))
@@ -210,6 +212,21 @@ func (h *hold) pass(c Crossing) {
 	h.crossings = append(h.crossings, c)
 }
 
+// firstOf returns the first version of a fence, or nil.
+func (s *Set) firstOf(fence string) *version {
+	i, found := slices.BinarySearchFunc(s.versions, fence, func(v version, id string) int { return cmp.Compare(v.fence.ID, id) })
+	if !found {
+		return nil
+	}
+	return &s.versions[i]
+}
+
+// HeldID reports whether the border of a fence is held still.
+func (s *Set) HeldID(fence string) bool {
+	v := s.firstOf(fence)
+	return v != nil && v.held
+}
+
 // Held reports whether the border of any fence is held still.
 func (s *Set) Held() bool { return s != nil && s.held.Len() > 0 }
 
@@ -283,6 +300,25 @@ func (s *Set) Walk(maxGap time.Duration) *Walk {
 	return &Walk{set: s, maxGap: maxGap, whole: true, holds: make(map[int32]*hold)}
 }
 
+// WalkHeld returns a walk that looks at fences with held borders only. It begins with the
+// device's first fix, or anywhere.
+func (s *Set) WalkHeld(maxGap time.Duration, whole bool) *Walk {
+	w := s.Walk(maxGap)
+	w.whole, w.only = whole, true
+	return w
+}
+
+// Complete reports whether all that counts of a fence with a held border at this later
+// fix was appended, and nothing else.
+func (w *Walk) Complete(fence string, laterUS int64) bool {
+	v := w.set.firstOf(fence)
+	if v == nil {
+		return true
+	}
+	h := w.holds[v.group]
+	return h == nil || (w.whole || laterUS > h.settledUS[0]) && laterUS <= h.settledUS[1]
+}
+
 // Next appends what the next fix shows. It may be a crossing before the last fix.
 func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	start := len(dst)
@@ -314,6 +350,9 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	for g, h := range w.holds {
 		if prev != fix {
 			h.step(fix, w.set.of(w.raw, g))
+		}
+		if h.settled() {
+			h.settledUS = [2]int64{min(h.settledUS[0], fix.TimeUS), fix.TimeUS}
 		}
 		dst = append(dst, h.crossings...)
 		h.crossings = h.crossings[:0]

@@ -252,12 +252,15 @@ func (f *Fleet) ExportFences(ctx context.Context, w io.Writer) error {
 }
 
 // Border says in words what holds the fence's border still; "" is nothing.
-func (f *Fence) Border() string {
+func (f *Fence) Border() string { return Border(f.ExitMarginM, f.MinDwellS, f.MinIntervalS) }
+
+// Border says in words what holds the border of a fence still; nil is nothing.
+func Border(exitMarginM, minDwellS, minIntervalS *float64) string {
 	var list []string
 	for _, p := range []struct {
 		format string
 		value  *float64
-	}{{"exit margin %v m", f.ExitMarginM}, {"dwell %v s", f.MinDwellS}, {"interval %v s", f.MinIntervalS}} {
+	}{{"exit margin %v m", exitMarginM}, {"dwell %v s", minDwellS}, {"interval %v s", minIntervalS}} {
 		if p.value != nil {
 			list = append(list, fmt.Sprintf(p.format, *p.value))
 		}

@@ -347,6 +347,7 @@ where device_id = $2
 select distinct on (fence_id) fence_id, kind, at, later_ts
 from processor.timing_records
 where device_id = $1
+  and not suppressed
 order by fence_id, later_ts desc, ordinal desc`, device); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -47,12 +48,15 @@ type Explanation struct {
 
 // ExplainedCrossing is a crossing, recorded or derived.
 type ExplainedCrossing struct {
-	Kind     string     `json:"kind"`
-	Version  int        `json:"fence_version"`
-	At       time.Time  `json:"at"`
-	Earlier  *time.Time `json:"earlier_ts"` // null for an initial one
-	Later    time.Time  `json:"later_ts"`
-	Ordinal  int        `json:"ordinal"`
+	Kind    string     `json:"kind"`
+	Version int        `json:"fence_version"`
+	At      time.Time  `json:"at"`
+	Earlier *time.Time `json:"earlier_ts"` // null for an initial one
+	Later   time.Time  `json:"later_ts"`
+	Ordinal int        `json:"ordinal"`
+	// Suppressed is a passage of a gate that does not count.
+	Suppressed bool `json:"suppressed"`
+
 	Method   *string    `json:"method"`       // this and the next are null in a row that does not say
 	Distance *float32   `json:"distance_m"`   // metres between the fixes
 	Speed    *float32   `json:"speed"`        // km/h that this takes
@@ -83,11 +87,16 @@ type ConflictRow struct {
 
 // VersionRow is a version of a fence.
 type VersionRow struct {
-	Version  int        `json:"version"`
-	Kind     string     `json:"kind"`
-	From     *time.Time `json:"valid_from"`
-	To       *time.Time `json:"valid_to"`
-	Enabled  bool       `json:"enabled"`
+	Version int        `json:"version"`
+	Kind    string     `json:"kind"`
+	From    *time.Time `json:"valid_from"`
+	To      *time.Time `json:"valid_to"`
+	Enabled bool       `json:"enabled"`
+	// Holds is what holds its border still; null is nothing.
+	ExitMarginM  *float64 `json:"exit_margin_m"`
+	MinDwellS    *float64 `json:"min_dwell_s"`
+	MinIntervalS *float64 `json:"min_interval_s"`
+
 	Created  time.Time  `json:"created_at"`
 	By       string     `json:"created_by"`
 	Replaced *time.Time `json:"replaced_at"` // null while it is in force
@@ -161,7 +170,18 @@ where stream = $1
 		if err := e.recorded(ctx, tx, us); err != nil {
 			return err
 		}
-		e.derive(set, versions, fixes, d.pins.MaxGap, first)
+		crossings := set.Track(nil, fixes, d.pins.MaxGap, first)
+		if set.Held() && e.Later != nil { // other fixes decide, too
+			w := window{device: device, lo: e.Later.UnixMicro(), hi: e.Later.UnixMicro()}
+			found, err := tracks(c, []window{w}, protocol.Rules{Fences: &protocol.Fences{Set: set}, Eligibility: d.pins.Eligibility, MaxGap: d.pins.MaxGap}, ask, ask, nil)
+			if err != nil {
+				return err
+			}
+			if crossings = nil; found[0].derived != nil {
+				crossings = found[0].derived.Crossings
+			}
+		}
+		e.derive(set, versions, crossings)
 		if err := d.around(c, ask, &e, set, fixes, last); err != nil {
 			return err
 		}
@@ -207,10 +227,10 @@ limit 1`, e.Device, e.Fence, e.At).Scan(&later)
 func (e *Explanation) versions(ctx context.Context, tx pgx.Tx) (*geofence.Set, []FenceVersion, error) {
 	var err error
 	if e.Versions, err = collect(ctx, tx, func(row pgx.CollectableRow) (v VersionRow, err error) {
-		err = row.Scan(&v.Version, &v.Kind, &v.From, &v.To, &v.Enabled, &v.Created, &v.By, &v.Replaced)
+		err = row.Scan(&v.Version, &v.Kind, &v.From, &v.To, &v.Enabled, &v.ExitMarginM, &v.MinDwellS, &v.MinIntervalS, &v.Created, &v.By, &v.Replaced)
 		return v, err
 	}, `
-select version, kind, valid_from, valid_to, enabled, created_at, created_by, replaced_at
+select version, kind, valid_from, valid_to, enabled, exit_margin_m, min_dwell_s, min_interval_s, created_at, created_by, replaced_at
 from processor.geofences
 where id = $1
 order by version`, e.Fence); err != nil {
@@ -293,8 +313,8 @@ func (e *Explanation) recorded(ctx context.Context, tx pgx.Tx, us int64) (err er
 	e.Crossings, err = collect(ctx, tx, func(row pgx.CollectableRow) (x ExplainedCrossing, err error) {
 		var c geofence.Crossing
 		err = row.Scan(&x.Kind, &x.Version, &x.At, &x.Earlier, &x.Later, &x.Ordinal, &x.Method, &x.Distance, &x.Speed, &x.MaxError,
-			&x.Revision, &x.Created, &x.Updated, &c.Latitude, &c.Longitude, &c.Initial)
-		c.FenceID, c.Kind, c.Ordinal = e.Fence, geofence.CrossingKind(x.Kind), x.Ordinal
+			&x.Revision, &x.Created, &x.Updated, &c.Latitude, &c.Longitude, &c.Initial, &x.Suppressed)
+		c.FenceID, c.Kind, c.Ordinal, c.Suppressed = e.Fence, geofence.CrossingKind(x.Kind), x.Ordinal, x.Suppressed
 		c.TimeUS, c.LaterUS, c.EarlierUS = x.At.UnixMicro(), x.Later.UnixMicro(), x.Later.UnixMicro()
 		if x.Earlier != nil {
 			c.EarlierUS = x.Earlier.UnixMicro()
@@ -309,7 +329,7 @@ func (e *Explanation) recorded(ctx context.Context, tx pgx.Tx, us int64) (err er
 		return x, err
 	}, `
 select kind, fence_version, at, earlier_ts, later_ts, ordinal, method, distance_m, speed, max_error_ms,
-  revision, created_at, updated_at, latitude, longitude, initial
+  revision, created_at, updated_at, latitude, longitude, initial, suppressed
 from processor.timing_records
 where device_id = $1
   and fence_id = $2
@@ -332,17 +352,17 @@ select exists (
 )`, pgx.QueryExecModeCacheDescribe, e.Device, times).Scan(&e.Gone)
 }
 
-// derive follows the fixes, and keeps what they say of the later one.
-func (e *Explanation) derive(set *geofence.Set, versions []FenceVersion, fixes []geofence.Fix, maxGap time.Duration, first bool) {
+// derive keeps what the fixes say of the later one.
+func (e *Explanation) derive(set *geofence.Set, versions []FenceVersion, crossings []geofence.Crossing) {
 	if e.Later == nil {
 		e.Agree = len(e.Crossings) == 0
 		return
 	}
-	for _, c := range set.Track(nil, fixes, maxGap, first) {
+	for _, c := range crossings {
 		if c.LaterUS != e.Later.UnixMicro() {
 			continue
 		}
-		x := ExplainedCrossing{Kind: string(c.Kind), At: micros(c.TimeUS), Later: micros(c.LaterUS), Ordinal: c.Ordinal, Method: new(string(c.Method)), of: c}
+		x := ExplainedCrossing{Kind: string(c.Kind), At: micros(c.TimeUS), Later: micros(c.LaterUS), Ordinal: c.Ordinal, Suppressed: c.Suppressed, Method: new(string(c.Method)), of: c}
 		if !c.Initial {
 			x.Earlier, x.Distance, x.Speed, x.MaxError = new(micros(c.EarlierUS)), &c.DistanceM, &c.SpeedKMH, &c.MaxErrorMS
 		}

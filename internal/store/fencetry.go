@@ -35,8 +35,9 @@ type FenceTrialCount struct {
 	Added    int64 `json:"added"`
 	Removed  int64 `json:"removed"`
 	Changed  int64 `json:"changed"` // of another time or place
-	// Kept are recorded crossings at fixes that are not stored any more: no change
-	// of fences touches them.
+	// Kept are recorded crossings at fixes that are not stored any more, which no change
+	// of fences touches, and those of fences with held borders on which fixes beyond the
+	// window decide.
 	Kept int64 `json:"kept"`
 }
 
@@ -99,9 +100,6 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		set, ids, err := imported(ctx, tx, fences)
 		if err != nil {
 			return err
-		}
-		if set.Held() {
-			return errors.New("fences whose borders are held still cannot be tried")
 		}
 		return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(second pgx.Tx) error {
 			if _, err := second.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
@@ -173,12 +171,28 @@ type trial struct {
 	want  map[trialKey]geofence.Crossing
 
 	next func() (deviceCrossing, bool, error) // recorded crossings by device time
-	held *deviceCrossing                      // read, and later than what was looked at
+	over *deviceCrossing                      // read, and later than what was looked at
 }
 
 type trialDevice struct {
 	first, last geofence.Fix
 	recorded    []geofence.Crossing // at the first fix
+	held        *trialHeld          // nil without fences with held borders
+}
+
+// trialHeld is what counts of fences with held borders: whether something does is known
+// later, so it is compared at the end. Whether the device has a fix before the window is
+// known then, too: one walk takes it that it has, one that it has none.
+type trialHeld struct {
+	walks    [2]*geofence.Walk
+	want     [2][]geofence.Crossing
+	recorded []geofence.Crossing
+}
+
+func (h *trialHeld) next(fix geofence.Fix) {
+	for i, w := range h.walks {
+		h.want[i] = w.Next(h.want[i], fix)
+	}
 }
 
 type trialKey struct {
@@ -272,14 +286,23 @@ func (t *trial) fix(device string, fix geofence.Fix) error {
 	}
 	of := t.devices[device]
 	if of == nil {
-		t.devices[device] = &trialDevice{first: fix, last: fix}
+		of = &trialDevice{first: fix, last: fix}
+		t.devices[device] = of
 		t.out.Devices++
+		if t.set.Held() {
+			of.held = &trialHeld{walks: [2]*geofence.Walk{t.set.WalkHeld(t.maxGap, false), t.set.WalkHeld(t.maxGap, true)}}
+		}
 	} else {
 		t.buf = t.set.Crossings(t.buf[:0], of.last, fix, t.maxGap)
 		of.last = fix
 		for _, c := range t.buf {
-			t.want[trialKey{device, keyOf(&c)}] = c
+			if !t.set.HeldID(c.FenceID) {
+				t.want[trialKey{device, keyOf(&c)}] = c
+			}
 		}
+	}
+	if of.held != nil {
+		of.held.next(fix)
 	}
 	t.fixes[device] = true
 	return nil
@@ -288,8 +311,8 @@ func (t *trial) fix(device string, fix geofence.Fix) error {
 // flush compares the crossings of the instant, and begins with the next one.
 func (t *trial) flush(next int64) error {
 	for {
-		c := t.held
-		if t.held = nil; c == nil {
+		c := t.over
+		if t.over = nil; c == nil {
 			read, more, err := t.next()
 			if err != nil {
 				return err
@@ -300,13 +323,15 @@ func (t *trial) flush(next int64) error {
 			c = &read
 		}
 		if c.LaterUS >= next {
-			t.held = c
+			t.over = c
 			break
 		}
 		of := t.devices[c.device]
 		switch {
 		case c.LaterUS != t.at || !t.fixes[c.device]:
 			t.count(c.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
+		case t.set.HeldID(c.FenceID):
+			of.held.recorded = append(of.held.recorded, c.Crossing)
 		case of.first.TimeUS == t.at:
 			of.recorded = append(of.recorded, c.Crossing)
 		default:
@@ -359,6 +384,26 @@ func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow)
 		recorded := make(map[crossingKey]geofence.Crossing, len(of.recorded))
 		for _, r := range of.recorded {
 			recorded[keyOf(&r)] = r
+		}
+		t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
+		if of.held != nil {
+			i := 0
+			if _, ok := before[n]; !ok {
+				i = 1
+			}
+			walk := of.held.walks[i]
+			for _, c := range of.held.want[i] {
+				if walk.Complete(c.FenceID, c.LaterUS) {
+					t.buf = append(t.buf, c)
+				}
+			}
+			for _, r := range of.held.recorded {
+				if walk.Complete(r.FenceID, r.LaterUS) {
+					recorded[keyOf(&r)] = r
+				} else { // what is not read decides
+					t.count(r.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
+				}
+			}
 		}
 		pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(device, want, got) })
 	}

@@ -88,6 +88,34 @@ func TestATrialOfFencesCountsTheDifference(t *testing.T) {
 	require.ErrorContains(t, err, "no valid fence")
 }
 
+// Each way leads 300 m through a fence, in 40 s.
+func TestATrialHoldsBordersStill(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	shuttling(t, pool, 3, 1000)
+	ask := store.NewDevices(pool, fenceScope, trialPins, "test")
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	const each = 10 * 2
+	for _, tc := range []struct {
+		hold   func(*geofence.Fence)
+		window time.Duration // from the begin to its begin
+		want   int64         // of each device
+	}{
+		{func(f *geofence.Fence) { f.ExitMarginM = 100 }, 0, each},
+		{func(f *geofence.Fence) { f.ExitMarginM = 100 }, 5000 * time.Second, 10}, // from inside on
+		{func(f *geofence.Fence) { f.MinDwellS = 39 }, 0, each},
+		{func(f *geofence.Fence) { f.MinDwellS = 41 }, 0, 0},
+		{func(f *geofence.Fence) { f.ExitMarginM, f.MinDwellS = 100, 41 }, 0, 0},
+		{func(f *geofence.Fence) { f.ExitMarginM = 1000 }, 0, each / 2}, // one turn is only 780 m away
+	} {
+		fences := trialFences(1)
+		tc.hold(&fences[0])
+		got, err := ask.TryFences(t.Context(), fences, store.TrialWindow{Since: begin.Add(tc.window), Until: begin.Add(24 * time.Hour)}, nil)
+		require.NoError(t, err)
+		require.Equal(t, store.FenceTrialCount{Would: 3 * tc.want, Added: 3 * tc.want}, got.FenceTrialCount, "%+v", fences[0])
+	}
+}
+
 // BenchmarkTrial tries 1,000 fences over a million positions, or TRIAL_POSITIONS.
 func BenchmarkTrial(b *testing.B) {
 	positions := 1_000_000

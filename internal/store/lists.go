@@ -340,14 +340,16 @@ type CrossingRow struct {
 	Latitude  float64
 	Longitude float64
 	Initial   bool
-	Revision  int
-	Updated   time.Time
+	// Suppressed is a passage of a gate that does not count.
+	Suppressed bool
+	Revision   int
+	Updated    time.Time
 }
 
 // Crossings returns the crossings of a device in a window, newest first.
 func (l *Lists) Crossings(ctx context.Context, device string, from, to time.Time, limit int) ([]CrossingRow, error) {
 	return page(ctx, l, "list crossings", `
-select fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, initial, revision, updated_at
+select fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, initial, suppressed, revision, updated_at
 from processor.timing_records
 where device_id = $1
   and later_ts >= $2
