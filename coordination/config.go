@@ -10,6 +10,7 @@ import (
 type Config struct {
 	Instance       string // identity, unique among live members
 	Version        string // of the program, shown to operators
+	Deploy         string // what started it, the same for all members of one deploy; "" if unknown
 	Shards         int
 	MemberTTL      time.Duration // silence after which a member is gone
 	LeaderTTL      time.Duration // how long the leader's lock outlives the leader

@@ -173,7 +173,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		return err
 	}
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
-	target := l.planner.Plan(time.Now(), current, members, l.load())
+	target := l.planner.Plan(time.Now(), current, members, l.outdated(), l.load())
 	next := protocol.Pace(records, target, l.willing(records))
 	l.more.Store(!slices.Equal(next, target))
 	for i := range next {
@@ -211,6 +211,23 @@ func (l *Leader) load() []float64 {
 		l.loads.Observe(now, m.Name(), m.Shards, m.ShardFinished)
 	}
 	return l.loads.Loads(now)
+}
+
+// outdated returns the members that a deploy is about to replace: those of another deploy
+// than the member that started last. Without DEPLOY_ID there are none.
+func (l *Leader) outdated() []string {
+	members := l.membership.Members()
+	if len(members) == 0 {
+		return nil
+	}
+	latest := slices.MaxFunc(members, func(a, b Member) int { return a.Started.Compare(b.Started) })
+	var names []string
+	for _, m := range members {
+		if latest.Deploy != "" && m.Deploy != latest.Deploy {
+			names = append(names, m.Name())
+		}
+	}
+	return names
 }
 
 // willing notes which shards wait for a release, and returns whether a member hands over

@@ -39,6 +39,7 @@ type Member struct {
 	Incarnation   string             `json:"incarnation"`
 	Number        uint64             `json:"number"`
 	Version       string             `json:"version"`
+	Deploy        string             `json:"deploy,omitempty"` // the same for all that one deploy starts, "" if it is not announced
 	Protocol      int                `json:"protocol"`
 	Host          string             `json:"host"`
 	PID           int                `json:"pid"`
@@ -197,7 +198,7 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 		lastHeartbeats: make(map[string]lastHeartbeat),
 		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
-			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Protocol: protocol.Version,
+			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Deploy: cfg.Deploy, Protocol: protocol.Version,
 			Host: host, PID: os.Getpid(), Started: time.Now().UTC(),
 		},
 	}

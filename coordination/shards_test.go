@@ -83,6 +83,31 @@ end $$`)
 	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total"))
 }
 
+func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
+	b := newBench(t)
+	start := func(name, deploy string) *member {
+		return b.start(name, "", func(c *Config) { c.Deploy = deploy })
+	}
+	old := []*member{start("a-1", "v1"), start("b-1", "v1")}
+	b.await([]int{8, 8}, old...)
+	before := b.count("select sum(epoch) from processor.shards")
+	var next []*member
+	for i, m := range old {
+		next = append(next, start(string("ab"[i])+"-2", "v2"))
+		testenv.Wait(t, 10*time.Second, func() error {
+			if n := len(m.membership.Members()); n != 3 {
+				return fmt.Errorf("%d members", n)
+			}
+			return nil
+		})
+		require.NoError(t, m.Leave(t.Context()))
+		m.stop()
+		b.await([]int{8, 8}, append(slices.Clone(old[i+1:]), next...)...)
+	}
+	require.Equal(t, 16, b.count("select sum(epoch) from processor.shards")-before, "each shard is acquired once")
+	require.Zero(t, next[0].value("processor_coordination_shards_force_acquired_total"))
+}
+
 // A member whose shards are hotter than those of the others gives some up, and a leader
 // that comes later leaves that as it is.
 func TestTheBusiestMemberIsRelieved(t *testing.T) {

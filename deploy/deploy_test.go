@@ -199,6 +199,7 @@ func TestKubernetesManifestsFitTheServicesBudgets(t *testing.T) {
 		}
 	}
 	require.True(t, named["INSTANCE_ID"], "the pod's name, which is unique")
+	require.True(t, named["DEPLOY_ID"], "the template's hash, the same for all pods of a rollout")
 	known(t, environ)
 	cfg := load(t, environ)
 	grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second

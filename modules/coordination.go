@@ -38,7 +38,7 @@ type Member string
 func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
 	co := cfg.Coordination
 	return coordination.Config{
-		Instance: cfg.Instance.ID, Version: b.Version, Shards: co.Shards,
+		Instance: cfg.Instance.ID, Version: b.Version, Deploy: cfg.Instance.Deploy, Shards: co.Shards,
 		MemberTTL: co.MemberTTL, LeaderTTL: co.LeaderTTL, HandoffBudget: co.HandoffBudget,
 		DrainTimeout: cfg.Instance.DrainTimeout, SinkGrace: sinkGrace,
 		ClaimInterval: co.ClaimInterval(), ClaimThreshold: co.ClaimThreshold(),

@@ -150,6 +150,9 @@ func (c *Config) check(r *report) {
 	if !validInstanceID(c.Instance.ID) {
 		r.add("INSTANCE_ID", c.Instance.ID, "must be 1 to %d letters, digits, dots, dashes or underscores", maxInstanceID)
 	}
+	if c.Instance.Deploy != "" && !validInstanceID(c.Instance.Deploy) {
+		r.add("DEPLOY_ID", c.Instance.Deploy, "must be up to %d letters, digits, dots, dashes or underscores", maxInstanceID)
+	}
 	in, p, co := c.Instance, c.Pipeline, c.Coordination
 	if !r.has("DRAIN_TIMEOUT", "SHUTDOWN_TIMEOUT") && in.DrainTimeout+ReleaseBudget+CloseBudget > in.ShutdownTimeout {
 		r.add("DRAIN_TIMEOUT", in.DrainTimeout.String(), "must leave room in SHUTDOWN_TIMEOUT=%v: drain %v + release %v + close %v = %v",

@@ -37,6 +37,7 @@ type Instance struct {
 	ID              string        `env:"INSTANCE_ID" auto:"host name and a random suffix" help:"name of this instance, unique in the fleet; up to 40 letters, digits, dots, dashes, underscores"`
 	StartTimeout    time.Duration `env:"START_TIMEOUT" default:"5m" min:"1s" max:"1h" help:"how long to wait for Redis and Postgres at start, then exit 4"`
 	DrainTimeout    time.Duration `env:"DRAIN_TIMEOUT" default:"20s" min:"100ms" max:"10m" help:"how long work in flight may take to finish at shutdown, then exit 1"`
+	Deploy          string        `env:"DEPLOY_ID" auto:"deploys are not told apart" help:"the same for all instances that one deploy starts, such as the pod template's hash: shards of instances that leave then go to those of the newest deploy"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" max:"15m" help:"how long the whole shutdown may take; keep the orchestrator's grace period above it"`
 	StallTimeout    time.Duration `env:"STALL_TIMEOUT" default:"60s" min:"5s" max:"1h" help:"the process exits after this long with entries in flight, responding servers and no progress"`
 }

@@ -59,7 +59,7 @@ func TestDefaultsAreCompleteAndValid(t *testing.T) {
 	require.Equal(t, 9464, c.Console.Port)
 	require.Equal(t, config.Delays{30 * time.Second, 2 * time.Minute}, c.DeadLetters.RetryDelays)
 	for _, s := range c.Settings() {
-		if s.Name != "METRICS_HOST" && s.Name != "GEOFENCE_QUERY" && s.Name != "TIMING_STREAM" && !strings.HasPrefix(s.Name, "CONSOLE_") { // empty is a value of its own there
+		if s.Name != "METRICS_HOST" && s.Name != "DEPLOY_ID" && s.Name != "GEOFENCE_QUERY" && s.Name != "TIMING_STREAM" && !strings.HasPrefix(s.Name, "CONSOLE_") { // empty is a value of its own there
 			require.NotEmpty(t, s.Value, s.Name)
 		}
 	}
@@ -76,7 +76,7 @@ func TestEveryInstanceHasItsOwnName(t *testing.T) {
 func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 	_, err := config.Load([]string{
 		"REDIS_URL=http://localhost", "METRICS_PORT=99999", "SHARDS=many", "LOG_LEVEL=loud", "BATCH_MAX_AGE=25", "PPROF=perhaps",
-		"MIGRATE=maybe", "INSTANCE_ID=a b", "DRAIN_TIMEOUT=40s",
+		"MIGRATE=maybe", "INSTANCE_ID=a b", "DEPLOY_ID=a/b", "DRAIN_TIMEOUT=40s",
 	})
 	var all *config.Error
 	require.ErrorAs(t, err, &all)
@@ -90,6 +90,7 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 		`PPROF="perhaps" must be true or false`,
 		`MIGRATE="maybe" must be one of auto, verify, off`,
 		`INSTANCE_ID="a b" must be 1 to 40 letters`,
+		`DEPLOY_ID="a/b" must be up to 40 letters`,
 		`POSTGRES_URL must be set, or POSTGRES_URL_FILE to a file that holds it`,
 		`DRAIN_TIMEOUT="40s" must leave room in SHUTDOWN_TIMEOUT=30s: drain 40s + release 3s + close 2s = 45s`,
 	}
@@ -97,7 +98,7 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 		require.Contains(t, err.Error(), "\n  "+line)
 	}
 	require.Len(t, all.Problems, len(want))
-	require.True(t, strings.HasPrefix(err.Error(), "10 problems in the configuration:\n"))
+	require.True(t, strings.HasPrefix(err.Error(), "11 problems in the configuration:\n"))
 }
 
 // Every bound of every variable: the bound is taken, one step beyond is not.

@@ -13,6 +13,7 @@ const (
 	reliefEvery  = 5 * time.Second  // how often load is looked at
 	reliefBudget = 10               // moves for load in a minute
 	shardRest    = 60 * time.Second // how long a shard stays after it moved for load
+	deployStep   = 60 * time.Second // how long a deploy may take to replace one more member
 )
 
 // Planner decides who should own each shard, for one term of a leader. It plans when
@@ -22,34 +23,64 @@ const (
 type Planner struct {
 	members []string
 	target  []string
+	since   time.Time // when members came or went
+	uneven  bool      // the target is that of a deploy, and not evened out
 	looked  time.Time
 	moves   []time.Time       // for load, within the last minute
 	moved   map[int]time.Time // when a shard last moved for load
 }
 
 // Plan returns who should own each shard: current is the member each shard is assigned
-// to now, members are those that may own shards, loads are the entries per second
-// of the shards, nil while they are unknown.
-func (p *Planner) Plan(now time.Time, current, members []string, loads []float64) []string {
+// to now, members are those that may own shards, outdated are those of them that a deploy
+// is about to replace, loads are the entries per second of the shards, nil while they are
+// unknown.
+//
+// During a deploy the shards of those that leave go to those that have come, and nothing
+// else moves, so that each shard moves once. If a minute passes in which nobody comes or
+// goes, the shards are evened out all the same.
+func (p *Planner) Plan(now time.Time, current, members, outdated []string, loads []float64) []string {
 	if len(members) == 0 {
 		return slices.Clone(current)
 	}
 	members = slices.Compact(slices.Sorted(slices.Values(members)))
+	if !slices.Equal(members, p.members) {
+		p.since = now
+	}
+	deploys := len(outdated) > 0 && len(outdated) < len(members) && now.Sub(p.since) < deployStep
 	switch {
+	case deploys && (p.target == nil || !slices.Equal(members, p.members)):
+		p.target, p.uneven = inherit(current, members, outdated, loads), true
+	case p.uneven && !deploys:
+		p.target, p.uneven = evenOut(current, members, loads), false
 	case p.target == nil && shared(current, members):
 		// A new leader knows no loads. What its predecessor arranged by load stays.
 		p.target = slices.Clone(current)
 	case p.target == nil || !slices.Equal(members, p.members):
-		if loads == nil {
-			p.target = Assign(current, members)
-		} else {
-			p.target = Place(current, members, loads, planSlack, len(current), func(int) bool { return true })
-		}
-	case loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
+		p.target = evenOut(current, members, loads)
+	case !deploys && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
 		p.relieve(now, loads)
 	}
 	p.members = members
 	return slices.Clone(p.target)
+}
+
+// evenOut shares all shards between members, by load or by count.
+func evenOut(current, members []string, loads []float64) []string {
+	if loads == nil {
+		return Assign(current, members)
+	}
+	return Place(current, members, loads, planSlack, len(current), func(int) bool { return true })
+}
+
+// inherit gives the shards of none of the members to those that are not outdated.
+func inherit(current, members, outdated []string, loads []float64) []string {
+	next := slices.Clone(current)
+	if loads == nil {
+		loads = slices.Repeat([]float64{1}, len(current))
+	}
+	successors := slices.DeleteFunc(slices.Clone(members), func(m string) bool { return slices.Contains(outdated, m) })
+	newBalance(next, members, successors, loads)
+	return next
 }
 
 func (p *Planner) relieve(now time.Time, loads []float64) {
@@ -98,7 +129,7 @@ func Place(current, members []string, loads []float64, slack float64, limit int,
 	if len(members) == 0 || len(current) == 0 {
 		return next
 	}
-	b := newBalance(next, members, loads)
+	b := newBalance(next, members, members, loads)
 	for range 2 * len(current) {
 		if limit <= 0 || b.load[b.busiest()] <= b.mean*(1+slack) || !b.step(&limit, may) {
 			break
@@ -120,7 +151,9 @@ type balance struct {
 // shared too, since they may wake.
 const idleShare = 0.1
 
-func newBalance(next, members []string, loads []float64) *balance {
+// newBalance returns the balance of next, in which shards of none of the members have gone
+// to successors, the heaviest first.
+func newBalance(next, members, successors []string, loads []float64) *balance {
 	b := &balance{next: next, weight: make([]float64, len(next)), members: slices.Sorted(slices.Values(members)), load: make(map[string]float64)}
 	total := 0.0
 	for _, l := range loads {
@@ -141,7 +174,7 @@ func newBalance(next, members []string, loads []float64) *balance {
 	}
 	slices.SortStableFunc(free, func(x, y int) int { return cmp.Compare(b.weight[y], b.weight[x]) })
 	for _, i := range free {
-		b.move(i, b.idlest())
+		b.move(i, b.idlest(successors))
 	}
 	return b
 }
@@ -150,8 +183,8 @@ func (b *balance) busiest() string {
 	return slices.MaxFunc(b.members, func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })
 }
 
-func (b *balance) idlest() string {
-	return slices.MinFunc(b.members, func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })
+func (b *balance) idlest(of []string) string {
+	return slices.MinFunc(slices.Sorted(slices.Values(of)), func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })
 }
 
 // move gives a shard to a member.
@@ -166,7 +199,7 @@ func (b *balance) move(shard int, to string) {
 // step moves one shard from the busiest to the least busy member, or exchanges two, and
 // reports whether that lowers the higher load of the two by more than a hundredth of the mean.
 func (b *balance) step(limit *int, may func(shard int) bool) bool {
-	from, to := b.busiest(), b.idlest()
+	from, to := b.busiest(), b.idlest(b.members)
 	high, low := b.load[from], b.load[to]
 	var mine, theirs []int
 	for i, m := range b.next {

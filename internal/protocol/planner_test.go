@@ -80,7 +80,7 @@ func drift(seed uint64, members []string, loads []float64, minutes int) (most, m
 			for i := range seen {
 				seen[i] = loads[i] * (0.9 + 0.2*rng.Float64())
 			}
-			next := p.Plan(now, owners, members, seen)
+			next := p.Plan(now, owners, members, nil, seen)
 			for i := range next {
 				if next[i] != owners[i] {
 					moves++
@@ -123,14 +123,14 @@ func TestAnUnevenFleetIsEvenWithinAMinuteAndThenRests(t *testing.T) {
 func TestANewLeaderKeepsWhatWasPlacedByLoad(t *testing.T) {
 	current := []string{"a", "a", "a", "b", "b", "b", "b", "b"}
 	var p protocol.Planner
-	require.Equal(t, current, p.Plan(time.Unix(1, 0), current, []string{"a", "b"}, nil))
-	require.Equal(t, 4, len(slices.DeleteFunc(p.Plan(time.Unix(2, 0), current, []string{"a", "c"}, nil), func(m string) bool { return m == "a" })),
+	require.Equal(t, current, p.Plan(time.Unix(1, 0), current, []string{"a", "b"}, nil, nil))
+	require.Len(t, slices.DeleteFunc(p.Plan(time.Unix(2, 0), current, []string{"a", "c"}, nil, nil), func(m string) bool { return m == "a" }), 4,
 		"members changed, and loads are unknown: by count")
 
 	var q protocol.Planner
 	alone := []string{"a", "a", "a", "a", "a", "a", "a", "b"}
-	require.Equal(t, protocol.Assign(alone, []string{"a", "b"}), q.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil), "a join that was under way is completed")
-	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, nil, nil), "without members nothing moves")
+	require.Equal(t, protocol.Assign(alone, []string{"a", "b"}), q.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil, nil), "a join that was under way is completed")
+	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, nil, nil, nil), "without members nothing moves")
 }
 
 func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
@@ -156,4 +156,45 @@ func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
 		l.Observe(now, "n", []int{0, 1}, []uint64{600, 200})
 	}
 	require.Nil(t, l.Loads(now), "a fleet at rest has no load that matters")
+}
+
+// With one more instance at a time, a deploy moves each shard once: from the one that
+// leaves to the one that has come.
+func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
+	for _, loads := range [][]float64{nil, slices.Repeat([]float64{50}, 64)} {
+		now, moves := time.Unix(0, 0), 0
+		var p protocol.Planner
+		members := []string{"a1", "b1", "c1"}
+		owners := p.Plan(now, make([]string, 64), members, nil, loads)
+		first := slices.Clone(owners)
+		step := func(members ...string) {
+			now = now.Add(10 * time.Second)
+			outdated := slices.DeleteFunc(slices.Clone(members), func(m string) bool { return m[1] == '2' })
+			next := p.Plan(now, owners, members, outdated, loads)
+			for i := range next {
+				if next[i] != owners[i] {
+					moves++
+				}
+			}
+			owners = next
+		}
+		step("a1", "a2", "b1", "c1")
+		require.Equal(t, first, owners, "a newcomer waits for what those that leave hand over")
+		step("a2", "b1", "c1")
+		step("a2", "b1", "b2", "c1")
+		step("a2", "b2", "c1")
+		step("a2", "b2", "c1", "c2")
+		step("a2", "b2", "c2")
+		require.LessOrEqual(t, moves, 64+4, "loads %v", loads != nil)
+		most, mean := busiest(loadOf(owners, slices.Repeat([]float64{1}, 64)), []string{"a2", "b2", "c2"})
+		require.LessOrEqual(t, most, 1.1*mean)
+
+		// A deploy that stands still is no reason to leave a newcomer idle.
+		step("a2", "b2", "c2", "d1")
+		before := moves
+		for range 7 {
+			step("a2", "b2", "c2", "d1")
+		}
+		require.Greater(t, moves, before)
+	}
 }

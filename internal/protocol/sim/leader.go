@@ -102,7 +102,7 @@ func (p *proc) assign() {
 			}
 			overdue[s.Owner] = overdue[s.Owner] || p.w.now-l.handed[i] >= handOffBudget
 		}
-		target := l.planner.Plan(p.w.clock(), current, p.watch.Eligible(p.w.clock()), p.w.loads)
+		target := l.planner.Plan(p.w.clock(), current, p.watch.Eligible(p.w.clock()), nil, p.w.loads)
 		next := protocol.Pace(rows, target,
 			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) })
 		l.more = !slices.Equal(next, target)
