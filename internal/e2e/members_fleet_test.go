@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,7 +123,8 @@ func (c *campaign) owned() map[string]int {
 	return n
 }
 
-// awaitShares waits until the instances own everything, evenly.
+// awaitShares waits until the instances own everything and each has a share: evenly, as
+// far as their load is even.
 func (c *campaign) awaitShares(names ...string) time.Duration {
 	c.T.Helper()
 	began := time.Now()
@@ -133,7 +133,7 @@ func (c *campaign) awaitShares(names ...string) time.Duration {
 		total := 0
 		for _, n := range names {
 			total += owned[n]
-			if math.Abs(float64(owned[n])-fleetShards/float64(len(names))) >= 1 {
+			if share := float64(fleetShards) / float64(len(names)); float64(owned[n]) < share/2 || float64(owned[n]) > 2*share {
 				return fmt.Errorf("want %v to share evenly, have %v", names, owned)
 			}
 		}

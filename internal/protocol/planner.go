@@ -64,10 +64,12 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, loads
 	return slices.Clone(p.target)
 }
 
-// evenOut shares all shards between members, by load or by count.
+// evenOut shares all shards between members: by count, which moves least, unless that is
+// known to make one member too busy.
 func evenOut(current, members []string, loads []float64) []string {
-	if loads == nil {
-		return Assign(current, members)
+	next := Assign(current, members)
+	if loads == nil || newBalance(next, members, members, loads).even(reliefSlack) {
+		return next
 	}
 	return Place(current, members, loads, planSlack, len(current), func(int) bool { return true })
 }
@@ -131,7 +133,7 @@ func Place(current, members []string, loads []float64, slack float64, limit int,
 	}
 	b := newBalance(next, members, members, loads)
 	for range 2 * len(current) {
-		if limit <= 0 || b.load[b.busiest()] <= b.mean*(1+slack) || !b.step(&limit, may) {
+		if limit <= 0 || b.even(slack) || !b.step(&limit, may) {
 			break
 		}
 	}
@@ -178,6 +180,9 @@ func newBalance(next, members, successors []string, loads []float64) *balance {
 	}
 	return b
 }
+
+// even reports whether the busiest member exceeds the mean by no more than slack.
+func (b *balance) even(slack float64) bool { return b.load[b.busiest()] <= b.mean*(1+slack) }
 
 func (b *balance) busiest() string {
 	return slices.MaxFunc(b.members, func(x, y string) int { return cmp.Compare(b.load[x], b.load[y]) })

@@ -144,7 +144,7 @@ func (r *run) terminate(ctx context.Context, in *testbed.Instance) error {
 }
 
 // fill puts a new instance into a slot and waits until the shards are spread
-// evenly again.
+// again.
 func (r *run) fill(ctx context.Context, slot int) error {
 	in, err := r.line.Start(slot)
 	if err != nil {
@@ -157,7 +157,7 @@ func (r *run) fill(ctx context.Context, slot int) error {
 	return r.awaitSettled(ctx)
 }
 
-// awaitSettled waits for an even spread.
+// awaitSettled waits until the shards are spread and none moves.
 func (r *run) awaitSettled(ctx context.Context) error {
 	if err := r.line.AwaitSettled(ctx, r.slack(settleWithin)); err != nil {
 		r.check(false, "the shards are not spread evenly: %v", err)

@@ -175,8 +175,15 @@ func (l *Cluster) SlotOf(member string) int {
 	return -1
 }
 
-// AwaitSettled waits until the shards are spread evenly over the live instances.
+// settledFor is how long nothing may have moved for a fleet to count as settled: a plan
+// moves a few shards at a time, with nothing between them but a few milliseconds.
+const settledFor = 300 * time.Millisecond
+
+// AwaitSettled waits until the live instances share all shards and none moves. They are
+// placed by load, so their numbers may differ: by no more than twofold and two.
 func (l *Cluster) AwaitSettled(ctx context.Context, limit time.Duration) error {
+	var epochs int64
+	var since time.Time
 	return Within(ctx, limit, 25*time.Millisecond, func() error {
 		list, err := l.Servers.shards.List(ctx)
 		if err != nil {
@@ -184,15 +191,23 @@ func (l *Cluster) AwaitSettled(ctx context.Context, limit time.Duration) error {
 		}
 		live := l.Live()
 		count := make([]int, len(live))
+		var sum int64
 		for _, s := range list {
 			i := slices.IndexFunc(live, func(in *Instance) bool { return s.Owner != "" && s.Owner == in.Member() })
-			if i < 0 {
-				return fmt.Errorf("shard %d is owned by %q", s.Shard, s.Owner)
+			if i < 0 || s.Assigned != s.Owner {
+				return fmt.Errorf("shard %d is owned by %q and assigned to %q", s.Shard, s.Owner, s.Assigned)
 			}
 			count[i]++
+			sum += s.Epoch
 		}
-		if len(list) == 0 || len(live) == 0 || slices.Max(count)-slices.Min(count) > 1 {
+		if len(list) == 0 || len(live) == 0 || slices.Max(count) > 2*slices.Min(count)+2 {
 			return fmt.Errorf("shards are spread %v over %d instances", count, len(live))
+		}
+		if sum != epochs {
+			epochs, since = sum, time.Now()
+		}
+		if time.Since(since) < settledFor {
+			return fmt.Errorf("shards moved %v ago", time.Since(since))
 		}
 		return nil
 	})
