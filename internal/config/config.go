@@ -102,7 +102,7 @@ type Telemetry struct {
 	MaxAttributes   int           `env:"MAX_ATTRIBUTES" default:"1024" min:"1" max:"1000000" help:"maximum attributes of a record, nested ones and elements of arrays included"`
 	MaxDepth        int           `env:"MAX_DEPTH" default:"16" min:"1" max:"1000" help:"maximum nesting inside attributes"`
 	MaxFutureSkew   time.Duration `env:"MAX_FUTURE_SKEW" default:"5m" min:"1s" max:"24h" help:"how far a device clock may be ahead before its record is excluded from state; pinned for the fleet"`
-	MaxPast         time.Duration `env:"MAX_PAST" default:"0s" min:"0s" max:"87600h" help:"how far a device clock may be behind before its record is excluded from state, for example 2160h; 0 excludes none; pinned for the fleet"`
+	MaxPast         time.Duration `env:"MAX_PAST" default:"0s" min:"0s" max:"87600h" help:"how far a device clock may be behind before its record is excluded from state, 2160h (90 days) is recommended; 0 excludes none; pinned for the fleet"`
 	MinSatellites   int           `env:"MIN_SATELLITES" default:"1" min:"0" max:"32767" help:"satellites below which a record has no fix and is excluded from state; 0 excludes none; pinned for the fleet"`
 	MaxSpeed        int           `env:"MAX_SPEED" default:"0" min:"0" max:"100000" help:"km/h above which a fix that is too far from both its neighbours makes no crossings, for example 300; 0 excludes none; pinned for the fleet"`
 }
