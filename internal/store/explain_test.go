@@ -130,6 +130,26 @@ values ('d', 'f', $1, $2, $3::timestamptz + $4 * interval '1 second', $3, $5, 48
 	execute(t, pool, "update processor.timing_records set fence_version = 1 where kind = 'exit'")
 	require.False(t, explain(at(25)).Agree, "of a version that is replaced")
 
+	// A border that is held still: 74 m outside are not outside, and more fixes decide that.
+	execute(t, pool, "delete from processor.timing_records where kind = 'exit'")
+	held := square(11)
+	held[0].ExitMarginM = 200
+	_, err = editor.Import(t.Context(), held, "import", true)
+	require.NoError(t, err)
+	execute(t, pool, "update processor.timing_records set fence_version = 3")
+	require.True(t, explain(time.Time{}).Agree)
+	still := explain(at(25))
+	require.True(t, still.Agree)
+	require.Empty(t, still.Derived)
+	for n := range 1000 { // it stays in between for long, and then is found to have left
+		position(50+n*10, 10.999, "")
+	}
+	position(10_060, 10.99, "")
+	left := explain(at(25))
+	require.False(t, left.Agree)
+	require.Len(t, left.Derived, 1)
+	require.Equal(t, at(25), left.Derived[0].At.UTC())
+
 	// Positions that retention removed.
 	execute(t, pool, "delete from public.positions where ts < $1", at(5))
 	require.True(t, explain(at(5)).Gone)
