@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -97,13 +98,45 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 					}
 				}
 				require.Equal(t, tc.rows, w.count("select count(*) from processor.timing_records"))
-				v, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test").
-					Verify(t.Context(), fleet.DeviceID(1))
+				devices := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
+				v, err := devices.Verify(t.Context(), fleet.DeviceID(1))
 				require.NoError(t, err)
 				require.True(t, v.Good(), "%+v", v)
+				shown, err := devices.Show(t.Context(), fleet.DeviceID(1))
+				require.NoError(t, err)
+				switch tc.name {
+				case "a lost sign":
+					require.Equal(t, telemetry.Jump, shown.Recent[2].Excluded)
+					require.Equal(t, 1, w.jumps(), "counted once")
+				case "newest of all":
+					require.Equal(t, telemetry.Undecided, shown.Recent[0].Excluded)
+					require.Equal(t, telemetry.Jump, shown.Recent[3].Excluded)
+				case "two that agree":
+					require.Empty(t, shown.Recent[2].Excluded)
+					require.Empty(t, shown.Recent[3].Excluded)
+				}
 			})
 		}
 	}
+}
+
+// jumps is how many all instances have counted.
+func (w *world) jumps() int {
+	sum := 0.0
+	for _, m := range w.members {
+		families, err := m.reg.Gather()
+		require.NoError(w.tb, err)
+		for _, f := range families {
+			for _, x := range f.GetMetric() {
+				for _, label := range x.GetLabel() {
+					if f.GetName() == "processor_pipeline_excluded_records_total" && label.GetValue() == string(telemetry.Jump) {
+						sum += x.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+	}
+	return int(sum)
 }
 
 // alternating are fixes of two trackers with one ID, one each second.

@@ -223,6 +223,7 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	m.outcome(outcomeSwallowed, w.Swallowed+w.SwallowedLate)
 	m.positions.WithLabelValues("inserted").Add(float64(stored))
 	m.positions.WithLabelValues("duplicate").Add(float64(repeats))
+	m.excluded.WithLabelValues(string(telemetry.Jump)).Add(float64(w.Jumps))
 	m.crossings.WithLabelValues("derived").Add(float64(len(b.crossings)))
 	m.crossings.WithLabelValues("corrected").Add(float64(w.Corrected))
 	m.writes.Observe(took.Seconds())

@@ -90,6 +90,8 @@ type CommitResult struct {
 	// nor there: what kept them out is the same.
 	SwallowedLate int
 	Triggers      string
+	// Jumps is the number of records that turned out to be jumps.
+	Jumps int
 	// Corrected is the number of crossings that late records changed or
 	// removed.
 	Corrected int

@@ -270,7 +270,8 @@ type Position struct {
 	Longitude float64   `json:"longitude"`
 	Speed     float32   `json:"speed"`
 	Faulty    bool      `json:"faulty"`
-	// Excluded is why it takes no part in state; empty if it does.
+	// Excluded is why it takes no part in state, or is or may be a jump; empty if it
+	// takes part.
 	Excluded telemetry.Exclusion `json:"excluded"`
 	Conflict bool                `json:"conflict"` // another record has the same device time and other content
 }
@@ -341,6 +342,9 @@ where device_id = $2
 			}
 			return len(out.Recent) == recent && out.Last != nil, nil
 		}); err != nil {
+			return err
+		}
+		if err := d.jumps(c, ask, device, out.Recent); err != nil {
 			return err
 		}
 		if out.Fences, err = collect(ctx, tx, pgx.RowToStructByPos[fenceState], `

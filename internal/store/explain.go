@@ -254,26 +254,11 @@ order by version`, e.Fence); err != nil {
 // decide finds the fixes that take part round a device time, and the two that decide. It
 // reports whether they begin with the first of the device, and end with the newest.
 func (d *Devices) decide(c cuts, ask ask, e *Explanation, us int64) (fixes []geofence.Fix, first, last bool, err error) {
-	known := func(dir direction, at int64) (list []geofence.Fix, all bool, err error) {
-		for len(list) < explainedKnown {
-			had := len(list)
-			if err := c.nearest([]seek{{device: e.Device, at: at}}, c.heap(at), dir, explainedKnown, d.pins.Eligibility, ask, func(_ int, f geofence.Fix) {
-				list = append(list, f)
-			}); err != nil {
-				return nil, false, err
-			}
-			if len(list) == had {
-				return list, true, nil
-			}
-			at = list[len(list)-1].TimeUS
-		}
-		return list, false, nil
-	}
-	before, first, err := known(backward, us)
+	before, first, err := d.next(c, ask, e.Device, backward, us, explainedKnown)
 	if err != nil {
 		return nil, false, false, err
 	}
-	behind, last, err := known(forward, us-1)
+	behind, last, err := d.next(c, ask, e.Device, forward, us-1, explainedKnown)
 	if err != nil {
 		return nil, false, false, err
 	}
@@ -301,6 +286,47 @@ func (d *Devices) decide(c cuts, ask ask, e *Explanation, us int64) (fixes []geo
 		return nil, false, false, errors.New("too many positions in a row are jumps: look at them with processor device show, and verify the device")
 	}
 	return fixes, first, last, nil
+}
+
+// next returns the eligible fixes next to a device time, nearest first: so many, or all.
+func (d *Devices) next(c cuts, ask ask, device string, dir direction, at int64, most int) (list []geofence.Fix, all bool, err error) {
+	for len(list) < most {
+		had := len(list)
+		if err := c.nearest([]seek{{device: device, at: at}}, c.heap(at), dir, most, d.pins.Eligibility, ask, func(_ int, f geofence.Fix) {
+			list = append(list, f)
+		}); err != nil {
+			return nil, false, err
+		}
+		if len(list) == had {
+			return list, true, nil
+		}
+		at = list[len(list)-1].TimeUS
+	}
+	return list, false, nil
+}
+
+// jumps marks those of the newest positions of a device that are jumps, or may be.
+func (d *Devices) jumps(c cuts, ask ask, device string, newest []Position) error {
+	if d.pins.Eligibility.MaxSpeed == 0 {
+		return nil
+	}
+	fixes, first, err := d.next(c, ask, device, backward, math.MaxInt64, len(newest)+1)
+	if err != nil {
+		return err
+	}
+	slices.Reverse(fixes)
+	r := reach{track: &track{fixes: fixes}, top: d.pins.Eligibility.MaxSpeed, first: first, last: true}
+	for i, f := range fixes {
+		at := slices.IndexFunc(newest, func(p Position) bool { return p.Time.UnixMicro() == f.TimeUS })
+		switch {
+		case at < 0 || r.takesPart(i):
+		case i == len(fixes)-1:
+			newest[at].Excluded = telemetry.Undecided
+		default:
+			newest[at].Excluded = telemetry.Jump
+		}
+	}
+	return nil
 }
 
 // recorded reads the crossings of the fence at the later fix, or at a device time if
@@ -419,7 +445,7 @@ func (d *Devices) around(c cuts, ask ask, e *Explanation, set *geofence.Set, fix
 		into     *[]ExplainedFix
 	}{
 		{from, earlier, "desc", explainedRows, &e.Fixes},
-		{next(earlier, 1), next(later, -1), "", explainedRows, &between},
+		{shifted(earlier, 1), shifted(later, -1), "", explainedRows, &between},
 		{later, to, "", explainedRows, &behind},
 	} {
 		if part.from == math.MinInt64 && part.to == math.MinInt64 || part.from == math.MaxInt64 || part.from > part.to {
@@ -466,7 +492,7 @@ limit $6`, c.args(limitsOf(d.pins.Eligibility), e.Device, timeOf(max(part.from, 
 		case f.Excluded != telemetry.Eligible:
 			f.Why = string(f.Excluded)
 		case !takesPart[us]:
-			f.Why = "jump"
+			f.Why = string(telemetry.Jump)
 		case us == earlier:
 			f.Role = "earlier"
 		case us == later:
@@ -475,8 +501,8 @@ limit $6`, c.args(limitsOf(d.pins.Eligibility), e.Device, timeOf(max(part.from, 
 		f.Inside = len(set.At(nil, geofence.Fix{TimeUS: us, Latitude: f.Latitude, Longitude: f.Longitude})) > 0
 	}
 	for i := len(e.Fixes) - 1; i >= 0 && last && to == math.MaxInt64; i-- {
-		if why := e.Fixes[i].Why; why == "jump" {
-			e.Fixes[i].Why = "undecided"
+		if why := e.Fixes[i].Why; why == string(telemetry.Jump) {
+			e.Fixes[i].Why = string(telemetry.Undecided)
 		} else if why != "" {
 			continue // the newest that could take part may be before it
 		}
@@ -485,8 +511,8 @@ limit $6`, c.args(limitsOf(d.pins.Eligibility), e.Device, timeOf(max(part.from, 
 	return nil
 }
 
-// next is a device time so many microseconds further; the ends of time stay.
-func next(us, by int64) int64 {
+// shifted is a device time so many microseconds further; the ends of time stay.
+func shifted(us, by int64) int64 {
 	if us == math.MinInt64 || us == math.MaxInt64 {
 		return us
 	}

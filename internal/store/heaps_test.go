@@ -71,7 +71,7 @@ func at(device string, day int) telemetry.Record {
 
 func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	t.Parallel()
-	const days = 400
+	const days = 600
 	b := newFewLocks(t, days)
 	_, err := b.pool.Exec(t.Context(), "select count(*) from positions where device_id = 'nobody'")
 	require.ErrorContains(t, err, "out of shared memory", "the test has enough partitions")

@@ -51,6 +51,11 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 			}
 		}
 	}
+	if rules.Eligibility.MaxSpeed > 0 {
+		for i := range wide {
+			found[i].jumps = wide[i].newJumps()
+		}
+	}
 	if rules.Fences.Held() {
 		for most, more := heldFirst, true; more; most = min(most*8, jumpsAtOnce) {
 			for i := range wide {
@@ -114,6 +119,23 @@ func (r *reach) takesPart(i int) bool {
 	return r.top == 0 || i == 0 && r.first ||
 		i > 0 && geofence.Plausible(r.fixes[i-1], r.fixes[i], r.top) ||
 		i+1 < len(r.fixes) && geofence.Plausible(r.fixes[i], r.fixes[i+1], r.top)
+}
+
+// newJumps is how many more of the fixes of the window and next to it are jumps than were
+// without the window.
+func (r *reach) newJumps() (n int) {
+	jump := func(of *reach, i int) int {
+		if i > 0 && i+1 < len(of.fixes) && !of.takesPart(i) {
+			return 1
+		}
+		return 0
+	}
+	end := len(r.fixes) - r.behind
+	for i := r.known - 1; i <= end; i++ {
+		n += jump(r, i)
+	}
+	before := &reach{track: &track{fixes: slices.Concat(r.fixes[:r.known], r.fixes[end:])}, top: r.top, first: r.first, last: r.last}
+	return max(0, n-jump(before, r.known-1)-jump(before, r.known))
 }
 
 // derive derives what counts, as far as the fixes known allow.

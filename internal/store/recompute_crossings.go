@@ -153,6 +153,7 @@ type track struct {
 	// nil where there are none. Begin is the device time of the first of them.
 	derived *geofence.Derived
 	begin   int64
+	jumps   int // that were none before the window changed
 }
 
 // tracks reads the fixes of windows. Near looks into their heaps and a few more

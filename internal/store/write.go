@@ -174,6 +174,9 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			if err != nil {
 				return out, err
 			}
+			for i := range found {
+				out.Jumps += found[i].jumps
+			}
 			out.Corrected, err = recompute(ctx, conn, list, found, b.Rules, rest)
 			if err != nil {
 				return out, err

@@ -27,8 +27,14 @@ const (
 	Ancient  Exclusion = "ancient" // it is too far behind: a clock that was never set
 )
 
-// Exclusions returns all reasons.
-func Exclusions() []Exclusion { return []Exclusion{NoFix, Future, Ancient} }
+// What the neighbours of an eligible record decide, so that Of does not know it.
+const (
+	Jump      Exclusion = "jump"      // too far from both: it makes no crossings
+	Undecided Exclusion = "undecided" // the newest, too far from the one before
+)
+
+// Exclusions returns all reasons for good.
+func Exclusions() []Exclusion { return []Exclusion{NoFix, Future, Ancient, Jump} }
 
 // Of returns why a record takes no part, or Eligible.
 func (e Eligibility) Of(r *Record) Exclusion {
