@@ -105,6 +105,13 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 	one.AwaitReady()
 	two := servicetest.Spawn(t, append(service.environ, "INSTANCE_ID=two"), "run")
 	two.AwaitReady()
+	testenv.Wait(t, 20*time.Second, func() error {
+		n, err := dep.Client().XLen(t.Context(), dep.Stream+":crossings").Result()
+		if err == nil && n == 0 {
+			err = errors.New("nothing is published on TIMING_STREAM")
+		}
+		return err
+	})
 	dep.Publish(servicetest.InvalidRecord(servicetest.IMEI, 10))
 	dep.Publish(servicetest.Records(20, 4)...)
 	dep.AwaitStored(8, 30*time.Second)
