@@ -50,7 +50,8 @@ func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, 
 	return r
 }
 
-// BenchmarkFences compares the rate under 1,000 fences with that under none.
+// BenchmarkFences compares the rate under 1,000 fences with that under none, and that
+// under 1,000 with held borders with both.
 func BenchmarkFences(b *testing.B) {
 	bb := newBench(b)
 	r := rand.New(rand.NewPCG(1, 1))
@@ -70,13 +71,24 @@ func BenchmarkFences(b *testing.B) {
 		})
 	}
 	fences := fencesOver(messages, 1000, 2)
+	held := slices.Clone(fences)
+	for i := range held {
+		if held[i].Kind == geofence.Gate {
+			held[i].MinIntervalS = 30
+		} else {
+			held[i].ExitMarginM, held[i].MinDwellS = 15, float64(20*(i%2))
+		}
+	}
 	for b.Loop() {
-		var without, with float64 // the best of three, in turns: what else runs only slows down
+		var without, with, still float64 // the best of three, in turns: what else runs only slows down
 		for range 3 {
 			without = max(without, rate(b, bb, fmt.Sprint("none", time.Now().UnixNano()), nil, nil, messages))
 			with = max(with, rate(b, bb, fmt.Sprint("many", time.Now().UnixNano()), fences, nil, messages))
+			still = max(still, rate(b, bb, fmt.Sprint("held", time.Now().UnixNano()), held, nil, messages))
 		}
 		b.ReportMetric(without, "none/s")
+		b.ReportMetric(still, "held/s")
+		b.ReportMetric(still/with, "held-ratio")
 		b.ReportMetric(with, "fences/s")
 		b.ReportMetric(with/without, "ratio")
 	}
