@@ -22,11 +22,11 @@ type batch struct {
 	links      []link
 	rules      protocol.Rules
 	crossings  []protocol.Crossing
-	deltas     []deviceDelta     // its devices
-	outOfOrder []int32           // indexes of deltas with records out of order; seal derives their crossings
-	unsettled  []int32           // indexes of deltas of which other fixes decide; the transaction derives their crossings
-	open       map[*device]int64 // the worker's, see state
-	undecided  []string          // their devices, once the batch is sealed
+	deltas     []deviceDelta             // its devices
+	outOfOrder []int32                   // indexes of deltas with records out of order; seal derives their crossings
+	unsettled  []int32                   // indexes of deltas of which other fixes decide; the transaction derives their crossings
+	open       map[*device]geofence.Open // the worker's, see state
+	undecided  []string                  // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
@@ -179,7 +179,7 @@ func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 		if top > 0 {
 			b.unsettle(d.touch)
 		}
-		b.keepOpen(d, r.TimeUS+b.rules.Fences.Dwell().Microseconds())
+		b.keepOpen(d, b.unknown(r.TimeUS))
 	} // between those of the batch: seal knows
 }
 
@@ -220,7 +220,7 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 		b.scratch = b.rules.Fences.Crossings(b.scratch[:0], prev, next, b.rules.MaxGap)
 	}
 	if held {
-		b.hold(t, prev, next, b.scratch)
+		b.hold(t, prev, next)
 	}
 	if t.unsettled {
 		return
@@ -230,29 +230,43 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 	}
 }
 
-// hold leaves the device to the transaction if its way may change what counts for a
-// fence whose border is held still, or what changed before may count now.
-func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix, crossings []geofence.Crossing) {
-	if until, open := b.open[t.device]; open {
+// hold replaces the crossings in scratch of fences whose borders are held still by what
+// counts. It leaves the device to the transaction where only more fixes show that, or
+// what changed before may count now. It reports whether the way does something to them.
+func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix) bool {
+	until, open := b.open[t.device]
+	if open && next.TimeUS >= until.FromUS {
 		b.unsettle(t.touch)
-		if next.TimeUS >= until {
+		if next.TimeUS >= until.UntilUS {
 			delete(b.open, t.device)
 		}
 	}
-	if unsettles, until := b.rules.Fences.Unsettles(prev, next, crossings); unsettles {
+	steps := b.rules.Fences.Between(b.scratch, prev, next, open)
+	b.scratch = steps.Crossings
+	if steps.Unsettled {
 		b.unsettle(t.touch)
-		if until > next.TimeUS {
-			b.keepOpen(t.device, until)
-		}
 	}
+	if steps.Opened {
+		b.keepOpen(t.device, steps.Open)
+	}
+	return steps.Eventful
 }
 
-// keepOpen leaves all fixes of a device up to the first one at a device time to
-// transactions.
-func (b *batch) keepOpen(d *device, untilUS int64) {
-	if b.rules.Fences.Dwell() > 0 {
-		b.open[d] = max(b.open[d], untilUS)
+// keepOpen leaves fixes of a device to transactions.
+func (b *batch) keepOpen(d *device, o geofence.Open) {
+	if b.rules.Fences.Dwell() == 0 {
+		return
 	}
+	if other, open := b.open[d]; open {
+		o = o.Join(other)
+	}
+	b.open[d] = o
+}
+
+// unknown is how long something may count of a device of whose past nothing is known
+// up to a device time.
+func (b *batch) unknown(us int64) geofence.Open {
+	return geofence.Open{FromUS: never, UntilUS: us + b.rules.Fences.Dwell().Microseconds()}
 }
 
 // seal derives the crossings of devices whose records came out of order, from
@@ -311,7 +325,7 @@ func (b *batch) judgeAll(touch int32, list []geofence.Fix) {
 		if top > 0 && !geofence.Plausible(list[i-1], list[i], top) {
 			b.unsettle(touch)
 			d.settled = d.settled && i < len(list)-1
-			b.keepOpen(d, list[len(list)-1].TimeUS+b.rules.Fences.Dwell().Microseconds())
+			b.keepOpen(d, b.unknown(list[len(list)-1].TimeUS))
 		}
 	}
 	if !b.rules.Fences.Held() {
@@ -321,10 +335,14 @@ func (b *batch) judgeAll(touch int32, list []geofence.Fix) {
 	for i, next := range list {
 		if i > 0 {
 			b.scratch = b.rules.Fences.Crossings(b.scratch[:0], list[i-1], next, b.rules.MaxGap)
-			b.hold(t, list[i-1], next, b.scratch)
+			if b.hold(t, list[i-1], next) {
+				b.unsettle(touch)
+			}
 		} else if t.base.TimeUS == never {
 			b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
-			b.hold(t, next, next, b.scratch)
+			if b.hold(t, next, next) {
+				b.unsettle(touch)
+			}
 		}
 	}
 }

@@ -64,9 +64,9 @@ type state struct {
 	clockHand   int32    // the slot that evict visits next
 	generations []uint32 // of the shards
 	evicted     func()
-	// open are devices of which something may count, though nothing more happens: until
-	// which device time. Without a fence with a dwell there are none.
-	open map[*device]int64
+	// open are devices of which something may count, though nothing more happens.
+	// Without a fence with a dwell there are none.
+	open map[*device]geofence.Open
 }
 
 const blockSize = 1024
@@ -75,7 +75,7 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]int64),
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open),
 	}
 }
 

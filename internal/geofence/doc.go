@@ -76,8 +76,8 @@
 //
 // Crossings are those of the true border. A fence may say when one counts, by an exit
 // margin, a dwell or an interval: [Set.Walk] applies that along a whole track, and
-// [Set.Derive] in a part of it, with the same result. Whether anything may count
-// otherwise than the crossings between two fixes say, [Set.Unsettles] reports.
+// [Set.Derive] in a part of it, with the same result. [Set.Between] does it for the way
+// between two fixes, or says that only more fixes show what counts.
 //
 // # What it does not promise
 //

@@ -250,36 +250,64 @@ func (s *Set) touched(dst []int32, prev, next Fix) []int32 {
 	return dst
 }
 
-// Unsettles reports whether the way between two neighbouring fixes, with the crossings
-// that Crossings gives for it, may change what counts for a fence whose border is held
-// still, which only more fixes show; and before which device time the next fixes may
-// change it without coming near. Where it does neither, nothing changes.
-func (s *Set) Unsettles(prev, next Fix, crossings []Crossing) (unsettles bool, untilUS int64) {
-	untilUS = never
-	by := func(v *version) {
-		unsettles = true
-		if v.restUS > 0 {
-			untilUS = max(untilUS, next.TimeUS+v.restUS)
+// Open is when something may count though nothing more happens: not with a fix before
+// FromUS, and with the first one from UntilUS on at the latest.
+type Open struct{ FromUS, UntilUS int64 }
+
+// Join returns when either may.
+func (o Open) Join(other Open) Open {
+	return Open{min(o.FromUS, other.FromUS), max(o.UntilUS, other.UntilUS)}
+}
+
+// Steps is what Between finds.
+type Steps struct {
+	Crossings []Crossing // that count, unless only more fixes show that
+	Unsettled bool       // only more fixes show what counts
+	Eventful  bool       // the way does something to a fence with a held border
+	Opened    bool       // something may count later: when
+	Open      Open
+}
+
+// Between replaces among the crossings that Crossings gives for the way between two
+// neighbouring fixes, or Initial for the device's first one, which is then both, those
+// of fences with held borders by what counts, for a device of which nothing is open
+// at the earlier fix; with open something is.
+func (s *Set) Between(crossings []Crossing, prev, next Fix, open bool) Steps {
+	out := Steps{Crossings: crossings, Open: Open{math.MaxInt64, never}}
+	var buf [16]int32
+	groups := s.touched(buf[:0], prev, next)
+	slices.Sort(groups)
+	for _, g := range slices.Compact(groups) {
+		raw := s.of(crossings, g)
+		h := s.newHold(g, prev, prev == next)
+		if len(raw) == 0 && next.TimeUS < h.untilUS && (!h.marginal() || h.beyond(prev) || !h.beyond(next)) {
+			continue
+		}
+		out.Eventful = true
+		restUS := s.versions[h.versions[0]].restUS
+		if h.intervalUS > 0 || !h.taken || open && restUS > 0 {
+			out.Unsettled = true
+			if restUS > 0 {
+				from := int64(never) // it may have left long ago, or another version may end it
+				if h.taken && len(h.versions) == 1 && h.untilUS == math.MaxInt64 {
+					from = prev.TimeUS + restUS
+				}
+				out.Opened, out.Open = true, out.Open.Join(Open{from, next.TimeUS + restUS})
+			}
+			continue
+		}
+		if prev != next {
+			h.known, h.inside = true, h.in
+			h.step(next, raw)
+		}
+		out.Crossings = slices.DeleteFunc(out.Crossings, func(c Crossing) bool { return s.versions[c.Fence].group == g })
+		out.Crossings = append(out.Crossings, h.crossings...)
+		if h.in != h.inside {
+			due := h.sinceUS + h.dwellUS()
+			out.Opened, out.Open = true, out.Open.Join(Open{min(due, h.untilUS), due})
 		}
 	}
-	for i := range crossings {
-		if v := &s.versions[crossings[i].Fence]; v.held {
-			by(v)
-		}
-	}
-	p, okP := prev.point()
-	q, okQ := next.point()
-	if !okP || !okQ {
-		return unsettles, untilUS
-	}
-	newLeg(p, q).search(&s.held, func(i int32) {
-		v := &s.versions[i]
-		was, is := v.fence.Valid.contains(prev.TimeUS), v.fence.Valid.contains(next.TimeUS)
-		if was != is || was && v.shape.margin != nil && !v.beyond(p) && v.beyond(q) {
-			by(v)
-		}
-	})
-	return unsettles, untilUS
+	return out
 }
 
 // Walk derives what counts along the track of one device, fix by fix.

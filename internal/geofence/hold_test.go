@@ -149,3 +149,58 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 	require.Greater(t, pieces, 2000)
 	require.Greater(t, crossings, 2000)
 }
+
+// What Between says of a way counts is what one pass over the whole track finds there,
+// unless it says that only more fixes show that.
+func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 19))
+	var known, unknown int
+	for range 4000 {
+		set, refused := geofence.NewSet(heldFences(r))
+		require.Empty(t, refused)
+		if !set.Held() {
+			continue
+		}
+		walk := set.Walk(heldGap)
+		fixes := heldTrack(r)
+		var until geofence.Open
+		open := false
+		for i, fix := range fixes {
+			prev := fixes[max(i-1, 0)]
+			unsettled, was := open && fix.TimeUS >= until.FromUS, open
+			if unsettled && fix.TimeUS >= until.UntilUS {
+				open = false
+			}
+			raw := set.Crossings(nil, prev, fix, heldGap)
+			if i == 0 {
+				raw = set.Initial(nil, fix)
+			}
+			steps := set.Between(raw, prev, fix, was)
+			unsettled = unsettled || steps.Unsettled
+			join := func(o geofence.Open) {
+				if open {
+					o = o.Join(until)
+				}
+				until, open = o, true
+			}
+			if steps.Opened {
+				join(steps.Open)
+			}
+			want := walk.Next(nil, fix)
+			if unsettled {
+				unknown++
+			} else {
+				if len(want)+len(steps.Crossings) > 0 {
+					known++
+				}
+				require.ElementsMatch(t, want, steps.Crossings, "seed %d, fix %d of %+v", seed, i, fixes)
+			}
+			if set.Dwell() > 0 && r.IntN(10) == 0 { // a restart
+				join(geofence.Open{FromUS: geofence.Always.FromUS, UntilUS: fix.TimeUS + set.Dwell().Microseconds()})
+			}
+		}
+	}
+	t.Logf("%d ways that count something, and %d of which only more fixes show it", known, unknown)
+	require.Greater(t, known, 2000)
+}

@@ -190,7 +190,7 @@ var mutants = []mutant{
 	},
 	{
 		"what may count though nothing more happens is forgotten live", "pipeline/batch.go",
-		"		if until > next.TimeUS {\n", "		if false {\n",
+		"	if steps.Opened {\n", "	if false {\n",
 		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*live",
 	},
 	{
@@ -207,6 +207,16 @@ var mutants = []mutant{
 		"what counts is derived without what follows", "internal/geofence/hold.go",
 		"			d.Behind = true\n", "			d.Behind = false\n",
 		"internal/geofence", "TestAStretchIsDerivedAsTheWholeTrackIs",
+	},
+	{
+		"a device in the margin is taken to be outside", "internal/geofence/hold.go",
+		"if h.intervalUS > 0 || !h.taken || open && restUS > 0 {", "if h.intervalUS > 0 || open && restUS > 0 {",
+		"internal/geofence", "TestBetweenKnowsWhatItDoesNotKnow",
+	},
+	{
+		"what is open is forgotten", "internal/geofence/hold.go",
+		"if h.intervalUS > 0 || !h.taken || open && restUS > 0 {", "if h.intervalUS > 0 || !h.taken {",
+		"internal/geofence", "TestBetweenKnowsWhatItDoesNotKnow",
 	},
 	{
 		"a fence far away is not looked for", "internal/geofence/hold.go",
