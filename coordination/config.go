@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // Config holds the settings of a member. Every field is required.
@@ -46,3 +48,7 @@ func (c Config) beatEvery() time.Duration { return c.MemberTTL / 5 }
 
 // renewEvery allows two renewals to fail.
 func (c Config) renewEvery() time.Duration { return c.LeaderTTL / 4 }
+
+func (c Config) budgets() protocol.Budgets {
+	return protocol.Budgets{HandOff: c.HandoffBudget, Drain: c.DrainTimeout}
+}

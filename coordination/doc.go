@@ -57,7 +57,7 @@
 //   - Its calls return, but it commits nothing for ClaimThreshold while another member
 //     committed at least ClaimThreshold/2 later. protocol.FailureDetector.Stalled. If no
 //     member commits, no shard moves: the cause would move along.
-//   - It does not release a shard that was reassigned: after HandoffBudget, or
+//   - It does not release a shard that was reassigned: after HandoffBudget (six times that while it commits), or
 //     DrainTimeout if it is leaving. protocol.Next returns ForceAcquire.
 //
 // It moves no entries between members (queues belong to shards), and declares no

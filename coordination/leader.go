@@ -243,7 +243,7 @@ func (l *Leader) willing(shards []protocol.ShardRecord) func(member string) bool
 		if since, ok := l.handed[i]; ok {
 			handed[i] = since
 		}
-		overdue[s.Owner] = overdue[s.Owner] || now.Sub(handed[i]) >= l.cfg.HandoffBudget
+		overdue[s.Owner] = overdue[s.Owner] || now.Sub(handed[i]) >= l.cfg.budgets().For(l.membership.owner(s.Owner))
 	}
 	l.handed = handed
 	return func(member string) bool { return !overdue[member] && l.membership.willing(member) }

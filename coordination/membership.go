@@ -566,7 +566,7 @@ func (r *Membership) owner(name string) protocol.OwnerState {
 	for _, m := range r.members {
 		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
 	}
-	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name)}
+	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name), Works: r.watch.Works(time.Now(), name, r.cfg.HandoffBudget)}
 }
 
 func wakeUp(c chan struct{}) {

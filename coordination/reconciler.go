@@ -201,7 +201,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 			return err
 		}
 	}
-	me, budgets := k.membership.Name(), protocol.Budgets{HandOff: k.cfg.HandoffBudget, Drain: k.cfg.DrainTimeout}
+	me, budgets := k.membership.Name(), k.cfg.budgets()
 	var take []protocol.Shard
 	forced := make(map[string][]protocol.Shard)
 	for _, s := range list {

@@ -211,6 +211,14 @@ func (t *table) stop(shard int) <-chan struct{} {
 	return s.drained
 }
 
+// stops reports whether the intake of a shard has ended, or its grant has.
+func (t *table) stops(shard int, grant uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	return !s.owned || s.stopping || s.grant != grant
+}
+
 // finish removes the n oldest entries of a shard in flight.
 func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied telemetry.EntryID) {
 	s := &t.slots[shard]

@@ -393,6 +393,9 @@ func (w *worker) checkpoint(b *batch) {
 		if t.unmarked.IsZero() || t.seq == b.seq || now.Sub(t.checkpointedAt) < checkpointInterval {
 			continue
 		}
+		if w.table.stops(shard, t.grant) {
+			continue // its release writes the mark, and nothing is in flight that it would wait for
+		}
 		b.parts = append(b.parts, part{shard: shard, grant: t.grant, epoch: t.epoch, token: t.token})
 		b.applied = append(b.applied, protocol.Applied{Shard: shard, ID: t.unmarked})
 		t.checkpointedAt, t.unmarked = now, telemetry.EntryID{}

@@ -130,7 +130,7 @@ type Coordination struct {
 	QueueRescan      time.Duration `env:"QUEUE_RESCAN" default:"30s" min:"1s" max:"10m" help:"interval of re-reads of every queue from its start"`
 	MemberTTL        time.Duration `env:"MEMBER_TTL" default:"5s" min:"1s" max:"5m" help:"silence after which a member counts as gone"`
 	LeaderTTL        time.Duration `env:"LEADER_TTL" default:"4s" min:"1s" max:"5m" help:"lifetime of the leader's lock"`
-	HandoffBudget    time.Duration `env:"HANDOFF_BUDGET" default:"5s" min:"100ms" max:"5m" help:"how long an owner may take to release a shard that was assigned away"`
+	HandoffBudget    time.Duration `env:"HANDOFF_BUDGET" default:"5s" min:"100ms" max:"5m" help:"how long an owner may take to release a shard that was assigned away; six times as long while it commits"`
 	ClaimIntervalMS  int           `env:"CLAIM_INTERVAL_MS" default:"2000" min:"100" max:"600000" help:"milliseconds between two claim sweeps"`
 	ClaimThresholdMS int           `env:"CLAIM_THRESHOLD_MS" default:"30000" min:"1000" max:"3600000" help:"milliseconds without progress after which shards move, and idle time after which entries of foreign consumers are claimed"`
 }

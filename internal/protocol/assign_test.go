@@ -278,6 +278,8 @@ func TestNextActionOfAnOwner(t *testing.T) {
 		{"owner at work", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: time.Second}, protocol.Await},
 		{"owner gone", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Gone: true}, protocol.ForceAcquire},
 		{"owner too slow", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 5 * time.Second}, protocol.ForceAcquire},
+		{"owner slow, but at work", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 29 * time.Second, Works: true}, protocol.Await},
+		{"owner at work, and never releases", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 30 * time.Second, Works: true}, protocol.ForceAcquire},
 		{"owner drains", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 5 * time.Second, Leaving: true}, protocol.Await},
 	}
 	for _, tt := range tests {

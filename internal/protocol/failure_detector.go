@@ -157,6 +157,12 @@ func (w *FailureDetector) Leaving(member string) bool {
 	return s != nil && s.beat.Leaving
 }
 
+// Works reports whether a member was seen to commit something within a time.
+func (w *FailureDetector) Works(now time.Time, member string, within time.Duration) bool {
+	s := w.seen[member]
+	return s != nil && !s.progressedAt.IsZero() && now.Sub(s.progressedAt) < within
+}
+
 // Willing reports whether a member releases a shard that is assigned to another one: it
 // is live, works, and reaches Postgres.
 func (w *FailureDetector) Willing(now time.Time, member string) bool {

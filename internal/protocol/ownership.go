@@ -51,6 +51,7 @@ func (a Action) String() string {
 type OwnerState struct {
 	Gone    bool // it will not release anything any more
 	Leaving bool // it is shutting down, and may use its whole drain
+	Works   bool // it has committed something within the budget for a release
 	Waited  time.Duration
 }
 
@@ -58,6 +59,23 @@ type OwnerState struct {
 type Budgets struct {
 	HandOff time.Duration
 	Drain   time.Duration
+}
+
+// patience is by how much longer an owner is waited for that works: what is in flight of a
+// shard is committed with that of others, which takes long on a busy machine. To end its
+// sessions would set it back, and others would be no faster.
+const patience = 6
+
+// For returns how long an owner may take to release a shard.
+func (b Budgets) For(owner OwnerState) time.Duration {
+	budget := b.HandOff
+	if owner.Works {
+		budget *= patience
+	}
+	if owner.Leaving {
+		budget = max(budget, b.Drain)
+	}
+	return budget
 }
 
 // Next decides what a member does about a shard. Safety does not depend on it:
@@ -79,11 +97,7 @@ func Next(me string, c ShardRecord, h LocalShard, owner OwnerState, b Budgets) A
 	if c.Owner == "" || c.Owner == me {
 		return Acquire
 	}
-	budget := b.HandOff
-	if owner.Leaving {
-		budget = max(b.HandOff, b.Drain)
-	}
-	if owner.Gone || owner.Waited >= budget {
+	if owner.Gone || owner.Waited >= b.For(owner) {
 		return ForceAcquire
 	}
 	return Await

@@ -100,7 +100,9 @@ func (p *proc) assign() {
 			if _, ok := l.handed[i]; !ok {
 				l.handed[i] = p.w.now
 			}
-			overdue[s.Owner] = overdue[s.Owner] || p.w.now-l.handed[i] >= handOffBudget
+			overdue[s.Owner] = overdue[s.Owner] || p.w.now-l.handed[i] >= budgets.For(protocol.OwnerState{
+				Leaving: p.watch.Leaving(s.Owner), Works: p.watch.Works(p.w.clock(), s.Owner, millis(handOffBudget)),
+			}).Milliseconds()
 		}
 		target := l.planner.Plan(p.w.clock(), current, p.watch.Eligible(p.w.clock()), nil, p.w.loads)
 		next := protocol.Pace(rows, target,

@@ -117,6 +117,8 @@ func (w *world) start(identity string) *proc {
 	return p
 }
 
+var budgets = protocol.Budgets{HandOff: millis(handOffBudget), Drain: millis(drainBudget)}
+
 func millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 func (w *world) clock() time.Time  { return time.UnixMilli(w.now) }
 func (p *proc) keepsOver(which int) bool {

@@ -121,9 +121,10 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		protocol.OwnerState{
 			Gone:    p.watch.Gone(now, row.owner),
 			Leaving: p.watch.Leaving(row.owner),
+			Works:   p.watch.Works(now, row.owner, millis(handOffBudget)),
 			Waited:  millis(p.w.now - s.waited),
 		},
-		protocol.Budgets{HandOff: millis(handOffBudget), Drain: millis(drainBudget)})
+		budgets)
 	switch action {
 	case protocol.Acquire:
 		s.acting = true
