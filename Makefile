@@ -178,7 +178,7 @@ loadtest-ci: build ## Two instances share the work, take over from each other an
 chaos: build ## A campaign of chaos that must reach the rare branches: make chaos FROM=1 SEEDS=20 WORLD=partitioned
 	@go build -tags mutant -o bin/processor-mutant ./cmd/processor
 	@rm -rf bin/rare; failed=; for seed in $$(seq $(FROM) $$(($(FROM) + $(SEEDS) - 1))); do \
-		bin/loadtest run chaos --json --slack 4 --seed $$seed --world $(WORLD) --processor bin/processor-mutant --rare bin/rare || failed="$$failed $$seed"; \
+		bin/loadtest run chaos --json --slack 4 --seed $$seed --world $(WORLD) --processor bin/processor-mutant --rare bin/rare --report bin/chaos-$$seed.html || failed="$$failed $$seed"; \
 	done; bin/loadtest reached chaos bin/rare && test -z "$$failed" || { echo "failed seeds:$${failed:- none}" >&2; exit 1; }
 
 .PHONY: loadtest-containers

@@ -89,13 +89,13 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	timeout := d.Service.Postgres.StatementTimeout
 	terms := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	terms.Guard(d.Identity)
-	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, coordination.Deps{
+	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, recordFleet(coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  terms,
 		Tasks:  leaderTasks(d),
 		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
 		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),
-	}, d.Log, d.Metrics)
+	}, d.Member), d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
 	d.Runs.OnChange(d.Pipeline.Abandon)
 	return fleet, err

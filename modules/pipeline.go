@@ -59,10 +59,10 @@ type pipelineDeps struct {
 }
 
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
-	return pipeline.New(d.Config, pipeline.Deps{
+	return pipeline.New(d.Config, recordPipeline(pipeline.Deps{
 		Source: d.Group, Acker: d.Group, Sink: liveSink{d.Writer, d.Feed}, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
 		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
-	}, d.Log, d.Metrics)
+	}, d.Member), d.Log, d.Metrics)
 }
 
 // errDrained is the cause of the cancelled work context when the drain exceeds

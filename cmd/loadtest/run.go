@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,7 +83,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	flags.StringVar(&f.cfg.Plan.Profile, "fleet", "", "steady, incidents, polluted or hot")
 	flags.Uint64Var(&f.cfg.Seed, "seed", 0, "of the fleet and the faults (default: the day's, as in 20261231)")
 	flags.Float64Var(&f.cfg.Slack, "slack", 1, "allow this multiple of the slack in bounds on time, for busy machines")
-	flags.StringVar(&f.cfg.Rare, "rare", "", "count the rare branches that the instances reach in this `folder`; wants a --processor built with -tags mutant")
+	flags.StringVar(&f.cfg.Rare, "rare", "", "count the rare branches that the instances reach in this `folder`, and judge the history of epochs and leases; wants a --processor built with -tags mutant")
 	flags.BoolVar(&f.json, "json", false, "print the verdict as one last line of JSON")
 	flags.StringVar(&f.report, "report", "", "write a report with charts to this `file`")
 	flags.StringVar(&f.keep, "keep", "", "keep the logs of the instances and the send log in this `folder`")
@@ -119,6 +120,10 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 		if err := os.MkdirAll(f.cfg.Rare, 0o755); err != nil {
 			return fmt.Errorf("make a folder: %w", err)
 		}
+	}
+	if f.cfg.Rare != "" && f.report != "" {
+		f.cfg.Picture = strings.TrimSuffix(f.report, ".html") + ".history.html"
+		_, _ = fmt.Fprintf(notes, "history of epochs and leases: %s\n", f.cfg.Picture)
 	}
 	level := slog.LevelWarn
 	if s.Breaks {

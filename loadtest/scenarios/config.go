@@ -25,8 +25,11 @@ type Config struct {
 	// beside the counts of earlier runs; empty means that nobody counts. The program must
 	// be built with the tag mutant.
 	Rare string
-	Plan Plan
-	Seed uint64
+	// Picture is the file for a picture of the history of epochs and leases, which is kept
+	// and judged where Rare is counted; empty means none.
+	Picture string
+	Plan    Plan
+	Seed    uint64
 	// Slack multiplies what bounds on time allow beyond the configured timeouts.
 	// A busy machine running unattended needs more than a quiet one.
 	Slack float64

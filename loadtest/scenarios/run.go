@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/fencelog"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -60,7 +63,11 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		if r.reached, err = rare.Read(cfg.Rare); err != nil {
 			return nil, err
 		}
-		r.line.Env = append(r.line.Env, rare.Env+"="+cfg.Rare)
+		history := filepath.Join(cfg.Dir, "history")
+		if err := os.MkdirAll(history, 0o755); err != nil {
+			return nil, fmt.Errorf("make a folder: %w", err)
+		}
+		r.line.Env = append(r.line.Env, rare.Env+"="+cfg.Rare, fencelog.Env+"="+history)
 	}
 	if s.held {
 		r.line.Env = append(r.line.Env, "MUTANT_HOLD="+cfg.Dir)

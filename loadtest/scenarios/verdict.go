@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -12,8 +13,10 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/fencelog"
 	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/linear"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/testbed"
@@ -87,6 +90,9 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	if err := r.rareBranches(res); err != nil {
 		return nil, err
 	}
+	if err := r.judgeHistory(); err != nil {
+		return nil, err
+	}
 	for _, f := range r.after {
 		f(res)
 	}
@@ -123,6 +129,30 @@ func (r *run) rareBranches(res *Result) error {
 		r.fact("rare branches", "not reached in this run, as a campaign does: %s", rare.Join(missing))
 	}
 	return nil
+}
+
+// historyWithin is how long the search for an order of one register's operations may take.
+const historyWithin = 20 * time.Second
+
+// judgeHistory checks that nothing was done under a fencing token that was no longer the
+// newest.
+func (r *run) judgeHistory() error {
+	if r.cfg.Rare == "" {
+		return nil
+	}
+	ops, err := fencelog.Read(filepath.Join(r.cfg.Dir, "history"))
+	if err != nil {
+		return err
+	}
+	v := linear.Check(ops, historyWithin)
+	r.check(v.Ops > 0, "no history was recorded: is %s built with the tag mutant?", r.cfg.Processor)
+	r.check(len(v.Wrong) == 0, "something was done under a fencing token that was no longer the newest: %s", strings.Join(v.Wrong, ", "))
+	r.check(len(v.Undecided) == 0, "undecided within %s whether the history is right: %s", historyWithin, strings.Join(v.Undecided, ", "))
+	r.fact("history", "%s operations on %d fenced registers, %d of them in an order that is not legal", cli.Thousands(int64(v.Ops)), v.Registers, len(v.Wrong))
+	if r.cfg.Picture == "" || v.Ops == 0 {
+		return nil
+	}
+	return v.Draw(r.cfg.Picture)
 }
 
 // maxAttempts returns how often an entry that cannot be decoded is tried.
