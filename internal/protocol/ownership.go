@@ -61,16 +61,16 @@ type Budgets struct {
 	Drain   time.Duration
 }
 
-// patience is by how much longer an owner is waited for that works: what is in flight of a
+// workingFactor is by how much longer an owner is waited for that works: what is in flight of a
 // shard is committed with that of others, which takes long on a busy machine. To end its
 // sessions would set it back, and others would be no faster.
-const patience = 6
+const workingFactor = 6
 
 // For returns how long an owner may take to release a shard.
 func (b Budgets) For(owner OwnerState) time.Duration {
 	budget := b.HandOff
 	if owner.Works {
-		budget *= patience
+		budget *= workingFactor
 	}
 	if owner.Leaving {
 		budget = max(budget, b.Drain)
