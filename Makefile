@@ -89,8 +89,9 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s): make fuzz FUZZTIME=5m
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: nightly
-nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, then poison at full size
+nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, the process tests on a partitioned table, poison at full size
 	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
+	@TEST_WORLD=partitioned $(WITH_SERVERS) go test -race -count=1 -timeout 60m ./internal/e2e
 	@bin/loadtest run poison --entries 100000 --json
 
 .PHONY: check
