@@ -515,7 +515,9 @@ where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.C
 }
 
 // queueCrossings inserts crossings. An existing one was derived from the same
-// fixes before, and is updated.
+// fixes before, and is updated. A first fix is no enter where the last crossing
+// of the fence is one: retention dropped the positions before it, and the device
+// is inside already.
 func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fences) {
 	list = mutantCrossings(list)
 	if len(list) == 0 {
@@ -541,6 +543,18 @@ insert into processor.timing_records as t (device_id, fence_id, fence_version, k
 select *
 from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
   $8::float8[], $9::float8[], $10::int2[], $11::bool[], $12::text[], $13::float4[], $14::float4[], $15::int8[], $16::bool[])
+  as c (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, ordinal, initial)
+where case
+  when c.initial then coalesce((
+    select last.kind
+    from processor.timing_records last
+    where last.device_id = c.device_id
+      and last.fence_id = c.fence_id
+      and last.later_ts < c.later_ts
+    order by last.later_ts desc, last.ordinal desc
+    limit 1), '') <> 'enter'
+  else true
+end
 on conflict (device_id, fence_id, kind, later_ts, ordinal) do update
 set fence_version = excluded.fence_version,
   at = excluded.at,

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -58,4 +59,47 @@ where device_id <> 'flagged'`
 	}
 	require.Equal(t, before, look())
 	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where device_id = 'flagged'"), "an enter; what was derived from the flagged position went")
+}
+
+// A device of which retention dropped every position is where its last crossing
+// says: the first fix that is stored again is no second enter.
+func TestAFirstFixIsNoEnterWhereTheDroppedOnesWereInside(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}')`)
+	var err error
+	b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
+	require.NoError(t, err)
+	held := b.take("a.1", 5)
+	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+	rules := protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}
+	// Inside on odd days.
+	_, err = w.Write(t.Context(), &protocol.Batch{Leases: held, Late: []telemetry.Record{at("within", 1), at("left", 1), at("left", 2)}, Rules: rules})
+	require.NoError(t, err)
+	b.exec("delete from public.positions where device_id in ('within', 'left')")
+
+	again := &protocol.Batch{Leases: held, Fresh: []telemetry.Record{at("within", 3), at("left", 3), at("new", 3)}, Rules: rules}
+	for _, r := range again.Fresh {
+		first := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
+		for _, c := range b.fences.Initial(nil, first) {
+			again.Crossings = append(again.Crossings, protocol.Crossing{DeviceID: r.DeviceID, Crossing: c})
+		}
+	}
+	require.Len(t, again.Crossings, 3)
+	_, err = w.Write(t.Context(), again)
+	require.NoError(t, err)
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: time.Minute}, "test")
+	for device, enters := range map[string]int{"within": 1, "left": 2, "new": 1} {
+		look := func() int {
+			return b.count("select count(*) from processor.timing_records where kind = 'enter' and device_id = $1", device)
+		}
+		require.Equal(t, enters, look(), device)
+		b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+		require.Equal(t, enters, look(), "%s, recomputed", device)
+		v, err := ask.Verify(t.Context(), device)
+		require.NoError(t, err)
+		require.True(t, v.Good(), "%s: %+v", device, v)
+	}
 }
