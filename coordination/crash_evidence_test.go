@@ -17,7 +17,7 @@ func TestNobodyIsGoneWhenTheServerChanges(t *testing.T) {
 	b := newBench(t)
 	watcher, other := b.joined("watcher"), b.joined("other")
 	require.NoError(t, watcher.heartbeatRound(t.Context()))
-	require.False(t, watcher.owner(other.Name()).Gone)
+	require.False(t, watcher.owner(other.Name(), 0).Gone)
 	expired := func() error {
 		if n := b.client.Exists(t.Context(), other.key()).Val(); n > 0 {
 			return fmt.Errorf("its heartbeat is still there")
@@ -27,7 +27,7 @@ func TestNobodyIsGoneWhenTheServerChanges(t *testing.T) {
 	testenv.Wait(t, 5*time.Second, expired)
 	watcher.serverChanged.Store(true)
 	require.NoError(t, watcher.heartbeatRound(t.Context()))
-	require.False(t, watcher.owner(other.Name()).Gone)
+	require.False(t, watcher.owner(other.Name(), 0).Gone)
 	// From then on its silence counts, if it lasts.
 	b.awaitSilence(watcher, other.Name())
 }
@@ -85,7 +85,7 @@ func (b *bench) awaitSilence(watcher *Membership, name string) {
 		if err := watcher.heartbeatRound(b.t.Context()); err != nil {
 			return err
 		}
-		if !watcher.owner(name).Gone {
+		if !watcher.owner(name, 0).Gone {
 			return errors.New("it is not silent yet")
 		}
 		return nil

@@ -40,8 +40,9 @@ type elector struct {
 // LeaderWork is what a leader does.
 type LeaderWork interface {
 	// Steps returns the steps of one pass of a leader's work under a term, in their
-	// order. The error of one ends the term.
-	Steps(term int64) []func(ctx context.Context) error
+	// order. The error of one ends the term. A pass that was woken does only what
+	// may have to follow a change of members or shards at once.
+	Steps(term int64, woken bool) []func(ctx context.Context) error
 	// ReassignOwnShards assigns this member's shards to other members, before
 	// it leaves.
 	ReassignOwnShards(ctx context.Context, term int64) error
@@ -125,8 +126,8 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 		trusted, err = e.renew(ctx, trusted)
 		return err
 	}
-	for {
-		for _, step := range e.work.Steps(term) {
+	for woken := false; ; {
+		for _, step := range e.work.Steps(term, woken) {
 			if time.Since(renewed) >= e.cfg.renewEvery() {
 				if err := renew(); err != nil {
 					return err
@@ -140,7 +141,12 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			woken = false
 		case <-e.wake:
+			woken = true
+		}
+		if woken && time.Since(renewed) < e.cfg.renewEvery() {
+			continue
 		}
 		if err := renew(); err != nil {
 			return err

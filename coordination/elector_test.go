@@ -129,7 +129,7 @@ type leaderWork struct {
 	gave  atomic.Bool
 }
 
-func (d *leaderWork) Steps(term int64) []func(context.Context) error {
+func (d *leaderWork) Steps(term int64, _ bool) []func(context.Context) error {
 	return slices.Repeat([]func(context.Context) error{func(ctx context.Context) error { return d.do(ctx, term) }}, max(1, d.steps))
 }
 

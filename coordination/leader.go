@@ -61,19 +61,26 @@ type Leader struct {
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
 	planner  protocol.Planner             // of this term
 	loads    *protocol.LoadTracker        // of the shards, as this leader has seen them
+	pending  map[int]int64                // entries that wait on the queue of each shard, or are in flight
+	leaves   bool                         // this member is leaving, and finishes what it has
 	handed   map[int]time.Time            // since when a shard waits for its owner's release
 	more     atomic.Bool                  // shards are left to assign once others are released
 }
 
-// Steps returns the steps of one pass.
-func (l *Leader) Steps(term int64) []func(context.Context) error {
+// Steps returns the steps of one pass: of one that was woken only the assignment, so that
+// a plan is not held up by the tasks.
+func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
+	assign := func(ctx context.Context) error { return l.assign(ctx, term, l.membership.eligible()) }
+	if woken && term == l.term {
+		return []func(context.Context) error{assign}
+	}
 	var steps []func(context.Context) error
 	sweep := term != l.term || time.Since(l.swept) >= l.cfg.ClaimInterval
 	if term != l.term {
 		steps = l.beginTerm(term)
 	}
 	steps = append(steps,
-		func(ctx context.Context) error { return l.assign(ctx, term, l.membership.eligible()) },
+		assign,
 		func(ctx context.Context) error {
 			if err := l.record(ctx); err != nil {
 				l.log.Warn("recording losses failed, will retry", "err", err)
@@ -152,6 +159,9 @@ func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
 	if len(others) == 0 {
 		return nil
 	}
+	// Its intake has ended: what it has left waits for nothing.
+	l.leaves = true
+	defer func() { l.leaves = false }()
 	return l.assign(ctx, term, others)
 }
 
@@ -173,11 +183,13 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		return err
 	}
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
-	target := l.planner.Plan(time.Now(), current, members, l.outdated(), l.load())
-	next := protocol.Pace(records, target, l.willing(records))
+	holds := func(shard int) bool { return held.Of(protocol.HoldShard, strconv.Itoa(shard)) != nil }
+	target := l.planner.Plan(time.Now(), current, members, l.outdated(), holds, l.load())
+	willing, late := l.releases(records)
+	next := protocol.Pace(records, target, willing, late)
 	l.more.Store(!slices.Equal(next, target))
 	for i := range next {
-		if held.Of(protocol.HoldShard, strconv.Itoa(i)) != nil {
+		if holds(i) {
 			next[i] = "" // its owner releases it, and what is dispatched waits
 		}
 	}
@@ -208,7 +220,12 @@ func (l *Leader) load() []float64 {
 	}
 	now := time.Now()
 	for _, m := range l.membership.Members() {
-		l.loads.Observe(now, m.Name(), m.Shards, m.ShardFinished)
+		if len(m.Shards) > 0 && len(m.ShardFinished) == 0 {
+			return nil // of an earlier version, which does not say
+		}
+		l.loads.Observe(now, m.Name(), m.Shards, m.ShardFinished, func(shard int, rate float64) bool {
+			return float64(l.pending[shard]) > 2*rate+10
+		})
 	}
 	return l.loads.Loads(now)
 }
@@ -230,10 +247,11 @@ func (l *Leader) outdated() []string {
 	return names
 }
 
-// willing notes which shards wait for a release, and returns whether a member hands over
-// while it works. One that has not released a shard for as long as it may does not: its
-// other shards need not wait for it.
-func (l *Leader) willing(shards []protocol.ShardRecord) func(member string) bool {
+// releases notes which shards wait for a release. willing reports whether a member hands
+// over while it works: one that has used up its budget for a shard does not, and its
+// other shards need not wait for it. late reports whether a shard has waited for longer
+// than a release takes as a rule.
+func (l *Leader) releases(shards []protocol.ShardRecord) (willing func(member string) bool, late func(shard int) bool) {
 	now, handed, overdue := time.Now(), make(map[int]time.Time), make(map[string]bool)
 	for i, s := range shards {
 		if s.Owner == "" || s.Owner == s.Assigned {
@@ -243,10 +261,14 @@ func (l *Leader) willing(shards []protocol.ShardRecord) func(member string) bool
 		if since, ok := l.handed[i]; ok {
 			handed[i] = since
 		}
-		overdue[s.Owner] = overdue[s.Owner] || now.Sub(handed[i]) >= l.cfg.budgets().For(l.membership.owner(s.Owner))
+		// A shard that is held back goes to nobody who would wait for it.
+		overdue[s.Owner] = overdue[s.Owner] || s.Assigned != "" && now.Sub(handed[i]) >= l.cfg.budgets().For(l.membership.owner(s.Owner, i))
 	}
 	l.handed = handed
-	return func(member string) bool { return !overdue[member] && l.membership.willing(member) }
+	overdue[l.membership.Name()] = overdue[l.membership.Name()] || l.leaves
+	willing = func(member string) bool { return !overdue[member] && l.membership.willing(member) }
+	late = func(shard int) bool { return now.Sub(handed[shard]) >= l.cfg.HandoffBudget }
+	return willing, late
 }
 
 // held returns what operators hold back, and stops or continues dispatching.
@@ -409,6 +431,10 @@ func (l *Leader) watchShards(ctx context.Context) {
 	work, err := l.stream.Work(ctx)
 	if err != nil {
 		return // the sweep reports the error
+	}
+	l.pending = make(map[int]int64, len(work))
+	for shard, w := range work {
+		l.pending[shard] = w.Pending
 	}
 	l.progress.Observe(time.Now(), work)
 	for _, shard := range l.progress.Stalled() {

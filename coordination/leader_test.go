@@ -10,7 +10,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -150,5 +149,5 @@ func TestALeaderThatNeverWorkedResigns(t *testing.T) {
 	term, err := store.NewLeader(b.pool, b.scope(), second.name(), time.Minute).BeginTerm(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, second.elector.work.ReassignOwnShards(t.Context(), term))
-	require.Equal(t, 8+protocol.HandOvers(shards), b.count("select count(*) from processor.assignments where member = $1", first.name()))
+	require.Equal(t, 16, b.count("select count(*) from processor.assignments where member = $1", first.name()))
 }

@@ -556,17 +556,25 @@ func (r *Membership) ended(name string, noSessions bool) bool {
 	return replaced || noSessions && steady && last.SinkDown == 0
 }
 
-// owner returns what is known of the owner of a shard.
-func (r *Membership) owner(name string) protocol.OwnerState {
+// owner returns what is known of the owner of a shard. That it works counts only for a
+// shard that its heartbeat names: of one that it has given up it releases nothing.
+func (r *Membership) owner(name string, shard int) protocol.OwnerState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Before the first poll every member is unknown, not gone. One that has
 	// been without Postgres for SinkGrace cannot release anything there.
 	gone := r.polled && r.watch.Gone(time.Now(), name)
+	has := false
 	for _, m := range r.members {
-		gone = gone || m.Name() == name && m.SinkDown >= r.cfg.SinkGrace
+		if m.Name() == name {
+			gone = gone || m.SinkDown >= r.cfg.SinkGrace
+			has = slices.Contains(m.Shards, shard)
+		}
 	}
-	return protocol.OwnerState{Gone: gone, Leaving: r.watch.Leaving(name), Works: r.watch.Works(time.Now(), name, r.cfg.HandoffBudget)}
+	return protocol.OwnerState{
+		Gone: gone, Leaving: r.watch.Leaving(name),
+		Works: has && r.watch.Works(time.Now(), name, r.cfg.HandoffBudget),
+	}
 }
 
 func wakeUp(c chan struct{}) {

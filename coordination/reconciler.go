@@ -211,7 +211,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 		hold := k.localShard(s.Shard)
 		var owner protocol.OwnerState
 		if !hold.Owned && s.Assigned == me && s.Owner != "" && s.Owner != me {
-			owner = k.membership.owner(s.Owner)
+			owner = k.membership.owner(s.Owner, s.Shard)
 			owner.Waited = k.waited(s.Shard)
 		} else {
 			k.forgetWait(s.Shard)
@@ -251,7 +251,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 // force ends the sessions of an owner where that helps, and returns which of its
 // shards can be acquired then, and whether its process was seen to end.
 func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, crashed bool, err error) {
-	owner := k.membership.owner(member)
+	owner := k.membership.owner(member, shards[0].Shard)
 	if able = shards; !owner.Gone {
 		rare.Reached(rare.ReleaseOverdue)
 		able = nil

@@ -140,7 +140,7 @@ func TestTheBusiestMemberIsRelieved(t *testing.T) {
 	t.Logf("after %v the first member has %d of 8 hot shards", time.Since(began), hotOnes)
 	first.stop()
 	b.await([]int{16}, second)
-	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards"), 4, "no shard goes to and fro")
+	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards"), 5, "no shard goes to and fro")
 }
 
 func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {

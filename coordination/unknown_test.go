@@ -21,7 +21,7 @@ func TestP8P10AnOwnerIsGoneOnlyWhenKnownToBe(t *testing.T) {
 		r, err := NewMembership(cfg, nil, Keys{}, func() WorkStatus { return WorkStatus{} }, discard())
 		require.NoError(t, err)
 		const owner = "owner.1"
-		require.False(t, r.owner(owner).Gone, "not polled yet")
+		require.False(t, r.owner(owner, 0).Gone, "not polled yet")
 		_, silent := r.silent(owner)
 		require.False(t, silent)
 
@@ -35,21 +35,21 @@ func TestP8P10AnOwnerIsGoneOnlyWhenKnownToBe(t *testing.T) {
 		}
 		m := Member{Instance: "owner", Incarnation: "1", Number: 1, Leaving: true}
 		look(m)
-		require.Equal(t, protocol.OwnerState{Leaving: true}, r.owner(owner))
-		require.True(t, r.owner("another.1").Gone)
+		require.Equal(t, protocol.OwnerState{Leaving: true}, r.owner(owner, 0))
+		require.True(t, r.owner("another.1", 0).Gone)
 		<-time.After(cfg.MemberTTL) // bubble time
 		look(m)                     // its key is there, and does not advance
-		require.True(t, r.owner(owner).Gone)
+		require.True(t, r.owner(owner, 0).Gone)
 
 		m.Number++
 		look(m)
-		require.False(t, r.owner(owner).Gone, "it is back")
+		require.False(t, r.owner(owner, 0).Gone, "it is back")
 		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace
 		look(m)
-		require.True(t, r.owner(owner).Gone, "without Postgres it cannot release")
+		require.True(t, r.owner(owner, 0).Gone, "without Postgres it cannot release")
 		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace-1
 		look(m)
-		require.False(t, r.owner(owner).Gone)
+		require.False(t, r.owner(owner, 0).Gone)
 	})
 }
 

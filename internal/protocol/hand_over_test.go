@@ -18,14 +18,16 @@ func TestAPlanMovesAFewShardsAtATime(t *testing.T) {
 		willing := func(m string) bool { return m != "gone" && m != "" }
 		shards := make([]protocol.ShardRecord, rapid.IntRange(1, 128).Draw(t, "shards"))
 		target := make([]string, len(shards))
+		late := make([]bool, len(shards))
 		for i := range shards {
 			shards[i].Owner = rapid.SampledFrom(names).Draw(t, "owner")
 			shards[i].Assigned = rapid.SampledFrom([]string{shards[i].Owner, shards[i].Owner, "a", ""}).Draw(t, "assigned")
+			late[i] = rapid.Bool().Draw(t, "late")
 			target[i] = rapid.SampledFrom(names[2:]).Draw(t, "target")
 		}
 		waits := func() (n int) {
-			for _, s := range shards {
-				if s.Owner != s.Assigned && willing(s.Owner) {
+			for i, s := range shards {
+				if s.Owner != s.Assigned && willing(s.Owner) && !late[i] {
 					n++
 				}
 			}
@@ -34,7 +36,7 @@ func TestAPlanMovesAFewShardsAtATime(t *testing.T) {
 		for round := 0; ; round++ {
 			require.LessOrEqual(t, round, len(shards)+1, "it ends")
 			before := waits()
-			next := protocol.Pace(shards, target, willing)
+			next := protocol.Pace(shards, target, willing, func(i int) bool { return late[i] })
 			for i := range shards {
 				if !willing(shards[i].Owner) || shards[i].Owner != shards[i].Assigned {
 					require.Equal(t, target[i], next[i], "shard %d, which nobody serves, waits", i)

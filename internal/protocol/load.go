@@ -30,8 +30,10 @@ func NewLoadTracker(shards int, memory time.Duration) *LoadTracker {
 }
 
 // Observe records how many entries of each of its shards a member has finished since
-// it started; now is when that was seen to have changed or not.
-func (l *LoadTracker) Observe(now time.Time, member string, shards []int, finished []uint64) {
+// it started, as seen at a moment. waits reports whether much of a shard waits: what is
+// finished of it then is what its owner can do, not what it costs, so its average does
+// not fall. A member that is overloaded or stalls would look idle otherwise.
+func (l *LoadTracker) Observe(now time.Time, member string, shards []int, finished []uint64, waits func(shard int, rate float64) bool) {
 	if l.first.IsZero() && len(finished) > 0 {
 		l.first = now
 	}
@@ -49,7 +51,9 @@ func (l *LoadTracker) Observe(now time.Time, member string, shards []int, finish
 			continue
 		}
 		rate := float64(finished[i]-s.count) / passed
-		s.rate += (rate - s.rate) * (1 - math.Exp(-passed/l.memory.Seconds()))
+		if rate > s.rate || !waits(shard, s.rate) {
+			s.rate += (rate - s.rate) * (1 - math.Exp(-passed/l.memory.Seconds()))
+		}
 		s.count, s.at = finished[i], now
 	}
 }

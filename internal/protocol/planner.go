@@ -14,6 +14,8 @@ const (
 	reliefBudget = 10               // moves for load in a minute
 	shardRest    = 60 * time.Second // how long a shard stays after it moved for load
 	deployStep   = 60 * time.Second // how long a deploy may take to replace one more member
+	adoptedFor   = 60 * time.Second // how long what an earlier leader arranged stays while loads are unknown
+	mostInherits = 1.3              // of the mean that a member may have of what those that leave had
 )
 
 // Planner decides who should own each shard, for one term of a leader. It plans when
@@ -21,47 +23,83 @@ const (
 // they stay it relieves the busiest member by load, a few shards a minute, so that
 // a passing peak moves little and no shard goes to and fro.
 type Planner struct {
-	members []string
-	target  []string
-	since   time.Time // when members came or went
-	uneven  bool      // the target is that of a deploy, and not evened out
-	looked  time.Time
-	moves   []time.Time       // for load, within the last minute
-	moved   map[int]time.Time // when a shard last moved for load
+	members  []string
+	target   []string
+	adopted  time.Time // when the target was taken over from an earlier leader; zero once it is checked
+	outdated int       // members that a deploy was about to replace
+	replaced time.Time // when they last became fewer, or the deploy began
+	uneven   bool      // the target is that of a deploy, and not evened out
+	looked   time.Time
+	moves    []time.Time       // for load, within the last minute
+	moved    map[int]time.Time // when a shard last moved for load
 }
 
 // Plan returns who should own each shard: current is the member each shard is assigned
 // to now, members are those that may own shards, outdated are those of them that a deploy
-// is about to replace, loads are the entries per second of the shards, nil while they are
-// unknown.
+// is about to replace, held reports which shards an operator holds back, nil for none, and
+// loads are the entries per second of the shards, nil while they are unknown.
 //
 // During a deploy the shards of those that leave go to those that have come, and nothing
-// else moves, so that each shard moves once. If a minute passes in which nobody comes or
-// goes, the shards are evened out all the same.
-func (p *Planner) Plan(now time.Time, current, members, outdated []string, loads []float64) []string {
+// else moves, so that each shard moves once. If a minute passes in which none is
+// replaced, the shards are evened out all the same.
+func (p *Planner) Plan(now time.Time, current, members, outdated []string, held func(shard int) bool, loads []float64) []string {
 	if len(members) == 0 {
 		return slices.Clone(current)
 	}
-	members = slices.Compact(slices.Sorted(slices.Values(members)))
-	if !slices.Equal(members, p.members) {
-		p.since = now
+	if held == nil {
+		held = func(int) bool { return false }
 	}
-	deploys := len(outdated) > 0 && len(outdated) < len(members) && now.Sub(p.since) < deployStep
+	members = slices.Compact(slices.Sorted(slices.Values(members)))
+	current = slices.Clone(current)
+	if p.target != nil {
+		for i := range current {
+			if held(i) && current[i] == "" {
+				current[i] = p.target[i] // where it goes once it is let go
+			}
+		}
+	}
+	changed := p.target != nil && !slices.Equal(members, p.members)
+	deploys := p.deploys(now, members, outdated)
 	switch {
-	case deploys && (p.target == nil || !slices.Equal(members, p.members)):
+	case p.target == nil && shared(current, members, held):
+		// A new leader knows no loads. What its predecessor arranged by load stays until
+		// they are known.
+		p.target, p.adopted = current, now
+	case deploys && (p.target == nil || changed):
 		p.target, p.uneven = inherit(current, members, outdated, loads), true
-	case p.uneven && !deploys:
-		p.target, p.uneven = evenOut(current, members, loads), false
-	case p.target == nil && shared(current, members):
-		// A new leader knows no loads. What its predecessor arranged by load stays.
-		p.target = slices.Clone(current)
-	case p.target == nil || !slices.Equal(members, p.members):
-		p.target = evenOut(current, members, loads)
+	case p.target == nil || changed || p.uneven && !deploys || p.unowned(held) ||
+		!deploys && !p.adopted.IsZero() && loads == nil && now.Sub(p.adopted) >= adoptedFor:
+		p.target, p.uneven, p.adopted = evenOut(current, members, loads), false, time.Time{}
 	case !deploys && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
 		p.relieve(now, loads)
 	}
 	p.members = members
 	return slices.Clone(p.target)
+}
+
+// deploys reports whether a deploy is under way that moves on.
+func (p *Planner) deploys(now time.Time, members, outdated []string) bool {
+	n := 0
+	for _, m := range outdated {
+		if _, ok := slices.BinarySearch(members, m); ok {
+			n++
+		}
+	}
+	if n < p.outdated || p.outdated == 0 {
+		p.replaced = now
+	}
+	p.outdated = n
+	return n > 0 && n < len(members) && now.Sub(p.replaced) < deployStep
+}
+
+// unowned reports whether a shard that is not held back has no target.
+func (p *Planner) unowned(held func(shard int) bool) bool {
+	for i, m := range p.target {
+		if m == "" && !held(i) {
+			return true
+		}
+	}
+	return false
 }
 
 // evenOut shares all shards between members: by count, which moves least, unless that is
@@ -104,21 +142,18 @@ func (p *Planner) relieve(now time.Time, loads []float64) {
 	p.target = next
 }
 
-// shared reports whether members, sorted, share all shards, however evenly: none has more
-// than twice as many as another, and two.
-func shared(current, members []string) bool {
-	count := make(map[string]int)
-	for _, m := range current {
-		if _, ok := slices.BinarySearch(members, m); !ok {
+// shared reports whether members, sorted, share all shards that are not held back,
+// however evenly, and each has one.
+func shared(current, members []string, held func(shard int) bool) bool {
+	has := make(map[string]bool)
+	for i, m := range current {
+		if _, ok := slices.BinarySearch(members, m); ok {
+			has[m] = true
+		} else if m != "" || !held(i) {
 			return false
 		}
-		count[m]++
 	}
-	least, most := len(current), 0
-	for _, m := range members {
-		least, most = min(least, count[m]), max(most, count[m])
-	}
-	return most <= 2*least+2
+	return len(has) == len(members)
 }
 
 // Place decides by load who should own each shard. Shards of none of the members go to the
@@ -154,7 +189,7 @@ type balance struct {
 const idleShare = 0.1
 
 // newBalance returns the balance of next, in which shards of none of the members have gone
-// to successors, the heaviest first.
+// to successors, the heaviest first; to any member where that would make them too busy.
 func newBalance(next, members, successors []string, loads []float64) *balance {
 	b := &balance{next: next, weight: make([]float64, len(next)), members: slices.Sorted(slices.Values(members)), load: make(map[string]float64)}
 	total := 0.0
@@ -176,7 +211,11 @@ func newBalance(next, members, successors []string, loads []float64) *balance {
 	}
 	slices.SortStableFunc(free, func(x, y int) int { return cmp.Compare(b.weight[y], b.weight[x]) })
 	for _, i := range free {
-		b.move(i, b.idlest(successors))
+		to := b.idlest(successors)
+		if b.load[to]+b.weight[i] > mostInherits*b.mean {
+			to = b.idlest(b.members)
+		}
+		b.move(i, to)
 	}
 	return b
 }

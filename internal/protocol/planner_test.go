@@ -80,7 +80,7 @@ func drift(seed uint64, members []string, loads []float64, minutes int) (most, m
 			for i := range seen {
 				seen[i] = loads[i] * (0.9 + 0.2*rng.Float64())
 			}
-			next := p.Plan(now, owners, members, nil, seen)
+			next := p.Plan(now, owners, members, nil, nil, seen)
 			for i := range next {
 				if next[i] != owners[i] {
 					moves++
@@ -123,15 +123,39 @@ func TestAnUnevenFleetIsEvenWithinAMinuteAndThenRests(t *testing.T) {
 func TestANewLeaderKeepsWhatWasPlacedByLoad(t *testing.T) {
 	current := []string{"a", "a", "a", "b", "b", "b", "b", "b"}
 	var p protocol.Planner
-	require.Equal(t, current, p.Plan(time.Unix(1, 0), current, []string{"a", "b"}, nil, nil))
-	require.Len(t, slices.DeleteFunc(p.Plan(time.Unix(2, 0), current, []string{"a", "c"}, nil, nil), func(m string) bool { return m == "a" }), 4,
+	require.Equal(t, current, p.Plan(time.Unix(1, 0), current, []string{"a", "b"}, nil, nil, nil))
+	require.Len(t, slices.DeleteFunc(p.Plan(time.Unix(2, 0), current, []string{"a", "c"}, nil, nil, nil), func(m string) bool { return m == "a" }), 4,
 		"members changed, and loads are unknown: by count")
 
 	var q protocol.Planner
 	alone := []string{"a", "a", "a", "a", "a", "a", "a", "b"}
-	require.Equal(t, protocol.Assign(alone, []string{"a", "b"}), q.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil, nil), "a join that was under way is completed")
-	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, nil, nil, nil), "without members nothing moves")
+	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil, nil, nil), "it may be so for its load")
+	require.Equal(t, protocol.Assign(alone, []string{"a", "b"}), q.Plan(time.Unix(61, 0), alone, []string{"a", "b"}, nil, nil, nil), "a join that was under way is completed")
+	hot := []float64{10, 10, 10, 10, 10, 10, 10, 100}
+	var r protocol.Planner
+	require.Equal(t, alone, r.Plan(time.Unix(1, 0), alone, []string{"a", "b"}, nil, nil, nil))
+	require.Equal(t, alone, r.Plan(time.Unix(31, 0), alone, []string{"a", "b"}, nil, nil, hot), "and it is")
+	require.Equal(t, alone, q.Plan(time.Unix(1, 0), alone, nil, nil, nil, nil), "without members nothing moves")
 }
+
+// A member that does half of what its shards need is not idle.
+func TestAnOverloadedMemberDoesNotLookIdle(t *testing.T) {
+	l, now := protocol.NewLoadTracker(2, 20*time.Second), time.Unix(0, 0)
+	var a, b uint64
+	for second := range 300 {
+		now = now.Add(time.Second)
+		a += 100
+		if b += 100; second > 60 {
+			b -= 50
+		}
+		l.Observe(now, "fast", []int{0}, []uint64{a}, idle)
+		l.Observe(now, "slow", []int{1}, []uint64{b}, func(int, float64) bool { return second > 62 })
+	}
+	loads := l.Loads(now)
+	require.InDelta(t, loads[0], loads[1], 10)
+}
+
+func idle(int, float64) bool { return false }
 
 func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
 	l, now := protocol.NewLoadTracker(2, 20*time.Second), time.Unix(0, 0)
@@ -139,7 +163,7 @@ func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
 	for range 120 {
 		now = now.Add(time.Second)
 		a, b = a+300, b+100
-		l.Observe(now, "m", []int{0, 1}, []uint64{a, b})
+		l.Observe(now, "m", []int{0, 1}, []uint64{a, b}, idle)
 		if now.Unix() < 21 {
 			require.Nil(t, l.Loads(now), "at %v", now.Unix())
 		}
@@ -148,12 +172,12 @@ func TestTheLoadOfAShardLastsOverItsOwners(t *testing.T) {
 	// Another owner counts from 0, and goes on as fast.
 	for n := range uint64(3) {
 		now = now.Add(time.Second)
-		l.Observe(now, "n", []int{0, 1, 9}, []uint64{n * 300, n * 100, 5})
+		l.Observe(now, "n", []int{0, 1, 9}, []uint64{n * 300, n * 100, 5}, idle)
 	}
 	require.InDeltaSlice(t, []float64{300, 100}, l.Loads(now), 5)
 	for range 300 {
 		now = now.Add(time.Second)
-		l.Observe(now, "n", []int{0, 1}, []uint64{600, 200})
+		l.Observe(now, "n", []int{0, 1}, []uint64{600, 200}, idle)
 	}
 	require.Nil(t, l.Loads(now), "a fleet at rest has no load that matters")
 }
@@ -165,12 +189,12 @@ func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
 		now, moves := time.Unix(0, 0), 0
 		var p protocol.Planner
 		members := []string{"a1", "b1", "c1"}
-		owners := p.Plan(now, make([]string, 64), members, nil, loads)
+		owners := p.Plan(now, make([]string, 64), members, nil, nil, loads)
 		first := slices.Clone(owners)
 		step := func(members ...string) {
 			now = now.Add(10 * time.Second)
 			outdated := slices.DeleteFunc(slices.Clone(members), func(m string) bool { return m[1] == '2' })
-			next := p.Plan(now, owners, members, outdated, loads)
+			next := p.Plan(now, owners, members, outdated, nil, loads)
 			for i := range next {
 				if next[i] != owners[i] {
 					moves++
@@ -197,4 +221,23 @@ func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
 		}
 		require.Greater(t, moves, before)
 	}
+}
+
+// A shard that is paused is assigned to nobody, and no reason for anything else.
+func TestAPausedShardStopsNoPlan(t *testing.T) {
+	loads := slices.Repeat([]float64{100}, 8)
+	held := func(shard int) bool { return shard == 0 }
+	var p protocol.Planner
+	now, current := time.Unix(0, 0), []string{"", "a", "a", "a", "b", "b", "b", "b"}
+	require.Equal(t, current[1:], p.Plan(now, current, []string{"a", "b"}, nil, held, nil)[1:])
+	now = now.Add(time.Minute)
+	p.Plan(now, current, []string{"a", "b"}, nil, held, loads)
+	loads[4] = 900 // b becomes hot: it is relieved all the same
+	now = now.Add(time.Minute)
+	next := p.Plan(now, current, []string{"a", "b"}, nil, held, loads)
+	require.NotEqual(t, current[1:], next[1:])
+	// Once it goes on, it has an owner.
+	current = slices.Clone(next)
+	current[0] = ""
+	require.Contains(t, []string{"a", "b"}, p.Plan(now.Add(time.Second), current, []string{"a", "b"}, nil, nil, loads)[0])
 }

@@ -57,7 +57,8 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 		}
 	}
 	if rules.Fences.Held() {
-		for most, more := heldFirst, true; more; most = min(most*8, jumpsAtOnce) {
+		// Each round derives all that was read: rounds that grow keep that linear.
+		for most, more := heldFirst, true; more; most *= 8 {
 			for i := range wide {
 				wide[i].derive(rules)
 			}

@@ -16,6 +16,7 @@ type leader struct {
 	step  int
 	busy  bool
 
+	since   int64         // when the term began
 	handed  map[int]int64 // since when a shard waits for its owner's release
 	planner protocol.Planner
 	more    bool // shards are left to assign once others are released
@@ -67,7 +68,7 @@ func (p *proc) campaign() {
 			l.step = 0
 			return
 		}
-		l.step, l.term, l.handed, l.planner = 2, term, make(map[int]int64), protocol.Planner{}
+		l.step, l.term, l.since, l.handed, l.planner = 2, term, p.w.now, make(map[int]int64), protocol.Planner{}
 		p.w.logf(p, "leads, term %d", term)
 		// The new leader must see each member before it can declare one gone.
 		p.watch.RedisUnavailable(p.w.clock())
@@ -104,9 +105,15 @@ func (p *proc) assign() {
 				Leaving: p.watch.Leaving(s.Owner), Works: p.watch.Works(p.w.clock(), s.Owner, millis(handOffBudget)),
 			}).Milliseconds()
 		}
-		target := l.planner.Plan(p.w.clock(), current, p.watch.Eligible(p.w.clock()), nil, p.w.loads)
+		loads := p.w.loads
+		if p.w.now-l.since < loadsKnown {
+			loads = nil
+		}
+		members := p.watch.Eligible(p.w.clock())
+		target := l.planner.Plan(p.w.clock(), current, members, p.w.outdated(members), nil, loads)
 		next := protocol.Pace(rows, target,
-			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) })
+			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) },
+			func(shard int) bool { return p.w.now-l.handed[shard] >= handOffBudget })
 		l.more = !slices.Equal(next, target)
 		if slices.Equal(next, current) {
 			l.busy = false

@@ -63,6 +63,7 @@ type proc struct {
 	rng         *rand.Rand
 	dead        bool
 	leaving     bool
+	started     int64
 	leftAt      int64
 	frozenUntil int64
 	links       [servers]link
@@ -96,7 +97,7 @@ func (w *world) start(identity string) *proc {
 		id += "." + string(rune('a'+w.incarnations%26)) + itoa(w.incarnations)
 	}
 	p := &proc{
-		w: w, id: id, rng: rand.New(rand.NewPCG(w.cfg.Seed, uint64(w.incarnations))),
+		w: w, id: id, started: w.now, rng: rand.New(rand.NewPCG(w.cfg.Seed, uint64(w.incarnations))),
 		slots: make([]slot, w.cfg.Shards),
 		watch: protocol.NewFailureDetector(protocol.FailureDetectorConfig{
 			TTL: millis(memberTTL), SinkGrace: millis(memberTTL), Stall: millis(8000),

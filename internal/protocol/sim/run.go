@@ -92,6 +92,24 @@ func (w *world) shift(rng *rand.Rand) {
 	}
 }
 
+// loadsKnown is how long a leader sees members before it knows the load of the shards.
+const loadsKnown = 2000
+
+// outdated returns the members of an earlier deploy: in every fourth run that of each
+// process which started before the middle of the faults.
+func (w *world) outdated(members []string) []string {
+	if w.cfg.Seed%4 != 1 || w.now < faultsEnd/2 {
+		return nil
+	}
+	var names []string
+	for _, p := range w.procs {
+		if p.started < faultsEnd/2 && slices.Contains(members, p.id) {
+			names = append(names, p.id)
+		}
+	}
+	return names
+}
+
 // Run runs the model: first with faults, then without, until all is quiet.
 func Run(cfg Config) Result {
 	w := &world{
