@@ -105,6 +105,9 @@ func (d *Docker) signal(name string, s syscall.Signal) error {
 		return nil
 	}
 	_, err := dockerCommand(context.Background(), args...) //nolint:forbidigo // as short as a signal
+	if err != nil && strings.Contains(err.Error(), "is not running") {
+		return os.ErrProcessDone // it ended by itself in the same moment
+	}
 	return err
 }
 
