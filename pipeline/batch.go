@@ -389,6 +389,11 @@ func (b *batch) without(gone func(shard int) bool, shards int) {
 	})
 }
 
+// has reports whether the batch has anything of a shard.
+func (b *batch) has(shard int) bool {
+	return slices.ContainsFunc(b.parts, func(p part) bool { return p.shard == shard })
+}
+
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{

@@ -3,13 +3,13 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/rare"
@@ -20,13 +20,14 @@ import (
 // to be its own: another row has been taken since, the row is refused again after
 // that, and again in later attempts, for which it is deferred meanwhile. While no
 // other row is taken either, and while most rows of many devices are refused for one
-// reason, the worker pauses: nothing is given up, no attempt is used, and the row
-// itself is what is tried until the cause is gone. While rows of several devices are
-// refused alike, and not few of all, they stay deferred; the others go on.
+// reason, its shard pauses: nothing is given up, no attempt is used, and the row
+// itself is what is tried until the cause is gone, apart from the other shards of the
+// worker, which go on. While rows of several devices are refused alike, and not few of
+// all, they stay deferred.
 
-// The breaker opens for a reason once so many rows of so many devices were refused
-// for it within a window, and more than were stored meanwhile. It closes when a row
-// is taken, or many times as many are stored.
+// The breaker opens for a reason, in all shards or in one, once so many rows of so many
+// devices were refused for it, and more than were stored meanwhile. It closes when a row
+// is taken, or many times as many are stored. Each window counts half of the one before.
 const (
 	breakerWindow  = time.Minute
 	breakerRows    = 20
@@ -43,45 +44,57 @@ const probeRecords = 12
 // breaker is what the workers know of each other's refusals.
 type breaker struct {
 	mu          sync.Mutex
-	storedBegan time.Time // when the last transaction that stored a row began
-	storedRows  uint64
-	reasons     map[string]*refusals
-	paused      map[*worker]protocol.Refusal
+	storedBegan time.Time      // when the last transaction that stored a row began
+	storedRows  map[int]uint64 // by shard, and of allShards; of a shard only while rows are refused
+	refused     map[refusedBy]*refusals
+	refusedAt   time.Time        // the last time
 	kept        protocol.Refusal // why rows are kept deferred
 	keptAt      time.Time
 }
 
-// refusals is the rows refused for one reason since the window began.
+// refusedBy is what refusals are counted by.
+type refusedBy struct {
+	reason string
+	shard  int
+}
+
+const allShards = -1
+
+// refusals is the rows refused for one reason, and those stored meanwhile.
 type refusals struct {
-	began   time.Time
+	began   time.Time // of the window
 	rows    uint64
-	before  uint64 // rows stored until then
+	before  uint64 // rows stored until they were counted
 	devices map[string]struct{}
 	open    bool
 }
 
-func newBreaker(reg prometheus.Registerer) *breaker {
-	k := &breaker{reasons: make(map[string]*refusals), paused: make(map[*worker]protocol.Refusal)}
-	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "processor_pipeline_paused_workers", Help: "Workers that wait because the sink refuses rows for a reason that is not theirs.",
-	}, func() float64 {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		return float64(len(k.paused))
-	})
-	return k
+func newBreaker() *breaker {
+	return &breaker{refused: make(map[refusedBy]*refusals), storedRows: make(map[int]uint64)}
 }
 
 // stored notes rows that a transaction stored.
-func (k *breaker) stored(began time.Time, rows int) {
+func (k *breaker) stored(began time.Time, b *batch, c protocol.CommitResult, shards int) {
+	rows := b.newlyStored(c)
 	if rows == 0 {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.storedRows += uint64(rows)
+	k.storedRows[allShards] += uint64(rows)
 	if began.After(k.storedBegan) {
 		k.storedBegan = began
+	}
+	if began.Sub(k.refusedAt) > breakerWindow {
+		return
+	}
+	for i := range b.fresh {
+		k.storedRows[telemetry.ShardOf(b.fresh[i].DeviceID, shards)]++
+	}
+	for i, isNew := range c.Stored {
+		if isNew {
+			k.storedRows[telemetry.ShardOf(b.late[i].DeviceID, shards)]++
+		}
 	}
 }
 
@@ -98,25 +111,39 @@ type verdict uint8
 const (
 	ownFault verdict = iota + 1 // given up after its last attempt
 	doubtful                    // kept: many rows are refused for this reason
-	noFault                     // the worker pauses
+	noFault                     // the shard pauses
 )
 
 // refuse notes a row that is refused though others are taken.
-func (k *breaker) refuse(reason, device string, now time.Time) verdict {
+func (k *breaker) refuse(reason string, shard int, device string, now time.Time) verdict {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	r := k.reasons[reason]
-	if r == nil || !r.open && now.Sub(r.began) > breakerWindow {
-		if len(k.reasons) > 1000 {
-			clear(k.reasons) // so many reasons are none
+	k.refusedAt = now
+	return max(k.count(refusedBy{reason, allShards}, device, now), k.count(refusedBy{reason, shard}, device, now))
+}
+
+// count notes a refused row among those of its reason, in all shards or in its own.
+func (k *breaker) count(by refusedBy, device string, now time.Time) verdict {
+	r := k.refused[by]
+	if r == nil {
+		if len(k.refused) > 1000 {
+			clear(k.refused) // so many reasons are none
 		}
-		r = &refusals{began: now, before: k.storedRows, devices: make(map[string]struct{})}
-		k.reasons[reason] = r
+		r = &refusals{began: now, before: k.storedRows[by.shard], devices: make(map[string]struct{})}
+		k.refused[by] = r
+	}
+	for ; !r.open && now.Sub(r.began) > breakerWindow; r.began = r.began.Add(breakerWindow) {
+		r.rows /= 2
+		r.before += (k.storedRows[by.shard] - r.before + 1) / 2
+		if r.rows == 0 {
+			r.began, r.before = now, k.storedRows[by.shard]
+			clear(r.devices)
+		}
 	}
 	if len(r.devices) < breakerDevices {
 		r.devices[strings.Clone(device)] = struct{}{}
 	}
-	stored := k.storedRows - r.before
+	stored := k.storedRows[by.shard] - r.before
 	if r.open {
 		r.open = stored <= breakerShare*r.rows
 	} else {
@@ -126,7 +153,7 @@ func (k *breaker) refuse(reason, device string, now time.Time) verdict {
 	switch {
 	case r.open:
 		return noFault
-	case len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:
+	case by.shard == allShards && len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:
 		return doubtful
 	}
 	return ownFault
@@ -146,7 +173,7 @@ func (k *breaker) keep(r protocol.Refusal, now time.Time) (first bool) {
 func (k *breaker) taken(reason string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.reasons, reason)
+	maps.DeleteFunc(k.refused, func(by refusedBy, _ *refusals) bool { return by.reason == reason })
 }
 
 // passed notes that a row is taken that was kept.
@@ -156,41 +183,107 @@ func (k *breaker) passed() {
 	k.kept = protocol.Refusal{}
 }
 
-// pause notes that a worker waits. It reports whether none did for this reason.
-func (k *breaker) pause(w *worker, r protocol.Refusal) bool {
+// keeps is why rows stay deferred; nil where none do.
+func (k *breaker) keeps() *protocol.Refusal {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	first := true
-	for _, other := range k.paused {
-		first = first && other.Reason != r.Reason
+	if k.kept.Reason == "" || time.Since(k.keptAt) >= notedFor {
+		return nil
 	}
-	k.paused[w] = r
-	return first
+	kept := k.kept
+	return &kept
 }
 
-// resume notes that a worker goes on.
-func (k *breaker) resume(w *worker) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	delete(k.paused, w)
+// pause is a shard that waits since the sink refuses its rows.
+type pause struct {
+	protocol.Refusal
+	wait *backoff.ExponentialBackOff
 }
 
-// refusal is one of the reasons why workers wait, the first by name, or else why rows
-// do; nil where none does.
-func (k *breaker) refusal() *protocol.Refusal {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+// refusal is one of the reasons why shards wait, the first by name; nil where none
+// does. The caller holds the lock.
+func (t *table) refusal() *protocol.Refusal {
 	var first *protocol.Refusal
-	for _, r := range k.paused {
-		if first == nil || r.Reason < first.Reason {
+	for i := range t.slots {
+		if p := t.slots[i].pause; p != nil && (first == nil || p.Reason < first.Reason) {
+			r := p.Refusal
 			first = &r
 		}
 	}
-	if first == nil && k.kept.Reason != "" && time.Since(k.keptAt) < notedFor {
-		kept := k.kept
-		first = &kept
+	return first
+}
+
+// paused reports whether a shard waits.
+func (t *table) paused(shard int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.slots[shard].pause != nil
+}
+
+// pausing counts the shards that wait for a reason, or for any. The caller holds
+// the lock.
+func (t *table) pausing(reason string) (n int) {
+	for i := range t.slots {
+		if p := t.slots[i].pause; p != nil && (reason == "" || p.Reason == reason) {
+			n++
+		}
+	}
+	return n
+}
+
+// pause notes that parts wait, and reports whether no shard did for this reason.
+func (t *table) pause(parts []part, r protocol.Refusal) (first bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first = t.pausing(r.Reason) == 0
+	for _, p := range parts {
+		s := &t.slots[p.shard]
+		if !s.owned || s.grant != p.grant {
+			continue
+		}
+		if s.pause == nil {
+			s.pause = &pause{wait: newBackOff()}
+		}
+		s.pause.Refusal = r
 	}
 	return first
+}
+
+// retryPaused is how often all shards that wait for one reason are tried, at most.
+const retryPaused = 250 * time.Millisecond
+
+// restartPaused reads the queue of a shard that waits again after a while, the longer
+// the more shards wait for the same.
+func (t *table) restartPaused(shard int, grant uint64) {
+	t.mu.Lock()
+	var wait time.Duration
+	if s := &t.slots[shard]; s.owned && s.grant == grant && s.pause != nil {
+		wait = max(s.pause.wait.NextBackOff(), time.Duration(t.pausing(s.pause.Reason)-1)*retryPaused)
+	}
+	t.mu.Unlock()
+	t.restart(shard, grant, time.Now().Add(wait))
+}
+
+// resume ends the pause of parts whose entries have an outcome, and lets the other
+// shards that wait for the same try now. It returns the reason of the pause.
+func (t *table) resume(parts []part) (reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range parts {
+		if s := &t.slots[p.shard]; p.again == nil && s.owned && s.grant == p.grant && s.pause != nil {
+			reason, s.pause = s.pause.Reason, nil
+		}
+	}
+	if reason == "" {
+		return ""
+	}
+	for i := range t.slots {
+		if s := &t.slots[i]; s.pause != nil && s.pause.Reason == reason {
+			s.notBefore = time.Time{}
+		}
+	}
+	ring(t.wake)
+	return reason
 }
 
 // swallowed notes that triggers kept rows out of the table.
@@ -209,54 +302,59 @@ func (w *worker) swallowed(c protocol.CommitResult) {
 	}
 }
 
-// hold notes that the worker waits for a person.
-func (w *worker) hold(err error) {
+// hold notes that shards wait for a person.
+func (w *worker) hold(parts []part, err error) {
 	rare.Reached(rare.RefusalWaits)
 	r := refusalOf(err)
-	if w.breaker.pause(w, r) {
+	if w.table.pause(parts, r) {
 		w.log.Error("sink refuses rows for a reason that is not theirs; paused until it is gone", "reason", r.Reason, "err", err, "remedy", r.Remedy)
 	}
 }
 
+// pause sets the shard of an entry aside that is refused for what is not its fault,
+// until its queue is read again. A deferred entry stays where it is.
+func (w *worker) pause(ctx context.Context, p part, refusal error) error {
+	if p.again != nil {
+		return w.keep(ctx, p, refusal)
+	}
+	w.hold([]part{p}, refusal)
+	b := &batch{parts: []part{p}}
+	w.dropWork(b, nil, func(p part) { w.table.restartPaused(p.shard, p.grant) })
+	return nil
+}
+
 // judge decides about an entry that is refused alone.
 func (w *worker) judge(ctx context.Context, p part, refusal error) error {
-	wait := newBackOff()
-	defer w.breaker.resume(w)
-	for at := time.Now(); ; at = time.Now() {
-		others, err := w.othersTaken(ctx, &p.entries[0], at)
-		if err != nil {
-			return err
-		}
-		if !others {
-			w.hold(refusal)
-			if err := sleep(ctx, wait.NextBackOff()); err != nil {
-				return err
-			}
-		}
-		b, err := w.again(ctx, p)
-		if b == nil || ctx.Err() != nil {
-			return err
-		}
-		if v := dispositionOf(err); err == nil || v != bisect && v != recompute {
-			w.breaker.taken(refusalOf(refusal).Reason)
-			return w.settle(ctx, b, p, true, err)
-		}
-		w.state.invalidate(p.shard)
-		refusal = err
-		if !others {
-			continue
-		}
-		switch w.breaker.refuse(refusalOf(err).Reason, deviceOf(&p.entries[0]), time.Now()) {
-		case ownFault:
-			return w.rejectEntry(ctx, p, err)
-		case doubtful:
-			return w.keep(ctx, p, err)
-		default: // the breaker is open
-			w.hold(refusal)
-			if err := sleep(ctx, wait.NextBackOff()); err != nil {
-				return err
-			}
-		}
+	others, err := w.othersTaken(ctx, &p.entries[0], time.Now())
+	if err != nil {
+		return err
+	}
+	if !others {
+		return w.pause(ctx, p, refusal)
+	}
+	b, err := w.again(ctx, p)
+	if b == nil || ctx.Err() != nil {
+		return err
+	}
+	if v := dispositionOf(err); err == nil || v != bisect && v != recompute {
+		w.breaker.taken(refusalOf(refusal).Reason)
+		return w.settle(ctx, b, p, true, err)
+	}
+	w.state.invalidate(p.shard)
+	switch w.breaker.refuse(refusalOf(err).Reason, p.shard, deviceOf(&p.entries[0]), time.Now()) {
+	case ownFault:
+		return w.rejectEntry(ctx, p, err)
+	case doubtful:
+		return w.keep(ctx, p, err)
+	default: // the breaker is open
+		return w.pause(ctx, p, err)
+	}
+}
+
+// resume ends the pause of shards whose entries have an outcome.
+func (w *worker) resume(b *batch) {
+	if reason := w.table.resume(b.parts); reason != "" && len(b.deferred) == 0 {
+		w.breaker.taken(reason)
 	}
 }
 

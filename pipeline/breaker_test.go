@@ -179,7 +179,7 @@ func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 	}
 	b.publish(entries...)
 	testenv.Wait(t, 20*time.Second, func() error {
-		if in.gauge(t, "processor_pipeline_paused_workers") == 0 {
+		if in.gauge(t, "processor_pipeline_paused_shards") == 0 {
 			return fmt.Errorf("not paused, refusal %v", in.WorkStatus().Refusal)
 		}
 		return nil
@@ -239,7 +239,7 @@ func (b *bench) triedInVain(in *instance, n int) {
 		switch {
 		case all.IsZero() && again == n:
 			all = time.Now()
-		case !all.IsZero() && again >= n/10, in.gauge(b.tb, "processor_pipeline_paused_workers") > 0:
+		case !all.IsZero() && again >= n/10, in.gauge(b.tb, "processor_pipeline_paused_shards") > 0:
 			return nil
 		}
 		return fmt.Errorf("%d of %d were tried again since %v", again, n, all)
@@ -272,6 +272,87 @@ func TestALimitOfTheServerThatARowMeetsAloneHoldsUpNothingElse(t *testing.T) {
 	require.Empty(t, b.letters())
 	require.Equal(t, 510, b.count("select count(*) from positions"))
 	require.Nil(t, in.WorkStatus().Refusal)
+}
+
+// P3, P6: a constraint refuses what the devices of one shard send; another shard of the
+// same worker does not wait for it.
+func TestARefusedShardHoldsUpNoOtherOfItsWorker(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var refused, others []int
+	for d := 0; len(refused) < 8 || len(others) < 8; d++ {
+		switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
+		case 3:
+			refused = append(refused, d)
+		case 5:
+			others = append(others, d)
+		}
+	}
+	b.exec(`create table order_log (n bigserial, device_id text, ts timestamptz);
+create function note() returns trigger language plpgsql as 'begin insert into public.order_log (device_id, ts) values (new.device_id, new.ts); return new; end';
+create trigger note after insert on positions for each row execute function note()`)
+	names := make([]string, 0, len(refused))
+	for _, d := range refused {
+		names = append(names, "'"+fleet.DeviceID(d)+"'")
+	}
+	in := b.start("one", oneWorker)
+	b.acquireAll(in)
+	second := int64(0)
+	publish := func(devices []int, seconds int64) (n int) {
+		var entries [][]string
+		for s := range seconds {
+			for _, d := range devices {
+				entries = append(entries, at(d, second+s))
+			}
+		}
+		second += seconds
+		b.publish(entries...)
+		return len(entries)
+	}
+	stored := func(devices int, what string, n int) {
+		testenv.Wait(t, 20*time.Second, func() error {
+			have := b.count("select count(*) from positions where (device_id in ("+strings.Join(names, ",")+")) = $1", devices == 3)
+			if have < n {
+				return fmt.Errorf("%d of %d stored %s", have, n, what)
+			}
+			return nil
+		})
+	}
+	began := time.Now()
+	ofOthers := publish(others, 1000)
+	stored(5, "before", ofOthers)
+	alone := time.Since(began)
+	b.exec("alter table positions add constraint allowed check (device_id not in (" + strings.Join(names, ",") + ")) not valid")
+	ofRefused := publish(refused, 200)
+	paused := func() error {
+		if n := in.gauge(t, "processor_pipeline_paused_shards"); n != 1 {
+			return fmt.Errorf("%v shards are paused", n)
+		}
+		return nil
+	}
+	testenv.Wait(t, 20*time.Second, paused)
+	began = time.Now()
+	for range 5 {
+		ofRefused += publish(refused, 20)
+		ofOthers += publish(others, 200)
+	}
+	stored(5, "while one shard is refused", ofOthers)
+	beside := time.Since(began)
+	t.Logf("8,000 records took %s alone, and %s beside a refused shard", alone.Round(time.Millisecond), beside.Round(time.Millisecond))
+	require.Less(t, beside, 3*alone+time.Second)
+	testenv.Wait(t, 20*time.Second, paused) // a few rows may be deferred, now that others are taken
+	require.Contains(t, in.WorkStatus().Refusal.Reason, "allowed")
+	deferred := b.count("select count(*) from processor.deferred")
+	require.Less(t, deferred, 60, "the shard waits; it does not go on without its records")
+	b.exec("alter table positions drop constraint allowed")
+	stored(3, "once the constraint is gone", ofRefused)
+	b.settled(20*time.Second, 0)
+	b.nothingDeferred(20 * time.Second)
+	require.Empty(t, b.letters())
+	require.Equal(t, ofRefused+ofOthers, b.count("select count(*) from positions"))
+	require.Nil(t, in.WorkStatus().Refusal)
+	early := b.count("select count(*) from (select ts < max(ts) over (partition by device_id order by n) as early from order_log) x where early")
+	require.LessOrEqual(t, early, deferred, "only what was deferred is out of order")
 }
 
 // A shard that is taken while its owner pauses goes on with the new one.

@@ -38,7 +38,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 	held := false
 	defer func() {
 		if held {
-			w.breaker.resume(w)
+			w.table.resume(b.parts)
 		}
 	}()
 	repeat := notApplied
@@ -65,10 +65,10 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		w.callsReturned.Add(1)
 		if err != nil && dispositionOf(err) == pauseSame {
 			held = true
-			w.hold(err)
+			w.hold(b.parts, err)
 		}
 		if err == nil {
-			w.breaker.stored(started, b.newlyStored(c.written))
+			w.breaker.stored(started, b, c.written, w.cfg.Shards)
 			w.metrics.wrote(b, c.written, time.Since(started))
 			w.swallowed(c.written)
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
@@ -96,7 +96,7 @@ func (w *worker) handleResult(ctx context.Context, c committed) error {
 		return ctx.Err()
 	}
 	v := dispositionOf(c.err)
-	if v != setAside { // which says so itself, once a shard
+	if v != setAside && !(c.apart && w.table.paused(c.shard)) { // which say so themselves, once
 		w.log.Warn("commit failed; recomputing batch", "count", c.batch.entries, "err", c.err)
 	}
 	if isTooMuch(c.err) {
@@ -208,7 +208,7 @@ func (w *worker) dropWork(b *batch, named map[int]bool, end func(p part)) {
 }
 
 // redo recomputes the entries of a batch that did not commit, and of the batch
-// computed on top of it: on fresh state, by the idempotent path, one
+// that may be computed on top of it: on fresh state, by the idempotent path, one
 // transaction after the other. With isolate it bisects until the rejected entry
 // is alone.
 func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
@@ -223,7 +223,11 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		}
 	}
 	todo, named, smaller := byShard(b.parts, w.current.parts), b.culprit, b.smaller
-	w.current.reset(w.current.seq, false)
+	if b.apart && !w.current.has(b.parts[0].shard) {
+		todo = byShard(b.parts) // nothing was computed on top of it
+	} else {
+		w.current.reset(w.current.seq, false)
+	}
 	w.put(b)
 	for _, p := range todo {
 		w.state.invalidate(p.shard)

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 
@@ -25,7 +26,7 @@ type WorkStatus struct {
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: p.breaker.refusal(), Blocked: p.blocked.Load()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: cmp.Or(p.table.refusal(), p.breaker.keeps()), Blocked: p.blocked.Load()}
 	for _, w := range p.workers {
 		v.CallsReturned += w.callsReturned.Load()
 	}

@@ -32,6 +32,7 @@ type message struct {
 	step    *step // that has ended
 
 	quarantine protocol.Quarantine // of a shard that is granted
+	apart      bool                // a shard that is granted is run apart, one entry first
 
 	deferred []protocol.Deferred
 	done     func() // to be called when they have an outcome

@@ -175,6 +175,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	gauge("processor_pipeline_in_flight_records", "Entries in memory that are not finished.", func() float64 { return float64(t.records) })
 	gauge("processor_pipeline_in_flight_bytes", "Bytes of entries in memory that are not finished.", func() float64 { return float64(t.bytes) })
+	gauge("processor_pipeline_paused_shards", "Shards that wait because the sink refuses their rows for a reason that is not theirs.", func() float64 {
+		return float64(t.pausing(""))
+	})
 	gauge("processor_pipeline_quarantined_shards", "Quarantined shards of this instance.", func() float64 {
 		return count(func(s *slot) bool { return s.quarantine.Limit > 0 })
 	})

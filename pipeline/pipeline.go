@@ -136,7 +136,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
-	p.breaker = newBreaker(reg)
+	p.breaker = newBreaker()
 	p.sink = commitCountingSink{deps.Sink, &p.commitCount, &p.blocked}
 	p.scheduler = newRequestScheduler(p, stepCountingRequests{deps.Requests, &p.commitCount})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)

@@ -118,13 +118,14 @@ func giveBack(ctx context.Context, deferrals Deferrals, rows []protocol.Deferred
 	return deferrals.Return(ctx, rows)
 }
 
-// working returns the owned shards that are not being handed over.
+// working returns the owned shards that are not being handed over, and do not wait
+// for the sink to take their rows.
 func (t *table) working() []protocol.ShardLease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var held []protocol.ShardLease
 	for i := range t.slots {
-		if s := &t.slots[i]; s.owned && !s.stopping {
+		if s := &t.slots[i]; s.owned && !s.stopping && s.pause == nil {
 			held = append(held, protocol.ShardLease{Shard: i, Epoch: s.epoch})
 		}
 	}

@@ -45,7 +45,8 @@ type slot struct {
 	due      bool // the queue may hold entries: read it
 	// notBefore is when a queue that is due may be read again.
 	notBefore time.Time
-	locked    bool // the last commit found the row of the shard locked
+	locked    bool   // the last commit found the row of the shard locked
+	pause     *pause // the sink refuses its rows; nil while it does not
 	epoch     int64
 	token     string
 	grant     uint64 // counts grants and drops, so that work of an earlier grant is recognised
@@ -100,7 +101,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
-	s.token, s.notBefore, s.locked = h.Token, time.Time{}, false
+	s.token, s.notBefore, s.locked, s.pause = h.Token, time.Time{}, false, nil
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine})
@@ -119,7 +120,7 @@ func (t *table) release(shard int) {
 	t.records -= s.records
 	t.bytes -= s.bytes
 	s.records, s.bytes = 0, 0
-	s.owned, s.stopping, s.due = false, false, false
+	s.owned, s.stopping, s.due, s.pause = false, false, false, nil
 	s.applied = telemetry.EntryID{}
 	s.grant++
 	s.queue.Discard()
@@ -161,7 +162,7 @@ func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 		return
 	}
 	epoch, stopping, drained, applied := s.epoch, s.stopping, s.drained, s.applied
-	worker, quarantine := s.worker, s.quarantine
+	worker, quarantine, pause := s.worker, s.quarantine, s.pause
 	s.drained = nil
 	t.release(shard)
 	t.load[worker].shards++
@@ -175,8 +176,8 @@ func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 		}
 		return
 	}
-	s.due, s.notBefore = true, notBefore
-	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, quarantine: quarantine})
+	s.due, s.notBefore, s.pause = true, notBefore, pause
+	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, quarantine: quarantine, apart: pause != nil})
 	ring(t.wake)
 }
 

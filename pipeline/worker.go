@@ -250,6 +250,9 @@ func (w *worker) advance(ctx context.Context) error {
 		switch m.kind {
 		case granted:
 			w.owned[m.shard] = ownedShard{grant: m.grant, epoch: m.epoch, token: m.token, quarantine: m.quarantine}
+			if m.apart {
+				w.slow[m.shard] = &slowShard{limit: 1}
+			}
 			w.next++
 		case dropped:
 			delete(w.owned, m.shard)
@@ -518,6 +521,7 @@ func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 
 // finish releases the entries of an acknowledged batch.
 func (w *worker) finish(b *batch) {
+	w.resume(b)
 	w.table.mu.Lock()
 	for _, p := range b.parts {
 		if p.again != nil || len(p.entries) == 0 {

@@ -32,7 +32,7 @@ const (
 	Halved             Branch = "batch-halved"                     // what was too much for the server is made smaller
 	Bisected           Branch = "batch-bisected"                   // a row is refused, and the batch divided until it is alone
 	Recomputed         Branch = "batch-recomputed"                 // rows that were taken for new are there already
-	RefusalWaits       Branch = "sink-refusal-waits"               // rows are refused for what is not their fault: a worker waits
+	RefusalWaits       Branch = "sink-refusal-waits"               // rows are refused for what is not their fault: a shard waits
 	AckRefused         Branch = "acknowledgement-refused"          // the group is gone or the shard has another owner
 	Trimmed            Branch = "entry-trimmed-on-its-queue"       // the content of a pending entry is gone
 	DeferredRetry      Branch = "deferred-entry-retried"           // an entry is tried again later
