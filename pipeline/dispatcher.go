@@ -73,6 +73,7 @@ func (d *dispatcher) run(ctx context.Context) error {
 			token = ""
 			d.table.nextLease(false)
 			d.metrics.dispatcher.Set(0)
+			d.table.dispatched(lease.After)
 			d.await(ctx, min(lease.Left, d.cfg.DispatchBlock))
 		default:
 			d.runLease(ctx, token, lease, started)

@@ -23,8 +23,9 @@ type table struct {
 	workerRecords       int // maximum entries in flight in one worker
 	leaseNumber         uint64
 	leaseHeld           bool
-	meanSize            int    // of an entry, learned from reads
-	finished            uint64 // entries, since the start
+	lastDispatched      telemetry.EntryID // by another member, as far as we know
+	meanSize            int               // of an entry, learned from reads
+	finished            uint64            // entries, since the start
 
 	workers []*worker
 	wake    chan struct{} // to the reader: something is due; size one, coalesced
@@ -374,6 +375,9 @@ func (t *table) reread(shards []int) {
 func (t *table) nextLease(held bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !held && !t.leaseHeld {
+		return t.leaseNumber
+	}
 	t.leaseNumber++
 	t.leaseHeld = held
 	for i := range t.slots {
@@ -393,16 +397,28 @@ func (t *table) heldLease() uint64 {
 	return 0
 }
 
-// poll marks queues without a recent notification as due, while another member
-// dispatches.
-func (t *table) poll() {
+// poll marks queues as due while another member dispatches: those that are
+// quarantined, whose end is seen by an empty read, or all.
+func (t *table) poll(all bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	lease := t.heldLease()
 	for i := range t.slots {
-		if s := &t.slots[i]; s.owned && !s.stopping && !s.queue.CanBypass(lease) {
+		if s := &t.slots[i]; s.owned && !s.stopping && !s.queue.CanBypass(lease) && (all || s.quarantine.Limit > 0) {
 			s.due = true
 		}
+	}
+}
+
+// dispatched marks queues as due if entries were dispatched since the last call, by
+// another member: its notification may be missing.
+func (t *table) dispatched(last telemetry.EntryID) {
+	t.mu.Lock()
+	moved := last != t.lastDispatched
+	t.lastDispatched = last
+	t.mu.Unlock()
+	if moved {
+		t.markDue(nil)
 	}
 }
 

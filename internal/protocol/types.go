@@ -14,7 +14,7 @@ const Version = 1
 type DispatchLease struct {
 	Acquired     bool
 	Left         time.Duration     // if another member holds it: the remaining time
-	After        telemetry.EntryID // if acquired: the group's last-delivered ID, from which to read on
+	After        telemetry.EntryID // if acquired: the group's last-delivered ID, from which to read on; else the last ID dispatched, zero if unknown
 	Pending      int               // entries pending in the whole group
 	GroupCreated bool              // the group was missing and was created at 0
 	Paused       bool              // an operator stopped dispatching

@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"time"
 
@@ -20,35 +19,39 @@ var dispatchLeaseScript = withPrelude(dispatchLeaseSource)
 
 // AcquireDispatchLease acquires the dispatch lease if it is free or held under
 // the token before, and creates the group at 0 if it is missing. The token must
-// be new for each acquisition and after each error. If another number of shards
-// is pinned the lease is released: dispatching by the old number would break
-// the order of devices.
+// be new for each acquisition and after each error. If the fleet counts another
+// number of shards, the lease is refused, and free.
 func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
-	res, err := dispatchLeaseScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Dispatched(), g.names.Acked(), g.names.Recreations(), g.names.Database(), g.names.Pending()},
-		g.names.Group, before, token, ttl.Milliseconds(), g.shards, g.names.NotifyChannel(), g.belongs()).Slice()
+	n := g.names
+	res, err := dispatchLeaseScript.Run(ctx, g.client,
+		[]string{n.Stream, n.DispatchLease(), n.Dispatched(), n.Acked(), n.Recreations(), n.Database(), n.Pending(), n.Shards(), n.Paused()},
+		n.Group, before, token, ttl.Milliseconds(), g.shards, n.NotifyChannel(), g.belongs()).Slice()
 	if err != nil {
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
 	}
-	if res[0].(int64) == 0 {
-		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond}, nil
-	}
-	if res[0].(int64) == 2 {
+	switch res[0].(int64) {
+	case 0:
+		last, err := idOrZero(res[2].(string))
+		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond, After: last}, failure("acquire the dispatch lease", err)
+	case 2:
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", serverError(fmt.Sprintf("DATABASE the fleet works with another database: %v", res[1])))
+	case 3:
+		return protocol.DispatchLease{}, &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
+			"acquire the dispatch lease: this instance counts %d shards and the fleet %v; start it with SHARDS=%v", g.shards, res[1], res[1])}
 	}
 	after, err := telemetry.ParseEntryID(res[1].(string))
-	if err != nil {
-		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
+	return protocol.DispatchLease{
+		Acquired: true, Paused: res[4].(int64) == 1, After: after, Pending: int(res[3].(int64)),
+		GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2,
+	}, failure("acquire the dispatch lease", err)
+}
+
+// idOrZero parses an ID that may be missing.
+func idOrZero(text string) (telemetry.EntryID, error) {
+	if text == "" {
+		return telemetry.EntryID{}, nil
 	}
-	// Asked after the acquisition, so that a number pinned under an earlier
-	// lease is seen.
-	if err := g.checkShards(ctx); err != nil {
-		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
-	}
-	paused, err := g.Paused(ctx)
-	if err != nil {
-		return protocol.DispatchLease{}, errors.Join(err, g.ReleaseDispatchLease(ctx, token))
-	}
-	return protocol.DispatchLease{Acquired: true, Paused: paused, After: after, Pending: int(res[3].(int64)), GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2}, nil
+	return telemetry.ParseEntryID(text)
 }
 
 //go:embed release.lua

@@ -3,22 +3,25 @@
 --
 -- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] last ID dispatched
 -- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations   KEYS[6] the fleet's database
--- KEYS[7] hash of the lengths of queues
+-- KEYS[7] hash of the lengths of queues   KEYS[8] number of shards of the fleet
+-- KEYS[9] there while dispatching is paused
 -- ARGV[1] group    ARGV[2] token of the lease before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
 -- ARGV[5] number of shards   ARGV[6] notification channel   ARGV[7] our database, '' for any
 --
--- Reply: {0, milliseconds left to the holder}, or until the fleet's database is known
+-- Reply: {0, milliseconds left to the holder, last ID dispatched or ''}, or until the
+--         fleet's database is known
 --     or {2, the fleet's database}, which is not ours
+--     or {3, the fleet's number of shards}, which is not ours; the lease is free then
 --     or {1, last-delivered ID, what was done: 1 the group was created, 2 its
 --         last-delivered ID was set back to where dispatching had left it, 0 neither,
---         entries pending in the group}
+--         entries pending in the group, 1 if dispatching is paused}
 --
 -- The group is created here and nowhere else, always at 0: no dispatch that was
 -- based on the old group succeeds under the new token.
 if ARGV[7] ~= '' then
   local fleet = redis.call('get', KEYS[6])
-  if not fleet then return {0, 50} end
+  if not fleet then return {0, 50, ''} end
   if string.match(fleet, '^%S+') ~= ARGV[7] then return {2, fleet} end
 end
 local holder = redis.call('get', KEYS[2])
@@ -26,8 +29,15 @@ if holder and holder ~= ARGV[2] then
   -- A server whose clock stepped back keeps a dead holder's lease for that much
   -- longer. A valid lease never ends later than this, so LT changes nothing.
   redis.call('pexpire', KEYS[2], ARGV[4], 'LT')
-  return {0, redis.call('pttl', KEYS[2])}
+  return {0, redis.call('pttl', KEYS[2]), redis.call('get', KEYS[3]) or ''}
 end
+-- Dispatching by an earlier number of shards would break the order of devices.
+local shards = redis.call('get', KEYS[8])
+if shards and shards ~= ARGV[5] then
+  redis.call('del', KEYS[2])
+  return {3, shards}
+end
+local paused = redis.call('exists', KEYS[9])
 redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])
 
 local g = find_group(KEYS[1], ARGV[1])
@@ -38,10 +48,10 @@ if g then
   local last, dispatched = g['last-delivered-id'], redis.call('get', KEYS[3])
   if dispatched and after(last, dispatched) then
     redis.call('xgroup', 'setid', KEYS[1], ARGV[1], dispatched)
-    return {1, dispatched, 2, g['pending']}
+    return {1, dispatched, 2, g['pending'], paused}
   end
   redis.call('set', KEYS[3], last)
-  return {1, last, 0, g['pending']}
+  return {1, last, 0, g['pending'], paused}
 end
 local before = redis.call('get', KEYS[3])
 redis.call('del', KEYS[3], KEYS[7])
@@ -69,4 +79,4 @@ redis.call('rpush', KEYS[5], cjson.encode({
   entries = entries, removed = read, first = first, last = last}))
 redis.call('ltrim', KEYS[5], -100, -1)
 redis.call('publish', ARGV[6], 'group')
-return {1, '0-0', 1, 0}
+return {1, '0-0', 1, 0, paused}

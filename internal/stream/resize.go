@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -30,15 +29,6 @@ func (g *Group) PinnedShards(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	return n, failure("read the number of shards", err)
-}
-
-func (g *Group) checkShards(ctx context.Context) error {
-	n, err := g.PinnedShards(ctx)
-	if err != nil || n == 0 || n == g.shards {
-		return err
-	}
-	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
-		"acquire the dispatch lease: this instance counts %d shards and the fleet %d; start it with SHARDS=%d", g.shards, n, n)}
 }
 
 // ForgetMarks removes the acked marks: another number of shards makes other
