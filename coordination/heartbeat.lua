@@ -5,10 +5,21 @@
 -- ARGV[1] incarnation   ARGV[2] heartbeat   ARGV[3] time to live in milliseconds   ARGV[4] identity
 -- KEYS[3] the fleet's database
 -- ARGV[5] our database, '' for any   ARGV[6] its address   ARGV[7] '1' to enter it where none is entered
+-- ARGV[8] the server it is on, of a member that joins; else, and where it is not known, ''
 -- Reply: {'', ''}
 --     or {'held', heartbeat of another incarnation that has the identity}
 --     or {'database', identity and address of the fleet's database, which is not ours}
+--     or {'copy', another member, its address} which has our database on another server
 --     or {'unknown', ''} where the fleet's database is not entered and was not to be
+if ARGV[8] ~= '' then
+  for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
+    local text = identity ~= ARGV[4] and redis.call('get', KEYS[2] .. ':' .. identity)
+    local beat = text and cjson.decode(text)
+    if beat and beat['database'] == ARGV[5] and beat['server'] and beat['server'] ~= ARGV[8] then
+      return {'copy', identity, beat['postgres'] or ''}
+    end
+  end
+end
 if ARGV[5] ~= '' then
   local fleet = redis.call('get', KEYS[3])
   if not fleet then

@@ -55,6 +55,7 @@ type Member struct {
 	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"`      // which its shards wait for, the first ones
 	Database      string             `json:"database,omitempty"`       // identity of its database
 	Postgres      string             `json:"postgres,omitempty"`       // and address
+	Server        string             `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
 	Refusal       *protocol.Refusal  `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
 	Usage
 }
@@ -99,6 +100,9 @@ type Database struct {
 	Created  bool   // by this process: the fleet is new
 	Postgres string // address
 	Redis    string // address
+	// Server returns which server and database that address leads to, "" while it is
+	// not known. Nil is never known.
+	Server func() string
 }
 
 // databaseError says that the fleet works with another database than ours.
@@ -115,6 +119,23 @@ func (e *databaseError) Error() string {
 
 // ExitCode returns that of a bad configuration.
 func (e *databaseError) ExitCode() int { return 3 }
+
+// copyError says that a live member works with our database on another server: one
+// of the two is a copy.
+type copyError struct {
+	Ours   Database
+	Member string
+	Theirs string // address
+}
+
+func (e *copyError) Error() string {
+	return fmt.Sprintf("%s, of the fleet on Redis at %s, works with the database %s at %s, and POSTGRES_URL here, %s, leads to a copy of it on another server "+
+		"(or that one does): correct POSTGRES_URL or REDIS_URL of whichever is not meant. If the database was moved, stop every instance before the first one starts with the new address",
+		e.Member, e.Ours.Redis, e.Ours.ID, e.Theirs, e.Ours.Postgres)
+}
+
+// ExitCode returns that of a bad configuration.
+func (e *copyError) ExitCode() int { return 3 }
 
 // WorkStatus is the progress that a heartbeat reports, sampled at each beat.
 type WorkStatus struct {
@@ -230,15 +251,29 @@ var errDatabaseUnknown = errors.New("the fleet's database is not entered in Redi
 //
 // Where Redis does not know the fleet's database, as after a flush, members enter
 // it again within a beat, and a joining member leaves it to them for one TTL.
+//
+// While a live member works with the same database on another server, Join waits for
+// it to end, or to follow a failover, and then fails with a copyError.
 func (r *Membership) join(ctx context.Context) error {
 	var first *Member
-	var unknown time.Time
+	var unknown, copied time.Time
 	var quiet lograte.Limit
 	for {
-		holder, err := r.beat(ctx)
+		holder, err := r.beat(ctx, true)
+		if !isCopyError(err) {
+			copied = time.Time{}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case isCopyError(err):
+			if copied.IsZero() {
+				copied = time.Now()
+				r.log.Warn("a member works with the same database on another server; waiting for its heartbeat to expire or follow", "err", err)
+			}
+			if time.Since(copied) > 2*r.cfg.MemberTTL {
+				return err
+			}
 		case isDatabaseError(err):
 			return err
 		case errors.Is(err, errDatabaseUnknown):
@@ -299,7 +334,7 @@ func (r *Membership) Run(ctx context.Context) error {
 func (r *Membership) heartbeatRound(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.MemberTTL/2)
 	defer cancel()
-	holder, err := r.beat(ctx)
+	holder, err := r.beat(ctx, false)
 	if err == nil && holder != nil {
 		return &identityError{Instance: r.cfg.Instance, Holder: *holder}
 	}
@@ -357,14 +392,22 @@ func (r *Membership) eligibleKey() string {
 // rowLocksTold bounds the locks in a heartbeat, since each carries a query.
 const rowLocksTold = 16
 
-func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
+// beat renews the heartbeat; the first one, joining, looks at those of other members.
+func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, err error) {
 	v, locks := r.workStatus(), r.rowLocks()
 	r.mu.Lock()
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards, r.self.ShardFinished = v.InFlight, v.Progress, v.CallsReturned, v.Shards, v.ShardFinished
 	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
 	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
-	r.self.SinkDown = 0
+	r.self.SinkDown, r.self.Server = 0, ""
+	if r.database.Server != nil {
+		r.self.Server = r.database.Server()
+	}
+	server := ""
+	if joining {
+		server = r.self.Server
+	}
 	if !r.sinkDown.IsZero() {
 		r.self.SinkDown = time.Since(r.sinkDown)
 	}
@@ -379,7 +422,7 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 	}
 	reply, err := beatScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix, r.keys.Database},
 		r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds(), r.cfg.Instance,
-		r.database.ID, r.database.Postgres, enter).StringSlice()
+		r.database.ID, r.database.Postgres, enter, server).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("beat: %w", err)
 	}
@@ -389,6 +432,8 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 		return nil, nil //nolint:nilnil // no other holder
 	case "database":
 		return nil, &databaseError{Ours: r.database, Fleet: reply[1]}
+	case "copy":
+		return nil, &copyError{Ours: r.database, Member: reply[1], Theirs: reply[2]}
 	case "unknown":
 		return nil, errDatabaseUnknown
 	}
@@ -402,6 +447,11 @@ func (r *Membership) beat(ctx context.Context) (holder *Member, err error) {
 func isDatabaseError(err error) bool {
 	_, other := errors.AsType[*databaseError](err)
 	return other
+}
+
+func isCopyError(err error) bool {
+	_, copied := errors.AsType[*copyError](err)
+	return copied
 }
 
 func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
@@ -456,7 +506,7 @@ func (r *Membership) announce(ctx context.Context) error {
 	r.mu.Lock()
 	r.self.Leaving = true
 	r.mu.Unlock()
-	_, err := r.beat(ctx)
+	_, err := r.beat(ctx, false)
 	wakeUp(r.wake)
 	return err
 }

@@ -139,7 +139,7 @@ func (d postgresDeps) identify(ctx context.Context) error {
 	d.Group.Belong(d.Identity.ID())
 	d.Membership.Belong(coordination.Database{
 		ID: d.Identity.ID(), Created: created,
-		Postgres: fault.PostgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(),
+		Postgres: fault.PostgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(), Server: d.Identity.Server,
 	})
 	return nil
 }

@@ -23,9 +23,9 @@ const (
 
 // Identity is the database that this process started with. A connection to another
 // one fails, and no shard and no term is acquired there, so that a commit there is
-// never acknowledged. A copy of the database has the same identity and is not
-// distinguished from it.
-type Identity struct{ id atomic.Pointer[string] }
+// never acknowledged. A copy of the database has the same identity: Server tells
+// the two apart where they are used at the same time.
+type Identity struct{ id, server atomic.Pointer[string] }
 
 // NewIdentity returns an identity that is not known yet.
 func NewIdentity() *Identity { return &Identity{} }
@@ -37,6 +37,22 @@ func (i *Identity) ID() string {
 	}
 	return *i.id.Load()
 }
+
+// Server returns which server and database the last connection led to: the cluster's
+// system identifier and the database's number in it, "" while unknown. A standby that is
+// promoted has those of its primary; what was dumped and restored elsewhere has others.
+func (i *Identity) Server() string {
+	if i == nil || i.server.Load() == nil {
+		return ""
+	}
+	return *i.server.Load()
+}
+
+// whereSQL needs a privilege that every role has unless it was revoked.
+const whereSQL = `
+select concat(s.system_identifier, '/', d.oid)
+from pg_control_system() s, pg_database d
+where d.datname = current_database()`
 
 // ForeignError reports that a database belongs to another fleet, or is not the one
 // that this process started with.
@@ -92,6 +108,14 @@ where d.name = $1
 	if known := i.ID(); known != "" && known != id {
 		return created, i.another(id)
 	}
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return created, failure(op, err)
+	}
+	defer conn.Release()
+	if err := i.seeServer(ctx, conn.Conn().PgConn()); err != nil {
+		return created, failure(op, err)
+	}
 	i.id.Store(&id)
 	return created, nil
 }
@@ -129,6 +153,20 @@ func (i *Identity) connected(ctx context.Context, conn *pgconn.PgConn) error {
 	if found != i.ID() {
 		return i.another(found)
 	}
+	return i.seeServer(ctx, conn)
+}
+
+// seeServer notes which server answers; it stays unknown where the role may not ask.
+func (i *Identity) seeServer(ctx context.Context, conn *pgconn.PgConn) error {
+	results, err := conn.Exec(ctx, whereSQL).ReadAll()
+	if _, denied := errors.AsType[*pgconn.PgError](err); denied {
+		return nil
+	}
+	if err != nil || len(results) != 1 || len(results[0].Rows) != 1 {
+		return err
+	}
+	server := string(results[0].Rows[0][0])
+	i.server.Store(&server)
 	return nil
 }
 
