@@ -35,6 +35,7 @@ func (w *worker) commitLoop(ctx context.Context) error {
 func (w *worker) commit(ctx context.Context, b *batch) committed {
 	c := committed{batch: b, seq: b.seq, entries: b.entries, apart: b.apart}
 	content := b.write()
+	content.Shards = w.cfg.Shards
 	held := false
 	defer func() {
 		if held {

@@ -414,12 +414,18 @@ type Stretch struct {
 	To    int   // the first one behind, or len(Fixes)
 	First bool  // Fixes begin with the device's first one
 	Last  bool  // and end with its newest
+
+	Known  bool  // what was between From and To before
+	Old    []Fix // is this
+	Enough bool  // no more fixes are read: fences that need them are left out
+	Beyond bool  // what lies behind To is derived, too, as far as it is settled
 }
 
 // Derived is what counts in a stretch. Of fences with held borders it may begin before
 // From and end behind To.
 type Derived struct {
 	Before, Behind bool // more fixes are needed
+	Left           bool // fences were left out that need them
 	Crossings      []Crossing
 	held           map[string]reach
 	other          reach
@@ -428,6 +434,9 @@ type Derived struct {
 // reach is from which device time of the later fix, itself not included, and up to
 // which one crossings are derived.
 type reach struct{ fromUS, toUS int64 }
+
+// nowhere is where nothing is derived.
+var nowhere = reach{math.MaxInt64, never}
 
 func (r reach) holds(us int64) bool { return us > r.fromUS && us <= r.toUS }
 
@@ -453,6 +462,10 @@ func (d *Derived) Bounds() (fromUS, toUS int64) {
 	return fromUS, toUS
 }
 
+// ThroughUS returns up to which device time of a later fix, from the window on, all is
+// derived.
+func (d *Derived) ThroughUS() int64 { return d.other.toUS }
+
 // Derive returns what counts in a stretch: between From and To, and of fences with held
 // borders from the last fix up to From to the first from To on at which they are settled.
 // What lies beyond is a function of the fixes there.
@@ -467,13 +480,17 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 	if len(t.Fixes) == 0 {
 		return d
 	}
-	// A change may be open that a fence far away made, and count with one of these fixes.
-	d.Before = s.Held() && !t.First && t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS-s.dwellUS
+	t.Known = t.Known && t.From >= 0 && t.To < len(t.Fixes)
+	// A change may be open that a fence far away made, and count with one of these fixes;
+	// with To, if these fixes come and go without meeting that fence.
+	if s.Held() && !t.First && !t.Known && t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS-s.dwellUS {
+		d.Before, d.Left = !t.Enough, t.Enough
+	}
 	raw := make([][]Crossing, len(t.Fixes)) // of fences with held borders, by later fix
 	var groups []int32
-	var buf []Crossing
+	var buf, plain, old []Crossing
 	for i := range t.Fixes {
-		prev, between := t.Fixes[max(i-1, 0)], i > t.From && i <= t.To
+		prev, between := t.Fixes[max(i-1, 0)], i > t.From && (i <= t.To || t.Beyond)
 		near := len(groups)
 		if s.Held() {
 			groups = s.touched(groups, prev, t.Fixes[i])
@@ -491,7 +508,7 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 			case s.versions[c.Fence].held:
 				raw[i] = append(raw[i], c)
 			case between:
-				d.Crossings = append(d.Crossings, c)
+				plain = append(plain, c)
 			}
 		}
 		if n := len(groups); n > 64 {
@@ -499,28 +516,64 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 			groups = slices.Compact(groups)
 		}
 	}
+	if t.Known && s.Held() {
+		prev := t.Fixes[t.From]
+		for _, f := range append(slices.Clip(t.Old), t.Fixes[t.To]) {
+			groups = s.touched(groups, prev, f)
+			old = s.Crossings(old, prev, f, maxGap)
+			prev = f
+		}
+	}
 	slices.Sort(groups)
 	for _, g := range slices.Compact(groups) {
-		s.deriveHeld(&d, &t, g, raw)
+		s.deriveHeld(&d, &t, g, raw, old)
+	}
+	if t.Beyond && t.To < len(t.Fixes) {
+		d.other.toUS = math.MaxInt64
+		if !t.Last {
+			d.other.toUS = t.Fixes[len(t.Fixes)-1].TimeUS
+		}
+		for _, r := range d.held {
+			if r != nowhere {
+				d.other.toUS = min(d.other.toUS, r.toUS)
+			}
+		}
+	}
+	for i := range plain {
+		if d.other.holds(plain[i].LaterUS) {
+			d.Crossings = append(d.Crossings, plain[i])
+		}
 	}
 	return d
 }
 
 // deriveHeld derives what counts of one fence with a held border.
-func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing) {
+func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, old []Crossing) {
 	r := reach{never, math.MaxInt64}
 	h := s.newHold(group, t.Fixes[0], t.First)
+	id := s.versions[h.versions[0]].fence.ID
+	d.held[id] = nowhere
+	if s.undisturbed(t, group, raw, old) {
+		return
+	}
 	from := h.settled() && t.From >= 0
 	if from {
 		r.fromUS = t.Fixes[0].TimeUS
 	}
+	settled := int64(never) // the last fix from To on
 	for i := 1; i < len(t.Fixes); i++ {
 		h.step(t.Fixes[i], s.of(raw[i], group))
-		if i <= t.From && h.settled() {
+		if !h.settled() {
+			continue
+		}
+		if i <= t.From {
 			from, r.fromUS = true, t.Fixes[i].TimeUS
 		}
+		if i >= t.To {
+			settled = t.Fixes[i].TimeUS
+		}
 	}
-	d.Before = d.Before || !from && !t.First
+	before, behind := !from && !t.First, false
 	if t.To < len(t.Fixes) {
 		f := s.newHold(group, t.Fixes[t.To], false)
 		to := t.To
@@ -528,16 +581,47 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing) 
 			f.step(t.Fixes[to+1], s.of(raw[to+1], group))
 		}
 		switch {
+		case t.Beyond && t.Last:
 		case f.settled():
 			r.toUS = t.Fixes[to].TimeUS
-		case !t.Last:
-			d.Behind = true
+			if t.Beyond {
+				r.toUS = max(r.toUS, settled)
+			}
+		default:
+			behind = !t.Last
 		}
 	}
-	d.held[s.versions[h.versions[0]].fence.ID] = r
+	if before || behind {
+		d.Before, d.Behind = d.Before || before && !t.Enough, d.Behind || behind && !t.Enough
+		d.Left = d.Left || t.Enough
+		return
+	}
+	d.held[id] = r
 	for _, c := range h.crossings {
 		if r.holds(c.LaterUS) {
 			d.Crossings = append(d.Crossings, c)
 		}
 	}
+}
+
+// undisturbed reports whether what changed does nothing to a fence with a held border,
+// whatever is open there: neither way from From to To crosses the true border or goes
+// beyond the margin and back within it, and both are under one version. What else a fix
+// between them decides, To does.
+func (s *Set) undisturbed(t *Stretch, group int32, raw [][]Crossing, old []Crossing) bool {
+	if !t.Known || len(s.of(old, group)) > 0 {
+		return false
+	}
+	for _, list := range raw[t.From+1 : t.To+1] {
+		if len(s.of(list, group)) > 0 {
+			return false
+		}
+	}
+	from, to := t.Fixes[t.From], t.Fixes[t.To]
+	h := s.newHold(group, from, false)
+	if to.TimeUS >= h.untilUS {
+		return false
+	}
+	return !h.marginal() || h.beyond(from) || h.beyond(to) ||
+		!slices.ContainsFunc(t.Fixes[t.From+1:t.To], h.beyond) && !slices.ContainsFunc(t.Old, h.beyond)
 }

@@ -150,6 +150,82 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 	require.Greater(t, crossings, 2000)
 }
 
+// rest returns what counts where a stretch derives nothing, in one order.
+func rest(d *geofence.Derived, list []geofence.Crossing) (out []string) {
+	for _, c := range list {
+		if !d.Complete(c.FenceID, c.LaterUS) {
+			out = append(out, fmt.Sprintf("%+v", c))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Where it is known what was there before, a stretch derives less: the rest is what it
+// was. With enough read it leaves fences out, and says so. And it derives what lies
+// behind as far as it says.
+func TestAStretchDerivesWhatMayHaveChanged(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 23))
+	var less, rested, left, beyond int
+	for range 6000 {
+		set, refused := geofence.NewSet(heldFences(r))
+		require.Empty(t, refused)
+		fixes := heldTrack(r)
+		var old []geofence.Fix
+		from, to := 1+r.IntN(len(fixes)), 0
+		to = min(from+r.IntN(6), len(fixes))
+		var between []geofence.Fix
+		for _, f := range fixes[from:to] {
+			if r.IntN(3) == 0 {
+				between = append(between, f)
+			}
+		}
+		old = slices.Concat(fixes[:from], between, fixes[to:])
+		was, is := walked(set, old), walked(set, fixes)
+		begin, end := from-1, min(to, len(fixes)-1)
+		rounds := r.IntN(8)
+		enough := func() bool { return rounds < 4 }
+		for s := (geofence.Stretch{Known: true, Old: between}); ; rounds++ {
+			s.Fixes, s.From, s.To, s.First, s.Last = fixes[begin:end+1], from-1-begin, to-begin, begin == 0, end == len(fixes)-1
+			s.Enough = enough()
+			d := set.Derive(s, heldGap)
+			if d.Before || d.Behind {
+				require.False(t, s.Enough, "seed %d", seed)
+				begin, end = max(0, begin-1-r.IntN(3)), min(len(fixes)-1, end+1+r.IntN(3))
+				continue
+			}
+			require.Equal(t, complete(&d, is), complete(&d, d.Crossings), "seed %d, %+v", seed, s)
+			if d.Left {
+				left++
+				break
+			}
+			require.Equal(t, rest(&d, was), rest(&d, is), "seed %d, %+v", seed, s)
+			rested += len(rest(&d, is))
+			s.Known, s.Beyond = false, true
+			further := set.Derive(s, heldGap)
+			if further.Before || further.Behind {
+				less++
+				break
+			}
+			require.Equal(t, complete(&further, is), complete(&further, further.Crossings), "seed %d, %+v", seed, s)
+			if to < len(fixes) && further.ThroughUS() > fixes[to].TimeUS {
+				beyond++
+			}
+			for _, c := range is {
+				if c.LaterUS > fixes[from-1].TimeUS && c.LaterUS <= further.ThroughUS() {
+					require.True(t, further.Complete(c.FenceID, c.LaterUS), "seed %d, %+v", seed, s)
+				}
+			}
+			break
+		}
+	}
+	t.Logf("seed %d: %d crossings that were not derived again, %d stretches that needed less, %d with fences left out, %d derived beyond", seed, rested, less, left, beyond)
+	require.Greater(t, less, 300)
+	require.Greater(t, left, 300)
+	require.Greater(t, beyond, 300)
+}
+
 // What Between says of a way counts is what one pass over the whole track finds there,
 // unless it says that only more fixes show that.
 func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {

@@ -37,6 +37,8 @@ type Batch struct {
 	// Undecided are the devices of which the rule on jumps may take fresh records
 	// or their neighbours away. The transaction derives their crossings.
 	Undecided []string
+	// Shards is how many the fleet has.
+	Shards int
 	// Rules that the crossings were derived by. A transaction with an outdated
 	// fence version does not commit.
 	Rules Rules

@@ -188,7 +188,7 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			then := &pgx.Batch{}
 			if rules.Fences.Len() > 0 {
 				list := windows(records[i:i+1], stored, nil, rules)
-				found, err := tracks(c, list, rules, inTx(ctx, sub), inTx(ctx, sub), nil)
+				found, err := tracks(c, list, rules, inTx(ctx, sub), inTx(ctx, sub), nil, heldLimit)
 				if err != nil {
 					return err
 				}

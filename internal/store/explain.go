@@ -173,7 +173,7 @@ where stream = $1
 		crossings := set.Track(nil, fixes, d.pins.MaxGap, first)
 		if set.Held() && e.Later != nil { // other fixes decide, too
 			w := window{device: device, lo: e.Later.UnixMicro(), hi: e.Later.UnixMicro()}
-			found, err := tracks(c, []window{w}, protocol.Rules{Fences: &protocol.Fences{Set: set}, Eligibility: d.pins.Eligibility, MaxGap: d.pins.MaxGap}, ask, ask, nil)
+			found, err := tracks(c, []window{w}, protocol.Rules{Fences: &protocol.Fences{Set: set}, Eligibility: d.pins.Eligibility, MaxGap: d.pins.MaxGap}, ask, ask, nil, 0)
 			if err != nil {
 				return err
 			}

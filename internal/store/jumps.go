@@ -17,22 +17,32 @@ import (
 // how many jumps lie between those is not bounded, and they are read in pages.
 
 // jumpsFirst and jumpsAtOnce are how many fixes of a track are read beyond its
-// ends, at first, which nearly always is enough, and then; heldFirst is how many
-// are at first where borders are held still.
+// ends, at first, which nearly always is enough, and then. HeldFirst and heldAtOnce are
+// how many are at first and at most where borders are held still, and heldLimit how many
+// a transaction may read of one device for that; a request derives what needs more.
 const (
 	jumpsFirst  = 4
 	jumpsAtOnce = 5000
 	heldFirst   = 32
+	heldAtOnce  = 250_000
+	heldLimit   = 5000
 )
 
 // widenTracks makes tracks reach as far beyond their windows as what they yield depends on:
 // with a rule on jumps to fixes that take part, and with held borders to where these
 // are settled. It leaves out the fixes that take no part, and moves the windows to
 // what changed.
-func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, found []track) error {
+func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, found []track, limit int) error {
 	wide := make([]reach, len(list))
+	added := make(map[string][]int64)
+	for _, w := range list {
+		added[w.device] = append(added[w.device], w.added...)
+	}
+	for _, of := range added {
+		slices.Sort(of)
+	}
 	for i := range found {
-		wide[i] = reach{track: &found[i], top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after}
+		wide[i] = reach{track: &found[i], top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after, added: added[list[i].device]}
 		if found[i].before {
 			wide[i].known++
 		}
@@ -52,27 +62,16 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 		}
 	}
 	if rules.Eligibility.MaxSpeed > 0 {
-		for i := range wide {
-			found[i].jumps = wide[i].newJumps()
+		for begin, end := 0, 0; begin < len(list); begin = end {
+			for end < len(list) && list[end].device == list[begin].device {
+				end++
+			}
+			found[begin].jumps = newJumps(wide[begin:end])
 		}
 	}
 	if rules.Fences.Held() {
-		// Each round derives all that was read: rounds that grow keep that linear.
-		for most, more := heldFirst, true; more; most *= 8 {
-			for i := range wide {
-				wide[i].derive(rules)
-			}
-			more = false
-			for d, enough := range map[direction]func(*reach) bool{
-				backward: func(r *reach) bool { return r.derived == nil || !r.derived.Before },
-				forward:  func(r *reach) bool { return r.derived == nil || !r.derived.Behind },
-			} {
-				some, err := extendWhere(c, list, d, most, rules, far, own, wide, enough)
-				if err != nil {
-					return err
-				}
-				more = more || some
-			}
+		if err := settleHeld(c, list, rules, far, own, wide, limit); err != nil {
+			return err
 		}
 	}
 	for i := range wide {
@@ -84,6 +83,48 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 		}
 	}
 	return nil
+}
+
+// settleHeld derives what counts of fences with held borders, and reads for it what that
+// takes.
+func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, wide []reach, limit int) error {
+	before := make([]int, len(wide))
+	for i := range wide {
+		before[i] = len(wide[i].fixes)
+	}
+	// Each round derives all that was read: rounds that grow keep that linear.
+	for most := heldFirst; ; most = min(8*most, heldAtOnce) {
+		would := make(map[string]int) // be read of a device with the next round
+		for i := range wide {
+			would[list[i].device] += len(wide[i].fixes) - before[i]
+			if !wide[i].settled() {
+				would[list[i].device] += 2 * most
+			}
+		}
+		more := false
+		for i := range wide {
+			if r := &wide[i]; !r.settled() {
+				r.derive(rules, limit > 0 && would[list[i].device] > limit)
+				more = more || !r.settled()
+			}
+		}
+		if !more {
+			return nil
+		}
+		for d, enough := range map[direction]func(*reach) bool{
+			backward: func(r *reach) bool { return r.settled() || !r.derived.Before },
+			forward:  func(r *reach) bool { return r.settled() || !r.derived.Behind },
+		} {
+			if _, err := extendWhere(c, list, d, most, rules, far, own, wide, enough); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// settled reports whether what counts was derived, if anything was to be.
+func (r *reach) settled() bool {
+	return r.tried && (r.derived == nil || !r.derived.Before && !r.derived.Behind)
 }
 
 // extendWhere reads more on one side of those tracks that do not hold enough there, and
@@ -108,11 +149,13 @@ func extendWhere(c cuts, list []window, d direction, most int, rules protocol.Ru
 // reach is a track with more and more of what lies around it.
 type reach struct {
 	*track
-	top         int  // km/h
-	known       int  // fixes before the window
-	behind      int  // and behind it
-	first, last bool // it begins with the first fix of the device, ends with the newest
-	from, to    int  // of the fixes, what counts
+	top         int     // km/h
+	known       int     // fixes before the window
+	behind      int     // and behind it
+	first, last bool    // it begins with the first fix of the device, ends with the newest
+	from, to    int     // of the fixes, what counts
+	added       []int64 // to the device, in order; nil if that is not known
+	tried       bool
 }
 
 // takesPart reports whether a fix does, as far as its neighbours that are known tell.
@@ -122,27 +165,48 @@ func (r *reach) takesPart(i int) bool {
 		i+1 < len(r.fixes) && geofence.Plausible(r.fixes[i], r.fixes[i+1], r.top)
 }
 
-// newJumps is how many more of the fixes of the window and next to it are jumps than were
-// without the window.
-func (r *reach) newJumps() (n int) {
-	jump := func(of *reach, i int) int {
-		if i > 0 && i+1 < len(of.fixes) && !of.takesPart(i) {
-			return 1
+// newJumps is how many more fixes of a device are jumps than were before its windows
+// changed: of those in the windows and next to them, each once.
+func newJumps(windows []reach) int {
+	is, was := make(map[int64]bool), make(map[int64]bool)
+	for i := range windows {
+		r := &windows[i]
+		if r.added == nil || len(r.fixes) == 0 {
+			continue
 		}
-		return 0
+		lo, hi := r.fixes[max(r.known-1, 0)].TimeUS, r.fixes[min(len(r.fixes)-r.behind, len(r.fixes)-1)].TimeUS
+		r.jumpsBetween(lo, hi, is)
+		r.previous().jumpsBetween(lo, hi, was)
 	}
-	end := len(r.fixes) - r.behind
-	for i := r.known - 1; i <= end; i++ {
-		n += jump(r, i)
-	}
-	before := &reach{track: &track{fixes: slices.Concat(r.fixes[:r.known], r.fixes[end:])}, top: r.top, first: r.first, last: r.last}
-	return max(0, n-jump(before, r.known-1)-jump(before, r.known))
+	return max(0, len(is)-len(was))
 }
 
-// derive derives what counts, as far as the fixes known allow.
-func (r *reach) derive(rules protocol.Rules) {
-	t := geofence.Stretch{From: r.known - 1, First: r.first, Last: r.last}
+func (r *reach) jumpsBetween(lo, hi int64, found map[int64]bool) {
+	for i, f := range r.fixes {
+		ends := i == 0 && r.first || i == len(r.fixes)-1 && r.last
+		if f.TimeUS >= lo && f.TimeUS <= hi && !ends && !r.takesPart(i) {
+			found[f.TimeUS] = true
+		}
+	}
+}
+
+// previous is the track without what was added to it.
+func (r *reach) previous() *reach {
+	was := &reach{track: &track{}, top: r.top, first: r.first, last: r.last}
+	for _, f := range r.fixes {
+		if _, added := slices.BinarySearch(r.added, f.TimeUS); !added {
+			was.fixes = append(was.fixes, f)
+		}
+	}
+	return was
+}
+
+// derive derives what counts, as far as the fixes known allow. With enough, no more will
+// be.
+func (r *reach) derive(rules protocol.Rules, enough bool) {
+	t := geofence.Stretch{From: r.known - 1, First: r.first, Last: r.last, Enough: enough, Beyond: r.added == nil}
 	from, to := r.known-1, len(r.fixes)-r.behind
+	r.tried = true
 	if r.top > 0 {
 		r.begins()
 		r.ends()
@@ -164,11 +228,38 @@ func (r *reach) derive(rules protocol.Rules) {
 		}
 		t.Fixes = append(t.Fixes, f)
 	}
+	if t.From >= 0 && t.To < len(t.Fixes) {
+		t.Old, t.Known = r.old(t.Fixes[t.From], t.Fixes[t.To])
+	}
 	d := rules.Fences.Derive(t, rules.MaxGap)
-	r.derived, r.begin = &d, math.MaxInt64
+	r.derived, r.begin, r.later = &d, math.MaxInt64, 0
+	for _, f := range t.Fixes[min(t.To, len(t.Fixes)):] {
+		if f.TimeUS <= d.ThroughUS() {
+			r.later++
+		}
+	}
 	if len(t.Fixes) > 0 {
 		r.begin = t.Fixes[0].TimeUS
 	}
+}
+
+// old returns what took part between two fixes before the window changed, if that is
+// known.
+func (r *reach) old(from, to geofence.Fix) (between []geofence.Fix, known bool) {
+	if r.added == nil {
+		return nil, false
+	}
+	was, ends := r.previous(), 0
+	for i, f := range was.fixes {
+		switch {
+		case !was.takesPart(i):
+		case f == from, f == to:
+			ends++
+		case f.TimeUS > from.TimeUS && f.TimeUS < to.TimeUS:
+			between = append(between, f)
+		}
+	}
+	return between, ends == 2
 }
 
 // begins finds the nearest fix before the window and its neighbour that takes part;

@@ -30,13 +30,31 @@ func TestAJumpIsCountedOnceItIsOne(t *testing.T) {
 			slices.Sort(times)
 		}
 		counted := 0
-		for _, at := range times {
-			f := geofence.Fix{TimeUS: at * second, Latitude: 48, Longitude: rapid.SampledFrom([]float64{11, 11, 11, -11, 60}).Draw(t, "longitude")}
+		for len(times) > 0 {
+			// One transaction, whose records make windows with whatever lies between.
+			var list []window
+			for n := rapid.IntRange(1, min(3, len(times))).Draw(t, "at once"); n > 0; n-- {
+				list = append(list, window{lo: times[0], hi: times[0], added: []int64{times[0] * second}})
+				times = times[1:]
+			}
+			slices.SortFunc(list, func(a, b window) int { return int(a.lo - b.lo) })
 			before := jumpsOf(have)
-			i, _ := slices.BinarySearchFunc(have, f.TimeUS, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
-			have = slices.Insert(have, i, f)
-			r := &reach{track: &track{fixes: have}, top: top, known: i, behind: len(have) - i - 1, first: true, last: true}
-			n := r.newJumps()
+			var added []int64
+			for _, w := range list {
+				f := geofence.Fix{TimeUS: w.lo * second, Latitude: 48, Longitude: rapid.SampledFrom([]float64{11, 11, 11, -11, 60}).Draw(t, "longitude")}
+				i, _ := slices.BinarySearchFunc(have, f.TimeUS, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
+				have, added = slices.Insert(have, i, f), append(added, f.TimeUS)
+			}
+			if len(list) > 1 && rapid.Bool().Draw(t, "joined") {
+				list = []window{{lo: list[0].lo, hi: list[len(list)-1].hi}}
+			}
+			var of []reach
+			for _, w := range list {
+				known, _ := slices.BinarySearchFunc(have, w.lo*second, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
+				end, _ := slices.BinarySearchFunc(have, w.hi*second+1, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
+				of = append(of, reach{track: &track{fixes: have}, top: top, known: known, behind: len(have) - end, first: true, last: true, added: added})
+			}
+			n := newJumps(of)
 			require.Equal(t, max(0, jumpsOf(have)-before), n, "%v", have)
 			counted += n
 		}

@@ -52,6 +52,7 @@ const ofDevice = `device_id = w.device_id
 type window struct {
 	device string
 	lo, hi int64
+	added  []int64 // device times of what was added to a known track; nil if that is not known
 }
 
 // windows joins new positions of a device that are close in time: of records those
@@ -59,11 +60,11 @@ type window struct {
 func windows(records []telemetry.Record, stored []bool, fresh []telemetry.Record, rules protocol.Rules) []window {
 	var list []window
 	for i := range fresh {
-		list = append(list, window{device: fresh[i].DeviceID, lo: fresh[i].TimeUS, hi: fresh[i].TimeUS})
+		list = append(list, windowOf(&fresh[i]))
 	}
 	for i := range records {
 		if r := &records[i]; stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
-			list = append(list, window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS})
+			list = append(list, windowOf(r))
 		}
 	}
 	slices.SortFunc(list, func(a, b window) int {
@@ -72,12 +73,16 @@ func windows(records []telemetry.Record, stored []bool, fresh []telemetry.Record
 	joined := list[:0]
 	for _, w := range list {
 		if n := len(joined); n > 0 && joined[n-1].device == w.device && w.lo-joined[n-1].hi <= joinWithin.Microseconds() {
-			joined[n-1].hi = w.hi
+			joined[n-1].hi, joined[n-1].added = w.hi, append(joined[n-1].added, w.hi)
 			continue
 		}
 		joined = append(joined, w)
 	}
 	return joined
+}
+
+func windowOf(r *telemetry.Record) window {
+	return window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS, added: []int64{r.TimeUS}}
 }
 
 // undecided are the fresh records of which the transaction derives the crossings.
@@ -154,13 +159,15 @@ type track struct {
 	derived *geofence.Derived
 	begin   int64
 	jumps   int // that were none before the window changed
+	later   int // fixes behind the window for which all is derived, too
 }
 
 // tracks reads the fixes of windows. Near looks into their heaps and a few more
 // on either side; a neighbour that is not there is looked for by far, which may
 // not see what this transaction wrote: written is that of it which is no part of
-// the windows.
-func tracks(c cuts, list []window, all protocol.Rules, near, far ask, written []telemetry.Record) ([]track, error) {
+// the windows. With a limit, that many fixes of a device are read at most for borders
+// that are held still.
+func tracks(c cuts, list []window, all protocol.Rules, near, far ask, written []telemetry.Record, limit int) ([]track, error) {
 	rules, wider := all.Eligibility, all.Eligibility.MaxSpeed > 0 || all.Fences.Held()
 	found := make([]track, len(list))
 	var ahead, behind []distant
@@ -196,7 +203,7 @@ func tracks(c cuts, list []window, all protocol.Rules, near, far ask, written []
 		}
 	}
 	if wider {
-		return found, widenTracks(c, list, all, far, own, found)
+		return found, widenTracks(c, list, all, far, own, found, limit)
 	}
 	return found, nil
 }

@@ -110,7 +110,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 	}
 	s := step{
 		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)),
-		ask: within(ctx, q.writer.pool, limit, q.writer.timeout),
+		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
 	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
 	switch o.Request.Kind {
@@ -289,6 +289,7 @@ type step struct {
 	stream string
 	fixes  int64
 	ask    ask
+	far    ask // beyond the windows, which smaller windows do not make less
 }
 
 // recompute reads the tracks of windows until enough positions were read: those
@@ -347,9 +348,20 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		}
 	}
 	rules := s.o.Rules
-	found, err := tracks(s.c, windows, rules, s.ask, s.ask, nil)
+	found, err := tracks(s.c, windows, rules, s.ask, s.far, nil, 0)
 	if err != nil {
 		return false, nil, err
+	}
+	if p.AfterUS != nil { // what was read behind the last piece is not read again
+		if d := found[len(found)-1].derived; d != nil {
+			p.Fixes += int64(found[len(found)-1].later)
+			if through := d.ThroughUS(); through < to {
+				p.AfterUS = new(max(*p.AfterUS, through))
+			} else {
+				p.AfterUS = nil
+				p.Devices++
+			}
+		}
 	}
 	return done, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
 		changed, err := recompute(ctx, tx, windows, found, rules, then)

@@ -170,12 +170,15 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		}
 		if b.Rules.Fences.Len() > 0 {
 			list := windows(records, out.Stored, undecided(b), b.Rules)
-			found, err := tracks(c, list, b.Rules, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh)
+			found, err := tracks(c, list, b.Rules, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh, heldLimit)
 			if err != nil {
 				return out, err
 			}
 			for i := range found {
 				out.Jumps += found[i].jumps
+				if d := found[i].derived; d != nil && d.Left {
+					queueRest(rest, w.scope, telemetry.ShardOf(list[i].device, b.Shards), list[i], w.member)
+				}
 			}
 			out.Corrected, err = recompute(ctx, conn, list, found, b.Rules, rest)
 			if err != nil {
