@@ -19,6 +19,7 @@ BENCH ?= .
 FROM ?= 1
 SEEDS ?= 20
 WORLD ?= plain
+WORLDS := partitioned hypertable pooled encrypted crowded impatient limited neighbours
 # Runs of each benchmark in bench-compare.
 COUNT ?= 6
 FUZZTIME ?= 30s
@@ -89,9 +90,13 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s): make fuzz FUZZTIME=5m
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: nightly
-nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, the process tests on a partitioned table, poison at full size
+nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, the process tests and chaos in every world, poison at full size
 	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
-	@TEST_WORLD=partitioned $(WITH_SERVERS) go test -race -count=1 -timeout 60m ./internal/e2e
+	@failed=; for world in $(WORLDS); do \
+		echo "in the world $$world:"; \
+		test $$world = crowded || TEST_WORLD=$$world $(WITH_SERVERS) go test -race -count=1 -timeout 60m ./internal/e2e || failed="$$failed $$world"; \
+		bin/loadtest run chaos --json --slack 4 --world $$world || failed="$$failed $$world"; \
+	done; test -z "$$failed" || { echo "failed worlds:$$failed" >&2; exit 1; }
 	@bin/loadtest run poison --entries 100000 --json
 
 .PHONY: check

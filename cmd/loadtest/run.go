@@ -72,7 +72,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	flags.StringArrayVar(&f.cfg.Env, "env", nil, "further `NAME=value` for the instances; may be repeated")
 	flags.StringVar(&f.cfg.RedisURL, "redis-url", "", "use this Redis")
 	flags.StringVar(&f.cfg.PostgresURL, "postgres-url", "", "use this Postgres; the tables of the service hold no rows")
-	flags.Var(&f.cfg.World, "world", "what the private Postgres has already: plain, partitioned or hypertable")
+	flags.Var(&f.cfg.World, "world", "what the private servers are like: "+aboutWorlds())
 	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "kill, freeze and cut off also on servers that were named")
 	flags.IntVar(&f.cfg.Plan.Instances, "instances", 0, "instances at the start")
 	flags.IntVar(&f.cfg.Plan.Devices, "devices", 0, "devices of the fleet")
@@ -91,10 +91,23 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	return cmd
 }
 
+func aboutWorlds() string {
+	var about []string
+	for _, w := range devenv.Worlds() {
+		about = append(about, fmt.Sprintf("%s (%s)", w, w.About()))
+	}
+	return strings.Join(about, ", ") + "; or turn, one of them by the seed"
+}
+
 func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err error) {
 	ctx, notes := cmd.Context(), cmd.ErrOrStderr()
 	if f.cfg.Seed == 0 {
 		f.cfg.Seed = seedOfTheDay(time.Now())
+	}
+	f.cfg.World = f.cfg.World.By(f.cfg.Seed)
+	if err := f.cfg.World.Missing(); err != nil {
+		_, _ = fmt.Fprintf(notes, "SKIPPED: the world %s: %v\n", f.cfg.World, err)
+		return nil
 	}
 	if f.keep == "" {
 		var done func(error) error
@@ -136,7 +149,7 @@ func runScenario(cmd *cobra.Command, s scenarios.Scenario, f runFlags) (err erro
 	stream.LogDriver(f.cfg.Log)
 	view := newView(notes, s.Name)
 	f.cfg.Show = view.show
-	_, _ = fmt.Fprintf(notes, "%s, seed %d: %s\n", s.Name, f.cfg.Seed, s.About)
+	_, _ = fmt.Fprintf(notes, "%s, seed %d, world %s: %s\n", s.Name, f.cfg.Seed, f.cfg.World, s.About)
 	result, err := scenarios.Run(ctx, s, f.cfg)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -25,6 +28,9 @@ type Options struct {
 	Redis    bool // start a Redis server
 	Postgres bool // start a Postgres server
 
+	// World adds what instances meet in it, see Env.Instances and Env.Environ.
+	World World
+
 	RedisArgs    []string // added to redis-server's command line, e.g. "--maxmemory", "100mb"
 	PostgresArgs []string // added to postgres' command line, e.g. "-c", "max_connections=20"
 }
@@ -33,6 +39,11 @@ type Options struct {
 type Env struct {
 	Redis    *Server // nil if not asked for
 	Postgres *Server // nil if not asked for
+	Pooler   *Server // before Postgres; nil in most worlds
+
+	world   World
+	tls     certificates
+	tlsPort int // of Redis; 0 in most worlds
 
 	dir       string
 	dog       *watchdog
@@ -50,13 +61,14 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 		defer cancel()
 	}
 	var kinds []kind
-	var missing []error
+	missing := []error{opts.World.Missing()}
+	world := opts.World.spec()
 	if opts.Redis {
-		k, err := findRedis(opts.RedisArgs)
+		k, err := findRedis(slices.Concat(world.redis, opts.RedisArgs))
 		kinds, missing = append(kinds, k), append(missing, err)
 	}
 	if opts.Postgres {
-		k, err := findPostgres(opts.PostgresArgs)
+		k, err := findPostgres(slices.Concat(world.postgres, opts.PostgresArgs))
 		kinds, missing = append(kinds, k), append(missing, err)
 	}
 	if err := errors.Join(missing...); err != nil {
@@ -75,15 +87,24 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	env := &Env{dir: dir, dog: dog}
+	env := &Env{dir: dir, dog: dog, world: opts.World}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, env.Close())
 		}
 	}()
 
-	starts, ctx := errgroup.WithContext(ctx)
+	if world.tls {
+		if env.tls, err = makeCertificates(dir, user); err != nil {
+			return nil, err
+		}
+		if env.tlsPort, err = FreePort(); err != nil {
+			return nil, err
+		}
+	}
+	starts, starting := errgroup.WithContext(ctx)
 	for _, k := range kinds {
+		k = env.encrypt(k)
 		server := newServer(k, dir, user, dog)
 		switch k.(type) {
 		case redisKind:
@@ -91,12 +112,70 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 		case postgresKind:
 			env.Postgres = server
 		}
-		starts.Go(func() error { return server.create(ctx) })
+		starts.Go(func() error { return server.create(starting) })
 	}
 	if err := starts.Wait(); err != nil {
 		return nil, err
 	}
+	if world.pooled && env.Postgres != nil {
+		program, err := findPgBouncer()
+		if err != nil {
+			return nil, err
+		}
+		env.Pooler = newServer(poolerKind{program, env.Postgres.Port()}, dir, user, dog)
+		if err := env.Pooler.create(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return env, nil
+}
+
+// encrypt has a server offer TLS, too, in a world that has it.
+func (e *Env) encrypt(k kind) kind {
+	if e.tlsPort == 0 {
+		return k
+	}
+	switch s := k.(type) {
+	case redisKind:
+		s.args = append(slices.Clip(s.args), e.tls.redisArgs(strconv.Itoa(e.tlsPort))...)
+		return s
+	case postgresKind:
+		s.args = append(slices.Clip(s.args), e.tls.postgresArgs()...)
+		return s
+	}
+	return k
+}
+
+// RedisFor returns how instances reach Redis.
+func (e *Env) RedisFor() string {
+	if e.tlsPort == 0 {
+		return e.Redis.URL()
+	}
+	return fmt.Sprintf("rediss://127.0.0.1:%d/0", e.tlsPort)
+}
+
+// PostgresFor returns how instances reach a database of Postgres.
+func (e *Env) PostgresFor(database string) (string, error) {
+	u, err := url.Parse(database)
+	if err != nil {
+		return "", fmt.Errorf("parse database URL: %w", withoutURL(err))
+	}
+	if e.Pooler != nil {
+		u.Host = e.Pooler.Addr()
+	}
+	if e.tlsPort != 0 {
+		u.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {e.tls.ca}}.Encode()
+	}
+	return u.String(), nil
+}
+
+// Environ returns further variables of instances.
+func (e *Env) Environ() []string {
+	environ := e.world.spec().environ
+	if e.tlsPort != 0 {
+		environ = append(slices.Clip(environ), "SSL_CERT_FILE="+e.tls.ca)
+	}
+	return environ
 }
 
 // Dir returns the folder that holds all data of the environment.
@@ -110,7 +189,7 @@ func (e *Env) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*stopTimeout)
 		defer cancel()
 		var stops errgroup.Group
-		for _, s := range []*Server{e.Redis, e.Postgres} {
+		for _, s := range []*Server{e.Pooler, e.Redis, e.Postgres} {
 			if s != nil {
 				stops.Go(func() error { return s.dispose(ctx) })
 			}

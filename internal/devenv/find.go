@@ -71,6 +71,22 @@ func findRedisServer() (string, error) {
 	return "", &MissingError{Program: "redis-server", Package: "redis-server"}
 }
 
+// findTimescale finds the extension beside the Postgres that would be started.
+func findTimescale() error {
+	bin, err := findPostgresBin()
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(filepath.Join(bin, "pg_config"), "--sharedir").Output()
+	if err == nil {
+		_, err = os.Stat(filepath.Join(strings.TrimSpace(string(out)), "extension", "timescaledb.control"))
+	}
+	if err != nil {
+		return &MissingError{Program: "TimescaleDB", Package: "timescaledb-2-postgresql"}
+	}
+	return nil
+}
+
 // newestFirst expands the pattern and sorts by the version number in the path.
 func newestFirst(pattern string) []string {
 	paths, err := filepath.Glob(pattern)

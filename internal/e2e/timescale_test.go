@@ -32,7 +32,7 @@ func hypertable(t *testing.T, setup ...string) (*servicetest.Deployment, *pgx.Co
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{
 		Redis: true, Postgres: true,
-		PostgresArgs: append(devenv.Hypertable.PostgresArgs(), "-c", "max_connections=100", "-c", "max_locks_per_transaction=64"),
+		World: devenv.Hypertable, PostgresArgs: []string{"-c", "max_connections=100", "-c", "max_locks_per_transaction=64"},
 	})
 	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry:teltonika", Group: "processor"}
 	conn, err := pgx.Connect(t.Context(), dep.PostgresURL)

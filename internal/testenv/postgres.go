@@ -48,11 +48,10 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 		w = spec.world
 	}
 	var server string
-	if w == devenv.Hypertable {
-		if why := noHypertables(); why != "" {
-			tb.Skip(why)
-		}
-		server = process.timescale.use(tb, "", devenv.Options{Postgres: true, PostgresArgs: w.PostgresArgs()}, nil)
+	reach := func(database string) (string, error) { return database, nil }
+	if w.Private() {
+		env := process.private.of(tb, w)
+		server, reach = env.Postgres.URL(), env.PostgresFor
 	} else {
 		server = process.postgres.use(tb, postgresVariable, devenv.Options{Postgres: true}, checkPostgres)
 	}
@@ -68,6 +67,9 @@ func Postgres(tb testing.TB, opts ...PostgresOption) string {
 	}
 	name := "test_" + unique()
 	made, err := createDatabase(ctx, server, name, template)
+	if err == nil {
+		made, err = reach(made)
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -110,7 +112,10 @@ func (t *templates) get(ctx context.Context, server string, w devenv.World, spec
 	if err != nil {
 		return "", err
 	}
-	if err = w.Prepare(ctx, made); err == nil {
+	if w != devenv.Neighbours { // which every test's database has anyway
+		_, err = w.Prepare(ctx, made)
+	}
+	if err == nil {
 		err = spec.build(ctx, made)
 	}
 	if err == nil {

@@ -45,14 +45,21 @@ type RedisCorner struct {
 // Redis gives the test names of its own.
 func Redis(tb testing.TB) *RedisCorner {
 	tb.Helper()
-	url := process.redis.use(tb, redisVariable, devenv.Options{Redis: true}, claimRedis)
+	var url, reach string
+	if w := World(tb); w.Private() {
+		env := process.private.of(tb, w)
+		url, reach = env.Redis.URL(), env.RedisFor()
+	} else {
+		url = process.redis.use(tb, redisVariable, devenv.Options{Redis: true}, claimRedis)
+		reach = url
+	}
 	opts, err := devenv.RedisOptions(redisVariable, url)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	token := unique()
 	corner := &RedisCorner{
-		URL:    url,
+		URL:    reach,
 		Token:  token,
 		Stream: "test-" + token + ":telemetry",
 		Group:  "group-" + token,

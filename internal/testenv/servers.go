@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ const setupTimeout = 2 * time.Minute
 // process is what the tests of one process share: a process has one main.
 var process struct {
 	redis, postgres shared
-	timescale       shared // Postgres with TimescaleDB
+	private         privateServers
 	templates       templates
 	world           devenv.World // set while the tests run in one after the other
 }
@@ -56,12 +57,17 @@ func (s *shared) find(variable string, opts devenv.Options, check func(ctx conte
 	s.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 		defer cancel()
-		if s.url = os.Getenv(variable); s.url != "" {
+		if s.url = os.Getenv(variable); variable != "" && s.url != "" {
 			s.err = check(ctx, s.url)
 			return
 		}
 		if s.env, s.err = devenv.Start(ctx, opts); s.err != nil {
 			return
+		}
+		for _, v := range s.env.Environ() {
+			if name, file, _ := strings.Cut(v, "="); name == "SSL_CERT_FILE" { // tests use Redis themselves
+				s.err = errors.Join(s.err, os.Setenv(name, file))
+			}
 		}
 		if opts.Redis {
 			s.url = s.env.Redis.URL()
@@ -126,7 +132,7 @@ type runner struct {
 // Run is called by goleak.
 func (r runner) Run() int {
 	code := r.run()
-	if err := errors.Join(process.templates.drop(), process.redis.close(), process.postgres.close(), process.timescale.close()); err != nil {
+	if err := errors.Join(process.templates.drop(), process.redis.close(), process.postgres.close(), process.private.close()); err != nil {
 		fmt.Fprintln(os.Stderr, "testenv: clean up:", err)
 		return max(code, 1)
 	}

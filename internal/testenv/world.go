@@ -1,12 +1,13 @@
 package testenv
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
+	"time"
 
-	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
 	"github.com/trmtracking/processor/internal/devenv"
@@ -25,7 +26,23 @@ func World(tb testing.TB) devenv.World {
 	if err != nil {
 		tb.Fatalf("%s: %v", WorldVariable, err)
 	}
+	if w == devenv.Turn {
+		y, m, d := time.Now().UTC().Date()
+		day := uint64(y*10000 + int(m)*100 + d)
+		if w = devenv.Turn.By(day); w == devenv.Crowded { // tests run side by side
+			w = devenv.Turn.By(day + 1)
+		}
+	}
 	return w
+}
+
+// Environ returns the variables of instances in the world of the test.
+func Environ(tb testing.TB) []string {
+	tb.Helper()
+	if w := World(tb); w.Private() {
+		return process.private.of(tb, w).Environ()
+	}
+	return nil
 }
 
 // worldNamed reports whether the world of all tests was chosen.
@@ -46,7 +63,7 @@ func SameInEveryWorld(tb testing.TB) {
 func MainInEveryWorld(m *testing.M, ignore ...goleak.Option) {
 	r := runner{tests: m}
 	if os.Getenv(WorldVariable) == "" {
-		r.worlds = devenv.Worlds()
+		r.worlds = devenv.Heaps()
 	}
 	goleak.VerifyTestMain(r, ignore...)
 }
@@ -59,11 +76,9 @@ func (r runner) run() (code int) {
 		if i > 0 && process.postgres.url == "" {
 			break // no test that was chosen has a database
 		}
-		if w == devenv.Hypertable {
-			if why := noHypertables(); why != "" {
-				fmt.Printf("SKIPPED: the world %s: %s\n", w, why)
-				continue
-			}
+		if err := w.Missing(); err != nil {
+			fmt.Printf("SKIPPED: the world %s: %v\n", w, err)
+			continue
 		}
 		fmt.Printf("in the world %s:\n", w)
 		process.world = w
@@ -72,25 +87,35 @@ func (r runner) run() (code int) {
 	return code
 }
 
-// noHypertables returns why the server of the tests could have none.
-func noHypertables() string {
-	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
-	defer cancel()
-	process.postgres.find(postgresVariable, devenv.Options{Postgres: true}, checkPostgres)
-	if process.postgres.err != nil {
-		return process.postgres.err.Error()
+// privateServers are those of the worlds that take servers of their own.
+type privateServers struct {
+	mu   sync.Mutex
+	envs map[devenv.World]*shared
+}
+
+// of returns both servers of a world, which a test asks for.
+func (p *privateServers) of(tb testing.TB, w devenv.World) *devenv.Env {
+	tb.Helper()
+	if err := w.Missing(); err != nil {
+		tb.Skipf("SKIPPED: the world %s: %v", w, err)
 	}
-	conn, err := pgx.Connect(ctx, process.postgres.url)
-	if err != nil {
-		return err.Error()
+	p.mu.Lock()
+	if p.envs == nil {
+		p.envs = make(map[devenv.World]*shared)
 	}
-	defer func() { _ = conn.Close(ctx) }()
-	var there bool
-	if err := conn.QueryRow(ctx, "select exists (select from pg_available_extensions where name = 'timescaledb')").Scan(&there); err != nil {
-		return err.Error()
+	s := p.envs[w]
+	if s == nil {
+		s = &shared{}
+		p.envs[w] = s
 	}
-	if !there {
-		return "Postgres has no extension timescaledb"
+	p.mu.Unlock()
+	s.use(tb, "", devenv.Options{Redis: true, Postgres: true, World: w}, nil)
+	return s.env
+}
+
+func (p *privateServers) close() (err error) {
+	for _, s := range p.envs {
+		err = errors.Join(err, s.close())
 	}
-	return ""
+	return err
 }

@@ -70,7 +70,11 @@ func (l *Cluster) Start(n int) (*Instance, error) {
 }
 
 func (l *Cluster) proxies() (redis, postgres *devenv.Proxy, err error) {
-	to, err := addrOf(l.Servers.RedisURL, "6379")
+	redisURL, postgresURL, err := l.Servers.Reached()
+	if err != nil {
+		return nil, nil, err
+	}
+	to, err := addrOf(redisURL, "6379")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -81,7 +85,7 @@ func (l *Cluster) proxies() (redis, postgres *devenv.Proxy, err error) {
 	if redis, err = devenv.NewProxyAt(host, to); err != nil {
 		return nil, nil, err
 	}
-	if to, err = addrOf(l.Servers.PostgresURL, "5432"); err == nil {
+	if to, err = addrOf(postgresURL, "5432"); err == nil {
 		postgres, err = devenv.NewProxyAt(host, to)
 	}
 	if err != nil {

@@ -79,7 +79,7 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 		}
 	}()
 	if o.RedisURL == "" {
-		options := devenv.Options{Redis: true, Postgres: true, PostgresArgs: o.World.PostgresArgs()}
+		options := devenv.Options{Redis: true, Postgres: true, World: o.World}
 		if o.Durable {
 			options.RedisArgs = []string{"--appendfsync", "always"}
 		}
@@ -87,8 +87,8 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 		if err != nil {
 			return nil, fmt.Errorf("start servers: %w", err)
 		}
-		g.RedisURL, g.PostgresURL = g.Env.Redis.URL(), g.Env.Postgres.URL()
-		if err := o.World.Prepare(ctx, g.PostgresURL); err != nil {
+		g.RedisURL = g.Env.Redis.URL()
+		if g.PostgresURL, err = o.World.Prepare(ctx, g.Env.Postgres.URL()); err != nil {
 			return nil, err
 		}
 	} else {
@@ -129,8 +129,16 @@ func (g *Servers) Connect(ctx context.Context) (err error) {
 	if g.DLQReader, err = stream.NewDeadLetters(looking, where, g.deadLetters()); err != nil {
 		return fmt.Errorf("connect to Redis: %w", err)
 	}
+	had := ""
 	g.FillRedis = func(ctx context.Context, full bool) error {
-		limit := "0"
+		if had == "" {
+			now, err := looking.ConfigGet(ctx, "maxmemory").Result()
+			if err != nil {
+				return err
+			}
+			had = now["maxmemory"]
+		}
+		limit := had
 		if full {
 			limit = "1mb"
 		}
@@ -195,8 +203,10 @@ func (g *Servers) recomputes() string { return g.Stream + ":recompute" }
 // Environ returns the variables that lead an instance to the servers, through
 // proxies where there are some.
 func (g *Servers) Environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, error) {
-	redisURL, postgresURL := g.RedisURL, g.PostgresURL
-	var err error
+	redisURL, postgresURL, err := g.Reached()
+	if err != nil {
+		return nil, err
+	}
 	if redisProxy != nil {
 		if redisURL, err = redisProxy.URL(redisURL); err != nil {
 			return nil, err
@@ -207,13 +217,26 @@ func (g *Servers) Environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, er
 			return nil, err
 		}
 	}
-	return []string{
+	environ := []string{
 		"REDIS_URL=" + redisURL, "POSTGRES_URL=" + postgresURL,
 		"REDIS_TELEMETRY_STREAM=" + g.Stream, "REDIS_CONSUMER_GROUP=" + g.Group,
 		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.recomputes(),
 		fmt.Sprintf("SHARDS=%d", Shards),
 		"DLQ_RETRY_DELAYS=10s", // all attempts are over before patience is
-	}, nil
+	}
+	if g.Env != nil {
+		environ = append(environ, g.Env.Environ()...)
+	}
+	return environ, nil
+}
+
+// Reached returns how instances reach both servers, without proxies.
+func (g *Servers) Reached() (redisURL, postgresURL string, err error) {
+	if g.Env == nil {
+		return g.RedisURL, g.PostgresURL, nil
+	}
+	postgresURL, err = g.Env.PostgresFor(g.PostgresURL)
+	return g.Env.RedisFor(), postgresURL, err
 }
 
 // addrOf returns the host and port of a server that a proxy can stand before.

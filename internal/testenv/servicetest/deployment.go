@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func (dep *Deployment) Environ(settings ...string) []string {
 		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group,
 		"METRICS_HOST=127.0.0.1", "METRICS_PORT=0", "LOG_FORMAT=json",
 		"MEMBER_TTL=3s", "LEADER_TTL=2s",
-	}, settings...)
+	}, slices.Concat(testenv.Environ(dep.T), settings)...)
 }
 
 // Run starts an instance.
