@@ -56,21 +56,23 @@ create table if not exists loadtest.timing_changes (
   same boolean not null
 );
 
-create table if not exists loadtest.disk (
-  is_full boolean not null
+create table if not exists loadtest.refusal (
+  code text not null
 );
 
-insert into loadtest.disk
-select false
-where not exists (select from loadtest.disk);
+insert into loadtest.refusal
+select ''
+where not exists (select from loadtest.refusal);
 
 create or replace function loadtest.note_commit()
 returns trigger
 language plpgsql
 as $$
+declare
+  refused text := (select code from loadtest.refusal);
 begin
-  if (select is_full from loadtest.disk) then
-    raise exception using errcode = 'disk_full', message = 'could not extend file: no space left on device (a load test)';
+  if refused <> '' then
+    raise exception using errcode = refused, message = 'refused by a load test';
   end if;
   insert into loadtest.commits (xid, session)
   values (pg_current_xact_id()::xid, current_setting('application_name'));
@@ -148,11 +150,18 @@ func (o *Observer) Dated(ctx context.Context) (bool, error) {
 	return on, wrapped("ask for track_commit_timestamp", err)
 }
 
-// FillDisk has every commit that stores positions fail as on a full disk, or no
+// How statements that store positions can be refused.
+const (
+	DiskFull = "53100"
+	TimedOut = "57014"
+	Raised   = "P0001" // by a trigger of the platform
+)
+
+// Refuse has every statement that stores positions fail with a code, or with "" no
 // longer.
-func (o *Observer) FillDisk(ctx context.Context, full bool) error {
-	_, err := o.pool.Exec(ctx, `update loadtest.disk set is_full = $1`, full)
-	return wrapped("fill the disk", err)
+func (o *Observer) Refuse(ctx context.Context, code string) error {
+	_, err := o.pool.Exec(ctx, `update loadtest.refusal set code = $1`, code)
+	return wrapped("refuse positions", err)
 }
 
 // LockShard locks the row of a shard, as another program might, until unlock.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/rare"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -29,6 +30,7 @@ func chaos() Scenario {
 		Reaches: []rare.Branch{
 			rare.Fenced, rare.OutcomeUnknown, rare.SetAside, rare.DispatchRefused, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired,
 			rare.ShardLost, rare.Redelivered, rare.SilentMember, rare.ServerChanged, rare.Probed, rare.LetterWaits,
+			rare.Swept, rare.Halved, rare.Bisected, rare.RefusalWaits,
 		},
 		run: func(ctx context.Context, r *run) error {
 			if err := r.begin(ctx); err != nil {
@@ -187,7 +189,12 @@ func (r *run) serverActs() []act {
 		err = testbed.Pause(ctx, between(dice, time.Second, 4*time.Second))
 		return errors.Join(err, unlock(context.WithoutCancel(ctx)))
 	}})
-	for _, t := range r.outages() {
+	acts = append(acts, act{"entries of a foreign consumer", 2, time.Second, func(ctx context.Context, dice *rand.Rand) error {
+		n, err := r.environment.Estrange(ctx, int64(1+dice.IntN(50)))
+		r.mark(-1, "%d entries of a foreign consumer", n)()
+		return err
+	}})
+	for _, t := range append(r.outages(), r.refusing("every row is refused", observer.Raised), r.refusing("statements time out", observer.TimedOut)) {
 		acts = append(acts, act{t.name, 1, 5 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			defer r.mark(-1, "%s", t.name)()
 			if err := t.begin(ctx); err != nil {

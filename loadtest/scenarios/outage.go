@@ -7,6 +7,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -62,13 +63,6 @@ func (r *run) outages() []trouble {
 		}
 	}
 	redis, postgres := r.environment.Env.Redis, r.environment.Env.Postgres
-	full := func(name string, fill func(context.Context, bool) error) trouble {
-		return trouble{
-			name,
-			func(ctx context.Context) error { return fill(ctx, true) },
-			func(ctx context.Context) error { return fill(ctx, false) },
-		}
-	}
 	atOnce := func(f func() error) func(context.Context) error { return func(context.Context) error { return f() } }
 	return []trouble{
 		{"Redis stops", redis.Stop, redis.Start},
@@ -77,9 +71,21 @@ func (r *run) outages() []trouble {
 		{"Postgres stops", postgres.Stop, postgres.Start},
 		{"Postgres is killed", atOnce(postgres.Kill), postgres.Start},
 		{"Postgres is frozen", atOnce(postgres.Pause), atOnce(postgres.Resume)},
-		full("Redis is full", r.environment.FillRedis),
-		full("the disk of Postgres is full", r.environment.Observer.FillDisk),
+		{
+			"Redis is full",
+			func(ctx context.Context) error { return r.environment.FillRedis(ctx, true) },
+			func(ctx context.Context) error { return r.environment.FillRedis(ctx, false) },
+		},
+		r.refusing("the disk of Postgres is full", observer.DiskFull),
 	}
+}
+
+// refusing has Postgres refuse what is stored.
+func (r *run) refusing(name, code string) trouble {
+	refuse := func(code string) func(context.Context) error {
+		return func(ctx context.Context) error { return r.environment.Observer.Refuse(ctx, code) }
+	}
+	return trouble{name, refuse(code), refuse("")}
 }
 
 // everywhere does the same to the proxies of all instances.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,10 +56,13 @@ type Servers struct {
 	Marked    func(ctx context.Context) (func(device string, timeUS int64) bool, error)
 	Dated     bool // commits have times
 	FillRedis func(ctx context.Context, full bool) error
-	unlink    func(ctx context.Context, keys []string) error
-	found     observer.Found // on a named Postgres
-	prepared  bool           // something of ours is on the named servers
-	closers   []func() error
+	// Estrange makes some of the oldest entries, which are done, pending under a consumer
+	// that is no shard, as one that died long ago leaves them. It returns how many.
+	Estrange func(ctx context.Context, most int64) (int, error)
+	unlink   func(ctx context.Context, keys []string) error
+	found    observer.Found // on a named Postgres
+	prepared bool           // something of ours is on the named servers
+	closers  []func() error
 }
 
 // Options says which servers to use.
@@ -143,6 +147,26 @@ func (g *Servers) Connect(ctx context.Context) (err error) {
 			limit = "1mb"
 		}
 		return looking.ConfigSet(ctx, "maxmemory", limit).Err()
+	}
+	g.Estrange = func(ctx context.Context, most int64) (n int, err error) {
+		old, err := looking.XRangeN(ctx, g.Stream, "-", "+", most).Result()
+		if err != nil || len(old) == 0 {
+			return 0, err
+		}
+		pending, err := looking.Do(ctx, "xpending", g.Stream, g.Group, "-", old[len(old)-1].ID, most).Slice()
+		if err != nil {
+			return 0, err
+		}
+		claim := []any{"xclaim", g.Stream, g.Group, "stranger", 0}
+		for _, m := range old {
+			if !slices.ContainsFunc(pending, func(p any) bool { return p.([]any)[0] == m.ID }) {
+				claim, n = append(claim, m.ID), n+1
+			}
+		}
+		if n == 0 {
+			return 0, nil
+		}
+		return n, looking.Do(ctx, append(claim, "idle", time.Hour.Milliseconds(), "force", "justid")...).Err()
 	}
 	g.unlink = func(ctx context.Context, keys []string) error { return looking.Unlink(ctx, keys...).Err() }
 	pool, err := store.Open(ctx, store.Config{
