@@ -24,6 +24,7 @@ type VerifyConfig struct {
 	MinSatellites  int
 	MaxSpeed       int
 	MaxCrossingGap time.Duration
+	DroppedBefore  time.Time // retention dropped positions with device times before; zero is none
 }
 
 // Check returns the problems that no retry can fix.
@@ -70,5 +71,8 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	}
 	seen.Crossings = g.Crossings(ctx)
 	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxSpeed: cfg.MaxSpeed, MaxCrossingGap: cfg.MaxCrossingGap}
+	if !cfg.DroppedBefore.IsZero() {
+		seen.DroppedUS = cfg.DroppedBefore.UnixMicro()
+	}
 	return o.Judge(seen)
 }

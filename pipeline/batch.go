@@ -26,6 +26,7 @@ type batch struct {
 	outOfOrder []int32                   // indexes of deltas with records out of order; seal derives their crossings
 	unsettled  []int32                   // indexes of deltas of which other fixes decide; the transaction derives their crossings
 	open       map[*device]geofence.Open // the worker's, see state
+	bereft     map[*device]struct{}      // likewise
 	undecided  []string                  // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
@@ -185,7 +186,13 @@ func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 
 // unsettle leaves the crossings of a device's fresh records to the transaction.
 func (b *batch) unsettle(touch int32) {
-	if t := &b.deltas[touch]; !t.unsettled && b.decided() {
+	if b.decided() {
+		b.undecide(touch)
+	}
+}
+
+func (b *batch) undecide(touch int32) {
+	if t := &b.deltas[touch]; !t.unsettled {
 		t.unsettled = true
 		b.unsettled = append(b.unsettled, touch)
 	}
@@ -209,6 +216,10 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 		b.outOfOrder = append(b.outOfOrder, t.touch)
 	}
 	held := b.rules.Fences.Held()
+	if _, bereft := b.bereft[t.device]; bereft && t.base.TimeUS == never {
+		b.undecide(t.touch)
+		b.keepOpen(t.device, b.unknown(r.TimeUS))
+	}
 	if t.outOfOrder || t.unsettled && !held {
 		return
 	}

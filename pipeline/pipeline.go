@@ -47,6 +47,8 @@ type Sink interface {
 type History interface {
 	LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
 		found func(i int, last geofence.Fix)) error
+	// Crossed calls found for each device of which a crossing is recorded.
+	Crossed(ctx context.Context, devices []string, found func(i int)) error
 }
 
 // fenceLoader reads the fences. Invalid ones are skipped and reported.

@@ -67,6 +67,9 @@ type state struct {
 	// open are devices of which something may count, though nothing more happens.
 	// Without a fence with a dwell there are none.
 	open map[*device]geofence.Open
+	// bereft are devices without a position that crossings are recorded of: only the
+	// tables know where they were.
+	bereft map[*device]struct{}
 }
 
 const blockSize = 1024
@@ -75,7 +78,7 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open),
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open), bereft: make(map[*device]struct{}),
 	}
 }
 
@@ -122,6 +125,7 @@ func (s *state) learn(id string, shard int, last geofence.Fix) *device {
 	d.size &^= used
 	d.shard, d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, false
 	d.moveTo(last)
+	delete(s.bereft, d)
 	return d
 }
 
@@ -173,6 +177,7 @@ func (s *state) drop(slot int32) {
 		delete(s.slots, hash)
 	}
 	delete(s.open, d)
+	delete(s.bereft, d)
 	*d = device{}
 	s.free = append(s.free, slot)
 	s.len--

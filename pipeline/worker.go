@@ -449,7 +449,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		now := time.Now()
 		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
 		b.due = now.Add(maxBatchWait(age, w.cfg.BatchMaxAge))
-		b.rules, b.open = w.rules(), w.state.open
+		b.rules, b.open, b.bereft = w.rules(), w.state.open, w.state.bereft
 	}
 	if cap(w.records) < len(p.entries) {
 		w.records = make([]decoded, len(p.entries))
@@ -514,9 +514,22 @@ func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 		w.state.learn(id, shard, geofence.Fix{TimeUS: never})
 	}
 	defer w.callsReturned.Add(1)
-	return w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, last geofence.Fix) {
+	err := w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, last geofence.Fix) {
 		w.state.find(cold[i], shard).moveTo(last)
 	})
+	if err != nil || w.fences.now().Len() == 0 {
+		return err
+	}
+	var nowhere []string
+	for _, id := range cold {
+		if w.state.find(id, shard).watermark == never {
+			nowhere = append(nowhere, id)
+		}
+	}
+	if len(nowhere) == 0 {
+		return nil
+	}
+	return w.history.Crossed(ctx, nowhere, func(i int) { w.state.bereft[w.state.find(nowhere[i], shard)] = struct{}{} })
 }
 
 // finish releases the entries of an acknowledged batch.

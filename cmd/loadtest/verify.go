@@ -47,10 +47,11 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 					DeadLettered int64 `json:"dead_lettered"`
 					Pending      int64 `json:"pending"`
 					Lost         int64 `json:"lost"`
+					Dropped      int64 `json:"dropped"`
 					Mismatches   int64 `json:"mismatches"`
 					Crossings    int64 `json:"crossings"`
 					Good         bool  `json:"good"`
-				}{a.Entries, a.Stored, a.Duplicates, a.DeadLettered, a.Pending, a.Lost, a.Mismatches, report.Crossings, report.Good()})
+				}{a.Entries, a.Stored, a.Duplicates, a.DeadLettered, a.Pending, a.Lost, a.Dropped, a.Mismatches, report.Crossings, report.Good()})
 			} else {
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s entries: %s stored, %s duplicates, %s dead letters, %s pending, %s lost; %s mismatches; %s crossings as they must be\n",
 					cli.Thousands(a.Entries), cli.Thousands(a.Stored), cli.Thousands(a.Duplicates), cli.Thousands(a.DeadLettered),
@@ -77,6 +78,7 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 	flags.IntVar(&cfg.MinSatellites, "min-satellites", 1, "MIN_SATELLITES of the system")
 	flags.IntVar(&cfg.MaxSpeed, "max-speed", 0, "MAX_SPEED of the system")
 	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
+	flags.TimeVar(&cfg.DroppedBefore, "dropped-before", time.Time{}, []string{time.RFC3339}, "retention dropped positions with device times before this; their crossings stay")
 	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")
 	required(cmd, "redis-url", "postgres-url", "log")
 	return cmd

@@ -2,6 +2,7 @@ package geofence
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -32,7 +33,7 @@ type Crossing struct {
 	Latitude  float64
 	Longitude float64
 	Ordinal   int  // from 0 in order of time, per fence and pair of fixes
-	Initial   bool // the device's first fix was inside
+	Initial   bool // there is no fix before: the device's first one was inside, or see Since
 
 	// How it was derived. Zero where Initial, apart from the method: since when the
 	// device is inside is not known.
@@ -59,14 +60,36 @@ const (
 func (s *Set) Initial(dst []Crossing, first Fix) []Crossing {
 	var buf [32]int
 	for _, i := range s.At(buf[:0], first) {
-		dst = append(dst, s.initialAt(i, first))
+		dst = append(dst, s.initialAt(i, Enter, first))
 	}
 	return dst
 }
 
-// initialAt returns the enter at the device's first fix.
-func (s *Set) initialAt(i int, first Fix) Crossing {
-	c := s.crossingAt(i, Enter, first, first)
+// Since appends what is new at a fix, in the order of fences, given whether the device
+// was inside of them at some time before, of which nothing else is known. Fences whose
+// borders are held still are not looked at.
+func (s *Set) Since(dst []Crossing, was map[string]bool, fix Fix) []Crossing {
+	var buf [32]int
+	is := s.At(buf[:0], fix)
+	for _, fence := range slices.Sorted(maps.Keys(was)) {
+		first := s.firstOf(fence)
+		if first < 0 || s.versions[first].held {
+			continue
+		}
+		at := slices.IndexFunc(is, func(i int) bool { return s.versions[i].group == s.versions[first].group })
+		switch {
+		case at >= 0 && !was[fence]:
+			dst = append(dst, s.initialAt(is[at], Enter, fix))
+		case at < 0 && was[fence]:
+			dst = append(dst, s.initialAt(s.versionBy(first, fix.TimeUS), Exit, fix))
+		}
+	}
+	return dst
+}
+
+// initialAt returns the crossing at a fix with none before it.
+func (s *Set) initialAt(i int, kind CrossingKind, first Fix) Crossing {
+	c := s.crossingAt(i, kind, first, first)
 	c.Initial, c.Method, c.MaxErrorMS = true, FirstFix, 0
 	return c
 }
@@ -148,6 +171,15 @@ func (s *Set) netChange(dst []Crossing, prev, next Fix) []Crossing {
 		}
 	}
 	return dst
+}
+
+// versionBy returns the newest version of the fence of version i, its first, that has
+// begun by the time; i itself if none has.
+func (s *Set) versionBy(i int, timeUS int64) int {
+	for i+1 < len(s.versions) && s.versions[i+1].group == s.versions[i].group && s.versions[i+1].fence.Valid.FromUS <= timeUS {
+		i++
+	}
+	return i
 }
 
 // versionAt returns the version of the fence of version i, or a later one, that is

@@ -42,8 +42,9 @@ type hold struct {
 
 const never = math.MinInt64
 
-// newHold begins at a fix; with first it is the device's first of all.
-func (s *Set) newHold(group int32, fix Fix, first bool) *hold {
+// newHold begins at a fix; with first it is the device's first that is known, and before
+// the device was inside of the fences that inside names.
+func (s *Set) newHold(group int32, fix Fix, first bool, inside map[string]bool) *hold {
 	h := &hold{set: s, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}, settledUS: [2]int64{math.MaxInt64, never}}
 	begin, _ := slices.BinarySearchFunc(s.versions, group, func(v version, g int32) int { return cmp.Compare(v.group, g) })
 	for i := begin; i < len(s.versions) && s.versions[i].group == group; i++ {
@@ -51,9 +52,14 @@ func (s *Set) newHold(group int32, fix Fix, first bool) *hold {
 		h.intervalUS = max(h.intervalUS, s.versions[i].intervalUS)
 	}
 	h.version, h.untilUS = h.valid(fix.TimeUS)
-	if first && h.contains(fix) {
-		h.in = true
-		h.change = s.initialAt(int(h.version), fix)
+	if first {
+		h.in, h.inside = h.contains(fix), inside[s.versions[begin].fence.ID]
+		switch {
+		case h.in && !h.inside:
+			h.change = s.initialAt(int(h.version), Enter, fix)
+		case h.inside && !h.in:
+			h.change = s.initialAt(s.versionBy(begin, fix.TimeUS), Exit, fix)
+		}
 	}
 	h.at(fix)
 	return h
@@ -212,19 +218,29 @@ func (h *hold) pass(c Crossing) {
 	h.crossings = append(h.crossings, c)
 }
 
-// firstOf returns the first version of a fence, or nil.
-func (s *Set) firstOf(fence string) *version {
+// firstOf returns the first version of a fence, or -1.
+func (s *Set) firstOf(fence string) int {
 	i, found := slices.BinarySearchFunc(s.versions, fence, func(v version, id string) int { return cmp.Compare(v.fence.ID, id) })
 	if !found {
-		return nil
+		return -1
 	}
-	return &s.versions[i]
+	return i
+}
+
+// groupsOf appends the groups of the fences with held borders among those named.
+func (s *Set) groupsOf(dst []int32, inside map[string]bool) []int32 {
+	for fence, in := range inside {
+		if i := s.firstOf(fence); in && i >= 0 && s.versions[i].held {
+			dst = append(dst, s.versions[i].group)
+		}
+	}
+	return dst
 }
 
 // HeldID reports whether the border of a fence is held still.
 func (s *Set) HeldID(fence string) bool {
-	v := s.firstOf(fence)
-	return v != nil && v.held
+	i := s.firstOf(fence)
+	return i >= 0 && s.versions[i].held
 }
 
 // Held reports whether the border of any fence is held still.
@@ -279,7 +295,7 @@ func (s *Set) Between(crossings []Crossing, prev, next Fix, open bool) Steps {
 	slices.Sort(groups)
 	for _, g := range slices.Compact(groups) {
 		raw := s.of(crossings, g)
-		h := s.newHold(g, prev, prev == next)
+		h := s.newHold(g, prev, prev == next, nil)
 		if len(raw) == 0 && next.TimeUS < h.untilUS && (!h.marginal() || h.beyond(prev) || !h.beyond(next)) {
 			continue
 		}
@@ -315,6 +331,7 @@ type Walk struct {
 	set    *Set
 	maxGap time.Duration
 	whole  bool // from the device's first fix of all
+	inside map[string]bool
 	only   bool // fences with held borders only
 	begun  bool
 	last   Fix
@@ -336,14 +353,18 @@ func (s *Set) WalkHeld(maxGap time.Duration, whole bool) *Walk {
 	return w
 }
 
+// Inside tells of which fences the device was inside before its first fix. Only those
+// with held borders are looked at.
+func (w *Walk) Inside(fences map[string]bool) { w.inside = fences }
+
 // Complete reports whether all that counts of a fence with a held border at this later
 // fix was appended, and nothing else.
 func (w *Walk) Complete(fence string, laterUS int64) bool {
-	v := w.set.firstOf(fence)
-	if v == nil {
+	i := w.set.firstOf(fence)
+	if i < 0 {
 		return true
 	}
-	h := w.holds[v.group]
+	h := w.holds[w.set.versions[i].group]
 	return h == nil || (w.whole || laterUS > h.settledUS[0]) && laterUS <= h.settledUS[1]
 }
 
@@ -353,7 +374,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	prev := w.last
 	if w.last = fix; !w.begun {
 		w.begun = true
-		w.groups = w.set.touched(w.groups[:0], fix, fix)
+		w.groups = w.set.groupsOf(w.set.touched(w.groups[:0], fix, fix), w.inside)
 		w.raw = w.raw[:0]
 		if w.whole {
 			w.raw = w.set.Initial(w.raw, fix)
@@ -372,7 +393,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	}
 	for _, g := range w.groups {
 		if w.holds[g] == nil {
-			w.holds[g] = w.set.newHold(g, prev, w.whole)
+			w.holds[g] = w.set.newHold(g, prev, w.whole, w.inside)
 		}
 	}
 	for g, h := range w.holds {
@@ -414,6 +435,8 @@ type Stretch struct {
 	To    int   // the first one behind, or len(Fixes)
 	First bool  // Fixes begin with the device's first one
 	Last  bool  // and end with its newest
+	// Inside names the fences of which the device was inside before its first fix.
+	Inside map[string]bool
 
 	Known  bool  // what was between From and To before
 	Old    []Fix // is this
@@ -494,6 +517,9 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 		near := len(groups)
 		if s.Held() {
 			groups = s.touched(groups, prev, t.Fixes[i])
+			if i == 0 {
+				groups = s.groupsOf(groups, t.Inside)
+			}
 		}
 		switch buf = buf[:0]; {
 		case !between && near == len(groups):
@@ -550,7 +576,7 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 // deriveHeld derives what counts of one fence with a held border.
 func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, old []Crossing) {
 	r := reach{never, math.MaxInt64}
-	h := s.newHold(group, t.Fixes[0], t.First)
+	h := s.newHold(group, t.Fixes[0], t.First, t.Inside)
 	id := s.versions[h.versions[0]].fence.ID
 	d.held[id] = nowhere
 	if s.undisturbed(t, group, raw, old) {
@@ -575,7 +601,7 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 	}
 	before, behind := !from && !t.First, false
 	if t.To < len(t.Fixes) {
-		f := s.newHold(group, t.Fixes[t.To], false)
+		f := s.newHold(group, t.Fixes[t.To], false, nil)
 		to := t.To
 		for ; !f.settled() && to+1 < len(t.Fixes); to++ {
 			f.step(t.Fixes[to+1], s.of(raw[to+1], group))
@@ -618,7 +644,7 @@ func (s *Set) undisturbed(t *Stretch, group int32, raw [][]Crossing, old []Cross
 		}
 	}
 	from, to := t.Fixes[t.From], t.Fixes[t.To]
-	h := s.newHold(group, from, false)
+	h := s.newHold(group, from, false, nil)
 	if to.TimeUS >= h.untilUS {
 		return false
 	}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"math"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/geofence"
@@ -42,7 +41,7 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 		slices.Sort(of)
 	}
 	for i := range found {
-		wide[i] = reach{track: &found[i], top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after, added: added[list[i].device]}
+		wide[i] = reach{track: &found[i], device: list[i].device, top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after, added: added[list[i].device]}
 		if found[i].before {
 			wide[i].known++
 		}
@@ -104,7 +103,9 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 		more := false
 		for i := range wide {
 			if r := &wide[i]; !r.settled() {
-				r.derive(rules, limit > 0 && would[list[i].device] > limit)
+				if err := r.derive(rules, far, limit > 0 && would[list[i].device] > limit); err != nil {
+					return err
+				}
 				more = more || !r.settled()
 			}
 		}
@@ -149,6 +150,7 @@ func extendWhere(c cuts, list []window, d direction, most int, rules protocol.Ru
 // reach is a track with more and more of what lies around it.
 type reach struct {
 	*track
+	device      string
 	top         int     // km/h
 	known       int     // fixes before the window
 	behind      int     // and behind it
@@ -203,7 +205,7 @@ func (r *reach) previous() *reach {
 
 // derive derives what counts, as far as the fixes known allow. With enough, no more will
 // be.
-func (r *reach) derive(rules protocol.Rules, enough bool) {
+func (r *reach) derive(rules protocol.Rules, look ask, enough bool) (err error) {
 	t := geofence.Stretch{From: r.known - 1, First: r.first, Last: r.last, Enough: enough, Beyond: r.added == nil}
 	from, to := r.known-1, len(r.fixes)-r.behind
 	r.tried = true
@@ -212,7 +214,7 @@ func (r *reach) derive(rules protocol.Rules, enough bool) {
 		r.ends()
 		if from, to = r.from, r.to; from == r.known-1 && r.known > 1 {
 			r.derived = nil // only jumps are new
-			return
+			return nil
 		}
 	}
 	t.From = -1
@@ -231,16 +233,19 @@ func (r *reach) derive(rules protocol.Rules, enough bool) {
 	if t.From >= 0 && t.To < len(t.Fixes) {
 		t.Old, t.Known = r.old(t.Fixes[t.From], t.Fixes[t.To])
 	}
+	if t.First && len(t.Fixes) > 0 {
+		if t.Inside, err = insideBefore(look, r.device, t.Fixes[0].TimeUS); err != nil {
+			return err
+		}
+	}
 	d := rules.Fences.Derive(t, rules.MaxGap)
-	r.derived, r.begin, r.later = &d, math.MaxInt64, 0
+	r.derived, r.stretch, r.later = &d, t, 0
 	for _, f := range t.Fixes[min(t.To, len(t.Fixes)):] {
 		if f.TimeUS <= d.ThroughUS() {
 			r.later++
 		}
 	}
-	if len(t.Fixes) > 0 {
-		r.begin = t.Fixes[0].TimeUS
-	}
+	return nil
 }
 
 // old returns what took part between two fixes before the window changed, if that is

@@ -155,11 +155,11 @@ type track struct {
 	fixes         []geofence.Fix
 	before, after bool
 	// derived is what counts where borders are held still, which other fixes decide;
-	// nil where there are none. Begin is the device time of the first of them.
+	// nil where there are none.
 	derived *geofence.Derived
-	begin   int64
-	jumps   int // that were none before the window changed
-	later   int // fixes behind the window for which all is derived, too
+	stretch geofence.Stretch // of which it is derived
+	jumps   int              // that were none before the window changed
+	later   int              // fixes behind the window for which all is derived, too
 }
 
 // tracks reads the fixes of windows. Near looks into their heaps and a few more
@@ -392,29 +392,25 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 	seen := make(map[int64]bool) // rows that windows share
 	done := make(map[string]map[crossingKey]bool)
 	for i, w := range list {
-		first := !found[i].before
+		first, fixes := !found[i].before, found[i].fixes
 		if d := found[i].derived; d != nil {
-			from, _ := d.Bounds()
-			buf, first = append(buf[:0], d.Crossings...), from == math.MinInt64
+			first, fixes = found[i].stretch.First, found[i].stretch.Fixes
+			buf = append(buf[:0], d.Crossings...)
 		} else {
-			buf = rules.Fences.Track(buf[:0], found[i].fixes, rules.MaxGap, first)
+			buf = rules.Fences.Track(buf[:0], fixes, rules.MaxGap, first)
 		}
-		if first && len(old[i]) > 0 {
-			is := make([]geofence.Crossing, 0, len(old[i]))
-			for _, r := range old[i] {
-				is = append(is, r.Crossing)
+		var without []geofence.Crossing
+		for _, r := range old[i] {
+			if unfounded(&r.Crossing, fixes) {
+				without = append(without, r.Crossing)
 			}
-			begin := int64(math.MaxInt64)
-			if found[i].derived != nil {
-				begin = found[i].begin
-			} else if len(found[i].fixes) > 0 {
-				begin = found[i].fixes[0].TimeUS
-			}
-			g, err := goneOf(ctx, tx, w.device, is, begin)
+		}
+		if len(without) > 0 {
+			g, err := goneOf(inTx(ctx, tx), w.device, without)
 			if err != nil {
 				return 0, err
 			}
-			buf = slices.DeleteFunc(buf, func(c geofence.Crossing) bool { return g.holds(&c) })
+			buf = g.settleAll(buf, fixes, first, rules.Fences.Set)
 			maps.DeleteFunc(old[i], func(_ crossingKey, r recorded) bool { return g.holds(&r.Crossing) })
 		}
 		if len(buf) == 0 && len(old[i]) == 0 {
@@ -522,9 +518,7 @@ where id = $1`, r.id, fences.Versions[c.Fence], micros(c.TimeUS), earlierTS(&c.C
 }
 
 // queueCrossings inserts crossings. An existing one was derived from the same
-// fixes before, and is updated. A first fix is no enter where the last crossing
-// of the fence is one: retention dropped the positions before it, and the device
-// is inside already.
+// fixes before, and is updated.
 func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fences) {
 	list = mutantCrossings(list)
 	if len(list) == 0 {
@@ -550,18 +544,6 @@ insert into processor.timing_records as t (device_id, fence_id, fence_version, k
 select *
 from unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
   $8::float8[], $9::float8[], $10::int2[], $11::bool[], $12::text[], $13::float4[], $14::float4[], $15::int8[], $16::bool[])
-  as c (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, ordinal, initial)
-where case
-  when c.initial then coalesce((
-    select last.kind
-    from processor.timing_records last
-    where last.device_id = c.device_id
-      and last.fence_id = c.fence_id
-      and last.later_ts < c.later_ts
-    order by last.later_ts desc, last.ordinal desc
-    limit 1), '') <> 'enter'
-  else true
-end
 on conflict (device_id, fence_id, kind, later_ts, ordinal) do update
 set fence_version = excluded.fence_version,
   at = excluded.at,

@@ -23,6 +23,23 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 	return &Reader{pool: pool, heaps: newHeaps(pool), timeout: timeout}
 }
 
+// Crossed calls found for every device of which crossings are recorded, with its index in
+// devices.
+func (r *Reader) Crossed(ctx context.Context, devices []string, found func(i int)) error {
+	var n int
+	_, err := byItself(ctx, r.pool, r.timeout)(`
+select d.n - 1
+from unnest($1::text[]) with ordinality as d (device_id, n)
+where exists (
+  select
+  from processor.timing_records t
+  where t.device_id = d.device_id)`, []any{devices}, []any{&n}, func() error {
+		found(n)
+		return nil
+	})
+	return failure("look for crossings of devices without a position", err)
+}
+
 // LastFixes calls found for every device that has a position that takes part
 // in state, with its index in devices. It is one statement where positions is one
 // heap; otherwise newer heaps are asked before older ones, and only for devices

@@ -1,9 +1,13 @@
 package store_test
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
@@ -61,45 +65,151 @@ where device_id <> 'flagged'`
 	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where device_id = 'flagged'"), "an enter; what was derived from the flagged position went")
 }
 
-// A device of which retention dropped every position is where its last crossing
-// says: the first fix that is stored again is no second enter.
-func TestAFirstFixIsNoEnterWhereTheDroppedOnesWereInside(t *testing.T) {
+// A device of which retention dropped positions is where its last crossing says: what
+// is stored since, in any order, gives the crossings of one pass over all records.
+func TestCrossingsGoOnWhereTheDroppedPositionsEnded(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	b := newBench(t)
+	b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry, radius_m)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}', null),
+  ('round', 1, 'round', 'circle', '{"type":"Point","coordinates":[5,42]}', 1000)`)
+	var err error
+	b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 2, b.fences.Len())
+	held := b.take("a.1", 5)
+	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+	reader := store.NewReader(b.pool, 10*time.Second)
+	rules := protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}
+	const days, devices = 14, 40
+	all := make(map[string][]telemetry.Record)
+	var early, rest []telemetry.Record
+	keptFrom := make(map[string]int)
+	for d := range devices {
+		device := fmt.Sprint("d", d)
+		keptFrom[device] = 1 + rnd.IntN(days-4)
+		for day := range days {
+			if rnd.IntN(3) == 0 {
+				continue
+			}
+			r := at(device, day)
+			r.Longitude = []float64{1, 5, 9}[rnd.IntN(3)] // in one, in the other, in neither
+			all[device] = append(all[device], r)
+			if day < keptFrom[device] || day < days/2 && rnd.IntN(2) == 0 {
+				early = append(early, r)
+			} else {
+				rest = append(rest, r)
+			}
+		}
+	}
+	write := func(list []telemetry.Record) {
+		rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+		for len(list) > 0 {
+			n := min(len(list), 1+rnd.IntN(5))
+			_, err := w.Write(t.Context(), &protocol.Batch{Leases: held, Late: list[:n:n], Rules: rules})
+			require.NoError(t, err)
+			list = list[n:]
+		}
+	}
+	write(early)
+	for device, day := range keptFrom {
+		b.exec("delete from public.positions where device_id = '" + device + "' and ts < '" + dayOf(day).Format(time.RFC3339) + "'")
+	}
+	// As a worker does that meets a device of which no position is stored.
+	var fresh []telemetry.Record
+	var names []string
+	for i := len(rest) - 1; i >= 0; i-- {
+		device := rest[i].DeviceID
+		if !slices.Contains(names, device) && b.count("select count(*) from positions where device_id = $1", device) == 0 &&
+			b.count("select count(*) from processor.timing_records where device_id = $1", device) > 0 {
+			fresh, names = append(fresh, rest[i]), append(names, device)
+			rest = slices.Delete(rest, i, i+1)
+		}
+	}
+	require.NotEmpty(t, names)
+	crossed := 0
+	require.NoError(t, reader.Crossed(t.Context(), append([]string{"new"}, names...), func(i int) {
+		require.Positive(t, i)
+		crossed++
+	}))
+	require.Equal(t, len(names), crossed)
+	_, err = w.Write(t.Context(), &protocol.Batch{Leases: held, Fresh: fresh, Undecided: names, Rules: rules})
+	require.NoError(t, err)
+	write(rest)
+
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: time.Minute}, "test")
+	for device, records := range all {
+		var fixes []geofence.Fix
+		for i := range records {
+			fixes = append(fixes, geofence.Fix{TimeUS: records[i].TimeUS, Latitude: records[i].Latitude, Longitude: records[i].Longitude})
+		}
+		var want []string
+		for _, c := range b.fences.Track(nil, fixes, rules.MaxGap, true) {
+			want = append(want, fmt.Sprintln(c.FenceID, c.Kind, c.LaterUS, c.TimeUS))
+		}
+		look := func() (list []string) {
+			rows, err := b.pool.Query(t.Context(), "select fence_id, kind, later_ts, at from processor.timing_records where device_id = $1", device)
+			require.NoError(t, err)
+			var fence, kind string
+			var later, at time.Time
+			_, err = pgx.ForEachRow(rows, []any{&fence, &kind, &later, &at}, func() error {
+				list = append(list, fmt.Sprintln(fence, kind, later.UnixMicro(), at.UnixMicro()))
+				return nil
+			})
+			require.NoError(t, err)
+			return list
+		}
+		require.ElementsMatch(t, want, look(), "%s, from day %d on stored", device, keptFrom[device])
+		b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+		require.ElementsMatch(t, want, look(), "%s, recomputed", device)
+		v, err := ask.Verify(t.Context(), device)
+		require.NoError(t, err)
+		require.True(t, v.Good(), "%s: %+v", device, v)
+	}
+}
+
+// The same where a border is held still: the device left while nothing of it was stored.
+func TestAHeldBorderIsLeftWhereTheDroppedPositionsEndedInside(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}')`)
+insert into processor.geofences (id, version, name, kind, geometry, exit_margin_m, min_dwell_s)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}', 100, 3600)`)
 	var err error
 	b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
 	require.NoError(t, err)
 	held := b.take("a.1", 5)
 	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
 	rules := protocol.Rules{Fences: b.fences, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}
-	// Inside on odd days.
-	_, err = w.Write(t.Context(), &protocol.Batch{Leases: held, Late: []telemetry.Record{at("within", 1), at("left", 1), at("left", 2)}, Rules: rules})
-	require.NoError(t, err)
-	b.exec("delete from public.positions where device_id in ('within', 'left')")
-
-	again := &protocol.Batch{Leases: held, Fresh: []telemetry.Record{at("within", 3), at("left", 3), at("new", 3)}, Rules: rules}
-	for _, r := range again.Fresh {
-		first := geofence.Fix{TimeUS: r.TimeUS, Latitude: r.Latitude, Longitude: r.Longitude}
-		for _, c := range b.fences.Initial(nil, first) {
-			again.Crossings = append(again.Crossings, protocol.Crossing{DeviceID: r.DeviceID, Crossing: c})
-		}
+	inside := func(device string, day int) telemetry.Record {
+		r := at(device, day)
+		r.Longitude = 1
+		return r
 	}
-	require.Len(t, again.Crossings, 3)
-	_, err = w.Write(t.Context(), again)
-	require.NoError(t, err)
-	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: time.Minute}, "test")
-	for device, enters := range map[string]int{"within": 1, "left": 2, "new": 1} {
-		look := func() int {
-			return b.count("select count(*) from processor.timing_records where kind = 'enter' and device_id = $1", device)
-		}
-		require.Equal(t, enters, look(), device)
-		b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
-		require.Equal(t, enters, look(), "%s, recomputed", device)
-		v, err := ask.Verify(t.Context(), device)
+	write := func(list ...telemetry.Record) {
+		_, err := w.Write(t.Context(), &protocol.Batch{Leases: held, Late: list, Rules: rules})
 		require.NoError(t, err)
-		require.True(t, v.Good(), "%s: %+v", device, v)
+	}
+	write(inside("out", 1), inside("out", 2), inside("in", 1), inside("in", 2))
+	require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'enter'"))
+	b.exec("delete from public.positions")
+	write(at("out", 6), inside("in", 6))
+	write(at("out", 8), inside("in", 7), at("in", 8), at("in", 10))
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: time.Minute}, "test")
+	for range 2 {
+		require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'enter'"))
+		require.Equal(t, 1, b.count("select count(*) from processor.timing_records where kind = 'exit' and device_id = 'out' and at = $1", dayOf(6).Add(12*time.Hour)))
+		require.Equal(t, 1, b.count("select count(*) from processor.timing_records where kind = 'exit' and device_id = 'in' and at = $1", dayOf(8).Add(12*time.Hour)))
+		require.Equal(t, 4, b.count("select count(*) from processor.timing_records"))
+		for _, device := range []string{"out", "in"} {
+			b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+			v, err := ask.Verify(t.Context(), device)
+			require.NoError(t, err)
+			require.True(t, v.Good(), "%s: %+v", device, v)
+		}
 	}
 }

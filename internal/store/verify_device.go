@@ -62,10 +62,6 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 		if err != nil {
 			return err
 		}
-		should, first, err := d.pass(ctx, tx, c, device, set, &v)
-		if err != nil {
-			return err
-		}
 		is, err := collect(ctx, tx, scanCrossing, `
 select `+crossingColumns+`
 from processor.timing_records
@@ -78,11 +74,14 @@ order by later_ts, at, fence_id, ordinal`, device)
 		for i := range is {
 			all[i] = is[i].Crossing
 		}
-		g, err := goneOf(ctx, tx, device, all, first)
+		g, err := goneOf(inTx(ctx, tx), device, all)
 		if err != nil {
 			return err
 		}
-		should = slices.DeleteFunc(should, func(c geofence.Crossing) bool { return g.holds(&c) })
+		should, err := d.pass(ctx, tx, c, device, set, g, &v)
+		if err != nil {
+			return err
+		}
 		recorded := make(map[crossingKey]geofence.Crossing, len(is))
 		for i := range all {
 			if !g.holds(&all[i]) {
@@ -120,8 +119,7 @@ func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geof
 }
 
 // pass follows the device from its first position to its last.
-func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, v *Verification) (crossings []geofence.Crossing, first int64, err error) {
-	first = math.MaxInt64
+func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, g *gone, v *Verification) (crossings []geofence.Crossing, err error) {
 	var next geofence.Fix
 	var ts time.Time
 	var speed float32
@@ -129,10 +127,17 @@ func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, se
 	var held geofence.Fix
 	certain := false // it takes part, whatever follows
 	walk := set.Walk(d.pins.MaxGap)
-	count := func(f geofence.Fix) { crossings = walk.Next(crossings, f) }
+	before := int64(math.MinInt64)
+	count := func(f geofence.Fix) {
+		if before == math.MinInt64 {
+			walk.Inside(g.inside(f.TimeUS))
+		}
+		crossings = g.settle(walk.Next(crossings, f), before, f, set)
+		before = f.TimeUS
+	}
 	ask, err := asOf(ctx, d.pool, tx, c)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
 		if _, err := ask(`
@@ -147,20 +152,20 @@ order by ts`, c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeO
 			top := d.pins.Eligibility.MaxSpeed
 			plausible := top == 0 || v.Positions > 0 && geofence.Plausible(held, next, top)
 			if v.Positions++; v.Positions == 1 {
-				first, plausible = next.TimeUS, true
+				plausible = true
 			} else if certain || plausible {
 				count(held)
 			}
 			held, certain = next, plausible
 			return nil
 		}); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
 	if certain {
 		count(held)
 	}
-	return crossings, first, nil
+	return crossings, nil
 }
 
 func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {

@@ -6,12 +6,13 @@ import "time"
 // of the demo.
 type Account struct {
 	Entries      int64   `json:"entries"`
-	Stored       int64   `json:"stored"`        // its record is a row
-	Duplicates   int64   `json:"duplicates"`    // an earlier entry's record is the row
-	DeadLettered int64   `json:"dead_lettered"` // dead-lettered with a reason
-	Pending      int64   `json:"pending"`       // still to be done
-	Lost         int64   `json:"lost"`          // nowhere
-	Mismatches   int64   `json:"mismatches"`    // findings other than lost entries
+	Stored       int64   `json:"stored"`            // its record is a row
+	Duplicates   int64   `json:"duplicates"`        // an earlier entry's record is the row
+	DeadLettered int64   `json:"dead_lettered"`     // dead-lettered with a reason
+	Pending      int64   `json:"pending"`           // still to be done
+	Lost         int64   `json:"lost"`              // nowhere
+	Dropped      int64   `json:"dropped,omitempty"` // its row was there, and is gone by retention
+	Mismatches   int64   `json:"mismatches"`        // findings other than lost entries
 	Seconds      float64 `json:"seconds"`
 	PerSecond    float64 `json:"per_second"`
 }
@@ -27,7 +28,7 @@ func (a Account) Over(d time.Duration) Account {
 
 // Balanced reports whether each entry is counted exactly once.
 func (a Account) Balanced() bool {
-	return a.Entries == a.Stored+a.Duplicates+a.DeadLettered+a.Pending+a.Lost
+	return a.Entries == a.Stored+a.Duplicates+a.DeadLettered+a.Pending+a.Lost+a.Dropped
 }
 
 // Good reports whether the account balances with nothing pending, lost or wrong.

@@ -415,6 +415,7 @@ func (j *judge) sameCrossings(want, got []Crossing) {
 			j.revision[crossingID{c.Device, c.FenceID, c.Kind, c.LaterUS, c.Ordinal}] = c.Revision
 		}
 	}
+	want, got = j.retention(want, got)
 	for len(want) > 0 || len(got) > 0 {
 		c := 0
 		switch {

@@ -34,6 +34,9 @@ type Observed struct {
 	Crossings iter.Seq2[Crossing, error]
 	// Rules are what the crossings were to be derived by.
 	Rules Rules
+	// DroppedUS is the device time up to which retention dropped rows; 0 is none. What
+	// was derived from them stays, see retention.
+	DroppedUS int64
 	// Changes are all changes of timing_records, those of one row in their order. Nil
 	// means that revisions are not judged.
 	Changes iter.Seq2[Change, error]
@@ -278,6 +281,9 @@ func (j *judge) absent(group []sentRecord) {
 			account.DeadLettered++
 		case j.pending(id):
 			account.Pending++
+		case group[i].timeUS < j.seen.DroppedUS:
+			account.Dropped++
+			j.unseen = append(j.unseen, id)
 		default:
 			account.Lost++
 			j.lost = append(j.lost, id)

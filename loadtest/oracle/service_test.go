@@ -35,6 +35,7 @@ type run struct {
 	pending     map[oracle.ID]bool
 	dispatched  *oracle.ID
 	othersToo   bool
+	droppedUS   int64
 }
 
 var rules = oracle.Rules{
@@ -217,6 +218,7 @@ func (r *run) observed() oracle.Observed {
 		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
 		Changes: all(r.changes), Letters: &letterRules, Losses: r.losses, Requests: r.requests,
 		DeadLetters: all(r.deadLetters), Pending: func(id oracle.ID) bool { return r.pending[id] }, Dispatched: r.dispatched, OthersToo: r.othersToo,
+		DroppedUS: r.droppedUS,
 	}
 	if r.noChanges {
 		seen.Changes = nil
