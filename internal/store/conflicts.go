@@ -94,8 +94,11 @@ type batcher interface {
 }
 
 // settle decides about the records that were not stored because a row has their
-// device and time. Those that replace it are stored then.
-func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Record, stored []bool, rules protocol.Rules, out *protocol.CommitResult) error {
+// device and time. Those that replace it are stored then. It returns which have other
+// content than the row that stays: another program may have written that, and then
+// its crossings are not derived.
+func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Record, stored []bool, rules protocol.Rules, out *protocol.CommitResult) (lost []bool, err error) {
+	lost = make([]bool, len(records))
 	var rivals []telemetry.Record
 	var which []int
 	for i := range records {
@@ -104,7 +107,7 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 		}
 	}
 	if len(rivals) == 0 {
-		return nil
+		return lost, nil
 	}
 	eligible, ids := make([]bool, len(rivals)), make([]string, len(rivals))
 	for i := range rivals {
@@ -113,7 +116,7 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 	args := append([]any{pgx.QueryExecModeCacheDescribe, limitsOf(rules.Eligibility)}, columnsOf(rivals)...)
 	rows, err := tx.Query(ctx, rivalsSQL, append(args, eligible, ids, scope.Stream, scope.Group)...)
 	if err != nil {
-		return err
+		return lost, err
 	}
 	var what int
 	var n int64
@@ -124,6 +127,7 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 			winners = append(winners, which[n-1])
 		case 1:
 			out.Conflicts++
+			lost[which[n-1]] = true
 		case 3:
 			out.SwallowedLate++ // neither inserted nor there
 		default:
@@ -134,7 +138,7 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 		}
 		return nil
 	}); err != nil || len(winners) == 0 {
-		return err
+		return lost, err
 	}
 	again, inserted := make([]telemetry.Record, len(winners)), make([]bool, len(winners))
 	devices, times := make([]string, len(winners)), make([]time.Time, len(winners))
@@ -143,19 +147,19 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 		devices[i], times[i] = again[i].DeviceID, again[i].Time()
 	}
 	if _, err := tx.Exec(ctx, giveWaySQL, pgx.QueryExecModeCacheDescribe, devices, times); err != nil {
-		return err
+		return lost, err
 	}
 	batch := &pgx.Batch{}
 	queueLate(batch, again, inserted)
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return err
+		return lost, err
 	}
 	for i, at := range winners {
 		if stored[at] = inserted[i]; !inserted[i] {
 			out.SwallowedLate++
 		}
 	}
-	return nil
+	return lost, nil
 }
 
 // columnsOf are the columns of records as arrays, in the order of positionColumns.

@@ -182,12 +182,13 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			if err := sub.SendBatch(ctx, b).Close(); err != nil {
 				return err
 			}
-			if err := settle(ctx, sub, d.scope, records[i:i+1], stored, rules, new(protocol.CommitResult)); err != nil {
+			lost, err := settle(ctx, sub, d.scope, records[i:i+1], stored, rules, new(protocol.CommitResult))
+			if err != nil {
 				return err
 			}
 			then := &pgx.Batch{}
 			if rules.Fences.Len() > 0 {
-				list := windows(records[i:i+1], stored, nil, rules)
+				list := windows(records[i:i+1], stored, lost, nil, rules)
 				found, err := tracks(c, list, rules, inTx(ctx, sub), inTx(ctx, sub), nil, heldLimit)
 				if err != nil {
 					return err

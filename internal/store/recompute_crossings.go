@@ -55,15 +55,15 @@ type window struct {
 	added  []int64 // device times of what was added to a known track; nil if that is not known
 }
 
-// windows joins new positions of a device that are close in time: of records those
-// that were stored, and fresh.
-func windows(records []telemetry.Record, stored []bool, fresh []telemetry.Record, rules protocol.Rules) []window {
+// windows joins positions of a device that are close in time and whose crossings are to
+// be derived: of records those that were stored or lost against other rows, and fresh.
+func windows(records []telemetry.Record, stored, lost []bool, fresh []telemetry.Record, rules protocol.Rules) []window {
 	var list []window
 	for i := range fresh {
 		list = append(list, windowOf(&fresh[i]))
 	}
 	for i := range records {
-		if r := &records[i]; stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
+		if r := &records[i]; lost[i] || stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
 			list = append(list, windowOf(r))
 		}
 	}

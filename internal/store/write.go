@@ -165,11 +165,12 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		}
 		records := append(slices.Clip(b.Late), b.Rivals...)
 		out.Stored = append(out.Stored, make([]bool, len(b.Rivals))...)
-		if err := settle(ctx, conn, w.scope, records, out.Stored, b.Rules, &out); err != nil {
+		lost, err := settle(ctx, conn, w.scope, records, out.Stored, b.Rules, &out)
+		if err != nil {
 			return out, err
 		}
 		if b.Rules.Fences.Len() > 0 {
-			list := windows(records, out.Stored, undecided(b), b.Rules)
+			list := windows(records, out.Stored, lost, undecided(b), b.Rules)
 			found, err := tracks(c, list, b.Rules, inTx(ctx, conn), byItself(ctx, w.pool, w.timeout), b.Fresh, heldLimit)
 			if err != nil {
 				return out, err

@@ -1,0 +1,51 @@
+package pipeline_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
+)
+
+// P5: another program wrote the newest row of a device beside us, not flagged, and a
+// record has its time and other content. The row stays, and what follows from it is derived.
+func TestP5ARowOfAnotherProgramTakesPart(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+	in := b.start("one")
+	b.acquireAll(in)
+	fix := func(hour int, longitude float64) []string {
+		m := fleet.Message{DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
+		return fleet.EntryFields(&m)
+	}
+	const inside, outside = 11.5, 13
+	b.publish(fix(0, outside), fix(1, outside))
+	b.settled(10*time.Second, 0)
+	b.exec(`
+insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select device_id, ts + interval '1 hour', ingested_at, latitude, 11.5, altitude, angle, speed, satellites, priority, codec, attributes
+from positions
+where ts = (select max(ts) from positions)`)
+	b.publish(fix(2, outside)) // newer than all that we stored, and not new
+	b.settled(10*time.Second, 0)
+	require.Equal(t, 3, b.count("select count(*) from positions"))
+	require.Equal(t, 1, b.count("select count(*) from positions where longitude = 11.5"), "who came first counts")
+	require.Equal(t, 1, b.count("select count(*) from processor.conflicts"))
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where kind = 'enter'"))
+	b.publish(fix(3, inside), fix(4, outside))
+	b.settled(10*time.Second, 0)
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where kind = 'exit'"))
+	require.Equal(t, 2, b.count("select count(*) from processor.timing_records"))
+	v, err := store.NewDevices(b.pool, b.scope(), store.FleetSettings{
+		Shards: shards, MaxGap: 10 * time.Minute, Eligibility: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1},
+	}, "test").Verify(t.Context(), fleet.DeviceID(1))
+	require.NoError(t, err)
+	require.True(t, v.Good(), "%+v", v)
+}
