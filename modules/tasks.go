@@ -2,6 +2,7 @@ package modules
 
 import (
 	"context"
+	"time"
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/coordination/tasks"
@@ -13,6 +14,10 @@ import (
 // timingEntries is how many changes of crossings TIMING_STREAM keeps, about.
 const timingEntries = 100_000
 
+// movedEvery is the interval at which owners are told of devices that moved to another
+// stream: each time they load the state of whole shards again.
+const movedEvery = time.Minute
+
 // leaderTasks returns what the leader does besides assigning shards.
 func leaderTasks(d fleetDeps) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
@@ -20,11 +25,13 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
+	var moved store.Moved
 	work := []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
+		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards, &moved) }),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,

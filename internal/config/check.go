@@ -63,10 +63,7 @@ func (c *Redis) complete(r *report) {
 		}
 	}
 	if c.DLQStream == "" {
-		c.DLQStream = c.Stream + ":dlq"
-		if c.URL.Cluster() && !strings.Contains(c.Stream, "{") {
-			c.DLQStream = "{" + c.Stream + "}:dlq"
-		}
+		c.DLQStream = c.deadLettersOf(c.Stream)
 	}
 	for _, name := range []struct{ variable, value string }{
 		{"REDIS_TELEMETRY_STREAM", c.Stream},
@@ -88,6 +85,23 @@ func (c *Redis) complete(r *report) {
 	if t := c.TimingStream; t != "" && (t == c.Stream || t == c.DLQStream || t == c.RecomputeStream) {
 		r.add("TIMING_STREAM", t, "must differ from REDIS_TELEMETRY_STREAM, REDIS_DLQ_STREAM and RECOMPUTE_STREAM")
 	}
+}
+
+// deadLettersOf returns the default name of a stream's dead letters.
+func (c *Redis) deadLettersOf(stream string) string {
+	if c.URL.Cluster() && !strings.Contains(stream, "{") {
+		return "{" + stream + "}:dlq"
+	}
+	return stream + ":dlq"
+}
+
+// Of returns the same server with the names of another stream and group.
+func (c Redis) Of(stream, group string) Redis {
+	if stream != c.Stream {
+		c.Stream, c.DLQStream = stream, c.deadLettersOf(stream)
+	}
+	c.Group = group
+	return c
 }
 
 // complete computes defaults that depend on the number of workers, 0 if there are none.

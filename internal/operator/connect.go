@@ -156,6 +156,26 @@ func (f *Fleet) changeable(ctx context.Context) (*stream.Group, store.FleetSetti
 		"correct POSTGRES_URL or REDIS_URL, or see processor fleet adopt; nothing was changed", f.cfg.Redis.URL.Addresses(), d.ID, d.Address, pinned.Database)
 }
 
+// home returns the fleet of the stream that a device came from last, this one if that is
+// not known.
+func (f *Fleet) home(ctx context.Context, device string) (*Fleet, error) {
+	if f.pool == nil {
+		return f, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	scope, err := store.HomeOf(ctx, f.pool, device, askTimeout, f.scope)
+	if err != nil || scope == f.scope {
+		return f, fault.FirstPostgresError(f.cfg.Postgres.URL, err)
+	}
+	other := *f
+	other.scope = scope
+	other.cfg.Redis = f.cfg.Redis.Of(scope.Stream, scope.Group)
+	names := stream.Names{Stream: scope.Stream, Group: scope.Group}
+	other.keys = coordination.Keys{Prefix: names.Members(), Lock: names.Lock()}
+	return &other, nil
+}
+
 func (f *Fleet) heartbeats(ctx context.Context) ([]coordination.Member, error) {
 	return coordination.ReadMembers(ctx, f.client, f.keys)
 }

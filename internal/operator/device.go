@@ -32,6 +32,9 @@ type Device struct {
 func (f *Fleet) Device(ctx context.Context, device string) (d Device, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	if f, err = f.home(ctx, device); err != nil {
+		return d, err
+	}
 	pinned, err := f.postgres(ctx)
 	if err != nil {
 		return d, err
@@ -116,6 +119,10 @@ func (f *Fleet) mustKnow(ctx context.Context, pinned store.FleetSettings, device
 // Verify recomputes the crossings of a device from its stored positions and the
 // current fences, and compares them with the recorded ones. It changes nothing.
 func (f *Fleet) Verify(ctx context.Context, device string) (store.Verification, error) {
+	f, err := f.home(ctx, device)
+	if err != nil {
+		return store.Verification{}, err
+	}
 	pinned, err := f.postgres(ctx)
 	if err != nil {
 		return store.Verification{}, err
@@ -152,6 +159,9 @@ type ExplainedEntry struct {
 func (f *Fleet) Explain(ctx context.Context, device, fence string, at time.Time) (x Explanation, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout)
 	defer cancel()
+	if f, err = f.home(ctx, device); err != nil {
+		return x, err
+	}
 	pinned, err := f.postgres(ctx)
 	if err != nil {
 		return x, err

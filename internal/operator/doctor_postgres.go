@@ -130,8 +130,8 @@ func (d *Diagnosis) schema(ctx context.Context, pool *pgxpool.Pool) bool {
 // that is known: an owner without one owns in name only.
 func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus, alive map[string]bool, known bool) {
 	const about = "fleet"
-	d.check(s.Foreign, LevelError, about, "", "this database belongs to "+s.Fleet,
-		"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP")
+	d.check(s.Foreign, LevelError, about, "", "in this database the stream is processed by group "+s.Group,
+		"name a database of its own in POSTGRES_URL, or correct REDIS_CONSUMER_GROUP")
 	if pinned, have := s.Shards(), cfg.Coordination.Shards; pinned > 0 {
 		d.check(have > 0 && have != pinned, LevelError, about, fmt.Sprintf("SHARDS is %d", pinned),
 			fmt.Sprintf("SHARDS is %d here and %d for the fleet", have, pinned), fmt.Sprintf("set SHARDS=%d", pinned))

@@ -27,6 +27,7 @@ const (
 	sectionFenceQuery  = "ProcessorFenceQuery"
 	sectionWillLose    = "ProcessorWillLoseRecords"
 	sectionTwins       = "duplicate-identity"
+	sectionTwoStreams  = "two-streams"
 	sectionDatabase    = "other-database"
 	sectionTimingFeed  = "ProcessorTimingFeedStalled"
 )
@@ -36,21 +37,22 @@ type guide struct{ level, section, remedy string }
 
 // incidentGuides has a guide for each kind of incident.
 var incidentGuides = map[string]guide{
-	protocol.ForeignConsumer:   {LevelError, sectionClaim, "stop the program that reads in our group; its entries are claimed automatically"},
-	protocol.SilentMember:      {LevelWarning, sectionStalled, "find out why it ended; its shards were reassigned; it is forgotten after an hour"},
-	protocol.StalledMember:     {LevelError, sectionStalled, "take its stacks, then kill it; its shards were reassigned"},
-	protocol.StalledShard:      {LevelError, sectionShard, "end the session that blocks it"},
-	protocol.DeadLettersAlike:  {LevelError, sectionDeadLetters, "fix the cause, then replay or drop them"},
-	protocol.SinkRefuses:       {LevelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
-	protocol.QuarantinedShard:  {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
-	protocol.GeofenceQuery:     {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
-	protocol.TimingStream:      {LevelError, sectionTimingFeed, "name another key in TIMING_STREAM, or correct this one; crossings are recorded meanwhile, and published afterwards"},
-	protocol.RecomputeRejected: {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
-	protocol.RedisRefuses:      {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
-	protocol.GroupCreated:      {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
-	protocol.GroupLost:         {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
-	protocol.RedisLost:         {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},
-	protocol.RedisFailedOver:   {LevelError, sectionRedisLost, "entries cannot be restored here; the ledger shows which to send again"},
+	protocol.ForeignConsumer:    {LevelError, sectionClaim, "stop the program that reads in our group; its entries are claimed automatically"},
+	protocol.SilentMember:       {LevelWarning, sectionStalled, "find out why it ended; its shards were reassigned; it is forgotten after an hour"},
+	protocol.StalledMember:      {LevelError, sectionStalled, "take its stacks, then kill it; its shards were reassigned"},
+	protocol.StalledShard:       {LevelError, sectionShard, "end the session that blocks it"},
+	protocol.DeadLettersAlike:   {LevelError, sectionDeadLetters, "fix the cause, then replay or drop them"},
+	protocol.SinkRefuses:        {LevelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
+	protocol.QuarantinedShard:   {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
+	protocol.GeofenceQuery:      {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
+	protocol.TimingStream:       {LevelError, sectionTimingFeed, "name another key in TIMING_STREAM, or correct this one; crossings are recorded meanwhile, and published afterwards"},
+	protocol.RecomputeRejected:  {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
+	protocol.RedisRefuses:       {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
+	protocol.DeviceInTwoStreams: {LevelError, sectionTwoStreams, "have their publishers send each device to one stream; its crossings are derived again a minute after it settled"},
+	protocol.GroupCreated:       {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
+	protocol.GroupLost:          {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
+	protocol.RedisLost:          {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},
+	protocol.RedisFailedOver:    {LevelError, sectionRedisLost, "entries cannot be restored here; the ledger shows which to send again"},
 }
 
 // guideOf returns the guide of a kind, also of one that only another version knows.

@@ -32,10 +32,10 @@ func TestEachIncidentHasAGuide(t *testing.T) {
 	}
 }
 
-func TestTheDoctorSaysThatADatabaseBelongsToAnotherStream(t *testing.T) {
+func TestTheDoctorSaysThatAStreamBelongsToAnotherGroup(t *testing.T) {
 	d := &Diagnosis{}
-	d.fleet(config.Config{}, &storeadmin.FleetStatus{Fleet: "stream a, group b", Foreign: true}, nil, false)
-	require.Equal(t, LevelError, levelOf(d, "this database belongs to stream a, group b"))
+	d.fleet(config.Config{}, &storeadmin.FleetStatus{Group: "b", Foreign: true}, nil, false)
+	require.Equal(t, LevelError, levelOf(d, "in this database the stream is processed by group b"))
 }
 
 func TestAFleetWithoutALiveMemberIsTroubleWhateverTheOwnerColumnsSay(t *testing.T) {

@@ -28,6 +28,10 @@ func (f *Fleet) Ask(ctx context.Context, r Request) (store.RequestStatus, error)
 	if err := store.CheckWindow(r.From, r.To); err != nil {
 		return none, fault.Exit(fault.Config, err)
 	}
+	f, err := f.home(ctx, r.Device)
+	if err != nil {
+		return none, err
+	}
 	pinned, err := f.postgres(ctx)
 	if err != nil {
 		return none, err

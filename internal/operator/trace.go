@@ -43,6 +43,9 @@ type TracedEntry struct {
 func (f *Fleet) Trace(ctx context.Context, device string, last int) (tr Trace, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout)
 	defer cancel()
+	if f, err = f.home(ctx, device); err != nil {
+		return tr, err
+	}
 	pinned, err := f.postgres(ctx)
 	if err != nil {
 		return tr, err

@@ -369,34 +369,47 @@ func (ed *edit) retire(v FenceVersion) {
 	ed.writes.Queue("update processor.geofences set replaced_at = now() where id = $1 and version = $2", v.ID, v.Version)
 }
 
-// recompute requests the recomputation of the span from each shard's owner. A
+// recompute requests the recomputation of the span from the owners of all shards: those
+// of this stream, and those of every other stream that has devices. A
 // request that nobody has begun, and whose span touches, is widened instead: its
 // owner finds it changed if it has read it already.
 func (e *FenceEditor) recompute(ctx context.Context, tx pgx.Tx, done Edited) error {
 	_, err := tx.Exec(ctx, `
-with widened as (
+with concerned as (
+  select $1::text as stream, $2::text as group_name, n as shard
+  from generate_series(0, $3 - 1) as n
+  union
+  select s.stream, s.group_name, s.shard
+  from processor.shards s
+  where s.stream <> $1
+    and exists (
+      select
+      from processor.devices d
+      where d.stream = s.stream
+    )
+),
+widened as (
   update processor.requests
   set from_ts = case when from_ts > $4 then $4 when $4 is not null then from_ts end,
     to_ts = case when to_ts < $5 then $5 when $5 is not null then to_ts end
   where id in (
-      select min(id)
-      from processor.requests
-      where stream = $1
-        and group_name = $2
-        and shard < $3
-        and kind = 'recompute'
-        and device_id is null
-        and state = 'waiting'
-        and tstzrange(from_ts, to_ts, '[]') && tstzrange($4, $5, '[]')
-      group by shard
+      select min(r.id)
+      from processor.requests r
+      join concerned c using (stream, group_name, shard)
+      where r.kind = 'recompute'
+        and r.device_id is null
+        and r.state = 'waiting'
+        and tstzrange(r.from_ts, r.to_ts, '[]') && tstzrange($4, $5, '[]')
+      group by stream, group_name, shard
     )
     and state = 'waiting'
-  returning shard
+  returning stream, group_name, shard
 )
 insert into processor.requests (stream, group_name, kind, shard, from_ts, to_ts, reason, requested_by)
-select $1, $2, 'recompute', n, $4, $5, 'fences changed', $6
-from generate_series(0, $3 - 1) as n
-where n not in (select shard from widened)`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
+select stream, group_name, 'recompute', shard, $4, $5, 'fences changed', $6
+from concerned
+where (stream, group_name, shard) not in (select stream, group_name, shard from widened)
+order by stream, group_name, shard`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,12 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Settings of the database itself, which one fleet owns.
-const (
-	DatabaseSetting = "DATABASE" // random, made by the first instance
-	FleetSetting    = "FLEET"    // the stream and group that own the database
-)
+// DatabaseSetting is the setting of the database itself: random, made by the first
+// instance.
+const DatabaseSetting = "DATABASE"
+
+// GroupSetting names the setting that says which group processes a stream.
+func GroupSetting(stream string) string { return "GROUP/" + stream }
 
 // Identity is the database that this process started with. A connection to another
 // one fails, and no shard and no term is acquired there, so that a commit there is
@@ -67,9 +68,9 @@ func foreign(format string, args ...any) error {
 	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "database", Err: &ForeignError{fmt.Sprintf(format, args...)}}
 }
 
-// Establish reads the database's identity, and creates it if there is none; created
-// reports whether this call did. A database that belongs to
-// another stream or group fails with a ForeignError.
+// Establish reads the database's identity, and creates it if there is none. created
+// reports whether database or stream are new, and this the first member. Several streams share a database, but a stream has one
+// group there: another one that stores its records too fails with a ForeignError.
 func (i *Identity) Establish(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) (created bool, err error) {
 	const op = "read the identity of the database"
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -81,29 +82,35 @@ on conflict (name) do nothing`, DatabaseSetting, rand.Text(), member)
 	if err != nil {
 		return false, failure(op, err)
 	}
-	created = tag.RowsAffected() == 1
-	fleet := FleetOf(scope)
-	if _, err := pool.Exec(ctx, `
-insert into processor.settings (name, value, set_by)
-select $1, coalesce((
-  select format('stream %s, group %s', stream, group_name)
-  from processor.shards
-  where (stream, group_name) <> ($4, $5)
-  limit 1), $2), $3
-on conflict (name) do nothing`, FleetSetting, fleet, member, scope.Stream, scope.Group); err != nil {
-		return created, failure(op, err)
-	}
-	var id, owner string
 	if err := pool.QueryRow(ctx, `
-select d.value, f.value
-from processor.settings d, processor.settings f
+with known as (
+  select group_name
+  from processor.shards
+  where stream = $4
+  order by group_name = $2
+  limit 1
+), named as (
+  insert into processor.settings (name, value, set_by)
+  select $1, coalesce((select group_name from known), $2), $3
+  on conflict (name) do nothing
+  returning name
+)
+select exists (select from named)
+  and not exists (select from known)`, GroupSetting(scope.Stream), scope.Group, member, scope.Stream).Scan(&created); err != nil {
+		return false, failure(op, err)
+	}
+	created = created || tag.RowsAffected() == 1
+	var id, group string
+	if err := pool.QueryRow(ctx, `
+select d.value, g.value
+from processor.settings d, processor.settings g
 where d.name = $1
-  and f.name = $2`, DatabaseSetting, FleetSetting).Scan(&id, &owner); err != nil {
+  and g.name = $2`, DatabaseSetting, GroupSetting(scope.Stream)).Scan(&id, &group); err != nil {
 		return created, failure(op, err)
 	}
-	if owner != fleet {
-		return created, foreign("this database belongs to %s, and this instance is of %s: two streams in one database break each other's crossings; "+
-			"name a database of its own in POSTGRES_URL, or correct REDIS_TELEMETRY_STREAM and REDIS_CONSUMER_GROUP", owner, fleet)
+	if group != scope.Group {
+		return created, foreign("in this database stream %s is processed by group %s, and this instance is of group %s: two groups would derive the crossings of the same devices; "+
+			"name a database of its own in POSTGRES_URL, or correct REDIS_CONSUMER_GROUP", scope.Stream, group, scope.Group)
 	}
 	if known := i.ID(); known != "" && known != id {
 		return created, i.another(id)
@@ -118,11 +125,6 @@ where d.name = $1
 	}
 	i.id.Store(&id)
 	return created, nil
-}
-
-// FleetOf returns how the setting names the fleet that owns a database.
-func FleetOf(scope Scope) string {
-	return fmt.Sprintf("stream %s, group %s", scope.Stream, scope.Group)
 }
 
 // another returns the error of a database that is not ours.

@@ -10,7 +10,8 @@ import (
 )
 
 // Recompute records requests of other services, under the leader's term. One
-// that is recorded already is left unchanged.
+// that is recorded already is left unchanged. Every stream's leader reads all of them:
+// one about a device of another stream is left to that one.
 func (l *Leader) Recompute(ctx context.Context, term int64, list []protocol.Window) error {
 	n := len(list)
 	source, device, reason := make([]string, n), make([]string, n), make([]string, n)
@@ -27,6 +28,12 @@ with made as (
   select $1, $2, 'recompute', r.shard, r.device_id, r.from_ts, r.to_ts, r.reason, 'recompute:requests', r.source_key
   from unnest($3::int[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[], $8::text[])
     as r (shard, device_id, from_ts, to_ts, reason, source_key)
+  where not exists (
+    select
+    from processor.devices d
+    where d.device_id = r.device_id
+      and d.stream <> $1
+  )
   on conflict (source_key) do nothing
   returning id, device_id, from_ts, to_ts, reason
 )

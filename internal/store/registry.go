@@ -16,8 +16,24 @@ import (
 
 // registerSQL registers devices; the stream that a device came from last is its
 // own. Those seen today lock and write nothing; the order keeps two that register
-// the same ones from waiting for each other.
+// the same ones from waiting for each other. One that another stream has taken from this
+// one within a day comes from both, which is an incident of each pair of streams.
 const registerSQL = `
+with taken as (
+  select device_id, stream
+  from processor.devices
+  where device_id = any ($2)
+    and stream <> $1
+    and moved_from = $1
+    and moved_at > now() - interval '1 day'
+), twice as (
+  insert into processor.incidents (stream, group_name, kind, subject, detail)
+  select $1, $3, $4, least(stream, $1) || ' and ' || greatest(stream, $1),
+    jsonb_build_object('streams', array[least(stream, $1), greatest(stream, $1)], 'devices', (array_agg(device_id order by device_id))[1:10])
+  from taken
+  group by stream
+  on conflict do nothing
+)
 insert into processor.devices as d (device_id, stream)
 select id, $1
 from unnest($2::text[]) as id
@@ -31,7 +47,9 @@ where not exists (
 order by id
 on conflict (device_id) do update
 set stream = excluded.stream,
-  last_seen_at = excluded.last_seen_at`
+  last_seen_at = excluded.last_seen_at,
+  moved_from = case when d.stream = excluded.stream then d.moved_from else d.stream end,
+  moved_at = case when d.stream = excluded.stream then d.moved_at else now() end`
 
 // foundSQL registers devices that the scan found, unless they belong to a stream.
 const foundSQL = `

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // stepFixes is the approximate number of positions one step reads or removes.
@@ -112,6 +113,15 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)),
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
+	if device := o.Request.Device; device != "" {
+		home, shards, err := homeOf(ctx, q.writer.pool, device, q.writer.timeout)
+		if err != nil {
+			return p, false, notBegun(err)
+		}
+		if shards > 0 && home.Stream != s.stream {
+			return p, true, q.pass(ctx, o, home, telemetry.ShardOf(device, shards))
+		}
+	}
 	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
 	switch o.Request.Kind {
 	case protocol.RequestRecompute:
@@ -136,6 +146,9 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 			if _, err := tx.Exec(ctx, fmt.Sprintf("set local statement_timeout = %d", limit.Milliseconds())); err != nil {
 				return err
 			}
+		}
+		if err := s.own(ctx, tx); err != nil {
+			return err
 		}
 		if err := write(ctx, tx, then); err != nil {
 			return err
@@ -217,6 +230,23 @@ func (q *Requests) set(ctx context.Context, op string, o protocol.RequestStep, s
 	}))
 }
 
+// pass leaves a request to the owner of the device's shard in the stream that it
+// belongs to.
+func (q *Requests) pass(ctx context.Context, o protocol.RequestStep, to Scope, shard int) error {
+	return q.set(ctx, fmt.Sprintf("pass request %d on", o.Request.ID), o, `
+with passed as (
+  update processor.requests
+  set stream = $2,
+    group_name = $3,
+    shard = $4
+  where id = $1
+    and state in ('waiting', 'running')
+  returning id
+)
+select pg_notify('`+RequestsChannel+`', '')
+from passed`, o.Request.ID, to.Stream, to.Group, shard)
+}
+
 // inTx runs f in a transaction that commits under the shard's epoch.
 func (q *Requests) inTx(ctx context.Context, o protocol.RequestStep, f func(context.Context, *pgx.Conn, *pgx.Batch) error) error {
 	pooled, err := q.writer.pool.Acquire(ctx)
@@ -290,6 +320,33 @@ type step struct {
 	fixes  int64
 	ask    ask
 	far    ask // beyond the windows, which smaller windows do not make less
+
+	devices []string // that it concerns
+}
+
+// errMoved is returned for devices that another stream has taken since they were read:
+// what was derived of them may lack its records.
+var errMoved = errors.New("devices of the request moved to another stream")
+
+// own fails if another stream has a device of the step, and keeps all of them from moving
+// until the end of the transaction.
+func (s *step) own(ctx context.Context, tx *pgx.Conn) error {
+	var moved int
+	if err := tx.QueryRow(ctx, `
+select count(*) filter (where stream <> $2)
+from (
+  select stream
+  from processor.devices
+  where device_id = any ($1)
+  order by device_id
+  for share
+) d`, s.devices, s.stream).Scan(&moved); err != nil {
+		return err
+	}
+	if moved > 0 {
+		return &protocol.Failure{Kind: protocol.Unavailable, Err: errMoved}
+	}
+	return nil
 }
 
 // recompute reads the tracks of windows until enough positions were read: those
@@ -346,6 +403,9 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 			p.Fixes += h.fixes
 			budget -= h.fixes + 10 // a device without positions costs something too
 		}
+	}
+	for _, w := range windows {
+		s.devices = append(s.devices, w.device)
 	}
 	rules := s.o.Rules
 	found, err := tracks(s.c, windows, rules, s.ask, s.far, nil, 0)
@@ -443,6 +503,7 @@ func (s *step) erase() (done bool, write func(context.Context, *pgx.Conn, *pgx.B
 		return false, nil, errors.New("an erasure names a device")
 	}
 	device := s.o.Request.Device
+	s.devices = []string{device}
 	const rows = `
   from public.positions
   where device_id = $1

@@ -108,7 +108,7 @@ func (o *Observer) clearSchema(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, "delete from processor.settings where starts_with(name, $1)", o.scope.Stream+"/"+o.scope.Group+"/"); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", store.FleetSetting, store.FleetOf(o.scope)); err != nil {
+	if _, err := tx.Exec(ctx, "delete from processor.settings where name = $1 and value = $2", store.GroupSetting(o.scope.Stream), o.scope.Group); err != nil {
 		return err
 	}
 	for _, statement := range []string{

@@ -162,7 +162,7 @@ func seconds(s float64) time.Duration {
 type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
 	Database   string            // identity of the database, "" before the first instance
-	Fleet      string            // the stream and group it belongs to
+	Group      string            // that processes the stream in this database
 	Foreign    bool              // and that is another
 	Owners     map[string]int    // shards by owner, "" for those without one
 	Suspected  int               // shards whose owners crashed without progress
@@ -257,7 +257,7 @@ order by min(opened_at)`, scope.Stream, scope.Group)
 select name, value
 from processor.settings
 where starts_with(name, $1)
-  or name in ($2, $3)`, prefix, store.DatabaseSetting, store.FleetSetting)
+  or name in ($2, $3)`, prefix, store.DatabaseSetting, store.GroupSetting(scope.Stream))
 	if err != nil {
 		return s, store.Failure(op, err)
 	}
@@ -266,8 +266,8 @@ where starts_with(name, $1)
 		switch name {
 		case store.DatabaseSetting:
 			s.Database = value
-		case store.FleetSetting:
-			s.Fleet, s.Foreign = value, value != store.FleetOf(scope)
+		case store.GroupSetting(scope.Stream):
+			s.Group, s.Foreign = value, value != scope.Group
 		default:
 			s.Pinned[strings.TrimPrefix(name, prefix)] = value
 		}
