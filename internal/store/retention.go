@@ -161,9 +161,16 @@ func (g *gone) settle(derived []geofence.Crossing, before int64, fix geofence.Fi
 	if len(was) == 0 && !spanned {
 		return derived
 	}
+	derived = slices.DeleteFunc(derived, func(c geofence.Crossing) bool { return c.LaterUS == fix.TimeUS && g.holds(&c) })
+	return since(derived, was, fix, set)
+}
+
+// since replaces what was derived of a fix of fences of which it is known whether the
+// device was inside before. Those with borders that are held still know it already.
+func since(derived []geofence.Crossing, was map[string]bool, fix geofence.Fix, set *geofence.Set) []geofence.Crossing {
 	derived = slices.DeleteFunc(derived, func(c geofence.Crossing) bool {
 		_, known := was[c.FenceID]
-		return c.LaterUS == fix.TimeUS && (g.holds(&c) || known && !set.HeldID(c.FenceID))
+		return c.LaterUS == fix.TimeUS && known && !set.HeldID(c.FenceID)
 	})
 	return set.Since(derived, was, fix)
 }

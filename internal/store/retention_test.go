@@ -170,6 +170,13 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41]
 		require.NoError(t, err)
 		require.True(t, v.Good(), "%s: %+v", device, v)
 	}
+	var device, fence string
+	var later time.Time
+	require.NoError(t, b.pool.QueryRow(t.Context(), "select device_id, fence_id, later_ts from processor.timing_records where kind = 'exit' and initial limit 1").
+		Scan(&device, &fence, &later))
+	e, err := ask.Explain(t.Context(), device, fence, later)
+	require.NoError(t, err)
+	require.True(t, e.Agree, "%+v", e)
 }
 
 // The same where a border is held still: the device left while nothing of it was stored.
