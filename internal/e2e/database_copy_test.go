@@ -49,6 +49,9 @@ func TestP1ACopyOfTheDatabaseNeverWorksBesideTheFleet(t *testing.T) {
 		require.Contains(t, said, addressOf(t, dep.PostgresURL))
 	}
 	refused(&staging)
+	var d diagnosis
+	staging.Ask(fault.Finding, &d, "doctor")
+	require.Equal(t, "trouble", d.level("one of the two is a copy"))
 	dep.Publish(servicetest.RecordsOfMany(10, 10)...)
 	dep.AwaitStored(20, 30*time.Second)
 	staging.AwaitStored(10, 5*time.Second)

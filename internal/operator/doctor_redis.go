@@ -60,6 +60,11 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 			fmt.Sprintf("the fleet on Redis at %s works with the database %s %s, and POSTGRES_URL names %s", cfg.Redis.URL.Addresses(), ours.ID, ours.Address, status.Database),
 			"correct POSTGRES_URL or REDIS_URL; instances with these settings refuse to start; "+see(sectionDatabase))
 	}
+	for _, m := range members {
+		d.check(status.Server != "" && m.Server != "" && m.Server != status.Server && m.Database == status.Database, LevelError, "fleet", "",
+			fmt.Sprintf("%s works with this database on another server, at %s: one of the two is a copy", m.Name(), m.Postgres),
+			"correct POSTGRES_URL or REDIS_URL of the instances that are not meant; "+see(sectionDatabase))
+	}
 	d.stream(cfg.Redis, &e, len(alive) > 0 || status.Shards() == 0)
 	d.trimPoint(ctx, group, &e)
 	return alive, err == nil && heartbeatsRenew(e.Refuses)

@@ -160,16 +160,31 @@ func (i *Identity) connected(ctx context.Context, conn *pgconn.PgConn) error {
 
 // seeServer notes which server answers; it stays unknown where the role may not ask.
 func (i *Identity) seeServer(ctx context.Context, conn *pgconn.PgConn) error {
+	server, err := serverOf(ctx, conn)
+	if server != "" {
+		i.server.Store(&server)
+	}
+	return err
+}
+
+func serverOf(ctx context.Context, conn *pgconn.PgConn) (string, error) {
 	results, err := conn.Exec(ctx, whereSQL).ReadAll()
 	if _, denied := errors.AsType[*pgconn.PgError](err); denied {
-		return nil
+		return "", nil
 	}
 	if err != nil || len(results) != 1 || len(results[0].Rows) != 1 {
-		return err
+		return "", err
 	}
-	server := string(results[0].Rows[0][0])
-	i.server.Store(&server)
-	return nil
+	return string(results[0].Rows[0][0]), nil
+}
+
+// ServerOf returns which server and database a pool leads to, see Identity.Server.
+func ServerOf(ctx context.Context, pool *pgxpool.Pool) (server string, err error) {
+	err = pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		server, err = serverOf(ctx, c.Conn().PgConn())
+		return err
+	})
+	return server, failure("ask which server this is", err)
 }
 
 // check fails unless a transaction runs in our database: a pooler may switch

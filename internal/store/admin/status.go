@@ -163,6 +163,7 @@ type FleetStatus struct {
 	Pinned     map[string]string // settings of the fleet, by name
 	Database   string            // identity of the database, "" before the first instance
 	Group      string            // that processes the stream in this database
+	Server     string            // which server it is on, "" if that is not known
 	Foreign    bool              // and that is another
 	Owners     map[string]int    // shards by owner, "" for those without one
 	Suspected  int               // shards whose owners crashed without progress
@@ -273,6 +274,10 @@ where starts_with(name, $1)
 		}
 		return nil
 	})
+	if err != nil {
+		return s, store.Failure(op, err)
+	}
+	s.Server, err = store.ServerOf(ctx, pool)
 	return s, store.Failure(op, err)
 }
 
