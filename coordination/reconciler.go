@@ -485,7 +485,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 	for _, t := range taken {
 		acked, known := in.Acked[t.Shard]
 		after, upTo, behind := protocol.RangeToRedeliver(protocol.Marks{
-			Applied: t.Applied, Acked: acked, AckedKnown: known, Delivered: in.Delivered,
+			Applied: t.Applied, Acked: acked, AckedKnown: known, Dispatched: in.Dispatched,
 		})
 		if behind {
 			ranges = append(ranges, protocol.Range{Shard: t.Shard, From: after, To: upTo})

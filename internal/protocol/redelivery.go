@@ -15,8 +15,9 @@ type Marks struct {
 	// mark is missing, after a flush of the coordination keys.
 	Acked      telemetry.EntryID
 	AckedKnown bool
-	// Delivered is the group's last-delivered ID.
-	Delivered telemetry.EntryID
+	// Dispatched is the group's last-delivered ID, or the highest on a queue if that
+	// lies beyond it: then the last-delivered ID was moved back.
+	Dispatched telemetry.EntryID
 }
 
 // RangeToRedeliver returns the entries of a shard, after one ID and up to
@@ -25,12 +26,12 @@ type Marks struct {
 //
 // Invariant: acked <= committed. So acked > applied means that Postgres lost
 // commits, or that the applied ID was not written yet. Redeliver (applied,
-// acked]; if acked is unknown, (applied, delivered]. Rows that are stored
+// acked]; if acked is unknown, (applied, dispatched]. Rows that are stored
 // already end as duplicates. The range may reach beyond the last-delivered ID,
 // where that was moved back or the group recreated: what was dispatched before
 // may still be on the queue, and must not overtake what Postgres lost.
 func RangeToRedeliver(m Marks) (after, upTo telemetry.EntryID, ok bool) {
-	upTo = m.Delivered
+	upTo = m.Dispatched
 	if m.AckedKnown {
 		upTo = m.Acked
 	}
@@ -39,10 +40,10 @@ func RangeToRedeliver(m Marks) (after, upTo telemetry.EntryID, ok bool) {
 
 // Entered is what Redis knows of shards at the moment they are acquired.
 type Entered struct {
-	Delivered telemetry.EntryID         // the group's last-delivered ID
-	Trimmed   telemetry.EntryID         // entries before it may have been removed from the stream; zero for none
-	Acked     map[int]telemetry.EntryID // the acked marks that are known
-	Applied   map[int]telemetry.EntryID // the applied IDs that Postgres had when it last committed one
+	Dispatched telemetry.EntryID         // as in Marks
+	Trimmed    telemetry.EntryID         // entries before it may have been removed from the stream; zero for none
+	Acked      map[int]telemetry.EntryID // the acked marks that are known
+	Applied    map[int]telemetry.EntryID // the applied IDs that Postgres had when it last committed one
 }
 
 // Restored returns the loss of a shard that is to be redelivered, after one ID and

@@ -17,11 +17,11 @@ func TestWhatPostgresMayHaveLostIsRedelivered(t *testing.T) {
 		again       bool
 		after, upTo uint64
 	}{
-		{"nothing was acknowledged beyond the mark", protocol.Marks{Applied: id[3], Acked: id[3], AckedKnown: true, Delivered: id[5]}, false, 0, 0},
-		{"acknowledged beyond the mark", protocol.Marks{Applied: id[1], Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 2, 4},
-		{"no mark in Postgres", protocol.Marks{Acked: id[3], AckedKnown: true, Delivered: id[5]}, true, 0, 4},
-		{"the acked mark is lost", protocol.Marks{Applied: id[1], Delivered: id[5]}, true, 2, 6},
-		{"the group was recreated and has not come so far", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true, Delivered: id[2]}, true, 2, 6},
+		{"nothing was acknowledged beyond the mark", protocol.Marks{Applied: id[3], Acked: id[3], AckedKnown: true, Dispatched: id[5]}, false, 0, 0},
+		{"acknowledged beyond the mark", protocol.Marks{Applied: id[1], Acked: id[3], AckedKnown: true, Dispatched: id[5]}, true, 2, 4},
+		{"no mark in Postgres", protocol.Marks{Acked: id[3], AckedKnown: true, Dispatched: id[5]}, true, 0, 4},
+		{"the acked mark is lost", protocol.Marks{Applied: id[1], Dispatched: id[5]}, true, 2, 6},
+		{"the group was recreated and has not come so far", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true, Dispatched: id[2]}, true, 2, 6},
 		{"the group was recreated just now", protocol.Marks{Applied: id[1], Acked: id[5], AckedKnown: true}, true, 2, 6},
 		{"both are lost", protocol.Marks{Applied: id[1]}, false, 0, 0},
 	}

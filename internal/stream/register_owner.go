@@ -42,7 +42,7 @@ func (g *Group) RegisterOwner(ctx context.Context, token string, shards []int) (
 		case err != nil:
 			return in, failure(op, err)
 		case i == 0:
-			in.Delivered = id
+			in.Dispatched = id
 		case i == 1:
 			in.Trimmed = id
 		case i%2 == 0:

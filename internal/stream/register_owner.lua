@@ -9,7 +9,8 @@
 -- KEYS[7] the fleet's database
 -- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any
 -- then the shards, each with its consumer
--- Reply: {the group's last-delivered ID or '', up to where entries may have been
+-- Reply: {the group's last-delivered ID or '', or the highest ID pending if that lies
+-- beyond it, since somebody moved the former back, up to where entries may have been
 -- removed or '' for nowhere, then each shard's acked mark or '' and applied ID or ''}
 if ARGV[3] ~= '' then
   local fleet = redis.call('get', KEYS[7]) or 'unknown'
@@ -23,6 +24,8 @@ if g and g.err then return g end
 local counts
 if g then
   answer[1], counts = g['last-delivered-id'], count_pending(KEYS[1], ARGV[1])
+  local highest = redis.call('xpending', KEYS[1], ARGV[1])[3]
+  if highest and after(highest, answer[1]) then answer[1] = highest end
   local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   if s['entries-added'] > s['length'] then
     answer[2] = s['first-entry'] and s['first-entry'][1] or s['last-generated-id']

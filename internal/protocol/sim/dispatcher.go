@@ -29,6 +29,7 @@ func (p *proc) acquireLease() {
 		case !leaseNumber.Acquired:
 			p.token = ""
 			p.nextLease(false)
+			p.dispatched(leaseNumber.After)
 			p.w.after(max(10, min(leaseNumber.Left.Milliseconds(), dispatchBlock)), p, p.acquireLease)
 		default:
 			p.w.logf(p, "has the dispatch lease, after %d", leaseNumber.After.Seq)

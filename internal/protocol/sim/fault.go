@@ -280,6 +280,10 @@ func (w *world) redisFailover(past *redis) {
 		if !kept[e] && e.lost == "" && (there || since || !w.pg.t.seen[e.number]) {
 			e.lost = "gone with a failover of Redis"
 		}
+		// Its owner may have found it gone, gone on with what follows, and not told Redis yet.
+		if kept[e] && !there && e.lost == "" && !w.pg.t.seen[e.number] {
+			e.lost = "trimmed, and back with a failover of Redis"
+		}
 	}
 	if past.last.Less(w.redis.last) {
 		w.reach(rare.RedisFailedOver)

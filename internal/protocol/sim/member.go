@@ -17,6 +17,7 @@ const (
 	memberTTL        = 2500
 	dispatchBlock    = 350
 	pollEvery        = 200
+	pollAll          = 5000
 	rescanEvery      = 4000
 	beatEvery        = 700
 	tickEvery        = 400
@@ -70,12 +71,14 @@ type proc struct {
 	slots       []slot
 
 	// Dispatcher.
-	token       string
-	leaseNumber uint64
-	leaseHeld   bool
-	renewed     int64
+	token          string
+	leaseNumber    uint64
+	leaseHeld      bool
+	renewed        int64
+	lastDispatched telemetry.EntryID // by another member
 
 	// Reader.
+	polledAll int64
 
 	worker worker
 
@@ -196,14 +199,29 @@ func (p *proc) rescan() {
 }
 
 func (p *proc) nextLease(held bool) uint64 {
+	if !held && !p.leaseHeld {
+		return p.leaseNumber
+	}
 	p.leaseNumber++
 	p.leaseHeld = held
+	p.markDue()
+	return p.leaseNumber
+}
+
+// dispatched marks queues as due if another member has dispatched since the last call.
+func (p *proc) dispatched(last telemetry.EntryID) {
+	if last != p.lastDispatched {
+		p.lastDispatched = last
+		p.markDue()
+	}
+}
+
+func (p *proc) markDue() {
 	for i := range p.slots {
 		if s := &p.slots[i]; s.held && !s.stopping {
 			s.due = true
 		}
 	}
-	return p.leaseNumber
 }
 
 func (p *proc) heldLease() uint64 {

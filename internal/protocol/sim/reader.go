@@ -17,11 +17,9 @@ func (p *proc) read() {
 	batch := p.choose()
 	if len(batch) == 0 {
 		p.w.after(pollEvery, p, func() {
-			leaseNumber := p.heldLease()
-			for i := range p.slots {
-				if s := &p.slots[i]; s.held && !s.stopping && !s.queue.CanBypass(leaseNumber) {
-					s.due = true
-				}
+			if p.w.now >= p.polledAll+pollAll {
+				p.polledAll = p.w.now
+				p.markDue()
 			}
 			p.read()
 		})

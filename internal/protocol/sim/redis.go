@@ -120,7 +120,11 @@ func (r *redis) trim(n int) {
 // acquireDispatchLease is dispatch_lease.lua.
 func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) protocol.DispatchLease {
 	if h := r.holder(); h != "" && h != before {
-		return protocol.DispatchLease{Left: millis(r.dispatchLease.until - r.w.now)}
+		answer := protocol.DispatchLease{Left: millis(r.dispatchLease.until - r.w.now)}
+		if r.dispatchedSet {
+			answer.After = r.dispatched
+		}
+		return answer
 	}
 	r.dispatchLease = lease{token, r.w.now + ttl}
 	if g := r.group; g != nil {
@@ -230,7 +234,13 @@ func (r *redis) registerOwner(shard int, grant string, applied telemetry.EntryID
 	}
 	r.grants[shard] = grant
 	acked, known := r.acked[shard]
-	return protocol.Marks{Applied: applied, Acked: acked, AckedKnown: known, Delivered: r.group.delivered}, nil
+	dispatched := r.group.delivered
+	for id := range r.group.pending {
+		if dispatched.Less(id) {
+			dispatched = id
+		}
+	}
+	return protocol.Marks{Applied: applied, Acked: acked, AckedKnown: known, Dispatched: dispatched}, nil
 }
 
 // ack is ack.lua for one shard. Another grant's is rejected.

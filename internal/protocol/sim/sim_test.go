@@ -124,14 +124,14 @@ func provoking(m sim.Mutant) []sim.Kind {
 }
 
 func TestEveryPlantedFaultIsCaught(t *testing.T) {
-	const within = 2000
+	const within = 5000
 	first := number(t, "SIM_FROM", 1)
 	for _, m := range sim.Mutants() {
 		t.Run(m.String(), func(t *testing.T) {
 			t.Parallel()
 			theme, runs := provoking(m), uint64(within)
 			if full() {
-				theme, runs = nil, 20*within
+				theme, runs = nil, 8*within
 			}
 			for n := range runs {
 				r := sim.Run(sim.Themed(first+n, m, theme...))
