@@ -70,6 +70,8 @@ func (e *engine) Stop(int) <-chan struct{} {
 	return done
 }
 
+func (*engine) Leave(int) []byte { return nil }
+
 func (e *engine) Drop(shard int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

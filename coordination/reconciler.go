@@ -38,6 +38,9 @@ type Sessions interface {
 type Engine interface {
 	Grant(h protocol.ShardLease) error
 	Stop(shard int) <-chan struct{}
+	// Leave ends the work on a shard that was stopped, and returns the state that the
+	// next owner can continue with, nil for none.
+	Leave(shard int) []byte
 	Drop(shard int)
 	Owned(shard int) (epoch int64, applied telemetry.EntryID, ok bool)
 	// Locked returns the owned shards whose work waits for a lock of their rows.
@@ -441,7 +444,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 		k.owned[t.Shard] = t.Epoch
 		delete(k.blocked, t.Shard)
 		k.mu.Unlock()
-		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine}); err != nil {
+		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine, Left: t.Left}); err != nil {
 			return err
 		}
 		n++
@@ -582,6 +585,10 @@ func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 	running, applied, ok := k.engine.Owned(shard)
 	k.forget(shard)
+	var left []byte
+	if ok && running == epoch {
+		left = k.engine.Leave(shard)
+	}
 	k.engine.Drop(shard)
 	if !ok || running != epoch {
 		return
@@ -589,7 +596,7 @@ func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 	attempt := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, k.cfg.HandoffBudget)
 		defer cancel()
-		return k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch}, k.membership.Name(), applied)
+		return k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch, Left: left}, k.membership.Name(), applied)
 	}
 	err := attempt(context.WithoutCancel(ctx))
 	for ctx.Err() == nil {

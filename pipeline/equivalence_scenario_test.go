@@ -48,7 +48,20 @@ type moveStep struct {
 	newcome bool   // to an instance started for it
 	crashAt int64
 	before  bool
+	spoil   spoil // what is left to the new owner
 }
+
+// spoil is what becomes of the state that an owner leaves.
+type spoil int
+
+const (
+	asLeft spoil = iota
+	stale        // what an earlier owner left, though nothing was left now
+	foreign
+	cut
+	corrupted
+	spoils
+)
 
 const scenarioBase = 1_700_000_000
 
@@ -100,7 +113,7 @@ func newScenario(seed uint64) scenario {
 			pool = slices.DeleteFunc(pool, func(o fleet.Message) bool { return o.DeviceID == m.DeviceID && o.Time.Equal(m.Time) })
 			sc.steps = append(sc.steps, step{faulty: &faultyRow{m.DeviceID, m.Time.UnixMicro()}})
 		case 3, 4:
-			m := &moveStep{shards: uint16(r.Uint32()), steal: r.IntN(2) == 0, newcome: r.IntN(2) == 0}
+			m := &moveStep{shards: uint16(r.Uint32()), steal: r.IntN(2) == 0, newcome: r.IntN(2) == 0, spoil: spoil(r.IntN(2) * r.IntN(int(spoils)))}
 			if r.IntN(2) == 0 {
 				m.crashAt, m.before = 1+int64(r.IntN(4)), r.IntN(2) == 0
 			}
@@ -307,6 +320,8 @@ values ($1, $2, 'recompute', $3, $4, $5, $6, 'test')`,
 
 func (w *world) move(m *moveStep) {
 	w.keepOwned()
+	w.spoil = m.spoil
+	defer func() { w.spoil = asLeft }()
 	var to *member
 	if m.newcome {
 		to = w.join(m.crashAt, m.before)

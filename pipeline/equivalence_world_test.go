@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,6 +38,8 @@ type world struct {
 	owner   [shards]*member
 	started int
 	feed    *observer.Feed // of crossings, read all along
+	left    [shards][]byte // what was left of each shard last
+	spoil   spoil          // of what is left, while shards are moved
 }
 
 type faultyRow struct {
@@ -132,8 +135,30 @@ func (w *world) take(shard int, m *member) {
 	require.NoError(w.tb, err)
 	taken, err := m.shards.Acquire(ctx, shard, m.instance.member, "")
 	require.NoError(w.tb, err)
-	require.NoError(w.tb, m.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch}))
+	require.NoError(w.tb, m.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch, Left: w.inherited(taken)}))
 	w.owner[shard] = m
+}
+
+// inherited is what the new owner of a shard is told that its last one left.
+func (w *world) inherited(taken protocol.Shard) []byte {
+	left := slices.Clone(taken.Left)
+	switch w.spoil {
+	case stale:
+		left = w.left[taken.Shard]
+	case foreign:
+		left = w.left[(taken.Shard+1)%shards]
+	case cut:
+		left = left[:len(left)/2]
+	case corrupted:
+		if len(left) > 0 {
+			left[len(left)*2/3] ^= 4
+		}
+	default:
+	}
+	if taken.Left != nil {
+		w.left[taken.Shard] = taken.Left
+	}
+	return left
 }
 
 // release has the owner of a shard finish and give it up.
@@ -150,8 +175,9 @@ func (w *world) release(shard int) {
 	case <-m.Stop(shard):
 	case <-time.After(5 * time.Second):
 	}
-	_ = m.shards.Release(context.Background(), protocol.ShardLease{Shard: shard, Epoch: epoch}, m.instance.member, applied)
+	left := m.Leave(shard)
 	m.Drop(shard)
+	_ = m.shards.Release(context.Background(), protocol.ShardLease{Shard: shard, Epoch: epoch, Left: left}, m.instance.member, applied)
 }
 
 // gone reports whether an instance has crashed or was stopped, and settles it.

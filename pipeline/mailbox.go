@@ -17,6 +17,7 @@ const (
 	stepped                        // a step has ended
 	emptied                        // the queue of a quarantined shard is empty
 	retried                        // deferred entries of a shard that are due
+	leaving                        // work on a shard ends; its state is wanted
 )
 
 // message is an instruction to a worker. One worker gets its messages in the
@@ -33,6 +34,8 @@ type message struct {
 
 	quarantine protocol.Quarantine // of a shard that is granted
 	apart      bool                // a shard that is granted is run apart, one entry first
+	inherited  []byte              // state that its last owner left
+	left       chan []byte         // of size one: where the state of one that is left goes
 
 	deferred []protocol.Deferred
 	done     func() // to be called when they have an outcome

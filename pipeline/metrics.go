@@ -29,6 +29,14 @@ const (
 	readError = "error"
 )
 
+// What became of the state of shards that changed owners.
+const (
+	snapshotLeft    = "left"
+	snapshotUsed    = "used"
+	snapshotMissing = "missing"
+	snapshotRefused = "refused"
+)
+
 type metrics struct {
 	records          *prometheus.CounterVec
 	latency          prometheus.Histogram
@@ -58,6 +66,7 @@ type metrics struct {
 	fenceCount       prometheus.Gauge
 	badFences        prometheus.Gauge
 	evictions        prometheus.Counter
+	snapshots        *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, t *table) *metrics {
@@ -135,6 +144,10 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		badFences: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_invalid_fences", Help: "Invalid fences that were skipped; the log names them.",
 		}),
+		snapshots: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_snapshots_total",
+			Help: "States of shards that were left for the next owner, and at acquisitions: used, missing, refused.",
+		}, []string{"result"}),
 		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
 	}
 	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeConflict, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
@@ -142,6 +155,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, r := range []string{readOK, readEmpty, readError} {
 		m.readResults.WithLabelValues(r)
+	}
+	for _, r := range []string{snapshotLeft, snapshotUsed, snapshotMissing, snapshotRefused} {
+		m.snapshots.WithLabelValues(r)
 	}
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)
@@ -188,6 +204,8 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 }
 
 func (m *metrics) read(result string) { m.readResults.WithLabelValues(result).Inc() }
+
+func (m *metrics) snapshot(result string) { m.snapshots.WithLabelValues(result).Inc() }
 
 func (m *metrics) outcome(outcome string, n int) {
 	m.records.WithLabelValues(outcome).Add(float64(n))

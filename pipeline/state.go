@@ -92,6 +92,14 @@ func (s *state) is(slot int32, d *device, id string) bool {
 	return string(d.id[:d.length()]) == id
 }
 
+// id returns the ID of the device in a slot.
+func (s *state) id(slot int32, d *device) string {
+	if d.length() > shortID {
+		return s.long[slot]
+	}
+	return string(d.id[:d.length()])
+}
+
 // get returns a device, valid or not, or nil.
 func (s *state) get(id string) *device {
 	slot, ok := s.slots[s.hash(id)]
@@ -158,12 +166,8 @@ func (s *state) add(id string) *device {
 // drop frees a slot.
 func (s *state) drop(slot int32) {
 	d := s.at(slot)
-	id, long := s.long[slot]
-	if !long {
-		id = string(d.id[:d.length()])
-	}
+	hash := s.hash(s.id(slot, d))
 	delete(s.long, slot)
-	hash := s.hash(id)
 	switch first := s.slots[hash]; {
 	case first != slot:
 		before := s.at(first)

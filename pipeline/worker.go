@@ -73,6 +73,8 @@ type worker struct {
 	view          atomic.Pointer[workerView] // what run has in flight
 	panicked      func(value any)            // set before run
 	refusals      refusalLog
+	stopped       chan struct{} // closed when run has ended
+	drained       bool          // nothing was in flight then; read after stopped is closed
 	callsReturned atomic.Uint64 // server calls that returned, successfully or not: grows while the worker is not stuck
 
 	records []decoded // scratch of apply
@@ -127,7 +129,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), slow: make(map[int]*slowShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
-		ackQueue: make(chan *batch, 1), ackDone: make(chan *batch, batches),
+		ackQueue: make(chan *batch, 1), ackDone: make(chan *batch, batches), stopped: make(chan struct{}),
 	}
 	for range batches {
 		w.spare = append(w.spare, &batch{})
@@ -148,6 +150,8 @@ func (w *worker) run(ctx context.Context, intakeEnded <-chan struct{}) error {
 	})
 	err := g.Wait()
 	w.stepping.Wait()
+	w.drained = err == nil
+	close(w.stopped)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -253,12 +257,23 @@ func (w *worker) advance(ctx context.Context) error {
 			if m.apart {
 				w.slow[m.shard] = &slowShard{limit: 1}
 			}
+			w.inherit(m)
 			w.next++
 		case dropped:
 			delete(w.owned, m.shard)
 			delete(w.slow, m.shard)
 			w.state.invalidate(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
+			w.next++
+		case leaving:
+			if t, ok := w.owned[m.shard]; ok && t.grant == m.grant && w.uncommitted(m.shard) {
+				w.flushNow()
+				return nil // until the tables have what the state has
+			}
+			m.left <- w.leave(m.shard, m.grant)
+			if t, ok := w.owned[m.shard]; ok && t.grant == m.grant {
+				delete(w.owned, m.shard) // nothing may follow that the state does not have
+			}
 			w.next++
 		case asked:
 			if w.busy || w.current.entries > 0 {

@@ -51,6 +51,7 @@ grant select, insert, update, delete on
   processor.deferred,
   processor.devices,
   processor.holds,
+  processor.shard_states,
   processor.timing_records,
   processor.unconfirmed_letters
 to :"role";

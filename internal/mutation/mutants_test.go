@@ -4,6 +4,31 @@ package mutation_test
 // version of the tests did not notice.
 var mutants = []mutant{
 	{
+		"the epoch of what an owner left is not compared", "pipeline/snapshot.go",
+		"int64(o.shards), o.epoch, o.fences,", "int64(o.shards), 0 * o.epoch, o.fences,",
+		"pipeline", "TestASnapshotIsTheStateOrNothing",
+	},
+	{
+		"nor its checksum", "pipeline/snapshot.go",
+		"!= crc32.Checksum(b[snapshotHeader:], castagnoli)", "== 0",
+		"pipeline", "TestASnapshotIsTheStateOrNothing",
+	},
+	{
+		"an owner leaves what it has not committed", "pipeline/snapshot.go",
+		"t.grant != grant || w.uncommitted(shard)", "t.grant != grant",
+		"pipeline", "TestOnlyWhatIsCommittedIsLeft",
+	},
+	{
+		"what an owner left is there for two", "internal/store/shards.go",
+		"  delete from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n  returning state, left_at\n", "  select state, left_at from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n",
+		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",
+	},
+	{
+		"and for years", "internal/store/shards.go",
+		"where left_at > now() - interval '30 seconds'", "where true",
+		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",
+	},
+	{
 		"the progress mark never goes back", "internal/store/write.go",
 		"set applied_id = excluded.applied_id,", "set applied_id = case when split_part(p.applied_id, '-', 1)::numeric > split_part(excluded.applied_id, '-', 1)::numeric then p.applied_id else excluded.applied_id end,",
 		"internal/store", "TestTheProgressMark",

@@ -11,6 +11,9 @@ type ShardLease struct {
 	Token string
 	// Quarantine is how a granted shard must be run.
 	Quarantine Quarantine
+	// Left is the state that an owner leaves for the next one, nil for none. Only
+	// the pipeline reads it.
+	Left []byte
 }
 
 // Quarantine limits how a shard is run, since one of its entries may crash the

@@ -92,6 +92,7 @@ type Shard struct {
 	MaxInFlight int // maximum entries in flight during a quarantine; 0 for no limit
 
 	Quarantine Quarantine // of a shard just acquired
+	Left       []byte     // what its last owner left of its state, nil for nothing
 	Assigned   string     // "" while assigned to no member
 	Term       int64      // of the leader that assigned it
 	Since      time.Time  // when the owner acquired it

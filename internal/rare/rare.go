@@ -59,6 +59,8 @@ const (
 	Resized            Branch = "resized"                          // the number of shards was changed
 	LossRecorded       Branch = "loss-recorded"                    // entries that Redis reported gone are in the ledger
 	ServerChanged      Branch = "redis-changed"                    // another generation of Redis answers
+	Inherited          Branch = "state-inherited"                  // a new owner continues with the state that the last one left
+	SnapshotRefused    Branch = "state-left-refused"               // what was left belongs to another owner, or is not whole
 )
 
 // Counts is how often each branch was reached.

@@ -215,3 +215,34 @@ func TestAFlaggedRowKeepsItsTime(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from public.positions where speed = 2 and not faulty"))
 	require.Equal(t, 2, b.count("select count(*) from processor.conflicts where entry_id is not null and differs = '{satellites,speed}'"))
 }
+
+// What an owner leaves at its release goes to one acquisition, and only soon after.
+func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	left := []byte("state")
+	release := func(member string, epoch int64) {
+		held := protocol.ShardLease{Shard: 3, Epoch: epoch, Left: left}
+		require.NoError(t, b.shards.Release(t.Context(), held, member, telemetry.EntryID{}))
+	}
+	acquire := func(member string) protocol.Shard {
+		b.exec("update processor.assignments set member = $1 where shard = 3", member)
+		taken, err := b.shards.Acquire(t.Context(), 3, member, "")
+		require.NoError(t, err)
+		return taken
+	}
+	first := acquire("one")
+	require.Nil(t, first.Left)
+	release("one", first.Epoch-1)
+	release("two", first.Epoch)
+	require.Zero(t, b.count("select count(*) from processor.shard_states"), "it was not theirs to leave")
+	release("one", first.Epoch)
+	second := acquire("two")
+	require.Equal(t, left, second.Left)
+	require.Zero(t, b.count("select count(*) from processor.shard_states"))
+	require.Nil(t, acquire("one").Left, "without a release")
+
+	release("one", second.Epoch+1)
+	b.exec("update processor.shard_states set left_at = now() - interval '31 seconds'")
+	require.Nil(t, acquire("two").Left, "the tables may have been changed since")
+}

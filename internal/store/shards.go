@@ -116,6 +116,13 @@ func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (
 		taken.Quarantine = protocol.AssessCrash(member, was)
 		taken.CrashCount, taken.MaxInFlight, taken.Applied = taken.Quarantine.CrashCount, taken.Quarantine.Limit, applied
 		return tx.QueryRow(ctx, `
+with taken as (
+  delete from processor.shard_states
+  where stream = $1
+    and group_name = $2
+    and shard = $3
+  returning state, left_at
+)
 update processor.shards
 set epoch = epoch + 1,
   owner = $4,
@@ -126,7 +133,7 @@ set epoch = epoch + 1,
 where stream = $1
   and group_name = $2
   and shard = $3
-returning epoch, now()`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since)
+returning epoch, now(), (select state from taken where left_at > now() - interval '30 seconds')`, s.scope.Stream, s.scope.Group, shard, member, taken.CrashCount, taken.MaxInFlight).Scan(&taken.Epoch, &taken.Since, &taken.Left)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return protocol.Shard{}, fmt.Errorf("acquire shard %d: %w", shard, protocol.ErrNotAssigned)
@@ -167,7 +174,8 @@ for update`, s.scope.Stream, s.scope.Group, shard)
 }
 
 // Release gives a shard up after its last commit, so that the next owner need
-// not wait. The epoch must be the one it was owned under.
+// not wait, and keeps the state that it leaves until the next acquisition. The epoch
+// must be the one it was owned under.
 func (s *Shards) Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -192,8 +200,17 @@ marked as (
   on conflict (stream, group_name, shard) do update
   set applied_id = excluded.applied_id,
     updated_at = now()
+),
+left_state as (
+  insert into processor.shard_states as s (stream, group_name, shard, state)
+  select $1, $2, shard, $7
+  from released
+  where $7::bytea is not null
+  on conflict (stream, group_name, shard) do update
+  set state = excluded.state,
+    left_at = excluded.left_at
 )
 select pg_notify('processor_shards', shard::text)
-from released`, s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String())
+from released`, s.scope.Stream, s.scope.Group, held.Shard, held.Epoch, member, applied.String(), held.Left)
 	return failure(fmt.Sprintf("release shard %d", held.Shard), err)
 }
