@@ -123,6 +123,7 @@ func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
 func TestTheBusiestMemberIsRelieved(t *testing.T) {
 	b := newBench(t)
 	first, second := b.pair()
+	before := b.count("select min(epoch) from processor.shards")
 	began, hot := time.Now(), first.engine.holds()
 	finished := func(shard int) uint64 {
 		rate := 10.0
@@ -150,7 +151,8 @@ func TestTheBusiestMemberIsRelieved(t *testing.T) {
 	t.Logf("after %v the first member has %d of 8 hot shards", time.Since(began), hotOnes)
 	first.stop()
 	b.await([]int{16}, second)
-	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards"), 5, "no shard goes to and fro")
+	// Epochs begin at a transaction ID where the row is made anew.
+	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards")-before, 4, "no shard goes to and fro")
 }
 
 func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
