@@ -11,8 +11,10 @@ import (
 // Config holds the settings of a member. Every field is required.
 type Config struct {
 	Instance       string // identity, unique among live members
+	Incarnation    string // of this process; "" makes one
 	Version        string // of the program, shown to operators
 	Deploy         string // what started it, the same for all members of one deploy; "" if unknown
+	Several        bool   // the process serves other streams, too: it waits where this one's key is no stream
 	Shards         int
 	MemberTTL      time.Duration // silence after which a member is gone
 	LeaderTTL      time.Duration // how long the leader's lock outlives the leader

@@ -1,6 +1,7 @@
 package coordination
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -219,7 +220,7 @@ func NewMembership(cfg Config, client Client, keys Keys, workStatus func() WorkS
 		lastHeartbeats: make(map[string]lastHeartbeat),
 		watch:          protocol.NewFailureDetector(protocol.FailureDetectorConfig{TTL: cfg.MemberTTL, SinkGrace: cfg.SinkGrace, Stall: cfg.ClaimThreshold}),
 		self: Member{
-			Instance: cfg.Instance, Incarnation: rand.Text()[:10], Version: cfg.Version, Deploy: cfg.Deploy, Protocol: protocol.Version,
+			Instance: cfg.Instance, Incarnation: cmp.Or(cfg.Incarnation, rand.Text()[:10]), Version: cfg.Version, Deploy: cfg.Deploy, Protocol: protocol.Version,
 			Host: host, PID: os.Getpid(), Started: time.Now().UTC(),
 		},
 	}

@@ -102,8 +102,10 @@ func (k *reconciler) Run(ctx context.Context) error {
 	var quiet lograte.Limit
 	for {
 		err := k.pass(ctx)
-		k.membership.setPostgresUp(err == nil || ctx.Err() != nil)
-		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Misconfigured {
+		f, failed := errors.AsType[*protocol.Failure](err)
+		noStream := failed && f.Code == "WRONGTYPE" && k.cfg.Several
+		k.membership.setPostgresUp(err == nil || noStream || ctx.Err() != nil)
+		if failed && f.Kind == protocol.Misconfigured && !noStream {
 			return err
 		}
 		if err != nil && ctx.Err() == nil && quiet.Pass() {

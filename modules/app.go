@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/fx"
 
 	"github.com/trmtracking/processor/internal/config"
@@ -47,10 +46,7 @@ func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
 		registryModule,
 		httpServerModule,
 		postgresModule,
-		redisModule,
-		coordinationModule,
-		pipelineModule,
-		deadLettersModule,
+		streamModules(cfg),
 		invokes(),
 		withLogger(),
 		// Backstops only: each hook has a bound of its own.
@@ -82,11 +78,13 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 }
 
 // capture stores the parts that Service itself needs.
-func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, client redis.UniversalClient) {
+func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, parts parts) {
 	s.starter, s.http, s.metrics = st, server, reg
 	s.release = func() {
 		pool.Close()
-		_ = client.Close() // the only error is that it is closed already
+		for _, p := range parts {
+			_ = p.Client.Close() // the only error is that it is closed already
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 // mountConsole serves the console, unless it is off. It has connections of its own,
 // which it opens when a page is asked for: what people look at takes none from the
-// work.
+// work. Of several streams it shows the first.
 func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server *httpserver.Server, log *slog.Logger) error {
 	if cfg.Console.Mode == "off" {
 		return nil
@@ -25,6 +25,8 @@ func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server 
 	if err != nil {
 		return fault.Coded(fault.Config, err)
 	}
+	settings := settingsOf(cfg)
+	cfg = cfg.PerStream()[0]
 	c, err := console.New(console.Config{
 		Version: b.Version, Member: string(m), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Tiles: cfg.Console.Tiles,
 		Open: func() (*operator.Fleet, error) {
@@ -34,7 +36,7 @@ func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server 
 			Write: cfg.Console.Mode == "write", Token: cfg.Console.Token.Reveal(), Header: cfg.Console.UserHeader, Proxies: proxies,
 			Secret: cfg.Postgres.URL.Reveal() + " " + cfg.Redis.URL.Reveal(),
 		},
-		Settings: settingsOf(cfg),
+		Settings: settings,
 	}, log)
 	if err != nil {
 		return fault.Coded(fault.Config, err)

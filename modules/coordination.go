@@ -2,8 +2,10 @@ package modules
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +24,10 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var coordinationModule = fx.Module("coordination", fx.Provide(newBridge, history.NewFeed, newCoordinationConfig, newKeys, newMembership, newMember, newFleet))
+// coordinationParts are made for each stream.
+func coordinationParts() fx.Option {
+	return fx.Provide(newBridge, history.NewFeed, newCoordinationConfig, newKeys, newMembership, newFleet, fx.Private)
+}
 
 // sinkGrace is how long a member may be cut off from Postgres, while others are
 // not, before its shards move.
@@ -35,10 +40,13 @@ const assignmentsChannel = "processor_shards"
 // assignments, ownership and database sessions carry it.
 type Member string
 
-func newCoordinationConfig(cfg config.Config, b Build) coordination.Config {
+// newMember makes an incarnation of this instance, for all of its streams.
+func newMember(cfg config.Config) Member { return Member(cfg.Instance.ID + "." + rand.Text()[:10]) }
+
+func newCoordinationConfig(cfg config.Config, b Build, m Member, several severalStreams) coordination.Config {
 	co := cfg.Coordination
 	return coordination.Config{
-		Instance: cfg.Instance.ID, Version: b.Version, Deploy: cfg.Instance.Deploy, Shards: co.Shards,
+		Several: bool(several), Instance: cfg.Instance.ID, Incarnation: strings.TrimPrefix(string(m), cfg.Instance.ID+"."), Version: b.Version, Deploy: cfg.Instance.Deploy, Shards: co.Shards,
 		MemberTTL: co.MemberTTL, LeaderTTL: co.LeaderTTL, HandoffBudget: co.HandoffBudget,
 		DrainTimeout: cfg.Instance.DrainTimeout, SinkGrace: sinkGrace,
 		ClaimInterval: co.ClaimInterval(), ClaimThreshold: co.ClaimThreshold(),
@@ -57,8 +65,6 @@ func newMembership(cfg coordination.Config, client redis.UniversalClient, keys c
 	b.membership = membership
 	return membership, err
 }
-
-func newMember(membership *coordination.Membership) Member { return Member(membership.Name()) }
 
 // fleetDeps are the parts of a fleet.
 type fleetDeps struct {
@@ -81,6 +87,7 @@ type fleetDeps struct {
 	Bridge     *bridge
 	House      *tasks.DLQJanitor
 	Feed       *history.Feed
+	First      firstStream
 	Log        *slog.Logger
 	Metrics    prometheus.Registerer
 }
@@ -107,62 +114,73 @@ type run func(ctx context.Context) error
 // Run calls it.
 func (f run) Run(ctx context.Context) error { return f(ctx) }
 
-// startMembership joins the fleet; on stop, after the pipeline has drained, it
-// releases the shards and leaves. Notifications wake the parts they concern.
-func startMembership(s *supervisor, d fleetDeps, fleet *coordination.Fleet) {
-	log := d.Log.With("component", "notifications")
+// startMembership joins the fleet of each stream; on stop, after the pipelines have
+// drained, it releases the shards and leaves. Notifications wake the parts they concern.
+func startMembership(s *supervisor, parts parts, pool *pgxpool.Pool, log *slog.Logger) {
+	log = log.With("component", "notifications")
 	s.run("notifications", run(func(ctx context.Context) error {
 		var listening sync.WaitGroup
-		listening.Go(func() {
-			d.Group.Notifications(ctx, func(b stream.Notification) {
-				switch {
-				case b.DispatchLease:
-					d.Pipeline.NotifyDispatchLease()
-				case b.Leader:
-					fleet.LeaderResigned()
-				case b.Group:
-					d.Pipeline.Rewind()
-				case b.Members:
-					fleet.MembershipChanged()
-				case b.Watch:
-					d.Feed.Watch()
-				case b.Again:
-					d.Pipeline.Reread(b.Shards)
-				default:
-					d.Pipeline.Notify(b.Shards)
-				}
-			})
-		})
-		hear := func(channel string, heard func(string)) {
+		for _, p := range parts {
+			listening.Go(func() { p.hear(ctx) })
+		}
+		hear := func(channel string, heard func(p *part)) {
 			var quiet lograte.Limit
-			store.Listen(ctx, d.Pool, channel, heard, func(err error) {
+			store.Listen(ctx, pool, channel, func(string) {
+				for _, p := range parts {
+					heard(p)
+				}
+			}, func(err error) {
 				if quiet.Pass() {
 					log.Warn("LISTEN unavailable; falling back to polling", "channel", channel, "err", err)
 				}
 			})
 		}
-		listening.Go(func() { hear(assignmentsChannel, func(string) { fleet.Assigned() }) })
-		listening.Go(func() { hear(store.RequestsChannel, func(string) { d.Pipeline.RequestsChanged() }) })
-		listening.Go(func() { hear(store.FencesChannel, func(string) { d.Pipeline.FencesChanged() }) })
+		listening.Go(func() { hear(assignmentsChannel, func(p *part) { p.fleet.Assigned() }) })
+		listening.Go(func() { hear(store.RequestsChannel, func(p *part) { p.Pipeline.RequestsChanged() }) })
+		listening.Go(func() { hear(store.FencesChannel, func(p *part) { p.Pipeline.FencesChanged() }) })
 		listening.Wait()
 		return context.Cause(ctx)
 	}))
-	s.run("live", publishLive(d.Feed, d.Group))
-	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), d.Service.Postgres.StatementTimeout)
-	s.run("redis refusals", tasks.NewRedisRefuses(d.Group, ledger, d.Config.ClaimInterval, d.Log, d.Metrics))
-	s.run("membership", run(fleet.RunMembership))
+	for _, p := range parts {
+		s.run("live", publishLive(p.Feed, p.Group))
+		ledger := store.NewLedger(p.Pool, p.Scope, string(p.Member), p.Service.Postgres.StatementTimeout)
+		s.run("redis refusals", tasks.NewRedisRefuses(p.Group, ledger, p.Config.ClaimInterval, p.Log, p.Metrics))
+	}
+	s.run("membership", parts.run(func(p *part) run { return p.fleet.RunMembership }))
 }
 
-func startElection(s *supervisor, fleet *coordination.Fleet) {
-	s.run("election", run(fleet.RunElection))
+// hear passes what is published about the stream on, until ctx ends.
+func (p *part) hear(ctx context.Context) {
+	p.Group.Notifications(ctx, func(b stream.Notification) {
+		switch {
+		case b.DispatchLease:
+			p.Pipeline.NotifyDispatchLease()
+		case b.Leader:
+			p.fleet.LeaderResigned()
+		case b.Group:
+			p.Pipeline.Rewind()
+		case b.Members:
+			p.fleet.MembershipChanged()
+		case b.Watch:
+			p.Feed.Watch()
+		case b.Again:
+			p.Pipeline.Reread(b.Shards)
+		default:
+			p.Pipeline.Notify(b.Shards)
+		}
+	})
 }
 
-// fleetReady returns the readiness check of this member's part in the fleet.
-func fleetReady(fleet *coordination.Fleet) func(ctx context.Context) error {
-	return func(context.Context) error {
-		if err := fleet.Ready(); err != nil {
+func startElection(s *supervisor, parts parts) {
+	s.run("election", parts.run(func(p *part) run { return p.fleet.RunElection }))
+}
+
+// fleetReady returns the readiness check of this member's part in the fleets.
+func fleetReady(parts parts) func(ctx context.Context) error {
+	return parts.check(func(_ context.Context, p *part) error {
+		if err := p.fleet.Ready(); err != nil {
 			return fmt.Errorf("join the fleet: %w", err)
 		}
 		return nil
-	}
+	})
 }

@@ -11,18 +11,17 @@ import (
 
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/crash"
-	"github.com/trmtracking/processor/pipeline"
 )
 
 // exposed is what a dump reads of a service, and where panics are reported.
 type exposed struct {
-	pipeline   *pipeline.Pipeline
+	parts      parts
 	supervisor *supervisor
 	member     Member
 }
 
-func (s *Service) exportForDump(p *pipeline.Pipeline, sv *supervisor, m Member) {
-	s.exposed = exposed{pipeline: p, supervisor: sv, member: m}
+func (s *Service) exportForDump(ps parts, sv *supervisor, m Member) {
+	s.exposed = exposed{parts: ps, supervisor: sv, member: m}
 }
 
 // DumpConfig returns what a dump of this instance contains and where it goes.
@@ -48,7 +47,9 @@ func DumpConfig(cfg config.Config, b Build) crash.Config {
 // Start.
 func (s *Service) Expose(r *crash.Recorder) {
 	r.Watch(s.writeDump)
-	s.exposed.pipeline.OnPanic(r.Panicked)
+	for _, p := range s.exposed.parts {
+		p.Pipeline.OnPanic(r.Panicked)
+	}
 	s.exposed.supervisor.panicked = r.Panicked
 }
 
@@ -57,7 +58,9 @@ func (s *Service) Expose(r *crash.Recorder) {
 func (s *Service) writeDump(w io.Writer) {
 	lines := json.NewEncoder(w)
 	_ = lines.Encode(map[string]Member{"member": s.exposed.member}) // the writer never fails
-	for _, dump := range s.exposed.pipeline.Dump(s.cfg.Crash.Positions) {
-		_ = lines.Encode(dump) // as above
+	for _, p := range s.exposed.parts {
+		for _, dump := range p.Pipeline.Dump(s.cfg.Crash.Positions) {
+			_ = lines.Encode(dump) // as above
+		}
 	}
 }

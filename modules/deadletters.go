@@ -17,7 +17,10 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var deadLettersModule = fx.Module("deadletters", fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newDLQJanitor))
+// deadLettersParts are made for each stream.
+func deadLettersParts() fx.Option {
+	return fx.Provide(newDeadLetterConfig, newDeadLetters, newDeferred, newDLQJanitor, fx.Private)
+}
 
 // deferredPoll is the interval at which each instance polls for deferred entries that are due.
 const deferredPoll = time.Second

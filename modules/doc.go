@@ -1,6 +1,8 @@
 // Package modules wires the service: besides cmd it is the only place that knows
-// fx. Each area has one fx.Module in one file, whose providers call one
-// constructor each; app.go has the one list of invokes.
+// fx. Each area has one file, whose providers call one
+// constructor each; app.go has the one list of invokes. What exists once for each
+// stream is private to a module of that stream, see parts.go; the invokes loop over
+// the parts.
 //
 // That list is the start order, and its reverse is the stop order:
 //

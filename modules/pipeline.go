@@ -19,7 +19,10 @@ import (
 	"github.com/trmtracking/processor/pipeline"
 )
 
-var pipelineModule = fx.Module("pipeline", fx.Provide(newPipelineConfig, newPipeline, newDrainer))
+// pipelineParts are made for each stream.
+func pipelineParts() fx.Option {
+	return fx.Provide(newPipelineConfig, newPipeline, newDrainer, fx.Private)
+}
 
 func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeline.Config {
 	p, co := cfg.Pipeline, cfg.Coordination
@@ -134,4 +137,6 @@ func (d *drainer) Run(ctx context.Context) error {
 	return err
 }
 
-func startPipeline(s *supervisor, d *drainer) { s.run("pipeline", d) }
+func startPipeline(s *supervisor, parts parts) {
+	s.run("pipeline", parts.run(func(p *part) run { return p.drainer.Run }))
+}

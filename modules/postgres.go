@@ -14,10 +14,12 @@ import (
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
-	"github.com/trmtracking/processor/internal/stream"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newScope, store.NewServerGeneration, store.NewIdentity, newPool, newShards, newSessions, newWriter, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newMember, store.NewServerGeneration, store.NewIdentity, newPool, newSessions, newReader, newFences))
+
+// postgresParts are made for each stream.
+func postgresParts() fx.Option { return fx.Provide(newScope, newShards, newWriter, fx.Private) }
 
 func newScope(cfg config.Config) store.Scope {
 	return store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group}
@@ -79,16 +81,14 @@ func newFences(cfg config.Config, pool *pgxpool.Pool) *store.Fences {
 type postgresDeps struct {
 	fx.In
 
-	Config     config.Config
-	Pool       *pgxpool.Pool
-	Scope      store.Scope
-	Sessions   *store.Sessions
-	Member     Member
-	HTTP       *httpserver.Server
-	Identity   *store.Identity
-	Membership *coordination.Membership
-	Group      *stream.Group
-	Log        *slog.Logger
+	Config   config.Config
+	Pool     *pgxpool.Pool
+	Sessions *store.Sessions
+	Member   Member
+	HTTP     *httpserver.Server
+	Identity *store.Identity
+	Parts    parts
+	Log      *slog.Logger
 }
 
 // startPostgres waits for Postgres, migrates or checks the schema, and rejects a
@@ -100,8 +100,11 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 		d.acceptsWrites,
 		func(ctx context.Context) error { return requireFaithfulStorage(ctx, d.Pool, log) },
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
-		func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, d.Scope, d.Member) },
-		d.identify,
+	}
+	for _, p := range d.Parts {
+		steps = append(steps,
+			func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, p.Scope, d.Member) },
+			func(ctx context.Context) error { return d.identify(ctx, p) })
 	}
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {
@@ -128,16 +131,16 @@ func (d postgresDeps) acceptsWrites(ctx context.Context) error {
 
 // identify reads which database this is, for all that compare it, and
 // rejects one that belongs to another stream or group.
-func (d postgresDeps) identify(ctx context.Context) error {
-	created, err := d.Identity.Establish(ctx, d.Pool, d.Scope, string(d.Member), d.Config.Postgres.StatementTimeout)
+func (d postgresDeps) identify(ctx context.Context, p *part) error {
+	created, err := d.Identity.Establish(ctx, d.Pool, p.Scope, string(d.Member), d.Config.Postgres.StatementTimeout)
 	if _, ok := errors.AsType[*store.ForeignError](err); ok {
 		return permanent(fault.Exitf(fault.Config, "Postgres at %s: %w", fault.PostgresDatabase(d.Config.Postgres.URL), err))
 	}
 	if err != nil {
 		return err
 	}
-	d.Group.Belong(d.Identity.ID())
-	d.Membership.Belong(coordination.Database{
+	p.Group.Belong(d.Identity.ID())
+	p.Membership.Belong(coordination.Database{
 		ID: d.Identity.ID(), Created: created,
 		Postgres: fault.PostgresDatabase(d.Config.Postgres.URL), Redis: d.Config.Redis.URL.Addresses(), Server: d.Identity.Server,
 	})

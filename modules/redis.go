@@ -14,7 +14,11 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 )
 
-var redisModule = fx.Module("redis", fx.Provide(newStreamConfig, newRedisClient, newStreamGroup))
+// redisParts are made for each stream: a client of its own notices for it which server
+// answers.
+func redisParts() fx.Option {
+	return fx.Provide(newStreamConfig, newRedisClient, newStreamGroup, fx.Private)
+}
 
 // redisTimeout bounds the wait for one reply. The longest read blocks for half a
 // second; the rest allows for a server busy with another client's slow command.
@@ -43,33 +47,43 @@ func newStreamGroup(client redis.UniversalClient, cfg stream.Config) (*stream.Gr
 
 // startRedis waits for Redis, rejects one that is too old, and warns if it may evict
 // or forget the stream.
-func startRedis(lc fx.Lifecycle, cfg config.Config, st *starter, group *stream.Group, server *httpserver.Server, log *slog.Logger) {
-	log = log.With("component", "redis")
+func startRedis(lc fx.Lifecycle, st *starter, parts parts, server *httpserver.Server, log *slog.Logger) {
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
-		err := st.wait(ctx, "Redis", func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-			defer cancel()
-			return fault.RedisError(cfg.Redis, group.Ping(ctx))
-		})
-		if err != nil {
-			return err
+		for _, p := range parts {
+			if err := p.awaitRedis(ctx, st); err != nil {
+				return err
+			}
 		}
-		server.Ready(checkRedis, discreet(log, checkRedis, group.Writable))
-		about, err := group.Server(ctx)
-		if err != nil {
-			log.Warn("could not read the Redis version and eviction policy", "err", err)
-			return nil
-		}
-		if about.TooOld() {
-			return fault.Exitf(fault.Config, "Redis at %s has version %s: %d.0 or newer is needed, or Valkey",
-				cfg.Redis.URL.Addresses(), about.Version, stream.OldestServer)
-		}
-		if about.Eviction != "" && about.Eviction != "noeviction" {
-			log.Warn("maxmemory-policy allows eviction; set noeviction", "policy", about.Eviction)
-		}
-		if about.TellsAppendOnly && !about.AppendOnly {
-			log.Warn("Redis keeps no append-only file: a crash of it loses entries and dead letters; set appendonly yes")
-		}
+		server.Ready(checkRedis, discreet(log.With("component", "redis"), checkRedis,
+			parts.check(func(ctx context.Context, p *part) error { return p.Group.Writable(ctx) })))
 		return nil
 	}))
+}
+
+func (p *part) awaitRedis(ctx context.Context, st *starter) error {
+	log, cfg := p.Log.With("component", "redis"), p.Service
+	err := st.wait(ctx, "Redis", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+		defer cancel()
+		return fault.RedisError(cfg.Redis, p.Group.Ping(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	about, err := p.Group.Server(ctx)
+	if err != nil {
+		log.Warn("could not read the Redis version and eviction policy", "err", err)
+		return nil
+	}
+	if about.TooOld() {
+		return fault.Exitf(fault.Config, "Redis at %s has version %s: %d.0 or newer is needed, or Valkey",
+			cfg.Redis.URL.Addresses(), about.Version, stream.OldestServer)
+	}
+	if about.Eviction != "" && about.Eviction != "noeviction" {
+		log.Warn("maxmemory-policy allows eviction; set noeviction", "policy", about.Eviction)
+	}
+	if about.TellsAppendOnly && !about.AppendOnly {
+		log.Warn("Redis keeps no append-only file: a crash of it loses entries and dead letters; set appendonly yes")
+	}
+	return nil
 }

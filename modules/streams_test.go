@@ -3,6 +3,7 @@ package modules
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,8 +88,8 @@ func (b *bench) verify(devices int) {
 	}
 }
 
-// P5: whichever stream's fleet changes the fences, the crossings of all devices in
-// the database are those of one pass.
+// P5: whichever stream's leader or operator changes the fences, the crossings of all
+// devices in the database are those of one pass.
 func TestFencesChangedUnderLoadAreAppliedToTheDevicesOfEveryStream(t *testing.T) {
 	b := newBench(t)
 	streams := []*bench{b.on("-a"), b.on("-b")}
@@ -98,6 +99,46 @@ func TestFencesChangedUnderLoadAreAppliedToTheDevicesOfEveryStream(t *testing.T)
 		in.awaitReady()
 		running = append(running, in)
 	}
+	changeFencesUnderLoad(b, streams)
+	// Each is asked about devices of the other.
+	operators, err := operator.Open(t.Context(), streams[0].config(), "test", "test")
+	require.NoError(t, err)
+	defer operators.Close()
+	d, err := operators.Device(t.Context(), "b-1")
+	require.NoError(t, err)
+	require.Contains(t, *d.Owner, "of-b", "the owner is of the device's stream")
+	asked, err := operators.Ask(t.Context(), operator.Request{Kind: "recompute", Device: "b-1"})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	done, err := operators.Await(ctx, asked.ID)
+	require.NoError(t, err)
+	require.Equal(t, "done", done.State)
+	require.Contains(t, *done.RunBy, "of-b")
+	for _, in := range running {
+		in.stop()
+		require.NoError(t, in.end())
+	}
+}
+
+func TestFencesChangedUnderLoadOfOneProcessWithTwoStreams(t *testing.T) {
+	b := newBench(t)
+	streams := []*bench{b.on("-a"), b.on("-b")}
+	list := "REDIS_TELEMETRY_STREAM=" + streams[0].redis.Stream + "," + streams[1].redis.Stream
+	first, second := b.start("INSTANCE_ID=first", list), b.start("INSTANCE_ID=second", list)
+	first.awaitReady()
+	second.awaitReady()
+	changeFencesUnderLoad(b, streams)
+	for _, in := range []*instance{first, second} {
+		in.stop()
+		require.NoError(t, in.end())
+	}
+}
+
+// changeFencesUnderLoad compares the crossings with one pass after some changes.
+func changeFencesUnderLoad(b *bench, streams []*bench) {
+	t := b.t
+	t.Helper()
 	const devices, steps, each = 6, 8, 40
 	for i := range steps {
 		for _, s := range streams {
@@ -121,23 +162,71 @@ func TestFencesChangedUnderLoadAreAppliedToTheDevicesOfEveryStream(t *testing.T)
 	for _, s := range streams {
 		s.verify(devices)
 	}
-	// Each is asked about devices of the other.
-	operators, err := operator.Open(t.Context(), streams[0].config(), "test", "test")
-	require.NoError(t, err)
-	defer operators.Close()
-	d, err := operators.Device(t.Context(), "b-1")
-	require.NoError(t, err)
-	require.Contains(t, *d.Owner, "of-b", "the owner is of the device's stream")
-	asked, err := operators.Ask(t.Context(), operator.Request{Kind: "recompute", Device: "b-1"})
-	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	done, err := operators.Await(ctx, asked.ID)
-	require.NoError(t, err)
-	require.Equal(t, "done", done.State)
-	require.Contains(t, *done.RunBy, "of-b")
-	for _, in := range running {
-		in.stop()
-		require.NoError(t, in.end())
+}
+
+// P3, P6: what one stream suffers does not stop the others.
+func TestOneInstanceServesSeveralStreams(t *testing.T) {
+	b := newBench(t)
+	streams := []*bench{b.on("-a"), b.on("-b"), b.on("-c")}
+	broken := b.on("-x")
+	require.NoError(t, b.redis.Client().Set(t.Context(), broken.redis.Stream, "no stream", 0).Err())
+	var names []string
+	for _, s := range append(streams, broken) {
+		names = append(names, s.redis.Stream)
 	}
+	list := "REDIS_TELEMETRY_STREAM=" + strings.Join(names, ",")
+	first := b.start("INSTANCE_ID=first", list)
+	first.awaitReady()
+	second := b.start("INSTANCE_ID=second", list)
+	second.awaitReady()
+	const devices, each = 5, 40
+	for _, s := range streams {
+		s.drive(devices, 0, each)
+	}
+	b.awaitStored(len(streams) * devices * each)
+	for _, s := range streams {
+		testenv.Wait(t, 20*time.Second, func() error {
+			var owners, shards int
+			err := b.query("select count(distinct owner), count(owner) from processor.shards where stream = '"+s.redis.Stream+"'", &owners, &shards)
+			if err != nil || owners != 2 || shards != 8 {
+				return fmt.Errorf("want 8 shards of two owners, have %d of %d: %w", shards, owners, err)
+			}
+			return nil
+		})
+	}
+	testenv.Wait(t, 20*time.Second, func() error {
+		var subject string
+		return b.query("select subject from processor.incidents where kind = 'not_a_stream' and closed_at is null and stream = '"+broken.redis.Stream+"'", &subject)
+	})
+	families, err := first.Metrics().Gather()
+	require.NoError(t, err)
+	labelled := map[string]bool{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "stream" {
+					labelled[f.GetName()+" "+l.GetValue()] = true
+				}
+			}
+		}
+	}
+	for _, name := range names {
+		require.True(t, labelled["processor_coordination_leader "+name], "%v", labelled)
+	}
+
+	first.stop()
+	require.NoError(t, first.end(), first.logs.String())
+	for _, s := range streams {
+		s.drive(devices, each, each)
+	}
+	b.awaitStored(2 * len(streams) * devices * each)
+	// What is corrected goes on without a restart.
+	require.NoError(t, b.redis.Client().Del(t.Context(), broken.redis.Stream).Err())
+	broken.drive(devices, 0, each)
+	b.awaitStored(2*len(streams)*devices*each + devices*each)
+	second.stop()
+	require.NoError(t, second.end(), second.logs.String())
+	var owned int
+	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
+	require.Zero(t, owned, "every shard of every stream was released")
 }

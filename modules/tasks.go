@@ -26,11 +26,16 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	var moved store.Moved
+	streamType := tasks.NewStreamType(func(ctx context.Context) error {
+		_, err := d.Group.Info(ctx)
+		return err
+	}, d.Scope.Stream, ledger)
 	work := []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
+		tasks.Every(d.Config.ClaimInterval, streamType.Pass),
 		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards, &moved) }),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
@@ -43,6 +48,9 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 				return b, info.Added, err
 			},
 		}),
+	}
+	if !d.First { // what follows concerns all of the database
+		return work
 	}
 	feed := store.NewTimingFeed(d.Pool, d.Service.Geofences.TimingRetention, timeout)
 	if name := d.Service.Redis.TimingStream; name != "" {

@@ -8,11 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/trmtracking/processor/coordination"
-	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
-	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
 )
 
@@ -88,18 +85,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func startWatchdog(s *supervisor, cfg config.Config, p *pipeline.Pipeline, group *stream.Group, sessions *store.Sessions,
-	fleet *coordination.Fleet, d *drainer, log *slog.Logger,
-) {
-	s.run("watchdog", &watchdog{
-		workStatus: p.WorkStatus,
-		answers: func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-			defer cancel()
-			return errors.Join(group.Ping(ctx), sessions.Ping(ctx))
-		},
-		giveUp:  func() { d.expireDrain(); fleet.Abandon() },
-		timeout: cfg.Instance.StallTimeout,
-		log:     log.With("component", "watchdog"),
-	})
+func startWatchdog(s *supervisor, parts parts, sessions *store.Sessions) {
+	for _, p := range parts {
+		s.run("watchdog", &watchdog{
+			workStatus: p.Pipeline.WorkStatus,
+			answers: func(ctx context.Context) error {
+				ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+				defer cancel()
+				return errors.Join(p.Group.Ping(ctx), sessions.Ping(ctx))
+			},
+			giveUp:  func() { p.drainer.expireDrain(); p.fleet.Abandon() },
+			timeout: p.Service.Instance.StallTimeout,
+			log:     p.Log.With("component", "watchdog"),
+		})
+	}
 }

@@ -34,22 +34,16 @@ error, 3 if a setting is invalid; warnings alone exit 0.`,
 			if os.Getenv("SHARDS") == "" {
 				cfg.Coordination.Shards = 0
 			}
-			f, err := operator.Open(cmd.Context(), cfg, cmd.Name(), operator.Name())
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			d := f.Diagnose(cmd.Context())
-			for _, w := range config.LikelyTypos(os.Environ()) {
-				d.Warn("settings", w, "rename the variable")
-			}
-			if err := printed(cmd, d, printDiagnosis); err != nil {
-				return err
-			}
-			if d.Trouble {
-				return fault.Exit(fault.Finding, nil)
-			}
-			return nil
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Diagnosis, error) {
+				d := f.Diagnose(cmd.Context())
+				for _, w := range config.LikelyTypos(os.Environ()) {
+					d.Warn("settings", w, "rename the variable")
+				}
+				if d.Trouble {
+					return d, fault.Exit(fault.Finding, nil)
+				}
+				return d, nil
+			}, printDiagnosis)
 		},
 	}
 }

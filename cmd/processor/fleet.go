@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -17,7 +19,7 @@ func openFleet(cmd *cobra.Command) (*operator.Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return operator.Open(cmd.Context(), cfg, cmd.Name(), operator.Name())
+	return open(cmd, cfg)
 }
 
 // openWithSettings opens the fleet for a command that works with the settings of
@@ -27,14 +29,22 @@ func openWithSettings(cmd *cobra.Command) (*operator.Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return operator.Open(cmd.Context(), cfg, cmd.Name(), operator.Name())
+	return open(cmd, cfg)
 }
 
 // openRedis opens the fleet for a command that works without Postgres, too.
 func openRedis(cmd *cobra.Command) (*operator.Fleet, error) {
-	redis, err := config.LoadRedis(os.Environ())
+	cfg, err := redisOf(cmd)
 	if err != nil {
 		return nil, err
+	}
+	return open(cmd, cfg)
+}
+
+func redisOf(cmd *cobra.Command) (config.Config, error) {
+	redis, err := config.LoadRedis(os.Environ())
+	if err != nil {
+		return config.Config{}, err
 	}
 	cfg, err := config.LoadServers(os.Environ())
 	if err != nil {
@@ -43,7 +53,86 @@ func openRedis(cmd *cobra.Command) (*operator.Fleet, error) {
 		}
 		cfg = config.Config{Redis: redis}
 	}
-	return operator.Open(cmd.Context(), cfg, cmd.Name(), operator.Name())
+	return cfg, nil
+}
+
+// open opens the fleet of the stream that --stream names. A command about a device finds
+// its stream, whichever is opened.
+func open(cmd *cobra.Command, cfg config.Config) (*operator.Fleet, error) {
+	name, err := cmd.Flags().GetString("stream")
+	if err != nil {
+		return nil, err
+	}
+	if names := cfg.Redis.Streams(); name == "" && (cmd.Name() == "trace" || cmd.Parent().Name() == "device") {
+		name = names[0]
+	}
+	one, err := cfg.ForStream(name)
+	if err != nil {
+		return nil, err
+	}
+	return operator.Open(cmd.Context(), one, cmd.Name(), operator.Name())
+}
+
+// perStream is the JSON of several streams.
+type perStream[T any] struct {
+	Streams []*T `json:"streams"`
+}
+
+// ofEachStream asks about each stream, or the one that --stream names, and prints the
+// answers. Of one it prints the answer alone. What could not be asked is an error beside
+// the other answers.
+func ofEachStream[T any](cmd *cobra.Command, cfg config.Config, ask func(f *operator.Fleet) (*T, error), show func(out *cli.Output, answer *T) error) error {
+	name, err := cmd.Flags().GetString("stream")
+	if err != nil {
+		return err
+	}
+	list := cfg.PerStream()
+	if name != "" || len(list) == 1 {
+		f, err := open(cmd, cfg)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		answer, err := ask(f)
+		if answer == nil {
+			return err
+		}
+		return errors.Join(printed(cmd, answer, show), err)
+	}
+	var all perStream[T]
+	var names []string
+	var errs []error
+	for _, one := range list {
+		f, err := operator.Open(cmd.Context(), one, cmd.Name(), operator.Name())
+		if err != nil {
+			return err
+		}
+		answer, err := ask(f)
+		f.Close()
+		switch {
+		case err != nil && err.Error() == "": // the answer says it
+			errs = append(errs, err)
+		case err != nil:
+			errs = append(errs, fmt.Errorf("stream %s: %w", one.Redis.Stream, err))
+		}
+		if answer != nil {
+			all.Streams, names = append(all.Streams, answer), append(names, one.Redis.Stream)
+		}
+	}
+	out := outputOf(cmd)
+	return errors.Join(append([]error{out.Result(all, func() error {
+		for i, answer := range all.Streams {
+			if i > 0 {
+				if err := out.Line(""); err != nil {
+					return err
+				}
+			}
+			if err := errors.Join(out.Line("stream %s", names[i]), show(out, answer)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})}, errs...)...)
 }
 
 // printed prints the result of a command.

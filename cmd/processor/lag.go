@@ -27,20 +27,20 @@ open ones first. Unknown figures are shown as unknown, never as 0.`,
   processor lag --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openRedis(cmd)
+			cfg, err := redisOf(cmd)
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			l, err := f.Lag(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if l.Unanswered != nil {
-				say(cmd.ErrOrStderr(), "processor: warning: deferred and lost are unknown\n  %v", l.Unanswered)
-			}
-			out := outputOf(cmd)
-			return out.Result(l, func() error { return printLag(out, &l) })
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Lag, error) {
+				l, err := f.Lag(cmd.Context())
+				if err != nil {
+					return nil, err
+				}
+				if l.Unanswered != nil {
+					say(cmd.ErrOrStderr(), "processor: warning: deferred and lost are unknown\n  %v", l.Unanswered)
+				}
+				return &l, nil
+			}, printLag)
 		},
 	}
 }

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"errors"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
@@ -22,16 +23,17 @@ exits 1.`,
   processor members --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openFleet(cmd)
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			m, err := f.Members(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return errors.Join(printed(cmd, &m, printMembers), m.Unanswered)
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Members, error) {
+				a, err := f.Members(cmd.Context())
+				if err != nil {
+					return nil, err
+				}
+				return &a, a.Unanswered
+			}, printMembers)
 		},
 	}
 }

@@ -53,6 +53,7 @@ Settings come from the environment: see processor config table.`,
   processor health --json`,
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON with stable field names")
+	root.PersistentFlags().String("stream", "", "one stream of several in REDIS_TELEMETRY_STREAM")
 	root.AddCommand(commands()...)
 	eachCommand(root, func(cmd *cobra.Command) {
 		check := cmd.Args

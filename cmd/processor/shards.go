@@ -1,13 +1,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
@@ -23,16 +24,17 @@ Postgres is unavailable the owners are those that heartbeats name; exits 1.`,
   processor shards resize 128`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openFleet(cmd)
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			s, err := f.Shards(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return errors.Join(printed(cmd, &s, printShards), s.Unanswered)
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Shards, error) {
+				a, err := f.Shards(cmd.Context())
+				if err != nil {
+					return nil, err
+				}
+				return &a, a.Unanswered
+			}, printShards)
 		},
 	}
 	cmd.AddCommand(newResizeCommand())

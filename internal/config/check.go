@@ -32,6 +32,12 @@ const (
 	maxName       = 200
 )
 
+// allWorkers returns the workers of all streams together: each has one at least.
+func (c *Config) allWorkers() int {
+	n := max(1, len(c.Redis.Streams()))
+	return n * c.Pipeline.workersOf(n)
+}
+
 // complete replaces every default that is computed.
 func (c *Config) complete(r *report) {
 	if c.Instance.ID == "" {
@@ -45,7 +51,7 @@ func (c *Config) complete(r *report) {
 			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, (c.Postgres.MaxConns-spareConns)/workerConns))
 		}
 	}
-	c.Postgres.complete(r, c.Pipeline.Workers)
+	c.Postgres.complete(r, c.allWorkers())
 	if c.Crash.Dir == "" {
 		c.Crash.Dir = filepath.Join(os.TempDir(), "processor-dumps-"+strconv.Itoa(os.Getuid()))
 	}
@@ -62,20 +68,15 @@ func (c *Redis) complete(r *report) {
 			c.URL = RedisURL(joined)
 		}
 	}
+	c.checkStreams(r)
+	if several := len(c.Streams()) != 1; several || r.has("REDIS_TELEMETRY_STREAM") {
+		c.checkNames(r)
+		return
+	}
 	if c.DLQStream == "" {
 		c.DLQStream = c.deadLettersOf(c.Stream)
 	}
-	for _, name := range []struct{ variable, value string }{
-		{"REDIS_TELEMETRY_STREAM", c.Stream},
-		{"REDIS_CONSUMER_GROUP", c.Group},
-		{"REDIS_DLQ_STREAM", c.DLQStream},
-		{"RECOMPUTE_STREAM", c.RecomputeStream},
-		{"TIMING_STREAM", c.TimingStream},
-	} {
-		if len(name.value) > maxName || strings.ContainsFunc(name.value, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }) {
-			r.add(name.variable, name.value, "must be at most %d bytes without spaces and control characters", maxName)
-		}
-	}
+	c.checkNames(r)
 	if c.DLQStream == c.Stream {
 		r.add("REDIS_DLQ_STREAM", c.DLQStream, "must differ from REDIS_TELEMETRY_STREAM: dead letters would be read again")
 	}
@@ -84,6 +85,25 @@ func (c *Redis) complete(r *report) {
 	}
 	if t := c.TimingStream; t != "" && (t == c.Stream || t == c.DLQStream || t == c.RecomputeStream) {
 		r.add("TIMING_STREAM", t, "must differ from REDIS_TELEMETRY_STREAM, REDIS_DLQ_STREAM and RECOMPUTE_STREAM")
+	}
+}
+
+// checkNames checks each name by itself. Of a list of streams each may be that long.
+func (c *Redis) checkNames(r *report) {
+	for _, name := range []struct{ variable, value string }{
+		{"REDIS_TELEMETRY_STREAM", c.Stream},
+		{"REDIS_CONSUMER_GROUP", c.Group},
+		{"REDIS_DLQ_STREAM", c.DLQStream},
+		{"RECOMPUTE_STREAM", c.RecomputeStream},
+		{"TIMING_STREAM", c.TimingStream},
+	} {
+		longest := maxName
+		if name.value == c.Stream && len(c.Streams()) > 1 {
+			longest = maxStreams * (maxName + 1)
+		}
+		if len(name.value) > longest || strings.ContainsFunc(name.value, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) }) {
+			r.add(name.variable, name.value, "must be at most %d bytes without spaces and control characters", maxName)
+		}
 	}
 }
 
@@ -201,8 +221,16 @@ func (c *Config) check(r *report) {
 		r.add("DISPATCH_LEASE_TTL", co.DispatchLeaseTTL.String(), "must be at least twice DISPATCH_BLOCK=%v: the dispatch lease is renewed between two reads, 2 x %v = %v", co.DispatchBlock, co.DispatchBlock, 2*co.DispatchBlock)
 	}
 
-	if least := workerConns*p.Workers + spareConns; !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < least {
-		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least %d x WORKERS=%d + %d = %d", workerConns, p.Workers, spareConns, least)
+	if least := workerConns*c.allWorkers() + spareConns; !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < least {
+		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least %d x WORKERS=%d + %d = %d", workerConns, c.allWorkers(), spareConns, least)
+	}
+	if n := len(c.Redis.Streams()); n > 1 {
+		if p.MaxInFlightRecords/n < 64 {
+			r.add("MAX_IN_FLIGHT_RECORDS", strconv.Itoa(p.MaxInFlightRecords), "must be at least 64 for each of %d streams", n)
+		}
+		if p.MaxInFlightBytes/int64(n) < int64(c.Telemetry.MaxPayloadBytes) {
+			r.add("MAX_IN_FLIGHT_BYTES", strconv.FormatInt(p.MaxInFlightBytes, 10), "must be at least MAX_PAYLOAD_BYTES=%d for each of %d streams", c.Telemetry.MaxPayloadBytes, n)
+		}
 	}
 	sizes := []struct {
 		low  string

@@ -65,7 +65,7 @@ type Console struct {
 type Redis struct {
 	URL             RedisURL `env:"REDIS_URL" required:"true" secret:"true" help:"redis://, rediss:// (TLS) or unix://; several addresses, separated by commas, are a Cluster, or Sentinels with ?master_name="`
 	URLFile         Secret   // where URL came from, "" if not from a file; a URL given by mistake is one, too
-	Stream          string   `env:"REDIS_TELEMETRY_STREAM" default:"telemetry:teltonika" help:"stream to read"`
+	Stream          string   `env:"REDIS_TELEMETRY_STREAM" default:"telemetry:teltonika" help:"stream to read; or several, separated by commas, with telemetry:{0..7} for eight"`
 	Group           string   `env:"REDIS_CONSUMER_GROUP" default:"processor" help:"consumer group of the fleet"`
 	DLQStream       string   `env:"REDIS_DLQ_STREAM" auto:"<stream>:dlq; on a Cluster {<stream>}:dlq" help:"stream for dead letters"`
 	RecomputeStream string   `env:"RECOMPUTE_STREAM" default:"recompute:requests" help:"stream on which other services request recomputes"`

@@ -48,6 +48,7 @@ var incidentGuides = map[string]guide{
 	protocol.TimingStream:       {LevelError, sectionTimingFeed, "name another key in TIMING_STREAM, or correct this one; crossings are recorded meanwhile, and published afterwards"},
 	protocol.RecomputeRejected:  {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
 	protocol.RedisRefuses:       {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
+	protocol.NotAStream:         {LevelError, "ProcessorNothingArrives", "remove the key or correct REDIS_TELEMETRY_STREAM; other streams go on"},
 	protocol.DeviceInTwoStreams: {LevelError, sectionTwoStreams, "have their publishers send each device to one stream; its crossings are derived again a minute after it settled"},
 	protocol.GroupCreated:       {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
 	protocol.GroupLost:          {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},

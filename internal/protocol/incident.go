@@ -13,6 +13,7 @@ const (
 	GeofenceQuery      = "geofence_query"        // the query fails, yields invalid rows, or suddenly few
 	TimingStream       = "timing_stream"         // TIMING_STREAM cannot be written to: no stream, another's, or not allowed
 	RecomputeRejected  = "recompute_rejected"    // an invalid recompute request; closed immediately
+	NotAStream         = "not_a_stream"          // the key of the stream has another type
 	DeviceInTwoStreams = "device_in_two_streams" // devices come from two streams at a time
 	GroupCreated       = "group_created"         // the group was created for the first time; closed immediately
 	GroupLost          = "group_lost"            // the stream exists and is redelivered

@@ -28,12 +28,13 @@ type ServerGeneration struct {
 // NewServerGeneration returns a detector that has seen no server yet.
 func NewServerGeneration() *ServerGeneration { return &ServerGeneration{changed: func() {}} }
 
-// OnChange registers f to be called when another generation is detected, before
+// OnChange registers f, besides earlier ones, to be called when another generation is detected, before
 // anything is sent to it. It must be called before the first connection.
 func (r *ServerGeneration) OnChange(f func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.changed = f
+	before := r.changed
+	r.changed = func() { before(); f() }
 }
 
 // Number returns the number of generations seen.

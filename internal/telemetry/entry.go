@@ -203,3 +203,10 @@ func ShardOf(deviceID string, shards int) int {
 	}
 	return int(xxhash.Sum64String(deviceID) % uint64(shards))
 }
+
+// StreamOf returns which of n streams a publisher adds the records of a device to. It takes
+// the upper half of the hash of shards: by the same bits each stream would
+// use a part of its shards only.
+func StreamOf(deviceID string, n int) int {
+	return int((xxhash.Sum64String(deviceID) >> 32) % uint64(n))
+}

@@ -1,6 +1,9 @@
 package telemetry_test
 
 import (
+	"os"
+	"regexp"
+	"strconv"
 	"testing"
 
 	"github.com/cespare/xxhash/v2"
@@ -77,4 +80,25 @@ func imei(i int) string {
 	}
 	digits[14] = byte('0' + (10-sum%10)%10)
 	return string(digits)
+}
+
+// Publishers compute the same from docs/reference/routing.md.
+func TestStreamsOfDevicesAreThoseOfTheDocument(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/routing.md")
+	require.NoError(t, err)
+	rows := regexp.MustCompile("(?m)^\\| `(.+)` \\| (\\d+) \\| (\\d+) \\| (\\d+) \\|$").FindAllStringSubmatch(string(text), -1)
+	require.Greater(t, len(rows), 5)
+	for _, row := range rows {
+		have := []string{
+			strconv.Itoa(telemetry.StreamOf(row[1], 3)), strconv.Itoa(telemetry.StreamOf(row[1], 8)), strconv.Itoa(telemetry.ShardOf(row[1], 64)),
+		}
+		require.Equal(t, row[2:], have, row[1])
+	}
+	used := make(map[int]bool)
+	for i := range 20_000 {
+		if telemetry.StreamOf(imei(i), 8) == 3 {
+			used[telemetry.ShardOf(imei(i), 64)] = true
+		}
+	}
+	require.Len(t, used, 64, "each stream uses all of its shards")
 }
