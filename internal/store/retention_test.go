@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // Crossings outlive the positions that they were derived from.
@@ -219,4 +220,21 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41]
 			require.True(t, v.Good(), "%s: %+v", device, v)
 		}
 	}
+}
+
+// What is planned while the table is new is asked long after it has grown.
+func TestCrossingsOfUnknownDevicesAreLookedForInTheIndex(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	reader := store.NewReader(b.pool, 10*time.Second)
+	for range 7 { // the server keeps a plan for any devices then
+		require.NoError(t, reader.Crossed(t.Context(), []string{"a", "b", "c"}, func(int) { require.Fail(t, "there are none") }))
+	}
+	testenv.Wait(t, 10*time.Second, func() error {
+		b.exec("select pg_stat_force_next_flush()")
+		if n := b.count("select idx_scan from pg_stat_user_tables where relname = 'timing_records'"); n < 7*3 {
+			return fmt.Errorf("%d looks into an index", n)
+		}
+		return nil
+	})
 }
