@@ -119,7 +119,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 	l.open = make(map[string][]string)
 	l.silent = make(map[string]time.Time)
-	l.handed, l.planner, l.loads = nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
+	l.handed, l.pending, l.planner, l.loads = nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 	var steps []func(context.Context) error
 	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
 		steps = append(steps, func(ctx context.Context) (err error) {

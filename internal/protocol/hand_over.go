@@ -6,9 +6,9 @@ package protocol
 func HandOvers(shards int) int { return (3*shards + 99) / 100 }
 
 // Pace returns what may be assigned now on the way to target, who should own each
-// shard. A shard is taken from a willing owner, one that works and releases, only
-// while fewer than HandOvers wait for such a release; those that have waited for long (late) are
-// not counted, so that a locked row stops no deploy. A shard that nobody serves, or
+// shard. A shard is taken from a willing owner, one that works and releases, only while
+// fewer than HandOvers wait for such a release; those that have waited for long (late)
+// are not counted, so that a locked row stops no deploy. A shard that nobody serves, or
 // whose owner is not willing, is assigned immediately: waiting would help nobody.
 func Pace(shards []ShardRecord, target []string, willing func(member string) bool, late func(shard int) bool) []string {
 	left := HandOvers(len(shards))

@@ -45,6 +45,8 @@
 //   - The sweep leaves entries beyond the last dispatched one to the dispatcher, which
 //     comes to them again. Otherwise the owner's cursor has passed them when those
 //     before them are dispatched, and the order is lost.
+//   - The state that an owner leaves at a release counts for the next epoch only, and
+//     before the release nothing of the shard may be in flight.
 //   - Work of a shard whose row is locked does not stay in flight: other shards of the
 //     worker would wait with it, and a release.
 //

@@ -30,6 +30,7 @@ const (
 	LockedTakenForStuck
 	LockedKeptInFlight
 	SweptAhead
+	LeftStateOfAnyEpoch
 	mutants
 )
 
@@ -60,6 +61,7 @@ func (m Mutant) String() string {
 		"a member that waits for a lock taken for stuck",
 		"work of a locked shard kept in flight",
 		"entries of a foreign consumer swept ahead of dispatching",
+		"state left by an owner used by any later one",
 	}[m]
 }
 

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -197,9 +198,9 @@ func (p *proc) handOver(shard int, ownership uint64) {
 		p.w.after(30, p, func() { p.handOver(shard, ownership) })
 		return
 	}
-	h, applied := heldShard{shard, s.epoch}, s.applied
+	h, applied, left := heldShard{shard, s.epoch}, s.applied, p.worker.leave(shard)
 	call(p, postgresServer, "release", func(answer func(bool, error)) {
-		answer(true, p.w.pg.release(p, h, applied))
+		answer(true, p.w.pg.release(p, h, applied, left))
 	}, func(_ bool, err error) {
 		if err != nil && s.held && s.ownership == ownership {
 			p.again(func() { p.handOver(shard, ownership) })
@@ -326,6 +327,12 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	s.applied, s.found, s.granted, s.marked = telemetry.EntryID{}, row.applied, p.w.now, 0
 	s.queue.Discard()
 	p.worker.invalidate(shard)
+	if row.left != nil && (row.left.epoch == row.epoch-1 || p.w.cfg.Mutant == LeftStateOfAnyEpoch) {
+		p.w.reach(rare.Inherited)
+		for _, d := range slices.Sorted(maps.Keys(row.left.marks)) {
+			p.worker.learn(d, row.left.marks[d])
+		}
+	}
 	if before != nil {
 		for d := range p.w.pg.t.rows {
 			if ts, ok := before.marks[d]; ok {

@@ -18,6 +18,13 @@ type shardRow struct {
 	history  int // of Redis, to whose IDs the applied ID belongs; for the checks only
 	assigned string
 	term     int64
+	left     *leftState // by the owner that released it last; taken by an acquisition
+}
+
+// leftState is the state of a shard's devices that an owner leaves for the next one.
+type leftState struct {
+	epoch int64
+	marks map[int]int // by device: time of its last row
 }
 
 // tables is what Postgres has committed.
@@ -360,12 +367,16 @@ func (g *postgres) acquire(p *proc, shard int, answer func(shardRow, error)) {
 		row.owner = p.id
 		g.t.procs[shard] = p
 		g.w.logf(p, "shard %d: taken, epoch %d", shard, row.epoch)
-		answer(*row, nil)
+		taken := *row
+		if g.w.cfg.Mutant != LeftStateOfAnyEpoch {
+			row.left = nil
+		}
+		answer(taken, nil)
 	}
 	try()
 }
 
-func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) error {
+func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID, left map[int]int) error {
 	if g.locked[h.shard] {
 		return errBlocked
 	}
@@ -373,7 +384,7 @@ func (g *postgres) release(p *proc, h heldShard, applied telemetry.EntryID) erro
 	if row.epoch != h.epoch || row.owner != p.id {
 		return nil
 	}
-	row.owner = ""
+	row.owner, row.left = "", &leftState{h.epoch, left}
 	if !applied.IsZero() {
 		row.applied, row.history = applied, p.slots[h.shard].history
 	}

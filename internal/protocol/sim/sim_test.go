@@ -171,7 +171,7 @@ func everyBranch() []rare.Branch {
 		rare.Fenced, rare.OutcomeUnknown, rare.GenerationChanged, rare.SetAside, rare.Recomputed, rare.AckRefused, rare.Trimmed,
 		rare.DispatchRefused, rare.LastIDMoved, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired, rare.ReleaseOverdue,
 		rare.AcquisitionBlocked, rare.ShardLost, rare.Redelivered, rare.RedeliveredTrimmed, rare.SilentMember, rare.Swept,
-		rare.TermRefused, rare.RedisFailedOver, rare.ServerChanged,
+		rare.TermRefused, rare.RedisFailedOver, rare.ServerChanged, rare.Inherited,
 	}
 }
 

@@ -96,6 +96,17 @@ func (k *worker) drop(shard int) {
 	k.current.without(func(s int) bool { return s == shard })
 }
 
+// leave returns the state of a shard's devices for its next owner; nothing of it is in flight.
+func (k *worker) leave(shard int) map[int]int {
+	left := make(map[int]int)
+	for d, s := range k.state {
+		if k.p.w.shardOf(d) == shard {
+			left[d] = s.watermark
+		}
+	}
+	return left
+}
+
 func (k *worker) invalidate(shard int) {
 	for d := range k.state {
 		if k.p.w.shardOf(d) == shard {
