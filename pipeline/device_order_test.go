@@ -107,3 +107,28 @@ func TestP3AShardIsHandedOverWithNothingUnderWay(t *testing.T) {
 	})
 	require.Zero(t, in.InFlight(), "what follows is for the next owner")
 }
+
+// TestAHandOverWaitsForNoFullerBatch: neither what is in flight of a shard that is to be
+// released nor what waits for its new owner waits for others to share a batch with.
+func TestAHandOverWaitsForNoFullerBatch(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.BatchMaxAge = time.Hour })
+	b.acquireAll(in)
+	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
+	b.publish(at(1, 1))
+	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
+	b.publish(at(1, 2))
+	testenv.Wait(t, 10*time.Second, func() error {
+		if in.InFlight() < 1 {
+			return errors.New("not in flight yet")
+		}
+		return nil
+	})
+	select {
+	case <-in.Stop(shard):
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "not handed over")
+	}
+	require.NoError(t, b.rows(2))
+}

@@ -17,6 +17,7 @@ const (
 	stepped                        // a step has ended
 	emptied                        // the queue of a quarantined shard is empty
 	retried                        // deferred entries of a shard that are due
+	hurried                        // what is in flight of a shard is to be committed at once
 	leaving                        // work on a shard ends; its state is wanted
 )
 

@@ -208,6 +208,7 @@ func (t *table) stop(shard int) <-chan struct{} {
 	}
 	if s.drained == nil {
 		s.drained = done
+		t.workers[s.worker].box.put(message{kind: hurried, shard: shard, grant: s.grant})
 	}
 	s.stopping = true
 	return s.drained

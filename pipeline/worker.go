@@ -265,6 +265,9 @@ func (w *worker) advance(ctx context.Context) error {
 			w.state.invalidate(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
+		case hurried:
+			w.hurry()
+			w.next++
 		case leaving:
 			if t, ok := w.owned[m.shard]; ok && t.grant == m.grant && w.uncommitted(m.shard) {
 				w.flushNow()
@@ -327,6 +330,9 @@ func (w *worker) advance(ctx context.Context) error {
 			p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries[w.offset : w.offset+n]}
 			if err := w.apply(ctx, w.current, p); err != nil {
 				return err
+			}
+			if t.seq == 0 { // the first since it was acquired
+				w.hurry()
 			}
 			if w.offset += n; w.offset == len(m.entries) {
 				w.next, w.offset = w.next+1, 0
@@ -431,6 +437,14 @@ func (w *worker) markSilent() {
 	if len(w.current.applied) > 0 {
 		w.current.rules = w.rules()
 		w.send()
+	}
+}
+
+// hurry makes the batch due: a hand-over waits for it. More entries would make it cheaper,
+// but a shard that moves waits for them twice.
+func (w *worker) hurry() {
+	if now := time.Now(); w.current.entries > 0 && now.Before(w.current.due) {
+		w.current.due = now
 	}
 }
 
