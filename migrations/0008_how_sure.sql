@@ -7,11 +7,17 @@
 --   drop column speed, drop column max_error_ms;
 
 alter table processor.timing_records
-  add column if not exists method text
-  check (method in ('interpolated', 'net change', 'initial')),
+  add column if not exists method text,
   add column if not exists distance_m real,
   add column if not exists speed real,
   add column if not exists max_error_ms bigint;
+
+-- Not valid: to validate it all rows would be read under the strongest lock, and all are
+-- null. It holds for every row that is written from now on.
+alter table processor.timing_records
+  drop constraint if exists timing_records_method_check;
+alter table processor.timing_records
+  add constraint timing_records_method_check check (method in ('interpolated', 'net change', 'initial')) not valid;
 
 comment on column processor.timing_records.method is
   'How the time was found: interpolated between the two fixes; net change is the later fix, across a long gap or a change of the fence; initial is the first fix known of the device.';

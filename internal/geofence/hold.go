@@ -336,13 +336,15 @@ type Walk struct {
 	begun  bool
 	last   Fix
 	holds  map[int32]*hold
+	// left are fences far from the device, outside of which it is settled: since when first.
+	left   map[int32]int64
 	raw    []Crossing
 	groups []int32
 }
 
 // Walk returns the walk that begins with the device's first fix.
 func (s *Set) Walk(maxGap time.Duration) *Walk {
-	return &Walk{set: s, maxGap: maxGap, whole: true, holds: make(map[int32]*hold)}
+	return &Walk{set: s, maxGap: maxGap, whole: true, holds: make(map[int32]*hold), left: make(map[int32]int64)}
 }
 
 // WalkHeld returns a walk that looks at fences with held borders only. It begins with the
@@ -365,7 +367,10 @@ func (w *Walk) Complete(fence string, laterUS int64) bool {
 		return true
 	}
 	h := w.holds[w.set.versions[i].group]
-	return h == nil || (w.whole || laterUS > h.settledUS[0]) && laterUS <= h.settledUS[1]
+	if since, left := w.left[w.set.versions[i].group]; h == nil {
+		return !left || w.whole || laterUS > since
+	}
+	return (w.whole || laterUS > h.settledUS[0]) && laterUS <= h.settledUS[1]
 }
 
 // Next appends what the next fix shows. It may be a crossing before the last fix.
@@ -392,9 +397,23 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		}
 	}
 	for _, g := range w.groups {
-		if w.holds[g] == nil {
-			w.holds[g] = w.set.newHold(g, prev, w.whole, w.inside)
+		if w.holds[g] != nil {
+			continue
 		}
+		inside := w.inside
+		since, left := w.left[g]
+		if left {
+			inside = nil
+		}
+		h := w.set.newHold(g, prev, w.whole || left, inside)
+		switch {
+		case left: // it is where it was
+			h.settledUS = [2]int64{since, prev.TimeUS}
+			delete(w.left, g)
+		case h.settled():
+			h.settledUS = [2]int64{prev.TimeUS, prev.TimeUS}
+		}
+		w.holds[g] = h
 	}
 	for g, h := range w.holds {
 		if prev != fix {
@@ -405,8 +424,9 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		}
 		dst = append(dst, h.crossings...)
 		h.crossings = h.crossings[:0]
-		if w.whole && !h.in && h.settled() && fix.TimeUS-h.quietUS >= h.intervalUS && !slices.Contains(w.groups, g) {
+		if !h.in && h.settled() && fix.TimeUS-h.quietUS >= h.intervalUS && !slices.Contains(w.groups, g) {
 			delete(w.holds, g)
+			w.left[g] = h.settledUS[0]
 		}
 	}
 	slices.SortFunc(dst[start:], byTime)

@@ -280,3 +280,36 @@ func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {
 	t.Logf("%d ways that count something, and %d of which only more fixes show it", known, unknown)
 	require.Greater(t, known, 2000)
 }
+
+// A walk that begins anywhere knows as much of fences that the device left as one that
+// keeps them, and keeps none of them.
+func TestAWalkForgetsFencesFarBehind(t *testing.T) {
+	t.Parallel()
+	var list []geofence.Fence
+	for n := range 500 {
+		x := 11 + float64(n)*0.01
+		list = append(list, geofence.Fence{
+			ID: fmt.Sprintf("fence%03d", n), Kind: geofence.Area, Valid: geofence.Always, Enabled: true, ExitMarginM: 30,
+			Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[%[1]v,48],[%[2]v,48],[%[2]v,48.01],[%[1]v,48.01],[%[1]v,48]]]}`, x, x+0.005),
+		})
+	}
+	set := setOf(t, list...)
+	walk, whole := set.WalkHeld(heldGap, false), set.Walk(heldGap)
+	var crossings, want []geofence.Crossing
+	most := 0
+	for way := range 2 {
+		for n := range 2000 {
+			us := int64(way*2000+n) * 1e6
+			fix := geofence.Fix{TimeUS: us, Latitude: 48.005, Longitude: 10.9951 + 0.0025*float64(n)}
+			crossings, want = walk.Next(crossings, fix), whole.Next(want, fix)
+			most = max(most, walk.Kept())
+		}
+	}
+	require.Greater(t, len(crossings), 2000)
+	require.True(t, slices.Equal(want, crossings))
+	for _, c := range crossings {
+		require.True(t, walk.Complete(c.FenceID, c.LaterUS), "%+v", c)
+	}
+	require.LessOrEqual(t, most, 502, "the way back meets them all at once")
+	require.LessOrEqual(t, walk.Kept(), 2)
+}

@@ -207,3 +207,28 @@ func TestLateRecordsNextToEachOtherCountTogether(t *testing.T) {
 	p.late(p.at(1800, 80), p.at(3600, 80)) // in two windows
 	require.Equal(t, []string{"square enter 0", "square exit 6"}, p.rows())
 }
+
+// How a crossing was derived is filled in where an earlier version did not say; that
+// is no news of the crossing.
+func TestARecomputeAnnouncesNoCrossingOfWhichItOnlyLearnsHowItWasDerived(t *testing.T) {
+	t.Parallel()
+	p := newParked(t, marginal(50, 0))
+	p.late(p.at(0, -50), p.at(10, 80), p.at(20, -20))
+	want := p.rows()
+	require.Len(t, want, 3)
+	p.exec("update processor.timing_records set method = null, distance_m = null, speed = null, max_error_ms = null")
+	conn, err := p.pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), "listen "+store.TimingChannel)
+	require.NoError(t, err)
+	p.exec(`insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by) values ($1, $2, 'recompute', $3, $4, 'test')`,
+		scope.Stream, scope.Group, p.held.Shard, parkedDevice)
+	p.serve()
+	p.exec("select pg_notify($1, 'end')", store.TimingChannel)
+	told, err := conn.Conn().WaitForNotification(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "end", told.Payload)
+	require.Equal(t, want, p.rows())
+	require.Equal(t, 3, p.count("select count(*) from processor.timing_records where method is not null"))
+}

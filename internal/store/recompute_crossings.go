@@ -461,8 +461,11 @@ func (d *change) compare(device string, should []geofence.Crossing, is map[cross
 		default:
 			done[k], seen[got.id] = true, true
 			got.Fence = want.Fence
-			if got.Crossing != *want || got.version != fences.Versions[want.Fence] {
+			same := sameCrossing(*want, got.Crossing) && got.version == fences.Versions[want.Fence]
+			if !same || got.Method == "" {
 				d.update = append(d.update, crossingUpdate{id: got.id, c: protocol.Crossing{DeviceID: device, Crossing: *want}})
+			}
+			if !same { // how it was derived an earlier version did not say, and is no news
 				d.announce(device, got, want)
 			}
 		}
