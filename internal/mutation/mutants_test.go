@@ -4,6 +4,36 @@ package mutation_test
 // version of the tests did not notice.
 var mutants = []mutant{
 	{
+		"a plan moves all shards at once", "internal/protocol/hand_over.go",
+		"if left--; left < 0 {", "if left--; false {",
+		"internal/protocol", "TestAPlanMovesAFewShardsAtATime",
+	},
+	{
+		"a shard that waits for long holds up the plan", "internal/protocol/hand_over.go",
+		"willing(s.Owner) && !late(i)", "willing(s.Owner) && (!late(i) || true)",
+		"internal/protocol", "TestAShardThatHasWaitedForLong",
+	},
+	{
+		"a deploy that announces itself is evened out as it goes", "internal/protocol/planner.go",
+		"return n > 0 && n < len(members) &&", "return false && n > 0 && n < len(members) &&",
+		"internal/protocol", "TestADeployThatAnnouncesItselfMovesEachShardOnce",
+	},
+	{
+		"moves for load have no budget", "internal/protocol/planner.go",
+		"reliefBudget-len(p.moves)", "1000*reliefBudget-len(p.moves)",
+		"internal/protocol", "TestAnUnevenFleetIsEvenWithinAMinuteAndThenRests",
+	},
+	{
+		"a new leader evens out what was placed by load", "internal/protocol/planner.go",
+		"case p.target == nil && shared(current, members, held):", "case p.target == nil && shared(current, members, held) && false:",
+		"internal/protocol", "TestANewLeaderKeepsWhatWasPlacedByLoad",
+	},
+	{
+		"the deploy of the process that started last is the newest", "coordination/leader.go",
+		"!ok || m.Started.Before(first)", "!ok || m.Started.After(first)",
+		"coordination", "TestAProcessThatIsStartedAgainMakesItsDeployNoNewer",
+	},
+	{
 		"the epoch of what an owner left is not compared", "pipeline/snapshot.go",
 		"int64(o.shards), o.epoch, o.fences,", "int64(o.shards), 0 * o.epoch, o.fences,",
 		"pipeline", "TestASnapshotIsTheStateOrNothing",

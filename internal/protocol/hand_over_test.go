@@ -61,3 +61,25 @@ func TestHandOversAtOnce(t *testing.T) {
 		require.Equal(t, want, protocol.HandOvers(shards), "%d shards", shards)
 	}
 }
+
+func TestAShardThatHasWaitedForLongHoldsUpNoOther(t *testing.T) {
+	const shards = 64
+	records, target := make([]protocol.ShardRecord, shards), make([]string, shards)
+	for i := range records {
+		records[i], target[i] = protocol.ShardRecord{Assigned: "a", Owner: "a"}, "b"
+	}
+	for i := range protocol.HandOvers(shards) {
+		records[i].Assigned = "b"
+	}
+	moves := func(late bool) (n int) {
+		next := protocol.Pace(records, target, func(string) bool { return true }, func(int) bool { return late })
+		for i := range next {
+			if next[i] != records[i].Assigned {
+				n++
+			}
+		}
+		return n
+	}
+	require.Zero(t, moves(false))
+	require.Equal(t, protocol.HandOvers(shards), moves(true))
+}
