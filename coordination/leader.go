@@ -184,7 +184,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	}
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
 	holds := func(shard int) bool { return held.Of(protocol.HoldShard, strconv.Itoa(shard)) != nil }
-	target := l.planner.Plan(time.Now(), current, members, l.outdated(), holds, l.load())
+	target := l.planner.Plan(time.Now(), current, members, outdated(l.membership.Members()), holds, l.load())
 	willing, late := l.releases(records)
 	next := protocol.Pace(records, target, willing, late)
 	l.more.Store(!slices.Equal(next, target))
@@ -231,16 +231,21 @@ func (l *Leader) load() []float64 {
 }
 
 // outdated returns the members that a deploy is about to replace: those of another deploy
-// than the member that started last. Without DEPLOY_ID there are none.
-func (l *Leader) outdated() []string {
-	members := l.membership.Members()
+// than the one that began last. Without DEPLOY_ID there are none.
+func outdated(members []Member) []string {
+	began := make(map[string]time.Time) // a process that is started again makes its deploy no newer
+	for _, m := range members {
+		if first, ok := began[m.Deploy]; !ok || m.Started.Before(first) {
+			began[m.Deploy] = m.Started
+		}
+	}
 	if len(members) == 0 {
 		return nil
 	}
-	latest := slices.MaxFunc(members, func(a, b Member) int { return a.Started.Compare(b.Started) })
+	latest := slices.MaxFunc(members, func(a, b Member) int { return began[a.Deploy].Compare(began[b.Deploy]) }).Deploy
 	var names []string
 	for _, m := range members {
-		if latest.Deploy != "" && m.Deploy != latest.Deploy {
+		if latest != "" && m.Deploy != latest {
 			names = append(names, m.Name())
 		}
 	}

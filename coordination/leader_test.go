@@ -151,3 +151,16 @@ func TestALeaderThatNeverWorkedResigns(t *testing.T) {
 	require.NoError(t, second.elector.work.ReassignOwnShards(t.Context(), term))
 	require.Equal(t, 16, b.count("select count(*) from processor.assignments where member = $1", first.name()))
 }
+
+func TestAProcessThatIsStartedAgainMakesItsDeployNoNewer(t *testing.T) {
+	t.Parallel()
+	member := func(name, deploy string, started int64) Member {
+		return Member{Instance: name, Incarnation: "1", Deploy: deploy, Started: time.Unix(started, 0)}
+	}
+	fleet := []Member{member("a", "blue", 1), member("b", "blue", 2), member("c", "green", 10)}
+	require.Equal(t, []string{"a.1", "b.1"}, outdated(fleet))
+	fleet[1].Started = time.Unix(20, 0) // it crashed
+	require.Equal(t, []string{"a.1", "b.1"}, outdated(fleet))
+	require.Nil(t, outdated(nil))
+	require.Nil(t, outdated([]Member{member("a", "", 1), member("b", "", 2)}))
+}
