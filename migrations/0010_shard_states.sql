@@ -1,7 +1,7 @@
 -- +goose Up
 
 -- What the owner of a shard leaves of the state of its devices when it releases the shard.
--- The next acquisition takes it away, whoever acquires, and uses it for half a minute
+-- The next acquisition takes it away, by any member, and uses it for half a minute
 -- after the release: what is done to positions while the service is down is seen. Not logged: after a crash of the
 -- server it is empty, and devices are loaded from positions.
 --

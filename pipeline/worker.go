@@ -266,7 +266,7 @@ func (w *worker) advance(ctx context.Context) error {
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
 		case hurried:
-			w.hurry()
+			w.makeDue()
 			w.next++
 		case leaving:
 			if t, ok := w.owned[m.shard]; ok && t.grant == m.grant && w.uncommitted(m.shard) {
@@ -332,7 +332,7 @@ func (w *worker) advance(ctx context.Context) error {
 				return err
 			}
 			if t.seq == 0 { // the first since it was acquired
-				w.hurry()
+				w.makeDue()
 			}
 			if w.offset += n; w.offset == len(m.entries) {
 				w.next, w.offset = w.next+1, 0
@@ -440,9 +440,9 @@ func (w *worker) markSilent() {
 	}
 }
 
-// hurry makes the batch due: a hand-over waits for it. More entries would make it cheaper,
+// makeDue makes the batch due: a hand-over waits for it. More entries would make it cheaper,
 // but a shard that moves waits for them twice.
-func (w *worker) hurry() {
+func (w *worker) makeDue() {
 	if now := time.Now(); w.current.entries > 0 && now.Before(w.current.due) {
 		w.current.due = now
 	}

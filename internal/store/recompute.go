@@ -46,8 +46,8 @@ from made`, l.scope.Stream, l.scope.Group, shard, device, from, to, reason, sour
 }
 
 // queueRest requests the recompute of a window of which a transaction does not read all
-// that decides. One that nobody has begun is widened instead: its owner finds it changed
-// if it has read it already.
+// that decides. One that asks for the same and that nobody has begun is widened
+// instead: its owner finds it changed if it has read it already.
 func queueRest(b *pgx.Batch, scope Scope, shard int, w window, member string) {
 	b.Queue(`
 with widened as (
@@ -62,14 +62,14 @@ with widened as (
         and kind = 'recompute'
         and device_id = $4
         and state = 'waiting'
-        and from_ts is not null
-        and to_ts is not null
+        and reason = $8
     )
     and state = 'waiting'
   returning id
 )
 insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
-select $1, $2, 'recompute', $3, $4, $5, $6, 'a held border was not settled within the positions that one transaction reads', $7
-where not exists (select from widened)`, scope.Stream, scope.Group, shard, w.device, micros(w.lo), micros(w.hi), member)
+select $1, $2, 'recompute', $3, $4, $5, $6, $8, $7
+where not exists (select from widened)`, scope.Stream, scope.Group, shard, w.device, micros(w.lo), micros(w.hi), member,
+		"a held border was not settled within the positions that one transaction reads")
 	b.Queue("select pg_notify('" + RequestsChannel + "', '')")
 }

@@ -114,11 +114,12 @@ func insideBefore(look ask, device string, first int64) (map[string]bool, error)
 	var c geofence.Crossing
 	var later time.Time
 	if _, err := look(`
-select fence_id, kind, later_ts, ordinal
+select distinct on (fence_id) fence_id, kind, later_ts, ordinal
 from processor.timing_records
 where device_id = $1
   and later_ts < $2
-  and kind in ('enter', 'exit')`, []any{device, micros(first)}, []any{&c.FenceID, &c.Kind, &later, &c.Ordinal}, func() error {
+  and kind in ('enter', 'exit')
+order by fence_id, later_ts desc, ordinal desc`, []any{device, micros(first)}, []any{&c.FenceID, &c.Kind, &later, &c.Ordinal}, func() error {
 		c.LaterUS, c.EarlierUS = later.UnixMicro(), later.UnixMicro()
 		recorded = append(recorded, c)
 		return nil

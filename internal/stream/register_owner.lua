@@ -10,7 +10,7 @@
 -- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any
 -- then the shards, each with its consumer
 -- Reply: {the group's last-delivered ID or '', or the highest ID pending if that lies
--- beyond it, since somebody moved the former back, up to where entries may have been
+-- beyond it, where the former was moved back, up to where entries may have been
 -- removed or '' for nowhere, then each shard's acked mark or '' and applied ID or ''}
 if ARGV[3] ~= '' then
   local fleet = redis.call('get', KEYS[7]) or 'unknown'

@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// P3: somebody moved the last-delivered ID back, and the acked marks are lost. What is on
+// P3: the last-delivered ID was moved back, and the acked marks are lost. What is on
 // the queues tells how far was dispatched: redelivering less would let it overtake
 // what Postgres may have lost.
 func TestP3AnAcquiredShardIsRedeliveredUpToWhatIsOnTheQueues(t *testing.T) {
