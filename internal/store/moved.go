@@ -69,7 +69,7 @@ from processor.devices
 where moved_at > greatest(now() - $2::interval, case when stream = $1 then $5::timestamptz else $4::timestamptz end)
   and (moved_from = $1 or stream = $1 and moved_at < now() - $3::interval)
 order by moved_at
-limit 20000`, l.scope.Stream, movedWithin, movedSettle, m.left, m.arrived)
+fetch first 20000 rows with ties`, l.scope.Stream, movedWithin, movedSettle, m.left, m.arrived)
 	if err != nil {
 		return failure(op, err)
 	}

@@ -349,6 +349,20 @@ from (
 	return nil
 }
 
+// has reports whether the stream of the request has a device, as one of no stream does.
+func (s *step) has(device string) (ours bool, err error) {
+	ours = true
+	var stream string
+	_, err = s.ask(`
+select stream
+from processor.devices
+where device_id = $1`, []any{device}, []any{&stream}, func() error {
+		ours = stream == s.stream
+		return nil
+	})
+	return ours, err
+}
+
 // recompute reads the tracks of windows until enough positions were read: those
 // of many devices at once, those of a device with more than that by itself and
 // piece by piece. What it returns writes what is derived of them.
@@ -358,6 +372,13 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 	var windows []window
 	for budget := s.fixes; budget > 0 && !done; {
 		if p.AfterUS != nil {
+			if ours, err := s.has(p.Device); err != nil {
+				return false, nil, err
+			} else if !ours { // it moved between two steps; the other stream derives it
+				p.AfterUS = nil
+				p.Devices++
+				continue
+			}
 			w := window{device: p.Device, lo: *p.AfterUS + 1, hi: to}
 			held, err := s.holdings([]string{p.Device}, w.lo, to)
 			if err != nil {
