@@ -42,7 +42,7 @@ var faults = []mutant{
 	},
 	{
 		"rows of several devices that are refused alike are given up", "pipeline/breaker.go",
-		"case len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:", "case false && stored < breakerShare*r.rows:",
+		"case by.shard == allShards && len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:", "case false && stored < breakerShare*r.rows:",
 		"pipeline", "TestRowsThatAFewRefuseAlike",
 	},
 	{

@@ -255,12 +255,12 @@ var mutants = []mutant{
 	},
 	{
 		"what counts is derived without what was before", "internal/geofence/hold.go",
-		"	d.Before = d.Before || !from && !t.First\n", "",
+		"d.Before, d.Behind = d.Before || before && !t.Enough, d", "d.Before, d.Behind = d.Before, d",
 		"internal/geofence", "TestAStretchIsDerivedAsTheWholeTrackIs",
 	},
 	{
 		"what counts is derived without what follows", "internal/geofence/hold.go",
-		"			d.Behind = true\n", "			d.Behind = false\n",
+		"d.Behind || behind && !t.Enough", "d.Behind",
 		"internal/geofence", "TestAStretchIsDerivedAsTheWholeTrackIs",
 	},
 	{
