@@ -270,7 +270,7 @@ func (t *table) resume(parts []part) (reason string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, p := range parts {
-		if s := &t.slots[p.shard]; p.again == nil && s.owned && s.grant == p.grant && s.pause != nil {
+		if s := &t.slots[p.shard]; s.owned && s.grant == p.grant && s.pause != nil {
 			reason, s.pause = s.pause.Reason, nil
 		}
 	}
@@ -353,7 +353,10 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 
 // resume ends the pause of shards whose entries have an outcome.
 func (w *worker) resume(b *batch) {
-	if reason := w.table.resume(b.parts); reason != "" && len(b.deferred) == 0 {
+	if len(b.parts) > 0 && b.parts[0].again != nil {
+		return // deferred entries, always a batch of their own: what the shard waits for is on its queue
+	}
+	if reason := w.table.resume(b.parts); reason != "" && len(b.deferred)+len(b.letters) == 0 {
 		w.breaker.taken(reason)
 	}
 }

@@ -224,7 +224,7 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		}
 	}
 	todo, named, smaller := byShard(b.parts, w.current.parts), b.culprit, b.smaller
-	if b.apart && !w.current.has(b.parts[0].shard) {
+	if b.apart && (len(b.parts) == 0 || !w.current.has(b.parts[0].shard)) { // it has none once its shard was taken
 		todo = byShard(b.parts) // nothing was computed on top of it
 	} else {
 		w.current.reset(w.current.seq, false)
