@@ -117,7 +117,12 @@ func TestAHandOverWaitsForNoFullerBatch(t *testing.T) {
 	b.acquireAll(in)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	b.publish(at(1, 1))
-	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
+	testenv.Wait(t, 10*time.Second, func() error {
+		if in.InFlight() > 0 {
+			return errors.New("the first is not finished")
+		}
+		return b.rows(1)
+	})
 	b.publish(at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in.InFlight() < 1 {
