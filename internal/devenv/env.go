@@ -118,7 +118,7 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 		return nil, err
 	}
 	if world.pooled && env.Postgres != nil {
-		program, err := findPgBouncer()
+		program, err := FindPgBouncer()
 		if err != nil {
 			return nil, err
 		}

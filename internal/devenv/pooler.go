@@ -19,7 +19,9 @@ type poolerKind struct {
 	port    int // of Postgres
 }
 
-func findPgBouncer() (string, error) {
+// FindPgBouncer returns the program, which Debian keeps off the PATH of most users; a
+// MissingError where it is not installed.
+func FindPgBouncer() (string, error) {
 	if path, err := exec.LookPath("pgbouncer"); err == nil {
 		return path, nil
 	}
@@ -40,23 +42,29 @@ func (poolerKind) prepare(context.Context, string, *account) error { return nil 
 // The configuration is written at each start, when the port is known.
 func (k poolerKind) command(data string, port int) []string {
 	file := filepath.Join(filepath.Dir(data), "pgbouncer.ini")
-	text := strings.Join([]string{
+	text := PgBouncerConfig("host=127.0.0.1 user=postgres port="+strconv.Itoa(k.port), port, "session",
+		"default_pool_size = 150",
+		"server_login_retry = 1", // by default nobody is served for 15 s after Postgres came back
+	)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil { //nolint:gosec // another user reads it
+		return []string{k.program, err.Error()} // which it says is no configuration
+	}
+	return []string{k.program, file}
+}
+
+// PgBouncerConfig is the configuration of one that listens on a loopback port before a
+// server, in a pool mode; more are further lines.
+func PgBouncerConfig(server string, port int, mode string, more ...string) string {
+	return strings.Join(append([]string{
 		"[databases]",
-		"* = host=127.0.0.1 user=postgres port=" + strconv.Itoa(k.port),
+		"* = " + server,
 		"[pgbouncer]",
 		"listen_addr = 127.0.0.1",
 		"listen_port = " + strconv.Itoa(port),
 		"unix_socket_dir =",
 		"auth_type = any",
-		"pool_mode = session",
-		"default_pool_size = 150",
-		"server_login_retry = 1", // by default nobody is served for 15 s after Postgres came back
-		"",
-	}, "\n")
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil { //nolint:gosec // another user reads it
-		return []string{k.program, err.Error()} // which it says is no configuration
-	}
-	return []string{k.program, file}
+		"pool_mode = " + mode,
+	}, append(more, "")...), "\n")
 }
 
 func (k poolerKind) answers(ctx context.Context, url string, _ int, _ string) error {

@@ -66,7 +66,7 @@ var worlds = []worldSpec{
 		},
 		private: true, missing: findTimescale,
 	},
-	{name: Pooled, about: "PgBouncer in session mode before Postgres", pooled: true, private: true, missing: func() error { _, err := findPgBouncer(); return err }},
+	{name: Pooled, about: "PgBouncer in session mode before Postgres", pooled: true, private: true, missing: func() error { _, err := FindPgBouncer(); return err }},
 	{name: Encrypted, about: "both servers are reached by TLS, with certificates of a CA of their own", tls: true, private: true},
 	{
 		name: Crowded, about: "a server of 30 connections, for three instances and everybody else",

@@ -12,9 +12,3 @@ func (g *Group) SetPaused(ctx context.Context, paused bool) error {
 	}
 	return failure("resume dispatching", g.client.Del(ctx, g.names.Paused()).Err())
 }
-
-// Paused reports whether dispatching is paused.
-func (g *Group) Paused(ctx context.Context) (bool, error) {
-	n, err := g.client.Exists(ctx, g.names.Paused()).Result()
-	return n > 0, failure("ask whether dispatching is paused", err)
-}

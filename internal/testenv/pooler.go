@@ -7,8 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -21,10 +19,7 @@ import (
 // transaction or statement. The test is skipped where PgBouncer is not installed.
 func PgBouncer(tb testing.TB, target, mode string) string {
 	tb.Helper()
-	program, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		program, err = exec.LookPath("/usr/sbin/pgbouncer")
-	}
+	program, err := devenv.FindPgBouncer()
 	if err != nil {
 		tb.Skip("SKIPPED: pgbouncer is not installed, so poolers were not tried")
 	}
@@ -47,17 +42,7 @@ func PgBouncer(tb testing.TB, target, mode string) string {
 	tb.Cleanup(func() { must(os.RemoveAll(dir)) })
 	must(os.Chmod(dir, 0o755)) //nolint:gosec // as above
 	file := filepath.Join(dir, "pgbouncer.ini")
-	must(os.WriteFile(file, []byte(strings.Join([]string{
-		"[databases]",
-		"* = " + server,
-		"[pgbouncer]",
-		"listen_addr = 127.0.0.1",
-		"listen_port = " + strconv.Itoa(port),
-		"unix_socket_dir =",
-		"auth_type = any",
-		"pool_mode = " + mode,
-		"",
-	}, "\n")), 0o644)) //nolint:gosec // as above
+	must(os.WriteFile(file, []byte(devenv.PgBouncerConfig(server, port, mode)), 0o644)) //nolint:gosec // as above
 	args := []string{file}
 	if os.Geteuid() == 0 {
 		args = []string{"-u", "nobody", file}
