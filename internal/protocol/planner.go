@@ -9,7 +9,7 @@ import (
 
 const (
 	reliefSlack  = 0.15             // by how much the busiest member may exceed the mean before shards move for load
-	planSlack    = 0.05             // the same when shards move anyway, since members came or went
+	planSlack    = 0.05             // the same when shards move anyway, since members came or went and counts do not do
 	reliefEvery  = 5 * time.Second  // how often load is looked at
 	reliefBudget = 10               // moves for load in a minute
 	shardRest    = 60 * time.Second // how long a shard stays after it moved for load
@@ -102,14 +102,15 @@ func (p *Planner) unowned(held func(shard int) bool) bool {
 	return false
 }
 
-// evenOut shares all shards between members: by count, which moves least, unless that is
-// known to make one member too busy.
+// evenOut shares all shards between members: by count, which moves least, and from there by
+// load where counts are known to make one member too busy. By load alone a newcomer would get
+// the few heaviest shards: as much work today, and a third of what another has tomorrow.
 func evenOut(current, members []string, loads []float64) []string {
 	next := Assign(current, members)
 	if loads == nil || newBalance(next, members, members, loads).even(reliefSlack) {
 		return next
 	}
-	return Place(current, members, loads, planSlack, len(current), func(int) bool { return true })
+	return Place(next, members, loads, planSlack, len(current), func(int) bool { return true })
 }
 
 // inherit gives the shards of none of the members to those that are not outdated.

@@ -120,6 +120,34 @@ func TestAnUnevenFleetIsEvenWithinAMinuteAndThenRests(t *testing.T) {
 	}
 }
 
+// Devices that are all alike fall on shards by chance. A newcomer is as busy as the others,
+// and not by the few heaviest shards.
+func TestANewcomerGetsAsManyShardsAsTheOthers(t *testing.T) {
+	for seed := range uint64(200) {
+		rng, loads := rand.New(rand.NewPCG(seed, 3)), make([]float64, 64)
+		for range 300 {
+			loads[rng.IntN(64)] += 5
+		}
+		var p protocol.Planner
+		now, three := time.Unix(0, 0), []string{"a", "b", "c"}
+		owners := p.Plan(now, make([]string, 64), three[:2], nil, nil, loads)
+		next := p.Plan(now.Add(time.Minute), owners, three, nil, nil, loads)
+		counts := loadOf(next, slices.Repeat([]float64{1}, 64))
+		most, mean := busiest(loadOf(next, loads), three)
+		require.LessOrEqual(t, most, 1.16*mean, "seed %d: %v", seed, counts)
+		moves := 0
+		for i := range next {
+			if next[i] != owners[i] {
+				moves++
+			}
+		}
+		require.LessOrEqual(t, moves, 30, "seed %d", seed)
+		for _, m := range three {
+			require.InDelta(t, 64.0/3, counts[m], 6, "seed %d: %v, moves %d", seed, counts, moves)
+		}
+	}
+}
+
 func TestANewLeaderKeepsWhatWasPlacedByLoad(t *testing.T) {
 	current := []string{"a", "a", "a", "b", "b", "b", "b", "b"}
 	var p protocol.Planner
