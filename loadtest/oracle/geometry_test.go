@@ -69,7 +69,7 @@ func TestTwoGeometriesAgree(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	crossings := 0
-	for range testenv.Size(150, 1000) {
+	for range testenv.Size(50, 1000) {
 		west := float64(r.IntN(3)*90 - 90)
 		if r.IntN(4) == 0 {
 			west = 178
