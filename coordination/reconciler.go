@@ -446,7 +446,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 		k.owned[t.Shard] = t.Epoch
 		delete(k.blocked, t.Shard)
 		k.mu.Unlock()
-		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine, Left: t.Left}); err != nil {
+		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine, Left: t.Left, Released: t.Released}); err != nil {
 			return err
 		}
 		n++

@@ -27,7 +27,10 @@ import (
 
 // The breaker opens for a reason, in all shards or in one, once so many rows of so many
 // devices were refused for it, and more than were stored meanwhile. It closes when a row
-// is taken, or many times as many are stored. Each window counts half of the one before.
+// is taken, or many times as many are stored, and for a shard when most devices that wait
+// on its queue have a row taken: behind a row that is refused none of them would be
+// stored, so a count of those alone would never close it. Each window counts half of the
+// one before.
 const (
 	breakerWindow  = time.Minute
 	breakerRows    = 20
@@ -38,8 +41,12 @@ const (
 // notedFor is how long a person is called after a row was kept last.
 const notedFor = 5 * time.Minute
 
-// probeRecords bounds the rows that one probe tries.
-const probeRecords = 12
+// probeRecords bounds the rows that one probe tries, sampleDevices those that show
+// whether most of a shard are refused.
+const (
+	probeRecords  = 12
+	sampleDevices = 20
+)
 
 // breaker is what the workers know of each other's refusals.
 type breaker struct {
@@ -159,6 +166,18 @@ func (k *breaker) count(by refusedBy, device string, now time.Time) verdict {
 	return ownFault
 }
 
+// closeFor notes that most devices of a shard have rows taken, and returns what becomes
+// of the one that is refused: while it is refused in most shards, it is kept.
+func (k *breaker) closeFor(reason string, shard int) verdict {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.refused, refusedBy{reason, shard})
+	if r := k.refused[refusedBy{reason, allShards}]; r != nil && len(r.devices) >= breakerDevices && k.storedRows[allShards]-r.before < breakerShare*r.rows {
+		return doubtful
+	}
+	return ownFault
+}
+
 // keep notes that rows stay deferred until a person has removed the reason, and
 // reports whether none did.
 func (k *breaker) keep(r protocol.Refusal, now time.Time) (first bool) {
@@ -197,7 +216,8 @@ func (k *breaker) keeps() *protocol.Refusal {
 // pause is a shard that waits since the sink refuses its rows.
 type pause struct {
 	protocol.Refusal
-	wait *backoff.ExponentialBackOff
+	wait   *backoff.ExponentialBackOff
+	reread bool // nothing of it is tried until its queue is read again
 }
 
 // refusal is one of the reasons why shards wait, the first by name; nil where none
@@ -244,7 +264,7 @@ func (t *table) pause(parts []part, r protocol.Refusal) (first bool) {
 		if s.pause == nil {
 			s.pause = &pause{wait: newBackOff()}
 		}
-		s.pause.Refusal = r
+		s.pause.Refusal, s.pause.reread = r, false
 	}
 	return first
 }
@@ -258,6 +278,7 @@ func (t *table) restartPaused(shard int, grant uint64) {
 	t.mu.Lock()
 	var wait time.Duration
 	if s := &t.slots[shard]; s.owned && s.grant == grant && s.pause != nil {
+		s.pause.reread = true
 		wait = max(s.pause.wait.NextBackOff(), time.Duration(t.pausing(s.pause.Reason)-1)*retryPaused)
 	}
 	t.mu.Unlock()
@@ -341,7 +362,18 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 		return w.settle(ctx, b, p, true, err)
 	}
 	w.state.invalidate(p.shard)
-	switch w.breaker.refuse(refusalOf(err).Reason, p.shard, deviceOf(&p.entries[0]), time.Now()) {
+	reason := refusalOf(err).Reason
+	v := w.breaker.refuse(reason, p.shard, deviceOf(&p.entries[0]), time.Now())
+	if v == noFault {
+		most, err := w.mostRefused(ctx, p)
+		if err != nil {
+			return err
+		}
+		if !most {
+			v = w.breaker.closeFor(reason, p.shard)
+		}
+	}
+	switch v {
 	case ownFault:
 		return w.rejectEntry(ctx, p, err)
 	case doubtful:
@@ -401,12 +433,75 @@ func (w *worker) othersTaken(ctx context.Context, e *telemetry.Entry, since time
 	if len(records) == 0 {
 		return false, nil
 	}
+	n, _, err := w.tryRows(ctx, records, 1)
+	taken = n > 0
+	return taken || w.breaker.storedSince(since), err
+}
+
+// tryRows counts which of some rows the sink would take now, until there are enough.
+func (w *worker) tryRows(ctx context.Context, records []telemetry.Record, enough int) (taken, refused int, err error) {
 	err = retry(ctx, w.log, "probe the sink", w.metrics.commitErrors, isTransient, func() (err error) {
 		defer w.callsReturned.Add(1)
-		taken, err = w.sink.Probe(ctx, records)
+		taken, refused, err = w.sink.Probe(ctx, records, enough)
 		return err
 	})
-	return taken || w.breaker.storedSince(since), err
+	return taken, refused, err
+}
+
+// mostRefused reports whether the sink refuses a row of most devices that wait on the
+// queue of a shard, that of the refused entry included.
+func (w *worker) mostRefused(ctx context.Context, p part) (bool, error) {
+	seen := map[string]struct{}{deviceOf(&p.entries[0]): {}}
+	var records []telemetry.Record
+	looked := 0
+	w.waiting(p.entries[0].ID, func(entries []telemetry.Entry) bool {
+		for i := range entries {
+			device := deviceOf(&entries[i])
+			if _, known := seen[device]; known || entries[i].Fields == nil || telemetry.ShardOf(device, w.cfg.Shards) != p.shard {
+				continue
+			}
+			var r telemetry.Record
+			if looked++; w.decoder.Decode(&entries[i], &r) == nil {
+				seen[device] = struct{}{}
+				records = append(records, r)
+			}
+			if len(records) == sampleDevices || looked == 20*sampleDevices {
+				return false
+			}
+		}
+		return true
+	})
+	if len(records) == 0 {
+		return true, nil
+	}
+	taken, refused, err := w.tryRows(ctx, records, len(records)/2+1)
+	return taken < refused+1, err
+}
+
+// waiting calls f for the entries that wait in the worker behind a refused one, until it says no.
+func (w *worker) waiting(refused telemetry.EntryID, f func([]telemetry.Entry) bool) {
+	for _, p := range w.rest {
+		entries := p.entries
+		if at := slices.IndexFunc(entries, func(e telemetry.Entry) bool { return e.ID == refused }); at >= 0 {
+			entries = entries[at+1:] // what precedes it is decided
+		}
+		if !f(entries) {
+			return
+		}
+	}
+	for _, s := range w.slow {
+		for i := range s.queue {
+			if !f(s.queue[i].entries) {
+				return
+			}
+		}
+	}
+	for i := w.next; i < len(w.inbox); i++ {
+		if m := &w.inbox[i]; m.kind == work && !f(m.entries) {
+			return
+		}
+	}
+	w.box.each(f)
 }
 
 // probeRecords is some rows to try in place of that of a refused entry: of other devices
@@ -446,21 +541,7 @@ func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
 		}
 		return looked < 20*probeRecords
 	}
-	for _, p := range w.rest {
-		entries := p.entries
-		if at := slices.IndexFunc(entries, func(e telemetry.Entry) bool { return e.ID == refused.ID }); at >= 0 {
-			entries = entries[at+1:] // what precedes it is decided
-		}
-		if !look(entries) {
-			break
-		}
-	}
-	for i := w.next; i < len(w.inbox); i++ {
-		if m := &w.inbox[i]; m.kind == work && !look(m.entries) {
-			break
-		}
-	}
-	w.box.each(look)
+	w.waiting(refused.ID, look)
 	records := append(others, same...)
 	if len(others) < breakerDevices {
 		plain := own

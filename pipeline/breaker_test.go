@@ -191,6 +191,72 @@ func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 	require.Equal(t, len(entries), b.count("select count(*) from positions"))
 }
 
+// P6, P7: the rows of five faulty devices open the breaker of their shard; what else waits
+// there is not refused, so it closes, and the rows become dead letters as any.
+func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	var same, others []int
+	for d := 0; len(same) < 15 || len(others) < 20; d++ {
+		switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
+		case 3:
+			same = append(same, d)
+		case 5:
+			others = append(others, d)
+		}
+	}
+	in := b.start("one")
+	b.acquireAll(in)
+	var entries, faulty [][]string
+	for s := range int64(60) {
+		for _, d := range others[:20] {
+			entries = append(entries, at(d, s))
+		}
+	}
+	for s := range int64(8) {
+		for _, d := range same[:5] {
+			faulty = append(faulty, seven(d, s))
+		}
+	}
+	entries = append(entries, faulty...)
+	for s := range int64(10) {
+		for _, d := range same[5:15] {
+			entries = append(entries, at(d, s))
+		}
+	}
+	b.publish(entries...)
+	b.settled(20*time.Second, 0)
+	b.awaitDeadLetters(20*time.Second, len(faulty))
+	require.Equal(t, len(entries)-len(faulty), b.count("select count(*) from positions"))
+	require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
+}
+
+// What a shard waits with may be acknowledged by another program, or moved to the dead
+// letters by hand: then it waits for nothing.
+func TestAPauseEndsWithAnEmptyQueue(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(raising)
+	in := b.start("one")
+	b.acquireAll(in)
+	ids := b.publish(at(1, 1), at(1, 2))
+	paused := func(n float64) func() error {
+		return func() error {
+			if have := in.gauge(t, "processor_pipeline_paused_shards"); have != n {
+				return fmt.Errorf("%v shards are paused", have)
+			}
+			return nil
+		}
+	}
+	testenv.Wait(t, 10*time.Second, paused(1))
+	for _, id := range ids {
+		require.NoError(t, b.client.XAck(t.Context(), b.stream, b.group, id.String()).Err())
+	}
+	testenv.Wait(t, 10*time.Second, paused(0))
+	require.Nil(t, in.WorkStatus().Refusal)
+}
+
 func (b *bench) nothingDeferred(within time.Duration) {
 	b.tb.Helper()
 	testenv.Wait(b.tb, within, func() error {
@@ -405,11 +471,11 @@ type probed struct {
 	before func() error
 }
 
-func (p *probed) Probe(ctx context.Context, records []telemetry.Record) (bool, error) {
+func (p *probed) Probe(ctx context.Context, records []telemetry.Record, enough int) (taken, refused int, err error) {
 	if err := p.before(); err != nil {
-		return false, err
+		return 0, 0, err
 	}
-	return p.Sink.Probe(ctx, records)
+	return p.Sink.Probe(ctx, records, enough)
 }
 
 // seven is a record that the constraint no_seven refuses.

@@ -36,6 +36,7 @@ type message struct {
 	quarantine protocol.Quarantine // of a shard that is granted
 	apart      bool                // a shard that is granted is run apart, one entry first
 	inherited  []byte              // state that its last owner left
+	released   bool                // its last owner should have left its state
 	left       chan []byte         // of size one: where the state of one that is left goes
 
 	deferred []protocol.Deferred

@@ -146,7 +146,7 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		}),
 		snapshots: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_snapshots_total",
-			Help: "States of shards that were left for the next owner, and at acquisitions: used, missing, refused.",
+			Help: "States of shards that were left for the next owner, and at acquisitions: used, missing though the last owner released the shard, refused.",
 		}, []string{"result"}),
 		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
 	}

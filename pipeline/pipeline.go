@@ -38,9 +38,9 @@ type Sink interface {
 	// Generation numbers the lives of the server that were noticed. A batch is
 	// rejected by another generation than the one it names.
 	Generation() uint64
-	// Probe reports whether any of some records would be stored now, and stores
-	// none. An error says that it is not known.
-	Probe(ctx context.Context, records []telemetry.Record) (taken bool, err error)
+	// Probe counts which records would be stored now, and which refused, until enough
+	// are taken, and stores none. An error says that it is not known.
+	Probe(ctx context.Context, records []telemetry.Record, enough int) (taken, refused int, err error)
 }
 
 // History reads what is stored.

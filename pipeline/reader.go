@@ -183,8 +183,13 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 			t.deliver(a.read.Shard, keep)
 		} else {
 			r.metrics.read(readEmpty)
-			if s.quarantine.Limit > 0 && ok && len(ids) == 0 && s.records == 0 {
-				t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
+			if empty := ok && len(ids) == 0 && s.records == 0; empty {
+				if s.quarantine.Limit > 0 {
+					t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
+				}
+				if s.pause != nil && s.pause.reread {
+					s.pause = nil // what it waited with is gone
+				}
 			}
 		}
 		// Without the dispatch lease a queue read to its end waits for a notification or the poll.

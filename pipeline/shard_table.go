@@ -105,7 +105,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	s.token, s.notBefore, s.locked, s.pause = h.Token, time.Time{}, false, nil
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
-	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left})
+	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released})
 	ring(t.wake)
 	return nil
 }

@@ -54,11 +54,11 @@ func (o snapshotOf) append(b []byte) []byte {
 	return b
 }
 
-// snapshot returns the state of a shard's devices, nil if there are none.
+// snapshot returns the state of a shard's devices. Of none it says so: an owner that left
+// nothing at all did not come to it.
 func (s *state) snapshot(of snapshotOf) []byte {
 	b := append(make([]byte, 0, 64<<10), snapshotVersion, 0, 0, 0, 0)
 	b = of.append(b)
-	empty := len(b)
 	for slot := range int32(len(s.blocks) * blockSize) {
 		d := s.at(slot)
 		if d.size == 0 || int(d.shard) != of.shard || d.generation != s.generations[of.shard] || d.watermark == never {
@@ -78,9 +78,6 @@ func (s *state) snapshot(of snapshotOf) []byte {
 		b = binary.BigEndian.AppendUint64(b, math.Float64bits(d.lat))
 		b = binary.BigEndian.AppendUint64(b, math.Float64bits(d.lon))
 		b = append(b, d.speed, settled)
-	}
-	if len(b) == empty {
-		return nil
 	}
 	binary.BigEndian.PutUint32(b[1:], crc32.Checksum(b[snapshotHeader:], castagnoli))
 	return b
@@ -190,7 +187,9 @@ func (w *worker) uncommitted(shard int) bool {
 // inherit learns what the last owner of a shard that is granted left.
 func (w *worker) inherit(m *message) {
 	if m.inherited == nil {
-		w.metrics.snapshot(snapshotMissing)
+		if m.released {
+			w.metrics.snapshot(snapshotMissing)
+		}
 		return
 	}
 	if err := w.state.restore(m.inherited, w.snapshotOf(m.shard, m.epoch-1)); err != nil {

@@ -41,6 +41,21 @@ var faults = []mutant{
 		"pipeline", "TestAConstraintThatMostRowsBreak",
 	},
 	{
+		"an open breaker does not look at what waits", "pipeline/breaker.go",
+		"return taken < refused+1, err", "return true, err",
+		"pipeline", "TestFiveFaultyDevicesDoNotHold",
+	},
+	{
+		"a pause outlives what it waited with", "pipeline/reader.go",
+		"if s.pause != nil && s.pause.reread {", "if false {",
+		"pipeline", "TestAPauseEndsWithAnEmptyQueue",
+	},
+	{
+		"a record that loses again counts its jump again", "internal/store/recompute_crossings.go",
+		"			if lost[i] {\n				w.stored = nil\n			}\n", "",
+		"internal/store", "TestARedeliveredConflictCountsNoJump",
+	},
+	{
 		"rows of several devices that are refused alike are given up", "pipeline/breaker.go",
 		"case by.shard == allShards && len(r.devices) >= breakerDevices && stored < breakerShare*r.rows:", "case false && stored < breakerShare*r.rows:",
 		"pipeline", "TestRowsThatAFewRefuseAlike",

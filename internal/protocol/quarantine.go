@@ -20,6 +20,7 @@ type ProbeBatch struct {
 // ShardHistory is what is known of a shard at the moment it is acquired.
 type ShardHistory struct {
 	Owner       string // "" after a release
+	Released    bool   // by its last owner, so recently that the state it left holds
 	Alive       bool   // the owner's process was not seen to end: it lost the shard for another reason
 	Epoch       int64
 	Since       time.Time // when the owner acquired it

@@ -14,6 +14,8 @@ type ShardLease struct {
 	// Left is the state that an owner leaves for the next one, nil for none. Only
 	// the pipeline reads it.
 	Left []byte
+	// Released says of a granted shard that its last owner should have left its state.
+	Released bool
 }
 
 // Quarantine limits how a shard is run, since one of its entries may crash the

@@ -93,6 +93,7 @@ type Shard struct {
 
 	Quarantine Quarantine // of a shard just acquired
 	Left       []byte     // what its last owner left of its state, nil for nothing
+	Released   bool       // its last owner should have left its state
 	Assigned   string     // "" while assigned to no member
 	Term       int64      // of the leader that assigned it
 	Since      time.Time  // when the owner acquired it

@@ -46,7 +46,8 @@ for update of s`, s.scope.Stream, s.scope.Group, shard, member).QueryRow(func(ro
 		return row.Scan(&n)
 	})
 	b.Queue(`
-select coalesce(s.owner, ''), s.epoch, s.owner_since, s.crash_count, coalesce(s.max_in_flight, 0),
+select coalesce(s.owner, ''), s.epoch, s.owner is null and s.epoch > 0 and s.updated_at > now() - interval '30 seconds',
+  s.owner_since, s.crash_count, coalesce(s.max_in_flight, 0),
   p.updated_at, coalesce(p.applied_id, '0-0'), i.detail
 from processor.shards s
 left join processor.progress p using (stream, group_name, shard)
@@ -59,7 +60,7 @@ left join processor.incidents i
 where s.stream = $1
   and s.group_name = $2
   and s.shard = $3`, s.scope.Stream, s.scope.Group, shard, protocol.QuarantinedShard).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&was.Owner, &was.Epoch, &since, &was.CrashCount, &was.MaxInFlight, &progress, &mark, &detail)
+		return row.Scan(&was.Owner, &was.Epoch, &was.Released, &since, &was.CrashCount, &was.MaxInFlight, &progress, &mark, &detail)
 	})
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return was, applied, err

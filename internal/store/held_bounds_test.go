@@ -198,6 +198,25 @@ func TestALongDwellElsewhereReadsNoMoreOfADevice(t *testing.T) {
 	require.Empty(t, p.rows())
 }
 
+// A record that loses its place to a row changes nothing, however often it is delivered.
+func TestARedeliveredConflictCountsNoJumpAgain(t *testing.T) {
+	t.Parallel()
+	p := newParked(t, marginal(0, 0))
+	p.rules.Eligibility.MaxSpeed = 300
+	write := func(list ...telemetry.Record) (jumps, conflicts int) {
+		out, err := p.writer.Write(t.Context(), &protocol.Batch{Leases: []protocol.ShardLease{p.held}, Late: list, Shards: shards, Rules: p.rules})
+		require.NoError(t, err)
+		return out.Jumps, out.Conflicts
+	}
+	jumps, _ := write(p.at(0, -50), p.at(10, 1e6), p.at(20, -50), p.at(30, -50))
+	require.Equal(t, 1, jumps)
+	for range 3 {
+		jumps, conflicts := write(p.at(10, 2e6))
+		require.Equal(t, 1, conflicts)
+		require.Zero(t, jumps, "the jump was there")
+	}
+}
+
 // What lies behind a late record may be late itself.
 func TestLateRecordsNextToEachOtherCountTogether(t *testing.T) {
 	t.Parallel()

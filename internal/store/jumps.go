@@ -33,15 +33,17 @@ const (
 // what changed.
 func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, found []track, limit int) error {
 	wide := make([]reach, len(list))
-	added := make(map[string][]int64)
+	added, stored := make(map[string][]int64), make(map[string][]int64)
 	for _, w := range list {
 		added[w.device] = append(added[w.device], w.added...)
+		stored[w.device] = append(stored[w.device], w.stored...)
 	}
-	for _, of := range added {
-		slices.Sort(of)
+	for device := range added {
+		slices.Sort(added[device])
+		slices.Sort(stored[device])
 	}
 	for i := range found {
-		wide[i] = reach{track: &found[i], device: list[i].device, top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after, added: added[list[i].device]}
+		wide[i] = reach{track: &found[i], device: list[i].device, top: rules.Eligibility.MaxSpeed, first: !found[i].before, last: !found[i].after, added: added[list[i].device], stored: stored[list[i].device]}
 		if found[i].before {
 			wide[i].known++
 		}
@@ -157,6 +159,7 @@ type reach struct {
 	first, last bool    // it begins with the first fix of the device, ends with the newest
 	from, to    int     // of the fixes, what counts
 	added       []int64 // to the device, in order; nil if that is not known
+	stored      []int64 // see window
 	tried       bool
 }
 
@@ -178,7 +181,7 @@ func newJumps(windows []reach) int {
 		}
 		lo, hi := r.fixes[max(r.known-1, 0)].TimeUS, r.fixes[min(len(r.fixes)-r.behind, len(r.fixes)-1)].TimeUS
 		r.jumpsBetween(lo, hi, is)
-		r.previous().jumpsBetween(lo, hi, was)
+		r.without(r.stored).jumpsBetween(lo, hi, was)
 	}
 	return max(0, len(is)-len(was))
 }
@@ -192,11 +195,11 @@ func (r *reach) jumpsBetween(lo, hi int64, found map[int64]bool) {
 	}
 }
 
-// previous is the track without what was added to it.
-func (r *reach) previous() *reach {
+// without is the track without what was added to it at some device times, in order.
+func (r *reach) without(added []int64) *reach {
 	was := &reach{track: &track{}, top: r.top, first: r.first, last: r.last}
 	for _, f := range r.fixes {
-		if _, added := slices.BinarySearch(r.added, f.TimeUS); !added {
+		if _, found := slices.BinarySearch(added, f.TimeUS); !found {
 			was.fixes = append(was.fixes, f)
 		}
 	}
@@ -254,7 +257,7 @@ func (r *reach) old(from, to geofence.Fix) (between []geofence.Fix, known bool) 
 	if r.added == nil {
 		return nil, false
 	}
-	was, ends := r.previous(), 0
+	was, ends := r.without(r.added), 0
 	for i, f := range was.fixes {
 		switch {
 		case !was.takesPart(i):

@@ -52,7 +52,7 @@ func TestAJumpIsCountedOnceItIsOne(t *testing.T) {
 			for _, w := range list {
 				known, _ := slices.BinarySearchFunc(have, w.lo*second, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
 				end, _ := slices.BinarySearchFunc(have, w.hi*second+1, func(f geofence.Fix, us int64) int { return int(f.TimeUS - us) })
-				of = append(of, reach{track: &track{fixes: have}, top: top, known: known, behind: len(have) - end, first: true, last: true, added: added})
+				of = append(of, reach{track: &track{fixes: have}, top: top, known: known, behind: len(have) - end, first: true, last: true, added: added, stored: added})
 			}
 			n := newJumps(of)
 			require.Equal(t, max(0, jumpsOf(have)-before), n, "%v", have)

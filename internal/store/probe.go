@@ -11,15 +11,16 @@ import (
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
-// Probe reports whether any of some records would be stored now: each is inserted by
-// itself, with all that is due at the end of its transaction, and taken back. One
-// that is there already proves nothing. An error says that it is not known.
-func (w *Writer) Probe(ctx context.Context, records []telemetry.Record) (taken bool, err error) {
+// Probe counts which records would be stored now, and which refused, until enough are
+// taken: each is inserted by itself, with all that is due at the end of its transaction,
+// and taken back. One that is there already proves nothing. An error says that it is not
+// known.
+func (w *Writer) Probe(ctx context.Context, records []telemetry.Record, enough int) (taken, refused int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
-		return false, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
+		return 0, 0, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
 	defer w.rollBack(ctx, conn.Conn())
@@ -33,14 +34,18 @@ func (w *Writer) Probe(ctx context.Context, records []telemetry.Record) (taken b
 		w.rollBack(ctx, conn.Conn())
 		if err == nil {
 			if stored[0] {
-				return true, nil
+				taken++
+			}
+			if taken >= enough {
+				return taken, refused, nil
 			}
 			continue
 		}
 		f, ok := errors.AsType[*protocol.Failure](err)
 		if !ok || f.Kind != protocol.Rejected && f.Kind != protocol.Conflict {
-			return false, err
+			return 0, 0, err
 		}
+		refused++
 	}
-	return false, nil
+	return taken, refused, nil
 }

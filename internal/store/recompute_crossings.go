@@ -53,6 +53,7 @@ type window struct {
 	device string
 	lo, hi int64
 	added  []int64 // device times of what was added to a known track; nil if that is not known
+	stored []int64 // those of them whose rows this transaction wrote: one that lost may have been there for long
 }
 
 // windows joins positions of a device that are close in time and whose crossings are to
@@ -64,7 +65,11 @@ func windows(records []telemetry.Record, stored, lost []bool, fresh []telemetry.
 	}
 	for i := range records {
 		if r := &records[i]; lost[i] || stored[i] && rules.Eligibility.Of(r) == telemetry.Eligible {
-			list = append(list, windowOf(r))
+			w := windowOf(r)
+			if lost[i] {
+				w.stored = nil
+			}
+			list = append(list, w)
 		}
 	}
 	slices.SortFunc(list, func(a, b window) int {
@@ -74,6 +79,7 @@ func windows(records []telemetry.Record, stored, lost []bool, fresh []telemetry.
 	for _, w := range list {
 		if n := len(joined); n > 0 && joined[n-1].device == w.device && w.lo-joined[n-1].hi <= joinWithin.Microseconds() {
 			joined[n-1].hi, joined[n-1].added = w.hi, append(joined[n-1].added, w.hi)
+			joined[n-1].stored = append(joined[n-1].stored, w.stored...)
 			continue
 		}
 		joined = append(joined, w)
@@ -82,7 +88,7 @@ func windows(records []telemetry.Record, stored, lost []bool, fresh []telemetry.
 }
 
 func windowOf(r *telemetry.Record) window {
-	return window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS, added: []int64{r.TimeUS}}
+	return window{device: r.DeviceID, lo: r.TimeUS, hi: r.TimeUS, added: []int64{r.TimeUS}, stored: []int64{r.TimeUS}}
 }
 
 // undecided are the fresh records of which the transaction derives the crossings.

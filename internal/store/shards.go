@@ -115,6 +115,7 @@ func (s *Shards) Acquire(ctx context.Context, shard int, member, alive string) (
 		was.Alive = was.Owner == alive
 		taken.Quarantine = protocol.AssessCrash(member, was)
 		taken.CrashCount, taken.MaxInFlight, taken.Applied = taken.Quarantine.CrashCount, taken.Quarantine.Limit, applied
+		taken.Released = was.Released
 		return tx.QueryRow(ctx, `
 with taken as (
   delete from processor.shard_states
