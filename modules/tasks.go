@@ -25,7 +25,6 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
-	var moved store.Moved
 	streamType := tasks.NewStreamType(func(ctx context.Context) error {
 		_, err := d.Group.Info(ctx)
 		return err
@@ -36,7 +35,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, streamType.Pass),
-		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards, &moved) }),
+		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards) }),
 		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,

@@ -49,6 +49,7 @@ grant select, insert, update, delete on
   processor.conflicts,
   processor.dead_letters,
   processor.deferred,
+  processor.device_moves,
   processor.devices,
   processor.holds,
   processor.shard_states,

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -45,58 +44,92 @@ func HomeOf(ctx context.Context, pool *pgxpool.Pool, device string, timeout time
 
 // What becomes of a device that moves to another stream.
 const (
-	movedWithin = time.Hour   // what a new leader looks back on
 	movedSettle = time.Minute // in which the stream that is left ends what it has of the device
 	// movedReach is how far before its move a device's crossings are derived again:
 	// for a while the owners of both streams may have written them.
 	movedReach = time.Hour
+	movedPage  = 20000 // moves that one pass follows
 )
 
-// Moved is how far a leader has come with devices that move between streams. The zero
-// value looks back an hour.
-type Moved struct{ left, arrived time.Time }
+// moved is a device that came from another stream.
+type moved struct {
+	id     int64
+	device string
+	from   *time.Time // begin of the window to derive again; nil for all of it
+}
+
+// leftSQL is the moves away from a stream.
+const leftSQL = `
+select id, device_id, null::timestamptz
+from processor.device_moves
+where moved_from = $1
+  and not forgotten
+order by id
+limit $2`
+
+// arrivedSQL is the moves of devices that now belong to a stream, whichever they came to
+// first. A recompute of whole shards that had not ended when a device moved may have missed
+// it in both streams: its window is the device's, too.
+const arrivedSQL = `
+with missed as materialized (
+  select from_ts, max(coalesce(finished_at, 'infinity')) as until
+  from processor.requests
+  where kind = $5
+    and device_id is null
+    and state <> 'cancelled'
+    and (finished_at is null or finished_at >= (select min(moved_at) from processor.device_moves where not recomputed))
+  group by from_ts
+)
+select m.id, m.device_id, case when not w.whole then least(w.begins, m.moved_at - $4::interval) end
+from processor.device_moves m
+join processor.devices d using (device_id)
+cross join lateral (
+  select coalesce(bool_or(from_ts is null), false) as whole, min(from_ts) as begins
+  from missed
+  where until >= m.moved_at
+) w
+where d.stream = $1
+  and not m.recomputed
+  and m.moved_at < now() - $3::interval
+order by m.id
+limit $2`
 
 // Moved has owners of this stream forget devices that another one has taken, so that
 // they are noticed if they come again, and derive anew the crossings of those that came
 // to it. It closes incidents of streams that had no device in common for a day.
-func (l *Leader) Moved(ctx context.Context, term int64, shards int, m *Moved) error {
+func (l *Leader) Moved(ctx context.Context, term int64, shards int) error {
 	const op = "follow devices that move between streams"
-	asking, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
-	rows, err := l.pool.Query(asking, `
-select device_id, stream = $1, moved_at
-from processor.devices
-where moved_at > greatest(now() - $2::interval, case when stream = $1 then $5::timestamptz else $4::timestamptz end)
-  and (moved_from = $1 or stream = $1 and moved_at < now() - $3::interval)
-order by moved_at
-fetch first 20000 rows with ties`, l.scope.Stream, movedWithin, movedSettle, m.left, m.arrived)
+	left, err := l.moves(ctx, leftSQL, l.scope.Stream, movedPage)
 	if err != nil {
 		return failure(op, err)
 	}
-	var left, of []int32
-	var devices, keys []string
-	var from []time.Time
-	next := *m
-	var device string
-	var ours bool
-	var at time.Time
-	if _, err := pgx.ForEachRow(rows, []any{&device, &ours, &at}, func() error {
-		shard := int32(telemetry.ShardOf(device, shards))
-		if !ours {
-			next.left = at
-			if !slices.Contains(left, shard) {
-				left = append(left, shard)
-			}
-			return nil
-		}
-		next.arrived = at
-		devices, of, from = append(devices, device), append(of, shard), append(from, at.Add(-movedReach))
-		keys = append(keys, fmt.Sprintf("moved|%s|%s|%d", l.scope.Stream, device, at.UnixMicro()))
-		return nil
-	}); err != nil {
+	arrived, err := l.moves(ctx, arrivedSQL, l.scope.Stream, movedPage, movedSettle, movedReach, protocol.RequestRecompute)
+	if err != nil {
 		return failure(op, err)
 	}
-	err = l.write(ctx, op, term, func(b *pgx.Batch) {
+	var leftIDs, arrivedIDs []int64
+	var leftShards, of []int32
+	var devices []string
+	var from []*time.Time
+	for _, m := range left {
+		leftIDs = append(leftIDs, m.id)
+		if shard := int32(telemetry.ShardOf(m.device, shards)); !slices.Contains(leftShards, shard) {
+			leftShards = append(leftShards, shard)
+		}
+	}
+	at := make(map[string]int) // one that moved twice is derived once
+	for _, m := range arrived {
+		arrivedIDs = append(arrivedIDs, m.id)
+		i, again := at[m.device]
+		switch {
+		case !again:
+			at[m.device] = len(devices)
+			devices, of, from = append(devices, m.device), append(of, int32(telemetry.ShardOf(m.device, shards))), append(from, m.from)
+		case m.from == nil || from[i] != nil && m.from.Before(*from[i]):
+			from[i] = m.from
+		}
+	}
+	return l.write(ctx, op, term, func(b *pgx.Batch) {
 		b.Queue(`
 insert into processor.requests (stream, group_name, kind, shard, reason, requested_by)
 select $1, $2, $3, n, 'devices moved to another stream', $4
@@ -110,12 +143,23 @@ where not exists (
     and kind = $3
     and device_id is null
     and state = 'waiting'
-)`, l.scope.Stream, l.scope.Group, protocol.RequestRehydrate, l.member, left)
+)`, l.scope.Stream, l.scope.Group, protocol.RequestRehydrate, l.member, leftShards)
 		b.Queue(`
-insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, reason, requested_by, source_key)
-select $1, $2, $3, shard, device_id, from_ts, 'it moved here from another stream', $4, source_key
-from unnest($5::int[], $6::text[], $7::timestamptz[], $8::text[]) as r (shard, device_id, from_ts, source_key)
-on conflict (source_key) do nothing`, l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from, keys)
+insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, reason, requested_by)
+select $1, $2, $3, shard, device_id, from_ts, 'it moved here from another stream', $4
+from unnest($5::int[], $6::text[], $7::timestamptz[]) as r (shard, device_id, from_ts)`,
+			l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from)
+		b.Queue("update processor.device_moves set forgotten = true where id = any ($1)", leftIDs)
+		b.Queue("update processor.device_moves set recomputed = true where id = any ($1)", arrivedIDs)
+		b.Queue(`
+delete from processor.device_moves
+where id in (
+  select id
+  from processor.device_moves
+  where moved_at < now() - interval '7 days'
+  order by moved_at
+  limit $1
+)`, movedPage)
 		b.Queue(`
 update processor.incidents
 set closed_at = now()
@@ -126,16 +170,25 @@ where stream = $1
   and opened_at < now() - interval '1 day'
   and not exists (
     select
-    from processor.devices
+    from processor.device_moves
     where moved_at > now() - interval '1 day'
-      and least(stream, moved_from) || ' and ' || greatest(stream, moved_from) = subject
+      and least(moved_from, moved_to) || ' and ' || greatest(moved_from, moved_to) = subject
   )`, l.scope.Stream, l.scope.Group, protocol.DeviceInTwoStreams)
-		if len(left)+len(of) > 0 {
+		if len(left)+len(arrived) > 0 {
 			b.Queue("select pg_notify('" + RequestsChannel + "', '')")
 		}
 	})
-	if err == nil {
-		*m = next
+}
+
+func (l *Leader) moves(ctx context.Context, sql string, args ...any) ([]moved, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (m moved, err error) {
+		err = row.Scan(&m.id, &m.device, &m.from)
+		return m, err
+	})
 }

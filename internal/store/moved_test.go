@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"cmp"
 	"testing"
 	"time"
 
@@ -54,7 +55,7 @@ func TestADeviceInTwoStreamsIsAnIncidentThatNamesBothAndOneThatMovesIsNot(t *tes
 	const incidents = "select count(*) from processor.incidents where kind = 'device_in_two_streams' and closed_at is null"
 	comes(scope)
 	comes(second)
-	require.Equal(t, 1, b.count("select count(*) from processor.devices where device_id = $1 and stream = $2 and moved_from = $3", device, second.Stream, scope.Stream))
+	require.Equal(t, 1, b.count("select count(*) from processor.device_moves where device_id = $1 and moved_to = $2 and moved_from = $3", device, second.Stream, scope.Stream))
 	require.Zero(t, b.count(incidents), "it has moved")
 
 	// Those that it left forget it; those that it came to derive it again, a minute later.
@@ -66,11 +67,10 @@ func TestADeviceInTwoStreamsIsAnIncidentThatNamesBothAndOneThatMovesIsNot(t *tes
 	}
 	left, leftTerm := leader(scope)
 	came, cameTerm := leader(second)
-	var leftSeen, cameSeen store.Moved
 	pass := func() {
 		for range 2 { // the same moves are not told twice
-			require.NoError(t, left.Moved(t.Context(), leftTerm, shards, &leftSeen))
-			require.NoError(t, came.Moved(t.Context(), cameTerm, shards, &cameSeen))
+			require.NoError(t, left.Moved(t.Context(), leftTerm, shards))
+			require.NoError(t, came.Moved(t.Context(), cameTerm, shards))
 		}
 	}
 	requests := func(of store.Scope, kind string) int {
@@ -79,7 +79,7 @@ func TestADeviceInTwoStreamsIsAnIncidentThatNamesBothAndOneThatMovesIsNot(t *tes
 	pass()
 	require.Equal(t, 1, requests(scope, protocol.RequestRehydrate))
 	require.Zero(t, requests(second, protocol.RequestRecompute), "the first stream may have records of it in flight")
-	b.exec("update processor.devices set moved_at = moved_at - interval '2 minutes'")
+	b.exec("update processor.device_moves set moved_at = moved_at - interval '2 minutes'")
 	pass()
 	require.Equal(t, 1, requests(second, protocol.RequestRecompute))
 	require.Equal(t, 1, requests(scope, protocol.RequestRehydrate))
@@ -88,10 +88,138 @@ func TestADeviceInTwoStreamsIsAnIncidentThatNamesBothAndOneThatMovesIsNot(t *tes
 	require.Equal(t, 1, b.count(incidents+" and subject = $1 and detail #>> '{devices,0}' = $2", "a-second-stream and "+scope.Stream, device))
 	comes(second)
 	require.Equal(t, 2, b.count(incidents), "each of the two has it")
-	b.exec("update processor.devices set moved_at = moved_at - interval '2 days'")
+	b.exec("update processor.device_moves set moved_at = moved_at - interval '2 days'")
 	b.exec("update processor.incidents set opened_at = opened_at - interval '2 days'")
 	pass()
 	require.Zero(t, b.count(incidents), "for a day they had nothing in common")
+}
+
+// movers are the leaders of several streams, whose devices move.
+type movers struct {
+	b       *bench
+	leaders map[string]*store.Leader
+	terms   map[string]int64
+}
+
+func newMovers(t *testing.T, streams ...string) *movers {
+	t.Helper()
+	m := &movers{b: newBench(t), leaders: map[string]*store.Leader{}, terms: map[string]int64{}}
+	for _, stream := range streams {
+		of := store.Scope{Stream: stream, Group: scope.Group}
+		require.NoError(t, store.NewShards(m.b.pool, of, 10*time.Second).Ensure(t.Context(), shards))
+		m.leaders[stream] = store.NewLeader(m.b.pool, of, "a.1", 10*time.Second)
+		term, err := m.leaders[stream].BeginTerm(t.Context())
+		require.NoError(t, err)
+		m.terms[stream] = term
+	}
+	return m
+}
+
+// pass is one pass of each leader.
+func (m *movers) pass() {
+	for stream, l := range m.leaders {
+		require.NoError(m.b.tb, l.Moved(m.b.tb.Context(), m.terms[stream], shards))
+	}
+}
+
+// come stores a first record of a device, from a stream.
+func (m *movers) come(device, stream string) {
+	m.b.exec("insert into processor.devices as d (device_id, stream) values ($1, $2) on conflict (device_id) do update set stream = excluded.stream", device, stream)
+}
+
+// settle has the moves so far lie behind the time in which the stream left ends its work.
+func (m *movers) settle() {
+	m.b.exec("update processor.device_moves set moved_at = moved_at - interval '2 minutes'")
+}
+
+func (m *movers) forgets(stream, device string) int {
+	return m.b.count("select count(*) from processor.requests where stream = $1 and kind = 'rehydrate' and shard = $2", stream, telemetry.ShardOf(device, shards))
+}
+
+func TestAMoveIsFollowedHoweverLateItIsCommitted(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two")
+	m.come("late", "one")
+	m.come("early", "one")
+	require.NotEqual(t, telemetry.ShardOf("late", shards), telemetry.ShardOf("early", shards))
+	tx, err := m.b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "update processor.devices set stream = 'two' where device_id = 'late'")
+	require.NoError(t, err)
+	m.come("early", "two")
+	m.pass()
+	m.b.exec("update processor.device_moves set moved_at = moved_at - interval '2 hours'")
+	m.pass()
+	require.Equal(t, 1, m.forgets("one", "early"))
+	require.NoError(t, tx.Commit(t.Context()))
+	m.b.exec("update processor.device_moves set moved_at = moved_at - interval '2 hours'")
+	m.pass()
+	require.Equal(t, 1, m.forgets("one", "late"))
+	for _, device := range []string{"early", "late"} {
+		require.Equal(t, 1, m.b.count("select count(*) from processor.requests where stream = 'two' and kind = 'recompute' and device_id = $1", device), device)
+	}
+	m.pass()
+	require.Equal(t, 4, m.b.count("select count(*) from processor.requests"), "what was followed is not followed again")
+}
+
+func TestEveryStreamThatADevicePassedThroughForgetsIt(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two", "three")
+	const device = "device-1"
+	for _, stream := range []string{"one", "two", "three"} {
+		m.come(device, stream)
+	}
+	m.settle()
+	m.pass()
+	require.Equal(t, 1, m.forgets("one", device))
+	require.Equal(t, 1, m.forgets("two", device))
+	require.Zero(t, m.forgets("three", device))
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where kind = 'recompute'"), "it is derived once")
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where kind = 'recompute' and stream = 'three' and device_id = $1", device))
+
+	// A record of the first one, which it left two moves ago.
+	held := m.b.take("a.1", telemetry.ShardOf(device, shards))
+	m.b.exec("update processor.shards set owner = 'a.1', epoch = $1 where stream = 'one'", held[0].Epoch)
+	batch := m.b.batch(held, nil)
+	batch.Devices = []string{device}
+	_, err := store.NewWriter(m.b.pool, store.Scope{Stream: "one", Group: scope.Group}, "a.1", 10*time.Second).Write(t.Context(), batch)
+	require.NoError(t, err)
+	require.Equal(t, 1, m.b.count("select count(*) from processor.incidents where kind = 'device_in_two_streams' and subject = 'one and three'"))
+}
+
+// A change of fences over all history may miss a device that moves in both streams.
+func TestADeviceThatMovedDuringARecomputeIsDerivedAgainInItsWindow(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		request string // finished, window
+		whole   bool
+		begins  string // where it is not whole
+	}{
+		"of all history, under way":                {request: "null, null, 'running'", whole: true},
+		"of all history, ended behind the move":    {request: "now(), null, 'done'", whole: true},
+		"of all history, ended before the move":    {request: "now() - interval '1 hour', null, 'done'", begins: "moved_at - interval '1 hour'"},
+		"of a week":                                {request: "null, now() - interval '7 days', 'waiting'", begins: "now() - interval '7 days'"},
+		"of all history, withdrawn by an operator": {request: "now(), null, 'cancelled'", begins: "moved_at - interval '1 hour'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMovers(t, "one", "two")
+			const device = "device-1"
+			m.come(device, "one")
+			m.come(device, "two")
+			m.settle()
+			m.b.exec(`insert into processor.requests (stream, group_name, kind, shard, requested_by, finished_at, from_ts, state)
+values ('one', 'g', 'recompute', 0, 'test', ` + c.request + `)`)
+			m.pass()
+			require.Equal(t, 1, m.b.count(`
+select count(*)
+from processor.requests r
+join processor.device_moves m using (device_id)
+where r.stream = 'two'
+  and r.kind = 'recompute'
+  and case when $1 then from_ts is null else abs(extract(epoch from from_ts - (`+cmp.Or(c.begins, "now()")+`))) < 60 end`, c.whole))
+		})
+	}
 }
 
 // A request about a device ends with the owner that its stream has now, and one of a

@@ -15,17 +15,22 @@ import (
 )
 
 // registerSQL registers devices; the stream that a device came from last is its
-// own. Those seen today lock and write nothing; the order keeps two that register
-// the same ones from waiting for each other. One that another stream has taken from this
-// one within a day comes from both, which is an incident of each pair of streams.
+// own, and a trigger notes each move. Those seen today lock and write nothing; the order
+// keeps two that register the same ones from waiting for each other. One that has left
+// this stream within a day comes from both, which is an incident of each pair of streams.
 const registerSQL = `
 with taken as (
-  select device_id, stream
-  from processor.devices
-  where device_id = any ($2)
-    and stream <> $1
-    and moved_from = $1
-    and moved_at > now() - interval '1 day'
+  select d.device_id, d.stream
+  from processor.devices d
+  where d.device_id = any ($2)
+    and d.stream <> $1
+    and exists (
+      select
+      from processor.device_moves m
+      where m.device_id = d.device_id
+        and m.moved_from = $1
+        and m.moved_at > now() - interval '1 day'
+    )
 ), twice as (
   insert into processor.incidents (stream, group_name, kind, subject, detail)
   select $1, $3, $4, least(stream, $1) || ' and ' || greatest(stream, $1),
@@ -34,7 +39,7 @@ with taken as (
   group by stream
   on conflict do nothing
 )
-insert into processor.devices as d (device_id, stream)
+insert into processor.devices (device_id, stream)
 select id, $1
 from unnest($2::text[]) as id
 where not exists (
@@ -47,9 +52,7 @@ where not exists (
 order by id
 on conflict (device_id) do update
 set stream = excluded.stream,
-  last_seen_at = excluded.last_seen_at,
-  moved_from = case when d.stream = excluded.stream then d.moved_from else d.stream end,
-  moved_at = case when d.stream = excluded.stream then d.moved_at else now() end`
+  last_seen_at = excluded.last_seen_at`
 
 // foundSQL registers devices that the scan found, unless they belong to a stream.
 const foundSQL = `

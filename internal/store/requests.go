@@ -567,13 +567,14 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 			`delete from processor.dead_letters where device_id = $1`,
 			`delete from processor.conflicts where device_id = $1`,
 			`delete from processor.timing_changes where device_id = $1`,
+			`delete from processor.device_moves where device_id = $1`,
 			`delete from processor.devices where device_id = $1`,
 		} {
 			tag, err := tx.Exec(ctx, sql, device)
 			if err != nil {
 				return err
 			}
-			if !strings.Contains(sql, "processor.devices") && !strings.Contains(sql, "timing_changes") { // its name, and what was counted as crossings
+			if !strings.Contains(sql, "processor.device") && !strings.Contains(sql, "timing_changes") { // its name, and what was counted as crossings
 				s.p.Removed += tag.RowsAffected()
 			}
 		}
