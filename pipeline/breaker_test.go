@@ -206,14 +206,23 @@ func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 			others = append(others, d)
 		}
 	}
-	in := b.start("one")
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{500 * time.Millisecond}
+	})
 	b.acquireAll(in)
-	var entries, faulty [][]string
-	for s := range int64(60) {
-		for _, d := range others[:20] {
-			entries = append(entries, at(d, s))
+	second, n := int64(0), 0
+	ofOthers := func() (entries [][]string) {
+		for range 60 {
+			for _, d := range others[:20] {
+				entries = append(entries, at(d, second))
+			}
+			second++
 		}
+		n += len(entries)
+		return entries
 	}
+	var faulty [][]string
+	entries := ofOthers()
 	for s := range int64(8) {
 		for _, d := range same[:5] {
 			faulty = append(faulty, seven(d, s))
@@ -223,12 +232,20 @@ func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 	for s := range int64(10) {
 		for _, d := range same[5:15] {
 			entries = append(entries, at(d, s))
+			n++
 		}
 	}
 	b.publish(entries...)
 	b.settled(20*time.Second, 0)
+	require.Equal(t, n, b.count("select count(*) from positions"))
+	for range 100 { // until ten times as many are stored
+		if len(b.letters()) == len(faulty) {
+			break
+		}
+		b.publish(ofOthers()...)
+		b.settled(20*time.Second, 0)
+	}
 	b.awaitDeadLetters(20*time.Second, len(faulty))
-	require.Equal(t, len(entries)-len(faulty), b.count("select count(*) from positions"))
 	require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
 }
 

@@ -42,7 +42,7 @@ var faults = []mutant{
 	},
 	{
 		"an open breaker does not look at what waits", "pipeline/breaker.go",
-		"return taken < refused+1, err", "return true, err",
+		"return taken < refused+1, err", "return taken < refused+1 || refused >= 0, err",
 		"pipeline", "TestFiveFaultyDevicesDoNotHold",
 	},
 	{

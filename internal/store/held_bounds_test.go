@@ -204,6 +204,63 @@ func TestALongDwellElsewhereReadsNoMoreOfADevice(t *testing.T) {
 	require.Empty(t, p.rows())
 }
 
+// P9: years within a margin are not read into memory at once: the request fails and says
+// what to do.
+func TestP9ARequestThatNeedsTooManyPositionsFails(t *testing.T) {
+	t.Parallel()
+	p := newParked(t, marginal(50, 0))
+	p.stand(20_000)
+	ask := func(limit int) (state, result string) {
+		p.requests.SetHeldLimit(limit)
+		p.exec(`insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by) values ($1, $2, 'recompute', $3, $4, 'test')`,
+			scope.Stream, scope.Group, p.held.Shard, parkedDevice)
+		for {
+			list, err := p.requests.Waiting(t.Context(), []int{p.held.Shard})
+			require.NoError(t, err)
+			if len(list) == 0 {
+				break
+			}
+			o := protocol.RequestStep{Request: list[0], Lease: p.held, Shards: shards, Rules: p.rules}
+			for done := false; !done; {
+				rows := p.read.during(func() { o.Request.Progress, done, err = p.requests.Step(t.Context(), o) })
+				require.LessOrEqual(t, rows, limit+2*5000)
+				if err != nil {
+					_, err = p.requests.Failed(t.Context(), o, err)
+					require.NoError(t, err)
+					break
+				}
+			}
+		}
+		require.NoError(t, p.pool.QueryRow(t.Context(), "select state, result::text from processor.requests order by id desc limit 1").Scan(&state, &result))
+		return state, result
+	}
+	state, result := ask(10_000)
+	require.Equal(t, "failed", state)
+	require.Contains(t, result, "smaller exit_margin_m")
+	state, _ = ask(500_000)
+	require.Equal(t, "done", state)
+	require.Equal(t, []string{"square enter 0"}, p.rows())
+}
+
+// Late records weeks apart do not have all that lies between them derived again.
+func TestARequestIsWidenedToAWeekAtMost(t *testing.T) {
+	t.Parallel()
+	p := newParked(t, marginal(50, 0))
+	const day = 86_400
+	p.exec(`
+insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
+select $1, $2::timestamptz + s * interval '1 second', $2::timestamptz + s * interval '1 second', 48.001,
+  11.002 + case s when 0 then -50 else 20 + 5 * sin(s) end / 74402, 0, 0, 0, 9, 0, '8', '{}'
+from generate_series(0, $3, 60) as s`, parkedDevice, dayOf(0), 21*day)
+	p.exec("analyze positions")
+	for _, at := range []float64{4, 5, 20} {
+		p.late(p.at(at*day+0.25, 80))
+		p.late(p.at(at*day+7200.25, 80))
+	}
+	require.Equal(t, 2, p.count("select count(*) from processor.requests where state = 'waiting'"))
+	require.Zero(t, p.count("select count(*) from processor.requests where to_ts - from_ts > interval '7 days'"))
+}
+
 // A record that loses its place to a row changes nothing, however often it is delivered.
 func TestARedeliveredConflictCountsNoJumpAgain(t *testing.T) {
 	t.Parallel()

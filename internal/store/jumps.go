@@ -19,12 +19,15 @@ import (
 // ends, at first, which nearly always is enough, and then. HeldFirst and heldAtOnce are
 // how many are at first and at most where borders are held still, and heldLimit how many
 // a transaction may read of one device for that; a request derives what needs more.
+// One step of it reads up to requestHeldLimit: about 150 MB.
 const (
 	jumpsFirst  = 4
 	jumpsAtOnce = 5000
 	heldFirst   = 32
 	heldAtOnce  = 250_000
 	heldLimit   = 5000
+
+	requestHeldLimit = 1_000_000
 )
 
 // widenTracks makes tracks reach as far beyond their windows as what they yield depends on:

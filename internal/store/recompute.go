@@ -47,7 +47,8 @@ from made`, l.scope.Stream, l.scope.Group, shard, device, from, to, reason, sour
 
 // queueRest requests the recompute of a window of which a transaction does not read all
 // that decides. One that asks for the same and that nobody has begun is widened
-// instead: its owner finds it changed if it has read it already.
+// instead, to a week at most: late records far from each other do not have all between
+// them derived again. Its owner finds it changed if it has read it already.
 func queueRest(b *pgx.Batch, scope Scope, shard int, w window, member string) {
 	b.Queue(`
 with widened as (
@@ -63,6 +64,7 @@ with widened as (
         and device_id = $4
         and state = 'waiting'
         and reason = $8
+        and greatest(to_ts, $6) - least(from_ts, $5) <= interval '7 days'
     )
     and state = 'waiting'
   returning id

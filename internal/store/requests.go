@@ -24,10 +24,12 @@ const stepFixes = 5000
 type Requests struct {
 	writer  *Writer
 	scanned atomic.Bool // processor.devices holds all devices
+
+	heldLimit int // fixes that one step reads of a device for borders that are held still
 }
 
 // NewRequests returns the requests as the owner of shards runs them.
-func NewRequests(w *Writer) *Requests { return &Requests{writer: w} }
+func NewRequests(w *Writer) *Requests { return &Requests{writer: w, heldLimit: requestHeldLimit} }
 
 // Waiting returns the oldest unfinished request of each of the shards that is
 // not waiting for another attempt.
@@ -110,7 +112,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		return p, false, notBegun(err)
 	}
 	s := step{
-		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)),
+		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)), heldLimit: q.heldLimit,
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
 	if device := o.Request.Device; device != "" {
@@ -319,7 +321,9 @@ type step struct {
 	stream string
 	fixes  int64
 	ask    ask
-	far    ask // beyond the windows, which smaller windows do not make less
+
+	heldLimit int
+	far       ask // beyond the windows, which smaller windows do not make less
 
 	devices []string // that it concerns
 }
@@ -429,9 +433,17 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		s.devices = append(s.devices, w.device)
 	}
 	rules := s.o.Rules
-	found, err := tracks(s.c, windows, rules, s.ask, s.far, nil, 0)
+	// The windows share the bound: a step of one device has all of it.
+	found, err := tracks(s.c, windows, rules, s.ask, s.far, nil, max(1, s.heldLimit/max(1, len(windows))))
 	if err != nil {
 		return false, nil, err
+	}
+	for i := range found {
+		if d := found[i].derived; d != nil && d.Left {
+			return false, nil, &protocol.Failure{Kind: protocol.Rejected, TooMuch: true, Err: fmt.Errorf(
+				"more than %d positions of device %s decide on a crossing of a fence that holds its border still: give that fence a smaller exit_margin_m, min_dwell_s or min_interval_s and ask again",
+				s.heldLimit, windows[i].device)}
+		}
 	}
 	if p.AfterUS != nil { // what was read behind the last piece is not read again
 		if d := found[len(found)-1].derived; d != nil {

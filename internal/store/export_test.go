@@ -1,0 +1,5 @@
+package store
+
+// SetHeldLimit sets how many fixes one step reads of a device for borders that are held
+// still.
+func (q *Requests) SetHeldLimit(n int) { q.heldLimit = n }
