@@ -131,7 +131,8 @@ func newDeviceVerifyCommand() *cobra.Command {
 		Short: "Recompute a device's crossings and print differences",
 		Long: `Recomputes the crossings of a device from its stored positions and the current
 fences, and compares them with the recorded ones. Changes nothing. Exits 1 if they
-differ; processor device recompute fixes that.
+differ; processor device recompute fixes that. If they still differ then, it is a fault
+of the service: verify shares no code with what records crossings, please report it.
 
 The positions are not checked: they may be wrong or incomplete. Without fences there
 is nothing to verify. Also exits 1 for an unknown device.`,

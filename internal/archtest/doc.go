@@ -11,5 +11,6 @@
 //  4. testenv is imported by tests only.
 //  5. Retired words (retired_words.txt) do not come back as names.
 //  6. cmd/processor links no load test, simulation or launcher of servers.
-//  7. The oracle imports what was sent, and nothing else of this module.
+//  7. The oracle imports what was sent and internal/recheck, and that nothing of this
+//     module: what checks the service shares no code with it.
 package archtest

@@ -331,7 +331,6 @@ type Walk struct {
 	set    *Set
 	maxGap time.Duration
 	whole  bool // from the device's first fix of all
-	inside map[string]bool
 	only   bool // fences with held borders only
 	begun  bool
 	last   Fix
@@ -355,10 +354,6 @@ func (s *Set) WalkHeld(maxGap time.Duration, whole bool) *Walk {
 	return w
 }
 
-// Inside tells of which fences the device was inside before its first fix. Only those
-// with held borders are looked at.
-func (w *Walk) Inside(fences map[string]bool) { w.inside = fences }
-
 // Complete reports whether all that counts of a fence with a held border at this later
 // fix was appended, and nothing else.
 func (w *Walk) Complete(fence string, laterUS int64) bool {
@@ -379,7 +374,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	prev := w.last
 	if w.last = fix; !w.begun {
 		w.begun = true
-		w.groups = w.set.groupsOf(w.set.touched(w.groups[:0], fix, fix), w.inside)
+		w.groups = w.set.touched(w.groups[:0], fix, fix)
 		w.raw = w.raw[:0]
 		if w.whole {
 			w.raw = w.set.Initial(w.raw, fix)
@@ -400,12 +395,8 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		if w.holds[g] != nil {
 			continue
 		}
-		inside := w.inside
 		since, left := w.left[g]
-		if left {
-			inside = nil
-		}
-		h := w.set.newHold(g, prev, w.whole || left, inside)
+		h := w.set.newHold(g, prev, w.whole || left, nil)
 		switch {
 		case left: // it is where it was
 			h.settledUS = [2]int64{since, prev.TimeUS}

@@ -299,6 +299,31 @@ var mutants = []mutant{
 		"pipeline", "TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease",
 	},
 	{
+		"a verification sees: circles are a fifth too large", "internal/geofence/circle.go",
+		"return c.distance(p) <= c.radius }", "return c.distance(p) <= c.radius*1.2 }",
+		"internal/store", "TestVerifyDerivesByItself",
+	},
+	{
+		"a verification sees: a gate has its sides the other way round", "internal/geofence/gate.go",
+		"op, oq := orient(e.a, e.b, p), orient(e.a, e.b, q)", "op, oq := orient(e.b, e.a, p), orient(e.b, e.a, q)",
+		"internal/store", "TestVerifyDerivesByItself",
+	},
+	{
+		"a verification sees: all jumps are plausible", "internal/geofence/crossing.go",
+		"return from.distance(point{next.Longitude, next.Latitude}) <= farthest", "return from.distance(point{next.Longitude, next.Latitude}) <= farthest || true",
+		"internal/store", "TestVerifyDerivesByItself",
+	},
+	{
+		"a verification sees: a position without a fix takes part", "internal/store/recompute_crossings.go",
+		"or satellites < ($1::bigint[])[2] then", "or satellites < 0 * ($1::bigint[])[2] then",
+		"internal/store", "TestVerifyDerivesByItself",
+	},
+	{
+		"a verification sees: any time is long enough", "internal/geofence/set.go",
+		"v.dwellUS, v.intervalUS = microseconds(v.fence.MinDwellS)", "v.dwellUS, v.intervalUS = microseconds(0*v.fence.MinDwellS)",
+		"internal/store", "TestVerifyDerivesByItself",
+	},
+	{
 		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",
 		"base64.StdEncoding.AppendEncode(d.out, d.octets)", "base64.URLEncoding.AppendEncode(d.out, d.octets)",
 		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/recheck"
 )
 
 // Verification compares the timing records of a device with what one pass over
@@ -43,8 +44,10 @@ type Difference struct {
 	Got     *time.Time `json:"got_at"`
 }
 
-// Verify derives the crossings of a device from its positions and the fences in
-// one pass, as of one moment, and compares them with those recorded.
+// Verify derives the crossings of a device from its positions and the fences, as of one
+// moment, and compares them with those recorded. What it derives comes from
+// internal/recheck, which knows nothing of geofence.Set; which fences are invalid is
+// asked of that, and told.
 func (d *Devices) Verify(ctx context.Context, device string) (Verification, error) {
 	v := Verification{Device: device, Missing: []Difference{}, Different: []Difference{}, Extra: []Difference{}, BadFences: []string{}}
 	if d.pins.Shards == 0 {
@@ -58,37 +61,27 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
 			return err
 		}
-		set, err := d.fences(ctx, tx, &v)
+		deriver, err := d.deriver(ctx, tx, &v)
 		if err != nil {
 			return err
 		}
-		is, err := collect(ctx, tx, scanCrossing, `
-select `+crossingColumns+`
+		recorded, err := collect(ctx, tx, scanRecorded, `
+select `+crossingColumns+`, fence_version
 from processor.timing_records
-where device_id = $1
-order by later_ts, at, fence_id, ordinal`, device)
+where device_id = $1`, device)
 		if err != nil {
 			return err
 		}
-		all := make([]geofence.Crossing, len(is))
-		for i := range is {
-			all[i] = is[i].Crossing
+		stored := make(map[int64]bool, len(recorded)) // of the fixes that crossings refer to
+		for i := range recorded {
+			stored[recorded[i].EarlierUS], stored[recorded[i].LaterUS] = false, false
 		}
-		g, err := goneOf(inTx(ctx, tx), device, all)
+		fixes, err := d.fixes(ctx, tx, c, device, stored)
 		if err != nil {
 			return err
 		}
-		should, err := d.pass(ctx, tx, c, device, set, g, &v)
-		if err != nil {
-			return err
-		}
-		recorded := make(map[crossingKey]geofence.Crossing, len(is))
-		for i := range all {
-			if !g.holds(&all[i]) {
-				recorded[keyOf(&all[i])] = all[i]
-			}
-		}
-		v.compare(should, recorded)
+		v.Positions = int64(len(fixes))
+		v.compare(deriver.DeriveAfter(fixes, recorded, func(us int64) bool { return stored[us] }))
 		return tx.QueryRow(ctx, `
 select count(*)
 from processor.requests
@@ -101,76 +94,100 @@ where stream = $1
 	return v, failure("verify a device", err)
 }
 
-func (d *Devices) fences(ctx context.Context, tx pgx.Tx, v *Verification) (*geofence.Set, error) {
+// deriver has the fences in force, without those that are invalid.
+func (d *Devices) deriver(ctx context.Context, tx pgx.Tx, v *Verification) (*recheck.Deriver, error) {
 	rows, err := collect(ctx, tx, scanFence, fencesInForce)
 	if err != nil {
 		return nil, err
 	}
+	v.Fences = len(rows)
 	list := make([]geofence.Fence, len(rows))
 	for i := range rows {
 		list[i] = rows[i].Fence
 	}
-	v.Fences = len(list)
-	set, bad := geofence.NewSet(list)
+	_, bad := geofence.NewSet(list)
+	skipped := make(map[int]bool, len(bad))
 	for _, b := range bad {
+		skipped[b.Index] = true
 		v.BadFences = append(v.BadFences, b.Error())
 	}
-	return set, nil
+	var fences []recheck.Fence
+	for i := range rows {
+		if f := &rows[i]; !skipped[i] {
+			fences = append(fences, recheck.Fence{
+				ID: f.ID, Version: f.Version, Kind: string(f.Kind), Geometry: f.Geometry, RadiusM: f.RadiusM, WidthM: f.WidthM,
+				ExitMarginM: f.ExitMarginM, MinDwellS: f.MinDwellS, MinIntervalS: f.MinIntervalS,
+				FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
+			})
+		}
+	}
+	deriver, passed := recheck.New(fences, d.rules())
+	for _, err := range passed {
+		v.BadFences = append(v.BadFences, "not verified: "+err.Error())
+	}
+	return deriver, nil
 }
 
-// pass follows the device from its first position to its last.
-func (d *Devices) pass(ctx context.Context, tx pgx.Tx, c cuts, device string, set *geofence.Set, g *gone, v *Verification) (crossings []geofence.Crossing, err error) {
-	var next geofence.Fix
-	var ts time.Time
-	var speed float32
-	// What a fix is shows only with the one that follows it.
-	var held geofence.Fix
-	certain := false // it takes part, whatever follows
-	walk := set.Walk(d.pins.MaxGap)
-	before := int64(math.MinInt64)
-	count := func(f geofence.Fix) {
-		if before == math.MinInt64 {
-			walk.Inside(g.inside(f.TimeUS))
-		}
-		crossings = g.settle(walk.Next(crossings, f), before, f, set)
-		before = f.TimeUS
-	}
+func (d *Devices) rules() recheck.Rules {
+	e := d.pins.Eligibility
+	return recheck.Rules{MaxFutureSkew: e.MaxFutureSkew, MaxPast: e.MaxPast, MinSatellites: e.MinSatellites, MaxSpeed: e.MaxSpeed, MaxCrossingGap: d.pins.MaxGap}
+}
+
+// fixes reads the positions of a device and returns those that take part. Of the device
+// times in stored it marks those at which there is a position.
+func (d *Devices) fixes(ctx context.Context, tx pgx.Tx, c cuts, device string, stored map[int64]bool) (fixes []recheck.Fix, err error) {
 	ask, err := asOf(ctx, d.pool, tx, c)
 	if err != nil {
 		return nil, err
 	}
+	rules := d.rules()
+	var p recheck.Position
+	var ts, ingested time.Time
 	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
 		if _, err := ask(`
-select ts, latitude, longitude, speed
+select ts, ingested_at, latitude, longitude, speed, satellites, faulty
 from public.positions
-where device_id = $2
-  and ts >= $3
-  and ts < $4
-  and `+eligible+`
-order by ts`, c.args(limitsOf(d.pins.Eligibility), device, timeOf(s.from), timeOf(s.to)), []any{&ts, &next.Latitude, &next.Longitude, &speed}, func() error {
-			next.TimeUS, next.Speed = ts.UnixMicro(), geofence.WholeKMH(speed)
-			top := d.pins.Eligibility.MaxSpeed
-			plausible := top == 0 || v.Positions > 0 && geofence.Plausible(held, next, top)
-			if v.Positions++; v.Positions == 1 {
-				plausible = true
-			} else if certain || plausible {
-				count(held)
+where device_id = $1
+  and ts >= $2
+  and ts < $3
+order by ts`, c.args(device, timeOf(s.from), timeOf(s.to)), []any{&ts, &ingested, &p.Latitude, &p.Longitude, &p.SpeedKMH, &p.Satellites, &p.Faulty}, func() error {
+			p.TimeUS, p.StreamUS = ts.UnixMicro(), ingested.UnixMicro()
+			if _, asked := stored[p.TimeUS]; asked {
+				stored[p.TimeUS] = true
 			}
-			held, certain = next, plausible
+			if rules.Eligible(&p) {
+				fixes = append(fixes, p.Fix())
+			}
 			return nil
 		}); err != nil {
 			return nil, err
 		}
 	}
-	if certain {
-		count(held)
-	}
-	return crossings, nil
+	return fixes, nil
 }
 
-func (v *Verification) compare(should []geofence.Crossing, recorded map[crossingKey]geofence.Crossing) {
-	difference := func(of, want, got *geofence.Crossing) Difference {
-		diff := Difference{Fence: of.FenceID, Kind: string(of.Kind), Later: micros(of.LaterUS), Ordinal: of.Ordinal}
+func scanRecorded(row pgx.CollectableRow) (c recheck.Crossing, err error) {
+	var device string
+	var at, earlier, later time.Time
+	err = row.Scan(&device, &c.FenceID, &c.Kind, &at, &earlier, &later, &c.Latitude, &c.Longitude, &c.Ordinal, &c.Initial, &c.Suppressed,
+		&c.Method, &c.DistanceM, &c.SpeedKMH, &c.MaxErrorMS, &c.FenceVersion)
+	c.TimeUS, c.EarlierUS, c.LaterUS = at.UnixMicro(), earlier.UnixMicro(), later.UnixMicro()
+	return c, err
+}
+
+func (v *Verification) compare(should, recorded []recheck.Crossing) {
+	type key struct {
+		fence, kind string
+		laterUS     int64
+		ordinal     int
+	}
+	keyOf := func(c *recheck.Crossing) key { return key{c.FenceID, c.Kind, c.LaterUS, c.Ordinal} }
+	is := make(map[key]*recheck.Crossing, len(recorded))
+	for i := range recorded {
+		is[keyOf(&recorded[i])] = &recorded[i]
+	}
+	difference := func(of, want, got *recheck.Crossing) Difference {
+		diff := Difference{Fence: of.FenceID, Kind: of.Kind, Later: micros(of.LaterUS), Ordinal: of.Ordinal}
 		if want != nil {
 			diff.Want = new(micros(want.TimeUS))
 		}
@@ -179,21 +196,32 @@ func (v *Verification) compare(should []geofence.Crossing, recorded map[crossing
 		}
 		return diff
 	}
-	pairUp(should, recorded, func(_ crossingKey, want, got *geofence.Crossing) {
+	for i := range should {
+		want := &should[i]
+		got := is[keyOf(want)]
+		delete(is, keyOf(want))
 		switch {
-		case want == nil:
-			v.Extra = append(v.Extra, difference(got, nil, got))
 		case got == nil:
 			v.Missing = append(v.Missing, difference(want, want, nil))
+		case !sameAsDerived(*want, *got):
+			v.Different = append(v.Different, difference(want, want, got))
 		default:
-			if sameCrossing(*want, *got) {
-				v.Crossings++
-			} else {
-				v.Different = append(v.Different, difference(want, want, got))
-			}
+			v.Crossings++
 		}
-	})
+	}
+	for _, got := range is {
+		v.Extra = append(v.Extra, difference(got, nil, got))
+	}
 	slices.SortFunc(v.Extra, func(a, b Difference) int {
 		return cmp.Or(a.Later.Compare(b.Later), cmp.Compare(a.Fence, b.Fence), cmp.Compare(a.Ordinal, b.Ordinal))
 	})
+}
+
+// sameAsDerived reports whether a row says what is derived. How, only if it says that:
+// one of an earlier version does not.
+func sameAsDerived(want, got recheck.Crossing) bool {
+	if got.Method == "" {
+		got.Method, got.DistanceM, got.SpeedKMH, got.MaxErrorMS = want.Method, want.DistanceM, want.SpeedKMH, want.MaxErrorMS
+	}
+	return recheck.Same(want, got)
 }

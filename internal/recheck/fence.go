@@ -1,4 +1,4 @@
-package oracle
+package recheck
 
 import (
 	"cmp"
@@ -71,33 +71,40 @@ func (d *drawn) near(l *line) bool {
 }
 
 // draw reads the geometries and returns the versions of each fence in the order
-// of their spans. Fences that are invalid are passed over, as the service does.
-func draw(fences []Fence) [][]*drawn {
+// of their spans. Fences that are invalid are passed over and told.
+func draw(fences []Fence) (all [][]*drawn, passed []error) {
 	sorted := slices.Clone(fences)
 	slices.SortStableFunc(sorted, func(a, b Fence) int {
 		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.FromUS, b.FromUS))
 	})
-	var all [][]*drawn
 	for _, f := range sorted {
+		pass := func(err error) { passed = append(passed, fmt.Errorf("fence %q version %d: %w", f.ID, f.Version, err)) }
 		s, err := read(f)
-		if err != nil || f.FromUS >= f.ToUS {
+		if err == nil && f.FromUS >= f.ToUS {
+			err = errors.New("ends before it begins")
+		}
+		if err != nil {
+			pass(err)
 			continue
 		}
 		d := &drawn{Fence: f, shape: s}
 		const highest = 85 // up to which distances are measured in degrees
 		if d.ExitMarginM > 0 && s.area != nil && max(-s.box.south, s.box.north) > highest {
+			pass(errors.New("an exit margin too near to a pole"))
 			continue
 		}
 		d.drawBorder()
 		if n := len(all); n > 0 && all[n-1][0].ID == f.ID {
 			if last := all[n-1][len(all[n-1])-1]; last.ToUS <= f.FromUS {
 				all[n-1] = append(all[n-1], d)
+			} else {
+				pass(errors.New("overlaps another version"))
 			}
 			continue
 		}
 		all = append(all, []*drawn{d})
 	}
-	return all
+	return all, passed
 }
 
 func read(f Fence) (shape, error) {

@@ -1,4 +1,4 @@
-package oracle
+package recheck
 
 import (
 	"cmp"
@@ -12,8 +12,9 @@ func held(versions []*drawn) bool {
 }
 
 // still returns what counts of the crossings of one fence by one device, given in their
-// order. Passages of gates that do not count stay and are marked.
-func still(versions []*drawn, fixes []fix, raw []Crossing) []Crossing {
+// order, and whether the device was inside before the first fix. Passages of gates that
+// do not count stay and are marked.
+func still(versions []*drawn, fixes []Fix, raw []Crossing, inside bool) []Crossing {
 	var found []Crossing
 	last := map[string]int64{} // that counted, by direction
 	var changes []Crossing
@@ -30,7 +31,9 @@ func still(versions []*drawn, fixes []fix, raw []Crossing) []Crossing {
 		}
 		found = append(found, c)
 	}
-	inside := false // as it counts
+	if v := validAt(versions, fixes[0].us); inside && (v == nil || !v.contains(fixes[0].at)) {
+		changes = append([]Crossing{initialAt(begunBy(versions, fixes[0].us), "exit", fixes[0])}, changes...)
+	}
 	for begin := 0; begin < len(fixes); {
 		v := validAt(versions, fixes[begin].us)
 		end := begin + 1 // of the fixes under this version
@@ -59,7 +62,7 @@ func still(versions []*drawn, fixes []fix, raw []Crossing) []Crossing {
 // lasting returns the changes under one version after which the device stays as long as
 // it has to. An absence that no fix shows to be far enough away is none. If another
 // version follows, whatever is so at the end lasts.
-func lasting(v *drawn, fixes []fix, changes []Crossing, another bool) (list []Crossing) {
+func lasting(v *drawn, fixes []Fix, changes []Crossing, another bool) (list []Crossing) {
 	var marginM float64
 	var dwell int64
 	if v != nil {
@@ -69,7 +72,7 @@ func lasting(v *drawn, fixes []fix, changes []Crossing, another bool) (list []Cr
 	var kept []Crossing
 	for i := 0; i < len(changes); i++ {
 		c := changes[i]
-		if c.Kind == "enter" || marginM == 0 {
+		if c.Kind == "enter" || marginM == 0 || c.Initial {
 			kept = append(kept, c)
 			continue
 		}
@@ -77,7 +80,7 @@ func lasting(v *drawn, fixes []fix, changes []Crossing, another bool) (list []Cr
 		if !isLast {
 			back = changes[i+1].LaterUS
 		}
-		far := slices.ContainsFunc(fixes, func(f fix) bool { return f.us >= c.LaterUS && f.us < back && v.away(f.at) > marginM })
+		far := slices.ContainsFunc(fixes, func(f Fix) bool { return f.us >= c.LaterUS && f.us < back && v.away(f.at) > marginM })
 		switch {
 		case far || isLast && another:
 			kept = append(kept, c)
@@ -132,9 +135,18 @@ func (d *drawn) drawBorder() {
 
 func micro(seconds float64) int64 { return int64(math.Round(seconds * 1e6)) }
 
-// hold leaves of the crossings of a device those that count.
-func (d *deriver) hold(fixes []fix, found []Crossing) []Crossing {
+// hold leaves of the crossings of a device those that count, given of which fences it
+// was inside before its first fix.
+func (d *Deriver) hold(fixes []Fix, found []Crossing, inside map[string]bool) []Crossing {
+	if len(fixes) == 0 {
+		return found
+	}
 	by := map[string][]Crossing{}
+	for id, was := range inside {
+		if was && d.still[id] != nil {
+			by[id] = nil
+		}
+	}
 	kept := found[:0:0]
 	for _, c := range found {
 		if d.still[c.FenceID] == nil {
@@ -147,7 +159,7 @@ func (d *deriver) hold(fixes []fix, found []Crossing) []Crossing {
 		slices.SortFunc(raw, func(a, b Crossing) int {
 			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.TimeUS, b.TimeUS), cmp.Compare(a.Ordinal, b.Ordinal))
 		})
-		kept = append(kept, still(d.still[id], fixes, raw)...)
+		kept = append(kept, still(d.still[id], fixes, raw, inside[id])...)
 	}
 	return kept
 }
