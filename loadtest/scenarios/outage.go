@@ -117,7 +117,7 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 	}
 	end()
 	back := time.Now()
-	if err := r.awaitCaughtUp(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
+	if err := r.awaitCaughtUp(ctx, time.Second, r.slack(recoverWithin)+30*time.Second); err != nil {
 		r.check(false, "%s: no recovery: %v", o.name, err)
 		return ctx.Err()
 	}
@@ -127,14 +127,14 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 	return nil
 }
 
-// awaitCaughtUp waits until nothing unfinished is older than a second, twice in a row: the
+// awaitCaughtUp waits until nothing unfinished is older than that, twice in a row: the
 // entries that the load could not send meanwhile are still to come.
-func (r *run) awaitCaughtUp(ctx context.Context, limit time.Duration) error {
+func (r *run) awaitCaughtUp(ctx context.Context, oldest, limit time.Duration) error {
 	times := 0
 	return testbed.Within(ctx, limit, 100*time.Millisecond, func() error {
 		_, age := r.environment.Backlog(ctx)
 		_, behind := r.load.Sent()
-		if age == nil || *age > 1 || behind > time.Second {
+		if age == nil || *age > oldest.Seconds() || behind > time.Second {
 			times = 0
 			if age == nil {
 				return fmt.Errorf("the age of the oldest unfinished entry is unknown")
@@ -180,7 +180,7 @@ func (r *run) isolateOne(ctx context.Context) error {
 			return err
 		}
 		end()
-		if err := r.awaitCaughtUp(ctx, r.slack(recoverWithin)+30*time.Second); err != nil {
+		if err := r.awaitCaughtUp(ctx, time.Second, r.slack(recoverWithin)+30*time.Second); err != nil {
 			r.check(false, "%s: no recovery: %v", f.name, err)
 		}
 	}

@@ -39,6 +39,10 @@ func (r *run) roll(ctx context.Context) error {
 			return err
 		}
 	}
+	// Nor is their queue what a deploy is compared with.
+	if err := r.awaitCaughtUp(ctx, 200*time.Millisecond, r.slack(time.Minute)); err != nil {
+		return err
+	}
 	steady := time.Now()
 	if err := testbed.Pause(ctx, steadyFor*r.plan.Duration); err != nil {
 		return err
