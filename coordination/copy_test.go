@@ -68,9 +68,21 @@ func TestP1ACopyOfTheDatabaseIsRefusedWhileTheOtherIsInUse(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, member("joins", on("7003/5")).join(t.Context()))
 
+	// Those that live cannot reach a server that was replaced, and do not follow.
+	production.setPostgresUp(false)
+	beat(production)
+	for _, instance := range []string{"unknowing", "joins"} {
+		require.NoError(t, client.Del(t.Context(), names.Members()+":"+instance).Err())
+	}
+	members, err := ReadMembers(t.Context(), client, Keys{Prefix: names.Members()})
+	require.NoError(t, err)
+	require.Len(t, members, 1)
+	require.Empty(t, members[0].Server, "it does not know what answers there now")
+	require.NoError(t, member("replaced", on("7005/5")).join(t.Context()))
+
 	// A backup that was restored on another server: nobody else lives.
 	testenv.Wait(t, 5*time.Second, func() error {
-		for _, instance := range []string{"production", "unknowing", "joins"} {
+		for _, instance := range []string{"production", "replaced"} {
 			if err := client.Get(t.Context(), names.Members()+":"+instance).Err(); err == nil {
 				return redis.Nil
 			}

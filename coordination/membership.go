@@ -98,7 +98,7 @@ func (e *identityError) ExitCode() int { return 6 }
 // no secrets.
 type Database struct {
 	ID       string
-	Created  bool   // by this process: the fleet is new
+	Created  bool   // by this process: no member knows it
 	Postgres string // address
 	Redis    string // address
 	// Server returns which server and database that address leads to, "" while it is
@@ -402,7 +402,7 @@ func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, er
 	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
 	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
 	r.self.SinkDown, r.self.Server = 0, ""
-	if r.database.Server != nil {
+	if r.database.Server != nil && r.sinkDown.IsZero() { // else it is the one that answered before
 		r.self.Server = r.database.Server()
 	}
 	server := ""

@@ -60,7 +60,11 @@ func newShards(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, identit
 	return shards
 }
 
-func newSessions(pool *pgxpool.Pool) *store.Sessions { return store.NewSessions(pool, checkTimeout) }
+func newSessions(pool *pgxpool.Pool, identity *store.Identity) *store.Sessions {
+	sessions := store.NewSessions(pool, checkTimeout)
+	sessions.Guard(identity)
+	return sessions
+}
 
 func newWriter(cfg config.Config, pool *pgxpool.Pool, scope store.Scope, m Member, runs *store.ServerGeneration) *store.Writer {
 	// Longer than the server's own limits: those leave no doubt about the outcome.

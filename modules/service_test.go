@@ -426,6 +426,25 @@ func TestAnInstanceWithAnotherDatabaseIsRefusedWithCode3(t *testing.T) {
 	again.awaitReady()
 }
 
+// P1: a stream that a database does not know yet is no sign that the database is the right one.
+func TestAStreamThatIsNewInAnotherDatabaseIsRefusedAfterAFlushOfRedis(t *testing.T) {
+	b := newBench(t)
+	wrong := database(t)
+	there := b.on("-another")
+	another := there.start("POSTGRES_URL=" + wrong)
+	another.awaitReady()
+	another.stop()
+	require.NoError(t, another.end())
+
+	first := b.start()
+	first.awaitReady()
+	names := stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}
+	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Members()+":"+first.cfg.Instance.ID)...).Err())
+	require.Equal(t, fault.Config, code(t, b.start("POSTGRES_URL="+wrong).end()))
+	b.publish(3)
+	b.awaitStored(3)
+}
+
 func TestASecondGroupOfAStreamInOneDatabaseIsRefusedWithCode3(t *testing.T) {
 	b := newBench(t)
 	first := b.start()

@@ -63,7 +63,7 @@ func (d *Diagnosis) examineRedis(ctx context.Context, f *Fleet, shards int, stat
 	for _, m := range members {
 		d.check(status.Server != "" && m.Server != "" && m.Server != status.Server && m.Database == status.Database, LevelError, "fleet", "",
 			fmt.Sprintf("%s works with this database on another server, at %s: one of the two is a copy", m.Name(), m.Postgres),
-			"correct POSTGRES_URL or REDIS_URL of the instances that are not meant; "+see(sectionDatabase))
+			"correct POSTGRES_URL or REDIS_URL of the instances that are not meant; "+see(sectionCopy))
 	}
 	d.stream(cfg.Redis, &e, len(alive) > 0 || status.Shards() == 0)
 	d.trimPoint(ctx, group, &e)

@@ -29,6 +29,7 @@ const (
 	sectionTwins       = "duplicate-identity"
 	sectionTwoStreams  = "two-streams"
 	sectionDatabase    = "other-database"
+	sectionCopy        = "database-copy"
 	sectionTimingFeed  = "ProcessorTimingFeedStalled"
 )
 

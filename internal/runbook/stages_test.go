@@ -32,6 +32,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"stalled":         stageStalled,
 	"duplicate":       stageTwin,
 	"other-database":  stageOtherDatabase,
+	"database-copy":   stageDatabaseCopy,
 	"leaders":         stageWork,
 	"no-leader":       stageWork,
 	"forecast":        stageWork,
@@ -266,6 +267,36 @@ func stageOtherDatabase(dep *servicetest.Deployment) staged {
 		p.AwaitReady()
 		require.Zero(dep.T, p.Terminate())
 	}}
+}
+
+// stageDatabaseCopy is a fleet at work, and commands that lead to a copy of its database.
+func stageDatabaseCopy(dep *servicetest.Deployment) staged {
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	require.Zero(dep.T, p.Terminate())
+	u, err := url.Parse(dep.PostgresURL)
+	require.NoError(dep.T, err)
+	original := strings.TrimPrefix(u.Path, "/")
+	u.Path = "/postgres"
+	conn, err := pgx.Connect(dep.T.Context(), u.String())
+	require.NoError(dep.T, err)
+	dep.T.Cleanup(func() { _ = conn.Close(context.Background()) })
+	_, err = conn.Exec(dep.T.Context(), fmt.Sprintf("create database %s template %s", pgx.Identifier{original + "_copy"}.Sanitize(), pgx.Identifier{original}.Sanitize()))
+	require.NoError(dep.T, err)
+	dep.T.Cleanup(func() {
+		_, err := conn.Exec(context.Background(), "drop database "+pgx.Identifier{original + "_copy"}.Sanitize()+" with (force)")
+		require.NoError(dep.T, err)
+	})
+	dep.Run(servicetest.FourShards, "INSTANCE_ID=production").AwaitReady()
+	u.Path = "/" + original + "_copy"
+	return staged{
+		settings: []string{"POSTGRES_URL=" + u.String()},
+		after: func() {
+			refused := dep.Run(servicetest.FourShards, "INSTANCE_ID=staging", "POSTGRES_URL="+u.String())
+			require.Equal(dep.T, 3, refused.Exit(60*time.Second))
+			require.Contains(dep.T, refused.Output()+refused.Errors(), "leads to a copy of it")
+		},
+	}
 }
 
 // stageDevice is a device with a dead letter and a fix 1,100 km away, in a fence.

@@ -26,7 +26,10 @@ func GroupSetting(stream string) string { return "GROUP/" + stream }
 // one fails, and no shard and no term is acquired there, so that a commit there is
 // never acknowledged. A copy of the database has the same identity: Server tells
 // the two apart where they are used at the same time.
-type Identity struct{ id, server atomic.Pointer[string] }
+type Identity struct {
+	id, server atomic.Pointer[string]
+	made       atomic.Bool // the identity is of this process
+}
 
 // NewIdentity returns an identity that is not known yet.
 func NewIdentity() *Identity { return &Identity{} }
@@ -39,7 +42,7 @@ func (i *Identity) ID() string {
 	return *i.id.Load()
 }
 
-// Server returns which server and database the last connection led to: the cluster's
+// Server returns which server and database answered last: the cluster's
 // system identifier and the database's number in it, "" while unknown. A standby that is
 // promoted has those of its primary; what was dumped and restored elsewhere has others.
 func (i *Identity) Server() string {
@@ -69,8 +72,10 @@ func foreign(format string, args ...any) error {
 }
 
 // Establish reads the database's identity, and creates it if there is none. created
-// reports whether database or stream are new, and this the first member. Several streams share a database, but a stream has one
-// group there: another one that stores its records too fails with a ForeignError.
+// reports whether this process created it: the database is new, and no member knows it. A
+// stream that is new proves nothing: the database may be another fleet's. Several streams
+// share a database, but a stream has one group there: another one that stores its records
+// too fails with a ForeignError.
 func (i *Identity) Establish(ctx context.Context, pool *pgxpool.Pool, scope Scope, member string, timeout time.Duration) (created bool, err error) {
 	const op = "read the identity of the database"
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -82,24 +87,22 @@ on conflict (name) do nothing`, DatabaseSetting, rand.Text(), member)
 	if err != nil {
 		return false, failure(op, err)
 	}
-	if err := pool.QueryRow(ctx, `
-with known as (
+	if tag.RowsAffected() == 1 {
+		i.made.Store(true)
+	}
+	created = i.made.Load()
+	if _, err := pool.Exec(ctx, `
+insert into processor.settings (name, value, set_by)
+select $1, coalesce((
   select group_name
   from processor.shards
   where stream = $4
   order by group_name = $2
   limit 1
-), named as (
-  insert into processor.settings (name, value, set_by)
-  select $1, coalesce((select group_name from known), $2), $3
-  on conflict (name) do nothing
-  returning name
-)
-select exists (select from named)
-  and not exists (select from known)`, GroupSetting(scope.Stream), scope.Group, member, scope.Stream).Scan(&created); err != nil {
-		return false, failure(op, err)
+), $2), $3
+on conflict (name) do nothing`, GroupSetting(scope.Stream), scope.Group, member, scope.Stream); err != nil {
+		return created, failure(op, err)
 	}
-	created = created || tag.RowsAffected() == 1
 	var id, group string
 	if err := pool.QueryRow(ctx, `
 select d.value, g.value

@@ -54,6 +54,17 @@ func TestNothingIsAcquiredInAnotherDatabaseThanTheFirst(t *testing.T) {
 	_, err = identity.Establish(t.Context(), wrong.pool, scope, "a.1", time.Minute)
 	refused(err)
 
+	// One that is led to another server on the connections that it has.
+	followed := store.NewIdentity()
+	_, err = followed.Establish(t.Context(), ours.pool, scope, "a.1", time.Minute)
+	require.NoError(t, err)
+	before := followed.Server()
+	require.NotEmpty(t, before)
+	behind := store.NewSessions(wrong.pool, time.Minute)
+	behind.Guard(followed)
+	require.NoError(t, behind.Ping(t.Context()))
+	require.NotEqual(t, before, followed.Server(), "the next ping tells")
+
 	pool, err := store.Open(t.Context(), store.Config{
 		URL: wrong.pool.Config().ConnString(), Member: "a.1", MaxConns: 1, ConnectTimeout: time.Minute,
 		StatementTimeout: time.Minute, LockTimeout: time.Minute, Identity: identity,

@@ -13,7 +13,13 @@ import (
 type Sessions struct {
 	pool    *pgxpool.Pool
 	timeout time.Duration
+
+	identity *Identity // told which server answers; nil where it does not matter
 }
+
+// Guard has the identity follow a pooler that leads its clients to another server
+// without a new connection.
+func (s *Sessions) Guard(i *Identity) { s.identity = i }
 
 // NewSessions returns the sessions of a database.
 func NewSessions(pool *pgxpool.Pool, timeout time.Duration) *Sessions {
@@ -87,7 +93,15 @@ func (s *Sessions) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	var readOnly string
-	if err := s.pool.QueryRow(ctx, "show transaction_read_only").Scan(&readOnly); err != nil {
+	if err := s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if err := conn.QueryRow(ctx, "show transaction_read_only").Scan(&readOnly); err != nil {
+			return err
+		}
+		if s.identity.Server() == "" { // not established, or the role may not ask
+			return nil
+		}
+		return s.identity.seeServer(ctx, conn.Conn().PgConn())
+	}); err != nil {
 		return failure("ping Postgres", err)
 	}
 	if readOnly == "on" {
