@@ -31,8 +31,8 @@ var hostile = []string{
 	"<script>document.title='owned'</script>", "\"><img src=x onerror=document.title='owned'>", "\u202egnp.exe", "\x1b[31mred\x07", "{{.Secret}}", "javascript:alert(1)",
 }
 
-// browser is a headless browser with one page.
-type browser struct {
+// webPage is a headless browser with one page.
+type webPage struct {
 	t    *testing.T
 	ctx  context.Context //nolint:containedctx // the library's handle of the page
 	base string
@@ -42,7 +42,7 @@ type browser struct {
 }
 
 // open starts Debian's browser, or skips the test where there is none.
-func open(t *testing.T) *browser {
+func open(t *testing.T) *webPage {
 	t.Helper()
 	var path string
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
@@ -58,7 +58,7 @@ func open(t *testing.T) *browser {
 	t.Cleanup(cancel)
 	ctx, cancelPage := chromedp.NewContext(allocator)
 	t.Cleanup(cancelPage)
-	b := &browser{t: t, ctx: ctx}
+	b := &webPage{t: t, ctx: ctx}
 	messages := chromedp.Console(ctx)
 	go func() {
 		for m, err := range messages {
@@ -74,7 +74,7 @@ func open(t *testing.T) *browser {
 	return b
 }
 
-func (b *browser) do(steps ...chromedp.Action[chromedp.Void]) {
+func (b *webPage) do(steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
 	defer cancel()
@@ -82,14 +82,14 @@ func (b *browser) do(steps ...chromedp.Action[chromedp.Void]) {
 }
 
 // visit opens a page and waits until it is live.
-func (b *browser) visit(path string) {
+func (b *webPage) visit(path string) {
 	b.t.Helper()
 	b.do(chromedp.Navigate(b.base + path))
 	b.await("document.getElementById('live')?.textContent", "live")
 }
 
 // eval returns the value of an expression as text.
-func (b *browser) eval(expression string) string {
+func (b *webPage) eval(expression string) string {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()
@@ -99,7 +99,7 @@ func (b *browser) eval(expression string) string {
 }
 
 // await waits until an expression contains a text.
-func (b *browser) await(expression, want string) {
+func (b *webPage) await(expression, want string) {
 	b.t.Helper()
 	testenv.Wait(b.t, 40*time.Second, func() error {
 		if have := b.eval(expression); !strings.Contains(have, want) {
@@ -110,10 +110,10 @@ func (b *browser) await(expression, want string) {
 }
 
 // text returns what the page shows.
-func (b *browser) text() string { return b.eval("document.body.innerText") }
+func (b *webPage) text() string { return b.eval("document.body.innerText") }
 
 // quiet requires that the browser reported nothing.
-func (b *browser) quiet() {
+func (b *webPage) quiet() {
 	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,7 +121,7 @@ func (b *browser) quiet() {
 }
 
 // picture writes a screenshot to the folder in CONSOLE_PICTURES, if it is set.
-func (b *browser) picture(name string, width int64) {
+func (b *webPage) picture(name string, width int64) {
 	b.t.Helper()
 	dir := os.Getenv("CONSOLE_PICTURES")
 	if dir == "" {

@@ -5,13 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -318,7 +321,7 @@ func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retr
 			j.say(strings.TrimSpace(l.ID + " " + l.Outcome + " " + l.As + " " + l.Reason))
 		}
 	}
-	j.progress(len(out.Letters), len(out.Letters), fmt.Sprint(outcomes))
+	j.progress(len(out.Letters), len(out.Letters), outcomeText(outcomes))
 	if dry || len(as) == 0 {
 		return err
 	}
@@ -336,6 +339,15 @@ func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retr
 		}
 	}
 	return errors.Join(err, fateErr)
+}
+
+// outcomeText tells how many letters ended how, like "3 refused, 1,000 stored".
+func outcomeText(outcomes map[string]int) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(outcomes)) {
+		parts = append(parts, cli.Thousands(int64(outcomes[name]))+" "+name)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // fateFor is how long a replay waits for what becomes of its entries.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
@@ -61,7 +62,7 @@ func holdActions() map[string]action {
 			return title, func(ctx context.Context, f *operator.Fleet, j *job) error {
 				o.Progress = func(done int, upTo time.Time) { j.progress(done, 0, "up to "+upTo.UTC().Format(time.RFC3339)) }
 				out, err := f.ReplayEntries(ctx, o)
-				j.progress(out.Entries, 0, "entries of "+strconv.Itoa(out.Devices)+" devices")
+				j.progress(out.Entries, 0, "entries of "+cli.Count(out.Devices, "device"))
 				if out.Incomplete {
 					j.say("incomplete: the stream was trimmed, its oldest entry is of " + out.OldestKept.UTC().Format(time.RFC3339))
 				}

@@ -27,9 +27,24 @@ export function showAges(root = document) {
   }
 }
 
+// What is pressed stays until it is released, so that the click reaches it.
+let held = null; // states that came meanwhile, null while nothing is pressed
+addEventListener("pointerdown", () => { held ??= new Map(); }, true);
+for (const released of ["pointerup", "pointercancel"]) {
+  addEventListener(released, () => setTimeout(() => {
+    const states = held ?? [];
+    held = null;
+    for (const [id, html] of states) replace(id, html);
+  }), true);
+}
+
 // replace shows a new state of a part. What has the focus keeps it, and what the
 // reader opened or typed stays.
 function replace(id, html) {
+  if (held) {
+    held.set(id, html);
+    return;
+  }
   const part = document.getElementById(id);
   if (!part || part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) return;
   const focused = part.contains(document.activeElement) ? [...part.querySelectorAll("a, button, summary, [tabindex]")].indexOf(document.activeElement) : -1;
@@ -68,6 +83,7 @@ function live(address) {
 // ask confirms an action: its sentence and the reason are shown before it is sent.
 document.addEventListener("submit", (e) => {
   const form = e.target;
+  if (e.submitter?.formNoValidate) return; // it changes nothing
   const sentence = e.submitter?.dataset.confirm ?? form.dataset.confirm;
   if (sentence && !globalThis.confirm(sentence)) e.preventDefault();
 });
