@@ -54,6 +54,7 @@ type Member struct {
 	Shards        []int              `json:"shards"`
 	ShardFinished []uint64           `json:"shard_finished,omitempty"` // entries of each of them since the start
 	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"`      // which its shards wait for, the first ones
+	Waits         []protocol.Wait    `json:"waits,omitempty"`          // what does not go on in it, the first ones
 	Database      string             `json:"database,omitempty"`       // identity of its database
 	Postgres      string             `json:"postgres,omitempty"`       // and address
 	Server        string             `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
@@ -147,6 +148,7 @@ type WorkStatus struct {
 	Shards        []int
 	ShardFinished []uint64          // entries finished of each of them since the start
 	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
+	Waits         []protocol.Wait   // what does not go on
 	Usage         Usage
 }
 
@@ -393,6 +395,9 @@ func (r *Membership) eligibleKey() string {
 // rowLocksTold bounds the locks in a heartbeat, since each carries a query.
 const rowLocksTold = 16
 
+// waitsTold bounds the waits in a heartbeat: those of all shards, by default.
+const waitsTold = 64
+
 // beat renews the heartbeat; the first one, joining, looks at those of other members.
 func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, err error) {
 	v, locks := r.workStatus(), r.rowLocks()
@@ -400,7 +405,7 @@ func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, er
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards, r.self.ShardFinished = v.InFlight, v.Progress, v.CallsReturned, v.Shards, v.ShardFinished
 	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
-	r.self.Refusal, r.self.Usage = v.Refusal, v.Usage
+	r.self.Refusal, r.self.Usage, r.self.Waits = v.Refusal, v.Usage, v.Waits[:min(len(v.Waits), waitsTold)]
 	r.self.SinkDown, r.self.Server = 0, ""
 	if r.database.Server != nil && r.sinkDown.IsZero() { // else it is the one that answered before
 		r.self.Server = r.database.Server()

@@ -57,6 +57,7 @@ type breaker struct {
 	refusedAt   time.Time        // the last time
 	kept        protocol.Refusal // why rows are kept deferred
 	keptAt      time.Time
+	keptSince   time.Time
 }
 
 // refusedBy is what refusals are counted by.
@@ -184,6 +185,9 @@ func (k *breaker) keep(r protocol.Refusal, now time.Time) (first bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	first = k.kept.Reason != r.Reason || now.Sub(k.keptAt) > notedFor
+	if first {
+		k.keptSince = now
+	}
 	k.kept, k.keptAt = r, now
 	return first
 }
@@ -202,20 +206,21 @@ func (k *breaker) passed() {
 	k.kept = protocol.Refusal{}
 }
 
-// keeps is why rows stay deferred; nil where none do.
-func (k *breaker) keeps() *protocol.Refusal {
+// keeps is why rows stay deferred, and since when; nil where none do.
+func (k *breaker) keeps() (*protocol.Refusal, time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept.Reason == "" || time.Since(k.keptAt) >= notedFor {
-		return nil
+		return nil, time.Time{}
 	}
 	kept := k.kept
-	return &kept
+	return &kept, k.keptSince
 }
 
 // pause is a shard that waits since the sink refuses its rows.
 type pause struct {
 	protocol.Refusal
+	since  time.Time
 	wait   *backoff.ExponentialBackOff
 	reread bool // nothing of it is tried until its queue is read again
 }
@@ -262,7 +267,7 @@ func (t *table) pause(parts []part, r protocol.Refusal) (first bool) {
 			continue
 		}
 		if s.pause == nil {
-			s.pause = &pause{wait: newBackOff()}
+			s.pause = &pause{since: time.Now(), wait: newBackOff()}
 		}
 		s.pause.Refusal, s.pause.reread = r, false
 	}

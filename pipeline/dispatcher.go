@@ -126,7 +126,12 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			d.logRateLimited(ctx, "read the progress of the shards", err)
 			return
 		}
-		if paused || !d.hasRoom(pending) {
+		state := protocol.WaitDispatchHeld
+		if !paused {
+			state = d.lacksRoom(pending)
+		}
+		d.table.dispatchWaits(state)
+		if state != "" {
 			d.pause(ctx)
 			continue
 		}
@@ -204,22 +209,22 @@ func (d *dispatcher) pollProgress(ctx context.Context, pending int) error {
 	return nil
 }
 
-// hasRoom reports whether to dispatch more. Dispatch pauses when
+// lacksRoom returns why not to dispatch more, "" to do so. Dispatch pauses when
 // dispatched and unfinished >= DispatchAhead, not counting stalled shards (the
 // leader opens an incident for each). It also pauses while our own workers are
 // full, unless peers have fewer than two reads queued between them: reading our
 // entries back later costs more than waiting.
-func (d *dispatcher) hasRoom(pending int) bool {
+func (d *dispatcher) lacksRoom(pending int) (state string) {
 	if pending >= d.cfg.DispatchAhead && d.progress.EffectiveBacklog(time.Now(), pending, d.cfg.DispatchAhead) >= d.cfg.DispatchAhead {
-		return false
+		return protocol.WaitDispatchAhead
 	}
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
 	own := d.table.records
-	if own == 0 || d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) {
-		return true
+	if own == 0 || d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) || d.peers() > 0 && pending-own < 2*d.cfg.ReadBatchRecords {
+		return ""
 	}
-	return d.peers() > 0 && pending-own < 2*d.cfg.ReadBatchRecords
+	return protocol.WaitDispatchFull
 }
 
 // pause waits until an entry is finished here, at most for a short poll.

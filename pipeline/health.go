@@ -19,6 +19,7 @@ type WorkStatus struct {
 	Dispatches    bool     // it holds the dispatch lease
 	Blocked       bool     // the last commit failed because another session held a lock
 
+	Waits   []protocol.Wait   // its shards, and the dispatcher
 	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
 
@@ -26,7 +27,11 @@ type WorkStatus struct {
 func (p *Pipeline) WorkStatus() WorkStatus {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Refusal: cmp.Or(p.table.refusal(), p.breaker.keeps()), Blocked: p.blocked.Load()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Waits: p.table.waits(), Blocked: p.blocked.Load()}
+	kept, since := p.breaker.keeps()
+	if v.Refusal = cmp.Or(p.table.refusal(), kept); kept != nil {
+		v.Waits = append(v.Waits, protocol.Wait{State: protocol.WaitKept, Shard: -1, Since: since, Detail: kept.Reason})
+	}
 	for _, w := range p.workers {
 		v.CallsReturned += w.callsReturned.Load()
 	}

@@ -24,6 +24,7 @@ type table struct {
 	leaseNumber         uint64
 	leaseHeld           bool
 	lastDispatched      telemetry.EntryID // by another member, as far as we know
+	dispatchWait        protocol.Wait     // why the dispatcher waits; without a state while it does not
 	meanSize            int               // of an entry, learned from reads
 	finished            uint64            // entries, since the start
 
@@ -46,8 +47,10 @@ type slot struct {
 	due      bool // the queue may hold entries: read it
 	// notBefore is when a queue that is due may be read again.
 	notBefore time.Time
-	locked    bool   // the last commit found the row of the shard locked
-	pause     *pause // the sink refuses its rows; nil while it does not
+	locked    bool // the last commit found the row of the shard locked
+	stoppedAt time.Time
+	fullSince time.Time // since when a full Redis has refused its dead letters; zero while it does not
+	pause     *pause    // the sink refuses its rows; nil while it does not
 	epoch     int64
 	token     string
 	grant     uint64 // counts grants and drops, so that work of an earlier grant is recognised
@@ -102,7 +105,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
-	s.token, s.notBefore, s.locked, s.pause = h.Token, time.Time{}, false, nil
+	s.token, s.notBefore, s.locked, s.pause, s.fullSince = h.Token, time.Time{}, false, nil, time.Time{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released})
@@ -194,6 +197,46 @@ func (t *table) restartLocked(shard int, grant uint64) (news bool) {
 	return news
 }
 
+// restartFull restarts a shard whose dead letters a full Redis refused.
+func (t *table) restartFull(shard int, grant uint64) {
+	t.mu.Lock()
+	if s := &t.slots[shard]; s.owned && s.grant == grant && s.fullSince.IsZero() {
+		s.fullSince = time.Now()
+	}
+	t.mu.Unlock()
+	t.restart(shard, grant, time.Now().Add(refusedPause))
+}
+
+// waits returns which shards wait in this process, and why the dispatcher does. The caller
+// holds the lock.
+func (t *table) waits() (list []protocol.Wait) {
+	for i := range t.slots {
+		s := &t.slots[i]
+		switch {
+		case !s.owned:
+		case s.stopping && s.records > 0:
+			list = append(list, protocol.Wait{State: protocol.WaitDraining, Shard: i, Since: s.stoppedAt, Detail: fmt.Sprintf("%d entries in flight", s.records)})
+		case s.pause != nil:
+			list = append(list, protocol.Wait{State: protocol.WaitRefused, Shard: i, Since: s.pause.since, Detail: s.pause.Reason})
+		case !s.fullSince.IsZero():
+			list = append(list, protocol.Wait{State: protocol.WaitRedisFull, Shard: i, Since: s.fullSince})
+		}
+	}
+	if t.leaseHeld && t.dispatchWait.State != "" {
+		list = append(list, t.dispatchWait)
+	}
+	return list
+}
+
+// dispatchWaits notes why the dispatcher waits, "" once it does not.
+func (t *table) dispatchWaits(state string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dispatchWait.State != state {
+		t.dispatchWait = protocol.Wait{State: state, Shard: -1, Since: time.Now()}
+	}
+}
+
 // stop ends intake for a shard. The channel returned is closed when none of it
 // is in flight.
 func (t *table) stop(shard int) <-chan struct{} {
@@ -207,7 +250,7 @@ func (t *table) stop(shard int) <-chan struct{} {
 		return done
 	}
 	if s.drained == nil {
-		s.drained = done
+		s.drained, s.stoppedAt = done, time.Now()
 		t.workers[s.worker].box.put(message{kind: hurried, shard: shard, grant: s.grant})
 	}
 	s.stopping = true

@@ -398,6 +398,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 		most = max(most, q.Pending)
 	}
 	locks := operator.RowLocks(v.Redis.Value.Members)
+	waits := operator.ShardWaits(list, v.Postgres.Value.Holds, v.Redis.Value.Members)
 	for i, s := range list {
 		row := shardRow{Shard: s, State: "at work", Level: "ok"}
 		if at := slices.Index(names, s.Owner); at >= 0 {
@@ -429,6 +430,10 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 			if inc.Kind == protocol.StalledShard && inc.Subject == fmt.Sprint(s.Shard) {
 				row.State, row.Level, row.Waits = "stalled", "bad", "whatever blocks its commits; see the incident"
 			}
+		}
+		if w := waits[s.Shard]; w != nil && row.State == "at work" {
+			row.State, row.Level, row.Waits = w.State, "warn", w.Text(v.Now)+"; "+w.Remedy
+			d.Waiting++
 		}
 		if l := locks[s.Shard]; l != nil {
 			row.State, row.Level, row.Waits = "locked", "bad", fmt.Sprintf("for %s, it %s; %s", v.Now.Sub(l.Since).Round(time.Second), l, l.Remedy)

@@ -26,6 +26,9 @@ func (f *Fleet) Diagnose(ctx context.Context) *Diagnosis {
 	alive, redisKnown := d.examineRedis(ctx, f, shards, &status)
 	if known {
 		d.fleet(f.cfg, &status, alive, redisKnown)
+		if err := d.examineWaits(ctx, f, status.Shards()); err != nil {
+			d.add(LevelWarning, "waits", "unknown: "+err.Error(), "run this again")
+		}
 	}
 	d.examineDisk(f.cfg.Crash)
 	d.conclude()

@@ -25,6 +25,7 @@ type Shard struct {
 	OldestEntry      *string    `json:"oldest_entry"`
 	OldestAgeSeconds *float64   `json:"oldest_age_seconds"`
 	Locked           *RowLock   `json:"locked,omitempty"` // another session has its row locked
+	Wait             *Wait      `json:"wait,omitempty"`   // why it does not go on, since when, and what ends it
 }
 
 // RowLock is a lock that a shard waits for, and what ends the wait.
@@ -102,6 +103,13 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 		return s, err
 	}
 	locks := RowLocks(there)
+	var holds protocol.Holds
+	if s.Unanswered == nil {
+		if holds, err = f.holds().Holds(ctx); err != nil {
+			return s, f.explained(err)
+		}
+	}
+	waits := ShardWaits(list, holds, there)
 	for _, x := range list {
 		q := queues[x.Shard]
 		j := Shard{Shard: x.Shard, Owner: orNull(x.Owner), AssignedTo: orNull(x.Assigned), Pending: q.Pending}
@@ -117,6 +125,9 @@ func (f *Fleet) Shards(ctx context.Context) (Shards, error) {
 		}
 		if l := locks[x.Shard]; l != nil {
 			j.Locked, j.WaitingFor = l, fmt.Sprintf("the lock of its row, for %s: it %s", time.Since(l.Since).Round(time.Second), l)
+		}
+		if j.Wait = waits[x.Shard]; j.Wait != nil && j.WaitingFor == "" {
+			j.WaitingFor = j.Wait.Text(time.Now())
 		}
 		if j.WaitingFor != "" {
 			s.Waiting++

@@ -97,6 +97,7 @@ type Shard struct {
 	Assigned   string     // "" while assigned to no member
 	Term       int64      // of the leader that assigned it
 	Since      time.Time  // when the owner acquired it
+	Changed    time.Time  // when owner or assignment changed last
 }
 
 // Record returns the part of the row that Next decides by.

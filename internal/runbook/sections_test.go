@@ -42,6 +42,9 @@ func TestEachFindingAndIncidentLeadsToAPage(t *testing.T) {
 	for name, kind := range constants(t, "../../internal/protocol/incident.go", "") {
 		require.Contains(t, b.text["docs/reference/incidents.md"], "| `"+kind+"` |", name)
 	}
+	for name, state := range constants(t, "../../internal/protocol/wait.go", "Wait") {
+		require.Contains(t, b.text["docs/reference/waits.md"], "| `"+state+"` |", name)
+	}
 }
 
 // Whatever opens an incident takes its kind from the list, or was handed it.
