@@ -53,7 +53,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 	}
 	feed := store.NewTimingFeed(d.Pool, d.Service.Geofences.TimingRetention, timeout)
 	if name := d.Service.Redis.TimingStream; name != "" {
-		work = append(work, tasks.NewTimingFeed(feed, stream.NewTimingStream(d.Client, name, timingEntries), ledger, d.Log, d.Metrics))
+		work = append(work, tasks.NewTimingFeed(feed, stream.NewTimingStream(d.Client, name, d.Scope.Stream, d.Scope.Group, timingEntries), ledger, d.Log, d.Metrics))
 	} else {
 		work = append(work, tasks.NewTimingFeed(feed, nil, ledger, d.Log, d.Metrics))
 	}

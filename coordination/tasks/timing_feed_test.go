@@ -66,6 +66,12 @@ on conflict (device_id, fence_id, kind, later_ts, ordinal) do update set revisio
 	p.settled()
 }
 
+func (p *publishing) count(sql string) (n int) {
+	p.Helper()
+	require.NoError(p, p.pool.QueryRow(p.Context(), sql).Scan(&n))
+	return n
+}
+
 func (p *publishing) settled() {
 	p.Helper()
 	testenv.Wait(p, time.Minute, func() error {
@@ -99,7 +105,7 @@ func (k *killed) Append(ctx context.Context, after string, changes []protocol.Ti
 
 func (p *publishing) leader() (*tasks.TimingFeed, *killed, *prometheus.Registry) {
 	reg := prometheus.NewRegistry()
-	k := &killed{TimingStream: stream.NewTimingStream(p.client, p.key, p.most)}
+	k := &killed{TimingStream: stream.NewTimingStream(p.client, p.key, "telemetry", "ours", p.most)}
 	return tasks.NewTimingFeed(store.NewTimingFeed(p.pool, time.Hour, time.Minute), k, p.ledger, slog.New(slog.DiscardHandler), reg), k, reg
 }
 
@@ -282,8 +288,21 @@ func TestATimingStreamThatIsNoneIsAnIncident(t *testing.T) {
 
 	// Nor does it write into a stream of others.
 	require.NoError(t, p.client.XAdd(ctx, &redis.XAddArgs{Stream: p.key, Values: []string{"device_id", "x"}}).Err())
-	require.ErrorContains(t, leader.Do(ctx, 5), "is no change of a crossing")
+	require.ErrorContains(t, leader.Do(ctx, 5), "TIMING_STREAM "+p.key+" is a foreign key: its last entry")
 	require.Equal(t, int64(2), p.client.XLen(ctx, p.key).Val())
+	require.NoError(t, p.client.Del(ctx, p.key).Err())
+	// That has no entry yet, but a fleet that waits for some.
+	require.NoError(t, p.client.XGroupCreateMkStream(ctx, p.key, "processor", "$").Err())
+	require.ErrorContains(t, leader.Do(ctx, 5), `is a foreign key: it is empty and has the consumer group "processor"`)
+	require.Zero(t, p.client.XLen(ctx, p.key).Val())
+	// Or to which another fleet publishes its crossings.
+	require.NoError(t, p.client.Del(ctx, p.key).Err())
+	theirs := stream.NewTimingStream(p.client, p.key, "telemetry", "theirs", 100)
+	_, ok, err := theirs.Append(ctx, "", []protocol.TimingChange{{Change: protocol.TimingRestart, TimingPosition: protocol.TimingPosition{At: time.Now()}}})
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.ErrorContains(t, leader.Do(ctx, 5), `is a foreign key: the fleet "telemetry theirs" publishes there`)
+	require.Equal(t, int64(1), p.client.XLen(ctx, p.key).Val())
 	require.NoError(t, p.client.Del(ctx, p.key).Err())
 	require.NoError(t, leader.Do(ctx, 5))
 
@@ -293,6 +312,58 @@ func TestATimingStreamThatIsNoneIsAnIncident(t *testing.T) {
 	require.NoError(t, off.Do(ctx, 6))
 	_, open = incidents()
 	require.Zero(t, open)
+}
+
+// Nothing happens for longer than changes are kept, then another leader comes: nobody
+// starts over.
+func TestAQuietFeedGoesOnAtAChangeOfLeader(t *testing.T) {
+	t.Parallel()
+	p := newPublishing(t)
+	ctx := t.Context()
+	reader := observer.NewTimingStream(p.pool, testenv.Entries(p.client, p.key))
+	term := int64(0)
+	leader, _, _ := p.leader()
+	quiet := func(why string) {
+		t.Helper()
+		p.exec("update processor.timing_changes set changed_at = '2026-01-01 00:00:00Z'")
+		found, err := p.client.XRevRangeN(ctx, p.key, "+", "-", 1).Result()
+		require.NoError(t, err)
+		last := found[0].Values // as it is on the stream of a fleet that long ago
+		last["changed_at"] = "2026-01-01T00:00:00Z"
+		require.NoError(t, p.client.XDel(ctx, p.key, found[0].ID).Err())
+		before := "0-1"
+		if rest, err := p.client.XRevRangeN(ctx, p.key, "+", "-", 1).Result(); err == nil && len(rest) > 0 {
+			before = rest[0].ID
+		}
+		require.NoError(t, p.client.Do(ctx, "xsetid", p.key, before).Err())
+		require.NoError(t, p.client.XAdd(ctx, &redis.XAddArgs{Stream: p.key, ID: found[0].ID, Values: last}).Err())
+		p.exec("select processor.expire_timing_changes('1 hour')")
+		length := p.client.XLen(ctx, p.key).Val()
+		for range 2 {
+			term++
+			leader, _, _ = p.leader()
+			require.NoError(t, leader.Do(ctx, term))
+			require.NoError(t, reader.Finish(ctx))
+		}
+		require.Equal(t, length, p.client.XLen(ctx, p.key).Val(), why)
+		require.Equal(t, 1, reader.Starts(), why)
+	}
+	require.NoError(t, leader.Do(ctx, term))
+	require.NoError(t, reader.Finish(ctx))
+	quiet("it began, and there was no crossing")
+	change := func() {
+		t.Helper()
+		p.settled()
+		require.NoError(t, leader.Do(ctx, term))
+		require.NoError(t, reader.Finish(ctx))
+	}
+	p.cross("a", 1, 5)
+	change()
+	quiet("a crossing was the last")
+	p.cross("b", 1, 2)
+	change()
+	quiet("and more")
+	require.Equal(t, 2, p.count("select count(*) from processor.timing_changes"), "the newest of each device; the others have expired")
 }
 
 // What a transaction holds back shows with its age.

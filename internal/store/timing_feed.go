@@ -33,12 +33,15 @@ func (f *TimingFeed) Begin(ctx context.Context) (p protocol.TimingPosition, err 
 }
 
 // Continues reports whether no change behind a position can be missing: its row is there,
-// or it is of this server and younger than the retention.
+// or it is that of no row, of this server, and younger than the retention or with nothing
+// behind it: of each device that changes the newest row stays.
 func (f *TimingFeed) Continues(ctx context.Context, p protocol.TimingPosition) (ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	if p.ID == 0 {
-		err = f.pool.QueryRow(ctx, "select $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint and $2 > now() - $3::interval", p.Tx, p.At, f.retention).Scan(&ok)
+		err = f.pool.QueryRow(ctx, `
+select $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+  and ($2 > now() - $3::interval or not exists (select from processor.timing_changes where tx >= $1))`, p.Tx, p.At, f.retention).Scan(&ok)
 	} else {
 		err = f.pool.QueryRow(ctx, "select exists (select from processor.timing_changes where tx = $1 and id = $2 and changed_at = $3)", p.Tx, p.ID, p.At).Scan(&ok)
 	}

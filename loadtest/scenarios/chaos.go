@@ -21,12 +21,13 @@ func chaos() Scenario {
 		Name: "chaos",
 		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break " +
 			"and servers go away, fill up or have a row locked.",
-		Bounds:  "none beside those of every scenario",
-		Plan:    Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
-		Breaks:  true,
-		proxied: true,
-		durable: true,
-		env:     []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
+		Bounds:    "the copy that a reader of TIMING_STREAM keeps equals the crossings",
+		Plan:      Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
+		Breaks:    true,
+		proxied:   true,
+		durable:   true,
+		publishes: true,
+		env:       []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
 		Reaches: []rare.Branch{
 			rare.Fenced, rare.OutcomeUnknown, rare.SetAside, rare.DispatchRefused, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired,
 			rare.ShardLost, rare.Redelivered, rare.SilentMember, rare.ServerChanged, rare.Probed, rare.LetterWaits,

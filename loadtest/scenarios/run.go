@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fencelog"
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/rare"
@@ -78,6 +79,9 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 		return nil, err
 	}
 	r.line.Servers = r.environment
+	if s.publishes {
+		r.line.Env = append(r.line.Env, r.environment.Publishing())
+	}
 	if s.container {
 		if r.line.Docker, err = testbed.OpenDocker(ctx, cfg.Image); err != nil {
 			return nil, errors.Join(err, r.environment.Close(context.WithoutCancel(ctx)))
@@ -113,7 +117,7 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	r.probe = testbed.NewProbe(r.environment)
 	if !r.scenario.bare {
 		looking.Go(func() { r.probe.Run(watching) })
-		looking.Go(func() { r.environment.Follow(watching) })
+		looking.Go(func() { r.environment.Follow(watching, r.scenario.publishes) })
 	}
 	defer looking.Wait()
 	defer stopWatch()
@@ -153,6 +157,11 @@ func (r *run) execute(ctx context.Context) (*Result, error) {
 	}
 	stopWatch()
 	looking.Wait()
+	if r.scenario.publishes {
+		err := testbed.Within(ctx, testbed.ReadyWithin, 100*time.Millisecond, func() error { return r.environment.Published.Finish(ctx) })
+		r.check(err == nil, "a copy of the crossings, kept by reading TIMING_STREAM: %v", err)
+		r.fact("stream of crossings", "%s changes read, begun %d times", cli.Thousands(int64(r.environment.Published.Changes())), r.environment.Published.Starts())
+	}
 	r.unexpectedExits()
 	if err := r.line.Stop(ctx); err != nil {
 		r.check(false, "%v", err)

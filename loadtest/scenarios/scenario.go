@@ -22,6 +22,7 @@ type Scenario struct {
 	bare      bool     // without fences
 	durable   bool     // kills Redis: it must keep what it has acknowledged
 	container bool     // instances are containers
+	publishes bool     // instances publish crossings on a stream, which is read
 	held      bool     // holds batches back: the program must be one that can be asked to
 	env       []string // of the instances
 	// Reaches is the rare branches that a campaign of 20 runs reaches.

@@ -48,7 +48,8 @@ type Servers struct {
 	DLQReader *stream.DeadLetters
 	Fences    *store.FenceEditor
 	Observer  *observer.Observer
-	Feed      *observer.Feed // of crossings, one reader
+	Feed      *observer.Feed         // of crossings, one reader
+	Published *observer.TimingStream // where an instance has TIMING_STREAM, see Publishing
 	shards    *store.Shards
 	Positions func(ctx context.Context) iter.Seq2[oracle.Row, error]
 	Crossings func(ctx context.Context) iter.Seq2[oracle.Crossing, error]
@@ -182,6 +183,17 @@ func (g *Servers) Connect(ctx context.Context) (err error) {
 	g.shards = store.NewShards(pool, scope, ServerTimeout)
 	g.Fences = store.NewFenceEditor(pool, scope, Shards, g.Group)
 	g.Feed = observer.NewFeed(pool)
+	g.Published = observer.NewTimingStream(pool, func(ctx context.Context, from string, most int64) (ids []string, fields []map[string]any, err error) {
+		find := looking.XRangeN(ctx, g.published(), from, "+", most)
+		if from == "+" {
+			find = looking.XRevRangeN(ctx, g.published(), "+", "-", most)
+		}
+		found, err := find.Result()
+		for _, m := range found {
+			ids, fields = append(ids, m.ID), append(fields, m.Values)
+		}
+		return ids, fields, err
+	})
 	g.Crossings = func(ctx context.Context) iter.Seq2[oracle.Crossing, error] { return observer.Timings(ctx, pool) }
 	g.FenceRows = func(ctx context.Context) ([]oracle.Fence, error) { return observer.Fences(ctx, pool) }
 	g.Marked = func(ctx context.Context) (func(string, int64) bool, error) { return observer.Marked(ctx, pool) }
@@ -254,6 +266,11 @@ func (g *Servers) Environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, er
 	return environ, nil
 }
 
+// Publishing is the variable with which instances publish changes of crossings.
+func (g *Servers) Publishing() string { return "TIMING_STREAM=" + g.published() }
+
+func (g *Servers) published() string { return g.Stream + ":crossings" }
+
 // Reached returns how instances reach both servers, without proxies.
 func (g *Servers) Reached() (redisURL, postgresURL string, err error) {
 	if g.Env == nil {
@@ -284,7 +301,7 @@ func (g *Servers) Clear(ctx context.Context, members []string, devices int) erro
 	ctx, cancel := context.WithTimeout(ctx, clearWithin)
 	defer cancel()
 	names := stream.Names{Stream: g.Stream, Group: g.Group}
-	keys := append(names.All(), g.Stream, g.deadLetters(), g.recomputes())
+	keys := append(names.All(), g.Stream, g.deadLetters(), g.recomputes(), g.published())
 	for _, m := range members {
 		keys = append(keys, names.Members()+":"+m)
 	}

@@ -76,10 +76,13 @@ func (p *Probe) poll(ctx context.Context) {
 	p.Early += int64(missing)
 }
 
-// Follow reads the feed of crossings until ctx ends, as one that keeps a copy would. A
-// server that does not answer is asked again.
-func (g *Servers) Follow(ctx context.Context) {
+// Follow reads the feed of crossings until ctx ends, as one that keeps a copy would, and
+// where it is published the stream, too. A server that does not answer is asked again.
+func (g *Servers) Follow(ctx context.Context, published bool) {
 	for Pause(ctx, probeEvery) == nil {
 		_ = g.Feed.Read(ctx)
+		if published {
+			_ = g.Published.Read(ctx)
+		}
 	}
 }
