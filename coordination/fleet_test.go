@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,6 +234,7 @@ type member struct {
 	task       counted
 	workStatus WorkStatus
 	finished   func(shard int) uint64
+	server     atomic.Pointer[string] // of Postgres, as its heartbeat tells
 	mu         sync.Mutex
 
 	joined chan error // of RunMembership
@@ -271,6 +273,12 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 		return v
 	}, log)
 	require.NoError(b.t, err)
+	membership.Belong(Database{Server: func() string {
+		if s := m.server.Load(); s != nil {
+			return *s
+		}
+		return ""
+	}})
 	pool := b.open(membership.Name())
 	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
 		Client: client, Keys: keys, Stream: group, Tasks: []Task{&m.task},

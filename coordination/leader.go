@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +60,7 @@ type Leader struct {
 	readers  map[string]time.Duration     // idle times at the last sweep
 	progress *protocol.ProgressTracker    // of the shards
 	open     map[string][]string          // subjects of open incidents, by kind
+	copies   string                       // the servers that members work with, in the last pass, where several
 	silent   map[string]time.Time         // when this leader opened the incident of a silent member
 	planner  protocol.Planner             // of this term
 	loads    *protocol.LoadTracker        // of the shards, as this leader has seen them
@@ -95,7 +98,7 @@ func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
 			}
 			return ctx.Err()
 		})
-		for _, watch := range []func(context.Context){l.watchMembers, l.watchShards, l.watchRefusals} {
+		for _, watch := range []func(context.Context){l.watchMembers, l.watchCopies, l.watchShards, l.watchRefusals} {
 			steps = append(steps, func(ctx context.Context) error {
 				watch(ctx)
 				return ctx.Err()
@@ -121,7 +124,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.silent = make(map[string]time.Time)
 	l.handed, l.pending, l.planner, l.loads = nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 	var steps []func(context.Context) error
-	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses} {
+	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses, protocol.DatabaseCopy} {
 		steps = append(steps, func(ctx context.Context) (err error) {
 			l.open[kind], err = l.ledger.Opened(ctx, kind)
 			return err
@@ -398,6 +401,28 @@ func (l *Leader) watchMembers(ctx context.Context) {
 		}
 	}
 	l.closeResolved(ctx, protocol.StalledMember, func(m string) bool { return !slices.Contains(stalled, m) })
+}
+
+// watchCopies keeps the incident of members that work with a copy of the database on another
+// server. A copy is refused to those that join, but while Postgres is away from the others nobody
+// says which server is ours. After a planned change the members say so one after the other.
+func (l *Leader) watchCopies(ctx context.Context) {
+	members := make(map[string][]string)
+	for _, m := range l.membership.Members() {
+		if m.Server != "" {
+			members[m.Server] = append(members[m.Server], m.Name())
+		}
+	}
+	servers := slices.Sorted(maps.Keys(members))
+	if subject := strings.Join(servers, " and "); len(servers) > 1 {
+		if l.copies == subject && l.incident(ctx, protocol.DatabaseCopy, subject, map[string]any{"members": members}) {
+			l.log.Error("members work with copies of one database; stop those that lead to the copy", "servers", subject, "members", members)
+		}
+		l.copies = subject
+	} else {
+		l.copies = ""
+	}
+	l.closeResolved(ctx, protocol.DatabaseCopy, func(subject string) bool { return subject != l.copies })
 }
 
 // watchSilent opens an incident for each owner whose heartbeat expired; its

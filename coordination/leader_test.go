@@ -86,6 +86,21 @@ func TestAForeignConsumerThatReadsIsAnIncidentUntilItIsGone(t *testing.T) {
 	require.Empty(t, names)
 }
 
+// P1: a copy that was joined while the original was away is seen once both answer.
+func TestP1MembersOnACopyOfTheDatabaseAreAnIncidentUntilTheyAgree(t *testing.T) {
+	b := newBench(t)
+	original, replica := "7001/5", "7002/5"
+	m, n := b.start("first", ""), b.start("second", "")
+	b.await([]int{8, 8}, m, n)
+	m.server.Store(&original)
+	n.server.Store(&replica)
+	const open = "select count(*) from processor.incidents where kind = 'database_copy' and subject = '7001/5 and 7002/5' and closed_at is null"
+	b.awaitCount(1, open)
+	n.server.Store(&original)
+	b.awaitCount(0, open)
+	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'database_copy'"))
+}
+
 func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 	b := newBench(t)
 	b.taken("earlier", 3)

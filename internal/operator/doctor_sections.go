@@ -51,6 +51,7 @@ var incidentGuides = map[string]guide{
 	protocol.RedisRefuses:       {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},
 	protocol.NotAStream:         {LevelError, "ProcessorNothingArrives", "remove the key or correct REDIS_TELEMETRY_STREAM; other streams go on"},
 	protocol.DeviceInTwoStreams: {LevelError, sectionTwoStreams, "have their publishers send each device to one stream; its crossings are derived again a minute after it settled"},
+	protocol.DatabaseCopy:       {LevelError, sectionCopy, "stop the instances whose POSTGRES_URL leads to the copy: records are stored in both, each a part of them"},
 	protocol.GroupCreated:       {LevelWarning, sectionGroupLost, "none: this is the first group of the stream"},
 	protocol.GroupLost:          {LevelError, sectionGroupLost, "wait, the whole stream is redelivered"},
 	protocol.RedisLost:          {LevelError, sectionRedisLost, "wait, what remains is redelivered; then check how much is lost"},

@@ -15,6 +15,7 @@ const (
 	RecomputeRejected  = "recompute_rejected"    // an invalid recompute request; closed immediately
 	NotAStream         = "not_a_stream"          // the key of the stream has another type
 	DeviceInTwoStreams = "device_in_two_streams" // devices come from two streams at a time
+	DatabaseCopy       = "database_copy"         // live members work with copies of one database
 	GroupCreated       = "group_created"         // the group was created for the first time; closed immediately
 	GroupLost          = "group_lost"            // the stream exists and is redelivered
 	RedisLost          = "redis_lost"            // what Redis knew of the group is lost, too
