@@ -290,7 +290,7 @@ func TestEachPageHasTheSameShape(t *testing.T) {
 	}
 }
 
-func portOf(t *testing.T, p *servicetest.Process) string {
+func portOf(t testing.TB, p *servicetest.Process) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(p.Addr())
 	require.NoError(t, err)

@@ -25,7 +25,7 @@ import (
 
 // Deployment is a stream and a database for processes.
 type Deployment struct {
-	T           *testing.T
+	T           testing.TB
 	RedisURL    string
 	PostgresURL string
 	Stream      string
@@ -34,9 +34,11 @@ type Deployment struct {
 
 // New makes a deployment on the servers that tests share. The test runs in
 // parallel with others.
-func New(t *testing.T) *Deployment {
+func New(t testing.TB) *Deployment {
 	t.Helper()
-	t.Parallel()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
 	r := testenv.Redis(t)
 	return &Deployment{T: t, RedisURL: r.URL, Stream: r.Stream, Group: r.Group, PostgresURL: testenv.Postgres(t, Migrated())}
 }
@@ -170,7 +172,7 @@ func (dep *Deployment) AwaitDeadLetters(n int64) {
 }
 
 // File writes a text to a file of the test's and returns its path.
-func File(t *testing.T, text string) string {
+func File(t testing.TB, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))

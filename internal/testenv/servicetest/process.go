@@ -25,7 +25,7 @@ import (
 
 // Process is a processor that runs as a process of its own.
 type Process struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
 
@@ -36,13 +36,13 @@ type Process struct {
 }
 
 // Spawn starts a command line with nothing but the given environment.
-func Spawn(t *testing.T, environ []string, args ...string) *Process {
+func Spawn(t testing.TB, environ []string, args ...string) *Process {
 	t.Helper()
 	return SpawnCommand(t, exec.Command(Program(t), args...), environ)
 }
 
 // SpawnCommand starts a command that becomes a processor, as Spawn does.
-func SpawnCommand(t *testing.T, cmd *exec.Cmd, environ []string) *Process {
+func SpawnCommand(t testing.TB, cmd *exec.Cmd, environ []string) *Process {
 	t.Helper()
 	p := &Process{t: t, cmd: cmd, done: make(chan struct{})}
 	p.cmd.Env = append(Environ(), environ...)
