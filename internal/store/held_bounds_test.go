@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -240,6 +241,58 @@ func TestP9ARequestThatNeedsTooManyPositionsFails(t *testing.T) {
 	state, _ = ask(500_000)
 	require.Equal(t, "done", state)
 	require.Equal(t, []string{"square enter 0"}, p.rows())
+}
+
+// P5: a device that needs more than a step may read fails a request of its own; those that
+// follow it in its shard are recomputed.
+func TestADeviceThatNeedsTooManyPositionsFailsAlone(t *testing.T) {
+	t.Parallel()
+	p := newParked(t, marginal(50, 0))
+	p.stand(20_000)
+	neighbour := ""
+	for n := 0; telemetry.ShardOf(neighbour, shards) != p.held.Shard || neighbour <= parkedDevice; n++ {
+		neighbour = fmt.Sprintf("z-%d", n)
+	}
+	p.exec("insert into positions select $1, ts, ingested_at, latitude, 11.001, altitude, angle, speed, satellites, priority, codec, attributes, faulty from positions where ts < $2",
+		neighbour, dayOf(0).Add(10*time.Second))
+	p.requests.SetHeldLimit(10_000)
+	p.exec("insert into processor.requests (stream, group_name, kind, shard, requested_by) values ($1, $2, 'recompute', $3, 'test')", scope.Stream, scope.Group, p.held.Shard)
+	for {
+		list, err := p.requests.Waiting(t.Context(), []int{p.held.Shard})
+		require.NoError(t, err)
+		if len(list) == 0 {
+			break
+		}
+		o := protocol.RequestStep{Request: list[0], Lease: p.held, Shards: shards, Rules: p.rules}
+		for done := false; !done; {
+			if o.Request.Progress, done, err = p.requests.Step(t.Context(), o); err != nil {
+				require.Equal(t, parkedDevice, o.Request.Device, "%v", err)
+				_, err = p.requests.Failed(t.Context(), o, err)
+				require.NoError(t, err)
+				break
+			}
+		}
+	}
+	require.Equal(t, 1, p.count("select count(*) from processor.requests where device_id is null and state = 'done'"))
+	require.Equal(t, 1, p.count("select count(*) from processor.requests where device_id = $1 and state = 'failed' and result::text like '%smaller exit_margin_m%'", parkedDevice))
+	require.Equal(t, 1, p.count("select count(*) from processor.timing_records where device_id = $1 and kind = 'enter'", neighbour))
+}
+
+// What one step may read is read before it gives up, on whichever side it lies.
+func TestAHeldStretchMayBeAsLongAsTheLimit(t *testing.T) {
+	t.Parallel()
+	const long, limit = 9000, 10_000
+	for name, at := range map[string]float64{"behind": 2, "before": long - 2, "on both sides": long / 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newParked(t, marginal(50, 0))
+			p.stand(long)
+			p.requests.SetHeldLimit(limit)
+			p.exec("insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, requested_by) values ($1, $2, 'recompute', $3, $4, $5, $5, 'test')",
+				scope.Stream, scope.Group, p.held.Shard, parkedDevice, dayOf(0).Add(time.Duration(at)*time.Second))
+			p.serve()
+		})
+	}
 }
 
 // Late records weeks apart do not have all that lies between them derived again.

@@ -19,7 +19,8 @@ import (
 // ends, at first, which nearly always is enough, and then. HeldFirst and heldAtOnce are
 // how many are at first and at most where borders are held still, and heldLimit how many
 // a transaction may read of one device for that; a request derives what needs more.
-// One step of it reads up to requestHeldLimit: about 150 MB.
+// One step of it reads up to requestHeldShare, and one at a time in a process up to
+// requestHeldLimit: about 150 MB.
 const (
 	jumpsFirst  = 4
 	jumpsAtOnce = 5000
@@ -27,6 +28,7 @@ const (
 	heldAtOnce  = 250_000
 	heldLimit   = 5000
 
+	requestHeldShare = 50_000
 	requestHeldLimit = 1_000_000
 )
 
@@ -98,17 +100,24 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 	}
 	// Each round derives all that was read: rounds that grow keep that linear.
 	for most := heldFirst; ; most = min(8*most, heldAtOnce) {
-		would := make(map[string]int) // be read of a device with the next round
+		read, ends := make(map[string]int), make(map[string]int) // of a device: fixes, and ends of tracks that are to grow
 		for i := range wide {
-			would[list[i].device] += len(wide[i].fixes) - before[i]
-			if !wide[i].settled() {
-				would[list[i].device] += 2 * most
+			read[list[i].device] += len(wide[i].fixes) - before[i]
+			ends[list[i].device] += wide[i].unsettled()
+		}
+		room := 0 // of the device that has the most, for each end
+		for device, n := range ends {
+			if n > 0 {
+				room = max(room, (limit-read[device])/n)
 			}
+		}
+		if limit > 0 && room > 0 {
+			most = min(most, room)
 		}
 		more := false
 		for i := range wide {
 			if r := &wide[i]; !r.settled() {
-				if err := r.derive(rules, far, limit > 0 && would[list[i].device] > limit); err != nil {
+				if err := r.derive(rules, far, limit > 0 && read[list[i].device]+most*ends[list[i].device] > limit); err != nil {
 					return err
 				}
 				more = more || !r.settled()
@@ -131,6 +140,22 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 // settled reports whether what counts was derived, if anything was to be.
 func (r *reach) settled() bool {
 	return r.tried && (r.derived == nil || !r.derived.Before && !r.derived.Behind)
+}
+
+// unsettled is at how many ends of the track more has to be read.
+func (r *reach) unsettled() (ends int) {
+	switch {
+	case r.settled():
+	case r.derived == nil:
+		ends = 2 // not known yet
+	default:
+		for _, more := range []bool{r.derived.Before, r.derived.Behind} {
+			if more {
+				ends++
+			}
+		}
+	}
+	return ends
 }
 
 // extendWhere reads more on one side of those tracks that do not hold enough there, and

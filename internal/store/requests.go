@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +27,8 @@ type Requests struct {
 	writer  *Writer
 	scanned atomic.Bool // processor.devices holds all devices
 
-	heldLimit int // fixes that one step reads of a device for borders that are held still
+	heldLimit int        // fixes that one step reads of a device for borders that are held still
+	large     sync.Mutex // held by the step that reads more than requestHeldShare of them
 }
 
 // NewRequests returns the requests as the owner of shards runs them.
@@ -112,7 +115,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		return p, false, notBegun(err)
 	}
 	s := step{
-		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)), heldLimit: q.heldLimit,
+		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)), heldLimit: q.heldLimit, large: &q.large, scope: q.writer.scope, member: q.writer.member,
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
 	if device := o.Request.Device; device != "" {
@@ -322,7 +325,10 @@ type step struct {
 	fixes  int64
 	ask    ask
 
+	scope     Scope
+	member    string
 	heldLimit int
+	large     *sync.Mutex
 	far       ask // beyond the windows, which smaller windows do not make less
 
 	devices []string // that it concerns
@@ -433,17 +439,27 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		s.devices = append(s.devices, w.device)
 	}
 	rules := s.o.Rules
-	// The windows share the bound: a step of one device has all of it.
-	found, err := tracks(s.c, windows, rules, s.ask, s.far, nil, max(1, s.heldLimit/max(1, len(windows))))
+	found, err := s.tracks(windows)
 	if err != nil {
 		return false, nil, err
 	}
-	for i := range found {
-		if d := found[i].derived; d != nil && d.Left {
+	var alone []window // of devices that need more: each has a request of its own, which alone fails
+	for i := len(found) - 1; i >= 0; i-- {
+		if d := found[i].derived; d == nil || !d.Left {
+			continue
+		}
+		w := windows[i]
+		if s.o.Request.Device != "" {
 			return false, nil, &protocol.Failure{Kind: protocol.Rejected, TooMuch: true, Err: fmt.Errorf(
 				"more than %d positions of device %s decide on a crossing of a fence that holds its border still: give that fence a smaller exit_margin_m, min_dwell_s or min_interval_s and ask again",
-				s.heldLimit, windows[i].device)}
+				s.heldLimit, w.device)}
 		}
+		if p.AfterUS != nil && i == len(found)-1 {
+			p.AfterUS, w.hi = nil, to
+			p.Devices++
+		}
+		alone = append(alone, w)
+		windows, found = slices.Delete(windows, i, i+1), slices.Delete(found, i, i+1)
 	}
 	if p.AfterUS != nil { // what was read behind the last piece is not read again
 		if d := found[len(found)-1].derived; d != nil {
@@ -457,10 +473,32 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		}
 	}
 	return done, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
+		for _, w := range alone {
+			queueRest(then, s.scope, s.o.Lease.Shard, w, s.member)
+		}
 		changed, err := recompute(ctx, tx, windows, found, rules, then)
 		p.Changed += int64(changed)
 		return err
 	}, nil
+}
+
+// tracks reads windows, and around them what borders that are held still take: a step of
+// several devices little of each, one of a single device all that is allowed, by one step
+// at a time.
+func (s *step) tracks(windows []window) ([]track, error) {
+	read := func(limit int) ([]track, error) {
+		return tracks(s.c, windows, s.o.Rules, s.ask, s.far, nil, max(1, limit))
+	}
+	found, err := read(min(s.heldLimit, requestHeldShare) / max(1, len(windows)))
+	left := func(t track) bool { return t.derived != nil && t.derived.Left }
+	if err != nil || s.o.Request.Device == "" || s.heldLimit <= requestHeldShare || !slices.ContainsFunc(found, left) {
+		return found, err
+	}
+	if !s.large.TryLock() {
+		return nil, &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("another recompute reads as many positions as one may; this one follows")}
+	}
+	defer s.large.Unlock()
+	return read(s.heldLimit)
 }
 
 // next is the devices that follow the one done last, as many as are looked at
