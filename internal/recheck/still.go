@@ -80,7 +80,13 @@ func lasting(v *drawn, fixes []Fix, changes []Crossing, another bool) (list []Cr
 		if !isLast {
 			back = changes[i+1].LaterUS
 		}
-		far := slices.ContainsFunc(fixes, func(f Fix) bool { return f.us >= c.LaterUS && f.us < back && v.away(f.at) > marginM })
+		first, _ := slices.BinarySearchFunc(fixes, c.LaterUS, func(f Fix, us int64) int { return cmp.Compare(f.us, us) })
+		far := false
+		for _, f := range fixes[first:] {
+			if far = f.us < back && v.away(f.at) > marginM; far || f.us >= back {
+				break
+			}
+		}
 		switch {
 		case far || isLast && another:
 			kept = append(kept, c)

@@ -57,31 +57,31 @@ func (d *Devices) Verify(ctx context.Context, device string) (Verification, erro
 	if err != nil {
 		return v, failure("verify a device", err)
 	}
-	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+	var deriver *recheck.Deriver
+	var recorded []recheck.Crossing
+	var fixes []recheck.Fix
+	stored := make(map[int64]bool) // the fixes that crossings refer to
+	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+		// Positions of many heaps are read by other sessions, while this one keeps their snapshot.
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0"); err != nil {
 			return err
 		}
-		deriver, err := d.deriver(ctx, tx, &v)
-		if err != nil {
+		if deriver, err = d.deriver(ctx, tx, &v); err != nil {
 			return err
 		}
-		recorded, err := collect(ctx, tx, scanRecorded, `
+		recorded, err = collect(ctx, tx, scanRecorded, `
 select `+crossingColumns+`, fence_version
 from processor.timing_records
 where device_id = $1`, device)
 		if err != nil {
 			return err
 		}
-		stored := make(map[int64]bool, len(recorded)) // of the fixes that crossings refer to
 		for i := range recorded {
 			stored[recorded[i].EarlierUS], stored[recorded[i].LaterUS] = false, false
 		}
-		fixes, err := d.fixes(ctx, tx, c, device, stored)
-		if err != nil {
+		if fixes, err = d.fixes(ctx, tx, c, device, stored); err != nil {
 			return err
 		}
-		v.Positions = int64(len(fixes))
-		v.compare(deriver.DeriveAfter(fixes, recorded, func(us int64) bool { return stored[us] }))
 		return tx.QueryRow(ctx, `
 select count(*)
 from processor.requests
@@ -91,7 +91,13 @@ where stream = $1
   and kind = 'recompute'
   and (device_id = $3 or device_id is null)`, d.scope.Stream, d.scope.Group, device).Scan(&v.Open)
 	})
-	return v, failure("verify a device", err)
+	if err != nil {
+		return v, failure("verify a device", err)
+	}
+	// After the transaction: it may take longer than a snapshot should be held.
+	v.Positions = int64(len(fixes))
+	v.compare(deriver.DeriveAfter(fixes, recorded, func(us int64) bool { return stored[us] }))
+	return v, nil
 }
 
 // deriver has the fences in force, without those that are invalid.
