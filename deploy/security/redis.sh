@@ -38,8 +38,9 @@ set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
 set -- "$@" "(~$stream ~$recompute $reading $consuming)"
 if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd)"; fi
 
-# Changes of crossings are added, and the last one is read.
-if [ -n "${TIMING_STREAM:-}" ]; then set -- "$@" "(~$TIMING_STREAM +xrevrange +xadd +eval +evalsha)"; fi
+# Changes of crossings are added, the last one is read, and before the first one its groups, which only
+# another program would have.
+if [ -n "${TIMING_STREAM:-}" ]; then set -- "$@" "(~$TIMING_STREAM +xrevrange +xadd +xinfo|groups +eval +evalsha)"; fi
 
 # Dead letters come one by one and go one by one.
 set -- "$@" "(~$dlq $reading +xadd +xdel)"

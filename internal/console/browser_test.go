@@ -81,10 +81,19 @@ func (b *webPage) do(steps ...chromedp.Action[chromedp.Void]) {
 	require.NoError(b.t, chromedp.Do(ctx, steps...))
 }
 
-// visit opens a page and waits until it is live.
+// visit opens a page and waits until it is live. A page that is just following its action to
+// another one aborts the first attempt.
 func (b *webPage) visit(path string) {
 	b.t.Helper()
-	b.do(chromedp.Navigate(b.base + path))
+	testenv.Wait(b.t, 40*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
+		defer cancel()
+		err := chromedp.Do(ctx, chromedp.Navigate(b.base+path))
+		if err != nil && !strings.Contains(err.Error(), "net::ERR_ABORTED") {
+			require.NoError(b.t, err)
+		}
+		return err
+	})
 	b.await("document.getElementById('live')?.textContent", "live")
 }
 
