@@ -138,22 +138,18 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 }
 
 // settled reports whether what counts was derived, if anything was to be.
-func (r *reach) settled() bool {
-	return r.tried && (r.derived == nil || !r.derived.Before && !r.derived.Behind)
-}
+func (r *reach) settled() bool { return r.unsettled() == 0 }
 
 // unsettled is at how many ends of the track more has to be read.
 func (r *reach) unsettled() (ends int) {
-	switch {
-	case r.settled():
-	case r.derived == nil:
-		ends = 2 // not known yet
-	default:
-		for _, more := range []bool{r.derived.Before, r.derived.Behind} {
-			if more {
-				ends++
-			}
-		}
+	if !r.tried {
+		return 2 // not known yet
+	}
+	if r.derived != nil && r.derived.Before {
+		ends++
+	}
+	if r.derived != nil && r.derived.Behind {
+		ends++
 	}
 	return ends
 }

@@ -74,7 +74,7 @@ from processor.devices
 where stream = $1
   and device_id > $2
 order by device_id
-limit $3`, []any{s.stream, after, page}, []any{&id}, func() error {
+limit $3`, []any{s.q.writer.scope.Stream, after, page}, []any{&id}, func() error {
 		n++
 		if last = id; telemetry.ShardOf(id, s.o.Shards) == s.o.Request.Shard {
 			devices = append(devices, id)

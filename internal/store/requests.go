@@ -115,7 +115,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		return p, false, notBegun(err)
 	}
 	s := step{
-		c: c, o: o, p: &p, stream: q.writer.scope.Stream, fixes: max(1, int64(stepFixes>>p.Halved)), heldLimit: q.heldLimit, large: &q.large, scope: q.writer.scope, member: q.writer.member,
+		q: q, c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>p.Halved)),
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
 	if device := o.Request.Device; device != "" {
@@ -123,7 +123,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 		if err != nil {
 			return p, false, notBegun(err)
 		}
-		if shards > 0 && home.Stream != s.stream {
+		if shards > 0 && home.Stream != q.writer.scope.Stream {
 			return p, true, q.pass(ctx, o, home, telemetry.ShardOf(device, shards))
 		}
 	}
@@ -318,18 +318,13 @@ const devicesAtOnce = 64
 // step is one part of a request. Its fixes are about how many positions it may
 // read or remove.
 type step struct {
-	c      cuts
-	o      protocol.RequestStep
-	p      *protocol.Progress
-	stream string
-	fixes  int64
-	ask    ask
-
-	scope     Scope
-	member    string
-	heldLimit int
-	large     *sync.Mutex
-	far       ask // beyond the windows, which smaller windows do not make less
+	q     *Requests
+	c     cuts
+	o     protocol.RequestStep
+	p     *protocol.Progress
+	fixes int64
+	ask   ask
+	far   ask // beyond the windows, which smaller windows do not make less
 
 	devices []string // that it concerns
 }
@@ -350,7 +345,7 @@ from (
   where device_id = any ($1)
   order by device_id
   for share
-) d`, s.devices, s.stream).Scan(&moved); err != nil {
+) d`, s.devices, s.q.writer.scope.Stream).Scan(&moved); err != nil {
 		return err
 	}
 	if moved > 0 {
@@ -367,7 +362,7 @@ func (s *step) has(device string) (ours bool, err error) {
 select stream
 from processor.devices
 where device_id = $1`, []any{device}, []any{&stream}, func() error {
-		ours = stream == s.stream
+		ours = stream == s.q.writer.scope.Stream
 		return nil
 	})
 	return ours, err
@@ -452,7 +447,7 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 		if s.o.Request.Device != "" {
 			return false, nil, &protocol.Failure{Kind: protocol.Rejected, TooMuch: true, Err: fmt.Errorf(
 				"more than %d positions of device %s decide on a crossing of a fence that holds its border still: give that fence a smaller exit_margin_m, min_dwell_s or min_interval_s and ask again",
-				s.heldLimit, w.device)}
+				s.q.heldLimit, w.device)}
 		}
 		if p.AfterUS != nil && i == len(found)-1 {
 			p.AfterUS, w.hi = nil, to
@@ -474,7 +469,7 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 	}
 	return done, func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error {
 		for _, w := range alone {
-			queueRest(then, s.scope, s.o.Lease.Shard, w, s.member)
+			queueRest(then, s.q.writer.scope, s.o.Lease.Shard, w, s.q.writer.member)
 		}
 		changed, err := recompute(ctx, tx, windows, found, rules, then)
 		p.Changed += int64(changed)
@@ -483,22 +478,20 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 }
 
 // tracks reads windows, and around them what borders that are held still take: a step of
-// several devices little of each, one of a single device all that is allowed, by one step
-// at a time.
+// several devices little of each, one of a single device all that is allowed, unless
+// another step does so.
 func (s *step) tracks(windows []window) ([]track, error) {
-	read := func(limit int) ([]track, error) {
-		return tracks(s.c, windows, s.o.Rules, s.ask, s.far, nil, max(1, limit))
+	limit, single := min(s.q.heldLimit, requestHeldShare), s.o.Request.Device != ""
+	if single && s.q.large.TryLock() {
+		defer s.q.large.Unlock()
+		limit = s.q.heldLimit
 	}
-	found, err := read(min(s.heldLimit, requestHeldShare) / max(1, len(windows)))
+	found, err := tracks(s.c, windows, s.o.Rules, s.ask, s.far, nil, max(1, limit/max(1, len(windows))))
 	left := func(t track) bool { return t.derived != nil && t.derived.Left }
-	if err != nil || s.o.Request.Device == "" || s.heldLimit <= requestHeldShare || !slices.ContainsFunc(found, left) {
-		return found, err
-	}
-	if !s.large.TryLock() {
+	if err == nil && single && limit < s.q.heldLimit && slices.ContainsFunc(found, left) {
 		return nil, &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("another recompute reads as many positions as one may; this one follows")}
 	}
-	defer s.large.Unlock()
-	return read(s.heldLimit)
+	return found, err
 }
 
 // next is the devices that follow the one done last, as many as are looked at
