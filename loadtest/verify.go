@@ -70,7 +70,10 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 		return nil, err
 	}
 	seen.Crossings = g.Crossings(ctx)
-	seen.Rules = oracle.Rules{Fences: fences, Faulty: marked, MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxSpeed: cfg.MaxSpeed, MaxCrossingGap: cfg.MaxCrossingGap}
+	seen.Rules = oracle.Rules{
+		Fences: fences, Faulty: marked,
+		Limits: oracle.Limits{MaxFutureSkew: cfg.MaxFutureSkew, MaxPast: cfg.MaxPast, MinSatellites: cfg.MinSatellites, MaxSpeed: cfg.MaxSpeed, MaxCrossingGap: cfg.MaxCrossingGap},
+	}
 	if !cfg.DroppedBefore.IsZero() {
 		seen.DroppedUS = cfg.DroppedBefore.UnixMicro()
 	}

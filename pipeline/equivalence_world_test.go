@@ -300,7 +300,8 @@ func (w *world) verdict() (*oracle.Report, error) {
 		Positions: observer.Positions(ctx, w.pool),
 		Crossings: observer.Timings(ctx, w.pool),
 		Rules: oracle.Rules{
-			Fences: fences, MaxFutureSkew: w.rules.MaxFutureSkew, MaxPast: w.rules.MaxPast, MinSatellites: w.rules.MinSatellites, MaxSpeed: w.rules.MaxSpeed, MaxCrossingGap: w.gap,
+			Fences: fences,
+			Limits: oracle.Limits{MaxFutureSkew: w.rules.MaxFutureSkew, MaxPast: w.rules.MaxPast, MinSatellites: w.rules.MinSatellites, MaxSpeed: w.rules.MaxSpeed, MaxCrossingGap: w.gap},
 			Faulty: func(device string, us int64) bool { return w.faulty[faultyRow{device, us}] },
 		},
 	})

@@ -5,19 +5,14 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"time"
 
 	"github.com/trmtracking/processor/internal/recheck"
 )
 
 // Rules are what crossings depend on besides the records.
 type Rules struct {
-	Fences         []Fence // all versions in force; those that are invalid are passed over
-	MaxFutureSkew  time.Duration
-	MaxPast        time.Duration // 0 for any
-	MinSatellites  int           // 0 for none
-	MaxSpeed       int           // km/h; 0 for any
-	MaxCrossingGap time.Duration
+	Limits
+	Fences []Fence // all versions in force; those that are invalid are passed over
 	// Faulty reports which rows of positions an operator has marked. Nil means
 	// none.
 	Faulty func(device string, timeUS int64) bool
@@ -29,12 +24,7 @@ func (r *Rules) faulty(device string, timeUS int64) bool {
 
 // eligible reports whether a record takes part in what is derived.
 func (r *Rules) eligible(row *Row) bool {
-	limits := r.limits()
-	return limits.Eligible(new(positionOf(row)))
-}
-
-func (r *Rules) limits() recheck.Rules {
-	return recheck.Rules{MaxFutureSkew: r.MaxFutureSkew, MaxPast: r.MaxPast, MinSatellites: r.MinSatellites, MaxSpeed: r.MaxSpeed, MaxCrossingGap: r.MaxCrossingGap}
+	return r.Eligible(new(positionOf(row)))
 }
 
 func positionOf(row *Row) recheck.Position {
@@ -43,6 +33,9 @@ func positionOf(row *Row) recheck.Position {
 		SpeedKMH: row.Speed, Satellites: int(row.Satellites),
 	}
 }
+
+// Limits say which positions take part, and how far apart they may be.
+type Limits = recheck.Rules
 
 // Fence is one version of a fence, as the table geofences holds it.
 type Fence = recheck.Fence
@@ -58,7 +51,7 @@ func (o *Oracle) Crossings(rules Rules) iter.Seq2[Crossing, error] {
 			yield(Crossing{}, err)
 			return
 		}
-		d, _ := recheck.New(rules.Fences, rules.limits())
+		d, _ := recheck.New(rules.Fences, rules.Limits)
 		device, fixes := uint32(0), []recheck.Fix(nil)
 		end := func() bool {
 			for _, c := range d.Derive(fixes) {

@@ -38,7 +38,7 @@ func drive(t *testing.T, fences []oracle.Fence, places [][2]float64) (ours, thei
 	}
 	o, err := oracle.New(logOf(t, sent))
 	require.NoError(t, err)
-	r := oracle.Rules{Fences: fences, MaxFutureSkew: time.Hour, MaxCrossingGap: time.Hour}
+	r := oracle.Rules{Fences: fences, Limits: oracle.Limits{MaxFutureSkew: time.Hour, MaxCrossingGap: time.Hour}}
 	for c, err := range o.Crossings(r) {
 		require.NoError(t, err)
 		ours = append(ours, c)

@@ -44,9 +44,7 @@ var rules = oracle.Rules{
 		{ID: "box", Version: 2, Kind: "area", Geometry: `{"type":"Polygon","coordinates":[[[1.49,42.49],[1.53,42.49],[1.53,42.51],[1.49,42.51],[1.49,42.49]]]}`, FromUS: math.MinInt64, ToUS: math.MaxInt64},
 		{ID: "line", Version: 3, Kind: "gate", Geometry: `{"type":"LineString","coordinates":[[1.5,42.48],[1.5,42.52]]}`, FromUS: math.MinInt64, ToUS: math.MaxInt64},
 	},
-	MaxFutureSkew:  5 * time.Minute,
-	MinSatellites:  1,
-	MaxCrossingGap: 10 * time.Minute,
+	Limits: oracle.Limits{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1, MaxCrossingGap: 10 * time.Minute},
 }
 
 // send returns the stream that the items make, three entries a millisecond, and what

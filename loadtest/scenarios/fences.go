@@ -80,5 +80,5 @@ func (r *run) rules() oracle.Rules {
 			FromUS: f.Valid.FromUS, ToUS: f.Valid.ToUS, Disabled: !f.Enabled,
 		}
 	}
-	return oracle.Rules{Fences: fences, MaxFutureSkew: maxFutureSkew, MinSatellites: minSatellites, MaxCrossingGap: maxCrossingGap}
+	return oracle.Rules{Fences: fences, Limits: oracle.Limits{MaxFutureSkew: maxFutureSkew, MinSatellites: minSatellites, MaxCrossingGap: maxCrossingGap}}
 }
