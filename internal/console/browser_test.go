@@ -100,18 +100,27 @@ func (b *webPage) visit(path string) {
 // eval returns the value of an expression as text.
 func (b *webPage) eval(expression string) string {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
-	defer cancel()
-	value, err := chromedp.Run(ctx, chromedp.Evaluate[string]("String("+expression+")"))
+	value, err := b.tryEval(expression)
 	require.NoError(b.t, err, expression)
 	return value
 }
 
-// await waits until an expression contains a text.
+func (b *webPage) tryEval(expression string) (string, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	defer cancel()
+	return chromedp.Run(ctx, chromedp.Evaluate[string]("String("+expression+")"))
+}
+
+// await waits until an expression contains a text, across pages: one that goes away while
+// it is asked does not answer.
 func (b *webPage) await(expression, want string) {
 	b.t.Helper()
 	testenv.Wait(b.t, 40*time.Second, func() error {
-		if have := b.eval(expression); !strings.Contains(have, want) {
+		have, err := b.tryEval(expression)
+		if err != nil {
+			return fmt.Errorf("%s: %w", expression, err)
+		}
+		if !strings.Contains(have, want) {
 			return fmt.Errorf("want %q in %s, have %.1500s", want, expression, have)
 		}
 		return nil

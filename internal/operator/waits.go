@@ -96,7 +96,7 @@ func ShardWaits(shards []protocol.Shard, holds protocol.Holds, members []coordin
 			w.State, w.Since, w.Detail = protocol.WaitHeld, hold.Since, HoldText(*hold)
 		case lock != nil:
 			w.State, w.Since, w.Detail = protocol.WaitLocked, lock.Since, lock.String()
-		case isTold && said.Shard == s.Shard:
+		case isTold:
 			w = said
 		case s.Changed.IsZero(): // known from heartbeats alone
 			continue
