@@ -146,7 +146,8 @@ func TestAnOperatorFindsEditsAndReplaysDeadLetters(t *testing.T) {
 		}
 		return nil
 	})
-	require.Equal(t, 2, d.count("select count(*) from positions where latitude = 48.25 and ingested_at = $1", ids[0].Time()), "with their own stream time")
+	require.Equal(t, 2, d.count("select count(*) from positions where latitude = 48.25 and (ts, ingested_at) in (($1, $2), ($3, $4))",
+		time.Unix(1_700_000_000, 0), ids[0].Time(), time.Unix(1_700_000_001, 0), ids[1].Time()), "with their own stream time")
 	require.Equal(t, 2, d.count("select count(*) from processor.dead_letters where edit_diff like '%48.25%' and replayed_as is not null and edited_fields <> fields"))
 
 	// The third would come back, and is not sent.
