@@ -308,7 +308,7 @@ func (t *table) resume(parts []part) (reason string) {
 			s.notBefore = time.Time{}
 		}
 	}
-	ring(t.wake)
+	wakeUp(t.wake)
 	return reason
 }
 

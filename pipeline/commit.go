@@ -17,7 +17,7 @@ import (
 func (w *worker) commitLoop(ctx context.Context) error {
 	defer close(w.ackQueue)
 	for b := range w.commits {
-		w.mutantAcks(ctx, b)
+		w.ackEarlyIfMutant(ctx, b)
 		c := w.commit(ctx, b)
 		if c.err == nil {
 			select {

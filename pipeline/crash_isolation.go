@@ -106,6 +106,6 @@ func (t *table) endQuarantine(shard int, grant uint64) {
 	if s := &t.slots[shard]; s.owned && s.grant == grant {
 		s.quarantine = protocol.Quarantine{}
 		s.due = true
-		ring(t.wake)
+		wakeUp(t.wake)
 	}
 }

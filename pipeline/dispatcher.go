@@ -283,7 +283,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]
 		t.deliver(shard, entries)
 	})
 	if unread {
-		ring(t.wake)
+		wakeUp(t.wake)
 	}
 }
 

@@ -10,15 +10,15 @@ import (
 type messageKind uint8
 
 const (
-	work    messageKind = iota + 1 // entries of a shard, in order
-	granted                        // a shard starts under an epoch, on fresh state
-	dropped                        // a shard is no longer ours
-	asked                          // a step of a request for a shard is to be run
-	stepped                        // a step has ended
-	emptied                        // the queue of a quarantined shard is empty
-	retried                        // deferred entries of a shard that are due
-	hurried                        // what is in flight of a shard is to be committed at once
-	leaving                        // work on a shard ends; its state is wanted
+	work       messageKind = iota + 1 // entries of a shard, in order
+	granted                           // a shard starts under an epoch, on fresh state
+	dropped                           // a shard is no longer ours
+	asked                             // a step of a request for a shard is to be run
+	stepped                           // a step has ended
+	emptied                           // the queue of a quarantined shard is empty
+	retried                           // deferred entries of a shard that are due
+	flushShard                        // what is in flight of a shard is to be committed at once
+	leaving                           // work on a shard ends; its state is wanted
 )
 
 // message is an instruction to a worker. One worker gets its messages in the
@@ -58,7 +58,7 @@ func (m *mailbox) put(msg message) {
 	m.mu.Lock()
 	m.items = append(m.items, msg)
 	m.mu.Unlock()
-	ring(m.signal)
+	wakeUp(m.signal)
 }
 
 // waiting returns the number of messages not taken yet.

@@ -14,8 +14,8 @@ import (
 // mutantDrops reports whether to drop a record.
 func mutantDrops() bool { return false }
 
-// mutantAcks acknowledges a batch that is not committed yet.
-func (w *worker) mutantAcks(context.Context, *batch) {}
+// ackEarlyIfMutant acknowledges a batch that is not committed yet.
+func (w *worker) ackEarlyIfMutant(context.Context, *batch) {}
 
 // mutantWrites writes a batch, delayed where a test asks for that.
 func (w *worker) mutantWrites(ctx context.Context, b *protocol.Batch) (protocol.CommitResult, error) {

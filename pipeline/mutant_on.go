@@ -23,9 +23,9 @@ func mutantDrops() bool {
 	return ok && err == nil && placed.Add(1)%n == 0
 }
 
-// mutantAcks acknowledges before the commit if MUTANT is early_ack, and then
+// ackEarlyIfMutant acknowledges before the commit if MUTANT is early_ack, and then
 // waits.
-func (w *worker) mutantAcks(ctx context.Context, b *batch) {
+func (w *worker) ackEarlyIfMutant(ctx context.Context, b *batch) {
 	if os.Getenv("MUTANT") == "early_ack" {
 		_ = w.acker.Ack(ctx, b.acks())
 		_ = sleep(ctx, 50*time.Millisecond)

@@ -246,13 +246,13 @@ func (p *Pipeline) InFlight() int {
 func (p *Pipeline) Notify(shards []int) { p.table.markDue(shards) }
 
 // NotifyDispatchLease wakes the dispatcher: the lease was released.
-func (p *Pipeline) NotifyDispatchLease() { ring(p.leaseFree) }
+func (p *Pipeline) NotifyDispatchLease() { wakeUp(p.leaseFree) }
 
 // FencesChanged wakes the refresh of fences.
-func (p *Pipeline) FencesChanged() { ring(p.fences.changed) }
+func (p *Pipeline) FencesChanged() { wakeUp(p.fences.changed) }
 
 // RequestsChanged wakes the poll for requests.
-func (p *Pipeline) RequestsChanged() { ring(p.scheduler.wake) }
+func (p *Pipeline) RequestsChanged() { wakeUp(p.scheduler.wake) }
 
 // Reread reads queues of shards from their start: entries may precede the cursor.
 func (p *Pipeline) Reread(shards []int) { p.table.reread(shards) }

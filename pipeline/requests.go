@@ -103,7 +103,7 @@ func (d *requestScheduler) poll(ctx context.Context) error {
 // done removes a finished request; the next one of its shard may follow.
 func (d *requestScheduler) done(id int64) {
 	d.later(id)
-	ring(d.wake)
+	wakeUp(d.wake)
 }
 
 // later returns a request: a later poll finds it again if it is not finished.

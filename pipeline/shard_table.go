@@ -78,7 +78,7 @@ func newTable(cfg Config) *table {
 	return t
 }
 
-func ring(c chan struct{}) {
+func wakeUp(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -109,7 +109,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released})
-	ring(t.wake)
+	wakeUp(t.wake)
 	return nil
 }
 
@@ -133,7 +133,7 @@ func (t *table) release(shard int) {
 		close(s.drained)
 		s.drained = nil
 	}
-	ring(t.room)
+	wakeUp(t.room)
 }
 
 // drop gives a shard up: nothing of it will be committed or acknowledged any
@@ -182,7 +182,7 @@ func (t *table) restart(shard int, grant uint64, notBefore time.Time) {
 	}
 	s.due, s.notBefore, s.pause = true, notBefore, pause
 	t.workers[worker].box.put(message{kind: granted, shard: shard, grant: s.grant, epoch: epoch, token: s.token, quarantine: quarantine, apart: pause != nil})
-	ring(t.wake)
+	wakeUp(t.wake)
 }
 
 // restartLocked restarts a shard whose row is locked, and reports whether that is news.
@@ -251,7 +251,7 @@ func (t *table) stop(shard int) <-chan struct{} {
 	}
 	if s.drained == nil {
 		s.drained, s.stoppedAt = done, time.Now()
-		t.workers[s.worker].box.put(message{kind: hurried, shard: shard, grant: s.grant})
+		t.workers[s.worker].box.put(message{kind: flushShard, shard: shard, grant: s.grant})
 	}
 	s.stopping = true
 	return s.drained
@@ -395,7 +395,7 @@ func (t *table) rewind() {
 			s.due = true
 		}
 	}
-	ring(t.wake)
+	wakeUp(t.wake)
 }
 
 // reread resets the cursors of some shards.
@@ -411,7 +411,7 @@ func (t *table) reread(shards []int) {
 			s.due = true
 		}
 	}
-	ring(t.wake)
+	wakeUp(t.wake)
 }
 
 // nextLease records that the dispatch lease was acquired or lost. Knowledge of
@@ -429,7 +429,7 @@ func (t *table) nextLease(held bool) uint64 {
 			s.due = true
 		}
 	}
-	ring(t.wake)
+	wakeUp(t.wake)
 	return t.leaseNumber
 }
 
@@ -485,5 +485,5 @@ func (t *table) markDue(shards []int) {
 			mark(&t.slots[shard])
 		}
 	}
-	ring(t.wake)
+	wakeUp(t.wake)
 }

@@ -265,7 +265,7 @@ func (w *worker) advance(ctx context.Context) error {
 			w.state.invalidate(m.shard)
 			w.current.without(func(shard int) bool { return shard == m.shard }, w.cfg.Shards)
 			w.next++
-		case hurried:
+		case flushShard:
 			w.makeDue()
 			w.next++
 		case leaving:
@@ -588,8 +588,8 @@ func (w *worker) finish(b *batch) {
 		}
 	}
 	w.stateSize.Store(int64(w.state.len))
-	ring(w.table.room)
-	ring(w.table.wake)
+	wakeUp(w.table.room)
+	wakeUp(w.table.wake)
 }
 
 func unique(ids []string) []string {
