@@ -54,6 +54,12 @@ type window struct {
 	lo, hi int64
 	added  []int64 // device times of what was added to a known track; nil if that is not known
 	stored []int64 // those of them whose rows this transaction wrote: one that lost may have been there for long
+	where  []span  // where the device has rows at all, if known
+}
+
+// empty reports whether the device is known to have no row in a span.
+func (w *window) empty(s span) bool {
+	return w.where != nil && !slices.ContainsFunc(w.where, func(at span) bool { return at.first <= s.last && s.first <= at.last })
 }
 
 // windows joins positions of a device that are close in time and whose crossings are to
@@ -271,6 +277,9 @@ func tracksIn(near ask, c cuts, s span, list []window, rules telemetry.Eligibili
 	var begins, ends []bool
 	for i, w := range list {
 		if w.hi < s.from || w.lo >= s.to && s.to != math.MaxInt64 {
+			continue
+		}
+		if !s.holds(w.lo) && !s.holds(w.hi) && w.empty(s) {
 			continue
 		}
 		which, devices = append(which, i), append(devices, w.device)

@@ -389,6 +389,7 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 			if err != nil {
 				return false, nil, err
 			}
+			w.where = held[0].where
 			if p.AfterUS = nil; held[0].more {
 				w.hi = held[0].last
 				p.AfterUS = &w.hi
@@ -423,7 +424,7 @@ func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *p
 			if budget <= 0 {
 				break
 			}
-			windows = append(windows, window{device: some[i], lo: from, hi: to})
+			windows = append(windows, window{device: some[i], lo: from, hi: to, where: h.where})
 			p.Device = some[i]
 			p.Devices++
 			p.Fixes += h.fixes
@@ -515,7 +516,8 @@ func (s *step) next() ([]string, error) {
 type holding struct {
 	fixes int64
 	last  int64
-	more  bool // than were counted
+	more  bool   // than were counted
+	where []span // it has rows; nil if all is one span
 }
 
 const holdingsSQL = `
@@ -536,13 +538,32 @@ where h.n > 0`
 
 func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 	found := make([]holding, len(devices))
-	for _, at := range s.c.spans(from, to) {
+	spans := s.c.spans(from, to)
+	for _, at := range spans {
 		var which []int
 		var ids []string
 		for i, id := range devices {
 			if !found[i].more {
 				which, ids = append(which, i), append(ids, id)
 			}
+		}
+		if len(spans) > 1 {
+			there, _, err := s.c.present(ids, at, s.ask)
+			if err != nil {
+				return nil, err
+			}
+			for n, i := range there {
+				there[n] = which[i]
+				h := &found[which[i]]
+				h.where = append(h.where, at)
+			}
+			which, ids = there, ids[:0]
+			for _, i := range which {
+				ids = append(ids, devices[i])
+			}
+		}
+		if len(ids) == 0 {
+			continue
 		}
 		var i, n int64
 		var last time.Time
@@ -554,6 +575,11 @@ func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 			return nil
 		}); err != nil {
 			return nil, err
+		}
+	}
+	for i := range found { // nothing behind what was counted is known to be empty
+		if h := &found[i]; len(spans) > 1 && h.where == nil {
+			h.where = []span{}
 		}
 	}
 	return found, nil
