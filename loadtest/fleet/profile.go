@@ -22,6 +22,7 @@ type Profile struct {
 	First    int           // number of the first device, see DeviceID
 	Interval time.Duration // between two fixes of a device under way
 	Slow     float64       // share of devices that report every tenth interval only
+	Skew     float64       // s of Zipf's law: the device of rank k reports every k^s intervals; 0 means all alike
 
 	Parked    float64 // ignition off: the device stands and reports every tenth interval
 	Gaps      float64 // no coverage: buffered fixes follow in frames, newest first
@@ -110,6 +111,24 @@ func Steady(seed uint64, devices int, rate float64, duration time.Duration) Prof
 	}
 }
 
+// Skewed returns devices that together send rate records a second by Zipf's law, as
+// fleets do in which few vehicles report most.
+func Skewed(seed uint64, devices int, rate, s float64, duration time.Duration) Profile {
+	p := Steady(seed, devices, rate, duration)
+	p.Name, p.About, p.Skew = "skewed", "an uneven load without incidents: few devices send most", s
+	perInterval := 0.0
+	for d := range devices {
+		perInterval += 1 / float64(p.every(d))
+	}
+	p.Interval = time.Duration(perInterval / rate * float64(time.Second))
+	return p
+}
+
+// every is after how many intervals a device reports, but for slow ones.
+func (p *Profile) every(d int) int {
+	return max(1, int(math.Round(math.Pow(float64(d+1), p.Skew))))
+}
+
 // Profiles returns the named profiles with the given seed, in the order in which
 // they are shown.
 func Profiles(seed uint64) []Profile {
@@ -155,6 +174,7 @@ func (p Profile) Validate() error {
 		sum += s
 	}
 	require(sum <= 1+1e-9, "incidents: their shares add up to %v, want at most 1", math.Round(sum*1000)/1000)
+	require(p.Skew >= 0 && p.Skew <= 3, "skew %v: want 0 to 3", p.Skew)
 	require(p.Hot < 1, "hot share 1: want less, the other devices send the rest")
 	require(p.Junk < 1, "junk share 1: want less, the devices send the rest")
 	return errors.Join(errs...)

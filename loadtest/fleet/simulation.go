@@ -83,13 +83,14 @@ func (s *Simulation) advance() bool {
 
 // report adds what device d sends at this tick.
 func (s *Simulation) report(d int, at time.Duration) {
-	n, every := s.tick, 1
+	n, every := s.tick, s.p.every(d)
 	if s.slow(d) {
-		if n%10 != d%10 {
-			return
-		}
-		n, every = n/10, 10
+		every *= 10
 	}
+	if n%every != d%every {
+		return
+	}
+	n /= every
 	v := vehicle{
 		s: s, d: d, at: at,
 		leg: n / legTicks, tick: n % legTicks,

@@ -278,3 +278,19 @@ func BenchmarkRallyEncoded(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "items/s")
 	b.ReportMetric(float64(bytes)/float64(b.N), "bytes/item")
 }
+
+func TestASkewedFleetFollowsZipfsLaw(t *testing.T) {
+	p := fleet.Skewed(3, 500, 3000, 1.1, 20*time.Second)
+	source, err := p.Source()
+	require.NoError(t, err)
+	of := make(map[string]int)
+	total := 0
+	for it, ok := source.Next(); ok; it, ok = source.Next() {
+		of[it.Message.DeviceID]++
+		total++
+	}
+	require.InDelta(t, 60_000, total, 600)
+	first, tenth := float64(of[fleet.DeviceID(0)]), float64(of[fleet.DeviceID(9)])
+	require.InDelta(t, math.Pow(10, 1.1), first/tenth, .7)
+	require.Len(t, of, 500, "the last one reports, too")
+}

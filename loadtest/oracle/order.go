@@ -43,7 +43,7 @@ func (o *Order) Good() bool { return o.Reordered == 0 && o.Stale == 0 }
 // commits. Rows that were not sent are Judge's to find. stored, if any, is called for
 // each row that was sent, with its shard.
 func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []OwnershipSpan, shards int,
-	stored func(shard int, id ID, atUS int64),
+	stored func(c Commit, shard int, id ID),
 ) (*Order, error) {
 	j := &orderChecker{verdict: &Order{Members: map[string]int64{}}, shards: make([][]OwnershipSpan, shards)}
 	for _, t := range ownershipSpans {
@@ -66,7 +66,7 @@ func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []Owners
 		if more && o.devices[group[0].device] == c.Device && group[0].timeUS == c.TimeUS {
 			j.row(c, group[0].id)
 			if stored != nil {
-				stored(shardOf(c.Device, max(1, shards)), group[0].id, c.AtUS)
+				stored(c, shardOf(c.Device, max(1, shards)), group[0].id)
 			}
 		}
 	}

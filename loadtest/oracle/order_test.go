@@ -43,7 +43,7 @@ func TestOrderFindsARowCommittedBeforeOneThatPrecedesIt(t *testing.T) {
 	require.True(t, verdict.Good(), verdict.Examples)
 	require.Equal(t, map[string]int64{"a": 6}, verdict.Members)
 	var late uint64
-	_, err = o.Order(all(commits), nil, 0, func(_ int, id oracle.ID, atUS int64) { late += uint64(atUS) - id.Seq%10 })
+	_, err = o.Order(all(commits), nil, 0, func(c oracle.Commit, _ int, id oracle.ID) { late += uint64(c.AtUS) - id.Seq%10 })
 	require.NoError(t, err)
 	require.EqualValues(t, 600, late, "each row with its own entry")
 

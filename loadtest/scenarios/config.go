@@ -81,6 +81,7 @@ const (
 	profileIncidents = "incidents" // all that happens to trackers, and no junk
 	profilePolluted  = "polluted"  // that and junk
 	profileHot       = "hot"       // one device sends half of everything
+	profileSkewed    = "skewed"    // by Zipf's law with s = 1.1, without incidents
 )
 
 // Fleet returns the fleet of a plan. Part numbers the fleets of one run: each goes
@@ -92,13 +93,17 @@ func (p Plan) Fleet(seed uint64, part int, duration time.Duration) (fleet.Profil
 	case ProfileSteady:
 	case profileHot:
 		f.Hot = .5
+	case profileSkewed:
+		start := f.Start
+		f = fleet.Skewed(seed, p.Devices, p.Rate, 1.1, duration)
+		f.Start = start
 	case profilePolluted, profileIncidents:
 		f.Gaps, f.Overtakes, f.LostAcks, f.Twins, f.BadClocks, f.NoFixes = .2, .2, .2, .1, .05, .05
 		if p.Profile == profilePolluted {
 			f.Junk = .02
 		}
 	default:
-		return f, fmt.Errorf("fleet %q: want %s, %s, %s or %s", p.Profile, ProfileSteady, profileIncidents, profilePolluted, profileHot)
+		return f, fmt.Errorf("fleet %q: want %s, %s, %s, %s or %s", p.Profile, ProfileSteady, profileIncidents, profilePolluted, profileHot, profileSkewed)
 	}
 	return f, f.Validate()
 }

@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -12,15 +13,41 @@ import (
 // recordTimes are when each record came into the stream and when it was committed,
 // by the clocks of Redis and of Postgres: what a person waits for, whatever the
 // service says about itself.
-type recordTimes struct{ rows []recordTime }
+type recordTimes struct {
+	rows    []recordTime
+	members map[string]int // their numbers
+}
 
 type recordTime struct {
-	shard           int
+	shard, member   int
 	arrived, stored int64 // microseconds since 1970
 }
 
-func (t *recordTimes) add(shard int, id oracle.ID, atUS int64) {
-	t.rows = append(t.rows, recordTime{shard: shard, arrived: int64(id.Ms) * 1000, stored: atUS})
+func (t *recordTimes) add(c oracle.Commit, shard int, id oracle.ID) {
+	n, known := t.members[c.Member]
+	if !known {
+		if n = len(t.members); n == 0 {
+			t.members = make(map[string]int)
+		}
+		t.members[c.Member] = n
+	}
+	t.rows = append(t.rows, recordTime{shard: shard, member: n, arrived: int64(id.Ms) * 1000, stored: c.AtUS})
+}
+
+// busiest returns how much the member that stored most of what came in a span of time
+// stored, relative to the mean of n members; nil where nothing was.
+func (t *recordTimes) busiest(from, to time.Time, n int) *float64 {
+	total, of := 0, make(map[int]int)
+	for _, r := range t.rows {
+		if r.arrived >= from.UnixMicro() && r.arrived < to.UnixMicro() {
+			total++
+			of[r.member]++
+		}
+	}
+	if total == 0 {
+		return nil
+	}
+	return new(cli.Round(float64(slices.Max(slices.Collect(maps.Values(of))))*float64(n)/float64(total), 2))
 }
 
 // p99 returns the latency in milliseconds that 99 % of the records that came in a span

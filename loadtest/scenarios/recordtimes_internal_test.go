@@ -14,9 +14,9 @@ func TestLatencyCountsTheRecordsThatCameInTheSpan(t *testing.T) {
 	var times recordTimes
 	require.Nil(t, times.p99(time.UnixMilli(0), time.UnixMilli(1e6)))
 	for n := range 200 {
-		times.add(n%4, oracle.ID{Ms: uint64(1000 + n)}, int64(1000+n)*1000+int64(n)*1000)
+		times.add(oracle.Commit{AtUS: int64(1000+n)*1000 + int64(n)*1000}, n%4, oracle.ID{Ms: uint64(1000 + n)})
 	}
-	times.add(0, oracle.ID{Ms: 5000}, 90_000_000) // after the span
+	times.add(oracle.Commit{AtUS: 90_000_000}, 0, oracle.ID{Ms: 5000}) // after the span
 	require.InDelta(t, 197, *times.p99(time.UnixMilli(1000), time.UnixMilli(2000)), 0)
 	require.InDelta(t, 99, *times.p99(time.UnixMilli(1000), time.UnixMilli(1101)), 1)
 }
@@ -25,7 +25,7 @@ func TestGapIsWaitingNotSilence(t *testing.T) {
 	t.Parallel()
 	var times recordTimes
 	add := func(shard int, arrivedMS, storedMS int) {
-		times.add(shard, oracle.ID{Ms: uint64(arrivedMS)}, int64(storedMS)*1000)
+		times.add(oracle.Commit{AtUS: int64(storedMS) * 1000}, shard, oracle.ID{Ms: uint64(arrivedMS)})
 	}
 	add(0, 1000, 1020)
 	add(0, 9000, 9030) // 8 s without an entry are no gap
@@ -41,4 +41,25 @@ func TestGapIsWaitingNotSilence(t *testing.T) {
 	require.Zero(t, shard)
 	gap, _ = times.longestGap(time.UnixMilli(10_000), time.UnixMilli(1e6))
 	require.Nil(t, gap)
+}
+
+func TestTheBusiestMemberIsComparedWithTheMeanOfAll(t *testing.T) {
+	t.Parallel()
+	var times recordTimes
+	require.Nil(t, times.busiest(time.UnixMilli(0), time.UnixMilli(1e6), 3))
+	for n := range 12 {
+		times.add(oracle.Commit{Member: []string{"a", "a", "b"}[n%3]}, 0, oracle.ID{Ms: uint64(1000 + n)})
+	}
+	times.add(oracle.Commit{Member: "b"}, 0, oracle.ID{Ms: 5000}) // after the span
+	require.InDelta(t, 2, *times.busiest(time.UnixMilli(1000), time.UnixMilli(2000), 3), 0, "8 of 12, and one stored nothing")
+}
+
+func TestTheMinuteInWhichMostShardsMovedCounts(t *testing.T) {
+	t.Parallel()
+	began := time.UnixMilli(0)
+	var spans []OwnershipSpan
+	for _, s := range []int{-5, 10, 20, 75, 76, 77, 300} {
+		spans = append(spans, OwnershipSpan{From: time.Duration(s) * time.Second}, OwnershipSpan{Slot: -1, From: time.Duration(s) * time.Second})
+	}
+	require.Equal(t, 4, (&run{began: began}).mostMoves(spans, began, began.Add(100*time.Second)))
 }

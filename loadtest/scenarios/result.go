@@ -28,6 +28,12 @@ type Result struct {
 	SteadyP99MS  *float64 `json:"steady_p99_ms,omitempty"`
 	RollP99MS    *float64 `json:"roll_p99_ms,omitempty"`
 	LongestGapMS *float64 `json:"longest_gap_ms,omitempty"`
+	// Of the scenario with a hot device: latencies of the others before and with it, what
+	// the busiest instance stores relative to the mean, and shards acquired in a minute.
+	QuietP99MS   *float64 `json:"quiet_p99_ms,omitempty"`
+	HotP99MS     *float64 `json:"hot_p99_ms,omitempty"`
+	Busiest      *float64 `json:"busiest,omitempty"`
+	Moves        *int     `json:"moves_a_minute,omitempty"`
 	Seed         uint64   `json:"seed"`
 	Stale        *int64   `json:"stale"` // rows committed by a member that did not own the shard
 	Early        int64    `json:"early"` // records found acknowledged and not stored

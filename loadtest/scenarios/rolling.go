@@ -18,16 +18,46 @@ func rolling() Scenario {
 		Bounds: "age of the oldest unfinished entry: median of the restarts' peaks at most 1.5 s, worst at most 5 s; " +
 			"every stop exits with 0",
 		Plan: Plan{Instances: 3, Devices: 100_000, Rate: 5000, Rounds: 6, Duration: time.Second, Profile: ProfileSteady},
-		run:  func(ctx context.Context, r *run) error { return r.roll(ctx) },
+		run: func(ctx context.Context, r *run) error {
+			return r.besideSteady(ctx, func(n int) error {
+				in := r.line.Live()[n%r.plan.Instances]
+				if err := r.terminate(ctx, in); err != nil {
+					return err
+				}
+				return r.fill(ctx, in.Slot)
+			})
+		},
 	}
 }
 
-// steadyFor is for how many of the pauses between restarts latency is measured before
-// the first of them.
+func rescale() Scenario {
+	return Scenario{
+		Name:  "rescale",
+		About: "Twice as many instances, one after the other, and back, under load.",
+		Bounds: "age of the oldest unfinished entry: median of the steps' peaks at most 1.5 s, worst at most 5 s; " +
+			"every stop exits with 0",
+		Plan: Plan{Instances: 2, Devices: 100_000, Rate: 5000, Rounds: 4, Duration: time.Second, Profile: ProfileSteady},
+		run: func(ctx context.Context, r *run) error {
+			return r.besideSteady(ctx, func(n int) error {
+				if n < r.plan.Rounds/2 {
+					return r.fill(ctx, r.plan.Instances+n)
+				}
+				if err := r.terminate(ctx, r.line.Live()[r.plan.Instances+r.plan.Rounds-1-n]); err != nil {
+					return err
+				}
+				return r.awaitSettled(ctx)
+			})
+		},
+	}
+}
+
+// steadyFor is for how many of the pauses between steps latency is measured before the
+// first of them.
 const steadyFor = 10
 
-// roll replaces instances one after the other, and compares that with the time before.
-func (r *run) roll(ctx context.Context) error {
+// besideSteady does the steps of a change of the fleet one after the other, and compares
+// that with the time before.
+func (r *run) besideSteady(ctx context.Context, step func(n int) error) error {
 	var times recordTimes
 	r.stored = times.add
 	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
@@ -50,12 +80,8 @@ func (r *run) roll(ctx context.Context) error {
 	began := time.Now()
 	var peaks []float64
 	for n := range r.plan.Rounds {
-		in := r.line.Live()[n%r.plan.Instances]
 		highest, err := r.oldest(ctx, func() error {
-			if err := r.terminate(ctx, in); err != nil {
-				return err
-			}
-			if err := r.fill(ctx, in.Slot); err != nil {
+			if err := step(n); err != nil {
 				return err
 			}
 			return testbed.Pause(ctx, r.plan.Duration)
@@ -68,7 +94,7 @@ func (r *run) roll(ctx context.Context) error {
 	ended := time.Now()
 	slices.Sort(peaks)
 	median, worst := peaks[len(peaks)/2], peaks[len(peaks)-1]
-	r.fact("age of the oldest unfinished entry", "median of the peaks of %d restarts %.2f s, worst %.2f s", len(peaks), median, worst)
+	r.fact("age of the oldest unfinished entry", "median of the peaks of %d steps %.2f s, worst %.2f s", len(peaks), median, worst)
 	r.check(median <= 1.5*r.cfg.Slack, "age of the oldest unfinished entry: median of the peaks %.2f s, want at most 1.5 s", median)
 	r.check(worst <= 5*r.cfg.Slack, "age of the oldest unfinished entry: worst peak %.2f s, want at most 5 s", worst)
 	r.afterVerdict(func(res *Result) {
@@ -80,14 +106,13 @@ func (r *run) roll(ctx context.Context) error {
 			return // the server does not keep the times of commits
 		}
 		r.fact("steady", "p99 %.0f ms; no shard waited longer than %.0f ms", *res.SteadyP99MS, *before)
-		r.fact("roll", "p99 %.0f ms, %.1f times the steady one; shard %d waited longest, %.0f ms", *res.RollP99MS, *res.RollP99MS / *res.SteadyP99MS, shard, *gap)
+		r.fact("change", "p99 %.0f ms, %.1f times the steady one; shard %d waited longest, %.0f ms", *res.RollP99MS, *res.RollP99MS / *res.SteadyP99MS, shard, *gap)
 		r.moves(res, began, ended)
 	})
 	return nil
 }
 
-// moves says how often shards changed hands while each instance was replaced Rounds
-// times in all.
+// moves says how often shards changed hands in all the steps.
 func (r *run) moves(res *Result, from, to time.Time) {
 	moves, of := 0, make(map[int]int)
 	for _, s := range res.OwnershipSpans {
@@ -99,6 +124,10 @@ func (r *run) moves(res *Result, from, to time.Time) {
 	most := 0
 	for _, n := range of {
 		most = max(most, n)
+	}
+	if r.scenario.Name != "rolling" {
+		r.fact("moves", "%d acquisitions in %d steps, at most %d of one shard", moves, r.plan.Rounds, most)
+		return
 	}
 	deploys := float64(r.plan.Rounds) / float64(r.plan.Instances)
 	r.fact("moves", "%d acquisitions in %.1f deploys, %.1f of a shard in each (one leaves and then another joins: 2), at most %d of one shard",

@@ -44,8 +44,8 @@ type run struct {
 	rates     []float64
 	spans     []span
 	fences    []geofence.Fence
-	after     []func(*Result)                           // bounds that need the verdict
-	stored    func(shard int, id oracle.ID, atUS int64) // nil where nobody needs the time of each row
+	after     []func(*Result)                                // bounds that need the verdict
+	stored    func(c oracle.Commit, shard int, id oracle.ID) // nil where nobody needs the time of each row
 
 	sendingBegan time.Time
 	finished     time.Time

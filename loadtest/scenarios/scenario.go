@@ -35,7 +35,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // All returns all scenarios in the order in which they are shown.
 func All() []Scenario {
-	return []Scenario{split(), scale(), rolling(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), containers()}
+	return []Scenario{split(), scale(), rolling(), rescale(), hot(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), containers()}
 }
 
 // ByName returns the scenario of that name. It also knows those, not among Scenarios,
