@@ -25,7 +25,7 @@ processor.requests; they wait while the shard has no owner.`,
 		Example: `  processor device show 356307042441013
   processor device verify 356307042441013
   processor device rehydrate 356307042441013`,
-	}, newDeviceListCommand(), newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceExplainCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceEraseCommand())
+	}, newDeviceListCommand(), newDeviceShowCommand(), newDeviceVerifyCommand(), newDeviceExplainCommand(), newDeviceRehydrateCommand(), newDeviceRecomputeCommand(), newDeviceFaultyCommand(), newDeviceEraseCommand())
 }
 
 func newDeviceShowCommand() *cobra.Command {

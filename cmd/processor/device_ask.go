@@ -77,6 +77,91 @@ or --to the window is open at that end. Exits 1 for an unknown device.`,
 	return cmd
 }
 
+func newDeviceFaultyCommand() *cobra.Command {
+	var a asking
+	var m store.Mark
+	var from, to string
+	cmd := a.flags(&cobra.Command{
+		Use:   "faulty IMEI",
+		Short: "Flag wrong positions of a device",
+		Long: `Flags the positions of a span of device time as faulty: they stay, and nothing
+evaluates them any more. The owner of the device's shard recomputes the crossings and
+reloads the state. --take-back ends that. At most 100,000 positions at once. Needs the
+right to update positions.faulty. Exits 1 for an unknown device.`,
+		Example: `  processor device faulty 356307042441013 --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --dry-run
+  processor device faulty 356307042441013 --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --reason "antenna loose"`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, x := range []struct {
+				name, text string
+				into       *time.Time
+			}{{"from", from, &m.From}, {"to", to, &m.To}} {
+				at, err := instantFlag(x.name, x.text)
+				if err != nil {
+					return fault.Exit(fault.Config, err)
+				}
+				if at != nil {
+					*x.into = *at
+				}
+			}
+			m.Device, m.Reason = args[0], a.reason
+			return a.mark(cmd, m)
+		},
+	})
+	cmd.Flags().StringVar(&from, "from", "", "device time of the first, like 2026-05-01T00:00:00Z")
+	cmd.Flags().StringVar(&to, "to", "", "device time of the last")
+	cmd.Flags().BoolVar(&m.DryRun, "dry-run", false, "only count them")
+	cmd.Flags().BoolVar(&m.TakeBack, "take-back", false, "they are faulty no more")
+	return cmd
+}
+
+// mark flags positions, waits for the recompute and prints both.
+func (a *asking) mark(cmd *cobra.Command, m store.Mark) error {
+	f, err := openFleet(cmd)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	defer cancel()
+	out, err := f.Mark(ctx, m)
+	if err != nil {
+		return err
+	}
+	if out.Request != nil && !a.noWait {
+		status, err := f.Await(ctx, out.Request.ID)
+		if err != nil && !errors.Is(err, operator.ErrNotDone) {
+			return err
+		}
+		out.Request = &status
+	}
+	if err := printed(cmd, &out, printMarked); err != nil {
+		return err
+	}
+	if out.Request != nil {
+		return a.over(m.Device, *out.Request)
+	}
+	return nil
+}
+
+func printMarked(out *cli.Output, m *store.Marked) error {
+	if err := out.Line("%s", operator.MarkedText(*m)); err != nil || m.Request == nil {
+		return err
+	}
+	return printRequest(out, m.Request)
+}
+
+// over returns why a request that was waited for is not done.
+func (a *asking) over(device string, status store.RequestStatus) error {
+	switch {
+	case !a.noWait && !status.Over():
+		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", status.ID, a.timeout, device)
+	case status.State == "failed":
+		return fault.Exit(fault.Finding, nil)
+	}
+	return nil
+}
+
 func instantFlag(name, text string) (*time.Time, error) {
 	if text == "" {
 		return nil, nil //nolint:nilnil // an open end
@@ -134,15 +219,10 @@ func (a *asking) ask(cmd *cobra.Command, r operator.Request) error {
 	if printErr := printed(cmd, &status, printRequest); printErr != nil {
 		return printErr
 	}
-	switch {
-	case err != nil:
-		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", status.ID, a.timeout, r.Device)
-	case status.State == "failed":
-		return fault.Exit(fault.Finding, nil)
-	case r.Kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0:
+	if r.Kind == protocol.RequestErase && status.State == "done" && status.Progress.Removed == 0 {
 		return fault.Exitf(fault.Finding, "unknown device %s: nothing was stored of it; check the ID", r.Device)
 	}
-	return nil
+	return a.over(r.Device, status)
 }
 
 func printRequest(out *cli.Output, r *store.RequestStatus) error {

@@ -191,6 +191,37 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Equal(t, int64(1), status.Progress.Changed)
 	dep.Ask(fault.Clean, &verified, "device", "verify", device)
 
+	// The same by the command, which asks for the recompute itself.
+	var marked store.Marked
+	flag := func(args ...string) {
+		t.Helper()
+		dep.Ask(fault.Clean, &marked, append([]string{"device", "faulty", device, "--from", "2026-03-01T12:03:00Z", "--to", "2026-03-01T12:04:00Z"}, args...)...)
+	}
+	flag("--take-back", "--dry-run")
+	require.Equal(t, int64(2), marked.Positions)
+	require.Nil(t, marked.Request)
+	flag("--take-back", "--reason", "they were right")
+	require.Equal(t, int64(2), marked.Positions)
+	require.Equal(t, "done", marked.Request.State)
+	dep.Ask(fault.Clean, &verified, "device", "verify", device)
+	require.Equal(t, int64(2), verified.Crossings)
+	flag("--dry-run")
+	require.Equal(t, begin.Add(3*time.Minute), marked.First.UTC())
+	require.Equal(t, begin.Add(4*time.Minute), marked.Last.UTC())
+	require.Equal(t, int64(1), marked.Crossings)
+	flag("--reason", "antenna loose")
+	require.Equal(t, int64(1), marked.Request.Progress.Changed)
+	dep.Ask(fault.Clean, &verified, "device", "verify", device)
+	require.Equal(t, int64(1), verified.Crossings)
+	flag()
+	require.Zero(t, marked.Positions)
+	require.Nil(t, marked.Request)
+	n, err := dep.Count("select count(*) from processor.audit where action in ('faulty', 'faulty taken back') and count = 2")
+	require.NoError(t, err)
+	require.Equal(t, 2, n, "a dry run and a change of nothing leave no row")
+	require.Contains(t, dep.Ask(fault.Config, nil, "device", "faulty", device, "--from", "2026-03-01T12:03:00Z"), "of the last position")
+	require.Contains(t, dep.Ask(fault.Finding, nil, "device", "faulty", "nobody", "--from", "2026-03-01T12:03:00Z", "--to", "2026-03-01T12:03:00Z"), "unknown device")
+
 	// Rehydration shows what was in memory and what is.
 	dep.Ask(fault.Clean, &status, "device", "rehydrate", device)
 	require.Contains(t, string(status.Result), `"inside":["yard"]`)

@@ -52,19 +52,19 @@ func holdCommand(verb, short, long string, do func(f *operator.Fleet, ctx contex
 }
 
 func newDrainCommand() *cobra.Command {
-	return drainCommand("drain", "Take the shards of a member and keep them away",
-		`The member releases its shards as in a hand-over and gets none until processor undrain,
-also after a restart. The last member that may own shards is refused.`, (*operator.Fleet).Drain)
+	return drainCommand("drain", "Take the shards of an instance and keep them away",
+		`The instance releases its shards as in a hand-over and gets none until processor undrain,
+also after a restart. The last one that may own shards is refused.`, (*operator.Fleet).Drain)
 }
 
 func newUndrainCommand() *cobra.Command {
-	return drainCommand("undrain", "Let a member own shards again", `Ends processor drain.`, (*operator.Fleet).Undrain)
+	return drainCommand("undrain", "Let an instance own shards again", `Ends processor drain.`, (*operator.Fleet).Undrain)
 }
 
-func drainCommand(verb, short, long string, do func(f *operator.Fleet, ctx context.Context, member, reason string) (operator.Held, error)) *cobra.Command {
+func drainCommand(verb, short, long string, do func(f *operator.Fleet, ctx context.Context, instance, reason string) (operator.Held, error)) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use: verb + " MEMBER", Short: short, Long: long,
+		Use: verb + " INSTANCE", Short: short, Long: long,
 		Example: "  processor " + verb + " pod-3\n  processor " + verb + " pod-3 --reason 'its node is replaced'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -76,7 +76,7 @@ func TestAPausedFleetDispatchesNothingAndLosesNothing(t *testing.T) {
 func TestAPausedShardAndADrainedMember(t *testing.T) {
 	dep := servicetest.New(t)
 	dep.Run(servicetest.FourShards, "INSTANCE_ID=one").AwaitReady()
-	require.Contains(t, fails(dep, 1, "drain", "one"), "no other member")
+	require.Contains(t, fails(dep, 1, "drain", "one"), "no other instance")
 	dep.Run(servicetest.FourShards, "INSTANCE_ID=two").AwaitReady()
 	owners := func() map[string]int {
 		var s operator.Shards
@@ -103,7 +103,7 @@ func TestAPausedShardAndADrainedMember(t *testing.T) {
 	await(map[string]int{"one": 2, "two": 2})
 	dep.Ask(0, nil, "drain", "two", "--reason", "its node goes")
 	await(map[string]int{"one": 4})
-	require.Contains(t, fails(dep, 1, "drain", "one"), "no other member")
+	require.Contains(t, fails(dep, 1, "drain", "one"), "no other instance")
 	dep.Ask(0, nil, "undrain", "two")
 	await(map[string]int{"one": 2, "two": 2})
 

@@ -66,8 +66,10 @@ grant execute on function processor.expire(text, text, interval, text) to :"role
 grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
 grant execute on function processor.expire_timing_changes(interval) to :"role";
 
--- processor shards resize: with -v operator=true, for a role that persons use.
+-- processor shards resize and device faulty: with -v operator=true, for a role that
+-- persons use.
 \if :{?operator}
+grant update (faulty) on public.positions to :"role";
 grant update on processor.settings to :"role";
 grant delete on processor.assignments, processor.progress, processor.shards to :"role";
 \endif

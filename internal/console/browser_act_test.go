@@ -111,6 +111,11 @@ func (o *operatorPage) back(title string) {
 	o.await("document.getElementById('live')?.textContent", "live")
 }
 
+// track is the device time of a second of MovingRecord in a form.
+func track(second int64) string {
+	return time.Unix(1_700_000_000+second, 0).UTC().Format("2006-01-02T15:04:05")
+}
+
 // audited requires that the page of the audit shows these, each with the operator
 // and a text of its detail.
 func (o *operatorPage) audited(who string, rows ...[2]string) {
@@ -298,6 +303,7 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.act("pause", "button.danger", "Stop it?", "migration", "dispatching is paused by bob: migration")
 	o.back("Overview")
 	o.await("document.getElementById('verdict').innerText", "dispatching is paused by bob: migration")
+	o.await("document.getElementById('verdict').innerText", "Resume on the console's overview")
 	driven := int64(100) // what is sent before the dispatcher knows is dispatched
 	testenv.Wait(t, 20*time.Second, func() error {
 		drive(driven, driven+25)
@@ -316,7 +322,7 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.back("Overview")
 	o.act("pause", "button.danger", "Stop it?", "look at it", "shard 2 is paused", "shard", "2")
 	o.visit("shards/")
-	o.await("document.querySelectorAll('table.shards tbody tr')[2].innerText", "paused")
+	o.await("document.querySelectorAll('table.shards tbody tr')[2].innerText", "Resume on the console's overview")
 	o.visit("")
 	o.act("pause", "[formaction$=resume]", "Do it?", "seen", "nothing is held back", "shard", "2")
 	o.visit("shards/")
@@ -325,13 +331,15 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	// Drained, a member owns nothing.
 	o.visit("")
 	o.await(member("two")+".cells[3].innerText", "2")
-	two := o.eval("[...document.querySelectorAll('#fleet-actions option')].find(x => x.value.startsWith('two.')).value")
-	o.act("drain", "button.danger", "Do it?", "its host is replaced", "two is drained by bob: its host is replaced", "member", two)
+	require.Equal(t, "choose one two", o.eval("[...document.querySelectorAll('#fleet-actions option')].map(x => x.innerText).join(' ')"), "an instance is drained, whatever member it is")
+	o.act("drain", "button.danger", "Do it?", "its host is replaced", "two is drained by bob: its host is replaced", "instance", "two")
 	o.back("Overview")
 	o.await(member("two")+".cells[2].innerText", "drained")
 	o.await(member("two")+".cells[3].innerText", "0")
 	o.picture("drained", 1280)
-	o.act("drain", "[formaction$=undrain]", "Do it?", "it stays", "nothing is held back", "member", two)
+	o.visit("")
+	require.Contains(t, o.eval("document.getElementById('fleet-actions').innerText"), "two (drained)")
+	o.act("drain", "[formaction$=undrain]", "Do it?", "it stays", "nothing is held back", "instance", "two")
 	o.back("Overview")
 	o.await(member("two")+".cells[2].innerText", "working")
 	o.await(member("two")+".cells[3].innerText", "2")
@@ -372,6 +380,39 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.back("Devices")
 	o.act("rehydrate", "button", "Reload the state of this device?", "to be sure", "state: done")
 
+	// A wrong stretch of its track, which made crossings: counted, flagged, taken back.
+	o.back("Devices")
+	wrong := []string{"from", track(105), "to", track(240)}
+	faulty := func() int {
+		n, err := dep.Count("select count(*) from positions where faulty")
+		require.NoError(t, err)
+		return n
+	}
+	decided := func() int {
+		n, err := dep.Count(fmt.Sprintf("select count(*) from processor.timing_records where later_ts between '%sZ' and '%sZ'", track(105), track(240)))
+		require.NoError(t, err)
+		return n
+	}
+	o.act("faulty", "[formaction$='dry-run']", "", "", "would be flagged as faulty: 28 positions from "+track(105)+"Z to "+track(240)+"Z; ", wrong...)
+	require.Zero(t, faulty(), "a dry run changes nothing")
+	o.back("Devices")
+	o.act("faulty", "button.danger", "Flag these positions as faulty?", "antenna loose", "flagged as faulty: 28 positions from "+track(105)+"Z to "+track(240)+"Z; ", wrong...)
+	o.await(job, "state: done")
+	require.Equal(t, 28, faulty())
+	require.Zero(t, decided(), "no faulty position decides a crossing")
+	o.back("Devices")
+	o.act("verify", "button", "", "", "done")
+	o.back("Devices")
+	o.visit("devices/?device=" + servicetest.IMEI + "&from=" + wrong[1] + "&to=" + wrong[3])
+	o.await("document.getElementById('device-tables').innerText", track(235)+"Z")
+	o.await("[...document.querySelectorAll('#device-tables .tag')].filter(x => x.innerText === 'faulty').length", "27") // up to, not with, the last one
+	o.picture("faulty", 1280)
+	o.act("faulty", "[formaction$='take-back']", "Take the flag back?", "it was right", "flagged as faulty no more: 28 positions", wrong...)
+	o.await(job, "state: done")
+	require.Zero(t, faulty())
+	require.Equal(t, 4, crossings())
+	require.Equal(t, 1, decided())
+
 	o.visit("requests/")
 	for _, kind := range []string{"recompute", "rehydrate"} {
 		require.Equal(t, "done bob", o.eval(fmt.Sprintf("(() => { const r = [...document.querySelectorAll('#request-list tbody tr')].find(r => r.cells[2].innerText === %q); return r.cells[1].innerText.replace(/[^a-z]/g, '') + ' ' + r.cells[5].innerText })()", kind)))
@@ -386,6 +427,10 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 		{"console replay", "in doubt"},
 		{"console recompute", "one is gone"},
 		{"console rehydrate", "to be sure"},
+		{"console faulty", "antenna loose"},
+		{"faulty", "antenna loose"},
+		{"console faulty-take-back", "it was right"},
+		{"faulty taken back", "it was right"},
 	}...)
 	o.quiet()
 }

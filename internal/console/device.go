@@ -311,6 +311,52 @@ func markNames(marks int) []string {
 	return names
 }
 
+// awaitRequest tells what becomes of a request.
+func awaitRequest(ctx context.Context, f *operator.Fleet, j *job, status store.RequestStatus) error {
+	j.say(fmt.Sprintf("request %d is recorded; the owner of shard %d does it", status.ID, status.Shard))
+	waiting, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	status, err := f.Await(waiting, status.ID)
+	j.say("state: " + status.State)
+	if status.Result != nil {
+		j.say(string(status.Result))
+	}
+	return err
+}
+
+// markAction flags positions of a device as faulty, takes that back, or only counts them.
+func markAction(m store.Mark) action {
+	return action{reads: m.DryRun, start: func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+		m := m
+		m.Device, m.Reason = r.PostFormValue("device"), r.PostFormValue("reason")
+		var err error
+		if m.From, m.To, err = windowOf(r.PostForm); err != nil {
+			return "", nil, err
+		}
+		if m.Device == "" || m.From.IsZero() || m.To.IsZero() {
+			return "", nil, errors.New("name the device, and the device time of its first and last faulty position")
+		}
+		title := "Flag positions of " + m.Device + " as faulty"
+		switch {
+		case m.DryRun:
+			title = "Dry run: flag positions of " + m.Device + " as faulty"
+		case m.TakeBack:
+			title = "Flag positions of " + m.Device + " as faulty no more"
+		}
+		return title, func(ctx context.Context, f *operator.Fleet, j *job) error {
+			out, err := f.Mark(ctx, m)
+			if err != nil {
+				return err
+			}
+			j.say(operator.MarkedText(out))
+			if out.Request == nil {
+				return nil
+			}
+			return awaitRequest(ctx, f, j, *out.Request)
+		}, nil
+	}}
+}
+
 // requestActions are what operators ask the owner of a device.
 func (c *Console) requestActions() map[string]action {
 	ask := func(kind string) action {
@@ -336,19 +382,12 @@ func (c *Console) requestActions() map[string]action {
 				if err != nil {
 					return err
 				}
-				j.say(fmt.Sprintf("request %d is recorded; the owner of shard %d does it", status.ID, status.Shard))
-				waiting, cancel := context.WithTimeout(ctx, time.Minute)
-				defer cancel()
-				status, err = f.Await(waiting, status.ID)
-				j.say("state: " + status.State)
-				if status.Result != nil {
-					j.say(string(status.Result))
-				}
-				return err
+				return awaitRequest(ctx, f, j, status)
 			}, nil
 		}}
 	}
 	return map[string]action{
+		"faulty": markAction(store.Mark{}), "faulty-dry-run": markAction(store.Mark{DryRun: true}), "faulty-take-back": markAction(store.Mark{TakeBack: true}),
 		"rehydrate": ask(protocol.RequestRehydrate),
 		"recompute": ask(protocol.RequestRecompute),
 		"verify": {reads: true, start: func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {

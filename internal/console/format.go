@@ -17,6 +17,7 @@ var functions = template.FuncMap{
 	"num":     number,
 	"dec":     decimals,
 	"ago":     ago,
+	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.999Z") },
 	"seconds": seconds,
 	"bytes":   byteCount,
 	"text":    visible,

@@ -32,14 +32,14 @@ func holdActions() map[string]action {
 			}, nil
 		}}
 	}
-	drain := func(title string, do func(f *operator.Fleet, ctx context.Context, member, reason string) (operator.Held, error)) action {
+	drain := func(title string, do func(f *operator.Fleet, ctx context.Context, instance, reason string) (operator.Held, error)) action {
 		return action{start: func(r *http.Request) (string, run, error) {
-			member, reason := r.PostFormValue("member"), r.PostFormValue("reason")
-			if member == "" {
-				return "", nil, errors.New("name the member")
+			instance, reason := r.PostFormValue("instance"), r.PostFormValue("reason")
+			if instance == "" {
+				return "", nil, errors.New("name the instance")
 			}
-			return title + " " + member, func(ctx context.Context, f *operator.Fleet, j *job) error {
-				h, err := do(f, ctx, member, reason)
+			return title + " " + instance, func(ctx context.Context, f *operator.Fleet, j *job) error {
+				h, err := do(f, ctx, instance, reason)
 				tellHeld(j, h)
 				return err
 			}, nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -288,7 +289,7 @@ func (v view) Verdict() verdict {
 		}
 	}
 	if h := postgres.Holds.Of(protocol.HoldFleet, ""); h != nil {
-		return verdict{"warn", operator.HoldText(*h), "processor resume when the reason is gone; the stream keeps what arrives until it is trimmed", "ProcessorBehind"}
+		return verdict{"warn", operator.HoldText(*h), "when the reason is gone: Resume on the console's overview, under Act on the fleet, or processor resume; the stream keeps what arrives until it is trimmed", "ProcessorBehind"}
 	}
 	waiting := 0
 	for _, s := range postgres.Shards {
@@ -326,6 +327,30 @@ type overviewData struct {
 	view
 	Charts []chart
 	Actor  actor
+}
+
+// instance is what a drain names: it outlives its members.
+type instance struct {
+	Name    string
+	Drained bool
+}
+
+// Instances returns those with a heartbeat and those that are drained, by name.
+func (d overviewData) Instances() []instance {
+	drained := make(map[string]bool)
+	for _, h := range d.Postgres.Value.Holds {
+		if h.Kind == protocol.HoldMember {
+			drained[h.Subject] = true
+		}
+	}
+	for _, m := range d.Redis.Value.Members {
+		drained[m.Instance] = drained[m.Instance] || d.Postgres.Value.Holds.Drained(m.Name())
+	}
+	var list []instance
+	for _, name := range slices.Sorted(maps.Keys(drained)) {
+		list = append(list, instance{name, drained[name]})
+	}
+	return list
 }
 
 // Dispatcher returns the member that dispatches, "" if it is unknown.

@@ -48,10 +48,10 @@ func target(shard *int) protocol.Hold {
 	return protocol.Hold{Kind: protocol.HoldShard, Subject: strconv.Itoa(*shard)}
 }
 
-// Drain has a member release its shards and keeps them away from it until Undrain,
-// also after a restart. It is named with or without its incarnation. The last
-// member that may own shards cannot be drained.
-func (f *Fleet) Drain(ctx context.Context, member, reason string) (Held, error) {
+// Drain has an instance release its shards and keeps them away from it until Undrain,
+// also after a restart. It is named with or without the incarnation of its member. The
+// last instance that may own shards cannot be drained.
+func (f *Fleet) Drain(ctx context.Context, instance, reason string) (Held, error) {
 	there, err := f.heartbeats(ctx)
 	if err != nil {
 		return Held{}, fault.RedisError(f.cfg.Redis, err)
@@ -63,7 +63,7 @@ func (f *Fleet) Drain(ctx context.Context, member, reason string) (Held, error) 
 	identity, others := "", 0
 	for _, m := range there {
 		switch {
-		case isMember(m.Name(), member):
+		case isMember(m.Name(), instance):
 			identity = m.Instance
 		case !m.Leaving && !held.Drained(m.Name()):
 			others++
@@ -71,21 +71,21 @@ func (f *Fleet) Drain(ctx context.Context, member, reason string) (Held, error) 
 	}
 	switch {
 	case identity == "":
-		return Held{}, fault.Exitf(fault.Finding, "no member is called %s; see processor members", member)
+		return Held{}, fault.Exitf(fault.Finding, "no instance is called %s; see processor members", instance)
 	case others == 0:
-		return Held{}, fault.Exitf(fault.Finding, "no other member may own shards: nobody would do the work; start one first, or use processor pause")
+		return Held{}, fault.Exitf(fault.Finding, "no other instance may own shards: nobody would do the work; start one first, or use processor pause")
 	}
 	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: identity}, reason, true)
 }
 
-// Undrain lets a member own shards again.
-func (f *Fleet) Undrain(ctx context.Context, member, reason string) (Held, error) {
+// Undrain lets an instance own shards again.
+func (f *Fleet) Undrain(ctx context.Context, instance, reason string) (Held, error) {
 	held, err := f.Holds(ctx)
 	if err != nil {
 		return Held{}, err
 	}
 	i := slices.IndexFunc(held, func(h protocol.Hold) bool {
-		return h.Kind == protocol.HoldMember && (h.Subject == member || isMember(member, h.Subject))
+		return h.Kind == protocol.HoldMember && (h.Subject == instance || isMember(instance, h.Subject))
 	})
 	if i < 0 {
 		return Held{Holds: held}, nil

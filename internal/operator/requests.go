@@ -3,8 +3,10 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -46,6 +48,54 @@ func (f *Fleet) Ask(ctx context.Context, r Request) (store.RequestStatus, error)
 		return none, f.explained(err)
 	}
 	return f.Request(ctx, id)
+}
+
+// Mark flags positions of a device as faulty, or takes that back, and asks for the
+// recompute that follows from it. Without positions that are not so yet it changes
+// nothing. An unknown device is an error.
+func (f *Fleet) Mark(ctx context.Context, m store.Mark) (out store.Marked, err error) {
+	if m.From.IsZero() || m.To.IsZero() {
+		return out, fault.Exitf(fault.Config, "say the device time of the first and of the last position")
+	}
+	if err := store.CheckWindow(&m.From, &m.To); err != nil {
+		return out, fault.Exit(fault.Config, err)
+	}
+	if f, err = f.home(ctx, m.Device); err != nil {
+		return out, err
+	}
+	pinned, err := f.postgres(ctx)
+	if err != nil {
+		return out, err
+	}
+	if err := f.mustKnow(ctx, pinned, m.Device); err != nil {
+		return out, err
+	}
+	out, id, err := f.devices(pinned).Mark(ctx, m)
+	switch {
+	case errors.Is(err, store.ErrMarkRights), errors.Is(err, store.ErrMarkTooMany):
+		return out, fault.Exit(fault.Config, err)
+	case err != nil || id == 0:
+		return out, f.explained(err)
+	}
+	status, err := f.Request(ctx, id)
+	out.Request = &status
+	return out, err
+}
+
+// MarkedText says what was flagged, or would be.
+func MarkedText(m store.Marked) string {
+	flag := "flagged as faulty"
+	if !m.Faulty {
+		flag += " no more"
+	}
+	if m.Positions == 0 {
+		return "nothing to change: no position of this window is not " + flag
+	}
+	if m.DryRun {
+		flag = "would be " + flag
+	}
+	return fmt.Sprintf("%s: %s from %s to %s; %s recorded between them and their neighbours",
+		flag, cli.Count(m.Positions, "position"), m.First.UTC().Format(time.RFC3339Nano), m.Last.UTC().Format(time.RFC3339Nano), cli.Count(m.Crossings, "crossing"))
 }
 
 // Request returns the state of a request.

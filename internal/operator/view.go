@@ -126,7 +126,7 @@ func GuideOf(kind string) Guide {
 // WaitingFor returns why no member works on a shard, or "".
 func (v PostgresView) WaitingFor(s protocol.Shard) string {
 	if h := v.Holds.Of(protocol.HoldShard, strconv.Itoa(s.Shard)); h != nil {
-		return "processor resume: " + HoldText(*h)
+		return "Resume on the console's overview, or processor resume --shard " + h.Subject + ": " + HoldText(*h)
 	}
 	return waitingFor(s)
 }

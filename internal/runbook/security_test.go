@@ -17,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
@@ -120,6 +121,9 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		Stream: recompute, Values: []string{"device_id", servicetest.IMEI, "from", "2026-01-01T00:00:00Z", "to", "2026-01-02T00:00:00Z"},
 	}).Err())
 
+	denied := servicetest.Spawn(t, service.environ, "device", "faulty", servicetest.IMEI, "--from", "2023-01-01T00:00:00Z", "--to", "2024-01-01T00:00:00Z")
+	require.Equal(t, fault.Config, denied.Exit(60*time.Second))
+	require.Contains(t, denied.Errors(), "grant update (faulty) on public.positions")
 	fences := servicetest.File(t, `{"type": "Feature", "properties": {"id": "a", "name": "a"}, "geometry":
 		{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}}`)
 	for _, args := range [][]string{
@@ -128,6 +132,7 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		{"lag"},
 		{"device", "recompute", servicetest.IMEI},
 		{"device", "rehydrate", servicetest.IMEI},
+		{"device", "faulty", servicetest.IMEI, "--from", "2023-01-01T00:00:00Z", "--to", "2024-01-01T00:00:00Z"},
 		{"geofence", "import", fences},
 		{"dlq", "list"},
 		{"dlq", "retry", "--all", "--unchecked"},

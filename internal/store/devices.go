@@ -136,24 +136,31 @@ func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.T
 	if err := CheckWindow(from, to); err != nil {
 		return 0, err
 	}
-	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `
-insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by).
-			Scan(&id); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `
-insert into processor.audit (who, action, target, count, detail)
-values ($1, $2, $3, 1, jsonb_build_object('request', $4::bigint, 'from', $5::timestamptz, 'to', $6::timestamptz, 'reason', $7::text))`,
-			d.by, kind, "device "+device, id, from, to, reason); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, "select pg_notify('"+RequestsChannel+"', '')")
+	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) (err error) {
+		id, err = d.request(ctx, tx, kind, kind, device, from, to, reason, 1)
 		return err
 	})
 	return id, failure("ask for a "+kind, err)
+}
+
+// request adds a request with its audit, of an action that concerns count, and notifies
+// the owner at the commit.
+func (d *Devices) request(ctx context.Context, tx pgx.Tx, kind, action, device string, from, to *time.Time, reason string, count int64) (id int64, err error) {
+	if err := tx.QueryRow(ctx, `
+insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by).
+		Scan(&id); err != nil {
+		return 0, err
+	}
+	if _, err := tx.Exec(ctx, `
+insert into processor.audit (who, action, target, count, detail)
+values ($1, $2, $3, $4, jsonb_build_object('request', $5::bigint, 'from', $6::timestamptz, 'to', $7::timestamptz, 'reason', $8::text))`,
+		d.by, action, "device "+device, count, id, from, to, reason); err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, "select pg_notify('"+RequestsChannel+"', '')")
+	return id, err
 }
 
 // RequestStatus is the state of a request.
