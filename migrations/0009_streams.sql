@@ -36,7 +36,7 @@ create index if not exists device_moves_arrived
   where not recomputed;
 
 comment on table processor.device_moves is
-  'A row each time that a device comes from another stream than before; kept for a week.';
+  'A row each time that a device comes from another stream than before; kept for a week once both streams have followed it, else for 90 days.';
 comment on column processor.device_moves.id is
   'Surrogate key; the moves of a device are in its order.';
 comment on column processor.device_moves.device_id is

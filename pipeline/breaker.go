@@ -29,8 +29,10 @@ import (
 // devices were refused for it, and more than were stored meanwhile. It closes when a row
 // is taken, or many times as many are stored, and for a shard when most devices that wait
 // on its queue have a row taken: behind a row that is refused none of them would be
-// stored, so a count of those alone would never close it. Each window counts half of the
-// one before.
+// stored, so a count of those alone would never close it. While it is open for one shard
+// alone, fewer than so many other devices refused among those that wait show nothing of the
+// shard: they may fill what is read of a queue that holds others. Each window counts half
+// of the one before.
 const (
 	breakerWindow  = time.Minute
 	breakerRows    = 20
@@ -167,8 +169,16 @@ func (k *breaker) count(by refusedBy, device string, now time.Time) verdict {
 	return ownFault
 }
 
-// closeFor notes that most devices of a shard have rows taken, and returns what becomes
-// of the one that is refused: while it is refused in most shards, it is kept.
+// openForAll reports whether the breaker is open in all shards.
+func (k *breaker) openForAll(reason string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r := k.refused[refusedBy{reason, allShards}]
+	return r != nil && r.open
+}
+
+// closeFor closes the breaker of a shard, and returns what becomes of the row that is
+// refused: while rows are refused in most shards, it is kept.
 func (k *breaker) closeFor(reason string, shard int) verdict {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -370,11 +380,11 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	reason := refusalOf(err).Reason
 	v := w.breaker.refuse(reason, p.shard, deviceOf(&p.entries[0]), time.Now())
 	if v == noFault {
-		most, err := w.mostRefused(ctx, p)
+		most, others, err := w.mostRefused(ctx, p)
 		if err != nil {
 			return err
 		}
-		if !most {
+		if !most || others < breakerDevices && !w.breaker.openForAll(reason) {
 			v = w.breaker.closeFor(reason, p.shard)
 		}
 	}
@@ -454,8 +464,8 @@ func (w *worker) tryRows(ctx context.Context, records []telemetry.Record, enough
 }
 
 // mostRefused reports whether the sink refuses a row of most devices that wait on the
-// queue of a shard, that of the refused entry included.
-func (w *worker) mostRefused(ctx context.Context, p part) (bool, error) {
+// queue of a shard, that of the refused entry included, and of how many others it does.
+func (w *worker) mostRefused(ctx context.Context, p part) (most bool, others int, err error) {
 	seen := map[string]struct{}{deviceOf(&p.entries[0]): {}}
 	var records []telemetry.Record
 	looked := 0
@@ -477,10 +487,10 @@ func (w *worker) mostRefused(ctx context.Context, p part) (bool, error) {
 		return true
 	})
 	if len(records) == 0 {
-		return true, nil
+		return true, 0, nil
 	}
-	taken, refused, err := w.tryRows(ctx, records, len(records)/2+1)
-	return taken < refused+1, err
+	taken, others, err := w.tryRows(ctx, records, len(records)/2+1)
+	return taken < others+1, others, err
 }
 
 // waiting calls f for the entries that wait in the worker behind a refused one, until it says no.

@@ -249,6 +249,82 @@ func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 	require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
 }
 
+// P6, P7: what waits in the worker is of the faulty devices alone, since their stored logs fill
+// all that is read of the shard, or only one entry of a quarantined shard is. That shows
+// nothing of the others, and other shards are not refused.
+func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		faulty int // entries
+		limit  int // of the quarantine
+	}{{"logs longer than what is read", 100, 0}, {"a quarantined shard", 60, 1}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+			var same, others []int
+			for d := 0; len(same) < 6 || len(others) < 20; d++ {
+				switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
+				case 3:
+					same = append(same, d)
+				case 5:
+					others = append(others, d)
+				}
+			}
+			in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
+				c.MaxInFlightRecords, c.ReadBatchRecords = 128, 32
+				c.DeadLetters.RetryDelays = []time.Duration{time.Second}
+			})
+			second, n := int64(0), 1
+			ofOthers := func() (entries [][]string) {
+				for range 100 {
+					for _, d := range others[:20] {
+						entries = append(entries, at(d, second))
+					}
+					second++
+				}
+				n += len(entries)
+				return entries
+			}
+			var entries [][]string
+			for s := range tt.faulty / 5 {
+				for _, d := range same[:5] {
+					entries = append(entries, seven(d, int64(s)))
+				}
+			}
+			ids := b.publish(append(entries, at(same[5], 0))...)
+			b.publish(ofOthers()...)
+			if tt.limit > 0 {
+				b.exec(fmt.Sprintf("update processor.shards set max_in_flight = %d, crash_count = 3 where shard = 3", tt.limit))
+				_, err := b.pool.Exec(t.Context(), "insert into processor.incidents (stream, group_name, kind, subject, detail) values ($1, $2, $3, '3', jsonb_build_object('until', $4::text))",
+					b.stream, b.group, protocol.QuarantinedShard, ids[tt.faulty].String())
+				require.NoError(t, err)
+			}
+			b.acquireAll(in)
+			testenv.Wait(t, 60*time.Second, func() error {
+				if b.count("select count(*) from positions where device_id = $1", fleet.DeviceID(same[5])) == 1 {
+					return nil
+				}
+				if b.count("select count(*) from positions") == n-1 {
+					b.publish(ofOthers()...)
+				}
+				return fmt.Errorf("the healthy device waits; %d are stored, %+v", b.count("select count(*) from positions"), in.WorkStatus())
+			})
+			for range 100 { // until ten times as many are stored
+				b.settled(60*time.Second, 0)
+				if b.count("select count(*) from processor.deferred") == 0 {
+					break
+				}
+				b.publish(ofOthers()...)
+			}
+			b.awaitDeadLetters(60*time.Second, tt.faulty)
+			require.Equal(t, n, b.count("select count(*) from positions"))
+			require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
+		})
+	}
+}
+
 // What a shard waits with may be acknowledged by another program, or moved to the dead
 // letters by hand: then it waits for nothing.
 func TestAPauseEndsWithAnEmptyQueue(t *testing.T) {

@@ -49,6 +49,9 @@ const (
 	// for a while the owners of both streams may have written them.
 	movedReach = time.Hour
 	movedPage  = 20000 // moves that one pass follows
+	// movedKept is how long a move is kept that was followed, and movedLost one that was not.
+	movedKept = 7 * 24 * time.Hour
+	movedLost = 90 * 24 * time.Hour
 )
 
 // moved is a device that came from another stream.
@@ -93,6 +96,37 @@ where d.stream = $1
   and m.moved_at < now() - $3::interval
 order by m.id
 limit $2`
+
+// expireMovesSQL removes old moves. The audit names the streams that stopped before they
+// followed some.
+const expireMovesSQL = `
+with expired as (
+  delete from processor.device_moves
+  where id in (
+    select id
+    from processor.device_moves
+    where moved_at < now() - $2::interval
+      and (forgotten and recomputed or moved_at < now() - $3::interval)
+    order by moved_at
+    limit $1
+    for update skip locked
+  )
+  returning *
+), missed as (
+  select id, moved_from as stream, device_id, moved_at
+  from expired
+  where not forgotten
+  union
+  select e.id, coalesce(d.stream, e.moved_to), device_id, e.moved_at
+  from expired e
+  left join processor.devices d using (device_id)
+  where not e.recomputed
+)
+insert into processor.audit (who, action, target, count, detail)
+select $4, 'retention', 'processor.device_moves', count(*),
+  jsonb_build_object('retention', $3::interval, 'not_followed_by', stream, 'since', min(moved_at), 'devices', (array_agg(distinct device_id))[1:10])
+from missed
+group by stream`
 
 // Moved has owners of this stream forget devices that another one has taken, so that
 // they are noticed if they come again, and derive anew the crossings of those that came
@@ -149,17 +183,11 @@ insert into processor.requests (stream, group_name, kind, shard, device_id, from
 select $1, $2, $3, shard, device_id, from_ts, 'it moved here from another stream', $4
 from unnest($5::int[], $6::text[], $7::timestamptz[]) as r (shard, device_id, from_ts)`,
 			l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from)
+		// Another stream's leader writes the same rows, and a session that erases a device.
+		b.Queue("select from processor.device_moves where id = any ($1) order by id for update", slices.Concat(leftIDs, arrivedIDs))
 		b.Queue("update processor.device_moves set forgotten = true where id = any ($1)", leftIDs)
 		b.Queue("update processor.device_moves set recomputed = true where id = any ($1)", arrivedIDs)
-		b.Queue(`
-delete from processor.device_moves
-where id in (
-  select id
-  from processor.device_moves
-  where moved_at < now() - interval '7 days'
-  order by moved_at
-  limit $1
-)`, movedPage)
+		b.Queue(expireMovesSQL, movedPage, movedKept, movedLost, l.member)
 		b.Queue(`
 update processor.incidents
 set closed_at = now()

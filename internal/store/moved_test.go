@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -163,6 +164,57 @@ func TestAMoveIsFollowedHoweverLateItIsCommitted(t *testing.T) {
 	}
 	m.pass()
 	require.Equal(t, 4, m.b.count("select count(*) from processor.requests"), "what was followed is not followed again")
+}
+
+// Devices move both ways, and both leaders follow them at the same time: each marks the
+// moves away first, which are those that the other marks next.
+func TestLeadersOfTwoStreamsFollowMovesBothWaysTogether(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two")
+	m.come("a", "one")
+	m.come("b", "two")
+	m.come("a", "two")
+	m.come("b", "one")
+	m.settle()
+	m.b.exec(`
+create function linger() returns trigger language plpgsql as 'begin perform pg_sleep(1); return null; end';
+create trigger linger after update of forgotten on processor.device_moves for each statement execute function linger()`)
+	var both errgroup.Group
+	for stream, l := range m.leaders {
+		both.Go(func() error { return l.Moved(t.Context(), m.terms[stream], shards) })
+	}
+	require.NoError(t, both.Wait())
+	require.Equal(t, 2, m.b.count("select count(*) from processor.device_moves where forgotten and recomputed"))
+}
+
+// The leader of one stream removes no move that the other has yet to follow, until it is
+// unlikely that it ever does; the audit keeps which.
+func TestAMoveIsKeptUntilAStoppedStreamFollowsIt(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two")
+	const moves = "select count(*) from processor.device_moves"
+	aged := func(days int) {
+		m.b.exec("update processor.device_moves set moved_at = now() - $1 * interval '1 day'", days)
+	}
+	one := func() { require.NoError(t, m.leaders["one"].Moved(t.Context(), m.terms["one"], shards)) }
+	m.come("a", "one")
+	m.come("a", "two")
+	aged(8)
+	one()
+	require.Equal(t, 1, m.b.count(moves+" where forgotten and not recomputed"), "the leader of two is stopped")
+	m.pass()
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where stream = 'two' and kind = 'recompute' and device_id = 'a'"))
+	m.pass()
+	require.Zero(t, m.b.count(moves))
+	const audit = "select count(*) from processor.audit where target = 'processor.device_moves'"
+	require.Zero(t, m.b.count(audit))
+
+	m.come("a", "one")
+	m.come("a", "two")
+	aged(91)
+	one()
+	require.Zero(t, m.b.count(moves))
+	require.Equal(t, 1, m.b.count(audit+" and action = 'retention' and count = 2 and detail ->> 'not_followed_by' = 'two' and detail #>> '{devices,0}' = 'a'"))
 }
 
 func TestEveryStreamThatADevicePassedThroughForgetsIt(t *testing.T) {

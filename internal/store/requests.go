@@ -636,7 +636,7 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 			`delete from processor.dead_letters where device_id = $1`,
 			`delete from processor.conflicts where device_id = $1`,
 			`delete from processor.timing_changes where device_id = $1`,
-			`delete from processor.device_moves where device_id = $1`,
+			`delete from processor.device_moves where id = any (array(select id from processor.device_moves where device_id = $1 order by id for update))`, // as leaders lock them
 			`delete from processor.devices where device_id = $1`,
 		} {
 			tag, err := tx.Exec(ctx, sql, device)
