@@ -191,14 +191,14 @@ func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 	require.Equal(t, len(entries), b.count("select count(*) from positions"))
 }
 
-// P6, P7: the rows of five faulty devices open the breaker of their shard; what else waits
+// P6, P7: the rows of a few faulty devices open the breaker of their shard; what else waits
 // there is not refused, so it closes, and the rows become dead letters as any.
-func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
+func TestAFewFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	var same, others []int
-	for d := 0; len(same) < 15 || len(others) < 20; d++ {
+	for d := 0; len(same) < 20 || len(others) < 20; d++ {
 		switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
 		case 3:
 			same = append(same, d)
@@ -223,14 +223,14 @@ func TestFiveFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 	}
 	var faulty [][]string
 	entries := ofOthers()
-	for s := range int64(8) {
-		for _, d := range same[:5] {
+	for s := range int64(6) {
+		for _, d := range same[:7] {
 			faulty = append(faulty, seven(d, s))
 		}
 	}
 	entries = append(entries, faulty...)
 	for s := range int64(10) {
-		for _, d := range same[5:15] {
+		for _, d := range same[7:20] {
 			entries = append(entries, at(d, s))
 			n++
 		}

@@ -42,8 +42,13 @@ var faults = []mutant{
 	},
 	{
 		"an open breaker does not look at what waits", "pipeline/breaker.go",
-		"return taken < refused+1, err", "return taken < refused+1 || refused >= 0, err",
-		"pipeline", "TestFiveFaultyDevicesDoNotHold",
+		"return taken < others+1, others, err", "return taken < others+1 || others >= 0, others, err",
+		"pipeline", "TestAFewFaultyDevicesDoNotHold",
+	},
+	{
+		"few devices are a shard", "pipeline/breaker.go",
+		"if !most || others < breakerDevices && !w.breaker.openForAll(reason) {", "if !most {",
+		"pipeline", "TestFaultyDevicesThatFillWhatIsRead",
 	},
 	{
 		"a pause outlives what it waited with", "pipeline/reader.go",
