@@ -438,7 +438,8 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 
-	b.acquireAll(b.start("one"))
+	in := b.start("one")
+	b.acquireAll(in)
 	testenv.Wait(t, 20*time.Second, func() error {
 		if n := b.count("select count(*) from positions"); n != 2 || !heard.said("Redis is full; raise maxmemory") {
 			return fmt.Errorf("%d stored, and the log does not say what is wrong", n)
@@ -448,11 +449,13 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	require.True(t, heard.said("move to the dead letters"))
 	require.Empty(t, b.letters())
 	b.settled(10*time.Second, 1) // the bad one lies on its queue
+	b.awaitWait(in, protocol.WaitRedisFull, telemetry.ShardOf(fleet.DeviceID(1), shards))
 
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	letters := b.awaitDeadLetters(10*time.Second, 1)
 	require.Contains(t, letters, ids[1])
 	b.settled(10*time.Second, 0)
+	b.nothingWaits(in)
 	require.True(t, heard.said("operation recovered"))
 }
 

@@ -84,6 +84,34 @@ func TestAShardThatDrainsIsNamed(t *testing.T) {
 	b.nothingWaits(in)
 }
 
+func TestADispatcherThatIsHeldOrHasNoRoomIsNamed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) { c.MaxInFlightRecords, c.ReadBatchRecords = 64, 32 })
+	b.acquireAll(in)
+	require.NoError(t, in.group.SetPaused(t.Context(), true))
+	b.awaitWait(in, protocol.WaitDispatchHeld, -1)
+	require.NoError(t, in.group.SetPaused(t.Context(), false))
+	b.nothingWaits(in)
+
+	tx, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	_, err = tx.Exec(t.Context(), "lock table positions in access exclusive mode")
+	require.NoError(t, err)
+	var entries [][]string
+	for s := range int64(10) {
+		for d := range 50 {
+			entries = append(entries, at(d, s))
+		}
+	}
+	b.publish(entries...)
+	b.awaitWait(in, protocol.WaitDispatchFull, -1)
+	require.NoError(t, tx.Rollback(t.Context()))
+	b.settled(20*time.Second, 0)
+	b.nothingWaits(in)
+}
+
 func TestDeferredEntriesThatAreKeptAreNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
