@@ -30,6 +30,7 @@ func (s *Shards) shardHistory(ctx context.Context, tx pgx.Tx, shard int, member 
 	var since, progress *time.Time
 	var mark string
 	var detail []byte
+	// One that was resized or taken from its owner has no owner_since: nobody released it.
 	// Only a second statement sees what was committed while the first one
 	// waited.
 	b := &pgx.Batch{}
@@ -46,7 +47,7 @@ for update of s`, s.scope.Stream, s.scope.Group, shard, member).QueryRow(func(ro
 		return row.Scan(&n)
 	})
 	b.Queue(`
-select coalesce(s.owner, ''), s.epoch, s.owner is null and s.epoch > 0 and s.updated_at > now() - interval '30 seconds',
+select coalesce(s.owner, ''), s.epoch, s.owner is null and s.owner_since is not null and s.updated_at > now() - interval '30 seconds',
   s.owner_since, s.crash_count, coalesce(s.max_in_flight, 0),
   p.updated_at, coalesce(p.applied_id, '0-0'), i.detail
 from processor.shards s

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -252,4 +253,12 @@ func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
 	late := acquire("two")
 	require.Nil(t, late.Left, "the tables may have been changed since")
 	require.False(t, late.Released)
+
+	require.NoError(t, b.shards.Move(t.Context(), []protocol.Shard{{Shard: 3, Owner: "two"}}, []string{"one"}, "test", "test"))
+	moved := acquire("one")
+	require.False(t, moved.Released, "an operator took it, and nobody left anything")
+	release("one", moved.Epoch)
+	b.exec("insert into processor.settings (name, value, set_by) values ($1, $2, 'test')", scope.Stream+"/"+scope.Group+"/SHARDS", strconv.Itoa(shards))
+	require.NoError(t, b.shards.Resize(t.Context(), shards, 2*shards, telemetry.EntryID{}, "test"))
+	require.False(t, acquire("two").Released, "its devices are others since the resize")
 }

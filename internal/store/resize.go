@@ -82,6 +82,7 @@ where name = $1
 			{`update processor.shards
 set epoch = epoch + 1,
   owner = null,
+  owner_since = null,
   updated_at = now()
 where stream = $1
   and group_name = $2`, both},
@@ -212,6 +213,7 @@ with taken as (
   update processor.shards
   set epoch = epoch + 1,
     owner = null,
+    owner_since = null,
     updated_at = now()
   where stream = $1
     and group_name = $2
