@@ -61,7 +61,9 @@ setup-tests: ## The same, prometheus, whose promtool tests the alerts, and chrom
 	@scripts/setup.sh tests
 
 .PHONY: run
-run: setup build ## Show the service at work on servers of its own: make run ARGS="--once --json"
+run: setup ## Show the service at work on servers of its own: make run ARGS="--once --json"
+	@test -d bin || echo 'building; the first time takes a minute'
+	@go build -o bin/ ./cmd/...
 	@bin/loadtest demo $(ARGS)
 
 .PHONY: build

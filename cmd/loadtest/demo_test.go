@@ -3,7 +3,11 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -90,6 +94,31 @@ func TestDemoStaysUpUntilItIsStopped(t *testing.T) {
 	require.Contains(t, p.Errors(), "killed instance two")
 	require.Regexp(t, `0 lost, 0 wrong or double, \d+ shards moved in`, p.Errors())
 	require.Zero(t, p.Terminate())
+}
+
+func TestWhatADeadInstanceCountedIsNotForgottenWhenItIsBack(t *testing.T) {
+	start, stored := 1.0, 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintf(w, "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %g\n# TYPE processor_pipeline_records_total counter\nprocessor_pipeline_records_total{outcome=\"stored\"} %d\n", start, stored)
+	}))
+	defer server.Close()
+	s := &scraper{instances: []*demoInstance{{name: "two", port: server.Listener.Addr().(*net.TCPAddr).Port}}}
+	sum := func() (n float64) {
+		families, err := s.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() == "processor_pipeline_records_total" {
+				n += f.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		return n
+	}
+	stored = 100
+	require.InDelta(t, 100, sum(), 0)
+	start, stored = 2, 7 // killed, and started again
+	require.InDelta(t, 107, sum(), 0)
+	stored = 9
+	require.InDelta(t, 109, sum(), 0)
 }
 
 func TestDemoRefusesServersThatAreInUse(t *testing.T) {

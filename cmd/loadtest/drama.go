@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -376,12 +377,14 @@ In another terminal, as it is:
   curl -s %s | grep processor_pipeline_records_total`, one.url("/console/"), s.RedisURL, s.PostgresURL, one.url("/metrics"))
 }
 
-// scraper gathers the metrics of both instances; what a dead one said last stays.
+// scraper gathers the metrics of both instances; what a dead one said last stays, also
+// when it has been started again and counts from 0.
 type scraper struct {
 	instances []*demoInstance
 
-	mu   sync.Mutex
-	last map[string]map[string]*dto.MetricFamily
+	mu    sync.Mutex
+	last  map[string]map[string]*dto.MetricFamily
+	ended []map[string]*dto.MetricFamily
 }
 
 // Gather implements prometheus.Gatherer.
@@ -391,16 +394,30 @@ func (s *scraper) Gather() ([]*dto.MetricFamily, error) {
 	if s.last == nil {
 		s.last = make(map[string]map[string]*dto.MetricFamily)
 	}
-	var all []*dto.MetricFamily
 	for _, d := range s.instances {
 		if families, err := scrape(d); err == nil {
+			if last := s.last[d.name]; last != nil && startOf(last) != startOf(families) {
+				s.ended = append(s.ended, last)
+			}
 			s.last[d.name] = families
 		}
-		for _, f := range s.last[d.name] {
-			all = append(all, f)
-		}
+	}
+	var all []*dto.MetricFamily
+	for _, families := range s.ended {
+		all = slices.AppendSeq(all, maps.Values(families))
+	}
+	for _, d := range s.instances { // of a histogram the last one counts
+		all = slices.AppendSeq(all, maps.Values(s.last[d.name]))
 	}
 	return all, nil
+}
+
+// startOf returns when a process was started, 0 if that is unknown.
+func startOf(families map[string]*dto.MetricFamily) float64 {
+	for _, m := range families["process_start_time_seconds"].GetMetric() {
+		return m.GetGauge().GetValue()
+	}
+	return 0
 }
 
 var _ prometheus.Gatherer = (*scraper)(nil)
