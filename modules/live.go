@@ -2,7 +2,6 @@ package modules
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/trmtracking/processor/internal/history"
@@ -31,11 +30,11 @@ func (s liveSink) Write(ctx context.Context, b *protocol.Batch) (protocol.Commit
 	return result, err
 }
 
-// publishLive publishes what the feed collects once a second, and waits while
+// publishLive publishes what the feed collects every history.LiveEvery, and waits while
 // nobody watches. What cannot be published is dropped.
 func publishLive(feed *history.Feed, group *stream.Group) run {
 	return func(ctx context.Context) error {
-		tick := time.NewTicker(time.Second)
+		tick := time.NewTicker(history.LiveEvery)
 		defer tick.Stop()
 		for {
 			tick.Stop()
@@ -44,7 +43,7 @@ func publishLive(feed *history.Feed, group *stream.Group) run {
 				return context.Cause(ctx)
 			case <-feed.Woken():
 			}
-			tick.Reset(time.Second)
+			tick.Reset(history.LiveEvery)
 			for {
 				select {
 				case <-ctx.Done():
@@ -58,9 +57,7 @@ func publishLive(feed *history.Feed, group *stream.Group) run {
 				if len(moves.Moves) == 0 {
 					continue
 				}
-				if text, err := json.Marshal(moves); err == nil {
-					_ = group.PublishLive(ctx, string(text)) // a picture for people: the next one follows
-				}
+				_ = group.PublishLive(ctx, moves.Text()) // a picture for people: the next one follows
 			}
 		}
 	}

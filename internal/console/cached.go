@@ -8,8 +8,11 @@ import (
 )
 
 const (
-	// freshness is how long an answer is reused.
+	// freshness is how long an answer of Redis is reused, slower that of Postgres, which
+	// changes less and costs more, and slowest either where only their silence is shown.
 	freshness = 900 * time.Millisecond
+	slower    = 1900 * time.Millisecond
+	slowest   = 4900 * time.Millisecond
 	// maxWait bounds the wait for an answer while a page is made.
 	maxWait = 1500 * time.Millisecond
 	// askFor bounds a question: one that takes longer is asked again.
@@ -51,9 +54,12 @@ func newCached[T any](fresh time.Duration, ask func(ctx context.Context) (T, err
 }
 
 // get returns the answer, a fresh one if it comes within maxWait.
-func (c *cached[T]) get(ctx context.Context) reading[T] {
+func (c *cached[T]) get(ctx context.Context) reading[T] { return c.within(ctx, c.fresh) }
+
+// within is get for those who are content with an older answer.
+func (c *cached[T]) within(ctx context.Context, fresh time.Duration) reading[T] {
 	c.mu.Lock()
-	if time.Since(c.tried) < c.fresh && c.asking == nil {
+	if time.Since(c.tried) < max(fresh, c.fresh) && c.asking == nil {
 		defer c.mu.Unlock()
 		return c.last
 	}

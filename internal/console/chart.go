@@ -21,6 +21,7 @@ type chart struct {
 	Marks  []history.Mark
 	Until  time.Time
 	Span   time.Duration
+	svg    template.HTML
 }
 
 type curve struct {
@@ -116,8 +117,10 @@ func (c chart) Label() string {
 	return strings.Join(parts, "; ")
 }
 
-// SVG draws the chart.
-func (c chart) SVG() template.HTML {
+// SVG returns the chart as it was drawn.
+func (c chart) SVG() template.HTML { return c.svg }
+
+func (c chart) draw() template.HTML {
 	var b strings.Builder
 	top := c.top()
 	fmt.Fprintf(&b, `<svg class="chart" width="100%%" height="132" role="img" aria-label="%s" data-until="%d" data-span="%d" data-top="%g" data-unit="%s">`,

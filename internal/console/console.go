@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -8,7 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 )
 
@@ -56,6 +59,8 @@ type Console struct {
 
 	redis    *cached[operator.RedisView]
 	postgres *cached[operator.PostgresView]
+	history  *cached[history.Window]
+	queues   *cached[map[int]protocol.QueueState]
 	groups   *cached[groupsOf]
 	deferred *cached[[]store.DeferredRow]
 	pinned   *cached[[]store.SettingRow]
@@ -71,6 +76,9 @@ type Console struct {
 	devices       selections[operator.Device]
 	tracks        selections[operator.TrackWindow]
 	explained     selections[operator.Explanation]
+
+	drawing sync.Mutex
+	drawn   map[string][]chart // the last hour as it was drawn last, by what it was drawn from
 
 	mu     sync.Mutex
 	fleet  *operator.Fleet // nil while nobody asks
@@ -88,16 +96,20 @@ func New(cfg Config, log *slog.Logger) (*Console, error) {
 	}
 	c.redis = newCached(freshness, func(ctx context.Context) (v operator.RedisView, err error) {
 		err = c.with(func(f *operator.Fleet) error {
-			shards := c.postgres.peek().Value.Number
-			if shards == 0 {
-				shards = maxShards
-			}
-			v, err = f.RedisView(ctx, shards)
+			v, err = f.RedisView(ctx, c.shardNumber())
 			return err
 		})
 		return v, err
 	})
-	c.postgres = newCached(freshness, func(ctx context.Context) (v operator.PostgresView, err error) {
+	c.history = newCached(freshness, func(ctx context.Context) (w history.Window, err error) {
+		err = c.with(func(f *operator.Fleet) error { w, err = f.History(ctx); return err })
+		return w, err
+	})
+	c.queues = newCached(freshness, func(ctx context.Context) (q map[int]protocol.QueueState, err error) {
+		err = c.with(func(f *operator.Fleet) error { q, err = f.Queues(ctx, c.shardNumber()); return err })
+		return q, err
+	})
+	c.postgres = newCached(slower, func(ctx context.Context) (v operator.PostgresView, err error) {
 		err = c.with(func(f *operator.Fleet) error { v, err = f.PostgresView(ctx); return err })
 		return v, err
 	})
@@ -121,6 +133,9 @@ func New(cfg Config, log *slog.Logger) (*Console, error) {
 	c.pages = c.allPages()
 	return c, nil
 }
+
+// shardNumber is the pinned number of shards, or one above it.
+func (c *Console) shardNumber() int { return cmp.Or(c.postgres.peek().Value.Number, maxShards) }
 
 // Close cancels what runs and ends the connections.
 func (c *Console) Close() {

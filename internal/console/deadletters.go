@@ -119,7 +119,7 @@ func (c *Console) actor(r *http.Request) actor {
 func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
 	f := filterOf(q)
-	d := lettersData{view: c.view(ctx), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r)}
+	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r)}
 	d.Groups = c.groups.get(ctx)
 	if d.Chosen {
 		v := url.Values{}
@@ -207,7 +207,7 @@ func shownFields(fields []operator.Field, fault string) []shownField {
 
 func (c *Console) deadLetter(ctx context.Context, r *http.Request) (any, error) {
 	id := r.URL.Query().Get("id")
-	d := letterData{view: c.view(ctx), ID: id, Actor: c.actor(r)}
+	d := letterData{view: c.view(ctx, slowest), ID: id, Actor: c.actor(r)}
 	d.Letter = c.oneLetter.get(id, time.Second, askFor, func(ctx context.Context) (l operator.DeadLetter, err error) {
 		err = c.with(func(f *operator.Fleet) error { l, err = f.DeadLetter(ctx, id); return err })
 		return l, err
@@ -395,7 +395,7 @@ type archiveData struct {
 func (c *Console) archive(ctx context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
 	before, _ := strconv.ParseInt(q.Get("before"), 10, 64) // 0 begins
-	d := archiveData{view: c.view(ctx), Actor: c.actor(r), Filter: store.ArchiveFilter{
+	d := archiveData{view: c.view(ctx, slowest), Actor: c.actor(r), Filter: store.ArchiveFilter{
 		Class: q.Get("class"), Device: q.Get("device"), Fingerprint: q.Get("fingerprint"), OpenOnly: q.Get("open") != "",
 	}}
 	d.Page = c.archived.get(q.Encode(), time.Second, askFor, func(ctx context.Context) (p operator.Page[store.ArchivedLetter], err error) {

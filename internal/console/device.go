@@ -65,7 +65,7 @@ func windowOf(q url.Values) (from, to time.Time, err error) {
 
 func (c *Console) device(ctx context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
-	d := deviceData{view: c.view(ctx), ID: q.Get("device"), Prefix: q.Get("prefix"), From: q.Get("from"), To: q.Get("to"), Actor: c.actor(r), Tiles: c.cfg.Tiles}
+	d := deviceData{view: c.view(ctx, slowest), ID: q.Get("device"), Prefix: q.Get("prefix"), From: q.Get("from"), To: q.Get("to"), Actor: c.actor(r), Tiles: c.cfg.Tiles}
 	if d.ID == "" {
 		d.Found = c.found.get(d.Prefix, 5*time.Second, askFor, func(ctx context.Context) (ids []string, err error) {
 			err = c.with(func(f *operator.Fleet) error { ids, err = f.Devices(ctx, d.Prefix, "", foundDevices); return err })
@@ -115,7 +115,7 @@ func (c *Console) crossing(ctx context.Context, r *http.Request) (any, error) {
 			return nil, fmt.Errorf("time %q: want 2026-08-01T10:00:00Z", text)
 		}
 	}
-	d := crossingData{view: c.view(ctx)}
+	d := crossingData{view: c.view(ctx, slowest)}
 	d.Explanation = c.explained.get(strings.Join([]string{device, fence, text}, "\x00"), 2*time.Second, askFor, func(ctx context.Context) (x operator.Explanation, err error) {
 		err = c.with(func(f *operator.Fleet) error { x, err = f.Explain(ctx, device, fence, at); return err })
 		return x, err

@@ -65,6 +65,9 @@ func Look(ctx context.Context, f *operator.Fleet, last *View) (Glance, *View) {
 		} else {
 			v.Redis = reading[operator.RedisView]{Value: value, At: time.Now()}
 		}
+		if past, err := f.History(ctx); err == nil {
+			v.History = past
+		}
 	})
 	postgres := v.Postgres
 	asked.Go(func() {
@@ -106,7 +109,7 @@ func (v view) glance() Glance {
 	for _, i := range v.Incidents() {
 		g.Open = append(g.Open, i.Kind+about(i.Subject))
 	}
-	in, _ := v.Redis.Value.History.Rates()
+	in, _ := v.History.Rates()
 	const minutes = 60
 	sums, counts := make([]float64, minutes), make([]int, minutes)
 	for _, p := range in {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -40,10 +41,32 @@ type topic struct {
 	shown   update // the last state of all parts
 }
 
-// client is one stream. pending is what it has not been sent yet: a later state
-// of a part replaces the earlier one.
+// event is an update as it is sent, encoded once for all who get the same.
+type event struct {
+	update
+	once sync.Once
+	text []byte
+}
+
+func (e *event) encoded() []byte {
+	e.once.Do(func() {
+		var b bytes.Buffer
+		b.WriteString("data: ")
+		out := json.NewEncoder(&b)
+		out.SetEscapeHTML(false) // it is no part of a page
+		if err := out.Encode(e.update); err != nil {
+			panic(err) // text always can be encoded
+		}
+		b.WriteByte('\n')
+		e.text = b.Bytes()
+	})
+	return e.text
+}
+
+// client is one stream. pending is what it has not been sent yet, nil for nothing: a
+// later state of a part replaces the earlier one.
 type client struct {
-	pending update
+	pending *event
 	wake    chan struct{}
 }
 
@@ -67,7 +90,7 @@ func (h *hub) join(ctx context.Context, name string, every time.Duration, begin 
 	if h.n >= maxClients {
 		return nil
 	}
-	c := &client{pending: update{}, wake: make(chan struct{}, 1)}
+	c := &client{wake: make(chan struct{}, 1)}
 	t := h.topics[name]
 	if t == nil {
 		running, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends with the last client
@@ -77,7 +100,7 @@ func (h *hub) join(ctx context.Context, name string, every time.Duration, begin 
 	}
 	h.n++
 	t.clients[c] = true
-	c.add(t.shown)
+	c.add(&event{update: t.shown})
 	return c
 }
 
@@ -107,8 +130,9 @@ func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render ren
 				}
 			}
 			t.shown = state
+			next := &event{update: changed}
 			for c := range t.clients {
-				c.add(changed)
+				c.add(next)
 			}
 			h.mu.Unlock()
 		}
@@ -121,12 +145,16 @@ func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render ren
 }
 
 // add queues an update. The caller holds the hub's lock.
-func (c *client) add(u update) {
-	if len(u) == 0 {
+func (c *client) add(next *event) {
+	if len(next.update) == 0 {
 		return
 	}
-	for id, html := range u {
-		c.pending[id] = html
+	if c.pending == nil {
+		c.pending = next
+	} else { // it is slow, and gets what is newest
+		merged := maps.Clone(c.pending.update)
+		maps.Copy(merged, next.update)
+		c.pending = &event{update: merged}
 	}
 	select {
 	case c.wake <- struct{}{}:
@@ -135,12 +163,12 @@ func (c *client) add(u update) {
 }
 
 // take returns what is pending.
-func (h *hub) take(c *client) update {
+func (h *hub) take(c *client) *event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	u := c.pending
-	c.pending = update{}
-	return u
+	f := c.pending
+	c.pending = nil
+	return f
 }
 
 // stream sends updates until the client is gone, or does not read.
@@ -172,16 +200,10 @@ func (h *hub) stream(w http.ResponseWriter, r *http.Request, c *client) error {
 				return err
 			}
 		case <-c.wake:
-			text, err := json.Marshal(h.take(c))
-			if err != nil {
-				return fmt.Errorf("encode an update: %w", err)
-			}
-			var b bytes.Buffer
-			b.WriteString("data: ")
-			b.Write(text)
-			b.WriteString("\n\n")
-			if err := send(b.Bytes()); err != nil {
-				return err
+			if f := h.take(c); f != nil {
+				if err := send(f.encoded()); err != nil {
+					return err
+				}
 			}
 		}
 	}

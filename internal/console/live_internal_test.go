@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/http"
@@ -75,12 +76,51 @@ func TestASlowViewerGetsTheNewestStateOnly(t *testing.T) {
 			}
 		})
 		<-time.After(10500 * time.Millisecond)
-		require.Equal(t, update{"a": "11", "b": "same"}, h.take(c))
+		require.Equal(t, update{"a": "11", "b": "same"}, h.take(c).update)
 		<-time.After(time.Second)
-		require.Equal(t, update{"a": "12"}, h.take(c), "what did not change is not sent again")
+		require.Equal(t, update{"a": "12"}, h.take(c).update, "what did not change is not sent again")
 		h.leave("page", c)
 		synctest.Wait()
 		<-time.After(5 * time.Second)
 		require.Equal(t, 12, n)
+	})
+}
+
+func TestWhatManyViewersGetIsEncodedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub()
+		n := 0
+		var clients []*client
+		for range maxClients {
+			clients = append(clients, h.join(t.Context(), "page", time.Second, func(context.Context) renderer {
+				return func(context.Context) (update, error) {
+					n++
+					return update{"a": strconv.Itoa(n), "b": "<b>"}, nil
+				}
+			}))
+		}
+		require.Nil(t, h.join(t.Context(), "page", time.Second, nil), "one too many")
+		synctest.Wait()
+		for range 3 {
+			frames := make(map[*event]bool)
+			for _, c := range clients {
+				if f := h.take(c); f != nil {
+					frames[f] = true
+				}
+			}
+			require.Len(t, frames, 1, "of %d viewers", len(clients))
+			for f := range frames {
+				require.Contains(t, string(f.encoded()), `data: {"a":"`)
+				require.NotContains(t, string(f.encoded()[:len(f.encoded())-2]), "\n", "a line, whatever is in it")
+				require.True(t, bytes.HasSuffix(f.encoded(), []byte("}\n\n")))
+			}
+			<-time.After(time.Second)
+			synctest.Wait()
+		}
+		require.Equal(t, 4, n)
+		for _, c := range clients {
+			h.leave("page", c)
+		}
+		synctest.Wait()
 	})
 }

@@ -2,7 +2,7 @@ package console
 
 import (
 	"context"
-	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"sync"
@@ -26,16 +26,7 @@ type liveData struct {
 }
 
 func (c *Console) liveMap(ctx context.Context, _ *http.Request) (any, error) {
-	return liveData{view: c.view(ctx), Tiles: c.cfg.Tiles}, nil
-}
-
-// mapUpdate is what the script of the live map gets each second.
-type mapUpdate struct {
-	Devices []history.Move `json:"devices"`
-	Known   int            `json:"known"`
-	Dropped int            `json:"dropped"`
-	Limit   int            `json:"limit"`
-	Ticks   int            `json:"ticks"`
+	return liveData{view: c.view(ctx, slowest), Tiles: c.cfg.Tiles}, nil
 }
 
 // following is the moves of all members while live maps are open.
@@ -65,22 +56,26 @@ func (l *following) heardMoves(m history.Moves) {
 	}
 }
 
-// take returns what moved since the last time.
-func (l *following) take() mapUpdate {
+// take returns what moved since the last time, for the script of the live map.
+func (l *following) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ticks++; l.ticks%30 == 0 {
 		old := time.Now().Add(-heardFor).Unix()
 		maps.DeleteFunc(l.heard, func(_ string, at int64) bool { return at < old })
 	}
-	u := mapUpdate{Devices: []history.Move{}, Known: len(l.heard), Dropped: l.dropped, Limit: history.LiveLimit, Ticks: l.ticks}
+	b := append(make([]byte, 0, 100+80*len(l.moves)), `{"devices":[`...)
+	first := len(b)
 	for _, m := range l.moves {
-		m.Device = visible(m.Device)
-		u.Devices = append(u.Devices, m)
+		if len(b) > first {
+			b = append(b, ',')
+		}
+		b = m.AppendJSON(b, visible(m.Device))
 	}
+	b = fmt.Appendf(b, `],"known":%d,"dropped":%d,"limit":%d,"ticks":%d}`, len(l.heard), l.dropped, history.LiveLimit, l.ticks)
 	clear(l.moves)
 	l.dropped = 0
-	return u
+	return string(b)
 }
 
 // follow listens to the members while the live map is open, and adds what moved to
@@ -104,8 +99,7 @@ func (c *Console) follow(ctx context.Context, render func(ctx context.Context) (
 		asking, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_ = c.with(func(f *operator.Fleet) error { return f.Watch(asking) }) // as above
-		text, err := json.Marshal(l.take())
-		u["data:live"] = string(text)
-		return u, err
+		u["data:live"] = l.take()
+		return u, nil
 	}
 }

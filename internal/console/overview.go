@@ -20,16 +20,19 @@ type view struct {
 	Now      time.Time
 	Redis    reading[operator.RedisView]
 	Postgres reading[operator.PostgresView]
+	History  history.Window // the last that is known
+	Queues   map[int]protocol.QueueState
 }
 
-func (c *Console) view(ctx context.Context) view {
+// view returns what both servers know, not older than fresh.
+func (c *Console) view(ctx context.Context, fresh time.Duration) view {
 	v := view{Now: time.Now()}
 	asked := make(chan struct{})
 	go func() { // ends within maxWait
 		defer close(asked)
-		v.Redis = c.redis.get(ctx)
+		v.Redis = c.redis.within(ctx, fresh)
 	}()
-	v.Postgres = c.postgres.get(ctx)
+	v.Postgres = c.postgres.within(ctx, fresh)
 	<-asked
 	return v
 }
@@ -194,7 +197,7 @@ func (v view) names() []string {
 			names = append(names, name)
 		}
 	}
-	for _, o := range v.Redis.Value.History.Owners {
+	for _, o := range v.History.Owners {
 		for _, name := range o.Members {
 			add(name)
 		}
@@ -237,16 +240,16 @@ func (v view) Rate() *float64 {
 	return &sum
 }
 
-// charts returns the last hour.
-func (v view) charts() []chart {
-	w := v.Redis.Value.History
+// charts returns the last hour up to a time.
+func (v view) charts(until time.Time) []chart {
+	w := v.History
 	in, out := w.Rates()
 	size, age := w.Backlogs()
 	marks := w.Marks()
 	for _, i := range v.Postgres.Value.Incidents {
 		marks = append(marks, history.Mark{At: i.Opened.UnixMilli(), Kind: history.Incident, Text: i.Kind + " " + i.Subject})
 	}
-	until, span := v.Now, spanOf(&w, v.Now)
+	span := spanOf(&w, until)
 	return []chart{
 		{Title: "Entries per second", Unit: "/s", Until: until, Span: span, Marks: marks, Curves: []curve{{"in", "in", in}, {"finished", "out", out}}},
 		{Title: "Backlog", Unit: "entries", Until: until, Span: span, Marks: marks, Curves: []curve{{"backlog", "size", size}}},
@@ -364,8 +367,48 @@ func (d overviewData) Dispatcher() string {
 }
 
 func (c *Console) overview(ctx context.Context, r *http.Request) (any, error) {
-	v := c.view(ctx)
-	return overviewData{view: v, Charts: v.charts(), Actor: c.actor(r)}, nil
+	v := c.view(ctx, freshness)
+	past := c.past(ctx)
+	v.History = past.Value
+	return overviewData{view: v, Charts: c.draw(v, past.At), Actor: c.actor(r)}, nil
+}
+
+// past returns the last hour. It is asked for once the next sample is due, by this clock.
+func (c *Console) past(ctx context.Context) reading[history.Window] {
+	known := c.history.peek()
+	if n := len(known.Value.Samples); n > 0 && !known.Stale() && time.Since(known.At) < history.Every &&
+		time.Since(known.Value.Samples[n-1].Time()) < history.Every {
+		return known
+	}
+	return c.history.get(ctx)
+}
+
+// draw returns the charts as of a time. They are drawn when there is something new, not
+// whenever a page asks.
+func (c *Console) draw(v view, at time.Time) []chart {
+	var last int64
+	if n := len(v.History.Samples); n > 0 {
+		last = v.History.Samples[n-1].At
+	}
+	open := make([]int64, 0, len(v.Postgres.Value.Incidents))
+	for _, i := range v.Postgres.Value.Incidents {
+		open = append(open, i.Opened.UnixMilli())
+	}
+	key := fmt.Sprint(last, at.Truncate(2*history.Every).Unix(), open)
+	c.drawing.Lock()
+	defer c.drawing.Unlock()
+	charts, there := c.drawn[key]
+	if !there {
+		if at.IsZero() {
+			at = v.Now
+		}
+		charts = v.charts(at)
+		for i := range charts {
+			charts[i].svg = charts[i].draw()
+		}
+		c.drawn = map[string][]chart{key: charts}
+	}
+	return charts
 }
 
 // shardRow is a line of the table of shards.
@@ -407,8 +450,9 @@ const ownerColors = 8
 func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
 
 func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
-	v := c.view(ctx)
-	d := shardsData{view: v, Span: spanOf(&v.Redis.Value.History, v.Now)}
+	v := c.view(ctx, freshness)
+	v.History, v.Queues = c.past(ctx).Value, c.queues.get(ctx).Value
+	d := shardsData{view: v, Span: spanOf(&v.History, v.Now)}
 	names := v.names()
 	for i, name := range names {
 		d.Legend = append(d.Legend, legend{letter(i), colorOf(i), name})
@@ -417,9 +461,9 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 	if !v.Postgres.Known() {
 		list = v.heldShards()
 	}
-	lines := v.Redis.Value.History.Timeline(len(list), v.Now)
+	lines := v.History.Timeline(len(list), v.Now)
 	most := int64(1)
-	for _, q := range v.Redis.Value.Queues {
+	for _, q := range v.Queues {
 		most = max(most, q.Pending)
 	}
 	locks := operator.RowLocks(v.Redis.Value.Members)
@@ -430,7 +474,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 			row.Letter, row.Class = letter(at), colorOf(at)
 		}
 		if v.Redis.Known() {
-			q := v.Redis.Value.Queues[s.Shard]
+			q := v.Queues[s.Shard]
 			row.Pending = &q.Pending
 			if !q.Oldest.IsZero() {
 				row.Oldest = q.Oldest.Time()
@@ -518,7 +562,7 @@ func (c *Console) allPages() map[string]*page {
 		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
 		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
 		{path: "devices/crossing/", title: "Crossing", nav: "devices", every: 5 * time.Second, names: []string{"notice", "crossing"}, data: c.crossing},
-		{path: "map/", title: "Live map", nav: "map", every: time.Second, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
+		{path: "map/", title: "Live map", nav: "map", every: history.LiveEvery, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
 		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
 		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "deferred-list", "audit-list"}, data: c.requests},
 		{path: "settings/", title: "Settings", nav: "settings", every: 5 * time.Second, names: []string{"notice", "setting-list", "pinned-list"}, data: c.settings},

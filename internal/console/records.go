@@ -33,7 +33,7 @@ func number64(r *http.Request, name string) int64 {
 }
 
 func (c *Console) incidents(ctx context.Context, r *http.Request) (any, error) {
-	d := incidentsData{view: c.view(ctx), OpenOnly: r.URL.Query().Get("open") != ""}
+	d := incidentsData{view: c.view(ctx, slowest), OpenOnly: r.URL.Query().Get("open") != ""}
 	before, lost := number64(r, "before"), number64(r, "lost")
 	d.Incidents = c.incidentPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.NumberedIncident], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Incidents(ctx, d.OpenOnly, before, shownRows); return err })
@@ -58,7 +58,7 @@ type requestsData struct {
 func (d requestsData) All() *int64 { return d.view.Deferred() }
 
 func (c *Console) requests(ctx context.Context, r *http.Request) (any, error) {
-	d := requestsData{view: c.view(ctx)}
+	d := requestsData{view: c.view(ctx, slowest)}
 	device, before, audited := r.URL.Query().Get("device"), number64(r, "before"), number64(r, "audit")
 	d.Requests = c.requestPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.RequestStatus], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Requests(ctx, device, before, shownRows); return err })
@@ -80,5 +80,5 @@ type settingsData struct {
 }
 
 func (c *Console) settings(ctx context.Context, _ *http.Request) (any, error) {
-	return settingsData{view: c.view(ctx), Settings: c.cfg.Settings, Pinned: c.pinned.get(ctx)}, nil
+	return settingsData{view: c.view(ctx, slowest), Settings: c.cfg.Settings, Pinned: c.pinned.get(ctx)}, nil
 }

@@ -1,6 +1,14 @@
 package console_test
 
 import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -9,6 +17,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
+	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
 func TestManyDeadLettersAndALongTrackAreShownInTime(t *testing.T) {
@@ -38,6 +47,16 @@ from generate_series(1, $1) as n`, fixes)
 	dep.Exec("analyze positions")
 	t.Logf("%d dead letters and %d positions are there after %v", letters, fixes, time.Since(began).Round(time.Millisecond))
 
+	memory := func() string {
+		var mb []string
+		for _, name := range []string{"process_resident_memory_bytes", "go_memstats_heap_inuse_bytes"} {
+			n, err := p.Metric(name)
+			require.NoError(t, err)
+			mb = append(mb, fmt.Sprintf("%.1f", n/1e6))
+		}
+		return strings.Join(mb, " MB resident, ") + " MB of heap"
+	}
+	t.Logf("before: %s", memory())
 	began = time.Now()
 	b.visit("dead-letters/")
 	b.await("document.getElementById('letter-groups').innerText", cli.Thousands(int64(letters))+" dead letters")
@@ -54,7 +73,89 @@ from generate_series(1, $1) as n`, fixes)
 	began = time.Now()
 	b.visit("devices/?device=long&from=2026-01-01T00:00:00&to=2026-12-31T00:00:00")
 	b.await("document.getElementById('device-tables').innerText", "sampled")
-	require.NotEqual(t, "0", b.eval("document.querySelector('.map').dataset.shown ?? 0"))
+	b.await("document.querySelector('.map').dataset.shown > 0", "true") // drawn after the table is there
 	t.Logf("all positions after %v: %s points", time.Since(began).Round(time.Millisecond), b.eval("document.querySelector('.map').dataset.shown"))
+	t.Logf("after: %s", memory())
 	b.quiet()
+}
+
+func TestFiftyViewersAreServedAndOneMoreIsTold(t *testing.T) {
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	ctx, cancel := context.WithCancel(t.Context())
+	var updates [50]atomic.Int64
+	var viewers sync.WaitGroup
+	ask := func(ctx context.Context, path string, then func(res *http.Response)) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.Addr()+path, nil)
+		if err != nil {
+			return
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return
+		}
+		defer res.Body.Close()
+		then(res)
+	}
+	view := func(n int) {
+		viewers.Go(func() {
+			ask(ctx, "/console/events/", func(res *http.Response) {
+				lines := bufio.NewScanner(res.Body)
+				lines.Buffer(nil, 4<<20)
+				for lines.Scan() {
+					if strings.HasPrefix(lines.Text(), "data: ") {
+						updates[n].Add(1)
+					}
+				}
+			})
+		})
+	}
+	sent := 0
+	measure := func(open int) {
+		t.Helper()
+		began, from := time.Now(), testbed.CPUOf(p.PID())
+		had := updates[0].Load()
+		testenv.Wait(t, 40*time.Second, func() error {
+			dep.Publish(servicetest.Record(servicetest.IMEI, int64(sent))) // figures that move
+			sent++
+			for n := range open {
+				if got := updates[n].Load(); got < had+5 && (n == 0 || got < 5) {
+					return fmt.Errorf("viewer %d has %d updates", n, got)
+				}
+			}
+			return nil
+		})
+		memory, err := p.Metric("process_resident_memory_bytes")
+		require.NoError(t, err)
+		t.Logf("%d open: %.1f ms of CPU a second, %.1f MB", open, float64((testbed.CPUOf(p.PID())-from).Milliseconds())/time.Since(began).Seconds(), memory/1e6)
+	}
+	view(0)
+	measure(1)
+	for n := 1; n < len(updates); n++ {
+		view(n)
+	}
+	measure(len(updates))
+	var status int
+	var told string
+	ask(t.Context(), "/console/events/", func(res *http.Response) {
+		text, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		status, told = res.StatusCode, res.Header.Get("Retry-After")+" "+string(text)
+	})
+	require.Equal(t, http.StatusServiceUnavailable, status)
+	require.Regexp(t, "^30 (?s).*50 pages are watched already", told)
+	ask(t.Context(), "/readyz", func(res *http.Response) { status = res.StatusCode })
+	require.Equal(t, http.StatusOK, status, "probes get in")
+	cancel()
+	viewers.Wait()
+	testenv.Wait(t, 20*time.Second, func() error {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ask(ctx, "/console/events/", func(res *http.Response) { status = res.StatusCode })
+		if status != http.StatusOK {
+			return fmt.Errorf("after they are gone: %d", status)
+		}
+		return nil
+	})
 }

@@ -2,16 +2,20 @@ package history
 
 import (
 	"encoding/json"
-	"fmt"
+	"math"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
 
 const (
-	// LiveLimit is the maximum number of devices that a member publishes per second.
+	// LiveEvery is the interval in which members publish, and live maps move.
+	LiveEvery = 2 * time.Second
+	// LiveLimit is the maximum number of devices that a member publishes at a time.
 	LiveLimit = 2000
 	// watchedFor is how long a member publishes after it was asked to.
-	watchedFor = 5 * time.Second
+	watchedFor = 3 * LiveEvery
 )
 
 // Move is where a device was last committed: ID, latitude, longitude, device time
@@ -23,24 +27,65 @@ type Move struct {
 	Speed    float32
 }
 
-// MarshalJSON writes a move as an array.
-func (m Move) MarshalJSON() ([]byte, error) {
-	return json.Marshal([]any{m.Device, m.Lat, m.Lon, m.At, m.Speed})
+// AppendJSON appends an array that a browser reads, with text as the device.
+func (m *Move) AppendJSON(b []byte, text string) []byte {
+	quoted, _ := json.Marshal(text) // text always can be encoded
+	b = append(append(b, '['), quoted...)
+	b = strconv.AppendFloat(append(b, ','), m.Lat, 'f', 6, 64)
+	b = strconv.AppendFloat(append(b, ','), m.Lon, 'f', 6, 64)
+	b = strconv.AppendInt(append(b, ','), m.At, 10)
+	return append(strconv.AppendFloat(append(b, ','), float64(m.Speed), 'f', 0, 32), ']')
 }
 
-// UnmarshalJSON reads the array.
-func (m *Move) UnmarshalJSON(text []byte) error {
-	if err := json.Unmarshal(text, &[]any{&m.Device, &m.Lat, &m.Lon, &m.At, &m.Speed}); err != nil {
-		return fmt.Errorf("read a move: %w", err)
-	}
-	return nil
-}
-
-// Moves is what a member committed within a second: the newest of each device, and
+// Moves is what a member committed within LiveEvery: the newest of each device, and
 // how many devices were left out.
 type Moves struct {
-	Moves   []Move `json:"m"`
-	Dropped int    `json:"d"`
+	Moves   []Move
+	Dropped int
+}
+
+// Text is for ParseMoves: a line with what was left out, and one for each move. All
+// members write it and all with a live map read it, so that it has to be cheap.
+func (m *Moves) Text() string {
+	b := append(strconv.AppendInt(nil, int64(m.Dropped), 10), '\n')
+	for i := range m.Moves {
+		x := &m.Moves[i]
+		b = append(strconv.AppendFloat(b, x.Lat, 'f', 6, 64), ' ')
+		b = append(strconv.AppendFloat(b, x.Lon, 'f', 6, 64), ' ')
+		b = append(strconv.AppendInt(b, x.At, 10), ' ')
+		b = append(strconv.AppendFloat(b, float64(x.Speed), 'f', 0, 32), ' ')
+		b = append(strconv.AppendQuote(b, x.Device), '\n')
+	}
+	return string(b)
+}
+
+// ParseMoves reads what Text wrote; lines that are no moves are skipped.
+func ParseMoves(text string) (m Moves) {
+	first, text, _ := strings.Cut(text, "\n")
+	m.Dropped, _ = strconv.Atoi(first) // 0 of other text
+	for line := range strings.Lines(text) {
+		if len(m.Moves) == LiveLimit {
+			break
+		}
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 5)
+		if len(fields) < 5 {
+			continue
+		}
+		var x Move
+		var errs [5]error
+		var speed float64
+		x.Lat, errs[0] = strconv.ParseFloat(fields[0], 64)
+		x.Lon, errs[1] = strconv.ParseFloat(fields[1], 64)
+		x.At, errs[2] = strconv.ParseInt(fields[2], 10, 64)
+		speed, errs[3] = strconv.ParseFloat(fields[3], 32)
+		x.Device, errs[4] = strconv.Unquote(fields[4])
+		number := math.Abs(x.Lat) <= 90 && math.Abs(x.Lon) <= 180 && math.Abs(speed) < 1e6 // and no NaN
+		if errs == [5]error{} && number {
+			x.Speed = float32(speed)
+			m.Moves = append(m.Moves, x)
+		}
+	}
+	return m
 }
 
 // Feed collects what a member commits while somewhere a live map is shown, the

@@ -2,7 +2,6 @@ package operator
 
 import (
 	"context"
-	"encoding/json"
 	"strconv"
 	"time"
 
@@ -18,9 +17,7 @@ type RedisView struct {
 	Info        stream.Info
 	Backlog     protocol.Backlog // without deferred entries
 	Members     []coordination.Member
-	Queues      map[int]protocol.QueueState // nil without a group
 	DeadLetters int64
-	History     history.Window
 	TimeToTrim  *time.Duration // until trimming reaches the oldest entry, if that stays; nil is unknown
 }
 
@@ -36,7 +33,7 @@ func (f *Fleet) RedisView(ctx context.Context, shards int) (v RedisView, err err
 	if v.Info, err = group.Info(ctx); err != nil {
 		return v, err
 	}
-	if v.Backlog, err = group.Backlog(ctx); err != nil {
+	if v.Backlog, err = group.BacklogOf(ctx, v.Info); err != nil {
 		return v, err
 	}
 	if margin, known := v.Info.TrimPoint().Margin(v.Backlog.Oldest); known {
@@ -45,19 +42,35 @@ func (f *Fleet) RedisView(ctx context.Context, shards int) (v RedisView, err err
 	if v.Members, err = f.heartbeats(ctx); err != nil {
 		return v, err
 	}
-	if v.Queues, err = queuesOf(ctx, group); err != nil {
-		return v, err
-	}
 	dead, err := stream.NewDeadLetters(f.client, f.where(1), f.cfg.Redis.DLQStream)
 	if err != nil {
 		return v, err
 	}
-	if v.DeadLetters, err = dead.Length(ctx); err != nil {
-		return v, err
+	v.DeadLetters, err = dead.Length(ctx)
+	return v, err
+}
+
+// History returns the last hour, which has a new sample every history.Every.
+func (f *Fleet) History(ctx context.Context) (history.Window, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	group, err := f.redis(ctx, 1)
+	if err != nil {
+		return history.Window{}, err
 	}
 	texts, err := group.History(ctx)
-	v.History = history.Decode(texts, time.Now().Add(-history.Span))
-	return v, err
+	return history.Decode(texts, time.Now().Add(-history.Span)), err
+}
+
+// Queues returns the state of the queues; nothing if there is no group.
+func (f *Fleet) Queues(ctx context.Context, shards int) (map[int]protocol.QueueState, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	group, err := f.redis(ctx, shards)
+	if err != nil {
+		return nil, err
+	}
+	return queuesOf(ctx, group)
 }
 
 // PostgresView is what Postgres knows of a fleet at one moment.
@@ -159,10 +172,7 @@ func (f *Fleet) Live(ctx context.Context, heard func(history.Moves)) error {
 		return err
 	}
 	group.Live(ctx, func(text string) {
-		var m history.Moves
-		if json.Unmarshal([]byte(text), &m) == nil {
-			heard(m)
-		}
+		heard(history.ParseMoves(text))
 	})
 	return ctx.Err()
 }

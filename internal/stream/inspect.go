@@ -117,6 +117,11 @@ func (g *Group) Backlog(ctx context.Context) (protocol.Backlog, error) {
 	if err != nil {
 		return protocol.Backlog{}, err
 	}
+	return g.BacklogOf(ctx, info)
+}
+
+// BacklogOf is Backlog for those who have asked for Info already.
+func (g *Group) BacklogOf(ctx context.Context, info Info) (protocol.Backlog, error) {
 	b := protocol.Backlog{Pending: info.Pending, Lag: info.Lag.N, LagKnown: info.Lag.Known}
 	if !info.GroupExists {
 		// Everything will be dispatched once there is a group.

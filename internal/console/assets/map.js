@@ -291,7 +291,7 @@ function all(box) {
       devices.set(id, d);
     }
     box.dataset.shown = devices.size;
-    if (count) count.textContent = `${devices.size} devices shown of ${u.known} that moved in the last 15 minutes; ${u.dropped} updates left out in this second, at most ${u.limit} a second are sent`;
+    if (count) count.textContent = `${devices.size} devices shown of ${u.known} that moved in the last 15 minutes; ${u.dropped} updates left out just now, at most ${u.limit} are sent at a time`;
     if (!fitted && !view.moved && devices.size) { fitted = devices.size > 20 || u.ticks > 5; view.fit([...devices.values()].map((d) => d.tail.at(-1))); }
     view.redraw();
   });
