@@ -30,5 +30,8 @@
 // RequireEmptyRedis and RequireEmptyPostgres keep a demo or a test away from
 // servers that are in use.
 //
+// A Cluster is six such servers, joined: three masters with a replica each. It can
+// lose a master, move a slot, and stop and start as a whole.
+//
 // The demo, loadtest and testenv call it. It knows nothing of the service.
 package devenv

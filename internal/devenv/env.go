@@ -26,6 +26,7 @@ type Options struct {
 	Dir string
 
 	Redis    bool // start a Redis server
+	Cluster  bool // start a Redis Cluster
 	Postgres bool // start a Postgres server
 
 	// World adds what instances meet in it, see Env.Instances and Env.Environ.
@@ -37,9 +38,10 @@ type Options struct {
 
 // Env is a set of running servers and the folder they live in.
 type Env struct {
-	Redis    *Server // nil if not asked for
-	Postgres *Server // nil if not asked for
-	Pooler   *Server // before Postgres; nil in most worlds
+	Redis    *Server  // nil if not asked for
+	Cluster  *Cluster // nil if not asked for
+	Postgres *Server  // nil if not asked for
+	Pooler   *Server  // before Postgres; nil in most worlds
 
 	world   World
 	tls     certificates
@@ -66,6 +68,11 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 	if opts.Redis {
 		k, err := findRedis(slices.Concat(world.redis, opts.RedisArgs))
 		kinds, missing = append(kinds, k), append(missing, err)
+	}
+	var node redisKind
+	if opts.Cluster {
+		k, err := findRedis(opts.RedisArgs)
+		node, missing = k, append(missing, err)
 	}
 	if opts.Postgres {
 		k, err := findPostgres(slices.Concat(world.postgres, opts.PostgresArgs))
@@ -103,6 +110,10 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 		}
 	}
 	starts, starting := errgroup.WithContext(ctx)
+	if opts.Cluster {
+		env.Cluster = newCluster(node, dir, user, dog)
+		starts.Go(func() error { return env.Cluster.create(starting) })
+	}
 	for _, k := range kinds {
 		k = env.encrypt(k)
 		server := newServer(k, dir, user, dog)
@@ -148,6 +159,9 @@ func (e *Env) encrypt(k kind) kind {
 
 // RedisFor returns how instances reach Redis.
 func (e *Env) RedisFor() string {
+	if e.Cluster != nil {
+		return e.Cluster.URL()
+	}
 	if e.tlsPort == 0 {
 		return e.Redis.URL()
 	}
@@ -189,7 +203,11 @@ func (e *Env) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*stopTimeout)
 		defer cancel()
 		var stops errgroup.Group
-		for _, s := range []*Server{e.Pooler, e.Redis, e.Postgres} {
+		servers := []*Server{e.Pooler, e.Redis, e.Postgres}
+		if e.Cluster != nil {
+			servers = append(servers, e.Cluster.nodes...)
+		}
+		for _, s := range servers {
 			if s != nil {
 				stops.Go(func() error { return s.dispose(ctx) })
 			}

@@ -14,6 +14,7 @@ import (
 type redisKind struct {
 	server string
 	args   []string
+	node   int // of a Cluster, from 1; 0 for a server of its own
 }
 
 func findRedis(args []string) (redisKind, error) {
@@ -21,14 +22,22 @@ func findRedis(args []string) (redisKind, error) {
 	return redisKind{server: path, args: args}, err
 }
 
-func (redisKind) name() string { return "redis" }
+func (k redisKind) name() string {
+	if k.node > 0 {
+		return fmt.Sprintf("redis-%d", k.node)
+	}
+	return "redis"
+}
+
+// busPort returns the port on which nodes of a Cluster talk to each other.
+func busPort(port int) int { return port + 1 }
 
 func (redisKind) url(addr string) string { return "redis://" + addr + "/0" }
 
 func (redisKind) prepare(context.Context, string, *account) error { return nil }
 
 func (k redisKind) command(data string, port int) []string {
-	return append([]string{
+	args := []string{
 		k.server,
 		"--bind", "127.0.0.1",
 		"--port", strconv.Itoa(port),
@@ -39,7 +48,15 @@ func (k redisKind) command(data string, port int) []string {
 		"--appendfsync", "everysec",
 		"--save", "",
 		"--maxmemory-policy", "noeviction",
-	}, k.args...)
+	}
+	if k.node > 0 {
+		args = append(args,
+			"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(busPort(port)), "--cluster-node-timeout", "1500",
+			"--cluster-allow-replica-migration", "no",
+			"--repl-diskless-sync-delay", "0", // it waits for further replicas otherwise
+		)
+	}
+	return append(args, k.args...)
 }
 
 func (redisKind) answers(ctx context.Context, url string, pid int, _ string) error {

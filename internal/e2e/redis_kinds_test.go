@@ -19,11 +19,11 @@ import (
 func TestTheServiceRunsOnARedisClusterAndThroughAFailOver(t *testing.T) {
 	testenv.Full(t)
 	t.Parallel()
-	cluster := testenv.NewRedisCluster(t, 3)
+	cluster := testenv.RedisCluster(t)
 	const name = "telemetry:cluster"
-	master := cluster.Master("{" + name + "}") // its keys lie where its own name does
-	cluster.Replicate(master)
-	serveThroughAFailOver(t, cluster.URL, name, master)
+	_, master, err := cluster.Master(t.Context(), "{"+name+"}") // its keys lie where its own name does
+	require.NoError(t, err)
+	serveThroughAFailOver(t, cluster.URL(), name, master)
 }
 
 func TestTheServiceRunsThroughSentinelAndAFailOver(t *testing.T) {
@@ -33,6 +33,59 @@ func TestTheServiceRunsThroughSentinelAndAFailOver(t *testing.T) {
 	testenv.OwnServers(t, devenv.Options{Redis: true, RedisArgs: []string{"--replicaof", "127.0.0.1", strconv.Itoa(master.Port())}})
 	testenv.InStep(t, master)
 	serveThroughAFailOver(t, "redis://"+testenv.Sentinel(t, master.Port())+"?master_name=mymaster", "telemetry:sentinel", master)
+}
+
+func TestOneProcessServesStreamsOnSeveralNodesOfACluster(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	cluster := testenv.RedisCluster(t)
+	dep := &servicetest.Deployment{T: t, RedisURL: cluster.URL(), Stream: "telemetry:{0..3}", Group: "processor", PostgresURL: testenv.Postgres(t, servicetest.Migrated())}
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	nodes, sent := map[*devenv.Server]bool{}, 0
+	publish := func() {
+		t.Helper()
+		for n := range 4 {
+			of := *dep
+			of.Stream = fmt.Sprintf("telemetry:%d", n)
+			of.Publish(servicetest.RecordsOfMany(100*n+sent, 10)...)
+			_, node, err := cluster.Master(ctx, of.Stream)
+			require.NoError(t, err)
+			nodes[node] = true
+		}
+		sent += 10
+		dep.AwaitStored(4*sent, 40*time.Second)
+	}
+	publish()
+	require.Greater(t, len(nodes), 1)
+
+	_, from, err := cluster.Master(ctx, "telemetry:1")
+	require.NoError(t, err)
+	for node := range nodes {
+		if node != from {
+			require.NoError(t, cluster.Move(ctx, "telemetry:1", node))
+			break
+		}
+	}
+	publish()
+	var lag struct {
+		Streams []struct {
+			Stream  string
+			Backlog *int64
+			Length  int64
+		}
+	}
+	testenv.Wait(t, 20*time.Second, func() error {
+		dep.Ask(0, &lag, "lag")
+		for _, s := range lag.Streams {
+			if s.Backlog == nil || *s.Backlog != 0 || s.Length != int64(sent) {
+				return fmt.Errorf("stream %s is not done: %+v", s.Stream, lag)
+			}
+		}
+		return nil
+	})
+	require.Len(t, lag.Streams, 4)
+	require.Zero(t, p.Terminate())
 }
 
 // serveThroughAFailOver runs the service and the operators' commands, kills the

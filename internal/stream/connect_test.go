@@ -100,7 +100,7 @@ func TestAnotherServerIsNoticedBeforeTheFirstAnswerOfIt(t *testing.T) {
 
 func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
 	t.Parallel()
-	url := testenv.NewRedisCluster(t, 3).URL
+	url := testenv.RedisCluster(t).URL()
 	for _, name := range []string{"odd{}name", "other}{"} {
 		cfg := stream.Config{URL: url, Stream: name, Group: "g", Shards: shards}
 		client, err := stream.Connect(cfg)

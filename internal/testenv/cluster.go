@@ -16,79 +16,10 @@ import (
 	"github.com/trmtracking/processor/internal/devenv"
 )
 
-// slots is the number of hash slots of a Redis Cluster.
-const slots = 16384
-
-// RedisCluster is a Redis Cluster of a test's own.
-type RedisCluster struct {
-	URL     string // names the masters it began with
-	masters []*devenv.Server
-	tb      testing.TB
-}
-
-// NewRedisCluster starts a Redis Cluster of n masters that share the slots
-// evenly, in order.
-func NewRedisCluster(tb testing.TB, n int) *RedisCluster {
+// RedisCluster starts a Redis Cluster of a test's own.
+func RedisCluster(tb testing.TB) *devenv.Cluster {
 	tb.Helper()
-	c := &RedisCluster{tb: tb}
-	var addrs []string
-	for i := range n {
-		node := c.node()
-		ask(tb, node, "cluster", "addslotsrange", i*slots/n, (i+1)*slots/n-1)
-		c.masters, addrs = append(c.masters, node), append(addrs, node.Addr())
-	}
-	c.settled(n)
-	c.URL = "redis://" + addrs[0] + "?addr=" + strings.Join(addrs[1:], "&addr=")
-	return c
-}
-
-// Master returns the node that began with the slot of a key.
-func (c *RedisCluster) Master(key string) *devenv.Server {
-	c.tb.Helper()
-	slot, err := strconv.Atoi(ask(c.tb, c.masters[0], "cluster", "keyslot", key))
-	if err != nil {
-		c.tb.Fatal(err)
-	}
-	return c.masters[slot*len(c.masters)/slots]
-}
-
-// Replicate starts a replica of a master, and returns when it is in step.
-func (c *RedisCluster) Replicate(master *devenv.Server) {
-	c.tb.Helper()
-	node := c.node()
-	c.settled(len(c.masters)+1, node)
-	ask(c.tb, node, "cluster", "replicate", ask(c.tb, master, "cluster", "myid"))
-	InStep(c.tb, master)
-}
-
-// node starts an empty node, which meets the others.
-func (c *RedisCluster) node() *devenv.Server {
-	c.tb.Helper()
-	bus, err := devenv.FreePort()
-	if err != nil {
-		c.tb.Fatal(err)
-	}
-	node := OwnServers(c.tb, devenv.Options{Redis: true, RedisArgs: []string{
-		"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus), "--cluster-node-timeout", "1500",
-	}}).Redis
-	if len(c.masters) > 0 {
-		ask(c.tb, c.masters[0], "cluster", "meet", "127.0.0.1", node.Port(), bus)
-	}
-	return node
-}
-
-// settled waits until the masters, and others, agree that there are n nodes.
-func (c *RedisCluster) settled(n int, others ...*devenv.Server) {
-	c.tb.Helper()
-	Wait(c.tb, 30*time.Second, func() error {
-		for _, node := range append(others, c.masters...) {
-			info := ask(c.tb, node, "cluster", "info")
-			if !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r\n", n)) {
-				return fmt.Errorf("the cluster is not up: %s", info)
-			}
-		}
-		return nil
-	})
+	return OwnServers(tb, devenv.Options{Cluster: true}).Cluster
 }
 
 // ask sends a command to a node and returns its answer as text.
