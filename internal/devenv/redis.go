@@ -53,6 +53,7 @@ func (k redisKind) command(data string, port int) []string {
 		args = append(args,
 			"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(busPort(port)), "--cluster-node-timeout", "1500",
 			"--cluster-allow-replica-migration", "no",
+			"--cluster-require-full-coverage", "no", // or all nodes refuse everything while one is away
 			"--repl-diskless-sync-delay", "0", // it waits for further replicas otherwise
 		)
 	}

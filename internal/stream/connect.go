@@ -31,7 +31,7 @@ func Connect(cfg Config) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: want redis://user:password@host:6379/0: %w", err)
 	}
-	known := &servers{nodes: make(map[string]bool)}
+	known := &servers{stream: cfg.Stream, nodes: make(map[string]bool)}
 	opts.OnConnect = known.connected
 	if cfg.Rotated != nil {
 		var mu sync.Mutex
@@ -130,10 +130,11 @@ type watched struct {
 // earlier ones: it may hold an older state, or none. A command on such a
 // connection is sent only after the callback of onChange returned.
 //
-// False positive: the first connection to a new Cluster node counts as a change
-// and re-acquires all shards. Not covered: promotion of a replica we are
-// already connected to; CheckServer polls for that.
+// On a Cluster only nodes that serve the stream count. False positive: the first
+// connection to one that took over its slot in an orderly way. Not covered: promotion of
+// a replica we are already connected to; CheckServer polls for that.
 type servers struct {
+	stream  string
 	mu      sync.Mutex
 	last    string          // run_id of the last server connected to, "" before the first
 	nodes   map[string]bool // run_ids of the nodes of a Cluster
@@ -158,6 +159,11 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 		return nil
 	}
 	id := serverRunID(text)
+	if s.stream != "" && strings.Contains(text, "redis_mode:cluster") {
+		if err := conn.Exists(ctx, s.stream).Err(); redis.HasErrorPrefix(err, "MOVED") {
+			return nil
+		}
+	}
 	s.mu.Lock()
 	// A server that hides its run_id might be any. A Cluster has several
 	// servers.

@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,6 +97,40 @@ func TestAnotherServerIsNoticedBeforeTheFirstAnswerOfIt(t *testing.T) {
 		return err
 	})
 	require.Equal(t, int64(1), changes.Load())
+}
+
+func TestOnAClusterOnlyNodesOfTheStreamCountAsAnotherServer(t *testing.T) {
+	t.Parallel()
+	cluster := testenv.RedisCluster(t)
+	cfg := stream.Config{URL: cluster.URL(), Stream: "telemetry:0", Group: "g", Shards: shards, Timeout: waitFor, Name: "processor/test"}
+	client, err := stream.Connect(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	group, err := stream.NewGroup(client, cfg)
+	require.NoError(t, err)
+	var changes atomic.Int64
+	group.OnServerChange(func() { changes.Add(1) })
+	read := func() error {
+		_, err := group.ReadNew(t.Context(), telemetry.EntryID{}, 1, time.Millisecond)
+		return err
+	}
+	require.NoError(t, read())
+	_, own, err := cluster.Master(t.Context(), cfg.Stream)
+	require.NoError(t, err)
+	others := map[*devenv.Server]bool{}
+	for n := range 8 {
+		key := fmt.Sprintf("telemetry:%d", n)
+		_, node, err := cluster.Master(t.Context(), key)
+		require.NoError(t, err)
+		others[node] = node != own
+		require.NoError(t, client.Exists(t.Context(), key).Err())
+	}
+	require.Len(t, others, 3, "all masters were asked")
+	require.Zero(t, changes.Load())
+
+	require.NoError(t, own.Kill())
+	testenv.Wait(t, 2*waitFor, read)
+	require.Positive(t, changes.Load(), "its replica has taken over")
 }
 
 func TestAClusterKeepsAllKeysOfAStreamTogether(t *testing.T) {
