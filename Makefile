@@ -92,7 +92,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s): make fuzz FUZZTIME=5m
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: nightly
-nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, the process tests and chaos in every world, poison at full size
+nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz target, the process tests and chaos in every world, poison at full size, a Redis Cluster
 	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
 	@failed=; for world in $(WORLDS); do \
 		echo "in the world $$world:"; \
@@ -100,6 +100,7 @@ nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz
 		bin/loadtest run chaos --json --slack 4 --world $$world || failed="$$failed $$world"; \
 	done; test -z "$$failed" || { echo "failed worlds:$$failed" >&2; exit 1; }
 	@bin/loadtest run poison --entries 100000 --json
+	@bin/loadtest run cluster --json --slack 4
 
 .PHONY: check
 check: format-check vet lint ## Before every commit, under a minute: format, vet, lint, short tests

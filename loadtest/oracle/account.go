@@ -26,6 +26,19 @@ func (a Account) Over(d time.Duration) Account {
 	return a
 }
 
+// Plus returns the account of both.
+func (a Account) Plus(b Account) Account {
+	a.Entries += b.Entries
+	a.Stored += b.Stored
+	a.Duplicates += b.Duplicates
+	a.DeadLettered += b.DeadLettered
+	a.Pending += b.Pending
+	a.Lost += b.Lost
+	a.Dropped += b.Dropped
+	a.Mismatches += b.Mismatches
+	return a
+}
+
 // Balanced reports whether each entry is counted exactly once.
 func (a Account) Balanced() bool {
 	return a.Entries == a.Stored+a.Duplicates+a.DeadLettered+a.Pending+a.Lost+a.Dropped

@@ -120,7 +120,7 @@ func (c Config) Check(s Scenario) error {
 		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
 	}
 	switch {
-	case s.container && c.RedisURL != "":
+	case (s.container || s.streams > 0) && c.RedisURL != "":
 		errs = append(errs, fmt.Errorf("scenario %s starts its own servers; name none", s.Name))
 	case c.PostgresURL != "" && c.World != devenv.Plain && c.World != "":
 		errs = append(errs, fmt.Errorf("world %s: only a private Postgres can be one; name no server", c.World))

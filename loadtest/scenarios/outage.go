@@ -133,7 +133,7 @@ func (r *run) awaitCaughtUp(ctx context.Context, oldest, limit time.Duration) er
 	times := 0
 	return testbed.Within(ctx, limit, 100*time.Millisecond, func() error {
 		_, age := r.environment.Backlog(ctx)
-		_, behind := r.load.Sent()
+		_, behind := r.sent()
 		if age == nil || *age > oldest.Seconds() || behind > time.Second {
 			times = 0
 			if age == nil {

@@ -51,6 +51,8 @@ type Result struct {
 	// Rates are those of the rounds of a scenario that compares some.
 	Rates  []float64 `json:"rates,omitempty"`
 	Missed []string  `json:"missed,omitempty"` // bounds
+	// Streams are the parts of a run with several.
+	Streams []StreamResult `json:"streams,omitempty"`
 	// Reached is how often each rare branch was reached, where that was counted.
 	Reached rare.Counts `json:"reached,omitempty"`
 
@@ -61,6 +63,19 @@ type Result struct {
 	Marks          []Mark           `json:"-"`
 	OwnershipSpans []OwnershipSpan  `json:"-"`
 	Account        oracle.Account   `json:"-"`
+}
+
+// StreamResult is what became of one stream of several.
+type StreamResult struct {
+	Stream    string   `json:"stream"`
+	Sent      int64    `json:"sent"`
+	Stored    int64    `json:"stored"`
+	Lost      int64    `json:"lost"`
+	Double    int64    `json:"double"`
+	Reordered *int64   `json:"reordered"`
+	P99MS     *float64 `json:"p99_ms"`      // while nothing was wrong
+	AwayP99MS *float64 `json:"away_p99_ms"` // while a master was away
+	Paused    bool     `json:"paused"`      // it was the stream's own
 }
 
 // Good reports whether all bounds were kept.

@@ -23,6 +23,7 @@ type Scenario struct {
 	durable   bool     // kills Redis: it must keep what it has acknowledged
 	container bool     // instances are containers
 	publishes bool     // instances publish crossings on a stream, which is read
+	streams   int      // on a Redis Cluster, with that many streams; 0 means one, on a server
 	held      bool     // holds batches back: the program must be one that can be asked to
 	env       []string // of the instances
 	// Reaches is the rare branches that a campaign of 20 runs reaches.
@@ -35,7 +36,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // All returns all scenarios in the order in which they are shown.
 func All() []Scenario {
-	return []Scenario{split(), scale(), rolling(), rescale(), hot(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), containers()}
+	return []Scenario{split(), scale(), rolling(), rescale(), hot(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), cluster(), containers()}
 }
 
 // ByName returns the scenario of that name. It also knows those, not among Scenarios,

@@ -15,7 +15,6 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fencelog"
 	"github.com/trmtracking/processor/internal/rare"
-	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/linear"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -30,55 +29,24 @@ const (
 )
 
 // verdict runs both judges on what is left.
-func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftover) (*Result, error) {
-	o, err := oracle.New(sent)
-	if err != nil {
-		return nil, err
-	}
-	archived, err := r.environment.Observer.Archived(ctx)
-	if err != nil {
-		return nil, err
-	}
-	seen := oracle.Observed{
-		Positions: r.environment.Positions(ctx), Pending: observer.Among(left.Pending), Dispatched: (*oracle.ID)(&left.Dispatched),
-		DeadLetters: observer.WithArchived(r.environment.Letters(ctx), archived), Rules: r.rules(),
-	}
-	if len(r.fences) > 0 {
-		seen.Crossings = r.environment.Crossings(ctx)
-		if r.environment.Dated {
-			seen.Changes = r.environment.Observer.Changes(ctx)
-		}
-	}
-	seen.Letters = &oracle.LetterRules{Shards: testbed.Shards, MaxAttempts: r.maxAttempts()}
-	if seen.Losses, err = r.environment.Observer.Losses(ctx); err != nil {
-		return nil, err
-	}
-	if seen.Requests, err = r.environment.Observer.Requests(ctx); err != nil {
-		return nil, err
-	}
-	report, err := o.Judge(seen)
-	if err != nil {
-		return nil, fmt.Errorf("judge the rows: %w", err)
-	}
-	account := report.Account.Over(r.finished.Sub(r.sendingBegan))
+func (r *run) verdict(ctx context.Context) (*Result, error) {
 	samples, latency := r.watch.Taken()
 	res := &Result{
-		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed,
-		Sent: account.Entries, Stored: account.Stored, Duplicates: account.Duplicates,
-		DeadLettered: account.DeadLettered, Lost: account.Lost, Backlog: left.Outstanding,
-		Double:  report.Counts[oracle.KindDouble] + report.Counts[oracle.KindUnexpected],
-		Oracle:  equal,
-		Seconds: cli.Round(account.Seconds, 3), PerSecond: cli.Round(account.PerSecond, 1),
+		Scenario: r.scenario.Name, Instances: r.plan.Instances, Seed: r.cfg.Seed, Oracle: equal,
 		P50MS: latency.Milliseconds(.5), P99MS: latency.Milliseconds(.99),
-		PeakAge:   cli.Round(peak(samples, 0, time.Hour), 3),
-		Early:     r.probe.Early,
-		Crossings: report.Crossings, Revised: report.Revised,
-		Findings: report.Examples, Samples: samples, Account: account,
+		PeakAge: cli.Round(peak(samples, 0, time.Hour), 3), Samples: samples,
 	}
-	if account.Mismatches > 0 || account.Lost > 0 {
-		res.Oracle = different
+	stored := make([]int64, r.line.Size())
+	for _, s := range r.streams {
+		if err := r.judge(ctx, s, res, stored); err != nil {
+			return nil, err
+		}
 	}
-	if err := r.order(ctx, o, res); err != nil {
+	account := res.Account.Over(r.finished.Sub(r.sendingBegan))
+	res.Account, res.Seconds, res.PerSecond = account, cli.Round(account.Seconds, 3), cli.Round(account.PerSecond, 1)
+	res.Sent, res.Stored, res.Duplicates = account.Entries, account.Stored, account.Duplicates
+	res.DeadLettered, res.Lost = account.DeadLettered, account.Lost
+	if err := r.shares(ctx, res, stored); err != nil {
 		return nil, err
 	}
 	if len(r.fences) > 0 {
@@ -86,7 +54,7 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 		r.check(err == nil, "a copy of the crossings, kept by reading processor.timing_feed: %v", err)
 		r.fact("feed", "%s changes of crossings read, begun %d times", cli.Thousands(int64(r.environment.Feed.Changes())), r.environment.Feed.Starts())
 	}
-	r.checkCommonBounds(res, report)
+	r.checkCommonBounds(res)
 	if err := r.rareBranches(res); err != nil {
 		return nil, err
 	}
@@ -106,6 +74,70 @@ func (r *run) verdict(ctx context.Context, sent *fleet.Log, left testbed.Leftove
 	}
 	r.usage(res)
 	return res, nil
+}
+
+// judge adds what became of one stream to the result, and of the rows stored those of each
+// slot.
+func (r *run) judge(ctx context.Context, s *oneStream, res *Result, stored []int64) error {
+	sent, err := s.load.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sent.Close() }()
+	o, err := oracle.New(sent)
+	if err != nil {
+		return err
+	}
+	look := s.servers.Observer
+	archived, err := look.Archived(ctx)
+	if err != nil {
+		return err
+	}
+	seen := oracle.Observed{
+		Positions: testbed.Of(s.servers, s.servers.Positions(ctx), func(r *oracle.Row) string { return r.Device }),
+		Pending:   observer.Among(s.left.Pending), Dispatched: (*oracle.ID)(&s.left.Dispatched),
+		DeadLetters: observer.WithArchived(s.servers.Letters(ctx), archived), Rules: r.rules(),
+	}
+	if len(r.fences) > 0 {
+		seen.Crossings = testbed.Of(s.servers, s.servers.Crossings(ctx), func(c *oracle.Crossing) string { return c.Device })
+		if s.servers.Dated {
+			seen.Changes = testbed.Of(s.servers, look.Changes(ctx), func(c *oracle.Change) string { return c.Device })
+		}
+	}
+	seen.Letters = &oracle.LetterRules{Shards: testbed.Shards, MaxAttempts: r.maxAttempts()}
+	if seen.Losses, err = look.Losses(ctx); err != nil {
+		return err
+	}
+	if seen.Requests, err = look.Requests(ctx); err != nil {
+		return err
+	}
+	report, err := o.Judge(seen)
+	if err != nil {
+		return fmt.Errorf("judge the rows: %w", err)
+	}
+	account, double := report.Account, report.Counts[oracle.KindDouble]+report.Counts[oracle.KindUnexpected]
+	res.Account = res.Account.Plus(account)
+	res.Double += double
+	res.Backlog += s.left.Outstanding
+	res.Early += s.probe.Early
+	res.Crossings += report.Crossings
+	res.Revised += report.Revised
+	res.Findings = append(res.Findings, report.Examples...)
+	if account.Mismatches > 0 || account.Lost > 0 {
+		res.Oracle = different
+	}
+	r.check(account.Balanced(), "account: %+v does not add up", account)
+	r.check(account.Mismatches == 0 && account.Lost == 0, "oracle: %v", report.Counts)
+	reordered, err := r.order(ctx, s, o, res, stored)
+	if err != nil {
+		return err
+	}
+	if len(r.streams) > 1 {
+		res.Streams = append(res.Streams, StreamResult{
+			Stream: s.servers.Stream, Sent: account.Entries, Stored: account.Stored, Lost: account.Lost, Double: double, Reordered: reordered,
+		})
+	}
+	return nil
 }
 
 // rareBranches says which rare branches this run has reached.
@@ -166,36 +198,54 @@ func (r *run) maxAttempts() int {
 	return n
 }
 
-// order judges when and by whom rows were committed.
-func (r *run) order(ctx context.Context, o *oracle.Oracle, res *Result) error {
-	res.Share = make([]float64, r.line.Size())
-	if !r.environment.Dated {
-		samples := res.Samples
-		for i, s := range samples[len(samples)-1].Slots {
-			res.Share[i] = cli.Round(float64(s.Stored)/float64(max(1, res.Stored)), 3)
+// order judges when and by whom rows of one stream were committed.
+func (r *run) order(ctx context.Context, s *oneStream, o *oracle.Oracle, res *Result, slots []int64) (reordered *int64, err error) {
+	if !s.servers.Dated {
+		return nil, nil
+	}
+	ownershipSpans, err := s.servers.Observer.OwnershipSpans(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stored := r.stored
+	if len(r.streams) > 1 {
+		stored = s.times.add
+	}
+	commits := testbed.Of(s.servers, s.servers.Observer.Commits(ctx), func(c *oracle.Commit) string { return c.Device })
+	verdict, err := o.Order(commits, ownershipSpans, testbed.Shards, stored)
+	if err != nil {
+		return nil, fmt.Errorf("judge the order: %w", err)
+	}
+	if res.Reordered == nil {
+		res.Reordered, res.Stale = new(int64), new(int64)
+		res.OwnershipSpans = r.ownershipSpans(ownershipSpans) // of several streams, those of the first
+	}
+	*res.Reordered += verdict.Reordered
+	*res.Stale += verdict.Stale
+	res.Order = append(res.Order, verdict.Examples...)
+	for member, n := range verdict.Members {
+		if slot := r.line.SlotOf(member); slot >= 0 {
+			slots[slot] += n
 		}
+	}
+	return &verdict.Reordered, nil
+}
+
+// shares says which slot stored how much, and for how long the others did not in each
+// span.
+func (r *run) shares(ctx context.Context, res *Result, stored []int64) error {
+	if !r.environment.Dated {
+		for i, s := range res.Samples[len(res.Samples)-1].Slots {
+			stored[i] = s.Stored
+		}
+	}
+	res.Share = make([]float64, len(stored))
+	for i, n := range stored {
+		res.Share[i] = cli.Round(float64(n)/float64(max(1, res.Stored)), 3)
+	}
+	if !r.environment.Dated {
 		return nil
 	}
-	ownershipSpans, err := r.environment.Observer.OwnershipSpans(ctx)
-	if err != nil {
-		return err
-	}
-	verdict, err := o.Order(r.environment.Observer.Commits(ctx), ownershipSpans, testbed.Shards, r.stored)
-	if err != nil {
-		return fmt.Errorf("judge the order: %w", err)
-	}
-	res.Reordered, res.Stale, res.Order = &verdict.Reordered, &verdict.Stale, verdict.Examples
-	rows := int64(0)
-	for member, n := range verdict.Members {
-		rows += n
-		if slot := r.line.SlotOf(member); slot >= 0 {
-			res.Share[slot] += float64(n)
-		}
-	}
-	for i := range res.Share {
-		res.Share[i] = cli.Round(res.Share[i]/float64(max(1, rows)), 3)
-	}
-	res.OwnershipSpans = r.ownershipSpans(ownershipSpans)
 	times, err := r.environment.Observer.CommitTimes(ctx)
 	if err != nil {
 		return err
@@ -250,11 +300,15 @@ func lagCurve(after string, samples []testbed.Sample, from, to time.Duration) La
 // usage says what the processes took.
 func (r *run) usage(res *Result) {
 	r.instances(res)
-	if r.probe.Seen > 0 {
+	seen := int64(0)
+	for _, s := range r.streams {
+		seen += s.probe.Seen
+	}
+	if seen > 0 {
 		res.Facts = append(res.Facts, Fact{
 			Name: "acknowledged",
 			Value: fmt.Sprintf("%s records were looked for in Postgres while the run went on, %s were not there",
-				cli.Thousands(r.probe.Seen), cli.Thousands(r.probe.Early)),
+				cli.Thousands(seen), cli.Thousands(res.Early)),
 		})
 	}
 	if r.load.Sending > 0 {
@@ -265,7 +319,7 @@ func (r *run) usage(res *Result) {
 				r.load.Worst.Milliseconds(), 100*share, runtime.NumCPU()),
 		})
 	}
-	if env := r.environment.Env; env != nil {
+	if env := r.environment.Env; env != nil && env.Redis != nil {
 		res.Facts = append(res.Facts, Fact{
 			Name: "memory", Value: fmt.Sprintf("Redis %.0f MB at most, Postgres %.0f MB at the end, this process %.0f MB at most",
 				testbed.PeakMB(env.Redis.PID()), r.postgresMB, testbed.PeakMB(os.Getpid())),

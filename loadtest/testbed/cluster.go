@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // ReadyWithin is how long an instance may take to start on a busy machine.
@@ -189,7 +190,7 @@ func (l *Cluster) AwaitSettled(ctx context.Context, limit time.Duration) error {
 	var epochs int64
 	var since time.Time
 	return Within(ctx, limit, 25*time.Millisecond, func() error {
-		list, err := l.Servers.shards.List(ctx)
+		list, err := l.Servers.allShards(ctx)
 		if err != nil {
 			return err
 		}
@@ -217,10 +218,25 @@ func (l *Cluster) AwaitSettled(ctx context.Context, limit time.Duration) error {
 	})
 }
 
+// allShards returns the shards of all streams.
+func (g *Servers) allShards(ctx context.Context) (all []protocol.Shard, err error) {
+	for _, s := range g.All() {
+		list, err := s.shards.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(list) == 0 {
+			return nil, fmt.Errorf("stream %s has no shards", s.Stream)
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
 // Released waits until a member owns nothing and everything has an owner.
 func (l *Cluster) Released(ctx context.Context, member string, limit time.Duration) error {
 	return Within(ctx, limit, 20*time.Millisecond, func() error {
-		list, err := l.Servers.shards.List(ctx)
+		list, err := l.Servers.allShards(ctx)
 		if err != nil {
 			return err
 		}

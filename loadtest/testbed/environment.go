@@ -41,7 +41,8 @@ type Servers struct {
 	PostgresURL string
 	Stream      string
 	Group       string
-	DLQ         string // empty means the default
+	DLQ         string     // empty means the default
+	Others      []*Servers // the same servers with further streams; none in most runs
 
 	Publisher *fleet.RedisPublisher
 	Inspector *stream.Group // on a connection of its own
@@ -64,6 +65,8 @@ type Servers struct {
 	found    observer.Found // on a named Postgres
 	prepared bool           // something of ours is on the named servers
 	closers  []func() error
+	first    int // number of the first device of the stream
+	last     int // and of the last; 0 where the stream is the only one
 }
 
 // Options says which servers to use.
@@ -72,6 +75,32 @@ type Options struct {
 	PostgresURL string       // empty with RedisURL
 	World       devenv.World // what a private Postgres has before the service comes; empty means Plain
 	Durable     bool         // a private Redis loses nothing that it has acknowledged when it is killed
+	Streams     int          // on a private Redis Cluster; 0 means one, on a server
+	Devices     int          // of each of them
+}
+
+// All returns the servers with each of the streams.
+func (g *Servers) All() []*Servers { return append([]*Servers{g}, g.Others...) }
+
+// First returns the number of the first device of the stream.
+func (g *Servers) First() int { return g.first }
+
+// Of yields what is about devices of the stream.
+func Of[T any](g *Servers, rows iter.Seq2[T, error], device func(*T) string) iter.Seq2[T, error] {
+	if len(g.Others) == 0 && g.last == 0 {
+		return rows
+	}
+	first, last := fleet.DeviceID(g.first), fleet.DeviceID(g.last)
+	return func(yield func(T, error) bool) {
+		for row, err := range rows {
+			if d := device(&row); err == nil && (d < first || d > last) {
+				continue
+			}
+			if !yield(row, err) {
+				return
+			}
+		}
+	}
 }
 
 // Open starts servers or makes sure that the named ones are not in use.
@@ -84,7 +113,7 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 		}
 	}()
 	if o.RedisURL == "" {
-		options := devenv.Options{Redis: true, Postgres: true, World: o.World}
+		options := devenv.Options{Redis: o.Streams == 0, Cluster: o.Streams > 0, Postgres: true, World: o.World}
 		if o.Durable {
 			options.RedisArgs = []string{"--appendfsync", "always"}
 		}
@@ -92,7 +121,11 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 		if err != nil {
 			return nil, fmt.Errorf("start servers: %w", err)
 		}
-		g.RedisURL = g.Env.Redis.URL()
+		if o.Streams > 0 {
+			g.RedisURL, g.Stream, g.last = g.Env.Cluster.URL(), streamName(0), o.Devices
+		} else {
+			g.RedisURL = g.Env.Redis.URL()
+		}
 		if g.PostgresURL, err = o.World.Prepare(ctx, g.Env.Postgres.URL()); err != nil {
 			return nil, err
 		}
@@ -107,8 +140,24 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 	if err := g.prepare(ctx, log); err != nil {
 		return nil, err
 	}
+	for n := 1; n < o.Streams; n++ {
+		other := &Servers{
+			Env: g.Env, RedisURL: g.RedisURL, PostgresURL: g.PostgresURL, Stream: streamName(n), Group: g.Group, Dated: g.Dated,
+			first: n * (o.Devices + 1), last: n*(o.Devices+1) + o.Devices, // one more than there are: the hot device
+		}
+		g.Others = append(g.Others, other)
+		if err := other.Connect(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return g, nil
 }
+
+// streamName returns the name of a stream of several.
+func streamName(n int) string { return fmt.Sprintf("telemetry:%d", n) }
+
+// clustered reports whether the run has a Redis Cluster of its own.
+func (g *Servers) clustered() bool { return g.Env != nil && g.Env.Cluster != nil }
 
 // Connect opens the clients of the load test itself to both servers.
 func (g *Servers) Connect(ctx context.Context) (err error) {
@@ -122,6 +171,14 @@ func (g *Servers) Connect(ctx context.Context) (err error) {
 	}
 	g.closers = append(g.closers, client.Close)
 	g.Publisher = fleet.NewPublisher(client, g.Stream, maxLen)
+	if g.clustered() {
+		var addrs []string
+		for _, n := range g.Env.Cluster.Nodes() {
+			addrs = append(addrs, n.Addr())
+		}
+		g.Publisher = fleet.NewClusterPublisher(addrs, g.Stream, maxLen)
+		g.closers = append(g.closers, g.Publisher.Close)
+	}
 	where.Timeout = JudgeTimeout
 	looking, err := stream.Connect(where)
 	if err != nil {
@@ -230,7 +287,7 @@ func (g *Servers) deadLetters() string {
 	if g.DLQ != "" {
 		return g.DLQ
 	}
-	return stream.Names{Stream: g.Stream, Group: g.Group}.DeadLetters(false)
+	return stream.Names{Stream: g.Stream, Group: g.Group}.DeadLetters(g.clustered())
 }
 
 // recomputes returns the stream of requests of other services.
@@ -253,12 +310,19 @@ func (g *Servers) Environ(redisProxy, postgresProxy *devenv.Proxy) ([]string, er
 			return nil, err
 		}
 	}
+	var names []string
+	for _, s := range g.All() {
+		names = append(names, s.Stream)
+	}
 	environ := []string{
 		"REDIS_URL=" + redisURL, "POSTGRES_URL=" + postgresURL,
-		"REDIS_TELEMETRY_STREAM=" + g.Stream, "REDIS_CONSUMER_GROUP=" + g.Group,
-		"REDIS_DLQ_STREAM=" + g.deadLetters(), "RECOMPUTE_STREAM=" + g.recomputes(),
+		"REDIS_TELEMETRY_STREAM=" + strings.Join(names, ","), "REDIS_CONSUMER_GROUP=" + g.Group,
+		"RECOMPUTE_STREAM=" + g.recomputes(),
 		fmt.Sprintf("SHARDS=%d", Shards),
 		"DLQ_RETRY_DELAYS=10s", // all attempts are over before patience is
+	}
+	if len(names) == 1 {
+		environ = append(environ, "REDIS_DLQ_STREAM="+g.deadLetters())
 	}
 	if g.Env != nil {
 		environ = append(environ, g.Env.Environ()...)
@@ -323,6 +387,11 @@ func (g *Servers) Clear(ctx context.Context, members []string, devices int) erro
 // Close closes the clients and stops the servers that were started for the run.
 func (g *Servers) Close(ctx context.Context) error {
 	var errs []error
+	for _, other := range g.Others {
+		for _, c := range other.closers {
+			errs = append(errs, c())
+		}
+	}
 	for _, c := range g.closers {
 		errs = append(errs, c())
 	}

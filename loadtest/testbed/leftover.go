@@ -3,6 +3,7 @@ package testbed
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/trmtracking/processor/internal/stream"
@@ -58,8 +59,33 @@ func (g *Servers) Outstanding(ctx context.Context) (n int64, known bool, err err
 	return n + int64(len(deferred)), known, nil
 }
 
-// Backlog returns what is not done and how old the oldest of it is.
+// Backlog returns what is not done of all streams and how old the oldest of it is.
 func (g *Servers) Backlog(ctx context.Context) (outstanding *int64, age *float64) {
+	all := g.All()
+	counts, ages := make([]*int64, len(all)), make([]*float64, len(all))
+	var asked sync.WaitGroup
+	for i, s := range all {
+		asked.Go(func() { counts[i], ages[i] = s.backlog(ctx) })
+	}
+	asked.Wait()
+	sum, oldest := int64(0), 0.0
+	outstanding, age = &sum, &oldest
+	for i := range all {
+		if counts[i] == nil {
+			outstanding = nil
+		} else {
+			sum += *counts[i]
+		}
+		if ages[i] == nil {
+			age = nil
+		} else {
+			oldest = max(oldest, *ages[i])
+		}
+	}
+	return outstanding, age
+}
+
+func (g *Servers) backlog(ctx context.Context) (outstanding *int64, age *float64) {
 	b, err := g.Inspector.Backlog(ctx)
 	if err != nil {
 		return nil, nil

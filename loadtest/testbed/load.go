@@ -47,8 +47,9 @@ func NewLoad(g *Servers, dir string, log *slog.Logger) (*Load, error) {
 	return l, nil
 }
 
-// Begin sends a fleet in the background.
+// Begin sends a fleet in the background, with the devices of the stream.
 func (l *Load) Begin(ctx context.Context, p fleet.Profile, pacer fleet.Pacer) error {
+	p.First = l.ground.first
 	source, err := p.Source()
 	if err != nil {
 		return err

@@ -73,30 +73,30 @@ func (in *Instance) LastScrape() Figures {
 
 func figuresOf(families map[string]*dto.MetricFamily) Figures {
 	var f Figures
-	value := func(name string) float64 {
+	value := func(name string) (sum float64) { // over the streams
 		for _, m := range families[name].GetMetric() {
-			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
+			sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue()
 		}
-		return 0
+		return sum
 	}
 	for _, m := range families["processor_pipeline_records_total"].GetMetric() {
 		for _, label := range m.GetLabel() {
 			switch label.GetValue() {
 			case "stored":
-				f.Stored = int64(m.GetCounter().GetValue())
+				f.Stored += int64(m.GetCounter().GetValue())
 			case "duplicate":
-				f.duplicates = int64(m.GetCounter().GetValue())
+				f.duplicates += int64(m.GetCounter().GetValue())
 			}
 		}
 	}
 	f.Fenced = int64(value("processor_pipeline_fenced_commits_total"))
-	f.Leader = value("processor_coordination_leader") == 1
-	f.DispatchLease = value("processor_pipeline_dispatcher") == 1
+	f.Leader = value("processor_coordination_leader") > 0
+	f.DispatchLease = value("processor_pipeline_dispatcher") > 0
 	f.shards = int(value("processor_pipeline_owned_shards"))
 	f.RSS = value("process_resident_memory_bytes")
 	f.CPU = value("process_cpu_seconds_total")
 	for _, m := range families["processor_pipeline_record_latency_seconds"].GetMetric() {
-		f.Latency = histogramOf(m.GetHistogram())
+		f.Latency.Add(histogramOf(m.GetHistogram()), 1)
 	}
 	return f
 }
