@@ -21,6 +21,7 @@ type scenario struct {
 	batch, inFlight, states int
 	age                     time.Duration
 	rules                   telemetry.Eligibility
+	ancient                 time.Time // what MaxPast allows when the play begins, if that is a rule
 	steps                   []step
 }
 
@@ -65,6 +66,9 @@ const (
 
 const scenarioBase = 1_700_000_000
 
+// asOldAsAllowed stands for -MaxPast, or a day where that is no rule.
+const asOldAsAllowed = -24 * time.Hour
+
 // grid is how far apart, in degrees, the places are that devices and fences
 // have in common, so that fixes lie on edges and corners too.
 const grid = 0.001
@@ -76,12 +80,19 @@ func newScenario(seed uint64) scenario {
 	sc := scenario{
 		batch: pick(1, 2, 3, 7, 7, 50, 4000), inFlight: pick(20, 300, 32768), states: pick(1, 3, 100_000),
 		age:   time.Duration(pick(1, 1, 25)) * time.Millisecond,
-		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MaxPast: time.Duration(pick(0, 0, 24)) * time.Hour, MinSatellites: pick(0, 1, 1, 4), MaxSpeed: pick(0, 0, 60, 150)},
+		rules: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: pick(0, 1, 1, 4), MaxSpeed: pick(0, 0, 60, 150)},
 	}
 	devices := 1 + r.IntN(6)
 	span := pick(30, 90, 2000) // seconds of device time
+	allRules := r.IntN(4) > 0
+	if allRules {
+		sc.rules.MinSatellites, sc.rules.MaxSpeed = pick(1, 4), pick(60, 150)
+	}
+	if allRules || r.IntN(3) == 0 { // a part of what is sent is older, and more as time passes
+		sc.ancient = time.Unix(scenarioBase, 0).Add(time.Duration((r.Float64()*0.3 - 0.2) * float64(span) * float64(time.Second)))
+	}
 	var pool []fleet.Message
-	for range 5 + r.IntN(60) {
+	for range 5 + r.IntN(35) {
 		pool = append(pool, randomMessage(r, devices, span))
 	}
 	if r.IntN(3) == 0 { // newest first, as trackers send
@@ -96,12 +107,12 @@ func newScenario(seed uint64) scenario {
 	}
 	all := slices.Clone(pool)
 	if r.IntN(10) > 0 {
-		sc.steps = append(sc.steps, step{fences: randomFences(r, span)})
+		sc.steps = append(sc.steps, step{fences: randomFences(r, span, allRules)})
 	}
 	for len(pool) > 0 {
 		switch r.IntN(14) {
 		case 0:
-			sc.steps = append(sc.steps, step{fences: randomFences(r, span), replace: r.IntN(2) == 0})
+			sc.steps = append(sc.steps, step{fences: randomFences(r, span, allRules), replace: r.IntN(2) == 0})
 		case 1:
 			from := time.Unix(scenarioBase+int64(r.IntN(span)), 0)
 			sc.steps = append(sc.steps, step{recompute: &recomputeStep{
@@ -133,8 +144,8 @@ func newScenario(seed uint64) scenario {
 				switch r.IntN(40) {
 				case 0:
 					s.ahead[i] = time.Hour
-				case 2: // a clock that was never set, or about as old as is allowed
-					s.ahead[i] = -24*time.Hour + time.Duration(r.IntN(9)-4)*time.Millisecond
+				case 2: // about as old as is allowed
+					s.ahead[i] = asOldAsAllowed + time.Duration(r.IntN(9)-4)*time.Millisecond
 				case 1: // about as far as is allowed
 					s.ahead[i] = 5*time.Minute + time.Duration(r.IntN(9)-4)*time.Millisecond
 				}
@@ -165,7 +176,7 @@ func randomMessage(r *rand.Rand, devices, span int) fleet.Message {
 }
 
 // randomFences draws fences with one or two versions each.
-func randomFences(r *rand.Rand, span int) []geofence.Fence {
+func randomFences(r *rand.Rand, span int, allRules bool) []geofence.Fence {
 	var list []geofence.Fence
 	for range 1 + r.IntN(4) {
 		id := fmt.Sprintf("fence%d", r.IntN(5))
@@ -183,7 +194,7 @@ func randomFences(r *rand.Rand, span int) []geofence.Fence {
 		for _, v := range versions {
 			f := randomFence(r)
 			f.ID, f.Valid = id, v
-			holdBorder(r, &f)
+			holdBorder(r, &f, allRules)
 			list = append(list, f)
 		}
 	}
@@ -192,8 +203,13 @@ func randomFences(r *rand.Rand, span int) []geofence.Fence {
 
 // holdBorder may say when a change of the fence counts: with figures that no difference
 // of two times or places here comes near.
-func holdBorder(r *rand.Rand, f *geofence.Fence) {
-	pick := func(of ...float64) float64 { return of[r.IntN(len(of))] }
+func holdBorder(r *rand.Rand, f *geofence.Fence, always bool) {
+	pick := func(of ...float64) float64 {
+		if always {
+			of = slices.DeleteFunc(of, func(v float64) bool { return v == 0 })
+		}
+		return of[r.IntN(len(of))]
+	}
 	if f.Kind == geofence.Gate {
 		f.MinIntervalS = pick(0, 3.123457, 17.123457, 130.123457)
 		return
@@ -253,6 +269,11 @@ func (sc *scenario) options() option {
 func (sc *scenario) play(w *world) error {
 	defer w.end()
 	w.gap, w.rules = time.Minute, sc.rules
+	oldest := asOldAsAllowed
+	if !sc.ancient.IsZero() {
+		w.rules.MaxPast = time.Since(sc.ancient).Truncate(time.Millisecond)
+		oldest = -w.rules.MaxPast
+	}
 	ctx := context.Background()
 	w.join(0, false)
 	w.keepOwned()
@@ -265,6 +286,9 @@ func (sc *scenario) play(w *world) error {
 		case s.send != nil:
 			messages := append([]fleet.Message{}, s.send...)
 			for j, d := range s.ahead {
+				if d < 0 {
+					d += oldest - asOldAsAllowed
+				}
 				if d != 0 {
 					messages[j].Time = time.Now().Add(d).Truncate(time.Millisecond)
 				}
@@ -348,7 +372,7 @@ func (w *world) move(m *moveStep) {
 
 func (sc *scenario) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "batches of %d, %d in flight, %d devices in memory, age %v, rules %+v\n", sc.batch, sc.inFlight, sc.states, sc.age, sc.rules)
+	fmt.Fprintf(&b, "batches of %d, %d in flight, %d devices in memory, age %v, rules %+v, ancient before %v\n", sc.batch, sc.inFlight, sc.states, sc.age, sc.rules, sc.ancient)
 	for _, s := range sc.steps {
 		switch {
 		case s.send != nil:

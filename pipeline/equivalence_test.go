@@ -37,17 +37,16 @@ func TestTheTablesAreAFunctionOfTheInput(t *testing.T) {
 		seeds = n
 	}
 	t.Logf("seeds %d to %d", first, first+uint64(seeds)-1)
-	var next atomic.Int64
+	worlds := []devenv.World{devenv.Plain, devenv.Partitioned} // every other seed in each, however few lanes run at once
+	next := make([]atomic.Int64, len(worlds))
 	for lane := range 4 {
 		t.Run(fmt.Sprintf("lane%d", lane), func(t *testing.T) {
 			t.Parallel()
-			world := devenv.Plain
-			if lane%2 == 1 {
-				world = devenv.Partitioned
-			}
-			b := newBench(t, testenv.InWorld(world))
-			for n := next.Add(1) - 1; n < int64(seeds) && !t.Failed(); n = next.Add(1) - 1 {
-				playSeed(t, b, first+uint64(n))
+			world := lane % len(worlds)
+			b := newBench(t, testenv.InWorld(worlds[world]))
+			number := func() uint64 { return uint64(next[world].Add(1)-1)*uint64(len(worlds)) + uint64(world) }
+			for n := number(); n < uint64(seeds) && !t.Failed(); n = number() {
+				playSeed(t, b, first+n)
 			}
 		})
 	}
