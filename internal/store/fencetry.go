@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -57,6 +58,8 @@ type TrialDifference struct {
 type TrialWindow struct {
 	Since, Until time.Time // Until itself not included
 	Device       string    // "" is all
+
+	rows int // of a slice; 0 is as many as is good
 }
 
 // Check returns why nothing can be tried over the window, or nil.
@@ -72,8 +75,8 @@ func (w TrialWindow) Check() error {
 const trialExamples = 100
 
 // TryFences compares what fences would have recorded with what is recorded, as of
-// one moment, and changes nothing. Positions are read in the order of device time;
-// in memory are two fixes for each device and the crossings of one instant.
+// one moment, and changes nothing. In memory are the positions of a few slices of device
+// time, the crossings at them, and two fixes for each device.
 func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w TrialWindow, progress func(positions int64, at time.Time)) (FenceTrial, error) {
 	out := FenceTrial{Since: w.Since, Until: w.Until, Fences: []FenceTrialOf{}, Examples: []TrialDifference{}}
 	switch {
@@ -93,6 +96,9 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		return out, failure("try fences", err)
 	}
 	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0"); err != nil {
+			return err
+		}
 		var snapshot string
 		if err := tx.QueryRow(ctx, "select pg_export_snapshot()").Scan(&snapshot); err != nil {
 			return err
@@ -101,29 +107,35 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		if err != nil {
 			return err
 		}
-		return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(second pgx.Tx) error {
-			if _, err := second.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
+		t := &trial{
+			out: &out, set: set, maxGap: d.pins.MaxGap, numbers: make(map[string]int32), counts: make(map[string]*FenceTrialCount),
+		}
+		if err := t.open(ctx, tx, w, ids); err != nil {
+			return err
+		}
+		r := newTrialReader(d.pool, snapshot, c, w, d.pins.Eligibility)
+		if err := r.each(ctx, func(s *trialSlice) error {
+			before := t.out.Positions / trialStep
+			if err := t.take(s); err != nil {
 				return err
 			}
-			t := &trial{
-				out: &out, set: set, maxGap: d.pins.MaxGap, at: math.MinInt64,
-				devices: make(map[string]*trialDevice), counts: make(map[string]*FenceTrialCount),
-				fixes: make(map[string]bool), want: make(map[trialKey]geofence.Crossing),
+			if progress != nil && t.out.Positions/trialStep > before {
+				progress(t.out.Positions, micros(s.to))
 			}
-			if err := t.open(ctx, second, w, ids); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
-				return err
-			}
-			if err := d.tryAll(ctx, tx, c, t, w, progress); err != nil {
-				return err
-			}
-			return d.tryFirst(ctx, c, t, w)
-		})
+			return nil
+		}); err != nil {
+			return err
+		}
+		if err := t.recorded(&trialSlice{to: math.MaxInt64}); err != nil { // where there are no positions any more
+			return err
+		}
+		return d.tryFirst(ctx, c, t, w)
 	})
 	return out, failure("try fences", err)
 }
+
+// trialStep is how many positions are between two reports of progress, at least.
+const trialStep = 250_000
 
 // imported returns the set of the fences as an import would leave them: outside of
 // their spans the versions in force stay.
@@ -161,20 +173,24 @@ type trial struct {
 	out     *FenceTrial
 	set     *geofence.Set
 	maxGap  time.Duration
-	devices map[string]*trialDevice
+	numbers map[string]int32 // of devices
+	devices []trialDevice
 	counts  map[string]*FenceTrialCount
 	buf     []geofence.Crossing
 
-	// Of the instant that is looked at.
-	at    int64
-	fixes map[string]bool
-	want  map[trialKey]geofence.Crossing
-
 	next func() (deviceCrossing, bool, error) // recorded crossings by device time
-	over *deviceCrossing                      // read, and later than what was looked at
+	over *deviceCrossing                      // read, and of a later slice
+	got  []gotCrossing                        // at the fixes of the slice
+}
+
+// gotCrossing is a recorded crossing at a fix of a slice.
+type gotCrossing struct {
+	row int
+	geofence.Crossing
 }
 
 type trialDevice struct {
+	name        string
 	first, last geofence.Fix
 	recorded    []geofence.Crossing // at the first fix
 	held        *trialHeld          // nil without fences with held borders
@@ -193,11 +209,6 @@ func (h *trialHeld) next(fix geofence.Fix) {
 	for i, w := range h.walks {
 		h.want[i] = w.Next(h.want[i], fix)
 	}
-}
-
-type trialKey struct {
-	device string
-	crossingKey
 }
 
 type deviceCrossing struct {
@@ -236,80 +247,83 @@ order by later_ts`, ids, w.Since, w.Until, w.Device); err != nil {
 	return nil
 }
 
-// tryAll follows all devices through the window.
-func (d *Devices) tryAll(ctx context.Context, tx pgx.Tx, c cuts, t *trial, w TrialWindow, progress func(int64, time.Time)) error {
-	ask, err := asOf(ctx, d.pool, tx, c)
-	if err != nil {
+// take follows the devices through the next slice.
+func (t *trial) take(s *trialSlice) error {
+	if err := t.recorded(s); err != nil {
 		return err
 	}
-	device, of := "", ""
-	if w.Device != "" {
-		of = "\n  and device_id = $4"
-	}
-	var ts time.Time
-	var fix geofence.Fix
-	var speed float32
-	since, until := w.Since.UnixMicro(), w.Until.UnixMicro()
-	for _, s := range c.spans(since, until-1) {
-		args := []any{limitsOf(d.pins.Eligibility), timeOf(max(since, s.from)), timeOf(min(until, s.to))}
-		if w.Device != "" {
-			args = append(args, w.Device)
+	t.out.Positions += int64(len(s.rows))
+	got := t.got
+	for of := range s.devices {
+		name := s.names[of]
+		rows := s.of(of)
+		if len(rows) == 0 {
+			continue
 		}
-		if _, err := ask(`
-select device_id, ts, latitude, longitude, speed
-from public.positions
-where ts >= $2
-  and ts < $3
-  and `+eligible+of+`
-order by ts`, c.args(args...), []any{&device, &ts, &fix.Latitude, &fix.Longitude, &speed}, func() error {
-			fix.TimeUS, fix.Speed = ts.UnixMicro(), geofence.WholeKMH(speed)
-			if t.out.Positions++; t.out.Positions%trialStep == 0 && progress != nil {
-				progress(t.out.Positions, ts)
+		n, known := t.numbers[name]
+		if !known {
+			n = int32(len(t.devices))
+			t.numbers[name] = n
+			t.devices = append(t.devices, trialDevice{name: name})
+			t.out.Devices++
+		}
+		device := &t.devices[n]
+		begin := int(s.devices[of])
+		for i := range rows {
+			fix := rows[i].fix
+			k := 0
+			for k < len(got) && got[k].row == begin+i {
+				k++
 			}
-			return t.fix(device, fix)
-		}); err != nil {
-			return err
-		}
-	}
-	return t.flush(math.MaxInt64)
-}
-
-// trialStep is how many positions are between two reports of progress.
-const trialStep = 250_000
-
-// fix takes the next position.
-func (t *trial) fix(device string, fix geofence.Fix) error {
-	if fix.TimeUS != t.at {
-		if err := t.flush(fix.TimeUS); err != nil {
-			return err
-		}
-	}
-	of := t.devices[device]
-	if of == nil {
-		of = &trialDevice{first: fix, last: fix}
-		t.devices[device] = of
-		t.out.Devices++
-		if t.set.Held() {
-			of.held = &trialHeld{walks: [2]*geofence.Walk{t.set.WalkHeld(t.maxGap, false), t.set.WalkHeld(t.maxGap, true)}}
-		}
-	} else {
-		t.buf = t.set.Crossings(t.buf[:0], of.last, fix, t.maxGap)
-		of.last = fix
-		for _, c := range t.buf {
-			if !t.set.HeldID(c.FenceID) {
-				t.want[trialKey{device, keyOf(&c)}] = c
+			first := !known && i == 0
+			if first {
+				device.first, device.last = fix, fix
+				if t.set.Held() {
+					device.held = &trialHeld{walks: [2]*geofence.Walk{t.set.WalkHeld(t.maxGap, false), t.set.WalkHeld(t.maxGap, true)}}
+				}
 			}
+			if device.held != nil {
+				device.held.next(fix)
+			}
+			t.fix(device, fix, first, got[:k])
+			got = got[k:]
 		}
 	}
-	if of.held != nil {
-		of.held.next(fix)
-	}
-	t.fixes[device] = true
 	return nil
 }
 
-// flush compares the crossings of the instant, and begins with the next one.
-func (t *trial) flush(next int64) error {
+// fix compares the crossings at a fix.
+func (t *trial) fix(device *trialDevice, fix geofence.Fix, first bool, got []gotCrossing) {
+	if t.buf = t.buf[:0]; !first {
+		t.buf = t.set.Crossings(t.buf, device.last, fix, t.maxGap)
+		device.last = fix
+		if device.held != nil {
+			t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
+		}
+	}
+	if len(got) == 0 {
+		for i := range t.buf {
+			t.differ(device.name, &t.buf[i], nil)
+		}
+		return
+	}
+	recorded := make(map[crossingKey]geofence.Crossing, len(got))
+	for _, r := range got {
+		switch {
+		case device.held != nil && t.set.HeldID(r.FenceID):
+			device.held.recorded = append(device.held.recorded, r.Crossing)
+		case first:
+			device.recorded = append(device.recorded, r.Crossing)
+		default:
+			recorded[keyOf(&r.Crossing)] = r.Crossing
+		}
+	}
+	pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(device.name, want, got) })
+}
+
+// recorded reads what is recorded up to the end of a slice, and sorts that by its fixes.
+func (t *trial) recorded(s *trialSlice) error {
+	t.got = t.got[:0]
 	for {
 		c := t.over
 		if t.over = nil; c == nil {
@@ -322,34 +336,17 @@ func (t *trial) flush(next int64) error {
 			}
 			c = &read
 		}
-		if c.LaterUS >= next {
+		if c.LaterUS >= s.to {
 			t.over = c
 			break
 		}
-		of := t.devices[c.device]
-		switch {
-		case c.LaterUS != t.at || !t.fixes[c.device]:
+		if row := s.row(c.device, c.LaterUS); row >= 0 {
+			t.got = append(t.got, gotCrossing{row, c.Crossing})
+		} else {
 			t.count(c.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
-		case t.set.HeldID(c.FenceID):
-			of.held.recorded = append(of.held.recorded, c.Crossing)
-		case of.first.TimeUS == t.at:
-			of.recorded = append(of.recorded, c.Crossing)
-		default:
-			key := trialKey{c.device, keyOf(&c.Crossing)}
-			if want, ok := t.want[key]; ok {
-				delete(t.want, key)
-				t.differ(c.device, &want, &c.Crossing)
-			} else {
-				t.differ(c.device, nil, &c.Crossing)
-			}
 		}
 	}
-	for key, want := range t.want {
-		t.differ(key.device, &want, nil)
-	}
-	clear(t.want)
-	clear(t.fixes)
-	t.at = next
+	slices.SortStableFunc(t.got, func(a, b gotCrossing) int { return cmp.Compare(a.row, b.row) })
 	return nil
 }
 
@@ -357,11 +354,7 @@ func (t *trial) flush(next int64) error {
 // the fix before the window.
 func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow) error {
 	var list []seek
-	var names []string
-	for device := range t.devices {
-		names = append(names, device)
-	}
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(t.numbers))
 	before := make(map[int]geofence.Fix)
 	const page = 1000
 	for begin := 0; begin < len(names); begin += page {
@@ -375,7 +368,7 @@ func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow)
 		}
 	}
 	for n, device := range names {
-		of := t.devices[device]
+		of := &t.devices[t.numbers[device]]
 		if prev, ok := before[n]; ok {
 			t.buf = t.set.Crossings(t.buf[:0], prev, of.first, t.maxGap)
 		} else {
@@ -446,7 +439,8 @@ func (t *trial) differ(device string, want, got *geofence.Crossing) {
 			n.Changed++
 		}
 	})
-	if same || len(t.out.Examples) >= trialExamples {
+	full := len(t.out.Examples) == trialExamples
+	if same || full && t.out.Examples[trialExamples-1].Later.Before(micros(of.LaterUS)) {
 		return
 	}
 	e := TrialDifference{Device: device, Difference: Difference{Fence: of.FenceID, Kind: string(of.Kind), Later: micros(of.LaterUS), Ordinal: of.Ordinal}}
@@ -456,10 +450,18 @@ func (t *trial) differ(device string, want, got *geofence.Crossing) {
 	if got != nil {
 		e.Got = new(micros(got.TimeUS))
 	}
-	t.out.Examples = append(t.out.Examples, e)
+	at, _ := slices.BinarySearchFunc(t.out.Examples, e, TrialDifference.compare)
+	if t.out.Examples = slices.Insert(t.out.Examples, at, e); full {
+		t.out.Examples = t.out.Examples[:trialExamples]
+	}
 }
 
-// finish lists the fences with differences, and sorts the examples.
+func (d TrialDifference) compare(other TrialDifference) int {
+	return cmp.Or(d.Later.Compare(other.Later), cmp.Compare(d.Device, other.Device), cmp.Compare(d.Fence, other.Fence),
+		cmp.Compare(d.Ordinal, other.Ordinal), cmp.Compare(d.Kind, other.Kind))
+}
+
+// finish lists the fences with differences.
 func (t *trial) finish() {
 	for id, n := range t.counts {
 		if n.Added+n.Removed+n.Changed > 0 {
@@ -467,7 +469,4 @@ func (t *trial) finish() {
 		}
 	}
 	slices.SortFunc(t.out.Fences, func(a, b FenceTrialOf) int { return cmp.Compare(a.Fence, b.Fence) })
-	slices.SortFunc(t.out.Examples, func(a, b TrialDifference) int {
-		return cmp.Or(a.Later.Compare(b.Later), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Fence, b.Fence), cmp.Compare(a.Ordinal, b.Ordinal))
-	})
 }

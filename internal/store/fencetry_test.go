@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"strconv"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -154,4 +156,124 @@ func TestATrialOfFencesRefusesTheRuleOnJumps(t *testing.T) {
 	_, err := store.NewDevices(nil, fenceScope, pins, "test").
 		TryFences(t.Context(), trialFences(2), store.TrialWindow{Since: begin, Until: begin.Add(time.Hour)}, nil)
 	require.ErrorContains(t, err, "MAX_SPEED")
+}
+
+// However positions are read, a trial gives what one pass over each device gives: of one
+// that leaps over fences from fix to fix, of one that is far from all, with positions
+// without a fix, faulty ones, clocks ahead, and long spans without any.
+func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	w := store.TrialWindow{Since: begin, Until: begin.AddDate(1, 0, 0)}
+	set, bad := geofence.NewSet(trialFences(40))
+	require.Empty(t, bad)
+	r := rand.New(rand.NewPCG(3, 4))
+	var rows [][]any
+	var want store.FenceTrialCount
+	var positions int64
+	recorded := func(device, fence string, kind geofence.CrossingKind, us int64, ordinal int) {
+		at := time.UnixMicro(us)
+		execute(t, pool, `insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude, ordinal)
+			values ($1, $2, 1, $3, $4, $4, $4, 0, 0, $5)`, device, fence, string(kind), at, ordinal)
+		want.Recorded++
+	}
+	for d := range 7 {
+		device := fmt.Sprint("device-", d)
+		at := begin.Add(-time.Hour + time.Duration(d)*20*time.Minute) // four begin before the window
+		var last *geofence.Fix
+		for n := range 300 {
+			step := time.Duration(1+r.IntN(120)) * time.Second
+			switch {
+			case n%97 == 96:
+				step = 40 * 24 * time.Hour
+			case n%50 == 49:
+				step = 3 * time.Hour // more than the longest gap with a way
+			}
+			at = at.Add(step)
+			latitude, longitude := 48+r.Float64()*0.05, 11+r.Float64()*0.09
+			switch d {
+			case 5: // from one side of all fences to the other
+				longitude = 10.9 + 0.3*float64(n%2)
+			case 6:
+				latitude += 5
+			}
+			fix := geofence.Fix{TimeUS: at.UnixMicro(), Latitude: latitude, Longitude: longitude, Speed: 30}
+			satellites, ingested, faulty := 9, at, false
+			takes := false
+			switch r.IntN(12) {
+			case 0:
+				satellites = 0
+			case 1:
+				faulty = true
+			case 2:
+				latitude, longitude = 0, 0
+			case 3:
+				ingested = at.Add(-time.Hour)
+			default:
+				takes = true
+			}
+			rows = append(rows, []any{device, at, ingested, latitude, longitude, 0.0, 0.0, 30.0, satellites, 0, "8", "{}", faulty})
+			if !takes {
+				if at.After(begin) && n%20 == 0 {
+					recorded(device, "f0", geofence.Enter, fix.TimeUS, 0)
+					want.Kept++
+				}
+				continue
+			}
+			prev := last
+			if last = &fix; at.Before(begin) {
+				continue
+			}
+			positions++
+			var list []geofence.Crossing
+			if prev == nil {
+				list = set.Initial(nil, fix)
+			} else {
+				list = set.Crossings(nil, *prev, fix, time.Hour)
+			}
+			want.Would += int64(len(list))
+			want.Added += int64(len(list))
+			for i, c := range list {
+				if i%3 == 0 {
+					recorded(device, c.FenceID, c.Kind, c.LaterUS, c.Ordinal)
+					want.Added--
+					want.Changed++
+				}
+			}
+			if n%20 == 0 {
+				recorded(device, "f1", geofence.Exit, fix.TimeUS, 90)
+				want.Removed++
+			}
+		}
+	}
+	_, err := pool.CopyFrom(t.Context(), pgx.Identifier{"public", "positions"}, []string{
+		"device_id", "ts", "ingested_at", "latitude", "longitude", "altitude", "angle", "speed", "satellites", "priority", "codec", "attributes", "faulty",
+	}, pgx.CopyFromRows(rows))
+	require.NoError(t, err)
+	require.Greater(t, want.Would, int64(1000))
+	ask := store.NewDevices(pool, fenceScope, trialPins, "test")
+	held := trialFences(40)
+	for i := range held {
+		if i%2 == 0 {
+			held[i].ExitMarginM, held[i].MinDwellS = 50, 30
+		}
+	}
+	var first, still store.FenceTrial
+	for i, rows := range []int{0, 50, 3} {
+		got, err := ask.TryFences(t.Context(), trialFences(40), w.InSlicesOf(rows), nil)
+		require.NoError(t, err)
+		require.Equal(t, want, got.FenceTrialCount, "in slices of %d", rows)
+		require.Equal(t, positions, got.Positions)
+		require.Equal(t, 7, got.Devices)
+		require.Len(t, got.Examples, 100)
+		kept, err := ask.TryFences(t.Context(), held, w.InSlicesOf(rows), nil)
+		require.NoError(t, err)
+		if i == 0 {
+			first, still = got, kept
+		}
+		require.Equal(t, first, got)
+		require.Equal(t, still, kept)
+	}
+	require.NotEqual(t, first.Would, still.Would)
 }

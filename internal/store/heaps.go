@@ -294,14 +294,22 @@ func asOf(ctx context.Context, pool *pgxpool.Pool, tx pgx.Tx, c cuts) (ask, erro
 		return nil, err
 	}
 	return func(sql string, args []any, scan []any, row func() error) (bool, error) {
-		return false, pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
-				return err
-			}
+		return false, seeing(ctx, pool, snapshot, func(tx pgx.Tx) error {
 			_, err := inTx(ctx, tx)(sql, args, scan, row)
 			return err
 		})
 	}, nil
+}
+
+// seeing runs do in a transaction of its own that sees what an exported snapshot does,
+// and in which a statement may take as long as it does.
+func seeing(ctx context.Context, pool *pgxpool.Pool, snapshot string, do func(tx pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set transaction snapshot '"+snapshot+"'; set local statement_timeout = 0"); err != nil {
+			return err
+		}
+		return do(tx)
+	})
 }
 
 // notBegun is the failure of a question before a transaction: whatever became of
