@@ -125,7 +125,8 @@ comment on view processor.timing_feed is
   'The changes of timing_records in an order to which only the end is added: by tx and id.';
 
 -- Retention. The newest change of a device stays, which keeps its count and tells a
--- reader that is up to date from one that was away for too long. Rows with numbers that
+-- reader that is up to date from one that was away for too long; so does, an erasure too,
+-- the row that no row of that age follows: who has read all that may go is there. Rows with numbers that
 -- this server has not given came with data of another, and would hide the next ones.
 -- +goose StatementBegin
 create or replace function processor.expire_timing_changes(retention interval)
@@ -145,6 +146,12 @@ begin
     where c.changed_at < now() - greatest(expire_timing_changes.retention, interval '1 hour')
       and (c.change = 'erased' or exists (
         select from processor.timing_changes n where n.device_id = c.device_id and n.number > c.number))
+      and (
+        select n.changed_at
+        from processor.timing_changes n
+        where (n.tx, n.id) > (c.tx, c.id)
+        order by n.tx, n.id
+        limit 1) < now() - greatest(expire_timing_changes.retention, interval '1 hour')
     order by c.tx, c.id
     limit 5000);
   get diagnostics removed = row_count;

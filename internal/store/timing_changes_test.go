@@ -155,3 +155,37 @@ func TestAnErasureIsToldAndLeavesNothingElseInTheFeed(t *testing.T) {
 	b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
 	b.feedOf(late)
 }
+
+// The row at which a reader is that has read all may be an erasure: it stays until a row
+// behind it is as old, or who resumes there would be told to start over.
+func TestRetentionKeepsAnErasureWithNothingOldBehindIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
+	feed := observer.NewFeed(b.pool)
+	b.fill(1, 1, 10)
+	b.exec(insertTiming, "device-0", 0, 9)
+	b.feedOf(feed)
+	b.runRequest(protocol.RequestErase, "device-0", b.take("a.1", 5)[0], "a.1")
+	b.feedOf(feed)
+	var at protocol.TimingPosition
+	require.NoError(t, b.pool.QueryRow(t.Context(), "select tx, id, changed_at from processor.timing_changes where change = 'erased'").Scan(&at.Tx, &at.ID, &at.At))
+	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
+	leader := store.NewTimingFeed(b.pool, 24*time.Hour, 10*time.Second)
+	continues := func() bool {
+		_, err := retention.Expire(t.Context(), time.Hour)
+		require.NoError(t, err)
+		ok, err := leader.Continues(t.Context(), at)
+		require.NoError(t, err)
+		return ok
+	}
+	require.True(t, continues(), "the last row")
+	b.exec("alter table processor.timing_changes alter changed_at set default now()")
+	b.exec(insertTiming, "b", 0, 3)
+	require.True(t, continues(), "what follows is younger")
+	b.feedOf(feed)
+	require.Equal(t, 1, feed.Starts())
+	b.exec("update processor.timing_changes set changed_at = now() - interval '25 hours' where device_id = 'b'")
+	require.False(t, continues(), "it goes in the end")
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_changes"))
+}
