@@ -135,7 +135,8 @@ differ; processor device recompute fixes that. If they still differ then, it is 
 of the service: verify shares no code with what records crossings, please report it.
 
 The positions are not checked: they may be wrong or incomplete. Without fences there
-is nothing to verify. Also exits 1 for an unknown device.`,
+is nothing to verify. A fence that cannot be verified is named, and nothing recorded of
+it is compared. At most 10 million positions are verified at once. Also exits 1 for an unknown device.`,
 		Example: `  processor device verify 356307042441013
   processor device verify 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
@@ -164,6 +165,11 @@ is nothing to verify. Also exits 1 for an unknown device.`,
 func printVerification(out *cli.Output, v *store.Verification) error {
 	for _, f := range v.BadFences {
 		if err := out.Line("%s %s", out.Paint(cli.Yellow, "skipped"), f); err != nil {
+			return err
+		}
+	}
+	for _, f := range v.Skipped {
+		if err := out.Line("%s %s: not verified, %s recorded of this fence not compared", out.Paint(cli.Yellow, "skipped"), f.Reason, cli.Count(f.Recorded, "crossing")); err != nil {
 			return err
 		}
 	}

@@ -90,9 +90,15 @@ type Deriver struct {
 	rules  Rules
 }
 
+// Passed is why a version of a fence is passed over.
+type Passed struct {
+	FenceID string
+	Err     error
+}
+
 // New reads the fences, all versions in force. Those that are invalid are passed over
 // and told in the second result.
-func New(fences []Fence, rules Rules) (*Deriver, []error) {
+func New(fences []Fence, rules Rules) (*Deriver, []Passed) {
 	all, passed := draw(fences)
 	d := &Deriver{fences: all, number: map[string]int{}, still: map[string][]*drawn{}, rules: rules}
 	for n, versions := range d.fences {
@@ -106,7 +112,7 @@ func New(fences []Fence, rules Rules) (*Deriver, []error) {
 }
 
 // Derive returns the crossings of a device whose fixes are given in the order of device
-// time, ordered by the later fix, time, fence and ordinal.
+// time, ordered by the later fix, time, fence and ordinal. The fixes are used up.
 func (d *Deriver) Derive(fixes []Fix) []Crossing {
 	found, _ := d.DeriveAfter(fixes, nil, nil)
 	return found
@@ -201,11 +207,14 @@ func (r *Rules) withoutJumps(fixes []Fix) []Fix {
 		seconds := max(float64(b.us-a.us)/1e6, 1)
 		return metres(vectorOf(a.at), vectorOf(b.at))*3.6 > float64(r.MaxSpeed)*seconds
 	}
-	kept := fixes[:1:1]
-	for i := 1; i < len(fixes); i++ {
-		if !far(fixes[i-1], fixes[i]) || i+1 < len(fixes) && !far(fixes[i], fixes[i+1]) {
-			kept = append(kept, fixes[i])
+	kept := fixes[:1] // in place: those of a device are many
+	prev := fixes[0]
+	for i, f := range fixes[1:] {
+		next := i + 2
+		if !far(prev, f) || next < len(fixes) && !far(f, fixes[next]) {
+			kept = append(kept, f)
 		}
+		prev = f
 	}
 	return kept
 }

@@ -72,13 +72,15 @@ func (d *drawn) near(l *line) bool {
 
 // draw reads the geometries and returns the versions of each fence in the order
 // of their spans. Fences that are invalid are passed over and told.
-func draw(fences []Fence) (all [][]*drawn, passed []error) {
+func draw(fences []Fence) (all [][]*drawn, passed []Passed) {
 	sorted := slices.Clone(fences)
 	slices.SortStableFunc(sorted, func(a, b Fence) int {
 		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.FromUS, b.FromUS))
 	})
 	for _, f := range sorted {
-		pass := func(err error) { passed = append(passed, fmt.Errorf("fence %q version %d: %w", f.ID, f.Version, err)) }
+		pass := func(err error) {
+			passed = append(passed, Passed{f.ID, fmt.Errorf("fence %q version %d: %w", f.ID, f.Version, err)})
+		}
 		s, err := read(f)
 		if err == nil && f.FromUS >= f.ToUS {
 			err = errors.New("ends before it begins")

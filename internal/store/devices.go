@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/recheck"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -70,12 +71,15 @@ type Devices struct {
 	scope Scope
 	pins  FleetSettings
 	by    string
+
+	draw       func([]recheck.Fence, recheck.Rules) (*recheck.Deriver, []recheck.Passed)
+	verifyMost int
 }
 
 // NewDevices returns the operators' view of devices. Requests carry by as their
 // author.
 func NewDevices(pool *pgxpool.Pool, scope Scope, pins FleetSettings, by string) *Devices {
-	return &Devices{pool: pool, heaps: newHeaps(pool), scope: scope, pins: pins, by: by}
+	return &Devices{pool: pool, heaps: newHeaps(pool), scope: scope, pins: pins, by: by, draw: recheck.New, verifyMost: verifyMost}
 }
 
 // errNeverStarted is returned when no fleet exists for the stream and group.

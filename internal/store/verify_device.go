@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -28,7 +29,21 @@ type Verification struct {
 	Open int64 `json:"open_requests"`
 	// BadFences are invalid fences, which are skipped everywhere.
 	BadFences []string `json:"bad_fences"`
+	// Skipped are fences that are valid and that a verification cannot derive: nothing
+	// recorded of them is compared.
+	Skipped []SkippedFence `json:"skipped_fences"`
 }
+
+// SkippedFence is a fence that is not verified.
+type SkippedFence struct {
+	Fence    string `json:"fence_id"`
+	Reason   string `json:"reason"`
+	Recorded int64  `json:"recorded"` // crossings that are not compared
+}
+
+// verifyMost bounds the positions that a verification holds in memory, 32 bytes each: it
+// reads all within one snapshot and derives when that is over, which may take long.
+const verifyMost = 10_000_000
 
 // Good reports whether there is no difference.
 func (v *Verification) Good() bool { return len(v.Missing)+len(v.Different)+len(v.Extra) == 0 }
@@ -49,7 +64,7 @@ type Difference struct {
 // internal/recheck, which knows nothing of geofence.Set; which fences are invalid is
 // asked of that, and told.
 func (d *Devices) Verify(ctx context.Context, device string) (Verification, error) {
-	v := Verification{Device: device, Missing: []Difference{}, Different: []Difference{}, Extra: []Difference{}, BadFences: []string{}}
+	v := Verification{Device: device, Missing: []Difference{}, Different: []Difference{}, Extra: []Difference{}, BadFences: []string{}, Skipped: []SkippedFence{}}
 	if d.pins.Shards == 0 {
 		return v, errNeverStarted
 	}
@@ -76,6 +91,13 @@ where device_id = $1`, device)
 		if err != nil {
 			return err
 		}
+		for i := range v.Skipped {
+			for _, c := range recorded {
+				if c.FenceID == v.Skipped[i].Fence {
+					v.Skipped[i].Recorded++
+				}
+			}
+		}
 		for i := range recorded {
 			stored[recorded[i].EarlierUS], stored[recorded[i].LaterUS] = false, false
 		}
@@ -96,7 +118,8 @@ where stream = $1
 	}
 	// After the transaction: it may take longer than a snapshot should be held.
 	v.Positions = int64(len(fixes))
-	v.compare(deriver.DeriveAfter(fixes, recorded, func(us int64) bool { return stored[us] }))
+	should, is := deriver.DeriveAfter(fixes, recorded, func(us int64) bool { return stored[us] })
+	v.compare(v.withoutSkipped(should), v.withoutSkipped(is))
 	return v, nil
 }
 
@@ -127,11 +150,18 @@ func (d *Devices) deriver(ctx context.Context, tx pgx.Tx, v *Verification) (*rec
 			})
 		}
 	}
-	deriver, passed := recheck.New(fences, d.rules())
-	for _, err := range passed {
-		v.BadFences = append(v.BadFences, "not verified: "+err.Error())
+	deriver, passed := d.draw(fences, d.rules())
+	for _, p := range passed {
+		v.Skipped = append(v.Skipped, SkippedFence{Fence: p.FenceID, Reason: p.Err.Error()})
 	}
 	return deriver, nil
+}
+
+// withoutSkipped leaves out the crossings of fences that are skipped in any version.
+func (v *Verification) withoutSkipped(list []recheck.Crossing) []recheck.Crossing {
+	return slices.DeleteFunc(list, func(c recheck.Crossing) bool {
+		return slices.ContainsFunc(v.Skipped, func(s SkippedFence) bool { return s.Fence == c.FenceID })
+	})
 }
 
 func (d *Devices) rules() recheck.Rules {
@@ -161,8 +191,12 @@ order by ts`, c.args(device, timeOf(s.from), timeOf(s.to)), []any{&ts, &ingested
 			if _, asked := stored[p.TimeUS]; asked {
 				stored[p.TimeUS] = true
 			}
-			if rules.Eligible(&p) {
-				fixes = append(fixes, p.Fix())
+			if !rules.Eligible(&p) {
+				return nil
+			}
+			if fixes = append(fixes, p.Fix()); len(fixes) > d.verifyMost {
+				return fmt.Errorf("more than %d positions of device %s take part, too many to verify at once: "+
+					"processor device recompute derives them in steps and says what it changed", d.verifyMost, device)
 			}
 			return nil
 		}); err != nil {

@@ -80,4 +80,22 @@ values
 	v, err = ask.Verify(t.Context(), "drives")
 	require.NoError(t, err)
 	require.Len(t, v.Different, b.count("select count(*) from processor.timing_records where fence_id = 'round'"), "of another version")
+
+	// What only the verification cannot derive is no difference.
+	b.exec("update processor.timing_records set fence_version = 2 where fence_id = 'round'")
+	ask.PassOver("lane")
+	v, err = ask.Verify(t.Context(), "drives")
+	require.NoError(t, err)
+	require.True(t, v.Good(), "%+v", v)
+	require.Empty(t, v.BadFences)
+	require.Equal(t, []store.SkippedFence{{
+		Fence: "lane", Reason: "fence lane is odd", Recorded: int64(b.count("select count(*) from processor.timing_records where fence_id = 'lane'")),
+	}}, v.Skipped)
+
+	ask.VerifyAtMost(int(v.Positions))
+	_, err = ask.Verify(t.Context(), "drives")
+	require.NoError(t, err)
+	ask.VerifyAtMost(int(v.Positions) - 1)
+	_, err = ask.Verify(t.Context(), "drives")
+	require.ErrorContains(t, err, "too many to verify at once: processor device recompute")
 }
