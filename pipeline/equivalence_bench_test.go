@@ -19,10 +19,13 @@ import (
 
 // rate publishes messages, lets one instance work them off, and returns records
 // a second.
-func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []fleet.Message) float64 {
+func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []fleet.Message, rules ...telemetry.Eligibility) float64 {
 	b.Helper()
 	w := newWorld(b, bb, bb.stream+name)
 	defer w.end()
+	if len(rules) > 0 {
+		w.rules = rules[0]
+	}
 	_, err := w.editor.Import(context.Background(), fences, "import", true)
 	require.NoError(b, err)
 	work := func(messages []fleet.Message) time.Duration {
@@ -50,12 +53,9 @@ func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, 
 	return r
 }
 
-// BenchmarkFences compares the rate under 1,000 fences with that under none, and that
-// under 1,000 with held borders with both.
-func BenchmarkFences(b *testing.B) {
-	bb := newBench(b)
+// driving are 100,000 fixes of 500 devices, one every ten seconds.
+func driving() (messages []fleet.Message) {
 	r := rand.New(rand.NewPCG(1, 1))
-	var messages []fleet.Message
 	at := make([][2]float64, 500)
 	for i := range 100_000 {
 		d := i % len(at)
@@ -70,7 +70,11 @@ func BenchmarkFences(b *testing.B) {
 			Attributes: []fleet.Attribute{fleet.NumberAttribute("239", 1), fleet.NumberAttribute("240", 1), fleet.NumberAttribute("16", 123456)},
 		})
 	}
-	fences := fencesOver(messages, 1000, 2)
+	return messages
+}
+
+// heldStill gives the fences properties that say when a change counts.
+func heldStill(fences []geofence.Fence) []geofence.Fence {
 	held := slices.Clone(fences)
 	for i := range held {
 		if held[i].Kind == geofence.Gate {
@@ -79,6 +83,38 @@ func BenchmarkFences(b *testing.B) {
 			held[i].ExitMarginM, held[i].MinDwellS = 15, float64(20*(i%2))
 		}
 	}
+	return held
+}
+
+// BenchmarkRules compares, in turns, the rate under 1,000 fences with all rules on, and
+// with properties of the fences too, with that with no rule on.
+func BenchmarkRules(b *testing.B) {
+	bb := newBench(b)
+	messages := driving()
+	fences := fencesOver(messages, 1000, 2)
+	held := heldStill(fences)
+	off := telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute}
+	on := telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 4, MaxPast: 20 * 365 * 24 * time.Hour, MaxSpeed: 200}
+	for b.Loop() {
+		var before, rules, properties float64 // the best of four: what else runs only slows down
+		for range 4 {
+			before = max(before, rate(b, bb, fmt.Sprint("off", time.Now().UnixNano()), fences, nil, messages, off))
+			rules = max(rules, rate(b, bb, fmt.Sprint("rules", time.Now().UnixNano()), fences, nil, messages, on))
+			properties = max(properties, rate(b, bb, fmt.Sprint("properties", time.Now().UnixNano()), held, nil, messages, on))
+		}
+		b.ReportMetric(before, "off/s")
+		b.ReportMetric(rules/before, "rules-ratio")
+		b.ReportMetric(properties/before, "properties-ratio")
+	}
+}
+
+// BenchmarkFences compares the rate under 1,000 fences with that under none, and that
+// under 1,000 with held borders with both.
+func BenchmarkFences(b *testing.B) {
+	bb := newBench(b)
+	messages := driving()
+	fences := fencesOver(messages, 1000, 2)
+	held := heldStill(fences)
 	for b.Loop() {
 		var without, with, still float64 // the best of three, in turns: what else runs only slows down
 		for range 3 {

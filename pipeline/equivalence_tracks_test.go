@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
@@ -36,13 +37,12 @@ func recorded(t testing.TB, name string) []fleet.Message {
 	return list
 }
 
-// TestRecordedTracksGiveTheOraclesTables lays fences over real tracks, at
-// turning points and, where there is one, along the course of the race, and sends
-// them in order, newest first in blocks of 100 per device, and with a crash in
-// the middle.
+// TestRecordedTracksGiveTheOraclesTables lays fences over real tracks, at turning points
+// and, where there is one, along the course of the race, with all rules on and borders
+// held still, and sends them in each order, with a crash in the middle.
 func TestRecordedTracksGiveTheOraclesTables(t *testing.T) {
 	t.Parallel()
-	orders := []string{"in order", "newest first and crash"}
+	orders := []string{"as recorded", "late blocks"}
 	names := []string{"tianma_circuit.csv.gz", "gpx_misc.csv.gz", "liverpool_bus_14.csv"}
 	if os.Getenv("TEST_FULL") != "" {
 		files, err := filepath.Glob(filepath.Join(testenv.Data(t, "tracks"), "*.csv*"))
@@ -52,28 +52,46 @@ func TestRecordedTracksGiveTheOraclesTables(t *testing.T) {
 			names = append(names, filepath.Base(f))
 		}
 		require.Len(t, names, 10)
-		orders = append(orders, "newest first", "crash")
+		orders = append(orders, "reversed", "shuffled")
 	}
 	b := newBench(t)
 	for _, name := range names {
 		messages := recorded(t, name)
 		fences := append(fencesOver(messages, 60, 1), courseOf(t, name)...)
+		for i := range fences {
+			if f := &fences[i]; f.Kind == geofence.Gate {
+				f.MinIntervalS = 30.123457
+			} else {
+				f.ExitMarginM, f.MinDwellS = 15.7, 20.123457*float64(i%2)
+			}
+		}
+		var times []time.Time
+		for i := range messages {
+			times = append(times, messages[i].Time)
+		}
+		slices.SortFunc(times, time.Time.Compare)
 		for _, order := range orders {
 			t.Run(name+" "+order, func(t *testing.T) {
 				w := newWorld(t, b, fmt.Sprintf("%s-%s-%s", b.stream, name, strings.ReplaceAll(order, " ", "-")),
 					func(c *pipeline.Config, _ *pipeline.Deps) { c.BatchMaxRecords = max(50, len(messages)/50) })
 				defer w.end()
+				// Of each track some fixes are too old, and some lead too fast to what follows.
+				w.rules = telemetry.Eligibility{
+					MaxFutureSkew: 5 * time.Minute, MinSatellites: 1, MaxSpeed: 120,
+					MaxPast: time.Since(times[len(times)/50]).Truncate(time.Millisecond),
+				}
 				_, err := w.editor.Import(context.Background(), fences, "import", true)
 				require.NoError(t, err)
-				sent := messages
-				if strings.HasPrefix(order, "newest") {
+				sent := slices.Clone(messages)
+				switch order {
+				case "late blocks":
 					sent = newestFirst(messages, 100)
+				case "reversed":
+					slices.Reverse(sent)
+				case "shuffled":
+					rand.New(rand.NewPCG(1, 2)).Shuffle(len(sent), func(i, j int) { sent[i], sent[j] = sent[j], sent[i] })
 				}
-				crashAt := int64(0)
-				if strings.HasSuffix(order, "crash") {
-					crashAt = 8
-				}
-				w.join(crashAt, len(messages)%2 == 0)
+				w.join(8, len(messages)%2 == 0)
 				for len(sent) > 0 {
 					n := min(len(sent), 2000)
 					w.publish(sent[:n])
@@ -85,7 +103,7 @@ func TestRecordedTracksGiveTheOraclesTables(t *testing.T) {
 				require.NoError(t, err)
 				require.True(t, report.Good(), "%+v %v", report.Account, report.Examples)
 				require.NotZero(t, report.Crossings)
-				require.Equal(t, crashAt > 0, w.members[0].gone(), "a crash in the middle")
+				require.True(t, w.members[0].gone(), "a crash in the middle")
 				t.Logf("%d entries, %d crossings", report.Account.Entries, report.Crossings)
 			})
 		}
