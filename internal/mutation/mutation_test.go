@@ -50,14 +50,14 @@ func (m *mutant) overlay(t *testing.T) string {
 // The list follows the code, in short tests too.
 func TestEveryMutationAppliesToTheCode(t *testing.T) {
 	t.Parallel()
-	for _, m := range slices.Concat(mutants, faults) {
+	for _, m := range slices.Concat(mutants, faults, rules) {
 		t.Run(m.name, func(t *testing.T) { m.overlay(t) })
 	}
 }
 
 func TestEveryMutationIsNoticed(t *testing.T) {
 	testenv.Full(t)
-	for _, m := range slices.Concat(mutants, faults) {
+	for _, m := range slices.Concat(mutants, faults, rules) {
 		t.Run(m.name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", m.run, "./"+m.pkg)
 			cmd.Dir = root(t)
