@@ -34,7 +34,7 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"run split --duraton 3s":          "unknown flag: --duraton; did you mean --duration?",
 		"run split --seed x":              `--seed "x": want a whole number, 0 or more`,
 		"run split --duration -3s":        "duration -3s: want more than 0",
-		"run split --fleet foo":           `fleet "foo": want steady, incidents, polluted or hot`,
+		"run split --fleet foo":           `fleet "foo": want steady, incidents, polluted, hot or skewed`,
 		"run split --slack 0":             "slack 0: want at least 1",
 		"run split --redis-url redis://h": "name both Redis and Postgres",
 		"run chaos --redis-url redis://h --postgres-url postgres://h": "--allow-faults",
