@@ -88,8 +88,8 @@ func newDeviceFaultyCommand() *cobra.Command {
 evaluates them any more. The owner of the device's shard recomputes the crossings and
 reloads the state. --take-back ends that. At most 100,000 positions at once. Needs the
 right to update positions.faulty. Exits 1 for an unknown device.`,
-		Example: `  processor device faulty 356307042441013 --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --dry-run
-  processor device faulty 356307042441013 --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --reason "antenna loose"`,
+		Example: `  processor device faulty IMEI --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --dry-run
+  processor device faulty IMEI --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --reason jammed`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, x := range []struct {
