@@ -136,7 +136,8 @@ of the service: verify shares no code with what records crossings, please report
 
 The positions are not checked: they may be wrong or incomplete. Without fences there
 is nothing to verify. A fence that cannot be verified is named, and nothing recorded of
-it is compared. At most 10 million positions are verified at once. Also exits 1 for an unknown device.`,
+it is compared. At most 10 million positions are verified at once. Also exits 1 for an
+unknown device.`,
 		Example: `  processor device verify 356307042441013
   processor device verify 356307042441013 --json`,
 		Args: cobra.ExactArgs(1),
