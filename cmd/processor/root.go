@@ -18,6 +18,7 @@ func commands() []*cobra.Command {
 		newLagCommand(),
 		newMembersCommand(),
 		newShardsCommand(),
+		newStreamsCommand(),
 		newClaimCommand(),
 		newDeviceCommand(),
 		newRequestsCommand(),

@@ -2,12 +2,15 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
@@ -47,4 +50,56 @@ func TestCommandsShowEveryStreamOrTheOneNamed(t *testing.T) {
 	require.Contains(t, errs, "does not list the stream")
 	text, _ = ask(0, "device", "show", "device-2")
 	require.Contains(t, text, "one.")
+}
+
+func TestStreamsAreListedWithWhoServesThemAndWhatTheyHaveToDo(t *testing.T) {
+	dep := servicetest.New(t)
+	other, broken := *dep, *dep
+	other.Stream += "-b"
+	broken.Stream += "-x"
+	list := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream
+	p := dep.Run(list, servicetest.FourShards)
+	p.AwaitReady()
+	dep.Publish(servicetest.Record("device-1", 1))
+	other.Publish(servicetest.Record("device-2", 1), servicetest.Record("device-3", 2))
+	dep.AwaitStored(3, 20*time.Second)
+	streams := func(want int, setting string) (s operator.Streams, errs string) {
+		t.Helper()
+		p := servicetest.Spawn(t, dep.Environ(setting), "streams", "--json")
+		require.Equal(t, want, p.Exit(20*time.Second), p.Errors())
+		require.NoError(t, json.Unmarshal([]byte(p.Output()), &s), p.Output())
+		return s, p.Errors()
+	}
+	number := func(n int64) *int64 { return &n }
+	one, four := 1, 4
+	first := operator.StreamStatus{Stream: dep.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(1)}
+	second := operator.StreamStatus{Stream: other.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(2)}
+	testenv.Wait(t, 20*time.Second, func() error { // the last is stored before it is acknowledged
+		if s, _ := streams(0, list); !reflect.DeepEqual([]operator.StreamStatus{first, second}, s.Streams) {
+			return fmt.Errorf("have %+v", s)
+		}
+		return nil
+	})
+
+	// Another list shows it, too.
+	second.Listed = false
+	s, _ := streams(0, "REDIS_TELEMETRY_STREAM="+dep.Stream)
+	require.Equal(t, []operator.StreamStatus{first, second}, s.Streams)
+
+	require.Zero(t, p.Terminate())
+	other.Publish(servicetest.Record("device-2", 3))
+	none := 0
+	first.Members, first.State = &none, operator.StreamDrained
+	second.Members, second.State, second.Backlog = &none, operator.StreamNotServed, number(1)
+	s, _ = streams(0, "REDIS_TELEMETRY_STREAM="+dep.Stream)
+	require.Equal(t, []operator.StreamStatus{first, second}, s.Streams)
+
+	// One that is no stream hides none of the others.
+	require.NoError(t, dep.Client().Set(t.Context(), broken.Stream, "no stream", 0).Err())
+	s, errs := streams(1, "REDIS_TELEMETRY_STREAM="+broken.Stream+","+dep.Stream)
+	require.Len(t, s.Streams, 3)
+	require.Nil(t, s.Streams[0].Backlog)
+	require.Equal(t, first, s.Streams[1])
+	require.Contains(t, errs, broken.Stream)
+	require.Contains(t, errs, "not a stream")
 }

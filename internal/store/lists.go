@@ -380,3 +380,23 @@ type FenceShape struct {
 	From     *time.Time      `json:"from"`
 	To       *time.Time      `json:"to"`
 }
+
+// StreamRow is a stream of the database.
+type StreamRow struct {
+	Stream  string
+	Group   string
+	Shards  int
+	Devices int64 // that came from it last
+}
+
+// Streams returns the streams of all fleets that work with the database.
+func (l *Lists) Streams(ctx context.Context) ([]StreamRow, error) {
+	return page(ctx, l, "list streams", `
+select stream, group_name, count(*), (
+  select count(*)
+  from processor.devices d
+  where d.stream = s.stream)
+from processor.shards s
+group by stream, group_name
+order by stream, group_name`, pgx.RowToStructByPos[StreamRow])
+}
