@@ -451,7 +451,8 @@ func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
 
 func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 	v := c.view(ctx, freshness)
-	v.History, v.Queues = c.past(ctx).Value, c.queues.get(ctx).Value
+	queues := c.queues.get(ctx)
+	v.History, v.Queues = c.past(ctx).Value, queues.Value
 	d := shardsData{view: v, Span: spanOf(&v.History, v.Now)}
 	names := v.names()
 	for i, name := range names {
@@ -473,7 +474,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 		if at := slices.Index(names, s.Owner); at >= 0 {
 			row.Letter, row.Class = letter(at), colorOf(at)
 		}
-		if v.Redis.Known() {
+		if queues.Known() && !queues.Stale() { // what is unknown, or of an earlier time, is no 0
 			q := v.Queues[s.Shard]
 			row.Pending = &q.Pending
 			if !q.Oldest.IsZero() {
