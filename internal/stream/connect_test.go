@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -128,8 +129,10 @@ func TestOnAClusterOnlyNodesOfTheStreamCountAsAnotherServer(t *testing.T) {
 	require.Len(t, others, 3, "all masters were asked")
 	require.Zero(t, changes.Load())
 
+	require.NoError(t, group.CheckServer(t.Context()))
 	require.NoError(t, own.Kill())
-	testenv.Wait(t, 2*waitFor, read)
+	// Where there is a connection to the replica already, only a look tells that it was promoted.
+	testenv.Wait(t, 2*waitFor, func() error { return errors.Join(read(), group.CheckServer(t.Context())) })
 	require.Positive(t, changes.Load(), "its replica has taken over")
 }
 

@@ -62,7 +62,7 @@ func hot() Scenario {
 				if res.QuietP99MS == nil || res.HotP99MS == nil || res.Busiest == nil {
 					return // the server does not keep the times of commits
 				}
-				times := *res.HotP99MS / *res.QuietP99MS
+				times := *res.HotP99MS / max(1, *res.QuietP99MS)
 				r.fact("busiest instance", "%.2f times the mean, a minute after the hot device came", *res.Busiest)
 				r.fact("the other devices", "p99 %.0f ms before it came, %.0f ms with it: %.2f times", *res.QuietP99MS, *res.HotP99MS, times)
 				r.fact("moves", "%d shards in the busiest minute", moves)
