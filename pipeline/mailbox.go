@@ -19,6 +19,8 @@ const (
 	retried                           // deferred entries of a shard that are due
 	flushShard                        // what is in flight of a shard is to be committed at once
 	leaving                           // work on a shard ends; its state is wanted
+	wanted                            // devices of which some may be loaded ahead
+	lookedUp                          // devices were looked up ahead
 )
 
 // message is an instruction to a worker. One worker gets its messages in the
@@ -37,10 +39,13 @@ type message struct {
 	apart      bool                // a shard that is granted is run apart, one entry first
 	inherited  []byte              // state that its last owner left
 	released   bool                // its last owner should have left its state
+	acquired   bool                // a shard that is granted was acquired, and does not begin again here
 	left       chan []byte         // of size one: where the state of one that is left goes
 
 	deferred []protocol.Deferred
-	done     func() // to be called when they have an outcome
+	devices  []string
+	done     func()  // to be called when the deferred entries have an outcome, or none of the devices is left to be looked up
+	looked   *lookUp // that has ended
 }
 
 // mailbox is a worker's queue. put never blocks, since it runs under the table's

@@ -37,6 +37,12 @@ const (
 	snapshotRefused = "refused"
 )
 
+// What the state of a device was loaded for.
+const (
+	loadedForRecord = "record"
+	loadedAhead     = "ahead"
+)
+
 type metrics struct {
 	records          *prometheus.CounterVec
 	latency          prometheus.Histogram
@@ -67,6 +73,7 @@ type metrics struct {
 	badFences        prometheus.Gauge
 	evictions        prometheus.Counter
 	snapshots        *prometheus.CounterVec
+	loads            *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, t *table) *metrics {
@@ -148,6 +155,10 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 			Name: "processor_pipeline_snapshots_total",
 			Help: "States of shards that were left for the next owner, and at acquisitions: used, missing though the last owner released the shard, refused.",
 		}, []string{"result"}),
+		loads: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_device_state_loads_total",
+			Help: "Devices looked up in the tables, by reason: record (one came) or ahead (after their shard was acquired without their state).",
+		}, []string{"reason"}),
 		evictions: counter("processor_device_state_evictions_total", "Devices evicted to bound the state."),
 	}
 	for _, o := range []string{outcomeStored, outcomeDuplicate, outcomeConflict, outcomeDeferred, outcomeDeadLettered, outcomeLost} {
@@ -158,6 +169,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, r := range []string{snapshotLeft, snapshotUsed, snapshotMissing, snapshotRefused} {
 		m.snapshots.WithLabelValues(r)
+	}
+	for _, r := range []string{loadedForRecord, loadedAhead} {
+		m.loads.WithLabelValues(r)
 	}
 	for _, s := range []string{"inserted", "duplicate"} {
 		m.positions.WithLabelValues(s)

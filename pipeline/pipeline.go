@@ -47,6 +47,9 @@ type Sink interface {
 type History interface {
 	LastFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
 		found func(i int, last geofence.Fix)) error
+	// RecentFixes is LastFixes for devices that sent lately, in one short statement.
+	RecentFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
+		found func(i int, last geofence.Fix)) error
 	// Crossed calls found for each device of which a crossing is recorded.
 	Crossed(ctx context.Context, devices []string, found func(i int)) error
 }
@@ -101,6 +104,7 @@ type Pipeline struct {
 	probeLog  ProbeLog
 	trial     chan struct{}
 	breaker   *breaker
+	ahead     *ahead
 }
 
 // Deps are what a pipeline works with.
@@ -138,7 +142,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
-	p.breaker = newBreaker()
+	p.breaker, p.ahead = newBreaker(), newAhead(p, deps.Requests)
 	p.sink = commitCountingSink{deps.Sink, &p.commitCount, &p.blocked}
 	p.scheduler = newRequestScheduler(p, stepCountingRequests{deps.Requests, &p.commitCount})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
@@ -193,6 +197,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		return r.run(intakeCtx)
 	})
 	intake.Go(func() error { return p.scheduler.run(intakeCtx) })
+	intake.Go(func() error { return p.ahead.run(intakeCtx) })
 	err := intake.Wait()
 	close(intakeEnded)
 	if workErr := workers.Wait(); workErr != nil {

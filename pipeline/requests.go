@@ -17,6 +17,8 @@ type Requests interface {
 	Finish(ctx context.Context, o protocol.RequestStep, result map[string]any) error
 	// Failed notes a step that did not commit, and reports whether it was the last one.
 	Failed(ctx context.Context, o protocol.RequestStep, cause error) (last bool, err error)
+	// Registered returns devices of the stream in order, behind the one given, at most so many.
+	Registered(ctx context.Context, after string, most int) ([]string, error)
 }
 
 // pollRequests is the interval of polls for requests.
@@ -146,18 +148,21 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 	next := message{kind: stepped, shard: m.shard, grant: m.grant, request: m.request, step: s}
 	w.stepping.Go(func() {
 		defer stop()
-		defer func() {
-			if value := recover(); value != nil {
-				if w.panicked != nil {
-					w.panicked(value)
-				}
-				panic(value) // propagates and ends the process
-			}
-		}()
+		defer w.endWithPanic()
 		w.take(ctx, s)
 		w.box.put(next)
 	})
 	return nil
+}
+
+// endWithPanic lets a panic beside the worker propagate, which ends the process.
+func (w *worker) endWithPanic() {
+	if value := recover(); value != nil {
+		if w.panicked != nil {
+			w.panicked(value)
+		}
+		panic(value)
+	}
 }
 
 // take does a step. One that failed is noted, unless the shard is to be given up

@@ -108,7 +108,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	s.token, s.notBefore, s.locked, s.pause, s.fullSince = h.Token, time.Time{}, false, nil, time.Time{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.queue.Discard()
-	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released})
+	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released, acquired: true})
 	wakeUp(t.wake)
 	return nil
 }

@@ -190,12 +190,16 @@ func (w *worker) inherit(m *message) {
 		if m.released {
 			w.metrics.snapshot(snapshotMissing)
 		}
+		if m.acquired {
+			w.ahead.want(m.shard)
+		}
 		return
 	}
 	if err := w.state.restore(m.inherited, w.snapshotOf(m.shard, m.epoch-1)); err != nil {
 		rare.Reached(rare.SnapshotRefused)
 		w.metrics.snapshot(snapshotRefused)
 		w.log.Info("state left by the last owner refused; devices are loaded from the tables", "shard", m.shard, "reason", err)
+		w.ahead.want(m.shard)
 		return
 	}
 	rare.Reached(rare.Inherited)

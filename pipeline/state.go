@@ -23,7 +23,7 @@ type device struct {
 	shard      uint16
 	settled    bool  // with rules by which other fixes decide: all that has an influence on what is derived from the last position is known
 	speed      uint8 // of the last position, as a fix has it
-	size       uint8 // length of the ID in bytes, at most shortID+1, and used; 0 in a slot that is free
+	size       uint8 // length of the ID in bytes, at most shortID+1, used and unheard; 0 in a slot that is free
 	id         [shortID]byte
 }
 
@@ -31,12 +31,16 @@ type device struct {
 // every IMEI; longer ones are in state.long.
 const shortID = 15
 
-// used is set in a device's size since it was found, until evict passes it.
-const used = 1 << 7
+const (
+	// used is set in a device's size since it was found, until evict passes it.
+	used = 1 << 7
+	// unheard is set in the size of a device that was loaded ahead, until it sends.
+	unheard = 1 << 6
+)
 
 const never = math.MinInt64
 
-func (d *device) length() uint8 { return d.size &^ used }
+func (d *device) length() uint8 { return d.size &^ (used | unheard) }
 
 // fix is the last position of a device that has one.
 func (d *device) fix() geofence.Fix {
@@ -64,6 +68,7 @@ type state struct {
 	clockHand   int32    // the slot that evict visits next
 	generations []uint32 // of the shards
 	evicted     func()
+	drops       uint64 // devices evicted so far
 	// open are devices of which something may count, though nothing more happens.
 	// Without a fence with a dwell there are none.
 	open map[*device]geofence.Open
@@ -130,7 +135,7 @@ func (s *state) learn(id string, shard int, last geofence.Fix) *device {
 	if d == nil {
 		d = s.add(id)
 	}
-	d.size &^= used
+	d.size &^= used | unheard
 	d.shard, d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, false
 	d.moveTo(last)
 	delete(s.bereft, d)
@@ -185,6 +190,7 @@ func (s *state) drop(slot int32) {
 	*d = device{}
 	s.free = append(s.free, slot)
 	s.len--
+	s.drops++
 }
 
 // known returns the number of devices of a shard in memory.

@@ -40,6 +40,7 @@ type worker struct {
 	deferrals      Deferrals
 	probeLog       ProbeLog
 	breaker        *breaker      // shared by all workers
+	ahead          *ahead        // likewise
 	probe          chan struct{} // of size one, held during a probe batch; shared by all workers
 
 	box     *mailbox
@@ -61,6 +62,8 @@ type worker struct {
 	steps      map[int]*step  // of requests, by shard, under way beside the worker
 	stepping   sync.WaitGroup // their goroutines
 	ended      bool           // intake is over
+	wanted     []message      // devices that may be loaded ahead
+	looking    bool           // a look-up for that is under way
 	slow       map[int]*slowShard
 	slowTurn   bool // the next batch is one of a slow shard
 	ackPending int  // batches committed and not acknowledged
@@ -125,7 +128,7 @@ func newWorker(p *Pipeline, box *mailbox) *worker {
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
-		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, lost: p.lost, metrics: p.metrics, log: p.log,
+		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, ahead: p.ahead, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), slow: make(map[int]*slowShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
@@ -239,6 +242,9 @@ func (w *worker) advance(ctx context.Context) error {
 			w.commitIfDue()
 			continue
 		}
+		if nothing && !w.ended {
+			w.lookAhead(ctx)
+		}
 		if nothing || w.full() {
 			return nil
 		}
@@ -289,6 +295,12 @@ func (w *worker) advance(ctx context.Context) error {
 			w.next++
 		case stepped:
 			w.served(m)
+		case wanted:
+			w.wanted = append(w.wanted, *m)
+			w.next++
+		case lookedUp:
+			w.learnAhead(m.looked)
+			w.next++
 		case emptied:
 			w.next++
 			if err := w.clear(ctx, m); err != nil {
@@ -496,8 +508,12 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			continue
 		}
 		d.eligible = w.cfg.Eligibility.Of(&d.record) == telemetry.Eligible
-		if d.device = w.state.find(d.record.DeviceID, p.shard); d.device == nil {
+		switch d.device = w.state.find(d.record.DeviceID, p.shard); {
+		case d.device == nil:
 			w.cold = append(w.cold, d.record.DeviceID)
+		case d.device.size&unheard != 0:
+			d.device.size &^= unheard
+			b.loaded = append(b.loaded, d.record.DeviceID)
 		}
 	}
 	if len(w.cold) > 0 {
@@ -543,6 +559,7 @@ func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 		w.state.learn(id, shard, geofence.Fix{TimeUS: never})
 	}
 	defer w.callsReturned.Add(1)
+	w.metrics.loads.WithLabelValues(loadedForRecord).Add(float64(len(cold)))
 	err := w.history.LastFixes(ctx, cold, w.cfg.Eligibility, func(i int, last geofence.Fix) {
 		w.state.find(cold[i], shard).moveTo(last)
 	})

@@ -49,6 +49,26 @@ var mutants = []mutant{
 		"pipeline", "TestOnlyWhatIsCommittedIsLeft",
 	},
 	{
+		"a look-up ahead outlives the state of its shard", "pipeline/ahead.go",
+		"l.generations[i] != w.state.generations[shard] || ", "",
+		"pipeline", "TestP5ALookUpThatWasOvertakenTeachesNothing",
+	},
+	{
+		"and its device, known and forgotten meanwhile", "pipeline/ahead.go",
+		"l.drops != w.state.drops", "false",
+		"pipeline", "TestP5ALookUpThatWasOvertakenTeachesNothing",
+	},
+	{
+		"and what the device sent meanwhile", "pipeline/ahead.go",
+		" || w.state.find(id, shard) != nil || w.state.len >= w.state.max {\n\t\t\tcontinue", " || w.state.len >= w.state.max {\n\t\t\tcontinue",
+		"pipeline", "TestP5ADeviceThatWaitsGoesFirstAndWhatItSentHolds",
+	},
+	{
+		"devices are loaded ahead before what waits", "pipeline/worker.go",
+		"if nothing && !w.ended {", "if !w.ended {",
+		"pipeline", "TestWhatWaitsGoesBeforeWhatIsLoadedAhead",
+	},
+	{
 		"what an owner left is there for two", "internal/store/shards.go",
 		"  delete from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n  returning state, left_at\n", "  select state, left_at from processor.shard_states\n  where stream = $1\n    and group_name = $2\n    and shard = $3\n",
 		"internal/store", "TestWhatIsLeftIsForTheNextAcquisition",

@@ -62,19 +62,31 @@ from unnest($2::text[]) as id
 order by id
 on conflict (device_id) do nothing`
 
+const registeredSQL = `
+select device_id
+from processor.devices
+where stream = $1
+  and device_id > $2
+order by device_id
+limit $3`
+
+// Registered returns devices of the stream in order, behind the one given, at most so many.
+func (q *Requests) Registered(ctx context.Context, after string, most int) (devices []string, err error) {
+	var id string
+	_, err = byItself(ctx, q.writer.pool, q.writer.timeout)(registeredSQL, []any{q.writer.scope.Stream, after, most}, []any{&id}, func() error {
+		devices = append(devices, id)
+		return nil
+	})
+	return devices, failure("read registered devices", err)
+}
+
 // registered is some devices of the request's shard, in order, behind the one done
 // last. There are no more of them if whole.
 func (s *step) registered(after string, most int) (devices []string, last string, whole bool, err error) {
 	page := most * s.o.Shards
 	n := 0
 	var id string
-	_, err = s.ask(`
-select device_id
-from processor.devices
-where stream = $1
-  and device_id > $2
-order by device_id
-limit $3`, []any{s.q.writer.scope.Stream, after, page}, []any{&id}, func() error {
+	_, err = s.ask(registeredSQL, []any{s.q.writer.scope.Stream, after, page}, []any{&id}, func() error {
 		n++
 		if last = id; telemetry.ShardOf(id, s.o.Shards) == s.o.Request.Shard {
 			devices = append(devices, id)

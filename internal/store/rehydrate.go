@@ -53,15 +53,36 @@ func (r *Reader) LastFixes(ctx context.Context, devices []string, rules telemetr
 	found func(i int, last geofence.Fix),
 ) error {
 	const op = "load last positions"
-	first, cancel := context.WithTimeout(ctx, r.timeout)
-	c, err := r.heaps.now(first)
-	cancel()
+	c, list, err := r.last(ctx, devices)
 	if err != nil {
 		return failure(op, err)
 	}
+	return failure(op, c.nearest(list, len(c), backward, 1, rules, byItself(ctx, r.pool, r.timeout), found))
+}
+
+// RecentFixes calls found as LastFixes does, for devices whose position lies in the newest
+// heaps: it is one statement on a few of them, however many there are.
+func (r *Reader) RecentFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
+	found func(i int, last geofence.Fix),
+) error {
+	const op = "load recent positions"
+	c, list, err := r.last(ctx, devices)
+	if err != nil {
+		return failure(op, err)
+	}
+	newest := c.span(len(c)-heapsFirst+1, len(c))
+	_, err = c.nearestIn(newest, list, false, backward, 1, rules, byItself(ctx, r.pool, r.timeout), found)
+	return failure(op, err)
+}
+
+// last returns how positions is divided, and the search for the last positions of devices.
+func (r *Reader) last(ctx context.Context, devices []string) (cuts, []seek, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	c, err := r.heaps.now(ctx)
 	list := make([]seek, len(devices))
 	for i, id := range devices {
 		list[i] = seek{device: id, at: math.MaxInt64, n: i}
 	}
-	return failure(op, c.nearest(list, len(c), backward, 1, rules, byItself(ctx, r.pool, r.timeout), found))
+	return c, list, err
 }

@@ -1,0 +1,199 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/telemetry"
+)
+
+// A shard that is acquired without the state that its last owner left, as after a kill,
+// begins with all of its devices unknown. Those that wait are looked up as their queue is
+// read, in one statement for each page, and so come first. The others would be looked up a
+// few at a time for each batch, until all have sent. So they are loaded ahead, page by page,
+// while nothing that has arrived waits for their worker. It changes no row: a device that was
+// loaded ahead is one that was looked up a moment earlier, and is registered when it sends.
+
+const (
+	wantedPage = 4096 // registered devices found at once, which bounds those that wait in memory
+	lookUpPage = 256  // devices of one statement
+)
+
+// ahead finds the devices of shards that began without state, and passes them to their workers.
+type ahead struct {
+	table    *table
+	requests Requests
+	metrics  *metrics
+	log      *slog.Logger
+	one      chan struct{} // of size one, held during a look-up: one connection of all workers
+	wake     chan struct{} // size one, coalesced
+
+	mu     sync.Mutex
+	shards map[int]struct{} // that want it; under mu
+}
+
+func newAhead(p *Pipeline, r Requests) *ahead {
+	return &ahead{
+		table: p.table, requests: r, metrics: p.metrics, log: p.log,
+		one: make(chan struct{}, 1), wake: make(chan struct{}, 1), shards: make(map[int]struct{}),
+	}
+}
+
+// want has the devices of a shard loaded.
+func (a *ahead) want(shard int) {
+	a.mu.Lock()
+	a.shards[shard] = struct{}{}
+	a.mu.Unlock()
+	wakeUp(a.wake)
+}
+
+func (a *ahead) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		}
+		a.mu.Lock()
+		shards := maps.Clone(a.shards)
+		clear(a.shards)
+		a.mu.Unlock()
+		if err := a.pass(ctx, shards); err != nil && ctx.Err() == nil {
+			a.log.Warn("devices are not loaded ahead", "err", err)
+		}
+	}
+}
+
+// pass goes through the registered devices once, a page at a time, as their workers find time for them.
+func (a *ahead) pass(ctx context.Context, shards map[int]struct{}) error {
+	for after := ""; ; {
+		var page []string
+		if err := retry(ctx, a.log, "read registered devices", a.metrics.historyErrors, isTransient, func() (err error) {
+			page, err = a.requests.Registered(ctx, after, wantedPage)
+			return err
+		}); err != nil {
+			return err
+		}
+		if !a.offer(ctx, page, shards) || len(page) < wantedPage {
+			return ctx.Err()
+		}
+		after = page[len(page)-1]
+	}
+}
+
+// offer passes devices to the workers of their shards, and waits until these are through with
+// them. It reports whether any of the shards is still owned.
+func (a *ahead) offer(ctx context.Context, devices []string, shards map[int]struct{}) bool {
+	of := make(map[int][]string) // devices, by worker
+	a.table.mu.Lock()
+	for shard := range shards {
+		if !a.table.slots[shard].owned {
+			delete(shards, shard)
+		}
+	}
+	for _, id := range devices {
+		shard := telemetry.ShardOf(id, len(a.table.slots))
+		if _, wants := shards[shard]; wants {
+			worker := a.table.slots[shard].worker
+			of[worker] = append(of[worker], id)
+		}
+	}
+	a.table.mu.Unlock()
+	done := make(chan struct{}, len(of))
+	for worker, list := range of {
+		a.table.workers[worker].box.put(message{kind: wanted, shard: -1, devices: list, done: func() { done <- struct{}{} }})
+	}
+	for range of {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return len(shards) > 0
+}
+
+// lookUp is a page of devices that are looked up beside their worker. What was found holds
+// unless the state of the shard became invalid, or a device was forgotten, since it began.
+type lookUp struct {
+	devices     []string
+	generations []uint32 // of their shards when it began
+	drops       uint64   // of the state when it began
+	found       []geofence.Fix
+}
+
+// lookAhead begins to look up devices that are wanted and unknown, while there is room for them.
+func (w *worker) lookAhead(ctx context.Context) {
+	for len(w.wanted) > 0 && !w.looking {
+		m := &w.wanted[0]
+		l := &lookUp{drops: w.state.drops}
+		for len(m.devices) > 0 && len(l.devices) < lookUpPage {
+			id := m.devices[0]
+			m.devices = m.devices[1:]
+			shard := telemetry.ShardOf(id, w.cfg.Shards)
+			if w.mayLookAhead(id, shard) && w.state.len+len(l.devices) < w.state.max {
+				l.devices, l.generations = append(l.devices, id), append(l.generations, w.state.generations[shard])
+				l.found = append(l.found, geofence.Fix{TimeUS: never})
+			}
+		}
+		if len(l.devices) == 0 {
+			m.done()
+			w.wanted[0] = message{}
+			w.wanted = w.wanted[1:]
+			continue
+		}
+		w.looking = true
+		w.stepping.Go(func() {
+			defer w.endWithPanic()
+			w.lookUp(ctx, l)
+			w.box.put(message{kind: lookedUp, shard: -1, looked: l})
+		})
+	}
+}
+
+// mayLookAhead reports whether a device is unknown, and nothing of its shard commits that was
+// begun under an earlier grant: what a look-up does not see of that, the queue would not bring
+// again if it is acknowledged first.
+func (w *worker) mayLookAhead(id string, shard int) bool {
+	t, ok := w.owned[shard]
+	if !ok || w.state.find(id, shard) != nil {
+		return false
+	}
+	return !w.busy || !slices.ContainsFunc(w.committing.parts, func(p part) bool { return p.shard == shard && p.grant != t.grant })
+}
+
+// lookUp looks devices up once: those that it does not find are looked up when they send.
+func (w *worker) lookUp(ctx context.Context, l *lookUp) {
+	select {
+	case w.ahead.one <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	defer func() { <-w.ahead.one }()
+	if err := w.history.RecentFixes(ctx, l.devices, w.cfg.Eligibility, func(i int, last geofence.Fix) { l.found[i] = last }); err != nil {
+		w.metrics.historyErrors.Inc()
+	}
+}
+
+// learnAhead learns what a look-up found, of devices that are unknown still.
+func (w *worker) learnAhead(l *lookUp) {
+	w.looking = false
+	if l.drops != w.state.drops {
+		return // one of them may have been known meanwhile, with records that the look-up did not see
+	}
+	n := 0
+	for i, id := range l.devices {
+		shard := telemetry.ShardOf(id, w.cfg.Shards)
+		if l.found[i].TimeUS == never || l.generations[i] != w.state.generations[shard] || w.state.find(id, shard) != nil || w.state.len >= w.state.max {
+			continue
+		}
+		w.state.learn(id, shard, l.found[i]).size |= unheard
+		n++
+	}
+	w.metrics.loads.WithLabelValues(loadedAhead).Add(float64(n))
+	w.stateSize.Store(int64(w.state.len))
+}
