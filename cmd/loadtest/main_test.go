@@ -30,7 +30,7 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 	for line, want := range map[string]string{
 		"lst":                             `unknown command "lst"; did you mean list?`,
 		"run":                             "loadtest list explains the scenarios",
-		"run splt":                        `scenario "splt": want split, scale, rolling, rescale, hot, failover, stall, outage, poison, backlog, soak, chaos, cluster, containers; did you mean split?`,
+		"run splt":                        `scenario "splt": want split, scale, rolling, rescale, hot, failover, kill, stall, outage, poison, backlog, soak, chaos, cluster, containers; did you mean split?`,
 		"run split --duraton 3s":          "unknown flag: --duraton; did you mean --duration?",
 		"run split --seed x":              `--seed "x": want a whole number, 0 or more`,
 		"run split --duration -3s":        "duration -3s: want more than 0",

@@ -89,3 +89,39 @@ func (t *recordTimes) longestGap(from, to time.Time) (ms *float64, shard int) {
 	gap := cli.Round(float64(longest)/1000, 1)
 	return &gap, shard
 }
+
+// servedAgain returns how many milliseconds after the death of a member the last record was
+// committed that waited for one of its shards: that came before the shard's next owner
+// committed for the first time. Nil where the member owned nothing.
+func (t *recordTimes) servedAgain(member string, died time.Time) *float64 {
+	dead, known := t.members[member]
+	if !known {
+		return nil
+	}
+	at := died.UnixMicro()
+	last := make(map[int]recordTime) // of each shard, before the death
+	resumed := make(map[int]int64)   // when each shard of the dead had its next owner's first commit
+	for _, r := range t.rows {
+		if r.stored < at && r.stored > last[r.shard].stored {
+			last[r.shard] = r
+		}
+	}
+	next := func(r recordTime) bool {
+		return r.stored >= at && r.member != dead && last[r.shard].member == dead && last[r.shard].stored > 0
+	}
+	for _, r := range t.rows {
+		if first, ok := resumed[r.shard]; next(r) && (!ok || r.stored < first) {
+			resumed[r.shard] = r.stored
+		}
+	}
+	served := int64(-1)
+	for _, r := range t.rows {
+		if next(r) && r.arrived < resumed[r.shard] {
+			served = max(served, r.stored-at)
+		}
+	}
+	if served < 0 {
+		return nil
+	}
+	return new(cli.Round(float64(served)/1000, 1))
+}

@@ -54,6 +54,27 @@ func TestTheBusiestMemberIsComparedWithTheMeanOfAll(t *testing.T) {
 	require.InDelta(t, 2, *times.busiest(time.UnixMilli(1000), time.UnixMilli(2000), 3), 0, "8 of 12, and one stored nothing")
 }
 
+func TestTheLastRecordThatWaitedForADeadMemberCounts(t *testing.T) {
+	t.Parallel()
+	var times recordTimes
+	died := time.UnixMilli(10_000)
+	require.Nil(t, times.servedAgain("dead", died))
+	add := func(member string, shard, arrivedMS, storedMS int) {
+		times.add(oracle.Commit{Member: member, AtUS: int64(storedMS) * 1000}, shard, oracle.ID{Ms: uint64(arrivedMS)})
+	}
+	for shard, member := range []string{"dead", "dead", "other"} {
+		add(member, shard, 9000, 9020)
+	}
+	add("dead", 0, 9990, 10_010) // what it had sent before
+	add("other", 0, 10_100, 15_500)
+	add("other", 0, 15_400, 15_900) // came before the shard was served
+	add("other", 0, 15_600, 17_000) // and after
+	add("other", 1, 10_200, 15_700)
+	add("other", 2, 10_050, 18_000) // of a shard that was not the dead member's
+	require.InDelta(t, 5900, *times.servedAgain("dead", died), 0)
+	require.Nil(t, times.servedAgain("other", time.UnixMilli(1000)), "it owned nothing then")
+}
+
 func TestTheMinuteInWhichMostShardsMovedCounts(t *testing.T) {
 	t.Parallel()
 	began := time.UnixMilli(0)

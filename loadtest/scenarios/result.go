@@ -28,6 +28,9 @@ type Result struct {
 	SteadyP99MS  *float64 `json:"steady_p99_ms,omitempty"`
 	RollP99MS    *float64 `json:"roll_p99_ms,omitempty"`
 	LongestGapMS *float64 `json:"longest_gap_ms,omitempty"`
+	// Of the scenario that kills: from the worst death until the last device of the dead was
+	// served again.
+	ServedAgainMS *float64 `json:"served_again_ms,omitempty"`
 	// Of the scenario with a hot device: latencies of the others before and with it, what
 	// the busiest instance stores relative to the mean, and shards acquired in a minute.
 	QuietP99MS   *float64 `json:"quiet_p99_ms,omitempty"`

@@ -58,26 +58,10 @@ const steadyFor = 10
 // besideSteady does the steps of a change of the fleet one after the other, and compares
 // that with the time before.
 func (r *run) besideSteady(ctx context.Context, step func(n int) error) error {
-	var times recordTimes
-	r.stored = times.add
-	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+	times, steady, began, err := r.untilSteady(ctx)
+	if err != nil {
 		return err
 	}
-	// Every device is to be heard of once, so that what follows is not their first load.
-	for sent := int64(0); sent < int64(r.plan.Devices); sent, _ = r.load.Sent() {
-		if err := testbed.Pause(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	// Nor is their queue what a deploy is compared with.
-	if err := r.awaitCaughtUp(ctx, 200*time.Millisecond, r.slack(time.Minute)); err != nil {
-		return err
-	}
-	steady := time.Now()
-	if err := testbed.Pause(ctx, steadyFor*r.plan.Duration); err != nil {
-		return err
-	}
-	began := time.Now()
 	var peaks []float64
 	for n := range r.plan.Rounds {
 		highest, err := r.oldest(ctx, func() error {
@@ -110,6 +94,31 @@ func (r *run) besideSteady(ctx context.Context, step func(n int) error) error {
 		r.moves(res, began, ended)
 	})
 	return nil
+}
+
+// untilSteady sends the fleet and returns when latency was measured for a while with nothing
+// going on: from steady to began.
+func (r *run) untilSteady(ctx context.Context) (times *recordTimes, steady, began time.Time, err error) {
+	times = new(recordTimes)
+	r.stored = times.add
+	if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
+		return nil, steady, began, err
+	}
+	// Every device is to be heard of once, so that what follows is not their first load.
+	for sent := int64(0); sent < int64(r.plan.Devices); sent, _ = r.load.Sent() {
+		if err := testbed.Pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, steady, began, err
+		}
+	}
+	// Nor is their queue what a change is compared with.
+	if err := r.awaitCaughtUp(ctx, 200*time.Millisecond, r.slack(time.Minute)); err != nil {
+		return nil, steady, began, err
+	}
+	steady = time.Now()
+	if err := testbed.Pause(ctx, steadyFor*r.plan.Duration); err != nil {
+		return nil, steady, began, err
+	}
+	return times, steady, time.Now(), nil
 }
 
 // moves says how often shards changed hands in all the steps.

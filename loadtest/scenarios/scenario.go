@@ -36,7 +36,7 @@ const EveryBound = "nothing lost, double, reordered, committed by a stale owner,
 
 // All returns all scenarios in the order in which they are shown.
 func All() []Scenario {
-	return []Scenario{split(), scale(), rolling(), rescale(), hot(), failover(), stall(), outage(), poison(), backlog(), soak(), chaos(), cluster(), containers()}
+	return []Scenario{split(), scale(), rolling(), rescale(), hot(), failover(), kill(), stall(), outage(), poison(), backlog(), soak(), chaos(), cluster(), containers()}
 }
 
 // ByName returns the scenario of that name. It also knows those, not among Scenarios,
