@@ -351,6 +351,23 @@ func (m *member) forgive() {
 
 func (m *member) name() string { return m.membership.Name() }
 
+// moves returns how many shards the members assigned to others, as leaders, by reason.
+func (b *bench) moves(members ...*member) map[string]int {
+	moves := make(map[string]int)
+	for _, m := range members {
+		families, err := m.reg.Gather()
+		require.NoError(b.t, err)
+		for _, f := range families {
+			for _, x := range f.GetMetric() {
+				if n := int(x.GetCounter().GetValue()); n > 0 && f.GetName() == "processor_coordination_shards_moved_total" {
+					moves[x.GetLabel()[0].GetValue()] += n
+				}
+			}
+		}
+	}
+	return moves
+}
+
 // value returns the value of a metric.
 func (m *member) value(name string) float64 {
 	m.b.t.Helper()

@@ -185,6 +185,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	if err != nil {
 		return err
 	}
+	able := members
 	members = slices.DeleteFunc(slices.Clone(members), held.Drained)
 	holds := func(shard int) bool { return held.Of(protocol.HoldShard, strconv.Itoa(shard)) != nil }
 	target := l.planner.Plan(time.Now(), current, members, outdated(l.membership.Members()), holds, l.load())
@@ -208,9 +209,30 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			return err
 		}
 		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
+		for n, shard := range shards {
+			if current[shard] != "" && names[n] != "" {
+				l.metrics.moved.WithLabelValues(l.why(current[shard], able)).Inc()
+			}
+		}
 	}
 	l.watchSilent(ctx, list) // the term was valid just now
 	return nil
+}
+
+// why returns why a shard moves from a member, where able are those that may own shards.
+func (l *Leader) why(from string, able []string) string {
+	last, gone := l.membership.silent(from)
+	switch {
+	case last.Leaving, l.leaves && from == l.membership.Name():
+		return movedForDeploy
+	case gone:
+		return movedForKill
+	case !slices.Contains(able, from):
+		return movedByForce
+	case l.planner.ForLoad():
+		return movedForLoad
+	}
+	return movedForDeploy
 }
 
 // loadMemory is over how many MemberTTL the load of shards is averaged.

@@ -5,10 +5,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
+// Why a shard was assigned to another member.
+const (
+	movedForLoad   = "load"   // the busiest member was relieved
+	movedForDeploy = "deploy" // members came, or leave on request
+	movedForKill   = "kill"   // its owner is gone without a release
+	movedByForce   = "forced" // its owner is cut off from Postgres, or stalled
+)
+
 type metrics struct {
 	leader              prometheus.Gauge
 	terms               prometheus.Counter
 	renewals            *prometheus.CounterVec
+	moved               *prometheus.CounterVec
 	acquired            prometheus.Counter
 	forceAcquired       prometheus.Counter
 	released            prometheus.Counter
@@ -35,6 +44,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		renewals: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_lease_renewals_total", Help: "Renewals of the leader's lock, by result.",
 		}, []string{"result"}),
+		moved: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_coordination_shards_moved_total",
+			Help: "Shards that this instance, as the leader, assigned to another member, by reason: load, deploy (members came or leave), kill (its owner is gone), forced (its owner is cut off or stalled).",
+		}, []string{"reason"}),
 		acquired:            counter("processor_coordination_shards_acquired_total", "Shards acquired."),
 		forceAcquired:       counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),
 		released:            counter("processor_coordination_shards_released_total", "Shards released."),
@@ -49,6 +62,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		handoffSeconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_handoff_duration_seconds", Help: "Time from the decision to hand a shard over to its release.", Buckets: seconds,
 		}),
+	}
+	for _, r := range []string{movedForLoad, movedForDeploy, movedForKill, movedByForce} {
+		m.moved.WithLabelValues(r)
 	}
 	for _, r := range []string{"ok", "error", "lost"} {
 		m.renewals.WithLabelValues(r)

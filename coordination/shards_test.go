@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -34,6 +35,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 		}
 	}
 	require.LessOrEqual(t, moved, 6)
+	require.Equal(t, map[string]int{movedForDeploy: 8 + moved}, b.moves(first, second, third), "half of all went to the second")
 
 	// A leaving member hands over while it still works.
 	began := time.Now()
@@ -45,6 +47,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	require.Less(t, time.Since(began), 3*time.Second)
 	first.stop()
 	b.await([]int{8, 8}, second, third)
+	require.Equal(t, []string{movedForDeploy}, slices.Collect(maps.Keys(b.moves(first, second, third))))
 	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total")+third.value("processor_coordination_shards_force_acquired_total"),
 		"everything was released")
 	second.stop()
@@ -149,6 +152,8 @@ func TestTheBusiestMemberIsRelieved(t *testing.T) {
 	}
 	testenv.Wait(t, 30*time.Second, even)
 	t.Logf("after %v the first member has %d of 8 hot shards", time.Since(began), hotOnes)
+	require.Equal(t, 8, b.moves(first, second)[movedForDeploy], "when the second came")
+	require.GreaterOrEqual(t, b.moves(first, second)[movedForLoad], 3)
 	first.stop()
 	b.await([]int{16}, second)
 	// Epochs begin at a transaction ID where the row is made anew.
@@ -188,6 +193,7 @@ func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
 	require.Error(t, frozen.Conn().Ping(t.Context()), "its session was ended")
 	require.Positive(t, other.value("processor_coordination_shards_force_acquired_total"))
 	require.Zero(t, b.count("select count(*) from processor.shards where crash_count > 0 or max_in_flight is not null"), "its process did not end")
+	require.Equal(t, 8, b.moves(other)[movedForKill])
 	b.awaitOpen(1, protocol.SilentMember, silent.name())
 	require.Equal(t, 1, b.count(`
 select count(*) from processor.incidents
@@ -279,6 +285,7 @@ func TestAMemberThatDoesNotAdvanceLosesItsShardsAndIsAnIncident(t *testing.T) {
 	}
 	set(WorkStatus{InFlight: 7, Progress: 3})
 	b.await([]int{16, 0}, other, stuck)
+	require.Equal(t, 8, b.moves(stuck, other)[movedByForce])
 	b.awaitOpen(1, protocol.StalledMember, stuck.name())
 	// Without shards it has no work, but it is still stuck.
 	set(WorkStatus{Progress: 3})

@@ -29,6 +29,7 @@ type Planner struct {
 	outdated int       // members that a deploy was about to replace
 	replaced time.Time // when they last became fewer, or the deploy began
 	uneven   bool      // the target is that of a deploy, and not evened out
+	forLoad  bool      // the target relieves a member
 	looked   time.Time
 	moves    []time.Time       // for load, within the last minute
 	moved    map[int]time.Time // when a shard last moved for load
@@ -66,16 +67,19 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 		// they are known.
 		p.target, p.adopted = current, now
 	case deploys && (p.target == nil || changed):
-		p.target, p.uneven = inherit(current, members, outdated, loads), true
+		p.target, p.uneven, p.forLoad = inherit(current, members, outdated, loads), true, false
 	case p.target == nil || changed || p.uneven && !deploys || p.unowned(held) ||
 		!deploys && !p.adopted.IsZero() && loads == nil && now.Sub(p.adopted) >= adoptedFor:
-		p.target, p.uneven, p.adopted = evenOut(current, members, loads), false, time.Time{}
+		p.target, p.uneven, p.adopted, p.forLoad = evenOut(current, members, loads), false, time.Time{}, false
 	case !deploys && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
 		p.relieve(now, loads)
 	}
 	p.members = members
 	return slices.Clone(p.target)
 }
+
+// ForLoad reports whether what the last plan still has to move relieves a busy member.
+func (p *Planner) ForLoad() bool { return p.forLoad }
 
 // deploys reports whether a deploy is under way that moves on.
 func (p *Planner) deploys(now time.Time, members, outdated []string) bool {
@@ -137,7 +141,7 @@ func (p *Planner) relieve(now time.Time, loads []float64) {
 	for i := range next {
 		if next[i] != p.target[i] {
 			p.moves = append(p.moves, now)
-			p.moved[i] = now
+			p.moved[i], p.forLoad = now, true
 		}
 	}
 	p.target = next
