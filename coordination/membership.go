@@ -36,29 +36,30 @@ var (
 
 // Member is a heartbeat: what a member reports of itself.
 type Member struct {
-	Instance      string             `json:"instance"`
-	Incarnation   string             `json:"incarnation"`
-	Number        uint64             `json:"number"`
-	Version       string             `json:"version"`
-	Deploy        string             `json:"deploy,omitempty"` // the same for all that one deploy starts, "" if it is not announced
-	Protocol      int                `json:"protocol"`
-	Host          string             `json:"host"`
-	PID           int                `json:"pid"`
-	Started       time.Time          `json:"started"`
-	Leaving       bool               `json:"leaving"`
-	SinkDown      time.Duration      `json:"sink_down_ns"`
-	InFlight      int                `json:"in_flight"`
-	Progress      uint64             `json:"progress"`
-	CallsReturned uint64             `json:"calls_returned"`
-	Blocked       bool               `json:"blocked,omitempty"` // its last commit met a lock of another session
-	Shards        []int              `json:"shards"`
-	ShardFinished []uint64           `json:"shard_finished,omitempty"` // entries of each of them since the start
-	RowLocks      []protocol.RowLock `json:"row_locks,omitempty"`      // which its shards wait for, the first ones
-	Waits         []protocol.Wait    `json:"waits,omitempty"`          // what does not go on in it, the first ones
-	Database      string             `json:"database,omitempty"`       // identity of its database
-	Postgres      string             `json:"postgres,omitempty"`       // and address
-	Server        string             `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
-	Refusal       *protocol.Refusal  `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
+	Instance      string               `json:"instance"`
+	Incarnation   string               `json:"incarnation"`
+	Number        uint64               `json:"number"`
+	Version       string               `json:"version"`
+	Deploy        string               `json:"deploy,omitempty"` // the same for all that one deploy starts, "" if it is not announced
+	Protocol      int                  `json:"protocol"`
+	Host          string               `json:"host"`
+	PID           int                  `json:"pid"`
+	Started       time.Time            `json:"started"`
+	Leaving       bool                 `json:"leaving"`
+	SinkDown      time.Duration        `json:"sink_down_ns"`
+	InFlight      int                  `json:"in_flight"`
+	Progress      uint64               `json:"progress"`
+	CallsReturned uint64               `json:"calls_returned"`
+	Blocked       bool                 `json:"blocked,omitempty"` // its last commit met a lock of another session
+	Shards        []int                `json:"shards"`
+	ShardFinished []uint64             `json:"shard_finished,omitempty"` // entries of each of them since the start
+	RowLocks      []protocol.RowLock   `json:"row_locks,omitempty"`      // which its shards wait for, the first ones
+	Waits         []protocol.Wait      `json:"waits,omitempty"`          // what does not go on in it, the first ones
+	Hot           []protocol.HotDevice `json:"hot_devices,omitempty"`    // that cost it much, the hottest first
+	Database      string               `json:"database,omitempty"`       // identity of its database
+	Postgres      string               `json:"postgres,omitempty"`       // and address
+	Server        string               `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
+	Refusal       *protocol.Refusal    `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
 	Usage
 }
 
@@ -149,6 +150,7 @@ type WorkStatus struct {
 	ShardFinished []uint64          // entries finished of each of them since the start
 	Refusal       *protocol.Refusal // why Postgres rejects rows that are not at fault; nil while it does not
 	Waits         []protocol.Wait   // what does not go on
+	Hot           []protocol.HotDevice
 	Usage         Usage
 }
 
@@ -398,6 +400,9 @@ const rowLocksTold = 16
 // waitsTold bounds the waits in a heartbeat: those of all shards, by default.
 const waitsTold = 64
 
+// hotTold bounds the hot devices in a heartbeat.
+const hotTold = 10
+
 // beat renews the heartbeat; the first one, joining, looks at those of other members.
 func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, err error) {
 	v, locks := r.workStatus(), r.rowLocks()
@@ -405,7 +410,7 @@ func (r *Membership) beat(ctx context.Context, joining bool) (holder *Member, er
 	r.self.Number++
 	r.self.InFlight, r.self.Progress, r.self.CallsReturned, r.self.Shards, r.self.ShardFinished = v.InFlight, v.Progress, v.CallsReturned, v.Shards, v.ShardFinished
 	r.self.Blocked, r.self.RowLocks = v.Blocked, locks[:min(len(locks), rowLocksTold)]
-	r.self.Refusal, r.self.Usage, r.self.Waits = v.Refusal, v.Usage, v.Waits[:min(len(v.Waits), waitsTold)]
+	r.self.Refusal, r.self.Usage, r.self.Waits, r.self.Hot = v.Refusal, v.Usage, v.Waits[:min(len(v.Waits), waitsTold)], v.Hot[:min(len(v.Hot), hotTold)]
 	r.self.SinkDown, r.self.Server = 0, ""
 	if r.database.Server != nil && r.sinkDown.IsZero() { // else it is the one that answered before
 		r.self.Server = r.database.Server()

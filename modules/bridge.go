@@ -21,7 +21,7 @@ func newBridge() *bridge { return &bridge{} }
 func (b *bridge) workStatus() coordination.WorkStatus {
 	v := b.pipeline.WorkStatus()
 	return coordination.WorkStatus{
-		InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards, ShardFinished: v.ShardFinished, Blocked: v.Blocked, Refusal: v.Refusal, Waits: v.Waits,
+		InFlight: v.InFlight, Progress: v.Finished + v.Committed, CallsReturned: v.CallsReturned, Shards: v.Shards, ShardFinished: v.ShardFinished, Blocked: v.Blocked, Refusal: v.Refusal, Waits: v.Waits, Hot: v.Hot,
 		Usage: b.usage.sample(v.Finished, v.Dispatches),
 	}
 }

@@ -71,6 +71,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 		if err == nil {
 			w.breaker.stored(started, b, c.written, w.cfg.Shards)
 			w.metrics.wrote(b, c.written, time.Since(started))
+			w.costs.add(time.Now(), b.fresh, b.late, time.Since(started))
 			w.swallowed(c.written)
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
 )
@@ -19,15 +20,17 @@ type WorkStatus struct {
 	Dispatches    bool     // it holds the dispatch lease
 	Blocked       bool     // the last commit failed because another session held a lock
 
-	Waits   []protocol.Wait   // its shards, and the dispatcher
+	Waits   []protocol.Wait // its shards, and the dispatcher
+	Hot     []protocol.HotDevice
 	Refusal *protocol.Refusal // why the sink rejects rows that are not at fault; nil while it does not
 }
 
 // WorkStatus returns the progress of the work.
 func (p *Pipeline) WorkStatus() WorkStatus {
+	hot := p.hotDevices(time.Now())
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Waits: p.table.waits(), Blocked: p.blocked.Load()}
+	v := WorkStatus{InFlight: p.table.records, Finished: p.table.finished, Committed: p.commitCount.Load(), Dispatches: p.table.leaseHeld, Waits: p.table.waits(), Blocked: p.blocked.Load(), Hot: hot}
 	kept, since := p.breaker.keeps()
 	if v.Refusal = cmp.Or(p.table.refusal(), kept); kept != nil {
 		v.Waits = append(v.Waits, protocol.Wait{State: protocol.WaitKept, Shard: -1, Since: since, Detail: kept.Reason})

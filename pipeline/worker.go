@@ -68,6 +68,7 @@ type worker struct {
 	slowTurn   bool // the next batch is one of a slow shard
 	ackPending int  // batches committed and not acknowledged
 
+	costs     costs
 	stateSize atomic.Int64 // devices in state; written by run, read by metrics
 
 	applying      telemetry.EntryID          // the entry applied last

@@ -17,7 +17,8 @@ func newMembersCommand() *cobra.Command {
 		Short: "List members, leader and shard ownership",
 		Long: `Lists the instances with a heartbeat in Redis, and as gone those that own shards
 without one, or whose shards were reassigned: these are listed for an hour, or until
-the instance is back. While Postgres is unavailable it lists the heartbeats, and
+the instance is back. Hot devices are named: those that cost a member more than a
+tenth of its work. While Postgres is unavailable it lists the heartbeats, and
 exits 1.`,
 		Example: `  processor members
   processor members --json`,
@@ -72,6 +73,13 @@ func printMembers(out *cli.Output, m *operator.Members) error {
 		}
 		if err := out.Line("%s: %s", out.Paint(cli.Red, x.Member), x.Silent); err != nil {
 			return err
+		}
+	}
+	for _, x := range m.Members {
+		for _, d := range x.Hot {
+			if err := out.Line("%s: %s", x.Member, cli.VisibleLine(operator.HotText(d))); err != nil {
+				return err
+			}
 		}
 	}
 	return out.Line("term %v", cli.OrUnknown(m.Term))

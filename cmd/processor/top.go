@@ -151,6 +151,9 @@ func glanceText(out *cli.Output, g console.Glance, width int) string {
 		line("%-32s %s %6d %9s %6.2f %5d MB  %s%s", limit(cli.VisibleLine(m.Name), 32), out.Paint(colors[m.Level], state), m.Shards,
 			cli.Thousands(int64(m.Rate+.5)), m.CPU, m.Memory>>20, limit(cli.VisibleLine(m.Version), 16), roles)
 	}
+	for _, h := range g.Hot {
+		line("%s", out.Paint(cli.Yellow, "hot: "+limit(cli.VisibleLine(h), max(20, width-5))))
+	}
 	if len(g.Open) > 0 {
 		line("")
 	}

@@ -27,6 +27,7 @@ type Glance struct {
 	Number  int            `json:"shards"`
 	Waiting int            `json:"shards_waiting"`
 	Members []glanceMember `json:"members"`
+	Hot     []string       `json:"hot_devices"` // and what they cost
 	Open    []string       `json:"open_incidents"`
 	// In is the entries per second that came in over the last hour, a value for
 	// each minute; negative is unknown.
@@ -90,7 +91,7 @@ func (v view) glance() Glance {
 	g := Glance{
 		At: v.Now, Level: verdict.Level, Verdict: verdict.What, Do: verdict.Do, Page: verdict.Page, Silent: []string{}, Open: []string{},
 		Backlog: v.Backlog(), Lag: v.Lag(), Pending: v.Pending(), Wait: v.Deferred(), Letters: v.Letters(), Lost: v.Lost(), Age: v.Age(), Rate: v.Rate(),
-		Number: v.Postgres.Value.Number, Members: []glanceMember{},
+		Number: v.Postgres.Value.Number, Members: []glanceMember{}, Hot: v.Hot(),
 	}
 	for _, s := range v.Silent() {
 		g.Silent = append(g.Silent, s.Server+": "+s.Err.Error())

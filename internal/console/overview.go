@@ -180,6 +180,17 @@ func (v view) Members() []memberRow {
 	return rows
 }
 
+// Hot says which devices cost a member much of its work.
+func (v view) Hot() []string {
+	list := []string{}
+	for _, m := range v.Redis.Value.Members {
+		for _, d := range m.Hot {
+			list = append(list, m.Name()+": "+operator.HotText(d))
+		}
+	}
+	return list
+}
+
 func split(member string) (instance, incarnation string) {
 	for i := len(member) - 1; i > 0; i-- {
 		if member[i] == '.' {

@@ -15,18 +15,19 @@ import (
 
 // Member is one instance, present or gone.
 type Member struct {
-	Member      string      `json:"member"`
-	Instance    string      `json:"instance"`
-	State       string      `json:"state"` // working, leaving, without_postgres or gone
-	Leads       *bool       `json:"leads"` // null while Postgres does not tell
-	Shards      int         `json:"shards"`
-	InFlight    *int        `json:"in_flight"` // null for one that is gone
-	Host        string      `json:"host,omitempty"`
-	PID         int         `json:"pid,omitempty"`
-	Version     string      `json:"version,omitempty"`
-	Started     *time.Time  `json:"started"`
-	SinkSeconds float64     `json:"without_postgres_seconds"`
-	Silent      *lostMember `json:"silent,omitempty"` // of one that is gone without a release, for an hour
+	Member      string               `json:"member"`
+	Instance    string               `json:"instance"`
+	State       string               `json:"state"` // working, leaving, without_postgres or gone
+	Leads       *bool                `json:"leads"` // null while Postgres does not tell
+	Shards      int                  `json:"shards"`
+	InFlight    *int                 `json:"in_flight"` // null for one that is gone
+	Host        string               `json:"host,omitempty"`
+	PID         int                  `json:"pid,omitempty"`
+	Version     string               `json:"version,omitempty"`
+	Started     *time.Time           `json:"started"`
+	SinkSeconds float64              `json:"without_postgres_seconds"`
+	Hot         []protocol.HotDevice `json:"hot_devices,omitempty"` // that cost it much, the hottest first
+	Silent      *lostMember          `json:"silent,omitempty"`      // of one that is gone without a release, for an hour
 }
 
 // lostMember is what the fleet recorded when a member fell silent.
@@ -117,12 +118,17 @@ func (f *Fleet) Members(ctx context.Context) (Members, error) {
 		}
 		m.Members = append(m.Members, Member{
 			Member: t.Name(), Instance: t.Instance, State: state, Shards: len(t.Shards),
-			InFlight: &t.InFlight, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(),
+			InFlight: &t.InFlight, Host: t.Host, PID: t.PID, Version: t.Version, Started: &t.Started, SinkSeconds: t.SinkDown.Seconds(), Hot: t.Hot,
 		})
 	}
 	m.Unanswered = f.owners(ctx, &m)
 	slices.SortFunc(m.Members, func(a, b Member) int { return cmp.Compare(a.Member, b.Member) })
 	return m, nil
+}
+
+// HotText says which device costs a member how much.
+func HotText(d protocol.HotDevice) string {
+	return fmt.Sprintf("device %s on shard %d costs it %.0f %% of its work (%s a second)", d.Device, d.Shard, 100*d.Share, cli.Count(int(d.Rate+.5), "record"))
 }
 
 // owners adds what Postgres knows: who leads, who owns, and who is gone.

@@ -163,6 +163,15 @@ func (d *Diagnosis) waits(ofShard map[int]*Wait, others []protocol.Wait, now tim
 	}
 }
 
+// hot adds the devices that cost a member much of its work.
+func (d *Diagnosis) hot(members []coordination.Member) {
+	for i := range members {
+		for _, h := range members[i].Hot {
+			d.add(LevelWarning, "hot device", members[i].Name()+": "+HotText(h), "see why it sends that much (processor trace); the shards of its instance move to others as far as that helps, its own stays whole")
+		}
+	}
+}
+
 // examineWaits looks at what the tables and the heartbeats tell of waits.
 func (d *Diagnosis) examineWaits(ctx context.Context, f *Fleet, shards int) error {
 	if shards == 0 || f.client == nil {
@@ -180,6 +189,7 @@ func (d *Diagnosis) examineWaits(ctx context.Context, f *Fleet, shards int) erro
 	if err != nil {
 		return err
 	}
+	d.hot(members)
 	_, others := memberWaits(members)
 	d.waits(ShardWaits(list, holds, members), others, time.Now())
 	return nil
