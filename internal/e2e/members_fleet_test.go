@@ -265,7 +265,7 @@ func (c *campaign) verdict(gone map[telemetry.EntryID]bool) (oracle.Account, map
 
 	ownershipSpans, err := c.observer.OwnershipSpans(c.T.Context())
 	require.NoError(c.T, err)
-	order, err := o.Order(c.observer.Commits(c.T.Context()), ownershipSpans, fleetShards, nil)
+	order, err := o.Order(c.observer.Commits(c.T.Context()), oracle.OrderRules{Spans: ownershipSpans, Shards: oracle.Always(fleetShards)})
 	require.NoError(c.T, err)
 	require.True(c.T, order.Good(), "%d out of order, %d by a stale owner\n%v", order.Reordered, order.Stale, order.Examples)
 	shares := make(map[string]float64)

@@ -64,6 +64,36 @@ insert into loadtest.refusal
 select ''
 where not exists (select from loadtest.refusal);
 
+create table if not exists loadtest.refused_devices (
+  device_id text primary key
+);
+
+create table if not exists loadtest.deferrals (
+  stream text not null,
+  group_name text not null,
+  entry_id text not null
+);
+
+create or replace function loadtest.allowed(device text)
+returns boolean
+language plpgsql
+as $$
+begin
+  return not exists (select from loadtest.refused_devices where device_id = device);
+end
+$$;
+
+create or replace function loadtest.note_deferral()
+returns trigger
+language plpgsql
+as $$
+begin
+  insert into loadtest.deferrals (stream, group_name, entry_id)
+  values (new.stream, new.group_name, new.entry_id);
+  return null;
+end
+$$;
+
 create or replace function loadtest.note_commit()
 returns trigger
 language plpgsql
@@ -120,6 +150,12 @@ create or replace trigger loadtest_note_commit
   for each statement
   execute function loadtest.note_commit();
 
+create or replace trigger loadtest_note_deferral
+  after insert
+  on processor.deferred
+  for each row
+  execute function loadtest.note_deferral();
+
 create or replace trigger loadtest_note_owner
   after update of owner, epoch
   on processor.shards
@@ -136,6 +172,7 @@ func (o *Observer) Install(ctx context.Context) error {
 func (o *Observer) Remove(ctx context.Context) error {
 	_, err := o.pool.Exec(ctx, `
 drop trigger if exists loadtest_note_commit on public.positions;
+drop trigger if exists loadtest_note_deferral on processor.deferred;
 drop trigger if exists loadtest_note_owner on processor.shards;
 drop trigger if exists loadtest_note_timing on processor.timing_records;
 drop schema if exists loadtest cascade`)
@@ -162,6 +199,48 @@ const (
 func (o *Observer) Refuse(ctx context.Context, code string) error {
 	_, err := o.pool.Exec(ctx, `update loadtest.refusal set code = $1`, code)
 	return wrapped("refuse positions", err)
+}
+
+// Constrain adds a constraint to positions that a row of a refused device does not meet, as
+// a platform might.
+func (o *Observer) Constrain(ctx context.Context) error {
+	_, err := o.pool.Exec(ctx, `alter table public.positions add constraint loadtest_allowed check (loadtest.allowed(device_id))`)
+	return wrapped("add a constraint", err)
+}
+
+// RefuseDevices has every row of these devices refused, and of no others.
+func (o *Observer) RefuseDevices(ctx context.Context, devices []string) error {
+	_, err := o.pool.Exec(ctx, `
+with allowed as (
+  delete from loadtest.refused_devices
+  where device_id <> all ($1)
+)
+insert into loadtest.refused_devices
+select unnest($1::text[])
+on conflict do nothing`, devices)
+	return wrapped("refuse devices", err)
+}
+
+// Deferrals returns the entries that were deferred at some time, of those given or, with
+// nil, of all.
+func (o *Observer) Deferrals(ctx context.Context, among []string) (map[oracle.ID]bool, error) {
+	rows, err := o.pool.Query(ctx, `
+select distinct entry_id
+from loadtest.deferrals
+where stream = $1
+  and group_name = $2
+  and ($3::text[] is null or entry_id = any ($3))`, o.scope.Stream, o.scope.Group, among)
+	if err != nil {
+		return nil, wrapped("read what was deferred", err)
+	}
+	found := make(map[oracle.ID]bool)
+	var text string
+	_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
+		id, err := telemetry.ParseEntryID(text)
+		found[oracle.ID(id)] = true
+		return err
+	})
+	return found, wrapped("read what was deferred", err)
 }
 
 // LockShard locks the row of a shard, as another program might, until unlock.

@@ -11,7 +11,9 @@
 //     shard of a device by the specification of xxHash.
 //  2. Of two records with the same device and time the first eligible one in
 //     stream order counts, else the first. ingested_at is the stream time of that entry, or of the entry it
-//     is a replay of. Entries that are no valid record make no row.
+//     is a replay of. Entries that are no valid record make no row, nor do those that
+//     the database refuses until they are given up. One that was deferred is a record
+//     once it is stored: an entry of its device and time that was not may precede it.
 //  3. Crossings are what the eligible records of a device say in the order of
 //     device time: with a place other than (0, 0) and enough satellites, not faulty, not
 //     further ahead of their stream time, nor behind it, than is allowed.

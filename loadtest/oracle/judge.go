@@ -40,6 +40,12 @@ type Observed struct {
 	// Changes are all changes of timing_records, those of one row in their order. Nil
 	// means that revisions are not judged.
 	Changes iter.Seq2[Change, error]
+	// Deferred are the entries that were deferred at some time, as the database noted. Of
+	// several with the same device and time one that was not may precede them. Nil means none.
+	Deferred map[ID]bool
+	// Refused are the times in which the database refused records. Those that were deferred
+	// then are dead letters if that lasted. Nil means none.
+	Refused []Refusal
 	// Letters are what the fields of dead letters depend on. Nil means that they
 	// are not judged.
 	Letters *LetterRules
@@ -129,6 +135,7 @@ func (o *Oracle) Judge(seen Observed) (*Report, error) {
 	if err := j.readDeadLetters(); err != nil {
 		return nil, err
 	}
+	j.giveUp()
 	if err := j.positions(); err != nil {
 		return nil, err
 	}
@@ -262,6 +269,10 @@ func (j *judge) present(group []sentRecord, row *Row) error {
 		other := rowOf(&s)
 		other.Faulty = want.Faulty
 		if len(differences(&other, attributesOf(&s.Message), row)) == 0 {
+			if j.followed(group[:i]) {
+				j.o.first[group[i].id] = true
+				return nil
+			}
 			j.report.find(j.finding(KindWinner, group, group[winner].id, "the row is that of entry "+group[i].id.String()))
 			return nil
 		}
@@ -270,6 +281,12 @@ func (j *judge) present(group []sentRecord, row *Row) error {
 		j.report.find(j.finding(KindField, group, group[winner].id, text))
 	}
 	return nil
+}
+
+// followed reports whether another entry may have come before those, since each of them
+// was deferred or is a dead letter.
+func (j *judge) followed(group []sentRecord) bool {
+	return !slices.ContainsFunc(group, func(r sentRecord) bool { return !j.seen.Deferred[r.id] && j.deadLettered[r.id] == nil })
 }
 
 // absent judges entries whose row is not there.

@@ -3,6 +3,7 @@ package oracle
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +25,42 @@ type LetterFields struct {
 
 // LetterRules are what the fields of dead letters depend on.
 type LetterRules struct {
-	Shards      int
-	MaxAttempts int // to decode an entry
+	Shards      Shards
+	MaxAttempts int // to decode or store an entry
+}
+
+// Refusal is a time in which the database refuses the records of a device.
+type Refusal struct {
+	Device       string
+	FromUS, ToUS int64
+}
+
+// sink is the class of a record that the database refuses.
+const sink = "sink"
+
+// refusedSlack is how much later an instance may note that a record was refused: it may
+// have been frozen.
+const refusedSlack = 15 * time.Second
+
+// refuses reports whether a record of a device was refused at a moment.
+func (o *Observed) refuses(device string, atUS int64) bool {
+	return slices.ContainsFunc(o.Refused, func(r Refusal) bool {
+		return r.Device == device && atUS >= r.FromUS && atUS <= r.ToUS+refusedSlack.Microseconds()
+	})
+}
+
+// giveUp makes refused entries of the records that were refused for so long, after they
+// were deferred, that they are dead letters: no row of them is stored.
+func (j *judge) giveUp() {
+	j.o.records = slices.DeleteFunc(j.o.records, func(r sentRecord) bool {
+		l, device := j.deadLettered[r.id], j.o.devices[r.device]
+		if l == nil || l.class != sink || l.fields == nil || !j.seen.Deferred[r.id] ||
+			!j.seen.refuses(device, l.fields.FirstUS) || !j.seen.refuses(device, l.fields.LastUS) {
+			return false
+		}
+		j.o.refused = append(j.o.refused, sentRefused{id: r.id, place: r.place, class: sink})
+		return true
+	})
 }
 
 // junkFields names what is at fault in each kind of made-up junk.
@@ -75,18 +110,22 @@ func (rules *LetterRules) differences(s *fleet.Sent, r sentRefused, got *LetterF
 	}
 	shard := 0 // of an entry without a device
 	if s.Message.DeviceID != "" {
-		shard = shardOf(s.Message.DeviceID, rules.Shards)
+		shard = shardOf(s.Message.DeviceID, rules.Shards(got.LastUS))
 	}
 	field("shard", got.Shard == shard, shard, got.Shard)
 	attempts := 1 // nothing makes it a record
-	if r.class == "decode" {
+	if r.class == "decode" || r.class == sink {
 		attempts = rules.MaxAttempts
 	}
 	field("attempts", got.Attempts == attempts, attempts, got.Attempts)
 	if want, known := junkFields[s.Junk]; known {
 		field("field", got.Field == want, want, got.Field)
 	}
-	field("error", strings.HasPrefix(got.Error, r.class+": "+got.Field+": "), r.class+": "+got.Field+": …", got.Error)
+	if r.class == sink {
+		field("error", strings.Contains(got.Error, "SQLSTATE"), "… SQLSTATE …", got.Error)
+	} else {
+		field("error", strings.HasPrefix(got.Error, r.class+": "+got.Field+": "), r.class+": "+got.Field+": …", got.Error)
+	}
 	field("fingerprint", strings.HasPrefix(got.Fingerprint, r.class+"/"), r.class+"/…", got.Fingerprint)
 	field("instance", got.Instance != "", "one", "none")
 	of := cmp.Or(ID(s.ReplayOf), r.id)

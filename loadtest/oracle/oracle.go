@@ -19,6 +19,7 @@ type Oracle struct {
 	records []sentRecord
 	refused []sentRefused
 	replays map[ID]bool // source entries of replays
+	first   map[ID]bool // stored before others of their device and time, since those were deferred
 }
 
 // sentRecord is a valid record of the log.
@@ -38,7 +39,7 @@ type sentRefused struct {
 
 // New reads the log once and orders what it says.
 func New(log *fleet.Log) (*Oracle, error) {
-	o := &Oracle{log: log, replays: map[ID]bool{}}
+	o := &Oracle{log: log, replays: map[ID]bool{}, first: map[ID]bool{}}
 	numbers := map[string]uint32{}
 	ids := 0
 	err := log.Scan(func(place int64, s *fleet.Sent) error {
@@ -148,6 +149,11 @@ func (o *Oracle) prefer(rules Rules) error {
 		}
 		slices.SortFunc(group, func(a, b sentRecord) int {
 			switch {
+			case o.first[a.id] != o.first[b.id]:
+				if o.first[a.id] {
+					return -1
+				}
+				return 1
 			case takesPart[a.id] && !takesPart[b.id]:
 				return -1
 			case takesPart[b.id] && !takesPart[a.id]:

@@ -38,18 +38,29 @@ type Order struct {
 // Good reports whether nothing was committed out of order or by a stale owner.
 func (o *Order) Good() bool { return o.Reordered == 0 && o.Stale == 0 }
 
+// Shards is how many shards there were at a moment.
+type Shards func(atUS int64) int
+
+// Always is a number of shards that does not change.
+func Always(n int) Shards { return func(int64) int { return n } }
+
+// OrderRules are what commits are judged by, besides the order of the stream.
+type OrderRules struct {
+	// Spans are in the order of their commits. Owners are not judged without them.
+	Spans  []OwnershipSpan
+	Shards Shards
+	// Deferred are entries that a device's others did not wait for. Nil means none.
+	Deferred map[ID]bool
+	// Stored, if any, is called for each row that was sent, with its shard.
+	Stored func(c Commit, shard int, id ID)
+}
+
 // Order judges commits, which are ordered by device in bytes and device time,
-// by the order of the stream and by ownership spans, which are in the order of their
-// commits. Rows that were not sent are Judge's to find. stored, if any, is called for
-// each row that was sent, with its shard.
-func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []OwnershipSpan, shards int,
-	stored func(c Commit, shard int, id ID),
-) (*Order, error) {
-	j := &orderChecker{verdict: &Order{Members: map[string]int64{}}, shards: make([][]OwnershipSpan, shards)}
-	for _, t := range ownershipSpans {
-		if t.Shard < shards {
-			j.shards[t.Shard] = append(j.shards[t.Shard], t)
-		}
+// by the order of the stream and by rules. Rows that were not sent are Judge's to find.
+func (o *Oracle) Order(commits iter.Seq2[Commit, error], rules OrderRules) (*Order, error) {
+	j := &orderChecker{verdict: &Order{Members: map[string]int64{}}, rules: rules, spans: make(map[int][]OwnershipSpan)}
+	for _, t := range rules.Spans {
+		j.spans[t.Shard] = append(j.spans[t.Shard], t)
 	}
 	next, stop := iter.Pull(o.groups())
 	defer stop()
@@ -64,9 +75,11 @@ func (o *Oracle) Order(commits iter.Seq2[Commit, error], ownershipSpans []Owners
 			group, more = next()
 		}
 		if more && o.devices[group[0].device] == c.Device && group[0].timeUS == c.TimeUS {
-			j.row(c, group[0].id)
-			if stored != nil {
-				stored(c, shardOf(c.Device, max(1, shards)), group[0].id)
+			if !rules.Deferred[group[0].id] {
+				j.row(c, group[0].id)
+			}
+			if rules.Stored != nil {
+				rules.Stored(c, shardOf(c.Device, rules.Shards(c.AtUS)), group[0].id)
 			}
 		}
 	}
@@ -81,8 +94,9 @@ func (o *Oracle) before(r sentRecord, c Commit) bool {
 
 type orderChecker struct {
 	verdict *Order
-	shards  [][]OwnershipSpan
-	name    string // the device whose rows these are
+	rules   OrderRules
+	spans   map[int][]OwnershipSpan // by shard
+	name    string                  // the device whose rows these are
 	rows    []committed
 }
 
@@ -119,11 +133,11 @@ func (j *orderChecker) device() {
 // owner judges whether the member owned the shard at the moment of the commit.
 // Two changes at the same microsecond are both taken to be in force.
 func (j *orderChecker) owner(c Commit) {
-	if len(j.shards) == 0 || c.Member == "" {
+	if len(j.spans) == 0 || c.Member == "" {
 		return
 	}
-	shard := shardOf(c.Device, len(j.shards))
-	ownershipSpans := j.shards[shard]
+	shard := shardOf(c.Device, j.rules.Shards(c.AtUS))
+	ownershipSpans := j.spans[shard]
 	after, _ := slices.BinarySearchFunc(ownershipSpans, c.AtUS, func(t OwnershipSpan, at int64) int {
 		if t.FromUS > at {
 			return 1

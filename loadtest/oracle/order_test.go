@@ -38,17 +38,19 @@ func threeOf(t *testing.T) (*oracle.Oracle, []oracle.Commit) {
 func TestOrderFindsARowCommittedBeforeOneThatPrecedesIt(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)
-	verdict, err := o.Order(all(commits), nil, 0, nil)
+	verdict, err := o.Order(all(commits), oracle.OrderRules{})
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), verdict.Examples)
 	require.Equal(t, map[string]int64{"a": 6}, verdict.Members)
 	var late uint64
-	_, err = o.Order(all(commits), nil, 0, func(c oracle.Commit, _ int, id oracle.ID) { late += uint64(c.AtUS) - id.Seq%10 })
+	_, err = o.Order(all(commits), oracle.OrderRules{
+		Shards: oracle.Always(1), Stored: func(c oracle.Commit, _ int, id oracle.ID) { late += uint64(c.AtUS) - id.Seq%10 },
+	})
 	require.NoError(t, err)
 	require.EqualValues(t, 600, late, "each row with its own entry")
 
 	commits[0].AtUS = 99 // the last sent of device-0
-	verdict, err = o.Order(all(commits), nil, 0, nil)
+	verdict, err = o.Order(all(commits), oracle.OrderRules{})
 	require.NoError(t, err)
 	require.EqualValues(t, 1, verdict.Reordered)
 	require.Len(t, verdict.Examples, 1)
@@ -60,7 +62,7 @@ func TestRowsOfOneTransactionMayBeInAnyOrder(t *testing.T) {
 	for i := range commits {
 		commits[i].AtUS = 100
 	}
-	verdict, err := o.Order(all(commits), nil, 0, nil)
+	verdict, err := o.Order(all(commits), oracle.OrderRules{})
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), verdict.Examples)
 }
@@ -70,13 +72,13 @@ func TestOrderFindsACommitOfAStaleOwner(t *testing.T) {
 	t.Parallel()
 	o, commits := threeOf(t)
 	ownershipSpans := []oracle.OwnershipSpan{{Owner: "a", FromUS: 100}, {Owner: "", FromUS: 102}, {Owner: "b", FromUS: 103}}
-	verdict, err := o.Order(all(commits), ownershipSpans, 1, nil)
+	verdict, err := o.Order(all(commits), oracle.OrderRules{Spans: ownershipSpans, Shards: oracle.Always(1)})
 	require.NoError(t, err)
 	require.True(t, verdict.Good(), "a commit at the moment of the release is one before it: %v", verdict.Examples)
 
 	for name, at := range map[string]int64{"before it took the shard": 99, "after its release": 104} {
 		commits[1].AtUS = at
-		verdict, err = o.Order(all(commits), ownershipSpans, 1, nil)
+		verdict, err = o.Order(all(commits), oracle.OrderRules{Spans: ownershipSpans, Shards: oracle.Always(1)})
 		require.NoError(t, err)
 		require.EqualValues(t, 1, verdict.Stale, name)
 	}

@@ -3,6 +3,7 @@ package oracle
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 )
@@ -114,7 +115,7 @@ type fixOf struct {
 }
 
 // late counts, for each eligible record of the devices given, those that precede it in
-// device time and follow it in the stream.
+// device time and follow it in the stream, or may, since they were deferred.
 func (j *judge) late(devices map[string]bool) (map[fixOf]int, error) {
 	found := map[fixOf]int{}
 	var ids []ID // of the records so far of a device, in stream order
@@ -136,6 +137,10 @@ func (j *judge) late(devices map[string]bool) (map[fixOf]int, error) {
 		}
 		at, _ := slices.BinarySearchFunc(ids, r.id, ID.Compare)
 		found[fixOf{j.o.devices[device], r.timeUS}] = len(ids) - at
+		if j.seen.Deferred[r.id] {
+			ids = append(ids, ID{Ms: math.MaxUint64})
+			continue
+		}
 		ids = slices.Insert(ids, at, r.id)
 	}
 	return found, nil

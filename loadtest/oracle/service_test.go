@@ -116,7 +116,7 @@ func send(t require.TestingT, items []fleet.Item) *run {
 	return r
 }
 
-var letterRules = oracle.LetterRules{Shards: 64, MaxAttempts: 3}
+var letterRules = oracle.LetterRules{Shards: oracle.Always(64), MaxAttempts: 3}
 
 // letterOf returns the dead letter that an entry becomes.
 func letterOf(e *telemetry.Entry, refused *telemetry.DecodeError) oracle.DeadLetter {
@@ -128,7 +128,7 @@ func letterOf(e *telemetry.Entry, refused *telemetry.DecodeError) oracle.DeadLet
 		f.Attempts = letterRules.MaxAttempts
 	}
 	if device := e.DeviceID(); device != "" {
-		f.Shard = telemetry.ShardOf(device, letterRules.Shards)
+		f.Shard = telemetry.ShardOf(device, letterRules.Shards(f.LastUS))
 	}
 	return oracle.DeadLetter{Source: oracle.ID(e.ID), Class: string(refused.Class), Fields: f}
 }

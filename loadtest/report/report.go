@@ -187,7 +187,11 @@ func seconds(x *float64) float64 {
 func owners(c chart, ownershipSpans []scenarios.OwnershipSpan) template.HTML {
 	const line = 5
 	var b strings.Builder
-	height := marginTop + testbed.Shards*line
+	shards := testbed.Shards
+	for _, t := range ownershipSpans {
+		shards = max(shards, t.Shard+1)
+	}
+	height := marginTop + shards*line
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" role="img" aria-label="owners of shards">`, chartWidth, height+marginFoot)
 	for _, t := range ownershipSpans {
 		from, to := max(0, t.From), min(t.To, c.until)
@@ -197,7 +201,7 @@ func owners(c chart, ownershipSpans []scenarios.OwnershipSpan) template.HTML {
 		fmt.Fprintf(&b, `<rect x="%.2f" y="%d" width="%.2f" height="%d" fill="%s"/>`,
 			c.x(from), marginTop+t.Shard*line, c.x(to)-c.x(from), line-1, palette(t.Slot))
 	}
-	for shard := 0; shard < testbed.Shards; shard += 8 {
+	for shard := 0; shard < shards; shard += 8 {
 		fmt.Fprintf(&b, `<text class="tick" x="%d" y="%d" text-anchor="end">shard %d</text>`, marginLeft-6, marginTop+shard*line+5, shard)
 	}
 	c.begins(&b, marginTop, float64(height))

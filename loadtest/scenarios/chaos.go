@@ -19,21 +19,26 @@ import (
 func chaos() Scenario {
 	return Scenario{
 		Name: "chaos",
-		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break " +
-			"and servers go away, fill up or have a row locked.",
+		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break, " +
+			"servers go away, fill up or have a row locked, and records of some devices are refused; once the number of shards is changed.",
 		Bounds:    "the copy that a reader of TIMING_STREAM keeps equals the crossings",
 		Plan:      Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
 		Breaks:    true,
 		proxied:   true,
 		durable:   true,
 		publishes: true,
-		env:       []string{"DLQ_MAX_ATTEMPTS=1"}, // an outage may last, an attempt must not
+		env:       []string{"DLQ_RETRY_DELAYS=2s,4s"}, // some refusals last longer than all attempts
 		Reaches: []rare.Branch{
 			rare.Fenced, rare.OutcomeUnknown, rare.SetAside, rare.DispatchRefused, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired,
 			rare.ShardLost, rare.Redelivered, rare.SilentMember, rare.ServerChanged, rare.Probed, rare.LetterWaits,
-			rare.Swept, rare.Halved, rare.Bisected, rare.RefusalWaits,
+			rare.Swept, rare.Halved, rare.Bisected, rare.RefusalWaits, rare.DeferredRetry, rare.Resized,
 		},
 		run: func(ctx context.Context, r *run) error {
+			if r.refusable() {
+				if err := r.environment.Observer.Constrain(ctx); err != nil {
+					return err
+				}
+			}
 			if err := r.begin(ctx); err != nil {
 				return err
 			}
@@ -49,28 +54,42 @@ func chaos() Scenario {
 }
 
 // injectFaults breaks things until a moment: one hand processes, another connections
-// and servers, each with dice of its own. When it returns everything is whole.
+// and servers, a third has records refused, each with dice of its own. The number of shards
+// is changed halfway. When it returns everything is whole.
 func (r *run) injectFaults(ctx context.Context, until time.Time) error {
-	hand := func(salt uint64, acts []act) func() error {
-		dice := rand.New(rand.NewPCG(r.cfg.Seed, salt))
-		return func() error {
-			for {
-				if err := testbed.Pause(ctx, between(dice, 500*time.Millisecond, 3*time.Second)); err != nil {
-					return err
-				}
-				a := draw(dice, acts)
-				if left := time.Until(until); left < a.most {
-					return nil
-				}
-				if err := a.do(ctx, dice); err != nil {
-					return fmt.Errorf("%s: %w", a.name, err)
-				}
+	hand := func(dice *rand.Rand, acts []act, until time.Time) error {
+		for {
+			if err := testbed.Pause(ctx, between(dice, 500*time.Millisecond, 3*time.Second)); err != nil {
+				return err
+			}
+			a := draw(dice, acts)
+			if left := time.Until(until); left < a.most {
+				return nil
+			}
+			if err := a.do(ctx, dice); err != nil {
+				return fmt.Errorf("%s: %w", a.name, err)
 			}
 		}
 	}
+	seeded := func(salt uint64) *rand.Rand { return rand.New(rand.NewPCG(r.cfg.Seed, salt)) }
+	halfway := time.Now().Add(time.Until(until) / 2)
 	var hands errgroup.Group
-	hands.Go(hand(1, r.processActs()))
-	hands.Go(hand(2, r.serverActs()))
+	hands.Go(func() error {
+		dice, acts := seeded(1), r.processActs()
+		if err := hand(dice, acts, halfway); err != nil {
+			return err
+		}
+		if err := r.resize(ctx, dice); err != nil {
+			return fmt.Errorf("change the number of shards: %w", err)
+		}
+		return hand(dice, acts, until)
+	})
+	hands.Go(func() error { return hand(seeded(2), r.serverActs(), until) })
+	if r.refusable() {
+		hands.Go(func() error {
+			return hand(seeded(3), []act{{"refused devices", 1, longestRefusal, r.refuseDevices}}, until)
+		})
+	}
 	return hands.Wait()
 }
 
@@ -100,10 +119,13 @@ func between(dice *rand.Rand, low, high time.Duration) time.Duration {
 	return low + time.Duration(dice.Int64N(int64(high-low)))
 }
 
-// victim returns any instance of the fleet.
+// victim returns any instance of the fleet, nil while there is none.
 func (r *run) victim(dice *rand.Rand) *testbed.Instance {
-	all := r.line.Current()
-	return all[dice.IntN(len(all))]
+	n, all := dice.Int(), r.line.Current()
+	if len(all) == 0 {
+		return nil
+	}
+	return all[n%len(all)]
 }
 
 // processActs are done one after the other, so that each finds all slots filled.
@@ -156,15 +178,19 @@ func (r *run) serverActs() []act {
 	link := func(name string, fault func(*devenv.Proxy) error) act {
 		return act{name, 1, 7 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 			in := r.victim(dice)
+			postgres, lasts := dice.IntN(2) == 0, between(dice, 200*time.Millisecond, 7*time.Second)
+			if in == nil {
+				return nil
+			}
 			proxy, server := in.Redis, "Redis"
-			if dice.IntN(2) == 0 {
+			if postgres {
 				proxy, server = in.Postgres, "Postgres"
 			}
 			defer r.mark(in.Slot, "%s between %s and %s", name, in.Name, server)()
 			if err := fault(proxy); err != nil {
 				return err
 			}
-			err := testbed.Pause(ctx, between(dice, 200*time.Millisecond, 7*time.Second))
+			err := testbed.Pause(ctx, lasts)
 			if err := proxy.Resume(); err != nil {
 				return err
 			}

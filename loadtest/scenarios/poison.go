@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -518,12 +516,10 @@ func (r *run) junk() (_ map[string]fleet.Sent, err error) {
 
 // dlq runs a command of the processor on dead letters and returns what it printed.
 func (r *run) dlq(ctx context.Context, args ...string) ([]byte, error) {
-	environ, err := r.environment.Environ(nil, nil)
+	cmd, err := r.operator(ctx, append([]string{"dlq"}, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, r.cfg.Processor, append([]string{"dlq"}, args...)...)
-	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, environ, r.line.Env)
 	var notes bytes.Buffer
 	cmd.Stderr = &notes
 	out, err := cmd.Output()

@@ -44,6 +44,9 @@ type run struct {
 	rates     []float64
 	spans     []span
 	fences    []geofence.Fence
+	refusals  []oracle.Refusal                               // by one hand of chaos
+	resizedTo int                                            // shards, 0 while there are as many as at first
+	resizedUS int64                                          // when
 	after     []func(*Result)                                // bounds that need the verdict
 	stored    func(c oracle.Commit, shard int, id oracle.ID) // nil where nobody needs the time of each row
 

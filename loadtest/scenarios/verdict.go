@@ -104,7 +104,13 @@ func (r *run) judge(ctx context.Context, s *oneStream, res *Result, stored []int
 			seen.Changes = testbed.Of(s.servers, look.Changes(ctx), func(c *oracle.Change) string { return c.Device })
 		}
 	}
-	seen.Letters = &oracle.LetterRules{Shards: testbed.Shards, MaxAttempts: r.maxAttempts()}
+	seen.Letters = &oracle.LetterRules{Shards: r.shards(), MaxAttempts: r.maxAttempts()}
+	if s.servers.Dated {
+		if seen.Deferred, err = look.Deferrals(ctx, nil); err != nil {
+			return err
+		}
+	}
+	seen.Refused = r.refusals
 	if seen.Losses, err = look.Losses(ctx); err != nil {
 		return err
 	}
@@ -212,7 +218,11 @@ func (r *run) order(ctx context.Context, s *oneStream, o *oracle.Oracle, res *Re
 		stored = s.times.add
 	}
 	commits := testbed.Of(s.servers, s.servers.Observer.Commits(ctx), func(c *oracle.Commit) string { return c.Device })
-	verdict, err := o.Order(commits, ownershipSpans, testbed.Shards, stored)
+	deferred, err := s.servers.Observer.Deferrals(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	verdict, err := o.Order(commits, oracle.OrderRules{Spans: ownershipSpans, Shards: r.shards(), Deferred: deferred, Stored: stored})
 	if err != nil {
 		return nil, fmt.Errorf("judge the order: %w", err)
 	}

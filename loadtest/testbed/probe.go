@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
 const (
@@ -35,8 +36,8 @@ func (p *Probe) Run(ctx context.Context) {
 	}
 }
 
-// poll takes the last entries that were dispatched, leaves out those still pending,
-// and only then asks for the rows of the others. A server that does not answer
+// poll takes the last entries that were dispatched, leaves out those still pending or
+// deferred, and only then asks for the rows of the others. A server that does not answer
 // ends the look.
 func (p *Probe) poll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -58,12 +59,22 @@ func (p *Probe) poll(ctx context.Context) {
 	for _, id := range ids {
 		pending[id] = true
 	}
+	deferred := map[oracle.ID]bool{}
+	if p.ground.Dated {
+		names := make([]string, len(entries))
+		for i := range entries {
+			names[i] = entries[i].ID.String()
+		}
+		if deferred, err = p.ground.Observer.Deferrals(ctx, names); err != nil {
+			return
+		}
+	}
 	var devices []string
 	var times []int64
 	for i := range entries {
 		e := &entries[i]
 		var r telemetry.Record
-		if info.Delivered.Less(e.ID) || pending[e.ID] || p.decoder.Decode(e, &r) != nil {
+		if info.Delivered.Less(e.ID) || pending[e.ID] || deferred[oracle.ID(e.ID)] || p.decoder.Decode(e, &r) != nil {
 			continue
 		}
 		devices, times = append(devices, r.DeviceID), append(times, r.TimeUS)
