@@ -282,6 +282,28 @@ func TestAHeldStretchMayBeAsLongAsTheLimit(t *testing.T) {
 	}
 }
 
+// P9: what is read on one side of a window may ask for more on the other, too: here a dwell
+// that a fence left long ago may have begun. Both sides together stay within the limit.
+func TestP9ReadingOnBothSidesStaysWithinTheLimit(t *testing.T) {
+	t.Parallel()
+	const limit, window, stands = 6000, 10_000, 20_000
+	p := newParked(t, marginal(0, 3600))
+	p.stand(stands)
+	// It is far off, but for a second half an hour before the window.
+	p.exec("update positions set longitude = 12 where ts < $1 or ts > $2", dayOf(0).Add((window-2001)*time.Second), dayOf(0).Add((window-2000)*time.Second))
+	p.exec("update positions set longitude = 11.001 where longitude < 12")
+	p.requests.SetHeldLimit(limit)
+	p.exec("insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, requested_by) values ($1, $2, 'recompute', $3, $4, $5, $5, 'test')",
+		scope.Stream, scope.Group, p.held.Shard, parkedDevice, dayOf(0).Add(window*time.Second))
+	before := p.read.n.Load()
+	p.run(func(protocol.RequestStep, error) {
+		now := p.read.n.Load()
+		t.Logf("%d rows", now-before)
+		require.LessOrEqual(t, int(now-before), limit+100)
+		before = now
+	})
+}
+
 // Late records weeks apart do not have all that lies between them derived again.
 func TestARequestIsWidenedToAWeekAtMost(t *testing.T) {
 	t.Parallel()

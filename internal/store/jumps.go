@@ -102,8 +102,14 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 	for most := heldFirst; ; most = min(8*most, heldAtOnce) {
 		read, ends := make(map[string]int), make(map[string]int) // of a device: fixes, and ends of tracks that are to grow
 		for i := range wide {
-			read[list[i].device] += len(wide[i].fixes) - before[i]
-			ends[list[i].device] += wide[i].unsettled()
+			r := &wide[i]
+			if !r.settled() {
+				if err := r.derive(rules, far, false); err != nil {
+					return err
+				}
+			}
+			read[list[i].device] += len(r.fixes) - before[i]
+			ends[list[i].device] += r.unsettled() // as of now: what was read may ask for more at the other end
 		}
 		room := 0 // of the device that has the most, for each end
 		for device, n := range ends {
@@ -116,12 +122,13 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 		}
 		more := false
 		for i := range wide {
-			if r := &wide[i]; !r.settled() {
-				if err := r.derive(rules, far, limit > 0 && read[list[i].device]+most*ends[list[i].device] > limit); err != nil {
+			r := &wide[i]
+			if device := list[i].device; limit > 0 && !r.settled() && read[device]+most*ends[device] > limit {
+				if err := r.derive(rules, far, true); err != nil {
 					return err
 				}
-				more = more || !r.settled()
 			}
+			more = more || !r.settled()
 		}
 		if !more {
 			return nil
