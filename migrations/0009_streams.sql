@@ -32,8 +32,12 @@ create index if not exists device_moves_left
   where not forgotten;
 
 create index if not exists device_moves_arrived
-  on processor.device_moves (id)
+  on processor.device_moves (moved_to, device_id)
   where not recomputed;
+
+create index if not exists device_moves_followed
+  on processor.device_moves (moved_at)
+  where forgotten and recomputed;
 
 comment on table processor.device_moves is
   'A row each time that a device comes from another stream than before; kept for a week once both streams have followed it, else for 90 days.';

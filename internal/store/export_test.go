@@ -11,6 +11,12 @@ import (
 // still.
 func (q *Requests) SetHeldLimit(n int) { q.heldLimit = n }
 
+// What a leader reads of moves.
+const (
+	ArrivedSQL     = arrivedSQL
+	ExpireMovesSQL = expireMovesSQL
+)
+
 // InSlicesOf has positions read so many at a time.
 func (w TrialWindow) InSlicesOf(rows int) TrialWindow {
 	w.rows = rows

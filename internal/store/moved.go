@@ -71,45 +71,74 @@ order by id
 limit $2`
 
 // arrivedSQL is the moves of devices that now belong to a stream, whichever they came to
-// first. A recompute of whole shards that had not ended when a device moved may have missed
-// it in both streams: its window is the device's, too.
+// first: the last of them came to it, and is followed with those before or after them. So
+// moves to a stream that is stopped are not read. A recompute of whole shards that had not
+// ended when a device moved may have missed it in both streams: its window is the device's,
+// too.
 const arrivedSQL = `
-with missed as materialized (
+with arrived as materialized (
+  select m.id, m.device_id, m.moved_at
+  from (select distinct device_id from processor.device_moves where moved_to = $1 and not recomputed) came
+  join processor.devices d using (device_id)
+  join processor.device_moves m using (device_id)
+  where d.stream = $1
+    and not m.recomputed
+    and m.moved_at < now() - $3::interval
+    and not exists (
+      select
+      from processor.device_moves before
+      where before.device_id = m.device_id
+        and before.id < m.id
+        and not before.recomputed
+        and before.moved_at >= now() - $3::interval
+    )
+  order by m.id
+  limit $2
+), missed as materialized (
   select from_ts, max(coalesce(finished_at, 'infinity')) as until
   from processor.requests
   where kind = $5
     and device_id is null
     and state <> 'cancelled'
-    and (finished_at is null or finished_at >= (select min(moved_at) from processor.device_moves where not recomputed))
+    and (finished_at is null or finished_at >= (select min(moved_at) from arrived))
   group by from_ts
 )
 select m.id, m.device_id, case when not w.whole then least(w.begins, m.moved_at - $4::interval) end
-from processor.device_moves m
-join processor.devices d using (device_id)
+from arrived m
 cross join lateral (
   select coalesce(bool_or(from_ts is null), false) as whole, min(from_ts) as begins
   from missed
   where until >= m.moved_at
 ) w
-where d.stream = $1
-  and not m.recomputed
-  and m.moved_at < now() - $3::interval
-order by m.id
-limit $2`
+order by m.id`
 
-// expireMovesSQL removes old moves. The audit names the streams that stopped before they
-// followed some.
+// expireMovesSQL removes old moves, those that were followed and those that were not each by
+// an index of its own. The audit names the streams that stopped before they followed some.
 const expireMovesSQL = `
 with expired as (
   delete from processor.device_moves
   where id in (
     select id
-    from processor.device_moves
-    where moved_at < now() - $2::interval
-      and (forgotten and recomputed or moved_at < now() - $3::interval)
-    order by moved_at
-    limit $1
-    for update skip locked
+    from (
+      select id
+      from processor.device_moves
+      where forgotten
+        and recomputed
+        and moved_at < now() - $2::interval
+      order by moved_at
+      limit $1
+      for update skip locked
+    ) followed
+    union all
+    select id
+    from (
+      select id
+      from processor.device_moves
+      where moved_at < now() - $3::interval
+      order by moved_at
+      limit $1
+      for update skip locked
+    ) left_over
   )
   returning *
 ), missed as (

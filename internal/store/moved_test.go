@@ -217,6 +217,72 @@ func TestAMoveIsKeptUntilAStoppedStreamFollowsIt(t *testing.T) {
 	require.Equal(t, 1, m.b.count(audit+" and action = 'retention' and count = 2 and detail ->> 'not_followed_by' = 'two' and detail #>> '{devices,0}' = 'a'"))
 }
 
+// rowsOf is how many rows of a table a statement reads, as its plan counts them when run.
+func (b *bench) rowsOf(table, sql string, args ...any) (rows int) {
+	type node struct {
+		Relation string  `json:"Relation Name"`
+		Rows     float64 `json:"Actual Rows"`
+		Filtered float64 `json:"Rows Removed by Filter"`
+		Loops    float64 `json:"Actual Loops"`
+		Plans    []node
+	}
+	var plans []struct{ Plan node }
+	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), "explain (analyze, format json) "+sql, args...).Scan(&plans))
+	var add func(node)
+	add = func(n node) {
+		if n.Relation == table {
+			rows += int((n.Rows + n.Filtered) * n.Loops)
+		}
+		for _, p := range n.Plans {
+			add(p)
+		}
+	}
+	add(plans[0].Plan)
+	return rows
+}
+
+// A stream that is stopped follows no moves, and the leader of another does not read them
+// with each pass for the 90 days that they are kept.
+func TestALeaderReadsNoMovesThatAStoppedStreamHasYetToFollow(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "stopped")
+	m.b.exec("insert into processor.devices (device_id, stream) select 'gone-' || n, 'stopped' from generate_series(1, 5000) as n")
+	m.b.exec(`
+insert into processor.device_moves (device_id, moved_from, moved_to, moved_at, forgotten)
+select 'gone-' || n, 'one', 'stopped', now() - interval '30 days', true
+from generate_series(1, 5000) as n`)
+	m.come("back", "stopped")
+	m.come("back", "one")
+	m.settle()
+	m.b.exec("analyze processor.device_moves, processor.devices")
+	rows := m.b.rowsOf("device_moves", store.ArrivedSQL, "one", 20_000, time.Minute, time.Hour, protocol.RequestRecompute)
+	t.Logf("%d rows to find those that arrived", rows)
+	require.Less(t, rows, 20)
+	rows = m.b.rowsOf("device_moves", store.ExpireMovesSQL, 20_000, 7*24*time.Hour, 90*24*time.Hour, "test")
+	t.Logf("%d rows to find those that are old", rows)
+	require.Less(t, rows, 20)
+	require.NoError(t, m.leaders["one"].Moved(t.Context(), m.terms["one"], shards))
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where kind = 'recompute'"))
+	require.Equal(t, 5000, m.b.count("select count(*) from processor.device_moves where not recomputed"))
+}
+
+// The transaction of a move may have begun before that of the move before it, for whose
+// end it waited.
+func TestMovesOfADeviceAreFollowedInTheirOrder(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two", "three")
+	for _, stream := range []string{"one", "two", "three"} {
+		m.come("a", stream)
+	}
+	m.b.exec("update processor.device_moves set moved_at = moved_at - interval '2 minutes' where moved_to = 'three'")
+	m.pass()
+	require.Zero(t, m.b.count("select count(*) from processor.requests where kind = 'recompute'"), "the first has not settled")
+	m.settle()
+	m.pass()
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where kind = 'recompute' and stream = 'three'"))
+	require.Zero(t, m.b.count("select count(*) from processor.device_moves where not recomputed"))
+}
+
 func TestEveryStreamThatADevicePassedThroughForgetsIt(t *testing.T) {
 	t.Parallel()
 	m := newMovers(t, "one", "two", "three")
