@@ -472,7 +472,8 @@ create trigger note after insert on positions for each row execute function note
 		testenv.Wait(t, 20*time.Second, func() error {
 			have := b.count("select count(*) from positions where (device_id in ("+strings.Join(names, ",")+")) = $1", devices == 3)
 			if have < n {
-				return fmt.Errorf("%d of %d stored %s", have, n, what)
+				return fmt.Errorf("%d of %d stored %s; %d deferred, %d dead letters, %+v", have, n, what,
+					b.count("select count(*) from processor.deferred"), len(b.letters()), in.WorkStatus().Refusal)
 			}
 			return nil
 		})

@@ -68,6 +68,7 @@ type metrics struct {
 	deferErrors      prometheus.Counter
 	isolationErrors  prometheus.Counter
 	deadLetters      *prometheus.CounterVec
+	failedRequests   *prometheus.CounterVec
 	crossings        *prometheus.CounterVec
 	fenceCount       prometheus.Gauge
 	badFences        prometheus.Gauge
@@ -141,6 +142,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 		deadLetters: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_dead_letters_total", Help: "Entries moved to the dead letters, by class.",
 		}, []string{"class"}),
+		failedRequests: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "processor_pipeline_failed_requests_total", Help: "Requests that failed for good, by kind: rehydrate, recompute, erase.",
+		}, []string{"kind"}),
 		crossings: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_pipeline_crossings_total",
 			Help: "Crossings written: derived from records in order, or corrected by late ones.",
@@ -184,6 +188,9 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 	}
 	for _, c := range telemetry.Classes() {
 		m.deadLetters.WithLabelValues(string(c))
+	}
+	for _, k := range []string{protocol.RequestRehydrate, protocol.RequestRecompute, protocol.RequestErase} {
+		m.failedRequests.WithLabelValues(k)
 	}
 	for _, k := range []string{"derived", "corrected"} {
 		m.crossings.WithLabelValues(k)

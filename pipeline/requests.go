@@ -204,6 +204,7 @@ func (w *worker) failed(ctx context.Context, o protocol.RequestStep, cause error
 		w.log.Warn("failed step of a request not noted", "request", r.ID, "err", err)
 		return false
 	case last:
+		w.metrics.failedRequests.WithLabelValues(r.Kind).Inc()
 		w.log.Error("request failed; ask again once the cause is gone", "request", r.ID, "kind", r.Kind, "err", cause)
 	}
 	return last

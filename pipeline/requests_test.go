@@ -119,6 +119,7 @@ create trigger slow before delete on positions for each statement execute functi
 			require.Contains(t, result, "cannot delete from table")
 			_, _, attempts = b.request(id)
 			require.Equal(t, 8, attempts)
+			require.EqualValues(t, 1, two.counter(t, "processor_pipeline_failed_requests_total", "erase"))
 			require.Empty(t, two.lost)
 		})
 	}

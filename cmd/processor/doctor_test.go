@@ -88,6 +88,7 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 
 	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, entries, detected_by) values ('t', $1, $2, 'trimmed_unread', 7, 'test')", dep.Stream, dep.Group)
 	dep.Exec("insert into processor.incidents (stream, group_name, kind, subject) values ($1, $2, 'stalled_member', 'm.1')", dep.Stream, dep.Group)
+	dep.Exec("insert into processor.requests (stream, group_name, kind, shard, requested_by, state, finished_at) values ($1, $2, 'recompute', 1, 'test', 'failed', now()), ($1, $2, 'erase', 1, 'test', 'failed', now() - interval '2 days')", dep.Stream, dep.Group)
 	dep.Exec("update processor.shards set crash_count = 2 where shard = 1")
 	dep.Exec("drop index positions_ts")
 	_, d = examined(dep)
@@ -97,6 +98,8 @@ func TestTheDoctorFindsWhatIsWrongAndNothingElse(t *testing.T) {
 	_, d = examined(dep)
 	require.Equal(t, operator.LevelError, d.has("7 entries were lost"))
 	require.Equal(t, operator.LevelError, d.has("incident: stalled_member m.1"))
+	require.Equal(t, operator.LevelWarning, d.has("failed within the last day: 1 request"))
+	require.Contains(t, d.remedy("1 request"), "ProcessorRequestFailed")
 	require.Contains(t, d.Verdict, "trouble: ")
 	require.Contains(t, d.remedy("stalled_member"), "see docs/runbook/ProcessorDown.md")
 	require.Contains(t, d.remedy("7 entries were lost (trimmed_unread)"), "ProcessorRecordsLost")

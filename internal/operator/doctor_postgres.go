@@ -170,6 +170,8 @@ func (d *Diagnosis) fleet(cfg config.Config, s *storeadmin.FleetStatus, alive ma
 		fmt.Sprintf("%s could not be decoded and will be retried", cli.Count(s.Deferred, "entry")), "none: an entry that keeps failing becomes a dead letter")
 	d.check(s.Waiting > 0 && s.OldestWait > time.Minute, LevelWarning, "requests", "",
 		fmt.Sprintf("waiting: %s, the oldest for %s", cli.Count(s.Waiting, "request"), s.OldestWait), "check whether their shards have owners")
+	d.check(s.Failed > 0, LevelWarning, "requests", "",
+		fmt.Sprintf("failed within the last day: %s", cli.Count(s.Failed, "request")), "processor requests says why; remove the cause and ask again; "+see(sectionRequests))
 	for _, i := range s.Incidents {
 		g := guideOf(i.Kind)
 		which := i.Kind + " " + strings.Join(i.Subjects, ", ")

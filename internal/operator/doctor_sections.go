@@ -30,6 +30,7 @@ const (
 	sectionTwoStreams  = "two-streams"
 	sectionDatabase    = "other-database"
 	sectionCopy        = "database-copy"
+	sectionRequests    = "ProcessorRequestFailed"
 	sectionTimingFeed  = "ProcessorTimingFeedStalled"
 )
 

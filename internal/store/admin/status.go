@@ -176,6 +176,7 @@ type FleetStatus struct {
 	LostBy     []string   // causes of losses
 	Waiting    int64      // requests not finished
 	OldestWait time.Duration
+	Failed     int64       // requests that failed within the last day
 	Incidents  []Incidents // open ones, by kind
 }
 
@@ -208,7 +209,12 @@ select
     select extract(epoch from clock_timestamp() - min(requested_at))
     from processor.requests
     where (stream, group_name) = ($1, $2)
-      and state in ('waiting', 'running')), 0)::double precision`
+      and state in ('waiting', 'running')), 0)::double precision,
+  (select count(*)
+  from processor.requests
+  where (stream, group_name) = ($1, $2)
+    and state = 'failed'
+    and finished_at > now() - interval '1 day')`
 
 // ReadFleetStatus reads the state of a group's work. The schema must exist.
 func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope store.Scope) (FleetStatus, error) {
@@ -216,7 +222,7 @@ func ReadFleetStatus(ctx context.Context, pool *pgxpool.Pool, scope store.Scope)
 	s := FleetStatus{Pinned: make(map[string]string), Owners: make(map[string]int)}
 	var wait float64
 	err := pool.QueryRow(ctx, fleetStatusSQL, scope.Stream, scope.Group).Scan(&s.Suspected, &s.Term,
-		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait)
+		&s.Leader, &s.Deferred, &s.Lost, &s.LostSome, &s.LostSince, &s.LostBy, &s.Waiting, &wait, &s.Failed)
 	if err != nil {
 		return s, store.Failure(op, err)
 	}
