@@ -59,3 +59,35 @@ values ($1, $2, 'recompute', $3, 'test')`, scope.Stream, scope.Group, h.Shard)
 	require.Equal(t, want, b.count("select sum((progress ->> 'devices')::int) from processor.requests where state = 'done'"))
 	require.Equal(t, want, b.count("select count(*) from processor.timing_records where initial"))
 }
+
+// A plan that a session made while the table was young lasts until it is analyzed: each batch
+// read all devices then.
+func TestABatchReadsNoOtherDevicesThanItsOwn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table processor.devices set (autovacuum_enabled = false)")
+	held := b.take("a.1", 5)
+	w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+	write := func(devices ...string) {
+		batch := b.batch(nil, nil)
+		batch.Leases, batch.Devices = held, devices
+		_, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+	}
+	for n := range 10 { // as often as it takes until the server keeps a plan
+		many := make([]string, 200)
+		for i := range many {
+			many[i] = fmt.Sprint("young-", n, "-", i)
+		}
+		write(many...)
+	}
+	b.exec("insert into processor.devices (device_id, stream) select 'device-' || d, $1 from generate_series(1, 20000) d", scope.Stream)
+	read := func() int {
+		b.exec("select pg_stat_force_next_flush()")
+		return b.count("select seq_tup_read from pg_stat_user_tables where schemaname = 'processor' and relname = 'devices'")
+	}
+	before := read()
+	write("device-7", "device-8", "new")
+	require.Less(t, read()-before, 1000)
+	require.Equal(t, 1, b.count("select count(*) from processor.devices where device_id = 'new' and stream = $1", scope.Stream))
+}
