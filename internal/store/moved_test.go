@@ -247,6 +247,7 @@ func TestALeaderReadsNoMovesThatAStoppedStreamHasYetToFollow(t *testing.T) {
 	t.Parallel()
 	m := newMovers(t, "one", "stopped")
 	m.b.exec("insert into processor.devices (device_id, stream) select 'gone-' || n, 'stopped' from generate_series(1, 5000) as n")
+	m.b.exec("insert into processor.devices (device_id, stream) select 'here-' || n, 'one' from generate_series(1, 20000) as n")
 	m.b.exec(`
 insert into processor.device_moves (device_id, moved_from, moved_to, moved_at, forgotten)
 select 'gone-' || n, 'one', 'stopped', now() - interval '30 days', true
