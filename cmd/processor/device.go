@@ -151,16 +151,18 @@ unknown device.`,
 			if err != nil {
 				return err
 			}
-			out := outputOf(cmd)
-			if err := out.Result(v, func() error { return printVerification(out, &v) }); err != nil {
-				return err
-			}
-			if !v.Good() {
-				return fault.Exit(fault.Finding, nil)
-			}
-			return nil
+			return verified(outputOf(cmd), &v)
 		},
 	}
+}
+
+// verified prints a verification, and exits 1 if it found something or is partial.
+func verified(out *cli.Output, v *store.Verification) error {
+	err := out.Result(v, func() error { return printVerification(out, v) })
+	if err == nil && (!v.Good() || len(v.Skipped) > 0) {
+		err = fault.Exit(fault.Finding, nil)
+	}
+	return err
 }
 
 func printVerification(out *cli.Output, v *store.Verification) error {
@@ -194,8 +196,11 @@ func printVerification(out *cli.Output, v *store.Verification) error {
 		}
 	}
 	state := out.Paint(cli.Green, "ok")
-	if !v.Good() {
+	switch {
+	case !v.Good():
 		state = out.Paint(cli.Red, "differs")
+	case len(v.Skipped) > 0:
+		state = out.Paint(cli.Yellow, "partial")
 	}
 	if v.Fences == 0 && v.Good() {
 		return out.Line("no fences: nothing to verify; the stored positions (%s) are not checked", cli.Number(v.Positions))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
@@ -251,4 +253,29 @@ func TestOperatorsManageFencesAndDevices(t *testing.T) {
 	require.Zero(t, text.Exit(20*time.Second))
 	require.Contains(t, text.Output(), "none eligible")
 	require.Zero(t, p.Terminate())
+}
+
+// A verification that skips a fence says so, in text and as JSON.
+func TestAVerificationThatSkipsAFenceIsPartial(t *testing.T) {
+	t.Parallel()
+	v := store.Verification{Device: "d", Fences: 2, Positions: 9, Crossings: 4}
+	read := func(asJSON bool) (code int, text string) {
+		var out bytes.Buffer
+		code = fault.ExitCode(verified(cli.New(&out, asJSON), &v))
+		return code, out.String()
+	}
+	code, text := read(false)
+	require.Equal(t, fault.Clean, code)
+	require.Contains(t, text, "ok: 9 positions, 4 crossings correct")
+	v.Skipped = []store.SkippedFence{{Fence: "odd", Reason: "fence odd is odd", Recorded: 3}}
+	for _, asJSON := range []bool{false, true} {
+		code, text = read(asJSON)
+		require.Equal(t, fault.Finding, code)
+		require.Contains(t, text, "fence odd is odd")
+		require.Equal(t, !asJSON, strings.Contains(text, "partial: 9 positions, 4 crossings correct"), text)
+	}
+	v.Extra = []store.Difference{{Fence: "yard"}}
+	code, text = read(false)
+	require.Equal(t, fault.Finding, code)
+	require.Contains(t, text, "differs: 9 positions")
 }

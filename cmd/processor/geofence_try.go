@@ -90,6 +90,11 @@ func printFenceTrial(out *cli.Output, r *operator.FenceTrial) error {
 		cli.Number(r.Added), cli.Number(r.Removed), cli.Number(r.Changed)); err != nil {
 		return err
 	}
+	if r.Kept > 0 {
+		if err := out.Line("%s stay whatever the fences are: a position is not stored any more, or positions outside of the window decide", cli.Count(r.Kept, "recorded crossing")); err != nil {
+			return err
+		}
+	}
 	if len(r.Fences) == 0 {
 		return nil
 	}

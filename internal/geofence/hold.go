@@ -335,6 +335,7 @@ type Walk struct {
 	begun  bool
 	last   Fix
 	holds  map[int32]*hold
+	inside map[string]bool // of what, before the first fix
 	// left are fences far from the device, outside of which it is settled: since when first.
 	left   map[int32]int64
 	raw    []Crossing
@@ -347,10 +348,11 @@ func (s *Set) Walk(maxGap time.Duration) *Walk {
 }
 
 // WalkHeld returns a walk that looks at fences with held borders only. It begins with the
-// device's first fix, or anywhere.
-func (s *Set) WalkHeld(maxGap time.Duration, whole bool) *Walk {
+// device's first fix, before which it was inside of the fences that inside names, or
+// anywhere.
+func (s *Set) WalkHeld(maxGap time.Duration, whole bool, inside map[string]bool) *Walk {
 	w := s.Walk(maxGap)
-	w.whole, w.only = whole, true
+	w.whole, w.only, w.inside = whole, true, inside
 	return w
 }
 
@@ -377,7 +379,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		w.groups = w.set.touched(w.groups[:0], fix, fix)
 		w.raw = w.raw[:0]
 		if w.whole {
-			w.raw = w.set.Initial(w.raw, fix)
+			w.raw, w.groups = w.set.Initial(w.raw, fix), w.set.groupsOf(w.groups, w.inside)
 		}
 		prev = fix
 	} else {
@@ -396,7 +398,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 			continue
 		}
 		since, left := w.left[g]
-		h := w.set.newHold(g, prev, w.whole || left, nil)
+		h := w.set.newHold(g, prev, w.whole || left, w.inside)
 		switch {
 		case left: // it is where it was
 			h.settledUS = [2]int64{since, prev.TimeUS}
@@ -406,6 +408,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		}
 		w.holds[g] = h
 	}
+	w.inside = nil
 	for g, h := range w.holds {
 		if prev != fix {
 			h.step(fix, w.set.of(w.raw, g))

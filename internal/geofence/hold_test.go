@@ -294,7 +294,7 @@ func TestAWalkForgetsFencesFarBehind(t *testing.T) {
 		})
 	}
 	set := setOf(t, list...)
-	walk, whole := set.WalkHeld(heldGap, false), set.Walk(heldGap)
+	walk, whole := set.WalkHeld(heldGap, false, nil), set.Walk(heldGap)
 	var crossings, want []geofence.Crossing
 	most := 0
 	for way := range 2 {

@@ -1,7 +1,7 @@
 package store
 
 import (
-	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/recheck"
@@ -26,10 +26,18 @@ func (w TrialWindow) InSlicesOf(rows int) TrialWindow {
 // VerifyAtMost bounds the positions of a verification.
 func (d *Devices) VerifyAtMost(n int) { d.verifyMost = n }
 
-// PassOver has a verification pass over a fence, as over one that only it takes to be invalid.
+// PassOver has a verification pass over all versions of a fence, as over those that only
+// it takes to be invalid.
 func (d *Devices) PassOver(fence string) {
 	d.draw = func(fences []recheck.Fence, rules recheck.Rules) (*recheck.Deriver, []recheck.Passed) {
-		drawn, passed := recheck.New(slices.DeleteFunc(fences, func(f recheck.Fence) bool { return f.ID == fence }), rules)
-		return drawn, append(passed, recheck.Passed{FenceID: fence, Err: errors.New("fence " + fence + " is odd")})
+		var odd []recheck.Passed
+		fences = slices.DeleteFunc(fences, func(f recheck.Fence) bool {
+			if f.ID == fence {
+				odd = append(odd, recheck.Passed{FenceID: fence, Err: fmt.Errorf("fence %s version %d is odd", fence, f.Version)})
+			}
+			return f.ID == fence
+		})
+		drawn, passed := recheck.New(fences, rules)
+		return drawn, append(passed, odd...)
 	}
 }

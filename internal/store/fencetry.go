@@ -5,14 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // FenceTrial is what fences would have recorded over stored positions, as a
@@ -36,9 +38,9 @@ type FenceTrialCount struct {
 	Added    int64 `json:"added"`
 	Removed  int64 `json:"removed"`
 	Changed  int64 `json:"changed"` // of another time or place
-	// Kept are recorded crossings at fixes that are not stored any more, which no change
-	// of fences touches, and those of fences with held borders on which fixes beyond the
-	// window decide.
+	// Kept are recorded crossings between fixes of which one is not stored any more, which
+	// no change of fences touches, and those of fences with held borders on which fixes
+	// beyond the window decide.
 	Kept int64 `json:"kept"`
 }
 
@@ -76,7 +78,8 @@ const trialExamples = 100
 
 // TryFences compares what fences would have recorded with what is recorded, as of
 // one moment, and changes nothing. In memory are the positions of a few slices of device
-// time, the crossings at them, and two fixes for each device.
+// time, the crossings at them, and a fix for each device. It has a pool of its own: its
+// transaction waits for sessions, and others that wait for it may have all of one pool.
 func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w TrialWindow, progress func(positions int64, at time.Time)) (FenceTrial, error) {
 	out := FenceTrial{Since: w.Since, Until: w.Until, Fences: []FenceTrialOf{}, Examples: []TrialDifference{}}
 	switch {
@@ -95,7 +98,14 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 	if err != nil {
 		return out, failure("try fences", err)
 	}
-	err = pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	pc := d.pool.Config()
+	pc.MaxConns = 2 + trialReaders
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return out, failure("try fences", err)
+	}
+	defer pool.Close()
+	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0"); err != nil {
 			return err
 		}
@@ -108,12 +118,16 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 			return err
 		}
 		t := &trial{
-			out: &out, set: set, maxGap: d.pins.MaxGap, numbers: make(map[string]int32), counts: make(map[string]*FenceTrialCount),
+			out: &out, set: set, ids: ids, maxGap: d.pins.MaxGap, rules: d.pins.Eligibility, cuts: c,
+			numbers: make(map[string]int32), counts: make(map[string]*FenceTrialCount),
 		}
-		if err := t.open(ctx, tx, w, ids); err != nil {
+		if t.look, err = asOf(ctx, pool, tx, c); err != nil {
 			return err
 		}
-		r := newTrialReader(d.pool, snapshot, c, w, d.pins.Eligibility)
+		if err := t.open(ctx, tx, w); err != nil {
+			return err
+		}
+		r := newTrialReader(pool, snapshot, c, w, d.pins.Eligibility)
 		if err := r.each(ctx, func(s *trialSlice) error {
 			before := t.out.Positions / trialStep
 			if err := t.take(s); err != nil {
@@ -126,10 +140,11 @@ func (d *Devices) TryFences(ctx context.Context, fences []geofence.Fence, w Tria
 		}); err != nil {
 			return err
 		}
-		if err := t.recorded(&trialSlice{to: math.MaxInt64}); err != nil { // where there are no positions any more
+		if err := t.recorded(&trialSlice{from: math.MaxInt64, to: math.MaxInt64}); err != nil { // where there are no positions any more
 			return err
 		}
-		return d.tryFirst(ctx, c, t, w)
+		t.finish()
+		return nil
 	})
 	return out, failure("try fences", err)
 }
@@ -172,7 +187,11 @@ func imported(ctx context.Context, tx pgx.Tx, fences []geofence.Fence) (*geofenc
 type trial struct {
 	out     *FenceTrial
 	set     *geofence.Set
+	ids     []string
 	maxGap  time.Duration
+	rules   telemetry.Eligibility
+	cuts    cuts
+	look    ask
 	numbers map[string]int32 // of devices
 	devices []trialDevice
 	counts  map[string]*FenceTrialCount
@@ -180,35 +199,34 @@ type trial struct {
 
 	next func() (deviceCrossing, bool, error) // recorded crossings by device time
 	over *deviceCrossing                      // read, and of a later slice
-	got  []gotCrossing                        // at the fixes of the slice
+	got  []gotCrossing                        // of the slice
 }
 
-// gotCrossing is a recorded crossing at a fix of a slice.
+// gotCrossing is a recorded crossing of a slice.
 type gotCrossing struct {
-	row int
+	device int32
+	row    int  // of its later fix, or of the next one of the device in the slice, or how many there are
+	at     bool // the row is that of its later fix
+	gone   bool // it cannot be derived again: of its fixes one is not stored
 	geofence.Crossing
 }
 
 type trialDevice struct {
-	name        string
-	first, last geofence.Fix
-	recorded    []geofence.Crossing // at the first fix
-	held        *trialHeld          // nil without fences with held borders
+	name   string
+	looked bool // for where it was before the window
+	begun  bool // there is a last fix
+	last   geofence.Fix
+	was    map[string]pastCrossing // since the last fix, by fence
+	held   *trialHeld              // nil without fences with held borders, and before the first fix
 }
 
 // trialHeld is what counts of fences with held borders: whether something does is known
-// later, so it is compared at the end. Whether the device has a fix before the window is
-// known then, too: one walk takes it that it has, one that it has none.
+// later, so it is compared at the end.
 type trialHeld struct {
-	walks    [2]*geofence.Walk
-	want     [2][]geofence.Crossing
+	walk     *geofence.Walk
+	want     []geofence.Crossing
 	recorded []geofence.Crossing
-}
-
-func (h *trialHeld) next(fix geofence.Fix) {
-	for i, w := range h.walks {
-		h.want[i] = w.Next(h.want[i], fix)
-	}
+	stays    map[fenceAt]struct{} // what is recorded there is not judged
 }
 
 type deviceCrossing struct {
@@ -216,8 +234,14 @@ type deviceCrossing struct {
 	geofence.Crossing
 }
 
+// deviceTime is a device time of a device.
+type deviceTime struct {
+	device int32
+	us     int64
+}
+
 // open prepares to read what is recorded.
-func (t *trial) open(ctx context.Context, tx pgx.Tx, w TrialWindow, ids []string) error {
+func (t *trial) open(ctx context.Context, tx pgx.Tx, w TrialWindow) error {
 	if _, err := tx.Exec(ctx, `
 declare recorded no scroll cursor for
 select `+crossingColumns+`
@@ -226,7 +250,7 @@ where fence_id = any ($1)
   and later_ts >= $2
   and later_ts < $3
   and ($4 = '' or device_id = $4)
-order by later_ts`, ids, w.Since, w.Until, w.Device); err != nil {
+order by later_ts`, t.ids, w.Since, w.Until, w.Device); err != nil {
 		return err
 	}
 	var page []deviceCrossing
@@ -247,75 +271,192 @@ order by later_ts`, ids, w.Since, w.Until, w.Device); err != nil {
 	return nil
 }
 
+func (t *trial) number(device string) int32 {
+	n, known := t.numbers[device]
+	if !known {
+		n = int32(len(t.devices))
+		t.numbers[device] = n
+		t.devices = append(t.devices, trialDevice{name: device})
+	}
+	return n
+}
+
 // take follows the devices through the next slice.
 func (t *trial) take(s *trialSlice) error {
+	if err := t.begin(s); err != nil {
+		return err
+	}
 	if err := t.recorded(s); err != nil {
 		return err
 	}
 	t.out.Positions += int64(len(s.rows))
 	got := t.got
-	for of := range s.devices {
-		name := s.names[of]
-		rows := s.of(of)
-		if len(rows) == 0 {
-			continue
-		}
-		n, known := t.numbers[name]
-		if !known {
-			n = int32(len(t.devices))
-			t.numbers[name] = n
-			t.devices = append(t.devices, trialDevice{name: name})
-			t.out.Devices++
-		}
-		device := &t.devices[n]
+	for of, name := range s.names {
+		device := &t.devices[t.numbers[name]]
 		begin := int(s.devices[of])
-		for i := range rows {
-			fix := rows[i].fix
+		for i, row := range s.of(of) {
 			k := 0
 			for k < len(got) && got[k].row == begin+i {
 				k++
 			}
-			first := !known && i == 0
-			if first {
-				device.first, device.last = fix, fix
-				if t.set.Held() {
-					device.held = &trialHeld{walks: [2]*geofence.Walk{t.set.WalkHeld(t.maxGap, false), t.set.WalkHeld(t.maxGap, true)}}
-				}
-			}
-			if device.held != nil {
-				device.held.next(fix)
-			}
-			t.fix(device, fix, first, got[:k])
+			t.fix(device, row.fix, got[:k])
 			got = got[k:]
+		}
+	}
+	for i := range got { // behind the last fix of the device
+		t.past(&got[i])
+	}
+	return nil
+}
+
+// begin looks for where the devices were before the window that come for the first time.
+func (t *trial) begin(s *trialSlice) error {
+	const page = 1000
+	since := t.out.Since.UnixMicro()
+	var fresh []seek
+	for _, name := range s.names {
+		n := t.number(name)
+		if !t.devices[n].looked {
+			t.devices[n].looked = true
+			t.out.Devices++
+			fresh = append(fresh, seek{device: name, at: since, n: int(n)})
+		}
+	}
+	for part := range slices.Chunk(fresh, page) {
+		if err := t.cuts.nearest(part, t.cuts.heap(since), backward, 1, t.rules, t.look, func(n int, f geofence.Fix) {
+			t.devices[n].begun, t.devices[n].last = true, f
+		}); err != nil {
+			return err
+		}
+		if err := t.pastBefore(part, since); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// fix compares the crossings at a fix.
-func (t *trial) fix(device *trialDevice, fix geofence.Fix, first bool, got []gotCrossing) {
-	if t.buf = t.buf[:0]; !first {
-		t.buf = t.set.Crossings(t.buf, device.last, fix, t.maxGap)
-		device.last = fix
-		if device.held != nil {
-			t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
+// pastBefore looks for the last crossings of devices before the window that cannot be
+// derived again, between the last fix there and the window.
+func (t *trial) pastBefore(list []seek, since int64) error {
+	devices, after := make([]string, len(list)), make([]pgtype.Timestamptz, len(list))
+	for i, k := range list {
+		devices[i], after[i] = k.device, timeOf(math.MinInt64)
+		if d := &t.devices[k.n]; d.begun {
+			after[i] = timeOf(d.last.TimeUS)
 		}
 	}
-	if len(got) == 0 {
+	var found []gotCrossing
+	var n int
+	var c gotCrossing
+	var later time.Time
+	if _, err := t.look(`
+select w.n - 1, t.fence_id, t.kind, t.later_ts, t.ordinal
+from unnest($1::text[], $2::timestamptz[]) with ordinality as w (device_id, after, n)
+cross join lateral (
+  select distinct on (fence_id) fence_id, kind, later_ts, ordinal
+  from processor.timing_records
+  where device_id = w.device_id
+    and fence_id = any ($3)
+    and later_ts > w.after
+    and later_ts < $4
+    and kind in ('enter', 'exit')
+  order by fence_id, later_ts desc, ordinal desc
+) t`, []any{devices, after, t.ids, timeOf(since)}, []any{&n, &c.FenceID, &c.Kind, &later, &c.Ordinal}, func() error {
+		c.device, c.LaterUS = int32(list[n].n), later.UnixMicro()
+		found = append(found, c)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := t.lookForGone(found, func(*gotCrossing) bool { return true }); err != nil {
+		return err
+	}
+	for i := range found {
+		if found[i].gone {
+			t.past(&found[i])
+		}
+	}
+	return nil
+}
+
+// past takes note of a recorded crossing at a time at which there is no fix.
+func (t *trial) past(c *gotCrossing) {
+	d := &t.devices[c.device]
+	switch {
+	case !c.gone && d.held != nil && t.set.HeldID(c.FenceID):
+		d.held.recorded = append(d.held.recorded, c.Crossing)
+	case !c.gone:
+		t.differ(d.name, nil, &c.Crossing)
+	case c.Kind == geofence.Enter || c.Kind == geofence.Exit:
+		if d.was == nil {
+			d.was = make(map[string]pastCrossing)
+		}
+		last, known := d.was[c.FenceID]
+		if !known || last.us < c.LaterUS || last.us == c.LaterUS && last.ordinal <= c.Ordinal {
+			d.was[c.FenceID] = pastCrossing{fenceAt{c.FenceID, c.LaterUS}, c.Ordinal, c.Kind == geofence.Enter}
+		}
+	}
+}
+
+// fix compares the crossings at a fix, given what is recorded since the last one.
+func (t *trial) fix(device *trialDevice, fix geofence.Fix, got []gotCrossing) {
+	for len(got) > 0 && !got[0].at {
+		t.past(&got[0])
+		got = got[1:]
+	}
+	var was map[string]bool
+	if len(device.was) > 0 {
+		was = make(map[string]bool, len(device.was))
+		for fence, c := range device.was {
+			was[fence] = c.inside
+		}
+		device.was = nil
+	}
+	held := t.set.Held()
+	if held && device.held == nil {
+		device.held = &trialHeld{walk: t.set.WalkHeld(t.maxGap, !device.begun, was), stays: make(map[fenceAt]struct{})}
+		if device.begun {
+			device.held.walk.Next(nil, device.last)
+		}
+	}
+	if t.buf = t.buf[:0]; device.begun {
+		t.buf = t.set.Crossings(t.buf, device.last, fix, t.maxGap)
+	} else {
+		t.buf = t.set.Initial(t.buf, fix)
+	}
+	device.begun, device.last = true, fix
+	if held {
+		device.held.want = device.held.walk.Next(device.held.want, fix)
+		t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
+	}
+	if len(got) == 0 && was == nil {
 		for i := range t.buf {
 			t.differ(device.name, &t.buf[i], nil)
 		}
 		return
 	}
+	stays := make(map[string]bool)
+	for i := range got {
+		if c := &got[i]; c.gone {
+			stays[c.FenceID] = true
+			delete(was, c.FenceID)
+		}
+	}
+	t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return stays[c.FenceID] })
+	t.buf = since(t.buf, was, fix, t.set)
 	recorded := make(map[crossingKey]geofence.Crossing, len(got))
-	for _, r := range got {
+	for i := range got {
+		c := &got[i].Crossing
 		switch {
-		case device.held != nil && t.set.HeldID(r.FenceID):
-			device.held.recorded = append(device.held.recorded, r.Crossing)
-		case first:
-			device.recorded = append(device.recorded, r.Crossing)
+		case stays[c.FenceID]:
+			if held {
+				device.held.stays[fenceAt{c.FenceID, c.LaterUS}] = struct{}{}
+			}
+			t.kept(c.FenceID)
+		case held && t.set.HeldID(c.FenceID):
+			device.held.recorded = append(device.held.recorded, *c)
 		default:
-			recorded[keyOf(&r.Crossing)] = r.Crossing
+			recorded[keyOf(c)] = *c
 		}
 	}
 	pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(device.name, want, got) })
@@ -340,72 +481,98 @@ func (t *trial) recorded(s *trialSlice) error {
 			t.over = c
 			break
 		}
-		if row := s.row(c.device, c.LaterUS); row >= 0 {
-			t.got = append(t.got, gotCrossing{row, c.Crossing})
-		} else {
-			t.count(c.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
+		g := gotCrossing{device: t.number(c.device), Crossing: c.Crossing}
+		g.row, g.at = s.row(c.device, c.LaterUS)
+		g.gone = !g.at && c.LaterUS < s.from // no position lies between two slices
+		t.got = append(t.got, g)
+	}
+	if err := t.lookForGone(t.got, func(c *gotCrossing) bool {
+		if !c.at {
+			return !c.gone
+		}
+		return c.EarlierUS < c.LaterUS && c.EarlierUS > t.before(s, c)
+	}); err != nil {
+		return err
+	}
+	for i := range t.got {
+		if c := &t.got[i]; !c.at && c.gone {
+			t.kept(c.FenceID)
 		}
 	}
 	slices.SortStableFunc(t.got, func(a, b gotCrossing) int { return cmp.Compare(a.row, b.row) })
 	return nil
 }
 
-// tryFirst compares the crossings at the first fix of each device, which depend on
-// the fix before the window.
-func (d *Devices) tryFirst(ctx context.Context, c cuts, t *trial, w TrialWindow) error {
-	var list []seek
-	names := slices.Sorted(maps.Keys(t.numbers))
-	before := make(map[int]geofence.Fix)
-	const page = 1000
-	for begin := 0; begin < len(names); begin += page {
-		list = list[:0]
-		for i, device := range names[begin:min(len(names), begin+page)] {
-			list = append(list, seek{device: device, at: w.Since.UnixMicro(), n: begin + i})
-		}
-		if err := c.nearest(slices.Clone(list), c.heap(w.Since.UnixMicro()), backward, 1, d.pins.Eligibility, byItself(ctx, d.pool, trialTimeout),
-			func(n int, f geofence.Fix) { before[n] = f }); err != nil {
-			return err
+// before returns when the fix before the one of a crossing was.
+func (t *trial) before(s *trialSlice, c *gotCrossing) int64 {
+	if prev := c.row - 1; prev >= 0 && s.rows[prev].device == s.rows[c.row].device {
+		return s.rows[prev].fix.TimeUS
+	}
+	if d := &t.devices[c.device]; d.begun {
+		return d.last.TimeUS
+	}
+	return math.MinInt64
+}
+
+// lookForGone looks whether there are positions at the later fixes of crossings, or at
+// the earlier ones where a fix is at the later one.
+func (t *trial) lookForGone(list []gotCrossing, which func(*gotCrossing) bool) error {
+	var asked []*gotCrossing
+	for i := range list {
+		if which(&list[i]) {
+			list[i].gone = true
+			asked = append(asked, &list[i])
 		}
 	}
-	for n, device := range names {
-		of := &t.devices[t.numbers[device]]
-		if prev, ok := before[n]; ok {
-			t.buf = t.set.Crossings(t.buf[:0], prev, of.first, t.maxGap)
-		} else {
-			t.buf = t.set.Initial(t.buf[:0], of.first)
+	missing := func(c *gotCrossing) int64 {
+		if c.at {
+			return c.EarlierUS
 		}
-		recorded := make(map[crossingKey]geofence.Crossing, len(of.recorded))
-		for _, r := range of.recorded {
-			recorded[keyOf(&r)] = r
-		}
-		t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
-		if of.held != nil {
-			i := 0
-			if _, ok := before[n]; !ok {
-				i = 1
-			}
-			walk := of.held.walks[i]
-			for _, c := range of.held.want[i] {
-				if walk.Complete(c.FenceID, c.LaterUS) {
-					t.buf = append(t.buf, c)
-				}
-			}
-			for _, r := range of.held.recorded {
-				if walk.Complete(r.FenceID, r.LaterUS) {
-					recorded[keyOf(&r)] = r
-				} else { // what is not read decides
-					t.count(r.FenceID, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
-				}
-			}
-		}
-		pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(device, want, got) })
+		return c.LaterUS
 	}
-	t.finish()
+	if len(asked) == 0 {
+		return nil
+	}
+	slices.SortFunc(asked, func(a, b *gotCrossing) int { return cmp.Compare(missing(a), missing(b)) })
+	for _, s := range t.cuts.spans(missing(asked[0]), missing(asked[len(asked)-1])) {
+		n := 0
+		for n < len(asked) && s.holds(missing(asked[n])) {
+			n++
+		}
+		for part := range slices.Chunk(asked[:n], 10_000) {
+			devices, at := make([]string, len(part)), make([]time.Time, len(part))
+			for i, c := range part {
+				devices[i], at[i] = t.devices[c.device].name, micros(missing(c))
+			}
+			var i int
+			if _, err := t.look(`
+select w.n - 1
+from unnest($1::text[], $2::timestamptz[]) with ordinality as w (device_id, at, n)
+where exists (
+  select
+  from public.positions
+  where `+ofDevice+`
+    and ts = w.at
+    and ts >= $3
+    and ts < $4
+  offset 0
+)`, t.cuts.args(devices, at, timeOf(s.from), timeOf(s.to)), []any{&i}, func() error {
+				part[i].gone = false
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		asked = asked[n:]
+	}
 	return nil
 }
 
-// trialTimeout bounds the look-up of the fixes before a window.
-const trialTimeout = time.Minute
+// kept counts a recorded crossing that stays whatever the fences are, or of which that
+// is not known.
+func (t *trial) kept(fence string) {
+	t.count(fence, func(n *FenceTrialCount) { n.Recorded++; n.Kept++ })
+}
 
 func (t *trial) count(fence string, add func(*FenceTrialCount)) {
 	if t.counts[fence] == nil {
@@ -461,8 +628,29 @@ func (d TrialDifference) compare(other TrialDifference) int {
 		cmp.Compare(d.Ordinal, other.Ordinal), cmp.Compare(d.Kind, other.Kind))
 }
 
-// finish lists the fences with differences.
+// finish compares what is known at the end, and lists the fences with differences.
 func (t *trial) finish() {
+	for i := range t.devices {
+		d := &t.devices[i]
+		if d.held == nil {
+			continue
+		}
+		t.buf = t.buf[:0]
+		for _, c := range d.held.want {
+			if _, stays := d.held.stays[fenceAt{c.FenceID, c.LaterUS}]; !stays && d.held.walk.Complete(c.FenceID, c.LaterUS) {
+				t.buf = append(t.buf, c)
+			}
+		}
+		recorded := make(map[crossingKey]geofence.Crossing, len(d.held.recorded))
+		for _, c := range d.held.recorded {
+			if d.held.walk.Complete(c.FenceID, c.LaterUS) {
+				recorded[keyOf(&c)] = c
+			} else { // what is not read decides
+				t.kept(c.FenceID)
+			}
+		}
+		pairUp(t.buf, recorded, func(_ crossingKey, want, got *geofence.Crossing) { t.differ(d.name, want, got) })
+	}
 	for id, n := range t.counts {
 		if n.Added+n.Removed+n.Changed > 0 {
 			t.out.Fences = append(t.out.Fences, FenceTrialOf{Fence: id, FenceTrialCount: *n})

@@ -59,17 +59,16 @@ func (s *trialSlice) of(device int) []trialRow {
 	return s.rows[s.devices[device]:end]
 }
 
-// row returns where the fix of a device is, -1 if there is none.
-func (s *trialSlice) row(device string, us int64) int {
-	n, ok := s.numbers[device]
-	if !ok {
-		return -1
+// row returns where the fix of a device at a device time is, or the next one; how many
+// rows there are, if there is none.
+func (s *trialSlice) row(device string, us int64) (row int, at bool) {
+	if n, known := s.numbers[device]; known {
+		of := s.of(int(n))
+		if i, at := slices.BinarySearchFunc(of, us, func(r trialRow, us int64) int { return cmp.Compare(r.fix.TimeUS, us) }); i < len(of) {
+			return int(s.devices[n]) + i, at
+		}
 	}
-	i, ok := slices.BinarySearchFunc(s.of(int(n)), us, func(r trialRow, us int64) int { return cmp.Compare(r.fix.TimeUS, us) })
-	if !ok {
-		return -1
-	}
-	return int(s.devices[n]) + i
+	return len(s.rows), false
 }
 
 func newTrialReader(pool *pgxpool.Pool, snapshot string, c cuts, w TrialWindow, rules telemetry.Eligibility) *trialReader {
@@ -138,7 +137,7 @@ func (r *trialReader) adapt(s *trialSlice) {
 	if s.tooMany {
 		rows = r.most
 	}
-	r.length = max(1, min(4*length, int64(float64(length)*float64(r.rows)/float64(max(1, rows)))))
+	r.length = max(1, int64(float64(length)*min(4, float64(r.rows)/float64(max(1, rows)))))
 }
 
 // whole calls do for a slice, or for the parts of one that has too many rows.

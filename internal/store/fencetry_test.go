@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -159,8 +162,9 @@ func TestATrialOfFencesRefusesTheRuleOnJumps(t *testing.T) {
 }
 
 // However positions are read, a trial gives what one pass over each device gives: of one
-// that leaps over fences from fix to fix, of one that is far from all, with positions
-// without a fix, faulty ones, clocks ahead, and long spans without any.
+// that leaps over fences from fix to fix, of one that is far from all, of one with a
+// fix at each microsecond, with positions without a fix, faulty ones, clocks ahead, and
+// long spans without any; they are stored in no order.
 func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 	t.Parallel()
 	pool := fencePool(t)
@@ -178,13 +182,15 @@ func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 			values ($1, $2, 1, $3, $4, $4, $4, 0, 0, $5)`, device, fence, string(kind), at, ordinal)
 		want.Recorded++
 	}
-	for d := range 7 {
+	for d := range 8 {
 		device := fmt.Sprint("device-", d)
 		at := begin.Add(-time.Hour + time.Duration(d)*20*time.Minute) // four begin before the window
 		var last *geofence.Fix
 		for n := range 300 {
 			step := time.Duration(1+r.IntN(120)) * time.Second
 			switch {
+			case d == 7:
+				step = time.Microsecond
 			case n%97 == 96:
 				step = 40 * 24 * time.Hour
 			case n%50 == 49:
@@ -217,7 +223,7 @@ func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 			if !takes {
 				if at.After(begin) && n%20 == 0 {
 					recorded(device, "f0", geofence.Enter, fix.TimeUS, 0)
-					want.Kept++
+					want.Removed++
 				}
 				continue
 			}
@@ -247,6 +253,11 @@ func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 			}
 		}
 	}
+	for n := range 3 { // behind all positions, of one device that has some and of one that has none
+		recorded(fmt.Sprint("device-", 6+n), "f0", geofence.Enter, w.Until.Add(-time.Hour).UnixMicro(), n)
+		want.Kept++
+	}
+	r.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	_, err := pool.CopyFrom(t.Context(), pgx.Identifier{"public", "positions"}, []string{
 		"device_id", "ts", "ingested_at", "latitude", "longitude", "altitude", "angle", "speed", "satellites", "priority", "codec", "attributes", "faulty",
 	}, pgx.CopyFromRows(rows))
@@ -265,7 +276,7 @@ func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, got.FenceTrialCount, "in slices of %d", rows)
 		require.Equal(t, positions, got.Positions)
-		require.Equal(t, 7, got.Devices)
+		require.Equal(t, 8, got.Devices)
 		require.Len(t, got.Examples, 100)
 		kept, err := ask.TryFences(t.Context(), held, w.InSlicesOf(rows), nil)
 		require.NoError(t, err)
@@ -276,4 +287,217 @@ func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
 		require.Equal(t, still, kept)
 	}
 	require.NotEqual(t, first.Would, still.Would)
+}
+
+// What fences would have recorded is what a recompute makes of it, also where retention
+// dropped positions: what was recorded at those stays, and says where a device was.
+func TestATrialTellsWhatARecomputeDoesAfterRetention(t *testing.T) {
+	t.Parallel()
+	for name, heaps := range map[string]int{"one heap": 0, "a heap for each day": 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seed := uint64(time.Now().UnixNano())
+			t.Logf("seed %d", seed)
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			b := newBench(t)
+			if heaps > 0 {
+				b.partitionByDay(heaps)
+			}
+			square := func(west, east float64) string {
+				return fmt.Sprintf(`{"type":"Polygon","coordinates":[[[%[1]v,41],[%[2]v,41],[%[2]v,43],[%[1]v,43],[%[1]v,41]]]}`, west, east)
+			}
+			point := func(longitude float64) string {
+				return fmt.Sprintf(`{"type":"Point","coordinates":[%v,42]}`, longitude)
+			}
+			now := []geofence.Fence{
+				{ID: "square", Kind: geofence.Area, Geometry: square(0, 2)},
+				{ID: "round", Kind: geofence.Circle, Geometry: point(5), RadiusM: 1000},
+				{ID: "line", Kind: geofence.Gate, Geometry: `{"type":"LineString","coordinates":[[3,41],[3,43]]}`},
+				{ID: "held", Kind: geofence.Area, Geometry: square(8, 10), ExitMarginM: 100, MinDwellS: 3600},
+			}
+			then := []geofence.Fence{
+				{ID: "square", Kind: geofence.Area, Geometry: square(4, 6)},
+				{ID: "round", Kind: geofence.Circle, Geometry: point(1), RadiusM: 1000},
+				{ID: "line", Kind: geofence.Gate, Geometry: `{"type":"LineString","coordinates":[[7,41],[7,43]]}`},
+				{ID: "new", Kind: geofence.Area, Geometry: square(0, 7)},
+				{ID: "held", Kind: geofence.Area, Geometry: square(4, 10), ExitMarginM: 100, MinDwellS: 60},
+			}
+			for _, list := range [][]geofence.Fence{now, then} {
+				for i := range list {
+					list[i].Enabled, list[i].Valid = true, geofence.Always
+				}
+			}
+			install := func(version int, fences []geofence.Fence) {
+				b.exec("update processor.geofences set replaced_at = now() where replaced_at is null")
+				for i := range fences {
+					f := &fences[i]
+					b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry, radius_m, exit_margin_m, min_dwell_s)
+values ($1, $2, '', $3, $4, nullif($5::float8, 0), nullif($6::float8, 0), nullif($7::float8, 0))`,
+						f.ID, version, string(f.Kind), f.Geometry, f.RadiusM, f.ExitMarginM, f.MinDwellS)
+				}
+				var err error
+				b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, len(fences), b.fences.Len())
+			}
+			install(1, now)
+			held := b.take("a.1", 5)
+			writer := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+			write := func(list []telemetry.Record) {
+				rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+				for len(list) > 0 {
+					n := min(len(list), 1+rnd.IntN(50))
+					batch := b.batch(held, nil)
+					batch.Late, batch.Shards = list[:n:n], shards
+					_, err := writer.Write(t.Context(), batch)
+					require.NoError(t, err)
+					list = list[n:]
+				}
+			}
+			const devices, days = 20, 14
+			var early, rest []telemetry.Record
+			keptFrom := make(map[string]time.Time)
+			for d := range devices {
+				device := fmt.Sprint("d", d)
+				kept := 1 + rnd.IntN(days-4)
+				keptFrom[device] = dayOf(kept).Add(12*time.Hour + time.Duration(rnd.IntN(90))*time.Second)
+				for day := range days {
+					for n := range 4 { // less than the longest gap with a way apart
+						r := at(device, day)
+						r.TimeUS += int64(n) * 30e6
+						r.StreamUS = r.TimeUS
+						r.Longitude = []float64{1, 5, 9, 20}[rnd.IntN(4)]
+						switch {
+						case rnd.IntN(3) == 0:
+						case r.Time().Before(keptFrom[device]) && rnd.IntN(8) > 0, day <= kept && rnd.IntN(2) == 0:
+							early = append(early, r)
+						default:
+							rest = append(rest, r)
+						}
+					}
+				}
+				for n := range 2 { // far away from all, for long
+					r := at(device, days+n)
+					r.Longitude = 50
+					rest = append(rest, r)
+				}
+			}
+			// One enters the held fence between the last fix that is dropped and the first one left.
+			keptFrom["entering"] = dayOf(2).Add(12*time.Hour + time.Second)
+			for n, longitude := range []float64{20, 9, 9, 50, 50} {
+				r := at("entering", 2+max(0, n-1))
+				r.TimeUS += int64(min(n, 1)) * 30e6
+				r.StreamUS, r.Longitude = r.TimeUS, longitude
+				early = append(early, r)
+			}
+			write(early)
+			for device, from := range keptFrom {
+				b.exec("delete from public.positions where device_id = $1 and ts < $2", device, from)
+			}
+			write(rest)
+
+			ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute}, MaxGap: time.Minute}, "test")
+			recompute := func() {
+				b.exec("delete from processor.requests")
+				for device := range keptFrom {
+					b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+					v, err := ask.Verify(t.Context(), device)
+					require.NoError(t, err)
+					require.True(t, v.Good(), "%s: %+v", device, v)
+				}
+			}
+			// What counts on a held border, too, is as it is derived now: a record that is older
+			// than what was dropped has an influence there that ends with its window.
+			recompute()
+			content := func(w store.TrialWindow, fences []geofence.Fence) map[string]string {
+				found := make(map[string]string)
+				rows, err := b.pool.Query(t.Context(), `
+select concat_ws(' ', device_id, fence_id, kind, later_ts, ordinal),
+  concat_ws(' ', at, earlier_ts, latitude, longitude, initial, suppressed, method, distance_m, speed, max_error_ms)
+from processor.timing_records
+where later_ts >= $1
+  and later_ts < $2`, w.Since, w.Until)
+				require.NoError(t, err)
+				var key, value string
+				_, err = pgx.ForEachRow(rows, []any{&key, &value}, func() error {
+					if slices.ContainsFunc(fences, func(f geofence.Fence) bool { return strings.Contains(key, " "+f.ID+" ") }) {
+						found[key] = value
+					}
+					return nil
+				})
+				require.NoError(t, err)
+				return found
+			}
+			all := store.TrialWindow{Since: dayOf(-1), Until: dayOf(heaps + days + 2)}
+			type trial struct {
+				w      store.TrialWindow
+				fences []geofence.Fence
+				before map[string]string
+				got    store.FenceTrial
+			}
+			tried := []trial{{w: all, fences: then}}
+			for day := range days { // on a held border fixes before the window decide
+				part := store.TrialWindow{Since: dayOf(day).Add(12*time.Hour + 45*time.Second), Until: all.Until}
+				tried = append(tried, trial{w: part, fences: then[:4]})
+			}
+			same, err := ask.TryFences(t.Context(), now, all, nil)
+			require.NoError(t, err)
+			require.Empty(t, same.Fences, "the fences in force: %+v", same.Examples)
+			require.Positive(t, same.Kept)
+			for i := range tried {
+				part := tried[i].w
+				same, err := ask.TryFences(t.Context(), now, part.InSlicesOf(20), nil)
+				require.NoError(t, err)
+				require.Empty(t, same.Fences, "the fences in force, from %v on: %+v", part.Since, same.Examples)
+				tried[i].before = content(part, tried[i].fences)
+				tried[i].got, err = ask.TryFences(t.Context(), tried[i].fences, part.InSlicesOf(20), nil)
+				require.NoError(t, err)
+			}
+			install(2, then)
+			recompute()
+			for _, tr := range tried {
+				after := content(tr.w, tr.fences)
+				want := store.FenceTrialCount{Recorded: int64(len(tr.before)), Kept: tr.got.Kept, Would: int64(len(after)) - tr.got.Kept}
+				for key, is := range after {
+					switch was, there := tr.before[key]; {
+					case !there:
+						want.Added++
+					case was != is:
+						want.Changed++
+					}
+				}
+				for key := range tr.before {
+					if _, there := after[key]; !there {
+						want.Removed++
+					}
+				}
+				require.Equal(t, want, tr.got.FenceTrialCount, "from %v on", tr.w.Since)
+			}
+		})
+	}
+}
+
+// A trial needs nothing that others hold who wait for it.
+func TestATrialDoesNotWaitForOthersOfItsPool(t *testing.T) {
+	t.Parallel()
+	pool := fencePool(t)
+	shuttling(t, pool, 3, 1000)
+	pc := pool.Config()
+	pc.MaxConns = 3
+	small, err := pgxpool.NewWithConfig(t.Context(), pc)
+	require.NoError(t, err)
+	defer small.Close()
+	for range pc.MaxConns - 1 {
+		c, err := small.Acquire(t.Context())
+		require.NoError(t, err)
+		defer c.Release()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	got, err := store.NewDevices(small, fenceScope, trialPins, "test").
+		TryFences(ctx, trialFences(2), store.TrialWindow{Since: begin, Until: begin.Add(24 * time.Hour)}, nil)
+	require.NoError(t, err)
+	require.Equal(t, int64(3000), got.Positions)
 }

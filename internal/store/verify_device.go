@@ -29,15 +29,15 @@ type Verification struct {
 	Open int64 `json:"open_requests"`
 	// BadFences are invalid fences, which are skipped everywhere.
 	BadFences []string `json:"bad_fences"`
-	// Skipped are fences that are valid and that a verification cannot derive: nothing
-	// recorded of them is compared.
+	// Skipped are fences that are valid and that a verification cannot derive in some
+	// version: nothing recorded of them is compared, and the verification is partial.
 	Skipped []SkippedFence `json:"skipped_fences"`
 }
 
 // SkippedFence is a fence that is not verified.
 type SkippedFence struct {
 	Fence    string `json:"fence_id"`
-	Reason   string `json:"reason"`
+	Reason   string `json:"reason"`   // of its first such version
 	Recorded int64  `json:"recorded"` // crossings that are not compared
 }
 
@@ -45,7 +45,7 @@ type SkippedFence struct {
 // reads all within one snapshot and derives when that is over, which may take long.
 const verifyMost = 10_000_000
 
-// Good reports whether there is no difference.
+// Good reports whether there is no difference in what was compared.
 func (v *Verification) Good() bool { return len(v.Missing)+len(v.Different)+len(v.Extra) == 0 }
 
 // Difference is one incorrect crossing. Want is null for one that must not
@@ -152,16 +152,20 @@ func (d *Devices) deriver(ctx context.Context, tx pgx.Tx, v *Verification) (*rec
 	}
 	deriver, passed := d.draw(fences, d.rules())
 	for _, p := range passed {
-		v.Skipped = append(v.Skipped, SkippedFence{Fence: p.FenceID, Reason: p.Err.Error()})
+		if !v.skips(p.FenceID) {
+			v.Skipped = append(v.Skipped, SkippedFence{Fence: p.FenceID, Reason: p.Err.Error()})
+		}
 	}
 	return deriver, nil
 }
 
 // withoutSkipped leaves out the crossings of fences that are skipped in any version.
 func (v *Verification) withoutSkipped(list []recheck.Crossing) []recheck.Crossing {
-	return slices.DeleteFunc(list, func(c recheck.Crossing) bool {
-		return slices.ContainsFunc(v.Skipped, func(s SkippedFence) bool { return s.Fence == c.FenceID })
-	})
+	return slices.DeleteFunc(list, func(c recheck.Crossing) bool { return v.skips(c.FenceID) })
+}
+
+func (v *Verification) skips(fence string) bool {
+	return slices.ContainsFunc(v.Skipped, func(s SkippedFence) bool { return s.Fence == fence })
 }
 
 func (d *Devices) rules() recheck.Rules {

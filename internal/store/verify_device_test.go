@@ -81,15 +81,17 @@ values
 	require.NoError(t, err)
 	require.Len(t, v.Different, b.count("select count(*) from processor.timing_records where fence_id = 'round'"), "of another version")
 
-	// What only the verification cannot derive is no difference.
+	// What only the verification cannot derive is no difference, in whichever of its versions.
 	b.exec("update processor.timing_records set fence_version = 2 where fence_id = 'round'")
+	b.exec("update processor.geofences set valid_to = '2030-01-01' where id = 'lane'")
+	b.exec("insert into processor.geofences (id, version, name, kind, geometry, width_m, valid_from) select id, 7, name, kind, geometry, width_m, valid_to from processor.geofences where id = 'lane'")
 	ask.PassOver("lane")
 	v, err = ask.Verify(t.Context(), "drives")
 	require.NoError(t, err)
 	require.True(t, v.Good(), "%+v", v)
 	require.Empty(t, v.BadFences)
 	require.Equal(t, []store.SkippedFence{{
-		Fence: "lane", Reason: "fence lane is odd", Recorded: int64(b.count("select count(*) from processor.timing_records where fence_id = 'lane'")),
+		Fence: "lane", Reason: "fence lane version 3 is odd", Recorded: int64(b.count("select count(*) from processor.timing_records where fence_id = 'lane'")),
 	}}, v.Skipped)
 
 	ask.VerifyAtMost(int(v.Positions))
