@@ -454,7 +454,9 @@ create trigger note after insert on positions for each row execute function note
 	for _, d := range refused {
 		names = append(names, "'"+fleet.DeviceID(d)+"'")
 	}
-	in := b.start("one", oneWorker)
+	in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{2 * time.Second} // the breaker has seen several devices by then
+	})
 	b.acquireAll(in)
 	second := int64(0)
 	publish := func(devices []int, seconds int64) (n int) {
