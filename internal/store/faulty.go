@@ -54,23 +54,25 @@ func (d *Devices) Mark(ctx context.Context, m Mark) (out Marked, request int64, 
 		return out, 0, err
 	}
 	const which = `
-  from public.positions
-  where device_id = $1
-    and device_id between $1 and $1
-    and ts between $2 and $3
-    and faulty <> $4`
-	args := []any{m.Device, m.From, m.To, out.Faulty}
+where device_id = $1
+  and device_id between $1 and $1
+  and ts between $2 and $3
+  and faulty <> $4`
+	found, err := d.unmarked(ctx, m, which)
+	if err != nil {
+		return out, 0, failure("count positions of a device", err)
+	}
+	for _, p := range found {
+		out.Positions += p.n
+	}
+	if out.Positions > MaxMarked {
+		return out, 0, ErrMarkTooMany
+	}
+	if out.Positions == 0 {
+		return out, 0, nil
+	}
+	out.First, out.Last = found[0].first, found[len(found)-1].last
 	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, "select count(*), min(ts), max(ts) from (select ts"+which+" order by ts limit $5) p", append(args, MaxMarked+1)...).
-			Scan(&out.Positions, &out.First, &out.Last); err != nil {
-			return err
-		}
-		if out.Positions > MaxMarked {
-			return ErrMarkTooMany
-		}
-		if out.Positions == 0 {
-			return nil
-		}
 		if err := tx.QueryRow(ctx, `
 select count(*)
 from processor.timing_records t
@@ -82,17 +84,15 @@ where device_id = $1
 		if m.DryRun {
 			return nil
 		}
-		tag, err := tx.Exec(ctx, `
-update public.positions
-set faulty = $4
-where device_id = $1
-  and device_id between $1 and $1
-  and ts between $2 and $3
-  and faulty <> $4`, m.Device, out.First, out.Last, out.Faulty)
-		if err != nil {
-			return err
+		out.Positions = 0
+		for _, p := range found {
+			tag, err := tx.Exec(ctx, "update public.positions set faulty = $4"+which, p.args(m.Device, p.first, p.last, out.Faulty)...)
+			if err != nil {
+				return err
+			}
+			out.Positions += tag.RowsAffected()
 		}
-		if out.Positions = tag.RowsAffected(); out.Positions == 0 {
+		if out.Positions == 0 {
 			return nil
 		}
 		action := "faulty"
@@ -103,10 +103,40 @@ where device_id = $1
 		return err
 	})
 	if refused, _ := errors.AsType[*pgconn.PgError](err); refused != nil && refused.Code == "42501" {
-		err = ErrMarkRights
-	}
-	if errors.Is(err, ErrMarkRights) || errors.Is(err, ErrMarkTooMany) {
-		return out, 0, err
+		return out, 0, ErrMarkRights
 	}
 	return out, request, failure("flag positions of a device", err)
+}
+
+// unmarked is the positions in a few heaps whose flag a mark changes.
+type unmarked struct {
+	cuts
+	n           int64
+	first, last *time.Time // device times
+}
+
+// unmarked counts the positions whose flag a mark changes, some heaps at a time and no
+// further than a little above MaxMarked; heaps without any are left out.
+func (d *Devices) unmarked(ctx context.Context, m Mark, which string) (found []unmarked, err error) {
+	c, err := d.heaps.now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	from, to := m.From.UnixMicro(), m.To.UnixMicro()
+	var sum int64
+	for _, at := range c.spans(from, to) {
+		p := unmarked{cuts: c}
+		if err := d.pool.QueryRow(ctx, "select count(*), min(ts), max(ts) from (select ts from public.positions"+which+" order by ts limit $5) p",
+			c.args(m.Device, micros(max(from, at.from)), micros(min(to, at.to-1)), !m.TakeBack, MaxMarked+1)...).
+			Scan(&p.n, &p.first, &p.last); err != nil {
+			return nil, err
+		}
+		if p.n > 0 {
+			found = append(found, p)
+		}
+		if sum += p.n; sum > MaxMarked {
+			break
+		}
+	}
+	return found, nil
 }

@@ -234,12 +234,6 @@ type deviceCrossing struct {
 	geofence.Crossing
 }
 
-// deviceTime is a device time of a device.
-type deviceTime struct {
-	device int32
-	us     int64
-}
-
 // open prepares to read what is recorded.
 func (t *trial) open(ctx context.Context, tx pgx.Tx, w TrialWindow) error {
 	if _, err := tx.Exec(ctx, `

@@ -539,6 +539,11 @@ where h.n > 0`
 func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 	found := make([]holding, len(devices))
 	spans := s.c.spans(from, to)
+	for i := range found {
+		if len(spans) > 1 {
+			found[i].where = []span{} // nothing behind what is counted is known to be empty
+		}
+	}
 	for _, at := range spans {
 		var which []int
 		var ids []string
@@ -575,11 +580,6 @@ func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 			return nil
 		}); err != nil {
 			return nil, err
-		}
-	}
-	for i := range found { // nothing behind what was counted is known to be empty
-		if h := &found[i]; len(spans) > 1 && h.where == nil {
-			h.where = []span{}
 		}
 	}
 	return found, nil
