@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
@@ -21,19 +22,20 @@ type view struct {
 	Redis    reading[operator.RedisView]
 	Postgres reading[operator.PostgresView]
 	History  history.Window // the last that is known
-	Queues   map[int]protocol.QueueState
 }
 
-// view returns what both servers know, not older than fresh.
-func (c *Console) view(ctx context.Context, fresh time.Duration) view {
+// view returns what both servers know, not older than fresh, once what else is asked
+// meanwhile has ended too. Each ends within maxWait: together, so that a server that does
+// not answer is waited for once.
+func (c *Console) view(ctx context.Context, fresh time.Duration, also ...func()) view {
 	v := view{Now: time.Now()}
-	asked := make(chan struct{})
-	go func() { // ends within maxWait
-		defer close(asked)
-		v.Redis = c.redis.within(ctx, fresh)
-	}()
+	var asked sync.WaitGroup
+	for _, ask := range also {
+		asked.Go(ask)
+	}
+	asked.Go(func() { v.Redis = c.redis.within(ctx, fresh) })
 	v.Postgres = c.postgres.within(ctx, fresh)
-	<-asked
+	asked.Wait()
 	return v
 }
 
@@ -378,8 +380,8 @@ func (d overviewData) Dispatcher() string {
 }
 
 func (c *Console) overview(ctx context.Context, r *http.Request) (any, error) {
-	v := c.view(ctx, freshness)
-	past := c.past(ctx)
+	var past reading[history.Window]
+	v := c.view(ctx, freshness, func() { past = c.past(ctx) })
 	v.History = past.Value
 	return overviewData{view: v, Charts: c.draw(v, past.At), Actor: c.actor(r)}, nil
 }
@@ -461,9 +463,10 @@ const ownerColors = 8
 func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
 
 func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
-	v := c.view(ctx, freshness)
-	queues := c.queues.get(ctx)
-	v.History, v.Queues = c.past(ctx).Value, queues.Value
+	var past reading[history.Window]
+	var queues reading[map[int]protocol.QueueState]
+	v := c.view(ctx, freshness, func() { past = c.past(ctx) }, func() { queues = c.queues.get(ctx) })
+	v.History = past.Value
 	d := shardsData{view: v, Span: spanOf(&v.History, v.Now)}
 	names := v.names()
 	for i, name := range names {
@@ -475,7 +478,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 	}
 	lines := v.History.Timeline(len(list), v.Now)
 	most := int64(1)
-	for _, q := range v.Queues {
+	for _, q := range queues.Value {
 		most = max(most, q.Pending)
 	}
 	locks := operator.RowLocks(v.Redis.Value.Members)
@@ -486,7 +489,7 @@ func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
 			row.Letter, row.Class = letter(at), colorOf(at)
 		}
 		if queues.Known() && !queues.Stale() { // what is unknown, or of an earlier time, is no 0
-			q := v.Queues[s.Shard]
+			q := queues.Value[s.Shard]
 			row.Pending = &q.Pending
 			if !q.Oldest.IsZero() {
 				row.Oldest = q.Oldest.Time()
