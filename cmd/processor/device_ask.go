@@ -61,13 +61,9 @@ or --to the window is open at that end. Exits 1 for an unknown device.`,
   processor device recompute 356307042441013 --from 2026-05-01T00:00:00Z --to 2026-05-02T00:00:00Z`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			begin, err := instantFlag("from", from)
+			begin, end, err := windowFlags(from, to)
 			if err != nil {
-				return fault.Exit(fault.Config, err)
-			}
-			end, err := instantFlag("to", to)
-			if err != nil {
-				return fault.Exit(fault.Config, err)
+				return err
 			}
 			return a.ask(cmd, operator.Request{Kind: protocol.RequestRecompute, Device: args[0], From: begin, To: end})
 		},
@@ -92,17 +88,15 @@ right to update positions.faulty. Exits 1 for an unknown device.`,
   processor device faulty IMEI --from 2026-05-01T10:00:00Z --to 2026-05-01T10:20:00Z --reason jammed`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			for _, x := range []struct {
-				name, text string
-				into       *time.Time
-			}{{"from", from, &m.From}, {"to", to, &m.To}} {
-				at, err := instantFlag(x.name, x.text)
-				if err != nil {
-					return fault.Exit(fault.Config, err)
-				}
-				if at != nil {
-					*x.into = *at
-				}
+			begin, end, err := windowFlags(from, to)
+			if err != nil {
+				return err
+			}
+			if begin != nil {
+				m.From = *begin
+			}
+			if end != nil {
+				m.To = *end
 			}
 			m.Device, m.Reason = args[0], a.reason
 			return a.mark(cmd, m)
@@ -113,6 +107,17 @@ right to update positions.faulty. Exits 1 for an unknown device.`,
 	cmd.Flags().BoolVar(&m.DryRun, "dry-run", false, "only count them")
 	cmd.Flags().BoolVar(&m.TakeBack, "take-back", false, "they are faulty no more")
 	return cmd
+}
+
+// windowFlags reads --from and --to; nil is an end that was not given.
+func windowFlags(from, to string) (begin, end *time.Time, err error) {
+	if begin, err = instantFlag("from", from); err == nil {
+		end, err = instantFlag("to", to)
+	}
+	if err != nil {
+		return nil, nil, fault.Exit(fault.Config, err)
+	}
+	return begin, end, nil
 }
 
 // mark flags positions, waits for the recompute and prints both.

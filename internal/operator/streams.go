@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/internal/config"
 )
@@ -57,11 +60,9 @@ func ListStreams(ctx context.Context, cfg config.Config, name, by string) (s Str
 		s.Streams = append(s.Streams, one)
 	}
 	for _, k := range known {
-		i := 0
-		for i < len(s.Streams) && (s.Streams[i].Stream != k.Stream || s.Streams[i].Group != k.Group) {
-			i++
-		}
-		if i == len(s.Streams) {
+		i := slices.IndexFunc(s.Streams, func(o StreamStatus) bool { return o.Stream == k.Stream && o.Group == k.Group })
+		if i < 0 {
+			i = len(s.Streams)
 			other := cfg
 			other.Redis = cfg.Redis.Of(k.Stream, k.Group)
 			list = append(list, other)
@@ -69,15 +70,24 @@ func ListStreams(ctx context.Context, cfg config.Config, name, by string) (s Str
 		}
 		s.Streams[i].Shards, s.Streams[i].Devices = &k.Shards, &k.Devices
 	}
-	var errs []error
+	errs := make([]error, len(s.Streams))
+	var asked errgroup.Group
+	asked.SetLimit(streamsAtOnce)
 	for i := range s.Streams {
-		if err := s.Streams[i].ask(ctx, list[i], name, by); err != nil {
-			errs = append(errs, fmt.Errorf("stream %s: %w", s.Streams[i].Stream, err))
-		}
+		asked.Go(func() error { // a server that does not answer holds up no other stream
+			if err := s.Streams[i].ask(ctx, list[i], name, by); err != nil {
+				errs[i] = fmt.Errorf("stream %s: %w", s.Streams[i].Stream, err)
+			}
+			return nil
+		})
 	}
+	_ = asked.Wait()
 	s.Unanswered = errors.Join(errs...)
 	return s, nil
 }
+
+// streamsAtOnce is how many streams are asked together: each has connections of its own.
+const streamsAtOnce = 8
 
 // ask adds what Redis knows of the stream.
 func (s *StreamStatus) ask(ctx context.Context, cfg config.Config, name, by string) error {
