@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -56,7 +57,7 @@ func hot() Scenario {
 			r.afterVerdict(func(res *Result) {
 				res.QuietP99MS, res.HotP99MS = quiet.p99(came.Add(-r.plan.Duration), came), quiet.p99(came.Add(balancedWithin), ended)
 				res.Busiest = all.busiest(came.Add(balancedWithin), ended, r.plan.Instances)
-				moves := r.mostMoves(res.OwnershipSpans, came, ended)
+				moves := mostMoves(r.acquired(res.OwnershipSpans, came, ended))
 				res.Moves = &moves
 				r.check(moves <= 10, "moves: %d shards within a minute, want at most 10", moves)
 				if res.QuietP99MS == nil || res.HotP99MS == nil || res.Busiest == nil {
@@ -75,17 +76,11 @@ func hot() Scenario {
 }
 
 // mostMoves returns how many shards changed their owner within the minute in which most did.
-func (r *run) mostMoves(spans []OwnershipSpan, from, to time.Time) int {
-	var at []time.Duration
-	for _, s := range spans {
-		if s.Slot >= 0 && s.From >= from.Sub(r.began) && s.From <= to.Sub(r.began) {
-			at = append(at, s.From)
-		}
-	}
-	slices.Sort(at)
+func mostMoves(acquired []OwnershipSpan) int {
+	slices.SortFunc(acquired, func(a, b OwnershipSpan) int { return cmp.Compare(a.From, b.From) })
 	most, first := 0, 0
-	for last := range at {
-		for at[last]-at[first] > time.Minute {
+	for last := range acquired {
+		for acquired[last].From-acquired[first].From > time.Minute {
 			first++
 		}
 		most = max(most, last-first+1)

@@ -50,6 +50,17 @@ func (t *recordTimes) busiest(from, to time.Time, n int) *float64 {
 	return new(cli.Round(float64(slices.Max(slices.Collect(maps.Values(of))))*float64(n)/float64(total), 2))
 }
 
+// rate returns how many of the records that were stored came per second of a span of time.
+func (t *recordTimes) rate(from, to time.Time) float64 {
+	n := 0
+	for _, r := range t.rows {
+		if r.arrived >= from.UnixMicro() && r.arrived < to.UnixMicro() {
+			n++
+		}
+	}
+	return float64(n) / to.Sub(from).Seconds()
+}
+
 // p99 returns the latency in milliseconds that 99 % of the records that came in a span
 // of time kept to, nil where there are none.
 func (t *recordTimes) p99(from, to time.Time) *float64 {

@@ -82,5 +82,5 @@ func TestTheMinuteInWhichMostShardsMovedCounts(t *testing.T) {
 	for _, s := range []int{-5, 10, 20, 75, 76, 77, 300} {
 		spans = append(spans, OwnershipSpan{From: time.Duration(s) * time.Second}, OwnershipSpan{Slot: -1, From: time.Duration(s) * time.Second})
 	}
-	require.Equal(t, 4, (&run{began: began}).mostMoves(spans, began, began.Add(100*time.Second)))
+	require.Equal(t, 4, mostMoves((&run{began: began}).acquired(spans, began, began.Add(100*time.Second))))
 }

@@ -25,6 +25,10 @@ func rolling() Scenario {
 					return err
 				}
 				return r.fill(ctx, in.Slot)
+			}, func(moves, most int) {
+				deploys := float64(r.plan.Rounds) / float64(r.plan.Instances)
+				r.fact("moves", "%d acquisitions in %.1f deploys, %.1f of a shard in each (one leaves and then another joins: 2), at most %d of one shard",
+					moves, deploys, float64(moves)/deploys/testbed.Shards, most)
 			})
 		},
 	}
@@ -46,6 +50,8 @@ func rescale() Scenario {
 					return err
 				}
 				return r.awaitSettled(ctx)
+			}, func(moves, most int) {
+				r.fact("moves", "%d acquisitions in %d steps, at most %d of one shard", moves, r.plan.Rounds, most)
 			})
 		},
 	}
@@ -56,8 +62,9 @@ func rescale() Scenario {
 const steadyFor = 10
 
 // besideSteady does the steps of a change of the fleet one after the other, and compares
-// that with the time before.
-func (r *run) besideSteady(ctx context.Context, step func(n int) error) error {
+// that with the time before. It tells moved how often shards were acquired in all steps,
+// and how often the one that was acquired most.
+func (r *run) besideSteady(ctx context.Context, step func(n int) error, moved func(moves, most int)) error {
 	times, steady, began, err := r.untilSteady(ctx)
 	if err != nil {
 		return err
@@ -91,7 +98,13 @@ func (r *run) besideSteady(ctx context.Context, step func(n int) error) error {
 		}
 		r.fact("steady", "p99 %.0f ms; no shard waited longer than %.0f ms", *res.SteadyP99MS, *before)
 		r.fact("change", "p99 %.0f ms, %.1f times the steady one; shard %d waited longest, %.0f ms", *res.RollP99MS, *res.RollP99MS / *res.SteadyP99MS, shard, *gap)
-		r.moves(res, began, ended)
+		of := make(map[int]int)
+		most, moves := 0, r.acquired(res.OwnershipSpans, began, ended)
+		for _, s := range moves {
+			of[s.Shard]++
+			most = max(most, of[s.Shard])
+		}
+		moved(len(moves), most)
 	})
 	return nil
 }
@@ -121,26 +134,14 @@ func (r *run) untilSteady(ctx context.Context) (times *recordTimes, steady, bega
 	return times, steady, time.Now(), nil
 }
 
-// moves says how often shards changed hands in all the steps.
-func (r *run) moves(res *Result, from, to time.Time) {
-	moves, of := 0, make(map[int]int)
-	for _, s := range res.OwnershipSpans {
+// acquired returns the spans that began between two times.
+func (r *run) acquired(spans []OwnershipSpan, from, to time.Time) (list []OwnershipSpan) {
+	for _, s := range spans {
 		if s.Slot >= 0 && s.From >= from.Sub(r.began) && s.From <= to.Sub(r.began) {
-			moves++
-			of[s.Shard]++
+			list = append(list, s)
 		}
 	}
-	most := 0
-	for _, n := range of {
-		most = max(most, n)
-	}
-	if r.scenario.Name != "rolling" {
-		r.fact("moves", "%d acquisitions in %d steps, at most %d of one shard", moves, r.plan.Rounds, most)
-		return
-	}
-	deploys := float64(r.plan.Rounds) / float64(r.plan.Instances)
-	r.fact("moves", "%d acquisitions in %.1f deploys, %.1f of a shard in each (one leaves and then another joins: 2), at most %d of one shard",
-		moves, deploys, float64(moves)/deploys/testbed.Shards, most)
+	return list
 }
 
 // oldest returns the highest age of the oldest unfinished entry while something happens,
