@@ -53,11 +53,11 @@ func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, 
 	return r
 }
 
-// driving are 100,000 fixes of 500 devices, one every ten seconds.
-func driving() (messages []fleet.Message) {
+// driving are fixes of 500 devices, each one every ten seconds.
+func driving(n int) (messages []fleet.Message) {
 	r := rand.New(rand.NewPCG(1, 1))
 	at := make([][2]float64, 500)
-	for i := range 100_000 {
+	for i := range n {
 		d := i % len(at)
 		if i < len(at) {
 			at[d] = [2]float64{48 + r.Float64(), 11 + r.Float64()}
@@ -90,7 +90,7 @@ func heldStill(fences []geofence.Fence) []geofence.Fence {
 // with properties of the fences too, with that with no rule on.
 func BenchmarkRules(b *testing.B) {
 	bb := newBench(b)
-	messages := driving()
+	messages := driving(400_000) // the start is in the rate
 	fences := fencesOver(messages, 1000, 2)
 	held := heldStill(fences)
 	off := telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute}
@@ -112,7 +112,7 @@ func BenchmarkRules(b *testing.B) {
 // under 1,000 with held borders with both.
 func BenchmarkFences(b *testing.B) {
 	bb := newBench(b)
-	messages := driving()
+	messages := driving(100_000)
 	fences := fencesOver(messages, 1000, 2)
 	held := heldStill(fences)
 	for b.Loop() {
