@@ -65,9 +65,9 @@ func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 			require.Greater(t, kept, int64(200))
 			require.Less(t, kept, int64(300))
 
-			dep.AwaitCount(1, "select count(*) from processor.losses where cause = 'failover' and entries is null")
-			dep.Publish(servicetest.RecordsOfMany(300, 100)...)
+			dep.Publish(servicetest.RecordsOfMany(300, 100)...) // before anybody has looked for what was read last
 			dep.AwaitStored(400, 40*time.Second)
+			dep.AwaitCount(1, "select count(*) from processor.losses where cause = 'failover' and entries is null")
 			dep.AwaitCount(1, "select count(*) from processor.incidents where kind = '"+protocol.RedisFailedOver+"' and closed_at is not null")
 			require.Nil(t, awaitNoBacklog(dep).Lost, "unknown, not 0")
 			require.Equal(t, 1, strings.Count(p.Output(), `"msg":"starting to process"`), "it never restarted")

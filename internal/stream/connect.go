@@ -225,7 +225,10 @@ func serverRunID(info string) string {
 // so far may not hold there.
 func (g *Group) OnServerChange(f func()) {
 	if g.servers != nil {
-		g.servers.onChange(f)
+		g.servers.onChange(func() {
+			g.keep()
+			f()
+		})
 	}
 }
 

@@ -38,6 +38,7 @@ type Group struct {
 	servers   *servers // nil for a client that does not detect changes
 	database  atomic.Pointer[string]
 	newest    atomic.Pointer[telemetry.EntryID]
+	kept      atomic.Pointer[kept]
 
 	newPace, queuePace, rangePace readPace
 	rest                          atRest

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -97,10 +98,32 @@ func (g *Group) observed(id telemetry.EntryID) {
 }
 
 // HighWatermark is the newest entry that was read from here, to be dispatched or
-// to be finished; zero for none.
+// to be finished; zero for none. After another server answered it is for a while the
+// newest that was read before: a newer one would hide that it is gone there.
 func (g *Group) HighWatermark() telemetry.EntryID {
+	if k := g.kept.Load(); k != nil && time.Now().Before(k.until) {
+		return k.id
+	}
 	if id := g.newest.Load(); id != nil {
 		return *id
 	}
 	return telemetry.EntryID{}
+}
+
+// keptFor is long enough for the mark to be written and for the leader to look for it,
+// or for the next one.
+const keptFor = 5 * time.Second
+
+// kept is a high-water mark that nothing newer replaces yet.
+type kept struct {
+	id    telemetry.EntryID
+	until time.Time
+}
+
+// keep keeps the high-water mark. One that is kept already stays.
+func (g *Group) keep() {
+	now := time.Now()
+	if id, before := g.newest.Load(), g.kept.Load(); id != nil && (before == nil || !now.Before(before.until)) {
+		g.kept.CompareAndSwap(before, &kept{*id, now.Add(keptFor)})
+	}
 }
