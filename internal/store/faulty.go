@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -72,7 +73,7 @@ where device_id = $1
 		return out, 0, nil
 	}
 	out.First, out.Last = found[0].first, found[len(found)-1].last
-	err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
+	flag := func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `
 select count(*)
 from processor.timing_records t
@@ -101,11 +102,29 @@ where device_id = $1
 		}
 		request, err = d.request(ctx, tx, protocol.RequestRecompute, action, m.Device, out.First, out.Last, m.Reason, out.Positions)
 		return err
-	})
+	}
+	// The owner's late records lock rows of the device in their own order.
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		err := pgx.BeginFunc(ctx, d.pool, flag)
+		if e, _ := errors.AsType[*pgconn.PgError](err); e == nil || e.Code != "40P01" && e.Code != "40001" {
+			err = permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxTries(markTries))
 	if refused, _ := errors.AsType[*pgconn.PgError](err); refused != nil && refused.Code == "42501" {
 		return out, 0, ErrMarkRights
 	}
 	return out, request, failure("flag positions of a device", err)
+}
+
+// markTries is how often a mark is tried that others' locks undo.
+const markTries = 5
+
+func permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return backoff.Permanent(err)
 }
 
 // unmarked is the positions in a few heaps whose flag a mark changes.
