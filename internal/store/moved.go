@@ -72,17 +72,25 @@ limit $2`
 
 // arrivedSQL is the moves of devices that now belong to a stream, whichever they came to
 // first: the last of them came to it, and is followed with those before or after them. So
-// moves to a stream that is stopped are not read. A recompute of whole shards that had not
+// moves to a stream that is stopped are not read, and no more devices than are followed. A recompute of whole shards that had not
 // ended when a device moved may have missed it in both streams: its window is the device's,
 // too.
 const arrivedSQL = `
 with arrived as materialized (
   select m.id, m.device_id, m.moved_at
-  from (select distinct device_id from processor.device_moves where moved_to = $1 and not recomputed) came
-  join processor.devices d using (device_id)
+  from (
+    select distinct device_id
+    from processor.device_moves
+    join processor.devices d using (device_id)
+    where moved_to = $1
+      and not recomputed
+      and moved_at < now() - $3::interval
+      and d.stream = $1
+    order by device_id
+    limit $2
+  ) came
   join processor.device_moves m using (device_id)
-  where d.stream = $1
-    and not m.recomputed
+  where not m.recomputed
     and m.moved_at < now() - $3::interval
     and not exists (
       select
