@@ -25,7 +25,7 @@ import (
 const (
 	// snapshotVersion is raised with the format, and whenever what the state of a device
 	// means changes.
-	snapshotVersion = 1
+	snapshotVersion = 2
 	// snapshotMaxBytes bounds a snapshot: devices that do not fit are loaded from the tables.
 	snapshotMaxBytes = 1 << 20
 	// snapshotWait is how long a release waits for the worker, which may be at work for other shards.
@@ -69,19 +69,28 @@ func (s *state) snapshot(of snapshotOf) []byte {
 			continue
 		}
 		_, open := s.open[d]
-		settled := byte(0)
+		flags := byte(0)
 		if d.settled && !open {
-			settled = 1
+			flags |= leftSettled
+		}
+		if d.size&unheard != 0 {
+			flags |= leftUnheard
 		}
 		b = append(append(b, byte(len(id))), id...)
 		b = binary.BigEndian.AppendUint64(b, uint64(d.watermark))
 		b = binary.BigEndian.AppendUint64(b, math.Float64bits(d.lat))
 		b = binary.BigEndian.AppendUint64(b, math.Float64bits(d.lon))
-		b = append(b, d.speed, settled)
+		b = append(b, d.speed, flags)
 	}
 	binary.BigEndian.PutUint32(b[1:], crc32.Checksum(b[snapshotHeader:], castagnoli))
 	return b
 }
+
+// The flags of a device in a snapshot.
+const (
+	leftSettled = 1 << iota
+	leftUnheard
+)
 
 const deviceBytes = 1 + 3*8 + 2 // and the ID
 
@@ -115,7 +124,10 @@ func (s *state) restore(b []byte, want snapshotOf) error {
 			Latitude: math.Float64frombits(binary.BigEndian.Uint64(b[8:])), Longitude: math.Float64frombits(binary.BigEndian.Uint64(b[16:])),
 			Speed: b[24],
 		})
-		d.settled = b[25] == 1
+		d.settled = b[25]&leftSettled != 0
+		if b[25]&leftUnheard != 0 {
+			d.size |= unheard // the next owner registers it with its first record
+		}
 		b = b[deviceBytes-1:]
 	}
 	return nil

@@ -34,12 +34,13 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 				TimeUS: rapid.SampledFrom([]int64{never, -1, 0, 1_700_000_000_000_000}).Draw(t, "time"), Latitude: 48.5, Longitude: -180, Speed: uint8(n),
 			})
 			d.settled = rapid.Bool().Draw(t, "settled")
+			d.size |= rapid.SampledFrom([]uint8{0, unheard}).Draw(t, "unheard")
 			open := rapid.Bool().Draw(t, "open")
 			if open {
 				last.open[d] = geofence.Open{UntilUS: 5}
 			}
 			if shard == snapshotHere.shard && d.watermark != never {
-				want[id] = device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, settled: d.settled && !open}
+				want[id] = device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, size: d.size & unheard, settled: d.settled && !open}
 			}
 		}
 		left := last.snapshot(snapshotHere)
@@ -51,7 +52,7 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 		for id, w := range want {
 			d := next.find(id, snapshotHere.shard)
 			require.NotNil(t, d, id)
-			learned := device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, settled: d.settled}
+			learned := device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, size: d.size & unheard, settled: d.settled}
 			require.Equal(t, w, learned)
 		}
 
