@@ -434,7 +434,7 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	b.redisURL, b.client, b.pub = env.Redis.URL(), client, fleet.NewPublisher(client, b.stream, 0)
+	b.redisURL, b.client = env.Redis.URL(), client
 	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
 
@@ -468,7 +468,7 @@ func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	b.redisURL, b.client, b.pub = env.Redis.URL(), client, fleet.NewPublisher(client, b.stream, 0)
+	b.redisURL, b.client = env.Redis.URL(), client
 	entries := [][]string{junk(t, "nul", 1, 2).Fields}
 	const good = 600
 	for i := range good {

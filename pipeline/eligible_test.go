@@ -50,7 +50,8 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 	for i := range drive {
 		drive[i].Time = now.Add(drive[i].Time.Sub(time.Unix(scenarioBase+100, 0)))
 	}
-	for _, ago := range []time.Duration{365 * 24 * time.Hour, 25 * time.Hour, 24*time.Hour + time.Minute} {
+	const maxPast = 8 * time.Minute // less than a gap: the last of them would be the neighbour of the first fix
+	for _, ago := range []time.Duration{365 * 24 * time.Hour, 25 * time.Hour, maxPast + time.Minute} {
 		m := drive[4] // inside
 		m.Time = now.Add(-ago)
 		drive = slices.Insert(drive, 2*unset+1, m)
@@ -75,7 +76,7 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, b, b.stream+"-"+t.Name())
 			defer w.end()
-			w.rules.MaxPast = 24 * time.Hour
+			w.rules.MaxPast = maxPast
 			_, err := w.editor.Import(context.Background(), []geofence.Fence{square}, "import", true)
 			require.NoError(t, err)
 			m := w.join(0, false)

@@ -90,7 +90,6 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	copied := *b
 	w.bench = &copied
 	w.tb, w.stream = tb, stream0
-	w.pub = fleet.NewPublisher(b.client, w.stream, 0)
 	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
 	for _, sql := range []string{
 		"truncate public.positions", "truncate processor.timing_records, processor.timing_changes", "delete from processor.requests",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +21,6 @@ import (
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
-	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
 )
 
@@ -35,7 +35,6 @@ type bench struct {
 	group    string
 	client   redis.UniversalClient
 	pool     *pgxpool.Pool
-	pub      *fleet.RedisPublisher
 }
 
 func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
@@ -48,7 +47,6 @@ func newBench(tb testing.TB, opts ...testenv.PostgresOption) *bench {
 			return err
 		}))...),
 	}
-	b.pub = fleet.NewPublisher(b.client, b.stream, 0)
 	b.pool = b.open("bench")
 	return b
 }
@@ -164,13 +162,23 @@ func (b *bench) acquireAll(in *instance) {
 }
 
 // publish appends messages and returns their IDs.
-func (b *bench) publish(entries ...[]string) []telemetry.EntryID {
-	var ids []telemetry.EntryID
-	for len(entries) > 0 {
-		n := min(1000, len(entries))
-		got, err := b.pub.Publish(context.Background(), entries[:n])
+// publish adds entries, up to 1,000 of them at once: a reader that waits does not get the
+// first alone.
+func (b *bench) publish(entries ...[]string) (ids []telemetry.EntryID) {
+	ctx := context.Background()
+	for lot := range slices.Chunk(entries, 1000) {
+		added, err := b.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
+			for _, e := range lot {
+				p.XAdd(ctx, &redis.XAddArgs{Stream: b.stream, Values: e})
+			}
+			return nil
+		})
 		require.NoError(b.tb, err)
-		ids, entries = append(ids, got...), entries[n:]
+		for _, a := range added {
+			id, err := telemetry.ParseEntryID(a.(*redis.StringCmd).Val())
+			require.NoError(b.tb, err)
+			ids = append(ids, id)
+		}
 	}
 	return ids
 }
