@@ -52,8 +52,12 @@ func kill() Scenario {
 				res.SteadyP99MS = times.p99(steady, began)
 				for _, d := range deaths {
 					served := times.servedAgain(d.member, d.at)
-					if served == nil || res.SteadyP99MS == nil {
-						return // the server does not keep the times of commits, or who made them
+					if res.SteadyP99MS == nil {
+						return // the server does not keep the times of commits
+					}
+					if served == nil {
+						r.check(false, "%s died, and no record waited for its shards: nothing was measured", d.member)
+						continue
 					}
 					if res.ServedAgainMS == nil || *served > *res.ServedAgainMS {
 						res.ServedAgainMS = served
@@ -63,6 +67,9 @@ func kill() Scenario {
 						after = new(0.)
 					}
 					r.fact("served again", "after %.2f s; then p99 %.0f ms, steady %.0f ms", *served/1000, *after, *res.SteadyP99MS)
+				}
+				if res.ServedAgainMS == nil {
+					return
 				}
 				limit := memberTTL + r.slack(servedWithin)
 				worst := cli.Round(*res.ServedAgainMS/1000, 2)
