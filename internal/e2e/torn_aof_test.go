@@ -20,7 +20,7 @@ import (
 
 // P1, P2, P6: an append-only file that ends within a command costs what came last, and a
 // damaged one the time until it is repaired. The service waits, says that Redis went on
-// without a part, and goes on itself.
+// without a part, and goes on.
 func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 	for name, damaged := range map[string]bool{"torn": false, "damaged": true} {
 		t.Run(name, func(t *testing.T) {
@@ -37,6 +37,7 @@ func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 			dep.AwaitDone(20 * time.Second)
 			before := size(t, env.Redis)
 			dep.Publish(servicetest.RecordsOfMany(200, 100)...)
+			after := size(t, env.Redis)
 			dep.AwaitStored(300, 40*time.Second)
 			dep.AwaitDone(20 * time.Second)
 
@@ -44,7 +45,7 @@ func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 			file := appendOnlyFile(t, env.Redis)
 			content, err := os.ReadFile(file)
 			require.NoError(t, err)
-			cut := (before + len(content)) / 2
+			cut := (before + after) / 2
 			for content[cut-1] == '\n' { // not between two commands
 				cut++
 			}
