@@ -46,13 +46,12 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 	}
 	// With the guard on, everything but these clocks is of now.
 	now := time.Now().Truncate(time.Second)
-	unset := 0
+	unset, m := 0, drive[4] // inside
 	for i := range drive {
 		drive[i].Time = now.Add(drive[i].Time.Sub(time.Unix(scenarioBase+100, 0)))
 	}
 	const maxPast = 8 * time.Minute // less than a gap: the last of them would be the neighbour of the first fix
 	for _, ago := range []time.Duration{365 * 24 * time.Hour, 25 * time.Hour, maxPast + time.Minute} {
-		m := drive[4] // inside
 		m.Time = now.Add(-ago)
 		drive = slices.Insert(drive, 2*unset+1, m)
 		unset++
