@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -108,27 +107,13 @@ func (g *graveyard) giveUp(l telemetry.DeadLetter, queued bool) {
 
 // failover kills Redis and truncates its append-only file to a size, which loses
 // what was written since.
-func (g *graveyard) failover(size int64) {
+func (g *graveyard) failover(size int) {
 	g.Helper()
 	require.NoError(g, g.redis.Kill())
-	require.NoError(g, os.Truncate(g.file(), size))
+	file, _ := testenv.AppendOnlyFile(g, g.redis)
+	require.NoError(g, os.Truncate(file, int64(size)))
 	require.NoError(g, g.redis.Start(g.Context()))
 	testenv.Wait(g, 10*time.Second, func() error { return g.client.Ping(g.Context()).Err() })
-}
-
-func (g *graveyard) file() string {
-	g.Helper()
-	files, err := filepath.Glob(filepath.Join(g.redis.Dir(), "data", "appendonlydir", "*.incr.aof"))
-	require.NoError(g, err)
-	require.Len(g, files, 1)
-	return files[0]
-}
-
-func (g *graveyard) size() int64 {
-	g.Helper()
-	info, err := os.Stat(g.file())
-	require.NoError(g, err)
-	return info.Size()
 }
 
 // pass makes all rows old enough, and runs a pass of the janitor.
@@ -155,7 +140,7 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	g := newGraveyard(t)
 	deferred, queued, trimmed, dropped, stored := g.entry("deferred"), g.entry("queued"), g.entry("trimmed"), g.entry("dropped"), g.entry("stored")
 	require.NoError(t, g.client.XAck(t.Context(), "telemetry", "processor", deferred.Entry.ID.String(), dropped.Entry.ID.String()).Err())
-	size := g.size()
+	_, size := testenv.AppendOnlyFile(g, g.redis)
 
 	var added []telemetry.Ref
 	for _, l := range []telemetry.DeadLetter{queued, trimmed} {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,14 +34,14 @@ func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 			dep.Publish(servicetest.RecordsOfMany(0, 200)...)
 			dep.AwaitStored(200, 40*time.Second)
 			dep.AwaitDone(20 * time.Second)
-			before := size(t, env.Redis)
+			_, before := testenv.AppendOnlyFile(t, env.Redis)
 			dep.Publish(servicetest.RecordsOfMany(200, 100)...)
-			after := size(t, env.Redis)
+			_, after := testenv.AppendOnlyFile(t, env.Redis)
 			dep.AwaitStored(300, 40*time.Second)
 			dep.AwaitDone(20 * time.Second)
 
 			require.NoError(t, env.Redis.Kill())
-			file := appendOnlyFile(t, env.Redis)
+			file, _ := testenv.AppendOnlyFile(t, env.Redis)
 			content, err := os.ReadFile(file)
 			require.NoError(t, err)
 			cut := (before + after) / 2
@@ -75,21 +74,6 @@ func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
 			require.Zero(t, p.Terminate())
 		})
 	}
-}
-
-func appendOnlyFile(t *testing.T, s *devenv.Server) string {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(s.Dir(), "data", "appendonlydir", "*.incr.aof"))
-	require.NoError(t, err)
-	require.Len(t, files, 1)
-	return files[0]
-}
-
-func size(t *testing.T, s *devenv.Server) int {
-	t.Helper()
-	info, err := os.Stat(appendOnlyFile(t, s))
-	require.NoError(t, err)
-	return int(info.Size())
 }
 
 // Caches of other programs that follow the service's keys cost it nothing, also where the
