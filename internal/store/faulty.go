@@ -106,8 +106,8 @@ where device_id = $1
 	// The owner's late records lock rows of the device in their own order.
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
 		err := pgx.BeginFunc(ctx, d.pool, flag)
-		if e, _ := errors.AsType[*pgconn.PgError](err); e == nil || e.Code != "40P01" && e.Code != "40001" {
-			err = permanent(err)
+		if e, _ := errors.AsType[*pgconn.PgError](err); err != nil && (e == nil || e.Code != "40P01" && e.Code != "40001") {
+			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxTries(markTries))
@@ -119,13 +119,6 @@ where device_id = $1
 
 // markTries is how often a mark is tried that others' locks undo.
 const markTries = 5
-
-func permanent(err error) error {
-	if err == nil {
-		return nil
-	}
-	return backoff.Permanent(err)
-}
 
 // unmarked is the positions in a few heaps whose flag a mark changes.
 type unmarked struct {

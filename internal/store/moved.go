@@ -72,9 +72,9 @@ limit $2`
 
 // arrivedSQL is the moves of devices that now belong to a stream, whichever they came to
 // first: the last of them came to it, and is followed with those before or after them. So
-// moves to a stream that is stopped are not read, and no more devices than are followed. A recompute of whole shards that had not
-// ended when a device moved may have missed it in both streams: its window is the device's,
-// too.
+// moves to a stream that is stopped are not read, and no more devices than are followed. A
+// recompute of whole shards that had not ended when a device moved may have missed it in
+// both streams: its window is the device's, too.
 const arrivedSQL = `
 with arrived as materialized (
   select m.id, m.device_id, m.moved_at

@@ -539,8 +539,8 @@ where h.n > 0`
 func (s *step) holdings(devices []string, from, to int64) ([]holding, error) {
 	found := make([]holding, len(devices))
 	spans := s.c.spans(from, to)
-	for i := range found {
-		if len(spans) > 1 {
+	if len(spans) > 1 {
+		for i := range found {
 			found[i].where = []span{} // nothing behind what is counted is known to be empty
 		}
 	}
