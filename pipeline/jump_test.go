@@ -120,6 +120,74 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 	}
 }
 
+// P5: a fix that took part because of its successor takes none once that is flagged, or others
+// come between them, and what it let count goes with it.
+func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	fix := func(second int, longitude float64) fleet.Message {
+		return fleet.Message{
+			DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(scenarioBase+int64(second), 0),
+			Latitude: 48.001, Longitude: longitude, Satellites: 9,
+		}
+	}
+	// The second is too far from the first, and shows that the device stayed inside for the dwell.
+	drive := []fleet.Message{fix(0, 11.001), fix(10, 11.1), fix(3600, 11.1)}
+	for _, tc := range []struct {
+		name   string
+		change func(t *testing.T, w *world)
+		undo   bool
+	}{
+		{"flagged", func(t *testing.T, w *world) { w.flag(t, drive[2], true) }, true},
+		{"others on both sides", func(_ *testing.T, w *world) { w.publish([]fleet.Message{fix(3500, 60), fix(3610, -60)}) }, false},
+	} {
+		for _, held := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, held %v", tc.name, held), func(t *testing.T) {
+				fence := geofence.Fence{
+					ID: "home", Kind: geofence.Area, Enabled: true, Valid: geofence.Always,
+					Geometry: `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`,
+				}
+				before, after := 2, 1 // enter and exit
+				if held {
+					fence.ExitMarginM, fence.MinDwellS = 30, 0.05
+					after = 0
+				}
+				w := newWorld(t, b, b.stream+"-"+t.Name())
+				defer w.end()
+				w.rules.MaxSpeed = 300
+				_, err := w.editor.Import(t.Context(), []geofence.Fence{fence}, "import", true)
+				require.NoError(t, err)
+				w.join(0, false)
+				w.keepOwned()
+				crossings := func() int {
+					require.NoError(t, w.quiet(20*time.Second))
+					require.NoError(t, w.judge())
+					return w.count("select count(*) from processor.timing_records")
+				}
+				require.Zero(t, crossings()) // or the recompute for the fence would correct what is wrong
+				w.publish(drive)
+				require.Equal(t, before, crossings())
+				tc.change(t, w)
+				require.Equal(t, after, crossings())
+				if tc.undo {
+					w.flag(t, drive[2], false)
+					require.Equal(t, before, crossings())
+				}
+			})
+		}
+	}
+}
+
+// flag says whether a position is faulty, and asks for the recompute that follows.
+func (w *world) flag(t *testing.T, m fleet.Message, faulty bool) {
+	at := m.Time.UTC()
+	tag, err := w.pool.Exec(t.Context(), "update public.positions set faulty = $3 where device_id = $1 and ts = $2", m.DeviceID, at, faulty)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, tag.RowsAffected())
+	w.faulty[faultyRow{m.DeviceID, at.UnixMicro()}] = faulty
+	w.ask(m.DeviceID, at, at)
+}
+
 // jumps is how many all instances have counted.
 func (w *world) jumps() int {
 	sum := 0.0

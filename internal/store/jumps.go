@@ -303,10 +303,10 @@ func (r *reach) old(from, to geofence.Fix) (between []geofence.Fix, known bool) 
 
 // begins finds the nearest fix before the window and its neighbour that takes part;
 // it reports false if more has to be read for that. At the newest end no such fix
-// is needed while none behind it takes part: a device that only jumps, as two with
-// one ID do, does not have all its jumps read with each record.
+// is needed while none takes part there, nor did before: a device that only jumps,
+// as two with one ID do, does not have all its jumps read with each record.
 func (r *reach) begins() bool {
-	if r.known > 1 && r.behind == 0 && r.last && !r.anyFrom(r.known-1) {
+	if r.known > 1 && r.behind == 0 && r.last && !r.anyFrom(r.known-1) && !r.tookPart(r.known-1) {
 		r.from = r.known - 1
 		return true
 	}
@@ -325,6 +325,16 @@ func (r *reach) anyFrom(i int) bool {
 		}
 	}
 	return false
+}
+
+// tookPart reports whether a fix may have taken part before the window changed.
+func (r *reach) tookPart(i int) bool {
+	if r.added == nil {
+		return true
+	}
+	was := r.without(r.added)
+	at, found := slices.BinarySearchFunc(was.fixes, r.fixes[i].TimeUS, func(f geofence.Fix, us int64) int { return cmp.Compare(f.TimeUS, us) })
+	return found && was.takesPart(at)
 }
 
 // ends finds the nearest one behind the window and its neighbour.
