@@ -229,15 +229,24 @@ func (s *Set) along(dst []Crossing, prev, next Fix, l leg) []Crossing {
 
 // crossings evaluates one version that is valid at both fixes.
 func (s *Set) crossings(dst []Crossing, i int, prev, next Fix, l leg) []Crossing {
-	shape := s.versions[i].shape
+	shape, start := s.versions[i].shape, len(dst)
+	add := func(kind CrossingKind, t float64) {
+		c := s.crossingOn(i, kind, prev, next, l, t)
+		if n := len(dst); n > start && takenBack(dst[n-1], c) {
+			dst = dst[:n-1]
+			return
+		}
+		c.Ordinal = len(dst) - start
+		dst = append(dst, c)
+	}
 	if shape.gate != nil {
 		var buf [8]passage
-		for ordinal, p := range shape.gate.passages(buf[:0], l) {
+		for _, p := range shape.gate.passages(buf[:0], l) {
 			kind := Backward
 			if p.forward {
 				kind = Forward
 			}
-			dst = append(dst, s.crossingOn(i, kind, prev, next, l, p.t, ordinal))
+			add(kind, p.t)
 		}
 		return dst
 	}
@@ -252,18 +261,22 @@ func (s *Set) crossings(dst []Crossing, i int, prev, next Fix, l leg) []Crossing
 	for _, g := range shape.area {
 		spans = g.spans(spans, l)
 	}
-	ordinal := 0
 	for _, sp := range united(spans) {
 		if sp.from != before {
-			dst = append(dst, s.crossingOn(i, Enter, prev, next, l, sp.from, ordinal))
-			ordinal++
+			add(Enter, sp.from)
 		}
 		if sp.to != after {
-			dst = append(dst, s.crossingOn(i, Exit, prev, next, l, sp.to, ordinal))
-			ordinal++
+			add(Exit, sp.to)
 		}
 	}
 	return dst
+}
+
+// takenBack reports whether the next crossing of a way takes back the one before: at a corner
+// that the way passes within rounding, rounding alone would decide whether there are two.
+// What is entered and left at once stays: a fix can lie there.
+func takenBack(c, next Crossing) bool {
+	return c.Kind != next.Kind && c.Kind != Enter && next.TimeUS-c.TimeUS <= 1
 }
 
 // united sorts the spans and joins those that touch.
@@ -315,9 +328,9 @@ func maxErrorMS(prev, next Fix, segment float32) int64 {
 }
 
 // crossingOn returns a crossing at fraction t of the leg.
-func (s *Set) crossingOn(i int, kind CrossingKind, prev, next Fix, l leg, t float64, ordinal int) Crossing {
+func (s *Set) crossingOn(i int, kind CrossingKind, prev, next Fix, l leg, t float64) Crossing {
 	c := s.crossingAt(i, kind, prev, next)
-	c.Ordinal, c.Method, c.MaxErrorMS = ordinal, Interpolated, maxErrorMS(prev, next, c.SpeedKMH)
+	c.Method, c.MaxErrorMS = Interpolated, maxErrorMS(prev, next, c.SpeedKMH)
 	switch t {
 	case 1:
 	case 0:

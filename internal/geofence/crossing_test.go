@@ -2,6 +2,7 @@ package geofence_test
 
 import (
 	"math"
+	"math/big"
 	"testing"
 	"time"
 
@@ -273,4 +274,57 @@ func TestAnExitNamesTheVersionAtTheLaterFix(t *testing.T) {
 	c := setOf(t, old, far).Crossings(nil, inside, outside, time.Hour)
 	require.Len(t, c, 1)
 	require.Zero(t, c[0].Fence, "one that is disabled contains nothing and is named by nothing")
+}
+
+// A way along a border, whose ends lie on different sides of it by rounding only, meets
+// it where the given doubles do: at some place far from both ends.
+func TestAWayAlongABorderMeetsItWhereItsDoublesDo(t *testing.T) {
+	a, b := position{11, 48}, position{11.01, 48.02}
+	corner := position{11.01, 48}
+	for _, c := range []struct {
+		p, q    position
+		seconds int64
+	}{
+		{position{11.007, 48.014}, position{11.009, 48.018}, 30},
+		{position{11.001, 48.002}, position{11.005, 48.01}, 44},
+		{position{11.002, 48.004}, position{11.004, 48.008}, 10},
+		{position{11.005, 48.01}, position{10.998, 47.996}, 31},
+		{position{11.008, 48.016}, position{11.007, 48.014}, 38},
+		{position{10.998, 47.996}, position{11.009, 48.018}, 3600},
+	} {
+		for _, ring := range [][]position{{a, corner, b, a}, {b, corner, a, b}} {
+			set := setOf(t, area("a", polygon(ring)), gate("g", line(ring[0], ring[2])),
+				area("parts", geometry("MultiPolygon", [][][]position{{ring}, {{ring[0], ring[2], {10.9, 48.01}, ring[0]}}})))
+			p, q := at(c.p[0], c.p[1]), at(c.q[0], c.q[1])
+			q.TimeUS = c.seconds * 1e6
+			met := make(map[string]bool)
+			for _, got := range set.Crossings(nil, p, q, noGap) {
+				met[got.FenceID] = true
+				if got.Latitude == a[1] { // at the corner
+					continue
+				}
+				f := rationalMeeting(c.p, c.q, a, b)
+				require.InDelta(t, f*float64(q.TimeUS), got.TimeUS, 1, "%v %v", c, got)
+				require.InDelta(t, c.p[0]+f*(c.q[0]-c.p[0]), got.Longitude, 1e-12, "%v %v", c, got)
+				require.InDelta(t, c.p[1]+f*(c.q[1]-c.p[1]), got.Latitude, 1e-12, "%v %v", c, got)
+				require.NotEqual(t, "parts", got.FenceID, "%v: a seam between parts", c)
+			}
+			require.True(t, met["a"] && met["g"], "%v", c)
+		}
+	}
+}
+
+// rationalMeeting is where the way from p to q meets the line from a to b, as the
+// fraction of it, without rounding before the end.
+func rationalMeeting(p, q, a, b position) float64 {
+	rat := func(v float64) *big.Rat { return new(big.Rat).SetFloat64(v) }
+	minus := func(a, b float64) *big.Rat { return new(big.Rat).Sub(rat(a), rat(b)) }
+	side := func(c position) *big.Rat {
+		return new(big.Rat).Sub(
+			new(big.Rat).Mul(minus(b[0], a[0]), minus(c[1], a[1])),
+			new(big.Rat).Mul(minus(b[1], a[1]), minus(c[0], a[0])))
+	}
+	from := side(p)
+	f, _ := new(big.Rat).Quo(from, new(big.Rat).Sub(from, side(q))).Float64()
+	return f
 }

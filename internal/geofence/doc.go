@@ -57,6 +57,10 @@
 // ends belong to the gate; one that ends where it begins has none. No device is
 // ever inside a gate.
 //
+// A fence that is left and entered again within a microsecond was not left, and a gate
+// that is passed and passed back within one was not passed: at a corner that a way passes
+// within rounding, rounding alone would decide that.
+//
 // In files an edge longer than 180 degrees is refused. In a fence that is stored, it
 // goes the short way round; one of exactly 360
 // degrees along a parallel goes all the way. A ring round the world holds the

@@ -42,7 +42,7 @@ type passage struct {
 // belongs to one of the two legs that meet there and the gate is passed once.
 // Which side a leg comes from or goes to is decided where it meets the line: at
 // a corner by the angle between both edges, not by either of them.
-// Two opposite crossings at one instant, at a corner of the line, are none.
+// Two opposite crossings at a corner of the line are none, see takenBack.
 func (g *gate) passages(dst []passage, l leg) []passage {
 	if l.p == l.q {
 		return dst
@@ -71,19 +71,8 @@ func (g *gate) passages(dst []passage, l leg) []passage {
 			}
 		}
 	}
-	if len(dst) < 2 {
-		return dst
-	}
 	slices.SortStableFunc(dst, func(a, b passage) int { return cmp.Compare(a.t, b.t) })
-	kept := dst[:0]
-	for _, p := range dst {
-		if n := len(kept); n > 0 && kept[n-1].t == p.t && kept[n-1].forward != p.forward {
-			kept = kept[:n-1]
-			continue
-		}
-		kept = append(kept, p)
-	}
-	return kept
+	return dst
 }
 
 // passage appends the crossing of an edge by the way from p to q, whose line

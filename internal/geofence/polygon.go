@@ -409,11 +409,7 @@ func meeting(p, q, a, b point) float64 {
 	case a.y == b.y:
 		t = (a.y - p.y) / (q.y - p.y)
 	default:
-		dp, _ := side(a, b, p)
-		dq, _ := side(a, b, q)
-		if dp == dq {
-			return 0.5 // too short to be measured; the side is within rounding everywhere
-		}
+		dp, dq := distances(a, b, p, q) // on different sides
 		t = dp / (dp - dq)
 	}
 	return min(max(t, 0), 1)

@@ -236,7 +236,7 @@ func along(v *drawn, l *line, prev, next Fix) []Crossing {
 	var found []Crossing
 	add := func(kind string, t *big.Rat) {
 		c := changeAt(v, kind, prev, next)
-		c.Ordinal, c.Method, c.MaxErrorMS = len(found), "interpolated", uncertain(prev, next)
+		c.Method, c.MaxErrorMS = "interpolated", uncertain(prev, next)
 		after := new(big.Rat).Mul(t, new(big.Rat).SetInt64(next.us-prev.us))
 		c.TimeUS = prev.us + nearest(after)
 		place := l.at(t)
@@ -248,6 +248,13 @@ func along(v *drawn, l *line, prev, next Fix) []Crossing {
 		case c.Longitude < -180:
 			c.Longitude += 360
 		}
+		// Within a microsecond a fence is not left and entered again, nor a gate passed
+		// and passed back.
+		if n := len(found); n > 0 && kind != "exit" && kind != found[n-1].Kind && c.TimeUS-found[n-1].TimeUS <= 1 {
+			found = found[:n-1]
+			return
+		}
+		c.Ordinal = len(found)
 		found = append(found, c)
 	}
 	switch {

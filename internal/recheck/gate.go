@@ -18,7 +18,6 @@ type gate struct {
 var (
 	aside  = new(big.Rat).SetFrac(big.NewInt(1), new(big.Int).Exp(big.NewInt(10), big.NewInt(160), nil))
 	longer = new(big.Rat).SetFrac(big.NewInt(1), new(big.Int).Exp(big.NewInt(10), big.NewInt(80), nil))
-	same   = new(big.Rat).SetFrac(big.NewInt(1), new(big.Int).Exp(big.NewInt(10), big.NewInt(60), nil))
 )
 
 func newGate(points []point, turns []int) *gate {
@@ -70,8 +69,8 @@ type passage struct {
 	forward bool // from left to right
 }
 
-// passages returns the crossings of the gate by a way, in order. Two opposite
-// ones at one instant, at a corner, are none.
+// passages returns the crossings of the gate by a way, in order. At a corner there may
+// be two opposite ones, see along.
 func (g *gate) passages(l *line) []passage {
 	var found []passage
 	for n := -around; n <= around; n++ {
@@ -96,13 +95,5 @@ func (g *gate) passages(l *line) []passage {
 		}
 	}
 	slices.SortStableFunc(found, func(a, b passage) int { return a.t.Cmp(b.t) })
-	kept := found[:0]
-	for _, p := range found {
-		if n := len(kept); n > 0 && kept[n-1].forward != p.forward && new(big.Rat).Sub(p.t, kept[n-1].t).Cmp(same) < 0 {
-			kept = kept[:n-1]
-			continue
-		}
-		kept = append(kept, p)
-	}
-	return kept
+	return found
 }
