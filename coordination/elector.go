@@ -13,8 +13,10 @@ import (
 
 // lease is the leader's lock as the elector uses it.
 type lease interface {
-	obtain(ctx context.Context) error // errLockHeld when another member has it
-	renew(ctx context.Context) error  // errLockHeld when the lock is no longer ours
+	// obtain fails as errLockHeld when another member has it, and says for how long it
+	// will, unless it renews it.
+	obtain(ctx context.Context) (left time.Duration, err error)
+	renew(ctx context.Context) error // errLockHeld when the lock is no longer ours
 	release(ctx context.Context) error
 }
 
@@ -66,24 +68,29 @@ func (e *elector) Wake() { wakeUp(e.wake) }
 // Run campaigns and leads until ctx ends; then it reassigns its own shards and
 // resigns.
 func (e *elector) Run(ctx context.Context) error {
-	tick := time.NewTicker(e.cfg.renewEvery())
-	defer tick.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	var quiet lograte.Limit
 	for ctx.Err() == nil {
+		wait := e.cfg.renewEvery()
 		if e.canLead() {
 			started := time.Now()
-			err := e.lock.obtain(ctx)
+			left, err := e.lock.obtain(ctx)
 			switch {
 			case err == nil:
 				e.lead(ctx, started)
 				continue
-			case !errors.Is(err, errLockHeld) && ctx.Err() == nil && quiet.Pass():
+			case errors.Is(err, errLockHeld):
+				// The lock of a dead leader is free when it expires, not at the next look.
+				wait = min(wait, max(left, time.Millisecond)+time.Millisecond)
+			case ctx.Err() == nil && quiet.Pass():
 				e.log.Warn("campaigning failed, will retry", "err", err)
 			}
 		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
-		case <-tick.C:
+		case <-timer.C:
 		case <-e.vacancy:
 		}
 	}

@@ -71,14 +71,16 @@ func (l *fakeLease) call(ctx context.Context, f func(s *lockServer, mine, free b
 	return nil
 }
 
-func (l *fakeLease) obtain(ctx context.Context) error {
-	return l.call(ctx, func(s *lockServer, _, free bool) error {
+func (l *fakeLease) obtain(ctx context.Context) (left time.Duration, err error) {
+	err = l.call(ctx, func(s *lockServer, _, free bool) error {
 		if !free {
+			left = time.Until(s.until)
 			return errLockHeld
 		}
 		s.owner, s.until = l, time.Now().Add(l.ttl)
 		return nil
 	})
+	return left, err
 }
 
 func (l *fakeLease) renew(ctx context.Context) error {
@@ -264,6 +266,36 @@ func TestHangingWorkLosesTheLock(t *testing.T) {
 	})
 }
 
+// A candidate that looked just before the lock expired would otherwise look again a
+// quarter of a lease later.
+func TestTheLockOfADeadLeaderIsTakenWhenItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &lockServer{}
+		ctx, stop := context.WithCancel(t.Context())
+		dead := &fakeLease{server: server, ttl: timing.LeaderTTL}
+		_, err := dead.obtain(ctx)
+		require.NoError(t, err)
+		began := time.Now()
+		require.NoError(t, pause(ctx, 100*time.Millisecond))
+		led := make(chan time.Duration, 1)
+		e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, &fakeTerms{}, &notifier{},
+			&leaderWork{do: func(context.Context, int64) error {
+				select {
+				case led <- time.Since(began):
+				default:
+				}
+				return nil
+			}}, yes, someMetrics(), discard())
+		var running sync.WaitGroup
+		running.Go(func() { _ = e.Run(ctx) })
+		took := <-led
+		require.GreaterOrEqual(t, took, timing.LeaderTTL)
+		require.Less(t, took, timing.LeaderTTL+10*time.Millisecond)
+		stop()
+		running.Wait()
+	})
+}
+
 func TestAPassLongerThanTheLeaseEndsInOneTermWhileItAdvances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		terms := &fakeTerms{}
@@ -329,15 +361,25 @@ func TestAnElectorWithoutPostgresDoesNotCampaign(t *testing.T) {
 func lockRules(t *testing.T, a, b lease, expire func()) {
 	t.Helper()
 	ctx := t.Context()
-	require.NoError(t, a.obtain(ctx))
-	require.ErrorIs(t, b.obtain(ctx), errLockHeld)
+	obtained := func(l lease) {
+		_, err := l.obtain(ctx)
+		require.NoError(t, err)
+	}
+	held := func(l lease) {
+		left, err := l.obtain(ctx)
+		require.ErrorIs(t, err, errLockHeld)
+		require.Greater(t, left, 59*time.Minute, "it says for how long")
+		require.LessOrEqual(t, left, time.Hour)
+	}
+	obtained(a)
+	held(b)
 	require.NoError(t, a.renew(ctx))
 	require.NoError(t, a.release(ctx))
-	require.NoError(t, b.obtain(ctx))
-	require.ErrorIs(t, a.obtain(ctx), errLockHeld)
+	obtained(b)
+	held(a)
 	expire()
 	require.ErrorIs(t, b.renew(ctx), errLockHeld, "an expired lock is not renewed")
-	require.NoError(t, a.obtain(ctx))
+	obtained(a)
 	require.NoError(t, b.release(ctx), "nothing to release")
 	require.NoError(t, a.renew(ctx), "and nothing of another's was released")
 }
@@ -368,10 +410,16 @@ func TestTheLockOfADeadLeaderIsFreeWithinItsLeaseWhenTheClockStepsBack(t *testin
 	corner := realRedis(t)
 	key, ttl := corner.Key("lock"), 300*time.Millisecond
 	dead, next := newLock(corner.Client(), key, ttl), newLock(corner.Client(), key, ttl)
-	require.NoError(t, dead.obtain(t.Context()))
+	_, err := dead.obtain(t.Context())
+	require.NoError(t, err)
 	require.NoError(t, corner.Client().PExpire(t.Context(), key, 15*time.Minute).Err())
-	require.ErrorIs(t, next.obtain(t.Context()), errLockHeld)
-	testenv.Wait(t, 5*time.Second, func() error { return next.obtain(t.Context()) })
+	left, err := next.obtain(t.Context())
+	require.ErrorIs(t, err, errLockHeld)
+	require.LessOrEqual(t, left, ttl)
+	testenv.Wait(t, 5*time.Second, func() error {
+		_, err := next.obtain(t.Context())
+		return err
+	})
 }
 
 func TestConfigNamesEveryProblem(t *testing.T) {

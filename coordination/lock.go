@@ -27,22 +27,27 @@ func newLock(client Client, key string, ttl time.Duration) *lock {
 	return &lock{redis: client, client: redislock.New(oomScripter{client}), key: key, ttl: ttl}
 }
 
-func (l *lock) obtain(ctx context.Context) error {
+func (l *lock) obtain(ctx context.Context) (left time.Duration, err error) {
 	held, err := l.client.Obtain(ctx, l.key, l.ttl, nil)
 	if errors.Is(err, redislock.ErrNotObtained) {
 		// When the server's clock stepped back, the lock of a dead leader would
 		// last longer by that much. A valid lock never expires after this TTL,
 		// so LT changes nothing.
-		if err := l.redis.Do(ctx, "pexpire", l.key, l.ttl.Milliseconds(), "lt").Err(); err != nil {
-			return fmt.Errorf("bound the leader's lock: %w", err)
+		var lasts *redis.DurationCmd
+		if _, err := l.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+			p.Do(ctx, "pexpire", l.key, l.ttl.Milliseconds(), "lt")
+			lasts = p.PTTL(ctx, l.key)
+			return nil
+		}); err != nil {
+			return 0, fmt.Errorf("bound the leader's lock: %w", err)
 		}
-		return errLockHeld
+		return lasts.Val(), errLockHeld
 	}
 	if err != nil {
-		return fmt.Errorf("obtain the leader's lock: %w", err)
+		return 0, fmt.Errorf("obtain the leader's lock: %w", err)
 	}
 	l.held = held
-	return nil
+	return 0, nil
 }
 
 func (l *lock) renew(ctx context.Context) error {

@@ -61,6 +61,8 @@ type Member struct {
 	Server        string               `json:"server,omitempty"`         // which Postgres server that leads to, see store.Identity
 	Refusal       *protocol.Refusal    `json:"refusal,omitempty"`        // why Postgres rejects rows that are not at fault
 	Usage
+
+	age time.Duration // since it was written, by the clock of Redis; 0 where that is not known
 }
 
 // Usage is what a member does and consumes, for people.
@@ -79,6 +81,7 @@ func (m Member) beat() protocol.Beat {
 	return protocol.Beat{
 		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
 		SinkDown: m.SinkDown, InFlight: m.InFlight, Progress: m.Progress, CallsReturned: m.CallsReturned, Blocked: m.Blocked,
+		Age: m.age,
 	}
 }
 
@@ -203,6 +206,7 @@ type Membership struct {
 	members        []Member                  // of the last poll
 	lastHeartbeats map[string]lastHeartbeat
 	polled         bool      // at least one poll succeeded
+	able           string    // the eligible members that changed was last told of
 	sinkDown       time.Time // since when Postgres has not answered; zero while it does
 	sinkFailed     time.Time // when Postgres last did not answer
 	changed        func()    // called when a member came or went
@@ -314,6 +318,8 @@ func (r *Membership) Wake() { wakeUp(r.wake) }
 func (r *Membership) Run(ctx context.Context) error {
 	tick := time.NewTicker(r.cfg.beatEvery())
 	defer tick.Stop()
+	expires := time.NewTimer(time.Hour)
+	defer expires.Stop()
 	var quiet lograte.Limit
 	for {
 		err := r.heartbeatRound(ctx)
@@ -326,13 +332,27 @@ func (r *Membership) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil && quiet.Pass() {
 			r.log.Warn("membership refresh failed, will retry", "err", err)
 		}
+		// A member is gone when its time is over, not when others look the next time.
+		expires.Reset(r.untilExpiry())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-expires.C:
 		case <-r.wake:
 		}
 	}
+}
+
+// untilExpiry returns how long it takes until the next member is gone, if it stays silent.
+func (r *Membership) untilExpiry() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if at := r.watch.Expiry(now); !at.IsZero() {
+		return max(time.Millisecond, at.Sub(now))
+	}
+	return time.Hour
 }
 
 // heartbeatRound sends one heartbeat and does one poll of the other members.
@@ -351,7 +371,6 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 		members, err = r.read(ctx)
 	}
 	r.mu.Lock()
-	before := r.eligibleKey()
 	now := time.Now()
 	if err != nil {
 		r.watch.RedisUnavailable(now)
@@ -380,7 +399,10 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 		}
 	}
 	r.peers.Store(int32(peers))
-	changed := before != r.eligibleKey()
+	// Compared with what was told before, since members are gone while nobody looks.
+	able := r.eligibleKey()
+	changed := able != r.able
+	r.able = able
 	r.mu.Unlock()
 	if changed {
 		r.changed()
@@ -468,7 +490,7 @@ func isCopyError(err error) bool {
 func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
 
 func (r *Membership) read(ctx context.Context) ([]Member, error) {
-	members, silent, err := readMembers(ctx, r.client, r.keys)
+	members, silent, err := readMembers(ctx, r.client, r.keys, r.cfg.MemberTTL)
 	if err == nil && len(silent) > 0 {
 		r.client.SRem(ctx, r.keys.Prefix, silent...) // a live member adds itself again
 	}
@@ -477,13 +499,13 @@ func (r *Membership) read(ctx context.Context) ([]Member, error) {
 
 // ReadMembers returns the heartbeats that have not expired. It writes nothing.
 func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
-	members, _, err := readMembers(ctx, client, keys)
+	members, _, err := readMembers(ctx, client, keys, 0)
 	return members, err
 }
 
 // readMembers returns the heartbeats that have not expired, and the identities
-// of those that have.
-func readMembers(ctx context.Context, client Client, keys Keys) (members []Member, silent []any, err error) {
+// of those that have. A heartbeat is written to live for ttl, so that its age is known.
+func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duration) (members []Member, silent []any, err error) {
 	ids, err := client.SMembers(ctx, keys.Prefix).Result()
 	if err != nil || len(ids) == 0 {
 		return nil, nil, err
@@ -492,11 +514,21 @@ func readMembers(ctx context.Context, client Client, keys Keys) (members []Membe
 	for i, id := range ids {
 		names[i] = keys.Prefix + ":" + id
 	}
-	values, err := client.MGet(ctx, names...).Result()
-	if err != nil {
-		return nil, nil, err
+	var values *redis.SliceCmd
+	left := make([]*redis.DurationCmd, len(names))
+	_, _ = client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		values = p.MGet(ctx, names...)
+		for i := range names {
+			if ttl > 0 {
+				left[i] = p.PTTL(ctx, names[i])
+			}
+		}
+		return nil
+	})
+	if values.Err() != nil {
+		return nil, nil, values.Err()
 	}
-	for i, v := range values {
+	for i, v := range values.Val() {
 		text, ok := v.(string)
 		if !ok {
 			silent = append(silent, ids[i])
@@ -505,6 +537,10 @@ func readMembers(ctx context.Context, client Client, keys Keys) (members []Membe
 		var m Member
 		if err := json.Unmarshal([]byte(text), &m); err != nil {
 			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
+		}
+		// Of one that expired in between nothing is left.
+		if left[i] != nil && left[i].Err() == nil && left[i].Val() > 0 {
+			m.age = max(0, ttl-left[i].Val())
 		}
 		members = append(members, m)
 	}

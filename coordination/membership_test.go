@@ -3,7 +3,9 @@ package coordination
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,6 +145,54 @@ func TestNoMemberIsDeclaredDeadWhileRedisIsUnavailable(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A member is gone when its time is over, and that may fall between two looks.
+func TestTheEndOfASilentMemberIsToldWheneverItFalls(t *testing.T) {
+	b := newBench(t)
+	keys := Keys{Prefix: b.group.Names().Members()}
+	join := func(name string) *Membership {
+		m, err := NewMembership(b.quick(name), b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
+		require.NoError(t, err)
+		require.NoError(t, m.join(t.Context()))
+		return m
+	}
+	dead, m := join("dead"), join("alive")
+	var told atomic.Int32
+	m.onChange(func() { told.Add(1) })
+	require.NoError(t, m.heartbeatRound(t.Context()))
+	require.Equal(t, int32(1), told.Load())
+	require.Equal(t, 1, m.Peers())
+	awaitSilent := func(of time.Duration) {
+		began := time.Now()
+		testenv.Wait(t, 10*time.Second, func() error {
+			if _, silent := m.silent(dead.Name()); !silent && time.Since(began) < of {
+				return errors.New("it is not gone yet")
+			}
+			return nil
+		})
+	}
+	awaitSilent(m.cfg.MemberTTL / 2)
+	require.NoError(t, m.heartbeatRound(t.Context())) // so that it is not gone itself, too
+	awaitSilent(10 * time.Second)
+	require.NoError(t, m.heartbeatRound(t.Context()))
+	require.Equal(t, int32(2), told.Load())
+	require.Equal(t, []string{m.Name()}, m.eligible())
+}
+
+// Nobody has to look at the moment of the last heartbeat to know how old it is.
+func TestTheAgeOfAHeartbeatIsKnown(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	text, err := json.Marshal(Member{Instance: "old", Incarnation: "a", Number: 7})
+	require.NoError(t, err)
+	require.NoError(t, b.client.Set(t.Context(), names.Members()+":old", text, time.Hour-time.Minute).Err())
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "old").Err())
+	members, _, err := readMembers(t.Context(), b.client, Keys{Prefix: names.Members()}, time.Hour)
+	require.NoError(t, err)
+	require.Len(t, members, 1)
+	require.GreaterOrEqual(t, members[0].beat().Age, time.Minute)
+	require.Less(t, members[0].beat().Age, 2*time.Minute)
 }
 
 func TestReadingMembersWritesNothing(t *testing.T) {

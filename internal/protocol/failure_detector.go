@@ -15,6 +15,7 @@ type Beat struct {
 	Progress      uint64        // advances whenever something is committed or finished
 	CallsReturned uint64        // advances whenever a server call of a worker returns, successfully or not
 	Blocked       bool          // its last commit failed because another session held a lock
+	Age           time.Duration // since it was written, by the server's clock; 0 where that is not known
 }
 
 // FailureDetectorConfig sets when a member's shards are moved.
@@ -25,17 +26,20 @@ type FailureDetectorConfig struct {
 }
 
 // FailureDetector evaluates members by their beats and the observer's own
-// clock: what counts is when a beat was seen to advance. That a heartbeat key
-// is missing or frozen proves nothing alone.
+// clock: what counts is when a beat was seen to advance, or how long before that the
+// server says it was written, but never before the observation before, which did not find
+// it. So no clock of a server makes a member gone earlier than by the time between two
+// observations. That a heartbeat key is missing or frozen proves nothing alone.
 type FailureDetector struct {
 	cfg   FailureDetectorConfig
 	seen  map[string]*memberState
 	fresh time.Time // no member is declared gone before this
+	last  time.Time // of the observations, or of what voids them
 }
 
 type memberState struct {
 	beat           Beat
-	advanced       time.Time // when its number last advanced
+	advanced       time.Time // when its number last advanced, at the latest
 	moved          time.Time // when it last made progress or was idle
 	callReturnedAt time.Time // when one of its calls last returned, or it was idle
 	progressedAt   time.Time // when it last made progress; zero before the first
@@ -46,10 +50,10 @@ type memberState struct {
 	outAt  time.Time // when that was last found
 }
 
-// note records a beat that follows an earlier one.
-func (s *memberState) note(now time.Time, b Beat) {
+// note records a beat that follows an earlier one. The last observation was since ago.
+func (s *memberState) note(now time.Time, since time.Duration, b Beat) {
 	if b.Number != s.beat.Number {
-		s.advanced = now
+		s.advanced = now.Add(-max(0, min(b.Age, since)))
 	}
 	if b.Progress != s.beat.Progress {
 		s.moved, s.callReturnedAt, s.progressedAt, s.out = now, now, now, false
@@ -83,9 +87,10 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 			s = &memberState{beat: b, advanced: now, moved: now, callReturnedAt: now}
 			w.seen[b.Member] = s
 		}
-		s.note(now, b)
+		s.note(now, now.Sub(w.last), b)
 		s.present = true
 	}
+	w.last = now
 	for m := range w.seen {
 		if w.Gone(now, m) && !w.seen[m].present {
 			delete(w.seen, m)
@@ -132,7 +137,7 @@ func (w *FailureDetector) stalls(now time.Time, s *memberState) bool {
 // RedisUnavailable records that Redis did not answer. For one TTL after it is
 // back no member is declared gone: members could not beat either.
 func (w *FailureDetector) RedisUnavailable(now time.Time) {
-	w.fresh = now.Add(w.cfg.TTL)
+	w.fresh, w.last = now.Add(w.cfg.TTL), now
 	for _, s := range w.seen {
 		s.advanced, s.moved, s.callReturnedAt = now, now, now
 	}
@@ -149,6 +154,21 @@ func (w *FailureDetector) Gone(now time.Time, member string) bool {
 		return true
 	}
 	return now.Sub(s.advanced) >= w.cfg.TTL && !now.Before(w.fresh)
+}
+
+// Expiry returns when the first of the members that are there will be gone if nothing more
+// is heard of it, zero where there are none.
+func (w *FailureDetector) Expiry(now time.Time) (first time.Time) {
+	for m, s := range w.seen {
+		if w.Gone(now, m) {
+			continue
+		}
+		at := s.advanced.Add(w.cfg.TTL) // never before fresh: Redis that was away sets both
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	return first
 }
 
 // Leaving reports whether a live member announced that it is shutting down.

@@ -92,6 +92,46 @@ func TestASilentMemberIsGoneAfterTheTTLAndNotBefore(t *testing.T) {
 	require.True(t, w.Gone(w.now, "b"))
 }
 
+// What is observed once a second would be gone up to a second late. The server says how old
+// a beat is; a clock of it that jumps makes nobody gone by more than that second too early.
+func TestASilentMemberIsGoneATTLAfterItsLastBeatWheneverThatWasSeen(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		age, lost time.Duration
+	}{
+		{"unknown", 0, 0},
+		{"known", 700 * time.Millisecond, 700 * time.Millisecond},
+		{"the server's clock jumped ahead", time.Hour, time.Second},
+		{"and back", -time.Hour, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWatch("a", "b")
+			w.pass(10*time.Second, "a", "b")
+			w.beats["b"].Age = tt.age
+			w.pass(time.Second, "a", "b")
+			gone := w.now.Add(detection.TTL - tt.lost)
+			require.Equal(t, gone, w.Expiry(w.now))
+			require.False(t, w.Gone(gone.Add(-1), "b"))
+			require.True(t, w.Gone(gone, "b"))
+		})
+	}
+}
+
+func TestTheNextExpiryIsThatOfTheMemberSilentForLongest(t *testing.T) {
+	w := newWatch("a", "b", "c")
+	require.Zero(t, w.Expiry(w.now), "nobody is there")
+	w.pass(10*time.Second, "a", "b", "c")
+	delete(w.beats, "b")
+	at := w.now
+	w.pass(2*time.Second, "a", "c")
+	require.Equal(t, at.Add(detection.TTL), w.Expiry(w.now))
+	w.pass(4*time.Second, "a", "c")
+	require.Equal(t, w.now.Add(detection.TTL), w.Expiry(w.now), "b is gone already")
+	// Nobody is gone for a while after Redis was away, whatever was seen before.
+	w.RedisUnavailable(w.now)
+	require.Equal(t, w.now.Add(detection.TTL), w.Expiry(w.now))
+}
+
 func TestAMemberThatAnnouncedItsLeavingIsGoneWhenItIsNotFound(t *testing.T) {
 	w := newWatch("a", "b")
 	w.pass(3*time.Second, "a", "b")

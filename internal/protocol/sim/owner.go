@@ -52,6 +52,7 @@ func (r *redis) present() []protocol.Beat {
 	all := make([]protocol.Beat, 0, len(r.beats))
 	for _, k := range r.beats {
 		if r.w.now < k.until {
+			k.beat.Age = millis(memberTTL - (k.until - r.w.now))
 			all = append(all, k.beat)
 		}
 	}
