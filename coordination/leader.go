@@ -211,7 +211,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
 		for n, shard := range shards {
 			if current[shard] != "" && names[n] != "" {
-				l.metrics.moved.WithLabelValues(l.why(current[shard], able)).Inc()
+				l.metrics.moved.WithLabelValues(l.why(current[shard], records[shard].Owner, able, held)).Inc()
 			}
 		}
 	}
@@ -219,20 +219,26 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	return nil
 }
 
-// why returns why a shard moves from a member, where able are those that may own shards.
-func (l *Leader) why(from string, able []string) string {
+// why returns why a shard moves from a member, where owner still has it, "" for nobody, and
+// able are those that may own shards.
+func (l *Leader) why(from, owner string, able []string, held protocol.Holds) string {
 	last, gone := l.membership.silent(from)
+	here := slices.Contains(able, from)
 	switch {
 	case last.Leaving, l.leaves && from == l.membership.Name():
 		return movedForDeploy
+	case owner == "" && !here:
+		return movedAtStart
 	case gone:
 		return movedForKill
-	case !slices.Contains(able, from):
+	case !here:
 		return movedByForce
+	case held.Drained(from):
+		return movedForDrain
 	case l.planner.ForLoad():
 		return movedForLoad
 	}
-	return movedForDeploy
+	return movedForJoin
 }
 
 // loadMemory is over how many MemberTTL the load of shards is averaged.

@@ -8,9 +8,12 @@ import (
 // Why a shard was assigned to another member.
 const (
 	movedForLoad   = "load"   // the busiest member was relieved
-	movedForDeploy = "deploy" // members came, or leave on request
+	movedForDeploy = "deploy" // its owner leaves on request
+	movedForJoin   = "join"   // members came, and have too few
+	movedForDrain  = "drain"  // an operator drains its owner
 	movedForKill   = "kill"   // its owner is gone without a release
 	movedByForce   = "forced" // its owner is cut off from Postgres, or stalled
+	movedAtStart   = "start"  // nobody had it, since the fleet had stopped
 )
 
 type metrics struct {
@@ -46,7 +49,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"result"}),
 		moved: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_shards_moved_total",
-			Help: "Shards that this instance, as the leader, assigned to another member, by reason: load, deploy (members came or leave), kill (its owner is gone), forced (its owner is cut off or stalled).",
+			Help: "Shards that this instance, as the leader, assigned to another member, by reason: load, deploy (its owner leaves), join (members came), drain, kill (its owner is gone), forced (its owner is cut off or stalled), start (nobody had it).",
 		}, []string{"reason"}),
 		acquired:            counter("processor_coordination_shards_acquired_total", "Shards acquired."),
 		forceAcquired:       counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),
@@ -63,7 +66,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "processor_coordination_handoff_duration_seconds", Help: "Time from the decision to hand a shard over to its release.", Buckets: seconds,
 		}),
 	}
-	for _, r := range []string{movedForLoad, movedForDeploy, movedForKill, movedByForce} {
+	for _, r := range []string{movedForLoad, movedForDeploy, movedForJoin, movedForDrain, movedForKill, movedByForce, movedAtStart} {
 		m.moved.WithLabelValues(r)
 	}
 	for _, r := range []string{"ok", "error", "lost"} {

@@ -35,7 +35,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 		}
 	}
 	require.LessOrEqual(t, moved, 6)
-	require.Equal(t, map[string]int{movedForDeploy: 8 + moved}, b.moves(first, second, third), "half of all went to the second")
+	require.Equal(t, map[string]int{movedForJoin: 8 + moved}, b.moves(first, second, third), "half of all went to the second")
 
 	// A leaving member hands over while it still works.
 	began := time.Now()
@@ -47,7 +47,7 @@ func TestShardsFollowJoinsAndLeaves(t *testing.T) {
 	require.Less(t, time.Since(began), 3*time.Second)
 	first.stop()
 	b.await([]int{8, 8}, second, third)
-	require.Equal(t, []string{movedForDeploy}, slices.Collect(maps.Keys(b.moves(first, second, third))))
+	require.Equal(t, []string{movedForDeploy, movedForJoin}, slices.Sorted(maps.Keys(b.moves(first, second, third))))
 	require.Zero(t, second.value("processor_coordination_shards_force_acquired_total")+third.value("processor_coordination_shards_force_acquired_total"),
 		"everything was released")
 	second.stop()
@@ -152,12 +152,50 @@ func TestTheBusiestMemberIsRelieved(t *testing.T) {
 	}
 	testenv.Wait(t, 30*time.Second, even)
 	t.Logf("after %v the first member has %d of 8 hot shards", time.Since(began), hotOnes)
-	require.Equal(t, 8, b.moves(first, second)[movedForDeploy], "when the second came")
+	require.Equal(t, 8, b.moves(first, second)[movedForJoin], "when the second came")
 	require.GreaterOrEqual(t, b.moves(first, second)[movedForLoad], 3)
 	first.stop()
 	b.await([]int{16}, second)
 	// Epochs begin at a transaction ID where the row is made anew.
 	require.LessOrEqual(t, b.count("select max(epoch) from processor.shards")-before, 4, "no shard goes to and fro")
+}
+
+func TestAShardThatNobodyHadMovesForTheStart(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{16}, first)
+	first.stop()
+	second := b.start("second", "")
+	b.await([]int{16}, second)
+	require.Equal(t, map[string]int{movedAtStart: 16}, b.moves(second))
+}
+
+func TestAMoveSaysWhy(t *testing.T) {
+	t.Parallel()
+	m, err := NewMembership(timing, nil, Keys{}, nil, discard())
+	require.NoError(t, err)
+	m.polled = true
+	m.watch.Observe(time.Now(), []protocol.Beat{{Member: "here.1"}, {Member: "stuck.1"}})
+	m.lastHeartbeats["leaving.1"] = lastHeartbeat{Member: Member{Leaving: true}}
+	l := &Leader{membership: m}
+	able := []string{"here.1"}
+	drained := protocol.Holds{{Kind: protocol.HoldMember, Subject: "here"}}
+	for _, tt := range []struct {
+		from, owner string
+		held        protocol.Holds
+		want        string
+	}{
+		{"leaving.1", "leaving.1", nil, movedForDeploy},
+		{"leaving.1", "", nil, movedForDeploy},
+		{"gone.1", "gone.1", nil, movedForKill},
+		{"gone.1", "", nil, movedAtStart},
+		{"stuck.1", "stuck.1", nil, movedByForce},
+		{"here.1", "here.1", drained, movedForDrain},
+		{"here.1", "", drained, movedForDrain},
+		{"here.1", "here.1", nil, movedForJoin},
+	} {
+		require.Equal(t, tt.want, l.why(tt.from, tt.owner, able, tt.held), "%v", tt)
+	}
 }
 
 func TestP8ASilentMemberIsReplacedAndItsFrozenSessionsEnd(t *testing.T) {
