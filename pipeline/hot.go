@@ -15,20 +15,21 @@ import (
 
 const (
 	costSample = 8                // of so many records one is looked at
-	costsKept  = 64               // devices of a worker: no share is more than 1/64 too small
+	costsKept  = 64               // devices of a worker, by records and by time: no share is more than 1/64 too small
 	costMemory = 30 * time.Second // time constant of the averages
 	costsAfter = 10 * time.Second // that a worker has committed before its costs tell something
 )
 
 // costs are what devices cost a worker of late, of those that cost most: a sample, in
-// Misra and Gries' summary of frequent items, all of which decays. The committer adds, a
-// heartbeat reads.
+// Misra and Gries' summary of frequent items, all of which decays. There are two, since few
+// records may take long. The committer adds, a heartbeat reads.
 type costs struct {
 	mu    sync.Mutex
 	began time.Time // of the first batch
 	at    time.Time // up to which all has decayed
 	all   cost
-	of    map[string]*cost
+	of    map[string]*cost // those with the most records
+	dear  map[string]*cost // those that took longest
 }
 
 // cost is a moving sum. What is in flight follows records, since those of a batch wait alike.
@@ -40,7 +41,7 @@ func (c *costs) add(now time.Time, fresh, late []telemetry.Record, took time.Dur
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.of == nil {
-		c.of, c.began, c.at = make(map[string]*cost), now, now
+		c.of, c.dear, c.began, c.at = make(map[string]*cost), make(map[string]*cost), now, now
 	}
 	c.decay(now)
 	ofFresh := took.Seconds() / float64(max(1, len(fresh)+len(late)))
@@ -63,8 +64,10 @@ func (c *costs) decay(now time.Time) {
 	}
 	by := math.Exp(-passed.Seconds() / costMemory.Seconds())
 	c.all.records, c.all.seconds, c.at = c.all.records*by, c.all.seconds*by, now
-	for _, d := range c.of {
-		d.records, d.seconds = d.records*by, d.seconds*by
+	for _, of := range []map[string]*cost{c.of, c.dear} {
+		for _, d := range of {
+			d.records, d.seconds = d.records*by, d.seconds*by
+		}
 	}
 }
 
@@ -74,21 +77,43 @@ func (c *costs) count(r *telemetry.Record, seconds float64) {
 	}
 	c.all.records++
 	c.all.seconds += seconds
-	d := c.of[r.DeviceID]
-	if d == nil && len(c.of) == costsKept {
-		for id, d := range c.of {
-			if d.records--; d.records <= 0 {
-				delete(c.of, id)
-			}
-		}
+	keep(c.of, r.DeviceID, cost{1, seconds}, func(d *cost) *float64 { return &d.records })
+	keep(c.dear, r.DeviceID, cost{1, seconds}, func(d *cost) *float64 { return &d.seconds })
+}
+
+// keep adds to what is kept of a device. Where there is no room for it, all of them lose the
+// least that one has, or that came.
+func keep(of map[string]*cost, device string, more cost, weight func(*cost) *float64) {
+	if d := of[device]; d != nil {
+		d.records, d.seconds = d.records+more.records, d.seconds+more.seconds
 		return
 	}
-	if d == nil {
-		d = new(cost)
-		c.of[strings.Clone(r.DeviceID)] = d // it would pin the reply that it came in
+	if len(of) == costsKept {
+		least := *weight(&more)
+		for _, d := range of {
+			least = min(least, *weight(d))
+		}
+		for id, d := range of {
+			if *weight(d) -= least; *weight(d) <= 0 {
+				delete(of, id)
+			}
+		}
+		*weight(&more) -= least
 	}
-	d.records++
-	d.seconds += seconds
+	if *weight(&more) > 0 {
+		of[strings.Clone(device)] = &more // it would pin the reply that it came in
+	}
+}
+
+// kept returns what is known of each device. Both summaries say at most too little.
+func (c *costs) kept() map[string]cost {
+	all := make(map[string]cost, 2*costsKept)
+	for _, of := range []map[string]*cost{c.of, c.dear} {
+		for id, d := range of {
+			all[id] = cost{max(all[id].records, d.records), max(all[id].seconds, d.seconds)}
+		}
+	}
+	return all
 }
 
 // hotDevices returns the devices that cost this instance much, the hottest first.
@@ -104,8 +129,8 @@ func (p *Pipeline) hotDevices(now time.Time) []protocol.HotDevice {
 			// A sum that has not been kept for long is that of a shorter time.
 			perSecond := costSample / (costMemory.Seconds() * (1 - math.Exp(-passed.Seconds()/costMemory.Seconds())))
 			all.records, all.seconds, rate = all.records+w.costs.all.records, all.seconds+w.costs.all.seconds, rate+w.costs.all.records*perSecond
-			for id, d := range w.costs.of {
-				list, of = append(list, protocol.HotDevice{Device: id, Shard: telemetry.ShardOf(id, p.cfg.Shards), Rate: d.records * perSecond}), append(of, *d)
+			for id, d := range w.costs.kept() {
+				list, of = append(list, protocol.HotDevice{Device: id, Shard: telemetry.ShardOf(id, p.cfg.Shards), Rate: d.records * perSecond}), append(of, d)
 			}
 		}
 		w.costs.mu.Unlock()

@@ -80,3 +80,28 @@ func TestADeviceWhoseRecordsTakeLongIsHotToo(t *testing.T) {
 	require.Greater(t, list[0].Share, .8)
 	require.Less(t, list[0].Rate, 60.)
 }
+
+// Its records are too few to be among those that are kept for their number.
+func TestADeviceOfVeryFewRecordsThatTakeLongIsHot(t *testing.T) {
+	t.Parallel()
+	p := &Pipeline{workers: []*worker{{}}}
+	p.cfg.Shards = 64
+	now, n := time.Unix(1_700_000_000, 0), 0
+	for second := range 60 {
+		now = now.Add(time.Second)
+		quiet := recordsOf(996, func(int) string { n++; return fmt.Sprint("quiet", n%7919) })
+		took := 10 * time.Millisecond
+		if second%2 == 0 {
+			took = time.Second
+		}
+		w := p.workers[0]
+		w.costs.add(now, quiet, recordsOf(4, func(int) string { return "slow" }), took)
+		require.LessOrEqual(t, len(w.costs.of), costsKept)
+		require.LessOrEqual(t, len(w.costs.dear), costsKept)
+	}
+	list := p.hotDevices(now)
+	require.Len(t, list, 1)
+	require.Equal(t, "slow", list[0].Device)
+	require.Greater(t, list[0].Share, .5)
+	require.Less(t, list[0].Rate, 20.)
+}
