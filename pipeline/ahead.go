@@ -23,23 +23,25 @@ const (
 	lookUpPage = 256  // devices of one statement
 )
 
-// ahead finds the devices of shards that began without state, and passes them to their workers.
+// ahead finds the devices of a worker's shards that began without state, and passes them to
+// it. Each worker has its own: one that is busy would hold up the others.
 type ahead struct {
 	table    *table
+	worker   int
 	requests Requests
 	metrics  *metrics
 	log      *slog.Logger
-	one      chan struct{} // of size one, held during a look-up: one connection of all workers
+	one      chan struct{} // of size one, held during a statement: one connection of all workers
 	wake     chan struct{} // size one, coalesced
 
 	mu     sync.Mutex
 	shards map[int]struct{} // that want it; under mu
 }
 
-func newAhead(p *Pipeline, r Requests) *ahead {
+func newAhead(p *Pipeline, worker int, one chan struct{}) *ahead {
 	return &ahead{
-		table: p.table, requests: r, metrics: p.metrics, log: p.log,
-		one: make(chan struct{}, 1), wake: make(chan struct{}, 1), shards: make(map[int]struct{}),
+		table: p.table, worker: worker, requests: p.scheduler.requests, metrics: p.metrics, log: p.log,
+		one: one, wake: make(chan struct{}, 1), shards: make(map[int]struct{}),
 	}
 }
 
@@ -68,11 +70,15 @@ func (a *ahead) run(ctx context.Context) error {
 	}
 }
 
-// pass goes through the registered devices once, a page at a time, as their workers find time for them.
+// pass goes through the registered devices once, a page at a time, as the worker finds time for them.
 func (a *ahead) pass(ctx context.Context, shards map[int]struct{}) error {
 	for after := ""; ; {
 		var page []string
 		if err := retry(ctx, a.log, "read registered devices", a.metrics.historyErrors, isTransient, func() (err error) {
+			if !a.begin(ctx) {
+				return ctx.Err()
+			}
+			defer a.end()
 			page, err = a.requests.Registered(ctx, after, wantedPage)
 			return err
 		}); err != nil {
@@ -85,36 +91,45 @@ func (a *ahead) pass(ctx context.Context, shards map[int]struct{}) error {
 	}
 }
 
-// offer passes devices to the workers of their shards, and waits until these are through with
-// them. It reports whether any of the shards is still owned.
+// begin waits for the other workers' statements, and reports whether ours may begin.
+func (a *ahead) begin(ctx context.Context) bool {
+	select {
+	case a.one <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (a *ahead) end() { <-a.one }
+
+// offer passes devices to the worker, and waits until it is through with them. It reports
+// whether it still has any of the shards.
 func (a *ahead) offer(ctx context.Context, devices []string, shards map[int]struct{}) bool {
-	of := make(map[int][]string) // devices, by worker
+	var list []string
 	a.table.mu.Lock()
 	for shard := range shards {
-		if !a.table.slots[shard].owned {
+		if s := &a.table.slots[shard]; !s.owned || s.worker != a.worker {
 			delete(shards, shard)
 		}
 	}
-	for _, id := range devices {
-		shard := telemetry.ShardOf(id, len(a.table.slots))
-		if _, wants := shards[shard]; wants {
-			worker := a.table.slots[shard].worker
-			of[worker] = append(of[worker], id)
-		}
-	}
 	a.table.mu.Unlock()
-	done := make(chan struct{}, len(of))
-	for worker, list := range of {
-		a.table.workers[worker].box.put(message{kind: wanted, shard: -1, devices: list, done: func() { done <- struct{}{} }})
-	}
-	for range of {
-		select {
-		case <-done:
-		case <-ctx.Done():
-			return false
+	for _, id := range devices {
+		if _, wants := shards[telemetry.ShardOf(id, len(a.table.slots))]; wants {
+			list = append(list, id)
 		}
 	}
-	return len(shards) > 0
+	if len(list) == 0 {
+		return len(shards) > 0
+	}
+	done := make(chan struct{})
+	a.table.workers[a.worker].box.put(message{kind: wanted, shard: -1, devices: list, done: func() { close(done) }})
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // lookUp is a page of devices that are looked up beside their worker. What was found holds
@@ -168,12 +183,10 @@ func (w *worker) mayLookAhead(id string, shard int) bool {
 
 // lookUp looks devices up once: those that it does not find are looked up when they send.
 func (w *worker) lookUp(ctx context.Context, l *lookUp) {
-	select {
-	case w.ahead.one <- struct{}{}:
-	case <-ctx.Done():
+	if !w.ahead.begin(ctx) {
 		return
 	}
-	defer func() { <-w.ahead.one }()
+	defer w.ahead.end()
 	if err := w.history.RecentFixes(ctx, l.devices, w.cfg.Eligibility, func(i int, last geofence.Fix) { l.found[i] = last }); err != nil {
 		w.metrics.historyErrors.Inc()
 	}

@@ -1,6 +1,11 @@
 package pipeline
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -54,6 +59,78 @@ func TestP5NothingIsLookedUpAheadBesideACommitOfAnEarlierGrant(t *testing.T) {
 	require.True(t, w.mayLookAhead(id, shard))
 	w.owned = nil
 	require.False(t, w.mayLookAhead(id, shard))
+}
+
+// registry has devices, and nothing else that is asked of it.
+type registry struct {
+	Requests
+	devices []string // sorted
+}
+
+func (r registry) Registered(_ context.Context, after string, limit int) ([]string, error) {
+	from, found := slices.BinarySearch(r.devices, after)
+	if found {
+		from++
+	}
+	return r.devices[from:min(len(r.devices), from+limit)], nil
+}
+
+func TestABusyWorkerHoldsUpNoOtherThatLoadsAhead(t *testing.T) {
+	t.Parallel()
+	p := &Pipeline{table: newTable(Config{Shards: 2, Workers: 2, MaxInFlightRecords: 2}), log: slog.New(slog.DiscardHandler)}
+	p.metrics = newMetrics(prometheus.NewRegistry(), p.table)
+	all := registry{}
+	for i := range 3 * wantedPage {
+		all.devices = append(all.devices, fmt.Sprintf("%06d", i))
+	}
+	p.scheduler = &requestScheduler{requests: all}
+	loading := make(chan struct{}, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for n := range 2 {
+		w := &worker{box: newMailbox(), ahead: newAhead(p, n, loading)}
+		p.table.workers = append(p.table.workers, w)
+		p.table.slots[n].owned, p.table.slots[n].worker = true, n
+	}
+	for n, w := range p.table.workers {
+		running.Go(func() { _ = w.ahead.run(ctx) })
+		w.ahead.want(n)
+	}
+	// The first worker takes nothing at all.
+	idle := p.table.workers[1]
+	got := 0
+	running.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-idle.box.signal:
+			}
+			for _, m := range idle.box.take(nil) {
+				for _, id := range m.devices {
+					if telemetry.ShardOf(id, 2) == 1 {
+						got++
+					}
+				}
+				m.done()
+			}
+			if got == len(all.devices)-count(all.devices, 0) {
+				stop()
+			}
+		}
+	})
+	running.Wait()
+	require.NoError(t, t.Context().Err())
+}
+
+// count returns how many devices belong to one shard of two.
+func count(devices []string, shard int) (n int) {
+	for _, id := range devices {
+		if telemetry.ShardOf(id, 2) == shard {
+			n++
+		}
+	}
+	return n
 }
 
 // P3, P5: nothing is loaded ahead while something that arrived waits for the worker.

@@ -104,7 +104,6 @@ type Pipeline struct {
 	probeLog  ProbeLog
 	trial     chan struct{}
 	breaker   *breaker
-	ahead     *ahead
 }
 
 // Deps are what a pipeline works with.
@@ -142,12 +141,13 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
-	p.breaker, p.ahead = newBreaker(), newAhead(p, deps.Requests)
+	p.breaker = newBreaker()
 	p.sink = commitCountingSink{deps.Sink, &p.commitCount, &p.blocked}
 	p.scheduler = newRequestScheduler(p, stepCountingRequests{deps.Requests, &p.commitCount})
 	p.fences = newFences(deps.Fences, cfg.FenceRefresh, p.metrics, p.log)
-	for range cfg.Workers {
-		p.workers = append(p.workers, newWorker(p, newMailbox()))
+	loading := make(chan struct{}, 1)
+	for n := range cfg.Workers {
+		p.workers = append(p.workers, newWorker(p, newMailbox(), newAhead(p, n, loading)))
 	}
 	t.workers = p.workers
 	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
@@ -197,7 +197,9 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		return r.run(intakeCtx)
 	})
 	intake.Go(func() error { return p.scheduler.run(intakeCtx) })
-	intake.Go(func() error { return p.ahead.run(intakeCtx) })
+	for _, w := range p.workers {
+		intake.Go(func() error { return w.ahead.run(intakeCtx) })
+	}
 	err := intake.Wait()
 	close(intakeEnded)
 	if workErr := workers.Wait(); workErr != nil {

@@ -40,8 +40,8 @@ type worker struct {
 	deferrals      Deferrals
 	probeLog       ProbeLog
 	breaker        *breaker      // shared by all workers
-	ahead          *ahead        // likewise
 	probe          chan struct{} // of size one, held during a probe batch; shared by all workers
+	ahead          *ahead
 
 	box     *mailbox
 	inbox   []message // taken and not applied yet
@@ -123,13 +123,13 @@ type committed struct {
 // be acknowledged and one being acknowledged.
 const batches = 4
 
-func newWorker(p *Pipeline, box *mailbox) *worker {
+func newWorker(p *Pipeline, box *mailbox, ahead *ahead) *worker {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
 	// Leaves room for all batches of a worker.
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
-		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, ahead: p.ahead, lost: p.lost, metrics: p.metrics, log: p.log,
+		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, ahead: ahead, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), slow: make(map[int]*slowShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
