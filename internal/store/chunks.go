@@ -2,11 +2,14 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -123,4 +126,60 @@ func (h *heaps) makeChunks(ctx context.Context, lists ...[]telemetry.Record) err
 	}
 	_, err = h.division(ctx, 0)
 	return err
+}
+
+// allHeaps is positions itself, which stands for all of its heaps.
+const allHeaps = "public.positions"
+
+// part is rows of positions that a statement changes, in one heap: an update or a delete of
+// a hypertable is planned for all of its chunks and locks all of them, whichever its
+// conditions leave.
+type part struct {
+	heap        string
+	n           int64
+	first, last pgtype.Timestamptz // device times
+}
+
+func (p *part) columns() []any { return []any{&p.heap, &p.n, &p.first, &p.last} }
+
+// partsSQL finds the parts of rows, which are a statement from its "from" on. What is no
+// hypertable is one part.
+func partsSQL(chunked bool, rows string) string {
+	if !chunked {
+		return `
+select 'public.positions', n, first, last
+from (select count(*) as n, min(ts) as first, max(ts) as last from (select ts` + rows + `) r) p
+where n > 0`
+	}
+	return `
+select format('%I.%I', s.nspname, c.relname), p.n, p.first, p.last
+from (
+  select heap, count(*) as n, min(ts) as first, max(ts) as last
+  from (select tableoid as heap, ts` + rows + `) r
+  group by heap
+) p
+join pg_class c on c.oid = p.heap
+join pg_namespace s on s.oid = c.relnamespace
+order by p.first, c.oid`
+}
+
+// change runs a statement that names a heap in place of %s, and returns how many rows it
+// changed. Where those are fewer than were found, all heaps are tried: editions of the
+// extension leave rows of compressed chunks alone where the chunk is named.
+func (p *part) change(ctx context.Context, tx execer, sql string, args ...any) (n int64, err error) {
+	args = append([]any{pgx.QueryExecModeExec}, args...) // prepared for one use, it would push others out
+	tag, err := tx.Exec(ctx, fmt.Sprintf(sql, p.heap), args...)
+	if e, _ := errors.AsType[*pgconn.PgError](err); e != nil && e.Code == "42P01" { // the chunk was dropped
+		return 0, &protocol.Failure{Kind: protocol.Unavailable, Err: err}
+	}
+	if n = tag.RowsAffected(); err != nil || n >= p.n || p.heap == allHeaps {
+		return n, err
+	}
+	tag, err = tx.Exec(ctx, fmt.Sprintf(sql, allHeaps), args...)
+	return n + tag.RowsAffected(), err
+}
+
+// execer is a connection or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -105,4 +106,36 @@ func TestAnErasureOfMoreThanOneStepRemovesAll(t *testing.T) {
 	require.GreaterOrEqual(t, steps, 3)
 	require.Equal(t, 5200, b.count("select count(*) from positions where device_id = 'device-1'"))
 	require.Equal(t, 5200, b.count("select count(*) from positions"))
+}
+
+// A delete or an update of a hypertable is planned for all of its chunks and locks them, of
+// which there may be more than the server has locks.
+func TestWhatChangesADeviceLocksNoChunkWithoutItsRows(t *testing.T) {
+	t.Parallel()
+	if testenv.World(t) != devenv.Hypertable {
+		t.Skip("positions is no hypertable")
+	}
+	b := newBench(t)
+	b.fill(2, 3, 50)
+	b.exec(`delete from positions where device_id = 'device-1' and ts < $1 or device_id = 'device-0' and ts >= $1`, dayOf(2))
+	held := b.take("a.1", 5)[0]
+	var other string
+	require.NoError(t, b.pool.QueryRow(t.Context(), "select max(tableoid::regclass::text) from positions where device_id = 'device-1'").Scan(&other))
+	reader, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = reader.Rollback(t.Context()) }()
+	_, err = reader.Exec(t.Context(), "lock table "+other+" in share mode") // which lets others read
+	require.NoError(t, err)
+
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards}, "test")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	marked, _, err := ask.Mark(ctx, store.Mark{Device: "device-0", From: dayOf(0), To: dayOf(3), Reason: "jammed"})
+	require.NoError(t, err)
+	require.EqualValues(t, 100, marked.Positions)
+	require.Equal(t, 100, b.count("select count(*) from positions where faulty"))
+	b.exec("delete from processor.requests")
+	p, _ := b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
+	require.EqualValues(t, 100, p.Removed)
+	require.Equal(t, 50, b.count("select count(*) from positions"), "of another device")
 }

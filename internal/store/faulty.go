@@ -54,12 +54,7 @@ func (d *Devices) Mark(ctx context.Context, m Mark) (out Marked, request int64, 
 	if err := CheckWindow(&m.From, &m.To); err != nil {
 		return out, 0, err
 	}
-	const which = `
-where device_id = $1
-  and device_id between $1 and $1
-  and ts between $2 and $3
-  and faulty <> $4`
-	found, err := d.unmarked(ctx, m, which)
+	found, err := d.unmarked(ctx, m)
 	if err != nil {
 		return out, 0, failure("count positions of a device", err)
 	}
@@ -72,7 +67,8 @@ where device_id = $1
 	if out.Positions == 0 {
 		return out, 0, nil
 	}
-	out.First, out.Last = found[0].first, found[len(found)-1].last
+	first, last := found[0].first.Time.UTC(), found[len(found)-1].last.Time.UTC()
+	out.First, out.Last = &first, &last
 	flag := func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `
 select count(*)
@@ -87,11 +83,11 @@ where device_id = $1
 		}
 		out.Positions = 0
 		for _, p := range found {
-			tag, err := tx.Exec(ctx, "update public.positions set faulty = $4"+which, p.args(m.Device, p.first, p.last, out.Faulty)...)
+			n, err := d.flag(ctx, tx, p, m.Device, out.Faulty)
 			if err != nil {
 				return err
 			}
-			out.Positions += tag.RowsAffected()
+			out.Positions += n
 		}
 		if out.Positions == 0 {
 			return nil
@@ -120,33 +116,53 @@ where device_id = $1
 // markTries is how often a mark is tried that others' locks undo.
 const markTries = 5
 
-// unmarked is the positions in a few heaps whose flag a mark changes.
-type unmarked struct {
-	cuts
-	n           int64
-	first, last *time.Time // device times
+const toMark = `
+where device_id = $1
+  and device_id between $1 and $1
+  and ts between $2 and $3
+  and faulty <> $4`
+
+// flag changes the flag of the positions of a part. A role that may update the flag of
+// positions only, and not of its chunks, changes it by way of all of them.
+func (d *Devices) flag(ctx context.Context, tx pgx.Tx, p part, device string, faulty bool) (n int64, err error) {
+	change := func(tx pgx.Tx) (err error) {
+		n, err = p.change(ctx, tx, "update %s set faulty = $4"+toMark, device, p.first, p.last, faulty)
+		return err
+	}
+	if p.heap == allHeaps {
+		return n, change(tx)
+	}
+	err = pgx.BeginFunc(ctx, tx, change)
+	if refused, _ := errors.AsType[*pgconn.PgError](err); refused != nil && refused.Code == "42501" {
+		p.heap = allHeaps
+		err = change(tx)
+	}
+	return n, err
 }
 
 // unmarked counts the positions whose flag a mark changes, some heaps at a time and no
 // further than a little above MaxMarked; heaps without any are left out.
-func (d *Devices) unmarked(ctx context.Context, m Mark, which string) (found []unmarked, err error) {
-	c, err := d.heaps.now(ctx)
+func (d *Devices) unmarked(ctx context.Context, m Mark) (found []part, err error) {
+	all, err := d.heaps.division(ctx, cutsAge)
 	if err != nil {
 		return nil, err
 	}
 	from, to := m.From.UnixMicro(), m.To.UnixMicro()
 	var sum int64
-	for _, at := range c.spans(from, to) {
-		p := unmarked{cuts: c}
-		if err := d.pool.QueryRow(ctx, "select count(*), min(ts), max(ts) from (select ts from public.positions"+which+" order by ts limit $5) p",
-			c.args(m.Device, micros(max(from, at.from)), micros(min(to, at.to-1)), !m.TakeBack, MaxMarked+1)...).
-			Scan(&p.n, &p.first, &p.last); err != nil {
+	for _, at := range all.cuts.spans(from, to) {
+		rows, err := d.pool.Query(ctx, partsSQL(len(all.chunks) > 0, " from public.positions"+toMark+" order by ts limit $5"),
+			all.cuts.args(m.Device, micros(max(from, at.from)), micros(min(to, at.to-1)), !m.TakeBack, MaxMarked+1)...)
+		if err != nil {
 			return nil, err
 		}
-		if p.n > 0 {
-			found = append(found, p)
+		var p part
+		if _, err := pgx.ForEachRow(rows, p.columns(), func() error {
+			found, sum = append(found, p), sum+p.n
+			return nil
+		}); err != nil {
+			return nil, err
 		}
-		if sum += p.n; sum > MaxMarked {
+		if sum > MaxMarked {
 			break
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -109,13 +108,13 @@ func (q *Requests) Step(ctx context.Context, o protocol.RequestStep) (protocol.P
 func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.Duration) (p protocol.Progress, done bool, err error) {
 	p = o.Request.Progress
 	now, cancel := context.WithTimeout(ctx, q.writer.timeout)
-	c, err := q.writer.heaps.now(now)
+	d, err := q.writer.heaps.division(now, cutsAge)
 	cancel()
 	if err != nil {
 		return p, false, notBegun(err)
 	}
 	s := step{
-		q: q, c: c, o: o, p: &p, fixes: max(1, int64(stepFixes>>p.Halved)),
+		q: q, c: d.cuts, chunked: len(d.chunks) > 0, o: o, p: &p, fixes: max(1, int64(stepFixes>>p.Halved)),
 		ask: within(ctx, q.writer.pool, limit, q.writer.timeout), far: byItself(ctx, q.writer.pool, q.writer.timeout),
 	}
 	if device := o.Request.Device; device != "" {
@@ -131,7 +130,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 	switch o.Request.Kind {
 	case protocol.RequestRecompute:
 		if o.Request.Device == "" {
-			if known, err := q.scan(ctx, c, p.Halved, limit); err != nil || !known {
+			if known, err := q.scan(ctx, d.cuts, p.Halved, limit); err != nil || !known {
 				return p, false, err
 			}
 		}
@@ -318,13 +317,14 @@ const devicesAtOnce = 64
 // step is one part of a request. Its fixes are about how many positions it may
 // read or remove.
 type step struct {
-	q     *Requests
-	c     cuts
-	o     protocol.RequestStep
-	p     *protocol.Progress
-	fixes int64
-	ask   ask
-	far   ask // beyond the windows, which smaller windows do not make less
+	q       *Requests
+	c       cuts
+	chunked bool // positions is a hypertable
+	o       protocol.RequestStep
+	p       *protocol.Progress
+	fixes   int64
+	ask     ask
+	far     ask // beyond the windows, which smaller windows do not make less
 
 	devices []string // that it concerns
 }
@@ -594,27 +594,11 @@ func (s *step) erase() (done bool, write func(context.Context, *pgx.Conn, *pgx.B
 	}
 	device := s.o.Request.Device
 	s.devices = []string{device}
-	const rows = `
-  from public.positions
-  where device_id = $1
-    and device_id between $1 and $1
-    and ts >= $2
-    and (ts < $3 or $3 = 'infinity')`
-	for _, at := range s.c.spans(math.MinInt64, math.MaxInt64) {
-		var n int64
-		var last pgtype.Timestamptz
-		if _, err := s.ask("select count(*), max(ts) from (select ts"+rows+" order by ts limit $4) f",
-			s.c.args(device, timeOf(at.from), timeOf(at.to), s.fixes), []any{&n, &last}, func() error { return nil }); err != nil {
-			return false, nil, err
-		}
-		if n == 0 {
-			continue
-		}
-		return false, func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
-			tag, err := tx.Exec(ctx, "delete"+rows+" and ts <= $4", s.c.args(device, timeOf(at.from), timeOf(at.to), last)...)
-			s.p.Removed += tag.RowsAffected()
-			return err
-		}, nil
+	if at, found, err := s.oldest(device); err != nil {
+		return false, nil, err
+	} else if found {
+		write, err = s.eraseIn(device, at)
+		return false, write, err
 	}
 	const crossings = `from processor.timing_records where device_id = $1`
 	var n int64
@@ -650,5 +634,57 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 		s.p.Devices = 1
 		_, err = tx.Exec(ctx, `insert into processor.timing_changes (device_id, number, change) values ($1, 0, 'erased')`, device)
 		return err
+	}, nil
+}
+
+// toErase are the rows of a device in a span, of all of positions or of one heap of it.
+const toErase = `
+  from %s
+  where device_id = $1
+    and device_id between $1 and $1
+    and ts >= $2
+    and (ts < $3 or $3 = 'infinity')`
+
+// oldest is the first heaps with rows of a device, from where the last step found some;
+// older ones may have come since.
+func (s *step) oldest(device string) (at span, found bool, err error) {
+	from := int64(math.MinInt64)
+	if s.p.AfterUS != nil {
+		from = *s.p.AfterUS
+	}
+	spans := s.c.spans(from, math.MaxInt64)
+	if from > math.MinInt64 {
+		spans = append(spans, s.c.spans(math.MinInt64, from)...)
+	}
+	for _, at := range spans {
+		if _, err := s.far(fmt.Sprintf("select"+toErase+" limit 1", allHeaps),
+			s.c.args(device, timeOf(at.from), timeOf(at.to)), nil, func() error { found = true; return nil }); err != nil || found {
+			if s.p.AfterUS = nil; at.from > math.MinInt64 {
+				s.p.AfterUS = new(at.from)
+			}
+			return at, found, err
+		}
+	}
+	return span{}, false, nil
+}
+
+// eraseIn finds the oldest rows of a device in some heaps, as many as a step may remove.
+// What it returns removes them.
+func (s *step) eraseIn(device string, at span) (func(context.Context, *pgx.Conn, *pgx.Batch) error, error) {
+	args := []any{device, timeOf(at.from), timeOf(at.to)}
+	var parts []part
+	var p part
+	if _, err := s.ask(partsSQL(s.chunked, fmt.Sprintf(toErase, allHeaps)+" order by ts limit $4"),
+		s.c.args(append(args, s.fixes)...), p.columns(), func() error { parts = append(parts, p); return nil }); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, tx *pgx.Conn, _ *pgx.Batch) error {
+		for _, p := range parts {
+			n, err := p.change(ctx, tx, "delete"+toErase+" and ts <= $4", append(args[:3:3], p.last)...)
+			if s.p.Removed += n; err != nil {
+				return err
+			}
+		}
+		return nil
 	}, nil
 }

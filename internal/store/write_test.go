@@ -230,11 +230,13 @@ func TestALostReplyToACommitIsAnUnknownOutcome(t *testing.T) {
 	pool := b.open("cut.1", through)
 	held := b.take("cut.1", 2)
 	w := store.NewWriter(pool, scope, "cut.1", 2*time.Second)
-	_, err = w.Write(t.Context(), b.batch(held, records("d", 0, 1)))
-	require.NoError(t, err)
+	for i := range 2 { // the second one finds the chunks that the first one made
+		_, err = w.Write(t.Context(), b.batch(held, records("d", i, 1)))
+		require.NoError(t, err)
+	}
 
 	require.NoError(t, proxy.DropReplies())
-	_, err = w.Write(t.Context(), b.batch(held, records("d", 1, 1)))
+	_, err = w.Write(t.Context(), b.batch(held, records("d", 2, 1)))
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f)
 	require.Equal(t, protocol.Unknown, f.Kind, "%v", err)

@@ -142,6 +142,7 @@ from pg_trigger t
 where t.tgrelid = any ($1)
   and not t.tgisinternal
   and t.tgenabled <> 'D'
+  and t.tgname <> 'ts_insert_blocker' -- of each hypertable, before TimescaleDB 2.23
 order by 1, 2`
 
 	functionsSQL = `
