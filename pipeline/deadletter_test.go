@@ -436,7 +436,7 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	t.Cleanup(func() { _ = client.Close() })
 	b.redisURL, b.client = env.Redis.URL(), client
 	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
-	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 
 	in := b.start("one")
 	b.acquireAll(in)
@@ -475,7 +475,7 @@ func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing
 		entries = append(entries, at(i%50, int64(10+i)))
 	}
 	ids := b.publish(entries...)
-	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 	b.acquireAll(b.start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 }))
 	t.Cleanup(func() { client.ConfigSet(context.Background(), "maxmemory", "0") })
 	testenv.Wait(t, 20*time.Second, func() error {

@@ -232,11 +232,26 @@ func TestManyDailyChunks(t *testing.T) {
 	})
 	require.Zero(t, count(t, dep, "select count(*) from processor.requests where state = 'failed'"))
 	t.Logf("%d chunks, a fence: all devices recomputed in %.2f s", chunks, time.Since(began).Seconds())
-	began = time.Now()
-	dep.Ask(0, nil, "device", "erase", "old-1", "--yes", "--reason", "test")
+	// What one device has is changed under locks on its chunks, some at a time.
+	change := func(name string, args ...string) {
+		t.Helper()
+		watching, stop := context.WithCancel(t.Context())
+		most := make(chan int, 1)
+		go mostLocks(watching, dep.PostgresURL, most)
+		began := time.Now()
+		dep.Ask(0, nil, append([]string{"device"}, args...)...)
+		took := time.Since(began)
+		stop()
+		locks := <-most
+		t.Logf("%d chunks, %s: %.2f s, at most %d locks of one session", chunks, name, took.Seconds(), locks)
+		require.Less(t, locks, chunks)
+	}
+	change("60 days of a device are faulty", "faulty", "old-2", "--reason", "test",
+		"--from", now.AddDate(0, 0, -160).Format(time.RFC3339), "--to", now.AddDate(0, 0, -100).Format(time.RFC3339))
+	require.Equal(t, 60, count(t, dep, "select count(*) from positions where faulty"))
+	change("erase of a device on all of them", "erase", "old-1", "--yes", "--reason", "test")
 	require.Zero(t, count(t, dep, "select count(*) from positions where device_id = 'old-1'"))
 	require.Equal(t, days, count(t, dep, "select count(*) from positions where device_id = 'old-2'"), "those of others are there")
-	t.Logf("%d chunks, erase of a device on all of them: %.2f s", chunks, time.Since(began).Seconds())
 
 	// Retention drops chunks while records come.
 	for age := days; age > 100; age -= 50 { // a few at a time: each takes locks, of which the server has few
@@ -385,6 +400,11 @@ func TestWhatPlatformsMakeOfPositionsWorks(t *testing.T) {
 			}
 			dep.Ask(0, nil, "device", "erase", "device-2", "--yes", "--reason", "test")
 			require.Equal(t, 96, count(t, dep, "select count(*) from positions"))
+			if name == "a continuous aggregate" {
+				_, err := conn.Exec(t.Context(), "call refresh_continuous_aggregate('hourly', null, null)")
+				require.NoError(t, err)
+				require.Equal(t, 96, count(t, dep, "select sum(n)::int from hourly"))
+			}
 			require.Zero(t, p.Terminate())
 			require.Zero(t, count(t, dep, "select count(*) from processor.incidents where closed_at is null"), errors.New("incidents are open"))
 		})

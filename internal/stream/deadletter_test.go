@@ -230,7 +230,7 @@ func TestAFullRedisRefusesTheMoveAndLosesNothing(t *testing.T) {
 	t.Cleanup(func() { _ = client.Close() })
 	m := dlqClientOn(t, client, "telemetry", "processor")
 	l := m.add("payload", strings.Repeat("x", 1000))
-	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 
 	for range 3 { // the first may have to bring the script
 		err = m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{l}, nil)
