@@ -10,6 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // P5: a verification derives by itself. Of what the service derives wrongly, it tells:
@@ -61,8 +62,10 @@ values
 	w := store.NewWriter(b.pool, scope, "a.1", time.Minute)
 	for len(list) > 0 {
 		n := min(len(list), 100)
-		_, err := w.Write(t.Context(), &protocol.Batch{Leases: held, Late: list[:n:n], Rules: rules})
-		require.NoError(t, err)
+		testenv.Wait(t, time.Minute, func() error { // many new chunks take more than one batch
+			_, err := w.Write(t.Context(), &protocol.Batch{Leases: held, Late: list[:n:n], Rules: rules})
+			return err
+		})
 		list = list[n:]
 	}
 	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: rules.MaxGap}, "test")
