@@ -155,11 +155,12 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
 		return err
 	}
-	if strings.Contains(text, "redis_mode:sentinel") {
+	mode := serverMode(text)
+	if mode == "sentinel" {
 		return nil
 	}
-	id := serverRunID(text)
-	if s.stream != "" && strings.Contains(text, "redis_mode:cluster") {
+	id := serverField(text, "run_id")
+	if s.stream != "" && mode == "cluster" {
 		if err := conn.Exists(ctx, s.stream).Err(); redis.HasErrorPrefix(err, "MOVED") {
 			return nil
 		}
@@ -168,7 +169,7 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	// A server that hides its run_id might be any. A Cluster has several
 	// servers.
 	another := s.last != "" && (s.last != id || id == unknownServer)
-	if strings.Contains(text, "redis_mode:cluster") {
+	if mode == "cluster" {
 		another = s.last != "" && !s.nodes[id]
 		s.nodes[id] = true
 	}
@@ -210,11 +211,19 @@ var errServerChanged = errors.New("another Redis server answers than before")
 // unknownServer stands for a server that hides its run_id.
 const unknownServer = "unknown"
 
-// serverRunID extracts the run_id from the reply to INFO.
-func serverRunID(info string) string {
+// serverMode is standalone, cluster or sentinel. Valkey says it under a name of its own.
+func serverMode(info string) string {
+	if mode := serverField(info, "redis_mode"); mode != unknownServer {
+		return mode
+	}
+	return serverField(info, "server_mode")
+}
+
+// serverField extracts a field from the reply to INFO.
+func serverField(info, name string) string {
 	for line := range strings.Lines(info) {
-		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
-			return id
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
+			return value
 		}
 	}
 	return unknownServer
