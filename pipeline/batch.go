@@ -26,8 +26,9 @@ type batch struct {
 	outOfOrder []int32                   // indexes of deltas with records out of order; seal derives their crossings
 	unsettled  []int32                   // indexes of deltas of which other fixes decide; the transaction derives their crossings
 	open       map[*device]geofence.Open // the worker's, see state
-	bereft     map[*device]struct{}      // likewise
-	undecided  []string                  // their devices, once the batch is sealed
+	kept       map[*device]geofence.Kept // likewise
+	bereft     map[*device]struct{}
+	undecided  []string // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
@@ -68,6 +69,7 @@ type deviceDelta struct {
 	last       int32        // newest link of the device's records
 	outOfOrder bool         // records came out of order
 	unsettled  bool         // not all its fresh records and the one before them take part for sure
+	followed   bool         // something was kept of it at held borders
 }
 
 // link chains the records of a device within a batch, newest first.
@@ -151,7 +153,7 @@ func (b *batch) rival(d *device, r *telemetry.Record, eligible bool, earlier *li
 	b.rivals = append(b.rivals, *r)
 	if wins {
 		earlier.eligible = true
-		d.settled = false
+		b.forget(d)
 		b.unsettle(d.touch)
 		d.advance(r)
 	}
@@ -169,7 +171,7 @@ func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 	d := t.device
 	switch {
 	case b.rules.Fences.Len() == 0, b.idempotent, r.TimeUS <= t.base.TimeUS:
-		d.settled = false
+		b.forget(d)
 	case r.TimeUS > d.watermark:
 		was := d.settled || d.watermark == never
 		top := b.rules.Eligibility.MaxSpeed
@@ -180,8 +182,20 @@ func (b *batch) judge(t *deviceDelta, r *telemetry.Record) {
 		if top > 0 {
 			b.unsettle(d.touch)
 		}
-		b.keepOpen(d, b.unknown(r.TimeUS))
+		b.lose(d, r.TimeUS)
 	} // between those of the batch: seal knows
+}
+
+// forget says of a device that only the tables know what has an influence on what follows.
+func (b *batch) forget(d *device) {
+	d.settled = false
+	delete(b.kept, d)
+}
+
+// lose says of a device that nothing is known of its past up to a device time.
+func (b *batch) lose(d *device, us int64) {
+	delete(b.kept, d)
+	b.keepOpen(d, b.rules.Fences.Unknown(us))
 }
 
 // unsettle leaves the crossings of a device's fresh records to the transaction.
@@ -218,7 +232,7 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 	held := b.rules.Fences.Held()
 	if _, bereft := b.bereft[t.device]; bereft && t.base.TimeUS == never {
 		b.undecide(t.touch)
-		b.keepOpen(t.device, b.unknown(r.TimeUS))
+		b.lose(t.device, r.TimeUS)
 	}
 	if t.outOfOrder || t.unsettled && !held {
 		return
@@ -243,41 +257,54 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 
 // hold replaces the crossings in scratch of fences whose borders are held still by what
 // counts. It leaves the device to the transaction where only more fixes show that, or
-// what changed before may count now. It reports whether the way does something to them.
-func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix) bool {
-	until, open := b.open[t.device]
-	if open && next.TimeUS >= until.FromUS {
-		b.unsettle(t.touch)
-		if next.TimeUS >= until.UntilUS {
-			delete(b.open, t.device)
-		}
+// what is not known may count now.
+func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix) {
+	kept := b.kept[t.device]
+	if !kept.Of(b.rules.Fences.Set) { // the fences changed
+		b.lose(t.device, prev.TimeUS)
+		kept = nil
 	}
-	steps := b.rules.Fences.Between(b.scratch, prev, next, open)
+	steps := b.steps(t, prev, next, kept)
+	t.followed = t.followed || len(kept)+len(steps.Kept) > 0
+	switch {
+	case len(steps.Kept) == 0:
+		delete(b.kept, t.device)
+	case !t.settled:
+		b.lose(t.device, next.TimeUS)
+	default:
+		b.kept[t.device] = steps.Kept
+	}
+}
+
+func (b *batch) steps(t *deviceDelta, prev, next geofence.Fix, kept geofence.Kept) geofence.Steps {
+	open, unknown := b.open[t.device]
+	switch {
+	case !unknown:
+		open = geofence.Known
+	case prev.TimeUS < open.UntilUS && next.TimeUS >= open.FromUS:
+		b.unsettle(t.touch)
+	}
+	if unknown && open.Over(next.TimeUS) {
+		delete(b.open, t.device)
+	}
+	steps := b.rules.Fences.Between(b.scratch, prev, next, open, kept)
 	b.scratch = steps.Crossings
 	if steps.Unsettled {
 		b.unsettle(t.touch)
-	}
-	if steps.Opened {
 		b.keepOpen(t.device, steps.Open)
 	}
-	return steps.Eventful
+	return steps
 }
 
-// keepOpen leaves fixes of a device to transactions.
+// keepOpen adds to what is not known of a device.
 func (b *batch) keepOpen(d *device, o geofence.Open) {
-	if b.rules.Fences.Dwell() == 0 {
+	if o == geofence.Known {
 		return
 	}
 	if other, open := b.open[d]; open {
 		o = o.Join(other)
 	}
 	b.open[d] = o
-}
-
-// unknown is how long something may count of a device of whose past nothing is known
-// up to a device time.
-func (b *batch) unknown(us int64) geofence.Open {
-	return geofence.Open{FromUS: never, UntilUS: us + b.rules.Fences.Dwell().Microseconds()}
 }
 
 // seal derives the crossings of devices whose records came out of order, from
@@ -336,25 +363,29 @@ func (b *batch) judgeAll(touch int32, list []geofence.Fix) {
 		if top > 0 && !geofence.Plausible(list[i-1], list[i], top) {
 			b.unsettle(touch)
 			d.settled = d.settled && i < len(list)-1
-			b.keepOpen(d, b.unknown(list[len(list)-1].TimeUS))
+			b.lose(d, list[len(list)-1].TimeUS)
 		}
 	}
 	if !b.rules.Fences.Held() {
 		return
 	}
 	t := &b.deltas[touch]
+	eventful := t.followed || len(b.kept[d]) > 0
 	for i, next := range list {
-		if i > 0 {
+		switch {
+		case i > 0:
 			b.scratch = b.rules.Fences.Crossings(b.scratch[:0], list[i-1], next, b.rules.MaxGap)
-			if b.hold(t, list[i-1], next) {
-				b.unsettle(touch)
-			}
-		} else if t.base.TimeUS == never {
+		case t.base.TimeUS == never:
 			b.scratch = b.rules.Fences.Initial(b.scratch[:0], next)
-			if b.hold(t, next, next) {
-				b.unsettle(touch)
-			}
+		default:
+			continue
 		}
+		steps := b.steps(t, list[max(i-1, 0)], next, nil)
+		eventful = eventful || steps.Eventful || len(steps.Kept) > 0
+	}
+	if eventful {
+		b.unsettle(touch)
+		b.lose(d, list[len(list)-1].TimeUS)
 	}
 }
 

@@ -69,8 +69,9 @@ func (s *state) snapshot(of snapshotOf) []byte {
 			continue
 		}
 		_, open := s.open[d]
+		_, kept := s.kept[d]
 		flags := byte(0)
-		if d.settled && !open {
+		if d.settled && !open && !kept {
 			flags |= leftSettled
 		}
 		if d.size&unheard != 0 {

@@ -69,9 +69,10 @@ type state struct {
 	generations []uint32 // of the shards
 	evicted     func()
 	drops       uint64 // devices evicted so far
-	// open are devices of which something may count, though nothing more happens.
-	// Without a fence with a dwell there are none.
+	// open are devices of which it is not known what counts at held borders, kept what is
+	// known of others there, as long as their last position alone does not show it.
 	open map[*device]geofence.Open
+	kept map[*device]geofence.Kept
 	// bereft are devices without a position that crossings are recorded of: only the
 	// tables know where they were.
 	bereft map[*device]struct{}
@@ -83,7 +84,7 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open), bereft: make(map[*device]struct{}),
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open), kept: make(map[*device]geofence.Kept), bereft: make(map[*device]struct{}),
 	}
 }
 
@@ -138,6 +139,7 @@ func (s *state) learn(id string, shard int, last geofence.Fix) *device {
 	d.size &^= used | unheard
 	d.shard, d.generation, d.batch, d.settled = uint16(shard), s.generations[shard], 0, false
 	d.moveTo(last)
+	delete(s.kept, d)
 	delete(s.bereft, d)
 	return d
 }
@@ -186,6 +188,7 @@ func (s *state) drop(slot int32) {
 		delete(s.slots, hash)
 	}
 	delete(s.open, d)
+	delete(s.kept, d)
 	delete(s.bereft, d)
 	*d = device{}
 	s.free = append(s.free, slot)

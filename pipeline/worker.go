@@ -491,7 +491,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		now := time.Now()
 		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
 		b.due = now.Add(maxBatchWait(age, w.cfg.BatchMaxAge))
-		b.rules, b.open, b.bereft = w.rules(), w.state.open, w.state.bereft
+		b.rules, b.open, b.kept, b.bereft = w.rules(), w.state.open, w.state.kept, w.state.bereft
 	}
 	if cap(w.records) < len(p.entries) {
 		w.records = make([]decoded, len(p.entries))

@@ -17,10 +17,11 @@ import (
 // what it is taken to be counts once it has been that for long enough, from where that
 // began.
 type hold struct {
-	set      *Set
-	versions []int32 // of the fence, by their spans
-	version  int32   // valid and enabled at the last fix, or -1
-	untilUS  int64   // no other is before this device time
+	set        *Set
+	group      int32
+	begin, end int32 // its versions, by their spans
+	version    int32 // valid and enabled at the last fix, or -1
+	untilUS    int64 // no other is before this device time
 
 	known, inside bool     // whether it counts as inside, if that is known
 	taken, in     bool     // whether it is taken to be inside, if that is known
@@ -45,11 +46,18 @@ const never = math.MinInt64
 // newHold begins at a fix; with first it is the device's first that is known, and before
 // the device was inside of the fences that inside names.
 func (s *Set) newHold(group int32, fix Fix, first bool, inside map[string]bool) *hold {
-	h := &hold{set: s, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}, settledUS: [2]int64{math.MaxInt64, never}}
+	h := &hold{}
+	s.beginHold(h, group, fix, first, inside)
+	return h
+}
+
+// beginHold is newHold in place: most holds do not outlive the way that they begin at.
+func (s *Set) beginHold(h *hold, group int32, fix Fix, first bool, inside map[string]bool) {
+	*h = hold{set: s, group: group, sinceUS: fix.TimeUS, quietUS: fix.TimeUS, told: first, known: first, taken: first, passedUS: [2]int64{never, never}, settledUS: [2]int64{math.MaxInt64, never}}
 	begin, _ := slices.BinarySearchFunc(s.versions, group, func(v version, g int32) int { return cmp.Compare(v.group, g) })
-	for i := begin; i < len(s.versions) && s.versions[i].group == group; i++ {
-		h.versions = append(h.versions, int32(i))
-		h.intervalUS = max(h.intervalUS, s.versions[i].intervalUS)
+	h.begin, h.end = int32(begin), int32(begin)
+	for ; int(h.end) < len(s.versions) && s.versions[h.end].group == group; h.end++ {
+		h.intervalUS = max(h.intervalUS, s.versions[h.end].intervalUS)
 	}
 	h.version, h.untilUS = h.valid(fix.TimeUS)
 	if first {
@@ -62,14 +70,13 @@ func (s *Set) newHold(group int32, fix Fix, first bool, inside map[string]bool) 
 		}
 	}
 	h.at(fix)
-	return h
 }
 
 // valid returns the version for a device time, or -1, and before which one there is no
 // other.
 func (h *hold) valid(us int64) (version int32, untilUS int64) {
 	version, untilUS = -1, math.MaxInt64
-	for _, i := range h.versions {
+	for i := h.begin; i < h.end; i++ {
 		f := &h.set.versions[i].fence
 		switch {
 		case us < f.Valid.FromUS:
@@ -98,6 +105,9 @@ func (h *hold) beyond(f Fix) bool {
 func (v *version) beyond(p point) bool {
 	return !v.shape.contains(p) && (v.shape.margin == nil || !v.shape.margin.contains(p))
 }
+
+// within reports whether the fix is outside of the fence, but not beyond its margin.
+func (h *hold) within(f Fix) bool { return h.marginal() && !h.contains(f) && !h.beyond(f) }
 
 func (h *hold) marginal() bool {
 	return h.version >= 0 && h.set.versions[h.version].shape.margin != nil
@@ -246,14 +256,6 @@ func (s *Set) HeldID(fence string) bool {
 // Held reports whether the border of any fence is held still.
 func (s *Set) Held() bool { return s != nil && s.held.Len() > 0 }
 
-// Dwell returns the longest dwell of a fence.
-func (s *Set) Dwell() time.Duration {
-	if s == nil {
-		return 0
-	}
-	return time.Duration(s.dwellUS) * time.Microsecond
-}
-
 // touched appends the groups of fences with held borders that the way between two
 // fixes comes near, each at least once.
 func (s *Set) touched(dst []int32, prev, next Fix) []int32 {
@@ -266,13 +268,52 @@ func (s *Set) touched(dst []int32, prev, next Fix) []int32 {
 	return dst
 }
 
-// Open is when something may count though nothing more happens: not with a fix before
-// FromUS, and with the first one from UntilUS on at the latest.
-type Open struct{ FromUS, UntilUS int64 }
+// Open is what is not known of a device. Something that changed before may count with a
+// fix from FromUS on, and with the first one from UntilUS on at the latest; up to then
+// a change may end something. And a gate may have been passed before PassedUS.
+type Open struct{ FromUS, UntilUS, PassedUS int64 }
+
+// Known is what is not known of a device whose past is.
+var Known = Open{math.MaxInt64, never, never}
+
+// Unknown is what is not known of a device of whose past nothing is, up to a device time.
+func (s *Set) Unknown(us int64) Open {
+	o := Known
+	if s == nil {
+		return o
+	}
+	if s.dwellUS > 0 {
+		o.FromUS, o.UntilUS = never, us+s.dwellUS
+	}
+	if s.intervalUS > 0 {
+		o.PassedUS = us + s.intervalUS
+	}
+	return o
+}
 
 // Join returns when either may.
 func (o Open) Join(other Open) Open {
-	return Open{min(o.FromUS, other.FromUS), max(o.UntilUS, other.UntilUS)}
+	return Open{min(o.FromUS, other.FromUS), max(o.UntilUS, other.UntilUS), max(o.PassedUS, other.PassedUS)}
+}
+
+// Over reports whether all is known from a fix on.
+func (o Open) Over(us int64) bool { return us >= o.UntilUS && us >= o.PassedUS }
+
+// Kept is what is known of a device and fences with held borders at its last fix, where the
+// fix alone does not show it: what changed there may still count or end, or decides what
+// counts next. It belongs to a set.
+type Kept []*hold
+
+// Of reports whether the set can go on with it.
+func (k Kept) Of(s *Set) bool { return len(k) == 0 || k[0].set == s }
+
+func (k Kept) of(group int32) *hold {
+	for _, h := range k {
+		if h.group == group {
+			return h
+		}
+	}
+	return nil
 }
 
 // Steps is what Between finds.
@@ -280,50 +321,74 @@ type Steps struct {
 	Crossings []Crossing // that count, unless only more fixes show that
 	Unsettled bool       // only more fixes show what counts
 	Eventful  bool       // the way does something to a fence with a held border
-	Opened    bool       // something may count later: when
-	Open      Open
+	Open      Open       // what is not known from here on, besides what was not before
+	Kept      Kept       // at the later fix
 }
 
 // Between replaces among the crossings that Crossings gives for the way between two
 // neighbouring fixes, or Initial for the device's first one, which is then both, those
-// of fences with held borders by what counts, for a device of which nothing is open
-// at the earlier fix; with open something is.
-func (s *Set) Between(crossings []Crossing, prev, next Fix, open bool) Steps {
-	out := Steps{Crossings: crossings, Open: Open{math.MaxInt64, never}}
+// of fences with held borders by what counts, given what is not known and what
+// was kept at the earlier one. Some of these crossings may lie before the way.
+func (s *Set) Between(crossings []Crossing, prev, next Fix, open Open, kept Kept) Steps {
+	out := Steps{Crossings: crossings, Open: Known}
 	var buf [16]int32
 	groups := s.touched(buf[:0], prev, next)
+	for _, h := range kept {
+		groups = append(groups, h.group)
+	}
 	slices.Sort(groups)
 	for _, g := range slices.Compact(groups) {
 		raw := s.of(crossings, g)
-		h := s.newHold(g, prev, prev == next, nil)
-		if len(raw) == 0 && next.TimeUS < h.untilUS && (!h.marginal() || h.beyond(prev) || !h.beyond(next)) {
-			continue
-		}
-		out.Eventful = true
-		restUS := s.versions[h.versions[0]].restUS
-		if h.intervalUS > 0 || !h.taken || open && restUS > 0 {
-			out.Unsettled = true
-			if restUS > 0 {
-				from := int64(never) // it may have left long ago, or another version may end it
-				if h.taken && len(h.versions) == 1 && h.untilUS == math.MaxInt64 {
-					from = prev.TimeUS + restUS
-				}
-				out.Opened, out.Open = true, out.Open.Join(Open{from, next.TimeUS + restUS})
+		h := kept.of(g)
+		if h == nil {
+			var begun hold
+			s.beginHold(&begun, g, prev, prev == next, nil)
+			quiet := len(raw) == 0 && next.TimeUS < begun.untilUS && (!begun.marginal() || begun.beyond(prev) || !begun.beyond(next))
+			if quiet && (!begun.taken || begun.in || !begun.within(next)) {
+				continue
 			}
-			continue
+			out.Eventful = out.Eventful || !quiet
+			if after, unknown := s.openAfter(&begun, prev, next, open); unknown {
+				if !quiet {
+					out.Unsettled, out.Open = true, out.Open.Join(after)
+				}
+				continue
+			}
+			kept := begun
+			h = &kept
+			if prev != next {
+				h.known, h.inside, h.told = true, h.in, true
+			}
 		}
 		if prev != next {
-			h.known, h.inside = true, h.in
 			h.step(next, raw)
 		}
 		out.Crossings = slices.DeleteFunc(out.Crossings, func(c Crossing) bool { return s.versions[c.Fence].group == g })
 		out.Crossings = append(out.Crossings, h.crossings...)
-		if h.in != h.inside {
-			due := h.sinceUS + h.dwellUS()
-			out.Opened, out.Open = true, out.Open.Join(Open{min(due, h.untilUS), due})
+		h.crossings = nil
+		if !h.settled() || h.within(next) || h.intervalUS > 0 && next.TimeUS-h.quietUS < h.intervalUS {
+			out.Kept = append(out.Kept, h)
 		}
 	}
 	return out
+}
+
+// openAfter reports whether it is not known what counts on a way that begins where nothing was kept
+// of a fence, and what is not known after it.
+func (s *Set) openAfter(h *hold, prev, next Fix, open Open) (after Open, unknown bool) {
+	after, restUS := Known, s.versions[h.begin].restUS
+	passed := h.intervalUS > 0 && prev.TimeUS < open.PassedUS
+	unknown = passed || !h.taken || restUS > 0 && prev.TimeUS < open.UntilUS
+	if unknown && restUS > 0 {
+		after = Open{never, next.TimeUS + restUS, never} // it may have left long ago, or another version may end it
+		if h.taken && h.end == h.begin+1 && h.untilUS == math.MaxInt64 {
+			after.FromUS = prev.TimeUS + restUS
+		}
+	}
+	if unknown && h.intervalUS > 0 {
+		after.PassedUS = next.TimeUS + h.intervalUS
+	}
+	return after, unknown
 }
 
 // Walk derives what counts along the track of one device, fix by fix.
@@ -591,7 +656,7 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, old []Crossing) {
 	r := reach{never, math.MaxInt64}
 	h := s.newHold(group, t.Fixes[0], t.First, t.Inside)
-	id := s.versions[h.versions[0]].fence.ID
+	id := s.versions[h.begin].fence.ID
 	d.held[id] = nowhere
 	if s.undisturbed(t, group, raw, old) {
 		return

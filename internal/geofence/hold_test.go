@@ -231,7 +231,7 @@ func TestAStretchDerivesWhatMayHaveChanged(t *testing.T) {
 func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 19))
-	var known, unknown int
+	var known, unknown, followed int
 	for range 4000 {
 		set, refused := geofence.NewSet(heldFences(r))
 		require.Empty(t, refused)
@@ -240,29 +240,20 @@ func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {
 		}
 		walk := set.Walk(heldGap)
 		fixes := heldTrack(r)
-		var until geofence.Open
-		open := false
+		open, kept := geofence.Known, geofence.Kept(nil)
 		for i, fix := range fixes {
 			prev := fixes[max(i-1, 0)]
-			unsettled, was := open && fix.TimeUS >= until.FromUS, open
-			if unsettled && fix.TimeUS >= until.UntilUS {
-				open = false
-			}
+			unsettled := prev.TimeUS < open.UntilUS && fix.TimeUS >= open.FromUS
 			raw := set.Crossings(nil, prev, fix, heldGap)
 			if i == 0 {
 				raw = set.Initial(nil, fix)
 			}
-			steps := set.Between(raw, prev, fix, was)
+			steps := set.Between(raw, prev, fix, open, kept)
 			unsettled = unsettled || steps.Unsettled
-			join := func(o geofence.Open) {
-				if open {
-					o = o.Join(until)
-				}
-				until, open = o, true
+			if open.Over(fix.TimeUS) {
+				open = geofence.Known
 			}
-			if steps.Opened {
-				join(steps.Open)
-			}
+			open, kept = open.Join(steps.Open), steps.Kept
 			want := walk.Next(nil, fix)
 			if unsettled {
 				unknown++
@@ -272,12 +263,15 @@ func TestBetweenKnowsWhatItDoesNotKnow(t *testing.T) {
 				}
 				require.ElementsMatch(t, want, steps.Crossings, "seed %d, fix %d of %+v", seed, i, fixes)
 			}
-			if set.Dwell() > 0 && r.IntN(10) == 0 { // a restart
-				join(geofence.Open{FromUS: geofence.Always.FromUS, UntilUS: fix.TimeUS + set.Dwell().Microseconds()})
+			if len(kept) > 0 {
+				followed++
+			}
+			if r.IntN(20) == 0 { // a restart
+				open, kept = set.Unknown(fix.TimeUS), nil
 			}
 		}
 	}
-	t.Logf("%d ways that count something, and %d of which only more fixes show it", known, unknown)
+	t.Logf("%d ways that count something, %d of which only more fixes show it, %d after which something is kept", known, unknown, followed)
 	require.Greater(t, known, 2000)
 }
 

@@ -38,7 +38,8 @@ type Set struct {
 	versions []version           // sorted by ID, then by span
 	tree     rtree.RTreeG[int32] // boxes of the versions that are enabled
 	held     rtree.RTreeG[int32] // of those with held borders, with their margins
-	dwellUS  int64               // the longest
+
+	dwellUS, intervalUS int64 // the longest
 }
 
 type version struct {
@@ -131,7 +132,7 @@ func (s *Set) hold() {
 			if !v.fence.Enabled {
 				continue
 			}
-			s.dwellUS = max(s.dwellUS, v.dwellUS)
+			s.dwellUS, s.intervalUS = max(s.dwellUS, v.dwellUS), max(s.intervalUS, v.intervalUS)
 			for _, box := range cmp.Or(v.shape.margin, v.shape).boxes(nil) {
 				s.held.Insert([2]float64{box[0].x, box[0].y}, [2]float64{box[1].x, box[1].y}, int32(i))
 			}

@@ -265,7 +265,7 @@ var mutants = []mutant{
 	},
 	{
 		"what may count though nothing more happens is forgotten live", "pipeline/batch.go",
-		"	if steps.Opened {\n", "	if false {\n",
+		"		b.kept[t.device] = steps.Kept\n", "		delete(b.kept, t.device)\n",
 		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*live",
 	},
 	{
@@ -285,12 +285,12 @@ var mutants = []mutant{
 	},
 	{
 		"a device in the margin is taken to be outside", "internal/geofence/hold.go",
-		"if h.intervalUS > 0 || !h.taken || open && restUS > 0 {", "if h.intervalUS > 0 || open && restUS > 0 {",
+		"unknown = passed || !h.taken || restUS", "unknown = passed || restUS",
 		"internal/geofence", "TestBetweenKnowsWhatItDoesNotKnow",
 	},
 	{
 		"what is open is forgotten", "internal/geofence/hold.go",
-		"if h.intervalUS > 0 || !h.taken || open && restUS > 0 {", "if h.intervalUS > 0 || !h.taken {",
+		"unknown = passed || !h.taken || restUS > 0 && prev.TimeUS < open.UntilUS", "unknown = passed || !h.taken",
 		"internal/geofence", "TestBetweenKnowsWhatItDoesNotKnow",
 	},
 	{
