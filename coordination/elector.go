@@ -81,7 +81,7 @@ func (e *elector) Run(ctx context.Context) error {
 				e.lead(ctx, started)
 				continue
 			case errors.Is(err, errLockHeld):
-				// The lock of a dead leader is free when it expires, not at the next look.
+				// The lock of a dead leader is free when it expires, not when it is tried next.
 				wait = min(wait, max(left, time.Millisecond)+time.Millisecond)
 			case ctx.Err() == nil && quiet.Pass():
 				e.log.Warn("campaigning failed, will retry", "err", err)

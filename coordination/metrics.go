@@ -13,7 +13,7 @@ const (
 	movedForDrain  = "drain"  // an operator drains its owner
 	movedForKill   = "kill"   // its owner is gone without a release
 	movedByForce   = "forced" // its owner is cut off from Postgres, or stalled
-	movedAtStart   = "start"  // nobody had it, since the fleet had stopped
+	movedAtStart   = "start"  // none had it, since the fleet had stopped
 )
 
 type metrics struct {
@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"result"}),
 		moved: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_shards_moved_total",
-			Help: "Shards that this instance, as the leader, assigned to another member, by reason: load, deploy (its owner leaves), join (members came), drain, kill (its owner is gone), forced (its owner is cut off or stalled), start (nobody had it).",
+			Help: "Shards that this instance, as the leader, assigned to another member, by reason: load, deploy (its owner leaves), join (members came), drain, kill (its owner is gone), forced (its owner is cut off or stalled), start (none had it).",
 		}, []string{"reason"}),
 		acquired:            counter("processor_coordination_shards_acquired_total", "Shards acquired."),
 		forceAcquired:       counter("processor_coordination_shards_force_acquired_total", "Shards force-acquired."),

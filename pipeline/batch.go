@@ -255,6 +255,9 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 	}
 }
 
+// mostKept bounds the fences that are followed in memory for one device, half a kilobyte each.
+const mostKept = 16
+
 // hold replaces the crossings in scratch of fences whose borders are held still by what
 // counts. It leaves the device to the transaction where only more fixes show that, or
 // what is not known may count now.
@@ -269,7 +272,7 @@ func (b *batch) hold(t *deviceDelta, prev, next geofence.Fix) {
 	switch {
 	case len(steps.Kept) == 0:
 		delete(b.kept, t.device)
-	case !t.settled:
+	case !t.settled, len(steps.Kept) > mostKept:
 		b.lose(t.device, next.TimeUS)
 	default:
 		b.kept[t.device] = steps.Kept

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -81,4 +82,41 @@ func TestABatchDerivesNothingThatAJumpMayTakeAway(t *testing.T) {
 		}
 		require.Equal(t, want, got)
 	})
+}
+
+// What is followed of a device in memory is bounded, and goes with its state: a device that
+// sends no more would keep its set of fences for ever.
+func TestWhatIsFollowedOfADeviceIsBounded(t *testing.T) {
+	for _, n := range []int{mostKept, mostKept + 1} {
+		var fences []geofence.Fence
+		for i := range n {
+			fences = append(fences, geofence.Fence{
+				ID: fmt.Sprint("depot", i), Kind: geofence.Circle, Enabled: true, Valid: geofence.Always, RadiusM: 100, ExitMarginM: 100, MinDwellS: 60,
+				Geometry: `{"type":"Point","coordinates":[11,48]}`,
+			})
+		}
+		set, refused := geofence.NewSet(fences)
+		require.Empty(t, refused)
+		s := newState(10, 2, func() {})
+		d := s.learn("1", 1, geofence.Fix{TimeUS: never})
+		b := &batch{}
+		b.reset(1, false)
+		b.rules, b.open, b.kept, b.bereft = protocol.Rules{Fences: &protocol.Fences{Set: set, Versions: make([]int, n)}, MaxGap: time.Hour}, s.open, s.kept, s.bereft
+		for at, latitude := range []float64{48.01, 48} { // in: the dwell begins
+			r := telemetry.Record{DeviceID: "1", TimeUS: int64(at) * 10e6, Latitude: latitude, Longitude: 11}
+			b.place(d, &r, true)
+		}
+		b.seal()
+		if n > mostKept {
+			require.Empty(t, s.kept)
+			require.Contains(t, s.open, d, "nothing is known for the dwell")
+			continue
+		}
+		require.Len(t, s.kept[d], n)
+		require.Empty(t, b.undecided)
+		s.invalidate(0)
+		require.Len(t, s.kept, 1)
+		s.invalidate(1)
+		require.Empty(t, s.kept)
+	}
 }

@@ -134,12 +134,17 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 	// The second is too far from the first, and shows that the device stayed inside for the dwell.
 	drive := []fleet.Message{fix(0, 11.001), fix(10, 11.1), fix(3600, 11.1)}
 	for _, tc := range []struct {
-		name   string
-		change func(t *testing.T, w *world)
-		undo   bool
+		name  string
+		drive []fleet.Message
+		flag  bool            // the last one
+		then  []fleet.Message // in one batch
 	}{
-		{"flagged", func(t *testing.T, w *world) { w.flag(t, drive[2], true) }, true},
-		{"others on both sides", func(_ *testing.T, w *world) { w.publish([]fleet.Message{fix(3500, 60), fix(3610, -60)}) }, false},
+		{"flagged", drive, true, nil},
+		{"others on both sides", drive, false, []fleet.Message{fix(3500, 60), fix(3610, -60)}},
+		{
+			"two behind a jump", []fleet.Message{fix(0, 11.001), fix(10, 60), fix(20, 11.1), fix(500, 11.1)}, false,
+			[]fleet.Message{fix(15, -60), fix(490, 60), fix(505, -60)},
+		},
 	} {
 		for _, held := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, held %v", tc.name, held), func(t *testing.T) {
@@ -165,12 +170,16 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 					return w.count("select count(*) from processor.timing_records")
 				}
 				require.Zero(t, crossings()) // or the recompute for the fence would correct what is wrong
-				w.publish(drive)
+				w.publish(tc.drive)
 				require.Equal(t, before, crossings())
-				tc.change(t, w)
+				last := tc.drive[len(tc.drive)-1]
+				if tc.flag {
+					w.flag(t, last, true)
+				}
+				w.publish(tc.then)
 				require.Equal(t, after, crossings())
-				if tc.undo {
-					w.flag(t, drive[2], false)
+				if tc.flag {
+					w.flag(t, last, false)
 					require.Equal(t, before, crossings())
 				}
 			})

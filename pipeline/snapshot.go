@@ -25,7 +25,7 @@ import (
 const (
 	// snapshotVersion is raised with the format, and whenever what the state of a device
 	// means changes.
-	snapshotVersion = 2
+	snapshotVersion = 3
 	// snapshotMaxBytes bounds a snapshot: devices that do not fit are loaded from the tables.
 	snapshotMaxBytes = 1 << 20
 	// snapshotWait is how long a release waits for the worker, which may be at work for other shards.

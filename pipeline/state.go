@@ -210,7 +210,14 @@ func (s *state) known(shard int) int {
 }
 
 // invalidate invalidates all devices of a shard.
-func (s *state) invalidate(shard int) { s.generations[shard]++ }
+func (s *state) invalidate(shard int) {
+	s.generations[shard]++
+	for d := range s.kept { // or a device that sends no more would keep its set of fences for ever
+		if int(d.shard) == shard {
+			delete(s.kept, d)
+		}
+	}
+}
 
 // evict keeps the bound, but spares devices that batches after the committed one
 // depend on. It visits the slots in turn: one used since the last visit gets a

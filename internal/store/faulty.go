@@ -130,7 +130,8 @@ func (d *Devices) flag(ctx context.Context, tx pgx.Tx, p part, device string, fa
 		return err
 	}
 	if p.heap == allHeaps {
-		return n, change(tx)
+		err = change(tx)
+		return n, err
 	}
 	err = pgx.BeginFunc(ctx, tx, change)
 	if refused, _ := errors.AsType[*pgconn.PgError](err); refused != nil && refused.Code == "42501" {

@@ -306,7 +306,7 @@ func (r *reach) old(from, to geofence.Fix) (between []geofence.Fix, known bool) 
 // is needed while none takes part there, nor did before: a device that only jumps,
 // as two with one ID do, does not have all its jumps read with each record.
 func (r *reach) begins() bool {
-	if r.known > 1 && r.behind == 0 && r.last && !r.anyFrom(r.known-1) && !r.tookPart(r.known-1) {
+	if r.known > 1 && r.behind == 0 && r.last && !r.anyFrom(r.known-1) && !r.hadFrom(r.known-1) {
 		r.from = r.known - 1
 		return true
 	}
@@ -327,14 +327,14 @@ func (r *reach) anyFrom(i int) bool {
 	return false
 }
 
-// tookPart reports whether a fix may have taken part before the window changed.
-func (r *reach) tookPart(i int) bool {
+// hadFrom reports whether a fix from this one on may have taken part before the window changed.
+func (r *reach) hadFrom(i int) bool {
 	if r.added == nil {
 		return true
 	}
 	was := r.without(r.added)
-	at, found := slices.BinarySearchFunc(was.fixes, r.fixes[i].TimeUS, func(f geofence.Fix, us int64) int { return cmp.Compare(f.TimeUS, us) })
-	return found && was.takesPart(at)
+	at, _ := slices.BinarySearchFunc(was.fixes, r.fixes[i].TimeUS, func(f geofence.Fix, us int64) int { return cmp.Compare(f.TimeUS, us) })
+	return was.anyFrom(at)
 }
 
 // ends finds the nearest one behind the window and its neighbour.
