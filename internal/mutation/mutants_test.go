@@ -296,7 +296,7 @@ var mutants = []mutant{
 	{
 		"a fence far away is not looked for", "internal/geofence/hold.go",
 		"t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS-s.dwellUS", "t.Fixes[0].TimeUS > t.Fixes[t.From].TimeUS",
-		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*by_and_by",
+		"pipeline", "TestP5ABorderThatIsHeldStill/far_away_when.*after_restarts",
 	},
 	{
 		"a rule of eligibility is not applied at rehydration", "internal/store/heaps.go",
