@@ -142,7 +142,9 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 		{"flagged", drive, true, nil},
 		{"others on both sides", drive, false, []fleet.Message{fix(3500, 60), fix(3610, -60)}},
 		{
-			"two behind a jump", []fleet.Message{fix(0, 11.001), fix(10, 60), fix(20, 11.1), fix(500, 11.1)}, false,
+			"two behind a jump",
+			[]fleet.Message{fix(0, 11.001), fix(10, 60), fix(20, 11.1), fix(500, 11.1)},
+			false,
 			[]fleet.Message{fix(15, -60), fix(490, 60), fix(505, -60)},
 		},
 	} {
@@ -189,6 +191,7 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 
 // flag says whether a position is faulty, and asks for the recompute that follows.
 func (w *world) flag(t *testing.T, m fleet.Message, faulty bool) {
+	t.Helper()
 	at := m.Time.UTC()
 	tag, err := w.pool.Exec(t.Context(), "update public.positions set faulty = $3 where device_id = $1 and ts = $2", m.DeviceID, at, faulty)
 	require.NoError(t, err)
