@@ -354,8 +354,8 @@ func (s *Set) Between(crossings []Crossing, prev, next Fix, open Open, kept Kept
 				}
 				continue
 			}
-			kept := begun
-			h = &kept
+			h = new(hold)
+			*h = begun
 			if prev != next {
 				h.known, h.inside, h.told = true, h.in, true
 			}
