@@ -379,12 +379,18 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	w.state.invalidate(p.shard)
 	reason := refusalOf(err).Reason
 	v := w.breaker.refuse(reason, p.shard, deviceOf(&p.entries[0]), time.Now())
-	if v == noFault {
+	switch {
+	case p.again != nil && w.table.paused(p.shard):
+		v = max(v, doubtful) // claimed before its shard paused
+	case v == noFault || v == ownFault && w.lastAttempt(&p):
 		most, others, err := w.mostRefused(ctx, p)
 		if err != nil {
 			return err
 		}
-		if !most || others < breakerDevices && !w.breaker.openForAll(reason) {
+		switch {
+		case v == ownFault && most && others >= breakerDevices-1:
+			v = doubtful // attempts that follow each other at once end before enough rows are counted
+		case v == noFault && (!most || others < breakerDevices && !w.breaker.openForAll(reason)):
 			v = w.breaker.closeFor(reason, p.shard)
 		}
 	}
@@ -396,6 +402,11 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	default: // the breaker is open
 		return w.pause(ctx, p, err)
 	}
+}
+
+// lastAttempt reports whether the one entry of a part is given up if it fails now.
+func (w *worker) lastAttempt(p *part) bool {
+	return max(1, p.again[p.entries[0].ID].Attempts) >= w.cfg.DeadLetters.MaxAttempts
 }
 
 // resume ends the pause of shards whose entries have an outcome.

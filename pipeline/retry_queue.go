@@ -16,10 +16,12 @@ import (
 // see protocol.Batch.
 type Deferrals interface {
 	// Claim returns due entries of these shards, at most limit, and leases them so
-	// that they are not claimed again. Attempts includes the one to be made now. An
-	// entry whose previous claim had no outcome, since the process crashed, has
+	// that they are not claimed again. Attempts includes the one to be made next. An
+	// entry whose last attempt had no outcome, since the process crashed, has
 	// class crash and is returned alone.
 	Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error)
+	// Begin notes that attempts begin, and returns the entries that are still leased.
+	Begin(ctx context.Context, claimed []protocol.Deferred) ([]protocol.Deferred, error)
 	// Return gives up attempts that were not made.
 	Return(ctx context.Context, claimed []protocol.Deferred) error
 	// Added records which entries are dead letters in their stream.
@@ -151,15 +153,29 @@ func (t *table) deliverDeferred(shard int, epoch int64, rows []protocol.Deferred
 func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	rare.Reached(rare.DeferredRetry)
 	defer m.done()
-	p := part{shard: m.shard, grant: m.grant, again: make(map[telemetry.EntryID]protocol.Deferred, len(m.deferred))}
-	if t, ok := w.owned[m.shard]; ok {
-		p.epoch, p.token = t.epoch, t.token
+	p := part{shard: m.shard, grant: m.grant}
+	t, owned := w.owned[m.shard]
+	if !owned || t.grant != m.grant {
+		return w.returnDeferred(ctx, m.deferred)
 	}
-	for _, d := range m.deferred {
+	p.epoch, p.token = t.epoch, t.token
+	var claimed []protocol.Deferred
+	if err := retry(ctx, w.log, "begin attempts of deferred entries", w.metrics.deferErrors, always, func() (err error) {
+		defer w.callsReturned.Add(1)
+		claimed, err = w.deferrals.Begin(ctx, m.deferred)
+		return err
+	}); err != nil {
+		return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
+	}
+	if len(claimed) == 0 {
+		return nil // they wait for another claim
+	}
+	p.again = make(map[telemetry.EntryID]protocol.Deferred, len(claimed))
+	for _, d := range claimed {
 		p.again[d.Entry.ID] = d
 		p.entries = append(p.entries, d.Entry)
 	}
-	first := &m.deferred[0]
+	first := &claimed[0]
 	var err error
 	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
 		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts})
@@ -176,6 +192,10 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	if err != nil {
 		return errors.Join(err, giveBack(ctx, w.deferrals, left))
 	}
+	return w.returnDeferred(ctx, left)
+}
+
+func (w *worker) returnDeferred(ctx context.Context, left []protocol.Deferred) error {
 	return retry(ctx, w.log, "return deferred entries", w.metrics.deferErrors, always,
 		func() error { return w.deferrals.Return(ctx, left) })
 }

@@ -99,6 +99,11 @@ var mutants = []mutant{
 		"internal/store", "TestAClaimedDeferredEntryIsLeased",
 	},
 	{
+		"an attempt begins when its entry is claimed", "internal/store/deferred.go",
+		"set next_attempt_at = now() + $6::interval", "set class = 'crash', next_attempt_at = now() + $6::interval",
+		"pipeline", "TestADeferredEntryOnWhichProcessesDie",
+	},
+	{
 		"a returned attempt stays counted", "internal/store/deferred.go",
 		"d.Attempts-1, d.NextAttempt", "d.Attempts, d.NextAttempt",
 		"internal/store", "TestAClaimedDeferredEntryIsLeased",

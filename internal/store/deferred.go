@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -27,11 +28,8 @@ func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Du
 	return &Deferred{pool: pool, scope: scope, member: member, timeout: timeout}
 }
 
-// claimDeferredSQL sets the class of what it returns to crash before any
-// attempt: a decision overwrites it; without one the process died. Such an
-// entry is returned alone, and its attempt counts from the start, otherwise it
-// would crash one process after the other. Of entries with the same ID one is
-// returned.
+// claimDeferredSQL returns an entry whose last attempt began and has no outcome, which
+// has class crash, alone. Of entries with the same ID one is returned.
 const claimDeferredSQL = `
 with due as materialized (
   select d.entry_id, d.digest, d.class
@@ -63,20 +61,17 @@ chosen as (
   where not exists (select from due where class = 'crash')
 )
 update processor.deferred d
-set class = 'crash',
-  attempts = d.attempts + (chosen.class = 'crash')::int,
-  next_attempt_at = now() + $6::interval
+set next_attempt_at = now() + $6::interval
 from chosen
 where d.stream = $1
   and d.group_name = $2
   and d.entry_id = chosen.entry_id
   and d.digest = chosen.digest
-returning d.entry_id, d.shard, d.fields, chosen.class, d.error, coalesce(d.field, ''), d.fingerprint,
-  d.attempts + (chosen.class <> 'crash')::int, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
+returning d.entry_id, d.shard, d.fields, d.class, d.error, coalesce(d.field, ''), d.fingerprint, d.attempts + 1, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
 
 // Claim returns due entries of the shards given, at most limit, and protects
-// them from another claim for the lease. Their attempts include the one about
-// to be made. Shards owned under another epoch are skipped.
+// them from another claim for the lease. Their attempts include the one to be
+// made next. Shards owned under another epoch are skipped.
 func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -104,6 +99,47 @@ func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease 
 	return list, failure("claim deferred entries", err)
 }
 
+// beginDeferredSQL sets the class of entries to crash before an attempt: a decision
+// overwrites it; without one the process died. The next attempt counts from the start,
+// otherwise such an entry would crash one process after the other.
+const beginDeferredSQL = `
+update processor.deferred d
+set class = 'crash',
+  attempts = c.attempts
+from unnest($3::text[], $4::text[], $5::timestamptz[], $6::int[]) as c (id, digest, lease, attempts)
+where d.stream = $1
+  and d.group_name = $2
+  and d.entry_id = c.id
+  and d.digest = c.digest
+  and d.next_attempt_at = c.lease
+returning d.entry_id`
+
+// Begin notes that attempts of claimed entries begin, and returns those that are
+// still claimed. A process that ends before shows nothing of an entry: it may have
+// waited behind others, or for Postgres.
+func (s *Deferred) Begin(ctx context.Context, claimed []protocol.Deferred) ([]protocol.Deferred, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	refs, leases, attempts := make([]telemetry.Ref, len(claimed)), make([]time.Time, len(claimed)), make([]int32, len(claimed))
+	for i := range claimed {
+		d := &claimed[i]
+		refs[i], leases[i], attempts[i] = d.Entry.Ref(), d.NextAttempt, int32(d.Attempts-1)
+		if d.Class == telemetry.ClassCrash {
+			attempts[i]++
+		}
+	}
+	ids, digests := columns(refs)
+	rows, err := s.pool.Query(ctx, beginDeferredSQL, s.scope.Stream, s.scope.Group, ids, digests, leases, attempts)
+	if err != nil {
+		return nil, failure("begin attempts of deferred entries", err)
+	}
+	begun, err := pgx.CollectRows(rows, rowToEntryID)
+	if err != nil {
+		return nil, failure("begin attempts of deferred entries", err)
+	}
+	return slices.DeleteFunc(slices.Clone(claimed), func(d protocol.Deferred) bool { return !slices.Contains(begun, d.Entry.ID) }), nil
+}
+
 // Return cancels attempts that were not made: the entries are due immediately
 // and keep their earlier count of attempts.
 func (s *Deferred) Return(ctx context.Context, claimed []protocol.Deferred) error {
@@ -120,7 +156,6 @@ where stream = $1
   and group_name = $2
   and entry_id = $3
   and digest = $7
-  and class = 'crash'
   and next_attempt_at = $6`, s.scope.Stream, s.scope.Group, d.Entry.ID.String(), d.Class, d.Attempts-1, d.NextAttempt, d.Entry.Digest())
 	}
 	return failure("return deferred entries", s.pool.SendBatch(ctx, b).Close())
