@@ -47,7 +47,7 @@ var faults = []mutant{
 	},
 	{
 		"few devices are a shard", "pipeline/breaker.go",
-		"if !most || others < breakerDevices && !w.breaker.openForAll(reason) {", "if !most {",
+		"(!most || others < breakerDevices && !w.breaker.openForAll(reason)):", "!most:",
 		"pipeline", "TestFaultyDevicesThatFillWhatIsRead",
 	},
 	{
