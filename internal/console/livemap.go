@@ -2,12 +2,13 @@ package console
 
 import (
 	"context"
-	"fmt"
+	"encoding/json"
 	"maps"
 	"net/http"
 	"sync"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/operator"
 )
@@ -32,28 +33,37 @@ func (c *Console) liveMap(ctx context.Context, _ *http.Request) (any, error) {
 // following is the moves of all members while live maps are open.
 type following struct {
 	mu      sync.Mutex
-	moves   map[string]history.Move
+	moves   map[string]string // the newest place of each device
 	heard   map[string]int64 // when each device last moved, Unix seconds
 	dropped int
 	ticks   int
 }
 
-// heardMoves adds what a member committed.
-func (l *following) heardMoves(m history.Moves) {
+// hear adds what a member committed.
+func (l *following) hear(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.dropped += m.Dropped
 	now := time.Now().Unix()
-	for _, move := range m.Moves {
-		if _, there := l.heard[move.Device]; there || len(l.heard) < maxHeard {
-			l.heard[move.Device] = now
+	l.dropped += history.ReadMoves(text, func(device, place string) {
+		if _, there := l.heard[device]; there || len(l.heard) < maxHeard {
+			l.heard[device] = now
 		}
-		if _, there := l.moves[move.Device]; !there && len(l.moves) >= history.LiveLimit {
+		if _, there := l.moves[device]; !there && len(l.moves) >= history.LiveLimit {
 			l.dropped++
-			continue
+			return
 		}
-		l.moves[move.Device] = move
-	}
+		l.moves[device] = place
+	})
+}
+
+// liveMoves is what a script of the live map reads: in Moves a line for each device, with
+// latitude, longitude, device time, speed and, up to its end, the ID.
+type liveMoves struct {
+	Moves   string `json:"moves"`
+	Known   int    `json:"known"`
+	Dropped int    `json:"dropped"`
+	Limit   int    `json:"limit"`
+	Ticks   int    `json:"ticks"`
 }
 
 // take returns what moved since the last time, for the script of the live map.
@@ -64,27 +74,24 @@ func (l *following) take() string {
 		old := time.Now().Add(-heardFor).Unix()
 		maps.DeleteFunc(l.heard, func(_ string, at int64) bool { return at < old })
 	}
-	b := append(make([]byte, 0, 100+80*len(l.moves)), `{"devices":[`...)
-	first := len(b)
-	for _, m := range l.moves {
-		if len(b) > first {
-			b = append(b, ',')
-		}
-		b = m.AppendJSON(b, visible(m.Device))
+	lines := make([]byte, 0, 80*len(l.moves))
+	for device, place := range l.moves {
+		lines = append(append(lines, place...), ' ')
+		lines = append(append(lines, cli.VisibleLine(device)...), '\n')
 	}
-	b = fmt.Appendf(b, `],"known":%d,"dropped":%d,"limit":%d,"ticks":%d}`, len(l.heard), l.dropped, history.LiveLimit, l.ticks)
+	text, _ := json.Marshal(liveMoves{string(lines), len(l.heard), l.dropped, history.LiveLimit, l.ticks}) // text and numbers always can be encoded
 	clear(l.moves)
 	l.dropped = 0
-	return string(b)
+	return string(text)
 }
 
 // follow listens to the members while the live map is open, and adds what moved to
 // each state of the page.
 func (c *Console) follow(ctx context.Context, render func(ctx context.Context) (update, error)) func(ctx context.Context) (update, error) {
-	l := &following{moves: make(map[string]history.Move), heard: make(map[string]int64)}
+	l := &following{moves: make(map[string]string), heard: make(map[string]int64)}
 	go func() { // ends with the last viewer
 		for ctx.Err() == nil {
-			_ = c.with(func(f *operator.Fleet) error { return f.Live(ctx, l.heardMoves) }) // the page says what does not answer
+			_ = c.with(func(f *operator.Fleet) error { return f.Live(ctx, l.hear) }) // the page says what does not answer
 			select {
 			case <-ctx.Done():
 			case <-time.After(time.Second):

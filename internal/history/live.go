@@ -1,8 +1,6 @@
 package history
 
 import (
-	"encoding/json"
-	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,16 +25,6 @@ type Move struct {
 	Speed    float32
 }
 
-// AppendJSON appends an array that a browser reads, with text as the device.
-func (m *Move) AppendJSON(b []byte, text string) []byte {
-	quoted, _ := json.Marshal(text) // text always can be encoded
-	b = append(append(b, '['), quoted...)
-	b = strconv.AppendFloat(append(b, ','), m.Lat, 'f', 6, 64)
-	b = strconv.AppendFloat(append(b, ','), m.Lon, 'f', 6, 64)
-	b = strconv.AppendInt(append(b, ','), m.At, 10)
-	return append(strconv.AppendFloat(append(b, ','), float64(m.Speed), 'f', 0, 32), ']')
-}
-
 // Moves is what a member committed within LiveEvery: the newest of each device, and
 // how many devices were left out.
 type Moves struct {
@@ -44,8 +32,7 @@ type Moves struct {
 	Dropped int
 }
 
-// Text is for ParseMoves: a line with what was left out, and one for each move. All
-// members write it and all with a live map read it, so that it has to be cheap.
+// Text is for ReadMoves: a line with what was left out, and one for each move.
 func (m *Moves) Text() string {
 	b := append(strconv.AppendInt(nil, int64(m.Dropped), 10), '\n')
 	for i := range m.Moves {
@@ -59,33 +46,27 @@ func (m *Moves) Text() string {
 	return string(b)
 }
 
-// ParseMoves reads what Text wrote; lines that are no moves are skipped.
-func ParseMoves(text string) (m Moves) {
+// ReadMoves passes on what Text wrote: of each move its device, and its place, which is
+// latitude, longitude, device time and speed as text with spaces between them. All members
+// with a live map read what all members write, and only browsers need the numbers: so that
+// this is cheap, it does not look at them. Lines that are no moves are skipped. It returns
+// how many devices were left out.
+func ReadMoves(text string, each func(device, place string)) (dropped int) {
 	first, text, _ := strings.Cut(text, "\n")
-	m.Dropped, _ = strconv.Atoi(first) // 0 of other text
+	dropped, _ = strconv.Atoi(first) // 0 of other text
+	n := 0
 	for line := range strings.Lines(text) {
-		if len(m.Moves) == LiveLimit {
-			break
-		}
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 5)
-		if len(fields) < 5 {
+		line = strings.TrimSuffix(line, "\n")
+		at := strings.IndexByte(line, '"')
+		if n == LiveLimit || at < 1 {
 			continue
 		}
-		var x Move
-		var errs [5]error
-		var speed float64
-		x.Lat, errs[0] = strconv.ParseFloat(fields[0], 64)
-		x.Lon, errs[1] = strconv.ParseFloat(fields[1], 64)
-		x.At, errs[2] = strconv.ParseInt(fields[2], 10, 64)
-		speed, errs[3] = strconv.ParseFloat(fields[3], 32)
-		x.Device, errs[4] = strconv.Unquote(fields[4])
-		number := math.Abs(x.Lat) <= 90 && math.Abs(x.Lon) <= 180 && math.Abs(speed) < 1e6 // and no NaN
-		if errs == [5]error{} && number {
-			x.Speed = float32(speed)
-			m.Moves = append(m.Moves, x)
+		if device, err := strconv.Unquote(line[at:]); err == nil {
+			each(device, strings.TrimSuffix(line[:at], " "))
+			n++
 		}
 	}
-	return m
+	return dropped
 }
 
 // Feed collects what a member commits while somewhere a live map is shown, the

@@ -164,16 +164,14 @@ func (f *Fleet) Intend(ctx context.Context, action, target, reason string) error
 
 func (f *Fleet) audit() *store.Audit { return store.NewAudit(f.pool, askTimeout) }
 
-// Live calls heard with what the members commit, coalesced, until ctx ends; Watch
+// Live calls heard with what the members commit, coalesced, for history.ReadMoves, until ctx ends; Watch
 // must be called every few seconds meanwhile.
-func (f *Fleet) Live(ctx context.Context, heard func(history.Moves)) error {
+func (f *Fleet) Live(ctx context.Context, heard func(text string)) error {
 	group, err := f.redis(ctx, 1)
 	if err != nil {
 		return err
 	}
-	group.Live(ctx, func(text string) {
-		heard(history.ParseMoves(text))
-	})
+	group.Live(ctx, heard)
 	return ctx.Err()
 }
 

@@ -278,7 +278,10 @@ function all(box) {
   let fitted = false;
   document.addEventListener("data:live", (e) => {
     const u = e.detail;
-    for (const [id, lat, lon, at, speed] of u.devices) {
+    for (const line of u.moves.split("\n")) {
+      const [, id] = /^(?:\S+ ){4}(.*)$/.exec(line) ?? [];
+      const [lat, lon, at, speed] = line.split(" ", 4).map(Number);
+      if (id === undefined || !(Math.abs(lat) <= 90 && Math.abs(lon) <= 180 && Number.isFinite(at) && Number.isFinite(speed))) continue;
       let d = devices.get(id);
       if (!d) {
         if (devices.size >= most) devices.delete(devices.keys().next().value);
