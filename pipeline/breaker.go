@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -53,8 +54,10 @@ const (
 // breaker is what the workers know of each other's refusals.
 type breaker struct {
 	mu          sync.Mutex
-	storedBegan time.Time      // when the last transaction that stored a row began
-	storedRows  map[int]uint64 // by shard, and of allShards; of a shard only while rows are refused
+	storedBegan time.Time          // when the last transaction that stored a row began
+	storedRows  map[int]uint64     // by shard, and of allShards; of a shard only while rows are refused
+	samples     []telemetry.Record // that were stored, of devices apart, the newest last
+	sampledAt   time.Time
 	refused     map[refusedBy]*refusals
 	refusedAt   time.Time        // the last time
 	kept        protocol.Refusal // why rows are kept deferred
@@ -94,6 +97,9 @@ func (k *breaker) stored(began time.Time, b *batch, c protocol.CommitResult, sha
 	k.storedRows[allShards] += uint64(rows)
 	if began.After(k.storedBegan) {
 		k.storedBegan = began
+		if c.Swallowed == 0 {
+			k.sample(began, b)
+		}
 	}
 	if began.Sub(k.refusedAt) > breakerWindow {
 		return
@@ -106,6 +112,42 @@ func (k *breaker) stored(began time.Time, b *batch, c protocol.CommitResult, sha
 			k.storedRows[telemetry.ShardOf(b.late[i].DeviceID, shards)]++
 		}
 	}
+}
+
+// probeSamples bounds the rows that are kept to be tried in place of one that is refused, and
+// sampleBytes the size of each.
+const (
+	probeSamples = 4
+	sampleBytes  = 4096
+)
+
+// sample keeps a row that was stored, at most one a second. The caller holds the lock.
+func (k *breaker) sample(now time.Time, b *batch) {
+	if len(b.fresh) == 0 || len(b.fresh[0].Attributes) > sampleBytes || len(k.samples) == probeSamples && now.Sub(k.sampledAt) < time.Second {
+		return
+	}
+	k.sampledAt = now
+	r := b.fresh[0]
+	r.DeviceID, r.Codec, r.Attributes = strings.Clone(r.DeviceID), strings.Clone(r.Codec), bytes.Clone(r.Attributes)
+	k.samples = slices.DeleteFunc(k.samples, func(s telemetry.Record) bool { return s.DeviceID == r.DeviceID })
+	if len(k.samples) == probeSamples {
+		k.samples = slices.Delete(k.samples, 0, 1)
+	}
+	k.samples = append(k.samples, r)
+}
+
+// instead is rows of other devices that are like ones that were stored, at the time of a
+// refused one: its time may be what is refused.
+func (k *breaker) instead(refused *telemetry.Record) (list []telemetry.Record) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, r := range k.samples {
+		if r.DeviceID != refused.DeviceID {
+			r.ID, r.TimeUS, r.StreamUS = refused.ID, refused.TimeUS+1, refused.StreamUS // no row that may be there
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // storedSince reports whether a transaction that began after a moment stored a row.
@@ -531,8 +573,8 @@ func (w *worker) waiting(refused telemetry.EntryID, f func([]telemetry.Entry) bo
 }
 
 // probeRecords is some rows to try in place of that of a refused entry: of other devices
-// that wait behind it, else of its own; where few do, what the entry would be with nothing
-// of its own but device and time.
+// that wait behind it, else of its own; where few do, what was stored of others before, and
+// what the entry would be with nothing of its own but device and time.
 func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
 	var own telemetry.Record
 	if err := w.decoder.Decode(refused, &own); err != nil {
@@ -574,7 +616,7 @@ func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
 		plain.Attributes = []byte("{}")
 		empty := plain
 		empty.Latitude, empty.Longitude, empty.Altitude, empty.Angle, empty.Speed, empty.Satellites, empty.Priority = 0, 0, 0, 0, 0, 0, 0
-		records = append(records, plain, empty)
+		records = append(append(records, w.breaker.instead(&own)...), plain, empty)
 	}
 	return records
 }

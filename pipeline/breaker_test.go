@@ -160,6 +160,28 @@ func TestASinglePoisonRowIsGivenUpPromptly(t *testing.T) {
 	}
 }
 
+// Whose fault it is shows at once, though nothing waits and nothing else arrives.
+func TestADeviceThatATriggerRefusesIsGivenUpThoughNothingElseArrives(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec(`create function known() returns trigger language plpgsql as $$
+begin
+  if new.device_id = '` + fleet.DeviceID(0) + `' then
+    raise exception 'the registry does not know %', new.device_id;
+  end if;
+  return new;
+end
+$$;
+create trigger known before insert on positions for each row execute function known()`)
+	b.acquireAll(b.start("one"))
+	b.publish(at(1, 1), at(2, 1), at(3, 1))
+	b.settled(10*time.Second, 0)
+	ids := b.publish(at(0, 1))
+	letters := b.awaitDeadLetters(5*time.Second, 1)
+	require.Equal(t, telemetry.ClassSink, letters[ids[0]].Class)
+	b.settled(5*time.Second, 0)
+}
+
 // Most rows of many devices are refused for one reason, and some are not.
 func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 	t.Parallel()

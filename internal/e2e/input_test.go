@@ -120,6 +120,7 @@ func TestBadInputIsNamedAndBlocksNothing(t *testing.T) {
 }
 
 func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
+	testenv.ReadsConnections(t)
 	dep := servicetest.New(t)
 	p := dep.Run()
 	p.AwaitReady()

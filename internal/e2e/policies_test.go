@@ -68,6 +68,7 @@ func TestAColumnThatIsWidenedPausesAndCostsNothing(t *testing.T) {
 // Policies that hide rows and rules that rewrite statements are found before an entry
 // is acknowledged, not after.
 func TestPoliciesAndRulesOnPositionsAreRefused(t *testing.T) {
+	testenv.NeedsRoles(t)
 	for name, damage := range map[string]string{
 		"row security": "alter table positions enable row level security; alter table positions force row level security; create policy p on positions using (device_id = 'a')",
 		"rule":         "create rule quiet as on insert to positions do instead nothing",

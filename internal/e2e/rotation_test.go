@@ -21,6 +21,7 @@ import (
 // with what its files say by then.
 func TestPasswordsThatAreRotatedInTheirFilesAreUsed(t *testing.T) {
 	t.Parallel()
+	testenv.NeedsRoles(t)
 	ctx := t.Context()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
 	dep := &servicetest.Deployment{

@@ -76,6 +76,7 @@ var setups = []setup{
 // Each set-up works, but for rows that it refuses, or the service says what is wrong.
 // Nothing is lost either way.
 func TestSetUpsThatAdministratorsMake(t *testing.T) {
+	testenv.NeedsRoles(t)
 	for _, s := range setups {
 		t.Run(s.name, func(t *testing.T) {
 			if s.full {

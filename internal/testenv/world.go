@@ -57,6 +57,24 @@ func SameInEveryWorld(tb testing.TB) {
 	}
 }
 
+// NeedsRoles skips a test that connects as roles of its own, in the world whose pooler
+// lets all of them work as one.
+func NeedsRoles(tb testing.TB) {
+	tb.Helper()
+	if w := World(tb); w == devenv.Pooled {
+		tb.Skipf("in the world %s the pooler has one role for all", w)
+	}
+}
+
+// ReadsConnections skips a test that reads or writes what goes over a connection itself, in
+// the world where that is encrypted.
+func ReadsConnections(tb testing.TB) {
+	tb.Helper()
+	if w := World(tb); w == devenv.Encrypted {
+		tb.Skipf("in the world %s the test cannot read what is sent", w)
+	}
+}
+
 // MainInEveryWorld is Main for a package whose statements must hold in every
 // world: its tests run once in each, or only in the one that WorldVariable
 // names. A world that this machine cannot offer is skipped with a message.
