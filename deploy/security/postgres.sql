@@ -69,7 +69,15 @@ grant execute on function processor.expire_timing_changes(interval) to :"role";
 -- processor shards resize and device faulty: with -v operator=true, for a role that
 -- persons use.
 \if :{?operator}
-grant update (faulty) on public.positions to :"role";
+select set_config('processor.operator', :'role', true);
+do $$
+begin
+  execute format('grant update (faulty) on public.positions to %I', current_setting('processor.operator'));
+exception when undefined_column then
+  -- TimescaleDB passes the grant on to compressed chunks, which have no columns of ours.
+  execute format('grant update on public.positions to %I', current_setting('processor.operator'));
+end
+$$;
 grant update on processor.settings to :"role";
 grant delete on processor.assignments, processor.progress, processor.shards to :"role";
 \endif
