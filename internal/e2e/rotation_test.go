@@ -21,7 +21,7 @@ import (
 // with what its files say by then.
 func TestPasswordsThatAreRotatedInTheirFilesAreUsed(t *testing.T) {
 	t.Parallel()
-	testenv.NeedsRoles(t)
+	testenv.SkipIn(t, devenv.Pooled, "the pooler has one role for all")
 	ctx := t.Context()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
 	dep := &servicetest.Deployment{

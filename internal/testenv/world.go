@@ -57,21 +57,11 @@ func SameInEveryWorld(tb testing.TB) {
 	}
 }
 
-// NeedsRoles skips a test that connects as roles of its own, in the world whose pooler
-// lets all of them work as one.
-func NeedsRoles(tb testing.TB) {
+// SkipIn skips a test in a world that cannot be what it needs, and says why.
+func SkipIn(tb testing.TB, w devenv.World, why string) {
 	tb.Helper()
-	if w := World(tb); w == devenv.Pooled {
-		tb.Skipf("in the world %s the pooler has one role for all", w)
-	}
-}
-
-// ReadsConnections skips a test that reads or writes what goes over a connection itself, in
-// the world where that is encrypted.
-func ReadsConnections(tb testing.TB) {
-	tb.Helper()
-	if w := World(tb); w == devenv.Encrypted {
-		tb.Skipf("in the world %s the test cannot read what is sent", w)
+	if World(tb) == w {
+		tb.Skipf("in the world %s: %s", w, why)
 	}
 }
 
