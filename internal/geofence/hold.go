@@ -237,10 +237,11 @@ func (s *Set) firstOf(fence string) int {
 	return i
 }
 
-// groupsOf appends the groups of the fences with held borders among those named.
-func (s *Set) groupsOf(dst []int32, inside map[string]bool) []int32 {
+// groupsOf appends the groups of the fences with held borders among those that the device
+// was inside of, or among all.
+func (s *Set) groupsOf(dst []int32, inside map[string]bool, all bool) []int32 {
 	for fence, in := range inside {
-		if i := s.firstOf(fence); in && i >= 0 && s.versions[i].held {
+		if i := s.firstOf(fence); (in || all) && i >= 0 && s.versions[i].held {
 			dst = append(dst, s.versions[i].group)
 		}
 	}
@@ -254,7 +255,7 @@ func (s *Set) HeldID(fence string) bool {
 }
 
 // Held reports whether the border of any fence is held still.
-func (s *Set) Held() bool { return s != nil && s.held.Len() > 0 }
+func (s *Set) Held() bool { return s != nil && s.holds }
 
 // touched appends the groups of fences with held borders that the way between two
 // fixes comes near, each at least once.
@@ -400,7 +401,6 @@ type Walk struct {
 	begun  bool
 	last   Fix
 	holds  map[int32]*hold
-	inside map[string]bool // of what, before the first fix
 	// left are fences far from the device, outside of which it is settled: since when first.
 	left   map[int32]int64
 	raw    []Crossing
@@ -413,11 +413,10 @@ func (s *Set) Walk(maxGap time.Duration) *Walk {
 }
 
 // WalkHeld returns a walk that looks at fences with held borders only. It begins with the
-// device's first fix, before which it was inside of the fences that inside names, or
-// anywhere.
-func (s *Set) WalkHeld(maxGap time.Duration, whole bool, inside map[string]bool) *Walk {
+// device's first fix or anywhere.
+func (s *Set) WalkHeld(maxGap time.Duration, whole bool) *Walk {
 	w := s.Walk(maxGap)
-	w.whole, w.only, w.inside = whole, true, inside
+	w.whole, w.only = whole, true
 	return w
 }
 
@@ -436,7 +435,11 @@ func (w *Walk) Complete(fence string, laterUS int64) bool {
 }
 
 // Next appends what the next fix shows. It may be a crossing before the last fix.
-func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
+func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing { return w.NextSince(dst, fix, nil) }
+
+// NextSince is Next where it is known of some fences whether the device was inside of them
+// before the fix, see Stretch.Since. A walk that begins anywhere knows none at its first fix.
+func (w *Walk) NextSince(dst []Crossing, fix Fix, was map[string]bool) []Crossing {
 	start := len(dst)
 	prev := w.last
 	if w.last = fix; !w.begun {
@@ -444,7 +447,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		w.groups = w.set.touched(w.groups[:0], fix, fix)
 		w.raw = w.raw[:0]
 		if w.whole {
-			w.raw, w.groups = w.set.Initial(w.raw, fix), w.set.groupsOf(w.groups, w.inside)
+			w.raw = w.set.Initial(w.raw, fix)
 		}
 		prev = fix
 	} else {
@@ -463,7 +466,7 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 			continue
 		}
 		since, left := w.left[g]
-		h := w.set.newHold(g, prev, w.whole || left, w.inside)
+		h := w.set.newHold(g, prev, w.whole || left, nil)
 		switch {
 		case left: // it is where it was
 			h.settledUS = [2]int64{since, prev.TimeUS}
@@ -473,9 +476,9 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 		}
 		w.holds[g] = h
 	}
-	w.inside = nil
+	anew := w.anew(fix, was)
 	for g, h := range w.holds {
-		if prev != fix {
+		if prev != fix && !slices.Contains(anew, g) {
 			h.step(fix, w.set.of(w.raw, g))
 		}
 		if h.settled() {
@@ -490,6 +493,30 @@ func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing {
 	}
 	slices.SortFunc(dst[start:], byTime)
 	return dst
+}
+
+// anew begins anew at a fix for the fences with held borders of which it is known whether the
+// device was inside before, and returns their groups.
+func (w *Walk) anew(fix Fix, was map[string]bool) (groups []int32) {
+	for fence := range was {
+		i := w.set.firstOf(fence)
+		if i < 0 || !w.set.versions[i].held {
+			continue
+		}
+		g := w.set.versions[i].group
+		since, left := w.left[g]
+		if h := w.holds[g]; h != nil {
+			since = h.settledUS[0]
+		} else if !left {
+			since = math.MaxInt64
+		}
+		h := w.set.newHold(g, fix, true, was)
+		h.settledUS = [2]int64{min(since, fix.TimeUS-1), fix.TimeUS - 1} // nothing is open before
+		delete(w.left, g)
+		w.holds[g] = h
+		groups = append(groups, g)
+	}
+	return groups
 }
 
 func byTime(a, b Crossing) int {
@@ -514,8 +541,11 @@ type Stretch struct {
 	To    int   // the first one behind, or len(Fixes)
 	First bool  // Fixes begin with the device's first one
 	Last  bool  // and end with its newest
-	// Inside names the fences of which the device was inside before its first fix.
-	Inside map[string]bool
+	// Since says of fences, for the device time of a fix, whether the device was inside before
+	// it as something else tells than the fix before, if there is one. What counts of
+	// a fence with a held border begins anew there: what is open at the fix before does
+	// not count, and the way between them is none.
+	Since map[int64]map[string]bool
 
 	Known  bool  // what was between From and To before
 	Old    []Fix // is this
@@ -596,8 +626,8 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 		near := len(groups)
 		if s.Held() {
 			groups = s.touched(groups, prev, t.Fixes[i])
-			if i == 0 {
-				groups = s.groupsOf(groups, t.Inside)
+			if i > 0 || t.First { // where it begins anew between From and To, To does not count what is open
+				groups = s.groupsOf(groups, t.Since[t.Fixes[i].TimeUS], i > t.From && i <= t.To)
 			}
 		}
 		switch buf = buf[:0]; {
@@ -655,7 +685,7 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 // deriveHeld derives what counts of one fence with a held border.
 func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, old []Crossing) {
 	r := reach{never, math.MaxInt64}
-	h := s.newHold(group, t.Fixes[0], t.First, t.Inside)
+	h := s.newHold(group, t.Fixes[0], t.First, t.Since[t.Fixes[0].TimeUS])
 	id := s.versions[h.begin].fence.ID
 	d.held[id] = nowhere
 	if s.undisturbed(t, group, raw, old) {
@@ -667,7 +697,19 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 	}
 	settled := int64(never) // the last fix from To on
 	for i := 1; i < len(t.Fixes); i++ {
-		h.step(t.Fixes[i], s.of(raw[i], group))
+		if t.anew(i, id) {
+			us, crossings := t.Fixes[i].TimeUS, h.crossings
+			h = s.newHold(group, t.Fixes[i], true, t.Since[us])
+			h.crossings = append(crossings, h.crossings...)
+			if i <= t.From {
+				from, r.fromUS = true, us-1
+			}
+			if i > t.To {
+				settled = us - 1
+			}
+		} else {
+			h.step(t.Fixes[i], s.of(raw[i], group))
+		}
 		if !h.settled() {
 			continue
 		}
@@ -682,13 +724,15 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 	if t.To < len(t.Fixes) {
 		f := s.newHold(group, t.Fixes[t.To], false, nil)
 		to := t.To
-		for ; !f.settled() && to+1 < len(t.Fixes); to++ {
+		for ; !f.settled() && to+1 < len(t.Fixes) && !t.anew(to+1, id); to++ {
 			f.step(t.Fixes[to+1], s.of(raw[to+1], group))
 		}
 		switch {
 		case t.Beyond && t.Last:
-		case f.settled():
-			r.toUS = t.Fixes[to].TimeUS
+		case f.settled(), to+1 < len(t.Fixes):
+			if r.toUS = t.Fixes[to].TimeUS; !f.settled() {
+				r.toUS = t.Fixes[to+1].TimeUS - 1
+			}
 			if t.Beyond {
 				r.toUS = max(r.toUS, settled)
 			}
@@ -709,21 +753,27 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 	}
 }
 
+// anew reports whether what counts of a fence begins anew at a fix.
+func (t *Stretch) anew(i int, fence string) bool {
+	_, known := t.Since[t.Fixes[i].TimeUS][fence]
+	return known
+}
+
 // undisturbed reports whether what changed does nothing to a fence with a held border,
 // whatever is open there: neither way from From to To crosses the true border or goes
 // beyond the margin and back within it, and both are under one version. What else a fix
-// between them decides, To does.
+// between them decides, To does. Nor does what counts begin anew between them.
 func (s *Set) undisturbed(t *Stretch, group int32, raw [][]Crossing, old []Crossing) bool {
 	if !t.Known || len(s.of(old, group)) > 0 {
 		return false
 	}
-	for _, list := range raw[t.From+1 : t.To+1] {
-		if len(s.of(list, group)) > 0 {
+	from, to := t.Fixes[t.From], t.Fixes[t.To]
+	h := s.newHold(group, from, false, nil)
+	for i := t.From + 1; i <= t.To; i++ {
+		if len(s.of(raw[i], group)) > 0 || t.anew(i, s.versions[h.begin].fence.ID) {
 			return false
 		}
 	}
-	from, to := t.Fixes[t.From], t.Fixes[t.To]
-	h := s.newHold(group, from, false, nil)
 	if to.TimeUS >= h.untilUS {
 		return false
 	}

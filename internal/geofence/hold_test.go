@@ -65,12 +65,48 @@ func heldTrack(r *rand.Rand) (fixes []geofence.Fix) {
 
 const heldGap = 90 * time.Second
 
-func walked(s *geofence.Set, fixes []geofence.Fix) (list []geofence.Crossing) {
+func walked(s *geofence.Set, fixes []geofence.Fix, since map[int64]map[string]bool) (list []geofence.Crossing) {
 	w := s.Walk(heldGap)
 	for _, f := range fixes {
-		list = w.Next(list, f)
+		list = w.NextSince(list, f, since[f.TimeUS])
 	}
 	return list
+}
+
+// told is that something else than the fixes tells where the device was from a time on.
+type told struct {
+	us     int64
+	fence  string
+	inside bool
+}
+
+// heldTold draws what is told between fixes: of half of the tracks nothing.
+func heldTold(r *rand.Rand, fixes []geofence.Fix) (list []told) {
+	if r.IntN(2) == 0 {
+		return nil
+	}
+	for _, f := range fixes {
+		if r.IntN(8) == 0 {
+			list = append(list, told{f.TimeUS - 1, fmt.Sprint("fence", r.IntN(4)), r.IntN(2) == 0})
+		}
+	}
+	return list
+}
+
+// sinceOf says of fixes what is told between each and the one before.
+func sinceOf(list []told, fixes []geofence.Fix) map[int64]map[string]bool {
+	since := make(map[int64]map[string]bool)
+	for _, c := range list {
+		i := slices.IndexFunc(fixes, func(f geofence.Fix) bool { return f.TimeUS > c.us })
+		if i < 0 {
+			continue
+		}
+		if since[fixes[i].TimeUS] == nil {
+			since[fixes[i].TimeUS] = make(map[string]bool)
+		}
+		since[fixes[i].TimeUS][c.fence] = c.inside
+	}
+	return since
 }
 
 // complete returns those crossings that a stretch derives, in one order.
@@ -94,13 +130,14 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 		set, refused := geofence.NewSet(heldFences(r))
 		require.Empty(t, refused)
 		fixes := heldTrack(r)
+		told := heldTold(r, fixes)
 		from := r.IntN(len(fixes)+1) - 1
 		to := from + 1 + r.IntN(len(fixes)-from)
 		changed := slices.Concat(fixes[:from+1], fixes[min(to, len(fixes)):])
 		if len(changed) == 0 {
 			continue
 		}
-		whole := walked(set, fixes)
+		whole := walked(set, fixes, sinceOf(told, fixes))
 		begin, end := max(from, 0), min(to, len(fixes)-1)
 		for d := (geofence.Derived{Before: true}); d.Before || d.Behind; {
 			if d.Before {
@@ -109,7 +146,7 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 			if d.Behind {
 				end = min(len(fixes)-1, end+r.IntN(3))
 			}
-			s := geofence.Stretch{Fixes: fixes[begin : end+1], From: from - begin, To: to - begin, First: begin == 0, Last: end == len(fixes)-1}
+			s := geofence.Stretch{Fixes: fixes[begin : end+1], From: from - begin, To: to - begin, First: begin == 0, Last: end == len(fixes)-1, Since: sinceOf(told, fixes)}
 			if from < 0 {
 				s.From = -1
 			}
@@ -121,7 +158,7 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 			pieces, crossings = pieces+1, crossings+len(want)
 			// Without the fixes between, the rest is the same.
 			s.Fixes = slices.Concat(s.Fixes[:s.From+1], s.Fixes[min(s.To, len(s.Fixes)):])
-			s.To = s.From + 1
+			s.To, s.Since = s.From+1, sinceOf(told, changed)
 			if len(s.Fixes) == 0 {
 				break
 			}
@@ -135,7 +172,7 @@ func TestAStretchIsDerivedAsTheWholeTrackIs(t *testing.T) {
 					kept = append(kept, fmt.Sprintf("%+v", c))
 				}
 			}
-			for _, c := range walked(set, changed) {
+			for _, c := range walked(set, changed, sinceOf(told, changed)) {
 				if !less.Complete(c.FenceID, c.LaterUS) && !d.Complete(c.FenceID, c.LaterUS) {
 					keptLess = append(keptLess, fmt.Sprintf("%+v", c))
 				}
@@ -182,11 +219,12 @@ func TestAStretchDerivesWhatMayHaveChanged(t *testing.T) {
 			}
 		}
 		old = slices.Concat(fixes[:from], between, fixes[to:])
-		was, is := walked(set, old), walked(set, fixes)
+		told := heldTold(r, fixes)
+		was, is := walked(set, old, sinceOf(told, old)), walked(set, fixes, sinceOf(told, fixes))
 		begin, end := from-1, min(to, len(fixes)-1)
 		rounds := r.IntN(8)
 		enough := func() bool { return rounds < 4 }
-		for s := (geofence.Stretch{Known: true, Old: between}); ; rounds++ {
+		for s := (geofence.Stretch{Known: true, Old: between, Since: sinceOf(told, fixes)}); ; rounds++ {
 			s.Fixes, s.From, s.To, s.First, s.Last = fixes[begin:end+1], from-1-begin, to-begin, begin == 0, end == len(fixes)-1
 			s.Enough = enough()
 			d := set.Derive(s, heldGap)
@@ -289,7 +327,7 @@ func TestAWalkForgetsFencesFarBehind(t *testing.T) {
 		})
 	}
 	set := setOf(t, list...)
-	walk, whole := set.WalkHeld(heldGap, false, nil), set.Walk(heldGap)
+	walk, whole := set.WalkHeld(heldGap, false), set.Walk(heldGap)
 	var crossings, want []geofence.Crossing
 	most := 0
 	for way := range 2 {

@@ -37,7 +37,8 @@ func (f Fix) point() (point, bool) {
 type Set struct {
 	versions []version           // sorted by ID, then by span
 	tree     rtree.RTreeG[int32] // boxes of the versions that are enabled
-	held     rtree.RTreeG[int32] // of those with held borders, with their margins
+	held     rtree.RTreeG[int32] // of those with held borders that are enabled, with their margins
+	holds    bool                // the border of any is held, if only of one that is disabled
 
 	dwellUS, intervalUS int64 // the longest
 }
@@ -125,6 +126,7 @@ func (s *Set) hold() {
 		if !held {
 			continue
 		}
+		s.holds = true
 		for i := begin; i < end; i++ {
 			v := &s.versions[i]
 			v.held, v.restUS = true, restUS

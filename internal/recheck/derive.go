@@ -124,17 +124,17 @@ func (d *Deriver) Derive(fixes []Fix) []Crossing {
 func (d *Deriver) DeriveAfter(fixes []Fix, recorded []Crossing, stored func(us int64) bool) (found, judged []Crossing) {
 	fixes = d.rules.withoutJumps(fixes)
 	p := pastOf(recorded, stored)
-	begin := map[string]bool{} // inside of what before the first fix
+	begin := map[string][]start{}
 	for i, f := range fixes {
 		before := int64(math.MinInt64)
 		var fresh []Crossing
 		if i == 0 {
-			begin = p.between(before, f.us)
 			fresh = d.initial(f)
 		} else {
 			before = fixes[i-1].us
 			fresh = d.between(nil, fixes[i-1], f)
 		}
+		d.starts(begin, p, before, i, f)
 		found = append(found, d.settled(fresh, p, before, f)...)
 	}
 	if len(d.still) > 0 {

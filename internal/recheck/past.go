@@ -9,7 +9,9 @@ import (
 // Retention drops positions, and crossings stay. What is recorded at a fix that is not
 // stored says where the device was from then on; at the next fix that is stored, that is
 // compared with where the device is. What is recorded at a stored fix whose predecessor
-// is not stored stays, until a fix is stored that lies between the two.
+// is not stored stays, until a fix is stored that lies between the two. Of a fence that
+// says when a change counts, both say that the track ends at the fix before and begins
+// anew at this one, inside or not.
 
 // place is where crossings of a fence lie: at a later fix.
 type place struct {
@@ -57,6 +59,39 @@ func (p *past) between(fromUS, toUS int64) map[string]bool {
 	return inside
 }
 
+// across returns what is recorded at a fix with a predecessor that is gone and lies behind
+// the fix stored before it.
+func (p *past) across(beforeUS int64, f Fix) (list []Crossing) {
+	for _, c := range p.spans[laterFrom(p.spans, f.us):laterFrom(p.spans, f.us+1)] {
+		if c.EarlierUS > beforeUS {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// start is a fix at which the track begins of a fence, and whether the device was inside.
+type start struct {
+	fix    int
+	inside bool
+}
+
+// starts adds to the fences that say when a change counts where the track begins anew: at
+// the fix with the index i, if anything is recorded between it and the one before.
+func (d *Deriver) starts(by map[string][]start, p *past, beforeUS int64, i int, f Fix) {
+	inside := p.between(beforeUS, f.us)
+	for _, c := range p.across(beforeUS, f) {
+		if c.Kind == "enter" || c.Kind == "exit" {
+			inside[c.FenceID] = c.Kind == "enter"
+		}
+	}
+	for id, in := range inside {
+		if d.still[id] != nil {
+			by[id] = append(by[id], start{i, in})
+		}
+	}
+}
+
 // laterFrom returns the index of the first crossing whose later fix is not before a time.
 func laterFrom(list []Crossing, us int64) int {
 	i, _ := slices.BinarySearchFunc(list, us, func(c Crossing, us int64) int { return cmp.Compare(c.LaterUS, us) })
@@ -67,15 +102,13 @@ func laterFrom(list []Crossing, us int64) int {
 // recorded between them.
 func (d *Deriver) settled(fresh []Crossing, p *past, beforeUS int64, f Fix) []Crossing {
 	was := p.between(beforeUS, f.us)
-	for _, c := range p.spans[laterFrom(p.spans, f.us):laterFrom(p.spans, f.us+1)] {
-		if c.EarlierUS > beforeUS {
-			p.stays[placeOf(&c)] = true
-			delete(was, c.FenceID)
-		}
+	for _, c := range p.across(beforeUS, f) {
+		p.stays[placeOf(&c)] = true
+		delete(was, c.FenceID)
 	}
 	for _, id := range slices.Sorted(maps.Keys(was)) {
 		n, known := d.number[id]
-		if !known || d.still[id] != nil { // hold knows
+		if !known || d.still[id] != nil { // see starts
 			continue
 		}
 		fresh = slices.DeleteFunc(fresh, func(c Crossing) bool { return c.FenceID == id })

@@ -141,17 +141,15 @@ func (d *drawn) drawBorder() {
 
 func micro(seconds float64) int64 { return int64(math.Round(seconds * 1e6)) }
 
-// hold leaves of the crossings of a device those that count, given of which fences it
-// was inside before its first fix.
-func (d *Deriver) hold(fixes []Fix, found []Crossing, inside map[string]bool) []Crossing {
+// hold leaves of the crossings of a device those that count, given where its track begins
+// anew of a fence.
+func (d *Deriver) hold(fixes []Fix, found []Crossing, begin map[string][]start) []Crossing {
 	if len(fixes) == 0 {
 		return found
 	}
 	by := map[string][]Crossing{}
-	for id, was := range inside {
-		if was && d.still[id] != nil {
-			by[id] = nil
-		}
+	for id := range begin {
+		by[id] = nil
 	}
 	kept := found[:0:0]
 	for _, c := range found {
@@ -165,7 +163,32 @@ func (d *Deriver) hold(fixes []Fix, found []Crossing, inside map[string]bool) []
 		slices.SortFunc(raw, func(a, b Crossing) int {
 			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.TimeUS, b.TimeUS), cmp.Compare(a.Ordinal, b.Ordinal))
 		})
-		kept = append(kept, still(d.still[id], fixes, raw, inside[id])...)
+		kept = append(kept, d.pieces(id, fixes, raw, begin[id])...)
+	}
+	return kept
+}
+
+// pieces returns what counts of one fence in each piece of a track by itself.
+func (d *Deriver) pieces(id string, fixes []Fix, raw []Crossing, begin []start) (kept []Crossing) {
+	inside, first := false, 0
+	for n := 0; n <= len(begin); n++ {
+		end := len(fixes)
+		if n < len(begin) {
+			end = begin[n].fix
+		}
+		if piece := fixes[first:end]; len(piece) > 0 {
+			in := raw[laterFrom(raw, piece[0].us):laterFrom(raw, piece[len(piece)-1].us+1)]
+			if n > 0 { // the way to its first fix is none
+				in = in[laterFrom(in, piece[0].us+1):]
+				if v := validAt(d.still[id], piece[0].us); v != nil && v.contains(piece[0].at) {
+					in = append([]Crossing{initialAt(v, "enter", piece[0])}, in...)
+				}
+			}
+			kept = append(kept, still(d.still[id], piece, in, inside)...)
+		}
+		if n < len(begin) {
+			first, inside = end, begin[n].inside
+		}
 	}
 	return kept
 }

@@ -171,13 +171,11 @@ where stream = $1
 			return err
 		}
 		crossings := set.Track(nil, fixes, d.pins.MaxGap, first)
-		if first && len(fixes) > 0 {
-			was, err := insideBefore(ask, device, fixes[0].TimeUS)
-			if err != nil {
-				return err
-			}
-			crossings = since(crossings, was, fixes[0], set)
+		found, err := gonesOf(ask, c, []piece{{device, fixes, first}})
+		if err != nil {
+			return err
 		}
+		crossings = found[0].settleAll(crossings, fixes, first, set)
 		if set.Held() && e.Later != nil { // other fixes decide, too
 			w := window{device: device, lo: e.Later.UnixMicro(), hi: e.Later.UnixMicro()}
 			found, err := tracks(c, []window{w}, protocol.Rules{Fences: &protocol.Fences{Set: set}, Eligibility: d.pins.Eligibility, MaxGap: d.pins.MaxGap}, ask, ask, nil, 0)

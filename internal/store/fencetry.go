@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/geofence"
@@ -332,45 +332,24 @@ func (t *trial) begin(s *trialSlice) error {
 // pastBefore looks for the last crossings of devices before the window that cannot be
 // derived again, between the last fix there and the window.
 func (t *trial) pastBefore(list []seek, since int64) error {
-	devices, after := make([]string, len(list)), make([]pgtype.Timestamptz, len(list))
+	asked := make([]lastCrossing, len(list))
 	for i, k := range list {
-		devices[i], after[i] = k.device, timeOf(math.MinInt64)
+		asked[i] = lastCrossing{device: k.device, afterUS: math.MinInt64, beforeUS: since, n: k.n}
 		if d := &t.devices[k.n]; d.begun {
-			after[i] = timeOf(d.last.TimeUS)
+			asked[i].afterUS = d.last.TimeUS
 		}
 	}
-	var found []gotCrossing
-	var n int
-	var c gotCrossing
-	var later time.Time
-	if _, err := t.look(`
-select w.n - 1, t.fence_id, t.kind, t.later_ts, t.ordinal
-from unnest($1::text[], $2::timestamptz[]) with ordinality as w (device_id, after, n)
-cross join lateral (
-  select distinct on (fence_id) fence_id, kind, later_ts, ordinal
-  from processor.timing_records
-  where device_id = w.device_id
-    and fence_id = any ($3)
-    and later_ts > w.after
-    and later_ts < $4
-    and kind in ('enter', 'exit')
-  order by fence_id, later_ts desc, ordinal desc
-) t`, []any{devices, after, t.ids, timeOf(since)}, []any{&n, &c.FenceID, &c.Kind, &later, &c.Ordinal}, func() error {
-		c.device, c.LaterUS = int32(list[n].n), later.UnixMicro()
-		found = append(found, c)
-		return nil
-	}); err != nil {
-		return err
+	return lastGone(t.look, t.cuts, t.ids, asked, func(n int, p pastCrossing) { t.devices[n].pass(p) })
+}
+
+// pass takes note of a crossing at a fix that is gone.
+func (d *trialDevice) pass(p pastCrossing) {
+	if d.was == nil {
+		d.was = make(map[string]pastCrossing)
 	}
-	if err := t.lookForGone(found, func(*gotCrossing) bool { return true }); err != nil {
-		return err
+	if last, known := d.was[p.fence]; !known || last.compare(p) <= 0 {
+		d.was[p.fence] = p
 	}
-	for i := range found {
-		if found[i].gone {
-			t.past(&found[i])
-		}
-	}
-	return nil
 }
 
 // past takes note of a recorded crossing at a time at which there is no fix.
@@ -382,13 +361,7 @@ func (t *trial) past(c *gotCrossing) {
 	case !c.gone:
 		t.differ(d.name, nil, &c.Crossing)
 	case c.Kind == geofence.Enter || c.Kind == geofence.Exit:
-		if d.was == nil {
-			d.was = make(map[string]pastCrossing)
-		}
-		last, known := d.was[c.FenceID]
-		if !known || last.us < c.LaterUS || last.us == c.LaterUS && last.ordinal <= c.Ordinal {
-			d.was[c.FenceID] = pastCrossing{fenceAt{c.FenceID, c.LaterUS}, c.Ordinal, c.Kind == geofence.Enter}
-		}
+		d.pass(pastCrossing{fenceAt{c.FenceID, c.LaterUS}, c.Ordinal, c.Kind == geofence.Enter})
 	}
 }
 
@@ -408,7 +381,7 @@ func (t *trial) fix(device *trialDevice, fix geofence.Fix, got []gotCrossing) {
 	}
 	held := t.set.Held()
 	if held && device.held == nil {
-		device.held = &trialHeld{walk: t.set.WalkHeld(t.maxGap, !device.begun, was), stays: make(map[fenceAt]struct{})}
+		device.held = &trialHeld{walk: t.set.WalkHeld(t.maxGap, !device.begun), stays: make(map[fenceAt]struct{})}
 		if device.begun {
 			device.held.walk.Next(nil, device.last)
 		}
@@ -420,7 +393,14 @@ func (t *trial) fix(device *trialDevice, fix geofence.Fix, got []gotCrossing) {
 	}
 	device.begun, device.last = true, fix
 	if held {
-		device.held.want = device.held.walk.Next(device.held.want, fix)
+		var across []geofence.Crossing
+		for i := range got {
+			if got[i].gone {
+				across = append(across, got[i].Crossing)
+			}
+		}
+		slices.SortFunc(across, func(a, b geofence.Crossing) int { return cmp.Compare(a.Ordinal, b.Ordinal) })
+		device.held.want = device.held.walk.NextSince(device.held.want, fix, afterwards(maps.Clone(was), across))
 		t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
 	}
 	if len(got) == 0 && was == nil {
@@ -527,37 +507,17 @@ func (t *trial) lookForGone(list []gotCrossing, which func(*gotCrossing) bool) e
 	if len(asked) == 0 {
 		return nil
 	}
-	slices.SortFunc(asked, func(a, b *gotCrossing) int { return cmp.Compare(missing(a), missing(b)) })
-	for _, s := range t.cuts.spans(missing(asked[0]), missing(asked[len(asked)-1])) {
-		n := 0
-		for n < len(asked) && s.holds(missing(asked[n])) {
-			n++
-		}
-		for part := range slices.Chunk(asked[:n], 10_000) {
-			devices, at := make([]string, len(part)), make([]time.Time, len(part))
-			for i, c := range part {
-				devices[i], at[i] = t.devices[c.device].name, micros(missing(c))
-			}
-			var i int
-			if _, err := t.look(`
-select w.n - 1
-from unnest($1::text[], $2::timestamptz[]) with ordinality as w (device_id, at, n)
-where exists (
-  select
-  from public.positions
-  where `+ofDevice+`
-    and ts = w.at
-    and ts >= $3
-    and ts < $4
-  offset 0
-)`, t.cuts.args(devices, at, timeOf(s.from), timeOf(s.to)), []any{&i}, func() error {
-				part[i].gone = false
-				return nil
-			}); err != nil {
-				return err
-			}
-		}
-		asked = asked[n:]
+	of := func(c *gotCrossing) deviceAt { return deviceAt{t.devices[c.device].name, missing(c)} }
+	at := make([]deviceAt, len(asked))
+	for i, c := range asked {
+		at[i] = of(c)
+	}
+	stored, err := storedAt(t.look, t.cuts, at)
+	if err != nil {
+		return err
+	}
+	for _, c := range asked {
+		c.gone = !stored[of(c)]
 	}
 	return nil
 }

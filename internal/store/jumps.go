@@ -36,7 +36,7 @@ const (
 // with a rule on jumps to fixes that take part, and with held borders to where these
 // are settled. It leaves out the fixes that take no part, and moves the windows to
 // what changed.
-func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, found []track, limit int) error {
+func widenTracks(c cuts, list []window, rules protocol.Rules, near, far ask, own map[string][]geofence.Fix, found []track, limit int) error {
 	wide := make([]reach, len(list))
 	added, stored := make(map[string][]int64), make(map[string][]int64)
 	for _, w := range list {
@@ -76,7 +76,7 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 		}
 	}
 	if rules.Fences.Held() {
-		if err := settleHeld(c, list, rules, far, own, wide, limit); err != nil {
+		if err := settleHeld(c, list, rules, near, far, own, wide, limit); err != nil {
 			return err
 		}
 	}
@@ -93,7 +93,7 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, far ask, own map[s
 
 // settleHeld derives what counts of fences with held borders, and reads for it what that
 // takes.
-func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[string][]geofence.Fix, wide []reach, limit int) error {
+func settleHeld(c cuts, list []window, rules protocol.Rules, near, far ask, own map[string][]geofence.Fix, wide []reach, limit int) error {
 	before := make([]int, len(wide))
 	for i := range wide {
 		before[i] = len(wide[i].fixes)
@@ -101,12 +101,13 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 	// Each round derives all that was read: rounds that grow keep that linear.
 	for most := heldFirst; ; most = min(8*most, heldAtOnce) {
 		read, ends := make(map[string]int), make(map[string]int) // of a device: fixes, and ends of tracks that are to grow
+		if err := goneAlong(c, wide, near); err != nil {
+			return err
+		}
 		for i := range wide {
 			r := &wide[i]
 			if !r.settled() {
-				if err := r.derive(rules, far, false); err != nil {
-					return err
-				}
+				r.derive(rules, false)
 			}
 			read[list[i].device] += len(r.fixes) - before[i]
 			ends[list[i].device] += r.unsettled() // as of now: what was read may ask for more at the other end
@@ -124,9 +125,7 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 		for i := range wide {
 			r := &wide[i]
 			if device := list[i].device; limit > 0 && !r.settled() && read[device]+most*ends[device] > limit {
-				if err := r.derive(rules, far, true); err != nil {
-					return err
-				}
+				r.derive(rules, true)
 			}
 			more = more || !r.settled()
 		}
@@ -142,6 +141,25 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, far ask, own map[st
 			}
 		}
 	}
+}
+
+// goneAlong finds for tracks that are to be derived what is recorded at fixes that are gone.
+func goneAlong(c cuts, wide []reach, look ask) error {
+	var list []piece
+	var of []*reach
+	for i := range wide {
+		if r := &wide[i]; !r.settled() {
+			list, of = append(list, piece{r.device, r.fixes, r.first}), append(of, r)
+		}
+	}
+	found, err := gonesOf(look, c, list)
+	if err != nil {
+		return err
+	}
+	for i, r := range of {
+		r.gone = found[i]
+	}
+	return nil
 }
 
 // settled reports whether what counts was derived, if anything was to be.
@@ -191,6 +209,7 @@ type reach struct {
 	from, to    int     // of the fixes, what counts
 	added       []int64 // to the device, in order; nil if that is not known
 	stored      []int64 // see window
+	gone        *gone   // along it, of enters and exits
 	tried       bool
 }
 
@@ -239,7 +258,7 @@ func (r *reach) without(added []int64) *reach {
 
 // derive derives what counts, as far as the fixes known allow. With enough, no more will
 // be.
-func (r *reach) derive(rules protocol.Rules, look ask, enough bool) (err error) {
+func (r *reach) derive(rules protocol.Rules, enough bool) {
 	t := geofence.Stretch{From: r.known - 1, First: r.first, Last: r.last, Enough: enough, Beyond: r.added == nil}
 	from, to := r.known-1, len(r.fixes)-r.behind
 	r.tried = true
@@ -248,7 +267,7 @@ func (r *reach) derive(rules protocol.Rules, look ask, enough bool) (err error) 
 		r.ends()
 		if from, to = r.from, r.to; from == r.known-1 && r.known > 1 {
 			r.derived = nil // only jumps are new
-			return nil
+			return
 		}
 	}
 	t.From = -1
@@ -267,11 +286,7 @@ func (r *reach) derive(rules protocol.Rules, look ask, enough bool) (err error) 
 	if t.From >= 0 && t.To < len(t.Fixes) {
 		t.Old, t.Known = r.old(t.Fixes[t.From], t.Fixes[t.To])
 	}
-	if t.First && len(t.Fixes) > 0 {
-		if t.Inside, err = insideBefore(look, r.device, t.Fixes[0].TimeUS); err != nil {
-			return err
-		}
-	}
+	t.Since = r.gone.since(t.Fixes, t.First)
 	d := rules.Fences.Derive(t, rules.MaxGap)
 	r.derived, r.stretch, r.later = &d, t, 0
 	for _, f := range t.Fixes[min(t.To, len(t.Fixes)):] {
@@ -279,7 +294,6 @@ func (r *reach) derive(rules protocol.Rules, look ask, enough bool) (err error) 
 			r.later++
 		}
 	}
-	return nil
 }
 
 // old returns what took part between two fixes before the window changed, if that is

@@ -215,7 +215,7 @@ func tracks(c cuts, list []window, all protocol.Rules, near, far ask, written []
 		}
 	}
 	if wider {
-		return found, widenTracks(c, list, all, far, own, found, limit)
+		return found, widenTracks(c, list, all, near, far, own, found, limit)
 	}
 	return found, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/geofence"
 )
@@ -15,7 +16,8 @@ import (
 // fix that is no longer stored stays, and is all that is known of the device there: at
 // the next fix that is stored, what the last crossing of a fence says is compared with
 // where the device is. So does what was recorded at a stored fix whose predecessor is
-// gone, unless a stored fix lies between the two.
+// gone, unless a stored fix lies between the two. Where either is of a fence with a held
+// border, what counts of it begins anew at the stored fix, see geofence.Stretch.
 
 // fenceAt is a fence at the device time of a fix.
 type fenceAt struct {
@@ -47,6 +49,31 @@ func unfounded(c *geofence.Crossing, fixes []geofence.Fix) bool {
 	return false
 }
 
+// add sorts in what is recorded at fixes of which one may not be stored.
+func (g *gone) add(c *geofence.Crossing, stored func(us int64) bool) {
+	at := fenceAt{c.FenceID, c.LaterUS}
+	switch {
+	case !stored(c.LaterUS):
+		g.stays[at] = struct{}{}
+		if c.Kind == geofence.Enter || c.Kind == geofence.Exit {
+			g.past = append(g.past, pastCrossing{at, c.Ordinal, c.Kind == geofence.Enter})
+		}
+	case !stored(c.EarlierUS):
+		g.spans = append(g.spans, *c)
+	}
+}
+
+func (g *gone) sort() {
+	slices.SortFunc(g.past, pastCrossing.compare)
+	slices.SortFunc(g.spans, func(a, b geofence.Crossing) int {
+		return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.Ordinal, b.Ordinal))
+	})
+}
+
+func (c pastCrossing) compare(other pastCrossing) int {
+	return cmp.Or(cmp.Compare(c.us, other.us), cmp.Compare(c.ordinal, other.ordinal))
+}
+
 // goneOf finds the recorded crossings of a device of whose fixes one is not stored.
 func goneOf(look ask, device string, recorded []geofence.Crossing) (*gone, error) {
 	g := &gone{stays: make(map[fenceAt]struct{})}
@@ -70,23 +97,249 @@ where device_id = $1
 		return nil, err
 	}
 	for i := range recorded {
-		c := &recorded[i]
-		at := fenceAt{c.FenceID, c.LaterUS}
-		switch {
-		case !stored[c.LaterUS]:
-			g.stays[at] = struct{}{}
-			if c.Kind == geofence.Enter || c.Kind == geofence.Exit {
-				g.past = append(g.past, pastCrossing{at, c.Ordinal, c.Kind == geofence.Enter})
-			}
-		case !stored[c.EarlierUS]:
-			g.spans = append(g.spans, *c)
+		g.add(&recorded[i], func(us int64) bool { return stored[us] })
+	}
+	g.sort()
+	return g, nil
+}
+
+// piece is a part of the track of one device: fixes that take part and others that are
+// known to be stored. With first nothing that is stored and takes part is before them.
+type piece struct {
+	device string
+	fixes  []geofence.Fix
+	first  bool
+}
+
+// gonesOf finds the recorded enters and exits along tracks of whose fixes one is not
+// stored; of a track that begins with the device's first fix those that say where it was
+// before, too.
+func gonesOf(look ask, c cuts, list []piece) ([]*gone, error) {
+	out := make([]*gone, len(list))
+	var which []int
+	var devices []string
+	var lo, hi []time.Time
+	var before []lastCrossing
+	for i := range list {
+		out[i] = &gone{stays: make(map[fenceAt]struct{})}
+		fixes := list[i].fixes
+		if len(fixes) == 0 {
+			continue
+		}
+		first := fixes[0].TimeUS
+		if list[i].first {
+			before = append(before, lastCrossing{device: list[i].device, afterUS: math.MinInt64, beforeUS: first, n: i})
+		} else {
+			first++ // what was before it is not asked
+		}
+		which, devices = append(which, i), append(devices, list[i].device)
+		lo, hi = append(lo, micros(first)), append(hi, micros(fixes[len(fixes)-1].TimeUS))
+	}
+	if len(which) == 0 {
+		return out, nil
+	}
+	known := func(i int, us int64) bool {
+		_, found := slices.BinarySearchFunc(list[i].fixes, us, func(f geofence.Fix, us int64) int { return cmp.Compare(f.TimeUS, us) })
+		return found
+	}
+	type of struct {
+		n int
+		geofence.Crossing
+	}
+	var doubtful []of
+	var r of
+	var earlier *time.Time
+	var later time.Time
+	if _, err := look(`
+select w.n - 1, t.fence_id, t.kind, t.earlier_ts, t.later_ts, t.ordinal
+from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
+join processor.timing_records t
+  on t.device_id = w.device_id
+  and t.later_ts between w.lo and w.hi
+where t.kind in ('enter', 'exit')`, []any{devices, lo, hi}, []any{&r.n, &r.FenceID, &r.Kind, &earlier, &later, &r.Ordinal}, func() error {
+		x := r
+		x.n, x.LaterUS, x.EarlierUS = which[r.n], later.UnixMicro(), later.UnixMicro()
+		if earlier != nil {
+			x.EarlierUS = earlier.UnixMicro()
+		}
+		if !known(x.n, x.LaterUS) || !known(x.n, x.EarlierUS) {
+			doubtful = append(doubtful, x)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if len(doubtful) > 0 {
+		at := make([]deviceAt, 0, 2*len(doubtful))
+		for i := range doubtful {
+			x := &doubtful[i]
+			at = append(at, deviceAt{list[x.n].device, x.EarlierUS}, deviceAt{list[x.n].device, x.LaterUS})
+		}
+		stored, err := storedAt(look, c, at)
+		if err != nil {
+			return nil, err
+		}
+		for i := range doubtful {
+			x := &doubtful[i]
+			// A transaction may have written fixes that are not seen here.
+			out[x.n].add(&x.Crossing, func(us int64) bool { return known(x.n, us) || stored[deviceAt{list[x.n].device, us}] })
 		}
 	}
-	slices.SortFunc(g.past, func(a, b pastCrossing) int {
-		return cmp.Or(cmp.Compare(a.us, b.us), cmp.Compare(a.ordinal, b.ordinal))
-	})
-	slices.SortFunc(g.spans, func(a, b geofence.Crossing) int { return cmp.Compare(a.LaterUS, b.LaterUS) })
-	return g, nil
+	if err := lastGone(look, c, nil, before, func(n int, p pastCrossing) { out[n].past = append(out[n].past, p) }); err != nil {
+		return nil, err
+	}
+	for _, g := range out {
+		g.sort()
+	}
+	return out, nil
+}
+
+// deviceAt is a device at a device time.
+type deviceAt struct {
+	device string
+	us     int64
+}
+
+// storedAt finds at which of these device times there are positions, a few heaps at a time.
+func storedAt(look ask, c cuts, list []deviceAt) (map[deviceAt]bool, error) {
+	stored := make(map[deviceAt]bool)
+	if len(list) == 0 {
+		return stored, nil
+	}
+	slices.SortFunc(list, func(a, b deviceAt) int { return cmp.Or(cmp.Compare(a.us, b.us), cmp.Compare(a.device, b.device)) })
+	list = slices.Compact(list)
+	for _, s := range c.spans(list[0].us, list[len(list)-1].us) {
+		n := 0
+		for n < len(list) && s.holds(list[n].us) {
+			n++
+		}
+		for some := range slices.Chunk(list[:n], 10_000) {
+			devices, at := make([]string, len(some)), make([]time.Time, len(some))
+			for i, x := range some {
+				devices[i], at[i] = x.device, micros(x.us)
+			}
+			var i int
+			if _, err := look(`
+select w.n - 1
+from unnest($1::text[], $2::timestamptz[]) with ordinality as w (device_id, at, n)
+where exists (
+  select
+  from public.positions
+  where `+ofDevice+`
+    and ts = w.at
+    and ts >= $3
+    and ts < $4
+  offset 0
+)`, c.args(devices, at, timeOf(s.from), timeOf(s.to)), []any{&i}, func() error {
+				stored[some[i]] = true
+				return nil
+			}); err != nil {
+				return nil, err
+			}
+		}
+		list = list[n:]
+	}
+	return stored, nil
+}
+
+// lastCrossing asks for the last enters and exits of a device between two device times,
+// neither of them included, at fixes that are gone.
+type lastCrossing struct {
+	device            string
+	fence             string // "" for any
+	afterUS, beforeUS int64
+	n                 int
+}
+
+// lastGone finds of each fence the last one, of those named unless that is nil. One at a fix that is stored says nothing,
+// since that fix does not take part, and the ones before it are looked at: more of them each
+// time.
+func lastGone(look ask, c cuts, fences []string, list []lastCrossing, found func(n int, p pastCrossing)) error {
+	const most = 1000
+	for page := 1; len(list) > 0; page = min(8*page, most) {
+		var next []lastCrossing
+		for some := range slices.Chunk(list, max(1, most/page)) {
+			more, err := lastGoneIn(look, c, fences, some, page, found)
+			if err != nil {
+				return err
+			}
+			next = append(next, more...)
+		}
+		list = next
+	}
+	return nil
+}
+
+// lastGoneIn looks at the last ones, and returns where earlier ones are to be looked at.
+func lastGoneIn(look ask, c cuts, of []string, list []lastCrossing, page int, found func(n int, p pastCrossing)) (next []lastCrossing, err error) {
+	devices, fences := make([]string, len(list)), make([]string, len(list))
+	after, before := make([]pgtype.Timestamptz, len(list)), make([]pgtype.Timestamptz, len(list))
+	for i, k := range list {
+		devices[i], fences[i], after[i], before[i] = k.device, k.fence, timeOf(k.afterUS), timeOf(k.beforeUS)
+	}
+	type row struct {
+		n int
+		pastCrossing
+	}
+	var rows []row
+	var at []deviceAt
+	var r row
+	var kind geofence.CrossingKind
+	var later time.Time
+	sql := `
+  (select distinct on (fence_id) fence_id, kind, later_ts, ordinal
+  from processor.timing_records
+  where device_id = w.device_id
+    and ($5::text[] is null or fence_id = any ($5))
+    and later_ts > w.after
+    and later_ts < w.before
+    and kind in ('enter', 'exit')
+  order by fence_id, later_ts desc, ordinal desc)`
+	args := []any{devices, fences, after, before, of}
+	if list[0].fence != "" {
+		sql = `
+  (select fence_id, kind, later_ts, ordinal
+  from processor.timing_records
+  where device_id = w.device_id
+    and fence_id = w.fence_id
+    and later_ts > w.after
+    and later_ts < w.before
+    and kind in ('enter', 'exit')
+  order by later_ts desc, ordinal desc
+  limit $5)`
+		args[4] = page
+	}
+	if _, err := look("select w.n - 1, t.fence_id, t.kind, t.later_ts, t.ordinal\n"+
+		"from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[]) with ordinality as w (device_id, fence_id, after, before, n)\n"+
+		"cross join lateral "+sql+" t\norder by w.n, t.later_ts desc, t.ordinal desc", args, []any{&r.n, &r.fence, &kind, &later, &r.ordinal}, func() error {
+		r.us, r.inside = later.UnixMicro(), kind == geofence.Enter
+		rows, at = append(rows, r), append(at, deviceAt{list[r.n].device, r.us})
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	stored, err := storedAt(look, c, at)
+	if err != nil {
+		return nil, err
+	}
+	for len(rows) > 0 {
+		n := 1
+		for n < len(rows) && rows[n].n == rows[0].n && rows[n].fence == rows[0].fence {
+			n++
+		}
+		of := rows[:n]
+		rows = rows[n:]
+		k := list[of[0].n]
+		i := slices.IndexFunc(of, func(r row) bool { return !stored[deviceAt{k.device, r.us}] })
+		switch {
+		case i >= 0:
+			found(k.n, of[i].pastCrossing)
+		case k.fence == "" || len(of) == page:
+			k.fence, k.beforeUS = of[0].fence, of[len(of)-1].us
+			next = append(next, k)
+		}
+	}
+	return next, nil
 }
 
 // holds reports whether a recorded crossing stays as it is, after settle.
@@ -95,48 +348,11 @@ func (g *gone) holds(c *geofence.Crossing) bool {
 	return stays
 }
 
-// inside names the fences of which the device was inside when the first fix came
-// that is stored.
-func (g *gone) inside(first int64) map[string]bool {
-	was := make(map[string]bool)
-	for _, c := range g.past {
-		if c.us < first {
-			was[c.fence] = c.inside
-		}
-	}
-	return was
-}
-
-// insideBefore names the fences of which the device was inside before its first stored
-// fix that takes part.
-func insideBefore(look ask, device string, first int64) (map[string]bool, error) {
-	var recorded []geofence.Crossing
-	var c geofence.Crossing
-	var later time.Time
-	if _, err := look(`
-select distinct on (fence_id) fence_id, kind, later_ts, ordinal
-from processor.timing_records
-where device_id = $1
-  and later_ts < $2
-  and kind in ('enter', 'exit')
-order by fence_id, later_ts desc, ordinal desc`, []any{device, micros(first)}, []any{&c.FenceID, &c.Kind, &later, &c.Ordinal}, func() error {
-		c.LaterUS, c.EarlierUS = later.UnixMicro(), later.UnixMicro()
-		recorded = append(recorded, c)
-		return nil
-	}); err != nil || len(recorded) == 0 {
-		return nil, err
-	}
-	g, err := goneOf(look, device, recorded)
-	if err != nil {
-		return nil, err
-	}
-	return g.inside(first), nil
-}
-
-// settle corrects what was derived of a fix and the one stored before it, math.MinInt64
-// if none is, by what is known of the time between them.
-func (g *gone) settle(derived []geofence.Crossing, before int64, fix geofence.Fix, set *geofence.Set) []geofence.Crossing {
-	var was map[string]bool
+// between returns for each fence that was entered or left between a fix and the one
+// stored before it, math.MinInt64 if none is, as far as positions are gone, whether the
+// device was inside at the end. What is recorded at the fix itself, with a predecessor that is gone
+// and lies between the two, is across.
+func (g *gone) between(before int64, fix geofence.Fix) (was map[string]bool, across []geofence.Crossing) {
 	from, _ := slices.BinarySearchFunc(g.past, before, func(c pastCrossing, us int64) int { return cmp.Compare(c.us, us) })
 	for _, c := range g.past[from:] {
 		if c.us >= fix.TimeUS {
@@ -147,19 +363,63 @@ func (g *gone) settle(derived []geofence.Crossing, before int64, fix geofence.Fi
 		}
 		was[c.fence] = c.inside
 	}
-	spanned := false
 	from, _ = slices.BinarySearchFunc(g.spans, fix.TimeUS, func(c geofence.Crossing, us int64) int { return cmp.Compare(c.LaterUS, us) })
 	for _, c := range g.spans[from:] {
 		if c.LaterUS != fix.TimeUS {
 			break
 		}
 		if c.EarlierUS > before {
-			g.stays[fenceAt{c.FenceID, c.LaterUS}] = struct{}{}
-			delete(was, c.FenceID)
-			spanned = true
+			across = append(across, c)
 		}
 	}
-	if len(was) == 0 && !spanned {
+	return was, across
+}
+
+// since says of the fixes of a track, the first of which has something before it with first
+// only, whether the device was inside of fences before them, see geofence.Stretch. What is
+// recorded at a fix and stays says so, too.
+func (g *gone) since(fixes []geofence.Fix, first bool) map[int64]map[string]bool {
+	if len(g.past)+len(g.spans) == 0 {
+		return nil
+	}
+	since := make(map[int64]map[string]bool)
+	before := int64(math.MinInt64)
+	for i, f := range fixes {
+		if i > 0 || first {
+			was, across := g.between(before, f)
+			was = afterwards(was, across)
+			if len(was) > 0 {
+				since[f.TimeUS] = was
+			}
+		}
+		before = f.TimeUS
+	}
+	return since
+}
+
+// afterwards adds to whether a device was inside of fences before a fix what was recorded at it.
+func afterwards(was map[string]bool, at []geofence.Crossing) map[string]bool {
+	for _, c := range at {
+		if c.Kind != geofence.Enter && c.Kind != geofence.Exit {
+			continue
+		}
+		if was == nil {
+			was = make(map[string]bool)
+		}
+		was[c.FenceID] = c.Kind == geofence.Enter
+	}
+	return was
+}
+
+// settle corrects what was derived of a fix and the one stored before it, math.MinInt64
+// if none is, by what is known of the time between them.
+func (g *gone) settle(derived []geofence.Crossing, before int64, fix geofence.Fix, set *geofence.Set) []geofence.Crossing {
+	was, across := g.between(before, fix)
+	for _, c := range across {
+		g.stays[fenceAt{c.FenceID, c.LaterUS}] = struct{}{}
+		delete(was, c.FenceID)
+	}
+	if len(was)+len(across) == 0 {
 		return derived
 	}
 	derived = slices.DeleteFunc(derived, func(c geofence.Crossing) bool { return c.LaterUS == fix.TimeUS && g.holds(&c) })

@@ -3,7 +3,9 @@ package store_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -237,4 +239,196 @@ func TestCrossingsOfUnknownDevicesAreLookedForInTheIndex(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Records that come late, older than positions that retention dropped or among them, change
+// nothing that is recorded at those of fences with held borders: what counts begins anew at
+// the first fix that is left, where that says. What late records derive, a recompute does,
+// and a verification and a trial of the same fences agree.
+func TestALateRecordAmongDroppedPositionsLeavesAHeldBorderAsRecorded(t *testing.T) {
+	t.Parallel()
+	for name, heaps := range map[string]int{"one heap": 0, "a heap for each day": 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seed := testSeed(t)
+			rnd := rand.New(rand.NewPCG(seed, uint64(heaps)))
+			b := newBench(t)
+			if heaps > 0 {
+				b.partitionByDay(heaps)
+			}
+			b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry, radius_m, exit_margin_m, min_dwell_s, min_interval_s)
+values ('both', 1, '', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}', null, 100, 3600, null),
+  ('margin', 1, '', 'area', '{"type":"Polygon","coordinates":[[[0,41],[6,41],[6,43],[0,43],[0,41]]]}', null, 100, null, null),
+  ('dwell', 1, '', 'circle', '{"type":"Point","coordinates":[9,42]}', 1000, null, 45, null),
+  ('line', 1, '', 'gate', '{"type":"LineString","coordinates":[[3,41],[3,43]]}', null, null, null, 60),
+  ('plain', 1, '', 'area', '{"type":"Polygon","coordinates":[[[4,41],[10,41],[10,43],[4,43],[4,41]]]}', null, null, null, null)`)
+			var err error
+			b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, 5, b.fences.Len())
+			held := b.take("a.1", 5)
+			w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
+			write := func(list []telemetry.Record) {
+				rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+				for len(list) > 0 {
+					n := min(len(list), 1+rnd.IntN(50))
+					batch := b.batch(held, nil)
+					batch.Late, batch.Shards = list[:n:n], shards
+					_, err := w.Write(t.Context(), batch)
+					require.NoError(t, err)
+					list = list[n:]
+				}
+			}
+			const devices, days, kept = 60, 12, 7
+			places := []float64{1, 5, 9, 20, 2.0005, 6.0005} // the last two in a margin
+			fix := func(device string, day int, seconds int) telemetry.Record {
+				r := at(device, day)
+				r.TimeUS += int64(seconds) * 1e6
+				r.StreamUS, r.Longitude = r.TimeUS, places[rnd.IntN(len(places))]
+				return r
+			}
+			var early, late []telemetry.Record
+			dropped := make(map[string]bool) // devices of which something is
+			for d := range devices {
+				device := fmt.Sprint("d", d)
+				for day := range days {
+					for n := range 4 {
+						switch rnd.IntN(5) {
+						case 0, 1:
+						case 2:
+							if rnd.IntN(2) == 0 { // at another second than any that is dropped
+								late = append(late, fix(device, day, n*30+7))
+							}
+							fallthrough
+						default:
+							early = append(early, fix(device, day, n*30))
+							dropped[device] = dropped[device] || day < kept
+						}
+					}
+				}
+			}
+			write(early)
+			content := func(where string) string {
+				var s string
+				require.NoError(t, b.pool.QueryRow(t.Context(), `
+select coalesce(string_agg(concat_ws(' ', device_id, fence_id, kind, later_ts, ordinal, at, earlier_ts, initial, suppressed, revision), E'\n' order by device_id, later_ts, fence_id, kind, ordinal), '')
+from processor.timing_records t
+where `+where).Scan(&s))
+				return s
+			}
+			const gone = "not exists (select from public.positions p where p.device_id = t.device_id and p.ts = t.later_ts)"
+			before := dayOf(kept).Format(time.RFC3339)
+			recorded := content("later_ts < '" + before + "'")
+			if heaps > 0 {
+				for day := range kept {
+					b.exec(fmt.Sprint("drop table public.positions_", day))
+					b.exec(fmt.Sprintf("create table public.positions_%d partition of public.positions for values from ('%s') to ('%s')",
+						day, dayOf(day).Format(time.RFC3339), dayOf(day+1).Format(time.RFC3339)))
+				}
+			} else {
+				b.exec("delete from public.positions where ts < '" + before + "'")
+			}
+			require.Equal(t, recorded, content(gone))
+			ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: b.batch(nil, nil).Rules.Eligibility, MaxGap: time.Minute}, "test")
+			verify := func(when string) {
+				for device := range dropped {
+					v, err := ask.Verify(t.Context(), device)
+					require.NoError(t, err)
+					require.True(t, v.Good(), "%s, %s: %+v", when, device, v)
+				}
+			}
+			recompute := func() {
+				for device := range dropped {
+					b.runRequest(protocol.RequestRecompute, device, held[0], "a.1")
+				}
+			}
+			recompute()
+			verify("without late records")
+			require.Equal(t, recorded, content(gone))
+
+			write(late)
+			require.Equal(t, recorded, content(gone), "late records")
+			verify("late records")
+			all := content("true")
+			recompute()
+			require.Equal(t, recorded, content(gone), "recomputed")
+			verify("recomputed")
+			require.Equal(t, all, content("true"), "a recompute changes nothing")
+			got, err := ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(-1), Until: dayOf(days + 1)}, nil)
+			require.NoError(t, err)
+			require.Empty(t, got.Fences, "%+v", got.Examples)
+			require.Positive(t, got.Kept)
+			require.Greater(t, len(late), devices)
+		})
+	}
+}
+
+// Two fixes that were flagged since, between what was dropped and the first fix that takes
+// part, say nothing: the crossing before theirs does.
+func TestWhereADeviceWasIsLookedForBehindFlaggedFixes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const square = `'{"type":"Polygon","coordinates":[[[0,41],[2,41],[2,43],[0,43],[0,41]]]}'`
+	b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry, exit_margin_m, min_dwell_s)
+values ('held', 1, '', 'area', ` + square + `, 100, 3600), ('plain', 1, '', 'area', ` + square + `, null, null)`)
+	var err error
+	b.fences, _, err = store.NewFences(b.pool, 10*time.Second).Load(t.Context())
+	require.NoError(t, err)
+	held := b.take("a.1", 5)
+	rules := b.batch(nil, nil).Rules
+	var list []telemetry.Record
+	for day, longitude := range map[int]float64{1: 1, 2: 1, 3: 5, 4: 1, 6: 5, 7: 5} {
+		r := at("d", day)
+		r.Longitude = longitude
+		list = append(list, r)
+	}
+	_, err = store.NewWriter(b.pool, scope, "a.1", 10*time.Second).Write(t.Context(), &protocol.Batch{Leases: held, Late: list, Rules: rules})
+	require.NoError(t, err)
+	require.Equal(t, 8, b.count("select count(*) from processor.timing_records"))
+	b.exec("delete from public.positions where ts < $1", dayOf(3))
+	b.exec("update public.positions set faulty = true where ts < $1", dayOf(5))
+	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: rules.MaxGap}, "test")
+	exit := dayOf(6).Add(12 * time.Hour)
+	for _, fence := range []string{"held", "plain"} {
+		e, err := ask.Explain(t.Context(), "d", fence, exit)
+		require.NoError(t, err)
+		require.Len(t, e.Derived, 1, fence)
+		require.Equal(t, []any{"exit", exit, (*time.Time)(nil)}, []any{e.Derived[0].Kind, e.Derived[0].At, e.Derived[0].Earlier}, fence)
+	}
+	got, err := ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
+	require.NoError(t, err)
+	require.Equal(t, store.FenceTrialCount{Recorded: 2, Would: 2, Changed: 2}, got.FenceTrialCount, "%+v", got.Examples)
+
+	b.runRequest(protocol.RequestRecompute, "d", held[0], "a.1")
+	v, err := ask.Verify(t.Context(), "d")
+	require.NoError(t, err)
+	require.True(t, v.Good(), "%+v", v)
+	require.Equal(t, 4, b.count("select count(*) from processor.timing_records"), "an enter that stays and an exit of each fence")
+	require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'exit' and initial and at = $1", exit))
+	got, err = ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
+	require.NoError(t, err)
+	require.Equal(t, store.FenceTrialCount{Recorded: 2, Would: 2}, got.FenceTrialCount, "%+v", got.Examples)
+}
+
+// testSeed is TEST_SEED, or another one each time.
+func testSeed(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("TEST_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("seed %d", seed)
+	return seed
+}
+
+// fencesOf returns the fences of a set.
+func fencesOf(set *protocol.Fences) (list []geofence.Fence) {
+	for i := range set.Len() {
+		list = append(list, set.Fence(i))
+	}
+	return list
 }
