@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -49,7 +50,76 @@ type Resize struct {
 	// OnProgress is called with what Resize waits for, whenever that changes.
 	OnProgress func(waiting string)
 	Operator   string
+	// Together is of the streams that the same instances serve, and Name this one's; nil
+	// for one alone.
+	Together *ResizeTogether
+	Name     string
 }
+
+// ResizeTogether has several streams resized at the same time: none is changed before all
+// are drained and without a member. An instance counts the same number for each of them, so
+// one that is still needed to drain a stream could not start once another is changed.
+type ResizeTogether struct {
+	// OnProgress is called with what one of them waits for, whenever that changes.
+	OnProgress func(waiting string)
+
+	mu      sync.Mutex
+	waiting map[string]wait // by stream
+	ready   bool            // all were ready at the same time
+	said    string
+}
+
+// Add makes all wait for a stream. Each is added before the first runs.
+func (t *ResizeTogether) Add(name string) {
+	if t.waiting == nil {
+		t.waiting = make(map[string]wait)
+	}
+	t.waiting[name] = wait{order: waitsForOthers, text: "it is looked at"}
+}
+
+// Done says that a stream is changed, or was before: the others do not wait for it.
+func (t *ResizeTogether) Done(name string) { t.goOn(name, wait{}) }
+
+// goOn reports whether the stream may be changed, given what it waits for itself.
+func (t *ResizeTogether) goOn(name string, w wait) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting[name] = w
+	var first string
+	for other, theirs := range t.waiting {
+		if mine := t.waiting[first]; theirs.order > 0 && (first == "" || theirs.order > mine.order || theirs.order == mine.order && other < first) {
+			first = other
+		}
+	}
+	if first == "" {
+		t.ready = true
+	}
+	if t.ready {
+		return w.order == 0
+	}
+	text := t.waiting[first].text
+	if t.waiting[first].order > waitsForStop {
+		text = "stream " + first + ": " + text
+	}
+	if text != t.said && t.waiting[first].order != waitsForOthers && t.OnProgress != nil {
+		t.said = text
+		t.OnProgress(text)
+	}
+	return false
+}
+
+// wait is what a resize waits for. Of several the one of the highest order is told.
+type wait struct {
+	order int // 0 for nothing
+	text  string
+}
+
+const (
+	waitsForStop = iota + 1
+	waitsForOthers
+	waitsForQueues
+	waitsForStart
+)
 
 // errDispatchLeaseLost says that another member dispatches.
 var errDispatchLeaseLost = errors.New("the dispatch lease was lost, nothing was changed; run it again")
@@ -111,24 +181,31 @@ func (r *Resize) awaitDrained(ctx context.Context, token string) (protocol.Dispa
 		if err != nil {
 			return lease, err
 		}
-		if waiting == "" {
+		ready := waiting.order == 0
+		if r.Together != nil {
+			ready = r.Together.goOn(r.Name, waiting)
+		}
+		if ready {
 			return lease, nil
 		}
-		if waiting != said && r.OnProgress != nil {
-			said = waiting
-			r.OnProgress(waiting)
+		if waiting.text != said && r.OnProgress != nil {
+			said = waiting.text
+			r.OnProgress(waiting.text)
 		}
 		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return lease, fmt.Errorf("nothing was changed, dispatching continues: %s", waiting)
+			if waiting.order == 0 {
+				return lease, errors.New("nothing was changed, dispatching continues: another stream was not ready")
+			}
+			return lease, fmt.Errorf("nothing was changed, dispatching continues: %s", waiting.text)
 		}
 	}
 }
 
-// waiting returns what the resize waits for, "" for nothing.
-func (r *Resize) waiting(ctx context.Context) (string, error) {
+// waiting returns what the resize waits for.
+func (r *Resize) waiting(ctx context.Context) (w wait, err error) {
 	queues, err := r.Stream.Queues(ctx)
 	if err != nil {
-		return "", err
+		return w, err
 	}
 	outstanding := int64(0)
 	for _, q := range queues {
@@ -136,21 +213,21 @@ func (r *Resize) waiting(ctx context.Context) (string, error) {
 	}
 	requests, err := r.Store.Requested(ctx)
 	if err != nil {
-		return "", err
+		return w, err
 	}
 	members, err := r.Members(ctx)
 	if err != nil {
-		return "", err
+		return w, err
 	}
 	switch {
 	case (outstanding > 0 || requests > 0) && len(members) == 0:
-		return fmt.Sprintf("%d entries are on the queues and %d requests are not finished, and no instance works on them: start one with the old number", outstanding, requests), nil
+		return wait{waitsForStart, fmt.Sprintf("%d entries are on the queues and %d requests are not finished, and no instance works on them: start one with the old number", outstanding, requests)}, nil
 	case outstanding > 0 || requests > 0:
-		return fmt.Sprintf("dispatching is paused, %d entries are on the queues and %d requests are not finished", outstanding, requests), nil
+		return wait{waitsForQueues, fmt.Sprintf("dispatching is paused, %d entries are on the queues and %d requests are not finished", outstanding, requests)}, nil
 	case len(members) > 0:
-		return fmt.Sprintf("all queues are empty: stop the instances now; still there: %d", len(members)), nil
+		return wait{waitsForStop, fmt.Sprintf("all queues are empty: stop the instances now; still there: %d", len(members))}, nil
 	}
-	return "", nil
+	return w, nil
 }
 
 // change ends owners that did not release, and changes the number: first in

@@ -73,6 +73,37 @@ func open(cmd *cobra.Command, cfg config.Config) (*operator.Fleet, error) {
 	return operator.Open(cmd.Context(), one, cmd.Name(), operator.Name())
 }
 
+// openFleets opens the fleet of each stream, or of the one that --stream names.
+func openFleets(cmd *cobra.Command) (fleets []*operator.Fleet, err error) {
+	cfg, err := config.LoadServers(os.Environ())
+	if err != nil {
+		return nil, err
+	}
+	name, err := cmd.Flags().GetString("stream")
+	if err != nil {
+		return nil, err
+	}
+	list := cfg.PerStream()
+	if name != "" || len(list) == 1 {
+		f, err := open(cmd, cfg)
+		if err != nil {
+			return nil, err
+		}
+		return []*operator.Fleet{f}, nil
+	}
+	for _, one := range list {
+		f, err := operator.Open(cmd.Context(), one, cmd.Name(), operator.Name())
+		if err != nil {
+			for _, f := range fleets {
+				f.Close()
+			}
+			return nil, err
+		}
+		fleets = append(fleets, f)
+	}
+	return fleets, nil
+}
+
 // perStream is the JSON of several streams.
 type perStream[T any] struct {
 	Streams []*T `json:"streams"`
