@@ -75,6 +75,7 @@ Exits 0 when all bounds were kept, 1 when one was missed or there is no verdict,
 	flags.Var(&f.cfg.World, "world", "what the private servers are like: "+aboutWorlds())
 	flags.BoolVar(&f.cfg.AllowFaults, "allow-faults", false, "kill, freeze and cut off also on servers that were named")
 	flags.IntVar(&f.cfg.Plan.Instances, "instances", 0, "instances at the start")
+	flags.IntVar(&f.cfg.Plan.Streams, "streams", 0, "streams that share devices and rate (chaos and cluster)")
 	flags.IntVar(&f.cfg.Plan.Devices, "devices", 0, "devices of the fleet")
 	flags.Float64Var(&f.cfg.Plan.Rate, "rate", 0, "entries a second")
 	flags.DurationVar(&f.cfg.Plan.Duration, "duration", 0, "how long to send")

@@ -20,13 +20,15 @@ func chaos() Scenario {
 	return Scenario{
 		Name: "chaos",
 		About: "A mix of all faults, drawn from the seed: processes are killed, stopped and frozen while connections break, " +
-			"servers go away, fill up or have a row locked, and records of some devices are refused; once the number of shards is changed.",
+			"servers go away, fill up or have a row locked, and records of some devices are refused; once the number of shards is changed. " +
+			"With --streams of several streams.",
 		Bounds:    "the copy that a reader of TIMING_STREAM keeps equals the crossings",
 		Plan:      Plan{Instances: 3, Devices: 500, Rate: 2000, Duration: 45 * time.Second, Profile: profilePolluted},
 		Breaks:    true,
 		proxied:   true,
 		durable:   true,
 		publishes: true,
+		several:   true,
 		env:       []string{"DLQ_RETRY_DELAYS=2s,4s"}, // some refusals last longer than all attempts
 		Reaches: []rare.Branch{
 			rare.Fenced, rare.OutcomeUnknown, rare.SetAside, rare.DispatchRefused, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired,
@@ -128,6 +130,23 @@ func (r *run) victim(dice *rand.Rand) *testbed.Instance {
 	return all[n%len(all)]
 }
 
+// anyStream returns one of the streams. Of one alone no dice are thrown, so that seeds stay what
+// they were.
+func (r *run) anyStream(dice *rand.Rand) *oneStream {
+	if len(r.streams) == 1 {
+		return r.streams[0]
+	}
+	return r.streams[dice.IntN(len(r.streams))]
+}
+
+// of names the stream in a mark, where there are several.
+func (s *oneStream) of() string {
+	if s.several {
+		return " of " + s.servers.Stream
+	}
+	return ""
+}
+
 // processActs are done one after the other, so that each finds all slots filled.
 func (r *run) processActs() []act {
 	replace := func(in *testbed.Instance) error {
@@ -208,8 +227,9 @@ func (r *run) serverActs() []act {
 	}
 	acts = append(acts, act{"row of a shard locked", 1, 5 * time.Second, func(ctx context.Context, dice *rand.Rand) error {
 		shard := dice.IntN(testbed.Shards)
-		defer r.mark(-1, "row of shard %d locked", shard)()
-		unlock, err := r.environment.Observer.LockShard(ctx, shard)
+		s := r.anyStream(dice)
+		defer r.mark(-1, "row of shard %d%s locked", shard, s.of())()
+		unlock, err := s.servers.Observer.LockShard(ctx, shard)
 		if err != nil {
 			return err
 		}
@@ -217,8 +237,10 @@ func (r *run) serverActs() []act {
 		return errors.Join(err, unlock(context.WithoutCancel(ctx)))
 	}})
 	acts = append(acts, act{"entries of a foreign consumer", 2, time.Second, func(ctx context.Context, dice *rand.Rand) error {
-		n, err := r.environment.Estrange(ctx, int64(1+dice.IntN(50)))
-		r.mark(-1, "%d entries of a foreign consumer", n)()
+		most := int64(1 + dice.IntN(50))
+		s := r.anyStream(dice)
+		n, err := s.servers.Estrange(ctx, most)
+		r.mark(-1, "%d entries of a foreign consumer%s", n, s.of())()
 		return err
 	}})
 	for _, t := range append(r.outages(), r.refusing("every row is refused", observer.Raised), r.refusing("statements time out", observer.TimedOut)) {

@@ -23,9 +23,10 @@ func cluster() Scenario {
 			"the whole Cluster stops and starts. An entry counts as sent once a replica has it (WAIT).",
 		Bounds: "10 s after each nothing unfinished is older than a second; streams of other nodes keep half of their rate, and a p99 of 0.5 s or " +
 			"twice that of before, while a master is away; no instance exits",
-		Plan:    Plan{Instances: 2, Devices: 300, Rate: 1200, Duration: 2 * time.Second, Profile: profileIncidents},
+		Plan:    Plan{Instances: 2, Streams: 6, Devices: 300, Rate: 1200, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
-		streams: 6,
+		cluster: true,
+		several: true,
 		run: func(ctx context.Context, r *run) error {
 			if err := r.startLoadFor(ctx, endless, fleet.AtSpeed(1)); err != nil {
 				return err

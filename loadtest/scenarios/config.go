@@ -41,6 +41,7 @@ type Config struct {
 // Plan is the size of a run.
 type Plan struct {
 	Instances int
+	Streams   int // that share devices and rate; 0 means one
 	Devices   int
 	Rate      float64       // entries a second
 	Duration  time.Duration // of sending
@@ -53,6 +54,9 @@ type Plan struct {
 func (p Plan) over(base Plan) Plan {
 	if p.Instances == 0 {
 		p.Instances = base.Instances
+	}
+	if p.Streams == 0 {
+		p.Streams = base.Streams
 	}
 	if p.Devices == 0 {
 		p.Devices = base.Devices
@@ -120,7 +124,9 @@ func (c Config) Check(s Scenario) error {
 		errs = append(errs, fmt.Errorf("slack %v: want at least 1", c.Slack))
 	}
 	switch {
-	case (s.container || s.streams > 0) && c.RedisURL != "":
+	case c.Plan.Streams > 1 && !s.several:
+		errs = append(errs, fmt.Errorf("scenario %s has one stream", s.Name))
+	case (s.container || c.Plan.Streams > 0) && c.RedisURL != "":
 		errs = append(errs, fmt.Errorf("scenario %s starts its own servers; name none", s.Name))
 	case c.PostgresURL != "" && c.World != devenv.Plain && c.World != "":
 		errs = append(errs, fmt.Errorf("world %s: only a private Postgres can be one; name no server", c.World))
@@ -144,7 +150,8 @@ func (p Plan) Check() error {
 		}
 	}
 	want(p.Instances >= 1 && p.Instances <= 16, "instances %d: want 1 to 16", p.Instances)
-	want(p.Devices >= 1, "devices %d: want at least 1", p.Devices)
+	want(p.Streams >= 0 && p.Streams <= 16, "streams %d: want 1 to 16", p.Streams)
+	want(p.Devices >= max(1, p.Streams), "devices %d: want at least one for each stream", p.Devices)
 	want(p.Rate > 0, "rate %v: want more than 0", p.Rate)
 	want(p.Duration > 0, "duration %s: want more than 0", p.Duration)
 	want(p.Rounds >= 0, "rounds %d: want 0 or more", p.Rounds)

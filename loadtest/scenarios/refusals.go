@@ -28,7 +28,7 @@ func (r *run) refuseDevices(ctx context.Context, dice *rand.Rand) error {
 	}
 	var devices []string
 	for range n {
-		devices = append(devices, fleet.DeviceID(r.environment.First()+dice.IntN(r.devices())))
+		devices = append(devices, fleet.DeviceID(r.anyStream(dice).servers.First()+dice.IntN(r.devices())))
 	}
 	lasts := between(dice, time.Second, longestRefusal)
 	defer r.mark(-1, "records of %d devices refused", n)()

@@ -58,6 +58,7 @@ type run struct {
 // oneStream is what a run sends to one stream, and what it left there.
 type oneStream struct {
 	servers  *testbed.Servers
+	several  bool // there are others
 	load     *testbed.Load
 	probe    *testbed.Probe
 	times    recordTimes // where there are several
@@ -88,7 +89,7 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 	}
 	if r.environment, err = testbed.Open(ctx, testbed.Options{
 		RedisURL: cfg.RedisURL, PostgresURL: cfg.PostgresURL, World: cfg.World, Durable: s.durable,
-		Streams: s.streams, Devices: r.devices(),
+		Streams: r.plan.Streams, Cluster: s.cluster, Devices: r.devices(),
 	}, r.log); err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func Run(ctx context.Context, s Scenario, cfg Config) (_ *Result, err error) {
 			return nil, err
 		}
 		defer func() { _ = load.Close() }() // what it could not write, its End says
-		r.streams = append(r.streams, &oneStream{servers: servers, load: load, probe: testbed.NewProbe(servers)})
+		r.streams = append(r.streams, &oneStream{servers: servers, several: r.plan.Streams > 1, load: load, probe: testbed.NewProbe(servers)})
 	}
 	r.load = r.streams[0].load
 	if !s.bare {
@@ -212,7 +213,7 @@ func (r *run) awaitNoRequests(ctx context.Context) error {
 }
 
 // devices returns how many devices each stream has.
-func (r *run) devices() int { return r.plan.Devices / max(1, r.scenario.streams) }
+func (r *run) devices() int { return r.plan.Devices / max(1, r.plan.Streams) }
 
 // sent returns how many entries are known to be on the streams, and by how much the load
 // is behind its plan.

@@ -23,7 +23,8 @@ type Scenario struct {
 	durable   bool     // kills Redis: it must keep what it has acknowledged
 	container bool     // instances are containers
 	publishes bool     // instances publish crossings on a stream, which is read
-	streams   int      // on a Redis Cluster, with that many streams; 0 means one, on a server
+	cluster   bool     // on a Redis Cluster
+	several   bool     // the plan may have several streams
 	held      bool     // holds batches back: the program must be one that can be asked to
 	env       []string // of the instances
 	// Reaches is the rare branches that a campaign of 20 runs reaches.

@@ -75,7 +75,8 @@ type Options struct {
 	PostgresURL string       // empty with RedisURL
 	World       devenv.World // what a private Postgres has before the service comes; empty means Plain
 	Durable     bool         // a private Redis loses nothing that it has acknowledged when it is killed
-	Streams     int          // on a private Redis Cluster; 0 means one, on a server
+	Streams     int          // 0 means one
+	Cluster     bool         // the streams are on a private Redis Cluster, not on a server
 	Devices     int          // of each of them
 }
 
@@ -113,7 +114,7 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 		}
 	}()
 	if o.RedisURL == "" {
-		options := devenv.Options{Redis: o.Streams == 0, Cluster: o.Streams > 0, Postgres: true, World: o.World}
+		options := devenv.Options{Redis: !o.Cluster, Cluster: o.Cluster, Postgres: true, World: o.World}
 		if o.Durable {
 			options.RedisArgs = []string{"--appendfsync", "always"}
 		}
@@ -122,7 +123,10 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (_ *Servers, err err
 			return nil, fmt.Errorf("start servers: %w", err)
 		}
 		if o.Streams > 0 {
-			g.RedisURL, g.Stream, g.last = g.Env.Cluster.URL(), streamName(0), o.Devices
+			g.Stream, g.last = streamName(0), o.Devices
+		}
+		if o.Cluster {
+			g.RedisURL = g.Env.Cluster.URL()
 		} else {
 			g.RedisURL = g.Env.Redis.URL()
 		}
