@@ -66,8 +66,8 @@ grant execute on function processor.expire(text, text, interval, text) to :"role
 grant execute on function processor.expire_conflicts(text, text, interval) to :"role";
 grant execute on function processor.expire_timing_changes(interval) to :"role";
 
--- processor shards resize and device faulty: with -v operator=true, for a role that
--- persons use.
+-- processor shards resize, streams remove and device faulty: with -v operator=true, for a
+-- role that persons use.
 \if :{?operator}
 select set_config('processor.operator', :'role', true);
 do $$
@@ -79,7 +79,14 @@ exception when undefined_column then
 end
 $$;
 grant update on processor.settings to :"role";
-grant delete on processor.assignments, processor.progress, processor.shards to :"role";
+grant delete on
+  processor.assignments,
+  processor.device_scans,
+  processor.leader,
+  processor.progress,
+  processor.settings,
+  processor.shards
+to :"role";
 \endif
 
 -- Which migrations are applied.

@@ -6,52 +6,61 @@
 #
 # REDIS_USER, REDIS_TELEMETRY_STREAM, REDIS_CONSUMER_GROUP, REDIS_DLQ_STREAM,
 # RECOMPUTE_STREAM and TIMING_STREAM as the service has them; the arguments are redis-cli's.
-# OPERATOR=true makes a user for processor dlq retry, which adds to the stream; the
-# service does not.
+# Of several streams each is listed by its whole name, a,b. OPERATOR=true makes a user for
+# processor dlq retry, which adds to the stream, and streams remove, which removes the
+# group; the service does neither.
 set -eu
 
 user=${REDIS_USER:-processor}
-stream=${REDIS_TELEMETRY_STREAM:-telemetry:teltonika}
+streams=${REDIS_TELEMETRY_STREAM:-telemetry:teltonika}
 group=${REDIS_CONSUMER_GROUP:-processor}
-dlq=${REDIS_DLQ_STREAM:-$stream:dlq}
 recompute=${RECOMPUTE_STREAM:-recompute:requests}
-case $stream in
-*{*}*) own=$stream:$group ;;
-*) own="{$stream}:$group" ;;
+case $streams in
+*{*..*}*) echo "REDIS_TELEMETRY_STREAM: list each stream by its whole name, here without {0..7}" >&2; exit 1 ;;
 esac
 # Redis keeps the digest only; what is on a command line others can see.
 digest=$(tr -d '\r\n' <"${REDIS_PASSWORD_FILE:?names the file with the password}" | sha256sum | cut -d ' ' -f 1)
 
-# Without a key: the connection, what the server says of itself, names of keys,
-# and the group's channel.
-set -- "$@" acl setuser "$user" reset on "#$digest" "&$own:notify" "&$own:live" \
+# Without a key: the connection, what the server says of itself and names of keys.
+set -- "$@" acl setuser "$user" reset on "#$digest" \
 	+ping +hello +auth +select +time +info '+client|setname' '+cluster|slots' '+cluster|shards' \
 	+command +readonly +multi +exec '+script|load' +scan +publish +subscribe +unsubscribe
 
-# Each pair of brackets is a selector: its commands on its keys and no others. A
-# script may be given all keys, but what it calls is checked like any command.
 reading='+exists +xlen +xrange +xrevrange +xread +xpending +xinfo|stream +xinfo|groups +xinfo|consumers'
 consuming='+xreadgroup +xack +xclaim +xgroup|create +xgroup|setid +xgroup|delconsumer'
-set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
+set -f
+IFS=,
+for stream in $streams; do
+	dlq=${REDIS_DLQ_STREAM:-$stream:dlq}
+	case $stream in
+	*{*}*) own=$stream:$group ;;
+	*) own="{$stream}:$group" ;;
+	esac
+	set -- "$@" "&$own:notify" "&$own:live"
 
-# Consumed and read, never added to, trimmed, deleted or overwritten.
-set -- "$@" "(~$stream ~$recompute $reading $consuming)"
-if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd)"; fi
+	# Each pair of brackets is a selector: its commands on its keys and no others. A
+	# script may be given all keys, but what it calls is checked like any command.
+	set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
+
+	# Consumed and read, never added to, trimmed, deleted or overwritten.
+	set -- "$@" "(~$stream ~$recompute $reading $consuming)"
+	if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd +xgroup|destroy)"; fi
+
+	# Dead letters come one by one and go one by one.
+	set -- "$@" "(~$dlq $reading +xadd +xdel)"
+
+	# Lock, lease, heartbeats, marks and losses, all under its own prefix.
+	set -- "$@" "(~$own:* +get +getrange +mget +set +del +exists +pexpire +pttl \
++hget +hmget +hset +hsetnx +hdel +hexists +hgetall +hlen +hscan +llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers)"
+done
 
 # Changes of crossings are added, the last one is read, and before the first one its groups, which only
 # another program would have.
 if [ -n "${TIMING_STREAM:-}" ]; then set -- "$@" "(~$TIMING_STREAM +xrevrange +xadd +xinfo|groups +eval +evalsha)"; fi
 
-# Dead letters come one by one and go one by one.
-set -- "$@" "(~$dlq $reading +xadd +xdel)"
-
 # Everything that begins with the platform's prefix may be looked at, so that a
 # wrong stream name can be told from a quiet one.
 set -- "$@" "(%R~telemetry:* +xlen +xinfo|groups)"
-
-# Lock, lease, heartbeats, marks and losses, all under its own prefix.
-set -- "$@" "(~$own:* +get +getrange +mget +set +del +exists +pexpire +pttl \
-+hget +hmget +hset +hsetnx +hdel +hexists +hgetall +hlen +hscan +llen +lrange +lrem +ltrim +rpush +sadd +srem +smembers)"
 
 answer=$(redis-cli -e "$@")
 [ "$answer" = OK ] || { echo "$answer" >&2; exit 1; }

@@ -121,6 +121,47 @@ func (c *Redis) checkStreams(r *report) {
 	}
 }
 
+// NamesOf returns the names of streams that were given one by one or as lists, each once.
+func NamesOf(texts []string) (names []string, err error) {
+	var r report
+	for _, text := range texts {
+		list, problem := splitStreams(text)
+		if problem != "" {
+			r.add("STREAM", text, "%s", problem)
+		}
+		for _, name := range list {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, r.err()
+}
+
+// CheckBeside returns why a stream cannot be processed beside others by one fleet: its name is
+// a key of another one, or does not fit a Cluster.
+func (c Redis) CheckBeside(name string, others []string) error {
+	var r report
+	explicit := c.DLQStream
+	if names := c.Streams(); len(names) == 1 && explicit == c.deadLettersOf(names[0]) {
+		explicit = ""
+	}
+	for _, other := range others {
+		two := c
+		two.Stream, two.DLQStream = other+","+name, explicit
+		if other == name {
+			two.Stream = name
+		}
+		before := len(r.problems)
+		two.checkStreams(&r)
+		two.checkNames(&r)
+		if len(r.problems) > before {
+			break // the same is wrong beside the next
+		}
+	}
+	return r.err()
+}
+
 // workersOf returns the workers of each of so many streams.
 func (p Pipeline) workersOf(streams int) int { return (p.Workers + streams - 1) / streams }
 

@@ -39,6 +39,9 @@ type rights struct {
 	environ         []string
 }
 
+// secondStream is another stream to which the rights extend.
+func secondStream(dep *servicetest.Deployment) string { return dep.Stream + "-b" }
+
 // grant makes a user as the files of deploy/security do it.
 func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, operator bool) rights {
 	t.Helper()
@@ -52,7 +55,7 @@ func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, ope
 	admin := dep.Client()
 	tool(t, []string{
 		"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + secret("redis", password), "RECOMPUTE_STREAM=" + recompute, "TIMING_STREAM=" + dep.Stream + ":crossings",
-		"REDIS_TELEMETRY_STREAM=" + dep.Stream, "REDIS_CONSUMER_GROUP=" + dep.Group, fmt.Sprintf("OPERATOR=%t", operator),
+		"REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + secondStream(dep), "REDIS_CONSUMER_GROUP=" + dep.Group, fmt.Sprintf("OPERATOR=%t", operator),
 	}, "../../deploy/security/redis.sh", "-u", dep.RedisURL)
 	t.Cleanup(func() { admin.Do(context.Background(), "acl", "deluser", who) })
 	shown, err := admin.Do(t.Context(), "acl", "getuser", who).Result()
@@ -137,6 +140,10 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 		{"dlq", "list"},
 		{"dlq", "retry", "--all", "--unchecked"},
 		{"claim", "--member", "one"},
+		{"streams", "add", secondStream(dep)},
+		{"streams", "drain", secondStream(dep)},
+		{"streams", "remove", secondStream(dep)},
+		{"streams"},
 		{"device", "erase", servicetest.IMEI, "--yes", "--reason", "test"},
 	} {
 		p := servicetest.Spawn(t, operator.environ, args...)

@@ -90,6 +90,9 @@ func (n Names) Paused() string { return n.prefix() + ":paused" }
 // History returns the list of the samples of the last hour, for the console.
 func (n Names) History() string { return n.prefix() + ":history" }
 
+// Removed returns the key of the last ID of the stream when the group was removed from it.
+func (n Names) Removed() string { return n.prefix() + ":removed" }
+
 // DeadLettered returns the hash of source entries that have a dead letter.
 func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 
@@ -98,7 +101,7 @@ func (n Names) DeadLettered() string { return n.prefix() + ":dead-lettered" }
 func (n Names) All() []string {
 	return []string{
 		n.DispatchLease(), n.Dispatched(), n.Acked(), n.Pending(), n.Applied(), n.OwnerTokens(), n.Losses(), n.Recreations(), n.Shards(), n.Lock(), n.Members(), n.DeadLettered(), n.Database(),
-		n.History(), n.Paused(),
+		n.History(), n.Paused(), n.Removed(),
 	}
 }
 
