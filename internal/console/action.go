@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +22,8 @@ type action struct {
 	// nothing.
 	start func(r *http.Request) (title string, run func(ctx context.Context, f *operator.Fleet, j *job) error, err error)
 	reads bool // it changes nothing: no reason and no confirmation are needed
+	// keeps are the fields of the form that the page gets back, by their names in its address.
+	keeps map[string]string
 }
 
 const (
@@ -45,10 +49,56 @@ type job struct {
 	total  int
 	note   string
 	lines  []string
+	links  []jobLink
+	next   *nextStep
 	ended  time.Time
 	err    error
 	halted bool
 }
+
+// jobLink leads from a result to what it is about.
+type jobLink struct{ Text, Address string }
+
+// nextStep is what can be done with the same form after a dry run.
+type nextStep struct {
+	Reason  string
+	Fields  url.Values // of the form
+	Buttons []nextButton
+}
+
+type nextButton struct{ Action, Text, Confirm, Class string }
+
+// offer adds a step to what can be done next with the form of the job.
+func (j *job) offer(fields url.Values, buttons ...nextButton) {
+	kept := make(url.Values)
+	for name, values := range fields {
+		if !slices.Contains([]string{"token", "reason", "confirmed"}, name) {
+			kept[name] = values
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.next = &nextStep{Reason: fields.Get("reason"), Fields: kept, Buttons: buttons}
+}
+
+// link adds a link to the result.
+func (j *job) link(text, path string, query url.Values) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.links) < maxLinks {
+		j.links = append(j.links, jobLink{text, Root + path + "?" + query.Encode()})
+	}
+}
+
+// leadBack has the page of the job return elsewhere.
+func (j *job) leadBack(address string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.Back = address
+}
+
+// maxLinks bounds the links of a result.
+const maxLinks = 20
 
 // jobState is a job at one moment.
 type jobState struct {
@@ -56,6 +106,9 @@ type jobState struct {
 	Began, Ended                            time.Time
 	Done, Total                             int
 	Lines                                   []string
+	Links                                   []jobLink
+	Next                                    *nextStep
+	Partly                                  bool // done but for what Err names
 	Err                                     error
 	Running, Cancelled                      bool
 	Token                                   string
@@ -88,7 +141,8 @@ func (j *job) state() jobState {
 	defer j.mu.Unlock()
 	return jobState{
 		ID: j.ID, Title: j.Title, Operator: j.Operator, Reason: j.Reason, Back: j.Back, Note: j.note, Began: j.Began, Ended: j.ended,
-		Done: j.done, Total: j.total, Lines: append([]string(nil), j.lines...), Err: j.err,
+		Done: j.done, Total: j.total, Lines: append([]string(nil), j.lines...), Links: append([]jobLink(nil), j.links...), Next: j.next, Err: j.err,
+		Partly:  errors.As(j.err, new(*operator.KeptError)),
 		Running: j.ended.IsZero(), Cancelled: j.halted,
 	}
 }
@@ -188,10 +242,7 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), jobFor) // it outlives the request
-	back := r.PostFormValue("back")
-	if !strings.HasPrefix(back, Root) {
-		back = Root
-	}
+	back := a.back(r)
 	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: back, Began: time.Now(), cancel: cancel}
 	if err := c.jobs.add(j); err != nil {
 		cancel()
@@ -210,6 +261,9 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 			}
 			return run(ctx, f, j)
 		})
+		if !a.reads {
+			c.forget()
+		}
 		j.mu.Lock()
 		j.ended, j.err = time.Now(), err
 		j.mu.Unlock()
@@ -217,6 +271,25 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 	}()
 	http.Redirect(w, r, Root+"jobs/?id="+j.ID, http.StatusSeeOther)
 }
+
+// back returns the page that a form came from, with what it keeps of it.
+func (a action) back(r *http.Request) string {
+	page, err := url.Parse(r.PostFormValue("back"))
+	if err != nil || page.IsAbs() || page.Host != "" || !strings.HasPrefix(page.Path, Root) {
+		return Root
+	}
+	q := page.Query()
+	for field, name := range a.keeps {
+		if value := r.PostFormValue(field); value != "" && len(value) <= maxKept {
+			q.Set(name, value)
+		}
+	}
+	page.RawQuery = q.Encode()
+	return page.String()
+}
+
+// maxKept bounds what an address keeps of a field.
+const maxKept = 500
 
 // cancelJob ends an action.
 func (c *Console) cancelJob(w http.ResponseWriter, r *http.Request) {

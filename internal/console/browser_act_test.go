@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -75,6 +76,24 @@ func (o *operatorPage) act(action, button, question, reason, result string, valu
 }
 
 const job = "document.getElementById('job')?.innerText"
+
+// next does what the page of a dry run offers, with the values of its form.
+func (o *operatorPage) next(action, question, reason, result string) {
+	o.t.Helper()
+	o.do(chromedp.SetValue(".next [name=reason]", reason))
+	o.press(".next [name=confirmed]")
+	before := o.eval("location.search")
+	o.press(".next [formaction$='/" + action + "']")
+	select {
+	case asked := <-o.asked:
+		require.Equal(o.t, question, asked)
+	case <-time.After(20 * time.Second):
+		require.Fail(o.t, "nothing was asked", question)
+	}
+	o.await("location.search !== "+strconv.Quote(before), "true")
+	o.await(job, result)
+	o.await("document.querySelectorAll('.job-ended').length", "1")
+}
 
 func (o *operatorPage) begin(action, button, question, reason string, values ...string) {
 	o.t.Helper()
@@ -163,23 +182,41 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.press("#letter-list tbody tr:first-child a")
 	o.await("document.getElementById('letter')?.innerText", "at fault")
 	o.await("document.getElementById('letter').innerText", "does not decode")
-	const edit = "[data-confirm='Keep this edit?']"
+	const edit = "button.primary"
+	letter := regexp.MustCompile(`\d+-\d+`).FindString(o.eval("location.search"))
+	keep := "Keep this edit of payload.latitude of dead letter " + letter
 	o.act("dlq-edit", "[formaction$=preview]", "", "", "it decodes now", "value", "41.25")
 	o.await(job, "- payload.latitude=91\n+ payload.latitude=41.25")
 	o.picture("edit", 1280)
 	o.back("Dead letter")
 	require.NotContains(t, o.eval("document.getElementById('letter').innerText"), "As edited", "a preview changes nothing")
-	o.act("dlq-edit", edit, "Keep this edit?", "swapped sign", "it decodes now", "value", "41.25")
+	require.Equal(t, "41.25", o.eval("document.querySelector('#letter-edit textarea').value"), "the form keeps what it had")
+	o.act("dlq-edit", "[formaction$=preview]", "", "", "it decodes now")
+	o.next("dlq-edit", keep+"?", "swapped sign", "it decodes now")
 	o.back("Dead letter")
 	o.await("document.getElementById('letter').innerText", "As edited")
 	o.await("document.getElementById('letter').innerText", "41.250000")
+	require.Equal(t, "1", o.eval("document.querySelectorAll('#letter code.fault, #letter pre .fault').length"), "what was corrected is at fault no more")
 	o.act("dlq-retry", "[formaction$='dry-run']", "", "", "1 stored")
 	o.back("Dead letter")
 	n, err := dep.Stored()
 	require.NoError(t, err)
 	require.Zero(t, n, "a dry run changes nothing")
-	o.act("dlq-retry", "button.primary", "Replay this dead letter?", "edited", "1 accepted")
+	o.act("dlq-retry", "button.primary", "Replay dead letter "+letter+" of device unlucky?", "edited", "1 accepted")
 	dep.AwaitStored(1, 10*time.Second)
+	o.await(job, "replayed as entry ")
+	require.Equal(t, "/console/devices/?device=unlucky", o.eval("document.querySelector('#job a[href*=devices]').getAttribute('href')"))
+	o.press("#job a[href*='letter/']")
+	o.await("document.getElementById('letter')?.innerText", "does not decode")
+
+	// What cannot be decoded is refused, with words of a dry run and of a replay.
+	o.visit("dead-letters/?device=unlucky")
+	o.act("dlq-dry-run", "button", "", "", "0 of 2 would be replayed, 2 would fail: edit them first")
+	o.back("Dead letters")
+	o.act("dlq-canary", "button", "Replay 2 dead letters of device unlucky?", "in doubt", "0 replayed, 2 refused and kept: edit them, then replay")
+	require.Equal(t, "2", o.eval("document.querySelectorAll('#job a[href*=\"letter/\"]').length"), "they are a click away")
+	o.visit("dead-letters/?device=unlucky")
+	require.Equal(t, "/console/export/dead-letters.ndjson?device=unlucky", o.eval("document.querySelector('#letter-filter a[href*=ndjson]').getAttribute('href')"))
 
 	// A filter, a dry run, a canary, then all with progress, cancelled once.
 	o.visit("dead-letters/")
@@ -188,10 +225,10 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.await("document.getElementById('letter-list')?.innerText", "more match")
 	o.act("dlq-dry-run", "button", "", "", "1,000 stored")
 	o.back("Dead letters")
-	o.act("dlq-canary", "button", "Replay the 10 oldest that match?", "bound raised", "10 accepted")
+	o.act("dlq-canary", "button", "Replay the 10 oldest of 1,200 dead letters of class too_large?", "bound raised", "10 accepted")
 	dep.AwaitStored(11, 10*time.Second)
 	o.back("Dead letters")
-	o.begin("dlq-retry", "button", "Replay all that match?", "bound raised", nil...)
+	o.begin("dlq-retry", "button", "Replay 1,190 dead letters of class too_large?", "bound raised", nil...)
 	o.await(job, " of 1,190")
 	require.Equal(t, "1", o.eval("document.querySelectorAll('#job progress[value]').length"))
 	o.picture("progress", 1280)
@@ -203,7 +240,7 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	require.Positive(t, left)
 	require.Less(t, left, int64(large-10))
 	o.back("Dead letters")
-	o.act("dlq-retry", "button", "Replay all that match?", "the rest", fmt.Sprintf("%d accepted", min(left, 1000)))
+	o.act("dlq-retry", "button", fmt.Sprintf("Replay %s of class too_large?", cli.Count(int(left), "dead letter")), "the rest", fmt.Sprintf("%d accepted", min(left, 1000)))
 	dep.AwaitStored(large+1, 20*time.Second)
 
 	// Dropped, restored.
@@ -211,7 +248,7 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.await("document.getElementById('letter-groups').innerText", "2 dead letters")
 	o.press("#letter-groups a[href*=latitude]")
 	o.await("document.getElementById('letter-list')?.innerText", "unlucky")
-	o.act("dlq-drop", "button", "Drop all that match? A copy stays in the archive.", "a test of the tracker", "2 of 2", "count", "2")
+	o.act("dlq-drop", "button", "Drop 2 dead letters of invalid/payload.latitude/range? A copy stays in the archive.", "a test of the tracker", "2 of 2", "count", "2")
 	require.Zero(t, dep.Client().XLen(t.Context(), dep.Stream+":dlq").Val())
 	o.visit("dead-letters/")
 	o.await("document.getElementById('letter-groups').innerText", "There are no dead letters.")
@@ -220,7 +257,7 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.eval("(document.querySelector('#archive input[name=device]').value = 'unlucky', document.querySelector('#archive input[name=open]').click(), document.querySelector('#archive button').click())")
 	o.await("document.querySelectorAll('#archive tbody tr').length", "2")
 	o.picture("archive", 1280)
-	o.act("dlq-restore", "button", "Put them back among the dead letters?", "dropped too soon", "2 restored")
+	o.act("dlq-restore", "button", "Put what was dropped of device unlucky back among the dead letters?", "dropped too soon", "2 restored")
 	o.visit("dead-letters/?device=unlucky")
 	o.await("document.querySelectorAll('#letter-list tbody tr').length", "2")
 
@@ -300,7 +337,7 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	drive(0, 100)
 	dep.AwaitStored(20, 20*time.Second)
 	o.visit("")
-	o.act("pause", "button.danger", "Stop it?", "migration", "dispatching is paused by bob: migration")
+	o.act("pause", "button.danger", "Pause the dispatching of the whole fleet?", "migration", "dispatching is paused by bob: migration")
 	o.back("Overview")
 	o.await("document.getElementById('verdict').innerText", "dispatching is paused by bob: migration")
 	o.await("document.getElementById('verdict').innerText", "Resume on the console's overview")
@@ -317,14 +354,14 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	drive(driven, end)
 	all := int(end / 5)
 	o.picture("paused", 1280)
-	o.act("pause", "[formaction$=resume]", "Do it?", "migrated", "nothing is held back")
+	o.act("pause", "[formaction$=resume]", "Resume the dispatching of the whole fleet?", "migrated", "nothing is held back")
 	dep.AwaitStored(all, 20*time.Second)
 	o.back("Overview")
-	o.act("pause", "button.danger", "Stop it?", "look at it", "shard 2 is paused", "shard", "2")
+	o.act("pause", "button.danger", "Pause shard 2?", "look at it", "shard 2 is paused", "shard", "2")
 	o.visit("shards/")
 	o.await("document.querySelectorAll('table.shards tbody tr')[2].innerText", "Resume on the console's overview")
 	o.visit("")
-	o.act("pause", "[formaction$=resume]", "Do it?", "seen", "nothing is held back", "shard", "2")
+	o.act("pause", "[formaction$=resume]", "Resume shard 2?", "seen", "nothing is held back", "shard", "2")
 	o.visit("shards/")
 	o.await("document.querySelectorAll('table.shards tbody tr')[2].innerText", "at work")
 
@@ -332,14 +369,14 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.visit("")
 	o.await(member("two")+".cells[3].innerText", "2")
 	require.Equal(t, "choose one two", o.eval("[...document.querySelectorAll('#fleet-actions option')].map(x => x.innerText).join(' ')"), "an instance is drained, whatever member it is")
-	o.act("drain", "button.danger", "Do it?", "its host is replaced", "two is drained by bob: its host is replaced", "instance", "two")
+	o.act("drain", "button.danger", "Drain two? Its shards move to the others.", "its host is replaced", "two is drained by bob: its host is replaced", "instance", "two")
 	o.back("Overview")
 	o.await(member("two")+".cells[2].innerText", "drained")
 	o.await(member("two")+".cells[3].innerText", "0")
 	o.picture("drained", 1280)
 	o.visit("")
 	require.Contains(t, o.eval("document.getElementById('fleet-actions').innerText"), "two (drained)")
-	o.act("drain", "[formaction$=undrain]", "Do it?", "it stays", "nothing is held back", "instance", "two")
+	o.act("drain", "[formaction$=undrain]", "Undrain two? It may own shards again.", "it stays", "nothing is held back", "instance", "two")
 	o.back("Overview")
 	o.await(member("two")+".cells[2].innerText", "working")
 	o.await(member("two")+".cells[3].innerText", "2")
@@ -349,7 +386,7 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.await(job, "Dry run: replay the stream since 2026-01-01T00:00:01Z")
 	o.await(job, "entries of 1 device")
 	o.back("Overview")
-	o.act("replay", "button.primary", "Read it again?", "in doubt", cli.Thousands(int64(all))+" entries", "from", "2026-01-01T00:00:01", "device", servicetest.IMEI)
+	o.act("replay", "button.primary", "Read the stream again since 2026-01-01 00:00:01, for device "+servicetest.IMEI+"?", "in doubt", cli.Thousands(int64(all))+" entries", "from", "2026-01-01T00:00:01", "device", servicetest.IMEI)
 
 	// A crossing is gone by hand: verified, explained, recomputed.
 	crossings := func() (n int) {
@@ -373,12 +410,12 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	dep.Exec("delete from processor.timing_records where fence_id = 'town' and kind = 'exit'")
 	o.act("verify", "button", "", "", "ask for a recompute")
 	o.back("Devices")
-	o.act("recompute", "button", "Recompute the crossings of this device?", "one is gone", "state: done")
+	o.act("recompute", "button", "Recompute the crossings of device "+servicetest.IMEI+"?", "one is gone", "state: done")
 	require.Equal(t, 4, crossings())
 	o.back("Devices")
 	o.act("verify", "button", "", "", "done")
 	o.back("Devices")
-	o.act("rehydrate", "button", "Reload the state of this device?", "to be sure", "state: done")
+	o.act("rehydrate", "button", "Have the owner of device "+servicetest.IMEI+" load its state again?", "to be sure", "state: done")
 
 	// A wrong stretch of its track, which made crossings: counted, flagged, taken back.
 	o.back("Devices")
@@ -396,7 +433,10 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.act("faulty", "[formaction$='dry-run']", "", "", "would be flagged as faulty: 28 positions from "+track(105)+"Z to "+track(240)+"Z; ", wrong...)
 	require.Zero(t, faulty(), "a dry run changes nothing")
 	o.back("Devices")
-	o.act("faulty", "button.danger", "Flag these positions as faulty?", "antenna loose", "flagged as faulty: 28 positions from "+track(105)+"Z to "+track(240)+"Z; ", wrong...)
+	require.Equal(t, wrong[1]+" "+wrong[3], o.eval("['from', 'to'].map(x => document.querySelector('#wrong-stretch [name=' + x + ']').value.slice(0, 19)).join(' ')"), "the form keeps its values")
+	o.act("faulty", "[formaction$='dry-run']", "", "", "28 positions")
+	o.await("document.querySelector('.next button').innerText", "Flag these 28 positions")
+	o.next("faulty", "Flag 28 positions of device "+servicetest.IMEI+" as faulty?", "antenna loose", "flagged as faulty: 28 positions from "+track(105)+"Z to "+track(240)+"Z; ")
 	o.await(job, "state: done")
 	require.Equal(t, 28, faulty())
 	require.Zero(t, decided(), "no faulty position decides a crossing")
@@ -407,7 +447,14 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.await("document.getElementById('device-tables').innerText", track(235)+"Z")
 	o.await("[...document.querySelectorAll('#device-tables .tag')].filter(x => x.innerText === 'faulty').length", "27") // up to, not with, the last one
 	o.picture("faulty", 1280)
-	o.act("faulty", "[formaction$='take-back']", "Take the flag back?", "it was right", "flagged as faulty no more: 28 positions", wrong...)
+	o.press("#device-tables tbody tr:last-child [data-fill=from]")
+	o.press("#device-tables tbody tr:last-child [data-fill=to]")
+	require.Equal(t, track(105)+" "+track(105), o.eval("['from', 'to'].map(x => document.querySelector('#wrong-stretch [name=' + x + ']').value.slice(0, 19)).join(' ')"), "a row fills in the form")
+	o.press("#device-search a:nth-of-type(1)")
+	o.await("document.querySelector('#device-search h2')?.innerText", servicetest.IMEI)
+	o.await("document.querySelector('#device-search [name=to]')?.value.slice(0, 19)", wrong[1]) // the window before
+	o.visit("devices/?device=" + servicetest.IMEI)
+	o.act("faulty", "[formaction$='take-back']", "Take the flag back from the positions of device "+servicetest.IMEI+" from "+strings.Replace(wrong[1], "T", " ", 1)+" to "+strings.Replace(wrong[3], "T", " ", 1)+"?", "it was right", "flagged as faulty no more: 28 positions", wrong...)
 	o.await(job, "state: done")
 	require.Zero(t, faulty())
 	require.Equal(t, 4, crossings())

@@ -67,6 +67,7 @@ type Console struct {
 
 	letters       selections[operator.DeadLetterList]
 	oneLetter     selections[operator.DeadLetter]
+	counted       selections[int]
 	archived      selections[operator.Page[store.ArchivedLetter]]
 	incidentPages selections[operator.Page[store.NumberedIncident]]
 	lossPages     selections[operator.Page[store.NumberedLoss]]

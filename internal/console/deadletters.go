@@ -79,6 +79,23 @@ func (s *selections[T]) get(id string, fresh, bound time.Duration, ask func(ctx 
 	return c
 }
 
+// forget has everything asked again, since an action changed it.
+func (s *selections[T]) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.byID)
+	s.age = nil
+}
+
+// forget drops what an action may have changed.
+func (c *Console) forget() {
+	c.letters.forget()
+	c.oneLetter.forget()
+	c.counted.forget()
+	c.devices.forget()
+	c.tracks.forget()
+}
+
 // filterOf reads a filter from a form or an address.
 func filterOf(v url.Values) operator.Filter {
 	f := operator.Filter{Class: v.Get("class"), Device: v.Get("device"), Fingerprint: v.Get("fingerprint"), Text: v.Get("text")}
@@ -94,8 +111,9 @@ type lettersData struct {
 	IDs     string
 	Chosen  bool // a filter is set
 	List    reading[operator.DeadLetterList]
+	Count   reading[int] // that match
 	Classes []telemetry.Class
-	Query   string // of the filter, for links
+	Export  string // address of what matches as a file
 	Actor   actor
 	Archive bool
 }
@@ -119,7 +137,7 @@ func (c *Console) actor(r *http.Request) actor {
 func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
 	f := filterOf(q)
-	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r)}
+	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r), Export: Root + "export/dead-letters.ndjson"}
 	d.Groups = c.groups.get(ctx)
 	if d.Chosen {
 		v := url.Values{}
@@ -128,21 +146,58 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 				v.Set(name, q.Get(name))
 			}
 		}
-		d.Query = v.Encode()
-		d.List = c.letters.get(d.Query, 2*time.Second, scanFor, func(ctx context.Context) (list operator.DeadLetterList, err error) {
+		query := v.Encode()
+		d.Export += "?" + query
+		d.List = c.letters.get(query, 2*time.Second, scanFor, func(ctx context.Context) (list operator.DeadLetterList, err error) {
 			err = c.with(func(fl *operator.Fleet) error { list, err = fl.DeadLetters(ctx, f, shownLetters); return err })
 			return list, err
+		}).get(ctx)
+		d.Count = c.counted.get(query, groupsFresh, scanFor, func(ctx context.Context) (n int, err error) {
+			err = c.with(func(fl *operator.Fleet) error {
+				list, _, err := fl.FailureGroups(ctx, f)
+				n = groupsOf{List: list}.Total()
+				return err
+			})
+			return n, err
 		}).get(ctx)
 	}
 	return d, nil
 }
 
+// Which says what an action is about to act on, at most that many of it; 0 is all.
+func (d lettersData) Which(most int) string {
+	n, known := d.Count.Value, d.Count.Known() && !d.Count.Stale()
+	those := " " + filterWords(d.Filter)
+	switch {
+	case !known && most > 0:
+		return fmt.Sprintf("the %d oldest dead letters", most) + those
+	case !known:
+		return "all dead letters" + those
+	case most > 0 && n > most:
+		return fmt.Sprintf("the %d oldest of %s", most, cli.Count(n, "dead letter")) + those
+	}
+	return cli.Count(n, "dead letter") + those
+}
+
+// filterWords says what a filter selects.
+func filterWords(f operator.Filter) string {
+	var parts []string
+	for _, p := range [][2]string{{"of class ", f.Class}, {"of ", f.Fingerprint}, {"of device ", f.Device}, {"that contain ", f.Text}, {"with ID ", strings.Join(f.IDs, " ")}} {
+		if p[1] != "" {
+			parts = append(parts, p[0]+cutText(200, p[1]))
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
 // letterData is what the page of one dead letter shows.
 type letterData struct {
 	view
-	Letter reading[operator.DeadLetter]
-	ID     string
-	Actor  actor
+	Letter   reading[operator.DeadLetter]
+	ID       string
+	Actor    actor
+	NewField string // as the form had it before a preview
+	NewValue string
 }
 
 // Fields returns the fields with the pretty form of a payload, and whether the
@@ -153,7 +208,7 @@ func (d letterData) Fields() []shownField {
 
 // EditedFields returns the fields as they would be replayed.
 func (d letterData) EditedFields() []shownField {
-	return shownFields(d.Letter.Value.Edited, d.Letter.Value.Field)
+	return shownFields(d.Letter.Value.Edited, d.Letter.Value.NowField) // judged anew
 }
 
 // shownField is a field of an entry on the page.
@@ -207,7 +262,7 @@ func shownFields(fields []operator.Field, fault string) []shownField {
 
 func (c *Console) deadLetter(ctx context.Context, r *http.Request) (any, error) {
 	id := r.URL.Query().Get("id")
-	d := letterData{view: c.view(ctx, slowest), ID: id, Actor: c.actor(r)}
+	d := letterData{view: c.view(ctx, slowest), ID: id, Actor: c.actor(r), NewField: r.URL.Query().Get("field"), NewValue: r.URL.Query().Get("value")}
 	d.Letter = c.oneLetter.get(id, time.Second, askFor, func(ctx context.Context) (l operator.DeadLetter, err error) {
 		err = c.with(func(f *operator.Fleet) error { l, err = f.DeadLetter(ctx, id); return err })
 		return l, err
@@ -261,7 +316,7 @@ func (c *Console) letterActions() map[string]action {
 					j.progress(0, 0, fmt.Sprintf("paused while the backlog is %d", backlog))
 				}
 				out, err := f.RetryDeadLetters(ctx, by, o)
-				return tellRetry(ctx, f, j, out, o.DryRun, err)
+				return tellRetry(ctx, f, j, by, out, o.DryRun, err)
 			}, nil
 		}
 	}
@@ -302,18 +357,22 @@ func (c *Console) letterActions() map[string]action {
 				return err
 			}, nil
 		}},
-		"dlq-edit-preview": {reads: true, start: c.edit(false)},
-		"dlq-edit":         {start: c.edit(true)},
+		"dlq-edit-preview": {reads: true, start: edit(false, false), keeps: map[string]string{"field": "field", "value": "value"}},
+		"dlq-edit":         {start: edit(true, false)},
+		"dlq-edit-replay":  {start: edit(true, true)},
 	}
 }
 
 // tellRetry shows the outcome of a replay, and for real ones what became of the
 // entries.
-func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retried, dry bool, err error) error {
+func tellRetry(ctx context.Context, f *operator.Fleet, j *job, by operator.Filter, out operator.Retried, dry bool, err error) error {
 	outcomes := make(map[string]int)
 	var as []string
 	for _, l := range out.Letters {
 		outcomes[l.Outcome]++
+		if l.Outcome == "refused" {
+			j.link("edit "+l.ID, "dead-letters/letter/", url.Values{"id": {l.ID}})
+		}
 		if l.As != "" {
 			as = append(as, l.As)
 		}
@@ -324,6 +383,9 @@ func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retr
 	j.progress(len(out.Letters), len(out.Letters), outcomeText(outcomes))
 	if dry || len(as) == 0 {
 		return err
+	}
+	if len(by.IDs) == 1 && len(out.Letters) == 1 {
+		leadOn(ctx, f, j, out.Letters[0])
 	}
 	waiting, cancel := context.WithTimeout(ctx, fateFor)
 	defer cancel()
@@ -341,6 +403,20 @@ func tellRetry(ctx context.Context, f *operator.Fleet, j *job, out operator.Retr
 	return errors.Join(err, fateErr)
 }
 
+// leadOn links from the replay of one dead letter, which is gone now, to its device
+// and to the next one.
+func leadOn(ctx context.Context, f *operator.Fleet, j *job, l operator.Retry) {
+	j.say("replayed as entry " + l.As)
+	j.leadBack(Root + "dead-letters/")
+	if l.Device != "" {
+		j.link("device "+l.Device, "devices/", url.Values{"device": {l.Device}})
+	}
+	alike, err := f.DeadLetters(ctx, operator.Filter{Fingerprint: l.Fingerprint}, 1)
+	if err == nil && len(alike.Letters) > 0 {
+		j.link("next dead letter of "+l.Fingerprint, "dead-letters/letter/", url.Values{"id": {alike.Letters[0].ID}})
+	} // without an answer the link to all remains
+}
+
 // outcomeText tells how many letters ended how, like "3 refused, 1,000 stored".
 func outcomeText(outcomes map[string]int) string {
 	var parts []string
@@ -353,8 +429,8 @@ func outcomeText(outcomes map[string]int) string {
 // fateFor is how long a replay waits for what becomes of its entries.
 const fateFor = 30 * time.Second
 
-// edit changes a field of a dead letter, or says what it would change.
-func (c *Console) edit(keep bool) func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+// edit changes a field of a dead letter and may replay it, or says what it would change.
+func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
 	return func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
 		id, field, value := r.PostFormValue("id"), r.PostFormValue("field"), strings.ReplaceAll(r.PostFormValue("value"), "\r\n", "\n")
 		if field == "" {
@@ -362,7 +438,10 @@ func (c *Console) edit(keep bool) func(r *http.Request) (string, func(ctx contex
 		}
 		change := func(fields []string) ([]string, error) { return operator.SetField(fields, field, value) }
 		title := "Preview of an edit of " + id
-		if keep {
+		switch {
+		case replay:
+			title = "Edit and replay " + id
+		case keep:
 			title = "Edit " + id
 		}
 		return title, func(ctx context.Context, f *operator.Fleet, j *job) error {
@@ -378,6 +457,16 @@ func (c *Console) edit(keep bool) func(r *http.Request) (string, func(ctx contex
 				j.say("it still does not decode: " + *out.NowFails)
 			} else if err == nil {
 				j.say("it decodes now")
+			}
+			switch {
+			case err == nil && replay:
+				by := operator.Filter{IDs: []string{out.ID}}
+				var sent operator.Retried
+				sent, err = f.RetryDeadLetters(ctx, by, operator.RetryOptions{PerSecond: replayRate, PauseAt: pauseAt})
+				return tellRetry(ctx, f, j, by, sent, false, err)
+			case err == nil && !keep:
+				j.offer(r.PostForm, nextButton{"dlq-edit", "Keep this edit", "Keep this edit of [field] of dead letter " + out.ID + "?", ""},
+					nextButton{"dlq-edit-replay", "Keep and replay", "Keep this edit of [field] of dead letter " + out.ID + " and replay it?", "primary"})
 			}
 			return err
 		}, nil

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -30,8 +32,10 @@ type deviceData struct {
 	Window   string // of the address of the track
 	Actor    actor
 	Tiles    string
-	Earlier  string
+	Earlier  string // addresses of the windows beside this one
 	Later    string
+	First    string // of the form that flags a stretch
+	Last     string
 }
 
 const (
@@ -77,6 +81,7 @@ func (c *Console) device(ctx context.Context, r *http.Request) (any, error) {
 		err = c.with(func(f *operator.Fleet) error { x, err = f.Device(ctx, d.ID); return err })
 		return x, err
 	}).get(ctx)
+	d.First, d.Last = cmp.Or(q.Get("first"), d.From), cmp.Or(q.Get("last"), d.To)
 	v := url.Values{"device": {d.ID}}
 	if d.From != "" {
 		v.Set("from", d.From)
@@ -89,7 +94,7 @@ func (c *Console) device(ctx context.Context, r *http.Request) (any, error) {
 	if w := d.Track.Value; d.Track.Known() {
 		span := w.To.Sub(w.From)
 		link := func(from, to time.Time) string {
-			return url.Values{"device": {d.ID}, "from": {from.UTC().Format(inputTime)}, "to": {to.UTC().Format(inputTime)}}.Encode()
+			return Root + "devices/?" + url.Values{"device": {d.ID}, "from": {from.UTC().Format(inputTime)}, "to": {to.UTC().Format(inputTime)}}.Encode()
 		}
 		d.Earlier, d.Later = link(w.From.Add(-span), w.From), link(w.To, w.To.Add(span))
 	}
@@ -298,6 +303,9 @@ type trackRow struct {
 // Entry returns the stream time of the entry, which is the first half of its ID.
 func (t trackRow) Entry() string { return strconv.FormatInt(t.Ingested.UnixMilli(), 10) + "-…" }
 
+// Input returns the device time as a form has it.
+func (t trackRow) Input() string { return t.Time.UTC().Format(inputTime + ".000") }
+
 func markNames(marks int) []string {
 	var names []string
 	for _, m := range []struct {
@@ -326,7 +334,7 @@ func awaitRequest(ctx context.Context, f *operator.Fleet, j *job, status store.R
 
 // markAction flags positions of a device as faulty, takes that back, or only counts them.
 func markAction(m store.Mark) action {
-	return action{reads: m.DryRun, start: func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+	return action{reads: m.DryRun, keeps: map[string]string{"from": "first", "to": "last"}, start: func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
 		m := m
 		m.Device, m.Reason = r.PostFormValue("device"), r.PostFormValue("reason")
 		var err error
@@ -336,6 +344,7 @@ func markAction(m store.Mark) action {
 		if m.Device == "" || m.From.IsZero() || m.To.IsZero() {
 			return "", nil, errors.New("name the device, and the device time of its first and last faulty position")
 		}
+		m.To = m.To.Add(unitOf(r.PostFormValue("to")) - time.Microsecond)
 		title := "Flag positions of " + m.Device + " as faulty"
 		switch {
 		case m.DryRun:
@@ -349,12 +358,27 @@ func markAction(m store.Mark) action {
 				return err
 			}
 			j.say(operator.MarkedText(out))
+			if m.DryRun && out.Positions > 0 {
+				those := cli.Count(out.Positions, "position")
+				j.offer(r.PostForm, nextButton{"faulty", "Flag these " + those, "Flag " + those + " of device [device] as faulty?", "danger"})
+			}
 			if out.Request == nil {
 				return nil
 			}
 			return awaitRequest(ctx, f, j, *out.Request)
 		}, nil
 	}}
+}
+
+// unitOf returns the unit of the last digit of a time in a form, which is included as a
+// whole: positions have more digits than people enter.
+func unitOf(text string) time.Duration {
+	_, fraction, _ := strings.Cut(strings.TrimSuffix(text, "Z"), ".")
+	unit := time.Second
+	for range min(len(fraction), 6) {
+		unit /= 10
+	}
+	return unit
 }
 
 // requestActions are what operators ask the owner of a device.

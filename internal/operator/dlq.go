@@ -40,6 +40,7 @@ type DeadLetter struct {
 	Edited      []Field   `json:"edited_fields,omitempty"`
 	Record      *Record   `json:"record,omitempty"`
 	NowFails    string    `json:"now_fails,omitempty"`
+	NowField    string    `json:"-"` // at fault, of what now fails
 }
 
 // Field is a field of an entry: text, or base64 if its bytes are not text.
@@ -402,6 +403,10 @@ func (f *Fleet) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
 	}
 	if r, err := d.decode(l, edited[l.ID]); err != nil {
 		j.NowFails = err.Error()
+		var wrong *telemetry.DecodeError
+		if errors.As(err, &wrong) {
+			j.NowField = wrong.Field
+		}
 	} else {
 		j.Record = &Record{r.DeviceID, r.Time(), r.Latitude, r.Longitude, json.RawMessage(r.Attributes)}
 	}

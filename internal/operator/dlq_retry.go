@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -22,6 +23,8 @@ type Retry struct {
 	Outcome  string `json:"outcome"` // replayed, gone, refused; in a dry run also stored, duplicate
 	As       string `json:"replayed_as,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+
+	Device, Fingerprint string `json:"-"` // of what was replayed
 }
 
 // RetryOptions bound a replay.
@@ -41,6 +44,37 @@ type Retried struct {
 	Done    int // replayed
 	Failed  int // not sent, since they would fail; in a dry run: would fail
 	Missing []string
+}
+
+// sent returns how many were replayed, or would be.
+func (r *Retried) sent(dry bool) (n int) {
+	if !dry {
+		return r.Done
+	}
+	for _, l := range r.Letters {
+		if l.Outcome == "stored" || l.Outcome == "duplicate" {
+			n++
+		}
+	}
+	return n
+}
+
+// KeptError says that some of a replay's dead letters would come back, and stay.
+type KeptError struct {
+	DryRun     bool
+	Sent, Kept int
+}
+
+// Error says how many of each there are.
+func (e *KeptError) Error() string {
+	them := "it"
+	if e.Kept > 1 {
+		them = "them"
+	}
+	if e.DryRun {
+		return fmt.Sprintf("%d of %d would be replayed, %d would fail: edit %s first", e.Sent, e.Sent+e.Kept, e.Kept, them)
+	}
+	return fmt.Sprintf("%d replayed, %d refused and kept: edit %s, then replay", e.Sent, e.Kept, them)
 }
 
 // RetryDeadLetters adds the selected dead letters, as edited, to the source stream
@@ -77,7 +111,7 @@ func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions)
 	}
 	out.Letters, out.Done, out.Failed = r.report, r.done, r.failed
 	if err == nil && r.failed > 0 {
-		err = fault.Exitf(fault.Finding, "%d of %d would fail; see processor dlq edit", r.failed, len(r.report))
+		err = fault.Exit(fault.Finding, &KeptError{DryRun: o.DryRun, Sent: out.sent(o.DryRun), Kept: r.failed})
 	}
 	return out, d.explained(err)
 }
@@ -153,7 +187,7 @@ func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited 
 		}
 		line := Retry{ID: l.ID.String(), SourceID: l.Entry.ID.String(), Outcome: "gone"}
 		if ok {
-			line.Outcome, line.As = "replayed", id.String()
+			line.Outcome, line.As, line.Device, line.Fingerprint = "replayed", id.String(), l.Entry.DeviceID(), l.Fingerprint
 			as[l.ID] = id
 			r.done++
 		}

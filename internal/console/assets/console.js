@@ -80,12 +80,51 @@ function live(address) {
   }, 1000);
 }
 
-// ask confirms an action: its sentence and the reason are shown before it is sent.
+// said fills in a sentence what a form has: [name] is a field, or else a data attribute of
+// the form, [text +name] nothing unless the field has a value, [name|with +name|without]
+// one or the other.
+function said(sentence, form) {
+  const value = (name) => {
+    const field = form.elements[name];
+    const text = field?.value ?? form.dataset[name] ?? "";
+    return field?.type === "datetime-local" ? text.replace("T", " ") : text;
+  };
+  const put = (text) => text.replace(/\+(\w+)/g, (_, name) => value(name));
+  return sentence.replace(/\[([^[\]]+)\]/g, (_, inner) => {
+    const [name, yes, no] = inner.split("|");
+    if (yes !== undefined) return value(name) ? put(yes) : no;
+    const optional = /\+(\w+)/.exec(inner);
+    if (optional) return value(optional[1]) ? put(inner) : "";
+    return value(name);
+  });
+}
+
+// What is shown live is the same for all who watch: the token of a page is added here.
+addEventListener("submit", (e) => {
+  if (e.target.matches(".next") && !e.target.elements.token) {
+    const token = document.createElement("input");
+    token.type = "hidden";
+    token.name = "token";
+    token.value = document.body.dataset.token;
+    e.target.append(token);
+  }
+}, true);
+
+// A row of the positions fills in the form that flags them.
+document.addEventListener("click", (e) => {
+  const from = e.target.closest("[data-fill]");
+  const field = from && document.querySelector("#wrong-stretch [name=" + from.dataset.fill + "]");
+  if (!field) return;
+  field.value = from.dataset.value;
+  from.blur();
+});
+
+// ask confirms an action: its sentence says what it is about before it is sent.
 document.addEventListener("submit", (e) => {
   const form = e.target;
   if (e.submitter?.formNoValidate) return; // it changes nothing
   const sentence = e.submitter?.dataset.confirm ?? form.dataset.confirm;
-  if (sentence && !globalThis.confirm(sentence)) e.preventDefault();
+  if (sentence && !globalThis.confirm(said(sentence, form))) e.preventDefault();
 });
 
 setInterval(showAges, 1000);
