@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
@@ -23,6 +25,19 @@ Uses the environment of the service. Every change is recorded in processor.audit
   processor dlq retry --fingerprint decode/payload/truncated --dry-run`,
 	}, newDLQListCommand(), newDLQShowCommand(), newDLQStatsCommand(), newDLQExportCommand(),
 		newDLQEditCommand(), newDLQRetryCommand(), newDLQDropCommand(), newDLQRestoreCommand(), newDLQArchiveCommand(), newDLQDeferredCommand())
+}
+
+// dlqConfig loads the settings. IDs are those of one stream: of several it must be named.
+func dlqConfig(cmd *cobra.Command, ids []string) (config.Config, error) {
+	cfg, err := config.Load(os.Environ())
+	if err != nil || len(ids) == 0 {
+		return cfg, err
+	}
+	name, err := cmd.Flags().GetString("stream")
+	if err != nil {
+		return cfg, err
+	}
+	return cfg.ForStream(name)
 }
 
 // withDLQ runs a command with the fleet and closes it.

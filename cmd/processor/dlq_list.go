@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,21 +24,29 @@ func newDLQListCommand() *cobra.Command {
 		Example: `  processor dlq list --class invalid --since 24h
   processor dlq list --text latitude --json`,
 		Args: cobra.ArbitraryArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := by.set(cmd, args); err != nil {
 				return err
 			}
-			l, err := f.DeadLetters(cmd.Context(), by.Filter, limit)
+			cfg, err := dlqConfig(cmd, args)
 			if err != nil {
 				return err
 			}
-			warnEdits(cmd, l.Unanswered)
-			err = printed(cmd, l.Letters, func(out *cli.Output, list []operator.DeadLetter) error {
-				if len(list) == 0 {
+			n := 0
+			var missing []string
+			err = listOfEach(cmd, cfg, func(f *operator.Fleet) (letters, error) {
+				l, err := f.DeadLetters(cmd.Context(), by.Filter, limit)
+				if err == nil {
+					warnEdits(cmd, l.Unanswered)
+				}
+				n, missing = n+len(l.Letters), l.Missing
+				return letters{l}, err
+			}, func(out *cli.Output, l letters) error {
+				if len(l.Letters) == 0 {
 					return nil
 				}
 				t := cli.NewTable("ID", "CLASS", "DEVICE", "AGE", "TRIES", "EDITED", "ERROR")
-				for _, x := range list {
+				for _, x := range l.Letters {
 					t.Row(x.ID, x.Class, x.Device, age(x.ID), x.Attempts, editedMark(x.IsEdited), x.Error)
 				}
 				if err := out.Table(t); err != nil || !l.More {
@@ -47,13 +54,22 @@ func newDLQListCommand() *cobra.Command {
 				}
 				return out.Line("more exist; see --limit")
 			})
-			return errors.Join(err, by.matched(cmd, len(l.Letters), l.Missing))
-		}),
+			if err != nil {
+				return err
+			}
+			return by.matched(cmd, n, missing)
+		},
 	}
 	by.flags(cmd)
 	cmd.Flags().IntVar(&limit, "limit", 50, "maximum number to list")
 	return cmd
 }
+
+// letters is a list whose JSON is the dead letters.
+type letters struct{ operator.DeadLetterList }
+
+// MarshalJSON implements json.Marshaler.
+func (l letters) MarshalJSON() ([]byte, error) { return json.Marshal(l.Letters) }
 
 // age returns how long ago a dead letter was written.
 func age(id string) string {
@@ -156,16 +172,23 @@ func newDLQStatsCommand() *cobra.Command {
 		Short:   "Count dead letters by failure",
 		Example: "  processor dlq stats\n  processor dlq stats --since 24h --json",
 		Args:    cobra.NoArgs,
-		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := by.set(cmd, nil); err != nil {
 				return err
 			}
-			list, unanswered, err := f.FailureGroups(cmd.Context(), by.Filter)
+			cfg, err := dlqConfig(cmd, nil)
 			if err != nil {
 				return err
 			}
-			warnEdits(cmd, unanswered)
-			return errors.Join(printed(cmd, list, func(out *cli.Output, list []*operator.FailureGroup) error {
+			n := 0
+			err = listOfEach(cmd, cfg, func(f *operator.Fleet) ([]*operator.FailureGroup, error) {
+				list, unanswered, err := f.FailureGroups(cmd.Context(), by.Filter)
+				if err == nil {
+					warnEdits(cmd, unanswered)
+				}
+				n += len(list)
+				return list, err
+			}, func(out *cli.Output, list []*operator.FailureGroup) error {
 				if len(list) == 0 {
 					return nil
 				}
@@ -178,8 +201,12 @@ func newDLQStatsCommand() *cobra.Command {
 					t.Row(cli.Number(k.Count), cli.Number(k.Devices), n, k.Fingerprint, k.First.Format(time.DateTime), k.Last.Format(time.DateTime), k.Example)
 				}
 				return out.Table(t)
-			}), by.matched(cmd, len(list), nil))
-		}),
+			})
+			if err != nil {
+				return err
+			}
+			return by.matched(cmd, n, nil)
+		},
 	}
 	by.flags(cmd)
 	return cmd

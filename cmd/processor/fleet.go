@@ -56,14 +56,21 @@ func redisOf(cmd *cobra.Command) (config.Config, error) {
 	return cfg, nil
 }
 
-// open opens the fleet of the stream that --stream names. A command about a device finds
-// its stream, whichever is opened.
+// ofDatabase reports whether a command is about what all streams of the database have in
+// common, so that the fleet of any stream will do: fences, the audit, and devices, whose
+// stream it finds.
+func ofDatabase(cmd *cobra.Command) bool {
+	parent := cmd.Parent().Name()
+	return cmd.Name() == "trace" || cmd.Name() == "audit" || parent == "device" || parent == "geofence"
+}
+
+// open opens the fleet of the stream that --stream names.
 func open(cmd *cobra.Command, cfg config.Config) (*operator.Fleet, error) {
 	name, err := cmd.Flags().GetString("stream")
 	if err != nil {
 		return nil, err
 	}
-	if names := cfg.Redis.Streams(); name == "" && (cmd.Name() == "trace" || cmd.Parent().Name() == "device") {
+	if names := cfg.Redis.Streams(); name == "" && ofDatabase(cmd) {
 		name = names[0]
 	}
 	one, err := cfg.ForStream(name)
@@ -83,6 +90,10 @@ func openFleets(cmd *cobra.Command) (fleets []*operator.Fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
+	return openEach(cmd, cfg, name)
+}
+
+func openEach(cmd *cobra.Command, cfg config.Config, name string) (fleets []*operator.Fleet, err error) {
 	list := cfg.PerStream()
 	if name != "" || len(list) == 1 {
 		f, err := open(cmd, cfg)
@@ -164,6 +175,39 @@ func ofEachStream[T any](cmd *cobra.Command, cfg config.Config, ask func(f *oper
 		}
 		return nil
 	})}, errs...)...)
+}
+
+// resultOf is the JSON of one of several streams, where the answer does not name it.
+type resultOf[T any] struct {
+	Stream string `json:"stream"`
+	Result T      `json:"result"`
+}
+
+// listOfEach is ofEachStream for answers that do not name their stream.
+func listOfEach[T any](cmd *cobra.Command, cfg config.Config, ask func(f *operator.Fleet) (T, error), show func(out *cli.Output, answer T) error) error {
+	name, err := cmd.Flags().GetString("stream")
+	if err != nil {
+		return err
+	}
+	if name != "" || len(cfg.PerStream()) == 1 || ofDatabase(cmd) {
+		f, err := open(cmd, cfg)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		answer, err := ask(f)
+		if err != nil {
+			return err
+		}
+		return printed(cmd, answer, show)
+	}
+	return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*resultOf[T], error) {
+		answer, err := ask(f)
+		if err != nil {
+			return nil, err
+		}
+		return &resultOf[T]{Stream: f.Stream(), Result: answer}, nil
+	}, func(out *cli.Output, r *resultOf[T]) error { return show(out, r.Result) })
 }
 
 // printed prints the result of a command.

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 )
 
@@ -15,7 +17,8 @@ func newPauseCommand() *cobra.Command {
 	return holdCommand("pause", "Stop dispatching, or the work on one shard",
 		`Without --shard no entry is dispatched until processor resume: the stream keeps them,
 as long as it is not trimmed. With --shard no member owns the shard; what is dispatched
-waits on its queue. Recorded in processor.audit.`, (*operator.Fleet).Pause)
+waits on its queue. Of several streams all are paused, or the one that --stream names; a
+shard is one of a stream that is named. Recorded in processor.audit.`, (*operator.Fleet).Pause)
 }
 
 func newResumeCommand() *cobra.Command {
@@ -30,20 +33,24 @@ func holdCommand(verb, short, long string, do func(f *operator.Fleet, ctx contex
 		Example: "  processor " + verb + " --reason 'migration of the platform'\n  processor " + verb + " --shard 17",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openFleet(cmd)
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			defer f.Close()
 			var which *int
 			if cmd.Flags().Changed("shard") {
 				which = &shard
+				name, err := cmd.Flags().GetString("stream")
+				if err != nil {
+					return err
+				}
+				if cfg, err = cfg.ForStream(name); err != nil {
+					return err
+				}
 			}
-			h, err := do(f, cmd.Context(), which, reason)
-			if err != nil {
-				return err
-			}
-			return printed(cmd, h, printHeld)
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Held, error) {
+				return held(cfg, f)(do(f, cmd.Context(), which, reason))
+			}, printHeld)
 		},
 	}
 	cmd.Flags().IntVar(&shard, "shard", -1, "one shard instead of the fleet")
@@ -54,37 +61,61 @@ func holdCommand(verb, short, long string, do func(f *operator.Fleet, ctx contex
 func newDrainCommand() *cobra.Command {
 	return drainCommand("drain", "Take the shards of an instance and keep them away",
 		`The instance releases its shards as in a hand-over and gets none until processor undrain,
-also after a restart. The last one that may own shards is refused.`, (*operator.Fleet).Drain)
+also after a restart, of all streams, or the one that --stream names. The last one that may
+own shards is refused.`, (*operator.Fleet).Drain, operator.CheckDrain)
 }
 
 func newUndrainCommand() *cobra.Command {
-	return drainCommand("undrain", "Let an instance own shards again", `Ends processor drain.`, (*operator.Fleet).Undrain)
+	return drainCommand("undrain", "Let an instance own shards again", `Ends processor drain.`, (*operator.Fleet).Undrain, nil)
 }
 
-func drainCommand(verb, short, long string, do func(f *operator.Fleet, ctx context.Context, instance, reason string) (operator.Held, error)) *cobra.Command {
+// held returns an outcome that names its stream, if there are several.
+func held(cfg config.Config, f *operator.Fleet) func(h operator.Held, err error) (*operator.Held, error) {
+	return func(h operator.Held, err error) (*operator.Held, error) {
+		if err != nil {
+			return nil, err
+		}
+		if len(cfg.Redis.Streams()) > 1 {
+			h.Stream = f.Stream()
+		}
+		return &h, nil
+	}
+}
+
+func drainCommand(verb, short, long string, do func(f *operator.Fleet, ctx context.Context, instance, reason string) (operator.Held, error), check func(ctx context.Context, fleets []*operator.Fleet, instance string) error) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Use: verb + " INSTANCE", Short: short, Long: long,
 		Example: "  processor " + verb + " pod-3\n  processor " + verb + " pod-3 --reason 'its node is replaced'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := openFleet(cmd)
+			fleets, err := openFleets(cmd)
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			h, err := do(f, cmd.Context(), args[0], reason)
+			for _, f := range fleets {
+				defer f.Close()
+			}
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			return printed(cmd, h, printHeld)
+			if len(fleets) > 1 && check != nil {
+				if err := check(cmd.Context(), fleets, args[0]); err != nil {
+					return err
+				}
+				do = (*operator.Fleet).DrainOf
+			}
+			return ofEachStream(cmd, cfg, func(f *operator.Fleet) (*operator.Held, error) {
+				return held(cfg, f)(do(f, cmd.Context(), args[0], reason))
+			}, printHeld)
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit and for those who see it")
 	return cmd
 }
 
-func printHeld(out *cli.Output, h operator.Held) error {
+func printHeld(out *cli.Output, h *operator.Held) error {
 	if !h.Changed {
 		if err := out.Line("it was so before"); err != nil {
 			return err

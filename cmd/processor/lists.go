@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
 )
@@ -27,16 +29,11 @@ func listCommand[T any](cmd *cobra.Command, l *listFlags, ask func(f *operator.F
 	l.add(cmd)
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		f, err := openFleet(cmd)
+		cfg, err := config.LoadServers(os.Environ())
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		page, err := ask(f, cmd.Context())
-		if err != nil {
-			return err
-		}
-		return printed(cmd, page, func(out *cli.Output, p operator.Page[T]) error {
+		return listOfEach(cmd, cfg, func(f *operator.Fleet) (operator.Page[T], error) { return ask(f, cmd.Context()) }, func(out *cli.Output, p operator.Page[T]) error {
 			if len(p.Rows) == 0 {
 				return out.Line("none")
 			}
@@ -177,16 +174,11 @@ func newDLQDeferredCommand() *cobra.Command {
 		Example: "  processor dlq deferred\n  processor dlq deferred --limit 1000 --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openFleet(cmd)
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			list, err := f.Deferred(cmd.Context(), limit)
-			if err != nil {
-				return err
-			}
-			return printed(cmd, list, func(out *cli.Output, list []store.DeferredRow) error {
+			return listOfEach(cmd, cfg, func(f *operator.Fleet) ([]store.DeferredRow, error) { return f.Deferred(cmd.Context(), limit) }, func(out *cli.Output, list []store.DeferredRow) error {
 				if len(list) == 0 {
 					return out.Line("none")
 				}

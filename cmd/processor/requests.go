@@ -3,12 +3,15 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
 )
 
@@ -25,19 +28,17 @@ not count.`,
   processor requests cancel 4711`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openFleet(cmd)
+			cfg, err := config.LoadServers(os.Environ())
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			list, err := f.OpenRequests(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if list == nil {
-				list = []store.RequestStatus{}
-			}
-			return printed(cmd, &list, printRequests)
+			return listOfEach(cmd, cfg, func(f *operator.Fleet) (*[]store.RequestStatus, error) {
+				list, err := f.OpenRequests(cmd.Context())
+				if list == nil {
+					list = []store.RequestStatus{}
+				}
+				return &list, err
+			}, printRequests)
 		},
 	}, newCancelCommand())
 }

@@ -43,9 +43,37 @@ func TestCommandsShowEveryStreamOrTheOneNamed(t *testing.T) {
 	var one operator.Lag
 	require.NoError(t, json.Unmarshal([]byte(text), &one))
 	require.EqualValues(t, 2, one.Length)
-	_, errs := ask(3, "dlq", "list")
+	_, errs := ask(3, "dlq", "list", "1-1")
 	require.Contains(t, errs, "say which one with --stream")
 	ask(0, "dlq", "list", "--stream", other.Stream)
+	other.Publish(servicetest.InvalidRecord("device-2", 3))
+	other.AwaitDeadLetters(1)
+	var letters struct {
+		Streams []struct {
+			Stream string
+			Result []operator.DeadLetter
+		}
+	}
+	text, _ = ask(0, "dlq", "list", "--class", "invalid", "--json")
+	require.NoError(t, json.Unmarshal([]byte(text), &letters))
+	require.Len(t, letters.Streams, 2)
+	require.Empty(t, letters.Streams[0].Result)
+	require.Len(t, letters.Streams[1].Result, 1)
+	for _, args := range [][]string{{"dlq", "list"}, {"dlq", "stats"}, {"dlq", "deferred"}, {"dlq", "archive"}, {"incidents"}, {"requests"}, {"top"}} {
+		text, _ = ask(0, args...)
+		require.Contains(t, text, "stream "+dep.Stream, args)
+		require.Contains(t, text, "stream "+other.Stream, args)
+	}
+	text, _ = ask(0, "dlq", "stats")
+	require.Contains(t, text, "invalid/")
+	for _, args := range [][]string{{"audit"}, {"geofence", "list"}, {"device", "list"}} { // of the database
+		text, _ = ask(0, args...)
+		require.NotContains(t, text, "stream "+dep.Stream, args)
+	}
+	var top struct{ Streams []struct{ Stream string } }
+	text, _ = ask(0, "top", "--json")
+	require.NoError(t, json.Unmarshal([]byte(text), &top))
+	require.Equal(t, other.Stream, top.Streams[1].Stream)
 	_, errs = ask(3, "lag", "--stream", "another")
 	require.Contains(t, errs, "does not list the stream")
 	text, _ = ask(0, "device", "show", "device-2")
@@ -102,4 +130,41 @@ func TestStreamsAreListedWithWhoServesThemAndWhatTheyHaveToDo(t *testing.T) {
 	require.Equal(t, first, s.Streams[1])
 	require.Contains(t, errs, broken.Stream)
 	require.Contains(t, errs, "not a stream")
+}
+
+func TestPauseAndDrainAreOfEveryStreamOrTheOneNamed(t *testing.T) {
+	dep := servicetest.New(t)
+	other := beside(dep, "-b")
+	list := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream
+	dep.Run(list, servicetest.FourShards, "INSTANCE_ID=one").AwaitReady()
+	settings := []string{list}
+	held := func(want int, args ...string) (of map[string]int) {
+		t.Helper()
+		text, _ := command(dep, want, settings, append(args, "--json")...)
+		var all struct{ Streams []operator.Held }
+		require.NoError(t, json.Unmarshal([]byte(text), &all), text)
+		of = map[string]int{}
+		for _, h := range all.Streams {
+			of[h.Stream] = len(h.Holds)
+		}
+		return of
+	}
+	require.Equal(t, map[string]int{dep.Stream: 1, other.Stream: 1}, held(0, "pause", "--reason", "test"))
+	require.Equal(t, map[string]int{dep.Stream: 0, other.Stream: 0}, held(0, "resume"))
+	_, errs := command(dep, 3, settings, "pause", "--shard", "1")
+	require.Contains(t, errs, "say which one with --stream")
+	command(dep, 0, settings, "pause", "--shard", "1", "--stream", other.Stream)
+	command(dep, 0, settings, "resume", "--shard", "1", "--stream", other.Stream)
+
+	// Of one stream another instance could own shards, of the other one none.
+	dep.Run(servicetest.FourShards, "INSTANCE_ID=two").AwaitReady()
+	_, errs = command(dep, 1, settings, "drain", "one")
+	require.Contains(t, errs, "stream "+other.Stream+": no other instance may own shards")
+	dep.AwaitCount(0, "select count(*) from processor.holds")
+	_, errs = command(dep, 1, settings, "drain", "nine")
+	require.Contains(t, errs, "no instance is called nine")
+	dep.Run(list, servicetest.FourShards, "INSTANCE_ID=three").AwaitReady()
+	require.Equal(t, map[string]int{dep.Stream: 1, other.Stream: 1}, held(0, "drain", "one"))
+	require.Equal(t, map[string]int{dep.Stream: 0, other.Stream: 0}, held(0, "undrain", "one"))
+	require.Equal(t, map[string]int{dep.Stream: 1, other.Stream: 0}, held(0, "drain", "two"))
 }

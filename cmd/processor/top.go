@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -20,24 +21,39 @@ func newTopCommand() *cobra.Command {
 		Use:   "top",
 		Short: "Watch the fleet in the terminal",
 		Long: `Shows the overview of the console, renewed every second: the one thing to do, backlog,
-rates of the last hour, members. q or Ctrl-C ends it. With --once, with --json and where
-the output is no terminal it prints the overview once.`,
+rates of the last hour, members; of each stream, if there are several. q or Ctrl-C ends
+it. With --once, with --json and where the output is no terminal it prints the overview
+once.`,
 		Example: `  processor top
   processor top --once
   processor top --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := openRedis(cmd)
+			cfg, err := redisOf(cmd)
 			if err != nil {
 				return err
 			}
-			defer f.Close()
+			name, err := cmd.Flags().GetString("stream")
+			if err != nil {
+				return err
+			}
+			fleets, err := openEach(cmd, cfg, name)
+			if err != nil {
+				return err
+			}
+			for _, f := range fleets {
+				defer f.Close()
+			}
 			out := outputOf(cmd)
 			if once || out.JSON || !out.Terminal {
-				g, _ := console.Look(cmd.Context(), f, nil)
-				return out.Result(g, func() error { return out.Line("%s", glanceText(out, g, cli.Columns)) })
+				all, _ := lookAtAll(cmd.Context(), fleets, make([]*console.View, len(fleets)))
+				result := any(perStream[console.Glance]{Streams: all})
+				if len(all) == 1 {
+					result = all[0]
+				}
+				return out.Result(result, func() error { return out.Line("%s", glancesText(out, all, cli.Columns)) })
 			}
-			_, err = tea.NewProgram(&topModel{fleet: f, out: out}, tea.WithContext(cmd.Context())).Run()
+			_, err = tea.NewProgram(&topModel{fleets: fleets, out: out, views: make([]*console.View, len(fleets))}, tea.WithContext(cmd.Context())).Run()
 			return err
 		},
 	}
@@ -47,17 +63,34 @@ the output is no terminal it prints the overview once.`,
 
 // topModel is the overview on a terminal.
 type topModel struct {
-	fleet  *operator.Fleet
-	out    *cli.Output
-	view   *console.View
-	glance *console.Glance // nil before the first answer
-	width  int
+	fleets  []*operator.Fleet // one for each stream
+	out     *cli.Output
+	views   []*console.View
+	glances []*console.Glance // nil before the first answer
+	width   int
 }
 
 // looked is an answer.
 type looked struct {
-	glance console.Glance
-	view   *console.View
+	glances []*console.Glance
+	views   []*console.View
+}
+
+// lookAtAll asks about all streams at the same time.
+func lookAtAll(ctx context.Context, fleets []*operator.Fleet, last []*console.View) ([]*console.Glance, []*console.View) {
+	glances, views := make([]*console.Glance, len(fleets)), make([]*console.View, len(fleets))
+	var asked sync.WaitGroup
+	for i, f := range fleets {
+		asked.Go(func() {
+			g, v := console.Look(ctx, f, last[i])
+			if len(fleets) > 1 {
+				g.Stream = f.Stream()
+			}
+			glances[i], views[i] = &g, v
+		})
+	}
+	asked.Wait()
+	return glances, views
 }
 
 // lookAgain is due.
@@ -72,7 +105,7 @@ func (m *topModel) Init() tea.Cmd { return m.look }
 func (m *topModel) look() tea.Msg {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	g, v := console.Look(ctx, m.fleet, m.view)
+	g, v := lookAtAll(ctx, m.fleets, m.views)
 	return looked{g, v}
 }
 
@@ -87,7 +120,7 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case tea.WindowSizeMsg:
 		m.width = msg.Width
 	case looked:
-		m.glance, m.view = &msg.glance, msg.view
+		m.glances, m.views = msg.glances, msg.views
 		return m, tea.Tick(topEvery, func(time.Time) tea.Msg { return lookAgain{} })
 	case lookAgain:
 		return m, m.look
@@ -98,16 +131,28 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 // View draws the last answer.
 func (m *topModel) View() tea.View {
 	text := "asking the fleet ..."
-	if m.glance != nil {
+	if m.glances != nil {
 		width := m.width
 		if width == 0 {
 			width = cli.Columns
 		}
-		text = glanceText(m.out, *m.glance, width) + "\n\nq ends it"
+		text = glancesText(m.out, m.glances, width) + "\n\nq ends it"
 	}
 	v := tea.NewView(text)
 	v.AltScreen = true
 	return v
+}
+
+// glancesText returns the overviews, each under the name of its stream if there are several.
+func glancesText(out *cli.Output, all []*console.Glance, width int) string {
+	texts := make([]string, len(all))
+	for i, g := range all {
+		texts[i] = glanceText(out, *g, width)
+		if g.Stream != "" {
+			texts[i] = out.Paint(cli.Bold, "stream "+cli.VisibleLine(g.Stream)) + "\n" + texts[i]
+		}
+	}
+	return strings.Join(texts, "\n\n")
 }
 
 // glanceText returns the overview as lines.

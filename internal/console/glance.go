@@ -10,6 +10,7 @@ import (
 
 // Glance is the overview as data, for the terminal. Nil is unknown.
 type Glance struct {
+	Stream  string         `json:"stream,omitempty"` // of several
 	At      time.Time      `json:"at"`
 	Level   string         `json:"level"` // ok, warn or bad
 	Verdict string         `json:"verdict"`

@@ -78,6 +78,9 @@ func (f *Fleet) Close() {
 	_ = f.client.Close() // nothing is under way
 }
 
+// Stream returns the fleet's stream.
+func (f *Fleet) Stream() string { return f.scope.Stream }
+
 // Name returns the user and host for the audit.
 func Name() string {
 	host, err := os.Hostname()

@@ -14,8 +14,9 @@ import (
 
 // Held is the outcome of a change of what is held back.
 type Held struct {
-	Changed bool           `json:"changed"` // false if it was so before
-	Holds   protocol.Holds `json:"holds"`   // all of the fleet afterwards
+	Stream  string         `json:"stream,omitempty"` // of several
+	Changed bool           `json:"changed"`          // false if it was so before
+	Holds   protocol.Holds `json:"holds"`            // all of the fleet afterwards
 }
 
 func (f *Fleet) holds() *store.Holds { return store.NewHolds(f.pool, f.scope, askTimeout) }
@@ -52,15 +53,62 @@ func target(shard *int) protocol.Hold {
 // also after a restart. It is named with or without the incarnation of its member. The
 // last instance that may own shards cannot be drained.
 func (f *Fleet) Drain(ctx context.Context, instance, reason string) (Held, error) {
-	there, err := f.heartbeats(ctx)
-	if err != nil {
-		return Held{}, fault.RedisError(f.cfg.Redis, err)
-	}
-	held, err := f.Holds(ctx)
+	identity, err := f.drainable(ctx, instance)
 	if err != nil {
 		return Held{}, err
 	}
-	identity, others := "", 0
+	if identity == "" {
+		return Held{}, noInstance(instance)
+	}
+	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: identity}, reason, true)
+}
+
+// CheckDrain returns why an instance cannot be drained in all of these streams: none of them
+// has it, or it is the last one that may own shards of one.
+func CheckDrain(ctx context.Context, fleets []*Fleet, instance string) error {
+	found := false
+	for _, f := range fleets {
+		identity, err := f.drainable(ctx, instance)
+		if err != nil {
+			return fmt.Errorf("stream %s: %w", f.scope.Stream, err)
+		}
+		found = found || identity != ""
+	}
+	if !found {
+		return noInstance(instance)
+	}
+	return nil
+}
+
+// DrainOf is Drain in one of several streams, once CheckDrain has passed. One that the instance does
+// not serve stays as it is.
+func (f *Fleet) DrainOf(ctx context.Context, instance, reason string) (Held, error) {
+	identity, err := f.drainable(ctx, instance)
+	if err != nil {
+		return Held{}, err
+	}
+	if identity == "" {
+		held, err := f.Holds(ctx)
+		return Held{Holds: held}, err
+	}
+	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: identity}, reason, true)
+}
+
+func noInstance(instance string) error {
+	return fault.Exitf(fault.Finding, "no instance is called %s; see processor members", instance)
+}
+
+// drainable returns the identity of an instance that may be drained, "" if none has that name.
+func (f *Fleet) drainable(ctx context.Context, instance string) (identity string, err error) {
+	there, err := f.heartbeats(ctx)
+	if err != nil {
+		return "", fault.RedisError(f.cfg.Redis, err)
+	}
+	held, err := f.Holds(ctx)
+	if err != nil {
+		return "", err
+	}
+	others := 0
 	for _, m := range there {
 		switch {
 		case isMember(m.Name(), instance):
@@ -69,13 +117,10 @@ func (f *Fleet) Drain(ctx context.Context, instance, reason string) (Held, error
 			others++
 		}
 	}
-	switch {
-	case identity == "":
-		return Held{}, fault.Exitf(fault.Finding, "no instance is called %s; see processor members", instance)
-	case others == 0:
-		return Held{}, fault.Exitf(fault.Finding, "no other instance may own shards: nobody would do the work; start one first, or use processor pause")
+	if identity != "" && others == 0 {
+		return "", fault.Exitf(fault.Finding, "no other instance may own shards: nobody would do the work; start one first, or use processor pause")
 	}
-	return f.hold(ctx, protocol.Hold{Kind: protocol.HoldMember, Subject: identity}, reason, true)
+	return identity, nil
 }
 
 // Undrain lets an instance own shards again.
