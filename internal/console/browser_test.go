@@ -250,7 +250,7 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	})
 
 	b.visit("")
-	b.await("document.getElementById('verdict').innerText", "dead_letters") // the incident of alike failures
+	b.await("document.getElementById('verdict').innerText", "several entries failed alike") // the incident of alike failures
 	b.await("document.getElementById('members').innerText", "two.")
 	require.Contains(t, b.text(), "leader")
 	b.picture("overview", 1280)
@@ -348,7 +348,11 @@ func TestAnInstanceIsFrozenAndKilledAndServersAreAwayWhileAPageIsOpen(t *testing
 	b.await(owners, all)
 	t.Logf("killed: after %v", time.Since(began).Round(100*time.Millisecond))
 	b.visit("")
-	b.await("document.getElementById('verdict').innerText", "silent_member")
+	b.await("document.getElementById('verdict').innerText", "instance two.")
+	b.await("document.getElementById('verdict').innerText", "kill pid ")
+	lost := "[...document.querySelectorAll('#members tbody tr')].find(r => r.cells[1].innerText.startsWith('two.') && r.innerText.includes('silent since'))?.innerText"
+	b.await(lost, "(stopped or frozen)")
+	b.await(lost, " moved to others; pid ")
 	b.picture("killed", 1280)
 
 	require.NoError(t, f.env.Redis.Pause())

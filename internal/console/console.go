@@ -68,6 +68,7 @@ type Console struct {
 	letters       selections[operator.DeadLetterList]
 	oneLetter     selections[operator.DeadLetter]
 	counted       selections[int]
+	oneDeferred   selections[operator.DeferredEntry]
 	archived      selections[operator.Page[store.ArchivedLetter]]
 	incidentPages selections[operator.Page[store.NumberedIncident]]
 	lossPages     selections[operator.Page[store.NumberedLoss]]

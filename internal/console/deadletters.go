@@ -106,6 +106,7 @@ func filterOf(v url.Values) operator.Filter {
 // lettersData is what the page of dead letters shows.
 type lettersData struct {
 	view
+	Waiting reading[[]store.DeferredRow] // for another attempt
 	Groups  reading[groupsOf]
 	Filter  operator.Filter
 	IDs     string
@@ -139,6 +140,7 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 	f := filterOf(q)
 	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r), Export: Root + "export/dead-letters.ndjson"}
 	d.Groups = c.groups.get(ctx)
+	d.Waiting = c.deferred.get(ctx)
 	if d.Chosen {
 		v := url.Values{}
 		for _, name := range []string{"class", "device", "fingerprint", "text", "ids"} {
@@ -161,6 +163,35 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 			return n, err
 		}).get(ctx)
 	}
+	return d, nil
+}
+
+// All returns the number of entries that wait for another attempt.
+func (d lettersData) All() int64 { return max(d.Postgres.Value.Deferred, int64(len(d.Waiting.Value))) }
+
+// EntryLink returns the address of the page of such an entry.
+func (lettersData) EntryLink(id string) string {
+	return Root + "dead-letters/deferred/?" + url.Values{"entry": {id}}.Encode()
+}
+
+// deferredData is what the page of an entry that waits for another attempt shows.
+type deferredData struct {
+	view
+	Entry reading[operator.DeferredEntry]
+}
+
+// Fields returns the fields, and whether the failure is in them.
+func (d deferredData) Fields() []shownField {
+	return shownFields(d.Entry.Value.Fields, plain(d.Entry.Value.Field))
+}
+
+func (c *Console) deferredEntry(ctx context.Context, r *http.Request) (any, error) {
+	id := r.URL.Query().Get("entry")
+	d := deferredData{view: c.view(ctx, slowest)}
+	d.Entry = c.oneDeferred.get(id, time.Second, askFor, func(ctx context.Context) (e operator.DeferredEntry, err error) {
+		err = c.with(func(f *operator.Fleet) error { e, err = f.DeferredEntry(ctx, id); return err })
+		return e, err
+	}).get(ctx)
 	return d, nil
 }
 

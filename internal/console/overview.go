@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -138,6 +139,16 @@ type memberRow struct {
 	Leads      bool
 	Owned      int
 	OwnedKnown bool
+	Lost       *operator.LostMember // of one that fell silent within the hour
+}
+
+// Silence says since when a lost member is silent.
+func (m memberRow) Silence() string {
+	since := ""
+	if m.Lost.Since != nil {
+		since = " since " + m.Lost.Since.UTC().Format("15:04:05")
+	}
+	return "silent" + since + " (stopped or frozen)"
 }
 
 // Members returns the members with a heartbeat, and those that own shards without
@@ -170,10 +181,22 @@ func (v view) Members() []memberRow {
 		rows = append(rows, row)
 		delete(owned, m.Name())
 	}
+	lost, err := operator.LostMembers(v.Postgres.Value.Incidents)
+	if err != nil {
+		lost = nil // a version that notes it otherwise
+	}
+	for name := range lost {
+		if there := slices.ContainsFunc(v.Redis.Value.Members, func(m coordination.Member) bool { return m.Name() == name }); !there {
+			owned[name] += 0
+		}
+	}
 	for name, n := range owned {
 		row := memberRow{Letter: letters[name], State: "silent", Level: "bad", Leads: v.Postgres.Value.Leader == name, Owned: n, OwnedKnown: true}
 		if !v.Redis.Known() || v.Redis.Stale() {
 			row.State, row.Level = unknown, "warn"
+		}
+		if l, ok := lost[name]; ok {
+			row.Lost = &l
 		}
 		row.Instance, row.Incarnation = split(name)
 		rows = append(rows, row)
@@ -276,23 +299,49 @@ type verdict struct {
 	What  string
 	Do    string // "" when there is nothing to do
 	Page  string // of the runbook
+	Link  string // address where one acts, and what is there; "" for none
+	There string
 }
 
-// Verdict says how the fleet is, or the one thing to do.
-func (v view) Verdict() verdict {
-	for _, s := range v.Silent() {
-		if s.Since.IsZero() || v.Now.Sub(s.Since) > 3*time.Second {
-			return verdict{"bad", s.Server + " does not answer this instance", "find out whether it runs and is reachable; nothing is lost meanwhile", s.Page}
-		}
+func verdictOf(level, what, do, page string) verdict {
+	return verdict{Level: level, What: what, Do: do, Page: page}
+}
+
+// pageOf returns where one acts on an incident, and what is there.
+func pageOf(i operator.Incident) (address, there string) {
+	switch i.Kind {
+	case protocol.SilentMember, protocol.StalledMember:
+		return Root + "#members", "members"
+	case protocol.StalledShard, protocol.QuarantinedShard:
+		return Root + "shards/", "shards"
+	case protocol.DeadLettersAlike:
+		return Root + "dead-letters/?" + url.Values{"fingerprint": {i.Subject}}.Encode(), "these dead letters"
+	case protocol.GroupLost, protocol.RedisLost, protocol.RedisFailedOver:
+		return Root + "incidents/#ledger", "ledger of losses"
 	}
-	redis, postgres := v.Redis.Value, v.Postgres.Value
-	if !v.Redis.Known() || !v.Postgres.Known() {
-		return verdict{"warn", "not known yet", "", ""}
+	return Root + "incidents/?open=yes", "its detail"
+}
+
+// maxVerdicts bounds what is listed beside the verdict.
+const maxVerdicts = 20
+
+// Others lists what else is open, beside the verdict.
+func (v view) Others() []verdict {
+	list := v.incidentVerdicts()
+	if f := v.Postgres.Value.Failing.String(); f != "" {
+		list = append(list, failingVerdict(f))
 	}
-	working := slices.ContainsFunc(redis.Members, func(m coordination.Member) bool { return !m.Leaving })
-	if !working {
-		return verdict{"bad", "no instance is at work", "start one, and find out why the others ended", "ProcessorDown"}
-	}
+	first := v.Verdict()
+	list = slices.DeleteFunc(list, func(x verdict) bool { return x == first })
+	return list[:min(len(list), maxVerdicts)]
+}
+
+func failingVerdict(text string) verdict {
+	return verdict{"warn", text, "see what is wrong with them: the sender, or this version", "ProcessorDeadLetters", Root + "dead-letters/#deferred-list", "these entries"}
+}
+
+// incidentVerdicts lists the open incidents, errors first.
+func (v view) incidentVerdicts() (list []verdict) {
 	for _, level := range []string{operator.LevelError, operator.LevelWarning} {
 		for _, i := range v.Incidents() {
 			if g := operator.GuideOf(i.Kind); g.Level == level {
@@ -300,12 +349,34 @@ func (v view) Verdict() verdict {
 				if level == operator.LevelWarning {
 					class = "warn"
 				}
-				return verdict{class, "incident " + i.Kind + about(i.Subject), g.Remedy, g.Page}
+				address, there := pageOf(i)
+				list = append(list, verdict{class, i.String(), i.Remedy(), g.Page, address, there})
 			}
 		}
 	}
+	return list
+}
+
+// Verdict says how the fleet is, or the one thing to do.
+func (v view) Verdict() verdict {
+	for _, s := range v.Silent() {
+		if s.Since.IsZero() || v.Now.Sub(s.Since) > 3*time.Second {
+			return verdictOf("bad", s.Server+" does not answer this instance", "find out whether it runs and is reachable; nothing is lost meanwhile", s.Page)
+		}
+	}
+	redis, postgres := v.Redis.Value, v.Postgres.Value
+	if !v.Redis.Known() || !v.Postgres.Known() {
+		return verdictOf("warn", "not known yet", "", "")
+	}
+	working := slices.ContainsFunc(redis.Members, func(m coordination.Member) bool { return !m.Leaving })
+	if !working {
+		return verdictOf("bad", "no instance is at work", "start one, and find out why the others ended", "ProcessorDown")
+	}
+	if list := v.incidentVerdicts(); len(list) > 0 {
+		return list[0]
+	}
 	if h := postgres.Holds.Of(protocol.HoldFleet, ""); h != nil {
-		return verdict{"warn", operator.HoldText(*h), "when the reason is gone: Resume on the console's overview, under Act on the fleet, or processor resume; the stream keeps what arrives until it is trimmed", "ProcessorBehind"}
+		return verdictOf("warn", operator.HoldText(*h), "when the reason is gone: Resume on the console's overview, under Act on the fleet, or processor resume; the stream keeps what arrives until it is trimmed", "ProcessorBehind")
 	}
 	waiting := 0
 	for _, s := range postgres.Shards {
@@ -314,18 +385,21 @@ func (v view) Verdict() verdict {
 		}
 	}
 	if waiting > 0 {
-		return verdict{"warn", fmt.Sprintf("%d of %d shards wait for an owner", waiting, postgres.Number), "a hand-over takes seconds; look at the shards if it takes longer", "ProcessorDown"}
+		return verdictOf("warn", fmt.Sprintf("%d of %d shards wait for an owner", waiting, postgres.Number), "a hand-over takes seconds; look at the shards if it takes longer", "ProcessorDown")
+	}
+	if f := postgres.Failing.String(); f != "" {
+		return failingVerdict(f)
 	}
 	if b := redis.Backlog; b.OldestKnown && !b.Oldest.IsZero() && v.Redis.At.Sub(b.Oldest.Time()) > behind {
-		return verdict{"warn", "the backlog is " + v.Age() + " old", "see whether it shrinks; add instances if it grows", "ProcessorBehind"}
+		return verdictOf("warn", "the backlog is "+v.Age()+" old", "see whether it shrinks; add instances if it grows", "ProcessorBehind")
 	}
 	if _, ahead := redis.Info.Last.Age(v.Redis.At); ahead > 0 {
-		return verdict{"warn", operator.AheadText(ahead), "ages are unknown: synchronise the clocks of Redis and of every client that gives IDs", "ProcessorBehind"}
+		return verdictOf("warn", operator.AheadText(ahead), "ages are unknown: synchronise the clocks of Redis and of every client that gives IDs", "ProcessorBehind")
 	}
 	if !redis.Info.Exists || redis.Info.Added == 0 {
-		return verdict{"warn", "nothing has ever arrived in the stream", "check REDIS_TELEMETRY_STREAM and whether tcp-ingestion runs", "ProcessorNothingArrives"}
+		return verdictOf("warn", "nothing has ever arrived in the stream", "check REDIS_TELEMETRY_STREAM and whether tcp-ingestion runs", "ProcessorNothingArrives")
 	}
-	return verdict{"ok", "healthy", "", ""}
+	return verdictOf("ok", "healthy", "", "")
 }
 
 // behind is the age of the backlog at which the fleet counts as behind.
@@ -572,14 +646,15 @@ func (c *Console) allPages() map[string]*page {
 	for _, p := range []*page{
 		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open", "fleet-actions"}, still: []string{"fleet-actions"}, data: c.overview},
 		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, names: []string{"notice", "shards"}, data: c.shards},
-		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter-filter", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
+		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter-filter", "deferred-list", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
 		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},
+		{path: "dead-letters/deferred/", title: "Entry that is tried again", nav: "dead", every: 2 * time.Second, names: []string{"notice", "deferred-entry"}, data: c.deferredEntry},
 		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
 		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
 		{path: "devices/crossing/", title: "Crossing", nav: "devices", every: 5 * time.Second, names: []string{"notice", "crossing"}, data: c.crossing},
 		{path: "map/", title: "Live map", nav: "map", every: history.LiveEvery, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
 		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
-		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "deferred-list", "audit-list"}, data: c.requests},
+		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "audit-list"}, data: c.requests},
 		{path: "settings/", title: "Settings", nav: "settings", every: 5 * time.Second, names: []string{"notice", "setting-list", "pinned-list"}, data: c.settings},
 		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, names: []string{"job", "job-cancel"}, still: []string{"job-cancel"}, data: c.showJob},
 	} {

@@ -46,16 +46,12 @@ func (c *Console) incidents(ctx context.Context, r *http.Request) (any, error) {
 	return d, nil
 }
 
-// requestsData is what the page of requests, deferred entries and the audit shows.
+// requestsData is what the page of requests and the audit shows.
 type requestsData struct {
 	view
 	Requests reading[operator.Page[store.RequestStatus]]
-	Deferred reading[[]store.DeferredRow]
 	Audit    reading[operator.Page[store.AuditRow]]
 }
-
-// All returns the number of deferred entries.
-func (d requestsData) All() *int64 { return d.view.Deferred() }
 
 func (c *Console) requests(ctx context.Context, r *http.Request) (any, error) {
 	d := requestsData{view: c.view(ctx, slowest)}
@@ -64,7 +60,6 @@ func (c *Console) requests(ctx context.Context, r *http.Request) (any, error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Requests(ctx, device, before, shownRows); return err })
 		return p, err
 	}).get(ctx)
-	d.Deferred = c.deferred.get(ctx)
 	d.Audit = c.auditPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.AuditRow], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Audit(ctx, audited, shownRows); return err })
 		return p, err

@@ -1,6 +1,8 @@
 package console
 
 import (
+	"bytes"
+	"encoding/json"
 	"io/fs"
 	"regexp"
 	"testing"
@@ -8,7 +10,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/operator"
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 func TestNoLinkEscapesAQueryTwice(t *testing.T) {
@@ -43,4 +47,53 @@ func TestAQuestionSaysWhatItIsAbout(t *testing.T) {
 	d.Filter = operator.Filter{Class: "sink", Device: "d"}
 	d.Count.Value = 1
 	require.Equal(t, "1 dead letter of class sink of device d", d.Which(10))
+}
+
+// shown renders a part of the overview.
+func shown(t *testing.T, part string, v view) string {
+	t.Helper()
+	var b bytes.Buffer
+	require.NoError(t, templates.ExecuteTemplate(&b, part, overviewData{view: v}))
+	return b.String()
+}
+
+// troubled is a fleet of one with open incidents.
+func troubled() view {
+	now := time.Now()
+	v := view{Now: now, Redis: reading[operator.RedisView]{At: now}, Postgres: reading[operator.PostgresView]{At: now}}
+	v.Redis.Value.Members = []coordination.Member{{}}
+	v.Postgres.Value.Failing = operator.Failing{Unread: 60, Last: time.Date(2026, 11, 29, 15, 9, 1, 0, time.UTC)}
+	v.Postgres.Value.Incidents = []operator.Incident{
+		{Kind: protocol.SilentMember, Subject: "two.A", Opened: now, Detail: json.RawMessage(`{"since": "2026-11-29T14:47:35Z", "shards": [1, 2, 3], "host": "vm", "pid": 8513, "version": "v1"}`)},
+		{Kind: protocol.GroupLost, Subject: "2026-11-29T15:09:01.487Z", Opened: now},
+		{Kind: protocol.StalledShard, Subject: "3", Opened: now},
+		{Kind: protocol.DeadLettersAlike, Subject: "decode/payload.speed/type", Opened: now},
+		{Kind: protocol.RedisFailedOver, Subject: "1-1", Opened: now, Closed: &now},
+	}
+	return v
+}
+
+func TestEveryOpenIncidentIsSaidInWordsWithThePageWhereOneActs(t *testing.T) {
+	page := shown(t, "verdict", troubled())
+	for _, want := range []string{
+		"the group in Redis was gone; the whole stream is read again", `href="/console/incidents/#ledger"`,
+		"shard 3 does not advance while others do", `href="/console/shards/"`, `href="/console/runbook/ProcessorShardStalled"`,
+		"several entries failed alike: decode/payload.speed/type", `href="/console/dead-letters/?fingerprint=decode%2Fpayload.speed%2Ftype"`,
+		"instance two.A fell silent", "kill pid 8513 on host vm if it still runs, start another", `href="/console/#members"`,
+		"60 entries cannot be read and are tried again; they become dead letters after the last attempt at about 15:09:01 UTC", `href="/console/dead-letters/#deferred-list"`,
+	} {
+		require.Contains(t, page, want)
+	}
+	require.NotContains(t, page, "incident group_lost")
+	require.NotContains(t, page, "older state", "it is closed")
+	require.Equal(t, 1, bytes.Count([]byte(page), []byte("the group in Redis was gone")), "the verdict is not repeated")
+}
+
+func TestASilentMemberStaysInTheListForAnHour(t *testing.T) {
+	page := shown(t, "members", troubled())
+	require.Contains(t, page, "silent since 14:47:35 (stopped or frozen)")
+	require.Contains(t, page, "3 shards moved to others; pid 8513 on host <bdi>vm</bdi>")
+	v := troubled()
+	v.Redis.Value.Members = append(v.Redis.Value.Members, coordination.Member{Instance: "two", Incarnation: "A"})
+	require.NotContains(t, shown(t, "members", v), "silent since", "it is back")
 }

@@ -59,6 +59,28 @@ var incidentGuides = map[string]guide{
 	protocol.RedisFailedOver:    {LevelError, sectionRedisLost, "entries cannot be restored here; the ledger shows which to send again"},
 }
 
+// incidentWords say what happened; %s is the subject.
+var incidentWords = map[string]string{
+	protocol.ForeignConsumer:    "a foreign program reads in our group: %s",
+	protocol.SilentMember:       "instance %s fell silent",
+	protocol.StalledMember:      "instance %s does not advance",
+	protocol.StalledShard:       "shard %s does not advance while others do",
+	protocol.DeadLettersAlike:   "several entries failed alike: %s",
+	protocol.SinkRefuses:        "Postgres rejects rows that are not at fault: %s",
+	protocol.QuarantinedShard:   "an entry of shard %s may crash processes",
+	protocol.GeofenceQuery:      "the fences of the platform cannot be taken over: %s",
+	protocol.TimingStream:       "crossings cannot be published to %s",
+	protocol.RecomputeRejected:  "a request to recompute is invalid: %s",
+	protocol.NotAStream:         "the key of the stream has another type: %s",
+	protocol.DeviceInTwoStreams: "devices come from two streams at a time: %s",
+	protocol.DatabaseCopy:       "instances work with copies of one database: %s",
+	protocol.GroupCreated:       "the group was created for the first time",
+	protocol.GroupLost:          "the group in Redis was gone; the whole stream is read again",
+	protocol.RedisLost:          "what Redis knew was lost; what remains is read again",
+	protocol.RedisRefuses:       "Redis refuses writes: %s",
+	protocol.RedisFailedOver:    "Redis continues with an older state; entries after %s were lost",
+}
+
 // guideOf returns the guide of a kind, also of one that only another version knows.
 func guideOf(kind string) guide {
 	if g, ok := incidentGuides[kind]; ok {

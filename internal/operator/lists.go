@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -77,8 +79,77 @@ func (f *Fleet) Deferred(ctx context.Context, limit int) ([]store.DeferredRow, e
 	if err != nil {
 		return nil, err
 	}
-	rows, err := l.Deferred(ctx, limit)
+	rows, err := l.Deferred(ctx, "", limit)
 	return append([]store.DeferredRow{}, rows...), f.explained(err)
+}
+
+// DeferredEntry is an entry that waits for another attempt, with its fields.
+type DeferredEntry struct {
+	store.DeferredRow
+	Fields []Field
+}
+
+// DeferredEntry returns one of the entries that wait for another attempt.
+func (f *Fleet) DeferredEntry(ctx context.Context, id string) (DeferredEntry, error) {
+	l, err := f.lists(ctx)
+	if err != nil {
+		return DeferredEntry{}, err
+	}
+	rows, err := l.Deferred(ctx, id, 1)
+	if err != nil {
+		return DeferredEntry{}, f.explained(err)
+	}
+	if id == "" || len(rows) == 0 {
+		return DeferredEntry{}, fault.Exitf(fault.Finding, "no entry %s waits for another attempt any more: it was stored, or is a dead letter now", id)
+	}
+	return DeferredEntry{rows[0], fieldsOf(rows[0].Delivered())}, nil
+}
+
+// Failing is the entries that failed and are tried again.
+type Failing struct {
+	Unread, Unstored, Others int64     // cannot be decoded, are rejected by Postgres, or else
+	Last                     time.Time // about when the last of them has its last attempt
+}
+
+// failing sums up what waits for another attempt, by the settings of this version.
+func (f *Fleet) failing(ctx context.Context) (out Failing, err error) {
+	kinds, err := store.NewLists(f.pool, f.scope, askTimeout).DeferredKinds(ctx)
+	for _, k := range kinds {
+		switch telemetry.Class(k.Class) {
+		case telemetry.ClassDecode, telemetry.ClassInvalid, telemetry.ClassTooLarge:
+			out.Unread += k.Entries
+		case telemetry.ClassSink:
+			out.Unstored += k.Entries
+		default:
+			out.Others += k.Entries
+		}
+		last, delays := k.Next, f.cfg.DeadLetters.RetryDelays
+		for n := k.Attempts + 1; n < f.cfg.DeadLetters.MaxAttempts && len(delays) > 0; n++ {
+			last = last.Add(delays[min(n, len(delays))-1])
+		}
+		if last.After(out.Last) {
+			out.Last = last
+		}
+	}
+	return out, err
+}
+
+// String says what is wrong and what becomes of it; "" if nothing waits.
+func (x Failing) String() string {
+	all, wrong := x.Unread+x.Unstored+x.Others, "be read or stored"
+	switch all {
+	case 0:
+		return ""
+	case x.Unread:
+		wrong = "be read"
+	case x.Unstored:
+		wrong = "be stored"
+	}
+	text := cli.Count(all, "entry") + " cannot " + wrong + " and are tried again; they become dead letters after the last attempt at about "
+	if all == 1 {
+		text = "1 entry cannot " + wrong + " and is tried again; it becomes a dead letter after the last attempt at about "
+	}
+	return text + x.Last.UTC().Format("15:04:05") + " UTC"
 }
 
 // PinnedSettings returns what the fleet has pinned.

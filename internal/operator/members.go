@@ -3,7 +3,6 @@ package operator
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -27,11 +26,11 @@ type Member struct {
 	Started     *time.Time           `json:"started"`
 	SinkSeconds float64              `json:"without_postgres_seconds"`
 	Hot         []protocol.HotDevice `json:"hot_devices,omitempty"` // that cost it much, the hottest first
-	Silent      *lostMember          `json:"silent,omitempty"`      // of one that is gone without a release, for an hour
+	Silent      *LostMember          `json:"silent,omitempty"`      // of one that is gone without a release, for an hour
 }
 
-// lostMember is what the fleet recorded when a member fell silent.
-type lostMember struct {
+// LostMember is what the fleet recorded when a member fell silent.
+type LostMember struct {
 	Since   *time.Time `json:"since"`             // null if no present member heard it
 	Shards  []int      `json:"reassigned_shards"` // reassigned to other members
 	Host    string     `json:"host,omitempty"`
@@ -51,33 +50,20 @@ type Members struct {
 }
 
 // lostMembers returns the members that are gone without a release, by name.
-func (f *Fleet) lostMembers(ctx context.Context) (map[string]lostMember, error) {
-	_, incidents, err := f.ledger().Recent(ctx, 0, 100)
+func (f *Fleet) lostMembers(ctx context.Context) (map[string]LostMember, error) {
+	_, rows, err := f.ledger().Recent(ctx, 0, 100)
 	if err != nil {
 		return nil, err
 	}
-	gone := make(map[string]lostMember)
-	for _, i := range incidents {
-		if i.Kind != protocol.SilentMember || i.Closed != nil {
-			continue
-		}
-		var noted struct { // as LostMember, with the names of the incident's detail
-			Since   *time.Time
-			Shards  []int
-			Host    string
-			PID     int
-			Version string
-		}
-		if err := json.Unmarshal(i.Detail, &noted); err != nil {
-			return nil, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
-		}
-		gone[i.Subject] = lostMember(noted)
+	incidents := make([]Incident, len(rows))
+	for i, r := range rows {
+		incidents[i] = Incident(r)
 	}
-	return gone, nil
+	return LostMembers(incidents)
 }
 
 // String describes the lost member.
-func (a lostMember) String() string {
+func (a LostMember) String() string {
 	text := fmt.Sprintf("silent, its %s reassigned", cli.CountWere(len(a.Shards), "shard"))
 	if a.Since != nil {
 		text = fmt.Sprintf("silent since %s (process %d on %s), its %s reassigned",

@@ -2,7 +2,10 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
@@ -80,7 +83,8 @@ type PostgresView struct {
 	Term      int64
 	Leader    string // "" for none
 	Deferred  int64
-	Lost      *int64 // nil if some losses are of unknown size
+	Failing   Failing // of the deferred ones
+	Lost      *int64  // nil if some losses are of unknown size
 	Holds     protocol.Holds
 	Incidents []Incident // open ones first, then those of the last hour
 }
@@ -104,6 +108,9 @@ func (f *Fleet) PostgresView(ctx context.Context) (v PostgresView, err error) {
 		return v, f.explained(err)
 	}
 	if v.Deferred, err = store.NewDeferred(f.pool, f.scope, "", askTimeout).Count(ctx); err != nil {
+		return v, f.explained(err)
+	}
+	if v.Failing, err = f.failing(ctx); err != nil {
 		return v, f.explained(err)
 	}
 	lost, unknown, err := f.ledger().TotalLost(ctx)
@@ -134,6 +141,60 @@ type Guide struct {
 func GuideOf(kind string) Guide {
 	g := guideOf(kind)
 	return Guide{Level: g.level, Page: g.section, Remedy: g.remedy}
+}
+
+// String says in words what happened.
+func (i Incident) String() string {
+	words := incidentWords[i.Kind]
+	if words == "" {
+		words = strings.ReplaceAll(i.Kind, "_", " ") + ": %s"
+	}
+	if !strings.Contains(words, "%s") {
+		return words
+	}
+	if i.Subject == "" {
+		return strings.TrimSuffix(strings.ReplaceAll(words, "%s", ""), ": ")
+	}
+	return strings.ReplaceAll(words, "%s", i.Subject)
+}
+
+// Remedy says what to do about this one.
+func (i Incident) Remedy() string {
+	remedy := guideOf(i.Kind).remedy
+	if lost, err := lostMemberOf(i); i.Kind == protocol.SilentMember && err == nil && lost.PID > 0 {
+		return fmt.Sprintf("kill pid %d on host %s if it still runs, start another; its shards were reassigned; it is forgotten after an hour", lost.PID, lost.Host)
+	}
+	return remedy
+}
+
+// LostMembers returns the members that fell silent within the hour, by name.
+func LostMembers(incidents []Incident) (map[string]LostMember, error) {
+	gone := make(map[string]LostMember)
+	for _, i := range incidents {
+		if i.Kind != protocol.SilentMember || i.Closed != nil {
+			continue
+		}
+		lost, err := lostMemberOf(i)
+		if err != nil {
+			return nil, err
+		}
+		gone[i.Subject] = lost
+	}
+	return gone, nil
+}
+
+func lostMemberOf(i Incident) (LostMember, error) {
+	var noted struct { // as LostMember, with the names of the incident's detail
+		Since   *time.Time
+		Shards  []int
+		Host    string
+		PID     int
+		Version string
+	}
+	if err := json.Unmarshal(i.Detail, &noted); err != nil {
+		return LostMember{}, fmt.Errorf("read incident %s %s: %w", i.Kind, i.Subject, err)
+	}
+	return LostMember(noted), nil
 }
 
 // WaitingFor returns why no member works on a shard, or "".

@@ -128,17 +128,43 @@ type DeferredRow struct {
 	Attempts    int       `json:"attempts"`
 	First       time.Time `json:"first_failed_at"`
 	Next        time.Time `json:"next_attempt_at"`
+	Field       *string   `json:"-"` // at fault
+	Fields      [][]byte  `json:"-"` // of the entry, if it was asked for alone
 }
 
-// Deferred returns the entries that are tried next, at most limit.
-func (l *Lists) Deferred(ctx context.Context, limit int) ([]DeferredRow, error) {
+// Delivered returns the fields as they were delivered.
+func (r *DeferredRow) Delivered() []string { return textFields(r.Fields) }
+
+// Deferred returns the entries that are tried next, at most limit; with an ID that one
+// alone, with its fields.
+func (l *Lists) Deferred(ctx context.Context, entry string, limit int) ([]DeferredRow, error) {
 	return page(ctx, l, "list deferred entries", `
-select entry_id, device_id, shard, class, error, fingerprint, attempts, first_failed_at, next_attempt_at
+select entry_id, device_id, shard, class, error, fingerprint, attempts, first_failed_at, next_attempt_at, field,
+  case when $4 <> '' then fields end
 from processor.deferred
 where stream = $1
   and group_name = $2
+  and ($4 = '' or entry_id = $4)
 order by next_attempt_at, entry_id
-limit $3`, pgx.RowToStructByPos[DeferredRow], l.scope.Stream, l.scope.Group, limit)
+limit $3`, pgx.RowToStructByPos[DeferredRow], l.scope.Stream, l.scope.Group, limit, entry)
+}
+
+// DeferredKind counts deferred entries that failed alike so far.
+type DeferredKind struct {
+	Class    string
+	Attempts int
+	Entries  int64
+	Next     time.Time // of the one that is tried last
+}
+
+// DeferredKinds counts deferred entries by class and attempts.
+func (l *Lists) DeferredKinds(ctx context.Context) ([]DeferredKind, error) {
+	return page(ctx, l, "count deferred entries", `
+select class, attempts, count(*), max(next_attempt_at)
+from processor.deferred
+where stream = $1
+  and group_name = $2
+group by class, attempts`, pgx.RowToStructByPos[DeferredKind], l.scope.Stream, l.scope.Group)
 }
 
 // SettingRow is a pinned setting.
