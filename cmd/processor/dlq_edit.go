@@ -19,20 +19,29 @@ import (
 func newDLQEditCommand() *cobra.Command {
 	var set []string
 	var file, fromFile string
+	var by filter
+	var all, dry bool
+	var replace operator.Replacement
 	cmd := &cobra.Command{
-		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE",
+		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE | edit --replace OLD --with NEW [ID...]",
 		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Edits what a dead letter is replayed as: fields of the entry with --set codec=8E,
 members of its payload with --set payload.latitude=48.1 (the value is JSON), the
 whole payload with --payload-file, or in $EDITOR without either.
 
 Edits many with --from-file: lines as dlq export writes them, with changed fields.
-Of the other members only the ID is read. Unchanged dead letters are skipped.`,
+Of the other members only the ID is read. Unchanged dead letters are skipped.
+
+Edits all that a filter selects with --replace OLD --with NEW: the text is replaced
+in the payload wherever it stands. With --regexp it is a regular expression (RE2),
+and NEW may have $1. With --dry-run it shows the first five differences and how
+many decode then. At most 10,000 are edited at a time.`,
 		Example: `  processor dlq edit 1764000000000-0 --set payload.latitude=48.137
   processor dlq edit 1764000000000-0 --payload-file edited.json
   processor dlq export --class decode | sed 's/\\"north\\"/48.1/' > edited.jsonl
-  processor dlq edit --from-file edited.jsonl`,
-		Args: cobra.MaximumNArgs(1),
+  processor dlq edit --from-file edited.jsonl
+  processor dlq edit --fingerprint decode/payload.speed/type --replace '"fast"' --with 90 --dry-run`,
+		Args: cobra.ArbitraryArgs,
 		RunE: withDLQ(func(cmd *cobra.Command, f *operator.Fleet, args []string) error {
 			if fromFile != "" {
 				if len(args) > 0 || set != nil || file != "" {
@@ -40,8 +49,23 @@ Of the other members only the ID is read. Unchanged dead letters are skipped.`,
 				}
 				return editMany(cmd, f, fromFile)
 			}
-			if len(args) == 0 {
-				return usageError(cmd, errors.New("specify an ID or --from-file"))
+			if cmd.Flags().Changed("replace") {
+				if set != nil || file != "" || !cmd.Flags().Changed("with") {
+					return usageError(cmd, errors.New("--replace needs --with, and excludes --set and --payload-file"))
+				}
+				if err := by.set(cmd, args); err != nil {
+					return err
+				}
+				if by.Empty() && !all {
+					return usageError(cmd, operator.ErrChooseAll)
+				}
+				return replaceMany(cmd, f, &by, replace, dry)
+			}
+			if dry || all || replace.Regexp || cmd.Flags().Changed("with") || !by.Empty() || by.since+by.until != "" {
+				return usageError(cmd, errors.New("a filter, --all, --with, --regexp and --dry-run need --replace"))
+			}
+			if len(args) != 1 {
+				return usageError(cmd, errors.New("specify one ID, --from-file or --replace"))
 			}
 			e, err := f.EditDeadLetter(cmd.Context(), args[0], func(fields []string) ([]string, error) {
 				return edited(cmd, fields, set, file)
@@ -60,7 +84,35 @@ Of the other members only the ID is read. Unchanged dead letters are skipped.`,
 	cmd.Flags().StringArrayVar(&set, "set", nil, "a field of the entry, or payload.member=JSON")
 	cmd.Flags().StringVar(&file, "payload-file", "", "file with the new payload")
 	cmd.Flags().StringVar(&fromFile, "from-file", "", "file written by dlq export, with edited fields")
+	by.flags(cmd)
+	cmd.Flags().StringVar(&replace.Old, "replace", "", "text to replace in the payload of all that is selected")
+	cmd.Flags().StringVar(&replace.New, "with", "", "text that replaces it")
+	cmd.Flags().BoolVar(&replace.Regexp, "regexp", false, "the text to replace is a regular expression (RE2)")
+	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be replaced")
 	return cmd
+}
+
+func replaceMany(cmd *cobra.Command, f *operator.Fleet, by *filter, replace operator.Replacement, dry bool) error {
+	r, err := f.ReplaceInDeadLetters(cmd.Context(), by.Filter, replace, operator.ReplaceOptions{DryRun: dry})
+	by.note(cmd, r.Selected, r.Missing)
+	if r.Edited == 0 {
+		return err
+	}
+	out := outputOf(cmd)
+	return errors.Join(out.Result(r, func() error {
+		for _, e := range r.Samples {
+			if err := out.Line("%s\n%s", e.ID, e.Diff); err != nil {
+				return err
+			}
+			if e.NowFails != nil {
+				if err := out.Line("still: %s", out.Paint(cli.Red, *e.NowFails)); err != nil {
+					return err
+				}
+			}
+		}
+		return out.Line("%s", r.String())
+	}), err)
 }
 
 func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {

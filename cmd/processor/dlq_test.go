@@ -291,6 +291,49 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 	require.Contains(t, errs, "EDITOR is not set")
 }
 
+func TestATextIsReplacedInAllThatAFilterSelects(t *testing.T) {
+	d := newDLQ(t)
+	var entries [][]string
+	for s := range int64(120) {
+		j, err := fleet.NewJunk("latitude_range", fleet.DeviceID(1), time.Unix(1_700_000_000+s, 0))
+		require.NoError(t, err)
+		entries = append(entries, j.Fields)
+	}
+	d.deadLetter(entries...)
+	edited := func() int {
+		return d.count("select count(*) from processor.dead_letters where edited_fields is not null and fields <> edited_fields")
+	}
+	audited := func() int { return d.count("select count(*) from processor.audit where action = 'dlq edit'") }
+	var r operator.Replaced
+	require.Zero(t, d.json(&r, "edit", "--class", "invalid", "--replace", `"latitude":9(\d)`, "--with", `"latitude":4$1`, "--regexp", "--dry-run"))
+	require.Equal(t, []any{true, 120, 120, 120}, []any{r.DryRun, r.Selected, r.Edited, r.Decode})
+	require.Len(t, r.Samples, 5)
+	require.Equal(t, "- payload.latitude=91.5\n+ payload.latitude=41.5", r.Samples[0].Diff)
+	require.Zero(t, edited()+audited(), "a dry run changes nothing")
+	code, out, errs := d.call("edit", "--class", "invalid", "--replace", `"latitude":91`, "--with", `"latitude":92`)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "120 of 120 edited, and 0 of these decode now")
+	require.Contains(t, out, "still: ")
+	code, out, errs = d.call("edit", "--all", "--replace", `"latitude":92`, "--with", `"latitude":42`)
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "120 of 120 edited, and 120 of these decode now", "what was edited before is edited further")
+	require.Equal(t, 120, edited())
+	require.Equal(t, 2, audited(), "one row for each")
+	require.Equal(t, 2, d.count("select count(*) from processor.audit where action = 'dlq edit' and count = 120 and detail->>'filter' like '%replace%'"))
+	for want, args := range map[string][]string{
+		"nothing was changed":                 {"edit", "--all", "--replace", "nowhere", "--with", "x"},
+		"the syntax is RE2's":                 {"edit", "--all", "--replace", "(", "--with", "x", "--regexp"},
+		"specify IDs, a filter or --all":      {"edit", "--replace", "a", "--with", "x"},
+		"--replace needs --with":              {"edit", "--all", "--replace", "a"},
+		"--with, --regexp and --dry-run need": {"edit", "--class", "invalid"},
+		"no dead letter matches class=sink":   {"edit", "--class", "sink", "--replace", "a", "--with", "x"},
+	} {
+		code, _, errs := d.call(args...)
+		require.NotZero(t, code, args)
+		require.Contains(t, errs, want, args)
+	}
+}
+
 func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
 	d := newDLQ(t)
 	var entries [][]string

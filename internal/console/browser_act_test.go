@@ -216,6 +216,18 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.act("dlq-canary", "button", "Replay 2 dead letters of device unlucky?", "in doubt", "0 replayed, 2 refused and kept: edit them, then replay")
 	require.Equal(t, "2", o.eval("document.querySelectorAll('#job a[href*=\"letter/\"]').length"), "they are a click away")
 	o.visit("dead-letters/?device=unlucky")
+	o.press("form[action$='dlq-replace'] [name=regexp]")
+	o.act("dlq-replace", "[formaction$='dry-run']", "", "", "2 of 2 would be edited, and 2 of these decode then; nothing was changed", "old", `"latitude":9(\d)`, "new", `"latitude":4$1`)
+	o.await(job, "- payload.latitude=91\n  + payload.latitude=41")
+	o.back("Dead letters")
+	require.Equal(t, `"latitude":9(\d) true`, o.eval("(f => f.old.value + ' ' + f.regexp.checked)(document.querySelector('form[action$=dlq-replace]').elements)"), "the form keeps what it had")
+	o.act("dlq-replace", "[formaction$='dry-run']", "", "", "2 of 2 would be edited")
+	o.next("dlq-replace", `Replace "latitude":9(\d) with "latitude":4$1 in 2 dead letters?`, "sign and digit", "2 of 2 edited, and 2 of these decode now")
+	o.visit("dead-letters/?device=unlucky")
+	o.act("dlq-replace", "[formaction$='dry-run']", "", "", "no payload of the 2 selected has this text", "old", "nowhere", "new", "x")
+	o.visit("dead-letters/?device=unlucky")
+	o.act("dlq-replace", "button.primary", `Replace "latitude":41 with "latitude":91 in the payload of 2 dead letters of device unlucky?`, "as it was", "2 of 2 edited, and 0 of these decode now", "old", `"latitude":41`, "new", `"latitude":91`)
+	o.visit("dead-letters/?device=unlucky")
 	require.Equal(t, "/console/export/dead-letters.ndjson?device=unlucky", o.eval("document.querySelector('#letter-filter a[href*=ndjson]').getAttribute('href')"))
 
 	// A filter, a dry run, a canary, then all with progress, cancelled once.

@@ -115,6 +115,9 @@ type lettersData struct {
 	Count   reading[int] // that match
 	Classes []telemetry.Class
 	Export  string // address of what matches as a file
+	Old     string // as the form had it before a preview
+	New     string
+	Regexp  bool
 	Actor   actor
 	Archive bool
 }
@@ -139,6 +142,7 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 	q := r.URL.Query()
 	f := filterOf(q)
 	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r), Export: Root + "export/dead-letters.ndjson"}
+	d.Old, d.New, d.Regexp = q.Get("old"), q.Get("new"), q.Get("regexp") != ""
 	d.Groups = c.groups.get(ctx)
 	d.Waiting = c.deferred.get(ctx)
 	if d.Chosen {
@@ -388,9 +392,11 @@ func (c *Console) letterActions() map[string]action {
 				return err
 			}, nil
 		}},
-		"dlq-edit-preview": {reads: true, start: edit(false, false), keeps: map[string]string{"field": "field", "value": "value"}},
-		"dlq-edit":         {start: edit(true, false)},
-		"dlq-edit-replay":  {start: edit(true, true)},
+		"dlq-edit-preview":    {reads: true, start: edit(false, false), keeps: map[string]string{"field": "field", "value": "value"}},
+		"dlq-edit":            {start: edit(true, false)},
+		"dlq-replace-dry-run": {reads: true, start: replaceText(true), keeps: map[string]string{"old": "old", "new": "new", "regexp": "regexp"}},
+		"dlq-replace":         {start: replaceText(false)},
+		"dlq-edit-replay":     {start: edit(true, true)},
 	}
 }
 
@@ -498,6 +504,44 @@ func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Con
 			case err == nil && !keep:
 				j.offer(r.PostForm, nextButton{"dlq-edit", "Keep this edit", "Keep this edit of [field] of dead letter " + out.ID + "?", ""},
 					nextButton{"dlq-edit-replay", "Keep and replay", "Keep this edit of [field] of dead letter " + out.ID + " and replay it?", "primary"})
+			}
+			return err
+		}, nil
+	}
+}
+
+// replaceText replaces a text in the payload of all that a filter selects.
+func replaceText(dry bool) func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+	return func(r *http.Request) (string, func(ctx context.Context, f *operator.Fleet, j *job) error, error) {
+		by := filterOf(r.PostForm)
+		if by.Empty() {
+			return "", nil, operator.ErrChooseAll
+		}
+		change := operator.Replacement{Old: r.PostFormValue("old"), New: r.PostFormValue("new"), Regexp: r.PostFormValue("regexp") == "yes"}
+		if _, err := change.Replacer(); err != nil {
+			return "", nil, err
+		}
+		title := change.String() + " in dead letters " + by.String()
+		if dry {
+			title = "Preview: " + title
+		}
+		return title, func(ctx context.Context, f *operator.Fleet, j *job) error {
+			out, err := f.ReplaceInDeadLetters(ctx, by, change, operator.ReplaceOptions{DryRun: dry, Progress: func(done, all int) { j.progress(done, all, "") }})
+			for _, e := range out.Samples {
+				j.say(e.ID)
+				for line := range strings.Lines(e.Diff) {
+					j.say("  " + strings.TrimSuffix(line, "\n"))
+				}
+				if e.NowFails != nil {
+					j.say("  still: " + *e.NowFails)
+				}
+			}
+			if out.Edited > 0 {
+				j.say(out.String())
+			}
+			if dry && err == nil {
+				those := cli.Count(out.Edited, "dead letter")
+				j.offer(r.PostForm, nextButton{"dlq-replace", "Keep for these " + those, "Replace [old] with [new] in " + those + "?", "primary"})
 			}
 			return err
 		}, nil
