@@ -127,6 +127,16 @@ func TestActingNeedsProofAPageAReasonAndAConfirmation(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 
+	// A session ends where it is meant to.
+	other := visit(t, p)
+	status, _ = other.post("sign-in/", url.Values{"name": {"carol"}, "secret": {token}})
+	require.Equal(t, http.StatusOK, status)
+	status, _ = other.post("sign-out/", url.Values{})
+	require.Equal(t, http.StatusForbidden, status, "not without a page")
+	status, page = other.post("sign-out/", url.Values{"token": {other.token()}})
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, page, "Sign in to act")
+
 	// The session is good at every instance, and at none with another token.
 	two := dep.Run(servicetest.FourShards, "CONSOLE=write", "CONSOLE_TOKEN="+token)
 	two.AwaitReady()

@@ -198,6 +198,15 @@ func (c *Console) actionRoutes(mux *http.ServeMux) {
 		}
 		http.Redirect(w, r, Root, http.StatusSeeOther)
 	})
+	mux.HandleFunc("POST "+Root+"sign-out/", func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		if _, err := c.guard.allow(r); err != nil {
+			c.fail(w, r, http.StatusForbidden, err)
+			return
+		}
+		c.guard.signOut(w)
+		http.Redirect(w, r, Root, http.StatusSeeOther)
+	})
 	mux.HandleFunc("POST "+Root+"actions/{name}", c.act)
 	mux.HandleFunc("POST "+Root+"cancel/{id}", c.cancelJob)
 }
@@ -282,6 +291,8 @@ func (a action) back(r *http.Request) string {
 	for field, name := range a.keeps {
 		if value := r.PostFormValue(field); value != "" && len(value) <= maxKept {
 			q.Set(name, value)
+		} else {
+			q.Del(name)
 		}
 	}
 	page.RawQuery = q.Encode()

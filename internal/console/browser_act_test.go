@@ -393,6 +393,11 @@ func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
 	o.await(member("two")+".cells[2].innerText", "working")
 	o.await(member("two")+".cells[3].innerText", "2")
 
+	// Without a begin nothing is sent: the browser says so at the field.
+	o.press("form[action$='/replay'] [formaction$=dry-run]")
+	require.Equal(t, "Overview · Processor from", o.eval("document.title + ' ' + document.activeElement.name"))
+	o.visit("")
+
 	// Replayed, first for show. All is stored: all are duplicates.
 	o.act("replay", "[formaction$=dry-run]", "", "", cli.Thousands(int64(all))+" entries", "from", "2026-01-01T00:00:01")
 	o.await(job, "Dry run: replay the stream since 2026-01-01T00:00:01Z")

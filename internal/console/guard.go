@@ -138,6 +138,11 @@ var (
 	errUnconfirm = errors.New("confirm the action first")
 )
 
+// signOut has the browser forget its session.
+func (g *guard) signOut(w http.ResponseWriter) {
+	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: Root, MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode})
+}
+
 // allow returns who acts, or why the request is refused.
 func (g *guard) allow(r *http.Request) (operator string, err error) {
 	if !g.Write {

@@ -45,7 +45,7 @@ type part struct {
 type frame struct {
 	Title, Nav, Events, Token, Stream, Group, Member, Version string
 	Operator                                                  string // who may act here; "" for nobody
-	CanAct, MustSignIn                                        bool
+	CanAct, MustSignIn, SignedIn                              bool
 	Parts                                                     []part
 }
 
@@ -94,6 +94,8 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, title, nav strin
 	f := frame{Title: title, Nav: nav, Stream: c.cfg.Stream, Group: c.cfg.Group, Member: c.cfg.Member, Version: c.cfg.Version}
 	f.CanAct = c.guard.open()
 	f.Operator, f.Token = c.guard.session(w, r)
+	_, err := r.Cookie(cookieName)
+	f.SignedIn = f.Operator != "" && err == nil
 	f.MustSignIn = f.CanAct && f.Operator == "" && c.guard.hasToken()
 	return f
 }

@@ -122,7 +122,11 @@ document.addEventListener("click", (e) => {
 // ask confirms an action: its sentence says what it is about before it is sent.
 document.addEventListener("submit", (e) => {
   const form = e.target;
-  if (e.submitter?.formNoValidate) return; // it changes nothing
+  if (e.submitter?.formNoValidate) { // it changes nothing, and needs no reason; what is missing is said at its field
+    const missing = [...form.elements].some((f) => !["reason", "confirmed"].includes(f.name) && !f.reportValidity());
+    if (missing) e.preventDefault();
+    return;
+  }
   const sentence = e.submitter?.dataset.confirm ?? form.dataset.confirm;
   if (sentence && !globalThis.confirm(said(sentence, form))) e.preventDefault();
 });
