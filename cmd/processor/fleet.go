@@ -32,15 +32,6 @@ func openWithSettings(cmd *cobra.Command) (*operator.Fleet, error) {
 	return open(cmd, cfg)
 }
 
-// openRedis opens the fleet for a command that works without Postgres, too.
-func openRedis(cmd *cobra.Command) (*operator.Fleet, error) {
-	cfg, err := redisOf(cmd)
-	if err != nil {
-		return nil, err
-	}
-	return open(cmd, cfg)
-}
-
 func redisOf(cmd *cobra.Command) (config.Config, error) {
 	redis, err := config.LoadRedis(os.Environ())
 	if err != nil {

@@ -182,7 +182,6 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.press("#letter-list tbody tr:first-child a")
 	o.await("document.getElementById('letter')?.innerText", "at fault")
 	o.await("document.getElementById('letter').innerText", "does not decode")
-	const edit = "button.primary"
 	letter := regexp.MustCompile(`\d+-\d+`).FindString(o.eval("location.search"))
 	keep := "Keep this edit of payload.latitude of dead letter " + letter
 	o.act("dlq-edit", "[formaction$=preview]", "", "", "it decodes now", "value", "41.25")

@@ -34,7 +34,7 @@ func (c *Console) liveMap(ctx context.Context, _ *http.Request) (any, error) {
 type following struct {
 	mu      sync.Mutex
 	moves   map[string]string // the newest place of each device
-	heard   map[string]int64 // when each device last moved, Unix seconds
+	heard   map[string]int64  // when each device last moved, Unix seconds
 	dropped int
 	ticks   int
 }
