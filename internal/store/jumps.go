@@ -287,6 +287,10 @@ func (r *reach) derive(rules protocol.Rules, enough bool) {
 		t.Old, t.Known = r.old(t.Fixes[t.From], t.Fixes[t.To])
 	}
 	t.Since = r.gone.since(t.Fixes, t.First)
+	if t.Known { // what began anew there before may not any more: a fix lies in what was dropped since
+		was := append([]geofence.Fix{t.Fixes[t.From]}, t.Old...)
+		t.Known = len(r.gone.since(append(was, t.Fixes[t.To]), false)) == 0
+	}
 	d := rules.Fences.Derive(t, rules.MaxGap)
 	r.derived, r.stretch, r.later = &d, t, 0
 	for _, f := range t.Fixes[min(t.To, len(t.Fixes)):] {
