@@ -23,7 +23,7 @@ func newDLQEditCommand() *cobra.Command {
 	var all, dry bool
 	var replace operator.Replacement
 	cmd := &cobra.Command{
-		Use:   "edit ID [--set NAME=VALUE ...] [--payload-file FILE] | edit --from-file FILE | edit --replace OLD --with NEW [ID...]",
+		Use:   "edit [ID...] [--set NAME=VALUE ... | --replace OLD | --from-file FILE]",
 		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Edits what a dead letter is replayed as: fields of the entry with --set codec=8E,
 members of its payload with --set payload.latitude=48.1 (the value is JSON), the
