@@ -50,18 +50,19 @@ func (w *worker) reject(b *batch, p *part, e *telemetry.Entry, err error) {
 		Entry: *e, Shard: p.shard, Error: err.Error(), Attempts: 1, FirstFailed: now, LastFailed: now,
 		Instance: w.cfg.DeadLetters.Instance, Version: w.cfg.DeadLetters.Version,
 	}
-	if before, ok := p.again[e.ID]; ok {
+	before, again := p.again[e.ID]
+	if again {
 		l.Attempts, l.FirstFailed = before.Attempts, before.FirstFailed
 	}
 	classify(&l, err)
 	if kept, ok := errors.AsType[*keptError](err); ok {
 		l.Error = kept.error.Error()
 		l.Attempts = max(1, min(l.Attempts, w.cfg.DeadLetters.MaxAttempts-1))
-		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
+		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts)), Again: again})
 		return
 	}
 	if (l.Class == telemetry.ClassDecode || l.Class == telemetry.ClassSink) && l.Attempts < w.cfg.DeadLetters.MaxAttempts {
-		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts))})
+		b.deferred = append(b.deferred, protocol.Deferred{DeadLetter: l, NextAttempt: now.Add(w.cfg.DeadLetters.delay(l.Attempts)), Again: again})
 		return
 	}
 	l.Attempts += e.EarlierAttempts() // a replay has all attempts anew, and they are counted on
@@ -102,7 +103,7 @@ func (b *batch) giveUp(l telemetry.DeadLetter, deferred bool) {
 func (b *batch) newlyDeferred() int {
 	n := 0
 	for i := range b.deferred {
-		if b.deferred[i].Attempts == 1 {
+		if !b.deferred[i].Again {
 			n++
 		}
 	}

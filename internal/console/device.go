@@ -370,15 +370,17 @@ func markAction(m store.Mark) action {
 	}}
 }
 
-// unitOf returns the unit of the last digit of a time in a form, which is included as a
-// whole: positions have more digits than people enter.
+// unitOf returns the unit of a time in a form, which is included as a whole: positions have
+// more digits than people enter. Browsers take zeros at the end of a fraction away.
 func unitOf(text string) time.Duration {
 	_, fraction, _ := strings.Cut(strings.TrimSuffix(text, "Z"), ".")
-	unit := time.Second
-	for range min(len(fraction), 6) {
-		unit /= 10
+	switch {
+	case fraction == "":
+		return time.Second
+	case len(fraction) <= 3:
+		return time.Millisecond
 	}
-	return unit
+	return time.Microsecond
 }
 
 // requestActions are what operators ask the owner of a device.

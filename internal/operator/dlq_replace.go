@@ -31,19 +31,34 @@ func (r Replacement) String() string {
 	return fmt.Sprintf("%s %q with %q", kind, short(r.Old), short(r.New))
 }
 
-// Replacer returns the function that replaces, or why there is none.
+// Replacer returns the function that replaces, or why there is none. A payload that would
+// grow beyond what an entry may be stays as it is.
 func (r Replacement) Replacer() (func(string) string, error) {
 	if r.Old == "" {
 		return nil, fault.Exitf(fault.Config, "say which text to replace")
 	}
+	if len(r.Old) > maxReplacedText || len(r.New) > maxReplacedText {
+		return nil, fault.Exitf(fault.Config, "a text to replace has at most %d bytes, and so has what replaces it", maxReplacedText)
+	}
 	if !r.Regexp {
-		return func(s string) string { return strings.ReplaceAll(s, r.Old, r.New) }, nil
+		return func(s string) string {
+			if len(r.New)*strings.Count(s, r.Old) > maxGrowth {
+				return s
+			}
+			return strings.ReplaceAll(s, r.Old, r.New)
+		}, nil
 	}
 	re, err := regexp.Compile(r.Old)
 	if err != nil {
 		return nil, fault.Exitf(fault.Config, "%w; the syntax is RE2's", err)
 	}
-	return func(s string) string { return re.ReplaceAllString(s, r.New) }, nil
+	return func(s string) string {
+		// What a $ stands for is part of the payload, all of them together no more than that.
+		if len(r.New)*len(re.FindAllStringIndex(s, -1))+strings.Count(r.New, "$")*len(s) > maxGrowth {
+			return s
+		}
+		return re.ReplaceAllString(s, r.New)
+	}, nil
 }
 
 // ReplaceOptions bound a replacement.
@@ -65,6 +80,9 @@ type Replaced struct {
 const (
 	// maxReplaced bounds how many dead letters one replacement edits.
 	maxReplaced = 10_000
+	// maxReplacedText bounds the two texts, and maxGrowth what is put into a payload, in bytes.
+	maxReplacedText = 2000
+	maxGrowth       = 1 << 20
 	// replaceSamples is the number of differences that are shown.
 	replaceSamples = 5
 )

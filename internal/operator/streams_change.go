@@ -368,6 +368,20 @@ type RemovedStream struct {
 	GivenTo string `json:"devices_to,omitempty"`
 }
 
+// served reports as an error that a Redis knows nothing of a stream that instances served:
+// it may be another one than theirs, where nothing is left to do since nothing is there.
+func (f *Fleet) served(ctx context.Context, group *stream.Group) error {
+	d, err := group.FleetDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	removed, err := group.Removed(ctx)
+	if err != nil || d.ID != "" || !removed.IsZero() {
+		return err
+	}
+	return fault.Exitf(fault.Config, "instances served this stream, and Redis at %s knows nothing of them: correct REDIS_URL; nothing was changed", f.cfg.Redis.URL.Addresses())
+}
+
 // RemoveStream takes what the fleet keeps for a stream out of Redis and Postgres. It is refused
 // while anything of it is left to do or a member serves it. Its devices, if there are any, belong to the stream
 // devicesTo afterwards; positions, crossings, ledger, incidents and audit stay.
@@ -378,7 +392,8 @@ func RemoveStream(ctx context.Context, cfg config.Config, of, devicesTo, name, b
 	}
 	defer f.Close()
 	out = RemovedStream{Stream: of, Group: f.scope.Group}
-	if _, _, err := f.changeable(ctx); err != nil {
+	there, _, err := f.changeable(ctx)
+	if err != nil {
 		return out, err
 	}
 	i := slices.IndexFunc(known, func(k store.StreamRow) bool { return k.Stream == devicesTo && k.Group == f.scope.Group })
@@ -391,6 +406,11 @@ func RemoveStream(ctx context.Context, cfg config.Config, of, devicesTo, name, b
 	}
 	if err := removable(&r, devicesTo); err != nil {
 		return out, err
+	}
+	if r.Served {
+		if err := f.served(ctx, there); err != nil {
+			return out, err
+		}
 	}
 	list, err := f.shards().List(ctx)
 	if err != nil {

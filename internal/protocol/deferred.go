@@ -11,4 +11,5 @@ import (
 type Deferred struct {
 	telemetry.DeadLetter
 	NextAttempt time.Time
+	Again       bool // it was deferred before
 }

@@ -255,7 +255,7 @@ func (w *Writer) queueDeferred(b *pgx.Batch, list []protocol.Deferred) {
 	for i := range list {
 		d := &list[i]
 		id := d.Entry.ID.String()
-		if d.Attempts > 1 {
+		if d.Again || d.Attempts > 1 { // one that is kept may have one attempt for ever
 			b.Queue(deferAgainSQL, w.scope.Stream, w.scope.Group, id, d.Class, storable(d.Error), optional(d.Field),
 				storable(d.Fingerprint), d.Attempts, d.LastFailed, d.NextAttempt, d.Instance, d.Version, d.Entry.Digest())
 			continue

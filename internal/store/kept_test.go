@@ -121,6 +121,30 @@ func TestDeferringAgainKeepsTheAttempts(t *testing.T) {
 	require.Equal(t, 2, b.count("select attempts from processor.deferred"))
 }
 
+// One that is kept, with one attempt for ever, is no crash after an attempt that was decided.
+func TestAnEntryThatIsKeptIsNoCrash(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	w := store.NewWriter(b.pool, scope, "one", 10*time.Second)
+	later := store.NewDeferred(b.pool, scope, "one", 10*time.Second)
+	kept := deferredEntry(1, 3)
+	for range 4 {
+		batch := b.batch(held, nil)
+		batch.Deferred = []protocol.Deferred{kept}
+		_, err := w.Write(t.Context(), batch)
+		require.NoError(t, err)
+		rows, err := later.Claim(t.Context(), held, time.Hour, 10)
+		require.NoError(t, err)
+		require.Len(t, rows, 1)
+		require.Equal(t, telemetry.ClassDecode, rows[0].Class)
+		require.Equal(t, 2, rows[0].Attempts)
+		_, err = later.Begin(t.Context(), rows)
+		require.NoError(t, err)
+		kept.Again = true
+	}
+}
+
 // Only what is due is claimed, and of the shards given only.
 func TestWhatIsNotDueIsNotClaimed(t *testing.T) {
 	t.Parallel()
