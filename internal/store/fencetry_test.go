@@ -344,17 +344,7 @@ values ($1, $2, '', $3, $4, nullif($5::float8, 0), nullif($6::float8, 0), nullif
 			install(1, now)
 			held := b.take("a.1", 5)
 			writer := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
-			write := func(list []telemetry.Record) {
-				rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-				for len(list) > 0 {
-					n := min(len(list), 1+rnd.IntN(50))
-					batch := b.batch(held, nil)
-					batch.Late, batch.Shards = list[:n:n], shards
-					_, err := writer.Write(t.Context(), batch)
-					require.NoError(t, err)
-					list = list[n:]
-				}
-			}
+			write := func(list []telemetry.Record) { b.writeShuffled(writer, held, rnd, list) }
 			const devices, days = 20, 14
 			var early, rest []telemetry.Record
 			keptFrom := make(map[string]time.Time)

@@ -269,17 +269,7 @@ values ('both', 1, '', 'area', '{"type":"Polygon","coordinates":[[[0,41],[2,41],
 			require.Equal(t, 5, b.fences.Len())
 			held := b.take("a.1", 5)
 			w := store.NewWriter(b.pool, scope, "a.1", 10*time.Second)
-			write := func(list []telemetry.Record) {
-				rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-				for len(list) > 0 {
-					n := min(len(list), 1+rnd.IntN(50))
-					batch := b.batch(held, nil)
-					batch.Late, batch.Shards = list[:n:n], shards
-					_, err := w.Write(t.Context(), batch)
-					require.NoError(t, err)
-					list = list[n:]
-				}
-			}
+			write := func(list []telemetry.Record) { b.writeShuffled(w, held, rnd, list) }
 			const devices, days, kept = 60, 12, 7
 			places := []float64{1, 5, 9, 20, 2.0005, 6.0005} // the last two in a margin
 			fix := func(device string, day int, seconds int) telemetry.Record {
@@ -431,4 +421,18 @@ func fencesOf(set *protocol.Fences) (list []geofence.Fence) {
 		list = append(list, set.Fence(i))
 	}
 	return list
+}
+
+// writeShuffled writes late records in any order, in batches of any size up to 50.
+func (b *bench) writeShuffled(w *store.Writer, held []protocol.ShardLease, rnd *rand.Rand, list []telemetry.Record) {
+	b.tb.Helper()
+	rnd.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	for len(list) > 0 {
+		n := min(len(list), 1+rnd.IntN(50))
+		batch := b.batch(held, nil)
+		batch.Late, batch.Shards = list[:n:n], shards
+		_, err := w.Write(b.tb.Context(), batch)
+		require.NoError(b.tb, err)
+		list = list[n:]
+	}
 }
