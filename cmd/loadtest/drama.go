@@ -307,7 +307,7 @@ func (d *drama) act(ctx context.Context) {
 // fix edits a dead letter whose latitude is out of range and replays it. It returns
 // what was done, "" for nothing.
 func (d *drama) fix(ctx context.Context, _ *demo.Result) string {
-	list, err := d.fleet.DeadLetters(ctx, operator.Filter{Class: "invalid"}, 200)
+	list, err := d.fleet.DeadLetters(ctx, operator.Filter{Class: "invalid"}, "", 200)
 	if err != nil {
 		return ""
 	}

@@ -35,7 +35,7 @@ func newDLQListCommand() *cobra.Command {
 			n := 0
 			var missing []string
 			err = listOfEach(cmd, cfg, func(f *operator.Fleet) (letters, error) {
-				l, err := f.DeadLetters(cmd.Context(), by.Filter, limit)
+				l, err := f.DeadLetters(cmd.Context(), by.Filter, "", limit)
 				if err == nil {
 					warnEdits(cmd, l.Unanswered)
 				}

@@ -233,7 +233,7 @@ func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *t
 	o.visit("dead-letters/")
 	o.do(chromedp.SetValue("#letter-filter select", "too_large"))
 	o.press("#letter-filter button")
-	o.await("document.getElementById('letter-list')?.innerText", "more match")
+	o.await("document.getElementById('letter-list')?.innerText", "next 50")
 	o.act("dlq-dry-run", "button", "", "", "1,000 stored")
 	o.back("Dead letters")
 	o.act("dlq-canary", "button", "Replay the 10 oldest of 1,200 dead letters of class too_large?", "bound raised", "10 accepted")

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"html/template"
 	"math"
+	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/history"
 )
 
-// chart is curves over the last hour. It is drawn as SVG without inline styles,
+// chart is curves over at most the last hour. It is drawn as SVG without inline styles,
 // which the policy forbids: x in percent of the width, a curve in a view box of
 // its own that is stretched.
 type chart struct {
@@ -34,9 +36,35 @@ type curve struct {
 // broken.
 const maxStep = 6 * int64(history.Every/time.Millisecond)
 
-// spanOf returns how much of the past is shown: an hour, or less of a fleet that is
-// younger.
-func spanOf(w *history.Window, now time.Time) time.Duration {
+// spans are what a reader can choose of the past.
+var spans = []time.Duration{5 * time.Minute, 20 * time.Minute, history.Span}
+
+// ranges offers the spans on a page.
+type ranges struct {
+	Path   string // below Root
+	Chosen time.Duration
+}
+
+// rangesOf returns the ranges of a page with the one that is asked for.
+func rangesOf(r *http.Request, path string) ranges {
+	if asked, err := time.ParseDuration(r.URL.Query().Get("span")); err == nil && slices.Contains(spans, asked) {
+		return ranges{path, asked}
+	}
+	return ranges{path, 0}
+}
+
+// All returns what can be chosen.
+func (ranges) All() []time.Duration { return spans }
+
+// Link returns the address of the page with a span.
+func (x ranges) Link(span time.Duration) string { return Root + x.Path + "?span=" + span.String() }
+
+// spanOf returns how much of the past is shown: what is chosen, an hour, or less of a
+// fleet that is younger.
+func spanOf(chosen time.Duration, w *history.Window, now time.Time) time.Duration {
+	if chosen > 0 {
+		return chosen
+	}
 	if len(w.Samples) == 0 {
 		return history.Span
 	}

@@ -80,7 +80,8 @@ type Console struct {
 	explained     selections[operator.Explanation]
 
 	drawing sync.Mutex
-	drawn   map[string][]chart // the last hour as it was drawn last, by what it was drawn from
+	drawnOf string // what the charts were drawn from
+	drawn   map[time.Duration][]chart
 
 	mu     sync.Mutex
 	fleet  *operator.Fleet // nil while nobody asks

@@ -115,6 +115,8 @@ type lettersData struct {
 	Count   reading[int] // that match
 	Classes []telemetry.Class
 	Export  string // address of what matches as a file
+	After   string // the dead letter before this page; "" for the first page
+	query   url.Values
 	Old     string // as the form had it before a preview
 	New     string
 	Regexp  bool
@@ -154,8 +156,9 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 		}
 		query := v.Encode()
 		d.Export += "?" + query
-		d.List = c.letters.get(query, 2*time.Second, scanFor, func(ctx context.Context) (list operator.DeadLetterList, err error) {
-			err = c.with(func(fl *operator.Fleet) error { list, err = fl.DeadLetters(ctx, f, shownLetters); return err })
+		d.After, d.query = q.Get("after"), v
+		d.List = c.letters.get(query+" "+d.After, 2*time.Second, scanFor, func(ctx context.Context) (list operator.DeadLetterList, err error) {
+			err = c.with(func(fl *operator.Fleet) error { list, err = fl.DeadLetters(ctx, f, d.After, shownLetters); return err })
 			return list, err
 		}).get(ctx)
 		d.Count = c.counted.get(query, groupsFresh, scanFor, func(ctx context.Context) (n int, err error) {
@@ -172,6 +175,27 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 
 // All returns the number of entries that wait for another attempt.
 func (d lettersData) All() int64 { return max(d.Postgres.Value.Deferred, int64(len(d.Waiting.Value))) }
+
+// PageLink returns the address of the page of the list behind a dead letter; "" is
+// the first page.
+func (d lettersData) PageLink(after string) string {
+	v := maps.Clone(d.query)
+	if after != "" {
+		v.Set("after", after)
+	}
+	return Root + "dead-letters/?" + v.Encode() + "#letter-list"
+}
+
+// PageSize returns the number of dead letters of a page.
+func (lettersData) PageSize() int { return shownLetters }
+
+// Next returns the last dead letter of a page that more follow; "" if none do.
+func (d lettersData) Next() string {
+	if l := d.List.Value; l.More && len(l.Letters) > 0 {
+		return l.Letters[len(l.Letters)-1].ID
+	}
+	return ""
+}
 
 // EntryLink returns the address of the page of such an entry.
 func (lettersData) EntryLink(id string) string {
@@ -448,7 +472,7 @@ func leadOn(ctx context.Context, f *operator.Fleet, j *job, l operator.Retry) {
 	if l.Device != "" {
 		j.link("device "+l.Device, "devices/", url.Values{"device": {l.Device}})
 	}
-	alike, err := f.DeadLetters(ctx, operator.Filter{Fingerprint: l.Fingerprint}, 1)
+	alike, err := f.DeadLetters(ctx, operator.Filter{Fingerprint: l.Fingerprint}, "", 1)
 	if err == nil && len(alike.Letters) > 0 {
 		j.link("next dead letter of "+l.Fingerprint, "dead-letters/letter/", url.Values{"id": {alike.Letters[0].ID}})
 	} // without an answer the link to all remains

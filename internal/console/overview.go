@@ -276,8 +276,8 @@ func (v view) Rate() *float64 {
 	return &sum
 }
 
-// charts returns the last hour up to a time.
-func (v view) charts(until time.Time) []chart {
+// charts returns a span up to a time; 0 is as long as is known.
+func (v view) charts(chosen time.Duration, until time.Time) []chart {
 	w := v.History
 	in, out := w.Rates()
 	size, age := w.Backlogs()
@@ -285,7 +285,7 @@ func (v view) charts(until time.Time) []chart {
 	for _, i := range v.Postgres.Value.Incidents {
 		marks = append(marks, history.Mark{At: i.Opened.UnixMilli(), Kind: history.Incident, Text: i.Kind + " " + i.Subject})
 	}
-	span := spanOf(&w, until)
+	span := spanOf(chosen, &w, until)
 	return []chart{
 		{Title: "Entries per second", Unit: "/s", Until: until, Span: span, Marks: marks, Curves: []curve{{"in", "in", in}, {"finished", "out", out}}},
 		{Title: "Backlog", Unit: "entries", Until: until, Span: span, Marks: marks, Curves: []curve{{"backlog", "size", size}}},
@@ -415,6 +415,7 @@ func about(subject string) string {
 // overviewData is what the first page shows.
 type overviewData struct {
 	view
+	Ranges ranges
 	Charts []chart
 	Actor  actor
 }
@@ -457,7 +458,8 @@ func (c *Console) overview(ctx context.Context, r *http.Request) (any, error) {
 	var past reading[history.Window]
 	v := c.view(ctx, freshness, func() { past = c.past(ctx) })
 	v.History = past.Value
-	return overviewData{view: v, Charts: c.draw(v, past.At), Actor: c.actor(r)}, nil
+	chosen := rangesOf(r, "")
+	return overviewData{view: v, Ranges: chosen, Charts: c.draw(v, chosen.Chosen, past.At), Actor: c.actor(r)}, nil
 }
 
 // past returns the last hour. It is asked for once the next sample is due, by this clock.
@@ -472,7 +474,7 @@ func (c *Console) past(ctx context.Context) reading[history.Window] {
 
 // draw returns the charts as of a time. They are drawn when there is something new, not
 // whenever a page asks.
-func (c *Console) draw(v view, at time.Time) []chart {
+func (c *Console) draw(v view, span time.Duration, at time.Time) []chart {
 	var last int64
 	if n := len(v.History.Samples); n > 0 {
 		last = v.History.Samples[n-1].At
@@ -484,16 +486,19 @@ func (c *Console) draw(v view, at time.Time) []chart {
 	key := fmt.Sprint(last, at.Truncate(2*history.Every).Unix(), open)
 	c.drawing.Lock()
 	defer c.drawing.Unlock()
-	charts, there := c.drawn[key]
+	if c.drawnOf != key {
+		c.drawnOf, c.drawn = key, make(map[time.Duration][]chart)
+	}
+	charts, there := c.drawn[span]
 	if !there {
 		if at.IsZero() {
 			at = v.Now
 		}
-		charts = v.charts(at)
+		charts = v.charts(span, at)
 		for i := range charts {
 			charts[i].svg = charts[i].draw()
 		}
-		c.drawn = map[string][]chart{key: charts}
+		c.drawn[span] = charts
 	}
 	return charts
 }
@@ -525,6 +530,7 @@ type shardsData struct {
 	Rows    []shardRow
 	Legend  []legend
 	Waiting int
+	Ranges  ranges
 	Span    time.Duration
 }
 
@@ -536,12 +542,13 @@ const ownerColors = 8
 
 func colorOf(i int) string { return fmt.Sprintf("o%d", i%ownerColors) }
 
-func (c *Console) shards(ctx context.Context, _ *http.Request) (any, error) {
+func (c *Console) shards(ctx context.Context, r *http.Request) (any, error) {
 	var past reading[history.Window]
 	var queues reading[map[int]protocol.QueueState]
 	v := c.view(ctx, freshness, func() { past = c.past(ctx) }, func() { queues = c.queues.get(ctx) })
 	v.History = past.Value
-	d := shardsData{view: v, Span: spanOf(&v.History, v.Now)}
+	chosen := rangesOf(r, "shards/")
+	d := shardsData{view: v, Ranges: chosen, Span: spanOf(chosen.Chosen, &v.History, v.Now)}
 	names := v.names()
 	for i, name := range names {
 		d.Legend = append(d.Legend, legend{letter(i), colorOf(i), name})

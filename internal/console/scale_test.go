@@ -63,8 +63,22 @@ from generate_series(1, $1) as n`, fixes)
 	t.Logf("their groups are shown after %v", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	b.visit("dead-letters/?class=decode")
-	b.await("document.getElementById('letter-list').innerText", "more match")
+	b.await("document.getElementById('letter-list').innerText", "next 50")
 	t.Logf("a filtered list after %v", time.Since(began).Round(time.Millisecond))
+	seen := make(map[string]bool)
+	for page := range 3 {
+		b.await("document.querySelectorAll('#letter-list tbody tr').length", "50")
+		for id := range strings.FieldsSeq(fmt.Sprint(b.eval("[...document.querySelectorAll('#letter-list tbody a[href*=\"letter/?id=\"]')].map((a) => a.innerText).join(' ')"))) {
+			require.False(t, seen[id], "%s is on two pages", id)
+			seen[id] = true
+		}
+		require.Len(t, seen, 50*(page+1))
+		b.visit(fmt.Sprint(b.eval("[...document.querySelectorAll('#letter-list a')].find((a) => a.innerText === 'next 50').href.split('/console/')[1]")))
+	}
+	b.visit("dead-letters/?class=decode&after=9999999999999-0")
+	b.await("document.getElementById('letter-list').innerText", "No more dead letters match")
+	b.visit("dead-letters/?class=decode&after=nonsense")
+	b.await("document.getElementById('letter-list').innerText", "begin at the first one")
 
 	began = time.Now()
 	b.visit("devices/?device=long")

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
 )
@@ -96,4 +99,17 @@ func TestASilentMemberStaysInTheListForAnHour(t *testing.T) {
 	v := troubled()
 	v.Redis.Value.Members = append(v.Redis.Value.Members, coordination.Member{Instance: "two", Incarnation: "A"})
 	require.NotContains(t, shown(t, "members", v), "silent since", "it is back")
+}
+
+func TestTheChartsShowTheSpanThatIsChosen(t *testing.T) {
+	now := time.Date(2026, 11, 29, 15, 0, 0, 0, time.UTC)
+	w := history.Window{Samples: []history.Sample{{At: now.Add(-50 * time.Minute).UnixMilli()}}}
+	for query, want := range map[string]time.Duration{"": time.Hour, "?span=5m0s": 5 * time.Minute, "?span=20m0s": 20 * time.Minute, "?span=9m0s": time.Hour, "?span=-5m0s": time.Hour, "?span=x": time.Hour} {
+		chosen := rangesOf(httptest.NewRequest(http.MethodGet, "/console/shards/"+query, nil), "shards/")
+		require.Equal(t, want, spanOf(chosen.Chosen, &w, now), query)
+	}
+	c := &Console{}
+	shown := c.html("ranges", rangesOf(httptest.NewRequest(http.MethodGet, "/console/shards/?span=5m0s", nil), "shards/"))
+	require.Contains(t, shown, `<a href="/console/shards/?span=20m0s">`)
+	require.NotContains(t, shown, `?span=5m0s`, "it is shown already")
 }

@@ -246,8 +246,12 @@ func (f *Fleet) deadLetters(ctx context.Context) (*deadLetters, error) {
 // each calls see for the selected dead letters, oldest first, until it returns
 // false.
 func (d *deadLetters) each(ctx context.Context, s *selection, see func(l *protocol.DLQEntry) bool) error {
+	return d.eachAfter(ctx, telemetry.EntryID{}, s, see)
+}
+
+// eachAfter is each for those with higher IDs.
+func (d *deadLetters) eachAfter(ctx context.Context, after telemetry.EntryID, s *selection, see func(l *protocol.DLQEntry) bool) error {
 	const page = 200
-	after := telemetry.EntryID{}
 	for {
 		letters, err := d.dead.List(ctx, after, page)
 		if err != nil {
@@ -345,22 +349,28 @@ func (d *deadLetters) note(ctx context.Context, action, which string, count int)
 type DeadLetterList struct {
 	Letters []DeadLetter
 	More    bool     // of what the filter selects
-	Missing []string // IDs of the filter that no dead letter has; unknown with More
+	Missing []string // IDs of the filter that no dead letter has; of a whole list
 
 	// Unanswered says why it is unknown which were edited; nil if it is known.
 	Unanswered error
 }
 
-// DeadLetters lists dead letters, at most limit. It needs Redis; without Postgres
-// it is unknown which were edited.
-func (f *Fleet) DeadLetters(ctx context.Context, by Filter, limit int) (DeadLetterList, error) {
+// DeadLetters lists dead letters with IDs above after, at most limit; "" is from the
+// oldest. It needs Redis; without Postgres it is unknown which were edited.
+func (f *Fleet) DeadLetters(ctx context.Context, by Filter, after string, limit int) (DeadLetterList, error) {
 	out := DeadLetterList{Letters: []DeadLetter{}}
 	d, s, err := f.selected(ctx, by)
 	if err != nil {
 		return out, err
 	}
+	var from telemetry.EntryID
+	if after != "" {
+		if from, err = telemetry.ParseEntryID(after); err != nil {
+			return out, fault.Exitf(fault.Config, "page of dead letters: %w; begin at the first one", err)
+		}
+	}
 	var ids []telemetry.EntryID
-	err = d.each(ctx, s, func(l *protocol.DLQEntry) bool {
+	err = d.eachAfter(ctx, from, s, func(l *protocol.DLQEntry) bool {
 		if out.More = len(out.Letters) == limit; !out.More {
 			out.Letters, ids = append(out.Letters, deadLetterOf(l, false)), append(ids, l.ID)
 		}
@@ -376,7 +386,7 @@ func (f *Fleet) DeadLetters(ctx context.Context, by Filter, limit int) (DeadLett
 			out.Letters[i].IsEdited = new(edited[id])
 		}
 	}
-	if !out.More {
+	if !out.More && after == "" {
 		out.Missing = s.missing()
 	}
 	return out, nil

@@ -149,7 +149,11 @@ func (x Failing) String() string {
 	if all == 1 {
 		text = "1 entry cannot " + wrong + " and is tried again; it becomes a dead letter after the last attempt at about "
 	}
-	return text + x.Last.UTC().Format("15:04:05") + " UTC"
+	text += x.Last.UTC().Format("15:04:05") + " UTC"
+	if x.Unstored > 0 {
+		text += ", or later if Postgres refuses most others too"
+	}
+	return text
 }
 
 // PinnedSettings returns what the fleet has pinned.
@@ -321,7 +325,7 @@ func (f *Fleet) Fates(ctx context.Context, ids []string) (Fate, error) {
 		}
 	}
 	asking := context.WithoutCancel(ctx)
-	again, err := f.DeadLetters(asking, Filter{IDs: ids}, len(ids))
+	again, err := f.DeadLetters(asking, Filter{IDs: ids}, "", len(ids))
 	if err != nil {
 		return out, err
 	}

@@ -31,6 +31,6 @@ func TestAReplaySaysWhatItKept(t *testing.T) {
 func TestFailingEntriesSayWhatBecomesOfThem(t *testing.T) {
 	last := time.Date(2026, 11, 29, 15, 9, 1, 0, time.UTC)
 	require.Empty(t, Failing{}.String())
-	require.Equal(t, "1 entry cannot be stored and is tried again; it becomes a dead letter after the last attempt at about 15:09:01 UTC", Failing{Unstored: 1, Last: last}.String())
+	require.Equal(t, "1 entry cannot be stored and is tried again; it becomes a dead letter after the last attempt at about 15:09:01 UTC, or later if Postgres refuses most others too", Failing{Unstored: 1, Last: last}.String())
 	require.Contains(t, Failing{Unread: 1, Unstored: 1, Last: last}.String(), "2 entries cannot be read or stored")
 }
