@@ -62,14 +62,12 @@ setup-tests: ## The same, prometheus, whose promtool tests the alerts, and chrom
 
 .PHONY: run
 run: setup ## Show the service at work on servers of its own: make run ARGS="--once --json"
-	@test -d bin || echo 'building; the first time takes a minute'
-	@go build -o bin/ ./cmd/...
+	@scripts/build.sh ./cmd/...
 	@bin/loadtest demo $(ARGS)
 
 .PHONY: build
 build: ## Build the programs into bin/
-	@test -d bin || echo 'building; the first time takes a minute'
-	@go build -o bin/ ./cmd/... ./internal/devenv/cmd/...
+	@scripts/build.sh ./cmd/... ./internal/devenv/cmd/...
 
 .PHONY: test
 test: setup-tests data vet build ## Vet, build and run all tests with the race detector on real servers, three packages at once
