@@ -16,7 +16,7 @@ import (
 
 // mountConsole serves the console, unless it is off. It has connections of its own,
 // which it opens when a page is asked for: what people look at takes none from the
-// work. Of several streams it shows the first.
+// work.
 func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server *httpserver.Server, log *slog.Logger) error {
 	if cfg.Console.Mode == "off" {
 		return nil
@@ -25,18 +25,19 @@ func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server 
 	if err != nil {
 		return fault.Coded(fault.Config, err)
 	}
-	settings := settingsOf(cfg)
-	cfg = cfg.PerStream()[0]
+	var streams []console.Stream
+	for _, one := range cfg.PerStream() {
+		streams = append(streams, console.Stream{Stream: one.Redis.Stream, Group: one.Redis.Group, Open: func() (*operator.Fleet, error) {
+			return operator.Open(context.Background(), one, "console", string(m)) // it lives until it is closed
+		}})
+	}
 	c, err := console.New(console.Config{
-		Version: b.Version, Member: string(m), Stream: cfg.Redis.Stream, Group: cfg.Redis.Group, Tiles: cfg.Console.Tiles,
-		Open: func() (*operator.Fleet, error) {
-			return operator.Open(context.Background(), cfg, "console", string(m)) // it lives until it is closed
-		},
+		Version: b.Version, Member: string(m), Streams: streams, Tiles: cfg.Console.Tiles,
 		Auth: console.Auth{
 			Write: cfg.Console.Mode == "write", Token: cfg.Console.Token.Reveal(), Header: cfg.Console.UserHeader, Proxies: proxies,
 			Secret: cfg.Postgres.URL.Reveal() + " " + cfg.Redis.URL.Reveal(),
 		},
-		Settings: settings,
+		Settings: settingsOf(cfg),
 	}, log)
 	if err != nil {
 		return fault.Coded(fault.Config, err)

@@ -109,6 +109,13 @@ func TestActingNeedsProofAPageAReasonAndAConfirmation(t *testing.T) {
 		require.Contains(t, page, try.want, what)
 	}
 	require.Zero(t, holds())
+	for _, name := range []string{"old", "new"} { // P9: of what is replaced in many dead letters
+		long := url.Values{"token": {good}, "class": {"invalid"}, "old": {"a"}, "new": {"b"}}
+		long.Set(name, strings.Repeat("a", 2001))
+		status, page = v.post("actions/dlq-replace-dry-run", long)
+		require.Equal(t, http.StatusBadRequest, status)
+		require.Contains(t, page, "has at most 2000 bytes")
+	}
 	res, err := v.Get(v.base + "actions/pause?token=" + good)
 	require.NoError(t, err)
 	require.NoError(t, res.Body.Close())

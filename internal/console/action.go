@@ -42,6 +42,7 @@ type job struct {
 	Back     string // page to return to
 	Began    time.Time
 
+	root   string // of the console
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
@@ -57,7 +58,7 @@ type job struct {
 }
 
 // jobLink leads from a result to what it is about.
-type jobLink struct{ Text, Address string }
+type jobLink struct{ Text, Address string } // below the root of the console
 
 // nextStep is what can be done with the same form after a dry run.
 type nextStep struct {
@@ -86,15 +87,15 @@ func (j *job) link(text, path string, query url.Values) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.links) < maxLinks {
-		j.links = append(j.links, jobLink{text, Root + path + "?" + query.Encode()})
+		j.links = append(j.links, jobLink{text, path + "?" + query.Encode()})
 	}
 }
 
-// leadBack has the page of the job return elsewhere.
-func (j *job) leadBack(address string) {
+// leadBack has the page of the job return to another page.
+func (j *job) leadBack(path string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.Back = address
+	j.Back = j.root + path
 }
 
 // maxLinks bounds the links of a result.
@@ -186,8 +187,8 @@ func (s *jobs) halt() {
 	}
 }
 
-// actionRoutes adds the routes of operators.
-func (c *Console) actionRoutes(mux *http.ServeMux) {
+// signRoutes adds the routes to sign in and out.
+func (c *Console) signRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) { c.showSignIn(w, r, http.StatusOK, nil) })
 	mux.HandleFunc("POST "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
@@ -196,7 +197,7 @@ func (c *Console) actionRoutes(mux *http.ServeMux) {
 			c.showSignIn(w, r, http.StatusForbidden, err)
 			return
 		}
-		http.Redirect(w, r, Root, http.StatusSeeOther)
+		http.Redirect(w, r, c.root, http.StatusSeeOther)
 	})
 	mux.HandleFunc("POST "+Root+"sign-out/", func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
@@ -205,8 +206,12 @@ func (c *Console) actionRoutes(mux *http.ServeMux) {
 			return
 		}
 		c.guard.signOut(w)
-		http.Redirect(w, r, Root, http.StatusSeeOther)
+		http.Redirect(w, r, c.root, http.StatusSeeOther)
 	})
+}
+
+// actionRoutes adds the routes of operators.
+func (c *Console) actionRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+Root+"actions/{name}", c.act)
 	mux.HandleFunc("POST "+Root+"cancel/{id}", c.cancelJob)
 }
@@ -251,8 +256,8 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), jobFor) // it outlives the request
-	back := a.back(r)
-	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: back, Began: time.Now(), cancel: cancel}
+	back := a.back(r, c.root)
+	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: back, Began: time.Now(), root: c.root, cancel: cancel}
 	if err := c.jobs.add(j); err != nil {
 		cancel()
 		c.fail(w, r, http.StatusServiceUnavailable, err)
@@ -278,14 +283,14 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		j.mu.Unlock()
 		c.log.Info("action ended", "action", r.PathValue("name"), "operator", who, "err", err)
 	}()
-	http.Redirect(w, r, Root+"jobs/?id="+j.ID, http.StatusSeeOther)
+	http.Redirect(w, r, c.root+"jobs/?id="+j.ID, http.StatusSeeOther)
 }
 
 // back returns the page that a form came from, with what it keeps of it.
-func (a action) back(r *http.Request) string {
+func (a action) back(r *http.Request, root string) string {
 	page, err := url.Parse(r.PostFormValue("back"))
-	if err != nil || page.IsAbs() || page.Host != "" || !strings.HasPrefix(page.Path, Root) {
-		return Root
+	if err != nil || page.IsAbs() || page.Host != "" || !strings.HasPrefix(page.EscapedPath(), root) {
+		return root
 	}
 	q := page.Query()
 	for field, name := range a.keeps {
@@ -318,7 +323,7 @@ func (c *Console) cancelJob(w http.ResponseWriter, r *http.Request) {
 	j.halted = true
 	j.mu.Unlock()
 	j.cancel()
-	http.Redirect(w, r, Root+"jobs/?id="+j.ID, http.StatusSeeOther)
+	http.Redirect(w, r, c.root+"jobs/?id="+j.ID, http.StatusSeeOther)
 }
 
 var errNoJob = errors.New("this instance knows no such action: another one runs it, or it ended long ago")

@@ -97,7 +97,7 @@ func (o *operatorPage) next(action, question, reason, result string) {
 
 func (o *operatorPage) begin(action, button, question, reason string, values ...string) {
 	o.t.Helper()
-	form := fmt.Sprintf("form[action='/console/actions/%s'] ", action)
+	form := fmt.Sprintf("form[action$='/actions/%s'] ", action)
 	for i := 0; i+1 < len(values); i += 2 {
 		o.do(chromedp.SetValue(form+"[name="+values[i]+"]", values[i+1]))
 	}

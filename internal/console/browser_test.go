@@ -179,8 +179,8 @@ func newFleet(t *testing.T) *fleet {
 
 func (f *fleet) base() string { return "http://" + f.one.Addr() + "/console/" }
 
-// feed publishes moving devices until the test ends.
-func (f *fleet) feed(devices int) {
+// feed publishes so many moving devices, numbered from first, until the test ends.
+func (f *fleet) feed(first, devices int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	client := f.Client()
 	var feeding sync.WaitGroup
@@ -191,7 +191,7 @@ func (f *fleet) feed(devices int) {
 		for second := int64(0); ; second++ {
 			var list [][]string
 			for i := range devices {
-				list = append(list, servicetest.MovingRecord(fmt.Sprintf("35630704%07d", i), second*20+int64(i)))
+				list = append(list, servicetest.MovingRecord(fmt.Sprintf("35630704%07d", first+i), second*20+int64(i)))
 			}
 			for _, fields := range list {
 				args := []any{"xadd", f.Stream, "*"}
@@ -231,7 +231,7 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	b := open(t)
 	b.base = f.base()
 	f.Ask(0, nil, "geofence", "import", servicetest.File(t, strings.ReplaceAll(fences, `\u0000`, "")))
-	f.feed(40)
+	f.feed(0, 40)
 	var bad [][]string
 	for i, text := range hostile {
 		bad = append(bad, servicetest.InvalidRecord(text, int64(i)), []string{"device_id", text, "codec", text, "ts", "1", "payload", "{" + text}, servicetest.Record(text, int64(i)))
@@ -253,6 +253,7 @@ func TestEveryScreenShowsARunningFleetAndHostileTextAsText(t *testing.T) {
 	b.await("document.getElementById('verdict').innerText", "several entries failed alike") // the incident of alike failures
 	b.await("document.getElementById('members').innerText", "two.")
 	require.Contains(t, b.text(), "leader")
+	require.Equal(t, "0 telemetry:teltonika · processor", b.eval("document.querySelectorAll('.switch, a[href*=streams]').length + ' ' + document.querySelector('.scope').innerText"), "there is one stream")
 	b.picture("overview", 1280)
 	point := regexp.MustCompile(`^\d\d:\d\d:\d\d UTC · in \S+ /s · finished \S+ /s$`)
 	testenv.Wait(t, 40*time.Second, func() error { // of the first sample the rates are unknown
@@ -331,7 +332,7 @@ func TestAnInstanceIsFrozenAndKilledAndServersAreAwayWhileAPageIsOpen(t *testing
 	f := newFleet(t)
 	b := open(t)
 	b.base = f.base()
-	f.feed(10)
+	f.feed(0, 10)
 	b.visit("shards/")
 	b.await("document.querySelector('table.shards').innerText", "two.")
 	owners := "[...document.querySelectorAll('table.shards tbody tr')].map(r => r.cells[1].innerText.trim().slice(1).trim().split('.')[0]).join()"

@@ -56,8 +56,8 @@ func rangesOf(r *http.Request, path string) ranges {
 // All returns what can be chosen.
 func (ranges) All() []time.Duration { return spans }
 
-// Link returns the address of the page with a span.
-func (x ranges) Link(span time.Duration) string { return Root + x.Path + "?span=" + span.String() }
+// Link returns the page with a span, below the root.
+func (x ranges) Link(span time.Duration) string { return x.Path + "?span=" + span.String() }
 
 // spanOf returns how much of the past is shown: what is chosen, an hour, or less of a
 // fleet that is younger.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"html/template"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -15,22 +16,28 @@ import (
 	"github.com/trmtracking/processor/internal/store"
 )
 
-// Root is the path under which the console is served.
+// Root is the path under which the console is served, and each handler of a console sees
+// its pages, whatever path of its own a stream has.
 const Root = "/console/"
 
 // Config configures a Console.
 type Config struct {
 	Version string // of this instance, and its member name
 	Member  string
-	Stream  string
-	Group   string
-	// Open connects to the fleet as an operator. It contacts no server yet.
-	Open func() (*operator.Fleet, error)
-	Auth Auth
+	Streams []Stream // in the order of the list
+	Auth    Auth
 	// Settings is the configuration of this instance, without secrets.
 	Settings []Setting
 	// Tiles is the address of a tile server with {z}, {x} and {y}; "" draws vectors only.
 	Tiles string
+}
+
+// Stream is a stream that is shown.
+type Stream struct {
+	Stream string
+	Group  string
+	// Open connects to its fleet as an operator. It contacts no server yet.
+	Open func() (*operator.Fleet, error)
 }
 
 // Setting is one variable with its value in effect.
@@ -46,16 +53,20 @@ const maxShards = 4096
 // closeAfter is how long connections outlive the last question.
 const closeAfter = time.Minute
 
-// Console serves the pages. Run must be called for its streams to end with the
-// service.
+// Console serves the pages of one stream.
 type Console struct {
-	cfg Config
-	log *slog.Logger
+	cfg    Config
+	stream Stream
+	root   string // the path under which it is served
+	log    *slog.Logger
 
-	pages map[string]*page
-	hub   *hub
-	jobs  jobs
-	guard *guard
+	pages     map[string]*page
+	templates *template.Template
+	hub       *hub // of all streams
+	jobs      jobs
+	guard     *guard     // of all streams
+	beside    []*Console // all streams, itself among them; nil if there is one
+	all       []*Console // of the page of all streams: these; otherwise nil
 
 	redis    *cached[operator.RedisView]
 	postgres *cached[operator.PostgresView]
@@ -90,13 +101,9 @@ type Console struct {
 	closed bool
 }
 
-// New returns a console. It contacts nothing.
-func New(cfg Config, log *slog.Logger) (*Console, error) {
-	c := &Console{cfg: cfg, log: log.With("component", "console")}
-	var err error
-	if c.guard, err = newGuard(cfg.Auth); err != nil {
-		return nil, err
-	}
+// newConsole returns the console of a stream. It contacts nothing.
+func newConsole(cfg Config, stream Stream, root string, g *guard, h *hub, log *slog.Logger) *Console {
+	c := &Console{cfg: cfg, stream: stream, root: root, templates: templatesOf(root), guard: g, hub: h, log: log}
 	c.redis = newCached(freshness, func(ctx context.Context) (v operator.RedisView, err error) {
 		err = c.with(func(f *operator.Fleet) error {
 			v, err = f.RedisView(ctx, c.shardNumber())
@@ -132,9 +139,8 @@ func New(cfg Config, log *slog.Logger) (*Console, error) {
 		err = c.with(func(f *operator.Fleet) error { list, err = f.PinnedSettings(ctx); return err })
 		return list, err
 	})
-	c.hub = newHub()
 	c.pages = c.allPages()
-	return c, nil
+	return c
 }
 
 // shardNumber is the pinned number of shards, or one above it.
@@ -184,7 +190,7 @@ func (c *Console) connect() (*operator.Fleet, error) {
 		return nil, errClosed
 	}
 	if c.fleet == nil {
-		fleet, err := c.cfg.Open()
+		fleet, err := c.stream.Open()
 		if err != nil {
 			return nil, err
 		}
@@ -202,24 +208,35 @@ func (c *Console) connect() (*operator.Fleet, error) {
 	return c.fleet, nil
 }
 
-// Handler returns the handler of everything under Root.
-func (c *Console) Handler() http.Handler {
+// handler returns the handler of everything under Root.
+func (c *Console) handler() *http.ServeMux {
+	mux := c.plainRoutes()
+	mux.HandleFunc("GET "+Root+"export/dead-letters.ndjson", c.exportLetters)
+	mux.HandleFunc("GET "+Root+"track.json", c.serveTrack)
+	c.actionRoutes(mux)
+	return mux
+}
+
+// plainRoutes are those that need no fleet.
+func (c *Console) plainRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	for path := range c.pages {
 		mux.HandleFunc("GET "+Root+path+"{$}", func(w http.ResponseWriter, r *http.Request) { c.servePage(w, r, c.pages[path]) })
 	}
 	mux.HandleFunc("GET "+Root+"events/{page...}", c.serveEvents)
 	mux.HandleFunc("GET "+Root+"assets/{file}", serveAsset)
-	mux.HandleFunc("GET "+Root+"export/dead-letters.ndjson", c.exportLetters)
-	mux.HandleFunc("GET "+Root+"track.json", c.serveTrack)
 	mux.HandleFunc("GET "+Root+"runbook/{page}", c.serveRunbook)
-	c.actionRoutes(mux)
+	c.signRoutes(mux)
 	mux.HandleFunc(Root, func(w http.ResponseWriter, r *http.Request) {
-		c.fail(w, r, http.StatusNotFound, errors.New("there is no such page"))
+		c.fail(w, r, http.StatusNotFound, c.noPage())
 	})
 	mux.Handle("GET /console", http.RedirectHandler(Root, http.StatusMovedPermanently))
-	return secured(c.cfg.Tiles, mux)
+	return mux
 }
 
-// Clients returns the number of streams that are open.
-func (c *Console) Clients() int { return c.hub.count() }
+func (c *Console) noPage() error {
+	if c.all != nil {
+		return errors.New("of all streams together there is no such page: choose a stream")
+	}
+	return errors.New("there is no such page")
+}

@@ -133,7 +133,7 @@ type actor struct {
 
 func (c *Console) actor(r *http.Request) actor {
 	_, token := c.guard.session(nil, r)
-	back := Root + strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, Root), "events/")
+	back := c.root + strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, Root), "events/")
 	if r.URL.RawQuery != "" {
 		back += "?" + r.URL.RawQuery
 	}
@@ -143,7 +143,7 @@ func (c *Console) actor(r *http.Request) actor {
 func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
 	f := filterOf(q)
-	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r), Export: Root + "export/dead-letters.ndjson"}
+	d := lettersData{view: c.view(ctx, slowest), Filter: f, IDs: strings.Join(f.IDs, " "), Chosen: !f.Empty(), Classes: telemetry.Classes(), Actor: c.actor(r), Export: "export/dead-letters.ndjson"}
 	d.Old, d.New, d.Regexp = q.Get("old"), q.Get("new"), q.Get("regexp") != ""
 	d.Groups = c.groups.get(ctx)
 	d.Waiting = c.deferred.get(ctx)
@@ -176,14 +176,14 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 // All returns the number of entries that wait for another attempt.
 func (d lettersData) All() int64 { return max(d.Postgres.Value.Deferred, int64(len(d.Waiting.Value))) }
 
-// PageLink returns the address of the page of the list behind a dead letter; "" is
-// the first page.
+// PageLink returns the page of the list behind a dead letter, below the root; "" is the
+// first page.
 func (d lettersData) PageLink(after string) string {
 	v := maps.Clone(d.query)
 	if after != "" {
 		v.Set("after", after)
 	}
-	return Root + "dead-letters/?" + v.Encode() + "#letter-list"
+	return "dead-letters/?" + v.Encode() + "#letter-list"
 }
 
 // PageSize returns the number of dead letters of a page.
@@ -197,9 +197,9 @@ func (d lettersData) Next() string {
 	return ""
 }
 
-// EntryLink returns the address of the page of such an entry.
+// EntryLink returns the page of such an entry, below the root.
 func (lettersData) EntryLink(id string) string {
-	return Root + "dead-letters/deferred/?" + url.Values{"entry": {id}}.Encode()
+	return "dead-letters/deferred/?" + url.Values{"entry": {id}}.Encode()
 }
 
 // deferredData is what the page of an entry that waits for another attempt shows.
@@ -468,7 +468,7 @@ func tellRetry(ctx context.Context, f *operator.Fleet, j *job, by operator.Filte
 // and to the next one.
 func leadOn(ctx context.Context, f *operator.Fleet, j *job, l operator.Retry) {
 	j.say("replayed as entry " + l.As)
-	j.leadBack(Root + "dead-letters/")
+	j.leadBack("dead-letters/")
 	if l.Device != "" {
 		j.link("device "+l.Device, "devices/", url.Values{"device": {l.Device}})
 	}

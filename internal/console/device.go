@@ -94,7 +94,7 @@ func (c *Console) device(ctx context.Context, r *http.Request) (any, error) {
 	if w := d.Track.Value; d.Track.Known() {
 		span := w.To.Sub(w.From)
 		link := func(from, to time.Time) string {
-			return Root + "devices/?" + url.Values{"device": {d.ID}, "from": {from.UTC().Format(inputTime)}, "to": {to.UTC().Format(inputTime)}}.Encode()
+			return "devices/?" + url.Values{"device": {d.ID}, "from": {from.UTC().Format(inputTime)}, "to": {to.UTC().Format(inputTime)}}.Encode()
 		}
 		d.Earlier, d.Later = link(w.From.Add(-span), w.From), link(w.To, w.To.Add(span))
 	}
@@ -128,9 +128,9 @@ func (c *Console) crossing(ctx context.Context, r *http.Request) (any, error) {
 	return d, nil
 }
 
-// CrossingLink returns the address of the page of a crossing.
+// CrossingLink returns the page of a crossing, below the root.
 func (d deviceData) CrossingLink(x store.CrossingRow) string {
-	return Root + "devices/crossing/?" + url.Values{"device": {d.ID}, "fence": {x.Fence}, "at": {x.At.UTC().Format(time.RFC3339Nano)}}.Encode()
+	return "devices/crossing/?" + url.Values{"device": {d.ID}, "fence": {x.Fence}, "at": {x.At.UTC().Format(time.RFC3339Nano)}}.Encode()
 }
 
 // EntriesAt names the entries of a fix.

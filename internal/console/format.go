@@ -26,6 +26,7 @@ var functions = template.FuncMap{
 	"dict":    dict,
 	"count":   func(n int, thing string) string { return cli.Count(n, thing) },
 	"yes":     func(b *bool) bool { return b != nil && *b },
+	"root":    func() string { return Root }, // each console has its own
 	"inc":     func(n int) int { return n + 1 },
 }
 

@@ -218,13 +218,13 @@ func (c *Console) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query := r.URL.Query().Encode()
-	topic := name + "?" + query
+	topic := c.root + name + "?" + query
 	if len(topic) > maxTopic {
 		c.fail(w, r, http.StatusRequestURITooLong, errors.New("the address is too long"))
 		return
 	}
 	client := c.hub.join(r.Context(), topic, p.every, func(running context.Context) renderer {
-		render := func(ctx context.Context) (update, error) { return p.parts(r.WithContext(ctx), false) }
+		render := func(ctx context.Context) (update, error) { return c.parts(p, r.WithContext(ctx), false) }
 		if p.follow != nil {
 			return p.follow(running, render)
 		}

@@ -299,7 +299,7 @@ type verdict struct {
 	What  string
 	Do    string // "" when there is nothing to do
 	Page  string // of the runbook
-	Link  string // address where one acts, and what is there; "" for none
+	Link  string // where one acts, below the root of the console, and what is there; "" for none
 	There string
 }
 
@@ -307,19 +307,19 @@ func verdictOf(level, what, do, page string) verdict {
 	return verdict{Level: level, What: what, Do: do, Page: page}
 }
 
-// pageOf returns where one acts on an incident, and what is there.
+// pageOf returns where one acts on an incident, below the root of the console, and what is there.
 func pageOf(i operator.Incident) (address, there string) {
 	switch i.Kind {
 	case protocol.SilentMember, protocol.StalledMember:
-		return Root + "#members", "members"
+		return "#members", "members"
 	case protocol.StalledShard, protocol.QuarantinedShard:
-		return Root + "shards/", "shards"
+		return "shards/", "shards"
 	case protocol.DeadLettersAlike:
-		return Root + "dead-letters/?" + url.Values{"fingerprint": {i.Subject}}.Encode(), "these dead letters"
+		return "dead-letters/?" + url.Values{"fingerprint": {i.Subject}}.Encode(), "these dead letters"
 	case protocol.GroupLost, protocol.RedisLost, protocol.RedisFailedOver:
-		return Root + "incidents/#ledger", "ledger of losses"
+		return "incidents/#ledger", "ledger of losses"
 	}
-	return Root + "incidents/?open=yes", "its detail"
+	return "incidents/?open=yes", "its detail"
 }
 
 // maxVerdicts bounds what is listed beside the verdict.
@@ -337,7 +337,7 @@ func (v view) Others() []verdict {
 }
 
 func failingVerdict(text string) verdict {
-	return verdict{"warn", text, "see what is wrong with them: the sender, or this version", "ProcessorDeadLetters", Root + "dead-letters/#deferred-list", "these entries"}
+	return verdict{"warn", text, "see what is wrong with them: the sender, or this version", "ProcessorDeadLetters", "dead-letters/#deferred-list", "these entries"}
 }
 
 // incidentVerdicts lists the open incidents, errors first.

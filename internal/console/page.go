@@ -19,7 +19,12 @@ import (
 //go:embed templates assets
 var files embed.FS
 
+// templates are never executed themselves: those of a console know its root.
 var templates = template.Must(template.New("").Funcs(functions).ParseFS(files, "templates/*.html"))
+
+func templatesOf(root string) *template.Template {
+	return template.Must(templates.Clone()).Funcs(template.FuncMap{"root": func() string { return root }})
+}
 
 // page is one screen.
 type page struct {
@@ -46,11 +51,13 @@ type frame struct {
 	Title, Nav, Events, Token, Stream, Group, Member, Version string
 	Operator                                                  string // who may act here; "" for nobody
 	CanAct, MustSignIn, SignedIn                              bool
+	Streams                                                   []streamLink // of several, each with this screen
+	All                                                       bool         // it is of all streams
 	Parts                                                     []part
 }
 
 // parts renders the parts of a page.
-func (p *page) parts(r *http.Request, whole bool) (update, error) {
+func (c *Console) parts(p *page, r *http.Request, whole bool) (update, error) {
 	data, err := p.data(r.Context(), r)
 	if err != nil {
 		return nil, err
@@ -61,7 +68,7 @@ func (p *page) parts(r *http.Request, whole bool) (update, error) {
 			continue
 		}
 		var b bytes.Buffer
-		if err := templates.ExecuteTemplate(&b, name, data); err != nil {
+		if err := c.templates.ExecuteTemplate(&b, name, data); err != nil {
 			return nil, fmt.Errorf("show %s: %w", name, err)
 		}
 		u[name] = b.String()
@@ -71,14 +78,15 @@ func (p *page) parts(r *http.Request, whole bool) (update, error) {
 
 // servePage renders a whole page.
 func (c *Console) servePage(w http.ResponseWriter, r *http.Request, p *page) {
-	u, err := p.parts(r, true)
+	u, err := c.parts(p, r, true)
 	if err != nil {
 		c.fail(w, r, http.StatusInternalServerError, err)
 		return
 	}
 	f := c.frame(w, r, p.title, p.nav)
+	f.Streams = c.switchTo(p)
 	if p.every > 0 {
-		f.Events = Root + "events/" + p.path
+		f.Events = c.root + "events/" + p.path
 		if q := r.URL.Query().Encode(); q != "" {
 			f.Events += "?" + q
 		}
@@ -91,7 +99,7 @@ func (c *Console) servePage(w http.ResponseWriter, r *http.Request, p *page) {
 
 // frame returns the layout for a request.
 func (c *Console) frame(w http.ResponseWriter, r *http.Request, title, nav string) frame {
-	f := frame{Title: title, Nav: nav, Stream: c.cfg.Stream, Group: c.cfg.Group, Member: c.cfg.Member, Version: c.cfg.Version}
+	f := frame{Title: title, Nav: nav, Stream: c.stream.Stream, Group: c.stream.Group, Member: c.cfg.Member, Version: c.cfg.Version, All: c.all != nil, Streams: c.switchTo(nil)}
 	f.CanAct = c.guard.open()
 	f.Operator, f.Token = c.guard.session(w, r)
 	_, err := r.Cookie(cookieName)
@@ -102,7 +110,7 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, title, nav strin
 
 func (c *Console) render(w http.ResponseWriter, status int, f frame) {
 	var b bytes.Buffer
-	if err := templates.ExecuteTemplate(&b, "layout", f); err != nil {
+	if err := c.templates.ExecuteTemplate(&b, "layout", f); err != nil {
 		c.log.Error("showing a page failed", "err", err)
 		http.Error(w, "this page cannot be shown; the log says why", http.StatusInternalServerError)
 		return
@@ -122,7 +130,7 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, status int, err e
 // html renders one template.
 func (c *Console) html(name string, data any) template.HTML {
 	var b bytes.Buffer
-	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
+	if err := c.templates.ExecuteTemplate(&b, name, data); err != nil {
 		c.log.Error("showing a page failed", "part", name, "err", err)
 	}
 	return template.HTML(b.String()) //nolint:gosec // made by html/template
