@@ -31,11 +31,14 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure rate, latency, CPU and memory against what the servers can do alone",
 		Long: `Starts private servers, measures what they can do with the same rows (COPY,
 INSERT, group read and ack), then what the service does, alternately, and prints the
-medians beside the targets. A target that is missed is no error: it says more
+medians beside the targets. With --streams it measures, by turns, what a record costs
+with so many streams instead. A target that is missed is no error: it says more
 about the machine than about a commit, unless both are compared.`,
 		Example: `  loadtest bench --json
   loadtest bench --short
-  loadtest bench --rounds 1 --profile profiles`,
+  loadtest bench --rounds 1 --profile profiles
+  loadtest bench --streams 1,2,4,8 --instances 1,2,3
+  loadtest bench --streams 3,6 --cluster`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runBench(cmd, f) },
 	}
@@ -45,6 +48,9 @@ about the machine than about a commit, unless both are compared.`,
 	flags.IntVar(&f.cfg.Devices, "devices", 1000, "devices of the fleet")
 	flags.IntVar(&f.cfg.Rounds, "rounds", 3, "how often to take ceilings and backlogs alternately")
 	flags.DurationVar(&f.cfg.Window, "window", 10*time.Second, "how long to measure each steady load")
+	flags.IntSliceVar(&f.cfg.Streams, "streams", nil, "numbers of streams, the first of which the others are compared with: only they are measured")
+	flags.IntSliceVar(&f.cfg.Instances, "instances", nil, "with --streams: numbers of instances (default 1)")
+	flags.BoolVar(&f.cfg.Cluster, "cluster", false, "with --streams: on a Redis Cluster of three masters, spread over them")
 	flags.BoolVar(&f.short, "short", false, "one round with fewer entries and shorter loads, unless told otherwise")
 	flags.StringVar(&f.cfg.Profile, "profile", "", "keep CPU and allocation profiles of the backlogs in this `folder` (they cost a little)")
 	flags.BoolVar(&f.json, "json", false, "print everything as one last line of JSON")
@@ -105,6 +111,11 @@ func printBench(out io.Writer, r *bench.Result) {
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) }
 	line("%s entries, %s devices, seed %d, %d cores, load average %s, %.0f s\n",
 		cli.Thousands(int64(r.Entries)), cli.Thousands(int64(r.Devices)), r.Seed, r.Cores, r.Load, r.Seconds)
+	if len(r.Streams) > 0 {
+		printStreamsBench(line, r)
+		_ = t.Flush()
+		return
+	}
 	line("what\tmedian\tspread\tto COPY\trounds")
 	for _, s := range []struct {
 		what   string
@@ -138,11 +149,24 @@ func printBench(out io.Writer, r *bench.Result) {
 	for _, s := range r.Steady {
 		line("%s\t%.1f\t%.1f\t%.1f\t%.1f, %.1f, %.1f", cli.Thousands(int64(s.Rate)), s.P50, s.P99, s.P999, s.CPU, s.Redis, s.Postgres)
 	}
+	printTargets(line, r)
+	_ = t.Flush()
+}
+
+func printTargets(line func(format string, args ...any), r *bench.Result) {
 	line("\ntarget\tmeasured\taim\tbound\treached")
 	for _, g := range r.Targets() {
 		line("%s\t%.2f\t%g\t%g\t%s", g.What, g.Value, g.Aim, g.Bound, g.Verdict())
 	}
-	_ = t.Flush()
+}
+
+func printStreamsBench(line func(format string, args ...any), r *bench.Result) {
+	line("instances\tstreams\trecords/s\tservice us\tto the first\tRedis us\tto the first\tbusiest node\tPostgres us\ta commit\trounds of the service")
+	for _, s := range r.Streams {
+		line("%d\t%d\t%s\t%.2f\t%.3f\t%.2f\t%.3f\t%.2f\t%.2f\t%.0f\t%.2f", s.Instances, s.Streams, cli.Thousands(int64(s.Rate.Median)),
+			s.OwnCPU.Median, s.OwnRatio.Median, s.RedisCPU.Median, s.RedisRatio.Median, s.Busiest.Median, s.PostgresCPU.Median, s.PerCommit.Median, s.OwnCPU.Values)
+	}
+	printTargets(line, r)
 }
 
 // rates shows some on one line.

@@ -26,10 +26,11 @@ type drainResult struct {
 	own       float64
 	redis     float64
 	postgres  float64
-	perCommit float64 // records
-	mallocs   float64 // of the service, a record
-	peak      float64 // MB, of the largest instance
-	first     float64 // seconds from start to the first commit
+	perCommit float64   // records
+	mallocs   float64   // of the service, a record
+	peak      float64   // MB, of the largest instance
+	first     float64   // seconds from start to the first commit
+	nodes     []float64 // of Redis, each
 }
 
 // pollInterval is how exactly a rate is known: often enough for some seconds, seldom
@@ -42,6 +43,7 @@ type spent struct {
 	outstanding int64
 	own         time.Duration
 	redis       time.Duration
+	nodes       []time.Duration // of Redis
 	postgres    time.Duration
 	told        told // by the instances, in all
 }
@@ -105,7 +107,8 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 // look how much is left each time; an error of look ends the waiting.
 func awaitDrained(ctx context.Context, g *testbed.Servers, line *testbed.Cluster, look func(outstanding int64, now time.Time) error) error {
 	moved, least := time.Now(), int64(math.MaxInt64)
-	return testbed.Until(ctx, pollInterval, func() error {
+	// Each stream is asked: with several of them all together as often.
+	return testbed.Until(ctx, pollInterval*time.Duration(len(g.All())), func() error {
 		for _, in := range line.Current() {
 			if in.Gone() {
 				return testbed.GiveUp(fmt.Errorf("instance %s ended by itself (%w), its log ends with:\n%s", in.Name, in.Err, in.Tail(3)))
@@ -141,6 +144,9 @@ func resultBetween(from, to spent, entries int64) (w drainResult, err error) {
 	each := func(from, to time.Duration) float64 { return float64((to - from).Microseconds()) / records }
 	w.rate = records / to.at.Sub(from.at).Seconds()
 	w.own, w.redis, w.postgres = each(from.own, to.own), each(from.redis, to.redis), each(from.postgres, to.postgres)
+	for i := range to.nodes {
+		w.nodes = append(w.nodes, each(from.nodes[i], to.nodes[i]))
+	}
 	w.mallocs = (to.told.mallocs - from.told.mallocs) / records
 	if commits := to.told.commits - from.told.commits; commits > 0 {
 		w.perCommit = (to.told.records - from.told.records) / commits
@@ -172,7 +178,11 @@ func stored(ctx context.Context, line *testbed.Cluster) bool {
 }
 
 func (b *run) spent(ctx context.Context, line *testbed.Cluster, outstanding int64, at time.Time) spent {
-	s := spent{at: at, outstanding: outstanding, redis: testbed.CPUOf(b.env.Redis.PID()), postgres: cpuOfTree(b.env.Postgres.PID())}
+	s := spent{at: at, outstanding: outstanding, postgres: cpuOfTree(b.env.Postgres.PID())}
+	for _, node := range b.nodes() {
+		s.nodes = append(s.nodes, testbed.CPUOf(node.PID()))
+		s.redis += s.nodes[len(s.nodes)-1]
+	}
 	for _, in := range line.Current() {
 		s.own += testbed.CPUOf(in.Cmd.Process.Pid)
 		t := selfReport(ctx, in)
@@ -197,10 +207,11 @@ func selfReport(ctx context.Context, in *testbed.Instance) (t told) {
 		return t
 	}
 	for _, m := range families["go_memstats_mallocs_total"].GetMetric() {
-		t.mallocs = m.GetCounter().GetValue()
+		t.mallocs += m.GetCounter().GetValue()
 	}
 	for _, m := range families["processor_pipeline_batch_records"].GetMetric() {
-		t.records, t.commits = m.GetHistogram().GetSampleSum(), float64(m.GetHistogram().GetSampleCount())
+		t.records += m.GetHistogram().GetSampleSum()
+		t.commits += float64(m.GetHistogram().GetSampleCount())
 	}
 	return t
 }

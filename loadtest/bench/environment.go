@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -44,7 +45,7 @@ type run struct {
 }
 
 func (b *run) open(ctx context.Context) (err error) {
-	b.env, err = devenv.Start(ctx, devenv.Options{Redis: true, Postgres: true})
+	b.env, err = devenv.Start(ctx, devenv.Options{Redis: !b.cfg.Cluster, Cluster: b.cfg.Cluster, Postgres: true})
 	if err != nil {
 		return fmt.Errorf("start servers: %w", err)
 	}
@@ -167,16 +168,27 @@ func (b *run) inRound(ctx context.Context, measure func(*testbed.Servers) (drain
 
 // on measures the service on a database that exists, with Redis empty.
 func (b *run) on(ctx context.Context, database string, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
+	return b.onStreams(ctx, database, []string{"telemetry:bench"}, measure)
+}
+
+func (b *run) onStreams(ctx context.Context, database string, names []string, measure func(*testbed.Servers) (drainResult, error)) (w drainResult, err error) {
 	if err := b.emptyRedis(ctx); err != nil {
 		return w, err
 	}
-	g := &testbed.Servers{
-		RedisURL: b.env.Redis.URL(), PostgresURL: b.database(database),
-		Stream: "telemetry:bench", Group: "processor",
+	var g *testbed.Servers
+	for _, name := range slices.Backward(names) {
+		var others []*testbed.Servers
+		if g != nil {
+			others = append([]*testbed.Servers{g}, g.Others...)
+			g.Others = nil
+		}
+		g = &testbed.Servers{RedisURL: b.redisURL(), PostgresURL: b.database(database), Stream: name, Group: "processor", Others: others}
 	}
 	defer func() { err = errors.Join(err, g.Close(context.WithoutCancel(ctx))) }()
-	if err := g.Connect(ctx); err != nil {
-		return w, err
+	for _, s := range g.All() {
+		if err := s.Connect(ctx); err != nil {
+			return w, err
+		}
 	}
 	return measure(g)
 }

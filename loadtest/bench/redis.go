@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/trmtracking/processor/internal/cli"
+	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
@@ -23,12 +24,8 @@ type raw struct {
 	in   *bufio.Reader
 }
 
-func (b *run) dialRedis(ctx context.Context) (*raw, error) {
-	u, err := url.Parse(b.env.Redis.URL())
-	if err != nil {
-		return nil, fmt.Errorf("read the URL of Redis: %w", err)
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", u.Host)
+func (b *run) dialRedis(ctx context.Context, node *devenv.Server) (*raw, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", node.Addr())
 	if err != nil {
 		return nil, fmt.Errorf("dial Redis: %w", err)
 	}
@@ -120,19 +117,70 @@ func (r *raw) reply(depth int, first bool, ids *[]string) error {
 	return err
 }
 
-func (b *run) emptyRedis(ctx context.Context) (err error) {
-	r, err := b.dialRedis(ctx)
-	if err != nil {
-		return err
+// redisURL returns the URL of the server, or of the Cluster.
+func (b *run) redisURL() string {
+	if b.cfg.Cluster {
+		return b.env.Cluster.URL()
 	}
-	defer func() { err = errors.Join(err, r.conn.Close()) }()
-	_, err = r.do("flushall")
-	return err
+	return b.env.Redis.URL()
 }
 
-// fill appends entries and has the server rewrite its append-only file, so that
-// none of that work is left over for what is measured.
-func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) (err error) {
+// nodes returns the server, or the masters of the Cluster.
+func (b *run) nodes() []*devenv.Server {
+	if b.cfg.Cluster {
+		return b.env.Cluster.Nodes()[:masters]
+	}
+	return []*devenv.Server{b.env.Redis}
+}
+
+// eachNode calls do with a connection to each node.
+func (b *run) eachNode(ctx context.Context, do func(r *raw) error) error {
+	for _, node := range b.nodes() {
+		r, err := b.dialRedis(ctx, node)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(do(r), r.conn.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *run) emptyRedis(ctx context.Context) error {
+	return b.eachNode(ctx, func(r *raw) error {
+		_, err := r.do("flushall")
+		return err
+	})
+}
+
+// fill appends entries, each to the stream of its device, and has the servers rewrite
+// their append-only files, so that none of that work is left over for what is measured.
+func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) error {
+	streams := g.All()
+	of := make([][][]string, len(streams))
+	for _, e := range entries {
+		n := telemetry.StreamOf(fieldOf(e, telemetry.FieldDeviceID), len(streams))
+		of[n] = append(of[n], e)
+	}
+	for i, s := range streams {
+		if err := b.append(ctx, s, of[i]); err != nil {
+			return err
+		}
+	}
+	return b.eachNode(ctx, func(r *raw) error { return rewritten(ctx, r) })
+}
+
+func fieldOf(fields []string, name string) string {
+	for i := 0; i+1 < len(fields); i += 2 {
+		if fields[i] == name {
+			return fields[i+1]
+		}
+	}
+	return ""
+}
+
+func (b *run) append(ctx context.Context, g *testbed.Servers, entries [][]string) error {
 	for rest := entries; len(rest) > 0; {
 		n := min(benchPipe, len(rest))
 		if _, err := g.Publisher.Publish(ctx, rest[:n]); err != nil {
@@ -140,11 +188,11 @@ func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) 
 		}
 		rest = rest[n:]
 	}
-	r, err := b.dialRedis(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.conn.Close()) }()
+	return nil
+}
+
+// rewritten waits until the server has rewritten its append-only file.
+func rewritten(ctx context.Context, r *raw) error {
 	asked := false
 	return testbed.Within(ctx, testbed.JudgeTimeout, pollInterval, func() error {
 		text, err := r.persistence()
@@ -190,7 +238,7 @@ func (b *run) readAndAck(ctx context.Context) (rate float64, err error) {
 }
 
 func (b *run) readAll(ctx context.Context, g *testbed.Servers) (rate float64, err error) {
-	r, err := b.dialRedis(ctx)
+	r, err := b.dialRedis(ctx, b.env.Redis)
 	if err != nil {
 		return 0, err
 	}

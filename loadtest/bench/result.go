@@ -18,7 +18,7 @@ type Series struct {
 }
 
 func (s *Series) add(v float64) {
-	digits := 2
+	digits := 3
 	if v >= 1000 {
 		digits = 0
 	}
@@ -75,6 +75,9 @@ type Result struct {
 	ToCopyOne       Series   `json:"one_to_copy"`
 	ToCopyTwo       Series   `json:"two_to_copy"`
 	Steady          []Steady `json:"steady"`
+
+	// Streams is measured instead of the rest, where it was asked for.
+	Streams []StreamsResult `json:"streams,omitempty"`
 }
 
 func newResult(cfg Config) *Result {
@@ -148,6 +151,9 @@ func (t Target) Verdict() string {
 
 // Targets returns those of a machine with two cores that carries everything.
 func (r *Result) Targets() []Target {
+	if len(r.Streams) > 0 {
+		return r.streamTargets()
+	}
 	targets := []Target{
 		{"backlog, one instance, to the COPY ceiling", r.RatioOne, .60, .50, true},
 		{"backlog, two instances, to the COPY ceiling", r.RatioTwo, .45, .38, true},

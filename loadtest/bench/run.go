@@ -24,6 +24,9 @@ type Config struct {
 	Rates     []float64     // of the steady load, records a second
 	WarmUp    time.Duration // of the steady load, not measured
 	Window    time.Duration // of the steady load, measured
+	Streams   []int         // numbers of streams that share a backlog: these are measured instead of the rest
+	Instances []int         // that drain it
+	Cluster   bool          // the streams are on a Redis Cluster, spread over its masters
 	Profile   string        // folder for profiles of the instances, empty for none
 	Seed      uint64
 	Dir       string    // for logs of the instances; must exist
@@ -40,6 +43,12 @@ func (c Config) Check() error {
 		return fmt.Errorf("devices %d: want 1 to the number of entries, %d", c.Devices, c.Entries)
 	case c.Rounds < 1:
 		return fmt.Errorf("rounds %d: want at least 1", c.Rounds)
+	case (c.Cluster || len(c.Instances) > 0) && len(c.Streams) == 0:
+		return errors.New("--instances and --cluster are of --streams: say how many there are, such as --streams 1,2,4,8")
+	case slices.ContainsFunc(c.Streams, func(n int) bool { return n < 1 || n > 16 }):
+		return fmt.Errorf("streams %v: want 1 to 16 each", c.Streams)
+	case slices.ContainsFunc(c.Instances, func(n int) bool { return n < 1 || n > 8 }):
+		return fmt.Errorf("instances %v: want 1 to 8 each", c.Instances)
 	case c.Window < time.Second:
 		return fmt.Errorf("window %s: want at least 1s", c.Window)
 	}
@@ -59,6 +68,13 @@ func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 	defer func() { err = errors.Join(err, b.env.Close()) }()
 	if err := b.prepare(ctx); err != nil {
 		return nil, err
+	}
+	if len(cfg.Streams) > 0 {
+		if err := b.severalStreams(ctx); err != nil {
+			return nil, err
+		}
+		b.res.finish(time.Since(began))
+		return b.res, nil
 	}
 	if err := b.redisCeiling(ctx); err != nil {
 		return nil, err
