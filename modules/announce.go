@@ -2,6 +2,7 @@ package modules
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -37,11 +38,14 @@ func announce(lc fx.Lifecycle, d announceDeps) {
 func (d announceDeps) announce(ctx context.Context, p *part) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
+	log := p.Log
+	if len(d.Parts) == 1 { // with others each of its lines names the stream
+		log = log.With("stream", p.Service.Redis.Stream)
+	}
 	pg := d.Pool.Config().ConnConfig
 	attrs := []any{
 		"version", d.Build.Version,
 		"member", string(d.Member),
-		"stream", p.Service.Redis.Stream,
 		"group", p.Service.Redis.Group,
 		"redis", p.Service.Redis.URL,
 		"postgres", net.JoinHostPort(pg.Host, strconv.Itoa(int(pg.Port))) + "/" + pg.Database,
@@ -63,18 +67,18 @@ func (d announceDeps) announce(ctx context.Context, p *part) error {
 	} else {
 		attrs = append(attrs, "schema", version)
 	}
-	p.Log.Info("starting to process", attrs...)
+	log.Info("starting to process", attrs...)
 	if err == nil && info.Length == 0 {
-		warnOfOtherStreams(ctx, p, info)
+		warnOfOtherStreams(ctx, p, info, log)
 	}
 	return nil
 }
 
 // warnOfOtherStreams warns if the stream is empty while others are not.
-func warnOfOtherStreams(ctx context.Context, p *part, info stream.Info) {
+func warnOfOtherStreams(ctx context.Context, p *part, info stream.Info, log *slog.Logger) {
 	otherStreams, err := p.Group.OtherStreams(ctx, otherStreamPrefix)
 	if err != nil {
-		p.Log.Warn("stream is empty; listing other streams failed", "stream", p.Service.Redis.Stream, "err", err)
+		log.Warn("stream is empty; listing other streams failed", "err", err)
 		return
 	}
 	var names []string
@@ -86,6 +90,6 @@ func warnOfOtherStreams(ctx context.Context, p *part, info stream.Info) {
 	if len(names) == 0 {
 		return
 	}
-	p.Log.Warn("stream is empty but other streams are not; check REDIS_TELEMETRY_STREAM",
-		"stream", p.Service.Redis.Stream, "exists", info.Exists, "others", strings.Join(names, ", "))
+	log.Warn("stream is empty but other streams are not; check REDIS_TELEMETRY_STREAM",
+		"exists", info.Exists, "others", strings.Join(names, ", "))
 }

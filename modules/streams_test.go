@@ -210,6 +210,9 @@ func TestOneInstanceServesSeveralStreams(t *testing.T) {
 			}
 		}
 	}
+	for line := range strings.Lines(first.logs.String()) {
+		require.LessOrEqual(t, strings.Count(line, `"stream":`), 1, "one line names one stream once: %s", line)
+	}
 	for _, name := range names {
 		require.True(t, labelled["processor_coordination_leader "+name], "%v", labelled)
 	}

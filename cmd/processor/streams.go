@@ -24,6 +24,7 @@ besides: since they were taken off the list, or are in that of other instances.
   served      a member has it in its list
   not_served  none has, and there may be entries that are not done
   drained     none has, and everything is done
+  removed     it was removed, and lost entries before
 
 Devices are those that came from it last. Exits 1 if something could not be asked.`,
 		Example: `  processor streams
@@ -158,7 +159,8 @@ func newStreamsRemoveCommand() *cobra.Command {
 		Short: "Take a drained stream away that no instance serves",
 		Long: `Removes what the fleet keeps for a stream: its group and keys in Redis, shards,
 assignments, leader and pinned settings in Postgres. The stream itself stays, and so do
-positions, crossings, the ledger of losses, incidents and the audit.
+positions, crossings, the ledger of losses, which processor streams sums up, incidents
+and the audit.
 
 Refused, with all that is left named, while anything is not dispatched, pending,
 deferred or a dead letter, while a request is open, and while an instance has the stream
@@ -192,7 +194,7 @@ func printRemoved(out *cli.Output, r operator.RemovedStream) error {
 }
 
 func printStreams(out *cli.Output, s *operator.Streams) error {
-	t := cli.NewTable("STREAM", "GROUP", "LISTED", "STATE", "MEMBERS", "SHARDS", "BACKLOG", "DEVICES")
+	t := cli.NewTable("STREAM", "GROUP", "LISTED", "STATE", "MEMBERS", "SHARDS", "BACKLOG", "DEVICES", "LOST")
 	for _, x := range s.Streams {
 		listed := "no"
 		if x.Listed {
@@ -202,7 +204,7 @@ func printStreams(out *cli.Output, s *operator.Streams) error {
 		if x.State == operator.StreamNotServed {
 			state.Color = cli.Red
 		}
-		t.Row(x.Stream, x.Group, listed, state, cli.OrUnknown(x.Members), cli.OrUnknown(x.Shards), cli.OrUnknown(x.Backlog), cli.OrUnknown(x.Devices))
+		t.Row(x.Stream, x.Group, listed, state, cli.OrUnknown(x.Members), cli.OrUnknown(x.Shards), cli.OrUnknown(x.Backlog), cli.OrUnknown(x.Devices), cli.OrUnknown(x.Lost))
 	}
 	return out.Table(t)
 }

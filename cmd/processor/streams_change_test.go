@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -159,9 +160,24 @@ values ($1, $2, '1-1', 0, '{}', 'decode', 'x', 'x', 1, now(), now(), now(), 'i',
 	refused("1 loss not in the ledger yet")
 	require.NoError(t, dep.Client().Del(t.Context(), "{"+other.Stream+"}:"+dep.Group+":losses").Err())
 
+	// In a Redis that is not the fleet's nothing is left to do, and nothing is there.
+	elsewhere, err := url.Parse(dep.RedisURL)
+	require.NoError(t, err)
+	elsewhere.Path = "/9"
+	_, errs = command(dep, 3, []string{"REDIS_URL=" + elsewhere.String()}, "streams", "remove", other.Stream, "--devices-to", dep.Stream)
+	require.Contains(t, errs, "knows nothing of them: correct REDIS_URL; nothing was changed")
+	dep.AwaitCount(4, "select count(*) from processor.shards where stream = '"+other.Stream+"'")
+
+	// What it lost stays in the ledger, and is listed.
+	dep.Exec("insert into processor.losses (dedupe_key, stream, group_name, cause, entries, detected_by) values ('x', $1, $2, 'trimmed_unread', 3, 'test')", other.Stream, dep.Group)
 	command(dep, 0, nil, "streams", "remove", other.Stream, "--devices-to", dep.Stream)
 	_, errs = command(dep, 3, nil, "streams", "remove", other.Stream)
 	require.Contains(t, errs, "no stream of this database is called "+other.Stream)
+	var s operator.Streams
+	dep.Ask(0, &s, "streams")
+	require.Len(t, s.Streams, 2)
+	require.Equal(t, operator.StreamRemoved, s.Streams[1].State)
+	require.EqualValues(t, 3, *s.Streams[1].Lost)
 	require.Zero(t, p.Terminate())
 }
 
@@ -179,6 +195,29 @@ func TestAStreamThatWasAddedByMistakeIsRemovedWithWhatIsInIt(t *testing.T) {
 	groups, err := dep.Client().XInfoGroups(t.Context(), other.Stream).Result()
 	require.NoError(t, err)
 	require.Empty(t, groups)
+	// Nor does its group need to be there.
+	command(dep, 0, nil, "streams", "add", other.Stream)
+	require.NoError(t, dep.Client().XGroupDestroy(t.Context(), other.Stream, dep.Group).Err())
+	other.Publish(servicetest.Record("device-1", 2))
+	command(dep, 0, nil, "streams", "remove", other.Stream)
+	require.Zero(t, p.Terminate())
+}
+
+func TestAStreamWhoseNameContinuesAnothersIsNotRemovedWithIt(t *testing.T) {
+	dep := servicetest.New(t)
+	long := beside(dep, "-b")
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	long.Stream += "/" + dep.Group + "/north"
+	command(dep, 0, nil, "streams", "add", dep.Stream+"-b", long.Stream)
+	pinned := "select count(*) from processor.settings where name like '" + long.Stream + "/" + dep.Group + "/%'"
+	before, err := dep.Count(pinned)
+	require.NoError(t, err)
+	require.Greater(t, before, 3)
+	command(dep, 0, nil, "streams", "remove", dep.Stream+"-b")
+	dep.AwaitCount(before, pinned)
+	command(dep, 0, nil, "streams", "add", dep.Stream+"-b")
+	dep.AwaitCount(before, "select count(*) from processor.settings where name like '"+dep.Stream+"-b/%' and name not like '%/north/%'")
 	require.Zero(t, p.Terminate())
 }
 

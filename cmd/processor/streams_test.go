@@ -100,8 +100,8 @@ func TestStreamsAreListedWithWhoServesThemAndWhatTheyHaveToDo(t *testing.T) {
 	}
 	number := func(n int64) *int64 { return &n }
 	one, four := 1, 4
-	first := operator.StreamStatus{Stream: dep.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(1)}
-	second := operator.StreamStatus{Stream: other.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(2)}
+	first := operator.StreamStatus{Stream: dep.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(1), Lost: number(0)}
+	second := operator.StreamStatus{Stream: other.Stream, Group: dep.Group, Listed: true, State: operator.StreamServed, Members: &one, Shards: &four, Backlog: number(0), Devices: number(2), Lost: number(0)}
 	testenv.Wait(t, 20*time.Second, func() error { // the last is stored before it is acknowledged
 		if s, _ := streams(0, list); !reflect.DeepEqual([]operator.StreamStatus{first, second}, s.Streams) {
 			return fmt.Errorf("have %+v", s)

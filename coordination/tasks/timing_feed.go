@@ -182,7 +182,7 @@ func (t *TimingFeed) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.log.Info("publishing changes of crossings from here on; readers start over", "stream", t.stream.Name(), "last_entry", id)
+	t.log.Info("publishing changes of crossings from here on; readers start over", "timing_stream", t.stream.Name(), "last_entry", id)
 	if err := t.append(ctx, []protocol.TimingChange{{TimingPosition: begin, Change: protocol.TimingRestart}}); err != nil || t.known {
 		return err
 	}

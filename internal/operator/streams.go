@@ -16,6 +16,7 @@ const (
 	StreamServed    = "served"     // a member has it in its list
 	StreamNotServed = "not_served" // none has, and not all of it is known to be done
 	StreamDrained   = "drained"    // none has, and all of it is done
+	StreamRemoved   = "removed"    // it was removed, and the ledger tells what it lost before
 )
 
 // StreamStatus is how one stream of the database stands. Nil is unknown.
@@ -28,6 +29,7 @@ type StreamStatus struct {
 	Shards  *int   `json:"shards"`
 	Backlog *int64 `json:"backlog"`
 	Devices *int64 `json:"devices"` // that came from it last
+	Lost    *int64 `json:"lost"`    // entries in the ledger
 }
 
 // Streams is all streams that are listed or in the database.
@@ -70,6 +72,10 @@ func ListStreams(ctx context.Context, cfg config.Config, name, by string) (s Str
 		}
 		s.Streams[i].Shards, s.Streams[i].Devices = &k.Shards, &k.Devices
 	}
+	removed, err := l.RemovedStreams(ctx)
+	if err != nil {
+		return s, first.explained(err)
+	}
 	errs := make([]error, len(s.Streams))
 	var asked errgroup.Group
 	asked.SetLimit(streamsAtOnce)
@@ -82,6 +88,14 @@ func ListStreams(ctx context.Context, cfg config.Config, name, by string) (s Str
 		})
 	}
 	_ = asked.Wait()
+	for _, r := range removed { // Redis may know nothing of them, or have them for others
+		if !slices.ContainsFunc(s.Streams, func(o StreamStatus) bool { return o.Stream == r.Stream && o.Group == r.Group }) {
+			s.Streams = append(s.Streams, StreamStatus{
+				Stream: r.Stream, Group: r.Group, State: StreamRemoved,
+				Members: new(int), Shards: new(int), Backlog: new(int64), Devices: new(int64), Lost: r.Lost,
+			})
+		}
+	}
 	s.Unanswered = errors.Join(errs...)
 	return s, nil
 }
@@ -115,7 +129,7 @@ func (s *StreamStatus) ask(ctx context.Context, cfg config.Config, name, by stri
 	if lag.Unanswered != nil {
 		return lag.Unanswered
 	}
-	s.Backlog = lag.Backlog
+	s.Backlog, s.Lost = lag.Backlog, lag.Lost
 	if n == 0 && s.Backlog != nil && *s.Backlog == 0 {
 		s.State = StreamDrained
 	}

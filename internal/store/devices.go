@@ -31,7 +31,7 @@ func ReadFleetSettings(ctx context.Context, pool *pgxpool.Pool, scope Scope) (Fl
 	rows, err := pool.Query(ctx, `
 select case name when $2 then name else substr(name, length($1) + 1) end, value
 from processor.settings
-where starts_with(name, $1)
+where regexp_replace(name, '[^/]*$', '') = $1
   or name = $2`, prefix, DatabaseSetting)
 	if err != nil {
 		return FleetSettings{}, failure("read pinned settings", err)

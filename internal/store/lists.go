@@ -178,9 +178,9 @@ type SettingRow struct {
 // Settings returns what the fleet has pinned.
 func (l *Lists) Settings(ctx context.Context) ([]SettingRow, error) {
 	return page(ctx, l, "list pinned settings", `
-select case when starts_with(name, $1) then substr(name, length($1) + 1) else name end, value, set_by, set_at
+select regexp_replace(name, '^.*/', ''), value, set_by, set_at
 from processor.settings
-where starts_with(name, $1)
+where regexp_replace(name, '[^/]*$', '') = $1
   or strpos(name, '/') = 0
 order by name`, pgx.RowToStructByPos[SettingRow], l.scope.Stream+"/"+l.scope.Group+"/")
 }
@@ -413,6 +413,28 @@ type StreamRow struct {
 	Group   string
 	Shards  int
 	Devices int64 // that came from it last
+}
+
+// RemovedStream is a stream that was removed, of which the ledger tells losses.
+type RemovedStream struct {
+	Stream string
+	Group  string
+	Lost   *int64 // nil if some losses are of unknown size
+}
+
+// RemovedStreams returns the streams in the ledger of losses that have no shards any more.
+func (l *Lists) RemovedStreams(ctx context.Context) ([]RemovedStream, error) {
+	return page(ctx, l, "list the ledger of streams that were removed", `
+select stream, group_name, case when bool_and(entries is not null) then sum(entries)::bigint end
+from processor.losses l
+where not exists (
+  select
+  from processor.shards s
+  where s.stream = l.stream
+    and s.group_name = l.group_name
+)
+group by stream, group_name
+order by stream, group_name`, pgx.RowToStructByPos[RemovedStream])
 }
 
 // Streams returns the streams of all fleets that work with the database.

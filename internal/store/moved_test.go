@@ -187,6 +187,22 @@ create trigger linger after update of forgotten on processor.device_moves for ea
 	require.Equal(t, 2, m.b.count("select count(*) from processor.device_moves where forgotten and recomputed"))
 }
 
+// A device whose move to a stream was not followed before that was removed is derived again where it is given to.
+func TestAMoveToAStreamThatIsRemovedIsFollowedWhereItsDevicesAreGiven(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two", "three")
+	m.come("a", "one")
+	m.come("a", "two")
+	given, err := store.NewStreams(m.b.pool, 10*time.Second).Give(t.Context(), store.Scope{Stream: "two", Group: scope.Group}, store.Scope{Stream: "three", Group: scope.Group})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, given)
+	m.b.exec("update processor.device_moves set moved_at = now() - case moved_to when 'two' then interval '2 hours' else interval '2 minutes' end")
+	m.pass()
+	require.Zero(t, m.forgets("two", "a"), "no owner of it has any state")
+	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where stream = 'three' and kind = 'recompute' and device_id = 'a' and from_ts < now() - interval '3 hours'+ interval '1 minute'"))
+	require.Zero(t, m.b.count("select count(*) from processor.device_moves where not recomputed"))
+}
+
 // The leader of one stream removes no move that the other has yet to follow, until it is
 // unlikely that it ever does; the audit keeps which.
 func TestAMoveIsKeptUntilAStoppedStreamFollowsIt(t *testing.T) {

@@ -53,7 +53,7 @@ where name = $1`, GroupSetting(scope.Stream), scope.Group, who).Scan(&group); er
 insert into processor.settings (name, value, set_by)
 select $1 || substr(name, length($2) + 1), value, $3
 from processor.settings
-where starts_with(name, $2)
+where regexp_replace(name, '[^/]*$', '') = $2
 on conflict (name) do nothing`, prefix, theirs, who); err != nil {
 			return err
 		}
@@ -152,12 +152,12 @@ from (
 ) theirs
 where d.device_id = theirs.device_id`
 
-// followedSQL marks the moves of a stream that is not served as followed: no owner of it has
-// state to forget, and what it stored was derived before it was removed.
-const followedSQL = `
+// forgottenSQL marks that a stream which is not served has forgotten the devices that left it: no
+// owner of it has state of them. The stream that has them derives their crossings again, those of earlier moves
+// among them.
+const forgottenSQL = `
 update processor.device_moves
-set forgotten = true,
-  recomputed = recomputed or moved_to = $2 and moved_at = now()
+set forgotten = true
 where moved_from = $1
   and not forgotten`
 
@@ -182,7 +182,7 @@ func (s *Streams) givePage(ctx context.Context, from, to Scope) (n int64, err er
 			return err
 		}
 		n = tag.RowsAffected()
-		_, err = tx.Exec(ctx, followedSQL, from.Stream, to.Stream)
+		_, err = tx.Exec(ctx, forgottenSQL, from.Stream)
 		return err
 	})
 	return n, err
@@ -235,8 +235,8 @@ for update`, scope.Stream, scope.Group); err != nil {
 			sql  string
 			args []any
 		}{
-			{"delete from processor.settings where name = $1 or starts_with(name, $2)", []any{GroupSetting(scope.Stream), scope.Stream + "/" + scope.Group + "/"}},
-			{"update processor.device_moves set forgotten = true where moved_from = $1 and not forgotten", []any{scope.Stream}},
+			{"delete from processor.settings where name = $1 or regexp_replace(name, '[^/]*$', '') = $2", []any{GroupSetting(scope.Stream), scope.Stream + "/" + scope.Group + "/"}},
+			{forgottenSQL, []any{scope.Stream}},
 			{"delete from processor.device_scans where stream = $1", []any{scope.Stream}},
 			{"update processor.incidents set closed_at = now() where stream = $1 and group_name = $2 and closed_at is null", []any{scope.Stream, scope.Group}},
 		} {

@@ -18,7 +18,7 @@ if g then
   if redis.call('llen', KEYS[3]) > 0 then return {0, 0, last, last} end
   redis.call('set', KEYS[2], last, 'ex', 86400)
   redis.call('xgroup', 'destroy', KEYS[1], ARGV[1])
-elseif last ~= '0-0' and redis.call('get', KEYS[2]) ~= last then
+elseif ARGV[2] ~= '1' and last ~= '0-0' and redis.call('get', KEYS[2]) ~= last then
   return {0, 0, '0-0', last}
 end
 for i = 3, #KEYS do redis.call('del', KEYS[i]) end

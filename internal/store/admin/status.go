@@ -263,7 +263,7 @@ order by min(opened_at)`, scope.Stream, scope.Group)
 	rows, err = pool.Query(ctx, `
 select name, value
 from processor.settings
-where starts_with(name, $1)
+where regexp_replace(name, '[^/]*$', '') = $1
   or name in ($2, $3)`, prefix, store.DatabaseSetting, store.GroupSetting(scope.Stream))
 	if err != nil {
 		return s, store.Failure(op, err)
