@@ -126,6 +126,9 @@ func (b *webPage) await(expression, want string) {
 		}
 		return nil
 	})
+	// What a format does with a value that it cannot show.
+	misfit, err := b.tryEval(`document.body?.innerText.match(/.{0,40}(%!|0xc0[0-9a-f]{6}).{0,40}/)?.[0] ?? ""`)
+	require.Empty(b.t, misfit, "%v", err)
 }
 
 // text returns what the page shows.
@@ -350,7 +353,7 @@ func TestAnInstanceIsFrozenAndKilledAndServersAreAwayWhileAPageIsOpen(t *testing
 	t.Logf("killed: after %v", time.Since(began).Round(100*time.Millisecond))
 	b.visit("")
 	b.await("document.getElementById('verdict').innerText", "instance two.")
-	b.await("document.getElementById('verdict').innerText", "kill pid ")
+	b.await("document.getElementById('verdict').innerText", "kill -KILL ")
 	lost := "[...document.querySelectorAll('#members tbody tr')].find(r => r.cells[1].innerText.startsWith('two.') && r.innerText.includes('silent since'))?.innerText"
 	b.await(lost, "(stopped or frozen)")
 	b.await(lost, " moved to others; pid ")

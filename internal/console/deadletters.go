@@ -565,7 +565,12 @@ func replaceText(dry bool) func(r *http.Request) (string, func(ctx context.Conte
 			}
 			if dry && err == nil {
 				those := cli.Count(out.Edited, "dead letter")
+				if more := out.Edited - len(out.Samples); more > 0 {
+					j.say(fmt.Sprintf("and %s more; the same is done to their payloads", cli.Thousands(int64(more))))
+				}
 				j.offer(r.PostForm, nextButton{"dlq-replace", "Keep for these " + those, "Replace [old] with [new] in " + those + "?", "primary"})
+			} else if err == nil && out.Edited > 0 {
+				j.offer(r.PostForm, nextButton{"dlq-retry", "Replay all matching", "Replay all dead letters" + filterWords(by) + "?", "primary"})
 			}
 			return err
 		}, nil

@@ -70,6 +70,10 @@ func decimals(digits int, v any) string {
 		if n != nil {
 			return strconv.FormatFloat(*n, 'f', digits, 64)
 		}
+	case *float32:
+		if n != nil {
+			return strconv.FormatFloat(float64(*n), 'f', digits, 64)
+		}
 	}
 	return unknown
 }

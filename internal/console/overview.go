@@ -344,6 +344,9 @@ func failingVerdict(text string) verdict {
 func (v view) incidentVerdicts() (list []verdict) {
 	for _, level := range []string{operator.LevelError, operator.LevelWarning} {
 		for _, i := range v.Incidents() {
+			if n := v.Letters(); i.Kind == protocol.DeadLettersAlike && n != nil && *n == 0 {
+				continue // all were replayed or dropped; the leader closes it soon
+			}
 			if g := operator.GuideOf(i.Kind); g.Level == level {
 				class := "bad"
 				if level == operator.LevelWarning {

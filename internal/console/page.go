@@ -13,6 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/yuin/goldmark"
+	"github.com/yuin/goldmark/ast"
+	"github.com/yuin/goldmark/extension"
+	"github.com/yuin/goldmark/parser"
+	"github.com/yuin/goldmark/text"
+	"github.com/yuin/goldmark/util"
+
 	"github.com/trmtracking/processor/docs/runbook"
 )
 
@@ -159,12 +166,41 @@ func serveAsset(w http.ResponseWriter, r *http.Request) {
 // serveRunbook shows a page of the runbook.
 func (c *Console) serveRunbook(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimSuffix(r.PathValue("page"), ".md")
-	text, err := runbook.Pages.ReadFile(name + ".md")
+	page, err := runbook.Pages.ReadFile(name + ".md")
 	if err != nil {
 		c.fail(w, r, http.StatusNotFound, errors.New("the runbook has no such page"))
 		return
 	}
 	f := c.frame(w, r, name, "")
-	f.Parts = []part{{"runbook", c.html("runbook", string(text))}}
+	var b bytes.Buffer
+	if err := markdown.Convert(page, &b); err != nil {
+		c.fail(w, r, http.StatusInternalServerError, fmt.Errorf("show page %s of the runbook: %w; it is in docs/runbook, too", name, err))
+		return
+	}
+	f.Parts = []part{{"runbook", c.html("runbook", template.HTML(b.String()))}} //nolint:gosec // our own page, without raw HTML
 	c.render(w, http.StatusOK, f)
+}
+
+// markdown renders pages of the runbook. What is between <!-- and --> is for the tests.
+var markdown = goldmark.New(goldmark.WithExtensions(extension.Table),
+	goldmark.WithParserOptions(parser.WithASTTransformers(util.Prioritized(unlinked{}, 0))))
+
+// unlinked turns links to what is not served here into their text.
+type unlinked struct{}
+
+// Transform implements parser.ASTTransformer.
+func (unlinked) Transform(page *ast.Document, _ text.Reader, _ parser.Context) {
+	var gone []*ast.Link
+	_ = ast.Walk(page, func(n ast.Node, entering bool) (ast.WalkStatus, error) { // the function returns no error
+		if l, ok := n.(*ast.Link); ok && entering && bytes.HasPrefix(l.Destination, []byte("..")) {
+			gone = append(gone, l)
+		}
+		return ast.WalkContinue, nil
+	})
+	for _, l := range gone {
+		for c := l.FirstChild(); c != nil; c = l.FirstChild() {
+			l.Parent().InsertBefore(l.Parent(), l, c)
+		}
+		l.Parent().RemoveChild(l.Parent(), l)
+	}
 }

@@ -53,4 +53,10 @@ func TestWhatIsTriedAgainIsShownWithItsReason(t *testing.T) {
 	require.NotNil(t, link, page)
 	shows(link[1], `at fault`, `&#34;latitude&#34;: &#34;north&#34;`, `device=unlucky`)
 	shows("dead-letters/deferred/?entry=1-1", `no entry 1-1 waits for another attempt any more`)
+
+	// They came again, after they were replayed.
+	dep.Exec(`insert into processor.dead_letters (stream, group_name, dlq_id, source_id, digest, fields, class, error, fingerprint, attempts, instance, version, exported_by, replayed_as)
+select stream, group_name, '1-1', entry_id, digest, fields, class, error, fingerprint, 3, instance, version, 'alice', '2-2' from processor.deferred`)
+	require.NotContains(t, shows("dead-letters/", `60 of them came again, and were edited, replayed or dropped as dead letters before`), "they become dead letters")
+	require.NotContains(t, shows("", `verdict ok`), "cannot be read")
 }

@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"encoding/json"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/docs/runbook"
 	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
@@ -64,7 +67,7 @@ func shown(t *testing.T, part string, v view) string {
 func troubled() view {
 	now := time.Now()
 	v := view{Now: now, Redis: reading[operator.RedisView]{At: now}, Postgres: reading[operator.PostgresView]{At: now}}
-	v.Redis.Value.Members = []coordination.Member{{}}
+	v.Redis.Value.Members, v.Redis.Value.DeadLetters = []coordination.Member{{}}, 60
 	v.Postgres.Value.Failing = operator.Failing{Unread: 60, Last: time.Date(2026, 11, 29, 15, 9, 1, 0, time.UTC)}
 	v.Postgres.Value.Incidents = []operator.Incident{
 		{Kind: protocol.SilentMember, Subject: "two.A", Opened: now, Detail: json.RawMessage(`{"since": "2026-11-29T14:47:35Z", "shards": [1, 2, 3], "host": "vm", "pid": 8513, "version": "v1"}`)},
@@ -82,7 +85,7 @@ func TestEveryOpenIncidentIsSaidInWordsWithThePageWhereOneActs(t *testing.T) {
 		"the group in Redis was gone; the whole stream is read again", `href="/console/incidents/#ledger"`,
 		"shard 3 does not advance while others do", `href="/console/shards/"`, `href="/console/runbook/ProcessorShardStalled"`,
 		"several entries failed alike: decode/payload.speed/type", `href="/console/dead-letters/?fingerprint=decode%2Fpayload.speed%2Ftype"`,
-		"instance two.A fell silent", "kill pid 8513 on host vm if it still runs, start another", `href="/console/#members"`,
+		"instance two.A fell silent", "kill -KILL 8513 on host vm if it still runs, and start another unless a supervisor does", `href="/console/#members"`,
 		"60 entries cannot be read and are tried again; they become dead letters after the last attempt at about 15:09:01 UTC", `href="/console/dead-letters/#deferred-list"`,
 	} {
 		require.Contains(t, page, want)
@@ -90,6 +93,10 @@ func TestEveryOpenIncidentIsSaidInWordsWithThePageWhereOneActs(t *testing.T) {
 	require.NotContains(t, page, "incident group_lost")
 	require.NotContains(t, page, "older state", "it is closed")
 	require.Equal(t, 1, bytes.Count([]byte(page), []byte("the group in Redis was gone")), "the verdict is not repeated")
+
+	v := troubled()
+	v.Redis.Value.DeadLetters = 0
+	require.NotContains(t, shown(t, "verdict", v), "several entries failed alike", "all were replayed or dropped")
 }
 
 func TestASilentMemberStaysInTheListForAnHour(t *testing.T) {
@@ -112,4 +119,34 @@ func TestTheChartsShowTheSpanThatIsChosen(t *testing.T) {
 	shown := c.html("ranges", rangesOf(httptest.NewRequest(http.MethodGet, "/console/shards/?span=5m0s", nil), "shards/"))
 	require.Contains(t, shown, `<a href="/console/shards/?span=20m0s">`)
 	require.NotContains(t, shown, `?span=5m0s`, "it is shown already")
+}
+
+func TestThePagesOfTheRunbookAreRenderedAndTheirLinksLeadSomewhere(t *testing.T) {
+	c, err := New(Config{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	list, err := fs.Glob(runbook.Pages, "*.md")
+	require.NoError(t, err)
+	require.Greater(t, len(list), 30)
+	show := func(address string) (int, string) {
+		w := httptest.NewRecorder()
+		c.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, address, nil))
+		return w.Code, w.Body.String()
+	}
+	link := regexp.MustCompile(`href="([^"#]+\.md)`)
+	tables := 0
+	for _, name := range list {
+		code, page := show(Root + "runbook/" + name)
+		require.Equal(t, http.StatusOK, code, name)
+		_, page, _ = strings.Cut(page, `<section id="runbook"`)
+		require.Contains(t, page, "<h1>", name)
+		for _, source := range []string{"```", "<!-- outcome", "](", "runbook="} {
+			require.NotContains(t, page, source, name)
+		}
+		tables += strings.Count(page, "<table>")
+		for _, to := range link.FindAllStringSubmatch(page, -1) {
+			code, _ := show(Root + "runbook/" + to[1])
+			require.Equal(t, http.StatusOK, code, "%s links to %s", name, to[1])
+		}
+	}
+	require.Positive(t, tables)
 }

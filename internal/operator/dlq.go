@@ -41,6 +41,7 @@ type DeadLetter struct {
 	Record      *Record   `json:"record,omitempty"`
 	NowFails    string    `json:"now_fails,omitempty"`
 	NowField    string    `json:"-"` // at fault, of what now fails
+	Value       string    `json:"-"` // of the field at fault; "" if none is, or it has none
 }
 
 // Field is a field of an entry: text, or base64 if its bytes are not text.
@@ -68,12 +69,32 @@ func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
 	if l.Err != nil {
 		j.Class, j.Error = "foreign", l.Err.Error()
 	}
+	j.Value = valueOf(&l.Entry, l.Field)
 	j.FirstSource, _ = l.Entry.Field(telemetry.FieldReplayOf)
 	j.ReplayOf, _ = l.Entry.Field(telemetry.FieldReplayLetter)
 	if fields {
 		j.Fields = fieldsOf(l.Entry.Fields)
 	}
 	return j
+}
+
+// valueOf returns the value of a field, or of a member of the payload: payload.NAME.
+func valueOf(e *telemetry.Entry, field string) string {
+	name, inside := strings.CutPrefix(field, telemetry.FieldPayload+".")
+	if !inside {
+		value, _ := e.Field(field)
+		return value
+	}
+	payload, _ := e.Field(telemetry.FieldPayload)
+	value := json.RawMessage(payload)
+	for part := range strings.SplitSeq(name, ".") {
+		var members map[string]json.RawMessage
+		if json.Unmarshal(value, &members) != nil {
+			return "" // it cannot be read, which the error says
+		}
+		value = members[part]
+	}
+	return string(value)
 }
 
 func fieldsOf(fields []string) []Field {
@@ -462,6 +483,7 @@ type FailureGroup struct {
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
 	Example     string    `json:"example"`
+	Value       string    `json:"-"` // at fault in the example
 }
 
 // FailureGroups counts the selected dead letters by failure, the largest first.
@@ -479,7 +501,7 @@ func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGr
 		j := deadLetterOf(l, false)
 		g := groups[j.Fingerprint]
 		if g == nil {
-			g = &FailureGroup{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID}
+			g = &FailureGroup{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID, Value: j.Value}
 			groups[j.Fingerprint] = g
 		}
 		g.Count++

@@ -108,6 +108,7 @@ func (f *Fleet) DeferredEntry(ctx context.Context, id string) (DeferredEntry, er
 // Failing is the entries that failed and are tried again.
 type Failing struct {
 	Unread, Unstored, Others int64     // cannot be decoded, are rejected by Postgres, or else
+	Known                    int64     // came again: they were edited, replayed or dropped as dead letters before
 	Last                     time.Time // about when the last of them has its last attempt
 }
 
@@ -115,6 +116,11 @@ type Failing struct {
 func (f *Fleet) failing(ctx context.Context) (out Failing, err error) {
 	kinds, err := store.NewLists(f.pool, f.scope, askTimeout).DeferredKinds(ctx)
 	for _, k := range kinds {
+		out.Known += k.Known
+		k.Entries -= k.Known
+		if k.Entries == 0 {
+			continue
+		}
 		switch telemetry.Class(k.Class) {
 		case telemetry.ClassDecode, telemetry.ClassInvalid, telemetry.ClassTooLarge:
 			out.Unread += k.Entries

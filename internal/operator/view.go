@@ -162,7 +162,7 @@ func (i Incident) String() string {
 func (i Incident) Remedy() string {
 	remedy := guideOf(i.Kind).remedy
 	if lost, err := lostMemberOf(i); i.Kind == protocol.SilentMember && err == nil && lost.PID > 0 {
-		return fmt.Sprintf("kill pid %d on host %s if it still runs, start another; its shards were reassigned; it is forgotten after an hour", lost.PID, lost.Host)
+		return fmt.Sprintf("kill -KILL %d on host %s if it still runs, and start another unless a supervisor does; its shards were reassigned; it is forgotten after an hour", lost.PID, lost.Host)
 	}
 	return remedy
 }

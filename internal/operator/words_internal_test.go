@@ -18,7 +18,7 @@ func TestEveryIncidentHasWords(t *testing.T) {
 	require.Equal(t, "Postgres rejects rows that are not at fault", Incident{Kind: protocol.SinkRefuses}.String())
 	require.Equal(t, "of tomorrow: x", Incident{Kind: "of_tomorrow", Subject: "x"}.String(), "of another version")
 	silent := Incident{Kind: protocol.SilentMember, Subject: "one.A", Detail: json.RawMessage(`{"pid": 8513, "host": "vm", "shards": [0, 1]}`)}
-	require.Contains(t, silent.Remedy(), "kill pid 8513 on host vm if it still runs, start another")
+	require.Contains(t, silent.Remedy(), "kill -KILL 8513 on host vm if it still runs, and start another unless a supervisor does")
 	silent.Detail = json.RawMessage("{}")
 	require.Equal(t, GuideOf(protocol.SilentMember).Remedy, silent.Remedy(), "nothing heard of it")
 }

@@ -154,14 +154,21 @@ type DeferredKind struct {
 	Class    string
 	Attempts int
 	Entries  int64
+	Known    int64     // of them, that were edited, replayed or dropped as dead letters before
 	Next     time.Time // of the one that is tried last
 }
 
 // DeferredKinds counts deferred entries by class and attempts.
 func (l *Lists) DeferredKinds(ctx context.Context) ([]DeferredKind, error) {
 	return page(ctx, l, "count deferred entries", `
-select class, attempts, count(*), max(next_attempt_at)
-from processor.deferred
+select class, attempts, count(*), count(*) filter (where exists (
+    select
+    from processor.dead_letters a
+    where a.stream = d.stream
+      and a.group_name = d.group_name
+      and a.source_id = d.entry_id
+      and a.digest = d.digest)), max(next_attempt_at)
+from processor.deferred d
 where stream = $1
   and group_name = $2
 group by class, attempts`, pgx.RowToStructByPos[DeferredKind], l.scope.Stream, l.scope.Group)
