@@ -59,7 +59,9 @@
 //
 // A fence that is left and entered again within a microsecond was not left, and a gate
 // that is passed and passed back within one was not passed: at a corner that a way passes
-// within rounding, rounding alone would decide that.
+// within rounding, rounding alone would decide that. Where a fix lies outside, the fence
+// was left: the exit on the way to it and the enter on the way from it both count, though
+// their times may round to one microsecond.
 //
 // In files an edge longer than 180 degrees is refused. In a fence that is stored, it
 // goes the short way round; one of exactly 360

@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/big"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,22 +21,25 @@ import (
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
-// drive returns the crossings of the oracle for one device whose fixes are ten
-// seconds apart, and those that the service's geometry computes.
+// The first fix of a drive, and the time between two.
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const apart = 10 * time.Second
+
+// drive returns the crossings of the oracle for one device, and those that the service's geometry computes.
 func drive(t *testing.T, fences []oracle.Fence, places [][2]float64) (ours, theirs []oracle.Crossing) {
 	t.Helper()
 	var items []fleet.Item
 	var fixes []geofence.Fix
-	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for i, p := range places {
-		when := at.Add(time.Duration(i) * 10 * time.Second)
+		when := start.Add(time.Duration(i) * apart)
 		items = append(items, fleet.Item{Message: fleet.Message{DeviceID: "a", Codec: "8", Time: when, Longitude: p[0], Latitude: p[1]}})
 		fixes = append(fixes, geofence.Fix{TimeUS: when.UnixMicro(), Longitude: p[0], Latitude: p[1]})
 	}
 	var sent []fleet.Sent
 	for i := range items {
 		s := fleet.Sent{Message: items[i].Message}
-		s.ID.Ms = uint64(at.UnixMilli()) + uint64(i)*10_000
+		s.ID.Ms = uint64(items[i].Message.Time.UnixMilli())
 		sent = append(sent, s)
 	}
 	o, err := oracle.New(logOf(t, sent))
@@ -65,8 +71,7 @@ func brief(crossings []oracle.Crossing) string {
 // Two geometries that share no line agree, on the coarse grids where ways meet
 // corners and run along borders, exactly or within rounding, and across the antimeridian.
 func TestTwoGeometriesAgree(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seedOf(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	crossings := 0
 	for range testenv.Size(50, 1000) {
@@ -139,50 +144,107 @@ func TestTwoGeometriesAgree(t *testing.T) {
 	require.Greater(t, crossings, 700)
 }
 
-// Both know that parts share a border on which only one of them has a position.
+// Both know that parts share a border on which only one of them has a position: their
+// union is what their corners enclose, whatever way goes through it.
 func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := seedOf(t)
 	r := rand.New(rand.NewPCG(seed, 1))
-	type position = [2]float64
 	between := func(a, b position, f float64) position {
 		return position{a[0] + f*(b[0]-a[0]), a[1] + f*(b[1]-a[1])}
 	}
 	for range 60 {
 		west := float64(r.IntN(4)*90-90) - 0.3
-		wrap := func(p position) position {
-			if p[0] > 180 {
-				p[0] -= 360
-			}
-			return p
-		}
 		a := position{west + r.Float64()/10, 10 + r.Float64()}
 		b := position{a[0] + 0.2 + r.Float64(), a[1] + r.Float64() - 0.5}
 		middle, dx, dy := between(a, b, 0.3+0.4*r.Float64()), b[0]-a[0], b[1]-a[1]
 		c, d := position{middle[0] + dy/2, middle[1] - dx/2}, position{middle[0] - dy/2, middle[1] + dx/2}
 		m := between(a, b, r.Float64())
-		var parts []string
-		for _, ring := range [][]position{{a, c, b, a}, {a, m, d, a}, {m, b, d, m}} {
-			for i := range ring {
-				ring[i] = wrap(ring[i])
-			}
-			text, err := json.Marshal([][]position{ring})
-			require.NoError(t, err)
-			parts = append(parts, string(text))
-		}
-		fence := always("area", "area", `{"type":"MultiPolygon","coordinates":[`+strings.Join(parts, ",")+`]}`, 0)
-		places := []position{wrap(m)}
+		places := []position{m}
 		for range 12 {
 			places = append(places,
-				wrap(between(middle, c, r.Float64()/2)), wrap(between(a, b, r.Float64())), wrap(between(middle, d, r.Float64()/2)),
-				wrap(position{west + r.Float64(), 10 + r.Float64()}))
+				between(middle, c, r.Float64()/2), between(a, b, r.Float64()), between(middle, d, r.Float64()/2),
+				position{west + r.Float64(), 10 + r.Float64()})
 		}
-		ours, theirs := drive(t, []oracle.Fence{fence}, places)
-		require.Equal(t, keys(ours), keys(theirs), "fence %v\nplaces %v\nours\n%s\ntheirs\n%s", fence, places, brief(ours), brief(theirs))
-		for i := 1; i < len(ours); i++ {
-			require.False(t, ours[i].Kind == "enter" && ours[i-1].TimeUS == ours[i].TimeUS, "seam at %v in %v", ours[i], fence)
-		}
+		requireOneArea(t, [4]position{a, c, b, d}, m, places)
 	}
+}
+
+// A fix that is a tenth of a millimetre outside of the parts was outside, on no border that
+// they share: the exit before it and the enter after it are at one microsecond.
+func TestAFixJustOutsideOfAllPartsIsOutside(t *testing.T) {
+	a, c := position{-90.26102037681109, 10.231789566457339}, position{-89.74104424919346, 9.790594556432195}
+	b, d := position{-89.22600400797498, 10.416498033864189}, position{-89.9257527166003, 10.825610925268306}
+	beside := position{-90.25397892614966, 10.244261294430428}
+	ours := requireOneArea(t, [4]position{a, c, b, d}, position{-89.47118299675029, 10.372743522708028},
+		[]position{{-89.87281526448615, 10.528975203951061}, beside, {-89.79902272907324, 10.11547774429186}})
+	require.Len(t, ours, 3)
+	require.Equal(t, []string{"enter", "exit", "enter"}, []string{ours[0].Kind, ours[1].Kind, ours[2].Kind})
+	require.Equal(t, ours[1].TimeUS, ours[2].TimeUS)
+	require.Equal(t, ours[1].LaterUS, ours[2].EarlierUS)
+}
+
+type position = [2]float64
+
+// requireOneArea drives along places through three parts whose union has the corners, a
+// convex shape whose first and third one are joined by the border that the parts share, by
+// way of m. In a convex area no way between two fixes that are inside crosses anything.
+func requireOneArea(t *testing.T, corners [4]position, m position, places []position) []oracle.Crossing {
+	t.Helper()
+	exact := func(v float64) *big.Rat { return new(big.Rat).SetFloat64(v) }
+	inside := func(p position) bool {
+		for i, a := range corners {
+			b := corners[(i+1)%4]
+			ab := [2]*big.Rat{new(big.Rat).Sub(exact(b[0]), exact(a[0])), new(big.Rat).Sub(exact(b[1]), exact(a[1]))}
+			ap := [2]*big.Rat{new(big.Rat).Sub(exact(p[0]), exact(a[0])), new(big.Rat).Sub(exact(p[1]), exact(a[1]))}
+			if new(big.Rat).Mul(ab[0], ap[1]).Cmp(new(big.Rat).Mul(ab[1], ap[0])) < 0 {
+				return false
+			}
+		}
+		return true
+	}
+	wrap := func(p position) position {
+		if p[0] > 180 {
+			p[0] -= 360 // which rounds nothing
+		}
+		return p
+	}
+	a, c, b, d := corners[0], corners[1], corners[2], corners[3]
+	var parts []string
+	for _, ring := range [][]position{{a, c, b, a}, {a, m, d, a}, {m, b, d, m}} {
+		for i := range ring {
+			ring[i] = wrap(ring[i])
+		}
+		text, err := json.Marshal([][]position{ring})
+		require.NoError(t, err)
+		parts = append(parts, string(text))
+	}
+	fence := always("area", "area", `{"type":"MultiPolygon","coordinates":[`+strings.Join(parts, ",")+`]}`, 0)
+	var way []position
+	for _, p := range places {
+		way = append(way, wrap(p))
+	}
+	ours, theirs := drive(t, []oracle.Fence{fence}, way)
+	require.Equal(t, keys(ours), keys(theirs), "fence %v\nplaces %v\nours\n%s\ntheirs\n%s", fence, places, brief(ours), brief(theirs))
+	kinds := make(map[int64][]string) // by the later fix
+	for _, c := range ours {
+		kinds[c.LaterUS] = append(kinds[c.LaterUS], c.Kind)
+	}
+	was := false
+	for i, p := range places {
+		is, got := inside(p), kinds[start.Add(time.Duration(i)*apart).UnixMicro()]
+		switch {
+		case is && !was:
+			require.Equal(t, []string{"enter"}, got, "at %v, fix %d of %v, in %v\n%s", p, i, places, fence, brief(ours))
+		case was && !is:
+			require.Equal(t, []string{"exit"}, got, "at %v, fix %d of %v, in %v\n%s", p, i, places, fence, brief(ours))
+		case is:
+			require.Empty(t, got, "seam before %v, fix %d of %v, in %v\n%s", p, i, places, fence, brief(ours))
+		case len(got) > 0:
+			require.Equal(t, []string{"enter", "exit"}, got, "at %v, fix %d of %v, in %v\n%s", p, i, places, fence, brief(ours))
+		}
+		was = is
+	}
+	return ours
 }
 
 func keys(list []oracle.Crossing) []string {
@@ -196,4 +258,17 @@ func keys(list []oracle.Crossing) []string {
 
 func key(c oracle.Crossing) string {
 	return fmt.Sprint(c.LaterUS, c.FenceID, c.Kind, c.Ordinal, c.EarlierUS, c.Initial, c.FenceVersion)
+}
+
+// seedOf returns TEST_SEED, or another seed each time.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("TEST_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("run again with TEST_SEED=%d", seed)
+	return seed
 }
