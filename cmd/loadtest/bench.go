@@ -161,10 +161,10 @@ func printTargets(line func(format string, args ...any), r *bench.Result) {
 }
 
 func printStreamsBench(line func(format string, args ...any), r *bench.Result) {
-	line("instances\tstreams\trecords/s\tservice us\tto the first\tRedis us\tto the first\tbusiest node\tPostgres us\ta commit\trounds of the service")
+	line("instances\tstreams\trecords/s\tservice us\tto the first\tRedis us\tto the first\tbusiest node\tPostgres us\ta commit\tMB\trounds of the service")
 	for _, s := range r.Streams {
-		line("%d\t%d\t%s\t%.2f\t%.3f\t%.2f\t%.3f\t%.2f\t%.2f\t%.0f\t%.2f", s.Instances, s.Streams, cli.Thousands(int64(s.Rate.Median)),
-			s.OwnCPU.Median, s.OwnRatio.Median, s.RedisCPU.Median, s.RedisRatio.Median, s.Busiest.Median, s.PostgresCPU.Median, s.PerCommit.Median, s.OwnCPU.Values)
+		line("%d\t%d\t%s\t%.2f\t%.3f\t%.2f\t%.3f\t%.2f\t%.2f\t%.0f\t%.0f\t%.2f", s.Instances, s.Streams, cli.Thousands(int64(s.Rate.Median)),
+			s.OwnCPU.Median, s.OwnRatio.Median, s.RedisCPU.Median, s.RedisRatio.Median, s.Busiest.Median, s.PostgresCPU.Median, s.PerCommit.Median, s.Peak.Median, s.OwnCPU.Values)
 	}
 	printTargets(line, r)
 }

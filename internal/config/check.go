@@ -32,6 +32,11 @@ const (
 	maxName       = 200
 )
 
+// inFlightOfOne is how many records of a stream are in flight unless told otherwise: divided among
+// many streams, fewer would make reads and batches small, and a record a quarter dearer with eight. Their bytes are
+// bounded for all together.
+const inFlightOfOne = 32768
+
 // allWorkers returns the workers of all streams together: each has one at least.
 func (c *Config) allWorkers() int {
 	n := max(1, len(c.Redis.Streams()))
@@ -50,6 +55,9 @@ func (c *Config) complete(r *report) {
 		if explicit {
 			c.Pipeline.Workers = max(1, min(c.Pipeline.Workers, (c.Postgres.MaxConns-spareConns)/workerConns))
 		}
+	}
+	if c.Pipeline.MaxInFlightRecords == 0 {
+		c.Pipeline.MaxInFlightRecords = inFlightOfOne * max(1, len(c.Redis.Streams()))
 	}
 	c.Postgres.complete(r, c.allWorkers())
 	if c.Crash.Dir == "" {
@@ -224,11 +232,11 @@ func (c *Config) check(r *report) {
 	if least := workerConns*c.allWorkers() + spareConns; !r.has("WORKERS", "POSTGRES_MAX_CONNS") && c.Postgres.MaxConns < least {
 		r.add("POSTGRES_MAX_CONNS", strconv.Itoa(c.Postgres.MaxConns), "must be at least %d x WORKERS=%d + %d = %d", workerConns, c.allWorkers(), spareConns, least)
 	}
-	if n := len(c.Redis.Streams()); n > 1 {
-		if p.MaxInFlightRecords/n < 64 {
-			r.add("MAX_IN_FLIGHT_RECORDS", strconv.Itoa(p.MaxInFlightRecords), "must be at least 64 for each of %d streams", n)
+	if n := len(c.Redis.Streams()); n > 0 {
+		if !r.has("MAX_IN_FLIGHT_RECORDS") && p.MaxInFlightRecords/n < 64 {
+			r.add("MAX_IN_FLIGHT_RECORDS", strconv.Itoa(p.MaxInFlightRecords), "must be at least 64 for each stream, %d of them", n)
 		}
-		if p.MaxInFlightBytes/int64(n) < int64(c.Telemetry.MaxPayloadBytes) {
+		if n > 1 && p.MaxInFlightBytes/int64(n) < int64(c.Telemetry.MaxPayloadBytes) {
 			r.add("MAX_IN_FLIGHT_BYTES", strconv.FormatInt(p.MaxInFlightBytes, 10), "must be at least MAX_PAYLOAD_BYTES=%d for each of %d streams", c.Telemetry.MaxPayloadBytes, n)
 		}
 	}

@@ -88,7 +88,7 @@ type Postgres struct {
 // Pipeline bounds the work inside one instance.
 type Pipeline struct {
 	Workers            int           `env:"WORKERS" auto:"1 per CPU, at least 2" min:"0" max:"512" help:"goroutines that process and commit, each with one commit in flight; 0 is the default"`
-	MaxInFlightRecords int           `env:"MAX_IN_FLIGHT_RECORDS" default:"32768" min:"64" max:"10000000" help:"maximum records in flight"`
+	MaxInFlightRecords int           `env:"MAX_IN_FLIGHT_RECORDS" auto:"32768 for each stream" min:"0" max:"10000000" help:"maximum records in flight, of all streams together; 0 is the default"`
 	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"maximum bytes of entries in flight"`
 	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4096" min:"1" max:"100000" help:"maximum entries of one read; large entries lower it"`
 	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed, at most a quarter of a worker's share of MAX_IN_FLIGHT_RECORDS"`

@@ -29,7 +29,8 @@ func TestSeveralStreamsAreAListOrARange(t *testing.T) {
 			records += one.Pipeline.MaxInFlightRecords
 			workers += one.Pipeline.Workers
 		}
-		require.LessOrEqual(t, records, c.Pipeline.MaxInFlightRecords, "together they hold no more than one stream")
+		require.Equal(t, 32768, all[0].Pipeline.MaxInFlightRecords, "fewer would make batches small")
+		require.LessOrEqual(t, records, c.Pipeline.MaxInFlightRecords, "together they hold no more than is set")
 		require.GreaterOrEqual(t, c.Postgres.MaxConns, 2*workers+3)
 		if len(all) == 1 {
 			require.Equal(t, c, all[0])
@@ -58,7 +59,8 @@ func TestBadListsOfStreamsAreRefused(t *testing.T) {
 		{[]string{"REDIS_TELEMETRY_STREAM=a,b} c"}, "without spaces"},
 		{[]string{"REDIS_TELEMETRY_STREAM=a,b}", cluster}, "hash tag"},
 		{[]string{"REDIS_TELEMETRY_STREAM=t:{0..63}", "MAX_IN_FLIGHT_RECORDS=4096", "BATCH_MAX_RECORDS=100", "READ_BATCH_RECORDS=100", "MAX_IN_FLIGHT_BYTES=16777216"}, "for each of 64 streams"},
-		{[]string{"REDIS_TELEMETRY_STREAM=t:{0..63}", "MAX_IN_FLIGHT_RECORDS=4000", "READ_BATCH_RECORDS=100"}, "at least 64 for each"},
+		{[]string{"REDIS_TELEMETRY_STREAM=t:{0..63}", "MAX_IN_FLIGHT_RECORDS=4000", "READ_BATCH_RECORDS=100"}, "at least 64 for each stream, 64 of them"},
+		{[]string{"MAX_IN_FLIGHT_RECORDS=63", "BATCH_MAX_RECORDS=10", "READ_BATCH_RECORDS=10"}, "at least 64 for each"},
 		{[]string{"REDIS_TELEMETRY_STREAM=t:{0..9}", "WORKERS=2", "POSTGRES_MAX_CONNS=10"}, "WORKERS=10"},
 	} {
 		_, err := config.Load(with(tt.environ...))

@@ -25,6 +25,7 @@ type StreamsResult struct {
 	Busiest     Series `json:"busiest_node"` // CPU of the busiest node to the mean of all
 	PostgresCPU Series `json:"postgres_cpu"`
 	PerCommit   Series `json:"records_per_commit"`
+	Peak        Series `json:"peak"` // MB, of the largest instance
 }
 
 // severalStreams drains the same backlog with different numbers of streams, by turns, and
@@ -73,8 +74,8 @@ func (b *run) streamsRound(ctx context.Context, round int, s *StreamsResult) (dr
 	if err != nil {
 		return w, err
 	}
-	b.note("round %d, %d streams, %d instances: %s records/s, %.0f a commit; us a record: service %.2f, Redis %.2f (nodes %.2f), Postgres %.2f",
-		round+1, s.Streams, s.Instances, cli.Thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.nodes, w.postgres)
+	b.note("round %d, %d streams, %d instances: %s records/s, %.0f a commit; us a record: service %.2f, Redis %.2f (nodes %.2f), Postgres %.2f; peak %.0f MB",
+		round+1, s.Streams, s.Instances, cli.Thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.nodes, w.postgres, w.peak)
 	return w, nil
 }
 
@@ -104,6 +105,7 @@ func (s *StreamsResult) add(w, first drainResult) {
 	s.RedisCPU.add(w.redis)
 	s.PostgresCPU.add(w.postgres)
 	s.PerCommit.add(w.perCommit)
+	s.Peak.add(w.peak)
 	s.OwnRatio.add(w.own / first.own)
 	s.RedisRatio.add(w.redis / first.redis)
 	s.Busiest.add(slices.Max(w.nodes) * float64(len(w.nodes)) / w.redis)
