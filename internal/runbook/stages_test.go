@@ -56,6 +56,7 @@ var stages = map[string]func(dep *servicetest.Deployment) staged{
 	"dump":            stageDump,
 	"resize":          stageResize,
 	"roll":            stageRoll,
+	"streams":         stageStreams,
 	"switch":          stageSwitch,
 }
 
@@ -449,6 +450,14 @@ func stageResize(dep *servicetest.Deployment) staged {
 			dep.AwaitStored(6, 30*time.Second)
 		},
 	}
+}
+
+// stageStreams is a fleet with one stream, beside which another one comes and goes.
+func stageStreams(dep *servicetest.Deployment) staged {
+	dep.T.Cleanup(func() {
+		require.NoError(dep.T, dep.Client().Del(context.Background(), "telemetry:queclink", "{telemetry:queclink}:"+dep.Group+":removed").Err())
+	})
+	return stageWork(dep)
 }
 
 // stageSwitch is the service before us: it has stored two entries, holds two,
