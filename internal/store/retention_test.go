@@ -381,25 +381,29 @@ values ('held', 1, '', 'area', ` + square + `, 100, 3600), ('plain', 1, '', 'are
 	b.exec("update public.positions set faulty = true where ts < $1", dayOf(5))
 	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: rules.MaxGap}, "test")
 	exit := dayOf(6).Add(12 * time.Hour)
-	for _, fence := range []string{"held", "plain"} {
-		e, err := ask.Explain(t.Context(), "d", fence, exit)
+	trial := func(t *testing.T, want store.FenceTrialCount) {
+		got, err := ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
 		require.NoError(t, err)
-		require.Len(t, e.Derived, 1, fence)
-		require.Equal(t, []any{"exit", exit, (*time.Time)(nil)}, []any{e.Derived[0].Kind, e.Derived[0].At, e.Derived[0].Earlier}, fence)
+		require.Equal(t, want, got.FenceTrialCount, "%+v", got.Examples)
 	}
-	got, err := ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
-	require.NoError(t, err)
-	require.Equal(t, store.FenceTrialCount{Recorded: 2, Would: 2, Changed: 2}, got.FenceTrialCount, "%+v", got.Examples)
-
-	b.runRequest(protocol.RequestRecompute, "d", held[0], "a.1")
-	v, err := ask.Verify(t.Context(), "d")
-	require.NoError(t, err)
-	require.True(t, v.Good(), "%+v", v)
-	require.Equal(t, 4, b.count("select count(*) from processor.timing_records"), "an enter that stays and an exit of each fence")
-	require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'exit' and initial and at = $1", exit))
-	got, err = ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
-	require.NoError(t, err)
-	require.Equal(t, store.FenceTrialCount{Recorded: 2, Would: 2}, got.FenceTrialCount, "%+v", got.Examples)
+	t.Run("explained", func(t *testing.T) {
+		for _, fence := range []string{"held", "plain"} {
+			e, err := ask.Explain(t.Context(), "d", fence, exit)
+			require.NoError(t, err)
+			require.Len(t, e.Derived, 1, fence)
+			require.Equal(t, []any{"exit", exit, (*time.Time)(nil)}, []any{e.Derived[0].Kind, e.Derived[0].At, e.Derived[0].Earlier}, fence)
+		}
+	})
+	t.Run("tried", func(t *testing.T) { trial(t, store.FenceTrialCount{Recorded: 2, Would: 2, Changed: 2}) })
+	t.Run("recomputed", func(t *testing.T) {
+		b.runRequest(protocol.RequestRecompute, "d", held[0], "a.1")
+		v, err := ask.Verify(t.Context(), "d")
+		require.NoError(t, err)
+		require.True(t, v.Good(), "%+v", v)
+		require.Equal(t, 4, b.count("select count(*) from processor.timing_records"), "an enter that stays and an exit of each fence")
+		require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'exit' and initial and at = $1", exit))
+		trial(t, store.FenceTrialCount{Recorded: 2, Would: 2})
+	})
 }
 
 // testSeed is TEST_SEED, or another one each time.
