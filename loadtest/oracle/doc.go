@@ -4,8 +4,8 @@
 //
 // It is what P5 is judged by. What it promises:
 //
-//  1. It owes nothing to what it judges: it imports the send log and no other
-//     package of this module. It knows what was sent, orders it by device, device
+//  1. It owes nothing to what it judges: it imports what was sent and internal/recheck,
+//     which imports nothing of this module. It knows what was sent, orders it by device, device
 //     time and stream order and walks over it once. Areas and gates are computed in
 //     rational numbers without rounding, circles from chords on the sphere, the
 //     shard of a device by the specification of xxHash.
