@@ -15,6 +15,6 @@ trap 'rm -f "$status"' EXIT
 # -v names each package that has to be compiled; what else is said is an error.
 { go build -v -o bin/ "$@" 2>&1 || echo "$?" >"$status"; } | awk -v all="$all" '
 	/^[^ #:]+$/ { printf "\rbuilding: %d of about %d packages ", ++n, all; fflush(); next }
-	{ printf "\n%s", $0 }
+	{ printf "\r\033[K%s\n", $0 }
 	END { printf "\r\033[K" }' >&2
 [ ! -s "$status" ] || exit "$(cat "$status")"

@@ -88,7 +88,7 @@ func TestEachOfSeveralStreamsHasItsScreensAndItsActionsInTheBrowser(t *testing.T
 
 	// An action is of the stream of its page.
 	o.visit(root(2))
-	o.act("pause", "button.danger", "Pause shard 3?", "look at it", "shard 3 is paused by dora: look at it", "shard", "3")
+	o.act("pause", "button.danger", "Pause shard 3 of stream "+names[2]+"?", "look at it", "shard 3 is paused by dora: look at it", "shard", "3")
 	o.back("Overview")
 	require.Equal(t, "/console/"+root(2), o.eval("location.pathname"))
 	streams[0].AwaitCount(1, "select count(*) from processor.holds where stream = '"+names[2]+"' and kind = 'shard' and subject = '3'")
@@ -107,13 +107,15 @@ func TestEachOfSeveralStreamsHasItsScreensAndItsActionsInTheBrowser(t *testing.T
 	}
 	base := o.base
 	o.base += root(1)
-	o.audited("dora", [2]string{"console dlq-drop", "of a test"})
+	o.audited("dora", [2]string{"console dlq-drop", "of a test"}, [2]string{"console dlq-drop", names[1]}, [2]string{"console pause", names[2]}, [2]string{"hold shard", names[2]})
 	o.base = base
 	o.quiet()
 	for path, want := range map[string]string{"streams/telemetry:none/": "no stream telemetry:none", "shards/": "choose a stream"} {
 		o.do(chromedp.Navigate(o.base + path))
 		o.await("document.body.innerText", want)
 	}
+	o.visit(strings.TrimSuffix(root(2)+"shards/", "/")) // typed without the slash
+	require.Equal(t, "/console/"+root(2)+"shards/", o.eval("location.pathname"))
 	o.visit(root(0))
 	o.press(".who button")
 	o.await("document.querySelector('.who').innerText", "Sign in to act")

@@ -421,6 +421,7 @@ type overviewData struct {
 	Ranges ranges
 	Charts []chart
 	Actor  actor
+	Of     string // the stream that actions are on, where there are several
 }
 
 // instance is what a drain names: it outlives its members.
@@ -462,7 +463,11 @@ func (c *Console) overview(ctx context.Context, r *http.Request) (any, error) {
 	v := c.view(ctx, freshness, func() { past = c.past(ctx) })
 	v.History = past.Value
 	chosen := rangesOf(r, "")
-	return overviewData{view: v, Ranges: chosen, Charts: c.draw(v, chosen.Chosen, past.At), Actor: c.actor(r)}, nil
+	of := ""
+	if len(c.beside) > 1 {
+		of = c.stream.Stream
+	}
+	return overviewData{view: v, Of: of, Ranges: chosen, Charts: c.draw(v, chosen.Chosen, past.At), Actor: c.actor(r)}, nil
 }
 
 // past returns the last hour. It is asked for once the next sample is due, by this clock.

@@ -47,9 +47,9 @@ func (cs *Consoles) Handler() http.Handler {
 	if len(cs.list) == 1 {
 		return secured(cs.tiles, cs.front.handler())
 	}
-	of := make(map[string]http.Handler)
+	of, named := make(map[string]http.Handler), make(map[string]*Console)
 	for _, c := range cs.list {
-		of[c.stream.Stream] = c.handler()
+		of[c.stream.Stream], named[c.stream.Stream] = c.handler(), c
 	}
 	mux := cs.front.plainRoutes()
 	mux.HandleFunc(Root+"streams/{stream}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
@@ -57,6 +57,10 @@ func (cs *Consoles) Handler() http.Handler {
 		handler := of[name]
 		if handler == nil {
 			cs.front.fail(w, r, http.StatusNotFound, fmt.Errorf("the list of this instance has no stream %s", name))
+			return
+		}
+		if rest := r.PathValue("rest"); rest != "" && named[name].pages[rest+"/"] != nil { // within the stream, which the inner one does not know
+			http.Redirect(w, r, named[name].root+rest+"/", http.StatusFound)
 			return
 		}
 		inner, at := *r, *r.URL

@@ -41,7 +41,7 @@ type DeadLetter struct {
 	Record      *Record   `json:"record,omitempty"`
 	NowFails    string    `json:"now_fails,omitempty"`
 	NowField    string    `json:"-"` // at fault, of what now fails
-	Value       string    `json:"-"` // of the field at fault; "" if none is, or it has none
+	Value       string    `json:"-"` // of the field at fault in a list, its beginning; "" if none is, or it has none
 }
 
 // Field is a field of an entry: text, or base64 if its bytes are not text.
@@ -69,7 +69,6 @@ func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
 	if l.Err != nil {
 		j.Class, j.Error = "foreign", l.Err.Error()
 	}
-	j.Value = valueOf(&l.Entry, l.Field)
 	j.FirstSource, _ = l.Entry.Field(telemetry.FieldReplayOf)
 	j.ReplayOf, _ = l.Entry.Field(telemetry.FieldReplayLetter)
 	if fields {
@@ -78,8 +77,19 @@ func deadLetterOf(l *protocol.DLQEntry, fields bool) DeadLetter {
 	return j
 }
 
-// valueOf returns the value of a field, or of a member of the payload: payload.NAME.
+// shownValue bounds what a list keeps of a value, in bytes: it may be a payload of any size.
+const shownValue = 200
+
+// valueOf returns the beginning of the value of a field, or of a member of the payload: payload.NAME.
 func valueOf(e *telemetry.Entry, field string) string {
+	value := wholeValueOf(e, field)
+	if len(value) > shownValue {
+		value = strings.ToValidUTF8(value[:shownValue], "") + "…"
+	}
+	return strings.Clone(value) // not the entry it is a part of
+}
+
+func wholeValueOf(e *telemetry.Entry, field string) string {
 	name, inside := strings.CutPrefix(field, telemetry.FieldPayload+".")
 	if !inside {
 		value, _ := e.Field(field)
@@ -393,7 +403,9 @@ func (f *Fleet) DeadLetters(ctx context.Context, by Filter, after string, limit 
 	var ids []telemetry.EntryID
 	err = d.eachAfter(ctx, from, s, func(l *protocol.DLQEntry) bool {
 		if out.More = len(out.Letters) == limit; !out.More {
-			out.Letters, ids = append(out.Letters, deadLetterOf(l, false)), append(ids, l.ID)
+			j := deadLetterOf(l, false)
+			j.Value = valueOf(&l.Entry, l.Field)
+			out.Letters, ids = append(out.Letters, j), append(ids, l.ID)
 		}
 		return !out.More
 	})
@@ -501,7 +513,7 @@ func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGr
 		j := deadLetterOf(l, false)
 		g := groups[j.Fingerprint]
 		if g == nil {
-			g = &FailureGroup{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID, Value: j.Value}
+			g = &FailureGroup{Fingerprint: j.Fingerprint, Class: j.Class, First: l.ID.Time(), Example: j.ID, Value: valueOf(&l.Entry, l.Field)}
 			groups[j.Fingerprint] = g
 		}
 		g.Count++

@@ -3,8 +3,11 @@ package operator
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // P9: what a few bytes of a form put into a payload is bounded.
@@ -33,5 +36,17 @@ func TestAReplacementIsBoundedInWhatItPutsIntoAPayload(t *testing.T) {
 		after := replace(payload)
 		require.Equal(t, tt.want, after != payload, what)
 		require.LessOrEqual(t, len(after), len(payload)+maxGrowth, what)
+	}
+}
+
+func TestAListKeepsTheBeginningOfAValueAlone(t *testing.T) {
+	e := telemetry.Entry{Fields: []string{telemetry.FieldPayload, `{"speed": "50km/h", "io": {"a": 1}, "long": "` + strings.Repeat("ü", 1<<20) + `"}`}}
+	for field, want := range map[string]string{"payload.speed": `"50km/h"`, "payload.io.a": "1", "payload.none": "", "payload.speed.x": "", "other": ""} {
+		require.Equal(t, want, valueOf(&e, field), field)
+	}
+	for _, field := range []string{"payload", "payload.long"} {
+		got := valueOf(&e, field)
+		require.LessOrEqual(t, len(got), shownValue+len("…"), field)
+		require.True(t, utf8.ValidString(got) && strings.HasSuffix(got, "…"), got)
 	}
 }

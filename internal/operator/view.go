@@ -220,7 +220,7 @@ func (f *Fleet) Intend(ctx context.Context, action, target, reason string) error
 	if _, err := f.postgres(ctx); err != nil {
 		return err
 	}
-	return f.explained(f.audit().Note(ctx, f.by, action, target, 0, map[string]any{"reason": reason, "group": f.scope.Group}))
+	return f.explained(f.audit().Note(ctx, f.by, action, target, 0, map[string]any{"reason": reason, "stream": f.scope.Stream, "group": f.scope.Group}))
 }
 
 func (f *Fleet) audit() *store.Audit { return store.NewAudit(f.pool, askTimeout) }

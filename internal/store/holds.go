@@ -72,7 +72,7 @@ func (h *Holds) change(ctx context.Context, x protocol.Hold, verb, sql string, a
 		changed = true
 		if _, err := tx.Exec(ctx, `
 insert into processor.audit (who, action, target, count, detail)
-values ($1, $2, $3, 1, jsonb_build_object('reason', $4::text, 'group', $5::text))`, x.By, verb+" "+x.Kind, x.Subject, x.Reason, h.scope.Group); err != nil {
+values ($1, $2, $3, 1, jsonb_build_object('reason', $4::text, 'stream', $5::text, 'group', $6::text))`, x.By, verb+" "+x.Kind, x.Subject, x.Reason, h.scope.Stream, h.scope.Group); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `select pg_notify('processor_shards', '')`)
