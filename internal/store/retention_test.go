@@ -382,6 +382,7 @@ values ('held', 1, '', 'area', ` + square + `, 100, 3600), ('plain', 1, '', 'are
 	ask := store.NewDevices(b.pool, scope, store.FleetSettings{Shards: shards, Eligibility: rules.Eligibility, MaxGap: rules.MaxGap}, "test")
 	exit := dayOf(6).Add(12 * time.Hour)
 	trial := func(t *testing.T, want store.FenceTrialCount) {
+		t.Helper()
 		got, err := ask.TryFences(t.Context(), fencesOf(b.fences), store.TrialWindow{Since: dayOf(5), Until: dayOf(9)}, nil)
 		require.NoError(t, err)
 		require.Equal(t, want, got.FenceTrialCount, "%+v", got.Examples)
