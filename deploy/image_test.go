@@ -91,7 +91,7 @@ func TestTheImageRunsWithoutRootOnAReadOnlyFileSystem(t *testing.T) {
 		}
 	}
 	require.NoError(t, json.Unmarshal([]byte(command(t, ".", "docker", "image", "inspect", tag)), &image))
-	require.Less(t, image[0].Size, int64(38_000_000), "bytes")
+	require.Less(t, image[0].Size, int64(40_000_000), "bytes; the renderer of the runbook is 1.2 MB of them")
 	require.Equal(t, "65532:65532", image[0].Config.User)
 	require.Equal(t, []string{"CMD", "/processor", "health"}, image[0].Config.Healthcheck.Test)
 	require.NotEqual(t, "devel", image[0].Config.Labels["org.opencontainers.image.version"])
