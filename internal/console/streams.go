@@ -47,26 +47,30 @@ func (cs *Consoles) Handler() http.Handler {
 	if len(cs.list) == 1 {
 		return secured(cs.tiles, cs.front.handler())
 	}
-	of, named := make(map[string]http.Handler), make(map[string]*Console)
+	type served struct {
+		*Console
+		handler http.Handler
+	}
+	of := make(map[string]served)
 	for _, c := range cs.list {
-		of[c.stream.Stream], named[c.stream.Stream] = c.handler(), c
+		of[c.stream.Stream] = served{c, c.handler()}
 	}
 	mux := cs.front.plainRoutes()
 	mux.HandleFunc(Root+"streams/{stream}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
 		name := r.PathValue("stream")
-		handler := of[name]
-		if handler == nil {
+		c, there := of[name]
+		if !there {
 			cs.front.fail(w, r, http.StatusNotFound, fmt.Errorf("the list of this instance has no stream %s", name))
 			return
 		}
-		if rest := r.PathValue("rest"); rest != "" && named[name].pages[rest+"/"] != nil { // within the stream, which the inner one does not know
-			http.Redirect(w, r, named[name].root+rest+"/", http.StatusFound)
+		if rest := r.PathValue("rest"); rest != "" && c.pages[rest+"/"] != nil { // within the stream, which the inner one does not know
+			http.Redirect(w, r, c.root+rest+"/", http.StatusFound)
 			return
 		}
 		inner, at := *r, *r.URL
 		at.Path, at.RawPath = Root+r.PathValue("rest"), ""
 		inner.URL = &at
-		handler.ServeHTTP(w, &inner)
+		c.handler.ServeHTTP(w, &inner)
 	})
 	return secured(cs.tiles, mux)
 }

@@ -3,9 +3,7 @@ package store_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -72,9 +70,7 @@ where device_id <> 'flagged'`
 // is stored since, in any order, gives the crossings of one pass over all records.
 func TestCrossingsGoOnWhereTheDroppedPositionsEnded(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	b := newBench(t)
 	b.exec(`
 insert into processor.geofences (id, version, name, kind, geometry, radius_m)
@@ -250,7 +246,7 @@ func TestALateRecordAmongDroppedPositionsLeavesAHeldBorderAsRecorded(t *testing.
 	for name, heaps := range map[string]int{"one heap": 0, "a heap for each day": 20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed := testSeed(t)
+			seed := testenv.Seed(t)
 			rnd := rand.New(rand.NewPCG(seed, uint64(heaps)))
 			b := newBench(t)
 			if heaps > 0 {
@@ -405,19 +401,6 @@ values ('held', 1, '', 'area', ` + square + `, 100, 3600), ('plain', 1, '', 'are
 		require.Equal(t, 2, b.count("select count(*) from processor.timing_records where kind = 'exit' and initial and at = $1", exit))
 		trial(t, store.FenceTrialCount{Recorded: 2, Would: 2})
 	})
-}
-
-// testSeed is TEST_SEED, or another one each time.
-func testSeed(t *testing.T) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("TEST_SEED"); text != "" {
-		var err error
-		seed, err = strconv.ParseUint(text, 10, 64)
-		require.NoError(t, err)
-	}
-	t.Logf("seed %d", seed)
-	return seed
 }
 
 // fencesOf returns the fences of a set.

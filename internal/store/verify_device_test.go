@@ -35,7 +35,7 @@ values
 		Eligibility: telemetry.Eligibility{MaxFutureSkew: time.Minute, MaxPast: time.Hour, MinSatellites: 4, MaxSpeed: 300},
 	}
 	held := b.take("a.1", telemetry.ShardOf("drives", shards))
-	rnd := rand.New(rand.NewPCG(testSeed(t), 0))
+	rnd := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	var list []telemetry.Record
 	at := dayOf(0).UnixMicro()
 	for i := range 600 {

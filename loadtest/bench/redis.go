@@ -160,7 +160,7 @@ func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) 
 	streams := g.All()
 	of := make([][][]string, len(streams))
 	for _, e := range entries {
-		n := telemetry.StreamOf(fieldOf(e, telemetry.FieldDeviceID), len(streams))
+		n := telemetry.StreamOf((&telemetry.Entry{Fields: e}).DeviceID(), len(streams))
 		of[n] = append(of[n], e)
 	}
 	for i, s := range streams {
@@ -169,15 +169,6 @@ func (b *run) fill(ctx context.Context, g *testbed.Servers, entries [][]string) 
 		}
 	}
 	return b.eachNode(ctx, func(r *raw) error { return rewritten(ctx, r) })
-}
-
-func fieldOf(fields []string, name string) string {
-	for i := 0; i+1 < len(fields); i += 2 {
-		if fields[i] == name {
-			return fields[i+1]
-		}
-	}
-	return ""
 }
 
 func (b *run) append(ctx context.Context, g *testbed.Servers, entries [][]string) error {

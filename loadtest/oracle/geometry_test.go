@@ -6,9 +6,7 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +69,7 @@ func brief(crossings []oracle.Crossing) string {
 // Two geometries that share no line agree, on the coarse grids where ways meet
 // corners and run along borders, exactly or within rounding, and across the antimeridian.
 func TestTwoGeometriesAgree(t *testing.T) {
-	seed := seedOf(t)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	crossings := 0
 	for range testenv.Size(50, 1000) {
@@ -147,7 +145,7 @@ func TestTwoGeometriesAgree(t *testing.T) {
 // Both know that parts share a border on which only one of them has a position: their
 // union is what their corners enclose, whatever way goes through it.
 func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
-	seed := seedOf(t)
+	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	between := func(a, b position, f float64) position {
 		return position{a[0] + f*(b[0]-a[0]), a[1] + f*(b[1]-a[1])}
@@ -258,17 +256,4 @@ func keys(list []oracle.Crossing) []string {
 
 func key(c oracle.Crossing) string {
 	return fmt.Sprint(c.LaterUS, c.FenceID, c.Kind, c.Ordinal, c.EarlierUS, c.Initial, c.FenceVersion)
-}
-
-// seedOf returns TEST_SEED, or another seed each time.
-func seedOf(t *testing.T) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("TEST_SEED"); text != "" {
-		var err error
-		seed, err = strconv.ParseUint(text, 10, 64)
-		require.NoError(t, err)
-	}
-	t.Logf("run again with TEST_SEED=%d", seed)
-	return seed
 }
