@@ -17,7 +17,7 @@ type Config struct {
 	MaxInFlightBytes   int64
 	ReadBatchRecords   int // maximum entries of one read
 	BatchMaxRecords    int
-	BatchMaxAge        time.Duration
+	BatchMaxAge        time.Duration // how long entries gather before they are committed, see gatherTime
 	StateMaxDevices    int // devices whose state is kept in memory
 	Eligibility        telemetry.Eligibility
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
@@ -30,6 +30,12 @@ type Config struct {
 	Limits             telemetry.Limits
 	DeadLetters        DeadLetterConfig
 }
+
+// gatherTime is how long new entries gather in the stream between two dispatches that found
+// no backlog: one wait for what is dispatched together, committed together and acknowledged
+// together costs a fraction of a wait in each worker, and delays a lone entry not at all.
+// It is at most DispatchBlock, since nothing else happens under the lease meanwhile.
+func (c Config) gatherTime() time.Duration { return min(c.BatchMaxAge, c.DispatchBlock) }
 
 func (c Config) check() error {
 	var errs []error

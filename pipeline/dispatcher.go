@@ -148,6 +148,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			continue
 		}
 		d.metrics.read(readOK)
+		read := time.Now()
 		if !d.table.holdsLease(number) {
 			return
 		}
@@ -165,6 +166,9 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		renewed, after, pending = started, a.Last, dispatched.Pending
 		d.metrics.arrived(&a)
 		d.bypass(number, &a, known, dispatched.Gone)
+		if !a.Full {
+			_ = sleep(ctx, time.Until(read.Add(d.cfg.gatherTime())))
+		}
 	}
 }
 

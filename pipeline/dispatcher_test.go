@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,4 +194,52 @@ func TestAPauseTakesEffectUnderASteadyLoad(t *testing.T) {
 	require.NoError(t, group.SetPaused(t.Context(), false))
 	b.settled(30*time.Second, 0)
 	require.Equal(t, sent+1, b.count("select count(*) from positions"))
+}
+
+// countingSource counts reads of new entries, those that have begun and those that found some.
+type countingSource struct {
+	pipeline.Source
+	begun, found *atomic.Int64
+}
+
+func (s countingSource) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
+	s.begun.Add(1)
+	a, err := s.Source.ReadNew(ctx, after, count, block)
+	if len(a.Entries) > 0 {
+		s.found.Add(1)
+	}
+	return a, err
+}
+
+// Entries that come within BatchMaxAge after a dispatch are dispatched together; a lone one
+// is committed as soon as it comes.
+func TestEntriesGatherAfterADispatchAndALoneOneDoesNotWait(t *testing.T) {
+	t.Parallel()
+	const gather, others = 3 * time.Second, 20
+	b := newBench(t)
+	var begun, found atomic.Int64
+	b.acquireAll(b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.BatchMaxAge, c.DispatchBlock, c.DispatchLeaseTTL = gather, gather, 10*gather
+		d.Source = countingSource{d.Source, &begun, &found}
+	}))
+	b.publish(at(0, 0))
+	b.settled(30*time.Second, 0)
+	for i := range others {
+		b.publish(at(i, 1))
+	}
+	b.settled(30*time.Second, 0)
+	require.LessOrEqual(t, found.Load(), int64(3), "reads for %d entries that came one by one", 1+others)
+
+	last := begun.Load()
+	testenv.Wait(t, 30*time.Second, func() error {
+		if begun.Load() == last {
+			return errors.New("nothing is read yet")
+		}
+		return nil
+	})
+	b.publish(at(0, 2))
+	sent := time.Now()
+	b.settled(30*time.Second, 0)
+	require.Less(t, time.Since(sent), gather, "a lone entry")
+	require.Equal(t, 2+others, b.count("select count(*) from positions"))
 }

@@ -368,11 +368,12 @@ func (w *worker) full() bool {
 const batchMaxBytes = 8 << 20
 
 // maxBatchWait returns how long a batch may wait for more entries:
-// age/8, clamped to [maxAge, 10*maxAge], with age that of its first entry in the
-// stream. Old entries mean a backlog, where larger batches cost less. A skewed
-// clock moves the wait only within the clamp.
-func maxBatchWait(age, maxAge time.Duration) time.Duration {
-	return min(max(age/8, maxAge), 10*maxAge)
+// age/8, clamped to [maxAge-gathered, 10*maxAge], with age that of its first entry in
+// the stream, and gathered how long the dispatcher let entries gather. Old entries mean
+// a backlog, where larger batches cost less. A skewed clock moves the wait only within
+// the clamp.
+func maxBatchWait(age, gathered, maxAge time.Duration) time.Duration {
+	return min(max(age/8, maxAge-gathered), 10*maxAge)
 }
 
 // commitIfDue passes the batch to the committer when it is full or old enough and
@@ -490,7 +491,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	if b.entries == 0 {
 		now := time.Now()
 		age := now.Sub(time.UnixMilli(int64(p.entries[0].ID.Ms)))
-		b.due = now.Add(maxBatchWait(age, w.cfg.BatchMaxAge))
+		b.due = now.Add(maxBatchWait(age, w.cfg.gatherTime(), w.cfg.BatchMaxAge))
 		b.rules, b.open, b.kept, b.bereft = w.rules(), w.state.open, w.state.kept, w.state.bereft
 	}
 	if cap(w.records) < len(p.entries) {

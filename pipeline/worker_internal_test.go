@@ -10,13 +10,14 @@ import (
 func TestABatchOfABacklogMayWaitLonger(t *testing.T) {
 	t.Parallel()
 	const ms = time.Millisecond
-	for _, tt := range []struct{ age, want time.Duration }{
-		{0, 20 * ms},
-		{100 * ms, 20 * ms},
-		{800 * ms, 100 * ms},
-		{time.Hour, 200 * ms},
-		{-time.Hour, 20 * ms}, // the clock of Redis is ahead of ours
+	for _, tt := range []struct{ age, gathered, maxAge, want time.Duration }{
+		{0, 20 * ms, 20 * ms, 0},
+		{16 * ms, 20 * ms, 20 * ms, 2 * ms},
+		{800 * ms, 20 * ms, 20 * ms, 100 * ms},
+		{time.Hour, 20 * ms, 20 * ms, 200 * ms},
+		{-time.Hour, 20 * ms, 20 * ms, 0}, // the clock of Redis is ahead of ours
+		{0, 500 * ms, 2000 * ms, 1500 * ms},
 	} {
-		require.Equal(t, tt.want, maxBatchWait(tt.age, 20*ms), "of entries that are %s old", tt.age)
+		require.Equal(t, tt.want, maxBatchWait(tt.age, tt.gathered, tt.maxAge), "of entries that are %s old", tt.age)
 	}
 }
