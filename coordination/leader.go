@@ -65,6 +65,7 @@ type Leader struct {
 	planner  protocol.Planner             // of this term
 	loads    *protocol.LoadTracker        // of the shards, as this leader has seen them
 	pending  map[int]int64                // entries that wait on the queue of each shard, or are in flight
+	resumed  time.Time                    // when this leader last let dispatching go on; zero while it is stopped
 	leaves   bool                         // this member is leaving, and finishes what it has
 	handed   map[int]time.Time            // since when a shard waits for its owner's release
 	more     atomic.Bool                  // shards are left to assign once others are released
@@ -122,6 +123,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.progress = protocol.NewProgressTracker(l.cfg.ClaimThreshold)
 	l.open = make(map[string][]string)
 	l.silent = make(map[string]time.Time)
+	l.resumed = time.Time{}
 	l.handed, l.pending, l.planner, l.loads = nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 	var steps []func(context.Context) error
 	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses, protocol.DatabaseCopy} {
@@ -307,7 +309,8 @@ func (l *Leader) releases(shards []protocol.ShardRecord) (willing func(member st
 	return willing, late
 }
 
-// held returns what operators hold back, and stops or continues dispatching.
+// held returns what operators hold back, and stops or continues dispatching. That it goes on
+// is said again each MemberTTL only: an earlier leader that was frozen may have stopped it.
 func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
 	if l.holds == nil {
 		return nil, nil
@@ -316,7 +319,18 @@ func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
 	if err != nil {
 		return nil, err
 	}
-	return held, l.stream.SetPaused(ctx, held.Of(protocol.HoldFleet, "") != nil)
+	paused := held.Of(protocol.HoldFleet, "") != nil
+	if !paused && time.Since(l.resumed) < l.cfg.MemberTTL {
+		return held, nil
+	}
+	l.resumed = time.Time{}
+	if err := l.stream.SetPaused(ctx, paused); err != nil {
+		return nil, err
+	}
+	if !paused {
+		l.resumed = time.Now()
+	}
+	return held, nil
 }
 
 // record moves losses from Redis to the ledger.

@@ -29,9 +29,13 @@ var beatSource string
 //go:embed leave.lua
 var leaveSource string
 
+//go:embed members.lua
+var membersSource string
+
 var (
-	beatScript  = redis.NewScript(beatSource)
-	leaveScript = redis.NewScript(leaveSource)
+	beatScript    = redis.NewScript(beatSource)
+	leaveScript   = redis.NewScript(leaveSource)
+	membersScript = redis.NewScript(membersSource)
 )
 
 // Member is a heartbeat: what a member reports of itself.
@@ -504,43 +508,26 @@ func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error
 }
 
 // readMembers returns the heartbeats that have not expired, and the identities
-// of those that have. A heartbeat is written to live for ttl, so that its age is known.
+// of those that have. A heartbeat is written to live for ttl, so that its age is known;
+// it stays 0 where ttl is.
 func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duration) (members []Member, silent []any, err error) {
-	ids, err := client.SMembers(ctx, keys.Prefix).Result()
-	if err != nil || len(ids) == 0 {
+	list, err := membersScript.Run(ctx, client, []string{keys.Prefix}).Slice()
+	if err != nil {
 		return nil, nil, err
 	}
-	names := make([]string, len(ids))
-	for i, id := range ids {
-		names[i] = keys.Prefix + ":" + id
-	}
-	var values *redis.SliceCmd
-	left := make([]*redis.DurationCmd, len(names))
-	_, _ = client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		values = p.MGet(ctx, names...)
-		for i := range names {
-			if ttl > 0 {
-				left[i] = p.PTTL(ctx, names[i])
-			}
-		}
-		return nil
-	})
-	if values.Err() != nil {
-		return nil, nil, values.Err()
-	}
-	for i, v := range values.Val() {
-		text, ok := v.(string)
+	for row := range slices.Chunk(list, 3) { // identity, heartbeat or nil, milliseconds left
+		text, ok := row[1].(string)
 		if !ok {
-			silent = append(silent, ids[i])
+			silent = append(silent, row[0])
 			continue
 		}
 		var m Member
 		if err := json.Unmarshal([]byte(text), &m); err != nil {
-			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", ids[i], err)
+			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", row[0], err)
 		}
-		// Of one that expired in between nothing is left.
-		if left[i] != nil && left[i].Err() == nil && left[i].Val() > 0 {
-			m.age = max(0, ttl-left[i].Val())
+		// One without an expiry, or that ends just now, says nothing of its age.
+		if left, ok := row[2].(int64); ok && ttl > 0 && left > 0 {
+			m.age = max(0, ttl-time.Duration(left)*time.Millisecond)
 		}
 		members = append(members, m)
 	}

@@ -42,7 +42,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 			Backlog: func(ctx context.Context) (b protocol.Backlog, added int64, err error) {
 				info, err := d.Group.Info(ctx)
 				if err == nil {
-					b, err = d.Group.Backlog(ctx)
+					b, err = d.Group.BacklogOf(ctx, info)
 				}
 				return b, info.Added, err
 			},

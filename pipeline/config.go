@@ -18,7 +18,7 @@ type Config struct {
 	ReadBatchRecords   int // maximum entries of one read
 	BatchMaxRecords    int
 	BatchMaxAge        time.Duration // how long entries gather before they are committed, see gatherTime
-	StateMaxDevices    int // devices whose state is kept in memory
+	StateMaxDevices    int           // devices whose state is kept in memory
 	Eligibility        telemetry.Eligibility
 	MaxCrossingGap     time.Duration // gap between two fixes above which only the net change counts
 	FenceRefresh       time.Duration // interval of polls for changed fences

@@ -106,7 +106,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	after, pending, renewed, asked, paused := lease.After, lease.Pending, started, started, lease.Paused
 	for ctx.Err() == nil {
 		// Under a steady load each dispatch renews the lease, and only asking tells of a pause.
-		if time.Since(renewed) > d.ttl/4 || time.Since(asked) > d.cfg.DispatchLeaseTTL {
+		if time.Since(renewed) > d.ttl/3 || time.Since(asked) > d.cfg.DispatchLeaseTTL {
 			started := time.Now()
 			lease, err := d.source.AcquireDispatchLease(ctx, token, token, d.ttl)
 			if err != nil {

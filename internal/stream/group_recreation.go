@@ -24,19 +24,22 @@ type recreationNote struct {
 // oldest first.
 func (g *Group) GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error) {
 	const op = "read the recreations of the group"
-	pipe := g.client.Pipeline()
-	listed, clock := pipe.LRange(ctx, g.names.Recreations(), 0, -1), pipe.Time(ctx)
-	if _, err := pipe.Exec(ctx); err != nil {
+	listed, err := g.client.LRange(ctx, g.names.Recreations(), 0, -1).Result()
+	if err != nil || len(listed) == 0 {
+		return nil, failure(op, err)
+	}
+	now, err := g.client.Time(ctx).Result()
+	if err != nil {
 		return nil, failure(op, err)
 	}
 	var recreations []protocol.GroupRecreation
-	for _, text := range listed.Val() {
+	for _, text := range listed {
 		var n recreationNote
 		if err := json.Unmarshal([]byte(text), &n); err != nil {
 			return nil, fmt.Errorf("%s: %q is none of ours: %w", op, text, err)
 		}
 		m := protocol.GroupRecreation{Receipt: text, At: time.UnixMilli(n.At), Entries: n.Entries, Removed: n.Removed}
-		m.Ago = clock.Val().Sub(m.At)
+		m.Ago = now.Sub(m.At)
 		for id, text := range map[*telemetry.EntryID]string{&m.Dispatched: n.Dispatched, &m.First: n.First, &m.Last: n.Last} {
 			var err error
 			if *id, err = telemetry.ParseEntryID(text); err != nil {

@@ -1,0 +1,15 @@
+#!lua flags=no-writes,allow-stale
+-- Reads the heartbeats of all members.
+--
+-- KEYS[1] set of identities
+-- Reply: for each identity, ascending: it, its heartbeat or nil, milliseconds until that expires
+local list = {}
+local identities = redis.call('smembers', KEYS[1])
+table.sort(identities)
+for _, identity in ipairs(identities) do
+  local key = KEYS[1] .. ':' .. identity
+  list[#list + 1] = identity
+  list[#list + 1] = redis.call('get', key)
+  list[#list + 1] = redis.call('pttl', key)
+end
+return list
