@@ -44,6 +44,10 @@ func compareCatalogs(needed, live catalog) Report {
 	return r
 }
 
+// readersIndex is the index of positions that this service has no use for: it repeats the
+// unique one for those who read the rows that are not faulty.
+const readersIndex = "btree (device_id, ts desc) where (faulty = false)"
+
 func (r *Report) compareTable(name string, needed, live table) {
 	if needed.Logged && !live.Logged {
 		r.problem("table", name, "a table that survives a crash", "unlogged")
@@ -69,7 +73,16 @@ func (r *Report) compareTable(name string, needed, live table) {
 		}
 		r.note("column", name+"."+column, "", "extra, "+have.String())
 	}
-	r.compareLists("index", name, needed.Indexes, live.Indexes)
+	indexes := needed.Indexes
+	if name == "public.positions" {
+		indexes = slices.DeleteFunc(slices.Clone(indexes), func(index string) bool { return index == readersIndex })
+		if !slices.Contains(live.Indexes, readersIndex) {
+			r.note("index", "on "+name, "", "without "+readersIndex+", which only other readers of the table use")
+		}
+	}
+	r.compareLists("index", name, indexes, slices.DeleteFunc(slices.Clone(live.Indexes), func(index string) bool {
+		return index == readersIndex && slices.Contains(needed.Indexes, index)
+	}))
 	r.compareLists("trigger", name, needed.Triggers, live.Triggers)
 }
 
