@@ -324,7 +324,7 @@ func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
 				require.NoError(t, err)
 			}
 			b.acquireAll(in)
-			testenv.Wait(t, 60*time.Second, func() error {
+			testenv.Wait(t, 180*time.Second, func() error {
 				if b.count("select count(*) from positions where device_id = $1", fleet.DeviceID(same[5])) == 1 {
 					return nil
 				}
