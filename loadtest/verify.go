@@ -3,8 +3,10 @@ package loadtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
@@ -25,10 +27,27 @@ type VerifyConfig struct {
 	MaxSpeed       int
 	MaxCrossingGap time.Duration
 	DroppedBefore  time.Time // retention dropped positions with device times before; zero is none
+	DroppedAt      string    // the first entry that was not done by then
 }
 
 // Check returns the problems that no retry can fix.
-func (c VerifyConfig) Check() error { return testbed.CheckRedis(c.RedisURL) }
+func (c VerifyConfig) Check() error {
+	if c.DroppedBefore.IsZero() != (c.DroppedAt == "") {
+		return errors.New("give both or neither of --dropped-before and --dropped-at: what stays of dropped positions depends on which entries came before")
+	}
+	if _, err := c.droppedAt(); err != nil {
+		return fmt.Errorf("--dropped-at: %w", err)
+	}
+	return testbed.CheckRedis(c.RedisURL)
+}
+
+func (c VerifyConfig) droppedAt() (oracle.ID, error) {
+	if c.DroppedAt == "" {
+		return oracle.ID{}, nil
+	}
+	id, err := telemetry.ParseEntryID(c.DroppedAt)
+	return oracle.ID(id), err
+}
 
 // Verify compares the tables of a system with a recorded send log. It reads
 // only. Rows of devices that are not in the log are none of its business.
@@ -76,6 +95,9 @@ func Verify(ctx context.Context, cfg VerifyConfig) (_ *oracle.Report, err error)
 	}
 	if !cfg.DroppedBefore.IsZero() {
 		seen.DroppedUS = cfg.DroppedBefore.UnixMicro()
+		if seen.DroppedAt, err = cfg.droppedAt(); err != nil {
+			return nil, err
+		}
 	}
 	return o.Judge(seen)
 }

@@ -129,3 +129,17 @@ values ($1, $2, '1-0', $3, '', array[]::bytea[], 'decode', '', '', 3, '', '', 't
 	require.Equal(t, before.Account.Lost-1, after.Account.Lost)
 	require.EqualValues(t, 1, after.Account.DeadLettered)
 }
+
+func TestVerifyIsToldWhenPositionsWereDropped(t *testing.T) {
+	t.Parallel()
+	cfg := loadtest.VerifyConfig{RedisURL: "redis://localhost:1"}
+	require.NoError(t, cfg.Check())
+	cfg.DroppedBefore = time.Unix(1_700_000_000, 0)
+	require.ErrorContains(t, cfg.Check(), "give both or neither of --dropped-before and --dropped-at")
+	cfg.DroppedAt = "noon"
+	require.ErrorContains(t, cfg.Check(), `--dropped-at: entry ID "noon": want the form 1700000000000-0`)
+	cfg.DroppedAt = "1700000000000-3"
+	require.NoError(t, cfg.Check())
+	cfg.DroppedBefore = time.Time{}
+	require.ErrorContains(t, cfg.Check(), "give both or neither")
+}

@@ -40,6 +40,10 @@ type world struct {
 	feed    *observer.Feed // of crossings, read all along
 	left    [shards][]byte // what was left of each shard last
 	spoil   spoil          // of what is left, while shards are moved
+
+	lastID    telemetry.EntryID // published
+	droppedUS int64             // of positions; 0 for none
+	droppedAt telemetry.EntryID // the first entry after that
 }
 
 type faultyRow struct {
@@ -205,6 +209,7 @@ func (w *world) publish(messages []fleet.Message) {
 		entries[i] = fleet.EntryFields(&messages[i])
 	}
 	for i, id := range w.bench.publish(entries...) {
+		w.lastID = id
 		require.NoError(w.tb, w.sent.Append(&fleet.Sent{ID: id, Message: messages[i], Class: fleet.ClassOf(&messages[i])}))
 	}
 }
@@ -300,6 +305,7 @@ func (w *world) verdict() (*oracle.Report, error) {
 	report, err := o.Judge(oracle.Observed{
 		Positions: observer.Positions(ctx, w.pool),
 		Crossings: observer.Timings(ctx, w.pool),
+		DroppedUS: w.droppedUS, DroppedAt: oracle.ID(w.droppedAt),
 		Rules: oracle.Rules{
 			Fences: fences,
 			Limits: oracle.Limits{MaxFutureSkew: w.rules.MaxFutureSkew, MaxPast: w.rules.MaxPast, MinSatellites: w.rules.MinSatellites, MaxSpeed: w.rules.MaxSpeed, MaxCrossingGap: w.gap},

@@ -79,6 +79,7 @@ entry. Rows of other devices are passed over. Exit 1 when something differs.`,
 	flags.IntVar(&cfg.MaxSpeed, "max-speed", 0, "MAX_SPEED of the system")
 	flags.DurationVar(&cfg.MaxCrossingGap, "max-crossing-gap", 10*time.Minute, "MAX_CROSSING_GAP of the system")
 	flags.TimeVar(&cfg.DroppedBefore, "dropped-before", time.Time{}, []string{time.RFC3339}, "retention dropped positions with device times before this; their crossings stay")
+	flags.StringVar(&cfg.DroppedAt, "dropped-at", "", "the first `entry` that was not done when retention dropped them, such as 1780000000000-0")
 	flags.BoolVar(&asJSON, "json", false, "print the account as one line of JSON")
 	required(cmd, "redis-url", "postgres-url", "log")
 	return cmd

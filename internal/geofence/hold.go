@@ -44,7 +44,8 @@ type hold struct {
 const never = math.MinInt64
 
 // newHold begins at a fix; with first it is the device's first that is known, and before
-// the device was inside of the fences that inside names.
+// the device was inside of the fences that inside names. In the margin of such a one
+// it still is, and left it there at the latest.
 func (s *Set) newHold(group int32, fix Fix, first bool, inside map[string]bool) *hold {
 	h := &hold{}
 	s.beginHold(h, group, fix, first, inside)
@@ -67,6 +68,9 @@ func (s *Set) beginHold(h *hold, group int32, fix Fix, first bool, inside map[st
 			h.change = s.initialAt(int(h.version), Enter, fix)
 		case h.inside && !h.in:
 			h.change = s.initialAt(s.versionBy(begin, fix.TimeUS), Exit, fix)
+			if h.within(fix) {
+				h.in, h.outside, h.left = true, true, h.change
+			}
 		}
 	}
 	h.at(fix)
@@ -214,18 +218,34 @@ func (h *hold) count() {
 // pass counts a passage, or suppresses it.
 func (h *hold) pass(c Crossing) {
 	h.told = h.told || c.TimeUS-h.quietUS >= h.intervalUS
-	h.quietUS = c.TimeUS
+	h.quietUS = max(h.quietUS, c.TimeUS)
 	if !h.told {
 		return
 	}
-	last := &h.passedUS[0]
-	if c.Kind == Forward {
-		last = &h.passedUS[1]
-	}
+	last := h.lastPassed(c.Kind)
 	if c.Suppressed = *last != never && c.TimeUS-*last < h.set.versions[c.Fence].intervalUS; !c.Suppressed {
 		*last = c.TimeUS
 	}
 	h.crossings = append(h.crossings, c)
+}
+
+func (h *hold) lastPassed(kind CrossingKind) *int64 {
+	if kind == Forward {
+		return &h.passedUS[1]
+	}
+	return &h.passedUS[0]
+}
+
+// passed takes note of passages that are recorded, and stay as they are.
+func (h *hold) passed(list []Crossing) {
+	for i := range list {
+		c := &list[i]
+		h.told = h.told || c.TimeUS-h.quietUS >= h.intervalUS
+		h.quietUS = max(h.quietUS, c.TimeUS)
+		if last := h.lastPassed(c.Kind); !c.Suppressed {
+			*last = max(*last, c.TimeUS)
+		}
+	}
 }
 
 // firstOf returns the first version of a fence, or -1.
@@ -252,6 +272,14 @@ func (s *Set) groupsOf(dst []int32, inside map[string]bool, all bool) []int32 {
 func (s *Set) HeldID(fence string) bool {
 	i := s.firstOf(fence)
 	return i >= 0 && s.versions[i].held
+}
+
+// IntervalUS is the longest interval of a gate.
+func (s *Set) IntervalUS() int64 {
+	if s == nil {
+		return 0
+	}
+	return s.intervalUS
 }
 
 // Held reports whether the border of any fence is held still.
@@ -435,11 +463,12 @@ func (w *Walk) Complete(fence string, laterUS int64) bool {
 }
 
 // Next appends what the next fix shows. It may be a crossing before the last fix.
-func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing { return w.NextSince(dst, fix, nil) }
+func (w *Walk) Next(dst []Crossing, fix Fix) []Crossing { return w.NextSince(dst, fix, nil, nil) }
 
 // NextSince is Next where it is known of some fences whether the device was inside of them
-// before the fix, see Stretch.Since. A walk that begins anywhere knows none at its first fix.
-func (w *Walk) NextSince(dst []Crossing, fix Fix, was map[string]bool) []Crossing {
+// before the fix, and which it passed, see Stretch.Since and Stretch.Passed. A walk that
+// begins anywhere knows none at its first fix.
+func (w *Walk) NextSince(dst []Crossing, fix Fix, was map[string]bool, passed []Crossing) []Crossing {
 	start := len(dst)
 	prev := w.last
 	if w.last = fix; !w.begun {
@@ -453,6 +482,10 @@ func (w *Walk) NextSince(dst []Crossing, fix Fix, was map[string]bool) []Crossin
 	} else {
 		w.groups = w.set.touched(w.groups[:0], prev, fix)
 		w.raw = w.set.Crossings(w.raw[:0], prev, fix, w.maxGap)
+	}
+	if len(passed) > 0 {
+		w.raw = slices.DeleteFunc(w.raw, func(c Crossing) bool { return len(ofFence(passed, c.FenceID)) > 0 })
+		w.groups = w.set.groupsPassed(w.groups, passed)
 	}
 	if !w.only {
 		for i := range w.raw {
@@ -478,6 +511,7 @@ func (w *Walk) NextSince(dst []Crossing, fix Fix, was map[string]bool) []Crossin
 	}
 	anew := w.anew(fix, was)
 	for g, h := range w.holds {
+		h.passed(ofFence(passed, w.set.versions[h.begin].fence.ID))
 		if prev != fix && !slices.Contains(anew, g) {
 			h.step(fix, w.set.of(w.raw, g))
 		}
@@ -533,6 +567,26 @@ func (s *Set) of(list []Crossing, group int32) (of []Crossing) {
 	return of
 }
 
+// ofFence returns those crossings that are of a fence.
+func ofFence(list []Crossing, id string) (of []Crossing) {
+	for i := range list {
+		if list[i].FenceID == id {
+			of = append(of, list[i])
+		}
+	}
+	return of
+}
+
+// groupsPassed appends the groups of the gates with held borders among those passed.
+func (s *Set) groupsPassed(dst []int32, passed []Crossing) []int32 {
+	for i := range passed {
+		if v := s.firstOf(passed[i].FenceID); v >= 0 && s.versions[v].held {
+			dst = append(dst, s.versions[v].group)
+		}
+	}
+	return dst
+}
+
 // Stretch is a part of the track of one device, of which something changed between
 // two fixes that did not.
 type Stretch struct {
@@ -546,6 +600,10 @@ type Stretch struct {
 	// a fence with a held border begins anew there: what is open at the fix before does
 	// not count, and the way between them is none.
 	Since map[int64]map[string]bool
+	// Passed are the passages of gates that are recorded between the fix before and the one with a
+	// device time, and stay. The way between the two does not pass those gates again.
+	Passed map[int64][]Crossing
+	Anew   []string // fences to look at though neither way comes near them
 
 	Known  bool  // what was between From and To before
 	Old    []Fix // is this
@@ -628,6 +686,7 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 			groups = s.touched(groups, prev, t.Fixes[i])
 			if i > 0 || t.First { // where it begins anew between From and To, To does not count what is open
 				groups = s.groupsOf(groups, t.Since[t.Fixes[i].TimeUS], i > t.From && i <= t.To)
+				groups = s.groupsPassed(groups, t.Passed[t.Fixes[i].TimeUS])
 			}
 		}
 		switch buf = buf[:0]; {
@@ -638,8 +697,10 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 		case t.First:
 			buf = s.Initial(buf, t.Fixes[0])
 		}
+		passed := t.Passed[t.Fixes[i].TimeUS]
 		for _, c := range buf {
 			switch {
+			case len(ofFence(passed, c.FenceID)) > 0:
 			case s.versions[c.Fence].held:
 				raw[i] = append(raw[i], c)
 			case between:
@@ -657,6 +718,11 @@ func (s *Set) Derive(t Stretch, maxGap time.Duration) Derived {
 			groups = s.touched(groups, prev, f)
 			old = s.Crossings(old, prev, f, maxGap)
 			prev = f
+		}
+	}
+	for _, id := range t.Anew {
+		if v := s.firstOf(id); v >= 0 && s.versions[v].held {
+			groups = append(groups, s.versions[v].group)
 		}
 	}
 	slices.Sort(groups)
@@ -688,6 +754,9 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 	h := s.newHold(group, t.Fixes[0], t.First, t.Since[t.Fixes[0].TimeUS])
 	id := s.versions[h.begin].fence.ID
 	d.held[id] = nowhere
+	if t.First {
+		h.passed(ofFence(t.Passed[t.Fixes[0].TimeUS], id))
+	}
 	if s.undisturbed(t, group, raw, old) {
 		return
 	}
@@ -708,6 +777,7 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 				settled = us - 1
 			}
 		} else {
+			h.passed(ofFence(t.Passed[t.Fixes[i].TimeUS], id))
 			h.step(t.Fixes[i], s.of(raw[i], group))
 		}
 		if !h.settled() {
@@ -725,6 +795,7 @@ func (s *Set) deriveHeld(d *Derived, t *Stretch, group int32, raw [][]Crossing, 
 		f := s.newHold(group, t.Fixes[t.To], false, nil)
 		to := t.To
 		for ; !f.settled() && to+1 < len(t.Fixes) && !t.anew(to+1, id); to++ {
+			f.passed(ofFence(t.Passed[t.Fixes[to+1].TimeUS], id))
 			f.step(t.Fixes[to+1], s.of(raw[to+1], group))
 		}
 		switch {

@@ -68,7 +68,7 @@ const heldGap = 90 * time.Second
 func walked(s *geofence.Set, fixes []geofence.Fix, since map[int64]map[string]bool) (list []geofence.Crossing) {
 	w := s.Walk(heldGap)
 	for _, f := range fixes {
-		list = w.NextSince(list, f, since[f.TimeUS])
+		list = w.NextSince(list, f, since[f.TimeUS], nil)
 	}
 	return list
 }

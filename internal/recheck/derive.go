@@ -138,7 +138,7 @@ func (d *Deriver) DeriveAfter(fixes []Fix, recorded []Crossing, stored func(us i
 		found = append(found, d.settled(fresh, p, before, f)...)
 	}
 	if len(d.still) > 0 {
-		found = d.hold(fixes, found, begin)
+		found = d.hold(fixes, found, begin, p.last)
 	}
 	found = slices.DeleteFunc(found, func(c Crossing) bool { return p.stays[placeOf(&c)] })
 	slices.SortFunc(found, func(a, b Crossing) int {

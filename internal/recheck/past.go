@@ -11,7 +11,9 @@ import (
 // compared with where the device is. What is recorded at a stored fix whose predecessor
 // is not stored stays, until a fix is stored that lies between the two. Of a fence that
 // says when a change counts, both say that the track ends at the fix before and begins
-// anew at this one, inside or not.
+// anew at this one, inside or not: in the margin of one that it was inside of it still is.
+// Passages of gates stay likewise. The way over the gap passes no gate again that is passed
+// there, and what stays is the last passage for those that follow.
 
 // place is where crossings of a fence lie: at a later fix.
 type place struct {
@@ -23,25 +25,29 @@ func placeOf(c *Crossing) place { return place{c.FenceID, c.LaterUS} }
 
 // past is what is recorded of a device and cannot be derived again.
 type past struct {
-	changes []Crossing     // enters and exits at fixes that are not stored, in order
-	spans   []Crossing     // crossings at stored fixes with a predecessor that is not
-	stays   map[place]bool // where what is recorded is not judged
+	changes []Crossing            // enters and exits at fixes that are not stored, in order
+	passed  []Crossing            // passages of gates there
+	last    map[string][]Crossing // passages that stay, by gate
+	spans   []Crossing            // crossings at stored fixes with a predecessor that is not
+	stays   map[place]bool        // where what is recorded is not judged
 }
 
 func pastOf(recorded []Crossing, stored func(us int64) bool) *past {
-	p := &past{stays: map[place]bool{}}
+	p := &past{last: map[string][]Crossing{}, stays: map[place]bool{}}
 	for _, c := range recorded {
 		switch {
 		case !stored(c.LaterUS):
 			p.stays[placeOf(&c)] = true
 			if c.Kind == "enter" || c.Kind == "exit" {
 				p.changes = append(p.changes, c)
+			} else {
+				p.passed, p.last[c.FenceID] = append(p.passed, c), append(p.last[c.FenceID], c)
 			}
 		case !stored(c.EarlierUS):
 			p.spans = append(p.spans, c)
 		}
 	}
-	for _, list := range [][]Crossing{p.changes, p.spans} {
+	for _, list := range [][]Crossing{p.changes, p.passed, p.spans} {
 		slices.SortFunc(list, func(a, b Crossing) int {
 			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.Ordinal, b.Ordinal))
 		})
@@ -68,6 +74,15 @@ func (p *past) across(beforeUS int64, f Fix) (list []Crossing) {
 		}
 	}
 	return list
+}
+
+// gates returns the gates that are passed between two device times, as far as that stays.
+func (p *past) gates(fromUS, toUS int64) map[string]bool {
+	gates := map[string]bool{}
+	for _, c := range p.passed[laterFrom(p.passed, fromUS):laterFrom(p.passed, toUS)] {
+		gates[c.FenceID] = true
+	}
+	return gates
 }
 
 // start is a fix at which the track begins of a fence, and whether the device was inside.
@@ -101,11 +116,15 @@ func laterFrom(list []Crossing, us int64) int {
 // settled corrects what was derived at a fix, and one before it at beforeUS, by what is
 // recorded between them.
 func (d *Deriver) settled(fresh []Crossing, p *past, beforeUS int64, f Fix) []Crossing {
-	was := p.between(beforeUS, f.us)
+	was, gates := p.between(beforeUS, f.us), p.gates(beforeUS, f.us)
 	for _, c := range p.across(beforeUS, f) {
 		p.stays[placeOf(&c)] = true
 		delete(was, c.FenceID)
+		if c.Kind == "forward" || c.Kind == "backward" {
+			gates[c.FenceID], p.last[c.FenceID] = true, append(p.last[c.FenceID], c)
+		}
 	}
+	fresh = slices.DeleteFunc(fresh, func(c Crossing) bool { return gates[c.FenceID] })
 	for _, id := range slices.Sorted(maps.Keys(was)) {
 		n, known := d.number[id]
 		if !known || d.still[id] != nil { // see starts

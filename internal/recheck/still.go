@@ -13,21 +13,21 @@ func held(versions []*drawn) bool {
 
 // still returns what counts of the crossings of one fence by one device, given in their
 // order, and whether the device was inside before the first fix. Passages of gates that
-// do not count stay and are marked.
-func still(versions []*drawn, fixes []Fix, raw []Crossing, inside bool) []Crossing {
+// do not count stay and are marked; some are known that are not derived.
+func still(versions []*drawn, fixes []Fix, raw []Crossing, inside bool, known []Crossing) []Crossing {
 	var found []Crossing
-	last := map[string]int64{} // that counted, by direction
+	last := map[string]Crossing{} // that counted, by direction
 	var changes []Crossing
 	for _, c := range raw {
 		if c.Kind == "enter" || c.Kind == "exit" {
 			changes = append(changes, c)
 			continue
 		}
-		v := validAt(versions, c.LaterUS)
-		if us, before := last[c.Kind]; before && c.TimeUS-us < micro(v.MinIntervalS) {
-			c.Suppressed = true
-		} else {
-			last[c.Kind] = c.TimeUS
+		shortly := func(o Crossing) bool {
+			return o.Kind == c.Kind && !o.Suppressed && o.LaterUS <= c.LaterUS && c.TimeUS-o.TimeUS < micro(validAt(versions, c.LaterUS).MinIntervalS)
+		}
+		if c.Suppressed = shortly(last[c.Kind]) || slices.ContainsFunc(known, shortly); !c.Suppressed {
+			last[c.Kind] = c
 		}
 		found = append(found, c)
 	}
@@ -72,7 +72,7 @@ func lasting(v *drawn, fixes []Fix, changes []Crossing, another bool) (list []Cr
 	var kept []Crossing
 	for i := 0; i < len(changes); i++ {
 		c := changes[i]
-		if c.Kind == "enter" || marginM == 0 || c.Initial {
+		if c.Kind == "enter" || marginM == 0 {
 			kept = append(kept, c)
 			continue
 		}
@@ -142,8 +142,8 @@ func (d *drawn) drawBorder() {
 func micro(seconds float64) int64 { return int64(math.Round(seconds * 1e6)) }
 
 // hold leaves of the crossings of a device those that count, given where its track begins
-// anew of a fence.
-func (d *Deriver) hold(fixes []Fix, found []Crossing, begin map[string][]start) []Crossing {
+// anew of a fence, and which passages of gates stay.
+func (d *Deriver) hold(fixes []Fix, found []Crossing, begin map[string][]start, passed map[string][]Crossing) []Crossing {
 	if len(fixes) == 0 {
 		return found
 	}
@@ -163,13 +163,13 @@ func (d *Deriver) hold(fixes []Fix, found []Crossing, begin map[string][]start) 
 		slices.SortFunc(raw, func(a, b Crossing) int {
 			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.TimeUS, b.TimeUS), cmp.Compare(a.Ordinal, b.Ordinal))
 		})
-		kept = append(kept, d.pieces(id, fixes, raw, begin[id])...)
+		kept = append(kept, d.pieces(id, fixes, raw, begin[id], passed[id])...)
 	}
 	return kept
 }
 
 // pieces returns what counts of one fence in each piece of a track by itself.
-func (d *Deriver) pieces(id string, fixes []Fix, raw []Crossing, begin []start) (kept []Crossing) {
+func (d *Deriver) pieces(id string, fixes []Fix, raw []Crossing, begin []start, passed []Crossing) (kept []Crossing) {
 	inside, first := false, 0
 	for n := 0; n <= len(begin); n++ {
 		end := len(fixes)
@@ -184,7 +184,7 @@ func (d *Deriver) pieces(id string, fixes []Fix, raw []Crossing, begin []start) 
 					in = append([]Crossing{initialAt(v, "enter", piece[0])}, in...)
 				}
 			}
-			kept = append(kept, still(d.still[id], piece, in, inside)...)
+			kept = append(kept, still(d.still[id], piece, in, inside, passed)...)
 		}
 		if n < len(begin) {
 			first, inside = end, begin[n].inside

@@ -171,7 +171,7 @@ where stream = $1
 			return err
 		}
 		crossings := set.Track(nil, fixes, d.pins.MaxGap, first)
-		found, err := gonesOf(ask, c, []piece{{device, fixes, first}})
+		found, err := gonesOf(ask, c, []piece{{device, fixes, first}}, set.IntervalUS())
 		if err != nil {
 			return err
 		}

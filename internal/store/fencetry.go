@@ -217,6 +217,7 @@ type trialDevice struct {
 	begun  bool // there is a last fix
 	last   geofence.Fix
 	was    map[string]pastCrossing // since the last fix, by fence
+	passed []geofence.Crossing     // the same, passages of gates
 	held   *trialHeld              // nil without fences with held borders, and before the first fix
 }
 
@@ -339,7 +340,17 @@ func (t *trial) pastBefore(list []seek, since int64) error {
 			asked[i].afterUS = d.last.TimeUS
 		}
 	}
-	return lastGone(t.look, t.cuts, t.ids, asked, func(n int, p pastCrossing) { t.devices[n].pass(p) })
+	if err := lastGone(t.look, t.cuts, t.ids, asked, func(n int, p pastCrossing) { t.devices[n].pass(p) }); err != nil {
+		return err
+	}
+	for i := range asked {
+		if asked[i].afterUS == math.MinInt64 {
+			asked[i].afterUS = since - t.set.IntervalUS() - 1
+		}
+	}
+	return passedGone(t.look, t.cuts, t.ids, asked, func(n int, c geofence.Crossing) {
+		t.devices[n].passed = append(t.devices[n].passed, c)
+	})
 }
 
 // pass takes note of a crossing at a fix that is gone.
@@ -360,7 +371,9 @@ func (t *trial) past(c *gotCrossing) {
 		d.held.recorded = append(d.held.recorded, c.Crossing)
 	case !c.gone:
 		t.differ(d.name, nil, &c.Crossing)
-	case c.Kind == geofence.Enter || c.Kind == geofence.Exit:
+	case isPassage(&c.Crossing):
+		d.passed = append(d.passed, c.Crossing)
+	default:
 		d.pass(pastCrossing{fenceAt{c.FenceID, c.LaterUS}, c.Ordinal, c.Kind == geofence.Enter})
 	}
 }
@@ -379,6 +392,8 @@ func (t *trial) fix(device *trialDevice, fix geofence.Fix, got []gotCrossing) {
 		}
 		device.was = nil
 	}
+	passed := device.passed
+	device.passed = nil
 	held := t.set.Held()
 	if held && device.held == nil {
 		device.held = &trialHeld{walk: t.set.WalkHeld(t.maxGap, !device.begun), stays: make(map[fenceAt]struct{})}
@@ -400,9 +415,16 @@ func (t *trial) fix(device *trialDevice, fix geofence.Fix, got []gotCrossing) {
 			}
 		}
 		slices.SortFunc(across, func(a, b geofence.Crossing) int { return cmp.Compare(a.Ordinal, b.Ordinal) })
-		device.held.want = device.held.walk.NextSince(device.held.want, fix, afterwards(maps.Clone(was), across))
+		stay := slices.Clone(passed)
+		for i := range across {
+			if isPassage(&across[i]) {
+				stay = append(stay, across[i])
+			}
+		}
+		device.held.want = device.held.walk.NextSince(device.held.want, fix, afterwards(maps.Clone(was), across), stay)
 		t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return t.set.HeldID(c.FenceID) })
 	}
+	t.buf = slices.DeleteFunc(t.buf, func(c geofence.Crossing) bool { return of(passed, c.FenceID) })
 	if len(got) == 0 && was == nil {
 		for i := range t.buf {
 			t.differ(device.name, &t.buf[i], nil)

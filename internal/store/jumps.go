@@ -101,7 +101,7 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, near, far ask, own 
 	// Each round derives all that was read: rounds that grow keep that linear.
 	for most := heldFirst; ; most = min(8*most, heldAtOnce) {
 		read, ends := make(map[string]int), make(map[string]int) // of a device: fixes, and ends of tracks that are to grow
-		if err := goneAlong(c, wide, near); err != nil {
+		if err := goneAlong(c, wide, near, rules); err != nil {
 			return err
 		}
 		for i := range wide {
@@ -144,7 +144,7 @@ func settleHeld(c cuts, list []window, rules protocol.Rules, near, far ask, own 
 }
 
 // goneAlong finds for tracks that are to be derived what is recorded at fixes that are gone.
-func goneAlong(c cuts, wide []reach, look ask) error {
+func goneAlong(c cuts, wide []reach, look ask, rules protocol.Rules) error {
 	var list []piece
 	var of []*reach
 	for i := range wide {
@@ -152,7 +152,7 @@ func goneAlong(c cuts, wide []reach, look ask) error {
 			list, of = append(list, piece{r.device, r.fixes, r.first}), append(of, r)
 		}
 	}
-	found, err := gonesOf(look, c, list)
+	found, err := gonesOf(look, c, list, rules.Fences.IntervalUS())
 	if err != nil {
 		return err
 	}
@@ -286,10 +286,16 @@ func (r *reach) derive(rules protocol.Rules, enough bool) {
 	if t.From >= 0 && t.To < len(t.Fixes) {
 		t.Old, t.Known = r.old(t.Fixes[t.From], t.Fixes[t.To])
 	}
-	t.Since = r.gone.since(t.Fixes, t.First)
+	t.Since, t.Passed = r.gone.since(t.Fixes, t.First), r.gone.passedAlong(t.Fixes, t.First)
 	if t.Known { // what began anew there before may not any more: a fix lies in what was dropped since
-		was := append([]geofence.Fix{t.Fixes[t.From]}, t.Old...)
-		t.Known = len(r.gone.since(append(was, t.Fixes[t.To]), false)) == 0
+		was := append(append([]geofence.Fix{t.Fixes[t.From]}, t.Old...), t.Fixes[t.To])
+		passed := r.gone.passedAlong(was, false)
+		t.Known = len(r.gone.since(was, false))+len(passed) == 0
+		for _, list := range passed {
+			for i := range list {
+				t.Anew = append(t.Anew, list[i].FenceID)
+			}
+		}
 	}
 	d := rules.Fences.Derive(t, rules.MaxGap)
 	r.derived, r.stretch, r.later = &d, t, 0

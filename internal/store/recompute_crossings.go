@@ -366,6 +366,8 @@ func recompute(ctx context.Context, tx asker, list []window, found []track, rule
 		}
 		if !found[i].before {
 			lo[i] = timeOf(math.MinInt64) // what is recorded of fixes before the first one stored
+		} else if fixes := found[i].fixes; len(fixes) > 0 {
+			lo[i] = timeOf(min(w.lo, fixes[0].TimeUS+1)) // and between this one and the one stored before it
 		}
 		if d := found[i].derived; d != nil {
 			from, to := d.Bounds()

@@ -17,7 +17,9 @@ import (
 // the next fix that is stored, what the last crossing of a fence says is compared with
 // where the device is. So does what was recorded at a stored fix whose predecessor is
 // gone, unless a stored fix lies between the two. Where either is of a fence with a held
-// border, what counts of it begins anew at the stored fix, see geofence.Stretch.
+// border, what counts of it begins anew at the stored fix, see geofence.Stretch. Passages of
+// gates that are recorded so stay, too; the way between the two stored fixes passes that gate
+// no second time, and what stays decides which later ones are suppressed.
 
 // fenceAt is a fence at the device time of a fix.
 type fenceAt struct {
@@ -27,9 +29,10 @@ type fenceAt struct {
 
 // gone is the crossings of one device that cannot be derived again.
 type gone struct {
-	past  []pastCrossing       // at fixes that are not stored, in order
-	spans []geofence.Crossing  // at stored fixes with a predecessor that is not, in order
-	stays map[fenceAt]struct{} // what is recorded there is not judged
+	past   []pastCrossing       // enters and exits at fixes that are not stored, in order
+	passed []geofence.Crossing  // passages of gates there, in order
+	spans  []geofence.Crossing  // at stored fixes with a predecessor that is not, in order
+	stays  map[fenceAt]struct{} // what is recorded there is not judged
 }
 
 // pastCrossing is what is left of a crossing at a fix that is gone.
@@ -55,7 +58,9 @@ func (g *gone) add(c *geofence.Crossing, stored func(us int64) bool) {
 	switch {
 	case !stored(c.LaterUS):
 		g.stays[at] = struct{}{}
-		if c.Kind == geofence.Enter || c.Kind == geofence.Exit {
+		if isPassage(c) {
+			g.passed = append(g.passed, *c)
+		} else {
 			g.past = append(g.past, pastCrossing{at, c.Ordinal, c.Kind == geofence.Enter})
 		}
 	case !stored(c.EarlierUS):
@@ -63,11 +68,17 @@ func (g *gone) add(c *geofence.Crossing, stored func(us int64) bool) {
 	}
 }
 
+func isPassage(c *geofence.Crossing) bool {
+	return c.Kind == geofence.Forward || c.Kind == geofence.Backward
+}
+
 func (g *gone) sort() {
 	slices.SortFunc(g.past, pastCrossing.compare)
-	slices.SortFunc(g.spans, func(a, b geofence.Crossing) int {
-		return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.Ordinal, b.Ordinal))
-	})
+	for _, list := range [][]geofence.Crossing{g.passed, g.spans} {
+		slices.SortFunc(list, func(a, b geofence.Crossing) int {
+			return cmp.Or(cmp.Compare(a.LaterUS, b.LaterUS), cmp.Compare(a.Ordinal, b.Ordinal))
+		})
+	}
 }
 
 func (c pastCrossing) compare(other pastCrossing) int {
@@ -111,10 +122,11 @@ type piece struct {
 	first  bool
 }
 
-// gonesOf finds the recorded enters and exits along tracks of whose fixes one is not
+// gonesOf finds the recorded crossings along tracks of whose fixes one is not
 // stored; of a track that begins with the device's first fix those that say where it was
-// before, too.
-func gonesOf(look ask, c cuts, list []piece) ([]*gone, error) {
+// before, too, and the passages of gates that may suppress one behind it: those within the
+// longest interval.
+func gonesOf(look ask, c cuts, list []piece, intervalUS int64) ([]*gone, error) {
 	out := make([]*gone, len(list))
 	var which []int
 	var devices []string
@@ -129,6 +141,7 @@ func gonesOf(look ask, c cuts, list []piece) ([]*gone, error) {
 		first := fixes[0].TimeUS
 		if list[i].first {
 			before = append(before, lastCrossing{device: list[i].device, afterUS: math.MinInt64, beforeUS: first, n: i})
+			first -= intervalUS
 		} else {
 			first++ // what was before it is not asked
 		}
@@ -149,16 +162,15 @@ func gonesOf(look ask, c cuts, list []piece) ([]*gone, error) {
 	var doubtful []of
 	var r of
 	var earlier *time.Time
-	var later time.Time
+	var at, later time.Time
 	if _, err := look(`
-select w.n - 1, t.fence_id, t.kind, t.earlier_ts, t.later_ts, t.ordinal
+select w.n - 1, t.fence_id, t.kind, t.at, t.earlier_ts, t.later_ts, t.ordinal, t.suppressed
 from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, lo, hi, n)
 join processor.timing_records t
   on t.device_id = w.device_id
-  and t.later_ts between w.lo and w.hi
-where t.kind in ('enter', 'exit')`, []any{devices, lo, hi}, []any{&r.n, &r.FenceID, &r.Kind, &earlier, &later, &r.Ordinal}, func() error {
+  and t.later_ts between w.lo and w.hi`, []any{devices, lo, hi}, []any{&r.n, &r.FenceID, &r.Kind, &at, &earlier, &later, &r.Ordinal, &r.Suppressed}, func() error {
 		x := r
-		x.n, x.LaterUS, x.EarlierUS = which[r.n], later.UnixMicro(), later.UnixMicro()
+		x.n, x.TimeUS, x.LaterUS, x.EarlierUS = which[r.n], at.UnixMicro(), later.UnixMicro(), later.UnixMicro()
 		if earlier != nil {
 			x.EarlierUS = earlier.UnixMicro()
 		}
@@ -270,6 +282,47 @@ func lastGone(look ask, c cuts, fences []string, list []lastCrossing, found func
 	return nil
 }
 
+// passedGone finds the passages of gates between two device times, neither of them included,
+// at fixes that are gone, in order.
+func passedGone(look ask, c cuts, fences []string, list []lastCrossing, found func(n int, c geofence.Crossing)) error {
+	devices, after, before := make([]string, len(list)), make([]pgtype.Timestamptz, len(list)), make([]pgtype.Timestamptz, len(list))
+	for i, k := range list {
+		devices[i], after[i], before[i] = k.device, timeOf(k.afterUS), timeOf(k.beforeUS)
+	}
+	var rows []geofence.Crossing
+	var of []int
+	var at []deviceAt
+	var n int
+	var r geofence.Crossing
+	var passed, later time.Time
+	if _, err := look(`
+select w.n - 1, t.fence_id, t.kind, t.at, t.later_ts, t.suppressed
+from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) with ordinality as w (device_id, after, before, n)
+join processor.timing_records t
+  on t.device_id = w.device_id
+  and t.later_ts > w.after
+  and t.later_ts < w.before
+where t.fence_id = any ($4)
+  and t.kind in ('forward', 'backward')
+order by w.n, t.later_ts, t.ordinal`, []any{devices, after, before, fences}, []any{&n, &r.FenceID, &r.Kind, &passed, &later, &r.Suppressed}, func() error {
+		r.TimeUS, r.LaterUS = passed.UnixMicro(), later.UnixMicro()
+		rows, of, at = append(rows, r), append(of, n), append(at, deviceAt{list[n].device, r.LaterUS})
+		return nil
+	}); err != nil {
+		return err
+	}
+	stored, err := storedAt(look, c, slices.Clone(at))
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		if !stored[at[i]] {
+			found(list[of[i]].n, rows[i])
+		}
+	}
+	return nil
+}
+
 // lastGoneIn looks at the last ones, and returns where earlier ones are to be looked at.
 func lastGoneIn(look ask, c cuts, of []string, list []lastCrossing, page int, found func(n int, p pastCrossing)) (next []lastCrossing, err error) {
 	devices, fences := make([]string, len(list)), make([]string, len(list))
@@ -375,6 +428,44 @@ func (g *gone) between(before int64, fix geofence.Fix) (was map[string]bool, acr
 	return was, across
 }
 
+// passages returns the passages of gates that are recorded between a fix and the one
+// stored before it, or at the fix and across, and stay.
+func (g *gone) passages(before int64, fix geofence.Fix) (list []geofence.Crossing) {
+	from, _ := slices.BinarySearchFunc(g.passed, before, func(c geofence.Crossing, us int64) int { return cmp.Compare(c.LaterUS, us) })
+	for _, c := range g.passed[from:] {
+		if c.LaterUS >= fix.TimeUS {
+			break
+		}
+		list = append(list, c)
+	}
+	_, across := g.between(before, fix)
+	for i := range across {
+		if isPassage(&across[i]) {
+			list = append(list, across[i])
+		}
+	}
+	return list
+}
+
+// passedAlong says of the fixes of a track, as since does, which passages stay before them,
+// see geofence.Stretch.
+func (g *gone) passedAlong(fixes []geofence.Fix, first bool) map[int64][]geofence.Crossing {
+	if len(g.passed)+len(g.spans) == 0 {
+		return nil
+	}
+	passed := make(map[int64][]geofence.Crossing)
+	before := int64(math.MinInt64)
+	for i, f := range fixes {
+		if i > 0 || first {
+			if list := g.passages(before, f); len(list) > 0 {
+				passed[f.TimeUS] = list
+			}
+		}
+		before = f.TimeUS
+	}
+	return passed
+}
+
 // since says of the fixes of a track, the first of which has something before it with first
 // only, whether the device was inside of fences before them, see geofence.Stretch. What is
 // recorded at a fix and stays says so, too.
@@ -419,10 +510,13 @@ func (g *gone) settle(derived []geofence.Crossing, before int64, fix geofence.Fi
 		g.stays[fenceAt{c.FenceID, c.LaterUS}] = struct{}{}
 		delete(was, c.FenceID)
 	}
-	if len(was)+len(across) == 0 {
+	passed := g.passages(before, fix)
+	if len(was)+len(across)+len(passed) == 0 {
 		return derived
 	}
-	derived = slices.DeleteFunc(derived, func(c geofence.Crossing) bool { return c.LaterUS == fix.TimeUS && g.holds(&c) })
+	derived = slices.DeleteFunc(derived, func(c geofence.Crossing) bool {
+		return c.LaterUS == fix.TimeUS && (g.holds(&c) || of(passed, c.FenceID))
+	})
 	return since(derived, was, fix, set)
 }
 
@@ -434,6 +528,11 @@ func since(derived []geofence.Crossing, was map[string]bool, fix geofence.Fix, s
 		return c.LaterUS == fix.TimeUS && known && !set.HeldID(c.FenceID)
 	})
 	return set.Since(derived, was, fix)
+}
+
+// of reports whether any of the crossings is of a fence.
+func of(list []geofence.Crossing, fence string) bool {
+	return slices.ContainsFunc(list, func(c geofence.Crossing) bool { return c.FenceID == fence })
 }
 
 // settleAll is settle along a track, whose first fix is the first one stored or has

@@ -92,6 +92,9 @@ func (j *judge) crossings() error {
 	if j.seen.Crossings == nil {
 		return nil
 	}
+	if j.seen.DroppedUS != 0 {
+		return j.crossingsAfterDrop()
+	}
 	nextWant, stopWant := iter.Pull2(j.o.Crossings(j.seen.Rules))
 	defer stopWant()
 	nextGot, stopGot := iter.Pull2(j.seen.Crossings)
@@ -178,12 +181,9 @@ func compareKeys(a, b Crossing) int {
 func (j *judge) sameCrossings(want, got []Crossing) {
 	slices.SortFunc(want, compareKeys)
 	slices.SortFunc(got, compareKeys)
-	if j.seen.Changes != nil {
-		for _, c := range got {
-			j.revision[crossingID{c.Device, c.FenceID, c.Kind, c.LaterUS, c.Ordinal}] = c.Revision
-		}
+	for _, c := range got {
+		j.noteRevision(c)
 	}
-	want, got = j.retention(want, got)
 	for len(want) > 0 || len(got) > 0 {
 		c := 0
 		switch {
@@ -215,6 +215,12 @@ func (j *judge) sameCrossings(want, got []Crossing) {
 			j.crossing(KindDouble, got[0], "is there twice")
 			got = got[1:]
 		}
+	}
+}
+
+func (j *judge) noteRevision(c Crossing) {
+	if j.seen.Changes != nil {
+		j.revision[idOf(c)] = c.Revision
 	}
 }
 

@@ -34,9 +34,10 @@ type Observed struct {
 	Crossings iter.Seq2[Crossing, error]
 	// Rules are what the crossings were to be derived by.
 	Rules Rules
-	// DroppedUS is the device time up to which retention dropped rows; 0 is none. What
-	// was derived from them stays, see retention.
+	// DroppedUS is the device time before which retention dropped rows, those of the entries
+	// before DroppedAt, which were all done by then; 0 is none. What was derived from them stays.
 	DroppedUS int64
+	DroppedAt ID
 	// Changes are all changes of timing_records, those of one row in their order. Nil
 	// means that revisions are not judged.
 	Changes iter.Seq2[Change, error]
@@ -198,6 +199,9 @@ func (j *judge) positions() error {
 		return err
 	}
 	for group := range j.o.groups() {
+		if group = j.left(group); len(group) == 0 {
+			continue
+		}
 		device := j.o.devices[group[0].device]
 		for rows.more && rows.before(device, group[0].timeUS) {
 			j.unexpected(&rows.row)
@@ -298,9 +302,6 @@ func (j *judge) absent(group []sentRecord) {
 			account.DeadLettered++
 		case j.pending(id):
 			account.Pending++
-		case group[i].timeUS < j.seen.DroppedUS:
-			account.Dropped++
-			j.unseen = append(j.unseen, id)
 		default:
 			account.Lost++
 			j.lost = append(j.lost, id)

@@ -36,6 +36,7 @@ type run struct {
 	dispatched  *oracle.ID
 	othersToo   bool
 	droppedUS   int64
+	droppedAt   oracle.ID
 }
 
 var rules = oracle.Rules{
@@ -216,7 +217,7 @@ func (r *run) observed() oracle.Observed {
 		Positions: all(r.rows), Crossings: all(r.crossings), Rules: rules,
 		Changes: all(r.changes), Letters: &letterRules, Losses: r.losses, Requests: r.requests,
 		DeadLetters: all(r.deadLetters), Pending: func(id oracle.ID) bool { return r.pending[id] }, Dispatched: r.dispatched, OthersToo: r.othersToo,
-		DroppedUS: r.droppedUS,
+		DroppedUS: r.droppedUS, DroppedAt: r.droppedAt,
 	}
 	if r.noChanges {
 		seen.Changes = nil
