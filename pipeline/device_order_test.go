@@ -45,6 +45,7 @@ func TestP3DispatchedEntriesOvertakeNothingOnTheQueue(t *testing.T) {
 	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.ReadBatchRecords = 10
 		sink.Sink, d.Sink = d.Sink, &sink
+		d.Peers = func() int { return 1 } // alone it would wait for what is to be read back
 	})
 	const n = 500
 	entries := make([][]string, 2*n)

@@ -131,7 +131,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			state = d.lacksRoom(pending)
 		}
 		d.table.dispatchWaits(state)
-		if state != "" {
+		if state != "" || d.overtakes(pending) {
 			d.pause(ctx)
 			continue
 		}
@@ -229,6 +229,20 @@ func (d *dispatcher) lacksRoom(pending int) (state string) {
 		return ""
 	}
 	return protocol.WaitDispatchFull
+}
+
+// overtakes reports whether what is dispatched now would have to be read back from
+// queues soon, since nobody else is there to read them: no shard is granted yet, or
+// queues of our own are not read to their end. Each entry costs twice then, and the
+// queues are read no sooner.
+func (d *dispatcher) overtakes(pending int) bool {
+	if d.peers() > 0 {
+		return false
+	}
+	d.table.mu.Lock()
+	defer d.table.mu.Unlock()
+	owned, behind := d.table.behind(time.Now())
+	return behind || owned == 0 && pending >= 2*d.cfg.ReadBatchRecords
 }
 
 // pause waits until an entry is finished here, at most for a short poll.

@@ -146,18 +146,22 @@ func (b *bench) start(member string, opts ...option) *instance {
 	return in
 }
 
-// acquireAll assigns every shard to the instance and takes it.
+// acquireAll assigns every shard to the instance, acquires them and then grants them all.
 func (b *bench) acquireAll(in *instance) {
 	ctx := context.Background()
 	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
 	require.NoError(b.tb, err)
+	var leases []protocol.ShardLease
 	for s := range shards {
 		taken, err := in.shards.Acquire(ctx, s, in.member, "")
 		require.NoError(b.tb, err)
 		token := fmt.Sprint(in.member, " ", taken.Epoch)
 		_, err = in.group.RegisterOwner(ctx, token, []int{s})
 		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token, Quarantine: taken.Quarantine}))
+		leases = append(leases, protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token, Quarantine: taken.Quarantine})
+	}
+	for _, lease := range leases {
+		require.NoError(b.tb, in.Grant(lease))
 	}
 }
 

@@ -197,5 +197,8 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 			s.due, more = true, true
 		}
 	}
+	if !more {
+		wakeUp(t.room) // the dispatcher may have waited for the queues to be read
+	}
 	return more
 }

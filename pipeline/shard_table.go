@@ -58,7 +58,8 @@ type slot struct {
 	records   int
 	bytes     int64
 	applied   telemetry.EntryID
-	finished  uint64 // entries, since the start, under all grants
+	finished  uint64    // entries, since the start, under all grants
+	advanced  time.Time // when an entry was finished last, or the shard was granted
 
 	quarantine protocol.Quarantine // limits of its probe batches, until endQuarantine
 	drained    chan struct{}       // closed when stopping and nothing is in flight
@@ -107,6 +108,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
 	s.token, s.notBefore, s.locked, s.pause, s.fullSince = h.Token, time.Time{}, false, nil, time.Time{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
+	s.advanced = time.Now()
 	s.queue.Discard()
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released, acquired: true})
 	wakeUp(t.wake)
@@ -273,7 +275,7 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	}
 	t.finished += uint64(n)
 	s.finished += uint64(n)
-	s.locked = false
+	s.locked, s.advanced = false, time.Now()
 	s.queue.Done(n)
 	s.records -= n
 	s.bytes -= bytes
@@ -452,6 +454,24 @@ func (t *table) poll(all bool) {
 			s.due = true
 		}
 	}
+}
+
+// catchUp is how long dispatch waits for a queue whose shard does not advance.
+const catchUp = time.Second
+
+// behind returns the number of shards that take entries, and whether the queue of one
+// of them that has room and advances is still to be read to its end. The caller holds the lock.
+func (t *table) behind(now time.Time) (owned int, behind bool) {
+	lease := t.heldLease()
+	for i := range t.slots {
+		s := &t.slots[i]
+		if !s.owned || s.stopping {
+			continue
+		}
+		owned++
+		behind = behind || !s.queue.CanBypass(lease) && t.fits(s, 1) && s.quarantine.Limit == 0 && now.Sub(s.advanced) < catchUp
+	}
+	return owned, behind
 }
 
 // dispatched marks queues as due if entries were dispatched since the last call, by
