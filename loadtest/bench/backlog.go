@@ -45,7 +45,8 @@ type spent struct {
 	redis       time.Duration
 	nodes       []time.Duration // of Redis
 	postgres    time.Duration
-	told        told // by the instances, in all
+	told        told                   // by the instances, in all
+	commands    map[string]commandStat // of Redis; nil without a profile
 }
 
 // told is what an instance counts itself.
@@ -88,6 +89,11 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 	err = errors.Join(err, profiles.Wait())
 	if err != nil {
 		return w, err
+	}
+	if b.cfg.Profile != "" && profile != "" {
+		if err := b.saveCommandStats(profile, from, to); err != nil {
+			return w, err
+		}
 	}
 	first := w.first
 	if w, err = resultBetween(from, to, total); err != nil {
@@ -182,6 +188,9 @@ func (b *run) spent(ctx context.Context, line *testbed.Cluster, outstanding int6
 	for _, node := range b.nodes() {
 		s.nodes = append(s.nodes, testbed.CPUOf(node.PID()))
 		s.redis += s.nodes[len(s.nodes)-1]
+	}
+	if b.cfg.Profile != "" {
+		s.commands, _ = b.commandStats(ctx) // without them the table is empty
 	}
 	for _, in := range line.Current() {
 		s.own += testbed.CPUOf(in.Cmd.Process.Pid)

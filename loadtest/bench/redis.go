@@ -2,11 +2,16 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,8 +62,10 @@ func (r *raw) send(args ...string) error {
 }
 
 // persistence returns what the server says about its files.
-func (r *raw) persistence() (string, error) {
-	if err := r.send("info", "persistence"); err != nil {
+func (r *raw) persistence() (string, error) { return r.info("persistence") }
+
+func (r *raw) info(section string) (string, error) {
+	if err := r.send("info", section); err != nil {
 		return "", err
 	}
 	var n int
@@ -70,6 +77,49 @@ func (r *raw) persistence() (string, error) {
 		return "", fmt.Errorf("read from Redis: %w", err)
 	}
 	return string(text), nil
+}
+
+// commandStat is what a command has cost a server.
+type commandStat struct{ calls, usec int64 }
+
+// commandStats returns what each command has cost all nodes so far.
+func (b *run) commandStats(ctx context.Context) (map[string]commandStat, error) {
+	all := make(map[string]commandStat)
+	err := b.eachNode(ctx, func(r *raw) error {
+		text, err := r.info("commandstats")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(text) {
+			name, rest, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":")
+			var s commandStat
+			if _, err := fmt.Sscanf(rest, "calls=%d,usec=%d", &s.calls, &s.usec); err != nil {
+				continue // the heading
+			}
+			sum := all[name]
+			all[name] = commandStat{sum.calls + s.calls, sum.usec + s.usec}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// saveCommandStats writes what each command cost between two moments, a record.
+func (b *run) saveCommandStats(name string, from, to spent) error {
+	records := float64(from.outstanding - to.outstanding)
+	names := slices.SortedFunc(maps.Keys(to.commands), func(a, b string) int {
+		return cmp.Compare(to.commands[b].usec-from.commands[b].usec, to.commands[a].usec-from.commands[a].usec)
+	})
+	text := "command\tcalls for 1,000 records\tus a record\n"
+	for _, n := range names {
+		if calls := to.commands[n].calls - from.commands[n].calls; calls > 0 {
+			text += fmt.Sprintf("%s\t%.2f\t%.3f\n", n, 1000*float64(calls)/records, float64(to.commands[n].usec-from.commands[n].usec)/records)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(b.cfg.Profile, name+".redis.txt"), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("keep the costs of the commands of Redis: %w", err)
+	}
+	return nil
 }
 
 const entryDepth = 4 // streams, stream, entries, entry
