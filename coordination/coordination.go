@@ -27,6 +27,8 @@ type Deps struct {
 	Ledger   Ledger
 	Holds    Holds  // nil where operators hold nothing back
 	Tasks    []Task // run while this member leads
+	// Leadership is the one of this stream among those of all; nil for a stream alone.
+	Leadership *protocol.SpreadLease
 }
 
 // Stream is the part of the stream that coordination uses.
@@ -112,6 +114,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	}
 	f.leader = leader
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)
+	f.elector.spread, f.elector.peers, f.elector.rests = deps.Leadership, membership.Peers, leader.rests
 	membership.onChange(func() {
 		f.reconciler.Wake()
 		f.elector.Wake()

@@ -37,7 +37,14 @@ type elector struct {
 	log      *slog.Logger
 	vacancy  chan struct{} // the leadership may be free; size one, coalesced
 	wake     chan struct{} // something changed that the leader acts upon; size one, coalesced
+
+	spread *protocol.SpreadLease // nil for a stream alone
+	peers  func() int            // number of other members; not called without spread
+	rests  func() bool           // reports whether a successor can go on without knowing what was planned; not called without spread
 }
+
+// errSpread ends a term for the sake of another member.
+var errSpread = errors.New("others lead fewer streams")
 
 // LeaderWork is what a leader does.
 type LeaderWork interface {
@@ -74,11 +81,16 @@ func (e *elector) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wait := e.cfg.renewEvery()
 		if e.canLead() {
+			if e.spread != nil {
+				_ = pause(ctx, e.spread.Yield(e.peers()))
+			}
 			started := time.Now()
 			left, err := e.lock.obtain(ctx)
 			switch {
 			case err == nil:
+				e.spread.Hold(true)
 				e.lead(ctx, started)
+				e.spread.Hold(false)
 				continue
 			case errors.Is(err, errLockHeld):
 				// The lock of a dead leader is free when it expires, not when it is tried next.
@@ -155,6 +167,9 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 		if woken && time.Since(renewed) < e.cfg.renewEvery() {
 			continue
 		}
+		if e.spread != nil && e.rests() && e.spread.GiveUp(time.Now(), e.peers()) {
+			return errSpread
+		}
 		if err := renew(); err != nil {
 			return err
 		}
@@ -198,9 +213,12 @@ func (e *elector) withTrust(ctx context.Context, trusted time.Time, f func(conte
 // lock to expire. Each step is attempted independently, within a second.
 func (e *elector) resign(ctx context.Context, term int64, why error) {
 	stopping := ctx.Err() != nil
-	if stopping {
+	switch {
+	case stopping:
 		e.log.Info("stepping down: shutting down", "term", term)
-	} else {
+	case errors.Is(why, errSpread):
+		e.log.Info("stepping down: others lead fewer streams", "term", term)
+	default:
 		if f, ok := errors.AsType[*protocol.Failure](why); ok && f.Kind == protocol.Fenced {
 			rare.Reached(rare.TermRefused)
 		}
@@ -221,8 +239,10 @@ func (e *elector) resign(ctx context.Context, term int64, why error) {
 		step("end the term", func(ctx context.Context) error { return e.terms.Resign(ctx, term) })
 	}
 	step("release the lock", e.lock.release)
-	if stopping {
+	if stopping || errors.Is(why, errSpread) {
 		step("call for a successor", e.notifier.NotifyLeadership)
+	}
+	if stopping {
 		return
 	}
 	// Let another member campaign first.

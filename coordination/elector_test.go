@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
@@ -238,6 +239,49 @@ func TestAnElectorThatStopsReassignsResignsAndNotifies(t *testing.T) {
 		require.True(t, all[0].gave.Load())
 		require.Equal(t, int64(1), terms.resigned.Load())
 		stops[1]()
+		running.Wait()
+	})
+}
+
+// A leader that leads more streams than its share gives one up, and to another member, once its
+// successor can go on without what it planned.
+func TestALeaderGivesUpWhatIsBeyondItsShareWhenItRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, terms, call := &lockServer{}, &fakeTerms{}, &notifier{}
+		leads := make(chan string, 1000)
+		var rests atomic.Bool
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for _, name := range []string{"first", "second"} {
+			spread := protocol.NewSpread(2)
+			if name == "first" {
+				spread.Lease().Hold(true) // that of the other stream
+			}
+			work := &leaderWork{do: func(context.Context, int64) error { leads <- name; return nil }}
+			e := newElector(timing, &fakeLease{server: server, ttl: timing.LeaderTTL}, terms, call, work, yes, someMetrics(), discard())
+			e.spread, e.peers, e.rests = spread.Lease(), func() int { return 1 }, rests.Load
+			call.electors = append(call.electors, e)
+			running.Go(func() { _ = e.Run(ctx) })
+			if name == "first" {
+				require.Equal(t, "first", <-leads)
+			}
+		}
+		_ = pause(ctx, 10*time.Second)
+		require.Equal(t, int64(1), terms.term.Load(), "shards are still to be moved")
+		for len(leads) > 0 {
+			require.Equal(t, "first", <-leads)
+		}
+		rests.Store(true)
+		began := time.Now()
+		for name := range leads {
+			if name == "second" {
+				break
+			}
+		}
+		require.LessOrEqual(t, time.Since(began), 2*timing.renewEvery())
+		_ = pause(ctx, 10*time.Minute)
+		require.Equal(t, int64(2), terms.term.Load(), "each has its share")
+		stop()
 		running.Wait()
 	})
 }

@@ -221,6 +221,10 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	return nil
 }
 
+// rests reports whether all shards are assigned as planned: a successor takes what it finds for
+// what is wanted, and leaves it for a while.
+func (l *Leader) rests() bool { return !l.more.Load() && l.planner.Settled() }
+
 // why returns why a shard moves from a member, where owner still has it, "" for nobody, and
 // able are those that may own shards.
 func (l *Leader) why(from, owner string, able []string, held protocol.Holds) string {

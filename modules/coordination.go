@@ -19,6 +19,7 @@ import (
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/history"
 	"github.com/trmtracking/processor/internal/lograte"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/pipeline"
@@ -42,6 +43,14 @@ type Member string
 
 // newMember makes an incarnation of this instance, for all of its streams.
 func newMember(cfg config.Config) Member { return Member(cfg.Instance.ID + "." + rand.Text()[:10]) }
+
+// leases are those that an instance can hold for each of its streams.
+type leases struct{ dispatch, leadership *protocol.Spread }
+
+func newLeases(cfg config.Config) leases {
+	n := len(cfg.Redis.Streams())
+	return leases{dispatch: protocol.NewSpread(n), leadership: protocol.NewSpread(n)}
+}
 
 func newCoordinationConfig(cfg config.Config, b Build, m Member, several severalStreams) coordination.Config {
 	co := cfg.Coordination
@@ -84,6 +93,7 @@ type fleetDeps struct {
 	Shards     *store.Shards
 	Sessions   *store.Sessions
 	Member     Member
+	Leases     leases
 	Bridge     *bridge
 	House      *tasks.DLQJanitor
 	Feed       *history.Feed
@@ -102,6 +112,8 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 		Tasks:  leaderTasks(d),
 		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
 		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),
+
+		Leadership: d.Leases.leadership.Lease(),
 	}, d.Member), d.Log, d.Metrics)
 	d.Bridge.fleet, d.Bridge.pipeline = fleet, d.Pipeline
 	d.Runs.OnChange(d.Pipeline.Abandon)

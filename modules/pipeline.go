@@ -56,6 +56,7 @@ type pipelineDeps struct {
 	Later   *store.Deferred
 	Shards  *store.Shards
 	Member  Member
+	Leases  leases
 	Bridge  *bridge
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -65,6 +66,7 @@ func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, recordPipeline(pipeline.Deps{
 		Source: d.Group, Acker: d.Group, Sink: liveSink{d.Writer, d.Feed}, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
 		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
+		DispatchLease: d.Leases.dispatch.Lease(),
 	}, d.Member), d.Log, d.Metrics)
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/trmtracking/processor/internal/store/schema"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newMember, store.NewServerGeneration, store.NewIdentity, newPool, newSessions, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newMember, newLeases, store.NewServerGeneration, store.NewIdentity, newPool, newSessions, newReader, newFences))
 
 // postgresParts are made for each stream.
 func postgresParts() fx.Option { return fx.Provide(newScope, newShards, newWriter, fx.Private) }

@@ -26,6 +26,7 @@ type dispatcher struct {
 	log       *slog.Logger
 	leaseFree <-chan struct{} // the dispatch lease was given back by its holder
 	peers     func() int      // number of other members that can accept entries
+	spread    *protocol.SpreadLease
 
 	progress *protocol.ProgressTracker
 	polled   time.Time     // when the progress of the shards was read last
@@ -47,14 +48,14 @@ func (d *dispatcher) run(ctx context.Context) error {
 	defer func() {
 		d.table.nextLease(false)
 		if token != "" {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			if err := d.source.ReleaseDispatchLease(ctx, token); err != nil {
-				d.log.Warn("could not release dispatch lease; it will expire", "err", err)
-			}
+			d.release(ctx, token)
 		}
+		d.spread.Hold(false)
 	}()
 	for ctx.Err() == nil {
+		if yield := d.spread.Yield(d.peers()); token == "" && yield > 0 && sleep(ctx, yield) != nil {
+			break
+		}
 		before := token
 		token = rand.Text()
 		d.ttl = max(d.ttl, d.cfg.DispatchLeaseTTL)
@@ -71,16 +72,31 @@ func (d *dispatcher) run(ctx context.Context) error {
 			d.logRateLimited(ctx, "acquire the dispatch lease", err)
 		case !lease.Acquired:
 			token = ""
+			d.spread.Hold(false)
 			d.table.nextLease(false)
 			d.metrics.dispatcher.Set(0)
 			d.table.dispatched(lease.After)
 			d.await(ctx, min(lease.Left, d.cfg.DispatchBlock))
 		default:
-			d.runLease(ctx, token, lease, started)
+			d.spread.Hold(true)
+			if gaveUp := d.runLease(ctx, token, lease, started); gaveUp {
+				d.table.nextLease(false)
+				d.metrics.dispatcher.Set(0)
+				d.release(ctx, token)
+				token = ""
+			}
 		}
 	}
 	d.metrics.dispatcher.Set(0)
 	return nil
+}
+
+func (d *dispatcher) release(ctx context.Context, token string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := d.source.ReleaseDispatchLease(ctx, token); err != nil {
+		d.log.Warn("could not release dispatch lease; it will expire", "err", err)
+	}
 }
 
 // await waits for the dispatch lease to become free, or for wait.
@@ -94,8 +110,9 @@ func (d *dispatcher) await(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// runLease dispatches under one token until an error or until the dispatch lease is lost.
-func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.DispatchLease, started time.Time) {
+// runLease dispatches under one token until an error or until the dispatch lease is lost. It
+// reports whether the lease is given up to another member, and the caller is to release it.
+func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.DispatchLease, started time.Time) (gaveUp bool) {
 	number := d.table.nextLease(true)
 	d.metrics.dispatcher.Set(1)
 	d.noteGroup(lease)
@@ -107,24 +124,28 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	for ctx.Err() == nil {
 		// Under a steady load each dispatch renews the lease, and only asking tells of a pause.
 		if time.Since(renewed) > d.ttl/3 || time.Since(asked) > d.cfg.DispatchLeaseTTL {
+			if d.spread.GiveUp(time.Now(), d.peers()) {
+				d.log.Info("giving the dispatch lease up: others hold fewer of those of all streams")
+				return true
+			}
 			started := time.Now()
 			lease, err := d.source.AcquireDispatchLease(ctx, token, token, d.ttl)
 			if err != nil {
 				d.logRateLimited(ctx, "renew the dispatch lease", err)
-				return
+				return false
 			}
 			d.noteGroup(lease)
 			if !lease.Acquired || lease.GroupCreated || lease.After != after {
-				return
+				return false
 			}
 			renewed, asked, pending, paused = started, started, lease.Pending, lease.Paused
 		}
 		if !d.table.holdsLease(number) {
-			return
+			return false
 		}
 		if err := d.pollProgress(ctx, pending); err != nil {
 			d.logRateLimited(ctx, "read the progress of the shards", err)
-			return
+			return false
 		}
 		state := protocol.WaitDispatchHeld
 		if !paused {
@@ -140,7 +161,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		if err != nil {
 			d.metrics.read(readError)
 			d.logRateLimited(ctx, "read new entries", err)
-			return
+			return false
 		}
 		if len(a.Entries) == 0 {
 			d.metrics.read(readEmpty)
@@ -150,7 +171,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		d.metrics.read(readOK)
 		read := time.Now()
 		if !d.table.holdsLease(number) {
-			return
+			return false
 		}
 		known := d.knownEmpty(number, a.Shards)
 		dispatched, err := d.source.Dispatch(ctx, protocol.DispatchRequest{
@@ -160,7 +181,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		if err != nil {
 			// It may have happened. The next lease starts without knowledge of the queues.
 			d.logRateLimited(ctx, "dispatch", err)
-			return
+			return false
 		}
 		d.wait.Reset()
 		renewed, after, pending = started, a.Last, dispatched.Pending
@@ -170,6 +191,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			_ = sleep(ctx, time.Until(read.Add(d.cfg.gatherTime())))
 		}
 	}
+	return false
 }
 
 // fit prolongs the dispatch lease while a dispatch, counted from the lease's renewal on,

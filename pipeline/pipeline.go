@@ -97,6 +97,7 @@ type Pipeline struct {
 	workers        []*worker
 	leaseFree      chan struct{}
 	peers          func() int
+	spread         *protocol.SpreadLease // the dispatch lease
 	commitCount    atomic.Uint64
 	blocked        atomic.Bool // the last commit failed because another session held a lock
 
@@ -123,6 +124,8 @@ type Deps struct {
 	Lost func(ShardLost)
 	// Peers returns how many other members can accept entries.
 	Peers func() int
+	// DispatchLease is the one of this stream among those of all; nil for a stream alone.
+	DispatchLease *protocol.SpreadLease
 }
 
 // New returns a pipeline that owns no shard yet.
@@ -138,7 +141,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	p := &Pipeline{
 		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, history: deps.History,
 		deadLetterSink: deps.DeadLetterSink, deferrals: deps.Deferrals, probeLog: deps.ProbeLog, trial: make(chan struct{}, 1),
-		lost: deps.Lost, peers: deps.Peers, metrics: newMetrics(reg, t),
+		lost: deps.Lost, peers: deps.Peers, spread: deps.DispatchLease, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
 	}
 	p.breaker = newBreaker()
@@ -182,7 +185,7 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 	intake.Go(func() error {
 		d := &dispatcher{
 			cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics,
-			log: p.log, leaseFree: p.leaseFree, peers: p.peers, wait: newBackOff(),
+			log: p.log, leaseFree: p.leaseFree, peers: p.peers, spread: p.spread, wait: newBackOff(),
 			progress: protocol.NewProgressTracker(p.cfg.StallAfter),
 		}
 		return d.run(intakeCtx)

@@ -81,6 +81,9 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 // ForLoad reports whether what the last plan still has to move relieves a busy member.
 func (p *Planner) ForLoad() bool { return p.forLoad }
 
+// Settled reports whether the target is even: it is not while a deploy is under way.
+func (p *Planner) Settled() bool { return p.target != nil && !p.uneven }
+
 // deploys reports whether a deploy is under way that moves on.
 func (p *Planner) deploys(now time.Time, members, outdated []string) bool {
 	n := 0
