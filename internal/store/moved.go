@@ -49,6 +49,9 @@ const (
 	// for a while the owners of both streams may have written them.
 	movedReach = time.Hour
 	movedPage  = 20000 // moves that one pass follows
+	// movedEach is how many devices of a shard are derived again each by itself. Of more, as
+	// when all devices of a stream are given away, the whole shard is, by one request.
+	movedEach = 50
 	// movedKept is how long a move is kept that was followed, and movedLost one that was not.
 	movedKept = 7 * 24 * time.Hour
 	movedLost = 90 * 24 * time.Hour
@@ -179,27 +182,17 @@ func (l *Leader) Moved(ctx context.Context, term int64, shards int) error {
 		return failure(op, err)
 	}
 	var leftIDs, arrivedIDs []int64
-	var leftShards, of []int32
-	var devices []string
-	var from []*time.Time
+	var leftShards []int32
 	for _, m := range left {
 		leftIDs = append(leftIDs, m.id)
 		if shard := int32(telemetry.ShardOf(m.device, shards)); !slices.Contains(leftShards, shard) {
 			leftShards = append(leftShards, shard)
 		}
 	}
-	at := make(map[string]int) // one that moved twice is derived once
 	for _, m := range arrived {
 		arrivedIDs = append(arrivedIDs, m.id)
-		i, again := at[m.device]
-		switch {
-		case !again:
-			at[m.device] = len(devices)
-			devices, of, from = append(devices, m.device), append(of, int32(telemetry.ShardOf(m.device, shards))), append(from, m.from)
-		case m.from == nil || from[i] != nil && m.from.Before(*from[i]):
-			from[i] = m.from
-		}
 	}
+	of, devices, from := rederived(arrived, shards)
 	return l.write(ctx, op, term, func(b *pgx.Batch) {
 		b.Queue(`
 insert into processor.requests (stream, group_name, kind, shard, reason, requested_by)
@@ -217,7 +210,7 @@ where not exists (
 )`, l.scope.Stream, l.scope.Group, protocol.RequestRehydrate, l.member, leftShards)
 		b.Queue(`
 insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, reason, requested_by)
-select $1, $2, $3, shard, device_id, from_ts, 'it moved here from another stream', $4
+select $1, $2, $3, shard, device_id, from_ts, case when device_id is null then 'its devices moved here from another stream' else 'it moved here from another stream' end, $4
 from unnest($5::int[], $6::text[], $7::timestamptz[]) as r (shard, device_id, from_ts)`,
 			l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from)
 		// Another stream's leader writes the same rows, and a session that erases a device.
@@ -243,6 +236,40 @@ where stream = $1
 			b.Queue("select pg_notify('" + RequestsChannel + "', '')")
 		}
 	})
+}
+
+// rederived returns the shards, devices and begins of the windows that are derived again for
+// devices that came: one that moved twice once, and a whole shard, without a device, instead of
+// many of its devices.
+func rederived(arrived []moved, shards int) (of []int32, devices []*string, from []*time.Time) {
+	earlier := func(a, b *time.Time) bool { return b != nil && (a == nil || a.Before(*b)) }
+	at, each := make(map[string]int), make(map[int32]int)
+	add := func(shard int32, device *string, begin *time.Time) int {
+		of, devices, from = append(of, shard), append(devices, device), append(from, begin)
+		return len(of) - 1
+	}
+	for _, m := range arrived {
+		if i, again := at[m.device]; !again {
+			shard := int32(telemetry.ShardOf(m.device, shards))
+			at[m.device] = add(shard, &m.device, m.from)
+			each[shard]++
+		} else if earlier(m.from, from[i]) {
+			from[i] = m.from
+		}
+	}
+	single, singles, begins := of, devices, from
+	of, devices, from = nil, nil, nil
+	whole := make(map[int32]int)
+	for i, shard := range single {
+		if each[shard] <= movedEach {
+			add(shard, singles[i], begins[i])
+		} else if n, known := whole[shard]; !known {
+			whole[shard] = add(shard, nil, begins[i])
+		} else if earlier(begins[i], from[n]) {
+			from[n] = begins[i]
+		}
+	}
+	return of, devices, from
 }
 
 func (l *Leader) moves(ctx context.Context, sql string, args ...any) ([]moved, error) {

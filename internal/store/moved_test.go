@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"cmp"
+	"fmt"
 	"testing"
 	"time"
 
@@ -201,6 +202,36 @@ func TestAMoveToAStreamThatIsRemovedIsFollowedWhereItsDevicesAreGiven(t *testing
 	require.Zero(t, m.forgets("two", "a"), "no owner of it has any state")
 	require.Equal(t, 1, m.b.count("select count(*) from processor.requests where stream = 'three' and kind = 'recompute' and device_id = 'a' and from_ts < now() - interval '3 hours'+ interval '1 minute'"))
 	require.Zero(t, m.b.count("select count(*) from processor.device_moves where not recomputed"))
+}
+
+// When a stream is given away with all of its devices, whole shards are derived again from the
+// earliest window of any of them, instead of thousands of devices each by a request of its own.
+func TestManyDevicesThatAreGivenAreDerivedAgainByTheShard(t *testing.T) {
+	t.Parallel()
+	m := newMovers(t, "one", "two")
+	const crowded = 3
+	m.come("alone", "one")
+	require.NotEqual(t, crowded, telemetry.ShardOf("alone", shards))
+	moved := 0
+	for n := 0; moved < 80; n++ {
+		if device := fmt.Sprintf("device-%d", n); telemetry.ShardOf(device, shards) == crowded {
+			m.come(device, "one")
+			moved++
+		}
+	}
+	given, err := store.NewStreams(m.b.pool, 10*time.Second).Give(t.Context(), store.Scope{Stream: "one", Group: scope.Group}, store.Scope{Stream: "two", Group: scope.Group})
+	require.NoError(t, err)
+	require.EqualValues(t, moved+1, given)
+	m.settle()
+	m.b.exec("update processor.device_moves set moved_at = moved_at - interval '5 hours' where id = (select max(id) from processor.device_moves where device_id <> 'alone')")
+	m.pass()
+	const asked = "select count(*) from processor.requests where stream = 'two' and kind = 'recompute'"
+	require.Equal(t, 2, m.b.count(asked))
+	require.Equal(t, 1, m.b.count(asked+" and device_id = 'alone'"))
+	require.Equal(t, 1, m.b.count(asked+" and device_id is null and shard = $1 and from_ts < now() - interval '6 hours'", crowded))
+	require.Zero(t, m.b.count("select count(*) from processor.device_moves where not recomputed"))
+	m.pass()
+	require.Equal(t, 2, m.b.count(asked), "what was followed is not followed again")
 }
 
 // The leader of one stream removes no move that the other has yet to follow, until it is
