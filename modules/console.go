@@ -14,9 +14,13 @@ import (
 	"github.com/trmtracking/processor/internal/operator"
 )
 
+// consoleSessions is how many sessions with Postgres all consoles of an instance have at most: a
+// page of one stream needs three, and an action another one.
+const consoleSessions = 4
+
 // mountConsole serves the console, unless it is off. It has connections of its own,
 // which it opens when a page is asked for: what people look at takes none from the
-// work.
+// work. Those with Postgres are of all streams together.
 func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server *httpserver.Server, log *slog.Logger) error {
 	if cfg.Console.Mode == "off" {
 		return nil
@@ -26,9 +30,10 @@ func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server 
 		return fault.Coded(fault.Config, err)
 	}
 	var streams []console.Stream
+	sessions := &operator.Sessions{Most: consoleSessions}
 	for _, one := range cfg.PerStream() {
 		streams = append(streams, console.Stream{Stream: one.Redis.Stream, Group: one.Redis.Group, Open: func() (*operator.Fleet, error) {
-			return operator.Open(context.Background(), one, "console", string(m)) // it lives until it is closed
+			return sessions.Open(context.Background(), one, "console", string(m)) // it lives until it is closed
 		}})
 	}
 	c, err := console.New(console.Config{

@@ -1,11 +1,13 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,6 +33,7 @@ type Fleet struct {
 	by      string
 	scope   store.Scope
 	pool    *pgxpool.Pool // nil without a URL
+	unpool  func()        // ends or returns it
 	client  coordination.Client
 	keys    coordination.Keys
 	decoder *telemetry.Decoder
@@ -41,6 +44,21 @@ type Fleet struct {
 // knows is unknown. name is in the names of the sessions, by is who acts, for the
 // audit.
 func Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, error) {
+	return new(Sessions).Open(ctx, cfg, name, by)
+}
+
+// Sessions are those with one Postgres that fleets share, since each has a stream of the same
+// database. They exist while one of the fleets is open. The zero value is ready.
+type Sessions struct {
+	Most int32 // at once; 0 for 3
+
+	mu   sync.Mutex
+	pool *pgxpool.Pool
+	of   int // fleets
+}
+
+// Open is Open with these sessions.
+func (s *Sessions) Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, error) {
 	f := &Fleet{
 		cfg: cfg, by: by, scope: store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group},
 		decoder: telemetry.NewDecoder(telemetry.Limits{
@@ -59,21 +77,42 @@ func Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, erro
 	if cfg.Postgres.URL.Reveal() == "" {
 		return f, nil
 	}
-	f.pool, err = store.Open(ctx, store.Config{
-		URL: cfg.Postgres.URL.Reveal(), Member: name, MaxConns: 3, ConnectTimeout: cfg.Postgres.ConnectTimeout,
-		StatementTimeout: cfg.Postgres.StatementTimeout, LockTimeout: cfg.Postgres.LockTimeout,
-	})
-	if err != nil {
+	if err := s.lend(ctx, f, name); err != nil {
 		_ = client.Close() // never used
 		return nil, fault.Exit(fault.Config, err)
 	}
 	return f, nil
 }
 
+// lend gives a fleet the sessions.
+func (s *Sessions) lend(ctx context.Context, f *Fleet, name string) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.of == 0 {
+		s.pool, err = store.Open(ctx, store.Config{
+			URL: f.cfg.Postgres.URL.Reveal(), Member: name, MaxConns: cmp.Or(s.Most, 3), ConnectTimeout: f.cfg.Postgres.ConnectTimeout,
+			StatementTimeout: f.cfg.Postgres.StatementTimeout, LockTimeout: f.cfg.Postgres.LockTimeout,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	s.of++
+	f.pool = s.pool
+	f.unpool = sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.of--; s.of == 0 {
+			s.pool.Close()
+		}
+	})
+	return nil
+}
+
 // Close ends the connections.
 func (f *Fleet) Close() {
-	if f.pool != nil {
-		f.pool.Close()
+	if f.unpool != nil {
+		f.unpool()
 	}
 	_ = f.client.Close() // nothing is under way
 }
