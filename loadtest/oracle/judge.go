@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 )
 
 // DeadLetter is an entry that was dead-lettered.
@@ -343,7 +344,11 @@ func (j *judge) matchDeadLettered(id ID, want string) bool {
 	p.sent = true
 	switch {
 	case want == "":
-		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: "a valid record was dead-lettered as " + string(p.class)})
+		text := "a valid record was dead-lettered as " + string(p.class)
+		if f := p.fields; f != nil {
+			text += fmt.Sprintf(" after %d attempts from %s to %s: %s", f.Attempts, time.UnixMicro(f.FirstUS).UTC().Format("15:04:05.000"), time.UnixMicro(f.LastUS).UTC().Format("15:04:05.000"), f.Error)
+		}
+		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: text})
 	case p.class != want:
 		j.report.find(Finding{Kind: KindDeadLetter, Entry: id.String(), Text: fmt.Sprintf("dead-lettered as %s, want %s", p.class, want)})
 	}
