@@ -322,6 +322,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]
 		}
 		t.deliver(shard, entries)
 	})
+	t.delivered()
 	if unread {
 		wakeUp(t.wake)
 	}

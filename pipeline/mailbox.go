@@ -60,10 +60,16 @@ type mailbox struct {
 func newMailbox() *mailbox { return &mailbox{signal: make(chan struct{}, 1)} }
 
 func (m *mailbox) put(msg message) {
-	m.mu.Lock()
-	m.items = append(m.items, msg)
-	m.mu.Unlock()
+	m.add(msg)
 	wakeUp(m.signal)
+}
+
+// add is put without waking the worker: who adds several messages wakes it after the last,
+// so that it commits them together.
+func (m *mailbox) add(msg message) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.items = append(m.items, msg)
 }
 
 // waiting returns the number of messages not taken yet.

@@ -200,5 +200,6 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 	if !more {
 		wakeUp(t.room) // the dispatcher may have waited for the queues to be read
 	}
+	t.delivered()
 	return more
 }

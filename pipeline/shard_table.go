@@ -291,8 +291,8 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	}
 }
 
-// deliver passes entries of a shard to its worker. The caller holds the lock and
-// has updated the queue.
+// deliver passes entries of a shard to its worker. The caller holds the lock, has
+// updated the queue, and calls delivered after the last shard.
 func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	s := &t.slots[shard]
 	var bytes int64
@@ -304,7 +304,14 @@ func (t *table) deliver(shard int, entries []telemetry.Entry) {
 	t.records += len(entries)
 	t.bytes += bytes
 	t.load[s.worker].records += len(entries)
-	t.workers[s.worker].box.put(message{kind: work, shard: shard, grant: s.grant, entries: entries})
+	t.workers[s.worker].box.add(message{kind: work, shard: shard, grant: s.grant, entries: entries})
+}
+
+// delivered wakes the workers.
+func (t *table) delivered() {
+	for _, w := range t.workers {
+		wakeUp(w.box.signal)
+	}
 }
 
 // learn keeps a running mean of entry sizes, from which the counts of reads are

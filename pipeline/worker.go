@@ -233,14 +233,14 @@ func (w *worker) advance(ctx context.Context) error {
 		if w.next >= len(w.inbox) {
 			w.fetch()
 		}
-		w.commitIfDue()
 		nothing := w.next >= len(w.inbox)
+		w.commitIfDue(nothing)
 		if w.current.entries == 0 && (w.slowTurn || nothing) && w.slowWaits() {
 			w.slowTurn = false
 			if err := w.applySlow(ctx); err != nil {
 				return err
 			}
-			w.commitIfDue()
+			w.commitIfDue(true)
 			continue
 		}
 		if nothing && !w.ended {
@@ -368,21 +368,21 @@ func (w *worker) full() bool {
 const batchMaxBytes = 8 << 20
 
 // maxBatchWait returns how long a batch may wait for more entries:
-// age/8, clamped to [maxAge-gathered, 10*maxAge], with age that of its first entry in
-// the stream, and gathered how long the dispatcher let entries gather. Old entries mean
-// a backlog, where larger batches cost less. A skewed clock moves the wait only within
+// (age-gathered)/8, clamped to [maxAge-gathered, 10*maxAge], with age that of its first
+// entry in the stream, and gathered how long the dispatcher let entries gather. Old entries
+// mean a backlog, where larger batches cost less. A skewed clock moves the wait only within
 // the clamp.
 func maxBatchWait(age, gathered, maxAge time.Duration) time.Duration {
-	return min(max(age/8, maxAge-gathered), 10*maxAge)
+	return min(max((age-gathered)/8, maxAge-gathered), 10*maxAge)
 }
 
-// commitIfDue passes the batch to the committer when it is full or old enough and
-// the committer is free.
-func (w *worker) commitIfDue() {
+// commitIfDue passes the batch to the committer when it is full, or old enough with nothing
+// here that could go with it, and the committer is free.
+func (w *worker) commitIfDue(nothing bool) {
 	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
-	if w.full() || !time.Now().Before(w.current.due) {
+	if w.full() || nothing && !time.Now().Before(w.current.due) {
 		w.flushNow()
 	}
 }

@@ -12,8 +12,8 @@ func TestABatchOfABacklogMayWaitLonger(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tt := range []struct{ age, gathered, maxAge, want time.Duration }{
 		{0, 20 * ms, 20 * ms, 0},
-		{16 * ms, 20 * ms, 20 * ms, 2 * ms},
-		{800 * ms, 20 * ms, 20 * ms, 100 * ms},
+		{36 * ms, 20 * ms, 20 * ms, 2 * ms},
+		{820 * ms, 20 * ms, 20 * ms, 100 * ms},
 		{time.Hour, 20 * ms, 20 * ms, 200 * ms},
 		{-time.Hour, 20 * ms, 20 * ms, 0}, // the clock of Redis is ahead of ours
 		{0, 500 * ms, 2000 * ms, 1500 * ms},
