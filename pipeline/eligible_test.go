@@ -129,6 +129,8 @@ func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d positions with 0 satellites repeat the last one with more", repeats, none)
+	require.GreaterOrEqual(t, repeats, 1959)
+	require.LessOrEqual(t, none-repeats, 2023-1959)
 	b := newBench(t)
 	log = log[:min(len(log), testenv.Size(2500, len(log)))]
 	fences := fencesOver(log, 30, 1)

@@ -69,7 +69,7 @@
 // pole on its smaller side. The direction of a ring has no meaning. The parts of
 // a MultiPolygon are united; they may share a border, as those cut at the
 // antimeridian do, and a way from part to part then stays inside: positions of
-// two parts at most 1e-9 degrees apart are one, and a position of one part so
+// two parts at most 1.5e-6 degrees (17 cm) apart are one, and a position of one part so
 // near to an edge of another is a position of that edge. The rings of one part
 // have to be a valid polygon.
 //

@@ -46,7 +46,7 @@ func TestAFixOnACornerOfAGateCountsAsTheWayBesideIt(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	ways := 0
-	for ways < 40_000 {
+	for ways < 41_111 {
 		drawn, set := drawLine(r)
 		for range 20 {
 			i := 1 + r.IntN(len(drawn)-2)

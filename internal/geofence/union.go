@@ -9,8 +9,10 @@ import (
 )
 
 // together is how far apart, in degrees, positions of different parts may be that
-// count as the same: a tenth of a millimetre, and far more than rounding.
-const together = 1e-9
+// count as the same: at most 17 cm. Borders are drawn with six decimals or more, and both
+// a position and the edge of another part on which it was drawn may be off by 0.71 of
+// the last one.
+const together = 1.5e-6
 
 // share makes borders that parts of an area share the same edges in each of
 // them. Then a way leaves one part at exactly the instant at which it enters the
@@ -116,12 +118,11 @@ func (n *nodes) split(g *polygon, i int) {
 	g.measure()
 }
 
-// beside reports whether the point is together with the edge, and with neither of
-// its ends.
+// beside reports whether the point is together with the edge, between its ends.
 func (e *edge) beside(p point) bool {
 	dx, dy := e.b.x-e.a.x, e.b.y-e.a.y
 	long := math.Hypot(dx, dy)
 	along := ((p.x-e.a.x)*dx + (p.y-e.a.y)*dy) / long
 	off := math.Abs((p.x-e.a.x)*dy-(p.y-e.a.y)*dx) / long
-	return off <= together && along > together && along < long-together
+	return p != e.a && p != e.b && off <= together && along > 0 && along < long
 }

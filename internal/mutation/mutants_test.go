@@ -244,9 +244,24 @@ var mutants = []mutant{
 		"pipeline", "TestP5AJumpMakesNoCrossings/a_lost_sign",
 	},
 	{
-		"what a late record makes of its neighbours is not looked at", "internal/store/jumps.go",
-		"			list[i].lo = lo\n", "			_ = lo\n",
+		"what a late record makes of its neighbours is not looked at", "internal/store/recompute_crossings.go",
+		"min(w.lo, fixes[0].TimeUS+1)", "w.lo+0*fixes[0].TimeUS",
 		"pipeline", "TestP5AJumpMakesNoCrossings/two_that_agree",
+	},
+	{
+		"a passage that was dropped suppresses nothing", "internal/geofence/hold.go",
+		"if last := h.lastPassed(c.Kind); !c.Suppressed {", "if last := h.lastPassed(c.Kind); false {",
+		"pipeline", "TestP5ARecomputeBehindDroppedPositions/a_passage_is_suppressed",
+	},
+	{
+		"a device in the margin behind dropped positions has left", "internal/geofence/hold.go",
+		"if h.within(fix) {", "if false {",
+		"pipeline", "TestP5ARecomputeBehindDroppedPositions/it_is_in_the_margin",
+	},
+	{
+		"held borders do not begin anew behind dropped positions", "internal/geofence/hold.go",
+		"[t.Fixes[i].TimeUS][fence]\n	return known\n", "[t.Fixes[i].TimeUS][fence]\n	return known && false\n",
+		"pipeline", "TestP5RecordsAsOldAsDroppedPositions",
 	},
 	{
 		"the last position takes part after a restart, whatever it is", "pipeline/state.go",

@@ -7,8 +7,9 @@ import (
 )
 
 // sameDegrees is how near positions of different parts of an area are that count as one: parts
-// that share a border are drawn, and rounded, apart.
-const sameDegrees = 1e-9
+// that share a border are drawn, and rounded, apart, to six decimals or more. Then a position
+// and the ends of an edge are each within half a step of the sixth in both directions.
+const sameDegrees = 1.5e-6
 
 // corner is a position of a ring: where it is written, and how many turns east
 // of there it lies.
@@ -26,16 +27,15 @@ func (a area) shareBorders() {
 		return
 	}
 	for i, g := range a {
-		for _, other := range a[:i] {
-			g.redraw(func(r *ring) *ring { return r.snapped(other) })
-		}
+		g.redraw(func(r *ring) *ring { return r.snapped(a[:i]) })
 	}
+	drawn := slices.Clone(a)
 	for i, g := range a {
-		for j, other := range a {
-			if i != j {
-				g.redraw(func(r *ring) *ring { return r.divided(other) })
-			}
-		}
+		others := slices.Delete(slices.Clone(drawn), i, i+1)
+		again := *g
+		again.holes = slices.Clone(g.holes)
+		again.redraw(func(r *ring) *ring { return r.divided(others) })
+		a[i] = &again
 	}
 }
 
@@ -74,22 +74,26 @@ func ringOf(corners []corner) *ring {
 	return newRing(points, turns)
 }
 
-func (r *ring) snapped(to *part) *ring {
+func (r *ring) snapped(to area) *ring {
 	var drawn []corner
 	for i := range r.points {
 		c := r.corner(i)
 		best, far := c, math.Inf(1)
-		to.corners(box{c.x(), c.at.y, c.x(), c.at.y}, func(o corner) {
-			if d := math.Hypot(o.x()-c.x(), o.at.y-c.at.y); d <= sameDegrees && d < far {
-				best, far = o, d
-			}
-		})
-		drawn = append(drawn, best)
+		for _, g := range to {
+			g.corners(box{c.x(), c.at.y, c.x(), c.at.y}, func(o corner) {
+				if d := math.Hypot(o.x()-c.x(), o.at.y-c.at.y); d <= sameDegrees && d < far {
+					best, far = o, d
+				}
+			})
+		}
+		if n := len(drawn); n == 0 || drawn[n-1] != best {
+			drawn = append(drawn, best)
+		}
 	}
 	return ringOf(drawn)
 }
 
-func (r *ring) divided(by *part) *ring {
+func (r *ring) divided(by area) *ring {
 	drawn := []corner{r.corner(0)}
 	for i := range len(r.points) - 1 {
 		a, b := r.corner(i), r.corner(i+1)
@@ -97,12 +101,14 @@ func (r *ring) divided(by *part) *ring {
 		long := math.Hypot(dx, dy)
 		along := func(c corner) float64 { return ((c.x()-a.x())*dx + (c.at.y-a.at.y)*dy) / long }
 		var on []corner
-		by.corners(r.edge(i), func(c corner) {
-			off := math.Abs((c.x()-a.x())*dy-(c.at.y-a.at.y)*dx) / long
-			if off <= sameDegrees && along(c) > sameDegrees && along(c) < long-sameDegrees {
-				on = append(on, c)
-			}
-		})
+		for _, g := range by {
+			g.corners(r.edge(i), func(c corner) {
+				off := math.Abs((c.x()-a.x())*dy-(c.at.y-a.at.y)*dx) / long
+				if c != a && c != b && off <= sameDegrees && along(c) > 0 && along(c) < long {
+					on = append(on, c)
+				}
+			})
+		}
 		slices.SortFunc(on, func(a, b corner) int { return cmp.Compare(along(a), along(b)) })
 		drawn = append(append(drawn, slices.Compact(on)...), b)
 	}

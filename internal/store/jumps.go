@@ -34,8 +34,7 @@ const (
 
 // widenTracks makes tracks reach as far beyond their windows as what they yield depends on:
 // with a rule on jumps to fixes that take part, and with held borders to where these
-// are settled. It leaves out the fixes that take no part, and moves the windows to
-// what changed.
+// are settled. It leaves out the fixes that take no part.
 func widenTracks(c cuts, list []window, rules protocol.Rules, near, far ask, own map[string][]geofence.Fix, found []track, limit int) error {
 	wide := make([]reach, len(list))
 	added, stored := make(map[string][]int64), make(map[string][]int64)
@@ -81,11 +80,8 @@ func widenTracks(c cuts, list []window, rules protocol.Rules, near, far ask, own
 		}
 	}
 	for i := range wide {
-		if found[i].derived != nil {
-			continue
-		}
-		if lo := wide[i].cut(); found[i].before {
-			list[i].lo = lo
+		if found[i].derived == nil {
+			wide[i].cut()
 		}
 	}
 	return nil
@@ -371,12 +367,8 @@ func (r *reach) ends() bool {
 	return r.last
 }
 
-// cut leaves the fixes that take part from one end to the other, and returns where
-// the first of them may be whose crossings changed.
-func (r *reach) cut() (lo int64) {
-	if r.known > 0 {
-		lo = r.fixes[r.known-1].TimeUS
-	}
+// cut leaves the fixes that take part from one end to the other.
+func (r *reach) cut() {
 	r.before, r.after = r.begins() && r.from >= 0, r.ends() && r.to < len(r.fixes)
 	kept := make([]geofence.Fix, 0, len(r.fixes))
 	for i := max(r.from, 0); i < len(r.fixes) && i <= r.to; i++ {
@@ -385,7 +377,6 @@ func (r *reach) cut() (lo int64) {
 		}
 	}
 	r.fixes = kept
-	return lo
 }
 
 // extend reads the fixes next to the ends of tracks, and what this transaction

@@ -156,7 +156,11 @@ func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
 		b := position{a[0] + 0.2 + r.Float64(), a[1] + r.Float64() - 0.5}
 		middle, dx, dy := between(a, b, 0.3+0.4*r.Float64()), b[0]-a[0], b[1]-a[1]
 		c, d := position{middle[0] + dy/2, middle[1] - dx/2}, position{middle[0] - dy/2, middle[1] + dx/2}
-		m := between(a, b, r.Float64())
+		m := between(a, b, 0.02+0.96*r.Float64())
+		scale := math.Pow(10, float64(6+r.IntN(11)))
+		for _, p := range []*position{&a, &b, &c, &d, &m} { // as people draw, or with all digits
+			p[0], p[1] = math.Round(p[0]*scale)/scale, math.Round(p[1]*scale)/scale
+		}
 		places := []position{m}
 		for range 12 {
 			places = append(places,
