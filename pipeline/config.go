@@ -34,7 +34,7 @@ type Config struct {
 // gatherTime is how long new entries gather in the stream between two dispatches that found
 // no backlog: one wait for what is dispatched together, committed together and acknowledged
 // together costs a fraction of a wait in each worker, and delays a lone entry not at all.
-// It is at most DispatchBlock, since nothing else happens under the lease meanwhile.
+// It is at most DispatchBlock, since nothing else happens under the lease meanwhile (docs/adr/0026-entries-gather-in-the-stream.md).
 func (c Config) gatherTime() time.Duration { return min(c.BatchMaxAge, c.DispatchBlock) }
 
 func (c Config) check() error {
