@@ -12,22 +12,29 @@ import (
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
-// Parts share a slanted border on which only one of them has a position, rounded
-// as computed positions are, or to the decimals that people draw with. Each way that stays in
-// their union stays inside.
+// Parts share a border, slanted or along an axis, on which only one of them has a position,
+// rounded as computed positions are, or to the decimals that people draw with, once or by each
+// part apart. Each way that stays in their union stays inside.
 func TestPartsThatShareABorderHaveNoSeam(t *testing.T) {
 	for decimals := 6; decimals <= 16; decimals++ {
-		t.Run(fmt.Sprintf("%d decimals", decimals), func(t *testing.T) { requireNoSeam(t, decimals) })
+		t.Run(fmt.Sprintf("%d decimals", decimals), func(t *testing.T) {
+			scale := math.Pow(10, float64(decimals))
+			requireNoSeam(t, func(_ *rand.Rand, p position) position {
+				return position{math.Round(p[0]*scale) / scale, math.Round(p[1]*scale) / scale}
+			})
+		})
 	}
+	t.Run("apart", func(t *testing.T) { // two roundings to six decimals differ by a step of the sixth
+		requireNoSeam(t, func(r *rand.Rand, p position) position {
+			return position{p[0] + float64(r.IntN(3)-1)*0.5e-6, p[1] + float64(r.IntN(3)-1)*0.5e-6}
+		})
+	})
 }
 
-func requireNoSeam(t *testing.T, decimals int) {
+// requireNoSeam has each part draw its positions anew.
+func requireNoSeam(t *testing.T, draw func(*rand.Rand, position) position) {
 	t.Helper()
 	seed := testenv.Seed(t)
-	scale := math.Pow(10, float64(decimals))
-	rounded := func(p position) position {
-		return position{math.Round(p[0]*scale) / scale, math.Round(p[1]*scale) / scale}
-	}
 	r := rand.New(rand.NewPCG(seed, 1))
 	between := func(a, b position, f float64) position {
 		return position{a[0] + f*(b[0]-a[0]), a[1] + f*(b[1]-a[1])}
@@ -36,21 +43,38 @@ func requireNoSeam(t *testing.T, decimals int) {
 		p := between(between(a, b, 0.1+0.8*r.Float64()), c, 0.05+0.9*r.Float64())
 		return at(p[0], p[1])
 	}
-	for range 100 {
+	for i := range 160 {
 		a := position{11 + r.Float64(), 48 + r.Float64()}
 		size := 1.0
 		if r.IntN(2) == 0 {
 			size = 0.001 // degrees: a yard
 		}
 		dx, dy := size*(0.2+r.Float64()), size*(r.Float64()-0.5)
+		switch i % 4 {
+		case 0:
+			dx, dy = 0, dx
+		case 1:
+			dy = 0
+		}
 		b := position{a[0] + dx, a[1] + dy}
 		middle := between(a, b, 0.3+0.4*r.Float64())
 		c := position{middle[0] + dy/2, middle[1] - dx/2}
 		d := position{middle[0] - dy/2, middle[1] + dx/2}
 		m := between(a, b, 0.02+0.96*r.Float64())
-		a, b, c, d, m = rounded(a), rounded(b), rounded(c), rounded(d), rounded(m)
-		parts := [][][]position{{{a, c, b, a}}, {{a, m, d, a}}, {{m, b, d, m}}}
-		r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+		rings := [][]position{{a, c, b}, {a, m, d}, {m, b, d}}
+		r.Shuffle(len(rings), func(i, j int) { rings[i], rings[j] = rings[j], rings[i] })
+		first := make(map[position]position) // the earlier part's position counts
+		var parts [][][]position
+		for _, ring := range rings {
+			for i, p := range ring {
+				ring[i] = draw(r, p)
+				if _, drawn := first[p]; !drawn {
+					first[p] = ring[i]
+				}
+			}
+			parts = append(parts, [][]position{append(ring, ring[0])})
+		}
+		a, b, c, d, m = first[a], first[b], first[c], first[d], first[m]
 		set := setOf(t, area("f", geometry("MultiPolygon", parts)))
 		for range 100 {
 			p, q := inside(a, b, c), inside(a, b, d)

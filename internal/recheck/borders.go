@@ -49,6 +49,7 @@ func (g *part) redraw(by func(*ring) *ring) {
 // corners yields the positions of the part that are near a box, wherever they
 // are moved round the world.
 func (g *part) corners(b box, yield func(corner)) {
+	b = box{b.west - sameDegrees, b.south - sameDegrees, b.east + sameDegrees, b.north + sameDegrees}
 	for n := -2 * around; n <= 2*around; n++ {
 		if !b.meets(g.shell.box, n) {
 			continue

@@ -142,32 +142,46 @@ func TestTwoGeometriesAgree(t *testing.T) {
 	require.Greater(t, crossings, 700)
 }
 
-// Both know that parts share a border on which only one of them has a position: their
-// union is what their corners enclose, whatever way goes through it.
+// Both know that parts share a border on which only one of them has a position, slanted or
+// along an axis, drawn once or apart: their union is what their corners enclose, whatever way
+// goes through it.
 func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	between := func(a, b position, f float64) position {
 		return position{a[0] + f*(b[0]-a[0]), a[1] + f*(b[1]-a[1])}
 	}
-	for range 60 {
+	for i := range 120 {
 		west := float64(r.IntN(4)*90-90) - 0.3
 		a := position{west + r.Float64()/10, 10 + r.Float64()}
 		b := position{a[0] + 0.2 + r.Float64(), a[1] + r.Float64() - 0.5}
+		switch i % 4 {
+		case 0:
+			b[0] = a[0]
+			b[1] = a[1] + 0.2 + r.Float64()
+		case 1:
+			b[1] = a[1]
+		}
 		middle, dx, dy := between(a, b, 0.3+0.4*r.Float64()), b[0]-a[0], b[1]-a[1]
 		c, d := position{middle[0] + dy/2, middle[1] - dx/2}, position{middle[0] - dy/2, middle[1] + dx/2}
 		m := between(a, b, 0.02+0.96*r.Float64())
 		scale := math.Pow(10, float64(6+r.IntN(11)))
-		for _, p := range []*position{&a, &b, &c, &d, &m} { // as people draw, or with all digits
-			p[0], p[1] = math.Round(p[0]*scale)/scale, math.Round(p[1]*scale)/scale
+		draw := func(p position) position { // as people draw, or with all digits
+			return position{math.Round(p[0]*scale) / scale, math.Round(p[1]*scale) / scale}
 		}
-		places := []position{m}
+		if r.IntN(2) == 0 {
+			step := func() float64 { return float64(r.IntN(3)-1) * 0.5e-6 }
+			draw = func(p position) position { // each part apart, within rounding to six decimals
+				return position{p[0] + step(), p[1] + step()}
+			}
+		}
+		places := []position{draw(m)}
 		for range 12 {
 			places = append(places,
 				between(middle, c, r.Float64()/2), between(a, b, r.Float64()), between(middle, d, r.Float64()/2),
 				position{west + r.Float64(), 10 + r.Float64()})
 		}
-		requireOneArea(t, [4]position{a, c, b, d}, m, places)
+		requireOneArea(t, [4]position{a, c, b, d}, m, draw, places)
 	}
 }
 
@@ -177,7 +191,7 @@ func TestAFixJustOutsideOfAllPartsIsOutside(t *testing.T) {
 	a, c := position{-90.26102037681109, 10.231789566457339}, position{-89.74104424919346, 9.790594556432195}
 	b, d := position{-89.22600400797498, 10.416498033864189}, position{-89.9257527166003, 10.825610925268306}
 	beside := position{-90.25397892614966, 10.244261294430428}
-	ours := requireOneArea(t, [4]position{a, c, b, d}, position{-89.47118299675029, 10.372743522708028},
+	ours := requireOneArea(t, [4]position{a, c, b, d}, position{-89.47118299675029, 10.372743522708028}, func(p position) position { return p },
 		[]position{{-89.87281526448615, 10.528975203951061}, beside, {-89.79902272907324, 10.11547774429186}})
 	require.Len(t, ours, 3)
 	require.Equal(t, []string{"enter", "exit", "enter"}, []string{ours[0].Kind, ours[1].Kind, ours[2].Kind})
@@ -189,8 +203,9 @@ type position = [2]float64
 
 // requireOneArea drives along places through three parts whose union has the corners, a
 // convex shape whose first and third one are joined by the border that the parts share, by
-// way of m. In a convex area no way between two fixes that are inside crosses anything.
-func requireOneArea(t *testing.T, corners [4]position, m position, places []position) []oracle.Crossing {
+// way of m. Each part draws its positions anew; where one is drawn first counts. In a convex
+// area no way between two fixes that are inside crosses anything.
+func requireOneArea(t *testing.T, corners [4]position, m position, draw func(position) position, places []position) []oracle.Crossing {
 	t.Helper()
 	exact := func(v float64) *big.Rat { return new(big.Rat).SetFloat64(v) }
 	inside := func(p position) bool {
@@ -212,10 +227,17 @@ func requireOneArea(t *testing.T, corners [4]position, m position, places []posi
 	}
 	a, c, b, d := corners[0], corners[1], corners[2], corners[3]
 	var parts []string
-	for _, ring := range [][]position{{a, c, b, a}, {a, m, d, a}, {m, b, d, m}} {
-		for i := range ring {
-			ring[i] = wrap(ring[i])
+	first := make(map[position]position)
+	for _, part := range [][]position{{a, c, b}, {a, m, d}, {m, b, d}} {
+		var ring []position
+		for _, p := range part {
+			at := draw(p)
+			if _, drawn := first[p]; !drawn {
+				first[p] = at
+			}
+			ring = append(ring, wrap(at))
 		}
+		ring = append(ring, ring[0])
 		text, err := json.Marshal([][]position{ring})
 		require.NoError(t, err)
 		parts = append(parts, string(text))
@@ -230,6 +252,9 @@ func requireOneArea(t *testing.T, corners [4]position, m position, places []posi
 	kinds := make(map[int64][]string) // by the later fix
 	for _, c := range ours {
 		kinds[c.LaterUS] = append(kinds[c.LaterUS], c.Kind)
+	}
+	for i, p := range corners {
+		corners[i] = first[p]
 	}
 	was := false
 	for i, p := range places {
