@@ -53,8 +53,13 @@ type spent struct {
 type told struct{ mallocs, records, commits float64 }
 
 func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string, instances int, profile string) (w drainResult, err error) {
-	if err := b.fill(ctx, g, entries); err != nil {
-		return w, err
+	// Several instances share the shards first: the more streams, the more shards are
+	// handed over, in a time that has nothing to do with what a record costs.
+	poised := len(b.cfg.Streams) > 0 && instances > 1
+	if !poised {
+		if err := b.fill(ctx, g, entries); err != nil {
+			return w, err
+		}
 	}
 	dir, err := b.folder()
 	if err != nil {
@@ -65,6 +70,11 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 	began := time.Now()
 	for n := range instances {
 		if _, err := line.Start(n); err != nil {
+			return w, err
+		}
+	}
+	if poised {
+		if err := b.poise(ctx, g, line, entries); err != nil {
 			return w, err
 		}
 	}
@@ -107,6 +117,40 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 		return w, err
 	}
 	return w, b.complete(ctx, g.PostgresURL)
+}
+
+// pauseTakes is how long a pause takes: a look of the leader, and a dispatch lease.
+const pauseTakes = 5 * time.Second
+
+// poise fills the streams of instances that have shared all shards and wait for the end of
+// a pause, and ends it.
+func (b *run) poise(ctx context.Context, g *testbed.Servers, line *testbed.Cluster, entries [][]string) error {
+	operate := func(args ...string) error {
+		cmd, err := line.Operator(ctx, args...)
+		if err != nil {
+			return err
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("processor %s: %w: %s", args[0], err, out)
+		}
+		return nil
+	}
+	if err := line.AwaitSettled(ctx, testbed.JudgeTimeout); err != nil {
+		return err
+	}
+	if err := operate("pause", "--reason", "bench"); err != nil {
+		return err
+	}
+	if err := testbed.Pause(ctx, pauseTakes); err != nil {
+		return err
+	}
+	if err := b.fill(ctx, g, entries); err != nil {
+		return err
+	}
+	if left, _ := g.Backlog(ctx); left == nil || *left != int64(len(entries)) {
+		return errors.New("the pause took no effect in time: entries were stored before the backlog was complete")
+	}
+	return operate("resume", "--reason", "bench")
 }
 
 // awaitDrained waits until nothing is unfinished, as long as something moves. It tells

@@ -516,7 +516,7 @@ func (r *run) junk() (_ map[string]fleet.Sent, err error) {
 
 // dlq runs a command of the processor on dead letters and returns what it printed.
 func (r *run) dlq(ctx context.Context, args ...string) ([]byte, error) {
-	cmd, err := r.operator(ctx, append([]string{"dlq"}, args...)...)
+	cmd, err := r.line.Operator(ctx, append([]string{"dlq"}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -49,7 +47,7 @@ func (r *run) resize(ctx context.Context, dice *rand.Rand) error {
 
 // resizeOnce calls the command until it ends, and does what it asks for.
 func (r *run) resizeOnce(ctx context.Context, to int, interrupt, kill bool) (err error) {
-	cmd, err := r.operator(ctx, "shards", "resize", fmt.Sprint(to), "--timeout", "1m")
+	cmd, err := r.line.Operator(ctx, "shards", "resize", fmt.Sprint(to), "--timeout", "1m")
 	if err != nil {
 		return err
 	}
@@ -141,15 +139,4 @@ func (r *run) shards() oracle.Shards {
 		}
 		return r.resizedTo
 	}
-}
-
-// operator is a command of the processor, with the settings of the instances.
-func (r *run) operator(ctx context.Context, args ...string) (*exec.Cmd, error) {
-	environ, err := r.environment.Environ(nil, nil)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, r.cfg.Processor, args...)
-	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, environ, r.line.Env)
-	return cmd, nil
 }

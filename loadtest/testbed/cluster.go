@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -68,6 +70,17 @@ func (l *Cluster) Start(n int) (*Instance, error) {
 	s.present = in
 	s.past = append(s.past, in)
 	return in, nil
+}
+
+// Operator returns a command of the program with the environment of the instances.
+func (l *Cluster) Operator(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	environ, err := l.Servers.Environ(nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, l.Program, args...)
+	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, environ, l.Env)
+	return cmd, nil
 }
 
 func (l *Cluster) proxies() (redis, postgres *devenv.Proxy, err error) {
