@@ -1,4 +1,4 @@
-#!lua flags=no-writes,allow-stale
+#!lua flags=no-writes
 -- Reads the heartbeats of all members.
 --
 -- KEYS[1] set of identities

@@ -36,6 +36,7 @@ type batch struct {
 	bytes      int64
 	repeats    int       // records that repeat an earlier one of the same batch
 	due        time.Time // when it is committed, full or not
+	urgent     bool      // it is due now, whatever else has arrived
 	apart      bool      // it is of one slow shard
 	smaller    bool      // it was too much: slow shards in it are not committed again at once
 
@@ -81,7 +82,7 @@ type link struct {
 }
 
 func (b *batch) reset(seq uint64, idempotent bool) {
-	b.seq, b.idempotent = seq, idempotent
+	b.seq, b.idempotent, b.urgent = seq, idempotent, false
 	clear(b.parts)
 	clear(b.fresh)
 	clear(b.late)

@@ -151,8 +151,11 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		if !paused {
 			state = d.lacksRoom(pending)
 		}
+		if state == "" && d.overtakes(pending) {
+			state = protocol.WaitDispatchUnread
+		}
 		d.table.dispatchWaits(state)
-		if state != "" || d.overtakes(pending) {
+		if state != "" {
 			d.pause(ctx)
 			continue
 		}
@@ -267,7 +270,7 @@ func (d *dispatcher) overtakes(pending int) bool {
 	return behind || owned == 0 && pending >= 2*d.cfg.ReadBatchRecords
 }
 
-// pause waits until an entry is finished here, at most for a short poll.
+// pause waits until an entry is finished or a queue is read here, at most for a short poll.
 func (d *dispatcher) pause(ctx context.Context) {
 	t := time.NewTimer(d.cfg.DispatchLeaseTTL / 8)
 	defer t.Stop()

@@ -89,7 +89,7 @@ func (b *bench) start(member string, opts ...option) *instance {
 	in := &instance{member: member, reg: prometheus.NewRegistry(), group: group, shards: store.NewShards(pool, b.scope(), 10*time.Second)}
 	cfg := pipeline.Config{
 		Shards: shards, Workers: max(2, 2*runtime.GOMAXPROCS(0)), MaxInFlightRecords: 32768, MaxInFlightBytes: 64 << 20,
-		ReadBatchRecords: 4096, BatchMaxRecords: 4000, BatchMaxAge: 25 * time.Millisecond,
+		ReadBatchRecords: 4000, BatchMaxRecords: 4000, BatchMaxAge: 20 * time.Millisecond,
 		StateMaxDevices: 200_000, Eligibility: telemetry.Eligibility{MaxFutureSkew: 5 * time.Minute, MinSatellites: 1},
 		MaxCrossingGap: 10 * time.Minute, FenceRefresh: 30 * time.Second,
 		DispatchAhead: 200_000, StallAfter: 30 * time.Second, DispatchBlock: 200 * time.Millisecond, DispatchLeaseTTL: 2 * time.Second, QueueRescan: 30 * time.Second,

@@ -74,6 +74,7 @@ func (r *reader) run(ctx context.Context) error {
 			}
 			continue
 		}
+		wakeUp(r.table.room) // the dispatcher may have waited for the queues to be read
 		select {
 		case <-ctx.Done():
 			return nil
@@ -196,9 +197,6 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 		if !ok || full || (lease != 0 && !s.queue.CanBypass(lease)) {
 			s.due, more = true, true
 		}
-	}
-	if !more {
-		wakeUp(t.room) // the dispatcher may have waited for the queues to be read
 	}
 	t.delivered()
 	return more

@@ -30,7 +30,7 @@ type table struct {
 
 	workers []*worker
 	wake    chan struct{} // to the reader: something is due; size one, coalesced
-	room    chan struct{} // to the dispatcher: something was finished; size one, coalesced
+	room    chan struct{} // to the dispatcher: something was finished, or queues were read; size one, coalesced
 }
 
 // load is what a worker has in flight.
@@ -466,8 +466,10 @@ func (t *table) poll(all bool) {
 // catchUp is how long dispatch waits for a queue whose shard does not advance.
 const catchUp = time.Second
 
-// behind returns the number of shards that take entries, and whether the queue of one
-// of them that has room and advances is still to be read to its end. The caller holds the lock.
+// behind returns the number of shards that take entries, and whether the queue of one of
+// them that may be read, has ample room and advances is still to be read to its end. One
+// near its limit waits for its own commits: it would hold up all others. The caller
+// holds the lock.
 func (t *table) behind(now time.Time) (owned int, behind bool) {
 	lease := t.heldLease()
 	for i := range t.slots {
@@ -476,7 +478,8 @@ func (t *table) behind(now time.Time) (owned int, behind bool) {
 			continue
 		}
 		owned++
-		behind = behind || !s.queue.CanBypass(lease) && t.fits(s, 1) && s.quarantine.Limit == 0 && now.Sub(s.advanced) < catchUp
+		behind = behind || !s.queue.CanBypass(lease) && t.fits(s, max(1, t.workerRecords/8)) && s.quarantine.Limit == 0 &&
+			s.pause == nil && !now.Before(s.notBefore) && now.Sub(s.advanced) < catchUp
 	}
 	return owned, behind
 }

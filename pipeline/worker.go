@@ -325,6 +325,7 @@ func (w *worker) advance(ctx context.Context) error {
 			}
 			if t.quarantine.Limit > 0 {
 				w.next++
+				w.flushNow() // the attempt may wait for that of another worker
 				p := part{shard: m.shard, grant: m.grant, epoch: t.epoch, token: t.token, entries: m.entries}
 				if err := w.try(ctx, p, t.quarantine); err != nil {
 					return err
@@ -376,13 +377,13 @@ func maxBatchWait(age, gathered, maxAge time.Duration) time.Duration {
 	return min(max((age-gathered)/8, maxAge-gathered), 10*maxAge)
 }
 
-// commitIfDue passes the batch to the committer when it is full, or old enough with nothing
-// here that could go with it, and the committer is free.
+// commitIfDue passes the batch to the committer when it is full, or old enough and either
+// urgent or with nothing here that could go with it, and the committer is free.
 func (w *worker) commitIfDue(nothing bool) {
 	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
-	if w.full() || nothing && !time.Now().Before(w.current.due) {
+	if w.full() || (nothing || w.current.urgent) && !time.Now().Before(w.current.due) {
 		w.flushNow()
 	}
 }
@@ -457,8 +458,11 @@ func (w *worker) markSilent() {
 // makeDue makes the batch due: a hand-over waits for it. More entries would make it cheaper,
 // but a shard that moves waits for them twice.
 func (w *worker) makeDue() {
-	if now := time.Now(); w.current.entries > 0 && now.Before(w.current.due) {
-		w.current.due = now
+	if now := time.Now(); w.current.entries > 0 {
+		w.current.urgent = true
+		if now.Before(w.current.due) {
+			w.current.due = now
+		}
 	}
 }
 

@@ -101,9 +101,11 @@ func (s *Sessions) lend(ctx context.Context, f *Fleet, name string) (err error) 
 	f.pool = s.pool
 	f.unpool = sync.OnceFunc(func() {
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.of--; s.of == 0 {
-			s.pool.Close()
+		s.of--
+		pool, last := s.pool, s.of == 0
+		s.mu.Unlock()
+		if last {
+			pool.Close() // waits for queries under way, which another fleet is not to wait for
 		}
 	})
 	return nil

@@ -23,19 +23,20 @@ type waitState struct{ level, means, remedy, section string }
 
 // waitStates has each state in which something waits; docs/reference/waits.md has the same.
 var waitStates = map[string]waitState{
-	protocol.WaitUnassigned:    {LevelWarning, "no leader has assigned it", "start an instance", "ProcessorNoLeader"},
-	protocol.WaitUnacquired:    {LevelWarning, "its new owner has not acquired it", "none, or find in the log of that instance what its acquisition waits for", sectionStalled},
-	protocol.WaitUnreleased:    {LevelWarning, "its owner has not released it", "none: it is taken by force where another member could do better; else find in the log of its owner what it waits for", sectionStalled},
-	protocol.WaitHeld:          {LevelWarning, "an operator paused it", "processor resume", sectionLag},
-	protocol.WaitLocked:        {LevelError, "another session has its row locked", "end that session", sectionShard},
-	protocol.WaitRefused:       {LevelError, "Postgres refuses its rows for a reason that is not theirs", "correct what the reason names", sectionRefuses},
-	protocol.WaitRedisFull:     {LevelError, "a full Redis refuses its dead letters", "raise maxmemory, then trim the stream to less", sectionFull},
-	protocol.WaitQuarantined:   {LevelError, "one of its entries may kill processes, and is being found", "none: keep the panic dump", sectionDump},
-	protocol.WaitDraining:      {LevelWarning, "what is in flight of it does not finish, and it is to be released", "find in the log of its owner why commits or acknowledgements fail", sectionPostgres},
-	protocol.WaitKept:          {LevelError, "deferred entries are not retried to the end: rows of several devices are refused alike", "correct what the reason names", sectionRefuses},
-	protocol.WaitDispatchHeld:  {LevelWarning, "dispatching is paused by an operator or a resize", "processor resume, or wait for the resize", sectionLag},
-	protocol.WaitDispatchAhead: {LevelWarning, "DISPATCH_AHEAD entries are dispatched and not finished", "see why shards do not advance; add instances if they do", sectionLag},
-	protocol.WaitDispatchFull:  {LevelWarning, "the workers of its instance are full", "see why commits are slow; add instances, or raise MAX_IN_FLIGHT_RECORDS", sectionLag},
+	protocol.WaitUnassigned:     {LevelWarning, "no leader has assigned it", "start an instance", "ProcessorNoLeader"},
+	protocol.WaitUnacquired:     {LevelWarning, "its new owner has not acquired it", "none, or find in the log of that instance what its acquisition waits for", sectionStalled},
+	protocol.WaitUnreleased:     {LevelWarning, "its owner has not released it", "none: it is taken by force where another member could do better; else find in the log of its owner what it waits for", sectionStalled},
+	protocol.WaitHeld:           {LevelWarning, "an operator paused it", "processor resume", sectionLag},
+	protocol.WaitLocked:         {LevelError, "another session has its row locked", "end that session", sectionShard},
+	protocol.WaitRefused:        {LevelError, "Postgres refuses its rows for a reason that is not theirs", "correct what the reason names", sectionRefuses},
+	protocol.WaitRedisFull:      {LevelError, "a full Redis refuses its dead letters", "raise maxmemory, then trim the stream to less", sectionFull},
+	protocol.WaitQuarantined:    {LevelError, "one of its entries may kill processes, and is being found", "none: keep the panic dump", sectionDump},
+	protocol.WaitDraining:       {LevelWarning, "what is in flight of it does not finish, and it is to be released", "find in the log of its owner why commits or acknowledgements fail", sectionPostgres},
+	protocol.WaitKept:           {LevelError, "deferred entries are not retried to the end: rows of several devices are refused alike", "correct what the reason names", sectionRefuses},
+	protocol.WaitDispatchHeld:   {LevelWarning, "dispatching is paused by an operator or a resize", "processor resume, or wait for the resize", sectionLag},
+	protocol.WaitDispatchAhead:  {LevelWarning, "DISPATCH_AHEAD entries are dispatched and not finished", "see why shards do not advance; add instances if they do", sectionLag},
+	protocol.WaitDispatchFull:   {LevelWarning, "the workers of its instance are full", "see why commits are slow; add instances, or raise MAX_IN_FLIGHT_RECORDS", sectionLag},
+	protocol.WaitDispatchUnread: {LevelWarning, "the only instance has no shard yet, or reads what was dispatched before", "none, or see why it acquires no shard", sectionLag},
 }
 
 // Wait is why a shard, or the dispatcher, does not go on.

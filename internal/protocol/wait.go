@@ -26,4 +26,6 @@ const (
 	WaitDispatchHeld  = "dispatch_held"  // the dispatcher is told not to dispatch
 	WaitDispatchAhead = "dispatch_ahead" // DISPATCH_AHEAD entries are dispatched and not finished
 	WaitDispatchFull  = "dispatch_full"  // the workers of the dispatcher have no room
+	// WaitDispatchUnread: a lone instance has no shard yet, or has not read its queues to their end.
+	WaitDispatchUnread = "dispatch_unread"
 )

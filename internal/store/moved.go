@@ -211,7 +211,18 @@ where not exists (
 		b.Queue(`
 insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, reason, requested_by)
 select $1, $2, $3, shard, device_id, from_ts, case when device_id is null then 'its devices moved here from another stream' else 'it moved here from another stream' end, $4
-from unnest($5::int[], $6::text[], $7::timestamptz[]) as r (shard, device_id, from_ts)`,
+from unnest($5::int[], $6::text[], $7::timestamptz[]) as r (shard, device_id, from_ts)
+where device_id is not null or not exists (
+  select
+  from processor.requests q
+  where q.stream = $1
+    and q.group_name = $2
+    and q.shard = r.shard
+    and q.kind = $3
+    and q.device_id is null
+    and q.state = 'waiting'
+    and q.from_ts <= r.from_ts
+)`,
 			l.scope.Stream, l.scope.Group, protocol.RequestRecompute, l.member, of, devices, from)
 		// Another stream's leader writes the same rows, and a session that erases a device.
 		b.Queue("select from processor.device_moves where id = any ($1) order by id for update", slices.Concat(leftIDs, arrivedIDs))
