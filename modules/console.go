@@ -33,7 +33,7 @@ func mountConsole(lc fx.Lifecycle, cfg config.Config, b Build, m Member, server 
 	sessions := &operator.Sessions{Most: consoleSessions}
 	for _, one := range cfg.PerStream() {
 		streams = append(streams, console.Stream{Stream: one.Redis.Stream, Group: one.Redis.Group, Open: func() (*operator.Fleet, error) {
-			return sessions.Open(context.Background(), one, "console", string(m)) // it lives until it is closed
+			return sessions.Fleet(context.Background(), one, "console", string(m)) // it lives until it is closed
 		}})
 	}
 	c, err := console.New(console.Config{

@@ -44,7 +44,7 @@ type Fleet struct {
 // knows is unknown. name is in the names of the sessions, by is who acts, for the
 // audit.
 func Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, error) {
-	return new(Sessions).Open(ctx, cfg, name, by)
+	return new(Sessions).Fleet(ctx, cfg, name, by)
 }
 
 // Sessions are those with one Postgres that fleets share, since each has a stream of the same
@@ -57,8 +57,8 @@ type Sessions struct {
 	of   int // fleets
 }
 
-// Open is Open with these sessions.
-func (s *Sessions) Open(ctx context.Context, cfg config.Config, name, by string) (*Fleet, error) {
+// Fleet is Open with these sessions.
+func (s *Sessions) Fleet(ctx context.Context, cfg config.Config, name, by string) (*Fleet, error) {
 	f := &Fleet{
 		cfg: cfg, by: by, scope: store.Scope{Stream: cfg.Redis.Stream, Group: cfg.Redis.Group},
 		decoder: telemetry.NewDecoder(telemetry.Limits{
