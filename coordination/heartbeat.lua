@@ -15,7 +15,7 @@ if ARGV[8] ~= '' then
   for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
     local text = identity ~= ARGV[4] and redis.call('get', KEYS[2] .. ':' .. identity)
     local beat = text and cjson.decode(text)
-    if beat and beat['database'] == ARGV[5] and beat['server'] and beat['server'] ~= ARGV[8] then
+    if beat and not beat['left'] and beat['database'] == ARGV[5] and beat['server'] and beat['server'] ~= ARGV[8] then
       return {'copy', identity, beat['postgres'] or ''}
     end
   end
@@ -26,7 +26,7 @@ if ARGV[5] ~= '' then
     for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
       local text = redis.call('get', KEYS[2] .. ':' .. identity)
       local beat = text and cjson.decode(text)
-      if beat and beat['database'] and beat['database'] ~= '' and beat['database'] ~= ARGV[5] then
+      if beat and not beat['left'] and beat['database'] and beat['database'] ~= '' and beat['database'] ~= ARGV[5] then
         return {'database', beat['database'] .. ' ' .. (beat['postgres'] or '')}
       end
     end
@@ -37,7 +37,8 @@ if ARGV[5] ~= '' then
   end
 end
 local current = redis.call('get', KEYS[1])
-if current and cjson.decode(current)['incarnation'] ~= ARGV[1] then
+local holder = current and cjson.decode(current)
+if holder and holder['incarnation'] ~= ARGV[1] and not holder['left'] then
   -- After a clock that stepped back the key would expire late; LT bounds the wait.
   redis.call('pexpire', KEYS[1], ARGV[3], 'LT')
   return {'held', current}

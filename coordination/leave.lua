@@ -1,11 +1,10 @@
 #!lua flags=allow-oom
--- Removes a member, if the identity still belongs to this incarnation.
+-- Leaves the last heartbeat of a member, if the identity still belongs to this incarnation.
 --
--- KEYS[1] the identity's heartbeat   KEYS[2] set of identities
--- ARGV[1] incarnation   ARGV[2] identity
--- Reply: 1 if it was removed
+-- KEYS[1] the identity's heartbeat
+-- ARGV[1] incarnation   ARGV[2] heartbeat, which says that it left   ARGV[3] time to live in milliseconds
+-- Reply: 1 if it was left
 local current = redis.call('get', KEYS[1])
-if current and cjson.decode(current)['incarnation'] ~= ARGV[1] then return 0 end
-redis.call('del', KEYS[1])
-redis.call('srem', KEYS[2], ARGV[2])
+if not current or cjson.decode(current)['incarnation'] ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 return 1

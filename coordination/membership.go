@@ -50,6 +50,7 @@ type Member struct {
 	PID           int                  `json:"pid"`
 	Started       time.Time            `json:"started"`
 	Leaving       bool                 `json:"leaving"`
+	Left          bool                 `json:"left,omitempty"` // its last heartbeat: it ends here, and has released what it could
 	SinkDown      time.Duration        `json:"sink_down_ns"`
 	InFlight      int                  `json:"in_flight"`
 	Progress      uint64               `json:"progress"`
@@ -83,7 +84,7 @@ func (m Member) Name() string { return m.Instance + "." + m.Incarnation }
 
 func (m Member) beat() protocol.Beat {
 	return protocol.Beat{
-		Member: m.Name(), Number: m.Number, Leaving: m.Leaving,
+		Member: m.Name(), Number: m.Number, Leaving: m.Leaving, Left: m.Left,
 		SinkDown: m.SinkDown, InFlight: m.InFlight, Progress: m.Progress, CallsReturned: m.CallsReturned, Blocked: m.Blocked,
 		Age: m.age,
 	}
@@ -391,13 +392,13 @@ func (r *Membership) heartbeatRound(ctx context.Context) error {
 		r.watch.RedisUnavailable(now)
 	}
 	r.watch.Observe(now, beats)
-	r.members, r.polled = members, true
 	for _, m := range members {
 		r.lastHeartbeats[m.Name()] = lastHeartbeat{m, now}
 	}
+	r.members, r.polled = there(members), true
 	maps.DeleteFunc(r.lastHeartbeats, func(_ string, h lastHeartbeat) bool { return now.Sub(h.at) > silentFor })
 	peers := 0
-	for _, m := range members {
+	for _, m := range r.members {
 		if m.Name() != r.name && !r.watch.Gone(now, m.Name()) {
 			peers++
 		}
@@ -501,10 +502,15 @@ func (r *Membership) read(ctx context.Context) ([]Member, error) {
 	return members, err
 }
 
-// ReadMembers returns the heartbeats that have not expired. It writes nothing.
+// ReadMembers returns the heartbeats of members that are there. It writes nothing.
 func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
 	members, _, err := readMembers(ctx, client, keys, 0)
-	return members, err
+	return there(members), err
+}
+
+// there returns the members that have not left.
+func there(members []Member) []Member {
+	return slices.DeleteFunc(slices.Clone(members), func(m Member) bool { return m.Left })
 }
 
 // readMembers returns the heartbeats that have not expired, and the identities
@@ -545,9 +551,19 @@ func (r *Membership) announce(ctx context.Context) error {
 	return err
 }
 
-// leave removes this member's heartbeat.
+// leave sends this member's last heartbeat, which gives its identity free. It stays for
+// MemberTTL: another member may not look between announce and leave, and would take a
+// heartbeat that is missing for one that was lost.
 func (r *Membership) leave(ctx context.Context) error {
-	if err := leaveScript.Run(ctx, r.client, []string{r.key(), r.keys.Prefix}, r.self.Incarnation, r.cfg.Instance).Err(); err != nil {
+	r.mu.Lock()
+	r.self.Number++
+	r.self.Left = true
+	text, err := json.Marshal(r.self)
+	r.mu.Unlock()
+	if err == nil {
+		err = leaveScript.Run(ctx, r.client, []string{r.key()}, r.self.Incarnation, text, r.cfg.MemberTTL.Milliseconds()).Err()
+	}
+	if err != nil {
 		return fmt.Errorf("deregister: %w", err)
 	}
 	return nil

@@ -195,6 +195,31 @@ func TestTheAgeOfAHeartbeatIsKnown(t *testing.T) {
 	require.Less(t, members[0].beat().Age, 2*time.Minute)
 }
 
+// A member may announce that it leaves and end before another one looks.
+func TestAMemberThatLeftBetweenTwoLooksIsGoneAtOnce(t *testing.T) {
+	b := newBench(t)
+	watcher, other := b.joined("watcher"), b.joined("other")
+	require.NoError(t, watcher.heartbeatRound(t.Context()))
+	require.Len(t, watcher.eligible(), 2)
+	require.NoError(t, other.announce(t.Context()))
+	require.NoError(t, other.leave(t.Context()))
+	require.NoError(t, watcher.heartbeatRound(t.Context()))
+	require.Equal(t, []string{watcher.Name()}, watcher.eligible())
+	require.True(t, watcher.owner(other.Name(), 0).Gone)
+	require.Zero(t, watcher.Peers())
+	require.Len(t, watcher.Members(), 1)
+	members, err := ReadMembers(t.Context(), b.client, watcher.keys)
+	require.NoError(t, err)
+	require.Len(t, members, 1)
+
+	next := b.joined("other") // its identity is free
+	require.NoError(t, watcher.heartbeatRound(t.Context()))
+	require.ElementsMatch(t, []string{watcher.Name(), next.Name()}, watcher.eligible())
+	require.NoError(t, other.leave(t.Context()))
+	require.NoError(t, watcher.heartbeatRound(t.Context()))
+	require.Len(t, watcher.eligible(), 2, "who has the identity now has not left")
+}
+
 func TestReadingMembersWritesNothing(t *testing.T) {
 	b := newBench(t)
 	names := b.group.Names()

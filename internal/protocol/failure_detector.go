@@ -10,6 +10,7 @@ type Beat struct {
 	Member        string        // identity and incarnation
 	Number        uint64        // counts the beats of this incarnation
 	Leaving       bool          // it is shutting down and wants its shards reassigned
+	Left          bool          // it is its last beat
 	SinkDown      time.Duration // for how long Postgres has not answered it; 0 while it does
 	InFlight      int           // entries received and not finished
 	Progress      uint64        // advances whenever something is committed or finished
@@ -43,7 +44,7 @@ type memberState struct {
 	moved          time.Time // when it last made progress or was idle
 	callReturnedAt time.Time // when one of its calls last returned, or it was idle
 	progressedAt   time.Time // when it last made progress; zero before the first
-	present        bool      // found by the last poll
+	present        bool      // found by the last poll, and not its last beat
 
 	out    bool      // it stalled, and another member may do better
 	frozen bool      // none of its calls returned either
@@ -88,7 +89,7 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 			w.seen[b.Member] = s
 		}
 		s.note(now, now.Sub(w.last), b)
-		s.present = true
+		s.present = !b.Left
 	}
 	w.last = now
 	for m := range w.seen {

@@ -145,6 +145,17 @@ func TestAMemberThatAnnouncedItsLeavingIsGoneWhenItIsNotFound(t *testing.T) {
 	require.True(t, w.Gone(w.now, "b"))
 }
 
+func TestAMemberThatLeftIsGoneThoughNobodySawItLeaving(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(3*time.Second, "a", "b")
+	w.beats["b"].Leaving, w.beats["b"].Left = true, true
+	w.pass(time.Second, "a", "b")
+	require.True(t, w.Gone(w.now, "b"))
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	w.pass(time.Second, "a")
+	require.True(t, w.Gone(w.now, "b"), "its last beat is found again")
+}
+
 // What stops everybody moves nothing; what stops one member's way to Postgres
 // alone moves its shards after the grace.
 func TestOnlyAMemberCutOffAloneLosesItsShards(t *testing.T) {

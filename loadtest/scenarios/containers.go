@@ -124,11 +124,11 @@ func (r *run) starveContainer(ctx context.Context) error {
 			return err
 		}
 	default:
-		killed, err := r.line.Docker.KilledForMemory(ctx, in.Name)
+		killed, err := r.line.Docker.Killed(ctx, in.Name)
 		if err != nil {
 			return err
 		}
-		r.check(killed, "instance %s ended (%v), but not for its memory", in.Name, in.Err)
+		r.check(killed, "instance %s ended (%v), but was not killed for its memory", in.Name, in.Err)
 	}
 	if err := r.takeover(ctx, span{what: "the end for memory", member: member, from: time.Now()}, memberTTL+r.slack(takeoverSlack)); err != nil {
 		return err

@@ -360,7 +360,10 @@ func (p *proc) left() bool {
 		if r.lock.token == lock {
 			r.lock = lease{}
 		}
-		delete(r.beats, p.id)
+		if k, ok := r.beats[p.id]; ok { // its last beat, which says that it left
+			k.beat.Number, k.beat.Leaving, k.beat.Left, k.until = k.beat.Number+1, true, true, p.w.now+memberTTL
+			r.beats[p.id] = k
+		}
 		answer(true, nil)
 	}, func(bool, error) { p.kill() })
 	return true
