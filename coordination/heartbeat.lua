@@ -45,4 +45,5 @@ if holder and holder['incarnation'] ~= ARGV[1] and not holder['left'] then
 end
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
+redis.call('pexpire', KEYS[2], ARGV[3]) -- of a fleet that ended nothing stays
 return {'', ''}

@@ -44,7 +44,7 @@ type memberState struct {
 	moved          time.Time // when it last made progress or was idle
 	callReturnedAt time.Time // when one of its calls last returned, or it was idle
 	progressedAt   time.Time // when it last made progress; zero before the first
-	present        bool      // found by the last poll, and not its last beat
+	present        bool      // found by the last poll
 
 	out    bool      // it stalled, and another member may do better
 	frozen bool      // none of its calls returned either
@@ -89,7 +89,7 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 			w.seen[b.Member] = s
 		}
 		s.note(now, now.Sub(w.last), b)
-		s.present = !b.Left
+		s.present = true
 	}
 	w.last = now
 	for m := range w.seen {
@@ -144,14 +144,14 @@ func (w *FailureDetector) RedisUnavailable(now time.Time) {
 	}
 }
 
-// Gone reports whether a member is gone: it was never seen, it announced its
-// leaving and is not found any more, or it has been silent for a TTL.
+// Gone reports whether a member is gone: it was never seen, it said that it left, it
+// announced its leaving and is not found any more, or it has been silent for a TTL.
 func (w *FailureDetector) Gone(now time.Time, member string) bool {
 	s := w.seen[member]
 	if s == nil {
 		return !now.Before(w.fresh)
 	}
-	if s.beat.Leaving && !s.present {
+	if s.beat.Left || s.beat.Leaving && !s.present {
 		return true
 	}
 	return now.Sub(s.advanced) >= w.cfg.TTL && !now.Before(w.fresh)

@@ -148,7 +148,7 @@ func TestAMemberThatAnnouncedItsLeavingIsGoneWhenItIsNotFound(t *testing.T) {
 func TestAMemberThatLeftIsGoneThoughNobodySawItLeaving(t *testing.T) {
 	w := newWatch("a", "b")
 	w.pass(3*time.Second, "a", "b")
-	w.beats["b"].Leaving, w.beats["b"].Left = true, true
+	w.beats["b"].Left = true
 	w.pass(time.Second, "a", "b")
 	require.True(t, w.Gone(w.now, "b"))
 	require.Equal(t, []string{"a"}, w.Eligible(w.now))
