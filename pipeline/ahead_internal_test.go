@@ -137,7 +137,7 @@ func count(devices []string, shard int) (n int) {
 func TestWhatWaitsGoesBeforeWhatIsLoadedAhead(t *testing.T) {
 	t.Parallel()
 	w := &worker{state: newState(10, 3, func() {}), box: newMailbox(), metrics: newMetrics(prometheus.NewRegistry(), &table{}), current: &batch{}}
-	w.cfg.Shards, w.pace.limit = 3, 1
+	w.cfg.Shards, w.cfg.Workers, w.cfg.MaxInFlightBytes, w.pace.limit = 3, 1, 1<<20, 1
 	done := false
 	w.wanted = []message{{kind: wanted, shard: -1, done: func() { done = true }}}
 	w.inbox = []message{{kind: flushShard, shard: 1}}

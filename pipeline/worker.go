@@ -361,20 +361,16 @@ func (w *worker) fetch() {
 }
 
 func (w *worker) full() bool {
-	return w.current.entries >= w.pace.limit || w.current.bytes >= batchMaxBytes || w.current.apart && w.current.entries > 0
+	return w.current.entries >= w.pace.limit || w.current.bytes >= w.cfg.batchMaxBytes() || w.current.apart && w.current.entries > 0
 }
 
-// batchMaxBytes keeps a transaction of large records from growing out of
-// proportion to its statement timeout.
-const batchMaxBytes = 8 << 20
-
 // maxBatchWait returns how long a batch may wait for more entries:
-// (age-gathered)/8, clamped to [maxAge-gathered, 10*maxAge], with age that of its first
+// (age-gathered)/8, clamped to [maxAge-gathered, max(maxAge, 1 s)], with age that of its first
 // entry in the stream, and gathered how long the dispatcher let entries gather. Old entries
-// mean a backlog, where larger batches cost less. A skewed clock moves the wait only within
-// the clamp.
+// mean a backlog, where larger batches cost less: 32 workers, of two instances with eight
+// streams, take a second to fill theirs. A skewed clock moves the wait only within the clamp.
 func maxBatchWait(age, gathered, maxAge time.Duration) time.Duration {
-	return min(max((age-gathered)/8, maxAge-gathered), 10*maxAge)
+	return min(max((age-gathered)/8, maxAge-gathered), max(maxAge, time.Second))
 }
 
 // commitIfDue passes the batch to the committer when it is full, or old enough and either
