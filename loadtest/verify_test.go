@@ -9,12 +9,17 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/loadtest/observer"
 	"github.com/trmtracking/processor/loadtest/oracle"
 	"github.com/trmtracking/processor/loadtest/scenarios"
 )
@@ -55,6 +60,31 @@ func TestVerifyAccountsForWhatWasSent(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, report.Account.Pending)
 	require.Equal(t, sent.Sent, report.Account.Lost)
+}
+
+// A letter that was archived says as much as one that is left in Redis: when its record was
+// refused decides whether that was right.
+func TestAnArchivedLetterIsReadAsAWhole(t *testing.T) {
+	t.Parallel()
+	pool, err := pgxpool.New(t.Context(), migrated(t))
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	scope := store.Scope{Stream: "telemetry", Group: "processor"}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+	letter := telemetry.DeadLetter{
+		Entry: telemetry.Entry{ID: telemetry.EntryID{Ms: 7, Seq: 1}, Fields: []string{"device_id", "d", "payload", "{}"}},
+		Shard: 3, Class: "sink", Error: "refused (SQLSTATE 23514)", Field: "positions_check", Fingerprint: "sink/23514", Attempts: 4,
+		FirstFailed: at, LastFailed: at.Add(time.Second), Instance: "one", Version: "1",
+	}
+	require.NoError(t, store.NewDeadLetters(pool, scope, time.Minute).Export(t.Context(), []protocol.DLQEntry{{ID: telemetry.EntryID{Ms: 9}, DeadLetter: letter}}, "test"))
+	archived, err := observer.NewObserver(pool, scope).Archived(t.Context())
+	require.NoError(t, err)
+	var inRedis oracle.DeadLetter
+	for l, err := range observer.Letters(func(yield func(telemetry.DeadLetter, error) bool) { yield(letter, nil) }) {
+		require.NoError(t, err)
+		inRedis = l
+	}
+	require.Equal(t, map[oracle.ID]oracle.DeadLetter{{Ms: 7, Seq: 1}: inRedis}, archived)
 }
 
 // Two runs on one system have devices of their own, and a letter that was archived

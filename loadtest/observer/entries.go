@@ -33,7 +33,7 @@ func Letters(all iter.Seq2[telemetry.DeadLetter, error]) iter.Seq2[oracle.DeadLe
 
 // WithArchived adds the dead letters that were archived and are not among those that
 // are left.
-func WithArchived(left iter.Seq2[oracle.DeadLetter, error], archived map[oracle.ID]string) iter.Seq2[oracle.DeadLetter, error] {
+func WithArchived(left iter.Seq2[oracle.DeadLetter, error], archived map[oracle.ID]oracle.DeadLetter) iter.Seq2[oracle.DeadLetter, error] {
 	return func(yield func(oracle.DeadLetter, error) bool) {
 		seen := make(map[oracle.ID]bool)
 		for l, err := range left {
@@ -44,8 +44,8 @@ func WithArchived(left iter.Seq2[oracle.DeadLetter, error], archived map[oracle.
 				return
 			}
 		}
-		for id, class := range archived {
-			if !seen[id] && !yield(oracle.DeadLetter{Source: id, Class: class}, nil) {
+		for id, l := range archived {
+			if !seen[id] && !yield(l, nil) {
 				return
 			}
 		}

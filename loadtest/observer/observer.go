@@ -12,6 +12,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
 
@@ -426,12 +427,13 @@ where not exists (
 	return n, wrapped("look for records", err)
 }
 
-// Archived returns the class of each entry whose dead letter was archived: edited,
+// Archived returns each entry whose dead letter was archived: edited,
 // replayed, dropped, or removed by retention. One that was refused as it was and has
 // been replayed is a record again.
-func (o *Observer) Archived(ctx context.Context) (map[oracle.ID]string, error) {
+func (o *Observer) Archived(ctx context.Context) (map[oracle.ID]oracle.DeadLetter, error) {
 	rows, err := o.pool.Query(ctx, `
-select source_id, class
+select source_id, class, fields, coalesce(shard, 0), attempts, error, coalesce(field, ''), fingerprint, instance,
+  coalesce(first_failed_at, 'epoch'), coalesce(last_failed_at, 'epoch')
 from processor.dead_letters
 where stream = $1
   and group_name = $2
@@ -439,13 +441,23 @@ where stream = $1
 	if err != nil {
 		return nil, wrapped("read archived dead letters", err)
 	}
-	found := make(map[oracle.ID]string)
+	found := make(map[oracle.ID]oracle.DeadLetter)
 	var source, class string
-	_, err = pgx.ForEachRow(rows, []any{&source, &class}, func() error {
+	var entry [][]byte
+	var is oracle.LetterFields
+	var first, last time.Time
+	_, err = pgx.ForEachRow(rows, []any{&source, &class, &entry, &is.Shard, &is.Attempts, &is.Error, &is.Field, &is.Fingerprint, &is.Instance, &first, &last}, func() error {
 		id, err := telemetry.ParseEntryID(source)
-		if err == nil {
-			found[oracle.ID(id)] = class
+		if err != nil {
+			return nil //nolint:nilerr // of no entry that was sent
 		}
+		texts := make([]string, len(entry))
+		for i, text := range entry {
+			texts[i] = string(text)
+		}
+		fields := is
+		fields.Sum, fields.FirstUS, fields.LastUS = fleet.SumOf(texts), first.UnixMicro(), last.UnixMicro()
+		found[oracle.ID(id)] = oracle.DeadLetter{Source: oracle.ID(id), Class: class, Fields: &fields}
 		return nil
 	})
 	return found, wrapped("read archived dead letters", err)
