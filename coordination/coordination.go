@@ -158,6 +158,8 @@ func (f *Fleet) RunMembership(ctx context.Context) error {
 	if _, taken := errors.AsType[*identityError](err); !taken {
 		if leaveErr := f.membership.leave(leaving); leaveErr != nil {
 			f.log.Warn("could not deregister; heartbeat will expire", "err", leaveErr)
+		} else if notifyErr := f.stream.NotifyMembers(leaving); notifyErr != nil {
+			f.log.Debug("could not notify peers; they will notice by polling", "err", notifyErr)
 		}
 	}
 	return err

@@ -212,6 +212,12 @@ func TestAMemberThatLeftBetweenTwoLooksIsGoneAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, members, 1)
 
+	late, err := b.client.Get(t.Context(), other.key()).Result()
+	require.NoError(t, err)
+	_, err = other.beat(t.Context(), false)
+	require.NoError(t, err)
+	require.Equal(t, late, b.client.Get(t.Context(), other.key()).Val(), "a beat that comes late changes nothing")
+
 	next := b.joined("other") // its identity is free
 	require.NoError(t, watcher.heartbeatRound(t.Context()))
 	require.ElementsMatch(t, []string{watcher.Name(), next.Name()}, watcher.eligible())

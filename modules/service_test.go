@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
 
+	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/httpserver"
@@ -210,7 +211,9 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
 	require.Zero(t, owned, "every shard was released")
 	ctx := t.Context()
-	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:members*").Val(), "its heartbeat is gone")
+	members, err := coordination.ReadMembers(ctx, b.redis.Client(), coordination.Keys{Prefix: stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()})
+	require.NoError(t, err)
+	require.Empty(t, members, "it has left")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:leader").Val(), "it does not lead")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:dispatch-lease").Val(), "it does not hold the dispatch lease")
 	testenv.Wait(t, 10*time.Second, func() error { // the server notices the end of a connection a little later
@@ -221,7 +224,7 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 		}
 		return err
 	})
-	_, err := in.readiness()
+	_, err = in.readiness()
 	require.Error(t, err, "the endpoint is closed")
 
 	again := b.start()
@@ -389,7 +392,9 @@ func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "PROTOCOL is 1 here and 99 for the fleet")
 	require.NoError(t, conn.QueryRow(t.Context(), standing).Scan(&after))
 	require.Equal(t, before, after, "no shard was taken or assigned")
-	require.Zero(t, b.redis.Client().SCard(t.Context(), stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()).Val())
+	members, err := coordination.ReadMembers(t.Context(), b.redis.Client(), coordination.Keys{Prefix: stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()})
+	require.NoError(t, err)
+	require.Empty(t, members)
 }
 
 // P1: what an instance commits to another database than the fleet's must never

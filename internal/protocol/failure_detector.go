@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -45,6 +46,7 @@ type memberState struct {
 	callReturnedAt time.Time // when one of its calls last returned, or it was idle
 	progressedAt   time.Time // when it last made progress; zero before the first
 	present        bool      // found by the last poll
+	replaced       bool      // another member has its identity, which it gets of one that left or expired
 
 	out    bool      // it stalled, and another member may do better
 	frozen bool      // none of its calls returned either
@@ -69,7 +71,9 @@ func (s *memberState) note(now time.Time, since time.Duration, b Beat) {
 			s.callReturnedAt = now
 		}
 	}
+	left := s.beat.Left
 	s.beat = b
+	s.beat.Left = b.Left || left
 }
 
 // NewFailureDetector returns a detector without members.
@@ -92,12 +96,25 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 		s.present = true
 	}
 	w.last = now
+	of := make(map[string]bool, len(beats))
+	for _, b := range beats {
+		of[identity(b.Member)] = true
+	}
 	for m := range w.seen {
+		w.seen[m].replaced = !w.seen[m].present && of[identity(m)]
 		if w.Gone(now, m) && !w.seen[m].present {
 			delete(w.seen, m)
 		}
 	}
 	w.evaluate(now)
+}
+
+// identity returns that of a member, which is followed by a point and its incarnation.
+func identity(member string) string {
+	if i := strings.LastIndexByte(member, '.'); i >= 0 {
+		return member[:i]
+	}
+	return member
 }
 
 // evaluate marks members that should lose their shards: entries in flight,
@@ -144,14 +161,15 @@ func (w *FailureDetector) RedisUnavailable(now time.Time) {
 	}
 }
 
-// Gone reports whether a member is gone: it was never seen, it said that it left, it
-// announced its leaving and is not found any more, or it has been silent for a TTL.
+// Gone reports whether a member is gone: it was never seen, it announced its leaving and
+// left or is not found any more, another one has its identity, or it has been silent for a
+// TTL, as one that left without an announcement, since that may be stuck.
 func (w *FailureDetector) Gone(now time.Time, member string) bool {
 	s := w.seen[member]
 	if s == nil {
 		return !now.Before(w.fresh)
 	}
-	if s.beat.Left || s.beat.Leaving && !s.present {
+	if s.beat.Leaving && (s.beat.Left || !s.present) || s.replaced {
 		return true
 	}
 	return now.Sub(s.advanced) >= w.cfg.TTL && !now.Before(w.fresh)

@@ -150,10 +150,28 @@ func TestAMemberThatLeftIsGoneThoughNobodySawItLeaving(t *testing.T) {
 	w.pass(3*time.Second, "a", "b")
 	w.beats["b"].Left = true
 	w.pass(time.Second, "a", "b")
+	require.False(t, w.Gone(w.now, "b"), "it did not announce it, and may be stuck")
+	w.beats["b"].Leaving = true
+	w.pass(time.Second, "a", "b")
 	require.True(t, w.Gone(w.now, "b"))
+	w.beats["b"].Left = false
+	w.pass(time.Second, "a", "b")
+	require.True(t, w.Gone(w.now, "b"), "a beat came late")
+	w.beats["b"].Left = true
 	require.Equal(t, []string{"a"}, w.Eligible(w.now))
 	w.pass(time.Second, "a")
 	require.True(t, w.Gone(w.now, "b"), "its last beat is found again")
+}
+
+// An identity is free once its member has left or its heartbeat has expired.
+func TestAMemberWhoseIdentityAnotherOneHasIsGone(t *testing.T) {
+	w := newWatch("a.1", "b.1")
+	w.pass(3*time.Second, "a.1", "b.1")
+	delete(w.beats, "b.1")
+	w.beats["b.2"] = &protocol.Beat{Member: "b.2"}
+	w.pass(time.Second, "a.1")
+	require.True(t, w.Gone(w.now, "b.1"))
+	require.Equal(t, []string{"a.1", "b.2"}, w.Eligible(w.now))
 }
 
 // What stops everybody moves nothing; what stops one member's way to Postgres
