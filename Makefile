@@ -71,13 +71,13 @@ build: ## Build the programs into bin/
 
 .PHONY: test
 test: setup-tests data vet build ## Vet, build and run all tests with the race detector on real servers, three packages at once
-	@$(WITH_SERVERS) go test -race -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
+	@$(WITH_SERVERS) go test -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-ci
 test-ci: setup-tests data vet build $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
 	@rc=0; $(WITH_SERVERS) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
 		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
-		-- -race -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
+		-- -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc
 
 .PHONY: test-full

@@ -463,8 +463,9 @@ func (t *table) poll(all bool) {
 	}
 }
 
-// catchUp is how long dispatch waits for a queue whose shard does not advance.
-const catchUp = time.Second
+// catchUp is how long dispatch waits for a queue whose shard does not advance: longer than
+// a batch gathers and takes to commit.
+const catchUp = 3 * time.Second
 
 // behind returns the number of shards that take entries, and whether the queue of one of
 // them that may be read, has ample room and advances is still to be read to its end. One

@@ -125,8 +125,9 @@ const batches = 4
 
 func newWorker(p *Pipeline, box *mailbox, ahead *ahead) *worker {
 	perWorker := (p.cfg.StateMaxDevices + p.cfg.Workers - 1) / p.cfg.Workers
-	// Leaves room for all batches of a worker.
-	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches))
+	// Leaves room for all batches of a worker, of the records in flight and of those dispatched
+	// ahead: dispatch would wait for batches that gather.
+	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches, p.cfg.DispatchAhead/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
 		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, ahead: ahead, lost: p.lost, metrics: p.metrics, log: p.log,
@@ -234,6 +235,9 @@ func (w *worker) advance(ctx context.Context) error {
 			w.fetch()
 		}
 		nothing := w.next >= len(w.inbox)
+		if nothing && w.slowWaits() {
+			w.makeDue() // they have every second batch to themselves
+		}
 		w.commitIfDue(nothing)
 		if w.current.entries == 0 && (w.slowTurn || nothing) && w.slowWaits() {
 			w.slowTurn = false

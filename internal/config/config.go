@@ -92,7 +92,7 @@ type Pipeline struct {
 	MaxInFlightBytes   int64         `env:"MAX_IN_FLIGHT_BYTES" default:"67108864" min:"1048576" max:"68719476736" help:"maximum bytes of entries in flight"`
 	ReadBatchRecords   int           `env:"READ_BATCH_RECORDS" default:"4000" min:"1" max:"100000" help:"maximum entries of one read; large entries lower it. More than BATCH_MAX_RECORDS leaves small batches over"`
 	BatchMaxRecords    int           `env:"BATCH_MAX_RECORDS" default:"4000" min:"1" max:"100000" help:"records after which a batch is committed, at most a quarter of a worker's share of MAX_IN_FLIGHT_RECORDS"`
-	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"how long new entries gather before they are dispatched and committed together; in a backlog a batch gathers for up to an eighth of its age, at most a second"`
+	BatchMaxAge        time.Duration `env:"BATCH_MAX_AGE" default:"20ms" min:"1ms" max:"10s" help:"how long new entries gather before they are dispatched and committed together; in a backlog a batch gathers for up to an eighth of the age of its first entry, at most a second or this if it is longer"`
 	StateMaxDevices    int           `env:"STATE_MAX_DEVICES" default:"200000" min:"1" max:"50000000" help:"devices whose state is kept in memory; others are reloaded when needed"`
 }
 
