@@ -40,7 +40,7 @@ func (c Config) gatherTime() time.Duration { return min(c.BatchMaxAge, c.Dispatc
 // batchMaxBytes returns the size beyond which nothing is added to a batch. It keeps a
 // transaction of large records from growing out of proportion to its statement timeout, and
 // a batch that gathers from holding what the others would need to go on.
-func (c Config) batchMaxBytes() int64 { return min(8<<20, c.MaxInFlightBytes/int64(4*c.Workers)) }
+func (c Config) batchMaxBytes() int64 { return min(8<<20, c.MaxInFlightBytes/int64(2*c.Workers)) }
 
 func (c Config) check() error {
 	var errs []error

@@ -28,8 +28,8 @@ func TestABatchNeverHoldsAllThatMayBeInFlight(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ inFlight, workers, want int64 }{
 		{64 << 20, 2, 8 << 20},
-		{8 << 20, 2, 1 << 20},
-		{8 << 20, 16, 128 << 10},
+		{8 << 20, 2, 2 << 20},
+		{8 << 20, 16, 256 << 10},
 	} {
 		c := Config{MaxInFlightBytes: tt.inFlight, Workers: int(tt.workers)}
 		require.Equal(t, tt.want, c.batchMaxBytes())
