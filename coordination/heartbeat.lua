@@ -46,5 +46,5 @@ end
 if holder and holder['incarnation'] == ARGV[1] and holder['left'] then return {'', ''} end -- a beat that comes late
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
 redis.call('sadd', KEYS[2], ARGV[4])
-redis.call('expire', KEYS[2], 86400) -- of a fleet that ended nothing stays
+redis.call('pexpire', KEYS[2], 86400000) -- of a fleet that ended nothing stays
 return {'', ''}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,12 +31,12 @@ func TestAHotDeviceIsNamed(t *testing.T) {
 		round++
 		m = operator.Members{}
 		dep.Ask(fault.Clean, &m, "members")
-		if len(m.Members) != 1 || len(m.Members[0].Hot) == 0 {
-			return fmt.Errorf("no device is named after %d rounds: %+v", round, m)
+		// A worker that stalls on a busy machine blames the device it was at for a while.
+		if len(m.Members) != 1 || len(m.Members[0].Hot) != 1 {
+			return fmt.Errorf("not one device is named after %d rounds: %+v", round, m)
 		}
 		return nil
 	})
-	require.Len(t, m.Members[0].Hot, 1)
 	hot := m.Members[0].Hot[0]
 	require.Equal(t, servicetest.IMEI, hot.Device)
 	require.Equal(t, telemetry.ShardOf(servicetest.IMEI, 4), hot.Shard)
@@ -51,8 +52,7 @@ func TestAHotDeviceIsNamed(t *testing.T) {
 	require.Contains(t, say("top"), "hot: ")
 	var g console.Glance
 	dep.Ask(fault.Clean, &g, "top")
-	require.Len(t, g.Hot, 1)
-	require.Contains(t, g.Hot[0], named)
+	require.Contains(t, strings.Join(g.Hot, "\n"), named)
 	page, err := http.Get("http://" + one.Addr() + "/console/")
 	require.NoError(t, err)
 	defer page.Body.Close()

@@ -89,6 +89,9 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 	for _, b := range beats {
 		s := w.seen[b.Member]
 		if s == nil {
+			if b.Left {
+				continue // before it was seen
+			}
 			s = &memberState{beat: b, advanced: now, moved: now, callReturnedAt: now}
 			w.seen[b.Member] = s
 		}
@@ -216,7 +219,7 @@ func (w *FailureDetector) Eligible(now time.Time) []string {
 	var there, able []string
 	sinkUp := false
 	for m, s := range w.seen {
-		if w.Gone(now, m) || s.beat.Leaving {
+		if w.Gone(now, m) || s.beat.Leaving || s.beat.Left {
 			continue
 		}
 		there = append(there, m)

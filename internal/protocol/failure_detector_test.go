@@ -151,6 +151,10 @@ func TestAMemberThatLeftIsGoneThoughNobodySawItLeaving(t *testing.T) {
 	w.beats["b"].Left = true
 	w.pass(time.Second, "a", "b")
 	require.False(t, w.Gone(w.now, "b"), "it did not announce it, and may be stuck")
+	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	w.beats["c"] = &protocol.Beat{Member: "c", Left: true}
+	w.pass(time.Second, "a", "b")
+	require.True(t, w.Gone(w.now, "c"), "it left before it was seen")
 	w.beats["b"].Leaving = true
 	w.pass(time.Second, "a", "b")
 	require.True(t, w.Gone(w.now, "b"))
