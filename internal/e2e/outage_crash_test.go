@@ -143,7 +143,10 @@ func TestStartingAndStoppingOverAndOverLeavesNothingBehind(t *testing.T) {
 		if i == 0 {
 			goroutines[0] = goroutines[1]
 		}
-		require.Subset(t, fleets, keys(), "no key of an instance stays")
+		stay := slices.DeleteFunc(keys(), func(key string) bool { // the last heartbeat, for MEMBER_TTL
+			return strings.HasPrefix(key, names.Members()) && client.PTTL(t.Context(), key).Val() > 0
+		})
+		require.Subset(t, fleets, stay, "no key of an instance stays")
 	}
 	t.Logf("%d cycles: %d goroutines after the first, %d after the last, other tests' included; no session, connection, foreign consumer or key of an instance stays; keys %v",
 		cycles, goroutines[0], goroutines[1], keys())
