@@ -12,7 +12,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -633,7 +632,7 @@ func (r *Membership) silent(name string) (last lastHeartbeat, silent bool) {
 func (r *Membership) rejoined(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now, identity := time.Now(), name[:max(0, strings.LastIndexByte(name, '.'))]
+	now, identity := time.Now(), protocol.Identity(name)
 	return slices.ContainsFunc(r.members, func(m Member) bool { return m.Instance == identity && !r.watch.Gone(now, m.Name()) })
 }
 
@@ -648,7 +647,7 @@ func (r *Membership) ended(name string, noSessions bool) bool {
 	if last.Leaving {
 		return false
 	}
-	identity := name[:max(0, strings.LastIndexByte(name, '.'))]
+	identity := protocol.Identity(name)
 	replaced := slices.ContainsFunc(r.members, func(m Member) bool {
 		return m.Instance == identity && m.Name() != name && !r.watch.Gone(now, m.Name())
 	})

@@ -195,7 +195,7 @@ func TestTheAgeOfAHeartbeatIsKnown(t *testing.T) {
 	require.Less(t, members[0].beat().Age, 2*time.Minute)
 }
 
-// A member may announce that it leaves and end before another one looks.
+// P8: a member may announce that it leaves and end before another one looks.
 func TestAMemberThatLeftBetweenTwoLooksIsGoneAtOnce(t *testing.T) {
 	b := newBench(t)
 	watcher, other := b.joined("watcher"), b.joined("other")

@@ -141,6 +141,15 @@ func (in *instance) awaitReady() {
 	})
 }
 
+// members returns those that have a heartbeat and have not left.
+func (b *bench) members() []coordination.Member {
+	b.t.Helper()
+	keys := coordination.Keys{Prefix: stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()}
+	members, err := coordination.ReadMembers(b.t.Context(), b.redis.Client(), keys)
+	require.NoError(b.t, err)
+	return members
+}
+
 func (b *bench) publish(n int) {
 	var entries [][]string
 	for i := range n {
@@ -211,9 +220,7 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, b.query("select count(owner) from processor.shards", &owned))
 	require.Zero(t, owned, "every shard was released")
 	ctx := t.Context()
-	members, err := coordination.ReadMembers(ctx, b.redis.Client(), coordination.Keys{Prefix: stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()})
-	require.NoError(t, err)
-	require.Empty(t, members, "it has left")
+	require.Empty(t, b.members(), "it has left")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:leader").Val(), "it does not lead")
 	require.Empty(t, b.redis.Client().Keys(ctx, "*"+b.redis.Token+"*:dispatch-lease").Val(), "it does not hold the dispatch lease")
 	testenv.Wait(t, 10*time.Second, func() error { // the server notices the end of a connection a little later
@@ -224,7 +231,7 @@ func TestAnInstanceStartsWorksAndLeavesNothingBehind(t *testing.T) {
 		}
 		return err
 	})
-	_, err = in.readiness()
+	_, err := in.readiness()
 	require.Error(t, err, "the endpoint is closed")
 
 	again := b.start()
@@ -392,9 +399,7 @@ func TestAFleetConfiguredOtherwiseRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "PROTOCOL is 1 here and 99 for the fleet")
 	require.NoError(t, conn.QueryRow(t.Context(), standing).Scan(&after))
 	require.Equal(t, before, after, "no shard was taken or assigned")
-	members, err := coordination.ReadMembers(t.Context(), b.redis.Client(), coordination.Keys{Prefix: stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}.Members()})
-	require.NoError(t, err)
-	require.Empty(t, members)
+	require.Empty(t, b.members())
 }
 
 // P1: what an instance commits to another database than the fleet's must never

@@ -155,11 +155,7 @@ func (f *Fleet) explainNothingToMove(ctx context.Context, name string, list []pr
 
 // isMember reports whether an owner is the one named, with or without incarnation.
 func isMember(owner, name string) bool {
-	if owner == name {
-		return true
-	}
-	dot := strings.LastIndexByte(owner, '.')
-	return dot > 0 && owner[:dot] == name
+	return owner == name || protocol.Identity(owner) == name
 }
 
 // successors chooses for each shard the member with the fewest shards that is not

@@ -71,9 +71,8 @@ func (s *memberState) note(now time.Time, since time.Duration, b Beat) {
 			s.callReturnedAt = now
 		}
 	}
-	left := s.beat.Left
+	b.Left = b.Left || s.beat.Left // a beat may come late
 	s.beat = b
-	s.beat.Left = b.Left || left
 }
 
 // NewFailureDetector returns a detector without members.
@@ -86,7 +85,9 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 	for _, s := range w.seen {
 		s.present = false
 	}
+	taken := make(map[string]bool, len(beats)) // identities
 	for _, b := range beats {
+		taken[Identity(b.Member)] = true
 		s := w.seen[b.Member]
 		if s == nil {
 			if b.Left {
@@ -99,21 +100,17 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 		s.present = true
 	}
 	w.last = now
-	of := make(map[string]bool, len(beats))
-	for _, b := range beats {
-		of[identity(b.Member)] = true
-	}
-	for m := range w.seen {
-		w.seen[m].replaced = !w.seen[m].present && of[identity(m)]
-		if w.Gone(now, m) && !w.seen[m].present {
+	for m, s := range w.seen {
+		s.replaced = !s.present && taken[Identity(m)]
+		if w.Gone(now, m) && !s.present {
 			delete(w.seen, m)
 		}
 	}
 	w.evaluate(now)
 }
 
-// identity returns that of a member, which is followed by a point and its incarnation.
-func identity(member string) string {
+// Identity returns that of a member, whose name has a point and its incarnation behind it.
+func Identity(member string) string {
 	if i := strings.LastIndexByte(member, '.'); i >= 0 {
 		return member[:i]
 	}

@@ -2,7 +2,6 @@ package protocol
 
 import (
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -36,5 +35,5 @@ func (h Holds) Of(kind, subject string) *Hold {
 
 // Drained reports whether a member, with its incarnation, is to own no shards.
 func (h Holds) Drained(member string) bool {
-	return h.Of(HoldMember, member[:max(0, strings.LastIndexByte(member, '.'))]) != nil
+	return h.Of(HoldMember, Identity(member)) != nil
 }
