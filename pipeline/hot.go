@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	costSample = 8                // of so many records one is looked at
+	costSample = 8                // of so many records one is looked at; fewer of a large batch
 	costsKept  = 64               // devices of a worker, by records and by time: no share is more than 1/64 too small
 	costMemory = 30 * time.Second // time constant of the averages
 	costsAfter = 10 * time.Second // that a worker has committed before its costs tell something
@@ -49,11 +49,12 @@ func (c *costs) add(now time.Time, fresh, late []telemetry.Record, took time.Dur
 	if took >= slowAfter && len(late) > 0 {
 		ofFresh, ofLate = 0, took.Seconds()/float64(len(late))
 	}
+	every := max(costSample, (len(fresh)+len(late))/costsKept)
 	for i := range fresh {
-		c.count(&fresh[i], ofFresh)
+		c.count(&fresh[i], ofFresh, every)
 	}
 	for i := range late {
-		c.count(&late[i], ofLate)
+		c.count(&late[i], ofLate, every)
 	}
 }
 
@@ -71,14 +72,17 @@ func (c *costs) decay(now time.Time) {
 	}
 }
 
-func (c *costs) count(r *telemetry.Record, seconds float64) {
-	if rand.Uint32N(costSample) != 0 {
+// count looks at one of every records, in units of costSample records.
+func (c *costs) count(r *telemetry.Record, seconds float64, every int) {
+	if rand.IntN(every) != 0 {
 		return
 	}
-	c.all.records++
-	c.all.seconds += seconds
-	keep(c.of, r.DeviceID, cost{1, seconds}, func(d *cost) *float64 { return &d.records })
-	keep(c.dear, r.DeviceID, cost{1, seconds}, func(d *cost) *float64 { return &d.seconds })
+	of := float64(every) / costSample
+	seen := cost{of, of * seconds}
+	c.all.records += seen.records
+	c.all.seconds += seen.seconds
+	keep(c.of, r.DeviceID, seen, func(d *cost) *float64 { return &d.records })
+	keep(c.dear, r.DeviceID, seen, func(d *cost) *float64 { return &d.seconds })
 }
 
 // keep adds to what is kept of a device. Where there is no room for it, all of them lose the

@@ -28,17 +28,18 @@ const dispatchChunk = 4096
 func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error) {
 	count = g.newPace.count(count)
 	began := time.Now()
-	cmd := redis.NewRawCmd(ctx, "xread", "count", count, "block", max(1, block.Milliseconds()),
+	raw := g.newPace.buffer(1)
+	cmd := redis.NewRawWriteToCmd(ctx, raw, "xread", "count", count, "block", max(1, block.Milliseconds()),
 		"streams", g.names.Stream, after.String())
 	cmd.SetFirstKeyPos(6)
 	if err := g.client.Process(ctx, cmd); err != nil {
 		return protocol.NewEntries{}, g.newPace.readFailure(ctx, g.client, "read new entries", count, began, err)
 	}
-	b, err := parseRead(cmd.Val())
+	b, err := parseRead(raw.bytes())
 	if err != nil {
 		return protocol.NewEntries{}, failure("read new entries", g.redirected(ctx, err))
 	}
-	g.newPace.passed(len(b.entries), len(cmd.Val()), len(b.entries) >= count, time.Since(began))
+	g.newPace.passed(len(b.entries), raw.size(), len(b.entries) >= count, time.Since(began))
 	if len(b.entries) == 0 {
 		return protocol.NewEntries{}, nil
 	}
@@ -46,7 +47,7 @@ func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int,
 	a.Last = b.entries[len(b.entries)-1].ID
 	a.Full = len(b.entries) >= count
 	g.observed(a.Last)
-	a.Bytes = len(cmd.Val())
+	a.Bytes = raw.size()
 	return a, nil
 }
 

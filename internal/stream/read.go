@@ -32,15 +32,16 @@ func (g *Group) ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]p
 // readQueues reads at most this many entries of each queue in one round trip.
 func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each int, replies []protocol.QueueReply) error {
 	const op = "read queues"
-	cmds := make([]*redis.RawCmd, len(reads))
+	raw := make([]*rawReply, len(reads))
 	pipe := g.client.Pipeline()
 	began, asked := time.Now(), 0
 	for i, r := range reads {
 		asked += min(r.Count, each)
-		cmds[i] = redis.NewRawCmd(ctx, "xreadgroup", "group", g.names.Group, g.consumers[r.Shard],
+		raw[i] = g.queuePace.buffer(len(reads))
+		cmd := redis.NewRawWriteToCmd(ctx, raw[i], "xreadgroup", "group", g.names.Group, g.consumers[r.Shard],
 			"count", min(r.Count, each), "streams", g.names.Stream, r.After.String())
-		cmds[i].SetFirstKeyPos(7)
-		if err := pipe.Process(ctx, cmds[i]); err != nil {
+		cmd.SetFirstKeyPos(7)
+		if err := pipe.Process(ctx, cmd); err != nil {
 			return failure(op, err)
 		}
 	}
@@ -48,8 +49,8 @@ func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each
 		return g.queuePace.readFailure(ctx, g.client, op, asked, began, err)
 	}
 	entries, bytes, full := 0, 0, false
-	for i, cmd := range cmds {
-		b, err := parseRead(cmd.Val())
+	for i, raw := range raw {
+		b, err := parseRead(raw.bytes())
 		if err != nil {
 			return failure(op, g.redirected(ctx, err))
 		}
@@ -57,8 +58,8 @@ func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each
 		if n > 0 {
 			g.observed(b.entries[n-1].ID)
 		}
-		replies[i] = protocol.QueueReply{Entries: b.entries, Full: n >= min(reads[i].Count, each), Bytes: len(cmd.Val())}
-		entries, bytes, full = entries+n, bytes+len(cmd.Val()), full || replies[i].Full
+		replies[i] = protocol.QueueReply{Entries: b.entries, Full: n >= min(reads[i].Count, each), Bytes: raw.size()}
+		entries, bytes, full = entries+n, bytes+raw.size(), full || replies[i].Full
 	}
 	g.queuePace.passed(entries, bytes, full, time.Since(began))
 	return nil

@@ -38,6 +38,14 @@ type readPace struct {
 	took  time.Duration // what the reply that failed took
 	good  int           // full replies since
 	every int           // good replies that it takes to try more than the wall
+	last  int           // bytes of the last reply
+}
+
+// buffer returns a buffer for one of several replies that are together as large as the last ones.
+func (p *readPace) buffer(replies int) *rawReply {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return &rawReply{b: make([]byte, 0, max(512, (p.last+p.last/16)/replies))}
 }
 
 // count returns how many entries to read, at most most.
@@ -56,6 +64,7 @@ func (p *readPace) count(most int) int {
 func (p *readPace) passed(entries, bytes int, full bool, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.last = bytes
 	if entries > 0 {
 		if size := bytes / entries; size > p.size {
 			p.size = size

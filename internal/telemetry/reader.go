@@ -16,10 +16,11 @@ import (
 // duplicate keys, text that is not UTF-8 and lone surrogates are errors. NUL, which
 // jsonb has no place for, is one here.
 type reader struct {
-	src    string
-	buf    bytes.Buffer // over src; jsontext reads from it in place and never writes
-	dec    *jsontext.Decoder
-	hasNUL bool // an escape of NUL may be in a string
+	src     string
+	buf     bytes.Buffer // over src; jsontext reads from it in place and never writes
+	dec     *jsontext.Decoder
+	escapes bool // an escape may be in a string
+	hasNUL  bool // one of NUL
 }
 
 func newReader() *reader {
@@ -30,7 +31,8 @@ func newReader() *reader {
 
 // reset begins a payload.
 func (r *reader) reset(src string) {
-	r.src, r.hasNUL = src, strings.Contains(src, `\u0000`)
+	r.src, r.escapes = src, strings.IndexByte(src, '\\') >= 0
+	r.hasNUL = r.escapes && strings.Contains(src, `\u0000`)
 	r.buf = *bytes.NewBuffer(bytesOf(src))
 	r.dec.Reset(&r.buf)
 }
@@ -77,7 +79,7 @@ func (d *Decoder) text() (string, *DecodeError) {
 		return "", err
 	}
 	text := raw[1 : len(raw)-1]
-	if strings.IndexByte(text, '\\') < 0 {
+	if !d.read.escapes || strings.IndexByte(text, '\\') < 0 {
 		return text, nil
 	}
 	b, _ := jsontext.AppendUnquote(nil, raw) // it was read as a good string
