@@ -49,13 +49,8 @@ func (c *costs) add(now time.Time, fresh, late []telemetry.Record, took time.Dur
 	if took >= slowAfter && len(late) > 0 {
 		ofFresh, ofLate = 0, took.Seconds()/float64(len(late))
 	}
-	every := max(costSample, (len(fresh)+len(late))/costsKept)
-	for i := range fresh {
-		c.count(&fresh[i], ofFresh, every)
-	}
-	for i := range late {
-		c.count(&late[i], ofLate, every)
-	}
+	c.count(fresh, ofFresh)
+	c.count(late, ofLate)
 }
 
 func (c *costs) decay(now time.Time) {
@@ -72,17 +67,22 @@ func (c *costs) decay(now time.Time) {
 	}
 }
 
-// count looks at one of every records, in units of costSample records.
-func (c *costs) count(r *telemetry.Record, seconds float64, every int) {
-	if rand.IntN(every) != 0 {
-		return
+// count looks at a sample of records that took so many seconds each, and lets each of the
+// sample stand for as many more as the sample is smaller than one in costSample. The few
+// late records of a large batch, which may have taken all its time, are a list of their own.
+func (c *costs) count(list []telemetry.Record, seconds float64) {
+	every := max(costSample, len(list)/costsKept)
+	weight := float64(every) / costSample
+	for i := range list {
+		if rand.IntN(every) != 0 {
+			continue
+		}
+		seen := cost{weight, weight * seconds}
+		c.all.records += seen.records
+		c.all.seconds += seen.seconds
+		keep(c.of, list[i].DeviceID, seen, func(d *cost) *float64 { return &d.records })
+		keep(c.dear, list[i].DeviceID, seen, func(d *cost) *float64 { return &d.seconds })
 	}
-	of := float64(every) / costSample
-	seen := cost{of, of * seconds}
-	c.all.records += seen.records
-	c.all.seconds += seen.seconds
-	keep(c.of, r.DeviceID, seen, func(d *cost) *float64 { return &d.records })
-	keep(c.dear, r.DeviceID, seen, func(d *cost) *float64 { return &d.seconds })
 }
 
 // keep adds to what is kept of a device. Where there is no room for it, all of them lose the

@@ -203,10 +203,10 @@ func (w *FailureDetector) Works(now time.Time, member string, within time.Durati
 }
 
 // Willing reports whether a member releases a shard that is assigned to another one: it
-// is live, works, and reaches Postgres.
+// is live, has not left, works, and reaches Postgres.
 func (w *FailureDetector) Willing(now time.Time, member string) bool {
 	s := w.seen[member]
-	return s != nil && !w.Gone(now, member) && !s.out && s.beat.SinkDown < w.cfg.SinkGrace
+	return s != nil && !w.Gone(now, member) && !s.beat.Left && !s.out && s.beat.SinkDown < w.cfg.SinkGrace
 }
 
 // Eligible returns the members that may own shards, sorted: those that are

@@ -148,8 +148,10 @@ func TestAMemberThatAnnouncedItsLeavingIsGoneWhenItIsNotFound(t *testing.T) {
 func TestAMemberThatLeftIsGoneThoughNobodySawItLeaving(t *testing.T) {
 	w := newWatch("a", "b")
 	w.pass(3*time.Second, "a", "b")
+	require.True(t, w.Willing(w.now, "b"))
 	w.beats["b"].Left = true
 	w.pass(time.Second, "a", "b")
+	require.False(t, w.Willing(w.now, "b"), "nothing is left of it that could release")
 	require.False(t, w.Gone(w.now, "b"), "it did not announce it, and may be stuck")
 	require.Equal(t, []string{"a"}, w.Eligible(w.now))
 	w.beats["c"] = &protocol.Beat{Member: "c", Left: true}

@@ -40,7 +40,7 @@ func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*Dead
 	if cfg.Stream == "" || cfg.Group == "" || dlq == "" || dlq == cfg.Stream {
 		return nil, fmt.Errorf("dead letters of stream %q, group %q in stream %q: all three are needed, and two streams", cfg.Stream, cfg.Group, dlq)
 	}
-	return &DeadLetters{client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, stream: dlq}, nil
+	return &DeadLetters{client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, stream: dlq, pace: readPace{key: dlq}}, nil
 }
 
 // Stream returns the name of the dead-letter stream.

@@ -39,7 +39,7 @@ func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int,
 	if err != nil {
 		return protocol.NewEntries{}, failure("read new entries", g.redirected(ctx, err))
 	}
-	g.newPace.passed(len(b.entries), raw.size(), len(b.entries) >= count, time.Since(began))
+	g.newPace.passed(len(b.entries), len(raw.b), len(b.entries) >= count, time.Since(began))
 	if len(b.entries) == 0 {
 		return protocol.NewEntries{}, nil
 	}
@@ -47,7 +47,7 @@ func (g *Group) ReadNew(ctx context.Context, after telemetry.EntryID, count int,
 	a.Last = b.entries[len(b.entries)-1].ID
 	a.Full = len(b.entries) >= count
 	g.observed(a.Last)
-	a.Bytes = raw.size()
+	a.Bytes = len(raw.b)
 	return a, nil
 }
 

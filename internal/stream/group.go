@@ -73,6 +73,7 @@ func NewGroup(client redis.UniversalClient, cfg Config) (*Group, error) {
 		return nil, fmt.Errorf("stream %q: on a Redis Cluster no other key can share this name's slot; use one without braces, or with a {hash tag}", cfg.Stream)
 	}
 	g := &Group{servers: known, client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, shards: cfg.Shards}
+	g.newPace.key, g.queuePace.key, g.rangePace.key = cfg.Stream, cfg.Stream, cfg.Stream
 	for s := range cfg.Shards {
 		g.consumers = append(g.consumers, Consumer(s))
 	}

@@ -7,9 +7,12 @@ import (
 
 // rawReply takes a reply as the server wrote it. The driver's RawCmd lets its buffer
 // grow by a quarter at a time and copies what it has each time, which the two hot reads
-// pay for (docs/performance.md). What has taken a part of a reply cannot take another,
-// so the command is never repeated.
-type rawReply struct{ b []byte }
+// pay for (docs/performance.md). The driver repeats no command with such a writer, not
+// even on a Cluster.
+type rawReply struct {
+	size int // expected, in bytes; nothing is allocated before the reply comes
+	b    []byte
+}
 
 // Write implements io.Writer, for the headers of a reply.
 func (r *rawReply) Write(p []byte) (int, error) {
@@ -25,27 +28,26 @@ func (r *rawReply) ReadFrom(from io.Reader) (int64, error) {
 	if !ok {
 		return io.Copy(struct{ io.Writer }{r}, from)
 	}
-	size, end := len(r.b), len(r.b)+int(limited.N)
-	r.grow(end - size)
-	n, err := io.ReadFull(limited, r.b[size:end])
-	r.b = r.b[:size+n]
+	begin, end := len(r.b), len(r.b)+int(limited.N)
+	r.grow(end - begin)
+	n, err := io.ReadFull(limited, r.b[begin:end])
+	r.b = r.b[:begin+n]
 	return int64(n), err
 }
 
-// grow makes room for n more bytes.
+// grow makes room for n more bytes: twice as much as there is, but no more than replyBytes
+// beyond it, since a single entry may be larger than all others together.
 func (r *rawReply) grow(n int) {
 	if need := len(r.b) + n; need > cap(r.b) {
-		r.b = append(make([]byte, 0, max(2*cap(r.b), need)), r.b...)
+		r.b = append(make([]byte, 0, max(r.size, need, min(2*cap(r.b), cap(r.b)+replyBytes))), r.b...)
 	}
 }
 
-// bytes returns the reply. Entries share its memory and are counted by its size, so a
-// buffer that is much larger is not kept.
+// bytes returns the reply. Entries share its memory and are counted by its length, so a
+// buffer that is a quarter larger is not kept.
 func (r *rawReply) bytes() []byte {
-	if cap(r.b) > 2*len(r.b) {
+	if cap(r.b) > len(r.b)+len(r.b)/4 {
 		r.b = slices.Clone(r.b)
 	}
 	return r.b
 }
-
-func (r *rawReply) size() int { return len(r.b) }

@@ -14,7 +14,7 @@ import (
 
 func TestRawReplyHoldsWhatWasWrittenHoweverItArrives(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		raw := &rawReply{b: make([]byte, 0, rapid.IntRange(0, 64).Draw(t, "first size"))}
+		raw := &rawReply{size: rapid.IntRange(0, 64).Draw(t, "expected size")}
 		var want []byte
 		for _, part := range rapid.SliceOf(rapid.SliceOf(rapid.Byte())).Draw(t, "parts") {
 			source := io.Reader(bytes.NewReader(append(bytes.Clone(part), "the next reply"...)))
@@ -39,9 +39,27 @@ func TestRawReplyHoldsWhatWasWrittenHoweverItArrives(t *testing.T) {
 			want = append(want, part...)
 		}
 		require.Equal(t, string(want), string(raw.bytes()))
-		require.Equal(t, len(want), raw.size())
-		require.LessOrEqual(t, cap(raw.bytes()), max(2*len(want), 64), "memory that is not counted")
+		require.LessOrEqual(t, cap(raw.bytes()), len(want)+max(len(want)/4, 64), "memory that is not counted")
 	})
+}
+
+// A reply with one huge entry takes little more memory than it has bytes.
+func TestRawReplyOfAHugeEntryIsNotDoubled(t *testing.T) {
+	raw := &rawReply{}
+	entry := make([]byte, 64<<20)
+	_, err := io.CopyN(raw, bytes.NewReader(entry), int64(len(entry)))
+	require.NoError(t, err)
+	_, err = raw.Write([]byte("*2\r\n"))
+	require.NoError(t, err)
+	require.LessOrEqual(t, cap(raw.b), len(entry)+2*replyBytes)
+}
+
+// A reply larger than any that is aimed at makes no room for the next one.
+func TestABufferIsNoLargerThanAReplyShouldBe(t *testing.T) {
+	var p readPace
+	p.passed(1, 200<<20, true, 0)
+	require.Equal(t, replyBytes, p.buffer(1).size)
+	require.Equal(t, replyBytes/4, p.buffer(4).size)
 }
 
 func TestRawReplyThatEndsEarlyIsAnError(t *testing.T) {

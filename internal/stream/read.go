@@ -32,13 +32,13 @@ func (g *Group) ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]p
 // readQueues reads at most this many entries of each queue in one round trip.
 func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each int, replies []protocol.QueueReply) error {
 	const op = "read queues"
-	raw := make([]*rawReply, len(reads))
+	raws := make([]*rawReply, len(reads))
 	pipe := g.client.Pipeline()
 	began, asked := time.Now(), 0
 	for i, r := range reads {
 		asked += min(r.Count, each)
-		raw[i] = g.queuePace.buffer(len(reads))
-		cmd := redis.NewRawWriteToCmd(ctx, raw[i], "xreadgroup", "group", g.names.Group, g.consumers[r.Shard],
+		raws[i] = g.queuePace.buffer(len(reads))
+		cmd := redis.NewRawWriteToCmd(ctx, raws[i], "xreadgroup", "group", g.names.Group, g.consumers[r.Shard],
 			"count", min(r.Count, each), "streams", g.names.Stream, r.After.String())
 		cmd.SetFirstKeyPos(7)
 		if err := pipe.Process(ctx, cmd); err != nil {
@@ -49,7 +49,7 @@ func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each
 		return g.queuePace.readFailure(ctx, g.client, op, asked, began, err)
 	}
 	entries, bytes, full := 0, 0, false
-	for i, raw := range raw {
+	for i, raw := range raws {
 		b, err := parseRead(raw.bytes())
 		if err != nil {
 			return failure(op, g.redirected(ctx, err))
@@ -58,8 +58,8 @@ func (g *Group) readQueues(ctx context.Context, reads []protocol.QueueRead, each
 		if n > 0 {
 			g.observed(b.entries[n-1].ID)
 		}
-		replies[i] = protocol.QueueReply{Entries: b.entries, Full: n >= min(reads[i].Count, each), Bytes: raw.size()}
-		entries, bytes, full = entries+n, bytes+raw.size(), full || replies[i].Full
+		replies[i] = protocol.QueueReply{Entries: b.entries, Full: n >= min(reads[i].Count, each), Bytes: len(raw.b)}
+		entries, bytes, full = entries+n, bytes+len(raw.b), full || replies[i].Full
 	}
 	g.queuePace.passed(entries, bytes, full, time.Since(began))
 	return nil

@@ -31,6 +31,8 @@ const (
 // reply that did not arrive although the server answers. It is safe for
 // concurrent use.
 type readPace struct {
+	key string // that is read: its server is asked whether it answers
+
 	mu    sync.Mutex
 	limit int           // of entries
 	size  int           // of an entry, in bytes; grows at once, shrinks slowly
@@ -38,14 +40,15 @@ type readPace struct {
 	took  time.Duration // what the reply that failed took
 	good  int           // full replies since
 	every int           // good replies that it takes to try more than the wall
-	last  int           // bytes of the last reply
+	last  int           // bytes of the last round trip that succeeded
 }
 
-// buffer returns a buffer for one of several replies that are together as large as the last ones.
+// buffer returns a buffer for one of several replies that are together about as large as
+// those of the last round trip.
 func (p *readPace) buffer(replies int) *rawReply {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return &rawReply{b: make([]byte, 0, max(512, (p.last+p.last/16)/replies))}
+	return &rawReply{size: min(p.last+p.last/16, replyBytes) / replies}
 }
 
 // count returns how many entries to read, at most most.
@@ -117,7 +120,8 @@ func (p *readPace) readFailure(ctx context.Context, client redis.UniversalClient
 	}
 	pinged, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	if client.Ping(pinged).Err() != nil {
+	answer := client.Exists(pinged, p.key).Err() // on a Cluster PING asks any node
+	if _, refused := errors.AsType[redis.Error](answer); answer != nil && !refused {
 		return failure(op, err) // the server is away, whatever was asked
 	}
 	next := p.failed(entries, took)
