@@ -130,7 +130,24 @@ func TestOnAClusterOnlyNodesOfTheStreamCountAsAnotherServer(t *testing.T) {
 	require.Zero(t, changes.Load())
 
 	require.NoError(t, group.CheckServer(t.Context()))
+	broken := make(chan error, 1)
+	go func() {
+		_, err := group.ReadNew(t.Context(), telemetry.EntryID{}, 1, waitFor/2)
+		broken <- err
+	}()
+	node := redis.NewClient(&redis.Options{Addr: own.Addr()})
+	t.Cleanup(func() { require.NoError(t, node.Close()) })
+	testenv.Wait(t, waitFor, func() error {
+		clients, err := node.Info(t.Context(), "clients").Result()
+		if err == nil && !strings.Contains(clients, "blocked_clients:1") {
+			err = errors.New("nobody waits for entries")
+		}
+		return err
+	})
 	require.NoError(t, own.Kill())
+	err = <-broken
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "although Redis answers", "other nodes do")
 	// Where there is a connection to the replica already, only a look tells that it was promoted.
 	testenv.Wait(t, 2*waitFor, func() error { return errors.Join(read(), group.CheckServer(t.Context())) })
 	require.Positive(t, changes.Load(), "its replica has taken over")
