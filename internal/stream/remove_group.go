@@ -52,6 +52,13 @@ func (g *Group) RemoveGroup(ctx context.Context, served bool) error {
 			keys = append(keys, key)
 		}
 	}
+	members, err := g.client.SMembers(ctx, g.names.Members()).Result()
+	if err != nil {
+		return failure(op, err)
+	}
+	for _, identity := range members { // the last heartbeat of one that has just left
+		keys = append(keys, g.names.Members()+":"+identity)
+	}
 	never := "1"
 	if served {
 		never = ""
