@@ -64,7 +64,7 @@ func TestP1ACopyOfTheDatabaseIsRefusedWhileTheOtherIsInUse(t *testing.T) {
 	production.database.Server = func() string { return server }
 	server = "7003/5"
 	beat(production)
-	_, err = client.Del(t.Context(), names.Members()+":second").Result()
+	_, err = client.Del(t.Context(), names.Heartbeat("second")).Result()
 	require.NoError(t, err)
 	require.NoError(t, member("joins", on("7003/5")).join(t.Context()))
 
@@ -72,7 +72,7 @@ func TestP1ACopyOfTheDatabaseIsRefusedWhileTheOtherIsInUse(t *testing.T) {
 	production.setPostgresUp(false)
 	beat(production)
 	for _, instance := range []string{"unknowing", "joins"} {
-		require.NoError(t, client.Del(t.Context(), names.Members()+":"+instance).Err())
+		require.NoError(t, client.Del(t.Context(), names.Heartbeat(instance)).Err())
 	}
 	members, err := ReadMembers(t.Context(), client, Keys{Prefix: names.Members()})
 	require.NoError(t, err)
@@ -83,7 +83,7 @@ func TestP1ACopyOfTheDatabaseIsRefusedWhileTheOtherIsInUse(t *testing.T) {
 	// A backup that was restored on another server: nobody else lives.
 	testenv.Wait(t, 5*time.Second, func() error {
 		for _, instance := range []string{"production", "replaced"} {
-			if err := client.Get(t.Context(), names.Members()+":"+instance).Err(); err == nil {
+			if err := client.Get(t.Context(), names.Heartbeat(instance)).Err(); err == nil {
 				return redis.Nil
 			}
 		}

@@ -149,7 +149,7 @@ func TestTheLeaderAloneRunsTheTasks(t *testing.T) {
 
 func TestALeaderOverTheGroupOfAClusterUsesOneSlot(t *testing.T) {
 	names := stream.Names{Stream: "telemetry:teltonika", Group: "g"}
-	for _, key := range []string{names.Lock(), names.Members(), names.Members() + ":instance-1"} {
+	for _, key := range []string{names.Lock(), names.Members(), names.Heartbeat("instance-1")} {
 		require.Contains(t, key, "{telemetry:teltonika}")
 	}
 }

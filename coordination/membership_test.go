@@ -41,7 +41,7 @@ func TestAnIdentityWhoseHolderIsSilentIsWaitedFor(t *testing.T) {
 	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
 	require.NoError(t, err)
 	names := b.group.Names()
-	require.NoError(t, b.client.Set(t.Context(), names.Members()+":same", text, time.Second).Err())
+	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("same"), text, time.Second).Err())
 	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "same").Err())
 	began := time.Now()
 	m := b.start("same", "")
@@ -56,7 +56,7 @@ func TestAnIdentityIsFreeWithinATTLWhenTheClockStepsBack(t *testing.T) {
 	text, err := json.Marshal(Member{Instance: "same", Incarnation: "old", Number: 7})
 	require.NoError(t, err)
 	names := b.group.Names()
-	require.NoError(t, b.client.Set(t.Context(), names.Members()+":same", text, 15*time.Minute).Err())
+	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("same"), text, 15*time.Minute).Err())
 	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "same").Err())
 	b.await([]int{16}, b.start("same", ""))
 }
@@ -67,7 +67,7 @@ func TestAnIdentityTakenOverEndsTheMembership(t *testing.T) {
 	b.await([]int{16}, m)
 	text, err := json.Marshal(Member{Instance: "same", Incarnation: "new", Number: 7})
 	require.NoError(t, err)
-	key := b.group.Names().Members() + ":same"
+	key := b.group.Names().Heartbeat("same")
 	require.NoError(t, b.client.Set(t.Context(), key, text, time.Hour).Err())
 	var refused *identityError
 	require.ErrorAs(t, m.ended(), &refused)
@@ -186,7 +186,7 @@ func TestTheAgeOfAHeartbeatIsKnown(t *testing.T) {
 	names := b.group.Names()
 	text, err := json.Marshal(Member{Instance: "old", Incarnation: "a", Number: 7})
 	require.NoError(t, err)
-	require.NoError(t, b.client.Set(t.Context(), names.Members()+":old", text, time.Hour-time.Minute).Err())
+	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("old"), text, time.Hour-time.Minute).Err())
 	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "old").Err())
 	members, _, err := readMembers(t.Context(), b.client, Keys{Prefix: names.Members()}, time.Hour)
 	require.NoError(t, err)

@@ -442,7 +442,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 	names := b.group.Names()
 	keys := []string{names.DispatchLease(), names.Lock(), names.Members(), names.Dispatched(), names.Acked()}
 	for _, m := range []string{"first", "second"} {
-		keys = append(keys, names.Members()+":"+m)
+		keys = append(keys, names.Heartbeat(m))
 	}
 	require.NoError(t, b.client.Del(t.Context(), keys...).Err())
 	testenv.Wait(t, 5*time.Second, func() error {

@@ -425,7 +425,7 @@ func TestAnInstanceWithAnotherDatabaseIsRefusedWithCode3(t *testing.T) {
 	// A flush takes what Redis knew of it, the heartbeats too. The other one began
 	// before, so it leaves the entry to those that know.
 	names := stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}
-	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Members()+":"+first.cfg.Instance.ID)...).Err())
+	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Heartbeat(first.cfg.Instance.ID))...).Err())
 	refused()
 	b.publish(6) // three of them are known
 	b.awaitStored(6)
@@ -449,7 +449,7 @@ func TestAStreamThatIsNewInAnotherDatabaseIsRefusedAfterAFlushOfRedis(t *testing
 	first := b.start()
 	first.awaitReady()
 	names := stream.Names{Stream: b.redis.Stream, Group: b.redis.Group}
-	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Members()+":"+first.cfg.Instance.ID)...).Err())
+	require.NoError(t, b.redis.Client().Del(t.Context(), append(names.All(), names.Heartbeat(first.cfg.Instance.ID))...).Err())
 	require.Equal(t, fault.Config, code(t, b.start("POSTGRES_URL="+wrong).end()))
 	b.publish(3)
 	b.awaitStored(3)

@@ -57,7 +57,7 @@ func TestP1AnInstanceWithAnotherDatabaseNeverWorksUntilItIsAdopted(t *testing.T)
 	dep.Publish(servicetest.RecordsOfMany(10, 10)...)
 	refused() // while the heartbeat of the right one lives on
 	testenv.Wait(t, 30*time.Second, func() error {
-		n, err := client.Exists(t.Context(), names.Members()+":right").Result()
+		n, err := client.Exists(t.Context(), names.Heartbeat("right")).Result()
 		if err == nil && n > 0 {
 			err = fmt.Errorf("its heartbeat is still there")
 		}

@@ -79,7 +79,7 @@ func (c *campaign) heartbeatsExpire() (last time.Time) {
 	c.T.Helper()
 	client := c.Client()
 	for name := range c.running {
-		at, err := client.PExpireTime(c.T.Context(), c.group.Names().Members()+":"+name).Result()
+		at, err := client.PExpireTime(c.T.Context(), c.group.Names().Heartbeat(name)).Result()
 		require.NoError(c.T, err)
 		if t := time.UnixMilli(at.Milliseconds()); t.After(last) {
 			last = t

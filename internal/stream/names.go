@@ -76,8 +76,11 @@ func (n Names) LiveChannel() string { return n.prefix() + ":live" }
 // Lock returns the key of the leader's lock.
 func (n Names) Lock() string { return n.prefix() + ":leader" }
 
-// Members returns the prefix of the heartbeat keys and the name of the set that lists them.
+// Members returns the prefix of the heartbeat keys and the name of the set that lists their identities.
 func (n Names) Members() string { return n.prefix() + ":members" }
+
+// Heartbeat returns the key of the heartbeat of an identity.
+func (n Names) Heartbeat(identity string) string { return n.Members() + ":" + identity }
 
 // Database returns the key that says which database the fleet works with: its
 // identity, a space and its address.

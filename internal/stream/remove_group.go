@@ -57,7 +57,7 @@ func (g *Group) RemoveGroup(ctx context.Context, served bool) error {
 		return failure(op, err)
 	}
 	for _, identity := range members { // the last heartbeat of one that has just left
-		keys = append(keys, g.names.Members()+":"+identity)
+		keys = append(keys, g.names.Heartbeat(identity))
 	}
 	never := "1"
 	if served {

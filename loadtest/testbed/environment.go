@@ -371,7 +371,7 @@ func (g *Servers) Clear(ctx context.Context, members []string, devices int) erro
 	names := stream.Names{Stream: g.Stream, Group: g.Group}
 	keys := append(names.All(), g.Stream, g.deadLetters(), g.recomputes(), g.published())
 	for _, m := range members {
-		keys = append(keys, names.Members()+":"+m)
+		keys = append(keys, names.Heartbeat(m))
 	}
 	var errs []error
 	if err := g.unlink(ctx, keys); err != nil {
