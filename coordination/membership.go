@@ -660,19 +660,19 @@ func (r *Membership) ended(name string, noSessions bool) bool {
 func (r *Membership) owner(name string, shard int) protocol.OwnerState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// Before the first poll every member is unknown, not gone. One that has
-	// been without Postgres for SinkGrace cannot release anything there.
-	gone := r.polled && r.watch.Gone(time.Now(), name)
+	// Before the first poll every member is unknown, not gone. One that is cut off
+	// from Postgres cannot release anything there.
+	now := time.Now()
+	gone := r.polled && (r.watch.Gone(now, name) || r.watch.CutOff(now, name))
 	has := false
 	for _, m := range r.members {
 		if m.Name() == name {
-			gone = gone || m.SinkDown >= r.cfg.SinkGrace
 			has = slices.Contains(m.Shards, shard)
 		}
 	}
 	return protocol.OwnerState{
 		Gone: gone, Leaving: r.watch.Leaving(name),
-		Works: has && r.watch.Works(time.Now(), name, r.cfg.HandoffBudget),
+		Works: has && r.watch.Works(now, name, r.cfg.HandoffBudget),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -92,6 +93,10 @@ func newReconciler(cfg Config, membership *Membership, shards ownership, session
 // Wake triggers a pass: assignments changed, or a shard was released.
 func (k *reconciler) Wake() { wakeUp(k.wake) }
 
+// errRedis marks what Redis refused after Postgres had answered: it says nothing of the
+// way to Postgres, of which heartbeats tell.
+var errRedis = errors.New("Redis")
+
 // Run reconciles until ctx ends, and then releases all shards. The engine must
 // have drained by then; unfinished entries stay on the queues.
 func (k *reconciler) Run(ctx context.Context) error {
@@ -104,7 +109,7 @@ func (k *reconciler) Run(ctx context.Context) error {
 		err := k.pass(ctx)
 		f, failed := errors.AsType[*protocol.Failure](err)
 		noStream := failed && f.Code == "WRONGTYPE" && k.cfg.Several
-		k.membership.setPostgresUp(err == nil || noStream || ctx.Err() != nil)
+		k.membership.setPostgresUp(err == nil || errors.Is(err, errRedis) || ctx.Err() != nil)
 		if failed && f.Kind == protocol.Misconfigured && !noStream {
 			return err
 		}
@@ -484,7 +489,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 	}
 	in, err := k.stream.RegisterOwner(ctx, token, shards)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errRedis, err)
 	}
 	var ranges []protocol.Range
 	for _, t := range taken {
@@ -509,7 +514,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 			err = nil
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errRedis, err)
 		}
 		if entries > 0 {
 			rare.Reached(rare.Redelivered)
@@ -544,7 +549,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 			continue
 		}
 		if err := k.stream.SetApplied(ctx, r.Shard, r.From); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errRedis, err)
 		}
 	}
 	rare.Reached(rare.RedeliveredTrimmed)

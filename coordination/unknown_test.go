@@ -44,11 +44,17 @@ func TestP8P10AnOwnerIsGoneOnlyWhenKnownToBe(t *testing.T) {
 		m.Number++
 		look(m)
 		require.False(t, r.owner(owner, 0).Gone, "it is back")
+		me := Member{Instance: "me", Incarnation: "1", Number: 1}
 		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace
-		look(m)
+		look(m, me)
+		require.False(t, r.owner(owner, 0).Gone, "this one has just found Postgres again")
+		<-time.After(cfg.SinkGrace) // bubble time
+		m.Number++
+		me.Number++
+		look(m, me)
 		require.True(t, r.owner(owner, 0).Gone, "without Postgres it cannot release")
 		m.Number, m.SinkDown = m.Number+1, cfg.SinkGrace-1
-		look(m)
+		look(m, me)
 		require.False(t, r.owner(owner, 0).Gone)
 	})
 }

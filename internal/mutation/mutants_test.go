@@ -165,8 +165,13 @@ var mutants = []mutant{
 	},
 	{
 		"a member without Postgres keeps its shards", "internal/protocol/failure_detector.go",
-		"if !cutOff && !s.out {", "if (!cutOff || true) && !s.out {",
+		"if !w.CutOff(now, m) && !w.seen[m].out {", "if !w.seen[m].out {",
 		"internal/protocol", "TestOnlyAMemberCutOff",
+	},
+	{
+		"the first member back after an outage takes all shards", "internal/protocol/failure_detector.go",
+		"now.Sub(w.sinkUp) >= w.cfg.SinkGrace", "now.Sub(w.sinkUp) >= 0",
+		"internal/protocol", "TestTheFirstMemberBack",
 	},
 	{
 		"a member without Postgres keeps its shards a poll longer", "internal/protocol/failure_detector.go",

@@ -138,9 +138,11 @@ func TestALeavingMemberGetsNothingAndIsGoneAsSoonAsItsKeyIs(t *testing.T) {
 func TestShardsLeaveAMemberCutOffFromPostgresOnlyIfAnotherIsNot(t *testing.T) {
 	now := time.Unix(0, 0)
 	w := protocol.NewFailureDetector(detectorCfg)
-	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1, SinkDown: 6 * time.Second}, {Member: "b", Number: 1}})
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 1, SinkDown: time.Second}, {Member: "b", Number: 1}})
+	now = now.Add(detectorCfg.SinkGrace)
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 2, SinkDown: 6 * time.Second}, {Member: "b", Number: 2}})
 	require.Equal(t, []string{"b"}, w.Eligible(now))
-	w.Observe(now, []protocol.Beat{{Member: "a", Number: 2, SinkDown: 6 * time.Second}, {Member: "b", Number: 2, SinkDown: time.Second}})
+	w.Observe(now, []protocol.Beat{{Member: "a", Number: 3, SinkDown: 6 * time.Second}, {Member: "b", Number: 3, SinkDown: time.Second}})
 	require.Equal(t, []string{"a", "b"}, w.Eligible(now))
 }
 

@@ -33,10 +33,11 @@ type FailureDetectorConfig struct {
 // it. So no clock of a server makes a member gone earlier than by the time between two
 // observations. That a heartbeat key is missing or frozen proves nothing alone.
 type FailureDetector struct {
-	cfg   FailureDetectorConfig
-	seen  map[string]*memberState
-	fresh time.Time // no member is declared gone before this
-	last  time.Time // of the observations, or of what voids them
+	cfg    FailureDetectorConfig
+	seen   map[string]*memberState
+	fresh  time.Time // no member is declared gone before this
+	last   time.Time // of the observations, or of what voids them
+	sinkUp time.Time // since when one member or another was always seen to reach Postgres; zero while none does
 }
 
 type memberState struct {
@@ -106,7 +107,21 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 			delete(w.seen, m)
 		}
 	}
+	w.noteSink(now)
 	w.evaluate(now)
+}
+
+// noteSink records whether any member reaches Postgres.
+func (w *FailureDetector) noteSink(now time.Time) {
+	for m, s := range w.seen {
+		if s.beat.SinkDown == 0 && !w.Gone(now, m) && !s.beat.Leaving && !s.beat.Left {
+			if w.sinkUp.IsZero() {
+				w.sinkUp = now
+			}
+			return
+		}
+	}
+	w.sinkUp = time.Time{}
 }
 
 // Identity returns that of a member, whose name has a point and its incarnation behind it.
@@ -206,26 +221,29 @@ func (w *FailureDetector) Works(now time.Time, member string, within time.Durati
 // is live, has not left, works, and reaches Postgres.
 func (w *FailureDetector) Willing(now time.Time, member string) bool {
 	s := w.seen[member]
-	return s != nil && !w.Gone(now, member) && !s.beat.Left && !s.out && s.beat.SinkDown < w.cfg.SinkGrace
+	return s != nil && !w.Gone(now, member) && !s.beat.Left && !s.out && !w.CutOff(now, member)
+}
+
+// CutOff reports whether a member has not reached Postgres for SinkGrace while another one
+// did for as long. After an outage of Postgres the members find it again one after the
+// other, and the first of them proves nothing of the others yet.
+func (w *FailureDetector) CutOff(now time.Time, member string) bool {
+	s := w.seen[member]
+	return s != nil && s.beat.SinkDown >= w.cfg.SinkGrace && !w.sinkUp.IsZero() && now.Sub(w.sinkUp) >= w.cfg.SinkGrace
 }
 
 // Eligible returns the members that may own shards, sorted: those that are
-// live, not leaving, not marked as stalled, and reach Postgres if any member
-// does.
+// live, not leaving, not marked as stalled, and not cut off from Postgres.
 func (w *FailureDetector) Eligible(now time.Time) []string {
 	var there, able []string
-	sinkUp := false
 	for m, s := range w.seen {
 		if w.Gone(now, m) || s.beat.Leaving || s.beat.Left {
 			continue
 		}
 		there = append(there, m)
-		sinkUp = sinkUp || s.beat.SinkDown == 0
 	}
 	for _, m := range there {
-		s := w.seen[m]
-		cutOff := sinkUp && s.beat.SinkDown >= w.cfg.SinkGrace
-		if !cutOff && !s.out {
+		if !w.CutOff(now, m) && !w.seen[m].out {
 			able = append(able, m)
 		}
 	}

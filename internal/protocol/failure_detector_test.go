@@ -184,16 +184,41 @@ func TestAMemberWhoseIdentityAnotherOneHasIsGone(t *testing.T) {
 // alone moves its shards after the grace.
 func TestOnlyAMemberCutOffAloneLosesItsShards(t *testing.T) {
 	w := newWatch("a", "b")
-	w.pass(3*time.Second, "a", "b")
-	w.beats["a"].SinkDown, w.beats["b"].SinkDown = time.Minute, time.Minute
-	w.pass(2 * time.Second)
-	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
-	w.beats["a"].SinkDown, w.beats["b"].SinkDown = 0, detection.SinkGrace-time.Second
+	w.pass(10*time.Second, "a", "b")
+	w.beats["b"].SinkDown = detection.SinkGrace - 1
 	w.pass(time.Second, "a")
 	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+	require.True(t, w.Willing(w.now, "b"))
 	w.beats["b"].SinkDown = detection.SinkGrace
 	w.pass(time.Second, "a")
 	require.Equal(t, []string{"a"}, w.Eligible(w.now))
+	require.True(t, w.CutOff(w.now, "b"))
+	require.False(t, w.Willing(w.now, "b"))
+}
+
+// After an outage of Postgres members find it again one after the other. The first one
+// back is no evidence against the others until they had the grace, too, and what reaches
+// it for a moment between is none at all.
+func TestTheFirstMemberBackAfterAnOutageTakesNothingFromTheOthers(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(10*time.Second, "a", "b")
+	down := func(a, b time.Duration) {
+		w.beats["a"].SinkDown, w.beats["b"].SinkDown = a, b
+	}
+	down(29*time.Second, 29*time.Second)
+	w.pass(2 * time.Second)
+	down(0, 30*time.Second)
+	w.pass(time.Second)
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now), "a is back")
+	require.True(t, w.Willing(w.now, "b"))
+	require.False(t, w.CutOff(w.now, "b"))
+	down(time.Second, 31*time.Second)
+	w.pass(time.Second)
+	down(0, 32*time.Second)
+	w.pass(detection.SinkGrace)
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now), "and a again, after it was not")
+	w.pass(time.Second)
+	require.Equal(t, []string{"a"}, w.Eligible(w.now), "b has had its grace since")
 }
 
 // A frozen member stays out until a call of it returns: idleness after it lost

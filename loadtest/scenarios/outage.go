@@ -11,10 +11,11 @@ import (
 	"github.com/trmtracking/processor/loadtest/testbed"
 )
 
-// outageLasts is how long a server is away, and recoverWithin how long the
-// service may take afterwards until nothing unfinished is older than a second.
+// outageLasts is how long a server is away, longer than MEMBER_TTL and the grace of a member
+// without Postgres, and recoverWithin how long the service may take afterwards until nothing
+// unfinished is older than a second.
 const (
-	outageLasts   = 4 * time.Second
+	outageLasts   = 8 * time.Second
 	recoverWithin = 10 * time.Second
 )
 
@@ -23,7 +24,7 @@ func outage() Scenario {
 		Name: "outage",
 		About: "Redis and Postgres stop, crash, freeze and fill up for a while; then one instance alone is cut off from each " +
 			"(on named servers everything is done to connections).",
-		Bounds: "10 s after the end of each nothing unfinished is older than a second; one that is cut off alone loses its shards within 10 s, " +
+		Bounds: "10 s after the end of each nothing unfinished is older than a second, and no shard was taken by force; one that is cut off alone loses its shards within 10 s, " +
 			"13 s where Postgres is a black hole; no instance exits",
 		Plan:    Plan{Instances: 2, Devices: 500, Rate: 2000, Duration: 2 * time.Second, Profile: profileIncidents},
 		Breaks:  true,
@@ -106,6 +107,7 @@ func (r *run) everywhere(name string, of func(*testbed.Instance) *devenv.Proxy, 
 // inject has an outage, and waits until the service has recovered from it.
 func (r *run) inject(ctx context.Context, o trouble) error {
 	end := r.mark(-1, "%s", o.name)
+	before := r.forced(ctx)
 	if err := o.begin(ctx); err != nil {
 		return fmt.Errorf("%s: %w", o.name, err)
 	}
@@ -124,7 +126,22 @@ func (r *run) inject(ctx context.Context, o trouble) error {
 	took := time.Since(back)
 	r.fact("recovery", "%s for %s: %.2f s after its end nothing was older than a second", o.name, outageLasts, took.Seconds())
 	r.check(took <= r.slack(recoverWithin), "%s: %.2f s to recover, want at most %s", o.name, took.Seconds(), recoverWithin)
+	// What all are without is no reason to take a shard from one of them.
+	forced := r.forced(ctx) - before
+	r.check(forced == 0, "%s: %d shards were taken by force, want none", o.name, forced)
 	return nil
+}
+
+// forced returns how many shards the live instances have taken by force since they started.
+func (r *run) forced(ctx context.Context) (n int) {
+	for _, in := range r.line.Live() {
+		f, err := in.Scrape(ctx)
+		if err != nil {
+			f = in.LastScrape()
+		}
+		n += f.Forced
+	}
+	return n
 }
 
 // awaitCaughtUp waits until nothing unfinished is older than that, twice in a row: the
