@@ -465,6 +465,7 @@ func TestFlushedCoordinationKeysMoveNothing(t *testing.T) {
 }
 
 func TestManuallyDamagedRowsAreRepaired(t *testing.T) {
+	testenv.Slow(t)
 	b := newBench(t)
 	first, second := b.pair()
 	for name, sql := range map[string]string{

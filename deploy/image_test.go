@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // command runs a program and returns what it printed.
@@ -31,6 +32,7 @@ func command(t *testing.T, dir, name string, args ...string) string {
 
 // A clone and the tarball of git archive make the same bytes, which know their commit.
 func TestTheProgramOfTheImageIsTheSameFromACloneAndFromATarball(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("builds the program twice")
 	}
@@ -68,6 +70,7 @@ func absolute(t *testing.T, path string) string {
 
 // The image as it is built, by the engine that is here.
 func TestTheImageRunsWithoutRootOnAReadOnlyFileSystem(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("builds the image")
 	}

@@ -91,6 +91,7 @@ func (b *bench) verify(devices int) {
 // P5: whichever stream's leader or operator changes the fences, the crossings of all
 // devices in the database are those of one pass.
 func TestFencesChangedUnderLoadAreAppliedToTheDevicesOfEveryStream(t *testing.T) {
+	testenv.Slow(t)
 	b := newBench(t)
 	streams := []*bench{b.on("-a"), b.on("-b")}
 	var running []*instance
@@ -122,6 +123,7 @@ func TestFencesChangedUnderLoadAreAppliedToTheDevicesOfEveryStream(t *testing.T)
 }
 
 func TestFencesChangedUnderLoadOfOneProcessWithTwoStreams(t *testing.T) {
+	testenv.Slow(t)
 	b := newBench(t)
 	streams := []*bench{b.on("-a"), b.on("-b")}
 	list := "REDIS_TELEMETRY_STREAM=" + streams[0].redis.Stream + "," + streams[1].redis.Stream

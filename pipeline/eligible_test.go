@@ -104,6 +104,7 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 // until it has one of its own. The log of real trackers gives the same tables in
 // the order it was sent in and backwards.
 func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	tracks, err := fleet.ReadTracks(testenv.Data(t, "teltonika/fmb_session_records.csv.gz"))
 	require.NoError(t, err)

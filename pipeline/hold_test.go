@@ -11,6 +11,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -44,6 +45,7 @@ func noisy(seed uint64, seconds int, sigma float64) (list []fleet.Message, metre
 
 // P5: a border that is held still is held still however the records arrive.
 func TestP5ABorderThatIsHeldStill(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	square := geofence.Fence{

@@ -159,6 +159,7 @@ where datname = current_database() and wait_event = 'PgSleep'`
 }
 
 func TestAStepThatTakesTooLongIsHalvedUntilItEnds(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	_, err := b.pool.Exec(t.Context(), `

@@ -229,6 +229,7 @@ func (w *world) recomputeAll(devices int) {
 // tables are what the entries yield, and a recompute changes nothing. TEST_SEED is the
 // first seed, TEST_SEEDS their number.
 func TestP5RecordsAsOldAsDroppedPositionsChangeNothingThatIsRecordedThere(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	seed, seeds := testenv.Seed(t), uint64(6)
 	if text := os.Getenv("TEST_SEEDS"); text != "" {

@@ -14,6 +14,7 @@ import (
 
 // A thousand devices of one shard, whose late records cost 4 ms each.
 func TestASlowShardDelaysTheOthersOfItsWorkerByItsShareOnly(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	crafted, ordinary := make([]int, 0, 1000), make([]int, 0, 60)

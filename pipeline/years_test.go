@@ -16,6 +16,7 @@ import (
 // Late records over five years, more than were ever sent at once, on 1,900 daily
 // partitions, with fences and the default time limit of a statement.
 func TestLateRecordsOverFiveYearsAreStored(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	testenv.SameInEveryWorld(t)
 	days, records := testenv.Size(600, 1900), testenv.Size(2500, 8179)

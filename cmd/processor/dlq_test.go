@@ -292,6 +292,7 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 }
 
 func TestATextIsReplacedInAllThatAFilterSelects(t *testing.T) {
+	testenv.Slow(t)
 	d := newDLQ(t)
 	var entries [][]string
 	for s := range int64(120) {
@@ -335,6 +336,7 @@ func TestATextIsReplacedInAllThatAFilterSelects(t *testing.T) {
 }
 
 func TestManyDeadLettersAreCorrectedFromAFile(t *testing.T) {
+	testenv.Slow(t)
 	d := newDLQ(t)
 	var entries [][]string
 	for s := range int64(250) {

@@ -19,6 +19,7 @@ import (
 
 // One device sends half of all: members, top and doctor say which it is, and on which shard.
 func TestAHotDeviceIsNamed(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	one := dep.Run(servicetest.FourShards, "INSTANCE_ID=one")
 	one.AwaitReady()

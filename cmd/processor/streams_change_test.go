@@ -31,6 +31,7 @@ func command(dep *servicetest.Deployment, want int, settings []string, args ...s
 }
 
 func TestAStreamIsAddedToAFleetDrainedAndRemovedAgain(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := beside(dep, "-b")
 	both := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream
@@ -109,6 +110,7 @@ func TestAStreamIsAddedToAFleetDrainedAndRemovedAgain(t *testing.T) {
 }
 
 func TestAStreamIsNotRemovedWhileAnythingOfItIsLeft(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := beside(dep, "-b")
 	both := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream
@@ -251,6 +253,7 @@ func TestAStreamThatCannotBeProcessedIsNotAdded(t *testing.T) {
 }
 
 func TestTheShardsOfAllStreamsAreResizedTogether(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := beside(dep, "-b")
 	both := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream

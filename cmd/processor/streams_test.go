@@ -15,6 +15,7 @@ import (
 )
 
 func TestCommandsShowEveryStreamOrTheOneNamed(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := *dep
 	other.Stream += "-b"
@@ -133,6 +134,7 @@ func TestStreamsAreListedWithWhoServesThemAndWhatTheyHaveToDo(t *testing.T) {
 }
 
 func TestPauseAndDrainAreOfEveryStreamOrTheOneNamed(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := beside(dep, "-b")
 	list := "REDIS_TELEMETRY_STREAM=" + dep.Stream + "," + other.Stream

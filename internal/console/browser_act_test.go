@@ -148,6 +148,7 @@ func (o *operatorPage) audited(who string, rows ...[2]string) {
 }
 
 func TestDeadLettersAreEditedReplayedDroppedRestoredAndExportedInTheBrowser(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("starts servers and a browser; not in short mode")
 	}
@@ -324,6 +325,7 @@ func TestWhatIsPressedStaysUntilItIsReleased(t *testing.T) {
 }
 
 func TestTheFleetAndADeviceAreActedOnInTheBrowser(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("starts servers and a browser; not in short mode")
 	}

@@ -16,6 +16,7 @@ import (
 )
 
 func TestEachOfSeveralStreamsHasItsScreensAndItsActionsInTheBrowser(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("starts servers and a browser; not in short mode")
 	}

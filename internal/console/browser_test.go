@@ -329,6 +329,7 @@ func escape(s string) string {
 }
 
 func TestAnInstanceIsFrozenAndKilledAndServersAreAwayWhileAPageIsOpen(t *testing.T) {
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("starts servers and a browser; not in short mode")
 	}

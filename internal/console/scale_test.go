@@ -21,6 +21,7 @@ import (
 )
 
 func TestManyDeadLettersAndALongTrackAreShownInTime(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()
@@ -94,6 +95,7 @@ from generate_series(1, $1) as n`, fixes)
 }
 
 func TestFiftyViewersAreServedAndOneMoreIsTold(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()

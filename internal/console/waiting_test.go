@@ -14,6 +14,7 @@ import (
 )
 
 func TestWhatIsTriedAgainIsShownWithItsReason(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards, "DLQ_RETRY_DELAYS=1h")
 	p.AwaitReady()

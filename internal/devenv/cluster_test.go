@@ -10,9 +10,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestAClusterLosesAMasterMovesASlotAndRestarts(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	cluster := start(t, devenv.Options{Cluster: true}).Cluster
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

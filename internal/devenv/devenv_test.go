@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -73,6 +74,7 @@ func exec(t *testing.T, s *devenv.Server, sql string) {
 
 // Promise 2.
 func TestServersAreDurableAndBounded(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	env := start(t, devenv.Options{Redis: true, Postgres: true})
 	client := redisClient(t, env.Redis)
@@ -162,6 +164,7 @@ func TestSharedMemoryOfAKilledPostgresGoes(t *testing.T) {
 
 // Promise 5.
 func TestPostgresKeepsPortAndDataUntilItIsEmptied(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	env := start(t, devenv.Options{Postgres: true})
 	ctx, port := t.Context(), env.Postgres.Port()

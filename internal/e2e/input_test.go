@@ -121,6 +121,7 @@ func TestBadInputIsNamedAndBlocksNothing(t *testing.T) {
 }
 
 func TestWhatNodePublishesIsStoredAsItWasMeant(t *testing.T) {
+	testenv.Slow(t)
 	testenv.SkipIn(t, devenv.Encrypted, "the test cannot read what is sent")
 	dep := servicetest.New(t)
 	p := dep.Run()

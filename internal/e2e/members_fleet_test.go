@@ -406,6 +406,7 @@ func (c *campaign) stored() (n int) {
 
 // P3: the judge compares the times of commits with the order of the stream.
 func TestTwoInstancesShareRecordsEvenlyAndThreeToo(t *testing.T) {
+	testenv.Slow(t)
 	// A record a second from each device: a burst of a few would weigh more than
 	// what the hash makes of 500 devices, which is 0.46 to 0.54 here. Who stores how
 	// much is counted over a span of device time, so an instance that is behind does

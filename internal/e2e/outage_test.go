@@ -413,5 +413,6 @@ func TestRedisFailsInManyWaysAndNothingIsLostOrGivenUp(t *testing.T) { sufferAll
 
 // P7, P9.
 func TestPostgresFailsInManyWaysAndNothingIsLostOrGivenUp(t *testing.T) {
+	testenv.Slow(t)
 	sufferAll(t, postgresOutages())
 }

@@ -45,6 +45,7 @@ func TestRowsThatATriggerSwallowsAreNoneThatAreStored(t *testing.T) {
 
 // A column that is widened at run time is no fault of a row.
 func TestAColumnThatIsWidenedPausesAndCostsNothing(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards, "CLAIM_INTERVAL_MS=100", "DLQ_RETRY_DELAYS=100ms,100ms")
 	p.AwaitReady()

@@ -36,6 +36,7 @@ func TestTheServiceRunsThroughSentinelAndAFailOver(t *testing.T) {
 }
 
 func TestOneProcessServesStreamsOnSeveralNodesOfACluster(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	ctx := t.Context()
 	cluster := testenv.RedisCluster(t)

@@ -17,6 +17,7 @@ import (
 // P1, P3, P5, P7: a restart of a server is nobody's crash. Most shards are idle here,
 // so that no progress of theirs speaks for their owners.
 func TestRestartsOfTheServersUnderLoadAreTakenForNoCrash(t *testing.T) {
+	testenv.Slow(t)
 	c := newCampaignOf(t, fleet.Steady(20260303, 20, 20, time.Hour), 400)
 	instances := []string{"a", "b"}
 	pids := make(map[string]int)

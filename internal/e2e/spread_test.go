@@ -15,6 +15,7 @@ import (
 // Each of six streams has a leader and a dispatcher: two of each on every one of three instances,
 // after a start of all at once and after a roll through them.
 func TestLeadersAndDispatchersOfStreamsAreSpreadOverInstances(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	stream := dep.Stream
 	dep.Stream += ":{0..5}"

@@ -19,6 +19,7 @@ import (
 // What /readyz says reaches everybody who reaches the port, so it has no user, database or
 // address, whichever way a server is away. The log has them.
 func TestReadinessTellsStrangersNothingOfTheServers(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	pg, rd := testenv.Proxy(t, hostOf(t, dep.PostgresURL)), testenv.Proxy(t, hostOf(t, dep.RedisURL))
 	postgres, err := pg.URL(dep.PostgresURL)

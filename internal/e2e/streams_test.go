@@ -13,6 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/store/schema"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/observer"
@@ -48,6 +49,7 @@ func (r *router) send(items []fleet.Item) error {
 // P5: from one stream to three as docs/reference/routing.md says, under load, with a publisher that switches
 // by a hash of the device: the tables are what one pass over everything makes.
 func TestAFleetRollsFromOneStreamToThreeAndRemovesTheFirst(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	_, err := schema.Migrate(t.Context(), dep.PostgresURL, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)

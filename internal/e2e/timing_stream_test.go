@@ -22,6 +22,7 @@ import (
 // A reader of TIMING_STREAM that knows only the documentation has what timing_records
 // has, however often the leader is killed while it publishes.
 func TestAReaderOfTheTimingStreamHasAllThroughKillsOfTheLeader(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	_, err := schema.Migrate(t.Context(), dep.PostgresURL, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)

@@ -16,6 +16,7 @@ import (
 // P1, P5: past one Postgres each deployment has a database and its list of streams, on the same Redis. A
 // device is in the database of its stream alone, and a list that mixes them is refused.
 func TestTwoDatabasesEachWithItsListOfStreams(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	names := []string{dep.Stream + ":0", dep.Stream + ":1", dep.Stream + ":2", dep.Stream + ":3"}
 	west, east := *dep, *dep

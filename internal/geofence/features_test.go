@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 const yard = `{"type":"Feature","properties":{"id":"yard"},"geometry":{"type":"Polygon","coordinates":[[[11,48],[11.5,48],[11.5,48.5],[11,48]]]}}`
@@ -216,6 +217,7 @@ func TestSkippedFeaturesAreNamedByNumberAndID(t *testing.T) {
 
 // A hundred thousand features are read, checked and indexed in seconds.
 func TestManyFeatures(t *testing.T) {
+	testenv.Slow(t)
 	var b strings.Builder
 	b.WriteString(`{"type":"FeatureCollection","features":[`)
 	const many = 100_000

@@ -16,6 +16,7 @@ import (
 // rounded as computed positions are, or to the decimals that people draw with, once or by each
 // part apart. Each way that stays in their union stays inside.
 func TestPartsThatShareABorderHaveNoSeam(t *testing.T) {
+	testenv.Slow(t)
 	for decimals := 6; decimals <= 16; decimals++ {
 		t.Run(fmt.Sprintf("%d decimals", decimals), func(t *testing.T) {
 			scale := math.Pow(10, float64(decimals))

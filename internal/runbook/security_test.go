@@ -92,6 +92,7 @@ func grant(t *testing.T, dep *servicetest.Deployment, who, recompute string, ope
 // The files that deploy/security has for operators make the rights that the
 // service needs, and no more than that.
 func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
+	testenv.Slow(t)
 	for _, name := range []string{"redis-cli", "psql", "sha256sum"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("SKIPPED: %s is not installed, so the files of deploy/security were not tried", name)
@@ -184,6 +185,7 @@ func TestTheServiceWorksWithTheLeastRights(t *testing.T) {
 // The roles of the compose file: an owner that migrates and a service that works,
 // neither of them a superuser.
 func TestTheServiceWorksWithTheRolesOfTheComposeFile(t *testing.T) {
+	testenv.Slow(t)
 	if _, err := exec.LookPath("psql"); err != nil {
 		t.Skip("SKIPPED: psql is not installed, so deploy/security/roles.sql was not tried")
 	}

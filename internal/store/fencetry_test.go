@@ -166,6 +166,7 @@ func TestATrialOfFencesRefusesTheRuleOnJumps(t *testing.T) {
 // fix at each microsecond, with positions without a fix, faulty ones, clocks ahead, and
 // long spans without any; they are stored in no order.
 func TestATrialGivesWhatAPassOverEachDeviceGives(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	pool := fencePool(t)
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -70,6 +70,7 @@ func at(device string, day int) telemetry.Record {
 }
 
 func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	const days = 600
 	b := newFewLocks(t, days)

@@ -164,6 +164,7 @@ func marginal(marginM, dwellS float64) geofence.Fence {
 // P5, P9: a car that stands for days within the margin, at one fix a second, does not have
 // all of it read with each late record, nor with each step of a recompute.
 func TestP9DaysWithinAMarginAreNotReadWithEachLateRecord(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	seconds := testenv.Size(60_000, 300_000)
 	several := seconds / 6000
@@ -224,6 +225,7 @@ func TestALongDwellElsewhereReadsNoMoreOfADevice(t *testing.T) {
 // P9: years within a margin are not read into memory at once: the request fails and says
 // what to do.
 func TestP9ARequestThatNeedsTooManyPositionsFails(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	p := newParked(t, marginal(50, 0))
 	p.stand(20_000)
@@ -251,6 +253,7 @@ func TestP9ARequestThatNeedsTooManyPositionsFails(t *testing.T) {
 // P5: a device that needs more than a step may read fails a request of its own; those that
 // follow it in its shard are recomputed.
 func TestADeviceThatNeedsTooManyPositionsFailsAlone(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	p := newParked(t, marginal(50, 0))
 	p.stand(20_000)

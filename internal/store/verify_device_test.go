@@ -16,6 +16,7 @@ import (
 // P5: a verification derives by itself. Of what the service derives wrongly, it tells:
 // this test fails with each fault of geofence in internal/mutation that names it.
 func TestVerifyDerivesByItself(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	b.exec(`

@@ -21,6 +21,18 @@ func Data(tb testing.TB, name string) string {
 	return path
 }
 
+// Slow skips a test that takes long, and whose promise a shorter one keeps as well,
+// unless CI is set, as `.ci/run` does, or long campaigns run.
+func Slow(tb testing.TB) {
+	tb.Helper()
+	if !IsThorough() {
+		tb.Skip("a slow test: CI=1 make test")
+	}
+}
+
+// IsThorough reports whether slow tests run.
+func IsThorough() bool { return os.Getenv("CI") != "" || IsFull() }
+
 // Full skips a long campaign unless TEST_FULL is set (`make test-full`).
 func Full(tb testing.TB) {
 	tb.Helper()

@@ -66,11 +66,11 @@ func SkipIn(tb testing.TB, w devenv.World, why string) {
 }
 
 // MainInEveryWorld is Main for a package whose statements must hold in every
-// world: its tests run once in each, or only in the one that WorldVariable
-// names. A world that this machine cannot offer is skipped with a message.
+// world: where slow tests run its tests run once in each, else in the plain one, or
+// only in the one that WorldVariable names. A world that this machine cannot offer is skipped with a message.
 func MainInEveryWorld(m *testing.M, ignore ...goleak.Option) {
 	r := runner{tests: m}
-	if os.Getenv(WorldVariable) == "" {
+	if os.Getenv(WorldVariable) == "" && IsThorough() {
 		r.worlds = devenv.Heaps()
 	}
 	goleak.VerifyTestMain(r, ignore...)

@@ -136,6 +136,7 @@ func TestElementsBecomeAttributes(t *testing.T) {
 // folder DATA is there, and holds what is expected of each fix against the
 // service's decoder.
 func TestRecordedTracksAreRead(t *testing.T) {
+	testenv.Slow(t)
 	dir := testenv.Data(t, "")
 	rows := map[string]int{
 		"austin_buses.csv.gz": 67950, "us_ais_2022-01-03.csv.gz": 66114, "scheidegg_comp_2024-06-16.csv.gz": 41799,

@@ -146,6 +146,7 @@ func TestTwoGeometriesAgree(t *testing.T) {
 // along an axis, drawn once or apart: their union is what their corners enclose, whatever way
 // goes through it.
 func TestTwoGeometriesAgreeOnSharedBorders(t *testing.T) {
+	testenv.Slow(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	between := func(a, b position, f float64) position {

@@ -77,6 +77,7 @@ func TestRowsOfARealTableAreEqual(t *testing.T) {
 // TestRecordedTracksCompareEqual sends every recorded track, in both orders,
 // through the faultless service.
 func TestRecordedTracksCompareEqual(t *testing.T) {
+	testenv.Slow(t)
 	for _, name := range []string{
 		"tracks/austin_buses.csv.gz", "tracks/gpx_misc.csv.gz", "tracks/tianma_circuit.csv.gz", "teltonika/fmb_session_records.csv.gz",
 	} {

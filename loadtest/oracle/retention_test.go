@@ -10,6 +10,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
@@ -17,6 +18,7 @@ import (
 // What retention dropped is no loss, and what was derived from it stays. An instance that went
 // on knew where a device was, one that was started again has that from its last crossing.
 func TestTheOracleKnowsRetention(t *testing.T) {
+	testenv.Slow(t)
 	items := nearby(t, profile(11, 5, 400*time.Second))
 	spanned, missed := 0, 0
 	for n, at := range send(t, items).crossings {

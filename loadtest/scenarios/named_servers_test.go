@@ -79,6 +79,7 @@ where table_schema not in ('pg_catalog', 'information_schema')`)
 // A run that ends at its first instance has made the schema, fences, requests
 // and the observer by then.
 func TestNamedServersAreLeftAsTheyWere(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	program, err := exec.LookPath("false")
 	require.NoError(t, err)
