@@ -25,6 +25,7 @@ type Deps struct {
 	Stream   Stream
 	Terms    LeaderStore
 	Ledger   Ledger
+	Losses   *Losses
 	Holds    Holds  // nil where operators hold nothing back
 	Tasks    []Task // run while this member leads
 	// Leadership is the one of this stream among those of all; nil for a stream alone.
@@ -93,7 +94,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 		return nil, err
 	}
 	if engine == nil || deps.Client == nil || deps.Shards == nil || deps.Sessions == nil || deps.Stream == nil ||
-		deps.Terms == nil || deps.Ledger == nil {
+		deps.Terms == nil || deps.Ledger == nil || deps.Losses == nil {
 		return nil, errors.New("coordination: a dependency is missing")
 	}
 	m := newMetrics(reg)
@@ -105,12 +106,12 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	})
 	membership.check = deps.Stream.CheckServer
 	f := &Fleet{cfg: cfg, membership: membership, stream: deps.Stream, abandoned: make(chan struct{}), log: log.With("component", "fleet")}
-	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, m, log)
+	f.reconciler = newReconciler(cfg, membership, deps.Shards, deps.Sessions, deps.Stream, engine, deps.Ledger, deps.Losses, m, log)
 	membership.rowLocks = f.reconciler.RowLocks
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, store: deps.Terms, stream: deps.Stream,
 		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
-		ledger: deps.Ledger, holds: deps.Holds, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
+		ledger: deps.Ledger, losses: deps.Losses, holds: deps.Holds, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
 	}
 	f.leader = leader
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)

@@ -280,12 +280,14 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 		return ""
 	}})
 	pool := b.open(membership.Name())
+	ledger := store.NewLedger(pool, b.scope(), membership.Name(), 5*time.Second)
 	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
 		Client: client, Keys: keys, Stream: group, Tasks: []Task{&m.task},
 		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
 		Sessions: store.NewSessions(pool, 5*time.Second),
 		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),
-		Ledger:   store.NewLedger(pool, b.scope(), membership.Name(), 5*time.Second),
+		Ledger:   ledger,
+		Losses:   NewLosses(ledger, m.reg),
 	}, log, m.reg)
 	require.NoError(b.t, err)
 

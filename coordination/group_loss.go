@@ -45,6 +45,7 @@ const progressEvery = time.Second
 type DataLossDetector struct {
 	stream GroupRecreations
 	ledger RecreationLedger
+	losses *Losses
 	log    *slog.Logger
 	lost   *prometheus.CounterVec
 	open   *openIncidents
@@ -56,9 +57,9 @@ type DataLossDetector struct {
 }
 
 // NewDataLossDetector returns the task.
-func NewDataLossDetector(source GroupRecreations, ledger RecreationLedger, log *slog.Logger, reg prometheus.Registerer) *DataLossDetector {
+func NewDataLossDetector(source GroupRecreations, ledger RecreationLedger, losses *Losses, log *slog.Logger, reg prometheus.Registerer) *DataLossDetector {
 	w := &DataLossDetector{
-		stream: source, ledger: ledger, log: log.With("component", "data loss detector"),
+		stream: source, ledger: ledger, losses: losses, log: log.With("component", "data loss detector"),
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "processor_coordination_data_loss_events_total", Help: "Times the group was lost and recreated, or Redis failed over to an older state, by kind: group_lost, redis_lost, redis_failover.",
 		}, []string{"kind"}),
@@ -154,7 +155,7 @@ func (w *DataLossDetector) note(ctx context.Context, m *protocol.GroupRecreation
 	}
 	kind, loss := m.Classify(history)
 	if loss != nil {
-		if err := w.ledger.RecordLosses(ctx, []protocol.Loss{*loss}); err != nil {
+		if err := w.losses.Record(ctx, []protocol.Loss{*loss}); err != nil {
 			return "", err
 		}
 	}

@@ -20,7 +20,8 @@ func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	// The bench's creation of the group, which no leader has processed.
 	watch := func() (*DataLossDetector, *prometheus.Registry) {
 		reg := prometheus.NewRegistry()
-		return NewDataLossDetector(b.group, store.NewLedger(b.pool, b.scope(), "watch", time.Minute), discard(), reg), reg
+		ledger := store.NewLedger(b.pool, b.scope(), "watch", time.Minute)
+		return NewDataLossDetector(b.group, ledger, NewLosses(ledger, reg), discard(), reg), reg
 	}
 	for range 2 {
 		_, err := store.NewLeader(b.pool, b.scope(), "watch", time.Minute).BeginTerm(ctx)
@@ -83,6 +84,7 @@ func TestALostGroupIsAnIncidentUntilRedeliveryIsComplete(t *testing.T) {
 	require.NoError(t, two.Do(ctx, 2))
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'redis_lost' and closed_at is not null"))
 	require.Equal(t, 1, b.count("select count(*) from processor.losses where cause = 'flush' and entries is null and first_id is null"))
+	require.Equal(t, 1.0, labelled(t, second, "processor_coordination_losses_total", "flush"), "though nobody can tell how many entries")
 	b.requireLost(ids...)
 	require.Zero(t, b.client.LLen(ctx, b.group.Names().Recreations()).Val())
 }

@@ -23,9 +23,8 @@ type Holds interface {
 	Holds(ctx context.Context) (protocol.Holds, error)
 }
 
-// Ledger records losses and incidents.
+// Ledger records incidents, and the newest entry ever seen. For losses there is Losses.
 type Ledger interface {
-	RecordLosses(ctx context.Context, losses []protocol.Loss) error
 	RaiseHighWatermark(ctx context.Context, id telemetry.EntryID) error
 	Opened(ctx context.Context, kind string) (subjects []string, err error)
 	Open(ctx context.Context, kind, subject string, detail map[string]any) error
@@ -47,6 +46,7 @@ type Leader struct {
 	store      LeaderStore
 	stream     Stream
 	ledger     Ledger
+	losses     *Losses
 	holds      Holds // nil for none
 	metrics    *metrics
 	tasks      []Task
@@ -344,7 +344,7 @@ func (l *Leader) record(ctx context.Context) error {
 		if err != nil || len(losses) == 0 {
 			return err
 		}
-		if err := l.ledger.RecordLosses(ctx, losses); err != nil {
+		if err := l.losses.Record(ctx, losses); err != nil {
 			return err
 		}
 		if err := l.stream.Recorded(ctx, receipt); err != nil {
@@ -355,7 +355,6 @@ func (l *Leader) record(ctx context.Context) error {
 			n += max(0, loss.Entries)
 		}
 		rare.Reached(rare.LossRecorded)
-		l.metrics.losses.Add(float64(n))
 		l.log.Error("entries lost before completion", "count", n,
 			"reason", losses[0].Cause, "entry_id", losses[0].First.String())
 	}

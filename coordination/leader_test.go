@@ -117,12 +117,8 @@ func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 		}
 		return err
 	})
-	testenv.Wait(t, 5*time.Second, func() error { // counted after it has left the list
-		if n := m.value("processor_coordination_lost_entries_total"); n != 1 {
-			return fmt.Errorf("%v are counted", n)
-		}
-		return nil
-	})
+	require.Equal(t, 1.0, m.value("processor_coordination_lost_entries_total"))
+	require.Equal(t, 1.0, labelled(t, m.reg, "processor_coordination_losses_total", "trimmed_pending"))
 }
 
 // counted is a task that counts its passes.

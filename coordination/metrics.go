@@ -28,7 +28,6 @@ type metrics struct {
 	acquisitionsDelayed prometheus.Counter
 	redelivered         prometheus.Counter
 	claimed             prometheus.Counter
-	losses              prometheus.Counter
 	acquireSeconds      prometheus.Histogram
 	handoffSeconds      prometheus.Histogram
 }
@@ -58,7 +57,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		acquisitionsDelayed: counter("processor_coordination_acquisitions_delayed_total", "Passes that put off a shard given up again and again."),
 		redelivered:         counter("processor_coordination_redelivered_entries_total", "Entries redelivered because their commit is unconfirmed."),
 		claimed:             counter("processor_coordination_claimed_entries_total", "Entries claimed from foreign consumers."),
-		losses:              counter("processor_coordination_lost_entries_total", "Entries recorded as lost in the ledger."),
 		acquireSeconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name: "processor_coordination_shard_acquire_duration_seconds", Help: "Time to acquire the shards of one pass.", Buckets: seconds,
 		}),

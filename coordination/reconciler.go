@@ -66,6 +66,7 @@ type reconciler struct {
 	stream     Stream
 	engine     Engine
 	ledger     Ledger
+	losses     *Losses
 	metrics    *metrics
 	log        *slog.Logger
 	wake       chan struct{} // size one, coalesced
@@ -81,11 +82,11 @@ type reconciler struct {
 
 // newReconciler returns a reconciler that owns nothing yet.
 func newReconciler(cfg Config, membership *Membership, shards ownership, sessions Sessions, stream Stream, engine Engine,
-	ledger Ledger, m *metrics, log *slog.Logger,
+	ledger Ledger, losses *Losses, m *metrics, log *slog.Logger,
 ) *reconciler {
 	return &reconciler{
 		cfg: cfg, membership: membership, shards: shards, sessions: sessions, stream: stream, engine: engine, ledger: ledger,
-		metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
+		losses: losses, metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
 		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]protocol.RowLock), reacquired: make(map[int]reacquisition),
 	}
 }
@@ -541,7 +542,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 	if len(losses) == 0 {
 		return nil
 	}
-	if err := k.ledger.RecordLosses(ctx, losses); err != nil {
+	if err := k.losses.Record(ctx, losses); err != nil {
 		return err
 	}
 	for _, r := range ranges {

@@ -52,12 +52,12 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 	if err != nil {
 		return err
 	}
-	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: "failover", Last: protocol.Until(follows, snapshot.Now), Entries: -1, Shard: -1}
+	kind, loss := protocol.RedisFailedOver, protocol.Loss{Cause: protocol.LossFailover, Last: protocol.Until(follows, snapshot.Now), Entries: -1, Shard: -1}
 	if loss.Last.Less(gone[len(gone)-1]) {
 		loss.Last = gone[len(gone)-1] // the clock stepped back
 	}
 	if before.IsZero() {
-		kind, loss.Cause = protocol.RedisLost, "flush" // and the record of the group's recreation was flushed with it
+		kind, loss.Cause = protocol.RedisLost, protocol.LossFlush // and the record of the group's recreation was flushed with it
 	} else {
 		loss.First = before.Next()
 	}
@@ -71,7 +71,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 
 // recordFailover records the loss of entries. It is idempotent.
 func (w *DataLossDetector) recordFailover(ctx context.Context, kind string, loss protocol.Loss) error {
-	if err := w.ledger.RecordLosses(ctx, []protocol.Loss{loss}); err != nil {
+	if err := w.losses.Record(ctx, []protocol.Loss{loss}); err != nil {
 		return err
 	}
 	subject := loss.Last.String()

@@ -23,7 +23,8 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 		term, err := store.NewLeader(b.pool, b.scope(), "watch", time.Minute).BeginTerm(ctx)
 		require.NoError(t, err)
 		reg = prometheus.NewRegistry()
-		w := NewDataLossDetector(b.group, store.NewLedger(b.pool, b.scope(), "watch", time.Minute), discard(), reg)
+		ledger := store.NewLedger(b.pool, b.scope(), "watch", time.Minute)
+		w := NewDataLossDetector(b.group, ledger, NewLosses(ledger, reg), discard(), reg)
 		return func() {
 			for range 2 {
 				w.polled = time.Time{}
@@ -81,6 +82,7 @@ func TestAnOlderStateOfTheStreamIsALossOfUnknownSize(t *testing.T) {
 	b.requireKept(kept[2], first)
 	require.Equal(t, 1, b.count("select count(*) from processor.incidents where kind = 'redis_failover' and closed_at is not null"))
 	require.Equal(t, 1.0, labelled(t, reg, "processor_coordination_data_loss_events_total", "redis_failover"))
+	require.Equal(t, 1.0, labelled(t, reg, "processor_coordination_losses_total", "failover"), "though nobody can tell how many entries")
 
 	// Only a shard's applied ID reaches the lost range; the leader had not polled.
 	before := add()

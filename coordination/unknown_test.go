@@ -105,7 +105,7 @@ func (l *lostGroup) Close(context.Context, string, string) error {
 func TestP10ALostGroupStaysOpenWhileTheBacklogIsUnknown(t *testing.T) {
 	t.Parallel()
 	lost := &lostGroup{}
-	w := NewDataLossDetector(lost, lost, discard(), prometheus.NewRegistry())
+	w := NewDataLossDetector(lost, lost, nil, discard(), prometheus.NewRegistry())
 	require.NoError(t, w.Do(t.Context(), 1))
 	require.Zero(t, lost.closed)
 	lost.backlog = protocol.Backlog{Pending: 1, Oldest: telemetry.EntryID{Ms: 4}, OldestKnown: true}

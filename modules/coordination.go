@@ -106,11 +106,14 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	timeout := d.Service.Postgres.StatementTimeout
 	terms := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
 	terms.Guard(d.Identity)
+	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
+	losses := coordination.NewLosses(ledger, d.Metrics)
 	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, recordFleet(coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  terms,
-		Tasks:  leaderTasks(d),
-		Ledger: store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout),
+		Tasks:  leaderTasks(d, ledger, losses),
+		Ledger: ledger,
+		Losses: losses,
 		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),
 
 		Leadership: d.Leases.leadership.Lease(),

@@ -19,9 +19,8 @@ const timingEntries = 100_000
 const movedEvery = time.Minute
 
 // leaderTasks returns what the leader does besides assigning shards.
-func leaderTasks(d fleetDeps) []coordination.Task {
+func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses) []coordination.Task {
 	timeout := d.Service.Postgres.StatementTimeout
-	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
 	sink := store.NewLeader(d.Pool, d.Scope, string(d.Member), timeout)
@@ -36,7 +35,7 @@ func leaderTasks(d fleetDeps) []coordination.Task {
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, streamType.Pass),
 		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards) }),
-		coordination.NewDataLossDetector(d.Group, ledger, d.Log, d.Metrics),
+		coordination.NewDataLossDetector(d.Group, ledger, losses, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{
 			Shards: d.Shards, Deferred: d.House, Members: d.Membership.Members, Ring: d.Group,
 			Backlog: func(ctx context.Context) (b protocol.Backlog, added int64, err error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/fault"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	storeadmin "github.com/trmtracking/processor/internal/store/admin"
 	"github.com/trmtracking/processor/internal/store/schema"
@@ -202,8 +203,11 @@ func (d *Diagnosis) losses(s *storeadmin.FleetStatus) {
 		lost = cli.Count(s.Lost, "entry") + " and more were lost"
 	}
 	remedy := "raise MAXLEN of tcp-ingestion; " + see(sectionTrimmed)
-	if slices.Contains(s.LostBy, "flush") || slices.Contains(s.LostBy, "failover") {
+	switch {
+	case slices.Contains(s.LostBy, protocol.LossFlush), slices.Contains(s.LostBy, protocol.LossFailover):
 		remedy = "set appendonly yes; " + see(sectionRedisLost)
+	case slices.Contains(s.LostBy, protocol.LossRestored):
+		remedy = "fill the gap from what trackers still have; " + see(sectionRestored)
 	}
 	d.add(level, about, fmt.Sprintf("%s (%s), the last detected %s", lost, strings.Join(s.LostBy, ", "), s.LostSince.UTC().Format(time.RFC3339)), remedy)
 }

@@ -14,6 +14,7 @@ const (
 	sectionRedisLost   = "ProcessorRedisLostItsData"
 	sectionGroupLost   = "ProcessorGroupLost"
 	sectionTrimmed     = "ProcessorRecordsLost"
+	sectionRestored    = "postgres-restored"
 	sectionFences      = "recompute"
 	sectionDump        = "ProcessorShardQuarantined"
 	sectionRedis       = "ProcessorRedisErrors"

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	storeadmin "github.com/trmtracking/processor/internal/store/admin"
 )
 
 func TestEveryIncidentHasWords(t *testing.T) {
@@ -21,6 +22,18 @@ func TestEveryIncidentHasWords(t *testing.T) {
 	require.Contains(t, silent.Remedy(), "kill -KILL 8513 on host vm if it still runs, and start another unless a supervisor does")
 	silent.Detail = json.RawMessage("{}")
 	require.Equal(t, GuideOf(protocol.SilentMember).Remedy, silent.Remedy(), "nothing heard of it")
+}
+
+func TestTheDoctorNamesThePageOfACauseOfLosses(t *testing.T) {
+	found := time.Now()
+	for cause, page := range map[string]string{
+		protocol.LossTrimmedUnread: sectionTrimmed, protocol.LossTrimmedPending: sectionTrimmed, protocol.LossFlush: sectionRedisLost,
+		protocol.LossFailover: sectionRedisLost, protocol.LossRestored: sectionRestored,
+	} {
+		var d Diagnosis
+		d.losses(&storeadmin.FleetStatus{LostSome: true, LostSince: &found, LostBy: []string{cause}})
+		require.Contains(t, d.Findings[0].Remedy, see(page), cause)
+	}
 }
 
 func TestAReplaySaysWhatItKept(t *testing.T) {

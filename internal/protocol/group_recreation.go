@@ -48,7 +48,7 @@ func (m *GroupRecreation) Classify(history GroupHistory) (kind string, lost *Los
 	case known.IsZero(), m.Last.Less(known), m.Removed == 0 && known.Less(m.First):
 		// Another stream of the same name, or an older state of it.
 		// What is known is gone, and what followed it.
-		loss.Cause, loss.Last = "flush", Until(telemetry.EntryID{}, uint64(max(0, m.At.UnixMilli())))
+		loss.Cause, loss.Last = LossFlush, Until(telemetry.EntryID{}, uint64(max(0, m.At.UnixMilli())))
 		if known.Less(m.First) {
 			loss.Last = Until(m.First, 0)
 		}
@@ -57,7 +57,7 @@ func (m *GroupRecreation) Classify(history GroupHistory) (kind string, lost *Los
 		}
 		return RedisLost, &loss
 	case known.Next().Less(first):
-		loss.Cause, loss.First, loss.Last = "trimmed_unread", known.Next(), first
+		loss.Cause, loss.First, loss.Last = LossTrimmedUnread, known.Next(), first
 		return kind, &loss
 	}
 	return kind, nil

@@ -55,7 +55,7 @@ func (e *Entered) Restored(r Range) *Loss {
 	if !known || had.Compare(r.From) <= 0 || e.Trimmed.Compare(r.From.Next()) <= 0 {
 		return nil
 	}
-	loss := Loss{Cause: "restored", Last: r.To, Entries: -1, Shard: r.Shard}
+	loss := Loss{Cause: LossRestored, Last: r.To, Entries: -1, Shard: r.Shard}
 	if !r.From.IsZero() {
 		loss.First = r.From.Next()
 	}

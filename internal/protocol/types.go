@@ -105,10 +105,25 @@ func (s Shard) Record() ShardRecord {
 	return ShardRecord{Assigned: s.Assigned, Owner: s.Owner, Epoch: s.Epoch}
 }
 
+// Suspected causes of losses. The page ProcessorRecordsLost of the runbook says of each
+// what to do.
+const (
+	LossTrimmedUnread  = "trimmed_unread"  // removed from the stream before it was dispatched
+	LossTrimmedPending = "trimmed_pending" // removed from the stream while it was on a queue
+	LossFlush          = "flush"           // Redis came back empty, or older and without the group
+	LossFailover       = "failover"        // Redis continued with an older state of stream and group
+	LossRestored       = "restored"        // Postgres lost its commit, and the stream no longer holds it
+)
+
+// LossCauses returns all causes of losses.
+func LossCauses() []string {
+	return []string{LossTrimmedUnread, LossTrimmedPending, LossFlush, LossFailover, LossRestored}
+}
+
 // Loss is a range of entries that were gone before they could be read or
 // finished.
 type Loss struct {
-	Cause   string            // trimmed_unread, trimmed_pending, flush, failover, group_lost, restored
+	Cause   string            // one of LossCauses
 	First   telemetry.EntryID // zero if unknown
 	Last    telemetry.EntryID // zero if unknown
 	Entries int64             // negative if unknown

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/trmtracking/processor/internal/config"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/modules"
 )
 
@@ -56,23 +57,31 @@ func registered(t *testing.T) map[string]bool {
 
 var metricNames = regexp.MustCompile(`\bprocessor_[a-z_]+|\bprocess_[a-z_]+`)
 
+// eachSource calls see with the sources of the service of one kind.
+func eachSource(t *testing.T, kind string, see func(file, text string)) {
+	t.Helper()
+	for _, folder := range []string{"cmd/processor", "coordination", "internal", "modules", "pipeline"} {
+		require.NoError(t, filepath.WalkDir(root+folder, func(file string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || filepath.Ext(file) != kind || strings.HasSuffix(file, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(file)
+			see(file, string(text))
+			return err
+		}))
+	}
+}
+
 // inCode is the names of all metrics in the sources of the service: some are
 // registered only under certain settings.
 func inCode(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}
-	for _, folder := range []string{"cmd/processor", "coordination", "internal", "modules", "pipeline"} {
-		require.NoError(t, filepath.WalkDir(root+folder, func(file string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || filepath.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") {
-				return err
-			}
-			text, err := os.ReadFile(file)
-			for _, m := range metricLiteral.FindAllSubmatch(text, -1) {
-				names[string(m[1])] = true
-			}
-			return err
-		}))
-	}
+	eachSource(t, ".go", func(_, text string) {
+		for _, m := range metricLiteral.FindAllStringSubmatch(text, -1) {
+			names[m[1]] = true
+		}
+	})
 	return names
 }
 
@@ -111,6 +120,40 @@ func TestEachStepThatFailsAlerts(t *testing.T) {
 		require.Regexp(t, `\b`+m[1]+`\b`, row)
 		require.Regexp(t, `step=~"([a-z_]+\|)*`+m[1]+`(\||")`, string(rules))
 	}
+}
+
+var (
+	lossCause   = regexp.MustCompile(`(?m)^\tLoss\w+ += "([a-z_]+)"`)
+	scriptCause = regexp.MustCompile(`\bcause = '([a-z_]+)'`)
+	looseCause  = regexp.MustCompile(`Loss\{Cause: *"|\.Cause\b[^\n=]*[^=!]= "`)
+)
+
+// Each cause of a loss, in the code and in the scripts, is one that the metric has from
+// the start, and the page of the alert says what to do.
+func TestEachCauseOfALossIsInThePageOfItsAlert(t *testing.T) {
+	b := readBook(t)
+	var explained, constants []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\| [^|]+ \\| [^|]+ \\|$").FindAllStringSubmatch(b.text[pagePath("ProcessorRecordsLost")], -1) {
+		explained = append(explained, m[1])
+	}
+	require.ElementsMatch(t, protocol.LossCauses(), explained)
+	types, err := os.ReadFile(root + "internal/protocol/types.go")
+	require.NoError(t, err)
+	for _, m := range lossCause.FindAllSubmatch(types, -1) {
+		constants = append(constants, string(m[1]))
+	}
+	require.ElementsMatch(t, protocol.LossCauses(), constants)
+	scripts := 0
+	eachSource(t, ".lua", func(file, text string) {
+		for _, m := range scriptCause.FindAllStringSubmatch(text, -1) {
+			scripts++
+			require.Contains(t, constants, m[1], file)
+		}
+	})
+	require.Greater(t, scripts, 4)
+	eachSource(t, ".go", func(file, text string) {
+		require.NotRegexp(t, looseCause, text, "%s: name the cause by its constant", file)
+	})
 }
 
 // isMetric reports whether a name in a query is one that an instance serves.

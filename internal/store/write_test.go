@@ -347,7 +347,7 @@ func TestP6ALossIsRecordedOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(5), n)
 	require.False(t, unknown)
-	require.NoError(t, ledger.RecordLosses(t.Context(), []protocol.Loss{{Cause: "group_lost", Entries: -1, Shard: -1}}))
+	require.NoError(t, ledger.RecordLosses(t.Context(), []protocol.Loss{{Cause: protocol.LossRestored, Entries: -1, Shard: -1}}))
 	_, unknown, err = ledger.TotalLost(t.Context())
 	require.NoError(t, err)
 	require.True(t, unknown)

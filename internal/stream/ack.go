@@ -66,7 +66,7 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		if err := add(a.Shard, a.Token, "", applied, a.IDs); err != nil {
 			return err
 		}
-		if err := add(a.Shard, a.Token, "trimmed_pending", "", a.Gone); err != nil {
+		if err := add(a.Shard, a.Token, protocol.LossTrimmedPending, "", a.Gone); err != nil {
 			return err
 		}
 	}
