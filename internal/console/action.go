@@ -28,6 +28,7 @@ type action struct {
 
 const (
 	maxForm   = 2 << 20 // bytes
+	maxSignIn = 8 << 10 // bytes, of anybody
 	maxReason = 500
 	maxJobs   = 100       // remembered
 	jobFor    = time.Hour // an action may take
@@ -191,7 +192,7 @@ func (s *jobs) halt() {
 func (c *Console) signRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) { c.showSignIn(w, r, http.StatusOK, nil) })
 	mux.HandleFunc("POST "+Root+"sign-in/", func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		r.Body = http.MaxBytesReader(w, r.Body, maxSignIn)
 		if err := c.guard.signIn(w, r); err != nil {
 			c.log.Warn("sign-in refused", "err", err)
 			c.showSignIn(w, r, http.StatusForbidden, err)

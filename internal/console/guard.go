@@ -167,13 +167,15 @@ func (g *guard) allow(r *http.Request) (operator string, err error) {
 
 // signIn checks the token and sets the cookie.
 func (g *guard) signIn(w http.ResponseWriter, r *http.Request) error {
-	switch name := strings.TrimSpace(r.PostFormValue("name")); {
+	switch { // before the form is read, for which the client may let us wait
 	case !g.Write || g.Token == "":
 		return errReadOnly
 	case g.origin.Check(r) != nil:
 		return errForgery
 	case !g.tries.Allow():
 		return errTooMany
+	}
+	switch name := strings.TrimSpace(r.PostFormValue("name")); {
 	case subtle.ConstantTimeCompare([]byte(r.PostFormValue("secret")), []byte(g.Token)) != 1:
 		return errBadToken
 	case name == "" || len(name) > maxName:

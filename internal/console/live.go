@@ -14,7 +14,7 @@ import (
 
 const (
 	// maxClients is the number of streams at a time, fewer than the connections that
-	// the endpoint takes, so that probes get in; a page beyond it is complete
+	// the endpoint takes, so that others end none of them; a page beyond it is complete
 	// and does not move.
 	maxClients = 50
 	// writeFor is how long a client may take to accept an update.

@@ -5,21 +5,34 @@ import (
 	"net/http"
 	"sync"
 	"syscall"
+	"time"
 )
 
-// maxConnections bounds what clients can cost: 64 connections take about a
-// megabyte, and leave descriptors for Redis and Postgres.
-const maxConnections = 64
+const (
+	// maxConnections bounds what clients can cost: 64 connections take about a
+	// megabyte, and leave descriptors for Redis and Postgres.
+	maxConnections = 64
+	// idleFor is the time to send a request in, after which a connection is the first
+	// to be closed.
+	idleFor = time.Second
+)
 
-// connections closes the connection that has waited longest for a request when
-// there are too many, so that clients that only hold connections keep no probe
-// out. Where all have a request under way, the newest is closed.
+// connections closes one when there are too many: the one that has waited longest for a
+// request, more than idleFor, otherwise the one whose state has not changed for longest,
+// as that of a client that sends no body, reads no response or watches a page. So each
+// new one is served, and it takes as many that come later to close it.
 type connections struct {
 	limit int
 
 	mu      sync.Mutex
-	open    map[net.Conn]uint64 // guarded by mu; since which change it waits, 0 while a request is under way
-	changes uint64              // guarded by mu
+	open    map[net.Conn]connection // guarded by mu
+	changes uint64                  // guarded by mu
+}
+
+// connection is the state of one.
+type connection struct {
+	change uint64    // which one its state is of
+	idle   time.Time // since when it waits for a request; zero while one is under way
 }
 
 func newConnections() *connections {
@@ -28,7 +41,7 @@ func newConnections() *connections {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
 		limit = max(2, min(limit, uint64(files.Cur)/4)) //nolint:unconvert // the types differ between systems
 	}
-	return &connections{limit: int(limit), open: map[net.Conn]uint64{}} //nolint:gosec // at most 64
+	return &connections{limit: int(limit), open: map[net.Conn]connection{}} //nolint:gosec // at most 64
 }
 
 // changed is http.Server.ConnState.
@@ -38,29 +51,35 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	if _, known := c.open[conn]; !known && state != http.StateNew {
 		return // closed below, its goroutine does not know yet
 	}
+	c.changes++
 	switch state {
 	case http.StateNew, http.StateIdle:
-		c.changes++
-		c.open[conn] = c.changes
+		c.open[conn] = connection{c.changes, time.Now()}
 	case http.StateActive:
-		c.open[conn] = 0
+		c.open[conn] = connection{change: c.changes}
 	case http.StateHijacked, http.StateClosed: // no handler hijacks
 		delete(c.open, conn)
 	}
 	if len(c.open) > c.limit {
-		victim := c.longestWaiting(conn)
+		victim := c.victim()
 		delete(c.open, victim)
 		_ = victim.Close() // the client's loss
 	}
 }
 
-// longestWaiting returns newest where no connection waits. The caller holds the lock.
-func (c *connections) longestWaiting(newest net.Conn) net.Conn {
-	victim, least := newest, uint64(0)
-	for conn, since := range c.open {
-		if since != 0 && conn != newest && (least == 0 || since < least) {
-			victim, least = conn, since
+// victim returns the connection to close. The caller holds the lock.
+func (c *connections) victim() net.Conn {
+	var oldest, waiting net.Conn
+	for conn, x := range c.open {
+		if oldest == nil || x.change < c.open[oldest].change {
+			oldest = conn
+		}
+		if !x.idle.IsZero() && time.Since(x.idle) > idleFor && (waiting == nil || x.change < c.open[waiting].change) {
+			waiting = conn
 		}
 	}
-	return victim
+	if waiting != nil {
+		return waiting
+	}
+	return oldest
 }

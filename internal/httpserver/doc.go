@@ -13,7 +13,8 @@
 //  4. Profiles are served only if the configuration says so, whatever address the
 //     client seems to have.
 //  5. Clients that hold connections cost a bounded number of them, and keep no
-//     other client out.
+//     other client out: whether they send nothing, half a request or no body, or do
+//     not read.
 //
 // /healthz reports only that the process responds. It does not check dependencies
 // on purpose: a restart does not fix another service's outage.

@@ -65,6 +65,21 @@ func (s *Server) routes(ctx context.Context) http.Handler {
 	return mux
 }
 
+// answering ends the connection of each request that has a body, since net/http would
+// wait for a body that no handler reads, to use the connection again: before it answers,
+// and after that.
+func answering(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			w.Header().Set("Connection", "close")
+			defer func() {
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // a connection that is gone waits for nothing
+			}()
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // readiness runs all checks concurrently.
 func (s *Server) readiness(ctx context.Context) Readiness {
 	s.mu.Lock()

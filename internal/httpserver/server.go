@@ -16,8 +16,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// closeTimeout bounds running requests when the server stops.
-const closeTimeout = time.Second
+const (
+	// closeTimeout bounds running requests when the server stops.
+	closeTimeout = time.Second
+	// bodyTimeout bounds the wait for a body that a request was answered without.
+	bodyTimeout = time.Second
+)
 
 // Config configures a Server.
 type Config struct {
@@ -138,7 +142,7 @@ func (s *Server) Run(ctx context.Context) error {
 	server := &http.Server{
 		// Streams would otherwise hold up the stop for closeTimeout.
 		BaseContext:       func(net.Listener) context.Context { return probing },
-		Handler:           s.routes(probing),
+		Handler:           answering(s.routes(probing)),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      2 * time.Minute, // a CPU profile takes as long as it is asked to

@@ -36,6 +36,12 @@ func serve(t *testing.T, cfg httpserver.Config, reg *prometheus.Registry) *https
 	t.Helper()
 	s, err := httpserver.New(cfg, reg, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+	run(t, s)
+	return s
+}
+
+func run(t *testing.T, s *httpserver.Server) {
+	t.Helper()
 	require.NoError(t, s.Listen(t.Context()))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -44,7 +50,6 @@ func serve(t *testing.T, cfg httpserver.Config, reg *prometheus.Registry) *https
 		cancel()
 		require.NoError(t, <-ended)
 	})
-	return s
 }
 
 func request(t *testing.T, method, url string, header ...string) (int, string) {
@@ -266,6 +271,102 @@ func TestIdleClientsAreBoundedAndKeepNoProbeOut(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Promise 5.
+func TestClientsThatHoldARequestKeepNoProbeOut(t *testing.T) {
+	const post = "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 10\r\n\r\n"
+	for name, sent := range map[string]string{
+		"half a header":      "GET /healthz HTTP/1.1\r\nHost: x\r\nX-",
+		"no body, refused":   fmt.Sprintf(post, "/healthz"),
+		"no body, not read":  fmt.Sprintf(post, "/held/ignored"),
+		"no body, read":      fmt.Sprintf(post, "/held/form"),
+		"no body, of a GET":  "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
+		"no body, by pieces": "POST /held/form HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\n",
+		"does not read":      "GET /held/large HTTP/1.1\r\nHost: x\r\n\r\n",
+		"watches":            "GET /held/events HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var under atomic.Int64 // way
+			s := serveHeld(t, &under)
+			hold := func() {
+				conn, err := net.Dial("tcp", s.Addr())
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = conn.Close() })
+				require.NoError(t, conn.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+				_, _ = conn.Write([]byte(sent)) // in part, where the server waits for us to read
+			}
+			for range 80 {
+				hold()
+			}
+			if strings.Contains(sent, "/held/") && !strings.Contains(sent, "ignored") {
+				testenv.Wait(t, 10*time.Second, func() error {
+					if n := under.Load(); n < 60 {
+						return fmt.Errorf("%d requests are under way", n)
+					}
+					return nil
+				})
+			}
+			client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+			for range 10 {
+				for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+					res, err := client.Get("http://" + s.Addr() + path)
+					require.NoError(t, err)
+					_, err = io.Copy(io.Discard, res.Body)
+					require.NoError(t, err)
+					_ = res.Body.Close()
+					require.Equal(t, http.StatusOK, res.StatusCode)
+				}
+				hold()
+			}
+		})
+	}
+}
+
+// serveHeld runs a server with handlers that clients can hold, and counts their calls
+// under way.
+func serveHeld(t *testing.T, under *atomic.Int64) *httpserver.Server {
+	t.Helper()
+	s, err := httpserver.New(config(), prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	s.Mount("/held/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		under.Add(1)
+		defer under.Add(-1)
+		switch strings.TrimPrefix(r.URL.Path, "/held/") {
+		case "form":
+			_ = r.ParseForm()
+		case "large":
+			for part := make([]byte, 1<<20); ; {
+				if _, err := w.Write(part); err != nil {
+					return
+				}
+			}
+		case "events":
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	run(t, s)
+	return s
+}
+
+// Nobody waits for a body that is not read: neither the client, nor the server for long.
+func TestARequestIsAnsweredWithoutTheBodyThatNobodyReads(t *testing.T) {
+	s := serveHeld(t, new(atomic.Int64))
+	for _, path := range []string{"/healthz", "/held/ignored"} {
+		conn, err := net.Dial("tcp", s.Addr())
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", path)
+		require.NoError(t, err)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(6*time.Second)))
+		began := time.Now()
+		answer, err := io.ReadAll(conn)
+		require.NoError(t, err, "the connection is closed")
+		require.Regexp(t, `^HTTP/1.1 [24]0[05] (.|\n)*Connection: close`, string(answer))
+		require.Less(t, time.Since(began), 5*time.Second)
+	}
 }
 
 func TestTakenPortIsAClearError(t *testing.T) {
