@@ -62,7 +62,8 @@ type Console struct {
 
 	pages     map[string]*page
 	templates *template.Template
-	hub       *hub // of all streams
+	hub       *hub   // of all streams
+	lanes     *lanes // of all streams
 	jobs      jobs
 	guard     *guard     // of all streams
 	beside    []*Console // all streams, itself among them; nil if there is one
@@ -102,8 +103,12 @@ type Console struct {
 }
 
 // newConsole returns the console of a stream. It contacts nothing.
-func newConsole(cfg Config, stream Stream, root string, g *guard, h *hub, log *slog.Logger) *Console {
-	c := &Console{cfg: cfg, stream: stream, root: root, templates: templatesOf(root), guard: g, hub: h, log: log}
+func newConsole(cfg Config, stream Stream, root string, g *guard, h *hub, l *lanes, log *slog.Logger) *Console {
+	c := &Console{cfg: cfg, stream: stream, root: root, templates: templatesOf(root), guard: g, hub: h, lanes: l, log: log}
+	c.letters.turn, c.counted.turn = l.lists, l.lists
+	c.oneLetter.turn, c.devices.turn, c.explained.turn = l.looks, l.looks, l.looks
+	c.oneDeferred.turn, c.archived.turn, c.found.turn, c.tracks.turn = l.tables, l.tables, l.tables, l.tables
+	c.incidentPages.turn, c.lossPages.turn, c.requestPages.turn, c.auditPages.turn = l.tables, l.tables, l.tables, l.tables
 	c.redis = newCached(freshness, func(ctx context.Context) (v operator.RedisView, err error) {
 		err = c.with(func(f *operator.Fleet) error {
 			v, err = f.RedisView(ctx, c.shardNumber())
@@ -130,7 +135,7 @@ func newConsole(cfg Config, stream Stream, root string, g *guard, h *hub, log *s
 		})
 		return g, err
 	})
-	c.groups.bound = scanFor
+	c.groups.bound, c.groups.turn = scanFor, l.lists
 	c.deferred = newCached(2*time.Second, func(ctx context.Context) (list []store.DeferredRow, err error) {
 		err = c.with(func(f *operator.Fleet) error { list, err = f.Deferred(ctx, shownRows); return err })
 		return list, err

@@ -52,9 +52,11 @@ func (g groupsOf) Total() (n int) {
 
 // selections caches lists by their filter, a few at a time.
 type selections[T any] struct {
+	turn lane // of their questions
+
 	mu   sync.Mutex
 	byID map[string]*cached[T]
-	age  []string
+	used []string // the one last asked for at the end
 }
 
 // maxSelections bounds what is remembered.
@@ -63,19 +65,21 @@ const maxSelections = 16
 func (s *selections[T]) get(id string, fresh, bound time.Duration, ask func(ctx context.Context) (T, error)) *cached[T] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.used = append(slices.DeleteFunc(s.used, func(x string) bool { return x == id }), id)
 	if c := s.byID[id]; c != nil {
 		return c
 	}
 	if s.byID == nil {
 		s.byID = make(map[string]*cached[T])
 	}
-	if len(s.age) >= maxSelections {
-		delete(s.byID, s.age[0])
-		s.age = s.age[1:]
+	if len(s.used) > maxSelections {
+		s.byID[s.used[0]].stop()
+		delete(s.byID, s.used[0])
+		s.used = s.used[1:]
 	}
 	c := newCached(fresh, ask)
-	c.bound = bound
-	s.byID[id], s.age = c, append(s.age, id)
+	c.bound, c.turn = bound, s.turn
+	s.byID[id] = c
 	return c
 }
 
@@ -83,8 +87,11 @@ func (s *selections[T]) get(id string, fresh, bound time.Duration, ask func(ctx 
 func (s *selections[T]) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, c := range s.byID {
+		c.stop()
+	}
 	clear(s.byID)
-	s.age = nil
+	s.used = nil
 }
 
 // forget drops what an action may have changed.
@@ -329,6 +336,8 @@ func (c *Console) deadLetter(ctx context.Context, r *http.Request) (any, error) 
 	return d, nil
 }
 
+var errExport = errors.New("another export is under way, and there is one at a time: try again later, or use processor dlq export")
+
 // exportLetters writes the selected dead letters as lines of JSON.
 func (c *Console) exportLetters(w http.ResponseWriter, r *http.Request) {
 	f := filterOf(r.URL.Query())
@@ -336,6 +345,15 @@ func (c *Console) exportLetters(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusBadRequest, err)
 		return
 	}
+	waiting, cancel := context.WithTimeout(r.Context(), maxWait)
+	defer cancel()
+	leave, ok := c.lanes.exports.enter(waiting)
+	if !ok {
+		w.Header().Set("Retry-After", "30")
+		c.fail(w, r, http.StatusServiceUnavailable, errExport)
+		return
+	}
+	defer leave()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Content-Disposition", `attachment; filename="dead-letters.ndjson"`)
 	out := http.NewResponseController(w)
@@ -591,7 +609,7 @@ func (c *Console) archive(ctx context.Context, r *http.Request) (any, error) {
 	d := archiveData{view: c.view(ctx, slowest), Actor: c.actor(r), Filter: store.ArchiveFilter{
 		Class: q.Get("class"), Device: q.Get("device"), Fingerprint: q.Get("fingerprint"), OpenOnly: q.Get("open") != "",
 	}}
-	d.Page = c.archived.get(q.Encode(), time.Second, askFor, func(ctx context.Context) (p operator.Page[store.ArchivedLetter], err error) {
+	d.Page = c.archived.get(fmt.Sprintf("%d %q %q %q %v", before, d.Filter.Class, d.Filter.Device, d.Filter.Fingerprint, d.Filter.OpenOnly), time.Second, askFor, func(ctx context.Context) (p operator.Page[store.ArchivedLetter], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Archived(ctx, d.Filter, before, shownLetters); return err })
 		return p, err
 	}).get(ctx)

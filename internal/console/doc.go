@@ -9,7 +9,9 @@
 //     closed a while after the last one; no goroutine runs.
 //  2. Open it is bounded: what several clients watch is read and rendered once,
 //     there are at most maxClients streams, each with at most one pending update.
-//     A client that does not read is dropped.
+//     A client that does not read is dropped. What anybody may choose, a filter, a
+//     device or a page, is asked for one at a time (lanes), and no longer than it is
+//     watched.
 //  3. Each server is asked on its own. While one is away the page says so and
 //     shows what the other knows, and the last of the silent one with its age.
 //     What is unknown is shown as unknown, never as 0.

@@ -217,14 +217,16 @@ func (c *Console) serveEvents(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusNotFound, errors.New("there is no such page"))
 		return
 	}
-	query := r.URL.Query().Encode()
+	query := p.query(r)
 	topic := c.root + name + "?" + query
 	if len(topic) > maxTopic {
 		c.fail(w, r, http.StatusRequestURITooLong, errors.New("the address is too long"))
 		return
 	}
 	client := c.hub.join(r.Context(), topic, p.every, func(running context.Context) renderer {
-		render := func(ctx context.Context) (update, error) { return c.parts(p, r.WithContext(ctx), false) }
+		watched := r.Clone(running)
+		watched.URL.RawQuery = query // all who watch see the same
+		render := func(ctx context.Context) (update, error) { return c.parts(p, watched.WithContext(ctx), false) }
 		if p.follow != nil {
 			return p.follow(running, render)
 		}

@@ -659,19 +659,19 @@ func segments(line []history.Ownership, now time.Time, shown time.Duration, name
 func (c *Console) allPages() map[string]*page {
 	pages := make(map[string]*page)
 	for _, p := range []*page{
-		{path: "", title: "Overview", nav: "overview", every: time.Second, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open", "fleet-actions"}, still: []string{"fleet-actions"}, data: c.overview},
-		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, names: []string{"notice", "shards"}, data: c.shards},
-		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter-filter", "deferred-list", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
-		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},
-		{path: "dead-letters/deferred/", title: "Entry that is tried again", nav: "dead", every: 2 * time.Second, names: []string{"notice", "deferred-entry"}, data: c.deferredEntry},
-		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
-		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
-		{path: "devices/crossing/", title: "Crossing", nav: "devices", every: 5 * time.Second, names: []string{"notice", "crossing"}, data: c.crossing},
+		{path: "", title: "Overview", nav: "overview", every: time.Second, reads: []string{"span"}, names: []string{"notice", "verdict", "figures", "charts", "members", "incidents-open", "fleet-actions"}, still: []string{"fleet-actions"}, data: c.overview},
+		{path: "shards/", title: "Shards", nav: "shards", every: time.Second, reads: []string{"span"}, names: []string{"notice", "shards"}, data: c.shards},
+		{path: "dead-letters/", title: "Dead letters", nav: "dead", every: 2 * time.Second, reads: []string{"class", "device", "fingerprint", "text", "ids", "after"}, names: []string{"notice", "letter-filter", "deferred-list", "letter-groups", "letter-list", "letter-actions"}, still: []string{"letter-filter", "letter-actions"}, data: c.deadLetters},
+		{path: "dead-letters/letter/", title: "Dead letter", nav: "dead", every: 2 * time.Second, reads: []string{"id"}, names: []string{"notice", "letter", "letter-edit"}, still: []string{"letter-edit"}, data: c.deadLetter},
+		{path: "dead-letters/deferred/", title: "Entry that is tried again", nav: "dead", every: 2 * time.Second, reads: []string{"entry"}, names: []string{"notice", "deferred-entry"}, data: c.deferredEntry},
+		{path: "dead-letters/archive/", title: "Archived dead letters", nav: "dead", every: 5 * time.Second, reads: []string{"class", "device", "fingerprint", "open", "before"}, names: []string{"notice", "archive", "archive-actions"}, still: []string{"archive-actions"}, data: c.archive},
+		{path: "devices/", title: "Devices", nav: "devices", every: 2 * time.Second, reads: []string{"device", "prefix", "from", "to"}, names: []string{"notice", "device-search", "device-facts", "device-map", "device-tables", "device-actions"}, still: []string{"device-search", "device-map", "device-actions"}, data: c.device},
+		{path: "devices/crossing/", title: "Crossing", nav: "devices", every: 5 * time.Second, reads: []string{"device", "fence", "at"}, names: []string{"notice", "crossing"}, data: c.crossing},
 		{path: "map/", title: "Live map", nav: "map", every: history.LiveEvery, names: []string{"notice", "live-map"}, still: []string{"live-map"}, data: c.liveMap, follow: c.follow},
-		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
-		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, names: []string{"notice", "request-list", "audit-list"}, data: c.requests},
+		{path: "incidents/", title: "Incidents and ledger", nav: "incidents", every: 2 * time.Second, reads: []string{"open", "before", "lost"}, names: []string{"notice", "incident-list", "ledger"}, data: c.incidents},
+		{path: "requests/", title: "Requests and audit", nav: "requests", every: 2 * time.Second, reads: []string{"device", "before", "audit"}, names: []string{"notice", "request-list", "audit-list"}, data: c.requests},
 		{path: "settings/", title: "Settings", nav: "settings", every: 5 * time.Second, names: []string{"notice", "setting-list", "pinned-list"}, data: c.settings},
-		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, names: []string{"job", "job-cancel"}, still: []string{"job-cancel"}, data: c.showJob},
+		{path: "jobs/", title: "Action", every: 500 * time.Millisecond, reads: []string{"id"}, names: []string{"job", "job-cancel"}, still: []string{"job-cancel"}, data: c.showJob},
 	} {
 		pages[p.path] = p
 	}

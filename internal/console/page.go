@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -39,12 +40,25 @@ type page struct {
 	title string
 	nav   string        // the entry of the navigation
 	every time.Duration // between two updates; 0 for a page that does not move
+	reads []string      // of its address, which its parts that move depend on
 	names []string      // its parts, which are templates and IDs
 	still []string      // parts that do not change once they are shown
 	// follow adds to the states of a page what is heard while it is watched.
 	follow func(running context.Context, render renderer) renderer
 	// data returns what the templates show.
 	data func(ctx context.Context, r *http.Request) (any, error)
+}
+
+// query returns what the page reads of an address. What else is there makes no page of its
+// own, which would be watched apart.
+func (p *page) query(r *http.Request) string {
+	all, read := r.URL.Query(), url.Values{}
+	for _, name := range p.reads {
+		if value := all.Get(name); value != "" {
+			read.Set(name, value)
+		}
+	}
+	return read.Encode()
 }
 
 // part is a piece of a page that is replaced as a whole.
@@ -94,7 +108,7 @@ func (c *Console) servePage(w http.ResponseWriter, r *http.Request, p *page) {
 	f.Streams = c.switchTo(p)
 	if p.every > 0 {
 		f.Events = c.root + "events/" + p.path
-		if q := r.URL.Query().Encode(); q != "" {
+		if q := p.query(r); q != "" {
 			f.Events += "?" + q
 		}
 	}

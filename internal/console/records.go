@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -35,11 +36,11 @@ func number64(r *http.Request, name string) int64 {
 func (c *Console) incidents(ctx context.Context, r *http.Request) (any, error) {
 	d := incidentsData{view: c.view(ctx, slowest), OpenOnly: r.URL.Query().Get("open") != ""}
 	before, lost := number64(r, "before"), number64(r, "lost")
-	d.Incidents = c.incidentPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.NumberedIncident], err error) {
+	d.Incidents = c.incidentPages.get(fmt.Sprint(d.OpenOnly, before), 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.NumberedIncident], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Incidents(ctx, d.OpenOnly, before, shownRows); return err })
 		return p, err
 	}).get(ctx)
-	d.Losses = c.lossPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.NumberedLoss], err error) {
+	d.Losses = c.lossPages.get(fmt.Sprint(lost), 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.NumberedLoss], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Losses(ctx, lost, shownRows); return err })
 		return p, err
 	}).get(ctx)
@@ -56,11 +57,11 @@ type requestsData struct {
 func (c *Console) requests(ctx context.Context, r *http.Request) (any, error) {
 	d := requestsData{view: c.view(ctx, slowest)}
 	device, before, audited := r.URL.Query().Get("device"), number64(r, "before"), number64(r, "audit")
-	d.Requests = c.requestPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.RequestStatus], err error) {
+	d.Requests = c.requestPages.get(fmt.Sprint(before, device), 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.RequestStatus], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Requests(ctx, device, before, shownRows); return err })
 		return p, err
 	}).get(ctx)
-	d.Audit = c.auditPages.get(r.URL.RawQuery, 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.AuditRow], err error) {
+	d.Audit = c.auditPages.get(fmt.Sprint(audited), 2*time.Second, askFor, func(ctx context.Context) (p operator.Page[store.AuditRow], err error) {
 		err = c.with(func(f *operator.Fleet) error { p, err = f.Audit(ctx, audited, shownRows); return err })
 		return p, err
 	}).get(ctx)

@@ -27,21 +27,9 @@ func TestManyDeadLettersAndALongTrackAreShownInTime(t *testing.T) {
 	p.AwaitReady()
 	b := open(t)
 	b.base = "http://" + p.Addr() + "/console/"
-	client := dep.Client()
 	letters, fixes := testenv.Size(10_000, 100_000), testenv.Size(100_000, 1_000_000)
 	began := time.Now()
-	for from := range letters / 1000 {
-		pipe := client.Pipeline()
-		for i := range 1000 {
-			n := from*1000 + i
-			class := []string{"decode", "invalid"}[n%2]
-			pipe.Do(t.Context(), "xadd", dep.Stream+":dlq", "*", "device_id", "device-"+class, "payload", "{}", "dlq_class", class, "dlq_error", "broken", "dlq_field", "payload",
-				"dlq_source_id", "1764000000000-1", "dlq_shard", "0", "dlq_attempts", "3", "dlq_first_failed", "2026-08-01T10:00:00.000000Z", "dlq_last_failed", "2026-08-01T10:00:00.000000Z",
-				"dlq_instance", "one", "dlq_version", "1", "dlq_fingerprint", class+"/payload/test", "dlq_original_fields", "2")
-		}
-		_, err := pipe.Exec(t.Context())
-		require.NoError(t, err)
-	}
+	fillDeadLetters(t, dep, letters)
 	dep.Exec(`insert into positions (device_id, ts, ingested_at, latitude, longitude, altitude, angle, speed, satellites, priority, codec, attributes)
 select 'long', '2026-01-01'::timestamptz + n * interval '10 seconds', '2026-01-01'::timestamptz + n * interval '10 seconds', 48 + n / 1e6, 11 + sin(n / 1e4), 0, 0, 50, 9, 0, '8', '{}'
 from generate_series(1, $1) as n`, fixes)
@@ -92,6 +80,74 @@ from generate_series(1, $1) as n`, fixes)
 	t.Logf("all positions after %v: %s points", time.Since(began).Round(time.Millisecond), b.eval("document.querySelector('.map').dataset.shown"))
 	t.Logf("after: %s", memory())
 	b.quiet()
+}
+
+// fillDeadLetters adds dead letters, half of class decode and half of class invalid.
+func fillDeadLetters(t *testing.T, dep *servicetest.Deployment, letters int) {
+	t.Helper()
+	client := dep.Client()
+	for from := range letters / 1000 {
+		pipe := client.Pipeline()
+		for i := range 1000 {
+			n := from*1000 + i
+			class := []string{"decode", "invalid"}[n%2]
+			pipe.Do(t.Context(), "xadd", dep.Stream+":dlq", "*", "device_id", "device-"+class, "payload", "{}", "dlq_class", class, "dlq_error", "broken", "dlq_field", "payload",
+				"dlq_source_id", "1764000000000-1", "dlq_shard", "0", "dlq_attempts", "3", "dlq_first_failed", "2026-08-01T10:00:00.000000Z", "dlq_last_failed", "2026-08-01T10:00:00.000000Z",
+				"dlq_instance", "one", "dlq_version", "1", "dlq_fingerprint", class+"/payload/test", "dlq_original_fields", "2")
+		}
+		_, err := pipe.Exec(t.Context())
+		require.NoError(t, err)
+	}
+}
+
+func TestManyFiltersDevicesAndExportsAtOnceAreAskedForOneByOne(t *testing.T) {
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	fillDeadLetters(t, dep, 20_000)
+	client := dep.Client()
+	connections := func() int { // each command under way has one
+		list, err := client.ClientList(t.Context()).Result()
+		require.NoError(t, err)
+		return strings.Count(list, "name=processor/console")
+	}
+	v := visit(t, p)
+	var readers sync.WaitGroup
+	var refused atomic.Int64
+	for i := range 50 {
+		path := []string{"dead-letters/?text=%d", "dead-letters/letter/?id=%d-1", "devices/?device=%d", "export/dead-letters.ndjson?text=%d"}[max(0, i-20)/10]
+		readers.Go(func() {
+			res, err := v.Get(v.base + fmt.Sprintf(path, i))
+			if err != nil {
+				t.Errorf("%s: %v", path, err)
+				return
+			}
+			defer res.Body.Close()
+			switch _, _ = io.Copy(io.Discard, res.Body); {
+			case res.StatusCode == http.StatusServiceUnavailable && strings.HasPrefix(path, "export"):
+				refused.Add(1)
+			case res.StatusCode != http.StatusOK:
+				t.Errorf("%s: status %d", path, res.StatusCode)
+			}
+		})
+	}
+	dep.Publish(servicetest.Records(0, 100)...)
+	testenv.Wait(t, 20*time.Second, func() error {
+		n, err := dep.Count("select count(*) from positions")
+		if err == nil && n != 100 {
+			err = fmt.Errorf("%d are stored", n)
+		}
+		return err
+	})
+	readers.Wait()
+	require.LessOrEqual(t, connections(), 8)
+	t.Logf("%d connections, %d exports refused", connections(), refused.Load())
+	testenv.Wait(t, 30*time.Second, func() error {
+		if page := v.get("dead-letters/?class=decode"); !strings.Contains(page, "50 of 10,000") {
+			return fmt.Errorf("the list is not there: %s", page)
+		}
+		return nil
+	})
 }
 
 func TestFiftyViewersAreServedAndOneMoreIsTold(t *testing.T) {

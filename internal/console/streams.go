@@ -25,14 +25,14 @@ func New(cfg Config, log *slog.Logger) (*Consoles, error) {
 	if err != nil {
 		return nil, err
 	}
-	cs, h := &Consoles{tiles: cfg.Tiles}, newHub()
+	cs, h, l := &Consoles{tiles: cfg.Tiles}, newHub(), newLanes()
 	if len(cfg.Streams) == 1 {
-		cs.front = newConsole(cfg, cfg.Streams[0], Root, g, h, log)
+		cs.front = newConsole(cfg, cfg.Streams[0], Root, g, h, l, log)
 		cs.list = []*Console{cs.front}
 		return cs, nil
 	}
 	for _, s := range cfg.Streams {
-		cs.list = append(cs.list, newConsole(cfg, s, Root+"streams/"+url.PathEscape(s.Stream)+"/", g, h, log.With("stream", s.Stream)))
+		cs.list = append(cs.list, newConsole(cfg, s, Root+"streams/"+url.PathEscape(s.Stream)+"/", g, h, l, log.With("stream", s.Stream)))
 	}
 	for _, c := range cs.list {
 		c.beside = cs.list
