@@ -76,6 +76,7 @@ type Console struct {
 	groups   *cached[groupsOf]
 	deferred *cached[[]store.DeferredRow]
 	pinned   *cached[[]store.SettingRow]
+	shapes   *cached[[]store.FenceShape] // of any map, as they are shown
 
 	letters       selections[operator.DeadLetterList]
 	oneLetter     selections[operator.DeadLetter]
@@ -144,6 +145,14 @@ func newConsole(cfg Config, stream Stream, root string, g *guard, h *hub, l *lan
 		err = c.with(func(f *operator.Fleet) error { list, err = f.PinnedSettings(ctx); return err })
 		return list, err
 	})
+	c.shapes = newCached(5*time.Second, func(ctx context.Context) (list []store.FenceShape, err error) {
+		err = c.with(func(f *operator.Fleet) error { list, err = f.Shapes(ctx); return err })
+		for i := range list {
+			list[i].ID, list[i].Name = cutText(120, list[i].ID), cutText(120, list[i].Name)
+		}
+		return list, err
+	})
+	c.shapes.turn = l.tables
 	c.pages = c.allPages()
 	return c
 }

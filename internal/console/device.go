@@ -262,20 +262,18 @@ func metres(a, b mapPoint) float64 {
 // serveTrack answers the script of the map.
 func (c *Console) serveTrack(w http.ResponseWriter, r *http.Request) {
 	t := c.track(r.Context(), r.URL.Query().Get("device"), r.URL.Query())
-	if !t.Known() {
-		http.Error(w, visible(errors.Join(t.Err)), http.StatusServiceUnavailable)
+	shapes := c.shapes.get(r.Context())
+	if !t.Known() || !shapes.Known() {
+		http.Error(w, visible(cmp.Or(t.Err, shapes.Err)), http.StatusServiceUnavailable)
 		return
 	}
-	data := mapData{Points: points(&t.Value), Sampled: t.Value.Sampled, Fences: t.Value.Fences, Crossings: []mapCrossing{}}
+	data := mapData{Points: points(&t.Value), Sampled: t.Value.Sampled, Fences: shapes.Value, Crossings: []mapCrossing{}}
 	for _, x := range t.Value.Crossings {
 		m := mapCrossing{Fence: visible(x.Fence), Version: x.Version, Kind: x.Kind, At: millis(x.At), Later: millis(x.Later), Lat: x.Latitude, Lon: x.Longitude}
 		if x.Earlier != nil {
 			m.Earlier = millis(*x.Earlier)
 		}
 		data.Crossings = append(data.Crossings, m)
-	}
-	for i := range data.Fences {
-		data.Fences[i].ID, data.Fences[i].Name = cutText(120, data.Fences[i].ID), cutText(120, data.Fences[i].Name)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(data); err != nil {

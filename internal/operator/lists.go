@@ -373,18 +373,16 @@ type TrackWindow struct {
 	Points      []store.TrackPoint
 	Sampled     bool // there are more positions than points
 	Crossings   []store.CrossingRow
-	Fences      []store.FenceShape
 	MaxGap      time.Duration
 }
 
 const (
 	trackPoints    = 4000
 	trackCrossings = 500
-	trackFences    = 2000
+	shownFences    = 2000
 )
 
-// Track returns the positions, crossings and fences of a device in a window of
-// device time. A zero end is the last position, a zero begin a day before that.
+// Track returns the positions and crossings of a device in a window of device time. A zero end is the last position, a zero begin a day before that.
 func (f *Fleet) Track(ctx context.Context, device string, from, to time.Time) (w TrackWindow, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -412,9 +410,16 @@ func (f *Fleet) Track(ctx context.Context, device string, from, to time.Time) (w
 	if w.Points, w.Sampled, err = l.Track(ctx, device, w.From, w.To, trackPoints, pinned.Eligibility); err != nil {
 		return w, f.explained(err)
 	}
-	if w.Crossings, err = l.Crossings(ctx, device, w.From, w.To, trackCrossings); err != nil {
-		return w, f.explained(err)
-	}
-	w.Fences, err = l.Shapes(ctx, trackFences)
+	w.Crossings, err = l.Crossings(ctx, device, w.From, w.To, trackCrossings)
 	return w, f.explained(err)
+}
+
+// Shapes returns the fences in force, for a map.
+func (f *Fleet) Shapes(ctx context.Context) ([]store.FenceShape, error) {
+	l, err := f.lists(ctx)
+	if err != nil {
+		return nil, err
+	}
+	shapes, err := l.Shapes(ctx, shownFences)
+	return shapes, f.explained(err)
 }
