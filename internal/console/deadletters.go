@@ -168,16 +168,25 @@ func (c *Console) deadLetters(ctx context.Context, r *http.Request) (any, error)
 			err = c.with(func(fl *operator.Fleet) error { list, err = fl.DeadLetters(ctx, f, d.After, shownLetters); return err })
 			return list, err
 		}).get(ctx)
-		d.Count = c.counted.get(query, groupsFresh, scanFor, func(ctx context.Context) (n int, err error) {
-			err = c.with(func(fl *operator.Fleet) error {
-				list, _, err := fl.FailureGroups(ctx, f)
-				n = groupsOf{List: list}.Total()
-				return err
-			})
-			return n, err
-		}).get(ctx)
+		if l := d.List.Value; d.List.Known() && d.After == "" && !l.More { // they are counted
+			d.Count = reading[int]{len(l.Letters), d.List.At, d.List.Err}
+			return d, nil
+		}
+		d.Count = c.count(query, f).get(ctx)
 	}
 	return d, nil
+}
+
+// count counts the dead letters that match, by reading all of them.
+func (c *Console) count(query string, f operator.Filter) *cached[int] {
+	return c.counted.get(query, groupsFresh, scanFor, func(ctx context.Context) (n int, err error) {
+		err = c.with(func(fl *operator.Fleet) error {
+			list, _, err := fl.FailureGroups(ctx, f)
+			n = groupsOf{List: list}.Total()
+			return err
+		})
+		return n, err
+	})
 }
 
 // All returns the number of entries that wait for another attempt.
