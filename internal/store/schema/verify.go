@@ -232,22 +232,18 @@ func (r *Report) checkReplicaIdentity(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// checkTriggers notes what can keep rows out of positions.
+// checkTriggers notes what can keep rows out of positions, wherever below it that is.
 func (r *Report) checkTriggers(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `
-		select tgname from pg_trigger
-		where tgrelid = to_regclass('public.positions') and not tgisinternal and tgenabled in ('O', 'A')
-		  and tgtype & 7 = 7 and tgname <> 'ts_insert_blocker'
-		order by 1`)
+	list, err := store.RowTriggers(ctx, tx, store.BeforeInsert)
 	if err != nil {
 		return fmt.Errorf("read triggers: %w", err)
 	}
-	var name string
-	if _, err := pgx.ForEachRow(rows, []any{&name}, func() error {
-		r.note("trigger", name+" on public.positions", "", "runs before each insert: a row for which it returns null is not stored")
-		return nil
-	}); err != nil {
-		return fmt.Errorf("read triggers: %w", err)
+	for _, t := range list {
+		have := "runs before each insert: a row for which it returns null is not stored"
+		if t.Table != "public.positions" && t.Tables > 1 {
+			have = fmt.Sprintf("there and on %d more; %s", t.Tables-1, have)
+		}
+		r.note("trigger", t.Name+" on "+t.Table, "", have)
 	}
 	return nil
 }
