@@ -12,6 +12,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -63,6 +64,7 @@ type breaker struct {
 	kept        protocol.Refusal // why rows are kept deferred
 	keptAt      time.Time
 	keptSince   time.Time
+	quiet       lograte.Limit // of rows that stayed
 }
 
 // refusedBy is what refusals are counted by.
@@ -378,6 +380,22 @@ func (w *worker) swallowed(c protocol.CommitResult) {
 	if w.breaker.keep(r, time.Now()) {
 		w.log.Error("a trigger swallows rows: they are not stored", "reason", r.Reason, "count", count, "remedy", r.Remedy)
 	}
+}
+
+// stayed notes that rows did not give way to records that take part.
+func (w *worker) stayed(c protocol.CommitResult) {
+	if c.Stayed == 0 || !w.breaker.logsStayed() {
+		return
+	}
+	w.log.Warn("rows keep the time of records that should replace them; these are in processor.conflicts", "count", c.Stayed, "err", c.StayedWhy,
+		"remedy", "processor migrate verify names what keeps them")
+}
+
+// logsStayed reports whether to log that rows did not give way.
+func (k *breaker) logsStayed() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.quiet.Pass()
 }
 
 // hold notes that shards wait for a person.

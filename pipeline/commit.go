@@ -73,6 +73,7 @@ func (w *worker) commit(ctx context.Context, b *batch) committed {
 			w.metrics.wrote(b, c.written, time.Since(started))
 			w.costs.add(time.Now(), b.fresh, b.late, time.Since(started))
 			w.swallowed(c.written)
+			w.stayed(c.written)
 			w.metrics.outcome(outcomeDeferred, b.newlyDeferred())
 		}
 		return err

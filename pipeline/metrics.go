@@ -54,6 +54,7 @@ type metrics struct {
 	positions        *prometheus.CounterVec
 	excluded         *prometheus.CounterVec
 	conflicts        *prometheus.CounterVec
+	stayed           prometheus.Counter
 	lastRecord       prometheus.Gauge
 	dispatcher       prometheus.Gauge
 	fenced           prometheus.Counter
@@ -121,6 +122,10 @@ func newMetrics(reg prometheus.Registerer, t *table) *metrics {
 			Name: "processor_pipeline_conflicts_total",
 			Help: "Records that lost their device and time to one with other content and were listed in processor.conflicts, by priority: panic, other.",
 		}, []string{"priority"}),
+		stayed: with.NewCounter(prometheus.CounterOpts{
+			Name: "processor_pipeline_stayed_rows_total",
+			Help: "Rows of positions that take no part and did not give way to a record that does, since Postgres refused to delete them.",
+		}),
 		lastRecord: with.NewGauge(prometheus.GaugeOpts{
 			Name: "processor_pipeline_last_record_timestamp_seconds",
 			Help: "When this instance last committed a record, in seconds since 1970.",
@@ -259,6 +264,7 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	m.outcome(outcomeConflict, w.Conflicts)
 	m.conflicts.WithLabelValues("panic").Add(float64(w.NewPanics))
 	m.conflicts.WithLabelValues("other").Add(float64(w.NewConflicts - w.NewPanics))
+	m.stayed.Add(float64(w.Stayed))
 	repeats := len(b.fresh) - w.Swallowed + len(b.late) + len(b.rivals) - stored - w.Conflicts - w.SwallowedLate + b.repeats
 	m.outcome(outcomeStored, stored)
 	m.outcome(outcomeDuplicate, repeats)

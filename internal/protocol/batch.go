@@ -92,6 +92,10 @@ type CommitResult struct {
 	// nor there: what kept them out is the same.
 	SwallowedLate int
 	Triggers      string
+	// Stayed is the number of rows that did not give way to a record that takes part
+	// though they take none, since Postgres refused as StayedWhy says.
+	Stayed    int
+	StayedWhy *Failure
 	// Jumps is the number of records that turned out to be jumps.
 	Jumps int
 	// Corrected is the number of crossings that late records changed or

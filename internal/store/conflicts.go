@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,7 +21,7 @@ const content = `jsonb_build_object(
 
 // rivalsSQL decides between records and the rows that have their device and time.
 // A row that takes no part, and that nobody has flagged, gives way to the first
-// record that does. Whatever loses and has other content is noted. It writes nothing to
+// record that does, unless it is among those that stay. Whatever loses and has other content is noted. It writes nothing to
 // positions: a delete unpacks compressed chunks before it has found a row.
 const rivalsSQL = `
 with r as (
@@ -48,6 +51,7 @@ with r as (
   from pairs
   where eligible
     and gives_way
+    and (device_id, ts) not in (select device_id, ts from r where n = any ($18))
   order by device_id, ts, n
 ), losers as (
   select p.n, p.device_id, p.ts, p.entry_id, p.ingested_at, p.priority, p.content, coalesce(w.content, p.row_content) as kept
@@ -93,73 +97,183 @@ type batcher interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
+// savepoint is where a batch returns to whose rows do not give way, see settle.
+const savepoint = "rivals"
+
+// contest is the records of a batch that were not stored because a row has their device
+// and time, and what is decided about them.
+type contest struct {
+	tx       batcher
+	scope    Scope
+	rules    protocol.Rules
+	records  []telemetry.Record
+	eligible []bool
+	ids      []string
+}
+
+// decision says of them, by index: who replaces the row, and who loses to it with other content.
+type decision struct {
+	winners, lost      []int
+	newOnes, newPanics int // conflicts that were not known before
+	absent             int // neither inserted nor there
+}
+
 // settle decides about the records that were not stored because a row has their
 // device and time. Those that replace it are stored then. It returns which have other
 // content than the row that stays: another program may have written that, and then
-// its crossings are not derived.
+// its crossings are not derived. Where Postgres refuses to have rows give way, these
+// stay, and all is decided again from the savepoint on, which the caller has set.
 func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Record, stored []bool, rules protocol.Rules, out *protocol.CommitResult) (lost []bool, err error) {
 	lost = make([]bool, len(records))
-	var rivals []telemetry.Record
+	c := contest{tx: tx, scope: scope, rules: rules}
 	var which []int
 	for i := range records {
-		if !stored[i] {
-			rivals, which = append(rivals, records[i]), append(which, i)
+		if r := &records[i]; !stored[i] {
+			which, c.records = append(which, i), append(c.records, *r)
+			c.eligible, c.ids = append(c.eligible, rules.Eligibility.Of(r) == telemetry.Eligible), append(c.ids, r.ID.String())
 		}
 	}
-	if len(rivals) == 0 {
+	if len(which) == 0 {
 		return lost, nil
 	}
-	eligible, ids := make([]bool, len(rivals)), make([]string, len(rivals))
-	for i := range rivals {
-		eligible[i], ids[i] = rules.Eligibility.Of(&rivals[i]) == telemetry.Eligible, rivals[i].ID.String()
-	}
-	args := append([]any{pgx.QueryExecModeCacheDescribe, limitsOf(rules.Eligibility)}, columnsOf(rivals)...)
-	rows, err := tx.Query(ctx, rivalsSQL, append(args, eligible, ids, scope.Stream, scope.Group)...)
+	d, err := c.decide(ctx, nil)
 	if err != nil {
 		return lost, err
 	}
+	stay, refusal, err := c.staying(ctx, d.winners)
+	if refusal != nil && err == nil {
+		out.Stayed, out.StayedWhy = len(stay), refusal
+		d, err = c.withStaying(ctx, stay)
+	}
+	if err != nil {
+		return lost, err
+	}
+	for _, i := range d.winners {
+		stored[which[i]] = true
+	}
+	for _, i := range d.lost {
+		lost[which[i]] = true
+	}
+	out.Conflicts, out.NewConflicts, out.NewPanics, out.SwallowedLate = len(d.lost), d.newOnes, d.newPanics, d.absent
+	return lost, nil
+}
+
+// decide finds what becomes of the records, and notes the conflicts.
+func (c *contest) decide(ctx context.Context, stay []int) (d decision, err error) {
+	staying := make([]int64, len(stay))
+	for i, at := range stay {
+		staying[i] = int64(at + 1)
+	}
+	args := append([]any{pgx.QueryExecModeCacheDescribe, limitsOf(c.rules.Eligibility)}, columnsOf(c.records)...)
+	rows, err := c.tx.Query(ctx, rivalsSQL, append(args, c.eligible, c.ids, c.scope.Stream, c.scope.Group, staying)...)
+	if err != nil {
+		return d, err
+	}
 	var what int
 	var n int64
-	var winners []int
-	if _, err := pgx.ForEachRow(rows, []any{&what, &n}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&what, &n}, func() error {
 		switch what {
 		case 0:
-			winners = append(winners, which[n-1])
+			d.winners = append(d.winners, int(n-1))
 		case 1:
-			out.Conflicts++
-			lost[which[n-1]] = true
+			d.lost = append(d.lost, int(n-1))
 		case 3:
-			out.SwallowedLate++ // neither inserted nor there
+			d.absent++
 		default:
-			out.NewConflicts++
+			d.newOnes++
 			if n == telemetry.PriorityPanic {
-				out.NewPanics++
+				d.newPanics++
 			}
 		}
 		return nil
-	}); err != nil || len(winners) == 0 {
-		return lost, err
-	}
+	})
+	return d, err
+}
+
+// replace has records take the place of the rows of their device and time. A refusal says
+// why they could not: the transaction is good for nothing but a return to the savepoint.
+func (c *contest) replace(ctx context.Context, winners []int) (refusal *protocol.Failure, err error) {
 	again, inserted := make([]telemetry.Record, len(winners)), make([]bool, len(winners))
 	devices, times := make([]string, len(winners)), make([]time.Time, len(winners))
 	for i, at := range winners {
-		again[i] = records[at]
+		again[i] = c.records[at]
 		devices[i], times[i] = again[i].DeviceID, again[i].Time()
 	}
-	if _, err := tx.Exec(ctx, giveWaySQL, pgx.QueryExecModeCacheDescribe, devices, times); err != nil {
-		return lost, err
+	if _, err := c.tx.Exec(ctx, giveWaySQL, pgx.QueryExecModeCacheDescribe, devices, times); err != nil {
+		f, _ := errors.AsType[*protocol.Failure](failure("have rows give way", err))
+		if f == nil || !staysFor(f) {
+			return nil, err
+		}
+		return f, nil
 	}
 	batch := &pgx.Batch{}
 	queueLate(batch, again, inserted)
-	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return lost, err
+	if err := c.tx.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, err
 	}
-	for i, at := range winners {
-		if stored[at] = inserted[i]; !inserted[i] {
-			out.SwallowedLate++
+	if slices.Contains(inserted, false) {
+		return &protocol.Failure{Kind: protocol.Rejected, Err: errors.New("have rows give way: " +
+			"a trigger, a rule or row security on positions keeps rows from being deleted, or those in their place from being stored")}, nil
+	}
+	return nil, nil
+}
+
+// staysFor reports whether a delete failed for what is in its way until a person changes
+// that, and not for an outage, a lock or a fence.
+func staysFor(f *protocol.Failure) bool {
+	switch f.Kind {
+	case protocol.Rejected, protocol.Conflict, protocol.Misconfigured:
+		return true
+	default:
+		return f.Kind == protocol.Unavailable && f.Code == "55000" // for example no replica identity
+	}
+}
+
+// staying replaces the rows of records. Where it cannot, it finds those that stay, by
+// halves unless the reason is that of all rows, and leaves the transaction for a return to
+// the savepoint.
+func (c *contest) staying(ctx context.Context, winners []int) (stay []int, refusal *protocol.Failure, err error) {
+	if len(winners) == 0 {
+		return nil, nil, nil
+	}
+	refusal, err = c.replace(ctx, winners)
+	if refusal == nil || err != nil {
+		return nil, nil, err
+	}
+	if len(winners) == 1 || refusal.Kind == protocol.Misconfigured || refusal.Kind == protocol.Unavailable {
+		return winners, refusal, nil
+	}
+	for _, half := range [][]int{winners[:len(winners)/2], winners[len(winners)/2:]} {
+		if err := c.back(ctx); err != nil {
+			return nil, nil, err
 		}
+		some, _, err := c.staying(ctx, half)
+		if err != nil {
+			return nil, nil, err
+		}
+		stay = append(stay, some...)
 	}
-	return lost, nil
+	return stay, refusal, nil
+}
+
+// withStaying decides again, for rows that stay.
+func (c *contest) withStaying(ctx context.Context, stay []int) (d decision, err error) {
+	if err := c.back(ctx); err != nil {
+		return d, err
+	}
+	if d, err = c.decide(ctx, stay); err != nil || len(d.winners) == 0 {
+		return d, err
+	}
+	refusal, err := c.replace(ctx, d.winners)
+	if refusal != nil {
+		err = &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("have rows give way: refused once, then not, then again: %w", refusal)}
+	}
+	return d, err
+}
+
+func (c *contest) back(ctx context.Context) error {
+	_, err := c.tx.Exec(ctx, "rollback to savepoint "+savepoint)
+	return err
 }
 
 // columnsOf are the columns of records as arrays, in the order of positionColumns.

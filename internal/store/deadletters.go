@@ -179,6 +179,7 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 		err := pgx.BeginFunc(ctx, tx, func(sub pgx.Tx) error {
 			b := &pgx.Batch{}
 			queueLate(b, records[i:i+1], stored)
+			b.Queue("savepoint " + savepoint)
 			if err := sub.SendBatch(ctx, b).Close(); err != nil {
 				return err
 			}

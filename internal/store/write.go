@@ -156,6 +156,9 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			out.Stored = make([]bool, len(b.Late), len(b.Late)+len(b.Rivals))
 			queueLate(rest, b.Late, out.Stored)
 		}
+		if len(b.Late)+len(b.Rivals) > 0 {
+			rest.Queue("savepoint " + savepoint)
+		}
 		// What was new is known only now; a later statement sees it.
 		if rest.Len() > 0 {
 			if err := conn.SendBatch(ctx, rest).Close(); err != nil {
@@ -168,6 +171,9 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		lost, err := settle(ctx, conn, w.scope, records, out.Stored, b.Rules, &out)
 		if err != nil {
 			return out, err
+		}
+		if len(records) > 0 {
+			rest.Queue("release savepoint " + savepoint) // what follows is no subtransaction
 		}
 		if b.Rules.Fences.Len() > 0 {
 			list := windows(records, out.Stored, lost, undecided(b), b.Rules)

@@ -139,8 +139,19 @@ func (r *Report) checkPrivileges(ctx context.Context, tx pgx.Tx, needed, live ca
 	if err != nil {
 		return fmt.Errorf("read privileges: %w", err)
 	}
+	var deletes bool
+	err = tx.QueryRow(ctx, "select coalesce(has_table_privilege(to_regclass('public.positions'), 'delete'), true)").Scan(&deletes)
+	if err != nil {
+		return fmt.Errorf("read privileges: %w", err)
+	}
+	if !deletes {
+		r.note("privilege", "on public.positions", "", "delete is not granted to this role: device erase is refused, and "+rowsStay)
+	}
 	return nil
 }
+
+// rowsStay is what follows where rows of positions cannot be deleted.
+const rowsStay = "the first row of a device and time stays, also one that takes no part where a later record does"
 
 // interferenceSQL finds what makes statements of this role do something else than
 // they say: policies that hide or refuse rows, and rules that rewrite them.
@@ -218,8 +229,8 @@ func (r *Report) checkReplicaIdentity(ctx context.Context, tx pgx.Tx) error {
 	var publication, example string
 	var heaps int64
 	_, err = pgx.ForEachRow(rows, []any{&publication, &heaps, &example}, func() error {
-		have := fmt.Sprintf("none, and publication %s carries removals: device erase is refused; "+
-			"alter table … replica identity using its unique index on (device_id, ts)", publication)
+		have := fmt.Sprintf("none, and publication %s carries removals: device erase is refused, and %s; "+
+			"alter table … replica identity using its unique index on (device_id, ts)", publication, rowsStay)
 		if heaps > 1 {
 			have = fmt.Sprintf("%s (and %d more)", have, heaps-1)
 		}
@@ -232,18 +243,27 @@ func (r *Report) checkReplicaIdentity(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// checkTriggers notes what can keep rows out of positions, wherever below it that is.
+// checkTriggers notes what can keep rows out of positions, or in them, wherever below it
+// that is.
 func (r *Report) checkTriggers(ctx context.Context, tx pgx.Tx) error {
-	list, err := store.RowTriggers(ctx, tx, store.BeforeInsert)
-	if err != nil {
-		return fmt.Errorf("read triggers: %w", err)
-	}
-	for _, t := range list {
-		have := "runs before each insert: a row for which it returns null is not stored"
-		if t.Table != "public.positions" && t.Tables > 1 {
-			have = fmt.Sprintf("there and on %d more; %s", t.Tables-1, have)
+	for _, c := range []struct {
+		event int16
+		runs  string
+	}{
+		{store.BeforeInsert, "runs before each insert: a row for which it returns null is not stored"},
+		{store.BeforeDelete, "runs before each delete: where it returns null or raises an error, " + rowsStay},
+	} {
+		list, err := store.RowTriggers(ctx, tx, c.event)
+		if err != nil {
+			return fmt.Errorf("read triggers: %w", err)
 		}
-		r.note("trigger", t.Name+" on "+t.Table, "", have)
+		for _, t := range list {
+			have := c.runs
+			if t.Table != "public.positions" && t.Tables > 1 {
+				have = fmt.Sprintf("there and on %d more; %s", t.Tables-1, have)
+			}
+			r.note("trigger", t.Name+" on "+t.Table, "", have)
+		}
 	}
 	return nil
 }
