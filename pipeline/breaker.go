@@ -139,13 +139,16 @@ func (k *breaker) sample(now time.Time, b *batch) {
 }
 
 // instead is rows of other devices that are like ones that were stored, at the time of a
-// refused one: its time may be what is refused.
-func (k *breaker) instead(refused *telemetry.Record) (list []telemetry.Record) {
+// refused one, since its time may be what is refused; or at their own.
+func (k *breaker) instead(refused *telemetry.Record, ownTime bool) (list []telemetry.Record) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, r := range k.samples {
 		if r.DeviceID != refused.DeviceID {
-			r.ID, r.TimeUS, r.StreamUS = refused.ID, refused.TimeUS+1, refused.StreamUS // no row that may be there
+			if !ownTime {
+				r.ID, r.TimeUS, r.StreamUS = refused.ID, refused.TimeUS, refused.StreamUS
+			}
+			r.TimeUS++ // no row that may be there
 			list = append(list, r)
 		}
 	}
@@ -421,11 +424,14 @@ func (w *worker) pause(ctx context.Context, p part, refusal error) error {
 
 // judge decides about an entry that is refused alone.
 func (w *worker) judge(ctx context.Context, p part, refusal error) error {
-	others, err := w.othersTaken(ctx, &p.entries[0], time.Now())
+	others, err := w.othersTaken(ctx, &p.entries[0], isOfRow(refusal), time.Now())
 	if err != nil {
 		return err
 	}
-	if !others {
+	switch {
+	case !others && isMisconfigured(refusal):
+		return refusal
+	case !others:
 		return w.pause(ctx, p, refusal)
 	}
 	b, err := w.again(ctx, p)
@@ -510,12 +516,12 @@ func deviceOf(e *telemetry.Entry) string {
 }
 
 // othersTaken reports whether the sink takes other rows than that of an entry: those of
-// other workers, or what a probe tries.
-func (w *worker) othersTaken(ctx context.Context, e *telemetry.Entry, since time.Time) (taken bool, err error) {
+// other workers, or what a probe tries, at other times too where those may be refused.
+func (w *worker) othersTaken(ctx context.Context, e *telemetry.Entry, anyTime bool, since time.Time) (taken bool, err error) {
 	if w.breaker.storedSince(since) {
 		return true, nil
 	}
-	records := w.probeRecords(e)
+	records := w.probeRecords(e, anyTime)
 	if len(records) == 0 {
 		return false, nil
 	}
@@ -592,8 +598,9 @@ func (w *worker) waiting(refused telemetry.EntryID, f func([]telemetry.Entry) bo
 
 // probeRecords is some rows to try in place of that of a refused entry: of other devices
 // that wait behind it, else of its own; where few do, what was stored of others before, and
-// what the entry would be with nothing of its own but device and time.
-func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
+// what the entry would be with nothing of its own but device and time. Of any time are
+// those that were stored before at theirs, and the entry now.
+func (w *worker) probeRecords(refused *telemetry.Entry, anyTime bool) []telemetry.Record {
 	var own telemetry.Record
 	if err := w.decoder.Decode(refused, &own); err != nil {
 		return nil
@@ -634,7 +641,11 @@ func (w *worker) probeRecords(refused *telemetry.Entry) []telemetry.Record {
 		plain.Attributes = []byte("{}")
 		empty := plain
 		empty.Latitude, empty.Longitude, empty.Altitude, empty.Angle, empty.Speed, empty.Satellites, empty.Priority = 0, 0, 0, 0, 0, 0, 0
-		records = append(append(records, w.breaker.instead(&own)...), plain, empty)
+		records = append(append(records, w.breaker.instead(&own, false)...), plain, empty)
+	}
+	if anyTime {
+		own.TimeUS = time.Now().UnixMicro()
+		records = append(append(records, w.breaker.instead(&own, true)...), own)
 	}
 	return records
 }

@@ -65,6 +65,7 @@ create table positions_other partition of positions for values from ('2020-01-01
 		"create table positions_day partition of positions for values from ('2023-11-01') to ('2023-12-01')", "23514/no partition of relation found for row",
 	},
 	{"a trigger that raises", raising, "delete from down", "P0001/"},
+	{"a table that is damaged", strings.Replace(raising, "'P0001'", "'XX001'", 1), "delete from down", "XX001/"},
 	{"a limit of the server", strings.Replace(raising, "'P0001'", "'54000'", 1), "delete from down", "54000/"},
 }
 

@@ -76,4 +76,6 @@
 //	outdated        the fences changed: reload them and recompute
 //	rejected        a row is invalid: bisect until it is alone, then dead-letter it
 //	misconfigured   an operator must fix it: Run returns the error
+//	of a row        unavailable or misconfigured by the words of the server, which one row
+//	                may be the reason of: as rejected, and as its kind if all are refused
 package pipeline

@@ -31,7 +31,7 @@ const (
 	recompute
 	// reloadFences: recompute with the current fences.
 	reloadFences
-	// bisect: a row is rejected; divide the batch until that row is alone. Whether the
+	// bisect: a row is rejected, or may be what the failure is about; divide the batch until that row is alone. Whether the
 	// fault is its own is then for worker.judge to find out.
 	bisect
 	// fatal: an operator must fix the cause; Run returns the error.
@@ -47,6 +47,9 @@ func dispositionOf(err error) disposition {
 	// Not where the session ended, as a pooler ends it with the same code: a commit may have succeeded.
 	if f.Kind != protocol.Unknown && (f.Code == binaryTooShort || f.Code == binaryWrong) {
 		return pauseSame
+	}
+	if f.OfRow {
+		return bisect
 	}
 	switch f.Kind {
 	case protocol.Unavailable:
@@ -82,6 +85,20 @@ const (
 	checkFailed       = "23514" // without a constraint: there is no partition for the row
 	limitExceeded     = "53400" // a configured one, for example of rows decompressed in one transaction
 )
+
+// isMisconfigured reports whether the sink does not hold what was agreed, unless a row
+// turns out to be what it refuses.
+func isMisconfigured(err error) bool {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && f.Kind == protocol.Misconfigured
+}
+
+// isOfRow reports whether the failure may be about the time of a row, though its kind
+// is not that of rows.
+func isOfRow(err error) bool {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && f.OfRow
+}
 
 // isOverLimit reports whether a limit of the server was met that stays where it is
 // until a person raises it.
@@ -124,6 +141,10 @@ func refusalOf(err error) protocol.Refusal {
 		r.Remedy = "raise the limit of the server that the error names; when it speaks of wraparound, vacuum the database"
 	case class == "P0", class == "38", class == "39", class == "09", class == "27":
 		r.Remedy = "correct or disable the trigger on public.positions that raises the error"
+	case class == "XX", class == "0A", class == "55":
+		r.Remedy = "have the part of public.positions that the error is about take rows: repair or reindex what is damaged, or unfreeze the chunk"
+	case class == "42":
+		r.Remedy = "correct or disable the trigger on public.positions that raises the error, or what it uses and may not"
 	}
 	return r
 }

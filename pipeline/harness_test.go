@@ -73,6 +73,7 @@ type instance struct {
 	drain  func() // intake ends, what is in flight goes on
 	cut    func() // the work ends in the middle, as when a drain takes too long
 	stop   func()
+	ended  chan struct{} // closed when it has
 	err    error
 	mu     sync.Mutex
 	lost   []pipeline.ShardLost
@@ -126,7 +127,11 @@ func (b *bench) start(member string, opts ...option) *instance {
 	intake, cancelIntake := context.WithCancel(ctx)
 	work, cancelWork := context.WithCancel(ctx)
 	var done sync.WaitGroup
-	done.Go(func() { in.err = in.Run(intake, work) })
+	in.ended = make(chan struct{})
+	done.Go(func() {
+		defer close(in.ended)
+		in.err = in.Run(intake, work)
+	})
 	var once sync.Once
 	in.drain = cancelIntake
 	in.cut = func() {

@@ -65,13 +65,17 @@ type Failure struct {
 	Kind   FailureKind
 	Code   string // the server's own code, for logs: an SQLSTATE or Redis' error prefix
 	Shards []int  // for Fenced: the shards that were lost; for Blocked: those whose rows are locked; none if the server did not say
-	Field  string // for Rejected: the column or constraint at fault; "" if the server did not say
-	Row    int    // for Rejected: the number of the fresh record at fault, from 1; 0 if unknown
+	Field  string // for Rejected and OfRow: the column or constraint at fault; "" if the server did not say
+	Row    int    // for Rejected and OfRow: the number of the fresh record at fault, from 1; 0 if unknown
 	// Message is what the server said, without context; "" if it said nothing.
 	Message string
 	// TooMuch is for Unavailable and Unknown: a limit was met that a smaller call
 	// may stay below, of time, of locks, or of rows.
 	TooMuch bool
+	// OfRow is for Unavailable and Misconfigured: a statement that writes positions met
+	// what one row may be the reason of, by its device time for example: a chunk that is
+	// frozen or damaged, or a trigger of the platform.
+	OfRow bool
 	// Blocked is for Unavailable: another session held a lock for longer than the
 	// call was to wait. The server answers, and no other member would fare better.
 	Blocked bool

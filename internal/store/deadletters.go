@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -200,15 +199,10 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			}
 			return sub.SendBatch(ctx, then).Close()
 		})
-		if err = failure("write", err); err != nil && !isRefused(err) {
+		if err = failure("write", err); err != nil && !isOfRow(err) {
 			return err
 		}
 		tell(i, stored[0], err)
 	}
 	return nil
-}
-
-func isRefused(err error) bool {
-	f, ok := errors.AsType[*protocol.Failure](err)
-	return ok && (f.Kind == protocol.Rejected || f.Kind == protocol.Conflict)
 }

@@ -43,7 +43,7 @@ func failure(op string, err error) error {
 			f.Err = fmt.Errorf("%s: %w (%s)", op, err, pgErr.Detail)
 		}
 		if f.Kind == protocol.Rejected || f.Kind == protocol.Conflict {
-			f.Field, f.Row = cmp.Or(pgErr.ColumnName, pgErr.ConstraintName), copyRow(pgErr.Where)
+			nameRow(f, pgErr)
 		}
 		_, connecting := errors.AsType[*pgconn.ConnectError](err)
 		if cmp.Or(pgErr.SeverityUnlocalized, pgErr.Severity) == "FATAL" && (f.Kind == protocol.Unavailable || !connecting) {
@@ -63,6 +63,35 @@ func failure(op string, err error) error {
 		return wrapped
 	}
 	return &protocol.Failure{Kind: protocol.Unknown, TooMuch: errors.Is(err, context.DeadlineExceeded), Err: wrapped}
+}
+
+// failureOfRows is failure for a statement that writes rows of positions, whose time,
+// device or content may be what an error is about that otherwise is one of the server.
+func failureOfRows(op string, err error) error {
+	err = failure(op, err)
+	pgErr, _ := errors.AsType[*pgconn.PgError](err)
+	f, _ := errors.AsType[*protocol.Failure](err)
+	if pgErr == nil || f == nil {
+		return err
+	}
+	switch {
+	case f.Kind == protocol.Misconfigured,
+		f.Kind == protocol.Unavailable && (strings.HasPrefix(f.Code, "XX") || f.Code == "55000"):
+		f.OfRow = true
+		nameRow(f, pgErr)
+	}
+	return err
+}
+
+// nameRow adds what the server says of the row at fault.
+func nameRow(f *protocol.Failure, err *pgconn.PgError) {
+	f.Field, f.Row = cmp.Or(err.ColumnName, err.ConstraintName), copyRow(err.Where)
+}
+
+// isOfRow reports whether what failed may be tried without a row that is at fault.
+func isOfRow(err error) bool {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	return ok && (f.Kind == protocol.Rejected || f.Kind == protocol.Conflict || f.OfRow)
 }
 
 // attempts is a failure to connect. An address is tried with and without TLS,

@@ -195,13 +195,16 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
 			require.Equal(t, slices.Contains([]string{"57014", "53200", "53400"}, tt.code), f.TooMuch, "half may be tried")
-			if tt.want == protocol.Rejected {
+			ofRow := tt.want == protocol.Misconfigured || tt.code == "XX001"
+			require.Equal(t, ofRow, f.OfRow, "others may be taken")
+			if tt.want == protocol.Rejected || ofRow {
 				require.Equal(t, 7, f.Row, "COPY names the row, and the row its record: %v", f)
 			}
 			f = failureOf(t, s.late(t.Context(), tt.give))
 			require.Equal(t, tt.code, f.Code)
 			require.Equal(t, tt.want, f.Kind)
 			require.Zero(t, f.Row)
+			require.Equal(t, ofRow, f.OfRow)
 			var n int
 			require.NoError(t, s.pool.QueryRow(t.Context(), "select count(*) from positions where device_id = '1'").Scan(&n))
 			require.Zero(t, n, "nothing of the batch is left behind")

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -41,8 +40,7 @@ func (w *Writer) Probe(ctx context.Context, records []telemetry.Record, enough i
 			}
 			continue
 		}
-		f, ok := errors.AsType[*protocol.Failure](err)
-		if !ok || f.Kind != protocol.Rejected && f.Kind != protocol.Conflict {
+		if !isOfRow(err) {
 			return 0, 0, err
 		}
 		refused++

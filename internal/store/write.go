@@ -222,7 +222,11 @@ func (w *Writer) copy(ctx context.Context, conn *pgconn.PgConn, records []teleme
 	if err != nil {
 		// The driver does not wait for its reader of the buffer when the
 		// connection breaks, so this buffer must not be reused.
-		err = failure("copy", err)
+		translate := failureOfRows
+		if len(records) == 0 {
+			translate = failure
+		}
+		err = translate("copy", err)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok {
 			f.Row = rows.record(f.Row)
 		}
@@ -301,7 +305,7 @@ func queueLate(batch *pgx.Batch, records []telemetry.Record, stored []bool) {
 				}
 				stored[first[key{device, at.UnixMicro()}]] = true
 			}
-			return rows.Err()
+			return failureOfRows("insert into positions", rows.Err())
 		})
 }
 
