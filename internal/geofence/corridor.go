@@ -15,6 +15,9 @@ const (
 	maxCorridorLatitude = 85
 	// PieceDegrees is the largest extent in latitude that is measured as one plane.
 	pieceDegrees = 0.5
+	// MaxCorridorVertices keeps the crossings of one leg below 32,768, the ordinals that a
+	// smallint has: each edge is convex and is entered and left at most once.
+	maxCorridorVertices = 1 << 14
 )
 
 // corridor contains all points at most half of its width away from a line.
@@ -42,6 +45,9 @@ func compileCorridor(g geom.Geometry, widthM, marginM float64) (*shape, error) {
 	line, err := compileLine(g)
 	if err != nil {
 		return nil, err
+	}
+	if len(line) > maxCorridorVertices {
+		return nil, fmt.Errorf("a corridor has %d vertices, at most %d are allowed: simplify it", len(line), maxCorridorVertices)
 	}
 	c := newCorridor(line, widthM/2)
 	if max(-c.min.y, c.max.y) > maxCorridorLatitude {

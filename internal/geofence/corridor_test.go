@@ -80,6 +80,24 @@ func TestCrossingsOfCorridorsAgreeWithThePointTest(t *testing.T) {
 	require.Greater(t, met, 5000)
 }
 
+// Ordinals are stored as smallint: beyond it two crossings of a leg would have one key.
+func TestTheCrossingsOfALegByTheLongestCorridorCanBeNumbered(t *testing.T) {
+	zigzag := func(vertices int) geofence.Fence {
+		drawn := make([]position, vertices)
+		for i := range drawn {
+			drawn[i] = position{11 + float64(i)*1e-4, 48 + 0.01*float64(1-2*(i%2))}
+		}
+		return corridor("zigzag", 1, drawn...)
+	}
+	require.ErrorContains(t, zigzag(geofence.MaxVertices).Check(), "a corridor has 20000 vertices, at most 16384 are allowed: simplify it")
+	crossings := setOf(t, zigzag(16384)).Track(nil, way(at(10.9, 48), at(13, 48)), noGap, false)
+	require.Len(t, crossings, 2*16383, "each edge is entered and left")
+	for i := range crossings {
+		require.Equal(t, i, crossings[i].Ordinal)
+		require.LessOrEqual(t, crossings[i].Ordinal, math.MaxInt16)
+	}
+}
+
 func TestCorridorsThatAreRefused(t *testing.T) {
 	a, b := position{11, 48}, position{11.1, 48}
 	for _, tt := range []struct {

@@ -553,7 +553,7 @@ func queueCrossings(b *pgx.Batch, list []protocol.Crossing, fences *protocol.Fen
 	for i := range list {
 		c := &list[i]
 		device[i], fence[i], kind[i] = c.DeviceID, c.FenceID, string(c.Kind)
-		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal)
+		version[i], ordinal[i] = int32(fences.Versions[c.Fence]), int16(c.Ordinal) // which no fence exceeds
 		at[i], earlier[i], later[i] = micros(c.TimeUS), earlierTS(&c.Crossing), micros(c.LaterUS)
 		lat[i], lon[i], initial[i], suppressed[i] = c.Latitude, c.Longitude, c.Initial, c.Suppressed
 		method[i], distance[i], speed[i], uncertain[i] = string(c.Method), ofSegment(c, c.DistanceM), ofSegment(c, c.SpeedKMH), ofSegment(c, c.MaxErrorMS)
