@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"time"
 )
 
 // WriteFeatures writes the fences as a GeoJSON FeatureCollection that
@@ -52,18 +51,18 @@ type exportedFeature struct {
 }
 
 func (f *Fence) exported() exportedFeature {
-	end := func(us int64) *string {
-		if us == math.MinInt64 || us == math.MaxInt64 {
+	end := func(us, open int64) *string {
+		if us == open {
 			return nil
 		}
-		return new(time.UnixMicro(us).UTC().Format(time.RFC3339Nano))
+		return new(endOf(us)) // ParseFeatures refuses one that is never valid, as everybody does
 	}
 	return exportedFeature{
 		Type: "Feature",
 		Properties: exportedProperties{
 			ID: f.ID, Name: f.Name, Kind: f.Kind, RadiusM: f.RadiusM, WidthM: f.WidthM,
 			ExitMarginM: f.ExitMarginM, MinDwellS: f.MinDwellS, MinIntervalS: f.MinIntervalS,
-			ValidFrom: end(f.Valid.FromUS), ValidTo: end(f.Valid.ToUS), Enabled: f.Enabled,
+			ValidFrom: end(f.Valid.FromUS, math.MinInt64), ValidTo: end(f.Valid.ToUS, math.MaxInt64), Enabled: f.Enabled,
 		},
 		Geometry: json.RawMessage(f.Geometry),
 	}

@@ -50,14 +50,25 @@ func (s Span) contains(timeUS int64) bool {
 
 // String names the span's ends in UTC.
 func (s Span) String() string {
-	from, to := "the beginning", "no end"
-	if s.FromUS != math.MinInt64 {
-		from = time.UnixMicro(s.FromUS).UTC().Format(time.RFC3339Nano)
+	from, to := endOf(s.FromUS), endOf(s.ToUS)
+	if s.FromUS == math.MinInt64 {
+		from = "the beginning"
 	}
-	if s.ToUS != math.MaxInt64 {
-		to = time.UnixMicro(s.ToUS).UTC().Format(time.RFC3339Nano)
+	if s.ToUS == math.MaxInt64 {
+		to = "no end"
 	}
 	return from + " to " + to
+}
+
+// endOf is an end of a span as a text; those that are not finite as Postgres writes them.
+func endOf(us int64) string {
+	switch us {
+	case math.MinInt64:
+		return "-infinity"
+	case math.MaxInt64:
+		return "infinity"
+	}
+	return time.UnixMicro(us).UTC().Format(time.RFC3339Nano)
 }
 
 // Fence is one version of a fence. Versions of one fence share its ID and have

@@ -1,6 +1,7 @@
 package geofence_test
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strings"
@@ -198,6 +199,25 @@ func TestFeaturesAreReadOneByOne(t *testing.T) {
 	for _, text := range []string{"", "[]", "null", polygon(box(0, 0, 1, 1))} {
 		_, _, err := geofence.ParseFeatures([]byte(text), geofence.Defaults{})
 		require.Error(t, err, text)
+	}
+}
+
+// A table may have it, since Postgres has infinite times. Written to a file and read again it
+// must not become a fence for ever.
+func TestAFenceThatIsNeverValidStaysInvalidInAFile(t *testing.T) {
+	for text, valid := range map[string]geofence.Span{
+		"infinity to no end": {FromUS: math.MaxInt64, ToUS: math.MaxInt64}, "the beginning to -infinity": {FromUS: math.MinInt64, ToUS: math.MinInt64},
+	} {
+		never := circle("never", 1, 1, 5)
+		never.Valid = valid
+		require.ErrorContains(t, never.Check(), "its valid span is empty: "+text)
+		var file bytes.Buffer
+		require.NoError(t, geofence.WriteFeatures(&file, []geofence.Fence{never}))
+		fences, refused, err := geofence.ParseFeatures(file.Bytes(), geofence.Defaults{})
+		require.NoError(t, err)
+		require.Empty(t, fences)
+		require.Len(t, refused, 1)
+		require.ErrorContains(t, refused[0], `infinity", want a time`)
 	}
 }
 

@@ -16,7 +16,7 @@ var faults = []mutant{
 	},
 	{
 		"a cancelled request goes on", "internal/store/requests.go",
-		"  and state in ('waiting', 'running')\n  and from_ts is not distinct from $5", "  and from_ts is not distinct from $5",
+		"  and state in ('waiting', 'running')\n  and (`+requestEnds+`)", "  and (`+requestEnds+`)",
 		"pipeline", "TestACancelledRequest",
 	},
 	{

@@ -185,7 +185,7 @@ var mutants = []mutant{
 	},
 	{
 		"and so does SQL", "internal/store/recompute_crossings.go",
-		"when ts > ingested_at + ", "when ts >= ingested_at + ",
+		"interval '1 microsecond' > ingested_at then", "interval '1 microsecond' >= ingested_at then",
 		"internal/store", "TestTheRulesAreTheSameInGoAndInSQL",
 	},
 	{

@@ -268,25 +268,26 @@ func Border(exitMarginM, minDwellS, minIntervalS *float64) string {
 	return strings.Join(list, ", ")
 }
 
+// finite reports whether JSON has a number for it. A row written by SQL may have NaN.
+func finite(v float64) bool { return v-v == 0 }
+
 func listed(v *store.FenceVersion) Fence {
 	f := Fence{ID: v.ID, Version: v.Version, Name: v.Name, Kind: string(v.Kind), Enabled: v.Enabled}
-	if v.Kind == geofence.Circle {
+	if v.Kind == geofence.Circle && finite(v.RadiusM) {
 		f.RadiusM = &v.RadiusM
 	}
 	for of, value := range map[**float64]float64{
 		&f.WidthM: v.WidthM, &f.ExitMarginM: v.ExitMarginM, &f.MinDwellS: v.MinDwellS, &f.MinIntervalS: v.MinIntervalS,
 	} {
-		if value != 0 {
+		if value != 0 && finite(value) {
 			*of = &value
 		}
 	}
 	if v.Valid.FromUS != math.MinInt64 {
-		t := time.UnixMicro(v.Valid.FromUS).UTC()
-		f.ValidFrom = &t
+		f.ValidFrom = new(store.Shown(v.Valid.FromUS))
 	}
 	if v.Valid.ToUS != math.MaxInt64 {
-		t := time.UnixMicro(v.Valid.ToUS).UTC()
-		f.ValidTo = &t
+		f.ValidTo = new(store.Shown(v.Valid.ToUS))
 	}
 	if err := v.Check(); err != nil {
 		text := err.Error()

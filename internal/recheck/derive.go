@@ -30,9 +30,14 @@ type Position struct {
 
 // Eligible reports whether a position takes part in what is derived: it is not faulty,
 // has a place, seen by enough satellites, and its clock is neither too far ahead of the
-// stream's nor too far behind.
+// stream's nor too far behind. A row of another program may have a place that is none, or a
+// time in no year from 1 to 9998.
 func (r *Rules) Eligible(p *Position) bool {
-	fix := (p.Latitude != 0 || p.Longitude != 0) && p.Satellites >= r.MinSatellites
+	fix := (p.Latitude != 0 || p.Longitude != 0) && p.Satellites >= r.MinSatellites &&
+		math.Abs(p.Latitude) <= 90 && math.Abs(p.Longitude) <= 180
+	if year := time.UnixMicro(p.TimeUS).UTC().Year(); year < 1 || year > 9998 {
+		return false
+	}
 	ahead := p.TimeUS - p.StreamUS
 	return fix && !p.Faulty && ahead <= r.MaxFutureSkew.Microseconds() && (r.MaxPast == 0 || -ahead <= r.MaxPast.Microseconds())
 }

@@ -196,11 +196,8 @@ func scanRequest(row pgx.CollectableRow) (RequestStatus, error) {
 	var r RequestStatus
 	var progress, result []byte
 	err := row.Scan(&r.ID, &r.Kind, &r.Device, &r.Shard, &r.From, &r.To, &r.Reason, &r.By, &r.At, &r.State, &progress, &result, &r.RunBy, &r.FinishedAt, &r.Attempts, &r.NextAt)
-	if err != nil {
-		return r, err
-	}
-	r.Result = result
-	return r, json.Unmarshal(progress, &r.Progress)
+	r.Result, r.Progress = result, progressOf(progress)
+	return r, err
 }
 
 // Request returns the state of a request.

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trmtracking/processor/internal/geofence"
@@ -222,8 +223,7 @@ order by n`, geometries)
 // version of each fence given; negative if it belongs to another source.
 func (e *FenceEditor) present(ctx context.Context, tx pgx.Tx, fences []geofence.Fence, ed *edit) (map[string][]FenceVersion, map[string]int, error) {
 	rows, err := tx.Query(ctx, `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), 
-  coalesce(exit_margin_m, 0), coalesce(min_dwell_s, 0), coalesce(min_interval_s, 0), valid_from, valid_to, enabled
+select `+fenceColumns+`
 from processor.geofences
 where replaced_at is null
   and source = $1
@@ -263,15 +263,9 @@ group by id`, ids, ed.source)
 
 func scanFence(row pgx.CollectableRow) (FenceVersion, error) {
 	var v FenceVersion
-	var from, to *time.Time
-	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &v.WidthM, &v.ExitMarginM, &v.MinDwellS, &v.MinIntervalS, &from, &to, &v.Enabled)
-	v.Valid = geofence.Span{FromUS: math.MinInt64, ToUS: math.MaxInt64}
-	if from != nil {
-		v.Valid.FromUS = from.UnixMicro()
-	}
-	if to != nil {
-		v.Valid.ToUS = to.UnixMicro()
-	}
+	var from, to pgtype.Timestamptz
+	err := row.Scan(&v.ID, &v.Version, &v.Name, &v.Kind, &v.Geometry, &v.RadiusM, &v.WidthM, &v.ExitMarginM, &v.MinDwellS, &v.MinIntervalS, &v.Enabled, &from, &to)
+	v.Valid = geofence.Span{FromUS: usOf(from), ToUS: usOf(to)}
 	return v, err
 }
 

@@ -202,14 +202,20 @@ func featureOf(row []byte) (feature []byte, id string, err error) {
 	if p.Enabled != nil {
 		properties["enabled"] = *p.Enabled
 	}
-	for name, at := range map[string]*string{"valid_from": p.ValidFrom, "valid_to": p.ValidTo} {
-		if at == nil || strings.HasSuffix(*at, "infinity") {
-			continue // open
+	for _, end := range []struct {
+		name, open string
+		at         *string
+	}{{"valid_from", "-infinity", p.ValidFrom}, {"valid_to", "infinity", p.ValidTo}} {
+		if end.at == nil || *end.at == end.open {
+			continue
 		}
-		if _, err := time.Parse(time.RFC3339Nano, *at); err != nil {
-			return nil, id, fmt.Errorf("%s is %q, want a timestamptz", name, *at)
+		if strings.HasSuffix(*end.at, "infinity") {
+			return nil, id, fmt.Errorf("%s is %s, so it is never valid: leave out the row, or write %s or null for an open end", end.name, *end.at, end.open)
 		}
-		properties[name] = *at
+		if _, err := time.Parse(time.RFC3339Nano, *end.at); err != nil {
+			return nil, id, fmt.Errorf("%s is %q, want a timestamptz", end.name, *end.at)
+		}
+		properties[end.name] = *end.at
 	}
 	feature, err = json.Marshal(map[string]any{"type": "Feature", "properties": properties, "geometry": json.RawMessage(geometry)})
 	return feature, id, err

@@ -76,9 +76,12 @@ func (f *Fences) Load(ctx context.Context) (*protocol.Fences, []error, error) {
 	return out, errs, nil
 }
 
-const fencesInForce = `
-select id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0), 
-  coalesce(exit_margin_m, 0), coalesce(min_dwell_s, 0), coalesce(min_interval_s, 0), valid_from, valid_to, enabled
+// fenceColumns are what scanFence reads.
+var fenceColumns = `id, version, name, kind, geometry::text, coalesce(radius_m, 0), coalesce(width_m, 0),
+  coalesce(exit_margin_m, 0), coalesce(min_dwell_s, 0), coalesce(min_interval_s, 0), enabled,` + endsOf("valid_from", "valid_to")
+
+var fencesInForce = `
+select ` + fenceColumns + `
 from processor.geofences
 where replaced_at is null
 order by id, version`

@@ -351,7 +351,7 @@ func (l *Lists) Span(ctx context.Context, device string, before time.Time) (firs
 	defer cancel()
 	var a, b *time.Time
 	err = l.pool.QueryRow(ctx, `
-select (select ts from public.positions where device_id = $1 order by ts limit 1),
+select (select ts from public.positions where device_id = $1 and ts >= `+firstTime+` order by ts limit 1),
   (select ts from public.positions where device_id = $1 and ts < $2 order by ts desc limit 1)`, device, before).Scan(&a, &b)
 	if a != nil {
 		first = *a
@@ -398,6 +398,7 @@ select id, version, name, kind, geometry, coalesce(radius_m, 0), valid_from, val
 from processor.geofences
 where replaced_at is null
   and enabled
+  and coalesce(radius_m, 0) < 'infinity' -- above which is NaN
 order by id, version
 limit $1`, pgx.RowToStructByPos[FenceShape], limit)
 }

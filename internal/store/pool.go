@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -54,6 +55,14 @@ func Open(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	prepare(pc.ConnConfig, cfg)
 	if cfg.Rotated != nil {
 		(&rotation{read: cfg.Rotated, now: time.Now}).install(pc)
+	}
+	connected := pc.AfterConnect
+	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		conn.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: anyTime{&pgtype.TimestamptzCodec{}}})
+		if connected == nil {
+			return nil
+		}
+		return connected(ctx, conn)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {

@@ -64,7 +64,7 @@ with widened as (
         and device_id = $4
         and state = 'waiting'
         and reason = $8
-        and greatest(to_ts, $6) - least(from_ts, $5) <= interval '7 days'
+        and greatest(to_ts, $6) <= least(from_ts, $5) + interval '7 days'
     )
     and state = 'waiting'
   returning id

@@ -22,11 +22,16 @@ import (
 const TimingChannel = "processor_timing"
 
 // exclusion is why a position takes no part in state and crossings, as
-// telemetry.Eligibility has it; $1 are its limits.
+// telemetry.Eligibility has it; $1 are its limits. What no record has, no place or a
+// time beyond all device time, may be in a row of another program. In this order nothing
+// is added to a time that may be close to the ends of what the server has.
 const exclusion = `case
       when latitude = 0 and longitude = 0 or satellites < ($1::bigint[])[2] then 'no_fix'
-      when ts > ingested_at + ($1::bigint[])[1] * interval '1 microsecond' then 'future'
-      when ($1::bigint[])[3] > 0 and ts < ingested_at - ($1::bigint[])[3] * interval '1 microsecond' then 'ancient'
+      when not (latitude between -90 and 90 and longitude between -180 and 180) then 'no_fix'
+      when ts >= ` + lastTime + ` then 'future'
+      when ts < ` + firstTime + ` then 'ancient'
+      when ts - ($1::bigint[])[1] * interval '1 microsecond' > ingested_at then 'future'
+      when ($1::bigint[])[3] > 0 and ts + ($1::bigint[])[3] * interval '1 microsecond' < ingested_at then 'ancient'
       else ''
     end`
 

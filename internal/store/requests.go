@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -43,7 +44,7 @@ func (q *Requests) Waiting(ctx context.Context, shards []int) ([]protocol.Reques
 		list[i] = int32(s)
 	}
 	rows, err := q.writer.pool.Query(ctx, `
-select distinct on (shard) id, kind, shard, coalesce(device_id, ''), from_ts, to_ts, progress, attempts
+select distinct on (shard) id, kind, shard, coalesce(device_id, ''), `+requestEnds+`, progress, attempts
 from processor.requests
 where stream = $1
   and group_name = $2
@@ -56,21 +57,25 @@ order by shard, id`, q.writer.scope.Stream, q.writer.scope.Group, list)
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Request, error) {
 		var r protocol.Request
-		var from, to *time.Time
+		var from, to pgtype.Timestamptz
 		var progress []byte
-		if err := row.Scan(&r.ID, &r.Kind, &r.Shard, &r.Device, &from, &to, &progress, &r.Attempts); err != nil {
-			return r, err
-		}
-		r.FromUS, r.ToUS = math.MinInt64, math.MaxInt64
-		if from != nil {
-			r.FromUS = from.UnixMicro()
-		}
-		if to != nil {
-			r.ToUS = to.UnixMicro()
-		}
-		return r, json.Unmarshal(progress, &r.Progress)
+		err := row.Scan(&r.ID, &r.Kind, &r.Shard, &r.Device, &from, &to, &progress, &r.Attempts)
+		r.FromUS, r.ToUS, r.Progress = usOf(from), usOf(to), progressOf(progress)
+		return r, err
 	})
 	return found, failure("look for requests", err)
+}
+
+// requestEnds is the window of a request.
+var requestEnds = endsOf("from_ts", "to_ts")
+
+// progressOf reads the progress of a request. What is none, in a row that others wrote, is
+// the beginning: what a request has done it may do again.
+func progressOf(text []byte) (p protocol.Progress) {
+	if json.Unmarshal(text, &p) != nil || p.Halved < 0 || p.Devices < 0 {
+		return protocol.Progress{}
+	}
+	return p
 }
 
 // Attempts of a request, and the time that a step may take while it can still be
@@ -297,19 +302,12 @@ set state = $2,
   executed_by = $4
 where id = $1
   and state in ('waiting', 'running')
-  and from_ts is not distinct from $5
-  and to_ts is not distinct from $6`, r.ID, state, text, q.writer.member, instant(r.FromUS), instant(r.ToUS))
+  and (`+requestEnds+`) = ($5, $6)`, r.ID, state, text, q.writer.member, timeOf(r.FromUS), timeOf(r.ToUS))
 	if err == nil && tag.RowsAffected() == 0 {
 		return errEnded
 	}
 	return err
 }
-
-// The ends of device time: times beyond them are rejected on arrival.
-var (
-	firstUS = time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
-	lastUS  = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
-)
 
 // devicesAtOnce is how many devices share one count of their positions.
 const devicesAtOnce = 64
@@ -374,6 +372,13 @@ where device_id = $1`, []any{device}, []any{&stream}, func() error {
 func (s *step) recompute() (done bool, write func(context.Context, *pgx.Conn, *pgx.Batch) error, err error) {
 	p := s.p
 	from, to := max(s.o.Request.FromUS, firstUS), min(s.o.Request.ToUS, lastUS)
+	if s.o.Request.FromUS == math.MaxInt64 || s.o.Request.ToUS == math.MinInt64 {
+		return false, nil, &protocol.Failure{Kind: protocol.Rejected, Err: errors.New(
+			"no device time is in its window, which begins at infinity or ends at -infinity: ask again, with null for an open end")}
+	}
+	if from > to {
+		return true, func(context.Context, *pgx.Conn, *pgx.Batch) error { return nil }, nil
+	}
 	var windows []window
 	for budget := s.fixes; budget > 0 && !done; {
 		if p.AfterUS != nil {
