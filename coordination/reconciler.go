@@ -29,10 +29,9 @@ type ownership interface {
 	Release(ctx context.Context, held protocol.ShardLease, member string, applied telemetry.EntryID) error
 }
 
-// Sessions ends the database sessions of a member that does not release. none reports
-// that it was seen to have none.
+// Sessions ends the database sessions of a member that does not release.
 type Sessions interface {
-	End(ctx context.Context, member string) (ended int, none bool, err error)
+	End(ctx context.Context, member string) (protocol.EndedSessions, error)
 }
 
 // Engine runs the shards granted to it.
@@ -285,12 +284,16 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 	if len(able) == 0 {
 		return nil, false, nil
 	}
-	ended, none, err := k.sessions.End(ctx, member)
+	ended, err := k.sessions.End(ctx, member)
 	if err != nil {
 		return nil, false, err
 	}
-	crashed = k.membership.ended(member, none)
-	args := []any{"member", member, "count", ended, "crashed", crashed}
+	crashed = k.membership.ended(member, ended.None)
+	if ended.Left > 0 {
+		k.log.Warn("sessions of a dead member left, this role in Postgres may not end them; they may hold its shards up",
+			"member", member, "count", ended.Left, "role", ended.Role, "remedy", ended.Remedy())
+	}
+	args := []any{"member", member, "count", ended.Count, "crashed", crashed}
 	if last, _ := k.membership.silent(member); last.Host != "" {
 		args = append(args, "host", last.Host, "pid", last.PID)
 	}

@@ -46,7 +46,7 @@ type Resize struct {
 	// Members returns the live members.
 	Members func(ctx context.Context) ([]Member, error)
 	// End ends the database sessions of an owner that did not release.
-	End func(ctx context.Context, member string) (ended int, none bool, err error)
+	End func(ctx context.Context, member string) (protocol.EndedSessions, error)
 	// OnProgress is called with what Resize waits for, whenever that changes.
 	OnProgress func(waiting string)
 	Operator   string
@@ -241,7 +241,7 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 	for _, s := range list {
 		if s.Owner != "" && !ended[s.Owner] {
 			ended[s.Owner] = true
-			if _, _, err := r.End(ctx, s.Owner); err != nil {
+			if _, err := r.End(ctx, s.Owner); err != nil {
 				return err
 			}
 		}

@@ -88,5 +88,10 @@ func printClaimed(out *cli.Output, r *operator.Claimed) error {
 	if err := out.Table(t); err != nil {
 		return err
 	}
+	for _, left := range r.Left {
+		if err := out.Line("not ended: %s", left); err != nil {
+			return err
+		}
+	}
 	return out.Line("%s %s, ended %s", verb, cli.Count(len(r.Shards), "shard"), cli.Count(r.Sessions, "database session"))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/coordination"
+	"github.com/trmtracking/processor/internal/cli"
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
@@ -44,6 +45,7 @@ type Claimed struct {
 	Lost     int            `json:"lost"` // trimmed while pending, recorded in the ledger
 	Queues   map[string]int `json:"queues,omitempty"`
 	Sessions int            `json:"sessions_ended"`
+	Left     []string       `json:"sessions_left,omitempty"` // that this role may not end, and what does
 }
 
 // claimedShard is a shard that moves.
@@ -112,11 +114,14 @@ func (f *Fleet) claimShards(ctx context.Context, pinned store.FleetSettings, c C
 				continue
 			}
 			ended[s.Owner] = true
-			n, _, err := sessions.End(ctx, s.Owner)
+			n, err := sessions.End(ctx, s.Owner)
 			if err != nil {
 				return r, err
 			}
-			r.Sessions += n
+			r.Sessions += n.Count
+			if n.Left > 0 {
+				r.Left = append(r.Left, fmt.Sprintf("%s of %s: %s", cli.Count(n.Left, "session"), s.Owner, n.Remedy()))
+			}
 		}
 	}
 	return r, f.shards().Move(ctx, chosen, to, f.by, target)

@@ -421,7 +421,7 @@ func RemoveStream(ctx context.Context, cfg config.Config, of, devicesTo, name, b
 	for _, s := range list { // an owner that is gone without a release might still commit
 		if s.Owner != "" && !ended[s.Owner] {
 			ended[s.Owner] = true
-			if _, _, err := sessions.End(ctx, s.Owner); err != nil {
+			if _, err := sessions.End(ctx, s.Owner); err != nil {
 				return out, f.explained(err)
 			}
 		}

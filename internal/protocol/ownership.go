@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -15,6 +16,25 @@ type ShardRecord struct {
 	Assigned string // the member that should own it, "" for none
 	Owner    string // the member that owns it, "" after a release
 	Epoch    int64
+}
+
+// EndedSessions is what became of the database sessions of a member.
+type EndedSessions struct {
+	Count int
+	None  bool // there were none, nor any since it acquired its shards
+	// Left are those of a role whose sessions this one may not end, and Role is that one,
+	// "" if it was dropped. A transaction that one of them has open keeps its locks.
+	Left int
+	Role string
+}
+
+// Remedy says how the sessions that are left come to an end; "" if none are.
+func (e *EndedSessions) Remedy() string {
+	if e.Left == 0 {
+		return ""
+	}
+	return "end them as " + cmp.Or(e.Role, "a superuser") + " (select pg_terminate_backend); grant that role to the one this fleet connects with, " +
+		"or pg_signal_backend, so that it can (docs/reference/permissions.md)"
 }
 
 // LocalShard is a member's own state of a shard.

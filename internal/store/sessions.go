@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trmtracking/processor/internal/protocol"
 )
 
 // Sessions manages the database sessions of members.
@@ -34,10 +36,13 @@ const sessionsAfter = 10 * time.Second
 // No timeout of the server covers a client frozen in the middle of a COPY,
 // whose uncommitted keys would block its successor.
 //
-// A kernel closes the sessions of a process that ended. none reports that there were
+// A kernel closes the sessions of a process that ended. None reports that there were
 // none, in a server that has been up for long enough to tell. If there were some, the
 // process was alive, which is written down for successors that come later.
-func (s *Sessions) End(ctx context.Context, member string) (ended int, none bool, err error) {
+//
+// The member may have connected as another role, whose sessions this one may end or not,
+// as the server decides it: it is not asked for what it would refuse.
+func (s *Sessions) End(ctx context.Context, member string) (out protocol.EndedSessions, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	// One successor at a time, so that none finds the sessions gone before it is
@@ -47,10 +52,13 @@ func (s *Sessions) End(ctx context.Context, member string) (ended int, none bool
 	// A row of assignments that another session has locked must not hold up a take-over.
 	b.Queue(`
 with sessions as materialized (
-  select pid, usename
-  from pg_stat_activity
-  where application_name = $1
-    and pid <> pg_backend_pid()
+  select a.pid, coalesce(a.usename, '') as role,
+    (pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage'))
+      and (not coalesce(r.rolsuper, false) or (select rolsuper from pg_roles where rolname = current_user)) as ours
+  from pg_stat_activity a
+  left join pg_roles r on r.oid = a.usesysid
+  where a.application_name = $1
+    and a.pid <> pg_backend_pid()
 ),
 lost as materialized (
   select a.stream, a.group_name, a.shard
@@ -71,7 +79,9 @@ marked as (
     and a.group_name = lost.group_name
     and a.shard = lost.shard
 )
-select count(*) filter (where case when usename = current_user then pg_terminate_backend(pid) end),
+select count(*) filter (where case when ours then pg_terminate_backend(pid) end),
+  count(*) filter (where not ours),
+  coalesce(max(role) filter (where not ours), ''),
   count(*) = 0
     and pg_postmaster_start_time() < now() - $3::interval
     and not exists (
@@ -82,10 +92,10 @@ select count(*) filter (where case when usename = current_user then pg_terminate
         and a.owner_alive_at >= s.owner_since
     )
 from sessions`, ApplicationName(member), member, sessionsAfter).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&ended, &none)
+		return row.Scan(&out.Count, &out.Left, &out.Role, &out.None)
 	})
 	err = s.pool.SendBatch(ctx, b).Close()
-	return ended, none, failure(fmt.Sprintf("end the sessions of %s", member), err)
+	return out, failure(fmt.Sprintf("end the sessions of %s", member), err)
 }
 
 // Ping checks that Postgres answers and accepts writes.
