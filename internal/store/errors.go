@@ -157,10 +157,11 @@ func KindOf(err *pgconn.PgError) protocol.FailureKind {
 var serverLimits = []string{"PreCommit_Notify", "GetNewTransactionId", "GetNewMultiXactId"}
 
 // tooMuch reports whether half of the work might be done where all of it was
-// not: it took too long, there were no locks left, or more compressed rows would
-// have been unpacked than the server is set to allow.
+// not: it took too long, a transaction waited too long for what others look up for it,
+// there were no locks left, or more compressed rows would have been unpacked than the
+// server is set to allow.
 func tooMuch(code string) bool {
-	return code == "57014" || code == "53200" || code == "53400"
+	return code == "57014" || code == "25P03" || code == "53200" || code == "53400"
 }
 
 // isOutage reports whether a failure says nothing about what was asked for: the
@@ -172,7 +173,7 @@ func isOutage(f *protocol.Failure) bool {
 	switch f.Code {
 	case "", "55P03", "55006": // no answer; lock_not_available, object_in_use
 		return !f.TooMuch
-	case "57014", "53200", "53400": // for which it was too much
+	case "57014", "25P03", "53200", "53400": // for which it was too much
 		return false
 	}
 	switch f.Code[:min(2, len(f.Code))] {

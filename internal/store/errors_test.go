@@ -179,6 +179,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 		{raise("53200"), "53200", protocol.Unavailable, ""},
 		{raise("53400"), "53400", protocol.Unavailable, ""}, // compressed rows that are too many to unpack
 		{raise("57P01"), "57P01", protocol.Unavailable, ""},
+		{raise("25P03"), "25P03", protocol.Unavailable, ""}, // the session was idle for too long
 		{raise("58030"), "58030", protocol.Unavailable, ""},
 		{raise("XX001"), "XX001", protocol.Unavailable, ""},
 		{probeRow("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
@@ -194,7 +195,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 			require.Equal(t, tt.code, f.Code, "%v", f)
 			require.Equal(t, tt.want, f.Kind, "%v", f)
 			require.Equal(t, tt.field, f.Field)
-			require.Equal(t, slices.Contains([]string{"57014", "53200", "53400"}, tt.code), f.TooMuch, "half may be tried")
+			require.Equal(t, slices.Contains([]string{"57014", "25P03", "53200", "53400"}, tt.code), f.TooMuch, "half may be tried")
 			ofRow := tt.want == protocol.Misconfigured || tt.code == "XX001"
 			require.Equal(t, ofRow, f.OfRow, "others may be taken")
 			if tt.want == protocol.Rejected || ofRow {

@@ -289,8 +289,9 @@ func asOf(ctx context.Context, pool *pgxpool.Pool, tx pgx.Tx, c cuts) (ask, erro
 	if len(c) == 0 {
 		return inTx(ctx, tx), nil
 	}
+	// Tx is idle meanwhile, for as long as its caller has.
 	var snapshot string
-	if err := tx.QueryRow(ctx, "select pg_export_snapshot()").Scan(&snapshot); err != nil {
+	if err := tx.QueryRow(ctx, "select pg_export_snapshot() from set_config('idle_in_transaction_session_timeout', '0', true)").Scan(&snapshot); err != nil {
 		return nil, err
 	}
 	return func(sql string, args []any, scan []any, row func() error) (bool, error) {

@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -154,4 +156,63 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 	require.EqualValues(t, 4, p.Removed, "three positions and a crossing")
 	look()
 	require.Equal(t, map[int]time.Time{2: dayOf(398), 3: dayOf(2), 4: dayOf(200)}, found)
+}
+
+// Others look for what lies far while a transaction waits for it, that of late records or
+// that of an operator's question. However long that takes in all, the server does not end
+// its session for it.
+func TestATransactionOutlivesTheLookUpsItWaitsFor(t *testing.T) {
+	t.Parallel()
+	const limit = 2 * time.Second // of a statement, and of a session that is idle
+	b := newBench(t)
+	b.partitionByDay(30)
+	b.fences = protocolFences(t)
+	held := b.take("patient.1", telemetry.ShardOf("far", shards))
+	pool, err := store.Open(t.Context(), store.Config{
+		URL: b.url, Member: "patient.1", MaxConns: 4, ConnectTimeout: 10 * time.Second, StatementTimeout: limit, LockTimeout: time.Minute,
+	})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	w := store.NewWriter(pool, scope, "patient.1", time.Minute)
+	write := func(days ...int) error {
+		batch := b.batch(held, nil)
+		for _, day := range days {
+			batch.Late = append(batch.Late, at("far", day))
+		}
+		_, err := w.Write(t.Context(), batch)
+		return err
+	}
+	require.NoError(t, write(0, 29))
+
+	// A look-up into a heap before the newest ones has to wait.
+	waits := func(do func() error) error {
+		tx, err := b.pool.Begin(t.Context())
+		require.NoError(t, err)
+		defer tx.Rollback(context.WithoutCancel(t.Context()))
+		_, err = tx.Exec(t.Context(), "lock table public.positions_10")
+		require.NoError(t, err)
+		done := make(chan error, 1)
+		go func() { done <- do() }()
+		var since time.Time
+		testenv.Wait(t, time.Minute, func() error {
+			if since.IsZero() && b.count("select count(*) from pg_stat_activity where application_name = 'processor/patient.1' and wait_event_type = 'Lock'") > 0 {
+				since = time.Now()
+			}
+			if since.IsZero() || time.Since(since) < limit+limit/4 {
+				return errors.New("it did not wait for long enough")
+			}
+			return nil
+		})
+		require.NoError(t, tx.Rollback(t.Context()))
+		return <-done
+	}
+	require.NoError(t, waits(func() error { return write(25) }))
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where later_ts = $1 and earlier_ts = $2", dayOf(25).Add(12*time.Hour), dayOf(0).Add(12*time.Hour)))
+	devices := store.NewDevices(pool, scope, store.FleetSettings{Shards: shards}, "test")
+	show := func() error {
+		_, err := devices.Show(t.Context(), "far")
+		return err
+	}
+	require.NoError(t, show()) // and how positions is divided is known
+	require.NoError(t, waits(show))
 }

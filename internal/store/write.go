@@ -156,6 +156,11 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 			out.Stored = make([]bool, len(b.Late), len(b.Late)+len(b.Rivals))
 			queueLate(rest, b.Late, out.Stored)
 		}
+		if b.Rules.Fences.Len() > 0 {
+			// The session is idle while others look for what lies far, each for as long as a
+			// statement may take, and all together for as long as the transaction may.
+			rest.Queue("select set_config('idle_in_transaction_session_timeout', $1, true)", strconv.FormatInt(w.timeout.Milliseconds(), 10))
+		}
 		if len(b.Late)+len(b.Rivals) > 0 {
 			rest.Queue("savepoint " + savepoint)
 		}
