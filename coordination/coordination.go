@@ -28,6 +28,7 @@ type Deps struct {
 	Losses   *Losses
 	Holds    Holds  // nil where operators hold nothing back
 	Tasks    []Task // run while this member leads
+	Beside   []Task // the same, for what takes longer than a leader's step
 	// Leadership is the one of this stream among those of all; nil for a stream alone.
 	Leadership *protocol.SpreadLease
 }
@@ -111,7 +112,7 @@ func NewFleet(cfg Config, membership *Membership, engine Engine, deps Deps, log 
 	leader := &Leader{
 		cfg: cfg, membership: membership, shards: deps.Shards, store: deps.Terms, stream: deps.Stream,
 		open: make(map[string][]string), silent: make(map[string]time.Time), // before the first pass, for one that resigns at once
-		ledger: deps.Ledger, losses: deps.Losses, holds: deps.Holds, tasks: deps.Tasks, metrics: m, log: log.With("component", "leader"),
+		ledger: deps.Ledger, losses: deps.Losses, holds: deps.Holds, tasks: deps.Tasks, beside: deps.Beside, metrics: m, log: log.With("component", "leader"),
 	}
 	f.leader = leader
 	f.elector = newElector(cfg, newLock(deps.Client, deps.Keys.Lock, cfg.LeaderTTL), deps.Terms, deps.Stream, leader, membership.postgresUp, m, log)

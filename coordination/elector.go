@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/trmtracking/processor/internal/lograte"
@@ -24,8 +25,9 @@ type lease interface {
 //
 // Leadership serves efficiency only: every task is harmless when two members do
 // it. It is trusted for LeaderTTL minus a margin, counted from *before* the
-// last renewal was sent; work runs under a context that ends then. Work and
-// renewals share one loop, so a leader that is stuck loses the lock.
+// last renewal was sent; no work runs under a context that lasts longer. Work and
+// renewals share one loop, so a leader that is stuck loses the lock. A step that takes
+// too long is cut off in time for a renewal: the next leader would do it no faster.
 type elector struct {
 	cfg      Config
 	lock     lease
@@ -46,12 +48,20 @@ type elector struct {
 // errSpread ends a term for the sake of another member.
 var errSpread = errors.New("others lead fewer streams")
 
+// errTrustEnded ends what runs while the leadership cannot be trusted any more.
+var errTrustEnded = errors.New("the lease ends before this is done")
+
+// errCutOff ends a step that would keep the leader from renewing its lock.
+var errCutOff = errors.New("cut off, it took longer than a leader's step may (processor doctor tells a slow server and who holds a lock)")
+
 // LeaderWork is what a leader does.
 type LeaderWork interface {
 	// Steps returns the steps of one pass of a leader's work under a term, in their
 	// order. The error of one ends the term. A pass that was woken does only what
 	// may have to follow a change of members or shards at once.
 	Steps(term int64, woken bool) []func(ctx context.Context) error
+	// Beside does what may take longer than a step, until ctx ends with the term.
+	Beside(ctx context.Context, term int64)
 	// ReassignOwnShards assigns this member's shards to other members, before
 	// it leaves.
 	ReassignOwnShards(ctx context.Context, term int64) error
@@ -116,7 +126,7 @@ func (e *elector) margin() time.Duration { return e.cfg.LeaderTTL / 8 }
 func (e *elector) lead(ctx context.Context, asked time.Time) {
 	trusted := asked.Add(e.cfg.LeaderTTL - e.margin())
 	var term int64
-	why := e.withTrust(ctx, trusted, func(ctx context.Context) (err error) {
+	why := until(ctx, trusted, errTrustEnded, func(ctx context.Context) (err error) {
 		term, err = e.terms.BeginTerm(ctx)
 		return err
 	})
@@ -137,12 +147,22 @@ func (e *elector) lead(ctx context.Context, asked time.Time) {
 // renewed between its steps. Otherwise a leader on a slow machine would begin its
 // first pass again in each term and never finish it.
 func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) error {
+	trust, end := context.WithCancelCause(ctx)
+	expiry := time.AfterFunc(time.Until(trusted), func() { end(errTrustEnded) })
+	var beside sync.WaitGroup
+	beside.Go(func() { e.work.Beside(trust, term) })
+	defer func() {
+		expiry.Stop()
+		end(nil)
+		beside.Wait()
+	}()
 	tick := time.NewTicker(e.cfg.renewEvery())
 	defer tick.Stop()
 	renewed := time.Now()
 	renew := func() (err error) {
 		renewed = time.Now()
 		trusted, err = e.renew(ctx, trusted)
+		expiry.Reset(time.Until(trusted))
 		return err
 	}
 	for woken := false; ; {
@@ -152,7 +172,7 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 					return err
 				}
 			}
-			if err := e.withTrust(ctx, trusted, step); err != nil {
+			if err := e.step(trust, trusted, step); err != nil {
 				return err
 			}
 		}
@@ -176,11 +196,19 @@ func (e *elector) runTerm(ctx context.Context, trusted time.Time, term int64) er
 	}
 }
 
+// step runs a step. One that takes too long is cut off while the lock can still be renewed.
+func (e *elector) step(ctx context.Context, trusted time.Time, do func(context.Context) error) error {
+	if early := trusted.Add(-e.margin()); time.Now().Before(early) {
+		return until(ctx, early, errCutOff, do)
+	}
+	return until(ctx, trusted, errTrustEnded, do)
+}
+
 // renew renews the lock and returns until when the leadership is trusted then. A
 // renewal that fails is no error while it is trusted without.
 func (e *elector) renew(ctx context.Context, trusted time.Time) (time.Time, error) {
 	asked := time.Now()
-	err := e.withTrust(ctx, trusted, e.lock.renew)
+	err := until(ctx, trusted, errTrustEnded, e.lock.renew)
 	switch {
 	case err == nil:
 		e.metrics.renewals.WithLabelValues("ok").Inc()
@@ -198,10 +226,9 @@ func (e *elector) renew(ctx context.Context, trusted time.Time) (time.Time, erro
 	return trusted, nil
 }
 
-// withTrust runs f with a context that ends when the leadership can no longer
-// be trusted.
-func (e *elector) withTrust(ctx context.Context, trusted time.Time, f func(context.Context) error) error {
-	ctx, cancel := context.WithDeadlineCause(ctx, trusted, errors.New("the lease ends before this is done"))
+// until runs f with a context that ends at a time, for a reason.
+func until(ctx context.Context, end time.Time, reason error, f func(context.Context) error) error {
+	ctx, cancel := context.WithDeadlineCause(ctx, end, reason)
 	defer cancel()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -1,9 +1,11 @@
 package coordination
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -125,11 +127,18 @@ func (f *fakeTerms) Resign(_ context.Context, term int64) error {
 	return nil
 }
 
-// leaderWork is the work of leaders in a test: one step, or more.
+// leaderWork is the work of leaders in a test: one step, or more, and what runs beside them.
 type leaderWork struct {
-	do    func(ctx context.Context, term int64) error
-	steps int
-	gave  atomic.Bool
+	do     func(ctx context.Context, term int64) error
+	beside func(ctx context.Context, term int64)
+	steps  int
+	gave   atomic.Bool
+}
+
+func (d *leaderWork) Beside(ctx context.Context, term int64) {
+	if d.beside != nil {
+		d.beside(ctx, term)
+	}
 }
 
 func (d *leaderWork) Steps(term int64, _ bool) []func(context.Context) error {
@@ -355,6 +364,76 @@ func TestAPassLongerThanTheLeaseEndsInOneTermWhileItAdvances(t *testing.T) {
 		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
 		require.NoError(t, e.Run(ctx))
 		require.Equal(t, slices.Repeat([]int64{1}, 24), seen)
+	})
+}
+
+// The next leader would do the same step no faster.
+func TestAStepThatTakesTooLongIsCutOffAndTheLeaderStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		terms := &fakeTerms{}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var lines bytes.Buffer
+		leader := &Leader{log: slog.New(slog.NewTextHandler(&lines, nil))}
+		var longest time.Duration
+		slow, passes := 0, 0
+		work := &leaderWork{steps: 2}
+		work.do = func(ctx context.Context, term int64) error {
+			if passes++; passes%2 == 0 {
+				return nil // the other tasks go on
+			}
+			return leader.try(ctx, "slow", func(ctx context.Context) error {
+				began := time.Now()
+				<-ctx.Done()
+				longest = max(longest, time.Since(began))
+				if slow++; slow == 20 {
+					stop()
+				}
+				return fmt.Errorf("sweep the floor: %w", ctx.Err())
+			})
+		}
+		e := newElector(timing, &fakeLease{server: &lockServer{}, ttl: timing.LeaderTTL}, terms, &notifier{}, work, yes, someMetrics(), discard())
+		require.NoError(t, e.Run(ctx))
+		require.Equal(t, int64(1), terms.term.Load())
+		require.Equal(t, 39, passes)
+		require.Less(t, longest, timing.LeaderTTL-e.margin())
+		require.Contains(t, lines.String(), "sweep the floor: context deadline exceeded")
+		require.Contains(t, lines.String(), `level=WARN msg="leader task failed, will retry" what=slow err="cut off, `)
+	})
+}
+
+// P4: what runs beside the steps is trusted no longer than they are.
+func TestP4WhatRunsBesideTheStepsEndsBeforeTheLockCanBeAnothers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, terms := &lockServer{}, &fakeTerms{}
+		ctx, stop := context.WithCancel(t.Context())
+		var away atomic.Bool
+		lease := &fakeLease{server: server, ttl: timing.LeaderTTL}
+		lease.delay = func() time.Duration {
+			if away.Load() {
+				return time.Hour
+			}
+			return 0
+		}
+		ended := make(chan time.Time, 10)
+		began := time.Now()
+		work := &leaderWork{do: func(context.Context, int64) error { return nil }, beside: func(ctx context.Context, _ int64) {
+			<-ctx.Done()
+			ended <- time.Now()
+		}}
+		e := newElector(timing, lease, terms, &notifier{}, work, yes, someMetrics(), discard())
+		var running sync.WaitGroup
+		running.Go(func() { _ = e.Run(ctx) })
+		_ = pause(ctx, time.Minute)
+		require.Empty(t, ended, "it lasts as long as the lock is renewed")
+		away.Store(true)
+		at := <-ended
+		require.Greater(t, at.Sub(began), time.Minute)
+		server.mu.Lock()
+		require.True(t, at.Before(server.until), "at %v, the lock expires %v later", at.Sub(began), server.until.Sub(at))
+		server.mu.Unlock()
+		stop()
+		running.Wait()
 	})
 }
 

@@ -112,6 +112,7 @@ type bench struct {
 	pgURL  string
 	shards *store.Shards
 	group  *stream.Group
+	tasks  []Task // of the members that are started, besides the one that counts
 }
 
 func newBench(t *testing.T) *bench {
@@ -282,7 +283,7 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	pool := b.open(membership.Name())
 	ledger := store.NewLedger(pool, b.scope(), membership.Name(), 5*time.Second)
 	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
-		Client: client, Keys: keys, Stream: group, Tasks: []Task{&m.task},
+		Client: client, Keys: keys, Stream: group, Tasks: append(slices.Clone(b.tasks), &m.task),
 		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
 		Sessions: store.NewSessions(pool, 5*time.Second),
 		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,11 +51,13 @@ type Leader struct {
 	holds      Holds // nil for none
 	metrics    *metrics
 	tasks      []Task
+	beside     []Task // that may take longer than a step
 	log        *slog.Logger
 
-	quiet map[Task]*lograte.Limit // of each task that failed
+	quiet map[any]*lograte.Limit // of each step that failed, by its task or its name
 
-	term     int64 // of the last pass
+	term     int64     // of the last pass
+	assigned time.Time // when assign began last
 	swept    time.Time
 	cursors  map[string]telemetry.EntryID // where the sweep of a consumer continues
 	readers  map[string]time.Duration     // idle times at the last sweep
@@ -72,7 +75,7 @@ type Leader struct {
 }
 
 // Steps returns the steps of one pass: of one that was woken only the assignment, so that
-// a plan is not held up by the tasks.
+// a plan is not held up by the tasks. A task that takes long holds it up for one step.
 func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
 	assign := func(ctx context.Context) error { return l.assign(ctx, term, l.membership.eligible()) }
 	if woken && term == l.term {
@@ -83,38 +86,79 @@ func (l *Leader) Steps(term int64, woken bool) []func(context.Context) error {
 	if term != l.term {
 		steps = l.beginTerm(term)
 	}
-	steps = append(steps,
-		assign,
-		func(ctx context.Context) error {
-			if err := l.record(ctx); err != nil {
-				l.log.Warn("recording losses failed, will retry", "err", err)
-			}
-			return ctx.Err()
-		})
-	if sweep {
+	steps = append(steps, assign)
+	add := func(about any, do func(context.Context) error) {
 		steps = append(steps, func(ctx context.Context) error {
-			l.swept = time.Now()
-			if err := l.sweep(ctx); err != nil && ctx.Err() == nil {
-				l.log.Warn("claim sweep incomplete, will retry", "err", err)
+			if time.Since(l.assigned) < l.cfg.renewEvery() {
+				return nil
 			}
-			return ctx.Err()
+			return assign(ctx)
+		}, func(ctx context.Context) error { return l.try(ctx, about, do) })
+	}
+	add("recording losses", l.record)
+	if sweep {
+		add("claim sweep", func(ctx context.Context) error {
+			l.swept = time.Now()
+			return l.sweep(ctx)
 		})
 		for _, watch := range []func(context.Context){l.watchMembers, l.watchCopies, l.watchShards, l.watchRefusals} {
-			steps = append(steps, func(ctx context.Context) error {
+			add("keeping incidents", func(ctx context.Context) error {
 				watch(ctx)
-				return ctx.Err()
+				return nil
 			})
 		}
 	}
 	for _, task := range l.tasks {
-		steps = append(steps, func(ctx context.Context) error {
-			if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && l.quietOf(task).Pass() {
-				l.log.Warn("leader task failed, will retry", "err", err)
-			}
-			return ctx.Err()
-		})
+		add(task, func(ctx context.Context) error { return task.Do(ctx, term) })
 	}
 	return steps
+}
+
+// try does what may fail without an end of the term. It returns an error if the term ends;
+// that a step is cut off is a failure like any other.
+func (l *Leader) try(ctx context.Context, about any, do func(context.Context) error) error {
+	err := do(ctx)
+	if ctx.Err() != nil {
+		cause := context.Cause(ctx)
+		if !errors.Is(cause, errCutOff) {
+			return cause
+		}
+		err = cutOff(err)
+	}
+	if err != nil && l.quietOf(about).Pass() {
+		what, ok := about.(string)
+		if !ok {
+			what = fmt.Sprintf("%T", about)
+		}
+		l.log.Warn("leader task failed, will retry", "what", what, "err", err)
+	}
+	return nil
+}
+
+// cutOff returns the error of a step that was cut off, which may have told its own or not.
+func cutOff(err error) error {
+	if err == nil {
+		return errCutOff
+	}
+	return fmt.Errorf("%w: %w", errCutOff, err)
+}
+
+// Beside runs the tasks that may take longer than a step. Like all others they write under
+// the term only.
+func (l *Leader) Beside(ctx context.Context, term int64) {
+	var running sync.WaitGroup
+	for _, task := range l.beside {
+		running.Go(func() {
+			var quiet lograte.Limit
+			for ctx.Err() == nil {
+				if err := task.Do(ctx, term); err != nil && ctx.Err() == nil && quiet.Pass() {
+					l.log.Warn("leader task failed, will retry", "err", err)
+				}
+				_ = pause(ctx, l.cfg.renewEvery())
+			}
+		})
+	}
+	running.Wait()
 }
 
 // beginTerm returns the steps before the first pass of a term.
@@ -146,15 +190,15 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	})
 }
 
-// quietOf limits the log lines of one task: one that fails hides no other.
-func (l *Leader) quietOf(task Task) *lograte.Limit {
+// quietOf limits the log lines of one step: one that fails hides no other.
+func (l *Leader) quietOf(about any) *lograte.Limit {
 	if l.quiet == nil {
-		l.quiet = make(map[Task]*lograte.Limit)
+		l.quiet = make(map[any]*lograte.Limit)
 	}
-	if l.quiet[task] == nil {
-		l.quiet[task] = new(lograte.Limit)
+	if l.quiet[about] == nil {
+		l.quiet[about] = new(lograte.Limit)
 	}
-	return l.quiet[task]
+	return l.quiet[about]
 }
 
 // ReassignOwnShards assigns this member's shards to other members, if there are
@@ -172,6 +216,7 @@ func (l *Leader) ReassignOwnShards(ctx context.Context, term int64) error {
 
 // assign writes the difference between the current and the desired assignments.
 func (l *Leader) assign(ctx context.Context, term int64, members []string) error {
+	l.assigned = time.Now()
 	list, err := l.shards.List(ctx)
 	if err != nil {
 		return err

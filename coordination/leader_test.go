@@ -143,6 +143,35 @@ func TestTheLeaderAloneRunsTheTasks(t *testing.T) {
 	require.Zero(t, second.task.passes.Load())
 }
 
+// hanging is a task that does not end by itself.
+type hanging struct{}
+
+func (*hanging) Do(ctx context.Context, _ int64) error {
+	<-ctx.Done()
+	return fmt.Errorf("hang: %w", ctx.Err())
+}
+
+// A pass takes several times as long as the leader's lock lasts.
+func TestTasksThatTakeTooLongHoldUpNeitherTheOthersNorAPlan(t *testing.T) {
+	b := newBench(t)
+	for range 12 {
+		b.tasks = append(b.tasks, &hanging{})
+	}
+	first := b.start("first", "")
+	b.await([]int{shards}, first)
+	testenv.Wait(t, 30*time.Second, func() error {
+		if first.task.passes.Load() < 1 {
+			return fmt.Errorf("the task behind the others has not run")
+		}
+		return nil
+	})
+	passes := first.task.passes.Load()
+	second := b.start("second", "")
+	b.await([]int{shards / 2, shards / 2}, first, second)
+	require.Equal(t, passes, first.task.passes.Load(), "the plan waited for no pass")
+	require.Equal(t, 1, b.count("select term from processor.leader where member = $1", first.name()))
+}
+
 func TestALeaderOverTheGroupOfAClusterUsesOneSlot(t *testing.T) {
 	names := stream.Names{Stream: "telemetry:teltonika", Group: "g"}
 	for _, key := range []string{names.Lock(), names.Members(), names.Heartbeat("instance-1")} {

@@ -108,10 +108,12 @@ func newFleet(d fleetDeps) (*coordination.Fleet, error) {
 	terms.Guard(d.Identity)
 	ledger := store.NewLedger(d.Pool, d.Scope, string(d.Member), timeout)
 	losses := coordination.NewLosses(ledger, d.Metrics)
+	work, beside := leaderTasks(d, ledger, losses)
 	fleet, err := coordination.NewFleet(d.Config, d.Membership, d.Pipeline, recordFleet(coordination.Deps{
 		Client: d.Client, Keys: d.Keys, Shards: d.Shards, Sessions: d.Sessions, Stream: d.Group,
 		Terms:  terms,
-		Tasks:  leaderTasks(d, ledger, losses),
+		Tasks:  work,
+		Beside: beside,
 		Ledger: ledger,
 		Losses: losses,
 		Holds:  store.NewHolds(d.Pool, d.Scope, timeout),

@@ -18,8 +18,9 @@ const timingEntries = 100_000
 // stream: each time they load the state of whole shards again.
 const movedEvery = time.Minute
 
-// leaderTasks returns what the leader does besides assigning shards.
-func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses) []coordination.Task {
+// leaderTasks returns what the leader does besides assigning shards: in its steps, and
+// beside them what takes longer.
+func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses) (work, beside []coordination.Task) {
 	timeout := d.Service.Postgres.StatementTimeout
 	// A fleet is a stream and a group, and each fleet reads every request.
 	windows := stream.NewRecomputes(d.Client, d.Service.Redis.RecomputeStream, d.Scope.Stream+":"+d.Scope.Group)
@@ -28,7 +29,7 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 		_, err := d.Group.Info(ctx)
 		return err
 	}, d.Scope.Stream, ledger)
-	work := []coordination.Task{
+	work = []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
@@ -48,7 +49,7 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 		}),
 	}
 	if !d.First { // what follows concerns all of the database
-		return work
+		return work, nil
 	}
 	feed := store.NewTimingFeed(d.Pool, d.Service.Geofences.TimingRetention, timeout)
 	if name := d.Service.Redis.TimingStream; name != "" {
@@ -59,7 +60,7 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 	if query := d.Service.Geofences.Query; query != "" {
 		editor := store.NewFenceEditor(d.Pool, d.Scope, d.Config.Shards, string(d.Member))
 		reconciler := store.NewFenceQuery(d.Pool, editor, query, timeout)
-		work = append(work, tasks.NewFenceSync(reconciler, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
+		beside = append(beside, tasks.NewFenceSync(reconciler, ledger, d.Service.Geofences.Refresh, d.Log, d.Metrics))
 	}
-	return work
+	return work, beside
 }

@@ -23,7 +23,8 @@ type fenceSyncer interface {
 }
 
 // FenceSync is the leader's task that polls the fences a platform keeps. An
-// invalid row is skipped and reported; the other rows apply.
+// invalid row is skipped and reported; the other rows apply. The platform's query
+// takes as long as the platform likes, so the task runs beside the leader's steps.
 type FenceSync struct {
 	syncer   fenceSyncer
 	ledger   coordination.Ledger
@@ -70,13 +71,14 @@ func (q *FenceSync) Do(ctx context.Context, term int64) error {
 	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Fenced {
 		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // another member leads, and polls the same fences
 	}
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("GEOFENCE_QUERY: %w", err) // the term ended
+	}
 	if err != nil {
 		q.failures.Inc()
-		if ctx.Err() == nil {
-			q.failed = true
-			if noteErr := q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
-				q.log.Warn("recording incident failed, will retry", "err", noteErr)
-			}
+		q.failed = true
+		if noteErr := q.ledger.Open(ctx, protocol.GeofenceQuery, fenceRun, map[string]any{"error": err.Error()}); noteErr != nil {
+			q.log.Warn("recording incident failed, will retry", "err", noteErr)
 		}
 		return fmt.Errorf("GEOFENCE_QUERY: %w", err)
 	}

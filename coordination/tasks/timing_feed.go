@@ -84,8 +84,8 @@ func (t *TimingFeed) Do(ctx context.Context, term int64) error {
 		return t.close(ctx)
 	}
 	t.known = false
-	if ctx.Err() != nil {
-		return err
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return err // the term ended
 	}
 	t.metrics.errors.Inc()
 	t.metrics.show(func(m *timingMetrics) {

@@ -397,3 +397,28 @@ func TestTheAgeOfWhatTheFeedHoldsBack(t *testing.T) {
 	require.NoError(t, leader.Do(ctx, 4))
 	expect(unpublished, 0, 1e-9)
 }
+
+// lockedFeed is a feed that cannot be read.
+type lockedFeed struct{ *store.TimingFeed }
+
+func (lockedFeed) After(ctx context.Context, _ protocol.TimingPosition, _ int) ([]protocol.TimingChange, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A leader's step is cut off when it takes too long, and the leader stays.
+func TestPublishingThatIsCutOffIsCounted(t *testing.T) {
+	t.Parallel()
+	p := newPublishing(t)
+	_, k, _ := p.leader()
+	reg := prometheus.NewRegistry()
+	task := tasks.NewTimingFeed(lockedFeed{store.NewTimingFeed(p.pool, time.Hour, time.Minute)}, k, p.ledger, slog.New(slog.DiscardHandler), reg)
+	cut, stop := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer stop()
+	require.ErrorIs(t, task.Do(cut, 1), context.DeadlineExceeded)
+	require.InDelta(t, 1, counter(t, reg, "processor_coordination_timing_stream_errors_total"), 0)
+	ended, stop := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, stop)
+	require.ErrorIs(t, task.Do(ended, 1), context.Canceled)
+	require.InDelta(t, 1, counter(t, reg, "processor_coordination_timing_stream_errors_total"), 0, "the term ended, which is no error")
+}

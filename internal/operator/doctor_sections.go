@@ -47,7 +47,7 @@ var incidentGuides = map[string]guide{
 	protocol.DeadLettersAlike:   {LevelError, sectionDeadLetters, "fix the cause, then replay or drop them"},
 	protocol.SinkRefuses:        {LevelError, sectionRefuses, "correct what the error names; nothing is dead-lettered, and all continues by itself"},
 	protocol.QuarantinedShard:   {LevelError, sectionDump, "none: the entry is being isolated; keep the panic dump"},
-	protocol.GeofenceQuery:      {LevelError, sectionFenceQuery, "correct the rows or the query in the platform"},
+	protocol.GeofenceQuery:      {LevelError, sectionFenceQuery, "correct the rows or the query in the platform; one that is too slow: make it faster, or raise STATEMENT_TIMEOUT"},
 	protocol.TimingStream:       {LevelError, sectionTimingFeed, "name another key in TIMING_STREAM, or correct this one; crossings are recorded meanwhile, and published afterwards"},
 	protocol.RecomputeRejected:  {LevelWarning, sectionFences, "the other service must send a request that follows the contract"},
 	protocol.RedisRefuses:       {LevelError, sectionFull, "by its code: OOM: raise maxmemory, then trim the stream to less; NOREPLICAS: start its replicas; READONLY: point REDIS_URL at the master; MISCONF: make room on its disk"},

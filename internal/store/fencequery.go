@@ -57,21 +57,30 @@ type platformFence struct {
 // belongs to stays unchanged, since a mistake in the platform must not withdraw
 // recorded crossings. A leader of an earlier term is rejected.
 func (q *FenceQuery) Renew(ctx context.Context, term int64) (protocol.FenceSyncResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, q.timeout)
-	defer cancel()
 	var out protocol.FenceSyncResult
 	rows, err := q.rows(ctx)
 	if err != nil {
-		return out, failure("read the platform's fences", err)
+		return out, q.late(ctx, failure("read the platform's fences", err))
 	}
 	fences, keep, bad := fencesOf(rows)
+	writing, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
 	// While an invalid row cannot be attributed to a fence, no fence is closed.
-	edited, err := q.editor.change(ctx, fences, keep, "query", !slices.Contains(keep, ""), term, q.confirmed)
+	edited, err := q.editor.change(writing, fences, keep, "query", !slices.Contains(keep, ""), term, q.confirmed)
 	if err != nil {
-		return out, err
+		return out, q.late(ctx, err)
 	}
 	out.Added, out.Closed, out.Bad = edited.Added, edited.Closed, append(bad, edited.Refused...)
 	return out, nil
+}
+
+// late says what ends an error for lack of time.
+func (q *FenceQuery) late(ctx context.Context, err error) error {
+	f, ok := errors.AsType[*protocol.Failure](err)
+	if ctx.Err() != nil || !ok || f.Code != "57014" && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w; neither the query nor the change of fences may take longer than STATEMENT_TIMEOUT=%v: make it faster, or raise that", err, q.timeout)
 }
 
 // confirmed refuses a query that yields none of the fences or less than half,
@@ -111,6 +120,8 @@ values ($1, $2, $3, $4)`, e.by, confirmAction, e.scope.Stream+"/"+e.scope.Group,
 
 // rows runs the query in a read-only transaction.
 func (q *FenceQuery) rows(ctx context.Context) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
 	var list [][]byte
 	err := pgx.BeginTxFunc(ctx, q.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, "select row_to_json(q)::text from (\n"+q.query+"\n) as q")
