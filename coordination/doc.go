@@ -44,8 +44,9 @@
 //
 // Triggers that take shards away from a member, each with its timeout and the function
 // that decides. Apart from these only balance (protocol.Planner, by load) and
-// an operator's claim move shards, and both by hand-over, a few at a time
-// (protocol.Pace):
+// an operator's claim move shards: balance by hand-over, a few at a time
+// (protocol.Pace), a claim at once, and it stays for a while
+// (protocol.AdoptedFor):
 //
 //   - The member announces that it leaves (SIGTERM): immediately, and it hands over
 //     while it still works. protocol.FailureDetector.Eligible.

@@ -223,9 +223,13 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	}
 	current := make([]string, l.cfg.Shards)
 	records := make([]protocol.ShardRecord, l.cfg.Shards)
+	claimed := make([]bool, l.cfg.Shards)
 	for _, s := range list {
 		if s.Shard < len(current) {
-			current[s.Shard], records[s.Shard] = s.Assigned, s.Record()
+			current[s.Shard], records[s.Shard], claimed[s.Shard] = s.Assigned, s.Record(), s.Claimed
+		}
+		if s.Claimed {
+			l.planner.Claimed()
 		}
 	}
 	held, err := l.held(ctx)
@@ -247,7 +251,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 	var shards []int
 	var names []string
 	for i := range next {
-		if next[i] != current[i] {
+		if next[i] != current[i] || claimed[i] && !l.planner.KeepsClaim() {
 			shards, names = append(shards, i), append(names, next[i])
 		}
 	}
@@ -255,9 +259,10 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		if err := l.store.Assign(ctx, term, shards, names); err != nil {
 			return err
 		}
+		l.planner.Assigned(next)
 		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
 		for n, shard := range shards {
-			if current[shard] != "" && names[n] != "" {
+			if current[shard] != "" && names[n] != "" && current[shard] != names[n] {
 				l.metrics.moved.WithLabelValues(l.why(current[shard], records[shard].Owner, able, held)).Inc()
 			}
 		}

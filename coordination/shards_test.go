@@ -554,3 +554,43 @@ func TestAShardGivenUpAgainAndAgainIsReacquiredAfterPauses(t *testing.T) {
 	t.Logf("acquired %d times", epoch()-before)
 	require.Less(t, epoch()-before, 15)
 }
+
+// The leader neither undoes a claim nor fills up the member that has lost its shards, and
+// nor does one that is elected meanwhile.
+func TestWhatIsClaimedStaysWhereItIs(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	var chosen []protocol.Shard
+	for _, s := range b.list() {
+		if s.Owner == second.name() {
+			chosen = append(chosen, s)
+		}
+	}
+	require.NoError(t, b.shards.Move(t.Context(), chosen, slices.Repeat([]string{first.name()}, len(chosen)), "test", "member second"))
+	stays := func() {
+		t.Helper()
+		passes := func() int64 { return first.task.passes.Load() + second.task.passes.Load() }
+		begin := passes()
+		testenv.Wait(t, 15*time.Second, func() error {
+			require.Zero(t, b.count("select count(*) from processor.assignments where member = $1", second.name()))
+			if n := passes() - begin; n < 8 {
+				return fmt.Errorf("%d passes", n)
+			}
+			return nil
+		})
+	}
+	stays()
+	term := b.count("select term from processor.leader")
+	require.NoError(t, b.client.Del(t.Context(), b.group.Names().Lock()).Err())
+	testenv.Wait(t, 15*time.Second, func() error {
+		if b.count("select term from processor.leader") == term {
+			return fmt.Errorf("the term has not ended")
+		}
+		return nil
+	})
+	stays()
+	b.await([]int{shards, 0}, first, second)
+	second.stop() // members change
+	third := b.start("third", "")
+	b.await([]int{shards / 2, shards / 2}, first, third)
+}

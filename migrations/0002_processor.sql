@@ -117,7 +117,7 @@ comment on column processor.assignments.shard is
 comment on column processor.assignments.member is
   'Member the shard is assigned to; null while there is none.';
 comment on column processor.assignments.term is
-  'Term of the leader that assigned it.';
+  'Term of the leader that assigned it; 0 if an operator did.';
 comment on column processor.assignments.assigned_at is
   'When the assignment last changed.';
 comment on column processor.assignments.owner_alive_at is

@@ -17,9 +17,10 @@ func newClaimCommand() *cobra.Command {
 		Use:   "claim",
 		Short: "Move the shards of a member, one shard, or a foreign consumer's entries",
 		Long: `With --member or --shard: force-acquires shards from their owner immediately and
-assigns them to other members. The owner can no longer commit for them. The fleet
-does this automatically for members that are gone or stuck; a healthy owner gets
-its share back.
+assigns them to other members. The owner can no longer commit for them. They stay
+there for a minute, or until a member comes or goes; then shards are evened out, and
+an owner that is alive gets its share back. The fleet does this automatically for
+members that are gone or stuck, after its limits.
 
 With --consumer: moves the pending entries of a foreign consumer to the queues of
 their shards. The owners read them within QUEUE_RESCAN.

@@ -104,6 +104,10 @@ func TestAPausedShardAndADrainedMember(t *testing.T) {
 	dep.Ask(0, nil, "drain", "two", "--reason", "its node goes")
 	await(map[string]int{"one": 4})
 	require.Contains(t, fails(dep, 1, "drain", "one"), "no other instance")
+	var c operator.Claimed
+	dep.Ask(0, &c, "claim", "--member", "one", "--dry-run")
+	require.Len(t, c.Shards, 4)
+	require.Empty(t, c.Shards[0].To, "the only other instance is drained")
 	dep.Ask(0, nil, "undrain", "two")
 	await(map[string]int{"one": 2, "two": 2})
 

@@ -95,7 +95,11 @@ func (f *Fleet) claimShards(ctx context.Context, pinned store.FleetSettings, c C
 		r.Note, err = f.explainNothingToMove(ctx, c.Member, list, there)
 		return r, err
 	}
-	to := successors(list, chosen, there)
+	holds, err := f.holds().Holds(ctx)
+	if err != nil {
+		return r, f.explained(err)
+	}
+	to := successors(list, chosen, slices.DeleteFunc(there, func(m coordination.Member) bool { return holds.Drained(m.Name()) }))
 	for i, s := range chosen {
 		r.Shards = append(r.Shards, claimedShard{Shard: s.Shard, From: s.Owner, To: to[i]})
 	}

@@ -14,18 +14,25 @@ const (
 	reliefBudget = 10               // moves for load in a minute
 	shardRest    = 60 * time.Second // how long a shard stays after it moved for load
 	deployStep   = 60 * time.Second // how long a deploy may take to replace one more member
-	adoptedFor   = 60 * time.Second // how long what an earlier leader arranged stays while loads are unknown
 	mostInherits = 1.3              // of the mean that a member may have of what those that leave had
 )
+
+// AdoptedFor is how long what others arranged stays: an earlier leader, while loads are
+// unknown, or an operator.
+const AdoptedFor = 60 * time.Second
 
 // Planner decides who should own each shard, for one term of a leader. It plans when
 // members come or go: by load where it is known, otherwise by count (Assign). While
 // they stay it relieves the busiest member by load, a few shards a minute, so that
-// a passing peak moves little and no shard goes to and fro.
+// a passing peak moves little and no shard goes to and fro. What an operator assigns
+// (processor claim) becomes the plan, and is evened out when members come or go, or after
+// AdoptedFor.
 type Planner struct {
 	members  []string
 	target   []string
-	adopted  time.Time // when the target was taken over from an earlier leader; zero once it is checked
+	known    []string  // what is assigned, as far as this planner knows
+	adopted  time.Time // when the target was taken over from others; zero once it is checked
+	claimed  bool      // it was taken over from an operator, and is not to be moved for load
 	outdated int       // members that a deploy was about to replace
 	replaced time.Time // when they last became fewer, or the deploy began
 	uneven   bool      // the target is that of a deploy, and not evened out
@@ -52,6 +59,7 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 	}
 	members = slices.Compact(slices.Sorted(slices.Values(members)))
 	current = slices.Clone(current)
+	p.follow(now, current, members)
 	if p.target != nil {
 		for i := range current {
 			if held(i) && current[i] == "" {
@@ -61,28 +69,54 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 	}
 	changed := p.target != nil && !slices.Equal(members, p.members)
 	deploys := p.deploys(now, members, outdated)
+	allAssigned, allHave := shared(current, members, held)
 	switch {
-	case p.target == nil && shared(current, members, held):
+	case p.target == nil && allAssigned && (allHave || p.claimed):
 		// A new leader knows no loads. What its predecessor arranged by load stays until
 		// they are known.
 		p.target, p.adopted = current, now
 	case deploys && (p.target == nil || changed):
-		p.target, p.uneven, p.forLoad = inherit(current, members, outdated, loads), true, false
+		p.target, p.uneven, p.claimed, p.forLoad = inherit(current, members, outdated, loads), true, false, false
 	case p.target == nil || changed || p.uneven && !deploys || p.unowned(held) ||
-		!deploys && !p.adopted.IsZero() && loads == nil && now.Sub(p.adopted) >= adoptedFor:
-		p.target, p.uneven, p.adopted, p.forLoad = evenOut(current, members, loads), false, time.Time{}, false
-	case !deploys && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
+		!deploys && !p.adopted.IsZero() && (loads == nil || p.claimed) && now.Sub(p.adopted) >= AdoptedFor:
+		p.target, p.uneven, p.adopted, p.claimed, p.forLoad = evenOut(current, members, loads), false, time.Time{}, false, false
+	case !deploys && !p.claimed && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
 		p.relieve(now, loads)
 	}
 	p.members = members
 	return slices.Clone(p.target)
 }
 
+// follow takes over what others have assigned since the last plan.
+func (p *Planner) follow(now time.Time, current, members []string) {
+	for i, m := range current {
+		if p.target == nil || m == p.known[i] || m == p.target[i] {
+			continue
+		}
+		if _, ok := slices.BinarySearch(members, m); ok {
+			p.target[i], p.adopted, p.claimed = m, now, true
+		}
+	}
+	p.known = slices.Clone(current)
+}
+
+// Assigned notes what has been assigned on the way to the target.
+func (p *Planner) Assigned(next []string) { p.known = slices.Clone(next) }
+
+// Claimed has the first plan leave what it finds although a member may have nothing, since
+// an operator arranged it within AdoptedFor. Later plans see for themselves.
+func (p *Planner) Claimed() { p.claimed = p.claimed || p.target == nil }
+
+// KeepsClaim reports whether the target is what an operator arranged. If not, a leader that
+// follows must not leave it either.
+func (p *Planner) KeepsClaim() bool { return p.claimed }
+
 // ForLoad reports whether what the last plan still has to move relieves a busy member.
 func (p *Planner) ForLoad() bool { return p.forLoad }
 
-// Settled reports whether the target is even: it is not while a deploy is under way.
-func (p *Planner) Settled() bool { return p.target != nil && !p.uneven }
+// Settled reports whether the target is even: it is not while a deploy is under way, and
+// while what an operator arranged stays.
+func (p *Planner) Settled() bool { return p.target != nil && !p.uneven && !p.claimed }
 
 // deploys reports whether a deploy is under way that moves on.
 func (p *Planner) deploys(now time.Time, members, outdated []string) bool {
@@ -151,17 +185,17 @@ func (p *Planner) relieve(now time.Time, loads []float64) {
 }
 
 // shared reports whether members, sorted, share all shards that are not held back,
-// however evenly, and each has one.
-func shared(current, members []string, held func(shard int) bool) bool {
+// however evenly, and whether each has one.
+func shared(current, members []string, held func(shard int) bool) (all, each bool) {
 	has := make(map[string]bool)
 	for i, m := range current {
 		if _, ok := slices.BinarySearch(members, m); ok {
 			has[m] = true
 		} else if m != "" || !held(i) {
-			return false
+			return false, false
 		}
 	}
-	return len(has) == len(members)
+	return true, len(has) == len(members)
 }
 
 // Place decides by load who should own each shard. Shards of none of the members go to the

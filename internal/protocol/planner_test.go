@@ -269,3 +269,100 @@ func TestAPausedShardStopsNoPlan(t *testing.T) {
 	current[0] = ""
 	require.Contains(t, []string{"a", "b"}, p.Plan(now.Add(time.Second), current, []string{"a", "b"}, nil, nil, loads)[0])
 }
+
+// What an operator claims stays where it is for a while, with its former owner idle, whatever
+// loads say and after a change of leaders; then it is evened out.
+func TestWhatIsClaimedStaysUntilMembersChangeOrAMinuteHasPassed(t *testing.T) {
+	even := []string{"a", "a", "a", "a", "b", "b", "b", "b"}
+	claimed := slices.Repeat([]string{"a"}, 8)
+	both := []string{"a", "b"}
+	balanced := func(next []string) {
+		t.Helper()
+		most, mean := busiest(loadOf(next, slices.Repeat([]float64{1}, 8)), both)
+		require.InDelta(t, mean, most, 1e-9, "%v", next)
+	}
+	for _, loads := range [][]float64{nil, slices.Repeat([]float64{100}, 8)} {
+		var p protocol.Planner
+		at := func(second int64, current []string, members ...string) []string {
+			return p.Plan(time.Unix(second, 0), current, members, nil, nil, loads)
+		}
+		require.Equal(t, even, at(0, even, both...))
+		for second := range int64(60) {
+			require.Equal(t, claimed, at(100+second, claimed, both...), "second %d, loads %v", second, loads != nil)
+			require.False(t, p.Settled())
+		}
+		next := at(160, claimed, both...)
+		balanced(next)
+		require.True(t, p.Settled())
+
+		// The member that had them goes, and comes back.
+		require.Equal(t, next, at(199, next, both...))
+		require.Equal(t, claimed, at(200, claimed, both...))
+		require.Equal(t, claimed, at(205, claimed, "a"))
+		balanced(at(206, claimed, both...))
+
+		// A leader that was elected meanwhile is told.
+		p = protocol.Planner{}
+		for second := range int64(60) {
+			p.Claimed()
+			require.Equal(t, claimed, at(300+second, claimed, both...), "second %d, loads %v", second, loads != nil)
+		}
+		balanced(at(360, claimed, both...))
+		p = protocol.Planner{}
+		balanced(at(400, claimed, both...))
+	}
+	// To a member that may own nothing, a claim is not followed.
+	var p protocol.Planner
+	require.Equal(t, even, p.Plan(time.Unix(0, 0), even, both, nil, nil, nil))
+	require.Equal(t, even, p.Plan(time.Unix(1, 0), slices.Repeat([]string{"drained"}, 8), both, nil, nil, nil))
+}
+
+// A plan that is written a few shards at a time is no claim of an operator, and what is
+// claimed on the way neither moves back nor is in the way of the rest.
+func TestAPlanThatIsWrittenStepByStepIsFollowedToItsEnd(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		members := []string{"a", "b", "c", "d"}
+		rows := make([]protocol.ShardRecord, rapid.IntRange(1, 70).Draw(t, "shards"))
+		var p protocol.Planner
+		now := time.Unix(0, 0)
+		var target []string
+		pass := func(here []string) {
+			current := make([]string, len(rows))
+			for i, r := range rows {
+				current[i] = r.Assigned
+			}
+			target = p.Plan(now, current, here, nil, nil, nil)
+			next := protocol.Pace(rows, target, func(string) bool { return true }, func(int) bool { return false })
+			p.Assigned(next)
+			for i, m := range next {
+				if rows[i].Assigned = m; rapid.Bool().Draw(t, "released") {
+					rows[i].Owner = m
+				}
+			}
+		}
+		for range rapid.IntRange(1, 6).Draw(t, "changes") {
+			here := members[:rapid.IntRange(1, 4).Draw(t, "members")]
+			for range rapid.IntRange(1, 40).Draw(t, "passes") {
+				pass(here)
+				require.Equal(t, protocol.Assign(target, here), target, "balanced")
+				require.True(t, p.Settled())
+			}
+		}
+		here := members[:2]
+		pass(here)
+		shard := rapid.IntRange(0, len(rows)-1).Draw(t, "claimed")
+		to := rapid.SampledFrom(here).Draw(t, "to")
+		if to == rows[shard].Assigned {
+			t.Skip("nothing is claimed")
+		}
+		before := slices.Clone(target)
+		before[shard], rows[shard] = to, protocol.ShardRecord{Assigned: to}
+		for range 5 {
+			pass(here)
+			if rows[shard].Assigned != before[shard] {
+				t.Fatalf("shard %d was moved back", shard)
+			}
+			require.Equal(t, before, target)
+		}
+	})
+}

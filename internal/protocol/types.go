@@ -95,7 +95,7 @@ type Shard struct {
 	Left       []byte     // what its last owner left of its state, nil for nothing
 	Released   bool       // its last owner should have left its state
 	Assigned   string     // "" while assigned to no member
-	Term       int64      // of the leader that assigned it
+	Claimed    bool       // an operator assigned it, less than AdoptedFor ago
 	Since      time.Time  // when the owner acquired it
 	Changed    time.Time  // when owner or assignment changed last
 }

@@ -174,7 +174,8 @@ where d.stream = $1
 }
 
 // Move takes shards from their owner unconditionally, and assigns them to
-// members: to[i] is to own shards[i], "" leaves the assignment unchanged. The
+// members: to[i] is to own shards[i], "" leaves the assignment unchanged. Term 0 tells
+// leaders that it is none of theirs, and to leave it for a while. The
 // owner's work in progress on them cannot commit any more; Move waits for a
 // commit that has passed its check.
 func (s *Shards) Move(ctx context.Context, shards []protocol.Shard, to []string, who, why string) error {
@@ -193,6 +194,7 @@ values ($1, 'shards.claim', $2, $3)`, who, why, len(shards)); err != nil {
 			if _, err := tx.Exec(ctx, `
 update processor.assignments
 set member = $4,
+  term = 0,
   assigned_at = now()
 where stream = $1
   and group_name = $2

@@ -64,14 +64,14 @@ func (s *Shards) List(ctx context.Context) ([]protocol.Shard, error) {
 	defer cancel()
 	rows, err := s.pool.Query(ctx, `
 select s.shard, coalesce(s.owner, ''), s.epoch, coalesce(p.applied_id, '0-0'), s.crash_count, coalesce(s.max_in_flight, 0),
-  coalesce(a.member, ''), coalesce(a.term, 0), coalesce(s.owner_since, s.updated_at),
+  coalesce(a.member, ''), coalesce(a.term = 0 and a.member is not null and a.assigned_at > now() - $3::interval, false), coalesce(s.owner_since, s.updated_at),
   greatest(s.updated_at, a.assigned_at)
 from processor.shards s
 left join processor.assignments a using (stream, group_name, shard)
 left join processor.progress p using (stream, group_name, shard)
 where s.stream = $1
   and s.group_name = $2
-order by s.shard`, s.scope.Stream, s.scope.Group)
+order by s.shard`, s.scope.Stream, s.scope.Group, protocol.AdoptedFor)
 	if err != nil {
 		return nil, failure("list shards", err)
 	}
@@ -79,7 +79,7 @@ order by s.shard`, s.scope.Stream, s.scope.Group)
 		var sh protocol.Shard
 		var applied string
 		if err := row.Scan(&sh.Shard, &sh.Owner, &sh.Epoch, &applied, &sh.CrashCount, &sh.MaxInFlight,
-			&sh.Assigned, &sh.Term, &sh.Since, &sh.Changed); err != nil {
+			&sh.Assigned, &sh.Claimed, &sh.Since, &sh.Changed); err != nil {
 			return sh, err
 		}
 		// The applied ID is a hint; an unreadable one counts as missing.

@@ -125,6 +125,7 @@ func (p *proc) assign() {
 			answer(true, p.w.pg.assign(p, term, next))
 		}, func(_ bool, err error) {
 			l.busy = false
+			l.planner.Assigned(next)
 			if err != nil {
 				if errors.Is(err, errFenced) {
 					p.w.reach(rare.TermRefused)
