@@ -87,6 +87,7 @@ many decode then. At most 10,000 are edited at a time.`,
 	by.flags(cmd)
 	cmd.Flags().StringVar(&replace.Old, "replace", "", "text to replace in the payload of all that is selected")
 	cmd.Flags().StringVar(&replace.New, "with", "", "text that replaces it")
+	_ = cmd.Flags().SetAnnotation("with", mayBeEmpty, nil) // the flag is there
 	cmd.Flags().BoolVar(&replace.Regexp, "regexp", false, "the text to replace is a regular expression (RE2)")
 	cmd.Flags().BoolVar(&all, "all", false, "select all dead letters")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only show what would be replaced")

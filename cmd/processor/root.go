@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/trmtracking/processor/internal/cli"
 )
@@ -58,18 +61,40 @@ Settings come from the environment: see processor config table.`,
 	root.AddCommand(commands()...)
 	eachCommand(root, func(cmd *cobra.Command) {
 		check := cmd.Args
-		if _, names, _ := strings.Cut(cmd.Use, " "); check != nil && names != "" {
-			cmd.Args = func(cmd *cobra.Command, args []string) error {
-				if check(cmd, args) == nil {
-					return nil
-				}
+		if check == nil {
+			return
+		}
+		_, names, _ := strings.Cut(cmd.Use, " ")
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err != nil && names != "" {
 				// Cobra counts arguments and does not name them.
-				return fmt.Errorf("want %s, have %s", names, cli.Count(len(args), "argument"))
+				err = fmt.Errorf("want %s, have %s", names, cli.Count(len(args), "argument"))
 			}
+			return cmp.Or(notEmpty(cmd, args), err)
 		}
 	})
 	cli.Strict(root)
 	return root
+}
+
+// mayBeEmpty marks a flag of which "" is a value like any other.
+const mayBeEmpty = "may-be-empty"
+
+// notEmpty refuses what is given as "", as by a shell whose variable is not set: it would mean
+// the same as what is not given, and select all.
+func notEmpty(cmd *cobra.Command, args []string) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		_, mayBe := f.Annotations[mayBeEmpty]
+		list, isList := f.Value.(pflag.SliceValue)
+		if !mayBe && (f.Value.String() == "" || isList && slices.Contains(list.GetSlice(), "")) {
+			err = fmt.Errorf("--%s is empty; give it a value or leave it out", f.Name)
+		}
+	})
+	if err == nil && slices.Contains(args, "") {
+		err = errors.New("an argument is empty; give it a value or leave it out")
+	}
+	return err
 }
 
 // unknownTopic returns an error for help about an unknown command; cobra prints

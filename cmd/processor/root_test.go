@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/cli"
@@ -97,6 +99,44 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		require.Contains(t, errs, want)
 		require.Contains(t, errs, "--help", line)
 	}
+}
+
+// A shell passes "" for a variable that is not set. It would select all, or nothing that is there.
+func TestWhatIsGivenAsNothingIsRefusedByEveryCommand(t *testing.T) {
+	refused := func(want string, args ...string) {
+		t.Helper()
+		code, out, errs := call(args...)
+		require.Equal(t, fault.Config, code, "%q: %s", args, errs)
+		require.Empty(t, out, "%q", args)
+		require.Contains(t, errs, want, "%q", args)
+	}
+	eachCommand(newRootCommand(), func(cmd *cobra.Command) {
+		if cmd.Args == nil || cmd.HasSubCommands() {
+			return
+		}
+		path := strings.Fields(cmd.CommandPath())[1:]
+		given := slices.Clone(path)
+		for range strings.Fields(cmd.Use)[1:] {
+			given = append(given, "1")
+		}
+		flags := func(f *pflag.Flag) {
+			if _, mayBe := f.Annotations[mayBeEmpty]; mayBe {
+				return
+			}
+			want := "--" + f.Name + " is empty"
+			if f.Value.Type() != "string" && f.Value.Type() != "stringArray" {
+				want = "--" + f.Name + ` ""`
+			}
+			refused(want, append(given, "--"+f.Name+"=")...)
+		}
+		cmd.LocalFlags().VisitAll(flags)
+		cmd.InheritedFlags().VisitAll(flags)
+		if len(given) > len(path) {
+			refused("an argument is empty", append(given[:len(given)-1], "")...)
+		}
+	})
+	_, err := (&operator.Fleet{}).Claim(t.Context(), operator.Claim{})
+	require.ErrorContains(t, err, "name a member, a shard or a foreign consumer")
 }
 
 func TestConfigCheckNamesEveryProblemAndNoSecret(t *testing.T) {

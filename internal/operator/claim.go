@@ -58,6 +58,9 @@ type claimedShard struct {
 // Claim moves shards away from their owner, who can no longer commit for them, or
 // the pending entries of a foreign consumer to the queues of their shards.
 func (f *Fleet) Claim(ctx context.Context, c Claim) (Claimed, error) {
+	if c.Member == "" && c.Shard == nil && c.Consumer == "" {
+		return Claimed{DryRun: c.DryRun}, fault.Exitf(fault.Config, "name a member, a shard or a foreign consumer to claim from")
+	}
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	group, pinned, err := f.changeable(ctx)
