@@ -9,6 +9,7 @@ import (
 // ackLoop acknowledges committed batches in order and retries until it
 // succeeds: a skipped ack would leave its entries pending for ever.
 func (w *worker) ackLoop(ctx context.Context) error {
+	defer endWithPanic(w.panicked)
 	for b := range w.ackQueue {
 		if err := w.ack(ctx, b); err != nil {
 			return err

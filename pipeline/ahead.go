@@ -163,7 +163,7 @@ func (w *worker) lookAhead(ctx context.Context) {
 		}
 		w.looking = true
 		w.stepping.Go(func() {
-			defer w.endWithPanic()
+			defer endWithPanic(w.panicked)
 			w.lookUp(ctx, l)
 			w.box.put(message{kind: lookedUp, shard: -1, looked: l})
 		})

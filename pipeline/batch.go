@@ -440,6 +440,14 @@ func (b *batch) has(shard int) bool {
 	return slices.ContainsFunc(b.parts, func(p part) bool { return p.shard == shard })
 }
 
+// undetermined returns the record that CommitResult.Stored speaks of at an index.
+func (b *batch) undetermined(i int) *telemetry.Record {
+	if i < len(b.late) {
+		return &b.late[i]
+	}
+	return &b.rivals[i-len(b.late)]
+}
+
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{

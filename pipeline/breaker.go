@@ -111,7 +111,7 @@ func (k *breaker) stored(began time.Time, b *batch, c protocol.CommitResult, sha
 	}
 	for i, isNew := range c.Stored {
 		if isNew {
-			k.storedRows[telemetry.ShardOf(b.late[i].DeviceID, shards)]++
+			k.storedRows[telemetry.ShardOf(b.undetermined(i).DeviceID, shards)]++
 		}
 	}
 }

@@ -2,9 +2,11 @@ package pipeline
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -20,4 +22,23 @@ func TestAPauseThatDeferredEntriesBeganEnds(t *testing.T) {
 	require.Empty(t, table.working())
 	require.Equal(t, "53400/", table.resume(parts))
 	require.Len(t, table.working(), 1)
+}
+
+// A rival that replaces a row is behind the late records in what a commit reports.
+func TestARivalThatIsStoredCountsForItsShard(t *testing.T) {
+	t.Parallel()
+	s, b := newState(10, 1, func() {}), &batch{}
+	b.reset(1, true)
+	b.rules.Fences = &protocol.Fences{Set: &geofence.Set{}}
+	d := s.learn("1", 0, geofence.Fix{TimeUS: never})
+	noFix, fix := telemetry.Record{DeviceID: "1", TimeUS: 1}, telemetry.Record{DeviceID: "1", TimeUS: 1, Satellites: 7}
+	b.place(d, &noFix, false)
+	b.place(d, &fix, true)
+	require.Len(t, b.late, 1)
+	require.Len(t, b.rivals, 1)
+
+	k := newBreaker()
+	k.refuse("23514/", 0, "2", time.Now())
+	k.stored(time.Now(), b, protocol.CommitResult{Stored: []bool{true, true}}, 1)
+	require.Equal(t, map[int]uint64{allShards: 2, 0: 2}, k.storedRows)
 }

@@ -16,6 +16,7 @@ import (
 // is unavailable; any other outcome goes to the worker.
 func (w *worker) commitLoop(ctx context.Context) error {
 	defer close(w.ackQueue)
+	defer endWithPanic(w.panicked)
 	for b := range w.commits {
 		w.ackEarlyIfMutant(ctx, b)
 		c := w.commit(ctx, b)

@@ -101,9 +101,10 @@ func (p *Pipeline) Dump(positions bool) []WorkerDump {
 	return hands
 }
 
-// OnPanic registers f to be called with the value when a worker panics, before
-// the panic propagates. Call it before Run.
+// OnPanic registers f to be called with the value when any goroutine of the pipeline
+// panics, before the panic propagates. Call it before Run.
 func (p *Pipeline) OnPanic(f func(value any)) {
+	p.panicked = f
 	for _, w := range p.workers {
 		w.panicked = f
 	}
@@ -165,4 +166,14 @@ func (w *worker) reportPanic() {
 		w.panicked(value)
 	}
 	panic(value) // propagates and ends the process
+}
+
+// endWithPanic reports a panic beside a worker, then lets it propagate. It is to be deferred.
+func endWithPanic(panicked func(value any)) {
+	if value := recover(); value != nil {
+		if panicked != nil {
+			panicked(value)
+		}
+		panic(value)
+	}
 }

@@ -253,10 +253,7 @@ func (m *metrics) wrote(b *batch, w protocol.CommitResult, took time.Duration) {
 	for i, isNew := range w.Stored {
 		if isNew {
 			stored++
-			if i >= len(b.late) {
-				continue
-			}
-			if x := b.rules.Eligibility.Of(&b.late[i]); x != telemetry.Eligible {
+			if x := b.rules.Eligibility.Of(b.undetermined(i)); x != telemetry.Eligible {
 				m.excluded.WithLabelValues(string(x)).Inc()
 			}
 		}

@@ -95,6 +95,7 @@ type Pipeline struct {
 	metrics        *metrics
 	log            *slog.Logger
 	workers        []*worker
+	panicked       func(value any) // see OnPanic
 	leaseFree      chan struct{}
 	peers          func() int
 	spread         *protocol.SpreadLease // the dispatch lease
@@ -182,26 +183,11 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 	defer stop()
 	context.AfterFunc(workCtx, stop)
 	intake, intakeCtx := errgroup.WithContext(intakeCtx)
-	intake.Go(func() error {
-		d := &dispatcher{
-			cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics,
-			log: p.log, leaseFree: p.leaseFree, peers: p.peers, spread: p.spread, wait: newBackOff(),
-			progress: protocol.NewProgressTracker(p.cfg.StallAfter),
-		}
-		return d.run(intakeCtx)
-	})
-	intake.Go(func() error {
-		r := &reader{cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics, log: p.log, wait: newBackOff()}
-		return r.run(intakeCtx)
-	})
-	intake.Go(func() error { return p.fences.run(intakeCtx) })
-	intake.Go(func() error {
-		r := &retrier{cfg: p.cfg, table: p.table, deferrals: p.deferrals, metrics: p.metrics, log: p.log}
-		return r.run(intakeCtx)
-	})
-	intake.Go(func() error { return p.scheduler.run(intakeCtx) })
-	for _, w := range p.workers {
-		intake.Go(func() error { return w.ahead.run(intakeCtx) })
+	for _, run := range p.intake() {
+		intake.Go(func() error {
+			defer endWithPanic(p.panicked)
+			return run(intakeCtx)
+		})
 	}
 	err := intake.Wait()
 	close(intakeEnded)
@@ -209,6 +195,22 @@ func (p *Pipeline) Run(ctx, work context.Context) error {
 		return workErr
 	}
 	return err
+}
+
+// intake returns what runs beside the workers until intake ends.
+func (p *Pipeline) intake() []func(context.Context) error {
+	d := &dispatcher{
+		cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics,
+		log: p.log, leaseFree: p.leaseFree, peers: p.peers, spread: p.spread, wait: newBackOff(),
+		progress: protocol.NewProgressTracker(p.cfg.StallAfter),
+	}
+	r := &reader{cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics, log: p.log, wait: newBackOff()}
+	q := &retrier{cfg: p.cfg, table: p.table, deferrals: p.deferrals, metrics: p.metrics, log: p.log}
+	runs := []func(context.Context) error{d.run, r.run, p.fences.run, q.run, p.scheduler.run}
+	for _, w := range p.workers {
+		runs = append(runs, w.ahead.run)
+	}
+	return runs
 }
 
 // Grant starts a shard under the epoch at which it was acquired. Its queue is

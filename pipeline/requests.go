@@ -148,21 +148,11 @@ func (w *worker) serve(ctx context.Context, m *message) error {
 	next := message{kind: stepped, shard: m.shard, grant: m.grant, request: m.request, step: s}
 	w.stepping.Go(func() {
 		defer stop()
-		defer w.endWithPanic()
+		defer endWithPanic(w.panicked)
 		w.take(ctx, s)
 		w.box.put(next)
 	})
 	return nil
-}
-
-// endWithPanic lets a panic beside the worker propagate, which ends the process.
-func (w *worker) endWithPanic() {
-	if value := recover(); value != nil {
-		if w.panicked != nil {
-			w.panicked(value)
-		}
-		panic(value)
-	}
 }
 
 // take does a step. One that failed is noted, unless the shard is to be given up

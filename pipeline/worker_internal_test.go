@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -33,5 +34,19 @@ func TestABatchNeverHoldsAllThatMayBeInFlight(t *testing.T) {
 	} {
 		c := Config{MaxInFlightBytes: tt.inFlight, Workers: int(tt.workers)}
 		require.Equal(t, tt.want, c.batchMaxBytes())
+	}
+}
+
+// What beside the worker panics ends the process, too, and is reported before.
+func TestAPanicBesideAWorkerIsReported(t *testing.T) {
+	t.Parallel()
+	var reported any
+	w := &worker{commits: make(chan *batch, 1), ackQueue: make(chan *batch, 1), panicked: func(value any) { reported = value }}
+	w.commits <- nil // which nothing can be done with
+	w.ackQueue <- nil
+	for _, run := range []func(context.Context) error{w.ackLoop, w.commitLoop} {
+		reported = nil
+		require.Panics(t, func() { _ = run(t.Context()) })
+		require.NotNil(t, reported)
 	}
 }
