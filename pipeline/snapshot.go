@@ -113,13 +113,17 @@ func (s *state) restore(b []byte, want snapshotOf) error {
 	}
 	devices := b[len(header):]
 	for b = devices; len(b) > 0; b = b[deviceBytes+int(b[0]):] {
-		if len(b) < deviceBytes+int(b[0]) {
+		switch {
+		case b[0] == 0:
+			return errors.New("a device has no ID")
+		case len(b) < deviceBytes+int(b[0]):
 			return errors.New("its last device is cut off")
 		}
 	}
 	for b = devices; len(b) > 0 && s.len < s.max; {
-		var id []byte
-		id, b = b[1:1+b[0]], b[1+b[0]:]
+		size := int(b[0]) // a sum of bytes would be one, and overflow
+		id := b[1 : 1+size]
+		b = b[1+size:]
 		d := s.learn(string(id), want.shard, geofence.Fix{
 			TimeUS:   int64(binary.BigEndian.Uint64(b)),
 			Latitude: math.Float64frombits(binary.BigEndian.Uint64(b[8:])), Longitude: math.Float64frombits(binary.BigEndian.Uint64(b[16:])),

@@ -1,6 +1,9 @@
 package pipeline
 
 import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +31,8 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		last, want := newState(100, 3, func() {}), make(map[string]device)
 		for n := range rapid.IntRange(1, 40).Draw(t, "devices") {
-			id := strconv.Itoa(n) + strings.Repeat("x", rapid.IntRange(0, 250).Draw(t, "long"))
+			size := rapid.OneOf(rapid.IntRange(2, 40), rapid.SampledFrom([]int{254, 255, 256})).Draw(t, "size")
+			id := fmt.Sprintf("%02d", n) + strings.Repeat("x", size-2)
 			shard := rapid.IntRange(0, 2).Draw(t, "shard")
 			d := last.learn(id, shard, geofence.Fix{
 				TimeUS: rapid.SampledFrom([]int64{never, -1, 0, 1_700_000_000_000_000}).Draw(t, "time"), Latitude: 48.5, Longitude: -180, Speed: uint8(n),
@@ -39,7 +43,7 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 			if open {
 				last.open[d] = geofence.Open{UntilUS: 5}
 			}
-			if shard == snapshotHere.shard && d.watermark != never {
+			if shard == snapshotHere.shard && d.watermark != never && size <= 255 {
 				want[id] = device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, size: d.size & unheard, settled: d.settled && !open}
 			}
 		}
@@ -81,6 +85,33 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 		next = newState(100, 3, func() {})
 		require.Error(t, next.restore(left, other))
 		require.Zero(t, next.len, "something was learned from it")
+	})
+}
+
+// Whatever bytes pass for a snapshot, its devices are learned or it is refused.
+func TestNoSnapshotPanics(t *testing.T) {
+	header := append([]byte{snapshotVersion, 0, 0, 0, 0}, snapshotHere.append(nil)...)
+	rapid.Check(t, func(t *rapid.T) {
+		b := slices.Clone(header)
+		for range rapid.IntRange(0, 3).Draw(t, "devices") {
+			size := rapid.SampledFrom([]int{0, 1, 15, 16, 254, 255}).Draw(t, "size")
+			b = append(append(b, byte(size)), rapid.SliceOfN(rapid.Byte(), size+deviceBytes-1, size+deviceBytes-1).Draw(t, "device")...)
+		}
+		b = append(b, rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "rest")...)
+		binary.BigEndian.PutUint32(b[1:], crc32.Checksum(b[snapshotHeader:], castagnoli))
+
+		s := newState(2, 3, func() {})
+		if err := s.restore(b, snapshotHere); err != nil {
+			require.Zero(t, s.len, "something was learned from it")
+		}
+		require.LessOrEqual(t, s.len, s.max)
+		for slot := range int32(len(s.blocks) * blockSize) {
+			if d := s.at(slot); d.size != 0 {
+				require.Same(t, d, s.find(s.id(slot, d), snapshotHere.shard))
+				s.drop(slot)
+			}
+		}
+		require.Zero(t, s.len)
 	})
 }
 
