@@ -51,6 +51,6 @@ while i <= #ARGV do
   i = i + 7 + n
 end
 adjust_pending(KEYS[5], changes)
-if #moved > 0 then redis.call('hset', KEYS[2], unpack(moved)) end
-if #all_applied > 0 then redis.call('hset', KEYS[6], unpack(all_applied)) end
+set_fields(KEYS[2], moved)
+set_fields(KEYS[6], all_applied)
 return refused

@@ -10,6 +10,7 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestP3ADispatchPutsEntriesOnTheQueuesOfTheirShardsInStreamOrder(t *testing.T) {
@@ -169,6 +170,28 @@ func TestADispatchLargerThanLuasStackSucceeds(t *testing.T) {
 	ids := b.addTo(5, 9500)
 	b.dispatchAll("t")
 	require.Equal(t, ids, b.queue(5))
+}
+
+func TestADispatchToMoreShardsThanFitOnLuasStackSucceeds(t *testing.T) {
+	t.Parallel()
+	const many = 4096
+	corner := testenv.Redis(t)
+	b := benchOn(t, corner.Client(), stream.Config{URL: corner.URL, Stream: corner.Stream, Group: corner.Group, Shards: many, Timeout: waitFor})
+	b.turn("t")
+	b.addTo(0, many)
+	a := b.read(telemetry.EntryID{})
+	a.Shards, a.Starts = nil, []int{0}
+	for shard := range many { // as if each entry were of another one
+		a.Shards, a.Starts = append(a.Shards, shard), append(a.Starts, shard+1)
+	}
+	_, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute}, &a)
+	require.NoError(t, err)
+	require.Equal(t, a.Last, b.info().Delivered)
+	lengths, err := b.client.HGetAll(t.Context(), b.Names().Pending()).Result()
+	require.NoError(t, err)
+	for shard := range many {
+		require.Equal(t, "1", lengths[stream.Consumer(shard)])
+	}
 }
 
 func TestADispatchExtendsTheLeaseAndNotifies(t *testing.T) {

@@ -38,12 +38,28 @@ local function count_pending(stream, group)
   return counts
 end
 
+-- Lua's stack takes about 8,000 values: of a list as long as there are shards, or parts of
+-- a batch, so many are passed on at a time. An error in the middle would leave a script half done.
+local most = 4000
+
+-- in_steps calls f with all of a list, so many values at a time, and the index of the first.
+local function in_steps(list, f)
+  for i = 1, #list, most do f(i, unpack(list, i, math.min(i + most - 1, #list))) end
+end
+
+-- set_fields sets fields of a hash, given as names and values in turn.
+local function set_fields(key, fields)
+  in_steps(fields, function(_, ...) redis.call('hset', key, ...) end)
+end
+
 -- fetch_fields returns a hash's fields as a table. A small hash is a list: to find each
 -- of many fields walks it again and again, to read it once is cheaper.
 local function fetch_fields(key, fields)
   if 4 * #fields > redis.call('hlen', key) then return pairs_of(redis.call('hgetall', key)) end
-  local t, values = {}, redis.call('hmget', key, unpack(fields))
-  for i, field in ipairs(fields) do t[field] = values[i] end
+  local t = {}
+  in_steps(fields, function(first, ...)
+    for i, value in ipairs(redis.call('hmget', key, ...)) do t[fields[first + i - 1]] = value end
+  end)
   return t
 end
 
@@ -52,7 +68,6 @@ end
 local function adjust_pending(key, changes)
   local consumers, lengths = {}, {}
   for consumer in pairs(changes) do consumers[#consumers + 1] = consumer end
-  if #consumers == 0 then return end
   local known = fetch_fields(key, consumers)
   for consumer, change in pairs(changes) do
     if known[consumer] then
@@ -60,7 +75,7 @@ local function adjust_pending(key, changes)
       lengths[#lengths + 1] = known[consumer] + change
     end
   end
-  if #lengths > 0 then redis.call('hset', key, unpack(lengths)) end
+  set_fields(key, lengths)
 end
 
 -- check_pending compares the length of a queue with the recorded one. Entries

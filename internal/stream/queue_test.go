@@ -135,6 +135,24 @@ func TestAcksLargerThanOneScriptAreAllSent(t *testing.T) {
 	require.Equal(t, map[int]telemetry.EntryID{1: one[4999], 2: two[4998]}, acked)
 }
 
+// A batch may be of thousands of small parts, each of which moves the acked mark.
+func TestAcksOfMorePartsThanFitOnLuasStackAreSent(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(2, 4500)
+	b.ready()
+	acks := make([]protocol.Ack, len(ids))
+	for i, id := range ids {
+		acks[i] = protocol.Ack{Shard: 2, IDs: []telemetry.EntryID{id}, Applied: id}
+	}
+	require.NoError(t, b.Ack(t.Context(), acks))
+	acked, _, err := b.Marks(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, ids[len(ids)-1], acked[2])
+	require.Empty(t, b.queue(2))
+	require.NoError(t, b.Ack(t.Context(), acks), "it may be repeated")
+}
+
 func TestP6GoneEntriesAreRecordedOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
