@@ -54,23 +54,21 @@ end
 
 -- entries-read is what lag is computed from. It moves by what was read, and is
 -- set right, the gap noted as lost, whenever the end of the stream is reached.
-local read = g['entries-read']
+local read = g['entries-read'] or read_until(KEYS[5], ARGV[4])
+local s = (ARGV[7] == '1' or not read) and pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
+if not read then
+  read = note_unread(s, KEYS[3], ARGV[4])
+  if read then read = read - (#answer - 2) end -- those trimmed since the read are among the removed
+end
 if read then read = read + ARGV[6] end
-if ARGV[7] == '1' then
-  local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
-  if s['last-generated-id'] == ARGV[5] then
-    if read and s['entries-added'] > read then
-      redis.call('rpush', KEYS[3], cjson.encode({
-        cause = 'trimmed_unread', first = ARGV[4], last = ARGV[5], entries = s['entries-added'] - read}))
-    end
-    read = s['entries-added']
+if ARGV[7] == '1' and s['last-generated-id'] == ARGV[5] then
+  if read and s['entries-added'] > read then
+    redis.call('rpush', KEYS[3], cjson.encode({
+      cause = 'trimmed_unread', first = ARGV[4], last = ARGV[5], entries = s['entries-added'] - read}))
   end
+  read = s['entries-added']
 end
-if read then
-  redis.call('xgroup', 'setid', KEYS[1], ARGV[1], ARGV[5], 'entriesread', read)
-else
-  redis.call('xgroup', 'setid', KEYS[1], ARGV[1], ARGV[5])
-end
+move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[5], read)
 
 redis.call('set', KEYS[4], ARGV[5])
 redis.call('pexpire', KEYS[2], ARGV[3])

@@ -47,7 +47,7 @@ if g then
   -- reading with '>', bypassed us. Dispatching its entries is right even if they are done.
   local last, dispatched = g['last-delivered-id'], redis.call('get', KEYS[3])
   if dispatched and after(last, dispatched) then
-    redis.call('xgroup', 'setid', KEYS[1], ARGV[1], dispatched)
+    move_to(KEYS[1], ARGV[1], KEYS[7], dispatched, read_until(KEYS[7], dispatched))
     return {1, dispatched, 2, g['pending'], paused}
   end
   redis.call('set', KEYS[3], last)

@@ -45,7 +45,8 @@ func (n Names) Dispatched() string { return n.prefix() + ":dispatched" }
 func (n Names) Acked() string { return n.prefix() + ":acked" }
 
 // Pending returns the hash of the number of entries on each queue, as the
-// scripts that change it have left it. A queue that is not named is unknown.
+// scripts that change it have left it, and under read of how many entries were read
+// until which ID. A queue that is not named is unknown.
 func (n Names) Pending() string { return n.prefix() + ":pending" }
 
 // Applied returns the hash of each shard's applied ID as it was last committed:

@@ -91,3 +91,40 @@ local function check_pending(key, losses, counts, consumer, shard, applied, deli
   end
   if recorded ~= now then redis.call('hset', key, consumer, now) end
 end
+
+-- Redis forgets how many entries a group has read when a client moves its last-delivered
+-- ID, and what was trimmed unread could not be told any more. So the number is kept beside
+-- the lengths of queues, with the ID that it belongs to.
+
+-- move_to sets the last-delivered ID, and how many entries were read until there, if known.
+local function move_to(stream, group, lengths, id, read)
+  if not read then
+    redis.call('xgroup', 'setid', stream, group, id)
+    return
+  end
+  redis.call('xgroup', 'setid', stream, group, id, 'entriesread', read)
+  redis.call('hset', lengths, 'read', id .. ' ' .. read)
+end
+
+-- read_until returns how many entries were read until an ID that was moved to last, else nil.
+local function read_until(lengths, id)
+  local at, read = string.match(redis.call('hget', lengths, 'read') or '', '^(%S+) (%d+)$')
+  return at == id and tonumber(read) or nil
+end
+
+-- note_unread notes what was removed behind an ID without having been read, if all that is
+-- left follows it; of unknown size if it is not known how many were read until there. It
+-- returns how many are read or noted, nil for unknown. s is the stream's XINFO. Entries
+-- that were removed before a group began at 0-0 were never ours to read.
+local function note_unread(s, losses, id, read)
+  local first, newest = s['first-entry'] and s['first-entry'][1], s['last-generated-id']
+  local removed = s['entries-added'] - s['length']
+  if first and not after(first, id) or read and removed <= read then return read end
+  if read or removed > 0 and id ~= '0-0' and after(newest, id) then
+    local last = first or newest
+    if after(s['max-deleted-entry-id'], last) then last = s['max-deleted-entry-id'] end
+    redis.call('rpush', losses, cjson.encode({
+      cause = 'trimmed_unread', first = id, last = last, entries = read and removed - read}))
+  end
+  return removed
+end

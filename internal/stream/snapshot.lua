@@ -14,17 +14,12 @@ if not g then return {} end
 if g.err then return g end
 local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
 local first, newest = s['first-entry'] and s['first-entry'][1] or '', s['last-entry'] and s['last-entry'][1] or ''
-local removed, delivered, read = s['entries-added'] - s['length'], g['last-delivered-id'], g['entries-read']
+local removed, delivered = s['entries-added'] - s['length'], g['last-delivered-id']
 
--- Everything that was dispatched is removed, so what else is was never read.
 -- It is noted now: the next entry to be dispatched may be far away.
-if read and removed > read and (first == '' or after(first, delivered)) then
-  local last = first == '' and s['last-generated-id'] or first
-  if after(s['max-deleted-entry-id'], last) then last = s['max-deleted-entry-id'] end
-  redis.call('rpush', KEYS[3], cjson.encode({
-    cause = 'trimmed_unread', first = delivered, last = last, entries = removed - read}))
-  redis.call('xgroup', 'setid', KEYS[1], ARGV[1], delivered, 'entriesread', removed)
-end
+local before = g['entries-read'] or nil
+local read = note_unread(s, KEYS[3], delivered, before)
+if read ~= before then move_to(KEYS[1], ARGV[1], KEYS[2], delivered, read) end
 
 local counts = count_pending(KEYS[1], ARGV[1])
 for shard = 0, ARGV[2] - 1 do

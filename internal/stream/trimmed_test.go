@@ -45,6 +45,77 @@ func TestEntriesTrimmedBeforeTheyWereReadAreCountedExactlyAndTheLagStaysRight(t 
 	require.Equal(t, stream.Count{N: 7, Known: true}, b.info().Lag, "the books are right again")
 }
 
+// P6: Redis forgets how many entries were read when another client moves the last-delivered ID.
+func TestEntriesTrimmedUnreadAreCountedAlthoughAnotherClientRead(t *testing.T) {
+	t.Parallel()
+	for name, look := range map[string]bool{"dispatched next": false, "looked at before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			ids := b.addTo(3, 100)
+			after, _ := b.dispatch(t, b.turn("t").After, 40)
+			for range 2 { // how often makes no difference
+				b.foreign("other", 1)
+				turn, err := b.AcquireDispatchLease(t.Context(), "t", "t", time.Minute)
+				require.NoError(t, err)
+				require.True(t, turn.Moved)
+				require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[70].String()).Err())
+				if look {
+					_, err = b.Snapshot(t.Context(), nil)
+					require.NoError(t, err)
+				}
+			}
+			_, n := b.dispatch(t, after, 1000)
+			require.Equal(t, 30, n)
+			b.requireCovered(ids[40:70])
+		})
+	}
+}
+
+// P6: where it is not known how many entries were read, what may have been trimmed unread
+// is noted, once, and the number is known from then on.
+func TestALossOfUnknownSizeIsNotedOnce(t *testing.T) {
+	t.Parallel()
+	for name, look := range map[string]bool{"dispatched next": false, "looked at before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			ids := b.addTo(3, 100)
+			b.ready()
+			set := func(id string) telemetry.EntryID {
+				require.NoError(t, b.client.XGroupSetID(t.Context(), b.cfg.Stream, b.cfg.Group, id).Err())
+				turn, err := b.AcquireDispatchLease(t.Context(), "t", "t", time.Minute)
+				require.NoError(t, err)
+				return turn.After
+			}
+			after, _ := b.dispatch(t, set(ids[39].String()), 10)
+			_, err := b.Snapshot(t.Context(), nil)
+			require.NoError(t, err)
+			require.Empty(t, b.lost(t), "nothing was trimmed")
+			require.NoError(t, b.client.XTrimMinID(t.Context(), b.cfg.Stream, ids[70].String()).Err())
+			for range 2 {
+				if look {
+					_, err = b.Snapshot(t.Context(), nil)
+					require.NoError(t, err)
+				}
+			}
+			after, _ = b.dispatch(t, after, 10)
+			require.Equal(t, stream.Count{N: 20, Known: true}, b.info().Lag)
+			b.dispatch(t, after, 1000)
+			losses, _, err := b.Losses(t.Context(), 100)
+			require.NoError(t, err)
+			require.Equal(t, []protocol.Loss{{Cause: "trimmed_unread", First: ids[49], Last: ids[70], Entries: -1, Shard: -1}}, losses)
+
+			b.dispatch(t, set("0"), 1000)
+			_, err = b.Snapshot(t.Context(), nil)
+			require.NoError(t, err)
+			losses, _, err = b.Losses(t.Context(), 100)
+			require.NoError(t, err)
+			require.Len(t, losses, 1, "what was removed before a group began at 0 was never to be read")
+		})
+	}
+}
+
 // P6.
 func TestEntriesTrimmedWhilePendingAreCountedOnceHoweverOftenTheyAreAcknowledged(t *testing.T) {
 	t.Parallel()
