@@ -96,6 +96,7 @@ type fleetDeps struct {
 	Leases     leases
 	Bridge     *bridge
 	House      *tasks.DLQJanitor
+	Dead       *stream.DeadLetters
 	Feed       *history.Feed
 	First      firstStream
 	Log        *slog.Logger

@@ -29,12 +29,17 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 		_, err := d.Group.Info(ctx)
 		return err
 	}, d.Scope.Stream, ledger)
+	letters := tasks.NewStreamType(func(ctx context.Context) error {
+		_, err := d.Dead.Length(ctx)
+		return err
+	}, d.Dead.Stream(), ledger)
 	work = []coordination.Task{
 		tasks.NewRecompute(d.Config.Shards, windows, sink, ledger, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, d.House.Pass),
 		tasks.Every(d.Config.ClaimInterval, tasks.NewGroupMetrics(d.Group, d.House, d.Config.ClaimInterval, d.Metrics).Refresh),
 		tasks.NewRetention(store.NewRetention(d.Pool, d.Scope, string(d.Member), d.Service.Geofences.TimingRetention, timeout), d.Service.DeadLetters.AuditRetention, d.Log, d.Metrics),
 		tasks.Every(d.Config.ClaimInterval, streamType.Pass),
+		tasks.Every(d.Config.ClaimInterval, letters.Pass),
 		tasks.EveryTerm(movedEvery, func(ctx context.Context, term int64) error { return sink.Moved(ctx, term, d.Config.Shards) }),
 		coordination.NewDataLossDetector(d.Group, ledger, losses, d.Log, d.Metrics),
 		tasks.NewHistory(tasks.HistoryDeps{

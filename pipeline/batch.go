@@ -47,7 +47,7 @@ type batch struct {
 	deadLettered        map[telemetry.EntryID]struct{} // the IDs in letters
 	culprit             telemetry.EntryID              // the entry the server named when it rejected the batch; zero if none
 	reread              map[int]bool                   // shards whose queues lack entries they should hold; written by move
-	refused             map[int]bool                   // shards with dead letters that a full Redis refused; written by move
+	refused             map[int]string                 // shards with dead letters that Redis refused, and the state of their wait; written by move
 	stale               map[int]bool                   // shards whose acknowledgement was refused; written by ack
 }
 

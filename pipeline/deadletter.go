@@ -126,8 +126,8 @@ func (b *batch) unconfirmed() []protocol.Unconfirmed {
 }
 
 // moveToDLQ moves the dead letters of a committed batch. It retries while Redis
-// is unavailable: the entries are safe in their queues. While it is full, the
-// letters wait apart, so that the other shards of the worker go on: those on a queue
+// is unavailable: the entries are safe in their queues. While it is full, or refuses them
+// for what only a person can change, the letters wait apart, so that the other shards of the worker go on: those on a queue
 // until their shard reads it again, deferred ones until the leader adds them from
 // Postgres. It records which were added, since the leader adds those again that
 // Redis loses later.
@@ -164,7 +164,9 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 ) (map[int]bool, error) {
 	tokens := b.tokens()
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
-		func(err error) bool { return !lostState(err) && dispositionOf(err) != dropFenced && !isFull(err) },
+		func(err error) bool {
+			return !lostState(err) && dispositionOf(err) != dropFenced && refusalState(err) == ""
+		},
 		func() error { defer w.callsReturned.Add(1); return add(ctx, letters, tokens) })
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -173,11 +175,11 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	w.refusals.note(w.log, err)
 	switch {
 	case err == nil:
-	case isFull(err):
+	case refusalState(err) != "":
+		b.refused = make(map[int]string)
 		for i := range letters {
-			left[letters[i].Shard] = true
+			left[letters[i].Shard], b.refused[letters[i].Shard] = true, refusalState(err)
 		}
-		b.refused = left
 	case dispositionOf(err) == dropFenced:
 		w.log.Warn("dead-lettering failed; reacquiring shards", "err", err)
 		left = lostShards(err, b)
@@ -194,14 +196,24 @@ func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLet
 	return left, nil
 }
 
-// refusedPause is how long a shard waits after a full Redis refused its dead letter, or
+// refusedPause is how long a shard waits after Redis refused its dead letter, or
 // its row was locked.
 const refusedPause = 2 * time.Second
 
-// isFull reports whether Redis refused to store anything more.
-func isFull(err error) bool {
+// refusalState is the state of a shard whose dead letter Redis refuses until a person has
+// acted, "" where it may succeed by itself. Other keys may be written to all the while: the
+// one of dead letters may have another type, or be one that the user may not use.
+func refusalState(err error) string {
 	f, ok := errors.AsType[*protocol.Failure](err)
-	return ok && f.Code == "OOM"
+	switch {
+	case !ok:
+		return ""
+	case f.Code == "OOM":
+		return protocol.WaitRedisFull
+	case f.Kind == protocol.Misconfigured, f.Code == "ERR":
+		return protocol.WaitDLQRefused
+	}
+	return ""
 }
 
 // refusalLog logs that dead letters are refused, and that they are not any more.
@@ -215,7 +227,7 @@ func (r *refusalLog) note(log *slog.Logger, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case isFull(err):
+	case refusalState(err) != "":
 		if r.since.IsZero() {
 			r.since = time.Now()
 		}

@@ -502,3 +502,36 @@ func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing
 	b.settled(10*time.Second, 0)
 	require.Equal(t, good, b.count("select count(*) from positions"))
 }
+
+// So does one that Redis refuses for its key.
+func TestP7ADeadLetterWhoseKeyIsNoStreamHoldsUpNothingElse(t *testing.T) {
+	t.Parallel()
+	heard := &chatty{TB: t}
+	b := newBench(heard)
+	dlq := b.stream + ":dlq"
+	require.NoError(t, b.client.Set(t.Context(), dlq, "of another program", 0).Err())
+	entries := [][]string{junk(t, "nul", 1, 2).Fields}
+	const good = 300
+	for i := range good {
+		entries = append(entries, at(i%50, int64(10+i)))
+	}
+	ids := b.publish(entries...)
+	in := b.start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 })
+	b.acquireAll(in)
+	testenv.Wait(t, 20*time.Second, func() error {
+		if n := b.count("select count(*) from positions"); n != good {
+			return fmt.Errorf("%d of %d stored while one letter waits", n, good)
+		}
+		return nil
+	})
+	b.awaitWait(in, protocol.WaitDLQRefused, telemetry.ShardOf(fleet.DeviceID(1), shards))
+	b.settled(10*time.Second, 1)
+	require.True(t, heard.said("the key "+dlq+" is not a stream; rename it, or correct REDIS_DLQ_STREAM"))
+	require.Equal(t, 1, b.count("select count(*) from processor.unconfirmed_letters"))
+
+	require.NoError(t, b.client.Del(t.Context(), dlq).Err())
+	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), ids[0])
+	b.settled(10*time.Second, 0)
+	b.nothingWaits(in)
+	require.True(t, heard.said("operation recovered"))
+}

@@ -49,8 +49,8 @@ type slot struct {
 	notBefore time.Time
 	locked    bool // the last commit found the row of the shard locked
 	stoppedAt time.Time
-	fullSince time.Time // since when a full Redis has refused its dead letters; zero while it does not
-	pause     *pause    // the sink refuses its rows; nil while it does not
+	refusal   protocol.Wait // why Redis refuses its dead letters; without a state while it does not
+	pause     *pause        // the sink refuses its rows; nil while it does not
 	epoch     int64
 	token     string
 	grant     uint64 // counts grants and drops, so that work of an earlier grant is recognised
@@ -106,7 +106,7 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
-	s.token, s.notBefore, s.locked, s.pause, s.fullSince = h.Token, time.Time{}, false, nil, time.Time{}
+	s.token, s.notBefore, s.locked, s.pause, s.refusal = h.Token, time.Time{}, false, nil, protocol.Wait{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.advanced = time.Now()
 	s.queue.Discard()
@@ -199,11 +199,11 @@ func (t *table) restartLocked(shard int, grant uint64) (news bool) {
 	return news
 }
 
-// restartFull restarts a shard whose dead letters a full Redis refused.
-func (t *table) restartFull(shard int, grant uint64) {
+// restartRefused restarts a shard whose dead letters Redis refused.
+func (t *table) restartRefused(shard int, grant uint64, state string) {
 	t.mu.Lock()
-	if s := &t.slots[shard]; s.owned && s.grant == grant && s.fullSince.IsZero() {
-		s.fullSince = time.Now()
+	if s := &t.slots[shard]; s.owned && s.grant == grant && s.refusal.State != state {
+		s.refusal = protocol.Wait{State: state, Shard: shard, Since: time.Now()}
 	}
 	t.mu.Unlock()
 	t.restart(shard, grant, time.Now().Add(refusedPause))
@@ -220,8 +220,8 @@ func (t *table) waits() (list []protocol.Wait) {
 			list = append(list, protocol.Wait{State: protocol.WaitDraining, Shard: i, Since: s.stoppedAt, Detail: fmt.Sprintf("%d entries in flight", s.records)})
 		case s.pause != nil:
 			list = append(list, protocol.Wait{State: protocol.WaitRefused, Shard: i, Since: s.pause.since, Detail: s.pause.Reason})
-		case !s.fullSince.IsZero():
-			list = append(list, protocol.Wait{State: protocol.WaitRedisFull, Shard: i, Since: s.fullSince})
+		case s.refusal.State != "":
+			list = append(list, s.refusal)
 		}
 	}
 	if t.leaseHeld && t.dispatchWait.State != "" {

@@ -592,8 +592,8 @@ func (w *worker) finish(b *batch) {
 		if p.again != nil || len(p.entries) == 0 {
 			continue // on no queue, so not counted in flight
 		}
-		if s := &w.table.slots[p.shard]; s.grant == p.grant && !b.refused[p.shard] {
-			s.fullSince = time.Time{}
+		if s := &w.table.slots[p.shard]; s.grant == p.grant && b.refused[p.shard] == "" {
+			s.refusal = protocol.Wait{}
 		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
@@ -606,8 +606,8 @@ func (w *worker) finish(b *batch) {
 			}
 		case b.reread[p.shard]:
 			w.table.restart(p.shard, p.grant, time.Time{})
-		case b.refused[p.shard] && p.again == nil:
-			w.table.restartFull(p.shard, p.grant)
+		case b.refused[p.shard] != "" && p.again == nil:
+			w.table.restartRefused(p.shard, p.grant, b.refused[p.shard])
 		}
 	}
 	w.stateSize.Store(int64(w.state.len))

@@ -30,6 +30,7 @@ var waitStates = map[string]waitState{
 	protocol.WaitLocked:         {LevelError, "another session has its row locked", "end that session", sectionShard},
 	protocol.WaitRefused:        {LevelError, "Postgres refuses its rows for a reason that is not theirs", "correct what the reason names", sectionRefuses},
 	protocol.WaitRedisFull:      {LevelError, "a full Redis refuses its dead letters", "raise maxmemory, then trim the stream to less", sectionFull},
+	protocol.WaitDLQRefused:     {LevelError, "Redis refuses its dead letters", "see that the key of REDIS_DLQ_STREAM is a stream, and that the user may write to it (deploy/security/redis.sh)", sectionDeadLetters},
 	protocol.WaitQuarantined:    {LevelError, "one of its entries may kill processes, and is being found", "none: keep the panic dump", sectionDump},
 	protocol.WaitDraining:       {LevelWarning, "what is in flight of it does not finish, and it is to be released", "find in the log of its owner why commits or acknowledgements fail", sectionPostgres},
 	protocol.WaitKept:           {LevelError, "deferred entries are not retried to the end: rows of several devices are refused alike", "correct what the reason names", sectionRefuses},

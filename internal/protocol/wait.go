@@ -20,6 +20,7 @@ const (
 	WaitLocked        = "locked"         // another session has the row of a shard locked
 	WaitRefused       = "refused"        // Postgres refuses the rows of a shard for a reason that is not theirs
 	WaitRedisFull     = "redis_full"     // a full Redis refuses the dead letters of a shard
+	WaitDLQRefused    = "dlq_refused"    // Redis refuses the dead letters of a shard for another reason than that
 	WaitQuarantined   = "quarantined"    // an entry of a shard may kill processes
 	WaitDraining      = "draining"       // a shard that is to be released has entries in flight
 	WaitKept          = "kept"           // deferred entries stay so: rows of several devices are refused alike

@@ -43,6 +43,22 @@ func NewDeadLetters(client redis.UniversalClient, cfg Config, dlq string) (*Dead
 	return &DeadLetters{client: client, names: Names{Stream: cfg.Stream, Group: cfg.Group}, stream: dlq, pace: readPace{key: dlq}}, nil
 }
 
+// failure is failure with the remedies for the dead-letter stream.
+func (d *DeadLetters) failure(op string, err error) error {
+	if _, known := errors.AsType[*protocol.Failure](err); err == nil || known {
+		return err
+	}
+	translated := failure(op, err)
+	f, _ := errors.AsType[*protocol.Failure](translated)
+	switch f.Code {
+	case "WRONGTYPE":
+		f.Err = fmt.Errorf("%s: the key %s is not a stream; rename it, or correct REDIS_DLQ_STREAM: %w", op, d.stream, err)
+	case "NOPERM":
+		f.Err = fmt.Errorf("%s: Redis rejects this user; let it write to %s (deploy/security/redis.sh), or correct REDIS_DLQ_STREAM: %w", op, d.stream, err)
+	}
+	return translated
+}
+
 // Stream returns the name of the dead-letter stream.
 func (d *DeadLetters) Stream() string { return d.stream }
 
@@ -76,7 +92,7 @@ func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLet
 		}
 		replies, err := d.moveSomeToDLQ(ctx, letters[:n], tokens, pending)
 		if err != nil {
-			return failure("move to the dead letters in "+d.stream, err)
+			return d.failure("move to the dead letters in "+d.stream, err)
 		}
 		for i, reply := range replies {
 			switch reply {

@@ -13,8 +13,8 @@ import (
 func (d *DeadLetters) Add(ctx context.Context, l *telemetry.DeadLetter) (telemetry.EntryID, error) {
 	text, err := d.client.XAdd(ctx, &redis.XAddArgs{Stream: d.stream, Values: EncodeDeadLetter(l)}).Result()
 	if err != nil {
-		return telemetry.EntryID{}, failure("add a dead letter again", err)
+		return telemetry.EntryID{}, d.failure("add a dead letter again", err)
 	}
 	id, err := telemetry.ParseEntryID(text)
-	return id, failure("add a dead letter again", err)
+	return id, d.failure("add a dead letter again", err)
 }

@@ -44,7 +44,7 @@ func (d *DeadLetters) read(ctx context.Context, from, to string, count int) ([]D
 	}
 	b, err := parseRange(cmd.Val())
 	if err != nil {
-		return nil, failure(op, err)
+		return nil, d.failure(op, err)
 	}
 	d.pace.passed(len(b.entries), len(cmd.Val()), len(b.entries) >= count, time.Since(began))
 	letters := make([]DLQEntry, len(b.entries))
@@ -88,17 +88,17 @@ func (d *DeadLetters) All(ctx context.Context) iter.Seq2[telemetry.DeadLetter, e
 // Length returns the number of dead letters.
 func (d *DeadLetters) Length(ctx context.Context) (int64, error) {
 	n, err := d.client.XLen(ctx, d.stream).Result()
-	return n, failure("count the dead letters in "+d.stream, err)
+	return n, d.failure("count the dead letters in "+d.stream, err)
 }
 
 // Now returns the server's time, from whose clock dead letters get their IDs.
 func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
 	node, err := d.Node(ctx)
 	if err != nil {
-		return time.Time{}, failure("ask Redis for its time", err)
+		return time.Time{}, d.failure("ask Redis for its time", err)
 	}
 	now, err := node.Time(ctx).Result()
-	return now, failure("ask Redis for its time", err)
+	return now, d.failure("ask Redis for its time", err)
 }
 
 // Node returns the server that holds the dead letters.
@@ -120,7 +120,7 @@ func (d *DeadLetters) Remove(ctx context.Context, ids []telemetry.EntryID) (int,
 		text[i] = id.String()
 	}
 	n, err := d.client.XDel(ctx, d.stream, text...).Result()
-	return int(n), failure("remove dead letters from "+d.stream, err)
+	return int(n), d.failure("remove dead letters from "+d.stream, err)
 }
 
 // Room returns how many dead letters there are, and how full their server is.
@@ -128,12 +128,12 @@ func (d *DeadLetters) Room(ctx context.Context) (protocol.DLQRoom, error) {
 	const op = "ask Redis how full it is"
 	node, err := d.Node(ctx)
 	if err != nil {
-		return protocol.DLQRoom{}, failure(op, err)
+		return protocol.DLQRoom{}, d.failure(op, err)
 	}
 	pipe := node.Pipeline()
 	length, memory := pipe.XLen(ctx, d.stream), pipe.Info(ctx, "memory")
 	if _, err := pipe.Exec(ctx); err != nil {
-		return protocol.DLQRoom{}, failure(op, err)
+		return protocol.DLQRoom{}, d.failure(op, err)
 	}
 	r := protocol.DLQRoom{Letters: length.Val()}
 	for line := range strings.Lines(memory.Val()) {

@@ -61,13 +61,13 @@ func (d *DeadLetters) Replay(ctx context.Context, id telemetry.EntryID, fields [
 	}
 	text, err := replayScript.Run(ctx, d.client, []string{d.names.Stream, d.stream}, args...).Text()
 	if err != nil {
-		return telemetry.EntryID{}, false, failure("replay dead letter "+id.String(), err)
+		return telemetry.EntryID{}, false, d.failure("replay dead letter "+id.String(), err)
 	}
 	if text == "" {
 		return telemetry.EntryID{}, false, nil
 	}
 	as, err := telemetry.ParseEntryID(text)
-	return as, true, failure("replay dead letter "+id.String(), err)
+	return as, true, d.failure("replay dead letter "+id.String(), err)
 }
 
 // ForgetDeadLettered removes one page of the record of dead-lettered entries:
@@ -78,28 +78,28 @@ func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.E
 	const op = "forget dead-lettered entries"
 	first, err := d.client.XRangeN(ctx, d.names.Stream, "-", "+", 1).Result()
 	if err != nil {
-		return 0, 0, failure(op, err)
+		return 0, 0, d.failure(op, err)
 	}
 	oldest := telemetry.MaxEntryID // an empty stream delivers nothing
 	if len(first) > 0 {
 		if oldest, err = telemetry.ParseEntryID(first[0].ID); err != nil {
-			return 0, 0, failure(op, err)
+			return 0, 0, d.failure(op, err)
 		}
 	}
 	pairs, next, err := d.client.HScan(ctx, d.names.DeadLettered(), cursor, "", 1000).Result()
 	if err != nil {
-		return 0, 0, failure(op, err)
+		return 0, 0, d.failure(op, err)
 	}
 	var args []any
 	for i := 0; i+1 < len(pairs); i += 2 {
 		text, _, _ := strings.Cut(pairs[i], " ") // source ID, digest
 		source, err := telemetry.ParseEntryID(text)
 		if err != nil {
-			return 0, 0, failure(op, err)
+			return 0, 0, d.failure(op, err)
 		}
 		id, err := telemetry.ParseEntryID(pairs[i+1])
 		if err != nil {
-			return 0, 0, failure(op, err)
+			return 0, 0, d.failure(op, err)
 		}
 		if id.Less(before) && source.Less(oldest) {
 			args = append(args, pairs[i], pairs[i+1])
@@ -109,5 +109,5 @@ func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.E
 		return 0, next, nil
 	}
 	forgotten, err = forgetDeadLetteredScript.Run(ctx, d.client, []string{d.names.DeadLettered()}, args...).Int()
-	return forgotten, next, failure(op, err)
+	return forgotten, next, d.failure(op, err)
 }
