@@ -199,6 +199,36 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	require.Len(t, g.letters(), 3)
 }
 
+// P1, P6: Redis was full, and the entry was trimmed while its letter waited in Postgres.
+func TestP6ALetterWhoseEntryIsTrimmedBeforeItWasAddedIsAdded(t *testing.T) {
+	t.Parallel()
+	g := newGraveyard(t)
+	group, err := stream.NewGroup(g.client, stream.Config{Stream: "telemetry", Group: "processor", Shards: 1})
+	require.NoError(t, err)
+	found, pending := g.entry("found gone"), g.entry("pending")
+	_, err = group.Snapshot(t.Context(), nil) // which counts the queue
+	require.NoError(t, err)
+	for _, l := range []telemetry.DeadLetter{found, pending} {
+		g.giveUp(l, true)
+	}
+	require.NoError(t, g.client.XTrimMaxLen(t.Context(), "telemetry", 0).Err())
+	require.NoError(t, group.Ack(t.Context(), []protocol.Ack{{Gone: []telemetry.EntryID{found.Entry.ID}}}))
+	lost := func() []protocol.Loss {
+		losses, _, err := group.Losses(t.Context(), 10)
+		require.NoError(t, err)
+		return losses
+	}
+	before := lost()
+	for range 2 {
+		g.pass()
+		require.ElementsMatch(t, []string{"found gone", "pending"}, g.letters())
+		require.Equal(t, 2, g.count("select count(*) from processor.unconfirmed_letters where added_at is not null"))
+	}
+	_, err = group.Snapshot(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, before, lost(), "what was restored left its queue with a trace")
+}
+
 // P6: a recreated stream assigns the same IDs again.
 func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
 	t.Parallel()

@@ -206,6 +206,6 @@ const (
 	LetterKnown Restored = "known"
 	// LetterQueued is left to its owner: its entry is on the queue or will be.
 	LetterQueued Restored = "queued"
-	// LetterDecided was never added, and its entry was decided otherwise since.
+	// LetterDecided was never added, and its entry was decided otherwise since; it exists.
 	LetterDecided Restored = "decided"
 )

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
@@ -17,7 +15,7 @@ import (
 //go:embed deadletter_restore.lua
 var restoreSource string
 
-var restoreScript = redis.NewScript(restoreSource)
+var restoreScript = withPrelude(restoreSource)
 
 // DeadLetterName returns the field of the hash of dead-lettered entries under which
 // deadletter.lua keeps the ID of an entry's dead letter.
@@ -36,7 +34,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 	}
 	values, err := d.client.HMGet(ctx, d.names.DeadLettered(), names...).Result()
 	if err != nil {
-		return nil, failure(op, err)
+		return nil, d.failure(op, err)
 	}
 	ids := make([]telemetry.EntryID, len(refs))
 	for i, v := range values {
@@ -45,7 +43,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 			continue
 		}
 		if ids[i], err = telemetry.ParseEntryID(text); err != nil {
-			return nil, failure(op, err)
+			return nil, d.failure(op, err)
 		}
 	}
 	return ids, nil
@@ -60,8 +58,8 @@ func (d *DeadLetters) Restore(ctx context.Context, l *protocol.Unconfirmed) (pro
 	for i := range fields {
 		args = append(args, &fields[i])
 	}
-	text, err := restoreScript.Run(ctx, d.client, []string{d.names.Stream, d.stream, d.names.DeadLettered()}, args...).Text()
-	return protocol.Restored(text), failure("add dead letter of "+l.Entry.ID.String()+" again", err)
+	text, err := restoreScript.Run(ctx, d.client, []string{d.names.Stream, d.stream, d.names.DeadLettered(), d.names.Pending()}, args...).Text()
+	return protocol.Restored(text), d.failure("add dead letter of "+l.Entry.ID.String()+" again", err)
 }
 
 func flag(b bool) string {
@@ -93,12 +91,12 @@ func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 	const op = "ask Redis what is durable"
 	node, err := d.Node(ctx)
 	if err != nil {
-		return telemetry.EntryID{}, failure(op, err)
+		return telemetry.EntryID{}, d.failure(op, err)
 	}
 	pipe := node.Pipeline()
 	now, about := pipe.Time(ctx), pipe.Info(ctx)
 	if _, err := pipe.Exec(ctx); err != nil {
-		return telemetry.EntryID{}, failure(op, err)
+		return telemetry.EntryID{}, d.failure(op, err)
 	}
 	info := make(map[string]string)
 	for lines := bufio.NewScanner(strings.NewReader(about.Val())); lines.Scan(); {
