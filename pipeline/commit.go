@@ -240,7 +240,8 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	for i, p := range todo {
 		w.rest = todo[i:]
 		if s := w.slow[p.shard]; s != nil && smaller && p.again == nil && s.limit > 1 {
-			s.queue = slices.Insert(s.queue, 0, message{kind: work, shard: p.shard, grant: p.grant, entries: p.entries})
+			m := message{kind: work, shard: p.shard, grant: p.grant, entries: p.entries}
+			s.queue = slices.Insert(s.queue, 0, m.detached())
 			continue
 		}
 		for len(p.entries) > 0 {

@@ -48,6 +48,16 @@ type message struct {
 	looked   *lookUp // that has ended
 }
 
+// detached returns the message with entries that pin nothing else: it is to wait for long.
+func (m *message) detached() message {
+	own := *m
+	own.entries = make([]telemetry.Entry, len(m.entries))
+	for i := range m.entries {
+		own.entries[i] = m.entries[i].Clone()
+	}
+	return own
+}
+
 // mailbox is a worker's queue. put never blocks, since it runs under the table's
 // lock: the limit on what is in flight bounds it, which dispatcher and reader
 // check before they read more.

@@ -23,6 +23,12 @@ type slowShard struct {
 	seq   uint64    // of its last batch
 }
 
+// shift removes the first message that waits, and what it holds.
+func (s *slowShard) shift() {
+	s.queue[0] = message{}
+	s.queue = s.queue[1:]
+}
+
 // heaviest is the shard that most of the late records of a batch belong to, and how
 // many; none if the batch is of one shard, or no shard stands out.
 func (b *batch) heaviest(shards int) (shard, late int) {
@@ -80,7 +86,7 @@ func (w *worker) applySlow(ctx context.Context) error {
 		m := &next.queue[0]
 		t, ok := w.owned[m.shard]
 		if !ok || t.grant != m.grant {
-			next.queue = next.queue[1:]
+			next.shift()
 			continue
 		}
 		n := min(len(m.entries), min(next.limit, w.pace.limit)-w.current.entries)
@@ -89,8 +95,7 @@ func (w *worker) applySlow(ctx context.Context) error {
 			return err
 		}
 		if m.entries = m.entries[n:]; len(m.entries) == 0 {
-			next.queue[0] = message{} // it would pin the reply that its entries came in
-			next.queue = next.queue[1:]
+			next.shift()
 		}
 	}
 	if w.current.entries > 0 {

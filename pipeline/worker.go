@@ -258,7 +258,7 @@ func (w *worker) advance(ctx context.Context) error {
 			if m.kind == dropped {
 				s.stop() // it could not commit
 			}
-			s.aside = append(s.aside, *m)
+			s.aside = append(s.aside, m.detached())
 			w.next++
 			continue
 		}
@@ -337,9 +337,8 @@ func (w *worker) advance(ctx context.Context) error {
 				continue
 			}
 			if s := w.slow[m.shard]; s != nil {
-				later := *m
-				later.entries = m.entries[w.offset:]
-				s.queue = append(s.queue, later)
+				m.entries = m.entries[w.offset:]
+				s.queue = append(s.queue, m.detached())
 				w.next, w.offset = w.next+1, 0
 				continue
 			}
@@ -528,6 +527,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			return err
 		}
 		b.loaded = append(b.loaded, cold...)
+		clear(w.cold) // they would pin the replies that they came in
 	}
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]

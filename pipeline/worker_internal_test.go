@@ -2,10 +2,16 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 func TestABatchOfABacklogMayWaitLonger(t *testing.T) {
@@ -48,5 +54,51 @@ func TestAPanicBesideAWorkerIsReported(t *testing.T) {
 		reported = nil
 		require.Panics(t, func() { _ = run(t.Context()) })
 		require.NotNil(t, reported)
+	}
+}
+
+// P9: what waits apart holds its own bytes, which are counted, and not the whole reply that it
+// came in, which is mostly of other shards.
+func TestP9WhatWaitsApartPinsNoReply(t *testing.T) {
+	t.Parallel()
+	for name, setApart := range map[string]func(*worker, []telemetry.Entry) message{
+		"of a slow shard": func(w *worker, entries []telemetry.Entry) message {
+			w.slow[0] = &slowShard{limit: 1}
+			w.box.put(message{kind: work, grant: 1, entries: entries})
+			require.NoError(t, w.advance(t.Context()))
+			return w.slow[0].queue[0]
+		},
+		"during a step": func(w *worker, entries []telemetry.Entry) message {
+			w.steps[0] = &step{}
+			w.box.put(message{kind: work, grant: 1, entries: entries})
+			require.NoError(t, w.advance(t.Context()))
+			return w.steps[0].aside[0]
+		},
+		"after a batch that was too much": func(w *worker, entries []telemetry.Entry) message {
+			w.slow[0] = &slowShard{limit: 2}
+			require.NoError(t, w.redo(t.Context(), &batch{smaller: true, parts: []part{{grant: 1, entries: entries}}}, false))
+			return w.slow[0].queue[0]
+		},
+	} {
+		w := &worker{
+			cfg: Config{Workers: 1, MaxInFlightBytes: 1 << 20}, pace: newPace(10), owned: map[int]ownedShard{0: {grant: 1}}, slow: make(map[int]*slowShard), steps: make(map[int]*step),
+			box: newMailbox(), state: newState(1, 1, func() {}), current: &batch{entries: 1}, busy: true,
+		}
+		reply := make([]byte, 1<<20)
+		copy(reply, "device_id1")
+		text := unsafe.String(&reply[0], len(reply))
+		gone := make(chan struct{})
+		runtime.AddCleanup(&reply[0], func(done chan struct{}) { close(done) }, gone)
+		waits := setApart(w, []telemetry.Entry{{Fields: []string{text[:9], text[9:10]}}, {ID: telemetry.EntryID{Ms: 1}}})
+		testenv.Wait(t, 10*time.Second, func() error {
+			runtime.GC()
+			select {
+			case <-gone:
+				return nil
+			default:
+				return errors.New(name + ": the reply is still there")
+			}
+		})
+		require.Equal(t, []telemetry.Entry{{Fields: []string{"device_id", "1"}}, {ID: telemetry.EntryID{Ms: 1}}}, waits.entries)
 	}
 }

@@ -152,6 +152,19 @@ func (e *Entry) Size() int {
 	return n
 }
 
+// Clone returns the entry with text of its own: what it was read with shares that of a
+// whole reply, which lives as long as any of it.
+func (e *Entry) Clone() Entry {
+	if e.Fields == nil {
+		return *e
+	}
+	text, fields := strings.Join(e.Fields, ""), make([]string, len(e.Fields))
+	for i, s := range e.Fields {
+		fields[i], text = text[:len(s)], text[len(s):]
+	}
+	return Entry{ID: e.ID, Fields: fields}
+}
+
 // Ref identifies an entry by its ID and content. The ID alone does not: a stream
 // that was recreated, restored, or lost its newest entries issues IDs again.
 type Ref struct {
