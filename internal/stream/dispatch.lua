@@ -43,32 +43,39 @@ while i <= #ARGV do
   i = i + n + 1
 end
 answer[2] = pending
+
+-- entries-read is what lag is computed from. It moves by what was read.
+local read = g['entries-read'] or read_until(KEYS[5], ARGV[4])
+if not read then
+  read = note_unread(pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[4])
+  if read then read = read - (#answer - 2) end -- those trimmed since the read are among the removed
+end
+if read then read = read + ARGV[6] end
+move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[5], read)
+
 -- Entries that were pending already, as after the last-delivered ID was set
 -- back, add nothing to a queue; which they were is not known here.
-local exact = find_group(KEYS[1], ARGV[1])['pending'] == pending
-if exact then
+g = find_group(KEYS[1], ARGV[1])
+if g['pending'] == pending then
   adjust_pending(KEYS[5], added)
 else
   for consumer in pairs(added) do redis.call('hdel', KEYS[5], consumer) end
 end
 
--- entries-read is what lag is computed from. It moves by what was read, and is
--- set right, the gap noted as lost, whenever the end of the stream is reached.
-local read = g['entries-read'] or read_until(KEYS[5], ARGV[4])
-local s = (ARGV[7] == '1' or not read) and pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
-if not read then
-  read = note_unread(s, KEYS[3], ARGV[4])
-  if read then read = read - (#answer - 2) end -- those trimmed since the read are among the removed
-end
-if read then read = read + ARGV[6] end
-if ARGV[7] == '1' and s['last-generated-id'] == ARGV[5] then
-  if read and s['entries-added'] > read then
-    redis.call('rpush', KEYS[3], cjson.encode({
-      cause = 'trimmed_unread', first = ARGV[4], last = ARGV[5], entries = s['entries-added'] - read}))
+-- It is set right, the gap noted as lost, whenever the end of the stream is reached. To ask
+-- for the number of entries added costs the bodies of both ends, of up to many megabytes:
+-- where there is no gap the group's lag tells, and where something follows it is not the end.
+if ARGV[7] == '1' and (not read or g['lag'] ~= 0)
+    and #redis.call('xrange', KEYS[1], '(' .. ARGV[5], '+', 'COUNT', 1) == 0 then
+  local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
+  if s['last-generated-id'] == ARGV[5] then
+    if read and s['entries-added'] > read then
+      redis.call('rpush', KEYS[3], cjson.encode({
+        cause = 'trimmed_unread', first = ARGV[4], last = ARGV[5], entries = s['entries-added'] - read}))
+    end
+    move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[5], s['entries-added'])
   end
-  read = s['entries-added']
 end
-move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[5], read)
 
 redis.call('set', KEYS[4], ARGV[5])
 redis.call('pexpire', KEYS[2], ARGV[3])

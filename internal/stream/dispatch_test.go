@@ -2,11 +2,14 @@ package stream_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/devenv"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -192,6 +195,31 @@ func TestADispatchToMoreShardsThanFitOnLuasStackSucceeds(t *testing.T) {
 	for shard := range many {
 		require.Equal(t, "1", lengths[stream.Consumer(shard)])
 	}
+}
+
+// The ends of a stream may be of 30 MB each, and a dispatch is made up to 40 times a second.
+func TestADispatchDoesNotReadTheEndsOfTheStream(t *testing.T) {
+	t.Parallel()
+	env := testenv.OwnServers(t, devenv.Options{Redis: true})
+	cfg := stream.Config{URL: env.Redis.URL(), Stream: "s", Group: "g", Shards: shards, Timeout: waitFor}
+	opts, err := redis.ParseURL(cfg.URL)
+	require.NoError(t, err)
+	client := redis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	b := benchOn(t, client, cfg)
+	after := b.turn("t").After
+	asked := func() int {
+		text, err := client.Info(t.Context(), "commandstats").Result()
+		require.NoError(t, err)
+		return strings.Count(text, "cmdstat_xinfo|stream:") + strings.Count(text, "cmdstat_xrange:")
+	}
+	require.NoError(t, client.ConfigResetStat(t.Context()).Err())
+	for range 3 {
+		b.addTo(1, 5)
+		after, _ = b.dispatch(t, after, 1000)
+	}
+	require.Zero(t, asked())
+	require.Equal(t, stream.Count{N: 0, Known: true}, b.info().Lag)
 }
 
 func TestADispatchExtendsTheLeaseAndNotifies(t *testing.T) {
