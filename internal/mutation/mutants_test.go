@@ -25,7 +25,7 @@ var mutants = []mutant{
 	},
 	{
 		"a new leader evens out what was placed by load", "internal/protocol/planner.go",
-		"case p.target == nil && shared(current, members, held):", "case p.target == nil && shared(current, members, held) && false:",
+		"case p.target == nil && allAssigned && (allHave || p.claimed):", "case p.target == nil && allAssigned && (allHave || p.claimed) && false:",
 		"internal/protocol", "TestANewLeaderKeepsWhatWasPlacedByLoad",
 	},
 	{
