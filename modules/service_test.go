@@ -510,6 +510,11 @@ func TestADrainThatTakesTooLongEndsWithCode1AndLosesNothing(t *testing.T) {
 		if err := b.query("select count(*) from pg_locks where not granted and relation = 'positions'::regclass and database = (select oid from pg_database where datname = current_database())", &waiting); err != nil || waiting == 0 {
 			return fmt.Errorf("no session waits for the lock: %w", err)
 		}
+		// The first one waits there while the others gather in the stream.
+		groups, err := b.redis.Client().XInfoGroups(t.Context(), b.redis.Stream).Result()
+		if err != nil || len(groups) != 1 || groups[0].Pending != 50 {
+			return fmt.Errorf("not all entries are on their queues: %v (%w)", groups, err)
+		}
 		return nil
 	})
 	in.stop()
