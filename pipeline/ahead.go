@@ -181,14 +181,26 @@ func (w *worker) mayLookAhead(id string, shard int) bool {
 	return !w.busy || !slices.ContainsFunc(w.committing.parts, func(p part) bool { return p.shard == shard && p.grant != t.grant })
 }
 
-// lookUp looks devices up once: those that it does not find are looked up when they send.
+// lookUp looks devices up once: those that it does not find, and those of which a crossing is
+// recorded behind what it finds, are looked up when they send.
 func (w *worker) lookUp(ctx context.Context, l *lookUp) {
 	if !w.ahead.begin(ctx) {
 		return
 	}
 	defer w.ahead.end()
-	if err := w.history.RecentFixes(ctx, l.devices, w.cfg.Eligibility, func(i int, last geofence.Fix) { l.found[i] = last }); err != nil {
+	err := w.history.RecentFixes(ctx, l.devices, w.cfg.Eligibility, func(i int, last geofence.Fix) { l.found[i] = last })
+	if err == nil && w.fences.now().Len() > 0 {
+		err = w.history.LastCrossings(ctx, l.devices, func(i int, us int64) {
+			if l.found[i].TimeUS < us { // bereft
+				l.found[i].TimeUS = never
+			}
+		})
+	}
+	if err != nil {
 		w.metrics.historyErrors.Inc()
+		for i := range l.found {
+			l.found[i].TimeUS = never
+		}
 	}
 }
 

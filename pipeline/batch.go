@@ -27,8 +27,8 @@ type batch struct {
 	unsettled  []int32                   // indexes of deltas of which other fixes decide; the transaction derives their crossings
 	open       map[*device]geofence.Open // the worker's, see state
 	kept       map[*device]geofence.Kept // likewise
-	bereft     map[*device]struct{}
-	undecided  []string // their devices, once the batch is sealed
+	bereft     map[*device]int64         // likewise
+	undecided  []string                  // their devices, once the batch is sealed
 	applied    []protocol.Applied
 	loaded     []string // devices whose state was loaded for it
 	scratch    []geofence.Crossing
@@ -231,9 +231,13 @@ func (b *batch) cross(t *deviceDelta, r *telemetry.Record) {
 		b.outOfOrder = append(b.outOfOrder, t.touch)
 	}
 	held := b.rules.Fences.Held()
-	if _, bereft := b.bereft[t.device]; bereft && t.base.TimeUS == never {
+	switch until, bereft := b.bereft[t.device]; {
+	case !bereft:
+	case t.base.TimeUS < until:
 		b.undecide(t.touch)
 		b.lose(t.device, r.TimeUS)
+	default:
+		delete(b.bereft, t.device)
 	}
 	if t.outOfOrder || t.unsettled && !held {
 		return

@@ -50,8 +50,9 @@ type History interface {
 	// RecentFixes is LastFixes for devices that sent lately, in one short statement.
 	RecentFixes(ctx context.Context, devices []string, rules telemetry.Eligibility,
 		found func(i int, last geofence.Fix)) error
-	// Crossed calls found for each device of which a crossing is recorded.
-	Crossed(ctx context.Context, devices []string, found func(i int)) error
+	// LastCrossings calls found for each device of which a crossing is recorded, with the
+	// device time of the fix of the last one.
+	LastCrossings(ctx context.Context, devices []string, found func(i int, us int64)) error
 }
 
 // fenceLoader reads the fences. Invalid ones are skipped and reported.

@@ -82,6 +82,61 @@ where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
 	}
 }
 
+// P5: the first record that is stored after the drop is older than what was dropped, as of a
+// clock that was reset. The next one is compared with what is recorded between them, by the
+// instance that stored the old one and by others.
+func TestP5ARecordOlderThanDroppedPositionsDoesNotHideThem(t *testing.T) {
+	t.Parallel()
+	const inside, outside = 11.5, 13
+	const leaves, stays, other = 1, 2, 3
+	for name, next := range map[string]func(b *bench, in *instance){
+		"by the same instance": func(*bench, *instance) {},
+		"looked up when it sends": func(b *bench, in *instance) {
+			in.stop()
+			b.exec("delete from processor.devices") // nothing is loaded ahead
+			b.acquireAll(b.start("three"))
+		},
+		"loaded ahead": func(b *bench, in *instance) {
+			in.cut()
+			three := b.start("three")
+			b.acquireAll(three)
+			three.inMemory(b.tb, 1) // the other one, of the same page
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+			fix := func(device, hour int, longitude float64) []string {
+				m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
+				return fleet.EntryFields(&m)
+			}
+			one := b.start("one")
+			b.acquireAll(one)
+			b.publish(fix(leaves, 0, inside), fix(stays, 0, inside))
+			b.settled(10*time.Second, 0)
+			b.exec("delete from public.positions")
+			one.stop()
+			two := b.start("two", oneWorker)
+			b.acquireAll(two)
+			b.publish(fix(leaves, -1000, outside), fix(stays, -1000, outside), fix(other, 0, outside))
+			b.settled(10*time.Second, 0)
+			next(b, two)
+			b.publish(fix(leaves, 100, outside), fix(stays, 100, inside))
+			b.settled(10*time.Second, 0)
+			for device, want := range map[int]string{leaves: "enter 0 initial, exit 100 initial", stays: "enter 0 initial"} {
+				var got string
+				require.NoError(t, b.pool.QueryRow(t.Context(), `
+select string_agg(concat_ws(' ', kind, (extract(epoch from at)::bigint - 1700000000) / 3600, case when initial then 'initial' end), ', ' order by later_ts)
+from processor.timing_records
+where device_id = $1`, fleet.DeviceID(device)).Scan(&got))
+				require.Equal(t, want, got, device)
+			}
+		})
+	}
+}
+
 func fenceAt(id, geometry string, change func(*geofence.Fence)) geofence.Fence {
 	f := geofence.Fence{ID: id, Name: id, Kind: geofence.Area, Geometry: geometry, Valid: geofence.Always, Enabled: true}
 	if change != nil {

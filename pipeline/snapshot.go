@@ -64,6 +64,9 @@ func (s *state) snapshot(of snapshotOf) []byte {
 		if d.size == 0 || int(d.shard) != of.shard || d.generation != s.generations[of.shard] || d.watermark == never {
 			continue
 		}
+		if until, bereft := s.bereft[d]; bereft && d.watermark < until {
+			continue // loaded from the tables, with what is recorded behind it
+		}
 		id := s.id(slot, d)
 		if len(id) > math.MaxUint8 || len(b)+deviceBytes+len(id) > snapshotMaxBytes {
 			continue

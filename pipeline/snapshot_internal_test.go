@@ -43,7 +43,11 @@ func TestASnapshotIsTheStateOrNothing(t *testing.T) {
 			if open {
 				last.open[d] = geofence.Open{UntilUS: 5}
 			}
-			if shard == snapshotHere.shard && d.watermark != never && size <= 255 {
+			until := rapid.SampledFrom([]int64{never, -1, 0, 5}).Draw(t, "a crossing is recorded at")
+			if until != never {
+				last.bereft[d] = until
+			}
+			if shard == snapshotHere.shard && d.watermark != never && d.watermark >= until && size <= 255 {
 				want[id] = device{watermark: d.watermark, lat: d.lat, lon: d.lon, speed: d.speed, size: d.size & unheard, settled: d.settled && !open}
 			}
 		}

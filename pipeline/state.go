@@ -73,9 +73,9 @@ type state struct {
 	// known of others there, as long as their last position alone does not show it.
 	open map[*device]geofence.Open
 	kept map[*device]geofence.Kept
-	// bereft are devices without a position that crossings are recorded of: only the
-	// tables know where they were.
-	bereft map[*device]struct{}
+	// bereft are devices of which a crossing is recorded behind their last position, with the
+	// device time of its fix: up to there only the tables know where they were.
+	bereft map[*device]int64
 }
 
 const blockSize = 1024
@@ -84,7 +84,7 @@ func newState(maxDevices, shards int, evicted func()) *state {
 	seed := maphash.MakeSeed()
 	return &state{
 		hash: func(id string) uint64 { return maphash.String(seed, id) }, slots: make(map[uint64]int32), long: make(map[int32]string),
-		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open), kept: make(map[*device]geofence.Kept), bereft: make(map[*device]struct{}),
+		max: maxDevices, generations: make([]uint32, shards), evicted: evicted, open: make(map[*device]geofence.Open), kept: make(map[*device]geofence.Kept), bereft: make(map[*device]int64),
 	}
 }
 

@@ -572,16 +572,11 @@ func (w *worker) load(ctx context.Context, shard int, cold []string) error {
 	if err != nil || w.fences.now().Len() == 0 {
 		return err
 	}
-	var nowhere []string
-	for _, id := range cold {
-		if w.state.find(id, shard).watermark == never {
-			nowhere = append(nowhere, id)
+	return w.history.LastCrossings(ctx, cold, func(i int, us int64) {
+		if d := w.state.find(cold[i], shard); d.watermark < us {
+			w.state.bereft[d] = us
 		}
-	}
-	if len(nowhere) == 0 {
-		return nil
-	}
-	return w.history.Crossed(ctx, nowhere, func(i int) { w.state.bereft[w.state.find(nowhere[i], shard)] = struct{}{} })
+	})
 }
 
 // finish releases the entries of an acknowledged batch.

@@ -23,26 +23,27 @@ func NewReader(pool *pgxpool.Pool, timeout time.Duration) *Reader {
 	return &Reader{pool: pool, heaps: newHeaps(pool), timeout: timeout}
 }
 
-// Crossed calls found for every device of which crossings are recorded, with its index in
-// devices. It asks for the first of them in order, so that the plan is one look into the
+// LastCrossings calls found for every device of which crossings are recorded, with its index
+// in devices and the device time of the fix of the last one. It asks for that in order, so that the plan is one look into the
 // index for each device: one made while the table was new would read all of it, long after
 // it has grown.
-func (r *Reader) Crossed(ctx context.Context, devices []string, found func(i int)) error {
+func (r *Reader) LastCrossings(ctx context.Context, devices []string, found func(i int, us int64)) error {
 	var n int
+	var later time.Time
 	_, err := byItself(ctx, r.pool, r.timeout)(`
-select d.n - 1
+select d.n - 1, t.later_ts
 from unnest($1::text[]) with ordinality as d (device_id, n)
 cross join lateral (
-  select
-  from processor.timing_records t
-  where t.device_id = d.device_id
-  order by t.later_ts
+  select later_ts
+  from processor.timing_records
+  where device_id = d.device_id
+  order by later_ts desc
   limit 1
-) t`, []any{devices}, []any{&n}, func() error {
-		found(n)
+) t`, []any{devices}, []any{&n, &later}, func() error {
+		found(n, later.UnixMicro())
 		return nil
 	})
-	return failure("look for crossings of devices without a position", err)
+	return failure("look for the last crossings of devices", err)
 }
 
 // LastFixes calls found for every device that has a position that takes part

@@ -131,7 +131,7 @@ values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[0,41]
 	}
 	require.NotEmpty(t, names)
 	crossed := 0
-	require.NoError(t, reader.Crossed(t.Context(), append([]string{"new"}, names...), func(i int) {
+	require.NoError(t, reader.LastCrossings(t.Context(), append([]string{"new"}, names...), func(i int, _ int64) {
 		require.Positive(t, i)
 		crossed++
 	}))
@@ -226,7 +226,7 @@ func TestCrossingsOfUnknownDevicesAreLookedForInTheIndex(t *testing.T) {
 	b := newBench(t)
 	reader := store.NewReader(b.pool, 10*time.Second)
 	for range 7 { // the server keeps a plan for any devices then
-		require.NoError(t, reader.Crossed(t.Context(), []string{"a", "b", "c"}, func(int) { require.Fail(t, "there are none") }))
+		require.NoError(t, reader.LastCrossings(t.Context(), []string{"a", "b", "c"}, func(int, int64) { require.Fail(t, "there are none") }))
 	}
 	testenv.Wait(t, 10*time.Second, func() error {
 		b.exec("select pg_stat_force_next_flush()")
