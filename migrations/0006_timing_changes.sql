@@ -6,7 +6,7 @@
 -- Way back: drop view processor.timing_feed; drop trigger timing_inserted on processor.timing_records;
 --   drop trigger timing_revised on processor.timing_records; drop trigger timing_withdrawn on processor.timing_records;
 --   drop function processor.tell_timing(), processor.expire_timing_changes(interval);
---   drop table processor.timing_changes;
+--   drop table processor.timing_removed, processor.timing_shown, processor.timing_changes;
 
 create table if not exists processor.timing_changes (
   tx bigint not null default pg_current_xact_id()::text::bigint,
@@ -124,10 +124,39 @@ where tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 comment on view processor.timing_feed is
   'The changes of timing_records in an order to which only the end is added: by tx and id.';
 
--- Retention. The newest change of a device stays, which keeps its count and tells a
--- reader that is up to date from one that was away for too long; so does, an erasure too,
--- the row that no row of that age follows: who has read all that may go is there. Rows with numbers that
--- this server has not given came with data of another, and would hide the next ones.
+-- What retention may remove is what could be read for as long: a transaction that runs for longer
+-- holds the feed back, and its changes are old before anyone has seen them. So it notes now and then where
+-- the feed ends, and what it removed last, which tells a reader that was away for too long.
+create table if not exists processor.timing_shown (
+  at timestamptz primary key,
+  tx bigint not null
+);
+
+comment on table processor.timing_shown is
+  'Where processor.timing_feed ended at some times, for its retention.';
+comment on column processor.timing_shown.at is
+  'The time.';
+comment on column processor.timing_shown.tx is
+  'Changes with lower numbers could be read from then on.';
+
+create table if not exists processor.timing_removed (
+  single boolean primary key default true check (single),
+  tx bigint not null,
+  id bigint not null
+);
+
+comment on table processor.timing_removed is
+  'The last change in the order of the feed that retention removed: a reader before it has missed some.';
+comment on column processor.timing_removed.single is
+  'True: there is one row.';
+comment on column processor.timing_removed.tx is
+  'As in timing_changes.';
+comment on column processor.timing_removed.id is
+  'As in timing_changes.';
+
+-- Retention. The newest change of a device stays, which keeps its count; so does, an erasure too,
+-- the last row that could be read for that long: who has read all that may go is there. What this
+-- server has not reached came with data of another, and would hide what follows.
 -- +goose StatementBegin
 create or replace function processor.expire_timing_changes(retention interval)
 returns bigint
@@ -136,28 +165,58 @@ security definer
 set search_path = pg_catalog
 as $$
 declare
+  age constant interval := greatest(expire_timing_changes.retention, interval '1 hour');
+  next_tx constant bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+  shown bigint;
   removed bigint;
   foreign_rows bigint;
 begin
-  delete from processor.timing_changes
-  where (tx, id) in (
-    select c.tx, c.id
-    from processor.timing_changes c
-    where c.changed_at < now() - greatest(expire_timing_changes.retention, interval '1 hour')
-      and (c.change = 'erased' or exists (
-        select from processor.timing_changes n where n.device_id = c.device_id and n.number > c.number))
-      and (
-        select n.changed_at
-        from processor.timing_changes n
-        where (n.tx, n.id) > (c.tx, c.id)
-        order by n.tx, n.id
-        limit 1) < now() - greatest(expire_timing_changes.retention, interval '1 hour')
-    order by c.tx, c.id
-    limit 5000);
-  get diagnostics removed = row_count;
+  delete from processor.timing_shown where tx > next_tx;
+  delete from processor.timing_removed where tx >= next_tx;
 
-  delete from processor.timing_changes
-  where tx >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+  insert into processor.timing_shown (at, tx)
+  select clock_timestamp(), pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+  where not exists (select from processor.timing_shown where at > now() - age / 50)
+  on conflict do nothing;
+
+  select max(h.tx) into shown
+  from processor.timing_shown h
+  where h.at < now() - age;
+
+  delete from processor.timing_shown
+  where at < (select max(h.at) from processor.timing_shown h where h.at < now() - age);
+
+  with gone as (
+    delete from processor.timing_changes
+    where (tx, id) in (
+      select c.tx, c.id
+      from processor.timing_changes c
+      where c.tx < shown
+        and (c.change = 'erased' or exists (
+          select from processor.timing_changes n where n.device_id = c.device_id and n.number > c.number))
+        and (c.tx, c.id) < (
+          select l.tx, l.id
+          from processor.timing_changes l
+          where l.tx < shown
+          order by l.tx desc, l.id desc
+          limit 1)
+      order by c.tx, c.id
+      limit 5000)
+    returning tx, id
+  ), last_one as (
+    insert into processor.timing_removed as r (tx, id)
+    select g.tx, g.id
+    from gone g
+    order by g.tx desc, g.id desc
+    limit 1
+    on conflict (single) do update
+    set tx = excluded.tx,
+      id = excluded.id
+    where (excluded.tx, excluded.id) > (r.tx, r.id)
+  )
+  select count(*) into removed from gone;
+
+  delete from processor.timing_changes where tx >= next_tx;
   get diagnostics foreign_rows = row_count;
   return removed + foreign_rows;
 end
@@ -165,6 +224,6 @@ $$;
 -- +goose StatementEnd
 
 comment on function processor.expire_timing_changes(interval) is
-  'Removes changes of timing_records beyond the retention, some at a time, and returns how many.';
+  'Removes changes of timing_records that could be read for longer than the retention, some at a time, and returns how many.';
 
 revoke all on function processor.expire_timing_changes(interval) from public;

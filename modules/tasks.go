@@ -56,7 +56,7 @@ func leaderTasks(d fleetDeps, ledger *store.Ledger, losses *coordination.Losses)
 	if !d.First { // what follows concerns all of the database
 		return work, nil
 	}
-	feed := store.NewTimingFeed(d.Pool, d.Service.Geofences.TimingRetention, timeout)
+	feed := store.NewTimingFeed(d.Pool, timeout)
 	if name := d.Service.Redis.TimingStream; name != "" {
 		work = append(work, tasks.NewTimingFeed(feed, stream.NewTimingStream(d.Client, name, d.Scope.Stream, d.Scope.Group, timingEntries), ledger, d.Log, d.Metrics))
 	} else {

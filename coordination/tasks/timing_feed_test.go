@@ -106,7 +106,7 @@ func (k *killed) Append(ctx context.Context, after string, changes []protocol.Ti
 func (p *publishing) leader() (*tasks.TimingFeed, *killed, *prometheus.Registry) {
 	reg := prometheus.NewRegistry()
 	k := &killed{TimingStream: stream.NewTimingStream(p.client, p.key, "telemetry", "ours", p.most)}
-	return tasks.NewTimingFeed(store.NewTimingFeed(p.pool, time.Hour, time.Minute), k, p.ledger, slog.New(slog.DiscardHandler), reg), k, reg
+	return tasks.NewTimingFeed(store.NewTimingFeed(p.pool, time.Minute), k, p.ledger, slog.New(slog.DiscardHandler), reg), k, reg
 }
 
 func (p *publishing) entries() (list []string) {
@@ -308,10 +308,49 @@ func TestATimingStreamThatIsNoneIsAnIncident(t *testing.T) {
 
 	// Nobody publishes any more.
 	require.NoError(t, p.ledger.Open(ctx, protocol.TimingStream, "old", nil))
-	off := tasks.NewTimingFeed(store.NewTimingFeed(p.pool, time.Hour, time.Minute), nil, p.ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	off := tasks.NewTimingFeed(store.NewTimingFeed(p.pool, time.Minute), nil, p.ledger, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, off.Do(ctx, 6))
 	_, open = incidents()
 	require.Zero(t, open)
+}
+
+// expire makes what is in the feed two hours old, and removes what is older than one.
+func (p *publishing) expire() {
+	p.Helper()
+	for range 2 {
+		p.exec("update processor.timing_shown set at = at - interval '2 hours'")
+		p.exec("select processor.expire_timing_changes('1 hour')")
+	}
+}
+
+// Nobody publishes for longer than changes are kept. The last one that was published is the
+// newest of its device and stays, and what is gone lies behind it.
+func TestReadersStartOverWhereRetentionRemovedWhatNobodyPublished(t *testing.T) {
+	t.Parallel()
+	p := newPublishing(t)
+	ctx := t.Context()
+	leader, _, _ := p.leader()
+	require.NoError(t, leader.Do(ctx, 1))
+	p.cross("a", 1, 1)
+	require.NoError(t, leader.Do(ctx, 1))
+	want := []string{" 0 restart", "a 1 inserted"}
+	require.Equal(t, want, p.entries())
+	p.cross("b", 1, 5)
+	p.exec("insert into processor.timing_changes (device_id, number, change) values ('d', 0, 'erased')")
+	p.cross("b", 6, 6)
+	p.exec("update processor.timing_changes set changed_at = changed_at - interval '2 hours' where device_id <> 'a'")
+	p.expire()
+	require.Equal(t, 1, p.count("select count(*) from processor.timing_changes where device_id = 'a'"))
+	require.Equal(t, 2, p.count("select count(*) from processor.timing_changes"))
+	leader, _, _ = p.leader()
+	require.NoError(t, leader.Do(ctx, 2))
+	require.Equal(t, append(want, " 0 restart"), p.entries())
+	// It began there, and the same happens again.
+	p.cross("c", 1, 5)
+	p.expire()
+	leader, _, _ = p.leader()
+	require.NoError(t, leader.Do(ctx, 3))
+	require.Equal(t, append(want, " 0 restart", " 0 restart"), p.entries())
 }
 
 // Nothing happens for longer than changes are kept, then another leader comes: nobody
@@ -325,15 +364,7 @@ func TestAQuietFeedGoesOnAtAChangeOfLeader(t *testing.T) {
 	leader, _, _ := p.leader()
 	quiet := func(why string) {
 		t.Helper()
-		p.exec("update processor.timing_changes set changed_at = '2026-01-01 00:00:00Z'")
-		found, err := p.client.XRange(ctx, p.key, "-", "+").Result()
-		require.NoError(t, err)
-		found[len(found)-1].Values["changed_at"] = "2026-01-01T00:00:00Z" // as it is on the stream of a fleet that long ago
-		require.NoError(t, p.client.Del(ctx, p.key).Err())
-		for _, e := range found {
-			require.NoError(t, p.client.XAdd(ctx, &redis.XAddArgs{Stream: p.key, ID: e.ID, Values: e.Values}).Err())
-		}
-		p.exec("select processor.expire_timing_changes('1 hour')")
+		p.expire()
 		length := p.client.XLen(ctx, p.key).Val()
 		for range 2 {
 			term++

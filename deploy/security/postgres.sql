@@ -59,7 +59,7 @@ to :"role";
 
 -- What became of crossings: told, and forgotten when a device is erased; never changed.
 grant select, insert, delete on processor.timing_changes to :"role";
-grant select on processor.timing_feed to :"role";
+grant select on processor.timing_feed, processor.timing_removed to :"role";
 
 -- Retention, which removes and counts what is old, and nothing else.
 grant execute on function processor.expire(text, text, interval, text) to :"role";

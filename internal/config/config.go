@@ -118,7 +118,7 @@ type Geofences struct {
 	Query          string        `env:"GEOFENCE_QUERY" auto:"the table processor.geofences" help:"select statement that returns the fences, if another service owns them"`
 	MaxCrossingGap time.Duration `env:"MAX_CROSSING_GAP" default:"10m" min:"1s" max:"24h" help:"gap between two fixes above which only the net change counts; pinned for the fleet"`
 
-	TimingRetention time.Duration `env:"TIMING_RETENTION" default:"168h" min:"1h" max:"87600h" help:"age after which rows of processor.timing_changes are removed; a reader that was away longer starts over"`
+	TimingRetention time.Duration `env:"TIMING_RETENTION" default:"168h" min:"1h" max:"87600h" help:"age after which rows of processor.timing_changes are removed, counted from when the feed showed them; a reader that was away longer starts over"`
 }
 
 // Coordination is how the members of the fleet share the shards.

@@ -90,7 +90,6 @@ func TestEachChangeOfACrossingIsTold(t *testing.T) {
 func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
 	current, away := observer.NewFeed(b.pool), observer.NewFeed(b.pool)
 	b.feedOf(current)
 	b.feedOf(away)
@@ -100,11 +99,14 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	b.exec(insertTiming, "b", 0, 4)
 	b.feedOf(current)
 	retention := store.NewRetention(b.pool, scope, "a.1", 26*time.Hour, 10*time.Second)
-	removed, err := retention.Expire(t.Context(), time.Hour)
-	require.NoError(t, err)
-	require.Zero(t, removed["timing_changes"])
+	for range 2 {
+		removed, err := retention.Expire(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Zero(t, removed["timing_changes"])
+		b.exec("update processor.timing_shown set at = at - interval '25 hours 10 minutes' where at > now() - interval '1 hour'")
+	}
 	retention = store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
-	removed, err = retention.Expire(t.Context(), time.Hour)
+	removed, err := retention.Expire(t.Context(), time.Hour)
 	require.NoError(t, err)
 	require.EqualValues(t, 3+30+4-2, removed["timing_changes"])
 	require.Equal(t, 35, b.count("select sum(count) from processor.audit where action = 'retention' and target = 'processor.timing_changes' and detail ->> 'retention' = '24:00:00'"))
@@ -117,11 +119,15 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	require.Equal(t, 5, b.count("select max(number) from processor.timing_changes where device_id = 'b'"), "counted on")
 
 	// A dump of a server that was ahead: its rows would hide those that follow.
-	b.exec("update processor.timing_changes set tx = tx + 1000000000")
+	for _, table := range []string{"changes", "shown", "removed"} {
+		b.exec("update processor.timing_" + table + " set tx = tx + 1000000000")
+	}
 	removed, err = retention.Expire(t.Context(), time.Hour)
 	require.NoError(t, err)
 	require.Equal(t, 0, b.count("select count(*) from processor.timing_changes"))
 	require.EqualValues(t, 3, removed["timing_changes"])
+	require.Equal(t, 1, b.count("select count(*) from processor.timing_shown"), "its own")
+	require.Zero(t, b.count("select count(*) from processor.timing_removed"))
 	b.exec(insertTiming, "a", 40, 41)
 	b.feedOf(current)
 	require.Equal(t, 2, current.Starts())
@@ -161,7 +167,6 @@ func TestAnErasureIsToldAndLeavesNothingElseInTheFeed(t *testing.T) {
 func TestRetentionKeepsAnErasureWithNothingOldBehindIt(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
 	feed := observer.NewFeed(b.pool)
 	b.fill(1, 1, 10)
 	b.exec(insertTiming, "device-0", 0, 9)
@@ -171,7 +176,7 @@ func TestRetentionKeepsAnErasureWithNothingOldBehindIt(t *testing.T) {
 	var at protocol.TimingPosition
 	require.NoError(t, b.pool.QueryRow(t.Context(), "select tx, id, changed_at from processor.timing_changes where change = 'erased'").Scan(&at.Tx, &at.ID, &at.At))
 	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
-	leader := store.NewTimingFeed(b.pool, 24*time.Hour, 10*time.Second)
+	leader := store.NewTimingFeed(b.pool, 10*time.Second)
 	continues := func() bool {
 		_, err := retention.Expire(t.Context(), time.Hour)
 		require.NoError(t, err)
@@ -179,13 +184,48 @@ func TestRetentionKeepsAnErasureWithNothingOldBehindIt(t *testing.T) {
 		require.NoError(t, err)
 		return ok
 	}
+	older := func() { b.exec("update processor.timing_shown set at = at - interval '25 hours'") }
+	require.True(t, continues(), "it is new")
+	older()
 	require.True(t, continues(), "the last row")
-	b.exec("alter table processor.timing_changes alter changed_at set default now()")
 	b.exec(insertTiming, "b", 0, 3)
 	require.True(t, continues(), "what follows is younger")
 	b.feedOf(feed)
 	require.Equal(t, 1, feed.Starts())
-	b.exec("update processor.timing_changes set changed_at = now() - interval '25 hours' where device_id = 'b'")
+	older()
+	require.True(t, continues(), "nobody knows yet since when it could be read")
+	older()
 	require.False(t, continues(), "it goes in the end")
 	require.Equal(t, 1, b.count("select count(*) from processor.timing_changes"))
+}
+
+// A transaction that writes for longer than changes are kept holds the feed back: they are
+// kept for as long as they could be read.
+func TestRetentionRemovesNothingThatTheFeedHasNotShown(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
+	feed := observer.NewFeed(b.pool)
+	b.feedOf(feed)
+	first, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = first.Rollback(t.Context()) }()
+	_, err = first.Exec(t.Context(), insertTiming, "slow", 0, 10)
+	require.NoError(t, err)
+	b.exec(insertTiming, "quick", 0, 20)
+	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
+	expire := func() {
+		t.Helper()
+		removed, err := retention.Expire(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Zero(t, removed["timing_changes"])
+	}
+	expire()
+	b.exec("update processor.timing_shown set at = at - interval '25 hours'")
+	expire()
+	require.NoError(t, first.Commit(t.Context()))
+	expire()
+	b.feedOf(feed)
+	require.Equal(t, 30, feed.Changes())
+	require.Equal(t, 1, feed.Starts())
 }

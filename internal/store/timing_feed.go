@@ -12,15 +12,13 @@ import (
 
 // TimingFeed reads the changes of crossings in the order of the feed.
 type TimingFeed struct {
-	pool      *pgxpool.Pool
-	timeout   time.Duration
-	retention time.Duration
+	pool    *pgxpool.Pool
+	timeout time.Duration
 }
 
-// NewTimingFeed returns a reader of the feed, of which changes older than retention may
-// be gone.
-func NewTimingFeed(pool *pgxpool.Pool, retention, timeout time.Duration) *TimingFeed {
-	return &TimingFeed{pool: pool, timeout: timeout, retention: retention}
+// NewTimingFeed returns a reader of the feed.
+func NewTimingFeed(pool *pgxpool.Pool, timeout time.Duration) *TimingFeed {
+	return &TimingFeed{pool: pool, timeout: timeout}
 }
 
 // Begin returns the position behind all changes that a copy of timing_records has which
@@ -32,19 +30,18 @@ func (f *TimingFeed) Begin(ctx context.Context) (p protocol.TimingPosition, err 
 	return p, failure("look for the end of the feed", err)
 }
 
-// Continues reports whether no change behind a position can be missing: its row is there,
-// or it is that of no row, of this server, and younger than the retention or with nothing
-// behind it: of each device that changes the newest row stays.
+// Continues reports whether no change behind a position is missing: retention has removed
+// none there, and its row is there, or it is that of no row, of this server. The row alone
+// does not say so, since the newest one of its device stays.
 func (f *TimingFeed) Continues(ctx context.Context, p protocol.TimingPosition) (ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	if p.ID == 0 {
-		err = f.pool.QueryRow(ctx, `
-select $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-  and ($2 > now() - $3::interval or not exists (select from processor.timing_changes where tx >= $1))`, p.Tx, p.At, f.retention).Scan(&ok)
-	} else {
-		err = f.pool.QueryRow(ctx, "select exists (select from processor.timing_changes where tx = $1 and id = $2 and changed_at = $3)", p.Tx, p.ID, p.At).Scan(&ok)
-	}
+	err = f.pool.QueryRow(ctx, `
+select not exists (select from processor.timing_removed where (tx, id) > ($1, $2))
+  and case $2
+    when 0 then $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    else exists (select from processor.timing_changes where tx = $1 and id = $2 and changed_at = $3)
+  end`, p.Tx, p.ID, p.At).Scan(&ok)
 	return ok, failure("look for the position in the feed", err)
 }
 

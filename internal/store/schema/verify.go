@@ -113,6 +113,8 @@ cross join unnest(case
   when t.name in ('processor.dead_letters', 'processor.deferred', 'processor.devices', 'processor.timing_records', 'processor.unconfirmed_letters')
     then array['select', 'insert', 'update', 'delete']
   when t.name = 'processor.timing_changes' then array['select', 'insert', 'delete']
+  when t.name = 'processor.timing_removed' then array['select']
+  when t.name = 'processor.timing_shown' then '{}'
   else array['select', 'insert', 'update']
 end) as p (privilege)
 where not has_schema_privilege(split_part(t.name, '.', 1), 'usage')
