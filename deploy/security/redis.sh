@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the service's user in Redis with the least rights that work, or renews
-# them. Run it as an administrator. Where Redis keeps an ACL file, it is saved.
+# them. Run it as an administrator, at each node of a Cluster. Where Redis keeps an ACL file, it is saved.
 #
 #   REDIS_PASSWORD_FILE=/run/secrets/redis deploy/security/redis.sh -u redis://admin@redis:6379
 #
@@ -31,7 +31,12 @@ consuming='+xreadgroup +xack +xclaim +xgroup|create +xgroup|setid +xgroup|delcon
 set -f
 IFS=,
 for stream in $streams; do
-	dlq=${REDIS_DLQ_STREAM:-$stream:dlq}
+	dlq="~$stream:dlq"
+	case $stream in
+	*{*) ;;
+	*) dlq="$dlq ~{$stream}:dlq" ;; # on a Cluster
+	esac
+	if [ -n "${REDIS_DLQ_STREAM:-}" ]; then dlq="~$REDIS_DLQ_STREAM"; fi
 	case $stream in
 	*{*}*) own=$stream:$group ;;
 	*) own="{$stream}:$group" ;;
@@ -40,14 +45,14 @@ for stream in $streams; do
 
 	# Each pair of brackets is a selector: its commands on its keys and no others. A
 	# script may be given all keys, but what it calls is checked like any command.
-	set -- "$@" "(~$stream ~$dlq ~$recompute ~$own:* +eval +evalsha)"
+	set -- "$@" "(~$stream $dlq ~$recompute ~$own:* +eval +evalsha)"
 
 	# Consumed and read, never added to, trimmed, deleted or overwritten.
 	set -- "$@" "(~$stream ~$recompute $reading $consuming)"
 	if [ "${OPERATOR:-}" = true ]; then set -- "$@" "(~$stream +xadd +xgroup|destroy)"; fi
 
 	# Dead letters come one by one and go one by one.
-	set -- "$@" "(~$dlq $reading +xadd +xdel)"
+	set -- "$@" "($dlq $reading +xadd +xdel)"
 
 	# Lock, lease, heartbeats, marks and losses, all under its own prefix.
 	set -- "$@" "(~$own:* +get +getrange +mget +set +del +exists +pexpire +pttl \

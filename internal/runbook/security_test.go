@@ -311,3 +311,40 @@ func logEntriesOf(t *testing.T, dep *servicetest.Deployment, who string) []strin
 	}
 	return refused
 }
+
+// The dead letters have another default name on a Cluster, which the file cannot know of.
+func TestTheRightsReachTheDeadLettersUnderEachDefaultName(t *testing.T) {
+	for _, name := range []string{"redis-cli", "sha256sum"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("SKIPPED: %s is not installed, so the file of deploy/security was not tried", name)
+		}
+	}
+	corner := testenv.Redis(t)
+	admin, who := corner.Client(), "letters_"+strings.ToLower(rand.Text()[:10])
+	password := filepath.Join(t.TempDir(), "redis")
+	require.NoError(t, os.WriteFile(password, []byte(rand.Text()+"\n"), 0o600))
+	t.Cleanup(func() { admin.Do(context.Background(), "acl", "deluser", who) })
+	bare, braced := "telemetry:"+who, "telemetry:{"+who+"}"
+	for _, tt := range []struct {
+		named          string
+		allowed, other []string
+	}{
+		{"", []string{bare + ":dlq", "{" + bare + "}:dlq", braced + ":dlq"}, []string{"{" + braced + "}:dlq"}},
+		{who + ":dlq", []string{who + ":dlq"}, []string{bare + ":dlq", "{" + bare + "}:dlq", braced + ":dlq"}},
+	} {
+		tool(t, []string{
+			"REDIS_USER=" + who, "REDIS_PASSWORD_FILE=" + password, "REDIS_TELEMETRY_STREAM=" + bare + "," + braced, "REDIS_DLQ_STREAM=" + tt.named,
+		}, "../../deploy/security/redis.sh", "-u", corner.URL)
+		try := func(key string) string {
+			answer, err := admin.Do(t.Context(), "acl", "dryrun", who, "xadd", key, "*", "a", "b").Text()
+			require.NoError(t, err)
+			return answer
+		}
+		for _, key := range tt.allowed {
+			require.Equal(t, "OK", try(key), key)
+		}
+		for _, key := range tt.other {
+			require.Contains(t, try(key), "permissions", key)
+		}
+	}
+}
