@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
@@ -138,4 +139,67 @@ func TestWhatChangesADeviceLocksNoChunkWithoutItsRows(t *testing.T) {
 	p, _ := b.runRequest(protocol.RequestErase, "device-0", held, "a.1")
 	require.EqualValues(t, 100, p.Removed)
 	require.Equal(t, 50, b.count("select count(*) from positions"), "of another device")
+}
+
+// tablesWith returns the tables in which a text occurs, as it is or in bytes.
+func (b *bench) tablesWith(text string) (found []string) {
+	b.tb.Helper()
+	rows, err := b.pool.Query(b.tb.Context(), `
+select format('%I.%I', n.nspname, c.relname)
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where n.nspname in ('processor', 'public')
+  and c.relkind in ('r', 'p')
+  and not c.relispartition
+order by 1`)
+	require.NoError(b.tb, err)
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(b.tb, err)
+	for _, table := range tables {
+		if b.count("select count(*) from "+table+" t where t::text like '%' || $1 || '%' or t::text like '%' || encode(convert_to($1, 'UTF8'), 'hex') || '%'", text) > 0 {
+			found = append(found, table)
+		}
+	}
+	return found
+}
+
+func TestAnErasureLeavesNoCoordinatesInAnyTable(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const device, latitude, longitude = "device-1", "48.7654321", "11.1234567"
+	b.fill(2, 1, 3)
+	b.exec("update public.positions set latitude = $2::text::float8, longitude = $3::text::float8, attributes = jsonb_build_object('was', $2::text) where device_id = $1", device, latitude, longitude)
+	b.exec(`
+insert into processor.timing_records (device_id, fence_id, fence_version, kind, at, earlier_ts, later_ts, latitude, longitude)
+values ($1, 'f', 1, 'enter', now(), now(), now(), $2::text::float8, $3::text::float8)`, device, latitude, longitude)
+	payload := fmt.Sprintf(`{"latitude":%s,"longitude":%s}`, latitude, longitude)
+	b.exec(`
+insert into processor.deferred (stream, group_name, entry_id, digest, shard, device_id, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version)
+values ($1, $2, '1-1', 'd', 0, $3, array['payload', convert_to($4::text, 'UTF8')]::bytea[], 'decode', $4, 'f', 1, now(), now(), now(), 'i', 'v')`, scope.Stream, scope.Group, device, payload)
+	b.exec(`
+insert into processor.unconfirmed_letters (stream, group_name, source_id, digest, queued, shard, device_id, fields, class, error, fingerprint, attempts, first_failed_at, last_failed_at, instance, version)
+values ($1, $2, '1-1', 'd', true, 0, $3, array['payload', convert_to($4::text, 'UTF8')]::bytea[], 'decode', $4, 'f', 1, now(), now(), 'i', 'v')`, scope.Stream, scope.Group, device, payload)
+	b.exec(`
+insert into processor.dead_letters (stream, group_name, dlq_id, source_id, digest, device_id, fields, class, error, fingerprint, attempts, instance, version, exported_by, edited_fields, edit_diff)
+values ($1, $2, '1-1', '1-1', 'd', $3, array['payload', convert_to($4::text, 'UTF8')]::bytea[], 'decode', $4, 'f', 1, 'i', 'v', 'x', array['payload', convert_to($4::text, 'UTF8')]::bytea[], $4)`, scope.Stream, scope.Group, device, payload)
+	b.exec(`
+insert into processor.conflicts (stream, group_name, device_id, ts, digest, ingested_at, priority, differs, record)
+values ($1, $2, $3, now(), 'd', now(), 0, '{latitude}', $4::text::jsonb)`, scope.Stream, scope.Group, device, payload)
+	b.exec(`
+insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by, state, result, finished_at)
+values ($1, $2, 'rehydrate', 0, $3, 'test', 'done', jsonb_build_object('before', $4::text::jsonb, 'after', $4::text::jsonb), now())`, scope.Stream, scope.Group, device, payload)
+	b.exec(`
+insert into processor.shard_states (stream, group_name, shard, state, left_at)
+values ('a stream that ended', $1, 0, convert_to($2::text, 'UTF8'), now() - interval '2 minutes')`, scope.Group, payload)
+
+	tables := []string{
+		"processor.conflicts", "processor.dead_letters", "processor.deferred", "processor.requests", "processor.shard_states",
+		"processor.timing_changes", "processor.timing_records", "processor.unconfirmed_letters", "public.positions",
+	}
+	require.Equal(t, tables, b.tablesWith(latitude))
+	require.Equal(t, tables, b.tablesWith(longitude))
+	p, _ := b.runRequest(protocol.RequestErase, device, b.take("a.1", 5)[0], "a.1")
+	require.EqualValues(t, 3+1+4, p.Removed)
+	require.Empty(t, b.tablesWith(latitude))
+	require.Empty(t, b.tablesWith(longitude))
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -620,27 +619,40 @@ where id = any (array(select id `+crossings+` order by id limit $2))`, device, s
 		if err != nil || !done {
 			return err
 		}
-		for _, sql := range []string{
-			`delete from processor.deferred where device_id = $1`,
-			`delete from processor.dead_letters where device_id = $1`,
-			`delete from processor.conflicts where device_id = $1`,
-			`delete from processor.timing_changes where device_id = $1`,
-			`delete from processor.device_moves where id = any (array(select id from processor.device_moves where device_id = $1 order by id for update))`, // as leaders lock them
-			`delete from processor.devices where device_id = $1`,
-		} {
+		for i, sql := range eraseSQL {
 			tag, err := tx.Exec(ctx, sql, device)
 			if err != nil {
 				return err
 			}
-			if !strings.Contains(sql, "processor.device") && !strings.Contains(sql, "timing_changes") { // its name, and what was counted as crossings
+			if i < erasedRecords {
 				s.p.Removed += tag.RowsAffected()
 			}
 		}
 		s.p.Devices = 1
+		// It may have been in the state of a stream that it left; none this old is used.
+		if _, err := tx.Exec(ctx, "delete from processor.shard_states where left_at < now() - interval '1 minute'"); err != nil {
+			return err
+		}
 		_, err = tx.Exec(ctx, `insert into processor.timing_changes (device_id, number, change) values ($1, 0, 'erased')`, device)
 		return err
 	}, nil
 }
+
+// eraseSQL is the rest of an erasure: tables of records, which are counted, and what tells
+// of the device besides.
+var eraseSQL = [...]string{
+	`delete from processor.deferred where device_id = $1`,
+	`delete from processor.unconfirmed_letters where device_id = $1`,
+	`delete from processor.dead_letters where device_id = $1`,
+	`delete from processor.conflicts where device_id = $1`,
+
+	`delete from processor.timing_changes where device_id = $1`,                                                                                    // of crossings that were counted
+	`update processor.requests set result = result - 'before' - 'after' where device_id = $1 and result ?| '{before,after}'`,                       // where it was when it was reloaded
+	`delete from processor.device_moves where id = any (array(select id from processor.device_moves where device_id = $1 order by id for update))`, // as leaders lock them
+	`delete from processor.devices where device_id = $1`,
+}
+
+const erasedRecords = 4
 
 // toErase are the rows of a device in a span, of all of positions or of one heap of it.
 const toErase = `
