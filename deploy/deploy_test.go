@@ -135,6 +135,20 @@ func TestComposeFileFitsTheServicesBudgets(t *testing.T) {
 }
 
 // The traffic of the compose file is a command line that there is.
+// Who waits for Postgres connects over the network, where the server of the first start,
+// which runs the scripts and ends, does not listen.
+func TestPostgresIsHealthyOnceItListens(t *testing.T) {
+	check := regexp.MustCompile(`pg_isready\b.* -h 127\.0\.0\.1\b`)
+	require.Regexp(t, check, strings.Join(compose(t).Services["postgres"].HealthCheck.Test, " "))
+	text, err := os.ReadFile("../.github/workflows/ci.yml")
+	require.NoError(t, err)
+	for _, line := range strings.Split(string(text), "\n") {
+		if strings.Contains(line, "pg_isready") {
+			require.Regexp(t, check, line)
+		}
+	}
+}
+
 func TestTheTrafficOfTheComposeFileIsUnderstood(t *testing.T) {
 	const program = "../bin/loadtest"
 	if _, err := os.Stat(program); err != nil {
