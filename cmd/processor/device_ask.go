@@ -186,9 +186,9 @@ func newDeviceEraseCommand() *cobra.Command {
 		Use:   "erase IMEI",
 		Short: "Erase all stored data of a device",
 		Long: `Removes positions, timing records, deferred entries and dead letters of a device from
-Postgres, and its positions from the results of requests to reload it. Entries still in Redis, in the stream or as dead letters, are
-not removed: stop the device first, or erase it again later. This is irreversible,
-so it needs --yes. Exits 1 for an unknown device.`,
+Postgres, and its positions from the results of requests to reload it. Entries still in
+Redis, in the stream or as dead letters, are not removed: stop the device first, or erase
+it again later. This is irreversible, so it needs --yes. Exits 1 for an unknown device.`,
 		Example: `  processor device erase 356307042441013 --yes --reason "request 4711 of the owner"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

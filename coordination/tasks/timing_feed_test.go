@@ -443,7 +443,7 @@ func TestPublishingThatIsCutOffIsCounted(t *testing.T) {
 	p := newPublishing(t)
 	_, k, _ := p.leader()
 	reg := prometheus.NewRegistry()
-	task := tasks.NewTimingFeed(lockedFeed{store.NewTimingFeed(p.pool, time.Hour, time.Minute)}, k, p.ledger, slog.New(slog.DiscardHandler), reg)
+	task := tasks.NewTimingFeed(lockedFeed{store.NewTimingFeed(p.pool, time.Minute)}, k, p.ledger, slog.New(slog.DiscardHandler), reg)
 	cut, stop := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer stop()
 	require.ErrorIs(t, task.Do(cut, 1), context.DeadlineExceeded)
