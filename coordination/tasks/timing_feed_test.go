@@ -257,6 +257,7 @@ func TestReadersOfTheStreamStartOverWhereAChangeMayBeMissing(t *testing.T) {
 		"tx", 1, "id", 0, "device_id", "", "number", 0, "change", "restart", "changed_at", time.Now().Add(-2 * time.Hour).UTC().Format(time.RFC3339Nano),
 	}}).Err())
 	require.NoError(t, reader.Read(ctx))
+	p.expire()
 	next(7, "away for too long")
 }
 
