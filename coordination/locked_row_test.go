@@ -84,6 +84,7 @@ func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
 // A lock is nothing that another member could cure: nobody's sessions end, and
 // the shards that the lock does not concern move once.
 func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
+	testenv.Slow(t)
 	b := newBench(t)
 	patient := func(c *Config) { c.HandoffBudget = time.Second }
 	first := b.start("first", "", patient)

@@ -117,6 +117,7 @@ func TestHeartbeatsContinueInAFullRedis(t *testing.T) {
 
 // P10: a member that could not be polled while Redis was unavailable is unknown, not gone.
 func TestNoMemberIsDeclaredDeadWhileRedisIsUnavailable(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	env := testenv.OwnServers(t, devenv.Options{Redis: true})
 	opts, err := devenv.RedisOptions("", env.Redis.URL())

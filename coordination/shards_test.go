@@ -129,6 +129,7 @@ func TestADeployThatAnnouncesItselfMovesEachShardOnce(t *testing.T) {
 // A member whose shards are hotter than those of the others gives some up, and a leader
 // that comes later leaves that as it is.
 func TestTheBusiestMemberIsRelieved(t *testing.T) {
+	testenv.Slow(t)
 	b := newBench(t)
 	first, second := b.pair()
 	before := b.count("select min(epoch) from processor.shards")

@@ -97,6 +97,7 @@ func (b blocking) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // P8: a stall inside a live process.
 func TestAStuckInstanceGivesItsShardsUpAndEndsWithCode2(t *testing.T) {
+	testenv.Slow(t)
 	if os.Getenv(stuckChild) == "" && !testing.Short() {
 		t.Parallel()
 		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")

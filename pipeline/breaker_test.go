@@ -217,6 +217,7 @@ func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 // P6, P7: the rows of a few faulty devices open the breaker of their shard; what else waits
 // there is not refused, so it closes, and the rows become dead letters as any.
 func TestAFewFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
@@ -385,6 +386,7 @@ func (b *bench) nothingDeferred(within time.Duration) {
 
 // The day has no partition, and more is stored of other days: 150 of 750.
 func TestRowsThatAFewRefuseAlikeOfManyDevicesAreKept(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")

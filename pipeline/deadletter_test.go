@@ -254,6 +254,7 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 }
 
 func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	var refusals atomic.Int32

@@ -18,6 +18,7 @@ import (
 // P5: a record that is not eligible is stored and changes nothing else, however
 // it arrives: live, late, newest first, again, after a restart.
 func TestOnlyEligibleRecordsCount(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	square := geofence.Fence{

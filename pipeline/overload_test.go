@@ -15,6 +15,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/pipeline"
 )
@@ -100,6 +101,7 @@ func offering(t *testing.T, short time.Duration) time.Duration {
 
 // P1, P7, P9, P10: a sink that takes a tenth of what is offered.
 func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
+	testenv.Slow(t)
 	during := offering(t, 3*time.Second)
 	const rate, workers, maxRecords, maxBytes, reply = 200, 2, 1000, 400 << 10, 300
 	b := newBench(t)
@@ -172,6 +174,7 @@ func (b *bench) ages(where string, args ...any) (p99, most float64) {
 // A device that sends half of everything, and more than one worker can do,
 // delays only its own worker.
 func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
+	testenv.Slow(t)
 	during := offering(t, 6*time.Second)
 	const workers, perWorker, rate, others = 4, 100, 240, 80
 	b := newBench(t)

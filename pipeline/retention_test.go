@@ -185,6 +185,7 @@ func (w *world) restart() {
 // passage that stays suppresses the next one, and a device in the exit margin of a fence that
 // it was inside of has not left it.
 func TestP5ARecomputeBehindDroppedPositionsChangesNothing(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	fix := func(second int64, longitude float64) fleet.Message {

@@ -10,11 +10,13 @@ import (
 
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // P5: how sure a crossing is depends on what both fixes tell, however they come.
 func TestP5HowSureACrossingIsDependsOnItsFixes(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	fence := geofence.Fence{

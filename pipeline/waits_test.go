@@ -113,6 +113,7 @@ func TestADispatcherThatIsHeldOrHasNoRoomIsNamed(t *testing.T) {
 }
 
 func TestDeferredEntriesThatAreKeptAreNamed(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")

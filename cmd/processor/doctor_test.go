@@ -148,6 +148,7 @@ func TestTheDoctorSaysInOneLineThatNobodyIsAlive(t *testing.T) {
 }
 
 func TestARedisThatRefusesNewEntriesIsTroubleUntilThereIsRoom(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	dep.RedisURL = testenv.OwnServers(t, devenv.Options{Redis: true}).Redis.URL()
 	p := dep.Run(servicetest.FourShards, "CLAIM_INTERVAL_MS=100")

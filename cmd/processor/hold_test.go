@@ -74,6 +74,7 @@ func TestAPausedFleetDispatchesNothingAndLosesNothing(t *testing.T) {
 }
 
 func TestAPausedShardAndADrainedMember(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	dep.Run(servicetest.FourShards, "INSTANCE_ID=one").AwaitReady()
 	require.Contains(t, fails(dep, 1, "drain", "one"), "no other instance")
@@ -138,6 +139,7 @@ func TestAPausedShardAndADrainedMember(t *testing.T) {
 }
 
 func TestReplayAddsWhatIsMissingAndChangesNothingElse(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	dep.Run(servicetest.FourShards).AwaitReady()
 	dep.Publish(append(servicetest.Records(0, 30), servicetest.Record("other", 1))...)
@@ -164,6 +166,7 @@ func TestReplayAddsWhatIsMissingAndChangesNothingElse(t *testing.T) {
 }
 
 func TestDroppedDeadLettersComeBackWithTheirEdits(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	dep.Run(servicetest.FourShards).AwaitReady()
 	dep.Publish(servicetest.InvalidRecord("a", 1), servicetest.InvalidRecord("b", 2))

@@ -134,6 +134,7 @@ func TestOperatorsSeeTheFleetAndMoveShards(t *testing.T) {
 }
 
 func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	client := dep.Client()
 	ctx := t.Context()
@@ -220,6 +221,7 @@ func TestForeignConsumersAreNamedClaimedAndRemoved(t *testing.T) {
 }
 
 func TestTheNumberOfShardsIsChangedByResizeOnly(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run("SHARDS=8")
 	p.AwaitReady()

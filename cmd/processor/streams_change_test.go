@@ -184,6 +184,7 @@ values ($1, $2, '1-1', 0, '{}', 'decode', 'x', 'x', 1, now(), now(), now(), 'i',
 }
 
 func TestAStreamThatWasAddedByMistakeIsRemovedWithWhatIsInIt(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other := beside(dep, "-b")
 	_, errs := command(dep, 1, nil, "streams", "add", other.Stream)
@@ -206,6 +207,7 @@ func TestAStreamThatWasAddedByMistakeIsRemovedWithWhatIsInIt(t *testing.T) {
 }
 
 func TestAStreamWhoseNameContinuesAnothersIsNotRemovedWithIt(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	long := beside(dep, "-b")
 	p := dep.Run(servicetest.FourShards)
@@ -224,6 +226,7 @@ func TestAStreamWhoseNameContinuesAnothersIsNotRemovedWithIt(t *testing.T) {
 }
 
 func TestAStreamThatCannotBeProcessedIsNotAdded(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()

@@ -82,6 +82,7 @@ func TestCommandsShowEveryStreamOrTheOneNamed(t *testing.T) {
 }
 
 func TestStreamsAreListedWithWhoServesThemAndWhatTheyHaveToDo(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	other, broken := *dep, *dep
 	other.Stream += "-b"

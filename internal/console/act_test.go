@@ -156,6 +156,7 @@ func TestActingNeedsProofAPageAReasonAndAConfirmation(t *testing.T) {
 }
 
 func TestAProxyNamesTheOperatorAndNobodyElseDoes(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	trusted := dep.Run(servicetest.FourShards, "CONSOLE=write", "CONSOLE_USER_HEADER=X-User", "CONSOLE_TRUSTED_PROXIES=127.0.0.0/8")
 	trusted.AwaitReady()
@@ -236,6 +237,7 @@ func watchers(t *testing.T, p *servicetest.Process, n int) (got int, statuses ma
 }
 
 func TestStreamsAreBounded(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()

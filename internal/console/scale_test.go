@@ -101,6 +101,7 @@ func fillDeadLetters(t *testing.T, dep *servicetest.Deployment, letters int) {
 }
 
 func TestManyFiltersDevicesAndExportsAtOnceAreAskedForOneByOne(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	p := dep.Run(servicetest.FourShards)
 	p.AwaitReady()

@@ -138,6 +138,7 @@ func TestAnEntryThatKillsProcessesIsFoundAndNoOtherIsBlamed(t *testing.T) {
 }
 
 func TestOneOrdinaryKillBlamesNoEntry(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	opts, err := redis.ParseURL(dep.RedisURL)
 	require.NoError(t, err)

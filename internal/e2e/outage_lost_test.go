@@ -95,6 +95,7 @@ func TestTheGroupOfAMillionEntriesIsLost(t *testing.T) {
 // P6: entries that are trimmed before they were read, and while they lay on
 // their queue, through the whole service.
 func TestTrimmedEntriesAreAccountedForAndShown(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	c, ctx := dep.Client(), t.Context()
 	p := dep.Run(servicetest.FourShards)

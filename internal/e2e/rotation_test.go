@@ -20,6 +20,7 @@ import (
 // An instance whose connections are ended after both passwords were changed goes on
 // with what its files say by then.
 func TestPasswordsThatAreRotatedInTheirFilesAreUsed(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	testenv.SkipIn(t, devenv.Pooled, "the pooler has one role for all")
 	ctx := t.Context()

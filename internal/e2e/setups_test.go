@@ -145,6 +145,7 @@ func (s *setup) run(t *testing.T) {
 
 // Few file descriptors are enough for a small fleet.
 func TestAnInstanceRunsOnFewFileDescriptors(t *testing.T) {
+	testenv.Slow(t)
 	dep := servicetest.New(t)
 	dep.Publish(servicetest.RecordsOfMany(0, 20)...)
 	environ := dep.Environ(servicetest.FourShards)

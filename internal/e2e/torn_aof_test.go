@@ -21,6 +21,7 @@ import (
 // damaged one the time until it is repaired. The service waits, says that Redis went on
 // without a part, and goes on.
 func TestTheAppendOnlyFileIsTornOrDamaged(t *testing.T) {
+	testenv.Slow(t)
 	for name, damaged := range map[string]bool{"torn": false, "damaged": true} {
 		t.Run(name, func(t *testing.T) {
 			check, err := exec.LookPath("redis-check-aof")

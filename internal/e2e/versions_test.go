@@ -122,6 +122,7 @@ func TestServersThatAreTooOldAreRefusedInWords(t *testing.T) {
 }
 
 func TestAnAppendOnlyFileThatIsOffIsSaidAtTheStart(t *testing.T) {
+	testenv.Slow(t)
 	env := testenv.OwnServers(t, devenv.Options{Redis: true, Postgres: true, RedisArgs: []string{"--appendonly", "no"}})
 	dep := &servicetest.Deployment{T: t, RedisURL: env.Redis.URL(), PostgresURL: env.Postgres.URL(), Stream: "telemetry", Group: "processor"}
 	p := dep.Run(servicetest.FourShards)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // heldFences draws fences of all kinds with one or two versions, whose borders may be
@@ -202,6 +203,7 @@ func rest(d *geofence.Derived, list []geofence.Crossing) (out []string) {
 // was. With enough read it leaves fences out, and says so. And it derives what lies
 // behind as far as it says.
 func TestAStretchDerivesWhatMayHaveChanged(t *testing.T) {
+	testenv.Slow(t)
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 23))
 	var less, rested, left, beyond int

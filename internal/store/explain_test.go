@@ -11,10 +11,12 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // One of each kind of position that takes no part lies round two crossings.
 func TestExplainSaysWhyAPositionTakesNoPart(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	pool := fencePool(t)
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -162,6 +162,7 @@ func TestNoStatementTouchesMoreHeapsThanItsRowsNeed(t *testing.T) {
 // that of an operator's question. However long that takes in all, the server does not end
 // its session for it.
 func TestATransactionOutlivesTheLookUpsItWaitsFor(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	const limit = 2 * time.Second // of a statement, and of a session that is idle
 	b := newBench(t)

@@ -161,6 +161,7 @@ func TestAServerThatLimitsTheMemoryOfClientsIsReadInSmallerPieces(t *testing.T) 
 
 // An outage says nothing about sizes.
 func TestAnOutageDoesNotMakeReadsSmaller(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b, proxy, ids := large(t, 3000, 10, 1500*time.Millisecond) // a loaded machine takes a while for a good one
 	b.turn("t")

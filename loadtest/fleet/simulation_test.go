@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
@@ -280,6 +281,7 @@ func BenchmarkRallyEncoded(b *testing.B) {
 }
 
 func TestASkewedFleetFollowsZipfsLaw(t *testing.T) {
+	testenv.Slow(t)
 	p := fleet.Skewed(3, 500, 3000, 1.1, 20*time.Second)
 	source, err := p.Source()
 	require.NoError(t, err)

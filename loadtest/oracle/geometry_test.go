@@ -69,6 +69,7 @@ func brief(crossings []oracle.Crossing) string {
 // Two geometries that share no line agree, on the coarse grids where ways meet
 // corners and run along borders, exactly or within rounding, and across the antimeridian.
 func TestTwoGeometriesAgree(t *testing.T) {
+	testenv.Slow(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	crossings := 0

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
 	"github.com/trmtracking/processor/loadtest/oracle"
 )
@@ -27,6 +28,7 @@ func profile(seed uint64, devices int, d time.Duration) fleet.Profile {
 }
 
 func TestFaultlessRunIsGood(t *testing.T) {
+	testenv.Slow(t)
 	rapid.Check(t, func(t *rapid.T) {
 		p := profile(rapid.Uint64().Draw(t, "seed"), rapid.IntRange(1, 4).Draw(t, "devices"), 120*time.Second)
 		p.Junk = rapid.Float64Range(0, 0.05).Draw(t, "junk")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/trmtracking/processor/internal/protocol/sim"
 	"github.com/trmtracking/processor/internal/rare"
+	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // SIM_SEED replays a failing run, SIM_FROM searches from another seed.
@@ -191,6 +192,7 @@ func themes() [][]sim.Kind {
 // What is never reached is not shown to be right. A campaign without a kind of fault
 // names the branches that it has not reached.
 func TestACampaignNamesTheRareBranchesItDoesNotReach(t *testing.T) {
+	testenv.Slow(t)
 	first := number(t, "SIM_FROM", 1)
 	campaign := func(seeds uint64, without ...sim.Kind) rare.Counts {
 		reached := make(rare.Counts)
