@@ -62,7 +62,7 @@
 //     DrainTimeout if it is leaving. protocol.Next returns ForceAcquire.
 //
 // The leader works in steps, and renews its lock between them. A step that takes too
-// long is cut off, logged and tried again in the next pass, and between two steps
+// long is cut off, logged and tried again when it is due next, and between two steps
 // shards are assigned as planned: no task, nor a server that is slow for one task, ends
 // the term or holds up a plan for longer than a step. What may need longer runs beside the steps
 // (Deps.Beside), for as long as the lock is renewed. A term ends for what a leader

@@ -134,7 +134,6 @@ func TestComposeFileFitsTheServicesBudgets(t *testing.T) {
 	require.Contains(t, dockerfile(t), "FROM scratch AS "+project.Services["traffic"].Build.Target+"\n")
 }
 
-// The traffic of the compose file is a command line that there is.
 // Who waits for Postgres connects over the network, where the server of the first start,
 // which runs the scripts and ends, does not listen.
 func TestPostgresIsHealthyOnceItListens(t *testing.T) {
@@ -149,6 +148,7 @@ func TestPostgresIsHealthyOnceItListens(t *testing.T) {
 	}
 }
 
+// The traffic of the compose file is a command line that there is.
 func TestTheTrafficOfTheComposeFileIsUnderstood(t *testing.T) {
 	const program = "../bin/loadtest"
 	if _, err := os.Stat(program); err != nil {

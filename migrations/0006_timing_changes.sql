@@ -171,7 +171,7 @@ declare
   removed bigint;
   foreign_rows bigint;
 begin
-  delete from processor.timing_shown where tx > next_tx;
+  delete from processor.timing_shown where tx > next_tx or at > clock_timestamp();
   delete from processor.timing_removed where tx >= next_tx;
 
   insert into processor.timing_shown (at, tx)
@@ -216,7 +216,8 @@ begin
   )
   select count(*) into removed from gone;
 
-  delete from processor.timing_changes where tx >= next_tx;
+  -- By the snapshot of this statement: it sees what was committed since the function began.
+  delete from processor.timing_changes where tx >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
   get diagnostics foreign_rows = row_count;
   return removed + foreign_rows;
 end

@@ -455,7 +455,7 @@ func (b *batch) undetermined(i int) *telemetry.Record {
 // write returns the content of the transaction.
 func (b *batch) write() *protocol.Batch {
 	return &protocol.Batch{
-		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Rivals: b.rivals, Devices: b.loaded, Undecided: b.undecided, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
+		Leases: b.leases(), Fresh: b.fresh, Late: b.late, Rivals: b.rivals, Idempotent: b.idempotent, Devices: b.loaded, Undecided: b.undecided, Crossings: b.crossings, Rules: b.rules, Applied: b.applied,
 		Deferred: b.deferred, Resolved: b.resolved, Letters: b.unconfirmed(),
 	}
 }

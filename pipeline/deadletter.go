@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -210,7 +211,7 @@ func refusalState(err error) string {
 		return ""
 	case f.Code == "OOM":
 		return protocol.WaitRedisFull
-	case f.Kind == protocol.Misconfigured, f.Code == "ERR":
+	case f.Kind == protocol.Misconfigured, f.Code == "ERR" && !strings.Contains(f.Error(), "max number of clients"):
 		return protocol.WaitDLQRefused
 	}
 	return ""

@@ -55,7 +55,7 @@ func (f *Fence) exported() exportedFeature {
 		if us == open {
 			return nil
 		}
-		return new(endOf(us)) // ParseFeatures refuses one that is never valid, as everybody does
+		return new(endOf(us)) // ParseFeatures refuses one that is never valid
 	}
 	return exportedFeature{
 		Type: "Feature",

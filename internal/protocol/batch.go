@@ -30,6 +30,8 @@ type Batch struct {
 	// other content or eligibility, in the order of the stream. Of all records of
 	// a device and time the first eligible one is the row, else the first.
 	Rivals []telemetry.Record
+	// Idempotent says that nothing was computed on the assumption that a rival is stored.
+	Idempotent bool
 	// Devices whose state was loaded for this batch, to be registered.
 	Devices []string
 	// Crossings of the fresh records, but for those of Undecided.

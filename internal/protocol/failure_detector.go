@@ -111,10 +111,10 @@ func (w *FailureDetector) Observe(now time.Time, beats []Beat) {
 	w.evaluate(now)
 }
 
-// noteSink records whether any member reaches Postgres.
+// noteSink records whether any member reaches Postgres, by the beats of this observation.
 func (w *FailureDetector) noteSink(now time.Time) {
 	for m, s := range w.seen {
-		if s.beat.SinkDown == 0 && !w.Gone(now, m) && !s.beat.Leaving && !s.beat.Left {
+		if s.present && s.beat.SinkDown == 0 && !w.Gone(now, m) && !s.beat.Leaving && !s.beat.Left {
 			if w.sinkUp.IsZero() {
 				w.sinkUp = now
 			}
@@ -170,7 +170,7 @@ func (w *FailureDetector) stalls(now time.Time, s *memberState) bool {
 // RedisUnavailable records that Redis did not answer. For one TTL after it is
 // back no member is declared gone: members could not beat either.
 func (w *FailureDetector) RedisUnavailable(now time.Time) {
-	w.fresh, w.last = now.Add(w.cfg.TTL), now
+	w.fresh, w.last, w.sinkUp = now.Add(w.cfg.TTL), now, time.Time{}
 	for _, s := range w.seen {
 		s.advanced, s.moved, s.callReturnedAt = now, now, now
 	}

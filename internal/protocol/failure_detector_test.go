@@ -221,6 +221,29 @@ func TestTheFirstMemberBackAfterAnOutageTakesNothingFromTheOthers(t *testing.T) 
 	require.Equal(t, []string{"a"}, w.Eligible(w.now), "b has had its grace since")
 }
 
+// Nobody is seen while Redis is away, too: that a member reached Postgres before says nothing.
+func TestAfterAnOutageOfBothServersTheFirstMemberBackTakesNothing(t *testing.T) {
+	w := newWatch("a", "b")
+	w.pass(10*time.Second, "a", "b")
+	for range 8 {
+		w.now = w.now.Add(time.Second)
+		w.RedisUnavailable(w.now)
+	}
+	w.beats["a"].SinkDown, w.beats["b"].SinkDown = 0, 8*time.Second
+	w.pass(time.Second)
+	require.Equal(t, []string{"a", "b"}, w.Eligible(w.now))
+
+	// The beat of a member that is not found any more says nothing either.
+	w = newWatch("a", "b", "c")
+	w.pass(10*time.Second, "a", "b", "c")
+	delete(w.beats, "c")
+	w.beats["a"].SinkDown, w.beats["b"].SinkDown = 6*time.Second, 6*time.Second
+	w.pass(2 * time.Second)
+	w.beats["a"].SinkDown = 0
+	w.pass(time.Second)
+	require.Contains(t, w.Eligible(w.now), "b")
+}
+
 // A frozen member stays out until a call of it returns: idleness after it lost
 // its shards is no sign of health.
 func TestAFrozenMemberStaysOutUntilACallReturns(t *testing.T) {

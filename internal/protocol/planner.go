@@ -77,6 +77,8 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 		p.target, p.adopted = current, now
 	case deploys && (p.target == nil || changed):
 		p.target, p.uneven, p.claimed, p.forLoad = inherit(current, members, outdated, loads), true, false, false
+	case !deploys && !changed && p.claimed && loads != nil && allHave && now.Sub(p.adopted) >= AdoptedFor:
+		p.adopted, p.claimed = time.Time{}, false // what was arranged by load is relieved, and not planned anew
 	case p.target == nil || changed || p.uneven && !deploys || p.unowned(held) ||
 		!deploys && !p.adopted.IsZero() && (loads == nil || p.claimed) && now.Sub(p.adopted) >= AdoptedFor:
 		p.target, p.uneven, p.adopted, p.claimed, p.forLoad = evenOut(current, members, loads), false, time.Time{}, false, false

@@ -311,6 +311,18 @@ func TestWhatIsClaimedStaysUntilMembersChangeOrAMinuteHasPassed(t *testing.T) {
 		p = protocol.Planner{}
 		balanced(at(400, claimed, both...))
 	}
+	// One shard that is claimed has nothing planned anew that was arranged by load.
+	loads := []float64{70, 10, 10, 10, 10, 10, 10, 10}
+	placed := []string{"a", "b", "b", "b", "b", "b", "b", "a"}
+	one := slices.Clone(placed)
+	one[1] = "a"
+	var q protocol.Planner
+	require.Equal(t, placed, q.Plan(time.Unix(0, 0), placed, both, nil, nil, loads))
+	require.Equal(t, one, q.Plan(time.Unix(100, 0), one, both, nil, nil, loads))
+	require.False(t, q.Settled())
+	require.Equal(t, one, q.Plan(time.Unix(160, 0), one, both, nil, nil, loads))
+	require.True(t, q.Settled())
+	require.NotEqual(t, "b", q.Plan(time.Unix(170, 0), one, both, nil, nil, loads)[0])
 	// To a member that may own nothing, a claim is not followed.
 	var p protocol.Planner
 	require.Equal(t, even, p.Plan(time.Unix(0, 0), even, both, nil, nil, nil))

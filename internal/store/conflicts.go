@@ -122,8 +122,10 @@ type decision struct {
 // device and time. Those that replace it are stored then. It returns which have other
 // content than the row that stays: another program may have written that, and then
 // its crossings are not derived. Where Postgres refuses to have rows give way, these
-// stay, and all is decided again from the savepoint on, which the caller has set.
-func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Record, stored []bool, rules protocol.Rules, out *protocol.CommitResult) (lost []bool, err error) {
+// stay, and all is decided again from the savepoint on, which the caller has set. Of the
+// records from the index certain on later ones were computed as if they had been stored: where
+// one of these loses to a row that stays, the batch has to be computed again.
+func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Record, stored []bool, certain int, rules protocol.Rules, out *protocol.CommitResult) (lost []bool, err error) {
 	lost = make([]bool, len(records))
 	c := contest{tx: tx, scope: scope, rules: rules}
 	var which []int
@@ -142,6 +144,9 @@ func settle(ctx context.Context, tx batcher, scope Scope, records []telemetry.Re
 	}
 	stay, refusal, err := c.staying(ctx, d.winners)
 	if refusal != nil && err == nil {
+		if slices.ContainsFunc(stay, func(i int) bool { return which[i] >= certain }) {
+			return lost, &protocol.Failure{Kind: protocol.Conflict, Err: refusal}
+		}
 		out.Stayed, out.StayedWhy = len(stay), refusal
 		d, err = c.withStaying(ctx, stay)
 	}
@@ -266,7 +271,7 @@ func (c *contest) withStaying(ctx context.Context, stay []int) (d decision, err 
 	}
 	refusal, err := c.replace(ctx, d.winners)
 	if refusal != nil {
-		err = &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("have rows give way: refused once, then not, then again: %w", refusal)}
+		err = &protocol.Failure{Kind: protocol.Unavailable, TooMuch: true, Err: fmt.Errorf("have rows give way: refused once, then not, then again: %w", refusal)}
 	}
 	return d, err
 }

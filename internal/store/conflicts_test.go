@@ -146,6 +146,24 @@ func TestARowThatStaysKeepsNoOtherFromGivingWay(t *testing.T) {
 	}
 }
 
+// A record that wins against one of its own batch is what later ones of its device are
+// computed from: where the other stays, the batch is computed again.
+func TestARivalThatCannotWinHasTheBatchComputedAgain(t *testing.T) {
+	s := newSink(t)
+	s.onDelete(t, "raise exception 'positions are kept';")
+	b := s.batch()
+	b.Late, b.Rivals, b.Rules.Eligibility.MinSatellites = []telemetry.Record{of(1, 0, 1)}, []telemetry.Record{of(1, 9, 2)}, 1
+	w := store.NewWriter(s.pool, s.scope, "one", 5*time.Second)
+	_, err := w.Write(t.Context(), b)
+	require.Equal(t, protocol.Conflict, failureOf(t, err).Kind)
+	require.Equal(t, []int{0, 0}, s.counts(t, "select count(*) from positions", "select count(*) from processor.conflicts"))
+	b.Idempotent = true
+	out, err := w.Write(t.Context(), b)
+	require.NoError(t, err)
+	require.Equal(t, 1, out.Stayed)
+	require.Equal(t, []int{1, 1}, s.counts(t, "select count(*) from positions where speed = 1", "select count(*) from processor.conflicts"))
+}
+
 // What passes, or is of another kind, is no refusal: the batch fails, and nothing is decided.
 func TestALockOrAFaultIsNotTakenForARowThatStays(t *testing.T) {
 	s := newSink(t)

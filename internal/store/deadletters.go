@@ -182,7 +182,7 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			if err := sub.SendBatch(ctx, b).Close(); err != nil {
 				return err
 			}
-			lost, err := settle(ctx, sub, d.scope, records[i:i+1], stored, rules, new(protocol.CommitResult))
+			lost, err := settle(ctx, sub, d.scope, records[i:i+1], stored, 1, rules, new(protocol.CommitResult))
 			if err != nil {
 				return err
 			}

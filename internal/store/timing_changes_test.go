@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -228,4 +229,32 @@ func TestRetentionRemovesNothingThatTheFeedHasNotShown(t *testing.T) {
 	b.feedOf(feed)
 	require.Equal(t, 30, feed.Changes())
 	require.Equal(t, 1, feed.Starts())
+}
+
+// What is committed while retention removes other changes stays.
+func TestRetentionRemovesNothingThatIsCommittedMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	lock, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = lock.Rollback(context.Background()) }()
+	_, err = lock.Exec(t.Context(), "lock table processor.timing_removed in exclusive mode")
+	require.NoError(t, err)
+	expired := make(chan error, 1)
+	go func() {
+		_, err := store.NewRetention(b.pool, scope, "a.1", time.Hour, 30*time.Second).Expire(t.Context(), time.Hour)
+		expired <- err
+	}()
+	testenv.Wait(t, 20*time.Second, func() error {
+		var waiting int
+		if err := b.pool.QueryRow(t.Context(), `select count(*) from pg_locks where not granted and relation = 'processor.timing_removed'::regclass
+  and database = (select oid from pg_database where datname = current_database())`).Scan(&waiting); err != nil || waiting == 0 {
+			return fmt.Errorf("retention does not wait yet: %w", err)
+		}
+		return nil
+	})
+	b.exec(insertTiming, "meanwhile", 0, 20)
+	require.NoError(t, lock.Rollback(t.Context()))
+	require.NoError(t, <-expired)
+	require.Equal(t, 20, b.count("select count(*) from processor.timing_changes"))
 }

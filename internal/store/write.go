@@ -173,7 +173,11 @@ func (w *Writer) write(ctx context.Context, conn *pgx.Conn, c cuts, b *protocol.
 		}
 		records := append(slices.Clip(b.Late), b.Rivals...)
 		out.Stored = append(out.Stored, make([]bool, len(b.Rivals))...)
-		lost, err := settle(ctx, conn, w.scope, records, out.Stored, b.Rules, &out)
+		certain := len(b.Late) // rivals that win are the state of their device
+		if b.Idempotent {
+			certain = len(records)
+		}
+		lost, err := settle(ctx, conn, w.scope, records, out.Stored, certain, b.Rules, &out)
 		if err != nil {
 			return out, err
 		}

@@ -95,10 +95,10 @@ func (d *DeadLetters) Length(ctx context.Context) (int64, error) {
 func (d *DeadLetters) Now(ctx context.Context) (time.Time, error) {
 	node, err := d.Node(ctx)
 	if err != nil {
-		return time.Time{}, d.failure("ask Redis for its time", err)
+		return time.Time{}, failure("ask Redis for its time", err)
 	}
 	now, err := node.Time(ctx).Result()
-	return now, d.failure("ask Redis for its time", err)
+	return now, failure("ask Redis for its time", err)
 }
 
 // Node returns the server that holds the dead letters.
@@ -128,12 +128,12 @@ func (d *DeadLetters) Room(ctx context.Context) (protocol.DLQRoom, error) {
 	const op = "ask Redis how full it is"
 	node, err := d.Node(ctx)
 	if err != nil {
-		return protocol.DLQRoom{}, d.failure(op, err)
+		return protocol.DLQRoom{}, failure(op, err)
 	}
 	pipe := node.Pipeline()
 	length, memory := pipe.XLen(ctx, d.stream), pipe.Info(ctx, "memory")
 	if _, err := pipe.Exec(ctx); err != nil {
-		return protocol.DLQRoom{}, d.failure(op, err)
+		return protocol.DLQRoom{}, failure(op, err)
 	}
 	r := protocol.DLQRoom{Letters: length.Val()}
 	for line := range strings.Lines(memory.Val()) {

@@ -78,28 +78,28 @@ func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.E
 	const op = "forget dead-lettered entries"
 	first, err := d.client.XRangeN(ctx, d.names.Stream, "-", "+", 1).Result()
 	if err != nil {
-		return 0, 0, d.failure(op, err)
+		return 0, 0, failure(op, err)
 	}
 	oldest := telemetry.MaxEntryID // an empty stream delivers nothing
 	if len(first) > 0 {
 		if oldest, err = telemetry.ParseEntryID(first[0].ID); err != nil {
-			return 0, 0, d.failure(op, err)
+			return 0, 0, failure(op, err)
 		}
 	}
 	pairs, next, err := d.client.HScan(ctx, d.names.DeadLettered(), cursor, "", 1000).Result()
 	if err != nil {
-		return 0, 0, d.failure(op, err)
+		return 0, 0, failure(op, err)
 	}
 	var args []any
 	for i := 0; i+1 < len(pairs); i += 2 {
 		text, _, _ := strings.Cut(pairs[i], " ") // source ID, digest
 		source, err := telemetry.ParseEntryID(text)
 		if err != nil {
-			return 0, 0, d.failure(op, err)
+			return 0, 0, failure(op, err)
 		}
 		id, err := telemetry.ParseEntryID(pairs[i+1])
 		if err != nil {
-			return 0, 0, d.failure(op, err)
+			return 0, 0, failure(op, err)
 		}
 		if id.Less(before) && source.Less(oldest) {
 			args = append(args, pairs[i], pairs[i+1])
@@ -109,5 +109,5 @@ func (d *DeadLetters) ForgetDeadLettered(ctx context.Context, before telemetry.E
 		return 0, next, nil
 	}
 	forgotten, err = forgetDeadLetteredScript.Run(ctx, d.client, []string{d.names.DeadLettered()}, args...).Int()
-	return forgotten, next, d.failure(op, err)
+	return forgotten, next, failure(op, err)
 }

@@ -34,7 +34,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 	}
 	values, err := d.client.HMGet(ctx, d.names.DeadLettered(), names...).Result()
 	if err != nil {
-		return nil, d.failure(op, err)
+		return nil, failure(op, err)
 	}
 	ids := make([]telemetry.EntryID, len(refs))
 	for i, v := range values {
@@ -43,7 +43,7 @@ func (d *DeadLetters) Known(ctx context.Context, refs []telemetry.Ref) ([]teleme
 			continue
 		}
 		if ids[i], err = telemetry.ParseEntryID(text); err != nil {
-			return nil, d.failure(op, err)
+			return nil, failure(op, err)
 		}
 	}
 	return ids, nil
@@ -96,7 +96,7 @@ func (d *DeadLetters) Durable(ctx context.Context) (telemetry.EntryID, error) {
 	pipe := node.Pipeline()
 	now, about := pipe.Time(ctx), pipe.Info(ctx)
 	if _, err := pipe.Exec(ctx); err != nil {
-		return telemetry.EntryID{}, d.failure(op, err)
+		return telemetry.EntryID{}, failure(op, err)
 	}
 	info := make(map[string]string)
 	for lines := bufio.NewScanner(strings.NewReader(about.Val())); lines.Scan(); {
