@@ -70,7 +70,7 @@ build: ## Build the programs into bin/
 	@scripts/build.sh ./cmd/... ./internal/devenv/cmd/...
 
 .PHONY: test
-test: setup-tests data vet build ## Vet, build and run all tests with the race detector on real servers, three packages at once
+test: setup-tests data vet build ## Vet, build and test every promise with the race detector on real servers, three packages at once
 	@$(WITH_SERVERS) go test -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-ci
@@ -79,6 +79,10 @@ test-ci: setup-tests data vet build $(GOTESTSUM) ## The same as test; up to 10 f
 		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
 		-- -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc
+
+.PHONY: test-slow
+test-slow: ## The slow tests too: further cases, every kind of table, long walks through a browser, the image (15 minutes)
+	@TEST_SLOW=1 $(MAKE) --no-print-directory test TESTFLAGS=-count=1
 
 .PHONY: test-full
 test-full: setup-tests data vet build ## The long campaigns too: every test again, then each fuzz target for FUZZTIME (30s)

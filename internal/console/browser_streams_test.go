@@ -34,7 +34,7 @@ func TestEachOfSeveralStreamsHasItsScreensAndItsActionsInTheBrowser(t *testing.T
 	streams[0].Run(append(settings, "INSTANCE_ID=two")...).AwaitReady()
 	root := func(i int) string { return "streams/" + url.PathEscape(names[i]) + "/" }
 	// No two of a stream are alike: that would be an incident as soon as the leader has looked.
-	faults := []string{`"latitude":91`, `"latitude":91,"latitude":91`, `"latitude":"91"`}
+	faults := []string{`"latitude":91`, `"latitude":9,"latitude":9`, `"latitude":"91"`}
 	for i, s := range streams {
 		s.feed(100*i, 20*(i+1))
 		var bad [][]string

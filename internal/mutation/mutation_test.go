@@ -62,7 +62,7 @@ func TestEveryMutationIsNoticed(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", m.run, "./"+m.pkg)
 			cmd.Dir = root(t)
 			// Of tests that build the processor, too.
-			cmd.Env = append(os.Environ(), "TEST_FULL=", "CI=1", "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+m.overlay(t), "PROCESSOR_TEST_FOLDER="+t.TempDir())
+			cmd.Env = append(os.Environ(), "TEST_FULL=", "TEST_SLOW=1", "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+m.overlay(t), "PROCESSOR_TEST_FOLDER="+t.TempDir())
 			out, err := cmd.CombinedOutput()
 			require.Error(t, err, "survives:\n%s", out)
 			require.Contains(t, string(out), "--- FAIL", "it has to compile and to fail")

@@ -22,16 +22,16 @@ func Data(tb testing.TB, name string) string {
 }
 
 // Slow skips a test that takes long, and whose promise a shorter one keeps as well,
-// unless CI is set, as `.ci/run` does, or long campaigns run.
+// unless TEST_SLOW is set (`make test-slow`), or long campaigns run.
 func Slow(tb testing.TB) {
 	tb.Helper()
 	if !IsThorough() {
-		tb.Skip("a slow test: CI=1 make test")
+		tb.Skip("a slow test: make test-slow")
 	}
 }
 
 // IsThorough reports whether slow tests run.
-func IsThorough() bool { return os.Getenv("CI") != "" || IsFull() }
+func IsThorough() bool { return os.Getenv("TEST_SLOW") != "" || IsFull() }
 
 // Full skips a long campaign unless TEST_FULL is set (`make test-full`).
 func Full(tb testing.TB) {
