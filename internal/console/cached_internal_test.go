@@ -111,7 +111,7 @@ func TestAQuestionThatIsWatchedEndsAndOneThatIsCrowdedOutDoesNot(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Zero(t, crowd.seen().running, "nobody can ask for it again")
-		require.Equal(t, 1, crowd.seen().n)
+		require.LessOrEqual(t, crowd.seen().n, 2, "the one that waited may have had its turn before it was crowded out, too")
 		s.forget()
 	})
 }
