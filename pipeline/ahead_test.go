@@ -119,9 +119,7 @@ func TestOnlyAsManyDevicesAreLoadedAheadAsThereIsRoomFor(t *testing.T) {
 func TestP5ADeviceThatWaitsGoesFirstAndWhatItSentHolds(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+	b.square()
 	fix := func(device, minute int, longitude float64) []string {
 		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(minute) * time.Minute), Latitude: 48.5, Longitude: longitude, Satellites: 9}
 		return fleet.EntryFields(&m)

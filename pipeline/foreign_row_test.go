@@ -16,15 +16,10 @@ import (
 func TestP5ARowOfAnotherProgramTakesPart(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+	b.square()
 	in := b.start("one")
 	b.acquireAll(in)
-	fix := func(hour int, longitude float64) []string {
-		m := fleet.Message{DeviceID: fleet.DeviceID(1), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
-		return fleet.EntryFields(&m)
-	}
+	fix := func(hour int, longitude float64) []string { return hourly(1, hour, longitude) }
 	const inside, outside = 11.5, 13
 	b.publish(fix(0, outside), fix(1, outside))
 	b.settled(10*time.Second, 0)

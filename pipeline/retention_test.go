@@ -16,46 +16,57 @@ import (
 	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
+// square adds a fence around what lies at 48 to 49 degrees north and 11 to 12 east.
+func (b *bench) square() {
+	b.tb.Helper()
+	b.exec(`
+insert into processor.geofences (id, version, name, kind, geometry)
+values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+}
+
+// hourly is a fix at the latitude of the square, so many hours after the start.
+func hourly(device, hour int, longitude float64) []string {
+	m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
+	return fleet.EntryFields(&m)
+}
+
+// hours returns the crossings of a device with their hours after the start.
+func (b *bench) hours(device int) (s string) {
+	b.tb.Helper()
+	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), `
+select coalesce(string_agg(concat_ws(' ', kind, (extract(epoch from at)::bigint - 1700000000) / 3600, case when initial then 'initial' end), ', ' order by later_ts), '')
+from processor.timing_records
+where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
+	return s
+}
+
 // P5: retention dropped all positions of devices that were inside of a fence. The next
 // fix outside is the exit, whether the instance knew where they were or not.
 func TestP5ADeviceLeavesAFenceThoughItsPositionsWereDropped(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
+	b.square()
 	one := b.start("one")
 	b.acquireAll(one)
-	fix := func(device int, hour int, longitude float64) []string {
-		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
-		return fleet.EntryFields(&m)
-	}
 	const inside, outside = 11.5, 13
-	crossings := func(device int) (s string) {
-		require.NoError(t, b.pool.QueryRow(t.Context(), `
-select coalesce(string_agg(concat_ws(' ', kind, (extract(epoch from at)::bigint - 1700000000) / 3600, case when initial then 'initial' end), ', ' order by later_ts), '')
-from processor.timing_records
-where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
-		return s
-	}
 	const warm, cold, back, late, fresh = 1, 2, 3, 4, 5
-	b.publish(fix(warm, 0, inside), fix(cold, 0, inside), fix(back, 0, inside), fix(late, 0, inside))
+	b.publish(hourly(warm, 0, inside), hourly(cold, 0, inside), hourly(back, 0, inside), hourly(late, 0, inside))
 	b.settled(10*time.Second, 0)
 	b.exec("delete from public.positions")
-	b.publish(fix(warm, 100, outside))
+	b.publish(hourly(warm, 100, outside))
 	b.settled(10*time.Second, 0)
-	require.Equal(t, "enter 0 initial, exit 100", crossings(warm))
+	require.Equal(t, "enter 0 initial, exit 100", b.hours(warm))
 	one.stop()
 
 	two := b.start("two")
 	b.acquireAll(two)
-	b.publish(fix(cold, 100, outside), fix(back, 100, inside), fix(late, 102, outside), fix(fresh, 100, inside))
+	b.publish(hourly(cold, 100, outside), hourly(back, 100, inside), hourly(late, 102, outside), hourly(fresh, 100, inside))
 	b.settled(10*time.Second, 0)
-	require.Equal(t, "enter 0 initial, exit 100 initial", crossings(cold))
-	require.Equal(t, "enter 0 initial", crossings(back))
-	require.Equal(t, "enter 0 initial, exit 102 initial", crossings(late))
-	require.Equal(t, "enter 100 initial", crossings(fresh), "a device that is new")
-	b.publish(fix(cold, 101, inside), fix(back, 101, outside), fix(late, 101, outside), fix(late, 99, inside))
+	require.Equal(t, "enter 0 initial, exit 100 initial", b.hours(cold))
+	require.Equal(t, "enter 0 initial", b.hours(back))
+	require.Equal(t, "enter 0 initial, exit 102 initial", b.hours(late))
+	require.Equal(t, "enter 100 initial", b.hours(fresh), "a device that is new")
+	b.publish(hourly(cold, 101, inside), hourly(back, 101, outside), hourly(late, 101, outside), hourly(late, 99, inside))
 	b.settled(10*time.Second, 0)
 	after := map[int]string{
 		warm:  "enter 0 initial, exit 100",
@@ -65,7 +76,7 @@ where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
 		fresh: "enter 100 initial",
 	}
 	for device, want := range after {
-		require.Equal(t, want, crossings(device), device)
+		require.Equal(t, want, b.hours(device), device)
 	}
 	for device := range after {
 		b.ask("recompute", fleet.DeviceID(device))
@@ -78,7 +89,7 @@ where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
 		return nil
 	})
 	for device, want := range after {
-		require.Equal(t, want, crossings(device), "%d, recomputed", device)
+		require.Equal(t, want, b.hours(device), "%d, recomputed", device)
 	}
 }
 
@@ -105,33 +116,22 @@ func TestP5ARecordOlderThanDroppedPositionsDoesNotHideThem(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
-			fix := func(device, hour int, longitude float64) []string {
-				m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(hour) * time.Hour), Latitude: 48.5, Longitude: longitude, Satellites: 9}
-				return fleet.EntryFields(&m)
-			}
+			b.square()
 			one := b.start("one")
 			b.acquireAll(one)
-			b.publish(fix(leaves, 0, inside), fix(stays, 0, inside))
+			b.publish(hourly(leaves, 0, inside), hourly(stays, 0, inside))
 			b.settled(10*time.Second, 0)
 			b.exec("delete from public.positions")
 			one.stop()
 			two := b.start("two", oneWorker)
 			b.acquireAll(two)
-			b.publish(fix(leaves, -1000, outside), fix(stays, -1000, outside), fix(other, 0, outside))
+			b.publish(hourly(leaves, -1000, outside), hourly(stays, -1000, outside), hourly(other, 0, outside))
 			b.settled(10*time.Second, 0)
 			next(b, two)
-			b.publish(fix(leaves, 100, outside), fix(stays, 100, inside))
+			b.publish(hourly(leaves, 100, outside), hourly(stays, 100, inside))
 			b.settled(10*time.Second, 0)
 			for device, want := range map[int]string{leaves: "enter 0 initial, exit 100 initial", stays: "enter 0 initial"} {
-				var got string
-				require.NoError(t, b.pool.QueryRow(t.Context(), `
-select string_agg(concat_ws(' ', kind, (extract(epoch from at)::bigint - 1700000000) / 3600, case when initial then 'initial' end), ', ' order by later_ts)
-from processor.timing_records
-where device_id = $1`, fleet.DeviceID(device)).Scan(&got))
-				require.Equal(t, want, got, device)
+				require.Equal(t, want, b.hours(device), device)
 			}
 		})
 	}

@@ -199,7 +199,7 @@ func (d *DeadLetters) Try(ctx context.Context, records []telemetry.Record, rules
 			}
 			return sub.SendBatch(ctx, then).Close()
 		})
-		if err = failure("write", err); err != nil && !isOfRow(err) {
+		if err = failure("write", err); err != nil && !mayBeOneRow(err) {
 			return err
 		}
 		tell(i, stored[0], err)

@@ -88,8 +88,8 @@ func nameRow(f *protocol.Failure, err *pgconn.PgError) {
 	f.Field, f.Row = cmp.Or(err.ColumnName, err.ConstraintName), copyRow(err.Where)
 }
 
-// isOfRow reports whether what failed may be tried without a row that is at fault.
-func isOfRow(err error) bool {
+// mayBeOneRow reports whether what failed may be tried without a row that is at fault.
+func mayBeOneRow(err error) bool {
 	f, ok := errors.AsType[*protocol.Failure](err)
 	return ok && (f.Kind == protocol.Rejected || f.Kind == protocol.Conflict || f.OfRow)
 }

@@ -40,7 +40,7 @@ func (w *Writer) Probe(ctx context.Context, records []telemetry.Record, enough i
 			}
 			continue
 		}
-		if !isOfRow(err) {
+		if !mayBeOneRow(err) {
 			return 0, 0, err
 		}
 		refused++

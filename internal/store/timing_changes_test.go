@@ -36,6 +36,17 @@ func (b *bench) feedOf(f *observer.Feed) {
 	require.NoError(b.tb, f.Finish(b.tb.Context()))
 }
 
+// slow begins a transaction that writes ten crossings and stays open.
+func (b *bench) slow() pgx.Tx {
+	b.tb.Helper()
+	tx, err := b.pool.Begin(b.tb.Context())
+	require.NoError(b.tb, err)
+	b.tb.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	_, err = tx.Exec(b.tb.Context(), insertTiming, "slow", 0, 10)
+	require.NoError(b.tb, err)
+	return tx
+}
+
 // A reader that went on behind what it sees would miss the transaction that began
 // first and commits last.
 func TestAReaderOfTheFeedMissesNoTransactionThatCommitsLate(t *testing.T) {
@@ -44,11 +55,7 @@ func TestAReaderOfTheFeedMissesNoTransactionThatCommitsLate(t *testing.T) {
 	feed := observer.NewFeed(b.pool)
 	b.exec(insertTiming, "before", 0, 5)
 	b.feedOf(feed)
-	first, err := b.pool.Begin(t.Context())
-	require.NoError(t, err)
-	defer func() { _ = first.Rollback(t.Context()) }()
-	_, err = first.Exec(t.Context(), insertTiming, "slow", 0, 10)
-	require.NoError(t, err)
+	first := b.slow()
 	b.exec(insertTiming, "quick", 0, 10)
 	require.Zero(t, b.count("select count(*) from processor.timing_feed where device_id <> 'before'"), "committed, and held back")
 	require.Equal(t, 10, b.count("select count(*) from processor.timing_changes where device_id <> 'before'"))
@@ -208,11 +215,7 @@ func TestRetentionRemovesNothingThatTheFeedHasNotShown(t *testing.T) {
 	b.exec("alter table processor.timing_changes alter changed_at set default now() - interval '25 hours'")
 	feed := observer.NewFeed(b.pool)
 	b.feedOf(feed)
-	first, err := b.pool.Begin(t.Context())
-	require.NoError(t, err)
-	defer func() { _ = first.Rollback(t.Context()) }()
-	_, err = first.Exec(t.Context(), insertTiming, "slow", 0, 10)
-	require.NoError(t, err)
+	first := b.slow()
 	b.exec(insertTiming, "quick", 0, 20)
 	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
 	expire := func() {
