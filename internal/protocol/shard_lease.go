@@ -11,6 +11,8 @@ type ShardLease struct {
 	Token string
 	// Quarantine is how a granted shard must be run.
 	Quarantine Quarantine
+	// Dispatched is how far the stream was dispatched, or read by the dispatcher, when the shard was acquired.
+	Dispatched telemetry.EntryID
 	// Left is the state that an owner leaves for the next one, nil for none. Only
 	// the pipeline reads it.
 	Left []byte

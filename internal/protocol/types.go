@@ -14,7 +14,8 @@ const Version = 1
 type DispatchLease struct {
 	Acquired     bool
 	Left         time.Duration     // if another member holds it: the remaining time
-	After        telemetry.EntryID // if acquired: the group's last-delivered ID, from which to read on; else the last ID dispatched, zero if unknown
+	After        telemetry.EntryID // the group's last-delivered ID, from which to read on if acquired; zero if unknown
+	Beyond       telemetry.EntryID // where another dispatcher has read to, beyond After; zero for nowhere. If acquired, entries until there are dispatched again
 	Pending      int               // entries pending in the whole group
 	GroupCreated bool              // the group was missing and was created at 0
 	Paused       bool              // an operator stopped dispatching
@@ -45,14 +46,27 @@ func (a *NewEntries) Each(f func(shard int, entries []telemetry.Entry)) {
 type DispatchRequest struct {
 	Token  string            // of the dispatch lease
 	TTL    time.Duration     // the dispatch extends the dispatch lease to this
-	After  telemetry.EntryID // the last-delivered ID the read started after
+	After  telemetry.EntryID // the group's last-delivered ID, and where the read started unless there is Ahead
 	Notify bool              // whether other members wait for entries
+	Ahead  *Ahead            // nil if nothing is unqueued, and the last-delivered ID moves to the end of the read
+}
+
+// Ahead is what a dispatch does in a backlog, while entries are unqueued.
+type Ahead struct {
+	From          telemetry.EntryID           // where the read started
+	Settled       Position                    // where the last-delivered ID is to be; at the end of the read its Read is not used
+	Unqueued      func(shard int) bool        // whether the entries of the read that are of this shard stay unqueued
+	Again         map[int][]telemetry.EntryID // entries of earlier reads to be put on their queues, by shard
+	Enqueue       map[int][]telemetry.EntryID // likewise, of entries in flight: one that was trimmed is not recorded as lost
+	UnqueuedCount int                         // entries that are unqueued from now on
+	Rewind        bool                        // members are to read their queues from the start: entries may precede their cursors
 }
 
 // DispatchResult is the outcome of a dispatch.
 type DispatchResult struct {
 	Pending int                            // entries pending in the whole group, after the dispatch
-	Gone    map[telemetry.EntryID]struct{} // trimmed between read and dispatch; recorded as lost
+	Read    int64                          // entries read until the end of the read, -1 for unknown
+	Gone    map[telemetry.EntryID]struct{} // trimmed between read and dispatch; recorded as lost unless they are in flight
 }
 
 // QueueRead asks for the entries after an ID on a shard's queue.
@@ -80,6 +94,8 @@ type Ack struct {
 	Gone []telemetry.EntryID
 	// Applied is the shard's applied ID that was committed with them; zero for none.
 	Applied telemetry.EntryID
+	// Unqueued are finished entries that were unqueued, and are on no queue.
+	Unqueued []telemetry.EntryID
 }
 
 // Shard is one row of the authority on ownership, and its assignment.

@@ -28,4 +28,5 @@ type DeadLetter struct {
 	LastFailed  time.Time
 	Instance    string // that made the last attempt
 	Version     string // of that instance
+	Unqueued    bool   // by the dispatcher, and on no queue
 }

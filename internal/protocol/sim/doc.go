@@ -23,7 +23,12 @@
 //     committed already.
 //   - P4: a member that was replaced commits nothing, changes no queue, assigns nothing
 //     and acquires nothing; and it blocks no other: once faults have stopped, all
-//     work is finished in bounded time.
+//     work is finished in bounded time, and nothing waits on a queue, finished or not,
+//     until the rescan.
+//
+// In a backlog what the dispatcher delivers itself is unqueued: it is on no queue until it is finished, or
+// its work is given up. So P1 is also checked wherever the last-delivered ID moves: it
+// passes no entry that is neither on a queue nor finished and acknowledged.
 //
 // What the model showed to be necessary:
 //
@@ -49,6 +54,12 @@
 //     before the release nothing of the shard may be in flight.
 //   - Work of a shard whose row is locked does not stay in flight: other shards of the
 //     worker would wait with it, and a release.
+//   - After a dispatch whose outcome is unknown nothing is settled at the end of a term: what it was to
+//     put on queues counts as being there, and the last-delivered ID would pass it.
+//   - Nothing is unqueued before anything is settled. Otherwise a group that a client removes and creates
+//     at 0 is taken for the same, and the last-delivered ID passes what was on its queues.
+//   - What was dispatched is not fed if a read has delivered it since: the cursor was reset
+//     during the dispatch, and the queue is known to be empty again.
 //
 // Stream IDs are a plain counter, so that after a failover to an older state
 // every lost ID is soon used again. That is harsher than any clock.
@@ -57,7 +68,11 @@
 // entries trimmed before dispatch are detected (the model counts them as
 // accounted for), and clocks that run at different speeds.
 //
-// Known limits, excepted from the checks: RangeToRedeliver does not find an
+// Known limits, excepted from the checks: what is dispatched again without notice waits for
+// the rescan where it is finished, behind the cursor of its owner. That is after the group
+// was lost, or the last-delivered ID moved by hand; after a flush of the record of how far
+// the dispatcher had read ahead; where a redelivery was held up, or reached beyond what is
+// dispatched; and in a member that missed the notification. And RangeToRedeliver does not find an
 // entry whose commit Postgres lost if it lies below the applied ID that
 // Postgres went back to; only an entry put back by the sweep, or one under a
 // reused ID, can lie there. And a manual move of the last-delivered ID forward

@@ -183,12 +183,19 @@ func (w *world) inject(f Fault) {
 		// A manual move whose only trace is flushed before the next renewal of
 		// the dispatch lease cannot be repaired.
 		r.dispatchedSet = r.dispatchedSet && r.group != nil && r.dispatched.Less(r.group.delivered)
+		if f.Much%2 == 0 { // the lengths of queues as well, and with them how far the dispatcher has read
+			if r.group != nil {
+				w.moved(r.group.delivered, r.ahead.last)
+			}
+			r.ahead = ahead{}
+		}
 	case ExpireDispatchLease:
 		r.dispatchLease = lease{}
 	case ExpireLock:
 		r.lock = lease{}
 	case LoseGroup:
 		w.checkGroupGone()
+		w.moved(telemetry.EntryID{}, r.last)
 		r.group = nil
 	case GroupMovedManually:
 		if f.Much%2 == 0 {
@@ -198,6 +205,8 @@ func (w *world) inject(f Fault) {
 		}
 	case MoveBack:
 		if g := r.group; g != nil {
+			was := g.delivered
+			defer func() { w.moved(g.delivered, was) }()
 			g.delivered.Seq -= min(g.delivered.Seq, uint64(f.Much))
 			g.delivered.Ms = min(g.delivered.Ms, g.delivered.Seq)
 		}
@@ -231,7 +240,16 @@ func (w *world) inject(f Fault) {
 // moveGroupManually is a client that removes the group and creates it at 0.
 func (w *world) moveGroupManually() {
 	w.checkGroupGone()
+	w.moved(telemetry.EntryID{}, w.redis.last)
 	w.redis.group = &group{pending: make(map[telemetry.EntryID]pendingEntry)}
+}
+
+// moved marks entries that are dispatched again although nothing tells of it: those
+// that are finished lie behind the cursors of members until their rescan.
+func (w *world) moved(from, to telemetry.EntryID) {
+	for _, e := range w.entries {
+		e.moved = e.moved || from.Less(e.id) && !to.Less(e.id)
+	}
 }
 
 // whenInside calls do once a member has a transaction open, or after a second.

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/trmtracking/processor/internal/rare"
@@ -79,6 +80,89 @@ func (w *world) checkAck(p *proc, it item, now *entry) {
 	}
 }
 
+// checkUnqueued checks an item that is acknowledged as finished though it is on no queue.
+func (w *world) checkUnqueued(p *proc, it item) {
+	w.acks++
+	w.unqueued++
+	if now := w.redis.find(it.id); now != nil && !now.committed {
+		w.fail("P1: %s acknowledges entry %d, which it unqueued and never committed", p.id, now.number)
+	}
+}
+
+// checkPassed checks that the last-delivered ID passes no entry that is neither pending
+// nor finished.
+func (w *world) checkPassed(from, to telemetry.EntryID) {
+	r := w.redis
+	for _, e := range w.entries {
+		if !from.Less(e.id) || to.Less(e.id) || e.lost != "" || e.history != r.history && r.find(e.id) != e {
+			continue
+		}
+		_, pending := r.group.pending[e.id]
+		mark, known := r.acked[e.shard]
+		if !pending && !(e.committed && (!known || !mark.Less(e.id) || r.find(e.id) != e)) {
+			w.fail("P1: the last-delivered ID moves to %d, past entry %d (ID %d), which is neither on its queue nor finished", to.Seq, e.number, e.id.Seq)
+		}
+	}
+}
+
+// checkTwice checks that what is delivered is not in flight before.
+func (p *proc) checkTwice(shard int, items []item) {
+	count := make(map[telemetry.EntryID]int)
+	for _, id := range p.slots[shard].queue.InFlightIDs() {
+		count[id]++
+	}
+	for _, it := range items {
+		if count[it.id] > 1 && (it.e == nil || !it.e.moved) && p.w.cfg.Mutant != FeedUnknown {
+			p.w.fail("P3: ID %d of shard %d is delivered while it is in flight", it.id.Seq, shard)
+		}
+	}
+}
+
+// waiting is what a pending entry waits for, and since when.
+type waiting struct {
+	p         *proc
+	ownership uint64
+	since     int64
+}
+
+// waitsFor is how long an entry may be pending while its shard has an owner that works. It
+// is well below the rescan of queues: nothing rests on that.
+const waitsFor = 10000
+
+// checkWaiting checks, once the faults have ended, that nothing is on a queue for long,
+// finished or not.
+func (w *world) checkWaiting() {
+	g := w.redis.group
+	if g == nil || len(w.pg.locked) > 0 || len(w.pg.written) > 0 {
+		w.waits = nil
+		return
+	}
+	now := make(map[telemetry.EntryID]waiting)
+	for _, id := range slices.SortedFunc(maps.Keys(g.pending), telemetry.EntryID.Compare) {
+		at, e := g.pending[id], w.redis.find(id)
+		if at.shard == foreign || w.wasMoved(id) {
+			continue
+		}
+		p := w.pg.t.procs[at.shard]
+		if p == nil || p.dead || p.missed || p.frozenUntil > w.now || !p.slots[at.shard].owned || p.slots[at.shard].stopping || p.slots[at.shard].epoch != w.pg.t.shards[at.shard].epoch {
+			continue
+		}
+		o := p.slots[at.shard].ownership
+		was, ok := w.waits[id]
+		if !ok || was.p != p || was.ownership != o {
+			was = waiting{p, o, w.now}
+		}
+		if now[id] = was; w.now-was.since > waitsFor {
+			w.fail("P4: ID %d of shard %d waits on its queue though %s works (finished: %v)", id.Seq, at.shard, p.id, e != nil && w.pg.t.seen[e.number])
+		}
+	}
+	w.waits = now
+}
+
+func (w *world) wasMoved(id telemetry.EntryID) bool {
+	return slices.ContainsFunc(w.entries, func(e *entry) bool { return e.id == id && e.moved })
+}
+
 // checkGone checks a pending ID that is recorded as lost because its content is
 // gone.
 func (w *world) checkGone(p *proc, id telemetry.EntryID) {
@@ -97,6 +181,11 @@ func (w *world) checkGone(p *proc, id telemetry.EntryID) {
 func (w *world) checkGroupGone() {
 	if w.redis.group == nil {
 		return
+	}
+	for _, e := range w.entries { // its recreation tells of these
+		if w.redis.group.delivered.Less(e.id) && !w.redis.ahead.last.Less(e.id) {
+			w.lose(e, "trimmed while it was held, and the group lost")
+		}
 	}
 	for id := range w.redis.group.pending {
 		for _, e := range w.entries {
@@ -141,7 +230,7 @@ func (w *world) quiet() bool {
 	// What Postgres lost is redelivered as soon as its owner notices.
 	for i := range w.pg.t.shards {
 		p := w.pg.t.procs[i]
-		if p == nil || p.dead || p.frozenUntil > w.now || !p.slots[i].held || p.links[postgresServer].knownRun != w.servers[postgresServer].run {
+		if p == nil || p.dead || p.frozenUntil > w.now || !p.slots[i].owned || p.links[postgresServer].knownRun != w.servers[postgresServer].run {
 			return false
 		}
 		if w.pg.t.shards[i].epoch != p.slots[i].epoch {
@@ -210,13 +299,13 @@ func (w *world) checkLock(locked int, devices bool, moves int) {
 	}
 	for i, row := range w.pg.t.shards {
 		p := w.pg.t.procs[i]
-		if i != locked && (p == nil || row.owner != row.assigned || !p.slots[i].held) {
+		if i != locked && (p == nil || row.owner != row.assigned || !p.slots[i].owned) {
 			w.fail("P8: the lock of shard %d keeps shard %d from %s", locked, i, row.assigned)
 		}
 	}
 	if g := w.redis.group; g != nil {
 		for id, at := range g.pending {
-			if at.shard != locked {
+			if at.shard != locked && !w.wasMoved(id) {
 				w.fail("P8: the lock of shard %d keeps ID %d of shard %d from being done", locked, id.Seq, at.shard)
 			}
 		}

@@ -18,7 +18,10 @@ const (
 	dispatchBlock    = 350
 	pollEvery        = 200
 	pollAll          = 5000
-	rescanEvery      = 4000
+	rescanEvery      = 30000
+	unqueuedFor      = 2000
+	settleEvery      = 20
+	settleWithin     = 200
 	beatEvery        = 700
 	tickEvery        = 400
 	claimIdle        = 1500
@@ -38,7 +41,7 @@ type item struct {
 // slot is a member's state of one shard.
 type slot struct {
 	queue     protocol.Queue
-	held      bool
+	owned     bool
 	stopping  bool
 	due       bool
 	epoch     int64
@@ -76,9 +79,11 @@ type proc struct {
 	leaseHeld      bool
 	renewed        int64
 	lastDispatched telemetry.EntryID // by another member
+	dispatcher     dispatcher
 
 	// Reader.
 	polledAll int64
+	missed    bool // a notification that entries may precede its cursors; for the checks only
 
 	worker worker
 
@@ -148,7 +153,7 @@ func (p *proc) reconnected(which, run int) {
 	} else {
 		p.nextLease(false)
 		if p.w.cfg.Mutant == InFlightKeptOverRun {
-			p.rewind()
+			p.rewind(false)
 			return
 		}
 	}
@@ -160,14 +165,14 @@ func (p *proc) reconnected(which, run int) {
 // release forgets a shard and what is in flight of it.
 func (p *proc) release(shard int) {
 	s := &p.slots[shard]
-	if !s.held {
+	if !s.owned {
 		return
 	}
-	s.held, s.stopping, s.due = false, false, false
+	s.owned, s.stopping, s.due = false, false, false
 	s.applied = telemetry.EntryID{}
 	s.grant++
 	s.ownership++
-	s.queue.Discard()
+	p.orphan(shard, s.queue.Discard())
 	p.worker.drop(shard)
 }
 
@@ -177,24 +182,34 @@ func (p *proc) restart(shard int, from int64) {
 	s := &p.slots[shard]
 	s.grant++
 	s.due, s.pausedTo = !s.stopping, from
-	s.queue.Discard()
+	p.orphan(shard, s.queue.Discard())
 	p.worker.drop(shard)
 }
 
-func (p *proc) rewind() {
-	if p.w.cfg.Mutant == CursorsNeverReset {
-		return
-	}
+// rewind resets all cursors. With recheck what is in flight now may be put on its queue
+// again after it was acknowledged.
+func (p *proc) rewind(recheck bool) {
 	for i := range p.slots {
-		if s := &p.slots[i]; s.held && !s.stopping {
-			s.queue.Reset()
-			s.due = true
-		}
+		p.reread(i, recheck)
 	}
 }
 
+func (p *proc) reread(shard int, recheck bool) {
+	s := &p.slots[shard]
+	if !s.owned || s.stopping || p.w.cfg.Mutant == CursorsNeverReset {
+		return
+	}
+	if recheck {
+		s.queue.Recheck()
+		p.lookedForOnce(s)
+	} else {
+		s.queue.Reset()
+	}
+	s.due = true
+}
+
 func (p *proc) rescan() {
-	p.rewind()
+	p.rewind(false)
 	p.w.after(rescanEvery, p, p.rescan)
 }
 
@@ -204,12 +219,25 @@ func (p *proc) nextLease(held bool) uint64 {
 	}
 	p.leaseNumber++
 	p.leaseHeld = held
+	// The next dispatch begins at the last-delivered ID, behind all that was unqueued.
+	p.dispatcher.orphans = nil
+	for i := range p.slots {
+		n := p.slots[i].queue.Unqueued()
+		p.slots[i].queue.Forget()
+		if n > 0 {
+			p.lookedForOnce(&p.slots[i])
+		}
+	}
 	p.markDue()
 	return p.leaseNumber
 }
 
 // dispatched marks queues as due if another member has dispatched since the last call.
-func (p *proc) dispatched(last telemetry.EntryID) {
+func (p *proc) dispatched(lease protocol.DispatchLease) {
+	last := lease.After
+	if last.Less(lease.Beyond) {
+		last = lease.Beyond
+	}
 	if last != p.lastDispatched {
 		p.lastDispatched = last
 		p.markDue()
@@ -218,7 +246,7 @@ func (p *proc) dispatched(last telemetry.EntryID) {
 
 func (p *proc) markDue() {
 	for i := range p.slots {
-		if s := &p.slots[i]; s.held && !s.stopping {
+		if s := &p.slots[i]; s.owned && !s.stopping {
 			s.due = true
 		}
 	}

@@ -31,6 +31,14 @@ const (
 	LockedKeptInFlight
 	SweptAhead
 	LeftStateOfAnyEpoch
+	RefusedAckFinishes
+	ClaimedAheadOfUnqueued
+	LookedForOnce
+	LastIDPassesUnqueued
+	OrphansForgotten
+	UnqueuedAgain
+	SettledUnknown
+	FeedRead
 	mutants
 )
 
@@ -62,6 +70,14 @@ func (m Mutant) String() string {
 		"work of a locked shard kept in flight",
 		"entries of a foreign consumer swept ahead of dispatching",
 		"state left by an owner used by any later one",
+		"a refused acknowledgement of unqueued entries finishes them",
+		"entries of a shard claimed while earlier ones are unqueued",
+		"entries put on their queue in flight looked for only once",
+		"last-delivered ID moved past unqueued entries",
+		"orphans forgotten",
+		"entries unqueued that are dispatched again",
+		"settled after a dispatch of unknown outcome",
+		"feeding a queue from which a read has delivered the same",
 	}[m]
 }
 

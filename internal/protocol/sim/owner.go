@@ -114,12 +114,12 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 		s.awaiting, s.waited = row.owner, p.w.now
 	}
 	assigned := row.assigned
-	if p.w.cfg.Mutant == AcquireUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.held {
+	if p.w.cfg.Mutant == AcquireUnassigned && s.granted > 0 && p.rng.IntN(8) == 0 && !s.owned {
 		assigned = p.id // it acts on an assignment it remembers
 	}
 	action := protocol.Next(p.id,
 		protocol.ShardRecord{Assigned: assigned, Owner: row.owner, Epoch: row.epoch},
-		protocol.LocalShard{Owned: s.held, Epoch: s.epoch, Stopping: s.stopping},
+		protocol.LocalShard{Owned: s.owned, Epoch: s.epoch, Stopping: s.stopping},
 		protocol.OwnerState{
 			Gone:    p.watch.Gone(now, row.owner),
 			Leaving: p.watch.Leaving(row.owner),
@@ -191,7 +191,7 @@ func (p *proc) decide(shard int, row shardRow, sent int64) {
 // handOver waits until nothing is in flight, releases the shard and forgets it.
 func (p *proc) handOver(shard int, ownership uint64) {
 	s := &p.slots[shard]
-	if !s.held || s.ownership != ownership {
+	if !s.owned || s.ownership != ownership {
 		s.acting = false
 		return
 	}
@@ -203,14 +203,14 @@ func (p *proc) handOver(shard int, ownership uint64) {
 	call(p, postgresServer, "release", func(answer func(bool, error)) {
 		answer(true, p.w.pg.release(p, h, applied, left))
 	}, func(_ bool, err error) {
-		if err != nil && s.held && s.ownership == ownership {
+		if err != nil && s.owned && s.ownership == ownership {
 			p.again(func() { p.handOver(shard, ownership) })
 			return
 		}
 		s.acting = false
 		s.granted = p.w.now
 		p.w.reach(rare.HandedOver)
-		if s.held && s.ownership == ownership {
+		if s.owned && s.ownership == ownership {
 			p.release(shard)
 		}
 	})
@@ -304,9 +304,13 @@ func (p *proc) enter(shard int, row shardRow, run int, before *early) {
 				grant()
 				return
 			}
+			if p.links[redisServer].knownRun != run {
+				fail()
+				return
+			}
 			p.w.reach(rare.Redelivered)
 			call(p, redisServer, "redeliver", func(answer func(bool, error)) {
-				answer(true, p.w.redis.redeliver(p, shard, after, upTo))
+				answer(true, p.w.redis.redeliver(p, shard, token, after, upTo))
 			}, func(_ bool, err error) {
 				if err != nil {
 					fail()
@@ -324,9 +328,9 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 	s.acting = false
 	s.grant++
 	s.ownership++
-	s.held, s.stopping, s.due, s.epoch, s.pausedTo = true, false, true, row.epoch, 0
+	s.owned, s.stopping, s.due, s.epoch, s.pausedTo = true, false, true, row.epoch, 0
 	s.applied, s.found, s.granted, s.marked = telemetry.EntryID{}, row.applied, p.w.now, 0
-	s.queue.Discard()
+	p.orphan(shard, s.queue.Discard())
 	p.worker.invalidate(shard)
 	if row.left != nil && (row.left.epoch == row.epoch-1 || p.w.cfg.Mutant == LeftStateOfAnyEpoch) {
 		p.w.reach(rare.Inherited)
@@ -346,11 +350,11 @@ func (p *proc) grant(shard int, row shardRow, before *early) {
 // left reports whether a leaving member is gone: when it owns nothing, or its
 // time is up.
 func (p *proc) left() bool {
-	held := false
+	busy := p.leaseHeld // until it has settled
 	for i := range p.slots {
-		held = held || p.slots[i].held || p.slots[i].acting
+		busy = busy || p.slots[i].owned || p.slots[i].acting
 	}
-	if held && p.w.now-p.leftAt < drainBudget {
+	if busy && p.w.now-p.leftAt < drainBudget {
 		return false
 	}
 	token, lock := p.token, p.leader.token

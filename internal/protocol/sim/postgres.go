@@ -157,9 +157,15 @@ func (g *postgres) lockRow(shard int, devices bool) {
 	} else {
 		g.locked = map[int]bool{shard: true}
 	}
-	moves := 0
+	// Who was stopped by a fault and then by the lock counts as stalled and is left alone for
+	// a while: where commits wait, shards are moved once more when that is over.
+	late, moves := 0, 0
+	g.w.after(faultsEnd+1000-g.w.now, nil, func() { late = g.moves })
 	g.w.after(lockSettled-g.w.now, nil, func() { moves = g.moves })
 	g.w.after(lockEnds-g.w.now, nil, func() {
+		if devices && moves > late {
+			moves = g.moves
+		}
 		g.w.checkLock(shard, devices, g.moves-moves)
 		g.w.logf(nil, "the row of shard %d is unlocked", shard)
 		g.locked, g.written = nil, nil

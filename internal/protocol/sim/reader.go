@@ -39,7 +39,7 @@ func (p *proc) read() {
 	}, func(found [][]item, err error) {
 		if err != nil {
 			// The server that answers next may be another one.
-			p.rewind()
+			p.rewind(false)
 			p.again(p.read)
 			return
 		}
@@ -53,10 +53,10 @@ func (p *proc) choose() []asked {
 	leaseNumber := p.heldLease()
 	for shard := range p.slots {
 		s := &p.slots[shard]
-		if !s.held || s.stopping || !s.due || p.w.now < s.pausedTo || p.worker.full() {
+		if !s.owned || s.stopping || !s.due || p.w.now < s.pausedTo || p.worker.full() {
 			continue
 		}
-		if leaseNumber != 0 && s.queue.CanBypass(leaseNumber) {
+		if leaseNumber != 0 && s.queue.CanBypass(leaseNumber) && !s.queue.Looks() {
 			s.due = false
 			continue
 		}
@@ -71,7 +71,7 @@ func (p *proc) taken(batch []asked, replies [][]item) {
 	leaseNumber := p.heldLease()
 	for i, a := range batch {
 		s, found := &p.slots[a.shard], replies[i]
-		if !s.held || s.stopping || s.grant != a.grant {
+		if !s.owned || s.stopping || s.grant != a.grant {
 			continue
 		}
 		ids := make([]telemetry.EntryID, len(found))
@@ -84,7 +84,7 @@ func (p *proc) taken(batch []asked, replies [][]item) {
 		if len(keep) > 0 {
 			p.worker.deliver(a.shard, keep)
 		}
-		if !ok || full || leaseNumber != 0 && !s.queue.CanBypass(leaseNumber) {
+		if !ok || full || s.queue.Looks() || a.readSnapshot.Looked() || leaseNumber != 0 && !s.queue.CanBypass(leaseNumber) {
 			s.due = true
 		}
 	}

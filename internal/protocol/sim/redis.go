@@ -22,6 +22,7 @@ type entry struct {
 	committed bool // at some time, in some history
 	foreign   bool // was pending for a foreign consumer
 	behind    bool // the known limit concerns it
+	moved     bool // may be dispatched again without notice
 	history   int  // of Redis, when it was added
 	lost      string
 }
@@ -45,6 +46,12 @@ type lease struct {
 	until int64
 }
 
+// ahead is how far a dispatcher has read, and under which token of the dispatch lease.
+type ahead struct {
+	token string
+	last  telemetry.EntryID
+}
+
 type beatKey struct {
 	beat  protocol.Beat
 	until int64
@@ -59,6 +66,7 @@ type redis struct {
 	dispatchLease lease
 	dispatched    telemetry.EntryID
 	dispatchedSet bool
+	ahead         ahead
 	acked         map[int]telemetry.EntryID
 	lock          lease
 	grants        map[int]string // by shard: the token that may acknowledge
@@ -98,6 +106,14 @@ func (r *redis) add(e *entry) {
 	r.stream = append(r.stream, e)
 }
 
+// next is where dispatching continues.
+func (r *redis) next() telemetry.EntryID {
+	if r.dispatchedSet && r.dispatched.Less(r.group.delivered) {
+		return r.dispatched
+	}
+	return r.group.delivered
+}
+
 // trim removes all but the newest n entries.
 func (r *redis) trim(n int) {
 	for len(r.stream) > n {
@@ -106,9 +122,9 @@ func (r *redis) trim(n int) {
 		pending, from := false, telemetry.EntryID{} // where dispatching continues
 		if g := r.group; g != nil {
 			_, pending = g.pending[e.id]
-			from = g.delivered
-			if r.dispatchedSet && r.dispatched.Less(from) {
-				from = r.dispatched
+			from = r.next()
+			if from.Less(r.ahead.last) { // the dispatcher has it in hand, or the next one looks for it
+				from = r.ahead.last
 			}
 		}
 		if !pending && from.Less(e.id) && !r.w.pg.t.seen[e.number] {
@@ -123,6 +139,9 @@ func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) p
 		answer := protocol.DispatchLease{Left: millis(r.dispatchLease.until - r.w.now)}
 		if r.dispatchedSet {
 			answer.After = r.dispatched
+			if r.dispatched.Less(r.ahead.last) {
+				answer.Beyond = r.ahead.last
+			}
 		}
 		return answer
 	}
@@ -130,12 +149,12 @@ func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) p
 	if g := r.group; g != nil {
 		if r.dispatchedSet && r.dispatched.Less(g.delivered) {
 			g.delivered = r.dispatched
-			return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending), Moved: true}
+			return protocol.DispatchLease{Acquired: true, After: g.delivered, Beyond: r.readBeyond(token, g.delivered), Pending: len(g.pending), Moved: true}
 		}
 		// From here on a move is noticed, even after an earlier one and after a
 		// flush.
 		r.dispatched, r.dispatchedSet = g.delivered, true
-		return protocol.DispatchLease{Acquired: true, After: g.delivered, Pending: len(g.pending)}
+		return protocol.DispatchLease{Acquired: true, After: g.delivered, Beyond: r.readBeyond(token, g.delivered), Pending: len(g.pending)}
 	}
 	at := telemetry.EntryID{}
 	if r.w.cfg.Mutant == GroupNotAtZero {
@@ -144,10 +163,69 @@ func (r *redis) acquireDispatchLease(p *proc, before, token string, ttl int64) p
 			at = r.dispatched
 		}
 	}
-	r.dispatchedSet = false
+	r.dispatchedSet, r.ahead = false, ahead{}
 	r.group = &group{delivered: at, pending: make(map[telemetry.EntryID]pendingEntry)}
 	r.w.logf(p, "group made at %d", at.Seq)
+	r.publish(notification{rewind: true})
 	return protocol.DispatchLease{Acquired: true, After: at, GroupCreated: true}
+}
+
+// readBeyond returns where another dispatcher has read to beyond an ID. What was trimmed in
+// between is noted as lost: the dispatcher may have finished some.
+func (r *redis) readBeyond(token string, id telemetry.EntryID) telemetry.EntryID {
+	if !id.Less(r.ahead.last) || r.ahead.token == token {
+		return telemetry.EntryID{}
+	}
+	for _, e := range r.w.entries {
+		if id.Less(e.id) && !r.ahead.last.Less(e.id) {
+			r.w.lose(e, "trimmed while it was unqueued")
+		}
+	}
+	return r.ahead.last
+}
+
+// lose notes an entry as lost that is not in the stream and was never committed.
+func (w *world) lose(e *entry, why string) {
+	if e.lost == "" && w.redis.find(e.id) != e && !w.pg.t.seen[e.number] {
+		e.lost = why
+	}
+}
+
+// notification is what members hear of each other.
+type notification struct {
+	rewind bool  // all are to read their queues from the start
+	again  bool  // those of these shards
+	shards []int // with new entries
+}
+
+// publish notifies the members that hear it.
+func (r *redis) publish(n notification) {
+	w := r.w
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		if l := &p.links[redisServer]; w.now < l.cutTil || l.knownRun != w.servers[redisServer].run {
+			p.missed = true
+			continue
+		}
+		w.after(p.latency(), p, func() {
+			switch {
+			case n.rewind:
+				p.rewind(true)
+			case n.again:
+				for _, shard := range n.shards {
+					p.reread(shard, true)
+				}
+			default:
+				for _, shard := range n.shards {
+					if s := &p.slots[shard]; s.owned && !s.stopping {
+						s.due = true
+					}
+				}
+			}
+		})
+	}
 }
 
 func (r *redis) releaseDispatchLease(token string) {
@@ -162,39 +240,88 @@ func (r *redis) readNew(after telemetry.EntryID, count int) []*entry {
 	return slices.Clone(r.stream[i:min(len(r.stream), i+count)])
 }
 
-// dispatch is dispatch.lua. It gets IDs and the shards of their devices.
-func (r *redis) dispatch(p *proc, token string, after telemetry.EntryID, read []*entry, ttl int64) (map[telemetry.EntryID]bool, error) {
+// request is what dispatch.lua gets: IDs and the shards of their devices.
+type request struct {
+	token          string
+	after          telemetry.EntryID // the last-delivered ID as it should be
+	from, last     telemetry.EntryID // the read
+	settled        telemetry.EntryID // the last-delivered ID from now on
+	read           []*entry
+	unqueued       func(shard int) bool
+	again, release map[int][]telemetry.EntryID
+	rewind, notify bool
+}
+
+// dispatch is dispatch.lua.
+func (r *redis) dispatch(p *proc, d request, ttl int64) (map[telemetry.EntryID]bool, error) {
 	m := r.w.cfg.Mutant
-	current := r.holder() == token
+	current := r.holder() == d.token
 	if !current && m != NoTokenCheck {
 		return nil, errLost
 	}
 	g := r.group
-	if g == nil || g.delivered != after && m != NoDeliveredCheck {
+	if g == nil || g.delivered != d.after && m != NoDeliveredCheck {
 		return nil, errLost
 	}
 	if !current {
 		r.w.fail("P4: %s dispatched without holding the dispatch lease", p.id)
 	}
 	gone := make(map[telemetry.EntryID]bool)
-	for _, e := range read {
-		there := r.find(e.id)
+	claimed := make(map[int]bool)
+	claim := func(shard int, id telemetry.EntryID, lost bool) {
+		claimed[shard] = true
+		there := r.find(id)
 		if there == nil {
-			gone[e.id] = true
-			delete(g.pending, e.id)
-			if e.lost == "" {
-				e.lost = "trimmed before it was dispatched"
+			gone[id] = true
+			delete(g.pending, id)
+			if lost {
+				for _, e := range r.w.entries {
+					if e.id == id {
+						r.w.lose(e, "trimmed before it was dispatched")
+					}
+				}
 			}
-			continue
+			return
 		}
-		if there.shard != e.shard {
-			r.w.fail("P3: entry %d of shard %d put on the queue of shard %d", there.number, there.shard, e.shard)
+		if there.shard != shard {
+			r.w.fail("P3: entry %d of shard %d put on the queue of shard %d", there.number, there.shard, shard)
 		}
-		g.pending[e.id] = pendingEntry{shard: e.shard, since: r.w.now}
+		g.pending[id] = pendingEntry{shard: shard, since: r.w.now}
 	}
-	g.delivered = read[len(read)-1].id
+	for _, shard := range slices.Sorted(maps.Keys(d.again)) {
+		for _, id := range d.again[shard] {
+			claim(shard, id, true)
+		}
+	}
+	for _, shard := range slices.Sorted(maps.Keys(d.release)) {
+		for _, id := range d.release[shard] {
+			claim(shard, id, false)
+		}
+	}
+	for _, e := range d.read {
+		if !d.unqueued(e.shard) {
+			claim(e.shard, e.id, true)
+		}
+	}
+	for _, e := range r.w.entries { // the number of entries read tells of these
+		if d.from.Less(e.id) && !d.last.Less(e.id) && !slices.Contains(d.read, e) {
+			r.w.lose(e, "trimmed before it was read")
+		}
+	}
+	r.w.checkPassed(g.delivered, d.settled)
+	g.delivered = d.settled
+	if d.settled != d.last {
+		r.ahead = ahead{d.token, d.last}
+	} else if d.from != d.after {
+		r.ahead = ahead{}
+	}
 	r.dispatched, r.dispatchedSet = g.delivered, true
 	r.dispatchLease.until = r.w.now + ttl
+	if d.rewind {
+		r.publish(notification{rewind: true})
+	} else if d.notify && len(claimed) > 0 {
+		r.publish(notification{shards: slices.Sorted(maps.Keys(claimed)), again: len(d.again) > 0})
+	}
 	if then := r.w.onDispatch; then != nil {
 		r.w.onDispatch = nil
 		r.w.after(0, nil, then)
@@ -240,17 +367,21 @@ func (r *redis) registerOwner(shard int, grant string, applied telemetry.EntryID
 			dispatched = id
 		}
 	}
+	if dispatched.Less(r.ahead.last) {
+		dispatched = r.ahead.last
+	}
 	return protocol.Marks{Applied: applied, Acked: acked, AckedKnown: known, Dispatched: dispatched}, nil
 }
 
-// ack is ack.lua for one shard. Another grant's is rejected.
-func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
+// ack is ack.lua for one shard. Another grant's is rejected. Items that are unqueued are on
+// no queue: only the mark moves.
+func (r *redis) ack(p *proc, shard int, grant string, items []item, unqueued []bool) error {
 	if r.grants[shard] != grant && r.w.cfg.Mutant != AckOutlivesGrant {
 		return errLost
 	}
-	for _, it := range items {
-		pending := false
-		if r.group != nil {
+	for i, it := range items {
+		pending, onNone := false, unqueued != nil && unqueued[i]
+		if r.group != nil && !onNone {
 			_, pending = r.group.pending[it.id]
 		}
 		if it.e == nil { // recorded as lost in the same step
@@ -259,6 +390,9 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 				delete(r.group.pending, it.id)
 			}
 			continue
+		}
+		if onNone {
+			r.w.checkUnqueued(p, it)
 		}
 		if pending {
 			r.w.checkAck(p, it, r.find(it.id))
@@ -276,7 +410,7 @@ func (r *redis) ack(p *proc, shard int, grant string, items []item) error {
 
 // redeliver puts a range of a shard's entries back on its queue. Trimmed ones
 // are recorded as lost.
-func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) error {
+func (r *redis) redeliver(p *proc, shard int, token string, after, upTo telemetry.EntryID) error {
 	if r.group == nil {
 		return errLost
 	}
@@ -288,6 +422,9 @@ func (r *redis) redeliver(p *proc, shard int, after, upTo telemetry.EntryID) err
 	for _, e := range r.stream {
 		if e.shard == shard && after.Less(e.id) && !upTo.Less(e.id) {
 			r.group.pending[e.id] = pendingEntry{shard: shard, since: r.w.now}
+			// The group was recreated, or moved: this is dispatched once more. Or the request
+			// was held up, or its sender, and the shard has been acquired again since.
+			e.moved = e.moved || r.grants[shard] != token || r.w.pg.t.procs[shard] != p || r.next().Less(e.id) && r.ahead.last.Less(e.id)
 		}
 	}
 	r.w.logf(p, "shard %d: redelivered after %d up to %d", shard, after.Seq, upTo.Seq)
@@ -301,6 +438,12 @@ func (r *redis) sweep(p *proc, idle int64) {
 	if r.group == nil {
 		return
 	}
+	swept := make(map[int]bool)
+	defer func() {
+		if len(swept) > 0 {
+			r.publish(notification{again: true, shards: slices.Sorted(maps.Keys(swept))})
+		}
+	}()
 	for id, at := range r.group.pending {
 		if at.shard != foreign || r.w.now-at.since < idle {
 			continue
@@ -315,6 +458,7 @@ func (r *redis) sweep(p *proc, idle int64) {
 			continue
 		}
 		r.w.reach(rare.Swept)
+		swept[e.shard] = true
 		r.group.pending[id] = pendingEntry{shard: e.shard, since: r.w.now}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/trmtracking/processor/internal/rare"
+	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // Config determines a run completely: the same Config gives the same run.
@@ -28,6 +29,7 @@ type Result struct {
 	Steps     int
 	Commits   int
 	Acks      int
+	Unqueued  int         // acknowledgements of entries that were unqueued
 	Limit     int         // entries lost within the known limit
 	Reached   rare.Counts // rare branches
 	Trace     []string
@@ -59,6 +61,8 @@ type world struct {
 	loads        []float64 // of the shards, as leaders know them; nil where they are unknown
 	holdAssign   int64     // before the next assignment takes effect
 	onDispatch   func()    // called after the next dispatch
+	waits        map[telemetry.EntryID]waiting
+	unqueued     int // acknowledgements of entries that were unqueued
 	redisPast    map[Fault]*redis
 	pgPast       map[Fault]*tables
 }
@@ -139,6 +143,7 @@ func Run(cfg Config) Result {
 	for w.violation == "" {
 		if w.now >= next {
 			next = w.now + 50
+			w.checkWaiting()
 			if w.quiet() {
 				w.checkEnd()
 				break
@@ -149,7 +154,7 @@ func Run(cfg Config) Result {
 		}
 	}
 	return Result{
-		Violation: w.violation, Config: cfg, Steps: w.steps, Commits: w.commits, Acks: w.acks, Limit: w.limit, Reached: w.reached, Trace: w.trace,
+		Violation: w.violation, Config: cfg, Steps: w.steps, Commits: w.commits, Acks: w.acks, Unqueued: w.unqueued, Limit: w.limit, Reached: w.reached, Trace: w.trace,
 	}
 }
 

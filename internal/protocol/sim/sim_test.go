@@ -55,7 +55,7 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 	if one := number(t, "SIM_SEED", 0); one != 0 {
 		first, runs = one, 1
 	}
-	var steps, commits, acks, limit atomic.Int64
+	var steps, commits, acks, unqueued, limit atomic.Int64
 	var broken atomic.Uint64
 	var mu sync.Mutex
 	reached := make(rare.Counts)
@@ -68,6 +68,7 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 				steps.Add(int64(r.Steps))
 				commits.Add(int64(r.Commits))
 				acks.Add(int64(r.Acks))
+				unqueued.Add(int64(r.Unqueued))
 				limit.Add(int64(r.Limit))
 				mu.Lock()
 				reached.Add(r.Reached)
@@ -79,8 +80,8 @@ func TestPromisesHoldInEveryInterleaving(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("seeds %d to %d: %d steps, %d commits, %d acknowledgements, %d entries lost within the known limit",
-		first, first+runs-1, steps.Load(), commits.Load(), acks.Load(), limit.Load())
+	t.Logf("seeds %d to %d: %d steps, %d commits, %d acknowledgements, %d of entries that were unqueued, %d entries lost within the known limit",
+		first, first+runs-1, steps.Load(), commits.Load(), acks.Load(), unqueued.Load(), limit.Load())
 	t.Logf("reached: %v", reached)
 	if seed := broken.Load(); seed != 0 {
 		c := sim.FromSeed(seed, sim.Sound)
@@ -113,12 +114,18 @@ func provoking(m sim.Mutant) []sim.Kind {
 		return []sim.Kind{sim.RedisDown, sim.CutRedis, sim.PostgresFailover, sim.PostgresSlow, sim.HoldRedis}
 	case sim.InFlightKeptOverRun, sim.KeptOverRun:
 		return []sim.Kind{sim.RedisFailover, sim.PostgresSlow, sim.RedisSlow}
-	case sim.LockIsOutage, sim.LockedTakenForStuck, sim.LockedKeptInFlight:
+	case sim.LockIsOutage, sim.LockedKeptInFlight:
 		return []sim.Kind{sim.LockRow, sim.Crash, sim.Join}
 	case sim.SweptAhead:
 		return []sim.Kind{sim.MoveForward, sim.LoseRedis, sim.CutRedis, sim.ForeignRead}
 	case sim.FeedKnownLate:
 		return []sim.Kind{sim.GroupMovedManually, sim.PostgresDown}
+	case sim.RefusedAckFinishes, sim.ClaimedAheadOfUnqueued:
+		return []sim.Kind{sim.CutPostgres, sim.Freeze, sim.PostgresSlow, sim.Join}
+	case sim.FeedRead:
+		return []sim.Kind{sim.ForeignRead, sim.MoveForward, sim.PostgresDown}
+	case sim.SettledUnknown:
+		return []sim.Kind{sim.LeaveFleet, sim.Join, sim.RedisSlow, sim.PostgresSlow}
 	default:
 		return nil
 	}
@@ -172,7 +179,7 @@ func everyBranch() []rare.Branch {
 		rare.Fenced, rare.OutcomeUnknown, rare.GenerationChanged, rare.SetAside, rare.Recomputed, rare.AckRefused, rare.Trimmed,
 		rare.DispatchRefused, rare.LastIDMoved, rare.GroupCreated, rare.HandedOver, rare.ForceAcquired, rare.ReleaseOverdue,
 		rare.AcquisitionBlocked, rare.ShardLost, rare.Redelivered, rare.RedeliveredTrimmed, rare.SilentMember, rare.Swept,
-		rare.TermRefused, rare.RedisFailedOver, rare.ServerChanged, rare.Inherited,
+		rare.TermRefused, rare.RedisFailedOver, rare.ServerChanged, rare.Inherited, rare.UnqueuedOverdue, rare.Orphaned, rare.DispatchedAgain,
 	}
 }
 

@@ -34,14 +34,15 @@ type part struct {
 }
 
 type batch struct {
-	seq     uint64
-	careful bool
-	parts   []part
-	fresh   []item
-	late    []item
-	base    map[int]int
-	size    int
-	run     int // generation of Redis that the entries belong to
+	seq      uint64
+	careful  bool
+	parts    []part
+	fresh    []item
+	late     []item
+	base     map[int]int
+	size     int
+	run      int      // generation of Redis that the entries belong to
+	unqueued [][]bool // by part, which items are on no queue; set before the first acknowledgement
 }
 
 // worker runs all shards of a member, as the pipeline's worker does: one batch
@@ -85,6 +86,7 @@ func (k *worker) full() bool {
 // deliver queues items of a shard.
 func (k *worker) deliver(shard int, items []item) {
 	s := &k.p.slots[shard]
+	k.p.checkTwice(shard, items)
 	k.inbox = append(k.inbox, part{shard: shard, grant: s.grant, epoch: s.epoch, token: s.token, items: items})
 	k.advance()
 }
@@ -129,7 +131,7 @@ func (b *batch) without(gone func(shard int) bool) {
 
 func (k *worker) live(p part) bool {
 	s := &k.p.slots[p.shard]
-	return s.held && s.grant == p.grant
+	return s.owned && s.grant == p.grant
 }
 
 // advance applies the queued items. It looks up devices that are not cached.
@@ -198,6 +200,9 @@ func (k *worker) learn(device, ts int) {
 // apply advances the state and sorts records into fresh and late.
 func (k *worker) apply(b *batch, p part) {
 	s := &k.p.slots[p.shard]
+	if b.size == 0 {
+		b.run = k.p.links[redisServer].knownRun
+	}
 	p.items = slices.Clone(p.items)
 	for i := range p.items {
 		it := &p.items[i]
@@ -501,7 +506,9 @@ func (k *worker) ack() {
 		for _, p := range b.parts {
 			if k.live(p) {
 				s := &k.p.slots[p.shard]
-				s.queue.Done(len(p.items))
+				if s.queue.Done(len(p.items)) && !s.stopping {
+					s.due = true
+				}
 				if last := p.items[len(p.items)-1].id; s.applied.Less(last) {
 					s.applied = last
 				}
@@ -515,10 +522,11 @@ func (k *worker) ack() {
 		finish()
 		return
 	}
+	k.acknowledge(b)
 	call(k.p, redisServer, "ack", func(answer func(bool, error)) {
 		var err error
-		for _, p := range b.parts {
-			err = errors.Join(err, k.p.w.redis.ack(k.p, p.shard, p.token, p.items))
+		for i, p := range b.parts {
+			err = errors.Join(err, k.p.w.redis.ack(k.p, p.shard, p.token, p.items, b.unqueued[i]))
 		}
 		answer(true, err)
 	}, func(_ bool, err error) {
@@ -531,6 +539,17 @@ func (k *worker) ack() {
 			// believes in it acquires the shard again; entries not acknowledged
 			// turn out to be stored.
 			for _, p := range b.parts {
+				if !k.live(p) {
+					continue
+				}
+				// As the pipeline does: those of the batch are done with, and are not finished.
+				s := &k.p.slots[p.shard]
+				if k.p.w.cfg.Mutant != RefusedAckFinishes {
+					k.p.orphan(p.shard, s.queue.UnqueuedOf(len(p.items)))
+				}
+				s.queue.Done(len(p.items))
+			}
+			for _, p := range b.parts {
 				if k.live(p) {
 					k.p.release(p.shard)
 				}
@@ -541,6 +560,21 @@ func (k *worker) ack() {
 		}
 		finish()
 	})
+}
+
+// acknowledge notes that the items of a batch are about to be acknowledged.
+func (k *worker) acknowledge(b *batch) {
+	if b.unqueued != nil {
+		return // it is repeated as it was
+	}
+	b.unqueued = make([][]bool, len(b.parts))
+	for i, p := range b.parts {
+		if !k.live(p) {
+			continue
+		}
+		b.unqueued[i] = make([]bool, len(p.items))
+		k.p.slots[p.shard].queue.Acknowledge(p.items[0].id, len(p.items), func(j int) { b.unqueued[i][j] = true })
+	}
 }
 
 // inFlight returns the number of items taken in and not finished.
