@@ -41,12 +41,18 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		}
 		return failure("ack", err)
 	}
-	add := func(shard int, token, cause, applied string, ids []telemetry.EntryID) error {
-		for first := true; len(ids) > 0 || first && applied != ""; first = false {
-			chunk, top := ids[:min(len(ids), ackChunk-n)], applied
+	add := func(shard int, token, cause, applied string, unqueued, ids []telemetry.EntryID) error {
+		for first := true; len(ids) > 0 || first && (applied != "" || len(unqueued) > 0); first = false {
+			chunk, top := ids[:min(len(ids), ackChunk-n)], ""
 			ids = ids[len(chunk):]
-			if len(chunk) > 0 {
-				top = slices.MaxFunc(chunk, telemetry.EntryID.Compare).String()
+			highest := telemetry.EntryID{}
+			for _, list := range [][]telemetry.EntryID{chunk, unqueued} {
+				if len(list) > 0 && highest.Less(slices.MaxFunc(list, telemetry.EntryID.Compare)) {
+					highest = slices.MaxFunc(list, telemetry.EntryID.Compare)
+				}
+			}
+			if !highest.IsZero() {
+				top = highest.String()
 			}
 			args = append(args, strconv.Itoa(shard), g.consumers[shard], token, cause, applied, top, len(chunk))
 			args = appendIDs(args, chunk)
@@ -63,10 +69,10 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 		if !a.Applied.IsZero() {
 			applied = a.Applied.String()
 		}
-		if err := add(a.Shard, a.Token, "", applied, a.IDs); err != nil {
+		if err := add(a.Shard, a.Token, "", applied, a.Unqueued, a.IDs); err != nil {
 			return err
 		}
-		if err := add(a.Shard, a.Token, protocol.LossTrimmedPending, "", a.Gone); err != nil {
+		if err := add(a.Shard, a.Token, protocol.LossTrimmedPending, "", nil, a.Gone); err != nil {
 			return err
 		}
 	}

@@ -6,7 +6,8 @@
 -- KEYS[4] hash of tokens under which shards were acquired
 -- KEYS[5] hash of the lengths of queues   KEYS[6] hash of applied IDs
 -- ARGV[1] group, then for each shard: shard, its consumer, token, cause of loss or '',
--- applied ID that Postgres now has, or '', highest ID, number of IDs, the IDs
+-- applied ID that Postgres now has, or '', highest ID finished or '', number of IDs, the IDs.
+-- Finished entries that were unqueued are on no queue: the mark moves past them, and their IDs are not given
 -- Reply: shards that were acquired under another token since; nothing is acknowledged for them
 --
 -- Entries with a cause of loss are noted as lost if they were still pending,
@@ -29,11 +30,11 @@ while i <= #ARGV do
   elseif cause == '' then
     if n > 0 then
       changes[consumer] = (changes[consumer] or 0) - redis.call('xack', KEYS[1], ARGV[1], unpack(ARGV, i + 7, i + 6 + n))
-      if not marks[shard] or after(top, marks[shard]) then
-        marks[shard] = top
-        moved[#moved + 1] = shard
-        moved[#moved + 1] = top
-      end
+    end
+    if top ~= '' and (not marks[shard] or after(top, marks[shard])) then
+      marks[shard] = top
+      moved[#moved + 1] = shard
+      moved[#moved + 1] = top
     end
     if applied ~= '' then
       all_applied[#all_applied + 1] = shard

@@ -64,7 +64,7 @@ func (d *DeadLetters) Stream() string { return d.stream }
 
 // DeadLetter moves entries from the queues of their shards, owned under these
 // tokens, to the dead-letter stream and acknowledges them. It is idempotent. An
-// entry that is not pending on its shard's queue is skipped, and the error is a
+// entry that is not pending on its shard's queue, nor unqueued, is skipped, and the error is a
 // Failure of kind Lost that names its shard: that queue must be read again.
 // Entries of a shard that was acquired under another token since are skipped,
 // too; then the Failure is of kind Fenced and names all shards with skipped
@@ -167,8 +167,12 @@ func (d *DeadLetters) arguments(l *telemetry.DeadLetter, token string, pending b
 		consumer = Consumer(l.Shard)
 	}
 	fields := EncodeDeadLetter(l)
-	args := make([]any, 0, 6+len(fields))
-	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), l.Entry.Digest(), l.Shard, token)
+	unqueued := "0"
+	if l.Unqueued {
+		unqueued = "1"
+	}
+	args := make([]any, 0, 7+len(fields))
+	args = append(args, d.names.Group, consumer, l.Entry.ID.String(), l.Entry.Digest(), l.Shard, token, unqueued)
 	for i := range fields {
 		args = append(args, &fields[i])
 	}

@@ -12,13 +12,15 @@
 --         acknowledged when it was deferred: nothing is pending then
 -- ARGV[3] source ID   ARGV[4] digest of the entry's content
 -- ARGV[5] shard   ARGV[6] token under which it is owned
+-- ARGV[7] '1' if the dispatcher unqueued the entry: it is on no queue as long as it lies beyond the
+--         last-delivered ID
 -- then the names and values of the dead letter
 --
 -- Reply: {'stale'}       the shard was acquired under another token since; nothing was done
 --     or {'moved', ID of the dead letter}
 --     or {'known', ID}   it was moved before; acknowledged again, since it may
 --                        have been redelivered
---     or {'absent'}      it is not pending on this queue; nothing was done
+--     or {'absent'}      it is not pending on this queue, nor unqueued; nothing was done
 --
 -- The digest tells an entry from another one that came to have its ID on a
 -- stream that was recreated.
@@ -35,9 +37,11 @@ if known then
   return {'known', known}
 end
 if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2]) == 0 then
-  return {'absent'}
+  local g = ARGV[7] == '1' and find_group(KEYS[1], ARGV[1])
+  if not g or g.err or not after(ARGV[3], g['last-delivered-id']) then return {'absent'} end
+  if #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1) > 0 then return {'absent'} end -- it is on another one
 end
-local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 7))
+local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 8))
 redis.call('hset', KEYS[3], name, id)
 ack()
 return {'moved', id}

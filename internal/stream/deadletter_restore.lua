@@ -22,7 +22,7 @@ if ARGV[4] == '1' then
   local g = find_group(KEYS[1], ARGV[1])
   if g and g.err then return g end
   if g then held = redis.call('xpending', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)[1] end
-  if exists and (not g or held or after(ARGV[2], g['last-delivered-id'])) then return 'queued' end -- or it will be
+  if exists and (not g or held or ARGV[5] ~= '1' and after(ARGV[2], g['last-delivered-id'])) then return 'queued' end -- or it will be
   if exists and ARGV[5] ~= '1' then return 'decided' end
 end
 local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 6))

@@ -81,26 +81,62 @@ func byShard(b batch, shards int) protocol.NewEntries {
 
 // Dispatch puts new entries on their shards' queues in one step. It fails with
 // a Failure of kind Lost, without effect, when the dispatch lease, the group or
-// the last-delivered ID is not what the read was based on.
+// the last-delivered ID is not what the read was based on. Nothing may have been read
+// if the request says where the read would have ended.
 func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *protocol.NewEntries) (protocol.DispatchResult, error) {
-	args := make([]any, 0, 9+len(a.Entries)+7*len(a.Shards))
-	short := "1"
+	ahead := d.Ahead
+	if ahead == nil {
+		ahead = &protocol.Ahead{From: d.After, Settled: protocol.Position{ID: a.Last, Read: -1}}
+	}
+	last := a.Last
+	if len(a.Entries) == 0 {
+		last = ahead.From
+	}
+	args := make([]any, 0, 13+len(a.Entries)+8*len(a.Shards))
+	short, read := "1", ""
 	if a.Full {
 		short = "0"
 	}
-	channel, payload := "", ""
-	if d.Notify {
-		channel, payload = g.names.NotifyChannel(), notifyPayload(a.Shards)
+	if ahead.Settled.Read >= 0 {
+		read = strconv.FormatInt(ahead.Settled.Read, 10)
 	}
-	args = append(args, g.names.Group, d.Token, d.TTL.Milliseconds(), d.After.String(), a.Last.String(),
-		len(a.Entries), short, channel, payload)
-	for i, shard := range a.Shards {
-		for ids := range slices.Chunk(a.IDs[a.Starts[i]:a.Starts[i+1]], dispatchChunk) {
-			args = append(args, len(ids)+6, g.consumers[shard], "0")
+	args = append(args, g.names.Group, d.Token, d.TTL.Milliseconds(), d.After.String(), ahead.Settled.ID.String(), read,
+		ahead.From.String(), last.String(), len(a.Entries), short, "", "", ahead.UnqueuedCount)
+	claim := func(kind string, shard int, ids []string) {
+		for ids := range slices.Chunk(ids, dispatchChunk) {
+			args = append(args, kind, len(ids)+6, g.consumers[shard], "0")
 			for j := range ids {
 				args = append(args, &ids[j]) // a pointer saves the copy that boxing a string makes
 			}
 			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
+		}
+	}
+	var claimed []int
+	for _, list := range []struct {
+		kind   string
+		queues map[int][]telemetry.EntryID
+	}{{"again", ahead.Again}, {"unqueued", ahead.Enqueue}} {
+		for shard, ids := range list.queues {
+			texts := make([]string, len(ids))
+			for i, id := range ids {
+				texts[i] = id.String()
+			}
+			claim(list.kind, shard, texts)
+			claimed = append(claimed, shard)
+		}
+	}
+	for i, shard := range a.Shards {
+		if ahead.Unqueued == nil || !ahead.Unqueued(shard) {
+			claim("new", shard, a.IDs[a.Starts[i]:a.Starts[i+1]])
+			claimed = append(claimed, shard)
+		}
+	}
+	if ahead.Rewind {
+		args[10], args[11] = g.names.NotifyChannel(), groupPayload
+	} else if d.Notify && len(claimed) > 0 {
+		args[10], args[11] = g.names.NotifyChannel(), notifyPayload(claimed)
+		if len(ahead.Again)+len(ahead.Enqueue) > 0 { // some may have been finished
+			args[11] = againPayload + " " + notifyPayload(claimed)
 		}
 	}
 	res, err := dispatchScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Losses(), g.names.Dispatched(), g.names.Pending()}, args...).Slice()
@@ -120,8 +156,8 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 			Err: fmt.Errorf("dispatch: the %v is lost", res[0]),
 		}
 	}
-	out := protocol.DispatchResult{Pending: int(res[1].(int64))}
-	for _, gone := range res[2:] {
+	out := protocol.DispatchResult{Pending: int(res[1].(int64)), Read: res[2].(int64)}
+	for _, gone := range res[3:] {
 		id, err := telemetry.ParseEntryID(fmt.Sprint(gone))
 		if err != nil {
 			return protocol.DispatchResult{}, failure("dispatch", err)

@@ -24,7 +24,7 @@ var dispatchLeaseScript = withPrelude(dispatchLeaseSource)
 func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
 	n := g.names
 	res, err := dispatchLeaseScript.Run(ctx, g.client,
-		[]string{n.Stream, n.DispatchLease(), n.Dispatched(), n.Acked(), n.Recreations(), n.Database(), n.Pending(), n.Shards(), n.Paused()},
+		[]string{n.Stream, n.DispatchLease(), n.Dispatched(), n.Acked(), n.Recreations(), n.Database(), n.Pending(), n.Shards(), n.Paused(), n.Losses()},
 		n.Group, before, token, ttl.Milliseconds(), g.shards, n.NotifyChannel(), g.belongs()).Slice()
 	if err != nil {
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
@@ -32,7 +32,11 @@ func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, 
 	switch res[0].(int64) {
 	case 0:
 		last, err := idOrZero(res[2].(string))
-		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond, After: last}, failure("acquire the dispatch lease", err)
+		if err != nil {
+			return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
+		}
+		beyond, err := idOrZero(res[3].(string))
+		return protocol.DispatchLease{Left: time.Duration(res[1].(int64)) * time.Millisecond, After: last, Beyond: beyond}, failure("acquire the dispatch lease", err)
 	case 2:
 		return protocol.DispatchLease{}, failure("acquire the dispatch lease", serverError(fmt.Sprintf("DATABASE the fleet works with another database: %v", res[1])))
 	case 3:
@@ -40,8 +44,12 @@ func (g *Group) AcquireDispatchLease(ctx context.Context, before, token string, 
 			"acquire the dispatch lease: this instance counts %d shards and the fleet %v; start it with SHARDS=%v", g.shards, res[1], res[1])}
 	}
 	after, err := telemetry.ParseEntryID(res[1].(string))
+	if err != nil {
+		return protocol.DispatchLease{}, failure("acquire the dispatch lease", err)
+	}
+	beyond, err := idOrZero(res[5].(string))
 	return protocol.DispatchLease{
-		Acquired: true, Paused: res[4].(int64) == 1, After: after, Pending: int(res[3].(int64)),
+		Acquired: true, Paused: res[4].(int64) == 1, After: after, Beyond: beyond, Pending: int(res[3].(int64)),
 		GroupCreated: res[2].(int64) == 1, Moved: res[2].(int64) == 2,
 	}, failure("acquire the dispatch lease", err)
 }

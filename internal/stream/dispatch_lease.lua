@@ -4,24 +4,26 @@
 -- KEYS[1] stream   KEYS[2] dispatch lease   KEYS[3] last ID dispatched
 -- KEYS[4] hash of acked IDs   KEYS[5] list of group recreations   KEYS[6] the fleet's database
 -- KEYS[7] hash of the lengths of queues   KEYS[8] number of shards of the fleet
--- KEYS[9] there while dispatching is paused
+-- KEYS[9] there while dispatching is paused   KEYS[10] losses
 -- ARGV[1] group    ARGV[2] token of the lease before, '' for none
 -- ARGV[3] token to hold from now on   ARGV[4] lease in milliseconds
 -- ARGV[5] number of shards   ARGV[6] notification channel   ARGV[7] our database, '' for any
 --
--- Reply: {0, milliseconds left to the holder, last ID dispatched or ''}, or until the
---         fleet's database is known
+-- Reply: {0, milliseconds left to the holder, last-delivered ID as dispatching left it or '',
+--         the last ID that the dispatcher has read, if that lies beyond it, else ''}, or until
+--         the fleet's database is known
 --     or {2, the fleet's database}, which is not ours
 --     or {3, the fleet's number of shards}, which is not ours; the lease is free then
 --     or {1, last-delivered ID, what was done: 1 the group was created, 2 its
 --         last-delivered ID was set back to where dispatching had left it, 0 neither,
---         entries pending in the group, 1 if dispatching is paused}
+--         entries pending in the group, 1 if dispatching is paused, and the last ID that an
+--         earlier dispatcher read, if that lies beyond the last-delivered one, else ''}
 --
 -- The group is created here and nowhere else, always at 0: no dispatch that was
 -- based on the old group succeeds under the new token.
 if ARGV[7] ~= '' then
   local fleet = redis.call('get', KEYS[6])
-  if not fleet then return {0, 50, ''} end
+  if not fleet then return {0, 50, '', ''} end
   if string.match(fleet, '^%S+') ~= ARGV[7] then return {2, fleet} end
 end
 local holder = redis.call('get', KEYS[2])
@@ -29,7 +31,8 @@ if holder and holder ~= ARGV[2] then
   -- A server whose clock stepped back keeps a dead holder's lease for that much
   -- longer. A valid lease never ends later than this, so LT changes nothing.
   redis.call('pexpire', KEYS[2], ARGV[4], 'LT')
-  return {0, redis.call('pttl', KEYS[2]), redis.call('get', KEYS[3]) or ''}
+  local last = redis.call('get', KEYS[3])
+  return {0, redis.call('pttl', KEYS[2]), last or '', last and read_ahead(KEYS[7], last) or ''}
 end
 -- Dispatching by an earlier number of shards would break the order of devices.
 local shards = redis.call('get', KEYS[8])
@@ -40,6 +43,36 @@ end
 local paused = redis.call('exists', KEYS[9])
 redis.call('set', KEYS[2], ARGV[3], 'px', ARGV[4])
 
+-- read_beyond returns where another dispatch lease read ahead to, beyond an ID. Entries
+-- of that which were trimmed are noted as lost without their number: the dispatcher may have
+-- finished some. None is unqueued any more: the lag is what follows the last-delivered ID.
+local function read_beyond(group, id)
+  local ahead, token, count = read_ahead(KEYS[7], id)
+  if not ahead or token == ARGV[3] then return '' end
+  set_ahead(KEYS[7], token, ahead, count, '-')
+  local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
+  local read = group['entries-read'] or read_until(KEYS[7], id)
+  local first, removed = s['first-entry'] and s['first-entry'][1], s['entries-added'] - s['length']
+  if token ~= '-' and removed > 0 and (not read or removed > read) and (not first or after(first, id)) then
+    local known = math.max(count or 0, read or 0)
+    if not count or not read or read < count then
+      local last = first or s['last-generated-id']
+      if count and after(last, ahead) then last = ahead end
+      redis.call('rpush', KEYS[10], cjson.encode({cause = 'trimmed_unread', first = id, last = last}))
+    end
+    if count and removed > known then
+      redis.call('rpush', KEYS[10], cjson.encode({
+        cause = 'trimmed_unread', first = ahead, last = first or s['last-generated-id'], entries = removed - known}))
+    end
+    move_to(KEYS[1], ARGV[1], KEYS[7], id, removed)
+  end
+  if not s['last-entry'] or not after(s['last-entry'][1], id) then
+    redis.call('hdel', KEYS[7], 'ahead')
+    return ''
+  end
+  return ahead
+end
+
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
 if g then
@@ -48,10 +81,17 @@ if g then
   local last, dispatched = g['last-delivered-id'], redis.call('get', KEYS[3])
   if dispatched and after(last, dispatched) then
     move_to(KEYS[1], ARGV[1], KEYS[7], dispatched, read_until(KEYS[7], dispatched))
-    return {1, dispatched, 2, g['pending'], paused}
+    -- What it took until there is dispatched again: nobody of us has read it.
+    local beyond, newest = read_beyond({}, dispatched), pairs_of(redis.call('xinfo', 'stream', KEYS[1]))['last-generated-id']
+    if after(last, newest) then last = newest end
+    if after(last, dispatched) and (beyond == '' or after(last, beyond)) then
+      beyond = last
+      set_ahead(KEYS[7], '-', last, nil, '-')
+    end
+    return {1, dispatched, 2, g['pending'], paused, beyond}
   end
   redis.call('set', KEYS[3], last)
-  return {1, last, 0, g['pending'], paused}
+  return {1, last, 0, g['pending'], paused, read_beyond(g, last)}
 end
 local before = redis.call('get', KEYS[3])
 redis.call('del', KEYS[3], KEYS[7])
@@ -79,4 +119,4 @@ redis.call('rpush', KEYS[5], cjson.encode({
   entries = entries, removed = read, first = first, last = last}))
 redis.call('ltrim', KEYS[5], -100, -1)
 redis.call('publish', ARGV[6], 'group')
-return {1, '0-0', 1, 0, paused}
+return {1, '0-0', 1, 0, paused, ''}

@@ -31,7 +31,7 @@ func TestP3ADispatchPutsEntriesOnTheQueuesOfTheirShardsInStreamOrder(t *testing.
 	require.Equal(t, ids[499], a.Last)
 	dispatched, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "t", TTL: time.Minute}, &a)
 	require.NoError(t, err)
-	require.Equal(t, protocol.DispatchResult{Pending: 500}, dispatched)
+	require.Equal(t, protocol.DispatchResult{Pending: 500, Read: 500}, dispatched)
 	n := 0
 	for shard := range shards {
 		found := b.entries(shard)

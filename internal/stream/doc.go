@@ -6,7 +6,8 @@
 //
 // A shard's queue is the pending list of a consumer of the group. This service
 // never reads the group with ">", so only dispatches decide what is on a queue,
-// and in which order.
+// and in which order. In a backlog the dispatcher leaves entries of its own shards
+// unqueued; the group's last-delivered ID stays behind them until they are finished.
 //
 // XACK is issued in ack.lua (finished entries), deadletter.lua and
 // deadletter_restore.lua (dead letters), claim.lua (foreign entries whose

@@ -2,7 +2,9 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -26,7 +28,9 @@ type Info struct {
 	GroupExists bool
 	Delivered   telemetry.EntryID // the group's last-delivered ID
 	Pending     int64
-	Lag         Count // entries not yet dispatched
+	Lag         Count // entries that are on no queue yet
+
+	ahead readAhead
 }
 
 // Last returns the last entry ever added to the stream; zero if there is none.
@@ -54,16 +58,66 @@ func (g *Group) Info(ctx context.Context) (Info, error) {
 	if info.Delivered, err = telemetry.ParseEntryID(row.LastDeliveredID); err != nil {
 		return Info{}, failure("inspect the stream", err)
 	}
+	if info.Delivered.Less(info.Last) {
+		pipe := g.client.Pipeline()
+		text, lease := pipe.HGet(ctx, g.names.Pending(), "ahead"), pipe.Get(ctx, g.names.DispatchLease())
+		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+			return Info{}, failure("inspect the group", err)
+		}
+		// Another dispatcher begins at the last-delivered ID.
+		if token, _, _ := strings.Cut(text.Val(), " "); lease.Val() == "" || lease.Val() == token {
+			info.ahead = parseReadAhead(text.Val())
+		}
+	}
 	info.Lag = lag(info, row)
 	return info, nil
 }
 
+// ReadUntil returns how far the dispatcher has read: the last-delivered ID, or beyond it in a backlog.
+func (i *Info) ReadUntil() telemetry.EntryID {
+	if i.Delivered.Less(i.ahead.last) {
+		return i.ahead.last
+	}
+	return i.Delivered
+}
+
+// readAhead is how far the dispatcher has read beyond the last-delivered ID.
+type readAhead struct {
+	last     telemetry.EntryID // zero for nowhere
+	read     int64             // entries read until there, -1 for unknown
+	unqueued int64             // entries of these that were unqueued when it dispatched last
+}
+
+func parseReadAhead(text string) (a readAhead) {
+	fields := strings.Split(text, " ")
+	if len(fields) != 4 || fields[3] == "-" { // the next dispatcher begins at the last-delivered ID
+		return readAhead{}
+	}
+	var err error
+	if a.last, err = telemetry.ParseEntryID(fields[1]); err != nil {
+		return readAhead{}
+	}
+	if a.read, err = strconv.ParseInt(fields[2], 10, 64); err != nil {
+		a.read = -1
+	}
+	a.unqueued, _ = strconv.ParseInt(fields[3], 10, 64)
+	return a
+}
+
 // lag is known only if the server's counters agree with what can be seen: its
-// value stays wrong after a trim, and is null after a deletion.
+// value stays wrong after a trim, and is null after a deletion. What is unqueued counts.
 func lag(info Info, row redis.XInfoGroup) Count {
+	ahead := info.ahead
 	switch {
 	case info.Delivered.Compare(info.Last) >= 0:
 		return Count{N: 0, Known: true}
+	case info.Delivered.Less(ahead.last) && ahead.last.Less(info.First):
+		return Count{N: info.Length + ahead.unqueued, Known: true}
+	case info.Delivered.Less(ahead.last):
+		if ahead.read < 0 || ahead.read > info.Added || info.Added-ahead.read > info.Length {
+			return Count{}
+		}
+		return Count{N: info.Added - ahead.read + ahead.unqueued, Known: true}
 	case info.Delivered.Less(info.First):
 		// Nothing that remains was dispatched: all of it is lag.
 		return Count{N: info.Length, Known: true}
@@ -134,23 +188,28 @@ func (g *Group) BacklogOf(ctx context.Context, info Info) (protocol.Backlog, err
 			return b, failure("inspect the group", err)
 		}
 		if sum.Count > 0 {
-			b.Oldest, err = telemetry.ParseEntryID(sum.Lower)
-			b.OldestKnown = err == nil
-			return b, nil
+			lowest, err := telemetry.ParseEntryID(sum.Lower)
+			b.Oldest, b.OldestKnown = lowest, err == nil
+			if !b.OldestKnown || lowest.Compare(info.Delivered) <= 0 {
+				return b, nil
+			}
 		}
 	}
 	if !info.Delivered.Less(info.Last) {
 		b.OldestKnown = true
 		return b, nil
 	}
+	// What is pending lies beyond unqueued entries, if there are any.
 	next, err := g.client.XRangeN(ctx, g.names.Stream, info.Delivered.Next().String(), "+", 1).Result()
 	if err != nil {
 		return b, failure("inspect the stream", err)
 	}
 	b.OldestKnown = true
 	if len(next) > 0 {
-		b.Oldest, err = telemetry.ParseEntryID(next[0].ID)
-		b.OldestKnown = err == nil
+		id, err := telemetry.ParseEntryID(next[0].ID)
+		if b.OldestKnown = err == nil; b.Oldest.IsZero() || id.Less(b.Oldest) {
+			b.Oldest = id
+		}
 	}
 	return b, nil
 }

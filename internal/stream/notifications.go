@@ -19,6 +19,7 @@ type Notification struct {
 }
 
 const (
+	groupPayload   = "group"   // published when the group is created, and with entries that may precede cursors
 	leaderPayload  = "leader"  // published by a leader that has resigned
 	membersPayload = "members" // published by a member that is leaving
 	watchPayload   = "watch"   // published every second by a console that shows the live map
@@ -78,7 +79,7 @@ func parseNotification(text string) Notification {
 	switch text {
 	case "lease":
 		return Notification{DispatchLease: true}
-	case "group":
+	case groupPayload:
 		return Notification{Group: true}
 	case leaderPayload:
 		return Notification{Leader: true}

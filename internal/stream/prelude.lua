@@ -86,6 +86,7 @@ end
 local function check_pending(key, losses, counts, consumer, shard, applied, delivered)
   local now, recorded = counts[consumer] or 0, tonumber(redis.call('hget', key, consumer) or '')
   if recorded and now < recorded then
+    if applied and after(applied, delivered) then delivered = applied end
     redis.call('rpush', losses, cjson.encode({
       cause = 'trimmed_pending', shard = shard, first = applied or '0-0', last = delivered, entries = recorded - now}))
   end
@@ -110,6 +111,19 @@ end
 local function read_until(lengths, id)
   local at, read = string.match(redis.call('hget', lengths, 'read') or '', '^(%S+) (%d+)$')
   return at == id and tonumber(read) or nil
+end
+
+-- In a backlog a dispatcher reads ahead of the last-delivered ID, which stays behind the entries
+-- that are unqueued. read_ahead returns where one has read to beyond an ID, under which token
+-- of the dispatch lease ('-' for a foreign client), and how many entries were read until there, if known; else nil.
+local function read_ahead(lengths, id)
+  local token, last, read = string.match(redis.call('hget', lengths, 'ahead') or '', '^(%S+) (%S+) (%d*) ')
+  if last and after(last, id) then return last, token, tonumber(read) end
+end
+
+-- set_ahead records that, and how many entries are unqueued; '-' once its lease is another one's.
+local function set_ahead(lengths, token, last, read, unqueued)
+  redis.call('hset', lengths, 'ahead', token .. ' ' .. last .. ' ' .. (read or '') .. ' ' .. unqueued)
 end
 
 -- note_unread notes what was removed behind an ID without having been read, if all that is

@@ -9,8 +9,8 @@
 -- KEYS[7] the fleet's database
 -- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any
 -- then the shards, each with its consumer
--- Reply: {the group's last-delivered ID or '', or the highest ID pending if that lies
--- beyond it, where the former was moved back, up to where entries may have been
+-- Reply: {the group's last-delivered ID or '', or the highest ID pending or unqueued by the
+-- dispatcher if that lies beyond it, up to where entries may have been
 -- removed or '' for nowhere, then each shard's acked mark or '' and applied ID or ''}
 if ARGV[3] ~= '' then
   local fleet = redis.call('get', KEYS[7]) or 'unknown'
@@ -21,11 +21,13 @@ end
 local answer = {'', ''}
 local g = find_group(KEYS[1], ARGV[1])
 if g and g.err then return g end
-local counts
+local counts, dispatched
 if g then
   answer[1], counts = g['last-delivered-id'], count_pending(KEYS[1], ARGV[1])
+  dispatched = read_ahead(KEYS[4], answer[1]) or answer[1]
   local highest = redis.call('xpending', KEYS[1], ARGV[1])[3]
   if highest and after(highest, answer[1]) then answer[1] = highest end
+  answer[1] = read_ahead(KEYS[4], answer[1]) or answer[1]
   local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   if s['entries-added'] > s['length'] then
     answer[2] = s['first-entry'] and s['first-entry'][1] or s['last-generated-id']
@@ -34,7 +36,7 @@ end
 for i = 4, #ARGV, 2 do
   local shard, applied = ARGV[i], redis.call('hget', KEYS[5], ARGV[i])
   redis.call('hset', KEYS[3], shard, ARGV[2])
-  if g then check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, g['last-delivered-id']) end
+  if g then check_pending(KEYS[4], KEYS[6], counts, ARGV[i + 1], tonumber(shard), applied, dispatched) end
   answer[#answer + 1] = redis.call('hget', KEYS[2], shard) or ''
   answer[#answer + 1] = applied or ''
 end

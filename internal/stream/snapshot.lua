@@ -4,7 +4,7 @@
 -- the server. What it shows to be lost is noted as lost in the same step.
 --
 -- KEYS[1] stream   KEYS[2] hash of the lengths of queues   KEYS[3] losses
--- KEYS[4] hash of applied IDs
+-- KEYS[4] hash of applied IDs   KEYS[5] dispatch lease
 -- ARGV[1] group   ARGV[2] number of shards   then IDs
 -- Reply: {} without the stream or the group, or {first entry, newest entry, both
 -- '' in an empty stream, last ID generated, highest ID deleted, entries ever
@@ -17,14 +17,26 @@ local first, newest = s['first-entry'] and s['first-entry'][1] or '', s['last-en
 local removed, delivered = s['entries-added'] - s['length'], g['last-delivered-id']
 
 -- It is noted now: the next entry to be dispatched may be far away.
-local before = g['entries-read'] or nil
-local read = note_unread(s, KEYS[3], delivered, before)
-if read ~= before then move_to(KEYS[1], ARGV[1], KEYS[2], delivered, read) end
+local ahead, token, count = read_ahead(KEYS[2], delivered)
+if ahead and token ~= '-' then
+  -- What was trimmed between the two was read: the dispatcher has it in hand. If there is
+  -- another one by now, it looks for itself.
+  if redis.call('get', KEYS[5]) == token then
+    local read = note_unread(s, KEYS[3], ahead, count)
+    if read ~= count then
+      set_ahead(KEYS[2], token, ahead, read, string.match(redis.call('hget', KEYS[2], 'ahead'), '%d+$'))
+    end
+  end
+else
+  local before = g['entries-read'] or nil
+  local read = note_unread(s, KEYS[3], delivered, before)
+  if read ~= before then move_to(KEYS[1], ARGV[1], KEYS[2], delivered, read) end
+end
 
 local counts = count_pending(KEYS[1], ARGV[1])
 for shard = 0, ARGV[2] - 1 do
   check_pending(KEYS[2], KEYS[3], counts, string.format('shard-%02d', shard), shard,
-    redis.call('hget', KEYS[4], shard), delivered)
+    redis.call('hget', KEYS[4], shard), ahead or delivered)
 end
 
 local now = redis.call('time')

@@ -157,7 +157,8 @@ const (
 type TracedEntry struct {
 	ID         telemetry.EntryID
 	Entry      telemetry.Entry
-	Dispatched bool   // the group's last-delivered ID is at or after it
+	Dispatched bool   // the dispatcher has read it
+	Unqueued   bool   // it has, and the entry is on no queue and perhaps not finished
 	Pending    bool   // on a queue, not acknowledged
 	On         string // the consumer it is pending for
 	DLQEntry   string // ID of its dead letter, "" where it has none
@@ -182,7 +183,7 @@ func (r *Reader) Trace(ctx context.Context, device string, limit int) (found []T
 		for _, e := range entries {
 			reached = e.ID
 			if e.DeviceID() == device {
-				found = append(found, TracedEntry{ID: e.ID, Entry: e, Dispatched: info.GroupExists && !info.Delivered.Less(e.ID)})
+				found = append(found, TracedEntry{ID: e.ID, Entry: e, Dispatched: info.GroupExists && !info.ReadUntil().Less(e.ID), Unqueued: info.Delivered.Less(e.ID)})
 			}
 			if len(found) == limit {
 				return found, reached, r.pendingOf(ctx, found)
@@ -219,6 +220,7 @@ func (r *Reader) pendingOf(ctx context.Context, found []TracedEntry) error {
 	for i := range found {
 		s := &found[i]
 		if !s.Dispatched {
+			s.Unqueued = false
 			continue
 		}
 		id := ids[i]
@@ -229,7 +231,7 @@ func (r *Reader) pendingOf(ctx context.Context, found []TracedEntry) error {
 			return stream.Failure("look for "+id+" on the queues", err)
 		}
 		if len(list) > 0 {
-			s.Pending, s.On = true, list[0].Consumer
+			s.Pending, s.On, s.Unqueued = true, list[0].Consumer, false
 		}
 	}
 	return nil
