@@ -450,12 +450,12 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 	// all that they are ours, and the next pass acquires the rest again.
 	acquiring := g.Wait()
 	token, n := rand.Text(), 0
-	grant := func(t protocol.Shard) error {
+	grant := func(t protocol.Shard, dispatched telemetry.EntryID) error {
 		k.mu.Lock()
 		k.owned[t.Shard] = t.Epoch
 		delete(k.blocked, t.Shard)
 		k.mu.Unlock()
-		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine, Left: t.Left, Released: t.Released}); err != nil {
+		if err := k.engine.Grant(protocol.ShardLease{Shard: t.Shard, Epoch: t.Epoch, Token: token, Quarantine: t.Quarantine, Dispatched: dispatched, Left: t.Left, Released: t.Released}); err != nil {
 			return err
 		}
 		n++
@@ -484,7 +484,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 // redeliver grants shards, each once what Postgres may have lost of it is on its
 // queue again; first those that lost nothing. It begins once no acknowledgement
 // of an earlier owner can succeed any more.
-func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string, grant func(protocol.Shard) error) error {
+func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, token string, grant func(t protocol.Shard, dispatched telemetry.EntryID) error) error {
 	of := make(map[int]protocol.Shard, len(taken))
 	shards := make([]int, 0, len(taken))
 	for _, t := range taken {
@@ -503,7 +503,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 		})
 		if behind {
 			ranges = append(ranges, protocol.Range{Shard: t.Shard, From: after, To: upTo})
-		} else if err := grant(t); err != nil {
+		} else if err := grant(t, in.Dispatched); err != nil {
 			return err
 		}
 	}
@@ -526,7 +526,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 			k.log.Info("redelivered entries whose commit is unconfirmed", "count", entries)
 		}
 		for _, r := range span {
-			if err := grant(of[r.Shard]); err != nil {
+			if err := grant(of[r.Shard], in.Dispatched); err != nil {
 				return err
 			}
 		}

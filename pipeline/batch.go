@@ -472,25 +472,41 @@ func (b *batch) leases() []protocol.ShardLease {
 	return held
 }
 
-// acks returns what to acknowledge once the batch is committed.
-func (b *batch) acks() []protocol.Ack {
-	acks := make([]protocol.Ack, 0, len(b.parts))
-	for _, p := range b.parts {
+// acks returns what to acknowledge once the batch is committed. unqueued says of each part which of
+// its entries are on no queue, nil for none.
+func (b *batch) acks(unqueued [][]bool) []protocol.Ack {
+	acks, unqueuedLetters := make([]protocol.Ack, 0, len(b.parts)), make(map[telemetry.EntryID]struct{})
+	for i, p := range b.parts {
 		if p.again != nil {
 			continue // acknowledged when they were deferred
 		}
-		a := protocol.Ack{Shard: p.shard, Token: p.token, IDs: make([]telemetry.EntryID, 0, len(p.entries))}
+		a := protocol.Ack{Shard: p.shard, Token: p.token}
+		if unqueued != nil && unqueued[i] != nil {
+			a.Unqueued = make([]telemetry.EntryID, 0, len(p.entries))
+		} else {
+			a.IDs = make([]telemetry.EntryID, 0, len(p.entries))
+		}
 		for j := range p.entries {
 			e := &p.entries[j]
 			if e.Fields == nil {
 				a.Gone = append(a.Gone, e.ID)
 				continue
 			}
-			if _, ok := b.deadLettered[e.ID]; !ok {
+			isUnqueued := unqueued != nil && unqueued[i] != nil && unqueued[i][j]
+			switch _, ok := b.deadLettered[e.ID]; {
+			case ok && isUnqueued:
+				unqueuedLetters[e.ID] = struct{}{}
+			case ok:
+			case isUnqueued:
+				a.Unqueued = append(a.Unqueued, e.ID)
+			default:
 				a.IDs = append(a.IDs, e.ID)
 			}
 		}
 		acks = append(acks, a)
+	}
+	for i := range b.letters {
+		_, b.letters[i].Unqueued = unqueuedLetters[b.letters[i].Entry.ID]
 	}
 	// With the last of a shard, so that all of it is acknowledged by then.
 	for _, mark := range b.applied {

@@ -28,9 +28,12 @@ type dispatcher struct {
 	peers     func() int      // number of other members that can accept entries
 	spread    *protocol.SpreadLease
 
-	progress *protocol.ProgressTracker
-	polled   time.Time     // when the progress of the shards was read last
-	ttl      time.Duration // of the dispatch lease: longer than configured while a dispatch takes longer
+	progress  *protocol.ProgressTracker
+	polled    time.Time     // when the progress of the shards was read last
+	ttl       time.Duration // of the dispatch lease: longer than configured while a dispatch takes longer
+	pages     protocol.Pages
+	settledAt time.Time // when the last-delivered ID was moved last
+	again     redispatch
 
 	wait  *backoff.ExponentialBackOff
 	quiet lograte.Limit
@@ -75,7 +78,7 @@ func (d *dispatcher) run(ctx context.Context) error {
 			d.spread.Hold(false)
 			d.table.nextLease(false)
 			d.metrics.dispatcher.Set(0)
-			d.table.dispatched(lease.After)
+			d.table.dispatched(lease)
 			d.await(ctx, min(lease.Left, d.cfg.DispatchBlock))
 		default:
 			d.spread.Hold(true)
@@ -116,11 +119,18 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 	number := d.table.nextLease(true)
 	d.metrics.dispatcher.Set(1)
 	d.noteGroup(lease)
-	if lease.Moved && d.moved.Pass() {
-		rare.Reached(rare.LastIDMoved)
-		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
+	d.again = redispatch{until: lease.Beyond}
+	if end := d.pages.End(); !lease.GroupCreated && d.again.until.Less(end) && lease.After.Less(end) {
+		d.again.until = end // of an earlier lease of ours
 	}
-	after, pending, renewed, asked, paused := lease.After, lease.Pending, started, started, lease.Paused
+	d.pages.Begin(lease.After)
+	d.table.settled(lease.After)
+	pending, renewed, asked, paused, idle, ended := lease.Pending, started, started, lease.Paused, true, false
+	defer func() {
+		if gaveUp || ctx.Err() != nil {
+			d.settle(ctx, number, token)
+		}
+	}()
 	for ctx.Err() == nil {
 		// Under a steady load each dispatch renews the lease, and only asking tells of a pause.
 		if time.Since(renewed) > d.ttl/3 || time.Since(asked) > d.cfg.DispatchLeaseTTL {
@@ -135,7 +145,7 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 				return false
 			}
 			d.noteGroup(lease)
-			if !lease.Acquired || lease.GroupCreated || lease.After != after {
+			if !lease.Acquired || lease.GroupCreated || lease.Moved || lease.After != d.pages.Settled() {
 				return false
 			}
 			renewed, asked, pending, paused = started, started, lease.Pending, lease.Paused
@@ -143,43 +153,59 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 		if !d.table.holdsLease(number) {
 			return false
 		}
-		if err := d.pollProgress(ctx, pending); err != nil {
-			d.logRateLimited(ctx, "read the progress of the shards", err)
-			return false
-		}
-		state := protocol.WaitDispatchHeld
-		if !paused {
-			state = d.lacksRoom(pending)
-		}
-		if state == "" && d.overtakes(pending) {
-			state = protocol.WaitDispatchUnread
-		}
-		d.table.dispatchWaits(state)
-		if state != "" {
-			d.pause(ctx)
-			continue
+		a, read := protocol.NewEntries{}, time.Time{}
+		if !idle || !d.settles(ended) {
+			if err := d.pollProgress(ctx, pending); err != nil {
+				d.logRateLimited(ctx, "read the progress of the shards", err)
+				return false
+			}
+			state := protocol.WaitDispatchHeld
+			if !paused {
+				state = d.lacksRoom(pending)
+			}
+			if state == "" && d.overtakes(pending) {
+				state = protocol.WaitDispatchUnread
+			}
+			d.table.dispatchWaits(state)
+			if idle, ended = state != "", false; idle {
+				d.pause(ctx)
+				continue
+			}
+			block := d.cfg.DispatchBlock
+			if d.pages.Open() > 0 {
+				block = min(block, settleEvery)
+			}
+			var err error
+			if a, err = d.source.ReadNew(ctx, d.pages.End(), d.count(), block); err != nil {
+				d.metrics.read(readError)
+				d.logRateLimited(ctx, "read new entries", err)
+				return false
+			}
+			if idle = len(a.Entries) == 0; idle {
+				ended = true
+				d.metrics.read(readEmpty)
+				d.wait.Reset()
+				if !d.again.untold {
+					d.again.until = telemetry.EntryID{} // of what may be dispatched again nothing is left
+				}
+				continue
+			}
+			d.metrics.read(readOK)
+			read = time.Now()
+			if ctx.Err() != nil || !d.table.holdsLease(number) {
+				return false
+			}
 		}
 		started := time.Now()
-		a, err := d.source.ReadNew(ctx, after, d.count(), d.cfg.DispatchBlock)
-		if err != nil {
-			d.metrics.read(readError)
-			d.logRateLimited(ctx, "read new entries", err)
+		p := d.plan(number, &a, false)
+		if p == nil {
 			return false
 		}
-		if len(a.Entries) == 0 {
-			d.metrics.read(readEmpty)
-			d.wait.Reset()
+		if len(a.Entries) == 0 && !p.isDue(d.pages.Settled()) {
+			idle = false
 			continue
 		}
-		d.metrics.read(readOK)
-		read := time.Now()
-		if !d.table.holdsLease(number) {
-			return false
-		}
-		known := d.knownEmpty(number, a.Shards)
-		dispatched, err := d.source.Dispatch(ctx, protocol.DispatchRequest{
-			Token: token, TTL: d.ttl, After: after, Notify: d.peers() > 0,
-		}, &a)
+		left, err := d.dispatch(ctx, number, token, p, &a)
 		d.fit(time.Since(renewed))
 		if err != nil {
 			// It may have happened. The next lease starts without knowledge of the queues.
@@ -187,10 +213,9 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 			return false
 		}
 		d.wait.Reset()
-		renewed, after, pending = started, a.Last, dispatched.Pending
+		idle, renewed, pending = false, started, left
 		d.metrics.arrived(&a)
-		d.bypass(number, &a, known, dispatched.Gone)
-		if !a.Full {
+		if !a.Full && len(a.Entries) > 0 {
 			_ = sleep(ctx, time.Until(read.Add(d.cfg.gatherTime())))
 		}
 	}
@@ -214,12 +239,17 @@ func (d *dispatcher) fit(took time.Duration) {
 }
 
 // noteGroup re-reads all queues if the group was recreated: they hold what will
-// be redelivered. The script notifies the other members.
+// be redelivered. The script notifies the other members. It tells of another client
+// that moved the last-delivered ID.
 func (d *dispatcher) noteGroup(lease protocol.DispatchLease) {
 	if lease.GroupCreated {
 		rare.Reached(rare.GroupCreated)
 		d.log.Warn("consumer group created at the start of the stream; known entries end as duplicates")
-		d.table.rewind()
+		d.table.rewind(true)
+	}
+	if lease.Moved && d.moved.Pass() {
+		rare.Reached(rare.LastIDMoved)
+		d.log.Warn("last-delivered ID was moved forward by another client; dispatching resumes at the previous position")
 	}
 }
 
@@ -244,13 +274,16 @@ func (d *dispatcher) pollProgress(ctx context.Context, pending int) error {
 // full, unless peers have fewer than two reads queued between them: reading our
 // entries back later costs more than waiting.
 func (d *dispatcher) lacksRoom(pending int) (state string) {
-	if pending >= d.cfg.DispatchAhead && d.progress.EffectiveBacklog(time.Now(), pending, d.cfg.DispatchAhead) >= d.cfg.DispatchAhead {
-		return protocol.WaitDispatchAhead
-	}
 	d.table.mu.Lock()
 	defer d.table.mu.Unlock()
-	own := d.table.records
-	if own == 0 || d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) || d.peers() > 0 && pending-own < 2*d.cfg.ReadBatchRecords {
+	unqueued, _, _ := d.table.unqueued()
+	all := pending + unqueued + d.table.orphaned()
+	if all >= d.cfg.DispatchAhead && d.progress.EffectiveBacklog(time.Now(), all, d.cfg.DispatchAhead) >= d.cfg.DispatchAhead {
+		return protocol.WaitDispatchAhead
+	}
+	others := pending - (d.table.records - unqueued)
+	if d.table.records == 0 || d.peers() > 0 && others < 2*d.cfg.ReadBatchRecords ||
+		d.table.free() >= max(1, d.cfg.ReadBatchRecords/4) && !d.table.crowded(time.Now()) {
 		return ""
 	}
 	return protocol.WaitDispatchFull
@@ -288,23 +321,8 @@ func (d *dispatcher) count() int {
 	return max(1, min(d.cfg.ReadBatchRecords, d.table.free()))
 }
 
-// knownEmpty returns the shards whose queues may be bypassed; it is called
-// before a dispatch is sent. A read that finds a queue empty during the dispatch
-// may have found a recreated group, without the entries of the old one.
-func (d *dispatcher) knownEmpty(lease uint64, shards []int) map[int]bool {
-	d.table.mu.Lock()
-	defer d.table.mu.Unlock()
-	known := make(map[int]bool, len(shards))
-	for _, shard := range shards {
-		if s := &d.table.slots[shard]; s.owned && s.queue.CanBypass(lease) {
-			known[shard] = true
-		}
-	}
-	return known
-}
-
 // bypass delivers dispatched entries to our workers, where their queues may be bypassed.
-func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]bool, gone map[telemetry.EntryID]struct{}) {
+func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPlan, gone map[telemetry.EntryID]struct{}) {
 	t := d.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -312,18 +330,31 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, known map[int]
 	unread := false
 	a.Each(func(shard int, entries []telemetry.Entry) {
 		s := &t.slots[shard]
-		if !s.owned || s.stopping {
-			return
-		}
-		if len(gone) > 0 || !known[shard] || !s.queue.CanBypass(lease) || t.heldLease() != lease || !t.fits(s, len(entries)) {
+		grant, unqueued := p.unqueued[shard]
+		may := s.owned && !s.stopping && p.known[shard] && s.queue.CanBypass(lease) && t.heldLease() == lease &&
+			!s.queue.Passed(entries[0].ID)
+		switch {
+		case unqueued && may && s.grant == grant && len(t.orphans[shard]) == 0:
+			for i := range entries {
+				s.queue.LeaveUnqueued(entries[i].ID)
+			}
+			t.deliver(shard, entries)
+		case unqueued:
+			ids := make([]telemetry.EntryID, len(entries))
+			for i := range entries {
+				ids[i] = entries[i].ID
+			}
+			t.orphan(shard, ids)
+		case !s.owned || s.stopping:
+		case may && len(gone) == 0 && t.fits(s, len(entries)):
+			for i := range entries {
+				s.queue.Bypassed(entries[i].ID)
+			}
+			t.deliver(shard, entries)
+		default:
 			s.queue.Dispatched()
 			s.due, unread = true, true
-			return
 		}
-		for i := range entries {
-			s.queue.Bypassed(entries[i].ID)
-		}
-		t.deliver(shard, entries)
 	})
 	t.delivered()
 	if unread {

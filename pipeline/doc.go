@@ -26,11 +26,14 @@
 //
 //	  - dispatch: dispatch.lua appends the entry to the pending list of its shard.
 //	  - deliver: the owner's reader, or the dispatcher itself where protocol.Queue
-//	    allows to bypass the queue.
+//	    allows to bypass the queue. In a backlog the dispatcher leaves such entries
+//	    unqueued: the group's last-delivered ID stays behind them until they are
+//	    acknowledged, and who dispatches next begins there.
 //	  - commit: one transaction writes the record and checks the epoch. A duplicate
 //	    commits too; it changes nothing.
 //	  - give up: the shard was lost, or the outcome of the commit is unknown. The
 //	    entry stays on its queue, and the next grant of the shard reads it again.
+//	    An unqueued entry is an orphan, which the next dispatch puts there.
 //	  - defer: the entry cannot be decoded and has attempts left (a newer release may
 //	    decode it). The batch writes it to Postgres and acknowledges it there and
 //	    then; it is in flight again when it is due, and ends as committed, deferred
@@ -45,7 +48,8 @@
 // # Promises kept here
 //
 //   - P1: committed before acknowledged. A failed acknowledgement is retried until
-//     it succeeds or the instance ends.
+//     it succeeds or the instance ends. The last-delivered ID passes an unqueued
+//     entry only after that.
 //   - P2: a batch that did not commit as computed is recomputed on fresh state, by
 //     a path on which rows that are stored already change nothing.
 //   - P3: records of a device are applied and committed in the order of its queue:

@@ -242,7 +242,7 @@ func (m *metrics) arrived(a *protocol.NewEntries) { m.arrivals.Add(float64(len(a
 func (m *metrics) acked(acks []protocol.Ack) {
 	n := 0
 	for _, a := range acks {
-		n += len(a.IDs) + len(a.Gone)
+		n += len(a.IDs) + len(a.Unqueued) + len(a.Gone)
 	}
 	m.acks.Add(float64(n))
 }

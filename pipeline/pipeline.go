@@ -281,4 +281,4 @@ func (p *Pipeline) Abandon() {
 
 // Rewind reads all queues from their start again: the server may have lost
 // entries that it held.
-func (p *Pipeline) Rewind() { p.table.rewind() }
+func (p *Pipeline) Rewind() { p.table.rewind(true) }

@@ -60,7 +60,7 @@ func (r *reader) run(ctx context.Context) error {
 			}
 			// The next reply may come from another server.
 			r.failing = true
-			r.table.rewind()
+			r.table.rewind(false)
 			_ = sleep(ctx, r.wait.NextBackOff())
 			continue
 		}
@@ -84,7 +84,7 @@ func (r *reader) run(ctx context.Context) error {
 		case <-all.C:
 			r.table.poll(true)
 		case <-rescan.C:
-			r.table.rewind()
+			r.table.rewind(false)
 		}
 	}
 }
@@ -119,7 +119,7 @@ func (r *reader) choose() []pendingRead {
 		if !s.owned || s.stopping || !s.due {
 			continue
 		}
-		if lease != 0 && s.queue.CanBypass(lease) {
+		if lease != 0 && s.queue.CanBypass(lease) && !s.queue.Looks() && s.quarantine.Limit == 0 {
 			s.due = false
 			continue
 		}
@@ -185,7 +185,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 		} else {
 			r.metrics.read(readEmpty)
 			if empty := ok && len(ids) == 0 && s.records == 0; empty {
-				if s.quarantine.Limit > 0 {
+				if s.quarantine.Limit > 0 && !t.settledID.Less(s.dispatched) {
 					t.workers[s.worker].box.put(message{kind: emptied, shard: a.read.Shard, grant: s.grant})
 				}
 				if s.pause != nil && s.pause.reread {
@@ -194,7 +194,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 			}
 		}
 		// Without the dispatch lease a queue read to its end waits for a notification or the poll.
-		if !ok || full || (lease != 0 && !s.queue.CanBypass(lease)) {
+		if !ok || full || s.queue.Looks() || a.readSnapshot.Looked() || (lease != 0 && !s.queue.CanBypass(lease)) {
 			s.due, more = true, true
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/rare"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
 
@@ -24,9 +25,13 @@ type table struct {
 	leaseNumber         uint64
 	leaseHeld           bool
 	lastDispatched      telemetry.EntryID // by another member, as far as we know
+	settledID           telemetry.EntryID // the group's last-delivered ID, as far as we know
 	dispatchWait        protocol.Wait     // why the dispatcher waits; without a state while it does not
 	meanSize            int               // of an entry, learned from reads
 	finished            uint64            // entries, since the start
+	// orphans are entries that were unqueued and whose work was given up, by shard: the next dispatch
+	// puts them on their queues, and no entry of these shards is unqueued before.
+	orphans map[int][]telemetry.EntryID
 
 	workers []*worker
 	wake    chan struct{} // to the reader: something is due; size one, coalesced
@@ -37,6 +42,8 @@ type table struct {
 type load struct {
 	shards  int
 	records int
+	// finished is when an entry was finished last.
+	finished time.Time
 }
 
 // slot is one shard as this instance sees it.
@@ -62,7 +69,10 @@ type slot struct {
 	advanced  time.Time // when an entry was finished last, or the shard was granted
 
 	quarantine protocol.Quarantine // limits of its probe batches, until endQuarantine
-	drained    chan struct{}       // closed when stopping and nothing is in flight
+	// dispatched is how far the dispatcher had read when the shard was acquired: until the last-delivered
+	// ID has passed it, entries that the one before unqueued may be missing from the queue.
+	dispatched telemetry.EntryID
+	drained    chan struct{} // closed when stopping and nothing is in flight
 }
 
 func newTable(cfg Config) *table {
@@ -73,6 +83,7 @@ func newTable(cfg Config) *table {
 		maxBytes:      cfg.MaxInFlightBytes,
 		workerRecords: max(1, cfg.MaxInFlightRecords/cfg.Workers),
 		meanSize:      400,
+		orphans:       make(map[int][]telemetry.EntryID),
 		wake:          make(chan struct{}, 1),
 		room:          make(chan struct{}, 1),
 	}
@@ -106,10 +117,11 @@ func (t *table) grant(h protocol.ShardLease) error {
 	t.load[s.worker].shards++
 	s.grant++
 	s.owned, s.stopping, s.due, s.epoch, s.quarantine = true, false, true, h.Epoch, h.Quarantine
+	s.dispatched = h.Dispatched
 	s.token, s.notBefore, s.locked, s.pause, s.refusal = h.Token, time.Time{}, false, nil, protocol.Wait{}
 	s.quarantine.Limit = min(s.quarantine.Limit, t.workerRecords)
 	s.advanced = time.Now()
-	s.queue.Discard()
+	t.orphan(h.Shard, s.queue.Discard())
 	t.workers[s.worker].box.put(message{kind: granted, shard: h.Shard, grant: s.grant, epoch: h.Epoch, token: h.Token, quarantine: s.quarantine, inherited: h.Left, released: h.Released, acquired: true})
 	wakeUp(t.wake)
 	return nil
@@ -129,13 +141,85 @@ func (t *table) release(shard int) {
 	s.owned, s.stopping, s.due, s.pause = false, false, false, nil
 	s.applied = telemetry.EntryID{}
 	s.grant++
-	s.queue.Discard()
+	t.orphan(shard, s.queue.Discard())
 	t.workers[s.worker].box.put(message{kind: dropped, shard: shard, grant: s.grant})
 	if s.drained != nil {
 		close(s.drained)
 		s.drained = nil
 	}
 	wakeUp(t.room)
+}
+
+// orphan notes entries of a shard that were unqueued and whose work was given up. Without the
+// lease there are none: who dispatches next begins behind them. The caller holds the lock.
+func (t *table) orphan(shard int, ids []telemetry.EntryID) {
+	if len(ids) > 0 && t.leaseHeld {
+		rare.Reached(rare.Orphaned)
+		t.orphans[shard] = append(t.orphans[shard], ids...)
+		wakeUp(t.room)
+	}
+}
+
+// orphanFirst notes those of the n oldest entries of a shard in flight that are unqueued: they are not
+// finished, though nothing waits for them any more. The caller holds the lock.
+func (t *table) orphanFirst(shard int, grant uint64, n int) {
+	if s := &t.slots[shard]; s.owned && s.grant == grant {
+		t.orphan(shard, s.queue.UnqueuedOf(n))
+	}
+}
+
+// unqueued returns the number of entries that are in flight and on no queue, and the first of them
+// and of the orphans, if there is any. The caller holds the lock.
+func (t *table) unqueued() (n int, first telemetry.EntryID, found bool) {
+	note := func(id telemetry.EntryID) {
+		if !found || id.Less(first) {
+			first, found = id, true
+		}
+	}
+	for i := range t.slots {
+		q := &t.slots[i].queue
+		n += q.Unqueued()
+		if id, ok := q.FirstUnqueued(); ok {
+			note(id)
+		}
+	}
+	for _, ids := range t.orphans {
+		for _, id := range ids {
+			note(id)
+		}
+	}
+	return n, first, found
+}
+
+// orphaned returns the number of orphans. The caller holds the lock.
+func (t *table) orphaned() (n int) {
+	for _, ids := range t.orphans {
+		n += len(ids)
+	}
+	return n
+}
+
+// acknowledge is called before the entries of parts are acknowledged. It says of each part which of
+// its entries are on no queue, nil for none.
+func (t *table) acknowledge(parts []part) (unqueued [][]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, p := range parts {
+		s := &t.slots[p.shard]
+		if p.again != nil || len(p.entries) == 0 || s.grant != p.grant {
+			continue
+		}
+		s.queue.Acknowledge(p.entries[0].ID, len(p.entries), func(j int) {
+			if unqueued == nil {
+				unqueued = make([][]bool, len(parts))
+			}
+			if unqueued[i] == nil {
+				unqueued[i] = make([]bool, len(p.entries))
+			}
+			unqueued[i][j] = true
+		})
+	}
+	return unqueued
 }
 
 // drop gives a shard up: nothing of it will be committed or acknowledged any
@@ -276,12 +360,15 @@ func (t *table) finish(shard int, grant uint64, n int, bytes int64, applied tele
 	t.finished += uint64(n)
 	s.finished += uint64(n)
 	s.locked, s.advanced = false, time.Now()
-	s.queue.Done(n)
+	if s.queue.Done(n) && !s.stopping {
+		s.due = true // finish's caller wakes the reader
+	}
 	s.records -= n
 	s.bytes -= bytes
 	t.records -= n
 	t.bytes -= bytes
 	t.load[s.worker].records -= n
+	t.load[s.worker].finished = s.advanced
 	if s.applied.Less(applied) {
 		s.applied = applied
 	}
@@ -347,6 +434,14 @@ func (t *table) fits(s *slot, n int) bool {
 	return l == 0 || l+n <= t.workerRecords
 }
 
+// mayStayUnqueued reports whether n more entries of a shard may be unqueued: as long as its worker is not full.
+// The read is limited to what all workers together have room for, and may fill one of them
+// beyond its part by its own size.
+func (t *table) mayStayUnqueued(s *slot, n int) bool {
+	l := t.load[s.worker]
+	return l.records == 0 || l.records < t.workerRecords && (l.shards == 1 || s.records+n <= t.workerRecords/2)
+}
+
 // left is how many more entries a shard may have in flight: half of its worker's are
 // left to the other shards, which wait behind it otherwise.
 func (t *table) left(s *slot) int {
@@ -370,6 +465,7 @@ func (t *table) abandon() []ShardLost {
 	}
 	t.leaseNumber++
 	t.leaseHeld = false
+	clear(t.orphans)
 	return lost
 }
 
@@ -394,13 +490,18 @@ func (t *table) holdsLease(number uint64) bool {
 }
 
 // rewind resets all cursors and forgets which queues are empty: the server may
-// have lost what it held.
-func (t *table) rewind() {
+// have lost what it unqueued. With recheck what is in flight now may be put on its queue again
+// after it was acknowledged.
+func (t *table) rewind(recheck bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
 		if s := &t.slots[i]; s.owned && !s.stopping {
-			s.queue.Reset()
+			if recheck {
+				s.queue.Recheck()
+			} else {
+				s.queue.Reset()
+			}
 			s.due = true
 		}
 	}
@@ -416,7 +517,7 @@ func (t *table) reread(shards []int) {
 			continue
 		}
 		if s := &t.slots[shard]; s.owned && !s.stopping {
-			s.queue.Reset()
+			s.queue.Recheck()
 			s.due = true
 		}
 	}
@@ -433,6 +534,11 @@ func (t *table) nextLease(held bool) uint64 {
 	}
 	t.leaseNumber++
 	t.leaseHeld = held
+	// The next dispatch begins at the last-delivered ID, behind all that was unqueued.
+	clear(t.orphans)
+	for i := range t.slots {
+		t.slots[i].queue.Forget()
+	}
 	for i := range t.slots {
 		if s := &t.slots[i]; s.owned && !s.stopping {
 			s.due = true
@@ -457,10 +563,21 @@ func (t *table) poll(all bool) {
 	defer t.mu.Unlock()
 	lease := t.heldLease()
 	for i := range t.slots {
-		if s := &t.slots[i]; s.owned && !s.stopping && !s.queue.CanBypass(lease) && (all || s.quarantine.Limit > 0) {
+		if s := &t.slots[i]; s.owned && !s.stopping && (s.quarantine.Limit > 0 || all && !s.queue.CanBypass(lease)) {
 			s.due = true
 		}
 	}
+}
+
+// crowded reports whether a worker is full that advances: what is dispatched now of its
+// shards would have to be read back. The caller holds the lock.
+func (t *table) crowded(now time.Time) bool {
+	for w := range t.load {
+		if l := &t.load[w]; l.records >= t.workerRecords && now.Sub(l.finished) < unqueuedFor/2 {
+			return true
+		}
+	}
+	return false
 }
 
 // catchUp is how long dispatch waits for a queue whose shard does not advance: longer than
@@ -487,14 +604,25 @@ func (t *table) behind(now time.Time) (owned int, behind bool) {
 
 // dispatched marks queues as due if entries were dispatched since the last call, by
 // another member: its notification may be missing.
-func (t *table) dispatched(last telemetry.EntryID) {
+func (t *table) dispatched(lease protocol.DispatchLease) {
+	last := lease.After
+	if last.Less(lease.Beyond) {
+		last = lease.Beyond
+	}
 	t.mu.Lock()
 	moved := last != t.lastDispatched
-	t.lastDispatched = last
+	t.lastDispatched, t.settledID = last, lease.After
 	t.mu.Unlock()
 	if moved {
 		t.markDue(nil)
 	}
+}
+
+// settled notes the group's last-delivered ID.
+func (t *table) settled(last telemetry.EntryID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.settledID = last
 }
 
 // markDue marks queues to be read; no shards means all.

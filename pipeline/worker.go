@@ -590,6 +590,9 @@ func (w *worker) finish(b *batch) {
 		if s := &w.table.slots[p.shard]; s.grant == p.grant && b.refused[p.shard] == "" {
 			s.refusal = protocol.Wait{}
 		}
+		if b.stale[p.shard] || b.reread[p.shard] || b.refused[p.shard] != "" {
+			w.table.orphanFirst(p.shard, p.grant, len(p.entries))
+		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
 	w.table.mu.Unlock()

@@ -83,7 +83,7 @@ func (f *Fleet) waiting(ctx context.Context, shards int, d *Device) error {
 		switch {
 		case !e.Dispatched:
 			undispatched++
-		case e.Pending:
+		case e.Pending || e.Unqueued:
 			pending++
 		}
 	}
@@ -214,7 +214,7 @@ func (f *Fleet) entriesOf(ctx context.Context, pinned store.FleetSettings, x *st
 			e.State = "conflict"
 		case !is[r.TimeUS] && r.StreamUS == row.Ingested.UnixMicro():
 			is[r.TimeUS], e.State = true, "row"
-		case !s.Dispatched || s.Pending:
+		case !s.Dispatched || s.Pending || s.Unqueued:
 			e.State = "pending"
 		}
 		list = append(list, e)

@@ -126,6 +126,8 @@ func whereIs(s *streamadmin.TracedEntry, problem error, rows *store.Trace) (stat
 		return "dead letter", "archived, " + archived
 	case lost:
 		return "lost", cause
+	case s.Unqueued:
+		return "pending", "in flight in the instance that dispatches, or done there a moment ago"
 	case problem != nil:
 		return "done, no row", problem.Error()
 	}
