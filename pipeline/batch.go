@@ -481,7 +481,11 @@ func (b *batch) acks(unqueued [][]bool) []protocol.Ack {
 			continue // acknowledged when they were deferred
 		}
 		a := protocol.Ack{Shard: p.shard, Token: p.token}
-		if unqueued != nil && unqueued[i] != nil {
+		var apart []bool
+		if unqueued != nil {
+			apart = unqueued[i]
+		}
+		if apart != nil {
 			a.Unqueued = make([]telemetry.EntryID, 0, len(p.entries))
 		} else {
 			a.IDs = make([]telemetry.EntryID, 0, len(p.entries))
@@ -492,7 +496,7 @@ func (b *batch) acks(unqueued [][]bool) []protocol.Ack {
 				a.Gone = append(a.Gone, e.ID)
 				continue
 			}
-			isUnqueued := unqueued != nil && unqueued[i] != nil && unqueued[i][j]
+			isUnqueued := apart != nil && apart[j]
 			switch _, ok := b.deadLettered[e.ID]; {
 			case ok && isUnqueued:
 				unqueuedLetters[e.ID] = struct{}{}

@@ -490,7 +490,7 @@ func (t *table) holdsLease(number uint64) bool {
 }
 
 // rewind resets all cursors and forgets which queues are empty: the server may
-// have lost what it unqueued. With recheck what is in flight now may be put on its queue again
+// have lost what it held. With recheck what is in flight now may be put on its queue again
 // after it was acknowledged.
 func (t *table) rewind(recheck bool) {
 	t.mu.Lock()

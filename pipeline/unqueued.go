@@ -156,7 +156,7 @@ func (d *dispatcher) dispatch(ctx context.Context, lease uint64, token string, p
 	defer cancel()
 	result, err := d.source.Dispatch(sending, request, a)
 	if err != nil {
-		// It may have happened. The next dispatcher next begins at the last-delivered ID, behind all
+		// It may have happened. The next dispatcher begins at the last-delivered ID, behind all
 		// that the plan has put on queues.
 		d.table.nextLease(false)
 		return 0, err

@@ -16,7 +16,7 @@ type Position struct {
 // entries of them are unqueued: in flight in this instance and on no queue.
 //
 // Invariant: last-delivered ID < every entry that is unqueued and not finished. The next dispatcher
-// next begins there, so that a dispatcher that dies needs nothing repaired.
+// begins there, so that a dispatcher that dies needs nothing repaired.
 type Pages struct {
 	settled Position // the last-delivered ID
 	pages   []page

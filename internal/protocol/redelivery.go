@@ -15,7 +15,7 @@ type Marks struct {
 	// mark is missing, after a flush of the coordination keys.
 	Acked      telemetry.EntryID
 	AckedKnown bool
-	// Dispatched is the group's last-delivered ID, or the highest on a queue or unqueued by the dispatcher if that
+	// Dispatched is the group's last-delivered ID, or the highest on a queue or read by the dispatcher if that
 	// lies beyond it.
 	Dispatched telemetry.EntryID
 }

@@ -47,8 +47,10 @@ func (g *Group) Ack(ctx context.Context, acks []protocol.Ack) error {
 			ids = ids[len(chunk):]
 			highest := telemetry.EntryID{}
 			for _, list := range [][]telemetry.EntryID{chunk, unqueued} {
-				if len(list) > 0 && highest.Less(slices.MaxFunc(list, telemetry.EntryID.Compare)) {
-					highest = slices.MaxFunc(list, telemetry.EntryID.Compare)
+				for _, id := range list {
+					if highest.Less(id) {
+						highest = id
+					}
 				}
 			}
 			if !highest.IsZero() {

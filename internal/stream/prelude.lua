@@ -115,10 +115,11 @@ end
 
 -- In a backlog a dispatcher reads ahead of the last-delivered ID, which stays behind the entries
 -- that are unqueued. read_ahead returns where one has read to beyond an ID, under which token
--- of the dispatch lease ('-' for a foreign client), and how many entries were read until there, if known; else nil.
+-- of the dispatch lease ('-' for a foreign client), how many entries were read
+-- until there, if known, and how many of them are unqueued; else nil.
 local function read_ahead(lengths, id)
-  local token, last, read = string.match(redis.call('hget', lengths, 'ahead') or '', '^(%S+) (%S+) (%d*) ')
-  if last and after(last, id) then return last, token, tonumber(read) end
+  local token, last, read, unqueued = string.match(redis.call('hget', lengths, 'ahead') or '', '^(%S+) (%S+) (%d*) (%S+)$')
+  if last and after(last, id) then return last, token, tonumber(read), unqueued end
 end
 
 -- set_ahead records that, and how many entries are unqueued; '-' once its lease is another one's.

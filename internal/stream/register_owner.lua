@@ -9,7 +9,7 @@
 -- KEYS[7] the fleet's database
 -- ARGV[1] group   ARGV[2] token   ARGV[3] our database, '' for any
 -- then the shards, each with its consumer
--- Reply: {the group's last-delivered ID or '', or the highest ID pending or unqueued by the
+-- Reply: {the group's last-delivered ID or '', or the highest ID pending or read by the
 -- dispatcher if that lies beyond it, up to where entries may have been
 -- removed or '' for nowhere, then each shard's acked mark or '' and applied ID or ''}
 if ARGV[3] ~= '' then
@@ -27,7 +27,7 @@ if g then
   dispatched = read_ahead(KEYS[4], answer[1]) or answer[1]
   local highest = redis.call('xpending', KEYS[1], ARGV[1])[3]
   if highest and after(highest, answer[1]) then answer[1] = highest end
-  answer[1] = read_ahead(KEYS[4], answer[1]) or answer[1]
+  if after(dispatched, answer[1]) then answer[1] = dispatched end
   local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   if s['entries-added'] > s['length'] then
     answer[2] = s['first-entry'] and s['first-entry'][1] or s['last-generated-id']

@@ -28,5 +28,5 @@ type DeadLetter struct {
 	LastFailed  time.Time
 	Instance    string // that made the last attempt
 	Version     string // of that instance
-	Unqueued    bool   // by the dispatcher, and on no queue
+	Unqueued    bool   // the entry was on no queue when it was given up
 }

@@ -85,7 +85,7 @@ func (w *world) checkUnqueued(p *proc, it item) {
 	w.acks++
 	w.unqueued++
 	if now := w.redis.find(it.id); now != nil && !now.committed {
-		w.fail("P1: %s acknowledges entry %d, which it unqueued and never committed", p.id, now.number)
+		w.fail("P1: %s acknowledges entry %d, which was unqueued and never committed", p.id, now.number)
 	}
 }
 
