@@ -181,10 +181,11 @@ func (p *part) hear(ctx context.Context) {
 			p.fleet.MembershipChanged()
 		case b.Watch:
 			p.Feed.Watch()
-		case b.Again:
-			p.Pipeline.Reread(b.Shards)
 		default:
-			p.Pipeline.Notify(b.Shards)
+			p.Pipeline.Reread(b.Again)
+			if len(b.Shards) > 0 || len(b.Again) == 0 {
+				p.Pipeline.Notify(b.Shards)
+			}
 		}
 	})
 }

@@ -76,7 +76,7 @@ func (d *ahead) nextWith(count int, a protocol.Ahead, shards ...int) protocol.Di
 			a.Settled = protocol.Position{ID: end, Read: -1}
 		}
 	}
-	result, err := d.Dispatch(d.t.Context(), protocol.DispatchRequest{Token: d.token, TTL: time.Minute, After: d.pages.Settled(), Ahead: &a}, &read)
+	result, err := d.Dispatch(d.t.Context(), protocol.DispatchRequest{Token: d.token, TTL: time.Minute, After: d.pages.Settled(), Notify: true, Ahead: &a}, &read)
 	require.NoError(d.t, err)
 	d.pages.Dispatched(a.Settled.ID, protocol.Position{ID: end, Read: result.Read}, time.Now())
 	d.unqueued = append(d.unqueued, unqueued...)
@@ -645,4 +645,22 @@ func TestP6WhatIsMissingFromAQueueIsNotedAsLostWithARangeThatCoversIt(t *testing
 			})
 		}
 	}
+}
+
+// Whoever is told to read a queue from its start reads all that is in flight again. Told of every
+// shard that a dispatch concerns, members read each entry three times while shards were handed over.
+func TestOnlyQueuesWithEarlierEntriesAreReadFromTheStart(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.twoShards(4)
+	d := b.readAhead("a")
+	heard, stop := b.listen()
+	defer stop()
+
+	d.next(2, 1, 2)
+	again := map[int][]telemetry.EntryID{1: {d.unqueued[0]}}
+	d.nextWith(1, protocol.Ahead{Again: again}, 1) // one of shard 1, unqueued
+	require.Equal(t, stream.Notification{Again: []int{1}}, <-heard)
+	d.nextWith(1, protocol.Ahead{Enqueue: map[int][]telemetry.EntryID{1: {d.unqueued[1]}}}, 1)
+	require.Equal(t, stream.Notification{Shards: []int{2}, Again: []int{1}}, <-heard)
 }

@@ -132,7 +132,7 @@ func (g *Group) shardsOf(ctx context.Context, ids []string) ([]int, error) {
 // Notify tells the owners of shards that entries were put on their queues,
 // possibly before the cursor.
 func (g *Group) Notify(ctx context.Context, shards []int) error {
-	return failure("ring", g.client.Publish(ctx, g.names.NotifyChannel(), againPayload+" "+notifyPayload(shards)).Err())
+	return failure("ring", g.client.Publish(ctx, g.names.NotifyChannel(), notifyPayload(shards, nil)).Err())
 }
 
 // Remove removes a foreign consumer that has nothing pending and has been idle

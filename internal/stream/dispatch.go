@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"fmt"
@@ -111,7 +112,7 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
 		}
 	}
-	var claimed []int
+	var again, fresh []int
 	for _, list := range []struct {
 		kind   string
 		queues map[int][]telemetry.EntryID
@@ -122,22 +123,19 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 				texts[i] = id.String()
 			}
 			claim(list.kind, shard, texts)
-			claimed = append(claimed, shard)
+			again = append(again, shard)
 		}
 	}
 	for i, shard := range a.Shards {
 		if ahead.Unqueued == nil || !ahead.Unqueued(shard) {
 			claim("new", shard, a.IDs[a.Starts[i]:a.Starts[i+1]])
-			claimed = append(claimed, shard)
+			fresh = append(fresh, shard)
 		}
 	}
 	if ahead.Rewind {
 		args[10], args[11] = g.names.NotifyChannel(), groupPayload
-	} else if d.Notify && len(claimed) > 0 {
-		args[10], args[11] = g.names.NotifyChannel(), notifyPayload(claimed)
-		if len(ahead.Again)+len(ahead.Enqueue) > 0 { // some may have been finished
-			args[11] = againPayload + " " + notifyPayload(claimed)
-		}
+	} else if d.Notify && len(again)+len(fresh) > 0 {
+		args[10], args[11] = g.names.NotifyChannel(), notifyPayload(again, fresh)
 	}
 	res, err := dispatchScript.Run(ctx, g.client, []string{g.names.Stream, g.names.DispatchLease(), g.names.Losses(), g.names.Dispatched(), g.names.Pending()}, args...).Slice()
 	if err != nil {
@@ -170,14 +168,22 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 	return out, nil
 }
 
-// notifyPayload names shards in the form that Notifications parses.
-func notifyPayload(shards []int) string {
-	b := make([]byte, 0, 4*len(shards))
-	for i, s := range shards {
-		if i > 0 {
-			b = append(b, ' ')
+// notifyPayload names shards in the form that Notifications parses: those whose queues are to be
+// read from the start, since entries may precede the cursor, and those with new entries.
+func notifyPayload(again, fresh []int) string {
+	b := make([]byte, 0, 4*(len(again)+len(fresh)+4))
+	if len(again) > 0 {
+		b = appendShards(append(b, againPayload...), again)
+		if len(fresh) > 0 {
+			b = append(b, " "+newPayload...)
 		}
-		b = strconv.AppendInt(b, int64(s), 10)
 	}
-	return string(b)
+	return string(bytes.TrimLeft(appendShards(b, fresh), " "))
+}
+
+func appendShards(b []byte, shards []int) []byte {
+	for _, s := range shards {
+		b = strconv.AppendInt(append(b, ' '), int64(s), 10)
+	}
+	return b
 }

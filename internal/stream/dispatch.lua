@@ -61,7 +61,6 @@ while i <= #ARGV do
   end
   i = first + n
 end
-answer[2] = pending
 
 -- entries-read is what lag is computed from. It moves by what was read.
 local read = ahead
@@ -79,6 +78,7 @@ end
 -- Entries that were pending already, as after the last-delivered ID was set
 -- back, add nothing to a queue; which they were is not known here.
 g = find_group(KEYS[1], ARGV[1])
+answer[2] = g['pending']
 if g['pending'] == pending then
   adjust_pending(KEYS[5], added)
 else

@@ -10,10 +10,10 @@ import (
 // short poll interval, nothing else.
 type Notification struct {
 	Shards        []int // with new entries
+	Again         []int // to be read from the start: entries may precede the cursor
 	DispatchLease bool  // the dispatch lease was released
 	Leader        bool  // the leadership was released
 	Group         bool  // the group was recreated: all queues must be read from the start
-	Again         bool  // the shards named must be read from the start: entries may precede the cursor
 	Members       bool  // a member's state changed
 	Watch         bool  // the console shows the devices as they move, for some seconds
 }
@@ -24,6 +24,7 @@ const (
 	membersPayload = "members" // published by a member that is leaving
 	watchPayload   = "watch"   // published every second by a console that shows the live map
 	againPayload   = "again"   // precedes shards whose queues are to be read from the start
+	newPayload     = "new"     // precedes, after those, shards with new entries
 )
 
 // Notifications calls heard for every notification until ctx ends. The
@@ -89,10 +90,15 @@ func parseNotification(text string) Notification {
 		return Notification{Members: true}
 	}
 	var b Notification
-	text, b.Again = strings.CutPrefix(text, againPayload+" ")
+	to := &b.Shards
 	for _, field := range strings.Fields(text) {
-		if n, err := strconv.Atoi(field); err == nil {
-			b.Shards = append(b.Shards, n)
+		switch n, err := strconv.Atoi(field); {
+		case field == againPayload:
+			to = &b.Again
+		case field == newPayload:
+			to = &b.Shards
+		case err == nil:
+			*to = append(*to, n)
 		}
 	}
 	return b

@@ -243,37 +243,37 @@ func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {
 func TestNotificationsAreParsed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	heard := make(chan stream.Notification, 100)
-	done := make(chan struct{})
-	ctx, stop := contextWithCancel(t)
-	go func() {
-		defer close(done)
-		b.Notifications(ctx, func(channel stream.Notification) { heard <- channel })
-	}()
+	heard, stop := b.listen()
+	defer stop()
 	await := func(want stream.Notification, payload func() error) {
 		t.Helper()
-		testenv.Wait(t, waitFor, func() error { // the first may come before the subscription
-			require.NoError(t, payload())
-			select {
-			case got := <-heard:
-				if fmt.Sprint(got) != fmt.Sprint(want) {
-					return fmt.Errorf("want %v, have %v", want, got)
-				}
-				return nil
-			default:
-				return errStill
-			}
-		})
+		require.NoError(t, payload())
+		require.Equal(t, want, <-heard)
 	}
-	await(stream.Notification{Leader: true}, func() error { return b.NotifyLeadership(ctx) })
-	await(stream.Notification{Members: true}, func() error { return b.NotifyMembers(ctx) })
-	await(stream.Notification{Shards: []int{0, 7}, Again: true}, func() error { return b.Notify(ctx, []int{0, 7}) })
-	await(stream.Notification{DispatchLease: true}, func() error {
-		if _, err := b.AcquireDispatchLease(ctx, "", "t", waitFor); err != nil {
-			return err
+	await(stream.Notification{Leader: true}, func() error { return b.NotifyLeadership(t.Context()) })
+	await(stream.Notification{Members: true}, func() error { return b.NotifyMembers(t.Context()) })
+	await(stream.Notification{Again: []int{0, 7}}, func() error { return b.Notify(t.Context(), []int{0, 7}) })
+	b.turn("t") // it creates the group
+	require.Equal(t, stream.Notification{Group: true}, <-heard)
+	await(stream.Notification{DispatchLease: true}, func() error { return b.ReleaseDispatchLease(t.Context(), "t") })
+}
+
+// listen returns what is published about the stream from now on, until stop is called.
+func (b *bench) listen() (heard <-chan stream.Notification, stop func()) {
+	b.t.Helper()
+	all, done := make(chan stream.Notification, 100), make(chan struct{})
+	ctx, cancel := contextWithCancel(b.t)
+	go func() {
+		defer close(done)
+		b.Notifications(ctx, func(n stream.Notification) { all <- n })
+	}()
+	testenv.Wait(b.t, waitFor, func() error { // until it has subscribed
+		n, err := b.client.Publish(ctx, stream.Names{Stream: b.cfg.Stream, Group: b.cfg.Group}.NotifyChannel(), "watch").Result()
+		if err == nil && n == 0 {
+			err = errStill
 		}
-		return b.ReleaseDispatchLease(ctx, "t")
+		return err
 	})
-	stop()
-	<-done
+	require.Equal(b.t, stream.Notification{Watch: true}, <-all)
+	return all, func() { cancel(); <-done }
 }
