@@ -194,7 +194,7 @@ func (w *world) lose(e *entry, why string) {
 // notification is what members hear of each other.
 type notification struct {
 	rewind bool  // all are to read their queues from the start
-	again  bool  // those of these shards
+	again  []int // these queues
 	shards []int // with new entries
 }
 
@@ -210,18 +210,15 @@ func (r *redis) publish(n notification) {
 			continue
 		}
 		w.after(p.latency(), p, func() {
-			switch {
-			case n.rewind:
+			if n.rewind {
 				p.rewind(true)
-			case n.again:
-				for _, shard := range n.shards {
-					p.reread(shard, true)
-				}
-			default:
-				for _, shard := range n.shards {
-					if s := &p.slots[shard]; s.owned && !s.stopping {
-						s.due = true
-					}
+			}
+			for _, shard := range n.again {
+				p.reread(shard, true)
+			}
+			for _, shard := range n.shards {
+				if s := &p.slots[shard]; s.owned && !s.stopping {
+					s.due = true
 				}
 			}
 		})
@@ -320,7 +317,7 @@ func (r *redis) dispatch(p *proc, d request, ttl int64) (map[telemetry.EntryID]b
 	if d.rewind {
 		r.publish(notification{rewind: true})
 	} else if d.notify && len(claimed) > 0 {
-		r.publish(notification{shards: slices.Sorted(maps.Keys(claimed)), again: len(d.again) > 0})
+		r.publish(notification{shards: slices.Sorted(maps.Keys(claimed)), again: slices.Sorted(maps.Keys(d.again))})
 	}
 	if then := r.w.onDispatch; then != nil {
 		r.w.onDispatch = nil
@@ -441,7 +438,7 @@ func (r *redis) sweep(p *proc, idle int64) {
 	swept := make(map[int]bool)
 	defer func() {
 		if len(swept) > 0 {
-			r.publish(notification{again: true, shards: slices.Sorted(maps.Keys(swept))})
+			r.publish(notification{again: slices.Sorted(maps.Keys(swept))})
 		}
 	}()
 	for id, at := range r.group.pending {

@@ -123,7 +123,7 @@ func provoking(m sim.Mutant) []sim.Kind {
 	case sim.RefusedAckFinishes, sim.ClaimedAheadOfUnqueued:
 		return []sim.Kind{sim.CutPostgres, sim.Freeze, sim.PostgresSlow, sim.Join}
 	case sim.FeedRead:
-		return []sim.Kind{sim.ForeignRead, sim.MoveForward, sim.PostgresDown}
+		return []sim.Kind{sim.GroupMovedManually, sim.ForeignRead, sim.PostgresSlow}
 	case sim.SettledUnknown:
 		return []sim.Kind{sim.LeaveFleet, sim.Join, sim.RedisSlow, sim.PostgresSlow}
 	default:
