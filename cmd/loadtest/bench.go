@@ -128,6 +128,7 @@ func printBench(out io.Writer, r *bench.Result) {
 		{"decode on one core, records/s", r.Decode, true},
 		{"backlog, one instance, records/s", r.One, true},
 		{"backlog, two instances, records/s", r.Two, true},
+		{"two that start with the backlog, records/s", r.TwoJoining, true},
 		{"newest first, one instance, records/s", r.OneNewest, true},
 		{"newest first, two instances, records/s", r.TwoNewest, true},
 		{"CPU of Postgres in COPY, s a million rows", r.CopyCPU, false},

@@ -52,12 +52,19 @@ type spent struct {
 // told is what an instance counts itself.
 type told struct{ mallocs, records, commits float64 }
 
-func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string, instances int, profile string) (w drainResult, err error) {
-	// Several instances share the shards first: the more streams, the more shards are
-	// handed over, in a time that has nothing to do with what a record costs.
-	poised := len(b.cfg.Streams) > 0 && instances > 1
-	if !poised {
-		if err := b.fill(ctx, g, entries); err != nil {
+// backlog is what instances drain.
+type backlog struct {
+	entries   [][]string
+	instances int
+	// shared has the instances share all shards before: otherwise shards are handed over
+	// meanwhile, in a time that has nothing to do with what a record costs.
+	shared  bool
+	profile string // name of the files, empty for none
+}
+
+func (b *run) drain(ctx context.Context, g *testbed.Servers, d backlog) (w drainResult, err error) {
+	if !d.shared {
+		if err := b.fill(ctx, g, d.entries); err != nil {
 			return w, err
 		}
 	}
@@ -68,21 +75,21 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 	line := &testbed.Cluster{Program: b.cfg.Processor, Env: b.cfg.Env, Dir: dir, Servers: g}
 	defer func() { err = errors.Join(err, line.Close()) }()
 	began := time.Now()
-	for n := range instances {
+	for n := range d.instances {
 		if _, err := line.Start(n); err != nil {
 			return w, err
 		}
 	}
-	if poised {
-		if err := b.poise(ctx, g, line, entries); err != nil {
+	if d.shared {
+		if err := b.poise(ctx, g, line, d.entries); err != nil {
 			return w, err
 		}
 	}
 	var profiles errgroup.Group
-	if b.cfg.Profile != "" && profile != "" {
-		profiles.Go(func() error { return b.profile(ctx, line, profile) })
+	if b.cfg.Profile != "" && d.profile != "" {
+		profiles.Go(func() error { return b.profile(ctx, line, d.profile) })
 	}
-	total := int64(len(entries))
+	total := int64(len(d.entries))
 	var from, to spent
 	err = awaitDrained(ctx, g, line, func(outstanding int64, now time.Time) error {
 		if w.first == 0 && stored(ctx, line) {
@@ -100,8 +107,8 @@ func (b *run) drain(ctx context.Context, g *testbed.Servers, entries [][]string,
 	if err != nil {
 		return w, err
 	}
-	if b.cfg.Profile != "" && profile != "" {
-		if err := b.saveCommandStats(profile, from, to); err != nil {
+	if b.cfg.Profile != "" && d.profile != "" {
+		if err := b.saveCommandStats(d.profile, from, to); err != nil {
 			return w, err
 		}
 	}

@@ -91,7 +91,7 @@ func (b *run) prepare(ctx context.Context) error {
 		return err
 	}
 	_, err = b.on(ctx, dbStored, func(g *testbed.Servers) (drainResult, error) {
-		return b.drain(ctx, g, append(before, b.inOrder...), 1, "")
+		return b.drain(ctx, g, backlog{entries: append(before, b.inOrder...), instances: 1})
 	})
 	if err != nil {
 		return fmt.Errorf("store rows: %w", err)

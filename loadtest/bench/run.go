@@ -139,38 +139,38 @@ func (b *run) postgresCeilings(ctx context.Context, round int) error {
 	return nil
 }
 
-// backlogs has one and two instances drain the same entries in both orders.
+// backlogs has one and two instances drain the same entries in both orders. Two share the
+// shards before, but for a round in which they start with the backlog, and half of the
+// shards may be handed over while it is drained.
 func (b *run) backlogs(ctx context.Context, round int) error {
-	for _, order := range []struct {
-		name    string
-		entries [][]string
-		into    []*Series
+	for _, d := range []struct {
+		name string
+		backlog
+		into *Series
 	}{
-		{"in order", b.inOrder, []*Series{&b.res.One, &b.res.Two}},
-		{"newest first", b.newestFirst, []*Series{&b.res.OneNewest, &b.res.TwoNewest}},
+		{"in order", backlog{entries: b.inOrder, instances: 1}, &b.res.One},
+		{"in order", backlog{entries: b.inOrder, instances: 2, shared: true}, &b.res.Two},
+		{"in order, joining", backlog{entries: b.inOrder, instances: 2}, &b.res.TwoJoining},
+		{"newest first", backlog{entries: b.newestFirst, instances: 1}, &b.res.OneNewest},
+		{"newest first", backlog{entries: b.newestFirst, instances: 2, shared: true}, &b.res.TwoNewest},
 	} {
-		for i, into := range order.into {
-			instances := i + 1
-			what := fmt.Sprintf("round %d, %s, %d", round+1, order.name, instances)
-			profile := fmt.Sprintf("round%d-%s-%d", round+1, slug(order.name), instances)
-			w, err := b.inRound(ctx, func(g *testbed.Servers) (drainResult, error) {
-				return b.drain(ctx, g, order.entries, instances, profile)
-			})
-			if err != nil {
-				return fmt.Errorf("backlog, %s: %w", what, err)
-			}
-			into.add(w.rate)
-			b.note("%s: %s records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
-				what, cli.Thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
-			if into == &b.res.One {
-				b.res.OwnCPU.add(w.own)
-				b.res.RedisCPU.add(w.redis)
-				b.res.PostgresCPU.add(w.postgres)
-				b.res.PerCommit.add(w.perCommit)
-				b.res.Allocs.add(w.mallocs)
-				b.res.Peak.add(w.peak)
-				b.res.FirstCommit.add(w.first)
-			}
+		what := fmt.Sprintf("round %d, %s, %d", round+1, d.name, d.instances)
+		d.profile = fmt.Sprintf("round%d-%s-%d", round+1, slug(d.name), d.instances)
+		w, err := b.inRound(ctx, func(g *testbed.Servers) (drainResult, error) { return b.drain(ctx, g, d.backlog) })
+		if err != nil {
+			return fmt.Errorf("backlog, %s: %w", what, err)
+		}
+		d.into.add(w.rate)
+		b.note("%s: %s records/s, %.0f a commit; us a record: service %.1f, Redis %.1f, Postgres %.1f; %.2f allocations a record, peak %.0f MB",
+			what, cli.Thousands(int64(w.rate)), w.perCommit, w.own, w.redis, w.postgres, w.mallocs, w.peak)
+		if d.into == &b.res.One {
+			b.res.OwnCPU.add(w.own)
+			b.res.RedisCPU.add(w.redis)
+			b.res.PostgresCPU.add(w.postgres)
+			b.res.PerCommit.add(w.perCommit)
+			b.res.Allocs.add(w.mallocs)
+			b.res.Peak.add(w.peak)
+			b.res.FirstCommit.add(w.first)
 		}
 	}
 	return nil
@@ -179,7 +179,7 @@ func (b *run) backlogs(ctx context.Context, round int) error {
 func slug(name string) string {
 	out := []byte(name)
 	for i := range out {
-		if out[i] == ' ' {
+		if out[i] == ' ' || out[i] == ',' {
 			out[i] = '-'
 		}
 	}

@@ -67,7 +67,10 @@ func (b *run) streamsRound(ctx context.Context, round int, s *StreamsResult) (dr
 	var w drainResult
 	_, err = b.inDatabase(ctx, func(string) (float64, error) {
 		w, err = b.onStreams(ctx, fmt.Sprintf("bench%d", b.made), names, func(g *testbed.Servers) (drainResult, error) {
-			return b.drain(ctx, g, b.inOrder, s.Instances, fmt.Sprintf("round%d-streams%d-%d", round+1, s.Streams, s.Instances))
+			return b.drain(ctx, g, backlog{
+				entries: b.inOrder, instances: s.Instances, shared: s.Instances > 1,
+				profile: fmt.Sprintf("round%d-streams%d-%d", round+1, s.Streams, s.Instances),
+			})
 		})
 		return w.rate, err
 	})
