@@ -81,6 +81,15 @@ func (i *Info) ReadUntil() telemetry.EntryID {
 	return i.Delivered
 }
 
+// Accounted returns the last entry up to which all are finished unless they are pending. It is ReadUntil
+// where nothing is unqueued: the last-delivered ID follows with the next dispatch only.
+func (i *Info) Accounted() telemetry.EntryID {
+	if i.ahead.unqueued == 0 {
+		return i.ReadUntil()
+	}
+	return i.Delivered
+}
+
 // readAhead is how far the dispatcher has read beyond the last-delivered ID.
 type readAhead struct {
 	last     telemetry.EntryID // zero for nowhere

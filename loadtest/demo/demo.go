@@ -246,7 +246,7 @@ func (d *demo) finish(ctx context.Context, invalid map[telemetry.EntryID]bool) (
 const quiet = 2 * time.Second
 
 func (d *demo) leftover(ctx context.Context, info stream.Info, outstanding int64) (leftover, error) {
-	left := leftover{pending: map[telemetry.EntryID]bool{}, dispatched: info.Delivered, at: time.Now()}
+	left := leftover{pending: map[telemetry.EntryID]bool{}, dispatched: info.Accounted(), at: time.Now()}
 	ids, err := d.group.Pending(ctx, int(outstanding)+1)
 	if err != nil {
 		return left, err

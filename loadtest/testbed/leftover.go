@@ -36,7 +36,7 @@ func (g *Servers) Left(ctx context.Context) (Leftover, error) {
 			return Leftover{}, fmt.Errorf("list what is left: %w", err)
 		}
 	}
-	left := Leftover{Pending: map[telemetry.EntryID]bool{}, Dispatched: info.Delivered}
+	left := Leftover{Pending: map[telemetry.EntryID]bool{}, Dispatched: info.Accounted()}
 	for _, id := range append(ids, deferred...) {
 		left.Pending[id] = true
 	}
