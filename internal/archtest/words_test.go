@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 
@@ -61,12 +62,19 @@ var (
 
 // wordsOf splits a name: shardTable, shard_table, SHARD-TABLE, URLTable.
 func wordsOf(name string) []string {
+	if known, ok := split.Load(name); ok {
+		return known.([]string)
+	}
 	var words []string
 	for _, p := range part.FindAllString(splitAcronyms.ReplaceAllString(name, "${1}_${2}"), -1) {
 		words = append(words, strings.ToLower(strings.Trim(p, "_")))
 	}
+	split.Store(name, words)
 	return words
 }
+
+// split has the words of the names that were seen: most are in many files.
+var split sync.Map
 
 var splitAcronyms = regexp.MustCompile(`([A-Z])([A-Z][a-z])`)
 

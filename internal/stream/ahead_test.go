@@ -647,7 +647,7 @@ func TestP6WhatIsMissingFromAQueueIsNotedAsLostWithARangeThatCoversIt(t *testing
 	}
 }
 
-// Whoever is told to read a queue from its start reads all that is in flight again. Told of every
+// A member that is told to read a queue from its start reads all that is in flight again. Told of every
 // shard that a dispatch concerns, members read each entry three times while shards were handed over.
 func TestOnlyQueuesWithEarlierEntriesAreReadFromTheStart(t *testing.T) {
 	t.Parallel()
