@@ -207,7 +207,8 @@ func (b *bench) settled(within time.Duration, left int64) {
 		if err != nil {
 			return err
 		}
-		if !info.GroupExists || info.Lag.N != 0 || !info.Lag.Known || info.Pending != left {
+		// The last-delivered ID follows what is finished with the next dispatch.
+		if !info.GroupExists || info.Lag.N != 0 || !info.Lag.Known || info.Pending != left || info.Delivered != info.ReadUntil() {
 			return fmt.Errorf("want nothing left but %d, have %+v", left, info)
 		}
 		return nil

@@ -519,7 +519,7 @@ func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 			require.True(t, slices.Contains(pending, bad) || slices.Contains(again, bad), "the last-delivered ID is %s, and %s is not pending", last, bad)
 		}
 	}
-	testenv.Wait(t, 20*time.Second, func() error {
+	testenv.Wait(t, time.Minute, func() error {
 		notPassed()
 		return b.rows(devices * seconds)
 	})

@@ -409,7 +409,10 @@ func sufferAll(t *testing.T, outages []outage) {
 }
 
 // P7, P9.
-func TestRedisFailsInManyWaysAndNothingIsLostOrGivenUp(t *testing.T) { sufferAll(t, redisOutages()) }
+func TestRedisFailsInManyWaysAndNothingIsLostOrGivenUp(t *testing.T) {
+	testenv.Slow(t)
+	sufferAll(t, redisOutages())
+}
 
 // P7, P9.
 func TestPostgresFailsInManyWaysAndNothingIsLostOrGivenUp(t *testing.T) {
