@@ -57,7 +57,7 @@ func (d *dispatcher) plan(lease uint64, a *protocol.NewEntries, all bool) *dispa
 	}
 	p := &dispatchPlan{known: make(map[int]bool, len(a.Shards))}
 	unqueued, first, kept := t.unqueued()
-	p.ahead.From, p.ahead.Settled = d.pages.End(), d.pages.Settles(first, kept)
+	p.ahead.From, p.ahead.Settled, p.ahead.Number = d.pages.End(), d.pages.Settles(first, kept), d.pages.Dispatches()
 	p.ahead.UnqueuedCount = unqueued
 	p.ahead.Again = maps.Clone(t.orphans)
 	p.enqueueOverdue(t, &d.pages, all)

@@ -18,8 +18,9 @@ type Position struct {
 // Invariant: last-delivered ID < every entry that is unqueued and not finished. The next dispatcher
 // begins there, so that a dispatcher that dies needs nothing repaired.
 type Pages struct {
-	settled Position // the last-delivered ID
-	pages   []page
+	settled    Position // the last-delivered ID
+	pages      []page
+	dispatches int // since Begin
 }
 
 type page struct {
@@ -29,11 +30,15 @@ type page struct {
 
 // Begin starts at the last-delivered ID, under a new dispatch lease.
 func (p *Pages) Begin(at telemetry.EntryID) {
-	p.settled, p.pages = Position{at, -1}, p.pages[:0]
+	p.settled, p.pages, p.dispatches = Position{at, -1}, p.pages[:0], 0
 }
 
 // Settled returns the last-delivered ID.
 func (p *Pages) Settled() telemetry.EntryID { return p.settled.ID }
+
+// Dispatches returns the number of dispatches since Begin. A server that has lost one that moved neither
+// end, and only put entries on queues, is known by it.
+func (p *Pages) Dispatches() int { return p.dispatches }
 
 // End returns where the next read begins.
 func (p *Pages) End() telemetry.EntryID {
@@ -85,4 +90,5 @@ func (p *Pages) Dispatched(settled telemetry.EntryID, end Position, at time.Time
 	}
 	p.pages = append(p.pages[:0], p.pages[n:]...)
 	p.settled.ID = settled
+	p.dispatches++
 }

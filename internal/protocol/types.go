@@ -59,6 +59,7 @@ type Ahead struct {
 	Again         map[int][]telemetry.EntryID // entries of earlier reads to be put on their queues, by shard
 	Enqueue       map[int][]telemetry.EntryID // likewise, of entries in flight: one that was trimmed is not recorded as lost
 	UnqueuedCount int                         // entries that are unqueued from now on
+	Number        int                         // dispatches under this lease before, see Pages.Dispatches
 	Rewind        bool                        // members are to read their queues from the start: entries may precede their cursors
 }
 

@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -52,7 +53,7 @@ func (d *ahead) nextWith(count int, a protocol.Ahead, shards ...int) protocol.Di
 	if len(d.unqueued) > 0 {
 		first = slices.MinFunc(d.unqueued, telemetry.EntryID.Compare)
 	}
-	a.From, a.Settled = d.pages.End(), d.pages.Settles(first, len(d.unqueued) > 0)
+	a.From, a.Settled, a.Number = d.pages.End(), d.pages.Settles(first, len(d.unqueued) > 0), d.pages.Dispatches()
 	a.Unqueued = func(shard int) bool { return slices.Contains(shards, shard) }
 	settles := len(d.unqueued) == 0
 	var unqueued []telemetry.EntryID
@@ -663,4 +664,45 @@ func TestOnlyQueuesWithEarlierEntriesAreReadFromTheStart(t *testing.T) {
 	require.Equal(t, stream.Notification{Again: []int{1}}, <-heard)
 	d.nextWith(1, protocol.Ahead{Enqueue: map[int][]telemetry.EntryID{1: {d.unqueued[1]}}}, 1)
 	require.Equal(t, stream.Notification{Shards: []int{2}, Again: []int{1}}, <-heard)
+}
+
+// P1: a server that lost a dispatch that read nothing, and only put orphans on their queue, has the
+// last-delivered ID and the end of what was read where they were. The next dispatch would move the first
+// to the second, past entries that are on no queue.
+func TestP1ADispatchThatMovesNothingIsMissedByTheNextWhereTheServerLostIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.twoShards(4)
+	d := b.readAhead("a")
+	d.next(4, 1, 2)
+	saved := b.save()
+	d.nextWith(0, protocol.Ahead{Again: map[int][]telemetry.EntryID{1: ofShard(ids, 1), 2: ofShard(ids, 2)}})
+	require.Len(t, b.queue(1), 2)
+	saved()
+	require.Empty(t, b.queue(1))
+
+	a := protocol.Ahead{From: d.pages.End(), Settled: d.pages.Settles(telemetry.EntryID{}, false), Number: d.pages.Dispatches()}
+	require.Equal(t, ids[3], a.Settled.ID)
+	_, err := b.Dispatch(t.Context(), protocol.DispatchRequest{Token: "a", TTL: time.Minute, After: d.pages.Settled(), Ahead: &a}, &protocol.NewEntries{})
+	f, ok := errors.AsType[*protocol.Failure](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, protocol.Lost, f.Kind)
+	require.True(t, b.info().Delivered.IsZero(), "the next dispatcher finds them")
+}
+
+// save keeps what the server has of the stream, and returns what brings it back.
+func (b *bench) save() (restore func()) {
+	b.t.Helper()
+	ctx, keys := b.t.Context(), []string{b.cfg.Stream, b.Names().Pending(), b.Names().Dispatched()}
+	dumps := make([]string, len(keys))
+	for i, key := range keys {
+		dump, err := b.client.Dump(ctx, key).Result()
+		require.NoError(b.t, err)
+		dumps[i] = dump
+	}
+	return func() {
+		for i, key := range keys {
+			require.NoError(b.t, b.client.RestoreReplace(ctx, key, 0, dumps[i]).Err())
+		}
+	}
 }

@@ -93,7 +93,7 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 	if len(a.Entries) == 0 {
 		last = ahead.From
 	}
-	args := make([]any, 0, 13+len(a.Entries)+8*len(a.Shards))
+	args := make([]any, 0, 14+len(a.Entries)+8*len(a.Shards))
 	short, read := "1", ""
 	if a.Full {
 		short = "0"
@@ -102,7 +102,7 @@ func (g *Group) Dispatch(ctx context.Context, d protocol.DispatchRequest, a *pro
 		read = strconv.FormatInt(ahead.Settled.Read, 10)
 	}
 	args = append(args, g.names.Group, d.Token, d.TTL.Milliseconds(), d.After.String(), ahead.Settled.ID.String(), read,
-		ahead.From.String(), last.String(), len(a.Entries), short, "", "", ahead.UnqueuedCount)
+		ahead.From.String(), last.String(), len(a.Entries), short, "", "", ahead.UnqueuedCount, ahead.Number)
 	claim := func(kind string, shard int, ids []string) {
 		for ids := range slices.Chunk(ids, dispatchChunk) {
 			args = append(args, kind, len(ids)+6, g.consumers[shard], "0")

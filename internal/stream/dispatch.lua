@@ -11,7 +11,7 @@
 -- ARGV[7] ID that the read started after   ARGV[8] last ID read   ARGV[9] entries read
 -- ARGV[10] '1' if the read was not cut short: it may have reached the stream's end
 -- ARGV[11] notification channel, or ''   ARGV[12] notification payload
--- ARGV[13] entries that are unqueued from now on
+-- ARGV[13] entries that are unqueued from now on   ARGV[14] dispatches under this lease before
 -- then for each shard, once or more: 'new', 'again' for entries of earlier reads or 'unqueued' for those
 -- of them that are in flight; the number of arguments that follow, and these,
 -- which are those of XCLAIM: consumer, 0, IDs, RETRYCOUNT 0 FORCE JUSTID
@@ -30,15 +30,16 @@ if g['last-delivered-id'] ~= ARGV[4] then return {'moved', g['last-delivered-id'
 
 local ahead
 if ARGV[7] ~= ARGV[4] then
-  local last, token, count = read_ahead(KEYS[5], ARGV[4])
-  -- A server that does not know of the last dispatch has lost it, and perhaps what it was based on.
-  if last ~= ARGV[7] or token ~= ARGV[2] then return {'moved', ARGV[4]} end
+  local last, token, count, _, number = read_ahead(KEYS[5], ARGV[4])
+  -- A server that does not know of the last dispatch has lost it, and perhaps what it was based on. One
+  -- that put entries on queues and moved neither ID is known by its number.
+  if last ~= ARGV[7] or token ~= ARGV[2] or number ~= ARGV[14] then return {'moved', ARGV[4]} end
   ahead = count
 end
 
 local answer = {'dispatched', 0, -1}
 local pending, added, trimmed = g['pending'], {}, 0
-local i = 14
+local i = 15
 while i <= #ARGV do
   local kind, n = ARGV[i], tonumber(ARGV[i + 1])
   local first, consumer = i + 2, ARGV[i + 2]
@@ -102,7 +103,7 @@ if ARGV[10] == '1' and (not read or entries ~= read)
   end
 end
 if not settled then
-  set_ahead(KEYS[5], ARGV[2], ARGV[8], read, ARGV[13])
+  set_ahead(KEYS[5], ARGV[2], ARGV[8], read, ARGV[13], ARGV[14] + 1)
 elseif ARGV[7] ~= ARGV[4] or g['lag'] == 0 then
   redis.call('hdel', KEYS[5], 'ahead')
 end

@@ -99,7 +99,7 @@ type readAhead struct {
 
 func parseReadAhead(text string) (a readAhead) {
 	fields := strings.Split(text, " ")
-	if len(fields) != 4 || fields[3] == "-" { // the next dispatcher begins at the last-delivered ID
+	if len(fields) < 4 || fields[3] == "-" { // the next dispatcher begins at the last-delivered ID
 		return readAhead{}
 	}
 	var err error

@@ -116,15 +116,16 @@ end
 -- In a backlog a dispatcher reads ahead of the last-delivered ID, which stays behind the entries
 -- that are unqueued. read_ahead returns where one has read to beyond an ID, under which token
 -- of the dispatch lease ('-' for a foreign client), how many entries were read
--- until there, if known, and how many of them are unqueued; else nil.
+-- until there, if known, how many of them are unqueued, and the number of the lease's last dispatch; else nil.
 local function read_ahead(lengths, id)
-  local token, last, read, unqueued = string.match(redis.call('hget', lengths, 'ahead') or '', '^(%S+) (%S+) (%d*) (%S+)$')
-  if last and after(last, id) then return last, token, tonumber(read), unqueued end
+  local token, last, read, unqueued, number = string.match(
+    redis.call('hget', lengths, 'ahead') or '', '^(%S+) (%S+) (%d*) (%S+) ?(%d*)$')
+  if last and after(last, id) then return last, token, tonumber(read), unqueued, number end
 end
 
 -- set_ahead records that, and how many entries are unqueued; '-' once its lease is another one's.
-local function set_ahead(lengths, token, last, read, unqueued)
-  redis.call('hset', lengths, 'ahead', token .. ' ' .. last .. ' ' .. (read or '') .. ' ' .. unqueued)
+local function set_ahead(lengths, token, last, read, unqueued, number)
+  redis.call('hset', lengths, 'ahead', token .. ' ' .. last .. ' ' .. (read or '') .. ' ' .. unqueued .. ' ' .. (number or 0))
 end
 
 -- note_unread notes what was removed behind an ID without having been read, if all that is

@@ -17,14 +17,14 @@ local first, newest = s['first-entry'] and s['first-entry'][1] or '', s['last-en
 local removed, delivered = s['entries-added'] - s['length'], g['last-delivered-id']
 
 -- It is noted now: the next entry to be dispatched may be far away.
-local ahead, token, count, unqueued = read_ahead(KEYS[2], delivered)
+local ahead, token, count, unqueued, number = read_ahead(KEYS[2], delivered)
 if ahead and token ~= '-' then
   -- What was trimmed between the two was read: the dispatcher has it in hand. If there is
   -- another one by now, it looks for itself.
   if redis.call('get', KEYS[5]) == token then
     local read = note_unread(s, KEYS[3], ahead, count)
     if read ~= count then
-      set_ahead(KEYS[2], token, ahead, read, unqueued)
+      set_ahead(KEYS[2], token, ahead, read, unqueued, number)
     end
   end
 else

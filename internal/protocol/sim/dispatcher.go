@@ -340,7 +340,7 @@ func (p *proc) lookedForOnce(s *slot) {
 func (p *proc) dispatch(number uint64, pl *plan, read []*entry, full bool, done func(error)) {
 	d, token := &p.dispatcher, p.token
 	r := request{
-		token: token, after: d.pages.Settled(), from: pl.from, last: pl.from, settled: pl.settled, read: read,
+		token: token, after: d.pages.Settled(), from: pl.from, last: pl.from, settled: pl.settled, read: read, number: d.pages.Dispatches(),
 		again: pl.again, release: pl.release, rewind: pl.rewind, notify: p.w.others(p) > 0,
 		unqueued: func(shard int) bool { _, ok := pl.unqueued[shard]; return ok },
 	}

@@ -46,10 +46,12 @@ type lease struct {
 	until int64
 }
 
-// ahead is how far a dispatcher has read, and under which token of the dispatch lease.
+// ahead is how far a dispatcher has read, under which token of the dispatch lease, and by which
+// of its dispatches.
 type ahead struct {
-	token string
-	last  telemetry.EntryID
+	token  string
+	last   telemetry.EntryID
+	number int
 }
 
 type beatKey struct {
@@ -244,6 +246,7 @@ type request struct {
 	from, last     telemetry.EntryID // the read
 	settled        telemetry.EntryID // the last-delivered ID from now on
 	read           []*entry
+	number         int // dispatches under this lease before
 	unqueued       func(shard int) bool
 	again, release map[int][]telemetry.EntryID
 	rewind, notify bool
@@ -258,6 +261,9 @@ func (r *redis) dispatch(p *proc, d request, ttl int64) (map[telemetry.EntryID]b
 	}
 	g := r.group
 	if g == nil || g.delivered != d.after && m != NoDeliveredCheck {
+		return nil, errLost
+	}
+	if d.from != d.after && r.ahead != (ahead{d.token, d.from, d.number}) && m != NoDeliveredCheck && m != NoTokenCheck {
 		return nil, errLost
 	}
 	if !current {
@@ -308,7 +314,7 @@ func (r *redis) dispatch(p *proc, d request, ttl int64) (map[telemetry.EntryID]b
 	r.w.checkPassed(g.delivered, d.settled)
 	g.delivered = d.settled
 	if d.settled != d.last {
-		r.ahead = ahead{d.token, d.last}
+		r.ahead = ahead{d.token, d.last, d.number + 1}
 	} else if d.from != d.after {
 		r.ahead = ahead{}
 	}
