@@ -340,11 +340,7 @@ func (d *dispatcher) bypass(lease uint64, a *protocol.NewEntries, p *dispatchPla
 			}
 			t.deliver(shard, entries)
 		case unqueued:
-			ids := make([]telemetry.EntryID, len(entries))
-			for i := range entries {
-				ids[i] = entries[i].ID
-			}
-			t.orphan(shard, ids)
+			t.orphan(shard, idsOf(entries))
 		case !s.owned || s.stopping:
 		case may && len(gone) == 0 && t.fits(s, len(entries)):
 			for i := range entries {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,6 +91,14 @@ func newTable(cfg Config) *table {
 	return t
 }
 
+func idsOf(entries []telemetry.Entry) []telemetry.EntryID {
+	ids := make([]telemetry.EntryID, len(entries))
+	for i := range entries {
+		ids[i] = entries[i].ID
+	}
+	return ids
+}
+
 func wakeUp(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -161,10 +170,29 @@ func (t *table) orphan(shard int, ids []telemetry.EntryID) {
 }
 
 // orphanFirst notes those of the n oldest entries of a shard in flight that are unqueued: they are not
-// finished, though nothing waits for them any more. The caller holds the lock.
-func (t *table) orphanFirst(shard int, grant uint64, n int) {
+// finished, though nothing waits for them any more, as far as is told. The caller holds the lock.
+func (t *table) orphanFirst(shard int, grant uint64, n int, unfinished func(telemetry.EntryID) bool) {
 	if s := &t.slots[shard]; s.owned && s.grant == grant {
-		t.orphan(shard, s.queue.UnqueuedOf(n))
+		t.orphan(shard, slices.DeleteFunc(s.queue.UnqueuedOf(n), func(id telemetry.EntryID) bool { return !unfinished(id) }))
+	}
+}
+
+// adopt forgets orphans that are on their queue now, or that are finished. The caller holds the lock.
+func (t *table) adopt(shard int, ids []telemetry.EntryID) {
+	if len(t.orphans[shard]) == 0 {
+		return
+	}
+	these := make(map[telemetry.EntryID]struct{}, len(ids))
+	for _, id := range ids {
+		these[id] = struct{}{}
+	}
+	// A plan that is being carried out has the list.
+	rest := slices.DeleteFunc(slices.Clone(t.orphans[shard]), func(id telemetry.EntryID) bool {
+		_, ok := these[id]
+		return ok
+	})
+	if t.orphans[shard] = rest; len(rest) == 0 {
+		delete(t.orphans, shard)
 	}
 }
 

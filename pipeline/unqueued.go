@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -200,11 +199,7 @@ func (d *dispatcher) queued(lease uint64, p *dispatchPlan, gone map[telemetry.En
 		return
 	}
 	for shard, ids := range p.ahead.Again {
-		if rest := t.orphans[shard][len(ids):]; len(rest) > 0 {
-			t.orphans[shard] = slices.Clone(rest)
-		} else {
-			delete(t.orphans, shard)
-		}
+		t.adopt(shard, ids)
 		t.slots[shard].queue.Dispatched()
 		t.slots[shard].queue.Recheck() // some may have been redelivered, and finished
 		t.slots[shard].due = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -590,9 +591,7 @@ func (w *worker) finish(b *batch) {
 		if s := &w.table.slots[p.shard]; s.grant == p.grant && b.refused[p.shard] == "" {
 			s.refusal = protocol.Wait{}
 		}
-		if b.stale[p.shard] || b.reread[p.shard] || b.refused[p.shard] != "" {
-			w.table.orphanFirst(p.shard, p.grant, len(p.entries))
-		}
+		w.orphan(b, p)
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
 	w.table.mu.Unlock()
@@ -611,6 +610,25 @@ func (w *worker) finish(b *batch) {
 	w.stateSize.Store(int64(w.state.len))
 	wakeUp(w.table.room)
 	wakeUp(w.table.wake)
+}
+
+// orphan notes what is unqueued and not finished of a part of an acknowledged batch. Of one whose
+// shard was given up meanwhile all was noted, and what is finished is taken out. The caller holds the table's lock.
+func (w *worker) orphan(b *batch, p part) {
+	if b.stale[p.shard] || b.reread[p.shard] {
+		w.table.orphanFirst(p.shard, p.grant, len(p.entries), func(telemetry.EntryID) bool { return true })
+		return
+	}
+	refused := func(id telemetry.EntryID) bool {
+		_, ok := b.deadLettered[id]
+		return ok && b.refused[p.shard] != ""
+	}
+	if b.refused[p.shard] != "" {
+		w.table.orphanFirst(p.shard, p.grant, len(p.entries), refused)
+	}
+	if w.table.slots[p.shard].grant != p.grant {
+		w.table.adopt(p.shard, slices.DeleteFunc(idsOf(p.entries), refused))
+	}
 }
 
 func unique(ids []string) []string {

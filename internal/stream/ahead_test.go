@@ -21,6 +21,8 @@ type ahead struct {
 	token    string
 	pages    protocol.Pages
 	unqueued []telemetry.EntryID // and not finished
+
+	meanwhile func() // called once between the next read and its dispatch
 }
 
 // readAhead acquires the dispatch lease for one.
@@ -43,6 +45,10 @@ func (d *ahead) nextWith(count int, a protocol.Ahead, shards ...int) protocol.Di
 	var read protocol.NewEntries
 	if count > 0 {
 		read = d.readUpTo(d.pages.End(), count)
+	}
+	if d.meanwhile != nil {
+		d.meanwhile()
+		d.meanwhile = nil
 	}
 	for _, lists := range []map[int][]telemetry.EntryID{a.Again, a.Enqueue} {
 		for _, ids := range lists {
@@ -705,4 +711,88 @@ func (b *bench) save() (restore func()) {
 			require.NoError(b.t, b.client.RestoreReplace(ctx, key, 0, dumps[i]).Err())
 		}
 	}
+}
+
+// P6: what another dispatcher had read may be stored, also where it is trimmed only while the next one
+// comes to it. What lies beyond was never read.
+func TestP6WhatIsTrimmedAsItIsDispatchedAgainMayBeStored(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		read  int   // entries that the next dispatcher has read and not dispatched
+		trim  int   // entries trimmed
+		exact int64 // of these never read
+		gone  int64 // of these read by the next dispatcher only
+	}{
+		"before the next read":                  {trim: 30},
+		"some of what was read again":           {read: 40, trim: 30},
+		"all of what was read again":            {read: 20, trim: 30},
+		"just until there":                      {read: 20, trim: 60},
+		"more than that":                        {trim: 80, exact: 20},
+		"more than that, and than is read":      {read: 70, trim: 80, exact: 10, gone: 10},
+		"more than that, of what is read again": {read: 90, trim: 80, gone: 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			ids := b.twoShards(100)
+			d := b.readAhead("first")
+			d.next(10)
+			d.next(50, 1, 2)
+			require.NoError(t, b.ReleaseDispatchLease(t.Context(), "first"))
+			next := b.readAhead("second")
+			trim := func() {
+				require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.cfg.Stream, int64(100-tc.trim)).Err())
+				b.look()
+				require.Empty(t, b.allLosses(), "it is left to the dispatcher")
+			}
+			if tc.read > 0 {
+				next.meanwhile = trim
+				next.next(tc.read - 10)
+			} else {
+				trim()
+				next.next(20)
+			}
+			next.next(1000)
+			next.next(0)
+			b.look()
+
+			var exact, gone, unknown int64
+			for _, l := range b.allLosses() {
+				switch {
+				case l.Entries < 0:
+					unknown++
+					require.Equal(t, ids[9], l.First)
+					require.LessOrEqual(t, l.Last.Compare(ids[59]), 0, "%+v", l)
+				case l.First == l.Last:
+					gone += l.Entries
+					require.Positive(t, l.First.Compare(ids[59]), "%+v", l)
+				default:
+					exact += l.Entries
+					require.GreaterOrEqual(t, l.First.Compare(ids[59]), 0, "%+v", l)
+				}
+			}
+			require.Equal(t, []int64{1, tc.exact, tc.gone}, []int64{unknown, exact, gone}, "%+v", b.allLosses())
+			require.Equal(t, known(0), b.info().Lag)
+			require.EqualValues(t, 100, b.entriesRead())
+		})
+	}
+}
+
+// P6: what was trimmed between two reads was never read. How much of what lies before them was finished is
+// not known to the next dispatcher, and what was not trimmed beyond them has no number.
+func TestP6AGapBetweenTwoReadsIsNotedOnceByTheNextDispatcher(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.twoShards(100)
+	d := b.readAhead("first")
+	d.next(10, 1, 2)
+	b.trimTo(ids[60])
+	d.next(10, 1, 2)
+	require.NoError(t, b.ReleaseDispatchLease(t.Context(), "first"))
+	next := b.readAhead("second")
+	next.next(1000)
+	next.next(0)
+	b.look()
+	require.Equal(t, []protocol.Loss{{Cause: "trimmed_unread", Last: ids[60], Entries: -1, Shard: -1}}, b.allLosses())
+	require.EqualValues(t, 100, b.entriesRead())
 }

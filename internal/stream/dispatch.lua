@@ -36,9 +36,14 @@ if ARGV[7] ~= ARGV[4] then
   if last ~= ARGV[7] or token ~= ARGV[2] or number ~= ARGV[14] then return {'moved', ARGV[4]} end
   ahead = count
 end
+-- What a former dispatcher has read is dispatched again: it may have finished what was trimmed of that.
+local until_there, former, known
+if ARGV[7] == ARGV[4] then until_there, former, known = read_ahead(KEYS[5], ARGV[4]) end
+if former == '-' then until_there = nil end
 
 local answer = {'dispatched', 0, -1}
 local pending, added, trimmed = g['pending'], {}, 0
+local unsure = {} -- those of the trimmed
 local i = 15
 while i <= #ARGV do
   local kind, n = ARGV[i], tonumber(ARGV[i + 1])
@@ -53,7 +58,9 @@ while i <= #ARGV do
       if not there[ARGV[j]] then
         answer[#answer + 1] = ARGV[j]
         if kind == 'new' then trimmed = trimmed + 1 end
-        if kind ~= 'unqueued' then
+        if kind == 'new' and until_there and not after(ARGV[j], until_there) then
+          unsure[#unsure + 1] = ARGV[j]
+        elseif kind ~= 'unqueued' then
           redis.call('rpush', KEYS[3], cjson.encode({
             cause = 'trimmed_unread', consumer = consumer, first = ARGV[j], last = ARGV[j], entries = 1}))
         end
@@ -66,6 +73,15 @@ end
 -- entries-read is what lag is computed from. It moves by what was read.
 local read = ahead
 if ARGV[7] == ARGV[4] then read = g['entries-read'] or read_until(KEYS[5], ARGV[4]) end
+if until_there then
+  if known then known = known + trimmed - #unsure end -- those beyond are noted by themselves
+  local noted = note_redispatched(pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[7], read, until_there, known)
+  if noted ~= read then
+    read = noted - trimmed -- they are among the removed
+  elseif #unsure > 0 then
+    redis.call('rpush', KEYS[3], cjson.encode({cause = 'trimmed_unread', first = unsure[1], last = unsure[#unsure]}))
+  end
+end
 if not read then
   read = note_unread(pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[7])
   if read then read = read - trimmed end -- those trimmed since the read are among the removed

@@ -52,19 +52,9 @@ local function read_beyond(group, id)
   set_ahead(KEYS[7], token, ahead, count, '-')
   local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   local read = group['entries-read'] or read_until(KEYS[7], id)
-  local first, removed = s['first-entry'] and s['first-entry'][1], s['entries-added'] - s['length']
-  if token ~= '-' and removed > 0 and (not read or removed > read) and (not first or after(first, id)) then
-    local known = math.max(count or 0, read or 0)
-    if not count or not read or read < count then
-      local last = first or s['last-generated-id']
-      if count and after(last, ahead) then last = ahead end
-      redis.call('rpush', KEYS[10], cjson.encode({cause = 'trimmed_unread', first = id, last = last}))
-    end
-    if count and removed > known then
-      redis.call('rpush', KEYS[10], cjson.encode({
-        cause = 'trimmed_unread', first = ahead, last = first or s['last-generated-id'], entries = removed - known}))
-    end
-    move_to(KEYS[1], ARGV[1], KEYS[7], id, removed)
+  if token ~= '-' then
+    local noted = note_redispatched(s, KEYS[10], id, read, ahead, count)
+    if noted ~= read then move_to(KEYS[1], ARGV[1], KEYS[7], id, noted) end
   end
   if not s['last-entry'] or not after(s['last-entry'][1], id) then
     redis.call('hdel', KEYS[7], 'ahead')

@@ -123,6 +123,26 @@ local function read_ahead(lengths, id)
   if last and after(last, id) then return last, token, tonumber(read), unqueued, number end
 end
 
+-- note_redispatched notes what was removed behind an ID, if all that is left follows it, while
+-- entries up to where a former dispatcher has read to, ahead, are dispatched again: without a number until there, since
+-- it may have finished some, and with their number beyond. read is how many were read until the ID, and
+-- count how many until ahead, nil for unknown. It returns how many are read or noted then, nil for unknown.
+local function note_redispatched(s, losses, id, read, ahead, count)
+  local first, removed = s['first-entry'] and s['first-entry'][1], s['entries-added'] - s['length']
+  if removed == 0 or read and removed <= read or first and not after(first, id) then return read end
+  local last, known = first or s['last-generated-id'], math.max(count or 0, read or 0)
+  local beyond = not first or after(first, ahead)
+  if not count or not read or read < count then
+    redis.call('rpush', losses, cjson.encode({
+      cause = 'trimmed_unread', first = id, last = count and beyond and ahead or last}))
+  end
+  if count and beyond and removed > known then
+    redis.call('rpush', losses, cjson.encode({
+      cause = 'trimmed_unread', first = ahead, last = last, entries = removed - known}))
+  end
+  return removed
+end
+
 -- set_ahead records that, and how many entries are unqueued; '-' once its lease is another one's.
 local function set_ahead(lengths, token, last, read, unqueued, number)
   redis.call('hset', lengths, 'ahead', token .. ' ' .. last .. ' ' .. (read or '') .. ' ' .. unqueued .. ' ' .. (number or 0))
