@@ -163,19 +163,29 @@ func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLetter,
 	add func(context.Context, []telemetry.DeadLetter, map[int]string) error,
 ) (map[int]bool, error) {
-	tokens := b.tokens()
+	tokens, left := b.tokens(), make(map[int]bool)
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
 		func(err error) bool {
 			return !lostState(err) && dispositionOf(err) != dropFenced && refusalState(err) == ""
 		},
-		func() error { defer w.callsReturned.Add(1); return add(ctx, letters, tokens) })
+		func() error {
+			defer w.callsReturned.Add(1)
+			err := add(ctx, letters, tokens)
+			if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Code == protocol.Unqueued {
+				left = lostShards(err, b)
+				return nil
+			}
+			return err
+		})
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	left := make(map[int]bool)
 	w.refusals.note(w.log, err)
 	switch {
 	case err == nil:
+		if len(left) > 0 {
+			b.reread = left // they are read from their queues once they are there
+		}
 	case refusalState(err) != "":
 		b.refused = make(map[int]string)
 		for i := range letters {

@@ -74,6 +74,8 @@ type slot struct {
 	// ID has passed it, entries that the one before unqueued may be missing from the queue.
 	dispatched telemetry.EntryID
 	drained    chan struct{} // closed when stopping and nothing is in flight
+	// deadLettered is when the shard had a dead letter last.
+	deadLettered time.Time
 }
 
 func newTable(cfg Config) *table {
@@ -462,10 +464,17 @@ func (t *table) fits(s *slot, n int) bool {
 	return l == 0 || l+n <= t.workerRecords
 }
 
+// queuedAfterDeadLetter is how long entries of a shard are queued after one became a dead letter: those
+// that are unqueued must be put on its queue before the next one leaves it.
+const queuedAfterDeadLetter = 10 * time.Second
+
 // mayStayUnqueued reports whether n more entries of a shard may be unqueued: as long as its worker is not full.
 // The read is limited to what all workers together have room for, and may fill one of them
 // beyond its part by its own size.
 func (t *table) mayStayUnqueued(s *slot, n int) bool {
+	if time.Since(s.deadLettered) < queuedAfterDeadLetter {
+		return false
+	}
 	l := t.load[s.worker]
 	return l.records == 0 || l.records < t.workerRecords && (l.shards == 1 || s.records+n <= t.workerRecords/2)
 }

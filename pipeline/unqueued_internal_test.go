@@ -21,7 +21,7 @@ func TestP6OnlyWhatIsUnfinishedOfABatchIsOrphaned(t *testing.T) {
 	}{
 		"acknowledged":                       {},
 		"acknowledgement refused":            {batch: batch{stale: map[int]bool{0: true}}, want: []telemetry.EntryID{id(1), id(2), id(3)}},
-		"to be read again":                   {batch: batch{reread: map[int]bool{0: true}}, want: []telemetry.EntryID{id(1), id(2), id(3)}},
+		"a dead letter on no queue":          {batch: batch{deadLettered: map[telemetry.EntryID]struct{}{id(3): {}}, reread: map[int]bool{0: true}}, want: []telemetry.EntryID{id(3)}},
 		"a dead letter":                      {batch: batch{deadLettered: map[telemetry.EntryID]struct{}{id(2): {}}}},
 		"a dead letter refused":              {batch: batch{deadLettered: map[telemetry.EntryID]struct{}{id(2): {}}, refused: map[int]string{0: "OOM"}}, want: []telemetry.EntryID{id(2)}},
 		"dropped":                            {dropped: true, want: []telemetry.EntryID{id(9)}},

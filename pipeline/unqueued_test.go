@@ -35,6 +35,7 @@ type dispatches struct {
 	most     int                            // entries pending after a dispatch, at most
 	claimed  int                            // entries put on queues when they were read
 	again    int                            // later, since their work was given up
+	orphans  []telemetry.EntryID            // these
 	released int                            // later, while they were in flight
 	gone     int                            // of those in flight: trimmed
 	rewinds  int                            // dispatches of what another lease had read
@@ -99,6 +100,7 @@ func (s *dispatches) Dispatch(ctx context.Context, d protocol.DispatchRequest, a
 	})
 	for _, ids := range d.Ahead.Again {
 		s.again += len(ids)
+		s.orphans = append(s.orphans, ids...)
 	}
 	for _, ids := range d.Ahead.Enqueue {
 		s.released += len(ids)
@@ -531,6 +533,30 @@ func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 	require.Contains(t, b.awaitDeadLetters(20*time.Second, 1), bad)
 	b.settled(20*time.Second, 0)
 	require.Equal(t, ids[len(ids)-1], b.delivered())
+	b.requireInOrder(devices * seconds)
+	b.requireNothingLost()
+	s.log(t)
+}
+
+// P2: a dead letter that is on no queue is put there first. If its dispatcher died before the last-delivered ID
+// has passed it, its next owner would find it, and might store what is a dead letter.
+func TestP2AnUnqueuedDeadLetterIsMovedFromItsQueue(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const devices, seconds = 100, 20
+	in, s := b.startWatched("one")
+	b.acquireAll(in)
+	entries := backlog(devices, 0, seconds)
+	entries = slices.Insert(entries, 2*readOf+7, junk(t, "nul", 1, 500).Fields)
+	ids := b.publish(entries...)
+	bad := ids[2*readOf+7]
+	s.open.Store(true)
+	require.Contains(t, b.awaitDeadLetters(20*time.Second, 1), bad)
+	s.seen(func() {
+		require.Contains(t, s.unqueued, bad, "the test tests something")
+		require.Contains(t, s.orphans, bad)
+	})
+	b.settled(20*time.Second, 0)
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()
 	s.log(t)

@@ -592,6 +592,9 @@ func (w *worker) finish(b *batch) {
 			s.refusal = protocol.Wait{}
 		}
 		w.orphan(b, p)
+		if slices.ContainsFunc(b.letters, func(l telemetry.DeadLetter) bool { return l.Shard == p.shard }) {
+			w.table.slots[p.shard].deadLettered = time.Now()
+		}
 		w.table.finish(p.shard, p.grant, len(p.entries), size(p.entries), p.entries[len(p.entries)-1].ID)
 	}
 	w.table.mu.Unlock()
@@ -615,19 +618,20 @@ func (w *worker) finish(b *batch) {
 // orphan notes what is unqueued and not finished of a part of an acknowledged batch. Of one whose
 // shard was given up meanwhile all was noted, and what is finished is taken out. The caller holds the table's lock.
 func (w *worker) orphan(b *batch, p part) {
-	if b.stale[p.shard] || b.reread[p.shard] {
+	if b.stale[p.shard] {
 		w.table.orphanFirst(p.shard, p.grant, len(p.entries), func(telemetry.EntryID) bool { return true })
 		return
 	}
-	refused := func(id telemetry.EntryID) bool {
+	waits := b.reread[p.shard] || b.refused[p.shard] != ""
+	left := func(id telemetry.EntryID) bool {
 		_, ok := b.deadLettered[id]
-		return ok && b.refused[p.shard] != ""
+		return ok && waits
 	}
-	if b.refused[p.shard] != "" {
-		w.table.orphanFirst(p.shard, p.grant, len(p.entries), refused)
+	if waits {
+		w.table.orphanFirst(p.shard, p.grant, len(p.entries), left)
 	}
 	if w.table.slots[p.shard].grant != p.grant {
-		w.table.adopt(p.shard, slices.DeleteFunc(idsOf(p.entries), refused))
+		w.table.adopt(p.shard, slices.DeleteFunc(idsOf(p.entries), left))
 	}
 }
 

@@ -37,6 +37,10 @@ const (
 	Misconfigured
 )
 
+// Unqueued is the code of a Failure of kind Lost that names shards with dead letters that are on
+// no queue yet.
+const Unqueued = "unqueued"
+
 func (k FailureKind) String() string {
 	switch k {
 	case Unavailable:

@@ -507,8 +507,8 @@ func TestP4AnAckOfUnqueuedEntriesMovesTheAckedMarkAndNeedsNoPendingEntry(t *test
 	require.Empty(t, b.allLosses(), "no queue lacks anything")
 }
 
-// P1, P6: a dead letter of what is unqueued is on no queue; of anything else it is refused.
-func TestP6ADeadLetterOfAUnqueuedEntryIsMovedAndOfAnEntryThatIsNowhereNot(t *testing.T) {
+// P2, P6: a dead letter of what is unqueued waits for its queue, unless it was trimmed; of anything else it is refused.
+func TestP2ADeadLetterIsMovedFromItsQueueOrWhereItsEntryIsTrimmed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ids := b.twoShards(20)
@@ -542,6 +542,12 @@ func TestP6ADeadLetterOfAUnqueuedEntryIsMovedAndOfAnEntryThatIsNowhereNot(t *tes
 	require.Empty(t, stored())
 
 	pending := b.info().Pending
+	k, code := kind(t, dead.DeadLetter(t.Context(), letter(6, true), nil))
+	require.Equal(t, protocol.Lost, k)
+	require.Equal(t, protocol.Unqueued, code, "the next dispatcher would find it, and its owner might store it")
+	refused(slices.Concat(letter(6, true), letter(0, true)))
+	require.Empty(t, stored())
+	d.nextWith(0, protocol.Ahead{Enqueue: map[int][]telemetry.EntryID{1: {ids[6]}}})
 	for range 2 { // the reply to the first is lost
 		require.NoError(t, dead.DeadLetter(t.Context(), letter(6, true), nil))
 	}
@@ -559,6 +565,10 @@ func TestP6ADeadLetterOfAUnqueuedEntryIsMovedAndOfAnEntryThatIsNowhereNot(t *tes
 	require.Contains(t, b.queue(2), ids[7])
 	b.look()
 	require.Empty(t, b.allLosses())
+
+	b.trimTo(ids[9])
+	require.NoError(t, dead.DeadLetter(t.Context(), letter(8, true), nil), "nobody finds it any more")
+	require.Equal(t, []telemetry.EntryID{ids[6], ids[2], ids[8]}, stored())
 }
 
 // P6: an entry in flight may be stored though it is trimmed. One that nobody has is lost.

@@ -64,8 +64,9 @@ func (d *DeadLetters) Stream() string { return d.stream }
 
 // DeadLetter moves entries from the queues of their shards, owned under these
 // tokens, to the dead-letter stream and acknowledges them. It is idempotent. An
-// entry that is not pending on its shard's queue, nor unqueued, is skipped, and the error is a
-// Failure of kind Lost that names its shard: that queue must be read again.
+// entry that is not pending on its shard's queue is skipped, and the error is a
+// Failure of kind Lost that names its shard: that queue must be read again. Its code is protocol.Unqueued
+// if none is missing, and those that are unqueued are to be put on their queues first.
 // Entries of a shard that was acquired under another token since are skipped,
 // too; then the Failure is of kind Fenced and names all shards with skipped
 // entries. After any error the call may be repeated.
@@ -83,7 +84,7 @@ func (d *DeadLetters) DeadLetterDeferred(ctx context.Context, letters []telemetr
 const dlqBatchBytes = 4 << 20
 
 func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string, pending bool) error {
-	var absent, stale []int
+	var absent, unqueued, stale []int
 	for len(letters) > 0 {
 		n, bytes := 0, 0
 		for n < len(letters) && (n == 0 || bytes < dlqBatchBytes) {
@@ -98,6 +99,8 @@ func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLet
 			switch reply {
 			case "absent":
 				absent = append(absent, letters[i].Shard)
+			case "unqueued":
+				unqueued = append(unqueued, letters[i].Shard)
 			case "stale":
 				stale = append(stale, letters[i].Shard)
 			}
@@ -107,13 +110,18 @@ func (d *DeadLetters) moveToDLQ(ctx context.Context, letters []telemetry.DeadLet
 	switch {
 	case len(stale) > 0:
 		return &protocol.Failure{
-			Kind: protocol.Fenced, Code: "token", Shards: sortedUnique(slices.Concat(stale, absent)),
+			Kind: protocol.Fenced, Code: "token", Shards: sortedUnique(slices.Concat(stale, absent, unqueued)),
 			Err: fmt.Errorf("move to the dead letters: shards %v were reacquired, or their tokens are lost", sortedUnique(stale)),
 		}
 	case len(absent) > 0:
 		return &protocol.Failure{
-			Kind: protocol.Lost, Code: "absent", Shards: sortedUnique(absent),
+			Kind: protocol.Lost, Code: "absent", Shards: sortedUnique(slices.Concat(absent, unqueued)),
 			Err: errors.New("move to the dead letters: an entry is not pending on its queue any more; the queue is read again"),
+		}
+	case len(unqueued) > 0:
+		return &protocol.Failure{
+			Kind: protocol.Lost, Code: protocol.Unqueued, Shards: sortedUnique(unqueued),
+			Err: errors.New("move to the dead letters: an entry is on no queue; it is put on its queue first"),
 		}
 	}
 	return nil

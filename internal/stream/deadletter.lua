@@ -13,13 +13,15 @@
 -- ARGV[3] source ID   ARGV[4] digest of the entry's content
 -- ARGV[5] shard   ARGV[6] token under which it is owned
 -- ARGV[7] '1' if the dispatcher unqueued the entry: it is on no queue as long as it lies beyond the
---         last-delivered ID
+--         last-delivered ID. There the next dispatcher would find it, and its owner might
+--         store what is a dead letter: it must be queued first, unless it was trimmed
 -- then the names and values of the dead letter
 --
 -- Reply: {'stale'}       the shard was acquired under another token since; nothing was done
 --     or {'moved', ID of the dead letter}
 --     or {'known', ID}   it was moved before; acknowledged again, since it may
 --                        have been redelivered
+--     or {'unqueued'}    it is on no queue yet; nothing was done
 --     or {'absent'}      it is not pending on this queue, nor unqueued; nothing was done
 --
 -- The digest tells an entry from another one that came to have its ID on a
@@ -40,6 +42,7 @@ if ARGV[2] ~= '' and #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3],
   local g = ARGV[7] == '1' and find_group(KEYS[1], ARGV[1])
   if not g or g.err or not after(ARGV[3], g['last-delivered-id']) then return {'absent'} end
   if #redis.call('xpending', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1) > 0 then return {'absent'} end -- it is on another one
+  if #redis.call('xrange', KEYS[1], ARGV[3], ARGV[3]) > 0 then return {'unqueued'} end
 end
 local id = redis.call('xadd', KEYS[2], '*', unpack(ARGV, 8))
 redis.call('hset', KEYS[3], name, id)
