@@ -23,6 +23,8 @@ type Source interface {
 	ReadNew(ctx context.Context, after telemetry.EntryID, count int, block time.Duration) (protocol.NewEntries, error)
 	Dispatch(ctx context.Context, d protocol.DispatchRequest, a *protocol.NewEntries) (protocol.DispatchResult, error)
 	ReadQueues(ctx context.Context, reads []protocol.QueueRead) ([]protocol.QueueReply, error)
+	// Undecided returns those of some entries that are still to be decided from their queues.
+	Undecided(ctx context.Context, ids []telemetry.EntryID) ([]telemetry.EntryID, error)
 	// Work returns the progress of every shard.
 	Work(ctx context.Context) (map[int]protocol.ShardWork, error)
 }
@@ -206,7 +208,7 @@ func (p *Pipeline) intake() []func(context.Context) error {
 		progress: protocol.NewProgressTracker(p.cfg.StallAfter),
 	}
 	r := &reader{cfg: p.cfg, table: p.table, source: p.source, metrics: p.metrics, log: p.log, wait: newBackOff()}
-	q := &retrier{cfg: p.cfg, table: p.table, deferrals: p.deferrals, metrics: p.metrics, log: p.log}
+	q := &retrier{cfg: p.cfg, table: p.table, source: p.source, deferrals: p.deferrals, metrics: p.metrics, log: p.log}
 	runs := []func(context.Context) error{d.run, r.run, p.fences.run, q.run, p.scheduler.run}
 	for _, w := range p.workers {
 		runs = append(runs, w.ahead.run)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -45,6 +46,7 @@ const claimAtOnce = 500
 type retrier struct {
 	cfg       Config
 	table     *table
+	source    Source
 	deferrals Deferrals
 	metrics   *metrics
 	log       *slog.Logger
@@ -80,6 +82,13 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
+	// One that is delivered again may be stored. Given up here meanwhile it would be a dead letter as well.
+	again, err := r.source.Undecided(ctx, idsOfDeferred(rows))
+	if err != nil {
+		return false, errors.Join(err, giveBack(ctx, r.deferrals, rows))
+	}
+	full := len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash
+	rows = slices.DeleteFunc(rows, func(d protocol.Deferred) bool { return slices.Contains(again, d.Entry.ID) }) // due again after the lease
 	byShard := make(map[int][]protocol.Deferred)
 	for _, row := range rows {
 		byShard[row.Shard] = append(byShard[row.Shard], row)
@@ -105,8 +114,15 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 			return false, ctx.Err()
 		}
 	}
-	more := len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash
-	return more && notReturned == nil, notReturned
+	return full && notReturned == nil, notReturned
+}
+
+func idsOfDeferred(rows []protocol.Deferred) []telemetry.EntryID {
+	ids := make([]telemetry.EntryID, len(rows))
+	for i := range rows {
+		ids[i] = rows[i].Entry.ID
+	}
+	return ids
 }
 
 // returnWithin bounds the last call to Postgres when the work ends.

@@ -216,3 +216,35 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 		})
 	}
 }
+
+// P2: a deferred entry that is delivered again, as after Redis lost its acknowledgement, or the dispatcher
+// was lost in a backlog, may be stored by its owner. It does not become a dead letter meanwhile.
+func TestP2ADeferredEntryIsNotGivenUpWhileItIsDeliveredAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var claims atomic.Int64
+	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.DeadLetters.RetryDelays = []time.Duration{200 * time.Millisecond}
+		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims.Add(1) }}
+	})
+	b.acquireAll(in)
+	id := b.publish(junk(t, "not_json", 1, 1).Fields)[0]
+	const waiting = "select count(*) from processor.deferred"
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.count(waiting); n != 1 {
+			return fmt.Errorf("%d are deferred", n)
+		}
+		return nil
+	})
+	require.NoError(t, b.client.Do(t.Context(), "xclaim", b.stream, b.group, "another", 0, id.String(), "force", "justid").Err())
+	before := claims.Load()
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := claims.Load() - before; n < 5 {
+			return fmt.Errorf("it was due %d times", n)
+		}
+		return nil
+	})
+	require.Equal(t, 1, b.count(waiting), "five attempts would be too many")
+	require.NoError(t, b.client.XAck(t.Context(), b.stream, b.group, id.String()).Err())
+	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), id)
+}

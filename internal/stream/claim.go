@@ -14,11 +14,15 @@ import (
 //go:embed claim.lua
 var claimSource string
 
+//go:embed undecided.lua
+var undecidedSource string
+
 //go:embed remove_consumer.lua
 var removeConsumerSource string
 
 var (
 	claimScript          = withPrelude(claimSource)
+	undecidedScript      = withPrelude(undecidedSource)
 	removeConsumerScript = redis.NewScript(removeConsumerSource)
 )
 
@@ -133,6 +137,27 @@ func (g *Group) shardsOf(ctx context.Context, ids []string) ([]int, error) {
 // possibly before the cursor.
 func (g *Group) Notify(ctx context.Context, shards []int) error {
 	return failure("ring", g.client.Publish(ctx, g.names.NotifyChannel(), notifyPayload(shards, nil)).Err())
+}
+
+// Undecided returns those of some entries that the owners of their shards have still to decide, or to
+// decide again: they are in the stream, and pending or beyond the last-delivered ID.
+func (g *Group) Undecided(ctx context.Context, ids []telemetry.EntryID) ([]telemetry.EntryID, error) {
+	args := make([]any, 0, 1+len(ids))
+	args = append(args, g.names.Group)
+	for _, id := range ids {
+		args = append(args, id.String())
+	}
+	texts, err := undecidedScript.Run(ctx, g.client, []string{g.names.Stream}, args...).StringSlice()
+	if err != nil {
+		return nil, failure("ask which entries are undecided", err)
+	}
+	found := make([]telemetry.EntryID, len(texts))
+	for i, text := range texts {
+		if found[i], err = telemetry.ParseEntryID(text); err != nil {
+			return nil, failure("ask which entries are undecided", err)
+		}
+	}
+	return found, nil
 }
 
 // Remove removes a foreign consumer that has nothing pending and has been idle

@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -278,4 +279,25 @@ func TestAClaimLeavesToTheDispatcherWhatItWillComeTo(t *testing.T) {
 	b.dispatchAll("t")
 	require.Equal(t, append(done, ids...), b.queue(1))
 	require.Zero(t, b.consumers()["earlier"])
+}
+
+// P2: what is deferred, and delivered again after the dispatcher was lost, is not given up before that is decided.
+func TestP2UndecidedIsWhatIsPendingOrNotDeliveredYet(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.twoShards(20)
+	undecided := func() []telemetry.EntryID {
+		t.Helper()
+		found, err := b.Undecided(t.Context(), append(slices.Clone(ids), telemetry.EntryID{Ms: 1}))
+		require.NoError(t, err)
+		return found
+	}
+	require.Equal(t, ids, undecided(), "there is no group")
+	d := b.readAhead("t")
+	d.next(10)
+	d.next(4, 1)
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ofShard(ids[:10], 1)}}))
+	require.Equal(t, slices.Concat(ofShard(ids[:10], 2), ids[10:]), undecided())
+	b.trimTo(ids[4])
+	require.Equal(t, slices.Concat(ofShard(ids[:10], 2)[2:], ids[10:]), undecided(), "nobody can decide what is gone")
 }
