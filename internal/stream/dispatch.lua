@@ -74,9 +74,10 @@ end
 local read = ahead
 if ARGV[7] == ARGV[4] then read = g['entries-read'] or read_until(KEYS[5], ARGV[4]) end
 if until_there then
-  if known then known = known + trimmed - #unsure end -- those beyond are noted by themselves
-  local noted = note_redispatched(pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[7], read, until_there, known)
+  local noted = note_redispatched(
+    pairs_of(redis.call('xinfo', 'stream', KEYS[1])), KEYS[3], ARGV[7], read, until_there, known, trimmed - #unsure)
   if noted ~= read then
+    if ARGV[5] == ARGV[4] then move_to(KEYS[1], ARGV[1], KEYS[5], ARGV[4], noted) end
     read = noted - trimmed -- they are among the removed
   elseif #unsure > 0 then
     redis.call('rpush', KEYS[3], cjson.encode({cause = 'trimmed_unread', first = unsure[1], last = unsure[#unsure]}))

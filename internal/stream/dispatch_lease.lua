@@ -53,7 +53,7 @@ local function read_beyond(group, id)
   local s = pairs_of(redis.call('xinfo', 'stream', KEYS[1]))
   local read = group['entries-read'] or read_until(KEYS[7], id)
   if token ~= '-' then
-    local noted = note_redispatched(s, KEYS[10], id, read, ahead, count)
+    local noted = note_redispatched(s, KEYS[10], id, read, ahead, count, 0)
     if noted ~= read then move_to(KEYS[1], ARGV[1], KEYS[7], id, noted) end
   end
   if not s['last-entry'] or not after(s['last-entry'][1], id) then

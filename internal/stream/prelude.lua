@@ -126,11 +126,12 @@ end
 -- note_redispatched notes what was removed behind an ID, if all that is left follows it, while
 -- entries up to where a former dispatcher has read to, ahead, are dispatched again: without a number until there, since
 -- it may have finished some, and with their number beyond. read is how many were read until the ID, and
--- count how many until ahead, nil for unknown. It returns how many are read or noted then, nil for unknown.
-local function note_redispatched(s, losses, id, read, ahead, count)
+-- count how many until ahead, nil for unknown; noted of those beyond are noted by themselves. It returns how
+-- many are read or noted then, nil for unknown.
+local function note_redispatched(s, losses, id, read, ahead, count, noted)
   local first, removed = s['first-entry'] and s['first-entry'][1], s['entries-added'] - s['length']
   if removed == 0 or read and removed <= read or first and not after(first, id) then return read end
-  local last, known = first or s['last-generated-id'], math.max(count or 0, read or 0)
+  local last, known = first or s['last-generated-id'], math.max(count or 0, read or 0) + noted
   local beyond = not first or after(first, ahead)
   if not count or not read or read < count then
     redis.call('rpush', losses, cjson.encode({
