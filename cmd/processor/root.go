@@ -13,7 +13,7 @@ import (
 	"github.com/trmtracking/processor/internal/cli"
 )
 
-// commands lists every command; each has a file of its own.
+// commands lists every command; each family has a file of its own.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newRunCommand(),

@@ -90,7 +90,7 @@ var mutants = []mutant{
 	},
 	{
 		"a write does not check the server's generation", "internal/store/write.go",
-		"probeRow != b.ServerGeneration", "probeRow != b.ServerGeneration && false",
+		"generation != b.ServerGeneration", "generation != b.ServerGeneration && false",
 		"internal/store", "TestABatchOfAnotherServerGeneration",
 	},
 	{

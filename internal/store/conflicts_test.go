@@ -170,10 +170,10 @@ func TestALockOrAFaultIsNotTakenForARowThatStays(t *testing.T) {
 	_, err := s.writeLate(t, of(1, 0, 1))
 	require.NoError(t, err)
 	other := connect(t, s.url)
-	probeRow(t, other, "begin; select from positions for update")
+	exec(t, other, "begin; select from positions for update")
 	_, err = s.writeLate(t, of(1, 9, 2))
 	require.Equal(t, "55P03", failureOf(t, err).Code)
-	probeRow(t, other, "rollback")
+	exec(t, other, "rollback")
 	s.onDelete(t, "raise exception 'x' using errcode = (select code from what);")
 	s.exec(t, "create table what (code text)")
 	for _, code := range strings.Fields("40001 53100 57014 XX000 " + store.CodeFenced) {

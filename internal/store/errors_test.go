@@ -56,7 +56,7 @@ func (s *sink) open(t *testing.T, url string) *pgxpool.Pool {
 
 func (s *sink) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
-	probeRow(t, connect(t, s.url), sql, args...)
+	exec(t, connect(t, s.url), sql, args...)
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {
@@ -67,7 +67,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-func probeRow(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), sql, args...)
 	require.NoError(t, err)
@@ -150,7 +150,7 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 		long[i] = fmt.Sprintf("%x", (i*2654435761)%4294967291)
 	}
 
-	probeRow := func(sql string) string { return fmt.Sprintf(`{"run": %q}`, sql) }
+	statement := func(sql string) string { return fmt.Sprintf(`{"run": %q}`, sql) }
 	raise := func(code string) string { return fmt.Sprintf(`{"code": %q}`, code) }
 	tests := []struct {
 		give  string
@@ -161,12 +161,12 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 		{`{"bad": "yes"}`, "23514", protocol.Rejected, "no_bad"},
 		{`{"only": "1"}`, "23505", protocol.Conflict, "only_one"},
 		{fmt.Sprintf(`{"long": %q}`, strings.Join(long, "")), "54000", protocol.Rejected, "fits"},
-		{probeRow("insert into child values (7)"), "23503", protocol.Rejected, "child_id_fkey"},
-		{probeRow("insert into parent values (null)"), "23502", protocol.Rejected, "id"},
-		{probeRow("select 1 / 0"), "22012", protocol.Rejected, ""},
-		{probeRow("select 99999::smallint"), "22003", protocol.Rejected, ""},
-		{probeRow("select 'x'::int"), "22P02", protocol.Rejected, ""},
-		{probeRow("select repeat('x', 2)::varchar(1)::date"), "22007", protocol.Rejected, ""},
+		{statement("insert into child values (7)"), "23503", protocol.Rejected, "child_id_fkey"},
+		{statement("insert into parent values (null)"), "23502", protocol.Rejected, "id"},
+		{statement("select 1 / 0"), "22012", protocol.Rejected, ""},
+		{statement("select 99999::smallint"), "22003", protocol.Rejected, ""},
+		{statement("select 'x'::int"), "22P02", protocol.Rejected, ""},
+		{statement("select repeat('x', 2)::varchar(1)::date"), "22007", protocol.Rejected, ""},
 		{raise("P0001"), "P0001", protocol.Rejected, ""},
 		{raise("P0004"), "P0004", protocol.Rejected, ""},
 		{raise("38001"), "38001", protocol.Rejected, ""},
@@ -182,12 +182,12 @@ func TestEveryKindOfServerErrorIsClassified(t *testing.T) {
 		{raise("25P03"), "25P03", protocol.Unavailable, ""}, // the session was idle for too long
 		{raise("58030"), "58030", protocol.Unavailable, ""},
 		{raise("XX001"), "XX001", protocol.Unavailable, ""},
-		{probeRow("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
-		{probeRow("select no_such_column"), "42703", protocol.Misconfigured, ""},
-		{probeRow("select no_such_function()"), "42883", protocol.Misconfigured, ""},
-		{probeRow("drop table processor.no_such_table"), "42P01", protocol.Misconfigured, ""},
-		{probeRow("set local role no_such_role"), "22023", protocol.Rejected, ""},
-		{probeRow("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", protocol.Unknown, ""},
+		{statement("select pg_sleep(5)"), "57014", protocol.Unavailable, ""},
+		{statement("select no_such_column"), "42703", protocol.Misconfigured, ""},
+		{statement("select no_such_function()"), "42883", protocol.Misconfigured, ""},
+		{statement("drop table processor.no_such_table"), "42P01", protocol.Misconfigured, ""},
+		{statement("set local role no_such_role"), "22023", protocol.Rejected, ""},
+		{statement("select pg_terminate_backend(pg_backend_pid()), pg_sleep(1)"), "57P01", protocol.Unknown, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.code+" "+tt.give[:min(40, len(tt.give))], func(t *testing.T) {

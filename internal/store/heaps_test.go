@@ -36,8 +36,8 @@ func newFewLocks(t *testing.T, days int) *bench {
 	require.NoError(t, b.shards.Ensure(t.Context(), shards))
 	b.partitionByDay(0)
 	conn := connect(t, b.url) // a block that commits as it goes
-	probeRow(t, conn, `set synchronous_commit = off`)
-	probeRow(t, conn, fmt.Sprintf(`do $$
+	exec(t, conn, `set synchronous_commit = off`)
+	exec(t, conn, fmt.Sprintf(`do $$
 begin
   for i in 0 .. %d loop
     execute format('create table public.positions_%%s partition of public.positions for values from (%%L) to (%%L)',

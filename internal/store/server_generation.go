@@ -100,12 +100,12 @@ func (r *ServerGeneration) connected(ctx context.Context, conn *pgconn.PgConn) e
 	if len(results) != 1 || len(results[0].Rows) != 1 {
 		return fmt.Errorf("read the identity of the Postgres server: %d results", len(results))
 	}
-	probeRow := string(results[0].Rows[0][0])
+	identity := string(results[0].Rows[0][0])
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.last
-	r.last = probeRow
-	if before == "" || before == probeRow {
+	r.last = identity
+	if before == "" || before == identity {
 		return nil
 	}
 	// Shards are given up before the generation is counted: a reader of the new

@@ -78,7 +78,7 @@ func (w *Writer) Write(ctx context.Context, b *protocol.Batch) (protocol.CommitR
 		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("acquire a connection: %w", err)}
 	}
 	defer conn.Release()
-	if probeRow := w.Generation(); probeRow != b.ServerGeneration {
+	if generation := w.Generation(); generation != b.ServerGeneration {
 		rare.Reached(rare.GenerationChanged)
 		return protocol.CommitResult{}, &protocol.Failure{Kind: protocol.Unavailable, Err: errServerGenerationChanged}
 	}

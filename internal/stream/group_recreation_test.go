@@ -13,13 +13,13 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
-	recreationNote, err := b.GroupRecreations(t.Context())
+	recreations, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)
-	require.Len(t, recreationNote, 1)
-	require.Zero(t, recreationNote[0].Dispatched)
-	require.Zero(t, recreationNote[0].Entries)
-	require.Zero(t, recreationNote[0].Last)
-	require.InDelta(t, 0, recreationNote[0].Ago.Seconds(), 30)
+	require.Len(t, recreations, 1)
+	require.Zero(t, recreations[0].Dispatched)
+	require.Zero(t, recreations[0].Entries)
+	require.Zero(t, recreations[0].Last)
+	require.InDelta(t, 0, recreations[0].Ago.Seconds(), 30)
 
 	ids := b.addTo(1, 10)
 	b.dispatchAll("t")
@@ -31,7 +31,7 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	both, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)
 	require.Len(t, both, 2, "oldest first")
-	require.Equal(t, recreationNote[0].Receipt, both[0].Receipt)
+	require.Equal(t, recreations[0].Receipt, both[0].Receipt)
 	second := both[1]
 	require.Equal(t, ids[9], second.Dispatched)
 	require.EqualValues(t, 12, second.Entries)
@@ -39,7 +39,7 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	require.Equal(t, []telemetry.EntryID{ids[3], later[4]}, []telemetry.EntryID{second.First, second.Last})
 
 	for range 2 {
-		require.NoError(t, b.ResolveRecreation(t.Context(), &recreationNote[0]))
+		require.NoError(t, b.ResolveRecreation(t.Context(), &recreations[0]))
 	}
 	left, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)

@@ -37,7 +37,7 @@ func (r *Recomputes) Read(ctx context.Context, count int) ([]telemetry.Entry, er
 	for _, from := range []string{"0", ">"} {
 		entries, err := r.read(ctx, from, count)
 		if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Kind == protocol.Lost {
-			if recreationNote, err := r.begin(ctx); err != nil || !recreationNote {
+			if begun, err := r.begin(ctx); err != nil || !begun {
 				return nil, err
 			}
 			entries, err = r.read(ctx, from, count)

@@ -31,9 +31,9 @@ func TestFenceRejectsShardsThatAreNotOwnedAndNamesThem(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	probeRow(t, conn, insertShards)
-	probeRow(t, conn, `update processor.shards set owner = 'm-2', epoch = 8 where shard = 5`)
-	probeRow(t, conn, `update processor.shards set owner = null where shard = 6`)
+	execute(t, conn, insertShards)
+	execute(t, conn, `update processor.shards set owner = 'm-2', epoch = 8 where shard = 5`)
+	execute(t, conn, `update processor.shards set owner = null where shard = 6`)
 
 	const fence = `select processor.fence($1, $2, $3, $4, $5)`
 	tests := []struct {
@@ -100,21 +100,21 @@ func TestFenceBlocksATakeoverAndSeesOneThatWasFirst(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	old, other, next := connect(t, url), connect(t, url), connect(t, url)
-	probeRow(t, old, insertShards)
+	execute(t, old, insertShards)
 	const (
 		fence    = `select processor.fence('s', 'g', array[3, 1], array[7, 7]::bigint[], 'm-1')`
 		takeover = `update processor.shards set epoch = epoch + 1, owner = 'm-2' where shard = 3`
 	)
 
-	probeRow(t, old, `begin; `+fence)
-	probeRow(t, other, `set lock_timeout = '200ms'; begin; `+fence+`; rollback`)
-	probeRow(t, next, `set lock_timeout = '200ms'`)
+	execute(t, old, `begin; `+fence)
+	execute(t, other, `set lock_timeout = '200ms'; begin; `+fence+`; rollback`)
+	execute(t, next, `set lock_timeout = '200ms'`)
 	_, err := next.Exec(t.Context(), takeover)
 	got, _ := code(t, err)
 	require.Equal(t, "55P03", got, "a takeover passed a fenced commit")
-	probeRow(t, old, `commit`)
+	execute(t, old, `commit`)
 
-	probeRow(t, next, `begin; `+takeover)
+	execute(t, next, `begin; `+takeover)
 	refused := make(chan error, 1)
 	go func() {
 		_, err := old.Exec(context.WithoutCancel(t.Context()), `begin; `+fence)
@@ -126,7 +126,7 @@ func TestFenceBlocksATakeoverAndSeesOneThatWasFirst(t *testing.T) {
 			`select wait_event_type = 'Lock' from pg_stat_activity where pid = $1`, old.PgConn().PID()).Scan(&waiting)
 		return err == nil && waiting
 	}, 10*time.Second, 10*time.Millisecond, "the commit did not wait for the takeover")
-	probeRow(t, next, `commit`)
+	execute(t, next, `commit`)
 	got, detail := code(t, <-refused)
 	require.Equal(t, "PF001", got)
 	require.Equal(t, "shard 3: epoch 7 was expected, it is 8, owner m-2", detail)
@@ -136,9 +136,9 @@ func TestOldTermIsRefused(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	probeRow(t, conn, `insert into processor.leader (stream, group_name, term, member) values ('s', 'g', 4, 'm-1')`)
+	execute(t, conn, `insert into processor.leader (stream, group_name, term, member) values ('s', 'g', 4, 'm-1')`)
 	const check = `select processor.check_term($1, 'g', $2, $3)`
-	probeRow(t, conn, check, "s", 4, "m-1")
+	execute(t, conn, check, "s", 4, "m-1")
 	for _, args := range [][]any{{"s", 3, "m-1"}, {"s", 4, "m-2"}, {"other", 4, "m-1"}, {"s", nil, nil}} {
 		_, err := conn.Exec(t.Context(), check, args...)
 		got, _ := code(t, err)
@@ -150,14 +150,14 @@ func TestGeofenceVersionsDoNotOverlapAndAreAnnounced(t *testing.T) {
 	url := emptyDatabase(t)
 	migrate(t, url)
 	conn, listener := connect(t, url), connect(t, url)
-	probeRow(t, listener, `listen processor_geofences`)
+	execute(t, listener, `listen processor_geofences`)
 	const insert = `
 insert into processor.geofences (id, version, name, kind, geometry, radius_m, valid_from, valid_to)
 values ($1, $2, 'a fence', 'circle', '{"type": "Point", "coordinates": [1, 2]}', 50, $3::timestamptz, $4::timestamptz)`
 
-	probeRow(t, conn, insert, "a", 1, nil, "2026-01-01")
-	probeRow(t, conn, insert, "a", 2, "2026-01-01", nil)
-	probeRow(t, conn, insert, "b", 1, nil, nil)
+	execute(t, conn, insert, "a", 1, nil, "2026-01-01")
+	execute(t, conn, insert, "a", 2, "2026-01-01", nil)
+	execute(t, conn, insert, "b", 1, nil, nil)
 	for want := 1; want <= 3; want++ {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		n, err := listener.WaitForNotification(ctx)
@@ -195,7 +195,7 @@ func TestTwoTransactionsCannotAddOverlappingGeofenceVersions(t *testing.T) {
 	const insert = `
 insert into processor.geofences (id, version, name, kind, geometry)
 values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2], [1, 3]]}')`
-	probeRow(t, first, `begin; `+fmt.Sprintf(insert, 1))
+	execute(t, first, `begin; `+fmt.Sprintf(insert, 1))
 	refused := make(chan error, 1)
 	go func() {
 		_, err := second.Exec(context.WithoutCancel(t.Context()), `begin; `+fmt.Sprintf(insert, 2)+`; commit`)
@@ -208,7 +208,7 @@ values ('a', %d, 'a gate', 'gate', '{"type": "LineString", "coordinates": [[1, 2
 			`select wait_event_type = 'Lock' from pg_stat_activity where pid = $1`, second.PgConn().PID()).Scan(&waiting)
 		return err == nil && waiting
 	}, 10*time.Second, 10*time.Millisecond, "the second transaction did not wait for the first")
-	probeRow(t, first, `commit`)
+	execute(t, first, `commit`)
 	got, _ := code(t, <-refused)
 	require.Equal(t, "23P01", got)
 }

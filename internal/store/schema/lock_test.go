@@ -20,8 +20,8 @@ const migrationLock int64 = 0x70726f636573736f
 func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 	url := emptyDatabase(t)
 	holder := connect(t, url)
-	probeRow(t, holder, `set application_name = 'a stuck migration'`)
-	probeRow(t, holder, `select pg_advisory_lock($1)`, migrationLock)
+	execute(t, holder, `set application_name = 'a stuck migration'`)
+	execute(t, holder, `select pg_advisory_lock($1)`, migrationLock)
 
 	begin := time.Now()
 	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
@@ -41,7 +41,7 @@ func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 		`select to_regnamespace('processor') is not null or to_regclass('public.positions') is not null`).Scan(&made))
 	require.False(t, made, "something was made without the lock")
 
-	probeRow(t, holder, `select pg_advisory_unlock($1)`, migrationLock)
+	execute(t, holder, `select pg_advisory_unlock($1)`, migrationLock)
 	require.Equal(t, migrationNames, migrate(t, url))
 	var held int
 	require.NoError(t, holder.QueryRow(t.Context(),
@@ -52,13 +52,13 @@ func TestMigrateNamesTheHolderOfTheLock(t *testing.T) {
 func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
 	url := emptyDatabase(t)
 	other := connect(t, url)
-	probeRow(t, other, upstreamPositions)
-	probeRow(t, other, `begin; lock table public.positions in share mode`)
+	execute(t, other, upstreamPositions)
+	execute(t, other, `begin; lock table public.positions in share mode`)
 	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
 		schema.MigrationLockTimeout(200*time.Millisecond))
 	require.ErrorContains(t, err, "0001_positions.sql: another session holds a lock")
 	require.NotErrorIs(t, err, schema.ErrSchema)
-	probeRow(t, other, `rollback`)
+	execute(t, other, `rollback`)
 	require.Equal(t, migrationNames, migrate(t, url))
 }
 
@@ -69,10 +69,10 @@ func TestMigrateRefusesATransactionPooler(t *testing.T) {
 	var clients []*pgx.Conn
 	for range 3 {
 		clients = append(clients, connect(t, pooled))
-		probeRow(t, clients[len(clients)-1], `begin`)
+		execute(t, clients[len(clients)-1], `begin`)
 	}
 	for _, client := range clients {
-		probeRow(t, client, `rollback`)
+		execute(t, client, `rollback`)
 	}
 	_, err := schema.Migrate(t.Context(), pooled, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, schema.ErrPooler)

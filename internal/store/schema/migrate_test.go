@@ -44,7 +44,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-func probeRow(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+func execute(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), sql, args...)
 	require.NoError(t, err)

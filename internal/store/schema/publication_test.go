@@ -16,8 +16,8 @@ func TestPositionsCanBeErasedWhereAllTablesArePublished(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	probeRow(t, conn, `create publication everything for all tables`)
-	probeRow(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
+	execute(t, conn, `create publication everything for all tables`)
+	execute(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
 	note := func() string {
 		report, err := schema.VerifyURL(t.Context(), url)
 		require.NoError(t, err)
@@ -31,9 +31,9 @@ func TestPositionsCanBeErasedWhereAllTablesArePublished(t *testing.T) {
 	}
 	if testenv.World(t) == devenv.Plain {
 		require.Empty(t, note())
-		probeRow(t, conn, `delete from positions`)
-		probeRow(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
-		probeRow(t, conn, `alter table positions replica identity nothing`)
+		execute(t, conn, `delete from positions`)
+		execute(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
+		execute(t, conn, `alter table positions replica identity nothing`)
 	}
 	_, err := conn.Exec(t.Context(), `delete from positions`)
 	if err != nil {

@@ -42,7 +42,7 @@ from generate_series(1, 50) n`
 func TestMigrateTakesOverAnUpstreamTableInPlace(t *testing.T) {
 	url := emptyDatabase(t)
 	conn := connect(t, url)
-	probeRow(t, conn, upstreamPositions)
+	execute(t, conn, upstreamPositions)
 	var before, after string
 	const content = `
 select md5(string_agg(concat_ws('|', device_id, ts, ingested_at, latitude, attributes), ',' order by device_id, ts))
@@ -69,7 +69,7 @@ from public.positions`
 func TestMigrateTakesOverAPartitionedTableInPlace(t *testing.T) {
 	url := emptyDatabase(t)
 	conn := connect(t, url)
-	probeRow(t, conn, strings.NewReplacer(
+	execute(t, conn, strings.NewReplacer(
 		"primary key (device_id, ts)\n)", `primary key (device_id, ts)
 ) partition by range (ts);
 create table public.positions_early partition of public.positions for values from (minvalue) to ('2026-01-01 00:00:20Z');
@@ -118,14 +118,14 @@ func TestPrintedSQLMakesTheSameSchemaAndMayBeAppliedAgain(t *testing.T) {
 
 	conn := connect(t, url)
 	for range 2 {
-		probeRow(t, conn, printed.String())
+		execute(t, conn, printed.String())
 		report, err := schema.VerifyURL(t.Context(), url)
 		require.NoError(t, err)
 		require.NoError(t, report.Err())
 		require.Empty(t, report.Notes)
 	}
 	require.Equal(t, migrationNames, migrate(t, url), "a printed schema can be migrated later")
-	probeRow(t, conn, printed.String())
+	execute(t, conn, printed.String())
 }
 
 func TestEveryTableAndColumnIsCommented(t *testing.T) {
@@ -156,8 +156,8 @@ where a.attrelid = any (select unnest($1::text[])::regclass)
 func TestMigrateSaysWhenTheRoleMayNotChangeTheSchema(t *testing.T) {
 	url := emptyDatabase(t)
 	admin := connect(t, url)
-	probeRow(t, admin, `drop role if exists migrate_reader`)
-	probeRow(t, admin, `create role migrate_reader login`)
+	execute(t, admin, `drop role if exists migrate_reader`)
+	execute(t, admin, `create role migrate_reader login`)
 	t.Cleanup(func() {
 		conn, err := pgx.Connect(context.Background(), url)
 		require.NoError(t, err)
@@ -171,8 +171,8 @@ func TestMigrateSaysWhenTheRoleMayNotChangeTheSchema(t *testing.T) {
 	require.ErrorContains(t, err, "the role may not change the schema")
 
 	migrate(t, url)
-	probeRow(t, admin, `grant usage on schema processor to migrate_reader`)
-	probeRow(t, admin, `grant select on processor.goose_db_version to migrate_reader`)
+	execute(t, admin, `grant usage on schema processor to migrate_reader`)
+	execute(t, admin, `grant select on processor.goose_db_version to migrate_reader`)
 	require.Empty(t, migrate(t, reader), "nothing to apply needs no rights to apply it")
 }
 

@@ -13,10 +13,10 @@ func TestVerifyNamesEveryDamage(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	probeRow(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
+	execute(t, conn, `insert into positions values ('d', now(), now(), 1, 1, 1, 1, 1, 1, 1, '8', '{}')`)
 	var heap string // one of those that positions has in this world
 	require.NoError(t, conn.QueryRow(t.Context(), `select tableoid::regclass from positions`).Scan(&heap))
-	probeRow(t, conn, `delete from positions`)
+	execute(t, conn, `delete from positions`)
 	tests := []struct {
 		give string   // damage
 		want []string // parts of the problem
@@ -92,7 +92,7 @@ func TestVerifyAcceptsANewerSchema(t *testing.T) {
 	url := unmigrated(t)
 	migrate(t, url)
 	conn := connect(t, url)
-	probeRow(t, conn, `
+	execute(t, conn, `
 alter table public.positions add column hdop real;
 alter table processor.shards add column weight integer not null default 1;
 create table processor.splits (id bigint primary key);
