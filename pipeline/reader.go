@@ -9,7 +9,6 @@ import (
 
 	"github.com/trmtracking/processor/internal/lograte"
 	"github.com/trmtracking/processor/internal/protocol"
-	"github.com/trmtracking/processor/internal/telemetry"
 )
 
 // The waits of queues that nobody told us of. A missed notification of new entries is
@@ -171,10 +170,7 @@ func (r *reader) take(batch []pendingRead, replies []protocol.QueueReply) bool {
 			continue
 		}
 		t.learn(len(found.Entries), found.Bytes)
-		ids := make([]telemetry.EntryID, len(found.Entries))
-		for j := range found.Entries {
-			ids[j] = found.Entries[j].ID
-		}
+		ids := idsOf(found.Entries)
 		full := found.Full
 		// Entries to deliver stay in place, the rest is squeezed out.
 		keep := found.Entries[:0]

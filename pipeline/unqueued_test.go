@@ -497,6 +497,14 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 	}
 }
 
+// publishWithJunk publishes entries, and in the third read of them one that becomes a dead letter at once.
+func (b *bench) publishWithJunk(entries [][]string) (ids []telemetry.EntryID, bad telemetry.EntryID) {
+	b.tb.Helper()
+	const at = 2*readOf + 7
+	ids = b.publish(slices.Insert(entries, at, junk(b.tb, "nul", 1, 500).Fields)...)
+	return ids, ids[at]
+}
+
 // P1, P6: an entry that was unqueued is not passed by as long as it is neither dead-lettered nor on its queue.
 func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 	t.Parallel()
@@ -506,10 +514,7 @@ func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 	require.NoError(t, b.client.Set(t.Context(), dlq, "of another program", 0).Err())
 	in, s := b.startWatched("one")
 	b.acquireAll(in)
-	entries := backlog(devices, 0, seconds)
-	entries = slices.Insert(entries, 2*readOf+7, junk(t, "nul", 1, 500).Fields)
-	ids := b.publish(entries...)
-	bad := ids[2*readOf+7]
+	ids, bad := b.publishWithJunk(backlog(devices, 0, seconds))
 	s.open.Store(true)
 	notPassed := func() {
 		t.Helper()
@@ -546,10 +551,7 @@ func TestP2AnUnqueuedDeadLetterIsMovedFromItsQueue(t *testing.T) {
 	const devices, seconds = 100, 20
 	in, s := b.startWatched("one")
 	b.acquireAll(in)
-	entries := backlog(devices, 0, seconds)
-	entries = slices.Insert(entries, 2*readOf+7, junk(t, "nul", 1, 500).Fields)
-	ids := b.publish(entries...)
-	bad := ids[2*readOf+7]
+	_, bad := b.publishWithJunk(backlog(devices, 0, seconds))
 	s.open.Store(true)
 	require.Contains(t, b.awaitDeadLetters(20*time.Second, 1), bad)
 	s.seen(func() {
