@@ -38,7 +38,7 @@ type hub struct {
 type topic struct {
 	cancel  context.CancelFunc
 	clients map[*client]bool
-	shown   update // the last state of all parts
+	shown   *event // the last state of all parts, for all who join before the next
 }
 
 // event is an update as it is sent, encoded once for all who get the same.
@@ -94,13 +94,13 @@ func (h *hub) join(ctx context.Context, name string, every time.Duration, begin 
 	t := h.topics[name]
 	if t == nil {
 		running, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ends with the last client
-		t = &topic{cancel: cancel, clients: make(map[*client]bool), shown: update{}}
+		t = &topic{cancel: cancel, clients: make(map[*client]bool), shown: &event{}}
 		h.topics[name] = t
 		go h.run(running, t, every, begin(running))
 	}
 	h.n++
 	t.clients[c] = true
-	c.add(&event{update: t.shown})
+	c.add(t.shown)
 	return c
 }
 
@@ -125,11 +125,11 @@ func (h *hub) run(ctx context.Context, t *topic, every time.Duration, render ren
 			h.mu.Lock()
 			changed := update{}
 			for id, html := range state {
-				if t.shown[id] != html {
+				if t.shown.update[id] != html {
 					changed[id] = html
 				}
 			}
-			t.shown = state
+			t.shown = &event{update: state}
 			next := &event{update: changed}
 			for c := range t.clients {
 				c.add(next)
