@@ -46,27 +46,28 @@ func newPipelineConfig(cfg config.Config, dead pipeline.DeadLetterConfig) pipeli
 type pipelineDeps struct {
 	fx.In
 
-	Config  pipeline.Config
-	Group   *stream.Group
-	Writer  *store.Writer
-	Feed    *history.Feed
-	Reader  *store.Reader
-	Fences  *store.Fences
-	Dead    *stream.DeadLetters
-	Later   *store.Deferred
-	Shards  *store.Shards
-	Member  Member
-	Leases  leases
-	Bridge  *bridge
-	Log     *slog.Logger
-	Metrics prometheus.Registerer
+	Config   pipeline.Config
+	Group    *stream.Group
+	Writer   *store.Writer
+	Feed     *history.Feed
+	Reader   *store.Reader
+	Fences   *store.Fences
+	Dead     *stream.DeadLetters
+	Later    *store.Deferred
+	Shards   *store.Shards
+	Member   Member
+	Attempts *pipeline.Attempts
+	Leases   leases
+	Bridge   *bridge
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer
 }
 
 func newPipeline(d pipelineDeps) (*pipeline.Pipeline, error) {
 	return pipeline.New(d.Config, recordPipeline(pipeline.Deps{
 		Source: d.Group, Acker: d.Group, Sink: liveSink{d.Writer, d.Feed}, History: d.Reader, Fences: d.Fences, Requests: store.NewRequests(d.Writer),
 		DeadLetterSink: d.Dead, Deferrals: d.Later, ProbeLog: store.NewProbeLog(d.Shards, string(d.Member)), Lost: d.Bridge.lost, Peers: d.Bridge.peers,
-		DispatchLease: d.Leases.dispatch.Lease(),
+		Attempts: d.Attempts, DispatchLease: d.Leases.dispatch.Lease(),
 	}, d.Member), d.Log, d.Metrics)
 }
 

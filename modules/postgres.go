@@ -14,9 +14,10 @@ import (
 	"github.com/trmtracking/processor/internal/httpserver"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/store/schema"
+	"github.com/trmtracking/processor/pipeline"
 )
 
-var postgresModule = fx.Module("postgres", fx.Provide(newMember, newLeases, store.NewServerGeneration, store.NewIdentity, newPool, newSessions, newReader, newFences))
+var postgresModule = fx.Module("postgres", fx.Provide(newMember, newLeases, pipeline.NewAttempts, store.NewServerGeneration, store.NewIdentity, newPool, newSessions, newReader, newFences))
 
 // postgresParts are made for each stream.
 func postgresParts() fx.Option { return fx.Provide(newScope, newShards, newWriter, fx.Private) }

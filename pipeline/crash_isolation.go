@@ -3,6 +3,9 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/rare"
@@ -15,6 +18,78 @@ type ProbeLog interface {
 	Pass(ctx context.Context, shard int, r protocol.ProbeBatch, over bool) error
 }
 
+// Attempts keeps attempts apart to which a crash is attributed. It is for all pipelines of a
+// process, since any of their entries may crash it.
+type Attempts struct {
+	one chan struct{} // of size one, held during an attempt
+	// applying is shared by the workers that apply entries, and exclusive to an attempt
+	// that proves something of its only entry.
+	applying sync.RWMutex
+}
+
+// NewAttempts returns the attempts of a process.
+func NewAttempts() *Attempts { return &Attempts{one: make(chan struct{}, 1)} }
+
+// exclusiveFor is how long the entries of others wait for an exclusive attempt, and retractFor
+// how much longer for the note that it is not exclusive any more: it may wait for
+// a row that is locked, or refused for now.
+const (
+	exclusiveFor = 5 * time.Second
+	retractFor   = time.Second
+)
+
+// begin waits until no other attempt is in progress. The caller calls end.
+func (a *Attempts) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case a.one <- struct{}{}:
+		return func() { <-a.one }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// exclude keeps the entries of all other workers from being applied, for exclusiveFor at most.
+// Then retract notes that a crash proves nothing any more, and expired reports true. The
+// caller has begun an attempt, applies its entry and calls end.
+func (w *worker) exclude(ctx context.Context, retract func(ctx context.Context) error) (expired func() bool, end func()) {
+	w.attempts.applying.Lock()
+	w.exclusive = true
+	ctx, cancel := context.WithCancel(ctx)
+	var over atomic.Bool
+	var others sync.WaitGroup
+	others.Go(func() {
+		defer w.attempts.applying.Unlock()
+		if sleep(ctx, exclusiveFor) != nil {
+			return
+		}
+		over.Store(true)
+		within, done := context.WithTimeout(ctx, retractFor)
+		defer done()
+		if err := retract(within); err != nil && ctx.Err() == nil {
+			w.log.Warn("record that an attempt is not exclusive failed; others go on", "err", err)
+		}
+	})
+	return over.Load, func() {
+		cancel()
+		others.Wait()
+		w.exclusive = false
+	}
+}
+
+// lockApply and unlockApply enclose whatever of an entry may crash the process, and no
+// wait for a server.
+func (w *worker) lockApply() {
+	if !w.exclusive {
+		w.attempts.applying.RLock()
+	}
+}
+
+func (w *worker) unlockApply() {
+	if !w.exclusive {
+		w.attempts.applying.RUnlock()
+	}
+}
+
 // crashError is the reason to dead-letter an entry that was alone in flight when processes crashed.
 type crashError struct{ crashCount int }
 
@@ -22,38 +97,58 @@ func (e *crashError) Error() string {
 	return fmt.Sprintf("crash: processes died %d times, the last time with only this entry in flight", e.crashCount)
 }
 
-// try runs a probe batch of a quarantined shard: recorded first, committed
-// separately, and one at a time in the whole process, so that a crash is
-// attributed to no other entry.
+// try runs a probe batch of a quarantined shard: recorded first, committed separately, and
+// one at a time in the whole process. At a limit of one entry nothing else is applied
+// meanwhile, so that a crash proves that it is of this entry.
 func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
-	select {
-	case w.probe <- struct{}{}:
-		defer func() { <-w.probe }()
-	case <-ctx.Done():
-		return ctx.Err()
+	end, err := w.attempts.begin(ctx)
+	if err != nil {
+		return err
 	}
+	defer end()
 	r := protocol.ProbeBatch{
 		Epoch: p.epoch, First: p.entries[0].ID, Last: p.entries[len(p.entries)-1].ID, Entries: len(p.entries), Until: s.Until,
 	}
 	rare.Reached(rare.Probed)
-	if r.First == s.Culprit {
+	switch {
+	case r.First == s.Culprit:
 		rare.Reached(rare.CulpritFound)
-		if err := w.rejectEntry(ctx, p, &crashError{crashCount: s.CrashCount}); err != nil {
-			return err
-		}
-	} else {
-		if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, r) }); err != nil {
-			return err
-		}
-		if err := w.redoPart(ctx, p, false); err != nil {
-			return err
-		}
+		err = w.rejectEntry(ctx, p, &crashError{crashCount: s.CrashCount})
+	case s.Limit == 1:
+		err = w.probeExclusively(ctx, p, r)
+	default:
+		err = w.probe(ctx, p, r)
 	}
-	t, ok := w.owned[p.shard]
-	if !ok || t.grant != p.grant {
+	if err != nil {
+		return err
+	}
+	// The worker learns later than the table that a dead letter waits, or what else was not finished:
+	// as long as the culprit is on its queue the next owner has to know of it.
+	if len(w.table.gone([]part{p})) > 0 {
 		return nil
 	}
 	return w.pass(ctx, p, r, !r.Last.Less(s.Until))
+}
+
+func (w *worker) probe(ctx context.Context, p part, r protocol.ProbeBatch) error {
+	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, r) }); err != nil {
+		return err
+	}
+	return w.redoPart(ctx, p, false)
+}
+
+func (w *worker) probeExclusively(ctx context.Context, p part, r protocol.ProbeBatch) error {
+	expired, end := w.exclude(ctx, func(ctx context.Context) error { return w.probeLog.Begin(ctx, p.shard, r) })
+	defer end()
+	exclusive := r
+	exclusive.Exclusive = true
+	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, exclusive) }); err != nil {
+		return err
+	}
+	if expired() { // it may have been retracted before it was recorded
+		return w.probe(ctx, p, r)
+	}
+	return w.redoPart(ctx, p, false)
 }
 
 // clear ends the quarantine of a shard whose queue is empty: an idle shard must
@@ -81,21 +176,29 @@ func (w *worker) pass(ctx context.Context, p part, r protocol.ProbeBatch, over b
 	return nil
 }
 
-// recordProbe runs note, and gives the shard up if it is no longer ours.
+// recordProbe runs note, gives the shard up if it is no longer ours, and sets it aside
+// while another session has its row locked.
 func (w *worker) recordProbe(ctx context.Context, p part, note func() error) error {
 	if t, ok := w.owned[p.shard]; !ok || t.grant != p.grant {
 		return nil
 	}
 	// note is idempotent, so an unknown outcome is simply retried.
 	repeat := func(err error) bool { v := dispositionOf(err); return v == retrySame || v == reacquire }
-	err := retry(ctx, w.log, "record a probe batch", w.metrics.isolationErrors, repeat, note)
+	err := retry(ctx, w.log, "record a probe batch", w.metrics.isolationErrors, repeat, func() error {
+		defer w.callsReturned.Add(1)
+		return note()
+	})
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	if dispositionOf(err) != dropFenced {
+	switch dispositionOf(err) {
+	case dropFenced:
+		w.giveUp(&batch{parts: []part{p}}, nil, shardFenced)
+	case setAside:
+		w.setAside(&batch{parts: []part{p}}, nil)
+	default:
 		return err
 	}
-	w.giveUp(&batch{parts: []part{p}}, nil, shardFenced)
 	return nil
 }
 

@@ -107,7 +107,7 @@ type Pipeline struct {
 
 	deferrals Deferrals
 	probeLog  ProbeLog
-	trial     chan struct{}
+	attempts  *Attempts
 	breaker   *breaker
 }
 
@@ -128,6 +128,8 @@ type Deps struct {
 	Lost func(ShardLost)
 	// Peers returns how many other members can accept entries.
 	Peers func() int
+	// Attempts are those of the process; nil for a pipeline alone.
+	Attempts *Attempts
 	// DispatchLease is the one of this stream among those of all; nil for a stream alone.
 	DispatchLease *protocol.SpreadLease
 }
@@ -144,9 +146,12 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	t := newTable(cfg)
 	p := &Pipeline{
 		cfg: cfg, table: t, source: deps.Source, acker: deps.Acker, history: deps.History,
-		deadLetterSink: deps.DeadLetterSink, deferrals: deps.Deferrals, probeLog: deps.ProbeLog, trial: make(chan struct{}, 1),
+		deadLetterSink: deps.DeadLetterSink, deferrals: deps.Deferrals, probeLog: deps.ProbeLog, attempts: deps.Attempts,
 		lost: deps.Lost, peers: deps.Peers, spread: deps.DispatchLease, metrics: newMetrics(reg, t),
 		log: log.With("component", "pipeline"), leaseFree: make(chan struct{}, 1),
+	}
+	if p.attempts == nil {
+		p.attempts = NewAttempts()
 	}
 	p.breaker = newBreaker()
 	p.sink = commitCountingSink{deps.Sink, &p.commitCount, &p.blocked}

@@ -175,12 +175,25 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		return w.returnDeferred(ctx, m.deferred)
 	}
 	p.epoch, p.token = t.epoch, t.token
-	var claimed []protocol.Deferred
-	if err := retry(ctx, w.log, "begin attempts of deferred entries", w.metrics.deferErrors, always, func() (err error) {
-		defer w.callsReturned.Add(1)
-		claimed, err = w.deferrals.Begin(ctx, m.deferred)
-		return err
-	}); err != nil {
+	expired := func() bool { return false }
+	if m.deferred[0].Class == telemetry.ClassCrash { // it is the only one, and a crash counts against it
+		finish, err := w.attempts.begin(ctx)
+		if err != nil {
+			return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
+		}
+		defer finish()
+		var end func()
+		expired, end = w.exclude(ctx, func(ctx context.Context) error {
+			_, err := w.deferrals.Begin(ctx, uncounted(m.deferred))
+			return err
+		})
+		defer end()
+	}
+	claimed, err := w.beginDeferred(ctx, m.deferred)
+	if err == nil && expired() { // it may have been retracted before it began
+		_, err = w.beginDeferred(ctx, uncounted(claimed))
+	}
+	if err != nil {
 		return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
 	}
 	if len(claimed) == 0 {
@@ -192,9 +205,8 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		p.entries = append(p.entries, d.Entry)
 	}
 	first := &claimed[0]
-	var err error
 	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
-		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts})
+		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts - 1})
 	} else {
 		err = w.redoPart(ctx, p, false)
 	}
@@ -209,6 +221,24 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		return errors.Join(err, giveBack(ctx, w.deferrals, left))
 	}
 	return w.returnDeferred(ctx, left)
+}
+
+func (w *worker) beginDeferred(ctx context.Context, list []protocol.Deferred) (claimed []protocol.Deferred, err error) {
+	err = retry(ctx, w.log, "begin attempts of deferred entries", w.metrics.deferErrors, always, func() error {
+		defer w.callsReturned.Add(1)
+		claimed, err = w.deferrals.Begin(ctx, list)
+		return err
+	})
+	return claimed, err
+}
+
+// uncounted returns deferred entries as before the attempt to be made next.
+func uncounted(list []protocol.Deferred) []protocol.Deferred {
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].Attempts--
+	}
+	return list
 }
 
 func (w *worker) returnDeferred(ctx context.Context, left []protocol.Deferred) error {

@@ -41,7 +41,8 @@ type worker struct {
 	deferrals      Deferrals
 	probeLog       ProbeLog
 	breaker        *breaker      // shared by all workers
-	probe          chan struct{} // of size one, held during a probe batch; shared by all workers
+	attempts       *Attempts     // shared by all workers of the process
+	exclusive      bool          // no other worker applies entries
 	ahead          *ahead
 
 	box     *mailbox
@@ -131,7 +132,7 @@ func newWorker(p *Pipeline, box *mailbox, ahead *ahead) *worker {
 	limit := max(1, min(p.cfg.BatchMaxRecords, p.cfg.MaxInFlightRecords/p.cfg.Workers/batches, p.cfg.DispatchAhead/p.cfg.Workers/batches))
 	w := &worker{
 		cfg: p.cfg, pace: newPace(limit), table: p.table, sink: p.sink, acker: p.acker, history: p.history, fences: p.fences, scheduler: p.scheduler, requests: p.scheduler.requests,
-		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, probe: p.trial, breaker: p.breaker, ahead: ahead, lost: p.lost, metrics: p.metrics, log: p.log,
+		deadLetterSink: p.deadLetterSink, deferrals: p.deferrals, probeLog: p.probeLog, attempts: p.attempts, breaker: p.breaker, ahead: ahead, lost: p.lost, metrics: p.metrics, log: p.log,
 		box: box, owned: make(map[int]ownedShard), steps: make(map[int]*step), slow: make(map[int]*slowShard), state: newState(perWorker, p.cfg.Shards, p.metrics.evictions.Inc),
 		decoder: telemetry.NewDecoder(p.cfg.Limits),
 		commits: make(chan *batch), results: make(chan committed, 1),
@@ -503,6 +504,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	}
 	records := w.records[:len(p.entries)]
 	w.cold = w.cold[:0]
+	w.lockApply()
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
 		w.applying = e.ID
@@ -522,6 +524,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			b.loaded = append(b.loaded, d.record.DeviceID)
 		}
 	}
+	w.unlockApply()
 	if len(w.cold) > 0 {
 		cold := unique(w.cold)
 		if err := w.rehydrate(ctx, p.shard, cold); err != nil {
@@ -530,6 +533,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		b.loaded = append(b.loaded, cold...)
 		clear(w.cold) // they would pin the replies that they came in
 	}
+	w.lockApply()
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
 		w.applying = e.ID
@@ -547,6 +551,7 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 			b.place(d.device, &d.record, d.eligible)
 		}
 	}
+	w.unlockApply()
 	clear(records)
 	b.parts = append(b.parts, p)
 	b.entries += len(p.entries)

@@ -15,6 +15,7 @@ type ProbeBatch struct {
 	Entries    int
 	Until      telemetry.EntryID // the quarantine ends with this entry; zero: with the first batch that succeeds
 	InProgress bool              // the attempt has not finished
+	Exclusive  bool              // nothing else is applied in the process: a crash is of its only entry
 }
 
 // ShardHistory is what is known of a shard at the moment it is acquired.
@@ -42,7 +43,7 @@ const InitialProbeSize = 2048
 // next one gets further. Without progress the next owner takes in probe batches
 // and records each first. Only a batch that was in progress is evidence against
 // its entries: the limit becomes half of that batch, so that two batches that
-// succeed clear all of it. An entry that was alone in the smallest batch is the
+// succeed clear all of it. An entry that was alone in the whole process is the
 // culprit and is dead-lettered without another attempt.
 func AssessCrash(me string, s ShardHistory) Quarantine {
 	sus := Quarantine{CrashCount: s.CrashCount, Limit: s.MaxInFlight, Until: s.Probe.Until}
@@ -56,7 +57,7 @@ func AssessCrash(me string, s ShardHistory) Quarantine {
 	case s.Probe.InProgress && s.Probe.Epoch == s.Epoch:
 		sus.CrashCount++
 		sus.Limit, sus.Until = (s.Probe.Entries+1)/2, s.Probe.Last
-		if s.Probe.Entries == 1 && s.MaxInFlight == 1 {
+		if s.Probe.Exclusive {
 			sus.Culprit = s.Probe.First
 		}
 	case s.MaxInFlight > 0:

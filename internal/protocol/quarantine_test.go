@@ -21,6 +21,8 @@ func TestAQuarantineNeedsACrashWithoutProgress(t *testing.T) {
 	old := run
 	old.Epoch = 6
 	alone := protocol.ProbeBatch{Epoch: 7, First: id(5), Last: id(5), Entries: 1, Until: id(6), InProgress: true}
+	exclusive := alone
+	exclusive.Exclusive = true
 	tests := []struct {
 		name string
 		give protocol.ShardHistory
@@ -77,8 +79,13 @@ func TestAQuarantineNeedsACrashWithoutProgress(t *testing.T) {
 		},
 		{
 			"with one entry in flight again",
-			protocol.ShardHistory{Owner: "it", Since: now, Epoch: 7, CrashCount: 5, MaxInFlight: 1, Probe: alone},
+			protocol.ShardHistory{Owner: "it", Since: now, Epoch: 7, CrashCount: 5, MaxInFlight: 1, Probe: exclusive},
 			protocol.Quarantine{CrashCount: 6, Limit: 1, Until: id(5), Culprit: id(5)},
+		},
+		{
+			"with one entry in flight of this shard, and entries of others",
+			protocol.ShardHistory{Owner: "it", Since: now, Epoch: 7, CrashCount: 5, MaxInFlight: 1, Probe: alone},
+			protocol.Quarantine{CrashCount: 6, Limit: 1, Until: id(5)},
 		},
 	}
 	for _, tt := range tests {
@@ -107,7 +114,7 @@ func TestOneCulpritAmongManyIsFoundAndNoOtherIsBlamed(t *testing.T) {
 					if sus.Limit == 0 {
 						n = min(queue-next, 4000)
 					} else {
-						s.Probe = protocol.ProbeBatch{Epoch: s.Epoch, First: id(next + 1), Last: id(next + n), Entries: n, Until: s.Probe.Until, InProgress: true}
+						s.Probe = protocol.ProbeBatch{Epoch: s.Epoch, First: id(next + 1), Last: id(next + n), Entries: n, Until: s.Probe.Until, InProgress: true, Exclusive: sus.Limit == 1}
 					}
 					if sus.Culprit == id(next+1) {
 						require.Equal(t, killer, next)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,6 +23,8 @@ type probeRow struct {
 	Entries int    `json:"entries"`
 	Until   string `json:"until"`
 	Under   bool   `json:"under_way"`
+	// Alone is missing in what older versions wrote, which did not keep others away.
+	Alone bool `json:"exclusive"`
 }
 
 // shardHistory locks the row of a shard that is assigned to member, which waits
@@ -81,7 +84,7 @@ where s.stream = $1
 	if err := json.Unmarshal(detail, &r); err != nil {
 		return was, applied, fmt.Errorf("read the incident %s of shard %d: %w", protocol.QuarantinedShard, shard, err)
 	}
-	was.Probe = protocol.ProbeBatch{Epoch: r.Epoch, Entries: r.Entries, InProgress: r.Under}
+	was.Probe = protocol.ProbeBatch{Epoch: r.Epoch, Entries: r.Entries, InProgress: r.Under, Exclusive: r.Alone}
 	was.Probe.First, _ = telemetry.ParseEntryID(r.First)
 	was.Probe.Last, _ = telemetry.ParseEntryID(r.Last)
 	was.Probe.Until, _ = telemetry.ParseEntryID(r.Until)
@@ -153,7 +156,7 @@ func (t *ProbeLog) note(ctx context.Context, shard int, r protocol.ProbeBatch, s
 	defer cancel()
 	text, err := json.Marshal(probeRow{
 		Member: t.member, Epoch: r.Epoch, First: r.First.String(), Last: r.Last.String(), Entries: r.Entries,
-		Until: r.Until.String(), Under: r.InProgress,
+		Until: r.Until.String(), Under: r.InProgress, Alone: r.Exclusive,
 	})
 	if err != nil {
 		return fmt.Errorf("record a probe batch of shard %d: %w", shard, err)
@@ -169,5 +172,9 @@ on conflict (stream, group_name, shard) do update
 set applied_id = excluded.applied_id,
   updated_at = now()`, s.scope.Stream, s.scope.Group, shard, r.Last.String())
 	}
-	return failure(fmt.Sprintf("record a probe batch of shard %d", shard), s.pool.SendBatch(ctx, b).Close())
+	err = failure(fmt.Sprintf("record a probe batch of shard %d", shard), s.pool.SendBatch(ctx, b).Close())
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Blocked {
+		f.Shards = []int{shard}
+	}
+	return err
 }

@@ -1,0 +1,214 @@
+package pipeline_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/internal/testenv"
+	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
+)
+
+// P6: a crash is held against an entry only if nothing else was applied in the process, of
+// any stream; and an attempt that waits keeps the others no longer than some seconds, and
+// is not exclusive from then on.
+func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
+	t.Parallel()
+	var one int
+	var others []int
+	for d := 1; one == 0 || len(others) < 8; d++ {
+		if telemetry.ShardOf(fleet.DeviceID(d), shards) == 3 {
+			one = d
+		} else {
+			others = append(others, d)
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		plant func(b *bench)
+		// isExclusive is of one row, while the attempt has not ended.
+		isExclusive string
+	}{
+		{
+			"a probe of a quarantined shard",
+			func(b *bench) { b.quarantine(1, b.publish(at(one, 1))[0], "") },
+			"select (detail->>'exclusive')::bool from processor.incidents where (detail->>'under_way')::bool",
+		},
+		{
+			"an entry whose last attempt had no outcome",
+			func(b *bench) {
+				entry := telemetry.Entry{ID: telemetry.EntryID{Ms: 7}, Fields: at(one, 1)}
+				fields := make([][]byte, len(entry.Fields))
+				for i, f := range entry.Fields {
+					fields[i] = []byte(f)
+				}
+				_, err := b.pool.Exec(t.Context(), `insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error,
+					fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
+					values ($1, $2, $3, 3, $4, $5, 'crash', 'none', 'none', 2, now(), now(), now(), 'dead', 'dead', $6)`,
+					b.stream, b.group, entry.ID.String(), fleet.DeviceID(one), fields, entry.Digest())
+				require.NoError(t, err)
+			},
+			"select attempts = 3 from processor.deferred where class = 'crash'",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			attempts := pipeline.NewAttempts()
+			var waits atomic.Bool
+			waits.Store(true)
+			defer waits.Store(false)
+			in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+				c.Workers = shards // else shards of the same worker wait for its commit
+				d.Attempts = attempts
+				d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
+					ofOne := func(r telemetry.Record) bool { return r.DeviceID == fleet.DeviceID(one) }
+					if waits.Load() && (slices.ContainsFunc(w.Fresh, ofOne) || slices.ContainsFunc(w.Late, ofOne)) {
+						return errNotNow
+					}
+					return nil
+				}}
+			})
+			b2 := newBench(t)
+			second := b2.start("of another stream", func(_ *pipeline.Config, d *pipeline.Deps) { d.Attempts = attempts })
+			b2.acquireAll(second)
+			tt.plant(b)
+			b.acquireAll(in)
+			exclusive := func() (is, others bool) {
+				require.NoError(t, b.pool.QueryRow(t.Context(), "select coalesce(("+tt.isExclusive+"), false), exists (select from positions)").Scan(&is, &others))
+				return is, others
+			}
+			testenv.Wait(t, 10*time.Second, func() error {
+				if is, _ := exclusive(); !is {
+					return errors.New("no exclusive attempt")
+				}
+				return nil
+			})
+			for _, d := range others {
+				b.publish(at(d, 1))
+				b2.publish(at(d, 1))
+			}
+			testenv.Wait(t, 20*time.Second, func() error {
+				switch is, stored := exclusive(); {
+				case is && stored:
+					t.Fatal("another entry is stored during an exclusive attempt")
+				case is:
+					require.Zero(t, b2.count("select count(*) from positions"), "of another stream")
+					return errors.New("the attempt keeps others waiting")
+				}
+				return nil
+			})
+			for _, of := range []*bench{b, b2} {
+				testenv.Wait(t, 10*time.Second, func() error {
+					if n := of.count("select count(*) from positions"); n != len(others) {
+						return fmt.Errorf("%d of %d are stored", n, len(others))
+					}
+					return nil
+				})
+			}
+			waits.Store(false)
+			b.settled(10*time.Second, 0)
+			testenv.Wait(t, 10*time.Second, func() error {
+				if n := b.count("select count(*) from positions"); n != len(others)+1 {
+					return fmt.Errorf("%d are stored", n)
+				}
+				return nil
+			})
+			require.Empty(t, b.letters())
+		})
+	}
+}
+
+// quarantine has a shard 3 whose owner ended, with a limit, until an entry. Of a culprit the
+// owner had nothing else in flight.
+func (b *bench) quarantine(limit int, until telemetry.EntryID, culprit string) {
+	b.tb.Helper()
+	_, err := b.pool.Exec(b.tb.Context(), `
+with ended as (
+  update processor.shards set max_in_flight = $1, crash_count = 3, epoch = 7, owner = 'dead', owner_since = now() where stream = $2 and shard = 3
+)
+insert into processor.incidents (stream, group_name, kind, subject, detail)
+values ($2, $3, $4, '3', jsonb_build_object('until', $5::text, 'first', $6::text, 'last', $6::text, 'entries', 1, 'epoch', 7,
+  'under_way', $6 <> '', 'exclusive', $6 <> ''))`, limit, b.stream, b.group, protocol.QuarantinedShard, until.String(), culprit)
+	require.NoError(b.tb, err)
+}
+
+// quarantined reports whether Postgres knows of the quarantine.
+func (b *bench) quarantined() bool {
+	return b.count("select count(*) from processor.shards join processor.incidents on subject = shard::text where max_in_flight = 1 and closed_at is null") == 1
+}
+
+// P6: as long as the dead letter of an entry that ends processes waits, the next owner has
+// to know of it.
+func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	one := 1
+	for telemetry.ShardOf(fleet.DeviceID(one), shards) != 3 {
+		one++
+	}
+	require.NoError(t, b.client.Set(t.Context(), b.stream+":dlq", "of another type", 0).Err())
+	in := b.start("one")
+	ids := b.publish(at(one, 1), at(one, 2))
+	b.quarantine(1, ids[0], ids[0].String())
+	b.acquireAll(in)
+	testenv.Wait(t, 20*time.Second, func() error {
+		if !b.quarantined() {
+			t.Fatal("the quarantine is over, with the culprit on its queue")
+		}
+		if !slices.ContainsFunc(in.WorkStatus().Waits, func(w protocol.Wait) bool { return w.Shard == 3 }) {
+			return errors.New("no dead letter is refused")
+		}
+		return nil
+	})
+	require.True(t, b.quarantined())
+	require.NoError(t, b.client.Del(t.Context(), b.stream+":dlq").Err())
+	b.settled(20*time.Second, 0)
+	require.Equal(t, telemetry.ClassCrash, b.awaitDeadLetters(10*time.Second, 1)[ids[0]].Class)
+	require.False(t, b.quarantined())
+	require.Equal(t, 1, b.count("select count(*) from positions"))
+}
+
+// P7: whoever locks the row of a quarantined shard keeps it from working, and no other.
+func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", oneWorker)
+	b.exec("update processor.shards set updated_at = now()") // or the lock is taken of none
+	b.quarantine(1, telemetry.EntryID{Ms: 1 << 60}, "")
+	b.acquireAll(in)
+	release := b.hold("shard = 3")
+	var entries [][]string
+	for d := range 40 {
+		entries = append(entries, at(d, 1))
+	}
+	ids := b.publish(entries...)
+	of3 := 0
+	for d := range ids {
+		if telemetry.ShardOf(fleet.DeviceID(d), shards) == 3 {
+			of3++
+		}
+	}
+	require.Positive(t, of3)
+	stored := func(n int) {
+		testenv.Wait(t, 20*time.Second, func() error {
+			if have := b.count("select count(*) from positions"); have != n {
+				return fmt.Errorf("%d of %d are stored", have, n)
+			}
+			return nil
+		})
+	}
+	stored(len(ids) - of3)
+	release()
+	stored(len(ids))
+	b.settled(10*time.Second, 0)
+	require.Empty(t, b.letters())
+}
