@@ -48,7 +48,7 @@ func nursed(t *testing.T, dep *servicetest.Deployment) (stop func() int) {
 		for ctx.Err() == nil {
 			began := time.Now()
 			cmd := exec.CommandContext(ctx, program, "run")
-			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, dep.Environ("SHARDS=8", "LOG_LEVEL=warn")...)
+			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, dep.Environ("SHARDS=8", "LOG_LEVEL=warn", "MEMBER_TTL=1500ms", "LEADER_TTL=1s")...)
 			out, err := cmd.CombinedOutput()
 			if err != nil && ctx.Err() == nil {
 				deaths++
