@@ -473,30 +473,30 @@ func (b *batch) leases() []protocol.ShardLease {
 }
 
 // acks returns what to acknowledge once the batch is committed. unqueued says of each part which of
-// its entries are on no queue, nil for none.
-func (b *batch) acks(unqueued [][]bool) []protocol.Ack {
+// its entries are on no queue, nil for none. What is trimmed and not finished is lost.
+func (b *batch) acks(unqueued [][]bool, finished map[telemetry.EntryID]bool) []protocol.Ack {
 	acks, unqueuedLetters := make([]protocol.Ack, 0, len(b.parts)), make(map[telemetry.EntryID]struct{})
 	for i, p := range b.parts {
 		if p.again != nil {
 			continue // acknowledged when they were deferred
 		}
 		a := protocol.Ack{Shard: p.shard, Token: p.token}
-		var apart []bool
+		var onNone []bool
 		if unqueued != nil {
-			apart = unqueued[i]
+			onNone = unqueued[i]
 		}
-		if apart != nil {
+		if onNone != nil {
 			a.Unqueued = make([]telemetry.EntryID, 0, len(p.entries))
 		} else {
 			a.IDs = make([]telemetry.EntryID, 0, len(p.entries))
 		}
 		for j := range p.entries {
 			e := &p.entries[j]
-			if e.Fields == nil {
+			if e.Fields == nil && !finished[e.ID] {
 				a.Gone = append(a.Gone, e.ID)
 				continue
 			}
-			isUnqueued := apart != nil && apart[j]
+			isUnqueued := onNone != nil && onNone[j]
 			switch _, ok := b.deadLettered[e.ID]; {
 			case ok && isUnqueued:
 				unqueuedLetters[e.ID] = struct{}{}

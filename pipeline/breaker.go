@@ -440,7 +440,7 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	}
 	if v := dispositionOf(err); err == nil || v != bisect && v != recompute {
 		w.breaker.taken(refusalOf(refusal).Reason)
-		return w.settle(ctx, b, p, true, err)
+		return w.conclude(ctx, b, p, true, err)
 	}
 	w.state.invalidate(p.shard)
 	reason := refusalOf(err).Reason

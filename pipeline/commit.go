@@ -284,11 +284,11 @@ func (w *worker) decide(ctx context.Context, b *batch, p part, isolate bool) err
 	case isTooMuch(c.err):
 		w.pace.tooMuch(b.entries, c.took)
 	}
-	return w.settle(ctx, b, p, isolate, c.err)
+	return w.conclude(ctx, b, p, isolate, c.err)
 }
 
-// settle acts upon the outcome of the commit of one part.
-func (w *worker) settle(ctx context.Context, b *batch, p part, isolate bool, outcome error) error {
+// conclude acts upon the outcome of the commit of one part.
+func (w *worker) conclude(ctx context.Context, b *batch, p part, isolate bool, outcome error) error {
 	// A record that was not new did not move the device: only the table knows.
 	w.state.invalidate(p.shard)
 	if outcome == nil {

@@ -177,7 +177,7 @@ func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
 	require.Equal(t, 1, b.count("select count(*) from positions"))
 }
 
-// P7: whoever locks the row of a quarantined shard keeps it from working, and no other.
+// P7: who locks the row of a quarantined shard keeps it from working, and no other.
 func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -38,8 +38,8 @@
 //	    decode it). The batch writes it to Postgres and acknowledges it there and
 //	    then; it is in flight again when it is due, and ends as committed, deferred
 //	    or dead letter.
-//	  - reject: the attempts are exhausted, Postgres rejects the row, or processes
-//	    crashed on this entry alone. deadletter.lua moves it to the dead letter
+//	  - reject: the attempts are exhausted, Postgres rejects the row, or a process
+//	    crashed while this entry alone was applied. deadletter.lua moves it to the dead letter
 //	    stream and acknowledges it in one step.
 //	  - redeliver: on a force-acquire, what was acknowledged beyond the applied ID
 //	    is queued again, because Postgres may have lost it.
@@ -47,8 +47,8 @@
 //
 // # Promises kept here
 //
-//   - P1: committed before acknowledged. A failed acknowledgement is retried until
-//     it succeeds or the instance ends. The last-delivered ID passes an unqueued
+//   - P1: committed before acknowledged; of what was trimmed there is nothing to commit. A
+//     failed acknowledgement is retried until it succeeds or the instance ends. The last-delivered ID passes an unqueued
 //     entry only after that.
 //   - P2: a batch that did not commit as computed is recomputed on fresh state, by
 //     a path on which rows that are stored already change nothing.

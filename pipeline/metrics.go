@@ -240,11 +240,13 @@ func (m *metrics) outcome(outcome string, n int) {
 func (m *metrics) arrived(a *protocol.NewEntries) { m.arrivals.Add(float64(len(a.Entries))) }
 
 func (m *metrics) acked(acks []protocol.Ack) {
-	n := 0
+	n, lost := 0, 0
 	for _, a := range acks {
 		n += len(a.IDs) + len(a.Unqueued) + len(a.Gone)
+		lost += len(a.Gone)
 	}
 	m.acks.Add(float64(n))
+	m.outcome(outcomeLost, lost)
 }
 
 // wrote counts a committed batch.

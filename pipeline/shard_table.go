@@ -230,8 +230,8 @@ func (t *table) orphaned() (n int) {
 }
 
 // acknowledge is called before the entries of parts are acknowledged. It says of each part which of
-// its entries are on no queue, nil for none.
-func (t *table) acknowledge(parts []part) (unqueued [][]bool) {
+// its entries are on no queue, nil for none, and which that are trimmed were finished before.
+func (t *table) acknowledge(parts []part) (unqueued [][]bool, finished map[telemetry.EntryID]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, p := range parts {
@@ -248,8 +248,16 @@ func (t *table) acknowledge(parts []part) (unqueued [][]bool) {
 			}
 			unqueued[i][j] = true
 		})
+		for j := range p.entries {
+			if e := &p.entries[j]; e.Fields == nil && s.queue.Finished(e.ID) {
+				if finished == nil {
+					finished = make(map[telemetry.EntryID]bool)
+				}
+				finished[e.ID] = true
+			}
+		}
 	}
-	return unqueued
+	return unqueued, finished
 }
 
 // drop gives a shard up: nothing of it will be committed or acknowledged any

@@ -610,6 +610,47 @@ func TestP6WhatIsHeldAndTrimmedWhilePostgresDoesNotAnswerIsStored(t *testing.T) 
 	s.log(t)
 }
 
+// heldUnqueued keeps acknowledgements of unqueued entries back.
+type heldUnqueued struct{ heldAcks }
+
+func (h *heldUnqueued) Ack(ctx context.Context, acks []protocol.Ack) error {
+	if slices.ContainsFunc(acks, func(a protocol.Ack) bool { return len(a.Unqueued) > 0 }) {
+		return h.heldAcks.Ack(ctx, acks)
+	}
+	return h.Acker.Ack(ctx, acks)
+}
+
+// P6: entries that are put on their queue as they are acknowledged are found there once more,
+// and are not lost when they have been trimmed meanwhile.
+func TestP6WhatIsQueuedAsItIsAcknowledgedAndThenTrimmedIsStored(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const devices, seconds = 100, 20
+	held := &heldUnqueued{heldAcks{first: make(chan struct{}), release: make(chan struct{})}}
+	in, s := b.startWatched("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		held.Acker, d.Acker = d.Acker, held
+	})
+	b.acquireAll(in)
+	ids := b.publish(backlog(devices, 0, seconds)...)
+	s.open.Store(true)
+	<-held.first
+	released := func() error {
+		n := 0
+		s.seen(func() { n = s.released })
+		if last := s.lastRead(); n == 0 || last != ids[len(ids)-1] {
+			return fmt.Errorf("%d were put on their queues; read until %s of %s", n, last, ids[len(ids)-1])
+		}
+		return nil
+	}
+	testenv.Wait(t, 20*time.Second, released)
+	require.NoError(t, b.client.XTrimMinID(t.Context(), b.stream, ids[len(ids)-1].String()).Err())
+	close(held.release)
+	b.settled(30*time.Second, 0)
+	b.requireInOrder(devices * seconds)
+	b.requireNothingLost()
+	s.log(t)
+}
+
 // inFlight notes which entries are being committed or acknowledged, and by which batch.
 type inFlight struct {
 	pipeline.Sink

@@ -40,9 +40,9 @@ type worker struct {
 	deadLetterSink DeadLetterSink
 	deferrals      Deferrals
 	probeLog       ProbeLog
-	breaker        *breaker      // shared by all workers
-	attempts       *Attempts     // shared by all workers of the process
-	exclusive      bool          // no other worker applies entries
+	breaker        *breaker  // shared by all workers
+	attempts       *Attempts // shared by all workers of the process
+	exclusive      bool      // no other worker applies entries
 	ahead          *ahead
 
 	box     *mailbox
@@ -540,7 +540,6 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 		switch {
 		case e.Fields == nil:
 			rare.Reached(rare.Trimmed)
-			w.metrics.outcome(outcomeLost, 1)
 		case d.err != nil:
 			w.reject(b, &p, e, d.err)
 		case mutantDrops():

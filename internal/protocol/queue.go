@@ -36,6 +36,9 @@ type Queue struct {
 	lookings   uint64            // number of times that this was due
 	looks      bool              // it is to be looked through behind the cursor
 	lookFrom   telemetry.EntryID // as far as that was done
+	// enqueued are the entries put on the queue while they were in flight, perhaps as they
+	// were acknowledged, until they were looked for.
+	enqueued map[telemetry.EntryID]struct{}
 }
 
 // place is where an entry in flight is, beside this instance.
@@ -119,7 +122,7 @@ func (q *Queue) endLook(t ReadSnapshot, ids []telemetry.EntryID, full bool, take
 	}
 	for i, id := range ids {
 		if t.cursor.Less(id) {
-			return
+			break
 		}
 		if latest {
 			q.lookFrom = id
@@ -129,6 +132,20 @@ func (q *Queue) endLook(t ReadSnapshot, ids []telemetry.EntryID, full bool, take
 			take(i)
 		}
 	}
+	if latest && !q.looks {
+		q.forgetEnqueued()
+	}
+}
+
+// forgetEnqueued forgets what was put on the queue and has not been found there.
+func (q *Queue) forgetEnqueued() {
+	left := make(map[telemetry.EntryID]struct{})
+	for _, id := range q.inFlight[q.head:] {
+		if _, ok := q.enqueued[id]; ok {
+			left[id] = struct{}{}
+		}
+	}
+	q.enqueued = left
 }
 
 // Looks reports whether a read is due although nothing lies beyond the cursor.
@@ -234,6 +251,13 @@ func (q *Queue) Done(n int) (looks bool) {
 	return true
 }
 
+// Finished reports whether an entry that is delivered was finished before: it was put on
+// the queue in flight, and an entry is not delivered again before it is done.
+func (q *Queue) Finished(id telemetry.EntryID) bool {
+	_, ok := q.enqueued[id]
+	return ok
+}
+
 // InFlightIDs returns what was delivered and is not done, in order.
 func (q *Queue) InFlightIDs() []telemetry.EntryID { return slices.Clone(q.inFlight[q.head:]) }
 
@@ -280,6 +304,10 @@ func (q *Queue) Enqueue() (ids []telemetry.EntryID) {
 			q.places[i] = queued
 			q.unqueued--
 			ids = append(ids, q.inFlight[i])
+			if q.enqueued == nil {
+				q.enqueued = make(map[telemetry.EntryID]struct{})
+			}
+			q.enqueued[q.inFlight[i]] = struct{}{}
 		}
 	}
 	if len(ids) > 0 {
@@ -355,7 +383,7 @@ func (q *Queue) Discard() (orphans []telemetry.EntryID) {
 			}
 		}
 	}
-	q.inFlight, q.places, q.head, q.asked, q.unqueued, q.owing, q.owesMore = nil, nil, 0, 0, 0, 0, false
+	q.inFlight, q.places, q.head, q.asked, q.unqueued, q.owing, q.owesMore, q.enqueued = nil, nil, 0, 0, 0, 0, false, nil
 	q.Reset()
 	return orphans
 }

@@ -165,7 +165,17 @@ func TestAQueueIsLookedThroughWhenWhatWasReleasedIsDone(t *testing.T) {
 	require.False(t, q.Looks())
 	require.True(t, q.CanBypass(1), "nothing lies beyond the cursor")
 	require.Equal(t, 3, q.InFlight())
+	require.True(t, q.Finished(ids(1)[0]), "it is delivered again")
+	require.True(t, q.Finished(ids(2)[0]))
+	require.False(t, q.Finished(ids(3)[0]), "it was not put on the queue")
 	require.False(t, q.Done(3), "once")
+	q.LookAgain()
+	require.Empty(t, end(&q, q.BeginRead(1), false, 1))
+	require.False(t, q.Finished(ids(1)[0]), "forgotten when they were looked for")
+	leave(&q, 5)
+	require.Equal(t, ids(5), q.Enqueue())
+	q.Discard()
+	require.False(t, q.Finished(ids(5)[0]), "its work was abandoned")
 }
 
 func TestALookDoesNotAnswerForOneThatBecameDueMeanwhile(t *testing.T) {
