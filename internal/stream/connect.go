@@ -134,8 +134,14 @@ type watched struct {
 // connection to one that took over its slot in an orderly way. Not covered: promotion of
 // a replica we are already connected to; CheckServer polls for that.
 type servers struct {
-	stream  string
+	stream string
+	// noticing is held from the decision that another server answers until the callback
+	// has returned: no connection that is made meanwhile sends a command before. The
+	// callback makes no call to Redis.
+	noticing sync.Mutex
+
 	mu      sync.Mutex
+	changes int             // of the server, noticed and called for
 	last    string          // run_id of the last server connected to, "" before the first
 	nodes   map[string]bool // run_ids of the nodes of a Cluster
 	serves  string          // identity that last answered for the group, "" to ask again
@@ -151,6 +157,7 @@ func (s *servers) onChange(f func()) {
 }
 
 func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
+	before := s.noticed()
 	text, err := conn.Info(ctx, "server").Result()
 	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
 		return err
@@ -165,6 +172,21 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 			return nil
 		}
 	}
+	return s.notice(mode, id, before)
+}
+
+// noticed returns how many changes were noticed.
+func (s *servers) noticed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changes
+}
+
+// notice records who answers a new connection, and fails it if that is another server than
+// before, or the change was noticed while it was made.
+func (s *servers) notice(mode, id string, before int) error {
+	s.noticing.Lock()
+	defer s.noticing.Unlock()
 	s.mu.Lock()
 	// A server that hides its run_id might be any. A Cluster has several
 	// servers.
@@ -175,20 +197,29 @@ func (s *servers) connected(ctx context.Context, conn *redis.Conn) error {
 	}
 	s.last = id
 	changed := s.changed
+	meanwhile := s.changes != before
 	if another {
 		s.serves = ""
 	}
 	s.mu.Unlock()
-	if !another || changed == nil {
-		return nil
+	if another && changed != nil {
+		s.call(changed)
+		meanwhile = true
 	}
-	changed()
-	if id == unknownServer {
+	if !meanwhile || id == unknownServer {
 		return nil
 	}
 	// The commands waiting for this connection were decided for the previous
 	// server.
 	return errServerChanged
+}
+
+// call tells of another server. The caller holds noticing.
+func (s *servers) call(changed func()) {
+	changed()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes++
 }
 
 // answered records who answers for the group. It reports whether that differs
@@ -257,8 +288,10 @@ func (g *Group) CheckServer(ctx context.Context) error {
 	if err != nil || who == "" {
 		return failure("ask which server answers", err)
 	}
+	g.servers.noticing.Lock()
+	defer g.servers.noticing.Unlock()
 	if changed, another := g.servers.answered(who); another {
-		changed()
+		g.servers.call(changed)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -18,4 +19,36 @@ func TestTheModeIsKnownFromRedisAndFromValkey(t *testing.T) {
 	} {
 		require.Equal(t, want, serverMode(info), "%q", info)
 	}
+}
+
+// P1: what is decided for one server is not sent to another, over whichever of the
+// connections that are made while the change is noticed.
+func TestNoConnectionPassesAChangeOfTheServerThatIsBeingNoticed(t *testing.T) {
+	s := &servers{nodes: make(map[string]bool)}
+	require.NoError(t, s.notice("standalone", "first", s.noticed()))
+	const n = 5
+	answers, begin := make(chan error, n), make(chan struct{})
+	called := 0
+	s.onChange(func() {
+		called++
+		close(begin)
+		select {
+		case <-answers:
+			t.Error("a connection passes while the change is being noticed")
+		case <-time.After(100 * time.Millisecond): // they had time to
+		}
+	})
+	before := s.noticed()
+	for range n - 1 {
+		go func() {
+			<-begin
+			answers <- s.notice("standalone", "second", before)
+		}()
+	}
+	require.ErrorIs(t, s.notice("standalone", "second", before), errServerChanged)
+	for range n - 1 {
+		require.ErrorIs(t, <-answers, errServerChanged, "what waits for it was decided for the server before")
+	}
+	require.Equal(t, 1, called)
+	require.NoError(t, s.notice("standalone", "second", s.noticed()))
 }
