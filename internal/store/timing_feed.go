@@ -31,17 +31,16 @@ func (f *TimingFeed) Begin(ctx context.Context) (p protocol.TimingPosition, err 
 }
 
 // Continues reports whether no change behind a position is missing: retention has removed
-// none there, and its row is there, or it is that of no row, of this server. The row alone
-// does not say so, since the newest one of its device stays.
+// none there, it is of this server, and its row is there, or it is that of no row. The row alone
+// does not say so, since the newest one of its device stays, and after a restore from a
+// dump those of another server are there for a while.
 func (f *TimingFeed) Continues(ctx context.Context, p protocol.TimingPosition) (ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	err = f.pool.QueryRow(ctx, `
 select not exists (select from processor.timing_removed where (tx, id) > ($1, $2))
-  and case $2
-    when 0 then $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-    else exists (select from processor.timing_changes where tx = $1 and id = $2 and changed_at = $3)
-  end`, p.Tx, p.ID, p.At).Scan(&ok)
+  and $1 <= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+  and ($2 = 0 or exists (select from processor.timing_changes where tx = $1 and id = $2 and changed_at = $3))`, p.Tx, p.ID, p.At).Scan(&ok)
 	return ok, failure("look for the position in the feed", err)
 }
 
