@@ -31,8 +31,7 @@ type migrateOptions struct {
 	lockTimeout time.Duration
 }
 
-// MigrationLockTimeout bounds the wait for the migration lock, and the wait for
-// locks on the tables that a migration changes.
+// MigrationLockTimeout bounds the wait for the migration lock.
 func MigrationLockTimeout(d time.Duration) Option {
 	return func(o *migrateOptions) { o.lockTimeout = d }
 }
@@ -68,7 +67,7 @@ func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Optio
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.unlock(context.WithoutCancel(ctx))) }()
-	if err := s.prepare(ctx, o.lockTimeout); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
 
