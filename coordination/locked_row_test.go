@@ -117,3 +117,17 @@ func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
 	}
 	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down when the lock ended")
 }
+
+// P8: the release at the end has one budget for all shards: those whose rows are locked are
+// taken by force.
+func TestTheReleaseAtTheEndEndsInTime(t *testing.T) {
+	b := newBench(t)
+	m := b.start("first", "", func(c *Config) { c.HandoffBudget = 5 * time.Second })
+	b.await([]int{shards}, m)
+	tx, err := b.open("locker").Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "lock table processor.shards in exclusive mode")
+	require.NoError(t, err)
+	m.stop() // which fails if the membership does not end within half of what an attempt for each shard takes
+	require.NoError(t, tx.Rollback(t.Context()))
+}

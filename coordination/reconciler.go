@@ -148,7 +148,12 @@ func (k *reconciler) raiseLoop(ctx context.Context) {
 		if !raised.Less(id) {
 			continue
 		}
-		err := k.ledger.RaiseHighWatermark(context.WithoutCancel(ctx), id)
+		raising, cancel := ctx, context.CancelFunc(func() {})
+		if ended { // the shards are released after it
+			raising, cancel = context.WithTimeout(context.WithoutCancel(ctx), raiseEvery)
+		}
+		err := k.ledger.RaiseHighWatermark(raising, id)
+		cancel()
 		switch {
 		case err == nil:
 			raised = id
@@ -581,7 +586,7 @@ func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 			k.mu.Unlock()
 			return
 		}
-		k.release(ctx, shard, epoch)
+		k.release(context.WithoutCancel(ctx), ctx, shard, epoch)
 		rare.Reached(rare.HandedOver)
 		k.metrics.handoffSeconds.Observe(time.Since(started).Seconds())
 		k.mu.Lock()
@@ -591,9 +596,9 @@ func (k *reconciler) handOver(ctx context.Context, shard int, epoch int64) {
 	})
 }
 
-// release gives up one shard. If that cannot be written, the successor
-// force-acquires the shard.
-func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
+// release gives up one shard: in one attempt, and in more until ctx ends. If that cannot
+// be written, the successor force-acquires the shard.
+func (k *reconciler) release(first, ctx context.Context, shard int, epoch int64) {
 	running, applied, ok := k.engine.Owned(shard)
 	k.forget(shard)
 	var left []byte
@@ -609,7 +614,7 @@ func (k *reconciler) release(ctx context.Context, shard int, epoch int64) {
 		defer cancel()
 		return k.shards.Release(ctx, protocol.ShardLease{Shard: shard, Epoch: epoch, Left: left}, k.membership.Name(), applied)
 	}
-	err := attempt(context.WithoutCancel(ctx))
+	err := attempt(first)
 	for ctx.Err() == nil {
 		if _, blocked := protocol.BlockedBy(err); !blocked && !errors.Is(err, context.DeadlineExceeded) {
 			break
@@ -641,7 +646,7 @@ func (k *reconciler) releaseAll(ctx context.Context) error {
 	g.SetLimit(acquireConcurrency)
 	for shard, epoch := range holds {
 		g.Go(func() error {
-			k.release(ctx, shard, epoch)
+			k.release(ctx, ctx, shard, epoch)
 			return nil
 		})
 	}
