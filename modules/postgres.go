@@ -109,7 +109,14 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 	for _, p := range d.Parts {
 		steps = append(steps,
 			func(ctx context.Context) error { return pinFleetSettings(ctx, d.Config, d.Pool, p.Scope, d.Member) },
-			func(ctx context.Context) error { return d.identify(ctx, p) })
+			func(ctx context.Context) error { return d.identify(ctx, p) },
+			func(ctx context.Context) error {
+				transient, err := p.Pipeline.LoadFences(ctx) // or it would take shards that it cannot work for
+				if err != nil && !transient {
+					return permanent(err)
+				}
+				return err
+			})
 	}
 	lc.Append(fx.StartHook(func(ctx context.Context) error {
 		for _, step := range steps {

@@ -36,32 +36,35 @@ func (f *fences) now() *protocol.Fences { return f.present.Load() }
 func (f *fences) refresh(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err := retry(ctx, f.log, "load fences", f.metrics.fenceErrors, isTransient, func() error {
-		if has := f.present.Load(); has != nil {
-			version, err := f.loader.Version(ctx)
-			if err != nil || version == has.Version {
-				return err
-			}
-		}
-		set, bad, err := f.loader.Load(ctx)
-		if err != nil {
-			return err
-		}
-		for _, err := range bad {
-			f.log.Error("invalid fence skipped; fix it and re-import", "err", err)
-		}
-		f.metrics.fenceCount.Set(float64(set.Len()))
-		f.metrics.badFences.Set(float64(len(bad)))
-		if set.Len() > 0 || f.present.Load() != nil {
-			f.log.Info("fences loaded", "count", set.Len(), "version", set.Version)
-		}
-		f.present.Store(set)
-		return nil
-	})
+	err := retry(ctx, f.log, "load fences", f.metrics.fenceErrors, isTransient, func() error { return f.load(ctx) })
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("load fences: %w", err)
+}
+
+// load loads the set if it changed. The caller holds the lock.
+func (f *fences) load(ctx context.Context) error {
+	if has := f.present.Load(); has != nil {
+		version, err := f.loader.Version(ctx)
+		if err != nil || version == has.Version {
+			return err
+		}
+	}
+	set, bad, err := f.loader.Load(ctx)
+	if err != nil {
+		return err
+	}
+	for _, err := range bad {
+		f.log.Error("invalid fence skipped; fix it and re-import", "err", err)
+	}
+	f.metrics.fenceCount.Set(float64(set.Len()))
+	f.metrics.badFences.Set(float64(len(bad)))
+	if set.Len() > 0 || f.present.Load() != nil {
+		f.log.Info("fences loaded", "count", set.Len(), "version", set.Version)
+	}
+	f.present.Store(set)
+	return nil
 }
 
 // run keeps the set up to date until ctx ends.

@@ -174,6 +174,18 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*P
 	return p, nil
 }
 
+// LoadFences loads the fences, without which no entry can be applied. It reports whether an
+// error may pass. An instance that cannot load them must not own shards.
+func (p *Pipeline) LoadFences(ctx context.Context) (transient bool, err error) {
+	p.fences.mu.Lock()
+	defer p.fences.mu.Unlock()
+	if err := p.fences.load(ctx); err != nil {
+		p.metrics.fenceErrors.Inc()
+		return isTransient(err), fmt.Errorf("load fences: %w", err)
+	}
+	return false, nil
+}
+
 // Run dispatches, reads and works until ctx ends. Then it stops intake, finishes
 // what is in flight and returns. work bounds the drain: when it ends, what is
 // still in flight is given up and stays on its queues.
