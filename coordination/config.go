@@ -45,11 +45,15 @@ func (c Config) check() error {
 	return errors.Join(errs...)
 }
 
+// oftenEnough is often enough for members whose TTL is another one, as while it is being changed:
+// each judges the others by its own.
+const oftenEnough = time.Second
+
 // beatEvery allows several heartbeats to be lost within one TTL.
-func (c Config) beatEvery() time.Duration { return c.MemberTTL / 5 }
+func (c Config) beatEvery() time.Duration { return min(c.MemberTTL/5, oftenEnough) }
 
 // renewEvery allows two renewals to fail.
-func (c Config) renewEvery() time.Duration { return c.LeaderTTL / 4 }
+func (c Config) renewEvery() time.Duration { return min(c.LeaderTTL/4, oftenEnough) }
 
 func (c Config) budgets() protocol.Budgets {
 	return protocol.Budgets{HandOff: c.HandoffBudget, Drain: c.DrainTimeout}

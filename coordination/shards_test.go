@@ -257,6 +257,18 @@ where detail ->> 'pid' = $1 and detail ->> 'host' <> '' and jsonb_array_length(d
 	b.awaitOpen(0, protocol.SilentMember, silent.name())
 }
 
+// P8: while MEMBER_TTL is changed, instance by instance, members with the shorter one judge by it.
+func TestMembersOfDifferentTTLsKeepTheirShards(t *testing.T) {
+	b := newBench(t)
+	short := b.start("short", "", func(c *Config) { c.MemberTTL, c.LeaderTTL = 4*time.Second, 2*time.Second })
+	long := b.start("long", "", func(c *Config) { c.MemberTTL, c.LeaderTTL = time.Minute, 30*time.Second })
+	b.await([]int{8, 8}, short, long)
+	epochs := b.list()
+	rest := time.NewTimer(7 * time.Second) // what must not happen, in more than the shorter TTL
+	<-rest.C
+	require.Equal(t, epochs, b.list(), "shards moved, and nobody was gone")
+}
+
 // P4, P8: an owner that does not release blocks its successor for the budget only.
 func TestAnOwnerThatDoesNotReleaseHasItsBudgetAndNoMore(t *testing.T) {
 	b := newBench(t)
