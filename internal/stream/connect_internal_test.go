@@ -33,8 +33,8 @@ func TestNoConnectionPassesAChangeOfTheServerThatIsBeingNoticed(t *testing.T) {
 		called++
 		close(begin)
 		select {
-		case <-answers:
-			t.Error("a connection passes while the change is being noticed")
+		case err := <-answers:
+			t.Errorf("a connection passes while the change is being noticed: %v", err)
 		case <-time.After(100 * time.Millisecond): // they had time to
 		}
 	})
