@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -30,64 +29,90 @@ type Attempts struct {
 // NewAttempts returns the attempts of a process.
 func NewAttempts() *Attempts { return &Attempts{one: make(chan struct{}, 1)} }
 
-// exclusiveFor is how long the entries of others wait for an exclusive attempt, and retractFor
-// how much longer for the note that it is not exclusive any more: it may wait for
-// a row that is locked, or refused for now.
+// exclusiveFor is how long the entries of others wait for an exclusive attempt, which may wait for a
+// row that is locked, or refused for now; and retractFor how long for each note of it.
 const (
 	exclusiveFor = 5 * time.Second
 	retractFor   = time.Second
 )
 
 // begin waits until no other attempt is in progress. The caller calls end.
-func (a *Attempts) begin(ctx context.Context) (end func(), err error) {
-	select {
-	case a.one <- struct{}{}:
-		return func() { <-a.one }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+func (w *worker) begin(ctx context.Context) (end func(), err error) {
+	look := time.NewTicker(viewEvery)
+	defer look.Stop()
+	for {
+		select {
+		case w.attempts.one <- struct{}{}:
+			return func() { <-w.attempts.one }, nil
+		case <-look.C:
+			w.callsReturned.Add(1) // it is not stuck, who has the other attempt may be
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 
-// exclude keeps the entries of all other workers from being applied, for exclusiveFor at most.
-// Then retract notes that a crash proves nothing any more, and expired reports true. The
-// caller has begun an attempt, applies its entry and calls end.
-func (w *worker) exclude(ctx context.Context, retract func(ctx context.Context) error) (expired func() bool, end func()) {
+// exclusively makes an attempt while no other worker applies entries, so that a crash proves that it is
+// of this entry: prove notes so, and retract that it proves nothing. Others wait for exclusiveFor, longer
+// only while the entry is being applied. The attempt says whether it has an outcome.
+// That it began was noted before: what keeps that from being written keeps no other waiting.
+func (w *worker) exclusively(ctx context.Context, prove, retract func(ctx context.Context) error, attempt func() (decided bool, err error)) error {
+	briefly := func(ctx context.Context, note func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, retractFor)
+		defer cancel()
+		return note(ctx)
+	}
 	w.attempts.applying.Lock()
+	open := sync.OnceFunc(w.attempts.applying.Unlock)
+	defer open()
+	if err := briefly(ctx, prove); err != nil {
+		_ = briefly(context.WithoutCancel(ctx), retract) // prove may have succeeded nevertheless
+		open()
+		w.log.Info("an attempt proves nothing of its entry", "err", err)
+		_, err := attempt()
+		return err
+	}
 	w.exclusive = true
-	ctx, cancel := context.WithCancel(ctx)
-	var over atomic.Bool
+	defer func() { w.exclusive = false }()
+	waiting, end := context.WithCancel(ctx)
 	var others sync.WaitGroup
 	others.Go(func() {
-		defer w.attempts.applying.Unlock()
-		if sleep(ctx, exclusiveFor) != nil {
-			return
-		}
-		over.Store(true)
-		within, done := context.WithTimeout(ctx, retractFor)
-		defer done()
-		if err := retract(within); err != nil && ctx.Err() == nil {
-			w.log.Warn("record that an attempt is not exclusive failed; others go on", "err", err)
+		for wait := exclusiveFor; sleep(waiting, wait) == nil; wait = retractFor {
+			if w.inApply.Load() {
+				continue
+			}
+			err := briefly(waiting, retract)
+			open()
+			if err == nil {
+				return
+			}
 		}
 	})
-	return over.Load, func() {
-		cancel()
-		others.Wait()
-		w.exclusive = false
+	decided, err := attempt()
+	end()
+	others.Wait()
+	if !decided || err != nil {
+		_ = briefly(context.WithoutCancel(ctx), retract)
 	}
+	return err
 }
 
 // lockApply and unlockApply enclose whatever of an entry may crash the process, and no
 // wait for a server.
 func (w *worker) lockApply() {
-	if !w.exclusive {
-		w.attempts.applying.RLock()
+	if w.exclusive {
+		w.inApply.Store(true)
+		return
 	}
+	w.attempts.applying.RLock()
 }
 
 func (w *worker) unlockApply() {
-	if !w.exclusive {
-		w.attempts.applying.RUnlock()
+	if w.exclusive {
+		w.inApply.Store(false)
+		return
 	}
+	w.attempts.applying.RUnlock()
 }
 
 // crashError is the reason to dead-letter an entry that was alone in flight when processes crashed.
@@ -101,7 +126,7 @@ func (e *crashError) Error() string {
 // one at a time in the whole process. At a limit of one entry nothing else is applied
 // meanwhile, so that a crash proves that it is of this entry.
 func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
-	end, err := w.attempts.begin(ctx)
+	end, err := w.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,18 +162,20 @@ func (w *worker) probe(ctx context.Context, p part, r protocol.ProbeBatch) error
 	return w.redoPart(ctx, p, false)
 }
 
+// probeExclusively is probe of one entry, of which it proves something.
 func (w *worker) probeExclusively(ctx context.Context, p part, r protocol.ProbeBatch) error {
-	expired, end := w.exclude(ctx, func(ctx context.Context) error { return w.probeLog.Begin(ctx, p.shard, r) })
-	defer end()
-	exclusive := r
-	exclusive.Exclusive = true
-	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, exclusive) }); err != nil {
+	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, r) }); err != nil {
 		return err
 	}
-	if expired() { // it may have been retracted before it was recorded
-		return w.probe(ctx, p, r)
+	exclusive := r
+	exclusive.Exclusive = true
+	note := func(r protocol.ProbeBatch) func(ctx context.Context) error {
+		return func(ctx context.Context) error { return w.probeLog.Begin(ctx, p.shard, r) }
 	}
-	return w.redoPart(ctx, p, false)
+	return w.exclusively(ctx, note(exclusive), note(r), func() (decided bool, err error) {
+		err = w.redoPart(ctx, p, false)
+		return len(w.table.gone([]part{p})) == 0, err
+	})
 }
 
 // clear ends the quarantine of a shard whose queue is empty: an idle shard must

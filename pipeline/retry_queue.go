@@ -175,26 +175,23 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		return w.returnDeferred(ctx, m.deferred)
 	}
 	p.epoch, p.token = t.epoch, t.token
-	expired := func() bool { return false }
-	if m.deferred[0].Class == telemetry.ClassCrash { // it is the only one, and a crash counts against it
-		finish, err := w.attempts.begin(ctx)
+	// Of one that is alone a crash counts, so that it is tried exclusively: not before that.
+	alone := m.deferred[0].Class == telemetry.ClassCrash
+	toBegin := m.deferred
+	if alone {
+		end, err := w.begin(ctx)
 		if err != nil {
 			return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
 		}
-		defer finish()
-		var end func()
-		expired, end = w.exclude(ctx, func(ctx context.Context) error {
-			_, err := w.deferrals.Begin(ctx, uncounted(m.deferred))
-			return err
-		})
 		defer end()
+		toBegin = uncounted(m.deferred)
 	}
-	claimed, err := w.beginDeferred(ctx, m.deferred)
-	if err == nil && expired() { // it may have been retracted before it began
-		_, err = w.beginDeferred(ctx, uncounted(claimed))
-	}
+	claimed, err := w.beginDeferred(ctx, toBegin)
 	if err != nil {
 		return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
+	}
+	if alone && len(claimed) > 0 {
+		claimed = m.deferred
 	}
 	if len(claimed) == 0 {
 		return nil // they wait for another claim
@@ -204,10 +201,21 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		p.again[d.Entry.ID] = d
 		p.entries = append(p.entries, d.Entry)
 	}
-	first := &claimed[0]
-	if first.Class == telemetry.ClassCrash && first.Attempts > w.cfg.DeadLetters.MaxAttempts {
+	switch first := &claimed[0]; {
+	case alone && first.Attempts > w.cfg.DeadLetters.MaxAttempts:
 		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts - 1})
-	} else {
+	case alone:
+		begin := func(list []protocol.Deferred) func(ctx context.Context) error {
+			return func(ctx context.Context) error {
+				_, err := w.deferrals.Begin(ctx, list)
+				return err
+			}
+		}
+		err = w.exclusively(ctx, begin(claimed), begin(uncounted(claimed)), func() (decided bool, err error) {
+			err = w.redoPart(ctx, p, false)
+			return len(p.again) == 0, err
+		})
+	default:
 		err = w.redoPart(ctx, p, false)
 	}
 	if len(p.again) == 0 {

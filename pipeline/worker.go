@@ -40,9 +40,10 @@ type worker struct {
 	deadLetterSink DeadLetterSink
 	deferrals      Deferrals
 	probeLog       ProbeLog
-	breaker        *breaker  // shared by all workers
-	attempts       *Attempts // shared by all workers of the process
-	exclusive      bool      // no other worker applies entries
+	breaker        *breaker    // shared by all workers
+	attempts       *Attempts   // shared by all workers of the process
+	exclusive      bool        // no other worker applies entries
+	inApply        atomic.Bool // meanwhile this one does
 	ahead          *ahead
 
 	box     *mailbox
@@ -393,7 +394,9 @@ func (w *worker) flushNow() {
 	if w.busy || w.current.entries == 0 || w.ackPending >= 2 {
 		return
 	}
+	w.lockApply()
 	w.current.seal()
+	w.unlockApply()
 	w.checkpoint(w.current)
 	w.send()
 }
