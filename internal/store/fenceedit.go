@@ -376,6 +376,11 @@ with concerned as (
   select s.stream, s.group_name, s.shard
   from processor.shards s
   where s.stream <> $1
+    and exists (
+      select
+      from processor.devices d
+      where d.stream = s.stream
+    )
 ),
 widened as (
   update processor.requests
