@@ -49,8 +49,9 @@ func graph(cfg config.Config, log *slog.Logger, b Build) fx.Option {
 		streamModules(cfg),
 		invokes(),
 		withLogger(),
-		// Backstops only: each hook has a bound of its own.
-		fx.StartTimeout(cfg.Instance.StartTimeout+cfg.Instance.ShutdownTimeout),
+		// A backstop only: each hook has a bound of its own, but for migrations, which take as
+		// long as an index of the largest table.
+		fx.StartTimeout(30*24*time.Hour),
 		fx.StopTimeout(cfg.Instance.ShutdownTimeout),
 	)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/fx"
@@ -104,6 +105,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 		func(ctx context.Context) error { return refusePooler(ctx, d.Config.Postgres) }, // before anything is prepared
 		d.acceptsWrites,
 		func(ctx context.Context) error { return requireFaithfulStorage(ctx, d.Pool, log) },
+		func(ctx context.Context) error { return migrate(ctx, st, d.Config.Postgres, log) },
 		func(ctx context.Context) error { return checkSchema(ctx, d.Config.Postgres, d.Pool, log) },
 	}
 	for _, p := range d.Parts {
@@ -113,7 +115,7 @@ func startPostgres(lc fx.Lifecycle, st *starter, d postgresDeps) {
 			func(ctx context.Context) error {
 				transient, err := p.Pipeline.LoadFences(ctx) // or it would take shards that it cannot work for
 				if err != nil && !transient {
-					return permanent(err)
+					return permanent(fault.FirstPostgresError(d.Config.Postgres.URL, err))
 				}
 				return err
 			})
@@ -168,22 +170,31 @@ func refusePooler(ctx context.Context, cfg config.Postgres) error {
 	return err
 }
 
-// checkSchema does what MIGRATE says.
+// migrate applies migrations if MIGRATE says so. START_TIMEOUT bounds the waits and no
+// migration: cut off, it would begin anew at each start.
+func migrate(ctx context.Context, st *starter, cfg config.Postgres, log *slog.Logger) error {
+	if cfg.Migrate != "auto" {
+		return nil
+	}
+	began := time.Now()
+	_, err := schema.Migrate(ctx, cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout), schema.AppliedUnder(st.detach))
+	if err == nil {
+		st.extend(time.Since(began))
+	}
+	err = fault.PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
+	switch {
+	case errors.Is(err, schema.ErrSchema):
+		return permanent(fault.Exitf(fault.Schema, "%w", err))
+	case errors.Is(err, schema.ErrPooler), errors.Is(err, schema.ErrOld):
+		return permanent(fault.Exitf(fault.Config, "%w", err))
+	}
+	return err
+}
+
+// checkSchema verifies the schema unless MIGRATE is off.
 func checkSchema(ctx context.Context, cfg config.Postgres, pool *pgxpool.Pool, log *slog.Logger) error {
 	if cfg.Migrate == "off" {
 		return nil
-	}
-	if cfg.Migrate == "auto" {
-		_, err := schema.Migrate(ctx, cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout))
-		err = fault.PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
-		switch {
-		case errors.Is(err, schema.ErrSchema):
-			return permanent(fault.Exitf(fault.Schema, "%w", err))
-		case errors.Is(err, schema.ErrPooler), errors.Is(err, schema.ErrOld):
-			return permanent(fault.Exitf(fault.Config, "%w", err))
-		case err != nil:
-			return err
-		}
 	}
 	report, err := schema.Verify(ctx, pool)
 	if err != nil {

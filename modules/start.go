@@ -27,18 +27,33 @@ type starter struct {
 	timeout time.Duration
 	log     *slog.Logger
 
-	begin   sync.Once
-	end     time.Time // set by the first wait
-	once    sync.Once
-	aborted chan struct{}
+	begin sync.Once
+	end   time.Time          // set by the first wait
+	abort context.CancelFunc // ends the start
+	// onAbort has f called when the start is aborted, unless stop is called before.
+	onAbort func(f func()) (stop func() bool)
 }
 
 func newStarter(cfg config.Config, log *slog.Logger) *starter {
-	return &starter{timeout: cfg.Instance.StartTimeout, log: log.With("component", "start"), aborted: make(chan struct{})}
+	s := &starter{timeout: cfg.Instance.StartTimeout, log: log.With("component", "start")}
+	running, abort := context.WithCancel(context.Background())
+	s.abort = abort
+	s.onAbort = func(f func()) func() bool { return context.AfterFunc(running, f) }
+	return s
 }
 
-// abort ends the start.
-func (s *starter) abort() { s.once.Do(func() { close(s.aborted) }) }
+// detach returns a context that only an abort of the start ends.
+func (s *starter) detach(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := s.onAbort(cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
+// extend adds what took time that was no wait for a dependency.
+func (s *starter) extend(by time.Duration) { s.end = s.end.Add(by) }
 
 // permanent marks an error that waiting does not fix.
 func permanent(err error) error { return backoff.Permanent(err) }
@@ -50,19 +65,10 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 	s.begin.Do(func() { s.end = time.Now().Add(s.timeout) })
 	ctx, cancel := context.WithDeadlineCause(ctx, s.end, errLate)
 	defer cancel()
-	stop := make(chan struct{})
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer close(stop)
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
-	watching.Go(func() {
-		select {
-		case <-s.aborted:
-			abort(errAborted)
-		case <-stop:
-		}
-	})
+	stop := s.onAbort(func() { abort(errAborted) })
+	defer stop()
 
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second

@@ -35,7 +35,7 @@ type Config struct {
 // Instance is the identity of this process and the time it may take to start and stop.
 type Instance struct {
 	ID              string        `env:"INSTANCE_ID" auto:"host name and a random suffix" help:"name of this instance, unique in the fleet; up to 40 letters, digits, dots, dashes, underscores"`
-	StartTimeout    time.Duration `env:"START_TIMEOUT" default:"5m" min:"1s" max:"1h" help:"how long to wait for Redis and Postgres at start, then exit 4"`
+	StartTimeout    time.Duration `env:"START_TIMEOUT" default:"5m" min:"1s" max:"1h" help:"how long to wait for Redis and Postgres at start, migrations not counted, then exit 4"`
 	DrainTimeout    time.Duration `env:"DRAIN_TIMEOUT" default:"20s" min:"100ms" max:"10m" help:"how long work in flight may take to finish at shutdown, then exit 1"`
 	Deploy          string        `env:"DEPLOY_ID" auto:"deploys are not told apart" help:"the same for all instances that one deploy starts, such as the pod template's hash: shards of instances that leave then go to those of the newest deploy"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" max:"15m" help:"how long the whole shutdown may take; keep the orchestrator's grace period above it"`
@@ -82,7 +82,7 @@ type Postgres struct {
 	StatementTimeout   time.Duration `env:"STATEMENT_TIMEOUT" default:"10s" min:"100ms" max:"5m" help:"maximum duration of one statement"`
 	LockTimeout        time.Duration `env:"LOCK_TIMEOUT" default:"5s" min:"100ms" max:"5m" help:"maximum wait of one statement for a lock"`
 	Migrate            string        `env:"MIGRATE" default:"auto" oneof:"auto|verify|off" help:"at start: apply migrations, only check the schema, or neither"`
-	MigrateLockTimeout time.Duration `env:"MIGRATE_LOCK_TIMEOUT" default:"60s" min:"1s" max:"1h" help:"maximum wait for another instance's migration"`
+	MigrateLockTimeout time.Duration `env:"MIGRATE_LOCK_TIMEOUT" default:"60s" min:"1s" max:"1h" help:"maximum wait for another instance's migration, and for a table that another session has locked"`
 }
 
 // Pipeline bounds the work inside one instance.

@@ -48,6 +48,8 @@ func (e *Error) Error() string {
 // Is makes an Error match ErrSchema.
 func (e *Error) Is(target error) bool { return target == ErrSchema }
 
+const lockNotAvailable = "55P03"
+
 // migrationFailed wraps an error from applying the named migration, and marks
 // it as ErrSchema unless a later retry can help.
 func migrationFailed(name string, err error) error {
@@ -56,7 +58,7 @@ func migrationFailed(name string, err error) error {
 		return fmt.Errorf("apply migration %s: %w", name, err)
 	}
 	switch {
-	case pg.Code == "55P03": // lock_not_available
+	case pg.Code == lockNotAvailable:
 		return fmt.Errorf("apply migration %s: another session holds a lock on a table it changes, "+
 			"end that session (pg_stat_activity) and try again: %w", name, err)
 	case pg.Code == "42501": // insufficient_privilege

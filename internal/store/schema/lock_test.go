@@ -2,6 +2,7 @@ package schema_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"testing"
@@ -54,13 +55,40 @@ func TestMigrateSaysWhenATableStaysLocked(t *testing.T) {
 	other := connect(t, url)
 	execute(t, other, upstreamPositions)
 	execute(t, other, `begin; lock table public.positions in share mode`)
-	began := time.Now()
-	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler))
-	require.Less(t, time.Since(began), 20*time.Second, "the fleet waits behind it")
+	_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler),
+		schema.MigrationLockTimeout(200*time.Millisecond))
 	require.ErrorContains(t, err, "0001_positions.sql: another session holds a lock")
 	require.NotErrorIs(t, err, schema.ErrSchema)
 	execute(t, other, `rollback`)
 	require.Equal(t, migrationNames, migrate(t, url))
+}
+
+// P7: who wants the table of a migration that waits for it queues behind it, and gets it between two attempts.
+func TestAMigrationThatWaitsForATableLetsTheFleetWork(t *testing.T) {
+	url := emptyDatabase(t)
+	other, fleet := connect(t, url), connect(t, url)
+	execute(t, other, upstreamPositions)
+	execute(t, other, `begin; lock table public.positions in share mode`)
+	migrated := make(chan error, 1)
+	go func() {
+		_, err := schema.Migrate(t.Context(), url, slog.New(slog.DiscardHandler), schema.MigrationLockTimeout(time.Minute))
+		migrated <- err
+	}()
+	testenv.Wait(t, 10*time.Second, func() error {
+		var waits bool
+		require.NoError(t, fleet.QueryRow(t.Context(), "select exists (select from pg_locks where relation = 'public.positions'::regclass and not granted)").Scan(&waits))
+		if !waits {
+			return errors.New("the migration does not wait")
+		}
+		return nil
+	})
+	within, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, err := fleet.Exec(within, "select count(*) from public.positions")
+	require.NoError(t, err, "it queues behind the migration")
+	require.Empty(t, migrated)
+	execute(t, other, `rollback`)
+	require.NoError(t, <-migrated)
 }
 
 func TestMigrateRefusesATransactionPooler(t *testing.T) {

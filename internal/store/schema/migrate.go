@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pressly/goose/v3"
 
@@ -29,9 +30,16 @@ type Option func(*migrateOptions)
 
 type migrateOptions struct {
 	lockTimeout time.Duration
+	applying    func(ctx context.Context) (context.Context, context.CancelFunc)
 }
 
-// MigrationLockTimeout bounds the wait for the migration lock.
+// AppliedUnder has migrations applied under another context than that of the waits before.
+func AppliedUnder(of func(ctx context.Context) (context.Context, context.CancelFunc)) Option {
+	return func(o *migrateOptions) { o.applying = of }
+}
+
+// MigrationLockTimeout bounds the wait for the migration lock, and for tables that other sessions have locked:
+// these are tried again and again, since all who want a table queue behind a wait for it.
 func MigrationLockTimeout(d time.Duration) Option {
 	return func(o *migrateOptions) { o.lockTimeout = d }
 }
@@ -47,7 +55,7 @@ func MigrationLockTimeout(d time.Duration) Option {
 // The error matches ErrMigrationLock, ErrOld, ErrPooler or ErrSchema where one of
 // those is the reason.
 func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Option) (applied []string, err error) {
-	o := migrateOptions{lockTimeout: defaultMigrationLockTimeout}
+	o := migrateOptions{lockTimeout: defaultMigrationLockTimeout, applying: context.WithCancel}
 	for _, option := range options {
 		option(&o)
 	}
@@ -75,10 +83,33 @@ func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Optio
 	if err != nil {
 		return nil, err
 	}
+	applying, cancel := o.applying(ctx)
+	defer cancel()
+	for began := time.Now(); ; {
+		some, locked, err := apply(applying, provider, log)
+		applied = append(applied, some...)
+		if !locked || time.Since(began) >= o.lockTimeout {
+			return applied, err
+		}
+		log.Warn("migration waits: a table is locked; the next attempt follows, others have it meanwhile", "err", err)
+		pause := time.NewTimer(tableLockPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return applied, err
+		}
+	}
+}
+
+// apply applies what is missing. locked reports that another session has a table locked.
+func apply(ctx context.Context, provider *goose.Provider, log *slog.Logger) (applied []string, locked bool, err error) {
 	results, err := provider.Up(ctx)
 	var partial *goose.PartialError
 	if errors.As(err, &partial) {
 		results = partial.Applied
+		pgErr, ok := errors.AsType[*pgconn.PgError](partial.Err)
+		locked = ok && pgErr.Code == lockNotAvailable
 		err = migrationFailed(path.Base(partial.Failed.Source.Path), partial.Err)
 	} else if err != nil {
 		err = fmt.Errorf("read applied migrations: %w", err)
@@ -88,7 +119,7 @@ func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Optio
 		log.Info("migration applied", "name", name, "seconds", r.Duration.Seconds())
 		applied = append(applied, name)
 	}
-	return applied, err
+	return applied, locked, err
 }
 
 func newProvider(db *sql.DB) (*goose.Provider, error) {

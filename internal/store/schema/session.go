@@ -265,18 +265,27 @@ func (s *migrationSession) unlock(ctx context.Context) error {
 	return nil
 }
 
-// tableLockTimeout is how long a migration waits for a table: all others that want the table
-// queue behind it meanwhile, in the fleet that works. It is tried again later.
-const tableLockTimeout = time.Second
+const (
+	// tableLockTimeout is how long a migration waits for a table: all others that want the table
+	// queue behind it meanwhile, in the fleet that works.
+	tableLockTimeout = 2 * time.Second
+	// tableLockPause is how long the table is left to them until it is tried again.
+	tableLockPause = 4 * time.Second
+)
+
+// lockSettingsSQL waits for longer than deadlock_timeout: then the server ends an autovacuum
+// that is in the way.
+const lockSettingsSQL = "select set_config('lock_timeout', greatest($1, 2 * setting::bigint)::text, false) from pg_settings where name = 'deadlock_timeout'"
 
 // prepare sets up the session and creates the schema of goose's version table.
 // A role that may not create schemas can still migrate if the schema exists.
 func (s *migrationSession) prepare(ctx context.Context) error {
 	// A server notices within seconds that the process is gone: it would go on for as long as
 	// an index takes, with the locks, for nothing.
-	settings := fmt.Sprintf("set statement_timeout = 0; set lock_timeout = %d; set client_connection_check_interval = 2000; set search_path = public",
-		tableLockTimeout.Milliseconds())
-	if _, err := s.db.ExecContext(ctx, settings); err != nil {
+	if _, err := s.db.ExecContext(ctx, "set statement_timeout = 0; set client_connection_check_interval = 2000; set search_path = public"); err != nil {
+		return fmt.Errorf("prepare the migration session: %w", err)
+	}
+	if _, err := s.db.ExecContext(ctx, lockSettingsSQL, tableLockTimeout.Milliseconds()); err != nil {
 		return fmt.Errorf("prepare the migration session: %w", err)
 	}
 	var exists bool
