@@ -14,8 +14,6 @@ export DATA
 
 ARGS ?=
 PKG ?= ./...
-# The longest package begins first: at the end it would be the only one.
-TESTED := $(if $(filter ./...,$(PKG)),./pipeline) $(PKG)
 BENCH ?= .
 # Of a campaign: make chaos.
 FROM ?= 1
@@ -73,11 +71,11 @@ build: ## Build the programs into bin/
 
 .PHONY: test
 test: setup-tests data vet build ## Vet, build and test every promise with the race detector on real servers, three packages at once
-	@$(WITH_SERVERS) go test -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) $(TESTED)
+	@$(WITH_SERVERS) go test -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-ci
 test-ci: setup-tests data vet build $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
-	@rc=0; $(WITH_SERVERS) $(GOTESTSUM) --format standard-quiet --packages '$(TESTED)' \
+	@rc=0; $(WITH_SERVERS) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
 		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
 		-- -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -14,13 +15,16 @@ import (
 // of the shard knows of one that did not finish.
 type ProbeLog interface {
 	Begin(ctx context.Context, shard int, r protocol.ProbeBatch) error
+	// Retract records of a probe batch that was begun that it is not exclusive. It waits for no shard.
+	Retract(ctx context.Context, shard int, r protocol.ProbeBatch) error
 	Pass(ctx context.Context, shard int, r protocol.ProbeBatch, over bool) error
 }
 
 // Attempts keeps attempts apart to which a crash is attributed. It is for all pipelines of a
 // process, since any of their entries may crash it.
 type Attempts struct {
-	one chan struct{} // of size one, held during an attempt
+	one    chan struct{}         // of size one, held during an attempt
+	holder atomic.Pointer[table] // of the worker that holds it
 	// applying is shared by the workers that apply entries, and exclusive to an attempt
 	// that proves something of its only entry.
 	applying sync.RWMutex
@@ -43,9 +47,12 @@ func (w *worker) begin(ctx context.Context) (end func(), err error) {
 	for {
 		select {
 		case w.attempts.one <- struct{}{}:
+			w.attempts.holder.Store(w.table)
 			return func() { <-w.attempts.one }, nil
 		case <-look.C:
-			w.callsReturned.Add(1) // it is not stuck, who has the other attempt may be
+			if w.attempts.holder.Load() != w.table {
+				w.callsReturned.Add(1) // this pipeline is not stuck, the other may be
+			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -66,9 +73,12 @@ func (w *worker) exclusively(ctx context.Context, prove, retract func(ctx contex
 	open := sync.OnceFunc(w.attempts.applying.Unlock)
 	defer open()
 	if err := briefly(ctx, prove); err != nil {
-		_ = briefly(context.WithoutCancel(ctx), retract) // prove may have succeeded nevertheless
 		open()
-		w.log.Info("an attempt proves nothing of its entry", "err", err)
+		w.log.Warn("an attempt proves nothing of its entry: it could not be recorded as exclusive", "err", err)
+		// It may have been nevertheless.
+		if err := retry(ctx, w.log, "record that an attempt is not exclusive", w.metrics.isolationErrors, always, func() error { return retract(ctx) }); err != nil {
+			return err
+		}
 		_, err := attempt()
 		return err
 	}
@@ -92,7 +102,9 @@ func (w *worker) exclusively(ctx context.Context, prove, retract func(ctx contex
 	end()
 	others.Wait()
 	if !decided || err != nil {
-		_ = briefly(context.WithoutCancel(ctx), retract)
+		if failed := briefly(context.WithoutCancel(ctx), retract); failed != nil {
+			w.log.Warn("recording that an attempt is over failed; a crash may be held against its entry", "err", failed)
+		}
 	}
 	return err
 }
@@ -167,12 +179,14 @@ func (w *worker) probeExclusively(ctx context.Context, p part, r protocol.ProbeB
 	if err := w.recordProbe(ctx, p, func() error { return w.probeLog.Begin(ctx, p.shard, r) }); err != nil {
 		return err
 	}
+	if len(w.table.gone([]part{p})) > 0 {
+		return nil // or others would wait for nothing
+	}
 	exclusive := r
 	exclusive.Exclusive = true
-	note := func(r protocol.ProbeBatch) func(ctx context.Context) error {
-		return func(ctx context.Context) error { return w.probeLog.Begin(ctx, p.shard, r) }
-	}
-	return w.exclusively(ctx, note(exclusive), note(r), func() (decided bool, err error) {
+	prove := func(ctx context.Context) error { return w.probeLog.Begin(ctx, p.shard, exclusive) }
+	retract := func(ctx context.Context) error { return w.probeLog.Retract(ctx, p.shard, exclusive) }
+	return w.exclusively(ctx, prove, retract, func() (decided bool, err error) {
 		err = w.redoPart(ctx, p, false)
 		return len(w.table.gone([]part{p})) == 0, err
 	})

@@ -113,6 +113,25 @@ on conflict (stream, group_name, kind, subject) where closed_at is null do updat
 set detail = excluded.detail`)
 }
 
+// Retract records of a probe batch that it is not exclusive. It locks the incident only: while another session
+// has the row of the shard locked, it is needed.
+func (t *ProbeLog) Retract(ctx context.Context, shard int, r protocol.ProbeBatch) error {
+	ctx, cancel := context.WithTimeout(ctx, t.shards.timeout)
+	defer cancel()
+	_, err := t.shards.pool.Exec(ctx, `
+update processor.incidents
+set detail = detail || '{"exclusive": false}'
+where stream = $1
+  and group_name = $2
+  and kind = $3
+  and subject = $4
+  and closed_at is null
+  and detail ->> 'member' = $5
+  and (detail ->> 'epoch')::bigint = $6
+  and detail ->> 'first' = $7`, t.shards.scope.Stream, t.shards.scope.Group, protocol.QuarantinedShard, fmt.Sprint(shard), t.member, r.Epoch, r.First.String())
+	return failure(fmt.Sprintf("retract a probe batch of shard %d", shard), err)
+}
+
 // Pass records that a probe batch succeeded, which is progress, or that there
 // is nothing to probe; then r has no entries. over ends the quarantine of the
 // shard.
