@@ -178,9 +178,7 @@ func migrate(ctx context.Context, st *starter, cfg config.Postgres, log *slog.Lo
 	}
 	began := time.Now()
 	_, err := schema.Migrate(ctx, cfg.MigrateURL.Reveal(), log, schema.MigrationLockTimeout(cfg.MigrateLockTimeout), schema.AppliedUnder(st.detach))
-	if err == nil {
-		st.extend(time.Since(began))
-	}
+	st.extend(time.Since(began))
 	err = fault.PostgresError(cfg.MigrateVariable(), cfg.MigrateURL, err)
 	switch {
 	case errors.Is(err, schema.ErrSchema):

@@ -72,11 +72,14 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
-	var last error
+	var last, forGood error
 	var quiet lograte.Limit
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := probe(ctx)
 		var final *backoff.PermanentError
+		if errors.As(err, &final) {
+			forGood = err
+		}
 		// What the end of the start cut short says nothing of the server; a dial may end before ctx does.
 		if err != nil && context.Cause(ctx) == nil && time.Now().Before(s.end) && !errors.As(err, &final) {
 			last = err
@@ -91,6 +94,7 @@ func (s *starter) wait(ctx context.Context, name string, probe func(ctx context.
 		return nil
 	case errors.Is(cause, errAborted):
 		return errAborted
+	case forGood != nil: // whenever that turned out
 	case errors.Is(cause, errLate):
 		return fault.Exitf(fault.Dependency, "%s was not available within START_TIMEOUT=%v: %w", name, s.timeout, latest(last, err))
 	}

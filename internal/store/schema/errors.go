@@ -48,7 +48,10 @@ func (e *Error) Error() string {
 // Is makes an Error match ErrSchema.
 func (e *Error) Is(target error) bool { return target == ErrSchema }
 
-const lockNotAvailable = "55P03"
+const (
+	lockNotAvailable = "55P03"
+	deadlockDetected = "40P01" // as likely, since a migration waits longer than deadlock_timeout
+)
 
 // migrationFailed wraps an error from applying the named migration, and marks
 // it as ErrSchema unless a later retry can help.

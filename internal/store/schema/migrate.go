@@ -88,6 +88,9 @@ func Migrate(ctx context.Context, url string, log *slog.Logger, options ...Optio
 	for began := time.Now(); ; {
 		some, locked, err := apply(applying, provider, log)
 		applied = append(applied, some...)
+		if len(some) > 0 {
+			began = time.Now()
+		}
 		if !locked || time.Since(began) >= o.lockTimeout {
 			return applied, err
 		}
@@ -109,7 +112,7 @@ func apply(ctx context.Context, provider *goose.Provider, log *slog.Logger) (app
 	if errors.As(err, &partial) {
 		results = partial.Applied
 		pgErr, ok := errors.AsType[*pgconn.PgError](partial.Err)
-		locked = ok && pgErr.Code == lockNotAvailable
+		locked = ok && (pgErr.Code == lockNotAvailable || pgErr.Code == deadlockDetected)
 		err = migrationFailed(path.Base(partial.Failed.Source.Path), partial.Err)
 	} else if err != nil {
 		err = fmt.Errorf("read applied migrations: %w", err)
