@@ -20,7 +20,7 @@ func (w *worker) ackLoop(ctx context.Context) error {
 }
 
 func (w *worker) ack(ctx context.Context, b *batch) error {
-	acks := b.acks(w.table.acknowledge(b.parts))
+	acks := b.acks(w.table.acknowledge(b.parts), w.table.wasFinished)
 	err := retry(ctx, w.log, "ack", w.metrics.ackErrors, func(err error) bool { return !lostState(err) }, func() error {
 		err := w.acker.Ack(ctx, acks)
 		w.callsReturned.Add(1)

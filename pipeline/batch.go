@@ -474,7 +474,7 @@ func (b *batch) leases() []protocol.ShardLease {
 
 // acks returns what to acknowledge once the batch is committed. unqueued says of each part which of
 // its entries are on no queue, nil for none. What is trimmed and not finished is lost.
-func (b *batch) acks(unqueued [][]bool, finished map[telemetry.EntryID]bool) []protocol.Ack {
+func (b *batch) acks(unqueued [][]bool, wasFinished func(shard int, grant uint64, id telemetry.EntryID) bool) []protocol.Ack {
 	acks, unqueuedLetters := make([]protocol.Ack, 0, len(b.parts)), make(map[telemetry.EntryID]struct{})
 	for i, p := range b.parts {
 		if p.again != nil {
@@ -492,7 +492,7 @@ func (b *batch) acks(unqueued [][]bool, finished map[telemetry.EntryID]bool) []p
 		}
 		for j := range p.entries {
 			e := &p.entries[j]
-			if e.Fields == nil && !finished[e.ID] {
+			if e.Fields == nil && !wasFinished(p.shard, p.grant, e.ID) {
 				a.Gone = append(a.Gone, e.ID)
 				continue
 			}

@@ -2,7 +2,6 @@ package pipeline_test
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -107,21 +106,11 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 				return nil
 			})
 			for _, of := range []*bench{b, b2} {
-				testenv.Wait(t, 10*time.Second, func() error {
-					if n := of.count("select count(*) from positions"); n != len(others) {
-						return fmt.Errorf("%d of %d are stored", n, len(others))
-					}
-					return nil
-				})
+				testenv.Wait(t, 10*time.Second, func() error { return of.rows(len(others)) })
 			}
 			waits.Store(false)
 			b.settled(10*time.Second, 0)
-			testenv.Wait(t, 10*time.Second, func() error {
-				if n := b.count("select count(*) from positions"); n != len(others)+1 {
-					return fmt.Errorf("%d are stored", n)
-				}
-				return nil
-			})
+			testenv.Wait(t, 10*time.Second, func() error { return b.rows(len(others) + 1) })
 			require.Empty(t, b.letters())
 		})
 	}
@@ -198,17 +187,9 @@ func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
 		}
 	}
 	require.Positive(t, of3)
-	stored := func(n int) {
-		testenv.Wait(t, 20*time.Second, func() error {
-			if have := b.count("select count(*) from positions"); have != n {
-				return fmt.Errorf("%d of %d are stored", have, n)
-			}
-			return nil
-		})
-	}
-	stored(len(ids) - of3)
+	testenv.Wait(t, 20*time.Second, func() error { return b.rows(len(ids) - of3) })
 	release()
-	stored(len(ids))
+	testenv.Wait(t, 20*time.Second, func() error { return b.rows(len(ids)) })
 	b.settled(10*time.Second, 0)
 	require.Empty(t, b.letters())
 }

@@ -27,7 +27,7 @@ func mutantDrops() bool {
 // waits.
 func (w *worker) ackEarlyIfMutant(ctx context.Context, b *batch) {
 	if os.Getenv("MUTANT") == "early_ack" {
-		_ = w.acker.Ack(ctx, b.acks(nil, nil))
+		_ = w.acker.Ack(ctx, b.acks(nil, w.table.wasFinished))
 		_ = sleep(ctx, 50*time.Millisecond)
 	}
 }

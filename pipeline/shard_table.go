@@ -230,8 +230,8 @@ func (t *table) orphaned() (n int) {
 }
 
 // acknowledge is called before the entries of parts are acknowledged. It says of each part which of
-// its entries are on no queue, nil for none, and which that are trimmed were finished before.
-func (t *table) acknowledge(parts []part) (unqueued [][]bool, finished map[telemetry.EntryID]bool) {
+// its entries are on no queue, nil for none.
+func (t *table) acknowledge(parts []part) (unqueued [][]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, p := range parts {
@@ -248,16 +248,16 @@ func (t *table) acknowledge(parts []part) (unqueued [][]bool, finished map[telem
 			}
 			unqueued[i][j] = true
 		})
-		for j := range p.entries {
-			if e := &p.entries[j]; e.Fields == nil && s.queue.Finished(e.ID) {
-				if finished == nil {
-					finished = make(map[telemetry.EntryID]bool)
-				}
-				finished[e.ID] = true
-			}
-		}
 	}
-	return unqueued, finished
+	return unqueued
+}
+
+// wasFinished reports whether an entry that is delivered again, and trimmed, was finished before.
+func (t *table) wasFinished(shard int, grant uint64, id telemetry.EntryID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[shard]
+	return s.grant == grant && s.queue.Finished(id)
 }
 
 // drop gives a shard up: nothing of it will be committed or acknowledged any
