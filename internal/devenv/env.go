@@ -1,6 +1,7 @@
 package devenv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,11 @@ type Options struct {
 	// folder. Empty means $TMPDIR, else /var/tmp: unlike /tmp it is a real
 	// disk everywhere, and a sync to memory would measure nothing.
 	Dir string
+
+	// InMemory puts the folder into memory where there is room and neither Dir nor
+	// $TMPDIR names one: for tests, which measure nothing and end processes, not
+	// machines. A database for a test costs a tenth there.
+	InMemory bool
 
 	Redis    bool // start a Redis server
 	Cluster  bool // start a Redis Cluster
@@ -86,7 +92,7 @@ func Start(ctx context.Context, opts Options) (_ *Env, err error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := makeHome(opts.Dir, user)
+	dir, err := makeHome(cmp.Or(opts.Dir, opts.parent()), user)
 	if err != nil {
 		return nil, err
 	}

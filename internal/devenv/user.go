@@ -61,9 +61,6 @@ func (a *account) attributes() *syscall.SysProcAttr {
 
 // makeHome makes the folder of an environment, which the account can enter.
 func makeHome(parent string, a *account) (string, error) {
-	if parent == "" {
-		parent = defaultParent()
-	}
 	dir, err := os.MkdirTemp(parent, "processor-devenv-")
 	if err != nil {
 		return "", fmt.Errorf("make server folder: %w", err)
@@ -87,12 +84,25 @@ func makeHome(parent string, a *account) (string, error) {
 	return dir, nil
 }
 
-func defaultParent() string {
-	const disk = "/var/tmp"
-	if os.Getenv("TMPDIR") == "" {
-		if info, err := os.Stat(disk); err == nil && info.IsDir() {
-			return disk
-		}
+// parent is the folder of an environment whose caller names none.
+func (o Options) parent() string {
+	const memory, disk = "/dev/shm", "/var/tmp"
+	if os.Getenv("TMPDIR") != "" {
+		return os.TempDir()
+	}
+	if o.InMemory && hasRoom(memory) {
+		return memory
+	}
+	if info, err := os.Stat(disk); err == nil && info.IsDir() {
+		return disk
 	}
 	return os.TempDir()
+}
+
+// hasRoom reports whether a file system has more free space than the servers of a
+// run of all tests take, several times over: in a container it often has 64 MB.
+func hasRoom(folder string) bool {
+	const room = 8 << 30
+	var fs syscall.Statfs_t
+	return syscall.Statfs(folder, &fs) == nil && fs.Bavail*uint64(fs.Bsize) >= room
 }

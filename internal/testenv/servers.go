@@ -61,6 +61,7 @@ func (s *shared) find(variable string, opts devenv.Options, check func(ctx conte
 			s.err = check(ctx, s.url)
 			return
 		}
+		opts.InMemory = true
 		if s.env, s.err = devenv.Start(ctx, opts); s.err != nil {
 			return
 		}
@@ -93,6 +94,7 @@ func OwnServers(tb testing.TB, opts devenv.Options) *devenv.Env {
 	}
 	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
 	defer cancel()
+	opts.InMemory = true
 	env, err := devenv.Start(ctx, opts)
 	requireStarted(tb, err)
 	tb.Cleanup(func() {

@@ -40,7 +40,7 @@ func run(ctx context.Context, argv []string) (code int, err error) {
 		return usage, errors.New("name a command to run")
 	}
 	const redis, postgres = "TEST_REDIS_URL", "TEST_POSTGRES_URL"
-	opts := devenv.Options{Redis: os.Getenv(redis) == "", Postgres: os.Getenv(postgres) == ""}
+	opts := devenv.Options{InMemory: true, Redis: os.Getenv(redis) == "", Postgres: os.Getenv(postgres) == ""}
 	env, err := devenv.Start(ctx, opts)
 	if err != nil {
 		return notStarted, err
