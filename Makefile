@@ -44,6 +44,9 @@ CYCLONEDX := $(TOOLS)/cyclonedx-gomod-$(CYCLONEDX_VERSION)
 GOTESTSUM := $(TOOLS)/gotestsum-$(GOTESTSUM_VERSION)
 
 WITH_SERVERS := bin/with-servers
+# The same for what runs with the race detector, built with it as all of that is:
+# built without it, half of what the service needs would be compiled once more.
+WITH_SERVERS_RACE := bin/test/with-servers
 
 # Every real track, for the demo: --tracks FILE for each.
 TRACKS = $(foreach f,$(sort $(wildcard $(DATA)/tracks/*.csv $(DATA)/tracks/*.csv.gz)),--tracks $(f))
@@ -70,14 +73,14 @@ build: ## Build the programs into bin/
 	@scripts/build.sh ./cmd/... ./internal/devenv/cmd/...
 
 .PHONY: test
-test: setup-tests data vet build ## Vet, build and test every promise with the race detector on real servers, three packages at once
-	@$(WITH_SERVERS) go test -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
+test: setup-tests data $(WITH_SERVERS_RACE) ## Vet, build and test every promise with the race detector on real servers, three packages at once
+	@$(WITH_SERVERS_RACE) go test -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
 
 .PHONY: test-ci
-test-ci: setup-tests data vet build $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
-	@rc=0; $(WITH_SERVERS) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
+test-ci: setup-tests data $(WITH_SERVERS_RACE) $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
+	@rc=0; $(WITH_SERVERS_RACE) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
 		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
-		-- -race -vet=off -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
+		-- -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc
 
 .PHONY: test-slow
@@ -85,8 +88,8 @@ test-slow: ## The slow tests too: further cases, every kind of table, long walks
 	@TEST_SLOW=1 $(MAKE) --no-print-directory test TESTFLAGS=-count=1
 
 .PHONY: test-full
-test-full: setup-tests data vet build ## The long campaigns too: every test again, then each fuzz target for FUZZTIME (30s)
-	@TEST_FULL=1 $(WITH_SERVERS) go test -race -count=1 -timeout 120m $(PKG)
+test-full: setup-tests data build $(WITH_SERVERS_RACE) ## The long campaigns too: every test again, then each fuzz target for FUZZTIME (30s)
+	@TEST_FULL=1 $(WITH_SERVERS_RACE) go test -race -vet=all -count=1 -timeout 120m $(PKG)
 	@$(MAKE) --no-print-directory fuzz
 
 .PHONY: fuzz
@@ -98,7 +101,7 @@ nightly: ## For the nightly build, hours: test-full with 5 minutes for each fuzz
 	@$(MAKE) --no-print-directory test-full FUZZTIME=5m
 	@failed=; for world in $(WORLDS); do \
 		echo "in the world $$world:"; \
-		test $$world = crowded || TEST_WORLD=$$world $(WITH_SERVERS) go test -race -count=1 -timeout 60m ./internal/e2e || failed="$$failed $$world"; \
+		test $$world = crowded || TEST_WORLD=$$world $(WITH_SERVERS_RACE) go test -race -count=1 -timeout 60m ./internal/e2e || failed="$$failed $$world"; \
 		bin/loadtest run chaos --json --slack 4 --world $$world || failed="$$failed $$world"; \
 	done; test -z "$$failed" || { echo "failed worlds:$$failed" >&2; exit 1; }
 	@bin/loadtest run poison --entries 100000 --json
@@ -213,6 +216,11 @@ tables: ## Generate the tables in the documents again
 .PHONY: clean
 clean: ## Remove what was built
 	@rm -rf bin
+
+.PHONY: $(WITH_SERVERS_RACE)
+$(WITH_SERVERS_RACE):
+	@[ -e $@ ] || echo 'compiling; the first time takes two minutes or three' >&2
+	@go build -race -o $@ ./internal/devenv/cmd/with-servers
 
 .PHONY: data
 data:
