@@ -86,9 +86,10 @@ func victim() {
 				panic("hooked")
 			}()
 		case "stray goroutine", "full from the start":
-			await() // a second one: both files have been in use
+			await() // a second one: the first is written, and both files have been in use
 			go func() { panic("stray") }()
 		case "stack overflow":
+			await() // as above: a snapshot is taken before it is written
 			debug.SetMaxStack(1 << 20)
 			go func() { os.Exit(deep(0)) }()
 		case "hooked":
