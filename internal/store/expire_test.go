@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -62,4 +63,22 @@ from generate_series(1, 10) n`, scope.Stream, scope.Group)
 	removed, err := r.Expire(t.Context(), 0)
 	require.NoError(t, err)
 	require.EqualValues(t, 3, removed["audit"], "nothing of the last day, whatever is asked for")
+}
+
+// A number is taken by each attempt to note a conflict, also of one that is noted.
+func TestRetentionCountsConflictsAndNotTheirNumbers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	conflict := func(n int) {
+		b.exec(`
+insert into processor.conflicts (stream, group_name, device_id, ts, digest, ingested_at, priority, differs, record)
+values ($1, $2, 'd', now(), $3, now(), 0, '{}', '{}')`, scope.Stream, scope.Group, strconv.Itoa(n))
+	}
+	conflict(1)
+	b.exec("select setval(pg_get_serial_sequence('processor.conflicts', 'id'), 2000000)")
+	conflict(2)
+	removed, err := store.NewRetention(b.pool, scope, "a.1", time.Hour, 10*time.Second).Expire(t.Context(), 10*365*24*time.Hour)
+	require.NoError(t, err)
+	require.Zero(t, removed["conflicts"])
+	require.Equal(t, 2, b.count("select count(*) from processor.conflicts"))
 }
