@@ -18,7 +18,7 @@ type resizeStore interface {
 	List(ctx context.Context) ([]protocol.Shard, error)
 	Pinned(ctx context.Context) (int, error)
 	Requested(ctx context.Context) (int, error)
-	Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error
+	Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string, resized func(ctx context.Context) error) error
 }
 
 // resizeStream is the Redis side of it.
@@ -230,8 +230,8 @@ func (r *Resize) waiting(ctx context.Context) (w wait, err error) {
 	return w, nil
 }
 
-// change ends owners that did not release, and changes the number: first in
-// Redis, so that no member dispatches by the old one whatever happens next.
+// change ends owners that did not release, and changes the number: in Redis before
+// Postgres commits it, so that no member dispatches by the old one whatever happens next.
 func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.EntryID) error {
 	list, err := r.Store.List(ctx)
 	if err != nil {
@@ -246,16 +246,16 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 			}
 		}
 	}
-	if err := r.Stream.PinShards(ctx, to); err != nil {
-		return err
-	}
-	if err := r.Stream.ForgetMarks(ctx); err != nil {
-		return err
+	inRedis := func(ctx context.Context) error {
+		if err := r.Stream.PinShards(ctx, to); err != nil {
+			return err
+		}
+		return r.Stream.ForgetMarks(ctx)
 	}
 	if from == to {
-		return nil
+		return inRedis(ctx)
 	}
-	return r.Store.Resize(ctx, from, to, delivered, r.Operator)
+	return r.Store.Resize(ctx, from, to, delivered, r.Operator, inRedis)
 }
 
 // undo reconciles Redis and Postgres after a change that was interrupted in

@@ -136,6 +136,19 @@ func TestAnInterruptedResizeChangesNothingOrIsCompletedByTheNext(t *testing.T) {
 	require.Equal(t, 8, n)
 }
 
+func TestAResizeChangesNothingWhereARequestComesOnceAllIsDone(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	resize := b.resize(make(chan string, 100))
+	resize.Members = func(context.Context) ([]Member, error) { // asked last
+		b.exec("insert into processor.requests (stream, group_name, kind, shard, requested_by) values ($1, $2, 'recompute', 3, 'test')", b.where.Stream, b.where.Group)
+		return nil, nil
+	}
+	_, err := resize.Run(t.Context(), 8)
+	require.ErrorContains(t, err, "nothing was changed: run it again")
+	require.NoError(t, b.dispatch("", "dispatcher", 1000), "by the number that there was")
+}
+
 func TestAResizeBeforeTheFirstStartIsRejected(t *testing.T) {
 	b := newBench(t)
 	_, err := b.resize(nil).Run(t.Context(), 8)

@@ -147,14 +147,26 @@ func (d *Devices) Ask(ctx context.Context, kind, device string, from, to *time.T
 	return id, failure("ask for a "+kind, err)
 }
 
+// errResized is returned for a request of a shard by a number of them that was changed since it
+// was read.
+var errResized = errors.New("the number of shards was changed meanwhile, nothing was done: run it again")
+
 // request adds a request with its audit, of an action that concerns count, and notifies
 // the owner at the commit.
 func (d *Devices) request(ctx context.Context, tx pgx.Tx, kind, action, device string, from, to *time.Time, reason string, count int64) (id int64, err error) {
 	if err := tx.QueryRow(ctx, `
 insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by).
-		Scan(&id); err != nil {
+select $1, $2, $3, $4, $5, $6, $7, $8, $9
+where not exists (
+  select
+  from processor.settings
+  where name = $10
+    and value <> $11
+)
+returning id`, d.scope.Stream, d.scope.Group, kind, telemetry.ShardOf(device, d.pins.Shards), device, from, to, reason, d.by,
+		d.scope.shardsSetting(), strconv.Itoa(d.pins.Shards)).Scan(&id); errors.Is(err, pgx.ErrNoRows) {
+		return 0, &protocol.Failure{Kind: protocol.Unavailable, Err: errResized}
+	} else if err != nil {
 		return 0, err
 	}
 	if _, err := tx.Exec(ctx, `

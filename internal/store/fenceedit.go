@@ -30,7 +30,7 @@ type FenceEditor struct {
 }
 
 // NewFenceEditor returns an editor that records by as the author of its
-// changes.
+// changes. Shards is their number while the fleet has pinned none.
 func NewFenceEditor(pool *pgxpool.Pool, scope Scope, shards int, by string) *FenceEditor {
 	return &FenceEditor{pool: pool, scope: scope, shards: shards, by: by}
 }
@@ -364,14 +364,15 @@ func (ed *edit) retire(v FenceVersion) {
 }
 
 // recompute requests the recomputation of the span from the owners of all shards: those
-// of this stream, and those of every other stream that has devices. A
+// of this stream, and those of every other stream that has devices; their numbers are read by
+// the statement that Resize waits for, or that waits for it. A
 // request that nobody has begun, and whose span touches, is widened instead: its
 // owner finds it changed if it has read it already.
 func (e *FenceEditor) recompute(ctx context.Context, tx pgx.Tx, done Edited) error {
 	_, err := tx.Exec(ctx, `
 with concerned as (
   select $1::text as stream, $2::text as group_name, n as shard
-  from generate_series(0, $3 - 1) as n
+  from generate_series(0, coalesce((select value::int from processor.settings where name = $7), $3) - 1) as n
   union
   select s.stream, s.group_name, s.shard
   from processor.shards s
@@ -403,7 +404,7 @@ insert into processor.requests (stream, group_name, kind, shard, from_ts, to_ts,
 select stream, group_name, 'recompute', shard, $4, $5, 'fences changed', $6
 from concerned
 where (stream, group_name, shard) not in (select stream, group_name, shard from widened)
-order by stream, group_name, shard`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by)
+order by stream, group_name, shard`, e.scope.Stream, e.scope.Group, e.shards, done.From, done.To, e.by, e.scope.shardsSetting())
 	if err != nil {
 		return err
 	}

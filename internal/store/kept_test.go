@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"fmt"
-	"strconv"
 	"testing"
 	"time"
 
@@ -282,7 +281,7 @@ func TestWhatIsLeftIsForTheNextAcquisition(t *testing.T) {
 	moved := acquire("one")
 	require.False(t, moved.Released, "an operator took it, and nobody left anything")
 	release("one", moved.Epoch)
-	b.exec("insert into processor.settings (name, value, set_by) values ($1, $2, 'test')", scope.Stream+"/"+scope.Group+"/SHARDS", strconv.Itoa(shards))
-	require.NoError(t, b.shards.Resize(t.Context(), shards, 2*shards, telemetry.EntryID{}, "test"))
+	b.pin(shards)
+	require.NoError(t, b.resize(2*shards, nil))
 	require.False(t, acquire("two").Released, "its devices are others since the resize")
 }

@@ -127,7 +127,7 @@ func (q *Requests) step(ctx context.Context, o protocol.RequestStep, limit time.
 			return p, false, notBegun(err)
 		}
 		if shards > 0 && home.Stream != q.writer.scope.Stream {
-			return p, true, q.pass(ctx, o, home, telemetry.ShardOf(device, shards))
+			return p, true, q.pass(ctx, o, home, shards)
 		}
 	}
 	var write func(ctx context.Context, tx *pgx.Conn, then *pgx.Batch) error
@@ -239,8 +239,8 @@ func (q *Requests) set(ctx context.Context, op string, o protocol.RequestStep, s
 }
 
 // pass leaves a request to the owner of the device's shard in the stream that it
-// belongs to.
-func (q *Requests) pass(ctx context.Context, o protocol.RequestStep, to Scope, shard int) error {
+// belongs to, unless the number of shards there was changed: then it is read again.
+func (q *Requests) pass(ctx context.Context, o protocol.RequestStep, to Scope, shards int) error {
 	return q.set(ctx, fmt.Sprintf("pass request %d on", o.Request.ID), o, `
 with passed as (
   update processor.requests
@@ -249,10 +249,16 @@ with passed as (
     shard = $4
   where id = $1
     and state in ('waiting', 'running')
+    and $5 = (
+      select count(*)
+      from processor.shards
+      where stream = $2
+        and group_name = $3
+    )
   returning id
 )
 select pg_notify('`+RequestsChannel+`', '')
-from passed`, o.Request.ID, to.Stream, to.Group, shard)
+from passed`, o.Request.ID, to.Stream, to.Group, telemetry.ShardOf(o.Request.Device, shards), shards)
 }
 
 // inTx runs f in a transaction that commits under the shard's epoch.

@@ -19,7 +19,7 @@ func (s *Shards) checkShards(ctx context.Context, n int) error {
 	err := s.pool.QueryRow(ctx, `
 select value
 from processor.settings
-where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
+where name = $1`, s.scope.shardsSetting()).Scan(&pinned)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && pinned == strconv.Itoa(n) {
 		return nil
 	}
@@ -30,16 +30,18 @@ where name = $1`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS").Scan(&pinned)
 		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
 }
 
-// Requested returns the number of unfinished requests.
-func (s *Shards) Requested(ctx context.Context) (n int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	err = s.pool.QueryRow(ctx, `
+const requestedSQL = `
 select count(*)
 from processor.requests
 where stream = $1
   and group_name = $2
-  and state in ('waiting', 'running')`, s.scope.Stream, s.scope.Group).Scan(&n)
+  and state in ('waiting', 'running')`
+
+// Requested returns the number of unfinished requests.
+func (s *Shards) Requested(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	err = s.pool.QueryRow(ctx, requestedSQL, s.scope.Stream, s.scope.Group).Scan(&n)
 	return n, failure("count requests", err)
 }
 
@@ -55,19 +57,33 @@ func (s *Shards) Pinned(ctx context.Context) (int, error) {
 // Resize changes the number of shards in one transaction, when all queues are
 // empty and no member dispatches. All epochs rise, which fences every earlier
 // owner; afterwards no shard has an owner. Everything up to the last-delivered
-// ID is finished, which the new applied IDs say.
-func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string) error {
+// ID is finished, which the new applied IDs say. Requests are of shards by the old number: while
+// one is not finished nothing is changed. Last, before the commit, it calls resized, which does
+// the same in Redis; if that fails nothing is changed here.
+func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string, resized func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	op := fmt.Sprintf("change the number of shards from %d to %d", from, to)
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// Who makes a request reads the number of shards as it does: it comes before, and is
+		// seen here, or finds the new one.
+		if _, err := tx.Exec(ctx, "lock table processor.requests in share row exclusive mode"); err != nil {
+			return err
+		}
+		var requests int
+		if err := tx.QueryRow(ctx, requestedSQL, s.scope.Stream, s.scope.Group).Scan(&requests); err != nil {
+			return err
+		}
+		if requests > 0 {
+			return &protocol.Failure{Kind: protocol.Unavailable, Err: fmt.Errorf("%d requests came meanwhile, nothing was changed: run it again", requests)}
+		}
 		tag, err := tx.Exec(ctx, `
 update processor.settings
 set value = $3,
   set_by = $4,
   set_at = now()
 where name = $1
-  and value = $2`, s.scope.Stream+"/"+s.scope.Group+"/SHARDS", strconv.Itoa(from), strconv.Itoa(to), who)
+  and value = $2`, s.scope.shardsSetting(), strconv.Itoa(from), strconv.Itoa(to), who)
 		if err != nil {
 			return err
 		}
@@ -124,11 +140,13 @@ from generate_series(0, $3 - 1) as n`, s.scope.Stream, s.scope.Group, to, delive
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `
+		if _, err := tx.Exec(ctx, `
 insert into processor.audit (who, action, target, count, detail)
 values ($1, 'shards.resize', $2, $3, jsonb_build_object('from', $4::int, 'to', $3::bigint, 'deferred_moved', $5::int, 'delivered', $6::text))`,
-			who, s.scope.Stream+"/"+s.scope.Group, to, from, moved, delivered.String())
-		return err
+			who, s.scope.Stream+"/"+s.scope.Group, to, from, moved, delivered.String()); err != nil {
+			return err
+		}
+		return resized(ctx)
 	})
 	return failure(op, err)
 }

@@ -6,3 +6,6 @@ type Scope struct {
 	Stream string
 	Group  string
 }
+
+// shardsSetting is the name of the setting that pins the number of shards.
+func (s Scope) shardsSetting() string { return s.Stream + "/" + s.Group + "/SHARDS" }
