@@ -250,6 +250,14 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 		if err := r.Stream.PinShards(ctx, to); err != nil {
 			return err
 		}
+		// A replay that puts entries on the queues compares the number in the same step.
+		queues, err := r.Stream.Queues(ctx)
+		if err == nil && len(queues) > 0 {
+			err = errors.New("entries were put on the queues meanwhile, nothing was changed: run it again")
+		}
+		if err != nil {
+			return errors.Join(err, r.Stream.PinShards(ctx, from))
+		}
 		return r.Stream.ForgetMarks(ctx)
 	}
 	if from == to {

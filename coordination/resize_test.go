@@ -149,6 +149,26 @@ func TestAResizeChangesNothingWhereARequestComesOnceAllIsDone(t *testing.T) {
 	require.NoError(t, b.dispatch("", "dispatcher", 1000), "by the number that there was")
 }
 
+func TestAResizeChangesNothingWhereEntriesComeBackOnceAllIsDone(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	require.NoError(t, b.client.XAdd(t.Context(), xadd(b.where.Stream, "device-1")).Err())
+	require.NoError(t, b.dispatch("", "dispatcher", 1000))
+	queues, err := b.group.Queues(t.Context())
+	require.NoError(t, err)
+	shard := telemetry.ShardOf("device-1", shards)
+	ids := []telemetry.EntryID{queues[shard].Oldest}
+	require.NoError(t, b.client.XAck(t.Context(), b.where.Stream, b.where.Group, ids[0].String()).Err())
+	resize := b.resize(make(chan string, 100))
+	resize.Members = func(context.Context) ([]Member, error) { // asked last
+		return nil, b.group.Requeue(t.Context(), map[int][]telemetry.EntryID{shard: ids})
+	}
+	_, err = resize.Run(t.Context(), 8)
+	require.ErrorContains(t, err, "entries were put on the queues meanwhile")
+	require.NoError(t, b.dispatch("", "dispatcher", 1000), "by the number that there was")
+	require.Equal(t, shards, b.count("select value::int from processor.settings where name like '%/SHARDS'"))
+}
+
 func TestAResizeBeforeTheFirstStartIsRejected(t *testing.T) {
 	b := newBench(t)
 	_, err := b.resize(nil).Run(t.Context(), 8)

@@ -216,6 +216,29 @@ func TestRedeliverWithoutAGroupReportsIt(t *testing.T) {
 	require.Equal(t, protocol.Lost, k)
 }
 
+func TestP3EntriesReturnToTheQueuesOfTheFleetsNumberOfShardsOnly(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ids := b.addTo(1, 2*5000) // more than one XCLAIM takes
+	b.ready()
+	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: ids}}))
+	queues := map[int][]telemetry.EntryID{1: ids[:5000]}
+	require.NoError(t, b.Requeue(t.Context(), nil))
+	require.NoError(t, b.Requeue(t.Context(), queues))
+	require.Equal(t, ids[:5000], b.queue(1))
+	require.NoError(t, b.PinShards(t.Context(), shards))
+	require.NoError(t, b.Requeue(t.Context(), queues), "those that are there")
+	require.Len(t, b.queue(1), 5000)
+
+	require.NoError(t, b.PinShards(t.Context(), 4*shards))
+	err := b.Requeue(t.Context(), map[int][]telemetry.EntryID{1: ids[5000:]})
+	k, _ := kind(t, err)
+	require.Equal(t, protocol.Lost, k)
+	require.ErrorContains(t, err, "the number of shards was changed")
+	require.ErrorContains(t, err, "run it again")
+	require.Len(t, b.queue(1), 5000)
+}
+
 func TestPublisherReturnsIDsInOrderAndTrims(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

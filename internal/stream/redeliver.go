@@ -2,13 +2,22 @@ package stream
 
 import (
 	"context"
+	_ "embed"
+	"errors"
+	"fmt"
 	"math"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 )
+
+//go:embed requeue.lua
+var requeueSource string
+
+var requeueScript = redis.NewScript(requeueSource)
 
 // rangePage is the number of entries per page of a range.
 const rangePage = 1000
@@ -78,21 +87,30 @@ func claimArgs(n Names, consumer string, ids []string) []any {
 	return append(args, "retrycount", "0", "force", "justid")
 }
 
-// Requeue puts entries back on the queues of shards at work, acknowledged or not.
+// Requeue puts entries back on the queues of shards at work, acknowledged or not, by the
+// fleet's number of shards: where that was changed it fails as Lost, without effect.
 // The owners are to be told by Notify, since the entries may precede their cursors.
 func (g *Group) Requeue(ctx context.Context, queues map[int][]telemetry.EntryID) error {
-	pipe := g.client.Pipeline()
+	const op = "put entries on their queues again"
+	args := []any{g.names.Group, g.shards}
 	for shard, list := range queues {
-		ids := make([]string, len(list))
-		for i, id := range list {
-			ids[i] = id.String()
+		for some := range slices.Chunk(list, dispatchChunk) {
+			args = append(args, len(some)+6, g.consumers[shard], "0")
+			for _, id := range some {
+				args = append(args, id.String())
+			}
+			args = append(args, "RETRYCOUNT", "0", "FORCE", "JUSTID")
 		}
-		pipe.Do(ctx, claimArgs(g.names, g.consumers[shard], ids)...)
-		pipe.HDel(ctx, g.names.Pending(), g.consumers[shard]) // some may have been pending
 	}
-	if pipe.Len() == 0 {
+	if len(args) == 2 {
 		return nil
 	}
-	_, err := pipe.Exec(ctx)
-	return failure("put entries on their queues again", err)
+	fleets, err := requeueScript.Run(ctx, g.client, []string{g.names.Stream, g.names.Shards(), g.names.Pending()}, args...).Text()
+	if errors.Is(err, redis.Nil) {
+		return nil
+	}
+	if err == nil {
+		err = &protocol.Failure{Kind: protocol.Lost, Code: "shards", Err: fmt.Errorf("%s: the number of shards was changed from %d to %s: run it again", op, g.shards, fleets)}
+	}
+	return failure(op, err)
 }
