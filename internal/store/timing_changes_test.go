@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -161,6 +162,57 @@ func TestRetentionOfTheFeedKeepsWhatTellsAReaderWhereItIs(t *testing.T) {
 	b.exec(insertTiming, "a", 40, 41)
 	b.feedOf(current)
 	require.Equal(t, 2, current.Starts())
+}
+
+// What a dump of a server that was ahead brought is more than one call removes.
+func TestAReaderThatBeganAfterARestoreIsNotToldToBeginAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	restored := func(rows int) {
+		b.exec(`
+insert into processor.timing_changes (tx, device_id, number, change, old)
+select 4000000000 + n, 'ahead', n, 'withdrawn', '{}'
+from generate_series(1, $1::int) n`, rows)
+	}
+	retention := store.NewRetention(b.pool, scope, "a.1", 24*time.Hour, 10*time.Second)
+	leader := store.NewTimingFeed(b.pool, 10*time.Second)
+	expire := func(rows int) {
+		t.Helper()
+		removed, err := retention.Expire(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.EqualValues(t, rows, removed["timing_changes"])
+	}
+	// begin waits for the transactions of others on the server, which hold the feed back.
+	begin := func() (p protocol.TimingPosition) {
+		testenv.Wait(t, time.Minute, func() (err error) {
+			if p, err = leader.Begin(t.Context()); err == nil && p.Tx <= int64(b.count("select coalesce(max(tx), 0) from processor.timing_removed")) {
+				err = errors.New("the feed is held back")
+			}
+			return err
+		})
+		return p
+	}
+	continues := func(p protocol.TimingPosition) bool {
+		ok, err := leader.Continues(t.Context(), p)
+		require.NoError(t, err)
+		return ok
+	}
+	before := begin()
+	restored(12000)
+	expire(5000)
+	require.False(t, continues(before), "it may not have read what is gone")
+	p := begin()
+	for _, rows := range []int{5000, 2000, 0} {
+		expire(rows)
+		require.True(t, continues(p), "it has all")
+	}
+	restored(5000)
+	expire(5000)
+	require.False(t, continues(p), "another restore")
+	p = begin()
+	restored(1)
+	expire(1)
+	require.False(t, continues(p), "nothing was left of the one before")
 }
 
 func TestAnErasureIsToldAndLeavesNothingElseInTheFeed(t *testing.T) {
