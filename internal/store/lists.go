@@ -1,10 +1,10 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -18,13 +18,14 @@ import (
 // before a number that the last row of the page before has; 0 begins.
 type Lists struct {
 	pool    *pgxpool.Pool
+	heaps   *heaps
 	scope   Scope
 	timeout time.Duration
 }
 
 // NewLists returns the lists of a group.
 func NewLists(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Lists {
-	return &Lists{pool: pool, scope: scope, timeout: timeout}
+	return &Lists{pool: pool, heaps: newHeaps(pool), scope: scope, timeout: timeout}
 }
 
 // page runs a query whose first two arguments are the position and the number of
@@ -192,18 +193,25 @@ where regexp_replace(name, '[^/]*$', '') = $1
 order by name`, pgx.RowToStructByPos[SettingRow], l.scope.Stream+"/"+l.scope.Group+"/")
 }
 
-// Devices returns IDs of devices that begin with a prefix, in order, after one of
-// them if it is given; at most limit.
-func (l *Lists) Devices(ctx context.Context, prefix, after string, limit int) ([]string, error) {
-	// From device to device along the index, whatever each one holds, up to the
-	// first one that does not match.
-	like := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(prefix) + "%"
-	return page(ctx, l, "list devices", `
+const registeredLikeSQL = `
+select device_id
+from processor.devices
+where device_id like $1
+  and device_id > $2
+order by device_id
+limit $3`
+
+// walkedSQL finds devices in some heaps, from device to device along the index, whatever each
+// one holds, until there are enough. By code points those that are like the prefix lie together,
+// and the first one that is not is the end; other collations have others between them.
+const walkedSQL = `
 with recursive d as (
-  (select device_id, 1 as n
+  (select device_id
   from public.positions
-  where device_id >= $1
-    and device_id <> $4
+  where device_id > $2
+    and device_id >= $4
+    and ts >= $5
+    and (ts < $6 or $6 = 'infinity')
   order by device_id
   limit 1)
   union all
@@ -211,15 +219,48 @@ with recursive d as (
     select device_id
     from public.positions
     where device_id > d.device_id
+      and ts >= $5
+      and (ts < $6 or $6 = 'infinity')
     order by device_id
-    limit 1), d.n + 1
+    limit 1)
   from d
-  where d.device_id like $2
-    and d.n < $3
+  where d.device_id like $1
+    or left(d.device_id, 0) || 'a' < 'B' -- by the collation of the column
 )
 select device_id
 from d
-where device_id like $2`, pgx.RowTo[string], cmp.Or(after, prefix), like, limit, after)
+where device_id like $1
+limit $3`
+
+// Devices returns IDs of devices that begin with a prefix, in the order of the table, after one
+// of them if it is given; at most limit.
+func (l *Lists) Devices(ctx context.Context, prefix, after string, limit int) ([]string, error) {
+	const op = "list devices"
+	like := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(prefix) + "%"
+	scanned, err := page(ctx, l, op, "select exists (select from processor.device_scans where done_at is not null)", pgx.RowTo[bool])
+	if err != nil {
+		return nil, err
+	}
+	if scanned[0] {
+		return page(ctx, l, op, registeredLikeSQL, pgx.RowTo[string], like, after, limit)
+	}
+	c, err := l.heaps.now(ctx)
+	if err != nil {
+		return nil, failure(op, err)
+	}
+	var found []string
+	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
+		some, err := page(ctx, l, op, walkedSQL, pgx.RowTo[string], c.args(like, after, limit, prefix, timeOf(s.from), timeOf(s.to))...)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, some...)
+	}
+	return page(ctx, l, op, `
+select distinct device_id
+from unnest($1::text[]) as f (device_id)
+order by device_id
+limit $2`, pgx.RowTo[string], found, limit)
 }
 
 // ArchivedLetter is a dead letter in the archive.
@@ -317,49 +358,106 @@ const trackColumns = `ts, ingested_at, latitude, longitude, speed, angle, faulty
 // in time, found one by one along the index, whatever lies between them.
 func (l *Lists) Track(ctx context.Context, device string, from, to time.Time, limit int, rules telemetry.Eligibility) (points []TrackPoint, sampled bool, err error) {
 	const op = "read the track of a device"
-	points, err = page(ctx, l, op, `
+	c, err := l.heaps.now(ctx)
+	if err != nil {
+		return nil, false, failure(op, err)
+	}
+	spans := c.spans(from.UnixMicro(), to.UnixMicro())
+	for _, s := range spans {
+		some, err := page(ctx, l, op, `
 select `+trackColumns+`
 from public.positions
 where device_id = $2
-  and ts >= $3
-  and ts < $4
+  and ts >= greatest($3::timestamptz, $4)
+  and ts < least($5::timestamptz, $6)
 order by ts
-limit $5`, pgx.RowToStructByPos[TrackPoint], limitsOf(rules), device, from, to, limit+1)
-	if err != nil || len(points) <= limit {
-		return points, false, err
+limit $7`, pgx.RowToStructByPos[TrackPoint], c.args(limitsOf(rules), device, from, timeOf(s.from), to, timeOf(s.to), limit+1-len(points))...)
+		if err != nil {
+			return nil, false, err
+		}
+		if points = append(points, some...); len(points) > limit {
+			points, err = l.sampled(ctx, op, c, spans, device, from, to, limit, rules)
+			return points, true, err
+		}
 	}
-	points, err = page(ctx, l, op, `
-select distinct on (p.ts) p.*
-from generate_series(0, $5 - 1) as n
+	return points, false, nil
+}
+
+// sampled returns the first position in each of so many parts of a window.
+func (l *Lists) sampled(ctx context.Context, op string, c cuts, spans []span, device string, from, to time.Time, limit int, rules telemetry.Eligibility) (points []TrackPoint, err error) {
+	last := -1 // part
+	for _, s := range spans {
+		some, err := page(ctx, l, op, `
+select p.*
+from (
+  select n, $3::timestamptz + n * d as lo, $3::timestamptz + (n + 1) * d as hi
+  from generate_series($8 + 1, $5 - 1) as n
+  cross join lateral (select ($4::timestamptz - $3::timestamptz) / $5 as d) w
+) part
 cross join lateral (
-  select `+trackColumns+`
+  select n, `+trackColumns+`
   from public.positions
   where device_id = $2
-    and ts >= $3::timestamptz + n * (($4::timestamptz - $3::timestamptz) / $5)
-    and ts < $3::timestamptz + (n + 1) * (($4::timestamptz - $3::timestamptz) / $5)
+    and ts >= lo
+    and ts < hi
+    and ts >= $6
+    and ts < $7
   order by ts
   limit 1
 ) p
-order by p.ts`, pgx.RowToStructByPos[TrackPoint], limitsOf(rules), device, from, to, limit)
-	return points, true, err
+where hi > $6
+  and lo < $7
+order by n`, func(row pgx.CollectableRow) (p TrackPoint, err error) {
+			err = row.Scan(&last, &p.Time, &p.Ingested, &p.Latitude, &p.Longitude, &p.Speed, &p.Angle, &p.Faulty, &p.Excluded)
+			return p, err
+		}, c.args(limitsOf(rules), device, from, to, limit, timeOf(s.from), timeOf(s.to), last)...)
+		if err != nil {
+			return nil, err
+		}
+		points = append(points, some...)
+	}
+	return points, nil
 }
 
 // Span returns the first and last device time of a device in the table, zero for
 // none.
 func (l *Lists) Span(ctx context.Context, device string, before time.Time) (first, last time.Time, err error) {
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
-	var a, b *time.Time
-	err = l.pool.QueryRow(ctx, `
-select (select ts from public.positions where device_id = $1 and ts >= `+firstTime+` order by ts limit 1),
-  (select ts from public.positions where device_id = $1 and ts < $2 order by ts desc limit 1)`, device, before).Scan(&a, &b)
-	if a != nil {
-		first = *a
+	const op = "look for the positions of a device"
+	c, err := l.heaps.now(ctx)
+	if err != nil {
+		return first, last, failure(op, err)
 	}
-	if b != nil {
-		last = *b
+	look := func(sql string, s span, found *time.Time, more ...any) (bool, error) {
+		some, err := page(ctx, l, op, sql, pgx.RowTo[time.Time], c.args(append([]any{device, timeOf(s.from), timeOf(s.to)}, more...)...)...)
+		if len(some) > 0 {
+			*found = some[0]
+		}
+		return len(some) > 0, err
 	}
-	return first, last, failure("look for the positions of a device", err)
+	for _, s := range c.spans(firstUS, math.MaxInt64) {
+		if enough, err := look(`
+select ts
+from public.positions
+where device_id = $1
+  and ts >= greatest($2, `+firstTime+`)
+  and (ts < $3 or $3 = 'infinity')
+order by ts
+limit 1`, s, &first); err != nil {
+			return first, last, err
+		} else if enough {
+			break
+		}
+	}
+	return first, last, c.newest(func(s span) (bool, error) {
+		return look(`
+select ts
+from public.positions
+where device_id = $1
+  and ts >= $2
+  and ts < least($3, $4::timestamptz)
+order by ts desc
+limit 1`, s, &last, before)
+	})
 }
 
 // CrossingRow is a crossing of a device.
