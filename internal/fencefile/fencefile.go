@@ -68,18 +68,30 @@ type geometry struct {
 
 type position = [2]float64
 
-// distinct gives features with the same ID different ones, in the order of the
-// file: without spans of time they cannot be versions of one fence.
+// distinct gives features with the same ID different ones that no other has, in the order
+// of the file: without spans of time they cannot be versions of one fence.
 func distinct(list []feature) {
+	taken := make(map[string]bool)
+	for _, f := range list {
+		id, _ := f.Properties["id"].(string)
+		taken[id] = true
+	}
 	seen := make(map[string]int)
 	for _, f := range list {
 		id, _ := f.Properties["id"].(string)
 		if _, from := f.Properties["valid_from"]; id == "" || from || f.Properties["valid_to"] != nil {
 			continue
 		}
-		if seen[id]++; seen[id] > 1 {
-			f.Properties["id"] = id + "-" + strconv.Itoa(seen[id])
+		if seen[id]++; seen[id] == 1 {
+			continue
 		}
+		other := id + "-" + strconv.Itoa(seen[id])
+		for taken[other] {
+			seen[id]++
+			other = id + "-" + strconv.Itoa(seen[id])
+		}
+		taken[other] = true
+		f.Properties["id"] = other
 	}
 }
 

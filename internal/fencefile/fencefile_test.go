@@ -83,6 +83,18 @@ func TestGPX(t *testing.T) {
 		`waypoint-2||circle|r100 w0|{"type":"Point","coordinates":[11,48.5]}`,
 	}, read(t, gpx, "tour.gpx", geofence.Defaults{WidthM: 40, RadiusM: 100}))
 	require.Contains(t, read(t, gpx, "tour.gpx", geofence.Defaults{})[0], `feature 1, fence "track-1": a LineString is a gate or a corridor`)
+
+	var ids []string
+	const named = `<wpt lat="48" lon="11"><name>%s</name></wpt>`
+	text := "<gpx>"
+	for _, name := range []string{"A", "A", "A-2", "A", "A-2", "A-2-2"} {
+		text += fmt.Sprintf(named, name)
+	}
+	for _, line := range read(t, text+"</gpx>", "points.gpx", geofence.Defaults{RadiusM: 100}) {
+		id, _, _ := strings.Cut(line, "|")
+		ids = append(ids, id)
+	}
+	require.Equal(t, []string{"A", "A-3", "A-2", "A-4", "A-2-3", "A-2-2"}, ids, "those that are given stay")
 }
 
 func TestWKT(t *testing.T) {
