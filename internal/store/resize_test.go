@@ -99,3 +99,40 @@ func TestP3RequestsAreOfTheShardsThatThereAre(t *testing.T) {
 	require.ErrorContains(t, err, "the number of shards was changed meanwhile, nothing was done: run it again")
 	require.Equal(t, 64, b.count("select count(*) from processor.requests"))
 }
+
+// The stream that has the device is resized as a request is passed on to it.
+func TestP3ARequestIsPassedOnToTheShardsThatThereAre(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	other := store.Scope{Stream: "other", Group: scope.Group}
+	theirs := store.NewShards(b.pool, other, 10*time.Second)
+	require.NoError(t, store.Pin(t.Context(), b.pool, other, "test", 10*time.Second, []store.Setting{{Name: "SHARDS", Value: strconv.Itoa(shards)}}))
+	require.NoError(t, theirs.Ensure(t.Context(), shards))
+	device := "device-0"
+	for n := 1; telemetry.ShardOf(device, shards) == telemetry.ShardOf(device, 64); n++ {
+		device = "device-" + strconv.Itoa(n)
+	}
+	b.exec("insert into processor.devices (device_id, stream) values ($1, 'other')", device)
+	held := b.take("a.1", 5)[0]
+	b.exec(`
+insert into processor.requests (stream, group_name, kind, shard, device_id, requested_by)
+values ($1, $2, 'recompute', $3, $4, 'test')`, scope.Stream, scope.Group, held.Shard, device)
+	requests := store.NewRequests(store.NewWriter(b.pool, scope, "a.1", 10*time.Second))
+	list, err := requests.Waiting(t.Context(), []int{held.Shard})
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	step := func() error {
+		_, _, err := requests.Step(t.Context(), protocol.RequestStep{Request: list[0], Lease: held, Shards: shards, Rules: b.batch(nil, nil).Rules})
+		return err
+	}
+	passed := make(chan error, 1)
+	require.NoError(t, theirs.Resize(t.Context(), shards, 64, telemetry.EntryID{}, "test", func(context.Context) error {
+		go func() { passed <- step() }()
+		b.waits()
+		return nil
+	}))
+	require.NoError(t, <-passed)
+	require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = $1 and state = 'waiting'", scope.Stream), "it is read again")
+	require.NoError(t, step())
+	require.Equal(t, telemetry.ShardOf(device, 64), b.count("select shard from processor.requests where stream = 'other' and state = 'waiting'"))
+}
