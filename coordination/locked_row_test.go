@@ -118,6 +118,37 @@ func TestALockedRowSetsNoMemberAgainstAnother(t *testing.T) {
 	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down when the lock ended")
 }
 
+// A shard that cannot be acquired, for a trigger or a damaged row, is no outage of its member:
+// the others are acquired, and none of them moves by force.
+func TestAShardThatCannotBeAcquiredHoldsUpNoOther(t *testing.T) {
+	b := newBench(t)
+	b.exec(`create function processor.fail() returns trigger language plpgsql as $$ begin raise exception 'planted'; end $$`)
+	b.exec(`create trigger planted before update of epoch on processor.shards for each row when (new.shard = 5) execute function processor.fail()`)
+	first := b.start("first", "")
+	testenv.Wait(t, 10*time.Second, func() error { return b.ownedBut(5, first) })
+	testenv.Wait(t, 5*time.Second, first.Ready)
+	second := b.start("second", "")
+	passes := func() int64 { return first.task.passes.Load() + second.task.passes.Load() }
+	var seen int64
+	testenv.Wait(t, 15*time.Second, func() error {
+		if n := second.Owned(); n < shards/2-1 {
+			return fmt.Errorf("the second owns %d", n)
+		}
+		if seen == 0 {
+			seen = passes()
+		}
+		if n := passes(); n < seen+12 { // more than SinkGrace, after which members are cut off
+			return fmt.Errorf("%d passes of the leader after %d", n, seen)
+		}
+		return b.ownedBut(5, first, second)
+	})
+	for _, m := range []*member{first, second} {
+		require.NoError(t, m.Ready())
+		require.Zero(t, m.value("processor_coordination_shards_force_acquired_total"), m.name())
+		require.Zero(t, m.value("processor_coordination_shards_lost_total"), m.name())
+	}
+}
+
 // P8: the release at the end has one budget for all shards: those whose rows are locked are
 // taken by force.
 func TestTheReleaseAtTheEndEndsInTime(t *testing.T) {

@@ -93,10 +93,6 @@ func newReconciler(cfg Config, membership *Membership, shards ownership, session
 // Wake triggers a pass: assignments changed, or a shard was released.
 func (k *reconciler) Wake() { wakeUp(k.wake) }
 
-// errRedis marks what Redis refused after Postgres had answered: it says nothing of the
-// way to Postgres, of which heartbeats tell.
-var errRedis = errors.New("Redis")
-
 // Run reconciles until ctx ends, and then releases all shards. The engine must
 // have drained by then; unfinished entries stay on the queues.
 func (k *reconciler) Run(ctx context.Context) error {
@@ -109,7 +105,6 @@ func (k *reconciler) Run(ctx context.Context) error {
 		err := k.pass(ctx)
 		f, failed := errors.AsType[*protocol.Failure](err)
 		noStream := failed && f.Code == "WRONGTYPE" && k.cfg.Several
-		k.membership.setPostgresUp(err == nil || errors.Is(err, errRedis) || ctx.Err() != nil)
 		if failed && f.Kind == protocol.Misconfigured && !noStream {
 			return err
 		}
@@ -206,15 +201,14 @@ func (k *reconciler) pass(ctx context.Context) error {
 	asking, cancel := context.WithTimeout(ctx, k.cfg.SinkGrace/2)
 	list, err := k.shards.List(asking)
 	cancel()
-	if err != nil {
-		return err
-	}
-	if len(list) != k.cfg.Shards {
+	if err == nil && len(list) != k.cfg.Shards {
 		// Rows that were deleted by hand are created again. If the number of
 		// shards was changed, this member is outdated and ends here.
-		if err := k.shards.Ensure(ctx, k.cfg.Shards); err != nil {
-			return err
-		}
+		err = k.shards.Ensure(ctx, k.cfg.Shards)
+	}
+	k.membership.setPostgresUp(err == nil || ctx.Err() != nil)
+	if err != nil {
+		return err
 	}
 	me, budgets := k.membership.Name(), k.cfg.budgets()
 	var take []protocol.Shard
@@ -263,20 +257,29 @@ func (k *reconciler) pass(ctx context.Context) error {
 	return errors.Join(append(errs, k.acquire(ctx, take, me, crashed))...)
 }
 
+// shardFailed notes that a call for one shard failed. Heartbeats tell of it only if Postgres
+// did not answer: an error of the server's concerns the shard, not the way to Postgres.
+func (k *reconciler) shardFailed(ctx context.Context, err error) {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Code == "" && ctx.Err() == nil {
+		k.membership.setPostgresUp(false)
+	}
+}
+
 // force ends the sessions of an owner where that helps, and returns which of its
 // shards can be acquired then, and whether its process was seen to end.
 func (k *reconciler) force(ctx context.Context, member string, shards []protocol.Shard) (able []protocol.Shard, crashed bool, err error) {
 	owner := k.membership.owner(member, shards[0].Shard)
+	var errs []error
 	if able = shards; !owner.Gone {
 		rare.Reached(rare.ReleaseOverdue)
 		able = nil
 		for _, s := range shards {
 			err := k.shards.Lockable(ctx, s.Shard, member)
 			by, blocked := protocol.BlockedBy(err)
-			if err != nil && !blocked {
-				return nil, false, err
-			}
 			switch {
+			case err != nil && !blocked:
+				k.shardFailed(ctx, err)
+				errs = append(errs, err)
 			case !protocol.ForceHelps(owner, member, blocked, by):
 				k.block(s.Shard, err, by)
 			case !blocked && k.unblock(s.Shard):
@@ -287,11 +290,12 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 		}
 	}
 	if len(able) == 0 {
-		return nil, false, nil
+		return nil, false, errors.Join(errs...)
 	}
 	ended, err := k.sessions.End(ctx, member)
 	if err != nil {
-		return nil, false, err
+		k.shardFailed(ctx, err)
+		return nil, false, errors.Join(append(errs, err)...)
 	}
 	crashed = k.membership.ended(member, ended.None)
 	if ended.Left > 0 {
@@ -303,7 +307,7 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 		args = append(args, "host", last.Host, "pid", last.PID)
 	}
 	k.log.Info("force-acquired shards from a dead member", args...)
-	return able, crashed, nil
+	return able, crashed, errors.Join(errs...)
 }
 
 // block records that another session has the row of a shard locked.
@@ -429,8 +433,8 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 		return nil
 	}
 	started := time.Now()
-	taken := make([]protocol.Shard, len(shards))
-	g, gctx := errgroup.WithContext(ctx)
+	taken, errs := make([]protocol.Shard, len(shards)), make([]error, len(shards))
+	var g errgroup.Group // without a context: the error of one shard ends no other's acquisition
 	g.SetLimit(acquireConcurrency)
 	for i, s := range shards {
 		g.Go(func() error {
@@ -438,7 +442,7 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 			if crashed[s.Owner] {
 				alive = ""
 			}
-			t, err := k.shards.Acquire(gctx, s.Shard, me, alive)
+			t, err := k.shards.Acquire(ctx, s.Shard, me, alive)
 			if errors.Is(err, protocol.ErrNotAssigned) {
 				return nil // it was reassigned in between
 			}
@@ -447,13 +451,18 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 				k.block(s.Shard, err, by)
 				return nil // the others are not held up by it
 			}
-			taken[i] = t
-			return err
+			if err != nil {
+				k.shardFailed(ctx, err)
+				k.forgetWait(s.Shard) // its owner's sessions end once per budget, not with each attempt
+			}
+			taken[i], errs[i] = t, err
+			return nil
 		})
 	}
 	// Those acquired are granted, whatever became of the others: the table says of
 	// all that they are ours, and the next pass acquires the rest again.
-	acquiring := g.Wait()
+	_ = g.Wait()
+	acquiring := errors.Join(errs...)
 	token, n := rand.Text(), 0
 	grant := func(t protocol.Shard, dispatched telemetry.EntryID) error {
 		k.mu.Lock()
@@ -498,7 +507,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 	}
 	in, err := k.stream.RegisterOwner(ctx, token, shards)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errRedis, err)
+		return fmt.Errorf("Redis: %w", err)
 	}
 	var ranges []protocol.Range
 	for _, t := range taken {
@@ -523,7 +532,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 			err = nil
 		}
 		if err != nil {
-			return fmt.Errorf("%w: %w", errRedis, err)
+			return fmt.Errorf("Redis: %w", err)
 		}
 		if entries > 0 {
 			rare.Reached(rare.Redelivered)
@@ -558,7 +567,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 			continue
 		}
 		if err := k.stream.SetApplied(ctx, r.Shard, r.From); err != nil {
-			return fmt.Errorf("%w: %w", errRedis, err)
+			return fmt.Errorf("Redis: %w", err)
 		}
 	}
 	rare.Reached(rare.RedeliveredTrimmed)
