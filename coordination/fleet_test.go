@@ -289,6 +289,7 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),
 		Ledger:   ledger,
 		Losses:   NewLosses(ledger, m.reg),
+		Holds:    store.NewHolds(pool, b.scope(), 5*time.Second),
 	}, log, m.reg)
 	require.NoError(b.t, err)
 

@@ -378,10 +378,12 @@ func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
 		return held, nil
 	}
 	l.resumed = time.Time{}
-	if err := l.stream.SetPaused(ctx, paused); err != nil {
-		return nil, err
-	}
-	if !paused {
+	switch err := l.stream.SetPaused(ctx, paused); {
+	case err != nil: // tried again with the next plan, which does not wait for it
+		if l.quietOf("pausing").Pass() {
+			l.log.Warn("stopping or continuing dispatching failed, will retry", "paused", paused, "err", err)
+		}
+	case !paused:
 		l.resumed = time.Now()
 	}
 	return held, nil

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/devenv"
+	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 )
@@ -97,6 +99,9 @@ func TestHeartbeatsContinueInAFullRedis(t *testing.T) {
 		return 0
 	}
 	before := b.list()
+	term := b.count("select term from processor.leader")
+	_, err = store.NewHolds(b.pool, b.scope(), time.Second).Set(t.Context(), protocol.Hold{Kind: protocol.HoldFleet, Reason: "test", By: "test"})
+	require.NoError(t, err)
 	seen := beatOf()
 	testenv.Wait(t, 10*time.Second, func() error { // three times the time to live
 		if n := beatOf(); n < seen+15 {
@@ -107,6 +112,8 @@ func TestHeartbeatsContinueInAFullRedis(t *testing.T) {
 	for i, s := range b.list() {
 		require.Equal(t, before[i].Owner, s.Owner, "no member is declared gone")
 	}
+	require.Equal(t, int64(1), client.Exists(t.Context(), b.group.Names().Paused()).Val(), "dispatching can be paused")
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down")
 	// Shards can still be handed over.
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
