@@ -70,7 +70,9 @@ type Stream interface {
 type LeaderStore interface {
 	BeginTerm(ctx context.Context) (term int64, err error)
 	Resign(ctx context.Context, term int64) error
-	Assign(ctx context.Context, term int64, shards []int, members []string) error
+	// Assign returns the shards whose assignment was written: a row that another session has
+	// locked keeps its own.
+	Assign(ctx context.Context, term int64, shards []int, members []string) (written []int, err error)
 }
 
 // Fleet is one member's part in coordination: its membership, the shards it

@@ -66,7 +66,8 @@
 // shards are assigned as planned: no task, nor a server that is slow for one task, ends
 // the term or holds up a plan for longer than a step. What may need longer runs beside the steps
 // (Deps.Beside), for as long as the lock is renewed. A term ends for what a leader
-// cannot do without: its lock, the list of shards and members, and writing assignments.
+// cannot do without: its lock, the list of shards and members, and writing assignments,
+// of which those wait for a later pass whose rows another session has locked.
 //
 // It moves no entries between members (queues belong to shards), and declares no
 // member gone within one MemberTTL after Redis was unavailable.

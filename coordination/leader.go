@@ -256,13 +256,26 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		}
 	}
 	if len(shards) > 0 {
-		if err := l.store.Assign(ctx, term, shards, names); err != nil {
+		written, err := l.store.Assign(ctx, term, shards, names)
+		if _, blocked := protocol.BlockedBy(err); err != nil && !blocked {
 			return err
 		}
+		locked := slices.DeleteFunc(slices.Clone(shards), func(shard int) bool { return slices.Contains(written, shard) })
+		for _, shard := range locked {
+			next[shard] = current[shard] // the next pass plans it again
+		}
 		l.planner.Assigned(next)
-		l.log.Info("assigned shards", "count", len(shards), "members", len(members), "term", term)
+		if len(locked) > 0 {
+			l.more.Store(true)
+			if l.quietOf("locked").Pass() {
+				l.log.Warn("assignments wait: another session has their rows locked, will retry", "shards", locked, "err", err)
+			}
+		}
+		if len(written) > 0 {
+			l.log.Info("assigned shards", "count", len(written), "members", len(members), "term", term)
+		}
 		for n, shard := range shards {
-			if current[shard] != "" && names[n] != "" && current[shard] != names[n] {
+			if slices.Contains(written, shard) && current[shard] != "" && names[n] != "" && current[shard] != names[n] {
 				l.metrics.moved.WithLabelValues(l.why(current[shard], records[shard].Owner, able, held)).Inc()
 			}
 		}

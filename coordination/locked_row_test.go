@@ -3,6 +3,7 @@ package coordination
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -10,17 +11,20 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/testenv"
 )
 
 // lockRow locks the row of a shard as a person in psql might, until the function
 // returned is called.
-func (b *bench) lockRow(shard int) (unlock func()) {
+func (b *bench) lockRow(shard int) (unlock func()) { return b.lockIn("shards", shard) }
+
+func (b *bench) lockIn(table string, shard int) (unlock func()) {
 	b.t.Helper()
 	pool := b.open("locker")
 	tx, err := pool.BeginTx(b.t.Context(), pgx.TxOptions{})
 	require.NoError(b.t, err)
-	_, err = tx.Exec(b.t.Context(), "select from processor.shards where shard = $1 for update", shard)
+	_, err = tx.Exec(b.t.Context(), "select from processor."+table+" where shard = $1 for update", shard)
 	require.NoError(b.t, err)
 	unlock = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(b.t.Context())) })
 	b.t.Cleanup(unlock)
@@ -79,6 +83,36 @@ func TestALockedRowHoldsUpItsShardOnly(t *testing.T) {
 	unlock()
 	b.await([]int{shards}, first)
 	told(0)
+}
+
+// The leader assigns the others, and stays.
+func TestALockedAssignmentHoldsUpItsShardOnly(t *testing.T) {
+	b := newBench(t)
+	first, second := b.pair()
+	locked := slices.IndexFunc(b.list(), func(s protocol.Shard) bool { return s.Owner == second.name() })
+	term := b.count("select term from processor.leader")
+	unlock := b.lockIn("assignments", locked)
+	second.stop()
+	testenv.Wait(t, first.membership.cfg.MemberTTL+5*time.Second, func() error { return b.ownedBut(locked, first) })
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down")
+	require.Equal(t, second.name(), b.list()[locked].Assigned)
+	unlock()
+	b.await([]int{shards}, first)
+
+	// Nor does it step down for a lock that the whole statement waits for.
+	b.exec(`create function processor.fail() returns trigger language plpgsql as $$ begin raise exception 'planted' using errcode = '55P03'; end $$`)
+	b.exec(`create trigger planted before update on processor.assignments execute function processor.fail()`)
+	third, begin := b.start("third", ""), first.task.passes.Load()
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := first.task.passes.Load(); n < begin+8 {
+			return fmt.Errorf("%d passes after %d", n, begin)
+		}
+		return nil
+	})
+	require.Zero(t, third.Owned())
+	b.exec(`drop trigger planted on processor.assignments`)
+	b.await([]int{shards / 2, shards / 2}, first, third)
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down when the lock ended")
 }
 
 // A lock is nothing that another member could cure: nobody's sessions end, and

@@ -532,11 +532,15 @@ func TestATermIsRefusedOnceAnotherHasBegun(t *testing.T) {
 	old, next := store.NewLeader(b.pool, b.scope(), "old.1", time.Second), store.NewLeader(b.pool, b.scope(), "next.1", time.Second)
 	term, err := old.BeginTerm(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, old.Assign(t.Context(), term, []int{1}, []string{"old.1"}))
+	written, err := old.Assign(t.Context(), term, []int{1}, []string{"old.1"})
+	require.NoError(t, err)
+	require.Equal(t, []int{1}, written)
 	_, err = next.BeginTerm(t.Context())
 	require.NoError(t, err)
-	require.Error(t, old.Assign(t.Context(), term, []int{2}, []string{"old.1"}))
-	require.Error(t, old.Assign(t.Context(), term+1, []int{2}, []string{"old.1"}), "the number alone does not make a leader")
+	_, err = old.Assign(t.Context(), term, []int{2}, []string{"old.1"})
+	require.Error(t, err)
+	_, err = old.Assign(t.Context(), term+1, []int{2}, []string{"old.1"})
+	require.Error(t, err, "the number alone does not make a leader")
 	require.Equal(t, 1, b.count("select count(*) from processor.assignments where member = 'old.1'"))
 }
 

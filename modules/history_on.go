@@ -196,11 +196,11 @@ func (t recordedTerms) Resign(ctx context.Context, term int64) error {
 	return err
 }
 
-func (t recordedTerms) Assign(ctx context.Context, term int64, shards []int, members []string) error {
+func (t recordedTerms) Assign(ctx context.Context, term int64, shards []int, members []string) ([]int, error) {
 	began := time.Now()
-	err := t.LeaderStore.Assign(ctx, term, shards, members)
+	written, err := t.LeaderStore.Assign(ctx, term, shards, members)
 	if err == nil {
 		t.r.Done(began, termOp(fencelog.Use, term))
 	}
-	return err
+	return written, err
 }

@@ -72,24 +72,70 @@ where stream = $1
 	return term, member, failure("read the term", err)
 }
 
-// Assign writes assignments: members[i] is to own shards[i]. The members are
-// notified at the commit. A leader of an earlier term is rejected.
-func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members []string) error {
+// Assign writes assignments: members[i] is to own shards[i]. It returns the shards whose
+// assignment was written: a row that another session has locked holds up no other. The
+// members are notified at the commit. A leader of an earlier term is rejected.
+func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members []string) (written []int, err error) {
 	n := make([]int32, len(shards))
 	for i, s := range shards {
 		n[i] = int32(s)
 	}
-	return l.write(ctx, "assign shards", term, func(b *pgx.Batch) {
+	err = l.write(ctx, "assign shards", term, func(b *pgx.Batch) {
 		b.Queue(`
-insert into processor.assignments as a (stream, group_name, shard, member, term)
-select $1, $2, m.shard, nullif(m.member, ''), $3
-from unnest($4::int[], $5::text[]) as m (shard, member)
-on conflict (stream, group_name, shard) do update
-set member = excluded.member,
-  term = excluded.term,
-  assigned_at = now()`, l.scope.Stream, l.scope.Group, term, n, members)
-		b.Queue(`select pg_notify('processor_shards', '')`)
+with wanted as (
+  select m.shard, nullif(m.member, '') as member
+  from unnest($4::int[], $5::text[]) as m (shard, member)
+),
+free as materialized (
+  select a.shard
+  from processor.assignments a
+  join wanted using (shard)
+  where a.stream = $1
+    and a.group_name = $2
+  for update of a skip locked
+),
+changed as (
+  update processor.assignments a
+  set member = wanted.member,
+    term = $3,
+    assigned_at = now()
+  from wanted
+  join free using (shard)
+  where a.stream = $1
+    and a.group_name = $2
+    and a.shard = wanted.shard
+  returning a.shard
+),
+missing as (
+  insert into processor.assignments (stream, group_name, shard, member, term)
+  select $1, $2, wanted.shard, wanted.member, $3
+  from wanted
+  where not exists (
+    select
+    from processor.assignments a
+    where a.stream = $1
+      and a.group_name = $2
+      and a.shard = wanted.shard
+  )
+  on conflict do nothing
+  returning shard
+),
+written as (
+  select shard
+  from changed
+  union all
+  select shard
+  from missing
+)
+select shard, pg_notify('processor_shards', '')::text
+from written`, l.scope.Stream, l.scope.Group, term, n, members).Query(func(rows pgx.Rows) (err error) {
+			written, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (shard int, err error) {
+				return shard, row.Scan(&shard, nil)
+			})
+			return err
+		})
 	})
+	return written, err
 }
 
 // write runs statements in one transaction that first checks the term, and so
