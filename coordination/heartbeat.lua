@@ -11,10 +11,22 @@
 --     or {'database', identity and address of the fleet's database, which is not ours}
 --     or {'copy', another member, its address} which has our database on another server
 --     or {'unknown', ''} where the fleet's database is not entered and was not to be
+
+-- read_beat returns a heartbeat and its text, nil where it is missing or not one of ours: what
+-- another program has left there must not keep all members from beating.
+local function read_beat(key)
+  local text = redis.pcall('get', key)
+  local ok, beat = pcall(cjson.decode, text)
+  if not ok or type(beat) ~= 'table' or not beat['incarnation'] then return nil end
+  for _, field in ipairs({'incarnation', 'database', 'postgres', 'server'}) do
+    if beat[field] and type(beat[field]) ~= 'string' then return nil end
+  end
+  return beat, text
+end
+
 if ARGV[8] ~= '' then
   for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
-    local text = identity ~= ARGV[4] and redis.call('get', KEYS[2] .. ':' .. identity)
-    local beat = text and cjson.decode(text)
+    local beat = identity ~= ARGV[4] and read_beat(KEYS[2] .. ':' .. identity)
     if beat and not beat['left'] and beat['database'] == ARGV[5] and beat['server'] and beat['server'] ~= ARGV[8] then
       return {'copy', identity, beat['postgres'] or ''}
     end
@@ -24,8 +36,7 @@ if ARGV[5] ~= '' then
   local fleet = redis.call('get', KEYS[3])
   if not fleet then
     for _, identity in ipairs(redis.call('smembers', KEYS[2])) do
-      local text = redis.call('get', KEYS[2] .. ':' .. identity)
-      local beat = text and cjson.decode(text)
+      local beat = read_beat(KEYS[2] .. ':' .. identity)
       if beat and not beat['left'] and beat['database'] and beat['database'] ~= '' and beat['database'] ~= ARGV[5] then
         return {'database', beat['database'] .. ' ' .. (beat['postgres'] or '')}
       end
@@ -36,8 +47,7 @@ if ARGV[5] ~= '' then
     return {'database', fleet}
   end
 end
-local current = redis.call('get', KEYS[1])
-local holder = current and cjson.decode(current)
+local holder, current = read_beat(KEYS[1])
 if holder and holder['incarnation'] ~= ARGV[1] and not holder['left'] then
   -- After a clock that stepped back the key would expire late; LT bounds the wait.
   redis.call('pexpire', KEYS[1], ARGV[3], 'LT')

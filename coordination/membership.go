@@ -214,6 +214,7 @@ type Membership struct {
 	sinkDown       time.Time // since when Postgres has not answered; zero while it does
 	sinkFailed     time.Time // when Postgres last did not answer
 	changed        func()    // called when a member came or went
+	unreadable     lograte.Limit
 	peers          atomic.Int32
 }
 
@@ -494,7 +495,12 @@ func isCopyError(err error) bool {
 func (r *Membership) key() string { return r.keys.Prefix + ":" + r.cfg.Instance }
 
 func (r *Membership) read(ctx context.Context) ([]Member, error) {
-	members, silent, err := readMembers(ctx, r.client, r.keys, r.cfg.MemberTTL)
+	members, silent, unreadable, err := readMembers(ctx, r.client, r.keys, r.cfg.MemberTTL)
+	r.mu.Lock()
+	if unreadable != nil && r.unreadable.Pass() {
+		r.log.Error("heartbeat skipped: its member counts as silent; if no member has that identity, delete the key", "err", unreadable)
+	}
+	r.mu.Unlock()
 	if err == nil && len(silent) > 0 {
 		r.client.SRem(ctx, r.keys.Prefix, silent...) // a live member adds itself again
 	}
@@ -503,7 +509,7 @@ func (r *Membership) read(ctx context.Context) ([]Member, error) {
 
 // ReadMembers returns the heartbeats of members that are there. It writes nothing.
 func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
-	members, _, err := readMembers(ctx, client, keys, 0)
+	members, _, _, err := readMembers(ctx, client, keys, 0)
 	return there(members), err
 }
 
@@ -514,11 +520,12 @@ func there(members []Member) []Member {
 
 // readMembers returns the heartbeats that have not expired, and the identities
 // of those that have. A heartbeat is written to live for ttl, so that its age is known;
-// it stays 0 where ttl is.
-func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duration) (members []Member, silent []any, err error) {
+// it stays 0 where ttl is. What is not one of ours is skipped, for the reason unreadable:
+// it must not hide the members.
+func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duration) (members []Member, silent []any, unreadable, err error) {
 	list, err := membersScript.Run(ctx, client, []string{keys.Prefix}).Slice()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for row := range slices.Chunk(list, 3) { // identity, heartbeat or nil, milliseconds left
 		text, ok := row[1].(string)
@@ -527,8 +534,13 @@ func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duratio
 			continue
 		}
 		var m Member
-		if err := json.Unmarshal([]byte(text), &m); err != nil {
-			return nil, nil, fmt.Errorf("read the heartbeat of %s: %w", row[0], err)
+		err := json.Unmarshal([]byte(text), &m)
+		if err == nil && m.Instance != row[0] {
+			err = errors.New("it names another identity")
+		}
+		if err != nil {
+			unreadable = errors.Join(unreadable, fmt.Errorf("read %s:%s: %.100q is no heartbeat: %w", keys.Prefix, row[0], text, err))
+			continue
 		}
 		// One without an expiry, or that ends just now, says nothing of its age.
 		if left, ok := row[2].(int64); ok && ttl > 0 && left > 0 {
@@ -536,7 +548,7 @@ func readMembers(ctx context.Context, client Client, keys Keys, ttl time.Duratio
 		}
 		members = append(members, m)
 	}
-	return members, silent, nil
+	return members, silent, unreadable, nil
 }
 
 // announce marks this member as leaving, so that the leader reassigns its

@@ -196,7 +196,7 @@ func TestTheAgeOfAHeartbeatIsKnown(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, b.client.Set(t.Context(), names.Heartbeat("old"), text, time.Hour-time.Minute).Err())
 	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "old").Err())
-	members, _, err := readMembers(t.Context(), b.client, Keys{Prefix: names.Members()}, time.Hour)
+	members, _, _, err := readMembers(t.Context(), b.client, Keys{Prefix: names.Members()}, time.Hour)
 	require.NoError(t, err)
 	require.Len(t, members, 1)
 	require.GreaterOrEqual(t, members[0].beat().Age, time.Minute)
@@ -232,6 +232,48 @@ func TestAMemberThatLeftBetweenTwoLooksIsGoneAtOnce(t *testing.T) {
 	require.NoError(t, other.leave(t.Context()))
 	require.NoError(t, watcher.heartbeatRound(t.Context()))
 	require.Len(t, watcher.eligible(), 2, "who has the identity now has not left")
+}
+
+func TestAHeartbeatThatCannotBeReadHidesNoMember(t *testing.T) {
+	b := newBench(t)
+	names := b.group.Names()
+	first := b.start("first", "")
+	b.await([]int{shards}, first)
+	silent := b.joined("silent")
+	testenv.Wait(t, 5*time.Second, func() error {
+		if first.membership.Peers() != 1 {
+			return errors.New("it has not seen the other")
+		}
+		return nil
+	})
+	foreign := map[string]string{"text": "nonsense", "list": "[1]", "number": "7", "third": "x", "empty": "{}", "fields": `{"database": {}, "server": [], "incarnation": 5}`}
+	for identity, text := range foreign {
+		require.NoError(t, b.client.Set(t.Context(), names.Heartbeat(identity), text, 0).Err())
+		require.NoError(t, b.client.SAdd(t.Context(), names.Members(), identity).Err())
+	}
+	require.NoError(t, b.client.HSet(t.Context(), names.Heartbeat("hash"), "a", "b").Err())
+	require.NoError(t, b.client.SAdd(t.Context(), names.Members(), "hash").Err())
+	testenv.Wait(t, first.membership.cfg.MemberTTL+5*time.Second, func() error {
+		if _, gone := first.membership.silent(silent.Name()); !gone {
+			return errors.New("the silent member is not gone")
+		}
+		return b.ownedBut(-1, first)
+	})
+
+	keys := Keys{Prefix: names.Members(), Database: names.Database()}
+	for _, identity := range []string{"third", "hash"} { // the one looks at all heartbeats, and each at its own
+		m, err := NewMembership(b.quick(identity), b.client, keys, func() WorkStatus { return WorkStatus{} }, discard())
+		require.NoError(t, err)
+		m.Belong(Database{ID: "ID", Created: true, Server: func() string { return "7001/5" }})
+		joining, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		require.NoError(t, m.join(joining))
+		require.NoError(t, b.client.Set(t.Context(), m.key(), "x", 0).Err())
+		require.NoError(t, m.leave(t.Context()))
+	}
+	members, err := ReadMembers(t.Context(), b.client, keys)
+	require.NoError(t, err)
+	require.Len(t, members, 1)
 }
 
 func TestReadingMembersWritesNothing(t *testing.T) {
