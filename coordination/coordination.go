@@ -51,7 +51,7 @@ type Stream interface {
 
 	// It records losses that are detected but not yet recorded, and stops the
 	// dispatcher of the fleet or lets it go on.
-	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error)
+	Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt, foreign []string, err error)
 	Recorded(ctx context.Context, receipt []string) error
 	SetPaused(ctx context.Context, paused bool) error
 

@@ -16,7 +16,7 @@ import (
 // GroupRecreations reads the records that dispatch_lease.lua writes whenever it
 // has to create the consumer group.
 type GroupRecreations interface {
-	GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error)
+	GroupRecreations(ctx context.Context) (recreations []protocol.GroupRecreation, foreign []string, err error)
 	ResolveRecreation(ctx context.Context, m *protocol.GroupRecreation) error
 	Backlog(ctx context.Context) (protocol.Backlog, error)
 	Snapshot(ctx context.Context, ids []telemetry.EntryID) (protocol.StreamSnapshot, error)
@@ -77,8 +77,13 @@ func (w *DataLossDetector) Do(ctx context.Context, term int64) error {
 	if term != w.term {
 		w.term, w.noted, w.counted, w.polled = term, make(map[string]string), time.Time{}, time.Time{}
 	}
-	recreations, err := w.stream.GroupRecreations(ctx)
+	recreations, foreign, err := w.stream.GroupRecreations(ctx)
 	if err != nil {
+		return err
+	}
+	if err := recordUnreadable(ctx, w.ledger, w.log, "recreations of the group", foreign, func(text string) error {
+		return w.stream.ResolveRecreation(ctx, &protocol.GroupRecreation{Receipt: text})
+	}); err != nil {
 		return err
 	}
 	for i := range recreations {

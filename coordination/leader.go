@@ -405,9 +405,17 @@ func (l *Leader) held(ctx context.Context) (protocol.Holds, error) {
 // record moves losses from Redis to the ledger.
 func (l *Leader) record(ctx context.Context) error {
 	for {
-		losses, receipt, err := l.stream.Losses(ctx, 500)
-		if err != nil || len(losses) == 0 {
+		losses, receipt, foreign, err := l.stream.Losses(ctx, 500)
+		if err != nil || len(losses) == 0 && len(foreign) == 0 {
 			return err
+		}
+		if err := recordUnreadable(ctx, l.ledger, l.log, "losses", foreign, func(text string) error {
+			return l.stream.Recorded(ctx, []string{text})
+		}); err != nil {
+			return err
+		}
+		if len(losses) == 0 {
+			continue
 		}
 		if err := l.losses.Record(ctx, losses); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -107,11 +108,13 @@ func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 	list, err := b.client.XRange(t.Context(), b.where.Stream, "-", "+").Result()
 	require.NoError(t, err)
 	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[1].ID).Err())
+	require.NoError(t, b.client.LPush(t.Context(), b.group.Names().Losses(), "x\x00", `{"cause": "none"}`).Err(), "which holds up nothing behind it")
 	m := b.start("first", "")
 	b.await([]int{16}, m)
 	b.awaitCount(1, "select count(*) from processor.losses where cause = 'trimmed_pending' and first_id = $1", list[1].ID)
+	b.awaitCount(2, "select count(*) from processor.incidents where kind = $1 and closed_at is not null", protocol.UnreadableRecord)
 	testenv.Wait(t, 5*time.Second, func() error {
-		left, _, err := b.group.Losses(t.Context(), 10)
+		left, _, _, err := b.group.Losses(t.Context(), 10)
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("%d are still on the list", len(left))
 		}

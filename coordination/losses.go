@@ -2,6 +2,8 @@ package coordination
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -38,6 +40,25 @@ func NewLosses(ledger lossLedger, reg prometheus.Registerer) *Losses {
 		l.losses.WithLabelValues(cause)
 	}
 	return l
+}
+
+// recordUnreadable records what in one of our lists in Redis is none of ours, and has it
+// removed, so that what lies behind it is reached. One by one: many may take longer than a step.
+func recordUnreadable(ctx context.Context, ledger Ledger, log *slog.Logger, list string, texts []string, remove func(text string) error) error {
+	for _, text := range texts {
+		subject := fmt.Sprintf("%.100q", text) // quoted, since Postgres stores no zero bytes
+		if err := ledger.Open(ctx, protocol.UnreadableRecord, subject, map[string]any{"list": list, "text": fmt.Sprintf("%.2000q", text)}); err != nil {
+			return err
+		}
+		if err := ledger.Close(ctx, protocol.UnreadableRecord, subject); err != nil {
+			return err
+		}
+		if err := remove(text); err != nil {
+			return err
+		}
+		log.Error("record in Redis cannot be read, moved to the incidents; find out which program wrote it", "what", list, "text", subject)
+	}
+	return nil
 }
 
 // Record records losses and counts them. A repetition counts again: where the reply to

@@ -39,7 +39,7 @@ func (w *DataLossDetector) detectFailover(ctx context.Context, term int64) error
 		}
 		return err
 	}
-	recreations, err := w.stream.GroupRecreations(ctx)
+	recreations, _, err := w.stream.GroupRecreations(ctx)
 	if err != nil || slices.ContainsFunc(recreations, func(m protocol.GroupRecreation) bool { return w.noted[m.Receipt] == "" }) {
 		return err // the group was created in between
 	}

@@ -70,10 +70,10 @@ type lostGroup struct {
 	closed  int
 }
 
-func (l *lostGroup) GroupRecreations(context.Context) ([]protocol.GroupRecreation, error) {
+func (l *lostGroup) GroupRecreations(context.Context) ([]protocol.GroupRecreation, []string, error) {
 	return []protocol.GroupRecreation{{
 		Receipt: "1", Dispatched: telemetry.EntryID{Ms: 4}, Entries: 4, First: telemetry.EntryID{Ms: 1}, Last: telemetry.EntryID{Ms: 4},
-	}}, nil
+	}}, nil, nil
 }
 
 func (l *lostGroup) Backlog(context.Context) (protocol.Backlog, error) { return l.backlog, nil }

@@ -217,7 +217,7 @@ func (b *bench) requireNothingLost() {
 	b.tb.Helper()
 	_, err := b.ours().Snapshot(b.tb.Context(), nil)
 	require.NoError(b.tb, err)
-	losses, _, err := b.ours().Losses(b.tb.Context(), 100)
+	losses, _, _, err := b.ours().Losses(b.tb.Context(), 100)
 	require.NoError(b.tb, err)
 	require.Empty(b.tb, losses)
 }

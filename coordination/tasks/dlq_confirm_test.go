@@ -214,7 +214,7 @@ func TestP6ALetterWhoseEntryIsTrimmedBeforeItWasAddedIsAdded(t *testing.T) {
 	require.NoError(t, g.client.XTrimMaxLen(t.Context(), "telemetry", 0).Err())
 	require.NoError(t, group.Ack(t.Context(), []protocol.Ack{{Gone: []telemetry.EntryID{found.Entry.ID}}}))
 	lost := func() []protocol.Loss {
-		losses, _, err := group.Losses(t.Context(), 10)
+		losses, _, _, err := group.Losses(t.Context(), 10)
 		require.NoError(t, err)
 		return losses
 	}

@@ -12,6 +12,7 @@ const (
 	QuarantinedShard   = "quarantined_shard"     // an entry of the shard may crash processes
 	GeofenceQuery      = "geofence_query"        // the query fails, yields invalid rows, or suddenly few
 	TimingStream       = "timing_stream"         // TIMING_STREAM cannot be written to: no stream, another's, or not allowed
+	UnreadableRecord   = "unreadable_record"     // of losses or of the group, in Redis; closed immediately
 	RecomputeRejected  = "recompute_rejected"    // an invalid recompute request; closed immediately
 	NotAStream         = "not_a_stream"          // the key of the stream has another type
 	DeviceInTwoStreams = "device_in_two_streams" // devices come from two streams at a time

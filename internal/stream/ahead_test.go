@@ -128,7 +128,7 @@ func (b *bench) trimTo(id telemetry.EntryID) {
 
 func (b *bench) allLosses() []protocol.Loss {
 	b.t.Helper()
-	losses, _, err := b.Losses(b.t.Context(), 1000)
+	losses, _, _, err := b.Losses(b.t.Context(), 1000)
 	require.NoError(b.t, err)
 	return losses
 }

@@ -151,7 +151,7 @@ func (b *bench) entries(shard int) []telemetry.Entry {
 // losses returns the recorded losses, by cause.
 func (b *bench) losses() map[string]int64 {
 	b.t.Helper()
-	list, _, err := b.Losses(b.t.Context(), 1000)
+	list, _, _, err := b.Losses(b.t.Context(), 1000)
 	require.NoError(b.t, err)
 	n := make(map[string]int64)
 	for _, l := range list {

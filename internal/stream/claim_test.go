@@ -222,7 +222,7 @@ func TestAFullServerIsDrained(t *testing.T) {
 	b.dispatchAll("u")
 	require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, IDs: b.queue(1)}, {Shard: 2, IDs: b.queue(2)[:10], Gone: b.queue(2)[10:12]}}))
 	require.Equal(t, map[string]int64{"trimmed_pending": 2}, b.losses())
-	_, receipt, err := b.Losses(t.Context(), 10)
+	_, receipt, _, err := b.Losses(t.Context(), 10)
 	require.NoError(t, err)
 	require.NoError(t, b.Recorded(t.Context(), receipt))
 	acked, delivered, err := b.Marks(t.Context())

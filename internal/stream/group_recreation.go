@@ -1,9 +1,9 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/trmtracking/processor/internal/protocol"
@@ -21,34 +21,34 @@ type recreationNote struct {
 }
 
 // GroupRecreations returns the group recreations that are not resolved yet,
-// oldest first.
-func (g *Group) GroupRecreations(ctx context.Context) ([]protocol.GroupRecreation, error) {
+// oldest first. What no script of this version wrote is in foreign, each a Receipt.
+func (g *Group) GroupRecreations(ctx context.Context) (recreations []protocol.GroupRecreation, foreign []string, err error) {
 	const op = "read the recreations of the group"
 	listed, err := g.client.LRange(ctx, g.names.Recreations(), 0, -1).Result()
 	if err != nil || len(listed) == 0 {
-		return nil, failure(op, err)
+		return nil, nil, failure(op, err)
 	}
 	now, err := g.client.Time(ctx).Result()
 	if err != nil {
-		return nil, failure(op, err)
+		return nil, nil, failure(op, err)
 	}
-	var recreations []protocol.GroupRecreation
 	for _, text := range listed {
 		var n recreationNote
-		if err := json.Unmarshal([]byte(text), &n); err != nil {
-			return nil, fmt.Errorf("%s: %q is none of ours: %w", op, text, err)
-		}
+		bad := json.Unmarshal([]byte(text), &n)
 		m := protocol.GroupRecreation{Receipt: text, At: time.UnixMilli(n.At), Entries: n.Entries, Removed: n.Removed}
 		m.Ago = now.Sub(m.At)
 		for id, text := range map[*telemetry.EntryID]string{&m.Dispatched: n.Dispatched, &m.First: n.First, &m.Last: n.Last} {
 			var err error
-			if *id, err = telemetry.ParseEntryID(text); err != nil {
-				return nil, failure(op, err)
-			}
+			*id, err = telemetry.ParseEntryID(text)
+			bad = cmp.Or(bad, err)
+		}
+		if bad != nil {
+			foreign = append(foreign, text)
+			continue
 		}
 		recreations = append(recreations, m)
 	}
-	return recreations, nil
+	return recreations, foreign, nil
 }
 
 // ResolveRecreation removes a recreation from the list. It is idempotent.

@@ -13,7 +13,7 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.turn("t")
-	recreations, err := b.GroupRecreations(t.Context())
+	recreations, _, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)
 	require.Len(t, recreations, 1)
 	require.Zero(t, recreations[0].Dispatched)
@@ -28,7 +28,7 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	require.NoError(t, b.client.XGroupDestroy(t.Context(), b.cfg.Stream, b.cfg.Group).Err())
 	_, err = b.AcquireDispatchLease(t.Context(), "t", "u", time.Minute)
 	require.NoError(t, err)
-	both, err := b.GroupRecreations(t.Context())
+	both, _, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)
 	require.Len(t, both, 2, "oldest first")
 	require.Equal(t, recreations[0].Receipt, both[0].Receipt)
@@ -41,7 +41,7 @@ func TestEachGroupRecreationIsRecordedWithTheStreamOfThatMoment(t *testing.T) {
 	for range 2 {
 		require.NoError(t, b.ResolveRecreation(t.Context(), &recreations[0]))
 	}
-	left, err := b.GroupRecreations(t.Context())
+	left, _, err := b.GroupRecreations(t.Context())
 	require.NoError(t, err)
 	require.Len(t, left, 1)
 	require.Equal(t, second.Receipt, left[0].Receipt)

@@ -3,7 +3,7 @@ package stream
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"slices"
 
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
@@ -19,16 +19,18 @@ type noted struct {
 }
 
 // Losses returns the losses that the scripts detected and that are not recorded
-// yet, oldest first, at most limit, and a receipt for Recorded.
-func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt []string, err error) {
+// yet, oldest first, at most limit, and a receipt for Recorded. What no script of this
+// version wrote is in foreign, each a receipt of its own.
+func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt, foreign []string, err error) {
 	texts, err := g.client.LRange(ctx, g.names.Losses(), 0, int64(limit)-1).Result()
 	if err != nil {
-		return nil, nil, failure("read losses", err)
+		return nil, nil, nil, failure("read losses", err)
 	}
 	for _, text := range texts {
 		var n noted
-		if err := json.Unmarshal([]byte(text), &n); err != nil {
-			return nil, nil, fmt.Errorf("read losses: %q is none of ours: %w", text, err)
+		if err := json.Unmarshal([]byte(text), &n); err != nil || !slices.Contains(protocol.LossCauses(), n.Cause) {
+			foreign = append(foreign, text)
+			continue
 		}
 		loss := protocol.Loss{Cause: n.Cause, Entries: -1, Shard: -1}
 		loss.First, _ = telemetry.ParseEntryID(n.First)
@@ -39,9 +41,9 @@ func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, 
 		if n.Shard != nil {
 			loss.Shard = *n.Shard
 		}
-		losses = append(losses, loss)
+		losses, receipt = append(losses, loss), append(receipt, text)
 	}
-	return losses, texts, nil
+	return losses, receipt, foreign, nil
 }
 
 // Recorded removes losses that are in the ledger from the list: exactly those

@@ -161,7 +161,7 @@ func TestP6GoneEntriesAreRecordedOnce(t *testing.T) {
 	for range 2 {
 		require.NoError(t, b.Ack(t.Context(), []protocol.Ack{{Shard: 1, Gone: ids[:2]}}))
 	}
-	losses, receipt, err := b.Losses(t.Context(), 10)
+	losses, receipt, _, err := b.Losses(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, []protocol.Loss{
 		{Cause: "trimmed_pending", First: ids[0], Last: ids[0], Entries: 1, Shard: 1},
@@ -172,7 +172,7 @@ func TestP6GoneEntriesAreRecordedOnce(t *testing.T) {
 	require.NoError(t, b.Recorded(t.Context(), receipt))
 	require.NoError(t, b.Recorded(t.Context(), receipt), "another leader does the same")
 	require.NoError(t, b.Recorded(t.Context(), nil))
-	losses, _, err = b.Losses(t.Context(), 10)
+	losses, _, _, err = b.Losses(t.Context(), 10)
 	require.NoError(t, err)
 	require.Len(t, losses, 1)
 	require.Equal(t, ids[2], losses[0].First)

@@ -22,7 +22,8 @@ func (g *Group) Unrecorded(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, failure("count what is not in the ledger yet", err)
 	}
-	recreations, err := g.GroupRecreations(ctx)
+	recreations, foreign, err := g.GroupRecreations(ctx)
+	n += int64(len(foreign))
 	for _, m := range recreations {
 		if !m.Dispatched.IsZero() { // otherwise it was the first group
 			n++

@@ -14,7 +14,7 @@ import (
 // lost sums up what is noted as lost, by cause.
 func (b *bench) lost(t *testing.T) map[string]int64 {
 	t.Helper()
-	losses, receipt, err := b.Losses(t.Context(), 10_000)
+	losses, receipt, _, err := b.Losses(t.Context(), 10_000)
 	require.NoError(t, err)
 	require.Len(t, receipt, len(losses))
 	sum := map[string]int64{}
@@ -102,14 +102,14 @@ func TestALossOfUnknownSizeIsNotedOnce(t *testing.T) {
 			after, _ = b.dispatch(t, after, 10)
 			require.Equal(t, stream.Count{N: 20, Known: true}, b.info().Lag)
 			b.dispatch(t, after, 1000)
-			losses, _, err := b.Losses(t.Context(), 100)
+			losses, _, _, err := b.Losses(t.Context(), 100)
 			require.NoError(t, err)
 			require.Equal(t, []protocol.Loss{{Cause: "trimmed_unread", First: ids[49], Last: ids[70], Entries: -1, Shard: -1}}, losses)
 
 			b.dispatch(t, set("0"), 1000)
 			_, err = b.Snapshot(t.Context(), nil)
 			require.NoError(t, err)
-			losses, _, err = b.Losses(t.Context(), 100)
+			losses, _, _, err = b.Losses(t.Context(), 100)
 			require.NoError(t, err)
 			require.Len(t, losses, 1, "what was removed before a group began at 0 was never to be read")
 		})

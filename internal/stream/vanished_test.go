@@ -18,7 +18,7 @@ import (
 // that these are as many entries.
 func (b *bench) requireCovered(ids []telemetry.EntryID) {
 	b.t.Helper()
-	losses, _, err := b.Losses(b.t.Context(), 10_000)
+	losses, _, _, err := b.Losses(b.t.Context(), 10_000)
 	require.NoError(b.t, err)
 	var n int64
 	for _, l := range losses {
