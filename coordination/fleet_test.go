@@ -34,6 +34,7 @@ type engine struct {
 	tokens  map[int]string
 	busy    bool                 // a stopped shard never drains
 	givesUp func(shard int) bool // right after it was granted
+	leave   func()               // before a shard is dropped
 	drops   int
 	rewinds int
 }
@@ -71,7 +72,15 @@ func (e *engine) Stop(int) <-chan struct{} {
 	return done
 }
 
-func (*engine) Leave(int) []byte { return nil }
+func (e *engine) Leave(int) []byte {
+	e.mu.Lock()
+	leave := e.leave
+	e.mu.Unlock()
+	if leave != nil {
+		leave()
+	}
+	return nil
+}
 
 func (e *engine) Drop(shard int) {
 	e.mu.Lock()

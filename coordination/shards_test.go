@@ -572,6 +572,46 @@ func TestAShardGivenUpAgainAndAgainIsReacquiredAfterPauses(t *testing.T) {
 	require.Less(t, epoch()-before, 15)
 }
 
+// A hand-over gives up what it finds, which is not what was assigned back meanwhile.
+func TestAHandOverThatComesLateDropsNoLaterGrant(t *testing.T) {
+	b := newBench(t)
+	m := b.start("first", "")
+	b.await([]int{shards}, m)
+	leaving, leave := make(chan struct{}), make(chan struct{})
+	begin := sync.OnceFunc(func() { close(leaving) })
+	m.engine.mu.Lock()
+	m.engine.leave = func() {
+		begin()
+		<-leave
+	}
+	m.engine.mu.Unlock()
+	epoch := b.list()[3].Epoch
+	testenv.Wait(t, 10*time.Second, func() error {
+		select {
+		case <-leaving:
+			return nil
+		default: // or the leader was faster, and assigned it back
+			b.exec("update processor.assignments set member = 'ghost.1' where shard = 3")
+			m.Assigned()
+			return errors.New("it is not handed over yet")
+		}
+	})
+	passes := m.task.passes.Load()
+	testenv.Wait(t, 10*time.Second, func() error {
+		if s := b.list()[3]; s.Assigned != m.name() {
+			passes = m.task.passes.Load()
+			return fmt.Errorf("assigned to %s", s.Assigned)
+		}
+		if n := m.task.passes.Load(); n < passes+4 {
+			return fmt.Errorf("%d passes after %d", n, passes)
+		}
+		return nil
+	})
+	close(leave)
+	b.await([]int{shards}, m)
+	require.Equal(t, epoch+1, b.list()[3].Epoch, "it was acquired once")
+}
+
 // The leader neither undoes a claim nor fills up the member that has lost its shards, and
 // nor does one that is elected meanwhile.
 func TestWhatIsClaimedStaysWhereItIs(t *testing.T) {

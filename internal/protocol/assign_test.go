@@ -277,6 +277,7 @@ func TestNextActionOfAnOwner(t *testing.T) {
 		{"another member's", protocol.ShardRecord{Assigned: "b", Owner: "b", Epoch: 4}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Leave},
 		{"released", protocol.ShardRecord{Assigned: "me"}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},
 		{"ours, given up", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, protocol.LocalShard{}, protocol.OwnerState{}, protocol.Acquire},
+		{"being handed over, and ours again", protocol.ShardRecord{Assigned: "me", Owner: "me", Epoch: 3}, protocol.LocalShard{Stopping: true}, protocol.OwnerState{}, protocol.Leave},
 		{"owner at work", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: time.Second}, protocol.Await},
 		{"owner gone", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Gone: true}, protocol.ForceAcquire},
 		{"owner too slow", protocol.ShardRecord{Assigned: "me", Owner: "b"}, protocol.LocalShard{}, protocol.OwnerState{Waited: 5 * time.Second}, protocol.ForceAcquire},

@@ -41,7 +41,7 @@ func (e *EndedSessions) Remedy() string {
 type LocalShard struct {
 	Owned    bool
 	Epoch    int64
-	Stopping bool
+	Stopping bool // it is being handed over
 }
 
 // Action is what a member does next about a shard.
@@ -111,8 +111,8 @@ func Next(me string, c ShardRecord, h LocalShard, owner OwnerState, b Budgets) A
 			return Leave
 		}
 	}
-	if c.Assigned != me {
-		return Leave
+	if c.Assigned != me || h.Stopping {
+		return Leave // until a hand-over has ended, it gives up what it finds
 	}
 	if c.Owner == "" || c.Owner == me {
 		return Acquire
