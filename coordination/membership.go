@@ -292,11 +292,13 @@ func (r *Membership) join(ctx context.Context) error {
 			return err
 		case errors.Is(err, errDatabaseUnknown):
 			if unknown.IsZero() {
+				r.redisUnavailable() // which was flushed: others' heartbeats were, too
 				unknown = time.Now()
 				r.log.Info("waiting for a member that knows the fleet's database", "duration", r.cfg.MemberTTL)
 			}
 			r.entered.Store(time.Since(unknown) >= r.cfg.MemberTTL)
 		case err != nil:
+			r.redisUnavailable()
 			if quiet.Pass() {
 				r.log.Warn("joining failed, will retry", "err", err)
 			}
@@ -312,6 +314,14 @@ func (r *Membership) join(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// redisUnavailable records that the others could not beat either: those who are not found
+// right after that are not gone.
+func (r *Membership) redisUnavailable() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.watch.RedisUnavailable(time.Now())
 }
 
 // Wake triggers a heartbeat and a poll of the other members immediately: a

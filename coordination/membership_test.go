@@ -155,6 +155,46 @@ func TestNoMemberIsDeclaredDeadWhileRedisIsUnavailable(t *testing.T) {
 	})
 }
 
+// P10: who joins once Redis is back has not seen the others, who may not have beaten yet.
+func TestNoMemberIsDeclaredDeadByOneThatJoinsRightAfterAnOutage(t *testing.T) {
+	b := newBench(t)
+	proxy := testenv.Proxy(t, b.client.Options().Addr)
+	where := b.where
+	var err error
+	where.URL, err = proxy.URL(where.URL)
+	require.NoError(t, err)
+	where.Timeout = 100 * time.Millisecond
+	client, err := stream.Connect(where)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	var beats atomic.Int32
+	m, err := NewMembership(b.quick("new"), client, Keys{Prefix: b.group.Names().Members()}, func() WorkStatus {
+		beats.Add(1)
+		return WorkStatus{}
+	}, discard())
+	require.NoError(t, err)
+	require.NoError(t, proxy.Stall())
+	joined := make(chan error, 1)
+	go func() { joined <- m.join(t.Context()) }()
+	testenv.Wait(t, 10*time.Second, func() error {
+		if beats.Load() < 2 {
+			return errors.New("the first beat has not failed yet")
+		}
+		return nil
+	})
+	require.NoError(t, proxy.Resume())
+	require.NoError(t, <-joined)
+	require.NoError(t, m.heartbeatRound(t.Context()))
+	require.False(t, m.owner("another.1", 0).Gone)
+	require.True(t, m.owner("new.1", 0).Gone, "its identity was taken by this one")
+	testenv.Wait(t, 10*time.Second, func() error {
+		if !m.owner("another.1", 0).Gone {
+			return errors.New("it is not gone yet")
+		}
+		return nil
+	})
+}
+
 // A member is gone when its time is over, and that may fall between two looks.
 func TestTheEndOfASilentMemberIsToldWheneverItFalls(t *testing.T) {
 	b := newBench(t)

@@ -182,12 +182,22 @@ func (w *FailureDetector) RedisUnavailable(now time.Time) {
 func (w *FailureDetector) Gone(now time.Time, member string) bool {
 	s := w.seen[member]
 	if s == nil {
-		return !now.Before(w.fresh)
+		return !now.Before(w.fresh) || w.succeeded(member)
 	}
 	if s.beat.Leaving && (s.beat.Left || !s.present) || s.replaced {
 		return true
 	}
 	return now.Sub(s.advanced) >= w.cfg.TTL && !now.Before(w.fresh)
+}
+
+// succeeded reports whether another member was found that has the identity of one.
+func (w *FailureDetector) succeeded(member string) bool {
+	for m, s := range w.seen {
+		if s.present && m != member && Identity(m) == Identity(member) {
+			return true
+		}
+	}
+	return false
 }
 
 // Expiry returns when the first of the members that are there will be gone if nothing more
