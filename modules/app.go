@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -64,7 +65,7 @@ type Service struct {
 	starter *starter
 	http    *httpserver.Server
 	metrics *prometheus.Registry
-	release func() // closes what constructors opened
+	release func(ctx context.Context) // closes what constructors opened
 	exposed exposed
 }
 
@@ -81,8 +82,10 @@ func New(cfg config.Config, log *slog.Logger, b Build) (*Service, error) {
 // capture stores the parts that Service itself needs.
 func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheus.Registry, pool *pgxpool.Pool, parts parts) {
 	s.starter, s.http, s.metrics = st, server, reg
-	s.release = func() {
-		pool.Close()
+	s.release = func(ctx context.Context) {
+		if err := closePool(ctx, pool); err != nil {
+			s.log.Warn("closing what was opened failed", "component", "service", "err", err)
+		}
 		for _, p := range parts {
 			_ = p.Client.Close() // the only error is that it is closed already
 		}
@@ -91,17 +94,35 @@ func (s *Service) capture(st *starter, server *httpserver.Server, reg *prometheu
 
 // Start starts the parts in order and returns when all of them run. Cancelling
 // the context ends a start that waits for a server. After an error, everything
-// that was started has been stopped.
+// that was started has been stopped, or SHUTDOWN_TIMEOUT is over.
 func (s *Service) Start(ctx context.Context) error {
-	unwatch := context.AfterFunc(ctx, s.starter.abort)
-	defer unwatch()
 	// fx skips stop hooks if its context is cancelled, so this one is not.
 	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.app.StartTimeout())
 	defer cancel()
-	err := s.app.Start(starting)
-	if err != nil {
-		s.release() // fx stops only what was started before the failure
+	bound := sync.OnceFunc(func() { time.AfterFunc(s.app.StopTimeout(), cancel) })
+	reason := make(chan error, 1)
+	s.starter.failed = func(err error) {
+		reason <- err
+		bound()
 	}
+	unwatch := context.AfterFunc(ctx, func() {
+		bound()
+		s.starter.abort()
+	})
+	defer unwatch()
+	err := s.app.Start(starting)
+	if err == nil {
+		return nil
+	}
+	if starting.Err() != nil { // which fx returns instead
+		s.log.Error("rolling the start back took longer than SHUTDOWN_TIMEOUT; ending without it", "component", "service", "duration", s.app.StopTimeout())
+		select {
+		case err = <-reason:
+		default:
+			err = errAborted // while a part was starting
+		}
+	}
+	s.release(starting) // fx stops only what was started before the failure
 	return fault.Coded(fault.Unexpected, err)
 }
 

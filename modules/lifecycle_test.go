@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxevent"
+
+	"github.com/trmtracking/processor/internal/config"
 )
 
 // stallLimit bounds every wait of these tests; none is expected to use it.
@@ -178,6 +180,40 @@ func TestStopGivesUpAtItsDeadline(t *testing.T) {
 	defer cancel()
 	err := app.Stop(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// A part that does not end must not keep a process that cannot start.
+func TestAStartThatFailsOrIsAbortedEndsWithinTheShutdownTimeout(t *testing.T) {
+	for name, hook := range map[string]func(abort func(), release <-chan struct{}) error{
+		"fails":               func(func(), <-chan struct{}) error { return codedError{4} },
+		"is aborted, hanging": func(abort func(), release <-chan struct{}) error { abort(); <-release; return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, abort := context.WithCancel(t.Context())
+			end := make(chan struct{})
+			t.Cleanup(func() { close(end) })
+			log := slog.New(slog.DiscardHandler)
+			released := false
+			s := &Service{log: log, starter: newStarter(config.Config{}, log), release: func(context.Context) { released = true }}
+			s.app = fx.New(
+				fx.Supply(log, s.starter), fx.Provide(newSupervisor), withLogger(),
+				fx.StartTimeout(24*time.Hour), fx.StopTimeout(20*time.Millisecond),
+				fx.Invoke(func(run *supervisor, lc fx.Lifecycle) {
+					run.run("stuck", runFunc(func(context.Context) error { <-end; return nil }))
+					lc.Append(fx.StartHook(func() error { return hook(abort, end) }))
+				}),
+			)
+			done := make(chan error, 1)
+			go func() { done <- s.Start(ctx) }()
+			err := receive(t, done)
+			require.True(t, released)
+			if ctx.Err() != nil {
+				require.ErrorIs(t, err, errAborted)
+			} else {
+				require.ErrorIs(t, err, codedError{4})
+			}
+		})
+	}
 }
 
 func TestStartContextEndingLeavesTheComponentRunning(t *testing.T) {

@@ -32,12 +32,26 @@ func NewLogger(cfg config.Log, instanceID string, w io.Writer) *slog.Logger {
 // withLogger sends fx's own events, errors included, to log at debug level:
 // Service returns or logs each error once.
 func withLogger() fx.Option {
-	return fx.WithLogger(func(log *slog.Logger) fxevent.Logger {
+	return fx.WithLogger(func(log *slog.Logger, st *starter) fxevent.Logger {
 		l := &fxevent.SlogLogger{Logger: log.With("component", "fx")}
 		l.UseLogLevel(slog.LevelDebug)
 		l.UseErrorLevel(slog.LevelDebug)
-		return l
+		return startEvents{l, st}
 	})
+}
+
+// startEvents tells the starter that the start failed: fx rolls back under the context of the
+// start, and says so nowhere else.
+type startEvents struct {
+	fxevent.Logger
+	starter *starter
+}
+
+func (e startEvents) LogEvent(event fxevent.Event) {
+	e.Logger.LogEvent(event)
+	if failed, ok := event.(*fxevent.RollingBack); ok {
+		e.starter.failed(failed.StartErr)
+	}
 }
 
 // readable writes times in one format, and durations with their unit.

@@ -56,7 +56,7 @@ func TestOwnFieldsCalledTimeStayAsTheyAre(t *testing.T) {
 func TestFxEventsAndErrorsAreDebug(t *testing.T) {
 	var out bytes.Buffer
 	log := NewLogger(config.Log{Format: "text", Level: slog.LevelInfo}, "alpha", &out)
-	app := fx.New(fx.Supply(log), withLogger(), fx.Invoke(func(lc fx.Lifecycle) {
+	app := fx.New(fx.Supply(log, newStarter(config.Config{}, log)), withLogger(), fx.Invoke(func(lc fx.Lifecycle) {
 		lc.Append(fx.Hook{OnStart: func(context.Context) error { return errors.New("start failed") }})
 	}))
 	require.NoError(t, app.Err())
@@ -65,6 +65,6 @@ func TestFxEventsAndErrorsAreDebug(t *testing.T) {
 	require.Empty(t, out.String(), "the caller of Start reports the failure")
 
 	debug := NewLogger(config.Log{Format: "text", Level: slog.LevelDebug}, "alpha", &out)
-	require.NoError(t, fx.New(fx.Supply(debug), withLogger()).Err())
+	require.NoError(t, fx.New(fx.Supply(debug, newStarter(config.Config{}, debug)), withLogger()).Err())
 	require.Contains(t, out.String(), "level=DEBUG")
 }

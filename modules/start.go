@@ -30,12 +30,14 @@ type starter struct {
 	begin sync.Once
 	end   time.Time          // set by the first wait
 	abort context.CancelFunc // ends the start
+	// failed is called when the start has failed and is rolled back; set before the start.
+	failed func(err error)
 	// onAbort has f called when the start is aborted, unless stop is called before.
 	onAbort func(f func()) (stop func() bool)
 }
 
 func newStarter(cfg config.Config, log *slog.Logger) *starter {
-	s := &starter{timeout: cfg.Instance.StartTimeout, log: log.With("component", "start")}
+	s := &starter{timeout: cfg.Instance.StartTimeout, log: log.With("component", "start"), failed: func(error) {}}
 	running, abort := context.WithCancel(context.Background())
 	s.abort = abort
 	s.onAbort = func(f func()) func() bool { return context.AfterFunc(running, f) }
