@@ -320,18 +320,40 @@ func TestBadInputAndManualCommandsOnTheGroup(t *testing.T) {
 
 // P1: what an operator changes in Redis and in Postgres is of one fleet.
 func TestChangesOfAFleetWithAnotherDatabaseAreRejected(t *testing.T) {
-	dep := servicetest.New(t)
-	first := dep.Run(servicetest.FourShards)
+	d := newDLQ(t)
+	id := d.deadLetter(servicetest.InvalidRecord("a", 1), servicetest.InvalidRecord("b", 2))[0].String()
+	first := d.Run(servicetest.FourShards)
 	first.AwaitReady()
 	require.Zero(t, first.Terminate())
-	key := stream.Names{Stream: dep.Stream, Group: dep.Group}.Database()
-	require.NoError(t, dep.Client().Set(t.Context(), key, "ANOTHER 192.0.2.1:5432/other", 0).Err())
-	for _, args := range [][]string{{"claim", "--shard", "0"}, {"claim", "--consumer", "any"}, {"shards", "resize", "8"}} {
-		text := dep.Ask(fault.Config, nil, args...)
+	file := servicetest.File(t, `{"id":"`+id+`","fields":[{"name":"payload","value":"{}"}]}`)
+	key := stream.Names{Stream: d.Stream, Group: d.Group}.Database()
+	require.NoError(t, d.client.Set(t.Context(), key, "ANOTHER 192.0.2.1:5432/other", 0).Err())
+	for _, args := range [][]string{
+		{"claim", "--shard", "0"},
+		{"claim", "--consumer", "any"},
+		{"shards", "resize", "8"},
+		{"pause"},
+		{"replay", "--since", "1h"},
+		{"streams", "add", d.Stream + "-b"},
+		{"streams", "remove", d.Stream},
+		{"dlq", "drop", "--all", "--confirm", "2"},
+		{"dlq", "retry", "--all"},
+		{"dlq", "edit", id, "--set", "payload.latitude=42.5"},
+		{"dlq", "edit", "--from-file", file},
+		{"dlq", "edit", "--all", "--replace", "{", "--with", "["},
+		{"dlq", "restore", "--all"},
+	} {
+		text := d.Ask(fault.Config, nil, args...)
 		require.Contains(t, text, "works with the database ANOTHER 192.0.2.1:5432/other", "%v", args)
 		require.Contains(t, text, "nothing was changed", "%v", args)
 	}
-	dep.AwaitCount(0, "select count(*) from processor.audit")
+	d.AwaitCount(0, "select count(*) from processor.audit")
+	d.AwaitCount(0, "select count(*) from processor.dead_letters")
+	d.AwaitCount(0, "select count(*) from processor.shards where stream like '%-b'")
+	require.EqualValues(t, 2, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
 	var m operator.Members
-	dep.Ask(fault.Clean, &m, "members")
+	d.Ask(fault.Clean, &m, "members")
+	var letters []operator.DeadLetter
+	d.Ask(fault.Clean, &letters, "dlq", "list")
+	require.Len(t, letters, 2)
 }

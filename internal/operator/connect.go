@@ -181,16 +181,21 @@ func (f *Fleet) both(ctx context.Context) (*stream.Group, store.FleetSettings, e
 	return group, pinned, err
 }
 
-// changeable is both for changes of the fleet: it rejects a fleet that never
-// started, and a database that is not the one the fleet on this Redis works with,
-// where a change there and here would be of two fleets.
+// changeable is sameFleet for changes of the fleet: it rejects one that never started.
 func (f *Fleet) changeable(ctx context.Context) (*stream.Group, store.FleetSettings, error) {
+	group, pinned, err := f.sameFleet(ctx)
+	if err == nil && pinned.Shards == 0 {
+		err = errNeverStarted
+	}
+	return group, pinned, err
+}
+
+// sameFleet is both for changes: it rejects a database that is not the one the fleet on
+// this Redis works with, where a change there and here would be of two fleets.
+func (f *Fleet) sameFleet(ctx context.Context) (*stream.Group, store.FleetSettings, error) {
 	group, pinned, err := f.both(ctx)
 	if err != nil {
 		return nil, pinned, err
-	}
-	if pinned.Shards == 0 {
-		return nil, pinned, errNeverStarted
 	}
 	d, err := group.FleetDatabase(ctx)
 	if err != nil || d.ID == "" || d.ID == pinned.Database {
@@ -212,12 +217,17 @@ func (f *Fleet) home(ctx context.Context, device string) (*Fleet, error) {
 	if err != nil || scope == f.scope {
 		return f, fault.FirstPostgresError(f.cfg.Postgres.URL, err)
 	}
+	return f.of(scope), nil
+}
+
+// of returns the fleet of another stream, by the same connections.
+func (f *Fleet) of(scope store.Scope) *Fleet {
 	other := *f
 	other.scope = scope
 	other.cfg.Redis = f.cfg.Redis.Of(scope.Stream, scope.Group)
 	names := stream.Names{Stream: scope.Stream, Group: scope.Group}
 	other.keys = coordination.Keys{Prefix: names.Members(), Lock: names.Lock()}
-	return &other, nil
+	return &other
 }
 
 func (f *Fleet) heartbeats(ctx context.Context) ([]coordination.Member, error) {

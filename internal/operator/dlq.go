@@ -250,20 +250,27 @@ type deadLetters struct {
 
 // selected checks a filter before anything is asked, and returns the dead letters
 // with what it selects of them.
-func (f *Fleet) selected(ctx context.Context, by Filter) (*deadLetters, *selection, error) {
+func (f *Fleet) selected(ctx context.Context, by Filter, changes bool) (*deadLetters, *selection, error) {
 	s, err := selectBy(by)
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := f.deadLetters(ctx)
+	d, err := f.deadLetters(ctx, changes)
 	return d, s, err
 }
 
-func (f *Fleet) deadLetters(ctx context.Context) (*deadLetters, error) {
+// deadLetters needs Redis; for changes Postgres too, see sameFleet.
+func (f *Fleet) deadLetters(ctx context.Context, changes bool) (*deadLetters, error) {
 	if f.pool == nil {
 		return nil, fault.Exitf(fault.Config, "there is no usable POSTGRES_URL")
 	}
-	group, err := f.redis(ctx, 1)
+	var group *stream.Group
+	var err error
+	if changes {
+		group, _, err = f.sameFleet(ctx)
+	} else {
+		group, err = f.redis(ctx, 1)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -390,7 +397,7 @@ type DeadLetterList struct {
 // oldest. It needs Redis; without Postgres it is unknown which were edited.
 func (f *Fleet) DeadLetters(ctx context.Context, by Filter, after string, limit int) (DeadLetterList, error) {
 	out := DeadLetterList{Letters: []DeadLetter{}}
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, false)
 	if err != nil {
 		return out, err
 	}
@@ -428,7 +435,7 @@ func (f *Fleet) DeadLetters(ctx context.Context, by Filter, after string, limit 
 // DeadLetter returns one dead letter with its fields and what it decodes to. id is
 // that of the dead letter or of the original entry. It needs both servers.
 func (f *Fleet) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
-	d, err := f.deadLetters(ctx)
+	d, err := f.deadLetters(ctx, false)
 	if err != nil {
 		return DeadLetter{}, err
 	}
@@ -501,7 +508,7 @@ type FailureGroup struct {
 // FailureGroups counts the selected dead letters by failure, the largest first.
 // The second result says why the edits are unknown; nil if they are known.
 func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGroup, unanswered, err error) {
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -546,7 +553,7 @@ func (f *Fleet) FailureGroups(ctx context.Context, by Filter) (list []*FailureGr
 // ExportDeadLetters calls write with each selected dead letter, fields included,
 // until it returns an error; the second result is the IDs that nothing has.
 func (f *Fleet) ExportDeadLetters(ctx context.Context, by Filter, write func(DeadLetter) error) (written int, missing []string, err error) {
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, false)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -571,7 +578,7 @@ type Dropped struct {
 // DropDeadLetters removes the selected dead letters; a copy stays in
 // processor.dead_letters. confirm must be how many they are.
 func (f *Fleet) DropDeadLetters(ctx context.Context, by Filter, confirm int) (out Dropped, err error) {
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, true)
 	if err != nil {
 		return out, err
 	}

@@ -36,7 +36,7 @@ func (f *Fleet) PreviewEdit(ctx context.Context, id string, change func(fields [
 }
 
 func (f *Fleet) editDeadLetter(ctx context.Context, id string, change func(fields []string) ([]string, error), keep bool) (out Edited, err error) {
-	d, err := f.deadLetters(ctx)
+	d, err := f.deadLetters(ctx, keep)
 	if err != nil {
 		return out, err
 	}
@@ -107,7 +107,7 @@ type EditOutcome struct {
 // EditDeadLetters edits many: lines as ExportDeadLetters gives them, with changed
 // fields; of the other members only the ID is read. source is named in the audit.
 func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string) (report []EditOutcome, err error) {
-	d, err := f.deadLetters(ctx)
+	d, err := f.deadLetters(ctx, true)
 	if err != nil {
 		return nil, err
 	}

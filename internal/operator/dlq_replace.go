@@ -96,7 +96,7 @@ func (f *Fleet) ReplaceInDeadLetters(ctx context.Context, by Filter, r Replaceme
 	if err != nil {
 		return out, err
 	}
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, !o.DryRun)
 	if err != nil {
 		return out, err
 	}

@@ -83,7 +83,7 @@ func (e *KeptError) Error() string {
 // where it ended. The outcomes so far come with an error, too.
 func (f *Fleet) RetryDeadLetters(ctx context.Context, by Filter, o RetryOptions) (Retried, error) {
 	out := Retried{Letters: []Retry{}}
-	d, s, err := f.selected(ctx, by)
+	d, s, err := f.selected(ctx, by, !o.DryRun)
 	if err != nil {
 		return out, err
 	}

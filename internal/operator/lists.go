@@ -217,7 +217,7 @@ const restorePage = 100
 // what was replayed is left alone. Interrupted, it continues where it ended.
 func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, o RestoreOptions) (out []Restored, err error) {
 	out = []Restored{}
-	d, err := f.deadLetters(ctx)
+	d, err := f.deadLetters(ctx, !o.DryRun)
 	if err != nil {
 		return out, err
 	}

@@ -67,7 +67,7 @@ func AddStreams(ctx context.Context, cfg config.Config, names []string, name, by
 			return nil, "", err
 		}
 		fleets = append(fleets, f)
-		g, err := f.redis(ctx, like.pinned.Shards)
+		g, _, err := f.sameFleet(ctx)
 		if err != nil {
 			return nil, "", fmt.Errorf("stream %s: %w", n, err)
 		}
@@ -76,6 +76,11 @@ func AddStreams(ctx context.Context, cfg config.Config, names []string, name, by
 			return nil, "", fault.Exitf(fault.Config, "stream %s: %w; nothing was changed", n, err)
 		}
 		added = append(added, AddedStream{Stream: n, Group: group, Shards: like.pinned.Shards, Length: info.Length})
+	}
+	for _, n := range listed {
+		if _, _, err := first.of(store.Scope{Stream: n, Group: group}).sameFleet(ctx); err != nil {
+			return nil, "", fmt.Errorf("stream %s: %w", n, err)
+		}
 	}
 	streams := store.NewStreams(first.pool, askTimeout)
 	for i, f := range fleets {
