@@ -14,6 +14,7 @@ import (
 	"github.com/trmtracking/processor/internal/fault"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/store"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/internal/testenv/servicetest"
@@ -356,4 +357,32 @@ func TestChangesOfAFleetWithAnotherDatabaseAreRejected(t *testing.T) {
 	var letters []operator.DeadLetter
 	d.Ask(fault.Clean, &letters, "dlq", "list")
 	require.Len(t, letters, 2)
+}
+
+// P1: what may not be adopted, or is only asked about, stays as it is.
+func TestAnAdoptionThatIsNotDoneChangesNothing(t *testing.T) {
+	dep := servicetest.New(t)
+	p := dep.Run(servicetest.FourShards)
+	p.AwaitReady()
+	other := *dep
+	other.PostgresURL = testenv.Postgres(t, servicetest.Migrated())
+	other.Exec("insert into processor.settings (name, value, set_by) values ($1, 'RESTORED', 'test')", store.DatabaseSetting)
+	const settings = "select count(*) from processor.settings"
+	confirmed := []string{"fleet", "adopt", "--confirm", "--reason", "moved"}
+	require.Contains(t, other.Ask(fault.Finding, nil, confirmed...), "nothing was changed")
+	other.AwaitCount(1, settings)
+	require.Zero(t, p.Terminate())
+	var a operator.Adopted
+	other.Ask(0, &a, "fleet", "adopt")
+	require.Equal(t, "RESTORED", a.To.ID)
+	other.AwaitCount(1, settings)
+	other.AwaitCount(0, "select count(*) from processor.audit")
+
+	other.Exec("insert into processor.shards (stream, group_name, shard) values ($1, 'another', 0)", dep.Stream)
+	require.Contains(t, other.Ask(fault.Config, nil, "fleet", "adopt"), "is processed by group another")
+	other.Exec("delete from processor.shards")
+	other.Ask(0, &a, confirmed...)
+	require.True(t, a.Changed)
+	require.Equal(t, "RESTORED", a.To.ID)
+	other.AwaitCount(2, settings)
 }

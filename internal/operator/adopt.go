@@ -44,12 +44,8 @@ func (f *Fleet) Adopt(ctx context.Context, reason string, confirmed bool) (out A
 		return out, err
 	}
 	out.To = Database{pinned.Database, fault.PostgresDatabase(f.cfg.Postgres.URL)}
-	if confirmed || pinned.Database != "" {
-		identity := store.NewIdentity()
-		if _, err := identity.Establish(ctx, f.pool, f.scope, f.by, askTimeout); err != nil {
-			return out, fault.Exit(fault.Config, f.explained(err))
-		}
-		out.To.ID = identity.ID()
+	if err := store.CheckGroup(ctx, f.pool, f.scope, askTimeout); err != nil {
+		return out, fault.Exit(fault.Config, f.explained(err))
 	}
 	was, err := group.FleetDatabase(ctx)
 	if err != nil {
@@ -75,6 +71,11 @@ func (f *Fleet) Adopt(ctx context.Context, reason string, confirmed bool) (out A
 	if !confirmed {
 		return out, nil
 	}
+	identity := store.NewIdentity()
+	if _, err := identity.Establish(ctx, f.pool, f.scope, f.by, askTimeout); err != nil {
+		return out, fault.Exit(fault.Config, f.explained(err))
+	}
+	out.To.ID = identity.ID()
 	// Noted before it is done: a change without a row would be worse than a row without a change.
 	if err := f.audit().Note(ctx, f.by, "fleet adopt", f.scope.Stream, 1, map[string]any{
 		"reason": reason, "group": f.scope.Group, "from": out.From, "to": out.To,

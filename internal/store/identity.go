@@ -111,9 +111,8 @@ where d.name = $1
   and g.name = $2`, DatabaseSetting, GroupSetting(scope.Stream)).Scan(&id, &group); err != nil {
 		return created, failure(op, err)
 	}
-	if group != scope.Group {
-		return created, foreign("in this database stream %s is processed by group %s, and this instance is of group %s: two groups would derive the crossings of the same devices; "+
-			"name a database of its own in POSTGRES_URL, or correct REDIS_CONSUMER_GROUP", scope.Stream, group, scope.Group)
+	if err := scope.mayProcess(group); err != nil {
+		return created, err
 	}
 	if known := i.ID(); known != "" && known != id {
 		return created, i.another(id)
@@ -128,6 +127,38 @@ where d.name = $1
 	}
 	i.id.Store(&id)
 	return created, nil
+}
+
+// mayProcess fails with a ForeignError if the group that processes the stream is another one.
+func (s Scope) mayProcess(group string) error {
+	if group == s.Group {
+		return nil
+	}
+	return foreign("in this database stream %s is processed by group %s, and this instance is of group %s: two groups would derive the crossings of the same devices; "+
+		"name a database of its own in POSTGRES_URL, or correct REDIS_CONSUMER_GROUP", s.Stream, group, s.Group)
+}
+
+// CheckGroup fails as Establish does where another group processes the stream in the
+// database, and changes nothing.
+func CheckGroup(ctx context.Context, pool *pgxpool.Pool, scope Scope, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var group string
+	if err := pool.QueryRow(ctx, `
+select coalesce((
+  select value
+  from processor.settings
+  where name = $1
+), (
+  select group_name
+  from processor.shards
+  where stream = $2
+  order by group_name = $3
+  limit 1
+), $3)`, GroupSetting(scope.Stream), scope.Stream, scope.Group).Scan(&group); err != nil {
+		return failure("ask which group processes the stream", err)
+	}
+	return scope.mayProcess(group)
 }
 
 // another returns the error of a database that is not ours.
