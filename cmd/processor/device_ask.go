@@ -158,13 +158,10 @@ func printMarked(out *cli.Output, m *store.Marked) error {
 
 // over returns why a request that was waited for is not done.
 func (a *asking) over(device string, status store.RequestStatus) error {
-	switch {
-	case !a.noWait && !status.Over():
+	if !a.noWait && !status.Over() {
 		return fmt.Errorf("request %d is not done after %v and continues; see processor device show %s", status.ID, a.timeout, device)
-	case status.State == "failed":
-		return fault.Exit(fault.Finding, nil)
 	}
-	return nil
+	return operator.CheckDone(status)
 }
 
 func instantFlag(name, text string) (*time.Time, error) {

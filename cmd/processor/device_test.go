@@ -279,3 +279,16 @@ func TestAVerificationThatSkipsAFenceIsPartial(t *testing.T) {
 	require.Equal(t, fault.Finding, code)
 	require.Contains(t, text, "differs: 9 positions")
 }
+
+func TestARequestThatIsNotDoneExits1(t *testing.T) {
+	a := asking{timeout: time.Second}
+	for state, want := range map[string]string{"done": "", "failed": "request 7 failed", "cancelled": "request 7 was cancelled", "running": "not done after 1s"} {
+		err := a.over("d", store.RequestStatus{ID: 7, State: state})
+		if want == "" {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, want)
+		require.Equal(t, fault.Finding, fault.ExitCode(err), state)
+	}
+}

@@ -327,7 +327,10 @@ func awaitRequest(ctx context.Context, f *operator.Fleet, j *job, status store.R
 	if status.Result != nil {
 		j.say(string(status.Result))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return operator.CheckDone(status)
 }
 
 // markAction flags positions of a device as faulty, takes that back, or only counts them.

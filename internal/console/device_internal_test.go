@@ -11,8 +11,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/trmtracking/processor/internal/config"
 	"github.com/trmtracking/processor/internal/operator"
 	"github.com/trmtracking/processor/internal/store"
+	"github.com/trmtracking/processor/internal/testenv/servicetest"
 )
 
 // The fences of a map are large and those of each other map: they are asked for and kept
@@ -39,4 +41,25 @@ func TestAllMapsShareTheFences(t *testing.T) {
 	}
 	readers.Wait()
 	require.Equal(t, 1, asked)
+}
+
+func TestARequestThatFailsOrIsCancelledIsAnActionThatFailed(t *testing.T) {
+	dep := servicetest.New(t)
+	cfg, err := config.LoadServers(dep.Environ())
+	require.NoError(t, err)
+	f, err := operator.Open(t.Context(), cfg, "test", "test")
+	require.NoError(t, err)
+	defer f.Close()
+	for i, state := range []string{"done", "failed", "cancelled"} {
+		dep.Exec(`insert into processor.requests (id, stream, group_name, kind, shard, requested_by, state, finished_at, result)
+overriding system value values ($1, $2, $3, 'recompute', 0, 'test', $4, now(), '{"error": "x"}')`, i+1, dep.Stream, dep.Group, state)
+		j := &job{}
+		err := awaitRequest(t.Context(), f, j, store.RequestStatus{ID: int64(i + 1)})
+		require.Contains(t, j.lines, "state: "+state)
+		if state == "done" {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, state)
+	}
 }

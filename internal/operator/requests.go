@@ -120,6 +120,17 @@ func (f *Fleet) Cancel(ctx context.Context, id int64, reason string) (status sto
 	return status, cancelled, err
 }
 
+// CheckDone returns why a request that is over did not do all that was asked.
+func CheckDone(r store.RequestStatus) error {
+	switch {
+	case !r.Over() || r.State == "done":
+		return nil
+	case r.State == "cancelled":
+		return fault.Exitf(fault.Finding, "request %d was cancelled: what it changed before stays; ask again if it is to be done", r.ID)
+	}
+	return fault.Exitf(fault.Finding, "request %d %s, its result says why; ask again once that is corrected", r.ID, r.State)
+}
+
 // Await returns the state of a request once it is over, or the last known one and
 // ErrNotDone when the deadline of ctx is over first.
 func (f *Fleet) Await(ctx context.Context, id int64) (status store.RequestStatus, err error) {
