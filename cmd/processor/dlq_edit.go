@@ -30,7 +30,8 @@ members of its payload with --set payload.latitude=48.1 (the value is JSON), the
 whole payload with --payload-file, or in $EDITOR without either.
 
 Edits many with --from-file: lines as dlq export writes them, with changed fields.
-Of the other members only the ID is read. Unchanged dead letters are skipped.
+Of the other members only the ID is read. Unchanged dead letters are skipped; a line
+with the original fields takes the edits before back.
 
 Edits all that a filter selects with --replace OLD --with NEW: the text is replaced
 in the payload wherever it stands. With --regexp it is a regular expression (RE2),
@@ -129,7 +130,7 @@ func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {
 	count := make(map[string]int)
 	for _, line := range report {
 		count[line.Outcome]++
-		if line.NowFails != "" {
+		if line.NowFails != "" && line.Outcome == "edited" {
 			count["fails"]++
 		}
 	}
@@ -146,7 +147,11 @@ func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {
 		if err := out.Table(t); err != nil {
 			return err
 		}
-		return out.Line("edited %d, of which %d still fail; %d unchanged, %d gone", count["edited"], count["fails"], count["unchanged"], count["gone"])
+		cleared := ""
+		if n := count["cleared"]; n > 0 {
+			cleared = fmt.Sprintf("; %d cleared, with their own fields again", n)
+		}
+		return out.Line("edited %d, of which %d still fail; %d unchanged, %d gone%s", count["edited"], count["fails"], count["unchanged"], count["gone"], cleared)
 	})
 	if err == nil {
 		err = printErr

@@ -291,6 +291,55 @@ func TestADeadLetterIsCorrectedInAnEditor(t *testing.T) {
 	require.Contains(t, errs, "EDITOR is not set")
 }
 
+func TestAnEditIsTakenBack(t *testing.T) {
+	d := newDLQ(t)
+	fields := servicetest.MovingRecord(fleet.DeviceID(1), 1)
+	payload := fields[len(fields)-1]
+	id := d.deadLetter(fields)[0].String()
+	_, original, _ := d.call("export")
+	edited := func() *string {
+		var shown operator.DeadLetter
+		require.Zero(t, d.json(&shown, "show", id))
+		if shown.Edited == nil {
+			return nil
+		}
+		return &shown.Edited[len(shown.Edited)-1].Value
+	}
+	set := []string{"edit", id, "--set", "payload.altitude=77"}
+	for _, tt := range []struct{ name, file string }{{"alone", ""}, {"from a file", servicetest.File(t, original)}, {"by a replacement", ""}} {
+		code, _, errs := d.call(set...)
+		require.Zero(t, code, errs)
+		require.Contains(t, *edited(), "77")
+		code, _, errs = d.call(set...)
+		require.Equal(t, fault.Finding, code)
+		require.Contains(t, errs, "edited like this before")
+		switch tt.name {
+		case "alone":
+			code, out, errs := d.call("edit", id, "--payload-file", servicetest.File(t, payload))
+			require.Zero(t, code, errs)
+			require.Contains(t, out, "~ as it came")
+		case "from a file":
+			for _, want := range []string{"cleared", "unchanged"} {
+				var report []operator.EditOutcome
+				require.Zero(t, d.json(&report, "edit", "--from-file", tt.file))
+				require.Equal(t, want, report[0].Outcome)
+			}
+		default:
+			code, out, errs := d.call("edit", "--all", "--replace", `"altitude":77`, "--with", `"altitude":0`)
+			require.Zero(t, code, errs)
+			require.Contains(t, out, "~ as it came")
+		}
+		require.Nil(t, edited(), tt.name)
+	}
+	require.Zero(t, d.count("select count(*) from processor.dead_letters where edited_at is not null or edit_diff is not null"))
+	require.Equal(t, 6, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))
+	code, _, errs := d.call("retry", id)
+	require.Zero(t, code, errs)
+	sent := d.client.XRange(t.Context(), d.Stream, "-", "+").Val()
+	require.Len(t, sent, 1)
+	require.Equal(t, payload, sent[0].Values["payload"])
+}
+
 func TestATextIsReplacedInAllThatAFilterSelects(t *testing.T) {
 	testenv.Slow(t)
 	d := newDLQ(t)

@@ -538,6 +538,9 @@ func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Con
 				ask = f.EditDeadLetter
 			}
 			out, err := ask(ctx, id, change)
+			if replay && errors.Is(err, operator.ErrEditedSo) {
+				err = nil // kept before it is replayed
+			}
 			for line := range strings.Lines(out.Diff) {
 				j.say(strings.TrimSuffix(line, "\n"))
 			}

@@ -23,9 +23,12 @@ type Edited struct {
 	NowFails *string `json:"now_fails"` // why it still does not decode; null if it does
 }
 
+// ErrEditedSo is that an edit is in effect already.
+var ErrEditedSo = errors.New("nothing was changed: it was edited like this before")
+
 // EditDeadLetter changes what a dead letter is replayed as. change gets the fields
 // of the entry, as edited before, and returns the new ones. The original and the
-// difference are kept.
+// difference are kept; the original fields take the edits before back.
 func (f *Fleet) EditDeadLetter(ctx context.Context, id string, change func(fields []string) ([]string, error)) (out Edited, err error) {
 	return f.editDeadLetter(ctx, id, change, true)
 }
@@ -48,27 +51,28 @@ func (f *Fleet) editDeadLetter(ctx context.Context, id string, change func(field
 	if err != nil {
 		return out, d.explained(err)
 	}
-	fields := slices.Clone(l.Entry.Fields)
-	if before[l.ID] != nil {
-		fields = before[l.ID]
-	}
-	if fields, err = change(fields); err != nil {
+	fields, err := change(slices.Clone(inEffect(l, before)))
+	if err != nil {
 		return out, err
 	}
-	if slices.Equal(fields, l.Entry.Fields) {
+	e := editOf(l, fields)
+	out.ID, out.Diff = l.ID.String(), e.Diff
+	if _, fails := d.decode(l, fields); fails != nil {
+		out.NowFails = orNull(fails.Error())
+	}
+	if slices.Equal(fields, inEffect(l, before)) {
+		if before[l.ID] != nil {
+			return out, fault.Exit(fault.Finding, ErrEditedSo)
+		}
 		return out, fault.Exitf(fault.Finding, "nothing was changed")
 	}
-	out.ID, out.Diff = l.ID.String(), difference(l.Entry.Fields, fields)
 	if keep {
-		if err := d.edit(ctx, []protocol.DLQEntry{*l}, []store.Edit{{ID: l.ID, Fields: fields, Diff: out.Diff}}); err != nil {
+		if err := d.edit(ctx, []protocol.DLQEntry{*l}, []store.Edit{e}); err != nil {
 			return out, d.explained(err)
 		}
 		if err := d.note(ctx, "dlq edit", out.ID, 1); err != nil {
 			return out, err
 		}
-	}
-	if _, fails := d.decode(l, fields); fails != nil {
-		out.NowFails = orNull(fails.Error())
 	}
 	return out, nil
 }
@@ -89,6 +93,22 @@ func SetField(fields []string, name, value string) ([]string, error) {
 	return with(fields, telemetry.FieldPayload, string(changed)), nil
 }
 
+// inEffect returns the fields that a dead letter is replayed with.
+func inEffect(l *protocol.DLQEntry, edited map[telemetry.EntryID][]string) []string {
+	if e := edited[l.ID]; e != nil {
+		return e
+	}
+	return l.Entry.Fields
+}
+
+// editOf returns the edit that has a dead letter replayed with those fields.
+func editOf(l *protocol.DLQEntry, fields []string) store.Edit {
+	if slices.Equal(fields, l.Entry.Fields) {
+		return store.Edit{ID: l.ID, Diff: "~ as it came"}
+	}
+	return store.Edit{ID: l.ID, Fields: fields, Diff: difference(l.Entry.Fields, fields)}
+}
+
 // edit stores the originals and the edited fields.
 func (d *deadLetters) edit(ctx context.Context, letters []protocol.DLQEntry, edits []store.Edit) error {
 	if err := d.archive.Export(ctx, letters, d.by); err != nil {
@@ -100,12 +120,13 @@ func (d *deadLetters) edit(ctx context.Context, letters []protocol.DLQEntry, edi
 // EditOutcome is the outcome of one line of edited dead letters.
 type EditOutcome struct {
 	ID       string `json:"id"`
-	Outcome  string `json:"outcome"` // edited, unchanged, gone
+	Outcome  string `json:"outcome"` // edited, cleared (its own fields again), unchanged, gone
 	NowFails string `json:"now_fails,omitempty"`
 }
 
 // EditDeadLetters edits many: lines as ExportDeadLetters gives them, with changed
-// fields; of the other members only the ID is read. source is named in the audit.
+// fields; of the other members only the ID is read. A line with the original fields takes
+// the edits before back. source is named in the audit.
 func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string) (report []EditOutcome, err error) {
 	d, err := f.deadLetters(ctx, true)
 	if err != nil {
@@ -119,7 +140,7 @@ func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string)
 		if page, more, err = nextDeadLetters(lines); err == nil {
 			err = d.editSome(ctx, page, func(line EditOutcome) {
 				report = append(report, line)
-				if line.Outcome == "edited" {
+				if line.Outcome == "edited" || line.Outcome == "cleared" {
 					edited++
 				}
 			})
@@ -167,6 +188,10 @@ func (d *deadLetters) editSome(ctx context.Context, page []DeadLetter, tell func
 			there[found[i].ID] = &found[i]
 		}
 	}
+	before, err := d.archive.Edited(ctx, idsOf(found))
+	if err != nil {
+		return err
+	}
 	report := make([]EditOutcome, len(page))
 	var letters []protocol.DLQEntry
 	var edits []store.Edit
@@ -180,14 +205,17 @@ func (d *deadLetters) editSome(ctx context.Context, page []DeadLetter, tell func
 		switch {
 		case l == nil:
 			report[i].Outcome = "gone"
-		case slices.Equal(fields, l.Entry.Fields):
+		case slices.Equal(fields, inEffect(l, before)):
 			report[i].Outcome = "unchanged"
 		default:
+			e := editOf(l, fields)
+			if e.Fields == nil {
+				report[i].Outcome = "cleared"
+			}
 			if _, err := d.decode(l, fields); err != nil {
 				report[i].NowFails = err.Error()
 			}
-			letters = append(letters, *l)
-			edits = append(edits, store.Edit{ID: l.ID, Fields: fields, Diff: difference(l.Entry.Fields, fields)})
+			letters, edits = append(letters, *l), append(edits, e)
 		}
 	}
 	if err := d.edit(ctx, letters, edits); err != nil {

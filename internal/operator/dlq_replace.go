@@ -1,7 +1,6 @@
 package operator
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,17 +142,15 @@ func (d *deadLetters) replaceSome(ctx context.Context, some []protocol.DLQEntry,
 	var seen Replaced
 	for i := range some {
 		l := &some[i]
-		fields := l.Entry.Fields
-		if e := before[l.ID]; e != nil {
-			fields = e
-		}
+		fields := inEffect(l, before)
 		payload, there := (&telemetry.Entry{Fields: fields}).Field(telemetry.FieldPayload)
 		changed := replace(payload)
 		if !there || changed == payload {
 			continue
 		}
 		fields = with(slices.Clone(fields), telemetry.FieldPayload, changed)
-		edit := Edited{ID: l.ID.String(), Diff: cmp.Or(difference(l.Entry.Fields, fields), "~ payload: as it came")}
+		e := editOf(l, fields)
+		edit := Edited{ID: l.ID.String(), Diff: e.Diff}
 		seen.Edited++
 		if _, fails := d.decode(l, fields); fails != nil {
 			edit.NowFails = orNull(fails.Error())
@@ -161,8 +158,7 @@ func (d *deadLetters) replaceSome(ctx context.Context, some []protocol.DLQEntry,
 			seen.Decode++
 		}
 		seen.Samples = append(seen.Samples, edit)
-		letters = append(letters, *l)
-		edits = append(edits, store.Edit{ID: l.ID, Fields: fields, Diff: edit.Diff})
+		letters, edits = append(letters, *l), append(edits, e)
 	}
 	if !out.DryRun && len(edits) > 0 {
 		if err := d.edit(ctx, letters, edits); err != nil {

@@ -58,8 +58,8 @@ func (d *DeadLetters) Now(ctx context.Context) (now time.Time, err error) {
 // Edit holds the corrected fields of a dead letter.
 type Edit struct {
 	ID     telemetry.EntryID // of the dead letter
-	Fields []string
-	Diff   string // to its own fields, for people
+	Fields []string          // nil for its own: an earlier edit is taken back
+	Diff   string            // to its own fields, for people
 }
 
 // Edit stores the fields that exported dead letters are to be replayed with:
@@ -71,13 +71,13 @@ func (d *DeadLetters) Edit(ctx context.Context, edits []Edit, who string) error 
 	for _, e := range edits {
 		b.Queue(`
 update processor.dead_letters
-set edited_fields = $4,
-  edit_diff = $5,
-  edited_by = $6,
-  edited_at = now()
+set edited_fields = case when $4 then $5::bytea[] end,
+  edit_diff = case when $4 then $6 end,
+  edited_by = case when $4 then $7 end,
+  edited_at = case when $4 then now() end
 where stream = $1
   and group_name = $2
-  and dlq_id = $3`, d.scope.Stream, d.scope.Group, e.ID.String(), byteFields(e.Fields), storable(e.Diff), who)
+  and dlq_id = $3`, d.scope.Stream, d.scope.Group, e.ID.String(), e.Fields != nil, byteFields(e.Fields), storable(e.Diff), who)
 	}
 	return failure("edit dead letters", d.pool.SendBatch(ctx, b).Close())
 }
