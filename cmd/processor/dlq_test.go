@@ -340,6 +340,29 @@ func TestAnEditIsTakenBack(t *testing.T) {
 	require.Equal(t, payload, sent[0].Values["payload"])
 }
 
+func TestARestorationThatFindsNothingSaysSo(t *testing.T) {
+	d := newDLQ(t)
+	d.deadLetter(servicetest.InvalidRecord("a", 1), servicetest.InvalidRecord("b", 2))
+	for _, args := range [][]string{{"restore", "1-1"}, {"restore", "--device", "c"}, {"restore", "--class", "sink", "--dry-run"}} {
+		code, _, errs := d.call(args...)
+		require.Equal(t, fault.Finding, code, args)
+		require.Contains(t, errs, "no dead letter matches")
+	}
+	code, _, errs := d.call("restore", "nonsense")
+	require.Equal(t, fault.Config, code)
+	require.Contains(t, errs, "want the form")
+	var restored []operator.Restored
+	require.Zero(t, d.json(&restored, "restore", "--all"), "of all there may be none")
+	require.Empty(t, restored)
+
+	code, _, errs = d.call("drop", "--all", "--confirm", "2")
+	require.Zero(t, code, errs)
+	code, _, errs = d.call("restore", "1700000000000", "1-1", "--json") // the short form of 1700000000000-0
+	require.Zero(t, code, errs)
+	require.Contains(t, errs, "has the ID 1-1,")
+	require.EqualValues(t, 1, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
+}
+
 func TestATextIsReplacedInAllThatAFilterSelects(t *testing.T) {
 	testenv.Slow(t)
 	d := newDLQ(t)

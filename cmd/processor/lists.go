@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -128,7 +129,7 @@ func newDLQRestoreCommand() *cobra.Command {
 		Long: `Puts archived dead letters that were dropped, or whose retention is over, back into
 their stream with their edits. IDs are those of the dead letters or of the original
 entries. What was replayed, and what is there, is left alone. Recorded in
-processor.audit.`,
+processor.audit. Exits 1 if none matches.`,
 		Example: `  processor dlq restore 1764000000000-0
   processor dlq restore --fingerprint decode/payload/truncated --dry-run`,
 		Args: cobra.ArbitraryArgs,
@@ -142,11 +143,19 @@ processor.audit.`,
 				return err
 			}
 			defer fleet.Close()
-			list, err := fleet.RestoreDeadLetters(cmd.Context(), f, o)
-			if err != nil && len(list) == 0 {
+			list, missing, err := fleet.RestoreDeadLetters(cmd.Context(), f, o)
+			if err != nil && len(list) == 0 && !errors.Is(err, operator.ErrNoMatch) {
 				return err
 			}
+			for _, id := range missing {
+				if len(list) > 0 {
+					say(cmd.ErrOrStderr(), "no dead letter in the archive has the ID %s, nor was it the entry %s, or it was replayed", id, id)
+				}
+			}
 			if shown := printed(cmd, list, func(out *cli.Output, list []operator.Restored) error {
+				if len(list) == 0 {
+					return out.Line("none")
+				}
 				t := cli.NewTable("ID", "ENTRY", "OUTCOME", "RESTORED AS")
 				for _, r := range list {
 					t.Row(r.ID, r.SourceID, r.Outcome, r.As)

@@ -431,13 +431,16 @@ func (c *Console) letterActions() map[string]action {
 				return "", nil, operator.ErrChooseAll
 			}
 			return "Restore dead letters", func(ctx context.Context, f *operator.Fleet, j *job) error {
-				list, err := f.RestoreDeadLetters(ctx, by, operator.RestoreOptions{Progress: func(done, all int) { j.progress(done, all, "") }})
+				list, missing, err := f.RestoreDeadLetters(ctx, by, operator.RestoreOptions{Progress: func(done, all int) { j.progress(done, all, "") }})
 				n := 0
 				for _, l := range list {
 					if l.Outcome == "restored" {
 						n++
 					}
 					j.say(strings.TrimSpace(l.ID + " " + l.Outcome + " " + l.As))
+				}
+				for _, id := range missing {
+					j.say(id + " is not in the archive, or was replayed")
 				}
 				j.progress(n, 0, "restored")
 				return err

@@ -220,8 +220,12 @@ func (s *selection) named(l *protocol.DLQEntry) bool {
 	if len(s.ids) == 0 {
 		return true
 	}
-	named := false
-	for _, id := range []string{l.ID.String(), l.Entry.ID.String()} {
+	return s.found(l.ID.String(), l.Entry.ID.String())
+}
+
+// found notes which of the IDs something has, and reports whether it has one.
+func (s *selection) found(ids ...string) (named bool) {
+	for _, id := range ids {
 		if _, ok := s.ids[id]; ok {
 			s.ids[id], named = true, true
 		}

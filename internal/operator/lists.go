@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -214,21 +215,28 @@ const restorePage = 100
 
 // RestoreDeadLetters puts archived dead letters that were dropped, or whose
 // retention is over, back into their stream with their edits. What is there and
-// what was replayed is left alone. Interrupted, it continues where it ended.
-func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, o RestoreOptions) (out []Restored, err error) {
+// what was replayed is left alone. Interrupted, it continues where it ended. The second
+// result is the IDs that nothing in the archive has, or only what was replayed.
+func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, o RestoreOptions) (out []Restored, missing []string, err error) {
 	out = []Restored{}
+	s, err := selectBy(Filter{IDs: by.IDs})
+	if err != nil {
+		return out, nil, err
+	}
+	by.IDs = slices.Collect(maps.Keys(s.ids)) // as the archive has them
+	s.Class, s.Device, s.Fingerprint = by.Class, by.Device, by.Fingerprint
 	d, err := f.deadLetters(ctx, !o.DryRun)
 	if err != nil {
-		return out, err
+		return out, nil, err
 	}
 	l, err := f.lists(ctx)
 	if err != nil {
-		return out, err
+		return out, nil, err
 	}
 	restored := 0
 	defer func() {
 		if !o.DryRun && restored > 0 {
-			err = errors.Join(err, d.note(ctx, "dlq restore", archiveText(by), restored))
+			err = errors.Join(err, d.note(ctx, "dlq restore", s.String(), restored))
 		}
 	}()
 	limit := o.Limit
@@ -237,22 +245,28 @@ func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, 
 	}
 	for before := int64(0); restored < limit; {
 		if err := ctx.Err(); err != nil {
-			return out, errors.New("interrupted; run it again for the rest")
+			return out, nil, errors.New("interrupted; run it again for the rest")
 		}
 		rows, err := l.Archived(ctx, by, before, restorePage)
-		if err != nil || len(rows) == 0 {
-			return out, f.explained(err)
+		if err != nil {
+			return out, nil, f.explained(err)
+		}
+		if len(rows) == 0 {
+			if missing = s.missing(); len(out) == 0 && !s.Empty() {
+				err = fault.Exitf(fault.Finding, "%w %s in the archive, or it was replayed; processor dlq archive --open lists what can be restored", ErrNoMatch, &s.Filter)
+			}
+			return out, missing, err
 		}
 		before = rows[len(rows)-1].Number
 		ids := make([]telemetry.EntryID, len(rows))
 		for i := range rows {
 			if ids[i], err = telemetry.ParseEntryID(rows[i].ID); err != nil {
-				return out, err
+				return out, nil, err
 			}
 		}
 		present, err := d.dead.Get(ctx, ids)
 		if err != nil {
-			return out, err
+			return out, nil, err
 		}
 		there := make(map[telemetry.EntryID]bool, len(present))
 		for i := range present {
@@ -262,6 +276,7 @@ func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, 
 			if restored == limit {
 				break
 			}
+			s.found(rows[i].ID, rows[i].Source)
 			line := Restored{ID: rows[i].ID, SourceID: rows[i].Source, Outcome: "restored"}
 			switch {
 			case rows[i].ReplayedAs != nil:
@@ -271,11 +286,11 @@ func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, 
 			case !o.DryRun:
 				as, err := d.dead.Add(ctx, rows[i].Letter())
 				if err != nil {
-					return out, err
+					return out, nil, err
 				}
 				line.As = as.String()
 				if err := l.Restored(context.WithoutCancel(ctx), rows[i].Number, as); err != nil {
-					return out, f.explained(err)
+					return out, nil, f.explained(err)
 				}
 				restored++
 			default:
@@ -287,12 +302,7 @@ func (f *Fleet) RestoreDeadLetters(ctx context.Context, by store.ArchiveFilter, 
 			o.Progress(restored, 0)
 		}
 	}
-	return out, nil
-}
-
-func archiveText(by store.ArchiveFilter) string {
-	f := Filter{IDs: by.IDs, Class: by.Class, Device: by.Device, Fingerprint: by.Fingerprint}
-	return f.String()
+	return out, nil, nil
 }
 
 // Fate is what became of entries that were replayed.

@@ -287,7 +287,7 @@ func (a *ArchivedLetter) Letter() *telemetry.DeadLetter { return &a.letter }
 
 // ArchiveFilter selects archived dead letters. The zero value selects all.
 type ArchiveFilter struct {
-	IDs                        []string // of dead letters or of the original entries
+	IDs                        []string // of dead letters or of the original entries, in full
 	Class, Device, Fingerprint string
 	OpenOnly                   bool // only those that were not replayed
 }
