@@ -552,3 +552,23 @@ func TestAReplayThatIsInterruptedGoesOnWhereItEnded(t *testing.T) {
 	require.Equal(t, 40, d.count("select count(*) from processor.dead_letters where replayed_as is not null"))
 	require.Equal(t, 40, d.count("select sum(count)::int from processor.audit where action = 'dlq retry'"))
 }
+
+// What was sent is noted while a slow replay goes on: a restoration would bring it back.
+func TestAReplayThatIsKilledLeavesNothingToRestore(t *testing.T) {
+	d := newDLQ(t)
+	d.deadLetter(servicetest.RecordsOfMany(0, 3)...)
+	p := servicetest.Spawn(t, d.Environ("SHARDS=8"), "dlq", "retry", "--all", "--rate", "0.1")
+	testenv.Wait(t, 30*time.Second, func() error {
+		if n := d.count("select count(*) from processor.dead_letters where replayed_as is not null"); n == 0 {
+			return fmt.Errorf("%d sent, none noted", d.client.XLen(t.Context(), d.Stream).Val())
+		}
+		return nil
+	})
+	require.EqualValues(t, 1, d.client.XLen(t.Context(), d.Stream).Val())
+	require.NoError(t, p.Kill())
+	p.Exit(20 * time.Second)
+	var restored []operator.Restored
+	require.Zero(t, d.json(&restored, "restore", "--all"))
+	require.Equal(t, []string{"present", "present"}, []string{restored[0].Outcome, restored[1].Outcome})
+	require.EqualValues(t, 2, d.client.XLen(t.Context(), d.Stream+":dlq").Val())
+}

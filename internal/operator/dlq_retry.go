@@ -154,10 +154,23 @@ func (r *replay) send(ctx context.Context, list []ref) error {
 		}
 		as := make(map[telemetry.EntryID]telemetry.EntryID, len(some))
 		err = r.sendSome(ctx, some, edited, as)
-		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
-		defer cancel()
-		return errors.Join(err, r.archive.Replayed(noting, as, r.by))
+		return errors.Join(err, r.noteReplayed(ctx, as))
 	})
+}
+
+// noteEvery bounds how long what was replayed is not noted: a restoration would bring it
+// back.
+const noteEvery = time.Second
+
+// noteReplayed records what dead letters were replayed as, and forgets it.
+func (r *replay) noteReplayed(ctx context.Context, as map[telemetry.EntryID]telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	defer cancel()
+	err := r.archive.Replayed(ctx, as, r.by)
+	if err == nil {
+		clear(as)
+	}
+	return err
 }
 
 // able returns the dead letters that can be decoded, and refuses the others.
@@ -176,8 +189,16 @@ func (r *replay) able(some []protocol.DLQEntry, edited map[telemetry.EntryID][]s
 }
 
 func (r *replay) sendSome(ctx context.Context, some []protocol.DLQEntry, edited map[telemetry.EntryID][]string, as map[telemetry.EntryID]telemetry.EntryID) error {
+	pause := 1 / float64(r.limiter.Limit()) // seconds until the next one is sent
+	noted := time.Now()
 	for i := range some {
 		l := &some[i]
+		if time.Since(noted).Seconds()+pause >= noteEvery.Seconds() {
+			if err := r.noteReplayed(ctx, as); err != nil {
+				return err
+			}
+			noted = time.Now()
+		}
 		if err := r.limiter.Wait(ctx); err != nil {
 			return errors.New("interrupted; run the same command to continue")
 		}
