@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/trmtracking/processor/internal/operator"
 )
@@ -31,6 +32,8 @@ const (
 	maxSignIn = 8 << 10 // bytes, of anybody
 	maxReason = 500
 	maxJobs   = 100       // remembered
+	maxTitle  = 2000      // bytes
+	maxNext   = 64 << 10  // bytes of a form that are kept for the next step
 	jobFor    = time.Hour // an action may take
 )
 
@@ -51,6 +54,8 @@ type job struct {
 	total  int
 	note   string
 	lines  []string
+	said   int  // bytes of the lines
+	full   bool // no further line fits
 	links  []jobLink
 	next   *nextStep
 	ended  time.Time
@@ -70,17 +75,37 @@ type nextStep struct {
 
 type nextButton struct{ Action, Text, Confirm, Class string }
 
-// offer adds a step to what can be done next with the form of the job.
+// offer adds a step to what can be done next with the form of the job, unless the form is too
+// large to be kept with a hundred others. What is kept is a copy: a value may be a part of
+// all that was sent.
 func (j *job) offer(fields url.Values, buttons ...nextButton) {
-	kept := make(url.Values)
+	kept, size := make(url.Values), 0
 	for name, values := range fields {
-		if !slices.Contains([]string{"token", "reason", "confirmed"}, name) {
-			kept[name] = values
+		if slices.Contains([]string{"token", "reason", "confirmed"}, name) {
+			continue
+		}
+		for _, v := range values {
+			if size += len(name) + len(v); size > maxNext {
+				j.say("the form is too large to go on from here: go on from the page before")
+				return
+			}
+			kept.Add(strings.Clone(name), strings.Clone(v))
 		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.next = &nextStep{Reason: fields.Get("reason"), Fields: kept, Buttons: buttons}
+	j.next = &nextStep{Reason: beginning(fields.Get("reason"), maxReason), Fields: kept, Buttons: buttons}
+}
+
+// beginning returns a copy of the beginning of a text, at most so many bytes of it.
+func beginning(text string, most int) string {
+	if len(text) <= most {
+		return strings.Clone(text)
+	}
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most] + "…"
 }
 
 // link adds a link to the result.
@@ -123,19 +148,41 @@ func (j *job) progress(done, total int, note string) {
 	j.done, j.total, j.note = done, total, note
 }
 
-// maxLines bounds the result of a job.
-const maxLines = 500
+// What bounds the result of a job.
+const (
+	maxLines = 500
+	maxLine  = 4 << 10   // bytes
+	maxSaid  = 256 << 10 // bytes of all lines
+)
 
 // say adds a line to the result.
 func (j *job) say(line string) {
+	line = beginning(line, maxLine)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.lines) == maxLines {
-		j.lines = append(j.lines, "further lines are left out")
+	if j.full {
+		return
 	}
-	if len(j.lines) < maxLines {
-		j.lines = append(j.lines, line)
+	if j.full = len(j.lines) == maxLines || j.said+len(line) > maxSaid; j.full {
+		line = "further lines are left out"
 	}
+	j.lines, j.said = append(j.lines, line), j.said+len(line)
+}
+
+func (j *job) running() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.ended.IsZero()
+}
+
+// end keeps the outcome.
+func (j *job) end(err error) {
+	if err != nil && len(err.Error()) > maxLine { // of what was sent
+		err = errors.New(beginning(err.Error(), maxLine))
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ended, j.err = time.Now(), err
 }
 
 func (j *job) state() jobState {
@@ -169,11 +216,12 @@ func (s *jobs) add(j *job) error {
 		s.byID = make(map[string]*job)
 	}
 	if len(s.list) >= maxJobs {
-		if s.list[0].state().Running {
-			return errors.New("too many actions are under way")
+		i := slices.IndexFunc(s.list, func(j *job) bool { return !j.running() })
+		if i < 0 {
+			return errors.New("too many actions are under way: wait until one has ended, or cancel one")
 		}
-		delete(s.byID, s.list[0].ID)
-		s.list = s.list[1:]
+		delete(s.byID, s.list[i].ID)
+		s.list = slices.Delete(s.list, i, i+1)
 	}
 	s.byID[j.ID], s.list = j, append(s.list, j)
 	return nil
@@ -257,8 +305,8 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), jobFor) // it outlives the request
-	back := a.back(r, c.root)
-	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: back, Began: time.Now(), root: c.root, cancel: cancel}
+	title, reason = beginning(title, maxTitle), beginning(reason, maxReason)       // one that reads needs no reason
+	j := &job{ID: rand.Text(), Title: title, Operator: who, Reason: reason, Back: a.back(r, c.root), Began: time.Now(), root: c.root, cancel: cancel}
 	if err := c.jobs.add(j); err != nil {
 		cancel()
 		c.fail(w, r, http.StatusServiceUnavailable, err)
@@ -279,9 +327,7 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		if !a.reads {
 			c.forget()
 		}
-		j.mu.Lock()
-		j.ended, j.err = time.Now(), err
-		j.mu.Unlock()
+		j.end(err)
 		c.log.Info("action ended", "action", r.PathValue("name"), "operator", who, "err", err)
 	}()
 	http.Redirect(w, r, c.root+"jobs/?id="+j.ID, http.StatusSeeOther)
@@ -302,11 +348,16 @@ func (a action) back(r *http.Request, root string) string {
 		}
 	}
 	page.RawQuery = q.Encode()
-	return page.String()
+	if address := page.String(); len(address) <= maxBack {
+		return strings.Clone(address)
+	}
+	return root
 }
 
-// maxKept bounds what an address keeps of a field.
-const maxKept = 500
+const (
+	maxKept = 500      // bytes that an address keeps of a field
+	maxBack = 16 << 10 // bytes of an address
+)
 
 // cancelJob ends an action.
 func (c *Console) cancelJob(w http.ResponseWriter, r *http.Request) {
