@@ -42,6 +42,10 @@ func (h *DLQJanitor) confirm(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// An owner, or the pass before, may have added again what Redis lost.
+		if err := h.Archive.Moved(ctx, refs, known); err != nil {
+			return err
+		}
 		var safe, missing []telemetry.Ref
 		for i, r := range refs {
 			switch {

@@ -161,7 +161,13 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	list, err := g.dead.List(t.Context(), telemetry.EntryID{}, 100)
 	require.NoError(t, err)
 	require.Len(t, list, 4)
-	require.NoError(t, g.reconciler.Archive.Dropped(t.Context(), list[3:]))
+	archive := g.reconciler.Archive.(*store.DeadLetters)
+	require.NoError(t, archive.Dropped(t.Context(), list[3:]))
+	// And edits two: one that its owner will add again, and one that the janitor will.
+	require.NoError(t, archive.Export(t.Context(), []protocol.DLQEntry{list[0], list[2]}, "operator"))
+	require.NoError(t, archive.Edit(t.Context(), []store.Edit{
+		{ID: list[0].ID, Fields: []string{"payload", "queued, edited"}}, {ID: list[2].ID, Fields: []string{"payload", "deferred, edited"}},
+	}, "operator"))
 	_, err = g.dead.Remove(t.Context(), []telemetry.EntryID{list[3].ID})
 	require.NoError(t, err)
 	g.pass()
@@ -187,6 +193,23 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 	g.pass()
 	require.ElementsMatch(t, []string{"trimmed", "deferred", "queued"}, g.letters())
 	require.Equal(t, 3, g.count("select count(*) from processor.unconfirmed_letters where added_at is not null"))
+	list, err = g.dead.List(t.Context(), telemetry.EntryID{}, 100)
+	require.NoError(t, err)
+	for i := range list {
+		edited, err := archive.Edited(t.Context(), []telemetry.EntryID{list[i].ID})
+		require.NoError(t, err)
+		text, _ := list[i].Entry.Field("payload")
+		if text == "trimmed" {
+			require.Empty(t, edited)
+			continue
+		}
+		require.Equal(t, []string{"payload", text + ", edited"}, edited[list[i].ID], "its edit goes with it")
+		// One that an operator restored has a later ID than the one Redis remembers.
+		require.NoError(t, archive.Moved(t.Context(), []telemetry.Ref{list[i].Entry.Ref()}, []telemetry.EntryID{{Ms: 1}}))
+		again, err := archive.Edited(t.Context(), []telemetry.EntryID{list[i].ID})
+		require.NoError(t, err)
+		require.Equal(t, edited, again)
+	}
 
 	// Dead letters added long ago are durable.
 	deadLettered := stream.Names{Stream: "telemetry", Group: "processor"}.DeadLettered()

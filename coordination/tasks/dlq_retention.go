@@ -35,6 +35,7 @@ type Archive interface {
 	Now(ctx context.Context) (time.Time, error)
 	Export(ctx context.Context, letters []protocol.DLQEntry, by string) error
 	Dropped(ctx context.Context, letters []protocol.DLQEntry) error
+	Moved(ctx context.Context, refs []telemetry.Ref, letters []telemetry.EntryID) error
 }
 
 // Unconfirmed stores the dead letters that Redis could still lose.

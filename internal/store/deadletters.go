@@ -133,6 +133,47 @@ func textIDs(ids []telemetry.EntryID) []string {
 	return text
 }
 
+// Moved has what is archived of entries, and was not replayed, follow their dead letters:
+// one that Redis lost was added again, under a later ID. Its edits go with it. The newest of
+// an entry's rows follows, and none where the dead letter has one already. A zero ID is
+// unknown.
+func (d *DeadLetters) Moved(ctx context.Context, refs []telemetry.Ref, letters []telemetry.EntryID) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	var known []telemetry.Ref
+	var as []telemetry.EntryID
+	for i, id := range letters {
+		if !id.IsZero() {
+			known, as = append(known, refs[i]), append(as, id)
+		}
+	}
+	if len(known) == 0 {
+		return nil
+	}
+	ids, digests := columns(known)
+	_, err := d.pool.Exec(ctx, `
+update processor.dead_letters d
+set dlq_id = r.letter
+from unnest($3::text[], $4::text[], $5::text[]) as r (id, digest, letter)
+where d.stream = $1
+  and d.group_name = $2
+  and d.source_id = r.id
+  and d.digest = r.digest
+  and d.replayed_as is null
+  and (split_part(d.dlq_id, '-', 1)::numeric, split_part(d.dlq_id, '-', 2)::numeric) <
+    (split_part(r.letter, '-', 1)::numeric, split_part(r.letter, '-', 2)::numeric)
+  and not exists (
+    select
+    from processor.dead_letters o
+    where o.stream = d.stream
+      and o.group_name = d.group_name
+      and o.source_id = d.source_id
+      and o.digest = d.digest
+      and (o.id > d.id
+        or o.dlq_id = r.letter))`, d.scope.Stream, d.scope.Group, ids, digests, textIDs(as))
+	return failure("record dead letters that were added again", err)
+}
+
 // Replayed records the entries that dead letters were replayed as.
 func (d *DeadLetters) Replayed(ctx context.Context, as map[telemetry.EntryID]telemetry.EntryID, who string) error {
 	if len(as) == 0 {
