@@ -507,7 +507,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 	}
 	in, err := k.stream.RegisterOwner(ctx, token, shards)
 	if err != nil {
-		return fmt.Errorf("Redis: %w", err)
+		return fmt.Errorf("ask Redis: %w", err)
 	}
 	var ranges []protocol.Range
 	for _, t := range taken {
@@ -532,7 +532,7 @@ func (k *reconciler) redeliver(ctx context.Context, taken []protocol.Shard, toke
 			err = nil
 		}
 		if err != nil {
-			return fmt.Errorf("Redis: %w", err)
+			return fmt.Errorf("ask Redis: %w", err)
 		}
 		if entries > 0 {
 			rare.Reached(rare.Redelivered)
@@ -567,7 +567,7 @@ func (k *reconciler) recordRestored(ctx context.Context, in *protocol.Entered, r
 			continue
 		}
 		if err := k.stream.SetApplied(ctx, r.Shard, r.From); err != nil {
-			return fmt.Errorf("Redis: %w", err)
+			return fmt.Errorf("ask Redis: %w", err)
 		}
 	}
 	rare.Reached(rare.RedeliveredTrimmed)
