@@ -227,8 +227,10 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		}
 	}
 	todo, named, smaller := byShard(b.parts, w.current.parts), b.culprit, b.smaller
-	if b.apart && (len(b.parts) == 0 || !w.current.has(b.parts[0].shard)) { // it has none once its shard was taken
-		todo = byShard(b.parts) // nothing was computed on top of it
+	// What has no entries carries a progress mark only: nothing was computed by it.
+	own := slices.DeleteFunc(byShard(b.parts), func(p part) bool { return len(p.entries) == 0 })
+	if b.apart && (len(own) == 0 || !w.current.has(own[0].shard)) { // it has none once its shard was taken
+		todo = own // nothing was computed on top of it
 	} else {
 		w.current.reset(w.current.seq, false)
 	}
