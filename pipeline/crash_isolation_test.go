@@ -21,12 +21,10 @@ import (
 // is not exclusive from then on.
 func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 	t.Parallel()
-	var one int
+	one := deviceOfShard3()
 	var others []int
-	for d := 1; one == 0 || len(others) < 8; d++ {
-		if telemetry.ShardOf(fleet.DeviceID(d), shards) == 3 {
-			one = d
-		} else {
+	for d := 1; len(others) < 8; d++ {
+		if telemetry.ShardOf(fleet.DeviceID(d), shards) != 3 {
 			others = append(others, d)
 		}
 	}
@@ -43,18 +41,7 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 		},
 		{
 			"an entry whose last attempt had no outcome",
-			func(b *bench) {
-				entry := telemetry.Entry{ID: telemetry.EntryID{Ms: 7}, Fields: at(one, 1)}
-				fields := make([][]byte, len(entry.Fields))
-				for i, f := range entry.Fields {
-					fields[i] = []byte(f)
-				}
-				_, err := b.pool.Exec(t.Context(), `insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error,
-					fingerprint, attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
-					values ($1, $2, $3, 3, $4, $5, 'crash', 'none', 'none', 2, now(), now(), now(), 'dead', 'dead', $6)`,
-					b.stream, b.group, entry.ID.String(), fleet.DeviceID(one), fields, entry.Digest())
-				require.NoError(t, err)
-			},
+			func(b *bench) { b.deferCrashed(one, 2) },
 			"select attempts = 3 from processor.deferred where class = 'crash'",
 		},
 	} {
@@ -116,6 +103,31 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 	}
 }
 
+// deferCrashed has a deferred entry of a device of shard 3 whose last attempt had no outcome.
+func (b *bench) deferCrashed(device, attempts int) {
+	b.tb.Helper()
+	entry := telemetry.Entry{ID: telemetry.EntryID{Ms: 7}, Fields: at(device, 1)}
+	fields := make([][]byte, len(entry.Fields))
+	for i, f := range entry.Fields {
+		fields[i] = []byte(f)
+	}
+	_, err := b.pool.Exec(b.tb.Context(), `
+insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error, fingerprint,
+  attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
+values ($1, $2, $3, 3, $4, $5, 'crash', 'none', 'none', $7, now(), now(), now(), 'dead', 'dead', $6)`,
+		b.stream, b.group, entry.ID.String(), fleet.DeviceID(device), fields, entry.Digest(), attempts)
+	require.NoError(b.tb, err)
+}
+
+// deviceOfShard3 is the first device of shard 3.
+func deviceOfShard3() int {
+	d := 1
+	for telemetry.ShardOf(fleet.DeviceID(d), shards) != 3 {
+		d++
+	}
+	return d
+}
+
 // quarantine has a shard 3 whose owner ended, with a limit, until an entry. Of a culprit the
 // owner had nothing else in flight.
 func (b *bench) quarantine(limit int, until telemetry.EntryID, culprit string) {
@@ -140,10 +152,7 @@ func (b *bench) quarantined() bool {
 func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	one := 1
-	for telemetry.ShardOf(fleet.DeviceID(one), shards) != 3 {
-		one++
-	}
+	one := deviceOfShard3()
 	require.NoError(t, b.client.Set(t.Context(), b.stream+":dlq", "of another type", 0).Err())
 	in := b.start("one")
 	ids := b.publish(at(one, 1), at(one, 2))
@@ -191,5 +200,24 @@ func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
 	release()
 	testenv.Wait(t, 20*time.Second, func() error { return b.rows(len(ids)) })
 	b.settled(10*time.Second, 0)
+	require.Empty(t, b.letters())
+}
+
+// P7: while the row of its shard is locked, an entry that is tried alone keeps the others waiting
+// only now and then.
+func TestALockedShardIsNotTriedExclusivelyAllTheTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	claims := make(chan time.Time, 100)
+	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims <- time.Now() }}
+	})
+	b.acquireAll(in)
+	release := b.hold("shard = 3")
+	b.deferCrashed(deviceOfShard3(), 2)
+	first := <-claims
+	require.Greater(t, (<-claims).Sub(first), 2*time.Second)
+	release()
+	testenv.Wait(t, 20*time.Second, func() error { return b.rows(1) })
 	require.Empty(t, b.letters())
 }

@@ -137,13 +137,14 @@ func giveBack(ctx context.Context, deferrals Deferrals, rows []protocol.Deferred
 }
 
 // working returns the owned shards that are not being handed over, and do not wait
-// for the sink to take their rows.
+// for the sink to take their rows, nor after another session had their row locked: an
+// exclusive attempt that meets the lock keeps all other entries waiting.
 func (t *table) working() []protocol.ShardLease {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var held []protocol.ShardLease
 	for i := range t.slots {
-		if s := &t.slots[i]; s.owned && !s.stopping && s.pause == nil {
+		if s := &t.slots[i]; s.owned && !s.stopping && s.pause == nil && !(s.locked && time.Now().Before(s.notBefore)) {
 			held = append(held, protocol.ShardLease{Shard: i, Epoch: s.epoch})
 		}
 	}
