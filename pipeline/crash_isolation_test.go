@@ -221,3 +221,21 @@ func TestALockedShardIsNotTriedExclusivelyAllTheTime(t *testing.T) {
 	testenv.Wait(t, 20*time.Second, func() error { return b.rows(1) })
 	require.Empty(t, b.letters())
 }
+
+// P6: an entry may have been among others when the process ended. With one attempt, too, it is tried alone
+// before it is held to be the reason.
+func TestWithOneAttemptAnEntryIsTriedAloneBeforeACrashIsHeldAgainstIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
+	b.acquireAll(in)
+	b.deferCrashed(deviceOfShard3(), 1)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.count("select count(*) from processor.deferred"); n > 0 {
+			return errors.New("it is not decided")
+		}
+		return nil
+	})
+	require.Empty(t, b.letters())
+	require.NoError(t, b.rows(1))
+}

@@ -203,7 +203,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		p.entries = append(p.entries, d.Entry)
 	}
 	switch first := &claimed[0]; {
-	case alone && first.Attempts > w.cfg.DeadLetters.MaxAttempts:
+	case alone && first.Attempts > max(2, w.cfg.DeadLetters.MaxAttempts): // the first one may be from before it was tried alone
 		err = w.rejectEntry(ctx, p, &crashError{crashCount: first.Attempts - 1})
 	case alone:
 		begin := func(list []protocol.Deferred) func(ctx context.Context) error {
