@@ -429,7 +429,7 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 		return err
 	}
 	switch {
-	case !others && isMisconfigured(refusal):
+	case !others && isMisconfigured(refusal) && !w.exclusive: // during an exclusive attempt not all was tried
 		return refusal
 	case !others:
 		return w.pause(ctx, p, refusal)
@@ -448,6 +448,8 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	switch {
 	case p.again != nil && w.table.paused(p.shard):
 		v = max(v, doubtful) // claimed before its shard paused
+	case p.again != nil && w.exclusive && (v == noFault || w.lastAttempt(&p)):
+		return w.rejectEntry(ctx, p, &keptError{err}) // a later attempt decides, which looks at what waits
 	case v == noFault || v == ownFault && w.lastAttempt(&p):
 		most, others, err := w.mostRefused(ctx, p)
 		if err != nil {
@@ -553,7 +555,7 @@ func (w *worker) mostRefused(ctx context.Context, p part) (most bool, others int
 				continue
 			}
 			var r telemetry.Record
-			if looked++; w.decoder.Decode(&entries[i], &r) == nil {
+			if looked++; w.decode(&entries[i], &r) == nil {
 				seen[device] = struct{}{}
 				records = append(records, r)
 			}
@@ -570,8 +572,18 @@ func (w *worker) mostRefused(ctx context.Context, p part) (most bool, others int
 	return taken < others+1, others, err
 }
 
-// waiting calls f for the entries that wait in the worker behind a refused one, until it says no.
+// waiting calls f, which decodes them, for the entries that wait in the worker behind a refused one, until it
+// says no. During an exclusive attempt none may be looked at: a crash would be held against its entry.
 func (w *worker) waiting(refused telemetry.EntryID, f func([]telemetry.Entry) bool) {
+	if w.exclusive {
+		return
+	}
+	w.lockApply()
+	w.eachWaiting(refused, f)
+	w.unlockApply()
+}
+
+func (w *worker) eachWaiting(refused telemetry.EntryID, f func([]telemetry.Entry) bool) {
 	for _, p := range w.rest {
 		entries := p.entries
 		if at := slices.IndexFunc(entries, func(e telemetry.Entry) bool { return e.ID == refused }); at >= 0 {
@@ -602,7 +614,10 @@ func (w *worker) waiting(refused telemetry.EntryID, f func([]telemetry.Entry) bo
 // those that were stored before at theirs, and the entry now.
 func (w *worker) probeRecords(refused *telemetry.Entry, anyTime bool) []telemetry.Record {
 	var own telemetry.Record
-	if err := w.decoder.Decode(refused, &own); err != nil {
+	w.lockApply()
+	err := w.decode(refused, &own)
+	w.unlockApply()
+	if err != nil {
 		return nil
 	}
 	var others, same []telemetry.Record
@@ -620,7 +635,7 @@ func (w *worker) probeRecords(refused *telemetry.Entry, anyTime bool) []telemetr
 				continue
 			}
 			var r telemetry.Record
-			if looked++; w.decoder.Decode(e, &r) != nil {
+			if looked++; w.decode(e, &r) != nil {
 				continue
 			}
 			if device == own.DeviceID {

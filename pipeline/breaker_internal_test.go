@@ -9,6 +9,7 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
+	"github.com/trmtracking/processor/loadtest/fleet"
 )
 
 // A commit of deferred entries that waited for a refusal ends the pause that it began:
@@ -41,4 +42,41 @@ func TestARivalThatIsStoredCountsForItsShard(t *testing.T) {
 	k.refuse("23514/", 0, "2", time.Now())
 	k.stored(time.Now(), b, protocol.CommitResult{Stored: []bool{true, true}}, 1)
 	require.Equal(t, map[int]uint64{allShards: 2, 0: 2}, k.storedRows)
+}
+
+// P6: what waits behind a refused entry may crash the process as it is decoded. During the exclusive attempt
+// of another worker that waits, during one of its own nothing of it is looked at.
+func TestP6NoOtherEntryIsDecodedDuringAnExclusiveAttempt(t *testing.T) {
+	t.Parallel()
+	entry := func(device int) telemetry.Entry {
+		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).UTC()}
+		return telemetry.Entry{ID: telemetry.EntryID{Ms: uint64(device)}, Fields: fleet.EntryFields(&m)}
+	}
+	refused, other := part{entries: []telemetry.Entry{entry(1)}}, entry(2)
+	other.Fields = other.Fields[:4] // it is looked at, and is no record
+	var w *worker
+	for name, look := range map[string]func(){
+		"rows to try instead":      func() { w.probeRecords(&refused.entries[0], false) },
+		"the refused one":          func() { w.probeRecords(&other, false) },
+		"whether most are refused": func() { _, _, _ = w.mostRefused(t.Context(), refused) },
+	} {
+		w = &worker{
+			cfg: Config{Shards: 1}, attempts: NewAttempts(), breaker: newBreaker(), box: newMailbox(),
+			decoder: telemetry.NewDecoder(telemetry.DefaultLimits()), inbox: []message{{kind: work, entries: []telemetry.Entry{other}}},
+		}
+		w.attempts.applying.Lock()
+		looked := make(chan struct{})
+		go func() { look(); close(looked) }()
+		select {
+		case <-looked:
+			t.Fatal(name + ": decoded during the attempt of another worker")
+		case <-time.After(50 * time.Millisecond):
+		}
+		w.attempts.applying.Unlock()
+		<-looked
+	}
+	w.exclusive = true
+	w.probeRecords(&refused.entries[0], false)
+	_, _, _ = w.mostRefused(t.Context(), refused)
+	require.Equal(t, refused.entries[0].ID, w.applying, "the entry decoded last")
 }

@@ -239,3 +239,27 @@ func TestWithOneAttemptAnEntryIsTriedAloneBeforeACrashIsHeldAgainstIt(t *testing
 	require.Empty(t, b.letters())
 	require.NoError(t, b.rows(1))
 }
+
+// P6: whether a refused row is given up depends on others that wait, none of which is looked at during an
+// exclusive attempt: a later one decides.
+func TestARowThatIsRefusedWhileItIsTriedAloneIsDecidedLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var claims atomic.Int64
+	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims.Add(1) }}
+	})
+	one := deviceOfShard3()
+	b.exec(`
+create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused' using errcode = 'P0001'; end $$;
+create trigger refuse before insert on positions for each row when (new.device_id = '` + fleet.DeviceID(one) + `') execute function refuse()`)
+	b.acquireAll(in)
+	b.publish(at(one+1, 1), at(one+2, 1))
+	testenv.Wait(t, 10*time.Second, func() error { return b.rows(2) })
+	b.deferCrashed(one, 2)
+	for _, letter := range b.awaitDeadLetters(10*time.Second, 1) {
+		require.Equal(t, telemetry.ClassSink, letter.Class)
+		require.Equal(t, 3, letter.Attempts)
+	}
+	require.EqualValues(t, 2, claims.Load())
+}

@@ -510,12 +510,10 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	w.lockApply()
 	for i := range p.entries {
 		e, d := &p.entries[i], &records[i]
-		w.applying = e.ID
 		if e.Fields == nil {
 			continue
 		}
-		beforeDecode(e)
-		if d.err = w.decoder.Decode(e, &d.record); d.err != nil {
+		if d.err = w.decode(e, &d.record); d.err != nil {
 			continue
 		}
 		d.eligible = w.cfg.Eligibility.Of(&d.record) == telemetry.Eligible
@@ -559,6 +557,13 @@ func (w *worker) apply(ctx context.Context, b *batch, p part) error {
 	b.entries += len(p.entries)
 	b.bytes += size(p.entries)
 	return nil
+}
+
+// decode decodes an entry, between lockApply and unlockApply.
+func (w *worker) decode(e *telemetry.Entry, r *telemetry.Record) error {
+	w.applying = e.ID
+	beforeDecode(e)
+	return w.decoder.Decode(e, r)
 }
 
 // rehydrate loads devices. It retries while Postgres is
