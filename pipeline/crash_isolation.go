@@ -148,7 +148,7 @@ func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 	}
 	rare.Reached(rare.Probed)
 	switch {
-	case r.First == s.Culprit:
+	case r.First == s.Culprit && p.entries[0].Fields != nil: // one that was trimmed is lost, and no dead letter
 		rare.Reached(rare.CulpritFound)
 		err = w.rejectEntry(ctx, p, &crashError{crashCount: s.CrashCount})
 	case s.Limit == 1:

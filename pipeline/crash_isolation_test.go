@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -173,6 +174,32 @@ func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
 	require.Equal(t, telemetry.ClassCrash, b.awaitDeadLetters(10*time.Second, 1)[ids[0]].Class)
 	require.False(t, b.quarantined())
 	require.Equal(t, 1, b.count("select count(*) from positions"))
+}
+
+// P6: of an entry that ends processes and was trimmed there is nothing to keep: it is lost, which is counted.
+func TestACulpritThatWasTrimmedIsNoDeadLetter(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one")
+	ids := b.publish(at(deviceOfShard3(), 1), at(deviceOfShard3(), 2))
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.pending(); n != 2 {
+			return fmt.Errorf("%d are on queues", n)
+		}
+		return nil
+	})
+	require.NoError(t, b.client.XDel(t.Context(), b.stream, ids[0].String()).Err())
+	b.quarantine(1, ids[0], ids[0].String())
+	b.acquireAll(in)
+	b.settled(20*time.Second, 0)
+	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
+	require.False(t, b.quarantined())
+	require.Empty(t, b.letters())
+	require.Zero(t, b.count("select count(*) from processor.unconfirmed_letters"))
+	losses, _, err := b.ours().Losses(t.Context(), 10)
+	require.NoError(t, err)
+	require.Len(t, losses, 1)
+	require.Equal(t, []any{protocol.LossTrimmedPending, ids[0]}, []any{losses[0].Cause, losses[0].First})
 }
 
 // P7: who locks the row of a quarantined shard keeps it from working, and no other.
