@@ -164,7 +164,18 @@ func (w *worker) try(ctx context.Context, p part, s protocol.Quarantine) error {
 	if len(w.table.gone([]part{p})) > 0 {
 		return nil
 	}
-	return w.pass(ctx, p, r, !r.Last.Less(s.Until))
+	if err := w.pass(ctx, p, r, !r.Last.Less(s.Until)); err != nil || len(w.table.gone([]part{p})) > 0 {
+		return err
+	}
+	// With the mark that Postgres has now, which may have gone back: if Redis knew of a later one, it would seem
+	// that Postgres lost commits.
+	passed := &batch{parts: []part{{shard: p.shard, grant: p.grant, epoch: p.epoch, token: p.token}}}
+	passed.applied = append(passed.applied, protocol.Applied{Shard: p.shard, ID: r.Last})
+	if err := w.ack(ctx, passed); err != nil {
+		return err
+	}
+	w.finish(passed)
+	return nil
 }
 
 func (w *worker) probe(ctx context.Context, p part, r protocol.ProbeBatch) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/protocol"
+	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
@@ -200,6 +201,39 @@ func TestACulpritThatWasTrimmedIsNoDeadLetter(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, losses, 1)
 	require.Equal(t, []any{protocol.LossTrimmedPending, ids[0]}, []any{losses[0].Cause, losses[0].First})
+}
+
+// P6: the progress mark follows IDs that go back, in Postgres and Redis alike. If only one of them did, the
+// next owner would note a loss of what Postgres never had.
+func TestTheProgressMarkOfAProbeIsNotTakenForALoss(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one")
+	last := b.publish(at(deviceOfShard3(), 1))[0]
+	later := telemetry.EntryID{Ms: 1 << 50}
+	b.exec("insert into processor.progress (stream, group_name, shard, applied_id) values ('" + b.stream + "', '" + b.group + "', 3, '" + later.String() + "')")
+	names := stream.Names{Stream: b.stream, Group: b.group}
+	require.NoError(t, b.client.HSet(t.Context(), names.Applied(), 3, later.String()).Err())
+	b.quarantine(1, last, "")
+	b.acquireAll(in)
+	b.settled(20*time.Second, 0)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if b.quarantined() {
+			return errors.New("the quarantine is not over")
+		}
+		if known := b.client.HGet(t.Context(), names.Applied(), "3").Val(); known != last.String() {
+			return fmt.Errorf("Redis knows of %s, want %s", known, last)
+		}
+		return nil
+	})
+	require.Equal(t, 1, b.count("select count(*) from processor.progress where shard = 3 and applied_id = $1", last.String()))
+	b.publish(at(deviceOfShard3()+1, 1))
+	b.settled(20*time.Second, 0)
+	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.stream, 0).Err())
+	known, err := b.ours().RegisterOwner(t.Context(), "next", []int{3})
+	require.NoError(t, err)
+	require.True(t, last.Less(known.Trimmed))
+	require.Nil(t, known.Restored(protocol.Range{Shard: 3, From: last, To: later}))
 }
 
 // P7: who locks the row of a quarantined shard keeps it from working, and no other.
