@@ -218,7 +218,7 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	due := func() []protocol.Deferred {
 		_, err := b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 		require.NoError(t, err)
-		rows, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch}}, time.Hour, 100)
+		rows, _, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch}}, time.Hour, 100, 1<<20)
 		require.NoError(t, err)
 		return rows
 	}
@@ -240,7 +240,7 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 		require.Equal(t, attempt+1, rows[0].Attempts)
 		begin(rows)
 	}
-	wrong, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100)
+	wrong, _, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100, 1<<20)
 	require.NoError(t, err)
 	require.Empty(t, wrong, "nothing for who does not own the shard")
 	in.stop()

@@ -16,11 +16,11 @@ import (
 // Deferrals keeps entries until their next attempt. Batches add and remove them;
 // see protocol.Batch.
 type Deferrals interface {
-	// Claim returns due entries of these shards, at most limit, and leases them so
-	// that they are not claimed again. Attempts includes the one to be made next. An
-	// entry whose last attempt had no outcome, since the process crashed, has
-	// class crash and is returned alone.
-	Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error)
+	// Claim returns due entries of these shards, at most limit and of so many bytes, or one
+	// that is larger, and leases them so that they are not claimed again; and whether more
+	// are due. Attempts includes the one to be made next. An entry whose last attempt had
+	// no outcome, since the process crashed, has class crash and is returned alone.
+	Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int, maxBytes int64) (claimed []protocol.Deferred, more bool, err error)
 	// Begin notes that attempts begin, and returns the entries that are still leased.
 	Begin(ctx context.Context, claimed []protocol.Deferred) ([]protocol.Deferred, error)
 	// Return gives up attempts that were not made.
@@ -37,7 +37,7 @@ func (c DeadLetterConfig) delay(attempts int) time.Duration {
 }
 
 // claimAtOnce bounds the deferred entries of one claim, and so how long they keep
-// a worker from its queues.
+// a worker from its queues. They are not in flight: what bounds a batch bounds their size.
 const claimAtOnce = 500
 
 // retrier polls for deferred entries of owned shards and passes them to their
@@ -78,7 +78,7 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	if len(held) == 0 {
 		return false, nil
 	}
-	rows, err := r.deferrals.Claim(ctx, held, r.cfg.DeadLetters.RetryDelays[0], claimAtOnce)
+	rows, more, err := r.deferrals.Claim(ctx, held, r.cfg.DeadLetters.RetryDelays[0], claimAtOnce, r.cfg.batchMaxBytes())
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
@@ -87,7 +87,6 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, errors.Join(err, giveBack(ctx, r.deferrals, rows))
 	}
-	full := len(rows) == claimAtOnce || rows[0].Class == telemetry.ClassCrash
 	rows = slices.DeleteFunc(rows, func(d protocol.Deferred) bool { return slices.Contains(again, d.Entry.ID) }) // due again after the lease
 	byShard := make(map[int][]protocol.Deferred)
 	for _, row := range rows {
@@ -114,7 +113,7 @@ func (r *retrier) pass(ctx context.Context) (bool, error) {
 			return false, ctx.Err()
 		}
 	}
-	return full && notReturned == nil, notReturned
+	return more && notReturned == nil, notReturned
 }
 
 func idsOfDeferred(rows []protocol.Deferred) []telemetry.EntryID {

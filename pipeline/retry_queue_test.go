@@ -85,12 +85,12 @@ type deferrals struct {
 	claimed func()
 }
 
-func (d *deferrals) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
-	rows, err := d.Deferrals.Claim(ctx, held, lease, limit)
+func (d *deferrals) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int, maxBytes int64) ([]protocol.Deferred, bool, error) {
+	rows, more, err := d.Deferrals.Claim(ctx, held, lease, limit, maxBytes)
 	if len(rows) > 0 {
 		d.claimed()
 	}
-	return rows, err
+	return rows, more, err
 }
 
 func TestP7AnEntryClaimedAsTheDrainBeginsKeepsItsAttempts(t *testing.T) {

@@ -269,7 +269,7 @@ func TestP6ADeferredEntryAndAnotherOneWithItsIDAreBothKept(t *testing.T) {
 	}
 	require.Equal(t, 2, g.count("select count(*) from processor.deferred"))
 	for _, want := range []int{1, 0} {
-		rows, err := g.later.Claim(t.Context(), []protocol.ShardLease{g.held}, time.Hour, 100)
+		rows, _, err := g.later.Claim(t.Context(), []protocol.ShardLease{g.held}, time.Hour, 100, 1<<20)
 		require.NoError(t, err)
 		require.Len(t, rows, 1, "one of an ID at a time")
 		_, err = g.writer.Write(t.Context(), &protocol.Batch{

@@ -29,10 +29,12 @@ func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Du
 }
 
 // claimDeferredSQL returns an entry whose last attempt began and has no outcome, which
-// has class crash, alone. Of entries with the same ID one is returned.
+// has class crash, alone. Of entries with the same ID one is returned. What is stored of an
+// entry, which may be compressed, says whether it is read to know its size. The rows are
+// found again by ctid: no statistics are needed for that to be fast, and they are locked.
 const claimDeferredSQL = `
 with due as materialized (
-  select d.entry_id, d.digest, d.class
+  select d.ctid, d.entry_id, d.digest, d.class
   from unnest($4::int[], $5::bigint[]) as w (shard, epoch)
   join processor.shards s
     on s.stream = $1
@@ -49,46 +51,68 @@ with due as materialized (
   limit $7
   for update of d
 ),
-chosen as (
-  (select entry_id, digest, class
+candidates as (
+  (select ctid
   from due
   where class = 'crash'
   order by entry_id, digest
   limit 1)
   union all
-  select distinct on (entry_id) entry_id, digest, class
+  (select distinct on (entry_id) ctid
   from due
-  where not exists (select from due where class = 'crash')
+  where not exists (select from due where class = 'crash'))
+),
+stored as (
+  select d.ctid, d.next_attempt_at, d.entry_id, d.fields,
+    sum(pg_column_size(d.fields)) over (order by d.next_attempt_at, d.entry_id) - pg_column_size(d.fields) as bytes_before
+  from candidates
+  join processor.deferred d on d.ctid = candidates.ctid
+),
+sized as (
+  select stored.ctid, row_number() over w as n, sum(f.bytes) over w as bytes
+  from stored
+  cross join lateral (
+    select coalesce(sum(octet_length(field)), 0) as bytes
+    from unnest(stored.fields) as field
+  ) f
+  where bytes_before <= $8
+  window w as (order by next_attempt_at, entry_id)
+),
+chosen as materialized (
+  select ctid
+  from sized
+  where n = 1
+    or bytes <= $8
 )
 update processor.deferred d
 set next_attempt_at = now() + $6::interval
 from chosen
-where d.stream = $1
-  and d.group_name = $2
-  and d.entry_id = chosen.entry_id
-  and d.digest = chosen.digest
-returning d.entry_id, d.shard, d.fields, d.class, d.error, coalesce(d.field, ''), d.fingerprint, d.attempts + 1, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version`
+where d.ctid = chosen.ctid
+returning d.entry_id, d.shard, d.fields, d.class, d.error, coalesce(d.field, ''), d.fingerprint, d.attempts + 1, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version,
+  (select count(*) from due)`
 
-// Claim returns due entries of the shards given, at most limit, and protects
-// them from another claim for the lease. Their attempts include the one to be
-// made next. Shards owned under another epoch are skipped.
-func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int) ([]protocol.Deferred, error) {
+// Claim returns due entries of the shards given, at most limit and of so many bytes, or
+// one that is larger, and protects them from another claim for the lease. Their attempts
+// include the one to be made next. Shards owned under another epoch are skipped. more
+// reports whether others are due.
+func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease time.Duration, limit int, maxBytes int64) (claimed []protocol.Deferred, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	shards, epochs := make([]int32, len(held)), make([]int64, len(held))
 	for i, h := range held {
 		shards[i], epochs[i] = int32(h.Shard), h.Epoch
 	}
-	rows, err := s.pool.Query(ctx, claimDeferredSQL, s.scope.Stream, s.scope.Group, s.member, shards, epochs, lease, limit)
+	rows, err := s.pool.Query(ctx, claimDeferredSQL, s.scope.Stream, s.scope.Group, s.member, shards, epochs, lease, limit, maxBytes)
 	if err != nil {
-		return nil, failure("claim deferred entries", err)
+		return nil, false, failure("claim deferred entries", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Deferred, error) {
+	due := 0
+	claimed, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (protocol.Deferred, error) {
 		var d protocol.Deferred
 		var id string
 		var fields [][]byte
 		if err := row.Scan(&id, &d.Shard, &fields, &d.Class, &d.Error, &d.Field, &d.Fingerprint, &d.Attempts,
-			&d.FirstFailed, &d.LastFailed, &d.NextAttempt, &d.Instance, &d.Version); err != nil {
+			&d.FirstFailed, &d.LastFailed, &d.NextAttempt, &d.Instance, &d.Version, &due); err != nil {
 			return d, err
 		}
 		d.Entry.Fields = textFields(fields)
@@ -96,7 +120,7 @@ func (s *Deferred) Claim(ctx context.Context, held []protocol.ShardLease, lease 
 		d.Entry.ID, err = telemetry.ParseEntryID(id)
 		return d, err
 	})
-	return list, failure("claim deferred entries", err)
+	return claimed, due == limit || due > len(claimed), failure("claim deferred entries", err)
 }
 
 // beginDeferredSQL sets the class of entries to crash before an attempt: a decision

@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,17 +85,17 @@ func TestAClaimedDeferredEntryIsLeased(t *testing.T) {
 	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), batch)
 	require.NoError(t, err)
 	d := store.NewDeferred(b.pool, scope, "one", 10*time.Second)
-	first, err := d.Claim(t.Context(), held, time.Hour, 10)
+	first, _, err := d.Claim(t.Context(), held, time.Hour, 10, 1<<20)
 	require.NoError(t, err)
 	require.Len(t, first, 1)
-	second, err := d.Claim(t.Context(), held, time.Hour, 10)
+	second, _, err := d.Claim(t.Context(), held, time.Hour, 10, 1<<20)
 	require.NoError(t, err)
 	require.Empty(t, second)
 	require.Equal(t, 1, b.count("select count(*) from processor.deferred where next_attempt_at > now() + interval '59 minutes'"))
 
 	// What was not attempted after all is due at once, with the attempts it had.
 	require.NoError(t, d.Return(t.Context(), first))
-	again, err := d.Claim(t.Context(), held, time.Hour, 10)
+	again, _, err := d.Claim(t.Context(), held, time.Hour, 10, 1<<20)
 	require.NoError(t, err)
 	require.Len(t, again, 1)
 	require.Equal(t, first[0].Attempts, again[0].Attempts)
@@ -133,7 +135,7 @@ func TestAnEntryThatIsKeptIsNoCrash(t *testing.T) {
 		batch.Deferred = []protocol.Deferred{kept}
 		_, err := w.Write(t.Context(), batch)
 		require.NoError(t, err)
-		rows, err := later.Claim(t.Context(), held, time.Hour, 10)
+		rows, _, err := later.Claim(t.Context(), held, time.Hour, 10, 1<<20)
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
 		require.Equal(t, telemetry.ClassDecode, rows[0].Class)
@@ -155,10 +157,46 @@ func TestWhatIsNotDueIsNotClaimed(t *testing.T) {
 	batch.Deferred = []protocol.Deferred{deferredEntry(1, 3), later, deferredEntry(3, 4)}
 	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), batch)
 	require.NoError(t, err)
-	list, err := store.NewDeferred(b.pool, scope, "one", 10*time.Second).Claim(t.Context(), held[:1], time.Hour, 10)
+	list, _, err := store.NewDeferred(b.pool, scope, "one", 10*time.Second).Claim(t.Context(), held[:1], time.Hour, 10, 1<<20)
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	require.Equal(t, uint64(1), list[0].Entry.ID.Ms)
+}
+
+// P9: deferred entries are not counted in flight, so a claim of them is bounded in bytes, too.
+func TestP9AClaimOfDeferredEntriesIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	held := b.take("one", 3)
+	const size, limit = 256 << 10, 2 << 20
+	batch := b.batch(held, nil)
+	for n := range uint64(41) {
+		d := deferredEntry(n+1, 3)
+		d.Entry.Fields = []string{"payload", strings.Repeat("0", size)} // which compress well
+		batch.Deferred = append(batch.Deferred, d)
+	}
+	batch.Deferred[40].NextAttempt = batch.Deferred[0].NextAttempt.Add(-time.Hour)
+	batch.Deferred[40].Entry.Fields[1] = strings.Repeat("0", limit)
+	batch.Deferred[0].Entry.Fields = nil
+	_, err := store.NewWriter(b.pool, scope, "one", 10*time.Second).Write(t.Context(), batch)
+	require.NoError(t, err)
+	later := store.NewDeferred(b.pool, scope, "one", 10*time.Second)
+	var claims []int
+	seen := make(map[telemetry.EntryID]bool)
+	for more := true; more; {
+		var list []protocol.Deferred
+		list, more, err = later.Claim(t.Context(), held, time.Hour, 500, limit)
+		require.NoError(t, err)
+		claims = append(claims, len(list))
+		bytes := 0
+		for i := range list {
+			bytes += list[i].Entry.Size()
+			seen[list[i].Entry.ID] = true
+		}
+		require.True(t, bytes <= limit || len(list) == 1, "%d entries of %d bytes", len(list), bytes)
+	}
+	require.Equal(t, []int{1, 8, 7, 7, 7, 7, 4}, claims, "the one that is larger and due first, then as many as there is room for")
+	require.Len(t, seen, 41)
 }
 
 // The rules of eligibility are there twice, in Go and in SQL: both decide alike, on
