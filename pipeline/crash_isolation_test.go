@@ -197,7 +197,7 @@ func TestACulpritThatWasTrimmedIsNoDeadLetter(t *testing.T) {
 	require.False(t, b.quarantined())
 	require.Empty(t, b.letters())
 	require.Zero(t, b.count("select count(*) from processor.unconfirmed_letters"))
-	losses, _, err := b.ours().Losses(t.Context(), 10)
+	losses, _, _, err := b.ours().Losses(t.Context(), 10)
 	require.NoError(t, err)
 	require.Len(t, losses, 1)
 	require.Equal(t, []any{protocol.LossTrimmedPending, ids[0]}, []any{losses[0].Cause, losses[0].First})
