@@ -14,6 +14,8 @@ export DATA
 
 ARGS ?=
 PKG ?= ./...
+# In the order of their tests: the longest of all begins first, and not alone when the others have ended.
+TESTED = $(if $(filter ./...,$(PKG)),./pipeline) $(PKG)
 BENCH ?= .
 # Of a campaign: make chaos.
 FROM ?= 1
@@ -74,11 +76,11 @@ build: ## Build the programs into bin/
 
 .PHONY: test
 test: setup-tests data $(WITH_SERVERS_RACE) ## Vet, build and test every promise with the race detector on real servers, three packages at once
-	@$(WITH_SERVERS_RACE) go test -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) $(PKG)
+	@$(WITH_SERVERS_RACE) go test -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) $(TESTED)
 
 .PHONY: test-ci
 test-ci: setup-tests data $(WITH_SERVERS_RACE) $(GOTESTSUM) ## The same as test; up to 10 failed tests run again, and one that passes then is named unstable
-	@rc=0; $(WITH_SERVERS_RACE) $(GOTESTSUM) --format standard-quiet --packages '$(PKG)' \
+	@rc=0; $(WITH_SERVERS_RACE) $(GOTESTSUM) --format standard-quiet --packages '$(TESTED)' \
 		--rerun-fails=2 --rerun-fails-max-failures=10 --rerun-fails-report=bin/unstable.txt \
 		-- -race -vet=all -p 3 -timeout 20m $(TESTFLAGS) || rc=$$?; \
 	if [ -s bin/unstable.txt ]; then echo "UNSTABLE, each is a fault to fix:"; cat bin/unstable.txt; fi; exit $$rc

@@ -60,8 +60,8 @@ func TestBadFencesAreRefusedWithAReason(t *testing.T) {
 		{"swapped", area("x", polygon([]position{{30.2, -97.7}, {30.3, -97.7}, {30.3, -97.6}, {30.2, -97.7}})), "look swapped"},
 		{"latitude", area("x", polygon([]position{{120, 91}, {121, 91}, {121, 92}, {120, 91}})), "latitude 91 is out of range"},
 		{"longitude", area("x", polygon(box(361, 0, 362, 1))), "out of range"},
-		{"100,000 vertices", area("x", polygon(ring(100_000))), "has 100000 vertices, at most 20000"},
-		{"a million vertices", area("x", polygon(ring(1_000_000))), "bytes, at most"},
+		{"a vertex too many", area("x", polygon(ring(20_001))), "has 20001 vertices, at most 20000"},
+		{"a million vertices", area("x", `{"type":"Polygon","coordinates":[[`+strings.Repeat("[0,0],", 1_000_000)+`[0,0]]]}`), "bytes, at most"},
 		{"round the equator", area("x", polygon([]position{{0, 0}, {120, 0}, {-120, 0}, {0, 0}})), "which pole"},
 		{"twice round", area("x", polygon([]position{{0, 50}, {120, 50}, {-120, 50}, {0, 51}, {120, 51}, {-120, 51}, {0, 50}})), "more than once"},
 		{"one and a half times round and back", area("x", polygon([]position{
