@@ -145,7 +145,9 @@ func (d *dispatcher) runLease(ctx context.Context, token string, lease protocol.
 				return false
 			}
 			d.noteGroup(lease)
-			if !lease.Acquired || lease.GroupCreated || lease.Moved || lease.After != d.pages.Settled() {
+			// A lease that had ended meanwhile is acquired under its old token. What another
+			// dispatcher did then shows in the last-delivered ID, or beyond it.
+			if !lease.Acquired || lease.GroupCreated || lease.Moved || lease.After != d.pages.Settled() || d.again.until.Less(lease.Beyond) {
 				return false
 			}
 			renewed, asked, pending, paused = started, started, lease.Pending, lease.Paused

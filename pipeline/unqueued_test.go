@@ -815,6 +815,76 @@ func TestP3TheNextDispatcherHasWhatIsDispatchedAgainInFlightOnce(t *testing.T) {
 	b.requireNothingLost()
 }
 
+// lapsed lets the dispatch lease end once before it is renewed, and another dispatcher have it meanwhile.
+type lapsed struct {
+	pipeline.Source
+	armed     atomic.Bool
+	meanwhile func(ctx context.Context)
+}
+
+func (l *lapsed) AcquireDispatchLease(ctx context.Context, before, token string, ttl time.Duration) (protocol.DispatchLease, error) {
+	if before == token && l.armed.CompareAndSwap(true, false) {
+		l.meanwhile(ctx)
+	}
+	return l.Source.AcquireDispatchLease(ctx, before, token, ttl)
+}
+
+// P3, P4: a lease that had ended is renewed under its old token. What another dispatcher put on queues meanwhile,
+// beyond the last-delivered ID, is not taken for what is on none.
+func TestP4ALeaseRenewedAfterItsEndKnowsWhatAnotherDispatcherDid(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const devices, seconds = 100, 10
+	l, did := &lapsed{}, make(chan error, 1)
+	one, s := b.startWatched("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.QueueRescan = time.Hour
+		d.Peers = func() int { return 1 }
+		l.Source, d.Source = d.Source, l
+	})
+	b.acquireAll(one)
+	s.open.Store(true)
+	b.publish(at(0, 0))
+	b.settled(20*time.Second, 0) // before anything is delivered nothing is unqueued
+	s.open.Store(false)
+	ids := b.publish(backlog(devices, 1, seconds)...)
+	l.meanwhile = func(ctx context.Context) {
+		did <- func() error {
+			other := b.ours()
+			if err := b.client.Del(ctx, other.Names().DispatchLease()).Err(); err != nil {
+				return err
+			}
+			lease, err := other.AcquireDispatchLease(ctx, "", "other", time.Minute)
+			if err != nil {
+				return err
+			}
+			read, err := other.ReadNew(ctx, lease.After, len(ids), time.Second)
+			if err != nil {
+				return err
+			}
+			held := func(shard int) bool { return shard == 0 }
+			if _, err := other.Dispatch(ctx, protocol.DispatchRequest{
+				Token: "other", TTL: time.Minute, After: lease.After,
+				Ahead: &protocol.Ahead{From: lease.After, Settled: protocol.Position{ID: lease.After, Read: -1}, Unqueued: held, UnqueuedCount: 1},
+			}, &read); err != nil {
+				return err
+			}
+			return other.ReleaseDispatchLease(ctx, "other")
+		}()
+	}
+	l.armed.Store(true)
+	select {
+	case err := <-did:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "the lease was not renewed")
+	}
+	s.open.Store(true)
+	b.settled(20*time.Second, 0)
+	s.log(t)
+	b.requireInOrder(devices*seconds + 1)
+	b.requireNothingLost()
+}
+
 // P2: at the end of a term all that is unqueued is put on its queue, and the last-delivered ID is at the end of what
 // was read: nothing else is dispatched again.
 func TestP2TheEndOfATermLeavesNothingHeld(t *testing.T) {

@@ -137,7 +137,7 @@ func (p *proc) runLease(number uint64) {
 		call(p, redisServer, "renew the dispatch lease", func(answer func(protocol.DispatchLease, error)) {
 			answer(p.w.redis.acquireDispatchLease(p, token, token, dispatchLeaseTTL), nil)
 		}, func(lease protocol.DispatchLease, err error) {
-			if err != nil || !lease.Acquired || lease.GroupCreated || lease.After != d.pages.Settled() {
+			if err != nil || !lease.Acquired || lease.GroupCreated || lease.After != d.pages.Settled() || d.beyond.Less(lease.Beyond) {
 				p.endLease(number, false)
 				return
 			}
