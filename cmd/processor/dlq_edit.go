@@ -27,11 +27,12 @@ func newDLQEditCommand() *cobra.Command {
 		Short: "Correct dead letters; the original and the difference are kept",
 		Long: `Edits what a dead letter is replayed as: fields of the entry with --set codec=8E,
 members of its payload with --set payload.latitude=48.1 (the value is JSON), the
-whole payload with --payload-file, or in $EDITOR without either.
+whole payload with --payload-file, or in $EDITOR without either. One that ends at the
+original fields takes the edits before back.
 
 Edits many with --from-file: lines as dlq export writes them, with changed fields.
-Of the other members only the ID is read. Unchanged dead letters are skipped; a line
-with the original fields takes the edits before back.
+Of the other members only the ID is read. Unchanged lines, with the original fields or
+those of the edit in effect, are skipped: edits before stay.
 
 Edits all that a filter selects with --replace OLD --with NEW: the text is replaced
 in the payload wherever it stands. With --regexp it is a regular expression (RE2),
@@ -147,11 +148,7 @@ func editMany(cmd *cobra.Command, f *operator.Fleet, path string) error {
 		if err := out.Table(t); err != nil {
 			return err
 		}
-		cleared := ""
-		if n := count["cleared"]; n > 0 {
-			cleared = fmt.Sprintf("; %d cleared, with their own fields again", n)
-		}
-		return out.Line("edited %d, of which %d still fail; %d unchanged, %d gone%s", count["edited"], count["fails"], count["unchanged"], count["gone"], cleared)
+		return out.Line("edited %d, of which %d still fail; %d unchanged, %d gone", count["edited"], count["fails"], count["unchanged"], count["gone"])
 	})
 	if err == nil {
 		err = printErr

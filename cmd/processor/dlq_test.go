@@ -306,30 +306,37 @@ func TestAnEditIsTakenBack(t *testing.T) {
 		return &shown.Edited[len(shown.Edited)-1].Value
 	}
 	set := []string{"edit", id, "--set", "payload.altitude=77"}
-	for _, tt := range []struct{ name, file string }{{"alone", ""}, {"from a file", servicetest.File(t, original)}, {"by a replacement", ""}} {
+	from := func(lines string, want ...string) {
+		t.Helper()
+		var report []operator.EditOutcome
+		require.Zero(t, d.json(&report, "edit", "--from-file", servicetest.File(t, lines)))
+		for i, outcome := range want {
+			require.Equal(t, outcome, report[i].Outcome)
+		}
+	}
+	for _, name := range []string{"alone", "by a replacement"} {
 		code, _, errs := d.call(set...)
 		require.Zero(t, code, errs)
 		require.Contains(t, *edited(), "77")
 		code, _, errs = d.call(set...)
 		require.Equal(t, fault.Finding, code)
 		require.Contains(t, errs, "edited like this before")
-		switch tt.name {
+		from(original, "unchanged") // nobody touched that line
+		require.Contains(t, *edited(), "77")
+		switch name {
 		case "alone":
+			in := func(altitude string) string { return strings.Replace(original, `\"altitude\":0`, `\"altitude\":`+altitude, 1) }
+			from(in("78")+in("77"), "edited", "edited")
+			require.Contains(t, *edited(), "77", "the last line wins")
 			code, out, errs := d.call("edit", id, "--payload-file", servicetest.File(t, payload))
 			require.Zero(t, code, errs)
 			require.Contains(t, out, "~ as it came")
-		case "from a file":
-			for _, want := range []string{"cleared", "unchanged"} {
-				var report []operator.EditOutcome
-				require.Zero(t, d.json(&report, "edit", "--from-file", tt.file))
-				require.Equal(t, want, report[0].Outcome)
-			}
 		default:
 			code, out, errs := d.call("edit", "--all", "--replace", `"altitude":77`, "--with", `"altitude":0`)
 			require.Zero(t, code, errs)
 			require.Contains(t, out, "~ as it came")
 		}
-		require.Nil(t, edited(), tt.name)
+		require.Nil(t, edited(), name)
 	}
 	require.Zero(t, d.count("select count(*) from processor.dead_letters where edited_at is not null or edit_diff is not null"))
 	require.Equal(t, 6, d.count("select sum(count)::int from processor.audit where action = 'dlq edit'"))

@@ -120,13 +120,13 @@ func (d *deadLetters) edit(ctx context.Context, letters []protocol.DLQEntry, edi
 // EditOutcome is the outcome of one line of edited dead letters.
 type EditOutcome struct {
 	ID       string `json:"id"`
-	Outcome  string `json:"outcome"` // edited, cleared (its own fields again), unchanged, gone
+	Outcome  string `json:"outcome"` // edited, unchanged, gone
 	NowFails string `json:"now_fails,omitempty"`
 }
 
 // EditDeadLetters edits many: lines as ExportDeadLetters gives them, with changed
-// fields; of the other members only the ID is read. A line with the original fields takes
-// the edits before back. source is named in the audit.
+// fields; of the other members only the ID is read. A line with the original fields was
+// not touched: edits before stay. source is named in the audit.
 func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string) (report []EditOutcome, err error) {
 	d, err := f.deadLetters(ctx, true)
 	if err != nil {
@@ -140,7 +140,7 @@ func (f *Fleet) EditDeadLetters(ctx context.Context, r io.Reader, source string)
 		if page, more, err = nextDeadLetters(lines); err == nil {
 			err = d.editSome(ctx, page, func(line EditOutcome) {
 				report = append(report, line)
-				if line.Outcome == "edited" || line.Outcome == "cleared" {
+				if line.Outcome == "edited" {
 					edited++
 				}
 			})
@@ -205,17 +205,14 @@ func (d *deadLetters) editSome(ctx context.Context, page []DeadLetter, tell func
 		switch {
 		case l == nil:
 			report[i].Outcome = "gone"
-		case slices.Equal(fields, inEffect(l, before)):
+		case slices.Equal(fields, l.Entry.Fields), slices.Equal(fields, before[l.ID]):
 			report[i].Outcome = "unchanged"
 		default:
-			e := editOf(l, fields)
-			if e.Fields == nil {
-				report[i].Outcome = "cleared"
-			}
 			if _, err := d.decode(l, fields); err != nil {
 				report[i].NowFails = err.Error()
 			}
-			letters, edits = append(letters, *l), append(edits, e)
+			letters, edits = append(letters, *l), append(edits, editOf(l, fields))
+			before[l.ID] = fields // of lines of the same letter the last one wins
 		}
 	}
 	if err := d.edit(ctx, letters, edits); err != nil {
