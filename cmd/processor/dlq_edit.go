@@ -76,6 +76,9 @@ many decode then. At most 10,000 are edited at a time.`,
 				return err
 			}
 			return printed(cmd, &e, func(out *cli.Output, e *operator.Edited) error {
+				if e.Before {
+					e.Diff += "\nnothing was changed: it was edited like this before"
+				}
 				if e.NowFails != nil {
 					return out.Line("%s\nstill: %s", e.Diff, out.Paint(cli.Red, *e.NowFails))
 				}

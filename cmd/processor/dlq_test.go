@@ -315,17 +315,19 @@ func TestAnEditIsTakenBack(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"alone", "by a replacement"} {
-		code, _, errs := d.call(set...)
-		require.Zero(t, code, errs)
-		require.Contains(t, *edited(), "77")
-		code, _, errs = d.call(set...)
-		require.Equal(t, fault.Finding, code)
-		require.Contains(t, errs, "edited like this before")
+		for _, before := range []bool{false, true} { // `dlq edit … && dlq retry …` can be run again
+			var e operator.Edited
+			require.Zero(t, d.json(&e, set...))
+			require.Equal(t, before, e.Before)
+			require.Contains(t, *edited(), "77")
+		}
 		from(original, "unchanged") // nobody touched that line
 		require.Contains(t, *edited(), "77")
 		switch name {
 		case "alone":
-			in := func(altitude string) string { return strings.Replace(original, `\"altitude\":0`, `\"altitude\":`+altitude, 1) }
+			in := func(altitude string) string {
+				return strings.Replace(original, `\"altitude\":0`, `\"altitude\":`+altitude, 1)
+			}
 			from(in("78")+in("77"), "edited", "edited")
 			require.Contains(t, *edited(), "77", "the last line wins")
 			code, out, errs := d.call("edit", id, "--payload-file", servicetest.File(t, payload))

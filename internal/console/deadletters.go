@@ -541,9 +541,6 @@ func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Con
 				ask = f.EditDeadLetter
 			}
 			out, err := ask(ctx, id, change)
-			if replay && errors.Is(err, operator.ErrEditedSo) {
-				err = nil // kept before it is replayed
-			}
 			for line := range strings.Lines(out.Diff) {
 				j.say(strings.TrimSuffix(line, "\n"))
 			}
@@ -552,6 +549,9 @@ func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Con
 			} else if err == nil {
 				j.say("it decodes now")
 			}
+			if out.Before {
+				j.say("nothing was changed: it was edited like this before")
+			}
 			switch {
 			case err == nil && replay:
 				by := operator.Filter{IDs: []string{out.ID}}
@@ -559,8 +559,14 @@ func edit(keep, replay bool) func(r *http.Request) (string, func(ctx context.Con
 				sent, err = f.RetryDeadLetters(ctx, by, operator.RetryOptions{PerSecond: replayRate, PauseAt: pauseAt})
 				return tellRetry(ctx, f, j, by, sent, false, err)
 			case err == nil && !keep:
-				j.offer(r.PostForm, nextButton{"dlq-edit", "Keep this edit", "Keep this edit of [field] of dead letter " + out.ID + "?", ""},
-					nextButton{"dlq-edit-replay", "Keep and replay", "Keep this edit of [field] of dead letter " + out.ID + " and replay it?", "primary"})
+				next := []nextButton{
+					{"dlq-edit", "Keep this edit", "Keep this edit of [field] of dead letter " + out.ID + "?", ""},
+					{"dlq-edit-replay", "Keep and replay", "Keep this edit of [field] of dead letter " + out.ID + " and replay it?", "primary"},
+				}
+				if out.Before {
+					next = next[1:] // it is kept already
+				}
+				j.offer(r.PostForm, next...)
 			}
 			return err
 		}, nil

@@ -21,10 +21,8 @@ type Edited struct {
 	ID       string  `json:"id"`
 	Diff     string  `json:"diff"`
 	NowFails *string `json:"now_fails"` // why it still does not decode; null if it does
+	Before   bool    `json:"before"`    // it was edited like this before: nothing was changed
 }
-
-// ErrEditedSo is that an edit is in effect already.
-var ErrEditedSo = errors.New("nothing was changed: it was edited like this before")
 
 // EditDeadLetter changes what a dead letter is replayed as. change gets the fields
 // of the entry, as edited before, and returns the new ones. The original and the
@@ -61,8 +59,8 @@ func (f *Fleet) editDeadLetter(ctx context.Context, id string, change func(field
 		out.NowFails = orNull(fails.Error())
 	}
 	if slices.Equal(fields, inEffect(l, before)) {
-		if before[l.ID] != nil {
-			return out, fault.Exit(fault.Finding, ErrEditedSo)
+		if out.Before = before[l.ID] != nil; out.Before {
+			return out, nil
 		}
 		return out, fault.Exitf(fault.Finding, "nothing was changed")
 	}
