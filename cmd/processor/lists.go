@@ -207,9 +207,11 @@ func newDeviceListCommand() *cobra.Command {
 	var prefix, after string
 	var limit int
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List devices with stored positions",
-		Long:    `Lists the IDs of devices that have stored positions, in order.`,
+		Use:   "list",
+		Short: "List devices with stored positions",
+		Long: `Lists the IDs of devices that have stored positions, in order. In a database that
+orders by the rules of a language, --prefix may miss some that came before an upgrade,
+until a change of fences or a recompute of all devices has found them.`,
 		Example: "  processor device list --prefix 3563\n  processor device list --limit 100000 --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -28,6 +28,13 @@ func NewLists(pool *pgxpool.Pool, scope Scope, timeout time.Duration) *Lists {
 	return &Lists{pool: pool, heaps: newHeaps(pool), scope: scope, timeout: timeout}
 }
 
+// cuts is how positions is divided.
+func (l *Lists) cuts(ctx context.Context) (cuts, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	return l.heaps.now(ctx)
+}
+
 // page runs a query whose first two arguments are the position and the number of
 // rows.
 func page[T any](ctx context.Context, l *Lists, op, sql string, scan pgx.RowToFunc[T], args ...any) ([]T, error) {
@@ -203,10 +210,11 @@ limit $3`
 
 // walkedSQL finds devices in some heaps, from device to device along the index, whatever each
 // one holds, until there are enough. By code points those that are like the prefix lie together,
-// and the first one that is not is the end; other collations have others between them.
+// as those of digits do elsewhere, and the first one that is not is the end; other collations
+// have others between them, of which so many are passed.
 const walkedSQL = `
 with recursive d as (
-  (select device_id
+  (select device_id, 0 as others
   from public.positions
   where device_id > $2
     and device_id >= $4
@@ -222,18 +230,24 @@ with recursive d as (
       and ts >= $5
       and (ts < $6 or $6 = 'infinity')
     order by device_id
-    limit 1)
+    limit 1), case when d.device_id like $1 then d.others else d.others + 1 end
   from d
   where d.device_id like $1
-    or left(d.device_id, 0) || 'a' < 'B' -- by the collation of the column
+    or d.others < $7
+    and $4 !~ '^[0-9]+$'
+    and left(d.device_id, 0) || 'a' < 'B' -- by the collation of the column
 )
 select device_id
 from d
 where device_id like $1
 limit $3`
 
+// walkedOthers is how many devices that are not like the prefix one search passes, in all spans.
+const walkedOthers = 10000
+
 // Devices returns IDs of devices that begin with a prefix, in the order of the table, after one
-// of them if it is given; at most limit.
+// of them if it is given; at most limit. Until a scan has found all devices, some that have no
+// row in processor.devices may be missing where the database orders by the rules of a language.
 func (l *Lists) Devices(ctx context.Context, prefix, after string, limit int) ([]string, error) {
 	const op = "list devices"
 	like := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(prefix) + "%"
@@ -241,16 +255,18 @@ func (l *Lists) Devices(ctx context.Context, prefix, after string, limit int) ([
 	if err != nil {
 		return nil, err
 	}
-	if scanned[0] {
-		return page(ctx, l, op, registeredLikeSQL, pgx.RowTo[string], like, after, limit)
+	found, err := page(ctx, l, op, registeredLikeSQL, pgx.RowTo[string], like, after, limit)
+	if err != nil || scanned[0] {
+		return found, err
 	}
-	c, err := l.heaps.now(ctx)
+	c, err := l.cuts(ctx)
 	if err != nil {
 		return nil, failure(op, err)
 	}
-	var found []string
-	for _, s := range c.spans(math.MinInt64, math.MaxInt64) {
-		some, err := page(ctx, l, op, walkedSQL, pgx.RowTo[string], c.args(like, after, limit, prefix, timeOf(s.from), timeOf(s.to))...)
+	spans := c.spans(math.MinInt64, math.MaxInt64)
+	for _, s := range spans {
+		some, err := page(ctx, l, op, walkedSQL, pgx.RowTo[string],
+			c.args(like, after, limit, prefix, timeOf(s.from), timeOf(s.to), max(1, walkedOthers/len(spans)))...)
 		if err != nil {
 			return nil, err
 		}
@@ -358,7 +374,7 @@ const trackColumns = `ts, ingested_at, latitude, longitude, speed, angle, faulty
 // in time, found one by one along the index, whatever lies between them.
 func (l *Lists) Track(ctx context.Context, device string, from, to time.Time, limit int, rules telemetry.Eligibility) (points []TrackPoint, sampled bool, err error) {
 	const op = "read the track of a device"
-	c, err := l.heaps.now(ctx)
+	c, err := l.cuts(ctx)
 	if err != nil {
 		return nil, false, failure(op, err)
 	}
@@ -423,7 +439,7 @@ order by n`, func(row pgx.CollectableRow) (p TrackPoint, err error) {
 // none.
 func (l *Lists) Span(ctx context.Context, device string, before time.Time) (first, last time.Time, err error) {
 	const op = "look for the positions of a device"
-	c, err := l.heaps.now(ctx)
+	c, err := l.cuts(ctx)
 	if err != nil {
 		return first, last, failure(op, err)
 	}

@@ -73,7 +73,19 @@ func TestDevicesAreFoundByTheirBeginningWhateverTheCollation(t *testing.T) {
 		found(nil, "bus")
 	}
 	look()
-	b.exec("insert into processor.devices (device_id, stream) select distinct device_id, 'any' from public.positions")
+
+	// The walk passes many others, not all, and a prefix of digits none.
+	b.exec("insert into processor.devices (device_id, stream) values ('van-x', 'any'), ('9', 'any')")
+	b.exec("insert into public.positions select (p).* from (select jsonb_populate_record(p, jsonb_build_object('device_id', 'van-' || n)) as p from public.positions p, generate_series(10000, 20100) n where device_id = 'truck-05') x")
+	for i, device := range []string{"VAN-1", "VAN-3", "12", "120", "7"} {
+		b.exec(insertPosition, device, dayOf(i))
+	}
+	found([]string{"VAN-1"}, "VAN-")
+	found([]string{"van-x"}, "van-x")
+	found([]string{"12", "120"}, "12")
+	found([]string{"9"}, "9")
+
+	b.exec("insert into processor.devices (device_id, stream) select distinct device_id, 'any' from public.positions on conflict do nothing")
 	b.exec("insert into processor.device_scans (stream, from_us, to_us, done_at) values ('any', 0, 0, now())")
 	b.exec("delete from public.positions")
 	look()
