@@ -26,7 +26,7 @@ type recomputeSource interface {
 
 // recomputeSink records the requests for the owners of the shards.
 type recomputeSink interface {
-	Recompute(ctx context.Context, term int64, list []protocol.Window) error
+	Recompute(ctx context.Context, term int64, shards int, list []protocol.Window) error
 }
 
 // Recompute is the leader's task that passes requests of other services to the
@@ -99,7 +99,7 @@ func (r *Recompute) record(ctx context.Context, term int64, entries []telemetry.
 		}
 	}
 	if len(list) > 0 {
-		if err := r.sink.Recompute(ctx, term, list); err != nil {
+		if err := r.sink.Recompute(ctx, term, r.shards, list); err != nil {
 			return err
 		}
 	}

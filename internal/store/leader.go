@@ -1,7 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -148,4 +151,32 @@ func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*p
 	queue(b)
 	// A batch outside a transaction is a transaction itself.
 	return failure(op, l.pool.SendBatch(ctx, b).Close())
+}
+
+// request is write for requests, which are of shards by a number of them: nothing is done once
+// that was changed. A resize locks the table of requests before it changes the number.
+func (l *Leader) request(ctx context.Context, op string, term int64, shards int, queue func(*pgx.Batch)) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	return failure(op, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		first, b := &pgx.Batch{}, &pgx.Batch{}
+		first.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
+		first.Queue("lock table processor.requests in row exclusive mode")
+		first.Queue(`
+select value
+from processor.settings
+where name = $1
+  and value <> $2`, l.scope.shardsSetting(), strconv.Itoa(shards)).QueryRow(func(row pgx.Row) error {
+			var pinned string
+			if err := row.Scan(&pinned); !errors.Is(err, pgx.ErrNoRows) {
+				return cmp.Or(err, otherShards(shards, pinned))
+			}
+			return nil
+		})
+		if err := tx.SendBatch(ctx, first).Close(); err != nil {
+			return err
+		}
+		queue(b)
+		return tx.SendBatch(ctx, b).Close()
+	}))
 }

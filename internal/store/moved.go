@@ -193,7 +193,7 @@ func (l *Leader) Moved(ctx context.Context, term int64, shards int) error {
 		arrivedIDs = append(arrivedIDs, m.id)
 	}
 	of, devices, from := rederived(arrived, shards)
-	return l.write(ctx, op, term, func(b *pgx.Batch) {
+	return l.request(ctx, op, term, shards, func(b *pgx.Batch) {
 		b.Queue(`
 insert into processor.requests (stream, group_name, kind, shard, reason, requested_by)
 select $1, $2, $3, n, 'devices moved to another stream', $4

@@ -420,7 +420,7 @@ func TestARequestFollowsItsDeviceToAnotherStream(t *testing.T) {
 	leader := store.NewLeader(b.pool, scope, "a.1", 10*time.Second)
 	term, err := leader.BeginTerm(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, leader.Recompute(t.Context(), term, []protocol.Window{{DeviceID: device, Source: "s|1"}, {DeviceID: "unknown", Source: "s|2"}}))
+	require.NoError(t, leader.Recompute(t.Context(), term, shards, []protocol.Window{{DeviceID: device, Source: "s|1"}, {DeviceID: "unknown", Source: "s|2"}}))
 	require.Equal(t, 0, b.count("select count(*) from processor.requests where stream = $1 and device_id = $2", scope.Stream, device), "its own stream's leader reads it, too")
 	require.Equal(t, 1, b.count("select count(*) from processor.requests where stream = $1 and device_id = 'unknown'", scope.Stream))
 }

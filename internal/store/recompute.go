@@ -9,10 +9,10 @@ import (
 	"github.com/trmtracking/processor/internal/protocol"
 )
 
-// Recompute records requests of other services, under the leader's term. One
-// that is recorded already is left unchanged. Every stream's leader reads all of them:
+// Recompute records requests of other services, under the leader's term, with shards by
+// their number. One that is recorded already is left unchanged. Every stream's leader reads all of them:
 // one about a device of another stream is left to that one.
-func (l *Leader) Recompute(ctx context.Context, term int64, list []protocol.Window) error {
+func (l *Leader) Recompute(ctx context.Context, term int64, shards int, list []protocol.Window) error {
 	n := len(list)
 	source, device, reason := make([]string, n), make([]string, n), make([]string, n)
 	shard := make([]int32, n)
@@ -21,7 +21,7 @@ func (l *Leader) Recompute(ctx context.Context, term int64, list []protocol.Wind
 		source[i], device[i], reason[i] = l.scope.Stream+"|"+l.scope.Group+"|"+w.Source, w.DeviceID, w.Reason
 		shard[i], from[i], to[i] = int32(w.Shard), micros(w.FromUS), micros(w.ToUS)
 	}
-	return l.write(ctx, "record requests", term, func(b *pgx.Batch) {
+	return l.request(ctx, "record requests", term, shards, func(b *pgx.Batch) {
 		b.Queue(`
 with made as (
   insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, reason, requested_by, source_key)

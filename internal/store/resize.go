@@ -26,6 +26,11 @@ where name = $1`, s.scope.shardsSetting()).Scan(&pinned)
 	if err != nil {
 		return failure("read the number of shards", err)
 	}
+	return otherShards(n, pinned)
+}
+
+// otherShards is that an instance counts another number of shards than the fleet has pinned.
+func otherShards(n int, pinned string) error {
 	return &protocol.Failure{Kind: protocol.Misconfigured, Code: "shards", Err: fmt.Errorf(
 		"this instance counts %d shards and the fleet %s; start it with SHARDS=%s", n, pinned, pinned)}
 }
@@ -65,8 +70,8 @@ func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.E
 	defer cancel()
 	op := fmt.Sprintf("change the number of shards from %d to %d", from, to)
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		// Who makes a request reads the number of shards as it does: it comes before, and is
-		// seen here, or finds the new one.
+		// Who makes a request reads the number of shards as it does, or once it has a lock of the
+		// table: it comes before, and is seen here, or finds the new one.
 		if _, err := tx.Exec(ctx, "lock table processor.requests in share row exclusive mode"); err != nil {
 			return err
 		}

@@ -100,6 +100,34 @@ func TestP3RequestsAreOfTheShardsThatThereAre(t *testing.T) {
 	require.Equal(t, 64, b.count("select count(*) from processor.requests"))
 }
 
+// A resize raises no term: a leader that counts the number before it leads until it stops.
+func TestP3ALeadersRequestsAreOfTheShardsThatThereAre(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.pin(shards)
+	b.exec("insert into processor.devices (device_id, stream) values ('device-1', $1)", scope.Stream)
+	b.exec("insert into processor.device_moves (device_id, moved_from, moved_to, moved_at) values ('device-1', 'other', $1, now() - interval '1 hour')", scope.Stream)
+	leader := store.NewLeader(b.pool, scope, "a.1", 10*time.Second)
+	term, err := leader.BeginTerm(t.Context())
+	require.NoError(t, err)
+	recompute := func(shards int) error {
+		return leader.Recompute(t.Context(), term, shards, []protocol.Window{{DeviceID: "device-1", Source: "s|1"}})
+	}
+	recorded := make(chan error, 1)
+	require.NoError(t, b.resize(64, func() {
+		go func() { recorded <- recompute(shards) }()
+		b.waits()
+	}))
+	const refused = "this instance counts 32 shards and the fleet 64; start it with SHARDS=64"
+	require.ErrorContains(t, <-recorded, refused)
+	require.ErrorContains(t, leader.Moved(t.Context(), term, shards), refused)
+	require.Zero(t, b.count("select count(*) from processor.requests"))
+	require.Zero(t, b.count("select count(*) from processor.device_moves where recomputed"))
+	require.NoError(t, recompute(64))
+	require.NoError(t, leader.Moved(t.Context(), term, 64))
+	require.Equal(t, 2, b.count("select count(*) from processor.requests"))
+}
+
 // The stream that has the device is resized as a request is passed on to it.
 func TestP3ARequestIsPassedOnToTheShardsThatThereAre(t *testing.T) {
 	t.Parallel()
