@@ -42,7 +42,7 @@ func (h *DLQJanitor) confirm(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// An owner, or the pass before, may have added again what Redis lost.
+		// An owner, or a pass that ended early, may have added again what Redis lost.
 		if err := h.Archive.Moved(ctx, refs, known); err != nil {
 			return err
 		}
@@ -118,8 +118,23 @@ func (h *DLQJanitor) restore(ctx context.Context, refs []telemetry.Ref) (bytes i
 	if err := h.Unconfirmed.Added(ctx, outcomes[protocol.LetterAdded]); err != nil {
 		return bytes, err
 	}
+	if err := h.follow(ctx, outcomes[protocol.LetterAdded]); err != nil {
+		return bytes, err
+	}
 	if err := h.Unconfirmed.Queued(ctx, outcomes[protocol.LetterQueued]); err != nil {
 		return bytes, err
 	}
 	return bytes, h.Unconfirmed.Confirmed(ctx, outcomes[protocol.LetterDecided])
+}
+
+// follow has edits follow dead letters that were added again: a replay looks for them by ID.
+func (h *DLQJanitor) follow(ctx context.Context, refs []telemetry.Ref) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	known, err := h.DeadLetters.Known(ctx, refs)
+	if err != nil {
+		return err
+	}
+	return h.Archive.Moved(ctx, refs, known)
 }

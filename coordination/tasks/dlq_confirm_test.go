@@ -184,6 +184,11 @@ func TestP6ADeadLetterThatAFailoverLosesIsAddedAgain(t *testing.T) {
 		pending, err := g.client.XPending(t.Context(), "telemetry", "processor").Result()
 		require.NoError(t, err)
 		require.EqualValues(t, 1, pending.Count)
+		list, err = g.dead.List(t.Context(), telemetry.EntryID{}, 100)
+		require.NoError(t, err)
+		edited, err := archive.Edited(t.Context(), []telemetry.EntryID{list[0].ID, list[1].ID})
+		require.NoError(t, err)
+		require.Len(t, edited, 1, "the edit is found as soon as its letter")
 	}
 
 	// The owner dead-letters it again, and nothing is lost this time.
