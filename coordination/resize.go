@@ -66,6 +66,7 @@ type ResizeTogether struct {
 	mu      sync.Mutex
 	waiting map[string]wait // by stream
 	ready   bool            // all were ready at the same time
+	failed  bool            // before that, one ended
 	said    string
 }
 
@@ -80,6 +81,15 @@ func (t *ResizeTogether) Add(name string) {
 // Done says that a stream is changed, or was before: the others do not wait for it.
 func (t *ResizeTogether) Done(name string) { t.goOn(name, wait{}) }
 
+// Fail says that one of the streams is not changed. It reports whether nothing of the others is changed
+// either, and never will be: they are to be stopped.
+func (t *ResizeTogether) Fail() (all bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failed = t.failed || !t.ready
+	return t.failed
+}
+
 // goOn reports whether the stream may be changed, given what it waits for itself.
 func (t *ResizeTogether) goOn(name string, w wait) bool {
 	t.mu.Lock()
@@ -90,6 +100,9 @@ func (t *ResizeTogether) goOn(name string, w wait) bool {
 		if mine := t.waiting[first]; theirs.order > 0 && (first == "" || theirs.order > mine.order || theirs.order == mine.order && other < first) {
 			first = other
 		}
+	}
+	if t.failed {
+		return false
 	}
 	if first == "" {
 		t.ready = true
@@ -246,7 +259,19 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 			}
 		}
 	}
-	inRedis := func(ctx context.Context) error {
+	half := false
+	inRedis := func(ctx context.Context) (err error) {
+		half = true
+		defer func() {
+			if err == nil {
+				return
+			}
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer cancel()
+			back := r.Stream.PinShards(ctx, from) // Postgres keeps it
+			half = back != nil
+			err = errors.Join(err, back)
+		}()
 		if err := r.Stream.PinShards(ctx, to); err != nil {
 			return err
 		}
@@ -256,14 +281,18 @@ func (r *Resize) change(ctx context.Context, from, to int, delivered telemetry.E
 			err = errors.New("entries were put on the queues meanwhile, nothing was changed: run it again")
 		}
 		if err != nil {
-			return errors.Join(err, r.Stream.PinShards(ctx, from))
+			return err
 		}
 		return r.Stream.ForgetMarks(ctx)
 	}
 	if from == to {
 		return inRedis(ctx)
 	}
-	return r.Store.Resize(ctx, from, to, delivered, r.Operator, inRedis)
+	err = r.Store.Resize(ctx, from, to, delivered, r.Operator, inRedis)
+	if err != nil && half {
+		return fmt.Errorf("%w; Redis and Postgres may have different numbers of shards, and nothing is dispatched then: run it again", err)
+	}
+	return err
 }
 
 // undo reconciles Redis and Postgres after a change that was interrupted in

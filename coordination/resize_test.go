@@ -169,6 +169,47 @@ func TestAResizeChangesNothingWhereEntriesComeBackOnceAllIsDone(t *testing.T) {
 	require.Equal(t, shards, b.count("select value::int from processor.settings where name like '%/SHARDS'"))
 }
 
+// cancelling is a stream that cancels its resize with the first or the last that it changes.
+type cancelling struct {
+	resizeStream
+	first, last func()
+}
+
+func (c cancelling) PinShards(ctx context.Context, n int) error {
+	defer c.first()
+	return c.resizeStream.PinShards(ctx, n)
+}
+
+func (c cancelling) ForgetMarks(ctx context.Context) error {
+	defer c.last()
+	return c.resizeStream.ForgetMarks(ctx)
+}
+
+func TestAResizeThatIsCancelledAsItChangesTheNumberChangesBothOrNone(t *testing.T) {
+	b := newBench(t)
+	b.pin(shards)
+	both := func(n int) {
+		t.Helper()
+		pinned, err := b.group.PinnedShards(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, n, pinned)
+		require.Equal(t, n, b.count("select value::int from processor.settings where name like '%/SHARDS'"))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	resize := b.resize(make(chan string, 100))
+	resize.Stream = cancelling{b.group, cancel, func() {}}
+	_, err := resize.Run(ctx, 8)
+	require.ErrorIs(t, err, context.Canceled)
+	both(shards)
+
+	ctx, cancel = context.WithCancel(t.Context())
+	resize.Stream = cancelling{b.group, func() {}, cancel}
+	changed, err := resize.Run(ctx, 8)
+	require.NoError(t, err)
+	require.True(t, changed)
+	both(8)
+}
+
 func TestAResizeBeforeTheFirstStartIsRejected(t *testing.T) {
 	b := newBench(t)
 	_, err := b.resize(nil).Run(t.Context(), 8)

@@ -22,6 +22,15 @@ func TestNoStreamIsResizedBeforeAllAreDrained(t *testing.T) {
 	require.True(t, together.goOn("b", wait{}))
 	require.True(t, together.goOn("a", wait{}))
 
+	require.False(t, together.Fail(), "what is begun is finished")
+
+	together = &ResizeTogether{}
+	together.Add("a")
+	together.Add("b")
+	require.False(t, together.goOn("b", wait{}))
+	require.True(t, together.Fail())
+	require.False(t, together.goOn("a", wait{}))
+
 	together = &ResizeTogether{}
 	together.Add("a")
 	together.Add("b")

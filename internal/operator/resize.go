@@ -2,10 +2,11 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/trmtracking/processor/coordination"
 	"github.com/trmtracking/processor/internal/store"
@@ -28,29 +29,58 @@ func (f *Fleet) Resize(ctx context.Context, to int, onProgress func(waiting stri
 }
 
 // ResizeAll is Resize of several streams that the same instances serve: none is changed before
-// all are drained and the instances are stopped.
+// all are drained and the instances are stopped. From then on one that fails ends no other.
 func ResizeAll(ctx context.Context, fleets []*Fleet, to int, onProgress func(waiting string)) ([]Resized, error) {
 	together := &coordination.ResizeTogether{OnProgress: onProgress}
-	for _, f := range fleets {
-		if _, _, err := f.changeable(ctx); err != nil { // before dispatch is paused anywhere
+	from := make([]int, len(fleets))
+	for i, f := range fleets {
+		_, pinned, err := f.changeable(ctx)
+		if err != nil { // before dispatch is paused anywhere
 			return nil, fmt.Errorf("stream %s: %w", f.scope.Stream, err)
 		}
+		from[i] = pinned.Shards
 		together.Add(f.scope.Stream)
 	}
-	all := make([]Resized, len(fleets))
-	g, ctx := errgroup.WithContext(ctx)
+	all, failed := make([]Resized, len(fleets)), make([]error, len(fleets))
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var g sync.WaitGroup
 	for i, f := range fleets {
-		g.Go(func() (err error) {
+		g.Go(func() {
+			var err error
 			all[i], err = f.resize(ctx, to, nil, together)
 			all[i].Stream = f.scope.Stream
-			if err != nil {
-				return fmt.Errorf("stream %s: %w", f.scope.Stream, err)
+			if err == nil {
+				together.Done(f.scope.Stream)
+				return
 			}
-			together.Done(f.scope.Stream)
-			return nil
+			failed[i] = fmt.Errorf("stream %s: %w", f.scope.Stream, err)
+			if together.Fail() {
+				stop()
+			}
 		})
 	}
-	return all, g.Wait()
+	g.Wait()
+	return all, errors.Join(append(failed, halfResized(all, failed, from))...)
+}
+
+// halfResized says what is to be done where some of the streams were changed: no instance
+// serves streams of two numbers.
+func halfResized(all []Resized, failed []error, from []int) error {
+	var changed, left []string
+	var start string
+	for i, r := range all {
+		if failed[i] == nil {
+			changed = append(changed, r.Stream)
+			continue
+		}
+		left = append(left, r.Stream)
+		start += fmt.Sprintf("; if it waits for what %s has to do, start an instance with REDIS_TELEMETRY_STREAM=%s SHARDS=%d meanwhile", r.Stream, r.Stream, from[i])
+	}
+	if len(changed) == 0 || len(left) == 0 {
+		return nil
+	}
+	return fmt.Errorf("changed: %s; not changed: %s: run it again for the rest%s", strings.Join(changed, ", "), strings.Join(left, ", "), start)
 }
 
 func (f *Fleet) resize(ctx context.Context, to int, onProgress func(waiting string), together *coordination.ResizeTogether) (Resized, error) {

@@ -64,12 +64,14 @@ func (s *Shards) Pinned(ctx context.Context) (int, error) {
 // owner; afterwards no shard has an owner. Everything up to the last-delivered
 // ID is finished, which the new applied IDs say. Requests are of shards by the old number: while
 // one is not finished nothing is changed. Last, before the commit, it calls resized, which does
-// the same in Redis; if that fails nothing is changed here.
+// the same in Redis; if that fails nothing is changed here, and after it nothing cancels the commit.
 func (s *Shards) Resize(ctx context.Context, from, to int, delivered telemetry.EntryID, who string, resized func(ctx context.Context) error) error {
+	whole, end := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer end()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	op := fmt.Sprintf("change the number of shards from %d to %d", from, to)
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(whole, s.pool, func(tx pgx.Tx) error {
 		// Who makes a request reads the number of shards as it does, or once it has a lock of the
 		// table: it comes before, and is seen here, or finds the new one.
 		if _, err := tx.Exec(ctx, "lock table processor.requests in share row exclusive mode"); err != nil {
