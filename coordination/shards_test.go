@@ -608,6 +608,12 @@ func TestAHandOverThatComesLateDropsNoLaterGrant(t *testing.T) {
 		return nil
 	})
 	close(leave)
+	testenv.Wait(t, 10*time.Second, func() error { // what it had looks like its share until it is dropped
+		if b.list()[3].Epoch == epoch {
+			return errors.New("it has not been acquired again")
+		}
+		return nil
+	})
 	b.await([]int{shards}, m)
 	require.Equal(t, epoch+1, b.list()[3].Epoch, "it was acquired once")
 }
