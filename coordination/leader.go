@@ -72,6 +72,7 @@ type Leader struct {
 	leaves   bool                         // this member is leaving, and finishes what it has
 	handed   map[int]time.Time            // since when a shard waits for its owner's release
 	more     atomic.Bool                  // shards are left to assign once others are released
+	locked   []int                        // shards that the last pass could not assign, since their rows are locked
 }
 
 // Steps returns the steps of one pass: of one that was woken only the assignment, so that
@@ -168,7 +169,7 @@ func (l *Leader) beginTerm(term int64) []func(context.Context) error {
 	l.open = make(map[string][]string)
 	l.silent = make(map[string]time.Time)
 	l.resumed = time.Time{}
-	l.handed, l.pending, l.planner, l.loads = nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
+	l.handed, l.pending, l.locked, l.planner, l.loads = nil, nil, nil, protocol.Planner{}, protocol.NewLoadTracker(l.cfg.Shards, loadMemory*l.cfg.MemberTTL)
 	var steps []func(context.Context) error
 	for _, kind := range []string{protocol.ForeignConsumer, protocol.SilentMember, protocol.StalledMember, protocol.StalledShard, protocol.SinkRefuses, protocol.DatabaseCopy} {
 		steps = append(steps, func(ctx context.Context) (err error) {
@@ -255,22 +256,25 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 			shards, names = append(shards, i), append(names, next[i])
 		}
 	}
+	l.locked = nil
 	if len(shards) > 0 {
 		written, err := l.store.Assign(ctx, term, shards, names)
 		if _, blocked := protocol.BlockedBy(err); err != nil && !blocked {
 			return err
 		}
 		locked := slices.DeleteFunc(slices.Clone(shards), func(shard int) bool { return slices.Contains(written, shard) })
+		if len(locked) > 0 && l.quietOf("locked").Pass() {
+			l.log.Warn("assignments wait: another session has their rows locked, will retry", "shards", locked, "err", err)
+		}
+		if err != nil {
+			l.more.Store(true)
+			return nil // the table is locked: nothing was written, nor the term checked
+		}
 		for _, shard := range locked {
 			next[shard] = current[shard] // the next pass plans it again
 		}
-		l.planner.Assigned(next)
-		if len(locked) > 0 {
-			l.more.Store(true)
-			if l.quietOf("locked").Pass() {
-				l.log.Warn("assignments wait: another session has their rows locked, will retry", "shards", locked, "err", err)
-			}
-		}
+		l.locked = locked
+		l.planner.Assigned(next, locked...)
 		if len(written) > 0 {
 			l.log.Info("assigned shards", "count", len(written), "members", len(members), "term", term)
 		}
@@ -355,7 +359,7 @@ func outdated(members []Member) []string {
 // releases notes which shards wait for a release. willing reports whether a member hands
 // over while it works: one that has used up its budget for a shard does not, and its
 // other shards need not wait for it. late reports whether a shard has waited for longer
-// than a release takes as a rule.
+// than a release takes as a rule, or could not be assigned.
 func (l *Leader) releases(shards []protocol.ShardRecord) (willing func(member string) bool, late func(shard int) bool) {
 	now, handed, overdue := time.Now(), make(map[int]time.Time), make(map[string]bool)
 	for i, s := range shards {
@@ -372,7 +376,10 @@ func (l *Leader) releases(shards []protocol.ShardRecord) (willing func(member st
 	l.handed = handed
 	overdue[l.membership.Name()] = overdue[l.membership.Name()] || l.leaves
 	willing = func(member string) bool { return !overdue[member] && l.membership.willing(member) }
-	late = func(shard int) bool { return now.Sub(handed[shard]) >= l.cfg.HandoffBudget }
+	late = func(shard int) bool {
+		since, waits := handed[shard]
+		return waits && now.Sub(since) >= l.cfg.HandoffBudget || slices.Contains(l.locked, shard)
+	}
 	return willing, late
 }
 

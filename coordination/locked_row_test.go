@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -21,10 +22,20 @@ func (b *bench) lockRow(shard int) (unlock func()) { return b.lockIn("shards", s
 
 func (b *bench) lockIn(table string, shard int) (unlock func()) {
 	b.t.Helper()
+	return b.lockBy("select from processor."+table+" where shard = $1 for update", shard)
+}
+
+func (b *bench) lockTable(table, mode string) (unlock func()) {
+	b.t.Helper()
+	return b.lockBy("lock table processor." + table + " in " + mode + " mode")
+}
+
+func (b *bench) lockBy(sql string, args ...any) (unlock func()) {
+	b.t.Helper()
 	pool := b.open("locker")
 	tx, err := pool.BeginTx(b.t.Context(), pgx.TxOptions{})
 	require.NoError(b.t, err)
-	_, err = tx.Exec(b.t.Context(), "select from processor."+table+" where shard = $1 for update", shard)
+	_, err = tx.Exec(b.t.Context(), sql, args...)
 	require.NoError(b.t, err)
 	unlock = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(b.t.Context())) })
 	b.t.Cleanup(unlock)
@@ -98,21 +109,48 @@ func TestALockedAssignmentHoldsUpItsShardOnly(t *testing.T) {
 	require.Equal(t, second.name(), b.list()[locked].Assigned)
 	unlock()
 	b.await([]int{shards}, first)
+}
 
-	// Nor does it step down for a lock that the whole statement waits for.
-	b.exec(`create function processor.fail() returns trigger language plpgsql as $$ begin raise exception 'planted' using errcode = '55P03'; end $$`)
-	b.exec(`create trigger planted before update on processor.assignments execute function processor.fail()`)
-	third, begin := b.start("third", ""), first.task.passes.Load()
-	testenv.Wait(t, 10*time.Second, func() error {
-		if n := first.task.passes.Load(); n < begin+8 {
+// No other leader would fare better.
+func TestALockOfAllAssignmentsEndsNoTerm(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "", func(c *Config) { c.LeaderTTL = 4 * time.Second })
+	b.await([]int{shards}, first)
+	term := b.count("select term from processor.leader")
+	unlock := b.lockTable("assignments", "share")
+	second, begin := b.start("second", ""), first.task.passes.Load()
+	testenv.Wait(t, 15*time.Second, func() error {
+		if n := first.task.passes.Load(); n < begin+3 {
 			return fmt.Errorf("%d passes after %d", n, begin)
 		}
 		return nil
 	})
-	require.Zero(t, third.Owned())
-	b.exec(`drop trigger planted on processor.assignments`)
-	b.await([]int{shards / 2, shards / 2}, first, third)
-	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down when the lock ended")
+	require.Zero(t, second.Owned())
+	unlock()
+	b.await([]int{shards / 2, shards / 2}, first, second)
+	require.Equal(t, term, b.count("select term from processor.leader"), "the leader stepped down")
+}
+
+// Of those that wait for their owner's release, a few at a time, it takes no place.
+func TestALockedAssignmentHoldsUpNoHandOver(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{shards}, first)
+	unlocks := []func(){b.lockIn("assignments", 14), b.lockIn("assignments", 15), b.lockIn("assignments", 8)}
+	second := b.start("second", "")
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := second.Owned(); n < shards/2-len(unlocks) {
+			return fmt.Errorf("the second owns %d", n)
+		}
+		if !first.leader.rests() {
+			return errors.New("the leader still waits for the lock")
+		}
+		return nil
+	})
+	for _, unlock := range unlocks {
+		unlock()
+	}
+	b.await([]int{shards / 2, shards / 2}, first, second)
 }
 
 // A lock is nothing that another member could cure: nobody's sessions end, and
@@ -189,10 +227,7 @@ func TestTheReleaseAtTheEndEndsInTime(t *testing.T) {
 	b := newBench(t)
 	m := b.start("first", "", func(c *Config) { c.HandoffBudget = 5 * time.Second })
 	b.await([]int{shards}, m)
-	tx, err := b.open("locker").Begin(t.Context())
-	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), "lock table processor.shards in exclusive mode")
-	require.NoError(t, err)
+	unlock := b.lockTable("shards", "exclusive")
 	m.stop() // which fails if the membership does not end within half of what an attempt for each shard takes
-	require.NoError(t, tx.Rollback(t.Context()))
+	unlock()
 }

@@ -72,7 +72,7 @@ func TestAShardThatHasWaitedForLongHoldsUpNoOther(t *testing.T) {
 		records[i].Assigned = "b"
 	}
 	moves := func(late bool) (n int) {
-		next := protocol.Pace(records, target, func(string) bool { return true }, func(int) bool { return late })
+		next := protocol.Pace(records, target, func(string) bool { return true }, func(i int) bool { return late && i < protocol.HandOvers(shards) })
 		for i := range next {
 			if next[i] != records[i].Assigned {
 				n++

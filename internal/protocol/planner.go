@@ -40,6 +40,7 @@ type Planner struct {
 	looked   time.Time
 	moves    []time.Time       // for load, within the last minute
 	moved    map[int]time.Time // when a shard last moved for load
+	locked   []int             // shards whose assignment could not be written
 }
 
 // Plan returns who should own each shard: current is the member each shard is assigned
@@ -82,7 +83,7 @@ func (p *Planner) Plan(now time.Time, current, members, outdated []string, held 
 	case p.target == nil || changed || p.uneven && !deploys || p.unowned(held) ||
 		!deploys && !p.adopted.IsZero() && (loads == nil || p.claimed) && now.Sub(p.adopted) >= AdoptedFor:
 		p.target, p.uneven, p.adopted, p.claimed, p.forLoad = evenOut(current, members, loads), false, time.Time{}, false, false
-	case !deploys && !p.claimed && loads != nil && now.Sub(p.looked) >= reliefEvery && slices.Equal(current, p.target):
+	case !deploys && !p.claimed && loads != nil && now.Sub(p.looked) >= reliefEvery && p.reached(current):
 		p.relieve(now, loads)
 	}
 	p.members = members
@@ -102,8 +103,21 @@ func (p *Planner) follow(now time.Time, current, members []string) {
 	p.known = slices.Clone(current)
 }
 
-// Assigned notes what has been assigned on the way to the target.
-func (p *Planner) Assigned(next []string) { p.known = slices.Clone(next) }
+// Assigned notes what has been assigned on the way to the target, except to the shards whose
+// rows are locked: for those, nothing else waits.
+func (p *Planner) Assigned(next []string, locked ...int) {
+	p.known, p.locked = slices.Clone(next), locked
+}
+
+// reached reports whether all shards are assigned as planned that can be.
+func (p *Planner) reached(current []string) bool {
+	for i, m := range current {
+		if m != p.target[i] && !slices.Contains(p.locked, i) {
+			return false
+		}
+	}
+	return true
+}
 
 // Claimed has the first plan leave what it finds although a member may have nothing, since
 // an operator arranged it within AdoptedFor. Later plans see for themselves.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -142,15 +143,22 @@ from written`, l.scope.Stream, l.scope.Group, term, n, members).Query(func(rows 
 }
 
 // write runs statements in one transaction that first checks the term, and so
-// delays a new term until its commit.
+// delays a new term until its commit. It waits for locks briefly, as for the row of a
+// shard, or the leader's step would be cut off before the lock shows. Also the tables
+// that a statement names are locked when it is prepared, hence no batch alone.
 func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	b := &pgx.Batch{}
 	b.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
 	queue(b)
-	// A batch outside a transaction is a transaction itself.
-	return failure(op, l.pool.SendBatch(ctx, b).Close())
+	return failure(op, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		wait := min(ShardLockWait, l.timeout/2)
+		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", wait.Milliseconds())); err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, b).Close()
+	}))
 }
 
 // request is write for requests, which are of shards by a number of them: nothing is done once

@@ -113,7 +113,10 @@ func (p *proc) assign() {
 		target := l.planner.Plan(p.w.clock(), current, members, p.w.outdated(members), nil, loads)
 		next := protocol.Pace(rows, target,
 			func(member string) bool { return !overdue[member] && p.watch.Willing(p.w.clock(), member) },
-			func(shard int) bool { return p.w.now-l.handed[shard] >= handOffBudget })
+			func(shard int) bool {
+				since, waits := l.handed[shard]
+				return waits && p.w.now-since >= handOffBudget
+			})
 		l.more = !slices.Equal(next, target)
 		if slices.Equal(next, current) {
 			l.busy = false
