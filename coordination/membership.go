@@ -517,10 +517,18 @@ func (r *Membership) read(ctx context.Context) ([]Member, error) {
 	return members, err
 }
 
-// ReadMembers returns the heartbeats of members that are there. It writes nothing.
+// ReadMembers returns the heartbeats of members that are there. It writes nothing. It
+// fails for one that cannot be read: what must not happen while an instance is alive would
+// take its member for none.
 func ReadMembers(ctx context.Context, client Client, keys Keys) ([]Member, error) {
-	members, _, _, err := readMembers(ctx, client, keys, 0)
-	return there(members), err
+	members, _, unreadable, err := readMembers(ctx, client, keys, 0)
+	if err == nil {
+		err = unreadable
+	}
+	if err != nil {
+		return nil, err
+	}
+	return there(members), nil
 }
 
 // there returns the members that have not left.
