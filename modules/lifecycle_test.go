@@ -192,7 +192,8 @@ func TestAStartThatFailsOrIsAbortedEndsWithinTheShutdownTimeout(t *testing.T) {
 			ctx, abort := context.WithCancel(t.Context())
 			end := make(chan struct{})
 			t.Cleanup(func() { close(end) })
-			log := slog.New(slog.DiscardHandler)
+			var lines bytes.Buffer
+			log := slog.New(slog.NewTextHandler(&lines, nil))
 			released := false
 			s := &Service{log: log, starter: newStarter(config.Config{}, log), release: func(context.Context) { released = true }}
 			s.app = fx.New(
@@ -209,8 +210,10 @@ func TestAStartThatFailsOrIsAbortedEndsWithinTheShutdownTimeout(t *testing.T) {
 			require.True(t, released)
 			if ctx.Err() != nil {
 				require.ErrorIs(t, err, errAborted)
+				require.Contains(t, lines.String(), "a part did not end its start", "nothing was rolled back yet")
 			} else {
 				require.ErrorIs(t, err, codedError{4})
+				require.Contains(t, lines.String(), "rolling the start back took longer")
 			}
 		})
 	}
