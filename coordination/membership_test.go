@@ -168,7 +168,9 @@ func TestNoMemberIsDeclaredDeadByOneThatJoinsRightAfterAnOutage(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
 	var beats atomic.Int32
-	m, err := NewMembership(b.quick("new"), client, Keys{Prefix: b.group.Names().Members()}, func() WorkStatus {
+	cfg := b.quick("new")
+	cfg.MemberTTL = 5 * time.Second
+	m, err := NewMembership(cfg, client, Keys{Prefix: b.group.Names().Members()}, func() WorkStatus {
 		beats.Add(1)
 		return WorkStatus{}
 	}, discard())
@@ -187,7 +189,7 @@ func TestNoMemberIsDeclaredDeadByOneThatJoinsRightAfterAnOutage(t *testing.T) {
 	require.NoError(t, m.heartbeatRound(t.Context()))
 	require.False(t, m.owner("another.1", 0).Gone)
 	require.True(t, m.owner("new.1", 0).Gone, "its identity was taken by this one")
-	testenv.Wait(t, 10*time.Second, func() error {
+	testenv.Wait(t, cfg.MemberTTL+10*time.Second, func() error {
 		if !m.owner("another.1", 0).Gone {
 			return errors.New("it is not gone yet")
 		}
