@@ -221,6 +221,79 @@ func TestAShardThatCannotBeAcquiredHoldsUpNoOther(t *testing.T) {
 	}
 }
 
+// What a dead owner leaves behind is ended once, and not in each pass that finds the row locked.
+func TestTheSessionsOfADeadOwnerEndOnceWhileItsShardIsLocked(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.shards.Ensure(t.Context(), shards))
+	b.exec("update processor.shards set owner = 'ghost.1' where shard = 5")
+	unlock := b.lockRow(5)
+	first := b.start("first", "", func(c *Config) { c.HandoffBudget = time.Minute })
+	testenv.Wait(t, 15*time.Second, func() error {
+		for _, l := range first.reconciler.RowLocks() {
+			if len(l.By) == 1 && l.By[0].Age > 5*time.Second {
+				return nil
+			}
+		}
+		return errors.New("the lock has not been met again and again")
+	})
+	require.LessOrEqual(t, first.endings.Load(), int64(2))
+	unlock()
+	b.await([]int{shards}, first)
+}
+
+// Nor is one whose acquisition hangs, and several of them: Postgres answers for the others.
+func TestShardsWhoseAcquisitionHangsHoldUpNoOther(t *testing.T) {
+	b := newBench(t)
+	const hang = 5 // more than are acquired at once
+	b.exec(`create function processor.hang() returns trigger language plpgsql as $$ begin perform pg_sleep(60); return new; end $$`)
+	b.exec(fmt.Sprintf(`create trigger planted before update of epoch on processor.shards for each row when (new.shard < %d) execute function processor.hang()`, hang))
+	first := b.start("first", "", func(c *Config) { c.SinkGrace = 4 * time.Second })
+	var downs int
+	var ready bool
+	testenv.Wait(t, 30*time.Second, func() error {
+		first.membership.mu.Lock()
+		since := first.membership.sinkDown
+		first.membership.mu.Unlock()
+		if !since.IsZero() {
+			require.Less(t, time.Since(since), first.membership.cfg.SinkGrace, "it would be cut off")
+		}
+		if was := ready; was != since.IsZero() {
+			ready = !was
+			downs++
+		}
+		if n := first.Owned(); n != shards-hang || downs < 6 {
+			return fmt.Errorf("%d shards owned, %d changes", n, downs)
+		}
+		return nil
+	})
+}
+
+// P8: such as one that was the primary, to which sessions were kept.
+func TestAMemberWhosePostgresWritesNothingLosesItsShards(t *testing.T) {
+	b := newBench(t)
+	first := b.start("first", "")
+	b.await([]int{shards}, first)
+	b.readOnly = true
+	cut := b.start("cut", "")
+	testenv.Wait(t, 10*time.Second, func() error {
+		if b.count("select count(*) from processor.assignments where member = $1", cut.name()) == 0 {
+			return errors.New("it is to own nothing yet")
+		}
+		return nil
+	})
+	begin := int64(0)
+	testenv.Wait(t, 15*time.Second, func() error {
+		n := first.task.passes.Load()
+		if begin == 0 || cut.Ready() == nil || len(first.membership.eligible()) != 1 || first.Owned() != shards {
+			begin = n
+		}
+		if n < begin+8 {
+			return fmt.Errorf("cut off, and without shards, for %d passes: %v", n-begin, cut.Ready())
+		}
+		return nil
+	})
+}
+
 // P8: the release at the end has one budget for all shards: those whose rows are locked are
 // taken by force.
 func TestTheReleaseAtTheEndEndsInTime(t *testing.T) {
