@@ -81,15 +81,15 @@ func (w *DataLossDetector) Do(ctx context.Context, term int64) error {
 	if err != nil {
 		return err
 	}
-	if err := recordUnreadable(ctx, w.ledger, w.log, "recreations of the group", foreign, func(text string) error {
-		return w.stream.ResolveRecreation(ctx, &protocol.GroupRecreation{Receipt: text})
-	}); err != nil {
-		return err
-	}
 	for i := range recreations {
 		if err := w.resolve(ctx, &recreations[i], i == len(recreations)-1); err != nil {
 			return err
 		}
+	}
+	if err := recordUnreadable(ctx, w.ledger, w.log, "recreations of the group", foreign, func(text string) error {
+		return w.stream.ResolveRecreation(ctx, &protocol.GroupRecreation{Receipt: text})
+	}); err != nil {
+		return err
 	}
 	if err := w.detectFailover(ctx, term); err != nil {
 		return err

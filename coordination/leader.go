@@ -416,28 +416,34 @@ func (l *Leader) record(ctx context.Context) error {
 		if err != nil || len(losses) == 0 && len(foreign) == 0 {
 			return err
 		}
+		if len(losses) > 0 {
+			if err := l.recordLosses(ctx, losses, receipt); err != nil {
+				return err
+			}
+		}
 		if err := recordUnreadable(ctx, l.ledger, l.log, "losses", foreign, func(text string) error {
 			return l.stream.Recorded(ctx, []string{text})
 		}); err != nil {
 			return err
 		}
-		if len(losses) == 0 {
-			continue
-		}
-		if err := l.losses.Record(ctx, losses); err != nil {
-			return err
-		}
-		if err := l.stream.Recorded(ctx, receipt); err != nil {
-			return err
-		}
-		var n int64
-		for _, loss := range losses {
-			n += max(0, loss.Entries)
-		}
-		rare.Reached(rare.LossRecorded)
-		l.log.Error("entries lost before completion", "count", n,
-			"reason", losses[0].Cause, "entry_id", losses[0].First.String())
 	}
+}
+
+func (l *Leader) recordLosses(ctx context.Context, losses []protocol.Loss, receipt []string) error {
+	if err := l.losses.Record(ctx, losses); err != nil {
+		return err
+	}
+	if err := l.stream.Recorded(ctx, receipt); err != nil {
+		return err
+	}
+	var n int64
+	for _, loss := range losses {
+		n += max(0, loss.Entries)
+	}
+	rare.Reached(rare.LossRecorded)
+	l.log.Error("entries lost before completion", "count", n,
+		"reason", losses[0].Cause, "entry_id", losses[0].First.String())
+	return nil
 }
 
 // sweepPages bounds one sweep, so that a leader with much to claim still renews

@@ -3,6 +3,7 @@ package coordination
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -109,6 +110,8 @@ func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, b.client.XDel(t.Context(), b.where.Stream, list[1].ID).Err())
 	require.NoError(t, b.client.LPush(t.Context(), b.group.Names().Losses(), "x\x00", `{"cause": "none"}`).Err(), "which holds up nothing behind it")
+	newer := slices.Repeat([]any{`{"cause": "invented_later", "first": "1-0", "last": "2-0", "entries": 1, "shard": 3}`}, 600) // more than a page
+	require.NoError(t, b.client.LPush(t.Context(), b.group.Names().Losses(), newer...).Err())
 	m := b.start("first", "")
 	b.await([]int{16}, m)
 	b.awaitCount(1, "select count(*) from processor.losses where cause = 'trimmed_pending' and first_id = $1", list[1].ID)
@@ -122,6 +125,8 @@ func TestP6LossesMoveToTheLedgerOnce(t *testing.T) {
 	})
 	require.Equal(t, 1.0, m.value("processor_coordination_lost_entries_total"))
 	require.Equal(t, 1.0, labelled(t, m.reg, "processor_coordination_losses_total", "trimmed_pending"))
+	require.Equal(t, int64(len(newer)), b.client.LLen(t.Context(), b.group.Names().Losses()).Val(), "those of a newer version are left to it")
+	require.Equal(t, 2, b.count("select count(*) from processor.incidents where kind = $1", protocol.UnreadableRecord))
 }
 
 // counted is a task that counts its passes.

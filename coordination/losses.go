@@ -45,18 +45,24 @@ func NewLosses(ledger lossLedger, reg prometheus.Registerer) *Losses {
 // recordUnreadable records what in one of our lists in Redis is none of ours, and has it
 // removed, so that what lies behind it is reached. One by one: many may take longer than a step.
 func recordUnreadable(ctx context.Context, ledger Ledger, log *slog.Logger, list string, texts []string, remove func(text string) error) error {
+	subject := func(text string) string { return fmt.Sprintf("%.100q", text) } // quoted, since Postgres stores no zero bytes
+	n := 0
+	defer func() {
+		if n > 0 {
+			log.Error("records in Redis cannot be read, moved to the incidents; find out which program wrote them", "what", list, "count", n, "first", subject(texts[0]))
+		}
+	}()
 	for _, text := range texts {
-		subject := fmt.Sprintf("%.100q", text) // quoted, since Postgres stores no zero bytes
-		if err := ledger.Open(ctx, protocol.UnreadableRecord, subject, map[string]any{"list": list, "text": fmt.Sprintf("%.2000q", text)}); err != nil {
+		if err := ledger.Open(ctx, protocol.UnreadableRecord, subject(text), map[string]any{"list": list, "text": fmt.Sprintf("%.2000q", text)}); err != nil {
 			return err
 		}
-		if err := ledger.Close(ctx, protocol.UnreadableRecord, subject); err != nil {
+		if err := ledger.Close(ctx, protocol.UnreadableRecord, subject(text)); err != nil {
 			return err
 		}
 		if err := remove(text); err != nil {
 			return err
 		}
-		log.Error("record in Redis cannot be read, moved to the incidents; find out which program wrote it", "what", list, "text", subject)
+		n++
 	}
 	return nil
 }

@@ -19,31 +19,49 @@ type noted struct {
 }
 
 // Losses returns the losses that the scripts detected and that are not recorded
-// yet, oldest first, at most limit, and a receipt for Recorded. What no script of this
-// version wrote is in foreign, each a receipt of its own.
+// yet, oldest first, at most limit, and a receipt for Recorded. What is no loss is in
+// foreign, each a receipt of its own. A loss of a cause that this version does not know is
+// left in the list, for an instance of the newer one that wrote it.
 func (g *Group) Losses(ctx context.Context, limit int) (losses []protocol.Loss, receipt, foreign []string, err error) {
-	texts, err := g.client.LRange(ctx, g.names.Losses(), 0, int64(limit)-1).Result()
-	if err != nil {
-		return nil, nil, nil, failure("read losses", err)
+	for from := int64(0); ; from += int64(limit) {
+		texts, err := g.client.LRange(ctx, g.names.Losses(), from, from+int64(limit)-1).Result()
+		if err != nil {
+			return nil, nil, nil, failure("read losses", err)
+		}
+		for _, text := range texts {
+			loss, known, ok := readLoss(text)
+			switch {
+			case !ok:
+				foreign = append(foreign, text)
+			case known:
+				losses, receipt = append(losses, loss), append(receipt, text)
+			}
+		}
+		if len(losses)+len(foreign) > 0 || len(texts) < limit {
+			return losses, receipt, foreign, nil
+		}
 	}
-	for _, text := range texts {
-		var n noted
-		if err := json.Unmarshal([]byte(text), &n); err != nil || !slices.Contains(protocol.LossCauses(), n.Cause) {
-			foreign = append(foreign, text)
-			continue
-		}
-		loss := protocol.Loss{Cause: n.Cause, Entries: -1, Shard: -1}
-		loss.First, _ = telemetry.ParseEntryID(n.First)
-		loss.Last, _ = telemetry.ParseEntryID(n.Last)
-		if n.Entries != nil {
-			loss.Entries = *n.Entries
-		}
-		if n.Shard != nil {
-			loss.Shard = *n.Shard
-		}
-		losses, receipt = append(losses, loss), append(receipt, text)
+}
+
+// readLoss returns the loss that a text tells of. One whose cause is not known must have a
+// first and a last entry to be one.
+func readLoss(text string) (loss protocol.Loss, known, ok bool) {
+	var n noted
+	if json.Unmarshal([]byte(text), &n) != nil {
+		return loss, false, false
 	}
-	return losses, receipt, foreign, nil
+	loss = protocol.Loss{Cause: n.Cause, Entries: -1, Shard: -1}
+	var first, last error
+	loss.First, first = telemetry.ParseEntryID(n.First)
+	loss.Last, last = telemetry.ParseEntryID(n.Last)
+	if n.Entries != nil {
+		loss.Entries = *n.Entries
+	}
+	if n.Shard != nil {
+		loss.Shard = *n.Shard
+	}
+	known = slices.Contains(protocol.LossCauses(), n.Cause)
+	return loss, known, known || n.Cause != "" && first == nil && last == nil
 }
 
 // Recorded removes losses that are in the ledger from the list: exactly those
