@@ -84,7 +84,7 @@ func (l *Leader) Assign(ctx context.Context, term int64, shards []int, members [
 	for i, s := range shards {
 		n[i] = int32(s)
 	}
-	err = l.write(ctx, "assign shards", term, func(b *pgx.Batch) {
+	err = l.writeBriefly(ctx, "assign shards", term, func(b *pgx.Batch) {
 		b.Queue(`
 with wanted as (
   select m.shard, nullif(m.member, '') as member
@@ -143,21 +143,26 @@ from written`, l.scope.Stream, l.scope.Group, term, n, members).Query(func(rows 
 }
 
 // write runs statements in one transaction that first checks the term, and so
-// delays a new term until its commit. It waits for locks briefly, as for the row of a
-// shard, or the leader's step would be cut off before the lock shows. Also the tables
-// that a statement names are locked when it is prepared, hence no batch alone.
+// delays a new term until its commit.
 func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	b := &pgx.Batch{}
-	b.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
-	queue(b)
+	// A batch outside a transaction is a transaction itself.
+	return failure(op, l.pool.SendBatch(ctx, l.underTerm(term, queue)).Close())
+}
+
+// writeBriefly is write that waits for locks as briefly as for the row of a shard, or the
+// leader's step would be cut off before a lock shows. A statement also locks its tables
+// when it is prepared, hence no batch alone.
+func (l *Leader) writeBriefly(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
 	return failure(op, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		wait := min(ShardLockWait, l.timeout/2)
 		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", wait.Milliseconds())); err != nil {
 			return err
 		}
-		return tx.SendBatch(ctx, b).Close()
+		return tx.SendBatch(ctx, l.underTerm(term, queue)).Close()
 	}))
 }
 
@@ -167,24 +172,32 @@ func (l *Leader) request(ctx context.Context, op string, term int64, shards int,
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	return failure(op, pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		first, b := &pgx.Batch{}, &pgx.Batch{}
-		first.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
-		first.Queue("lock table processor.requests in row exclusive mode")
-		first.Queue(`
+		if err := tx.SendBatch(ctx, l.underTerm(term, func(b *pgx.Batch) {
+			b.Queue("lock table processor.requests in row exclusive mode")
+			b.Queue(`
 select value
 from processor.settings
 where name = $1
   and value <> $2`, l.scope.shardsSetting(), strconv.Itoa(shards)).QueryRow(func(row pgx.Row) error {
-			var pinned string
-			if err := row.Scan(&pinned); !errors.Is(err, pgx.ErrNoRows) {
-				return cmp.Or(err, otherShards(shards, pinned))
-			}
-			return nil
-		})
-		if err := tx.SendBatch(ctx, first).Close(); err != nil {
+				var pinned string
+				if err := row.Scan(&pinned); !errors.Is(err, pgx.ErrNoRows) {
+					return cmp.Or(err, otherShards(shards, pinned))
+				}
+				return nil
+			})
+		})).Close(); err != nil {
 			return err
 		}
+		b := &pgx.Batch{}
 		queue(b)
 		return tx.SendBatch(ctx, b).Close()
 	}))
+}
+
+// underTerm returns statements that fail unless a term lasts.
+func (l *Leader) underTerm(term int64, queue func(*pgx.Batch)) *pgx.Batch {
+	b := &pgx.Batch{}
+	b.Queue("select processor.check_term($1, $2, $3, $4)", l.scope.Stream, l.scope.Group, term, l.member)
+	queue(b)
+	return b
 }
