@@ -268,7 +268,7 @@ func (l *Leader) assign(ctx context.Context, term int64, members []string) error
 		}
 		if err != nil {
 			l.more.Store(true)
-			return nil // the table is locked: nothing was written, nor the term checked
+			return nil //nolint:nilerr // the table is locked: nothing was written, nor the term checked
 		}
 		for _, shard := range locked {
 			next[shard] = current[shard] // the next pass plans it again

@@ -288,7 +288,7 @@ func TestAMemberWhosePostgresWritesNothingLosesItsShards(t *testing.T) {
 			begin = n
 		}
 		if n < begin+8 {
-			return fmt.Errorf("cut off, and without shards, for %d passes: %v", n-begin, cut.Ready())
+			return fmt.Errorf("cut off, and without shards, for %d passes", n-begin)
 		}
 		return nil
 	})

@@ -115,13 +115,13 @@ func (s *Service) Start(ctx context.Context) error {
 		return nil
 	}
 	if starting.Err() != nil { // which fx returns instead
-		what := "rolling the start back took longer than SHUTDOWN_TIMEOUT; ending without it"
 		select {
 		case err = <-reason:
+			s.log.Error("rolling the start back took longer than SHUTDOWN_TIMEOUT; ending without it", "component", "service", "duration", s.app.StopTimeout())
 		default:
-			err, what = errAborted, "a part did not end its start within SHUTDOWN_TIMEOUT; ending without it"
+			err = errAborted
+			s.log.Error("a part did not end its start within SHUTDOWN_TIMEOUT; ending without it", "component", "service", "duration", s.app.StopTimeout())
 		}
-		s.log.Error(what, "component", "service", "duration", s.app.StopTimeout())
 	}
 	s.release(starting) // fx stops only what was started before the failure
 	return fault.Coded(fault.Unexpected, err)
