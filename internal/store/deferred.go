@@ -32,9 +32,11 @@ func NewDeferred(pool *pgxpool.Pool, scope Scope, member string, timeout time.Du
 // has class crash, alone. Of entries with the same ID one is returned. What is stored of an
 // entry, which may be compressed, says whether it is read to know its size. The rows are
 // found again by ctid: no statistics are needed for that to be fast, and they are locked.
+// Each shard gives its first rows, as the index has them in order: however many are due, none
+// else is read or locked. One that changes meanwhile has another ctid, and waits for the next claim.
 const claimDeferredSQL = `
-with due as materialized (
-  select d.ctid, d.entry_id, d.digest, d.class
+with first as materialized (
+  select d.ctid
   from unnest($4::int[], $5::bigint[]) as w (shard, epoch)
   join processor.shards s
     on s.stream = $1
@@ -42,13 +44,24 @@ with due as materialized (
     and s.shard = w.shard
     and s.epoch = w.epoch
     and s.owner = $3
-  join processor.deferred d
-    on d.stream = $1
-    and d.group_name = $2
-    and d.shard = w.shard
-  where d.next_attempt_at <= now()
+  cross join lateral (
+    select ctid, next_attempt_at
+    from processor.deferred
+    where stream = $1
+      and group_name = $2
+      and shard = w.shard
+      and next_attempt_at <= now()
+    order by next_attempt_at
+    limit $7
+  ) d
   order by d.next_attempt_at
   limit $7
+),
+due as materialized (
+  select d.ctid, d.entry_id, d.digest, d.class
+  from first
+  join processor.deferred d on d.ctid = first.ctid
+  where d.next_attempt_at <= now()
   for update of d
 ),
 candidates as (
@@ -89,7 +102,7 @@ set next_attempt_at = now() + $6::interval
 from chosen
 where d.ctid = chosen.ctid
 returning d.entry_id, d.shard, d.fields, d.class, d.error, coalesce(d.field, ''), d.fingerprint, d.attempts + 1, d.first_failed_at, d.last_failed_at, d.next_attempt_at, d.instance, d.version,
-  (select count(*) from due)`
+  (select count(*) from first)`
 
 // Claim returns due entries of the shards given, at most limit and of so many bytes, or
 // one that is larger, and protects them from another claim for the lease. Their attempts
