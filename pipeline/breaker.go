@@ -100,7 +100,7 @@ func (k *breaker) stored(began time.Time, b *batch, c protocol.CommitResult, sha
 	if began.After(k.storedBegan) {
 		k.storedBegan = began
 		if c.Swallowed == 0 {
-			k.sample(began, b)
+			k.sample(began, b, c)
 		}
 	}
 	if began.Sub(k.refusedAt) > breakerWindow {
@@ -124,12 +124,13 @@ const (
 )
 
 // sample keeps a row that was stored, at most one a second. The caller holds the lock.
-func (k *breaker) sample(now time.Time, b *batch) {
-	if len(b.fresh) == 0 || len(b.fresh[0].Attributes) > sampleBytes || len(k.samples) == probeSamples && now.Sub(k.sampledAt) < time.Second {
+func (k *breaker) sample(now time.Time, b *batch, c protocol.CommitResult) {
+	stored := b.firstStored(c)
+	if stored == nil || len(stored.Attributes) > sampleBytes || len(k.samples) == probeSamples && now.Sub(k.sampledAt) < time.Second {
 		return
 	}
 	k.sampledAt = now
-	r := b.fresh[0]
+	r := *stored
 	r.DeviceID, r.Codec, r.Attributes = strings.Clone(r.DeviceID), strings.Clone(r.Codec), bytes.Clone(r.Attributes)
 	k.samples = slices.DeleteFunc(k.samples, func(s telemetry.Record) bool { return s.DeviceID == r.DeviceID })
 	if len(k.samples) == probeSamples {
@@ -663,6 +664,18 @@ func (w *worker) probeRecords(refused *telemetry.Entry, anyTime bool) []telemetr
 		records = append(append(records, w.breaker.instead(&own, true)...), own)
 	}
 	return records
+}
+
+// firstStored is a row that a committed batch added, nil if there is none: what is applied alone, as after a
+// crash, is never fresh.
+func (b *batch) firstStored(c protocol.CommitResult) *telemetry.Record {
+	if len(b.fresh) > 0 {
+		return &b.fresh[0]
+	}
+	if i := slices.Index(c.Stored, true); i >= 0 {
+		return b.undetermined(i)
+	}
+	return nil
 }
 
 // newlyStored is how many rows a committed batch added.

@@ -44,6 +44,18 @@ func TestARivalThatIsStoredCountsForItsShard(t *testing.T) {
 	require.Equal(t, map[int]uint64{allShards: 2, 0: 2}, k.storedRows)
 }
 
+// After a crash every entry is applied apart, as a late record: what to try instead of one that is refused is
+// among these.
+func TestALateRecordThatIsStoredIsTriedInsteadOfARefusedOne(t *testing.T) {
+	t.Parallel()
+	b := &batch{late: []telemetry.Record{{DeviceID: "1"}, {DeviceID: "2"}}}
+	k := newBreaker()
+	k.stored(time.Now(), b, protocol.CommitResult{Stored: []bool{false, true}}, 1)
+	list := k.instead(&telemetry.Record{DeviceID: "3"}, true)
+	require.Len(t, list, 1)
+	require.Equal(t, "2", list[0].DeviceID)
+}
+
 // P6: what waits behind a refused entry may crash the process as it is decoded. During the exclusive attempt
 // of another worker that waits, during one of its own nothing of it is looked at.
 func TestP6NoOtherEntryIsDecodedDuringAnExclusiveAttempt(t *testing.T) {
