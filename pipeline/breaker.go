@@ -449,7 +449,7 @@ func (w *worker) judge(ctx context.Context, p part, refusal error) error {
 	switch {
 	case p.again != nil && w.table.paused(p.shard):
 		v = max(v, doubtful) // claimed before its shard paused
-	case p.again != nil && w.exclusive && (v == noFault || w.lastAttempt(&p)):
+	case w.exclusive && (p.again != nil && v == noFault || w.lastAttempt(&p)):
 		return w.rejectEntry(ctx, p, &keptError{err}) // a later attempt decides, which looks at what waits
 	case v == noFault || v == ownFault && w.lastAttempt(&p):
 		most, others, err := w.mostRefused(ctx, p)

@@ -326,9 +326,7 @@ func TestARowThatIsRefusedWhileItIsTriedAloneIsDecidedLater(t *testing.T) {
 		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims.Add(1) }}
 	})
 	one := deviceOfShard3()
-	b.exec(`
-create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused' using errcode = 'P0001'; end $$;
-create trigger refuse before insert on positions for each row when (new.device_id = '` + fleet.DeviceID(one) + `') execute function refuse()`)
+	b.refuse(one)
 	b.acquireAll(in)
 	b.publish(at(one+1, 1), at(one+2, 1))
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(2) })
@@ -338,4 +336,26 @@ create trigger refuse before insert on positions for each row when (new.device_i
 		require.Equal(t, 3, letter.Attempts)
 	}
 	require.EqualValues(t, 2, claims.Load())
+}
+
+// P6: the same holds with one attempt, for an entry that is still on its queue.
+func TestWithOneAttemptARowThatIsRefusedInAProbeIsDecidedLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
+	one := deviceOfShard3()
+	b.refuse(one)
+	ids := b.publish(at(one+1, 1), at(one+2, 1), at(one, 1))
+	b.quarantine(1, ids[2], "")
+	b.acquireAll(in)
+	letter := b.awaitDeadLetters(10*time.Second, 1)[ids[2]]
+	require.Equal(t, telemetry.ClassSink, letter.Class)
+	require.Equal(t, 2, letter.Attempts)
+}
+
+// refuse has a trigger refuse the rows of a device.
+func (b *bench) refuse(device int) {
+	b.exec(`
+create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused' using errcode = 'P0001'; end $$;
+create trigger refuse before insert on positions for each row when (new.device_id = '` + fleet.DeviceID(device) + `') execute function refuse()`)
 }
