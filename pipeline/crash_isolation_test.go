@@ -316,6 +316,35 @@ func TestWithOneAttemptAnEntryIsTriedAloneBeforeACrashIsHeldAgainstIt(t *testing
 	require.NoError(t, b.rows(1))
 }
 
+// P6: where DLQ_MAX_ATTEMPTS was lowered, attempts that an entry had among others leave one that it has alone.
+func TestAttemptsBeyondTheMaximumLeaveOneThatIsMadeAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var waits atomic.Bool
+	waits.Store(true)
+	defer waits.Store(false)
+	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
+			if waits.Load() && len(w.Late) > 0 {
+				return errNotNow
+			}
+			return nil
+		}}
+	})
+	b.deferCrashed(deviceOfShard3(), 7)
+	b.exec("update processor.deferred set class = 'sink'")
+	b.acquireAll(in)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.count("select count(*) from processor.deferred where class = 'crash'"); n == 0 {
+			return errors.New("no attempt has begun")
+		}
+		return nil
+	})
+	require.Equal(t, 2, b.count("select attempts from processor.deferred"), "the third is made alone after a crash")
+	waits.Store(false)
+	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
+}
+
 // P6: whether a refused row is given up depends on others that wait, none of which is looked at during an
 // exclusive attempt: a later one decides.
 func TestARowThatIsRefusedWhileItIsTriedAloneIsDecidedLater(t *testing.T) {

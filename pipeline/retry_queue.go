@@ -177,7 +177,7 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 	p.epoch, p.token = t.epoch, t.token
 	// Of one that is alone a crash counts, so that it is tried exclusively: not before that.
 	alone := m.deferred[0].Class == telemetry.ClassCrash
-	toBegin := m.deferred
+	toBegin := w.capped(m.deferred)
 	if alone {
 		end, err := w.begin(ctx)
 		if err != nil {
@@ -186,13 +186,12 @@ func (w *worker) tryAgain(ctx context.Context, m *message) error {
 		defer end()
 		toBegin = uncounted(m.deferred)
 	}
-	claimed, err := w.beginDeferred(ctx, toBegin)
+	begun, err := w.beginDeferred(ctx, toBegin)
 	if err != nil {
 		return errors.Join(err, giveBack(ctx, w.deferrals, m.deferred))
 	}
-	if alone && len(claimed) > 0 {
-		claimed = m.deferred
-	}
+	ids := idsOfDeferred(begun)
+	claimed := slices.DeleteFunc(slices.Clone(m.deferred), func(d protocol.Deferred) bool { return !slices.Contains(ids, d.Entry.ID) })
 	if len(claimed) == 0 {
 		return nil // they wait for another claim
 	}
@@ -245,6 +244,16 @@ func uncounted(list []protocol.Deferred) []protocol.Deferred {
 	list = slices.Clone(list)
 	for i := range list {
 		list[i].Attempts--
+	}
+	return list
+}
+
+// capped returns deferred entries with no more attempts than leave one that is made alone: of how many were
+// allowed before, none was.
+func (w *worker) capped(list []protocol.Deferred) []protocol.Deferred {
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].Attempts = min(list[i].Attempts, max(2, w.cfg.DeadLetters.MaxAttempts))
 	}
 	return list
 }
