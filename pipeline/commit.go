@@ -234,6 +234,11 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 	} else {
 		w.current.reset(w.current.seq, false)
 	}
+	for _, p := range b.parts {
+		if at := slices.IndexFunc(b.applied, func(a protocol.Applied) bool { return a.Shard == p.shard }); at >= 0 {
+			w.owesMark(p, b.applied[at].ID)
+		}
+	}
 	w.put(b)
 	for _, p := range todo {
 		w.state.invalidate(p.shard)
@@ -244,7 +249,11 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		if s := w.slow[p.shard]; s != nil && smaller && p.again == nil && s.limit > 1 {
 			m := message{kind: work, shard: p.shard, grant: p.grant, entries: p.entries}
 			s.queue = slices.Insert(s.queue, 0, m.detached())
+			w.owesMark(p, telemetry.EntryID{}) // its next batch does
 			continue
+		}
+		if n := len(p.entries); n > 0 {
+			w.owesMark(p, p.entries[n-1].ID)
 		}
 		for len(p.entries) > 0 {
 			n := min(w.pace.limit, len(p.entries))
@@ -260,6 +269,15 @@ func (w *worker) redo(ctx context.Context, b *batch, isolate bool) error {
 		}
 	}
 	return nil
+}
+
+// owesMark notes up to where the progress mark of a shard is to be written once what is redone of it is
+// committed, which writes none: otherwise a shard that falls silent would keep its old one.
+func (w *worker) owesMark(p part, id telemetry.EntryID) {
+	if t, ok := w.owned[p.shard]; ok && t.grant == p.grant {
+		t.unmarked = id
+		w.owned[p.shard] = t
+	}
 }
 
 // redoPart commits and acknowledges entries of one shard separately.

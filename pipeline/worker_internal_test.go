@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/trmtracking/processor/internal/geofence"
+	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
 )
@@ -110,23 +111,26 @@ func TestP5ABatchOfASlowShardThatFailsLeavesTheStateOfOthers(t *testing.T) {
 	t.Parallel()
 	for name, taken := range map[string]bool{"it is redone": false, "its shard was taken": true} {
 		w := &worker{
-			pace: newPace(10), owned: map[int]ownedShard{0: {grant: 1}, 1: {grant: 1}}, slow: map[int]*slowShard{0: {limit: 2}},
+			pace: newPace(10), owned: map[int]ownedShard{0: {grant: 1, unmarked: telemetry.EntryID{Ms: 1}}, 1: {grant: 1}}, slow: map[int]*slowShard{0: {limit: 2}},
 			state: newState(10, 2, func() {}), current: &batch{},
 		}
 		w.state.learn("of the slow shard", 0, geofence.Fix{TimeUS: 1})
 		w.state.learn("of another", 1, geofence.Fix{TimeUS: 1})
 		entries := []telemetry.Entry{{ID: telemetry.EntryID{Ms: 1}}}
 		w.current.parts, w.current.entries = append(w.current.parts, part{shard: 1, grant: 1, entries: entries}), 1
-		failed := &batch{apart: true, smaller: true, parts: []part{{grant: 1, entries: entries}, {shard: 1, grant: 1}}}
+		mark := protocol.Applied{Shard: 1, ID: telemetry.EntryID{Ms: 7}}
+		failed := &batch{apart: true, smaller: true, parts: []part{{grant: 1, entries: entries}, {shard: 1, grant: 1}}, applied: []protocol.Applied{mark}}
 		if taken {
 			failed.parts = failed.parts[1:]
 		}
 		require.NoError(t, w.redo(t.Context(), failed, false), name)
 		require.NotNil(t, w.state.find("of another", 1), name)
 		require.True(t, w.current.has(1), name)
+		require.Equal(t, mark.ID, w.owned[1].unmarked, name)
 		if !taken {
 			require.Nil(t, w.state.find("of the slow shard", 0), name)
 			require.Len(t, w.slow[0].queue, 1, name)
+			require.Zero(t, w.owned[0].unmarked, "it would be beyond what waits")
 		}
 	}
 }
