@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
-	"github.com/trmtracking/processor/internal/protocol"
 	"github.com/trmtracking/processor/internal/stream"
 	"github.com/trmtracking/processor/internal/telemetry"
 	"github.com/trmtracking/processor/internal/testenv"
@@ -39,7 +37,7 @@ var fragile = sync.OnceValues(func() (string, error) {
 
 // nursed runs a processor and starts it again whenever it dies, until told to
 // stop. It returns how often it died.
-func nursed(t *testing.T, dep *servicetest.Deployment, settings ...string) (stop func() int) {
+func nursed(t *testing.T, dep *servicetest.Deployment) (stop func() int) {
 	t.Helper()
 	program, err := fragile()
 	require.NoError(t, err)
@@ -50,7 +48,7 @@ func nursed(t *testing.T, dep *servicetest.Deployment, settings ...string) (stop
 		for ctx.Err() == nil {
 			began := time.Now()
 			cmd := exec.CommandContext(ctx, program, "run")
-			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, dep.Environ(append(settings, "SHARDS=8", "LOG_LEVEL=warn", "MEMBER_TTL=1500ms", "LEADER_TTL=1s")...)...)
+			cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}, dep.Environ("SHARDS=8", "LOG_LEVEL=warn", "MEMBER_TTL=1500ms", "LEADER_TTL=1s")...)
 			out, err := cmd.CombinedOutput()
 			if err != nil && ctx.Err() == nil {
 				deaths++
@@ -137,55 +135,6 @@ func TestAnEntryThatKillsProcessesIsFoundAndNoOtherIsBlamed(t *testing.T) {
 			require.LessOrEqual(t, deaths, 28)
 		})
 	}
-}
-
-// P6: an entry of a quarantined shard is refused, which has others looked at that wait; one of those ends the
-// process. The crash is not held against the one that was tried.
-func TestAnEntryThatIsRefusedWhileItIsTriedIsNotBlamedForAnother(t *testing.T) {
-	testenv.Slow(t)
-	dep := servicetest.New(t)
-	first := dep.Run("SHARDS=8")
-	first.AwaitReady()
-	require.Zero(t, first.Terminate())
-	of := func(shard int) (device string) {
-		for d := 0; device == "" || telemetry.ShardOf(device, 8) != shard; d++ {
-			device = fleet.DeviceID(d)
-		}
-		return device
-	}
-	const refused, deadly = 1, 2
-	dep.Exec(`create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused' using errcode = 'P0001'; end $$`)
-	dep.Exec(`create trigger refuse before insert on positions for each row when (new.device_id = '` + of(refused) + `') execute function refuse()`)
-	ids := dep.Publish(
-		servicetest.MovingRecord(of(refused), 1),
-		append(servicetest.MovingRecord(of(deadly), 1), "plant", "panic"),
-	)
-	dep.Exec(`
-with ended as (
-  update processor.shards set max_in_flight = 1, crash_count = 3, owner = 'dead', owner_since = now() where shard in (1, 2)
-)
-insert into processor.incidents (stream, group_name, kind, subject, detail)
-select $1, $2, $3, shard::text, jsonb_build_object('until', $4::text, 'first', '', 'last', '', 'entries', 1, 'epoch', 0, 'under_way', false, 'exclusive', false)
-from processor.shards
-where shard in (1, 2)`, dep.Stream, dep.Group, protocol.QuarantinedShard, ids[1].String())
-	stop := nursed(t, dep, "WORKERS=1")
-	dead, err := stream.NewDeadLetters(dep.Client(), stream.Config{Stream: dep.Stream, Group: dep.Group}, dep.Stream+":dlq")
-	require.NoError(t, err)
-	var crashes []telemetry.EntryID
-	testenv.Wait(t, time.Minute, func() error {
-		list, err := dead.List(t.Context(), telemetry.EntryID{}, 10)
-		for _, l := range list {
-			if l.Class == telemetry.ClassCrash {
-				crashes = append(crashes, l.Entry.ID)
-			}
-		}
-		if err == nil && len(crashes) == 0 {
-			err = errors.New("no crash is held against an entry")
-		}
-		return err
-	})
-	t.Logf("%d deaths", stop())
-	require.Equal(t, []telemetry.EntryID{ids[1]}, crashes)
 }
 
 func TestOneOrdinaryKillBlamesNoEntry(t *testing.T) {
