@@ -146,11 +146,18 @@ func (w *worker) lockApply() {
 	if w.attempts.applying.TryRLock() {
 		return
 	}
-	waiting, end := context.WithCancel(context.Background())
-	defer end()
+	locked := make(chan struct{})
+	defer close(locked)
 	go func() {
-		for sleep(waiting, viewEvery) == nil {
-			w.waitsForAttempt()
+		tick := time.NewTicker(viewEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-locked:
+				return
+			case <-tick.C:
+				w.waitsForAttempt()
+			}
 		}
 	}()
 	w.attempts.applying.RLock()

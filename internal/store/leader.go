@@ -142,16 +142,8 @@ from written`, l.scope.Stream, l.scope.Group, term, n, members).Query(func(rows 
 	return written, err
 }
 
-// write runs statements in one transaction that first checks the term, and so
-// delays a new term until its commit.
-func (l *Leader) write(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
-	// A batch outside a transaction is a transaction itself.
-	return failure(op, l.pool.SendBatch(ctx, l.underTerm(term, queue)).Close())
-}
-
-// writeBriefly is write that waits for locks as briefly as for the row of a shard, or the
+// writeBriefly runs statements in one transaction that first checks the term, and so delays a
+// new term until its commit. It waits for locks as briefly as for the row of a shard, or the
 // leader's step would be cut off before a lock shows. A statement also locks its tables
 // when it is prepared, hence no batch alone.
 func (l *Leader) writeBriefly(ctx context.Context, op string, term int64, queue func(*pgx.Batch)) error {
@@ -166,7 +158,7 @@ func (l *Leader) writeBriefly(ctx context.Context, op string, term int64, queue 
 	}))
 }
 
-// request is write for requests, which are of shards by a number of them: nothing is done once
+// request runs statements likewise that make requests, which are of shards by a number of them: nothing is done once
 // that was changed. A resize locks the table of requests before it changes the number.
 func (l *Leader) request(ctx context.Context, op string, term int64, shards int, queue func(*pgx.Batch)) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
