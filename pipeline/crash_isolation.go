@@ -34,8 +34,7 @@ type Attempts struct {
 func NewAttempts() *Attempts { return &Attempts{one: make(chan struct{}, 1)} }
 
 // exclusiveFor is how long the entries of others wait for an exclusive attempt, which may wait for a
-// row that is locked, or refused for now; and retractFor how long for a note of it, the next for twice as
-// long if Postgres does not answer: a lock shows after LOCK_TIMEOUT.
+// row that is locked, or refused for now; and retractFor how long for each note of it.
 const (
 	exclusiveFor = 5 * time.Second
 	retractFor   = time.Second
@@ -51,50 +50,32 @@ func (w *worker) begin(ctx context.Context) (end func(), err error) {
 			w.attempts.holder.Store(w.table)
 			return func() { <-w.attempts.one }, nil
 		case <-look.C:
-			w.waitsForAttempt()
+			if w.attempts.holder.Load() != w.table {
+				w.callsReturned.Add(1) // this pipeline is not stuck, the other may be
+			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// waitsForAttempt notes that this pipeline is not stuck while an attempt of another one, which may be, goes on.
-func (w *worker) waitsForAttempt() {
-	if w.attempts.holder.Load() != w.table {
-		w.callsReturned.Add(1)
-	}
-}
-
-// briefly notes something of an attempt.
-func briefly(ctx context.Context, within time.Duration, note func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	return note(ctx)
-}
-
-// untilAnswered retracts that an attempt proves something, until Postgres has answered.
-func (w *worker) untilAnswered(ctx context.Context, retract func(ctx context.Context) error) error {
-	within := retractFor
-	return retry(ctx, w.log, "record that an attempt is not exclusive", w.metrics.isolationErrors, isUnanswered, func() error {
-		defer w.callsReturned.Add(1)
-		defer func() { within *= 2 }()
-		return briefly(ctx, within, retract)
-	})
-}
-
 // exclusively makes an attempt while no other worker applies entries, so that a crash proves that it is
 // of this entry: prove notes so, and retract that it proves nothing. Others wait for exclusiveFor, longer
-// only while the entry is being applied, and while Postgres does not answer: they may not go on before it
-// knows, and it would commit nothing of theirs. The attempt says whether it has an outcome.
+// only while the entry is being applied. The attempt says whether it has an outcome.
 // That it began was noted before: what keeps that from being written keeps no other waiting.
 func (w *worker) exclusively(ctx context.Context, prove, retract func(ctx context.Context) error, attempt func() (decided bool, err error)) error {
+	briefly := func(ctx context.Context, note func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, retractFor)
+		defer cancel()
+		return note(ctx)
+	}
 	w.attempts.applying.Lock()
 	open := sync.OnceFunc(w.attempts.applying.Unlock)
 	defer open()
-	if err := briefly(ctx, retractFor, prove); err != nil {
-		w.log.Warn("an attempt proves nothing of its entry: it could not be recorded as exclusive", "err", err)
-		_ = w.untilAnswered(ctx, retract) // it may have been nevertheless
+	if err := briefly(ctx, prove); err != nil {
 		open()
+		w.log.Warn("an attempt proves nothing of its entry: it could not be recorded as exclusive", "err", err)
+		// It may have been nevertheless.
 		if err := retry(ctx, w.log, "record that an attempt is not exclusive", w.metrics.isolationErrors, always, func() error { return retract(ctx) }); err != nil {
 			return err
 		}
@@ -106,30 +87,22 @@ func (w *worker) exclusively(ctx context.Context, prove, retract func(ctx contex
 	waiting, end := context.WithCancel(ctx)
 	var others sync.WaitGroup
 	others.Go(func() {
-		within := retractFor
 		for wait := exclusiveFor; sleep(waiting, wait) == nil; wait = retractFor {
 			if w.inApply.Load() {
 				continue
 			}
-			err := briefly(waiting, within, retract)
-			if !isUnanswered(err) {
-				open()
-			}
+			err := briefly(waiting, retract)
+			open()
 			if err == nil {
 				return
 			}
-			within *= 2
 		}
 	})
 	decided, err := attempt()
 	end()
 	others.Wait()
 	if !decided || err != nil {
-		failed := w.untilAnswered(ctx, retract)
-		if ctx.Err() != nil {
-			failed = briefly(context.WithoutCancel(ctx), retractFor, retract)
-		}
-		if failed != nil {
+		if failed := briefly(context.WithoutCancel(ctx), retract); failed != nil {
 			w.log.Warn("recording that an attempt is over failed; a crash may be held against its entry", "err", failed)
 		}
 	}
@@ -143,23 +116,6 @@ func (w *worker) lockApply() {
 		w.inApply.Store(true)
 		return
 	}
-	if w.attempts.applying.TryRLock() {
-		return
-	}
-	locked := make(chan struct{})
-	defer close(locked)
-	go func() {
-		tick := time.NewTicker(viewEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-locked:
-				return
-			case <-tick.C:
-				w.waitsForAttempt()
-			}
-		}
-	}()
 	w.attempts.applying.RLock()
 }
 

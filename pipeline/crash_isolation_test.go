@@ -1,7 +1,6 @@
 package pipeline_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,8 +19,8 @@ import (
 )
 
 // P6: a crash is held against an entry only if nothing else was applied in the process, of
-// any stream; and an attempt that waits keeps the others no longer than some seconds, and until
-// Postgres knows that it is not exclusive from then on.
+// any stream; and an attempt that waits keeps the others no longer than some seconds, and
+// is not exclusive from then on.
 func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 	t.Parallel()
 	one := deviceOfShard3()
@@ -58,7 +57,6 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 			in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 				c.Workers = shards // else shards of the same worker wait for its commit
 				d.Attempts = attempts
-				d.ProbeLog = &unanswered{ProbeLog: d.ProbeLog}
 				d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
 					ofOne := func(r telemetry.Record) bool { return r.DeviceID == fleet.DeviceID(one) }
 					if waits.Load() && (slices.ContainsFunc(w.Fresh, ofOne) || slices.ContainsFunc(w.Late, ofOne)) {
@@ -105,19 +103,6 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 			require.Empty(t, b.letters())
 		})
 	}
-}
-
-// unanswered is a ProbeLog whose first retraction has no answer.
-type unanswered struct {
-	pipeline.ProbeLog
-	asked atomic.Bool
-}
-
-func (l *unanswered) Retract(ctx context.Context, shard int, r protocol.ProbeBatch) error {
-	if !l.asked.Swap(true) {
-		return errNotNow
-	}
-	return l.ProbeLog.Retract(ctx, shard, r)
 }
 
 // deferCrashed has a deferred entry of a device of shard 3 whose last attempt had no outcome.

@@ -107,13 +107,6 @@ func isOverLimit(err error) bool {
 	return ok && f.Code == limitExceeded
 }
 
-// isUnanswered reports whether a server did not answer what was asked: it is down, starts or ends, or the
-// connection is lost.
-func isUnanswered(err error) bool {
-	f, ok := errors.AsType[*protocol.Failure](err)
-	return ok && (f.Kind == protocol.Unavailable || f.Kind == protocol.Unknown) && (f.Code == "" || strings.HasPrefix(f.Code, "57P"))
-}
-
 // keptError is an error for which an entry is never given up.
 type keptError struct{ error }
 
