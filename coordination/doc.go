@@ -51,8 +51,7 @@
 //   - The member announces that it leaves (SIGTERM): immediately, and it hands over
 //     while it still works. protocol.FailureDetector.Eligible.
 //   - Its heartbeat does not advance for MemberTTL. protocol.FailureDetector.Gone.
-//   - It does not reach Postgres, or one that writes nothing, for SinkGrace while another
-//     member does better.
+//   - It does not reach Postgres for SinkGrace while another member does.
 //     protocol.FailureDetector.Eligible.
 //   - It has entries in flight, and no server call of its workers returns for
 //     ClaimThreshold. protocol.FailureDetector.Stalled.

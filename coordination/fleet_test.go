@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -123,8 +122,6 @@ type bench struct {
 	shards *store.Shards
 	group  *stream.Group
 	tasks  []Task // of the members that are started, besides the one that counts
-
-	readOnly bool // sessions that are opened from now on write nothing
 }
 
 func newBench(t *testing.T) *bench {
@@ -208,16 +205,8 @@ func (b *bench) scope() store.Scope { return store.Scope{Stream: b.where.Stream,
 
 func (b *bench) open(member string) *pgxpool.Pool {
 	b.t.Helper()
-	where, err := url.Parse(b.pgURL)
-	require.NoError(b.t, err)
-	if b.readOnly {
-		q := where.Query()
-		q.Set("target_session_attrs", "any")
-		q.Set("default_transaction_read_only", "on")
-		where.RawQuery = q.Encode()
-	}
 	pool, err := store.Open(context.WithoutCancel(b.t.Context()), store.Config{
-		URL: where.String(), Member: member, MaxConns: 8,
+		URL: b.pgURL, Member: member, MaxConns: 8,
 		ConnectTimeout: 5 * time.Second, StatementTimeout: 10 * time.Second, LockTimeout: 5 * time.Second,
 	})
 	require.NoError(b.t, err)
@@ -253,7 +242,6 @@ type member struct {
 	engine     *engine
 	reg        *prometheus.Registry
 	task       counted
-	endings    atomic.Int64 // how often it ended the sessions of others
 	workStatus WorkStatus
 	finished   func(shard int) uint64
 	server     atomic.Pointer[string] // of Postgres, as its heartbeat tells
@@ -306,7 +294,7 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	m.Fleet, err = NewFleet(cfg, membership, m.engine, Deps{
 		Client: client, Keys: keys, Stream: group, Tasks: append(slices.Clone(b.tasks), &m.task),
 		Shards:   store.NewShards(pool, b.scope(), 5*time.Second),
-		Sessions: endings{store.NewSessions(pool, 5*time.Second), &m.endings},
+		Sessions: store.NewSessions(pool, 5*time.Second),
 		Terms:    store.NewLeader(pool, b.scope(), membership.Name(), 5*time.Second),
 		Ledger:   ledger,
 		Losses:   NewLosses(ledger, m.reg),
@@ -347,17 +335,6 @@ func (b *bench) start(name, redisURL string, opts ...func(*Config)) *member {
 	}
 	b.t.Cleanup(m.stop)
 	return m
-}
-
-// endings counts how often sessions are ended.
-type endings struct {
-	Sessions
-	n *atomic.Int64
-}
-
-func (e endings) End(ctx context.Context, member string) (protocol.EndedSessions, error) {
-	e.n.Add(1)
-	return e.Sessions.End(ctx, member)
 }
 
 // finish has the member report how many entries of its shards it has finished.

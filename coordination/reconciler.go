@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -71,16 +70,12 @@ type reconciler struct {
 	log        *slog.Logger
 	wake       chan struct{} // size one, coalesced
 
-	doubted atomic.Bool       // Postgres did not answer where a shard was to be acquired, nor has it since
-	endings map[string]ending // of the owners whose shards are to be taken by force; of passes only
-
 	mu              sync.Mutex
 	awaitingRelease map[int]time.Time        // since when a shard waits for its owner's release; under mu
 	releasing       map[int]bool             // shards being handed over; under mu
 	owned           map[int]int64            // epochs of shards acquired, granted or about to be; under mu
 	blocked         map[int]protocol.RowLock // shards whose rows another session has locked; under mu
 	reacquired      map[int]reacquisition    // shards that this member had to acquire again; under mu
-	unanswered      map[int]bool             // shards whose acquisition Postgres did not answer; under mu
 	tasks           sync.WaitGroup           // hand-overs in progress and the raising of the mark; Run waits for them
 }
 
@@ -92,7 +87,6 @@ func newReconciler(cfg Config, membership *Membership, shards ownership, session
 		cfg: cfg, membership: membership, shards: shards, sessions: sessions, stream: stream, engine: engine, ledger: ledger,
 		losses: losses, metrics: m, log: log.With("component", "reconciler"), wake: make(chan struct{}, 1),
 		awaitingRelease: make(map[int]time.Time), releasing: make(map[int]bool), owned: make(map[int]int64), blocked: make(map[int]protocol.RowLock), reacquired: make(map[int]reacquisition),
-		unanswered: make(map[int]bool), endings: make(map[string]ending),
 	}
 }
 
@@ -212,9 +206,7 @@ func (k *reconciler) pass(ctx context.Context) error {
 		// shards was changed, this member is outdated and ends here.
 		err = k.shards.Ensure(ctx, k.cfg.Shards)
 	}
-	if err != nil || !k.doubted.Load() {
-		k.membership.setPostgresUp(err == nil || ctx.Err() != nil)
-	}
+	k.membership.setPostgresUp(err == nil || ctx.Err() != nil)
 	if err != nil {
 		return err
 	}
@@ -257,58 +249,21 @@ func (k *reconciler) pass(ctx context.Context) error {
 	}
 	var errs []error
 	crashed := make(map[string]bool)
-	maps.DeleteFunc(k.endings, func(member string, _ ending) bool { return forced[member] == nil })
 	for member, shards := range forced {
 		able, ended, err := k.force(ctx, member, shards)
 		crashed[member] = ended
 		take, errs = append(take, able...), append(errs, err)
 	}
-	errs = append(errs, k.acquire(ctx, take, me, crashed))
-	if k.doubted.Load() && len(list) > 0 {
-		errs = append(errs, k.dispelDoubt(ctx, list[0].Shard))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, k.acquire(ctx, take, me, crashed))...)
 }
 
-// readOnly is the code of a server that writes nothing, as one that was the primary.
-const readOnly = "25006"
-
-// shardFailed notes that a call for one shard failed, and reports whether Postgres did not
-// answer, or writes nothing: other errors of the server concern the shard, not the member.
-func (k *reconciler) shardFailed(ctx context.Context, err error) bool {
-	f, ok := errors.AsType[*protocol.Failure](err)
-	if !ok || f.Code != "" && f.Code != readOnly && f.Kind != protocol.Unknown {
-		return false
-	}
-	if ctx.Err() == nil {
-		k.doubted.Store(true)
+// shardFailed notes that a call for one shard failed. Heartbeats tell of it only if Postgres
+// did not answer: an error of the server's concerns the shard, not the way to Postgres.
+func (k *reconciler) shardFailed(ctx context.Context, err error) {
+	if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Code == "" && ctx.Err() == nil {
 		k.membership.setPostgresUp(false)
 	}
-	return true
 }
-
-// dispelDoubt finds out whether Postgres answers again, now that it lists the shards. To lock a
-// row needs a server that writes, and calls no trigger that may hang for the sake of one shard.
-func (k *reconciler) dispelDoubt(ctx context.Context, shard int) error {
-	asking, cancel := context.WithTimeout(ctx, k.answerWithin())
-	defer cancel()
-	err := k.shards.Lockable(asking, shard, k.membership.Name())
-	if ctx.Err() != nil || k.shardFailed(ctx, err) {
-		return err
-	}
-	k.answered()
-	return nil
-}
-
-// answered notes that Postgres wrote what was asked for.
-func (k *reconciler) answered() {
-	k.doubted.Store(false)
-	k.membership.setPostgresUp(true)
-}
-
-// answerWithin is how long a call for one shard may take: less than the grace, since others
-// wait for it, and more than the wait for a lock.
-func (k *reconciler) answerWithin() time.Duration { return max(k.cfg.SinkGrace/2, 2*time.Second) }
 
 // force ends the sessions of an owner where that helps, and returns which of its
 // shards can be acquired then, and whether its process was seen to end.
@@ -319,16 +274,12 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 		rare.Reached(rare.ReleaseOverdue)
 		able = nil
 		for _, s := range shards {
-			asking, cancel := context.WithTimeout(ctx, k.answerWithin())
-			err := k.shards.Lockable(asking, s.Shard, member)
-			cancel()
+			err := k.shards.Lockable(ctx, s.Shard, member)
 			by, blocked := protocol.BlockedBy(err)
 			switch {
 			case err != nil && !blocked:
+				k.shardFailed(ctx, err)
 				errs = append(errs, err)
-				if k.shardFailed(ctx, err) {
-					return nil, false, errors.Join(errs...)
-				}
 			case !protocol.ForceHelps(owner, member, blocked, by):
 				k.block(s.Shard, err, by)
 			case !blocked && k.unblock(s.Shard):
@@ -341,40 +292,12 @@ func (k *reconciler) force(ctx context.Context, member string, shards []protocol
 	if len(able) == 0 {
 		return nil, false, errors.Join(errs...)
 	}
-	if crashed, err = k.end(ctx, member, able); err != nil {
+	ended, err := k.sessions.End(ctx, member)
+	if err != nil {
 		k.shardFailed(ctx, err)
 		return nil, false, errors.Join(append(errs, err)...)
 	}
-	return able, crashed, errors.Join(errs...)
-}
-
-// ending is what is known of the sessions of an owner whose shards are taken by force.
-type ending struct {
-	at    time.Time
-	last  protocol.EndedSessions
-	quiet *lograte.Limit
-}
-
-// end ends the sessions of an owner, and reports whether its process was seen to end. Where it
-// has none, and others have the rows of its shards locked, it is asked for once per budget.
-func (k *reconciler) end(ctx context.Context, member string, shards []protocol.Shard) (crashed bool, err error) {
-	e, again := k.endings[member]
-	if again && e.last.Count+e.last.Left == 0 && time.Since(e.at) < k.cfg.HandoffBudget && k.allBlocked(shards) {
-		return k.membership.ended(member, e.last.None), nil
-	}
-	ended, err := k.sessions.End(ctx, member)
-	if err != nil {
-		return false, err
-	}
-	if !again {
-		e.quiet = new(lograte.Limit)
-	}
-	e.at, e.last = time.Now(), ended
-	k.endings[member] = e
 	crashed = k.membership.ended(member, ended.None)
-	if !e.quiet.Pass() {
-		return crashed, nil
-	}
 	if ended.Left > 0 {
 		k.log.Warn("sessions of a dead member left, this role in Postgres may not end them; they may hold its shards up",
 			"member", member, "count", ended.Left, "role", ended.Role, "remedy", ended.Remedy())
@@ -383,18 +306,8 @@ func (k *reconciler) end(ctx context.Context, member string, shards []protocol.S
 	if last, _ := k.membership.silent(member); last.Host != "" {
 		args = append(args, "host", last.Host, "pid", last.PID)
 	}
-	k.log.Info("ended the sessions of a dead member", args...)
-	return crashed, nil
-}
-
-// allBlocked reports whether other sessions have the rows of all of these shards locked.
-func (k *reconciler) allBlocked(shards []protocol.Shard) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return !slices.ContainsFunc(shards, func(s protocol.Shard) bool {
-		_, blocked := k.blocked[s.Shard]
-		return !blocked
-	})
+	k.log.Info("force-acquired shards from a dead member", args...)
+	return able, crashed, errors.Join(errs...)
 }
 
 // block records that another session has the row of a shard locked.
@@ -513,33 +426,23 @@ func (k *reconciler) forgetWait(shard int) {
 	delete(k.awaitingRelease, shard)
 }
 
-// raise raises the epochs of shards, and returns those that are this member's now, whatever
-// became of the others: the table says so, and the next pass acquires the rest. Once
-// Postgres does not answer for one, it is asked for no further one in this pass, and for
-// that one last in the next.
-func (k *reconciler) raise(ctx context.Context, shards []protocol.Shard, me string, crashed map[string]bool) ([]protocol.Shard, error) {
-	k.mu.Lock()
-	asked := slices.Clone(shards)
-	slices.SortStableFunc(asked, func(a, b protocol.Shard) int {
-		return lateness(k.unanswered[a.Shard]) - lateness(k.unanswered[b.Shard])
-	})
-	k.mu.Unlock()
-	taken, errs := make([]protocol.Shard, len(asked)), make([]error, len(asked))
-	var silent atomic.Bool
+// acquire raises the epochs of shards, redelivers what Postgres may have lost,
+// and grants them to the engine. crashed are the owners that were seen to end.
+func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string, crashed map[string]bool) error {
+	if len(shards) == 0 {
+		return nil
+	}
+	started := time.Now()
+	taken, errs := make([]protocol.Shard, len(shards)), make([]error, len(shards))
 	var g errgroup.Group // without a context: the error of one shard ends no other's acquisition
 	g.SetLimit(acquireConcurrency)
-	for i, s := range asked {
+	for i, s := range shards {
 		g.Go(func() error {
-			if silent.Load() {
-				return nil
-			}
 			alive := s.Owner
 			if crashed[s.Owner] {
 				alive = ""
 			}
-			asking, cancel := context.WithTimeout(ctx, k.answerWithin())
-			defer cancel()
-			t, err := k.shards.Acquire(asking, s.Shard, me, alive)
+			t, err := k.shards.Acquire(ctx, s.Shard, me, alive)
 			if errors.Is(err, protocol.ErrNotAssigned) {
 				return nil // it was reassigned in between
 			}
@@ -548,44 +451,18 @@ func (k *reconciler) raise(ctx context.Context, shards []protocol.Shard, me stri
 				k.block(s.Shard, err, by)
 				return nil // the others are not held up by it
 			}
-			unanswered := err != nil && k.shardFailed(ctx, err)
-			if unanswered {
-				silent.Store(true)
-			}
 			if err != nil {
+				k.shardFailed(ctx, err)
 				k.forgetWait(s.Shard) // its owner's sessions end once per budget, not with each attempt
 			}
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			k.unanswered[s.Shard] = unanswered
 			taken[i], errs[i] = t, err
 			return nil
 		})
 	}
+	// Those acquired are granted, whatever became of the others: the table says of
+	// all that they are ours, and the next pass acquires the rest again.
 	_ = g.Wait()
-	taken = slices.DeleteFunc(taken, func(t protocol.Shard) bool { return t.Epoch == 0 })
-	if len(taken) > 0 {
-		k.answered()
-	}
-	return taken, errors.Join(errs...)
-}
-
-// lateness is in which group a shard is asked for.
-func lateness(unanswered bool) int {
-	if unanswered {
-		return 1
-	}
-	return 0
-}
-
-// acquire raises the epochs of shards, redelivers what Postgres may have lost,
-// and grants them to the engine. crashed are the owners that were seen to end.
-func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me string, crashed map[string]bool) error {
-	if len(shards) == 0 {
-		return nil
-	}
-	started := time.Now()
-	taken, err := k.raise(ctx, shards, me, crashed)
+	acquiring := errors.Join(errs...)
 	token, n := rand.Text(), 0
 	grant := func(t protocol.Shard, dispatched telemetry.EntryID) error {
 		k.mu.Lock()
@@ -606,10 +483,11 @@ func (k *reconciler) acquire(ctx context.Context, shards []protocol.Shard, me st
 		}
 		return nil
 	}
+	taken = slices.DeleteFunc(taken, func(t protocol.Shard) bool { return t.Epoch == 0 })
 	if len(taken) == 0 {
-		return err
+		return acquiring
 	}
-	err = errors.Join(err, k.redeliver(ctx, taken, token, grant))
+	err := errors.Join(acquiring, k.redeliver(ctx, taken, token, grant))
 	if n > 0 {
 		k.metrics.acquireSeconds.Observe(time.Since(started).Seconds())
 		k.log.Info("acquired shards", "count", n, "duration", time.Since(started))

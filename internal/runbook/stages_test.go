@@ -246,7 +246,7 @@ func stageStalled(dep *servicetest.Deployment) staged {
 		before:   map[int]func(){1: func() { dep.AwaitStored(3, 20*time.Second) }},
 		after: func() {
 			require.Equal(dep.T, -1, asleep.Exit(40*time.Second))
-			awake.AwaitMatch(`"ended the sessions of a dead member".*"member":"asleep\..*"host":"[^"]+","pid":\d+`)
+			awake.AwaitMatch(`"force-acquired shards from a dead member".*"member":"asleep\..*"host":"[^"]+","pid":\d+`)
 		},
 	}
 }
