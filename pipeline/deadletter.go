@@ -141,12 +141,11 @@ func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 		if len(step.letters) == 0 {
 			continue
 		}
-		left, err := w.move(ctx, b, step.letters, step.add)
-		if err != nil {
+		if err := w.move(ctx, b, step.letters, step.add); err != nil {
 			return err
 		}
 		for i := range step.letters {
-			if l := &step.letters[i]; !left[l.Shard] {
+			if l := &step.letters[i]; l.Moved {
 				added = append(added, l.Entry.Ref())
 			}
 		}
@@ -158,53 +157,52 @@ func (w *worker) moveToDLQ(ctx context.Context, b *batch) error {
 		func() error { return w.deferrals.Added(ctx, added) })
 }
 
-// move moves dead letters. It records and returns the shards for which Redis
-// refused.
+// move moves dead letters, as far as it can, and records the shards of the others.
 func (w *worker) move(ctx context.Context, b *batch, letters []telemetry.DeadLetter,
 	add func(context.Context, []telemetry.DeadLetter, map[int]string) error,
-) (map[int]bool, error) {
-	tokens, left := b.tokens(), make(map[int]bool)
+) error {
+	var unqueued map[int]bool
 	err := retry(ctx, w.log, "move to the dead letters", w.metrics.deadLetterErrors,
 		func(err error) bool {
 			return !lostState(err) && dispositionOf(err) != dropFenced && refusalState(err) == ""
 		},
 		func() error {
 			defer w.callsReturned.Add(1)
-			err := add(ctx, letters, tokens)
+			err := add(ctx, letters, b.tokens())
 			if f, ok := errors.AsType[*protocol.Failure](err); ok && f.Code == protocol.Unqueued {
-				left = lostShards(err, b)
+				unqueued = lostShards(err, b)
 				return nil
 			}
 			return err
 		})
+	w.noteDeadLetters(letters)
 	if err != nil && ctx.Err() != nil {
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 	w.refusals.note(w.log, err)
 	switch {
 	case err == nil:
-		if len(left) > 0 {
-			b.reread = left // they are read from their queues once they are there
+		if len(unqueued) > 0 {
+			b.reread = unqueued // they are read from their queues once they are there
 		}
 	case refusalState(err) != "":
 		b.refused = make(map[int]string)
 		for i := range letters {
-			left[letters[i].Shard], b.refused[letters[i].Shard] = true, refusalState(err)
+			if !letters[i].Moved {
+				b.refused[letters[i].Shard] = refusalState(err)
+			}
 		}
 	case dispositionOf(err) == dropFenced:
 		w.log.Warn("dead-lettering failed; reacquiring shards", "err", err)
-		left = lostShards(err, b)
 		if b.stale == nil {
 			b.stale = make(map[int]bool)
 		}
-		maps.Copy(b.stale, left)
+		maps.Copy(b.stale, lostShards(err, b))
 	default:
 		w.log.Warn("dead-lettering failed; rereading queues", "err", err)
-		left = lostShards(err, b)
-		b.reread = left
+		b.reread = lostShards(err, b)
 	}
-	w.noteDeadLetters(letters, left)
-	return left, nil
+	return nil
 }
 
 // refusedPause is how long a shard waits after Redis refused its dead letter, or
@@ -260,10 +258,10 @@ func (b *batch) tokens() map[int]string {
 	return tokens
 }
 
-func (w *worker) noteDeadLetters(letters []telemetry.DeadLetter, except map[int]bool) {
+func (w *worker) noteDeadLetters(letters []telemetry.DeadLetter) {
 	for i := range letters {
 		l := &letters[i]
-		if except[l.Shard] {
+		if !l.Moved {
 			continue
 		}
 		w.metrics.outcome(outcomeDeadLettered, 1)

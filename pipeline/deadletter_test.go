@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -316,6 +317,47 @@ func (p *deadLetterSink) DeadLetter(ctx context.Context, letters []telemetry.Dea
 		return err
 	}
 	return p.DeadLetterSink.DeadLetter(ctx, letters, tokens)
+}
+
+// oneMissing is a sink that finds one of several entries not pending any more, once.
+type oneMissing struct {
+	pipeline.DeadLetterSink
+	b    *bench
+	once sync.Once
+}
+
+func (m *oneMissing) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
+	if len(letters) > 1 {
+		m.once.Do(func() { err = m.b.client.XAck(ctx, m.b.stream, m.b.group, letters[0].Entry.ID.String()).Err() })
+	}
+	return cmp.Or(err, m.DeadLetterSink.DeadLetter(ctx, letters, tokens))
+}
+
+// P6: dead letters are counted and noted as added though another one of their shard could not be moved.
+func TestP6DeadLettersAreCountedThoughOneOfTheirShardIsNotMoved(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	bad := []string{"ts", "1700000000000", "device_id", fleet.DeviceID(0), "codec", "8", "payload", "no JSON"}
+	const entries = 20
+	b.publish(slices.Repeat([][]string{bad}, entries)...)
+	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+		c.DeadLetters.MaxAttempts = 1
+		d.DeadLetterSink = &oneMissing{DeadLetterSink: d.DeadLetterSink, b: b}
+	})
+	b.acquireAll(in)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := in.counter(t, "processor_pipeline_records_total", "dead_lettered"); n != entries-1 {
+			return fmt.Errorf("%v are counted, %d are there", n, len(b.letters()))
+		}
+		return nil
+	})
+	require.Len(t, b.letters(), entries-1)
+	testenv.Wait(t, 10*time.Second, func() error {
+		if n := b.count("select count(*) from processor.unconfirmed_letters where added_at is null"); n != 1 {
+			return fmt.Errorf("%d are not noted as added", n)
+		}
+		return nil
+	})
 }
 
 func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -63,7 +64,8 @@ func (d *DeadLetters) failure(op string, err error) error {
 func (d *DeadLetters) Stream() string { return d.stream }
 
 // DeadLetter moves entries from the queues of their shards, owned under these
-// tokens, to the dead-letter stream and acknowledges them. It is idempotent. An
+// tokens, to the dead-letter stream, acknowledges them and notes in each letter that it
+// is there, whatever the error says of others. It is idempotent. An
 // entry that is not pending on its shard's queue is skipped, and the error is a
 // Failure of kind Lost that names its shard: that queue must be read again. Its code is protocol.Unqueued
 // if none is missing, and those that are unqueued are to be put on their queues first.
@@ -151,18 +153,17 @@ func (d *DeadLetters) moveSomeToDLQ(ctx context.Context, letters []telemetry.Dea
 			err = send() // what the first one moved is answered as known
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
 	replies := make([]string, len(cmds))
 	for i, cmd := range cmds {
-		res, err := cmd.StringSlice()
-		if err != nil {
-			return nil, err
+		res, failed := cmd.StringSlice()
+		if failed != nil {
+			err = cmp.Or(err, failed)
+			continue
 		}
 		replies[i] = res[0]
+		letters[i].Moved = letters[i].Moved || res[0] == "moved" || res[0] == "known"
 	}
-	return replies, nil
+	return replies, err
 }
 
 func (d *DeadLetters) keys() []string {

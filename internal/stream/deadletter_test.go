@@ -3,6 +3,7 @@ package stream_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -116,13 +117,13 @@ func TestMovingAnEntryTwiceLeavesOneDeadLetter(t *testing.T) {
 	var both sync.WaitGroup
 	for range 4 {
 		both.Go(func() {
-			if err := m.dead.DeadLetter(t.Context(), letters, nil); err != nil {
+			if err := m.dead.DeadLetter(t.Context(), slices.Clone(letters), nil); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	both.Go(func() {
-		if err := m.dead.DeadLetterDeferred(t.Context(), letters[:10], nil); err != nil {
+		if err := m.dead.DeadLetterDeferred(t.Context(), slices.Clone(letters[:10]), nil); err != nil {
 			t.Error(err)
 		}
 	})
@@ -144,7 +145,9 @@ func TestAnEntryThatIsNotPendingHereIsNotMoved(t *testing.T) {
 	acked, elsewhere, good := m.add("payload", "1"), m.add("payload", "2"), m.add("payload", "3")
 	require.NoError(t, m.client.XAck(t.Context(), m.cfg.Stream, m.cfg.Group, acked.Entry.ID.String()).Err())
 	elsewhere.Shard = 7
-	err := m.dead.DeadLetter(t.Context(), []telemetry.DeadLetter{acked, elsewhere, good}, nil)
+	letters := []telemetry.DeadLetter{acked, elsewhere, good}
+	err := m.dead.DeadLetter(t.Context(), letters, nil)
+	require.Equal(t, []bool{false, false, true}, []bool{letters[0].Moved, letters[1].Moved, letters[2].Moved})
 	var f *protocol.Failure
 	require.ErrorAs(t, err, &f, "%v", err)
 	require.Equal(t, protocol.Lost, f.Kind)

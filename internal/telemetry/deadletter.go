@@ -29,4 +29,5 @@ type DeadLetter struct {
 	Instance    string // that made the last attempt
 	Version     string // of that instance
 	Unqueued    bool   // the entry was on no queue when it was given up
+	Moved       bool   // the entry is among the dead letters, as those who move it note
 }
