@@ -238,6 +238,7 @@ func TestTheProgressMarkOfAProbeIsNotTakenForALoss(t *testing.T) {
 
 // P7: who locks the row of a quarantined shard keeps it from working, and no other.
 func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
 	in := b.start("one", oneWorker)

@@ -548,6 +548,7 @@ func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing
 
 // So does one that Redis refuses for its key.
 func TestP7ADeadLetterWhoseKeyIsNoStreamHoldsUpNothingElse(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	heard := &chatty{TB: t}
 	b := newBench(heard)
