@@ -14,7 +14,7 @@ export DATA
 
 ARGS ?=
 PKG ?= ./...
-# In the order of their tests: the longest of all begins first, and not alone when the others have ended.
+# The longest package begins first: at the end it would be the only one.
 TESTED = $(if $(filter ./...,$(PKG)),./pipeline) $(PKG)
 BENCH ?= .
 # Of a campaign: make chaos.
