@@ -14,8 +14,8 @@ export DATA
 
 ARGS ?=
 PKG ?= ./...
-# The longest package begins first: at the end it would be the only one.
-TESTED = $(if $(filter ./...,$(PKG)),./pipeline) $(PKG)
+# The longest packages begin first: at the end each would be the only one.
+TESTED = $(if $(filter ./...,$(PKG)),./pipeline ./internal/equivalence) $(PKG)
 BENCH ?= .
 # Of a campaign: make chaos.
 FROM ?= 1

@@ -51,94 +51,83 @@ func (l *lookUps) seen() (begun, record []string) {
 	return slices.Clone(l.begun), slices.Clone(l.record)
 }
 
-// inMemory waits until an instance knows so many devices.
-func (in *instance) inMemory(tb testing.TB, devices float64) {
-	tb.Helper()
-	testenv.Wait(tb, 20*time.Second, func() error {
-		if n := in.counter(tb, "processor_device_state_loads_total", "ahead"); n != devices {
-			return fmt.Errorf("%.0f devices are loaded ahead, want %.0f", n, devices)
-		}
-		return nil
-	})
-}
-
 // After a kill there is no state of the last owner.
 func TestAfterAKillDevicesAreKnownBeforeTheySend(t *testing.T) {
 	t.Parallel()
 	const devices = 1000
 	b := newBench(t)
-	one := b.start("one")
-	b.acquireAll(one)
+	one := b.Start("one")
+	b.AcquireAll(one)
 	send := func(second int64) {
 		var entries [][]string
 		for d := range devices {
 			entries = append(entries, at(d, second))
 		}
-		b.publish(entries...)
-		b.settled(20*time.Second, 0)
+		b.Publish(entries...)
+		b.Settled(20*time.Second, 0)
 	}
 	send(1)
-	one.cut()
-	b.exec("update processor.devices set last_seen_at = now() - interval '3 days'")
+	one.Cut()
+	b.Exec("update processor.devices set last_seen_at = now() - interval '3 days'")
 
-	two := b.start("two")
-	b.acquireAll(two)
-	two.inMemory(t, devices)
-	require.Equal(t, devices, b.count("select count(*) from processor.devices where last_seen_at < now() - interval '1 day'"), "nothing is written for it")
+	two := b.Start("two")
+	b.AcquireAll(two)
+	two.LoadedAhead(t, devices)
+	require.Equal(t, devices, b.Count("select count(*) from processor.devices where last_seen_at < now() - interval '1 day'"), "nothing is written for it")
 	send(2)
-	require.Zero(t, two.counter(t, "processor_device_state_loads_total", "record"))
-	require.Equal(t, 2*devices, b.count("select count(*) from positions"))
-	require.Equal(t, devices, b.count("select count(*) from processor.devices where last_seen_at > now() - interval '1 day'"), "they are registered as without it")
-	two.stop()
-	require.NoError(t, two.err)
+	require.Zero(t, two.Counter(t, "processor_device_state_loads_total", "record"))
+	require.Equal(t, 2*devices, b.Count("select count(*) from positions"))
+	require.Equal(t, devices, b.Count("select count(*) from processor.devices where last_seen_at > now() - interval '1 day'"), "they are registered as without it")
+	two.End()
+	require.NoError(t, two.Err)
 }
 
 func TestOnlyAsManyDevicesAreLoadedAheadAsThereIsRoomFor(t *testing.T) {
 	t.Parallel()
 	const devices, room = 1000, 300
 	b := newBench(t)
-	one := b.start("one")
-	b.acquireAll(one)
+	one := b.Start("one")
+	b.AcquireAll(one)
 	var entries [][]string
 	for d := range devices {
 		entries = append(entries, at(d, 1))
 	}
-	b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	one.cut()
+	b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	one.Cut()
 
-	two := b.start("two", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) { c.StateMaxDevices = room })
-	b.acquireAll(two)
-	two.inMemory(t, room)
-	b.publish(at(0, 2), at(devices-1, 2))
-	b.settled(20*time.Second, 0)
-	require.Equal(t, float64(room), two.counter(t, "processor_device_state_loads_total", "ahead"))
+	two := b.Start("two", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) { c.StateMaxDevices = room })
+	b.AcquireAll(two)
+	two.LoadedAhead(t, room)
+	b.Publish(at(0, 2), at(devices-1, 2))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, float64(room), two.Counter(t, "processor_device_state_loads_total", "ahead"))
 }
 
 // What a look-up found is older than what came meanwhile.
 func TestP5ADeviceThatWaitsGoesFirstAndWhatItSentHolds(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.square()
+	b.Square()
 	fix := func(device, minute int, longitude float64) []string {
 		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000, 0).Add(time.Duration(minute) * time.Minute), Latitude: 48.5, Longitude: longitude, Satellites: 9}
 		return fleet.EntryFields(&m)
 	}
 	const inside, outside, devices = 11.5, 13, 100
-	one := b.start("one")
-	b.acquireAll(one)
+	one := b.Start("one")
+	b.AcquireAll(one)
 	for d := range devices {
-		b.publish(fix(d, 0, outside))
+		b.Publish(fix(d, 0, outside))
 	}
-	b.settled(20*time.Second, 0)
-	one.cut()
+	b.Settled(20*time.Second, 0)
+	one.Cut()
 
 	var history lookUps
-	two := b.start("two", oneWorker, func(_ *pipeline.Config, d *pipeline.Deps) {
+	two := b.Start("two", oneWorker, func(_ *pipeline.Config, d *pipeline.Deps) {
 		history = lookUps{History: d.History, end: make(chan struct{})}
 		d.History = &history
 	})
-	b.acquireAll(two)
+	b.AcquireAll(two)
 	var first, second, third int // of the devices of the look-up that is under way
 	testenv.Wait(t, 10*time.Second, func() error {
 		begun, _ := history.seen()
@@ -155,19 +144,19 @@ func TestP5ADeviceThatWaitsGoesFirstAndWhatItSentHolds(t *testing.T) {
 		return nil
 	})
 	// Both wait while the look-up ahead is under way.
-	b.publish(fix(first, 1, inside), fix(second, 1, outside))
-	b.settled(10*time.Second, 0)
+	b.Publish(fix(first, 1, inside), fix(second, 1, outside))
+	b.Settled(10*time.Second, 0)
 	_, record := history.seen()
 	require.ElementsMatch(t, []string{fleet.DeviceID(first), fleet.DeviceID(second)}, record)
-	require.Zero(t, two.counter(t, "processor_device_state_loads_total", "ahead"))
+	require.Zero(t, two.Counter(t, "processor_device_state_loads_total", "ahead"))
 
 	close(history.end)
-	two.inMemory(t, devices-2)
-	b.publish(fix(first, 2, outside), fix(second, 2, inside), fix(third, 2, inside))
-	b.settled(10*time.Second, 0)
+	two.LoadedAhead(t, devices-2)
+	b.Publish(fix(first, 2, outside), fix(second, 2, inside), fix(third, 2, inside))
+	b.Settled(10*time.Second, 0)
 	_, record = history.seen()
 	require.Len(t, record, 2)
-	require.Equal(t, 3, b.count("select count(*) from processor.timing_records where kind = 'enter'"))
-	require.Equal(t, 1, b.count("select count(*) from processor.timing_records where kind = 'exit' and device_id = $1", fleet.DeviceID(first)), "from where it was last, not from where it was found")
-	require.Equal(t, 4, b.count("select count(*) from processor.timing_records"))
+	require.Equal(t, 3, b.Count("select count(*) from processor.timing_records where kind = 'enter'"))
+	require.Equal(t, 1, b.Count("select count(*) from processor.timing_records where kind = 'exit' and device_id = $1", fleet.DeviceID(first)), "from where it was last, not from where it was found")
+	require.Equal(t, 4, b.Count("select count(*) from processor.timing_records"))
 }

@@ -76,16 +76,16 @@ func TestAFaultThatIsNoRowsOwnPausesAndDeadLettersNothing(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			b.exec(tt.breaks)
-			in := b.start("one")
-			b.acquireAll(in)
+			b.Exec(tt.breaks)
+			in := b.Start("one")
+			b.AcquireAll(in)
 			var entries [][]string
 			for s := range int64(20) {
 				for d := range 30 {
 					entries = append(entries, at(d, s))
 				}
 			}
-			b.publish(entries...)
+			b.Publish(entries...)
 			testenv.Wait(t, 20*time.Second, func() error {
 				if r := in.WorkStatus().Refusal; r == nil || !strings.HasPrefix(r.Reason, tt.reason) || r.Remedy == "" {
 					return fmt.Errorf("not paused for %s: %+v", tt.reason, r)
@@ -93,11 +93,11 @@ func TestAFaultThatIsNoRowsOwnPausesAndDeadLettersNothing(t *testing.T) {
 				return nil
 			})
 			require.Empty(t, b.letters())
-			b.exec(tt.repairs)
-			b.settled(20*time.Second, 0)
-			require.Equal(t, len(entries), b.count("select count(*) from positions"))
+			b.Exec(tt.repairs)
+			b.Settled(20*time.Second, 0)
+			require.Equal(t, len(entries), b.Count("select count(*) from positions"))
 			require.Empty(t, b.letters())
-			require.Zero(t, b.count("select count(*) from processor.unconfirmed_letters"))
+			require.Zero(t, b.Count("select count(*) from processor.unconfirmed_letters"))
 			require.Nil(t, in.WorkStatus().Refusal)
 		})
 	}
@@ -107,9 +107,9 @@ func TestAFaultThatIsNoRowsOwnPausesAndDeadLettersNothing(t *testing.T) {
 func TestAFaultThatComesAndGoesInTheMiddleDeadLettersNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(raising + "delete from down")
-	in := b.start("one")
-	b.acquireAll(in)
+	b.Exec(raising + "delete from down")
+	in := b.Start("one")
+	b.AcquireAll(in)
 	n := 0
 	publish := func() {
 		var entries [][]string
@@ -117,12 +117,12 @@ func TestAFaultThatComesAndGoesInTheMiddleDeadLettersNothing(t *testing.T) {
 			entries = append(entries, at(d, int64(n)))
 		}
 		n++
-		b.publish(entries...)
+		b.Publish(entries...)
 	}
 	for range 20 {
 		publish()
 	}
-	b.exec("insert into down values ('P0001')")
+	b.Exec("insert into down values ('P0001')")
 	for range 20 {
 		publish()
 	}
@@ -133,9 +133,9 @@ func TestAFaultThatComesAndGoesInTheMiddleDeadLettersNothing(t *testing.T) {
 		return nil
 	})
 	publish()
-	b.exec("delete from down")
-	b.settled(20*time.Second, 0)
-	require.Equal(t, 50*n, b.count("select count(*) from positions"))
+	b.Exec("delete from down")
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, 50*n, b.Count("select count(*) from positions"))
 	require.Empty(t, b.letters())
 }
 
@@ -146,17 +146,17 @@ func TestASinglePoisonRowIsGivenUpPromptly(t *testing.T) {
 		t.Run(fmt.Sprint(others, " others"), func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+			b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 			entries := [][]string{seven(0, 0)}
 			for i := range others {
 				entries = append(entries, at(i%40, int64(1+i)))
 			}
-			ids := b.publish(entries...)
-			b.acquireAll(b.start("one"))
+			ids := b.Publish(entries...)
+			b.AcquireAll(b.Start("one"))
 			letters := b.awaitDeadLetters(5*time.Second, 1)
 			require.Equal(t, "sink/no_seven/23514", letters[ids[0]].Fingerprint)
-			b.settled(5*time.Second, 0)
-			require.Equal(t, others, b.count("select count(*) from positions"))
+			b.Settled(5*time.Second, 0)
+			require.Equal(t, others, b.Count("select count(*) from positions"))
 		})
 	}
 }
@@ -165,7 +165,7 @@ func TestASinglePoisonRowIsGivenUpPromptly(t *testing.T) {
 func TestADeviceThatATriggerRefusesIsGivenUpThoughNothingElseArrives(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(`create function known() returns trigger language plpgsql as $$
+	b.Exec(`create function known() returns trigger language plpgsql as $$
 begin
   if new.device_id = '` + fleet.DeviceID(0) + `' then
     raise exception 'the registry does not know %', new.device_id;
@@ -174,22 +174,22 @@ begin
 end
 $$;
 create trigger known before insert on positions for each row execute function known()`)
-	b.acquireAll(b.start("one"))
-	b.publish(at(1, 1), at(2, 1), at(3, 1))
-	b.settled(10*time.Second, 0)
-	ids := b.publish(at(0, 1))
+	b.AcquireAll(b.Start("one"))
+	b.Publish(at(1, 1), at(2, 1), at(3, 1))
+	b.Settled(10*time.Second, 0)
+	ids := b.Publish(at(0, 1))
 	letters := b.awaitDeadLetters(5*time.Second, 1)
 	require.Equal(t, telemetry.ClassSink, letters[ids[0]].Class)
-	b.settled(5*time.Second, 0)
+	b.Settled(5*time.Second, 0)
 }
 
 // Most rows of many devices are refused for one reason, and some are not.
 func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
-	in := b.start("one")
-	b.acquireAll(in)
+	b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	in := b.Start("one")
+	b.AcquireAll(in)
 	var entries [][]string
 	for s := range int64(30) {
 		for d := range 40 {
@@ -200,18 +200,18 @@ func TestAConstraintThatMostRowsBreakPausesAfterAFew(t *testing.T) {
 			}
 		}
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	testenv.Wait(t, 20*time.Second, func() error {
 		if in.gauge(t, "processor_pipeline_paused_shards") == 0 {
 			return fmt.Errorf("not paused, refusal %v", in.WorkStatus().Refusal)
 		}
 		return nil
 	})
-	b.exec("alter table positions drop constraint no_seven")
-	b.settled(20*time.Second, 0)
+	b.Exec("alter table positions drop constraint no_seven")
+	b.Settled(20*time.Second, 0)
 	b.nothingDeferred(20 * time.Second)
 	require.Empty(t, b.letters(), "of 900 that the constraint refuses")
-	require.Equal(t, len(entries), b.count("select count(*) from positions"))
+	require.Equal(t, len(entries), b.Count("select count(*) from positions"))
 }
 
 // P6, P7: the rows of a few faulty devices open the breaker of their shard; what else waits
@@ -220,7 +220,7 @@ func TestAFewFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	var same, others []int
 	for d := 0; len(same) < 20 || len(others) < 20; d++ {
 		switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
@@ -230,10 +230,10 @@ func TestAFewFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 			others = append(others, d)
 		}
 	}
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.DeadLetters.RetryDelays = []time.Duration{500 * time.Millisecond}
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	second, n := int64(0), 0
 	ofOthers := func() (entries [][]string) {
 		for range 60 {
@@ -259,15 +259,15 @@ func TestAFewFaultyDevicesDoNotHoldTheirShard(t *testing.T) {
 			n++
 		}
 	}
-	b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	require.Equal(t, n, b.count("select count(*) from positions"))
+	b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, n, b.Count("select count(*) from positions"))
 	for range 100 { // until ten times as many are stored
 		if len(b.letters()) == len(faulty) {
 			break
 		}
-		b.publish(ofOthers()...)
-		b.settled(20*time.Second, 0)
+		b.Publish(ofOthers()...)
+		b.Settled(20*time.Second, 0)
 	}
 	b.awaitDeadLetters(20*time.Second, len(faulty))
 	require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
@@ -286,7 +286,7 @@ func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+			b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 			var same, others []int
 			for d := 0; len(same) < 6 || len(others) < 20; d++ {
 				switch telemetry.ShardOf(fleet.DeviceID(d), shards) {
@@ -296,7 +296,7 @@ func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
 					others = append(others, d)
 				}
 			}
-			in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
+			in := b.Start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
 				c.MaxInFlightRecords, c.ReadBatchRecords = 128, 32
 				c.DeadLetters.RetryDelays = []time.Duration{time.Second}
 			})
@@ -317,33 +317,33 @@ func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
 					entries = append(entries, seven(d, int64(s)))
 				}
 			}
-			ids := b.publish(append(entries, at(same[5], 0))...)
-			b.publish(ofOthers()...)
+			ids := b.Publish(append(entries, at(same[5], 0))...)
+			b.Publish(ofOthers()...)
 			if tt.limit > 0 {
-				b.exec(fmt.Sprintf("update processor.shards set max_in_flight = %d, crash_count = 3 where shard = 3", tt.limit))
-				_, err := b.pool.Exec(t.Context(), "insert into processor.incidents (stream, group_name, kind, subject, detail) values ($1, $2, $3, '3', jsonb_build_object('until', $4::text))",
-					b.stream, b.group, protocol.QuarantinedShard, ids[tt.faulty].String())
+				b.Exec(fmt.Sprintf("update processor.shards set max_in_flight = %d, crash_count = 3 where shard = 3", tt.limit))
+				_, err := b.Pool.Exec(t.Context(), "insert into processor.incidents (stream, group_name, kind, subject, detail) values ($1, $2, $3, '3', jsonb_build_object('until', $4::text))",
+					b.Stream, b.Group, protocol.QuarantinedShard, ids[tt.faulty].String())
 				require.NoError(t, err)
 			}
-			b.acquireAll(in)
+			b.AcquireAll(in)
 			testenv.Wait(t, 180*time.Second, func() error {
-				if b.count("select count(*) from positions where device_id = $1", fleet.DeviceID(same[5])) == 1 {
+				if b.Count("select count(*) from positions where device_id = $1", fleet.DeviceID(same[5])) == 1 {
 					return nil
 				}
-				if b.count("select count(*) from positions") == n-1 {
-					b.publish(ofOthers()...)
+				if b.Count("select count(*) from positions") == n-1 {
+					b.Publish(ofOthers()...)
 				}
-				return fmt.Errorf("the healthy device waits; %d are stored, %+v", b.count("select count(*) from positions"), in.WorkStatus())
+				return fmt.Errorf("the healthy device waits; %d are stored, %+v", b.Count("select count(*) from positions"), in.WorkStatus())
 			})
 			for range 100 { // until ten times as many are stored
-				b.settled(60*time.Second, 0)
-				if b.count("select count(*) from processor.deferred") == 0 {
+				b.Settled(60*time.Second, 0)
+				if b.Count("select count(*) from processor.deferred") == 0 {
 					break
 				}
-				b.publish(ofOthers()...)
+				b.Publish(ofOthers()...)
 			}
 			b.awaitDeadLetters(60*time.Second, tt.faulty)
-			require.Equal(t, n, b.count("select count(*) from positions"))
+			require.Equal(t, n, b.Count("select count(*) from positions"))
 			require.Zero(t, in.gauge(t, "processor_pipeline_paused_shards"))
 		})
 	}
@@ -354,10 +354,10 @@ func TestFaultyDevicesThatFillWhatIsReadDoNotHoldTheirShard(t *testing.T) {
 func TestAPauseEndsWithAnEmptyQueue(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(raising)
-	in := b.start("one")
-	b.acquireAll(in)
-	ids := b.publish(at(1, 1), at(1, 2))
+	b.Exec(raising)
+	in := b.Start("one")
+	b.AcquireAll(in)
+	ids := b.Publish(at(1, 1), at(1, 2))
 	paused := func(n float64) func() error {
 		return func() error {
 			if have := in.gauge(t, "processor_pipeline_paused_shards"); have != n {
@@ -368,16 +368,16 @@ func TestAPauseEndsWithAnEmptyQueue(t *testing.T) {
 	}
 	testenv.Wait(t, 10*time.Second, paused(1))
 	for _, id := range ids {
-		require.NoError(t, b.client.XAck(t.Context(), b.stream, b.group, id.String()).Err())
+		require.NoError(t, b.Client.XAck(t.Context(), b.Stream, b.Group, id.String()).Err())
 	}
 	testenv.Wait(t, 10*time.Second, paused(0))
 	require.Nil(t, in.WorkStatus().Refusal)
 }
 
 func (b *bench) nothingDeferred(within time.Duration) {
-	b.tb.Helper()
-	testenv.Wait(b.tb, within, func() error {
-		if n := b.count("select count(*) from processor.deferred"); n > 0 {
+	b.TB.Helper()
+	testenv.Wait(b.TB, within, func() error {
+		if n := b.Count("select count(*) from processor.deferred"); n > 0 {
 			return fmt.Errorf("%d entries are deferred", n)
 		}
 		return nil
@@ -389,9 +389,9 @@ func TestRowsThatAFewRefuseAlikeOfManyDevicesAreKept(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
-	in := b.start("one")
-	b.acquireAll(in)
+	b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	in := b.Start("one")
+	b.AcquireAll(in)
 	var entries [][]string
 	for s := range int64(15) {
 		for d := range 50 {
@@ -402,28 +402,28 @@ func TestRowsThatAFewRefuseAlikeOfManyDevicesAreKept(t *testing.T) {
 			}
 		}
 	}
-	b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	require.Equal(t, 600, b.count("select count(*) from positions"), "what is not refused goes on")
+	b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, 600, b.Count("select count(*) from positions"), "what is not refused goes on")
 	b.triedInVain(in, 150)
-	b.exec("alter table positions drop constraint no_seven")
+	b.Exec("alter table positions drop constraint no_seven")
 	b.nothingDeferred(20 * time.Second)
 	require.Empty(t, b.letters())
-	require.Equal(t, len(entries), b.count("select count(*) from positions"))
+	require.Equal(t, len(entries), b.Count("select count(*) from positions"))
 }
 
 // triedInVain waits until entries were refused more often than one is that is given
 // up, or a worker pauses for them.
 func (b *bench) triedInVain(in *instance, n int) {
-	b.tb.Helper()
+	b.TB.Helper()
 	var all time.Time // since when each has but its last attempt left
-	testenv.Wait(b.tb, 30*time.Second, func() error {
-		require.Empty(b.tb, b.letters())
-		again := b.count("select count(*) from processor.deferred where attempts >= 2 and last_failed_at > $1", all)
+	testenv.Wait(b.TB, 30*time.Second, func() error {
+		require.Empty(b.TB, b.letters())
+		again := b.Count("select count(*) from processor.deferred where attempts >= 2 and last_failed_at > $1", all)
 		switch {
 		case all.IsZero() && again == n:
 			all = time.Now()
-		case !all.IsZero() && again >= n/10, in.gauge(b.tb, "processor_pipeline_paused_shards") > 0:
+		case !all.IsZero() && again >= n/10, in.gauge(b.TB, "processor_pipeline_paused_shards") > 0:
 			return nil
 		}
 		return fmt.Errorf("%d of %d were tried again since %v", again, n, all)
@@ -434,9 +434,9 @@ func (b *bench) triedInVain(in *instance, n int) {
 func TestALimitOfTheServerThatARowMeetsAloneHoldsUpNothingElse(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(strings.Replace(strings.Replace(raising, "'P0001'", "'53400'", 1), "if exists", "if new.attributes->>'239' = '7' and exists", 1))
-	in := b.start("one", oneWorker)
-	b.acquireAll(in)
+	b.Exec(strings.Replace(strings.Replace(raising, "'P0001'", "'53400'", 1), "if exists", "if new.attributes->>'239' = '7' and exists", 1))
+	in := b.Start("one", oneWorker)
+	b.AcquireAll(in)
 	var entries [][]string
 	for s := range int64(10) {
 		for d := range 50 {
@@ -444,17 +444,17 @@ func TestALimitOfTheServerThatARowMeetsAloneHoldsUpNothingElse(t *testing.T) {
 		}
 		entries = append(entries, seven(60, s))
 	}
-	b.publish(entries...)
-	b.settled(15*time.Second, 0)
-	require.Equal(t, 500, b.count("select count(*) from positions"))
+	b.Publish(entries...)
+	b.Settled(15*time.Second, 0)
+	require.Equal(t, 500, b.Count("select count(*) from positions"))
 	r := in.WorkStatus().Refusal
 	require.NotNil(t, r)
 	require.Contains(t, r.Remedy, "max_tuples_decompressed_per_dml_transaction")
 	require.Empty(t, b.letters())
-	b.exec("delete from down")
+	b.Exec("delete from down")
 	b.nothingDeferred(20 * time.Second)
 	require.Empty(t, b.letters())
-	require.Equal(t, 510, b.count("select count(*) from positions"))
+	require.Equal(t, 510, b.Count("select count(*) from positions"))
 	require.Nil(t, in.WorkStatus().Refusal)
 }
 
@@ -472,17 +472,17 @@ func TestARefusedShardHoldsUpNoOtherOfItsWorker(t *testing.T) {
 			others = append(others, d)
 		}
 	}
-	b.exec(`create table order_log (n bigserial, device_id text, ts timestamptz);
+	b.Exec(`create table order_log (n bigserial, device_id text, ts timestamptz);
 create function note() returns trigger language plpgsql as 'begin insert into public.order_log (device_id, ts) values (new.device_id, new.ts); return new; end';
 create trigger note after insert on positions for each row execute function note()`)
 	names := make([]string, 0, len(refused))
 	for _, d := range refused {
 		names = append(names, "'"+fleet.DeviceID(d)+"'")
 	}
-	in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.DeadLetters.MaxAttempts, c.DeadLetters.RetryDelays = 2, []time.Duration{time.Millisecond} // ends before enough rows of several devices are counted
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	second := int64(0)
 	publish := func(devices []int, seconds int64) (n int) {
 		var entries [][]string
@@ -492,15 +492,15 @@ create trigger note after insert on positions for each row execute function note
 			}
 		}
 		second += seconds
-		b.publish(entries...)
+		b.Publish(entries...)
 		return len(entries)
 	}
 	stored := func(devices int, what string, n int) {
 		testenv.Wait(t, 20*time.Second, func() error {
-			have := b.count("select count(*) from positions where (device_id in ("+strings.Join(names, ",")+")) = $1", devices == 3)
+			have := b.Count("select count(*) from positions where (device_id in ("+strings.Join(names, ",")+")) = $1", devices == 3)
 			if have < n {
 				return fmt.Errorf("%d of %d stored %s; %d deferred, %d dead letters, %+v", have, n, what,
-					b.count("select count(*) from processor.deferred"), len(b.letters()), in.WorkStatus().Refusal)
+					b.Count("select count(*) from processor.deferred"), len(b.letters()), in.WorkStatus().Refusal)
 			}
 			return nil
 		})
@@ -509,7 +509,7 @@ create trigger note after insert on positions for each row execute function note
 	ofOthers := publish(others, 1000)
 	stored(5, "before", ofOthers)
 	alone := time.Since(began)
-	b.exec("alter table positions add constraint allowed check (device_id not in (" + strings.Join(names, ",") + ")) not valid")
+	b.Exec("alter table positions add constraint allowed check (device_id not in (" + strings.Join(names, ",") + ")) not valid")
 	ofRefused := publish(refused, 200)
 	paused := func() error {
 		if n := in.gauge(t, "processor_pipeline_paused_shards"); n != 1 {
@@ -529,16 +529,16 @@ create trigger note after insert on positions for each row execute function note
 	require.Less(t, beside, 3*alone+time.Second)
 	testenv.Wait(t, 20*time.Second, paused) // a few rows may be deferred, now that others are taken
 	require.Contains(t, in.WorkStatus().Refusal.Reason, "allowed")
-	deferred := b.count("select count(*) from processor.deferred")
+	deferred := b.Count("select count(*) from processor.deferred")
 	require.Less(t, deferred, 60, "the shard waits; it does not go on without its records")
-	b.exec("alter table positions drop constraint allowed")
+	b.Exec("alter table positions drop constraint allowed")
 	stored(3, "once the constraint is gone", ofRefused)
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	b.nothingDeferred(20 * time.Second)
 	require.Empty(t, b.letters())
-	require.Equal(t, ofRefused+ofOthers, b.count("select count(*) from positions"))
+	require.Equal(t, ofRefused+ofOthers, b.Count("select count(*) from positions"))
 	require.Nil(t, in.WorkStatus().Refusal)
-	early := b.count("select count(*) from (select ts < max(ts) over (partition by device_id order by n) as early from order_log) x where early")
+	early := b.Count("select count(*) from (select ts < max(ts) over (partition by device_id order by n) as early from order_log) x where early")
 	require.LessOrEqual(t, early, deferred, "only what was deferred is out of order")
 }
 
@@ -546,10 +546,10 @@ create trigger note after insert on positions for each row execute function note
 func TestAPausedShardCanBeTaken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(raising)
-	one := b.start("one")
-	b.acquireAll(one)
-	b.publish(at(1, 1), at(2, 1), at(3, 1))
+	b.Exec(raising)
+	one := b.Start("one")
+	b.AcquireAll(one)
+	b.Publish(at(1, 1), at(2, 1), at(3, 1))
 	paused := func(in *instance) func() error {
 		return func() error {
 			if in.WorkStatus().Refusal == nil {
@@ -559,12 +559,12 @@ func TestAPausedShardCanBeTaken(t *testing.T) {
 		}
 	}
 	testenv.Wait(t, 10*time.Second, paused(one))
-	two := b.start("two")
-	b.acquireAll(two)
+	two := b.Start("two")
+	b.AcquireAll(two)
 	testenv.Wait(t, 10*time.Second, paused(two))
-	b.exec("delete from down")
-	b.settled(10*time.Second, 0)
-	require.Equal(t, 3, b.count("select count(*) from positions"))
+	b.Exec("delete from down")
+	b.Settled(10*time.Second, 0)
+	require.Equal(t, 3, b.Count("select count(*) from positions"))
 	require.Empty(t, b.letters())
 }
 
@@ -572,10 +572,10 @@ func TestAPausedShardCanBeTaken(t *testing.T) {
 func TestAProbeThatDoesNotAnswerDecidesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	var probes atomic.Int32
-	b.publish(seven(0, 0))
-	b.acquireAll(b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	b.Publish(seven(0, 0))
+	b.AcquireAll(b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Sink = &probed{Sink: d.Sink, before: func() error {
 			if probes.Add(1) <= 3 {
 				return &protocol.Failure{Kind: protocol.Unavailable, Err: errors.New("not now")}
@@ -604,10 +604,4 @@ func seven(device int, s int64) []string {
 	m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1, Satellites: 9}
 	m.Attributes = append(m.Attributes, fleet.NumberAttribute("239", 7))
 	return fleet.EntryFields(&m)
-}
-
-func (b *bench) exec(sql string) {
-	b.tb.Helper()
-	_, err := b.pool.Exec(b.tb.Context(), sql)
-	require.NoError(b.tb, err)
 }

@@ -38,7 +38,7 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 	}{
 		{
 			"a probe of a quarantined shard",
-			func(b *bench) { b.quarantine(1, b.publish(at(one, 1))[0], "") },
+			func(b *bench) { b.quarantine(1, b.Publish(at(one, 1))[0], "") },
 			"select (detail->>'exclusive')::bool from processor.incidents where (detail->>'under_way')::bool",
 		},
 		{
@@ -54,7 +54,7 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 			var waits atomic.Bool
 			waits.Store(true)
 			defer waits.Store(false)
-			in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+			in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 				c.Workers = shards // else shards of the same worker wait for its commit
 				d.Attempts = attempts
 				d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
@@ -66,12 +66,12 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 				}}
 			})
 			b2 := newBench(t)
-			second := b2.start("of another stream", func(_ *pipeline.Config, d *pipeline.Deps) { d.Attempts = attempts })
-			b2.acquireAll(second)
+			second := b2.Start("of another stream", func(_ *pipeline.Config, d *pipeline.Deps) { d.Attempts = attempts })
+			b2.AcquireAll(second)
 			tt.plant(b)
-			b.acquireAll(in)
+			b.AcquireAll(in)
 			exclusive := func() (is, others bool) {
-				require.NoError(t, b.pool.QueryRow(t.Context(), "select coalesce(("+tt.isExclusive+"), false), exists (select from positions)").Scan(&is, &others))
+				require.NoError(t, b.Pool.QueryRow(t.Context(), "select coalesce(("+tt.isExclusive+"), false), exists (select from positions)").Scan(&is, &others))
 				return is, others
 			}
 			testenv.Wait(t, 10*time.Second, func() error {
@@ -81,15 +81,15 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 				return nil
 			})
 			for _, d := range others {
-				b.publish(at(d, 1))
-				b2.publish(at(d, 1))
+				b.Publish(at(d, 1))
+				b2.Publish(at(d, 1))
 			}
 			testenv.Wait(t, 20*time.Second, func() error {
 				switch is, stored := exclusive(); {
 				case is && stored:
 					t.Fatal("another entry is stored during an exclusive attempt")
 				case is:
-					require.Zero(t, b2.count("select count(*) from positions"), "of another stream")
+					require.Zero(t, b2.Count("select count(*) from positions"), "of another stream")
 					return errors.New("the attempt keeps others waiting")
 				}
 				return nil
@@ -98,7 +98,7 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 				testenv.Wait(t, 10*time.Second, func() error { return of.rows(len(others)) })
 			}
 			waits.Store(false)
-			b.settled(10*time.Second, 0)
+			b.Settled(10*time.Second, 0)
 			testenv.Wait(t, 10*time.Second, func() error { return b.rows(len(others) + 1) })
 			require.Empty(t, b.letters())
 		})
@@ -107,18 +107,18 @@ func TestAnExclusiveAttemptProvesOnlyWhatNoOtherEntryDid(t *testing.T) {
 
 // deferCrashed has a deferred entry of a device of shard 3 whose last attempt had no outcome.
 func (b *bench) deferCrashed(device, attempts int) {
-	b.tb.Helper()
+	b.TB.Helper()
 	entry := telemetry.Entry{ID: telemetry.EntryID{Ms: 7}, Fields: at(device, 1)}
 	fields := make([][]byte, len(entry.Fields))
 	for i, f := range entry.Fields {
 		fields[i] = []byte(f)
 	}
-	_, err := b.pool.Exec(b.tb.Context(), `
+	_, err := b.Pool.Exec(b.TB.Context(), `
 insert into processor.deferred (stream, group_name, entry_id, shard, device_id, fields, class, error, fingerprint,
   attempts, first_failed_at, last_failed_at, next_attempt_at, instance, version, digest)
 values ($1, $2, $3, 3, $4, $5, 'crash', 'none', 'none', $7, now(), now(), now(), 'dead', 'dead', $6)`,
-		b.stream, b.group, entry.ID.String(), fleet.DeviceID(device), fields, entry.Digest(), attempts)
-	require.NoError(b.tb, err)
+		b.Stream, b.Group, entry.ID.String(), fleet.DeviceID(device), fields, entry.Digest(), attempts)
+	require.NoError(b.TB, err)
 }
 
 // deviceOfShard3 is the first device of shard 3.
@@ -133,20 +133,20 @@ func deviceOfShard3() int {
 // quarantine has a shard 3 whose owner ended, with a limit, until an entry. Of a culprit the
 // owner had nothing else in flight.
 func (b *bench) quarantine(limit int, until telemetry.EntryID, culprit string) {
-	b.tb.Helper()
-	_, err := b.pool.Exec(b.tb.Context(), `
+	b.TB.Helper()
+	_, err := b.Pool.Exec(b.TB.Context(), `
 with ended as (
   update processor.shards set max_in_flight = $1, crash_count = 3, epoch = 7, owner = 'dead', owner_since = now() where stream = $2 and shard = 3
 )
 insert into processor.incidents (stream, group_name, kind, subject, detail)
 values ($2, $3, $4, '3', jsonb_build_object('until', $5::text, 'first', $6::text, 'last', $6::text, 'entries', 1, 'epoch', 7,
-  'under_way', $6 <> '', 'exclusive', $6 <> ''))`, limit, b.stream, b.group, protocol.QuarantinedShard, until.String(), culprit)
-	require.NoError(b.tb, err)
+  'under_way', $6 <> '', 'exclusive', $6 <> ''))`, limit, b.Stream, b.Group, protocol.QuarantinedShard, until.String(), culprit)
+	require.NoError(b.TB, err)
 }
 
 // quarantined reports whether Postgres knows of the quarantine.
 func (b *bench) quarantined() bool {
-	return b.count("select count(*) from processor.shards join processor.incidents on subject = shard::text where max_in_flight = 1 and closed_at is null") == 1
+	return b.Count("select count(*) from processor.shards join processor.incidents on subject = shard::text where max_in_flight = 1 and closed_at is null") == 1
 }
 
 // P6: as long as the dead letter of an entry that ends processes waits, the next owner has
@@ -155,11 +155,11 @@ func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	one := deviceOfShard3()
-	require.NoError(t, b.client.Set(t.Context(), b.stream+":dlq", "of another type", 0).Err())
-	in := b.start("one")
-	ids := b.publish(at(one, 1), at(one, 2))
+	require.NoError(t, b.Client.Set(t.Context(), b.Stream+":dlq", "of another type", 0).Err())
+	in := b.Start("one")
+	ids := b.Publish(at(one, 1), at(one, 2))
 	b.quarantine(1, ids[0], ids[0].String())
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	testenv.Wait(t, 20*time.Second, func() error {
 		if !b.quarantined() {
 			t.Fatal("the quarantine is over, with the culprit on its queue")
@@ -170,33 +170,33 @@ func TestAQuarantineOutlastsADeadLetterThatRedisRefuses(t *testing.T) {
 		return nil
 	})
 	require.True(t, b.quarantined())
-	require.NoError(t, b.client.Del(t.Context(), b.stream+":dlq").Err())
-	b.settled(20*time.Second, 0)
+	require.NoError(t, b.Client.Del(t.Context(), b.Stream+":dlq").Err())
+	b.Settled(20*time.Second, 0)
 	require.Equal(t, telemetry.ClassCrash, b.awaitDeadLetters(10*time.Second, 1)[ids[0]].Class)
 	require.False(t, b.quarantined())
-	require.Equal(t, 1, b.count("select count(*) from positions"))
+	require.Equal(t, 1, b.Count("select count(*) from positions"))
 }
 
 // P6: of an entry that ends processes and was trimmed there is nothing to keep: it is lost, which is counted.
 func TestACulpritThatWasTrimmedIsNoDeadLetter(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one")
-	ids := b.publish(at(deviceOfShard3(), 1), at(deviceOfShard3(), 2))
+	in := b.Start("one")
+	ids := b.Publish(at(deviceOfShard3(), 1), at(deviceOfShard3(), 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := b.pending(); n != 2 {
 			return fmt.Errorf("%d are on queues", n)
 		}
 		return nil
 	})
-	require.NoError(t, b.client.XDel(t.Context(), b.stream, ids[0].String()).Err())
+	require.NoError(t, b.Client.XDel(t.Context(), b.Stream, ids[0].String()).Err())
 	b.quarantine(1, ids[0], ids[0].String())
-	b.acquireAll(in)
-	b.settled(20*time.Second, 0)
+	b.AcquireAll(in)
+	b.Settled(20*time.Second, 0)
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
 	require.False(t, b.quarantined())
 	require.Empty(t, b.letters())
-	require.Zero(t, b.count("select count(*) from processor.unconfirmed_letters"))
+	require.Zero(t, b.Count("select count(*) from processor.unconfirmed_letters"))
 	losses, _, _, err := b.ours().Losses(t.Context(), 10)
 	require.NoError(t, err)
 	require.Len(t, losses, 1)
@@ -208,28 +208,28 @@ func TestACulpritThatWasTrimmedIsNoDeadLetter(t *testing.T) {
 func TestTheProgressMarkOfAProbeIsNotTakenForALoss(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one")
-	last := b.publish(at(deviceOfShard3(), 1))[0]
+	in := b.Start("one")
+	last := b.Publish(at(deviceOfShard3(), 1))[0]
 	later := telemetry.EntryID{Ms: 1 << 50}
-	b.exec("insert into processor.progress (stream, group_name, shard, applied_id) values ('" + b.stream + "', '" + b.group + "', 3, '" + later.String() + "')")
-	names := stream.Names{Stream: b.stream, Group: b.group}
-	require.NoError(t, b.client.HSet(t.Context(), names.Applied(), 3, later.String()).Err())
+	b.Exec("insert into processor.progress (stream, group_name, shard, applied_id) values ('" + b.Stream + "', '" + b.Group + "', 3, '" + later.String() + "')")
+	names := stream.Names{Stream: b.Stream, Group: b.Group}
+	require.NoError(t, b.Client.HSet(t.Context(), names.Applied(), 3, later.String()).Err())
 	b.quarantine(1, last, "")
-	b.acquireAll(in)
-	b.settled(20*time.Second, 0)
+	b.AcquireAll(in)
+	b.Settled(20*time.Second, 0)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if b.quarantined() {
 			return errors.New("the quarantine is not over")
 		}
-		if known := b.client.HGet(t.Context(), names.Applied(), "3").Val(); known != last.String() {
+		if known := b.Client.HGet(t.Context(), names.Applied(), "3").Val(); known != last.String() {
 			return fmt.Errorf("Redis knows of %s, want %s", known, last)
 		}
 		return nil
 	})
-	require.Equal(t, 1, b.count("select count(*) from processor.progress where shard = 3 and applied_id = $1", last.String()))
-	b.publish(at(deviceOfShard3()+1, 1))
-	b.settled(20*time.Second, 0)
-	require.NoError(t, b.client.XTrimMaxLen(t.Context(), b.stream, 0).Err())
+	require.Equal(t, 1, b.Count("select count(*) from processor.progress where shard = 3 and applied_id = $1", last.String()))
+	b.Publish(at(deviceOfShard3()+1, 1))
+	b.Settled(20*time.Second, 0)
+	require.NoError(t, b.Client.XTrimMaxLen(t.Context(), b.Stream, 0).Err())
 	known, err := b.ours().RegisterOwner(t.Context(), "next", []int{3})
 	require.NoError(t, err)
 	require.True(t, last.Less(known.Trimmed))
@@ -241,16 +241,16 @@ func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", oneWorker)
-	b.exec("update processor.shards set updated_at = now()") // or the lock is taken of none
+	in := b.Start("one", oneWorker)
+	b.Exec("update processor.shards set updated_at = now()") // or the lock is taken of none
 	b.quarantine(1, telemetry.EntryID{Ms: 1 << 60}, "")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	release := b.hold("shard = 3")
 	var entries [][]string
 	for d := range 40 {
 		entries = append(entries, at(d, 1))
 	}
-	ids := b.publish(entries...)
+	ids := b.Publish(entries...)
 	of3 := 0
 	for d := range ids {
 		if telemetry.ShardOf(fleet.DeviceID(d), shards) == 3 {
@@ -261,7 +261,7 @@ func TestALockedQuarantinedShardHoldsNoOther(t *testing.T) {
 	testenv.Wait(t, 20*time.Second, func() error { return b.rows(len(ids) - of3) })
 	release()
 	testenv.Wait(t, 20*time.Second, func() error { return b.rows(len(ids)) })
-	b.settled(10*time.Second, 0)
+	b.Settled(10*time.Second, 0)
 	require.Empty(t, b.letters())
 }
 
@@ -271,10 +271,10 @@ func TestALockedShardIsNotTriedExclusivelyAllTheTime(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	claims := make(chan time.Time, 100)
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims <- time.Now() }}
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	release := b.hold("shard = 3")
 	b.deferCrashed(deviceOfShard3(), 2)
 	first := <-claims
@@ -289,11 +289,11 @@ func TestALockedShardIsNotTriedExclusivelyAllTheTime(t *testing.T) {
 func TestWithOneAttemptAnEntryIsTriedAloneBeforeACrashIsHeldAgainstIt(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
-	b.acquireAll(in)
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
+	b.AcquireAll(in)
 	b.deferCrashed(deviceOfShard3(), 1)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count("select count(*) from processor.deferred"); n > 0 {
+		if n := b.Count("select count(*) from processor.deferred"); n > 0 {
 			return errors.New("it is not decided")
 		}
 		return nil
@@ -309,7 +309,7 @@ func TestAttemptsBeyondTheMaximumLeaveOneThatIsMadeAlone(t *testing.T) {
 	var waits atomic.Bool
 	waits.Store(true)
 	defer waits.Store(false)
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
 			if waits.Load() && len(w.Late) > 0 {
 				return errNotNow
@@ -318,15 +318,15 @@ func TestAttemptsBeyondTheMaximumLeaveOneThatIsMadeAlone(t *testing.T) {
 		}}
 	})
 	b.deferCrashed(deviceOfShard3(), 7)
-	b.exec("update processor.deferred set class = 'sink'")
-	b.acquireAll(in)
+	b.Exec("update processor.deferred set class = 'sink'")
+	b.AcquireAll(in)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count("select count(*) from processor.deferred where class = 'crash'"); n == 0 {
+		if n := b.Count("select count(*) from processor.deferred where class = 'crash'"); n == 0 {
 			return errors.New("no attempt has begun")
 		}
 		return nil
 	})
-	require.Equal(t, 2, b.count("select attempts from processor.deferred"), "the third is made alone after a crash")
+	require.Equal(t, 2, b.Count("select attempts from processor.deferred"), "the third is made alone after a crash")
 	waits.Store(false)
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(1) })
 }
@@ -337,13 +337,13 @@ func TestARowThatIsRefusedWhileItIsTriedAloneIsDecidedLater(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var claims atomic.Int64
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims.Add(1) }}
 	})
 	one := deviceOfShard3()
 	b.refuse(one)
-	b.acquireAll(in)
-	b.publish(at(one+1, 1), at(one+2, 1))
+	b.AcquireAll(in)
+	b.Publish(at(one+1, 1), at(one+2, 1))
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(2) })
 	b.deferCrashed(one, 2)
 	for _, letter := range b.awaitDeadLetters(10*time.Second, 1) {
@@ -357,12 +357,12 @@ func TestARowThatIsRefusedWhileItIsTriedAloneIsDecidedLater(t *testing.T) {
 func TestWithOneAttemptARowThatIsRefusedInAProbeIsDecidedLater(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.MaxAttempts = 1 })
 	one := deviceOfShard3()
 	b.refuse(one)
-	ids := b.publish(at(one+1, 1), at(one+2, 1), at(one, 1))
+	ids := b.Publish(at(one+1, 1), at(one+2, 1), at(one, 1))
 	b.quarantine(1, ids[2], "")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	letter := b.awaitDeadLetters(10*time.Second, 1)[ids[2]]
 	require.Equal(t, telemetry.ClassSink, letter.Class)
 	require.Equal(t, 2, letter.Attempts)
@@ -370,7 +370,7 @@ func TestWithOneAttemptARowThatIsRefusedInAProbeIsDecidedLater(t *testing.T) {
 
 // refuse has a trigger refuse the rows of a device.
 func (b *bench) refuse(device int) {
-	b.exec(`
+	b.Exec(`
 create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused' using errcode = 'P0001'; end $$;
 create trigger refuse before insert on positions for each row when (new.device_id = '` + fleet.DeviceID(device) + `') execute function refuse()`)
 }

@@ -35,16 +35,16 @@ func junk(tb testing.TB, kind string, device int, seconds int64) *fleet.Junk {
 
 // letters is all dead letters by source ID.
 func (b *bench) letters() map[telemetry.EntryID]stream.DLQEntry {
-	dead, err := stream.NewDeadLetters(b.client, stream.Config{Stream: b.stream, Group: b.group}, b.stream+":dlq")
-	require.NoError(b.tb, err)
+	dead, err := stream.NewDeadLetters(b.Client, stream.Config{Stream: b.Stream, Group: b.Group}, b.Stream+":dlq")
+	require.NoError(b.TB, err)
 	all := make(map[telemetry.EntryID]stream.DLQEntry)
 	after := telemetry.EntryID{}
 	for {
-		page, err := dead.List(b.tb.Context(), after, 500)
-		require.NoError(b.tb, err)
+		page, err := dead.List(b.TB.Context(), after, 500)
+		require.NoError(b.TB, err)
 		for _, l := range page {
-			require.NoError(b.tb, l.Err)
-			require.NotContains(b.tb, all, l.Entry.ID, "two dead letters of one entry")
+			require.NoError(b.TB, l.Err)
+			require.NotContains(b.TB, all, l.Entry.ID, "two dead letters of one entry")
 			all[l.Entry.ID] = l
 			after = l.ID
 		}
@@ -55,8 +55,8 @@ func (b *bench) letters() map[telemetry.EntryID]stream.DLQEntry {
 }
 
 func (b *bench) awaitDeadLetters(within time.Duration, n int) map[telemetry.EntryID]stream.DLQEntry {
-	testenv.Wait(b.tb, within, func() error {
-		if have := b.client.XLen(b.tb.Context(), b.stream+":dlq").Val(); have != int64(n) {
+	testenv.Wait(b.TB, within, func() error {
+		if have := b.Client.XLen(b.TB.Context(), b.Stream+":dlq").Val(); have != int64(n) {
 			return fmt.Errorf("want %d dead letters, have %d", n, have)
 		}
 		return nil
@@ -67,21 +67,21 @@ func (b *bench) awaitDeadLetters(within time.Duration, n int) map[telemetry.Entr
 func TestBadEntriesBecomeDeadLettersOfTheirClassAndBlockNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one")
-	b.acquireAll(in)
+	in := b.Start("one")
+	b.AcquireAll(in)
 	entries := [][]string{{"ts", "x"}}
 	want := []telemetry.Class{telemetry.ClassInvalid}
 	for i, kind := range fleet.JunkKinds() {
 		j := junk(t, kind, 1, int64(i))
 		entries, want = append(entries, at(1, int64(2*i)), j.Fields), append(want, "", j.Class)
 	}
-	ids := b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	require.Equal(t, len(fleet.JunkKinds()), b.count("select count(*) from positions"))
+	ids := b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, len(fleet.JunkKinds()), b.Count("select count(*) from positions"))
 
 	// What cannot be decoded is given up after its third attempt.
 	letters := b.awaitDeadLetters(20*time.Second, len(fleet.JunkKinds())+1)
-	require.Zero(t, b.count("select count(*) from processor.deferred"))
+	require.Zero(t, b.Count("select count(*) from processor.deferred"))
 	for i, id := range ids {
 		if want[i] == "" {
 			require.NotContains(t, letters, id)
@@ -106,14 +106,14 @@ func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	slow := func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.RetryDelays = []time.Duration{time.Hour} }
-	old := b.start("old", slow)
-	b.acquireAll(old)
+	old := b.Start("old", slow)
+	b.AcquireAll(old)
 	bad := junk(t, "truncated", 5, 100)
-	ids := b.publish(at(5, 1), bad.Fields, at(5, 200))
-	b.settled(10*time.Second, 0)
-	require.Equal(t, 1, b.count("select count(*) from processor.deferred where attempts = 1 and class = 'decode'"))
-	require.Equal(t, 2, b.count("select count(*) from positions"))
-	old.stop()
+	ids := b.Publish(at(5, 1), bad.Fields, at(5, 200))
+	b.Settled(10*time.Second, 0)
+	require.Equal(t, 1, b.Count("select count(*) from processor.deferred where attempts = 1 and class = 'decode'"))
+	require.Equal(t, 2, b.Count("select count(*) from positions"))
+	old.End()
 
 	// The newer instance understands it: here, since the entry is whole now.
 	good := at(5, 100)
@@ -121,17 +121,17 @@ func TestADeferredEntryIsStoredAsLateOnceItDecodes(t *testing.T) {
 	for i := range good {
 		raw[i] = []byte(good[i])
 	}
-	_, err := b.pool.Exec(t.Context(), "update processor.deferred set fields = $1, digest = $2, next_attempt_at = now()", raw, (&telemetry.Entry{Fields: good}).Digest())
+	_, err := b.Pool.Exec(t.Context(), "update processor.deferred set fields = $1, digest = $2, next_attempt_at = now()", raw, (&telemetry.Entry{Fields: good}).Digest())
 	require.NoError(t, err)
-	b.acquireAll(b.start("new"))
+	b.AcquireAll(b.Start("new"))
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count("select count(*) from positions"); n != 3 {
+		if n := b.Count("select count(*) from positions"); n != 3 {
 			return fmt.Errorf("want 3 positions, have %d", n)
 		}
 		return nil
 	})
-	require.Zero(t, b.count("select count(*) from processor.deferred"), "deleted by the transaction that stores the record")
-	require.Equal(t, 1, b.count("select count(*) from positions where ts = $1 and ingested_at = $2",
+	require.Zero(t, b.Count("select count(*) from processor.deferred"), "deleted by the transaction that stores the record")
+	require.Equal(t, 1, b.Count("select count(*) from positions where ts = $1 and ingested_at = $2",
 		time.Unix(1_700_000_100, 0), ids[1].Time()))
 	require.Empty(t, b.letters())
 }
@@ -155,7 +155,7 @@ func TestAnOutageUsesNoAttempt(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var outages atomic.Int32
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond, time.Hour}
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) && outages.Add(1) <= 5 {
@@ -164,17 +164,17 @@ func TestAnOutageUsesNoAttempt(t *testing.T) {
 			return nil
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(junk(t, "not_json", 1, 1).Fields, at(1, 2))
+	b.AcquireAll(in)
+	b.Publish(junk(t, "not_json", 1, 1).Fields, at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := outages.Load(); n < 6 {
 			return fmt.Errorf("%d attempts to write", n)
 		}
 		return nil
 	})
-	b.settled(10*time.Second, 0)
-	in.stop()
-	require.Equal(t, 1, b.count("select count(*) from processor.deferred where attempts = 2 and class = 'decode'"))
+	b.Settled(10*time.Second, 0)
+	in.End()
+	require.Equal(t, 1, b.Count("select count(*) from processor.deferred where attempts = 2 and class = 'decode'"))
 	require.Empty(t, b.letters())
 }
 
@@ -182,7 +182,7 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var fenced atomic.Int32
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
 		d.Sink = &sink{Sink: d.Sink, before: func(b *protocol.Batch) error {
 			if isRetry(b) {
@@ -192,15 +192,15 @@ func TestAnAttemptThatEndsWithTheOwnershipIsNotCounted(t *testing.T) {
 			return nil
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(junk(t, "not_json", 1, 1).Fields)
+	b.AcquireAll(in)
+	b.Publish(junk(t, "not_json", 1, 1).Fields)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if fenced.Load() == 0 || b.count("select count(*) from processor.deferred where class = 'decode'") == 0 {
+		if fenced.Load() == 0 || b.Count("select count(*) from processor.deferred where class = 'decode'") == 0 {
 			return errors.New("not tried again and returned")
 		}
 		return nil
 	})
-	require.Equal(t, 1, b.count("select attempts from processor.deferred"))
+	require.Equal(t, 1, b.Count("select attempts from processor.deferred"))
 	require.Empty(t, b.letters())
 }
 
@@ -208,16 +208,16 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	// Unfinished attempts are what crashed processes leave behind.
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.PollEvery = time.Hour })
-	b.acquireAll(in)
-	ids := b.publish(junk(t, "not_json", 1, 1).Fields, junk(t, "not_json", 1, 2).Fields)
-	b.settled(10*time.Second, 0)
-	deferred := store.NewDeferred(b.pool, b.scope(), "one", 10*time.Second)
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DeadLetters.PollEvery = time.Hour })
+	b.AcquireAll(in)
+	ids := b.Publish(junk(t, "not_json", 1, 1).Fields, junk(t, "not_json", 1, 2).Fields)
+	b.Settled(10*time.Second, 0)
+	deferred := store.NewDeferred(b.Pool, b.Scope(), "one", 10*time.Second)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	epoch, _, ok := in.Owned(shard)
 	require.True(t, ok)
 	due := func() []protocol.Deferred {
-		_, err := b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
+		_, err := b.Pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 		require.NoError(t, err)
 		rows, _, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch}}, time.Hour, 100, 1<<20)
 		require.NoError(t, err)
@@ -244,11 +244,11 @@ func TestADeferredEntryOnWhichProcessesDieIsTriedAloneAndGivenUp(t *testing.T) {
 	wrong, _, err := deferred.Claim(t.Context(), []protocol.ShardLease{{Shard: shard, Epoch: epoch + 1}}, time.Hour, 100, 1<<20)
 	require.NoError(t, err)
 	require.Empty(t, wrong, "nothing for who does not own the shard")
-	in.stop()
+	in.End()
 
-	_, err = b.pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
+	_, err = b.Pool.Exec(t.Context(), "update processor.deferred set next_attempt_at = now()")
 	require.NoError(t, err)
-	b.acquireAll(b.start("two"))
+	b.AcquireAll(b.Start("two"))
 	letters := b.awaitDeadLetters(10*time.Second, 2)
 	require.Equal(t, telemetry.ClassCrash, letters[ids[0]].Class)
 	require.Equal(t, telemetry.ClassDecode, letters[ids[1]].Class, "the other one is not blamed")
@@ -259,7 +259,7 @@ func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var refusals atomic.Int32
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.DeadLetterSink = &deadLetterSink{DeadLetterSink: d.DeadLetterSink, before: func() error {
 			if refusals.Add(1) <= 4 {
 				return &protocol.Failure{Kind: protocol.Unavailable, Code: "OOM", Err: errors.New("full")}
@@ -267,38 +267,38 @@ func TestAFullRedisHoldsTheDeadLetterBackUntilItHasRoom(t *testing.T) {
 			return nil
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
-	b.settled(20*time.Second, 0)
+	b.AcquireAll(in)
+	b.Publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
+	b.Settled(20*time.Second, 0)
 	require.Greater(t, refusals.Load(), int32(4))
 	require.Len(t, b.letters(), 1)
-	require.Equal(t, 2, b.count("select count(*) from positions"))
+	require.Equal(t, 2, b.Count("select count(*) from positions"))
 }
 
 func TestAnEntryThatVanishedFromItsQueueHasTheQueueReadAgain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var once sync.Once
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.DeadLetterSink = &deadLetterSink{DeadLetterSink: d.DeadLetterSink, before: func() error {
 			// Another client acknowledges the entry that is about to be moved.
 			once.Do(func() {
-				for _, p := range b.client.XPendingExt(context.Background(), &redis.XPendingExtArgs{
-					Stream: b.stream, Group: b.group, Start: "-", End: "+", Count: 10,
+				for _, p := range b.Client.XPendingExt(context.Background(), &redis.XPendingExtArgs{
+					Stream: b.Stream, Group: b.Group, Start: "-", End: "+", Count: 10,
 				}).Val() {
-					b.client.XAck(context.Background(), b.stream, b.group, p.ID)
+					b.Client.XAck(context.Background(), b.Stream, b.Group, p.ID)
 				}
 			})
 			return nil
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(junk(t, "nul", 1, 2).Fields)
-	b.settled(20*time.Second, 0)
-	b.publish(at(1, 3), junk(t, "nul", 1, 4).Fields)
+	b.AcquireAll(in)
+	b.Publish(junk(t, "nul", 1, 2).Fields)
+	b.Settled(20*time.Second, 0)
+	b.Publish(at(1, 3), junk(t, "nul", 1, 4).Fields)
 	b.awaitDeadLetters(10*time.Second, 1)
-	b.settled(20*time.Second, 0)
-	require.Equal(t, 1, b.count("select count(*) from positions"))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, 1, b.Count("select count(*) from positions"))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := in.InFlight(); n != 0 {
 			return fmt.Errorf("%d in flight", n)
@@ -328,7 +328,7 @@ type oneMissing struct {
 
 func (m *oneMissing) DeadLetter(ctx context.Context, letters []telemetry.DeadLetter, tokens map[int]string) (err error) {
 	if len(letters) > 1 {
-		m.once.Do(func() { err = m.b.client.XAck(ctx, m.b.stream, m.b.group, letters[0].Entry.ID.String()).Err() })
+		m.once.Do(func() { err = m.b.Client.XAck(ctx, m.b.Stream, m.b.Group, letters[0].Entry.ID.String()).Err() })
 	}
 	return cmp.Or(err, m.DeadLetterSink.DeadLetter(ctx, letters, tokens))
 }
@@ -339,21 +339,21 @@ func TestP6DeadLettersAreCountedThoughOneOfTheirShardIsNotMoved(t *testing.T) {
 	b := newBench(t)
 	bad := []string{"ts", "1700000000000", "device_id", fleet.DeviceID(0), "codec", "8", "payload", "no JSON"}
 	const entries = 20
-	b.publish(slices.Repeat([][]string{bad}, entries)...)
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	b.Publish(slices.Repeat([][]string{bad}, entries)...)
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.DeadLetters.MaxAttempts = 1
 		d.DeadLetterSink = &oneMissing{DeadLetterSink: d.DeadLetterSink, b: b}
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := in.counter(t, "processor_pipeline_records_total", "dead_lettered"); n != entries-1 {
+		if n := in.Counter(t, "processor_pipeline_records_total", "dead_lettered"); n != entries-1 {
 			return fmt.Errorf("%v are counted, %d are there", n, len(b.letters()))
 		}
 		return nil
 	})
 	require.Len(t, b.letters(), entries-1)
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count("select count(*) from processor.unconfirmed_letters where added_at is null"); n != 1 {
+		if n := b.Count("select count(*) from processor.unconfirmed_letters where added_at is null"); n != 1 {
 			return fmt.Errorf("%d are not noted as added", n)
 		}
 		return nil
@@ -363,7 +363,7 @@ func TestP6DeadLettersAreCountedThoughOneOfTheirShardIsNotMoved(t *testing.T) {
 func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	_, err := b.pool.Exec(t.Context(), "alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	_, err := b.Pool.Exec(t.Context(), "alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
 	require.NoError(t, err)
 	refused := func(device int, s int64) []string {
 		m := fleet.Message{DeviceID: fleet.DeviceID(device), Codec: "8", Time: time.Unix(1_700_000_000+s, 0).UTC(), Latitude: 1, Longitude: 1, Satellites: 9}
@@ -382,17 +382,17 @@ func TestARowThatPostgresRefusesIsAloneInTheDeadLetters(t *testing.T) {
 			entries = append(entries, at(d, s))
 		}
 	}
-	ids := b.publish(entries...)
-	in := b.start("one")
-	b.acquireAll(in)
-	b.settled(20*time.Second, 0)
+	ids := b.Publish(entries...)
+	in := b.Start("one")
+	b.AcquireAll(in)
+	b.Settled(20*time.Second, 0)
 	letters := b.awaitDeadLetters(10*time.Second, len(bad))
 	for _, i := range bad {
 		require.Equal(t, telemetry.ClassSink, letters[ids[i]].Class)
 		require.Equal(t, "no_seven", letters[ids[i]].Field)
 		require.Equal(t, "sink/no_seven/23514", letters[ids[i]].Fingerprint)
 	}
-	require.Equal(t, len(entries)-len(bad), b.count("select count(*) from positions"))
+	require.Equal(t, len(entries)-len(bad), b.Count("select count(*) from positions"))
 }
 
 // TestEverythingIsStoredOrADeadLetter is the account of a fleet of two, one of
@@ -434,18 +434,18 @@ func account(t *testing.T, n, bad int) {
 		j := junk(t, kind, device, s)
 		entries[i], want[i] = j.Fields, j.Class
 	}
-	ids := b.publish(entries...)
+	ids := b.Publish(entries...)
 
-	one, two := b.start("one"), b.start("two")
-	b.acquireAll(one)
+	one, two := b.Start("one"), b.Start("two")
+	b.AcquireAll(one)
 	testenv.Wait(t, 30*time.Second, func() error {
-		if have := b.count("select count(*) from positions"); have < n/4 {
+		if have := b.Count("select count(*) from positions"); have < n/4 {
 			return fmt.Errorf("want a quarter of %d stored, have %d", n, have)
 		}
 		return nil
 	})
-	b.acquireAll(two) // one finds itself fenced in the middle of its work
-	b.settled(60*time.Second, 0)
+	b.AcquireAll(two) // one finds itself fenced in the middle of its work
+	b.Settled(60*time.Second, 0)
 	letters := b.awaitDeadLetters(60*time.Second, bad)
 	for i, id := range ids {
 		l, dead := letters[id]
@@ -455,8 +455,8 @@ func account(t *testing.T, n, bad int) {
 			require.True(t, slices.Equal(entries[i], l.Entry.Fields))
 		}
 	}
-	require.Equal(t, n-bad, b.count("select count(*) from positions"))
-	require.Zero(t, b.count("select count(*) from processor.deferred"))
+	require.Equal(t, n-bad, b.Count("select count(*) from positions"))
+	require.Zero(t, b.Count("select count(*) from processor.deferred"))
 }
 
 // chatty is a test whose log a test reads.
@@ -488,27 +488,27 @@ func TestP1AFullRedisReportsItAndAcceptsTheDeadLetterOnceThereIsRoom(t *testing.
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	b.redisURL, b.client = env.Redis.URL(), client
-	ids := b.publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
+	b.RedisURL, b.Client = env.Redis.URL(), client
+	ids := b.Publish(at(1, 1), junk(t, "nul", 1, 2).Fields, at(1, 3))
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
 
-	in := b.start("one")
-	b.acquireAll(in)
+	in := b.Start("one")
+	b.AcquireAll(in)
 	testenv.Wait(t, 20*time.Second, func() error {
-		if n := b.count("select count(*) from positions"); n != 2 || !heard.said("Redis is full; raise maxmemory") {
+		if n := b.Count("select count(*) from positions"); n != 2 || !heard.said("Redis is full; raise maxmemory") {
 			return fmt.Errorf("%d stored, and the log does not say what is wrong", n)
 		}
 		return nil
 	})
 	require.True(t, heard.said("move to the dead letters"))
 	require.Empty(t, b.letters())
-	b.settled(10*time.Second, 1) // the bad one lies on its queue
+	b.Settled(10*time.Second, 1) // the bad one lies on its queue
 	b.awaitWait(in, protocol.WaitRedisFull, telemetry.ShardOf(fleet.DeviceID(1), shards))
 
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	letters := b.awaitDeadLetters(10*time.Second, 1)
 	require.Contains(t, letters, ids[1])
-	b.settled(10*time.Second, 0)
+	b.Settled(10*time.Second, 0)
 	b.nothingWaits(in)
 	require.True(t, heard.said("operation recovered"))
 }
@@ -522,28 +522,28 @@ func TestP7ADeadLetterThatWaitsDoesNotHoldUpTheOtherShardsOfItsWorker(t *testing
 	require.NoError(t, err)
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
-	b.redisURL, b.client = env.Redis.URL(), client
+	b.RedisURL, b.Client = env.Redis.URL(), client
 	entries := [][]string{junk(t, "nul", 1, 2).Fields}
 	const good = 600
 	for i := range good {
 		entries = append(entries, at(i%50, int64(10+i)))
 	}
-	ids := b.publish(entries...)
+	ids := b.Publish(entries...)
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
-	b.acquireAll(b.start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 }))
+	b.AcquireAll(b.Start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 }))
 	t.Cleanup(func() { client.ConfigSet(context.Background(), "maxmemory", "0") })
 	testenv.Wait(t, 20*time.Second, func() error {
-		if n := b.count("select count(*) from positions"); n != good {
+		if n := b.Count("select count(*) from positions"); n != good {
 			return fmt.Errorf("%d of %d stored while one letter waits", n, good)
 		}
 		return nil
 	})
 	require.Empty(t, b.letters())
-	b.settled(10*time.Second, 1)
+	b.Settled(10*time.Second, 1)
 	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), ids[0])
-	b.settled(10*time.Second, 0)
-	require.Equal(t, good, b.count("select count(*) from positions"))
+	b.Settled(10*time.Second, 0)
+	require.Equal(t, good, b.Count("select count(*) from positions"))
 }
 
 // So does one that Redis refuses for its key.
@@ -552,30 +552,30 @@ func TestP7ADeadLetterWhoseKeyIsNoStreamHoldsUpNothingElse(t *testing.T) {
 	t.Parallel()
 	heard := &chatty{TB: t}
 	b := newBench(heard)
-	dlq := b.stream + ":dlq"
-	require.NoError(t, b.client.Set(t.Context(), dlq, "of another program", 0).Err())
+	dlq := b.Stream + ":dlq"
+	require.NoError(t, b.Client.Set(t.Context(), dlq, "of another program", 0).Err())
 	entries := [][]string{junk(t, "nul", 1, 2).Fields}
 	const good = 300
 	for i := range good {
 		entries = append(entries, at(i%50, int64(10+i)))
 	}
-	ids := b.publish(entries...)
-	in := b.start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 })
-	b.acquireAll(in)
+	ids := b.Publish(entries...)
+	in := b.Start("one", func(cfg *pipeline.Config, _ *pipeline.Deps) { cfg.Workers, cfg.BatchMaxRecords = 1, 20 })
+	b.AcquireAll(in)
 	testenv.Wait(t, 20*time.Second, func() error {
-		if n := b.count("select count(*) from positions"); n != good {
+		if n := b.Count("select count(*) from positions"); n != good {
 			return fmt.Errorf("%d of %d stored while one letter waits", n, good)
 		}
 		return nil
 	})
 	b.awaitWait(in, protocol.WaitDLQRefused, telemetry.ShardOf(fleet.DeviceID(1), shards))
-	b.settled(10*time.Second, 1)
+	b.Settled(10*time.Second, 1)
 	require.True(t, heard.said("the key "+dlq+" is not a stream; rename it, or correct REDIS_DLQ_STREAM"))
-	require.Equal(t, 1, b.count("select count(*) from processor.unconfirmed_letters"))
+	require.Equal(t, 1, b.Count("select count(*) from processor.unconfirmed_letters"))
 
-	require.NoError(t, b.client.Del(t.Context(), dlq).Err())
+	require.NoError(t, b.Client.Del(t.Context(), dlq).Err())
 	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), ids[0])
-	b.settled(10*time.Second, 0)
+	b.Settled(10*time.Second, 0)
 	b.nothingWaits(in)
 	require.True(t, heard.said("operation recovered"))
 }

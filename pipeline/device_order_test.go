@@ -42,7 +42,7 @@ func TestP3DispatchedEntriesOvertakeNothingOnTheQueue(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var sink committedInOrder
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.ReadBatchRecords = 10
 		sink.Sink, d.Sink = d.Sink, &sink
 		d.Peers = func() int { return 1 } // alone it would wait for what is to be read back
@@ -52,7 +52,7 @@ func TestP3DispatchedEntriesOvertakeNothingOnTheQueue(t *testing.T) {
 	for i := range entries {
 		entries[i] = at(1, int64(i))
 	}
-	ids := b.publish(entries[:n]...)
+	ids := b.Publish(entries[:n]...)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if dispatched := b.pending(); dispatched < n {
 			return fmt.Errorf("%d are dispatched", dispatched)
@@ -61,8 +61,8 @@ func TestP3DispatchedEntriesOvertakeNothingOnTheQueue(t *testing.T) {
 	})
 	held := b.take(in, "of the owner")
 	grant(t, in, held)
-	ids = append(ids, b.publish(entries[n:]...)...)
-	b.settled(20*time.Second, 0)
+	ids = append(ids, b.Publish(entries[n:]...)...)
+	b.Settled(20*time.Second, 0)
 	sink.mu.Lock()
 	defer sink.mu.Unlock()
 	require.Equal(t, ids, sink.ids)
@@ -73,11 +73,11 @@ func TestP3DispatchedEntriesOvertakeNothingOnTheQueue(t *testing.T) {
 func TestP3AShardIsHandedOverWithNothingUnderWay(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one")
-	b.acquireAll(in)
+	in := b.Start("one")
+	b.AcquireAll(in)
 	release := b.holdCommits()
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
-	b.publish(at(1, 1), at(1, 2))
+	b.Publish(at(1, 1), at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in.InFlight() < 2 {
 			return errors.New("not in flight yet")
@@ -99,7 +99,7 @@ func TestP3AShardIsHandedOverWithNothingUnderWay(t *testing.T) {
 	}
 	require.NoError(t, b.rows(2))
 	require.Zero(t, b.pending())
-	b.publish(at(1, 3))
+	b.Publish(at(1, 3))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := b.pending(); n != 1 {
 			return fmt.Errorf("%d are pending", n)
@@ -114,17 +114,17 @@ func TestP3AShardIsHandedOverWithNothingUnderWay(t *testing.T) {
 func TestAHandOverWaitsForNoFullerBatch(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.BatchMaxAge = time.Hour })
-	b.acquireAll(in)
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.BatchMaxAge = time.Hour })
+	b.AcquireAll(in)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
-	b.publish(at(1, 1))
+	b.Publish(at(1, 1))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in.InFlight() > 0 {
 			return errors.New("the first is not finished")
 		}
 		return b.rows(1)
 	})
-	b.publish(at(1, 2))
+	b.Publish(at(1, 2))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in.InFlight() < 1 {
 			return errors.New("not in flight yet")

@@ -21,33 +21,33 @@ import (
 // hold keeps the rows of shards locked, so that no transaction of theirs
 // commits, until the returned function is called. Their work is set aside meanwhile.
 func (b *bench) hold(where string) (release func()) {
-	b.tb.Helper()
+	b.TB.Helper()
 	return b.lock("select * from processor.shards where stream = @stream and " + where + " for update")
 }
 
 // holdCommits lets no transaction write positions until the returned function is
 // called. Work stays in flight meanwhile.
 func (b *bench) holdCommits() (release func()) {
-	b.tb.Helper()
+	b.TB.Helper()
 	return b.lock("lock table public.positions in share mode")
 }
 
 func (b *bench) lock(statement string) (release func()) {
-	b.tb.Helper()
+	b.TB.Helper()
 	ctx := context.Background()
-	tx, err := b.pool.Begin(ctx)
-	require.NoError(b.tb, err)
-	_, err = tx.Exec(ctx, statement, pgx.NamedArgs{"stream": b.stream})
-	require.NoError(b.tb, err)
+	tx, err := b.Pool.Begin(ctx)
+	require.NoError(b.TB, err)
+	_, err = tx.Exec(ctx, statement, pgx.NamedArgs{"stream": b.Stream})
+	require.NoError(b.TB, err)
 	release = func() { _ = tx.Rollback(ctx) }
-	b.tb.Cleanup(release)
+	b.TB.Cleanup(release)
 	return release
 }
 
 func (b *bench) pending() int64 {
-	b.tb.Helper()
+	b.TB.Helper()
 	info, err := b.ours().Info(context.Background())
-	require.NoError(b.tb, err)
+	require.NoError(b.TB, err)
 	return info.Pending
 }
 
@@ -62,8 +62,8 @@ func pausing(cfg *pipeline.Config, _ *pipeline.Deps) {
 func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", pausing)
-	b.acquireAll(in)
+	in := b.Start("one", pausing)
+	b.AcquireAll(in)
 	const stuck = 5
 	release := b.hold(fmt.Sprintf("shard = %d", stuck))
 	var entries [][]string
@@ -82,31 +82,31 @@ func TestP9AStalledShardDoesNotStopTheOthers(t *testing.T) {
 	}
 	require.Greater(t, others, 20)
 	// Entries of other shards lie between and behind those of the stalled one.
-	b.publish(entries...)
+	b.Publish(entries...)
 	testenv.Wait(t, 30*time.Second, func() error {
-		if n := b.count("select count(*) from positions"); n != others {
+		if n := b.Count("select count(*) from positions"); n != others {
 			return fmt.Errorf("%d of %d are stored, %d pending", n, others, b.pending())
 		}
 		return nil
 	})
 	require.Greater(t, b.pending(), int64(2*dispatchAhead))
 	release()
-	b.settled(20*time.Second, 0)
-	require.Equal(t, standing+others, b.count("select count(*) from positions"))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, standing+others, b.Count("select count(*) from positions"))
 }
 
 // P7, P9: if no shard advances, dispatch pauses at 2*DispatchAhead at the latest.
 func TestP9DispatchingPausesWhileNothingAdvances(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", pausing)
-	b.acquireAll(in)
+	in := b.Start("one", pausing)
+	b.AcquireAll(in)
 	release := b.hold("true")
 	var entries [][]string
 	for i := range 4 * dispatchAhead {
 		entries = append(entries, at(i%200, int64(i/200)))
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	var since time.Time
 	last := int64(-1)
 	testenv.Wait(t, 30*time.Second, func() error {
@@ -120,10 +120,10 @@ func TestP9DispatchingPausesWhileNothingAdvances(t *testing.T) {
 	})
 	t.Logf("%d of %d entries are dispatched", last, len(entries))
 	require.LessOrEqual(t, last, int64(2*dispatchAhead+100))
-	require.Zero(t, b.count("select count(*) from positions"))
+	require.Zero(t, b.Count("select count(*) from positions"))
 	release()
-	b.settled(20*time.Second, 0)
-	require.Equal(t, len(entries), b.count("select count(*) from positions"))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, len(entries), b.Count("select count(*) from positions"))
 }
 
 // slowSource takes its time over new entries, as over a slow link.
@@ -153,19 +153,19 @@ func TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease(t *testing.T) {
 			b := newBench(t)
 			var owner *instance
 			for i := range members {
-				owner = b.start(fmt.Sprint("m", i), func(c *pipeline.Config, d *pipeline.Deps) {
+				owner = b.Start(fmt.Sprint("m", i), func(c *pipeline.Config, d *pipeline.Deps) {
 					c.DispatchLeaseTTL, c.DispatchBlock = 100*time.Millisecond, 20*time.Millisecond
 					d.Source, d.Peers = slowSource{d.Source, 250 * time.Millisecond}, func() int { return members - 1 }
 				})
 			}
-			b.acquireAll(owner)
+			b.AcquireAll(owner)
 			var entries [][]string
 			for i := range 50 { // several reads: they begin small
 				entries = append(entries, at(i, 1))
 			}
-			b.publish(entries...)
-			b.settled(30*time.Second, 0)
-			require.Equal(t, len(entries), b.count("select count(*) from positions"))
+			b.Publish(entries...)
+			b.Settled(30*time.Second, 0)
+			require.Equal(t, len(entries), b.Count("select count(*) from positions"))
 		})
 	}
 }
@@ -175,15 +175,15 @@ func TestP7DispatchingGoesOnWhereItTakesLongerThanItsLease(t *testing.T) {
 func TestAPauseTakesEffectUnderASteadyLoad(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.acquireAll(b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DispatchLeaseTTL = time.Second }))
-	b.publish(at(0, 0))
-	b.settled(30*time.Second, 0)
+	b.AcquireAll(b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DispatchLeaseTTL = time.Second }))
+	b.Publish(at(0, 0))
+	b.Settled(30*time.Second, 0)
 	group := b.ours()
 	require.NoError(t, group.SetPaused(t.Context(), true))
 	sent := 0
 	testenv.Wait(t, 30*time.Second, func() error {
 		sent++
-		b.publish(at(sent%50, int64(sent)))
+		b.Publish(at(sent%50, int64(sent)))
 		info, err := group.Info(t.Context())
 		if err != nil || info.Lag.N < 100 {
 			return errors.Join(fmt.Errorf("of %d entries %d are not dispatched", sent, info.Lag.N), err)
@@ -192,8 +192,8 @@ func TestAPauseTakesEffectUnderASteadyLoad(t *testing.T) {
 	})
 	t.Logf("%d entries came until 100 were kept back", sent)
 	require.NoError(t, group.SetPaused(t.Context(), false))
-	b.settled(30*time.Second, 0)
-	require.Equal(t, sent+1, b.count("select count(*) from positions"))
+	b.Settled(30*time.Second, 0)
+	require.Equal(t, sent+1, b.Count("select count(*) from positions"))
 }
 
 // countingSource counts reads of new entries, those that have begun and those that found some.
@@ -218,16 +218,16 @@ func TestEntriesGatherAfterADispatchAndALoneOneDoesNotWait(t *testing.T) {
 	const gather, others = 3 * time.Second, 20
 	b := newBench(t)
 	var begun, found atomic.Int64
-	b.acquireAll(b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	b.AcquireAll(b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.BatchMaxAge, c.DispatchBlock, c.DispatchLeaseTTL = gather, gather, 10*gather
 		d.Source = countingSource{d.Source, &begun, &found}
 	}))
-	b.publish(at(0, 0))
-	b.settled(30*time.Second, 0)
+	b.Publish(at(0, 0))
+	b.Settled(30*time.Second, 0)
 	for i := range others {
-		b.publish(at(i, 1))
+		b.Publish(at(i, 1))
 	}
-	b.settled(30*time.Second, 0)
+	b.Settled(30*time.Second, 0)
 	require.LessOrEqual(t, found.Load(), int64(3), "reads for %d entries that came one by one", 1+others)
 
 	last := begun.Load()
@@ -237,9 +237,9 @@ func TestEntriesGatherAfterADispatchAndALoneOneDoesNotWait(t *testing.T) {
 		}
 		return nil
 	})
-	b.publish(at(0, 2))
+	b.Publish(at(0, 2))
 	sent := time.Now()
-	b.settled(30*time.Second, 0)
+	b.Settled(30*time.Second, 0)
 	require.Less(t, time.Since(sent), gather, "a lone entry")
-	require.Equal(t, 2+others, b.count("select count(*) from positions"))
+	require.Equal(t, 2+others, b.Count("select count(*) from positions"))
 }

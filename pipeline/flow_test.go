@@ -32,17 +32,17 @@ func TestEveryEntryIsStoredOnceAndAcknowledged(t *testing.T) {
 			}
 		}
 	}
-	b.publish(entries[:len(entries)/2]...)
-	in := b.start("one")
-	b.acquireAll(in)
-	b.publish(entries[len(entries)/2:]...)
-	b.settled(20*time.Second, 0)
+	b.Publish(entries[:len(entries)/2]...)
+	in := b.Start("one")
+	b.AcquireAll(in)
+	b.Publish(entries[len(entries)/2:]...)
+	b.Settled(20*time.Second, 0)
 	// Seconds 0 to 49, and 3 seconds before 0.
-	require.Equal(t, 40*51, b.count("select count(*) from positions"))
+	require.Equal(t, 40*51, b.Count("select count(*) from positions"))
 	require.Eventually(t, func() bool { return in.InFlight() == 0 }, 5*time.Second, 5*time.Millisecond)
-	in.stop()
-	require.NoError(t, in.err)
-	require.Empty(t, in.lost)
+	in.End()
+	require.NoError(t, in.Err)
+	require.Empty(t, in.Lost())
 }
 
 func BenchmarkBacklog(b *testing.B) {
@@ -52,14 +52,14 @@ func BenchmarkBacklog(b *testing.B) {
 	for i := range n {
 		entries = append(entries, at(i%devices, int64(i/devices)))
 	}
-	bb.publish(entries...)
+	bb.Publish(entries...)
 	b.ResetTimer()
 	started := time.Now()
-	in := bb.start("one")
-	bb.acquireAll(in)
-	bb.settled(2*time.Minute, 0)
+	in := bb.Start("one")
+	bb.AcquireAll(in)
+	bb.Settled(2*time.Minute, 0)
 	b.ReportMetric(n/time.Since(started).Seconds(), "records/s")
-	in.stop()
-	require.Equal(b, n, bb.count("select count(*) from positions"))
+	in.End()
+	require.Equal(b, n, bb.Count("select count(*) from positions"))
 	fmt.Println()
 }

@@ -21,10 +21,10 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 	t.Parallel()
 	const maxBytes, size, devices, reply = 400 << 10, 20 << 10, 100, 60
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.MaxInFlightBytes, c.ReadBatchRecords = 2, 1000, maxBytes, reply
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	large := func(i int) []string {
 		m := fleet.Message{
 			DeviceID: fleet.DeviceID(i % devices), Codec: "8", Time: time.Unix(1_700_000_000+int64(i), 0).UTC(), Latitude: 48, Longitude: 11, Satellites: 9,
@@ -32,17 +32,17 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 		m.Attributes = append(m.Attributes, fleet.TextAttribute("900", strings.Repeat("x", size)))
 		return fleet.EntryFields(&m)
 	}
-	b.publish(large(0))
-	b.settled(10*time.Second, 0)
+	b.Publish(large(0))
+	b.Settled(10*time.Second, 0)
 
 	release := b.holdCommits()
 	var entries [][]string
 	for i := range 2 * devices {
 		entries = append(entries, large(1+i))
 	}
-	_, err := b.client.TxPipelined(t.Context(), func(p redis.Pipeliner) error { // so that a read finds all of them
+	_, err := b.Client.TxPipelined(t.Context(), func(p redis.Pipeliner) error { // so that a read finds all of them
 		for _, e := range entries {
-			p.XAdd(t.Context(), &redis.XAddArgs{Stream: b.stream, Values: e})
+			p.XAdd(t.Context(), &redis.XAddArgs{Stream: b.Stream, Values: e})
 		}
 		return nil
 	})
@@ -63,6 +63,6 @@ func TestP9LargeEntriesAreBoundedByTheirBytes(t *testing.T) {
 	require.LessOrEqual(t, most, 2.0*maxBytes, "the bound, and a reply of as much as had room")
 	require.Greater(t, most, maxBytes/2.0, "it was busy")
 	release()
-	b.settled(20*time.Second, 0)
-	require.Equal(t, 1+len(entries), b.count("select count(*) from positions"))
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, 1+len(entries), b.Count("select count(*) from positions"))
 }

@@ -28,7 +28,7 @@ func TestP7AConnectionLostInACommitBlamesNoRow(t *testing.T) {
 			b := newBench(t)
 			var failing atomic.Bool
 			failing.Store(true)
-			in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+			in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 				d.Sink = &sink{Sink: d.Sink, before: func(*protocol.Batch) error {
 					if failing.Load() {
 						return lost
@@ -36,26 +36,24 @@ func TestP7AConnectionLostInACommitBlamesNoRow(t *testing.T) {
 					return nil
 				}}
 			})
-			b.publish(at(1, 1), at(1, 2), at(1, 3))
+			b.Publish(at(1, 1), at(1, 2), at(1, 3))
 			for range 4 {
-				b.acquireAll(in)
+				b.AcquireAll(in)
 				testenv.Wait(t, 10*time.Second, func() error {
-					in.mu.Lock()
-					defer in.mu.Unlock()
-					if len(in.lost) == 0 {
+					lost := in.Lost()
+					if len(lost) == 0 {
 						return errors.New("the shard is not given up")
 					}
-					require.Equal(t, pipeline.OutcomeUnknown, in.lost[0].Cause)
-					in.lost = nil
+					require.Equal(t, pipeline.OutcomeUnknown, lost[0].Cause)
 					return nil
 				})
 			}
 			failing.Store(false)
-			b.acquireAll(in)
-			b.settled(10*time.Second, 0)
+			b.AcquireAll(in)
+			b.Settled(10*time.Second, 0)
 			require.NoError(t, b.rows(3))
-			require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nothing was given up")
-			require.Zero(t, b.count("select count(*) from processor.deferred"))
+			require.Zero(t, b.Client.XLen(t.Context(), b.Stream+":dlq").Val(), "nothing was given up")
+			require.Zero(t, b.Count("select count(*) from processor.deferred"))
 		})
 	}
 }
@@ -67,22 +65,22 @@ func TestP7WhereNoStatementIsAcceptedNoEntryIsDeadLettered(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var attempts atomic.Int32
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		d.Sink = &sink{Sink: d.Sink, before: func(*protocol.Batch) error {
 			attempts.Add(1)
 			return nil
 		}}
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	for _, sql := range []string{
 		`create function public.closed() returns trigger language plpgsql as $$ begin raise 'closed for maintenance'; end $$`,
 		`create trigger closed before insert on positions for each statement execute function public.closed()`,
 	} {
-		_, err := b.pool.Exec(t.Context(), sql)
+		_, err := b.Pool.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}
 	opened := func() {
-		_, err := b.pool.Exec(context.Background(), `drop trigger if exists closed on positions`)
+		_, err := b.Pool.Exec(context.Background(), `drop trigger if exists closed on positions`)
 		require.NoError(t, err)
 	}
 	t.Cleanup(opened)
@@ -91,7 +89,7 @@ func TestP7WhereNoStatementIsAcceptedNoEntryIsDeadLettered(t *testing.T) {
 	for i := range n {
 		entries = append(entries, at(1, int64(i)))
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if attempts.Load() < 10 {
 			return errors.New("not tried yet")
@@ -100,10 +98,10 @@ func TestP7WhereNoStatementIsAcceptedNoEntryIsDeadLettered(t *testing.T) {
 	})
 	<-time.After(time.Second)
 	require.Less(t, attempts.Load(), int32(40), "it waits between two attempts")
-	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val())
+	require.Zero(t, b.Client.XLen(t.Context(), b.Stream+":dlq").Val())
 	opened()
-	b.settled(10*time.Second, 0)
-	letters := int(b.client.XLen(t.Context(), b.stream+":dlq").Val())
+	b.Settled(10*time.Second, 0)
+	letters := int(b.Client.XLen(t.Context(), b.Stream+":dlq").Val())
 	require.LessOrEqual(t, letters, 1, "the one that was refused alone")
 	require.NoError(t, b.rows(n-letters))
 }

@@ -24,8 +24,8 @@ import (
 // notes how old each record is by then.
 func (b *bench) throttle(perRow time.Duration) (lift func()) {
 	exec := func(sql string) {
-		_, err := b.pool.Exec(b.tb.Context(), sql)
-		require.NoError(b.tb, err)
+		_, err := b.Pool.Exec(b.TB.Context(), sql)
+		require.NoError(b.TB, err)
 	}
 	exec(`create unlogged table if not exists public.ages (device_id text not null, age double precision not null)`)
 	exec(fmt.Sprintf(`create or replace function public.throttle() returns trigger language plpgsql as $$ begin
@@ -46,7 +46,7 @@ func (b *bench) offer(perSecond int, during time.Duration, next func(i int) []st
 		for due := int(elapsed.Seconds() * float64(perSecond)); sent < due; sent++ {
 			lot = append(lot, next(sent))
 		}
-		b.publish(lot...)
+		b.Publish(lot...)
 		each(sent)
 		<-ticker.C
 	}
@@ -55,7 +55,7 @@ func (b *bench) offer(perSecond int, during time.Duration, next func(i int) []st
 
 func (in *instance) gauge(tb testing.TB, name string) float64 {
 	tb.Helper()
-	families, err := in.reg.Gather()
+	families, err := in.Registry.Gather()
 	require.NoError(tb, err)
 	for _, f := range families {
 		if f.GetName() == name {
@@ -105,12 +105,12 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	during := offering(t, 3*time.Second)
 	const rate, workers, maxRecords, maxBytes, reply = 200, 2, 1000, 400 << 10, 300
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.MaxInFlightBytes = workers, maxRecords, maxBytes
 		c.ReadBatchRecords, c.BatchMaxRecords, c.DispatchAhead = reply, 100, 4000
 	})
-	b.acquireAll(in)
-	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
+	b.AcquireAll(in)
+	group, err := stream.NewGroup(b.Client, stream.Config{Stream: b.Stream, Group: b.Group, Shards: shards})
 	require.NoError(t, err)
 	lift := b.throttle(workers * time.Second / rate)
 	var records, bytes, heap []float64
@@ -145,28 +145,28 @@ func TestASlowSinkCostsTimeAndNeitherMemoryNorRecords(t *testing.T) {
 	require.Greater(t, float64(outstanding), 0.7*float64(sent), "what is not done is shown")
 	require.Less(t, slices.Max(heap[quarter:]), slices.Max(heap[:quarter])+16, "MB")
 
-	b.settled(2*time.Minute, 0)
+	b.Settled(2*time.Minute, 0)
 	caughtUp := time.Since(lifted)
-	_, err = b.pool.Exec(t.Context(), "truncate public.ages")
+	_, err = b.Pool.Exec(t.Context(), "truncate public.ages")
 	require.NoError(t, err)
 	defer b.throttle(0)() // only the ages
 	extra := b.offer(rate, time.Second, func(i int) []string { return at(i%500, 1000+int64(i/500)) }, func(int) {})
-	b.settled(10*time.Second, 0)
+	b.Settled(10*time.Second, 0)
 	p99, oldest := b.ages("")
 	t.Logf("%d entries caught up in %s; then, at %d/s, p99 of the age at commit is %.3f s, at most %.3f s", outstanding, caughtUp.Round(time.Millisecond), rate, p99, oldest)
 	require.Less(t, p99, 1.0)
-	require.Equal(t, sent+extra, b.count("select count(*) from positions"), "nothing was lost")
-	require.Zero(t, b.client.XLen(t.Context(), b.stream+":dlq").Val(), "nothing was given up")
-	require.Zero(t, b.count("select count(*) from processor.deferred"))
-	in.stop()
-	require.NoError(t, in.err)
-	require.Empty(t, in.lost)
+	require.Equal(t, sent+extra, b.Count("select count(*) from positions"), "nothing was lost")
+	require.Zero(t, b.Client.XLen(t.Context(), b.Stream+":dlq").Val(), "nothing was given up")
+	require.Zero(t, b.Count("select count(*) from processor.deferred"))
+	in.End()
+	require.NoError(t, in.Err)
+	require.Empty(t, in.Lost())
 }
 
 // ages is the 99th percentile and the maximum of the ages of records at their
 // commit, in seconds: of the devices that a condition names.
 func (b *bench) ages(where string, args ...any) (p99, most float64) {
-	require.NoError(b.tb, b.pool.QueryRow(context.Background(),
+	require.NoError(b.TB, b.Pool.QueryRow(context.Background(),
 		"select coalesce(percentile_disc(0.99) within group (order by age), 0), coalesce(max(age), 0) from public.ages "+where, args...).Scan(&p99, &most))
 	return p99, most
 }
@@ -178,10 +178,10 @@ func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
 	during := offering(t, 6*time.Second)
 	const workers, perWorker, rate, others = 4, 100, 240, 80
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) {
 		c.Workers, c.MaxInFlightRecords, c.ReadBatchRecords, c.BatchMaxRecords = workers, 400, 200, 50
 	})
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	workerOf := func(device string) int { return telemetry.ShardOf(device, shards) % workers } // as acquireAll grants them
 	hot := workerOf(fleet.DeviceID(0))
 	lift := b.throttle(time.Second / perWorker)
@@ -208,8 +208,8 @@ func TestADeviceThatSendsHalfOfAllStarvesNoOtherWorker(t *testing.T) {
 		own, len(sameWorker), near, len(elsewhere), p99, most)
 	require.Greater(t, own, 2.0, "its worker was behind")
 	require.Less(t, p99, own/2)
-	b.settled(2*time.Minute, 0)
-	require.Equal(t, sent, b.count("select count(*) from positions"))
-	in.stop()
-	require.NoError(t, in.err)
+	b.Settled(2*time.Minute, 0)
+	require.Equal(t, sent, b.Count("select count(*) from positions"))
+	in.End()
+	require.NoError(t, in.Err)
 }

@@ -52,19 +52,19 @@ func TestDispatchWaitsForQueuesThatAreReadBack(t *testing.T) {
 	small := func(cfg *pipeline.Config, _ *pipeline.Deps) {
 		cfg.ReadBatchRecords, cfg.MaxInFlightRecords, cfg.Workers, cfg.DispatchLeaseTTL = read, 32768, 2, 400*time.Millisecond
 	}
-	b.publish(lot(0, first)...)
-	other := b.start("other", small, func(_ *pipeline.Config, deps *pipeline.Deps) { deps.Peers = func() int { return 1 } })
+	b.Publish(lot(0, first)...)
+	other := b.Start("other", small, func(_ *pipeline.Config, deps *pipeline.Deps) { deps.Peers = func() int { return 1 } })
 	testenv.Wait(t, 20*time.Second, func() error {
 		if n := b.pending(); n != first {
 			return fmt.Errorf("%d of %d are dispatched for others", n, first)
 		}
 		return nil
 	})
-	other.stop()
-	b.publish(lot(first/200, second)...)
+	other.End()
+	b.Publish(lot(first/200, second)...)
 
 	var back atomic.Int64
-	in := b.start("one", small, func(_ *pipeline.Config, deps *pipeline.Deps) { deps.Source = readBack{deps.Source, &back} })
+	in := b.Start("one", small, func(_ *pipeline.Config, deps *pipeline.Deps) { deps.Source = readBack{deps.Source, &back} })
 	var held time.Time
 	testenv.Wait(t, 20*time.Second, func() error {
 		if held.IsZero() && in.gauge(t, "processor_pipeline_dispatcher") == 1 {
@@ -76,9 +76,9 @@ func TestDispatchWaitsForQueuesThatAreReadBack(t *testing.T) {
 		return nil
 	})
 	require.LessOrEqual(t, b.pending(), int64(first+2*read), "dispatched to queues that nobody reads")
-	b.acquireAll(in)
-	b.settled(30*time.Second, 0)
-	require.Equal(t, first+second, b.count("select count(*) from positions"))
+	b.AcquireAll(in)
+	b.Settled(30*time.Second, 0)
+	require.Equal(t, first+second, b.Count("select count(*) from positions"))
 	t.Logf("%d of %d entries were read from queues", back.Load(), first+second)
 	require.Less(t, back.Load(), int64(first+second/4))
 }

@@ -19,11 +19,11 @@ func TestABatchThatTakesTooLongIsMadeSmaller(t *testing.T) {
 		`create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.005); return new; end'`,
 		`create trigger slow before insert on positions for each row execute function slow()`,
 	} {
-		_, err := b.pool.Exec(t.Context(), sql)
+		_, err := b.Pool.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}
 	pool, err := store.Open(t.Context(), store.Config{
-		URL: b.pgURL, Member: "one", MaxConns: 12,
+		URL: b.PostgresURL, Member: "one", MaxConns: 12,
 		ConnectTimeout: 5 * time.Second, StatementTimeout: 300 * time.Millisecond, LockTimeout: 5 * time.Second,
 	})
 	require.NoError(t, err)
@@ -37,12 +37,12 @@ func TestABatchThatTakesTooLongIsMadeSmaller(t *testing.T) {
 			}
 		}
 	}
-	b.publish(entries...)
-	in := b.start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
-		d.Sink = store.NewWriter(pool, b.scope(), "one", 5*time.Second)
+	b.Publish(entries...)
+	in := b.Start("one", func(_ *pipeline.Config, d *pipeline.Deps) {
+		d.Sink = store.NewWriter(pool, b.Scope(), "one", 5*time.Second)
 	})
-	b.acquireAll(in)
-	b.settled(20*time.Second, 0)
-	require.Equal(t, len(entries), b.count("select count(*) from positions"))
-	require.Empty(t, in.lost)
+	b.AcquireAll(in)
+	b.Settled(20*time.Second, 0)
+	require.Equal(t, len(entries), b.Count("select count(*) from positions"))
+	require.Empty(t, in.Lost())
 }

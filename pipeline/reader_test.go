@@ -35,7 +35,7 @@ func (s countedSource) AcquireDispatchLease(ctx context.Context, before, token s
 func TestAQuietQueueIsReadOnlyWhenEntriesWereDispatched(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	dispatching := b.start("dispatching")
+	dispatching := b.Start("dispatching")
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in, err := b.ours().Info(t.Context()); err != nil || !in.GroupExists {
 			return fmt.Errorf("no group yet: %w", err)
@@ -43,13 +43,13 @@ func TestAQuietQueueIsReadOnlyWhenEntriesWereDispatched(t *testing.T) {
 		return nil
 	})
 	var reads, tries atomic.Int64
-	owner := b.start("owner", func(_ *pipeline.Config, d *pipeline.Deps) { d.Source = countedSource{d.Source, &reads, &tries} })
-	b.acquireAll(owner)
+	owner := b.Start("owner", func(_ *pipeline.Config, d *pipeline.Deps) { d.Source = countedSource{d.Source, &reads, &tries} })
+	b.AcquireAll(owner)
 	for round := range int64(3) {
-		b.publish(at(1, round), at(2, round))
-		b.settled(2*time.Second, 0)
+		b.Publish(at(1, round), at(2, round))
+		b.Settled(2*time.Second, 0)
 	}
-	require.Equal(t, 6, b.count("select count(*) from positions"))
+	require.Equal(t, 6, b.Count("select count(*) from positions"))
 
 	before, from := reads.Load(), tries.Load()
 	testenv.Wait(t, 20*time.Second, func() error {
@@ -59,5 +59,5 @@ func TestAQuietQueueIsReadOnlyWhenEntriesWereDispatched(t *testing.T) {
 		return nil
 	})
 	require.LessOrEqual(t, reads.Load()-before, int64(shards), "at most one poll of all within two seconds")
-	dispatching.stop()
+	dispatching.End()
 }

@@ -35,9 +35,9 @@ func TestARowWhoseTimeIsRefusedIsGivenUpAlone(t *testing.T) {
 			t.Run(code+" "+with, func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t)
-				b.exec(fmt.Sprintf(frozen, code))
-				in := b.start("one")
-				b.acquireAll(in)
+				b.Exec(fmt.Sprintf(frozen, code))
+				in := b.Start("one")
+				b.AcquireAll(in)
 				var others [][]string
 				for i := range 200 {
 					others = append(others, at(1+i%40, int64(i)))
@@ -47,33 +47,33 @@ func TestARowWhoseTimeIsRefusedIsGivenUpAlone(t *testing.T) {
 				var id telemetry.EntryID
 				switch with {
 				case "beside others":
-					id = b.publish(append([][]string{late}, others...)...)[0]
+					id = b.Publish(append([][]string{late}, others...)...)[0]
 				case "before all others":
-					id = b.publish(late)[0]
+					id = b.Publish(late)[0]
 					n = 0
 				default:
-					b.publish(others...)
-					b.settled(20*time.Second, 0)
-					id = b.publish(late)[0]
+					b.Publish(others...)
+					b.Settled(20*time.Second, 0)
+					id = b.Publish(late)[0]
 				}
 				letters := b.awaitDeadLetters(20*time.Second, 1)
 				require.Equal(t, telemetry.ClassSink, letters[id].Class)
 				require.Equal(t, "sink//"+code, letters[id].Fingerprint)
 				require.Equal(t, 3, letters[id].Attempts)
-				b.settled(20*time.Second, 0)
-				require.Equal(t, n, b.count("select count(*) from positions"))
+				b.Settled(20*time.Second, 0)
+				require.Equal(t, n, b.Count("select count(*) from positions"))
 				require.Nil(t, in.WorkStatus().Refusal)
 
-				b.exec("drop trigger frozen on positions")
-				dead, err := stream.NewDeadLetters(b.client, stream.Config{Stream: b.stream, Group: b.group}, b.stream+":dlq")
+				b.Exec("drop trigger frozen on positions")
+				dead, err := stream.NewDeadLetters(b.Client, stream.Config{Stream: b.Stream, Group: b.Group}, b.Stream+":dlq")
 				require.NoError(t, err)
 				_, ok, err := dead.Replay(t.Context(), letters[id].ID, letters[id].Entry.Fields)
 				require.NoError(t, err)
 				require.True(t, ok)
-				b.settled(20*time.Second, 0)
-				require.Equal(t, 1, b.count("select count(*) from positions where device_id = $1 and ts < '2020-01-01'", fleet.DeviceID(0)))
-				in.stop()
-				require.NoError(t, in.err)
+				b.Settled(20*time.Second, 0)
+				require.Equal(t, 1, b.Count("select count(*) from positions where device_id = $1 and ts < '2020-01-01'", fleet.DeviceID(0)))
+				in.End()
+				require.NoError(t, in.Err)
 			})
 		}
 	}
@@ -87,42 +87,42 @@ func TestAMissingPrivilegeEndsTheRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			u, err := url.Parse(b.pgURL)
+			u, err := url.Parse(b.PostgresURL)
 			require.NoError(t, err)
 			role := u.Path[1:] + "_role"
-			b.exec(fmt.Sprintf("create role %[1]s login; grant usage on schema processor to %[1]s; grant all on all tables in schema processor to %[1]s; "+
+			b.Exec(fmt.Sprintf("create role %[1]s login; grant usage on schema processor to %[1]s; grant all on all tables in schema processor to %[1]s; "+
 				"grant all on all sequences in schema processor to %[1]s; grant select, insert on positions to %[1]s", role))
 			t.Cleanup(func() {
-				_, err := b.pool.Exec(context.Background(), "drop owned by "+role+"; drop role "+role)
+				_, err := b.Pool.Exec(context.Background(), "drop owned by "+role+"; drop role "+role)
 				require.NoError(t, err)
 			})
 			u.User = url.User(role)
-			b.pgURL = u.String()
-			in := b.start("one")
-			b.acquireAll(in)
+			b.PostgresURL = u.String()
+			in := b.Start("one")
+			b.AcquireAll(in)
 			var entries [][]string
 			for d := range 500 {
 				entries = append(entries, at(d, 0))
 			}
-			b.publish(entries...)
-			b.settled(20*time.Second, 0)
-			b.exec("revoke insert on positions from " + role)
+			b.Publish(entries...)
+			b.Settled(20*time.Second, 0)
+			b.Exec("revoke insert on positions from " + role)
 			entries = entries[:0]
 			for d := range 500 {
 				entries = append(entries, at(d, seconds))
 			}
-			b.publish(entries...)
+			b.Publish(entries...)
 			began := time.Now()
 			select {
-			case <-in.ended:
+			case <-in.Ended:
 			case <-time.After(20 * time.Second):
 				require.Fail(t, "it runs on")
 			}
 			t.Logf("ended after %s", time.Since(began).Round(time.Millisecond))
-			in.stop()
-			require.ErrorContains(t, in.err, "permission denied for table positions")
+			in.End()
+			require.ErrorContains(t, in.Err, "permission denied for table positions")
 			require.Empty(t, b.letters())
-			require.Zero(t, b.count("select count(*) from processor.deferred"))
+			require.Zero(t, b.Count("select count(*) from processor.deferred"))
 		})
 	}
 }

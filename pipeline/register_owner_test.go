@@ -41,33 +41,33 @@ func (h *heldAcks) Ack(ctx context.Context, acks []protocol.Ack) error {
 // take has an instance take every shard as coordination does, and returns how it
 // holds them. Granting them is left to the caller.
 func (b *bench) take(in *instance, token string) []protocol.ShardLease {
-	b.tb.Helper()
+	b.TB.Helper()
 	ctx := context.Background()
-	_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.member, b.stream)
-	require.NoError(b.tb, err)
+	_, err := b.Pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2", in.Member, b.Stream)
+	require.NoError(b.TB, err)
 	var held []protocol.ShardLease
 	var all []int
 	for s := range shards {
-		taken, err := in.shards.Acquire(ctx, s, in.member, "")
-		require.NoError(b.tb, err)
+		taken, err := in.Shards.Acquire(ctx, s, in.Member, "")
+		require.NoError(b.TB, err)
 		held, all = append(held, protocol.ShardLease{Shard: s, Epoch: taken.Epoch, Token: token}), append(all, s)
 	}
 	_, err = b.ours().RegisterOwner(ctx, token, all)
-	require.NoError(b.tb, err)
+	require.NoError(b.TB, err)
 	return held
 }
 
 // ours is the group, to look at and to enter.
 func (b *bench) ours() *stream.Group {
-	b.tb.Helper()
-	group, err := stream.NewGroup(b.client, stream.Config{Stream: b.stream, Group: b.group, Shards: shards})
-	require.NoError(b.tb, err)
+	b.TB.Helper()
+	group, err := stream.NewGroup(b.Client, stream.Config{Stream: b.Stream, Group: b.Group, Shards: shards})
+	require.NoError(b.TB, err)
 	return group
 }
 
 // rows reports whether so many positions are stored.
 func (b *bench) rows(want int) error {
-	if n := b.count("select count(*) from positions"); n != want {
+	if n := b.Count("select count(*) from positions"); n != want {
 		return fmt.Errorf("want %d rows, have %d", want, n)
 	}
 	return nil
@@ -89,20 +89,20 @@ func TestP1P4ADelayedAcknowledgementChangesNothingOnceTheShardIsAcquired(t *test
 	held := &heldAcks{first: make(chan struct{}), release: make(chan struct{})}
 	var once sync.Once
 	release := func() { once.Do(func() { close(held.release) }) }
-	old := b.start("old", func(_ *pipeline.Config, deps *pipeline.Deps) {
+	old := b.Start("old", func(_ *pipeline.Config, deps *pipeline.Deps) {
 		held.Acker, deps.Acker = deps.Acker, held
 	})
 	t.Cleanup(release)
 	grant(t, old, b.take(old, "of the old owner"))
-	ids := b.publish(at(1, 1), at(2, 1), at(3, 1), at(1, 2))
+	ids := b.Publish(at(1, 1), at(2, 1), at(3, 1), at(1, 2))
 	<-held.first
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(4) })
 	pending, err := b.ours().Pending(t.Context(), 100)
 	require.NoError(t, err)
 	require.Equal(t, ids, pending)
 
-	next := b.start("next", func(*pipeline.Config, *pipeline.Deps) {})
-	_, err = b.pool.Exec(t.Context(), "delete from positions") // Postgres as it was before
+	next := b.Start("next", func(*pipeline.Config, *pipeline.Deps) {})
+	_, err = b.Pool.Exec(t.Context(), "delete from positions") // Postgres as it was before
 	require.NoError(t, err)
 	taken := b.take(next, "of the next owner")
 	release()
@@ -127,11 +127,9 @@ func TestP1P4ADelayedAcknowledgementChangesNothingOnceTheShardIsAcquired(t *test
 
 	grant(t, next, taken)
 	testenv.Wait(t, 10*time.Second, func() error { return b.rows(4) })
-	b.settled(10*time.Second, 0)
+	b.Settled(10*time.Second, 0)
 	testenv.Wait(t, 10*time.Second, func() error {
-		old.mu.Lock()
-		defer old.mu.Unlock()
-		if len(old.lost) == 0 {
+		if len(old.Lost()) == 0 {
 			return errors.New("the old owner does not give its shards up")
 		}
 		return nil

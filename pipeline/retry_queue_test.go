@@ -31,7 +31,7 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 	var outage atomic.Bool
 	outage.Store(true)
 	start := func(name string) *instance {
-		in := b.start(name, func(c *pipeline.Config, d *pipeline.Deps) {
+		in := b.Start(name, func(c *pipeline.Config, d *pipeline.Deps) {
 			c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
 			d.Sink = &sink{Sink: d.Sink, before: func(w *protocol.Batch) error {
 				if !isRetry(w) || !outage.Load() {
@@ -44,7 +44,7 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 				return errNotNow
 			}}
 		})
-		b.acquireAll(in)
+		b.AcquireAll(in)
 		return in
 	}
 	await := func() {
@@ -55,11 +55,11 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 		}
 	}
 	in := start("first")
-	ids := b.publish(junk(t, "not_json", 1, 1).Fields)
+	ids := b.Publish(junk(t, "not_json", 1, 1).Fields)
 	for n := range 4 {
 		await()
-		in.cut()
-		require.Equal(t, 1, b.count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
+		in.Cut()
+		require.Equal(t, 1, b.Count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
 		select {
 		case <-trying: // of the instance that is gone
 		default:
@@ -69,10 +69,10 @@ func TestP7ADrainUsesNoAttempt(t *testing.T) {
 
 	// What the drain leaves time for is an attempt, once.
 	await()
-	in.drain()
+	in.Drain()
 	outage.Store(false)
-	in.stop()
-	require.Equal(t, 2, b.count("select attempts from processor.deferred where class = 'decode'"))
+	in.End()
+	require.Equal(t, 2, b.Count("select attempts from processor.deferred where class = 'decode'"))
 	start("last")
 	letters := b.awaitDeadLetters(10*time.Second, 1)
 	require.Equal(t, telemetry.ClassDecode, letters[ids[0]].Class)
@@ -100,23 +100,23 @@ func TestP7AnEntryClaimedAsTheDrainBeginsKeepsItsAttempts(t *testing.T) {
 	var in *instance
 	claimed := make(chan struct{})
 	var once sync.Once
-	in = b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in = b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
 		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() {
 			in.Drop(shard)
-			in.drain()
+			in.Drain()
 			once.Do(func() { close(claimed) })
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(junk(t, "not_json", 1, 1).Fields)
+	b.AcquireAll(in)
+	b.Publish(junk(t, "not_json", 1, 1).Fields)
 	select {
 	case <-claimed:
 	case <-time.After(10 * time.Second):
 		t.Fatal("nothing is tried again")
 	}
-	in.stop()
-	require.Equal(t, 1, b.count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
+	in.End()
+	require.Equal(t, 1, b.Count("select attempts from processor.deferred where class = 'decode' and next_attempt_at <= now()"))
 }
 
 // refusing is a Parker that refuses its first call of each kind.
@@ -146,19 +146,17 @@ func (p *refusing) DeadLetterDeferred(ctx context.Context, letters []telemetry.D
 func TestAnEntryLeftOnItsQueueIsReadAgain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.QueueRescan = time.Hour
 		d.DeadLetterSink = &refusing{DeadLetterSink: d.DeadLetterSink, err: &protocol.Failure{
 			Kind: protocol.Lost, Shards: []int{telemetry.ShardOf(fleet.DeviceID(1), shards)}, Err: errors.New("not there"),
 		}}
 	})
-	b.acquireAll(in)
-	b.publish(junk(t, "nul", 1, 1).Fields)
+	b.AcquireAll(in)
+	b.Publish(junk(t, "nul", 1, 1).Fields)
 	b.awaitDeadLetters(10*time.Second, 1)
-	b.settled(10*time.Second, 0)
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	require.Empty(t, in.lost, "the shard is held all the time")
+	b.Settled(10*time.Second, 0)
+	require.Empty(t, in.Lost(), "the shard is held all the time")
 }
 
 // TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp: the next owner
@@ -170,25 +168,23 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
 			shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
-			in := b.start("stale", func(c *pipeline.Config, d *pipeline.Deps) {
+			in := b.Start("stale", func(c *pipeline.Config, d *pipeline.Deps) {
 				c.QueueRescan = time.Hour
 				c.DeadLetters.RetryDelays = []time.Duration{time.Millisecond}
 				d.DeadLetterSink = &refusing{DeadLetterSink: d.DeadLetterSink, err: &protocol.Failure{
 					Kind: protocol.Fenced, Shards: []int{shard}, Err: errors.New("another member's"),
 				}}
 			})
-			b.acquireAll(in)
-			ids := b.publish(junk(t, kind, 1, 1).Fields)
+			b.AcquireAll(in)
+			ids := b.Publish(junk(t, kind, 1, 1).Fields)
 			testenv.Wait(t, 10*time.Second, func() error {
-				in.mu.Lock()
-				defer in.mu.Unlock()
-				if len(in.lost) == 0 {
+				if len(in.Lost()) == 0 {
 					return errors.New("the shard is not given up")
 				}
 				return nil
 			})
 			testenv.Wait(t, 10*time.Second, func() error {
-				if n := b.count("select count(*) from processor.deferred where class = 'crash'"); n > 0 {
+				if n := b.Count("select count(*) from processor.deferred where class = 'crash'"); n > 0 {
 					return errors.New("the attempt is not given back")
 				}
 				return nil
@@ -196,19 +192,19 @@ func TestP4AnOwnerWhoseMoveIsRefusedGivesTheShardUp(t *testing.T) {
 			_, _, held := in.Owned(shard)
 			require.False(t, held)
 			require.Empty(t, b.letters())
-			in.stop()
+			in.End()
 			if kind == "not_json" {
 				// Deferred: its letter is committed, so it is the leader that adds it to Redis.
-				require.Zero(t, b.count("select count(*) from processor.deferred"))
-				require.Equal(t, 1, b.count("select count(*) from processor.unconfirmed_letters where class = 'decode' and attempts = 3"))
+				require.Zero(t, b.Count("select count(*) from processor.deferred"))
+				require.Equal(t, 1, b.Count("select count(*) from processor.unconfirmed_letters where class = 'decode' and attempts = 3"))
 				return
 			}
 
-			b.acquireAll(b.start("next"))
+			b.AcquireAll(b.Start("next"))
 			letters := b.awaitDeadLetters(10*time.Second, 1)
 			require.Equal(t, []telemetry.EntryID{ids[0]}, slices.Collect(maps.Keys(letters)))
 			testenv.Wait(t, 10*time.Second, func() error {
-				if n := b.count("select count(*) from processor.deferred"); n > 0 {
+				if n := b.Count("select count(*) from processor.deferred"); n > 0 {
 					return fmt.Errorf("%d deferred", n)
 				}
 				return nil
@@ -223,20 +219,20 @@ func TestP2ADeferredEntryIsNotGivenUpWhileItIsDeliveredAgain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	var claims atomic.Int64
-	in := b.start("one", func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start("one", func(c *pipeline.Config, d *pipeline.Deps) {
 		c.DeadLetters.RetryDelays = []time.Duration{200 * time.Millisecond}
 		d.Deferrals = &deferrals{Deferrals: d.Deferrals, claimed: func() { claims.Add(1) }}
 	})
-	b.acquireAll(in)
-	id := b.publish(junk(t, "not_json", 1, 1).Fields)[0]
+	b.AcquireAll(in)
+	id := b.Publish(junk(t, "not_json", 1, 1).Fields)[0]
 	const waiting = "select count(*) from processor.deferred"
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count(waiting); n != 1 {
+		if n := b.Count(waiting); n != 1 {
 			return fmt.Errorf("%d are deferred", n)
 		}
 		return nil
 	})
-	require.NoError(t, b.client.Do(t.Context(), "xclaim", b.stream, b.group, "another", 0, id.String(), "force", "justid").Err())
+	require.NoError(t, b.Client.Do(t.Context(), "xclaim", b.Stream, b.Group, "another", 0, id.String(), "force", "justid").Err())
 	before := claims.Load()
 	testenv.Wait(t, 10*time.Second, func() error {
 		if n := claims.Load() - before; n < 5 {
@@ -244,7 +240,7 @@ func TestP2ADeferredEntryIsNotGivenUpWhileItIsDeliveredAgain(t *testing.T) {
 		}
 		return nil
 	})
-	require.Equal(t, 1, b.count(waiting), "five attempts would be too many")
-	require.NoError(t, b.client.XAck(t.Context(), b.stream, b.group, id.String()).Err())
+	require.Equal(t, 1, b.Count(waiting), "five attempts would be too many")
+	require.NoError(t, b.Client.XAck(t.Context(), b.Stream, b.Group, id.String()).Err())
 	require.Contains(t, b.awaitDeadLetters(10*time.Second, 1), id)
 }

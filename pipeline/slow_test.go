@@ -28,15 +28,15 @@ func TestASlowShardDelaysTheOthersOfItsWorkerByItsShareOnly(t *testing.T) {
 			}
 		}
 	}
-	one := b.start("one", oneWorker)
-	b.acquireAll(one)
+	one := b.Start("one", oneWorker)
+	b.AcquireAll(one)
 	var entries [][]string
 	for _, d := range crafted {
 		entries = append(entries, at(d, 100_000))
 	}
-	b.publish(entries...)
-	b.settled(20*time.Second, 0)
-	b.exec(`
+	b.Publish(entries...)
+	b.Settled(20*time.Second, 0)
+	b.Exec(`
 create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.004); return new; end';
 create trigger slow before insert on positions for each row when (new.latitude = 42) execute function slow()`)
 
@@ -56,9 +56,9 @@ create trigger slow before insert on positions for each row when (new.latitude =
 		}
 	}
 	began := time.Now()
-	b.publish(entries...)
+	b.Publish(entries...)
 	done := func(slow bool) int {
-		return b.count("select count(*) from positions where (latitude = 42) = $1 and ts < to_timestamp(1700100000)", slow)
+		return b.Count("select count(*) from positions where (latitude = 42) = $1 and ts < to_timestamp(1700100000)", slow)
 	}
 	testenv.Wait(t, 25*time.Second, func() error {
 		if n := done(false); n < 12_000 {
@@ -69,8 +69,8 @@ create trigger slow before insert on positions for each row when (new.latitude =
 	slow := done(true)
 	t.Logf("12,000 records of the others after %s, %d of 20,000 of the slow shard by then", time.Since(began).Round(time.Millisecond), slow)
 	require.Less(t, slow, 10_000, "the others do not wait for it")
-	b.exec("drop trigger slow on positions")
-	b.settled(60*time.Second, 0)
+	b.Exec("drop trigger slow on positions")
+	b.Settled(60*time.Second, 0)
 	require.Equal(t, 20_000, done(true))
-	require.Empty(t, one.lost)
+	require.Empty(t, one.Lost())
 }

@@ -157,7 +157,7 @@ const readOf = 250
 // startWatched starts an instance whose dispatches are noted. It reads no new entries before it is opened.
 func (b *bench) startWatched(member string, opts ...option) (*instance, *dispatches) {
 	s := &dispatches{gate: make(chan struct{}, 1), unqueued: make(map[telemetry.EntryID]struct{})}
-	in := b.start(member, append([]option{func(c *pipeline.Config, d *pipeline.Deps) {
+	in := b.Start(member, append([]option{func(c *pipeline.Config, d *pipeline.Deps) {
 		c.ReadBatchRecords, c.DispatchLeaseTTL = readOf, time.Second
 		s.Source, d.Source = d.Source, s
 	}}, opts...)...)
@@ -166,17 +166,17 @@ func (b *bench) startWatched(member string, opts ...option) (*instance, *dispatc
 
 // acquire has an instance take some shards, and grants them.
 func (b *bench) acquire(in *instance, some ...int) {
-	b.tb.Helper()
+	b.TB.Helper()
 	ctx := context.Background()
 	for _, shard := range some {
-		_, err := b.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", in.member, b.stream, shard)
-		require.NoError(b.tb, err)
-		taken, err := in.shards.Acquire(ctx, shard, in.member, "")
-		require.NoError(b.tb, err)
-		token := fmt.Sprint(in.member, " ", taken.Epoch)
+		_, err := b.Pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", in.Member, b.Stream, shard)
+		require.NoError(b.TB, err)
+		taken, err := in.Shards.Acquire(ctx, shard, in.Member, "")
+		require.NoError(b.TB, err)
+		token := fmt.Sprint(in.Member, " ", taken.Epoch)
 		entered, err := b.ours().RegisterOwner(ctx, token, []int{shard})
-		require.NoError(b.tb, err)
-		require.NoError(b.tb, in.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch, Token: token, Dispatched: entered.Dispatched}))
+		require.NoError(b.TB, err)
+		require.NoError(b.TB, in.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch, Token: token, Dispatched: entered.Dispatched}))
 	}
 }
 
@@ -207,25 +207,25 @@ func backlog(devices int, from, seconds int64) (entries [][]string) {
 
 // requireInOrder requires that so many rows are stored, each of the first of its rivals.
 func (b *bench) requireInOrder(rows int) {
-	b.tb.Helper()
-	require.NoError(b.tb, b.rows(rows))
-	require.Zero(b.tb, b.count("select count(*) from positions where altitude = 999"), "a later record was stored before an earlier one")
+	b.TB.Helper()
+	require.NoError(b.TB, b.rows(rows))
+	require.Zero(b.TB, b.Count("select count(*) from positions where altitude = 999"), "a later record was stored before an earlier one")
 }
 
 // requireNothingLost requires that nothing is noted as lost.
 func (b *bench) requireNothingLost() {
-	b.tb.Helper()
-	_, err := b.ours().Snapshot(b.tb.Context(), nil)
-	require.NoError(b.tb, err)
-	losses, _, _, err := b.ours().Losses(b.tb.Context(), 100)
-	require.NoError(b.tb, err)
-	require.Empty(b.tb, losses)
+	b.TB.Helper()
+	_, err := b.ours().Snapshot(b.TB.Context(), nil)
+	require.NoError(b.TB, err)
+	losses, _, _, err := b.ours().Losses(b.TB.Context(), 100)
+	require.NoError(b.TB, err)
+	require.Empty(b.TB, losses)
 }
 
 func (b *bench) awaitSomeStored() {
-	b.tb.Helper()
-	testenv.Wait(b.tb, 20*time.Second, func() error {
-		if b.count("select count(*) from positions") == 0 {
+	b.TB.Helper()
+	testenv.Wait(b.TB, 20*time.Second, func() error {
+		if b.Count("select count(*) from positions") == 0 {
 			return errors.New("nothing is stored")
 		}
 		return nil
@@ -233,9 +233,9 @@ func (b *bench) awaitSomeStored() {
 }
 
 func (b *bench) delivered() telemetry.EntryID {
-	b.tb.Helper()
-	info, err := b.ours().Info(b.tb.Context())
-	require.NoError(b.tb, err)
+	b.TB.Helper()
+	info, err := b.ours().Info(b.TB.Context())
+	require.NoError(b.TB, err)
 	return info.Delivered
 }
 
@@ -276,14 +276,14 @@ func TestP1ABacklogIsHeldAndPutOnNoQueue(t *testing.T) {
 	b := newBench(t)
 	const devices, seconds = 200, 40
 	in, s := b.startWatched("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.MaxInFlightRecords = 4096 })
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	var entries [][]string
 	for i := range devices * seconds {
 		entries = append(entries, at(i%devices, int64(i/devices)))
 	}
-	ids := b.publish(entries...)
+	ids := b.Publish(entries...)
 	s.open.Store(true)
-	b.settled(60*time.Second, 0)
+	b.Settled(60*time.Second, 0)
 	s.log(t)
 	b.requireInOrder(devices * seconds)
 	require.Equal(t, ids[len(ids)-1], b.delivered())
@@ -299,9 +299,9 @@ func TestP1ABacklogIsHeldAndPutOnNoQueue(t *testing.T) {
 		}
 		return nil
 	})
-	in.stop()
-	require.NoError(t, in.err)
-	require.Empty(t, in.lost)
+	in.End()
+	require.NoError(t, in.Err)
+	require.Empty(t, in.Lost())
 }
 
 // P1, P2: what a dispatcher that dies holds, another one dispatches, and nobody waits for the rescan of
@@ -335,7 +335,7 @@ func TestP2WhatADispatcherThatDiesHoldsIsFinishedByTheNext(t *testing.T) {
 			}
 			one, s := b.startWatched("one", some, withPeer)
 			t.Cleanup(first.release) // before the drain waits for it
-			b.acquireAll(one)
+			b.AcquireAll(one)
 			var two *instance
 			if tc.other {
 				testenv.Wait(t, 10*time.Second, func() error {
@@ -344,30 +344,30 @@ func TestP2WhatADispatcherThatDiesHoldsIsFinishedByTheNext(t *testing.T) {
 					}
 					return nil
 				})
-				two = b.start("two", withPeer)
+				two = b.Start("two", withPeer)
 				for shard := 1; shard < shards; shard += 2 {
 					one.Drop(shard)
 					b.acquire(two, shard)
 				}
 			}
-			b.publish(backlog(devices, 0, seconds)...)
+			b.Publish(backlog(devices, 0, seconds)...)
 			s.open.Store(true)
 			b.awaitSomeStored()
 			s.awaitUnqueued(t, 2*readOf)
 			s.dead.Store(!tc.settles)
-			one.cut()
+			one.Cut()
 			s.log(t)
 			unqueued := b.delivered().Less(s.lastRead())
 			began := time.Now()
 			if two == nil {
-				two = b.start(tc.next, withPeer)
-				b.acquireAll(two)
+				two = b.Start(tc.next, withPeer)
+				b.AcquireAll(two)
 			} else {
 				for shard := 0; shard < shards; shard += 2 {
 					b.acquire(two, shard)
 				}
 			}
-			b.settled(60*time.Second, 0)
+			b.Settled(60*time.Second, 0)
 			t.Logf("taken over within %v", time.Since(began))
 			b.requireInOrder(devices * seconds)
 			b.requireNothingLost()
@@ -387,7 +387,7 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 			}
 			t.Parallel()
 			b := newBench(t)
-			b.square()
+			b.Square()
 			r := rand.New(rand.NewPCG(seed, 27))
 			const devices, rounds, seconds = 60, 8, 8
 			alone := seed%2 == 0
@@ -398,10 +398,10 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 			}
 			one, s := b.startWatched("one", peers)
 			s.open.Store(true)
-			b.acquireAll(one)
+			b.AcquireAll(one)
 			two := one
 			if !alone {
-				two = b.start("two", peers)
+				two = b.Start("two", peers)
 			}
 			owner := slices.Repeat([]*instance{one}, shards)
 			retake := func() {
@@ -432,7 +432,7 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 					settle()
 				}
 				resume := b.holdCommits()
-				b.publish(backlog(devices, int64(round*seconds), seconds)...)
+				b.Publish(backlog(devices, int64(round*seconds), seconds)...)
 				sent += devices * seconds
 				if quiet {
 					s.awaitUnqueued(t, 2*readOf)
@@ -452,13 +452,13 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 						}
 						return nil
 					})
-					b.publish(backlog(devices, int64(1000+round*seconds), seconds)...)
+					b.Publish(backlog(devices, int64(1000+round*seconds), seconds)...)
 					sent += devices * seconds
 					unlock()
 				case "killed":
 					testenv.Wait(t, 20*time.Second, func() error {
-						if b.count("select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'",
-							store.ApplicationName(in.member)) == 0 {
+						if b.Count("select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'",
+							store.ApplicationName(in.Member)) == 0 {
 							return errors.New("no session of it waits")
 						}
 						return nil
@@ -488,7 +488,7 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 			settle()
 			s.log(t)
 			b.requireInOrder(sent)
-			require.Equal(t, devices, b.count("select count(*) from processor.timing_records"), "each entered once")
+			require.Equal(t, devices, b.Count("select count(*) from processor.timing_records"), "each entered once")
 			b.requireNothingLost()
 			s.seen(func() {
 				require.NotZero(t, s.again, "the test tests something")
@@ -499,9 +499,9 @@ func TestP3WhatWasHeldIsNotOvertakenWhenItsWorkIsGivenUp(t *testing.T) {
 
 // publishWithJunk publishes entries, and in the third read of them one that becomes a dead letter at once.
 func (b *bench) publishWithJunk(entries [][]string) (ids []telemetry.EntryID, bad telemetry.EntryID) {
-	b.tb.Helper()
+	b.TB.Helper()
 	const at = 2*readOf + 7
-	ids = b.publish(slices.Insert(entries, at, junk(b.tb, "nul", 1, 500).Fields)...)
+	ids = b.Publish(slices.Insert(entries, at, junk(b.TB, "nul", 1, 500).Fields)...)
 	return ids, ids[at]
 }
 
@@ -510,10 +510,10 @@ func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	const devices, seconds = 100, 20
-	dlq := b.stream + ":dlq"
-	require.NoError(t, b.client.Set(t.Context(), dlq, "of another program", 0).Err())
+	dlq := b.Stream + ":dlq"
+	require.NoError(t, b.Client.Set(t.Context(), dlq, "of another program", 0).Err())
 	in, s := b.startWatched("one")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	ids, bad := b.publishWithJunk(backlog(devices, 0, seconds))
 	s.open.Store(true)
 	notPassed := func() {
@@ -532,11 +532,11 @@ func TestP6AnUnqueuedDeadLetterThatRedisRefusesIsNotPassed(t *testing.T) {
 	})
 	s.seen(func() { require.Contains(t, s.unqueued, bad, "the test tests something") })
 	b.awaitWait(in, protocol.WaitDLQRefused, telemetry.ShardOf(fleet.DeviceID(1), shards))
-	b.settled(time.Minute, 1) // every two seconds some of what follows it on the queue
+	b.Settled(time.Minute, 1) // every two seconds some of what follows it on the queue
 	notPassed()
-	require.NoError(t, b.client.Del(t.Context(), dlq).Err())
+	require.NoError(t, b.Client.Del(t.Context(), dlq).Err())
 	require.Contains(t, b.awaitDeadLetters(20*time.Second, 1), bad)
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	require.Equal(t, ids[len(ids)-1], b.delivered())
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()
@@ -550,7 +550,7 @@ func TestP2AnUnqueuedDeadLetterIsMovedFromItsQueue(t *testing.T) {
 	b := newBench(t)
 	const devices, seconds = 100, 20
 	in, s := b.startWatched("one")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	_, bad := b.publishWithJunk(backlog(devices, 0, seconds))
 	s.open.Store(true)
 	require.Contains(t, b.awaitDeadLetters(20*time.Second, 1), bad)
@@ -558,7 +558,7 @@ func TestP2AnUnqueuedDeadLetterIsMovedFromItsQueue(t *testing.T) {
 		require.Contains(t, s.unqueued, bad, "the test tests something")
 		require.Contains(t, s.orphans, bad)
 	})
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()
 	s.log(t)
@@ -571,9 +571,9 @@ func TestP6WhatIsHeldAndTrimmedWhilePostgresDoesNotAnswerIsStored(t *testing.T) 
 	b := newBench(t)
 	const devices, seconds, kept = 100, 20, 150
 	in, s := b.startWatched("one")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	answer := b.lock("lock table public.positions in access exclusive mode")
-	ids := b.publish(backlog(devices, 0, seconds)...)
+	ids := b.Publish(backlog(devices, 0, seconds)...)
 	s.open.Store(true)
 	s.awaitUnqueued(t, len(ids)*3/4)
 	testenv.Wait(t, 10*time.Second, func() error {
@@ -583,7 +583,7 @@ func TestP6WhatIsHeldAndTrimmedWhilePostgresDoesNotAnswerIsStored(t *testing.T) 
 		return nil
 	})
 	before := b.delivered()
-	require.NoError(t, b.client.XTrimMinID(t.Context(), b.stream, ids[len(ids)-kept].String()).Err())
+	require.NoError(t, b.Client.XTrimMinID(t.Context(), b.Stream, ids[len(ids)-kept].String()).Err())
 	testenv.Wait(t, 10*time.Second, func() (err error) {
 		b.requireNothingLost()
 		s.seen(func() {
@@ -603,7 +603,7 @@ func TestP6WhatIsHeldAndTrimmedWhilePostgresDoesNotAnswerIsStored(t *testing.T) 
 	})
 	require.Equal(t, before, b.delivered(), "it stays behind what only this instance has")
 	answer()
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()
 	require.Equal(t, ids[len(ids)-1], b.delivered())
@@ -630,8 +630,8 @@ func TestP6WhatIsQueuedAsItIsAcknowledgedAndThenTrimmedIsStored(t *testing.T) {
 	in, s := b.startWatched("one", func(_ *pipeline.Config, d *pipeline.Deps) {
 		held.Acker, d.Acker = d.Acker, held
 	})
-	b.acquireAll(in)
-	ids := b.publish(backlog(devices, 0, seconds)...)
+	b.AcquireAll(in)
+	ids := b.Publish(backlog(devices, 0, seconds)...)
 	s.open.Store(true)
 	<-held.first
 	released := func() error {
@@ -643,9 +643,9 @@ func TestP6WhatIsQueuedAsItIsAcknowledgedAndThenTrimmedIsStored(t *testing.T) {
 		return nil
 	}
 	testenv.Wait(t, 20*time.Second, released)
-	require.NoError(t, b.client.XTrimMinID(t.Context(), b.stream, ids[len(ids)-1].String()).Err())
+	require.NoError(t, b.Client.XTrimMinID(t.Context(), b.Stream, ids[len(ids)-1].String()).Err())
 	close(held.release)
-	b.settled(30*time.Second, 0)
+	b.Settled(30*time.Second, 0)
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()
 	s.log(t)
@@ -710,20 +710,20 @@ func TestP2TheDispatchLeaseIsLostForAMomentWhileEntriesAreHeld(t *testing.T) {
 				flight.Sink, flight.Acker, d.Sink, d.Acker = d.Sink, d.Acker, flight, flight
 				c.BatchMaxRecords = 500
 			})
-			b.acquireAll(in)
+			b.AcquireAll(in)
 			key := b.ours().Names().DispatchLease()
 			for round := range rounds {
 				s.open.Store(false)
-				b.publish(backlog(devices, int64(round*seconds), seconds)...)
+				b.Publish(backlog(devices, int64(round*seconds), seconds)...)
 				resume := b.holdCommits()
 				s.open.Store(true)
 				s.awaitUnqueued(t, 2*readOf) // and more is being read
 				var before int
 				s.seen(func() { before = s.rewinds })
 				if token == "" {
-					require.NoError(t, b.client.Del(t.Context(), key).Err())
+					require.NoError(t, b.Client.Del(t.Context(), key).Err())
 				} else {
-					require.NoError(t, b.client.Set(t.Context(), key, token, 200*time.Millisecond).Err())
+					require.NoError(t, b.Client.Set(t.Context(), key, token, 200*time.Millisecond).Err())
 					testenv.Wait(t, 10*time.Second, func() (err error) {
 						s.seen(func() {
 							if s.rewinds == before {
@@ -735,16 +735,14 @@ func TestP2TheDispatchLeaseIsLostForAMomentWhileEntriesAreHeld(t *testing.T) {
 				}
 				resume()
 			}
-			b.settled(20*time.Second, 0)
+			b.Settled(20*time.Second, 0)
 			s.log(t)
 			flight.mu.Lock()
 			defer flight.mu.Unlock()
 			require.Empty(t, flight.twice, "in flight twice")
 			b.requireInOrder(devices * seconds * rounds)
 			b.requireNothingLost()
-			in.mu.Lock()
-			defer in.mu.Unlock()
-			require.Empty(t, in.lost)
+			require.Empty(t, in.Lost())
 		})
 	}
 }
@@ -760,7 +758,7 @@ func TestP3TheNextDispatcherHasWhatIsDispatchedAgainInFlightOnce(t *testing.T) {
 		c.QueueRescan = time.Hour
 	}
 	one, first := b.startWatched("one", peer)
-	b.acquireAll(one)
+	b.AcquireAll(one)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if one.gauge(t, "processor_pipeline_dispatcher") != 1 {
 			return errors.New("it does not dispatch")
@@ -774,7 +772,7 @@ func TestP3TheNextDispatcherHasWhatIsDispatchedAgainInFlightOnce(t *testing.T) {
 	}
 	resume := b.holdCommits()
 	entries := backlog(devices, 0, seconds)
-	ids, own := b.publish(entries...), 0 // of the second one
+	ids, own := b.Publish(entries...), 0 // of the second one
 	for i := range entries {
 		e := telemetry.Entry{Fields: entries[i]}
 		own += telemetry.ShardOf(e.DeviceID(), shards) % 2
@@ -788,7 +786,7 @@ func TestP3TheNextDispatcherHasWhatIsDispatchedAgainInFlightOnce(t *testing.T) {
 		return nil
 	})
 	first.dead.Store(true)
-	one.cut()
+	one.Cut()
 	second.open.Store(true)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if last := second.lastRead(); last != ids[len(ids)-1] {
@@ -808,7 +806,7 @@ func TestP3TheNextDispatcherHasWhatIsDispatchedAgainInFlightOnce(t *testing.T) {
 	for shard := 0; shard < shards; shard += 2 {
 		b.acquire(two, shard)
 	}
-	b.settled(60*time.Second, 0)
+	b.Settled(60*time.Second, 0)
 	first.log(t)
 	second.log(t)
 	b.requireInOrder(devices * seconds)
@@ -841,16 +839,16 @@ func TestP4ALeaseRenewedAfterItsEndKnowsWhatAnotherDispatcherDid(t *testing.T) {
 		d.Peers = func() int { return 1 }
 		l.Source, d.Source = d.Source, l
 	})
-	b.acquireAll(one)
+	b.AcquireAll(one)
 	s.open.Store(true)
-	b.publish(at(0, 0))
-	b.settled(20*time.Second, 0) // before anything is delivered nothing is unqueued
+	b.Publish(at(0, 0))
+	b.Settled(20*time.Second, 0) // before anything is delivered nothing is unqueued
 	s.open.Store(false)
-	ids := b.publish(backlog(devices, 1, seconds)...)
+	ids := b.Publish(backlog(devices, 1, seconds)...)
 	l.meanwhile = func(ctx context.Context) {
 		did <- func() error {
 			other := b.ours()
-			if err := b.client.Del(ctx, other.Names().DispatchLease()).Err(); err != nil {
+			if err := b.Client.Del(ctx, other.Names().DispatchLease()).Err(); err != nil {
 				return err
 			}
 			lease, err := other.AcquireDispatchLease(ctx, "", "other", time.Minute)
@@ -879,7 +877,7 @@ func TestP4ALeaseRenewedAfterItsEndKnowsWhatAnotherDispatcherDid(t *testing.T) {
 		require.FailNow(t, "the lease was not renewed")
 	}
 	s.open.Store(true)
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	s.log(t)
 	b.requireInOrder(devices*seconds + 1)
 	b.requireNothingLost()
@@ -908,14 +906,14 @@ func TestP2TheEndOfATermLeavesNothingHeld(t *testing.T) {
 			first, some := passing(tc.pass)
 			one, s := b.startWatched("one", some)
 			t.Cleanup(first.release) // before the drain waits for it
-			b.acquireAll(one)
-			b.publish(backlog(devices, 0, seconds)...)
+			b.AcquireAll(one)
+			b.Publish(backlog(devices, 0, seconds)...)
 			s.open.Store(true)
 			if tc.pass > 0 {
 				b.awaitSomeStored()
 			}
 			s.awaitUnqueued(t, 2*readOf)
-			one.drain()
+			one.Drain()
 			testenv.Wait(t, 10*time.Second, func() (err error) {
 				last := b.delivered()
 				s.seen(func() {
@@ -927,15 +925,15 @@ func TestP2TheEndOfATermLeavesNothingHeld(t *testing.T) {
 			})
 			if tc.release {
 				first.release()
-				one.stop()
-				require.NoError(t, one.err)
+				one.End()
+				require.NoError(t, one.Err)
 			} else {
-				one.cut()
+				one.Cut()
 			}
 			s.log(t)
 			require.Equal(t, s.lastRead(), b.delivered())
 			pending := b.pending()
-			finished := int(one.counter(t, "processor_pipeline_records_total", "stored") + one.counter(t, "processor_pipeline_records_total", "conflict") + one.counter(t, "processor_pipeline_records_total", "duplicate"))
+			finished := int(one.Counter(t, "processor_pipeline_records_total", "stored") + one.Counter(t, "processor_pipeline_records_total", "conflict") + one.Counter(t, "processor_pipeline_records_total", "duplicate"))
 			switch {
 			case !tc.release:
 				require.NotZero(t, pending)
@@ -944,12 +942,12 @@ func TestP2TheEndOfATermLeavesNothingHeld(t *testing.T) {
 			}
 			t.Logf("%d are finished, %d pending", finished, pending)
 
-			two := b.start("two")
-			b.acquireAll(two)
-			b.settled(30*time.Second, 0)
+			two := b.Start("two")
+			b.AcquireAll(two)
+			b.Settled(30*time.Second, 0)
 			b.requireInOrder(devices * seconds)
 			b.requireNothingLost()
-			again := finished + int(two.counter(t, "processor_pipeline_records_total", "stored")+two.counter(t, "processor_pipeline_records_total", "conflict")+two.counter(t, "processor_pipeline_records_total", "duplicate")) - len(backlog(devices, 0, seconds))
+			again := finished + int(two.Counter(t, "processor_pipeline_records_total", "stored")+two.Counter(t, "processor_pipeline_records_total", "conflict")+two.Counter(t, "processor_pipeline_records_total", "duplicate")) - len(backlog(devices, 0, seconds))
 			require.LessOrEqual(t, int64(again), pending, "no more than was pending is processed twice")
 			require.GreaterOrEqual(t, again, 0)
 		})
@@ -962,10 +960,10 @@ func TestP3AShardWithUnqueuedEntriesDrains(t *testing.T) {
 	b := newBench(t)
 	const devices, seconds = 100, 20
 	in, s := b.startWatched("one")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	resume := b.holdCommits()
 	entries := backlog(devices, 0, seconds)
-	b.publish(entries...)
+	b.Publish(entries...)
 	s.open.Store(true)
 	s.awaitUnqueued(t, len(entries)*3/4)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
@@ -976,7 +974,7 @@ func TestP3AShardWithUnqueuedEntriesDrains(t *testing.T) {
 	default:
 	}
 	// What follows is for the next owner.
-	follows := b.publish(backlog(devices, seconds, seconds)...)
+	follows := b.Publish(backlog(devices, seconds, seconds)...)
 	resume()
 	select {
 	case <-drained:
@@ -1005,7 +1003,7 @@ func TestP3AShardWithUnqueuedEntriesDrains(t *testing.T) {
 	require.NotZero(t, b.pending(), "what follows waits on its queue")
 	in.Drop(shard)
 	b.acquire(in, shard)
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	b.requireInOrder(devices * 2 * seconds)
 	b.requireNothingLost()
 	s.log(t)
@@ -1018,15 +1016,15 @@ func TestP3WhatIsUnqueuedOfAStoppedShardIsOnItsQueueBeforeWhatFollows(t *testing
 	b := newBench(t)
 	const devices, seconds = 100, 10
 	in, s := b.startWatched("one")
-	b.acquireAll(in)
+	b.AcquireAll(in)
 	resume := b.holdCommits()
 	entries := backlog(devices, 0, seconds)
-	first := b.publish(entries[:len(entries)/2]...) // before most of the rivals
+	first := b.Publish(entries[:len(entries)/2]...) // before most of the rivals
 	s.open.Store(true)
 	s.awaitUnqueued(t, len(first)*3/4)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	in.Stop(shard)
-	follows := b.publish(entries[len(entries)/2:]...)
+	follows := b.Publish(entries[len(entries)/2:]...)
 	testenv.Wait(t, 10*time.Second, func() error {
 		if last := s.lastRead(); last != follows[len(follows)-1] {
 			return fmt.Errorf("%s of %s is read", last, follows[len(follows)-1])
@@ -1035,7 +1033,7 @@ func TestP3WhatIsUnqueuedOfAStoppedShardIsOnItsQueueBeforeWhatFollows(t *testing
 	})
 	s.gate <- struct{}{}
 	in.Drop(shard)
-	next := b.start("next", func(_ *pipeline.Config, d *pipeline.Deps) { d.Peers = func() int { return 1 } })
+	next := b.Start("next", func(_ *pipeline.Config, d *pipeline.Deps) { d.Peers = func() int { return 1 } })
 	b.acquire(next, shard)
 	resume()
 	own := 0
@@ -1045,13 +1043,13 @@ func TestP3WhatIsUnqueuedOfAStoppedShardIsOnItsQueueBeforeWhatFollows(t *testing
 		}
 	}
 	testenv.Wait(t, 20*time.Second, func() error {
-		if n := next.counter(t, "processor_pipeline_records_total", "stored"); n < float64(own*seconds/2) {
+		if n := next.Counter(t, "processor_pipeline_records_total", "stored"); n < float64(own*seconds/2) {
 			return fmt.Errorf("the next owner has stored %.0f", n)
 		}
 		return nil
 	})
 	<-s.gate
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	s.log(t)
 	b.requireInOrder(devices * seconds)
 	b.requireNothingLost()

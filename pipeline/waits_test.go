@@ -17,9 +17,9 @@ import (
 
 // awaitWait waits until an instance tells of a state, with since when.
 func (b *bench) awaitWait(in *instance, state string, shard int) {
-	b.tb.Helper()
+	b.TB.Helper()
 	began := time.Now().Add(-time.Minute)
-	testenv.Wait(b.tb, 20*time.Second, func() error {
+	testenv.Wait(b.TB, 20*time.Second, func() error {
 		waits := in.WorkStatus().Waits
 		for _, w := range waits {
 			if w.State == state && w.Shard == shard && w.Since.After(began) {
@@ -31,8 +31,8 @@ func (b *bench) awaitWait(in *instance, state string, shard int) {
 }
 
 func (b *bench) nothingWaits(in *instance) {
-	b.tb.Helper()
-	testenv.Wait(b.tb, 20*time.Second, func() error {
+	b.TB.Helper()
+	testenv.Wait(b.TB, 20*time.Second, func() error {
 		if waits := in.WorkStatus().Waits; len(waits) > 0 {
 			return fmt.Errorf("waits: %+v", waits)
 		}
@@ -43,33 +43,33 @@ func (b *bench) nothingWaits(in *instance) {
 func TestWhatWaitsForPostgresIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.exec(raising)
-	in := b.start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DispatchAhead = 100 })
-	b.acquireAll(in)
+	b.Exec(raising)
+	in := b.Start("one", func(c *pipeline.Config, _ *pipeline.Deps) { c.DispatchAhead = 100 })
+	b.AcquireAll(in)
 	var entries [][]string
 	for s := range int64(200) {
 		entries = append(entries, at(1, s))
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	shard := telemetry.ShardOf(fleet.DeviceID(1), shards)
 	b.awaitWait(in, protocol.WaitRefused, shard)
 	b.awaitWait(in, protocol.WaitDispatchAhead, -1)
-	b.exec("delete from down")
-	b.settled(20*time.Second, 0)
+	b.Exec("delete from down")
+	b.Settled(20*time.Second, 0)
 	b.nothingWaits(in)
 }
 
 func TestAShardThatDrainsIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one")
-	b.acquireAll(in)
-	tx, err := b.pool.Begin(t.Context())
+	in := b.Start("one")
+	b.AcquireAll(in)
+	tx, err := b.Pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.Background()) }() // or the pool would wait for it
 	_, err = tx.Exec(t.Context(), "lock table positions in access exclusive mode")
 	require.NoError(t, err)
-	b.publish(at(1, 1))
+	b.Publish(at(1, 1))
 	testenv.Wait(t, 10*time.Second, func() error {
 		if in.WorkStatus().InFlight == 0 {
 			return fmt.Errorf("nothing is in flight")
@@ -87,14 +87,14 @@ func TestAShardThatDrainsIsNamed(t *testing.T) {
 func TestADispatcherThatIsHeldOrHasNoRoomIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	in := b.start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) { c.MaxInFlightRecords, c.ReadBatchRecords = 64, 32 })
-	b.acquireAll(in)
-	require.NoError(t, in.group.SetPaused(t.Context(), true))
+	in := b.Start("one", oneWorker, func(c *pipeline.Config, _ *pipeline.Deps) { c.MaxInFlightRecords, c.ReadBatchRecords = 64, 32 })
+	b.AcquireAll(in)
+	require.NoError(t, in.Group.SetPaused(t.Context(), true))
 	b.awaitWait(in, protocol.WaitDispatchHeld, -1)
-	require.NoError(t, in.group.SetPaused(t.Context(), false))
+	require.NoError(t, in.Group.SetPaused(t.Context(), false))
 	b.nothingWaits(in)
 
-	tx, err := b.pool.Begin(t.Context())
+	tx, err := b.Pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.Background()) }()
 	_, err = tx.Exec(t.Context(), "lock table positions in access exclusive mode")
@@ -105,10 +105,10 @@ func TestADispatcherThatIsHeldOrHasNoRoomIsNamed(t *testing.T) {
 			entries = append(entries, at(d, s))
 		}
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	b.awaitWait(in, protocol.WaitDispatchFull, -1)
 	require.NoError(t, tx.Rollback(t.Context()))
-	b.settled(20*time.Second, 0)
+	b.Settled(20*time.Second, 0)
 	b.nothingWaits(in)
 }
 
@@ -116,9 +116,9 @@ func TestDeferredEntriesThatAreKeptAreNamed(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	b := newBench(t)
-	b.exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
-	in := b.start("one")
-	b.acquireAll(in)
+	b.Exec("alter table positions add constraint no_seven check (attributes->>'239' is distinct from '7')")
+	in := b.Start("one")
+	b.AcquireAll(in)
 	var entries [][]string
 	for s := range int64(15) {
 		for d := range 50 {
@@ -129,9 +129,9 @@ func TestDeferredEntriesThatAreKeptAreNamed(t *testing.T) {
 			}
 		}
 	}
-	b.publish(entries...)
+	b.Publish(entries...)
 	b.awaitWait(in, protocol.WaitKept, -1)
-	b.exec("alter table positions drop constraint no_seven")
+	b.Exec("alter table positions drop constraint no_seven")
 	b.nothingDeferred(20 * time.Second)
 	b.nothingWaits(in)
 }

@@ -191,47 +191,47 @@ var mutants = []mutant{
 	{
 		"the version of a fence is never renewed", "internal/store/recompute_crossings.go",
 		"set fence_version = $2,\n  at = $3,", "set fence_version = case when $2::int > 0 then fence_version end,\n  at = $3,",
-		"pipeline", "TestACrossingNamesTheVersionItWasDerivedFrom",
+		"internal/equivalence", "TestACrossingNamesTheVersionItWasDerivedFrom",
 	},
 	{
 		"the version of a fence is always 1", "internal/store/recompute_crossings.go",
 		"int32(fences.Versions[c.Fence]), int16(c.Ordinal)", "1, int16(c.Ordinal)",
-		"pipeline", "TestACrossingNamesTheVersionItWasDerivedFrom",
+		"internal/equivalence", "TestACrossingNamesTheVersionItWasDerivedFrom",
 	},
 	{
 		"the oracle sees: places on a border are outside", "internal/geofence/polygon.go",
 		"if g.locate(point{p.x + 360*float64(copies), p.y}) != outside {", "if g.locate(point{p.x + 360*float64(copies), p.y}) == inside {",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
 		"the oracle sees: circles are a thousandth too large", "internal/geofence/circle.go",
 		"return c.distance(p) <= c.radius }", "return c.distance(p) <= c.radius*1.001 }",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
 		"the oracle sees: a gate has its sides the other way round", "internal/geofence/gate.go",
 		"op, oq := orient(e.a, e.b, p), orient(e.a, e.b, q)", "op, oq := orient(e.b, e.a, p), orient(e.b, e.a, q)",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
 		"the oracle sees: a record without a fix takes part", "internal/telemetry/eligibility.go",
 		"		return NoFix\n", "		return Eligible\n",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
 		"the oracle sees: a clock ahead takes part", "internal/telemetry/eligibility.go",
 		"		return Future\n", "		return Eligible\n",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 	{
 		"a rule of eligibility is not applied live", "pipeline/worker.go",
 		"w.cfg.Eligibility.Of(&d.record)", "(telemetry.Eligibility{MaxFutureSkew: w.cfg.Eligibility.MaxFutureSkew}).Of(&d.record)",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"a rule of eligibility is not applied to what late records lie between", "internal/store/recompute_crossings.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"jumps are not looked for live", "pipeline/batch.go",
@@ -266,7 +266,7 @@ var mutants = []mutant{
 	{
 		"held borders do not begin anew behind dropped positions", "internal/geofence/hold.go",
 		"[t.Fixes[i].TimeUS][fence]\n	return known\n", "[t.Fixes[i].TimeUS][fence]\n	return known && false\n",
-		"pipeline", "TestP5RecordsAsOldAsDroppedPositions",
+		"internal/equivalence", "TestP5RecordsAsOldAsDroppedPositions",
 	},
 	{
 		"the last position takes part after a restart, whatever it is", "pipeline/state.go",
@@ -326,12 +326,12 @@ var mutants = []mutant{
 	{
 		"a rule of eligibility is not applied at rehydration", "internal/store/heaps.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"the first record holds its time, eligible or not", "internal/store/conflicts.go",
 		"and gives_way\n", "and gives_way and false\n",
-		"pipeline", "TestP5TheFirstEligibleRecordCounts",
+		"internal/equivalence", "TestP5TheFirstEligibleRecordCounts",
 	},
 	{
 		"a flagged row gives way", "internal/store/conflicts.go",
@@ -371,6 +371,6 @@ var mutants = []mutant{
 	{
 		"the oracle sees: bytes are stored in the alphabet of URLs", "internal/telemetry/attributes.go",
 		"base64.StdEncoding.AppendEncode(d.out, d.octets)", "base64.URLEncoding.AppendEncode(d.out, d.octets)",
-		"pipeline", "TestTheOracleSeesWhatEachRuleDecides",
+		"internal/equivalence", "TestTheOracleSeesWhatEachRuleDecides",
 	},
 }

@@ -7,32 +7,32 @@ var rules = []mutant{
 	{
 		"a record without a fix takes part live", "pipeline/worker.go",
 		"w.cfg.Eligibility.Of(&d.record)", "(telemetry.Eligibility{MaxFutureSkew: w.cfg.Eligibility.MaxFutureSkew, MaxPast: w.cfg.Eligibility.MaxPast}).Of(&d.record)",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"an ancient one takes part live", "pipeline/worker.go",
 		"w.cfg.Eligibility.Of(&d.record)", "(telemetry.Eligibility{MaxFutureSkew: w.cfg.Eligibility.MaxFutureSkew, MinSatellites: w.cfg.Eligibility.MinSatellites}).Of(&d.record)",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"late records lie between those without a fix", "internal/store/recompute_crossings.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MaxPast: rules.MaxPast}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"late records lie between ancient ones", "internal/store/recompute_crossings.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MinSatellites: rules.MinSatellites}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"a device is rehydrated at a record without a fix", "internal/store/heaps.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MaxPast: rules.MaxPast}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"a device is rehydrated at an ancient one", "internal/store/heaps.go",
 		"c.args(limitsOf(rules), devices", "c.args(limitsOf(telemetry.Eligibility{MaxFutureSkew: rules.MaxFutureSkew, MinSatellites: rules.MinSatellites}), devices",
-		"pipeline", "TestOnlyEligibleRecordsCount",
+		"internal/equivalence", "TestOnlyEligibleRecordsCount",
 	},
 	{
 		"a dwell is not waited for live", "pipeline/batch.go",

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -75,7 +75,7 @@ func TestRecordedTracksGiveTheOraclesTables(t *testing.T) {
 		slices.SortFunc(times, time.Time.Compare)
 		for _, order := range orders {
 			t.Run(name+" "+order, func(t *testing.T) {
-				w := newWorld(t, b, fmt.Sprintf("%s-%s-%s", b.stream, name, strings.ReplaceAll(order, " ", "-")),
+				w := newWorld(t, b, fmt.Sprintf("%s-%s-%s", b.Stream, name, strings.ReplaceAll(order, " ", "-")),
 					func(c *pipeline.Config, _ *pipeline.Deps) { c.BatchMaxRecords = max(50, len(messages)/50) })
 				defer w.end()
 				// Of each track some fixes are too old, and some lead too fast to what follows.

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"math/rand/v2"
@@ -151,7 +151,7 @@ func TestP5ABorderThatIsHeldStill(t *testing.T) {
 				continue
 			}
 			t.Run(tc.name+", "+way.name, func(t *testing.T) {
-				w := newWorld(t, b, b.stream+"-"+t.Name())
+				w := newWorld(t, b, b.Stream+"-"+t.Name())
 				defer w.end()
 				_, err := w.editor.Import(t.Context(), []geofence.Fence{tc.fence}, "import", true)
 				require.NoError(t, err)
@@ -168,13 +168,13 @@ func TestP5ABorderThatIsHeldStill(t *testing.T) {
 						w.keepOwned()
 					}
 				}
-				require.Equal(t, tc.rows, w.count("select count(*) from processor.timing_records"))
-				require.Equal(t, tc.quiet, w.count("select count(*) from processor.timing_records where suppressed"))
+				require.Equal(t, tc.rows, w.Count("select count(*) from processor.timing_records"))
+				require.Equal(t, tc.quiet, w.Count("select count(*) from processor.timing_records where suppressed"))
 				for _, s := range tc.at {
-					require.Equal(t, 1, w.count("select count(*) from processor.timing_records where not suppressed and abs(extract(epoch from at) - $1::float8) < 0.002",
+					require.Equal(t, 1, w.Count("select count(*) from processor.timing_records where not suppressed and abs(extract(epoch from at) - $1::float8) < 0.002",
 						scenarioBase+s), "%v s", s)
 				}
-				devices := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
+				devices := store.NewDevices(w.Pool, w.Scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
 				v, err := devices.Verify(t.Context(), fleet.DeviceID(1))
 				require.NoError(t, err)
 				require.True(t, v.Good(), "%+v", v)

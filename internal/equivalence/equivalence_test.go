@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"fmt"
@@ -61,7 +61,7 @@ func playSeed(t *testing.T, b *bench, seed uint64) {
 		play := func(sc scenario) (err error) {
 			plays++
 			t.Run("play", func(t *testing.T) {
-				err = sc.play(newWorld(t, b, fmt.Sprintf("%s-%d-%d", b.stream, seed, plays), sc.options()))
+				err = sc.play(newWorld(t, b, fmt.Sprintf("%s-%d-%d", b.Stream, seed, plays), sc.options()))
 			})
 			return err
 		}

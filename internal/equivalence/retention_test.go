@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -14,15 +14,8 @@ import (
 	"github.com/trmtracking/processor/internal/geofence"
 	"github.com/trmtracking/processor/internal/testenv"
 	"github.com/trmtracking/processor/loadtest/fleet"
+	"github.com/trmtracking/processor/pipeline"
 )
-
-// square adds a fence around what lies at 48 to 49 degrees north and 11 to 12 east.
-func (b *bench) square() {
-	b.tb.Helper()
-	b.exec(`
-insert into processor.geofences (id, version, name, kind, geometry)
-values ('square', 1, 'square', 'area', '{"type":"Polygon","coordinates":[[[11,48],[12,48],[12,49],[11,49],[11,48]]]}')`)
-}
 
 // hourly is a fix at the latitude of the square, so many hours after the start.
 func hourly(device, hour int, longitude float64) []string {
@@ -31,9 +24,9 @@ func hourly(device, hour int, longitude float64) []string {
 }
 
 // hours returns the crossings of a device with their hours after the start.
-func (b *bench) hours(device int) (s string) {
-	b.tb.Helper()
-	require.NoError(b.tb, b.pool.QueryRow(b.tb.Context(), `
+func hours(b *bench, device int) (s string) {
+	b.TB.Helper()
+	require.NoError(b.TB, b.Pool.QueryRow(b.TB.Context(), `
 select coalesce(string_agg(concat_ws(' ', kind, (extract(epoch from at)::bigint - 1700000000) / 3600, case when initial then 'initial' end), ', ' order by later_ts), '')
 from processor.timing_records
 where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
@@ -45,29 +38,29 @@ where device_id = $1`, fleet.DeviceID(device)).Scan(&s))
 func TestP5ADeviceLeavesAFenceThoughItsPositionsWereDropped(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.square()
-	one := b.start("one")
-	b.acquireAll(one)
+	b.Square()
+	one := b.Start("one")
+	b.AcquireAll(one)
 	const inside, outside = 11.5, 13
 	const warm, cold, back, late, fresh = 1, 2, 3, 4, 5
-	b.publish(hourly(warm, 0, inside), hourly(cold, 0, inside), hourly(back, 0, inside), hourly(late, 0, inside))
-	b.settled(10*time.Second, 0)
-	b.exec("delete from public.positions")
-	b.publish(hourly(warm, 100, outside))
-	b.settled(10*time.Second, 0)
-	require.Equal(t, "enter 0 initial, exit 100", b.hours(warm))
-	one.stop()
+	b.Publish(hourly(warm, 0, inside), hourly(cold, 0, inside), hourly(back, 0, inside), hourly(late, 0, inside))
+	b.Settled(10*time.Second, 0)
+	b.Exec("delete from public.positions")
+	b.Publish(hourly(warm, 100, outside))
+	b.Settled(10*time.Second, 0)
+	require.Equal(t, "enter 0 initial, exit 100", hours(b, warm))
+	one.End()
 
-	two := b.start("two")
-	b.acquireAll(two)
-	b.publish(hourly(cold, 100, outside), hourly(back, 100, inside), hourly(late, 102, outside), hourly(fresh, 100, inside))
-	b.settled(10*time.Second, 0)
-	require.Equal(t, "enter 0 initial, exit 100 initial", b.hours(cold))
-	require.Equal(t, "enter 0 initial", b.hours(back))
-	require.Equal(t, "enter 0 initial, exit 102 initial", b.hours(late))
-	require.Equal(t, "enter 100 initial", b.hours(fresh), "a device that is new")
-	b.publish(hourly(cold, 101, inside), hourly(back, 101, outside), hourly(late, 101, outside), hourly(late, 99, inside))
-	b.settled(10*time.Second, 0)
+	two := b.Start("two")
+	b.AcquireAll(two)
+	b.Publish(hourly(cold, 100, outside), hourly(back, 100, inside), hourly(late, 102, outside), hourly(fresh, 100, inside))
+	b.Settled(10*time.Second, 0)
+	require.Equal(t, "enter 0 initial, exit 100 initial", hours(b, cold))
+	require.Equal(t, "enter 0 initial", hours(b, back))
+	require.Equal(t, "enter 0 initial, exit 102 initial", hours(b, late))
+	require.Equal(t, "enter 100 initial", hours(b, fresh), "a device that is new")
+	b.Publish(hourly(cold, 101, inside), hourly(back, 101, outside), hourly(late, 101, outside), hourly(late, 99, inside))
+	b.Settled(10*time.Second, 0)
 	after := map[int]string{
 		warm:  "enter 0 initial, exit 100",
 		cold:  "enter 0 initial, exit 100 initial, enter 101",
@@ -76,20 +69,20 @@ func TestP5ADeviceLeavesAFenceThoughItsPositionsWereDropped(t *testing.T) {
 		fresh: "enter 100 initial",
 	}
 	for device, want := range after {
-		require.Equal(t, want, b.hours(device), device)
+		require.Equal(t, want, hours(b, device), device)
 	}
 	for device := range after {
-		b.ask("recompute", fleet.DeviceID(device))
+		b.Ask("recompute", fleet.DeviceID(device))
 	}
 	two.RequestsChanged()
 	testenv.Wait(t, 10*time.Second, func() error {
-		if n := b.count("select count(*) from processor.requests where state in ('waiting', 'running')"); n > 0 {
+		if n := b.Count("select count(*) from processor.requests where state in ('waiting', 'running')"); n > 0 {
 			return fmt.Errorf("%d requests are open", n)
 		}
 		return nil
 	})
 	for device, want := range after {
-		require.Equal(t, want, b.hours(device), "%d, recomputed", device)
+		require.Equal(t, want, hours(b, device), "%d, recomputed", device)
 	}
 }
 
@@ -103,35 +96,35 @@ func TestP5ARecordOlderThanDroppedPositionsDoesNotHideThem(t *testing.T) {
 	for name, next := range map[string]func(b *bench, in *instance){
 		"by the same instance": func(*bench, *instance) {},
 		"looked up when it sends": func(b *bench, in *instance) {
-			in.stop()
-			b.exec("delete from processor.devices") // nothing is loaded ahead
-			b.acquireAll(b.start("three"))
+			in.End()
+			b.Exec("delete from processor.devices") // nothing is loaded ahead
+			b.AcquireAll(b.Start("three"))
 		},
 		"loaded ahead": func(b *bench, in *instance) {
-			in.cut()
-			three := b.start("three")
-			b.acquireAll(three)
-			three.inMemory(b.tb, 1) // the other one, of the same page
+			in.Cut()
+			three := b.Start("three")
+			b.AcquireAll(three)
+			three.LoadedAhead(b.TB, 1) // the other one, of the same page
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.square()
-			one := b.start("one")
-			b.acquireAll(one)
-			b.publish(hourly(leaves, 0, inside), hourly(stays, 0, inside))
-			b.settled(10*time.Second, 0)
-			b.exec("delete from public.positions")
-			one.stop()
-			two := b.start("two", oneWorker)
-			b.acquireAll(two)
-			b.publish(hourly(leaves, -1000, outside), hourly(stays, -1000, outside), hourly(other, 0, outside))
-			b.settled(10*time.Second, 0)
+			b.Square()
+			one := b.Start("one")
+			b.AcquireAll(one)
+			b.Publish(hourly(leaves, 0, inside), hourly(stays, 0, inside))
+			b.Settled(10*time.Second, 0)
+			b.Exec("delete from public.positions")
+			one.End()
+			two := b.Start("two", func(c *pipeline.Config, _ *pipeline.Deps) { c.Workers = 1 })
+			b.AcquireAll(two)
+			b.Publish(hourly(leaves, -1000, outside), hourly(stays, -1000, outside), hourly(other, 0, outside))
+			b.Settled(10*time.Second, 0)
 			next(b, two)
-			b.publish(hourly(leaves, 100, outside), hourly(stays, 100, inside))
-			b.settled(10*time.Second, 0)
+			b.Publish(hourly(leaves, 100, outside), hourly(stays, 100, inside))
+			b.Settled(10*time.Second, 0)
 			for device, want := range map[int]string{leaves: "enter 0 initial, exit 100 initial", stays: "enter 0 initial"} {
-				require.Equal(t, want, b.hours(device), device)
+				require.Equal(t, want, hours(b, device), device)
 			}
 		})
 	}
@@ -153,7 +146,7 @@ const (
 )
 
 func asOfTables(w *world) (s string) {
-	require.NoError(w.tb, w.pool.QueryRow(w.tb.Context(), `
+	require.NoError(w.TB, w.Pool.QueryRow(w.TB.Context(), `
 select coalesce(string_agg(concat_ws(' ', device_id, fence_id, kind, (extract(epoch from later_ts) - $1)::float8, ordinal, at, earlier_ts, initial, suppressed, method, max_error_ms), E'\n'
   order by device_id, later_ts, fence_id, kind, ordinal), '')
 from processor.timing_records`, scenarioBase).Scan(&s))
@@ -162,10 +155,10 @@ from processor.timing_records`, scenarioBase).Scan(&s))
 
 // dropBefore deletes the positions before a second, as retention does, once all is done.
 func (w *world) dropBefore(second int64) {
-	require.NoError(w.tb, w.quiet(time.Minute))
+	require.NoError(w.TB, w.quiet(time.Minute))
 	w.droppedUS = (scenarioBase + second) * 1e6
-	_, err := w.pool.Exec(context.Background(), "delete from public.positions where ts < $1", time.UnixMicro(w.droppedUS))
-	require.NoError(w.tb, err)
+	_, err := w.Pool.Exec(context.Background(), "delete from public.positions where ts < $1", time.UnixMicro(w.droppedUS))
+	require.NoError(w.TB, err)
 	w.droppedAt = w.lastID
 	w.droppedAt.Seq++
 }
@@ -245,7 +238,7 @@ func TestP5ARecomputeBehindDroppedPositionsChangesNothing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+strconv.Itoa(len(name)))
+			w := newWorld(t, b, b.Stream+"-"+strconv.Itoa(len(name)))
 			defer w.end()
 			_, err := w.editor.Import(t.Context(), []geofence.Fence{c.fence}, "import", true)
 			require.NoError(t, err)
@@ -255,7 +248,7 @@ func TestP5ARecomputeBehindDroppedPositionsChangesNothing(t *testing.T) {
 			w.dropBefore(c.dropAt)
 			w.restart()
 			look := func() (s string) {
-				require.NoError(t, b.pool.QueryRow(t.Context(), `
+				require.NoError(t, b.Pool.QueryRow(t.Context(), `
 select string_agg(concat_ws(' ', kind, extract(epoch from later_ts)::bigint - $1, case when initial then 'initial' end, case when suppressed then 'suppressed' end), ', ' order by later_ts)
 from processor.timing_records`, scenarioBase).Scan(&s))
 				return s
@@ -277,7 +270,7 @@ func (w *world) recomputeAll(devices int) {
 	for d := 1; d <= devices; d++ {
 		w.ask(fleet.DeviceID(d), time.Unix(0, 0), time.Unix(4_000_000_000, 0))
 	}
-	require.NoError(w.tb, w.quiet(time.Minute))
+	require.NoError(w.TB, w.quiet(time.Minute))
 }
 
 // P5: positions are dropped while a fleet is under way, and records come late, behind them,
@@ -356,7 +349,7 @@ func playDrop(t *testing.T, b *bench, seed uint64) {
 			late = append(late, fix(d, second*1e6))
 		}
 	}
-	w := newWorld(t, b, fmt.Sprintf("%s-drop-%d", b.stream, seed))
+	w := newWorld(t, b, fmt.Sprintf("%s-drop-%d", b.Stream, seed))
 	defer w.end()
 	_, err := w.editor.Import(t.Context(), fences, "import", true)
 	require.NoError(t, err)

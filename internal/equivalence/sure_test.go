@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"fmt"
@@ -55,7 +55,7 @@ net change 149 0.6 970000
 		{"after a correction", slices.Concat(corrected, drive[1:2]), true, false, 0},
 	} {
 		t.Run(way.name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+t.Name())
+			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			w.rules.MaxSpeed = way.speed
 			_, err := w.editor.Import(t.Context(), []geofence.Fence{fence}, "import", true)
@@ -76,7 +76,7 @@ net change 149 0.6 970000
 					w.keepOwned()
 				}
 			}
-			rows, err := w.pool.Query(t.Context(), `
+			rows, err := w.Pool.Query(t.Context(), `
 select method, distance_m, speed, max_error_ms
 from processor.timing_records
 order by later_ts`)
@@ -92,7 +92,7 @@ order by later_ts`)
 			}
 			require.NoError(t, rows.Err())
 			require.Equal(t, want, got)
-			v, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test").
+			v, err := store.NewDevices(w.Pool, w.Scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test").
 				Verify(t.Context(), fleet.DeviceID(1))
 			require.NoError(t, err)
 			require.True(t, v.Good(), "%+v", v)

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"bufio"
@@ -30,7 +30,7 @@ import (
 func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.Message) map[string][]oracle.Crossing {
 	t.Helper()
 	b := newBench(t)
-	w := newWorld(t, b, b.stream+"-truth")
+	w := newWorld(t, b, b.Stream+"-truth")
 	defer w.end()
 	_, err := w.editor.Import(context.Background(), fences, "import", true)
 	require.NoError(t, err)
@@ -44,7 +44,7 @@ func throughTheService(t *testing.T, fences []geofence.Fence, messages []fleet.M
 	require.NoError(t, w.quiet(2*time.Minute))
 	require.NoError(t, w.judge())
 	by := make(map[string][]oracle.Crossing)
-	for c, err := range observer.Timings(context.Background(), b.pool) {
+	for c, err := range observer.Timings(context.Background(), b.Pool) {
 		require.NoError(t, err)
 		by[c.Device] = append(by[c.Device], c)
 	}

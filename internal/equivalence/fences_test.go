@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -43,12 +43,12 @@ func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 		{"fresh records that cross what is no fence any more", []geofence.Fence{square}, nil, []fleet.Message{before}, []fleet.Message{inside, after}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+t.Name())
+			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			change := func(fences []geofence.Fence) {
 				_, err := w.editor.Import(context.Background(), fences, "import", true)
 				require.NoError(t, err)
-				_, err = w.pool.Exec(context.Background(), "delete from processor.requests")
+				_, err = w.Pool.Exec(context.Background(), "delete from processor.requests")
 				require.NoError(t, err)
 			}
 			change(tc.old)
@@ -62,7 +62,7 @@ func TestP5ABatchComputedUnderOlderFencesIsComputedAgain(t *testing.T) {
 			w.publish(tc.then)
 			require.NoError(t, w.quiet(20*time.Second))
 			require.NoError(t, w.judge())
-			require.Equal(t, tc.crossings, w.count("select count(*) from processor.timing_records"))
+			require.Equal(t, tc.crossings, w.Count("select count(*) from processor.timing_records"))
 		})
 	}
 }
@@ -78,7 +78,7 @@ func TestACrossingNamesTheVersionItWasDerivedFrom(t *testing.T) {
 			Geometry: fmt.Sprintf(`{"type":"Polygon","coordinates":[[[11,48],[11.001,48],[%v,48.001],[11,48.001],[11,48]]]}`, corner),
 		}}
 	}
-	w := newWorld(t, b, b.stream)
+	w := newWorld(t, b, b.Stream)
 	defer w.end()
 	var messages []fleet.Message
 	for n := range 12 { // in and out along a side that never moves
@@ -99,8 +99,8 @@ func TestACrossingNamesTheVersionItWasDerivedFrom(t *testing.T) {
 		require.NoError(t, w.quiet(20*time.Second))
 		require.NoError(t, w.judge())
 	}
-	require.Equal(t, 11, w.count("select count(*) from processor.timing_records where fence_version = 3"))
-	require.Equal(t, 11, w.count("select count(*) from processor.timing_records"))
+	require.Equal(t, 11, w.Count("select count(*) from processor.timing_records where fence_version = 3"))
+	require.Equal(t, 11, w.Count("select count(*) from processor.timing_records"))
 }
 
 // One drive that touches each rule on its border: if the service decides one
@@ -111,7 +111,7 @@ func TestTheOracleSeesWhatEachRuleDecides(t *testing.T) {
 	fence := func(id string, kind geofence.Kind, geometry string, radius float64) geofence.Fence {
 		return geofence.Fence{ID: id, Name: id, Kind: kind, Geometry: geometry, RadiusM: radius, Enabled: true, Valid: geofence.Always}
 	}
-	w := newWorld(t, b, b.stream)
+	w := newWorld(t, b, b.Stream)
 	defer w.end()
 	_, err := w.editor.Import(context.Background(), []geofence.Fence{
 		fence("area", geofence.Area, `{"type":"Polygon","coordinates":[[[11,48],[11.002,48],[11.002,48.002],[11,48.002],[11,48]]]}`, 0),
@@ -155,5 +155,5 @@ func TestTheOracleSeesWhatEachRuleDecides(t *testing.T) {
 	w.publish([]fleet.Message{after}) // makes crossings if the one before took part
 	require.NoError(t, w.quiet(20*time.Second))
 	require.NoError(t, w.judge())
-	require.Greater(t, w.count("select count(*) from processor.timing_records"), 5)
+	require.Greater(t, w.Count("select count(*) from processor.timing_records"), 5)
 }

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"fmt"
@@ -82,7 +82,7 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 				continue
 			}
 			t.Run(tc.name+", "+way.name, func(t *testing.T) {
-				w := newWorld(t, b, b.stream+"-"+t.Name())
+				w := newWorld(t, b, b.Stream+"-"+t.Name())
 				defer w.end()
 				if tc.name != "a lost sign without the rule" {
 					w.rules.MaxSpeed = 300
@@ -105,8 +105,8 @@ func TestP5AJumpMakesNoCrossings(t *testing.T) {
 						w.keepOwned()
 					}
 				}
-				require.Equal(t, tc.rows, w.count("select count(*) from processor.timing_records"))
-				devices := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
+				require.Equal(t, tc.rows, w.Count("select count(*) from processor.timing_records"))
+				devices := store.NewDevices(w.Pool, w.Scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules, MaxGap: w.gap}, "test")
 				v, err := devices.Verify(t.Context(), fleet.DeviceID(1))
 				require.NoError(t, err)
 				require.True(t, v.Good(), "%+v", v)
@@ -167,7 +167,7 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 					fence.ExitMarginM, fence.MinDwellS = 30, 0.05
 					after = 0
 				}
-				w := newWorld(t, b, b.stream+"-"+t.Name())
+				w := newWorld(t, b, b.Stream+"-"+t.Name())
 				defer w.end()
 				w.rules.MaxSpeed = 300
 				_, err := w.editor.Import(t.Context(), []geofence.Fence{fence}, "import", true)
@@ -177,7 +177,7 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 				crossings := func() int {
 					require.NoError(t, w.quiet(20*time.Second))
 					require.NoError(t, w.judge())
-					return w.count("select count(*) from processor.timing_records")
+					return w.Count("select count(*) from processor.timing_records")
 				}
 				require.Zero(t, crossings()) // or the recompute for the fence would correct what is wrong
 				w.publish(tc.drive)
@@ -201,7 +201,7 @@ func TestP5AFixThatLosesItsSuccessor(t *testing.T) {
 func (w *world) flag(t *testing.T, m fleet.Message, faulty bool) {
 	t.Helper()
 	at := m.Time.UTC()
-	tag, err := w.pool.Exec(t.Context(), "update public.positions set faulty = $3 where device_id = $1 and ts = $2", m.DeviceID, at, faulty)
+	tag, err := w.Pool.Exec(t.Context(), "update public.positions set faulty = $3 where device_id = $1 and ts = $2", m.DeviceID, at, faulty)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, tag.RowsAffected())
 	w.faulty[faultyRow{m.DeviceID, at.UnixMicro()}] = faulty
@@ -212,8 +212,8 @@ func (w *world) flag(t *testing.T, m fleet.Message, faulty bool) {
 func (w *world) jumps() int {
 	sum := 0.0
 	for _, m := range w.members {
-		families, err := m.reg.Gather()
-		require.NoError(w.tb, err)
+		families, err := m.Registry.Gather()
+		require.NoError(w.TB, err)
 		for _, f := range families {
 			for _, x := range f.GetMetric() {
 				for _, label := range x.GetLabel() {

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -74,7 +74,7 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 		{"late, after a restart", reversed, true, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+t.Name())
+			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			w.rules.MaxPast = maxPast
 			_, err := w.editor.Import(context.Background(), []geofence.Fence{square}, "import", true)
@@ -95,8 +95,8 @@ func TestOnlyEligibleRecordsCount(t *testing.T) {
 				}
 			}
 			require.NoError(t, w.judge())
-			require.Equal(t, len(drive), w.count("select count(*) from public.positions"))
-			require.Equal(t, 2, w.count("select count(*) from processor.timing_records"))
+			require.Equal(t, len(drive), w.Count("select count(*) from public.positions"))
+			require.Equal(t, 2, w.Count("select count(*) from processor.timing_records"))
 		})
 	}
 }
@@ -143,7 +143,7 @@ func TestALogOfRealTrackersWithoutFixes(t *testing.T) {
 			if name == "backwards" { // minutes, where all of it is late
 				testenv.Full(t)
 			}
-			w := newWorld(t, b, b.stream+"-"+t.Name())
+			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
 			_, err := w.editor.Import(context.Background(), fences, "import", true)
 			require.NoError(t, err)
@@ -190,9 +190,9 @@ func TestP5TheFirstEligibleRecordCounts(t *testing.T) {
 		{"duplicates", []fleet.Message{first, first, first}, true, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w := newWorld(t, b, b.stream+"-"+t.Name())
+			w := newWorld(t, b, b.Stream+"-"+t.Name())
 			defer w.end()
-			_, err := w.pool.Exec(t.Context(), "truncate processor.conflicts")
+			_, err := w.Pool.Exec(t.Context(), "truncate processor.conflicts")
 			require.NoError(t, err)
 			_, err = w.editor.Import(t.Context(), []geofence.Fence{square}, "import", true)
 			require.NoError(t, err)
@@ -207,43 +207,26 @@ func TestP5TheFirstEligibleRecordCounts(t *testing.T) {
 				require.NoError(t, w.quiet(20*time.Second))
 			}
 			require.NoError(t, w.judge())
-			require.Equal(t, tc.conflicts, w.count("select count(*) from processor.conflicts"))
+			require.Equal(t, tc.conflicts, w.Count("select count(*) from processor.conflicts"))
 			if tc.conflicts < 2 {
 				return
 			}
-			require.Equal(t, 2, w.count("select count(*) from processor.timing_records"), "into the square and out of it")
-			require.Equal(t, 1, w.count("select count(*) from processor.conflicts where priority = 2 and differs = '{attributes,longitude,priority}' and record ->> 'longitude' = '10.999'"))
-			require.InDelta(t, 1, m.counter(t, "processor_pipeline_conflicts_total", "panic"), 0)
-			show, err := store.NewDevices(w.pool, w.scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules}, "test").Show(t.Context(), first.DeviceID)
+			require.Equal(t, 2, w.Count("select count(*) from processor.timing_records"), "into the square and out of it")
+			require.Equal(t, 1, w.Count("select count(*) from processor.conflicts where priority = 2 and differs = '{attributes,longitude,priority}' and record ->> 'longitude' = '10.999'"))
+			require.InDelta(t, 1, m.Counter(t, "processor_pipeline_conflicts_total", "panic"), 0)
+			show, err := store.NewDevices(w.Pool, w.Scope(), store.FleetSettings{Shards: shards, Eligibility: w.rules}, "test").Show(t.Context(), first.DeviceID)
 			require.NoError(t, err)
 			require.Equal(t, int64(2), show.Conflicts)
 			require.True(t, show.Recent[1].Conflict)
 			require.False(t, show.Recent[0].Conflict)
 			var id string
-			require.NoError(t, w.pool.QueryRow(t.Context(), "select entry_id from processor.conflicts where priority = 2").Scan(&id))
+			require.NoError(t, w.Pool.QueryRow(t.Context(), "select entry_id from processor.conflicts where priority = 2").Scan(&id))
 			entry, err := telemetry.ParseEntryID(id)
 			require.NoError(t, err)
-			trace, err := store.TraceDevice(t.Context(), w.pool, w.scope(), first.DeviceID, telemetry.ShardOf(first.DeviceID, shards),
+			trace, err := store.TraceDevice(t.Context(), w.Pool, w.Scope(), first.DeviceID, telemetry.ShardOf(first.DeviceID, shards),
 				[]store.TraceQuery{{ID: entry, TimeUS: first.Time.UnixMicro(), Known: true}})
 			require.NoError(t, err)
 			require.Equal(t, []string{"attributes", "longitude", "priority"}, trace.Conflict[entry])
 		})
 	}
-}
-
-// counter returns the counter that has the value as one of its labels.
-func (in *instance) counter(tb testing.TB, name, value string) (sum float64) {
-	tb.Helper()
-	families, err := in.reg.Gather()
-	require.NoError(tb, err)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			for _, l := range m.GetLabel() {
-				if f.GetName() == name && l.GetValue() == value {
-					sum += m.GetCounter().GetValue()
-				}
-			}
-		}
-	}
-	return sum
 }

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"fmt"
@@ -23,9 +23,9 @@ func BenchmarkFootprint(b *testing.B) {
 	}
 	for b.Loop() {
 		name := fmt.Sprint("footprint", time.Now().UnixNano())
-		w := newWorld(b, bb, bb.stream+name)
+		w := newWorld(b, bb, bb.Stream+name)
 		number := func(sql string) (n float64) {
-			require.NoError(b, bb.pool.QueryRow(b.Context(), sql).Scan(&n))
+			require.NoError(b, bb.Pool.QueryRow(b.Context(), sql).Scan(&n))
 			return n
 		}
 		wal := number("select pg_current_wal_lsn() - '0/0'")
@@ -34,7 +34,7 @@ func BenchmarkFootprint(b *testing.B) {
 			w.publish(rest[:n])
 			rest = rest[n:]
 		}
-		waiting, err := bb.client.MemoryUsage(b.Context(), w.stream, 0).Result()
+		waiting, err := bb.Client.MemoryUsage(b.Context(), w.Stream, 0).Result()
 		require.NoError(b, err)
 		w.join(0, false)
 		w.keepOwned()

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -296,7 +296,7 @@ func (sc *scenario) play(w *world) error {
 			w.publish(messages)
 		case s.fences != nil:
 			_, err := w.editor.Import(ctx, s.fences, "import", s.replace)
-			require.NoError(w.tb, err)
+			require.NoError(w.TB, err)
 		case s.recompute != nil:
 			w.ask(s.recompute.device, s.recompute.from, s.recompute.to)
 		case s.faulty != nil:
@@ -305,8 +305,8 @@ func (sc *scenario) play(w *world) error {
 				return err
 			}
 			at := time.UnixMicro(s.faulty.us).UTC()
-			tag, err := w.pool.Exec(ctx, "update public.positions set faulty = true where device_id = $1 and ts = $2", s.faulty.device, at)
-			require.NoError(w.tb, err)
+			tag, err := w.Pool.Exec(ctx, "update public.positions set faulty = true where device_id = $1 and ts = $2", s.faulty.device, at)
+			require.NoError(w.TB, err)
 			if tag.RowsAffected() > 0 {
 				w.faulty[*s.faulty] = true
 				w.ask(s.faulty.device, at, at)
@@ -335,11 +335,11 @@ func (sc *scenario) play(w *world) error {
 
 // ask requests that a window of a device is derived again.
 func (w *world) ask(device string, from, to time.Time) {
-	_, err := w.pool.Exec(context.Background(), `
+	_, err := w.Pool.Exec(context.Background(), `
 insert into processor.requests (stream, group_name, kind, shard, device_id, from_ts, to_ts, requested_by)
 values ($1, $2, 'recompute', $3, $4, $5, $6, 'test')`,
-		w.stream, w.bench.group, telemetry.ShardOf(device, shards), device, from, to)
-	require.NoError(w.tb, err)
+		w.Stream, w.bench.Group, telemetry.ShardOf(device, shards), device, from, to)
+	require.NoError(w.TB, err)
 }
 
 func (w *world) move(m *moveStep) {

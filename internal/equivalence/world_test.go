@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"bytes"
@@ -93,21 +93,21 @@ func newWorld(tb testing.TB, b *bench, stream0 string, opts ...option) *world {
 	}
 	copied := *b
 	w.bench = &copied
-	w.tb, w.stream = tb, stream0
-	w.editor = store.NewFenceEditor(b.pool, w.scope(), shards, "test")
+	w.TB, w.Stream = tb, stream0
+	w.editor = store.NewFenceEditor(b.Pool, w.Scope(), shards, "test")
 	for _, sql := range []string{
 		"truncate public.positions", "truncate processor.timing_records, processor.timing_changes", "delete from processor.requests",
 		"delete from processor.geofences", "truncate processor.devices, processor.device_scans",
 	} {
-		_, err := b.pool.Exec(context.Background(), sql)
+		_, err := b.Pool.Exec(context.Background(), sql)
 		require.NoError(tb, err)
 	}
-	w.feed = observer.NewFeed(b.pool)
+	w.feed = observer.NewFeed(b.Pool)
 	require.NoError(tb, w.feed.Read(context.Background()))
 	var err error
 	w.sent, err = fleet.NewLogWriter(&w.log)
 	require.NoError(tb, err)
-	w.group, err = stream.NewGroup(b.client, stream.Config{Stream: w.stream, Group: w.bench.group, Shards: shards})
+	w.group, err = stream.NewGroup(b.Client, stream.Config{Stream: w.Stream, Group: w.bench.Group, Shards: shards})
 	require.NoError(tb, err)
 	return w
 }
@@ -126,7 +126,7 @@ func (w *world) join(crashAt int64, before bool) *member {
 		m.fuse.Sink = d.Sink
 		d.Sink = m.fuse
 	}}, w.opts...)
-	m.instance = w.start(fmt.Sprintf("m%d", w.started), opts...)
+	m.instance = w.Start(fmt.Sprintf("m%d", w.started), opts...)
 	w.members = append(w.members, m)
 	return m
 }
@@ -134,11 +134,11 @@ func (w *world) join(crashAt int64, before bool) *member {
 // take moves a shard to an instance from its current owner, if any.
 func (w *world) take(shard int, m *member) {
 	ctx := context.Background()
-	_, err := w.pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", m.instance.member, w.stream, shard)
-	require.NoError(w.tb, err)
-	taken, err := m.shards.Acquire(ctx, shard, m.instance.member, "")
-	require.NoError(w.tb, err)
-	require.NoError(w.tb, m.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch, Left: w.inherited(taken)}))
+	_, err := w.Pool.Exec(ctx, "update processor.assignments set member = $1 where stream = $2 and shard = $3", m.instance.Member, w.Stream, shard)
+	require.NoError(w.TB, err)
+	taken, err := m.Shards.Acquire(ctx, shard, m.instance.Member, "")
+	require.NoError(w.TB, err)
+	require.NoError(w.TB, m.Grant(protocol.ShardLease{Shard: shard, Epoch: taken.Epoch, Left: w.inherited(taken)}))
 	w.owner[shard] = m
 }
 
@@ -180,7 +180,7 @@ func (w *world) release(shard int) {
 	}
 	left := m.Leave(shard)
 	m.Drop(shard)
-	_ = m.shards.Release(context.Background(), protocol.ShardLease{Shard: shard, Epoch: epoch, Left: left}, m.instance.member, applied)
+	_ = m.Shards.Release(context.Background(), protocol.ShardLease{Shard: shard, Epoch: epoch, Left: left}, m.instance.Member, applied)
 }
 
 // gone reports whether an instance has crashed or was stopped, and settles it.
@@ -192,7 +192,7 @@ func (m *member) gone() bool {
 }
 
 func (m *member) end() {
-	m.stop()
+	m.End()
 	m.dead = true
 }
 
@@ -208,9 +208,9 @@ func (w *world) publish(messages []fleet.Message) {
 	for i := range messages {
 		entries[i] = fleet.EntryFields(&messages[i])
 	}
-	for i, id := range w.bench.publish(entries...) {
+	for i, id := range w.bench.Publish(entries...) {
 		w.lastID = id
-		require.NoError(w.tb, w.sent.Append(&fleet.Sent{ID: id, Message: messages[i], Class: fleet.ClassOf(&messages[i])}))
+		require.NoError(w.TB, w.sent.Append(&fleet.Sent{ID: id, Message: messages[i], Class: fleet.ClassOf(&messages[i])}))
 	}
 }
 
@@ -265,18 +265,18 @@ func (w *world) quiet(within time.Duration) error {
 			}
 		}
 		info, err := w.group.Info(ctx)
-		require.NoError(w.tb, err)
+		require.NoError(w.TB, err)
 		done := info.GroupExists && info.Lag.Known && info.Lag.N == 0 && info.Pending == 0 || w.sent.Len() == 0
 		open := -1
 		if done {
-			open = w.count("select count(*) from processor.requests where state in ('waiting', 'running')")
+			open = w.Count("select count(*) from processor.requests where state in ('waiting', 'running')")
 			if open == 0 {
 				return nil
 			}
 		}
 		var steps int
 		if done { // requests are what is left
-			steps = w.count("select coalesce(sum((progress->>'fixes')::bigint), 0) from processor.requests where state = 'running'")
+			steps = w.Count("select coalesce(sum((progress->>'fixes')::bigint), 0) from processor.requests where state = 'running'")
 		}
 		if now := fmt.Sprintf("%+v, %d requests open, %d positions of them done", info, open, steps); now != last {
 			deadline, last = time.Now().Add(within), now
@@ -298,13 +298,13 @@ func (w *world) verdict() (*oracle.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	fences, err := observer.Fences(ctx, w.pool)
+	fences, err := observer.Fences(ctx, w.Pool)
 	if err != nil {
 		return nil, err
 	}
 	report, err := o.Judge(oracle.Observed{
-		Positions: observer.Positions(ctx, w.pool),
-		Crossings: observer.Timings(ctx, w.pool),
+		Positions: observer.Positions(ctx, w.Pool),
+		Crossings: observer.Timings(ctx, w.Pool),
 		DroppedUS: w.droppedUS, DroppedAt: oracle.ID(w.droppedAt),
 		Rules: oracle.Rules{
 			Fences: fences,
@@ -315,7 +315,7 @@ func (w *world) verdict() (*oracle.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := w.count("select count(*) from processor.requests where state <> 'done'"); n > 0 {
+	if n := w.Count("select count(*) from processor.requests where state <> 'done'"); n > 0 {
 		return report, fmt.Errorf("%d requests did not succeed", n)
 	}
 	return report, w.feed.Finish(ctx)

@@ -1,4 +1,4 @@
-package pipeline_test
+package equivalence_test
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 // a second.
 func rate(b *testing.B, bb *bench, name string, fences []geofence.Fence, first, then []fleet.Message, rules ...telemetry.Eligibility) float64 {
 	b.Helper()
-	w := newWorld(b, bb, bb.stream+name)
+	w := newWorld(b, bb, bb.Stream+name)
 	defer w.end()
 	if len(rules) > 0 {
 		w.rules = rules[0]
@@ -181,7 +181,7 @@ func BenchmarkColdDevices(b *testing.B) {
 	bb := newBench(b)
 	const n, rows = 100_000, 20
 	ctx := context.Background()
-	conn, err := bb.pool.Acquire(ctx)
+	conn, err := bb.Pool.Acquire(ctx)
 	require.NoError(b, err)
 	defer conn.Release()
 	_, err = conn.Exec(ctx, "set statement_timeout = 0")
@@ -191,7 +191,7 @@ insert into public.positions (device_id, ts, ingested_at, latitude, longitude, a
 select 'cold' || d, '2026-01-01'::timestamptz + n * interval '1 minute', '2026-01-02', 48, 11, 0, 0, 0, 9, 0, '8', '{}'
 from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
 	require.NoError(b, err)
-	reader := store.NewReader(bb.pool, time.Minute)
+	reader := store.NewReader(bb.Pool, time.Minute)
 	load := func(from, count int) time.Duration {
 		devices := make([]string, count)
 		for i := range devices {
@@ -221,8 +221,8 @@ func BenchmarkTakeover(b *testing.B) {
 	const n, rows = 100_000, 20
 	ctx := context.Background()
 	for b.Loop() {
-		w := newWorld(b, bb, fmt.Sprint(bb.stream, "takeover", time.Now().UnixNano()))
-		conn, err := bb.pool.Acquire(ctx)
+		w := newWorld(b, bb, fmt.Sprint(bb.Stream, "takeover", time.Now().UnixNano()))
+		conn, err := bb.Pool.Acquire(ctx)
 		require.NoError(b, err)
 		_, err = conn.Exec(ctx, "set statement_timeout = 0")
 		require.NoError(b, err)
@@ -240,7 +240,7 @@ from generate_series(1, $1) d, generate_series(1, $2) n`, n, rows)
 		}
 		w.publish(messages)
 		first := func() bool {
-			return w.count("select count(*) from (select from public.positions where ts = '2026-01-03' limit 1) p") > 0
+			return w.Count("select count(*) from (select from public.positions where ts = '2026-01-03' limit 1) p") > 0
 		}
 		started := time.Now()
 		w.join(0, false)
